@@ -1,1 +1,31 @@
-//! placeholder
+//! Store paths as immutable objects, and who may see them.
+//!
+//! The contents of a path are one [object](object): a file that is an uncompressed EROFS image, written in one
+//! pass while the NAR arrives and named by the NAR's SHA-256. The [`View`] of a member is all that anybody can do
+//! with the store: it answers from memory, and knows Verified paths and that member's own Claimed ones only.
+//!
+//! Assumed of callers: nothing they pass in is believed. NAR bytes, announced hashes and content addresses are
+//! checked here; only [`View::register`] takes the caller's word for `Provenance::Verified`, because whether a
+//! build's result is verified is known to whoever ran it.
+//!
+//! Not here: ssh, protocols, builds, signatures, and deleting what nobody needs any more.
+//! `docs/store.md` has the format of an object, the argument for crash safety and the threat table.
+
+mod error;
+mod ingest;
+pub mod nar;
+mod types;
+mod view;
+
+mod store;
+
+pub use error::{
+    ComposeError, FileError, ImportError, MissingPath, NarError, OpenError, RegisterError, TreeError,
+};
+pub use ingest::{Ingest, Ingested, Staged};
+pub use nar::NarReader;
+pub use store::{Recovery, Store};
+pub use types::{
+    DEFAULT_MAX_ENTRIES, DEFAULT_MAX_NAR_BYTES, Member, PathInfo, Provenance, StoreConfig,
+};
+pub use view::{Composed, View};

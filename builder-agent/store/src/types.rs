@@ -1,0 +1,84 @@
+//! The words of the store: who sees a path, why we believe it, and what we know about it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use nix_derivation::StorePath;
+
+/// A member of the roster, by name. Cheap to clone; the store never looks inside.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Member(Arc<str>);
+
+impl Member {
+    /// The member called `name` in the roster.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    /// The name in the roster.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why we believe that a path has the contents it has; decides who can see it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Provenance {
+    /// Checked here: everyone sees it. All its references are Verified too.
+    Verified,
+    /// One member says so: that member alone sees it.
+    Claimed(Member),
+}
+
+/// What Nix calls valid path info (Nix: `src/libstore/path-info.hh`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathInfo {
+    /// The path itself, always below `/nix/store`.
+    pub path: StorePath,
+    /// SHA-256 of the NAR; names the object.
+    pub nar_hash: [u8; 32],
+    /// Bytes of the NAR. 0 in an import means "the client did not say".
+    pub nar_size: u64,
+    /// Store paths the contents mention; may include `path` itself.
+    pub references: BTreeSet<StorePath>,
+    /// The derivation this came from, when known.
+    pub deriver: Option<StorePath>,
+    /// Unix seconds; the store fills it in when it is 0.
+    pub registration_time: i64,
+    /// Built on this box.
+    pub ultimate: bool,
+    /// `name:base64` as Nix writes them.
+    pub signatures: Vec<String>,
+    /// Content address as Nix writes it (`text:sha256:…`, `fixed:r:sha256:…`).
+    pub ca: Option<String>,
+}
+
+/// Limits of one store. Every one is checked where the resource is spent.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// Largest NAR (and largest flat file) that is taken in, in bytes.
+    pub max_nar_bytes: u64,
+    /// Most files, directories and symlinks in one NAR. Their metadata is in memory until the NAR ends.
+    pub max_entries: u32,
+}
+
+/// Default for [`StoreConfig::max_nar_bytes`]: a CUDA toolkit is about 8 GiB; twice that leaves room.
+pub const DEFAULT_MAX_NAR_BYTES: u64 = 16 << 30;
+
+/// Default for [`StoreConfig::max_entries`]: the full TeX Live tree has about 250,000.
+pub const DEFAULT_MAX_ENTRIES: u32 = 1_000_000;
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { max_nar_bytes: DEFAULT_MAX_NAR_BYTES, max_entries: DEFAULT_MAX_ENTRIES }
+    }
+}
