@@ -1,1 +1,16 @@
-//! placeholder
+//! From a root file system to a netboot release, and the tools to serve and try one.
+//!
+//! Knows Debian packages, EROFS, cpio, iPXE and QEMU. Knows of the agent and of access-manager only where their
+//! binaries and files go (`docs/image.md`).
+
+pub mod apt;
+pub mod cpio;
+pub mod files;
+pub mod guest;
+pub mod kernel;
+pub mod kernel_package;
+pub mod modules;
+pub mod tool;
+
+#[cfg(test)]
+mod testing;

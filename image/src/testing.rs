@@ -1,0 +1,22 @@
+//! Small stand-ins for the unit tests: a kernel package that holds no kernel.
+
+use crate::kernel_package::KernelPackage;
+use std::path::Path;
+
+/// An unpacked package whose kernel is an ELF magic and whose modules are empty.
+pub fn fake_kernel(root: &Path) -> KernelPackage {
+    let root = root.join("kernel-package");
+    let tree = root.join("usr/lib/modules/6.12.0-test");
+    std::fs::create_dir_all(tree.join("kernel/drivers")).unwrap();
+    std::fs::create_dir_all(root.join("boot")).unwrap();
+    std::fs::write(tree.join("modules.builtin"), "").unwrap();
+    for module in crate::guest::GUEST_MODULES.iter().chain(&["loop"]) {
+        std::fs::write(tree.join(format!("kernel/drivers/{module}.ko")), "\0depends=\0").unwrap();
+    }
+    std::fs::write(
+        root.join("boot/vmlinuz-6.12.0-test"),
+        crate::kernel::tests::zstd_image(b"\x7fELF kernel"),
+    )
+    .unwrap();
+    KernelPackage::open(&root).unwrap()
+}

@@ -1,0 +1,97 @@
+//! Running the system tools we stand on (apt-get, mmdebstrap, zstd, ...), with errors a person can act on.
+//!
+//! Assumes the tool is honest but may be absent or fail; its last lines of stderr become part of our error.
+//! Not here: what a tool is for.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+/// How much of a failed tool's stderr we repeat. The cause is nearly always in the last lines.
+const STDERR_LINES: usize = 15;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    #[error("cannot {action}: the program `{tool}` is not installed\nhint:  apt-get install {package}")]
+    Missing { action: String, tool: String, package: &'static str },
+    #[error("cannot {action}: cannot start `{tool}`: {source}")]
+    Start { action: String, tool: String, source: std::io::Error },
+    #[error("cannot {action}: `{tool}` ended with {status}\n{stderr}")]
+    Failed { action: String, tool: String, status: std::process::ExitStatus, stderr: String },
+}
+
+/// Runs `command` to its end and returns its stdout. `action` completes "cannot ..." in an error.
+pub fn output(command: &mut Command, action: &str) -> Result<Vec<u8>, ToolError> {
+    output_with_input(command, &[], action)
+}
+
+/// As [`output`], with `input` as the tool's stdin.
+pub fn output_with_input(command: &mut Command, input: &[u8], action: &str) -> Result<Vec<u8>, ToolError> {
+    let tool = command.get_program().to_string_lossy().into_owned();
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => {
+            ToolError::Missing { action: action.into(), package: package_of(&tool), tool: tool.clone() }
+        }
+        _ => ToolError::Start { action: action.into(), tool: tool.clone(), source },
+    })?;
+    let mut stdin = child.stdin.take().expect("stdin was piped above");
+    // The tool may answer before it has read everything, so feeding and draining go on side by side.
+    let finished = std::thread::scope(|scope| {
+        // A tool that stops reading early says why on stderr; the broken pipe itself is no news.
+        scope.spawn(move || drop(stdin.write_all(input)));
+        child.wait_with_output()
+    })
+    .map_err(|source| ToolError::Start { action: action.into(), tool: tool.clone(), source })?;
+    if finished.status.success() {
+        return Ok(finished.stdout);
+    }
+    Err(ToolError::Failed {
+        action: action.into(),
+        tool,
+        status: finished.status,
+        stderr: tail(&String::from_utf8_lossy(&finished.stderr)),
+    })
+}
+
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.trim_end().lines().collect();
+    lines[lines.len().saturating_sub(STDERR_LINES)..].join("\n")
+}
+
+/// The Debian package that brings a tool, for the hint.
+fn package_of(tool: &str) -> &'static str {
+    match tool {
+        "zstd" => "zstd",
+        "xz" => "xz-utils",
+        "mmdebstrap" => "mmdebstrap",
+        "mkfs.erofs" => "erofs-utils",
+        "dpkg-deb" => "dpkg",
+        "tar" => "tar",
+        "git" => "git",
+        "qemu-system-x86_64" => "qemu-system-x86 ipxe-qemu",
+        _ => "(the package that brings it: try `apt-file search`)",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_tool_names_the_package_to_install() {
+        let error = output(&mut Command::new("/nonexistent/zstd"), "look").unwrap_err();
+        assert!(matches!(error, ToolError::Missing { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_failing_tool_passes_its_last_words_on() {
+        let error = output(Command::new("sh").args(["-c", "echo no space >&2; exit 3"]), "try").unwrap_err();
+        assert!(error.to_string().contains("no space"), "{error}");
+    }
+
+    #[test]
+    fn input_larger_than_a_pipe_comes_through_whole() {
+        let input = vec![7u8; 1 << 20];
+        assert_eq!(output_with_input(&mut Command::new("cat"), &input, "copy").unwrap(), input);
+    }
+}
