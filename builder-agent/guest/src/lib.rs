@@ -1,1 +1,9 @@
-//! placeholder
+//! The far side of a sandbox: what runs next to the builder, and the language it speaks with the agent.
+//!
+//! `protocol` and `order` are compiled by both sides. Everything else runs inside, as PID 1 of a micro-VM
+//! or of a bubblewrap sandbox, and is reached through the binary `guest` only.
+//! Not here: how a sandbox is started and when the host gives up on it (crate `sandbox`).
+#![allow(unsafe_code)]
+
+pub mod order;
+pub mod protocol;

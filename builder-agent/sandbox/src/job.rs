@@ -7,9 +7,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
 
 /// One builder to run, once.
 #[derive(Debug, Clone)]
@@ -124,8 +127,16 @@ pub enum SandboxError {
     GuestDied { console: String },
     #[error("the builder succeeded but did not create its output '{name}'")]
     OutputMissing { name: String },
+    #[error("the builder's output '{name}' cannot be stored: {why}")]
+    OutputInvalid { name: String, why: String },
+    /// Its program is missing, not executable, or for another system.
+    #[error("the builder could not be started: {why}")]
+    CannotStart { why: String },
     #[error("cannot store output '{name}'")]
     Sink { name: String, source: io::Error },
+    /// The far end ran but could not prepare a place for the builder.
+    #[error("the sandbox could not be set up: {why}")]
+    Setup { why: String },
     #[error("no sandbox can be started here: {why}")]
     Unavailable { why: String },
 }
@@ -142,33 +153,80 @@ impl SandboxError {
                 | Self::OutOfMemory { .. }
                 | Self::ProcessLimit { .. }
                 | Self::OutputMissing { .. }
+                | Self::OutputInvalid { .. }
+                | Self::CannotStart { .. }
         )
     }
 }
 
 /// Asks a running job to stop. Clones share one flag; cancelling is final.
 #[derive(Debug, Clone, Default)]
-pub struct Cancel(Arc<(Mutex<bool>, Condvar)>);
+pub struct Cancel(Arc<CancelState>);
+
+#[derive(Debug, Default)]
+struct CancelState {
+    cancelled: Mutex<Waiters>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiters {
+    cancelled: bool,
+    /// Eventfds of those who wait in poll(2); each is owned by its waiter and gone when the waiter is.
+    events: Vec<Weak<OwnedFd>>,
+}
 
 impl Cancel {
     pub fn new() -> Self {
         Self::default()
     }
 
+    /// Safe to call from any thread, any number of times.
     pub fn cancel(&self) {
-        *self.0.0.lock().unwrap_or_else(|e| e.into_inner()) = true;
-        self.0.1.notify_all();
+        let mut waiters = self.lock();
+        waiters.cancelled = true;
+        for event in waiters.events.drain(..).filter_map(|e| e.upgrade()) {
+            raise(&event);
+        }
+        self.0.changed.notify_all();
     }
 
     pub fn is_cancelled(&self) -> bool {
-        *self.0.0.lock().unwrap_or_else(|e| e.into_inner())
+        self.lock().cancelled
     }
 
     /// Waits until cancelled or until `timeout` is over; true if cancelled.
     pub fn wait(&self, timeout: Duration) -> bool {
-        let guard = self.0.0.lock().unwrap_or_else(|e| e.into_inner());
-        *self.0.1.wait_timeout_while(guard, timeout, |c| !*c).map(|(g, _)| g).unwrap_or_else(|e| e.into_inner().0)
+        let guard = self.lock();
+        self.0
+            .changed
+            .wait_timeout_while(guard, timeout, |w| !w.cancelled)
+            .map(|(g, _)| g.cancelled)
+            .unwrap_or_else(|e| e.into_inner().0.cancelled)
     }
+
+    /// A descriptor that polls readable from the moment of cancelling on, for those who wait for other things too.
+    pub fn event(&self) -> io::Result<Arc<OwnedFd>> {
+        let event = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let mut waiters = self.lock();
+        waiters.events.retain(|e| e.strong_count() > 0);
+        if waiters.cancelled {
+            raise(&event);
+        } else {
+            waiters.events.push(Arc::downgrade(&event));
+        }
+        Ok(event)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiters> {
+        // A panic elsewhere leaves a bool and a list behind, both whole.
+        self.0.cancelled.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// Adding one to a counter of zero cannot block or overflow, so there is nothing to report.
+fn raise(event: &OwnedFd) {
+    let _ = rustix::io::write(event, &1u64.to_ne_bytes());
 }
 
 /// A way of running jobs.

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod job;
+pub mod session;
 
 pub use job::{
     Backend, BuilderStatus, Cancel, Finished, Host, Image, Inputs, Job, Limits, OutputSink, Phases,

@@ -1,0 +1,191 @@
+//! Which frame may follow which, seen from the host. Pure: frames in, events out, no clock and no I/O.
+//!
+//! ```text
+//! Hello  Started  Log* Exit  ( OutputBegin OutputData* OutputEnd )*  Done
+//!        '-- Log may also come between Hello and Started
+//! Failed in place of any frame but the first; nothing follows Done or Failed.
+//! ```
+//! Outputs come only after an exit with 0, each asked-for name at most once, and Done only when all came.
+//! Anything else is a hostile or broken guest: the first such frame ends the conversation.
+//! Not here: how much and how long (`sandbox::session`), and whether NAR bytes are a NAR (`store`).
+
+use std::collections::BTreeSet;
+
+use crate::protocol::{
+    Exit, ExitStatus, Failure, FailureKind, Frame, FrameError, Hello, Tag, VERSION, bounded,
+};
+
+/// Longest kernel release we repeat to anybody. `uname` has room for 64.
+const MAX_KERNEL: usize = 64;
+
+/// What a frame meant.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    Hello(Hello),
+    Started,
+    Log(Vec<u8>),
+    Exit(Exit),
+    /// The name is one we asked for.
+    OutputBegin(String),
+    OutputData(Vec<u8>),
+    OutputEnd,
+    Done,
+    /// A name inside is one we asked for; the text is bounded.
+    Failed(Failure),
+}
+
+/// Why a guest is not listened to any longer.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum OrderError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// Going on would give a later frame the meaning of an earlier one.
+    #[error("a {got:?} frame came {when}")]
+    OutOfOrder { got: Tag, when: &'static str },
+    #[error(
+        "the guest speaks protocol {got}, this agent {VERSION}: guest binary and agent are of different versions"
+    )]
+    Version { got: u32 },
+    #[error("an output was sent that nobody asked for: {name:?}")]
+    UnknownOutput { name: String },
+    /// Storing it would let the second bytes replace the first.
+    #[error("output '{name}' was sent twice")]
+    DuplicateOutput { name: String },
+    /// Registering the ones that came would let other builds start from half a result.
+    #[error("the guest finished without output '{name}'")]
+    OutputsMissing { name: String },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Connected,
+    Greeted,
+    Running,
+    /// Exited with 0: outputs follow.
+    Outputs,
+    InOutput,
+    /// Exited otherwise: only Done follows.
+    NoOutputs,
+    Over,
+}
+
+/// The host's place in the conversation with one guest.
+#[derive(Debug)]
+pub struct Order {
+    state: State,
+    /// Outputs not yet begun.
+    wanted: BTreeSet<String>,
+    /// Outputs begun; the last may still be arriving.
+    seen: BTreeSet<String>,
+}
+
+impl Order {
+    pub fn new(outputs: impl IntoIterator<Item = String>) -> Order {
+        Order { state: State::Connected, wanted: outputs.into_iter().collect(), seen: BTreeSet::new() }
+    }
+
+    /// Nothing may follow; the end of the stream is fine now and was not before.
+    pub fn is_over(&self) -> bool {
+        self.state == State::Over
+    }
+
+    /// Has the builder ended, so that what follows is the guest's own doing?
+    pub fn has_exited(&self) -> bool {
+        matches!(self.state, State::Outputs | State::InOutput | State::NoOutputs | State::Over)
+    }
+
+    /// Judges the next frame. After an error the conversation is over and every further frame is refused.
+    pub fn accept(&mut self, frame: Frame) -> Result<Event, OrderError> {
+        let result = self.step(frame);
+        if result.is_err() {
+            self.state = State::Over;
+        }
+        result
+    }
+
+    fn step(&mut self, frame: Frame) -> Result<Event, OrderError> {
+        let (event, next) = match (self.state, frame.tag) {
+            (State::Connected, Tag::Hello) => (Event::Hello(hello(&frame)?), State::Greeted),
+            (State::Greeted, Tag::Started) => (Event::Started, State::Running),
+            (state @ (State::Greeted | State::Running), Tag::Log) => (Event::Log(frame.body), state),
+            (State::Running, Tag::Exit) => {
+                let exit: Exit = frame.parse()?;
+                let clean = exit.status == ExitStatus::Exited(0);
+                (Event::Exit(exit), if clean { State::Outputs } else { State::NoOutputs })
+            }
+            (State::Outputs, Tag::OutputBegin) => (self.begin(frame.body)?, State::InOutput),
+            (State::InOutput, Tag::OutputData) => (Event::OutputData(frame.body), State::InOutput),
+            (State::InOutput, Tag::OutputEnd) => (Event::OutputEnd, State::Outputs),
+            (State::Outputs, Tag::Done) => match self.wanted.first() {
+                Some(name) => return Err(OrderError::OutputsMissing { name: name.clone() }),
+                None => (Event::Done, State::Over),
+            },
+            (State::NoOutputs, Tag::Done) => (Event::Done, State::Over),
+            (
+                State::Greeted | State::Running | State::Outputs | State::InOutput | State::NoOutputs,
+                Tag::Failed,
+            ) => (self.failed(&frame)?, State::Over),
+            (state, got) => return Err(OrderError::OutOfOrder { got, when: when(state) }),
+        };
+        self.state = next;
+        Ok(event)
+    }
+
+    fn begin(&mut self, name: Vec<u8>) -> Result<Event, OrderError> {
+        let name = String::from_utf8(name).map_err(|e| OrderError::UnknownOutput {
+            name: bounded(&String::from_utf8_lossy(e.as_bytes())),
+        })?;
+        if self.wanted.remove(&name) {
+            self.seen.insert(name.clone());
+            return Ok(Event::OutputBegin(name));
+        }
+        if self.seen.contains(&name) {
+            return Err(OrderError::DuplicateOutput { name });
+        }
+        Err(OrderError::UnknownOutput { name })
+    }
+
+    fn failed(&self, frame: &Frame) -> Result<Event, OrderError> {
+        let mut failure: Failure = frame.parse()?;
+        failure.text = printable(&failure.text);
+        if let FailureKind::OutputMissing { name } | FailureKind::OutputInvalid { name } = &failure.kind
+            && !self.wanted.contains(name)
+            && !self.seen.contains(name)
+        {
+            return Err(OrderError::UnknownOutput { name: bounded(name) });
+        }
+        Ok(Event::Failed(failure))
+    }
+}
+
+fn hello(frame: &Frame) -> Result<Hello, OrderError> {
+    let mut hello: Hello = frame.parse()?;
+    if hello.version != VERSION {
+        return Err(OrderError::Version { got: hello.version });
+    }
+    // It ends up in logs and terminals; a kernel release needs no more than this.
+    hello.kernel.retain(|c| c.is_ascii_graphic());
+    hello.kernel.truncate(MAX_KERNEL);
+    Ok(hello)
+}
+
+/// Bounded, on one line, without terminal escapes.
+fn printable(text: &str) -> String {
+    bounded(&text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>())
+}
+
+fn when(state: State) -> &'static str {
+    match state {
+        State::Connected => "before the guest said hello",
+        State::Greeted => "before the builder was started",
+        State::Running => "while the builder ran",
+        State::Outputs => "between outputs",
+        State::InOutput => "inside an output",
+        State::NoOutputs => "after the builder failed",
+        State::Over => "after the end",
+    }
+}
+
+#[cfg(test)]
+#[path = "order_test.rs"]
+mod tests;

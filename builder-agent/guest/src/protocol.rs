@@ -1,0 +1,313 @@
+//! Frames between the agent and the guest over one byte stream: a tag, a length, a body. Both sides compile this.
+//!
+//! ```text
+//! +-----+-----------------+------------------+
+//! | tag | length, u32 LE  | body             |
+//! +-----+-----------------+------------------+
+//! ```
+//!
+//! The host believes nothing: a length meets the limit of its tag before anything is allocated, and `order`
+//! decides which frame may follow which. The guest trusts the host, with the same limits as a seat belt.
+//! Small structured bodies are JSON; logs, files and NARs are raw bytes.
+//! Not here: deadlines and byte budgets of a whole build (`sandbox::session`).
+
+use std::collections::BTreeMap;
+use std::io;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Both sides come from one build of the workspace; this catches an image that mixes two.
+pub const VERSION: u32 = 1;
+
+/// The guest connects here: the host's well-known context id ...
+pub const VSOCK_CID: u32 = 2;
+/// ... and our port on it.
+pub const VSOCK_PORT: u32 = 1024;
+
+/// Tag and length.
+pub const HEADER: usize = 5;
+
+/// Largest body of raw bytes (log, file, NAR). Large enough that frames cost nothing, small enough that a
+/// frame in memory costs nothing either.
+pub const MAX_DATA: usize = 256 * 1024;
+
+/// Largest small JSON body the guest may send: a few numbers and one bounded string.
+pub const MAX_NOTE: usize = 16 * 1024;
+
+/// Largest job description. Linux refuses to exec with more than 6 MiB of arguments and environment;
+/// JSON can make each byte six (`\u0001`).
+pub const MAX_JOB: usize = 64 * 1024 * 1024;
+
+/// Longest text of an error we send or quote.
+pub const MAX_TEXT: usize = 4096;
+
+/// What a frame is. The numbers are the protocol; never reuse one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Tag {
+    /// Host to guest: [`Job`], once.
+    Job = 1,
+    /// Host to guest: the contents of all `Job::files`, back to back, in pieces.
+    FileData = 2,
+    /// Guest to host, first frame: [`Hello`].
+    Hello = 16,
+    /// Guest to host: the builder runs from now on. Empty body.
+    Started = 17,
+    /// Guest to host: bytes from the builder's stdout and stderr.
+    Log = 18,
+    /// Guest to host: [`Exit`]; no builder process is left.
+    Exit = 19,
+    /// Guest to host: the name of the output whose NAR follows.
+    OutputBegin = 20,
+    /// Guest to host: a piece of that NAR.
+    OutputData = 21,
+    /// Guest to host: that NAR is complete. Empty body.
+    OutputEnd = 22,
+    /// Guest to host: nothing follows. Empty body.
+    Done = 23,
+    /// Guest to host: [`Failure`]; nothing follows.
+    Failed = 24,
+}
+
+impl Tag {
+    /// The frame kind for a byte from the wire.
+    pub fn from_byte(byte: u8) -> Option<Tag> {
+        Some(match byte {
+            1 => Tag::Job,
+            2 => Tag::FileData,
+            16 => Tag::Hello,
+            17 => Tag::Started,
+            18 => Tag::Log,
+            19 => Tag::Exit,
+            20 => Tag::OutputBegin,
+            21 => Tag::OutputData,
+            22 => Tag::OutputEnd,
+            23 => Tag::Done,
+            24 => Tag::Failed,
+            _ => return None,
+        })
+    }
+
+    /// Largest body a frame of this kind may have.
+    pub fn limit(self) -> usize {
+        match self {
+            Tag::Job => MAX_JOB,
+            Tag::FileData | Tag::Log | Tag::OutputData => MAX_DATA,
+            Tag::Hello | Tag::Exit | Tag::Failed => MAX_NOTE,
+            // An output name is part of a store path name, which Nix limits to 211 bytes.
+            Tag::OutputBegin => 256,
+            Tag::Started | Tag::OutputEnd | Tag::Done => 0,
+        }
+    }
+
+    /// May the guest send this at all?
+    pub fn is_from_guest(self) -> bool {
+        !matches!(self, Tag::Job | Tag::FileData)
+    }
+}
+
+/// What to build. Small; file contents travel in `FileData` frames behind it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    pub system: String,
+    /// Absolute path of the program, inside the sandbox.
+    pub builder: String,
+    /// Arguments after argv[0].
+    pub args: Vec<String>,
+    /// The whole environment; nothing is added.
+    pub env: BTreeMap<String, String>,
+    /// Name below /build and length of its contents.
+    pub files: Vec<(String, u64)>,
+    /// Output name to the absolute store path where the builder writes it.
+    pub outputs: BTreeMap<String, String>,
+    /// Is there a closure image to mount? (VM only.)
+    pub closure: bool,
+    pub limits: GuestLimits,
+}
+
+/// The limits that only the inside can enforce. All others are the host's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestLimits {
+    /// Most processes and threads at one time. Reaching it ends the build.
+    pub processes: u32,
+    /// Memory of the build with everything it writes, in MiB. In a VM the size of the VM is the limit.
+    pub memory_mib: u32,
+}
+
+/// First words of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    pub version: u32,
+    /// `uname -r`.
+    pub kernel: String,
+    /// Monotonic clock when the guest's main began, nanoseconds. In a VM: since the kernel started.
+    pub init_ns: u64,
+    /// The same clock when this frame was written: modules loaded, stream connected.
+    pub ready_ns: u64,
+}
+
+/// How the builder ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    pub status: ExitStatus,
+    /// The memory limit ended it (or one of its processes).
+    #[serde(default)]
+    pub out_of_memory: bool,
+    /// It reached the process limit and was ended for it.
+    #[serde(default)]
+    pub process_limit: bool,
+}
+
+/// As wait(2) tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    Exited(i32),
+    Signalled(i32),
+}
+
+/// Why the guest cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub kind: FailureKind,
+    /// What was tried, on what, and the cause.
+    pub text: String,
+}
+
+/// Whose problem a [`Failure`] is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// The builder exited with 0 and left nothing at an output's path.
+    OutputMissing { name: String },
+    /// An output that cannot be archived: a fifo, a socket, a device.
+    OutputInvalid { name: String },
+    /// The builder's program could not be executed.
+    CannotStart,
+    /// The sandbox itself: a mount failed, a module is missing.
+    Sandbox,
+}
+
+/// One frame, body included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    pub tag: Tag,
+    pub body: Vec<u8>,
+}
+
+/// A header or a body that breaks the format.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum FrameError {
+    #[error("unknown frame tag {0}")]
+    UnknownTag(u8),
+    #[error("a {tag:?} frame of {length} bytes is over the limit of {limit}", limit = tag.limit())]
+    TooLong { tag: Tag, length: u32 },
+    #[error("the body of a {tag:?} frame does not parse: {why}")]
+    BadBody { tag: Tag, why: String },
+}
+
+impl From<FrameError> for io::Error {
+    fn from(error: FrameError) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidData, error)
+    }
+}
+
+/// The five bytes before a body of `length` bytes. `length` must be within the limit of the tag.
+pub fn header(tag: Tag, length: usize) -> [u8; HEADER] {
+    assert!(length <= tag.limit(), "{tag:?} frame of {length} bytes");
+    let length = (length as u32).to_le_bytes();
+    [tag as u8, length[0], length[1], length[2], length[3]]
+}
+
+/// Checks the five bytes of a header; gives the tag and the length of the body.
+pub fn parse_header(header: [u8; HEADER]) -> Result<(Tag, usize), FrameError> {
+    let tag = Tag::from_byte(header[0]).ok_or(FrameError::UnknownTag(header[0]))?;
+    let length = u32::from_le_bytes([header[1], header[2], header[3], header[4]]);
+    if length as usize > tag.limit() {
+        return Err(FrameError::TooLong { tag, length });
+    }
+    Ok((tag, length as usize))
+}
+
+/// A frame with a JSON body.
+///
+/// Fails when the body is over the limit of the tag: the caller's data is too large to send.
+pub fn json_frame(tag: Tag, value: &impl Serialize) -> Result<Vec<u8>, FrameError> {
+    let body = serde_json::to_vec(value).map_err(|e| FrameError::BadBody { tag, why: e.to_string() })?;
+    if body.len() > tag.limit() {
+        return Err(FrameError::TooLong { tag, length: u32::try_from(body.len()).unwrap_or(u32::MAX) });
+    }
+    let mut frame = header(tag, body.len()).to_vec();
+    frame.extend_from_slice(&body);
+    Ok(frame)
+}
+
+impl Frame {
+    /// The body as JSON of type `T`.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, FrameError> {
+        serde_json::from_slice(&self.body)
+            .map_err(|e| FrameError::BadBody { tag: self.tag, why: bounded(&e.to_string()) })
+    }
+}
+
+/// At most [`MAX_TEXT`] bytes of `text`, cut between characters.
+pub fn bounded(text: &str) -> String {
+    if text.len() <= MAX_TEXT {
+        return text.to_owned();
+    }
+    let mut end = MAX_TEXT;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{} [cut]", &text[..end])
+}
+
+/// Cuts a byte stream into frames, whatever the sizes of its reads. Holds at most one frame and one read.
+#[derive(Default)]
+pub struct Decoder {
+    header: [u8; HEADER],
+    header_len: usize,
+    /// The frame whose body is arriving, and how many bytes it still lacks.
+    pending: Option<(Frame, usize)>,
+}
+
+impl Decoder {
+    pub fn new() -> Decoder {
+        Decoder::default()
+    }
+
+    /// Takes bytes from the front of `input`, moving it forward, until one frame is complete or `input` is empty.
+    ///
+    /// After an error the stream is beyond repair; drop the decoder with it.
+    pub fn next(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, FrameError> {
+        loop {
+            if self.pending.is_none() {
+                let n = input.len().min(HEADER - self.header_len);
+                self.header[self.header_len..self.header_len + n].copy_from_slice(&input[..n]);
+                self.header_len += n;
+                *input = &input[n..];
+                if self.header_len < HEADER {
+                    return Ok(None);
+                }
+                self.header_len = 0;
+                let (tag, length) = parse_header(self.header)?;
+                // Grows with the bytes that really arrive: a header alone reserves nothing.
+                self.pending = Some((Frame { tag, body: Vec::new() }, length));
+            }
+            let Some((frame, lacking)) = &mut self.pending else { unreachable!("set above") };
+            let n = input.len().min(*lacking);
+            frame.body.extend_from_slice(&input[..n]);
+            *lacking -= n;
+            *input = &input[n..];
+            if *lacking == 0 {
+                return Ok(self.pending.take().map(|(frame, _)| frame));
+            }
+            if input.is_empty() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Is the stream between two frames, so that its end would not cut one?
+    pub fn is_between_frames(&self) -> bool {
+        self.header_len == 0 && self.pending.is_none()
+    }
+}
