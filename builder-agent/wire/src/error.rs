@@ -1,0 +1,128 @@
+//! What can go wrong between bytes and requests.
+
+use std::io;
+
+use crate::limits::MAX_QUOTE_BYTES;
+use crate::nar::NarError;
+
+/// Why a connection cannot go on. None of these leaves the stream in step: tell the client with
+/// [`Connection::refuse`](crate::worker::Connection::refuse) and close.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WireError {
+    /// The client hung up inside a message.
+    #[error("the client hung up while we read {field} of {op}")]
+    Truncated { op: &'static str, field: &'static str },
+
+    /// The transport failed.
+    #[error("the connection broke")]
+    Io(#[source] io::Error),
+
+    #[error(
+        "this is no Nix client: it greeted with {got:#x} instead of {:#x}; is the remote command right?",
+        crate::worker::CLIENT_MAGIC
+    )]
+    NotNix { got: u64 },
+
+    /// Older clients write things we never learnt to read.
+    #[error(
+        "the client speaks version {client} of the protocol and we need {oldest} or newer: use Nix 2.0 or newer"
+    )]
+    TooOld { client: crate::worker::Version, oldest: crate::worker::Version },
+
+    /// Its arguments cannot be skipped, since nothing says how long they are.
+    #[error(
+        "operation {op} is not known here, so its arguments cannot be read; is the client's Nix newer than ours?"
+    )]
+    Unsupported { op: u64 },
+
+    /// A field did not hold what it must. Going on would read arguments as operations.
+    #[error("bad {field} in {op}: {problem}")]
+    Field { op: &'static str, field: &'static str, problem: Problem },
+
+    /// The body is not the NAR it must be.
+    #[error("bad NAR in {op}: {source}")]
+    Nar { op: &'static str, source: NarError },
+
+    /// An error was sent, but the rest of the refused body could not be skipped.
+    #[error("cannot go on after the failed {op}: {why}")]
+    OutOfStep { op: &'static str, why: &'static str },
+
+    /// A bug of ours: sending this would have been read as something else.
+    #[error("bug: {what} (operation {op})")]
+    Misuse { op: &'static str, what: &'static str },
+}
+
+/// What was wrong with a field.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Problem {
+    #[error("{len} bytes, at most {limit} are accepted")]
+    TooLong { len: u64, limit: u64 },
+    #[error("{count} entries, at most {limit} are accepted")]
+    TooMany { count: u64, limit: u64 },
+    #[error("the arguments of one request may have {limit} bytes together, and {len} more do not fit")]
+    RequestTooLarge { len: u64, limit: u64 },
+    #[error("the padding after {len} bytes is not zero")]
+    Padding { len: u64 },
+    #[error("{value} is not UTF-8")]
+    NotUtf8 { value: String },
+    #[error("{got} is out of range, at most {limit} is accepted")]
+    OutOfRange { got: u64, limit: u64 },
+    #[error("{value} is not a store path: {source}")]
+    StorePath { value: String, source: nix_derivation::store_path::Error },
+    #[error("{value} is not a hash: {source}")]
+    Hash { value: String, source: nix_derivation::hash::Error },
+    #[error("{value} is not {expected}")]
+    Unexpected { value: String, expected: &'static str },
+    #[error("more than {limit} bytes of body")]
+    BodyTooLarge { limit: u64 },
+    #[error("the body ended there")]
+    BodyEnded,
+    #[error("0 bytes are announced, and no NAR is empty")]
+    EmptyNar,
+    #[error("{left} of {size} announced bytes are missing")]
+    BodyTooShort { left: u64, size: u64 },
+    #[error("the NAR ended {left} bytes before the announced {size}")]
+    NarEndedEarly { left: u64, size: u64 },
+    #[error("the NAR goes on after the announced {size} bytes")]
+    NarGoesOn { size: u64 },
+}
+
+impl WireError {
+    /// The other side is gone or the transport is broken: nobody is left to be told.
+    pub fn is_disconnect(&self) -> bool {
+        matches!(self, Self::Truncated { .. } | Self::Io(_))
+    }
+}
+
+impl From<io::Error> for WireError {
+    /// Takes out again what [`into_io`](WireError::into_io) put in.
+    fn from(error: io::Error) -> Self {
+        if error.get_ref().is_some_and(|inner| inner.is::<WireError>()) {
+            let inner = error.into_inner().and_then(|inner| inner.downcast::<WireError>().ok());
+            return match inner {
+                Some(wire) => *wire,
+                None => Self::Io(io::Error::other("lost the cause of an error")),
+            };
+        }
+        Self::Io(error)
+    }
+}
+
+impl WireError {
+    /// For `AsyncRead` implementations, whose errors are `io::Error`s.
+    pub fn into_io(self) -> io::Error {
+        match self {
+            Self::Io(error) => error,
+            other => io::Error::new(io::ErrorKind::InvalidData, other),
+        }
+    }
+}
+
+/// A value for an error text: bounded, and safe to print.
+pub(crate) fn quote(bytes: &[u8]) -> String {
+    let shown = &bytes[..bytes.len().min(MAX_QUOTE_BYTES)];
+    let dots = if shown.len() < bytes.len() { "..." } else { "" };
+    format!("\"{}\"{dots}", shown.escape_ascii())
+}

@@ -1,0 +1,90 @@
+//! How much a stranger may ask us to hold. Every number here bounds something a client can make large.
+
+/// All arguments of one request together, in bytes. A derivation's environment and the path lists of a large
+/// closure stay below a tenth of it; whatever is larger travels as a body, which is streamed.
+pub const MAX_REQUEST_BYTES: u64 = 64 << 20;
+
+/// One store path with its directory: `/nix/store/`, 32 + 1 characters of hash part, a name of up to 211.
+pub const MAX_STORE_PATH_BYTES: u64 = 11 + 33 + 211;
+
+/// Paths in one list. Our largest closures are a tenth of this.
+pub const MAX_PATHS: u64 = 500_000;
+
+/// A name: of a store path, an output, a feature, a setting, a system.
+pub const MAX_NAME_BYTES: u64 = 4096;
+
+/// A rendered hash with its algorithm; SHA-512 in base 16 is the longest.
+pub const MAX_HASH_BYTES: u64 = 256;
+
+/// A content address with its method.
+pub const MAX_CA_BYTES: u64 = 512;
+
+/// Outputs of one derivation. Real derivations have a dozen at most.
+pub const MAX_OUTPUTS: u64 = 1024;
+
+/// Arguments of one builder: Linux itself refuses longer lists long before their bytes reach the limit.
+pub const MAX_BUILDER_ARGS: u64 = 65_536;
+
+/// Variables in one builder's environment, and settings in one `SetOptions` (a few hundred exist).
+pub const MAX_ENV_VARS: u64 = 65_536;
+
+/// Settings a client may send; a few hundred exist.
+pub const MAX_SETTINGS: u64 = 4096;
+
+/// One argument, variable or setting. `__json` and `passAsFile` variables can be large; Linux does not see them.
+pub const MAX_VALUE_BYTES: u64 = 32 << 20;
+
+/// Signatures on one path.
+pub const MAX_SIGNATURES: u64 = 256;
+
+/// One signature: a key name and 88 characters.
+pub const MAX_SIGNATURE_BYTES: u64 = 1024;
+
+/// Derivations and paths to build or to look at in one request.
+pub const MAX_TARGETS: u64 = 100_000;
+
+/// One derived path with its list of outputs.
+pub const MAX_DERIVED_PATH_BYTES: u64 = 64 << 10;
+
+/// Steps in one dynamic derivation, as in `x.drv!a!b`. Nobody nests two yet; the type is recursive.
+pub const MAX_DERIVED_PATH_STEPS: usize = 16;
+
+/// A realisation as JSON.
+pub const MAX_REALISATION_BYTES: u64 = 1 << 20;
+
+/// Protocol features a client may list.
+pub const MAX_FEATURES: u64 = 256;
+
+/// Paths in one `AddMultipleToStore`.
+pub const MAX_ITEMS: u64 = MAX_PATHS;
+
+/// One frame of a framed body. Frames are streamed, never held; Nix reads this length into 32 bits.
+pub const MAX_FRAME_BYTES: u64 = u32::MAX as u64;
+
+/// What one body may carry unless the server says otherwise.
+pub const DEFAULT_MAX_BODY_BYTES: u64 = 64 << 30;
+
+/// How much of a refused body we read and drop so that the connection can go on. Current clients stop at the
+/// next frame; who sends more than this does not listen.
+pub const MAX_DISCARD_BYTES: u64 = 1 << 30;
+
+/// Asked for at once from clients that wait to be asked (1.21 and 1.22).
+pub const TUNNEL_CHUNK_BYTES: u64 = 64 << 10;
+
+/// Nodes inside nodes of a NAR. Nix refuses deeper ones, too.
+pub const MAX_NAR_DEPTH: usize = 64;
+
+/// A file name in a NAR: what Linux file systems allow.
+pub const MAX_NAR_NAME_BYTES: u64 = 255;
+
+/// The target of a symbolic link: `PATH_MAX` without its NUL.
+pub const MAX_NAR_TARGET_BYTES: u64 = 4095;
+
+/// Buffer for what comes in and for what goes out. Fits a frame as Nix cuts them (32 KiB) with room to pipeline.
+pub const BUFFER_BYTES: usize = 64 << 10;
+
+/// Of a value quoted in one of our errors.
+pub const MAX_QUOTE_BYTES: usize = 120;
+
+/// Of a message we send as an error.
+pub const MAX_ERROR_BYTES: usize = 64 << 10;

@@ -1,0 +1,43 @@
+//! The worker protocol, server side: what `nix-daemon --stdio` speaks behind `ssh-ng://`.
+//!
+//! ```text
+//! let mut conn = Connection::accept(reader, writer, ServerInfo::new("2.34.0")).await?;
+//! while let Some(request) = conn.next_request().await? {
+//!     match request {
+//!         Request::IsValidPath { path } => conn.reply(&Response::Bool(view.is_valid(&path))).await?,
+//!         Request::AddToStoreNar { info, .. } => match ingest(info, conn.body()).await {
+//!             Ok(()) => conn.reply(&Response::Done).await?,
+//!             Err(error) => conn.fail(&Failure::new(error.to_string())).await?,
+//!         },
+//!         ..
+//!     }
+//! }
+//! ```
+//!
+//! Every request is answered exactly once, by `reply`, `reply_nar` or `fail`; until then `log` and `run` can show
+//! the client what happens. Errors of this crate end the connection: pass them to [`Connection::refuse`].
+//!
+//! Source of the facts: Nix's src/libstore/worker-protocol.{hh,cc}, worker-protocol-connection.cc, daemon.cc and
+//! remote-store.cc, in versions 2.8, 2.26, 2.34 and 2.35.
+
+mod body;
+mod connection;
+mod handshake;
+mod input;
+mod log;
+mod log_write;
+mod op;
+mod output;
+mod request;
+mod request_read;
+mod response;
+mod response_write;
+mod version;
+
+pub use body::Body;
+pub use connection::{Connection, NarReply, ServerInfo};
+pub use log::{ActivityKind, Failure, Field, LogEvent, ResultKind, Verbosity};
+pub use op::{OPS, Op, OpInfo};
+pub use request::Request;
+pub use response::Response;
+pub use version::{CLIENT_MAGIC, Features, Protocol, SERVER_MAGIC, Version};

@@ -1,0 +1,255 @@
+//! One connection: requests in, answers out, each exactly once and in order.
+
+use std::future::Future;
+use std::task::Poll;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+
+use super::body::{Body, BodyState};
+use super::input::Input;
+use super::log::{Failure, LogEvent};
+use super::op::{Answer, Op};
+use super::output::Output;
+use super::request::Request;
+use super::response::Response;
+use super::version::Protocol;
+use super::{handshake, log_write, request_read, response_write};
+use crate::error::WireError;
+use crate::limits::DEFAULT_MAX_BODY_BYTES;
+use crate::nar::NarScanner;
+use crate::types::PathInfo;
+
+/// What a server says of itself, and what it accepts.
+#[derive(Debug, Clone)]
+pub struct ServerInfo {
+    /// Shown by `nix store info`.
+    pub nix_version: String,
+    /// One NAR, file or log, in bytes.
+    pub max_body_bytes: u64,
+}
+
+impl ServerInfo {
+    pub fn new(nix_version: impl Into<String>) -> Self {
+        Self { nix_version: nix_version.into(), max_body_bytes: DEFAULT_MAX_BODY_BYTES }
+    }
+}
+
+/// A client we shook hands with.
+pub struct Connection<R, W> {
+    pub(super) input: Input<R>,
+    pub(super) output: Output<W>,
+    pub(super) protocol: Protocol,
+    pub(super) body: BodyState,
+    pub(super) max_body_bytes: u64,
+    /// The request that still waits for its answer.
+    pending: Option<Op>,
+    /// Set when the stream is no longer in step; holds the operation that did it.
+    broken: Option<Op>,
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
+    /// Shakes hands. Clients before [`Version::OLDEST`](super::Version::OLDEST) are told so and refused.
+    pub async fn accept(reader: R, writer: W, info: ServerInfo) -> Result<Self, WireError> {
+        let (mut input, mut output) = (Input::new(reader), Output::new(writer));
+        let protocol = handshake::accept(&mut input, &mut output, &info.nix_version).await?;
+        Ok(Self {
+            input,
+            output,
+            protocol,
+            body: BodyState::None,
+            max_body_bytes: info.max_body_bytes,
+            pending: None,
+            broken: None,
+        })
+    }
+
+    /// What was agreed on.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// The next request, or `None` when the client hung up between two. Sends what is buffered before it waits,
+    /// and only then, so that answers to pipelined requests travel together. Not cancel safe.
+    pub async fn next_request(&mut self) -> Result<Option<Request>, WireError> {
+        if let Some(op) = self.pending {
+            return Err(WireError::Misuse { op: op.name(), what: "the last request was not answered" });
+        }
+        if let Some(op) = self.broken {
+            return Err(WireError::OutOfStep { op: op.name(), why: "its body could not be skipped" });
+        }
+        if self.input.is_empty() {
+            self.output.flush().await?;
+        }
+        if !self.input.wait().await? {
+            return Ok(None);
+        }
+        let number = request_read::number(&mut self.input).await?;
+        let Some(op) = Op::from_number(number) else { return Err(WireError::Unsupported { op: number }) };
+        let request = request_read::arguments(&mut self.input, self.protocol, op).await?;
+        self.body = BodyState::of(op, &request, self.protocol, self.max_body_bytes);
+        self.pending = Some(op);
+        Ok(Some(request))
+    }
+
+    /// The operation of the request that waits for its answer.
+    pub fn pending(&self) -> Option<Op> {
+        self.pending
+    }
+
+    /// The body of this request, or of the item [`next_item`](Self::next_item) just returned. Ends where it ends,
+    /// checked; may be dropped and taken up again. Empty for requests without one.
+    pub fn body(&mut self) -> Body<'_, R, W> {
+        Body { conn: self }
+    }
+
+    /// The next path of an `AddMultipleToStore`; its NAR is the [`body`](Self::body), and what the caller did not
+    /// read of the one before is skipped. `None` after the last.
+    pub async fn next_item(&mut self) -> Result<Option<PathInfo>, WireError> {
+        super::body::next_item(self).await
+    }
+
+    /// Shows the client something. Buffered: [`flush`](Self::flush) when there is nothing more to add for now.
+    pub async fn log(&mut self, event: &LogEvent) -> Result<(), WireError> {
+        self.expect_pending("log event outside of a request")?;
+        log_write::event(&mut self.output.buffer, self.protocol, event);
+        Ok(self.output.relieve().await?)
+    }
+
+    pub async fn flush(&mut self) -> Result<(), WireError> {
+        Ok(self.output.flush().await?)
+    }
+
+    /// Ready when the client has hung up. Cancel safe. (A client that pipelines more than a buffer while its
+    /// request runs is only noticed when we write.)
+    pub async fn closed(&mut self) {
+        std::future::poll_fn(|cx| self.input.poll_closed(cx)).await
+    }
+
+    /// Does `work` and shows the client what arrives from `logs` at once. Drops `work` and fails with
+    /// [`WireError::Truncated`] as soon as the client hangs up. After `work` is done, what is left in `logs` is
+    /// shown, too; senders may live on. The request still has to be answered.
+    pub async fn run<F: Future>(
+        &mut self,
+        work: F,
+        logs: &mut mpsc::Receiver<LogEvent>,
+    ) -> Result<F::Output, WireError> {
+        let op = self.expect_pending("work outside of a request")?;
+        let mut work = std::pin::pin!(work);
+        // A hang-up is only watched for when the client has no more of this request to send.
+        let watch = self.body.is_finished();
+        let mut open = true;
+        loop {
+            tokio::select! {
+                biased;
+                event = logs.recv(), if open => match event {
+                    Some(event) => {
+                        self.log(&event).await?;
+                        while let Ok(event) = logs.try_recv() {
+                            self.log(&event).await?;
+                        }
+                        self.flush().await?;
+                    }
+                    None => open = false,
+                },
+                output = &mut work => {
+                    while let Ok(event) = logs.try_recv() {
+                        self.log(&event).await?;
+                    }
+                    return Ok(output);
+                }
+                () = self.closed(), if watch => {
+                    return Err(WireError::Truncated { op: op.name(), field: "the answer's reader" });
+                }
+            }
+        }
+    }
+
+    /// Answers the request. What is left of its body is skipped.
+    pub async fn reply(&mut self, response: &Response) -> Result<(), WireError> {
+        let op = self.expect_pending("answer without a request")?;
+        response_write::check(op, response)?;
+        super::body::skip_rest(self).await?;
+        log_write::last(&mut self.output.buffer);
+        response_write::write(&mut self.output, self.protocol, op, response).await?;
+        self.pending = None;
+        Ok(())
+    }
+
+    /// Answers `NarFromPath`: write the NAR and [`finish`](NarReply::finish). Failures must be noticed before, since
+    /// there is no way to report one in the middle: then drop the answer and the connection.
+    pub async fn reply_nar(&mut self) -> Result<NarReply<'_, R, W>, WireError> {
+        let op = self.expect_pending("answer without a request")?;
+        if op.info().answer != Answer::Nar {
+            return Err(WireError::Misuse { op: op.name(), what: "a NAR does not answer this operation" });
+        }
+        log_write::last(&mut self.output.buffer);
+        self.pending = None;
+        self.broken = Some(op);
+        Ok(NarReply { conn: self, op, scanner: NarScanner::new() })
+    }
+
+    /// Answers the request with an error. The error is sent at once, because the client may still be sending the
+    /// body and stops when it hears of it; then the rest of the body is skipped. When that is impossible the
+    /// error is still sent, and `OutOfStep` returned.
+    pub async fn fail(&mut self, failure: &Failure) -> Result<(), WireError> {
+        let op = self.expect_pending("error without a request")?;
+        self.pending = None;
+        super::body::finish_asking(self).await?;
+        log_write::error(&mut self.output.buffer, self.protocol, failure);
+        self.output.flush().await?;
+        if let Err(error) = super::body::skip_rest(self).await {
+            self.broken = Some(op);
+            return Err(match error {
+                error if error.is_disconnect() => error,
+                _ => WireError::OutOfStep { op: op.name(), why: "the rest of its body could not be skipped" },
+            });
+        }
+        Ok(())
+    }
+
+    /// Tells the client why the connection ends. For errors of this crate; the connection is of no use afterwards.
+    pub async fn refuse(&mut self, error: &WireError) -> Result<(), WireError> {
+        self.pending = None;
+        if error.is_disconnect() {
+            return Ok(());
+        }
+        log_write::error(&mut self.output.buffer, self.protocol, &Failure::new(error.to_string()));
+        Ok(self.output.flush().await?)
+    }
+
+    fn expect_pending(&self, what: &'static str) -> Result<Op, WireError> {
+        self.pending.ok_or(WireError::Misuse { op: "none", what })
+    }
+}
+
+/// The NAR that answers a `NarFromPath`. Checked as it passes, because the client finds the end by parsing.
+pub struct NarReply<'a, R, W> {
+    conn: &'a mut Connection<R, W>,
+    op: Op,
+    scanner: NarScanner,
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> NarReply<'_, R, W> {
+    /// The next bytes of the NAR.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), WireError> {
+        let nar = |source| WireError::Nar { op: self.op.name(), source };
+        let used = self.scanner.push(bytes).map_err(nar)?;
+        if used < bytes.len() {
+            return Err(WireError::Misuse { op: self.op.name(), what: "bytes after the end of the NAR" });
+        }
+        Ok(self.conn.output.write_raw(bytes).await?)
+    }
+
+    /// The NAR is complete.
+    pub async fn finish(self) -> Result<(), WireError> {
+        if !self.scanner.is_finished() {
+            return Err(WireError::Misuse { op: self.op.name(), what: "the NAR is not complete" });
+        }
+        self.conn.broken = None;
+        Ok(())
+    }
+}
+
+// Kept out of the impl block: `Poll` is only needed where bodies are read.
+pub(super) type PollIo = Poll<std::io::Result<()>>;

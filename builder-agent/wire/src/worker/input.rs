@@ -1,0 +1,288 @@
+//! What comes from the client: one buffer, and primitives read from it or from a framed body.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use nix_derivation::{CAHash, NixHash, StorePath};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+
+use crate::error::{Problem, WireError, quote};
+use crate::limits::{
+    BUFFER_BYTES, MAX_CA_BYTES, MAX_HASH_BYTES, MAX_PATHS, MAX_REQUEST_BYTES, MAX_SIGNATURE_BYTES,
+    MAX_SIGNATURES, MAX_STORE_PATH_BYTES,
+};
+
+/// A buffered reader that can say whether more has already arrived, and notice a hang-up without consuming.
+pub(crate) struct Input<R> {
+    inner: R,
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+    eof: bool,
+}
+
+impl<R: AsyncRead + Unpin> Input<R> {
+    pub fn new(inner: R) -> Self {
+        Self { inner, buffer: vec![0; BUFFER_BYTES].into_boxed_slice(), start: 0, end: 0, eof: false }
+    }
+
+    /// Nothing has arrived that we have not read.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.eof {
+            return Poll::Ready(Ok(0));
+        }
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+        let mut buf = ReadBuf::new(&mut self.buffer[self.end..]);
+        ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buf))?;
+        let got = buf.filled().len();
+        self.end += got;
+        self.eof = got == 0;
+        Poll::Ready(Ok(got))
+    }
+
+    /// Waits for a byte. False: the client hung up.
+    pub async fn wait(&mut self) -> io::Result<bool> {
+        if !self.is_empty() {
+            return Ok(true);
+        }
+        std::future::poll_fn(|cx| self.poll_fill(cx)).await.map(|got| got > 0)
+    }
+
+    /// Ready when the client hung up or the transport failed. Keeps what arrives meanwhile; when the buffer is
+    /// full of it, a hang-up can no longer be seen and this waits for ever.
+    pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.end == self.buffer.len() {
+                self.buffer.copy_within(self.start..self.end, 0);
+                (self.start, self.end) = (0, self.end - self.start);
+                if self.end == self.buffer.len() {
+                    return Poll::Pending;
+                }
+            }
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Input<R> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.is_empty() {
+            if buf.remaining() >= this.buffer.len() && !this.eof {
+                return Pin::new(&mut this.inner).poll_read(cx, buf);
+            }
+            ready!(this.poll_fill(cx))?;
+        }
+        let len = buf.remaining().min(this.end - this.start);
+        buf.put_slice(&this.buffer[this.start..this.start + len]);
+        this.start += len;
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Reads the fields of one message. Counts what it read, so that many small fields cannot add up to more than
+/// one request may hold.
+pub(crate) struct Fields<'a, S> {
+    source: &'a mut S,
+    op: &'static str,
+    left: u64,
+}
+
+impl<'a, S: AsyncRead + Unpin> Fields<'a, S> {
+    pub fn new(source: &'a mut S, op: &'static str) -> Self {
+        Self { source, op, left: MAX_REQUEST_BYTES }
+    }
+
+    pub fn bad(&self, field: &'static str, problem: Problem) -> WireError {
+        WireError::Field { op: self.op, field, problem }
+    }
+
+    pub fn unexpected(&self, field: &'static str, value: &[u8], expected: &'static str) -> WireError {
+        self.bad(field, Problem::Unexpected { value: quote(value), expected })
+    }
+
+    async fn exact(&mut self, field: &'static str, buf: &mut [u8]) -> Result<(), WireError> {
+        match self.source.read_exact(buf).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(WireError::Truncated { op: self.op, field })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn spend(&mut self, field: &'static str, len: u64) -> Result<(), WireError> {
+        match self.left.checked_sub(len) {
+            Some(left) => self.left = left,
+            None => return Err(self.bad(field, Problem::RequestTooLarge { len, limit: MAX_REQUEST_BYTES })),
+        }
+        Ok(())
+    }
+
+    pub async fn u64(&mut self, field: &'static str) -> Result<u64, WireError> {
+        self.spend(field, 8)?;
+        let mut bytes = [0; 8];
+        self.exact(field, &mut bytes).await?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// A number up to `limit`.
+    pub async fn at_most(&mut self, field: &'static str, limit: u64) -> Result<u64, WireError> {
+        let got = self.u64(field).await?;
+        if got > limit {
+            return Err(self.bad(field, Problem::OutOfRange { got, limit }));
+        }
+        Ok(got)
+    }
+
+    /// Any number but 0 is true, as in Nix.
+    pub async fn bool(&mut self, field: &'static str) -> Result<bool, WireError> {
+        Ok(self.u64(field).await? != 0)
+    }
+
+    /// How many entries follow.
+    pub async fn count(&mut self, field: &'static str, limit: u64) -> Result<u64, WireError> {
+        let count = self.u64(field).await?;
+        if count > limit {
+            return Err(self.bad(field, Problem::TooMany { count, limit }));
+        }
+        Ok(count)
+    }
+
+    /// A length, that many bytes, and zeroes up to a multiple of 8. Memory grows with what arrives and not with
+    /// what is announced.
+    pub async fn bytes(&mut self, field: &'static str, limit: u64) -> Result<Vec<u8>, WireError> {
+        let len = self.u64(field).await?;
+        if len > limit {
+            return Err(self.bad(field, Problem::TooLong { len, limit }));
+        }
+        self.spend(field, len)?;
+        let mut bytes = Vec::new();
+        while (bytes.len() as u64) < len {
+            let have = bytes.len();
+            let more = (len - have as u64).min(BUFFER_BYTES as u64) as usize;
+            bytes.resize(have + more, 0);
+            self.exact(field, &mut bytes[have..]).await?;
+        }
+        let mut padding = [0; 8];
+        let padding = &mut padding[..padding_after(len)];
+        self.exact(field, padding).await?;
+        if padding.iter().any(|byte| *byte != 0) {
+            return Err(self.bad(field, Problem::Padding { len }));
+        }
+        Ok(bytes)
+    }
+
+    pub async fn string(&mut self, field: &'static str, limit: u64) -> Result<String, WireError> {
+        let bytes = self.bytes(field, limit).await?;
+        String::from_utf8(bytes)
+            .map_err(|error| self.bad(field, Problem::NotUtf8 { value: quote(error.as_bytes()) }))
+    }
+
+    pub async fn strings(
+        &mut self,
+        field: &'static str,
+        count: u64,
+        limit: u64,
+    ) -> Result<Vec<String>, WireError> {
+        let mut strings = Vec::new();
+        for _ in 0..self.count(field, count).await? {
+            strings.push(self.string(field, limit).await?);
+        }
+        Ok(strings)
+    }
+
+    pub async fn path(&mut self, field: &'static str) -> Result<StorePath, WireError> {
+        let bytes = self.bytes(field, MAX_STORE_PATH_BYTES).await?;
+        self.parse_path(field, &bytes)
+    }
+
+    pub async fn maybe_path(&mut self, field: &'static str) -> Result<Option<StorePath>, WireError> {
+        let bytes = self.bytes(field, MAX_STORE_PATH_BYTES).await?;
+        if bytes.is_empty() { Ok(None) } else { self.parse_path(field, &bytes).map(Some) }
+    }
+
+    /// `/nix/store/<hash>-<name>`.
+    pub fn parse_path(&self, field: &'static str, bytes: &[u8]) -> Result<StorePath, WireError> {
+        StorePath::from_absolute_path(bytes)
+            .map_err(|source| self.bad(field, Problem::StorePath { value: quote(bytes), source }))
+    }
+
+    /// `<hash>-<name>`.
+    pub fn parse_base_name(&self, field: &'static str, bytes: &[u8]) -> Result<StorePath, WireError> {
+        StorePath::from_basename(bytes)
+            .map_err(|source| self.bad(field, Problem::StorePath { value: quote(bytes), source }))
+    }
+
+    pub async fn paths(&mut self, field: &'static str) -> Result<Vec<StorePath>, WireError> {
+        let mut paths = Vec::new();
+        for _ in 0..self.count(field, MAX_PATHS).await? {
+            paths.push(self.path(field).await?);
+        }
+        Ok(paths)
+    }
+
+    pub async fn path_set(&mut self, field: &'static str) -> Result<BTreeSet<StorePath>, WireError> {
+        Ok(self.paths(field).await?.into_iter().collect())
+    }
+
+    /// SHA-256, in any notation Nix has, with or without its name in front.
+    pub async fn sha256(&mut self, field: &'static str) -> Result<[u8; 32], WireError> {
+        let value = self.string(field, MAX_HASH_BYTES).await?;
+        let parsed = match value.contains([':', '-']) {
+            true => NixHash::parse(&value),
+            false => NixHash::parse(&format!("sha256:{value}")),
+        };
+        match parsed {
+            Ok(NixHash::Sha256(digest)) => Ok(digest),
+            Ok(_) => Err(self.unexpected(field, value.as_bytes(), "a SHA-256 hash")),
+            Err(source) => Err(self.bad(field, Problem::Hash { value: quote(value.as_bytes()), source })),
+        }
+    }
+
+    pub async fn maybe_ca(&mut self, field: &'static str) -> Result<Option<CAHash>, WireError> {
+        let value = self.string(field, MAX_CA_BYTES).await?;
+        if value.is_empty() {
+            return Ok(None);
+        }
+        CAHash::parse(&value)
+            .map(Some)
+            .map_err(|source| self.bad(field, Problem::Hash { value: quote(value.as_bytes()), source }))
+    }
+
+    pub async fn signatures(&mut self, field: &'static str) -> Result<Vec<String>, WireError> {
+        self.strings(field, MAX_SIGNATURES, MAX_SIGNATURE_BYTES).await
+    }
+
+    /// Pairs of strings; of equal keys the last wins.
+    pub async fn string_map(
+        &mut self,
+        field: &'static str,
+        count: u64,
+        key_limit: u64,
+        value_limit: u64,
+    ) -> Result<BTreeMap<String, Vec<u8>>, WireError> {
+        let mut map = BTreeMap::new();
+        for _ in 0..self.count(field, count).await? {
+            let key = self.string(field, key_limit).await?;
+            map.insert(key, self.bytes(field, value_limit).await?);
+        }
+        Ok(map)
+    }
+}
+
+/// Zero bytes after a string of this length.
+pub(crate) fn padding_after(len: u64) -> usize {
+    (8 - len % 8) as usize % 8
+}

@@ -1,0 +1,125 @@
+//! What goes to the client: one buffer, sent when it is full or when we are about to wait.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+use super::input::padding_after;
+use crate::limits::BUFFER_BYTES;
+
+/// A buffer to encode into. Fields are appended at once; the transport is touched by `relieve` and `flush` only.
+pub(crate) struct Output<W> {
+    inner: W,
+    pub buffer: Vec<u8>,
+    sent: usize,
+}
+
+impl<W: AsyncWrite + Unpin> Output<W> {
+    pub fn new(inner: W) -> Self {
+        Self { inner, buffer: Vec::new(), sent: 0 }
+    }
+
+    /// Writes out what there is, if it is much.
+    pub async fn relieve(&mut self) -> io::Result<()> {
+        if self.buffer.len() >= BUFFER_BYTES { self.write_out().await } else { Ok(()) }
+    }
+
+    async fn write_out(&mut self) -> io::Result<()> {
+        std::future::poll_fn(|cx| self.poll_write_out(cx)).await
+    }
+
+    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.buffer.len() {
+            let wrote = ready!(Pin::new(&mut self.inner).poll_write(cx, &self.buffer[self.sent..]))?;
+            if wrote == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sent += wrote;
+        }
+        self.sent = 0;
+        self.buffer.clear();
+        // One long answer must not keep its memory for the rest of a long connection.
+        self.buffer.shrink_to(2 * BUFFER_BYTES);
+        Poll::Ready(Ok(()))
+    }
+
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write_out(cx))?;
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    pub async fn flush(&mut self) -> io::Result<()> {
+        self.write_out().await?;
+        self.inner.flush().await
+    }
+
+    /// Bytes that are long enough to go past the buffer.
+    pub async fn write_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if bytes.len() < BUFFER_BYTES {
+            self.buffer.extend_from_slice(bytes);
+            return self.relieve().await;
+        }
+        self.write_out().await?;
+        self.inner.write_all(bytes).await
+    }
+}
+
+/// Appends protocol values to a buffer; the mirror of `Fields`.
+pub(crate) trait Encode {
+    fn u64(&mut self, value: u64);
+    fn bytes(&mut self, value: &[u8]);
+
+    fn bool(&mut self, value: bool) {
+        self.u64(value.into());
+    }
+
+    fn str(&mut self, value: &str) {
+        self.bytes(value.as_bytes());
+    }
+
+    fn path(&mut self, path: &nix_derivation::StorePath) {
+        self.str(&path.to_absolute_path());
+    }
+
+    fn maybe_path(&mut self, path: Option<&nix_derivation::StorePath>) {
+        self.str(&path.map(|path| path.to_absolute_path()).unwrap_or_default());
+    }
+
+    fn strs<'a, I>(&mut self, values: I)
+    where
+        I: IntoIterator<Item = &'a str>,
+        I::IntoIter: ExactSizeIterator,
+    {
+        let values = values.into_iter();
+        self.u64(values.len() as u64);
+        values.for_each(|value| self.str(value));
+    }
+
+    fn strings(&mut self, values: &[String]) {
+        self.strs(values.iter().map(String::as_str));
+    }
+
+    fn paths<'a, I>(&mut self, paths: I)
+    where
+        I: IntoIterator<Item = &'a nix_derivation::StorePath>,
+        I::IntoIter: ExactSizeIterator,
+    {
+        let paths = paths.into_iter();
+        self.u64(paths.len() as u64);
+        paths.for_each(|path| self.path(path));
+    }
+}
+
+impl Encode for Vec<u8> {
+    fn u64(&mut self, value: u64) {
+        self.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn bytes(&mut self, value: &[u8]) {
+        self.u64(value.len() as u64);
+        self.extend_from_slice(value);
+        self.resize(self.len() + padding_after(value.len() as u64), 0);
+    }
+}

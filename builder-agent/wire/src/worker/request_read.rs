@@ -1,0 +1,447 @@
+//! Arguments from bytes. (Nix: `performOp` in src/libstore/daemon.cc, and worker-protocol.cc.)
+
+use std::collections::BTreeMap;
+
+use nix_derivation::nixbase32;
+use tokio::io::AsyncRead;
+
+use super::input::{Fields, Input};
+use super::op::Op;
+use super::request::Request;
+use super::version::Protocol;
+use crate::error::{Problem, WireError, quote};
+use crate::limits::*;
+use crate::types::{
+    BasicDerivation, BuildMode, ClientSettings, ContentAddressMethod, DerivedPath, DrvKey, DrvOutputId,
+    GcAction, GcOptions, HashAlgorithm, NixHash, Output, PathInfo, Realisation, SingleDerivedPath,
+};
+
+/// The number of the next operation.
+pub(super) async fn number<R: AsyncRead + Unpin>(input: &mut Input<R>) -> Result<u64, WireError> {
+    Fields::new(input, "the next request").u64("operation").await
+}
+
+pub(super) async fn arguments<R: AsyncRead + Unpin>(
+    input: &mut Input<R>,
+    protocol: Protocol,
+    op: Op,
+) -> Result<Request, WireError> {
+    let f = &mut Fields::new(input, op.name());
+    Ok(match op {
+        Op::IsValidPath => Request::IsValidPath { path: f.path("path").await? },
+        Op::QueryReferences => Request::QueryReferences { path: f.path("path").await? },
+        Op::QueryReferrers => Request::QueryReferrers { path: f.path("path").await? },
+        Op::QueryDeriver => Request::QueryDeriver { path: f.path("path").await? },
+        Op::AddToStore => add_to_store(f, protocol).await?,
+        Op::AddTextToStore => Request::AddTextToStore {
+            name: f.string("name", MAX_NAME_BYTES).await?,
+            text: f.bytes("text", MAX_REQUEST_BYTES).await?,
+            references: f.path_set("references").await?,
+        },
+        Op::AddToStoreNar => {
+            let path = f.path("path").await?;
+            let info = path_info_of(f, path).await?;
+            let (repair, dont_check_sigs) = (f.bool("repair").await?, f.bool("dontCheckSigs").await?);
+            Request::AddToStoreNar { info, repair, dont_check_sigs }
+        }
+        Op::AddMultipleToStore => Request::AddMultipleToStore {
+            repair: f.bool("repair").await?,
+            dont_check_sigs: f.bool("dontCheckSigs").await?,
+        },
+        Op::BuildPaths => {
+            Request::BuildPaths { paths: targets(f, protocol).await?, mode: build_mode(f).await? }
+        }
+        Op::BuildPathsWithResults => {
+            Request::BuildPathsWithResults { paths: targets(f, protocol).await?, mode: build_mode(f).await? }
+        }
+        Op::BuildDerivation => Request::BuildDerivation {
+            drv_path: f.path("drvPath").await?,
+            derivation: basic_derivation(f).await?,
+            mode: build_mode(f).await?,
+        },
+        Op::EnsurePath => Request::EnsurePath { path: f.path("path").await? },
+        Op::AddTempRoot => Request::AddTempRoot { path: f.path("path").await? },
+        Op::AddPermRoot => Request::AddPermRoot {
+            path: f.path("path").await?,
+            gc_root: f.string("gcRoot", MAX_NAME_BYTES).await?,
+        },
+        Op::AddIndirectRoot => {
+            Request::AddIndirectRoot { gc_root: f.string("gcRoot", MAX_NAME_BYTES).await? }
+        }
+        Op::SyncWithGc => Request::SyncWithGc,
+        Op::FindRoots => Request::FindRoots,
+        Op::SetOptions => Request::SetOptions(client_settings(f).await?),
+        Op::CollectGarbage => Request::CollectGarbage(gc_options(f, protocol).await?),
+        Op::QueryAllValidPaths => Request::QueryAllValidPaths,
+        Op::QueryPathInfo => Request::QueryPathInfo { path: f.path("path").await? },
+        Op::QueryDerivationOutputs => Request::QueryDerivationOutputs { path: f.path("path").await? },
+        Op::QueryDerivationOutputNames => Request::QueryDerivationOutputNames { path: f.path("path").await? },
+        Op::QueryDerivationOutputMap => Request::QueryDerivationOutputMap { path: f.path("path").await? },
+        Op::QueryPathFromHashPart => {
+            let bytes = f.bytes("hashPart", MAX_HASH_BYTES).await?;
+            // Nix compares the text; what decodes to something else could not be equal.
+            let hash_part = nixbase32::decode(&bytes).ok().and_then(|digest| digest.try_into().ok());
+            Request::QueryPathFromHashPart { hash_part }
+        }
+        Op::QuerySubstitutablePathInfo => Request::QuerySubstitutablePathInfo { path: f.path("path").await? },
+        Op::QuerySubstitutablePathInfos => {
+            let mut paths = BTreeMap::new();
+            for _ in 0..f.count("paths", MAX_PATHS).await? {
+                let path = f.path("paths").await?;
+                let ca = if protocol.at_least(22) { f.maybe_ca("ca").await? } else { None };
+                paths.insert(path, ca);
+            }
+            Request::QuerySubstitutablePathInfos { paths }
+        }
+        Op::QueryValidPaths => Request::QueryValidPaths {
+            paths: f.paths("paths").await?,
+            substitute: protocol.at_least(27) && f.bool("substitute").await?,
+        },
+        Op::QuerySubstitutablePaths => Request::QuerySubstitutablePaths { paths: f.paths("paths").await? },
+        Op::QueryValidDerivers => Request::QueryValidDerivers { path: f.path("path").await? },
+        Op::OptimiseStore => Request::OptimiseStore,
+        Op::VerifyStore => Request::VerifyStore {
+            check_contents: f.bool("checkContents").await?,
+            repair: f.bool("repair").await?,
+        },
+        Op::AddSignatures => Request::AddSignatures {
+            path: f.path("path").await?,
+            signatures: f.signatures("signatures").await?,
+        },
+        Op::NarFromPath => Request::NarFromPath { path: f.path("path").await? },
+        Op::QueryMissing => Request::QueryMissing { targets: targets(f, protocol).await? },
+        Op::RegisterDrvOutput => Request::RegisterDrvOutput { realisation: realisation(f, protocol).await? },
+        Op::QueryRealisation => Request::QueryRealisation { id: drv_output_id(f, protocol).await? },
+        Op::AddBuildLog => {
+            let name = f.bytes("drvPath", MAX_STORE_PATH_BYTES).await?;
+            Request::AddBuildLog { drv_path: f.parse_base_name("drvPath", &name)? }
+        }
+    })
+}
+
+/// A path info as inside an `AddMultipleToStore`: always in the form of version 1.16.
+pub(super) async fn path_info<S: AsyncRead + Unpin>(f: &mut Fields<'_, S>) -> Result<PathInfo, WireError> {
+    let path = f.path("path").await?;
+    path_info_of(f, path).await
+}
+
+async fn path_info_of<S: AsyncRead + Unpin>(
+    f: &mut Fields<'_, S>,
+    path: nix_derivation::StorePath,
+) -> Result<PathInfo, WireError> {
+    Ok(PathInfo {
+        path,
+        deriver: f.maybe_path("deriver").await?,
+        nar_hash: f.sha256("narHash").await?,
+        references: f.path_set("references").await?,
+        registration_time: f.u64("registrationTime").await? as i64,
+        nar_size: f.u64("narSize").await?,
+        ultimate: f.bool("ultimate").await?,
+        signatures: f.signatures("signatures").await?,
+        ca: f.maybe_ca("ca").await?,
+    })
+}
+
+async fn add_to_store<S: AsyncRead + Unpin>(
+    f: &mut Fields<'_, S>,
+    protocol: Protocol,
+) -> Result<Request, WireError> {
+    let name = f.string("name", MAX_NAME_BYTES).await?;
+    if protocol.at_least(25) {
+        let text = f.string("method", MAX_NAME_BYTES).await?;
+        let (method, algorithm) = match text.strip_prefix("fixed:") {
+            Some(rest) => method_and_algorithm(f, "method", rest)?,
+            None if text.starts_with("text:") => method_and_algorithm(f, "method", &text)?,
+            None => {
+                return Err(f.unexpected("method", text.as_bytes(), "\"text:\" or \"fixed:\" and a hash"));
+            }
+        };
+        let references = f.path_set("references").await?;
+        let repair = f.bool("repair").await?;
+        return Ok(Request::AddToStore { name, method, algorithm, references, repair });
+    }
+    let fixed = f.bool("fixed").await?;
+    let recursive = f.at_most("recursive", 1).await? == 1;
+    let algorithm = f.string("hashAlgo", MAX_NAME_BYTES).await?;
+    // What is not fixed is a source, whatever the other two fields say.
+    let (method, algorithm) = match fixed {
+        false => (ContentAddressMethod::Nar, HashAlgorithm::Sha256),
+        true => {
+            let method = if recursive { ContentAddressMethod::Nar } else { ContentAddressMethod::Flat };
+            (method, hash_algorithm(f, "hashAlgo", &algorithm)?)
+        }
+    };
+    Ok(Request::AddToStore { name, method, algorithm, references: Default::default(), repair: false })
+}
+
+/// `r:sha256`, `text:sha256`, `git:sha1`, `sha256`.
+fn method_and_algorithm<S: AsyncRead + Unpin>(
+    f: &Fields<'_, S>,
+    field: &'static str,
+    text: &str,
+) -> Result<(ContentAddressMethod, HashAlgorithm), WireError> {
+    let (method, algorithm) = match text.split_once(':') {
+        Some(("r", rest)) => (ContentAddressMethod::Nar, rest),
+        Some(("text", rest)) => (ContentAddressMethod::Text, rest),
+        Some(("git", rest)) => (ContentAddressMethod::Git, rest),
+        Some(_) => return Err(f.unexpected(field, text.as_bytes(), "a method of content addressing")),
+        None => (ContentAddressMethod::Flat, text),
+    };
+    Ok((method, hash_algorithm(f, field, algorithm)?))
+}
+
+fn hash_algorithm<S: AsyncRead + Unpin>(
+    f: &Fields<'_, S>,
+    field: &'static str,
+    name: &str,
+) -> Result<HashAlgorithm, WireError> {
+    name.parse().map_err(|source| f.bad(field, Problem::Hash { value: quote(name.as_bytes()), source }))
+}
+
+async fn build_mode<S: AsyncRead + Unpin>(f: &mut Fields<'_, S>) -> Result<BuildMode, WireError> {
+    Ok(match f.at_most("buildMode", 2).await? {
+        0 => BuildMode::Normal,
+        1 => BuildMode::Repair,
+        _ => BuildMode::Check,
+    })
+}
+
+async fn targets<S: AsyncRead + Unpin>(
+    f: &mut Fields<'_, S>,
+    protocol: Protocol,
+) -> Result<Vec<DerivedPath>, WireError> {
+    let mut targets = Vec::new();
+    for _ in 0..f.count("paths", MAX_TARGETS).await? {
+        let text = f.string("paths", MAX_DERIVED_PATH_BYTES).await?;
+        targets.push(derived_path(f, "paths", &text, protocol)?);
+    }
+    Ok(targets)
+}
+
+/// `/nix/store/…`, or `/nix/store/….drv!out,dev`, or `/nix/store/….drv!*`.
+fn derived_path<S: AsyncRead + Unpin>(
+    f: &Fields<'_, S>,
+    field: &'static str,
+    text: &str,
+    protocol: Protocol,
+) -> Result<DerivedPath, WireError> {
+    let mut steps: Vec<&str> = text.split('!').collect();
+    if steps.len() > MAX_DERIVED_PATH_STEPS {
+        let (count, limit) = (steps.len() as u64, MAX_DERIVED_PATH_STEPS as u64);
+        return Err(f.bad(field, Problem::TooMany { count, limit }));
+    }
+    let base = f.parse_path(field, steps.remove(0).as_bytes())?;
+    let Some(outputs) = steps.pop() else {
+        // Before 1.30 a derivation alone meant all its outputs.
+        return Ok(match base.is_derivation() && !protocol.at_least(30) {
+            true => DerivedPath::Built { drv_path: SingleDerivedPath::Opaque(base), outputs: Vec::new() },
+            false => DerivedPath::Opaque(base),
+        });
+    };
+    let mut drv_path = SingleDerivedPath::Opaque(base);
+    for output in steps {
+        let output = output_name(f, field, output)?;
+        drv_path = SingleDerivedPath::Built { drv_path: Box::new(drv_path), output };
+    }
+    let mut names = Vec::new();
+    if outputs != "*" {
+        for name in outputs.split(',') {
+            if names.len() as u64 == MAX_OUTPUTS {
+                return Err(f.bad(field, Problem::TooMany { count: MAX_OUTPUTS + 1, limit: MAX_OUTPUTS }));
+            }
+            names.push(output_name(f, field, name)?);
+        }
+    }
+    Ok(DerivedPath::Built { drv_path, outputs: names })
+}
+
+/// Output names become part of store paths and of variables.
+fn output_name<S: AsyncRead + Unpin>(
+    f: &Fields<'_, S>,
+    field: &'static str,
+    name: &str,
+) -> Result<String, WireError> {
+    match nix_derivation::StorePath::from_parts([0; 20], name) {
+        Ok(_) => Ok(name.to_owned()),
+        Err(_) => Err(f.unexpected(field, name.as_bytes(), "the name of an output")),
+    }
+}
+
+async fn basic_derivation<S: AsyncRead + Unpin>(f: &mut Fields<'_, S>) -> Result<BasicDerivation, WireError> {
+    let mut outputs = BTreeMap::new();
+    for _ in 0..f.count("outputs", MAX_OUTPUTS).await? {
+        let name = f.string("output name", MAX_NAME_BYTES).await?;
+        let name = output_name(f, "output name", &name)?;
+        outputs.insert(name, output(f).await?);
+    }
+    Ok(BasicDerivation {
+        outputs,
+        input_sources: f.path_set("inputSrcs").await?,
+        system: f.string("platform", MAX_NAME_BYTES).await?,
+        builder: f.string("builder", MAX_NAME_BYTES).await?,
+        args: f.strings("args", MAX_BUILDER_ARGS, MAX_VALUE_BYTES).await?,
+        env: f.string_map("env", MAX_ENV_VARS, MAX_VALUE_BYTES, MAX_VALUE_BYTES).await?,
+    })
+}
+
+async fn output<S: AsyncRead + Unpin>(f: &mut Fields<'_, S>) -> Result<Output, WireError> {
+    const FIELD: &str = "output";
+    let path = f.maybe_path("output path").await?;
+    let method = f.string("output hashAlgo", MAX_NAME_BYTES).await?;
+    let hash = f.string("output hash", MAX_HASH_BYTES).await?;
+    if method.is_empty() {
+        return match (path, hash.is_empty()) {
+            (Some(path), true) => Ok(Output::InputAddressed { path }),
+            (None, true) => Ok(Output::Deferred),
+            (_, false) => Err(f.unexpected(FIELD, hash.as_bytes(), "empty, as there is no hash algorithm")),
+        };
+    }
+    let (method, algorithm) = method_and_algorithm(f, "output hashAlgo", &method)?;
+    match (&hash[..], path) {
+        ("impure", None) => Ok(Output::Impure { method, hash_algorithm: algorithm }),
+        ("", None) => Ok(Output::Floating { method, hash_algorithm: algorithm }),
+        ("impure" | "", Some(path)) => {
+            Err(f.unexpected(FIELD, path.to_string().as_bytes(), "empty, as the content decides the path"))
+        }
+        (_, _) => {
+            let bad = |source| f.bad("output hash", Problem::Hash { value: quote(hash.as_bytes()), source });
+            let hash = NixHash::parse(&format!("{algorithm}:{hash}")).map_err(bad)?;
+            let ca =
+                nix_derivation::CAHash::from_parts(method, algorithm, hash.digest_as_bytes()).map_err(bad)?;
+            Ok(Output::Fixed { ca })
+        }
+    }
+}
+
+async fn client_settings<S: AsyncRead + Unpin>(f: &mut Fields<'_, S>) -> Result<ClientSettings, WireError> {
+    let mut settings = ClientSettings {
+        keep_failed: f.bool("keepFailed").await?,
+        keep_going: f.bool("keepGoing").await?,
+        try_fallback: f.bool("tryFallback").await?,
+        verbosity: f.u64("verbosity").await?,
+        max_build_jobs: f.u64("maxBuildJobs").await?,
+        max_silent_time: f.u64("maxSilentTime").await?,
+        ..ClientSettings::default()
+    };
+    f.u64("useBuildHook").await?;
+    settings.verbose_build = f.u64("verboseBuild").await? == 0; // a verbosity: errors only is yes
+    f.u64("logType").await?;
+    f.u64("printBuildTrace").await?;
+    settings.build_cores = f.u64("buildCores").await?;
+    settings.use_substitutes = f.bool("useSubstitutes").await?;
+    for _ in 0..f.count("overrides", MAX_SETTINGS).await? {
+        let name = f.string("name of a setting", MAX_NAME_BYTES).await?;
+        settings.overrides.insert(name, f.string("value of a setting", MAX_VALUE_BYTES).await?);
+    }
+    Ok(settings)
+}
+
+async fn gc_options<S: AsyncRead + Unpin>(
+    f: &mut Fields<'_, S>,
+    protocol: Protocol,
+) -> Result<GcOptions, WireError> {
+    let action = match f.at_most("action", 3).await? {
+        0 => GcAction::ReturnLive,
+        1 => GcAction::ReturnDead,
+        2 => GcAction::DeleteDead,
+        _ => GcAction::DeleteSpecific,
+    };
+    let (mut paths, mut delete_referrers) = (None, false);
+    if protocol.features.delete_dead_specific_referrers {
+        if f.at_most("wholeStore", 1).await? == 0 {
+            paths = Some(f.path_set("pathsToDelete").await?);
+            delete_referrers = f.bool("deleteReferrers").await?;
+        }
+    } else {
+        let given = f.path_set("pathsToDelete").await?;
+        if action == GcAction::DeleteSpecific || !given.is_empty() {
+            paths = Some(given);
+        }
+    }
+    let options = GcOptions {
+        action,
+        paths,
+        delete_referrers,
+        ignore_liveness: f.bool("ignoreLiveness").await?,
+        max_freed: f.u64("maxFreed").await?,
+    };
+    for _ in 0..3 {
+        f.u64("obsolete field").await?;
+    }
+    Ok(options)
+}
+
+async fn drv_output_id<S: AsyncRead + Unpin>(
+    f: &mut Fields<'_, S>,
+    protocol: Protocol,
+) -> Result<DrvOutputId, WireError> {
+    if protocol.features.realisation_with_path {
+        let drv = DrvKey::Path(f.path("drvPath").await?);
+        let output = f.string("outputName", MAX_NAME_BYTES).await?;
+        return Ok(DrvOutputId { drv, output: output_name(f, "outputName", &output)? });
+    }
+    let text = f.string("outputId", MAX_NAME_BYTES).await?;
+    hashed_id(f, &text)
+}
+
+/// `sha256:<hex>!out`.
+fn hashed_id<S: AsyncRead + Unpin>(f: &Fields<'_, S>, text: &str) -> Result<DrvOutputId, WireError> {
+    let Some((hash, output)) = text.split_once('!') else {
+        return Err(f.unexpected("outputId", text.as_bytes(), "a hash, \"!\" and an output"));
+    };
+    let hash = NixHash::parse(hash)
+        .map_err(|source| f.bad("outputId", Problem::Hash { value: quote(hash.as_bytes()), source }))?;
+    Ok(DrvOutputId { drv: DrvKey::Hash(hash), output: output_name(f, "outputId", output)? })
+}
+
+async fn realisation<S: AsyncRead + Unpin>(
+    f: &mut Fields<'_, S>,
+    protocol: Protocol,
+) -> Result<Realisation, WireError> {
+    if protocol.features.realisation_with_path {
+        return Ok(Realisation {
+            id: drv_output_id(f, protocol).await?,
+            out_path: f.path("outPath").await?,
+            signatures: f.signatures("signatures").await?,
+            dependent_realisations: BTreeMap::new(),
+        });
+    }
+    if !protocol.at_least(31) {
+        let id = drv_output_id(f, protocol).await?;
+        let name = f.bytes("outPath", MAX_STORE_PATH_BYTES).await?;
+        return Ok(Realisation {
+            id,
+            out_path: f.parse_base_name("outPath", &name)?,
+            signatures: Vec::new(),
+            dependent_realisations: BTreeMap::new(),
+        });
+    }
+    let text = f.string("realisation", MAX_REALISATION_BYTES).await?;
+    realisation_from_json(f, &text)
+}
+
+fn realisation_from_json<S: AsyncRead + Unpin>(
+    f: &Fields<'_, S>,
+    text: &str,
+) -> Result<Realisation, WireError> {
+    let wrong = || f.unexpected("realisation", text.as_bytes(), "a realisation as JSON");
+    let json: serde_json::Value = serde_json::from_str(text).map_err(|_| wrong())?;
+    let field = |name: &str| json.get(name).and_then(|value| value.as_str()).ok_or_else(wrong);
+    let mut signatures = Vec::new();
+    for signature in json.get("signatures").and_then(|value| value.as_array()).into_iter().flatten() {
+        signatures.push(signature.as_str().ok_or_else(wrong)?.to_owned());
+    }
+    let mut dependent_realisations = BTreeMap::new();
+    for (id, path) in
+        json.get("dependentRealisations").and_then(|value| value.as_object()).into_iter().flatten()
+    {
+        let path = f.parse_base_name("dependentRealisations", path.as_str().ok_or_else(wrong)?.as_bytes())?;
+        dependent_realisations.insert(id.clone(), path);
+    }
+    Ok(Realisation {
+        id: hashed_id(f, field("id")?)?,
+        out_path: f.parse_base_name("outPath", field("outPath")?.as_bytes())?,
+        signatures,
+        dependent_realisations,
+    })
+}

@@ -1,0 +1,47 @@
+//! What a server can answer, one variant per shape of answer.
+
+use std::collections::BTreeMap;
+
+use crate::types::{
+    BuildResult, DerivedPath, Missing, PathInfo, Realisation, StorePath, SubstitutablePathInfo,
+};
+
+/// An answer. [`Connection::reply`](super::Connection::reply) knows which operation it answers and the
+/// negotiated version, so callers give everything they know and the writer leaves out what the client would not
+/// understand. A shape that does not answer the operation is refused before a byte of it is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Response {
+    /// The operation worked and has no result of its own.
+    Done,
+    /// `IsValidPath`; `VerifyStore` (true: errors remain).
+    Bool(bool),
+    /// `QueryReferences`, `QueryReferrers`, `QueryValidPaths`, `QuerySubstitutablePaths`, `QueryValidDerivers`,
+    /// `QueryDerivationOutputs`, `QueryAllValidPaths`.
+    Paths(Vec<StorePath>),
+    /// `QueryPathFromHashPart`, `QueryDeriver`.
+    MaybePath(Option<StorePath>),
+    /// `QueryDerivationOutputNames`.
+    Names(Vec<String>),
+    /// `QueryPathInfo`.
+    PathInfo(Option<PathInfo>),
+    /// `AddToStore`, `AddTextToStore`.
+    Added(PathInfo),
+    /// `QueryDerivationOutputMap`.
+    OutputMap(BTreeMap<String, Option<StorePath>>),
+    /// `BuildDerivation`.
+    BuildResult(BuildResult),
+    /// `BuildPathsWithResults`, in the order of the request.
+    BuildResults(Vec<(DerivedPath, BuildResult)>),
+    /// `QueryMissing`.
+    Missing(Missing),
+    /// `QuerySubstitutablePathInfo` (at most one), `QuerySubstitutablePathInfos`.
+    Substitutable(Vec<SubstitutablePathInfo>),
+    /// `FindRoots`: link and what it keeps alive.
+    Roots(Vec<(String, StorePath)>),
+    /// `CollectGarbage`.
+    Garbage { paths: Vec<String>, bytes_freed: u64 },
+    /// `QueryRealisation`.
+    Realisation(Option<Realisation>),
+    /// `AddPermRoot`.
+    GcRoot(String),
+}
