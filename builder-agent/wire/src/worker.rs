@@ -37,7 +37,20 @@ mod version;
 pub use body::Body;
 pub use connection::{Connection, NarReply, ServerInfo};
 pub use log::{ActivityKind, Failure, Field, LogEvent, ResultKind, Verbosity};
-pub use op::{OPS, Op, OpInfo};
+pub use op::{Answer, BodyShape, OPS, Op, OpInfo};
 pub use request::Request;
 pub use response::Response;
 pub use version::{CLIENT_MAGIC, Features, Protocol, SERVER_MAGIC, Version};
+
+/// What the test client shares with the server.
+#[cfg(feature = "test-client")]
+pub(crate) mod internal {
+    pub(crate) use super::input::Fields;
+    pub(crate) use super::log_write::*;
+    pub(crate) use super::output::Encode;
+    pub(crate) use super::request_read::{path_info, path_info_of};
+    pub(crate) use super::response_write::{
+        derived_path as write_derived_path, drv_output_id, hex, path_info as write_path_info,
+        realisation_json,
+    };
+}

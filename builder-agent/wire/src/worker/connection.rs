@@ -53,15 +53,17 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
     pub async fn accept(reader: R, writer: W, info: ServerInfo) -> Result<Self, WireError> {
         let (mut input, mut output) = (Input::new(reader), Output::new(writer));
         let protocol = handshake::accept(&mut input, &mut output, &info.nix_version).await?;
-        Ok(Self {
-            input,
-            output,
-            protocol,
-            body: BodyState::None,
-            max_body_bytes: info.max_body_bytes,
-            pending: None,
-            broken: None,
-        })
+        Ok(Self::new(input, output, protocol, info.max_body_bytes))
+    }
+
+    /// As if a handshake had agreed on this.
+    #[cfg(feature = "test-client")]
+    pub fn after_handshake(reader: R, writer: W, protocol: Protocol, max_body_bytes: u64) -> Self {
+        Self::new(Input::new(reader), Output::new(writer), protocol, max_body_bytes)
+    }
+
+    fn new(input: Input<R>, output: Output<W>, protocol: Protocol, max_body_bytes: u64) -> Self {
+        Self { input, output, protocol, body: BodyState::None, max_body_bytes, pending: None, broken: None }
     }
 
     /// What was agreed on.

@@ -103,7 +103,11 @@ fn all_fields(out: &mut Vec<u8>, fields: &[Field]) {
 
 /// A builder can put its whole log into an error; the client shows it in one piece.
 fn bounded(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_ERROR_BYTES)]
+    let mut end = text.len().min(MAX_ERROR_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 impl Verbosity {

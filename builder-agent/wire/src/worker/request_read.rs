@@ -120,12 +120,12 @@ pub(super) async fn arguments<R: AsyncRead + Unpin>(
 }
 
 /// A path info as inside an `AddMultipleToStore`: always in the form of version 1.16.
-pub(super) async fn path_info<S: AsyncRead + Unpin>(f: &mut Fields<'_, S>) -> Result<PathInfo, WireError> {
+pub(crate) async fn path_info<S: AsyncRead + Unpin>(f: &mut Fields<'_, S>) -> Result<PathInfo, WireError> {
     let path = f.path("path").await?;
     path_info_of(f, path).await
 }
 
-async fn path_info_of<S: AsyncRead + Unpin>(
+pub(crate) async fn path_info_of<S: AsyncRead + Unpin>(
     f: &mut Fields<'_, S>,
     path: nix_derivation::StorePath,
 ) -> Result<PathInfo, WireError> {

@@ -126,7 +126,7 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
 }
 
 /// Everything but the path itself (Nix: `UnkeyedValidPathInfo`).
-fn path_info(out: &mut Vec<u8>, info: &PathInfo) {
+pub(crate) fn path_info(out: &mut Vec<u8>, info: &PathInfo) {
     out.maybe_path(info.deriver.as_ref());
     out.str(&hex(&info.nar_hash));
     out.paths(&info.references);
@@ -201,24 +201,26 @@ fn realisation(out: &mut Vec<u8>, protocol: Protocol, found: Option<&Realisation
         out.path(&found.out_path);
         out.strings(&found.signatures);
     } else if protocol.at_least(31) {
-        let dependent: serde_json::Map<_, _> = found
-            .dependent_realisations
-            .iter()
-            .map(|(id, path)| (id.clone(), path.to_basename().into()))
-            .collect();
-        let json = serde_json::json!({
-            "dependentRealisations": dependent,
-            "id": drv_output_id(&found.id),
-            "outPath": found.out_path.to_basename(),
-            "signatures": found.signatures,
-        });
-        out.str(&json.to_string());
+        out.str(&realisation_json(found));
     } else {
         out.path(&found.out_path);
     }
 }
 
-fn drv_output_id(id: &DrvOutputId) -> String {
+pub(crate) fn realisation_json(realisation: &Realisation) -> String {
+    let dependent = realisation.dependent_realisations.iter();
+    let dependent: serde_json::Map<_, _> =
+        dependent.map(|(id, path)| (id.clone(), path.to_basename().into())).collect();
+    let json = serde_json::json!({
+        "dependentRealisations": dependent,
+        "id": drv_output_id(&realisation.id),
+        "outPath": realisation.out_path.to_basename(),
+        "signatures": realisation.signatures,
+    });
+    json.to_string()
+}
+
+pub(crate) fn drv_output_id(id: &DrvOutputId) -> String {
     match &id.drv {
         DrvKey::Hash(hash) => format!("{}!{}", hash.to_nix_base16_string(), id.output),
         // Clients of this form never read it; it only has to parse.
