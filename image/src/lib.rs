@@ -4,12 +4,16 @@
 //! binaries and files go (`docs/image.md`).
 
 pub mod apt;
+pub mod base;
 pub mod cpio;
 pub mod files;
 pub mod guest;
 pub mod kernel;
 pub mod kernel_package;
+pub mod manifest;
 pub mod modules;
+pub mod release;
+pub mod roster;
 pub mod tool;
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 use clap::{Args, Parser, Subcommand};
 use netboot_image::{
     apt::Apt,
-    guest,
+    base, guest,
     kernel_package::{Flavour, KernelPackage},
+    release, roster, tool,
 };
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,6 +24,8 @@ struct Cli {
 enum Verb {
     /// Put together what a micro-VM boots: vmlinux, initrd, guest, busybox, kernel-version.
     Guest(GuestArgs),
+    /// Make a release: kernel, initrd, boot.ipxe, manifest.json.
+    Build(BuildArgs),
 }
 
 /// Where Debian packages come from.
@@ -57,6 +60,53 @@ struct GuestArgs {
     packages: PackageArgs,
 }
 
+#[derive(Args)]
+struct BuildArgs {
+    /// Folder that receives the release.
+    #[arg(long)]
+    out: PathBuf,
+    /// The builder-agent binary.
+    #[arg(long, default_value = "target/release/builder-agent")]
+    agent: PathBuf,
+    /// The access-manager binary.
+    #[arg(long, default_value = "target/release/access-manager")]
+    access_manager: PathBuf,
+    /// The statically linked guest binary.
+    #[arg(long, alias = "guest-bin", default_value = "target/x86_64-unknown-linux-gnu/release/guest")]
+    guest: PathBuf,
+    /// A statically linked busybox.
+    #[arg(long, default_value = "/bin/busybox")]
+    busybox: PathBuf,
+    /// Files laid over the base system.
+    #[arg(long, default_value = "image/rootfs")]
+    rootfs: PathBuf,
+    /// Git repository the box fetches its roster from, at boot and every minute.
+    #[arg(long)]
+    roster_repo: Option<String>,
+    /// Branch of the roster repository.
+    #[arg(long, default_value = "main")]
+    branch: String,
+    #[command(flatten)]
+    baked: BakedRoster,
+    /// Which of Debian's kernels the box boots; its micro-VMs always run the cloud kernel.
+    #[arg(long, value_enum, default_value = "cloud")]
+    kernel_flavour: Flavour,
+    #[command(flatten)]
+    packages: PackageArgs,
+}
+
+/// The roster for boots without network.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct BakedRoster {
+    /// A roster.json made earlier.
+    #[arg(long)]
+    baked_roster: Option<PathBuf>,
+    /// A users.nix, evaluated now by access-manager.
+    #[arg(long)]
+    users: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
@@ -68,6 +118,7 @@ fn main() -> ExitCode {
         .init();
     let result = match Cli::parse().command {
         Verb::Guest(args) => make_guest(args),
+        Verb::Build(args) => make_release(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -96,4 +147,61 @@ fn make_guest(args: GuestArgs) -> Result<(), Failure> {
         files.initrd.len() >> 10
     );
     Ok(())
+}
+
+fn make_release(args: BuildArgs) -> Result<(), Failure> {
+    let started = std::time::Instant::now();
+    let roster = match (&args.baked.baked_roster, &args.baked.users) {
+        (Some(path), _) => roster::read(path)?,
+        (None, Some(users)) => roster::evaluate(&args.access_manager, users)?,
+        (None, None) => unreachable!("clap asks for one of the two"),
+    };
+    let packages = &args.packages;
+    let apt = Apt::open(&packages.cache, packages.mirror.as_deref(), packages.update)?;
+    let base = base::make(&apt, &packages.cache)?;
+    let (commit, modified) = source_commit();
+    let inputs = release::Inputs {
+        kernel: KernelPackage::fetch(&apt, &packages.cache, args.kernel_flavour)?,
+        guest_kernel: KernelPackage::fetch(&apt, &packages.cache, Flavour::Cloud)?,
+        agent: args.agent,
+        access_manager: args.access_manager,
+        guest: args.guest,
+        busybox: args.busybox,
+        rootfs: args.rootfs,
+        roster,
+        roster_repo: args.roster_repo,
+        roster_branch: args.branch,
+        commit,
+        modified,
+    };
+    let (manifest, what) = match release::build(&base, &inputs, &args.out)? {
+        release::Outcome::Built(manifest) => (manifest, "built"),
+        release::Outcome::UpToDate(manifest) => (manifest, "up to date"),
+    };
+    println!(
+        "{}: {what} in {:.1} s, kernel {}",
+        args.out.display(),
+        started.elapsed().as_secs_f32(),
+        manifest.kernel_version
+    );
+    for (name, entry) in &manifest.files {
+        println!("  {:>12} bytes  {}  {name}", entry.size, &entry.sha256[..16]);
+    }
+    Ok(())
+}
+
+/// The commit of the sources in the current folder, and whether files that git knows were changed since.
+fn source_commit() -> (Option<String>, bool) {
+    let git =
+        |args: &[&str]| tool::output(std::process::Command::new("git").args(args), "ask git for the commit");
+    match git(&["rev-parse", "HEAD"]) {
+        Ok(commit) => {
+            let changes = git(&["status", "--porcelain", "--untracked-files=no"]).unwrap_or_default();
+            (Some(String::from_utf8_lossy(&commit).trim().to_owned()), !changes.is_empty())
+        }
+        Err(error) => {
+            tracing::warn!(%error, "building outside of a git checkout: the release will name no commit");
+            (None, false)
+        }
+    }
 }

@@ -20,3 +20,27 @@ pub fn fake_kernel(root: &Path) -> KernelPackage {
     .unwrap();
     KernelPackage::open(&root).unwrap()
 }
+
+/// A folder with a small valid release: kernel "kernel", initrd "initrd" and so on.
+pub fn release() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = std::collections::BTreeMap::new();
+    for name in crate::manifest::FILES {
+        std::fs::write(dir.path().join(name), name).unwrap();
+        let (sha256, size) = crate::files::digest(&mut name.as_bytes()).unwrap();
+        files.insert(name.to_owned(), crate::manifest::Entry { sha256, size });
+    }
+    let manifest = crate::manifest::Manifest {
+        format: crate::manifest::FORMAT,
+        commit: None,
+        modified: false,
+        suite: "trixie".into(),
+        architecture: "x86_64".into(),
+        kernel_version: "6.12.0-test".into(),
+        inputs: "none".into(),
+        files,
+        packages: Default::default(),
+    };
+    std::fs::write(dir.path().join("manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+    dir
+}

@@ -1,0 +1,388 @@
+//! `netboot-image build`: base system + our files -> kernel, initrd, boot.ipxe, manifest.json.
+//!
+//! Equal inputs give equal bytes: times, file-system id and order are fixed, and nothing of the building machine
+//! enters. Not here: the base system itself (`base`), the guest's files (`guest`).
+
+use crate::apt::SUITE;
+use crate::base::{self, Base, BaseError};
+use crate::cpio::Archive;
+use crate::files;
+use crate::guest::{self, GuestError};
+use crate::kernel_package::KernelPackage;
+use crate::manifest::{self, Entry, Manifest};
+use crate::modules::{self, ModulesError};
+use crate::tool::{self, ToolError};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// First program of the box, from the kernel's point of view.
+const INIT: &str = include_str!("../initrd/init");
+/// What it needs to reach the root file system.
+const BOX_MODULES: [&str; 3] = ["loop", "erofs", "overlay"];
+/// All files of the root carry this time (2025-01-01), the file system this id.
+const FIXED_TIME: &str = "1735689600";
+const FIXED_UUID: &str = "62617261-6973-6572-8000-000000000001";
+/// Where our files live on the box.
+const HOME: &str = "usr/lib/barnraiser";
+
+/// Removed from the tree after everything is in: no program on the box reads these.
+const PRUNED: [&str; 12] = [
+    // The package database: a box is never upgraded in place; the manifest has the versions.
+    "var/lib/dpkg",
+    "var/lib/apt",
+    "var/cache",
+    "var/log",
+    "etc/apt",
+    // Names of hardware for people; udev's rules that matter here do not look anything up in it.
+    "usr/lib/udev/hwdb.d",
+    "usr/lib/udev/hwdb.bin",
+    // Text encodings other than UTF-8.
+    "usr/lib/x86_64-linux-gnu/gconv",
+    "usr/share/zoneinfo",
+    "usr/share/perl5",
+    "usr/share/lintian",
+    "usr/lib/systemd/catalog",
+];
+
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    #[error("cannot {action} {path}: {source}")]
+    File { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error(
+        "`{0}` cannot be the address of the roster's repository: it has a quote, a space or a line break"
+    )]
+    RosterAddress(String),
+    #[error(transparent)]
+    Base(#[from] BaseError),
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    #[error(transparent)]
+    Modules(#[from] ModulesError),
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+}
+
+/// All that goes into a release. Paths are read, never written.
+pub struct Inputs {
+    pub kernel: KernelPackage,
+    /// Kernel of the micro-VMs.
+    pub guest_kernel: KernelPackage,
+    pub agent: PathBuf,
+    pub access_manager: PathBuf,
+    pub guest: PathBuf,
+    pub busybox: PathBuf,
+    /// Folder laid over the base system.
+    pub rootfs: PathBuf,
+    /// roster.json for boots without network.
+    pub roster: Vec<u8>,
+    pub roster_repo: Option<String>,
+    pub roster_branch: String,
+    pub commit: Option<String>,
+    pub modified: bool,
+}
+
+/// What [`build`] did.
+pub enum Outcome {
+    Built(Manifest),
+    /// The folder already held the release of these inputs.
+    UpToDate(Manifest),
+}
+
+/// Makes the release in `out`. Files appear under their names when whole, the manifest last;
+/// on error an older release's files may be partly replaced, which its manifest then shows.
+pub fn build(base: &Base, inputs: &Inputs, out: &Path) -> Result<Outcome, BuildError> {
+    let hash = inputs_hash(&base.key, inputs)?;
+    if let Ok(release) = manifest::open(out)
+        && release.manifest.inputs == hash
+    {
+        return Ok(Outcome::UpToDate(release.manifest));
+    }
+    // Thousands of small files: in memory where there is some.
+    let memory = PathBuf::from("/dev/shm");
+    let parent = if memory.is_dir() { memory } else { std::env::temp_dir() };
+    let staging = tempfile::Builder::new()
+        .prefix("netboot-image-")
+        .tempdir_in(&parent)
+        .map_err(failed("make a folder in", &parent))?;
+    let tree = staging.path().join("tree");
+    std::fs::create_dir(&tree).map_err(failed("make", &tree))?;
+
+    tracing::info!("unpacking the base system");
+    base::unpack(base, &tree)?;
+    let packages = base::packages(&tree)?;
+    install_modules(&inputs.kernel, &tree)?;
+    lay_out(inputs, &tree)?;
+    tracing::info!("compressing the root file system");
+    let root = pack_root(&tree, &staging.path().join("root.erofs"))?;
+    write_release(inputs, &hash, packages, root, out).map(Outcome::Built)
+}
+
+/// The kernel's modules, with the indexes modprobe and udev look things up in.
+fn install_modules(kernel: &KernelPackage, tree: &Path) -> Result<(), BuildError> {
+    let modules = tree.join("usr/lib/modules");
+    std::fs::create_dir_all(&modules).map_err(failed("make", &modules))?;
+    tool::output(
+        Command::new("cp").arg("-dR").arg(&kernel.modules).arg(&modules),
+        "copy the kernel modules",
+    )?;
+    // The tree's own depmod: the building machine's may be older than the module format.
+    tool::output(
+        Command::new("chroot").arg(tree).args(["/usr/sbin/depmod", &kernel.version]),
+        "index the kernel modules",
+    )?;
+    Ok(())
+}
+
+/// Lays our files over the base system and removes what a box does not need.
+fn lay_out(inputs: &Inputs, tree: &Path) -> Result<(), BuildError> {
+    for path in PRUNED {
+        remove(&tree.join(path))?;
+    }
+    for dir in ["var/cache", "var/log", "var/lib/dpkg"] {
+        let path = tree.join(dir);
+        std::fs::create_dir_all(&path).map_err(failed("make", &path))?;
+    }
+    overlay(&inputs.rootfs, tree)?;
+    let home = tree.join(HOME);
+    std::fs::create_dir_all(&home).map_err(failed("make", &home))?;
+    for (from, name) in [(&inputs.agent, "builder-agent"), (&inputs.access_manager, "access-manager")] {
+        let contents = std::fs::read(from).map_err(failed("read", from))?;
+        put(&home.join(name), &contents, 0o755)?;
+    }
+    guest::write(
+        &guest::assemble(&inputs.guest_kernel, &inputs.guest, &inputs.busybox)?,
+        &home.join("guest"),
+    )?;
+    put(&home.join("roster.json"), &inputs.roster, 0o644)?;
+    let repo = inputs.roster_repo.as_deref().unwrap_or_default();
+    for text in [repo, &inputs.roster_branch] {
+        // The file is read by a shell.
+        if text.contains(['\'', '"', '\\', '\n', '\r', ' ', '$', '`']) {
+            return Err(BuildError::RosterAddress(text.into()));
+        }
+    }
+    let conf = tree.join("etc/barnraiser/roster.conf");
+    let text = std::fs::read_to_string(&conf).map_err(failed("read", &conf))?;
+    let text: String = text
+        .lines()
+        .map(|line| match line.split_once('=').map(|(key, _)| key) {
+            Some("ROSTER_REPO") => format!("ROSTER_REPO='{repo}'\n"),
+            Some("ROSTER_BRANCH") => format!("ROSTER_BRANCH='{}'\n", inputs.roster_branch),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    put(&conf, text.as_bytes(), 0o644)?;
+    let about = serde_json::json!({ "commit": inputs.commit, "kernel-version": inputs.kernel.version });
+    put(&home.join("release.json"), format!("{about}\n").as_bytes(), 0o644)
+}
+
+/// The root as one EROFS image. lz4hc: what Debian bookworm's mkfs can write, and quick to read on slow machines.
+fn pack_root(tree: &Path, image: &Path) -> Result<Vec<u8>, BuildError> {
+    let mut command = Command::new("mkfs.erofs");
+    command.args(["--quiet", "-zlz4hc,9", "-C65536", "-T", FIXED_TIME, "-U", FIXED_UUID, "-x-1"]);
+    tool::output(command.arg(image).arg(tree), "make the root file system")?;
+    std::fs::read(image).map_err(failed("read", image))
+}
+
+/// kernel, initrd, boot.ipxe and, when they lie there, the manifest.
+fn write_release(
+    inputs: &Inputs,
+    hash: &str,
+    packages: BTreeMap<String, String>,
+    root: Vec<u8>,
+    out: &Path,
+) -> Result<Manifest, BuildError> {
+    let kernel = std::fs::read(&inputs.kernel.vmlinuz).map_err(failed("read", &inputs.kernel.vmlinuz))?;
+    let initrd = initrd(inputs, root)?;
+    std::fs::create_dir_all(out).map_err(failed("make", out))?;
+    let mut entries = BTreeMap::new();
+    for (name, contents) in [
+        ("kernel", kernel),
+        ("initrd", initrd),
+        ("boot.ipxe", boot_script(inputs.commit.as_deref()).into_bytes()),
+    ] {
+        put(&out.join(name), &contents, 0o644)?;
+        let (sha256, size) = files::digest(&mut contents.as_slice()).map_err(failed("hash", out))?;
+        entries.insert(name.to_owned(), Entry { sha256, size });
+    }
+    let manifest = Manifest {
+        format: manifest::FORMAT,
+        commit: inputs.commit.clone(),
+        modified: inputs.modified,
+        suite: SUITE.into(),
+        architecture: "x86_64".into(),
+        kernel_version: inputs.kernel.version.clone(),
+        inputs: hash.to_owned(),
+        files: entries,
+        packages,
+    };
+    let mut json = serde_json::to_vec_pretty(&manifest).expect("strings and numbers always serialize");
+    json.push(b'\n');
+    put(&out.join(manifest::FILE_NAME), &json, 0o644)?;
+    Ok(manifest)
+}
+
+fn initrd(inputs: &Inputs, root: Vec<u8>) -> Result<Vec<u8>, BuildError> {
+    let mut archive = Archive::new();
+    for dir in ["dev", "proc", "sys"] {
+        archive.directory(dir, 0o755);
+    }
+    archive.char_device("dev/console", 0o600, 5, 1);
+    archive.file("init", 0o755, INIT.into());
+    archive.file(
+        "bin/busybox",
+        0o755,
+        std::fs::read(&inputs.busybox).map_err(failed("read", &inputs.busybox))?,
+    );
+    archive.file("root.erofs", 0o644, root);
+    let mut order = String::new();
+    for module in modules::load_order(&inputs.kernel.modules, &BOX_MODULES)? {
+        order += &format!("{}\n", module.file);
+        archive.file(&format!("modules/{}", module.file), 0o644, module.contents);
+    }
+    archive.file("modules/order", 0o644, order.into());
+    archive.to_bytes().map_err(failed("pack", Path::new("initrd")))
+}
+
+/// Relative names: the script works from wherever it is served.
+pub fn boot_script(commit: Option<&str>) -> String {
+    let build = commit.map_or("an unknown commit", |commit| &commit[..commit.len().min(12)]);
+    format!(
+        "#!ipxe\n\
+         echo Barnraiser, built from {build}\n\
+         :start\n\
+         kernel kernel initrd=initrd console=tty0 console=ttyS0,115200n8 panic=30 net.ifnames=0 ${{barnraiser-args}} || goto retry\n\
+         initrd initrd || goto retry\n\
+         boot || goto retry\n\
+         :retry\n\
+         echo Cannot load Barnraiser; trying again in 10 seconds\n\
+         imgfree\n\
+         sleep 10\n\
+         goto start\n"
+    )
+}
+
+/// Copies `from` over `tree`: folders merge, links and files replace. Permissions are reduced to "may be
+/// executed" or not, so that the umask of a checkout does not show. `.keep` files stand for empty folders.
+fn overlay(from: &Path, tree: &Path) -> Result<(), BuildError> {
+    for entry in sorted(from)? {
+        let target = tree.join(entry.file_name().unwrap_or_default());
+        let meta = entry.symlink_metadata().map_err(failed("read", &entry))?;
+        if entry.file_name().is_some_and(|name| name == ".keep") {
+            continue;
+        } else if meta.is_dir() {
+            if !target.is_dir() {
+                std::fs::create_dir(&target).map_err(failed("make", &target))?;
+                chmod(&target, 0o755)?;
+            }
+            overlay(&entry, &target)?;
+        } else if meta.is_symlink() {
+            remove(&target)?;
+            let link = std::fs::read_link(&entry).map_err(failed("read", &entry))?;
+            std::os::unix::fs::symlink(link, &target).map_err(failed("make", &target))?;
+        } else {
+            remove(&target)?;
+            let mode = if meta.permissions().mode() & 0o100 != 0 { 0o755 } else { 0o644 };
+            put(&target, &std::fs::read(&entry).map_err(failed("read", &entry))?, mode)?;
+        }
+    }
+    Ok(())
+}
+
+/// Hash over all that decides the release's bytes.
+fn inputs_hash(base: &str, inputs: &Inputs) -> Result<String, BuildError> {
+    let mut hash = Sha256::new();
+    let mut field = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    field(base.as_bytes());
+    // This program decides the rest: arguments of tools, lists of files.
+    let own =
+        std::env::current_exe().and_then(std::fs::read).map_err(failed("read", Path::new("this program")))?;
+    field(&own);
+    for text in [
+        inputs.kernel.version.as_str(),
+        &inputs.guest_kernel.version,
+        inputs.commit.as_deref().unwrap_or_default(),
+        if inputs.modified { "modified" } else { "" },
+        inputs.roster_repo.as_deref().unwrap_or_default(),
+        &inputs.roster_branch,
+    ] {
+        field(text.as_bytes());
+    }
+    field(&inputs.roster);
+    for path in [
+        &inputs.kernel.vmlinuz,
+        &inputs.guest_kernel.vmlinuz,
+        &inputs.agent,
+        &inputs.access_manager,
+        &inputs.guest,
+        &inputs.busybox,
+    ] {
+        field(&std::fs::read(path).map_err(failed("read", path))?);
+    }
+    hash_tree(&inputs.rootfs, &mut field)?;
+    Ok(files::hex(&hash.finalize()))
+}
+
+fn hash_tree(dir: &Path, field: &mut dyn FnMut(&[u8])) -> Result<(), BuildError> {
+    for entry in sorted(dir)? {
+        let meta = entry.symlink_metadata().map_err(failed("read", &entry))?;
+        field(entry.file_name().unwrap_or_default().as_encoded_bytes());
+        if meta.is_dir() {
+            field(b"{");
+            hash_tree(&entry, field)?;
+            field(b"}");
+        } else if meta.is_symlink() {
+            let link = std::fs::read_link(&entry).map_err(failed("read", &entry))?;
+            field(b"->");
+            field(link.as_os_str().as_encoded_bytes());
+        } else {
+            field(if meta.permissions().mode() & 0o100 != 0 { b"x" } else { b"-" });
+            field(&std::fs::read(&entry).map_err(failed("read", &entry))?);
+        }
+    }
+    Ok(())
+}
+
+fn sorted(dir: &Path) -> Result<Vec<PathBuf>, BuildError> {
+    let entries = std::fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    let mut entries: Vec<PathBuf> = entries.map_err(failed("read", dir))?;
+    entries.sort();
+    Ok(entries)
+}
+
+fn put(path: &Path, contents: &[u8], mode: u32) -> Result<(), BuildError> {
+    files::replace(path, contents, mode).map_err(failed("write", path))?;
+    chmod(path, mode)
+}
+
+fn chmod(path: &Path, mode: u32) -> Result<(), BuildError> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed("chmod", path))
+}
+
+/// Removes a file, link or whole folder; nothing there is fine.
+fn remove(path: &Path) -> Result<(), BuildError> {
+    let removed = match path.symlink_metadata() {
+        Err(error) => Err(error),
+        Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+    };
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> BuildError + use<> {
+    let path = path.to_path_buf();
+    move |source| BuildError::File { action, path, source }
+}
+
+#[cfg(test)]
+#[path = "release_test.rs"]
+mod release_test;
