@@ -1,1 +1,31 @@
-//! placeholder
+//! The builder agent: the ssh front door of a Barnraiser box and everything behind it.
+//!
+//! Joins `wire` (bytes to requests), `store` (paths and who may see them) and `sandbox` (where builders run), and owns
+//! what is between them: who may log in, what a session may ask, when a build runs, and how the process ends.
+//! `docs/agent.md` is the operator's guide.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+pub mod backend;
+pub mod build;
+pub mod config;
+pub mod daemon;
+pub mod logging;
+pub mod roster;
+pub mod serve;
+pub mod ssh;
+
+/// What all sessions share. Lives as long as the process serves.
+pub struct House {
+    pub config: Arc<config::Config>,
+    pub store: store::Store,
+    pub scheduler: Arc<dyn build::Scheduler>,
+    pub roster: watch::Receiver<Arc<roster::Roster>>,
+}
+
+/// Ready when a flag turns true, or when nobody is left who could set it.
+pub(crate) async fn turned(flag: &mut watch::Receiver<bool>) {
+    let _ = flag.wait_for(|set| *set).await;
+}

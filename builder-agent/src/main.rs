@@ -1,1 +1,129 @@
-fn main() {}
+//! `builder-agent`: command line, exit codes.
+//!
+//! 0: done. 1: it went wrong while running. 2: the command line or the configuration is wrong.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use builder_agent::config::{self, Config};
+use builder_agent::{backend, logging, serve};
+use clap::{Parser, Subcommand};
+
+/// Wrong command line or configuration; clap uses the same for its own errors.
+const USAGE: u8 = 2;
+const DEFAULT_CONFIG: &str = "/etc/builder-agent.toml";
+
+#[derive(Parser)]
+#[command(version, about = "Builds Nix derivations for the members of a community, each in a sandbox of its own")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Answer ssh and build, until SIGTERM
+    Serve {
+        /// The configuration file
+        #[arg(long, default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+    },
+    /// Look at the sandbox
+    Sandbox {
+        #[command(subcommand)]
+        command: SandboxCommand,
+    },
+    /// Look at the configuration
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum SandboxCommand {
+    /// Boot a guest to see whether KVM really works here
+    Probe {
+        /// Take kernel and initrd from this configuration file
+        #[arg(long, conflicts_with_all = ["kernel", "initrd"])]
+        config: Option<PathBuf>,
+        /// The guest kernel (ELF)
+        #[arg(long, requires = "initrd")]
+        kernel: Option<PathBuf>,
+        /// The guest initrd
+        #[arg(long, requires = "kernel")]
+        initrd: Option<PathBuf>,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Say whether a configuration file is good
+    Check {
+        /// The configuration file
+        #[arg(long, default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+    },
+    /// Print all keys with their defaults
+    Keys,
+}
+
+fn main() -> ExitCode {
+    // The agent runs itself again as the process around each micro-VM. That must be decided before anything else has
+    // threads, open files or memory that a guest could gain from.
+    sandbox::child_main_if_requested();
+
+    match Cli::parse().command {
+        Command::Serve { config } => {
+            logging::start();
+            match load(&config) {
+                Err(code) => code,
+                Ok(config) => done(serve::run(config)),
+            }
+        }
+        Command::Sandbox { command: SandboxCommand::Probe { config, kernel, initrd } } => {
+            let images = match (kernel, initrd) {
+                (Some(kernel), Some(initrd)) => Ok((kernel, initrd)),
+                _ => load(config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG)))
+                    .map(|config| (config.sandbox.kernel, config.sandbox.initrd)),
+            };
+            match images {
+                Err(code) => code,
+                Ok((kernel, initrd)) => done(backend::probe(&kernel, &initrd).map(|line| println!("{line}"))),
+            }
+        }
+        Command::Config { command: ConfigCommand::Check { config: path } } => match load(&path) {
+            Err(code) => code,
+            Ok(_) => {
+                println!("{} is good", path.display());
+                ExitCode::SUCCESS
+            }
+        },
+        Command::Config { command: ConfigCommand::Keys } => {
+            print!("{}", config::keys::markdown());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn load(path: &Path) -> Result<Config, ExitCode> {
+    Config::load(path).map_err(|error| {
+        eprintln!("error: {error}");
+        ExitCode::from(USAGE)
+    })
+}
+
+fn done(result: Result<(), impl std::error::Error>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut cause = error.source();
+            while let Some(inner) = cause {
+                eprintln!("cause: {inner}");
+                cause = inner.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! From a derivation to valid outputs: what to build, when, in which sandbox, and what came of it.
+//!
+//! Derivations come from clients, so every recipe is checked before a sandbox sees it. Logs and outputs come from a
+//! hostile builder; the store decides what an output is, and the paths it may claim come from the recipe alone.
+//! Not here: how a client asked (`daemon`), and how a builder is locked in (`sandbox`).
+
+pub mod attempt;
+mod checks;
+mod environment;
+pub mod failure;
+mod graph_files;
+pub mod log;
+pub mod plan;
+pub mod recipe;
+pub mod scheduler;
+
+pub use failure::Failure;
+pub use plan::Plan;
+pub use recipe::Recipe;
+pub use scheduler::{Attached, Outcome, Request, Scheduler};

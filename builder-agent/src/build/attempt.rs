@@ -1,0 +1,271 @@
+//! One attempt at one recipe: inputs into a sandbox, log and outputs out of it, outputs into the store.
+//!
+//! Blocking from start to end; runs on a thread of its own. The outputs become visible together, after every check,
+//! or not at all. Not here: waiting for a slot, and who shares the result (`scheduler`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix_derivation::StorePath;
+use sandbox::{Backend, BuilderStatus, Cancel, Finished, Host, Image, Inputs, Job, Limits, OutputSink, Segment};
+use store::{Ingest, Ingested, Member, PathInfo, Provenance, View};
+
+use super::checks::{self, NewOutput};
+use super::environment::surroundings;
+use super::failure::{builder_failed, sandbox_failed};
+use super::log::LogWriter;
+use super::recipe::{algorithm, sri};
+use super::{Failure, Recipe, graph_files};
+use crate::config::BackendKind;
+
+/// What an attempt needs besides the recipe.
+pub struct Means<'a> {
+    /// Names the build in logs.
+    pub id: &'a str,
+    pub view: &'a View,
+    pub backend: &'a dyn Backend,
+    pub kind: BackendKind,
+    pub limits: Limits,
+    pub cores: u32,
+    pub cancel: &'a Cancel,
+}
+
+/// What is worth knowing of a successful attempt.
+#[derive(Debug)]
+pub struct Success {
+    pub kernel: String,
+    pub vmm_overhead_bytes: Option<u64>,
+    /// From the inputs being composed to the outputs being registered, in order.
+    pub phases: Vec<(&'static str, Duration)>,
+}
+
+pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Success, Failure> {
+    let drv = recipe.drv_path.to_absolute_path();
+    let began = Instant::now();
+    let closure = closure(recipe, means.view)?;
+    let mut around = surroundings(recipe, means.cores)?;
+    around.files.extend(graph_files::files(recipe, means.view, &closure)?);
+    let trouble = |error: &dyn std::fmt::Display| {
+        Failure::transient(format!("cannot prepare the inputs of '{drv}': {error}"))
+    };
+    let inputs = match means.kind {
+        BackendKind::Kvm => {
+            let composed = means.view.compose(&closure).map_err(|e| trouble(&e))?;
+            let segments =
+                composed.segments.into_iter().map(|(file, offset, len)| Segment { file, offset, len }).collect();
+            Inputs::Image(Image { segments })
+        }
+        BackendKind::Namespace => {
+            let tree = |path: &StorePath| Ok((path.to_absolute_path(), means.view.tree(path)?));
+            let trees: Result<_, store::TreeError> = closure.iter().map(tree).collect();
+            Inputs::Trees(trees.map_err(|e| trouble(&e))?)
+        }
+    };
+    let prepared = began.elapsed();
+    let job = Job {
+        id: means.id.to_owned(),
+        system: recipe.system.clone(),
+        builder: recipe.builder.clone(),
+        args: around.args,
+        env: around.env,
+        files: around.files,
+        outputs: recipe.outputs.iter().map(|(name, o)| (name.clone(), o.path.to_absolute_path())).collect(),
+        inputs,
+        limits: means.limits.clone(),
+    };
+
+    let mut scan_for: BTreeSet<StorePath> = closure;
+    scan_for.extend(recipe.outputs.values().map(|output| output.path.clone()));
+    let mut receiver = Receiver {
+        view: means.view,
+        scan_for: scan_for.into_iter().collect(),
+        log,
+        outputs: Arc::default(),
+        trouble: Arc::default(),
+    };
+    let result = means.backend.run(job, &mut receiver, means.cancel);
+    let refused = receiver.trouble.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let outputs = std::mem::take(&mut *receiver.outputs.lock().unwrap_or_else(PoisonError::into_inner));
+    let finished = match result {
+        Ok(finished) => finished,
+        Err(error) => {
+            if let (Some(refused), sandbox::SandboxError::Sink { name, .. }) = (refused, &error) {
+                return Err(output_refused(recipe, name, &refused));
+            }
+            let places: Vec<_> =
+                recipe.outputs.iter().map(|(name, output)| (name.clone(), output.path.clone())).collect();
+            return Err(sandbox_failed(&recipe.drv_path, &places, &error));
+        }
+    };
+    if finished.status != BuilderStatus::Exited(0) {
+        return Err(builder_failed(&recipe.drv_path, finished.status, recipe.is_fixed(), &receiver.log.tail()));
+    }
+    let registering = Instant::now();
+    register(recipe, means.view, outputs)?;
+    let Finished { kernel, vmm_overhead_bytes, phases, .. } = finished;
+    let mut all = vec![("inputs prepared", prepared)];
+    all.extend(phases.0);
+    all.push(("outputs registered", registering.elapsed()));
+    Ok(Success { kernel, vmm_overhead_bytes, phases: all })
+}
+
+fn closure(recipe: &Recipe, view: &View) -> Result<BTreeSet<StorePath>, Failure> {
+    let inputs: Vec<StorePath> = recipe.inputs.iter().cloned().collect();
+    view.closure(&inputs).map_err(|missing| {
+        Failure::rejected(format!(
+            "dependency '{}' of '{}' does not exist, and substitution is disabled; upload it first",
+            missing.0.to_absolute_path(),
+            recipe.drv_path.to_absolute_path()
+        ))
+    })
+}
+
+/// Checks everything about the new outputs, then makes them visible together.
+fn register(recipe: &Recipe, view: &View, mut outputs: BTreeMap<String, Ingested>) -> Result<(), Failure> {
+    let drv = recipe.drv_path.to_absolute_path();
+    for name in recipe.outputs.keys() {
+        if !outputs.contains_key(name) {
+            // The sandbox promises this; half of a result must not become visible should it ever not hold.
+            return Err(Failure::transient(format!("the sandbox sent no output '{name}' of '{drv}'")));
+        }
+    }
+    let new: BTreeMap<&str, NewOutput<'_>> = outputs
+        .iter()
+        .map(|(name, ingested)| {
+            (name.as_str(), NewOutput { references: &ingested.references, nar_size: ingested.nar_size })
+        })
+        .collect();
+    for (name, output) in &recipe.outputs {
+        check_fixed(recipe, output, &outputs[name])?;
+    }
+    checks::check(recipe, view, &new)?;
+    drop(new);
+
+    let mut batch = Vec::new();
+    for (name, output) in &recipe.outputs {
+        let Some(ingested) = outputs.remove(name) else { continue };
+        if view.is_valid(&output.path) {
+            // Another build, or an upload, was first. What is visible stays as it is.
+            continue;
+        }
+        let provenance = match &output.fixed {
+            Some(_) => Provenance::Verified,
+            None => Provenance::Claimed(Member::clone(view.member())),
+        };
+        let info = PathInfo {
+            path: output.path.clone(),
+            nar_hash: ingested.nar_hash,
+            nar_size: ingested.nar_size,
+            references: ingested.references.clone(),
+            deriver: Some(recipe.drv_path.clone()),
+            registration_time: 0,
+            ultimate: true,
+            signatures: Vec::new(),
+            ca: output.fixed.as_ref().map(|ca| ca.to_nix_string()),
+        };
+        let staged = view.stage_built(ingested, info, provenance);
+        batch.push(staged.map_err(|e| Failure::transient(format!("cannot keep the outputs of '{drv}': {e}")))?);
+    }
+    view.register_many(batch)
+        .map_err(|e| Failure::transient(format!("cannot register the outputs of '{drv}': {e}")))?;
+    Ok(())
+}
+
+/// Source of the words: Nix, `registerOutputs`.
+fn check_fixed(recipe: &Recipe, output: &super::recipe::OutputSpec, ingested: &Ingested) -> Result<(), Failure> {
+    let Some(ca) = &output.fixed else { return Ok(()) };
+    let drv = recipe.drv_path.to_absolute_path();
+    let got = ingested
+        .ca_hash(ca.method(), algorithm(ca), None)
+        .map_err(|e| Failure::output(format!("output path '{}': {e}", output.path.to_absolute_path())))?;
+    let wanted = ca.hash();
+    if got != wanted {
+        return Err(Failure::output(format!(
+            "hash mismatch in fixed-output derivation '{drv}':\n  specified: {}\n     got:    {}",
+            sri(&wanted),
+            sri(&got)
+        )));
+    }
+    if !ingested.references.is_empty() {
+        let list: String =
+            ingested.references.iter().map(|path| format!("\n  {}", path.to_absolute_path())).collect();
+        return Err(Failure::output(format!("illegal path references in fixed-output derivation '{drv}':{list}")));
+    }
+    Ok(())
+}
+
+fn output_refused(recipe: &Recipe, name: &str, error: &store::ImportError) -> Failure {
+    let drv = recipe.drv_path.to_absolute_path();
+    if error.is_callers_fault() {
+        Failure::output(format!("output '{name}' of '{drv}' cannot be a store path: {error}"))
+    } else {
+        tracing::error!(%drv, %error, "cannot store an output");
+        Failure::transient(format!("the box cannot store output '{name}' of '{drv}': {error}"))
+    }
+}
+
+/// Where a sandbox sends what a builder makes.
+struct Receiver<'a> {
+    view: &'a View,
+    scan_for: Vec<StorePath>,
+    log: &'a mut LogWriter,
+    outputs: Arc<Mutex<BTreeMap<String, Ingested>>>,
+    /// Why the store refused an output; `io::Error` on the way through the sandbox would lose it.
+    trouble: Arc<Mutex<Option<store::ImportError>>>,
+}
+
+impl Host for Receiver<'_> {
+    fn log(&mut self, bytes: &[u8]) {
+        self.log.write(bytes);
+    }
+
+    fn output(&mut self, name: &str) -> io::Result<Box<dyn OutputSink>> {
+        let ingest = self.view.ingest(&self.scan_for).map_err(io::Error::other)?;
+        Ok(Box::new(Sink {
+            name: name.to_owned(),
+            ingest: Some(ingest),
+            outputs: self.outputs.clone(),
+            trouble: self.trouble.clone(),
+        }))
+    }
+}
+
+struct Sink {
+    name: String,
+    ingest: Option<Ingest>,
+    outputs: Arc<Mutex<BTreeMap<String, Ingested>>>,
+    trouble: Arc<Mutex<Option<store::ImportError>>>,
+}
+
+impl io::Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.ingest {
+            Some(ingest) => ingest.write(bytes),
+            None => Err(io::Error::other("output already complete")),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl OutputSink for Sink {
+    fn finish(mut self: Box<Self>) -> io::Result<()> {
+        let Some(ingest) = self.ingest.take() else { return Ok(()) };
+        match ingest.finish() {
+            Ok(ingested) => {
+                let mut outputs = self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
+                outputs.insert(self.name.clone(), ingested);
+                Ok(())
+            }
+            Err(error) => {
+                let text = error.to_string();
+                *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                Err(io::Error::other(text))
+            }
+        }
+    }
+}

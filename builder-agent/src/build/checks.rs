@@ -1,0 +1,173 @@
+//! What a derivation demands of its own outputs: `allowedReferences` and its relatives.
+//!
+//! Source: Nix, `checkOutputs` in src/libstore/build/local-derivation-goal.cc. With structured attributes the
+//! demands are per output, in `outputChecks`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nix_derivation::StorePath;
+use serde_json::Value;
+use store::View;
+
+use super::{Failure, Recipe};
+
+/// What is known of a new output.
+#[derive(Debug)]
+pub(super) struct NewOutput<'a> {
+    pub references: &'a BTreeSet<StorePath>,
+    pub nar_size: u64,
+}
+
+/// The demands on one output. Lists hold store paths or output names.
+#[derive(Debug, Default)]
+struct Checks {
+    allowed_references: Option<Vec<String>>,
+    allowed_requisites: Option<Vec<String>>,
+    disallowed_references: Vec<String>,
+    disallowed_requisites: Vec<String>,
+    ignore_self: bool,
+    max_size: Option<u64>,
+    max_closure_size: Option<u64>,
+}
+
+/// Refuses outputs that are not as the derivation wants them. Nothing of the build is kept then.
+pub(super) fn check(
+    recipe: &Recipe,
+    view: &View,
+    outputs: &BTreeMap<&str, NewOutput<'_>>,
+) -> Result<(), Failure> {
+    for (name, output) in outputs {
+        let checks = demands(recipe, name)?;
+        let own = &recipe.outputs[*name].path;
+        check_one(recipe, view, outputs, own, output, &checks)?;
+    }
+    Ok(())
+}
+
+fn demands(recipe: &Recipe, output: &str) -> Result<Checks, Failure> {
+    let Some(attrs) = &recipe.structured else {
+        return Ok(Checks {
+            allowed_references: recipe.words("allowedReferences"),
+            allowed_requisites: recipe.words("allowedRequisites"),
+            disallowed_references: recipe.words("disallowedReferences").unwrap_or_default(),
+            disallowed_requisites: recipe.words("disallowedRequisites").unwrap_or_default(),
+            ignore_self: true,
+            ..Checks::default()
+        });
+    };
+    let Some(of) = attrs.get("outputChecks").and_then(|all| all.get(output)) else { return Ok(Checks::default()) };
+    let wrong = |name: &str, wanted: &str| {
+        let path = recipe.drv_path.to_absolute_path();
+        Failure::rejected(format!("attribute '{name}' in 'outputChecks.{output}' of '{path}' must be {wanted}"))
+    };
+    let list = |name: &str| -> Result<Option<Vec<String>>, Failure> {
+        let Some(value) = of.get(name) else { return Ok(None) };
+        let strings = value.as_array().and_then(|list| {
+            list.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
+        });
+        strings.map(Some).ok_or_else(|| wrong(name, "a list of strings"))
+    };
+    let number = |name: &str| match of.get(name) {
+        None => Ok(None),
+        Some(value) => value.as_u64().map(Some).ok_or_else(|| wrong(name, "a number of bytes")),
+    };
+    Ok(Checks {
+        allowed_references: list("allowedReferences")?,
+        allowed_requisites: list("allowedRequisites")?,
+        disallowed_references: list("disallowedReferences")?.unwrap_or_default(),
+        disallowed_requisites: list("disallowedRequisites")?.unwrap_or_default(),
+        ignore_self: of.get("ignoreSelfRefs").and_then(Value::as_bool).unwrap_or(false),
+        max_size: number("maxSize")?,
+        max_closure_size: number("maxClosureSize")?,
+    })
+}
+
+fn check_one(
+    recipe: &Recipe,
+    view: &View,
+    outputs: &BTreeMap<&str, NewOutput<'_>>,
+    own: &StorePath,
+    output: &NewOutput<'_>,
+    checks: &Checks,
+) -> Result<(), Failure> {
+    let shown = own.to_absolute_path();
+    if let Some(max) = checks.max_size.filter(|max| output.nar_size > *max) {
+        let size = output.nar_size;
+        return Err(Failure::output(format!("path '{shown}' is too large at {size} bytes; limit is {max} bytes")));
+    }
+    let needs_closure = checks.allowed_requisites.is_some()
+        || !checks.disallowed_requisites.is_empty()
+        || checks.max_closure_size.is_some();
+    let closure = if needs_closure { closure(recipe, view, outputs, own)? } else { BTreeMap::new() };
+    if let Some(max) = checks.max_closure_size {
+        let size: u64 = closure.values().sum();
+        if size > max {
+            return Err(Failure::output(format!(
+                "closure of path '{shown}' is too large at {size} bytes; limit is {max} bytes"
+            )));
+        }
+    }
+    let set = |words: &[String]| paths(recipe, words);
+    let bad = |used: BTreeSet<StorePath>, what: &str| {
+        if used.is_empty() {
+            return Ok(());
+        }
+        let list: String = used.iter().map(|path| format!("\n  {}", path.to_absolute_path())).collect();
+        Err(Failure::output(format!("output '{shown}' is not allowed to refer to the following paths{what}:{list}")))
+    };
+    let skip = |path: &&StorePath| !(checks.ignore_self && *path == own);
+    let references: BTreeSet<StorePath> = output.references.iter().filter(skip).cloned().collect();
+    let requisites: BTreeSet<StorePath> = closure.keys().filter(skip).cloned().collect();
+    if let Some(allowed) = &checks.allowed_references {
+        bad(references.difference(&set(allowed)?).cloned().collect(), "")?;
+    }
+    bad(references.intersection(&set(&checks.disallowed_references)?).cloned().collect(), "")?;
+    if let Some(allowed) = &checks.allowed_requisites {
+        bad(requisites.difference(&set(allowed)?).cloned().collect(), ", however indirectly")?;
+    }
+    bad(requisites.intersection(&set(&checks.disallowed_requisites)?).cloned().collect(), ", however indirectly")
+}
+
+/// Everything reachable from a new output, with NAR sizes.
+fn closure(
+    recipe: &Recipe,
+    view: &View,
+    outputs: &BTreeMap<&str, NewOutput<'_>>,
+    own: &StorePath,
+) -> Result<BTreeMap<StorePath, u64>, Failure> {
+    let mut known = BTreeMap::new();
+    let mut todo = vec![own.clone()];
+    while let Some(path) = todo.pop() {
+        if known.contains_key(&path) {
+            continue;
+        }
+        let new = outputs.iter().find(|(name, _)| recipe.outputs[**name].path == path).map(|(_, output)| output);
+        let (size, references) = match (new, view.info(&path)) {
+            (Some(new), _) => (new.nar_size, new.references.clone()),
+            (None, Some(info)) => (info.nar_size, info.references.clone()),
+            (None, None) => {
+                let path = path.to_absolute_path();
+                return Err(Failure::transient(format!("path '{path}' vanished from the store during the build")));
+            }
+        };
+        known.insert(path, size);
+        todo.extend(references);
+    }
+    Ok(known)
+}
+
+/// Output names and store paths, as paths.
+fn paths(recipe: &Recipe, words: &[String]) -> Result<BTreeSet<StorePath>, Failure> {
+    words
+        .iter()
+        .map(|word| match recipe.outputs.get(word) {
+            Some(output) => Ok(output.path.clone()),
+            None => StorePath::from_absolute_path(word.as_bytes()).map_err(|_| {
+                let drv = recipe.drv_path.to_absolute_path();
+                Failure::rejected(format!(
+                    "derivation '{drv}' has an output check that mentions '{word}', which is neither one of its outputs nor a store path"
+                ))
+            }),
+        })
+        .collect()
+}

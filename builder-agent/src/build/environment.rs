@@ -1,0 +1,122 @@
+//! What a builder finds around it: variables, arguments and files, as Nix makes them.
+//!
+//! Source: Nix, src/libstore/build/local-derivation-goal.cc (2.8 to 2.26) and src/libstore/unix/build/
+//! derivation-builder.cc (later): `initEnv`, `initTmpDir`, `writeStructuredAttrs`.
+
+use std::collections::BTreeMap;
+
+use nix_derivation::store_path::hash_placeholder;
+use nix_derivation::{StructuredAttrsFiles, nixbase32};
+use sha2::{Digest, Sha256};
+
+use super::Failure;
+use super::recipe::{Recipe, structured_files};
+
+/// Where a build happens inside the sandbox.
+const BUILD_DIR: &str = "/build";
+
+/// What the sandbox puts in front of the builder.
+#[derive(Debug)]
+pub(super) struct Surroundings {
+    pub args: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    /// Written into `/build`.
+    pub files: Vec<(String, Vec<u8>)>,
+}
+
+/// Computes all of it. `cores` is what the builder may use at once (`NIX_BUILD_CORES`).
+pub(super) fn surroundings(recipe: &Recipe, cores: u32) -> Result<Surroundings, Failure> {
+    let rewrites: Vec<(String, String)> = recipe
+        .outputs
+        .iter()
+        .map(|(name, output)| (hash_placeholder(name), output.path.to_absolute_path()))
+        .collect();
+    let mut env = BTreeMap::new();
+    let mut files = Vec::new();
+    let mut set = |name: &str, value: &str| {
+        env.insert(name.to_owned(), value.to_owned());
+    };
+    // A derivation may override these...
+    set("PATH", "/path-not-set");
+    set("HOME", "/homeless-shelter");
+    set("NIX_STORE", "/nix/store");
+    set("NIX_BUILD_CORES", &cores.to_string());
+
+    let refused = |why: String| {
+        Failure::rejected(format!("cannot build '{}': {why}", recipe.drv_path.to_absolute_path()))
+    };
+    if let Some(attrs) = &recipe.structured {
+        let made = structured_files(attrs, &recipe.outputs).map_err(|e| refused(e.to_string()))?;
+        for (variable, name, bytes) in [
+            ("NIX_ATTRS_SH_FILE", StructuredAttrsFiles::SHELL_FILE_NAME, made.shell),
+            ("NIX_ATTRS_JSON_FILE", StructuredAttrsFiles::JSON_FILE_NAME, made.json),
+        ] {
+            set(variable, &format!("{BUILD_DIR}/{name}"));
+            files.push((name.to_owned(), bytes));
+        }
+    } else {
+        let as_file = recipe.words("passAsFile").unwrap_or_default();
+        for (name, value) in &recipe.env {
+            if as_file.contains(name) {
+                let file = format!(".attr-{}", nixbase32::encode(&Sha256::digest(name.as_bytes())));
+                set(&format!("{name}Path"), &format!("{BUILD_DIR}/{file}"));
+                files.push((file, rewrite_bytes(value, &rewrites)));
+            } else {
+                let value = std::str::from_utf8(value)
+                    .map_err(|_| refused(format!("its variable '{name}' is not UTF-8, which this box needs")))?;
+                set(name, value);
+            }
+        }
+    }
+
+    // ...but not these.
+    for name in ["NIX_BUILD_TOP", "TMPDIR", "TEMPDIR", "TMP", "TEMP", "PWD"] {
+        set(name, BUILD_DIR);
+    }
+    if recipe.is_fixed() {
+        set("NIX_OUTPUT_CHECKED", "1");
+        // The box has no proxies or tokens to hand out: every impure variable is empty, as on a clean machine.
+        for name in recipe.words("impureEnvVars").unwrap_or_default() {
+            set(&name, "");
+        }
+    }
+    set("NIX_LOG_FD", "2");
+    set("TERM", "xterm-256color");
+
+    for (name, value) in &env {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return Err(refused(format!("its variable '{}' cannot be passed to a program", name.escape_debug())));
+        }
+    }
+    if let Some(arg) = recipe.args.iter().find(|arg| arg.contains('\0')) {
+        return Err(refused(format!("its argument '{}' contains a NUL", arg.escape_debug())));
+    }
+    Ok(Surroundings {
+        args: recipe.args.iter().map(|arg| rewrite(arg, &rewrites)).collect(),
+        env: env.into_iter().map(|(name, value)| (name, rewrite(&value, &rewrites))).collect(),
+        files,
+    })
+}
+
+fn rewrite(text: &str, rewrites: &[(String, String)]) -> String {
+    rewrites.iter().fold(text.to_owned(), |text, (from, to)| {
+        if text.contains(from.as_str()) { text.replace(from.as_str(), to) } else { text }
+    })
+}
+
+fn rewrite_bytes(bytes: &[u8], rewrites: &[(String, String)]) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    for (from, to) in rewrites {
+        let from = from.as_bytes();
+        let mut at = 0;
+        while let Some(found) = out[at..].windows(from.len()).position(|window| window == from) {
+            out.splice(at + found..at + found + from.len(), to.bytes());
+            at += found + to.len();
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+#[path = "environment_test.rs"]
+mod environment_test;

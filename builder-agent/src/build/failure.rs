@@ -1,0 +1,188 @@
+//! Why a build gave no outputs, in the words Nix uses, with the status that drives the client's next step.
+
+use std::time::Duration;
+
+use nix_derivation::StorePath;
+use sandbox::{BuilderStatus, SandboxError};
+use wire::types::BuildStatus;
+
+/// Lines of log repeated in the error of a failed builder (Nix: `log-lines`, 25 in newer versions, 10 before).
+pub const TAIL_LINES: usize = 10;
+
+/// A build that did not work out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub status: BuildStatus,
+    /// For the person who asked; may have several lines.
+    pub message: String,
+}
+
+impl Failure {
+    pub fn new(status: BuildStatus, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+
+    /// The derivation asks for something that cannot or must not be done here.
+    pub fn rejected(message: impl Into<String>) -> Self {
+        Self::new(BuildStatus::InputRejected, message)
+    }
+
+    /// The box's own trouble: trying again, here or elsewhere, may work.
+    pub fn transient(message: impl Into<String>) -> Self {
+        Self::new(BuildStatus::TransientFailure, message)
+    }
+
+    /// An output is not what it must be.
+    pub fn output(message: impl Into<String>) -> Self {
+        Self::new(BuildStatus::OutputRejected, message)
+    }
+
+    /// Nobody waits for the build any more, or its member is gone.
+    pub fn cancelled(drv: &StorePath) -> Self {
+        Self::new(BuildStatus::MiscFailure, format!("build of '{}' was cancelled", drv.to_absolute_path()))
+    }
+}
+
+/// A builder that ran and failed. `fixed` derivations depend on the network, so trying again may work (as in Nix).
+pub fn builder_failed(drv: &StorePath, status: BuilderStatus, fixed: bool, tail: &[String]) -> Failure {
+    let how = match status {
+        BuilderStatus::Exited(code) => format!("failed with exit code {code}"),
+        BuilderStatus::Signalled(signal) => {
+            format!("failed due to signal {signal}{}", signal_name(signal))
+        }
+    };
+    let mut message = format!("builder for '{}' {how}", drv.to_absolute_path());
+    if !tail.is_empty() {
+        message.push_str(&format!(";\nlast {} log lines:", tail.len()));
+        for line in tail {
+            message.push_str("\n> ");
+            message.push_str(line);
+        }
+    }
+    Failure::new(if fixed { BuildStatus::TransientFailure } else { BuildStatus::PermanentFailure }, message)
+}
+
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        4 => " (Illegal instruction)",
+        6 => " (Aborted)",
+        7 => " (Bus error)",
+        8 => " (Floating point exception)",
+        9 => " (Killed)",
+        11 => " (Segmentation fault)",
+        13 => " (Broken pipe)",
+        15 => " (Terminated)",
+        31 => " (Bad system call)",
+        _ => "",
+    }
+}
+
+/// The sandbox ended the build. Every limit is named with its value and what can be done about it.
+pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &SandboxError) -> Failure {
+    let path = drv.to_absolute_path();
+    let seconds = |d: &Duration| d.as_secs();
+    match error {
+        SandboxError::Timeout { after } => Failure::new(
+            BuildStatus::TimedOut,
+            format!(
+                "building of '{path}' timed out after {} seconds; the limit is the smallest of the client's `timeout`, \
+                 your `max-build-seconds` in the roster, and the box's `limits.max-build-seconds`",
+                seconds(after)
+            ),
+        ),
+        SandboxError::Silent { after } => Failure::new(
+            BuildStatus::TimedOut,
+            format!(
+                "building of '{path}' timed out after {} seconds of silence; print progress, or raise the client's \
+                 `max-silent-time` (the box allows no more than its `limits.max-silent-seconds`)",
+                seconds(after)
+            ),
+        ),
+        SandboxError::LogLimit { limit } => Failure::new(
+            BuildStatus::LogLimitExceeded,
+            format!(
+                "builder for '{path}' killed after writing more than {limit} bytes of log output \
+                 (the box's `limits.max-log-mib`); make the build quieter"
+            ),
+        ),
+        SandboxError::OutputLimit { limit } => Failure::output(format!(
+            "the outputs of '{path}' are larger than {limit} bytes (the box's `limits.max-output-mib`); \
+             install less, or split the derivation"
+        )),
+        SandboxError::OutOfMemory { mib } => Failure::new(
+            BuildStatus::PermanentFailure,
+            format!(
+                "builder for '{path}' ran out of memory: the limit is {mib} MiB (the box's `sandbox.memory-mib` \
+                 within your `max-memory-mib` in the roster); build with fewer parallel jobs, or ask for more"
+            ),
+        ),
+        SandboxError::ProcessLimit { limit } => Failure::new(
+            BuildStatus::PermanentFailure,
+            format!(
+                "builder for '{path}' started more than {limit} processes (the box's `limits.max-processes`); \
+                 build with fewer parallel jobs"
+            ),
+        ),
+        SandboxError::OutputMissing { name } => {
+            let place = outputs.iter().find(|(output, _)| output == name);
+            let place = place.map(|(_, path)| format!(" at '{}'", path.to_absolute_path())).unwrap_or_default();
+            Failure::output(format!(
+                "builder for '{path}' failed to produce output path for output '{name}'{place}"
+            ))
+        }
+        SandboxError::Cancelled => Failure::cancelled(drv),
+        other => {
+            Failure::transient(format!("the sandbox of '{path}' failed, which is not the builder's fault: {other}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drv() -> StorePath {
+        StorePath::from_basename(b"ib3sh3pcz10wsmavxvkdbayhqivbghlq-hello-2.12.1.drv").expect("a path")
+    }
+
+    #[test]
+    fn a_failed_builder_is_reported_as_nix_does() {
+        let tail = ["checking for gcc... no".to_owned(), "error: no C compiler".to_owned()];
+        let failure = builder_failed(&drv(), BuilderStatus::Exited(77), false, &tail);
+        assert_eq!(
+            failure.message,
+            "builder for '/nix/store/ib3sh3pcz10wsmavxvkdbayhqivbghlq-hello-2.12.1.drv' failed with exit code 77;\n\
+             last 2 log lines:\n> checking for gcc... no\n> error: no C compiler"
+        );
+        assert_eq!(failure.status, BuildStatus::PermanentFailure);
+        let failure = builder_failed(&drv(), BuilderStatus::Signalled(9), true, &[]);
+        assert!(failure.message.ends_with("failed due to signal 9 (Killed)"), "{}", failure.message);
+        assert_eq!(failure.status, BuildStatus::TransientFailure);
+    }
+
+    #[test]
+    fn every_limit_names_its_value_and_a_way_out() {
+        for (error, status, part) in [
+            (SandboxError::Timeout { after: Duration::from_secs(7) }, BuildStatus::TimedOut, "timed out after 7 seconds;"),
+            (
+                SandboxError::Silent { after: Duration::from_secs(8) },
+                BuildStatus::TimedOut,
+                "timed out after 8 seconds of silence",
+            ),
+            (SandboxError::LogLimit { limit: 99 }, BuildStatus::LogLimitExceeded, "more than 99 bytes of log"),
+            (SandboxError::OutputLimit { limit: 98 }, BuildStatus::OutputRejected, "larger than 98 bytes"),
+            (SandboxError::OutOfMemory { mib: 97 }, BuildStatus::PermanentFailure, "the limit is 97 MiB"),
+            (SandboxError::ProcessLimit { limit: 96 }, BuildStatus::PermanentFailure, "more than 96 processes"),
+        ] {
+            let failure = sandbox_failed(&drv(), &[], &error);
+            assert_eq!(failure.status, status);
+            assert!(failure.message.contains(part) && failure.message.contains(';'), "{}", failure.message);
+        }
+    }
+
+    #[test]
+    fn trouble_of_the_box_is_not_blamed_on_the_builder() {
+        let failure = sandbox_failed(&drv(), &[], &SandboxError::Unavailable { why: "no kvm".into() });
+        assert_eq!(failure.status, BuildStatus::TransientFailure);
+    }
+}

@@ -1,0 +1,267 @@
+//! One derivation, ready to be judged and run: all paths known, all inputs named.
+//!
+//! A recipe comes from a `.drv` in the member's view, or from a `BasicDerivation` sent by a client. Both are the
+//! member's own claims: they decide what is built for that member, and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use nix_derivation::{CAHash, Derivation, HashAlgorithm, Output, StorePath, StructuredAttrs};
+use sha2::{Digest, Sha256};
+use wire::types::BasicDerivation;
+
+use super::Failure;
+
+/// Largest `.drv` we read. The largest in nixpkgs are a few megabytes, nearly all of it environment.
+pub const MAX_DRV_BYTES: u64 = 32 << 20;
+
+/// An output and, for fixed outputs, the content it must have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputSpec {
+    pub path: StorePath,
+    pub fixed: Option<CAHash>,
+}
+
+#[derive(Debug)]
+pub struct Recipe {
+    pub drv_path: StorePath,
+    pub system: String,
+    pub builder: String,
+    pub args: Vec<String>,
+    /// As in the derivation: nothing substituted, nothing added. Without `__json`.
+    pub env: BTreeMap<String, Vec<u8>>,
+    pub structured: Option<StructuredAttrs>,
+    pub outputs: BTreeMap<String, OutputSpec>,
+    /// The paths the builder may see, without what they refer to.
+    pub inputs: BTreeSet<StorePath>,
+    /// Input derivations and the outputs wanted of each. Empty for a `BasicDerivation`.
+    pub input_derivations: BTreeMap<StorePath, BTreeSet<String>>,
+}
+
+/// What makes two requests of one member the same build.
+pub type BuildKey = [u8; 32];
+
+impl Recipe {
+    /// Parses the contents of the `.drv` at `drv_path`. Outputs of input derivations still have to be added to
+    /// `inputs`, by whoever can read those.
+    pub fn from_drv(drv_path: &StorePath, bytes: &[u8]) -> Result<Self, Failure> {
+        let full = drv_path.to_absolute_path();
+        let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
+        let name = drv_path.name().strip_suffix(".drv").ok_or_else(|| bad(&"its name does not end in .drv"))?;
+        let drv = Derivation::from_aterm_bytes(bytes, name).map_err(|e| bad(&e))?;
+        let mut input_derivations = BTreeMap::new();
+        for (path, input) in drv.input_derivations() {
+            if input.is_dynamic() {
+                return Err(bad(&"it depends on a dynamic derivation, which this box does not support yet"));
+            }
+            input_derivations.insert(path.clone(), input.outputs().clone());
+        }
+        Ok(Self {
+            outputs: outputs(drv_path, name, drv.outputs())?,
+            system: drv.system().to_owned(),
+            builder: drv.builder().to_owned(),
+            args: drv.arguments().to_vec(),
+            env: drv.environment().clone(),
+            structured: drv.structured_attrs().cloned(),
+            inputs: drv.input_sources().clone(),
+            input_derivations,
+            drv_path: drv_path.clone(),
+        })
+    }
+
+    /// Takes over what a client sent with `BuildDerivation`.
+    pub fn from_basic(drv_path: &StorePath, basic: BasicDerivation) -> Result<Self, Failure> {
+        let full = drv_path.to_absolute_path();
+        let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
+        let name = drv_path.name().strip_suffix(".drv").ok_or_else(|| bad(&"its name does not end in .drv"))?;
+        let mut env = basic.env;
+        let structured = match env.remove("__json") {
+            Some(json) => Some(StructuredAttrs::from_json_bytes(json).map_err(|e| bad(&e))?),
+            None => None,
+        };
+        Ok(Self {
+            outputs: outputs(drv_path, name, &basic.outputs)?,
+            system: basic.system,
+            builder: basic.builder,
+            args: basic.args,
+            env,
+            structured,
+            inputs: basic.input_sources,
+            input_derivations: BTreeMap::new(),
+            drv_path: drv_path.clone(),
+        })
+    }
+
+    pub fn is_fixed(&self) -> bool {
+        self.outputs.values().any(|output| output.fixed.is_some())
+    }
+
+    /// An attribute that is a string with and without structured attributes.
+    pub fn text(&self, name: &str) -> Option<String> {
+        match &self.structured {
+            Some(attrs) => attrs.get(name)?.as_str().map(str::to_owned),
+            None => self.env.get(name).map(|value| String::from_utf8_lossy(value).into_owned()),
+        }
+    }
+
+    /// An attribute that is a list: words without, an array of strings (or words) with structured attributes.
+    pub fn words(&self, name: &str) -> Option<Vec<String>> {
+        if let Some(list) = self.structured.as_ref().and_then(|attrs| attrs.get(name)?.as_array()) {
+            return Some(list.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect());
+        }
+        self.text(name).map(|text| text.split_ascii_whitespace().map(str::to_owned).collect())
+    }
+
+    /// A yes-or-no attribute, as Nix reads it: `"1"`, or `true` with structured attributes.
+    pub fn flag(&self, name: &str) -> bool {
+        match &self.structured {
+            Some(attrs) => attrs.get(name).and_then(|value| value.as_bool()).unwrap_or(false),
+            None => self.env.get(name).is_some_and(|value| value == b"1"),
+        }
+    }
+
+    /// Refuses what this box cannot or will not run.
+    pub fn check(&self, systems: &[String], features: &[String]) -> Result<(), Failure> {
+        let path = self.drv_path.to_absolute_path();
+        let mut wanted = self.words("requiredSystemFeatures").unwrap_or_default();
+        wanted.sort();
+        wanted.dedup();
+        let runs = self.system == "builtin" || systems.contains(&self.system);
+        if !runs || wanted.iter().any(|feature| !features.contains(feature)) {
+            return Err(Failure::rejected(format!(
+                "a '{}' with features {{{}}} is required to build '{path}', but I am a '{}' with features {{{}}}",
+                self.system,
+                wanted.join(", "),
+                systems.join("', '"),
+                features.join(", "),
+            )));
+        }
+        if let Some(builtin) = self.builder.strip_prefix("builtin:") {
+            return Err(Failure::rejected(format!(
+                "cannot build '{path}': its builder 'builtin:{builtin}' is not supported by this box yet; \
+                 realise it on the client, which then uploads the result"
+            )));
+        }
+        if !self.builder.starts_with('/') {
+            return Err(Failure::rejected(format!(
+                "cannot build '{path}': its builder '{}' is not an absolute path",
+                self.builder
+            )));
+        }
+        if self.flag("__noChroot") {
+            return Err(Failure::rejected(format!(
+                "derivation '{path}' has '__noChroot' set, but this box builds nothing outside its sandbox"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Hash of all that the recipe says. Two requests of one member with the same key share one build.
+    pub fn key(&self) -> BuildKey {
+        let mut hash = Sha256::new();
+        let mut put = |bytes: &[u8]| {
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        put(self.drv_path.to_basename().as_bytes());
+        put(self.system.as_bytes());
+        put(self.builder.as_bytes());
+        put(&(self.args.len() as u64).to_le_bytes());
+        self.args.iter().for_each(|arg| put(arg.as_bytes()));
+        put(&(self.env.len() as u64).to_le_bytes());
+        for (name, value) in &self.env {
+            put(name.as_bytes());
+            put(value);
+        }
+        put(self.structured.as_ref().map_or(b"", |attrs| attrs.canonical_json()));
+        put(&(self.outputs.len() as u64).to_le_bytes());
+        for (name, output) in &self.outputs {
+            put(name.as_bytes());
+            put(output.path.to_basename().as_bytes());
+            put(output.fixed.as_ref().map(CAHash::to_nix_string).unwrap_or_default().as_bytes());
+        }
+        put(&(self.inputs.len() as u64).to_le_bytes());
+        self.inputs.iter().for_each(|input| put(input.to_basename().as_bytes()));
+        hash.finalize().into()
+    }
+}
+
+fn outputs(
+    drv_path: &StorePath,
+    name: &str,
+    outputs: &BTreeMap<String, Output>,
+) -> Result<BTreeMap<String, OutputSpec>, Failure> {
+    let full = drv_path.to_absolute_path();
+    let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
+    if outputs.is_empty() {
+        return Err(bad(&"it has no outputs"));
+    }
+    let mut specs: BTreeMap<String, OutputSpec> = BTreeMap::new();
+    for (output_name, output) in outputs {
+        let fixed = match output {
+            Output::InputAddressed { .. } => None,
+            Output::Fixed { ca } if outputs.len() == 1 && output_name == "out" => Some(ca.clone()),
+            Output::Fixed { .. } => return Err(bad(&"a fixed output must be the only one and be called 'out'")),
+            Output::Floating { .. } | Output::Impure { .. } => {
+                return Err(bad(&"floating content-addressed outputs are not supported by this box yet"));
+            }
+            Output::Deferred => {
+                return Err(bad(&"its output paths depend on content-addressed derivations, which this box does not support yet"));
+            }
+        };
+        let path = output.path(name, output_name).map_err(|e| bad(&e))?;
+        let path = path.ok_or_else(|| bad(&format!("its output '{output_name}' has no path")))?;
+        if specs.values().any(|other| other.path == path) {
+            return Err(bad(&format!("two of its outputs are '{}'", path.to_absolute_path())));
+        }
+        // Nix: outputPathName. An output may not pretend to be another derivation's.
+        let wanted = nix_derivation::store_path::output_path_name(name, output_name).map_err(|e| bad(&e))?;
+        if path.name() != wanted {
+            return Err(bad(&format!(
+                "its output '{output_name}' is '{}', whose name should be '{wanted}'",
+                path.to_absolute_path()
+            )));
+        }
+        specs.insert(output_name.clone(), OutputSpec { path, fixed });
+    }
+    Ok(specs)
+}
+
+/// `.attrs.json` and `.attrs.sh` for these attributes and output paths.
+pub(super) fn structured_files(
+    attrs: &StructuredAttrs,
+    outputs: &BTreeMap<String, OutputSpec>,
+) -> Result<nix_derivation::StructuredAttrsFiles, nix_derivation::Error> {
+    // The library makes the files for a whole derivation only, so it gets the smallest one with these parts.
+    let mut aterm = String::from("Derive([");
+    for (i, (name, output)) in outputs.iter().enumerate() {
+        let comma = if i == 0 { "" } else { "," };
+        let _ = write!(aterm, "{comma}(\"{name}\",\"{}\",\"\",\"\")", output.path.to_absolute_path());
+    }
+    aterm.push_str("],[],[],\"x\",\"/x\",[],[(\"__json\",\"");
+    for c in String::from_utf8_lossy(attrs.canonical_json()).chars() {
+        match c {
+            '"' => aterm.push_str("\\\""),
+            '\\' => aterm.push_str("\\\\"),
+            '\n' => aterm.push_str("\\n"),
+            '\r' => aterm.push_str("\\r"),
+            '\t' => aterm.push_str("\\t"),
+            c => aterm.push(c),
+        }
+    }
+    aterm.push_str("\")])");
+    let paths = outputs.iter().map(|(name, output)| (name.clone(), output.path.clone())).collect();
+    let drv = Derivation::from_aterm_bytes(aterm.as_bytes(), "x")?;
+    let files = drv.structured_attrs_files_with_output_paths(&paths)?;
+    Ok(files.unwrap_or_else(|| unreachable!("the derivation above has __json")))
+}
+
+/// `sha256-…`, as Nix shows hashes since 2.4.
+pub(super) fn sri(hash: &nix_derivation::NixHash) -> String {
+    hash.to_sri_string()
+}
+
+/// Which hash a fixed output needs.
+pub(super) fn algorithm(ca: &CAHash) -> HashAlgorithm {
+    ca.hash().algorithm()
+}

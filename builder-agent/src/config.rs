@@ -1,0 +1,81 @@
+//! The configuration file: one table of keys, checked before anything starts.
+//!
+//! [`keys::KEYS`] is the only list of keys. The parser, the error messages and the table in `docs/agent.md` come
+//! from it, so they cannot disagree. The file is written by an operator or baked into an image: it is
+//! trusted, but mistakes in it must be easy to see. Not here: what the settings do.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+mod error;
+pub mod keys;
+mod parse;
+
+pub use error::ConfigError;
+
+/// Everything an operator can decide. Fields carry the unit in their type or name.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub name: String,
+    pub listen: Vec<SocketAddr>,
+    pub roster: PathBuf,
+    pub state_dir: PathBuf,
+    pub host_key: PathBuf,
+    pub systems: Vec<String>,
+    pub system_features: Vec<String>,
+    pub keep_builds_running: bool,
+    pub sandbox: Sandbox,
+    pub limits: Limits,
+}
+
+/// Which isolation builds run in. There is no automatic choice: see `sandbox.backend` in the guide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendKind {
+    Kvm,
+    Namespace,
+}
+
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    pub backend: BackendKind,
+    pub kernel: PathBuf,
+    pub initrd: PathBuf,
+    pub guest: PathBuf,
+    pub shell: PathBuf,
+    pub vcpus: u8,
+    pub memory_mib: u32,
+}
+
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub max_jobs: usize,
+    pub max_jobs_per_member: usize,
+    pub max_build: Duration,
+    pub max_silent: Duration,
+    pub max_log_bytes: u64,
+    pub max_output_bytes: u64,
+    pub max_nar_bytes: u64,
+    pub max_memory_mib: u32,
+    pub max_vcpus: u8,
+    pub max_processes: u32,
+    pub max_connections: usize,
+    pub max_connections_per_member: usize,
+    pub max_sessions_per_connection: usize,
+    pub login_time: Duration,
+}
+
+impl Config {
+    /// Reads and checks a file. Nothing is created or changed.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|cause| match cause.kind() {
+            std::io::ErrorKind::NotFound => ConfigError::Missing { path: path.to_owned() },
+            _ => ConfigError::Unreadable { path: path.to_owned(), cause },
+        })?;
+        parse::config(&text, path)
+    }
+}
+
+#[cfg(test)]
+#[path = "config/config_test.rs"]
+mod config_test;

@@ -1,0 +1,87 @@
+use std::path::Path;
+
+use super::keys::{KEYS, markdown};
+use super::*;
+
+fn load(text: &str) -> Result<Config, ConfigError> {
+    super::parse::config(text, Path::new("/etc/builder-agent.toml"))
+}
+
+fn refusal(text: &str) -> String {
+    load(text).expect_err("this must be refused").to_string()
+}
+
+#[test]
+fn the_example_we_show_to_newcomers_loads() {
+    let config = load(error::EXAMPLE).expect("the example in our own error message");
+    assert_eq!(config.sandbox.backend, BackendKind::Kvm);
+    assert_eq!(config.host_key, Path::new("/var/lib/barnraiser/ssh_host_ed25519_key"));
+    assert_eq!(config.limits.max_build.as_secs(), 14400);
+}
+
+#[test]
+fn unknown_key_is_refused_with_its_value_and_the_accepted_ones() {
+    assert_eq!(
+        refusal("roster = \"/r\"\n[sandbox]\nbackend = \"kvm\"\nmemory = 4096\n"),
+        "/etc/builder-agent.toml:4: unknown key `sandbox.memory` (its value is 4096)\n\
+         hint: accepted in [sandbox]: backend, kernel, initrd, guest, shell, vcpus, memory-mib"
+    );
+}
+
+#[test]
+fn unknown_section_is_refused_like_an_unknown_key() {
+    let message = refusal("roster = \"/r\"\n[network]\nproxy = true\n");
+    assert!(message.contains("unknown key `network`"), "{message}");
+    assert!(message.contains("accepted at the top: name, listen, roster"), "{message}");
+}
+
+#[test]
+fn value_out_of_range_names_key_value_and_range() {
+    assert_eq!(
+        refusal("roster = \"/r\"\n[limits]\nmax-jobs = 0\n"),
+        "/etc/builder-agent.toml:3: `limits.max-jobs` is 0, but it must be a whole number from 1 to 4096"
+    );
+}
+
+#[test]
+fn backend_is_one_of_two_words() {
+    assert_eq!(
+        refusal("roster = \"/r\"\n[sandbox]\nbackend = \"docker\"\n"),
+        "/etc/builder-agent.toml:3: `sandbox.backend` is \"docker\", but it must be \"kvm\" or \"namespace\""
+    );
+}
+
+#[test]
+fn relative_paths_are_refused() {
+    let message = refusal("roster = \"roster.json\"\n");
+    assert!(message.contains("`roster` is \"roster.json\", but it must be an absolute path"), "{message}");
+}
+
+#[test]
+fn a_key_without_default_must_be_set() {
+    let message = refusal("state-dir = \"/s\"\n");
+    assert!(message.contains("`roster` is not set, and it has no default"), "{message}");
+}
+
+#[test]
+fn long_values_are_cut_in_errors() {
+    let message = refusal(&format!("roster = \"{}\"\n", "x".repeat(5000)));
+    assert!(message.len() < 300, "{message}");
+}
+
+#[test]
+fn missing_file_is_named_and_an_example_shown() {
+    let message = Config::load(Path::new("/nonexistent/agent.toml")).expect_err("absent").to_string();
+    assert!(message.starts_with("there is no configuration file at /nonexistent/agent.toml"), "{message}");
+    assert!(message.contains("backend = \"kvm\""), "{message}");
+}
+
+#[test]
+fn guide_has_the_table_of_keys_as_the_code_has_it() {
+    let guide = include_str!("../../../docs/agent.md");
+    for line in markdown().lines() {
+        assert!(guide.contains(line), "docs/agent.md lacks this line of `builder-agent config keys`:\n{line}");
+    }
+    let rows = guide.lines().filter(|line| line.starts_with("| `") && line.matches('|').count() == 5).count();
+    assert_eq!(rows, KEYS.len(), "docs/agent.md has rows for keys that do not exist");
+}

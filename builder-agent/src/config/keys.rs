@@ -1,0 +1,109 @@
+//! The table of keys: name, kind, default, meaning.
+
+use std::fmt::Write as _;
+
+/// What a value may be. Ranges are inclusive.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    Text,
+    /// An absolute path.
+    Path,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    Int {
+        min: i64,
+        max: i64,
+    },
+    Bool,
+    /// `address:port`, IPv6 addresses in brackets.
+    Addresses,
+    Texts,
+}
+
+/// What stands in when the key is absent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fallback {
+    /// The key must be set.
+    None,
+    /// A TOML value.
+    Toml(&'static str),
+    /// Worked out at start, described in words.
+    Derived(&'static str),
+}
+
+/// One key. `name` is dotted: `limits.max-jobs` is `max-jobs` in `[limits]`.
+#[derive(Debug)]
+pub struct Key {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub default: Fallback,
+    pub help: &'static str,
+}
+
+const fn key(name: &'static str, kind: Kind, default: Fallback, help: &'static str) -> Key {
+    Key { name, kind, default, help }
+}
+
+/// A week. Longer than any build we have met; a wall clock that never rings is no limit.
+const WEEK: i64 = 7 * 24 * 3600;
+/// One tebibyte in MiB, far above any disk a box of ours has.
+const TIB: i64 = 1024 * 1024;
+
+use Fallback::{Derived, None as Required, Toml};
+use Kind::{Addresses, Bool, Int, Path, Text, Texts, Word};
+
+#[rustfmt::skip]
+pub const KEYS: &[Key] = &[
+    key("name", Text, Derived("the host name"), "how the box calls itself in the banner and in logs"),
+    key("listen", Addresses, Toml(r#"["0.0.0.0:22", "[::]:22"]"#), "where ssh is answered; port 0 picks a free port and logs it"),
+    key("roster", Path, Required, "the `roster.json` that `access-manager sync` writes; read again within a second of a change"),
+    key("state-dir", Path, Toml(r#""/var/lib/barnraiser""#), "holds `store/`, `logs/` and, by default, the host key"),
+    key("host-key", Path, Derived("`<state-dir>/ssh_host_ed25519_key`"), "the box's ssh identity; created once with mode 0600 when absent"),
+    key("systems", Texts, Derived("the host's, e.g. `[\"x86_64-linux\"]`"), "the `system` values of derivations that may run here"),
+    key("system-features", Texts, Toml(r#"["big-parallel", "benchmark"]"#), "accepted in a derivation's `requiredSystemFeatures`"),
+    key("keep-builds-running", Bool, Toml("false"), "let a build go on when the last client waiting for it disconnects"),
+    key("sandbox.backend", Word(&["kvm", "namespace"]), Toml(r#""kvm""#), "`kvm`: a micro-VM per build; `namespace`: bubblewrap, weaker, named in the banner"),
+    key("sandbox.kernel", Path, Toml(r#""/usr/lib/barnraiser/guest/vmlinux""#), "kvm: the guest kernel (ELF)"),
+    key("sandbox.initrd", Path, Toml(r#""/usr/lib/barnraiser/guest/initrd""#), "kvm: the guest initrd"),
+    key("sandbox.guest", Path, Toml(r#""/usr/lib/barnraiser/guest/guest""#), "namespace: the statically linked guest binary"),
+    key("sandbox.shell", Path, Toml(r#""/usr/lib/barnraiser/guest/busybox""#), "namespace: the static shell that becomes `/bin/sh`"),
+    key("sandbox.vcpus", Int { min: 1, max: 64 }, Toml("1"), "virtual CPUs of a build, up to the member's `max-cpus` and `limits.max-cpus`"),
+    key("sandbox.memory-mib", Int { min: 64, max: TIB }, Toml("1024"), "memory of a build, up to the member's `max-memory-mib` and `limits.max-memory-mib`"),
+    key("limits.max-jobs", Int { min: 1, max: 4096 }, Derived("the number of CPUs"), "builds running at once on the box"),
+    key("limits.max-jobs-per-member", Int { min: 1, max: 4096 }, Derived("`limits.max-jobs`"), "builds running at once for one member; the roster may say less"),
+    key("limits.max-build-seconds", Int { min: 1, max: WEEK }, Toml("14400"), "wall clock of one build; clients and the roster may ask for less"),
+    key("limits.max-silent-seconds", Int { min: 1, max: WEEK }, Toml("3600"), "longest time a build may print nothing; clients may ask for less"),
+    key("limits.max-log-mib", Int { min: 1, max: 4096 }, Toml("64"), "size of one build's log"),
+    key("limits.max-output-mib", Int { min: 1, max: TIB }, Toml("8192"), "size of all outputs of one build, as NARs"),
+    key("limits.max-nar-mib", Int { min: 1, max: TIB }, Toml("8192"), "size of one uploaded NAR"),
+    key("limits.max-memory-mib", Int { min: 64, max: TIB }, Derived("`sandbox.memory-mib`"), "ceiling for the memory of one build"),
+    key("limits.max-cpus", Int { min: 1, max: 64 }, Derived("`sandbox.vcpus`"), "ceiling for the virtual CPUs of one build"),
+    key("limits.max-processes", Int { min: 16, max: 1_000_000 }, Toml("4096"), "processes and threads of one build"),
+    key("limits.max-connections", Int { min: 1, max: 100_000 }, Toml("512"), "ssh connections at once, logged in or not"),
+    key("limits.max-connections-per-member", Int { min: 1, max: 10_000 }, Toml("32"), "ssh connections of one member at once"),
+    key("limits.max-sessions-per-connection", Int { min: 1, max: 1024 }, Toml("16"), "channels open at once in one connection (ControlMaster)"),
+    key("limits.login-seconds", Int { min: 1, max: 600 }, Toml("30"), "time from connecting to being logged in"),
+];
+
+/// The reference table of `docs/agent.md`, made from [`KEYS`].
+pub fn markdown() -> String {
+    let mut out = String::from("| key | value | default | meaning |\n|---|---|---|---|\n");
+    for key in KEYS {
+        let kind = match key.kind {
+            Text => "text".into(),
+            Path => "absolute path".into(),
+            Word(words) => words.iter().map(|w| format!("`\"{w}\"`")).collect::<Vec<_>>().join(" or "),
+            Int { min, max } => format!("{min} to {max}"),
+            Bool => "`true` or `false`".into(),
+            Addresses => "list of `address:port`".into(),
+            Texts => "list of text".into(),
+        };
+        let default = match key.default {
+            Required => "must be set".into(),
+            Toml(value) => format!("`{value}`"),
+            Derived(words) => words.to_owned(),
+        };
+        let _ = writeln!(out, "| `{}` | {kind} | {default} | {} |", key.name, key.help);
+    }
+    out
+}

@@ -1,0 +1,221 @@
+//! A worker-protocol session: one client's requests, answered from its member's view.
+//!
+//! `wire` has parsed and bounded every request before it arrives here. A request that fails is answered with an error
+//! and the session goes on; only broken framing ends it. Every operation is in the one `match` of
+//! [`Session::answer`]; what is not supported says so by name.
+//! Not here: bytes (`wire`), contents (`store`), running builders (`build`).
+
+use std::sync::Arc;
+
+use store::View;
+use tokio::io::{AsyncRead, AsyncWrite};
+use wire::WireError;
+use wire::types::ClientSettings;
+use wire::worker::{Connection, Failure, Request, Response, ServerInfo};
+
+use crate::House;
+use crate::roster::Member;
+
+mod ask;
+mod convert;
+mod realise;
+mod transfer;
+
+use transfer::Trouble;
+
+/// What `nix store info` shows.
+const VERSION: &str = concat!("barnraiser-", env!("CARGO_PKG_VERSION"));
+
+/// State of one session.
+struct Session {
+    house: Arc<House>,
+    member: Arc<Member>,
+    view: View,
+    /// What the client last sent with `SetOptions`.
+    settings: ClientSettings,
+    /// High half of this session's activity ids, see [`realise::Ids`].
+    ids: realise::Ids,
+}
+
+/// Serves one channel until the client hangs up.
+pub async fn serve<R, W>(
+    reader: R,
+    writer: W,
+    house: Arc<House>,
+    member: Arc<Member>,
+    connection: u64,
+) -> Result<(), WireError>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+{
+    let mut info = ServerInfo::new(VERSION);
+    info.max_body_bytes = house.config.limits.max_nar_bytes;
+    let mut conn = Connection::accept(reader, writer, info).await?;
+    let version = conn.protocol().version.to_string();
+    tracing::info!(connection, member = %member.name, protocol = version, "worker session started");
+    let view = house.store.view(&store::Member::new(&member.name));
+    let mut session =
+        Session { house, member, view, settings: ClientSettings::default(), ids: realise::Ids::new() };
+    let result = session.answer_all(&mut conn).await;
+    if let Err(error) = &result {
+        // Best effort: the client may be gone.
+        let _ = conn.refuse(error).await;
+    }
+    tracing::info!(connection, member = %session.member.name, "worker session ended");
+    result
+}
+
+impl Session {
+    async fn answer_all<R, W>(&mut self, conn: &mut Connection<R, W>) -> Result<(), WireError>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        while let Some(request) = conn.next_request().await? {
+            match self.answer(conn, request).await {
+                Ok(Some(response)) => conn.reply(&response).await?,
+                Ok(None) => {}
+                Err(Trouble::Refused(message)) => conn.fail(&Failure::new(message)).await?,
+                Err(Trouble::Wire(error)) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The answer to one request; `None` if it has been sent already.
+    async fn answer<R, W>(
+        &mut self,
+        conn: &mut Connection<R, W>,
+        request: Request,
+    ) -> Result<Option<Response>, Trouble>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        let view = &self.view;
+        Ok(Some(match request {
+            // Questions, answered from memory.
+            Request::IsValidPath { path } => Response::Bool(view.is_valid(&path)),
+            Request::QueryValidPaths { paths, .. } => Response::Paths(view.query_valid(&paths)),
+            Request::QueryPathInfo { path } => {
+                Response::PathInfo(view.info(&path).map(|info| convert::to_wire(&info)))
+            }
+            Request::QueryPathFromHashPart { hash_part } => {
+                Response::MaybePath(hash_part.and_then(|part| view.by_hash_part(&part)))
+            }
+            Request::QueryReferences { path } => {
+                Response::Paths(ask::info(view, &path)?.references.iter().cloned().collect())
+            }
+            Request::QueryReferrers { path } => {
+                ask::info(view, &path)?;
+                Response::Paths(view.referrers(&path).into_iter().collect())
+            }
+            Request::QueryDeriver { path } => Response::MaybePath(ask::info(view, &path)?.deriver.clone()),
+            Request::QueryValidDerivers { path } => {
+                Response::Paths(view.valid_derivers(&path).into_iter().collect())
+            }
+            Request::QueryAllValidPaths => Response::Paths(view.all_valid().into_iter().collect()),
+            Request::EnsurePath { path } => {
+                ask::info(view, &path)?;
+                Response::Done
+            }
+
+            // Questions that read a derivation.
+            Request::QueryDerivationOutputs { path } => {
+                Response::Paths(ask::outputs(view, path).await?.into_values().flatten().collect())
+            }
+            Request::QueryDerivationOutputNames { path } => {
+                Response::Names(ask::outputs(view, path).await?.into_keys().collect())
+            }
+            Request::QueryDerivationOutputMap { path } => Response::OutputMap(ask::outputs(view, path).await?),
+            Request::QueryMissing { targets } => Response::Missing(ask::missing(view, targets).await?),
+
+            // This box fetches from nowhere: no substituter has anything.
+            Request::QuerySubstitutablePaths { .. } => Response::Paths(Vec::new()),
+            Request::QuerySubstitutablePathInfo { .. } | Request::QuerySubstitutablePathInfos { .. } => {
+                Response::Substitutable(Vec::new())
+            }
+            // Only content-addressed derivations have realisations, and those are not built here yet.
+            Request::QueryRealisation { .. } => Response::Realisation(None),
+
+            // Contents.
+            Request::AddToStore { name, method, algorithm, references, .. } => {
+                Response::Added(self.add_to_store(conn, name, method, algorithm, references).await?)
+            }
+            Request::AddTextToStore { name, text, references } => {
+                Response::Added(self.add_text(name, text, references).await?)
+            }
+            Request::AddToStoreNar { info, .. } => {
+                self.add_nar(conn, info).await?;
+                Response::Done
+            }
+            Request::AddMultipleToStore { .. } => {
+                self.add_many(conn).await?;
+                Response::Done
+            }
+            Request::NarFromPath { path } => {
+                self.send_nar(conn, path).await?;
+                return Ok(None);
+            }
+
+            // Builds.
+            Request::SetOptions(settings) => {
+                self.settings = settings;
+                Response::Done
+            }
+            Request::BuildPaths { paths, mode } => {
+                self.build_paths(conn, paths, mode).await?;
+                Response::Done
+            }
+            Request::BuildPathsWithResults { paths, mode } => {
+                Response::BuildResults(self.build_paths_with_results(conn, paths, mode).await?)
+            }
+            Request::BuildDerivation { drv_path, derivation, mode } => {
+                Response::BuildResult(self.build_derivation(conn, drv_path, derivation, mode).await?)
+            }
+
+            // Nothing is deleted while the box is up, so these hold without being kept.
+            Request::AddTempRoot { .. } | Request::AddIndirectRoot { .. } | Request::SyncWithGc => {
+                Response::Done
+            }
+            Request::FindRoots => Response::Roots(Vec::new()),
+
+            // Refused by name.
+            Request::AddPermRoot { gc_root, .. } => {
+                return refused(format!("cannot make the garbage-collector root '{gc_root}': this box keeps no roots"));
+            }
+            Request::CollectGarbage(_) => {
+                return refused("garbage collection is the box's own affair; a client cannot start it".into());
+            }
+            Request::OptimiseStore => {
+                return refused("the store of this box needs no optimising; a client cannot start it".into());
+            }
+            Request::VerifyStore { .. } => {
+                return refused("verifying the store is the box's own affair; a client cannot start it".into());
+            }
+            Request::AddSignatures { path, .. } => {
+                return refused(format!(
+                    "cannot add signatures to '{}': this box does not take signatures after the upload yet",
+                    path.to_absolute_path()
+                ));
+            }
+            Request::RegisterDrvOutput { realisation } => {
+                return refused(format!(
+                    "cannot register '{}' as an output: content-addressed derivations are not supported by this box yet",
+                    realisation.out_path.to_absolute_path()
+                ));
+            }
+            Request::AddBuildLog { drv_path } => {
+                return refused(format!(
+                    "cannot keep a log of '{}': this box takes no logs of builds made elsewhere",
+                    drv_path.to_absolute_path()
+                ));
+            }
+        }))
+    }
+}
+
+fn refused(message: String) -> Result<Option<Response>, Trouble> {
+    Err(Trouble::Refused(message))
+}

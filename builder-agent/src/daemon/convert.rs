@@ -1,0 +1,32 @@
+//! Path infos between `wire` and `store`: the same facts in two crates that do not know each other.
+
+/// As the store knows it, for a client.
+pub(super) fn to_wire(info: &store::PathInfo) -> wire::types::PathInfo {
+    wire::types::PathInfo {
+        path: info.path.clone(),
+        deriver: info.deriver.clone(),
+        nar_hash: info.nar_hash,
+        nar_size: info.nar_size,
+        references: info.references.clone(),
+        registration_time: info.registration_time,
+        ultimate: info.ultimate,
+        signatures: info.signatures.clone(),
+        // What the store holds was parsed when it came in.
+        ca: info.ca.as_deref().and_then(|ca| ca.parse().ok()),
+    }
+}
+
+/// As a client claims it. When it was registered, and that it was built here, is not the client's to say.
+pub(super) fn from_wire(info: wire::types::PathInfo) -> store::PathInfo {
+    store::PathInfo {
+        path: info.path,
+        nar_hash: info.nar_hash,
+        nar_size: info.nar_size,
+        references: info.references,
+        deriver: info.deriver,
+        registration_time: 0,
+        ultimate: false,
+        signatures: info.signatures,
+        ca: info.ca.map(|ca| ca.to_nix_string()),
+    }
+}

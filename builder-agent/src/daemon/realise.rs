@@ -1,0 +1,441 @@
+//! Runs plans: builds in the right order, several at once, logs on their way to the client as they arrive.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix_derivation::{DerivedPath, StorePath};
+use store::View;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use wire::types::{BasicDerivation, BuildMode, BuildResult, BuildStatus, BuiltOutput, ClientSettings};
+use wire::worker::{ActivityKind, Connection, LogEvent, ResultKind, Verbosity};
+
+use super::Session;
+use super::transfer::{Trouble, blocking};
+use crate::House;
+use crate::build::log::{LogReader, Lines, Notice};
+use crate::build::{Failure, Outcome, Plan, Recipe, Request};
+use crate::roster::Member;
+
+/// Builds of one request handed to the scheduler at once. Each waits with an open log file.
+const MAX_AT_ONCE: usize = 128;
+/// Log events on their way to a client before a build's reader waits.
+const EVENTS_AHEAD: usize = 256;
+/// Failures repeated in one error message.
+const MAX_FAILURES_SHOWN: usize = 20;
+
+/// Activity ids. Clients show them among their own, which are process id and counter (Nix: `nextId` in logging.cc), so
+/// ours start at random.
+#[derive(Debug, Clone)]
+pub(super) struct Ids(Arc<AtomicU64>);
+
+impl Ids {
+    pub(super) fn new() -> Self {
+        let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
+        // The top bit stays clear: some clients print ids as signed numbers.
+        Self(Arc::new(AtomicU64::new((random >> 1) & !0xffff_ffff | 1)))
+    }
+
+    fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// What the builds of one request share.
+#[derive(Clone)]
+struct Context {
+    house: Arc<House>,
+    member: Arc<Member>,
+    view: View,
+    wall: Option<Duration>,
+    silent: Option<Duration>,
+    cores: u32,
+    ids: Ids,
+    events: mpsc::Sender<LogEvent>,
+}
+
+/// How one derivation ended.
+type Ended = Result<Done, Failure>;
+
+#[derive(Debug, Clone, Copy)]
+struct Done {
+    status: BuildStatus,
+    start_time: i64,
+    stop_time: i64,
+}
+
+impl Session {
+    pub(super) async fn build_paths<R, W>(
+        &self,
+        conn: &mut Connection<R, W>,
+        targets: Vec<DerivedPath>,
+        mode: BuildMode,
+    ) -> Result<(), Trouble>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        let results = self.build_paths_with_results(conn, targets, mode).await?;
+        let mut failed: Vec<String> =
+            results.into_iter().filter(|(_, r)| !r.status.is_success()).map(|(_, r)| r.error_msg).collect();
+        match failed.len() {
+            0 => Ok(()),
+            1 => Err(Trouble::Refused(failed.remove(0))),
+            n => {
+                failed.truncate(MAX_FAILURES_SHOWN);
+                Err(Trouble::Refused(format!("{n} targets failed:\n{}", failed.join("\n"))))
+            }
+        }
+    }
+
+    pub(super) async fn build_paths_with_results<R, W>(
+        &self,
+        conn: &mut Connection<R, W>,
+        targets: Vec<DerivedPath>,
+        mode: BuildMode,
+    ) -> Result<Vec<(DerivedPath, BuildResult)>, Trouble>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        check_mode(mode)?;
+        let view = self.view.clone();
+        let looked_at = targets.clone();
+        let plan = blocking(move || Plan::make(&view, &looked_at)).await?;
+        let plan = Arc::new(plan.map_err(|failure| Trouble::Refused(failure.message))?);
+        let (events, mut shown) = mpsc::channel(EVENTS_AHEAD);
+        let context = self.context(events);
+        let work = realise(context, plan.clone(), self.settings.keep_going);
+        let ended = conn.run(work, &mut shown).await?;
+        Ok(targets.into_iter().map(|target| { let result = result(&plan, &ended, &target); (target, result) }).collect())
+    }
+
+    pub(super) async fn build_derivation<R, W>(
+        &self,
+        conn: &mut Connection<R, W>,
+        drv_path: StorePath,
+        derivation: BasicDerivation,
+        mode: BuildMode,
+    ) -> Result<BuildResult, Trouble>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        check_mode(mode)?;
+        let recipe = match Recipe::from_basic(&drv_path, derivation) {
+            Ok(recipe) => Arc::new(recipe),
+            Err(failure) => return Ok(BuildResult::new(failure.status, failure.message)),
+        };
+        let (events, mut shown) = mpsc::channel(EVENTS_AHEAD);
+        let ended = conn.run(build_one(self.context(events), recipe.clone()), &mut shown).await?;
+        Ok(match ended {
+            Ok(done) => success(done, &recipe, &[]),
+            Err(failure) => BuildResult::new(failure.status, failure.message),
+        })
+    }
+
+    fn context(&self, events: mpsc::Sender<LogEvent>) -> Context {
+        let seconds = |n: u64| (n > 0).then(|| Duration::from_secs(n));
+        Context {
+            house: self.house.clone(),
+            member: self.member.clone(),
+            view: self.view.clone(),
+            wall: timeout(&self.settings).and_then(seconds),
+            silent: seconds(self.settings.max_silent_time),
+            cores: u32::try_from(self.settings.build_cores).unwrap_or(u32::MAX),
+            ids: self.ids.clone(),
+            events,
+        }
+    }
+}
+
+/// Nix's `timeout` has no place of its own in `SetOptions`; it comes by name, the old or the new one.
+fn timeout(settings: &ClientSettings) -> Option<u64> {
+    ["timeout", "build-timeout"].iter().find_map(|name| settings.overrides.get(*name)?.parse().ok())
+}
+
+fn check_mode(mode: BuildMode) -> Result<(), Trouble> {
+    let asked = match mode {
+        BuildMode::Normal => return Ok(()),
+        BuildMode::Check => "--check (build again and compare)",
+        BuildMode::Repair => "--repair",
+    };
+    Err(Trouble::Refused(format!("{asked} is not supported by this box yet; build without it")))
+}
+
+/// Builds all that a plan needs. Whatever ends early (the client hangs up) leaves every build it waits for.
+async fn realise(context: Context, plan: Arc<Plan>, keep_going: bool) -> BTreeMap<StorePath, Ended> {
+    let mut ended: BTreeMap<StorePath, Ended> = BTreeMap::new();
+    for (drv, failure) in &plan.rejected {
+        ended.insert(drv.clone(), Err(failure.clone()));
+    }
+    for path in &plan.unknown {
+        ended.insert(path.clone(), Err(unknown(path)));
+    }
+    let mut waiting: BTreeMap<StorePath, BTreeSet<StorePath>> = BTreeMap::new();
+    let mut needed_by: BTreeMap<StorePath, BTreeSet<StorePath>> = BTreeMap::new();
+    let mut ready: Vec<StorePath> = Vec::new();
+    for (drv, node) in plan.nodes.iter().filter(|(_, node)| node.needs_build) {
+        for input in &node.after {
+            needed_by.entry(input.clone()).or_default().insert(drv.clone());
+        }
+        if node.after.is_empty() {
+            ready.push(drv.clone());
+        } else {
+            waiting.insert(drv.clone(), node.after.clone());
+        }
+    }
+    // The first of them to be started is the first in the order of the plan.
+    ready.reverse();
+    let expected = (waiting.len() + ready.len()) as u64;
+    let progress = Progress::start(&context, expected).await;
+    let mut failed: Vec<StorePath> =
+        ended.iter().filter(|(_, end)| end.is_err()).map(|(path, _)| path.clone()).collect();
+    let mut running = JoinSet::new();
+    let mut stop = false;
+    loop {
+        // A failure fails all that needs it, however indirectly.
+        while let Some(input) = failed.pop() {
+            stop |= !keep_going;
+            let Some(users) = needed_by.get(&input) else { continue };
+            if let Some(Err(failure)) = ended.get(&input)
+                && failure.status != BuildStatus::DependencyFailed
+            {
+                // Nobody else tells the client: it asked for something that needs this.
+                context.show(LogEvent::message(format!("error: {}", failure.message))).await;
+            }
+            for user in users {
+                if let Some(inputs) = waiting.remove(user) {
+                    let count = inputs.iter().filter(|input| matches!(ended.get(*input), Some(Err(_)))).count();
+                    let message = format!(
+                        "{count} dependencies of derivation '{}' failed to build",
+                        user.to_absolute_path()
+                    );
+                    ended.insert(user.clone(), Err(Failure::new(BuildStatus::DependencyFailed, message)));
+                    failed.push(user.clone());
+                }
+            }
+        }
+        if stop {
+            break;
+        }
+        while running.len() < MAX_AT_ONCE
+            && let Some(drv) = ready.pop()
+        {
+            let recipe = plan.nodes[&drv].recipe.clone();
+            let context = context.clone();
+            running.spawn(async move { (drv, build_one(context, recipe).await) });
+        }
+        progress.report(&context, &ended, running.len()).await;
+        let Some(joined) = running.join_next().await else { break };
+        let Ok((drv, end)) = joined else { continue };
+        let worked = end.is_ok();
+        ended.insert(drv.clone(), end);
+        if !worked {
+            failed.push(drv);
+            continue;
+        }
+        for user in needed_by.get(&drv).into_iter().flatten() {
+            if let Some(inputs) = waiting.get_mut(user) {
+                inputs.remove(&drv);
+                if inputs.is_empty() {
+                    waiting.remove(user);
+                    ready.push(user.clone());
+                }
+            }
+        }
+    }
+    // Leaves the builds that still run.
+    drop(running);
+    progress.report(&context, &ended, 0).await;
+    progress.stop(&context).await;
+    for (drv, node) in &plan.nodes {
+        if node.needs_build && !ended.contains_key(drv) {
+            let why = if stop {
+                Failure::cancelled(drv)
+            } else {
+                // Real derivations cannot: their names hash their inputs. An invented one can.
+                Failure::rejected(format!("derivation '{}' depends on itself", drv.to_absolute_path()))
+            };
+            ended.insert(drv.clone(), Err(why));
+        }
+    }
+    ended
+}
+
+fn unknown(path: &StorePath) -> Failure {
+    Failure::new(
+        BuildStatus::NoSubstituters,
+        format!(
+            "path '{}' is not valid here and cannot be fetched, since this box uses no substituters; upload it first",
+            path.to_absolute_path()
+        ),
+    )
+}
+
+/// One derivation: already there, or through the scheduler.
+async fn build_one(context: Context, recipe: Arc<Recipe>) -> Ended {
+    if recipe.outputs.values().all(|output| context.view.is_valid(&output.path)) {
+        return Ok(Done { status: BuildStatus::AlreadyValid, start_time: 0, stop_time: 0 });
+    }
+    recipe.check(&context.house.config.systems, &context.house.config.system_features)?;
+    let id = context.ids.next();
+    let drv = recipe.drv_path.to_absolute_path();
+    let mut attached = context.house.scheduler.build(Request {
+        member: context.member.clone(),
+        view: context.view.clone(),
+        recipe,
+        wall: context.wall,
+        silent: context.silent,
+        cores: context.cores,
+    })?;
+    context.show(start_build(id, &drv, &context.house.config.name)).await;
+    show_log(&context, id, &mut attached.log).await;
+    let outcome = attached.finished().await;
+    context.show(LogEvent::stop(id)).await;
+    let Outcome { result, start_time, stop_time } = &*outcome;
+    result.clone()?;
+    Ok(Done { status: BuildStatus::Built, start_time: *start_time, stop_time: *stop_time })
+}
+
+fn start_build(id: u64, drv: &str, machine: &str) -> LogEvent {
+    LogEvent::StartActivity {
+        id,
+        level: Verbosity::Info,
+        kind: ActivityKind::Build,
+        text: format!("building '{drv}' on '{machine}'"),
+        fields: vec![drv.into(), machine.into(), 1.into(), 1.into()],
+        parent: 0,
+    }
+}
+
+/// Passes a build's log on, line by line, until it is complete.
+async fn show_log(context: &Context, id: u64, log: &mut LogReader) {
+    let mut lines = Lines::default();
+    loop {
+        let chunk = match log.next().await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => break,
+            Err(error) => {
+                tracing::warn!(%error, "cannot read a build log back");
+                break;
+            }
+        };
+        let mut events = Vec::new();
+        lines.push(&chunk, |line| events.extend(event(id, line)));
+        for event in events {
+            context.show(event).await;
+        }
+    }
+    let mut last = None;
+    lines.finish(|line| last = event(id, line));
+    if let Some(event) = last {
+        context.show(event).await;
+    }
+}
+
+fn event(id: u64, line: &[u8]) -> Option<LogEvent> {
+    match Notice::of(line) {
+        Notice::Line => Some(LogEvent::build_line(id, line)),
+        Notice::Phase(phase) => Some(LogEvent::phase(id, &phase)),
+        Notice::Ignored => None,
+    }
+}
+
+impl Context {
+    /// Waits while the client is slow. A closed channel means that nobody looks any more.
+    async fn show(&self, event: LogEvent) {
+        let _ = self.events.send(event).await;
+    }
+}
+
+/// The count of builds a client's progress bar shows.
+struct Progress {
+    id: u64,
+    expected: u64,
+}
+
+impl Progress {
+    async fn start(context: &Context, expected: u64) -> Self {
+        let id = context.ids.next();
+        if expected > 0 {
+            context
+                .show(LogEvent::StartActivity {
+                    id,
+                    level: Verbosity::Debug,
+                    kind: ActivityKind::Builds,
+                    text: String::new(),
+                    fields: Vec::new(),
+                    parent: 0,
+                })
+                .await;
+        }
+        Self { id, expected }
+    }
+
+    async fn report(&self, context: &Context, ended: &BTreeMap<StorePath, Ended>, running: usize) {
+        if self.expected == 0 {
+            return;
+        }
+        let failed = ended.values().filter(|end| end.is_err()).count() as u64;
+        let done = ended.len() as u64 - failed;
+        let fields = vec![done.into(), self.expected.into(), (running as u64).into(), failed.into()];
+        context.show(LogEvent::Result { id: self.id, kind: ResultKind::Progress, fields }).await;
+    }
+
+    async fn stop(&self, context: &Context) {
+        if self.expected > 0 {
+            context.show(LogEvent::stop(self.id)).await;
+        }
+    }
+}
+
+/// What to tell about one target.
+fn result(plan: &Plan, ended: &BTreeMap<StorePath, Ended>, target: &DerivedPath) -> BuildResult {
+    let outputs = match target {
+        DerivedPath::Opaque(path) => {
+            return match ended.get(path) {
+                Some(Err(failure)) => BuildResult::new(failure.status, failure.message.clone()),
+                _ => BuildResult::new(BuildStatus::AlreadyValid, ""),
+            };
+        }
+        DerivedPath::Built { outputs, .. } => outputs,
+    };
+    let drv = target.base();
+    match (ended.get(drv), plan.nodes.get(drv)) {
+        (Some(Err(failure)), _) => BuildResult::new(failure.status, failure.message.clone()),
+        (Some(Ok(done)), Some(node)) => success(*done, &node.recipe, outputs),
+        (None, Some(node)) => {
+            let done = Done { status: BuildStatus::AlreadyValid, start_time: 0, stop_time: 0 };
+            success(done, &node.recipe, outputs)
+        }
+        (_, None) => {
+            let failure = unknown(drv);
+            BuildResult::new(failure.status, failure.message)
+        }
+    }
+}
+
+/// `wanted`: names of the outputs to report; none means all.
+fn success(done: Done, recipe: &Recipe, wanted: &[String]) -> BuildResult {
+    let built_outputs = recipe
+        .outputs
+        .iter()
+        .filter(|(name, _)| wanted.is_empty() || wanted.contains(name))
+        .map(|(name, output)| {
+            let built = BuiltOutput { path: output.path.clone(), drv_hash: None, signatures: Vec::new() };
+            (name.clone(), built)
+        })
+        .collect();
+    BuildResult {
+        times_built: u32::from(done.status == BuildStatus::Built),
+        start_time: done.start_time,
+        stop_time: done.stop_time,
+        built_outputs,
+        ..BuildResult::new(done.status, "")
+    }
+}

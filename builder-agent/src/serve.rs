@@ -1,0 +1,92 @@
+//! The life of the process: open everything, serve, close everything.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use store::{Store, StoreConfig};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::House;
+use crate::backend;
+use crate::build::scheduler::Embedded;
+use crate::config::{BackendKind, Config};
+use crate::roster;
+use crate::ssh;
+
+/// How long builds and sessions get to end after a signal. Whatever is left then is cut off, which is safe: the store
+/// is consistent at every instant.
+const GRACE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("cannot open the store: {0}")]
+    Store(#[from] store::OpenError),
+    #[error(transparent)]
+    HostKey(#[from] ssh::host_key::HostKeyError),
+    #[error(transparent)]
+    Listen(#[from] ssh::ListenError),
+    #[error(transparent)]
+    Backend(#[from] backend::BackendError),
+    #[error("cannot make the folder {}: {cause}", path.display())]
+    Folder { path: PathBuf, cause: std::io::Error },
+    #[error("cannot start: {0}")]
+    Runtime(std::io::Error),
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub fn run(config: Config) -> Result<(), ServeError> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(ServeError::Runtime)?;
+    let result = runtime.block_on(serve(Arc::new(config)));
+    // Threads that still block (a store call, a sandbox being killed) must not hold up the exit.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
+}
+
+async fn serve(config: Arc<Config>) -> Result<(), ServeError> {
+    let folder = |name: &str| {
+        let path = config.state_dir.join(name);
+        std::fs::create_dir_all(&path).map_err(|cause| ServeError::Folder { path: path.clone(), cause })?;
+        Ok::<PathBuf, ServeError>(path)
+    };
+    let logs = folder("logs")?;
+    let store = folder("store")?;
+    let settings = StoreConfig { max_nar_bytes: config.limits.max_nar_bytes, ..StoreConfig::default() };
+    let store = tokio::task::spawn_blocking(move || Store::open(&store, settings))
+        .await
+        .map_err(|panic| ServeError::Runtime(std::io::Error::other(panic)))??;
+    tracing::info!(recovery = ?store.recovery(), "store open");
+    let key = ssh::host_key::load_or_create(&config.host_key)?;
+    let fingerprint = key.public_key().fingerprint(Default::default());
+    let backend = backend::open(&config.sandbox)?;
+    let roster = roster::follow(config.roster.clone());
+    let listeners = ssh::bind(&config.listen)?;
+
+    let (stop, stopping) = watch::channel(false);
+    let scheduler = Embedded::new(config.clone(), backend, logs, roster.clone());
+    let house = Arc::new(House { config: config.clone(), store, scheduler, roster });
+    if config.sandbox.backend == BackendKind::Namespace {
+        tracing::warn!("builds run in the namespace sandbox, which is weaker than micro-VMs");
+    }
+    for listener in &listeners {
+        let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
+        tracing::info!(address, name = config.name, host_key = %fingerprint, "listening");
+    }
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
+    let mut doors = tokio::spawn(ssh::serve(house.clone(), key, listeners, stopping));
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: going down"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: going down"),
+        _ = &mut doors => tracing::error!("the front door closed by itself; this is a bug"),
+    }
+    house.scheduler.retain(&|_| false);
+    stop.send_replace(true);
+    if !doors.is_finished() && tokio::time::timeout(GRACE, doors).await.is_err() {
+        tracing::warn!("some connections did not end in time");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}

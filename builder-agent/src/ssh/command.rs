@@ -1,0 +1,159 @@
+//! What may be run over ssh: one table, and a refusal for everything else.
+//!
+//! There is no shell on the other side. A request is split into words the way a client's shell quoting needs it, and
+//! compared with the table. Nothing in a request is ever executed.
+
+/// Longest request we look at. A stock client's is about 30 bytes.
+pub const MAX_REQUEST: usize = 4096;
+
+/// What a session channel turned out to be for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command {
+    /// `nix-daemon --stdio`: the worker protocol.
+    Worker,
+    /// Everything else, with the line that tells the person what would have worked.
+    Refused(String),
+}
+
+/// Said to everyone who asks for anything else.
+const POSSIBLE: &str = "this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://)";
+
+/// What an `exec` request asks for.
+///
+/// Nix (src/libstore/ssh-store.cc) runs its `remote-program` setting, by default `nix-daemon`, then `--stdio`, and
+/// `--store <url>` when its `remote-store` setting is not empty; newer versions quote every word for a shell.
+pub fn parse(request: &[u8]) -> Command {
+    if request.len() > MAX_REQUEST {
+        return Command::Refused(format!("a command longer than {MAX_REQUEST} bytes; {POSSIBLE}"));
+    }
+    let text = String::from_utf8_lossy(request);
+    let Some(words) = words(&text) else {
+        return Command::Refused(format!("cannot make out `{}`; {POSSIBLE}", shown(&text)));
+    };
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        [program, rest @ ..] if base(program) == "nix-daemon" => match rest {
+            ["--stdio"] | ["--stdio", "--store", "" | "auto" | "daemon"] => Command::Worker,
+            ["--stdio", "--store", store] => Command::Refused(format!(
+                "this box has one store, `--store {}` cannot be chosen; leave `remote-store` unset",
+                shown(store)
+            )),
+            _ => Command::Refused(format!("cannot run `{}`; {POSSIBLE}", shown(&text))),
+        },
+        [program, "--serve", ..] if base(program) == "nix-store" => Command::Refused(format!(
+            "`nix-store --serve` (stores named ssh://) comes later; {POSSIBLE}: write ssh-ng:// instead of ssh://"
+        )),
+        _ => Command::Refused(format!("cannot run `{}`; {POSSIBLE}", shown(&text))),
+    }
+}
+
+/// The answer to a login without a command.
+pub fn no_shell() -> String {
+    format!("there is no shell yet; {POSSIBLE}")
+}
+
+/// The last part of a path: some configurations write the program with its folder.
+fn base(program: &str) -> &str {
+    program.rsplit('/').next().unwrap_or(program)
+}
+
+/// The start of a peer's text, without control characters, for use in our own messages.
+fn shown(text: &str) -> String {
+    const LONGEST: usize = 100;
+    let mut out: String =
+        text.chars().take(LONGEST).map(|c| if c.is_control() { '?' } else { c }).collect();
+    if text.chars().count() > LONGEST {
+        out.push_str("...");
+    }
+    out
+}
+
+/// Splits like a POSIX shell, as far as quoting goes; `None` for an open quote or any other shell syntax.
+fn words(text: &str) -> Option<Vec<String>> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            ' ' | '\t' | '\n' => words.extend(word.take()),
+            '\'' => {
+                let word = word.get_or_insert_default();
+                loop {
+                    match chars.next()? {
+                        '\'' => break,
+                        c => word.push(c),
+                    }
+                }
+            }
+            '"' => {
+                let word = word.get_or_insert_default();
+                loop {
+                    match chars.next()? {
+                        '"' => break,
+                        '\\' => match chars.next()? {
+                            c @ ('"' | '\\' | '$' | '`') => word.push(c),
+                            c => word.extend(['\\', c]),
+                        },
+                        '$' | '`' => return None,
+                        c => word.push(c),
+                    }
+                }
+            }
+            '\\' => word.get_or_insert_default().push(chars.next()?),
+            ';' | '&' | '|' | '<' | '>' | '$' | '`' | '(' | ')' | '#' => return None,
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    Some(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ways_stock_clients_ask_for_the_worker_protocol_are_accepted() {
+        for request in [
+            "nix-daemon --stdio",
+            "'nix-daemon' '--stdio'",
+            "\"nix-daemon\" --stdio",
+            "nix-daemon  --stdio ",
+            "nix-daemon --stdio --store ''",
+            "'nix-daemon' '--stdio' '--store' 'auto'",
+            "/nix/var/nix/profiles/default/bin/nix-daemon --stdio",
+        ] {
+            assert_eq!(parse(request.as_bytes()), Command::Worker, "{request}");
+        }
+    }
+
+    #[test]
+    fn everything_else_is_refused_with_what_is_possible() {
+        for request in [
+            "",
+            "ls",
+            "nix-daemon",
+            "nix-daemon --stdio; rm -rf /",
+            "nix-daemon --stdio && id",
+            "nix-daemon $(id) --stdio",
+            "nix-daemon '--stdio",
+            "nix-daemon --stdio --store ssh://elsewhere",
+            "nix-daemon --stdio --option sandbox false",
+            "nix-store --serve --write",
+            "bash -c 'nix-daemon --stdio'",
+        ] {
+            let Command::Refused(line) = parse(request.as_bytes()) else { panic!("accepted: {request}") };
+            assert!(line.contains("ssh-ng") || line.contains("remote-store"), "{line}");
+            assert!(!line.contains('\n'));
+        }
+    }
+
+    #[test]
+    fn refusals_repeat_little_of_the_request_and_no_control_characters() {
+        let Command::Refused(line) = parse(format!("a\u{1b}[2J{}", "b".repeat(4000)).as_bytes()) else {
+            panic!("accepted")
+        };
+        assert!(line.len() < 300 && !line.contains('\u{1b}'), "{line}");
+        assert!(matches!(parse(&vec![b'a'; MAX_REQUEST + 1]), Command::Refused(_)));
+    }
+}

@@ -1,0 +1,221 @@
+//! One connection's answers to ssh requests. Read top to bottom: login, channels, and what is refused.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use russh::keys::PublicKey;
+use russh::server::{
+    Auth, Handler as RusshHandler, Msg, PublicKeyOffer, Session, VerifiedPublicKey,
+};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Pty};
+use tokio::sync::watch;
+
+use super::command::{self, Command};
+use super::{Door, MemberSlot};
+use crate::daemon;
+use crate::roster::{Member, Roster};
+
+/// The exit status of a shell that does not know the command.
+const NOT_FOUND: u32 = 127;
+
+/// Who a connection belongs to, and by which key.
+pub(super) struct LoggedIn {
+    pub member: Arc<Member>,
+    key: PublicKey,
+}
+
+impl LoggedIn {
+    pub fn still_in(&self, roster: &Roster) -> bool {
+        roster.by_key(&self.key).is_some_and(|member| member.name == self.member.name)
+    }
+}
+
+pub(super) struct Handler {
+    id: u64,
+    peer: SocketAddr,
+    door: Arc<Door>,
+    /// Tells the connection's task that somebody logged in.
+    login: watch::Sender<Option<Arc<LoggedIn>>>,
+    /// True when the connection is being closed by us.
+    ended: watch::Receiver<bool>,
+    slot: Option<MemberSlot>,
+    /// Open channels. A command takes the channel and leaves `None`, so that a channel runs one command.
+    channels: HashMap<ChannelId, Option<Channel<Msg>>>,
+}
+
+impl Handler {
+    pub fn new(
+        id: u64,
+        peer: SocketAddr,
+        door: Arc<Door>,
+        login: watch::Sender<Option<Arc<LoggedIn>>>,
+        ended: watch::Receiver<bool>,
+    ) -> Self {
+        Self { id, peer, door, login, ended, slot: None, channels: HashMap::new() }
+    }
+
+    /// One line on stderr, exit status 127, and the channel is closed.
+    fn refuse(&mut self, id: ChannelId, line: &str, session: &mut Session) -> Result<(), russh::Error> {
+        tracing::info!(connection = self.id, line, "command refused");
+        session.channel_success(id)?;
+        session.extended_data(id, 1, format!("{line}\n"))?;
+        session.exit_status_request(id, NOT_FOUND)?;
+        session.eof(id)?;
+        session.close(id)
+    }
+}
+
+impl RusshHandler for Handler {
+    type Error = russh::Error;
+
+    async fn authentication_banner(&mut self) -> Result<Option<String>, Self::Error> {
+        Ok(Some((self.door.banner)(&self.door.house.roster.borrow())))
+    }
+
+    async fn auth_publickey_offered(&mut self, _user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Self::Error> {
+        let known = self.door.house.roster.borrow().by_key(offer.public_key).is_some();
+        if known {
+            return Ok(Auth::Accept);
+        }
+        let fingerprint = offer.public_key.fingerprint(Default::default());
+        tracing::info!(connection = self.id, peer = %self.peer, %fingerprint, "login denied: key not in the roster");
+        Ok(Auth::reject())
+    }
+
+    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
+        let key = key.public_key;
+        let fingerprint = key.fingerprint(Default::default());
+        // Looked up again: the roster may have changed since the key was offered.
+        let Some(member) = self.door.house.roster.borrow().by_key(key).cloned() else {
+            tracing::info!(connection = self.id, peer = %self.peer, %fingerprint, "login denied: key not in the roster");
+            return Ok(Auth::reject());
+        };
+        self.slot = self.door.member_slot(&member.name);
+        tracing::info!(connection = self.id, peer = %self.peer, member = %member.name, user, %fingerprint, "logged in");
+        self.login.send_replace(Some(Arc::new(LoggedIn { member, key: key.clone() })));
+        Ok(Auth::Accept)
+    }
+
+    async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), Self::Error> {
+        if self.slot.is_none() {
+            let limit = self.door.house.config.limits.max_connections_per_member;
+            let text = format!("you have {limit} connections open already, which is the limit; close one and try again");
+            session.disconnect(Disconnect::TooManyConnections, &text, "")?;
+        }
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: russh::server::ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        if self.channels.len() >= self.door.house.config.limits.max_sessions_per_connection {
+            tracing::info!(connection = self.id, "channel refused: limits.max-sessions-per-connection reached");
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        }
+        self.channels.insert(channel.id(), Some(channel));
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn exec_request(&mut self, id: ChannelId, data: &[u8], session: &mut Session) -> Result<(), Self::Error> {
+        match command::parse(data) {
+            Command::Refused(line) => self.refuse(id, &line, session),
+            Command::Worker => {
+                let who = self.login.borrow().clone();
+                let channel = self.channels.get_mut(&id).and_then(Option::take);
+                let (Some(who), Some(channel)) = (who, channel) else { return session.channel_failure(id) };
+                session.channel_success(id)?;
+                let ended = self.ended.clone();
+                let house = self.door.house.clone();
+                tokio::spawn(worker(channel, house, who, ended, self.id));
+                Ok(())
+            }
+        }
+    }
+
+    async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), Self::Error> {
+        self.refuse(id, &command::no_shell(), session)
+    }
+
+    async fn channel_close(&mut self, id: ChannelId, _session: &mut Session) -> Result<(), Self::Error> {
+        self.channels.remove(&id);
+        Ok(())
+    }
+
+    async fn subsystem_request(&mut self, id: ChannelId, _name: &str, session: &mut Session) -> Result<(), Self::Error> {
+        session.channel_failure(id)
+    }
+
+    async fn pty_request(
+        &mut self,
+        id: ChannelId,
+        _term: &str,
+        _columns: u32,
+        _rows: u32,
+        _width: u32,
+        _height: u32,
+        _modes: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_failure(id)
+    }
+
+    async fn env_request(
+        &mut self,
+        id: ChannelId,
+        _name: &str,
+        _value: &str,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_failure(id)
+    }
+
+    async fn x11_request(
+        &mut self,
+        id: ChannelId,
+        _single: bool,
+        _protocol: &str,
+        _cookie: &str,
+        _screen: u32,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_failure(id)
+    }
+
+    // Not overridden, because their defaults refuse: agent forwarding, port and socket forwarding in both directions,
+    // X11 channels, passwords, keyboard-interactive, certificates.
+}
+
+/// Runs the worker protocol on a channel, then closes the channel with an exit status.
+async fn worker(
+    mut channel: Channel<Msg>,
+    house: Arc<crate::House>,
+    who: Arc<LoggedIn>,
+    mut ended: watch::Receiver<bool>,
+    connection: u64,
+) {
+    let writer = channel.make_writer();
+    let result = {
+        let session = daemon::serve(channel.make_reader(), writer, house, who.member.clone(), connection);
+        tokio::select! {
+            result = session => result,
+            // Dropping the session here drops its builds and its half-done uploads.
+            () = crate::turned(&mut ended) => return,
+        }
+    };
+    let status = match result {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::info!(connection, member = %who.member.name, %error, "session ended by an error");
+            1
+        }
+    };
+    let _ = channel.exit_status(status).await;
+    let _ = channel.eof().await;
+    let _ = channel.close().await;
+}
