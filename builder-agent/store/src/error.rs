@@ -34,7 +34,9 @@ impl FileError {
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// Another process has it. Recovery removes temporary files, so two at once would eat each other's.
-    #[error("store {0} is in use by another process; stop the other builder-agent or choose another state-dir")]
+    #[error(
+        "store {0} is in use by another process; stop the other builder-agent or choose another state-dir"
+    )]
     InUse(PathBuf),
     /// A file of the store cannot be used.
     #[error(transparent)]
@@ -77,7 +79,7 @@ pub enum NarError {
     #[error("object of '{path}' is damaged: {why}; the disk may be failing")]
     Damaged {
         /// Whose contents.
-        path: StorePath,
+        path: String,
         /// What does not fit.
         why: String,
     },
@@ -90,7 +92,9 @@ pub enum NarError {
         source: io::Error,
     },
     /// A single file was wanted.
-    #[error("'{path}' is a {found}, not a plain file; flat and text hashes exist only for a single non-executable file")]
+    #[error(
+        "'{path}' is a {found}, not a plain file; flat and text hashes exist only for a single non-executable file"
+    )]
     NotAFile {
         /// Which path.
         path: String,
@@ -101,7 +105,7 @@ pub enum NarError {
     #[error("'{path}' has {size} bytes, at most {max} are allowed here")]
     TooLarge {
         /// Which path.
-        path: StorePath,
+        path: String,
         /// Its size in bytes.
         size: u64,
         /// The caller's limit.
@@ -213,7 +217,9 @@ pub enum RegisterError {
         reference: StorePath,
     },
     /// Info and object disagree.
-    #[error("cannot register '{path}': info says sha256:{announced} ({announced_size} bytes), the object is sha256:{got} ({got_size} bytes)")]
+    #[error(
+        "cannot register '{path}': info says sha256:{announced} ({announced_size} bytes), the object is sha256:{got} ({got_size} bytes)"
+    )]
     HashMismatch {
         /// Which path.
         path: StorePath,
@@ -245,6 +251,14 @@ pub enum RegisterError {
         count: usize,
         /// How many may.
         limit: usize,
+    },
+    /// Not of the form `name:base64`. It would be shown to clients as it is.
+    #[error("cannot register '{path}': {signature:?} is not a signature")]
+    BadSignature {
+        /// Which path.
+        path: StorePath,
+        /// As sent.
+        signature: String,
     },
     /// Making the object durable failed.
     #[error(transparent)]

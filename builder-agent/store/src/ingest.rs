@@ -1,22 +1,157 @@
-//! tbd
+//! Bytes become an object: NAR in, EROFS out, hashed and searched for references on the way, in one pass.
+//!
+//! Nothing here is visible to anybody. What is dropped before it is registered takes its file with it.
+
 use std::collections::BTreeSet;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
 
-use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, StorePath};
+use nix_archive::nar::{ReferencePattern, ReferenceScanner};
+use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, StorePath, nixbase32};
+use sha2::{Digest, Sha256};
 
-use crate::error::{ImportError, NarError};
+use crate::contents::Contents;
+use crate::error::{FileError, ImportError, NarError};
+use crate::nar::{ParseError, Parser, PushError};
+use crate::object::{Object, ObjectError, ObjectWriter};
+use crate::store::{Inner, Temporary};
+use crate::types::{PathInfo, Provenance};
+
+/// What we read from a client at once.
+const PIECE: usize = 128 << 10;
+/// What uploads are called in errors while they have no path.
+const UPLOAD: &str = "this upload";
 
 /// NAR bytes go in, an object comes out. Dropping it leaves nothing behind.
-pub struct Ingest {}
-
-impl Ingest {
-    /// Ends the NAR. The object is complete, but not yet durable and not yet visible.
-    pub fn finish(self) -> Result<Ingested, ImportError> { unimplemented!() }
+///
+/// A write after which the bytes cannot be a NAR any more fails with kind `InvalidData`; [`Ingest::finish`] gives the
+/// same error typed.
+pub struct Ingest {
+    parser: Parser,
+    hash: Sha256,
+    scanner: ReferenceScanner,
+    candidates: Vec<StorePath>,
+    writer: ObjectWriter,
+    temporary: Temporary,
+    max_bytes: u64,
+    failed: Option<Failed>,
 }
 
-impl io::Write for Ingest {
-    fn write(&mut self, _buf: &[u8]) -> io::Result<usize> { unimplemented!() }
-    fn flush(&mut self) -> io::Result<()> { Ok(()) }
+enum Failed {
+    Parse(ParseError),
+    Write(io::ErrorKind, Option<i32>),
+}
+
+impl Ingest {
+    pub(crate) fn new(store: &Inner, scan_for: &[StorePath]) -> Result<Self, FileError> {
+        let (file, temporary) = store.temporary()?;
+        let parts = scan_for.iter().map(|p| nixbase32::encode(p.digest()));
+        let pattern = ReferencePattern::new(parts).expect("hash parts of store paths are valid nixbase32");
+        let max_bytes = store.config.max_nar_bytes;
+        Ok(Self {
+            parser: Parser::new(store.config.max_entries, max_bytes),
+            hash: Sha256::new(),
+            scanner: pattern.scanner(),
+            candidates: scan_for.to_vec(),
+            writer: ObjectWriter::new(file),
+            temporary,
+            max_bytes,
+            failed: None,
+        })
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> Result<(), Failed> {
+        let size = self.parser.position().saturating_add(bytes.len() as u64);
+        if size > self.max_bytes {
+            return Err(Failed::Parse(ParseError::TooLarge { size, limit: self.max_bytes }));
+        }
+        self.parser.push(bytes, &mut self.writer).map_err(|e| match e {
+            PushError::Parse(e) => Failed::Parse(e),
+            PushError::Events(e) => Failed::Write(e.kind(), e.raw_os_error()),
+        })?;
+        self.hash.update(bytes);
+        self.scanner.scan(bytes);
+        Ok(())
+    }
+
+    /// Bytes that can be read from a stream without reading past the end of the NAR; 0 at its end.
+    #[must_use]
+    pub fn surely_left(&self) -> u64 {
+        self.parser.surely_left()
+    }
+
+    /// Reads exactly one NAR.
+    pub(crate) fn read_all(&mut self, name: &str, from: &mut dyn Read) -> Result<(), ImportError> {
+        let mut piece = vec![0; PIECE];
+        loop {
+            let want = usize::try_from(self.surely_left()).unwrap_or(PIECE).min(PIECE);
+            if want == 0 {
+                return Ok(());
+            }
+            let n = match from.read(&mut piece[..want]) {
+                Ok(0) => return Err(self.parser.finish().expect_err("the NAR has not ended").into()),
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(ImportError::Source { name: name.to_owned(), source }),
+            };
+            if let Err(failed) = self.push(&piece[..n]) {
+                return Err(self.import_error(&failed));
+            }
+        }
+    }
+
+    fn import_error(&self, failed: &Failed) -> ImportError {
+        match failed {
+            Failed::Parse(e) => e.clone().into(),
+            Failed::Write(..) => FileError::new("write object", self.temporary.path(), failed.to_io()).into(),
+        }
+    }
+
+    /// Ends the NAR. The object is complete, but not yet durable and not yet visible.
+    pub fn finish(self) -> Result<Ingested, ImportError> {
+        if let Some(failed) = &self.failed {
+            return Err(self.import_error(failed));
+        }
+        self.parser.finish()?;
+        let nar_size = self.parser.position();
+        let nar_hash = self.hash.finalize().into();
+        let found = self.scanner.into_matches();
+        let references = found.into_iter().map(|i| self.candidates[i].clone()).collect();
+        let file = self
+            .writer
+            .finish(nar_hash, nar_size)
+            .map_err(|e| FileError::new("write object", self.temporary.path(), e))?;
+        Ok(Ingested { nar_hash, nar_size, references, file: Arc::new(file), temporary: self.temporary })
+    }
+}
+
+impl Failed {
+    fn to_io(&self) -> io::Error {
+        match self {
+            Self::Parse(e) => io::Error::new(io::ErrorKind::InvalidData, e.clone()),
+            Self::Write(_, Some(code)) => io::Error::from_raw_os_error(*code),
+            Self::Write(kind, None) => io::Error::from(*kind),
+        }
+    }
+}
+
+impl Write for Ingest {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.failed.is_none()
+            && let Err(failed) = self.push(bytes)
+        {
+            self.failed = Some(failed);
+        }
+        match &self.failed {
+            None => Ok(bytes.len()),
+            Some(failed) => Err(failed.to_io()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A complete object that nobody sees yet. Dropping it removes it.
@@ -28,15 +163,78 @@ pub struct Ingested {
     pub nar_size: u64,
     /// Those of `scan_for` whose hash part occurs in the NAR.
     pub references: BTreeSet<StorePath>,
+    pub(crate) file: Arc<File>,
+    pub(crate) temporary: Temporary,
 }
 
 impl Ingested {
-    /// Hash of the contents by `method`; occurrences of `self_path`'s hash part count as zeros (Nix: HashModuloSink).
-    pub fn ca_hash(&self, _method: ContentAddressMethod, _algorithm: HashAlgorithm, _self_path: Option<&StorePath>) -> Result<NixHash, NarError> { unimplemented!() }
+    /// Takes in a single non-executable file, up to the end of `from`.
+    pub(crate) fn flat(store: &Inner, name: &str, from: &mut dyn Read) -> Result<Self, ImportError> {
+        let (file, temporary) = store.temporary()?;
+        let write_failed = |e| FileError::new("write object", temporary.path(), e);
+        let mut writer = ObjectWriter::flat(file);
+        let mut piece = vec![0; PIECE];
+        let (mut size, limit) = (0, store.config.max_nar_bytes);
+        loop {
+            let n = match from.read(&mut piece) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(ImportError::Source { name: name.to_owned(), source }),
+            };
+            size += n as u64;
+            if size > limit {
+                return Err(ImportError::TooLarge { name: name.to_owned(), limit });
+            }
+            writer.flat_data(&piece[..n]).map_err(write_failed)?;
+        }
+        let (file, nar_hash, nar_size) = writer.finish_flat().map_err(write_failed)?;
+        Ok(Self { nar_hash, nar_size, references: BTreeSet::new(), file: Arc::new(file), temporary })
+    }
+
+    pub(crate) fn contents(&self) -> Result<Contents, NarError> {
+        let object = Object::open(Arc::clone(&self.file)).map_err(|e| match e {
+            ObjectError::Io(e) => NarError::File(FileError::new("read object", self.temporary.path(), e)),
+            ObjectError::Damaged(why) => NarError::Damaged { path: UPLOAD.to_owned(), why },
+        })?;
+        Ok(Contents { name: UPLOAD.to_owned(), object: Arc::new(object) })
+    }
+
+    /// Hash of the contents as `method` sees them, e.g. to compare with a fixed-output derivation. With
+    /// `self_path`, occurrences of its hash part count as zeros (Nix: `HashModuloSink`).
+    pub fn ca_hash(
+        &self,
+        method: ContentAddressMethod,
+        algorithm: HashAlgorithm,
+        self_path: Option<&StorePath>,
+    ) -> Result<NixHash, NarError> {
+        self.contents()?.hash(method, algorithm, self_path)
+    }
+
     /// Contents of a single regular file of at most `max` bytes.
-    pub fn read_file(&self, _max: u64) -> Result<Vec<u8>, NarError> { unimplemented!() }
+    pub fn read_file(&self, max: u64) -> Result<Vec<u8>, NarError> {
+        self.contents()?.read_file(max)
+    }
 }
 
 /// An object with its checked info and provenance, ready to be registered together with others.
 #[derive(Debug)]
-pub struct Staged {}
+pub struct Staged {
+    pub(crate) ingested: Ingested,
+    pub(crate) info: PathInfo,
+    pub(crate) provenance: Provenance,
+}
+
+impl Staged {
+    /// What will be registered.
+    #[must_use]
+    pub fn info(&self) -> &PathInfo {
+        &self.info
+    }
+
+    /// As what; Verified still depends on the references.
+    #[must_use]
+    pub fn provenance(&self) -> &Provenance {
+        &self.provenance
+    }
+}

@@ -1,6 +1,6 @@
 //! Store paths as immutable objects, and who may see them.
 //!
-//! The contents of a path are one [object](object): a file that is an uncompressed EROFS image, written in one
+//! The contents of a path are one [object]: a file that is an uncompressed EROFS image, written in one
 //! pass while the NAR arrives and named by the NAR's SHA-256. The [`View`] of a member is all that anybody can do
 //! with the store: it answers from memory, and knows Verified paths and that member's own Claimed ones only.
 //!
@@ -11,13 +11,19 @@
 //! Not here: ssh, protocols, builds, signatures, and deleting what nobody needs any more.
 //! `docs/store.md` has the format of an object, the argument for crash safety and the threat table.
 
+mod address;
+mod contents;
+mod db;
 mod error;
+mod index;
 mod ingest;
 pub mod nar;
+pub mod object;
+mod register;
+mod store;
+mod tree;
 mod types;
 mod view;
-
-mod store;
 
 pub use error::{
     ComposeError, FileError, ImportError, MissingPath, NarError, OpenError, RegisterError, TreeError,
@@ -25,7 +31,5 @@ pub use error::{
 pub use ingest::{Ingest, Ingested, Staged};
 pub use nar::NarReader;
 pub use store::{Recovery, Store};
-pub use types::{
-    DEFAULT_MAX_ENTRIES, DEFAULT_MAX_NAR_BYTES, Member, PathInfo, Provenance, StoreConfig,
-};
+pub use types::{DEFAULT_MAX_ENTRIES, DEFAULT_MAX_NAR_BYTES, Member, PathInfo, Provenance, StoreConfig};
 pub use view::{Composed, View};

@@ -1,0 +1,101 @@
+//! Content addresses: what a path must be called because of what it contains. They are the reason why an upload
+//! can be Verified without trusting who sent it.
+
+use std::collections::BTreeSet;
+
+use nix_derivation::{CAHash, ContentAddressMethod, HashAlgorithm, StorePath, nixbase32, store_path::build_ca_path};
+
+use crate::error::ImportError;
+use crate::ingest::{Ingested, Staged};
+use crate::register;
+use crate::types::{Member, PathInfo, Provenance};
+
+/// Checks what a client announced about `ingested`.
+pub(crate) fn stage(member: &Member, ingested: Ingested, mut info: PathInfo) -> Result<Staged, ImportError> {
+    let path = &info.path;
+    if info.nar_hash != ingested.nar_hash {
+        return Err(ImportError::HashMismatch {
+            path: path.clone(),
+            announced: nixbase32::encode(&info.nar_hash),
+            got: nixbase32::encode(&ingested.nar_hash),
+        });
+    }
+    if info.nar_size != 0 && info.nar_size != ingested.nar_size {
+        let (announced, got) = (info.nar_size, ingested.nar_size);
+        return Err(ImportError::SizeMismatch { path: path.clone(), announced, got });
+    }
+    info.nar_size = ingested.nar_size;
+    info.registration_time = 0;
+    // "Built here" is ours to say.
+    info.ultimate = false;
+    let provenance = match info.ca.as_deref() {
+        Some(ca) if !ca.is_empty() => check_address(&ingested, &info, ca)?,
+        _ => None,
+    };
+    let provenance = match provenance {
+        Some(ca) => {
+            info.ca = Some(ca.to_nix_string());
+            // Everybody will see this info; only what was checked may stay in it.
+            info.deriver = None;
+            info.signatures.clear();
+            Provenance::Verified
+        }
+        None => Provenance::Claimed(member.clone()),
+    };
+    register::check(member, &ingested, &info, &provenance)?;
+    Ok(Staged { ingested, info, provenance })
+}
+
+/// The content address if we can check it and it holds; `None` if it is of a kind that we cannot check.
+fn check_address(ingested: &Ingested, info: &PathInfo, ca: &str) -> Result<Option<CAHash>, ImportError> {
+    let path = &info.path;
+    let bad = |why: String| ImportError::BadContentAddress { path: path.clone(), ca: ca.to_owned(), why };
+    let announced = CAHash::parse(ca).map_err(|e| bad(e.to_string()))?;
+    if announced.method() == ContentAddressMethod::Git {
+        return Ok(None);
+    }
+    let mut references = info.references.clone();
+    let own = references.remove(path);
+    let (method, algorithm) = (announced.method(), announced.hash().algorithm());
+    let hash = ingested.ca_hash(method, algorithm, own.then_some(path))?;
+    let computed =
+        CAHash::from_parts(method, algorithm, hash.digest_as_bytes()).map_err(|e| bad(e.to_string()))?;
+    if computed != announced {
+        return Err(ImportError::ContentMismatch {
+            path: path.clone(),
+            announced: ca.to_owned(),
+            computed: computed.to_nix_string(),
+        });
+    }
+    let at = build_ca_path(path.name(), &computed, &references, own).map_err(|e| bad(e.to_string()))?;
+    if at != *path {
+        return Err(ImportError::PathMismatch { announced: path.clone(), computed: at });
+    }
+    Ok(Some(computed))
+}
+
+/// Contents without an announced path: finds out where they belong.
+pub(crate) fn stage_new(
+    ingested: Ingested,
+    name: &str,
+    method: ContentAddressMethod,
+    algorithm: HashAlgorithm,
+    references: &BTreeSet<StorePath>,
+) -> Result<Staged, ImportError> {
+    let bad = |why: String| ImportError::BadName { name: name.to_owned(), why };
+    let hash = ingested.ca_hash(method, algorithm, None)?;
+    let ca = CAHash::from_parts(method, algorithm, hash.digest_as_bytes()).map_err(|e| bad(e.to_string()))?;
+    let path = build_ca_path(name, &ca, references, false).map_err(|e| bad(e.to_string()))?;
+    let info = PathInfo {
+        path,
+        nar_hash: ingested.nar_hash,
+        nar_size: ingested.nar_size,
+        references: references.clone(),
+        deriver: None,
+        registration_time: 0,
+        ultimate: false,
+        signatures: Vec::new(),
+        ca: Some(ca.to_nix_string()),
+    };
+    Ok(Staged { ingested, info, provenance: Provenance::Verified })
+}

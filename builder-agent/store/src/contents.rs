@@ -1,0 +1,154 @@
+//! Questions about the contents of one object: the bytes of a single file, and hashes of every kind Nix has.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, NixHasher, StorePath, nixbase32};
+
+use crate::error::NarError;
+use crate::nar::NarReader;
+use crate::object::{Kind, Object, ObjectError};
+
+const PIECE: usize = 256 << 10;
+
+/// An object and what to call it in errors.
+pub(crate) struct Contents {
+    pub(crate) name: String,
+    pub(crate) object: Arc<Object>,
+}
+
+impl Contents {
+    fn failed(&self, e: ObjectError) -> NarError {
+        match e {
+            ObjectError::Io(source) => {
+                NarError::File(crate::error::FileError::new("read the object of", &self.name, source))
+            }
+            ObjectError::Damaged(why) => NarError::Damaged { path: self.name.clone(), why },
+        }
+    }
+
+    /// Place and size of the single file that this is.
+    fn file(&self, allow_executable: bool) -> Result<(u64, u64), NarError> {
+        let found = match self.object.inode(self.object.root()).map_err(|e| self.failed(e))? {
+            Kind::File { executable, at, size } if allow_executable || !executable => return Ok((at, size)),
+            Kind::File { .. } => "executable file",
+            Kind::Directory(_) => "directory",
+            Kind::Symlink { .. } => "symlink",
+        };
+        Err(NarError::NotAFile { path: self.name.clone(), found })
+    }
+
+    /// The bytes of a single file.
+    pub(crate) fn read_file(&self, max: u64) -> Result<Vec<u8>, NarError> {
+        let (at, size) = self.file(true)?;
+        if size > max {
+            return Err(NarError::TooLarge { path: self.name.clone(), size, max });
+        }
+        let mut out = vec![0; size as usize];
+        self.object.read_data(&mut out, at).map_err(|e| self.failed(e))?;
+        Ok(out)
+    }
+
+    /// Hash of the contents as `method` sees them. With `self_path`, occurrences of its hash part count as zeros.
+    pub(crate) fn hash(
+        &self,
+        method: ContentAddressMethod,
+        algorithm: HashAlgorithm,
+        self_path: Option<&StorePath>,
+    ) -> Result<NixHash, NarError> {
+        let mut hasher = NixHasher::new(algorithm);
+        match method {
+            ContentAddressMethod::Flat | ContentAddressMethod::Text => {
+                let (mut at, mut left) = self.file(false)?;
+                let mut piece = vec![0; left.min(PIECE as u64) as usize];
+                while left > 0 {
+                    let n = left.min(PIECE as u64) as usize;
+                    self.object.read_data(&mut piece[..n], at).map_err(|e| self.failed(e))?;
+                    hasher.update(&piece[..n]);
+                    at += n as u64;
+                    left -= n as u64;
+                }
+                Ok(hasher.finalize())
+            }
+            ContentAddressMethod::Nar => match self_path {
+                None if algorithm == HashAlgorithm::Sha256 => Ok(NixHash::Sha256(*self.object.nar_hash())),
+                None => {
+                    self.read_nar(|piece| {
+                        hasher.update(piece);
+                        true
+                    })?;
+                    Ok(hasher.finalize())
+                }
+                Some(path) => {
+                    let mut modulo = Modulo::new(hasher, nixbase32::encode(path.digest()).as_bytes());
+                    self.read_nar(|piece| {
+                        modulo.update(piece);
+                        true
+                    })?;
+                    Ok(modulo.finish())
+                }
+            },
+            ContentAddressMethod::Git => Err(NarError::Unsupported(method.to_string())),
+        }
+    }
+
+    /// Feeds the NAR to `to` until that returns false; returns how much it took.
+    pub(crate) fn read_nar(&self, mut to: impl FnMut(&[u8]) -> bool) -> Result<u64, NarError> {
+        let mut reader = NarReader::new(Arc::clone(&self.object));
+        let mut piece = vec![0; PIECE];
+        let mut total = 0;
+        loop {
+            let n = reader.read(&mut piece).map_err(|e| match e.kind() {
+                std::io::ErrorKind::InvalidData => self.failed(ObjectError::Damaged(e.to_string())),
+                _ => self.failed(ObjectError::Io(e)),
+            })?;
+            total += n as u64;
+            if n == 0 || !to(&piece[..n]) {
+                return Ok(total);
+            }
+        }
+    }
+}
+
+/// Hashes a stream in which each `needle` counts as zeros, then the places where it stood
+/// (Nix: `HashModuloSink` in `src/libstore/references.cc`).
+struct Modulo {
+    hasher: NixHasher,
+    needle: [u8; 32],
+    /// Bytes that may be the beginning of a needle.
+    held: Vec<u8>,
+    /// Offset of the first held byte.
+    at: u64,
+    found: Vec<u64>,
+}
+
+impl Modulo {
+    fn new(hasher: NixHasher, needle: &[u8]) -> Self {
+        let needle = needle.try_into().expect("a hash part has 32 characters");
+        Self { hasher, needle, held: Vec::new(), at: 0, found: Vec::new() }
+    }
+
+    fn update(&mut self, piece: &[u8]) {
+        self.held.extend_from_slice(piece);
+        let len = self.needle.len();
+        let mut done = 0;
+        while let Some(i) = self.held[done..].windows(len).position(|w| w == self.needle) {
+            self.hasher.update(&self.held[done..done + i]);
+            self.hasher.update(&[0; 32]);
+            self.found.push(self.at + (done + i) as u64);
+            done += i + len;
+        }
+        let safe = self.held.len().saturating_sub(len - 1).max(done);
+        self.hasher.update(&self.held[done..safe]);
+        self.at += safe as u64;
+        self.held.drain(..safe);
+    }
+
+    fn finish(mut self) -> NixHash {
+        self.hasher.update(&self.held);
+        for place in self.found {
+            self.hasher.update(format!("|{place}").as_bytes());
+        }
+        self.hasher.finalize()
+    }
+}

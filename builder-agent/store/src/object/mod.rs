@@ -1,0 +1,25 @@
+//! Objects: the contents of one store path as one EROFS image.
+//!
+//! ```text
+//! block 0            bytes 0..1024: our header; 1024..1152: EROFS superblock
+//! 1 .. 1+D           file data, each file from a block of its own, in NAR order
+//! 1+D .. +I          inodes, with short symlink targets and short directories behind them
+//! 1+D+I .. +B        blocks of directories that are longer
+//! ```
+//!
+//! The root of the image is a directory with one entry, [`ROOT_ENTRY`], which is the root of the NAR (it may be
+//! a file or a symlink; the root of an EROFS may not). An object is a pure function of its NAR.
+//!
+//! Assumed of the other side: we wrote the file, but the disk may have changed it. The reader checks every
+//! offset it follows, and never trusts a count with memory or time.
+
+mod compose;
+mod format;
+mod read;
+mod write;
+
+pub use format::{BLOCK, ROOT_ENTRY};
+pub use read::{Dir, Entry, Kind, Object, ObjectError};
+
+pub(crate) use compose::{ComposeFailure, Composer};
+pub(crate) use write::ObjectWriter;

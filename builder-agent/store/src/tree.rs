@@ -1,0 +1,187 @@
+//! Unpacked copies of objects, for the namespace backend, which binds directories instead of mounting images.
+//!
+//! ```text
+//! <root>/trees/boot                        boot in which the copies were made
+//! <root>/trees/verified-<NAR hash>         copy of a Verified path
+//! <root>/trees/claimed-<who>-<NAR hash>    copy for one member: whether it exists already takes time to find out
+//! <root>/trees/new-<number>                being made
+//! ```
+//!
+//! A cache: nothing here is synced, so after a power loss all of it is thrown away. Everything is created relative
+//! to descriptors we hold, in folders only we can write, and never through a symlink.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix_derivation::nixbase32;
+use rustix::fs::{
+    AtFlags, Mode, OFlags, Timespec, Timestamps, fchmod, futimens, mkdirat, openat, symlinkat, utimensat,
+};
+use sha2::{Digest, Sha256};
+
+use crate::error::{FileError, TreeError};
+use crate::nar::MAX_DEPTH;
+use crate::object::{Kind, Object, ObjectError};
+use crate::store::{Inner, ObjectFailure, object_name};
+use crate::types::{PathInfo, Provenance};
+
+const MTIME: Timestamps = Timestamps {
+    last_access: Timespec { tv_sec: 1, tv_nsec: 0 },
+    last_modification: Timespec { tv_sec: 1, tv_nsec: 0 },
+};
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// Removes half-made copies, and all copies that a power loss may have damaged.
+pub(crate) fn recover(trees: &Path) -> Result<(), FileError> {
+    let failed = |e| FileError::new("clean up", trees, e);
+    let marker = trees.join("boot");
+    let boot = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let same = !boot.is_empty() && fs::read(&marker).is_ok_and(|b| b == boot);
+    for entry in fs::read_dir(trees).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.path() != marker && (!same || entry.file_name().as_bytes().starts_with(b"new-")) {
+            remove(&entry.path()).map_err(|e| FileError::new("remove", entry.path(), e))?;
+        }
+    }
+    fs::write(&marker, boot).map_err(|e| FileError::new("write", marker, e))
+}
+
+pub(crate) fn tree(store: &Inner, info: &PathInfo, provenance: &Provenance) -> Result<PathBuf, TreeError> {
+    let trees = store.root.join("trees");
+    let hash = object_name(&info.nar_hash);
+    let place = trees.join(match provenance {
+        Provenance::Verified => format!("verified-{hash}"),
+        Provenance::Claimed(member) => {
+            // A name is anything; its hash is a file name.
+            let who = Sha256::digest(member.name());
+            format!("claimed-{}-{hash}", nixbase32::encode(&who[..20]))
+        }
+    });
+    if fs::symlink_metadata(&place).is_ok() {
+        return Ok(place);
+    }
+    let damaged = |why| TreeError::Damaged { path: info.path.clone(), why };
+    let object = store.object(&info.nar_hash).map_err(|e| match e {
+        ObjectFailure::File(e) => TreeError::File(e),
+        ObjectFailure::Damaged(why) => damaged(why),
+    })?;
+    let name = format!("new-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let new = trees.join(&name);
+    let made = File::open(&trees).map_err(ObjectError::Io).and_then(|dir| {
+        let mut unpack = Unpack { object: &object, left: object.inodes() };
+        unpack.node(dir.as_fd(), name.as_bytes(), object.root(), 0)
+    });
+    let moved = made.and_then(|()| match fs::rename(&new, &place) {
+        // Another thread was faster and made the same.
+        Err(_) if fs::symlink_metadata(&place).is_ok() => Ok(()),
+        other => other.map_err(ObjectError::Io),
+    });
+    if fs::symlink_metadata(&new).is_ok()
+        && let Err(e) = remove(&new)
+    {
+        tracing::warn!(tree = %new.display(), "cannot remove half-made tree: {e}");
+    }
+    match moved {
+        Ok(()) => Ok(place),
+        Err(ObjectError::Io(e)) => Err(FileError::new("unpack to", place, e).into()),
+        Err(ObjectError::Damaged(why)) => Err(damaged(why)),
+    }
+}
+
+struct Unpack<'a> {
+    object: &'a Object,
+    /// Inodes that can still come; a damaged object whose directories contain each other ends here.
+    left: u32,
+}
+
+impl Unpack<'_> {
+    fn node(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        nid: u64,
+        depth: usize,
+    ) -> Result<(), ObjectError> {
+        self.left = self
+            .left
+            .checked_sub(1)
+            .filter(|_| depth < MAX_DEPTH)
+            .ok_or_else(|| ObjectError::Damaged("its directories are not a tree".to_owned()))?;
+        let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match self.object.inode(nid)? {
+            Kind::File { executable, at, size } => {
+                let fd = openat(parent, name, create, Mode::from_raw_mode(0o600)).map_err(io::Error::from)?;
+                let file = File::from(fd);
+                self.copy(at, size, &file)?;
+                let mode = if executable { 0o555 } else { 0o444 };
+                finish(file.into(), mode)?;
+            }
+            Kind::Symlink { target } => {
+                symlinkat(&target[..], parent, name).map_err(io::Error::from)?;
+                utimensat(parent, name, &MTIME, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from)?;
+            }
+            Kind::Directory(mut dir) => {
+                mkdirat(parent, name, Mode::from_raw_mode(0o700)).map_err(io::Error::from)?;
+                let open = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let fd = openat(parent, name, open, Mode::empty()).map_err(io::Error::from)?;
+                while let Some(entry) = self.object.next_entry(&mut dir)? {
+                    let object = self.object;
+                    self.node(fd.as_fd(), object.name(&entry), entry.nid, depth + 1)?;
+                }
+                finish(fd, 0o555)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(&self, mut at: u64, size: u64, to: &File) -> Result<(), ObjectError> {
+        let mut piece = vec![0; size.min(256 << 10) as usize];
+        let (mut left, mut to_at) = (size, 0);
+        while left > 0 {
+            let n = left.min(piece.len() as u64) as usize;
+            self.object.read_data(&mut piece[..n], at)?;
+            to.write_all_at(&piece[..n], to_at)?;
+            at += n as u64;
+            to_at += n as u64;
+            left -= n as u64;
+        }
+        Ok(())
+    }
+}
+
+fn finish(fd: OwnedFd, mode: u32) -> io::Result<()> {
+    fchmod(&fd, Mode::from_raw_mode(mode))?;
+    futimens(&fd, &MTIME)?;
+    Ok(())
+}
+
+/// Removes a copy. Its directories are read-only, which root does not mind and everybody else does.
+fn remove(path: &Path) -> io::Result<()> {
+    if !fs::symlink_metadata(path)?.is_dir() {
+        return fs::remove_file(path);
+    }
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            make_writable(path)?;
+            fs::remove_dir_all(path)
+        }
+        other => other,
+    }
+}
+
+fn make_writable(dir: &Path) -> io::Result<()> {
+    fs::set_permissions(dir, Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            make_writable(&entry.path())?;
+        }
+    }
+    Ok(())
+}
