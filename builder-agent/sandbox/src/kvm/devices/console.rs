@@ -1,0 +1,182 @@
+//! The serial console: a 16550 from vm-superio whose output ends in a fixed-size ring in a shared file.
+//!
+//! It is there for panics. The guest may print for ever: old bytes fall out. The ring is a memfd made by the agent,
+//! so that the last words survive whatever happens to this process; the agent reads it as untrusted bytes.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+
+use vm_superio::serial::NoEvents;
+use vm_superio::{Serial, Trigger};
+
+use super::Interrupt;
+
+/// Enough for a kernel's panic message with its call trace; small enough to quote in an error.
+pub const RING: u64 = 16 * 1024;
+/// The ring follows an eight-byte count of all bytes ever written.
+const HEADER: u64 = 8;
+/// Bytes gathered before they are written out when no newline comes.
+const LINE: usize = 256;
+
+/// Size of the shared file.
+pub const FILE_SIZE: u64 = HEADER + RING;
+
+/// Where serial output goes.
+pub struct Ring {
+    file: File,
+    written: u64,
+    line: Vec<u8>,
+}
+
+impl Ring {
+    /// `file` has [`FILE_SIZE`] bytes.
+    pub fn new(file: File) -> Ring {
+        Ring { file, written: 0, line: Vec::with_capacity(LINE) }
+    }
+
+    fn put(&mut self) -> io::Result<()> {
+        for byte_run in std::mem::take(&mut self.line).chunks(LINE) {
+            let at = self.written % RING;
+            let first = byte_run.len().min((RING - at) as usize);
+            self.file.write_all_at(&byte_run[..first], HEADER + at)?;
+            self.file.write_all_at(&byte_run[first..], HEADER)?;
+            self.written += byte_run.len() as u64;
+        }
+        self.line.reserve(LINE);
+        self.file.write_all_at(&self.written.to_le_bytes(), 0)
+    }
+}
+
+impl Write for Ring {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for byte in bytes {
+            self.line.push(*byte);
+            if *byte == b'\n' || self.line.len() >= LINE {
+                self.put()?;
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    /// vm-superio flushes after each byte; a system call per byte is not worth it.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Reads what a ring holds, oldest first. The file's contents are the guest's word, and maybe the VMM's.
+pub fn tail(file: &File) -> io::Result<Vec<u8>> {
+    let mut header = [0; HEADER as usize];
+    file.read_exact_at(&mut header, 0)?;
+    let written = u64::from_le_bytes(header);
+    let mut ring = vec![0; RING as usize];
+    file.read_exact_at(&mut ring, HEADER)?;
+    if written < RING {
+        ring.truncate(written as usize);
+    } else {
+        ring.rotate_left((written % RING) as usize);
+    }
+    Ok(ring)
+}
+
+struct Line(Box<dyn Interrupt>);
+
+impl Trigger for Line {
+    type E = io::Error;
+
+    fn trigger(&self) -> Result<(), io::Error> {
+        self.0.trigger();
+        Ok(())
+    }
+}
+
+/// COM1, output only.
+pub struct Console(Serial<Line, NoEvents, Ring>);
+
+impl Console {
+    pub fn new(ring: Ring, interrupt: Box<dyn Interrupt>) -> Console {
+        Console(Serial::new(Line(interrupt), ring))
+    }
+
+    pub fn read(&mut self, offset: u8, data: &mut [u8]) {
+        data.fill(0);
+        if let [byte] = data {
+            *byte = self.0.read(offset);
+        }
+    }
+
+    pub fn write(&mut self, offset: u8, data: &[u8]) {
+        if let [byte] = data {
+            // A byte of console that cannot be kept is no reason to stop a build.
+            let _ = self.0.write(offset, *byte);
+        }
+    }
+
+    /// Writes out an unfinished last line.
+    pub fn sync(&mut self) {
+        let _ = self.0.writer_mut().put();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file() -> File {
+        let file = File::from(rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(FILE_SIZE).unwrap();
+        file
+    }
+
+    #[test]
+    fn endless_output_keeps_its_size_and_its_end() {
+        let file = file();
+        let mut ring = Ring::new(file.try_clone().unwrap());
+        for i in 0..10_000 {
+            writeln!(ring, "line {i}").unwrap();
+        }
+        assert_eq!(file.metadata().unwrap().len(), FILE_SIZE);
+        let tail = tail(&file).unwrap();
+        assert_eq!(tail.len() as u64, RING);
+        assert!(tail.ends_with(b"line 9998\nline 9999\n"));
+    }
+
+    #[test]
+    fn a_short_ring_is_read_as_it_was_written() {
+        let file = file();
+        let mut ring = Ring::new(file.try_clone().unwrap());
+        ring.write_all(b"one\ntwo").unwrap();
+        assert_eq!(tail(&file).unwrap(), b"one\n");
+        ring.put().unwrap();
+        assert_eq!(tail(&file).unwrap(), b"one\ntwo");
+    }
+
+    #[test]
+    fn a_nonsense_count_in_the_ring_is_survived() {
+        let file = file();
+        for count in [u64::MAX, RING, RING + 1] {
+            file.write_all_at(&count.to_le_bytes(), 0).unwrap();
+            assert_eq!(tail(&file).unwrap().len() as u64, RING);
+        }
+    }
+
+    #[test]
+    fn accesses_of_other_sizes_do_nothing() {
+        let file = file();
+        struct Nothing;
+        impl Interrupt for Nothing {
+            fn trigger(&self) {}
+        }
+        let mut console = Console::new(Ring::new(file.try_clone().unwrap()), Box::new(Nothing));
+        console.write(0, b"");
+        console.write(0, b"abcd");
+        for byte in b"ok\n" {
+            console.write(0, &[*byte]);
+        }
+        let mut wide = [9; 4];
+        console.read(5, &mut wide);
+        assert_eq!(wide, [0; 4]);
+        assert_eq!(tail(&file).unwrap(), b"ok\n");
+    }
+}

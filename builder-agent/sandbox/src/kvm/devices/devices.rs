@@ -1,0 +1,70 @@
+//! Devices the guest talks to. Each trusts nothing it is told.
+//!
+//! A device knows no host beyond the traits it is given: interrupts are [`Interrupt`], the vsock stream is
+//! `Read + Write`. So register and queue tests need no KVM.
+
+pub mod blk;
+pub mod console;
+pub mod mmio;
+pub mod pmem;
+pub mod rng;
+pub mod vsock;
+#[cfg(test)]
+pub mod testing;
+
+use std::os::fd::RawFd;
+
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::EventSet;
+
+/// Tells the guest that a device wants its attention.
+pub trait Interrupt: Send {
+    fn trigger(&self);
+}
+
+/// Something happened that the driver broke the rules for; the device stops until it is reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the guest's driver broke the rules of the queue")]
+pub struct Broken;
+
+impl From<virtio_queue::Error> for Broken {
+    fn from(_: virtio_queue::Error) -> Self {
+        Broken
+    }
+}
+
+/// Whether the driver should be told that it has something to collect.
+pub type Used = Result<bool, Broken>;
+
+/// A virtio device behind a transport. Called with the transport's lock held.
+pub trait Device: Send {
+    /// Virtio 1.2, section 5: device types.
+    fn kind(&self) -> u32;
+
+    /// Offered beside VERSION_1.
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &'static [u16];
+
+    /// Device configuration; read-only for all devices we have.
+    fn config(&self) -> &[u8];
+
+    /// The driver offered buffers on queue `index`. Only called once every queue is valid.
+    fn kicked(&mut self, index: usize, queues: &mut [Queue], memory: &GuestMemoryMmap) -> Used;
+
+    /// Descriptor to wait on and for what; asked again after every call.
+    fn watch(&self) -> Option<(RawFd, EventSet)> {
+        None
+    }
+
+    /// The watched descriptor is ready.
+    fn ready(&mut self, _events: EventSet, _queues: &mut [Queue], _memory: &GuestMemoryMmap) -> Used {
+        Ok(false)
+    }
+
+    /// The driver gave the device up.
+    fn reset(&mut self) {}
+}

@@ -1,0 +1,176 @@
+//! What device tests share: an interrupt that counts, a driver that does everything right, and its queue memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::mmio::{Transport, register, status};
+use super::{Device, Interrupt};
+
+#[derive(Clone, Default)]
+pub struct Count(Arc<AtomicUsize>);
+
+impl Interrupt for Count {
+    fn trigger(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Count {
+    pub fn get(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+pub const RAM: u64 = 1 << 20;
+
+pub fn ram() -> GuestMemoryMmap {
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap()
+}
+
+/// One buffer of a chain.
+#[derive(Clone, Copy)]
+pub struct Buffer {
+    pub address: u64,
+    pub len: u32,
+    pub writable: bool,
+}
+
+pub fn readable(address: u64, len: u32) -> Buffer {
+    Buffer { address, len, writable: false }
+}
+
+pub fn writable(address: u64, len: u32) -> Buffer {
+    Buffer { address, len, writable: true }
+}
+
+/// A transport, its interrupt, and the guest's side of its queues. Queue `i` lies at `(i + 1) * 0x4000`:
+/// descriptors, then, 0x1000 later each, available and used rings.
+pub struct Driver {
+    pub transport: Transport,
+    pub interrupt: Count,
+    pub memory: GuestMemoryMmap,
+    next_descriptor: Vec<u16>,
+    available: Vec<u16>,
+    collected: Vec<u16>,
+}
+
+pub const SIZE: u16 = 16;
+
+impl Driver {
+    pub fn new(device: Box<dyn Device>) -> Driver {
+        let memory = ram();
+        let interrupt = Count::default();
+        let transport = Transport::new(device, memory.clone(), Box::new(interrupt.clone()));
+        let queues = transport.queue_count();
+        Driver {
+            transport,
+            interrupt,
+            memory,
+            next_descriptor: vec![0; queues],
+            available: vec![0; queues],
+            collected: vec![0; queues],
+        }
+    }
+
+    pub fn set(&mut self, offset: u64, value: u32) {
+        self.transport.write(offset, &value.to_le_bytes());
+    }
+
+    pub fn get(&self, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        self.transport.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    pub fn add_status(&mut self, bit: u32) {
+        let value = self.get(register::STATUS) | bit;
+        self.set(register::STATUS, value);
+    }
+
+    /// All offered features, all queues, as virtio 1.2, 3.1.1 asks.
+    pub fn start(&mut self) {
+        self.negotiate();
+        for queue in 0..self.available.len() as u32 {
+            self.configure(queue);
+        }
+        self.add_status(status::DRIVER_OK);
+    }
+
+    pub fn negotiate(&mut self) {
+        self.add_status(status::ACKNOWLEDGE);
+        self.add_status(status::DRIVER);
+        for page in 0..2 {
+            self.set(register::DEVICE_FEATURES_SELECT, page);
+            self.set(register::DRIVER_FEATURES_SELECT, page);
+            let features = self.get(register::DEVICE_FEATURES);
+            self.set(register::DRIVER_FEATURES, features);
+        }
+        self.add_status(status::FEATURES_OK);
+    }
+
+    pub fn configure(&mut self, queue: u32) {
+        let base = base(queue as usize) as u32;
+        self.set(register::QUEUE_SELECT, queue);
+        self.set(register::QUEUE_SIZE, SIZE.into());
+        self.set(register::QUEUE_DESC_LOW, base);
+        self.set(register::QUEUE_DRIVER_LOW, base + 0x1000);
+        self.set(register::QUEUE_DEVICE_LOW, base + 0x2000);
+        self.set(register::QUEUE_READY, 1);
+    }
+
+    pub fn descriptor(&mut self, queue: usize, index: u16, buffer: Buffer, flags: u32, next: u16) {
+        let at = base(queue) + u64::from(index) * 16;
+        let flags = flags | if buffer.writable { VRING_DESC_F_WRITE } else { 0 };
+        self.memory.write_obj(buffer.address, GuestAddress(at)).unwrap();
+        self.memory.write_obj(buffer.len, GuestAddress(at + 8)).unwrap();
+        self.memory.write_obj(flags as u16, GuestAddress(at + 12)).unwrap();
+        self.memory.write_obj(next, GuestAddress(at + 14)).unwrap();
+    }
+
+    /// Offers a chain, without notifying.
+    pub fn offer(&mut self, queue: usize, buffers: &[Buffer]) -> u16 {
+        let head = self.next_descriptor[queue];
+        for (i, buffer) in buffers.iter().enumerate() {
+            let index = (head + i as u16) % SIZE;
+            let last = i + 1 == buffers.len();
+            self.descriptor(queue, index, *buffer, if last { 0 } else { VRING_DESC_F_NEXT }, (index + 1) % SIZE);
+        }
+        self.next_descriptor[queue] = (head + buffers.len() as u16) % SIZE;
+        self.offer_head(queue, head);
+        head
+    }
+
+    pub fn offer_head(&mut self, queue: usize, head: u16) {
+        let ring = base(queue) + 0x1000;
+        let slot = u64::from(self.available[queue] % SIZE);
+        self.memory.write_obj(head, GuestAddress(ring + 4 + slot * 2)).unwrap();
+        self.available[queue] = self.available[queue].wrapping_add(1);
+        self.memory.write_obj(self.available[queue], GuestAddress(ring + 2)).unwrap();
+    }
+
+    pub fn kick(&mut self, queue: usize) {
+        self.set(register::QUEUE_NOTIFY, queue as u32);
+    }
+
+    /// The used entries since the last call: (head, written).
+    pub fn used(&mut self, queue: usize) -> Vec<(u32, u32)> {
+        let ring = base(queue) + 0x2000;
+        let index: u16 = self.memory.read_obj(GuestAddress(ring + 2)).unwrap();
+        let mut used = Vec::new();
+        while self.collected[queue] != index {
+            let at = ring + 4 + u64::from(self.collected[queue] % SIZE) * 8;
+            let head: u32 = self.memory.read_obj(GuestAddress(at)).unwrap();
+            let len: u32 = self.memory.read_obj(GuestAddress(at + 4)).unwrap();
+            used.push((head, len));
+            self.collected[queue] = self.collected[queue].wrapping_add(1);
+        }
+        used
+    }
+}
+
+pub fn base(queue: usize) -> u64 {
+    (queue as u64 + 1) * 0x4000
+}

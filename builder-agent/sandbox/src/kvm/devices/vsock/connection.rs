@@ -1,0 +1,404 @@
+//! The vsock state machine: which packet means what, and who may send how much.
+//!
+//! One connection in the life of a VM, begun by the guest, to port [`Connection::new`]'s `port`. Anything else is
+//! answered with a reset, as if nobody lived there. Credit (virtio 1.2, 5.10.6.3) works both ways: the guest may
+//! have [`BUFFER`] bytes here that the agent has not taken, and we send what the guest says it has room for.
+//! Memory here is [`BUFFER`] + [`MAX_PAYLOAD`] + a few headers, whatever the guest does.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::num::Wrapping;
+
+use virtio_vsock::packet::VsockPacket;
+use vm_memory::bitmap::BitmapSlice;
+
+use super::Hangup;
+
+/// Largest payload of one packet. Linux: VIRTIO_VSOCK_MAX_PKT_BUF_SIZE.
+pub const MAX_PAYLOAD: u32 = 64 * 1024;
+/// What the guest may send ahead of the agent: four of its largest packets.
+pub const BUFFER: u32 = 256 * 1024;
+/// Answers kept while the guest offers no buffer for them. A guest that asks without listening is not heard beyond.
+const MAX_ANSWERS: usize = 64;
+
+pub const HOST_CID: u64 = 2;
+pub const TYPE_STREAM: u16 = 1;
+
+/// Operations. Virtio 1.2, 5.10.6.
+pub mod op {
+    pub const REQUEST: u16 = 1;
+    pub const RESPONSE: u16 = 2;
+    pub const RST: u16 = 3;
+    pub const SHUTDOWN: u16 = 4;
+    pub const RW: u16 = 5;
+    pub const CREDIT_UPDATE: u16 = 6;
+    pub const CREDIT_REQUEST: u16 = 7;
+}
+
+/// The sender of SHUTDOWN will not receive, or will not send, any more.
+pub const SHUTDOWN_RECEIVE: u32 = 1;
+pub const SHUTDOWN_SEND: u32 = 2;
+
+/// The header of one packet, copied out of guest memory or about to be written there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Header {
+    pub src_cid: u64,
+    pub dst_cid: u64,
+    pub src_port: u32,
+    pub dst_port: u32,
+    pub type_: u16,
+    pub op: u16,
+    pub flags: u32,
+    pub buf_alloc: u32,
+    pub fwd_cnt: u32,
+}
+
+impl Header {
+    pub fn read<B: BitmapSlice>(packet: &VsockPacket<'_, B>) -> Header {
+        Header {
+            src_cid: packet.src_cid(),
+            dst_cid: packet.dst_cid(),
+            src_port: packet.src_port(),
+            dst_port: packet.dst_port(),
+            type_: packet.type_(),
+            op: packet.op(),
+            flags: packet.flags(),
+            buf_alloc: packet.buf_alloc(),
+            fwd_cnt: packet.fwd_cnt(),
+        }
+    }
+
+    pub fn write<B: BitmapSlice>(&self, packet: &mut VsockPacket<'_, B>, len: u32) {
+        packet
+            .set_src_cid(self.src_cid)
+            .set_dst_cid(self.dst_cid)
+            .set_src_port(self.src_port)
+            .set_dst_port(self.dst_port)
+            .set_len(len)
+            .set_type(self.type_)
+            .set_op(self.op)
+            .set_flags(self.flags)
+            .set_buf_alloc(self.buf_alloc)
+            .set_fwd_cnt(self.fwd_cnt);
+    }
+
+    /// The header of an answer to this packet.
+    fn answer(&self, op: u16) -> Header {
+        Header {
+            src_cid: self.dst_cid,
+            dst_cid: self.src_cid,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            type_: TYPE_STREAM,
+            op,
+            ..Header::default()
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The guest has not connected yet.
+    Waiting,
+    Open {
+        guest_port: u32,
+    },
+    /// Over. There is no second connection: the agent's stream has had its end.
+    Closed,
+}
+
+pub struct Connection<S> {
+    stream: S,
+    guest_cid: u64,
+    port: u32,
+    state: State,
+    answers: VecDeque<Header>,
+    /// From the guest, not yet taken by the agent. At most [`BUFFER`] bytes.
+    to_agent: VecDeque<u8>,
+    /// From the agent, not yet given to the guest. At most [`MAX_PAYLOAD`] bytes.
+    to_guest: VecDeque<u8>,
+    /// Bytes of the guest that the agent took: our `fwd_cnt`.
+    forwarded: Wrapping<u32>,
+    /// The `forwarded` that the guest knows.
+    told: Wrapping<u32>,
+    sent: Wrapping<u32>,
+    guest_buffer: u32,
+    guest_forwarded: Wrapping<u32>,
+    /// The guest will send no more.
+    guest_done: bool,
+    /// The agent took our hanging up.
+    hung_up: bool,
+    /// The guest will receive no more.
+    guest_deaf: bool,
+    /// The agent will send no more.
+    agent_done: bool,
+    /// And the guest was told so.
+    said_agent_done: bool,
+    /// The agent takes no more.
+    agent_deaf: bool,
+}
+
+impl<S: Read + Write + Hangup> Connection<S> {
+    pub fn new(stream: S, guest_cid: u64, port: u32) -> Connection<S> {
+        Connection {
+            stream,
+            guest_cid,
+            port,
+            state: State::Waiting,
+            answers: VecDeque::with_capacity(MAX_ANSWERS),
+            to_agent: VecDeque::with_capacity(BUFFER as usize),
+            to_guest: VecDeque::with_capacity(MAX_PAYLOAD as usize),
+            forwarded: Wrapping(0),
+            told: Wrapping(0),
+            sent: Wrapping(0),
+            guest_buffer: 0,
+            guest_forwarded: Wrapping(0),
+            guest_done: false,
+            hung_up: false,
+            guest_deaf: false,
+            agent_done: false,
+            said_agent_done: false,
+            agent_deaf: false,
+        }
+    }
+
+    pub fn stream(&self) -> &S {
+        &self.stream
+    }
+
+    /// Whether another packet of the guest can be taken. Each causes at most one answer.
+    pub fn can_take(&self) -> bool {
+        self.answers.len() < MAX_ANSWERS
+    }
+
+    /// A packet from the guest. Every field is the guest's choice; `payload` is at most [`MAX_PAYLOAD`] bytes.
+    pub fn from_guest(&mut self, header: Header, payload: &[u8]) {
+        // Not from this guest: there is nobody an answer could go to.
+        if header.src_cid != self.guest_cid {
+            return;
+        }
+        let known = header.dst_cid == HOST_CID && header.dst_port == self.port && header.type_ == TYPE_STREAM;
+        match (self.state, header.op) {
+            (State::Waiting, op::REQUEST) if known => {
+                self.state = State::Open { guest_port: header.src_port };
+                self.credit(&header);
+                self.answer(header.answer(op::RESPONSE));
+            }
+            (State::Open { guest_port }, op) if known && header.src_port == guest_port => {
+                self.credit(&header);
+                self.packet(op, &header, payload);
+            }
+            (_, op::RST) => {}
+            _ => self.answer(header.answer(op::RST)),
+        }
+    }
+
+    /// A packet on the open connection.
+    fn packet(&mut self, op: u16, header: &Header, payload: &[u8]) {
+        match op {
+            op::RW => {
+                let room = BUFFER as usize - self.to_agent.len();
+                if self.guest_done || payload.len() > room {
+                    // It sent without credit, or after its own end.
+                    self.answer(header.answer(op::RST));
+                    self.close();
+                } else if self.agent_deaf {
+                    self.forwarded += payload.len() as u32;
+                } else {
+                    self.to_agent.extend(payload);
+                    self.flush();
+                }
+            }
+            op::CREDIT_UPDATE => {}
+            op::CREDIT_REQUEST => {
+                let update = self.data_header(op::CREDIT_UPDATE);
+                self.answer(update);
+            }
+            op::SHUTDOWN => {
+                self.guest_done |= header.flags & SHUTDOWN_SEND != 0;
+                self.guest_deaf |= header.flags & SHUTDOWN_RECEIVE != 0;
+                if self.guest_deaf {
+                    self.to_guest.clear();
+                }
+                if self.guest_done && self.guest_deaf {
+                    // Virtio 1.2, 5.10.6.6: a full shutdown is acknowledged with a reset.
+                    self.answer(header.answer(op::RST));
+                    self.close();
+                }
+                self.flush();
+            }
+            op::RST => self.close(),
+            _ => {
+                self.answer(header.answer(op::RST));
+                self.close();
+            }
+        }
+    }
+
+    fn credit(&mut self, header: &Header) {
+        self.guest_buffer = header.buf_alloc;
+        self.guest_forwarded = Wrapping(header.fwd_cnt);
+    }
+
+    fn answer(&mut self, mut header: Header) {
+        if header.op == op::RESPONSE || header.op == op::CREDIT_UPDATE {
+            header.buf_alloc = BUFFER;
+        }
+        // `can_take` kept a place for it.
+        self.answers.push_back(header);
+    }
+
+    /// The guest is gone; what it sent still reaches the agent, then the end does.
+    fn close(&mut self) {
+        self.state = State::Closed;
+        self.guest_done = true;
+        self.guest_deaf = true;
+        self.to_guest.clear();
+        self.flush();
+    }
+
+    /// The driver restarted. A second life of the guest must not talk into the first one's stream.
+    pub fn reset(&mut self) {
+        self.answers.clear();
+        if self.state != State::Waiting {
+            self.close();
+        }
+    }
+
+    /// Gives the agent what it will take.
+    pub fn flush(&mut self) {
+        while !self.to_agent.is_empty() && !self.agent_deaf {
+            match self.stream.write(self.to_agent.as_slices().0) {
+                Ok(n) if n > 0 => {
+                    self.to_agent.drain(..n);
+                    self.forwarded += n as u32;
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                _ => self.agent_deaf = true,
+            }
+        }
+        if self.agent_deaf {
+            self.forwarded += self.to_agent.len() as u32;
+            self.to_agent.clear();
+        }
+        if self.guest_done && !self.hung_up {
+            self.hung_up = true;
+            self.stream.hang_up();
+        }
+    }
+
+    pub fn has_for_agent(&self) -> bool {
+        !self.to_agent.is_empty()
+    }
+
+    /// Whether reading from the agent would help now. False where the guest has no room, or the agent is done.
+    pub fn wants_input(&self) -> bool {
+        matches!(self.state, State::Open { .. })
+            && !self.agent_done
+            && !self.guest_deaf
+            && self.to_guest.is_empty()
+            && self.guest_room() > 0
+    }
+
+    pub fn read_from_agent(&mut self) {
+        if !self.wants_input() {
+            return;
+        }
+        let mut buffer = [0u8; 16 * 1024];
+        while self.to_guest.len() < (MAX_PAYLOAD as usize).min(self.guest_room()) {
+            let want = (MAX_PAYLOAD as usize - self.to_guest.len()).min(buffer.len());
+            match self.stream.read(&mut buffer[..want]) {
+                Ok(0) => {
+                    self.agent_done = true;
+                    return;
+                }
+                Ok(n) => self.to_guest.extend(&buffer[..n]),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    self.agent_done = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Bytes the guest says it can still take. A guest whose numbers make no sense gets nothing.
+    fn guest_room(&self) -> usize {
+        let in_flight = (self.sent - self.guest_forwarded).0;
+        self.guest_buffer.saturating_sub(in_flight) as usize
+    }
+
+    fn owes_credit(&self) -> bool {
+        // Half the buffer: at that point the guest, at the latest, may think there is no room.
+        matches!(self.state, State::Open { .. }) && (self.forwarded - self.told).0 >= BUFFER / 2
+    }
+
+    fn has_data(&self) -> bool {
+        !self.to_guest.is_empty() && self.guest_room() > 0
+    }
+
+    fn owes_end(&self) -> bool {
+        matches!(self.state, State::Open { .. })
+            && self.agent_done
+            && self.to_guest.is_empty()
+            && !self.said_agent_done
+    }
+
+    pub fn has_for_guest(&self) -> bool {
+        !self.answers.is_empty() || self.owes_credit() || self.has_data() || self.owes_end()
+    }
+
+    /// The next packet for the guest, with at most `room` bytes of payload.
+    pub fn for_guest(&mut self, room: usize) -> Option<(Header, Vec<u8>)> {
+        if let Some(mut header) = self.answers.pop_front() {
+            header.fwd_cnt = if header.buf_alloc > 0 { self.tell() } else { 0 };
+            return Some((header, Vec::new()));
+        }
+        if self.has_data() && room > 0 {
+            let n = self.to_guest.len().min(room).min(self.guest_room());
+            let payload: Vec<u8> = self.to_guest.drain(..n).collect();
+            self.sent += n as u32;
+            let mut header = self.data_header(op::RW);
+            header.fwd_cnt = self.tell();
+            return Some((header, payload));
+        }
+        if self.owes_credit() {
+            let mut header = self.data_header(op::CREDIT_UPDATE);
+            header.fwd_cnt = self.tell();
+            return Some((header, Vec::new()));
+        }
+        if self.owes_end() {
+            self.said_agent_done = true;
+            let mut header = self.data_header(op::SHUTDOWN);
+            header.flags = SHUTDOWN_SEND;
+            header.fwd_cnt = self.tell();
+            return Some((header, Vec::new()));
+        }
+        None
+    }
+
+    fn data_header(&self, op: u16) -> Header {
+        let dst_port = if let State::Open { guest_port } = self.state { guest_port } else { 0 };
+        Header {
+            src_cid: HOST_CID,
+            dst_cid: self.guest_cid,
+            src_port: self.port,
+            dst_port,
+            type_: TYPE_STREAM,
+            op,
+            buf_alloc: BUFFER,
+            ..Header::default()
+        }
+    }
+
+    fn tell(&mut self) -> u32 {
+        self.told = self.forwarded;
+        self.forwarded.0
+    }
+}
+
+#[cfg(test)]
+#[path = "connection_test.rs"]
+mod tests;

@@ -1,0 +1,101 @@
+//! The event thread: notifications of the guest and readiness of the agent's stream, for all devices of the VM.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::machine::Machine;
+
+/// Set in the tag of a watched descriptor; the rest is the device. Otherwise the tag is an index of `kicks`.
+const WATCHED: u64 = 1 << 32;
+
+/// A queue notification, delivered by KVM without leaving the guest's CPU to us.
+pub struct Kick {
+    pub event: EventFd,
+    pub device: usize,
+    pub queue: usize,
+}
+
+pub struct Events {
+    epoll: Epoll,
+    machine: Arc<Machine>,
+    kicks: Vec<Kick>,
+    /// Per device: what is registered with epoll on its behalf.
+    watched: Vec<Option<(RawFd, EventSet)>>,
+}
+
+impl Events {
+    pub fn new(machine: Arc<Machine>, kicks: Vec<Kick>) -> io::Result<Events> {
+        let epoll = Epoll::new()?;
+        for (index, kick) in kicks.iter().enumerate() {
+            let event = EpollEvent::new(EventSet::IN, index as u64);
+            epoll.ctl(ControlOperation::Add, kick.event.as_raw_fd(), event)?;
+        }
+        let watched = vec![None; machine.device_count()];
+        Ok(Events { epoll, machine, kicks, watched })
+    }
+
+    /// Serves until something fails that cannot.
+    pub fn run(mut self) -> io::Error {
+        let mut ready = vec![EpollEvent::default(); 32];
+        loop {
+            let n = match self.epoll.wait(-1, &mut ready) {
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return e,
+            };
+            for event in &ready[..n] {
+                if let Err(e) = self.serve(event) {
+                    return e;
+                }
+            }
+        }
+    }
+
+    fn serve(&mut self, event: &EpollEvent) -> io::Result<()> {
+        let device = if event.data() & WATCHED != 0 {
+            let device = (event.data() & !WATCHED) as usize;
+            self.machine.device(device).ready(event.event_set());
+            device
+        } else {
+            let kick = &self.kicks[event.data() as usize];
+            // Before the queue is looked at: a notification that comes meanwhile counts again.
+            match kick.event.read() {
+                Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
+                _ => {}
+            }
+            self.machine.device(kick.device).kick(kick.queue);
+            kick.device
+        };
+        self.watch(device)
+    }
+
+    /// Brings epoll in line with what the device waits for now. A descriptor nobody waits for is taken out: with an
+    /// empty mask it would still report a hang-up, over and over.
+    fn watch(&mut self, device: usize) -> io::Result<()> {
+        let wanted = self.machine.device(device).watch().filter(|(_, events)| !events.is_empty());
+        let current = self.watched[device];
+        if wanted == current {
+            return Ok(());
+        }
+        let event = |events| EpollEvent::new(events, WATCHED | device as u64);
+        match (current, wanted) {
+            (None, Some((fd, events))) => self.epoll.ctl(ControlOperation::Add, fd, event(events))?,
+            (Some((old, _)), Some((fd, events))) if old == fd => {
+                self.epoll.ctl(ControlOperation::Modify, fd, event(events))?;
+            }
+            (Some((old, _)), wanted) => {
+                self.epoll.ctl(ControlOperation::Delete, old, EpollEvent::default())?;
+                if let Some((fd, events)) = wanted {
+                    self.epoll.ctl(ControlOperation::Add, fd, event(events))?;
+                }
+            }
+            (None, None) => {}
+        }
+        self.watched[device] = wanted;
+        Ok(())
+    }
+}

@@ -1,0 +1,279 @@
+//! What the agent gives to a VMM process and what it hears back, over the socket that is the process' stdin.
+//!
+//! To the VMM: a length, a [`Config`] as JSON, then file descriptors in batches, each with one byte. The VMM trusts
+//! the agent. Back: one [`Report`] per line. The agent does not trust the VMM, which a guest may have taken over:
+//! lines are bounded, and what they say is used for messages and numbers only.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use serde::{Deserialize, Serialize};
+
+use super::jail;
+
+/// Descriptors per message. Linux: SCM_MAX_FD is 253.
+const BATCH: usize = 128;
+/// The agent's own configuration; a closure of 100,000 segments takes 4 MiB.
+const CONFIG_MAX: u32 = 16 << 20;
+/// All that a VMM may say. Two reports of a few hundred bytes are expected.
+const REPORTS_MAX: usize = 16 << 10;
+
+/// How the guest sees the closure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClosureDevice {
+    /// virtio-pmem: mapped into the guest, read without exits and without copies.
+    #[default]
+    Pmem,
+    /// virtio-blk: for guest kernels without virtio-pmem.
+    Blk,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Config {
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    pub cmdline: String,
+    pub closure_device: ClosureDevice,
+    /// The id to run as; none if the agent is not root and cannot choose.
+    pub uid: Option<u32>,
+    /// Offset and length of each segment, in the order of the descriptors.
+    pub segments: Vec<(u64, u64)>,
+}
+
+/// The descriptors every VM has.
+pub struct Files<Fd> {
+    pub kvm: Fd,
+    pub kernel: Fd,
+    pub initrd: Fd,
+    pub stream: Fd,
+    pub console: Fd,
+}
+
+/// From the VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub enum Report {
+    /// Jailed and loaded; the vCPUs run.
+    Started {
+        jail: jail::Report,
+        /// Address ranges of this process that are guest RAM or closure: not the VMM's own memory.
+        guest: Vec<(u64, u64)>,
+        /// Microseconds from the start of the process to: descriptors received, jailed, loaded, started.
+        micros: [u64; 4],
+    },
+    Stopped {
+        why: String,
+    },
+    /// The VM could not be set up.
+    Failed {
+        why: String,
+    },
+}
+
+/// Agent to VMM.
+pub fn send(
+    mut socket: &UnixStream,
+    config: &Config,
+    files: &Files<BorrowedFd<'_>>,
+    segments: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let json = serde_json::to_vec(config)?;
+    let len = u32::try_from(json.len()).ok().filter(|len| *len <= CONFIG_MAX);
+    let len = len.ok_or_else(|| io::Error::other(format!("a closure of {} parts is too large", segments.len())))?;
+    socket.write_all(&len.to_le_bytes())?;
+    socket.write_all(&json)?;
+    send_batch(socket, &[files.kvm, files.kernel, files.initrd, files.stream, files.console])?;
+    for batch in segments.chunks(BATCH) {
+        send_batch(socket, batch)?;
+    }
+    Ok(())
+}
+
+fn send_batch(socket: &UnixStream, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::other("too many descriptors for one message"));
+    }
+    rustix::io::retry_on_intr(|| sendmsg(socket, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL))?;
+    Ok(())
+}
+
+/// VMM from agent. Segments are received one batch at a time by [`Segments`], so that they need not all be open.
+pub fn receive(mut socket: &UnixStream) -> io::Result<(Config, Files<OwnedFd>)> {
+    let mut len = [0; 4];
+    socket.read_exact(&mut len)?;
+    let len = u32::from_le_bytes(len);
+    if len > CONFIG_MAX {
+        return Err(io::Error::other("oversized configuration"));
+    }
+    let mut json = vec![0; len as usize];
+    socket.read_exact(&mut json)?;
+    let config = serde_json::from_slice(&json)?;
+    let files: [OwnedFd; 5] = receive_batch(socket)?
+        .try_into()
+        .map_err(|got: Vec<_>| io::Error::other(format!("expected 5 descriptors, got {}", got.len())))?;
+    let [kvm, kernel, initrd, stream, console] = files;
+    Ok((config, Files { kvm, kernel, initrd, stream, console }))
+}
+
+/// The files of `count` segments, in batches.
+pub struct Segments<'a> {
+    pub socket: &'a UnixStream,
+    pub left: usize,
+}
+
+impl Iterator for Segments<'_> {
+    type Item = io::Result<Vec<File>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        let batch = receive_batch(self.socket).and_then(|fds| {
+            self.left = self
+                .left
+                .checked_sub(fds.len())
+                .filter(|_| !fds.is_empty())
+                .ok_or_else(|| io::Error::other("wrong number of segment descriptors"))?;
+            Ok(fds.into_iter().map(File::from).collect())
+        });
+        if batch.is_err() {
+            self.left = 0;
+        }
+        Some(batch)
+    }
+}
+
+fn receive_batch(socket: &UnixStream) -> io::Result<Vec<OwnedFd>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let message = rustix::io::retry_on_intr(|| {
+        recvmsg(socket.as_fd(), &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    if message.bytes == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    if message.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(io::Error::other("this process may not open enough files"));
+    }
+    let mut fds = Vec::new();
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = part {
+            fds.extend(received);
+        }
+    }
+    Ok(fds)
+}
+
+/// VMM to agent. Nothing can be done about an agent that no longer listens.
+pub fn report(mut socket: &UnixStream, report: &Report) {
+    if let Ok(mut line) = serde_json::to_vec(report) {
+        line.push(b'\n');
+        let _ = socket.write_all(&line);
+    }
+}
+
+/// Collects the reports of a VMM as they arrive.
+#[derive(Default)]
+pub struct Reports {
+    buffer: Vec<u8>,
+    total: usize,
+}
+
+impl Reports {
+    /// Reads once from `socket`; gives the reports that are complete. An empty read means the VMM is gone.
+    pub fn read(&mut self, mut socket: &UnixStream) -> io::Result<Option<Vec<Report>>> {
+        let mut chunk = [0; 4096];
+        let n = socket.read(&mut chunk)?;
+        if n == 0 {
+            return Ok(None);
+        }
+        self.total += n;
+        if self.total > REPORTS_MAX {
+            return Err(io::Error::other("the VMM says more than it may"));
+        }
+        self.buffer.extend_from_slice(&chunk[..n]);
+        let mut reports = Vec::new();
+        while let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = self.buffer.drain(..=end).collect();
+            reports.push(serde_json::from_slice(&line)?);
+        }
+        Ok(Some(reports))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn null() -> File {
+        File::open("/dev/null").unwrap()
+    }
+
+    #[test]
+    fn a_closure_of_many_segments_arrives_in_order() {
+        let (agent, vmm) = UnixStream::pair().unwrap();
+        let count = 3 * BATCH + 1;
+        let config = Config {
+            vcpus: 2,
+            memory_mib: 512,
+            cmdline: "quiet".into(),
+            closure_device: ClosureDevice::Blk,
+            uid: Some(7),
+            segments: (0..count as u64).map(|i| (i * 4096, 4096)).collect(),
+        };
+        let sent = config.clone();
+        let sender = std::thread::spawn(move || {
+            let file = null();
+            let fd = file.as_fd();
+            let files = Files { kvm: fd, kernel: fd, initrd: fd, stream: fd, console: fd };
+            send(&agent, &sent, &files, &vec![fd; count]).unwrap();
+        });
+        let (received, _files) = receive(&vmm).unwrap();
+        assert_eq!(received.segments, config.segments);
+        assert_eq!(received.closure_device, ClosureDevice::Blk);
+        let files = Segments { socket: &vmm, left: count }.map(|b| b.unwrap().len()).sum::<usize>();
+        assert_eq!(files, count);
+        sender.join().unwrap();
+    }
+
+    #[test]
+    fn a_talkative_vmm_is_cut_off() {
+        let (mut vmm, agent) = UnixStream::pair().unwrap();
+        let writer = std::thread::spawn(move || while vmm.write_all(&[b'x'; 4096]).is_ok() {});
+        let mut reports = Reports::default();
+        let error = loop {
+            match reports.read(&agent) {
+                Ok(_) => {}
+                Err(e) => break e,
+            }
+        };
+        assert!(error.to_string().contains("more than it may"));
+        assert!(reports.buffer.len() <= REPORTS_MAX);
+        drop(agent);
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn reports_split_anywhere_are_put_together() {
+        let (vmm, agent) = UnixStream::pair().unwrap();
+        let mut reports = Reports::default();
+        report(&vmm, &Report::Stopped { why: "a".into() });
+        (&vmm).write_all(br#"{"event":"failed","#).unwrap();
+        assert_eq!(reports.read(&agent).unwrap().unwrap(), [Report::Stopped { why: "a".into() }]);
+        (&vmm).write_all(b"\"why\":\"b\"}\n").unwrap();
+        assert_eq!(reports.read(&agent).unwrap().unwrap(), [Report::Failed { why: "b".into() }]);
+        drop(vmm);
+        assert_eq!(reports.read(&agent).unwrap(), None);
+    }
+}

@@ -1,0 +1,68 @@
+//! Own namespaces and an empty root.
+//!
+//! Started by root, the agent has already put us into a PID namespace (a process cannot move itself). Started by
+//! anybody else, a user namespace gives the right to the others; a PID namespace would then need a second process
+//! per VM and is left out.
+
+use std::io;
+
+use rustix::fs::CWD;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount,
+};
+
+use super::{JailError, Report, cannot};
+
+/// Directories that exist on any Linux; the first that can be covered becomes, for a moment, the way to the new root.
+const COVERABLE: [&str; 3] = ["/tmp", "/run", "/proc"];
+
+pub fn enter(privileged: bool, report: &mut Report) -> Result<(), JailError> {
+    let mut flags =
+        libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    if !privileged {
+        flags |= libc::CLONE_NEWUSER;
+    }
+    // SAFETY: unshare takes no pointers; this process has one thread (`child` calls this first), so no other
+    // thread can be surprised by what it no longer shares.
+    if unsafe { libc::unshare(flags) } != 0 {
+        let error = io::Error::last_os_error();
+        // Some hosts forbid user namespaces to ordinary users. What remains still holds; the report says so.
+        report.missing("namespaces", &error);
+        return if privileged { Err(JailError { what: "create namespaces", source: error }) } else { Ok(()) };
+    }
+    report.active("mount, net, ipc, uts, cgroup namespaces");
+    if !privileged {
+        report.active("user namespace");
+    }
+    // SAFETY: getpid only returns a number.
+    if unsafe { libc::getpid() } == 1 {
+        report.active("pid namespace");
+    } else {
+        report.missing("pid namespace", "needs the agent to be root");
+    }
+    empty_root()?;
+    report.active("empty root");
+    Ok(())
+}
+
+fn empty_root() -> Result<(), JailError> {
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
+        .map_err(cannot("make the mounts private"))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let options = c"size=4k,nr_inodes=1,mode=555";
+    let at = COVERABLE
+        .iter()
+        .find(|at| mount("barnraiser", **at, "tmpfs", flags, options).is_ok())
+        .ok_or_else(|| JailError {
+            what: "mount an empty root over /tmp, /run or /proc",
+            source: io::ErrorKind::PermissionDenied.into(),
+        })?;
+    rustix::process::chdir(*at).map_err(cannot("enter the empty root"))?;
+    // pivot_root(".", "."): the old root ends up on top of the new one and is then taken away. pivot_root(2), NOTES.
+    rustix::process::pivot_root(".", ".").map_err(cannot("pivot into the empty root"))?;
+    unmount(".", UnmountFlags::DETACH).map_err(cannot("unmount the old root"))?;
+    rustix::process::chdir("/").map_err(cannot("enter the new root"))?;
+    mount_remount("/", flags | MountFlags::RDONLY, options).map_err(cannot("make the root read-only"))?;
+    debug_assert!(rustix::fs::statat(CWD, "/proc", rustix::fs::AtFlags::empty()).is_err());
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! Gives up every right this process has.
+
+use std::io;
+
+use super::{JailError, Report, cannot};
+
+/// Highest capability the kernel may know; those it does not know are refused with EINVAL and skipped.
+const LAST_CAPABILITY: i32 = 63;
+/// Nothing here writes files. The console ring (16 KiB) and stderr are the only ones that could.
+const FILE_SIZE: u64 = 64 * 1024;
+/// Devices, vCPUs and eventfds of the largest VM, with room.
+const OPEN_FILES: u64 = 1024;
+
+/// Resource limits. They are lowered before there is anything to abuse them.
+pub fn set_limits() -> Result<(), JailError> {
+    for (resource, limit, what) in [
+        // A core file would hold a member's sources.
+        (libc::RLIMIT_CORE, 0, "forbid core files"),
+        (libc::RLIMIT_FSIZE, FILE_SIZE, "limit file size"),
+        (libc::RLIMIT_NOFILE, OPEN_FILES, "limit open files"),
+        (libc::RLIMIT_MEMLOCK, 0, "forbid locked memory"),
+        (libc::RLIMIT_MSGQUEUE, 0, "forbid message queues"),
+    ] {
+        let mut current = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: `current` is a valid rlimit for the kernel to fill, and alive during the call.
+        check(unsafe { libc::getrlimit(resource, &mut current) }, what)?;
+        // Raising is not ours to do, and may not be allowed.
+        let limit = limit.min(current.rlim_max);
+        let wanted = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+        // SAFETY: `wanted` is a valid rlimit, read during the call only.
+        check(unsafe { libc::setrlimit(resource, &wanted) }, what)?;
+    }
+    Ok(())
+}
+
+/// `uid`: the id to become, if this process may choose one.
+pub fn drop_all(uid: Option<u32>, report: &mut Report) -> Result<(), JailError> {
+    if let Some(id) = uid {
+        for capability in 0..=LAST_CAPABILITY {
+            // EINVAL past the last one the kernel knows.
+            // SAFETY: this prctl takes numbers only.
+            unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        }
+        // The system calls, not libc's wrappers: those would signal every thread to follow, and there are none.
+        // SAFETY: an empty list, so the pointer is not read.
+        check(unsafe { libc::setgroups(0, std::ptr::null()) }, "drop supplementary groups")?;
+        // SAFETY: numbers only.
+        check(unsafe { libc::setresgid(id, id, id) }, "become an unprivileged group")?;
+        // SAFETY: numbers only.
+        check(unsafe { libc::setresuid(id, id, id) }, "become an unprivileged user")?;
+        report.active("unprivileged uid");
+    }
+    clear_capabilities()?;
+    report.active("no capabilities");
+    // SAFETY: numbers only.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, "forbid new privileges")?;
+    report.active("no new privileges");
+    // Changing ids cleared it (prctl(2), PR_SET_PDEATHSIG).
+    die_with_parent()?;
+    Ok(())
+}
+
+/// The VM dies with the agent, even if the agent is killed.
+pub fn die_with_parent() -> Result<(), JailError> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }, "ask to die with the agent")
+}
+
+fn clear_capabilities() -> Result<(), JailError> {
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, none).map_err(cannot("drop all capabilities"))?;
+    // SAFETY: numbers only.
+    check(
+        unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) },
+        "drop ambient capabilities",
+    )
+}
+
+fn check(result: libc::c_int, what: &'static str) -> Result<(), JailError> {
+    if result == 0 { Ok(()) } else { Err(JailError { what, source: io::Error::last_os_error() }) }
+}

@@ -1,0 +1,158 @@
+//! The system calls of a running VMM. Any other ends the process.
+//!
+//! Installed on all threads at once, after the last thread, file and mapping was made and before the first guest
+//! instruction. So there is no opening, no connecting, no cloning, no executing, and of the ioctls only KVM_RUN.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
+};
+
+/// KVM_RUN, `_IO(KVMIO, 0x80)`; not exported by kvm-ioctls.
+const KVM_RUN: u64 = 0xae80;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SeccompError {
+    #[error("cannot compile the system call filter")]
+    Compile(#[from] seccompiler::BackendError),
+    #[error("cannot install the system call filter")]
+    Install(#[from] seccompiler::Error),
+}
+
+/// Calls allowed with any arguments, each with who needs it.
+#[rustfmt::skip]
+const ALLOWED: &[(libc::c_long, &str)] = &[
+    (libc::SYS_read, "eventfds of the event thread"),
+    (libc::SYS_write, "interrupts (eventfd), the agent's stream, the status line"),
+    (libc::SYS_recvfrom, "the agent's stream, as std reads a socket"),
+    (libc::SYS_sendto, "the agent's stream, as std writes a socket"),
+    (libc::SYS_shutdown, "tells the agent that the guest is done"),
+    (libc::SYS_pwrite64, "the console ring"),
+    (libc::SYS_epoll_wait, "the event thread waits"),
+    (libc::SYS_epoll_pwait, "the same, as some libcs call it"),
+    (libc::SYS_epoll_ctl, "the event thread changes what it waits for"),
+    (libc::SYS_futex, "locks between vCPUs and the event thread; the main thread waits"),
+    (libc::SYS_getrandom, "virtio-rng"),
+    (libc::SYS_brk, "malloc"),
+    (libc::SYS_munmap, "malloc"),
+    (libc::SYS_mremap, "malloc"),
+    (libc::SYS_madvise, "malloc gives memory back"),
+    (libc::SYS_sched_yield, "contended locks"),
+    (libc::SYS_clock_gettime, "when the vDSO cannot answer"),
+    (libc::SYS_restart_syscall, "the kernel, after a stop and continue"),
+    (libc::SYS_rt_sigreturn, "return from a signal"),
+    (libc::SYS_close, "an eventfd dropped on the way out"),
+    (libc::SYS_exit, "a thread ends"),
+    (libc::SYS_exit_group, "the VMM ends"),
+];
+
+pub fn filter() -> Result<BpfProgram, SeccompError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        ALLOWED.iter().map(|(number, _reason)| (*number, Vec::new())).collect();
+    // vCPU threads enter the guest. Nothing else of KVM: no new memory slots, no new VMs.
+    rules.insert(libc::SYS_ioctl, vec![argument(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, KVM_RUN)?]);
+    // malloc, for large buffers. Never executable memory.
+    let executable = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
+    rules.insert(libc::SYS_mmap, vec![argument(2, SeccompCmpArgLen::Dword, executable.clone(), 0)?]);
+    rules.insert(libc::SYS_mprotect, vec![argument(2, SeccompCmpArgLen::Dword, executable, 0)?]);
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?;
+    Ok(filter.try_into()?)
+}
+
+fn argument(index: u8, len: SeccompCmpArgLen, op: SeccompCmpOp, value: u64) -> Result<SeccompRule, SeccompError> {
+    Ok(SeccompRule::new(vec![SeccompCondition::new(index, len, op, value)?])?)
+}
+
+/// For this thread and all others of the process.
+pub fn install(filter: &BpfProgram) -> Result<(), SeccompError> {
+    Ok(seccompiler::apply_filter_all_threads(filter)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs `call` in a process of its own under the filter; true if it was killed by it.
+    fn is_killed(call: fn()) -> bool {
+        let filter = filter().unwrap();
+        // SAFETY: the child only makes system calls and ends with _exit: it takes no lock another thread may hold.
+        // `apply_filter` allocates nothing.
+        unsafe {
+            let pid = libc::fork();
+            assert!(pid >= 0);
+            if pid == 0 {
+                if seccompiler::apply_filter(&filter).is_err() {
+                    libc::_exit(3);
+                }
+                call();
+                libc::_exit(0);
+            }
+            let mut status = 0;
+            assert_eq!(libc::waitpid(pid, &mut status, 0), pid);
+            if libc::WIFSIGNALED(status) {
+                assert_eq!(libc::WTERMSIG(status), libc::SIGSYS);
+                return true;
+            }
+            assert_eq!(libc::WEXITSTATUS(status), 0, "the filter could not be installed");
+            false
+        }
+    }
+
+    #[test]
+    fn opening_connecting_cloning_executing_and_other_ioctls_end_the_process() {
+        // SAFETY (all): constant, valid arguments.
+        let forbidden: [(&str, fn()); 6] = [
+            ("open", || unsafe {
+                libc::syscall(libc::SYS_openat, libc::AT_FDCWD, c"/".as_ptr(), 0);
+            }),
+            ("socket", || unsafe {
+                libc::syscall(libc::SYS_socket, libc::AF_INET, libc::SOCK_STREAM, 0);
+            }),
+            ("clone", || unsafe {
+                libc::syscall(libc::SYS_fork);
+            }),
+            ("exec", || unsafe {
+                libc::syscall(libc::SYS_execve, c"/bin/true".as_ptr(), 0, 0);
+            }),
+            ("ioctl", || unsafe {
+                libc::syscall(libc::SYS_ioctl, 0, 0xae01, 0);
+            }),
+            ("mmap exec", || unsafe {
+                libc::syscall(
+                    libc::SYS_mmap,
+                    0,
+                    4096,
+                    libc::PROT_READ | libc::PROT_EXEC,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                    -1,
+                    0,
+                );
+            }),
+        ];
+        for (name, call) in forbidden {
+            assert!(is_killed(call), "{name} was allowed");
+        }
+    }
+
+    #[test]
+    fn what_a_running_vmm_does_is_allowed() {
+        // SAFETY (all): constant, valid arguments; the ioctl goes to a closed descriptor and fails with EBADF.
+        assert!(!is_killed(|| unsafe {
+            libc::syscall(libc::SYS_ioctl, -1, KVM_RUN, 0);
+            libc::syscall(libc::SYS_write, -1, 0, 0);
+            libc::syscall(libc::SYS_futex, 0, libc::FUTEX_WAKE, 0);
+            libc::syscall(
+                libc::SYS_mmap,
+                0,
+                4096,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
+        }));
+    }
+}

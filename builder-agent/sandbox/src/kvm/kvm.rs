@@ -1,0 +1,317 @@
+//! The strong sandbox: a micro-VM per job, in a jailed process of its own.
+//!
+//! This is the agent's side: start the process, hand over descriptors, let `session` talk to the guest, and end the
+//! process whatever happened. The VMM's side is `vmm`; what it may do is `jail`; what the guest sees is `devices`
+//! and `arch`.
+//! The VMM is trusted as little as the guest: its reports are bounded and used for messages and numbers only.
+
+#[path = "arch/arch.rs"]
+pub mod arch;
+#[path = "devices/devices.rs"]
+pub mod devices;
+mod events;
+mod handover;
+#[path = "jail/jail.rs"]
+pub mod jail;
+mod launch;
+mod machine;
+mod memory;
+mod overhead;
+mod vcpu;
+mod vmm;
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+pub use handover::ClosureDevice;
+use handover::{Config, Files, Report, Reports};
+use jail::cgroup::Hierarchy;
+pub(crate) use launch::ARGUMENT;
+use launch::Vmm;
+
+use crate::job::{Backend, Cancel, Finished, Host, Image, Inputs, Job, SandboxError};
+use crate::session::{self, FarEnd};
+
+/// From starting the process to running vCPUs. It takes milliseconds; a VM inside a VM takes a second.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a dying VMM gets to say why, before it is killed.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Most vCPUs of one VM. More than any builder uses well, and fewer than an 8-bit APIC id can name.
+const VCPUS_MAX: u8 = 128;
+/// Kernel, initrd and its unpacked copy do not fit below.
+const MEMORY_MIN_MIB: u32 = 128;
+/// First uid for VMs; the process id is added, so that no two VMs share one. Above what systemd hands out
+/// (uids.systemd.io), below the 2^31 at which some tools give up.
+const UID_BASE: u32 = 0x7000_0000;
+
+/// Always given to the guest kernel.
+///
+/// - `quiet loglevel=4`: each console byte costs an exit; errors and panics still come.
+/// - `panic=-1 reboot=k`: a panic ends the VM at once, through the keyboard controller's reset line.
+/// - `pci=off`: there is no bus to probe. `8250.nr_uarts=1`: there is one port.
+/// - `nokaslr`: the kernel starts unpacked, where nothing could move it; this only avoids a warning.
+/// - `mitigations=off`: the guest has one tenant, the builder, who may have its own VM's secrets. What protects the
+///   host from the guest are the host's mitigations.
+/// - `tsc=reliable no_timer_check`: the clock is KVM's; there is no other to compare it with.
+/// - `random.trust_cpu=on`: the random pool is ready at once.
+/// - `cryptomgr.notests`: self-tests of ciphers cost 50 ms.
+/// - `oops=panic`: a guest kernel in doubt must not produce an output.
+const CMDLINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic reboot=k pci=off 8250.nr_uarts=1 nokaslr \
+                       mitigations=off tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests rdinit=/init";
+
+#[derive(Debug, Clone)]
+pub struct KvmConfig {
+    /// Uncompressed ELF kernel with a PVH entry.
+    pub kernel: PathBuf,
+    pub initrd: PathBuf,
+    /// Normally `/dev/kvm`.
+    pub device: PathBuf,
+    pub closure_device: ClosureDevice,
+    /// Appended to the guest kernel's command line. For debugging: `loglevel=7`.
+    pub extra_cmdline: String,
+    /// The executable that answers to `__vmm`: normally this one.
+    pub executable: PathBuf,
+}
+
+impl KvmConfig {
+    pub fn new(kernel: impl Into<PathBuf>, initrd: impl Into<PathBuf>) -> KvmConfig {
+        KvmConfig {
+            kernel: kernel.into(),
+            initrd: initrd.into(),
+            device: "/dev/kvm".into(),
+            closure_device: ClosureDevice::default(),
+            extra_cmdline: String::new(),
+            executable: "/proc/self/exe".into(),
+        }
+    }
+}
+
+pub struct KvmBackend {
+    config: KvmConfig,
+    /// None where VMs cannot be given a cgroup; their memory is then bounded by the VM's own size alone.
+    cgroups: Option<Hierarchy>,
+}
+
+impl KvmBackend {
+    /// Moves the agent into a child of its cgroup if that is what it takes to limit VMs.
+    pub fn new(config: KvmConfig) -> KvmBackend {
+        let cgroups = Hierarchy::prepare()
+            .inspect_err(|why| tracing::debug!(why, "VMs get no cgroup of their own"))
+            .ok();
+        KvmBackend { config, cgroups }
+    }
+
+    /// Starts a VM for `job` and gives it everything it needs; returns when its vCPUs run.
+    fn start(&self, job: &Job, image: &Image, cancel: &Cancel) -> Result<Running, SandboxError> {
+        let vcpus = job.limits.vcpus.clamp(1, VCPUS_MAX);
+        let memory_mib = job.limits.memory_mib.max(MEMORY_MIN_MIB);
+        let kvm = open_kvm(&self.config.device)?;
+        let kernel = open(&self.config.kernel, "the guest kernel")?;
+        let initrd = open(&self.config.initrd, "the guest initrd")?;
+        let (stream, theirs) = UnixStream::pair().map_err(cannot("create a stream for the guest"))?;
+
+        let mut vmm = Vmm::launch(&self.config.executable).map_err(cannot("start a VMM process"))?;
+        if let Some(cgroups) = &self.cgroups
+            && let Err(error) = vmm.limit(cgroups, memory_mib, vcpus)
+        {
+            tracing::warn!(job = job.id, %error, "a VM runs without a cgroup of its own");
+        }
+        let config = Config {
+            vcpus,
+            memory_mib,
+            cmdline: format!("{CMDLINE} {}", self.config.extra_cmdline).trim_end().to_owned(),
+            closure_device: self.config.closure_device,
+            uid: launch::is_root().then(|| UID_BASE.saturating_add(vmm.pid())),
+            segments: image.segments.iter().map(|s| (s.offset, s.len)).collect(),
+        };
+        let files = Files {
+            kvm: kvm.as_fd(),
+            kernel: kernel.as_fd(),
+            initrd: initrd.as_fd(),
+            stream: theirs.as_fd(),
+            console: vmm.console(),
+        };
+        let segments: Vec<_> = image.segments.iter().map(|s| s.file.as_fd()).collect();
+        // A VMM that died early says why in a report; that is a better answer than "broken pipe".
+        let sent = handover::send(&vmm.control, &config, &files, &segments);
+        drop(theirs);
+        let mut running =
+            Running { vmm, stream: Some(stream), reports: Reports::default(), guest: Vec::new(), stopped: None };
+        let started = running.wait_for_start(cancel);
+        match (started, sent) {
+            (Ok(jail), Ok(())) => {
+                tracing::debug!(job = job.id, pid = running.vmm.pid(), active = ?jail.active, missing = ?jail.missing, "VM started");
+                Ok(running)
+            }
+            (Ok(_), Err(e)) => Err(cannot("hand the job over to the VMM")(e)),
+            (Err(e), _) => Err(e),
+        }
+    }
+}
+
+impl Backend for KvmBackend {
+    fn name(&self) -> &'static str {
+        "kvm"
+    }
+
+    fn run(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Result<Finished, SandboxError> {
+        let Inputs::Image(image) = &job.inputs else {
+            return Err(SandboxError::Unavailable {
+                why: "the kvm backend takes its closure as an image, and was given trees".to_owned(),
+            });
+        };
+        let began = Instant::now();
+        let mut running = self.start(&job, image, cancel)?;
+        let vm_started = began.elapsed();
+        let Some(stream) = running.stream.take() else { unreachable!("a started VM has a stream") };
+        let result = session::drive(stream, &job, host, cancel, &mut running);
+        let overhead = running.vmm.overhead(&running.guest);
+        running.vmm.end();
+        match result {
+            Ok(mut finished) => {
+                finished.phases.0.insert(0, ("vm started", vm_started));
+                finished.vmm_overhead_bytes = overhead;
+                Ok(finished)
+            }
+            Err(SandboxError::GuestDied { console }) if running.ran_out_of_memory(&console) => {
+                Err(SandboxError::OutOfMemory { mib: job.limits.memory_mib })
+            }
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// A VM whose vCPUs run. Dropping it ends it.
+struct Running {
+    vmm: Vmm,
+    stream: Option<UnixStream>,
+    reports: Reports,
+    guest: Vec<(u64, u64)>,
+    stopped: Option<String>,
+}
+
+impl Running {
+    fn wait_for_start(&mut self, cancel: &Cancel) -> Result<jail::Report, SandboxError> {
+        let cancelled = cancel.event().map_err(cannot("create an eventfd"))?;
+        let deadline = Instant::now() + START_PATIENCE;
+        loop {
+            if cancel.is_cancelled() {
+                return Err(SandboxError::Cancelled);
+            }
+            match self.next_report(deadline, &cancelled) {
+                Next::Report(Report::Started { jail, guest, micros }) => {
+                    tracing::debug!(?micros, "VMM: received, jailed, loaded, started");
+                    self.guest = guest;
+                    return Ok(jail);
+                }
+                Next::Report(Report::Failed { why } | Report::Stopped { why }) => {
+                    return Err(SandboxError::Unavailable { why: format!("the VMM says: {why}") });
+                }
+                Next::Interrupted => {}
+                Next::Gone => {
+                    let status = self.vmm.end().map(|s| s.to_string()).unwrap_or_default();
+                    let words = self.vmm.last_words();
+                    let why = format!("the VMM process died before the guest ran ({status}) {words}");
+                    return Err(SandboxError::Unavailable { why: why.trim_end().to_owned() });
+                }
+                Next::Late => {
+                    let why = format!("the VMM did not start the guest within {} s", START_PATIENCE.as_secs());
+                    return Err(SandboxError::Unavailable { why });
+                }
+            }
+        }
+    }
+
+    fn next_report(&mut self, deadline: Instant, cancelled: &OwnedFd) -> Next {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Next::Late;
+        }
+        let timeout = Timespec::try_from(left).ok();
+        let mut fds = [PollFd::new(&self.vmm.control, PollFlags::IN), PollFd::new(cancelled, PollFlags::IN)];
+        if poll(&mut fds, timeout.as_ref()).is_err() || fds[0].revents().is_empty() {
+            return Next::Interrupted;
+        }
+        match self.reports.read(&self.vmm.control) {
+            // One line is expected at a time; of several the last is the one that ended it.
+            Ok(Some(mut reports)) => reports.pop().map_or(Next::Interrupted, Next::Report),
+            Ok(None) | Err(_) => Next::Gone,
+        }
+    }
+
+    fn ran_out_of_memory(&self, console: &str) -> bool {
+        // The words of mm/oom_kill.c. A guest that prints them without being out of memory fools only its owner.
+        self.vmm.was_killed_for_memory()
+            || ["Out of memory: Killed process", "System is deadlocked on memory", "Out of memory and no killable"]
+                .iter()
+                .any(|words| console.contains(words))
+    }
+}
+
+impl FarEnd for Running {
+    fn last_words(&mut self) -> String {
+        // The stream ends a moment before the VMM has said why.
+        let deadline = Instant::now() + LAST_WORDS;
+        if let Ok(nothing) = Cancel::new().event() {
+            loop {
+                match self.next_report(deadline, &nothing) {
+                    Next::Report(Report::Stopped { why } | Report::Failed { why }) => self.stopped = Some(why),
+                    Next::Report(Report::Started { .. }) | Next::Interrupted => {}
+                    Next::Gone | Next::Late => break,
+                }
+            }
+        }
+        let mut words = self.vmm.last_words();
+        if let Some(why) = &self.stopped {
+            words.push_str(&format!("\n(the VM stopped: {why})"));
+        }
+        words
+    }
+}
+
+enum Next {
+    Report(Report),
+    /// Something else may have happened; look and ask again.
+    Interrupted,
+    /// The VMM closed its socket or broke its rules.
+    Gone,
+    Late,
+}
+
+fn cannot<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> SandboxError {
+    move |e| SandboxError::Unavailable { why: format!("cannot {what}: {e}") }
+}
+
+fn open(path: &Path, what: &str) -> Result<File, SandboxError> {
+    File::open(path).map_err(|e| SandboxError::Unavailable {
+        why: format!("cannot open {what} {}: {e}; hint: `netboot-image guest` makes it", path.display()),
+    })
+}
+
+fn open_kvm(path: &Path) -> Result<File, SandboxError> {
+    File::options().read(true).write(true).open(path).map_err(|e| {
+        let hint = match e.kind() {
+            std::io::ErrorKind::NotFound => {
+                "load kvm_intel or kvm_amd, and switch on virtualisation in the firmware"
+            }
+            std::io::ErrorKind::PermissionDenied => "add the agent's user to group `kvm`",
+            _ => "look at the kernel log",
+        };
+        SandboxError::Unavailable {
+            why: format!(
+                "cannot open {}: {e}; hint: {hint}; or choose the weaker backend = \"namespace\"",
+                path.display()
+            ),
+        }
+    })
+}
+
+/// The VMM process' main, for `child_main_if_requested`.
+pub(crate) fn vmm_main(stdin: OwnedFd) -> ! {
+    vmm::main(stdin)
+}

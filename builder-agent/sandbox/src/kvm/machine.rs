@@ -1,0 +1,93 @@
+//! The devices of one VM and where the guest finds them: what a vCPU exit or a notification is for.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::arch::{MmioSlot, Stop, layout, port_read, port_write};
+use super::devices::console::Console;
+use super::devices::mmio::Transport;
+
+const COM1: u16 = 0x3f8;
+const COM1_LEN: u16 = 8;
+
+/// Held by each vCPU thread and the event thread; lives as long as the process.
+pub struct Machine {
+    console: Mutex<Console>,
+    transports: Vec<Mutex<Transport>>,
+}
+
+/// Register pages and interrupt lines for `count` devices, in order.
+pub fn slots(count: usize) -> Vec<MmioSlot> {
+    (0..count)
+        .map(|i| MmioSlot {
+            base: layout::MMIO_BASE + i as u64 * layout::MMIO_STRIDE,
+            size: layout::MMIO_STRIDE,
+            gsi: layout::FIRST_GSI + i as u32,
+        })
+        .collect()
+}
+
+impl Machine {
+    pub fn new(console: Console, transports: Vec<Transport>) -> Arc<Machine> {
+        let transports = transports.into_iter().map(Mutex::new).collect();
+        Arc::new(Machine { console: Mutex::new(console), transports })
+    }
+
+    pub fn device_count(&self) -> usize {
+        self.transports.len()
+    }
+
+    pub fn device(&self, index: usize) -> MutexGuard<'_, Transport> {
+        lock(&self.transports[index])
+    }
+
+    pub fn console(&self) -> MutexGuard<'_, Console> {
+        lock(&self.console)
+    }
+
+    pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        match self.find(address) {
+            Some((device, offset)) => device.read(offset, data),
+            // Nobody answers.
+            None => data.fill(0xff),
+        }
+    }
+
+    pub fn mmio_write(&self, address: u64, data: &[u8]) {
+        // A write to nowhere, or to the read-only closure, goes nowhere.
+        if let Some((mut device, offset)) = self.find(address) {
+            device.write(offset, data);
+        }
+    }
+
+    fn find(&self, address: u64) -> Option<(MutexGuard<'_, Transport>, u64)> {
+        let at = address.checked_sub(layout::MMIO_BASE)?;
+        let transport = self.transports.get(usize::try_from(at / layout::MMIO_STRIDE).ok()?)?;
+        Some((lock(transport), at % layout::MMIO_STRIDE))
+    }
+
+    pub fn port_read(&self, port: u16, data: &mut [u8]) {
+        match com1(port) {
+            Some(offset) => self.console().read(offset, data),
+            None => port_read(port, data),
+        }
+    }
+
+    pub fn port_write(&self, port: u16, data: &[u8]) -> Option<Stop> {
+        match com1(port) {
+            Some(offset) => {
+                self.console().write(offset, data);
+                None
+            }
+            None => port_write(port, data),
+        }
+    }
+}
+
+fn com1(port: u16) -> Option<u8> {
+    port.checked_sub(COM1).filter(|o| *o < COM1_LEN).map(|o| o as u8)
+}
+
+/// A thread that panicked took the process with it (see `vmm`), so a poisoned lock is never seen.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,255 @@
+//! Guest memory: RAM, which the guest may change at any moment, and the closure, which it may only read.
+//!
+//! RAM is anonymous memory owned by vm-memory; the VMM copies out of it and into it and never borrows it.
+//! The closure is a run of read-only file mappings, stitched into one reserved range so that one KVM slot shows
+//! them to the guest as one contiguous image. All VMs of a box share its pages through the host's page cache.
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_ioctls::VmFd;
+use rustix::mm::{MapFlags, ProtFlags};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use super::arch::layout;
+
+const PAGE: u64 = 4096;
+/// Linux: SUBSECTION_SIZE, the unit in which memremap_pages takes persistent memory. 16 MiB also satisfies
+/// architectures whose default namespace alignment is larger.
+const CLOSURE_ALIGNMENT: u64 = 2 << 20;
+/// Largest closure: the guest pays 64 bytes of its RAM for each 4 KiB of it, and 1 TiB leaves room on every CPU.
+pub const CLOSURE_MAX: u64 = 1 << 40;
+
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    #[error("cannot reserve {bytes} bytes for {what}")]
+    Reserve { what: &'static str, bytes: u64, source: io::Error },
+    #[error("cannot lay out {mib} MiB of guest memory: {why}")]
+    Ram { mib: u64, why: String },
+    #[error("closure segment {index} (offset {offset}, length {len}) is not a non-empty run of whole pages")]
+    Unaligned { index: usize, offset: u64, len: u64 },
+    /// A mapping past the end of a file is legal, and kills the reader when it touches it.
+    #[error("closure segment {index} (offset {offset}, length {len}) ends after its file of {size} bytes")]
+    PastEnd { index: usize, offset: u64, len: u64, size: u64 },
+    #[error("the closure of {bytes} bytes is larger than {max}")]
+    TooLarge { bytes: u64, max: u64 },
+    #[error("cannot map closure segment {index}")]
+    Map { index: usize, source: io::Error },
+    #[error("cannot give {what} to KVM")]
+    Slot { what: &'static str, source: kvm_ioctls::Error },
+    #[error("the closure would end at {end:#x}, past the processor's {limit:#x}")]
+    BeyondAddresses { end: u64, limit: u64 },
+}
+
+/// RAM of `mib` MiB, not yet touched and so not yet paid for.
+pub fn ram(mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
+    let ranges: Vec<_> = layout::ram_ranges(mib << 20)
+        .into_iter()
+        .map(|(start, len)| (GuestAddress(start), len as usize))
+        .collect();
+    let memory = GuestMemoryMmap::from_ranges(&ranges)
+        .map_err(|e| MemoryError::Ram { mib, why: e.to_string() })?;
+    for region in memory.iter() {
+        // Huge pages save most second-level page faults. Best effort: a host may have them switched off.
+        // SAFETY: the range is the mapping of `region`, alive here; the advice changes no contents.
+        let _ = unsafe {
+            rustix::mm::madvise(region.as_ptr().cast(), region.size(), rustix::mm::Advice::LinuxHugepage)
+        };
+    }
+    Ok(memory)
+}
+
+/// The closure's image in this process' memory.
+pub struct Closure {
+    start: NonNull<u8>,
+    /// Whole reservation.
+    len: NonZeroUsize,
+    /// Part of it that is file; the rest reads as zeros.
+    image_len: u64,
+}
+
+// SAFETY: after `build` the mapping is read-only and never changes; `read` only copies out of it.
+unsafe impl Send for Closure {}
+// SAFETY: as above; concurrent reads of memory that nobody writes.
+unsafe impl Sync for Closure {}
+
+impl Closure {
+    /// Reserves the range for an image of `image_len` bytes. Nothing in it is a file yet.
+    pub fn reserve(image_len: u64) -> Result<Closure, MemoryError> {
+        if image_len > CLOSURE_MAX {
+            return Err(MemoryError::TooLarge { bytes: image_len, max: CLOSURE_MAX });
+        }
+        let padded = image_len.max(1).next_multiple_of(CLOSURE_ALIGNMENT);
+        let len = NonZeroUsize::new(padded as usize).expect("at least one alignment unit");
+        // Anonymous and private: what no segment covers is the shared zero page.
+        // SAFETY: a new mapping at an address of the kernel's choice; no existing memory is affected.
+        let start = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                len.get(),
+                ProtFlags::READ,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }
+        .map_err(|e| MemoryError::Reserve { what: "the closure", bytes: padded, source: e.into() })?;
+        let start = NonNull::new(start.cast()).expect("mmap never returns null for a chosen address");
+        Ok(Closure { start, len, image_len })
+    }
+
+    /// Maps one segment at `at` bytes into the image. The file may be closed afterwards.
+    pub fn map(&mut self, index: usize, at: u64, file: &File, offset: u64, len: u64) -> Result<(), MemoryError> {
+        let aligned = [at, offset, len].iter().all(|v| v % PAGE == 0) && len > 0;
+        let fits = at.checked_add(len).is_some_and(|end| end <= self.image_len);
+        if !aligned || !fits {
+            return Err(MemoryError::Unaligned { index, offset, len });
+        }
+        let size = file.metadata().map_err(|source| MemoryError::Map { index, source })?.len();
+        // The last page of a file may be partial: the kernel fills it with zeros.
+        if offset.checked_add(len).is_none_or(|end| end > size.next_multiple_of(PAGE)) {
+            return Err(MemoryError::PastEnd { index, offset, len, size });
+        }
+        // SAFETY: `at + len <= image_len <= self.len` was checked above, so MAP_FIXED replaces only pages of the
+        // range this `Closure` reserved and owns.
+        unsafe {
+            rustix::mm::mmap(
+                self.start.as_ptr().add(at as usize).cast(),
+                len as usize,
+                ProtFlags::READ,
+                MapFlags::SHARED | MapFlags::FIXED,
+                file.as_fd(),
+                offset,
+            )
+        }
+        .map_err(|e| MemoryError::Map { index, source: e.into() })?;
+        Ok(())
+    }
+
+    /// Bytes of the image, without padding.
+    pub fn image_len(&self) -> u64 {
+        self.image_len
+    }
+
+    /// Bytes shown to the guest: the image and its padding.
+    pub fn len(&self) -> u64 {
+        self.len.get() as u64
+    }
+
+    pub fn host_range(&self) -> (u64, u64) {
+        (self.start.as_ptr() as u64, self.len())
+    }
+
+    /// Copies `out.len()` bytes at `offset`; false, with nothing copied, if they are not all inside.
+    pub fn read(&self, offset: u64, out: &mut [u8]) -> bool {
+        if offset.checked_add(out.len() as u64).is_none_or(|end| end > self.len()) {
+            return false;
+        }
+        // SAFETY: the range was checked against the mapping on the line above, `self` keeps the mapping, and
+        // `out` is memory of its own.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.start.as_ptr().add(offset as usize), out.as_mut_ptr(), out.len());
+        }
+        true
+    }
+}
+
+impl Drop for Closure {
+    fn drop(&mut self) {
+        // SAFETY: the range is ours since `reserve`, and nothing refers to it once `self` is gone.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len.get()) };
+    }
+}
+
+/// Gives RAM and closure to the VM. `closure_at` is where the guest sees it, or nothing if it is not mapped.
+///
+/// The caller keeps `memory` and `closure` alive as long as the VM: KVM holds their addresses, not their mappings.
+pub fn give_to_kvm(
+    vm: &VmFd,
+    memory: &GuestMemoryMmap,
+    closure: Option<(&Closure, u64)>,
+) -> Result<(), MemoryError> {
+    let mut slot = 0;
+    for region in memory.iter() {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the range is the whole mapping of this region, which by this function's contract outlives the VM.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(|source| MemoryError::Slot { what: "RAM", source })?;
+        slot += 1;
+    }
+    if let Some((closure, at)) = closure {
+        let region = kvm_userspace_memory_region {
+            slot,
+            // A guest that writes here gets an exit, which we ignore.
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: at,
+            memory_size: closure.len(),
+            userspace_addr: closure.host_range().0,
+        };
+        // SAFETY: the range is the whole reservation, which by this function's contract outlives the VM.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(|source| MemoryError::Slot { what: "the closure", source })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn file(bytes: &[u8]) -> File {
+        let fd = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let mut file = File::from(fd);
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn segments_read_as_one_image_with_zeros_behind_it() {
+        let mut a = vec![1u8; 8192];
+        a[4096] = 7;
+        let mut closure = Closure::reserve(12288).unwrap();
+        closure.map(0, 0, &file(&a), 4096, 4096).unwrap();
+        closure.map(1, 4096, &file(&[2u8; 8192]), 0, 8192).unwrap();
+        assert_eq!(closure.len(), 2 << 20);
+        let mut out = vec![0u8; 4098];
+        assert!(closure.read(0, &mut out));
+        assert_eq!((out[0], out[1], out[4095], out[4096], out[4097]), (7, 1, 1, 2, 2));
+        assert!(closure.read(12287, &mut out[..2]));
+        assert_eq!(out[..2], [2, 0]);
+    }
+
+    #[test]
+    fn reads_outside_the_image_are_refused() {
+        let closure = Closure::reserve(4096).unwrap();
+        let mut out = [0u8; 2];
+        assert!(!closure.read((2 << 20) - 1, &mut out));
+        assert!(!closure.read(u64::MAX, &mut out));
+        assert!(closure.read((2 << 20) - 2, &mut out));
+    }
+
+    #[test]
+    fn a_segment_that_is_unaligned_or_past_its_file_is_refused() {
+        let mut closure = Closure::reserve(8192).unwrap();
+        let file = file(&[0u8; 4096]);
+        for (at, offset, len) in [(1, 0, 4096), (0, 1, 4096), (0, 0, 4095), (0, 0, 0), (4096, 0, 8192)] {
+            assert!(matches!(closure.map(3, at, &file, offset, len), Err(MemoryError::Unaligned { index: 3, .. })));
+        }
+        assert!(matches!(closure.map(0, 0, &file, 4096, 4096), Err(MemoryError::PastEnd { .. })));
+        assert!(matches!(closure.map(0, 0, &file, 0, 8192), Err(MemoryError::PastEnd { .. })));
+    }
+
+    #[test]
+    fn oversized_closure_is_refused_before_it_is_reserved() {
+        assert!(matches!(Closure::reserve(CLOSURE_MAX + 1), Err(MemoryError::TooLarge { .. })));
+    }
+}
