@@ -5,5 +5,6 @@
 //! Not here: how a sandbox is started and when the host gives up on it (crate `sandbox`).
 #![allow(unsafe_code)]
 
+pub mod etc;
 pub mod order;
 pub mod protocol;

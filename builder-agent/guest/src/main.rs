@@ -1,1 +1,40 @@
-fn main() {}
+//! The program inside a sandbox. As PID 1 of a micro-VM it is `/init`; in the weaker namespace sandbox it is started
+//! by bubblewrap as `guest --stream-fd N`. Both run one job and end.
+//!
+//! Everything here trusts the host and nothing the builder does.
+#![allow(unsafe_code)]
+
+mod builder;
+mod machine;
+mod namespace;
+mod outputs;
+mod run;
+mod stream;
+mod sys;
+mod watch;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let init_ns = sys::monotonic_ns();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["--stream-fd", fd] => match fd.parse().map_err(std::io::Error::other).and_then(sys::inherited) {
+            Ok(stream) => match namespace::main(stream, init_ns) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(e) => fail(&e.to_string()),
+            },
+            Err(e) => fail(&format!("--stream-fd {fd}: {e}")),
+        },
+        // The kernel passes words of its command line that it does not know.
+        _ if std::process::id() == 1 => machine::main(init_ns),
+        _ => fail(
+            "this runs inside a sandbox: as /init of a micro-VM, or with --stream-fd N; see docs/guest.md",
+        ),
+    }
+}
+
+fn fail(why: &str) -> ExitCode {
+    eprintln!("guest: {why}");
+    ExitCode::FAILURE
+}

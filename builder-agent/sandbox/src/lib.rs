@@ -6,9 +6,15 @@
 //! and a [`Host`].
 #![allow(unsafe_code)]
 
+mod child;
 mod job;
+#[path = "kvm/kvm.rs"]
+pub mod kvm;
+pub mod namespace;
+pub mod probe;
 pub mod session;
 
+pub use child::child_main_if_requested;
 pub use job::{
     Backend, BuilderStatus, Cancel, Finished, Host, Image, Inputs, Job, Limits, OutputSink, Phases,
     SandboxError, Segment,

@@ -1,0 +1,226 @@
+//! Starts the builder in a pid namespace of its own, as its PID 1, as Nix does: when it ends, the kernel ends all
+//! that it left behind, and nothing in there can see or signal the guest.
+//!
+//! The child goes from all rights to none in an order that matters; each step says why it is where it is.
+//! Not here: the files the builder sees (`root`, `namespace`).
+
+use std::ffi::{CString, OsStr};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use guest::protocol::Job;
+
+use crate::sys::{self, Fork};
+
+/// As in Nix's sandbox.
+pub const BUILD_UID: u32 = 1000;
+pub const BUILD_GID: u32 = 100;
+
+/// Where a builder finds its files and itself, inside.
+pub const BUILD_DIR: &str = "/build";
+
+/// What differs between the two kinds of sandbox.
+pub enum Place {
+    /// We are root of a machine: this tree becomes the builder's root, and it becomes an ordinary user.
+    Machine { root: PathBuf },
+    /// bubblewrap made the root and the user; this is what it put there for us, to be hidden.
+    Namespace { own_dir: PathBuf },
+}
+
+/// A builder that has been started.
+pub struct Running {
+    pub pid: libc::pid_t,
+    /// Its stdout and stderr.
+    pub output: OwnedFd,
+}
+
+/// Why it was not.
+pub enum StartError {
+    /// The program could not be executed: the derivation's problem.
+    Exec(String),
+    Setup(io::Error),
+}
+
+impl From<io::Error> for StartError {
+    fn from(error: io::Error) -> StartError {
+        StartError::Setup(error)
+    }
+}
+
+/// First byte of what a child writes that could not become the builder.
+const FAILED_SETUP: u8 = 1;
+const FAILED_EXEC: u8 = 2;
+
+/// Starts it. `before` gets the pid and runs to its end before the child takes its first step (cgroups).
+pub fn start(
+    job: &Job,
+    place: &Place,
+    before: impl FnOnce(libc::pid_t) -> io::Result<()>,
+) -> Result<Running, StartError> {
+    let (output, output_child) = sys::pipe()?;
+    let (report, report_child) = sys::pipe()?;
+    let (go_child, go) = sys::pipe()?;
+    let pid = match sys::fork_into_pid_namespace()? {
+        Fork::Child => {
+            drop((output, report, go));
+            let (kind, error) = child(job, place, go_child, output_child);
+            let mut report = File::from(report_child);
+            // If nobody listens any more, the exit code still says it.
+            let _ = report.write_all(&[kind]).and_then(|()| report.write_all(error.to_string().as_bytes()));
+            sys::exit_now(127)
+        }
+        Fork::Parent(pid) => pid,
+    };
+    drop((output_child, report_child, go_child));
+    let started = before(pid).and_then(|()| File::from(go).write_all(&[1])).and_then(|()| {
+        let mut text = Vec::new();
+        // Ends with nothing when exec closes the other end.
+        File::from(report).take(4096).read_to_end(&mut text)?;
+        Ok(text)
+    });
+    match started {
+        Ok(text) if text.is_empty() => Ok(Running { pid, output }),
+        failed => {
+            let _ = sys::kill(pid, libc::SIGKILL);
+            let _ = sys::wait(pid);
+            let text = failed?;
+            let why = String::from_utf8_lossy(&text[1..]).into_owned();
+            Err(if text[0] == FAILED_EXEC {
+                StartError::Exec(why)
+            } else {
+                StartError::Setup(io::Error::other(why))
+            })
+        }
+    }
+}
+
+/// Becomes the builder, or says what stopped it.
+fn child(job: &Job, place: &Place, go: OwnedFd, output: OwnedFd) -> (u8, io::Error) {
+    if let Err(e) = prepare(job, place, go, output) {
+        return (FAILED_SETUP, e);
+    }
+    (FAILED_EXEC, exec(job))
+}
+
+fn prepare(job: &Job, place: &Place, go: OwnedFd, output: OwnedFd) -> io::Result<()> {
+    File::from(go).read_exact(&mut [0])?;
+    sys::die_with_parent()?;
+    sys::set_session()?;
+    // After the move into its cgroup, so that the cgroup namespace starts there.
+    let spaces = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    sys::unshare(spaces).map_err(|e| named("unshare", e))?;
+    sys::mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, "")?;
+    let proc_flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    match place {
+        Place::Machine { root } => {
+            sys::mount("proc", &root.join("proc"), "proc", proc_flags, "")?;
+            std::env::set_current_dir(root)?;
+            // Over the initrd rather than beside it: what is below the root has no name any more. pivot_root(2)
+            // cannot be used, the kernel's first root is not a mount it could move.
+            sys::mount(".", Path::new("/"), "", libc::MS_MOVE, "")?;
+            sys::chroot(Path::new("."))?;
+            std::env::set_current_dir("/")?;
+        }
+        Place::Namespace { own_dir } => {
+            sys::mount("proc", Path::new("/proc"), "proc", proc_flags, "")?;
+            // Our program. Covered, not unmounted: a mount that an outer user namespace made is locked.
+            let flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+            sys::mount("tmpfs", own_dir, "tmpfs", flags, "size=4k,mode=0555")?;
+        }
+    }
+    sys::set_host_name("localhost", "(none)").map_err(|e| named("sethostname", e))?;
+
+    let null = File::open("/dev/null").map_err(|e| named("/dev/null", e))?;
+    sys::dup_to(null.as_raw_fd(), 0)?;
+    sys::dup_to(output.as_raw_fd(), 1)?;
+    sys::dup_to(output.as_raw_fd(), 2)?;
+    sys::close_others_on_exec()?;
+    sys::reset_signals();
+
+    // We may be exempt from the killer of those who use too much memory; the builder is not.
+    OpenOptions::new()
+        .write(true)
+        .open("/proc/self/oom_score_adj")
+        .and_then(|mut f| f.write_all(b"0"))
+        .map_err(|e| named("oom_score_adj", e))?;
+    sys::set_limit(libc::RLIMIT_CORE, 0)?;
+    // A step above the limit that ends the build, so that reaching the limit is seen and not survived.
+    sys::set_limit(libc::RLIMIT_NPROC, u64::from(job.limits.processes) + 16)?;
+    sys::set_umask(0o022);
+    sys::set_personality(persona(&job.system))?;
+
+    // The bounding set while we still have the right to; then the user; then, for a user namespace in which that
+    // changed nothing, what is left of our own rights.
+    sys::drop_bounding_set().map_err(|e| named("capabilities", e))?;
+    if let Place::Machine { .. } = place {
+        sys::become_user(BUILD_UID, BUILD_GID).map_err(|e| named("setuid", e))?;
+    }
+    sys::drop_capabilities().map_err(|e| named("capabilities", e))?;
+    sys::no_new_privileges()?;
+    std::env::set_current_dir(BUILD_DIR).map_err(|e| named(BUILD_DIR, e))
+}
+
+/// Nix runs builders without address space randomisation, for results that can be repeated, and tells 32-bit
+/// builders that the machine is one (Nix: src/libstore/unix/build/linux-derivation-builder.cc).
+fn persona(system: &str) -> libc::c_ulong {
+    let linux32 = cfg!(target_arch = "x86_64") && system == "i686-linux";
+    // linux/personality.h: PER_LINUX, PER_LINUX32, ADDR_NO_RANDOMIZE.
+    (if linux32 { 0x0008 } else { 0x0000 }) | 0x0004_0000
+}
+
+fn exec(job: &Job) -> io::Error {
+    let strings = || -> io::Result<(CString, Vec<CString>, Vec<CString>)> {
+        let text = |s: &str| sys::c_string(OsStr::new(s));
+        let name = job.builder.rsplit('/').next().unwrap_or_default();
+        let args = std::iter::once(name).chain(job.args.iter().map(String::as_str)).map(text);
+        let env = job.env.iter().map(|(key, value)| text(&format!("{key}={value}")));
+        Ok((text(&job.builder)?, args.collect::<io::Result<_>>()?, env.collect::<io::Result<_>>()?))
+    };
+    match strings() {
+        Ok((program, args, env)) => {
+            let e = sys::exec(&program, &args, &env);
+            named(&format!("executing '{}'", job.builder), e)
+        }
+        Err(e) => e,
+    }
+}
+
+fn named(what: &str, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+/// Reads the job's files from the stream and writes them into /build below `root`, owned by the builder.
+pub fn write_files(
+    stream: &mut crate::stream::Stream,
+    job: &Job,
+    root: &Path,
+    owned: bool,
+) -> io::Result<()> {
+    let dir = root.join(BUILD_DIR.trim_start_matches('/'));
+    for (name, length) in &job.files {
+        // From the agent, so a slip and no attack; but it would leave /build.
+        if name.is_empty() || name.contains('/') || name == "." || name == ".." {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{name:?} is no name for a file in /build"),
+            ));
+        }
+        let path = dir.join(name);
+        let mut file = File::create_new(&path).map_err(|e| named(&format!("writing /build/{name}"), e))?;
+        stream.read_file(*length, &mut file).map_err(|e| named(&format!("writing /build/{name}"), e))?;
+        if owned {
+            std::os::unix::fs::fchown(&file, Some(BUILD_UID), Some(BUILD_GID))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes /etc below `root`.
+pub fn write_etc(root: &Path) -> io::Result<()> {
+    for (name, contents) in guest::etc::FILES {
+        fs::write(root.join("etc").join(name), contents)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! The cgroup that holds the builder and all its children: how many they may be, and how much memory they may take.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::sys;
+
+/// Memory that stays with the kernel and the guest when the build has taken all of its own, at least.
+const RESERVE: u64 = 24 << 20;
+
+/// A cgroup v2 directory, ours until the machine ends.
+pub struct Group(PathBuf);
+
+impl Group {
+    pub fn new(processes: u32, memory: u64) -> io::Result<Group> {
+        let base = Path::new("/cgroup");
+        fs::create_dir_all(base)?;
+        sys::mount("cgroup2", base, "cgroup2", libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, "")?;
+        write(&base.join("cgroup.subtree_control"), "+pids +memory")?;
+        let dir = base.join("build");
+        fs::create_dir(&dir)?;
+        write(&dir.join("pids.max"), &processes.to_string())?;
+        write(&dir.join("memory.max"), &memory.saturating_sub(RESERVE.max(memory / 32)).to_string())?;
+        // A builder that lost a part of itself and went on would give a result that depends on luck.
+        write(&dir.join("memory.oom.group"), "1")?;
+        Ok(Group(dir))
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn join(&self, pid: libc::pid_t) -> io::Result<()> {
+        write(&self.0.join("cgroup.procs"), &pid.to_string())
+    }
+}
+
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    fs::write(file, text)
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot write {text:?} to {}: {e}", file.display())))
+}

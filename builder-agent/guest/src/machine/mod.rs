@@ -1,0 +1,137 @@
+//! The guest as PID 1 of a micro-VM: the kernel started us from the initrd and there is nothing else.
+//!
+//! Whatever goes wrong before the stream stands is told to the console and ends the machine; the host keeps the
+//! console's tail for that. Afterwards it is told to the host as a `Failed` frame.
+
+mod closure;
+mod group;
+mod modules;
+mod root;
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::Duration;
+
+use guest::protocol::{FailureKind, Hello, Job, Tag, VERSION, VSOCK_CID, VSOCK_PORT};
+
+use crate::builder::{self, Place};
+use crate::run;
+use crate::stream::Stream;
+use crate::sys;
+use crate::watch::Meter;
+
+/// How long the vsock device may take to appear and the host to listen.
+const CONNECT_TRIES: u32 = 200;
+const CONNECT_PAUSE: Duration = Duration::from_millis(25);
+
+/// Never returns: the machine ends with its only job.
+pub fn main(init_ns: u64) -> ! {
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("guest: {panic}");
+        sys::power_off();
+    }));
+    if let Err(e) = serve(init_ns) {
+        eprintln!("guest: {e}");
+    }
+    sys::power_off()
+}
+
+fn serve(init_ns: u64) -> io::Result<()> {
+    mount_own()?;
+    // The killer of those who use too much memory must take the build.
+    fs::write("/proc/self/oom_score_adj", "-1000")?;
+    modules::load_all(Path::new("/modules"));
+    sys::loopback_up()?;
+    let mut stream = connect()?;
+    let kernel = sys::kernel_release();
+    stream
+        .send_json(Tag::Hello, &Hello { version: VERSION, kernel, init_ns, ready_ns: sys::monotonic_ns() })?;
+
+    let job = stream.read_job()?;
+    let (root, group) = match prepare(&mut stream, &job) {
+        Ok(prepared) => prepared,
+        Err(e) => {
+            stream.send_failure(FailureKind::Sandbox, &e.to_string())?;
+            stream.wait_for_hangup();
+            return Ok(());
+        }
+    };
+    stream.send(Tag::Log, run::banner(&format!("a {}micro-VM", hypervisor())).as_bytes())?;
+    let place = Place::Machine { root };
+    run::run(&mut stream, &job, &place, Meter::Cgroup(group.dir().to_owned()), |pid| group.join(pid))?;
+    // Powering off would take what the host has not read yet with it.
+    stream.wait_for_hangup();
+    Ok(())
+}
+
+fn prepare(stream: &mut Stream, job: &Job) -> io::Result<(std::path::PathBuf, group::Group)> {
+    let memory = root::memory_bytes()?;
+    let group = group::Group::new(job.limits.processes, memory)?;
+    let closure = if job.closure { Some(closure::mount()?) } else { None };
+    let root = root::build(closure.as_deref(), memory)?;
+    builder::write_files(stream, job, &root, true)?;
+    root::seal(&root)?;
+    Ok((root, group))
+}
+
+/// What we need ourselves. None of it is visible to the builder.
+fn mount_own() -> io::Result<()> {
+    for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
+        fs::create_dir_all(target)?;
+        match sys::mount(kind, Path::new(target), kind, libc::MS_NOSUID | libc::MS_NOEXEC, "") {
+            // The kernel may have mounted /dev on its own.
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {}
+            other => other?,
+        }
+    }
+    // An initrd without /dev/console starts us with no descriptors at all.
+    if let Ok(console) = OpenOptions::new().read(true).write(true).open("/dev/console") {
+        for fd in 0..3 {
+            sys::dup_to(console.as_raw_fd(), fd)?;
+        }
+        if console.as_raw_fd() < 3 {
+            // It is one of the three now and must stay open.
+            std::mem::forget(console);
+        }
+    }
+    Ok(())
+}
+
+fn connect() -> io::Result<Stream> {
+    let mut last = None;
+    for _ in 0..CONNECT_TRIES {
+        match sys::connect_vsock(VSOCK_CID, VSOCK_PORT) {
+            Ok(fd) => return Ok(Stream::new(fd)),
+            Err(e) => last = Some(e),
+        }
+        std::thread::sleep(CONNECT_PAUSE);
+    }
+    let why = last.map_or_else(|| "never tried".into(), |e| e.to_string());
+    Err(io::Error::other(format!("cannot connect to the host on vsock port {VSOCK_PORT}: {why}")))
+}
+
+/// The hypervisor's name, as it gives it to its guests; empty or with a space behind it.
+#[cfg(target_arch = "x86_64")]
+fn hypervisor() -> String {
+    use std::arch::x86_64::__cpuid;
+
+    // Leaf 1, ecx bit 31: there is a hypervisor. Leaf 0x4000_0000: its twelve letters in ebx, ecx, edx.
+    if __cpuid(1).ecx & (1 << 31) == 0 {
+        return String::new();
+    }
+    let leaf = __cpuid(0x4000_0000);
+    let letters: Vec<u8> = [leaf.ebx, leaf.ecx, leaf.edx].iter().flat_map(|r| r.to_le_bytes()).collect();
+    match letters.as_slice() {
+        b"KVMKVMKVM\0\0\0" => "KVM ".into(),
+        b"TCGTCGTCGTCG" => "TCG (emulated) ".into(),
+        _ => String::new(),
+    }
+}
+
+/// Other machines have no such question to ask; the device tree or ACPI would tell.
+#[cfg(not(target_arch = "x86_64"))]
+fn hypervisor() -> String {
+    String::new()
+}

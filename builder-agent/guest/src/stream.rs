@@ -1,0 +1,124 @@
+//! The guest's end of the stream: blocking frames out, the job in. The host is trusted, its bytes are still bounded.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use guest::protocol::{self, Failure, FailureKind, Frame, HEADER, Job, MAX_DATA, Tag};
+use serde::Serialize;
+
+/// One connection to the agent.
+pub struct Stream(File);
+
+impl Stream {
+    pub fn new(fd: OwnedFd) -> Stream {
+        Stream(File::from(fd))
+    }
+
+    fn read_frame(&mut self) -> io::Result<Frame> {
+        let mut header = [0; HEADER];
+        self.0.read_exact(&mut header)?;
+        let (tag, length) = protocol::parse_header(header)?;
+        let mut body = Vec::new();
+        (&self.0).take(length as u64).read_to_end(&mut body)?;
+        if body.len() != length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(Frame { tag, body })
+    }
+
+    /// Waits for the job. Its files follow and are read with [`Stream::read_file`].
+    pub fn read_job(&mut self) -> io::Result<Job> {
+        let frame = self.read_frame()?;
+        if frame.tag != Tag::Job {
+            return Err(unexpected(frame.tag));
+        }
+        Ok(frame.parse()?)
+    }
+
+    /// Copies the next `length` bytes of file contents into `to`.
+    pub fn read_file(&mut self, mut length: u64, to: &mut dyn Write) -> io::Result<()> {
+        while length > 0 {
+            let frame = self.read_frame()?;
+            // The host never lets a frame span two files.
+            if frame.tag != Tag::FileData || frame.body.is_empty() || frame.body.len() as u64 > length {
+                return Err(unexpected(frame.tag));
+            }
+            to.write_all(&frame.body)?;
+            length -= frame.body.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Raw bytes, in as many frames as they need. Sends one empty frame for no bytes if the tag has no body.
+    pub fn send(&mut self, tag: Tag, body: &[u8]) -> io::Result<()> {
+        if body.is_empty() {
+            return self.0.write_all(&protocol::header(tag, 0));
+        }
+        for piece in body.chunks(MAX_DATA) {
+            self.0.write_all(&protocol::header(tag, piece.len()))?;
+            self.0.write_all(piece)?;
+        }
+        Ok(())
+    }
+
+    pub fn send_json(&mut self, tag: Tag, value: &impl Serialize) -> io::Result<()> {
+        self.0.write_all(&protocol::json_frame(tag, value)?)
+    }
+
+    /// The last frame: why it cannot go on.
+    pub fn send_failure(&mut self, kind: FailureKind, text: &str) -> io::Result<()> {
+        self.send_json(Tag::Failed, &Failure { kind, text: protocol::bounded(text) })
+    }
+
+    /// Waits until the host hangs up, so that the last frames are not lost with the machine.
+    pub fn wait_for_hangup(&mut self) {
+        let mut buffer = [0; 256];
+        while matches!(self.0.read(&mut buffer), Ok(n) if n > 0) {}
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn unexpected(tag: Tag) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("unexpected {tag:?} frame from the host"))
+}
+
+/// Packs bytes into `OutputData` frames of a good size.
+pub struct OutputWriter<'a> {
+    stream: &'a mut Stream,
+    buffer: Vec<u8>,
+    /// The stream failed: what the archive writer then reports is our fault, not the output's.
+    pub broken: bool,
+}
+
+impl<'a> OutputWriter<'a> {
+    pub fn new(stream: &'a mut Stream) -> OutputWriter<'a> {
+        OutputWriter { stream, buffer: Vec::with_capacity(MAX_DATA), broken: false }
+    }
+}
+
+impl Write for OutputWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.buffer.len() == MAX_DATA {
+            self.flush()?;
+        }
+        let n = bytes.len().min(MAX_DATA - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.buffer.is_empty() {
+            let sent = self.stream.send(Tag::OutputData, &self.buffer);
+            self.broken |= sent.is_err();
+            sent?;
+            self.buffer.clear();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,196 @@
+//! Ends a build that takes more memory or processes than it may, from a thread that nothing else can block.
+//!
+//! In a machine the kernel counts exactly (cgroup v2) and enforces memory by itself; we read its verdict. In a
+//! namespace sandbox there may be no cgroup to use: there we add up what /proc shows, many times a second. A build
+//! that grows fast can exceed its memory by what it takes in one interval; see docs/guest.md.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use guest::protocol::GuestLimits;
+
+use crate::sys;
+
+/// Between two looks. A builder fills about 100 MiB in this time.
+const INTERVAL: Duration = Duration::from_millis(50);
+
+/// What ended the build, if something here did. Shared by the watching thread and the one that reports.
+#[derive(Default)]
+pub struct Verdict {
+    out_of_memory: AtomicBool,
+    process_limit: AtomicBool,
+}
+
+impl Verdict {
+    pub fn out_of_memory(&self) -> bool {
+        self.out_of_memory.load(Ordering::Acquire)
+    }
+
+    pub fn process_limit(&self) -> bool {
+        self.process_limit.load(Ordering::Acquire)
+    }
+}
+
+/// How to learn what a build uses.
+pub enum Meter {
+    /// The build's cgroup directory, with the pids and memory controllers.
+    Cgroup(PathBuf),
+    /// All processes in /proc but ourselves, and these file systems.
+    Proc { disks: Vec<PathBuf> },
+}
+
+enum Excess {
+    Memory,
+    Processes,
+}
+
+/// Watches until the guest ends. A build over a limit is killed through its first process.
+pub fn spawn(meter: Arc<Meter>, limits: GuestLimits, pid: libc::pid_t) -> io::Result<Arc<Verdict>> {
+    let verdict = Arc::new(Verdict::default());
+    let shared = Arc::clone(&verdict);
+    std::thread::Builder::new().name("watch".into()).stack_size(256 * 1024).spawn(move || {
+        loop {
+            std::thread::sleep(INTERVAL);
+            match meter.excess(&limits) {
+                Some(Excess::Memory) => shared.out_of_memory.store(true, Ordering::Release),
+                Some(Excess::Processes) => shared.process_limit.store(true, Ordering::Release),
+                None => continue,
+            }
+            // Fails only when it is gone already. Its pid is not used again: the guest starts nothing else, and
+            // in a machine the kernel hands pids out in turn.
+            let _ = sys::kill(pid, libc::SIGKILL);
+            return;
+        }
+    })?;
+    Ok(verdict)
+}
+
+impl Meter {
+    fn excess(&self, limits: &GuestLimits) -> Option<Excess> {
+        match self {
+            Meter::Cgroup(dir) => {
+                if counter(&dir.join("pids.events"), "max") > 0 {
+                    return Some(Excess::Processes);
+                }
+                (oom_kills(dir) > 0).then_some(Excess::Memory)
+            }
+            Meter::Proc { disks } => proc_excess(disks, limits),
+        }
+    }
+
+    /// Did the kernel end a process of the build for its memory? Exact only in a machine; asked after the end.
+    pub fn kernel_killed_for_memory(&self) -> bool {
+        match self {
+            Meter::Cgroup(dir) => oom_kills(dir) > 0,
+            Meter::Proc { .. } => false,
+        }
+    }
+
+    /// Did a fork fail for the limit? Asked after the end.
+    pub fn kernel_refused_process(&self) -> bool {
+        match self {
+            Meter::Cgroup(dir) => counter(&dir.join("pids.events"), "max") > 0,
+            Meter::Proc { .. } => false,
+        }
+    }
+}
+
+/// Of the cgroup, and of the whole machine: it was empty but for the build.
+fn oom_kills(dir: &Path) -> u64 {
+    counter(&dir.join("memory.events"), "oom_kill").max(counter(Path::new("/proc/vmstat"), "oom_kill"))
+}
+
+/// A number from a file of `name number` lines; 0 when there is none.
+fn counter(file: &Path, name: &str) -> u64 {
+    let Ok(text) = fs::read_to_string(file) else { return 0 };
+    text.lines()
+        .filter_map(|line| line.split_once(' '))
+        .find(|(key, _)| *key == name)
+        .and_then(|(_, value)| value.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+fn proc_excess(disks: &[PathBuf], limits: &GuestLimits) -> Option<Excess> {
+    let limit = u64::from(limits.memory_mib) << 20;
+    let disk: u64 = disks.iter().filter_map(|d| sys::used_bytes(d).ok()).sum();
+    let Ok(pids) = pids() else {
+        // Without /proc nothing is watched, and unwatched is over the limit.
+        return Some(Excess::Memory);
+    };
+    let (mut private, mut threads) = (0u64, 0u64);
+    for pid in &pids {
+        private += private_bytes(*pid);
+        threads += thread_count(*pid);
+    }
+    if threads > u64::from(limits.processes) {
+        return Some(Excess::Processes);
+    }
+    if private.saturating_add(disk) <= limit {
+        return None;
+    }
+    // Counted so, a page that forked processes share counts once for each. Only now the exact and slow count.
+    let exact: u64 = pids.iter().map(|pid| proportional_bytes(*pid)).sum();
+    (exact.saturating_add(disk) > limit).then_some(Excess::Memory)
+}
+
+/// Every process we can see but ourselves.
+fn pids() -> io::Result<Vec<u32>> {
+    let own = std::process::id();
+    Ok(fs::read_dir("/proc")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| *pid != own)
+        .collect())
+}
+
+/// Anonymous and shared memory in RAM (proc(5): status). A process that just ended has none.
+fn private_bytes(pid: u32) -> u64 {
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return 0 };
+    field_kib(&status, "RssAnon:") + field_kib(&status, "RssShmem:")
+}
+
+fn proportional_bytes(pid: u32) -> u64 {
+    match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
+        Ok(rollup) => field_kib(&rollup, "Pss_Anon:") + field_kib(&rollup, "Pss_Shmem:"),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
+        // One that hides its mappings is counted as if it shared nothing.
+        Err(_) => private_bytes(pid),
+    }
+}
+
+fn field_kib(text: &str, name: &str) -> u64 {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name))
+        .and_then(|rest| rest.trim().strip_suffix("kB"))
+        .and_then(|number| number.trim().parse::<u64>().ok())
+        .map_or(0, |kib| kib.saturating_mul(1024))
+}
+
+fn thread_count(pid: u32) -> u64 {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return 0 };
+    // The name, in parentheses, may hold anything; num_threads is the 20th field, the 18th after it.
+    stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(17)?.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_memory_and_threads_are_seen_as_the_kernel_counts_them() {
+        let me = std::process::id();
+        let block = vec![1u8; 64 << 20];
+        assert!(private_bytes(me) >= block.len() as u64, "{}", private_bytes(me));
+        assert!(proportional_bytes(me) >= block.len() as u64);
+        assert!(thread_count(me) >= 1);
+    }
+
+    #[test]
+    fn a_missing_counter_counts_nothing() {
+        assert_eq!(counter(Path::new("/proc/vmstat"), "no_such_counter"), 0);
+        assert_eq!(counter(Path::new("/does/not/exist"), "max"), 0);
+    }
+}

@@ -1,0 +1,205 @@
+//! One running bubblewrap: started, listened to when it fails, and surely ended.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::NamespaceConfig;
+use super::arguments::View;
+use super::stage::Stage;
+use crate::job::{Limits, SandboxError};
+use crate::session::FarEnd;
+
+/// How much of bubblewrap's and the guest's stderr we repeat.
+const LAST_WORDS: u64 = 2048;
+
+/// bubblewrap forks at once; only a machine in trouble needs longer.
+const INFO_WAIT: Duration = Duration::from_secs(30);
+
+/// A bubblewrap and all below it. Dropping it ends them.
+pub struct Running {
+    child: Child,
+    /// PID 1 of the sandbox, once bubblewrap has told us.
+    init: Option<OwnedFd>,
+    stderr: File,
+    scratch: PathBuf,
+    ended: bool,
+}
+
+/// Starts the guest; the stream is our end of the conversation.
+pub fn start(
+    config: &NamespaceConfig,
+    trees: &[(String, PathBuf)],
+    limits: &Limits,
+) -> Result<(Running, UnixStream), SandboxError> {
+    let unavailable = |what: &str, e: io::Error| SandboxError::Unavailable { why: format!("{what}: {e}") };
+    let (stream, far_stream) = UnixStream::pair().map_err(|e| unavailable("cannot make a socket pair", e))?;
+    let (info, far_info) = io::pipe().map_err(|e| unavailable("cannot make a pipe", e))?;
+    let stderr = rustix::fs::memfd_create("sandbox-stderr", rustix::fs::MemfdFlags::CLOEXEC)
+        .map(File::from)
+        .map_err(|e| unavailable("cannot make a memory file", e.into()))?;
+    let scratch = Scratch::new(config).map_err(|e| unavailable("cannot make a directory for the job", e))?;
+
+    let mut view = View::new(trees, scratch.0.join("etc"), config.guest.clone(), config.shell.clone())?;
+    let stage = if rustix::process::geteuid().is_root() {
+        let stage = Stage::new(&scratch.0.join("stage"), view.sources(), config.user);
+        Some(stage.map_err(|e| SandboxError::Setup { why: e.to_string() })?)
+    } else {
+        None
+    };
+
+    let inherited = [far_stream.as_raw_fd(), far_info.as_raw_fd()];
+    let mut command = Command::new(&config.bwrap);
+    command
+        .args(view.arguments(limits, inherited[0], inherited[1]))
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(stderr.try_clone().map_err(|e| unavailable("cannot share a descriptor", e))?);
+    if let Some(path) = std::env::var_os("PATH") {
+        command.env("PATH", path);
+    }
+    // SAFETY: the closure makes system calls on things made beforehand and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            inherited.iter().try_for_each(|fd| keep_over_exec(*fd))?;
+            stage.as_ref().map_or(Ok(()), Stage::enter)
+        });
+    }
+    let child = command.spawn().map_err(|e| SandboxError::Unavailable {
+        why: format!(
+            "cannot start bubblewrap ({}): {e}; install the package bubblewrap, or use a machine with KVM",
+            config.bwrap.display()
+        ),
+    })?;
+    // The closure holds numbers, not descriptors; ours close here, so that theirs are the last.
+    drop((command, far_stream, far_info));
+    let mut running = Running { child, init: None, stderr, scratch: scratch.keep(), ended: false };
+    running.init = read_info(info).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    Ok((running, stream))
+}
+
+/// For a forked child: async-signal-safe.
+fn keep_over_exec(fd: RawFd) -> io::Result<()> {
+    // SAFETY: no pointers; the number is open, its owner lives until spawn has returned.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// bubblewrap tells the pid of its child as JSON. None if it fails before; the stream's end tells that too.
+fn read_info(mut info: io::PipeReader) -> Option<Pid> {
+    #[derive(serde::Deserialize)]
+    struct Info {
+        #[serde(rename = "child-pid")]
+        child_pid: i32,
+    }
+    let ready = {
+        let timeout = Timespec::try_from(INFO_WAIT).ok();
+        poll(&mut [PollFd::new(&info, PollFlags::IN)], timeout.as_ref())
+    };
+    if ready != Ok(1) {
+        return None;
+    }
+    // One small write, well below PIPE_BUF.
+    let mut buffer = [0; 1024];
+    let n = info.read(&mut buffer).ok()?;
+    let told: Info = serde_json::from_slice(&buffer[..n]).ok()?;
+    Pid::from_raw(told.child_pid)
+}
+
+impl Running {
+    /// Kills every process of the sandbox and waits until the last is gone.
+    pub fn end(&mut self) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        match &self.init {
+            Some(init) => {
+                // Its end is the end of the pid namespace; bubblewrap outside then ends by itself.
+                let _ = pidfd_send_signal(init.as_fd(), Signal::KILL);
+                let mut fds = [PollFd::new(init, PollFlags::IN)];
+                while let Err(rustix::io::Errno::INTR) = poll(&mut fds, None) {}
+            }
+            None => {
+                let _ = self.child.kill();
+            }
+        }
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.scratch);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl FarEnd for Running {
+    fn last_words(&mut self) -> String {
+        let mut bytes = Vec::new();
+        let read = self.stderr.seek(SeekFrom::End(0)).and_then(|end| {
+            self.stderr.seek(SeekFrom::Start(end.saturating_sub(LAST_WORDS)))?;
+            (&self.stderr).take(LAST_WORDS).read_to_end(&mut bytes)
+        });
+        match read {
+            Ok(_) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(e) => format!("(its messages cannot be read: {e})"),
+        }
+    }
+}
+
+/// A directory that goes away unless kept.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(config: &NamespaceConfig) -> io::Result<Scratch> {
+        let dir = unique_dir(&config.scratch)?;
+        let scratch = Scratch(dir);
+        fs::set_permissions(&scratch.0, Permissions::from_mode(0o711))?;
+        fs::create_dir(scratch.0.join("stage"))?;
+        let etc = scratch.0.join("etc");
+        fs::create_dir(&etc)?;
+        for (name, contents) in guest::etc::FILES {
+            fs::write(etc.join(name), contents)?;
+            fs::set_permissions(etc.join(name), Permissions::from_mode(0o444))?;
+        }
+        fs::set_permissions(&etc, Permissions::from_mode(0o555))?;
+        Ok(scratch)
+    }
+
+    fn keep(mut self) -> PathBuf {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !self.0.as_os_str().is_empty() {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+/// mkdir decides who gets a name, so a name that can be guessed can only be in the way.
+fn unique_dir(parent: &std::path::Path) -> io::Result<PathBuf> {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = parent.join(format!("barnraiser-job-{}-{number}", std::process::id()));
+        match fs::create_dir(&dir) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+            other => return other.map(|()| dir),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The weaker sandbox, for machines without KVM: Linux namespaces, made by bubblewrap, with the guest as PID 1.
+//!
+//! The builder shares the host's kernel. It gets no capability, no user namespace, no network but its own loopback,
+//! and an unprivileged user outside too: an agent that is root gives that up before bubblewrap starts.
+//! Not here: the conversation with the guest (`session`) and what the guest does inside (crate `guest`).
+
+mod arguments;
+mod far_end;
+mod stage;
+
+use std::path::PathBuf;
+
+use crate::job::{Backend, Cancel, Finished, Host, Inputs, Job, SandboxError};
+use crate::session;
+
+/// What the backend needs from the machine.
+#[derive(Debug, Clone)]
+pub struct NamespaceConfig {
+    /// The static `guest` binary.
+    pub guest: PathBuf,
+    /// A static shell; it becomes /bin/sh.
+    pub shell: PathBuf,
+    /// bubblewrap, found in PATH if it has no slash.
+    pub bwrap: PathBuf,
+    /// For a few small files per job. Every user must be able to reach it.
+    pub scratch: PathBuf,
+    /// Who bubblewrap is outside the sandbox when the agent is root: user and group. Root would be exempt from
+    /// the process limit, and a mistake in the kernel's namespaces would end as root.
+    pub user: (u32, u32),
+}
+
+impl NamespaceConfig {
+    /// bubblewrap from PATH, the system's temporary directory, the user `nobody`.
+    pub fn new(guest: PathBuf, shell: PathBuf) -> NamespaceConfig {
+        NamespaceConfig {
+            guest,
+            shell,
+            bwrap: "bwrap".into(),
+            scratch: std::env::temp_dir(),
+            user: (65534, 65534),
+        }
+    }
+}
+
+/// Runs jobs under bubblewrap. Cheap; any number of jobs at a time.
+#[derive(Debug)]
+pub struct NamespaceBackend {
+    config: NamespaceConfig,
+}
+
+impl NamespaceBackend {
+    /// Checks that the files are there; whether namespaces work is only known by the first job.
+    pub fn new(config: NamespaceConfig) -> Result<NamespaceBackend, SandboxError> {
+        for (what, path) in [("guest binary", &config.guest), ("shell", &config.shell)] {
+            if let Err(e) = std::fs::metadata(path) {
+                return Err(SandboxError::Unavailable {
+                    why: format!("the {what} {} cannot be read: {e}", path.display()),
+                });
+            }
+        }
+        Ok(NamespaceBackend { config })
+    }
+}
+
+impl Backend for NamespaceBackend {
+    fn name(&self) -> &'static str {
+        "namespace"
+    }
+
+    fn run(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Result<Finished, SandboxError> {
+        let Inputs::Trees(trees) = &job.inputs else {
+            return Err(SandboxError::Unavailable {
+                why: "the namespace sandbox takes trees, and the agent brought an image".into(),
+            });
+        };
+        let (mut far_end, stream) = far_end::start(&self.config, trees, &job.limits)?;
+        let result = session::drive(stream, &job, host, cancel, &mut far_end);
+        far_end.end();
+        result
+    }
+}
+
+#[cfg(test)]
+#[path = "namespace_test.rs"]
+mod tests;
