@@ -107,7 +107,7 @@ impl KvmBackend {
     }
 
     /// Starts a VM for `job` and gives it everything it needs; returns when its vCPUs run.
-    fn start(&self, job: &Job, image: &Image, cancel: &Cancel) -> Result<Running, SandboxError> {
+    fn start(&self, job: &Job, image: &Image, cancel: &Cancel) -> Result<(Running, UnixStream), SandboxError> {
         let vcpus = job.limits.vcpus.clamp(1, VCPUS_MAX);
         let memory_mib = job.limits.memory_mib.max(MEMORY_MIN_MIB);
         let kvm = open_kvm(&self.config.device)?;
@@ -140,15 +140,24 @@ impl KvmBackend {
         // A VMM that died early says why in a report; that is a better answer than "broken pipe".
         let sent = handover::send(&vmm.control, &config, &files, &segments);
         drop(theirs);
-        let mut running =
-            Running { vmm, stream: Some(stream), reports: Reports::default(), guest: Vec::new(), stopped: None };
-        let started = running.wait_for_start(cancel);
-        match (started, sent) {
-            (Ok(jail), Ok(())) => {
-                tracing::debug!(job = job.id, pid = running.vmm.pid(), active = ?jail.active, missing = ?jail.missing, "VM started");
-                Ok(running)
+        let mut running = Running {
+            vmm,
+            reports: Reports::default(),
+            guest: Vec::new(),
+            jail: jail::Report::default(),
+            stopped: None,
+        };
+        match (running.wait_for_start(cancel), sent) {
+            (Ok(()), Ok(())) => {
+                if self.cgroups.is_some() {
+                    running.jail.active("cgroup");
+                } else {
+                    running.jail.missing("cgroup", "this host has none to give");
+                }
+                tracing::debug!(job = job.id, pid = running.vmm.pid(), jail = ?running.jail, "VM started");
+                Ok((running, stream))
             }
-            (Ok(_), Err(e)) => Err(cannot("hand the job over to the VMM")(e)),
+            (Ok(()), Err(e)) => Err(cannot("hand the job over to the VMM")(e)),
             (Err(e), _) => Err(e),
         }
     }
@@ -160,19 +169,32 @@ impl Backend for KvmBackend {
     }
 
     fn run(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Result<Finished, SandboxError> {
+        self.run_and_tell(&job, host, cancel).0
+    }
+}
+
+impl KvmBackend {
+    /// Runs a job; also gives what the console held when it was over, and the jail's report. For the probe.
+    pub(crate) fn run_and_tell(
+        &self,
+        job: &Job,
+        host: &mut dyn Host,
+        cancel: &Cancel,
+    ) -> (Result<Finished, SandboxError>, String, jail::Report) {
         let Inputs::Image(image) = &job.inputs else {
-            return Err(SandboxError::Unavailable {
-                why: "the kvm backend takes its closure as an image, and was given trees".to_owned(),
-            });
+            let why = "the kvm backend takes its closure as an image, and was given trees".to_owned();
+            return (Err(SandboxError::Unavailable { why }), String::new(), jail::Report::default());
         };
         let began = Instant::now();
-        let mut running = self.start(&job, image, cancel)?;
+        let (mut running, stream) = match self.start(job, image, cancel) {
+            Ok(started) => started,
+            Err(e) => return (Err(e), String::new(), jail::Report::default()),
+        };
         let vm_started = began.elapsed();
-        let Some(stream) = running.stream.take() else { unreachable!("a started VM has a stream") };
-        let result = session::drive(stream, &job, host, cancel, &mut running);
+        let result = session::drive(stream, job, host, cancel, &mut running);
         let overhead = running.vmm.overhead(&running.guest);
         running.vmm.end();
-        match result {
+        let result = match result {
             Ok(mut finished) => {
                 finished.phases.0.insert(0, ("vm started", vm_started));
                 finished.vmm_overhead_bytes = overhead;
@@ -182,21 +204,22 @@ impl Backend for KvmBackend {
                 Err(SandboxError::OutOfMemory { mib: job.limits.memory_mib })
             }
             Err(e) => Err(e),
-        }
+        };
+        (result, running.vmm.last_words(), running.jail)
     }
 }
 
 /// A VM whose vCPUs run. Dropping it ends it.
 struct Running {
     vmm: Vmm,
-    stream: Option<UnixStream>,
     reports: Reports,
     guest: Vec<(u64, u64)>,
+    jail: jail::Report,
     stopped: Option<String>,
 }
 
 impl Running {
-    fn wait_for_start(&mut self, cancel: &Cancel) -> Result<jail::Report, SandboxError> {
+    fn wait_for_start(&mut self, cancel: &Cancel) -> Result<(), SandboxError> {
         let cancelled = cancel.event().map_err(cannot("create an eventfd"))?;
         let deadline = Instant::now() + START_PATIENCE;
         loop {
@@ -207,7 +230,8 @@ impl Running {
                 Next::Report(Report::Started { jail, guest, micros }) => {
                     tracing::debug!(?micros, "VMM: received, jailed, loaded, started");
                     self.guest = guest;
-                    return Ok(jail);
+                    self.jail = jail;
+                    return Ok(());
                 }
                 Next::Report(Report::Failed { why } | Report::Stopped { why }) => {
                     return Err(SandboxError::Unavailable { why: format!("the VMM says: {why}") });

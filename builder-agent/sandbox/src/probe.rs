@@ -1,0 +1,128 @@
+//! Can this machine really run a guest? The only honest answer comes from running one: a `/dev/kvm` that opens, and
+//! whose every ioctl succeeds, may still hang or crash a Linux guest.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::job::{
+    BuilderStatus, Cancel, Host, Image, Inputs, Job, Limits, OutputSink, Phases, SandboxError,
+};
+use crate::kvm::KvmBackend;
+
+/// A guest that has not run a shell by then will not, for any practical purpose. Hardware takes under a second;
+/// a VM in an emulated VM on a busy machine, ten.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+const MEMORY_MIB: u32 = 256;
+
+/// A guest ran here.
+#[derive(Debug, Clone)]
+pub struct Probed {
+    /// `uname -r` of the guest.
+    pub kernel: String,
+    /// From nothing to the end of a builder that does nothing.
+    pub took: Duration,
+    pub phases: Phases,
+    /// Steps of the VMM's jail that were in force, and those this host could not give.
+    pub jail_active: Vec<String>,
+    pub jail_missing: Vec<String>,
+}
+
+impl std::fmt::Display for Probed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ok: kernel {}, {} ms", self.kernel, self.took.as_millis())
+    }
+}
+
+/// Boots a guest, runs `/bin/sh -c 'exit 0'` in it, and ends it. Comes back within `patience` and a second.
+pub fn probe(backend: &KvmBackend, patience: Duration) -> Result<Probed, SandboxError> {
+    let job = Job {
+        id: "probe".to_owned(),
+        system: format!("{}-linux", std::env::consts::ARCH),
+        builder: "/bin/sh".to_owned(),
+        args: vec!["-c".to_owned(), "exit 0".to_owned()],
+        env: BTreeMap::new(),
+        files: Vec::new(),
+        outputs: BTreeMap::new(),
+        inputs: Inputs::Image(Image::default()),
+        limits: Limits {
+            vcpus: 1,
+            memory_mib: MEMORY_MIB,
+            wall: Some(patience),
+            silent: None,
+            log_bytes: 64 << 10,
+            output_bytes: 0,
+            processes: 64,
+        },
+    };
+    let began = Instant::now();
+    let cancel = Cancel::new();
+    let late = Arc::new(AtomicBool::new(false));
+    let timer = {
+        let (cancel, late) = (cancel.clone(), late.clone());
+        std::thread::Builder::new().name("probe-timer".to_owned()).spawn(move || {
+            if !cancel.wait(patience) {
+                late.store(true, Ordering::SeqCst);
+                cancel.cancel();
+            }
+        })
+    }
+    .map_err(|e| SandboxError::Unavailable { why: format!("cannot start a thread: {e}") })?;
+
+    let mut log = Log::default();
+    let (result, console, jail) = backend.run_and_tell(&job, &mut log, &cancel);
+    let took = began.elapsed();
+    cancel.cancel();
+    // It only sleeps; the cancel above woke it.
+    let _ = timer.join();
+
+    let hint = "hint: is this a VM without nested virtualisation? look at the host's kernel log; \
+                or choose the weaker backend = \"namespace\"";
+    match result {
+        Ok(finished) if finished.status == BuilderStatus::Exited(0) => Ok(Probed {
+            kernel: finished.kernel,
+            took,
+            phases: finished.phases,
+            jail_active: jail.active,
+            jail_missing: jail.missing,
+        }),
+        Ok(finished) => Err(SandboxError::Unavailable {
+            why: format!(
+                "the guest ran, but its shell ended with {:?}: {}",
+                finished.status,
+                String::from_utf8_lossy(&log.0)
+            ),
+        }),
+        Err(_) if late.load(Ordering::SeqCst) => {
+            let said = console.trim();
+            let said = if said.is_empty() { "nothing".to_owned() } else { format!("\n{said}\n") };
+            Err(SandboxError::Unavailable {
+                why: format!(
+                    "/dev/kvm opens, but a guest did not run a shell within {} s; its console said {said}; {hint}",
+                    patience.as_secs()
+                ),
+            })
+        }
+        Err(SandboxError::GuestDied { console }) => Err(SandboxError::Unavailable {
+            why: format!("/dev/kvm opens, but the guest died: {}; {hint}", console.trim()),
+        }),
+        Err(e) => Err(e),
+    }
+}
+
+/// Keeps the little the probe's builder may say; the session bounds it.
+#[derive(Default)]
+struct Log(Vec<u8>);
+
+impl Host for Log {
+    fn log(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn output(&mut self, _name: &str) -> io::Result<Box<dyn OutputSink>> {
+        Err(io::Error::other("the probe has no outputs"))
+    }
+}
