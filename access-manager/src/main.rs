@@ -1,1 +1,261 @@
-fn main() {}
+//! Command line: `access-manager eval` for people and checks, `access-manager sync` for the box.
+//!
+//! This file does all the talking. Messages go to stderr, rosters to stdout or the file asked for.
+//! Exit codes: see [`EXIT_CODES`], which `--help` prints.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use access_manager::nix::{self, Limits};
+use access_manager::roster::{self, Roster, SCHEMA};
+use access_manager::source::WorkDir;
+use access_manager::sync::{self, SyncError};
+use clap::{Args, Parser, Subcommand};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done; or, with --fallback, the baked-in roster was put in place because there was none
+  1  something on this machine is in the way (state directory, output file)
+  2  wrong arguments
+  3  the repository cannot be reached or read; roster.json is as it was
+  4  the branch was rewritten and is refused; roster.json is as it was
+  5  users.nix is refused; roster.json is as it was";
+
+const LOCAL: u8 = 1;
+const USAGE: u8 = 2;
+const UNREACHABLE: u8 = 3;
+const REWRITTEN: u8 = 4;
+const REFUSED: u8 = 5;
+
+/// One attempt of `--watch` runs in a process of its own and is killed after this long: a connection that hangs inside
+/// the git library cannot be interrupted otherwise. Longer than the library's own limit for a transfer that moves.
+const ATTEMPT: Duration = Duration::from_secs(360);
+
+/// Reads the roster (users.nix) and hands it to the agent as roster.json
+#[derive(Parser)]
+#[command(version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Evaluate users.nix and print who it lets in
+    #[command(after_help = EXIT_CODES)]
+    Eval(EvalArgs),
+    /// Fetch the roster's repository and write roster.json
+    #[command(after_help = EXIT_CODES)]
+    Sync(SyncArgs),
+}
+
+#[derive(Args)]
+struct EvalArgs {
+    /// The file to evaluate
+    #[arg(value_name = "USERS.NIX", required_unless_present = "expr_json")]
+    file: Option<PathBuf>,
+    /// Print roster.json instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Top of the repository, above which nothing may be named [default: the git repository around the file]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Evaluate any expression as `nix-instantiate --eval --strict --json` does (for our tests)
+    #[arg(long, hide = true, value_name = "FILE", conflicts_with_all = ["file", "json"])]
+    expr_json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct SyncArgs {
+    /// Url or path of the roster's git repository
+    #[arg(long)]
+    repo: String,
+    #[arg(long, default_value = "main")]
+    branch: String,
+    /// Where to write roster.json
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+    /// The roster's path in the repository
+    #[arg(long, default_value = "users.nix", value_name = "PATH")]
+    file: String,
+    /// Keeps the fetched repository and the last accepted commit
+    #[arg(long, default_value = "/var/lib/barnraiser/access-manager", value_name = "DIR")]
+    state_dir: PathBuf,
+    /// A roster.json to use if no roster can be had and none is there yet
+    #[arg(long, value_name = "PATH")]
+    fallback: Option<PathBuf>,
+    /// Accept this commit (40 hexadecimal digits) although the branch was rewritten
+    #[arg(long, value_name = "COMMIT")]
+    accept: Option<git2::Oid>,
+    /// Do it again every so many seconds, forever; failures are reported and tried again
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400), conflicts_with = "accept")]
+    watch: Option<u64>,
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Eval(args) => eval(&args),
+        Command::Sync(args) => match args.watch {
+            Some(seconds) => watch(Duration::from_secs(seconds)),
+            None => sync_once(args),
+        },
+    }
+}
+
+fn eval(args: &EvalArgs) -> ExitCode {
+    let Some(file) = args.expr_json.as_deref().or(args.file.as_deref()) else { return ExitCode::from(USAGE) };
+    let (root, inside) = match locate(file, args.root.as_deref()) {
+        Ok(found) => found,
+        Err(message) => return complain(LOCAL, &message),
+    };
+    let source = match WorkDir::new(&root) {
+        Ok(source) => source,
+        Err(e) => return complain(LOCAL, &format!("cannot open {}\n   cause: {e}", root.display())),
+    };
+    if args.expr_json.is_some() {
+        return match nix::to_json(source, &inside, Limits::default()) {
+            Ok(json) => print(&format!("{json}\n")),
+            Err(diagnostic) => refuse(&diagnostic),
+        };
+    }
+    match roster::evaluate(source, &inside, Limits::default()) {
+        Ok(evaluated) => {
+            for warning in &evaluated.warnings {
+                eprintln!("warning: {warning}");
+            }
+            let source = file.display().to_string();
+            let roster = Roster { schema: SCHEMA, commit: None, source, members: evaluated.members };
+            print(&if args.json { roster.to_json() } else { roster::table(&roster) })
+        }
+        Err(diagnostic) => refuse(&diagnostic),
+    }
+}
+
+/// The top of the repository around `file`, and the file's path in it.
+fn locate(file: &Path, root: Option<&Path>) -> Result<(PathBuf, String), String> {
+    let cannot = |path: &Path, e: std::io::Error| {
+        format!("cannot open {}\n   cause: {e}\n    hint: give the path of a users.nix", path.display())
+    };
+    let full = file.canonicalize().map_err(|e| cannot(file, e))?;
+    let root = match root {
+        Some(root) => root.canonicalize().map_err(|e| cannot(root, e))?,
+        None => full
+            .ancestors()
+            .skip(1)
+            .find(|dir| dir.join(".git").exists())
+            .or(full.parent())
+            .unwrap_or(Path::new("/"))
+            .to_owned(),
+    };
+    match full.strip_prefix(&root).ok().and_then(Path::to_str) {
+        Some(inside) => Ok((root, inside.to_owned())),
+        None => Err(format!("{} is not inside {}\n    hint: check --root", file.display(), root.display())),
+    }
+}
+
+fn sync_once(args: SyncArgs) -> ExitCode {
+    let options = sync::Options {
+        repo: args.repo,
+        branch: args.branch,
+        file: args.file,
+        out: args.out,
+        state_dir: args.state_dir,
+        fallback: args.fallback,
+        accept: args.accept,
+    };
+    let error = match sync::sync(&options) {
+        Ok(done) => {
+            for warning in &done.warnings {
+                eprintln!("warning: {warning}");
+            }
+            let news = if done.changed { "wrote" } else { "nothing new in" };
+            let commit = &done.commit[..12];
+            eprintln!("{news} {}: {} members, commit {commit}", options.out.display(), done.members);
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => error,
+    };
+    let code = match error {
+        SyncError::Unreachable { .. } => UNREACHABLE,
+        SyncError::NotDescendant { .. } | SyncError::NotTheAccepted { .. } => REWRITTEN,
+        SyncError::Refused { .. } => REFUSED,
+        SyncError::Local { .. } => LOCAL,
+    };
+    let message = error.to_string();
+    eprintln!("{}{message}", if message.starts_with("error: ") { "" } else { "error: " });
+    let Some(fallback) = &options.fallback else { return ExitCode::from(code) };
+    match sync::fall_back(fallback, &options.out) {
+        Ok(true) => {
+            eprintln!(
+                "warning: using the roster baked into the image ({}): members who joined or left since then are \
+                 not known until the repository can be read",
+                fallback.display()
+            );
+            ExitCode::SUCCESS
+        }
+        Ok(false) => {
+            eprintln!("warning: keeping the roster that is there: {}", options.out.display());
+            ExitCode::from(code)
+        }
+        Err(e) => complain(LOCAL, &e.to_string()),
+    }
+}
+
+/// Repeats this command without `--watch`, each time in a new process.
+fn watch(pause: Duration) -> ExitCode {
+    let mut arguments = Vec::new();
+    let mut given = std::env::args_os().skip(1);
+    while let Some(argument) = given.next() {
+        if argument == "--watch" {
+            given.next();
+        } else if !argument.to_string_lossy().starts_with("--watch=") {
+            arguments.push(argument);
+        }
+    }
+    let Ok(program) = std::env::current_exe() else { return complain(LOCAL, "cannot find this program's own file") };
+    loop {
+        match std::process::Command::new(&program).args(&arguments).spawn() {
+            Ok(mut child) => wait_or_kill(&mut child),
+            Err(e) => eprintln!("error: cannot start {}\n   cause: {e}", program.display()),
+        }
+        std::thread::sleep(pause);
+    }
+}
+
+/// The child has said what went wrong, if anything did.
+fn wait_or_kill(child: &mut std::process::Child) {
+    let deadline = Instant::now() + ATTEMPT;
+    loop {
+        match child.try_wait() {
+            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(100)),
+            Ok(Some(_)) => return,
+            _ => {
+                eprintln!("error: this attempt took longer than {} s and was ended", ATTEMPT.as_secs());
+                // Either fails only if the child is gone already.
+                let _ = child.kill();
+                let _ = child.wait();
+                return;
+            }
+        }
+    }
+}
+
+/// A reader that stops early (`| head`) is no error of ours.
+fn print(text: &str) -> ExitCode {
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => complain(LOCAL, &format!("cannot write: {e}")),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn refuse(diagnostic: &access_manager::diag::Diagnostic) -> ExitCode {
+    eprintln!("{diagnostic}");
+    ExitCode::from(REFUSED)
+}
+
+fn complain(code: u8, message: &str) -> ExitCode {
+    eprintln!("error: {message}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,357 @@
+//! Errors as a person reads them: what is wrong, where, the line itself, what was expected and found, what to do.
+//!
+//! The text comes from strangers and ends up in terminals and CI logs, so every quotation is bounded and free of
+//! control characters, and a line that may hold a secret is not repeated.
+
+use std::fmt;
+
+/// Longest piece of someone else's text in one of our sentences.
+const MAX_QUOTED: usize = 80;
+/// Widest part of a source line that is shown; a pasted RSA key alone is longer than this.
+const MAX_LINE_SHOWN: usize = 120;
+
+/// Which class of mistake it is. Stable, for tests and for tools that sort messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The text is not Nix.
+    Syntax,
+    /// Nix, but a value has the wrong type or a function was called wrongly.
+    Type,
+    /// A name or an attribute that does not exist.
+    Undefined,
+    /// A value that needs itself.
+    Recursion,
+    /// One of the evaluator's limits was reached.
+    Limit,
+    /// Something Nix can do and a roster may not (or that we do not know).
+    Unsupported,
+    /// `throw`, `abort`, or a failed `assert` in the roster.
+    Thrown,
+    /// A file that is missing, unreadable or of the wrong kind.
+    File,
+    /// A path that leaves the repository.
+    Outside,
+    /// The value is not a roster: unknown attributes, bad names, bad limits, duplicates.
+    Roster,
+    /// An ssh key we cannot accept.
+    Key,
+}
+
+/// A position in a file, resolved for printing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Path inside the repository.
+    pub file: String,
+    /// From 1.
+    pub line: usize,
+    /// From 1, in characters.
+    pub column: usize,
+    /// The line, unless it may hold a secret.
+    text: Option<String>,
+    /// How many characters the caret underlines.
+    width: usize,
+}
+
+/// One refused roster. Its `Display` is the complete message, without a final newline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnostic {
+    pub class: Class,
+    pub title: String,
+    pub at: Option<Place>,
+    pub expected: Option<String>,
+    pub found: Option<String>,
+    pub hint: Option<String>,
+    /// Other places that belong to the story, such as the first of two duplicates.
+    pub notes: Vec<(String, Option<Place>)>,
+}
+
+impl std::error::Error for Diagnostic {}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.title)?;
+        let gutter = self.at.as_ref().map_or(0, |p| p.line.to_string().len());
+        if let Some(place) = &self.at {
+            write_place(f, place, gutter)?;
+        }
+        for (name, text) in
+            [("expected", &self.expected), ("found", &self.found), ("hint", &self.hint)]
+        {
+            if let Some(text) = text {
+                write!(f, "\n{:>9} {text}", format!("{name}:"))?;
+            }
+        }
+        for (text, place) in &self.notes {
+            write!(f, "\n{:>9} {text}", "note:")?;
+            if let Some(p) = place {
+                write!(f, " ({}:{}:{})", p.file, p.line, p.column)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write_place(f: &mut fmt::Formatter<'_>, place: &Place, gutter: usize) -> fmt::Result {
+    write!(f, "\n{:gutter$}--> {}:{}:{}", "", place.file, place.line, place.column)?;
+    let Some(text) = &place.text else {
+        return write!(f, "\n{:gutter$} | (line not shown: it may hold a secret)", "");
+    };
+    // A window around the caret: a line may be a megabyte long.
+    let skip = (place.column - 1).saturating_sub(MAX_LINE_SHOWN / 2);
+    let mut shown: String = text.chars().skip(skip).take(MAX_LINE_SHOWN).map(printable).collect();
+    let cut_left = if skip > 0 { "…" } else { "" };
+    if text.chars().count() > skip + MAX_LINE_SHOWN {
+        shown.push('…');
+    }
+    let indent = place.column - 1 - skip + cut_left.chars().count();
+    let room = (MAX_LINE_SHOWN + 1).saturating_sub(indent).max(1);
+    let carets = "^".repeat(place.width.clamp(1, room));
+    write!(f, "\n{:gutter$} |\n{} | {cut_left}{shown}", "", place.line)?;
+    write!(f, "\n{:gutter$} | {:indent$}{carets}", "", "")
+}
+
+/// Tabs become one space so that the caret lines up; other control characters could rewrite a terminal.
+fn printable(c: char) -> char {
+    match c {
+        '\t' => ' ',
+        c if c.is_control() || is_bidi(c) => '\u{fffd}',
+        c => c,
+    }
+}
+
+/// Characters that make a terminal show text in another order than the computer reads it.
+fn is_bidi(c: char) -> bool {
+    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
+}
+
+/// Someone else's text inside one of our sentences: in backticks, bounded, no control characters.
+pub fn quoted(text: &str) -> String {
+    let mut out = String::from("`");
+    out.extend(text.chars().take(MAX_QUOTED).map(printable));
+    if text.chars().nth(MAX_QUOTED).is_some() {
+        out.push('…');
+    }
+    out.push('`');
+    out
+}
+
+/// `a`, `b` or `c`.
+pub fn one_of<S: AsRef<str>>(names: &[S]) -> String {
+    let names: Vec<String> = names.iter().map(|n| quoted(n.as_ref())).collect();
+    match names.split_last() {
+        None => "nothing".into(),
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
+    }
+}
+
+/// The candidate a person probably meant, if one is close enough to offer.
+pub fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    // Distance is quadratic; nobody mistypes a word of this length.
+    if word.len() > 40 {
+        return None;
+    }
+    let allowed = 1 + word.chars().count() / 4;
+    candidates
+        .filter(|c| c.len() <= 40)
+        .take(2000)
+        .map(|c| (distance(word, c), c))
+        .filter(|&(d, c)| d <= allowed && d < c.chars().count())
+        .min_by_key(|&(d, _)| d)
+        .map(|(_, c)| c)
+}
+
+/// Levenshtein distance, letter case ignored.
+fn distance(a: &str, b: &str) -> usize {
+    let a: Vec<char> = a.to_lowercase().chars().collect();
+    let b: Vec<char> = b.to_lowercase().chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let replace = diagonal + usize::from(ca != cb);
+            diagonal = row[j + 1];
+            row[j + 1] = replace.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// A range of bytes in one of the files read so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    pub file: u32,
+    pub start: u32,
+    pub end: u32,
+}
+
+/// The files read so far, so that a [`Span`] stays three numbers.
+#[derive(Default)]
+pub struct Files(Vec<(String, std::rc::Rc<str>)>);
+
+impl Files {
+    pub fn add(&mut self, name: &str, text: std::rc::Rc<str>) -> u32 {
+        self.0.push((name.to_owned(), text));
+        (self.0.len() - 1) as u32
+    }
+
+    pub fn text(&self, file: u32) -> &str {
+        &self.0[file as usize].1
+    }
+
+    pub fn place(&self, span: Span, hide: bool) -> Option<Place> {
+        let (file, text) = self.0.get(span.file as usize)?;
+        let start = floor_char(text, span.start as usize);
+        let end = floor_char(text, (span.end as usize).max(start));
+        let line_start = text[..start].rfind('\n').map_or(0, |i| i + 1);
+        let line_end = text[start..].find('\n').map_or(text.len(), |i| start + i);
+        let line = text[..start].matches('\n').count() + 1;
+        let width = text[start..end.min(line_end).max(start)].chars().count();
+        Some(Place {
+            file: file.clone(),
+            line,
+            column: text[line_start..start].chars().count() + 1,
+            text: (!hide).then(|| text[line_start..line_end].trim_end_matches('\r').to_owned()),
+            width,
+        })
+    }
+}
+
+fn floor_char(text: &str, at: usize) -> usize {
+    let mut at = at.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
+}
+
+/// A [`Diagnostic`] on its way up, its positions still spans. Boxed: it travels in every `Result` of the evaluator.
+#[derive(Clone, Debug)]
+pub struct Fault(Box<Inner>);
+
+#[derive(Clone, Debug)]
+struct Inner {
+    class: Class,
+    title: String,
+    at: Option<Span>,
+    expected: Option<String>,
+    found: Option<String>,
+    hint: Option<String>,
+    notes: Vec<(String, Option<Span>)>,
+    secret: bool,
+}
+
+impl Fault {
+    pub fn new(class: Class, title: impl Into<String>) -> Fault {
+        Fault(Box::new(Inner {
+            class,
+            title: title.into(),
+            at: None,
+            expected: None,
+            found: None,
+            hint: None,
+            notes: Vec::new(),
+            secret: false,
+        }))
+    }
+
+    /// Sets the position, replacing one that was set before.
+    pub fn at(mut self, span: Span) -> Fault {
+        self.0.at = Some(span);
+        self
+    }
+
+    pub fn expected(mut self, text: impl Into<String>) -> Fault {
+        self.0.expected = Some(text.into());
+        self
+    }
+
+    pub fn found(mut self, text: impl Into<String>) -> Fault {
+        self.0.found = Some(text.into());
+        self
+    }
+
+    pub fn hint(mut self, text: impl Into<String>) -> Fault {
+        self.0.hint = Some(text.into());
+        self
+    }
+
+    pub fn note(mut self, text: impl Into<String>, span: Option<Span>) -> Fault {
+        // A fault that passes through a deep recursion would otherwise collect a note per level.
+        if self.0.notes.len() < 6 {
+            self.0.notes.push((text.into(), span));
+        }
+        self
+    }
+
+    /// The line at fault may hold a secret: do not repeat it.
+    pub fn secret(mut self) -> Fault {
+        self.0.secret = true;
+        self
+    }
+
+    pub fn span(&self) -> Option<Span> {
+        self.0.at
+    }
+
+    pub fn class(&self) -> Class {
+        self.0.class
+    }
+
+    pub fn resolve(self, files: &Files, hidden_file: u32) -> Diagnostic {
+        let shown = |span: Option<Span>, hide| {
+            span.filter(|s| s.file != hidden_file).and_then(|s| files.place(s, hide))
+        };
+        let inner = *self.0;
+        Diagnostic {
+            class: inner.class,
+            title: inner.title,
+            at: shown(inner.at, inner.secret),
+            expected: inner.expected,
+            found: inner.found,
+            hint: inner.hint,
+            notes: inner.notes.into_iter().map(|(t, s)| (t, shown(s, inner.secret))).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_of_a_stranger_do_not_reach_the_terminal() {
+        let text = quoted("a\u{1b}[2Jb\u{202e}c");
+        assert!(!text.contains('\u{1b}') && !text.contains('\u{202e}'), "{text:?}");
+    }
+
+    #[test]
+    fn a_quotation_is_bounded() {
+        assert!(quoted(&"x".repeat(1_000_000)).chars().count() < 100);
+    }
+
+    #[test]
+    fn the_caret_stays_under_its_word_on_a_line_of_any_length() {
+        let mut files = Files::default();
+        let text = format!("{}WORD{}", "x ".repeat(5000), " y".repeat(5000));
+        let file = files.add("users.nix", text.into());
+        let fault = Fault::new(Class::Type, "t").at(Span { file, start: 10_000, end: 10_004 });
+        let shown = fault.resolve(&files, u32::MAX).to_string();
+        let lines: Vec<&str> = shown.lines().collect();
+        let caret: String = lines[4]
+            .chars()
+            .zip(lines[3].chars())
+            .filter(|(c, _)| *c == '^')
+            .map(|(_, c)| c)
+            .collect();
+        assert_eq!(caret, "WORD", "{shown}");
+        assert!(lines.iter().all(|l| l.chars().count() < 200));
+    }
+
+    #[test]
+    fn a_word_is_offered_only_when_it_is_close() {
+        assert_eq!(did_you_mean("key", ["keys", "role"].into_iter()), Some("keys"));
+        assert_eq!(did_you_mean("colour", ["keys", "role"].into_iter()), None);
+    }
+}

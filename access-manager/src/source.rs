@@ -1,0 +1,327 @@
+//! Where the roster's files come from: a working directory, or a commit in git without a checkout.
+//!
+//! Paths here are relative to the top of the repository, normalised, with `/` between names; `""` is the top. The
+//! repository is hostile: symbolic links are followed by [`resolve`] itself, one name at a time, so that none leads out.
+//! A working directory belongs to the person who runs the command; we do not defend it against changing meanwhile.
+//! A git tree cannot change.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Symbolic links followed for one path. The kernel's own bound (`MAXSYMLINKS`, path_resolution(7)).
+const MAX_LINKS: usize = 40;
+/// Longest path, as in `PATH_MAX`.
+const MAX_PATH: usize = 4096;
+/// Most entries of one directory; a directory of keys has one per member.
+const MAX_ENTRIES: usize = 20_000;
+
+/// What a name in the repository is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Node {
+    File,
+    Directory,
+    /// With its target as written.
+    Symlink(String),
+    /// Neither of these, in words: "a git submodule".
+    Other(&'static str),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The file would not fit the budget; reading it anyway lets a pull request fill our memory.
+    #[error("it is larger than {limit} bytes")]
+    TooLarge { limit: u64 },
+    #[error("the directory has more than {MAX_ENTRIES} entries")]
+    TooManyEntries,
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error("{}", .0.message())]
+    Git(#[from] git2::Error),
+}
+
+/// The files of one repository. None of the three follows a symbolic link in the last name of `path`.
+pub trait Source {
+    /// What `path` is; `None` when there is no such thing.
+    fn look(&self, path: &str) -> Result<Option<Node>, SourceError>;
+    /// The contents of a regular file of at most `limit` bytes.
+    fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, SourceError>;
+    /// The names in a directory.
+    fn list(&self, path: &str) -> Result<Vec<(String, Node)>, SourceError>;
+}
+
+/// Why a path has no place in the repository.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    #[error("it leaves the repository")]
+    Escapes,
+    #[error("the symbolic link {link:?} leads out of the repository, to {target:?}")]
+    LinkEscapes { link: String, target: String },
+    #[error("it goes through more than {MAX_LINKS} symbolic links")]
+    TooManyLinks,
+    #[error("it is longer than {MAX_PATH} bytes")]
+    TooLong,
+    #[error("{0}")]
+    Source(#[from] SourceError),
+}
+
+/// `relative` as seen from the directory `dir`, normalised by its letters alone, as Nix does.
+pub fn join(dir: &str, relative: &str) -> Result<String, ResolveError> {
+    if dir.len() + relative.len() > MAX_PATH {
+        return Err(ResolveError::TooLong);
+    }
+    let mut names: Vec<&str> = dir.split('/').filter(|n| !n.is_empty()).collect();
+    for name in relative.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => {
+                names.pop().ok_or(ResolveError::Escapes)?;
+            }
+            name => names.push(name),
+        }
+    }
+    Ok(names.join("/"))
+}
+
+/// The directory part of a path.
+pub fn parent(path: &str) -> &str {
+    path.rfind('/').map_or("", |i| &path[..i])
+}
+
+/// Follows symbolic links, inside the repository only. Returns the real path and what is there (never a link).
+pub fn resolve(source: &dyn Source, path: &str) -> Result<Option<(String, Node)>, ResolveError> {
+    let mut todo: Vec<String> = path.split('/').rev().map(str::to_owned).collect();
+    let mut done = String::new();
+    let mut links = 0;
+    let mut node = Node::Directory;
+    while let Some(name) = todo.pop() {
+        if name.is_empty() || name == "." {
+            continue;
+        }
+        if node != Node::Directory {
+            return Ok(None);
+        }
+        if name == ".." {
+            if done.is_empty() {
+                return Err(ResolveError::Escapes);
+            }
+            done.truncate(done.rfind('/').unwrap_or(0));
+            continue;
+        }
+        let next = if done.is_empty() { name } else { format!("{done}/{name}") };
+        if next.len() > MAX_PATH {
+            return Err(ResolveError::TooLong);
+        }
+        match source.look(&next)? {
+            None => return Ok(None),
+            Some(Node::Symlink(target)) => {
+                links += 1;
+                if links > MAX_LINKS {
+                    return Err(ResolveError::TooManyLinks);
+                }
+                if target.len() > MAX_PATH {
+                    return Err(ResolveError::TooLong);
+                }
+                if target.starts_with('/') || join(&done, &target).is_err() {
+                    return Err(ResolveError::LinkEscapes { link: next, target });
+                }
+                // The link's directory is `done` already; its target's names come next.
+                todo.extend(target.split('/').rev().map(str::to_owned));
+            }
+            Some(found) => {
+                done = next;
+                node = found;
+            }
+        }
+    }
+    Ok(Some((done, node)))
+}
+
+/// Files as they are on disk, uncommitted changes included.
+pub struct WorkDir {
+    root: PathBuf,
+}
+
+impl WorkDir {
+    /// `root` is the top of the repository; nothing above it can be named.
+    pub fn new(root: &Path) -> std::io::Result<WorkDir> {
+        Ok(WorkDir { root: root.canonicalize()? })
+    }
+
+    fn node(meta: &std::fs::Metadata, path: &Path) -> std::io::Result<Node> {
+        let kind = meta.file_type();
+        Ok(if kind.is_file() {
+            Node::File
+        } else if kind.is_dir() {
+            Node::Directory
+        } else if kind.is_symlink() {
+            match path.read_link()?.into_os_string().into_string() {
+                Ok(target) => Node::Symlink(target),
+                Err(_) => Node::Other("a symbolic link whose target is not UTF-8"),
+            }
+        } else {
+            Node::Other("neither a file nor a directory")
+        })
+    }
+}
+
+impl Source for WorkDir {
+    fn look(&self, path: &str) -> Result<Option<Node>, SourceError> {
+        // git's own directory is not part of the repository's contents; a commit does not have it either.
+        if path == ".git" || path.starts_with(".git/") {
+            return Ok(None);
+        }
+        let full = self.root.join(path);
+        match full.symlink_metadata() {
+            Ok(meta) => Ok(Some(Self::node(&meta, &full)?)),
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, SourceError> {
+        let mut bytes = Vec::new();
+        std::fs::File::open(self.root.join(path))?.take(limit + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > limit {
+            return Err(SourceError::TooLarge { limit });
+        }
+        Ok(bytes)
+    }
+
+    fn list(&self, path: &str) -> Result<Vec<(String, Node)>, SourceError> {
+        let mut out = Vec::new();
+        for entry in std::fs::read_dir(self.root.join(path))? {
+            let entry = entry?;
+            if path.is_empty() && entry.file_name() == ".git" {
+                continue;
+            }
+            if out.len() == MAX_ENTRIES {
+                return Err(SourceError::TooManyEntries);
+            }
+            if let Ok(name) = entry.file_name().into_string() {
+                out.push((name, Self::node(&entry.metadata()?, &entry.path())?));
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// The files of one commit, read from the object database.
+pub struct GitTree {
+    repository: git2::Repository,
+    tree: git2::Oid,
+}
+
+impl GitTree {
+    pub fn new(repository: git2::Repository, commit: git2::Oid) -> Result<GitTree, git2::Error> {
+        let tree = repository.find_commit(commit)?.tree_id();
+        Ok(GitTree { repository, tree })
+    }
+
+    fn entry(&self, path: &str) -> Result<Option<git2::TreeEntry<'static>>, SourceError> {
+        match self.repository.find_tree(self.tree)?.get_path(Path::new(path)) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(e) if e.code() == git2::ErrorCode::NotFound => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn node(&self, entry: &git2::TreeEntry<'_>) -> Result<Node, SourceError> {
+        Ok(match entry.filemode() {
+            0o120000 => match String::from_utf8(self.blob(entry.id(), MAX_PATH as u64)?) {
+                Ok(target) => Node::Symlink(target),
+                Err(_) => Node::Other("a symbolic link whose target is not UTF-8"),
+            },
+            0o160000 => Node::Other("a git submodule"),
+            0o040000 => Node::Directory,
+            _ => Node::File,
+        })
+    }
+
+    fn blob(&self, id: git2::Oid, limit: u64) -> Result<Vec<u8>, SourceError> {
+        // The header tells the size before the object is unpacked into memory.
+        let (size, _) = self.repository.odb()?.read_header(id)?;
+        if size as u64 > limit {
+            return Err(SourceError::TooLarge { limit });
+        }
+        Ok(self.repository.find_blob(id)?.content().to_vec())
+    }
+
+    fn tree(&self, path: &str) -> Result<git2::Tree<'_>, SourceError> {
+        let id = match path {
+            "" => self.tree,
+            path => self.repository.find_tree(self.tree)?.get_path(Path::new(path))?.id(),
+        };
+        Ok(self.repository.find_tree(id)?)
+    }
+}
+
+impl Source for GitTree {
+    fn look(&self, path: &str) -> Result<Option<Node>, SourceError> {
+        if path.is_empty() {
+            return Ok(Some(Node::Directory));
+        }
+        self.entry(path)?.map(|entry| self.node(&entry)).transpose()
+    }
+
+    fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, SourceError> {
+        match self.entry(path)? {
+            Some(entry) => self.blob(entry.id(), limit),
+            None => Err(std::io::Error::from(std::io::ErrorKind::NotFound).into()),
+        }
+    }
+
+    fn list(&self, path: &str) -> Result<Vec<(String, Node)>, SourceError> {
+        let tree = self.tree(path)?;
+        if tree.len() > MAX_ENTRIES {
+            return Err(SourceError::TooManyEntries);
+        }
+        let mut out = Vec::new();
+        for entry in tree.iter() {
+            if let Ok(name) = std::str::from_utf8(entry.name_bytes()) {
+                out.push((name.to_owned(), self.node(&entry)?));
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// A repository in memory: for tests and fuzzing.
+#[derive(Default)]
+pub struct Memory(pub std::collections::BTreeMap<String, Vec<u8>>);
+
+impl Memory {
+    pub fn with(files: &[(&str, &str)]) -> Memory {
+        Memory(files.iter().map(|(n, t)| ((*n).to_owned(), t.as_bytes().to_vec())).collect())
+    }
+}
+
+impl Source for Memory {
+    fn look(&self, path: &str) -> Result<Option<Node>, SourceError> {
+        if self.0.contains_key(path) {
+            return Ok(Some(Node::File));
+        }
+        let below = format!("{path}/");
+        let directory = path.is_empty() || self.0.keys().any(|k| k.starts_with(&below));
+        Ok(directory.then_some(Node::Directory))
+    }
+
+    fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, SourceError> {
+        match self.0.get(path) {
+            Some(bytes) if bytes.len() as u64 <= limit => Ok(bytes.clone()),
+            Some(_) => Err(SourceError::TooLarge { limit }),
+            None => Err(std::io::Error::from(std::io::ErrorKind::NotFound).into()),
+        }
+    }
+
+    fn list(&self, path: &str) -> Result<Vec<(String, Node)>, SourceError> {
+        let below = if path.is_empty() { String::new() } else { format!("{path}/") };
+        let mut names = std::collections::BTreeMap::new();
+        for key in self.0.keys().filter_map(|k| k.strip_prefix(&below)) {
+            match key.split_once('/') {
+                Some((dir, _)) => names.insert(dir.to_owned(), Node::Directory),
+                None => names.insert(key.to_owned(), Node::File),
+            };
+        }
+        Ok(names.into_iter().collect())
+    }
+}
