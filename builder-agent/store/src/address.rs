@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use nix_derivation::{CAHash, ContentAddressMethod, HashAlgorithm, StorePath, nixbase32, store_path::build_ca_path};
+use nix_derivation::{
+    CAHash, ContentAddressMethod, HashAlgorithm, StorePath, nixbase32, store_path::build_ca_path,
+};
 
 use crate::error::ImportError;
 use crate::ingest::{Ingested, Staged};
