@@ -158,7 +158,8 @@ fn parse(bytes: &[u8], path: &Path, today: i64) -> Result<Roster, RosterError> {
         if let Some(date) = &entry.expires {
             let day = days_since_1970(date)
                 .ok_or_else(|| RosterError::Date { member: entry.name.clone(), date: date.clone() })?;
-            if today >= day {
+            // The day itself is the last one that works.
+            if today > day {
                 continue;
             }
         }

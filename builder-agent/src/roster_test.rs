@@ -27,8 +27,8 @@ fn a_key_leads_to_its_member_and_the_comment_does_not_matter() {
 }
 
 #[test]
-fn a_member_is_out_on_the_day_of_expiry_and_in_the_day_before() {
-    let text = roster(&alice(r#","expires":"2027-03-01""#));
+fn the_day_of_expiry_is_the_last_day_in() {
+    let text = roster(&alice(r#","expires":"2027-02-28""#));
     assert_eq!(read(&text, "2027-02-28").expect("good").len(), 1);
     assert_eq!(read(&text, "2027-03-01").expect("good").len(), 0);
 }

@@ -1,0 +1,164 @@
+//! A real agent process on a free port, and the real OpenSSH client.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// Upper bound for things that take milliseconds, on a machine that does other work.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An agent that serves until dropped.
+pub struct Agent {
+    pub dir: TempDir,
+    pub port: u16,
+    child: Child,
+    log: Arc<Mutex<Vec<serde_json::Value>>>,
+}
+
+impl Agent {
+    /// Starts an agent whose roster holds the members by name, each with a key in `<name>` and `<name>.pub`.
+    /// `config` goes before the first section.
+    pub fn start(members: &[&str], config: &str) -> Agent {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+        for name in members {
+            make_key(&dir.path().join(name));
+        }
+        write_roster(dir.path(), members);
+        // The front door needs no working sandbox: any readable file will do.
+        let path = dir.path().display();
+        let text = format!(
+            "name = \"testbox\"\nlisten = [\"127.0.0.1:0\"]\nroster = \"{path}/roster.json\"\nstate-dir = \"{path}/state\"\n\
+             {config}\n[sandbox]\nbackend = \"namespace\"\nguest = \"{path}/roster.json\"\nshell = \"{path}/roster.json\"\n"
+        );
+        fs::write(dir.path().join("agent.toml"), text).expect("config");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_builder-agent"))
+            .args(["serve", "--config"])
+            .arg(dir.path().join("agent.toml"))
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the agent");
+        let stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let log: Arc<Mutex<Vec<serde_json::Value>>> = Arc::default();
+        let lines = log.clone();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let event = serde_json::from_str(&line).unwrap_or_else(|_| serde_json::json!({ "text": line }));
+                lines.lock().expect("log").push(event);
+            }
+        });
+        let mut agent = Agent { dir, port: 0, child, log };
+        let listening = agent.wait_for("listening");
+        let address = listening["address"].as_str().expect("an address").to_owned();
+        agent.port = address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+        agent
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The first log event with this message; fails when it does not come.
+    pub fn wait_for(&self, message: &str) -> serde_json::Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let found = self.log.lock().expect("log").iter().find(|event| event["message"] == message).cloned();
+            if let Some(event) = found {
+                return event;
+            }
+            assert!(Instant::now() < deadline, "no {message:?} in the log:\n{}", self.log_text());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn log_text(&self) -> String {
+        self.log.lock().expect("log").iter().map(|event| format!("{event}\n")).collect()
+    }
+
+    /// The stock client with the key in `key`, ready for a command.
+    pub fn ssh(&self, key: &str) -> Command {
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"])
+            .args(["-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=30"])
+            .args(["-o", &format!("UserKnownHostsFile={}", self.path().join("known_hosts").display())])
+            .arg("-i")
+            .arg(self.path().join(key))
+            .args(["-p", &self.port.to_string(), "anyone@127.0.0.1"])
+            .env_remove("SSH_AUTH_SOCK")
+            .stdin(Stdio::null());
+        ssh
+    }
+
+    /// Runs a command and gives the transcript a person would see, without the lines that differ each time.
+    pub fn transcript(&self, key: &str, args: &[&str]) -> String {
+        let output = self.ssh(key).args(args).output().expect("ssh");
+        transcript(args, &output, self)
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.child.id().to_string()]).status().expect("kill");
+        assert!(status.success());
+    }
+
+    pub fn wait(&mut self) -> std::process::ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the agent does not end:\n{}", self.log_text());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn transcript(args: &[&str], output: &Output, agent: &Agent) -> String {
+    let mut text = format!("$ ssh box {}\n", args.join(" "));
+    for line in String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).lines() {
+        // Said by the client about itself.
+        if line.starts_with("Warning: Permanently added") || line.starts_with("** ") {
+            continue;
+        }
+        let line = line.replace(&agent.port.to_string(), "[PORT]");
+        text.push_str(line.trim_end_matches('\r'));
+        text.push('\n');
+    }
+    let code = output.status.code().map_or("a signal".to_owned(), |code| code.to_string());
+    text.push_str(&format!("[exit {code}]\n"));
+    text
+}
+
+pub fn make_key(path: &Path) {
+    let made = Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"])
+        .arg(path)
+        .status()
+        .expect("ssh-keygen");
+    assert!(made.success());
+}
+
+/// Puts a roster with these members in place, as `access-manager` does.
+pub fn write_roster(dir: &Path, members: &[&str]) {
+    let members: Vec<_> = members
+        .iter()
+        .map(|name| {
+            let key = fs::read_to_string(dir.join(format!("{name}.pub"))).expect("a public key");
+            serde_json::json!({ "name": name, "keys": [key.trim()], "role": "member", "limits": {}, "expires": null })
+        })
+        .collect();
+    let roster = serde_json::json!({ "schema": 1, "commit": null, "source": "test", "members": members });
+    let temp: PathBuf = dir.join("roster.new");
+    fs::write(&temp, roster.to_string()).expect("roster");
+    fs::rename(&temp, dir.join("roster.json")).expect("roster");
+}

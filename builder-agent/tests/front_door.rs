@@ -1,0 +1,194 @@
+//! Who gets in and what they can ask for, with the real OpenSSH client.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::process::Stdio;
+
+use common::{Agent, make_key, write_roster};
+
+const BANNER: &str = "testbox: a Barnraiser community builder\n\
+                      warning: builds run in the namespace sandbox, which is weaker than this project's micro-VMs\n";
+
+#[test]
+fn a_command_that_is_not_possible_is_refused_in_one_line_that_names_what_is() {
+    let agent = Agent::start(&["alice"], "");
+    assert_eq!(
+        agent.transcript("alice", &["uname -a; id"]),
+        format!(
+            "$ ssh box uname -a; id\n{BANNER}\
+             cannot make out `uname -a; id`; this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://)\n\
+             [exit 127]\n"
+        )
+    );
+    assert_eq!(
+        agent.transcript("alice", &["nix-store --serve --write"]),
+        format!(
+            "$ ssh box nix-store --serve --write\n{BANNER}\
+             `nix-store --serve` (stores named ssh://) comes later; this box answers `nix-daemon --stdio` \
+             (for stores and builders named ssh-ng://): write ssh-ng:// instead of ssh://\n\
+             [exit 127]\n"
+        )
+    );
+}
+
+#[test]
+fn there_is_no_shell_with_or_without_a_terminal_and_no_subsystem() {
+    let agent = Agent::start(&["alice"], "");
+    let line = "there is no shell yet; this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://)\n";
+    assert_eq!(agent.transcript("alice", &[]), format!("$ ssh box \n{BANNER}{line}[exit 127]\n"));
+    let with_terminal = agent.ssh("alice").arg("-tt").output().expect("ssh");
+    assert_eq!(with_terminal.status.code(), Some(127));
+    let text = String::from_utf8_lossy(&with_terminal.stderr);
+    assert!(text.contains("PTY allocation request failed"), "{text}");
+    let subsystem = agent.ssh("alice").args(["-s", "sftp"]).output().expect("ssh");
+    assert!(!subsystem.status.success());
+    let text = String::from_utf8_lossy(&subsystem.stderr);
+    assert!(text.contains("subsystem request failed"), "{text}");
+}
+
+#[test]
+fn an_unknown_key_is_denied_and_only_its_fingerprint_logged() {
+    let agent = Agent::start(&["alice"], "");
+    make_key(&agent.path().join("mallory"));
+    let transcript = agent.transcript("mallory", &["nix-daemon --stdio"]);
+    assert_eq!(
+        transcript,
+        format!("$ ssh box nix-daemon --stdio\n{BANNER}anyone@127.0.0.1: Permission denied (publickey).\n[exit 255]\n")
+    );
+    let event = agent.wait_for("login denied: key not in the roster");
+    assert!(event["fingerprint"].as_str().is_some_and(|f| f.starts_with("SHA256:")), "{event}");
+    let key = std::fs::read_to_string(agent.path().join("mallory.pub")).expect("key");
+    let blob = key.split_whitespace().nth(1).expect("blob");
+    assert!(!agent.log_text().contains(blob));
+}
+
+#[test]
+fn the_worker_protocol_answers_on_several_channels_of_one_connection() {
+    let agent = Agent::start(&["alice"], "");
+    let control = agent.path().join("control");
+    let control = format!("ControlPath={}", control.display());
+    let mut master = agent.ssh("alice");
+    let mut master = master.args(["-o", &control, "-M", "-N"]).spawn().expect("ssh");
+    agent.wait_for("logged in");
+    // "nixc" and version 1.18: the answer starts with "dxio".
+    let mut hello = 0x6e69_7863u64.to_le_bytes().to_vec();
+    hello.extend(0x112u64.to_le_bytes());
+    let mut sessions: Vec<_> = (0..4)
+        .map(|_| {
+            let mut session = agent.ssh("alice");
+            session.args(["-o", &control, "nix-daemon", "--stdio"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut session = session.spawn().expect("ssh");
+            session.stdin.as_mut().expect("piped").write_all(&hello).expect("sent");
+            session
+        })
+        .collect();
+    for session in &mut sessions {
+        let mut answer = [0; 8];
+        session.stdout.as_mut().expect("piped").read_exact(&mut answer).expect("an answer");
+        assert_eq!(u64::from_le_bytes(answer), 0x6478_696f);
+    }
+    for mut session in sessions {
+        drop(session.stdin.take());
+        session.wait().expect("ended");
+    }
+    master.kill().expect("killed");
+    master.wait().expect("ended");
+    let connections = agent.log_text().matches("\"connected\"").count();
+    assert_eq!(connections, 1, "{}", agent.log_text());
+}
+
+#[test]
+fn more_channels_than_allowed_are_refused() {
+    let agent = Agent::start(&["alice"], "[limits]\nmax-sessions-per-connection = 1");
+    let control = format!("ControlPath={}", agent.path().join("control").display());
+    let mut first = agent.ssh("alice");
+    first.args(["-o", &control, "-M", "nix-daemon", "--stdio"]).stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut first = first.spawn().expect("ssh");
+    agent.wait_for("logged in");
+    let deadline = std::time::Instant::now() + common::PATIENCE;
+    while !agent.path().join("control").exists() {
+        assert!(std::time::Instant::now() < deadline, "no control socket");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let second = agent.ssh("alice").args(["-o", &control, "-o", "ControlMaster=no", "nix-daemon", "--stdio"]);
+    let second = { second.output().expect("ssh") };
+    assert!(!second.status.success());
+    agent.wait_for("channel refused: limits.max-sessions-per-connection reached");
+    first.kill().expect("killed");
+    first.wait().expect("ended");
+}
+
+#[test]
+fn forwarding_is_refused() {
+    let agent = Agent::start(&["alice"], "");
+    let output = agent
+        .ssh("alice")
+        .args(["-o", "ExitOnForwardFailure=yes", "-R", "127.0.0.1:0:127.0.0.1:1", "-N"])
+        .output()
+        .expect("ssh");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("remote port forwarding failed"), "{text}");
+    let output = agent.ssh("alice").args(["-W", "127.0.0.1:1"]).output().expect("ssh");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("administratively prohibited"), "{text}");
+}
+
+#[test]
+fn a_removed_member_is_put_out_at_once_and_the_others_stay() {
+    let agent = Agent::start(&["alice", "bob"], "");
+    let session = |who: &str| {
+        let mut ssh = agent.ssh(who);
+        ssh.args(["nix-daemon", "--stdio"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = ssh.spawn().expect("ssh");
+        child.stdin.as_mut().expect("piped").write_all(&0x6e69_7863u64.to_le_bytes()).expect("sent");
+        child.stdin.as_mut().expect("piped").write_all(&0x112u64.to_le_bytes()).expect("sent");
+        let mut answer = [0; 8];
+        child.stdout.as_mut().expect("piped").read_exact(&mut answer).expect("an answer");
+        child
+    };
+    let (alice, mut bob) = (session("alice"), session("bob"));
+    write_roster(agent.path(), &["bob"]);
+    let output = alice.wait_with_output().expect("ended");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("alice or this key is no longer in the roster"), "{text}");
+    assert_eq!(bob.try_wait().expect("wait"), None, "bob must stay");
+    let again = agent.transcript("alice", &["nix-daemon --stdio"]);
+    assert!(again.contains("Permission denied (publickey)"), "{again}");
+    bob.kill().expect("killed");
+    bob.wait().expect("ended");
+}
+
+#[test]
+fn who_does_not_log_in_is_put_out() {
+    let agent = Agent::start(&["alice"], "[limits]\nlogin-seconds = 1");
+    let mut silent = std::net::TcpStream::connect(("127.0.0.1", agent.port)).expect("connect");
+    silent.set_read_timeout(Some(common::PATIENCE)).expect("timeout");
+    let mut greeting = Vec::new();
+    silent.read_to_end(&mut greeting).expect("closed by the agent");
+    assert!(greeting.starts_with(b"SSH-2.0-barnraiser"));
+    agent.wait_for("no ssh greeting in time");
+}
+
+#[test]
+fn garbage_instead_of_a_worker_client_gets_an_error_and_the_box_goes_on() {
+    let agent = Agent::start(&["alice"], "");
+    let mut session = agent.ssh("alice");
+    session.args(["nix-daemon", "--stdio"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut session = session.spawn().expect("ssh");
+    session.stdin.take().expect("piped").write_all(&[0xff; 4096]).expect("sent");
+    assert_eq!(session.wait().expect("ended").code(), Some(1));
+    let refused = agent.transcript("alice", &["true"]);
+    assert!(refused.ends_with("[exit 127]\n"), "{refused}");
+}
+
+#[test]
+fn the_host_key_is_made_once_and_survives_a_restart_and_a_kill() {
+    let mut agent = Agent::start(&["alice"], "");
+    let key = agent.path().join("state/ssh_host_ed25519_key");
+    let before = std::fs::read(&key).expect("made");
+    agent.signal("-TERM");
+    assert_eq!(agent.wait().code(), Some(0), "{}", agent.log_text());
+    agent.wait_for("stopped");
+    assert_eq!(std::fs::read(&key).expect("kept"), before);
+}
