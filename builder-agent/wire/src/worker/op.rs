@@ -8,9 +8,10 @@ pub struct OpInfo {
     pub op: Op,
     pub number: u64,
     pub name: &'static str,
-    /// The first version whose clients send it; [`Version::OLDEST`] if it is older than what we speak.
+    /// The first version whose clients send it; [`Version::OLDEST`] also for what is older than that.
     pub since: Version,
-    /// The last version whose clients send it, if they stopped.
+    /// The last version whose clients send it, if they stopped. May be older than any we accept: servers still
+    /// have to know what Nix's own still answers.
     pub until: Option<Version>,
     pub body: BodyShape,
     pub answer: Answer,
@@ -93,9 +94,10 @@ macro_rules! ops {
 }
 
 // Numbers: Nix, src/libstore/worker-protocol.hh. Since and until: the version checks in its remote-store.cc.
+// 17 stands for anything before the oldest version we accept.
 ops! {
     1 IsValidPath 18.. None Bool,
-    5 QueryReferences 18..18 None Paths,
+    5 QueryReferences 17..17 None Paths,
     6 QueryReferrers 18.. None Paths,
     7 AddToStore 18.. Dump Added,
     8 AddTextToStore 18..24 None Added,
@@ -103,12 +105,12 @@ ops! {
     10 EnsurePath 18.. None One,
     11 AddTempRoot 18.. None One,
     12 AddIndirectRoot 18.. None One,
-    13 SyncWithGc 18..31 None One,
+    13 SyncWithGc 18..32 None One,
     14 FindRoots 18.. None Roots,
-    18 QueryDeriver 18..18 None MaybePath,
+    18 QueryDeriver 17..17 None MaybePath,
     19 SetOptions 18.. None Nothing,
     20 CollectGarbage 18.. None Garbage,
-    21 QuerySubstitutablePathInfo 18..18 None SubstitutableOne,
+    21 QuerySubstitutablePathInfo 17..17 None SubstitutableOne,
     22 QueryDerivationOutputs 18..21 None Paths,
     23 QueryAllValidPaths 18.. None Paths,
     26 QueryPathInfo 18.. None PathInfo,
