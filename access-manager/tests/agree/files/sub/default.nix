@@ -1,0 +1,1 @@
+{ sub = builtins.readFile ../one.pub; }
