@@ -3,6 +3,7 @@
 //! Knows Debian packages, EROFS, cpio, iPXE and QEMU. Knows of the agent and of access-manager only where their
 //! binaries and files go (`docs/image.md`).
 
+pub mod accel;
 pub mod apt;
 pub mod base;
 pub mod cpio;
@@ -12,9 +13,13 @@ pub mod kernel;
 pub mod kernel_package;
 pub mod manifest;
 pub mod modules;
+pub mod processes;
+pub mod qemu;
 pub mod release;
 pub mod roster;
+pub mod serve;
 pub mod tool;
+pub mod try_box;
 
 #[cfg(test)]
 mod testing;

@@ -2,10 +2,11 @@
 
 use clap::{Args, Parser, Subcommand};
 use netboot_image::{
+    accel,
     apt::Apt,
     base, guest,
     kernel_package::{Flavour, KernelPackage},
-    release, roster, tool,
+    manifest, release, roster, serve, tool, try_box,
 };
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,6 +27,10 @@ enum Verb {
     Guest(GuestArgs),
     /// Make a release: kernel, initrd, boot.ipxe, manifest.json.
     Build(BuildArgs),
+    /// Serve a release to booting machines over HTTP.
+    Serve(ServeArgs),
+    /// Boot a release in QEMU, through iPXE and HTTP, and wait until ssh answers.
+    Try(TryArgs),
 }
 
 /// Where Debian packages come from.
@@ -107,6 +112,58 @@ struct BakedRoster {
     users: Option<PathBuf>,
 }
 
+#[derive(Args)]
+struct ServeArgs {
+    /// The release.
+    #[arg(long)]
+    dir: PathBuf,
+    /// Address and port; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:8480")]
+    listen: std::net::SocketAddr,
+}
+
+#[derive(Args)]
+struct TryArgs {
+    /// The release.
+    #[arg(long, required_unless_present = "stop")]
+    dir: Option<PathBuf>,
+    /// Folder for logs and for what `--stop` needs.
+    #[arg(long, default_value = "target/try")]
+    state: PathBuf,
+    /// The box's memory in MiB: system, store and builds all live in it.
+    #[arg(long, default_value_t = 6144)]
+    memory: u32,
+    #[arg(long, default_value_t = 2)]
+    cpus: u32,
+    /// Port on loopback that leads to the box's ssh.
+    #[arg(long, default_value_t = 2222)]
+    ssh_port: u16,
+    /// `auto` tries a kernel on hardware KVM and falls back to software.
+    #[arg(long, value_enum, default_value = "auto")]
+    accel: accel::Choice,
+    /// A boot script served elsewhere, as the box sees it, e.g. http://10.0.2.2:8480/boot.ipxe.
+    #[arg(long)]
+    url: Option<String>,
+    /// Address of the roster's repository, in place of the one in the image (10.0.2.2 is this machine's loopback).
+    #[arg(long)]
+    roster: Option<String>,
+    /// Branch of the roster's repository.
+    #[arg(long)]
+    roster_branch: Option<String>,
+    /// Raw disk image for the box; one with a file system labelled `persist` keeps its identity. May be repeated.
+    #[arg(long)]
+    disk: Vec<PathBuf>,
+    /// Seconds to wait for ssh.
+    #[arg(long, default_value_t = 300)]
+    wait: u64,
+    /// Return once ssh answers and leave the box running.
+    #[arg(long)]
+    daemonize: bool,
+    /// End the box of `--state`.
+    #[arg(long)]
+    stop: bool,
+}
+
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
@@ -119,6 +176,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Verb::Guest(args) => make_guest(args),
         Verb::Build(args) => make_release(args),
+        Verb::Serve(args) => serve_release(args),
+        Verb::Try(args) => try_release(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -204,4 +263,43 @@ fn source_commit() -> (Option<String>, bool) {
             (None, false)
         }
     }
+}
+
+fn serve_release(args: ServeArgs) -> Result<(), Failure> {
+    let release = manifest::open(&args.dir)?;
+    tokio::runtime::Runtime::new()?.block_on(async {
+        let listener = tokio::net::TcpListener::bind(args.listen)
+            .await
+            .map_err(|error| format!("cannot listen on {}: {error}\nhint:  choose another with --listen", args.listen))?;
+        let address = listener.local_addr()?;
+        tracing::info!(release = %args.dir.display(), url = %format!("http://{address}/boot.ipxe"), "serving");
+        serve::run(listener, release).await?;
+        Ok(())
+    })
+}
+
+fn try_release(args: TryArgs) -> Result<(), Failure> {
+    if args.stop {
+        let was = if try_box::stop(&args.state) { "the box is off" } else { "no box was running" };
+        println!("{was}");
+        return Ok(());
+    }
+    let credentials = [("barnraiser.roster", args.roster), ("barnraiser.roster-branch", args.roster_branch)];
+    try_box::run(&try_box::Options {
+        dir: args.dir.expect("clap asks for it unless --stop is given"),
+        state: args.state,
+        memory_mib: args.memory,
+        cpus: args.cpus,
+        ssh_port: args.ssh_port,
+        accel: args.accel,
+        url: args.url,
+        disks: args.disk,
+        credentials: credentials
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+            .collect(),
+        patience: std::time::Duration::from_secs(args.wait),
+        daemonize: args.daemonize,
+    })?;
+    Ok(())
 }

@@ -20,8 +20,9 @@ use std::process::Command;
 
 /// First program of the box, from the kernel's point of view.
 const INIT: &str = include_str!("../initrd/init");
-/// What it needs to reach the root file system.
-const BOX_MODULES: [&str; 3] = ["loop", "erofs", "overlay"];
+/// What it needs to reach the root file system; and the virtual network card, so that it is there when udev looks for
+/// network cards, which it does before it looks at everything else.
+const BOX_MODULES: [&str; 4] = ["loop", "erofs", "overlay", "virtio_net"];
 /// All files of the root carry this time (2025-01-01), the file system this id.
 const FIXED_TIME: &str = "1735689600";
 const FIXED_UUID: &str = "62617261-6973-6572-8000-000000000001";

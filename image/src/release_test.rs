@@ -133,7 +133,7 @@ fn the_boxes_initrd_loads_every_module_before_the_mounts_that_need_it() {
     tool::output_with_input(&mut cpio, &bytes, "unpack").unwrap();
     assert_eq!(
         std::fs::read_to_string(dir.path().join("modules/order")).unwrap(),
-        "loop.ko\nerofs.ko\noverlay.ko\n"
+        "loop.ko\nerofs.ko\noverlay.ko\nvirtio_net.ko\n"
     );
     assert_eq!(std::fs::read(dir.path().join("root.erofs")).unwrap(), b"erofs image");
     let insmod = INIT.find("insmod").unwrap();
