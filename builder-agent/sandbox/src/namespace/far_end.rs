@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -24,6 +24,9 @@ const LAST_WORDS: u64 = 2048;
 
 /// bubblewrap forks at once; only a machine in trouble needs longer.
 const INFO_WAIT: Duration = Duration::from_secs(30);
+
+/// A pid and a few namespace numbers.
+const MAX_INFO: usize = 4096;
 
 /// A bubblewrap and all below it. Dropping it ends them.
 pub struct Running {
@@ -102,18 +105,27 @@ fn read_info(mut info: io::PipeReader) -> Option<Pid> {
         #[serde(rename = "child-pid")]
         child_pid: i32,
     }
-    let ready = {
-        let timeout = Timespec::try_from(INFO_WAIT).ok();
-        poll(&mut [PollFd::new(&info, PollFlags::IN)], timeout.as_ref())
-    };
-    if ready != Ok(1) {
-        return None;
+    let end = Instant::now() + INFO_WAIT;
+    let (mut text, mut buffer) = (Vec::new(), [0; 1024]);
+    // It writes in pieces, and closing our end between two would kill it while its child waits for it: so read until
+    // the object is whole.
+    while text.len() < MAX_INFO {
+        let left = Timespec::try_from(end.saturating_duration_since(Instant::now())).ok();
+        match poll(&mut [PollFd::new(&info, PollFlags::IN)], left.as_ref()) {
+            Ok(0) => return None,
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => return None,
+        }
+        match info.read(&mut buffer).ok()? {
+            0 => return None,
+            n => text.extend_from_slice(&buffer[..n]),
+        }
+        if let Ok(told) = serde_json::from_slice::<Info>(&text) {
+            return Pid::from_raw(told.child_pid);
+        }
     }
-    // One small write, well below PIPE_BUF.
-    let mut buffer = [0; 1024];
-    let n = info.read(&mut buffer).ok()?;
-    let told: Info = serde_json::from_slice(&buffer[..n]).ok()?;
-    Pid::from_raw(told.child_pid)
+    None
 }
 
 impl Running {
