@@ -2,19 +2,19 @@
 //!
 //! This file moves packets between the queues and [`Connection`](connection::Connection), which decides what they
 //! mean. Payloads are copied once out of guest memory and once into it.
+//! Not virtio-vsock's `VsockPacket`: it wants a payload in one descriptor, and Linux sends large ones in several.
 
 pub mod connection;
 
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
-use vm_memory::{GuestMemoryMmap, VolatileMemory, VolatileSlice};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
 use super::{Device, Used};
-use connection::{Connection, Header, MAX_PAYLOAD};
+use connection::{Connection, HEADER, Header, MAX_PAYLOAD};
 
 const KIND: u32 = 19;
 const RX: usize = 0;
@@ -59,20 +59,12 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
         let mut moved = false;
         // One at a time, so that a stop leaves the rest where it is.
         while self.connection.can_take() {
-            let Some(mut chain) = queue.iter(memory)?.next() else { break };
+            let Some(chain) = queue.iter(memory)?.next() else { break };
             let head = chain.head_index();
-            if let Ok(packet) = VsockPacket::from_tx_virtq_chain(memory, &mut chain, MAX_PAYLOAD) {
-                let header = Header::read(&packet);
-                let payload = match packet.data_slice() {
-                    // The length was checked against `MAX_PAYLOAD` by the parser.
-                    Some(data) => {
-                        let payload = &mut self.payload[..data.len()];
-                        data.copy_to(payload);
-                        &*payload
-                    }
-                    None => &[],
-                };
-                self.connection.from_guest(header, payload);
+            match self.read_packet(chain, memory) {
+                Some((header, len)) => self.connection.from_guest(header, &self.payload[..len]),
+                // Going on without it would leave a hole in the stream.
+                None => self.connection.reset(),
             }
             queue.add_used(memory, head, 0)?;
             moved = true;
@@ -84,27 +76,44 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
     fn to_guest(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Used {
         let mut moved = false;
         while self.connection.has_for_guest() {
-            let Some(mut chain) = queue.iter(memory)?.next() else { break };
+            let Some(chain) = queue.iter(memory)?.next() else { break };
             let head = chain.head_index();
-            let mut len = 0;
-            if let Ok(mut packet) = VsockPacket::from_rx_virtq_chain(memory, &mut chain, MAX_PAYLOAD) {
-                let room = packet.data_slice().map_or(0, VolatileSlice::len);
-                if let Some((header, payload)) = self.connection.for_guest(room) {
-                    if let Some(data) = packet.data_slice() {
-                        // `for_guest` gave at most `room` bytes.
-                        if let Ok(part) = data.get_slice(0, payload.len()) {
-                            part.copy_from(&payload);
-                        }
-                    }
-                    header.write(&mut packet, payload.len() as u32);
-                    len = PKT_HEADER_SIZE + payload.len();
-                }
-            }
+            let len = self.write_packet(chain, memory);
             // A buffer that cannot hold a packet is handed back empty: the guest only loses its own buffer.
-            queue.add_used(memory, head, len as u32)?;
+            queue.add_used(memory, head, len)?;
             moved = true;
         }
         Ok(moved)
+    }
+
+    /// Copies one packet out of guest memory; its payload, of the length given back, into `self.payload`.
+    fn read_packet(
+        &mut self,
+        chain: DescriptorChain<&GuestMemoryMmap>,
+        memory: &GuestMemoryMmap,
+    ) -> Option<(Header, usize)> {
+        let mut reader = chain.reader(memory).ok()?;
+        let mut bytes = [0; HEADER];
+        reader.read_exact(&mut bytes).ok()?;
+        let (header, len) = Header::from_bytes(&bytes);
+        if len > MAX_PAYLOAD {
+            return None;
+        }
+        reader.read_exact(&mut self.payload[..len as usize]).ok()?;
+        Some((header, len as usize))
+    }
+
+    /// Writes the next packet into the guest's buffer; gives the number of bytes written.
+    fn write_packet(&mut self, chain: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemoryMmap) -> u32 {
+        let Ok(mut writer) = chain.writer(memory) else { return 0 };
+        let Some(room) = writer.available_bytes().checked_sub(HEADER) else { return 0 };
+        let Some((header, payload)) = self.connection.for_guest(room) else { return 0 };
+        // `for_guest` gave at most `room` bytes, and the writer has checked every address.
+        let bytes = header.to_bytes(payload.len() as u32);
+        match writer.write_all(&bytes).and_then(|()| writer.write_all(&payload)) {
+            Ok(()) => (HEADER + payload.len()) as u32,
+            Err(_) => 0,
+        }
     }
 }
 

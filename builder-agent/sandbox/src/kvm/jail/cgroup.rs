@@ -35,10 +35,12 @@ impl Hierarchy {
             }
         }
         let step = |what: &Path, e: io::Error| format!("{}: {e}", what.display());
-        // A second backend of the same agent finds it already there.
+        // The top of the hierarchy may have processes and limited children at once.
+        let top = root == Path::new(ROOT);
         if root.file_name().is_some_and(|n| n == "agent") {
+            // A second backend of the same agent finds it moved already.
             root.pop();
-        } else {
+        } else if !top {
             let agent = root.join("agent");
             fs::create_dir(&agent).or_else(exists).map_err(|e| step(&agent, e))?;
             let procs = agent.join("cgroup.procs");

@@ -8,7 +8,7 @@ use std::io;
 
 use rustix::fs::CWD;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount,
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_move, mount_remount, unmount,
 };
 
 use super::{JailError, Report, cannot};
@@ -58,9 +58,17 @@ fn empty_root() -> Result<(), JailError> {
             source: io::ErrorKind::PermissionDenied.into(),
         })?;
     rustix::process::chdir(*at).map_err(cannot("enter the empty root"))?;
-    // pivot_root(".", "."): the old root ends up on top of the new one and is then taken away. pivot_root(2), NOTES.
-    rustix::process::pivot_root(".", ".").map_err(cannot("pivot into the empty root"))?;
-    unmount(".", UnmountFlags::DETACH).map_err(cannot("unmount the old root"))?;
+    match rustix::process::pivot_root(".", ".") {
+        // The old root ends up on top of the new one and is then taken away. pivot_root(2), NOTES.
+        Ok(()) => unmount(".", UnmountFlags::DETACH).map_err(cannot("unmount the old root"))?,
+        // The root is the initramfs, which cannot be pivoted: cover it as switch_root does. Without capabilities
+        // nobody gets behind a chroot at the top of the mount tree.
+        Err(rustix::io::Errno::INVAL) => {
+            mount_move(".", "/").map_err(cannot("move the empty root over the old one"))?;
+            rustix::process::chroot(".").map_err(cannot("change root"))?;
+        }
+        Err(e) => return Err(cannot("pivot into the empty root")(e)),
+    }
     rustix::process::chdir("/").map_err(cannot("enter the new root"))?;
     mount_remount("/", flags | MountFlags::RDONLY, options).map_err(cannot("make the root read-only"))?;
     debug_assert!(rustix::fs::statat(CWD, "/proc", rustix::fs::AtFlags::empty()).is_err());

@@ -9,11 +9,10 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::num::Wrapping;
 
-use virtio_vsock::packet::VsockPacket;
-use vm_memory::bitmap::BitmapSlice;
-
 use super::Hangup;
 
+/// Bytes of a packet's header. Virtio 1.2, 5.10.6: struct virtio_vsock_hdr.
+pub const HEADER: usize = 44;
 /// Largest payload of one packet. Linux: VIRTIO_VSOCK_MAX_PKT_BUF_SIZE.
 pub const MAX_PAYLOAD: u32 = 64 * 1024;
 /// What the guest may send ahead of the agent: four of its largest packets.
@@ -54,32 +53,38 @@ pub struct Header {
 }
 
 impl Header {
-    pub fn read<B: BitmapSlice>(packet: &VsockPacket<'_, B>) -> Header {
-        Header {
-            src_cid: packet.src_cid(),
-            dst_cid: packet.dst_cid(),
-            src_port: packet.src_port(),
-            dst_port: packet.dst_port(),
-            type_: packet.type_(),
-            op: packet.op(),
-            flags: packet.flags(),
-            buf_alloc: packet.buf_alloc(),
-            fwd_cnt: packet.fwd_cnt(),
-        }
+    /// The header and the length of the payload that it claims.
+    pub fn from_bytes(bytes: &[u8; HEADER]) -> (Header, u32) {
+        let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let u32_at = |at: usize| u32::from(u16_at(at)) | u32::from(u16_at(at + 2)) << 16;
+        let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+        let header = Header {
+            src_cid: u64_at(0),
+            dst_cid: u64_at(8),
+            src_port: u32_at(16),
+            dst_port: u32_at(20),
+            type_: u16_at(28),
+            op: u16_at(30),
+            flags: u32_at(32),
+            buf_alloc: u32_at(36),
+            fwd_cnt: u32_at(40),
+        };
+        (header, u32_at(24))
     }
 
-    pub fn write<B: BitmapSlice>(&self, packet: &mut VsockPacket<'_, B>, len: u32) {
-        packet
-            .set_src_cid(self.src_cid)
-            .set_dst_cid(self.dst_cid)
-            .set_src_port(self.src_port)
-            .set_dst_port(self.dst_port)
-            .set_len(len)
-            .set_type(self.type_)
-            .set_op(self.op)
-            .set_flags(self.flags)
-            .set_buf_alloc(self.buf_alloc)
-            .set_fwd_cnt(self.fwd_cnt);
+    pub fn to_bytes(self, len: u32) -> [u8; HEADER] {
+        let mut bytes = [0; HEADER];
+        bytes[0..8].copy_from_slice(&self.src_cid.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.dst_cid.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.src_port.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.dst_port.to_le_bytes());
+        bytes[24..28].copy_from_slice(&len.to_le_bytes());
+        bytes[28..30].copy_from_slice(&self.type_.to_le_bytes());
+        bytes[30..32].copy_from_slice(&self.op.to_le_bytes());
+        bytes[32..36].copy_from_slice(&self.flags.to_le_bytes());
+        bytes[36..40].copy_from_slice(&self.buf_alloc.to_le_bytes());
+        bytes[40..44].copy_from_slice(&self.fwd_cnt.to_le_bytes());
+        bytes
     }
 
     /// The header of an answer to this packet.
