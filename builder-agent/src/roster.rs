@@ -227,7 +227,8 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some(Stamp { inode: meta.ino(), size: meta.len(), modified, day: today() })
 }
 
-fn load(path: &Path) -> Result<Roster, RosterError> {
+/// Reads a roster file once.
+pub fn load(path: &Path) -> Result<Roster, RosterError> {
     let read = |cause| RosterError::Read { path: path.to_owned(), cause };
     let file = std::fs::File::open(path).map_err(read)?;
     let mut bytes = Vec::new();

@@ -241,8 +241,9 @@ async fn connection(door: Arc<Door>, tcp: TcpStream, peer: SocketAddr, mut stop:
         }
     };
     tracing::info!(connection = id, %peer, reason, "closing the connection");
-    let _ = end.send(true);
     close(&handle, &reason, socket).await;
+    // After the farewell: a closed channel would make the client leave before it hears why.
+    let _ = end.send(true);
     let _ = tokio::time::timeout(FAREWELL, session).await;
 }
 

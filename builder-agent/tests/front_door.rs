@@ -111,8 +111,9 @@ fn more_channels_than_allowed_are_refused() {
         assert!(std::time::Instant::now() < deadline, "no control socket");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    let second = agent.ssh("alice").args(["-o", &control, "-o", "ControlMaster=no", "nix-daemon", "--stdio"]);
-    let second = { second.output().expect("ssh") };
+    let mut second = agent.ssh("alice");
+    second.args(["-o", &control, "-o", "ControlMaster=no", "nix-daemon", "--stdio"]);
+    let second = second.output().expect("ssh");
     assert!(!second.status.success());
     agent.wait_for("channel refused: limits.max-sessions-per-connection reached");
     first.kill().expect("killed");

@@ -1,5 +1,10 @@
 //! A real agent process on a free port, and the real OpenSSH client.
 
+// Each test file uses its own part of this.
+#![allow(dead_code)]
+
+pub mod scripted;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -127,7 +132,7 @@ fn transcript(args: &[&str], output: &Output, agent: &Agent) -> String {
     let mut text = format!("$ ssh box {}\n", args.join(" "));
     for line in String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).lines() {
         // Said by the client about itself.
-        if line.starts_with("Warning: Permanently added") || line.starts_with("** ") {
+        if line.starts_with("Warning: Permanently added") || line.starts_with("Pseudo-terminal") {
             continue;
         }
         let line = line.replace(&agent.port.to_string(), "[PORT]");

@@ -1,0 +1,152 @@
+//! A house without ssh and without a real sandbox: sessions in memory, builds played by a script.
+//!
+//! The script is the derivation's first argument, so a test says next to its derivation how the builder behaves.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use builder_agent::House;
+use builder_agent::build::scheduler::Embedded;
+use builder_agent::config::Config;
+use builder_agent::roster::{Member, MemberLimits, Role, Roster};
+use nix_derivation::{Output, StorePath};
+use sandbox::{Backend, BuilderStatus, Cancel, Finished, Host, Job, Phases, SandboxError};
+use store::{Store, StoreConfig};
+use tempfile::TempDir;
+use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
+use tokio::sync::watch;
+use wire::client::{Client, encode_file_nar};
+use wire::types::BasicDerivation;
+
+/// Plays builders. Words of the script, separated by spaces:
+/// `log:X` prints a line, `write:X` makes every output a file that holds X, `refer` makes it hold the inputs' paths,
+/// `exit:N` ends, `wait` waits until cancelled, `gate` waits until the test opens the gate.
+#[derive(Default)]
+pub struct Script {
+    pub runs: AtomicUsize,
+    pub cancelled: AtomicUsize,
+    pub gate: Cancel,
+}
+
+impl Backend for Script {
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+
+    fn run(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Result<Finished, SandboxError> {
+        self.runs.fetch_add(1, Ordering::SeqCst);
+        let mut contents = String::new();
+        let mut status = 0;
+        for word in job.args[0].split(' ') {
+            match word.split_once(':').unwrap_or((word, "")) {
+                ("log", line) => host.log(format!("{line}\n").as_bytes()),
+                ("write", text) => contents.push_str(text),
+                ("refer", _) => contents.push_str(&job.env["inputs"]),
+                ("exit", code) => status = code.parse().expect("a number"),
+                ("wait", _) => {
+                    assert!(cancel.wait(Duration::from_secs(60)), "nobody cancelled the build");
+                }
+                ("gate", _) => {
+                    assert!(self.gate.wait(Duration::from_secs(60)), "nobody opened the gate");
+                }
+                _ => panic!("unknown word {word}"),
+            }
+            if cancel.is_cancelled() {
+                self.cancelled.fetch_add(1, Ordering::SeqCst);
+                return Err(SandboxError::Cancelled);
+            }
+        }
+        if status == 0 {
+            for name in job.outputs.keys() {
+                let sink = |source| SandboxError::Sink { name: name.clone(), source };
+                let mut output = host.output(name).map_err(sink)?;
+                output.write_all(&encode_file_nar(contents.as_bytes(), false)).map_err(sink)?;
+                output.finish().map_err(sink)?;
+            }
+        }
+        Ok(Finished {
+            status: BuilderStatus::Exited(status),
+            kernel: "scripted".into(),
+            phases: Phases::default(),
+            vmm_overhead_bytes: None,
+        })
+    }
+}
+
+pub struct Scripted {
+    pub dir: TempDir,
+    pub house: Arc<House>,
+    pub script: Arc<Script>,
+    pub roster: watch::Sender<Arc<Roster>>,
+}
+
+pub type TestClient = Client<ReadHalf<DuplexStream>, WriteHalf<DuplexStream>>;
+
+impl Scripted {
+    /// `config` goes before the first section. The roster names alice and bob.
+    pub fn open(config: &str) -> Scripted {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+        for name in ["alice", "bob"] {
+            super::make_key(&dir.path().join(name));
+        }
+        let path = dir.path().join("agent.toml");
+        let text = format!(
+            "name = \"testbox\"\nroster = \"/r\"\nsystems = [\"x86_64-linux\"]\n{config}\n[sandbox]\nbackend = \"namespace\"\n"
+        );
+        std::fs::write(&path, text).expect("config");
+        let config = Arc::new(Config::load(&path).expect("a good configuration"));
+        let store = Store::open(&dir.path().join("store"), StoreConfig::default()).expect("a store");
+        let script = Arc::new(Script::default());
+        let (sender, roster) = watch::channel(read_roster(dir.path(), &["alice", "bob"]));
+        let scheduler = Embedded::new(config.clone(), script.clone(), dir.path().to_owned(), roster.clone());
+        let house = Arc::new(House { config, store, scheduler, roster });
+        Scripted { dir, house, script, roster: sender }
+    }
+
+    /// A worker session of this member, as ssh would start one.
+    pub async fn session(&self, name: &str) -> TestClient {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let (reader, writer) = tokio::io::split(theirs);
+        let member = Arc::new(Member { name: name.into(), role: Role::Member, limits: MemberLimits::default() });
+        let house = self.house.clone();
+        tokio::spawn(async move {
+            let _ = builder_agent::daemon::serve(reader, writer, house, member, 0).await;
+        });
+        let (reader, writer) = tokio::io::split(ours);
+        Client::connect(reader, writer, 35, &[]).await.expect("a handshake")
+    }
+
+    pub fn set_roster(&self, names: &[&str]) {
+        self.roster.send_replace(read_roster(self.dir.path(), names));
+    }
+}
+
+fn read_roster(dir: &Path, names: &[&str]) -> Arc<Roster> {
+    super::write_roster(dir, names);
+    Arc::new(builder_agent::roster::load(&dir.join("roster.json")).expect("a roster"))
+}
+
+/// Some store path with this name. Different names have different digests.
+pub fn path(name: &str) -> StorePath {
+    let mut digest = [7; 20];
+    for (i, byte) in name.bytes().enumerate() {
+        digest[i % 20] ^= byte.rotate_left((i / 20) as u32);
+    }
+    StorePath::from_parts(digest, name).expect("a path")
+}
+
+/// A derivation whose builder plays `script`; its one output is `path(name)`.
+pub fn derivation(name: &str, script: &str, env: &[(&str, &str)]) -> (StorePath, BasicDerivation) {
+    let derivation = BasicDerivation {
+        outputs: BTreeMap::from([("out".to_owned(), Output::InputAddressed { path: path(name) })]),
+        input_sources: Default::default(),
+        system: "x86_64-linux".into(),
+        builder: "/bin/sh".into(),
+        args: vec![script.into()],
+        env: env.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect(),
+    };
+    (path(&format!("{name}.drv")), derivation)
+}

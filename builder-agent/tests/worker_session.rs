@@ -1,0 +1,377 @@
+//! Sessions and builds: real wire, real store, real scheduler; builders are played by a script.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use common::PATIENCE;
+use common::scripted::{Scripted, TestClient, derivation, path};
+use nix_derivation::{CAHash, ContentAddressMethod, DerivedPath, HashAlgorithm, NixHash, Output, SingleDerivedPath, StorePath};
+use sha2::{Digest, Sha256};
+use wire::client::{End, Frame};
+use wire::types::{BasicDerivation, BuildMode, BuildStatus};
+use wire::worker::Request;
+
+/// What a client learns of a build.
+#[derive(Debug)]
+struct Told {
+    log: Vec<String>,
+    status: u64,
+    message: String,
+}
+
+async fn send_build(client: &mut TestClient, (drv_path, derivation): (StorePath, BasicDerivation)) {
+    let request = Request::BuildDerivation { drv_path, derivation, mode: BuildMode::Normal };
+    client.request(&request).await.expect("sent");
+}
+
+async fn told(client: &mut TestClient) -> Told {
+    let frames = client.done().await.expect("an answer");
+    let status = client.u64().await.expect("status");
+    let message = client.string().await.expect("message");
+    for _ in 0..4 {
+        client.u64().await.expect("times and counts");
+    }
+    for _ in 0..client.u64().await.expect("outputs") {
+        client.string().await.expect("id");
+        client.string().await.expect("realisation");
+    }
+    Told { log: lines(&frames), status, message }
+}
+
+/// The lines of build logs among the frames.
+fn lines(frames: &[Frame]) -> Vec<String> {
+    frames
+        .iter()
+        .filter_map(|frame| match frame {
+            Frame::Result(_, 101, fields) => Some(String::from_utf8_lossy(&fields[0]).into_owned()),
+            _ => None,
+        })
+        .collect()
+}
+
+async fn build(client: &mut TestClient, what: (StorePath, BasicDerivation)) -> Told {
+    send_build(client, what).await;
+    told(client).await
+}
+
+async fn is_valid(client: &mut TestClient, path: &StorePath) -> bool {
+    client.call(&Request::IsValidPath { path: path.clone() }).await.expect("an answer");
+    client.u64().await.expect("a bool") == 1
+}
+
+/// Waits until a condition holds that another task makes true.
+async fn until(mut condition: impl FnMut() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("never became true");
+}
+
+/// Adds a text file, as `builtins.toFile` does, and returns its path.
+async fn add_text(client: &mut TestClient, name: &str, text: &str, references: BTreeSet<StorePath>) -> StorePath {
+    let (method, algorithm) = (ContentAddressMethod::Text, HashAlgorithm::Sha256);
+    let request = Request::AddToStore { name: name.into(), method, algorithm, references, repair: false };
+    client.request(&request).await.expect("sent");
+    client.framed(text.as_bytes()).await.expect("sent");
+    client.done().await.expect("taken");
+    client.path_info(None).await.expect("info").path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_shows_its_log_and_its_outputs_become_valid() {
+    let house = Scripted::open("");
+    let mut alice = house.session("alice").await;
+    assert_eq!(alice.trusted, Some(1));
+    let told = build(&mut alice, derivation("t", "log:one log:two write:x", &[])).await;
+    assert_eq!((told.status, told.log), (BuildStatus::Built as u64, vec!["one".into(), "two".into()]));
+    assert!(is_valid(&mut alice, &path("t")).await);
+    let again = build(&mut alice, derivation("t", "log:one log:two write:x", &[])).await;
+    assert_eq!(again.status, BuildStatus::AlreadyValid as u64);
+    assert_eq!(house.script.runs.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_built_path_is_its_members_own_and_says_nothing_to_others() {
+    let house = Scripted::open("");
+    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    build(&mut alice, derivation("t", "write:x", &[])).await;
+    assert!(is_valid(&mut alice, &path("t")).await && !is_valid(&mut bob, &path("t")).await);
+    // Bob's build of the same derivation runs on its own, and may give something else.
+    let told = build(&mut bob, derivation("t", "write:y", &[])).await;
+    assert_eq!(told.status, BuildStatus::Built as u64);
+    for (client, contents) in [(&mut alice, "x"), (&mut bob, "y")] {
+        client.call(&Request::NarFromPath { path: path("t") }).await.expect("an answer");
+        let nar = client.nar().await.expect("a nar");
+        assert_eq!(nar, wire::client::encode_file_nar(contents.as_bytes(), false));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_builder_is_reported_in_nixs_words_and_leaves_nothing() {
+    let house = Scripted::open("");
+    let mut alice = house.session("alice").await;
+    let told = build(&mut alice, derivation("t", "log:oops exit:3", &[])).await;
+    assert_eq!(told.status, BuildStatus::PermanentFailure as u64);
+    let drv = path("t.drv").to_absolute_path();
+    assert_eq!(told.message, format!("builder for '{drv}' failed with exit code 3;\nlast 1 log lines:\n> oops"));
+    assert!(!is_valid(&mut alice, &path("t")).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_request_joins_the_running_build_and_gets_its_log_from_the_start() {
+    let house = Scripted::open("");
+    let (mut first, mut second) = (house.session("alice").await, house.session("alice").await);
+    send_build(&mut first, derivation("t", "log:early gate log:late write:x", &[])).await;
+    until(|| house.script.runs.load(Ordering::SeqCst) == 1).await;
+    send_build(&mut second, derivation("t", "log:early gate log:late write:x", &[])).await;
+    // It has joined when its log arrives.
+    let mut start = [0; 8];
+    tokio::io::AsyncReadExt::read_exact(&mut second.reader, &mut start).await.expect("a log frame");
+    house.script.gate.cancel();
+    assert_eq!(told(&mut first).await.log, ["early", "late"]);
+    // The frame whose kind we just read is the start of the activity.
+    assert_eq!(u64::from_le_bytes(start), 0x5354_5254);
+    for _ in 0..3 {
+        second.u64().await.expect("id, level, kind");
+    }
+    second.string().await.expect("text");
+    let count = second.u64().await.expect("fields");
+    for _ in 0..count {
+        match second.u64().await.expect("field kind") {
+            0 => drop(second.u64().await.expect("number")),
+            _ => drop(second.string().await.expect("text")),
+        }
+    }
+    second.u64().await.expect("parent");
+    let told = told(&mut second).await;
+    assert_eq!((told.log, told.status), (vec!["early".into(), "late".into()], BuildStatus::Built as u64));
+    assert_eq!(house.script.runs.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_nobody_waits_for_is_cancelled() {
+    let house = Scripted::open("");
+    let mut alice = house.session("alice").await;
+    send_build(&mut alice, derivation("t", "wait", &[])).await;
+    until(|| house.script.runs.load(Ordering::SeqCst) == 1).await;
+    drop(alice);
+    until(|| house.script.cancelled.load(Ordering::SeqCst) == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_keep_builds_running_it_goes_on() {
+    let house = Scripted::open("keep-builds-running = true");
+    let mut alice = house.session("alice").await;
+    send_build(&mut alice, derivation("t", "gate write:x", &[])).await;
+    until(|| house.script.runs.load(Ordering::SeqCst) == 1).await;
+    drop(alice);
+    house.script.gate.cancel();
+    let mut alice = house.session("alice").await;
+    let told = build(&mut alice, derivation("t", "gate write:x", &[])).await;
+    assert!([BuildStatus::Built as u64, BuildStatus::AlreadyValid as u64].contains(&told.status), "{told:?}");
+    assert_eq!(house.script.cancelled.load(Ordering::SeqCst), 0);
+    assert_eq!(house.script.runs.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_member_keeps_no_running_build() {
+    let house = Scripted::open("keep-builds-running = true");
+    let mut alice = house.session("alice").await;
+    send_build(&mut alice, derivation("t", "wait", &[])).await;
+    until(|| house.script.runs.load(Ordering::SeqCst) == 1).await;
+    house.set_roster(&["bob"]);
+    let told = told(&mut alice).await;
+    assert_eq!(told.status, BuildStatus::MiscFailure as u64);
+    assert!(told.message.contains("was cancelled"), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_member_cannot_take_all_slots_and_a_waiting_build_can_be_left() {
+    let house = Scripted::open("[limits]\nmax-jobs = 2\nmax-jobs-per-member = 1");
+    let (mut one, mut two) = (house.session("alice").await, house.session("alice").await);
+    send_build(&mut one, derivation("a", "gate write:x", &[])).await;
+    until(|| house.script.runs.load(Ordering::SeqCst) == 1).await;
+    send_build(&mut two, derivation("b", "write:x", &[])).await;
+    let mut bob = house.session("bob").await;
+    assert_eq!(build(&mut bob, derivation("c", "write:x", &[])).await.status, BuildStatus::Built as u64);
+    assert_eq!(house.script.runs.load(Ordering::SeqCst), 2, "alice's second build must wait");
+    drop(two);
+    house.script.gate.cancel();
+    assert_eq!(told(&mut one).await.status, BuildStatus::Built as u64);
+    assert_eq!(build(&mut one, derivation("d", "write:x", &[])).await.status, BuildStatus::Built as u64);
+    assert_eq!(house.script.runs.load(Ordering::SeqCst), 3, "the build that was left must not run");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_built_here_is_refused_by_name_and_the_session_goes_on() {
+    let house = Scripted::open("");
+    let mut alice = house.session("alice").await;
+    let with = |change: &dyn Fn(&mut BasicDerivation)| {
+        let (drv, mut derivation) = derivation("t", "write:x", &[]);
+        change(&mut derivation);
+        (drv, derivation)
+    };
+    for (what, part) in [
+        (
+            with(&|d| d.system = "riscv64-linux".into()),
+            "a 'riscv64-linux' with features {} is required to build",
+        ),
+        (
+            with(&|d| drop(d.env.insert("requiredSystemFeatures".into(), b"kvm".to_vec()))),
+            "a 'x86_64-linux' with features {kvm} is required to build",
+        ),
+        (with(&|d| d.builder = "builtin:fetchurl".into()), "'builtin:fetchurl' is not supported by this box yet"),
+        (with(&|d| drop(d.env.insert("__noChroot".into(), b"1".to_vec()))), "has '__noChroot' set"),
+        (with(&|d| drop(d.input_sources.insert(path("absent")))), "does not exist, and substitution is disabled"),
+        (
+            with(&|d| {
+                let (method, hash_algorithm) = (ContentAddressMethod::Nar, HashAlgorithm::Sha256);
+                d.outputs.insert("out".into(), Output::Floating { method, hash_algorithm });
+            }),
+            "floating content-addressed outputs are not supported",
+        ),
+        (
+            with(&|d| drop(d.outputs.insert("out".into(), Output::InputAddressed { path: path("someone-elses") }))),
+            "whose name should be 't'",
+        ),
+    ] {
+        let told = build(&mut alice, what).await;
+        assert_eq!(told.status, BuildStatus::InputRejected as u64, "{told:?}");
+        assert!(told.message.contains(part), "{told:?}");
+    }
+    assert_eq!(house.script.runs.load(Ordering::SeqCst), 0);
+    for request in [Request::OptimiseStore, Request::VerifyStore { check_contents: true, repair: false }] {
+        alice.request(&request).await.expect("sent");
+        assert!(matches!(alice.log().await.expect("an answer").1, End::Error(_)));
+    }
+    assert_eq!(build(&mut alice, derivation("t", "write:x", &[])).await.status, BuildStatus::Built as u64);
+}
+
+fn fixed(name: &str, script: &str, hash: NixHash) -> (StorePath, BasicDerivation) {
+    let (drv, mut derivation) = derivation(name, script, &[]);
+    derivation.outputs = BTreeMap::from([("out".to_owned(), Output::Fixed { ca: CAHash::Flat(hash) })]);
+    (drv, derivation)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fixed_output_is_checked_and_the_right_one_is_there_for_everyone() {
+    let house = Scripted::open("");
+    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let right = NixHash::Sha256(Sha256::digest(b"x").into());
+    let wrong = NixHash::Sha256(Sha256::digest(b"y").into());
+    let told = build(&mut alice, fixed("f", "write:x", wrong.clone())).await;
+    assert_eq!(told.status, BuildStatus::OutputRejected as u64);
+    assert_eq!(
+        told.message,
+        format!(
+            "hash mismatch in fixed-output derivation '{}':\n  specified: {}\n     got:    {}",
+            path("f.drv").to_absolute_path(),
+            wrong.to_sri_string(),
+            right.to_sri_string()
+        )
+    );
+    let ca = CAHash::Flat(right.clone());
+    let out = nix_derivation::store_path::build_ca_path("f", &ca, [], false).expect("a path");
+    assert!(!is_valid(&mut alice, &out).await);
+    let told = build(&mut alice, fixed("f", "write:x", right)).await;
+    assert_eq!(told.status, BuildStatus::Built as u64, "{told:?}");
+    assert!(is_valid(&mut bob, &out).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn references_are_found_in_outputs_and_held_against_the_derivations_demands() {
+    let house = Scripted::open("");
+    let mut alice = house.session("alice").await;
+    let input = add_text(&mut alice, "input", "text", BTreeSet::new()).await;
+    let full = input.to_absolute_path();
+    let referring = |name: &str, demands: &[(&str, &str)]| {
+        let env: Vec<_> = [("inputs", full.as_str())].into_iter().chain(demands.iter().copied()).collect();
+        let (drv, mut derivation) = derivation(name, "refer", &env);
+        derivation.input_sources.insert(input.clone());
+        (drv, derivation)
+    };
+    assert_eq!(build(&mut alice, referring("a", &[])).await.status, BuildStatus::Built as u64);
+    alice.call(&Request::QueryReferences { path: path("a") }).await.expect("an answer");
+    assert_eq!(alice.paths().await.expect("paths"), [input.clone()]);
+    let told = build(&mut alice, referring("b", &[("allowedReferences", "out")])).await;
+    assert_eq!(told.status, BuildStatus::OutputRejected as u64);
+    assert!(told.message.ends_with(&format!("is not allowed to refer to the following paths:\n  {full}")), "{told:?}");
+    assert!(!is_valid(&mut alice, &path("b")).await);
+    let told = build(&mut alice, referring("c", &[("disallowedRequisites", full.as_str())])).await;
+    assert_eq!(told.status, BuildStatus::OutputRejected as u64);
+    let told = build(&mut alice, referring("d", &[("allowedRequisites", full.as_str())])).await;
+    assert_eq!(told.status, BuildStatus::Built as u64, "{told:?}");
+}
+
+/// Uploads a derivation with these inputs; its output is `path(name)`.
+async fn add_drv(client: &mut TestClient, name: &str, script: &str, inputs: &[&StorePath]) -> StorePath {
+    let listed: Vec<String> =
+        inputs.iter().map(|input| format!("(\"{}\",[\"out\"])", input.to_absolute_path())).collect();
+    let aterm = format!(
+        "Derive([(\"out\",\"{}\",\"\",\"\")],[{}],[],\"x86_64-linux\",\"/bin/sh\",[\"{script}\"],[])",
+        path(name).to_absolute_path(),
+        listed.join(",")
+    );
+    add_text(client, &format!("{name}.drv"), &aterm, inputs.iter().map(|path| (*path).clone()).collect()).await
+}
+
+fn target(drv: &StorePath) -> DerivedPath {
+    DerivedPath::Built { drv_path: SingleDerivedPath::Opaque(drv.clone()), outputs: vec!["out".into()] }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dependencies_are_built_first_and_only_what_is_missing() {
+    let house = Scripted::open("");
+    let mut alice = house.session("alice").await;
+    let bottom = add_drv(&mut alice, "bottom", "log:bottom write:x", &[]).await;
+    let left = add_drv(&mut alice, "left", "log:left write:x", &[&bottom]).await;
+    let right = add_drv(&mut alice, "right", "log:right write:x", &[&bottom]).await;
+    let top = add_drv(&mut alice, "top", "log:top write:x", &[&left, &right]).await;
+    alice.call(&Request::QueryMissing { targets: vec![target(&top)] }).await.expect("an answer");
+    assert_eq!(alice.paths().await.expect("will build").len(), 4);
+    alice.paths().await.expect("will substitute");
+    assert!(alice.paths().await.expect("unknown").is_empty());
+    for _ in 0..2 {
+        alice.u64().await.expect("sizes");
+    }
+    let request = Request::BuildPaths { paths: vec![target(&top)], mode: BuildMode::Normal };
+    let log = lines(&alice.call(&request).await.expect("built"));
+    assert_eq!(alice.u64().await.expect("a result"), 1);
+    assert_eq!(log.len(), 4, "{log:?}");
+    assert_eq!((log[0].as_str(), log[3].as_str()), ("bottom", "top"));
+    alice.call(&request).await.expect("built already");
+    assert_eq!(alice.u64().await.expect("a result"), 1);
+    assert_eq!(house.script.runs.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_dependency_is_shown_and_fails_what_needs_it() {
+    let house = Scripted::open("");
+    let mut alice = house.session("alice").await;
+    let bottom = add_drv(&mut alice, "bottom", "exit:1", &[]).await;
+    let top = add_drv(&mut alice, "top", "write:x", &[&bottom]).await;
+    alice.request(&Request::BuildPaths { paths: vec![target(&top)], mode: BuildMode::Normal }).await.expect("sent");
+    let (frames, end) = alice.log().await.expect("an answer");
+    assert_eq!(
+        end,
+        End::Error(format!("1 dependencies of derivation '{}' failed to build", top.to_absolute_path()))
+    );
+    let shown = format!("error: builder for '{}' failed with exit code 1\n", bottom.to_absolute_path());
+    assert!(frames.contains(&Frame::Message(shown.into_bytes())), "{frames:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_targets_are_named() {
+    let house = Scripted::open("");
+    let mut alice = house.session("alice").await;
+    for target in [DerivedPath::Opaque(path("absent")), target(&path("absent.drv"))] {
+        alice.request(&Request::BuildPaths { paths: vec![target], mode: BuildMode::Normal }).await.expect("sent");
+        let (_, End::Error(message)) = alice.log().await.expect("an answer") else { panic!("must fail") };
+        assert!(message.contains("is not valid here and cannot be fetched"), "{message}");
+    }
+}
