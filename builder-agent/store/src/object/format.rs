@@ -295,8 +295,9 @@ impl Slots {
         at
     }
 
-    /// Blocks handed out so far.
+    /// Blocks handed out so far. One slot stays free at the end: erofs-utils 1.5 reads an attribute header behind
+    /// each inode, even one that has no attributes, and calls an image that ends there damaged.
     pub(super) fn blocks(&self) -> u64 {
-        self.at.div_ceil(BLOCK)
+        (self.at + SLOT).div_ceil(BLOCK)
     }
 }

@@ -50,7 +50,7 @@ impl Tree {
 
 /// Bytes that some pseudo-random generator makes of `seed`; no two pages alike.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut x = seed | 1;
+    let mut x = seed.wrapping_mul(2) | 1;
     (0..len)
         .map(|_| {
             x ^= x << 13;

@@ -1,0 +1,268 @@
+//! Killed at any moment, the store opens again, and everything that is visible is whole.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::*;
+use store::{Provenance, Store, StoreConfig};
+
+/// Set in the child, which then is no test but a process that ingests until it is killed.
+const CHILD: &str = "STORE_CRASH_CHILD";
+/// How often a child is killed. Each run takes as long as its delay.
+const KILLS: u64 = 24;
+
+/// The contents of `p<round>-<i>`, so that the parent can tell whether they are right.
+fn contents(round: u64, i: u64) -> Tree {
+    let size = [10, 5000, 200_000, 2_000_000][(i % 4) as usize];
+    dir([
+        ("data", file(noise(round * 1_000_003 + i + 1, size))),
+        ("more", dir([("x", file(format!("{i}")))])),
+    ])
+}
+
+fn child(dir: &str, round: u64) -> ! {
+    let store = open(dir.as_ref());
+    let view = store.view(&alice());
+    println!("ready");
+    for i in 0.. {
+        // Single paths and batches, each referring to the path before.
+        let batch: Vec<_> = (0..if i % 3 == 0 { 10 } else { 1 })
+            .map(|j| {
+                let n = i * 100 + j;
+                let nar = contents(round, n).nar();
+                let mut ingest = view.ingest(&[]).unwrap();
+                nar.chunks(10_000).for_each(|p| ingest.write_all(p).unwrap());
+                let before = path(&format!("p{round}-{}", n.saturating_sub(if j == 0 { 100 } else { 1 })));
+                let info = info(&path(&format!("p{round}-{n}")), &nar, &[&before]);
+                let provenance = if n % 2 == 0 { Provenance::Verified } else { Provenance::Claimed(alice()) };
+                view.stage_built(ingest.finish().unwrap(), info, provenance).unwrap()
+            })
+            .collect();
+        let last = batch.last().map(|s| s.info().path.clone());
+        view.register_many(batch).unwrap();
+        println!("{}", last.unwrap().to_basename());
+    }
+    unreachable!("the loop does not end")
+}
+
+#[test]
+fn killed_at_any_moment_every_visible_path_is_whole() {
+    if let Ok(value) = std::env::var(CHILD) {
+        let (round, dir) = value.split_once(' ').unwrap();
+        child(dir, round.parse().unwrap());
+    }
+    let dir = scratch();
+    let (mut visible, mut interrupted) = (0, 0);
+    for round in 0..KILLS {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "killed_at_any_moment_every_visible_path_is_whole", "--nocapture"])
+            .env(CHILD, format!("{round} {}", dir.path().display()))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        while lines.next().unwrap().unwrap() != "ready" {}
+        // Between any two registrations, at a moment of its own each time: in a file, a sync, a rename, a commit.
+        let mut acknowledged = Vec::new();
+        for _ in 0..round % 6 {
+            acknowledged.push(lines.next().unwrap().unwrap());
+        }
+        std::thread::sleep(Duration::from_micros(round * 270));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        acknowledged.extend(lines.map_while(Result::ok));
+
+        let store = open(dir.path());
+        interrupted += store.recovery().temporary_files + store.recovery().unregistered_objects;
+        assert_eq!(store.recovery().lost_paths, 0);
+        let view = store.view(&alice());
+        let paths = view.all_valid();
+        for path in &paths {
+            view.verify(path).unwrap();
+            assert!(view.closure(std::slice::from_ref(path)).is_ok());
+        }
+        // What was reported as done is there; what is there has the contents it was given.
+        for name in &acknowledged {
+            // The harness of the child says a few words of its own.
+            if let Ok(path) = nix_derivation::StorePath::from_basename(name.as_bytes()) {
+                assert!(paths.contains(&path), "{name} was reported as registered");
+                let (round, i) = path.name()[1..].split_once('-').unwrap();
+                let nar = contents(round.parse().unwrap(), i.parse().unwrap()).nar();
+                let mut out = Vec::new();
+                view.write_nar(&path, &mut out).unwrap();
+                assert!(out == nar, "{name}");
+            }
+        }
+        assert_eq!(count(&dir.path().join("tmp")), 0);
+        let objects: std::collections::BTreeSet<_> =
+            paths.iter().map(|p| view.info(p).unwrap().nar_hash).collect();
+        assert_eq!(count(&dir.path().join("objects")), objects.len());
+        visible = visible.max(paths.len());
+    }
+    // Otherwise the kills came too early or too late to prove anything.
+    assert!(visible > 20, "only {visible} paths were ever registered");
+    assert!(interrupted > 0, "no kill interrupted a write");
+    println!("{visible} paths in the end, {interrupted} leftovers removed");
+}
+
+fn filled() -> (tempfile::TempDir, Vec<nix_derivation::StorePath>) {
+    let dir = scratch();
+    let view = open(dir.path()).view(&alice());
+    let paths: Vec<_> = (0..4).map(|i| path(&format!("p{i}"))).collect();
+    for (i, p) in paths.iter().enumerate() {
+        let nar = file(noise(i as u64 + 1, 9000)).nar();
+        // p0 <- p1 <- p2, and p3 alone.
+        let refs: Vec<_> = if (1..3).contains(&i) { vec![&paths[i - 1]] } else { vec![] };
+        view.import(info(p, &nar, &refs), &mut &nar[..]).unwrap();
+    }
+    (dir, paths)
+}
+
+fn object_of(
+    dir: &tempfile::TempDir,
+    view: &store::View,
+    path: &nix_derivation::StorePath,
+) -> std::path::PathBuf {
+    let hash = nix_derivation::nixbase32::encode(&view.info(path).unwrap().nar_hash);
+    dir.path().join("objects").join(hash)
+}
+
+#[test]
+fn a_lost_object_takes_its_path_and_all_that_refer_to_it_along() {
+    for truncate in [false, true] {
+        let (dir, paths) = filled();
+        let store = open(dir.path());
+        let object = object_of(&dir, &store.view(&alice()), &paths[0]);
+        drop(store);
+        if truncate {
+            let file = fs::File::options().write(true).open(&object).unwrap();
+            file.set_len(4096).unwrap();
+        } else {
+            fs::remove_file(&object).unwrap();
+        }
+        let store = open(dir.path());
+        assert_eq!(store.recovery().lost_paths, 3);
+        assert_eq!(store.view(&alice()).all_valid(), [paths[3].clone()].into());
+        assert_eq!(count(&dir.path().join("objects")), 1);
+        drop(store);
+        assert_eq!(*open(dir.path()).recovery(), store::Recovery::default());
+    }
+}
+
+#[test]
+fn leftovers_are_removed_and_strange_files_are_not() {
+    let (dir, _) = filled();
+    fs::write(dir.path().join("tmp/17"), b"half").unwrap();
+    fs::write(dir.path().join("objects").join(nix_derivation::nixbase32::encode(&[9; 32])), b"x").unwrap();
+    fs::write(dir.path().join("objects/README"), b"x").unwrap();
+    fs::create_dir_all(dir.path().join("trees/new-3/sub")).unwrap();
+    let store = open(dir.path());
+    assert_eq!((store.recovery().temporary_files, store.recovery().unregistered_objects), (1, 1));
+    assert_eq!(count(&dir.path().join("objects")), 5);
+    assert!(!dir.path().join("trees/new-3").exists());
+    assert_eq!(store.view(&alice()).all_valid().len(), 4);
+}
+
+#[test]
+fn trees_survive_a_restart_and_not_a_reboot() {
+    let (dir, paths) = filled();
+    let tree = open(dir.path()).view(&alice()).tree(&paths[0]).unwrap();
+    open(dir.path());
+    assert!(tree.exists());
+    fs::write(dir.path().join("trees/boot"), "another boot").unwrap();
+    open(dir.path());
+    assert!(!tree.exists());
+}
+
+#[test]
+fn a_damaged_object_is_reported_and_never_followed() {
+    let (dir, paths) = filled();
+    let store = open(dir.path());
+    let view = store.view(&alice());
+    let object = object_of(&dir, &view, &paths[3]);
+    let good = fs::read(&object).unwrap();
+    let write = |bytes: &[u8]| {
+        fs::remove_file(&object).unwrap();
+        fs::write(&object, bytes).unwrap();
+    };
+    // Every byte of header and metadata, one after the other; the data is 3 blocks from byte 4096 on.
+    let places = (0..72).chain(4096 * 4..good.len()).step_by(3);
+    let mut noticed = 0;
+    for at in places {
+        let mut bad = good.clone();
+        bad[at] ^= 0xff;
+        write(&bad);
+        let outcomes = [
+            view.verify(&paths[3]).is_err(),
+            view.compose(&[paths[3].clone()].into()).is_err(),
+            view.read_file(&paths[3], 1 << 20).is_err(),
+        ];
+        noticed += usize::from(outcomes.contains(&true));
+    }
+    assert!(noticed > 40, "{noticed}");
+    // A flipped bit in the data is for the hash to find.
+    let mut bad = good.clone();
+    bad[5000] ^= 1;
+    write(&bad);
+    assert!(view.verify(&paths[3]).unwrap_err().to_string().contains("damaged"));
+    write(&good[..good.len() - 4096]);
+    assert!(view.nar(&paths[3]).is_err());
+    write(&good);
+    view.verify(&paths[3]).unwrap();
+}
+
+#[test]
+fn a_store_is_opened_by_one_process_at_a_time() {
+    let dir = scratch();
+    let store = open(dir.path());
+    let Err(error) = Store::open(dir.path(), StoreConfig::default()) else { panic!("opened twice") };
+    assert!(error.to_string().contains("is in use by another process"), "{error}");
+    // A reader keeps it open too: recovery would pull the files from under it.
+    let view = store.view(&alice());
+    drop(store);
+    assert!(Store::open(dir.path(), StoreConfig::default()).is_err());
+    drop(view);
+    open(dir.path());
+}
+
+#[test]
+fn an_index_of_the_future_is_refused() {
+    let dir = scratch();
+    drop(open(dir.path()));
+    let db = rusqlite::Connection::open(dir.path().join("index.sqlite")).unwrap();
+    db.pragma_update(None, "user_version", 99).unwrap();
+    drop(db);
+    let Err(error) = Store::open(dir.path(), StoreConfig::default()) else { panic!("opened") };
+    assert!(error.to_string().contains("schema 99, this version knows 1"), "{error}");
+}
+
+#[test]
+fn parallel_uploads_of_the_same_and_of_different_paths_all_succeed() {
+    let dir = scratch();
+    let store = open(dir.path());
+    std::thread::scope(|scope| {
+        for t in 0..8 {
+            let view = store.view(&if t % 2 == 0 { alice() } else { bob() });
+            scope.spawn(move || {
+                for i in 0..20 {
+                    let (name, seed) = if i % 2 == 0 {
+                        (format!("same-{i}"), i)
+                    } else {
+                        (format!("t{t}-{i}"), t * 100 + i)
+                    };
+                    let nar = file(noise(seed + 1, 3000)).nar();
+                    let p = path(&name);
+                    view.import(info(&p, &nar, &[]), &mut &nar[..]).unwrap();
+                    view.verify(&p).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(store.view(&alice()).all_valid().len(), 10 + 4 * 10);
+    drop(store);
+    assert_eq!(*open(dir.path()).recovery(), store::Recovery::default());
+}
