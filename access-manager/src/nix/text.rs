@@ -83,7 +83,11 @@ pub fn syntax_fault(file: u32, text: &str, error: &ParseError) -> Fault {
     match error {
         ParseError::UnexpectedWanted(got, range, wanted) => {
             let at = span(range);
-            let before = text[..at.start as usize].trim_end();
+            let mut before = text[..at.start as usize].trim_end();
+            if *got == TOKEN_ASSIGN {
+                // `a = 1 \n b = 2;`: the parser took `b` for an argument of 1; the `;` belongs before it.
+                before = before.trim_end_matches(|c: char| !c.is_whitespace()).trim_end();
+            }
             let line = before.matches('\n').count() + 1;
             let fault = fault.at(at).expected(wanted_words(wanted)).found(found_word(*got, text, at));
             if wanted.contains(&TOKEN_SEMICOLON) {

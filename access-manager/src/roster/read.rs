@@ -78,17 +78,19 @@ impl Reader<'_, '_> {
         }
     }
 
+    /// `name` is what the member would be called in a hint; empty in a list, where the name is not known yet.
     fn attributes(&mut self, id: ThunkId, at: Span, name: &str) -> R<Rc<AttrMap>> {
         let value = self.ev.force(id, at).map_err(|f| while_reading(f, name, at))?;
         match value {
             Value::Attrs(map) => Ok(map),
             other => {
-                let fault = Fault::new(Class::Roster, format!("the member {} must be an attribute set", quoted(name)))
+                let who = if name.is_empty() { "each member of this list".into() } else { format!("the member {}", quoted(name)) };
+                let fault = Fault::new(Class::Roster, format!("{who} must be an attribute set"))
                     .at(at)
                     .expected("a set such as `{ keys = ./keys/alice.pub; }`")
                     .found(other.kind());
                 Err(match other {
-                    Value::Path(_) | Value::Str(_) | Value::List(_) => {
+                    Value::Path(_) | Value::Str(_) | Value::List(_) if !name.is_empty() => {
                         fault.hint(format!("write `{name}.keys = …;`"))
                     }
                     _ => fault,
@@ -100,7 +102,7 @@ impl Reader<'_, '_> {
     /// One entry of a list of users: the name is an attribute.
     fn listed(&mut self, id: ThunkId) -> R<()> {
         let at = self.ev.span(id);
-        let map = self.attributes(id, at, "of this list")?;
+        let map = self.attributes(id, at, "")?;
         let Some(slot) = map.get("name").copied() else {
             return Err(Fault::new(Class::Roster, "this member has no `name`")
                 .at(at)
@@ -352,7 +354,7 @@ impl Reader<'_, '_> {
             let value = self.ev.force(slot.thunk, slot.span)?;
             let range = format!("a whole number of {unit}, from {low} to {high}");
             let fault = |found: String| {
-                Fault::new(Class::Roster, format!("the limit {} is out of range", quoted(name)))
+                Fault::new(Class::Roster, format!("the limit {} has no such value", quoted(name)))
                     .expected(range.clone())
                     .found(found)
             };
@@ -402,6 +404,9 @@ fn no_keys(name: &str, at: Span) -> Fault {
 }
 
 fn while_reading(fault: Fault, name: &str, at: Span) -> Fault {
+    if name.is_empty() {
+        return fault;
+    }
     let inside = fault.span().is_some_and(|s| s.file == at.file && s.start >= at.start);
     if inside && fault.class() != Class::Recursion { fault } else {
         fault.note(format!("while reading the member {}", quoted(name)), Some(at))

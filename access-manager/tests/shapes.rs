@@ -1,0 +1,173 @@
+//! Every shape of users.nix that communities use is understood, and gives the members one expects.
+
+mod common;
+
+use access_manager::nix::Limits;
+use access_manager::roster::{Evaluated, Role, evaluate};
+use access_manager::source::{Memory, WorkDir};
+use common::*;
+
+fn read(users: &str) -> Evaluated {
+    read_with(users, &[])
+}
+
+fn read_with(users: &str, files: &[(&str, &str)]) -> Evaluated {
+    let mut all = vec![("users.nix", users)];
+    all.extend_from_slice(files);
+    evaluate(Memory::with(&all), "users.nix", Limits::default()).unwrap_or_else(|d| panic!("{d}"))
+}
+
+/// `name: key key, name: key`, without comments.
+fn summary(roster: &Evaluated) -> Vec<(String, Vec<String>)> {
+    let short = |k: &String| k.split(' ').take(2).collect::<Vec<_>>().join(" ");
+    roster.members.iter().map(|m| (m.name.clone(), m.keys.iter().map(short).collect())).collect()
+}
+
+fn alice_and_bob() -> Vec<(String, Vec<String>)> {
+    vec![("alice".into(), vec![A.into()]), ("bob".into(), vec![A_OTHER.into(), B.into()])]
+}
+
+const A_OTHER: &str = ECDSA_256;
+
+fn bobs() -> String {
+    format!("# two machines\n\n{ECDSA_256} bob@phone\n   {B}   bob at his desk")
+}
+
+#[test]
+fn a_set_or_a_list_of_users_with_keys_in_any_form() {
+    let files = [("keys/alice.pub", A), ("keys/bob.pub", &*bobs())];
+    let shapes = [
+        "{ alice.keys = ./keys/alice.pub; bob.keys = ./keys/bob.pub; }".to_owned(),
+        "{ alice = { keys = [ ./keys/alice.pub ]; }; bob.keys = [ ./keys/bob.pub ]; }".into(),
+        "[ { name = \"bob\"; keys = ./keys/bob.pub; } { name = \"alice\"; keys = ./keys/alice.pub; } ]".into(),
+        format!("{{ alice.keys = \"{A}\"; bob.keys = [ \"{ECDSA_256} x\" \"{B}\" ]; }}"),
+        "{ alice.keys = builtins.readFile ./keys/alice.pub; bob.keys = builtins.readFile ./keys/bob.pub; }".into(),
+        "{ lib, ... }: lib.genAttrs [ \"alice\" \"bob\" ] (name: { keys = ./keys/${name}.pub; })".into(),
+        "{ lib }: lib.mapAttrs' (file: _: lib.nameValuePair (lib.removeSuffix \".pub\" file) \
+         { keys = ./keys + \"/${file}\"; }) (builtins.readDir ./keys)"
+            .into(),
+        "builtins.listToAttrs (map (name: { inherit name; value.keys = ./keys + \"/${name}.pub\"; }) [ \"alice\" \"bob\" ])"
+            .into(),
+    ];
+    for shape in shapes {
+        assert_eq!(summary(&read_with(&shape, &files)), alice_and_bob(), "{shape}");
+    }
+}
+
+#[test]
+fn a_nixos_module_gives_its_users_keys() {
+    let files = [("keys/alice.pub", A), ("keys/bob.pub", &*bobs()), ("modules/more.nix", MORE)];
+    const MORE: &str = "{ ... }: { users.users.bob.openssh.authorizedKeys.keyFiles = [ ../keys/bob.pub ]; }";
+    let alice = "users.users.alice.openssh.authorizedKeys.keys = [ (builtins.readFile ./keys/alice.pub) ];";
+    let shapes = [
+        format!("{{ config, pkgs, ... }}: {{ imports = [ ./modules/more.nix ]; {alice} services.x = pkgs.y; }}"),
+        format!("{{ lib, ... }}: {{ config = lib.mkMerge [ (lib.mkIf true {{ {alice} }}) (import ./modules/more.nix {{ }}) ]; }}"),
+        format!("{{ {alice} users.users.bob.openssh.authorizedKeys.keyFiles = [ ./keys/bob.pub ]; \
+                 users.users.daemon.isSystemUser = true; }}"),
+    ];
+    for shape in shapes {
+        assert_eq!(summary(&read_with(&shape, &files)), alice_and_bob(), "{shape}");
+    }
+    let off = "{ lib, ... }: { users.users = lib.mkIf false { alice = throw \"never looked at\"; }; }";
+    assert!(read(off).members.is_empty());
+}
+
+#[test]
+fn the_list_of_a_large_community_is_read_as_it_is() {
+    let users = r#"{ pkgs, ... }:
+let
+  inherit (pkgs) lib;
+  users = { "0x4A6F" = { trusted = true; keys = ./keys/one; }; ckie = { trusted = true; keys = ./keys/two; }; };
+  ifAttr = key: default: result: opts: if (opts ? "${key}") && opts."${key}" then result else default;
+  groups = opts: (ifAttr "trusted" [ ] [ "trusted" ] opts) ++ (ifAttr "sudo" [ ] [ "wheel" ] opts);
+  toUser = name: opts: {
+    extraGroups = groups opts; home = "/home/${name}"; hashedPassword = opts.password or null;
+    openssh.authorizedKeys.keyFiles = [ opts.keys ];
+  };
+in { users = { mutableUsers = false; users = lib.mapAttrs toUser users; }; }"#;
+    let roster = read_with(users, &[("keys/one", A), ("keys/two", B)]);
+    assert_eq!(summary(&roster), [("0x4A6F".into(), vec![A.into()]), ("ckie".into(), vec![B.into()])]);
+}
+
+#[test]
+fn a_roster_may_extend_another_one() {
+    let base = format!("{{ alice.keys = \"{A}\"; }}");
+    let users = format!("(import ./base/users.nix) // {{ demo = {{ keys = [ \"{B}\" ]; }}; }}");
+    let roster = read_with(&users, &[("base/users.nix", &base)]);
+    assert_eq!(summary(&roster), [("alice".into(), vec![A.into()]), ("demo".into(), vec![B.into()])]);
+}
+
+#[test]
+fn every_attribute_reaches_roster_json_under_its_name() {
+    let roster = read(&format!(
+        "{{ alice = {{ keys = \"{A} laptop\"; role = \"maintainer\"; expires = \"2028-02-29\"; limits = {{ maxJobs = 3; \
+         maxMemoryMib = 2048; maxCpus = 2; maxBuildSeconds = 60; maxStoreMib = 1024; }}; }}; }}"
+    ));
+    assert_eq!(
+        serde_json::to_value(&roster.members[0]).unwrap(),
+        serde_json::json!({
+            "name": "alice", "keys": [format!("{A} laptop")], "role": "maintainer", "expires": "2028-02-29",
+            "limits": { "max-jobs": 3, "max-memory-mib": 2048, "max-cpus": 2, "max-build-seconds": 60,
+                        "max-store-mib": 1024 }
+        })
+    );
+    assert_eq!(read(&format!("{{ bob.keys = \"{B}\"; }}")).members[0].role, Role::Member);
+}
+
+#[test]
+fn every_accepted_key_type_is_accepted() {
+    for key in [A, ECDSA_256, ECDSA_384, ECDSA_521, RSA_3072, SK_ED25519, SK_ECDSA] {
+        let roster = read_with("{ alice.keys = ./k; }", &[("k", &format!("no-pty,restrict {key} a b c\r\n"))]);
+        assert_eq!(roster.members[0].keys, [format!("{key} a b c")]);
+    }
+}
+
+#[test]
+fn a_trusted_attribute_is_ignored_aloud() {
+    let roster = read(&format!("{{ alice = {{ keys = \"{A}\"; trusted = true; }}; }}"));
+    assert!(roster.warnings[0].contains("`trusted` of `alice` is ignored"), "{:?}", roster.warnings);
+}
+
+#[test]
+fn the_projects_own_users_nix_is_a_roster() {
+    let top = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let roster = evaluate(WorkDir::new(top).unwrap(), "users.nix", Limits::default()).unwrap_or_else(|d| panic!("{d}"));
+    assert!(roster.members.len() >= 2 && roster.warnings.is_empty(), "{roster:?}");
+}
+
+#[test]
+fn ten_thousand_members_fit_the_limits() {
+    // One key may belong to one member only, so each gets its own: the last bytes of an ed25519 key are free.
+    let users: String = (0..9_999)
+        .map(|i| {
+            let digits: String = format!("{i:04}").chars().collect();
+            format!("  m{i}.keys = \"{}{digits}\";\n", &A[..A.len() - 4])
+        })
+        .collect();
+    assert_eq!(read(&format!("{{\n{users}}}")).members.len(), 9_999);
+}
+
+#[test]
+fn links_are_followed_inside_the_repository_and_nowhere_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("repo");
+    std::fs::create_dir_all(root.join("keys")).unwrap();
+    std::fs::write(root.join("keys/alice.pub"), A).unwrap();
+    std::fs::write(dir.path().join("outside.pub"), B).unwrap();
+    let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, root.join(name)).unwrap();
+    link("keys/alice.pub", "good");
+    link("../outside.pub", "up");
+    link("/etc/hostname", "absolute");
+    link("loop", "loop");
+    link("..", "keys/top");
+    let read = |file: &str| {
+        std::fs::write(root.join("users.nix"), format!("{{ alice.keys = ./{file}; }}")).unwrap();
+        evaluate(WorkDir::new(&root).unwrap(), "users.nix", Limits::default()).map_err(|d| d.to_string())
+    };
+    assert_eq!(read("good").unwrap().members[0].keys, [A]);
+    assert_eq!(read("keys/top/good").unwrap().members[0].keys, [A]);
+    for (file, expected) in [("up", "leaves the repository"), ("absolute", "leaves the repository"), ("loop", "40")] {
+        let error = read(file).unwrap_err();
+        assert!(error.contains(expected), "{file}: {error}");
+    }
+}
