@@ -182,10 +182,12 @@ mod tests {
     #[test]
     fn own_memory_and_threads_are_seen_as_the_kernel_counts_them() {
         let me = std::process::id();
-        let block = vec![1u8; 64 << 20];
+        // Hidden from the optimiser, which would not take memory that nobody reads.
+        let block = std::hint::black_box(vec![1u8; 64 << 20]);
         assert!(private_bytes(me) >= block.len() as u64, "{}", private_bytes(me));
         assert!(proportional_bytes(me) >= block.len() as u64);
         assert!(thread_count(me) >= 1);
+        drop(std::hint::black_box(block));
     }
 
     #[test]

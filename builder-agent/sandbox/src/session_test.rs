@@ -1,1 +1,522 @@
+//! A fake far end on a socket pair says all that a guest must not.
 
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use guest::protocol::{Exit, Hello, VERSION, header, json_frame};
+use proptest::prelude::*;
+
+use super::*;
+use crate::job::Limits;
+
+/// Ends a test that would hang; none comes near it.
+const LONG: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_millis(100);
+
+const PATIENT: Patience = Patience { hello: LONG, stall: LONG, start: LONG, outputs: LONG };
+
+#[derive(Default, Clone)]
+struct Seen {
+    log: Arc<Mutex<Vec<u8>>>,
+    /// Name, bytes, and whether the sink was finished.
+    outputs: Arc<Mutex<BTreeMap<String, (Vec<u8>, bool)>>>,
+    refuse: bool,
+}
+
+struct Sink(Seen, String);
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.outputs.lock().unwrap().entry(self.1.clone()).or_default().0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl OutputSink for Sink {
+    fn finish(self: Box<Self>) -> io::Result<()> {
+        self.0.outputs.lock().unwrap().entry(self.1.clone()).or_default().1 = true;
+        Ok(())
+    }
+}
+
+impl Host for Seen {
+    fn log(&mut self, bytes: &[u8]) {
+        self.log.lock().unwrap().extend_from_slice(bytes);
+    }
+
+    fn output(&mut self, name: &str) -> io::Result<Box<dyn OutputSink>> {
+        if self.refuse {
+            return Err(io::Error::other("disk full"));
+        }
+        Ok(Box::new(Sink(self.clone(), name.into())))
+    }
+}
+
+struct Silent;
+
+impl FarEnd for Silent {
+    fn last_words(&mut self) -> String {
+        "last line of the console".into()
+    }
+}
+
+fn job() -> Job {
+    Job {
+        id: "test".into(),
+        system: "x86_64-linux".into(),
+        builder: "/bin/sh".into(),
+        args: vec![],
+        env: BTreeMap::new(),
+        files: vec![("big".into(), vec![7; 600_000]), ("empty".into(), vec![])],
+        outputs: [("out".to_owned(), "/nix/store/x-out".to_owned())].into(),
+        inputs: Inputs::Trees(vec![]),
+        limits: Limits {
+            vcpus: 1,
+            memory_mib: 64,
+            wall: None,
+            silent: None,
+            log_bytes: 1000,
+            output_bytes: 1000,
+            processes: 10,
+        },
+    }
+}
+
+/// The far end's half of a conversation.
+struct Fake(UnixStream);
+
+impl Fake {
+    fn raw(&mut self, bytes: &[u8]) {
+        // The host may have hung up on us already; then the test looks at why.
+        let _ = self.0.write_all(bytes);
+    }
+
+    fn send(&mut self, tag: Tag, body: &[u8]) {
+        self.raw(&header(tag, body.len()));
+        self.raw(body);
+    }
+
+    fn hello(&mut self) {
+        let hello = Hello { version: VERSION, kernel: "6.12.0-test".into(), init_ns: 1, ready_ns: 2 };
+        self.raw(&json_frame(Tag::Hello, &hello).unwrap());
+    }
+
+    /// Reads the job and its files; gives both.
+    fn read_job(&mut self) -> (protocol::Job, Vec<u8>) {
+        let (mut job, mut contents) = (None::<protocol::Job>, Vec::new());
+        loop {
+            if let Some(job) = &job
+                && contents.len() as u64 == job.files.iter().map(|f| f.1).sum::<u64>()
+            {
+                return (job.clone(), contents);
+            }
+            let mut head = [0; 5];
+            self.0.read_exact(&mut head).unwrap();
+            let (tag, length) = protocol::parse_header(head).unwrap();
+            let mut body = vec![0; length];
+            self.0.read_exact(&mut body).unwrap();
+            match tag {
+                Tag::Job => job = Some(serde_json::from_slice(&body).unwrap()),
+                Tag::FileData => contents.extend(body),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn started(&mut self) {
+        self.hello();
+        self.read_job();
+        self.send(Tag::Started, &[]);
+    }
+
+    fn exit(&mut self, exit: Exit) {
+        self.raw(&json_frame(Tag::Exit, &exit).unwrap());
+    }
+
+    fn exited(&mut self, code: i32) {
+        self.exit(Exit { status: ExitStatus::Exited(code), out_of_memory: false, process_limit: false });
+    }
+
+    fn wait_for_hangup(&mut self) {
+        let mut buffer = [0; 4096];
+        while matches!(self.0.read(&mut buffer), Ok(n) if n > 0) {}
+    }
+}
+
+struct Case {
+    patience: Patience,
+    job: Job,
+    seen: Seen,
+    cancel: Cancel,
+}
+
+fn case() -> Case {
+    Case { patience: PATIENT, job: job(), seen: Seen::default(), cancel: Cancel::new() }
+}
+
+impl Case {
+    fn run(&self, far: impl FnOnce(&mut Fake) + Send + 'static) -> Result<Finished, SandboxError> {
+        let (near, far_stream) = UnixStream::pair().unwrap();
+        let thread = thread::spawn(move || far(&mut Fake(far_stream)));
+        let mut host = self.seen.clone();
+        let result = drive_with(self.patience, near, &self.job, &mut host, &self.cancel, &mut Silent);
+        thread.join().unwrap();
+        result
+    }
+}
+
+fn protocol_error(result: Result<Finished, SandboxError>) -> String {
+    match result {
+        Err(SandboxError::GuestProtocol { why }) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_good_guest_is_driven_to_its_end() {
+    let case = case();
+    let finished = case
+        .run(|fake| {
+            fake.hello();
+            let (job, contents) = fake.read_job();
+            assert_eq!(job.files, [("big".to_owned(), 600_000), ("empty".to_owned(), 0)]);
+            assert!(contents.iter().all(|b| *b == 7));
+            fake.send(Tag::Started, &[]);
+            fake.send(Tag::Log, b"hello\n");
+            fake.exited(0);
+            fake.send(Tag::OutputBegin, b"out");
+            fake.send(Tag::OutputData, b"na");
+            fake.send(Tag::OutputData, b"r");
+            fake.send(Tag::OutputEnd, &[]);
+            fake.send(Tag::Done, &[]);
+        })
+        .unwrap();
+    assert_eq!(finished.status, BuilderStatus::Exited(0));
+    assert_eq!(finished.kernel, "6.12.0-test");
+    assert_eq!(*case.seen.log.lock().unwrap(), b"hello\n");
+    assert_eq!(case.seen.outputs.lock().unwrap()["out"], (b"nar".to_vec(), true));
+}
+
+#[test]
+fn nonsense_instead_of_a_hello_is_refused() {
+    let why = protocol_error(case().run(|fake| fake.raw(b"GET / HTTP/1.1\r\n\r\n")));
+    assert!(why.contains("unknown frame tag"), "{why}");
+}
+
+#[test]
+fn an_oversized_frame_is_refused_before_its_body_comes() {
+    let why = protocol_error(case().run(|fake| {
+        fake.started();
+        fake.raw(&[Tag::Log as u8, 0xff, 0xff, 0xff, 0xff]);
+        // Not a byte of the body: the host must not wait for it.
+        fake.wait_for_hangup();
+    }));
+    assert!(why.contains("over the limit"), "{why}");
+}
+
+#[test]
+fn an_output_before_the_exit_is_refused() {
+    let why = protocol_error(case().run(|fake| {
+        fake.started();
+        fake.send(Tag::OutputBegin, b"out");
+    }));
+    assert!(why.contains("while the builder ran"), "{why}");
+}
+
+#[test]
+fn an_output_of_a_failed_builder_never_reaches_a_sink() {
+    let case = case();
+    protocol_error(case.run(|fake| {
+        fake.started();
+        fake.exited(1);
+        fake.send(Tag::OutputBegin, b"out");
+    }));
+    assert!(case.seen.outputs.lock().unwrap().is_empty());
+}
+
+#[test]
+fn an_output_that_nobody_asked_for_never_reaches_a_sink() {
+    let case = case();
+    let why = protocol_error(case.run(|fake| {
+        fake.started();
+        fake.exited(0);
+        fake.send(Tag::OutputBegin, b"dev");
+    }));
+    assert!(why.contains("\"dev\""), "{why}");
+    assert!(case.seen.outputs.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_builder_started_before_its_job_was_read_is_refused() {
+    let why = protocol_error(case().run(|fake| {
+        fake.hello();
+        fake.send(Tag::Started, &[]);
+        fake.wait_for_hangup();
+    }));
+    assert!(why.contains("before the whole job was read"), "{why}");
+}
+
+#[test]
+fn a_guest_that_hangs_up_is_dead_and_its_console_is_quoted() {
+    for frames in 0..4 {
+        let result = case().run(move |fake| {
+            if frames > 0 {
+                fake.started();
+            }
+            if frames > 1 {
+                fake.exited(0);
+            }
+            if frames > 2 {
+                fake.raw(&[Tag::OutputBegin as u8, 3, 0, 0, 0, b'o']);
+            }
+        });
+        let Err(SandboxError::GuestDied { console }) = result else { panic!("{frames}: {result:?}") };
+        assert!(console.starts_with("last line of the console"), "{console}");
+        assert_eq!(console.contains("inside a frame"), frames > 2, "{console}");
+    }
+}
+
+#[test]
+fn a_half_output_is_never_finished() {
+    let case = case();
+    let result = case.run(|fake| {
+        fake.started();
+        fake.exited(0);
+        fake.send(Tag::OutputBegin, b"out");
+        fake.send(Tag::OutputData, b"half");
+    });
+    assert!(matches!(result, Err(SandboxError::GuestDied { .. })), "{result:?}");
+    assert_eq!(case.seen.outputs.lock().unwrap()["out"], (b"half".to_vec(), false));
+}
+
+#[test]
+fn a_guest_that_never_says_hello_is_given_up() {
+    let mut case = case();
+    case.patience.hello = SHORT;
+    let result = case.run(Fake::wait_for_hangup);
+    assert!(
+        matches!(&result, Err(SandboxError::GuestDied { console }) if console.contains("hello in time")),
+        "{result:?}"
+    );
+}
+
+#[test]
+fn a_guest_that_does_not_read_its_job_is_given_up() {
+    let mut case = case();
+    case.patience.stall = SHORT;
+    // More than any socket buffer.
+    case.job.files[0].1 = vec![0; 16 << 20];
+    let result = case.run(|fake| {
+        fake.hello();
+        // Stays, and reads nothing, until the host hangs up.
+        poll(&mut [PollFd::new(&fake.0, PollFlags::empty())], None).unwrap();
+    });
+    assert!(
+        matches!(&result, Err(SandboxError::GuestDied { console }) if console.contains("reading its job")),
+        "{result:?}"
+    );
+}
+
+#[test]
+fn a_guest_that_does_not_start_the_builder_is_given_up() {
+    let mut case = case();
+    case.patience.start = SHORT;
+    let result = case.run(|fake| {
+        fake.hello();
+        fake.read_job();
+        fake.wait_for_hangup();
+    });
+    assert!(
+        matches!(&result, Err(SandboxError::GuestDied { console }) if console.contains("start the builder")),
+        "{result:?}"
+    );
+}
+
+#[test]
+fn a_guest_that_stalls_inside_an_output_is_given_up() {
+    let mut case = case();
+    case.patience.stall = SHORT;
+    let result = case.run(|fake| {
+        fake.started();
+        fake.exited(0);
+        fake.send(Tag::OutputBegin, b"out");
+        fake.wait_for_hangup();
+    });
+    assert!(
+        matches!(&result, Err(SandboxError::GuestDied { console }) if console.contains("inside an output")),
+        "{result:?}"
+    );
+}
+
+#[test]
+fn a_guest_that_trickles_its_output_is_given_up() {
+    let mut case = case();
+    case.patience.outputs = SHORT;
+    let result = case.run(|fake| {
+        fake.started();
+        fake.exited(0);
+        fake.send(Tag::OutputBegin, b"out");
+        let mut empty = header(Tag::OutputData, 0).to_vec();
+        while fake.0.write_all(&empty).is_ok() {
+            empty.truncate(5);
+        }
+    });
+    assert!(
+        matches!(&result, Err(SandboxError::GuestDied { console }) if console.contains("too long")),
+        "{result:?}"
+    );
+}
+
+#[test]
+fn the_wall_limit_counts_while_the_guest_floods_us() {
+    let mut case = case();
+    case.job.limits.wall = Some(SHORT);
+    case.job.limits.log_bytes = u64::MAX;
+    let result = case.run(|fake| {
+        fake.started();
+        while fake.0.write_all(&header(Tag::Log, 0)).is_ok() {}
+    });
+    assert!(matches!(result, Err(SandboxError::Timeout { after }) if after == SHORT), "{result:?}");
+}
+
+#[test]
+fn empty_log_frames_are_silence() {
+    let mut case = case();
+    case.job.limits.silent = Some(SHORT);
+    let result = case.run(|fake| {
+        fake.started();
+        while fake.0.write_all(&header(Tag::Log, 0)).is_ok() {}
+    });
+    assert!(matches!(result, Err(SandboxError::Silent { after }) if after == SHORT), "{result:?}");
+}
+
+#[test]
+fn a_log_over_its_limit_ends_the_build_and_what_fits_is_kept() {
+    let case = case();
+    let result = case.run(|fake| {
+        fake.started();
+        fake.send(Tag::Log, &[b'x'; 999]);
+        fake.send(Tag::Log, &[b'y'; 999]);
+    });
+    assert!(matches!(result, Err(SandboxError::LogLimit { limit: 1000 })), "{result:?}");
+    assert_eq!(case.seen.log.lock().unwrap().len(), 1000);
+}
+
+#[test]
+fn outputs_over_their_limit_end_the_build() {
+    let case = case();
+    let result = case.run(|fake| {
+        fake.started();
+        fake.exited(0);
+        fake.send(Tag::OutputBegin, b"out");
+        fake.send(Tag::OutputData, &[0; 1000]);
+        fake.send(Tag::OutputData, &[0; 1]);
+    });
+    assert!(matches!(result, Err(SandboxError::OutputLimit { limit: 1000 })), "{result:?}");
+    assert_eq!(case.seen.outputs.lock().unwrap()["out"], (vec![0; 1000], false));
+}
+
+#[test]
+fn a_sink_that_refuses_is_the_boxs_problem() {
+    let mut case = case();
+    case.seen.refuse = true;
+    let error = case
+        .run(|fake| {
+            fake.started();
+            fake.exited(0);
+            fake.send(Tag::OutputBegin, b"out");
+        })
+        .unwrap_err();
+    assert!(matches!(&error, SandboxError::Sink { name, .. } if name == "out"), "{error:?}");
+    assert!(!error.is_builders_fault());
+}
+
+#[test]
+fn a_cancel_wakes_a_session_that_waits() {
+    let case = case();
+    let cancel = case.cancel.clone();
+    let result = case.run(move |fake| {
+        fake.started();
+        thread::sleep(SHORT);
+        cancel.cancel();
+        fake.wait_for_hangup();
+    });
+    assert!(matches!(result, Err(SandboxError::Cancelled)), "{result:?}");
+}
+
+#[test]
+fn a_cancel_before_the_start_is_seen() {
+    let case = case();
+    case.cancel.cancel();
+    let result = case.run(Fake::wait_for_hangup);
+    assert!(matches!(result, Err(SandboxError::Cancelled)), "{result:?}");
+}
+
+#[test]
+fn claims_of_an_exit_only_explain_a_failure() {
+    let claim = |status, out_of_memory, process_limit| Exit { status, out_of_memory, process_limit };
+    let run = |exit: Exit| {
+        let mut case = case();
+        case.job.outputs.clear();
+        case.run(move |fake| {
+            fake.started();
+            fake.exit(exit);
+            fake.send(Tag::Done, &[]);
+        })
+    };
+    let killed = ExitStatus::Signalled(9);
+    assert!(matches!(run(claim(killed, true, false)), Err(SandboxError::OutOfMemory { mib: 64 })));
+    assert!(matches!(run(claim(killed, false, true)), Err(SandboxError::ProcessLimit { limit: 10 })));
+    assert!(matches!(run(claim(killed, false, false)), Ok(f) if f.status == BuilderStatus::Signalled(9)));
+    assert!(
+        matches!(run(claim(ExitStatus::Exited(0), true, true)), Ok(f) if f.status == BuilderStatus::Exited(0))
+    );
+}
+
+#[test]
+fn failures_keep_their_kind() {
+    for (kind, is_fault) in [
+        (FailureKind::OutputMissing { name: "out".into() }, true),
+        (FailureKind::OutputInvalid { name: "out".into() }, true),
+        (FailureKind::CannotStart, true),
+        (FailureKind::Sandbox, false),
+    ] {
+        let failure = Failure { kind: kind.clone(), text: "because".into() };
+        let error = case()
+            .run(move |fake| {
+                fake.hello();
+                fake.read_job();
+                fake.raw(&json_frame(Tag::Failed, &failure).unwrap());
+            })
+            .unwrap_err();
+        assert_eq!(error.is_builders_fault(), is_fault, "{kind:?}: {error:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn random_bytes_end_a_session_with_an_error(
+        begun in any::<bool>(),
+        bytes in prop::collection::vec(any::<u8>(), 0..3000),
+    ) {
+        let case = case();
+        let result = case.run(move |fake| {
+            if begun {
+                fake.started();
+            }
+            fake.raw(&bytes);
+        });
+        prop_assert!(matches!(
+            result,
+            Err(SandboxError::GuestProtocol { .. } | SandboxError::GuestDied { .. } | SandboxError::LogLimit { .. })
+        ));
+    }
+}
