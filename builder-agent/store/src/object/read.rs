@@ -15,7 +15,7 @@ use thiserror::Error;
 use super::format::{
     BLOCK, DIRENT, Header, RawInode, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, SLOT, u16_at, u64_at,
 };
-use crate::nar::{MAX_NAME, MAX_TARGET};
+use crate::nar::{MAX_NAME, MAX_TARGET, NarReader};
 
 /// Most metadata that an object can have: a million entries of the longest kind are well below.
 const MAX_META_BYTES: u64 = 1 << 30;
@@ -102,6 +102,12 @@ impl Object {
         let mut meta = vec![0; meta_len as usize];
         file.read_exact_at(&mut meta, header.meta_block() * BLOCK).map_err(short)?;
         Ok(Self { file, header, meta })
+    }
+
+    /// The NAR that this object was made of.
+    #[must_use]
+    pub fn into_nar(self) -> NarReader {
+        NarReader::new(Arc::new(self))
     }
 
     /// The file underneath.
