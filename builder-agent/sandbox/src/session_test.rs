@@ -514,9 +514,12 @@ proptest! {
             }
             fake.raw(&bytes);
         });
-        prop_assert!(matches!(
+        let refused = matches!(
             result,
-            Err(SandboxError::GuestProtocol { .. } | SandboxError::GuestDied { .. } | SandboxError::LogLimit { .. })
-        ));
+            Err(SandboxError::GuestProtocol { .. }
+                | SandboxError::GuestDied { .. }
+                | SandboxError::LogLimit { .. })
+        );
+        prop_assert!(refused, "{:?}", result);
     }
 }
