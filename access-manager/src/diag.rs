@@ -74,9 +74,7 @@ impl fmt::Display for Diagnostic {
         if let Some(place) = &self.at {
             write_place(f, place, gutter)?;
         }
-        for (name, text) in
-            [("expected", &self.expected), ("found", &self.found), ("hint", &self.hint)]
-        {
+        for (name, text) in [("expected", &self.expected), ("found", &self.found), ("hint", &self.hint)] {
             if let Some(text) = text {
                 write!(f, "\n{:>9} {text}", format!("{name}:"))?;
             }
@@ -339,12 +337,8 @@ mod tests {
         let fault = Fault::new(Class::Type, "t").at(Span { file, start: 10_000, end: 10_004 });
         let shown = fault.resolve(&files, u32::MAX).to_string();
         let lines: Vec<&str> = shown.lines().collect();
-        let caret: String = lines[4]
-            .chars()
-            .zip(lines[3].chars())
-            .filter(|(c, _)| *c == '^')
-            .map(|(_, c)| c)
-            .collect();
+        let caret: String =
+            lines[4].chars().zip(lines[3].chars()).filter(|(c, _)| *c == '^').map(|(_, c)| c).collect();
         assert_eq!(caret, "WORD", "{shown}");
         assert!(lines.iter().all(|l| l.chars().count() < 200));
     }

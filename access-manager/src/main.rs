@@ -213,7 +213,9 @@ fn watch(pause: Duration) -> ExitCode {
             arguments.push(argument);
         }
     }
-    let Ok(program) = std::env::current_exe() else { return complain(LOCAL, "cannot find this program's own file") };
+    let Ok(program) = std::env::current_exe() else {
+        return complain(LOCAL, "cannot find this program's own file");
+    };
     loop {
         match std::process::Command::new(&program).args(&arguments).spawn() {
             Ok(mut child) => wait_or_kill(&mut child),
@@ -245,7 +247,9 @@ fn wait_or_kill(child: &mut std::process::Child) {
 fn print(text: &str) -> ExitCode {
     use std::io::Write;
     match std::io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => complain(LOCAL, &format!("cannot write: {e}")),
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            complain(LOCAL, &format!("cannot write: {e}"))
+        }
         _ => ExitCode::SUCCESS,
     }
 }

@@ -29,7 +29,7 @@ use crate::source::Source;
 const STACK: usize = 1 << 30;
 
 /// Runs `work` with a fresh evaluator over `source`, on a thread whose stack fits [`Limits::depth`].
-pub fn with_evaluator<S, T, F>(source: S, limits: Limits, work: F) -> Result<T, Diagnostic>
+pub fn with_evaluator<S, T, F>(source: S, limits: Limits, work: F) -> Result<T, Box<Diagnostic>>
 where
     S: Source + Send,
     T: Send,
@@ -41,7 +41,7 @@ where
             .stack_size(STACK)
             .spawn_scoped(scope, move || {
                 let mut evaluator = Evaluator::new(&source, limits);
-                work(&mut evaluator).map_err(|fault| evaluator.resolve(fault))
+                work(&mut evaluator).map_err(|fault| Box::new(evaluator.resolve(fault)))
             })
             .expect("a thread can be started")
             .join()
@@ -51,7 +51,11 @@ where
 
 /// Evaluates `file` completely and gives what `nix-instantiate --eval --strict --json` prints.
 /// A function at the top is called with `{ lib, pkgs, … }` as a NixOS module would be.
-pub fn to_json<S: Source + Send>(source: S, file: &str, limits: Limits) -> Result<serde_json::Value, Diagnostic> {
+pub fn to_json<S: Source + Send>(
+    source: S,
+    file: &str,
+    limits: Limits,
+) -> Result<serde_json::Value, Box<Diagnostic>> {
     with_evaluator(source, limits, |evaluator| {
         let value = evaluator.import_file(file)?;
         let value = evaluator.call_module(value)?;

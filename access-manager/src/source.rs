@@ -173,7 +173,11 @@ impl Source for WorkDir {
         let full = self.root.join(path);
         match full.symlink_metadata() {
             Ok(meta) => Ok(Some(Self::node(&meta, &full)?)),
-            Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(None),
+            Err(e)
+                if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) =>
+            {
+                Ok(None)
+            }
             Err(e) => Err(e.into()),
         }
     }

@@ -98,7 +98,8 @@ impl KeyError {
             KeyError::OtherFormat => (
                 "this public key is in another format than OpenSSH's".into(),
                 "one line such as `ssh-ed25519 AAAA… name`".into(),
-                "convert it with `ssh-keygen -i -f FILE` (RFC 4716) or `ssh-keygen -i -m PKCS8 -f FILE`".into(),
+                "convert it with `ssh-keygen -i -f FILE` (RFC 4716) or `ssh-keygen -i -m PKCS8 -f FILE`"
+                    .into(),
             ),
             KeyError::UnknownType(found) => {
                 let hint = match crate::diag::did_you_mean(found, KEY_TYPES.iter().copied()) {
@@ -151,7 +152,10 @@ impl KeyError {
                     _ => "leave the option away, or use another key".into(),
                 };
                 (
-                    format!("the option {} before this key cannot be enforced here", crate::diag::quoted(name)),
+                    format!(
+                        "the option {} before this key cannot be enforced here",
+                        crate::diag::quoted(name)
+                    ),
                     "a key without options that restrict its use; no-pty and the like are fine".into(),
                     hint,
                 )
@@ -223,7 +227,9 @@ fn parse_line(line: &str) -> Result<Key, KeyError> {
 }
 
 fn looks_private(line: &str) -> bool {
-    line.contains("PRIVATE KEY") || line.starts_with("PuTTY-User-Key-File") || line.contains("b3BlbnNzaC1rZXktdjE")
+    line.contains("PRIVATE KEY")
+        || line.starts_with("PuTTY-User-Key-File")
+        || line.contains("b3BlbnNzaC1rZXktdjE")
 }
 
 /// The type words we know and refuse.
@@ -271,7 +277,8 @@ fn parse_key(kind: &str, rest: &str) -> Result<Key, KeyError> {
     if base64.is_empty() {
         return Err(KeyError::KeyMissing(kind.to_owned()));
     }
-    let parsed = PublicKey::from_openssh(&format!("{kind} {base64}")).map_err(|e| KeyError::Damaged(e.to_string()))?;
+    let parsed =
+        PublicKey::from_openssh(&format!("{kind} {base64}")).map_err(|e| KeyError::Damaged(e.to_string()))?;
     // The text said one type, the bytes must agree; `from_openssh` compares them, and this is the list that counts.
     match (kind, parsed.key_data()) {
         ("ssh-ed25519", KeyData::Ed25519(_)) => {}

@@ -108,11 +108,8 @@ pub fn sync(options: &Options) -> Result<Synced, SyncError> {
 
     let unreadable = |e: git2::Error| unreachable(options, e.message().to_owned());
     let tree = GitTree::new(repository, found).map_err(unreadable)?;
-    let evaluated = roster::evaluate(tree, &options.file, Limits::default()).map_err(|d| SyncError::Refused {
-        repo: options.repo.clone(),
-        commit: found,
-        diagnostic: Box::new(d),
-    })?;
+    let evaluated = roster::evaluate(tree, &options.file, Limits::default())
+        .map_err(|d| SyncError::Refused { repo: options.repo.clone(), commit: found, diagnostic: d })?;
     let roster = Roster {
         schema: SCHEMA,
         commit: Some(found.to_string()),
@@ -126,7 +123,12 @@ pub fn sync(options: &Options) -> Result<Synced, SyncError> {
         write_accepted(options, found)?;
     }
     let changed = write_roster(&options.out, &roster)?;
-    Ok(Synced { commit: found.to_string(), members: roster.members.len(), changed, warnings: evaluated.warnings })
+    Ok(Synced {
+        commit: found.to_string(),
+        members: roster.members.len(),
+        changed,
+        warnings: evaluated.warnings,
+    })
 }
 
 /// Puts the baked-in roster in place, unless there is a roster already. Returns whether it did.
@@ -208,7 +210,8 @@ fn fetch(options: &Options) -> Result<(git2::Repository, Oid), SyncError> {
         Ok(result) => Ok(result),
         // A half-written repository (power cut, full disk) must not stop every later attempt: it is only a cache.
         Err(e) if path.exists() && is_damage(&e) => {
-            std::fs::remove_dir_all(&path).map_err(|e| local("remove the damaged", &path, &e, "remove it by hand"))?;
+            std::fs::remove_dir_all(&path)
+                .map_err(|e| local("remove the damaged", &path, &e, "remove it by hand"))?;
             fetch_into(&path, options).map_err(|e| unreachable(options, e.message().to_owned()))
         }
         Err(e) => Err(unreachable(options, e.message().to_owned())),
@@ -273,7 +276,8 @@ fn unreachable(options: &Options, cause: String) -> SyncError {
     let repo = &options.repo;
     let hint = if cause.contains("no such branch") {
         "check --branch".to_owned()
-    } else if cause.contains("unsupported URL protocol") || repo.starts_with("git@") || repo.starts_with("ssh:") {
+    } else if repo.starts_with("git@") || (repo.contains("://") && cause.contains("unsupported URL protocol"))
+    {
         "use an https:// url or a path; the roster is public, so no login is needed".to_owned()
     } else if !repo.contains("://") {
         format!("check --repo: is there a git repository at {}?", quoted(repo))

@@ -30,7 +30,10 @@ fn with_file(name: &'static str, class: Class, users: &str, file: &'static str, 
 
 // Put together here so that no scanner takes this file for a leak.
 fn private_key() -> String {
-    format!("-----BEGIN OPENSSH {} KEY-----\nnot really one\n-----END OPENSSH {} KEY-----\n", "PRIVATE", "PRIVATE")
+    format!(
+        "-----BEGIN OPENSSH {} KEY-----\nnot really one\n-----END OPENSSH {} KEY-----\n",
+        "PRIVATE", "PRIVATE"
+    )
 }
 
 fn mistakes() -> Vec<Mistake> {
@@ -57,41 +60,93 @@ fn mistakes() -> Vec<Mistake> {
         mistake("not a roster", Roster, "42\n"),
         mistake("invalid name", Roster, "{\n  \"alice smith\" = { };\n}\n"),
         mistake("name too long", Roster, format!("{{\n  {} = {{ }};\n}}\n", "a".repeat(33))),
-        mistake("names that differ in case", Roster, format!("{{\n  Alice.keys = \"{A}\";\n  alice.keys = \"{B}\";\n}}\n")),
+        mistake(
+            "names that differ in case",
+            Roster,
+            format!("{{\n  Alice.keys = \"{A}\";\n  alice.keys = \"{B}\";\n}}\n"),
+        ),
         mistake("listed member without name", Roster, "[\n  { keys = ./keys/alice.pub; }\n]\n"),
-        mistake("same key of two members", Key, format!("{{\n  alice.keys = \"{A} home\";\n  bob.keys = \"{A} work\";\n}}\n")),
+        mistake(
+            "same key of two members",
+            Key,
+            format!("{{\n  alice.keys = \"{A} home\";\n  bob.keys = \"{A} work\";\n}}\n"),
+        ),
         mistake("key file missing", File, &*alice),
         with_file("key file is a directory", File, "{ alice.keys = ./keys; }\n", "keys/alice.pub", A),
         with_file("key file empty", Key, &alice, "keys/alice.pub", "# no key yet\n"),
         with_file("key cut off", Key, &alice, "keys/alice.pub", &format!("# laptop\n{}\n", &A[..50])),
-        mistake("path leaves the repository", Outside, "{\n  alice.keys = ../../home/alice/.ssh/id_ed25519.pub;\n}\n"),
+        mistake(
+            "path leaves the repository",
+            Outside,
+            "{\n  alice.keys = ../../home/alice/.ssh/id_ed25519.pub;\n}\n",
+        ),
         mistake("absolute path", Outside, "{\n  alice.keys = /etc/ssh/alice.pub;\n}\n"),
         mistake("path in home", Unsupported, "{\n  alice.keys = ~/.ssh/id_ed25519.pub;\n}\n"),
-        mistake("absolute path as text", Outside, "{\n  alice.keys = builtins.readFile \"/etc/passwd\";\n}\n"),
-        mistake("infinite recursion", Recursion, "rec {\n  alice.keys = bob.keys;\n  bob.keys = alice.keys;\n}\n"),
-        mistake("too many steps", Limit, "let\n  big = builtins.genList (x: x) 5000;\nin\n{\n  alice.keys = builtins.any (x: builtins.elem (-1 - x) big) big;\n}\n"),
+        mistake(
+            "absolute path as text",
+            Outside,
+            "{\n  alice.keys = builtins.readFile \"/etc/passwd\";\n}\n",
+        ),
+        mistake(
+            "infinite recursion",
+            Recursion,
+            "rec {\n  alice.keys = bob.keys;\n  bob.keys = alice.keys;\n}\n",
+        ),
+        mistake(
+            "too many steps",
+            Limit,
+            "let\n  big = builtins.genList (x: x) 5000;\nin\n{\n  alice.keys = builtins.any (x: builtins.elem (-1 - x) big) big;\n}\n",
+        ),
         mistake("member of a list is a path", Roster, "[\n  ./keys/alice.pub\n]\n"),
         mistake("too deep", Limit, "let f = n: f (n + 1) + 1; in { alice.keys = f 0; }\n"),
-        mistake("too much text", Limit, "let f = n: s: if n == 0 then s else f (n - 1) (s + s); in { alice.keys = f 60 \"ssh-ed25519\"; }\n"),
+        mistake(
+            "too much text",
+            Limit,
+            "let f = n: s: if n == 0 then s else f (n - 1) (s + s); in { alice.keys = f 60 \"ssh-ed25519\"; }\n",
+        ),
         mistake("too many values", Limit, "{ alice.keys = builtins.genList (x: \"x\") 1000000000000; }\n"),
         mistake("nested too deeply", Limit, format!("{}{}\n", "[".repeat(5000), "]".repeat(5000))),
-        mistake("undefined name", Undefined, "let\n  alicesKey = \"x\";\nin\n{\n  alice.keys = aliceKey;\n}\n"),
-        mistake("undefined attribute", Undefined, "let\n  keys = { alice = \"x\"; };\nin\n{\n  alice.keys = keys.alise;\n}\n"),
+        mistake(
+            "undefined name",
+            Undefined,
+            "let\n  alicesKey = \"x\";\nin\n{\n  alice.keys = aliceKey;\n}\n",
+        ),
+        mistake(
+            "undefined attribute",
+            Undefined,
+            "let\n  keys = { alice = \"x\"; };\nin\n{\n  alice.keys = keys.alise;\n}\n",
+        ),
         mistake("lib without argument", Undefined, "{\n  alice.keys = lib.concatStrings [ ];\n}\n"),
         mistake("calls a string", Type, "{\n  alice.keys = \"x\" \"y\";\n}\n"),
         mistake("wrong type to lib", Type, "{ lib, ... }:\n{\n  alice.keys = lib.splitString \",\" 5;\n}\n"),
         mistake("search path", Unsupported, "with import <nixpkgs/lib>;\n{ }\n"),
-        mistake("fetches", Unsupported, "{\n  alice.keys = builtins.fetchurl \"https://example.org/alice.keys\";\n}\n"),
+        mistake(
+            "fetches",
+            Unsupported,
+            "{\n  alice.keys = builtins.fetchurl \"https://example.org/alice.keys\";\n}\n",
+        ),
         mistake("environment", Unsupported, "{\n  alice.keys = builtins.getEnv \"KEY\";\n}\n"),
         mistake("a package", Undefined, "{ pkgs, ... }:\n{\n  alice.keys = pkgs.hello;\n}\n"),
-        mistake("the system's configuration", Unsupported, "{ config, ... }:\n{\n  alice.keys = config.x;\n}\n"),
+        mistake(
+            "the system's configuration",
+            Unsupported,
+            "{ config, ... }:\n{\n  alice.keys = config.x;\n}\n",
+        ),
         mistake("throws", Thrown, "{\n  alice.keys = throw \"alice has left\";\n}\n"),
         mistake("assertion", Thrown, "{\n  alice.keys = assert 1 > 2; \"x\";\n}\n"),
-        mistake("private key", Key, format!("{{\n  alice.keys = ''\n    {}  '';\n}}\n", private_key().replace('\n', "\n    "))),
+        mistake(
+            "private key",
+            Key,
+            format!("{{\n  alice.keys = ''\n    {}  '';\n}}\n", private_key().replace('\n', "\n    ")),
+        ),
         with_file("private key in a file", Key, &alice, "keys/alice.pub", &private_key()),
         mistake("weak rsa", Key, key(RSA_1024)),
         mistake("dsa", Key, key(DSA)),
-        mistake("unknown key type", Key, key("ssh-ed25591 AAAAC3NzaC1lZDI1NTE5AAAAIJV7rRib2e36t2hunyspCZColVrqjTOaCfF4Y/e4cJJl")),
+        mistake(
+            "unknown key type",
+            Key,
+            key("ssh-ed25591 AAAAC3NzaC1lZDI1NTE5AAAAIJV7rRib2e36t2hunyspCZColVrqjTOaCfF4Y/e4cJJl"),
+        ),
         mistake("key type missing", Key, key(A.split(' ').nth(1).unwrap())),
         mistake("key missing", Key, key("ssh-ed25519")),
         mistake("certificate", Key, key("ssh-ed25519-cert-v01@openssh.com AAAA")),

@@ -60,10 +60,16 @@ fn a_nixos_module_gives_its_users_keys() {
     const MORE: &str = "{ ... }: { users.users.bob.openssh.authorizedKeys.keyFiles = [ ../keys/bob.pub ]; }";
     let alice = "users.users.alice.openssh.authorizedKeys.keys = [ (builtins.readFile ./keys/alice.pub) ];";
     let shapes = [
-        format!("{{ config, pkgs, ... }}: {{ imports = [ ./modules/more.nix ]; {alice} services.x = pkgs.y; }}"),
-        format!("{{ lib, ... }}: {{ config = lib.mkMerge [ (lib.mkIf true {{ {alice} }}) (import ./modules/more.nix {{ }}) ]; }}"),
-        format!("{{ {alice} users.users.bob.openssh.authorizedKeys.keyFiles = [ ./keys/bob.pub ]; \
-                 users.users.daemon.isSystemUser = true; }}"),
+        format!(
+            "{{ config, pkgs, ... }}: {{ imports = [ ./modules/more.nix ]; {alice} services.x = pkgs.y; }}"
+        ),
+        format!(
+            "{{ lib, ... }}: {{ config = lib.mkMerge [ (lib.mkIf true {{ {alice} }}) (import ./modules/more.nix {{ }}) ]; }}"
+        ),
+        format!(
+            "{{ {alice} users.users.bob.openssh.authorizedKeys.keyFiles = [ ./keys/bob.pub ]; \
+                 users.users.daemon.isSystemUser = true; }}"
+        ),
     ];
     for shape in shapes {
         assert_eq!(summary(&read_with(&shape, &files)), alice_and_bob(), "{shape}");
@@ -117,7 +123,8 @@ fn every_attribute_reaches_roster_json_under_its_name() {
 #[test]
 fn every_accepted_key_type_is_accepted() {
     for key in [A, ECDSA_256, ECDSA_384, ECDSA_521, RSA_3072, SK_ED25519, SK_ECDSA] {
-        let roster = read_with("{ alice.keys = ./k; }", &[("k", &format!("no-pty,restrict {key} a b c\r\n"))]);
+        let roster =
+            read_with("{ alice.keys = ./k; }", &[("k", &format!("no-pty,restrict {key} a b c\r\n"))]);
         assert_eq!(roster.members[0].keys, [format!("{key} a b c")]);
     }
 }
@@ -131,7 +138,8 @@ fn a_trusted_attribute_is_ignored_aloud() {
 #[test]
 fn the_projects_own_users_nix_is_a_roster() {
     let top = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let roster = evaluate(WorkDir::new(top).unwrap(), "users.nix", Limits::default()).unwrap_or_else(|d| panic!("{d}"));
+    let roster = evaluate(WorkDir::new(top).unwrap(), "users.nix", Limits::default())
+        .unwrap_or_else(|d| panic!("{d}"));
     assert!(roster.members.len() >= 2 && roster.warnings.is_empty(), "{roster:?}");
 }
 
@@ -166,7 +174,9 @@ fn links_are_followed_inside_the_repository_and_nowhere_else() {
     };
     assert_eq!(read("good").unwrap().members[0].keys, [A]);
     assert_eq!(read("keys/top/good").unwrap().members[0].keys, [A]);
-    for (file, expected) in [("up", "leaves the repository"), ("absolute", "leaves the repository"), ("loop", "40")] {
+    for (file, expected) in
+        [("up", "leaves the repository"), ("absolute", "leaves the repository"), ("loop", "40")]
+    {
         let error = read(file).unwrap_err();
         assert!(error.contains(expected), "{file}: {error}");
     }

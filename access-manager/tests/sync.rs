@@ -16,7 +16,8 @@ impl World {
     fn new() -> World {
         let dir = tempfile::tempdir().unwrap();
         let mut options = git2::RepositoryInitOptions::new();
-        let repo = git2::Repository::init_opts(dir.path().join("roster"), options.initial_head("main")).unwrap();
+        let repo =
+            git2::Repository::init_opts(dir.path().join("roster"), options.initial_head("main")).unwrap();
         World { dir, repo }
     }
 
@@ -73,7 +74,8 @@ impl World {
             .output()
             .unwrap();
         assert!(output.stdout.is_empty());
-        let text = String::from_utf8(output.stderr).unwrap().replace(self.dir.path().to_str().unwrap(), "TMP");
+        let text =
+            String::from_utf8(output.stderr).unwrap().replace(self.dir.path().to_str().unwrap(), "TMP");
         (output.status.code().unwrap(), text)
     }
 
@@ -100,7 +102,10 @@ fn members_come_and_go_with_commits() {
     let w = World::new();
     let first = w.commit(&[("users.nix", &both()), ("keys/bob.pub", B)]);
     let (code, text) = w.sync(&[]);
-    assert_eq!((code, text.as_str()), (0, &*format!("wrote TMP/roster.json: 2 members, commit {}\n", &first.to_string()[..12])));
+    assert_eq!(
+        (code, text.as_str()),
+        (0, &*format!("wrote TMP/roster.json: 2 members, commit {}\n", &first.to_string()[..12]))
+    );
     assert_eq!(w.roster()["commit"], first.to_string());
     assert_eq!(w.roster()["schema"], 1);
 
@@ -181,7 +186,10 @@ fn an_unreachable_remote_is_named_and_changes_nothing() {
     ] {
         let (code, text) = w.sync_from(repo, &[]);
         assert_eq!(code, 3, "{text}");
-        assert!(text.starts_with(&format!("error: cannot fetch branch main from {repo}\n   cause: ")), "{text}");
+        assert!(
+            text.starts_with(&format!("error: cannot fetch branch main from {repo}\n   cause: ")),
+            "{text}"
+        );
         assert!(text.contains(hint), "{text}");
         assert_eq!(std::fs::read(w.path("roster.json")).unwrap(), before);
     }
@@ -226,7 +234,9 @@ fn a_commit_cannot_reach_outside_its_own_tree() {
         ("keys/alice.pub", A),
     ]);
     assert_eq!(w.sync(&[]).0, 0);
-    for (target, what) in [("-> /etc/hostname", "`/etc/hostname`"), ("-> ../state/accepted.json", "`../state/accepted.json`")] {
+    for (target, what) in
+        [("-> /etc/hostname", "`/etc/hostname`"), ("-> ../state/accepted.json", "`../state/accepted.json`")]
+    {
         w.commit(&[("users.nix", "{ alice.keys = ./link; }"), ("link", target)]);
         let (code, text) = w.sync(&[]);
         assert!(code == 5 && text.contains("leaves the repository") && text.contains(what), "{text}");
@@ -253,8 +263,13 @@ fn eval_prints_a_table_or_json_and_names_the_mistake() {
     let w = World::new();
     std::fs::write(w.path("users.nix"), alice()).unwrap();
     let run = |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_access-manager")).arg("eval").args(arguments).output().unwrap();
-        (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_access-manager")).arg("eval").args(arguments).output().unwrap();
+        (
+            output.status.code().unwrap(),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
     };
     let users = w.path("users.nix");
     let users = users.to_str().unwrap();

@@ -23,8 +23,15 @@ pub enum Kind {
     /// A path relative to the directory of its file; literal and computed pieces.
     Path(Vec<Part>),
     Var(Sym),
-    Select { base: ExprRef, path: Vec<Name>, or: Option<ExprRef> },
-    Has { base: ExprRef, path: Vec<Name> },
+    Select {
+        base: ExprRef,
+        path: Vec<Name>,
+        or: Option<ExprRef>,
+    },
+    Has {
+        base: ExprRef,
+        path: Vec<Name>,
+    },
     Lambda(Rc<Lambda>),
     Call(ExprRef, ExprRef),
     If(ExprRef, ExprRef, ExprRef),

@@ -156,9 +156,13 @@ impl<'s> Evaluator<'s> {
         self.deeper(if span.file == LIB_FILE { at } else { span })?;
         let result = match std::mem::replace(&mut self.thunks[index].state, State::Running) {
             State::Done(value) => Ok(value),
-            State::Running => Err(Fault::new(Class::Recursion, "this value needs itself: infinite recursion")
-                .at(if span.file == LIB_FILE { at } else { span })
-                .hint("break the cycle: one of the names on the right leads back to the one being defined")),
+            State::Running => {
+                Err(Fault::new(Class::Recursion, "this value needs itself: infinite recursion")
+                    .at(if span.file == LIB_FILE { at } else { span })
+                    .hint(
+                        "break the cycle: one of the names on the right leads back to the one being defined",
+                    ))
+            }
             State::Forbidden(fault) => {
                 self.thunks[index].state = State::Forbidden(fault.clone());
                 Err(fault)
@@ -311,7 +315,7 @@ impl<'s> Evaluator<'s> {
                 .hint("keep it a path, as in `./keys + \"/alice.pub\"`, or use `builtins.readFile`")),
             Value::Attrs(map) if map.contains_key("__toString") => {
                 let value = Value::Attrs(map.clone());
-                self.to_string_attr(&value, at)
+                self.call_to_string(&value, at)
             }
             other => {
                 let fault = wrong_type("what is put into a string", "a string", other, at);
@@ -332,7 +336,9 @@ impl<'s> Evaluator<'s> {
                     let value = self.eval(e, env)?;
                     match &value {
                         Value::Str(s) => text.push_str(s),
-                        other => return Err(wrong_type("what is put into a path", "a string", other, e.span)),
+                        other => {
+                            return Err(wrong_type("what is put into a path", "a string", other, e.span));
+                        }
                     }
                 }
             }
@@ -368,7 +374,12 @@ impl<'s> Evaluator<'s> {
                 with_seen = true;
                 let value = self.force(set, at)?;
                 let Value::Attrs(map) = value else {
-                    return Err(wrong_type("what stands after `with`", "an attribute set", &value, self.blame(set, at)));
+                    return Err(wrong_type(
+                        "what stands after `with`",
+                        "an attribute set",
+                        &value,
+                        self.blame(set, at),
+                    ));
                 };
                 if let Some(slot) = map.get(name) {
                     return Ok(slot.thunk);
@@ -383,7 +394,9 @@ impl<'s> Evaluator<'s> {
                 fault.hint(format!("start the file with `{{ {name}, ... }}:`"))
             }
             None if with_seen => fault.hint("no `with` around it has such an attribute either"),
-            None => fault.hint("text needs quotes, and a name must be defined with `let … in`, or by an argument"),
+            None => {
+                fault.hint("text needs quotes, and a name must be defined with `let … in`, or by an argument")
+            }
         })
     }
 
@@ -468,22 +481,30 @@ impl<'s> Evaluator<'s> {
         Err(Fault::new(Class::Syntax, "an attribute name is missing").at(at))
     }
 
-    fn select(&mut self, base: &ExprRef, path: &[Name], or: Option<&ExprRef>, env: &Env, span: Span) -> R<Value> {
+    fn select(
+        &mut self,
+        base: &ExprRef,
+        path: &[Name],
+        or: Option<&ExprRef>,
+        env: &Env,
+        span: Span,
+    ) -> R<Value> {
         let set = self.eval(base, env)?;
         match (self.walk(set, path, env, span)?, or) {
             (Ok(last), _) => self.force(last, span),
             (Err(_), Some(or)) => self.eval(or, env),
             (Err(Missing { inside: Value::Attrs(map), name, span: at }), None) => {
-                let fault = Fault::new(Class::Undefined, format!("there is no attribute {}", quoted(&name))).at(at);
+                let fault =
+                    Fault::new(Class::Undefined, format!("there is no attribute {}", quoted(&name))).at(at);
                 let near = did_you_mean(&name, map.keys().map(|k| &**k));
                 Err(match (near, &base.kind) {
                     (Some(near), _) => fault.hint(format!("did you mean {}?", quoted(near))),
                     (_, Kind::Var(v)) if &**v == "pkgs" => fault
                         .expected("`pkgs.lib`, the only part of `pkgs` that exists here")
                         .hint("packages cannot be built or looked into while the roster is read"),
-                    (_, Kind::Var(v)) if &**v == "lib" || &**v == "builtins" => {
-                        fault.hint("only the functions that rosters commonly use are known here; see docs/roster.md")
-                    }
+                    (_, Kind::Var(v)) if &**v == "lib" || &**v == "builtins" => fault.hint(
+                        "only the functions that rosters commonly use are known here; see docs/roster.md",
+                    ),
                     _ => fault.hint("add it, or give a default with `or`"),
                 })
             }
@@ -523,7 +544,8 @@ impl<'s> Evaluator<'s> {
             Value::Attrs(map) if map.contains_key("__functor") => {
                 let functor = map["__functor"].thunk;
                 let this = self.done(Value::Attrs(map), at)?;
-                self.call_thunk(functor, &[this, arg], at)
+                // A functor may give itself again: without an expression in between, nothing else counts the levels.
+                self.nested(at, |ev| ev.call_thunk(functor, &[this, arg], at))
             }
             other => Err(Fault::new(Class::Type, format!("{} is called as a function", other.kind()))
                 .at(at)
@@ -539,14 +561,20 @@ impl<'s> Evaluator<'s> {
         let (formals, open, whole) = match &closure.lambda.param {
             Param::Name(name) => {
                 names.insert(name.clone(), arg);
-                let env = Some(Rc::new(EnvNode { scope: Scope::Names(names.into()), parent: closure.env.clone() }));
+                let env =
+                    Some(Rc::new(EnvNode { scope: Scope::Names(names.into()), parent: closure.env.clone() }));
                 return self.eval(&closure.lambda.body, &env);
             }
             Param::Formals { formals, open, whole } => (formals, *open, whole),
         };
         let value = self.force(arg, at)?;
         let Value::Attrs(given) = value else {
-            return Err(wrong_type("the argument of this function", "an attribute set", &value, self.blame(arg, at)));
+            return Err(wrong_type(
+                "the argument of this function",
+                "an attribute set",
+                &value,
+                self.blame(arg, at),
+            ));
         };
         let node = Rc::new(EnvNode { scope: Scope::Names(names.into()), parent: closure.env.clone() });
         let Scope::Names(scope) = &node.scope else { unreachable!("made on the line above") };
@@ -557,8 +585,11 @@ impl<'s> Evaluator<'s> {
                 (None, Some(default)) => self.delay(default, &env)?,
                 (None, None) => {
                     let name = quoted(&formal.name);
-                    return Err(Fault::new(Class::Type, format!("this function is called without its argument {name}"))
-                        .at(at));
+                    return Err(Fault::new(
+                        Class::Type,
+                        format!("this function is called without its argument {name}"),
+                    )
+                    .at(at));
                 }
             };
             scope.borrow_mut().insert(formal.name.clone(), thunk);
@@ -588,7 +619,8 @@ impl<'s> Evaluator<'s> {
         };
         let at = closure.lambda.body.span;
         let mut map = AttrMap::new();
-        let wanted: Vec<(Sym, bool)> = formals.iter().map(|f| (f.name.clone(), f.default.is_some())).collect();
+        let wanted: Vec<(Sym, bool)> =
+            formals.iter().map(|f| (f.name.clone(), f.default.is_some())).collect();
         let slot = |thunk| Slot { thunk, span: at };
         map.insert("lib".into(), slot(self.lib));
         let pkgs = Value::Attrs(Rc::new(AttrMap::from([("lib".into(), slot(self.lib))])));
@@ -596,9 +628,12 @@ impl<'s> Evaluator<'s> {
         map.insert("pkgs".into(), slot(pkgs));
         for (name, has_default) in wanted {
             if !has_default && !map.contains_key(&name) {
-                let fault = Fault::new(Class::Unsupported, format!("{} is not available here", quoted(&name)))
-                    .expected("`lib` (or `pkgs.lib`); the roster is read on its own, outside of a NixOS system")
-                    .hint("write the value out, or move it into a file of this repository and `import` that");
+                let fault = Fault::new(
+                    Class::Unsupported,
+                    format!("{} is not available here", quoted(&name)),
+                )
+                .expected("`lib` (or `pkgs.lib`); the roster is read on its own, outside of a NixOS system")
+                .hint("write the value out, or move it into a file of this repository and `import` that");
                 let thunk = self.alloc(at, State::Forbidden(fault));
                 map.insert(name, slot(thunk));
             }
@@ -647,8 +682,10 @@ impl<'s> Evaluator<'s> {
             }
         }
         let bytes = self.source.read(&real, limit).map_err(|e| match e {
-            SourceError::TooLarge { limit } => Fault::new(Class::Limit, format!("the file {} is too large", quoted(path)))
-                .expected(format!("at most {limit} bytes")),
+            SourceError::TooLarge { limit } => {
+                Fault::new(Class::Limit, format!("the file {} is too large", quoted(path)))
+                    .expected(format!("at most {limit} bytes"))
+            }
             e => path_fault(path, &e.into()),
         })?;
         self.pay_text(bytes.len())?;
@@ -735,20 +772,26 @@ fn point_out_of_lib(fault: Fault, at: Span) -> Fault {
 }
 
 pub(super) fn wrong_type(what: &str, expected: &str, found: &Value, at: Span) -> Fault {
-    Fault::new(Class::Type, format!("{what} must be {expected}")).at(at).expected(expected).found(found.kind())
+    Fault::new(Class::Type, format!("{what} must be {expected}"))
+        .at(at)
+        .expected(expected)
+        .found(found.kind())
 }
 
 pub(super) fn path_fault(path: &str, error: &ResolveError) -> Fault {
     match error {
-        ResolveError::Escapes => Fault::new(Class::Outside, format!("the path {} leaves the repository", quoted(path)))
-            .expected("a path inside this repository")
-            .hint("move the file into the repository and name it relative to this file"),
+        ResolveError::Escapes => {
+            Fault::new(Class::Outside, format!("the path {} leaves the repository", quoted(path)))
+                .expected("a path inside this repository")
+                .hint("move the file into the repository and name it relative to this file")
+        }
         ResolveError::LinkEscapes { link, target } => {
             Fault::new(Class::Outside, format!("the path {} leaves the repository", quoted(path)))
                 .expected("a path inside this repository")
                 .found(format!("the symbolic link {} to {}", quoted(link), quoted(target)))
                 .hint("replace the link by the file it points to")
         }
-        other => Fault::new(Class::File, format!("the file {} cannot be read", quoted(path))).found(other.to_string()),
+        other => Fault::new(Class::File, format!("the file {} cannot be read", quoted(path)))
+            .found(other.to_string()),
     }
 }

@@ -31,7 +31,7 @@ impl Evaluator<'_> {
                 Json::Array(out)
             }
             Value::Attrs(map) if map.contains_key("__toString") => {
-                Json::from(&*self.to_string_attr(value, at)?)
+                Json::from(&*self.call_to_string(value, at)?)
             }
             Value::Attrs(map) => {
                 let mut out = serde_json::Map::new();
@@ -41,7 +41,8 @@ impl Evaluator<'_> {
                 Json::Object(out)
             }
             other => {
-                let fault = Fault::new(Class::Unsupported, format!("{} cannot become JSON", other.kind())).at(at);
+                let fault =
+                    Fault::new(Class::Unsupported, format!("{} cannot become JSON", other.kind())).at(at);
                 return Err(fault.expected("text, numbers, true, false, null, lists and sets of these"));
             }
         })
@@ -62,7 +63,9 @@ impl Evaluator<'_> {
             Json::Number(n) => match (n.as_i64(), n.as_f64()) {
                 (Some(i), _) => Value::Int(i),
                 (None, Some(f)) => Value::Float(f),
-                (None, None) => return Err(Fault::new(Class::Type, "this number does not fit in 64 bits").at(at)),
+                (None, None) => {
+                    return Err(Fault::new(Class::Type, "this number does not fit in 64 bits").at(at));
+                }
             },
             Json::String(s) => Value::string(s),
             Json::Array(items) => {

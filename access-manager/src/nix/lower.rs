@@ -63,7 +63,9 @@ impl Lower {
     }
 
     fn unsupported<T, N: AstNode>(&self, node: &N, what: &str, hint: &str) -> R<T> {
-        Err(Fault::new(Class::Unsupported, format!("{what} is not supported here")).at(self.span(node)).hint(hint))
+        Err(Fault::new(Class::Unsupported, format!("{what} is not supported here"))
+            .at(self.span(node))
+            .hint(hint))
     }
 
     fn expr(&self, node: &ast::Expr) -> R<ExprRef> {
@@ -85,15 +87,16 @@ impl Lower {
                 path: self.attrpath(&self.need(s, s.attrpath())?)?,
                 or: s.default_expr().map(|e| self.expr(&e)).transpose()?,
             },
-            ast::Expr::HasAttr(h) => Kind::Has {
-                base: self.sub(h, h.expr())?,
-                path: self.attrpath(&self.need(h, h.attrpath())?)?,
-            },
+            ast::Expr::HasAttr(h) => {
+                Kind::Has { base: self.sub(h, h.expr())?, path: self.attrpath(&self.need(h, h.attrpath())?)? }
+            }
             ast::Expr::Lambda(l) => Kind::Lambda(Rc::new(self.lambda(l)?)),
             ast::Expr::LetIn(l) => {
                 let set = self.entries(l, true)?;
                 if let Some((name, _)) = set.computed.first() {
-                    return Err(Fault::new(Class::Syntax, "a computed name is not allowed in `let`").at(name.span));
+                    return Err(
+                        Fault::new(Class::Syntax, "a computed name is not allowed in `let`").at(name.span)
+                    );
                 }
                 Kind::Let(self.finish(set), self.sub(l, l.body())?)
             }
@@ -113,10 +116,13 @@ impl Lower {
             ast::Expr::PathRel(p) => self.path(p.parts())?,
             ast::Expr::PathAbs(p) => {
                 let text = p.to_string();
-                return Err(Fault::new(Class::Outside, format!("the path {} leaves the repository", quoted(&text)))
-                    .at(span)
-                    .expected("a path relative to this file, such as ./keys/alice.pub")
-                    .found("an absolute path"));
+                return Err(Fault::new(
+                    Class::Outside,
+                    format!("the path {} leaves the repository", quoted(&text)),
+                )
+                .at(span)
+                .expected("a path relative to this file, such as ./keys/alice.pub")
+                .found("an absolute path"));
             }
             ast::Expr::PathHome(p) => {
                 return self.unsupported(p, "a path in somebody's home", "use a path relative to this file");
@@ -234,8 +240,11 @@ impl Lower {
             let ident = self.need(&entry, entry.ident())?;
             let name = self.ident(&ident);
             if whole.as_ref() == Some(&name) || !seen.insert(name.clone()) {
-                return Err(Fault::new(Class::Syntax, format!("the argument {} is named twice", quoted(&name)))
-                    .at(self.span(&ident)));
+                return Err(Fault::new(
+                    Class::Syntax,
+                    format!("the argument {} is named twice", quoted(&name)),
+                )
+                .at(self.span(&ident)));
             }
             // With a default the entry has two expressions: the name itself, then the default.
             let default = match entry.question_token() {
@@ -291,14 +300,16 @@ impl Lower {
         };
         for attr in node.attrs() {
             let Name::Known(name, span) = self.name(&attr)? else {
-                return self.unsupported(&attr, "a computed name after `inherit`", "write `name = set.${name};`");
+                return self.unsupported(
+                    &attr,
+                    "a computed name after `inherit`",
+                    "write `name = set.${name};`",
+                );
             };
             let kind = match &from {
-                Some(base) => Kind::Select {
-                    base: base.clone(),
-                    path: vec![Name::Known(name.clone(), span)],
-                    or: None,
-                },
+                Some(base) => {
+                    Kind::Select { base: base.clone(), path: vec![Name::Known(name.clone(), span)], or: None }
+                }
                 None => Kind::Var(name.clone()),
             };
             let draft = Draft::Value { span, outer: from.is_none(), value: Rc::new(Expr { span, kind }) };
@@ -352,9 +363,7 @@ impl Lower {
             None => self.span(value),
         };
         Ok(match value {
-            ast::Expr::AttrSet(a) => {
-                Draft::Set { span, set: self.entries(a, a.rec_token().is_some())? }
-            }
+            ast::Expr::AttrSet(a) => Draft::Set { span, set: self.entries(a, a.rec_token().is_some())? },
             other => Draft::Value { span, outer: false, value: self.expr(other)? },
         })
     }

@@ -17,9 +17,8 @@ fn table() -> impl Iterator<Item = &'static Native> {
 }
 
 /// Names that Nix has at the top level, without `builtins.`.
-const GLOBAL: &[&str] = &[
-    "abort", "baseNameOf", "dirOf", "import", "isNull", "map", "removeAttrs", "throw", "toString",
-];
+const GLOBAL: &[&str] =
+    &["abort", "baseNameOf", "dirOf", "import", "isNull", "map", "removeAttrs", "throw", "toString"];
 
 /// Names that exist in Nix and will not exist here, by reason.
 const FORBIDDEN: &[(&str, &[&str])] = &[
@@ -27,21 +26,54 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
         "it reaches for the network, and reading a roster does not",
         &["fetchGit", "fetchMercurial", "fetchTarball", "fetchTree", "fetchurl", "fetchClosure", "getFlake"],
     ),
-    ("a roster builds nothing", &["derivation", "derivationStrict", "placeholder", "toFile", "outputOf", "storePath"]),
+    (
+        "a roster builds nothing",
+        &["derivation", "derivationStrict", "placeholder", "toFile", "outputOf", "storePath"],
+    ),
     (
         "its answer depends on the machine, and a roster must mean the same everywhere",
         &[
-            "currentSystem", "currentTime", "getEnv", "nixPath", "nixVersion", "langVersion", "storeDir", "findFile",
-            "__currentSystem", "__currentTime",
+            "currentSystem",
+            "currentTime",
+            "getEnv",
+            "nixPath",
+            "nixVersion",
+            "langVersion",
+            "storeDir",
+            "findFile",
+            "__currentSystem",
+            "__currentTime",
         ],
     ),
     (
         "rosters have not needed it so far",
         &[
-            "appendContext", "compareVersions", "convertHash", "exec", "filterSource", "fromTOML", "genericClosure",
-            "getContext", "hashFile", "hashString", "importNative", "match", "parseDrvName", "parseFlakeRef", "path",
-            "readFileType", "scopedImport", "split", "splitVersion", "toPath", "toXML", "traceVerbose",
-            "unsafeGetAttrPos", "flakeRefToString", "warn", "break",
+            "appendContext",
+            "compareVersions",
+            "convertHash",
+            "exec",
+            "filterSource",
+            "fromTOML",
+            "genericClosure",
+            "getContext",
+            "hashFile",
+            "hashString",
+            "importNative",
+            "match",
+            "parseDrvName",
+            "parseFlakeRef",
+            "path",
+            "readFileType",
+            "scopedImport",
+            "split",
+            "splitVersion",
+            "toPath",
+            "toXML",
+            "traceVerbose",
+            "unsafeGetAttrPos",
+            "flakeRefToString",
+            "warn",
+            "break",
         ],
     ),
 ];
@@ -111,7 +143,9 @@ pub(super) fn base_scope(ev: &mut Evaluator) -> Env {
                 .found(format!("`{name}`: {reason}"))
                 .hint("write the value out, or keep it in a file of this repository");
             let thunk = add(ev, name, State::Forbidden(fault));
-            if ["derivation", "fetchGit", "fetchTarball", "fromTOML", "placeholder", "scopedImport"].contains(name) {
+            if ["derivation", "fetchGit", "fetchTarball", "fromTOML", "placeholder", "scopedImport"]
+                .contains(name)
+            {
                 global.push((name, thunk));
             }
         }
@@ -223,7 +257,9 @@ pub(super) fn operator(ev: &mut Evaluator, op: Op, a: (Value, Span), b: (Value, 
                 ev.pay_values(a.len() + b.len())?;
                 Value::List(Rc::new(a.iter().chain(b.iter()).copied().collect()))
             }
-            (Value::List(_), other) => return Err(wrong_type("the right side of `++`", "a list", &other, right_at)),
+            (Value::List(_), other) => {
+                return Err(wrong_type("the right side of `++`", "a list", &other, right_at));
+            }
             (other, _) => return Err(wrong_type("the left side of `++`", "a list", &other, left_at)),
         },
         Op::Update => match (left, right) {
@@ -236,7 +272,9 @@ pub(super) fn operator(ev: &mut Evaluator, op: Op, a: (Value, Span), b: (Value, 
             (Value::Attrs(_), other) => {
                 return Err(wrong_type("the right side of `//`", "an attribute set", &other, right_at));
             }
-            (other, _) => return Err(wrong_type("the left side of `//`", "an attribute set", &other, left_at)),
+            (other, _) => {
+                return Err(wrong_type("the left side of `//`", "an attribute set", &other, left_at));
+            }
         },
         Op::Add if !is_number(&left) => add_text(ev, (left, left_at), (right, right_at), at)?,
         Op::Add | Op::Sub | Op::Mul | Op::Div => arithmetic(op, (left, left_at), (right, right_at), at)?,
@@ -358,10 +396,13 @@ pub(super) fn compare(ev: &mut Evaluator, a: &Value, b: &Value, at: Span) -> R<O
             a.len().cmp(&b.len())
         }
         (a, b) => {
-            return Err(Fault::new(Class::Type, format!("{} cannot be compared with {}", a.kind(), b.kind()))
-                .at(at)
-                .expected("two numbers, two strings, two paths or two lists")
-                .found(format!("{} and {}", a.kind(), b.kind())));
+            return Err(Fault::new(
+                Class::Type,
+                format!("{} cannot be compared with {}", a.kind(), b.kind()),
+            )
+            .at(at)
+            .expected("two numbers, two strings, two paths or two lists")
+            .found(format!("{} and {}", a.kind(), b.kind())));
         }
     })
 }
@@ -376,7 +417,8 @@ fn import(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
 
 fn thrown(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
     let text = ev.arg_string(a[0], at, "the message of `throw`")?;
-    Err(Fault::new(Class::Thrown, format!("the roster refuses itself: {}", crate::diag::quoted(&text))).at(at))
+    Err(Fault::new(Class::Thrown, format!("the roster refuses itself: {}", crate::diag::quoted(&text)))
+        .at(at))
 }
 
 fn seq(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
@@ -431,13 +473,23 @@ fn function_args(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
             }
         }
         Value::Native(_) => {}
-        other => return Err(wrong_type("the argument of `functionArgs`", "a function", &other, ev.blame(a[0], at))),
+        other => {
+            return Err(wrong_type(
+                "the argument of `functionArgs`",
+                "a function",
+                &other,
+                ev.blame(a[0], at),
+            ));
+        }
     }
     Ok(Value::Attrs(Rc::new(map)))
 }
 
 fn bits(ev: &mut Evaluator, a: &[ThunkId], at: Span, f: fn(i64, i64) -> i64) -> R<Value> {
-    Ok(Value::Int(f(ev.arg_int(a[0], at, "the first argument")?, ev.arg_int(a[1], at, "the second argument")?)))
+    Ok(Value::Int(f(
+        ev.arg_int(a[0], at, "the first argument")?,
+        ev.arg_int(a[1], at, "the second argument")?,
+    )))
 }
 
 fn round(ev: &mut Evaluator, a: &[ThunkId], at: Span, f: fn(f64) -> f64) -> R<Value> {

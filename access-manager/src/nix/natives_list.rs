@@ -189,7 +189,11 @@ fn map(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
 fn partition(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
     let (mut right, mut wrong) = (Vec::new(), Vec::new());
     for item in ev.arg_list(a[1], at, "the second argument of `partition`")?.iter() {
-        if test(ev, a[0], *item, at)? { right.push(*item) } else { wrong.push(*item) }
+        if test(ev, a[0], *item, at)? {
+            right.push(*item)
+        } else {
+            wrong.push(*item)
+        }
         ev.pay_values(1)?;
     }
     let mut map = AttrMap::new();
@@ -261,7 +265,8 @@ fn get_attr(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
     match map.get(&name) {
         Some(slot) => ev.force(slot.thunk, at),
         None => {
-            let fault = Fault::new(Class::Undefined, format!("there is no attribute {}", quoted(&name))).at(at);
+            let fault =
+                Fault::new(Class::Undefined, format!("there is no attribute {}", quoted(&name))).at(at);
             Err(match did_you_mean(&name, map.keys().map(|k| &**k)) {
                 Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
                 None => fault,

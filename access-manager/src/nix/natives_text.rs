@@ -54,12 +54,14 @@ impl Evaluator<'_> {
                 self.pay_text(out.len())?;
                 out.into()
             }
-            Value::Attrs(map) if map.contains_key("__toString") => self.to_string_attr(value, at)?,
-            other => return Err(wrong_type("the argument of `toString`", "text, a number, or a list", other, at)),
+            Value::Attrs(map) if map.contains_key("__toString") => self.call_to_string(value, at)?,
+            other => {
+                return Err(wrong_type("the argument of `toString`", "text, a number, or a list", other, at));
+            }
         })
     }
 
-    pub(super) fn to_string_attr(&mut self, value: &Value, at: Span) -> R<Rc<str>> {
+    pub(super) fn call_to_string(&mut self, value: &Value, at: Span) -> R<Rc<str>> {
         let Value::Attrs(map) = value else { unreachable!("the caller found `__toString` in it") };
         let f = map["__toString"].thunk;
         let this = self.done(value.clone(), at)?;
@@ -183,7 +185,14 @@ fn from_json(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
 fn base_name_of(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
     let text = match ev.force(a[0], at)? {
         Value::Str(s) | Value::Path(s) => s,
-        other => return Err(wrong_type("the argument of `baseNameOf`", "a path or a string", &other, ev.blame(a[0], at))),
+        other => {
+            return Err(wrong_type(
+                "the argument of `baseNameOf`",
+                "a path or a string",
+                &other,
+                ev.blame(a[0], at),
+            ));
+        }
     };
     // Nix strips one trailing slash only.
     let text = text.strip_suffix('/').unwrap_or(&text);
@@ -192,7 +201,9 @@ fn base_name_of(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
 
 fn dir_of(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
     match ev.force(a[0], at)? {
-        Value::Path(path) if path.is_empty() => Err(Fault::new(Class::Outside, "`dirOf` leaves the repository").at(at)),
+        Value::Path(path) if path.is_empty() => {
+            Err(Fault::new(Class::Outside, "`dirOf` leaves the repository").at(at))
+        }
         Value::Path(path) => Ok(Value::Path(source::parent(&path).into())),
         Value::Str(s) => Ok(Value::string(match s.rfind('/') {
             None => ".",
@@ -219,7 +230,11 @@ fn read_dir(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
     let real = match ev.find(&path).map_err(|f| f.at(at))? {
         Some((real, Node::Directory)) => real,
         _ => {
-            return Err(Fault::new(Class::File, format!("there is no directory {}", crate::diag::quoted(&path))).at(at));
+            return Err(Fault::new(
+                Class::File,
+                format!("there is no directory {}", crate::diag::quoted(&path)),
+            )
+            .at(at));
         }
     };
     let mut map = AttrMap::new();
@@ -266,6 +281,8 @@ fn to_int(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
     let text = ev.arg_string(a[0], at, "the argument of `toInt`")?;
     match text.trim().parse() {
         Ok(i) => Ok(Value::Int(i)),
-        Err(_) => Err(Fault::new(Class::Type, format!("{} is not an integer", crate::diag::quoted(&text))).at(at)),
+        Err(_) => {
+            Err(Fault::new(Class::Type, format!("{} is not an integer", crate::diag::quoted(&text))).at(at))
+        }
     }
 }

@@ -49,7 +49,9 @@ pub fn check_nesting(file: u32, text: &str) -> Result<(), Fault> {
         if depth > MAX_NESTING {
             return Err(Fault::new(Class::Limit, "this is nested too deeply")
                 .at(span)
-                .expected(format!("at most {MAX_NESTING} brackets, operators and arguments inside each other"))
+                .expected(format!(
+                    "at most {MAX_NESTING} brackets, operators and arguments inside each other"
+                ))
                 .hint("split the expression: use `;` separated attributes, or a list"));
         }
     }
@@ -76,7 +78,7 @@ pub fn syntax_fault(file: u32, text: &str, error: &ParseError) -> Fault {
         // The range covers all that was skipped; its first word is where the reader should look.
         let skipped = &text[start as usize..stop as usize];
         let lead = (skipped.len() - skipped.trim_start().len()) as u32;
-        let word = skipped.trim_start().split_whitespace().next().map_or(1, str::len) as u32;
+        let word = skipped.split_whitespace().next().map_or(1, str::len) as u32;
         Span { file, start: start + lead, end: start + lead + word }
     };
     let fault = Fault::new(Class::Syntax, "this is not valid Nix");

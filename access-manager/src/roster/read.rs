@@ -31,7 +31,11 @@ pub struct Evaluated {
 }
 
 /// Evaluates `file` of `source` (a path from the top of the repository) into a roster.
-pub fn evaluate<S: Source + Send>(source: S, file: &str, limits: Limits) -> Result<Evaluated, Diagnostic> {
+pub fn evaluate<S: Source + Send>(
+    source: S,
+    file: &str,
+    limits: Limits,
+) -> Result<Evaluated, Box<Diagnostic>> {
     nix::with_evaluator(source, limits, |ev| {
         let value = ev.import_file(file)?;
         let value = ev.call_module(value)?;
@@ -84,7 +88,11 @@ impl Reader<'_, '_> {
         match value {
             Value::Attrs(map) => Ok(map),
             other => {
-                let who = if name.is_empty() { "each member of this list".into() } else { format!("the member {}", quoted(name)) };
+                let who = if name.is_empty() {
+                    "each member of this list".into()
+                } else {
+                    format!("the member {}", quoted(name))
+                };
                 let fault = Fault::new(Class::Roster, format!("{who} must be an attribute set"))
                     .at(at)
                     .expected("a set such as `{ keys = ./keys/alice.pub; }`")
@@ -111,7 +119,8 @@ impl Reader<'_, '_> {
         };
         match self.ev.force(slot.thunk, slot.span)? {
             Value::Str(name) => {
-                let rest = map.iter().filter(|(k, _)| &***k != "name").map(|(k, v)| (k.clone(), *v)).collect();
+                let rest =
+                    map.iter().filter(|(k, _)| &***k != "name").map(|(k, v)| (k.clone(), *v)).collect();
                 let at = self.ev.blame(slot.thunk, slot.span);
                 self.member(&name, at, &rest)
             }
@@ -179,11 +188,13 @@ impl Reader<'_, '_> {
                     quoted(name)
                 )),
                 other => {
-                    let fault =
-                        Fault::new(Class::Roster, format!("{} has an unknown attribute {}", quoted(name), quoted(other)))
-                            .at(slot.span)
-                            .expected(one_of(ATTRIBUTES))
-                            .found(quoted(other));
+                    let fault = Fault::new(
+                        Class::Roster,
+                        format!("{} has an unknown attribute {}", quoted(name), quoted(other)),
+                    )
+                    .at(slot.span)
+                    .expected(one_of(ATTRIBUTES))
+                    .found(quoted(other));
                     return Err(match did_you_mean(other, ATTRIBUTES.iter().copied()) {
                         Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
                         None => fault.hint("docs/roster.md lists what each attribute does"),
@@ -209,11 +220,14 @@ impl Reader<'_, '_> {
         }
         let lower = member.name.to_lowercase();
         if let Some((first, old)) = self.members.get(&lower) {
-            return Err(Fault::new(Class::Roster, format!("there are two members named {}", quoted(&member.name)))
-                .at(at)
-                .expected("names that differ in more than letter case")
-                .found(format!("{} and {}", quoted(&old.name), quoted(&member.name)))
-                .note("the first one is here", Some(*first)));
+            return Err(Fault::new(
+                Class::Roster,
+                format!("there are two members named {}", quoted(&member.name)),
+            )
+            .at(at)
+            .expected("names that differ in more than letter case")
+            .found(format!("{} and {}", quoted(&old.name), quoted(&member.name)))
+            .note("the first one is here", Some(*first)));
         }
         self.members.insert(lower, (at, member));
         Ok(())
@@ -230,7 +244,14 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn key_value(&mut self, id: ThunkId, at: Span, out: &mut Vec<String>, member: &str, accept: Accept) -> R<()> {
+    fn key_value(
+        &mut self,
+        id: ThunkId,
+        at: Span,
+        out: &mut Vec<String>,
+        member: &str,
+        accept: Accept,
+    ) -> R<()> {
         let value = self.ev.force(id, at)?;
         let blame = self.ev.blame(id, at);
         match (&value, accept) {
@@ -238,10 +259,17 @@ impl Reader<'_, '_> {
                 let (file, text) = self.ev.read_for_positions(path).map_err(|f| f.at(blame))?;
                 self.key_text(&text, Where::File(file), blame, out, member)?;
                 if !text.lines().any(|l| !l.trim().is_empty() && !l.trim().starts_with('#')) {
-                    return Err(Fault::new(Class::Key, format!("the key file {} holds no key", quoted(path)))
-                        .at(blame)
-                        .expected("at least one line such as `ssh-ed25519 AAAA… name`")
-                        .found(if text.is_empty() { "an empty file" } else { "only comments and blank lines" }));
+                    return Err(Fault::new(
+                        Class::Key,
+                        format!("the key file {} holds no key", quoted(path)),
+                    )
+                    .at(blame)
+                    .expected("at least one line such as `ssh-ed25519 AAAA… name`")
+                    .found(if text.is_empty() {
+                        "an empty file"
+                    } else {
+                        "only comments and blank lines"
+                    }));
                 }
                 Ok(())
             }
@@ -251,14 +279,16 @@ impl Reader<'_, '_> {
                 }
                 self.key_text(text, Where::Inline, blame, out, member)
             }
-            (other, _) => Err(Fault::new(Class::Roster, format!("a key of {} has the wrong type", quoted(member)))
-                .at(blame)
-                .expected(match accept {
-                    Accept::Both => "a path to a .pub file, a string with the key, or a list of these",
-                    Accept::Path => "a path to a .pub file",
-                    Accept::Text => "a string with the key",
-                })
-                .found(other.kind())),
+            (other, _) => {
+                Err(Fault::new(Class::Roster, format!("a key of {} has the wrong type", quoted(member)))
+                    .at(blame)
+                    .expected(match accept {
+                        Accept::Both => "a path to a .pub file, a string with the key, or a list of these",
+                        Accept::Path => "a path to a .pub file",
+                        Accept::Text => "a string with the key",
+                    })
+                    .found(other.kind()))
+            }
         }
     }
 
@@ -408,7 +438,9 @@ fn while_reading(fault: Fault, name: &str, at: Span) -> Fault {
         return fault;
     }
     let inside = fault.span().is_some_and(|s| s.file == at.file && s.start >= at.start);
-    if inside && fault.class() != Class::Recursion { fault } else {
+    if inside && fault.class() != Class::Recursion {
+        fault
+    } else {
         fault.note(format!("while reading the member {}", quoted(name)), Some(at))
     }
 }
@@ -448,7 +480,9 @@ fn is_date(text: &str) -> bool {
         let part = text.get(range)?;
         part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse().ok())?
     };
-    let (Some(year), Some(month), Some(day)) = (number(0..4), number(5..7), number(8..10)) else { return false };
+    let (Some(year), Some(month), Some(day)) = (number(0..4), number(5..7), number(8..10)) else {
+        return false;
+    };
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     let days = match month {
         1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,

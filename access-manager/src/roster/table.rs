@@ -1,6 +1,6 @@
 //! The roster for people: `access-manager eval users.nix`.
 
-use super::{Roster, Role};
+use super::{Role, Roster};
 
 /// One line per member. Key types are named, keys themselves are not: nobody compares base64 by eye.
 pub fn table(roster: &Roster) -> String {
