@@ -325,3 +325,31 @@ fn a_content_address_with_self_reference_is_checked_modulo_itself() {
     a.import(announced, &mut &nar[..]).unwrap();
     assert_eq!(b.info_with_provenance(&at).unwrap().1, Provenance::Verified);
 }
+
+#[test]
+fn info_that_would_fill_the_memory_is_refused() {
+    let (dir, _store, a, _b) = two_members();
+    let nar = file("x").nar();
+    let plain = info(&path("x"), &nar, &[]);
+    let signature = |len: usize| format!("k:{}", "s".repeat(len));
+    let cases = [
+        (PathInfo { signatures: vec![signature(10); 65], ..plain.clone() }, "65 signatures, at most 64"),
+        (
+            PathInfo { signatures: vec![signature(1023)], ..plain.clone() },
+            "1025 bytes in a signature, at most 1024",
+        ),
+        (
+            PathInfo { signatures: vec!["a\nb:c".to_owned()], ..plain.clone() },
+            "\"a\\nb:c\" is not a signature",
+        ),
+        (
+            PathInfo { references: (0..100_001).map(|i| path(&format!("r{i}"))).collect(), ..plain.clone() },
+            "100001 references, at most 100000",
+        ),
+    ];
+    for (info, expected) in cases {
+        let said = a.import(info, &mut &nar[..]).unwrap_err();
+        assert!(said.is_callers_fault() && said.to_string().contains(expected), "{said}");
+    }
+    assert_eq!(count(&dir.path().join("tmp")), 0);
+}

@@ -1,0 +1,104 @@
+//! How fast the store is on this machine, in memory and on disk: `cargo run --release -p store --example throughput [DIR]`.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use nix_archive::nar::Encoder;
+use nix_derivation::StorePath;
+use sha2::{Digest, Sha256};
+use store::{Member, PathInfo, Store, StoreConfig, View};
+
+/// A directory of `files` files of `size` bytes each; `seed` makes it unique.
+fn nar(seed: u64, files: usize, size: usize) -> Vec<u8> {
+    let mut data: Vec<u8> =
+        (0..size as u64).map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect();
+    let mut encoder = Encoder::new(Vec::new()).expect("memory");
+    encoder.start_directory(None).expect("in order");
+    for i in 0..files {
+        let stamp = (seed << 32 | i as u64).to_le_bytes();
+        let n = stamp.len().min(data.len());
+        data[..n].copy_from_slice(&stamp[..n]);
+        encoder.regular(Some(format!("{i:08}").as_bytes()), false, &data).expect("in order");
+    }
+    encoder.end_directory().expect("in order");
+    encoder.finish().expect("memory")
+}
+
+fn info(name: &str, nar: &[u8]) -> PathInfo {
+    let digest = Sha256::digest(name);
+    PathInfo {
+        path: StorePath::from_parts(*digest.first_chunk().expect("32 >= 20"), name).expect("a valid name"),
+        nar_hash: Sha256::digest(nar).into(),
+        nar_size: nar.len() as u64,
+        references: BTreeSet::new(),
+        deriver: None,
+        registration_time: 0,
+        ultimate: false,
+        signatures: Vec::new(),
+        ca: None,
+    }
+}
+
+fn report(what: &str, bytes: usize, paths: usize, start: Instant) {
+    let secs = start.elapsed().as_secs_f64();
+    println!("{what:<52} {:>8.0} MB/s {:>9.0} paths/s", bytes as f64 / 1e6 / secs, paths as f64 / secs);
+}
+
+fn shape(view: &View, what: &str, paths: usize, files: usize, size: usize) {
+    let nars: Vec<Vec<u8>> = (0..paths as u64).map(|i| nar(i, files, size)).collect();
+    let infos: Vec<PathInfo> =
+        nars.iter().enumerate().map(|(i, n)| info(&format!("{}-{files}-{size}-{i}", paths), n)).collect();
+    let bytes: usize = nars.iter().map(Vec::len).sum();
+    let start = Instant::now();
+    let batch =
+        infos.iter().zip(&nars).map(|(i, n)| view.stage(i.clone(), &mut &n[..]).expect("imports")).collect();
+    view.register_many(batch).expect("registers");
+    report(&format!("import {what}, one batch"), bytes, paths, start);
+    let start = Instant::now();
+    for info in &infos {
+        view.write_nar(&info.path, &mut io::sink()).expect("reads");
+    }
+    report(&format!("NAR of {what}"), bytes, paths, start);
+    let set: BTreeSet<StorePath> = infos.iter().map(|i| i.path.clone()).collect();
+    let start = Instant::now();
+    let image = view.compose(&set).expect("composes");
+    println!(
+        "{:<52} {:>8.2} ms for {} MB, {} KB of it new",
+        format!("compose {what}"),
+        start.elapsed().as_secs_f64() * 1e3,
+        image.len / 1_000_000,
+        image.segments[0].2 / 1000
+    );
+    let start = Instant::now();
+    let rounds = 200_000 / set.len().max(1) + 1;
+    for _ in 0..rounds {
+        assert!(set.iter().all(|p| view.is_valid(p)));
+    }
+    println!(
+        "{:<52} {:>8.0} thousand/s",
+        format!("is_valid among {what}"),
+        (rounds * set.len()) as f64 / start.elapsed().as_secs_f64() / 1e3
+    );
+}
+
+fn main() {
+    let base = std::env::args().nth(1).map_or_else(|| PathBuf::from("/dev/shm"), PathBuf::from);
+    let root = base.join(format!("store-throughput-{}", std::process::id()));
+    {
+        let store = Store::open(&root, StoreConfig::default()).expect("a store opens");
+        let view = store.view(&Member::new("bench"));
+        shape(&view, "4 paths of one 64 MiB file", 4, 1, 64 << 20);
+        shape(&view, "50 paths of 1000 files of 2 KiB", 50, 1000, 2048);
+        shape(&view, "2000 paths of one 500-byte file", 2000, 1, 500);
+        let start = Instant::now();
+        for i in 0..100 {
+            let n = nar(1 << 20 | i, 1, 600);
+            view.import(info(&format!("single-{i}"), &n), &mut &n[..]).expect("imports");
+        }
+        report("import small paths one by one, each durable", 0, 100, start);
+    }
+    let _ = io::stdout().flush();
+    std::fs::remove_dir_all(root).expect("it was ours");
+}
