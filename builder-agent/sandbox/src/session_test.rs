@@ -17,11 +17,13 @@ const SHORT: Duration = Duration::from_millis(100);
 
 const PATIENT: Patience = Patience { hello: LONG, stall: LONG, start: LONG, outputs: LONG };
 
+/// Name to bytes, and whether the sink was finished.
+type Outputs = BTreeMap<String, (Vec<u8>, bool)>;
+
 #[derive(Default, Clone)]
 struct Seen {
     log: Arc<Mutex<Vec<u8>>>,
-    /// Name, bytes, and whether the sink was finished.
-    outputs: Arc<Mutex<BTreeMap<String, (Vec<u8>, bool)>>>,
+    outputs: Arc<Mutex<Outputs>>,
     refuse: bool,
 }
 
