@@ -63,6 +63,8 @@ pub fn probe(kernel: &Path, initrd: &Path) -> Result<String, ProbeError> {
 pub enum ProbeError {
     #[error(transparent)]
     Images(#[from] BackendError),
-    #[error("KVM cannot run a guest here: {0}\nhint: members' builds need it; or choose the weaker `backend = \"namespace\"` in [sandbox]")]
+    #[error(
+        "KVM cannot run a guest here: {0}\nhint: members' builds need it; or choose the weaker `backend = \"namespace\"` in [sandbox]"
+    )]
     Guest(#[from] sandbox::SandboxError),
 }

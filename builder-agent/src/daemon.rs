@@ -128,7 +128,9 @@ impl Session {
             Request::QueryDerivationOutputNames { path } => {
                 Response::Names(ask::outputs(view, path).await?.into_keys().collect())
             }
-            Request::QueryDerivationOutputMap { path } => Response::OutputMap(ask::outputs(view, path).await?),
+            Request::QueryDerivationOutputMap { path } => {
+                Response::OutputMap(ask::outputs(view, path).await?)
+            }
             Request::QueryMissing { targets } => Response::Missing(ask::missing(view, targets).await?),
 
             // This box fetches from nowhere: no substituter has anything.
@@ -183,16 +185,22 @@ impl Session {
 
             // Refused by name.
             Request::AddPermRoot { gc_root, .. } => {
-                return refused(format!("cannot make the garbage-collector root '{gc_root}': this box keeps no roots"));
+                return refused(format!(
+                    "cannot make the garbage-collector root '{gc_root}': this box keeps no roots"
+                ));
             }
             Request::CollectGarbage(_) => {
-                return refused("garbage collection is the box's own affair; a client cannot start it".into());
+                return refused(
+                    "garbage collection is the box's own affair; a client cannot start it".into(),
+                );
             }
             Request::OptimiseStore => {
                 return refused("the store of this box needs no optimising; a client cannot start it".into());
             }
             Request::VerifyStore { .. } => {
-                return refused("verifying the store is the box's own affair; a client cannot start it".into());
+                return refused(
+                    "verifying the store is the box's own affair; a client cannot start it".into(),
+                );
             }
             Request::AddSignatures { path, .. } => {
                 return refused(format!(

@@ -14,7 +14,10 @@ const USAGE: u8 = 2;
 const DEFAULT_CONFIG: &str = "/etc/builder-agent.toml";
 
 #[derive(Parser)]
-#[command(version, about = "Builds Nix derivations for the members of a community, each in a sandbox of its own")]
+#[command(
+    version,
+    about = "Builds Nix derivations for the members of a community, each in a sandbox of its own"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -89,7 +89,9 @@ pub enum RosterError {
     TooLarge { path: PathBuf },
     #[error("the roster {} is not what `access-manager sync` writes: {cause}", path.display())]
     Parse { path: PathBuf, cause: serde_json::Error },
-    #[error("the roster has schema {found}, this agent reads schema {SCHEMA}\nhint: update the agent and access-manager together")]
+    #[error(
+        "the roster has schema {found}, this agent reads schema {SCHEMA}\nhint: update the agent and access-manager together"
+    )]
     Schema { found: u64 },
     #[error("the roster has {what}: {found}, at most {limit} are accepted")]
     TooMany { what: &'static str, found: usize, limit: usize },
@@ -164,8 +166,11 @@ fn parse(bytes: &[u8], path: &Path, today: i64) -> Result<Roster, RosterError> {
             }
         }
         let name: Arc<str> = entry.name.as_str().into();
-        let member =
-            Arc::new(Member { name: name.clone(), role: entry.role, limits: entry.limits.unwrap_or_default() });
+        let member = Arc::new(Member {
+            name: name.clone(),
+            role: entry.role,
+            limits: entry.limits.unwrap_or_default(),
+        });
         for key in &entry.keys {
             let key = PublicKey::from_openssh(key.trim())
                 .map_err(|cause| RosterError::Key { member: entry.name.clone(), cause })?;

@@ -1,6 +1,7 @@
 use super::*;
 
-const ED1: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ alice@laptop";
+const ED1: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ alice@laptop";
 const ED2: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA6rWI3G1sz07DnfFlrouTcysQlj2P+jpNSOEWD9OJ3X bob";
 
 fn read(json: &str, today: &str) -> Result<Roster, RosterError> {
@@ -58,7 +59,8 @@ fn a_newer_schema_is_refused_as_such() {
 #[test]
 fn one_key_for_two_members_is_refused() {
     let bob = alice("").replace("alice\"", "bob\"");
-    let error = read(&roster(&format!("{},{bob}", alice(""))), "2026-01-01").expect_err("refused").to_string();
+    let error =
+        read(&roster(&format!("{},{bob}", alice(""))), "2026-01-01").expect_err("refused").to_string();
     assert!(error.ends_with("to both alice and bob"), "{error}");
 }
 
@@ -93,6 +95,9 @@ async fn a_bad_file_keeps_the_roster_before_it_and_a_good_one_replaces_it() {
     assert!(!following.has_changed().expect("alive"));
     assert!(following.borrow().contains("alice"));
     put(&roster(&alice("").replace("alice\"", "carol\"")));
-    tokio::time::timeout(Duration::from_secs(20), following.changed()).await.expect("in time").expect("alive");
+    tokio::time::timeout(Duration::from_secs(20), following.changed())
+        .await
+        .expect("in time")
+        .expect("alive");
     assert!(following.borrow().contains("carol") && !following.borrow().contains("alice"));
 }

@@ -18,8 +18,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::{House, turned};
 use crate::roster::Roster;
+use crate::{House, turned};
 
 pub mod command;
 mod handler;
@@ -90,9 +90,7 @@ fn hint(cause: &std::io::Error) -> &'static str {
         std::io::ErrorKind::AddrInUse => {
             "\nhint: something else answers there, perhaps OpenSSH; choose another port in `listen`"
         }
-        std::io::ErrorKind::PermissionDenied => {
-            "\nhint: ports below 1024 need root or CAP_NET_BIND_SERVICE"
-        }
+        std::io::ErrorKind::PermissionDenied => "\nhint: ports below 1024 need root or CAP_NET_BIND_SERVICE",
         _ => "",
     }
 }
@@ -213,8 +211,7 @@ async fn connection(door: Arc<Door>, tcp: TcpStream, peer: SocketAddr, mut stop:
     let (end, ended) = watch::channel(false);
     let handler = Handler::new(id, peer, door.clone(), login, ended);
     let deadline = tokio::time::Instant::now() + door.house.config.limits.login_time;
-    let started =
-        tokio::time::timeout_at(deadline, server::run_stream(door.ssh.clone(), tcp, handler)).await;
+    let started = tokio::time::timeout_at(deadline, server::run_stream(door.ssh.clone(), tcp, handler)).await;
     let mut session = match started {
         Ok(Ok(session)) => session,
         Ok(Err(error)) => return tracing::info!(connection = id, %peer, %error, "not an ssh client"),
@@ -227,7 +224,7 @@ async fn connection(door: Arc<Door>, tcp: TcpStream, peer: SocketAddr, mut stop:
         tokio::select! {
             result = &mut session => {
                 let _ = end.send(true);
-                let error = result.err().map(|error| error.to_string());
+                let error = result.err().filter(|error| !is_hang_up(error)).map(|error| error.to_string());
                 return tracing::info!(connection = id, %peer, error, "disconnected");
             }
             () = tokio::time::sleep_until(deadline), if is_in.is_none() => break "login took too long".to_owned(),
@@ -245,6 +242,11 @@ async fn connection(door: Arc<Door>, tcp: TcpStream, peer: SocketAddr, mut stop:
     // After the farewell: a closed channel would make the client leave before it hears why.
     let _ = end.send(true);
     let _ = tokio::time::timeout(FAREWELL, session).await;
+}
+
+/// Clients that are done, or killed, just close the socket.
+fn is_hang_up(error: &russh::Error) -> bool {
+    matches!(error, russh::Error::IO(error) if error.kind() == std::io::ErrorKind::UnexpectedEof)
 }
 
 /// Says why, then shuts the socket whether or not that was heard: the session's loop may be stuck behind a client that

@@ -4,7 +4,8 @@ use std::fs;
 use std::process::Command;
 
 fn run(args: &[&str], dir: &str) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_builder-agent")).args(args).output().expect("builder-agent");
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_builder-agent")).args(args).output().expect("builder-agent");
     let code = output.status.code().expect("no signal");
     let text = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned();
     format!("{}[exit {code}]\n", text.replace(dir, "[DIR]"))

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use common::PATIENCE;
 use common::scripted::{Scripted, TestClient, derivation, path};
-use nix_derivation::{CAHash, ContentAddressMethod, DerivedPath, HashAlgorithm, NixHash, Output, SingleDerivedPath, StorePath};
+use nix_derivation::{
+    CAHash, ContentAddressMethod, DerivedPath, HashAlgorithm, NixHash, Output, SingleDerivedPath, StorePath,
+};
 use sha2::{Digest, Sha256};
 use wire::client::{End, Frame};
 use wire::types::{BasicDerivation, BuildMode, BuildStatus};
@@ -73,7 +75,12 @@ async fn until(mut condition: impl FnMut() -> bool) {
 }
 
 /// Adds a text file, as `builtins.toFile` does, and returns its path.
-async fn add_text(client: &mut TestClient, name: &str, text: &str, references: BTreeSet<StorePath>) -> StorePath {
+async fn add_text(
+    client: &mut TestClient,
+    name: &str,
+    text: &str,
+    references: BTreeSet<StorePath>,
+) -> StorePath {
     let (method, algorithm) = (ContentAddressMethod::Text, HashAlgorithm::Sha256);
     let request = Request::AddToStore { name: name.into(), method, algorithm, references, repair: false };
     client.request(&request).await.expect("sent");
@@ -118,7 +125,10 @@ async fn a_failed_builder_is_reported_in_nixs_words_and_leaves_nothing() {
     let told = build(&mut alice, derivation("t", "log:oops exit:3", &[])).await;
     assert_eq!(told.status, BuildStatus::PermanentFailure as u64);
     let drv = path("t.drv").to_absolute_path();
-    assert_eq!(told.message, format!("builder for '{drv}' failed with exit code 3;\nlast 1 log lines:\n> oops"));
+    assert_eq!(
+        told.message,
+        format!("builder for '{drv}' failed with exit code 3;\nlast 1 log lines:\n> oops")
+    );
     assert!(!is_valid(&mut alice, &path("t")).await);
 }
 
@@ -225,9 +235,15 @@ async fn what_cannot_be_built_here_is_refused_by_name_and_the_session_goes_on() 
             with(&|d| drop(d.env.insert("requiredSystemFeatures".into(), b"kvm".to_vec()))),
             "a 'x86_64-linux' with features {kvm} is required to build",
         ),
-        (with(&|d| d.builder = "builtin:fetchurl".into()), "'builtin:fetchurl' is not supported by this box yet"),
+        (
+            with(&|d| d.builder = "builtin:fetchurl".into()),
+            "'builtin:fetchurl' is not supported by this box yet",
+        ),
         (with(&|d| drop(d.env.insert("__noChroot".into(), b"1".to_vec()))), "has '__noChroot' set"),
-        (with(&|d| drop(d.input_sources.insert(path("absent")))), "does not exist, and substitution is disabled"),
+        (
+            with(&|d| drop(d.input_sources.insert(path("absent")))),
+            "does not exist, and substitution is disabled",
+        ),
         (
             with(&|d| {
                 let (method, hash_algorithm) = (ContentAddressMethod::Nar, HashAlgorithm::Sha256);
@@ -236,7 +252,9 @@ async fn what_cannot_be_built_here_is_refused_by_name_and_the_session_goes_on() 
             "floating content-addressed outputs are not supported",
         ),
         (
-            with(&|d| drop(d.outputs.insert("out".into(), Output::InputAddressed { path: path("someone-elses") }))),
+            with(&|d| {
+                drop(d.outputs.insert("out".into(), Output::InputAddressed { path: path("someone-elses") }))
+            }),
             "whose name should be 't'",
         ),
     ] {
@@ -297,10 +315,13 @@ async fn references_are_found_in_outputs_and_held_against_the_derivations_demand
     };
     assert_eq!(build(&mut alice, referring("a", &[])).await.status, BuildStatus::Built as u64);
     alice.call(&Request::QueryReferences { path: path("a") }).await.expect("an answer");
-    assert_eq!(alice.paths().await.expect("paths"), [input.clone()]);
+    assert_eq!(alice.paths().await.expect("paths"), std::slice::from_ref(&input));
     let told = build(&mut alice, referring("b", &[("allowedReferences", "out")])).await;
     assert_eq!(told.status, BuildStatus::OutputRejected as u64);
-    assert!(told.message.ends_with(&format!("is not allowed to refer to the following paths:\n  {full}")), "{told:?}");
+    assert!(
+        told.message.ends_with(&format!("is not allowed to refer to the following paths:\n  {full}")),
+        "{told:?}"
+    );
     assert!(!is_valid(&mut alice, &path("b")).await);
     let told = build(&mut alice, referring("c", &[("disallowedRequisites", full.as_str())])).await;
     assert_eq!(told.status, BuildStatus::OutputRejected as u64);
@@ -317,7 +338,8 @@ async fn add_drv(client: &mut TestClient, name: &str, script: &str, inputs: &[&S
         path(name).to_absolute_path(),
         listed.join(",")
     );
-    add_text(client, &format!("{name}.drv"), &aterm, inputs.iter().map(|path| (*path).clone()).collect()).await
+    add_text(client, &format!("{name}.drv"), &aterm, inputs.iter().map(|path| (*path).clone()).collect())
+        .await
 }
 
 fn target(drv: &StorePath) -> DerivedPath {
@@ -355,7 +377,10 @@ async fn a_failed_dependency_is_shown_and_fails_what_needs_it() {
     let mut alice = house.session("alice").await;
     let bottom = add_drv(&mut alice, "bottom", "exit:1", &[]).await;
     let top = add_drv(&mut alice, "top", "write:x", &[&bottom]).await;
-    alice.request(&Request::BuildPaths { paths: vec![target(&top)], mode: BuildMode::Normal }).await.expect("sent");
+    alice
+        .request(&Request::BuildPaths { paths: vec![target(&top)], mode: BuildMode::Normal })
+        .await
+        .expect("sent");
     let (frames, end) = alice.log().await.expect("an answer");
     assert_eq!(
         end,
@@ -370,7 +395,10 @@ async fn unknown_targets_are_named() {
     let house = Scripted::open("");
     let mut alice = house.session("alice").await;
     for target in [DerivedPath::Opaque(path("absent")), target(&path("absent.drv"))] {
-        alice.request(&Request::BuildPaths { paths: vec![target], mode: BuildMode::Normal }).await.expect("sent");
+        alice
+            .request(&Request::BuildPaths { paths: vec![target], mode: BuildMode::Normal })
+            .await
+            .expect("sent");
         let (_, End::Error(message)) = alice.log().await.expect("an answer") else { panic!("must fail") };
         assert!(message.contains("is not valid here and cannot be fetched"), "{message}");
     }

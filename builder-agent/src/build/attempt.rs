@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix_derivation::StorePath;
-use sandbox::{Backend, BuilderStatus, Cancel, Finished, Host, Image, Inputs, Job, Limits, OutputSink, Segment};
+use sandbox::{
+    Backend, BuilderStatus, Cancel, Finished, Host, Image, Inputs, Job, Limits, OutputSink, Segment,
+};
 use store::{Ingest, Ingested, Member, PathInfo, Provenance, View};
 
 use super::checks::{self, NewOutput};
@@ -53,8 +55,11 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
     let inputs = match means.kind {
         BackendKind::Kvm => {
             let composed = means.view.compose(&closure).map_err(|e| trouble(&e))?;
-            let segments =
-                composed.segments.into_iter().map(|(file, offset, len)| Segment { file, offset, len }).collect();
+            let segments = composed
+                .segments
+                .into_iter()
+                .map(|(file, offset, len)| Segment { file, offset, len })
+                .collect();
             Inputs::Image(Image { segments })
         }
         BackendKind::Namespace => {
@@ -100,7 +105,12 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
         }
     };
     if finished.status != BuilderStatus::Exited(0) {
-        return Err(builder_failed(&recipe.drv_path, finished.status, recipe.is_fixed(), &receiver.log.tail()));
+        return Err(builder_failed(
+            &recipe.drv_path,
+            finished.status,
+            recipe.is_fixed(),
+            &receiver.log.tail(),
+        ));
     }
     let registering = Instant::now();
     register(recipe, means.view, outputs)?;
@@ -166,7 +176,9 @@ fn register(recipe: &Recipe, view: &View, mut outputs: BTreeMap<String, Ingested
             ca: output.fixed.as_ref().map(|ca| ca.to_nix_string()),
         };
         let staged = view.stage_built(ingested, info, provenance);
-        batch.push(staged.map_err(|e| Failure::transient(format!("cannot keep the outputs of '{drv}': {e}")))?);
+        batch.push(
+            staged.map_err(|e| Failure::transient(format!("cannot keep the outputs of '{drv}': {e}")))?,
+        );
     }
     view.register_many(batch)
         .map_err(|e| Failure::transient(format!("cannot register the outputs of '{drv}': {e}")))?;
@@ -174,7 +186,11 @@ fn register(recipe: &Recipe, view: &View, mut outputs: BTreeMap<String, Ingested
 }
 
 /// Source of the words: Nix, `registerOutputs`.
-fn check_fixed(recipe: &Recipe, output: &super::recipe::OutputSpec, ingested: &Ingested) -> Result<(), Failure> {
+fn check_fixed(
+    recipe: &Recipe,
+    output: &super::recipe::OutputSpec,
+    ingested: &Ingested,
+) -> Result<(), Failure> {
     let Some(ca) = &output.fixed else { return Ok(()) };
     let drv = recipe.drv_path.to_absolute_path();
     let got = ingested
@@ -191,7 +207,9 @@ fn check_fixed(recipe: &Recipe, output: &super::recipe::OutputSpec, ingested: &I
     if !ingested.references.is_empty() {
         let list: String =
             ingested.references.iter().map(|path| format!("\n  {}", path.to_absolute_path())).collect();
-        return Err(Failure::output(format!("illegal path references in fixed-output derivation '{drv}':{list}")));
+        return Err(Failure::output(format!(
+            "illegal path references in fixed-output derivation '{drv}':{list}"
+        )));
     }
     Ok(())
 }

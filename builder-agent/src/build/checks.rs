@@ -55,10 +55,14 @@ fn demands(recipe: &Recipe, output: &str) -> Result<Checks, Failure> {
             ..Checks::default()
         });
     };
-    let Some(of) = attrs.get("outputChecks").and_then(|all| all.get(output)) else { return Ok(Checks::default()) };
+    let Some(of) = attrs.get("outputChecks").and_then(|all| all.get(output)) else {
+        return Ok(Checks::default());
+    };
     let wrong = |name: &str, wanted: &str| {
         let path = recipe.drv_path.to_absolute_path();
-        Failure::rejected(format!("attribute '{name}' in 'outputChecks.{output}' of '{path}' must be {wanted}"))
+        Failure::rejected(format!(
+            "attribute '{name}' in 'outputChecks.{output}' of '{path}' must be {wanted}"
+        ))
     };
     let list = |name: &str| -> Result<Option<Vec<String>>, Failure> {
         let Some(value) = of.get(name) else { return Ok(None) };
@@ -93,7 +97,9 @@ fn check_one(
     let shown = own.to_absolute_path();
     if let Some(max) = checks.max_size.filter(|max| output.nar_size > *max) {
         let size = output.nar_size;
-        return Err(Failure::output(format!("path '{shown}' is too large at {size} bytes; limit is {max} bytes")));
+        return Err(Failure::output(format!(
+            "path '{shown}' is too large at {size} bytes; limit is {max} bytes"
+        )));
     }
     let needs_closure = checks.allowed_requisites.is_some()
         || !checks.disallowed_requisites.is_empty()
@@ -113,7 +119,9 @@ fn check_one(
             return Ok(());
         }
         let list: String = used.iter().map(|path| format!("\n  {}", path.to_absolute_path())).collect();
-        Err(Failure::output(format!("output '{shown}' is not allowed to refer to the following paths{what}:{list}")))
+        Err(Failure::output(format!(
+            "output '{shown}' is not allowed to refer to the following paths{what}:{list}"
+        )))
     };
     let skip = |path: &&StorePath| !(checks.ignore_self && *path == own);
     let references: BTreeSet<StorePath> = output.references.iter().filter(skip).cloned().collect();
@@ -125,7 +133,10 @@ fn check_one(
     if let Some(allowed) = &checks.allowed_requisites {
         bad(requisites.difference(&set(allowed)?).cloned().collect(), ", however indirectly")?;
     }
-    bad(requisites.intersection(&set(&checks.disallowed_requisites)?).cloned().collect(), ", however indirectly")
+    bad(
+        requisites.intersection(&set(&checks.disallowed_requisites)?).cloned().collect(),
+        ", however indirectly",
+    )
 }
 
 /// Everything reachable from a new output, with NAR sizes.
@@ -141,13 +152,16 @@ fn closure(
         if known.contains_key(&path) {
             continue;
         }
-        let new = outputs.iter().find(|(name, _)| recipe.outputs[**name].path == path).map(|(_, output)| output);
+        let new =
+            outputs.iter().find(|(name, _)| recipe.outputs[**name].path == path).map(|(_, output)| output);
         let (size, references) = match (new, view.info(&path)) {
             (Some(new), _) => (new.nar_size, new.references.clone()),
             (None, Some(info)) => (info.nar_size, info.references.clone()),
             (None, None) => {
                 let path = path.to_absolute_path();
-                return Err(Failure::transient(format!("path '{path}' vanished from the store during the build")));
+                return Err(Failure::transient(format!(
+                    "path '{path}' vanished from the store during the build"
+                )));
             }
         };
         known.insert(path, size);

@@ -62,8 +62,9 @@ pub(super) fn surroundings(recipe: &Recipe, cores: u32) -> Result<Surroundings, 
                 set(&format!("{name}Path"), &format!("{BUILD_DIR}/{file}"));
                 files.push((file, rewrite_bytes(value, &rewrites)));
             } else {
-                let value = std::str::from_utf8(value)
-                    .map_err(|_| refused(format!("its variable '{name}' is not UTF-8, which this box needs")))?;
+                let value = std::str::from_utf8(value).map_err(|_| {
+                    refused(format!("its variable '{name}' is not UTF-8, which this box needs"))
+                })?;
                 set(name, value);
             }
         }
@@ -85,7 +86,10 @@ pub(super) fn surroundings(recipe: &Recipe, cores: u32) -> Result<Surroundings, 
 
     for (name, value) in &env {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-            return Err(refused(format!("its variable '{}' cannot be passed to a program", name.escape_debug())));
+            return Err(refused(format!(
+                "its variable '{}' cannot be passed to a program",
+                name.escape_debug()
+            )));
         }
     }
     if let Some(arg) = recipe.args.iter().find(|arg| arg.contains('\0')) {

@@ -19,7 +19,8 @@ fn with_env(env: &str) -> Recipe {
 
 #[test]
 fn environment_is_what_nix_gives_and_some_of_it_cannot_be_overridden() {
-    let made = surroundings(&with_env(r#"("HOME","/mine"),("TMPDIR","/mine"),("out","x")"#), 3).expect("fine");
+    let made =
+        surroundings(&with_env(r#"("HOME","/mine"),("TMPDIR","/mine"),("out","x")"#), 3).expect("fine");
     let env: Vec<String> = made.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
     assert_eq!(
         env,
@@ -58,12 +59,14 @@ fn placeholders_become_output_paths_in_arguments_variables_and_files() {
 
 #[test]
 fn structured_attributes_come_as_files_and_not_as_variables() {
-    let made = surroundings(&with_env(r#"("__json","{\"a\":[1,\"\\n\"],\"name\":\"t\"}")"#), 1).expect("fine");
+    let made =
+        surroundings(&with_env(r#"("__json","{\"a\":[1,\"\\n\"],\"name\":\"t\"}")"#), 1).expect("fine");
     assert_eq!(made.env["NIX_ATTRS_JSON_FILE"], "/build/.attrs.json");
     assert_eq!(made.env["NIX_ATTRS_SH_FILE"], "/build/.attrs.sh");
     assert!(!made.env.contains_key("__json") && !made.env.contains_key("a"));
-    let json = String::from_utf8(made.files.iter().find(|file| file.0 == ".attrs.json").expect("made").1.clone())
-        .expect("text");
+    let json =
+        String::from_utf8(made.files.iter().find(|file| file.0 == ".attrs.json").expect("made").1.clone())
+            .expect("text");
     assert_eq!(json, format!(r#"{{"a":[1,"\n"],"name":"t","outputs":{{"out":"{OUT}"}}}}"#));
 }
 

@@ -125,15 +125,16 @@ pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &
         ),
         SandboxError::OutputMissing { name } => {
             let place = outputs.iter().find(|(output, _)| output == name);
-            let place = place.map(|(_, path)| format!(" at '{}'", path.to_absolute_path())).unwrap_or_default();
+            let place =
+                place.map(|(_, path)| format!(" at '{}'", path.to_absolute_path())).unwrap_or_default();
             Failure::output(format!(
                 "builder for '{path}' failed to produce output path for output '{name}'{place}"
             ))
         }
         SandboxError::Cancelled => Failure::cancelled(drv),
-        other => {
-            Failure::transient(format!("the sandbox of '{path}' failed, which is not the builder's fault: {other}"))
-        }
+        other => Failure::transient(format!(
+            "the sandbox of '{path}' failed, which is not the builder's fault: {other}"
+        )),
     }
 }
 
@@ -163,16 +164,28 @@ mod tests {
     #[test]
     fn every_limit_names_its_value_and_a_way_out() {
         for (error, status, part) in [
-            (SandboxError::Timeout { after: Duration::from_secs(7) }, BuildStatus::TimedOut, "timed out after 7 seconds;"),
+            (
+                SandboxError::Timeout { after: Duration::from_secs(7) },
+                BuildStatus::TimedOut,
+                "timed out after 7 seconds;",
+            ),
             (
                 SandboxError::Silent { after: Duration::from_secs(8) },
                 BuildStatus::TimedOut,
                 "timed out after 8 seconds of silence",
             ),
-            (SandboxError::LogLimit { limit: 99 }, BuildStatus::LogLimitExceeded, "more than 99 bytes of log"),
+            (
+                SandboxError::LogLimit { limit: 99 },
+                BuildStatus::LogLimitExceeded,
+                "more than 99 bytes of log",
+            ),
             (SandboxError::OutputLimit { limit: 98 }, BuildStatus::OutputRejected, "larger than 98 bytes"),
             (SandboxError::OutOfMemory { mib: 97 }, BuildStatus::PermanentFailure, "the limit is 97 MiB"),
-            (SandboxError::ProcessLimit { limit: 96 }, BuildStatus::PermanentFailure, "more than 96 processes"),
+            (
+                SandboxError::ProcessLimit { limit: 96 },
+                BuildStatus::PermanentFailure,
+                "more than 96 processes",
+            ),
         ] {
             let failure = sandbox_failed(&drv(), &[], &error);
             assert_eq!(failure.status, status);

@@ -24,7 +24,7 @@ pub(super) fn files(
         return Ok(Vec::new());
     }
     let words = recipe.words("exportReferencesGraph").unwrap_or_default();
-    if words.len() % 2 != 0 {
+    if !words.len().is_multiple_of(2) {
         return Err(refused("odd number of tokens in 'exportReferencesGraph'".into()));
     }
     let mut files = Vec::new();

@@ -213,7 +213,10 @@ mod tests {
 
     #[test]
     fn phases_are_recognised_and_broken_notices_are_plain_lines() {
-        assert_eq!(Notice::of(br#"@nix {"action":"setPhase","phase":"buildPhase"}"#), Notice::Phase("buildPhase".into()));
+        assert_eq!(
+            Notice::of(br#"@nix {"action":"setPhase","phase":"buildPhase"}"#),
+            Notice::Phase("buildPhase".into())
+        );
         assert_eq!(Notice::of(br#"@nix {"action":"start","type":105}"#), Notice::Ignored);
         assert_eq!(Notice::of(b"@nix {oops"), Notice::Line);
         assert_eq!(Notice::of(b"hello"), Notice::Line);

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use nix_derivation::{DerivedPath, SingleDerivedPath, StorePath};
 use store::View;
 
-use super::recipe::{MAX_DRV_BYTES, Recipe};
 use super::Failure;
+use super::recipe::{MAX_DRV_BYTES, Recipe};
 
 /// Derivations looked at for one request. A NixOS system with everything from source has about 20,000.
 pub const MAX_DERIVATIONS: usize = 200_000;
@@ -90,10 +90,8 @@ impl Plan {
             match read.and_then(|bytes| Recipe::from_drv(drv, &bytes)) {
                 Ok(recipe) => {
                     let recipe = Arc::new(recipe);
-                    self.nodes.insert(
-                        drv.clone(),
-                        Node { recipe, needs_build: false, after: BTreeSet::new() },
-                    );
+                    self.nodes
+                        .insert(drv.clone(), Node { recipe, needs_build: false, after: BTreeSet::new() });
                 }
                 Err(failure) => {
                     self.rejected.insert(drv.clone(), failure);
@@ -108,7 +106,9 @@ impl Plan {
         for name in named {
             let Some(output) = node.recipe.outputs.get(name) else {
                 let path = drv.to_absolute_path();
-                return Err(Failure::rejected(format!("derivation '{path}' does not have wanted outputs '{name}'")));
+                return Err(Failure::rejected(format!(
+                    "derivation '{path}' does not have wanted outputs '{name}'"
+                )));
             };
             if all.insert(name.clone()) && !node.needs_build && !view.is_valid(&output.path) {
                 node.needs_build = true;

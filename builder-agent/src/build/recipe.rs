@@ -47,7 +47,8 @@ impl Recipe {
     pub fn from_drv(drv_path: &StorePath, bytes: &[u8]) -> Result<Self, Failure> {
         let full = drv_path.to_absolute_path();
         let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
-        let name = drv_path.name().strip_suffix(".drv").ok_or_else(|| bad(&"its name does not end in .drv"))?;
+        let name =
+            drv_path.name().strip_suffix(".drv").ok_or_else(|| bad(&"its name does not end in .drv"))?;
         let drv = Derivation::from_aterm_bytes(bytes, name).map_err(|e| bad(&e))?;
         let mut input_derivations = BTreeMap::new();
         for (path, input) in drv.input_derivations() {
@@ -73,7 +74,8 @@ impl Recipe {
     pub fn from_basic(drv_path: &StorePath, basic: BasicDerivation) -> Result<Self, Failure> {
         let full = drv_path.to_absolute_path();
         let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
-        let name = drv_path.name().strip_suffix(".drv").ok_or_else(|| bad(&"its name does not end in .drv"))?;
+        let name =
+            drv_path.name().strip_suffix(".drv").ok_or_else(|| bad(&"its name does not end in .drv"))?;
         let mut env = basic.env;
         let structured = match env.remove("__json") {
             Some(json) => Some(StructuredAttrs::from_json_bytes(json).map_err(|e| bad(&e))?),
@@ -201,12 +203,16 @@ fn outputs(
         let fixed = match output {
             Output::InputAddressed { .. } => None,
             Output::Fixed { ca } if outputs.len() == 1 && output_name == "out" => Some(ca.clone()),
-            Output::Fixed { .. } => return Err(bad(&"a fixed output must be the only one and be called 'out'")),
+            Output::Fixed { .. } => {
+                return Err(bad(&"a fixed output must be the only one and be called 'out'"));
+            }
             Output::Floating { .. } | Output::Impure { .. } => {
                 return Err(bad(&"floating content-addressed outputs are not supported by this box yet"));
             }
             Output::Deferred => {
-                return Err(bad(&"its output paths depend on content-addressed derivations, which this box does not support yet"));
+                return Err(bad(
+                    &"its output paths depend on content-addressed derivations, which this box does not support yet",
+                ));
             }
         };
         let path = output.path(name, output_name).map_err(|e| bad(&e))?;

@@ -82,10 +82,13 @@ struct Shared {
     backend: Arc<dyn Backend>,
     logs: PathBuf,
     box_slots: Arc<Semaphore>,
-    member_slots: Mutex<HashMap<Arc<str>, (u32, Arc<Semaphore>)>>,
+    member_slots: Mutex<HashMap<Arc<str>, MemberSlots>>,
     running: Mutex<HashMap<(Arc<str>, BuildKey), Running>>,
     next_id: AtomicU64,
 }
+
+/// How many builds a member may run at once, and the permits for them.
+type MemberSlots = (u32, Arc<Semaphore>);
 
 /// Listed from the first request until the outcome is known.
 struct Running {
@@ -195,7 +198,14 @@ impl Scheduler for Embedded {
         let log = source.reader();
         running.insert(
             key.clone(),
-            Running { id, log: source, outcome: outcome_seen.clone(), cancel: cancel.clone(), give_up, waiters: 1 },
+            Running {
+                id,
+                log: source,
+                outcome: outcome_seen.clone(),
+                cancel: cancel.clone(),
+                give_up,
+                waiters: 1,
+            },
         );
         drop(running);
         let hold = Hold { shared: self.shared.clone(), key: key.clone(), id };
@@ -257,14 +267,16 @@ async fn run(
     let limits = limits(&shared.config, &request);
     let backend = shared.backend.clone();
     let kind = shared.config.sandbox.backend;
-    let cores = if request.cores == 0 { u32::from(limits.vcpus) } else { request.cores.min(u32::from(limits.vcpus)) };
+    let cores =
+        if request.cores == 0 { u32::from(limits.vcpus) } else { request.cores.min(u32::from(limits.vcpus)) };
     tracing::info!(build = id, %member, %drv, backend = backend.name(), phase_slot_ms = millis(waited), "build started");
     let label = id.to_string();
     let work = {
         let recipe = recipe.clone();
         tokio::task::spawn_blocking(move || {
             let backend = &*backend;
-            let means = Means { id: &label, view: &request.view, backend, kind, limits, cores, cancel: &cancel };
+            let means =
+                Means { id: &label, view: &request.view, backend, kind, limits, cores, cancel: &cancel };
             attempt::run(&recipe, &means, &mut log)
         })
     };
@@ -291,7 +303,11 @@ fn report(
         Ok(success) => {
             let phase = |name: &str| success.phases.iter().find(|(n, _)| *n == name).map(|(_, d)| millis(*d));
             tracing::info!(
-                build, member, drv, ok = true, total_ms,
+                build,
+                member,
+                drv,
+                ok = true,
+                total_ms,
                 kernel = success.kernel,
                 vmm_overhead_bytes = success.vmm_overhead_bytes,
                 phase_slot_ms,
@@ -325,7 +341,8 @@ fn now() -> i64 {
 /// The tightest of box, member and client, for each resource.
 fn limits(config: &Config, request: &Request) -> Limits {
     let (of_box, own) = (&config.limits, &request.member.limits);
-    let tighter = |ceiling: Duration, asked: Option<Duration>| asked.map_or(ceiling, |asked| asked.min(ceiling));
+    let tighter =
+        |ceiling: Duration, asked: Option<Duration>| asked.map_or(ceiling, |asked| asked.min(ceiling));
     let wall = tighter(of_box.max_build, own.max_build_seconds.map(Duration::from_secs));
     Limits {
         vcpus: config.sandbox.vcpus.min(of_box.max_vcpus).min(own.max_cpus.unwrap_or(u8::MAX)).max(1),

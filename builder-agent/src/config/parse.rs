@@ -44,9 +44,7 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
         roster: values.required_path("roster")?,
         host_key: values.path("host-key").unwrap_or_else(|| state_dir.join("ssh_host_ed25519_key")),
         state_dir,
-        systems: values
-            .texts("systems")
-            .unwrap_or_else(|| vec![format!("{}-linux", std::env::consts::ARCH)]),
+        systems: values.texts("systems").unwrap_or_else(|| vec![format!("{}-linux", std::env::consts::ARCH)]),
         system_features: values.texts("system-features").unwrap_or_default(),
         keep_builds_running: matches!(values.found.get("keep-builds-running"), Some(Value::Bool(true))),
         sandbox: Sandbox {
@@ -121,7 +119,8 @@ impl Values<'_> {
 }
 
 fn collect(text: &str, path: &Path) -> Result<BTreeMap<&'static str, Value>, ConfigError> {
-    let not_toml = |e: toml::de::Error| ConfigError::NotToml { path: path.to_owned(), message: e.to_string() };
+    let not_toml =
+        |e: toml::de::Error| ConfigError::NotToml { path: path.to_owned(), message: e.to_string() };
     let file = File { text, path };
     let table = DeTable::parse(text).map_err(not_toml)?;
     let mut found = BTreeMap::new();
@@ -194,14 +193,14 @@ impl File<'_> {
                 .filter(|text| text.starts_with('/'))
                 .map(|text| Value::Text(text.into()))
                 .ok_or_else(|| bad("it must be an absolute path in quotes".into())),
-            Kind::Word(words) => {
-                plain.as_str().filter(|text| words.contains(text)).map(|text| Value::Text(text.into())).ok_or_else(
-                    || {
-                        let words: Vec<_> = words.iter().map(|word| format!("\"{word}\"")).collect();
-                        bad(format!("it must be {}", words.join(" or ")))
-                    },
-                )
-            }
+            Kind::Word(words) => plain
+                .as_str()
+                .filter(|text| words.contains(text))
+                .map(|text| Value::Text(text.into()))
+                .ok_or_else(|| {
+                    let words: Vec<_> = words.iter().map(|word| format!("\"{word}\"")).collect();
+                    bad(format!("it must be {}", words.join(" or ")))
+                }),
             Kind::Int { min, max } => plain
                 .as_integer()
                 .and_then(|int| i64::from_str_radix(int.as_str(), int.radix()).ok())
@@ -219,9 +218,9 @@ impl File<'_> {
                     bad("it must be a list of \"address:port\", such as [\"0.0.0.0:22\", \"[::]:22\"]".into())
                 })
             }
-            Kind::Texts => {
-                strings(plain).map(Value::Texts).ok_or_else(|| bad("it must be a list of texts in quotes".into()))
-            }
+            Kind::Texts => strings(plain)
+                .map(Value::Texts)
+                .ok_or_else(|| bad("it must be a list of texts in quotes".into())),
         }
     }
 

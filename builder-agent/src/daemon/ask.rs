@@ -8,12 +8,13 @@ use store::View;
 use wire::types::Missing;
 
 use super::transfer::{Trouble, blocking};
-use crate::build::recipe::MAX_DRV_BYTES;
 use crate::build::Plan;
+use crate::build::recipe::MAX_DRV_BYTES;
 
 /// Info of a path that the client takes to be valid.
 pub(super) fn info(view: &View, path: &StorePath) -> Result<Arc<store::PathInfo>, Trouble> {
-    view.info(path).ok_or_else(|| Trouble::Refused(format!("path '{}' is not valid", path.to_absolute_path())))
+    view.info(path)
+        .ok_or_else(|| Trouble::Refused(format!("path '{}' is not valid", path.to_absolute_path())))
 }
 
 /// Output names of the `.drv` at `path`, with their paths where those are known before the build.
@@ -24,7 +25,9 @@ pub(super) async fn outputs(
     let view = view.clone();
     blocking(move || {
         let full = path.to_absolute_path();
-        let bad = |error: &dyn std::fmt::Display| Trouble::Refused(format!("cannot read derivation '{full}': {error}"));
+        let bad = |error: &dyn std::fmt::Display| {
+            Trouble::Refused(format!("cannot read derivation '{full}': {error}"))
+        };
         let name = path.name().strip_suffix(".drv").ok_or_else(|| bad(&"its name does not end in .drv"))?;
         let bytes = view.read_file(&path, MAX_DRV_BYTES).map_err(|e| bad(&e))?;
         let drv = nix_derivation::Derivation::from_aterm_bytes(&bytes, name).map_err(|e| bad(&e))?;

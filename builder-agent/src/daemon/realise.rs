@@ -17,7 +17,7 @@ use wire::worker::{ActivityKind, Connection, LogEvent, ResultKind, Verbosity};
 use super::Session;
 use super::transfer::{Trouble, blocking};
 use crate::House;
-use crate::build::log::{LogReader, Lines, Notice};
+use crate::build::log::{Lines, LogReader, Notice};
 use crate::build::{Failure, Outcome, Plan, Recipe, Request};
 use crate::roster::Member;
 
@@ -111,7 +111,13 @@ impl Session {
         let context = self.context(events);
         let work = realise(context, plan.clone(), self.settings.keep_going);
         let ended = conn.run(work, &mut shown).await?;
-        Ok(targets.into_iter().map(|target| { let result = result(&plan, &ended, &target); (target, result) }).collect())
+        Ok(targets
+            .into_iter()
+            .map(|target| {
+                let result = result(&plan, &ended, &target);
+                (target, result)
+            })
+            .collect())
     }
 
     pub(super) async fn build_derivation<R, W>(
@@ -210,7 +216,8 @@ async fn realise(context: Context, plan: Arc<Plan>, keep_going: bool) -> BTreeMa
             }
             for user in users {
                 if let Some(inputs) = waiting.remove(user) {
-                    let count = inputs.iter().filter(|input| matches!(ended.get(*input), Some(Err(_)))).count();
+                    let count =
+                        inputs.iter().filter(|input| matches!(ended.get(*input), Some(Err(_)))).count();
                     let message = format!(
                         "{count} dependencies of derivation '{}' failed to build",
                         user.to_absolute_path()

@@ -37,7 +37,9 @@ impl From<WireError> for Trouble {
 }
 
 /// Runs blocking work on a thread of its own.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Trouble> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Trouble> {
     tokio::task::spawn_blocking(work).await.map_err(|panic| {
         tracing::error!(%panic, "a request panicked; this is a bug of the box");
         Trouble::Refused("the request failed because of a bug of the box".into())
@@ -87,10 +89,7 @@ impl Read for PieceReader {
 }
 
 /// Gives everything in `body` to `work`. If `work` ends early the rest of the body stays unread.
-async fn feed<B, T>(
-    mut body: B,
-    work: impl FnOnce(&mut dyn Read) -> T + Send + 'static,
-) -> Result<T, Trouble>
+async fn feed<B, T>(mut body: B, work: impl FnOnce(&mut dyn Read) -> T + Send + 'static) -> Result<T, Trouble>
 where
     B: AsyncRead + Unpin,
     T: Send + 'static,
@@ -140,13 +139,23 @@ impl Session {
     ) -> Result<PathInfo, Trouble> {
         let view = self.view.clone();
         let work = move || {
-            view.add_ca(&name, ContentAddressMethod::Text, HashAlgorithm::Sha256, &references, &mut text.as_slice())
+            view.add_ca(
+                &name,
+                ContentAddressMethod::Text,
+                HashAlgorithm::Sha256,
+                &references,
+                &mut text.as_slice(),
+            )
         };
         let added = blocking(work).await?.map_err(import_failed)?;
         Ok(convert::to_wire(&added))
     }
 
-    pub(super) async fn add_nar<R, W>(&self, conn: &mut Connection<R, W>, info: PathInfo) -> Result<(), Trouble>
+    pub(super) async fn add_nar<R, W>(
+        &self,
+        conn: &mut Connection<R, W>,
+        info: PathInfo,
+    ) -> Result<(), Trouble>
     where
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
@@ -175,7 +184,11 @@ impl Session {
         register(&self.view, batch).await
     }
 
-    pub(super) async fn send_nar<R, W>(&self, conn: &mut Connection<R, W>, path: StorePath) -> Result<(), Trouble>
+    pub(super) async fn send_nar<R, W>(
+        &self,
+        conn: &mut Connection<R, W>,
+        path: StorePath,
+    ) -> Result<(), Trouble>
     where
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,

@@ -60,8 +60,7 @@ fn base(program: &str) -> &str {
 /// The start of a peer's text, without control characters, for use in our own messages.
 fn shown(text: &str) -> String {
     const LONGEST: usize = 100;
-    let mut out: String =
-        text.chars().take(LONGEST).map(|c| if c.is_control() { '?' } else { c }).collect();
+    let mut out: String = text.chars().take(LONGEST).map(|c| if c.is_control() { '?' } else { c }).collect();
     if text.chars().count() > LONGEST {
         out.push_str("...");
     }

@@ -5,9 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use russh::keys::PublicKey;
-use russh::server::{
-    Auth, Handler as RusshHandler, Msg, PublicKeyOffer, Session, VerifiedPublicKey,
-};
+use russh::server::{Auth, Handler as RusshHandler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Pty};
 use tokio::sync::watch;
 
@@ -59,7 +57,8 @@ impl Handler {
     fn refuse(&mut self, id: ChannelId, line: &str, session: &mut Session) -> Result<(), russh::Error> {
         tracing::info!(connection = self.id, line, "command refused");
         session.channel_success(id)?;
-        session.extended_data(id, 1, format!("{line}\n"))?;
+        // A client that asked for a terminal has its own in raw mode, where a bare newline makes stairs.
+        session.extended_data(id, 1, format!("{line}\r\n"))?;
         session.exit_status_request(id, NOT_FOUND)?;
         session.eof(id)?;
         session.close(id)
@@ -73,7 +72,11 @@ impl RusshHandler for Handler {
         Ok(Some((self.door.banner)(&self.door.house.roster.borrow())))
     }
 
-    async fn auth_publickey_offered(&mut self, _user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Self::Error> {
+    async fn auth_publickey_offered(
+        &mut self,
+        _user: &str,
+        offer: PublicKeyOffer<'_>,
+    ) -> Result<Auth, Self::Error> {
         let known = self.door.house.roster.borrow().by_key(offer.public_key).is_some();
         if known {
             return Ok(Auth::Accept);
@@ -100,7 +103,9 @@ impl RusshHandler for Handler {
     async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), Self::Error> {
         if self.slot.is_none() {
             let limit = self.door.house.config.limits.max_connections_per_member;
-            let text = format!("you have {limit} connections open already, which is the limit; close one and try again");
+            let text = format!(
+                "you have {limit} connections open already, which is the limit; close one and try again"
+            );
             session.disconnect(Disconnect::TooManyConnections, &text, "")?;
         }
         Ok(())
@@ -113,7 +118,10 @@ impl RusshHandler for Handler {
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
         if self.channels.len() >= self.door.house.config.limits.max_sessions_per_connection {
-            tracing::info!(connection = self.id, "channel refused: limits.max-sessions-per-connection reached");
+            tracing::info!(
+                connection = self.id,
+                "channel refused: limits.max-sessions-per-connection reached"
+            );
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         }
@@ -122,7 +130,12 @@ impl RusshHandler for Handler {
         Ok(())
     }
 
-    async fn exec_request(&mut self, id: ChannelId, data: &[u8], session: &mut Session) -> Result<(), Self::Error> {
+    async fn exec_request(
+        &mut self,
+        id: ChannelId,
+        data: &[u8],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
         match command::parse(data) {
             Command::Refused(line) => self.refuse(id, &line, session),
             Command::Worker => {
@@ -147,7 +160,12 @@ impl RusshHandler for Handler {
         Ok(())
     }
 
-    async fn subsystem_request(&mut self, id: ChannelId, _name: &str, session: &mut Session) -> Result<(), Self::Error> {
+    async fn subsystem_request(
+        &mut self,
+        id: ChannelId,
+        _name: &str,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
         session.channel_failure(id)
     }
 
@@ -162,7 +180,9 @@ impl RusshHandler for Handler {
         _modes: &[(Pty, u32)],
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        session.channel_failure(id)
+        // There is no terminal. But OpenSSH hangs up when it is told so, before the shell is refused, and the person
+        // never reads what would have worked.
+        session.channel_success(id)
     }
 
     async fn env_request(

@@ -45,8 +45,7 @@ pub fn load_or_create(path: &Path) -> Result<PrivateKey, HostKeyError> {
 fn create(path: &Path) -> Result<PrivateKey, HostKeyError> {
     let io = |action| move |cause| HostKeyError::Io { action, path: path.to_owned(), cause };
     let make = |cause| HostKeyError::Make { cause };
-    let mut key =
-        PrivateKey::random(&mut russh::keys::key::safe_rng(), Algorithm::Ed25519).map_err(make)?;
+    let mut key = PrivateKey::random(&mut russh::keys::key::safe_rng(), Algorithm::Ed25519).map_err(make)?;
     key.set_comment("barnraiser");
     let text = key.to_openssh(LineEnding::LF).map_err(make)?;
 

@@ -52,7 +52,8 @@ impl Agent {
         let lines = log.clone();
         std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
-                let event = serde_json::from_str(&line).unwrap_or_else(|_| serde_json::json!({ "text": line }));
+                let event =
+                    serde_json::from_str(&line).unwrap_or_else(|_| serde_json::json!({ "text": line }));
                 lines.lock().expect("log").push(event);
             }
         });
@@ -71,7 +72,8 @@ impl Agent {
     pub fn wait_for(&self, message: &str) -> serde_json::Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let found = self.log.lock().expect("log").iter().find(|event| event["message"] == message).cloned();
+            let found =
+                self.log.lock().expect("log").iter().find(|event| event["message"] == message).cloned();
             if let Some(event) = found {
                 return event;
             }
@@ -105,7 +107,8 @@ impl Agent {
     }
 
     pub fn signal(&self, signal: &str) {
-        let status = Command::new("kill").args([signal, &self.child.id().to_string()]).status().expect("kill");
+        let status =
+            Command::new("kill").args([signal, &self.child.id().to_string()]).status().expect("kill");
         assert!(status.success());
     }
 
