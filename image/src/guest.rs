@@ -37,8 +37,10 @@ pub enum GuestError {
     Modules(#[from] ModulesError),
 }
 
-const GUEST_HINT: &str = "RUSTFLAGS='-C target-feature=+crt-static' cargo build --release -p guest --target x86_64-unknown-linux-gnu";
-const BUSYBOX_HINT: &str = "apt-get install busybox-static";
+/// How to make a guest binary.
+pub const GUEST_HINT: &str = "RUSTFLAGS='-C target-feature=+crt-static' cargo build --release -p guest --target x86_64-unknown-linux-gnu";
+/// How to get a busybox.
+pub const BUSYBOX_HINT: &str = "apt-get install busybox-static";
 
 /// Everything of [`assemble`], in memory.
 pub struct GuestFiles {

@@ -35,6 +35,7 @@ impl Flavour {
     }
 }
 
+#[derive(Clone)]
 pub struct KernelPackage {
     /// As `uname -r` says it, e.g. `6.12.107+deb13-cloud-amd64`.
     pub version: String,

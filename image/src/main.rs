@@ -210,6 +210,17 @@ fn make_guest(args: GuestArgs) -> Result<(), Failure> {
 
 fn make_release(args: BuildArgs) -> Result<(), Failure> {
     let started = std::time::Instant::now();
+    // Before the long steps, so that a forgotten build is noticed at once.
+    for (path, hint) in [
+        (&args.agent, "cargo build --release -p builder-agent"),
+        (&args.access_manager, "cargo build --release -p access-manager"),
+        (&args.guest, guest::GUEST_HINT),
+        (&args.busybox, guest::BUSYBOX_HINT),
+    ] {
+        if let Err(error) = std::fs::File::open(path) {
+            return Err(format!("cannot open the binary {}: {error}\nhint:  {hint}", path.display()).into());
+        }
+    }
     let roster = match (&args.baked.baked_roster, &args.baked.users) {
         (Some(path), _) => roster::read(path)?,
         (None, Some(users)) => roster::evaluate(&args.access_manager, users)?,
@@ -219,9 +230,13 @@ fn make_release(args: BuildArgs) -> Result<(), Failure> {
     let apt = Apt::open(&packages.cache, packages.mirror.as_deref(), packages.update)?;
     let base = base::make(&apt, &packages.cache)?;
     let (commit, modified) = source_commit();
+    let guest_kernel = KernelPackage::fetch(&apt, &packages.cache, Flavour::Cloud)?;
     let inputs = release::Inputs {
-        kernel: KernelPackage::fetch(&apt, &packages.cache, args.kernel_flavour)?,
-        guest_kernel: KernelPackage::fetch(&apt, &packages.cache, Flavour::Cloud)?,
+        kernel: match args.kernel_flavour {
+            Flavour::Cloud => guest_kernel.clone(),
+            other => KernelPackage::fetch(&apt, &packages.cache, other)?,
+        },
+        guest_kernel,
         agent: args.agent,
         access_manager: args.access_manager,
         guest: args.guest,

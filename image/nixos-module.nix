@@ -1,0 +1,110 @@
+# The agent on NixOS. The units are the ones of the netboot image (image/rootfs): read from there, so that the two
+# cannot drift apart; only paths of programs differ.
+self:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.services.barnraiser;
+  ours = self.packages.${pkgs.stdenv.hostPlatform.system};
+  toml = pkgs.formats.toml { };
+  settings = toml.generate "builder-agent.toml" cfg.settings;
+
+  # The image's units and scripts name programs below /usr/lib/barnraiser; here each gets its store path.
+  home = pkgs.runCommand "barnraiser-home" { } ''
+    mkdir -p $out
+    cp ${./rootfs/usr/lib/barnraiser}/* $out/
+    ln -s ${lib.getExe ours.builder-agent} $out/builder-agent
+    ln -s ${lib.getExe ours.access-manager} $out/access-manager
+    ${lib.optionalString (cfg.roster.baked != null) "cp ${cfg.roster.baked} $out/roster.json"}
+    substituteInPlace $out/roster-sync \
+      --replace-fail /usr/lib/barnraiser $out
+    patchShebangs $out
+  '';
+  units = pkgs.runCommand "barnraiser-units" { } ''
+    mkdir -p $out/lib/systemd/system
+    cd ${./rootfs/etc/systemd/system}
+    cp builder-agent.service barnraiser-roster.service barnraiser-roster.timer $out/lib/systemd/system/
+    chmod -R u+w $out
+    substituteInPlace $out/lib/systemd/system/*.service --replace-quiet /usr/lib/barnraiser ${home}
+  '';
+in
+{
+  options.services.barnraiser = {
+    enable = lib.mkEnableOption "the Barnraiser community builder";
+    guestDirectory = lib.mkOption {
+      type = lib.types.path;
+      description = "Folder made by `netboot-image guest`: vmlinux, initrd, guest and busybox.";
+    };
+    roster = {
+      repository = lib.mkOption {
+        type = lib.types.str;
+        default = "";
+        description = "Git repository with users.nix at its top. Empty: only the baked roster counts.";
+      };
+      branch = lib.mkOption {
+        type = lib.types.str;
+        default = "main";
+      };
+      baked = lib.mkOption {
+        type = lib.types.nullOr lib.types.path;
+        default = null;
+        description = "roster.json to fall back to when the repository cannot be reached.";
+      };
+    };
+    settings = lib.mkOption {
+      inherit (toml) type;
+      default = { };
+      description = "builder-agent.toml; see docs/agent.md.";
+    };
+  };
+
+  config = lib.mkIf cfg.enable {
+    assertions = [
+      {
+        assertion = !config.services.openssh.enable || !(lib.elem 22 config.services.openssh.ports);
+        message = "services.barnraiser listens on port 22 itself; move or disable services.openssh";
+      }
+    ];
+    services.barnraiser.settings = {
+      listen = lib.mkDefault [
+        "0.0.0.0:22"
+        "[::]:22"
+      ];
+      roster = lib.mkDefault "/run/barnraiser/roster.json";
+      state-dir = lib.mkDefault "/var/lib/barnraiser";
+      systems = lib.mkDefault [ pkgs.stdenv.hostPlatform.system ];
+      sandbox = {
+        backend = lib.mkDefault "kvm";
+        kernel = lib.mkDefault "${cfg.guestDirectory}/vmlinux";
+        initrd = lib.mkDefault "${cfg.guestDirectory}/initrd";
+        guest = lib.mkDefault "${cfg.guestDirectory}/guest";
+        shell = lib.mkDefault "${cfg.guestDirectory}/busybox";
+      };
+    };
+    environment.etc = {
+      "builder-agent.toml".source = settings;
+      "barnraiser/roster.conf".text = ''
+        ROSTER_REPO=${lib.escapeShellArg cfg.roster.repository}
+        ROSTER_BRANCH=${lib.escapeShellArg cfg.roster.branch}
+      '';
+    };
+    boot.kernelModules = [
+      "kvm-amd"
+      "kvm-intel"
+    ];
+    networking.firewall.allowedTCPPorts = [ 22 ];
+    systemd.packages = [ units ];
+    systemd.services.builder-agent = {
+      wantedBy = [ "multi-user.target" ];
+      restartTriggers = [ settings ];
+      path = [ pkgs.bubblewrap ];
+      serviceConfig.StateDirectory = "barnraiser";
+    };
+    systemd.services.barnraiser-roster.path = [ pkgs.coreutils ];
+    systemd.timers.barnraiser-roster.wantedBy = [ "timers.target" ];
+  };
+}
