@@ -276,6 +276,8 @@ fn unreachable(options: &Options, cause: String) -> SyncError {
     let repo = &options.repo;
     let hint = if cause.contains("no such branch") {
         "check --branch".to_owned()
+    } else if cause.contains("not owned by current user") {
+        format!("run as its owner, or trust it: git config --global --add safe.directory {repo}")
     } else if repo.starts_with("git@") || (repo.contains("://") && cause.contains("unsupported URL protocol"))
     {
         "use an https:// url or a path; the roster is public, so no login is needed".to_owned()
