@@ -72,6 +72,11 @@ impl Search<'_> {
         }
         let Some(path) = self.files.get(&name).cloned() else {
             return match need {
+                // Ciphers and sums are asked for by algorithm, an alias; the portable one is named like this. Without it
+                // libcrc32c, and so erofs, cannot start on a kernel that has none built in.
+                Need::Soft if self.files.contains_key(&format!("{name}_generic")) => {
+                    self.visit(&format!("{name}_generic"), Need::Soft)
+                }
                 Need::Soft => Ok(()),
                 Need::Hard => Err(ModulesError::NoSuchModule { name, tree: self.tree.into() }),
             };
@@ -178,6 +183,12 @@ mod tests {
     fn soft_needs_come_first_when_there_and_are_skipped_when_not() {
         let tree = tree(&[("a", "softdep=pre: b gone post: z"), ("b", "depends="), ("z", "depends=")], "");
         assert_eq!(order(tree.path(), &["a"]), ["b.ko", "a.ko"]);
+    }
+
+    #[test]
+    fn an_algorithm_asked_for_by_its_alias_brings_the_portable_module() {
+        let tree = tree(&[("libsum", "softdep=pre: sum32"), ("sum32_generic", "depends=")], "");
+        assert_eq!(order(tree.path(), &["libsum"]), ["sum32_generic.ko", "libsum.ko"]);
     }
 
     #[test]
