@@ -11,6 +11,7 @@ use common::scripted::{Scripted, TestClient, derivation, path};
 use nix_derivation::{
     CAHash, ContentAddressMethod, DerivedPath, HashAlgorithm, NixHash, Output, SingleDerivedPath, StorePath,
 };
+use sandbox::Inputs;
 use sha2::{Digest, Sha256};
 use wire::client::{End, Frame};
 use wire::types::{BasicDerivation, BuildMode, BuildStatus};
@@ -241,7 +242,7 @@ async fn what_cannot_be_built_here_is_refused_by_name_and_the_session_goes_on() 
         ),
         (with(&|d| drop(d.env.insert("__noChroot".into(), b"1".to_vec()))), "has '__noChroot' set"),
         (
-            with(&|d| drop(d.input_sources.insert(path("absent")))),
+            with(&|d| assert!(d.input_sources.insert(path("absent")))),
             "does not exist, and substitution is disabled",
         ),
         (
@@ -401,5 +402,39 @@ async fn unknown_targets_are_named() {
             .expect("sent");
         let (_, End::Error(message)) = alice.log().await.expect("an answer") else { panic!("must fail") };
         assert!(message.contains("is not valid here and cannot be fetched"), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_sandbox_gets_the_closure_in_its_own_form_and_nothing_else() {
+    for backend in ["kvm", "namespace"] {
+        let house = Scripted::open_for(backend, "");
+        let mut alice = house.session("alice").await;
+        let deep = add_text(&mut alice, "deep", "text", BTreeSet::new()).await;
+        let text = deep.to_absolute_path();
+        let input = add_text(&mut alice, "input", &text, BTreeSet::from([deep.clone()])).await;
+        add_text(&mut alice, "stranger", "text", BTreeSet::new()).await;
+        let (drv, mut derivation) = derivation("t", "write:x", &[]);
+        derivation.input_sources.insert(input.clone());
+        assert_eq!(build(&mut alice, (drv, derivation)).await.status, BuildStatus::Built as u64);
+        let inputs = house.script.inputs.lock().expect("inputs").take().expect("a build ran");
+        match inputs {
+            Inputs::Trees(trees) => {
+                assert_eq!(backend, "namespace");
+                let paths: BTreeSet<_> = trees.iter().map(|(path, _)| path.clone()).collect();
+                assert_eq!(paths, BTreeSet::from([text, input.to_absolute_path()]));
+                assert!(trees.iter().all(|(_, tree)| tree.exists()));
+            }
+            Inputs::Image(image) => {
+                assert_eq!(backend, "kvm");
+                // The EROFS magic, 1024 bytes into the first segment.
+                let mut magic = [0; 4];
+                let first = &image.segments[0];
+                std::os::unix::fs::FileExt::read_exact_at(&*first.file, &mut magic, first.offset + 1024)
+                    .expect("read");
+                assert_eq!(u32::from_le_bytes(magic), 0xe0f5_e1e2);
+                assert!(image.segments.iter().all(|s| s.offset % 4096 == 0 && s.len % 4096 == 0));
+            }
+        }
     }
 }

@@ -85,16 +85,16 @@ pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &
         SandboxError::Timeout { after } => Failure::new(
             BuildStatus::TimedOut,
             format!(
-                "building of '{path}' timed out after {} seconds; the limit is the smallest of the client's `timeout`, \
-                 your `max-build-seconds` in the roster, and the box's `limits.max-build-seconds`",
+                "building of '{path}' timed out after {} seconds; the limit is the smallest of your `max-build-seconds` in \
+                 the roster, the box's `limits.max-build-seconds`, and the client's `timeout`",
                 seconds(after)
             ),
         ),
         SandboxError::Silent { after } => Failure::new(
             BuildStatus::TimedOut,
             format!(
-                "building of '{path}' timed out after {} seconds of silence; print progress, or raise the client's \
-                 `max-silent-time` (the box allows no more than its `limits.max-silent-seconds`)",
+                "building of '{path}' timed out after {} seconds of silence (the box's `limits.max-silent-seconds`, or the \
+                 client's `max-silent-time` if that is less); have the builder print its progress",
                 seconds(after)
             ),
         ),

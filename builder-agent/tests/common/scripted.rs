@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use builder_agent::House;
@@ -13,7 +13,7 @@ use builder_agent::build::scheduler::Embedded;
 use builder_agent::config::Config;
 use builder_agent::roster::{Member, MemberLimits, Role, Roster};
 use nix_derivation::{Output, StorePath};
-use sandbox::{Backend, BuilderStatus, Cancel, Finished, Host, Job, Phases, SandboxError};
+use sandbox::{Backend, BuilderStatus, Cancel, Finished, Host, Inputs, Job, Phases, SandboxError};
 use store::{Store, StoreConfig};
 use tempfile::TempDir;
 use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
@@ -29,6 +29,8 @@ pub struct Script {
     pub runs: AtomicUsize,
     pub cancelled: AtomicUsize,
     pub gate: Cancel,
+    /// What the last build got to see: store paths of trees, or the bytes of an image.
+    pub inputs: Mutex<Option<Inputs>>,
 }
 
 impl Backend for Script {
@@ -38,6 +40,7 @@ impl Backend for Script {
 
     fn run(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Result<Finished, SandboxError> {
         self.runs.fetch_add(1, Ordering::SeqCst);
+        *self.inputs.lock().expect("inputs") = Some(job.inputs.clone());
         let mut contents = String::new();
         let mut status = 0;
         for word in job.args[0].split(' ') {
@@ -88,13 +91,18 @@ pub type TestClient = Client<ReadHalf<DuplexStream>, WriteHalf<DuplexStream>>;
 impl Scripted {
     /// `config` goes before the first section. The roster names alice and bob.
     pub fn open(config: &str) -> Scripted {
+        Self::open_for("namespace", config)
+    }
+
+    /// As if builds ran in this sandbox.
+    pub fn open_for(backend: &str, config: &str) -> Scripted {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
         for name in ["alice", "bob"] {
             super::make_key(&dir.path().join(name));
         }
         let path = dir.path().join("agent.toml");
         let text = format!(
-            "name = \"testbox\"\nroster = \"/r\"\nsystems = [\"x86_64-linux\"]\n{config}\n[sandbox]\nbackend = \"namespace\"\n"
+            "name = \"testbox\"\nroster = \"/r\"\nsystems = [\"x86_64-linux\"]\n{config}\n[sandbox]\nbackend = \"{backend}\"\n"
         );
         std::fs::write(&path, text).expect("config");
         let config = Arc::new(Config::load(&path).expect("a good configuration"));
