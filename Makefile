@@ -1,0 +1,24 @@
+# The few commands of this project. Each is a script under tests/scripts, which says what it does.
+.PHONY: help up down test lint bench deps image
+help:
+	@echo 'make up      try it: netboot a box in QEMU, build a real C program on it, leave it running'
+	@echo 'make down    end the box of `make up`'
+	@echo 'make test    prove it: lint, unit tests, stock Nix clients, the netbooted box'
+	@echo 'make lint    formatting, clippy, licences and duplicate dependencies'
+	@echo 'make bench   measure it: boot, build start and memory; no thresholds'
+	@echo 'make image   the netboot release alone, in target/image'
+	@echo 'make deps    what the above install with apt when it is missing'
+up:
+	@tests/scripts/up
+down:
+	@tests/scripts/box down target/demo
+test:
+	@tests/scripts/test
+lint: deps
+	@tests/scripts/lint
+bench:
+	@tests/scripts/bench
+image: deps
+	@tests/scripts/build --image
+deps:
+	@tests/scripts/install-deps

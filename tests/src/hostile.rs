@@ -1,0 +1,386 @@
+//! A client that lies: raw worker-protocol bytes through the stock OpenSSH client, and what must hold afterwards.
+//!
+//! [`House`] is a box with one member and one good path in its store. A test does its worst, then calls
+//! [`House::still_serves`] and [`House::close`], which looks at the store from outside: every path that is visible
+//! must be whole. Not here: how an agent is started (`agent`), and the bytes of good requests (`wire::client`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, Output, StorePath, hash_bytes};
+use store::{Member, Recovery, Store, StoreConfig};
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use wire::client::{Client, End, Frame, encode_path_info};
+use wire::types::{BasicDerivation, BuildMode, PathInfo};
+use wire::worker::Request;
+
+use crate::agent::Agent;
+
+/// Upper bound for what takes milliseconds, on a machine that does other work.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The one member of a [`House`].
+pub const MEMBER: &str = "alice";
+
+/// Current clients speak this.
+pub const MINOR: u8 = 38;
+
+/// A box, one member, and in the store a busybox that must still be there in the end.
+pub struct House {
+    pub agent: Agent,
+    pub busybox: StorePath,
+}
+
+impl House {
+    /// `limits` is the body of the `[limits]` section.
+    pub async fn open(limits: &str) -> House {
+        let agent = Agent::start(&[MEMBER], limits);
+        let mut session = Session::open(&agent, MINOR).await;
+        let contents = std::fs::read("/bin/busybox").expect("busybox-static is installed");
+        let busybox = session.add("busybox", &nar(&executable(&contents))).await;
+        session.leave().await;
+        House { agent, busybox }
+    }
+
+    pub async fn session(&self) -> Session {
+        Session::open(&self.agent, MINOR).await
+    }
+
+    /// A new session finds the good path, and nothing is left of interrupted writes.
+    pub async fn still_serves(&self) {
+        let mut session = self.session().await;
+        assert!(session.is_valid(&self.busybox).await, "the good path is gone");
+        session.leave().await;
+        let temporary = self.store_dir().join("tmp");
+        until("temporary files of the store to go away", || {
+            std::fs::read_dir(&temporary).expect("the store's tmp").count() == 0
+        })
+        .await;
+    }
+
+    pub fn store_dir(&self) -> PathBuf {
+        self.agent.state_dir().join("store")
+    }
+
+    /// Stops the agent as an operator would, opens its store and reads everything in it.
+    pub async fn close(mut self) -> BTreeSet<StorePath> {
+        self.still_serves().await;
+        self.agent.stop();
+        let store = Store::open(&self.store_dir(), StoreConfig::default()).expect("the store opens");
+        assert_eq!(*store.recovery(), Recovery::default(), "a quiet stop leaves nothing to repair");
+        let view = store.view(&Member::new(MEMBER));
+        let paths = view.all_valid();
+        assert!(paths.contains(&self.busybox));
+        for path in &paths {
+            view.verify(path).unwrap_or_else(|error| panic!("{path} is damaged: {error}"));
+            view.closure(std::slice::from_ref(path)).expect("no visible path lacks a reference");
+        }
+        paths
+    }
+}
+
+/// A worker session over ssh.
+pub struct Session {
+    pub client: Client<ChildStdout, ChildStdin>,
+    ssh: Child,
+}
+
+impl Session {
+    /// Greets as version 1.`minor`.
+    pub async fn open(agent: &Agent, minor: u8) -> Session {
+        let (ssh, reader, writer) = pipe(agent);
+        let client = within("a handshake", Client::connect(reader, writer, minor, &[])).await;
+        Session { client: client.expect("a handshake"), ssh }
+    }
+
+    /// Sends a request without its body.
+    pub async fn request(&mut self, request: &Request) {
+        self.client.request(request).await.expect("the box reads");
+    }
+
+    /// Sends bytes as they are. A box that has heard enough may hang up while we write; what it said is read later.
+    pub async fn send(&mut self, bytes: &[u8]) {
+        let _ = self.client.send(bytes).await;
+    }
+
+    /// The error that answers the last request. It must hold all `parts`.
+    pub async fn refused(&mut self, parts: &[&str]) -> String {
+        let (frames, end) =
+            within("an error", self.client.log()).await.expect("an error and not the end of the stream");
+        let End::Error(message) = end else { panic!("must be refused, got {end:?} after {frames:?}") };
+        println!("refused: {message}");
+        for part in parts {
+            assert!(message.contains(part), "{part:?} is not in {message:?}");
+        }
+        message
+    }
+
+    /// The box has hung up after its one error.
+    pub async fn ended(self) {
+        let Session { client, ssh } = self;
+        ended(client, ssh).await;
+    }
+
+    /// Hangs up in the middle; then the box must end the session too, without a word.
+    pub async fn hang_up(self) {
+        let Session { client, ssh } = self;
+        ended(client, ssh).await;
+    }
+
+    /// Like a client whose machine lost its power: ssh is killed and nothing is said.
+    pub async fn vanish(mut self) {
+        self.ssh.kill().await.expect("kill ssh");
+    }
+
+    /// Ends a good session, between two requests.
+    pub async fn leave(self) {
+        let Session { client, mut ssh } = self;
+        drop(client);
+        let status = within("ssh to end", ssh.wait()).await.expect("wait");
+        assert!(status.success(), "a good session ended with {status}");
+    }
+
+    pub async fn is_valid(&mut self, path: &StorePath) -> bool {
+        self.call(&Request::IsValidPath { path: path.clone() }).await;
+        self.client.u64().await.expect("an answer") == 1
+    }
+
+    pub async fn call(&mut self, request: &Request) -> Vec<Frame> {
+        within("an answer", self.client.call(request)).await.expect("a good answer")
+    }
+
+    /// Adds a NAR at the place its contents give.
+    pub async fn add(&mut self, name: &str, nar: &[u8]) -> StorePath {
+        self.request(&Request::AddToStore {
+            name: name.to_owned(),
+            method: ContentAddressMethod::Nar,
+            algorithm: HashAlgorithm::Sha256,
+            references: BTreeSet::new(),
+            repair: false,
+        })
+        .await;
+        self.client.framed(nar).await.expect("the box reads");
+        within("an answer", self.client.done()).await.expect("added");
+        self.client.path_info(None).await.expect("a path info").path
+    }
+
+    /// Announces `info` and sends `body` as its NAR.
+    pub async fn add_nar(&mut self, info: &PathInfo, body: &[u8]) {
+        self.announce(info).await;
+        let _ = self.client.framed(body).await;
+    }
+
+    /// Announces a NAR; its frames come after.
+    pub async fn announce(&mut self, info: &PathInfo) {
+        let request = Request::AddToStoreNar { info: info.clone(), repair: false, dont_check_sigs: true };
+        self.request(&request).await;
+    }
+
+    pub async fn start_build(&mut self, (drv_path, derivation): (StorePath, BasicDerivation)) {
+        self.request(&Request::BuildDerivation { drv_path, derivation, mode: BuildMode::Normal }).await;
+    }
+
+    /// Builds, and gives what the client learns.
+    pub async fn build(&mut self, what: (StorePath, BasicDerivation)) -> Told {
+        self.start_build(what).await;
+        self.told().await
+    }
+
+    /// The answer to a build: the rest of its log and its result, read to the last byte.
+    pub async fn told(&mut self) -> Told {
+        let client = &mut self.client;
+        let frames = within("a build", client.done()).await.expect("a result");
+        let status = client.u64().await.expect("status");
+        let message = client.string().await.expect("message");
+        for _ in 0..4 {
+            client.u64().await.expect("counts and times");
+        }
+        for _ in 0..2 {
+            if client.u64().await.expect("has CPU time") != 0 {
+                client.u64().await.expect("CPU time");
+            }
+        }
+        for _ in 0..client.u64().await.expect("outputs") {
+            client.string().await.expect("id");
+            client.string().await.expect("realisation");
+        }
+        let told = Told { log: lines(&frames), status, message };
+        println!("build: {} {}", told.status, told.message);
+        told
+    }
+}
+
+/// What a client learns of a build.
+#[derive(Debug)]
+pub struct Told {
+    pub log: Vec<String>,
+    /// Nix: `BuildResult::Status`.
+    pub status: u64,
+    pub message: String,
+}
+
+/// ssh with the command that stores ask for, nothing sent yet.
+pub fn pipe(agent: &Agent) -> (Child, ChildStdout, ChildStdin) {
+    let mut ssh = agent.ssh(MEMBER);
+    ssh.args(["nix-daemon", "--stdio"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut ssh = Command::from(ssh).kill_on_drop(true).spawn().expect("ssh");
+    let (reader, writer) = (ssh.stdout.take().expect("piped"), ssh.stdin.take().expect("piped"));
+    (ssh, reader, writer)
+}
+
+async fn ended(client: Client<ChildStdout, ChildStdin>, mut ssh: Child) {
+    let Client { mut reader, writer, .. } = client;
+    drop(writer);
+    let mut rest = Vec::new();
+    within("the end of the stream", reader.read_to_end(&mut rest)).await.expect("read");
+    assert!(rest.is_empty(), "{} bytes after the last word: {:?}", rest.len(), String::from_utf8_lossy(&rest));
+    let status = within("ssh to end", ssh.wait()).await.expect("wait");
+    assert_eq!(status.code(), Some(1), "a session that was cut short has exit status 1");
+}
+
+/// A bound on what must happen sooner or later.
+pub async fn within<F: Future>(what: &str, work: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
+}
+
+/// Waits until `done` says so.
+pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The lines of the builder; our own first line, which says what it runs in, included.
+pub fn lines(frames: &[Frame]) -> Vec<String> {
+    const BUILD_LOG_LINE: u64 = 101;
+    let texts = frames.iter().filter_map(|frame| match frame {
+        Frame::Result(_, BUILD_LOG_LINE, fields) => fields.first(),
+        _ => None,
+    });
+    texts.map(|text| String::from_utf8_lossy(text).into_owned()).collect()
+}
+
+/// Some store path with this name. Different names have different digests.
+pub fn path(name: &str) -> StorePath {
+    let NixHash::Sha256(digest) = hash_bytes(HashAlgorithm::Sha256, name.as_bytes()) else { unreachable!() };
+    StorePath::from_parts(digest[..20].try_into().expect("20 bytes"), name).expect("a path")
+}
+
+/// A true announcement of `nar` as `path(name)`.
+pub fn info(name: &str, nar: &[u8]) -> PathInfo {
+    let NixHash::Sha256(nar_hash) = hash_bytes(HashAlgorithm::Sha256, nar) else { unreachable!() };
+    PathInfo {
+        path: path(name),
+        deriver: None,
+        nar_hash,
+        nar_size: nar.len() as u64,
+        references: BTreeSet::new(),
+        registration_time: 0,
+        ultimate: false,
+        signatures: Vec::new(),
+        ca: None,
+    }
+}
+
+/// A derivation whose builder is the sandbox's shell with `script`; `$bb` is busybox, `$out` becomes `path(name)`.
+pub fn derivation(house: &House, name: &str, script: &str) -> (StorePath, BasicDerivation) {
+    let busybox = house.busybox.to_absolute_path();
+    let out = path(name);
+    let derivation = BasicDerivation {
+        outputs: BTreeMap::from([("out".to_owned(), Output::InputAddressed { path: out.clone() })]),
+        input_sources: BTreeSet::from([house.busybox.clone()]),
+        system: format!("{}-linux", std::env::consts::ARCH),
+        builder: "/bin/sh".into(),
+        args: vec!["-ec".into(), script.into()],
+        env: BTreeMap::from([
+            ("bb".to_owned(), busybox.into_bytes()),
+            ("out".to_owned(), out.to_absolute_path().into_bytes()),
+        ]),
+    };
+    (path(&format!("{name}.drv")), derivation)
+}
+
+/// Strings as they travel: a length, the bytes, zeroes up to a multiple of 8.
+pub fn tokens(tokens: &[&[u8]]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for token in tokens {
+        out.extend_from_slice(&(token.len() as u64).to_le_bytes());
+        out.extend_from_slice(token);
+        out.resize(out.len().next_multiple_of(8), 0);
+    }
+    out
+}
+
+/// A NAR of one node.
+pub fn nar(node: &[u8]) -> Vec<u8> {
+    [&tokens(&[b"nix-archive-1"]), node].concat()
+}
+
+pub fn file(contents: &[u8]) -> Vec<u8> {
+    tokens(&[b"(", b"type", b"regular", b"contents", contents, b")"])
+}
+
+pub fn executable(contents: &[u8]) -> Vec<u8> {
+    tokens(&[b"(", b"type", b"regular", b"executable", b"", b"contents", contents, b")"])
+}
+
+/// A directory with these entries, in this order, whatever their names.
+pub fn directory(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let mut out = tokens(&[b"(", b"type", b"directory"]);
+    for (name, node) in entries {
+        out.extend(tokens(&[b"entry", b"(", b"name", name.as_bytes(), b"node"]));
+        out.extend_from_slice(node);
+        out.extend(tokens(&[b")"]));
+    }
+    out.extend(tokens(&[b")"]));
+    out
+}
+
+/// The body of an `AddMultipleToStore` that announces `count` paths and holds these.
+pub fn items(count: u64, items: &[(PathInfo, Vec<u8>)]) -> Vec<u8> {
+    let mut out = count.to_le_bytes().to_vec();
+    for (info, nar) in items {
+        out.extend(encode_path_info(info));
+        out.extend_from_slice(nar);
+    }
+    out
+}
+
+/// A process and all that came from it, with the times they were started: a number alone may be used again.
+pub fn family(pid: u32) -> Vec<(u32, u64)> {
+    let mut stats = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        if let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok())
+            && let Some((parent, started)) = stat(pid)
+        {
+            stats.insert(pid, (parent, started));
+        }
+    }
+    let mut found = BTreeSet::from([pid]);
+    loop {
+        let before = found.len();
+        found.extend(stats.iter().filter(|(_, (parent, _))| found.contains(parent)).map(|(pid, _)| *pid).collect::<Vec<_>>());
+        if found.len() == before {
+            return found.into_iter().filter_map(|pid| Some((pid, stats.get(&pid)?.1))).collect();
+        }
+    }
+}
+
+/// Whether this process still runs. One that waits to be collected by its parent does not.
+pub fn runs((pid, started): (u32, u64)) -> bool {
+    let zombie = std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .is_ok_and(|status| status.lines().any(|line| line.starts_with("State:\tZ")));
+    stat(pid).is_some_and(|(_, now)| now == started) && !zombie
+}
+
+/// Parent and start time (proc(5): stat, fields 4 and 22; the name before them, in parentheses, may hold anything).
+fn stat(pid: u32) -> Option<(u32, u64)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    Some((fields.get(1)?.parse().ok()?, fields.get(19)?.parse().ok()?))
+}
