@@ -1,1 +1,24 @@
-//! placeholder
+//! What the end-to-end tests are written with: real agents, stock Nix clients, real keys and real git repositories.
+//!
+//! Everything here runs the built programs and looks at what a person or a log reader would see; nothing reaches into
+//! the crates. Helpers panic with the whole story (transcripts, the agent's log), because their callers are tests.
+//!
+//! Assumed: root, bubblewrap, mmdebstrap, a static busybox, OpenSSH and git on this machine, and `make build` done
+//! before. Not here: the netbooted box, whose tests start it themselves.
+
+pub mod agent;
+pub mod clients;
+pub mod drv;
+pub mod git;
+pub mod keys;
+mod lock;
+mod log;
+pub mod place;
+pub mod process;
+pub mod roster;
+mod suite;
+
+use std::time::Duration;
+
+/// Upper bound for one step of a test, on a machine that does other work. Never a measurement.
+pub const PATIENCE: Duration = Duration::from_secs(120);

@@ -1,0 +1,169 @@
+//! Stock Nix clients: three versions, each with a store and a home of its own.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::agent::Agent;
+use crate::keys::Key;
+use crate::process::{self, Running, Transcript};
+use crate::{place, suite};
+
+/// The versions Debian ships, oldest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// Debian bookworm; worker protocol 1.34.
+    V2_8,
+    /// Debian trixie; worker protocol 1.38.
+    V2_26,
+    /// Debian sid; worker protocol 1.38.
+    V2_34,
+}
+
+impl Version {
+    pub const ALL: [Version; 3] = [Version::V2_8, Version::V2_26, Version::V2_34];
+
+    fn release(self) -> &'static str {
+        match self {
+            Version::V2_8 => "bookworm",
+            Version::V2_26 => "trixie",
+            Version::V2_34 => "sid",
+        }
+    }
+}
+
+/// A client machine of one member: private `/nix`, private home, the member's key, and the box's port.
+pub struct Nix {
+    pub version: Version,
+    tree: PathBuf,
+    dir: TempDir,
+    keys: PathBuf,
+    port: u16,
+}
+
+impl Nix {
+    /// The key must live as long as the client.
+    pub fn new(version: Version, agent: &Agent, key: &Key) -> Self {
+        Self::at(version, agent.port(), key)
+    }
+
+    /// A client of whatever answers ssh on this port of the loopback interface.
+    pub fn at(version: Version, port: u16, key: &Key) -> Self {
+        let tree = suite::tree(version.release());
+        let dir = place::scratch("client");
+        for sub in ["nix", "root", "work"] {
+            std::fs::create_dir(dir.path().join(sub)).expect("a folder");
+        }
+        Self { version, tree, dir, keys: key.dir().to_owned(), port }
+    }
+
+    /// The box as a store: the value of `--store`, `--to` and `--from`.
+    pub fn store(&self) -> &'static str {
+        "ssh-ng://anyone@127.0.0.1"
+    }
+
+    /// The box as the value of `--builders`.
+    pub fn builders(&self) -> String {
+        format!("{} x86_64-linux /keys/key 4", self.store())
+    }
+
+    /// A folder of this machine that the client sees as `/work`.
+    pub fn work(&self) -> PathBuf {
+        self.dir.path().join("work")
+    }
+
+    /// The file behind a path of the client's own store.
+    pub fn local(&self, store_path: &str) -> PathBuf {
+        self.dir.path().join(store_path.strip_prefix('/').expect("an absolute path"))
+    }
+
+    /// Runs `nix` to its end.
+    #[track_caller]
+    pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Transcript {
+        process::run(self.command("nix").args(args))
+    }
+
+    /// Starts `nix` and lets it run.
+    #[track_caller]
+    pub fn spawn<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Running {
+        Running::start(self.command("nix").args(args))
+    }
+
+    /// `nix build --store` of an expression, evaluated here; prints the output paths.
+    pub fn build_at_box(&self, expression: &str) -> Command {
+        let mut command = self.command("nix");
+        command.args(["build", "--store", self.store(), "--eval-store", "auto", "--no-link"]);
+        command.args(["--print-out-paths", "-L", "--expr", expression]);
+        command
+    }
+
+    /// `nix build` with the box as the only builder; the outputs end up in the client's store.
+    pub fn build_through_builders(&self, expression: &str) -> Command {
+        let mut command = self.command("nix");
+        command.args(["build", "--builders", &self.builders(), "--max-jobs", "0", "--no-link"]);
+        command.args(["--print-out-paths", "-L", "--expr", expression]);
+        command
+    }
+
+    /// The stock `ssh` with the member's key, logging in to the box; add the remote command.
+    pub fn ssh(&self) -> Command {
+        let mut command = self.command("ssh");
+        command.args(self.ssh_options()).args(["-o", "BatchMode=yes", "-o", "LogLevel=ERROR"]);
+        command.arg("anyone@127.0.0.1");
+        command
+    }
+
+    /// Any program of the client machine.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("bwrap");
+        command.args([
+            "--die-with-parent",
+            "--unshare-pid",
+            "--unshare-ipc",
+            "--clearenv",
+            "--chdir",
+            "/work",
+        ]);
+        bind(&mut command, "--ro-bind", &self.tree, "/");
+        command.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]);
+        for (inside, name) in [("/nix", "nix"), ("/root", "root"), ("/work", "work")] {
+            bind(&mut command, "--bind", &self.dir.path().join(name), inside);
+        }
+        bind(&mut command, "--ro-bind", &self.keys, "/keys");
+        for (name, value) in [
+            ("HOME", "/root"),
+            ("PATH", "/usr/bin:/usr/sbin:/bin:/sbin"),
+            // File names outside of ASCII.
+            ("LC_ALL", "C.UTF-8"),
+            ("NIX_CONFIG", CONFIG),
+            ("NIX_SSHOPTS", &self.ssh_options().join(" ")),
+        ] {
+            command.args(["--setenv", name, value]);
+        }
+        command.args(["--", program]);
+        command
+    }
+
+    fn ssh_options(&self) -> Vec<String> {
+        let port = self.port.to_string();
+        ["-F", "none", "-p", &port, "-i", "/keys/key", "-o", "IdentitiesOnly=yes"]
+            .into_iter()
+            .chain(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+/// Nothing comes from anywhere but the box, and nothing is built on the client by mistake in a sandbox it cannot make.
+const CONFIG: &str = "experimental-features = nix-command
+build-users-group =
+sandbox = false
+substituters =
+builders =
+";
+
+fn bind(command: &mut Command, how: &str, outside: &Path, inside: &str) {
+    command.arg(how).arg(outside).arg(inside);
+}

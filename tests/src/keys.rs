@@ -1,0 +1,39 @@
+//! Ssh keys as members make them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::{place, process};
+
+/// An ed25519 key pair in a folder of its own.
+pub struct Key {
+    dir: TempDir,
+    /// One line: type, base64 and comment.
+    pub public: String,
+}
+
+impl Key {
+    /// `owner` becomes the key's comment.
+    pub fn new(owner: &str) -> Self {
+        let dir = place::scratch("key");
+        process::run(
+            Command::new("ssh-keygen")
+                .args(["-q", "-t", "ed25519", "-N", "", "-C", owner, "-f"])
+                .arg(dir.path().join("key")),
+        )
+        .ok();
+        let public = std::fs::read_to_string(dir.path().join("key.pub")).expect("the public key");
+        Self { dir, public: public.trim().to_owned() }
+    }
+
+    /// Holds `key` and `key.pub`.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn private(&self) -> PathBuf {
+        self.dir.path().join("key")
+    }
+}

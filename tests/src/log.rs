@@ -1,0 +1,48 @@
+//! The agent's log: one JSON object per line, collected as it comes.
+
+use std::io::{BufRead, BufReader, Read};
+use std::sync::{Arc, Condvar, Mutex};
+
+use serde_json::{Value, json};
+
+use crate::PATIENCE;
+
+#[derive(Clone, Default)]
+pub struct Log {
+    shared: Arc<(Mutex<Vec<Value>>, Condvar)>,
+}
+
+impl Log {
+    /// Adds everything from `stream`, from a thread that ends with it. Lines that are no JSON are kept as `text`.
+    pub fn follow(&self, stream: impl Read + Send + 'static) {
+        let log = self.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                let event = serde_json::from_str(&line).unwrap_or_else(|_| json!({ "text": line }));
+                log.shared.0.lock().expect("log").push(event);
+                log.shared.1.notify_all();
+            }
+        });
+    }
+
+    pub fn events(&self) -> Vec<Value> {
+        self.shared.0.lock().expect("log").clone()
+    }
+
+    pub fn text(&self) -> String {
+        self.events().iter().map(|event| format!("{event}\n")).collect()
+    }
+
+    /// Waits until `find` has something to say about the events so far; `None` when it does not in time.
+    pub fn wait<T>(&self, mut find: impl FnMut(&[Value]) -> Option<T>) -> Option<T> {
+        let (events, changed) = &*self.shared;
+        let mut found = None;
+        let _unlocked = changed
+            .wait_timeout_while(events.lock().expect("log"), PATIENCE, |events| {
+                found = find(events);
+                found.is_none()
+            })
+            .expect("log");
+        found
+    }
+}

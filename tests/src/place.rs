@@ -1,0 +1,53 @@
+//! Where things are: built programs, caches, and scratch space in memory.
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+/// Stores and trees are many small files; on a tmpfs they cost no disk time.
+const MEMORY: &str = "/dev/shm/barnraiser-e2e";
+
+/// The checkout.
+pub fn project() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Cargo's target folder.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| project().join("target"), PathBuf::from)
+}
+
+/// A program of this workspace, as `make build` leaves it.
+pub fn program(name: &str) -> PathBuf {
+    built(target().join("release").join(name))
+}
+
+/// The statically linked program that runs inside sandboxes.
+pub fn guest() -> PathBuf {
+    built(target().join("x86_64-unknown-linux-gnu/release/guest"))
+}
+
+/// The static shell that becomes `/bin/sh` in sandboxes.
+pub fn busybox() -> PathBuf {
+    let path = PathBuf::from("/usr/bin/busybox");
+    assert!(path.exists(), "{} is missing\nhint: apt-get install busybox-static", path.display());
+    path
+}
+
+fn built(path: PathBuf) -> PathBuf {
+    assert!(path.exists(), "{} has not been built\nhint: run `make build` first", path.display());
+    path.canonicalize().expect("a path that exists")
+}
+
+/// The folder in memory, shared by all tests and kept between runs.
+pub fn memory() -> PathBuf {
+    let path = PathBuf::from(MEMORY);
+    std::fs::create_dir_all(&path)
+        .unwrap_or_else(|e| panic!("cannot make {MEMORY}: {e}\nhint: the tests keep their stores in memory"));
+    path
+}
+
+/// A folder in memory that is gone when the test is over. `what` helps to tell the folders apart while it runs.
+pub fn scratch(what: &str) -> TempDir {
+    tempfile::Builder::new().prefix(&format!("{what}-")).tempdir_in(memory()).expect("a folder in memory")
+}
