@@ -238,6 +238,7 @@ impl Running {
                 }
                 Next::Interrupted => {}
                 Next::Gone => {
+                    self.vmm.let_end(LAST_WORDS);
                     let status = self.vmm.end().map(|s| s.to_string()).unwrap_or_default();
                     let words = self.vmm.last_words();
                     let why = format!("the VMM process died before the guest ran ({status}) {words}");
@@ -290,9 +291,13 @@ impl FarEnd for Running {
                 }
             }
         }
+        self.vmm.let_end(LAST_WORDS);
+        let ended = self.vmm.end();
         let mut words = self.vmm.last_words();
         if let Some(why) = &self.stopped {
             words.push_str(&format!("\n(the VM stopped: {why})"));
+        } else if let Some(status) = ended {
+            words.push_str(&format!("\n(the VMM process ended without a word: {status})"));
         }
         words
     }

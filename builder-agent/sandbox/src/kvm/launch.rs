@@ -12,7 +12,9 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::devices::console;
@@ -111,6 +113,13 @@ impl Vmm {
         bytes.extend_from_slice(&stderr[..n]);
         let text = String::from_utf8_lossy(&bytes);
         text.chars().filter(|c| *c == '\n' || !c.is_control()).collect()
+    }
+
+    /// Gives a process that is ending the time to do so, so that [`end`](Self::end) tells its own way of ending.
+    pub fn let_end(&self, patience: Duration) {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        // Whatever happened here, it is ended next.
+        let _ = poll(&mut fds, Timespec::try_from(patience).ok().as_ref());
     }
 
     /// Kills and reaps the process; how it ended, if anybody wants to know.

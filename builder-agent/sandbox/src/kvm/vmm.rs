@@ -121,10 +121,12 @@ fn start(agent: &UnixStream, born: Instant) -> Result<Never, VmmError> {
     let loaded = micros(born);
     let guest = vm.guest_ranges();
 
-    // Every thread exists and waits here before the filter falls: under it none could be made.
+    // Two waits. After the first every thread is past what the C library does to begin one (rseq, robust lists),
+    // which the filter forbids; the second lets them go when the filter is on.
     let gate = Arc::new(Barrier::new(usize::from(config.vcpus) + 2));
     vm.start_threads(&gate)?;
     let filter = seccomp::filter()?;
+    gate.wait();
     seccomp::install(&filter)?;
     jail_report.active("seccomp");
     say(&Report::Started { jail: jail_report, guest, micros: [received, jailed, loaded, micros(born)] });
@@ -254,6 +256,7 @@ impl Vm {
         ram.chain([self.closure.host_range()]).collect()
     }
 
+    /// Each thread waits at the gate twice before it does anything.
     fn start_threads(&mut self, gate: &Arc<Barrier>) -> Result<(), VmmError> {
         debug_assert!(self.vm.as_raw_fd() >= 0);
         let events = Events::new(self.machine.clone(), std::mem::take(&mut self.kicks))
@@ -261,11 +264,13 @@ impl Vm {
         let opened = gate.clone();
         spawn("events", move || {
             opened.wait();
+            opened.wait();
             fail(&format!("the event loop failed: {}", events.run()))
         })?;
         for (id, mut vcpu) in self.vcpus.drain(..).enumerate() {
             let (machine, gate) = (self.machine.clone(), gate.clone());
             spawn(&format!("vcpu{id}"), move || {
+                gate.wait();
                 gate.wait();
                 let end = vcpu::run(&mut vcpu, &machine);
                 machine.console().sync();
