@@ -1,5 +1,6 @@
 //! Stock Nix clients: three versions, each with a store and a home of its own.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,11 +26,12 @@ pub enum Version {
 impl Version {
     pub const ALL: [Version; 3] = [Version::V2_8, Version::V2_26, Version::V2_34];
 
-    fn release(self) -> &'static str {
+    /// As `tests/scripts/nix-client` names it.
+    pub fn name(self) -> &'static str {
         match self {
-            Version::V2_8 => "bookworm",
-            Version::V2_26 => "trixie",
-            Version::V2_34 => "sid",
+            Version::V2_8 => "2.8",
+            Version::V2_26 => "2.26",
+            Version::V2_34 => "2.34",
         }
     }
 }
@@ -51,9 +53,9 @@ impl Nix {
 
     /// A client of whatever answers ssh on this port of the loopback interface.
     pub fn at(version: Version, port: u16, key: &Key) -> Self {
-        let tree = suite::tree(version.release());
+        let tree = suite::tree(version.name());
         let dir = place::scratch("client");
-        for sub in ["nix", "root", "work"] {
+        for sub in ["nix", "root"] {
             std::fs::create_dir(dir.path().join(sub)).expect("a folder");
         }
         Self { version, tree, dir, keys: key.dir().to_owned(), port }
@@ -66,12 +68,12 @@ impl Nix {
 
     /// The box as the value of `--builders`.
     pub fn builders(&self) -> String {
-        format!("{} x86_64-linux /keys/key 4", self.store())
+        format!("{} x86_64-linux /root/keys/key 4", self.store())
     }
 
-    /// A folder of this machine that the client sees as `/work`.
-    pub fn work(&self) -> PathBuf {
-        self.dir.path().join("work")
+    /// The folder of this machine that the client sees as `/root`, where its commands run.
+    pub fn home(&self) -> PathBuf {
+        self.dir.path().join("root")
     }
 
     /// The file behind a path of the client's own store.
@@ -91,19 +93,19 @@ impl Nix {
         Running::start(self.command("nix").args(args))
     }
 
-    /// `nix build --store` of an expression, evaluated here; prints the output paths.
+    /// `nix build --store` of an expression, evaluated here.
     pub fn build_at_box(&self, expression: &str) -> Command {
         let mut command = self.command("nix");
-        command.args(["build", "--store", self.store(), "--eval-store", "auto", "--no-link"]);
-        command.args(["--print-out-paths", "-L", "--expr", expression]);
+        command.args(["build", "--store", self.store(), "--eval-store", "auto"]);
+        command.args(["--no-link", "--json", "-L", "--expr", expression]);
         command
     }
 
     /// `nix build` with the box as the only builder; the outputs end up in the client's store.
     pub fn build_through_builders(&self, expression: &str) -> Command {
         let mut command = self.command("nix");
-        command.args(["build", "--builders", &self.builders(), "--max-jobs", "0", "--no-link"]);
-        command.args(["--print-out-paths", "-L", "--expr", expression]);
+        command.args(["build", "--builders", &self.builders(), "--max-jobs", "0"]);
+        command.args(["--no-link", "--json", "-L", "--expr", expression]);
         command
     }
 
@@ -128,10 +130,10 @@ impl Nix {
         ]);
         bind(&mut command, "--ro-bind", &self.tree, "/");
         command.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]);
-        for (inside, name) in [("/nix", "nix"), ("/root", "root"), ("/work", "work")] {
+        for (inside, name) in [("/nix", "nix"), ("/root", "root")] {
             bind(&mut command, "--bind", &self.dir.path().join(name), inside);
         }
-        bind(&mut command, "--ro-bind", &self.keys, "/keys");
+        bind(&mut command, "--ro-bind", &self.keys, "/root/keys");
         for (name, value) in [
             ("HOME", "/root"),
             ("PATH", "/usr/bin:/usr/sbin:/bin:/sbin"),
@@ -148,12 +150,21 @@ impl Nix {
 
     fn ssh_options(&self) -> Vec<String> {
         let port = self.port.to_string();
-        ["-F", "none", "-p", &port, "-i", "/keys/key", "-o", "IdentitiesOnly=yes"]
+        ["-F", "none", "-p", &port, "-i", "/root/keys/key", "-o", "IdentitiesOnly=yes"]
             .into_iter()
             .chain(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
             .map(str::to_owned)
             .collect()
     }
+}
+
+/// What `nix build --json` said it built, by output name. One derivation only.
+#[track_caller]
+pub fn outputs(built: &Transcript) -> BTreeMap<String, String> {
+    let answer: serde_json::Value =
+        serde_json::from_str(&built.stdout).unwrap_or_else(|e| panic!("no JSON ({e}):\n{built}"));
+    let outputs = answer[0]["outputs"].as_object().unwrap_or_else(|| panic!("no outputs:\n{built}"));
+    outputs.iter().map(|(name, path)| (name.clone(), path.as_str().expect("a path").to_owned())).collect()
 }
 
 /// Nothing comes from anywhere but the box, and nothing is built on the client by mistake in a sandbox it cannot make.

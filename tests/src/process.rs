@@ -196,11 +196,16 @@ impl Stream {
     }
 }
 
-/// The words of a command, for messages. Long words (expressions) are cut.
+/// The words of a command, for messages: without the sandbox of a client machine, and with long words cut.
 fn shown(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words
-        .map(|word| word.to_string_lossy().chars().take(400).collect::<String>())
-        .collect::<Vec<_>>()
-        .join(" ")
+    const LONGEST: usize = 400;
+    let words: Vec<String> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy().chars().take(LONGEST).collect())
+        .collect();
+    let sandbox = match words[0].as_str() {
+        "bwrap" => words.iter().position(|word| word == "--").map_or(0, |at| at + 1),
+        _ => 0,
+    };
+    words[sandbox..].join(" ")
 }
