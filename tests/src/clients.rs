@@ -120,14 +120,8 @@ impl Nix {
     /// Any program of the client machine.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("bwrap");
-        command.args([
-            "--die-with-parent",
-            "--unshare-pid",
-            "--unshare-ipc",
-            "--clearenv",
-            "--chdir",
-            "/work",
-        ]);
+        command.args(["--die-with-parent", "--unshare-user", "--uid", "0", "--gid", "0", "--unshare-pid"]);
+        command.args(["--clearenv", "--chdir", "/root"]);
         bind(&mut command, "--ro-bind", &self.tree, "/");
         command.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]);
         for (inside, name) in [("/nix", "nix"), ("/root", "root")] {
