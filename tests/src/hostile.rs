@@ -10,17 +10,18 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, Output, StorePath, hash_bytes};
+use serde_json::{Value, json};
 use store::{Member, Recovery, Store, StoreConfig};
+use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use wire::client::{Client, End, Frame, encode_path_info};
 use wire::types::{BasicDerivation, BuildMode, PathInfo};
 use wire::worker::Request;
 
-use crate::agent::Agent;
-
-/// Upper bound for what takes milliseconds, on a machine that does other work.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+use crate::agent::{Agent, Setup};
+use crate::keys::Key;
+use crate::{PATIENCE, place, roster};
 
 /// The one member of a [`House`].
 pub const MEMBER: &str = "alice";
@@ -32,21 +33,60 @@ pub const MINOR: u8 = 38;
 pub struct House {
     pub agent: Agent,
     pub busybox: StorePath,
+    key: Key,
+    /// Holds the roster and the known hosts.
+    dir: TempDir,
 }
 
 impl House {
-    /// `limits` is the body of the `[limits]` section.
-    pub async fn open(limits: &str) -> House {
-        let agent = Agent::start(&[MEMBER], limits);
-        let mut session = Session::open(&agent, MINOR).await;
-        let contents = std::fs::read("/bin/busybox").expect("busybox-static is installed");
-        let busybox = session.add("busybox", &nar(&executable(&contents))).await;
+    /// `settings` are lines of configuration, such as `limits.max-build-seconds = 5`.
+    pub async fn open(settings: &[&str]) -> House {
+        Self::open_with(settings, json!({})).await
+    }
+
+    /// The member has limits of its own, as in `roster.json`.
+    pub async fn open_with(settings: &[&str], limits: Value) -> House {
+        let (key, dir) = (Key::new(MEMBER), place::scratch("house"));
+        let roster = dir.path().join("roster.json");
+        let mut contents = roster::roster(&[(MEMBER, &key)]);
+        contents["members"][0]["limits"] = limits;
+        roster::write(&roster, &contents);
+        let setup =
+            settings.iter().fold(Setup::default().roster_at(&roster), |setup, line| setup.setting(line));
+        let agent = setup.start(&[]);
+        let mut house = House { agent, busybox: path("none-yet"), key, dir };
+        let mut session = house.session().await;
+        let contents = std::fs::read(place::busybox()).expect("busybox");
+        let tree = directory(&[("bin", directory(&[("busybox", executable(&contents))]))]);
+        house.busybox = session.add("busybox", &nar(&tree)).await;
         session.leave().await;
-        House { agent, busybox }
+        house
+    }
+
+    /// The OpenSSH client of this machine, with the command that stores ask for.
+    pub fn ssh(&self) -> std::process::Command {
+        let mut ssh = std::process::Command::new("ssh");
+        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes"])
+            .args(["-o", "StrictHostKeyChecking=accept-new"])
+            .args(["-o", &format!("UserKnownHostsFile={}", self.dir.path().join("known_hosts").display())])
+            .arg("-i")
+            .arg(self.key.private())
+            .args(["-p", &self.agent.port().to_string(), "anyone@127.0.0.1", "nix-daemon", "--stdio"])
+            .env_remove("SSH_AUTH_SOCK");
+        ssh
+    }
+
+    /// A session with nothing sent yet.
+    pub fn pipe(&self) -> (Child, ChildStdout, ChildStdin) {
+        let mut ssh = self.ssh();
+        ssh.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut ssh = Command::from(ssh).kill_on_drop(true).spawn().expect("ssh");
+        let (reader, writer) = (ssh.stdout.take().expect("piped"), ssh.stdin.take().expect("piped"));
+        (ssh, reader, writer)
     }
 
     pub async fn session(&self) -> Session {
-        Session::open(&self.agent, MINOR).await
+        Session::open(self, MINOR).await
     }
 
     /// A new session finds the good path, and nothing is left of interrupted writes.
@@ -90,8 +130,8 @@ pub struct Session {
 
 impl Session {
     /// Greets as version 1.`minor`.
-    pub async fn open(agent: &Agent, minor: u8) -> Session {
-        let (ssh, reader, writer) = pipe(agent);
+    pub async fn open(house: &House, minor: u8) -> Session {
+        let (ssh, reader, writer) = house.pipe();
         let client = within("a handshake", Client::connect(reader, writer, minor, &[])).await;
         Session { client: client.expect("a handshake"), ssh }
     }
@@ -222,21 +262,17 @@ pub struct Told {
     pub message: String,
 }
 
-/// ssh with the command that stores ask for, nothing sent yet.
-pub fn pipe(agent: &Agent) -> (Child, ChildStdout, ChildStdin) {
-    let mut ssh = agent.ssh(MEMBER);
-    ssh.args(["nix-daemon", "--stdio"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut ssh = Command::from(ssh).kill_on_drop(true).spawn().expect("ssh");
-    let (reader, writer) = (ssh.stdout.take().expect("piped"), ssh.stdin.take().expect("piped"));
-    (ssh, reader, writer)
-}
-
 async fn ended(client: Client<ChildStdout, ChildStdin>, mut ssh: Child) {
     let Client { mut reader, writer, .. } = client;
     drop(writer);
     let mut rest = Vec::new();
     within("the end of the stream", reader.read_to_end(&mut rest)).await.expect("read");
-    assert!(rest.is_empty(), "{} bytes after the last word: {:?}", rest.len(), String::from_utf8_lossy(&rest));
+    assert!(
+        rest.is_empty(),
+        "{} bytes after the last word: {:?}",
+        rest.len(),
+        String::from_utf8_lossy(&rest)
+    );
     let status = within("ssh to end", ssh.wait()).await.expect("wait");
     assert_eq!(status.code(), Some(1), "a session that was cut short has exit status 1");
 }
@@ -289,7 +325,7 @@ pub fn info(name: &str, nar: &[u8]) -> PathInfo {
 
 /// A derivation whose builder is the sandbox's shell with `script`; `$bb` is busybox, `$out` becomes `path(name)`.
 pub fn derivation(house: &House, name: &str, script: &str) -> (StorePath, BasicDerivation) {
-    let busybox = house.busybox.to_absolute_path();
+    let busybox = format!("{}/bin/busybox", house.busybox.to_absolute_path());
     let out = path(name);
     let derivation = BasicDerivation {
         outputs: BTreeMap::from([("out".to_owned(), Output::InputAddressed { path: out.clone() })]),
@@ -364,7 +400,13 @@ pub fn family(pid: u32) -> Vec<(u32, u64)> {
     let mut found = BTreeSet::from([pid]);
     loop {
         let before = found.len();
-        found.extend(stats.iter().filter(|(_, (parent, _))| found.contains(parent)).map(|(pid, _)| *pid).collect::<Vec<_>>());
+        found.extend(
+            stats
+                .iter()
+                .filter(|(_, (parent, _))| found.contains(parent))
+                .map(|(pid, _)| *pid)
+                .collect::<Vec<_>>(),
+        );
         if found.len() == before {
             return found.into_iter().filter_map(|pid| Some((pid, stats.get(&pid)?.1))).collect();
         }

@@ -10,6 +10,7 @@ pub mod agent;
 pub mod clients;
 pub mod drv;
 pub mod git;
+pub mod hostile;
 pub mod keys;
 mod lock;
 mod log;

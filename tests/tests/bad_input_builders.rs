@@ -1,0 +1,270 @@
+//! Builders that fail, or that try to take more than they may, each in the namespace sandbox of a real agent. The
+//! client hears why, once; no output becomes visible; nothing runs on; the next build works.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use e2e::hostile::*;
+use wire::types::{BuildStatus, ClientSettings};
+use wire::worker::Request;
+
+/// Builds something bad, then something good; the bad one's answer.
+async fn bad_build(house: &House, script: &str) -> Told {
+    bad_build_with(house, ClientSettings::default(), script).await
+}
+
+async fn bad_build_with(house: &House, settings: ClientSettings, script: &str) -> Told {
+    let mut session = house.session().await;
+    session.call(&Request::SetOptions(settings)).await;
+    let told = session.build(derivation(house, "bad", script)).await;
+    assert!(!session.is_valid(&path("bad")).await, "a failed build left an output");
+    let agent = house.agent.pid();
+    until("every process of the build to end", || family(agent) == [family(agent)[0]]).await;
+    static BUILDS: AtomicU32 = AtomicU32::new(0);
+    let name = format!("good-{}", BUILDS.fetch_add(1, Ordering::Relaxed));
+    let good = session.build(derivation(house, &name, "echo fine; echo good > $out")).await;
+    assert_eq!(good.status, BuildStatus::Built as u64, "{good:?}");
+    session.leave().await;
+    told
+}
+
+fn assert_told(told: &Told, status: BuildStatus, parts: &[&str]) {
+    assert_eq!(told.status, status as u64, "{told:?}");
+    for part in parts {
+        assert!(told.message.contains(part), "{part:?} is not in {:?}", told.message);
+    }
+    assert!(told.message.contains(&path("bad.drv").to_absolute_path()), "which build? {:?}", told.message);
+}
+
+#[tokio::test]
+async fn a_builder_that_fails_is_reported_with_its_exit_code_and_last_lines() {
+    let house = House::open(&[]).await;
+    let told = bad_build(&house, "echo checking for gcc; echo no luck >&2; echo half > $out; exit 42").await;
+    assert_told(
+        &told,
+        BuildStatus::PermanentFailure,
+        &["failed with exit code 42", "> checking for gcc\n> no luck"],
+    );
+    assert_eq!(told.log[1..], ["checking for gcc", "no luck"]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_builder_killed_by_a_signal_is_reported_with_the_signal() {
+    let house = House::open(&[]).await;
+    // As PID 1 the shell is immune to signals of its own; the kernel's limit on CPU time is not its own.
+    let told = bad_build(&house, "ulimit -t 1; while :; do :; done").await;
+    assert_told(&told, BuildStatus::PermanentFailure, &["failed due to signal 9 (Killed)"]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_builder_that_never_ends_meets_the_limit_of_the_box() {
+    let house = House::open(&["limits.max-build-seconds = 2"]).await;
+    let told = bad_build(&house, "while :; do echo on and on; $bb sleep 0.1; done").await;
+    assert_told(&told, BuildStatus::TimedOut, &["timed out after 2 seconds", "`limits.max-build-seconds`"]);
+    assert!(told.log.contains(&"on and on".to_owned()));
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_builder_that_never_ends_meets_the_timeout_of_the_client() {
+    let house = House::open(&[]).await;
+    let overrides = [("timeout".to_owned(), "1".to_owned())].into();
+    let settings = ClientSettings { overrides, ..ClientSettings::default() };
+    let told = bad_build_with(&house, settings, "while :; do echo on and on; $bb sleep 0.1; done").await;
+    assert_told(&told, BuildStatus::TimedOut, &["timed out after 1 seconds", "the client's `timeout`"]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_builder_that_never_ends_meets_the_limit_of_its_member() {
+    let house = House::open_with(&[], serde_json::json!({ "max-build-seconds": 1 })).await;
+    let told = bad_build(&house, "while :; do echo on and on; $bb sleep 0.1; done").await;
+    assert_told(
+        &told,
+        BuildStatus::TimedOut,
+        &["timed out after 1 seconds", "your `max-build-seconds` in the roster"],
+    );
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_builder_that_says_nothing_for_too_long_is_ended() {
+    let house = House::open(&["limits.max-silent-seconds = 1"]).await;
+    let told = bad_build(&house, "echo first; $bb sleep 1000").await;
+    assert_told(&told, BuildStatus::TimedOut, &["1 seconds of silence", "`limits.max-silent-seconds`"]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_builder_that_fills_memory_is_ended_and_the_limit_named() {
+    let house = House::open(&["limits.max-memory-mib = 64"]).await;
+    for script in [
+        "$bb tail -c 400m /dev/zero",
+        "for d in /build /tmp; do $bb dd if=/dev/zero of=$d/big bs=1M count=31; done; $bb tail -c 400m /dev/zero",
+    ] {
+        let told = bad_build(&house, script).await;
+        assert_told(
+            &told,
+            BuildStatus::PermanentFailure,
+            &["ran out of memory: the limit is 64 MiB", "`max-memory-mib`"],
+        );
+    }
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_builder_that_forks_without_end_is_ended_and_the_limit_named() {
+    let house = House::open(&["limits.max-processes = 100"]).await;
+    let told = bad_build(&house, "b() { b | b & }; b; $bb sleep 1000").await;
+    assert_told(&told, BuildStatus::PermanentFailure, &["more than 100 processes", "`limits.max-processes`"]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_builder_that_prints_without_end_is_ended_and_the_limit_named() {
+    let house = House::open(&["limits.max-log-mib = 1"]).await;
+    let told =
+        bad_build(&house, "exec $bb yes and on and on and on and on and on and on and on and on and on")
+            .await;
+    assert_told(
+        &told,
+        BuildStatus::LogLimitExceeded,
+        &["more than 1048576 bytes of log output", "`limits.max-log-mib`"],
+    );
+    let shown: usize = told.log.iter().map(|line| line.len()).sum();
+    assert!(shown <= 1 << 20, "the client was sent {shown} bytes");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_builder_that_prints_one_endless_line_is_ended_too() {
+    let house = House::open(&["limits.max-log-mib = 1"]).await;
+    let told = bad_build(&house, "exec $bb cat /dev/zero").await;
+    assert_told(&told, BuildStatus::LogLimitExceeded, &["more than 1048576 bytes of log output"]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn an_output_over_the_limit_is_refused_and_the_limit_named() {
+    let house = House::open(&["limits.max-output-mib = 1"]).await;
+    let told = bad_build(&house, "$bb dd if=/dev/zero of=$out bs=1M count=3 2>/dev/null").await;
+    assert_told(
+        &told,
+        BuildStatus::OutputRejected,
+        &["larger than 1048576 bytes", "`limits.max-output-mib`"],
+    );
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_missing_output_is_named_with_its_path() {
+    let house = House::open(&[]).await;
+    let told = bad_build(&house, "echo forgot").await;
+    let place = path("bad").to_absolute_path();
+    assert_told(
+        &told,
+        BuildStatus::OutputRejected,
+        &["failed to produce output path for output 'out'", &place],
+    );
+    house.close().await;
+}
+
+#[tokio::test]
+async fn an_output_that_cannot_be_a_store_path_is_the_builders_fault_and_quoted() {
+    let house = House::open(&[]).await;
+    let inside = format!("{}/d/pipe is a fifo", path("bad").to_absolute_path());
+    let whole = format!("{} is a fifo", path("bad").to_absolute_path());
+    for (script, part) in
+        [("$bb mkdir $out; $bb mkdir $out/d; $bb mkfifo $out/d/pipe", &inside), ("$bb mkfifo $out", &whole)]
+    {
+        let told = bad_build(&house, script).await;
+        assert_told(
+            &told,
+            BuildStatus::OutputRejected,
+            &["output 'out'", part, "only regular files, directories and symlinks"],
+        );
+        assert!(!told.message.contains("not the builder's fault"), "{told:?}");
+    }
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_builder_that_cannot_be_started_is_named() {
+    let house = House::open(&[]).await;
+    let mut session = house.session().await;
+    let (drv, mut derivation) = derivation(&house, "bad", "");
+    derivation.builder = "/does/not/exist".into();
+    let told = session.build((drv, derivation)).await;
+    assert_told(
+        &told,
+        BuildStatus::PermanentFailure,
+        &["executing '/does/not/exist': No such file or directory"],
+    );
+    assert!(!told.message.contains("not the builder's fault"), "{told:?}");
+    session.leave().await;
+    house.close().await;
+}
+
+#[tokio::test]
+async fn what_a_builder_leaves_running_ends_with_it_and_cannot_change_its_output() {
+    let house = House::open(&[]).await;
+    let script = "echo first > $out; ($bb setsid /bin/sh -c \"$bb sleep 0.2; echo late > $out; $bb sleep 1000\" &); exit 0";
+    let mut session = house.session().await;
+    let told = session.build(derivation(&house, "left", script)).await;
+    assert_eq!(told.status, BuildStatus::Built as u64, "{told:?}");
+    let agent = house.agent.pid();
+    until("every process of the build to end", || family(agent) == [family(agent)[0]]).await;
+    session.call(&Request::NarFromPath { path: path("left") }).await;
+    assert_eq!(session.client.nar().await.expect("a NAR"), nar(&file(b"first\n")));
+    session.leave().await;
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_builder_finds_no_network_but_its_own_loopback() {
+    let house = House::open(&[]).await;
+    // The agent itself listens on the host's loopback: a builder must not reach even that.
+    let script = format!(
+        "$bb tail -n +3 /proc/net/dev | $bb cut -d: -f1; \
+         for to in '127.0.0.1 {port}' '192.0.2.1 80' '8.8.8.8 53'; do \
+           if $bb nc -w 2 $to </dev/null; then echo reached $to; fi; \
+         done; \
+         if $bb nslookup example.org 127.0.0.1; then echo resolved; fi; \
+         echo done; exit 3",
+        port = house.agent.port()
+    );
+    let told = bad_build(&house, &script).await;
+    assert_told(&told, BuildStatus::PermanentFailure, &["failed with exit code 3"]);
+    assert!(told.log[0].ends_with("network devices: lo"), "{:?}", told.log);
+    assert_eq!(told.log[1].trim(), "lo", "{:?}", told.log);
+    assert!(told.log.contains(&"done".to_owned()), "{:?}", told.log);
+    let got_out = |line: &String| {
+        line.starts_with("reached") || line.starts_with("resolved") || line.contains("SSH-2.0")
+    };
+    assert!(!told.log.iter().any(got_out), "{:?}", told.log);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_builder_cannot_change_its_inputs() {
+    let house = House::open(&[]).await;
+    let script = "for in in $bb ${bb%/*}; do \
+           if ( echo evil > $in ) 2>/dev/null; then echo wrote $in; fi; \
+           if ( echo evil > $in/new ) 2>/dev/null; then echo wrote in $in; fi; \
+           if $bb chmod 777 $in 2>/dev/null; then echo changed $in; fi; \
+           if $bb rm -rf $in 2>/dev/null; then echo removed $in; fi; \
+           if $bb mv $in $out 2>/dev/null; then echo moved $in; fi; \
+           if $bb mount -o remount,rw $in 2>/dev/null; then echo remounted $in; fi; \
+         done; \
+         $bb sha256sum $bb; echo done; exit 3";
+    let told = bad_build(&house, script).await;
+    assert_told(&told, BuildStatus::PermanentFailure, &["failed with exit code 3"]);
+    let sum = &told.log[1];
+    let host =
+        std::process::Command::new("sha256sum").arg(e2e::place::busybox()).output().expect("sha256sum");
+    let host = String::from_utf8(host.stdout).expect("text");
+    assert_eq!(sum.split(' ').next(), host.split(' ').next(), "{:?}", told.log);
+    assert_eq!(told.log[2..], ["done"], "{:?}", told.log);
+    house.close().await;
+}
