@@ -60,14 +60,16 @@ pub struct Base {
     pub key: String,
 }
 
-/// Makes the base system, or finds the one made from the same package lists.
-pub fn make(apt: &Apt, cache: &Path) -> Result<Base, BaseError> {
+/// Makes the base system, or finds the one made from the same package lists. `extra` packages come on top of ours.
+pub fn make(apt: &Apt, cache: &Path, extra: &[String]) -> Result<Base, BaseError> {
     if !rustix::process::geteuid().is_root() {
         return Err(BaseError::NotRoot);
     }
-    let dir = cache.join("base");
+    // A folder keeps one base. A box with extra packages must not push out the plain one, which every build wants.
+    let dir = cache.join(if extra.is_empty() { "base" } else { "base-with-extras" });
     std::fs::create_dir_all(&dir).map_err(failed("make", &dir))?;
-    let key = key(apt)?;
+    let packages: Vec<&str> = PACKAGES.into_iter().chain(extra.iter().map(String::as_str)).collect();
+    let key = key(apt, &packages)?;
     let tar = dir.join(format!("{SUITE}-{key}.tar"));
     if tar.exists() {
         tracing::info!(key, "base system is at hand");
@@ -75,7 +77,7 @@ pub fn make(apt: &Apt, cache: &Path) -> Result<Base, BaseError> {
     }
     tracing::info!(
         key,
-        packages = PACKAGES.len(),
+        packages = packages.len(),
         "making the base system (about half a minute on two cores)"
     );
     let sources = dir.join("sources.list");
@@ -84,7 +86,7 @@ pub fn make(apt: &Apt, cache: &Path) -> Result<Base, BaseError> {
     let mut command = Command::new("mmdebstrap");
     command
         .args(["--variant=essential", "--mode=root", "--format=tar", "--architectures=amd64"])
-        .arg(format!("--include={}", PACKAGES.join(",")))
+        .arg(format!("--include={}", packages.join(",")))
         .args(["--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Languages \"none\""])
         .args(EXCLUDED.map(|path| format!("--dpkgopt=path-exclude={path}")))
         .args([SUITE.as_ref(), staging.as_os_str(), sources.as_os_str()])
@@ -126,7 +128,7 @@ fn parse_status(status: &str) -> BTreeMap<String, String> {
 }
 
 /// The signed index of each source names every package file by hash, so it stands for the whole archive.
-fn key(apt: &Apt) -> Result<String, BaseError> {
+fn key(apt: &Apt, packages: &[&str]) -> Result<String, BaseError> {
     let lists = apt.lists();
     let mut indexes: Vec<PathBuf> = std::fs::read_dir(&lists)
         .map_err(failed("read", &lists))?
@@ -139,7 +141,7 @@ fn key(apt: &Apt) -> Result<String, BaseError> {
         hash.update(std::fs::read(&index).map_err(failed("read", &index))?);
     }
     hash.update(SOURCE_DATE_EPOCH);
-    for part in PACKAGES.iter().chain(&EXCLUDED) {
+    for part in packages.iter().chain(&EXCLUDED) {
         hash.update(part);
         hash.update([0]);
     }

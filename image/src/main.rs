@@ -82,9 +82,12 @@ struct BuildArgs {
     /// A statically linked busybox.
     #[arg(long, default_value = "/bin/busybox")]
     busybox: PathBuf,
-    /// Files laid over the base system.
+    /// Files laid over the base system. May be repeated; later folders win.
     #[arg(long, default_value = "image/rootfs")]
-    rootfs: PathBuf,
+    rootfs: Vec<PathBuf>,
+    /// A Debian package on top of those every box has, e.g. firmware. May be repeated.
+    #[arg(long = "package", value_name = "NAME")]
+    extra: Vec<String>,
     /// Git repository the box fetches its roster from, at boot and every minute.
     #[arg(long)]
     roster_repo: Option<String>,
@@ -228,7 +231,7 @@ fn make_release(args: BuildArgs) -> Result<(), Failure> {
     };
     let packages = &args.packages;
     let apt = Apt::open(&packages.cache, packages.mirror.as_deref(), packages.update)?;
-    let base = base::make(&apt, &packages.cache)?;
+    let base = base::make(&apt, &packages.cache, &args.extra)?;
     let (commit, modified) = source_commit();
     let guest_kernel = KernelPackage::fetch(&apt, &packages.cache, Flavour::Cloud)?;
     let inputs = release::Inputs {

@@ -75,8 +75,8 @@ pub struct Inputs {
     pub access_manager: PathBuf,
     pub guest: PathBuf,
     pub busybox: PathBuf,
-    /// Folder laid over the base system.
-    pub rootfs: PathBuf,
+    /// Folders laid over the base system, one after the other.
+    pub rootfs: Vec<PathBuf>,
     /// roster.json for boots without network.
     pub roster: Vec<u8>,
     pub roster_repo: Option<String>,
@@ -146,7 +146,9 @@ fn lay_out(inputs: &Inputs, tree: &Path) -> Result<(), BuildError> {
         let path = tree.join(dir);
         std::fs::create_dir_all(&path).map_err(failed("make", &path))?;
     }
-    overlay(&inputs.rootfs, tree)?;
+    for folder in &inputs.rootfs {
+        overlay(folder, tree)?;
+    }
     let home = tree.join(HOME);
     std::fs::create_dir_all(&home).map_err(failed("make", &home))?;
     for (from, name) in [(&inputs.agent, "builder-agent"), (&inputs.access_manager, "access-manager")] {
@@ -326,7 +328,9 @@ fn inputs_hash(base: &str, inputs: &Inputs) -> Result<String, BuildError> {
     ] {
         field(&std::fs::read(path).map_err(failed("read", path))?);
     }
-    hash_tree(&inputs.rootfs, &mut field)?;
+    for folder in &inputs.rootfs {
+        hash_tree(folder, &mut field)?;
+    }
     Ok(files::hex(&hash.finalize()))
 }
 

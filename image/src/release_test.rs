@@ -13,7 +13,7 @@ fn inputs(dir: &Path) -> Inputs {
         access_manager: binary.clone(),
         guest: binary.clone(),
         busybox: binary,
-        rootfs: Path::new(env!("CARGO_MANIFEST_DIR")).join("rootfs"),
+        rootfs: vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("rootfs")],
         roster: br#"{"schema":1,"members":[]}"#.to_vec(),
         roster_repo: Some("https://example.org/roster.git".into()),
         roster_branch: "main".into(),

@@ -68,7 +68,8 @@ fn main() -> Result<(), Failure> {
     let (mut memory_mib, mut vcpus, mut probing) = (1024, 1, false);
     let mut device = ClosureDevice::Pmem;
     let mut cmdline = String::new();
-    let mut command = vec!["/bin/sh".to_owned(), "-c".to_owned(), "uname -a; cat /proc/net/dev; echo hi > $out".into()];
+    let mut command =
+        vec!["/bin/sh".to_owned(), "-c".to_owned(), "uname -a; cat /proc/net/dev; echo hi > $out".into()];
     let mut args = std::env::args().skip(1);
     while let Some(argument) = args.next() {
         let mut value = || args.next().ok_or(format!("{argument} wants a value"));
@@ -95,12 +96,16 @@ fn main() -> Result<(), Failure> {
     let backend = KvmBackend::new(config);
     if probing {
         let probed = probe::probe(&backend, probe::PATIENCE)?;
-        println!("{probed}\nphases {:?}\njail {:?}\nmissing {:?}", probed.phases, probed.jail_active, probed.jail_missing);
+        println!(
+            "{probed}\nphases {:?}\njail {:?}\nmissing {:?}",
+            probed.phases, probed.jail_active, probed.jail_missing
+        );
         return Ok(());
     }
 
     let (builder, args) = command.split_first().ok_or("no builder after --")?;
-    let env = [("out", OUT), ("PATH", "/path-not-set"), ("HOME", "/homeless-shelter"), ("NIX_BUILD_TOP", "/build")];
+    let env =
+        [("out", OUT), ("PATH", "/path-not-set"), ("HOME", "/homeless-shelter"), ("NIX_BUILD_TOP", "/build")];
     let job = Job {
         id: "run-vm".into(),
         system: "x86_64-linux".into(),

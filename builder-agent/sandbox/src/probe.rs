@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::job::{
-    BuilderStatus, Cancel, Host, Image, Inputs, Job, Limits, OutputSink, Phases, SandboxError,
-};
+use crate::job::{BuilderStatus, Cancel, Host, Image, Inputs, Job, Limits, OutputSink, Phases, SandboxError};
 use crate::kvm::KvmBackend;
 
 /// A guest that has not run a shell by then will not, for any practical purpose. Hardware takes under a second;

@@ -87,7 +87,8 @@ pub fn send(
 ) -> io::Result<()> {
     let json = serde_json::to_vec(config)?;
     let len = u32::try_from(json.len()).ok().filter(|len| *len <= CONFIG_MAX);
-    let len = len.ok_or_else(|| io::Error::other(format!("a closure of {} parts is too large", segments.len())))?;
+    let len =
+        len.ok_or_else(|| io::Error::other(format!("a closure of {} parts is too large", segments.len())))?;
     socket.write_all(&len.to_le_bytes())?;
     socket.write_all(&json)?;
     send_batch(socket, &[files.kvm, files.kernel, files.initrd, files.stream, files.console])?;

@@ -61,7 +61,7 @@ const UID_BASE: u32 = 0x7000_0000;
 /// - `random.trust_cpu=on`: the random pool is ready at once.
 /// - `cryptomgr.notests`: self-tests of ciphers cost 50 ms.
 /// - `oops=panic`: a guest kernel in doubt must not produce an output.
-const CMDLINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic reboot=k pci=off 8250.nr_uarts=1 nokaslr \
+pub const CMDLINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic reboot=k pci=off 8250.nr_uarts=1 nokaslr \
                        mitigations=off tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests rdinit=/init";
 
 #[derive(Debug, Clone)]
@@ -107,7 +107,12 @@ impl KvmBackend {
     }
 
     /// Starts a VM for `job` and gives it everything it needs; returns when its vCPUs run.
-    fn start(&self, job: &Job, image: &Image, cancel: &Cancel) -> Result<(Running, UnixStream), SandboxError> {
+    fn start(
+        &self,
+        job: &Job,
+        image: &Image,
+        cancel: &Cancel,
+    ) -> Result<(Running, UnixStream), SandboxError> {
         let vcpus = job.limits.vcpus.clamp(1, VCPUS_MAX);
         let memory_mib = job.limits.memory_mib.max(MEMORY_MIN_MIB);
         let kvm = open_kvm(&self.config.device)?;
@@ -245,7 +250,8 @@ impl Running {
                     return Err(SandboxError::Unavailable { why: why.trim_end().to_owned() });
                 }
                 Next::Late => {
-                    let why = format!("the VMM did not start the guest within {} s", START_PATIENCE.as_secs());
+                    let why =
+                        format!("the VMM did not start the guest within {} s", START_PATIENCE.as_secs());
                     return Err(SandboxError::Unavailable { why });
                 }
             }
@@ -272,9 +278,13 @@ impl Running {
     fn ran_out_of_memory(&self, console: &str) -> bool {
         // The words of mm/oom_kill.c. A guest that prints them without being out of memory fools only its owner.
         self.vmm.was_killed_for_memory()
-            || ["Out of memory: Killed process", "System is deadlocked on memory", "Out of memory and no killable"]
-                .iter()
-                .any(|words| console.contains(words))
+            || [
+                "Out of memory: Killed process",
+                "System is deadlocked on memory",
+                "Out of memory and no killable",
+            ]
+            .iter()
+            .any(|words| console.contains(words))
     }
 }
 
@@ -285,7 +295,9 @@ impl FarEnd for Running {
         if let Ok(nothing) = Cancel::new().event() {
             loop {
                 match self.next_report(deadline, &nothing) {
-                    Next::Report(Report::Stopped { why } | Report::Failed { why }) => self.stopped = Some(why),
+                    Next::Report(Report::Stopped { why } | Report::Failed { why }) => {
+                        self.stopped = Some(why)
+                    }
                     Next::Report(Report::Started { .. }) | Next::Interrupted => {}
                     Next::Gone | Next::Late => break,
                 }

@@ -51,8 +51,8 @@ pub fn ram(mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
         .into_iter()
         .map(|(start, len)| (GuestAddress(start), len as usize))
         .collect();
-    let memory = GuestMemoryMmap::from_ranges(&ranges)
-        .map_err(|e| MemoryError::Ram { mib, why: e.to_string() })?;
+    let memory =
+        GuestMemoryMmap::from_ranges(&ranges).map_err(|e| MemoryError::Ram { mib, why: e.to_string() })?;
     for region in memory.iter() {
         // Huge pages save most second-level page faults. Best effort: a host may have them switched off.
         // SAFETY: the range is the mapping of `region`, alive here; the advice changes no contents.
@@ -95,13 +95,24 @@ impl Closure {
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }
-        .map_err(|e| MemoryError::Reserve { what: "the closure", bytes: padded, source: e.into() })?;
+        .map_err(|e| MemoryError::Reserve {
+            what: "the closure",
+            bytes: padded,
+            source: e.into(),
+        })?;
         let start = NonNull::new(start.cast()).expect("mmap never returns null for a chosen address");
         Ok(Closure { start, len, image_len })
     }
 
     /// Maps one segment at `at` bytes into the image. The file may be closed afterwards.
-    pub fn map(&mut self, index: usize, at: u64, file: &File, offset: u64, len: u64) -> Result<(), MemoryError> {
+    pub fn map(
+        &mut self,
+        index: usize,
+        at: u64,
+        file: &File,
+        offset: u64,
+        len: u64,
+    ) -> Result<(), MemoryError> {
         let aligned = [at, offset, len].iter().all(|v| v % PAGE == 0) && len > 0;
         let fits = at.checked_add(len).is_some_and(|end| end <= self.image_len);
         if !aligned || !fits {
@@ -150,7 +161,11 @@ impl Closure {
         // SAFETY: the range was checked against the mapping on the line above, `self` keeps the mapping, and
         // `out` is memory of its own.
         unsafe {
-            std::ptr::copy_nonoverlapping(self.start.as_ptr().add(offset as usize), out.as_mut_ptr(), out.len());
+            std::ptr::copy_nonoverlapping(
+                self.start.as_ptr().add(offset as usize),
+                out.as_mut_ptr(),
+                out.len(),
+            );
         }
         true
     }
@@ -242,7 +257,10 @@ mod tests {
         let mut closure = Closure::reserve(8192).unwrap();
         let file = file(&[0u8; 4096]);
         for (at, offset, len) in [(1, 0, 4096), (0, 1, 4096), (0, 0, 4095), (0, 0, 0), (4096, 0, 8192)] {
-            assert!(matches!(closure.map(3, at, &file, offset, len), Err(MemoryError::Unaligned { index: 3, .. })));
+            assert!(matches!(
+                closure.map(3, at, &file, offset, len),
+                Err(MemoryError::Unaligned { index: 3, .. })
+            ));
         }
         assert!(matches!(closure.map(0, 0, &file, 4096, 4096), Err(MemoryError::PastEnd { .. })));
         assert!(matches!(closure.map(0, 0, &file, 0, 8192), Err(MemoryError::PastEnd { .. })));

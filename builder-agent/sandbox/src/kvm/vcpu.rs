@@ -32,7 +32,9 @@ pub fn run(vcpu: &mut VcpuFd, machine: &Machine) -> End {
             Ok(VcpuExit::SystemEvent(..)) => return End::Guest(Stop::Reset),
             Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
-                return End::Kvm(format!("the processor refused to enter the guest (reason {reason:#x}, cpu {cpu})"));
+                return End::Kvm(format!(
+                    "the processor refused to enter the guest (reason {reason:#x}, cpu {cpu})"
+                ));
             }
             Ok(VcpuExit::InternalError) => {
                 // The suberror is the kernel's; it is all there is to tell two of these apart.

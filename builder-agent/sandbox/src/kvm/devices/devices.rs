@@ -8,9 +8,9 @@ pub mod console;
 pub mod mmio;
 pub mod pmem;
 pub mod rng;
-pub mod vsock;
 #[cfg(test)]
 pub mod testing;
+pub mod vsock;
 
 use std::os::fd::RawFd;
 

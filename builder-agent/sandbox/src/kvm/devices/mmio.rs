@@ -102,7 +102,9 @@ impl Transport {
         data.fill(0);
         if let Some(at) = offset.checked_sub(register::CONFIG) {
             let config = self.device.config();
-            for (byte, value) in data.iter_mut().zip(config.iter().skip(usize::try_from(at).unwrap_or(usize::MAX))) {
+            for (byte, value) in
+                data.iter_mut().zip(config.iter().skip(usize::try_from(at).unwrap_or(usize::MAX)))
+            {
                 *byte = *value;
             }
         } else if let Ok(word) = <&mut [u8; 4]>::try_from(data) {

@@ -136,7 +136,13 @@ impl Driver {
         for (i, buffer) in buffers.iter().enumerate() {
             let index = (head + i as u16) % SIZE;
             let last = i + 1 == buffers.len();
-            self.descriptor(queue, index, *buffer, if last { 0 } else { VRING_DESC_F_NEXT }, (index + 1) % SIZE);
+            self.descriptor(
+                queue,
+                index,
+                *buffer,
+                if last { 0 } else { VRING_DESC_F_NEXT },
+                (index + 1) % SIZE,
+            );
         }
         self.next_descriptor[queue] = (head + buffers.len() as u16) % SIZE;
         self.offer_head(queue, head);

@@ -17,8 +17,11 @@ use super::{JailError, Report, cannot};
 const COVERABLE: [&str; 3] = ["/tmp", "/run", "/proc"];
 
 pub fn enter(privileged: bool, report: &mut Report) -> Result<(), JailError> {
-    let mut flags =
-        libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    let mut flags = libc::CLONE_NEWNS
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWCGROUP;
     if !privileged {
         flags |= libc::CLONE_NEWUSER;
     }

@@ -62,7 +62,12 @@ pub fn filter() -> Result<BpfProgram, SeccompError> {
     Ok(filter.try_into()?)
 }
 
-fn argument(index: u8, len: SeccompCmpArgLen, op: SeccompCmpOp, value: u64) -> Result<SeccompRule, SeccompError> {
+fn argument(
+    index: u8,
+    len: SeccompCmpArgLen,
+    op: SeccompCmpOp,
+    value: u64,
+) -> Result<SeccompRule, SeccompError> {
     Ok(SeccompRule::new(vec![SeccompCondition::new(index, len, op, value)?])?)
 }
 

@@ -4,7 +4,9 @@
 //! "Hardware-reduced": no PM timer, no SCI, no legacy PIC or PIT to probe; fewer devices to emulate and fewer
 //! exits at boot. Power off and reset are two bytes of I/O port space (`SLEEP_PORT`, `RESET_PORT`).
 
-use acpi_tables::aml::{self, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate};
+use acpi_tables::aml::{
+    self, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate,
+};
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
@@ -217,7 +219,8 @@ mod tests {
 
     #[test]
     fn tables_for_the_largest_machine_fit_their_reserved_range() {
-        let slots: Vec<_> = (0..18).map(|i| MmioSlot { base: 0xd000_0000, size: 0x1000, gsi: 5 + i }).collect();
+        let slots: Vec<_> =
+            (0..18).map(|i| MmioSlot { base: 0xd000_0000, size: 0x1000, gsi: 5 + i }).collect();
         assert!((tables(layout::ACPI, 254, &slots).len() as u64) < layout::ACPI_SIZE);
     }
 }

@@ -10,9 +10,9 @@ use std::io;
 
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::loader::KernelLoader;
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
-use linux_loader::loader::KernelLoader;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, ReadVolatile};
 
 use super::{acpi, layout};
@@ -33,7 +33,9 @@ pub enum LoadError {
     NoPvh,
     #[error("the kernel command line is {len} bytes long, over the limit of {max}")]
     Cmdline { len: usize, max: usize },
-    #[error("the initrd of {initrd} bytes does not fit beside the kernel into the {low} bytes of low memory; hint: raise `memory-mib`")]
+    #[error(
+        "the initrd of {initrd} bytes does not fit beside the kernel into the {low} bytes of low memory; hint: raise `memory-mib`"
+    )]
     InitrdTooLarge { initrd: u64, low: u64 },
     #[error("cannot read the initrd")]
     Initrd(#[source] io::Error),
@@ -105,9 +107,9 @@ fn load_initrd(
         let want = (end - at).min(1 << 20) as usize;
         let slice = vm_memory::GuestMemoryBackend::get_slice(memory, GuestAddress(at), want)
             .map_err(|source| LoadError::Memory { what: "the initrd", source })?;
-        initrd.read_exact_volatile(&mut slice.offset(0).expect("offset 0 is inside every slice")).map_err(|e| {
-            LoadError::Initrd(io::Error::other(e))
-        })?;
+        initrd
+            .read_exact_volatile(&mut slice.offset(0).expect("offset 0 is inside every slice"))
+            .map_err(|e| LoadError::Initrd(io::Error::other(e)))?;
         at += want as u64;
     }
     Ok(hvm_modlist_entry { paddr: address, size, ..Default::default() })

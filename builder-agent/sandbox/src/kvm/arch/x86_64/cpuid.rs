@@ -44,7 +44,8 @@ pub fn for_vcpu(supported: &CpuId, tsc_deadline: bool, id: u8, vcpus: u8) -> Cpu
                 // One thread per cache and as many cores as vCPUs in the package.
                 let levels_shared_by_all = (entry.eax >> 5) & 7 >= 3;
                 let sharers = if levels_shared_by_all { count - 1 } else { 0 };
-                entry.eax = (entry.eax & 0x0000_3fff) | sharers.min(0xfff) << 14 | (count - 1).min(0x3f) << 26;
+                entry.eax =
+                    (entry.eax & 0x0000_3fff) | sharers.min(0xfff) << 14 | (count - 1).min(0x3f) << 26;
             }
             0x7 if entry.index == 0 => entry.ebx &= !SGX,
             // Performance counters, SGX, processor trace.

@@ -37,11 +37,7 @@ const GIB: u64 = 1 << 30;
 
 /// RAM of `bytes` as (guest address, length), leaving the device gap below 4 GiB free.
 pub fn ram_ranges(bytes: u64) -> Vec<(u64, u64)> {
-    if bytes <= GAP_START {
-        vec![(0, bytes)]
-    } else {
-        vec![(0, GAP_START), (GAP_END, bytes - GAP_START)]
-    }
+    if bytes <= GAP_START { vec![(0, bytes)] } else { vec![(0, GAP_START), (GAP_END, bytes - GAP_START)] }
 }
 
 /// Where the closure is mapped: above all RAM and all devices. A whole GiB, which more than satisfies the

@@ -43,7 +43,8 @@ pub fn prepare_vm(kvm: &Kvm, vm: &VmFd, vcpus: u8) -> Result<Processor, SetupErr
     vm.set_tss_address(layout::TSS).map_err(failed("place the TSS"))?;
     // In-kernel PIC, IOAPIC and local APICs: interrupts never pass through this process.
     vm.create_irq_chip().map_err(failed("create the interrupt controllers"))?;
-    let (supported, tsc_deadline) = cpuid::supported(kvm).map_err(failed("ask KVM which CPU features it has"))?;
+    let (supported, tsc_deadline) =
+        cpuid::supported(kvm).map_err(failed("ask KVM which CPU features it has"))?;
     Ok(Processor { supported, tsc_deadline, vcpus })
 }
 
