@@ -2,7 +2,7 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 static_target=x86_64-unknown-linux-gnu
-image=$target/image
+image=${image:-$target/image}
 
 sudo=
 [ "$(id -u)" = 0 ] || sudo=sudo
