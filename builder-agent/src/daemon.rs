@@ -37,6 +37,17 @@ struct Session {
     ids: realise::Ids,
 }
 
+/// Why a session ended before its client hung up.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// No greeting, so no protocol in which to say so: only a person who reads stderr can be told.
+    #[error(transparent)]
+    Greeting(WireError),
+    /// The client has been told, unless it is gone.
+    #[error(transparent)]
+    Told(WireError),
+}
+
 /// Serves one channel until the client hangs up.
 pub async fn serve<R, W>(
     reader: R,
@@ -44,14 +55,18 @@ pub async fn serve<R, W>(
     house: Arc<House>,
     member: Arc<Member>,
     connection: u64,
-) -> Result<(), WireError>
+) -> Result<(), SessionError>
 where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
     let mut info = ServerInfo::new(VERSION);
     info.max_body_bytes = house.config.limits.max_nar_bytes;
-    let mut conn = Connection::accept(reader, writer, info).await?;
+    let mut conn = Connection::accept(reader, writer, info).await.map_err(|error| match error {
+        // The one refusal that has a place in the greeting.
+        WireError::TooOld { .. } => SessionError::Told(error),
+        _ => SessionError::Greeting(error),
+    })?;
     let version = conn.protocol().version.to_string();
     tracing::info!(connection, member = %member.name, protocol = version, "worker session started");
     let view = house.store.view(&store::Member::new(&member.name));
@@ -63,7 +78,7 @@ where
         let _ = conn.refuse(error).await;
     }
     tracing::info!(connection, member = %session.member.name, "worker session ended");
-    result
+    result.map_err(SessionError::Told)
 }
 
 impl Session {

@@ -11,11 +11,14 @@ use tokio::sync::watch;
 
 use super::command::{self, Command};
 use super::{Door, MemberSlot};
-use crate::daemon;
+use crate::daemon::{self, SessionError};
 use crate::roster::{Member, Roster};
 
 /// The exit status of a shell that does not know the command.
 const NOT_FOUND: u32 = 127;
+
+/// The one kind of extended data there is (RFC 4254, 5.2).
+const STDERR: u32 = 1;
 
 /// Who a connection belongs to, and by which key.
 pub(super) struct LoggedIn {
@@ -58,7 +61,7 @@ impl Handler {
         tracing::info!(connection = self.id, line, "command refused");
         session.channel_success(id)?;
         // A client that asked for a terminal has its own in raw mode, where a bare newline makes stairs.
-        session.extended_data(id, 1, format!("{line}\r\n"))?;
+        session.extended_data(id, STDERR, format!("{line}\r\n"))?;
         session.exit_status_request(id, NOT_FOUND)?;
         session.eof(id)?;
         session.close(id)
@@ -232,6 +235,11 @@ async fn worker(
         Ok(()) => 0,
         Err(error) => {
             tracing::info!(connection, member = %who.member.name, %error, "session ended by an error");
+            if let SessionError::Greeting(error) = &error
+                && !error.is_disconnect()
+            {
+                let _ = channel.extended_data_bytes(STDERR, format!("error: {error}\n")).await;
+            }
             1
         }
     };
