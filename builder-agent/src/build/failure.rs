@@ -131,6 +131,13 @@ pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &
                 "builder for '{path}' failed to produce output path for output '{name}'{place}"
             ))
         }
+        SandboxError::OutputInvalid { name, why } => {
+            Failure::output(format!("output '{name}' of '{path}' cannot be a store path: {why}"))
+        }
+        SandboxError::CannotStart { why } => Failure::new(
+            BuildStatus::PermanentFailure,
+            format!("builder for '{path}' could not be started: {why}"),
+        ),
         SandboxError::Cancelled => Failure::cancelled(drv),
         other => Failure::transient(format!(
             "the sandbox of '{path}' failed, which is not the builder's fault: {other}"
@@ -190,6 +197,20 @@ mod tests {
             let failure = sandbox_failed(&drv(), &[], &error);
             assert_eq!(failure.status, status);
             assert!(failure.message.contains(part) && failure.message.contains(';'), "{}", failure.message);
+        }
+    }
+
+    #[test]
+    fn trouble_of_the_builder_is_not_blamed_on_the_box() {
+        for error in [
+            SandboxError::OutputInvalid { name: "out".into(), why: "/o is a fifo".into() },
+            SandboxError::CannotStart { why: "executing '/b': No such file".into() },
+            SandboxError::OutputMissing { name: "out".into() },
+        ] {
+            assert!(error.is_builders_fault());
+            let failure = sandbox_failed(&drv(), &[], &error);
+            assert_ne!(failure.status, BuildStatus::TransientFailure, "{}", failure.message);
+            assert!(!failure.message.contains("not the builder's fault"), "{}", failure.message);
         }
     }
 
