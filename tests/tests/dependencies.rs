@@ -1,0 +1,175 @@
+//! Licences and duplicates of everything we link, judged by `deny.toml`: what cargo-deny does, where it is not installed.
+//!
+//! Reads only the parts of `deny.toml` that this project uses, and refuses the others by not finding them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use e2e::place;
+use serde_json::Value;
+
+struct Package {
+    name: String,
+    version: String,
+    licence: Option<String>,
+    source: Option<String>,
+}
+
+fn deny() -> toml::Table {
+    let path = place::project().join("deny.toml");
+    std::fs::read_to_string(&path)
+        .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+        .parse()
+        .expect("deny.toml is TOML")
+}
+
+/// What is compiled for the target that deny.toml names.
+fn packages() -> Vec<Package> {
+    let deny = deny();
+    let target = deny["graph"]["targets"][0].as_str().expect("a target").to_owned();
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked", "--filter-platform", &target])
+        .current_dir(place::project())
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let used: BTreeSet<&str> = metadata["resolve"]["nodes"]
+        .as_array()
+        .expect("nodes")
+        .iter()
+        .filter_map(|node| node["id"].as_str())
+        .collect();
+    metadata["packages"]
+        .as_array()
+        .expect("packages")
+        .iter()
+        .filter(|package| package["id"].as_str().is_some_and(|id| used.contains(id)))
+        .map(|package| Package {
+            name: text(&package["name"]).expect("a name"),
+            version: text(&package["version"]).expect("a version"),
+            licence: text(&package["license"]),
+            source: text(&package["source"]),
+        })
+        .collect()
+}
+
+#[test]
+fn every_licence_is_one_we_allow() {
+    let deny = deny();
+    let allowed: BTreeSet<&str> = deny["licenses"]["allow"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|name| name.as_str())
+        .collect();
+    let refused: Vec<String> = packages()
+        .iter()
+        .filter(|package| !package.licence.as_deref().is_some_and(|licence| permits(licence, &allowed)))
+        .map(|package| {
+            format!("{} {}: {}", package.name, package.version, package.licence.as_deref().unwrap_or("none"))
+        })
+        .collect();
+    assert!(refused.is_empty(), "not allowed by deny.toml:\n{}", refused.join("\n"));
+}
+
+#[test]
+fn every_duplicate_has_a_reason_and_every_reason_a_duplicate() {
+    let deny = deny();
+    let excused: BTreeSet<&str> = deny["bans"]["skip"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|entry| entry["name"].as_str())
+        .collect();
+    let packages = packages();
+    let mut versions: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for package in &packages {
+        versions.entry(&package.name).or_default().insert(&package.version);
+    }
+    versions.retain(|_, all| all.len() > 1);
+    let twice: BTreeSet<&str> = versions.keys().copied().collect();
+    let unexcused: Vec<_> =
+        twice.difference(&excused).map(|name| format!("{name} {:?}", versions[name])).collect();
+    assert!(unexcused.is_empty(), "several versions, and no reason in deny.toml:\n{}", unexcused.join("\n"));
+    let stale: Vec<_> = excused.difference(&twice).collect();
+    assert!(stale.is_empty(), "no longer duplicated, so remove from deny.toml: {stale:?}");
+}
+
+#[test]
+fn everything_comes_from_the_registry_or_this_workspace() {
+    let elsewhere: Vec<String> = packages()
+        .iter()
+        .filter(|package| package.source.as_deref().is_some_and(|source| !source.starts_with("registry+")))
+        .map(|package| format!("{} {}: {:?}", package.name, package.version, package.source))
+        .collect();
+    assert!(elsewhere.is_empty(), "from elsewhere:\n{}", elsewhere.join("\n"));
+}
+
+/// Does an SPDX expression leave us a choice of allowed licences only? The old `A/B` means `A OR B`.
+fn permits(expression: &str, allowed: &BTreeSet<&str>) -> bool {
+    let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
+    let words: Vec<&str> = spaced.split_whitespace().collect();
+    let mut rest = &words[..];
+    any_of(&mut rest, allowed) && rest.is_empty()
+}
+
+fn any_of(words: &mut &[&str], allowed: &BTreeSet<&str>) -> bool {
+    let mut good = all_of(words, allowed);
+    while take(words, "OR") {
+        // Not `||` alone: the words must be read in any case.
+        let other = all_of(words, allowed);
+        good = good || other;
+    }
+    good
+}
+
+fn all_of(words: &mut &[&str], allowed: &BTreeSet<&str>) -> bool {
+    let mut good = one(words, allowed);
+    while take(words, "AND") {
+        let other = one(words, allowed);
+        good = good && other;
+    }
+    good
+}
+
+fn one(words: &mut &[&str], allowed: &BTreeSet<&str>) -> bool {
+    if take(words, "(") {
+        let good = any_of(words, allowed);
+        return take(words, ")") && good;
+    }
+    let Some((name, rest)) = words.split_first() else { return false };
+    *words = rest;
+    if take(words, "WITH") {
+        let Some((exception, rest)) = words.split_first() else { return false };
+        *words = rest;
+        return allowed.contains(format!("{name} WITH {exception}").as_str());
+    }
+    allowed.contains(name)
+}
+
+fn take(words: &mut &[&str], word: &str) -> bool {
+    match words.split_first() {
+        Some((first, rest)) if *first == word => {
+            *words = rest;
+            true
+        }
+        _ => false,
+    }
+}
+
+#[test]
+fn licence_expressions_are_read_as_written() {
+    let allowed = BTreeSet::from(["MIT", "ISC", "Apache-2.0 WITH LLVM-exception"]);
+    for good in
+        ["MIT", "GPL-3.0 OR MIT", "MIT/GPL-3.0", "ISC AND (MIT OR GPL-3.0)", "Apache-2.0 WITH LLVM-exception"]
+    {
+        assert!(permits(good, &allowed), "{good}");
+    }
+    for bad in
+        ["GPL-3.0", "MIT AND GPL-3.0", "Apache-2.0", "(MIT", "MIT MIT", "", "ISC AND (GPL-3.0 OR AGPL-3.0)"]
+    {
+        assert!(!permits(bad, &allowed), "{bad}");
+    }
+}
