@@ -3,14 +3,15 @@
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::NamespaceConfig;
@@ -34,7 +35,7 @@ pub struct Running {
     /// PID 1 of the sandbox, once bubblewrap has told us.
     init: Option<OwnedFd>,
     stderr: File,
-    scratch: PathBuf,
+    scratch: Option<Scratch>,
     ended: bool,
 }
 
@@ -52,9 +53,9 @@ pub fn start(
         .map_err(|e| unavailable("cannot make a memory file", e.into()))?;
     let scratch = Scratch::new(config).map_err(|e| unavailable("cannot make a directory for the job", e))?;
 
-    let mut view = View::new(trees, scratch.0.join("etc"), config.guest.clone(), config.shell.clone())?;
+    let mut view = View::new(trees, scratch.dir.join("etc"), config.guest.clone(), config.shell.clone())?;
     let stage = if rustix::process::geteuid().is_root() {
-        let stage = Stage::new(&scratch.0.join("stage"), view.sources(), config.user);
+        let stage = Stage::new(&scratch.dir.join("stage"), view.sources(), config.user);
         Some(stage.map_err(|e| SandboxError::Setup { why: e.to_string() })?)
     } else {
         None
@@ -87,7 +88,7 @@ pub fn start(
     })?;
     // The closure holds numbers, not descriptors; ours close here, so that theirs are the last.
     drop((command, far_stream, far_info));
-    let mut running = Running { child, init: None, stderr, scratch: scratch.keep(), ended: false };
+    let mut running = Running { child, init: None, stderr, scratch: Some(scratch), ended: false };
     running.init = read_info(info).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     Ok((running, stream))
 }
@@ -146,7 +147,7 @@ impl Running {
             }
         }
         let _ = self.child.wait();
-        let _ = fs::remove_dir_all(&self.scratch);
+        self.scratch = None;
     }
 }
 
@@ -170,16 +171,21 @@ impl FarEnd for Running {
     }
 }
 
-/// A directory that goes away unless kept.
-struct Scratch(PathBuf);
+/// What our directories are called; a number of the process and one of the job follow.
+const PREFIX: &str = "barnraiser-job-";
+
+/// A directory that goes away when dropped. Its lock says that somebody still uses it.
+struct Scratch {
+    dir: PathBuf,
+    _lock: OwnedFd,
+}
 
 impl Scratch {
     fn new(config: &NamespaceConfig) -> io::Result<Scratch> {
-        let dir = unique_dir(&config.scratch)?;
-        let scratch = Scratch(dir);
-        fs::set_permissions(&scratch.0, Permissions::from_mode(0o711))?;
-        fs::create_dir(scratch.0.join("stage"))?;
-        let etc = scratch.0.join("etc");
+        let scratch = unique_dir(&config.scratch)?;
+        fs::set_permissions(&scratch.dir, Permissions::from_mode(0o711))?;
+        fs::create_dir(scratch.dir.join("stage"))?;
+        let etc = scratch.dir.join("etc");
         fs::create_dir(&etc)?;
         for (name, contents) in guest::etc::FILES {
             fs::write(etc.join(name), contents)?;
@@ -188,30 +194,50 @@ impl Scratch {
         fs::set_permissions(&etc, Permissions::from_mode(0o555))?;
         Ok(scratch)
     }
-
-    fn keep(mut self) -> PathBuf {
-        std::mem::take(&mut self.0)
-    }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if !self.0.as_os_str().is_empty() {
-            let _ = fs::remove_dir_all(&self.0);
-        }
+        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
 /// mkdir decides who gets a name, so a name that can be guessed can only be in the way.
-fn unique_dir(parent: &std::path::Path) -> io::Result<PathBuf> {
+fn unique_dir(parent: &Path) -> io::Result<Scratch> {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);
     loop {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir = parent.join(format!("barnraiser-job-{}-{number}", std::process::id()));
+        let dir = parent.join(format!("{PREFIX}{}-{number}", std::process::id()));
         match fs::create_dir(&dir) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
-            other => return other.map(|()| dir),
+            other => other?,
+        }
+        // A sweep may have found it before it was locked; then it is the sweep's.
+        if let Some(lock) = lock(&dir)
+            && dir.exists()
+        {
+            return Ok(Scratch { dir, _lock: lock });
+        }
+    }
+}
+
+/// None if somebody else has it, or if it is no directory.
+fn lock(dir: &Path) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(dir, flags, Mode::empty()).ok()?;
+    flock(&fd, FlockOperation::NonBlockingLockExclusive).ok()?;
+    Some(fd)
+}
+
+/// Removes what processes that were killed left behind. Others may write in `parent`, so only what is ours counts.
+pub fn sweep(parent: &Path) {
+    let own = rustix::process::geteuid().as_raw();
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX)
+            && entry.metadata().is_ok_and(|metadata| metadata.uid() == own);
+        if ours && let Some(lock) = lock(&entry.path()) {
+            drop(Scratch { dir: entry.path(), _lock: lock });
         }
     }
 }

@@ -49,7 +49,8 @@ pub struct NamespaceBackend {
 }
 
 impl NamespaceBackend {
-    /// Checks that the files are there; whether namespaces work is only known by the first job.
+    /// Checks that the files are there, and removes what a killed process left in `scratch`; whether namespaces work
+    /// is only known by the first job.
     pub fn new(config: NamespaceConfig) -> Result<NamespaceBackend, SandboxError> {
         for (what, path) in [("guest binary", &config.guest), ("shell", &config.shell)] {
             if let Err(e) = std::fs::metadata(path) {
@@ -58,6 +59,7 @@ impl NamespaceBackend {
                 });
             }
         }
+        far_end::sweep(&config.scratch);
         Ok(NamespaceBackend { config })
     }
 }
