@@ -95,6 +95,13 @@ async fn of_many_paths_in_one_upload_a_kill_leaves_whole_ones_only() {
     assert!(all.iter().all(|(info, _)| paths.contains(&info.path)));
 }
 
+/// How many folders of running builds this agent has.
+fn scratch_of(agent: u32) -> usize {
+    let prefix = format!("barnraiser-job-{agent}-");
+    let entries = std::fs::read_dir(std::env::temp_dir()).expect("the temporary folder").flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix)).count()
+}
+
 #[tokio::test]
 async fn an_agent_killed_in_the_middle_of_a_build_takes_the_builder_with_it() {
     let mut house = House::open(&[]).await;
@@ -107,6 +114,7 @@ async fn an_agent_killed_in_the_middle_of_a_build_takes_the_builder_with_it() {
     until("the builder to run", || family(agent).len() >= 5).await;
     let others: Vec<_> = family(agent).into_iter().filter(|(pid, _)| *pid != agent).collect();
     assert!(others.iter().all(|process| runs(*process)));
+    assert_eq!(scratch_of(agent), 1);
     house.agent.kill();
     session.vanish().await;
     until("every process of the build to end", || !others.iter().any(|process| runs(*process))).await;
@@ -114,6 +122,7 @@ async fn an_agent_killed_in_the_middle_of_a_build_takes_the_builder_with_it() {
     come_back(&mut house).await;
     let logs = house.agent.state_dir().join("logs");
     assert_eq!(std::fs::read_dir(&logs).expect("logs").count(), 0, "a log of the dead build is left");
+    assert_eq!(scratch_of(agent), 0, "the folder of the dead build is left");
     let mut session = house.session().await;
     assert!(!session.is_valid(&path("victim")).await, "half an output is visible");
     let told = session.build(derivation(&house, "victim", "echo whole > $out")).await;
