@@ -97,7 +97,7 @@ impl Nix {
     pub fn build_at_box(&self, expression: &str) -> Command {
         let mut command = self.command("nix");
         command.args(["build", "--store", self.store(), "--eval-store", "auto"]);
-        command.args(["--no-link", "--json", "-L", "--expr", expression]);
+        command.args(["--no-link", "--json", "-L", "--impure", "--expr", expression]);
         command
     }
 
@@ -105,7 +105,7 @@ impl Nix {
     pub fn build_through_builders(&self, expression: &str) -> Command {
         let mut command = self.command("nix");
         command.args(["build", "--builders", &self.builders(), "--max-jobs", "0"]);
-        command.args(["--no-link", "--json", "-L", "--expr", expression]);
+        command.args(["--no-link", "--json", "-L", "--impure", "--expr", expression]);
         command
     }
 

@@ -1,0 +1,261 @@
+//! From a commit in git to the front door: `access-manager sync` feeds an agent that runs all the while.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use e2e::agent::{Agent, Setup};
+use e2e::clients::{Nix, Version};
+use e2e::drv::Drv;
+use e2e::git::Repository;
+use e2e::keys::Key;
+use e2e::process::{self, Running, Transcript};
+use e2e::{PATIENCE, place};
+use tempfile::TempDir;
+
+/// Exit codes of `access-manager sync`, as its `--help` lists them.
+const UNREACHABLE: Option<i32> = Some(3);
+const REWRITTEN: Option<i32> = Some(4);
+const REFUSED: Option<i32> = Some(5);
+
+const BAKED_IN: &str = "warning: the roster came with the image; the one in git could not be fetched";
+const DENIED: &str = "Permission denied (publickey)";
+
+/// A box as it boots: a folder for the roster and the memory of `access-manager`.
+struct House {
+    dir: TempDir,
+}
+
+impl House {
+    fn new() -> Self {
+        Self { dir: place::scratch("roster") }
+    }
+
+    fn roster(&self) -> PathBuf {
+        self.dir.path().join("roster.json")
+    }
+
+    fn roster_bytes(&self) -> Vec<u8> {
+        std::fs::read(self.roster()).expect("a roster")
+    }
+
+    fn sync(&self, repository: &Path, more: &[&str]) -> Transcript {
+        process::run(
+            Command::new(place::program("access-manager"))
+                .args(["sync", "--branch", "main", "--repo"])
+                .arg(repository)
+                .arg("--out")
+                .arg(self.roster())
+                .arg("--state-dir")
+                .arg(self.dir.path().join("state"))
+                .args(more),
+        )
+    }
+
+    fn agent(&self) -> Agent {
+        Setup::default().roster_at(&self.roster()).start(&[])
+    }
+}
+
+/// A `users.nix` with these members.
+fn users(members: &[(&str, &Key)]) -> String {
+    let lines: String =
+        members.iter().map(|(name, key)| format!("  {name}.keys = \"{}\";\n", key.public)).collect();
+    format!("{{\n{lines}}}\n")
+}
+
+fn client(agent: &Agent, key: &Key) -> Nix {
+    Nix::new(Version::V2_34, agent, key)
+}
+
+fn knock(agent: &Agent, key: &Key) -> Transcript {
+    let nix = client(agent, key);
+    nix.run(["store", "info", "--store", nix.store()])
+}
+
+/// Waits until the agent goes by the roster of this commit.
+fn goes_by(agent: &Agent, commit: &str) {
+    agent.wait_for_event(&format!("a roster of commit {commit}"), |event| {
+        event["message"] == "roster loaded" && event["commit"] == commit
+    });
+}
+
+#[test]
+fn an_added_member_gets_in_without_a_restart() {
+    let (alice, bob) = (Key::new("alice"), Key::new("bob"));
+    let (house, repository) = (House::new(), Repository::new(&users(&[("alice", &alice)])));
+    house.sync(repository.path(), &[]).ok();
+    let agent = house.agent();
+    knock(&agent, &alice).ok();
+    knock(&agent, &bob).failed().says(&[DENIED]);
+
+    let commit = repository.commit(&users(&[("alice", &alice), ("bob", &bob)]));
+    house.sync(repository.path(), &[]).ok();
+    goes_by(&agent, &commit);
+    knock(&agent, &bob).ok();
+    knock(&agent, &alice).ok();
+}
+
+#[test]
+fn a_key_nobody_in_the_roster_has_is_refused() {
+    let alice = Key::new("alice");
+    let (house, repository) = (House::new(), Repository::new(&users(&[("alice", &alice)])));
+    house.sync(repository.path(), &[]).ok();
+    let agent = house.agent();
+    knock(&agent, &Key::new("alice")).failed().says(&[DENIED]);
+    assert_eq!(agent.count("logged in"), 0);
+}
+
+#[test]
+fn a_removed_member_is_logged_out_and_its_build_ends() {
+    let (alice, bob) = (Key::new("alice"), Key::new("bob"));
+    let (house, repository) = (House::new(), Repository::new(&users(&[("alice", &alice), ("bob", &bob)])));
+    house.sync(repository.path(), &[]).ok();
+    let agent = house.agent();
+    let (alices, bobs) = (client(&agent, &alice), client(&agent, &bob));
+    let mut alices_build = Running::start(&mut alices.build_at_box(&endless("alices")));
+    let bobs_build = Running::start(&mut bobs.build_at_box(&endless("bobs")));
+    alices_build.wait_for("alices> begun");
+    bobs_build.wait_for("bobs> begun");
+    assert!(builder_runs("alices") && builder_runs("bobs"));
+
+    let commit = repository.commit(&users(&[("alice", &alice)]));
+    house.sync(repository.path(), &[]).ok();
+    goes_by(&agent, &commit);
+    bobs_build.finish().failed();
+    let end = agent.wait_for("build finished");
+    assert_eq!((&end["member"], &end["ok"]), (&"bob".into(), &false.into()), "{end}");
+    assert!(gone(|| builder_runs("bobs")), "bob's builder still runs");
+    knock(&agent, &bob).failed().says(&[DENIED]);
+    // Nobody else noticed.
+    assert!(alices_build.is_running());
+    assert!(builder_runs("alices"));
+}
+
+#[test]
+fn a_malformed_users_nix_changes_nothing() {
+    let (alice, bob) = (Key::new("alice"), Key::new("bob"));
+    let (house, repository) = (House::new(), Repository::new(&users(&[("alice", &alice)])));
+    house.sync(repository.path(), &[]).ok();
+    let before = house.roster_bytes();
+    let agent = house.agent();
+
+    repository.commit(&users(&[("bob", &bob)]).replace(";\n", "\n"));
+    let said = house.sync(repository.path(), &[]);
+    assert_eq!(said.status, REFUSED, "{said}");
+    said.says(&["users.nix:3:1", "expected:"]);
+    assert!(house.roster_bytes() == before);
+    knock(&agent, &alice).ok();
+    knock(&agent, &bob).failed().says(&[DENIED]);
+
+    // A good commit on top of it counts again.
+    let commit = repository.commit(&users(&[("bob", &bob)]));
+    house.sync(repository.path(), &[]).ok();
+    goes_by(&agent, &commit);
+    knock(&agent, &bob).ok();
+}
+
+#[test]
+fn a_rewritten_branch_changes_nothing_until_it_is_accepted() {
+    let (alice, mallory) = (Key::new("alice"), Key::new("mallory"));
+    let (house, repository) = (House::new(), Repository::new("{ }\n"));
+    repository.commit(&users(&[("alice", &alice)]));
+    house.sync(repository.path(), &[]).ok();
+    let before = house.roster_bytes();
+    let agent = house.agent();
+
+    let commit = repository.rewrite(&users(&[("mallory", &mallory)]));
+    let said = house.sync(repository.path(), &[]);
+    assert_eq!(said.status, REWRITTEN, "{said}");
+    said.says(&[&commit, "--accept"]);
+    assert!(house.roster_bytes() == before);
+    knock(&agent, &alice).ok();
+    knock(&agent, &mallory).failed().says(&[DENIED]);
+
+    house.sync(repository.path(), &["--accept", &commit]).ok();
+    goes_by(&agent, &commit);
+    knock(&agent, &alice).failed().says(&[DENIED]);
+}
+
+#[test]
+fn without_network_the_first_boot_uses_the_baked_in_roster_and_says_so() {
+    let (alice, bob) = (Key::new("alice"), Key::new("bob"));
+    let (house, baked_in) = (House::new(), Repository::new(&users(&[("alice", &alice)])));
+    let image = house.dir.path().join("baked-in.json");
+    let evaluated = process::run(
+        Command::new(place::program("access-manager"))
+            .args(["eval", "--json"])
+            .arg(baked_in.path().join("users.nix")),
+    )
+    .ok();
+    std::fs::write(&image, evaluated.stdout).expect("the image's roster");
+    // Nothing listens on this port.
+    let nowhere = Path::new("http://127.0.0.1:1/roster.git");
+
+    let fallback = ["--fallback", image.to_str().expect("a path in ASCII")];
+    house.sync(nowhere, &fallback).ok().says(&["warning"]);
+    let agent = house.agent();
+    knock(&agent, &alice).ok().says(&[BAKED_IN]);
+    knock(&agent, &bob).failed().says(&[DENIED]);
+
+    // The network is back.
+    let repository = Repository::new(&users(&[("alice", &alice), ("bob", &bob)]));
+    let commit = repository.commit(&users(&[("bob", &bob)]));
+    house.sync(repository.path(), &fallback).ok();
+    goes_by(&agent, &commit);
+    let said = knock(&agent, &bob).ok();
+    assert!(!said.stderr.contains(BAKED_IN), "{said}");
+
+    // And gone again: what was fetched stays, the image's roster does not come back.
+    let before = house.roster_bytes();
+    let said = house.sync(nowhere, &fallback);
+    assert_eq!(said.status, UNREACHABLE, "{said}");
+    assert!(house.roster_bytes() == before);
+}
+
+#[test]
+fn without_any_roster_nobody_gets_in_until_there_is_one() {
+    let alice = Key::new("alice");
+    let house = House::new();
+    let said = house.sync(Path::new("/does/not/exist"), &[]);
+    assert_eq!(said.status, UNREACHABLE, "{said}");
+    said.says(&["/does/not/exist"]);
+    let agent = house.agent();
+    knock(&agent, &alice).failed().says(&[DENIED]);
+
+    let repository = Repository::new("{ }\n");
+    let commit = repository.commit(&users(&[("alice", &alice)]));
+    house.sync(repository.path(), &[]).ok();
+    goes_by(&agent, &commit);
+    knock(&agent, &alice).ok();
+}
+
+/// A builder that never ends by itself. Its arguments carry a mark that no other test's builder has.
+fn endless(name: &str) -> String {
+    Drv::new(name, &format!("{}; echo begun; while true; do sleep 0.1; done", mark(name))).expr()
+}
+
+fn mark(name: &str) -> String {
+    format!(": {name}-of-{}", std::process::id())
+}
+
+/// Whether the builder with this mark is a process of this machine: in the namespace sandbox it is.
+fn builder_runs(name: &str) -> bool {
+    // With the separators of a real argument list, which the client's copy of the recipe does not have.
+    let arguments = format!("\0-e\0-c\0{};", mark(name)).into_bytes();
+    std::fs::read_dir("/proc").expect("/proc").flatten().any(|process| {
+        std::fs::read(process.path().join("cmdline"))
+            .is_ok_and(|line| line.windows(arguments.len()).any(|window| window == arguments))
+    })
+}
+
+/// Waits until `there` is false.
+fn gone(there: impl Fn() -> bool) -> bool {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while there() {
+        if std::time::Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    true
+}
