@@ -69,6 +69,7 @@ where
     })?;
     let version = conn.protocol().version.to_string();
     tracing::info!(connection, member = %member.name, protocol = version, "worker session started");
+    let _end = EndLogged { connection, member: member.clone() };
     let view = house.store.view(&store::Member::new(&member.name));
     let mut session =
         Session { house, member, view, settings: ClientSettings::default(), ids: realise::Ids::new() };
@@ -77,8 +78,19 @@ where
         // Best effort: the client may be gone.
         let _ = conn.refuse(error).await;
     }
-    tracing::info!(connection, member = %session.member.name, "worker session ended");
     result.map_err(SessionError::Told)
+}
+
+/// Logs the end of a session, also of one that is dropped because its connection is gone.
+struct EndLogged {
+    connection: u64,
+    member: Arc<Member>,
+}
+
+impl Drop for EndLogged {
+    fn drop(&mut self) {
+        tracing::info!(connection = self.connection, member = %self.member.name, "worker session ended");
+    }
 }
 
 impl Session {
