@@ -50,7 +50,7 @@ pub fn a_second_client_joins_a_running_build_and_sees_its_log(version: Version) 
     assert_eq!(alice.agent.count("build started"), 1);
     // The build belongs to whoever still waits for it.
     first.kill();
-    alice.agent.wait_for("disconnected");
+    alice.agent.wait_for("worker session ended");
     assert!(second.is_running());
     assert_eq!(alice.agent.count("build finished"), 0);
     second.kill();
