@@ -17,7 +17,7 @@ pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| project().join("target"), PathBuf::from)
 }
 
-/// A program of this workspace, as `make build` leaves it.
+/// A program of this workspace, as `tests/scripts/build` leaves it.
 pub fn program(name: &str) -> PathBuf {
     built(target().join("release").join(name))
 }
@@ -35,7 +35,7 @@ pub fn busybox() -> PathBuf {
 }
 
 fn built(path: PathBuf) -> PathBuf {
-    assert!(path.exists(), "{} has not been built\nhint: run `make build` first", path.display());
+    assert!(path.exists(), "{} has not been built\nhint: run tests/scripts/build first", path.display());
     path.canonicalize().expect("a path that exists")
 }
 
