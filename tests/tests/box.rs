@@ -35,7 +35,7 @@ fn a_netbooted_box_builds_in_micro_vms_for_every_stock_nix() {
     });
     barn.case("a C compiler is bootstrapped, and zlib and lua build and test themselves", || {
         let built = first.build(Way::Store, &["-f", "examples", "zlib", "lua"]).ok();
-        built.says(&["zlib shared test OK", "lua self-test: 17 checks passed"]);
+        built.says(&["zlib shared test OK", "lua self-test: 15 checks passed"]);
     });
     for version in Version::ALL {
         let machine = Machine::new(&barn, version);
