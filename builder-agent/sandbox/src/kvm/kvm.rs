@@ -95,6 +95,8 @@ pub struct KvmBackend {
     config: KvmConfig,
     /// None where VMs cannot be given a cgroup; their memory is then bounded by the VM's own size alone.
     cgroups: Option<Hierarchy>,
+    /// See [`keep_kvm_on`]. None where KVM is missing; a job will say so.
+    _keeper: Option<kvm_ioctls::VmFd>,
 }
 
 impl KvmBackend {
@@ -103,7 +105,10 @@ impl KvmBackend {
         let cgroups = Hierarchy::prepare()
             .inspect_err(|why| tracing::debug!(why, "VMs get no cgroup of their own"))
             .ok();
-        KvmBackend { config, cgroups }
+        let _keeper = keep_kvm_on(&config.device)
+            .inspect_err(|error| tracing::debug!(%error, "KVM is not kept switched on between VMs"))
+            .ok();
+        KvmBackend { config, cgroups, _keeper }
     }
 
     /// Starts a VM for `job` and gives it everything it needs; returns when its vCPUs run.
@@ -350,6 +355,18 @@ fn open_kvm(path: &Path) -> Result<File, SandboxError> {
             ),
         }
     })
+}
+
+/// A VM without processors or memory that lives as long as the backend.
+///
+/// With its first VM the kernel switches virtualisation on, on every processor, and patches the scheduler's code
+/// (`preempt_notifier_key`, Linux: virt/kvm/kvm_main.c, kernel/sched/core.c); after the last it takes both back. With
+/// one VM that stays, builds do not pay for that. It also matters where the box itself is emulated: QEMU's TCG with
+/// several threads can run a stale copy of code that is being patched, and the box's kernel dies of an unexpected int3.
+fn keep_kvm_on(device: &Path) -> Result<kvm_ioctls::VmFd, Box<dyn std::error::Error>> {
+    use std::os::unix::ffi::OsStrExt;
+    let device = std::ffi::CString::new(device.as_os_str().as_bytes())?;
+    Ok(kvm_ioctls::Kvm::new_with_path(device)?.create_vm()?)
 }
 
 /// The VMM process' main, for `child_main_if_requested`.
