@@ -46,7 +46,8 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
         loop {
             self.connection.flush();
             // Receiving first: an answer must have left before the packets that cause the next one are taken.
-            let moved = self.to_guest(&mut queues[RX], memory)? | self.from_guest(&mut queues[TX], memory)?;
+            let moved = self.give_guest_packets(&mut queues[RX], memory)?
+                | self.take_guest_packets(&mut queues[TX], memory)?;
             if !moved {
                 return Ok(used);
             }
@@ -55,7 +56,7 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
     }
 
     /// Takes the guest's packets. Stops when answers pile up: then the guest must make room for them first.
-    fn from_guest(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Used {
+    fn take_guest_packets(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Used {
         let mut moved = false;
         // One at a time, so that a stop leaves the rest where it is.
         while self.connection.can_take() {
@@ -73,7 +74,7 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
     }
 
     /// Gives the guest answers and data, as long as it has buffers for them.
-    fn to_guest(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Used {
+    fn give_guest_packets(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Used {
         let mut moved = false;
         while self.connection.has_for_guest() {
             let Some(chain) = queue.iter(memory)?.next() else { break };
