@@ -265,13 +265,11 @@ impl Vm {
         spawn("events", move || {
             opened.wait();
             opened.wait();
-            opened.wait();
             fail(&format!("the event loop failed: {}", events.run()))
         })?;
         for (id, mut vcpu) in self.vcpus.drain(..).enumerate() {
             let (machine, gate) = (self.machine.clone(), gate.clone());
             spawn(&format!("vcpu{id}"), move || {
-                gate.wait();
                 gate.wait();
                 gate.wait();
                 let end = vcpu::run(&mut vcpu, &machine);
