@@ -28,7 +28,9 @@ impl Accel {
         match self {
             Accel::Kvm => ["-accel", "kvm", "-cpu", "host"],
             // QEMU's software EPYC has AMD's virtualisation, so the box's own /dev/kvm works.
-            Accel::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"],
+            // Without cx16: QEMU 7.2 computes wrong flags after cmpxchg16b, which the kernel's allocator then believes
+            // ("double fault" in __kmalloc, in the box and in its micro-VMs).
+            Accel::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt,-cx16"],
         }
     }
 }

@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn without_hardware_kvm_the_boxes_processor_still_has_virtualisation() {
-        assert!(arguments().contains(&"EPYC,+svm,+npt".to_owned()));
+        assert!(arguments().contains(&"EPYC,+svm,+npt,-cx16".to_owned()));
     }
 
     #[test]
