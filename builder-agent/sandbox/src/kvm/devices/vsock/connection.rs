@@ -293,6 +293,11 @@ impl<S: Read + Write + Hangup> Connection<S> {
         }
     }
 
+    /// Bytes waiting here, both ways. At most [`BUFFER`] + [`MAX_PAYLOAD`].
+    pub fn held(&self) -> usize {
+        self.to_agent.len() + self.to_guest.len()
+    }
+
     pub fn has_for_agent(&self) -> bool {
         !self.to_agent.is_empty()
     }
