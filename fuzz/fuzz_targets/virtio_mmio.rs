@@ -1,0 +1,82 @@
+#![no_main]
+//! Any register accesses and any queue memory against every device behind the virtio-mmio transport.
+
+use std::os::unix::net::UnixStream;
+
+use libfuzzer_sys::fuzz_target;
+use sandbox::kvm::devices::mmio::{Transport, register, status};
+use sandbox::kvm::devices::pmem::Pmem;
+use sandbox::kvm::devices::rng::Rng;
+use sandbox::kvm::devices::vsock::Vsock;
+use sandbox::kvm::devices::{Device, Interrupt};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
+
+struct Nobody;
+
+impl Interrupt for Nobody {
+    fn trigger(&self) {}
+}
+
+const RAM: usize = 64 << 10;
+
+fn set(transport: &mut Transport, offset: u64, value: u32) {
+    transport.write(offset, &value.to_le_bytes());
+}
+
+/// As a well-behaved driver would, so that the fuzzer's queue memory is looked at.
+fn start(transport: &mut Transport) {
+    set(transport, register::STATUS, status::ACKNOWLEDGE);
+    set(transport, register::STATUS, status::ACKNOWLEDGE | status::DRIVER);
+    set(transport, register::DRIVER_FEATURES_SELECT, 1);
+    set(transport, register::DRIVER_FEATURES, 1);
+    let negotiated = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
+    set(transport, register::STATUS, negotiated);
+    for queue in 0..transport.queue_count() as u32 {
+        set(transport, register::QUEUE_SELECT, queue);
+        set(transport, register::QUEUE_SIZE, 16);
+        set(transport, register::QUEUE_DESC_LOW, queue * 0x1000);
+        set(transport, register::QUEUE_DRIVER_LOW, queue * 0x1000 + 0x400);
+        set(transport, register::QUEUE_DEVICE_LOW, queue * 0x1000 + 0x800);
+        set(transport, register::QUEUE_READY, 1);
+    }
+    set(transport, register::STATUS, negotiated | status::DRIVER_OK);
+}
+
+fuzz_target!(|data: &[u8]| {
+    let Some(([kind, accesses], rest)) = data.split_first_chunk::<2>() else { return };
+    let (agent, ours) = UnixStream::pair().expect("a pair of sockets");
+    for stream in [&agent, &ours] {
+        stream.set_nonblocking(true).expect("a non-blocking socket");
+    }
+    let device: Box<dyn Device> = match kind % 3 {
+        0 => Box::new(Vsock::new(ours, 1024)),
+        1 => Box::new(Pmem::new(1 << 32, 2 << 20)),
+        _ => Box::new(Rng),
+    };
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).expect("a little memory");
+    let mut transport = Transport::new(device, memory.clone(), Box::new(Nobody));
+    if kind & 0x80 == 0 {
+        start(&mut transport);
+    }
+    // Offset, length and direction, value: six bytes each. Then queue memory.
+    let (steps, queues) = rest.split_at(rest.len().min(usize::from(*accesses) * 6));
+    let queues = &queues[..queues.len().min(RAM)];
+    memory.write_slice(queues, GuestAddress(0)).expect("it was cut to fit");
+    for queue in 0..transport.queue_count() {
+        transport.kick(queue);
+    }
+    for step in steps.chunks_exact(6) {
+        let offset = u64::from(step[0]) << (step[1] >> 6);
+        let len = usize::from(step[1] & 0xf);
+        if step[1] & 0x10 == 0 {
+            let bytes = [step[2], step[3], step[4], step[5], 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            transport.write(offset, &bytes[..len]);
+        } else {
+            transport.read(offset, &mut vec![0; len]);
+        }
+        if step[1] & 0x20 != 0 {
+            transport.ready(EventSet::IN | EventSet::OUT);
+        }
+    }
+});
