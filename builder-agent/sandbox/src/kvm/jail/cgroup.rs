@@ -52,7 +52,18 @@ impl Hierarchy {
         }
         let subtree = root.join("cgroup.subtree_control");
         fs::write(&subtree, "+memory +pids").map_err(|e| step(&subtree, e))?;
-        Ok(Hierarchy { root })
+        let hierarchy = Hierarchy { root };
+        hierarchy.remove_leftovers();
+        Ok(hierarchy)
+    }
+
+    /// Cgroups of VMs whose agent was killed. One with a process in it (another agent's) cannot be removed.
+    fn remove_leftovers(&self) {
+        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with("vm-") {
+                let _ = fs::remove_dir(entry.path());
+            }
+        }
     }
 
     /// A cgroup for the VM of process `pid`, with that process in it.
