@@ -1,7 +1,7 @@
 //! Runs one command in a micro-VM and prints what it says: for debugging and measuring, without an agent.
 //!
 //! ```text
-//! run-vm --guest DIR [--image FILE.erofs]… [--memory MIB] [--vcpus N] [--device pmem|blk] [--cmdline WORDS] [--probe]
+//! run-vm --guest DIR [--image FILE.erofs]… [--memory MIB] [--vcpus N] [--device pmem|blk] [--cmdline WORDS] [--processes N] [--probe]
 //!        [-- BUILDER ARG…]
 //! ```
 //! DIR is made by `netboot-image guest`. Several images are concatenated. `$out` is the NAR printed by size.
@@ -65,7 +65,7 @@ fn main() -> Result<(), Failure> {
     child_main_if_requested();
     let mut guest = None;
     let mut segments = Vec::new();
-    let (mut memory_mib, mut vcpus, mut probing) = (1024, 1, false);
+    let (mut memory_mib, mut vcpus, mut processes, mut probing) = (1024, 1, 1000, false);
     let mut device = ClosureDevice::Pmem;
     let mut cmdline = String::new();
     let mut command =
@@ -84,6 +84,7 @@ fn main() -> Result<(), Failure> {
             "--vcpus" => vcpus = value()?.parse()?,
             "--device" => device = if value()? == "blk" { ClosureDevice::Blk } else { ClosureDevice::Pmem },
             "--cmdline" => cmdline = value()?,
+            "--processes" => processes = value()?.parse()?,
             "--probe" => probing = true,
             "--" => command = args.by_ref().collect(),
             other => return Err(format!("unknown argument {other}").into()),
@@ -122,7 +123,7 @@ fn main() -> Result<(), Failure> {
             silent: None,
             log_bytes: 64 << 20,
             output_bytes: 4 << 30,
-            processes: 1000,
+            processes,
         },
     };
     let began = Instant::now();
