@@ -146,8 +146,13 @@ fn prepare(job: &Job, place: &Place, go: OwnedFd, output: OwnedFd) -> io::Result
         .and_then(|mut f| f.write_all(b"0"))
         .map_err(|e| named("oom_score_adj", e))?;
     sys::set_limit(libc::RLIMIT_CORE, 0)?;
-    // A step above the limit that ends the build, so that reaching the limit is seen and not survived.
-    sys::set_limit(libc::RLIMIT_NPROC, u64::from(job.limits.processes) + 16)?;
+    let most_processes = match place {
+        // The cgroup counts, and tells us when it refused one. A second limit would refuse without a word.
+        Place::Machine { .. } => libc::RLIM_INFINITY,
+        // A step above the limit that ends the build, so that reaching the limit is seen and not survived.
+        Place::Namespace { .. } => u64::from(job.limits.processes) + 16,
+    };
+    sys::set_limit(libc::RLIMIT_NPROC, most_processes)?;
     sys::set_umask(0o022);
     sys::set_personality(persona(&job.system))?;
 
