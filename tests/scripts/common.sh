@@ -24,3 +24,14 @@ die() {
     printf 'error: %s\nhint:  %s\n' "$1" "$2" >&2
     exit 1
 }
+
+# introduce_client STATE: lets the client whose home is STATE/client reach the box of STATE as `ssh box`.
+introduce_client() {
+    local state=$1
+    mkdir -p "$state/client/.ssh"
+    cp "$state/key" "$state/client/.ssh/id_ed25519"
+    sed -e "s#$state/key#/root/.ssh/id_ed25519#" -e 's#UserKnownHostsFile .*#UserKnownHostsFile /root/.ssh/known_hosts#' \
+        "$state/ssh_config" > "$state/client/.ssh/config"
+    # A new boot without a disk is a new identity; this client trusts the one it meets first.
+    rm -f "$state/client/.ssh/known_hosts"
+}
