@@ -57,7 +57,7 @@ pub fn run(
     let status = match follow(stream, running.pid, running.output) {
         Ok(status) => process::ExitStatus::from_raw(status),
         Err(e) => {
-            let _ = sys::kill(running.pid, libc::SIGKILL);
+            meter.kill(running.pid);
             return Err(e);
         }
     };

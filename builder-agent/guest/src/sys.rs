@@ -143,6 +143,16 @@ pub fn kill(pid: pid_t, signal: c_int) -> io::Result<()> {
     cvt(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
+/// Puts the calling thread into a class that runs before all ordinary ones, sched(7). What it forks is ordinary again.
+pub fn run_before_others() -> io::Result<()> {
+    let lowest_of_the_class = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the kernel reads one sched_param, which lives until the call returns.
+    cvt(unsafe {
+        libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &lowest_of_the_class)
+    })
+    .map(drop)
+}
+
 /// Waits for one child; gives the raw status of wait(2).
 pub fn wait(pid: pid_t) -> io::Result<c_int> {
     let mut status = 0;

@@ -17,7 +17,8 @@ impl Group {
         let base = Path::new("/cgroup");
         fs::create_dir_all(base)?;
         sys::mount("cgroup2", base, "cgroup2", libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, "")?;
-        write(&base.join("cgroup.subtree_control"), "+pids +memory")?;
+        // With the cpu controller all of the build together counts as one against each thread of ours and the kernel's.
+        write(&base.join("cgroup.subtree_control"), "+pids +memory +cpu")?;
         let dir = base.join("build");
         fs::create_dir(&dir)?;
         write(&dir.join("pids.max"), &processes.to_string())?;
