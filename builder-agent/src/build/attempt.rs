@@ -37,6 +37,8 @@ pub struct Means<'a> {
 /// What is worth knowing of a successful attempt.
 #[derive(Debug)]
 pub struct Success {
+    /// Where each output is now.
+    pub outputs: BTreeMap<String, StorePath>,
     pub kernel: String,
     pub vmm_overhead_bytes: Option<u64>,
     /// From the inputs being composed to the outputs being registered, in order.
@@ -69,6 +71,7 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
         }
     };
     let prepared = began.elapsed();
+    let places = recipe.places();
     let job = Job {
         id: means.id.to_owned(),
         system: recipe.system.clone(),
@@ -76,13 +79,13 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
         args: around.args,
         env: around.env,
         files: around.files,
-        outputs: recipe.outputs.iter().map(|(name, o)| (name.clone(), o.path.to_absolute_path())).collect(),
+        outputs: places.iter().map(|(name, place)| (name.clone(), place.to_absolute_path())).collect(),
         inputs,
         limits: means.limits.clone(),
     };
 
     let mut scan_for: BTreeSet<StorePath> = closure;
-    scan_for.extend(recipe.outputs.values().map(|output| output.path.clone()));
+    scan_for.extend(places.values().cloned());
     let mut receiver = Receiver {
         view: means.view,
         scan_for: scan_for.into_iter().collect(),
@@ -99,8 +102,7 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
             if let (Some(refused), sandbox::SandboxError::Sink { name, .. }) = (refused, &error) {
                 return Err(output_refused(recipe, name, &refused));
             }
-            let places: Vec<_> =
-                recipe.outputs.iter().map(|(name, output)| (name.clone(), output.path.clone())).collect();
+            let places: Vec<_> = places.into_iter().collect();
             return Err(sandbox_failed(&recipe.drv_path, &places, &error));
         }
     };
@@ -113,12 +115,12 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
         ));
     }
     let registering = Instant::now();
-    register(recipe, means.view, outputs)?;
+    let outputs = register(recipe, means.view, outputs)?;
     let Finished { kernel, vmm_overhead_bytes, phases, .. } = finished;
     let mut all = vec![("inputs prepared", prepared)];
     all.extend(phases.0);
     all.push(("outputs registered", registering.elapsed()));
-    Ok(Success { kernel, vmm_overhead_bytes, phases: all })
+    Ok(Success { outputs, kernel, vmm_overhead_bytes, phases: all })
 }
 
 fn closure(recipe: &Recipe, view: &View) -> Result<BTreeSet<StorePath>, Failure> {
@@ -133,7 +135,11 @@ fn closure(recipe: &Recipe, view: &View) -> Result<BTreeSet<StorePath>, Failure>
 }
 
 /// Checks everything about the new outputs, then makes them visible together.
-fn register(recipe: &Recipe, view: &View, mut outputs: BTreeMap<String, Ingested>) -> Result<(), Failure> {
+fn register(
+    recipe: &Recipe,
+    view: &View,
+    mut outputs: BTreeMap<String, Ingested>,
+) -> Result<BTreeMap<String, StorePath>, Failure> {
     let drv = recipe.drv_path.to_absolute_path();
     for name in recipe.outputs.keys() {
         if !outputs.contains_key(name) {
@@ -141,14 +147,18 @@ fn register(recipe: &Recipe, view: &View, mut outputs: BTreeMap<String, Ingested
             return Err(Failure::transient(format!("the sandbox sent no output '{name}' of '{drv}'")));
         }
     }
+    let Some(paths) = recipe.known_paths() else {
+        return Err(Failure::rejected(format!("the outputs of '{drv}' have no paths")));
+    };
     let new: BTreeMap<&str, NewOutput<'_>> = outputs
         .iter()
         .map(|(name, ingested)| {
-            (name.as_str(), NewOutput { references: &ingested.references, nar_size: ingested.nar_size })
+            let Ingested { references, nar_size, .. } = ingested;
+            (name.as_str(), NewOutput { path: &paths[name], references, nar_size: *nar_size })
         })
         .collect();
     for (name, output) in &recipe.outputs {
-        check_fixed(recipe, output, &outputs[name])?;
+        check_fixed(recipe, &paths[name], output, &outputs[name])?;
     }
     checks::check(recipe, view, &new)?;
     drop(new);
@@ -156,7 +166,8 @@ fn register(recipe: &Recipe, view: &View, mut outputs: BTreeMap<String, Ingested
     let mut batch = Vec::new();
     for (name, output) in &recipe.outputs {
         let Some(ingested) = outputs.remove(name) else { continue };
-        if view.is_valid(&output.path) {
+        let path = &paths[name];
+        if view.is_valid(path) {
             // Another build, or an upload, was first. What is visible stays as it is.
             continue;
         }
@@ -165,7 +176,7 @@ fn register(recipe: &Recipe, view: &View, mut outputs: BTreeMap<String, Ingested
             None => Provenance::Claimed(Member::clone(view.member())),
         };
         let info = PathInfo {
-            path: output.path.clone(),
+            path: path.clone(),
             nar_hash: ingested.nar_hash,
             nar_size: ingested.nar_size,
             references: ingested.references.clone(),
@@ -182,12 +193,13 @@ fn register(recipe: &Recipe, view: &View, mut outputs: BTreeMap<String, Ingested
     }
     view.register_many(batch)
         .map_err(|e| Failure::transient(format!("cannot register the outputs of '{drv}': {e}")))?;
-    Ok(())
+    Ok(paths)
 }
 
 /// Source of the words: Nix, `registerOutputs`.
 fn check_fixed(
     recipe: &Recipe,
+    path: &StorePath,
     output: &super::recipe::OutputSpec,
     ingested: &Ingested,
 ) -> Result<(), Failure> {
@@ -195,7 +207,7 @@ fn check_fixed(
     let drv = recipe.drv_path.to_absolute_path();
     let got = ingested
         .ca_hash(ca.method(), algorithm(ca), None)
-        .map_err(|e| Failure::output(format!("output path '{}': {e}", output.path.to_absolute_path())))?;
+        .map_err(|e| Failure::output(format!("output path '{}': {e}", path.to_absolute_path())))?;
     let wanted = ca.hash();
     if got != wanted {
         return Err(Failure::output(format!(

@@ -14,6 +14,7 @@ use super::{Failure, Recipe};
 /// What is known of a new output.
 #[derive(Debug)]
 pub(super) struct NewOutput<'a> {
+    pub path: &'a StorePath,
     pub references: &'a BTreeSet<StorePath>,
     pub nar_size: u64,
 }
@@ -38,8 +39,7 @@ pub(super) fn check(
 ) -> Result<(), Failure> {
     for (name, output) in outputs {
         let checks = demands(recipe, name)?;
-        let own = &recipe.outputs[*name].path;
-        check_one(recipe, view, outputs, own, output, &checks)?;
+        check_one(recipe, view, outputs, output, &checks)?;
     }
     Ok(())
 }
@@ -90,10 +90,10 @@ fn check_one(
     recipe: &Recipe,
     view: &View,
     outputs: &BTreeMap<&str, NewOutput<'_>>,
-    own: &StorePath,
     output: &NewOutput<'_>,
     checks: &Checks,
 ) -> Result<(), Failure> {
+    let own = output.path;
     let shown = own.to_absolute_path();
     if let Some(max) = checks.max_size.filter(|max| output.nar_size > *max) {
         let size = output.nar_size;
@@ -104,7 +104,7 @@ fn check_one(
     let needs_closure = checks.allowed_requisites.is_some()
         || !checks.disallowed_requisites.is_empty()
         || checks.max_closure_size.is_some();
-    let closure = if needs_closure { closure(recipe, view, outputs, own)? } else { BTreeMap::new() };
+    let closure = if needs_closure { closure(view, outputs, own)? } else { BTreeMap::new() };
     if let Some(max) = checks.max_closure_size {
         let size: u64 = closure.values().sum();
         if size > max {
@@ -113,7 +113,7 @@ fn check_one(
             )));
         }
     }
-    let set = |words: &[String]| paths(recipe, words);
+    let set = |words: &[String]| paths(recipe, outputs, words);
     let bad = |used: BTreeSet<StorePath>, what: &str| {
         if used.is_empty() {
             return Ok(());
@@ -141,7 +141,6 @@ fn check_one(
 
 /// Everything reachable from a new output, with NAR sizes.
 fn closure(
-    recipe: &Recipe,
     view: &View,
     outputs: &BTreeMap<&str, NewOutput<'_>>,
     own: &StorePath,
@@ -152,8 +151,7 @@ fn closure(
         if known.contains_key(&path) {
             continue;
         }
-        let new =
-            outputs.iter().find(|(name, _)| recipe.outputs[**name].path == path).map(|(_, output)| output);
+        let new = outputs.values().find(|output| *output.path == path);
         let (size, references) = match (new, view.info(&path)) {
             (Some(new), _) => (new.nar_size, new.references.clone()),
             (None, Some(info)) => (info.nar_size, info.references.clone()),
@@ -171,10 +169,14 @@ fn closure(
 }
 
 /// Output names and store paths, as paths.
-fn paths(recipe: &Recipe, words: &[String]) -> Result<BTreeSet<StorePath>, Failure> {
+fn paths(
+    recipe: &Recipe,
+    outputs: &BTreeMap<&str, NewOutput<'_>>,
+    words: &[String],
+) -> Result<BTreeSet<StorePath>, Failure> {
     words
         .iter()
-        .map(|word| match recipe.outputs.get(word) {
+        .map(|word| match outputs.get(word.as_str()) {
             Some(output) => Ok(output.path.clone()),
             None => StorePath::from_absolute_path(word.as_bytes()).map_err(|_| {
                 let drv = recipe.drv_path.to_absolute_path();

@@ -26,11 +26,9 @@ pub(super) struct Surroundings {
 
 /// Computes all of it. `cores` is what the builder may use at once (`NIX_BUILD_CORES`).
 pub(super) fn surroundings(recipe: &Recipe, cores: u32) -> Result<Surroundings, Failure> {
-    let rewrites: Vec<(String, String)> = recipe
-        .outputs
-        .iter()
-        .map(|(name, output)| (hash_placeholder(name), output.path.to_absolute_path()))
-        .collect();
+    let places = recipe.places();
+    let rewrites: Vec<(String, String)> =
+        places.iter().map(|(name, place)| (hash_placeholder(name), place.to_absolute_path())).collect();
     let mut env = BTreeMap::new();
     let mut files = Vec::new();
     let mut set = |name: &str, value: &str| {
@@ -46,7 +44,7 @@ pub(super) fn surroundings(recipe: &Recipe, cores: u32) -> Result<Surroundings, 
         Failure::rejected(format!("cannot build '{}': {why}", recipe.drv_path.to_absolute_path()))
     };
     if let Some(attrs) = &recipe.structured {
-        let made = structured_files(attrs, &recipe.outputs).map_err(|e| refused(e.to_string()))?;
+        let made = structured_files(attrs, &places).map_err(|e| refused(e.to_string()))?;
         for (variable, name, bytes) in [
             ("NIX_ATTRS_SH_FILE", StructuredAttrsFiles::SHELL_FILE_NAME, made.shell),
             ("NIX_ATTRS_JSON_FILE", StructuredAttrsFiles::JSON_FILE_NAME, made.json),

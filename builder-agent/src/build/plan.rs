@@ -110,7 +110,10 @@ impl Plan {
                     "derivation '{path}' does not have wanted outputs '{name}'"
                 )));
             };
-            if all.insert(name.clone()) && !node.needs_build && !view.is_valid(&output.path) {
+            if all.insert(name.clone())
+                && !node.needs_build
+                && !output.path.as_ref().is_some_and(|path| view.is_valid(path))
+            {
                 node.needs_build = true;
                 for (input, outputs) in &node.recipe.input_derivations {
                     todo.push((input.clone(), outputs.iter().cloned().collect()));
@@ -129,7 +132,7 @@ impl Plan {
                 match self.nodes.get(input) {
                     Some(other) => {
                         let paths = outputs.iter().filter_map(|name| other.recipe.outputs.get(name));
-                        inputs.extend(paths.map(|output| output.path.clone()));
+                        inputs.extend(paths.filter_map(|output| output.path.clone()));
                         if other.needs_build {
                             after.insert(input.clone());
                         }

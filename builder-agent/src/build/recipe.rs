@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use nix_derivation::{CAHash, Derivation, HashAlgorithm, Output, StorePath, StructuredAttrs};
+use nix_derivation::{
+    CAHash, ContentAddressMethod, Derivation, HashAlgorithm, Output, StorePath, StructuredAttrs,
+};
 use sha2::{Digest, Sha256};
 use wire::types::BasicDerivation;
 
@@ -15,11 +17,16 @@ use super::Failure;
 /// Largest `.drv` we read. The largest in nixpkgs are a few megabytes, nearly all of it environment.
 pub const MAX_DRV_BYTES: u64 = 32 << 20;
 
-/// An output and, for fixed outputs, the content it must have.
+/// An output, and how its path comes about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutputSpec {
-    pub path: StorePath,
+    /// `None` until the output has been built (`floating`), or until the derivation has been resolved (neither
+    /// `fixed` nor `floating`: Nix calls it deferred).
+    pub path: Option<StorePath>,
+    /// The content it must have.
     pub fixed: Option<CAHash>,
+    /// Its contents decide about its path.
+    pub floating: Option<(ContentAddressMethod, HashAlgorithm)>,
 }
 
 #[derive(Debug)]
@@ -36,6 +43,9 @@ pub struct Recipe {
     pub inputs: BTreeSet<StorePath>,
     /// Input derivations and the outputs wanted of each. Empty for a `BasicDerivation`.
     pub input_derivations: BTreeMap<StorePath, BTreeSet<String>>,
+    /// Whether we recomputed the output paths ourselves, from the derivation and all derivations below it, each
+    /// read from a Verified path. Only then may an input-addressed output become Verified.
+    pub verified_paths: bool,
 }
 
 /// What makes two requests of one member the same build.
@@ -66,6 +76,7 @@ impl Recipe {
             structured: drv.structured_attrs().cloned(),
             inputs: drv.input_sources().clone(),
             input_derivations,
+            verified_paths: false,
             drv_path: drv_path.clone(),
         })
     }
@@ -90,12 +101,30 @@ impl Recipe {
             structured,
             inputs: basic.input_sources,
             input_derivations: BTreeMap::new(),
+            verified_paths: false,
             drv_path: drv_path.clone(),
         })
     }
 
     pub fn is_fixed(&self) -> bool {
         self.outputs.values().any(|output| output.fixed.is_some())
+    }
+
+    /// Where the builder writes each output: its path, or, while that is not known, a path of its own that becomes
+    /// the right one afterwards.
+    pub fn places(&self) -> BTreeMap<String, StorePath> {
+        self.outputs
+            .iter()
+            .map(|(name, output)| {
+                let place = output.path.clone().unwrap_or_else(|| scratch_path(&self.drv_path, name));
+                (name.clone(), place)
+            })
+            .collect()
+    }
+
+    /// The paths of all outputs, if every one is known.
+    pub fn known_paths(&self) -> Option<BTreeMap<String, StorePath>> {
+        self.outputs.iter().map(|(name, output)| Some((name.clone(), output.path.clone()?))).collect()
     }
 
     /// An attribute that is a string with and without structured attributes.
@@ -179,7 +208,9 @@ impl Recipe {
         put(&(self.outputs.len() as u64).to_le_bytes());
         for (name, output) in &self.outputs {
             put(name.as_bytes());
-            put(output.path.to_basename().as_bytes());
+            put(output.path.as_ref().map(StorePath::to_basename).unwrap_or_default().as_bytes());
+            let floating = output.floating.map(|(method, algorithm)| format!("{method}:{algorithm}"));
+            put(floating.unwrap_or_default().as_bytes());
             put(output.fixed.as_ref().map(CAHash::to_nix_string).unwrap_or_default().as_bytes());
         }
         put(&(self.inputs.len() as u64).to_le_bytes());
@@ -217,7 +248,7 @@ fn outputs(
         };
         let path = output.path(name, output_name).map_err(|e| bad(&e))?;
         let path = path.ok_or_else(|| bad(&format!("its output '{output_name}' has no path")))?;
-        if specs.values().any(|other| other.path == path) {
+        if specs.values().any(|other| other.path.as_ref() == Some(&path)) {
             return Err(bad(&format!("two of its outputs are '{}'", path.to_absolute_path())));
         }
         // Nix: outputPathName. An output may not pretend to be another derivation's.
@@ -228,21 +259,38 @@ fn outputs(
                 path.to_absolute_path()
             )));
         }
-        specs.insert(output_name.clone(), OutputSpec { path, fixed });
+        specs.insert(output_name.clone(), OutputSpec { path: Some(path), fixed, floating: None });
     }
     Ok(specs)
+}
+
+/// Where the builder writes an output whose path is not known yet. No other store path is made like it (Nix:
+/// `makeFallbackPath`), and its name and length are those of the final path, so that one can replace the other.
+fn scratch_path(drv_path: &StorePath, output: &str) -> StorePath {
+    let name = drv_path.name().strip_suffix(".drv").unwrap_or(drv_path.name());
+    // `outputs` refused names that make no store path.
+    let name =
+        nix_derivation::store_path::output_path_name(name, output).unwrap_or_else(|_| output.to_owned());
+    let zeros = "0".repeat(64);
+    let text = format!("rewrite:{}:name:{output}:sha256:{zeros}:/nix/store:{name}", drv_path.to_basename());
+    let mut digest = [0; 20];
+    // Nix: compressHash.
+    for (i, byte) in Sha256::digest(text.as_bytes()).into_iter().enumerate() {
+        digest[i % 20] ^= byte;
+    }
+    StorePath::from_parts(digest, &name).unwrap_or_else(|_| drv_path.clone())
 }
 
 /// `.attrs.json` and `.attrs.sh` for these attributes and output paths.
 pub(super) fn structured_files(
     attrs: &StructuredAttrs,
-    outputs: &BTreeMap<String, OutputSpec>,
+    places: &BTreeMap<String, StorePath>,
 ) -> Result<nix_derivation::StructuredAttrsFiles, nix_derivation::Error> {
     // The library makes the files for a whole derivation only, so it gets the smallest one with these parts.
     let mut aterm = String::from("Derive([");
-    for (i, (name, output)) in outputs.iter().enumerate() {
+    for (i, (name, place)) in places.iter().enumerate() {
         let comma = if i == 0 { "" } else { "," };
-        let _ = write!(aterm, "{comma}(\"{name}\",\"{}\",\"\",\"\")", output.path.to_absolute_path());
+        let _ = write!(aterm, "{comma}(\"{name}\",\"{}\",\"\",\"\")", place.to_absolute_path());
     }
     aterm.push_str("],[],[],\"x\",\"/x\",[],[(\"__json\",\"");
     for c in String::from_utf8_lossy(attrs.canonical_json()).chars() {
@@ -256,9 +304,8 @@ pub(super) fn structured_files(
         }
     }
     aterm.push_str("\")])");
-    let paths = outputs.iter().map(|(name, output)| (name.clone(), output.path.clone())).collect();
     let drv = Derivation::from_aterm_bytes(aterm.as_bytes(), "x")?;
-    let files = drv.structured_attrs_files_with_output_paths(&paths)?;
+    let files = drv.structured_attrs_files_with_output_paths(places)?;
     Ok(files.unwrap_or_else(|| unreachable!("the derivation above has __json")))
 }
 

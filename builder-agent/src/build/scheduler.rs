@@ -4,12 +4,13 @@
 //! A build belongs to one member. Requests of that member for the same recipe share one run and its log; a build
 //! nobody waits for any more is cancelled, unless the box is told otherwise.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use nix_derivation::StorePath;
 use sandbox::{Backend, Cancel, Limits};
 use store::View;
 use tokio::sync::{Semaphore, watch};
@@ -36,7 +37,8 @@ pub struct Request {
 /// How a build ended, and when it ran (Unix seconds).
 #[derive(Debug)]
 pub struct Outcome {
-    pub result: Result<(), Failure>,
+    /// Where each output is now.
+    pub result: Result<BTreeMap<String, StorePath>, Failure>,
     pub start_time: i64,
     pub stop_time: i64,
 }
@@ -286,7 +288,7 @@ async fn run(
     });
     drop(slots);
     report(id, &member, &drv, waited, accepted.elapsed(), &result);
-    Outcome { result: result.map(|_| ()), start_time, stop_time: now() }
+    Outcome { result: result.map(|success| success.outputs), start_time, stop_time: now() }
 }
 
 fn report(

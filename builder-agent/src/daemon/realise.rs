@@ -61,11 +61,20 @@ struct Context {
 /// How one derivation ended.
 type Ended = Result<Done, Failure>;
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Done {
     status: BuildStatus,
+    /// Where each output is now.
+    outputs: Arc<BTreeMap<String, StorePath>>,
     start_time: i64,
     stop_time: i64,
+}
+
+impl Done {
+    fn already(outputs: BTreeMap<String, StorePath>) -> Self {
+        let (status, outputs) = (BuildStatus::AlreadyValid, Arc::new(outputs));
+        Self { status, outputs, start_time: 0, stop_time: 0 }
+    }
 }
 
 impl Session {
@@ -139,7 +148,7 @@ impl Session {
         let (events, mut shown) = mpsc::channel(EVENTS_AHEAD);
         let ended = conn.run(build_one(self.context(events), recipe.clone()), &mut shown).await?;
         Ok(match ended {
-            Ok(done) => success(done, &recipe, &[]),
+            Ok(done) => success(&done, &[]),
             Err(failure) => BuildResult::new(failure.status, failure.message),
         })
     }
@@ -286,8 +295,10 @@ fn unknown(path: &StorePath) -> Failure {
 
 /// One derivation: already there, or through the scheduler.
 async fn build_one(context: Context, recipe: Arc<Recipe>) -> Ended {
-    if recipe.outputs.values().all(|output| context.view.is_valid(&output.path)) {
-        return Ok(Done { status: BuildStatus::AlreadyValid, start_time: 0, stop_time: 0 });
+    if let Some(paths) = recipe.known_paths()
+        && paths.values().all(|path| context.view.is_valid(path))
+    {
+        return Ok(Done::already(paths));
     }
     recipe.check(&context.house.config.systems, &context.house.config.system_features)?;
     let id = context.ids.next();
@@ -305,8 +316,8 @@ async fn build_one(context: Context, recipe: Arc<Recipe>) -> Ended {
     let outcome = attached.finished().await;
     context.show(LogEvent::stop(id)).await;
     let Outcome { result, start_time, stop_time } = &*outcome;
-    result.clone()?;
-    Ok(Done { status: BuildStatus::Built, start_time: *start_time, stop_time: *stop_time })
+    let outputs = Arc::new(result.clone()?);
+    Ok(Done { status: BuildStatus::Built, outputs, start_time: *start_time, stop_time: *stop_time })
 }
 
 fn start_build(id: u64, drv: &str, machine: &str) -> LogEvent {
@@ -415,11 +426,8 @@ fn result(plan: &Plan, ended: &BTreeMap<StorePath, Ended>, target: &DerivedPath)
     let drv = target.base();
     match (ended.get(drv), plan.nodes.get(drv)) {
         (Some(Err(failure)), _) => BuildResult::new(failure.status, failure.message.clone()),
-        (Some(Ok(done)), Some(node)) => success(*done, &node.recipe, outputs),
-        (None, Some(node)) => {
-            let done = Done { status: BuildStatus::AlreadyValid, start_time: 0, stop_time: 0 };
-            success(done, &node.recipe, outputs)
-        }
+        (Some(Ok(done)), _) => success(done, outputs),
+        (None, Some(node)) => success(&Done::already(node.recipe.known_paths().unwrap_or_default()), outputs),
         (_, None) => {
             let failure = unknown(drv);
             BuildResult::new(failure.status, failure.message)
@@ -428,13 +436,13 @@ fn result(plan: &Plan, ended: &BTreeMap<StorePath, Ended>, target: &DerivedPath)
 }
 
 /// `wanted`: names of the outputs to report; none means all.
-fn success(done: Done, recipe: &Recipe, wanted: &[String]) -> BuildResult {
-    let built_outputs = recipe
+fn success(done: &Done, wanted: &[String]) -> BuildResult {
+    let built_outputs = done
         .outputs
         .iter()
         .filter(|(name, _)| wanted.is_empty() || wanted.contains(name))
-        .map(|(name, output)| {
-            let built = BuiltOutput { path: output.path.clone(), drv_hash: None, signatures: Vec::new() };
+        .map(|(name, path)| {
+            let built = BuiltOutput { path: path.clone(), drv_hash: None, signatures: Vec::new() };
             (name.clone(), built)
         })
         .collect();
