@@ -36,9 +36,55 @@ impl Version {
     }
 }
 
+/// The two ways stock Nix names a store behind ssh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// `ssh-ng://`: the worker protocol, behind `nix-daemon --stdio`.
+    SshNg,
+    /// `ssh://`: the serve protocol, behind `nix-store --serve --write`.
+    Ssh,
+}
+
+impl Protocol {
+    pub fn scheme(self) -> &'static str {
+        match self {
+            Protocol::SshNg => "ssh-ng",
+            Protocol::Ssh => "ssh",
+        }
+    }
+}
+
+/// A version of Nix, and how it reaches the box. Every rule of stock clients holds for every one of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stock {
+    pub version: Version,
+    pub protocol: Protocol,
+}
+
+impl Stock {
+    /// The newest client over the protocol that can do everything.
+    pub const NEWEST: Stock = Stock { version: Version::V2_34, protocol: Protocol::SshNg };
+
+    /// Whether it can build in the box's own store (`nix build --store`). No stock client can over `ssh://`: its
+    /// stores of that kind can neither take a new derivation nor read one back (Nix: legacy-ssh-store.hh,
+    /// `addToStore` and `getFSAccessor` are unsupported there, whatever the server can do).
+    pub fn builds_at_the_box(self) -> bool {
+        self.protocol == Protocol::SshNg
+    }
+
+    /// Whether it can ask for the info of a path (`nix path-info --store`). Before 2.26 even that needs a file system.
+    pub fn asks_for_infos(self) -> bool {
+        self.protocol == Protocol::SshNg || self.version != Version::V2_8
+    }
+}
+
+/// What every `ssh://` store of stock Nix says of itself when it is asked to build, before anything goes to the box.
+pub const UNSUPPORTED_BY_CLIENT: &str = "is not supported by store 'ssh://";
+
 /// A client machine of one member: private `/nix`, private home, the member's key, and the box's port.
 pub struct Nix {
     pub version: Version,
+    pub protocol: Protocol,
     tree: PathBuf,
     dir: TempDir,
     keys: PathBuf,
@@ -51,19 +97,31 @@ impl Nix {
         Self::at(version, agent.port(), key)
     }
 
-    /// A client of whatever answers ssh on this port of the loopback interface.
+    /// As [`Nix::new`], over this protocol.
+    pub fn over(stock: Stock, agent: &Agent, key: &Key) -> Self {
+        Self { protocol: stock.protocol, ..Self::new(stock.version, agent, key) }
+    }
+
+    /// A client of whatever answers ssh on this port of the loopback interface, over `ssh-ng://`.
     pub fn at(version: Version, port: u16, key: &Key) -> Self {
         let tree = suite::tree(version.name());
         let dir = place::scratch("client");
         for sub in ["nix", "root"] {
             std::fs::create_dir(dir.path().join(sub)).expect("a folder");
         }
-        Self { version, tree, dir, keys: key.dir().to_owned(), port }
+        Self { version, protocol: Protocol::SshNg, tree, dir, keys: key.dir().to_owned(), port }
     }
 
     /// The box as a store: the value of `--store`, `--to` and `--from`.
     pub fn store(&self) -> &'static str {
-        "ssh-ng://anyone@127.0.0.1"
+        match self.protocol {
+            Protocol::SshNg => "ssh-ng://anyone@127.0.0.1",
+            Protocol::Ssh => "ssh://anyone@127.0.0.1",
+        }
+    }
+
+    pub fn stock(&self) -> Stock {
+        Stock { version: self.version, protocol: self.protocol }
     }
 
     /// The box as the value of `--builders`.
@@ -106,6 +164,22 @@ impl Nix {
         let mut command = self.command("nix");
         command.args(["build", "--builders", &self.builders(), "--max-jobs", "0"]);
         command.args(["--no-link", "--json", "-L", "--impure", "--expr", expression]);
+        command
+    }
+
+    /// The best way to build over this protocol: at the box where stock Nix can, else through `--builders`.
+    pub fn build(&self, expression: &str) -> Command {
+        match self.stock().builds_at_the_box() {
+            true => self.build_at_box(expression),
+            false => self.build_through_builders(expression),
+        }
+    }
+
+    /// Asks the box for the closure of a path, the path included.
+    pub fn closure_at_box(&self, path: &str) -> Command {
+        // The older command, because it needs no file system of the store (see `asks_for_infos`).
+        let mut command = self.command("nix-store");
+        command.args(["--store", self.store(), "--query", "--requisites", path]);
         command
     }
 

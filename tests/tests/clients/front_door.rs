@@ -1,6 +1,6 @@
 //! What people see who come with anything but `nix-daemon --stdio`, or with the wrong key.
 
-use e2e::clients::{Nix, Version};
+use e2e::clients::{Nix, Stock};
 use e2e::keys::Key;
 use e2e::process;
 
@@ -10,16 +10,16 @@ const WORKS: &str = "this box answers `nix-daemon --stdio` (for stores and build
 /// The exit status of a shell that does not know a command.
 const NOT_FOUND: Option<i32> = Some(127);
 
-pub fn a_login_without_a_command_is_told_what_works(version: Version) {
-    let alice = Alice::with(version);
+pub fn a_login_without_a_command_is_told_what_works(stock: Stock) {
+    let alice = Alice::with(stock);
     let said = process::run(&mut alice.nix.ssh());
     assert_eq!(said.stderr, format!("there is no shell yet; {WORKS}\r\n"), "{said}");
     assert_eq!(said.stdout, "");
     assert_eq!(said.status, NOT_FOUND, "{said}");
 }
 
-pub fn any_other_command_is_refused_in_one_line(version: Version) {
-    let alice = Alice::with(version);
+pub fn any_other_command_is_refused_in_one_line(stock: Stock) {
+    let alice = Alice::with(stock);
     for command in ["ls -l /", "sh", "nix-daemon", "nix-daemon --stdio; id", "$(id)"] {
         let said = process::run(alice.nix.ssh().arg(command));
         assert_eq!(said.stderr.lines().count(), 1, "{said}");
@@ -29,10 +29,10 @@ pub fn any_other_command_is_refused_in_one_line(version: Version) {
     }
 }
 
-pub fn a_key_that_is_not_in_the_roster_gets_nothing(version: Version) {
-    let alice = Alice::with(version);
+pub fn a_key_that_is_not_in_the_roster_gets_nothing(stock: Stock) {
+    let alice = Alice::with(stock);
     let stranger = Key::new("stranger");
-    let nix = Nix::new(version, &alice.agent, &stranger);
+    let nix = Nix::over(stock, &alice.agent, &stranger);
     let said = nix.run(["path-info", "--store", nix.store(), "--all"]).failed();
     assert!(said.stderr.contains("Permission denied (publickey)"), "{said}");
     alice.agent.wait_for("login denied: key not in the roster");

@@ -5,7 +5,7 @@
 
 use std::process::Command;
 
-use e2e::clients::Version;
+use e2e::clients::Stock;
 use e2e::drv::Drv;
 use e2e::process::{self, Running};
 
@@ -17,13 +17,17 @@ fn endless(name: &str) -> String {
     Drv::new(name, &format!("echo {LINE}; while true; do sleep 0.1; done")).expr()
 }
 
-pub fn a_log_line_arrives_while_the_build_runs_at_the_box(version: Version) {
-    let alice = Alice::with(version);
-    sees_the_line_and_takes_the_build_along(&alice, &mut alice.nix.build_at_box(&endless("live")));
+pub fn a_log_line_arrives_while_the_build_runs_at_the_box(stock: Stock) {
+    let alice = Alice::with(stock);
+    let mut build = alice.nix.build_at_box(&endless("live"));
+    if !stock.builds_at_the_box() {
+        return alice.refuses_by_itself(process::run(&mut build));
+    }
+    sees_the_line_and_takes_the_build_along(&alice, &mut build);
 }
 
-pub fn a_log_line_arrives_while_the_build_runs_through_builders(version: Version) {
-    let alice = Alice::with(version);
+pub fn a_log_line_arrives_while_the_build_runs_through_builders(stock: Stock) {
+    let alice = Alice::with(stock);
     sees_the_line_and_takes_the_build_along(&alice, &mut alice.nix.build_through_builders(&endless("live")));
 }
 
@@ -39,31 +43,31 @@ fn sees_the_line_and_takes_the_build_along(alice: &Alice, build: &mut Command) {
     assert!(end["error"].as_str().is_some_and(|error| error.contains("cancelled")), "{end}");
 }
 
-pub fn a_second_client_joins_a_running_build_and_sees_its_log(version: Version) {
-    let alice = Alice::with(version);
+pub fn a_second_client_joins_a_running_build_and_sees_its_log(stock: Stock) {
+    let alice = Alice::with(stock);
     let second_machine = alice.other_machine();
     let expression = endless("joined");
-    let first = Running::start(&mut alice.nix.build_at_box(&expression));
+    let first = Running::start(&mut alice.nix.build(&expression));
     first.wait_for(LINE);
-    let mut second = Running::start(&mut second_machine.build_at_box(&expression));
+    let mut second = Running::start(&mut second_machine.build(&expression));
     second.wait_for(LINE);
     assert_eq!(alice.agent.count("build started"), 1);
     // The build belongs to whoever still waits for it.
     first.kill();
-    alice.agent.wait_for("worker session ended");
+    alice.wait_for_the_end_of_a_session();
     assert!(second.is_running());
     assert_eq!(alice.agent.count("build finished"), 0);
     second.kill();
     alice.agent.wait_for("build finished");
 }
 
-pub fn a_failing_builder_shows_its_status_and_last_lines(version: Version) {
-    let alice = Alice::with(version);
+pub fn a_failing_builder_shows_its_status_and_last_lines(stock: Stock) {
+    let alice = Alice::with(stock);
     let script =
         "i=1; while [ $i -le 30 ]; do echo line $i; i=$((i + 1)); done; echo no oak left >&2; exit 77";
     let drv = Drv::new("broken", script).expr();
-    for build in [&mut alice.nix.build_at_box(&drv), &mut alice.nix.build_through_builders(&drv)] {
-        process::run(build).failed().says(&[
+    for mut build in alice.ways_to_build(&drv) {
+        process::run(&mut build).failed().says(&[
             "-broken.drv' failed with exit code 77",
             // The log as it came, from the first line on.
             "broken> line 1\n",

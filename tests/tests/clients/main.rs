@@ -1,4 +1,7 @@
-//! Stock Nix clients against a real agent: every rule holds for every version people have.
+//! Stock Nix clients against a real agent: every rule holds for every version people have, over both protocols.
+//!
+//! A few rules are about things that a stock client cannot ask for over `ssh://`. There the test shows that the client
+//! itself refuses (see [`Alice::refuses_by_itself`]), so that a version which learns it would fail the test.
 //!
 //! Builds run in the namespace sandbox, so that this needs no KVM; the netbooted box has tests of its own.
 
@@ -8,9 +11,12 @@ mod front_door;
 mod logs;
 mod privacy;
 
+use std::process::Command;
+
 use e2e::agent::Agent;
-use e2e::clients::{Nix, Version};
+use e2e::clients::{Nix, Stock, UNSUPPORTED_BY_CLIENT};
 use e2e::keys::Key;
+use e2e::process::Transcript;
 
 /// A box with one member, and that member's machine.
 struct Alice {
@@ -20,39 +26,65 @@ struct Alice {
 }
 
 impl Alice {
-    fn with(version: Version) -> Self {
+    fn with(stock: Stock) -> Self {
         let key = Key::new("alice");
         let agent = Agent::start(&[("alice", &key)]);
-        let nix = Nix::new(version, &agent, &key);
+        let nix = Nix::over(stock, &agent, &key);
         Self { agent, key, nix }
     }
 
-    /// Another machine with the same key and version, and an empty store.
+    /// Another machine with the same key, version and protocol, and an empty store.
     fn other_machine(&self) -> Nix {
-        Nix::new(self.nix.version, &self.agent, &self.key)
+        Nix::over(self.nix.stock(), &self.agent, &self.key)
+    }
+
+    /// Stock Nix refused this on the client's side, so there is nothing for the box to do right or wrong.
+    fn refuses_by_itself(&self, said: Transcript) {
+        println!("nothing to test: {:?} cannot ask for this; it says so itself:\n{said}", self.nix.stock());
+        said.failed().says(&[UNSUPPORTED_BY_CLIENT]);
+    }
+
+    /// All the ways this client can have something built.
+    fn ways_to_build(&self, expression: &str) -> Vec<Command> {
+        let at_box = self.nix.stock().builds_at_the_box().then(|| self.nix.build_at_box(expression));
+        at_box.into_iter().chain([self.nix.build_through_builders(expression)]).collect()
+    }
+
+    /// The end of a session of either protocol.
+    fn wait_for_the_end_of_a_session(&self) {
+        self.agent.wait_for_event("the end of a session", |event| {
+            event["message"].as_str().is_some_and(|text| text.ends_with("session ended"))
+        });
     }
 }
 
-/// Makes a test of each rule for each version, so that a report reads `nix_2_8::rule`.
-macro_rules! for_every_version {
+/// Makes a test of each rule for each version and protocol, so that a report reads `nix_2_8::ssh_ng::rule`.
+macro_rules! for_every_client {
     ($($file:ident::$rule:ident,)*) => {
-        for_every_version!(nix_2_8 V2_8 $($file::$rule,)*);
-        for_every_version!(nix_2_26 V2_26 $($file::$rule,)*);
-        for_every_version!(nix_2_34 V2_34 $($file::$rule,)*);
+        for_every_client!(@version nix_2_8 V2_8 [$($file::$rule,)*]);
+        for_every_client!(@version nix_2_26 V2_26 [$($file::$rule,)*]);
+        for_every_client!(@version nix_2_34 V2_34 [$($file::$rule,)*]);
     };
-    ($module:ident $version:ident $($file:ident::$rule:ident,)*) => {
+    (@version $module:ident $version:ident $rules:tt) => {
         mod $module {
+            for_every_client!(@protocol ssh_ng SshNg $version $rules);
+        }
+    };
+    (@protocol $module:ident $protocol:ident $version:ident [$($file:ident::$rule:ident,)*]) => {
+        mod $module {
+            use e2e::clients::{Protocol, Stock, Version};
+            const STOCK: Stock = Stock { version: Version::$version, protocol: Protocol::$protocol };
             $(
                 #[test]
                 fn $rule() {
-                    crate::$file::$rule(e2e::clients::Version::$version);
+                    crate::$file::$rule(STOCK);
                 }
             )*
         }
     };
 }
 
-for_every_version! {
+for_every_client! {
     copying::the_store_answers_who_it_is,
     copying::a_copied_tree_comes_back_byte_for_byte,
     copying::a_closure_is_copied_with_its_references,

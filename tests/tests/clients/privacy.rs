@@ -1,41 +1,39 @@
 //! What a member brings or makes without proof is that member's alone.
 
 use e2e::agent::Agent;
-use e2e::clients::{Nix, Version, outputs};
+use e2e::clients::{Nix, Stock, outputs};
 use e2e::drv::Drv;
 use e2e::keys::Key;
 use e2e::process;
 
 /// A box with two members, and a path that alice has there.
-fn is_alone(version: Version, make: impl Fn(&Nix) -> String) {
+fn is_alone(stock: Stock, make: impl Fn(&Nix) -> String) {
     let (alices_key, bobs_key) = (Key::new("alice"), Key::new("bob"));
     let agent = Agent::start(&[("alice", &alices_key), ("bob", &bobs_key)]);
-    let alice = Nix::new(version, &agent, &alices_key);
-    let bob = Nix::new(version, &agent, &bobs_key);
+    let alice = Nix::over(stock, &agent, &alices_key);
+    let bob = Nix::over(stock, &agent, &bobs_key);
     let path = make(&alice);
-    alice.run(["path-info", "--store", alice.store(), &path]).ok();
+    process::run(&mut alice.closure_at_box(&path)).ok();
 
-    let not_valid = format!("'{path}' is not valid");
-    bob.run(["path-info", "--store", bob.store(), &path]).failed().says(&[&not_valid]);
-    bob.run(["copy", "--no-check-sigs", "--from", bob.store(), &path]).failed().says(&[&not_valid]);
+    let not_valid = |path: &str| format!("'{path}' is not valid");
+    process::run(&mut bob.closure_at_box(&path)).failed().says(&[&not_valid(&path)]);
+    bob.run(["copy", "--no-check-sigs", "--from", bob.store(), &path]).failed().says(&[&not_valid(&path)]);
     // Bob's answer is the one for a path that never existed anywhere.
     let never = path.replace("-alone", "-never");
-    bob.run(["path-info", "--store", bob.store(), &never])
-        .failed()
-        .says(&[&format!("'{never}' is not valid")]);
+    process::run(&mut bob.closure_at_box(&never)).failed().says(&[&not_valid(&never)]);
 }
 
 /// `--builders` sends a derivation without those it was made from, so its output path cannot be checked.
-pub fn what_one_member_built_from_a_bare_recipe_does_not_exist_for_another(version: Version) {
-    is_alone(version, |alice| {
+pub fn what_one_member_built_from_a_bare_recipe_does_not_exist_for_another(stock: Stock) {
+    is_alone(stock, |alice| {
         let drv = Drv::new("alone", "echo secret > $out").expr();
         outputs(&process::run(&mut alice.build_through_builders(&drv)).ok())["out"].clone()
     });
 }
 
 /// An input-addressed path that was built on the client says nothing about its contents.
-pub fn what_one_member_uploaded_unchecked_does_not_exist_for_another(version: Version) {
-    is_alone(version, |alice| {
+pub fn what_one_member_uploaded_unchecked_does_not_exist_for_another(stock: Stock) {
+    is_alone(stock, |alice| {
         let drv = Drv::new("alone", "echo secret > $out").expr();
         let built = alice.run(["build", "--no-link", "--json", "--expr", &drv]).ok();
         let path = outputs(&built)["out"].clone();
