@@ -22,10 +22,13 @@ pub struct Config {
     pub roster: PathBuf,
     pub state_dir: PathBuf,
     pub host_key: PathBuf,
+    pub signing_key: PathBuf,
+    pub signing_key_name: String,
     pub systems: Vec<String>,
     pub system_features: Vec<String>,
     pub keep_builds_running: bool,
     pub sandbox: Sandbox,
+    pub fetch: Fetch,
     pub limits: Limits,
 }
 
@@ -45,6 +48,15 @@ pub struct Sandbox {
     pub shell: PathBuf,
     pub vcpus: u8,
     pub memory_mib: u32,
+}
+
+/// How the box itself may use the network.
+#[derive(Debug, Clone)]
+pub struct Fetch {
+    pub allow_private: bool,
+    pub certificates: PathBuf,
+    pub stall: Duration,
+    pub whole: Duration,
 }
 
 #[derive(Debug, Clone)]

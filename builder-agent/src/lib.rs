@@ -13,6 +13,7 @@ pub mod build;
 pub mod config;
 pub mod daemon;
 pub mod logging;
+pub mod net;
 pub mod roster;
 pub mod serve;
 pub mod ssh;
@@ -22,6 +23,8 @@ pub struct House {
     pub config: Arc<config::Config>,
     pub store: store::Store,
     pub scheduler: Arc<dyn build::Scheduler>,
+    /// For everything the box itself fetches.
+    pub http: Arc<net::HttpClient>,
     pub roster: watch::Receiver<Arc<roster::Roster>>,
 }
 

@@ -12,6 +12,7 @@ use crate::House;
 use crate::backend;
 use crate::build::scheduler::Embedded;
 use crate::config::{BackendKind, Config};
+use crate::net::HttpClient;
 use crate::roster;
 use crate::ssh;
 
@@ -66,7 +67,8 @@ async fn serve(config: Arc<Config>) -> Result<(), ServeError> {
 
     let (stop, stopping) = watch::channel(false);
     let scheduler = Embedded::new(config.clone(), backend, logs, roster.clone());
-    let house = Arc::new(House { config: config.clone(), store, scheduler, roster });
+    let http = Arc::new(HttpClient::new(&config.fetch));
+    let house = Arc::new(House { config: config.clone(), store, scheduler, http, roster });
     if config.sandbox.backend == BackendKind::Namespace {
         tracing::warn!("builds run in the namespace sandbox, which is weaker than micro-VMs");
     }

@@ -9,7 +9,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{Fallback, KEYS, Key, Kind};
-use super::{BackendKind, Config, ConfigError, Limits, Sandbox};
+use super::{BackendKind, Config, ConfigError, Fetch, Limits, Sandbox};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -38,15 +38,18 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
     let max_jobs = values.int("limits.max-jobs").unwrap_or(cpus);
     let memory = values.int_of("sandbox.memory-mib");
     let vcpus = values.int_of("sandbox.vcpus");
+    let name = values.text("name").unwrap_or_else(host_name);
     Ok(Config {
-        name: values.text("name").unwrap_or_else(host_name),
+        signing_key_name: values.text("signing-key-name").unwrap_or_else(|| format!("{name}-1")),
+        name,
         listen: values.addresses("listen"),
         roster: values.required_path("roster")?,
         host_key: values.path("host-key").unwrap_or_else(|| state_dir.join("ssh_host_ed25519_key")),
+        signing_key: values.path("signing-key").unwrap_or_else(|| state_dir.join("signing-key")),
         state_dir,
         systems: values.texts("systems").unwrap_or_else(|| vec![format!("{}-linux", std::env::consts::ARCH)]),
         system_features: values.texts("system-features").unwrap_or_default(),
-        keep_builds_running: matches!(values.found.get("keep-builds-running"), Some(Value::Bool(true))),
+        keep_builds_running: values.bool_of("keep-builds-running"),
         sandbox: Sandbox {
             backend,
             kernel: values.required_path("sandbox.kernel")?,
@@ -55,6 +58,12 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
             shell: values.required_path("sandbox.shell")?,
             vcpus: vcpus as u8,
             memory_mib: memory as u32,
+        },
+        fetch: Fetch {
+            allow_private: values.bool_of("fetch.allow-private"),
+            certificates: values.required_path("fetch.certificates")?,
+            stall: Duration::from_secs(values.int_of("fetch.stall-seconds") as u64),
+            whole: Duration::from_secs(values.int_of("fetch.max-seconds") as u64),
         },
         limits: Limits {
             max_jobs: max_jobs as usize,
@@ -111,6 +120,10 @@ impl Values<'_> {
     /// For keys whose default is in the table, so that the value is always there.
     fn int_of(&self, key: &str) -> i64 {
         self.int(key).unwrap_or_else(|| unreachable!("`{key}` has a default in the table of keys"))
+    }
+
+    fn bool_of(&self, key: &str) -> bool {
+        matches!(self.found.get(key), Some(Value::Bool(true)))
     }
 
     fn addresses(&self, key: &str) -> Vec<SocketAddr> {
@@ -259,7 +272,7 @@ fn accepted(name: &str) -> String {
         .collect();
     match section.filter(|_| !inside.is_empty()) {
         Some(section) => format!("accepted in [{section}]: {}", inside.join(", ")),
-        None => format!("accepted at the top: {}; sections: [sandbox], [limits]", inside.join(", ")),
+        None => format!("accepted at the top: {}; sections: [sandbox], [fetch], [limits]", inside.join(", ")),
     }
 }
 

@@ -110,7 +110,8 @@ impl Scripted {
         let script = Arc::new(Script::default());
         let (sender, roster) = watch::channel(read_roster(dir.path(), &["alice", "bob"]));
         let scheduler = Embedded::new(config.clone(), script.clone(), dir.path().to_owned(), roster.clone());
-        let house = Arc::new(House { config, store, scheduler, roster });
+        let http = Arc::new(builder_agent::net::HttpClient::new(&config.fetch));
+        let house = Arc::new(House { config, store, scheduler, http, roster });
         Scripted { dir, house, script, roster: sender }
     }
 

@@ -1,0 +1,121 @@
+//! Which addresses belong to the public internet, by the registries of special-purpose addresses (RFC 6890 and what
+//! came after it).
+//!
+//! Whoever may name a URL must not reach what only the box can: its own services, its neighbours, a cloud's metadata
+//! service. Everything that is not plainly public is therefore private here.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Whether packets to `address` leave for the public internet, so far as the address tells.
+#[must_use]
+pub fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_public_v4(address),
+        IpAddr::V6(address) => is_public_v6(address),
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    let [a, b, c, _] = address.octets();
+    !matches!(
+        (a, b, c),
+        (0, ..) // this network
+            | (10, ..)
+            | (100, 64..=127, _) // carrier-grade NAT
+            | (127, ..)
+            | (169, 254, _) // link-local, and metadata services
+            | (172, 16..=31, _)
+            | (192, 0, 0) // protocol assignments
+            | (192, 0, 2) // documentation
+            | (192, 88, 99) // relays of 6to4
+            | (192, 168, _)
+            | (198, 18..=19, _) // benchmarks
+            | (198, 51, 100) // documentation
+            | (203, 0, 113) // documentation
+            | (224..=255, ..) // multicast, reserved, broadcast
+    )
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    let [a, b, c, ..] = address.segments();
+    if let Some(inner) = address.to_ipv4_mapped() {
+        return is_public_v4(inner);
+    }
+    match (a, b, c) {
+        // NAT64: the gateway sends it to the IPv4 address at the end.
+        (0x64, 0xff9b, 0) if address.segments()[3..6] == [0; 3] => is_public_v4(last_four(address)),
+        // 6to4 carries an IPv4 address in the middle; nobody needs it, and it could lead inside.
+        (0x2002, ..) => false,
+        // Protocol assignments, Teredo among them.
+        (0x2001, 0..=0x1ff, _) => false,
+        (0x2001, 0xdb8, _) | (0x3fff, 0..=0xfff, _) => false, // documentation
+        // All that has been handed out as global unicast.
+        (0x2000..=0x3fff, ..) => true,
+        _ => false,
+    }
+}
+
+fn last_four(address: Ipv6Addr) -> Ipv4Addr {
+    let [.., a, b, c, d] = address.octets();
+    Ipv4Addr::new(a, b, c, d)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_the_box_can_reach_is_private() {
+        for private in [
+            "0.0.0.0",
+            "10.1.2.3",
+            "100.64.0.1",
+            "127.0.0.1",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.1.1",
+            "192.0.0.8",
+            "198.18.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "240.0.0.1",
+            "::",
+            "::1",
+            "fe80::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "64:ff9b::7f00:1",
+            "64:ff9b:1::1",
+            "2002:7f00:1::",
+            "2001::1",
+            "2001:db8::1",
+            "::127.0.0.1",
+        ] {
+            assert!(!is_public(private.parse().expect(private)), "{private}");
+        }
+    }
+
+    #[test]
+    fn the_public_internet_is_public() {
+        for public in [
+            "1.1.1.1",
+            "100.63.0.1",
+            "100.128.0.1",
+            "172.15.0.1",
+            "172.32.0.1",
+            "192.0.1.1",
+            "151.101.1.1",
+            "2a04:4e42::1",
+            "2606:4700:4700::1111",
+            "2001:4860:4860::8888",
+            "::ffff:1.1.1.1",
+            "64:ff9b::101:101",
+        ] {
+            assert!(is_public(public.parse().expect(public)), "{public}");
+        }
+    }
+}
