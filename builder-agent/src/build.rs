@@ -13,6 +13,7 @@ pub mod log;
 pub mod plan;
 pub mod recipe;
 pub mod scheduler;
+pub mod verify;
 
 pub use failure::Failure;
 pub use plan::Plan;
