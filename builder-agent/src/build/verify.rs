@@ -95,10 +95,7 @@ impl Verifier {
 
     fn is_recipe_of(&self, view: &View, recipe: &Recipe, drv: &Derivation, known: &Known) -> bool {
         let outputs_equal = recipe.outputs.len() == known.outputs.len()
-            && recipe
-                .outputs
-                .iter()
-                .all(|(name, output)| known.outputs.get(name).and_then(Option::as_ref) == Some(&output.path));
+            && recipe.outputs.iter().all(|(name, output)| known.outputs.get(name) == Some(&output.path));
         let mut inputs: BTreeSet<StorePath> = drv.input_sources().clone();
         for (path, input) in drv.input_derivations() {
             let Some(of) = self.known(view, path) else { return false };
