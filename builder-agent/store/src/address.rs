@@ -10,10 +10,15 @@ use nix_derivation::{
 use crate::error::ImportError;
 use crate::ingest::{Ingested, Staged};
 use crate::register;
-use crate::types::{Member, PathInfo, Provenance};
+use crate::types::{Member, PathInfo, Provenance, StoreConfig};
 
 /// Checks what a client announced about `ingested`.
-pub(crate) fn stage(member: &Member, ingested: Ingested, mut info: PathInfo) -> Result<Staged, ImportError> {
+pub(crate) fn stage(
+    config: &StoreConfig,
+    member: &Member,
+    ingested: Ingested,
+    mut info: PathInfo,
+) -> Result<Staged, ImportError> {
     let path = &info.path;
     if info.nar_hash != ingested.nar_hash {
         return Err(ImportError::HashMismatch {
@@ -30,22 +35,22 @@ pub(crate) fn stage(member: &Member, ingested: Ingested, mut info: PathInfo) -> 
     info.registration_time = 0;
     // "Built here" is ours to say.
     info.ultimate = false;
-    let provenance = match info.ca.as_deref() {
+    register::check_signatures(&info.path, &info.signatures)?;
+    let address = match info.ca.as_deref() {
         Some(ca) if !ca.is_empty() => check_address(&ingested, &info, ca)?,
         _ => None,
     };
-    let provenance = match provenance {
-        Some(ca) => {
-            info.ca = Some(ca.to_nix_string());
-            // Everybody will see this info; only what was checked may stay in it.
-            info.deriver = None;
-            info.signatures.clear();
-            Provenance::Verified
-        }
-        None => Provenance::Claimed(member.clone()),
+    let proven = address.is_some() || !register::trusted_signatures(config, &info).is_empty();
+    let provenance = if proven {
+        info.ca = address.map(|ca| ca.to_nix_string());
+        // Everybody will see this info; only what was checked may stay in it.
+        register::only_checked(config, &mut info);
+        Provenance::Verified
+    } else {
+        Provenance::Claimed(member.clone())
     };
     register::check(member, &ingested, &info, &provenance)?;
-    Ok(Staged { ingested, info, provenance })
+    Ok(Staged { ingested, info, provenance, proven })
 }
 
 /// The content address if we can check it and it holds; `None` if it is of a kind that we cannot check.
@@ -99,5 +104,5 @@ pub(crate) fn stage_new(
         signatures: Vec::new(),
         ca: Some(ca.to_nix_string()),
     };
-    Ok(Staged { ingested, info, provenance: Provenance::Verified })
+    Ok(Staged { ingested, info, provenance: Provenance::Verified, proven: true })
 }

@@ -1,21 +1,25 @@
-//! The index on disk: one SQLite table, read once at start, written at each registration.
+//! The index on disk: SQLite, read once at start, written at each change.
 //!
 //! WAL with `synchronous=FULL`: a commit that returned survives power loss; one that did not leaves no trace.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use nix_derivation::StorePath;
 use rusqlite::types::Type;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, Row, Transaction, params};
 
+use crate::change::Change;
+use crate::realisation::{Realisation, RealisationId};
+use crate::result::{BuildRecord, RecordEnd, RecordedOutput};
 use crate::types::{Member, PathInfo, Provenance};
 
-/// Version of the table below.
-pub(crate) const SCHEMA: i64 = 1;
+/// Version of the tables below.
+pub(crate) const SCHEMA: i64 = 2;
 
-// References and signatures are lists in one column: nobody asks SQL about them, the maps in memory do that.
-const CREATE: &str = "
+// Lists (references, signatures) are in one column: nobody asks SQL about them, the maps in memory do that.
+const CREATE_1: &str = "
     CREATE TABLE paths (
         id INTEGER PRIMARY KEY,
         path TEXT NOT NULL,               -- basename
@@ -34,32 +38,73 @@ const CREATE: &str = "
     CREATE UNIQUE INDEX paths_claimed ON paths (member, path) WHERE member IS NOT NULL;
 ";
 
+/// Schema 1 becomes 2. Old claims count as unproven, which at worst keeps them Claimed.
+const CREATE_2: &str = "
+    ALTER TABLE paths ADD COLUMN proven INTEGER NOT NULL DEFAULT 0;  -- content address or trusted signature holds
+    CREATE TABLE realisations (
+        drv_hash BLOB NOT NULL,
+        output TEXT NOT NULL,
+        member TEXT,                      -- who claims it; NULL: Verified
+        path TEXT NOT NULL,
+        signatures TEXT NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX realisations_verified ON realisations (drv_hash, output) WHERE member IS NULL;
+    CREATE UNIQUE INDEX realisations_claimed ON realisations (member, drv_hash, output) WHERE member IS NOT NULL;
+    CREATE TABLE results (
+        key BLOB PRIMARY KEY NOT NULL,
+        drv TEXT NOT NULL,
+        time INTEGER NOT NULL,
+        status INTEGER,                   -- NULL: built
+        message TEXT NOT NULL,
+        log TEXT
+    ) STRICT;
+    CREATE TABLE result_outputs (
+        key BLOB NOT NULL,
+        name TEXT NOT NULL,
+        path TEXT NOT NULL,
+        nar_hash BLOB NOT NULL,
+        nar_size INTEGER NOT NULL,
+        refs TEXT NOT NULL,
+        ca TEXT,
+        PRIMARY KEY (key, name)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE roots (
+        member TEXT NOT NULL,
+        name TEXT NOT NULL,
+        path TEXT NOT NULL,
+        PRIMARY KEY (member, name)
+    ) STRICT, WITHOUT ROWID;
+";
+
 pub(crate) struct Db {
     connection: Connection,
 }
 
-/// One row.
+/// One row of `paths`.
 pub(crate) struct Record {
     pub(crate) id: i64,
     pub(crate) info: PathInfo,
     pub(crate) provenance: Provenance,
+    pub(crate) proven: bool,
     pub(crate) object_size: u64,
 }
 
 impl Db {
-    /// Opens the file; returns the schema found if it is not ours.
+    /// Opens the file and brings it to our schema; returns the schema found if it is a newer one.
     pub(crate) fn open(path: &Path) -> rusqlite::Result<Result<Self, i64>> {
         let connection = Connection::open(path)?;
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "full")?;
         let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        match found {
-            0 => {
-                let create = format!("BEGIN; {CREATE} PRAGMA user_version = {SCHEMA}; COMMIT;");
-                connection.execute_batch(&create)?;
-            }
-            SCHEMA => {}
+        let steps = match found {
+            0 => [CREATE_1, CREATE_2].concat(),
+            1 => CREATE_2.to_owned(),
+            SCHEMA => String::new(),
             other => return Ok(Err(other)),
+        };
+        if !steps.is_empty() {
+            // One transaction: a crash leaves the old schema or the new one.
+            connection.execute_batch(&format!("BEGIN; {steps} PRAGMA user_version = {SCHEMA}; COMMIT;"))?;
         }
         Ok(Ok(Self { connection }))
     }
@@ -67,12 +112,67 @@ impl Db {
     pub(crate) fn load(&self) -> rusqlite::Result<Vec<Record>> {
         let mut query = self.connection.prepare(
             "SELECT id, path, member, nar_hash, nar_size, object_size, refs, deriver, registration_time,
-                    ultimate, signatures, ca FROM paths",
+                    ultimate, signatures, ca, proven FROM paths",
         )?;
-        let rows = query.query_map([], read_row)?;
+        let rows = query.query_map([], read_path)?;
         rows.collect()
     }
 
+    /// All that is not a path, as the changes that make it.
+    pub(crate) fn load_rest(&self) -> rusqlite::Result<Vec<Change>> {
+        let mut changes = Vec::new();
+        let mut outputs: BTreeMap<[u8; 32], BTreeMap<String, RecordedOutput>> = BTreeMap::new();
+        let mut query = self
+            .connection
+            .prepare("SELECT key, name, path, nar_hash, nar_size, refs, ca FROM result_outputs")?;
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            let output = RecordedOutput {
+                path: path_at(2, &row.get::<_, String>(2)?)?,
+                nar_hash: row.get(3)?,
+                nar_size: row.get::<_, i64>(4)?.cast_unsigned(),
+                references: paths_at(5, &row.get::<_, String>(5)?)?,
+                ca: row.get(6)?,
+            };
+            outputs.entry(row.get(0)?).or_default().insert(row.get(1)?, output);
+        }
+        let mut query =
+            self.connection.prepare("SELECT key, drv, time, status, message, log FROM results")?;
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            let key = row.get(0)?;
+            let log = row.get(5)?;
+            let end = match row.get(3)? {
+                None => RecordEnd::Built { outputs: outputs.remove(&key).unwrap_or_default(), log },
+                Some(status) => RecordEnd::Failed { status, message: row.get(4)?, log },
+            };
+            let drv = path_at(1, &row.get::<_, String>(1)?)?;
+            let record = Arc::new(BuildRecord { drv, time: row.get(2)?, end });
+            changes.push(Change::PutResult { key, record });
+        }
+        let mut query =
+            self.connection.prepare("SELECT drv_hash, output, member, path, signatures FROM realisations")?;
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            let id = RealisationId { drv_hash: row.get(0)?, output: row.get(1)? };
+            let realisation = Realisation {
+                path: path_at(3, &row.get::<_, String>(3)?)?,
+                signatures: row.get::<_, String>(4)?.lines().map(str::to_owned).collect(),
+            };
+            let provenance = provenance(row.get(2)?);
+            changes.push(Change::AddRealisation { id, provenance, realisation: Arc::new(realisation) });
+        }
+        let mut query = self.connection.prepare("SELECT member, name, path FROM roots")?;
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            let path = path_at(2, &row.get::<_, String>(2)?)?;
+            let member = Member::new(&row.get::<_, String>(0)?);
+            changes.push(Change::PutRoot { member, name: row.get(1)?, path });
+        }
+        Ok(changes)
+    }
+
+    /// Removes rows of `paths`, for repair.
     pub(crate) fn delete(&mut self, ids: &[i64]) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
         {
@@ -84,68 +184,154 @@ impl Db {
         transaction.commit()
     }
 
-    /// Writes all or none.
-    pub(crate) fn insert<'a>(
+    /// Makes all changes or none; durable when it returns.
+    pub(crate) fn write<'a>(
         &mut self,
-        paths: impl Iterator<Item = (&'a PathInfo, &'a Provenance, u64)>,
+        changes: impl IntoIterator<Item = &'a Change>,
     ) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
-        {
-            let mut insert = transaction.prepare_cached(
-                "INSERT INTO paths (path, member, nar_hash, nar_size, object_size, refs, deriver,
-                                    registration_time, ultimate, signatures, ca)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-            )?;
-            for (info, provenance, object_size) in paths {
-                let member = match provenance {
-                    Provenance::Verified => None,
-                    Provenance::Claimed(member) => Some(member.name()),
-                };
-                let refs: Vec<String> = info.references.iter().map(StorePath::to_basename).collect();
-                insert.execute(params![
-                    info.path.to_basename(),
-                    member,
-                    &info.nar_hash[..],
-                    info.nar_size.cast_signed(),
-                    object_size.cast_signed(),
-                    refs.join(" "),
-                    info.deriver.as_ref().map(StorePath::to_basename),
-                    info.registration_time,
-                    info.ultimate,
-                    info.signatures.join("\n"),
-                    info.ca,
-                ])?;
-            }
+        for change in changes {
+            write(&transaction, change)?;
         }
         transaction.commit()
     }
 }
 
-fn read_row(row: &Row<'_>) -> rusqlite::Result<Record> {
-    let path_at = |column: usize, text: &str| {
-        StorePath::from_basename(text.as_bytes())
-            .map_err(|e| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(e)))
+fn write(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<()> {
+    let run = |sql: &str, params: &[&dyn rusqlite::ToSql]| -> rusqlite::Result<()> {
+        transaction.prepare_cached(sql)?.execute(params).map(|_| ())
     };
+    match change {
+        Change::AddPath { info, provenance, proven, object_size } => run(
+            "INSERT INTO paths (path, member, nar_hash, nar_size, object_size, refs, deriver,
+                                registration_time, ultimate, signatures, ca, proven)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) ON CONFLICT DO NOTHING",
+            params![
+                info.path.to_basename(),
+                member(provenance),
+                &info.nar_hash[..],
+                info.nar_size.cast_signed(),
+                object_size.cast_signed(),
+                basenames(&info.references),
+                info.deriver.as_ref().map(StorePath::to_basename),
+                info.registration_time,
+                info.ultimate,
+                info.signatures.join("\n"),
+                info.ca,
+                proven,
+            ],
+        ),
+        Change::DropClaim { member, path } => run(
+            "DELETE FROM paths WHERE member = ?1 AND path = ?2",
+            params![member.name(), path.to_basename()],
+        ),
+        Change::SetSignatures { info, provenance, proven } => run(
+            "UPDATE paths SET signatures = ?1, proven = ?4 WHERE path = ?2 AND member IS ?3",
+            params![info.signatures.join("\n"), info.path.to_basename(), member(provenance), proven],
+        ),
+        Change::AddRealisation { id, provenance, realisation } => run(
+            "INSERT INTO realisations (drv_hash, output, member, path, signatures)
+             VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
+            params![
+                &id.drv_hash[..],
+                id.output,
+                member(provenance),
+                realisation.path.to_basename(),
+                realisation.signatures.join("\n"),
+            ],
+        ),
+        Change::DropRealisation { id, member } => run(
+            "DELETE FROM realisations WHERE member IS ?1 AND drv_hash = ?2 AND output = ?3",
+            params![member.as_ref().map(Member::name), &id.drv_hash[..], id.output],
+        ),
+        Change::PutResult { key, record } => put_result(transaction, key, record),
+        Change::DropResult { key } => {
+            run("DELETE FROM results WHERE key = ?1", params![&key[..]])?;
+            run("DELETE FROM result_outputs WHERE key = ?1", params![&key[..]])
+        }
+        Change::PutRoot { member, name, path } => run(
+            "INSERT OR REPLACE INTO roots (member, name, path) VALUES (?1, ?2, ?3)",
+            params![member.name(), name, path.to_basename()],
+        ),
+        Change::DropRoot { member, name } => {
+            run("DELETE FROM roots WHERE member = ?1 AND name = ?2", params![member.name(), name])
+        }
+    }
+}
+
+fn put_result(transaction: &Transaction<'_>, key: &[u8; 32], record: &BuildRecord) -> rusqlite::Result<()> {
+    let (status, message, log, outputs) = match &record.end {
+        RecordEnd::Built { outputs, log } => (None, "", log, Some(outputs)),
+        RecordEnd::Failed { status, message, log } => (Some(*status), message.as_str(), log, None),
+    };
+    transaction.prepare_cached("DELETE FROM result_outputs WHERE key = ?1")?.execute([&key[..]])?;
+    transaction
+        .prepare_cached(
+            "INSERT OR REPLACE INTO results (key, drv, time, status, message, log)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute(params![&key[..], record.drv.to_basename(), record.time, status, message, log])?;
+    for (name, output) in outputs.into_iter().flatten() {
+        transaction
+            .prepare_cached(
+                "INSERT INTO result_outputs (key, name, path, nar_hash, nar_size, refs, ca)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )?
+            .execute(params![
+                &key[..],
+                name,
+                output.path.to_basename(),
+                &output.nar_hash[..],
+                output.nar_size.cast_signed(),
+                basenames(&output.references),
+                output.ca,
+            ])?;
+    }
+    Ok(())
+}
+
+fn member(provenance: &Provenance) -> Option<&str> {
+    match provenance {
+        Provenance::Verified => None,
+        Provenance::Claimed(member) => Some(member.name()),
+    }
+}
+
+fn provenance(member: Option<String>) -> Provenance {
+    member.map_or(Provenance::Verified, |name| Provenance::Claimed(Member::new(&name)))
+}
+
+fn basenames(paths: &BTreeSet<StorePath>) -> String {
+    paths.iter().map(StorePath::to_basename).collect::<Vec<_>>().join(" ")
+}
+
+fn path_at(column: usize, text: &str) -> rusqlite::Result<StorePath> {
+    StorePath::from_basename(text.as_bytes())
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(e)))
+}
+
+fn paths_at(column: usize, text: &str) -> rusqlite::Result<BTreeSet<StorePath>> {
+    text.split(' ').filter(|p| !p.is_empty()).map(|p| path_at(column, p)).collect()
+}
+
+fn read_path(row: &Row<'_>) -> rusqlite::Result<Record> {
     let deriver: Option<String> = row.get(7)?;
-    let refs: String = row.get(6)?;
-    let references = refs.split(' ').filter(|r| !r.is_empty()).map(|r| path_at(6, r));
-    let member: Option<String> = row.get(2)?;
-    let signatures: String = row.get(10)?;
     let info = PathInfo {
         path: path_at(1, &row.get::<_, String>(1)?)?,
         nar_hash: row.get(3)?,
         nar_size: row.get::<_, i64>(4)?.cast_unsigned(),
-        references: references.collect::<Result<BTreeSet<_>, _>>()?,
+        references: paths_at(6, &row.get::<_, String>(6)?)?,
         deriver: deriver.map(|d| path_at(7, &d)).transpose()?,
         registration_time: row.get(8)?,
         ultimate: row.get(9)?,
-        signatures: signatures.lines().map(str::to_owned).collect(),
+        signatures: row.get::<_, String>(10)?.lines().map(str::to_owned).collect(),
         ca: row.get(11)?,
     };
     Ok(Record {
         id: row.get(0)?,
         info,
-        provenance: member.map_or(Provenance::Verified, |m| Provenance::Claimed(Member::new(&m))),
+        provenance: provenance(row.get(2)?),
+        proven: row.get(12)?,
         object_size: row.get::<_, i64>(5)?.cast_unsigned(),
     })
 }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use nix_derivation::StorePath;
 use thiserror::Error;
@@ -260,12 +261,86 @@ pub enum RegisterError {
         /// As sent.
         signature: String,
     },
+    /// A realisation or a root of something that is not there.
+    #[error(transparent)]
+    NotValid(#[from] MissingPath),
+    /// Adopted, but its contents are gone: whoever adopts has to make them again.
+    #[error("cannot register '{path}': the store has no object with its contents")]
+    NoObject {
+        /// What was to be registered.
+        path: StorePath,
+    },
+    /// A derivation has no such output. It would be signed and shown as it is.
+    #[error("cannot register a realisation of output {output:?}: that is no output name")]
+    BadOutput {
+        /// As sent.
+        output: String,
+    },
+    /// Signatures of a path that everybody sees must say something to everybody.
+    #[error(
+        "cannot add signatures to '{path}': it is visible to all members, and none of these signatures is by a key this box trusts"
+    )]
+    UntrustedSignature {
+        /// Which path.
+        path: StorePath,
+    },
+    /// The names of roots are kept in memory.
+    #[error("cannot make a root: {why}, at most {limit} are accepted")]
+    RootLimit {
+        /// What is too much, with its number.
+        why: String,
+        /// How much may be.
+        limit: usize,
+    },
     /// Making the object durable failed.
     #[error(transparent)]
     File(#[from] FileError),
     /// SQLite failed. The object stays on disk, unseen, until the next start.
     #[error("cannot write the path index: {0}")]
     Index(#[from] rusqlite::Error),
+    /// The commit failed that this was a part of.
+    #[error(transparent)]
+    Shared(Arc<RegisterError>),
+    /// The thread that was writing the index panicked. What it wrote may be there after a restart.
+    #[error("the store gave up this registration because of a bug of the box; try again")]
+    Abandoned,
+}
+
+/// Paths could not be deleted. None was.
+#[derive(Debug, Error)]
+pub enum CollectError {
+    /// A root or something in use needs it.
+    #[error(
+        "cannot delete path '{path}' since it is still alive; to find out why, use: nix-store --query --roots and nix-store --query --referrers"
+    )]
+    Alive {
+        /// Which path.
+        path: StorePath,
+    },
+    /// Everybody sees it, so it is not one member's to delete.
+    #[error(
+        "cannot delete path '{path}' since it is still alive: it is verified, and the box keeps it for all members"
+    )]
+    Verified {
+        /// Which path.
+        path: StorePath,
+    },
+    /// Seen only because its owner shares it.
+    #[error(
+        "cannot delete path '{path}' since it is still alive: it belongs to {owner}, who shares it with you"
+    )]
+    Foreign {
+        /// Which path.
+        path: StorePath,
+        /// Whose it is.
+        owner: Member,
+    },
+    /// Not in this view.
+    #[error(transparent)]
+    Missing(#[from] MissingPath),
+    /// The box cannot write.
+    #[error(transparent)]
+    Write(#[from] RegisterError),
 }
 
 /// A closure image could not be put together.
@@ -335,6 +410,6 @@ impl RegisterError {
     /// Whether what was sent is to blame, rather than the box.
     #[must_use]
     pub fn is_callers_fault(&self) -> bool {
-        !matches!(self, Self::File(_) | Self::Index(_))
+        !matches!(self, Self::File(_) | Self::Index(_) | Self::Shared(_) | Self::Abandoned)
     }
 }

@@ -1,108 +1,320 @@
 //! The index in memory: every answer about validity comes from here.
 //!
 //! One layer for Verified paths and one per member, so that nothing looked up for one member depends on what
-//! another has. Held in a `RwLock` by the store; no one keeps the lock during input or output.
+//! another has, unless the two share. Held in a `RwLock` by the store; no one keeps the lock during input or output.
+//! Changes come as [`Change`]s, the same that were written to the index on disk before.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use nix_derivation::StorePath;
 
+use crate::change::Change;
 use crate::error::MissingPath;
+use crate::realisation::{Realisation, RealisationId};
+use crate::result::{BuildRecord, RecordEnd};
 use crate::types::{Member, PathInfo, Provenance};
+
+/// One path in one layer.
+pub(crate) struct Entry {
+    pub(crate) info: Arc<PathInfo>,
+    /// Its contents are proven by a content address or by a signature; it is Claimed only because of its references.
+    pub(crate) proven: bool,
+}
 
 #[derive(Default)]
 struct Layer {
-    infos: HashMap<StorePath, Arc<PathInfo>>,
+    entries: HashMap<StorePath, Entry>,
     by_digest: HashMap<[u8; 20], BTreeSet<StorePath>>,
     referrers: HashMap<StorePath, BTreeSet<StorePath>>,
+    realisations: HashMap<RealisationId, Arc<Realisation>>,
+    roots: BTreeMap<String, StorePath>,
 }
 
 impl Layer {
-    fn insert(&mut self, info: Arc<PathInfo>) {
+    fn insert(&mut self, info: Arc<PathInfo>, proven: bool) {
         self.by_digest.entry(*info.path.digest()).or_default().insert(info.path.clone());
         for reference in &info.references {
             self.referrers.entry(reference.clone()).or_default().insert(info.path.clone());
         }
-        self.infos.insert(info.path.clone(), info);
+        self.entries.insert(info.path.clone(), Entry { info, proven });
     }
+
+    fn remove(&mut self, path: &StorePath) -> Option<Entry> {
+        let entry = self.entries.remove(path)?;
+        remove_from(&mut self.by_digest, path.digest(), path);
+        for reference in &entry.info.references {
+            remove_from(&mut self.referrers, reference, path);
+        }
+        Some(entry)
+    }
+}
+
+fn remove_from<K: std::hash::Hash + Eq>(
+    map: &mut HashMap<K, BTreeSet<StorePath>>,
+    key: &K,
+    path: &StorePath,
+) {
+    if let Some(paths) = map.get_mut(key) {
+        paths.remove(path);
+        if paths.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+/// Who needs an object.
+#[derive(Default)]
+struct Uses {
+    /// Paths of all layers.
+    paths: usize,
+    /// Keys of results. They do not keep an object: they go with it.
+    results: BTreeSet<[u8; 32]>,
+    /// Bytes of its file.
+    size: u64,
 }
 
 #[derive(Default)]
 pub(crate) struct Index {
     verified: Layer,
     claimed: HashMap<Member, Layer>,
+    objects: HashMap<[u8; 32], Uses>,
+    results: HashMap<[u8; 32], Arc<BuildRecord>>,
+    /// Those of them that are failures, by time.
+    failures: BTreeSet<(i64, [u8; 32])>,
 }
 
 impl Index {
-    /// Adds a path, or replaces what was known about it under the same provenance.
-    pub(crate) fn insert(&mut self, info: Arc<PathInfo>, provenance: &Provenance) {
+    fn layer(&mut self, provenance: &Provenance) -> &mut Layer {
         match provenance {
-            Provenance::Verified => self.verified.insert(info),
-            Provenance::Claimed(member) => self.claimed.entry(member.clone()).or_default().insert(info),
+            Provenance::Verified => &mut self.verified,
+            Provenance::Claimed(member) => self.claimed.entry(member.clone()).or_default(),
+        }
+    }
+
+    /// Does in memory what [`crate::db::Db::write`] did on disk.
+    pub(crate) fn apply(&mut self, change: Change) {
+        match change {
+            Change::AddPath { info, provenance, proven, object_size } => {
+                let layer = self.layer(&provenance);
+                if layer.entries.contains_key(&info.path) {
+                    return;
+                }
+                layer.insert(Arc::clone(&info), proven);
+                let uses = self.objects.entry(info.nar_hash).or_default();
+                uses.paths += 1;
+                uses.size = object_size;
+            }
+            Change::DropClaim { member, path } => {
+                let entry = self.claimed.get_mut(&member).and_then(|layer| layer.remove(&path));
+                if let Some(uses) = entry.and_then(|entry| self.objects.get_mut(&entry.info.nar_hash)) {
+                    uses.paths -= 1;
+                }
+            }
+            Change::SetSignatures { info, provenance, proven } => {
+                if let Some(entry) = self.layer(&provenance).entries.get_mut(&info.path) {
+                    *entry = Entry { info, proven };
+                }
+            }
+            Change::AddRealisation { id, provenance, realisation } => {
+                self.layer(&provenance).realisations.entry(id).or_insert(realisation);
+            }
+            Change::DropRealisation { id, member } => {
+                let layer = match &member {
+                    None => Some(&mut self.verified),
+                    Some(member) => self.claimed.get_mut(member),
+                };
+                layer.map(|layer| layer.realisations.remove(&id));
+            }
+            Change::PutResult { key, record } => {
+                self.drop_result(&key);
+                for object in record.objects() {
+                    self.objects.entry(*object).or_default().results.insert(key);
+                }
+                if matches!(record.end, RecordEnd::Failed { .. }) {
+                    self.failures.insert((record.time, key));
+                }
+                self.results.insert(key, record);
+            }
+            Change::DropResult { key } => self.drop_result(&key),
+            Change::PutRoot { member, name, path } => {
+                self.claimed.entry(member).or_default().roots.insert(name, path);
+            }
+            Change::DropRoot { member, name } => {
+                if let Some(layer) = self.claimed.get_mut(&member) {
+                    layer.roots.remove(&name);
+                }
+            }
+        }
+    }
+
+    fn drop_result(&mut self, key: &[u8; 32]) {
+        let Some(record) = self.results.remove(key) else { return };
+        self.failures.remove(&(record.time, *key));
+        for object in record.objects() {
+            if let Some(uses) = self.objects.get_mut(object) {
+                uses.results.remove(key);
+            }
+        }
+    }
+
+    pub(crate) fn result(&self, key: &[u8; 32]) -> Option<&Arc<BuildRecord>> {
+        self.results.get(key)
+    }
+
+    /// How many failures are recorded.
+    pub(crate) fn failures(&self) -> usize {
+        self.failures.len()
+    }
+
+    pub(crate) fn oldest_failure(&self) -> Option<[u8; 32]> {
+        self.failures.first().map(|(_, key)| *key)
+    }
+
+    /// Bytes of the file of an object that some path has.
+    pub(crate) fn object_size(&self, nar_hash: &[u8; 32]) -> Option<u64> {
+        self.objects.get(nar_hash).filter(|uses| uses.paths > 0).map(|uses| uses.size)
+    }
+
+    /// In how many layers and under how many names an object is somebody's path.
+    pub(crate) fn paths_with(&self, nar_hash: &[u8; 32]) -> usize {
+        self.objects.get(nar_hash).map_or(0, |uses| uses.paths)
+    }
+
+    /// Results that name an object.
+    pub(crate) fn results_with(&self, nar_hash: &[u8; 32]) -> impl Iterator<Item = &[u8; 32]> {
+        self.objects.get(nar_hash).into_iter().flat_map(|uses| &uses.results)
+    }
+
+    /// Forgets an object that nothing names.
+    pub(crate) fn forget_object(&mut self, nar_hash: &[u8; 32]) {
+        if self.objects.get(nar_hash).is_some_and(|uses| uses.paths == 0 && uses.results.is_empty()) {
+            self.objects.remove(nar_hash);
         }
     }
 
     pub(crate) fn is_verified(&self, path: &StorePath) -> bool {
-        self.verified.infos.contains_key(path)
+        self.verified.entries.contains_key(path)
     }
 
-    /// What `member` may see.
-    pub(crate) fn seen_by<'a>(&'a self, member: &Member) -> Seen<'a> {
-        Seen { verified: &self.verified, own: self.claimed.get(member) }
+    /// What `member` may see, if `others` share with them.
+    pub(crate) fn seen_by<'a>(&'a self, member: &'a Member, others: &'a [Member]) -> Seen<'a> {
+        Seen {
+            verified: &self.verified,
+            own: self.claimed.get(member),
+            others: others.iter().filter_map(|m| Some((m, self.claimed.get(m)?))).collect(),
+            member,
+        }
     }
 }
 
-/// The two layers that one member sees. Where both know a path, the Verified one counts.
-#[derive(Clone, Copy)]
+/// Which layer an answer came from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose<'a> {
+    Everybodys,
+    Own(&'a Member),
+    Shared(&'a Member),
+}
+
+impl Whose<'_> {
+    pub(crate) fn provenance(self) -> Provenance {
+        match self {
+            Self::Everybodys => Provenance::Verified,
+            Self::Own(member) | Self::Shared(member) => Provenance::Claimed(member.clone()),
+        }
+    }
+}
+
+/// The layers that one member sees: Verified, own, shared. Where several know a path, the first one counts.
 pub(crate) struct Seen<'a> {
     verified: &'a Layer,
     own: Option<&'a Layer>,
+    others: Vec<(&'a Member, &'a Layer)>,
+    member: &'a Member,
 }
 
 impl<'a> Seen<'a> {
-    pub(crate) fn info(self, path: &StorePath) -> Option<&'a Arc<PathInfo>> {
-        self.verified.infos.get(path).or_else(|| self.own?.infos.get(path))
+    fn layers(&self) -> impl Iterator<Item = (Whose<'a>, &'a Layer)> {
+        let own = self.own.map(|layer| (Whose::Own(self.member), layer));
+        let others = self.others.iter().map(|(member, layer)| (Whose::Shared(member), *layer));
+        std::iter::once((Whose::Everybodys, self.verified)).chain(own).chain(others)
     }
 
-    /// The member's own Claimed info of `path`, even where a Verified one hides it.
-    pub(crate) fn own_claim(self, path: &StorePath) -> Option<&'a Arc<PathInfo>> {
-        self.own?.infos.get(path)
+    pub(crate) fn entry(&self, path: &StorePath) -> Option<(&'a Entry, Whose<'a>)> {
+        self.layers().find_map(|(whose, layer)| Some((layer.entries.get(path)?, whose)))
     }
 
-    pub(crate) fn is_verified(self, path: &StorePath) -> bool {
-        self.verified.infos.contains_key(path)
+    pub(crate) fn info(&self, path: &StorePath) -> Option<&'a Arc<PathInfo>> {
+        self.entry(path).map(|(entry, _)| &entry.info)
     }
 
-    pub(crate) fn by_digest(self, digest: &[u8; 20]) -> Option<StorePath> {
-        let first = |layer: &Layer| layer.by_digest.get(digest)?.first().cloned();
-        first(self.verified).or_else(|| first(self.own?))
+    /// The member's own claim of `path`, even where a Verified one hides it.
+    pub(crate) fn own_claim(&self, path: &StorePath) -> Option<&'a Entry> {
+        self.own?.entries.get(path)
     }
 
-    pub(crate) fn referrers(self, path: &StorePath) -> BTreeSet<StorePath> {
-        let mut out = self.verified.referrers.get(path).cloned().unwrap_or_default();
-        if let Some(own) = self.own.and_then(|l| l.referrers.get(path)) {
-            // A hidden claim's references are not those of the path that is seen.
-            out.extend(own.iter().filter(|p| !self.is_verified(p)).cloned());
+    /// All of them, also hidden ones.
+    pub(crate) fn own_claims(&self) -> impl Iterator<Item = &'a Arc<PathInfo>> {
+        self.own.into_iter().flat_map(|layer| layer.entries.values().map(|entry| &entry.info))
+    }
+
+    /// The member's own claims that refer to `path`, also hidden ones.
+    pub(crate) fn own_referrers(&self, path: &StorePath) -> impl Iterator<Item = &'a StorePath> {
+        self.own.and_then(|layer| layer.referrers.get(path)).into_iter().flatten()
+    }
+
+    pub(crate) fn is_verified(&self, path: &StorePath) -> bool {
+        self.verified.entries.contains_key(path)
+    }
+
+    pub(crate) fn by_digest(&self, digest: &[u8; 20]) -> Option<StorePath> {
+        self.layers().find_map(|(_, layer)| layer.by_digest.get(digest)?.first().cloned())
+    }
+
+    pub(crate) fn referrers(&self, path: &StorePath) -> BTreeSet<StorePath> {
+        let mut out = BTreeSet::new();
+        for (whose, layer) in self.layers() {
+            // What a hidden claim refers to is not what the path that is seen refers to.
+            let seen = |p: &&StorePath| self.entry(p).is_some_and(|(_, w)| w == whose);
+            out.extend(layer.referrers.get(path).into_iter().flatten().filter(seen).cloned());
         }
         out
     }
 
-    pub(crate) fn all(self) -> BTreeSet<StorePath> {
-        let own = self.own.into_iter().flat_map(|l| l.infos.keys());
-        self.verified.infos.keys().chain(own).cloned().collect()
+    pub(crate) fn all(&self) -> BTreeSet<StorePath> {
+        self.layers().flat_map(|(_, layer)| layer.entries.keys()).cloned().collect()
     }
 
-    pub(crate) fn closure(self, of: &[StorePath]) -> Result<BTreeSet<StorePath>, MissingPath> {
-        let mut out = BTreeSet::new();
-        let mut todo: Vec<&StorePath> = of.iter().collect();
+    pub(crate) fn realisation(&self, id: &RealisationId) -> Option<(&'a Arc<Realisation>, Whose<'a>)> {
+        self.layers().find_map(|(whose, layer)| Some((layer.realisations.get(id)?, whose)))
+    }
+
+    /// The member's own claimed realisations.
+    pub(crate) fn own_realisations(&self) -> impl Iterator<Item = (&'a RealisationId, &'a Arc<Realisation>)> {
+        self.own.into_iter().flat_map(|layer| &layer.realisations)
+    }
+
+    pub(crate) fn roots(&self) -> impl Iterator<Item = (&'a String, &'a StorePath)> {
+        self.own.into_iter().flat_map(|layer| &layer.roots)
+    }
+
+    /// `of` and all they refer to, as the view has them at this moment.
+    pub(crate) fn closure<'p>(
+        &self,
+        of: impl IntoIterator<Item = &'p StorePath>,
+    ) -> Result<BTreeMap<StorePath, (Arc<PathInfo>, Whose<'a>)>, MissingPath>
+    where
+        'a: 'p,
+    {
+        let mut out = BTreeMap::new();
+        let mut todo: Vec<&'p StorePath> = of.into_iter().collect();
         while let Some(path) = todo.pop() {
-            if out.contains(path) {
+            if out.contains_key(path) {
                 continue;
             }
-            let info = self.info(path).ok_or_else(|| MissingPath(path.clone()))?;
-            out.insert(path.clone());
-            todo.extend(info.references.iter());
+            let (entry, whose) = self.entry(path).ok_or_else(|| MissingPath(path.clone()))?;
+            out.insert(path.clone(), (Arc::clone(&entry.info), whose));
+            todo.extend(entry.info.references.iter());
         }
         Ok(out)
     }

@@ -223,6 +223,8 @@ pub struct Staged {
     pub(crate) ingested: Ingested,
     pub(crate) info: PathInfo,
     pub(crate) provenance: Provenance,
+    /// The contents are proven by their address or a trusted signature.
+    pub(crate) proven: bool,
 }
 
 impl Staged {

@@ -1,17 +1,22 @@
-//! Making objects visible: checks, durability, one transaction, then the maps in memory; in this order, so that
-//! whoever sees a path can rely on its contents after any crash.
+//! Making objects visible: what may be registered, as what, and what changes with it.
+//!
+//! Three ways make a path Verified: the caller's word, a content address that its contents have, a signature of a
+//! trusted key. Each counts only if all that the path refers to is Verified.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix_derivation::{StorePath, nixbase32};
 
+use crate::change::Change;
+use crate::commit::{About, Plan, commit};
 use crate::error::{FileError, RegisterError};
-use crate::index::Index;
+use crate::index::{Index, Seen, Whose};
 use crate::ingest::{Ingested, Staged};
+use crate::signing;
 use crate::store::Inner;
-use crate::types::{Member, PathInfo, Provenance};
+use crate::types::{Member, PathInfo, Provenance, StoreConfig};
 
 /// Most references of one path; the largest in nixpkgs have a few thousand.
 const MAX_REFERENCES: usize = 100_000;
@@ -25,6 +30,19 @@ const MAX_CA_BYTES: usize = 256;
 /// others are writing.
 const SYNC_ALL_FROM: usize = 8;
 
+/// Whose view something is registered through.
+#[derive(Clone)]
+pub(crate) struct Viewer {
+    pub(crate) member: Member,
+    pub(crate) others: Arc<[Member]>,
+}
+
+impl Viewer {
+    pub(crate) fn sees<'a>(&'a self, index: &'a Index) -> Seen<'a> {
+        index.seen_by(&self.member, &self.others)
+    }
+}
+
 /// Whether `info` may be registered for `ingested` at all.
 pub(crate) fn check(
     member: &Member,
@@ -32,11 +50,6 @@ pub(crate) fn check(
     info: &PathInfo,
     provenance: &Provenance,
 ) -> Result<(), RegisterError> {
-    if let Provenance::Claimed(claimed) = provenance
-        && claimed != member
-    {
-        return Err(RegisterError::ForeignMember { claimed: claimed.clone(), view: member.clone() });
-    }
     if info.nar_hash != ingested.nar_hash || info.nar_size != ingested.nar_size {
         return Err(RegisterError::HashMismatch {
             path: info.path.clone(),
@@ -46,14 +59,17 @@ pub(crate) fn check(
             got_size: ingested.nar_size,
         });
     }
+    check_info(member, info, provenance)
+}
+
+fn check_info(member: &Member, info: &PathInfo, provenance: &Provenance) -> Result<(), RegisterError> {
+    if let Provenance::Claimed(claimed) = provenance
+        && claimed != member
+    {
+        return Err(RegisterError::ForeignMember { claimed: claimed.clone(), view: member.clone() });
+    }
     let counts = [
         ("references", info.references.len(), MAX_REFERENCES),
-        ("signatures", info.signatures.len(), MAX_SIGNATURES),
-        (
-            "bytes in a signature",
-            info.signatures.iter().map(String::len).max().unwrap_or(0),
-            MAX_SIGNATURE_BYTES,
-        ),
         ("bytes of content address", info.ca.as_ref().map_or(0, String::len), MAX_CA_BYTES),
     ];
     for (what, count, limit) in counts {
@@ -61,126 +77,324 @@ pub(crate) fn check(
             return Err(RegisterError::TooMany { path: info.path.clone(), what, count, limit });
         }
     }
-    if let Some(bad) = info.signatures.iter().find(|s| !s.contains(':') || s.contains(char::is_whitespace)) {
-        return Err(RegisterError::BadSignature { path: info.path.clone(), signature: bad.clone() });
+    check_signatures(&info.path, &info.signatures)
+}
+
+pub(crate) fn check_signatures(path: &StorePath, signatures: &[String]) -> Result<(), RegisterError> {
+    let longest = signatures.iter().map(String::len).max().unwrap_or(0);
+    let counts = [
+        ("signatures", signatures.len(), MAX_SIGNATURES),
+        ("bytes in a signature", longest, MAX_SIGNATURE_BYTES),
+    ];
+    for (what, count, limit) in counts {
+        if count > limit {
+            return Err(RegisterError::TooMany { path: path.clone(), what, count, limit });
+        }
+    }
+    if let Some(bad) = signatures.iter().find(|s| !s.contains(':') || s.contains(char::is_whitespace)) {
+        return Err(RegisterError::BadSignature { path: path.clone(), signature: bad.clone() });
     }
     Ok(())
 }
 
-/// What becomes of one member of a batch.
-struct Outcome {
-    staged: Staged,
-    /// Valid already: this info counts, and the new object goes.
-    existing: Option<Arc<PathInfo>>,
+/// Signatures of trusted keys that are right for `info`.
+pub(crate) fn trusted_signatures(config: &StoreConfig, info: &PathInfo) -> Vec<String> {
+    if config.trusted.is_empty() || info.signatures.is_empty() {
+        return Vec::new();
+    }
+    let fingerprint = signing::fingerprint(info);
+    config.trusted.good(fingerprint.as_bytes(), &info.signatures).into_iter().cloned().collect()
+}
+
+/// What everybody may be told about a path that proves itself: only what was checked.
+pub(crate) fn only_checked(config: &StoreConfig, info: &mut PathInfo) {
+    info.signatures = trusted_signatures(config, info);
+    info.deriver = None;
+    info.ultimate = false;
+}
+
+/// Our signature of `info`, if the store has a key. Asked for Verified paths and nothing else.
+fn signature(config: &StoreConfig, info: &PathInfo) -> Option<String> {
+    config.signer.as_ref().map(|signer| signer.sign(signing::fingerprint(info).as_bytes()))
+}
+
+fn add_signature(info: &mut PathInfo, signature: Option<String>) {
+    // Signatures of Ed25519 do not vary, so one that is there already is the same.
+    info.signatures.extend(signature.filter(|s| !info.signatures.contains(s)));
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs().cast_signed())
+}
+
+/// A path on its way into the index.
+struct New {
+    info: PathInfo,
+    provenance: Provenance,
+    proven: bool,
+    /// `None`: the store has the object already, or it is an error.
+    object_size: Option<u64>,
+    /// Ours, made before the queue so that nobody else waits for it; kept only if the path becomes Verified.
+    signature: Option<String>,
 }
 
 pub(crate) fn register(
     store: &Inner,
-    member: &Member,
-    mut batch: Vec<Staged>,
+    viewer: &Viewer,
+    batch: Vec<Staged>,
 ) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
-    {
-        let index = store.index();
-        check_references(&index, member, &batch)?;
-        settle_provenance(&index, member, &mut batch);
-    }
-    let mut outcomes: Vec<Outcome> =
-        batch.into_iter().map(|staged| Outcome { staged, existing: None }).collect();
-    find_existing(&store.index(), member, &mut outcomes);
-
-    // Nobody holds a lock while the disk works.
-    let new = || outcomes.iter().filter(|o| o.existing.is_none());
-    if new().count() >= SYNC_ALL_FROM {
-        store.sync_file_system()?;
-    } else {
-        for outcome in new() {
-            let ingested = &outcome.staged.ingested;
-            ingested
-                .file
-                .sync_data()
-                .map_err(|e| FileError::new("sync object", ingested.temporary.path(), e))?;
-        }
-    }
-
-    let mut db = store.db();
-    // Somebody may have been faster; only the one who holds `db` adds to the index.
-    find_existing(&store.index(), member, &mut outcomes);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs().cast_signed());
-    let mut rows = Vec::new();
-    let mut infos = Vec::with_capacity(outcomes.len());
-    let mut first: HashMap<StorePath, Arc<PathInfo>> = HashMap::new();
-    for Outcome { staged: Staged { ingested, mut info, provenance }, existing } in outcomes {
-        // The same path twice in one batch: the first one counts.
-        if let Some(existing) = existing.or_else(|| first.get(&info.path).cloned()) {
-            infos.push(existing);
-            continue;
-        }
+    let mut items = Vec::with_capacity(batch.len());
+    let mut objects = Vec::with_capacity(batch.len());
+    for Staged { ingested, info, provenance, proven } in batch {
         let object_size = ingested
             .file
             .metadata()
             .map_err(|e| FileError::new("examine object", ingested.temporary.path(), e))?
             .len();
-        store.keep(ingested.temporary, &info.nar_hash)?;
-        if info.registration_time == 0 {
-            info.registration_time = now;
-        }
-        let info = Arc::new(info);
-        first.insert(info.path.clone(), Arc::clone(&info));
-        infos.push(Arc::clone(&info));
-        rows.push((info, provenance, object_size));
+        items.push(New { info, provenance, proven, object_size: Some(object_size), signature: None });
+        objects.push(ingested);
     }
-    if !rows.is_empty() {
-        // The names must be durable before a row mentions them.
-        store.sync_objects()?;
-        db.insert(rows.iter().map(|(info, provenance, size)| (&**info, provenance, *size)))?;
-        store.publish(rows.into_iter().map(|(info, provenance, _)| (info, provenance)).collect());
+    if let Some(infos) = prepare(store, viewer, &mut items)? {
+        return Ok(infos);
     }
-    Ok(infos)
+    sync(store, &objects)?;
+    let (config, viewer) = (store.config.clone(), viewer.clone());
+    commit(store, about(&items), move |index| {
+        let Planned { changes, infos, new } = plan(index, &config, &viewer, items)?;
+        // Those that are valid already (somebody was faster) go.
+        let kept = objects.into_iter().zip(new).filter(|(_, new)| *new);
+        let objects = kept.map(|(i, _)| (i.temporary, i.nar_hash)).collect();
+        Ok((Plan { changes, objects }, infos))
+    })
 }
 
-fn check_references(index: &Index, member: &Member, batch: &[Staged]) -> Result<(), RegisterError> {
-    let seen = index.seen_by(member);
-    let ours: HashSet<&StorePath> = batch.iter().map(|s| &s.info.path).collect();
-    for Staged { info, .. } in batch {
+/// Registers paths whose objects the store has already.
+pub(crate) fn adopt(
+    store: &Inner,
+    viewer: &Viewer,
+    batch: Vec<(PathInfo, Provenance)>,
+) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
+    let mut items = Vec::with_capacity(batch.len());
+    for (info, provenance) in batch {
+        check_info(&viewer.member, &info, &provenance)?;
+        items.push(New { info, provenance, proven: false, object_size: None, signature: None });
+    }
+    if let Some(infos) = prepare(store, viewer, &mut items)? {
+        return Ok(infos);
+    }
+    let (config, viewer) = (store.config.clone(), viewer.clone());
+    commit(store, about(&items), move |index| {
+        let Planned { changes, infos, .. } = plan(index, &config, &viewer, items)?;
+        Ok((Plan { changes, objects: Vec::new() }, infos))
+    })
+}
+
+/// What can be done without the queue: finds out what is wrong, answers if all is there already, signs what is
+/// going to be Verified.
+fn prepare(
+    store: &Inner,
+    viewer: &Viewer,
+    items: &mut [New],
+) -> Result<Option<Vec<Arc<PathInfo>>>, RegisterError> {
+    {
+        let index = store.index();
+        settle(&index, viewer, items)?;
+        let seen = viewer.sees(&index);
+        let there = |new: &New| existing(&seen, &new.info.path, &new.provenance).cloned();
+        if let Some(infos) = items.iter().map(there).collect() {
+            return Ok(Some(infos));
+        }
+    }
+    for new in items.iter_mut().filter(|new| new.provenance == Provenance::Verified) {
+        new.signature = signature(&store.config, &new.info);
+    }
+    Ok(None)
+}
+
+fn sync(store: &Inner, objects: &[Ingested]) -> Result<(), RegisterError> {
+    if objects.len() >= SYNC_ALL_FROM {
+        return Ok(store.sync_file_system()?);
+    }
+    for ingested in objects {
+        let failed = |e| FileError::new("sync object", ingested.temporary.path(), e);
+        ingested.file.sync_data().map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn about(items: &[New]) -> About {
+    let adds = items.iter().map(|new| *new.info.path.digest()).collect();
+    let reads = items.iter().flat_map(|new| new.info.references.iter().map(|r| *r.digest())).collect();
+    About { adds, reads, everything: false }
+}
+
+/// The info that counts if `path` is registered again.
+fn existing<'a>(seen: &Seen<'a>, path: &StorePath, provenance: &Provenance) -> Option<&'a Arc<PathInfo>> {
+    match provenance {
+        _ if seen.is_verified(path) => seen.info(path),
+        Provenance::Verified => None,
+        Provenance::Claimed(_) => seen.own_claim(path).map(|entry| &entry.info),
+    }
+}
+
+struct Planned {
+    changes: Vec<Change>,
+    /// In the order of the batch.
+    infos: Vec<Arc<PathInfo>>,
+    /// Whose object is needed, in the order of the batch.
+    new: Vec<bool>,
+}
+
+fn plan(
+    index: &Index,
+    config: &StoreConfig,
+    viewer: &Viewer,
+    mut items: Vec<New>,
+) -> Result<Planned, RegisterError> {
+    settle(index, viewer, &mut items)?;
+    let seen = viewer.sees(index);
+    let mut planned = Planned { changes: Vec::new(), infos: Vec::new(), new: Vec::new() };
+    let mut first: HashMap<StorePath, Arc<PathInfo>> = HashMap::new();
+    let mut verified: Vec<Arc<PathInfo>> = Vec::new();
+    let mut leaned_on: BTreeSet<StorePath> = BTreeSet::new();
+    for New { mut info, provenance, proven, object_size, signature: made } in items {
+        // The same path twice in one batch: the first one counts.
+        let there = existing(&seen, &info.path, &provenance).cloned();
+        if let Some(existing) = there.or_else(|| first.get(&info.path).cloned()) {
+            planned.infos.push(existing);
+            planned.new.push(false);
+            continue;
+        }
+        let Some(object_size) = object_size.or_else(|| index.object_size(&info.nar_hash)) else {
+            return Err(RegisterError::NoObject { path: info.path });
+        };
+        if info.registration_time == 0 {
+            info.registration_time = now();
+        }
+        if provenance == Provenance::Verified {
+            let made = made.or_else(|| signature(config, &info));
+            add_signature(&mut info, made);
+        } else {
+            leaned_on.extend(info.references.iter().cloned());
+        }
+        let info = Arc::new(info);
+        if provenance == Provenance::Verified {
+            verified.push(Arc::clone(&info));
+        }
+        first.insert(info.path.clone(), Arc::clone(&info));
+        planned.infos.push(Arc::clone(&info));
+        planned.new.push(true);
+        planned.changes.push(Change::AddPath { info, provenance, proven, object_size });
+    }
+    let leaned_on = leaned_on.iter().filter(|r| !first.contains_key(*r));
+    planned.changes.extend(make_own(index, viewer, leaned_on)?);
+    planned.changes.extend(follow(index, config, viewer, verified));
+    Ok(planned)
+}
+
+/// Copies the rows of those claims of others that `paths` and their closures need: what a member has built upon
+/// stays theirs when the other stops sharing or deletes it.
+pub(crate) fn make_own<'a>(
+    index: &Index,
+    viewer: &Viewer,
+    paths: impl IntoIterator<Item = &'a StorePath>,
+) -> Result<Vec<Change>, RegisterError> {
+    let seen = viewer.sees(index);
+    let shared = |p: &&StorePath| matches!(seen.entry(p), Some((_, Whose::Shared(_))));
+    let paths: Vec<&StorePath> = paths.into_iter().filter(shared).collect();
+    if paths.is_empty() {
+        return Ok(Vec::new());
+    }
+    let missing =
+        |m: crate::MissingPath| RegisterError::MissingReference { path: paths[0].clone(), reference: m.0 };
+    let closure = seen.closure(paths.iter().copied()).map_err(missing)?;
+    let theirs = closure.into_values().filter(|(_, whose)| matches!(whose, Whose::Shared(_)));
+    Ok(theirs
+        .filter_map(|(info, _)| {
+            let (proven, object_size) =
+                (seen.entry(&info.path)?.0.proven, index.object_size(&info.nar_hash)?);
+            let provenance = Provenance::Claimed(viewer.member.clone());
+            Some(Change::AddPath { info, provenance, proven, object_size })
+        })
+        .collect())
+}
+
+/// What becomes Verified because `verified` have: the member's own claims that prove themselves and waited for their
+/// references only. Also drops the member's claims that Verified ones replace with the same contents.
+///
+/// Other members' claims wait until those members come back to them: how long this takes must not tell what they have.
+pub(crate) fn follow(
+    index: &Index,
+    config: &StoreConfig,
+    viewer: &Viewer,
+    verified: Vec<Arc<PathInfo>>,
+) -> Vec<Change> {
+    let seen = viewer.sees(index);
+    let mut now_verified: HashSet<StorePath> = verified.iter().map(|info| info.path.clone()).collect();
+    let mut changes = Vec::new();
+    let mut todo = verified;
+    while let Some(new) = todo.pop() {
+        if seen.own_claim(&new.path).is_some_and(|entry| entry.info.nar_hash == new.nar_hash) {
+            changes.push(Change::DropClaim { member: viewer.member.clone(), path: new.path.clone() });
+        }
+        for referrer in seen.own_referrers(&new.path) {
+            let sound = |p: &StorePath| now_verified.contains(p) || index.is_verified(p);
+            let Some(entry) = seen.own_claim(referrer).filter(|entry| entry.proven) else { continue };
+            if sound(referrer) || !entry.info.references.iter().all(|r| r == referrer || sound(r)) {
+                continue;
+            }
+            let Some(upgrade) = upgrade(index, config, PathInfo::clone(&entry.info)) else { continue };
+            if let Change::AddPath { info, .. } = &upgrade {
+                now_verified.insert(info.path.clone());
+                todo.push(Arc::clone(info));
+            }
+            changes.push(upgrade);
+        }
+    }
+    changes
+}
+
+/// A claim that proves itself becomes Verified.
+pub(crate) fn upgrade(index: &Index, config: &StoreConfig, mut info: PathInfo) -> Option<Change> {
+    let object_size = index.object_size(&info.nar_hash)?;
+    only_checked(config, &mut info);
+    let made = signature(config, &info);
+    add_signature(&mut info, made);
+    let (info, provenance) = (Arc::new(info), Provenance::Verified);
+    Some(Change::AddPath { info, provenance, proven: true, object_size })
+}
+
+/// Checks that all references are there, and lets a path be Verified only if all it refers to is. Otherwise others
+/// would see a path whose references they do not have, or, worse, combine it with their own idea of those references.
+fn settle(index: &Index, viewer: &Viewer, items: &mut [New]) -> Result<(), RegisterError> {
+    let seen = viewer.sees(index);
+    let mut verified: HashSet<StorePath> = HashSet::new();
+    let mut ours: HashSet<StorePath> = HashSet::new();
+    for New { info, provenance, .. } in items.iter() {
+        // Of two with one name the first counts, so only that one may vouch for it.
+        if ours.insert(info.path.clone()) && *provenance == Provenance::Verified {
+            verified.insert(info.path.clone());
+        }
+    }
+    for New { info, .. } in items.iter() {
         if let Some(reference) = info.references.iter().find(|r| !ours.contains(r) && seen.info(r).is_none())
         {
             let (path, reference) = (info.path.clone(), reference.clone());
             return Err(RegisterError::MissingReference { path, reference });
         }
     }
-    Ok(())
-}
-
-/// A path stays Verified only if all it refers to is. Otherwise others would see a path whose references they
-/// do not have, or, worse, combine it with their own idea of those references.
-fn settle_provenance(index: &Index, member: &Member, batch: &mut [Staged]) {
     loop {
-        let verified: HashSet<StorePath> = batch
-            .iter()
-            .filter(|s| s.provenance == Provenance::Verified)
-            .map(|s| s.info.path.clone())
-            .collect();
         let mut changed = false;
-        for staged in batch.iter_mut().filter(|s| s.provenance == Provenance::Verified) {
-            if !staged.info.references.iter().all(|r| verified.contains(r) || index.is_verified(r)) {
-                staged.provenance = Provenance::Claimed(member.clone());
+        for new in items.iter_mut().filter(|new| new.provenance == Provenance::Verified) {
+            let sound = |r: &StorePath| verified.contains(r) || index.is_verified(r);
+            if !new.info.references.iter().all(sound) {
+                new.provenance = Provenance::Claimed(viewer.member.clone());
+                verified.remove(&new.info.path);
                 changed = true;
             }
         }
         if !changed {
-            return;
+            return Ok(());
         }
-    }
-}
-
-fn find_existing(index: &Index, member: &Member, outcomes: &mut [Outcome]) {
-    let seen = index.seen_by(member);
-    for outcome in outcomes {
-        let path = &outcome.staged.info.path;
-        outcome.existing = match &outcome.staged.provenance {
-            _ if seen.is_verified(path) => seen.info(path).cloned(),
-            Provenance::Verified => None,
-            Provenance::Claimed(_) => seen.own_claim(path).cloned(),
-        };
     }
 }

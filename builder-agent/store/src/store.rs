@@ -19,12 +19,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, We
 use nix_derivation::{StorePath, nixbase32};
 use rustix::fs::{FlockOperation, flock};
 
+use crate::change::Change;
+use crate::commit::Commits;
 use crate::db::{Db, Record, SCHEMA};
-use crate::error::{FileError, OpenError};
+use crate::error::{FileError, OpenError, RegisterError};
 use crate::index::Index;
 use crate::object::{Object, ObjectError};
+use crate::records;
+use crate::register::Viewer;
+use crate::remove::{Pins, Remover};
+use crate::result::BuildRecord;
 use crate::tree;
-use crate::types::{Member, PathInfo, Provenance, StoreConfig};
+use crate::types::{Member, Provenance, StoreConfig};
 use crate::view::View;
 
 /// One store on disk. Clones share it; the last one, view or reader to go releases the lock.
@@ -42,6 +48,8 @@ pub struct Recovery {
     pub unregistered_objects: usize,
     /// Rows without an object, or with a reference that was lost this way, removed.
     pub lost_paths: usize,
+    /// Results, realisations and roots that named what was lost, removed.
+    pub lost_records: usize,
 }
 
 pub(crate) struct Inner {
@@ -49,13 +57,17 @@ pub(crate) struct Inner {
     pub(crate) config: StoreConfig,
     /// Taken for writing only to insert what is already durable.
     index: RwLock<Index>,
-    /// Taken during a commit. Whoever wants both takes this one first.
-    pub(crate) db: Mutex<Db>,
+    /// Held during a commit and while objects are removed. Whoever wants both takes this one first.
+    db: Mutex<Db>,
+    pub(crate) commits: Commits,
+    pub(crate) pins: Pins,
     objects: File,
     next_temporary: AtomicU64,
     /// Open objects, so that builds with common inputs share descriptors.
     open: Mutex<HashMap<[u8; 32], Weak<File>>>,
     recovery: Recovery,
+    /// Ends before the lock is released.
+    pub(crate) remover: Remover,
     _lock: File,
 }
 
@@ -106,8 +118,19 @@ impl Store {
             recovery.unregistered_objects += 1;
         }
         let mut index = Index::default();
-        for record in kept {
-            index.insert(Arc::new(record.info), &record.provenance);
+        for Record { info, provenance, proven, object_size, .. } in kept {
+            index.apply(Change::AddPath { info: Arc::new(info), provenance, proven, object_size });
+        }
+        let mut stale = Vec::new();
+        for change in db.load_rest().map_err(failed)? {
+            match undo_if_stale(&index, &change) {
+                Some(undo) => stale.push(undo),
+                None => index.apply(change),
+            }
+        }
+        if !stale.is_empty() {
+            db.write(&stale).map_err(failed)?;
+            recovery.lost_records = stale.len();
         }
         let objects = File::open(&objects_path).map_err(|e| FileError::new("open", &objects_path, e))?;
         if recovery != Recovery::default() {
@@ -119,6 +142,9 @@ impl Store {
                 config,
                 index: RwLock::new(index),
                 db: Mutex::new(db),
+                commits: Commits::default(),
+                pins: Pins::default(),
+                remover: Remover::start(),
                 objects,
                 next_temporary: AtomicU64::new(0),
                 open: Mutex::new(HashMap::new()),
@@ -137,7 +163,51 @@ impl Store {
     /// The store as `member` may see it.
     #[must_use]
     pub fn view(&self, member: &Member) -> View {
-        View::new(Arc::clone(&self.inner), member.clone())
+        self.view_sharing(member, &[])
+    }
+
+    /// The store as `member` may see it who shares with `others`, and they with them. Where several know a path,
+    /// Verified comes first, then the member's own, then the others' in their order.
+    #[must_use]
+    pub fn view_sharing(&self, member: &Member, others: &[Member]) -> View {
+        let others = others.iter().filter(|other| *other != member).cloned().collect();
+        View::new(Arc::clone(&self.inner), Viewer { member: member.clone(), others })
+    }
+
+    /// What became of the build with this key. All outputs it names can be adopted.
+    #[must_use]
+    pub fn result(&self, key: &[u8; 32]) -> Option<Arc<BuildRecord>> {
+        self.inner.index().result(key).cloned()
+    }
+
+    /// Records what became of the build with this key, in place of what was known. Durable when it returns. The
+    /// store must have the objects of all outputs; when one goes, the record goes with it.
+    pub fn record_result(&self, key: &[u8; 32], record: BuildRecord) -> Result<(), RegisterError> {
+        records::record(&self.inner, *key, record)
+    }
+}
+
+/// How to remove from the disk what names something that is not there.
+fn undo_if_stale(index: &Index, change: &Change) -> Option<Change> {
+    match change {
+        Change::PutResult { key, record } => record
+            .objects()
+            .any(|object| index.paths_with(object) == 0)
+            .then_some(Change::DropResult { key: *key }),
+        Change::PutRoot { member, name, path } => index
+            .seen_by(member, &[])
+            .info(path)
+            .is_none()
+            .then(|| Change::DropRoot { member: member.clone(), name: name.clone() }),
+        Change::AddRealisation { id, provenance: Provenance::Claimed(member), realisation } => index
+            .seen_by(member, &[])
+            .info(&realisation.path)
+            .is_none()
+            .then(|| Change::DropRealisation { id: id.clone(), member: Some(member.clone()) }),
+        Change::AddRealisation { id, provenance: Provenance::Verified, realisation } => (!index
+            .is_verified(&realisation.path))
+        .then(|| Change::DropRealisation { id: id.clone(), member: None }),
+        _ => None,
     }
 }
 
@@ -228,11 +298,14 @@ impl Inner {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn publish(&self, paths: Vec<(Arc<PathInfo>, Provenance)>) {
+    /// Shows what is durable.
+    pub(crate) fn apply(&self, changes: impl Iterator<Item = Change>) {
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        for (info, provenance) in paths {
-            index.insert(info, &provenance);
-        }
+        changes.for_each(|change| index.apply(change));
+    }
+
+    pub(crate) fn forget_object(&self, nar_hash: &[u8; 32]) {
+        self.index.write().unwrap_or_else(PoisonError::into_inner).forget_object(nar_hash);
     }
 
     pub(crate) fn db(&self) -> MutexGuard<'_, Db> {
@@ -254,17 +327,38 @@ impl Inner {
         Ok((file, Temporary { path: Some(path) }))
     }
 
-    fn object_path(&self, nar_hash: &[u8; 32]) -> PathBuf {
+    pub(crate) fn object_path(&self, nar_hash: &[u8; 32]) -> PathBuf {
         self.root.join("objects").join(object_name(nar_hash))
     }
 
-    /// Moves a complete, synced object to its name. An object that is there already is replaced by its equal:
-    /// looking first would let an uploader time whether somebody else has the same contents.
+    /// Moves a complete, synced object to its name. If there is one already the new one goes, but later: neither
+    /// looking first nor deleting now, since both take a time that tells an uploader what others have.
     pub(crate) fn keep(&self, mut temporary: Temporary, nar_hash: &[u8; 32]) -> Result<(), FileError> {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
         let to = self.object_path(nar_hash);
-        fs::rename(temporary.path(), &to).map_err(|e| FileError::new("move an object to", &to, e))?;
-        temporary.path = None;
+        match renameat_with(CWD, temporary.path(), CWD, &to, RenameFlags::NOREPLACE) {
+            Ok(()) => temporary.path = None,
+            Err(rustix::io::Errno::EXIST) => self.remover.remove(temporary.path.take()),
+            // A file system without that flag.
+            Err(rustix::io::Errno::INVAL) => {
+                fs::rename(temporary.path(), &to).map_err(|e| FileError::new("move an object to", &to, e))?;
+                temporary.path = None;
+            }
+            Err(e) => return Err(FileError::new("move an object to", &to, e)),
+        }
         Ok(())
+    }
+
+    /// Takes something out of its place, to be removed when there is time.
+    pub(crate) fn discard(&self, place: &Path) {
+        let name = format!("old-{}", self.next_temporary.fetch_add(1, Ordering::Relaxed));
+        let aside = self.root.join("trees").join(name);
+        match fs::rename(place, &aside) {
+            Ok(()) => self.remover.remove(Some(aside)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            // The next start removes an object that nothing names; a tree is only a cache.
+            Err(e) => tracing::warn!(file = %place.display(), "cannot remove: {e}"),
+        }
     }
 
     /// Makes the names of all kept objects durable.

@@ -5,6 +5,7 @@
 //! <root>/trees/verified-<NAR hash>         copy of a Verified path
 //! <root>/trees/claimed-<who>-<NAR hash>    copy for one member: whether it exists already takes time to find out
 //! <root>/trees/new-<number>                being made
+//! <root>/trees/old-<number>                being removed, also objects
 //! ```
 //!
 //! A cache: nothing here is synced, so after a power loss all of it is thrown away. Everything is created relative
@@ -45,24 +46,31 @@ pub(crate) fn recover(trees: &Path) -> Result<(), FileError> {
     let same = !boot.is_empty() && fs::read(&marker).is_ok_and(|b| b == boot);
     for entry in fs::read_dir(trees).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        if entry.path() != marker && (!same || entry.file_name().as_bytes().starts_with(b"new-")) {
+        let name = entry.file_name();
+        let half = [&b"new-"[..], b"old-"].iter().any(|start| name.as_bytes().starts_with(start));
+        if entry.path() != marker && (!same || half) {
             remove(&entry.path()).map_err(|e| FileError::new("remove", entry.path(), e))?;
         }
     }
     fs::write(&marker, boot).map_err(|e| FileError::new("write", marker, e))
 }
 
-pub(crate) fn tree(store: &Inner, info: &PathInfo, provenance: &Provenance) -> Result<PathBuf, TreeError> {
-    let trees = store.root.join("trees");
-    let hash = object_name(&info.nar_hash);
-    let place = trees.join(match provenance {
+/// Where the copy of a path with these contents is, or would be.
+pub(crate) fn place(store: &Inner, nar_hash: &[u8; 32], provenance: &Provenance) -> PathBuf {
+    let hash = object_name(nar_hash);
+    store.root.join("trees").join(match provenance {
         Provenance::Verified => format!("verified-{hash}"),
         Provenance::Claimed(member) => {
             // A name is anything; its hash is a file name.
             let who = Sha256::digest(member.name());
             format!("claimed-{}-{hash}", nixbase32::encode(&who[..20]))
         }
-    });
+    })
+}
+
+pub(crate) fn tree(store: &Inner, info: &PathInfo, provenance: &Provenance) -> Result<PathBuf, TreeError> {
+    let trees = store.root.join("trees");
+    let place = place(store, &info.nar_hash, provenance);
     if fs::symlink_metadata(&place).is_ok() {
         return Ok(place);
     }
@@ -162,7 +170,7 @@ fn finish(fd: OwnedFd, mode: u32) -> io::Result<()> {
 }
 
 /// Removes a copy. Its directories are read-only, which root does not mind and everybody else does.
-fn remove(path: &Path) -> io::Result<()> {
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.is_dir() {
         return fs::remove_file(path);
     }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use nix_derivation::StorePath;
 
+use crate::signing::{Signer, TrustedKeys};
+
 /// A member of the roster, by name. Cheap to clone; the store never looks inside.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member(Arc<str>);
@@ -62,13 +64,28 @@ pub struct PathInfo {
     pub ca: Option<String>,
 }
 
-/// Limits of one store. Every one is checked where the resource is spent.
-#[derive(Debug, Clone)]
+/// Limits of one store, each checked where the resource is spent, and the keys it believes and signs with.
+#[derive(Clone)]
 pub struct StoreConfig {
     /// Largest NAR (and largest flat file) that is taken in, in bytes.
     pub max_nar_bytes: u64,
     /// Most files, directories and symlinks in one NAR. Their metadata is in memory until the NAR ends.
     pub max_entries: u32,
+    /// Signs every path and realisation at the moment it becomes Verified, and nothing else. `None`: no signatures.
+    pub signer: Option<Arc<dyn Signer>>,
+    /// An upload with a right signature of one of these is Verified, if all its references are.
+    pub trusted: Arc<TrustedKeys>,
+}
+
+impl fmt::Debug for StoreConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreConfig")
+            .field("max_nar_bytes", &self.max_nar_bytes)
+            .field("max_entries", &self.max_entries)
+            .field("signs", &self.signer.is_some())
+            .field("trusted", &self.trusted)
+            .finish()
+    }
 }
 
 /// Default for [`StoreConfig::max_nar_bytes`]: a CUDA toolkit is about 8 GiB; twice that leaves room.
@@ -79,6 +96,11 @@ pub const DEFAULT_MAX_ENTRIES: u32 = 1_000_000;
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self { max_nar_bytes: DEFAULT_MAX_NAR_BYTES, max_entries: DEFAULT_MAX_ENTRIES }
+        Self {
+            max_nar_bytes: DEFAULT_MAX_NAR_BYTES,
+            max_entries: DEFAULT_MAX_ENTRIES,
+            signer: None,
+            trusted: Arc::default(),
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! What one member can do with the store. Every question is answered from that member's layers only.
 
-use std::collections::BTreeSet;
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,92 +8,96 @@ use std::sync::Arc;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, StorePath};
 use sha2::{Digest, Sha256};
 
+use crate::closure::{Closure, Composed};
+use crate::collect::{self, Collect, Collected};
 use crate::contents::Contents;
-use crate::error::{ComposeError, FileError, ImportError, MissingPath, NarError, RegisterError, TreeError};
+use crate::error::{
+    CollectError, ComposeError, ImportError, MissingPath, NarError, RegisterError, TreeError,
+};
 use crate::ingest::{Ingest, Ingested, Staged};
 use crate::nar::NarReader;
-use crate::object::{ComposeFailure, Composer};
+use crate::realisation::RealisationId;
+use crate::register::Viewer;
 use crate::store::{Inner, ObjectFailure};
 use crate::types::{Member, PathInfo, Provenance};
-use crate::{address, register, tree};
+use crate::{address, records, register, tree};
 
 /// The store as one member may see it. Cheap to clone, safe to share between threads, blocking.
 #[derive(Clone)]
 pub struct View {
     store: Arc<Inner>,
-    member: Member,
-}
-
-/// One EROFS image as pieces of files: concatenated they are the image. Offsets and lengths are multiples of 4096.
-#[derive(Debug, Clone)]
-pub struct Composed {
-    /// (file opened for reading, offset, length), in image order. The first is the metadata, a memory file; the
-    /// others are pieces of objects.
-    pub segments: Vec<(Arc<File>, u64, u64)>,
-    /// Sum of the lengths.
-    pub len: u64,
+    viewer: Viewer,
 }
 
 impl View {
-    pub(crate) fn new(store: Arc<Inner>, member: Member) -> Self {
-        Self { store, member }
+    pub(crate) fn new(store: Arc<Inner>, viewer: Viewer) -> Self {
+        Self { store, viewer }
     }
 
     /// Whose view this is.
     #[must_use]
     pub fn member(&self) -> &Member {
-        &self.member
+        &self.viewer.member
+    }
+
+    /// Whose claims are seen here too.
+    #[must_use]
+    pub fn others(&self) -> &[Member] {
+        &self.viewer.others
     }
 
     /// Info of a valid path.
     #[must_use]
     pub fn info(&self, path: &StorePath) -> Option<Arc<PathInfo>> {
-        self.store.index().seen_by(&self.member).info(path).cloned()
+        self.viewer.sees(&self.store.index()).info(path).cloned()
     }
 
     /// Info of a valid path and why we believe it.
     #[must_use]
     pub fn info_with_provenance(&self, path: &StorePath) -> Option<(Arc<PathInfo>, Provenance)> {
         let index = self.store.index();
-        let seen = index.seen_by(&self.member);
-        let info = Arc::clone(seen.info(path)?);
-        let provenance = match seen.is_verified(path) {
-            true => Provenance::Verified,
-            false => Provenance::Claimed(self.member.clone()),
-        };
-        Some((info, provenance))
+        let (entry, whose) = self.viewer.sees(&index).entry(path)?;
+        Some((Arc::clone(&entry.info), whose.provenance()))
     }
 
     /// Whether `path` is valid here.
     #[must_use]
     pub fn is_valid(&self, path: &StorePath) -> bool {
-        self.store.index().seen_by(&self.member).info(path).is_some()
+        self.viewer.sees(&self.store.index()).info(path).is_some()
+    }
+
+    /// Whether all of `paths` are valid and Verified. For the inputs of a build ask their [`Closure`] instead: this
+    /// answer may be about other contents than those that were read before.
+    #[must_use]
+    pub fn all_verified(&self, paths: &BTreeSet<StorePath>) -> bool {
+        let index = self.store.index();
+        paths.iter().all(|path| index.is_verified(path))
     }
 
     /// The valid ones of `paths`, in the same order.
     #[must_use]
     pub fn query_valid(&self, paths: &[StorePath]) -> Vec<StorePath> {
         let index = self.store.index();
-        let seen = index.seen_by(&self.member);
+        let seen = self.viewer.sees(&index);
         paths.iter().filter(|p| seen.info(p).is_some()).cloned().collect()
     }
 
     /// The valid path whose digest is `hash_part`; the first by name if there are several.
     #[must_use]
     pub fn by_hash_part(&self, hash_part: &[u8; 20]) -> Option<StorePath> {
-        self.store.index().seen_by(&self.member).by_digest(hash_part)
+        self.viewer.sees(&self.store.index()).by_digest(hash_part)
     }
 
     /// Valid paths that refer to `path`.
     #[must_use]
     pub fn referrers(&self, path: &StorePath) -> BTreeSet<StorePath> {
-        self.store.index().seen_by(&self.member).referrers(path)
+        self.viewer.sees(&self.store.index()).referrers(path)
     }
 
     /// Every valid path.
     #[must_use]
     pub fn all_valid(&self) -> BTreeSet<StorePath> {
-        self.store.index().seen_by(&self.member).all()
+        self.viewer.sees(&self.store.index()).all()
     }
 
     /// The derivation that `path` says it came from, if that is valid. (Nix also finds other derivations with the
@@ -102,14 +105,27 @@ impl View {
     #[must_use]
     pub fn valid_derivers(&self, path: &StorePath) -> BTreeSet<StorePath> {
         let index = self.store.index();
-        let seen = index.seen_by(&self.member);
+        let seen = self.viewer.sees(&index);
         let deriver = seen.info(path).and_then(|i| i.deriver.as_ref());
         deriver.filter(|d| seen.info(d).is_some()).cloned().into_iter().collect()
     }
 
     /// `paths` and all they refer to, however indirectly.
     pub fn closure(&self, paths: &[StorePath]) -> Result<BTreeSet<StorePath>, MissingPath> {
-        self.store.index().seen_by(&self.member).closure(paths)
+        let index = self.store.index();
+        Ok(self.viewer.sees(&index).closure(paths)?.into_keys().collect())
+    }
+
+    /// `paths` and all they refer to, as they are now, to be used as one whole however the view changes.
+    pub fn snapshot<'a>(
+        &self,
+        paths: impl IntoIterator<Item = &'a StorePath>,
+    ) -> Result<Closure, MissingPath> {
+        let paths: Vec<StorePath> = paths.into_iter().cloned().collect();
+        let index = self.store.index();
+        let closure = self.viewer.sees(&index).closure(&paths)?;
+        let infos = closure.into_iter().map(|(path, (info, whose))| (path, (info, whose.provenance())));
+        Ok(Closure::new(&self.store, infos.collect()))
     }
 
     /// Starts taking in a NAR; `scan_for` are the paths whose hash parts are looked for in it.
@@ -136,7 +152,7 @@ impl View {
     /// Registers all or none, with one transaction; members of the batch may refer to each other in any order.
     /// The infos come in the order of the batch.
     pub fn register_many(&self, batch: Vec<Staged>) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
-        register::register(&self.store, &self.member, batch)
+        register::register(&self.store, &self.viewer, batch)
     }
 
     /// An [`Ingested`] with its info, for [`View::register_many`].
@@ -146,8 +162,8 @@ impl View {
         info: PathInfo,
         provenance: Provenance,
     ) -> Result<Staged, RegisterError> {
-        register::check(&self.member, &ingested, &info, &provenance)?;
-        Ok(Staged { ingested, info, provenance })
+        register::check(&self.viewer.member, &ingested, &info, &provenance)?;
+        Ok(Staged { ingested, info, provenance, proven: false })
     }
 
     /// Reads exactly one NAR and checks it against `info` as a client announced it; for [`View::register_many`].
@@ -156,13 +172,13 @@ impl View {
     pub fn stage(&self, info: PathInfo, nar: &mut dyn Read) -> Result<Staged, ImportError> {
         let mut ingest = self.ingest(&[])?;
         ingest.read_all(&info.path.to_string(), nar)?;
-        address::stage(&self.member, ingest.finish()?, info)
+        address::stage(&self.store.config, &self.viewer.member, ingest.finish()?, info)
     }
 
     /// [`View::stage`] and [`View::register_many`] of one path.
     ///
-    /// Verified if `info` has a content address that the contents really have (otherwise it is an error) and all
-    /// references are Verified; Claimed else.
+    /// Verified if `info` has a content address that the contents really have (otherwise it is an error) or a right
+    /// signature of a trusted key, and all references are Verified; Claimed else.
     pub fn import(&self, info: PathInfo, nar: &mut dyn Read) -> Result<Arc<PathInfo>, ImportError> {
         self.register_one(self.stage(info, nar)?)
     }
@@ -251,37 +267,19 @@ impl View {
         Err(NarError::Damaged { path: path.to_string(), why: "its NAR has another hash".to_owned() })
     }
 
-    /// An EROFS image whose root directory lists exactly the basenames of `paths`. Only metadata is generated;
-    /// the data stays in the objects. Keeps one open descriptor per path while it lives.
+    /// An EROFS image whose root directory lists exactly the basenames of `paths`, see [`Closure::compose`].
     pub fn compose(&self, paths: &BTreeSet<StorePath>) -> Result<Composed, ComposeError> {
-        let infos: Vec<Arc<PathInfo>> = {
+        let chosen = {
             let index = self.store.index();
-            let seen = index.seen_by(&self.member);
-            let info = |p: &StorePath| seen.info(p).cloned().ok_or_else(|| MissingPath(p.clone()));
-            paths.iter().map(info).collect::<Result<_, _>>()?
+            let seen = self.viewer.sees(&index);
+            let one = |p: &StorePath| {
+                let (entry, whose) = seen.entry(p).ok_or_else(|| MissingPath(p.clone()))?;
+                Ok((p.clone(), (Arc::clone(&entry.info), whose.provenance())))
+            };
+            let chosen = paths.iter().map(one).collect::<Result<_, MissingPath>>()?;
+            Closure::new(&self.store, chosen)
         };
-        let damaged = |i: usize, why| ComposeError::Damaged { path: infos[i].path.clone(), why };
-        // A StorePath sorts as its basename does, so the names are in the order that the directory needs.
-        let mut composer = Composer::new();
-        for (i, info) in infos.iter().enumerate() {
-            let object = self.store.object(&info.nar_hash).map_err(|e| match e {
-                ObjectFailure::File(e) => ComposeError::File(e),
-                ObjectFailure::Damaged(why) => damaged(i, why),
-            })?;
-            composer.add(info.path.to_basename(), object);
-        }
-        let image = composer.finish().map_err(|e| match e {
-            ComposeFailure::Damaged(i, why) => damaged(i, why),
-            ComposeFailure::TooLarge(blocks) => {
-                ComposeError::TooLarge { paths: infos.len(), blocks, limit: u64::from(u32::MAX) }
-            }
-        })?;
-        let meta =
-            memory_file(&image.meta).map_err(|e| FileError::new("write closure metadata to", "memory", e))?;
-        let mut segments = vec![(Arc::new(meta), 0, image.meta.len() as u64)];
-        segments.extend(image.data.into_iter().map(|(file, len)| (file, crate::object::BLOCK, len)));
-        let len = segments.iter().map(|(_, _, len)| len).sum();
-        Ok(Composed { segments, len })
+        chosen.compose()
     }
 
     /// An unpacked, read-only copy of a valid path, made once and kept.
@@ -289,17 +287,60 @@ impl View {
         let (info, provenance) = self.info_with_provenance(path).ok_or_else(|| MissingPath(path.clone()))?;
         tree::tree(&self.store, &info, &provenance)
     }
-}
 
-/// A file in memory that holds `bytes`, cannot change its size, and is open for reading only.
-fn memory_file(bytes: &[u8]) -> std::io::Result<File> {
-    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-    let fd = memfd_create("closure", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    let mut file = File::from(fd);
-    file.write_all(bytes)?;
-    // A VM maps this; a smaller file would be SIGBUS. Not sealed against writing: kernels before 6.7 refuse
-    // shared mappings of such a file even for reading.
-    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
-    File::open(path)
+    /// Registers paths whose contents the store has already, by NAR hash, all or none. For the box's own use, with
+    /// what it recorded itself: whoever can choose the hash can read the contents.
+    pub fn adopt(&self, batch: Vec<(PathInfo, Provenance)>) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
+        register::adopt(&self.store, &self.viewer, batch)
+    }
+
+    /// Adds signatures to a valid path. A right one of a trusted key makes a claim Verified if its references are;
+    /// on a path that everybody sees no others are kept.
+    pub fn add_signatures(&self, path: &StorePath, signatures: &[String]) -> Result<(), RegisterError> {
+        records::add_signatures(&self.store, &self.viewer, path, signatures)
+    }
+
+    /// The path that an output of a content-addressed derivation turned out to be, why we believe it, and the
+    /// signatures of that (`name:base64`).
+    #[must_use]
+    pub fn realisation(&self, id: &RealisationId) -> Option<(StorePath, Provenance, Vec<String>)> {
+        let index = self.store.index();
+        let (realisation, whose) = self.viewer.sees(&index).realisation(id)?;
+        Some((realisation.path.clone(), whose.provenance(), realisation.signatures.clone()))
+    }
+
+    /// Registers that an output turned out to be `path`, which is valid here. Verified is the caller's word, and
+    /// becomes Claimed if the path is not Verified. The first one stays, as with paths.
+    pub fn add_realisation(
+        &self,
+        id: RealisationId,
+        path: StorePath,
+        provenance: Provenance,
+    ) -> Result<(), RegisterError> {
+        records::add_realisation(&self.store, &self.viewer, id, path, provenance)
+    }
+
+    /// Keeps `path` and all it refers to from being collected, under a name of the member's choice. A root of that name
+    /// is replaced.
+    pub fn add_root(&self, name: &str, path: &StorePath) -> Result<(), RegisterError> {
+        records::add_root(&self.store, &self.viewer, name.to_owned(), path.clone())
+    }
+
+    /// The member's roots, by name.
+    #[must_use]
+    pub fn roots(&self) -> BTreeMap<String, StorePath> {
+        let index = self.store.index();
+        let seen = self.viewer.sees(&index);
+        seen.roots().map(|(name, path)| (name.clone(), path.clone())).collect()
+    }
+
+    /// Removes a root; false if there is none of that name.
+    pub fn remove_root(&self, name: &str) -> Result<bool, RegisterError> {
+        records::remove_root(&self.store, &self.viewer, name)
+    }
+
+    /// Finds or deletes those of the member's own claims that nothing needs.
+    pub fn collect(&self, wish: &Collect) -> Result<Collected, CollectError> {
+        collect::collect(&self.store, &self.viewer, wish)
+    }
 }

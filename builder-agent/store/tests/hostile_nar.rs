@@ -67,7 +67,7 @@ fn nested(levels: usize) -> Vec<u8> {
 
 fn small() -> (tempfile::TempDir, Store) {
     let dir = scratch();
-    let config = StoreConfig { max_nar_bytes: 1 << 20, max_entries: 100 };
+    let config = StoreConfig { max_nar_bytes: 1 << 20, max_entries: 100, ..StoreConfig::default() };
     let store = Store::open(dir.path(), config).unwrap();
     (dir, store)
 }

@@ -1,0 +1,61 @@
+//! What can change in the index: each is written to the index on disk, in one transaction with others, and then done
+//! in memory. Both apply a list of them in order, and both ignore the same ones.
+
+use std::sync::Arc;
+
+use nix_derivation::StorePath;
+
+use crate::realisation::{Realisation, RealisationId};
+use crate::result::BuildRecord;
+use crate::types::{Member, PathInfo, Provenance};
+
+#[derive(Debug, Clone)]
+pub(crate) enum Change {
+    /// Ignored if the layer has the path.
+    AddPath {
+        info: Arc<PathInfo>,
+        provenance: Provenance,
+        proven: bool,
+        object_size: u64,
+    },
+    /// Verified paths are never dropped: others may have built on them.
+    DropClaim {
+        member: Member,
+        path: StorePath,
+    },
+    /// Only the signatures of `info` differ from what is there.
+    SetSignatures {
+        info: Arc<PathInfo>,
+        provenance: Provenance,
+        proven: bool,
+    },
+    /// Ignored if the layer has the realisation.
+    AddRealisation {
+        id: RealisationId,
+        provenance: Provenance,
+        realisation: Arc<Realisation>,
+    },
+    /// `None`: a Verified one, which only repair drops.
+    DropRealisation {
+        id: RealisationId,
+        member: Option<Member>,
+    },
+    /// Replaces what was recorded before.
+    PutResult {
+        key: [u8; 32],
+        record: Arc<BuildRecord>,
+    },
+    DropResult {
+        key: [u8; 32],
+    },
+    /// Replaces a root of the same name.
+    PutRoot {
+        member: Member,
+        name: String,
+        path: StorePath,
+    },
+    DropRoot {
+        member: Member,
+        name: String,
+    },
+}

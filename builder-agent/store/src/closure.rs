@@ -1,0 +1,131 @@
+//! One consistent closure: what a view shows for some paths and all they refer to, at one moment.
+//!
+//! What a path means in a view can change while a build is prepared: a Verified path appears in place of a claim. A
+//! build therefore takes its inputs from one snapshot, contents and provenance alike; its result is Verified only if
+//! all of that snapshot was.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nix_derivation::StorePath;
+
+use crate::error::{ComposeError, FileError, MissingPath, TreeError};
+use crate::object::{ComposeFailure, Composer};
+use crate::remove::Pinned;
+use crate::store::{Inner, ObjectFailure};
+use crate::tree;
+use crate::types::{PathInfo, Provenance};
+
+/// One EROFS image as pieces of files: concatenated they are the image. Offsets and lengths are multiples of 4096.
+#[derive(Debug, Clone)]
+pub struct Composed {
+    /// (file opened for reading, offset, length), in image order. The first is the metadata, a memory file; the
+    /// others are pieces of objects.
+    pub segments: Vec<(Arc<File>, u64, u64)>,
+    /// Sum of the lengths.
+    pub len: u64,
+}
+
+/// Paths as a view had them at one moment. Their contents stay readable while this lives, whatever is deleted.
+pub struct Closure {
+    store: Arc<Inner>,
+    paths: BTreeMap<StorePath, (Arc<PathInfo>, Provenance)>,
+    _pinned: Pinned,
+}
+
+impl Closure {
+    pub(crate) fn new(store: &Arc<Inner>, paths: BTreeMap<StorePath, (Arc<PathInfo>, Provenance)>) -> Self {
+        let pinned = Pinned::new(store, paths.values().map(|(info, _)| info.nar_hash).collect());
+        Self { store: Arc::clone(store), paths, _pinned: pinned }
+    }
+
+    /// Its paths, in order.
+    pub fn paths(&self) -> impl Iterator<Item = &StorePath> {
+        self.paths.keys()
+    }
+
+    /// Its paths, in order, with what they were and why we believed it.
+    pub fn infos(&self) -> impl Iterator<Item = (&Arc<PathInfo>, &Provenance)> {
+        self.paths.values().map(|(info, provenance)| (info, provenance))
+    }
+
+    /// One of its paths.
+    #[must_use]
+    pub fn info(&self, path: &StorePath) -> Option<&Arc<PathInfo>> {
+        self.paths.get(path).map(|(info, _)| info)
+    }
+
+    /// Whether `path` is in it.
+    #[must_use]
+    pub fn contains(&self, path: &StorePath) -> bool {
+        self.paths.contains_key(path)
+    }
+
+    /// How many paths it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.paths.len()
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.paths.is_empty()
+    }
+
+    /// Whether every path of it was Verified.
+    #[must_use]
+    pub fn all_verified(&self) -> bool {
+        self.paths.values().all(|(_, provenance)| *provenance == Provenance::Verified)
+    }
+
+    /// An EROFS image whose root directory lists exactly the basenames of its paths. Only metadata is generated;
+    /// the data stays in the objects. Keeps one open descriptor per path while it lives.
+    pub fn compose(&self) -> Result<Composed, ComposeError> {
+        // A StorePath sorts as its basename does, so the names are in the order that the directory needs.
+        let infos: Vec<&Arc<PathInfo>> = self.paths.values().map(|(info, _)| info).collect();
+        let damaged = |i: usize, why| ComposeError::Damaged { path: infos[i].path.clone(), why };
+        let mut composer = Composer::new();
+        for (i, info) in infos.iter().enumerate() {
+            let object = self.store.object(&info.nar_hash).map_err(|e| match e {
+                ObjectFailure::File(e) => ComposeError::File(e),
+                ObjectFailure::Damaged(why) => damaged(i, why),
+            })?;
+            composer.add(info.path.to_basename(), object);
+        }
+        let image = composer.finish().map_err(|e| match e {
+            ComposeFailure::Damaged(i, why) => damaged(i, why),
+            ComposeFailure::TooLarge(blocks) => {
+                ComposeError::TooLarge { paths: infos.len(), blocks, limit: u64::from(u32::MAX) }
+            }
+        })?;
+        let meta =
+            memory_file(&image.meta).map_err(|e| FileError::new("write closure metadata to", "memory", e))?;
+        let mut segments = vec![(Arc::new(meta), 0, image.meta.len() as u64)];
+        segments.extend(image.data.into_iter().map(|(file, len)| (file, crate::object::BLOCK, len)));
+        let len = segments.iter().map(|(_, _, len)| len).sum();
+        Ok(Composed { segments, len })
+    }
+
+    /// An unpacked, read-only copy of one of its paths, made once and kept.
+    pub fn tree(&self, path: &StorePath) -> Result<PathBuf, TreeError> {
+        let (info, provenance) = self.paths.get(path).ok_or_else(|| MissingPath(path.clone()))?;
+        tree::tree(&self.store, info, provenance)
+    }
+}
+
+/// A file in memory that holds `bytes`, cannot change its size, and is open for reading only.
+fn memory_file(bytes: &[u8]) -> std::io::Result<File> {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    let fd = memfd_create("closure", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut file = File::from(fd);
+    file.write_all(bytes)?;
+    // A VM maps this; a smaller file would be SIGBUS. Not sealed against writing: kernels before 6.7 refuse
+    // shared mappings of such a file even for reading.
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    File::open(path)
+}

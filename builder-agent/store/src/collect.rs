@@ -1,0 +1,222 @@
+//! Deleting what a member does not need any more: their own claims, and nothing else.
+//!
+//! Verified paths stay, since anybody may have built on them. Another member's claims stay, since they are not this
+//! member's. Whatever a member builds on is their own (`register::make_own`), so no one else's closure breaks.
+//! Not here: temporary roots, which sessions keep and pass in as `live`.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nix_derivation::StorePath;
+
+use crate::change::Change;
+use crate::commit::{About, Plan, commit};
+use crate::error::{CollectError, MissingPath};
+use crate::index::{Index, Seen, Whose};
+use crate::register::Viewer;
+use crate::store::Inner;
+use crate::types::{Member, PathInfo, Provenance};
+use crate::{remove, tree};
+
+/// What to do (Nix: `GCOptions::GCAction` in `src/libstore/include/nix/store/gc-store.hh`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CollectAction {
+    /// Tell which of the member's claims are needed.
+    ReturnLive,
+    /// Tell which are not.
+    ReturnDead,
+    /// Delete those that are not.
+    DeleteDead,
+    /// Delete `paths`, all or none.
+    DeleteSpecific,
+}
+
+/// A wish to collect garbage.
+#[derive(Debug, Clone)]
+pub struct Collect {
+    /// What to do.
+    pub action: CollectAction,
+    /// For [`CollectAction::DeleteSpecific`]; nothing else looks at it.
+    pub paths: BTreeSet<StorePath>,
+    /// Stop after more than so many bytes; 0 deletes one path at least, as in Nix.
+    pub max_freed: u64,
+    /// What the member needs besides their roots: temporary roots of sessions, inputs of running builds.
+    pub live: BTreeSet<StorePath>,
+}
+
+/// What was found or deleted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// The paths.
+    pub paths: BTreeSet<StorePath>,
+    /// Bytes of their NARs, if they were deleted. Not of the disk: how much that gains depends on what others have.
+    pub bytes_freed: u64,
+}
+
+/// An object that lost one of its paths, and the trees made for it.
+type Gone = HashMap<[u8; 32], HashSet<PathBuf>>;
+
+pub(crate) fn collect(store: &Inner, viewer: &Viewer, wish: &Collect) -> Result<Collected, CollectError> {
+    match wish.action {
+        CollectAction::ReturnLive | CollectAction::ReturnDead => {
+            let index = store.index();
+            let seen = viewer.sees(&index);
+            let live = live(&seen, &wish.live);
+            let wanted = wish.action == CollectAction::ReturnLive;
+            let visible = |info: &&Arc<PathInfo>| !seen.is_verified(&info.path);
+            let own = seen.own_claims().filter(visible).map(|info| &info.path);
+            let paths = own.filter(|path| live.contains(*path) == wanted).cloned().collect();
+            Ok(Collected { paths, bytes_freed: 0 })
+        }
+        CollectAction::DeleteDead | CollectAction::DeleteSpecific => {
+            let (wish, planner) = (wish.clone(), viewer.clone());
+            let about = About { everything: true, ..About::default() };
+            // The planner runs in whichever thread leads the commit; a refusal is a value that changes nothing.
+            let outcome = commit(store, about, move |index| {
+                Ok(match plan(index, &planner, &wish) {
+                    Ok((changes, collected, gone)) => {
+                        (Plan { changes, objects: Vec::new() }, Ok((collected, gone)))
+                    }
+                    Err(refused) => (Plan::default(), Err(refused)),
+                })
+            })?;
+            let (collected, gone) = outcome?;
+            let provenance = Provenance::Claimed(viewer.member.clone());
+            let trees = |hash| [tree::place(store, &hash, &provenance)].into();
+            remove::remove(store, gone.into_iter().map(|hash| (hash, trees(hash))).collect::<Gone>());
+            Ok(collected)
+        }
+    }
+}
+
+/// Roots and all they refer to. A root whose path went away holds nothing.
+fn live(seen: &Seen<'_>, more: &BTreeSet<StorePath>) -> HashSet<StorePath> {
+    let mut live = HashSet::new();
+    let mut todo: Vec<&StorePath> = seen.roots().map(|(_, path)| path).chain(more).collect();
+    while let Some(path) = todo.pop() {
+        if let Some(info) = seen.info(path)
+            && live.insert(path.clone())
+        {
+            todo.extend(&info.references);
+        }
+    }
+    live
+}
+
+type Planned = (Vec<Change>, Collected, HashSet<[u8; 32]>);
+
+fn plan(index: &Index, viewer: &Viewer, wish: &Collect) -> Result<Planned, CollectError> {
+    let seen = viewer.sees(index);
+    let live = live(&seen, &wish.live);
+    // A claim that a Verified path hides is of no use to anybody.
+    let hidden = |path: &StorePath| seen.is_verified(path);
+    let mut dead: HashSet<StorePath> = match wish.action {
+        CollectAction::DeleteSpecific => specific(&seen, &live, &wish.paths)?,
+        _ => {
+            let own = seen.own_claims().map(|info| &info.path);
+            own.filter(|path| hidden(path) || !live.contains(*path)).cloned().collect()
+        }
+    };
+    let limit = match wish.action {
+        CollectAction::DeleteSpecific => u64::MAX,
+        _ => wish.max_freed,
+    };
+    let mut collected = Collected::default();
+    let mut changes = Vec::new();
+    let mut lost: HashMap<[u8; 32], usize> = HashMap::new();
+    // Referrers first, so that it can stop anywhere and leave nothing with a hole in its closure.
+    for path in in_order(&seen, &dead) {
+        if collected.bytes_freed > limit {
+            dead.remove(&path);
+            continue;
+        }
+        let Some(entry) = seen.own_claim(&path) else { continue };
+        let info = &entry.info;
+        if !hidden(&path) {
+            collected.paths.insert(path.clone());
+        }
+        if *lost.entry(info.nar_hash).and_modify(|n| *n += 1).or_insert(1) == 1 {
+            collected.bytes_freed += info.nar_size;
+        }
+        changes.push(Change::DropClaim { member: viewer.member.clone(), path });
+    }
+    changes.extend(forget(index, &seen, &viewer.member, &dead, &lost));
+    Ok((changes, collected, lost.into_keys().collect()))
+}
+
+/// Which of `paths` and the hidden claims may go; an error if one of `paths` may not.
+fn specific(
+    seen: &Seen<'_>,
+    live: &HashSet<StorePath>,
+    paths: &BTreeSet<StorePath>,
+) -> Result<HashSet<StorePath>, CollectError> {
+    for path in paths {
+        match seen.entry(path) {
+            None => return Err(MissingPath(path.clone()).into()),
+            Some((_, Whose::Everybodys)) => return Err(CollectError::Verified { path: path.clone() }),
+            Some((_, Whose::Shared(owner))) => {
+                return Err(CollectError::Foreign { path: path.clone(), owner: owner.clone() });
+            }
+            Some((_, Whose::Own(_))) => {}
+        }
+        let kept = |p: &StorePath| p != path && !paths.contains(p) && !seen.is_verified(p);
+        if live.contains(path) || seen.own_referrers(path).any(kept) {
+            return Err(CollectError::Alive { path: path.clone() });
+        }
+    }
+    Ok(paths.iter().cloned().collect())
+}
+
+/// `dead`, each path before those it refers to.
+fn in_order(seen: &Seen<'_>, dead: &HashSet<StorePath>) -> Vec<StorePath> {
+    let others = |path: &StorePath| {
+        let own = seen.own_referrers(path);
+        own.filter(|referrer| *referrer != path && dead.contains(*referrer)).count()
+    };
+    let mut left: HashMap<&StorePath, usize> = dead.iter().map(|path| (path, others(path))).collect();
+    // In the order of names, so that the same wish has the same outcome.
+    let mut ready: BTreeSet<&StorePath> =
+        left.iter().filter(|(_, count)| **count == 0).map(|(path, _)| *path).collect();
+    let mut order = Vec::with_capacity(dead.len());
+    while let Some(path) = ready.pop_first() {
+        order.push(path.clone());
+        let references = seen.own_claim(path).map(|entry| &entry.info.references);
+        for reference in references.into_iter().flatten().filter(|r| *r != path) {
+            if let Some((reference, count)) = left.get_key_value(reference).map(|(k, c)| (*k, *c)) {
+                left.insert(reference, count - 1);
+                if count == 1 {
+                    ready.insert(reference);
+                }
+            }
+        }
+    }
+    // Claims may refer to each other in a circle, if their member made them up. They go together, at the end.
+    let done: HashSet<&StorePath> = order.iter().collect();
+    let circle: Vec<StorePath> = dead.iter().filter(|path| !done.contains(path)).cloned().collect();
+    order.extend(circle);
+    order
+}
+
+/// What named the paths and objects that go.
+fn forget(
+    index: &Index,
+    seen: &Seen<'_>,
+    member: &Member,
+    dead: &HashSet<StorePath>,
+    lost: &HashMap<[u8; 32], usize>,
+) -> Vec<Change> {
+    let gone = |path: &StorePath| dead.contains(path) && !seen.is_verified(path);
+    let realisations = seen.own_realisations().filter(|(_, realisation)| gone(&realisation.path));
+    let member_of =
+        |id: &crate::RealisationId| Change::DropRealisation { id: id.clone(), member: Some(member.clone()) };
+    let mut changes: Vec<Change> = realisations.map(|(id, _)| member_of(id)).collect();
+    let results: BTreeSet<[u8; 32]> = lost
+        .iter()
+        .filter(|(object, count)| index.paths_with(object) == **count)
+        .flat_map(|(object, _)| index.results_with(object))
+        .copied()
+        .collect();
+    changes.extend(results.into_iter().map(|key| Change::DropResult { key }));
+    changes
+}

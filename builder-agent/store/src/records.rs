@@ -1,0 +1,204 @@
+//! What is kept besides paths: results of builds, realisations, roots, and signatures that come later.
+
+use std::sync::Arc;
+
+use nix_derivation::StorePath;
+
+use crate::change::Change;
+use crate::commit::{About, Plan, commit};
+use crate::error::{MissingPath, RegisterError};
+use crate::index::{Index, Whose};
+use crate::realisation::{Realisation, RealisationId};
+use crate::register::{self, Viewer};
+use crate::result::{BuildRecord, RecordEnd};
+use crate::signing;
+use crate::store::Inner;
+use crate::types::{PathInfo, Provenance, StoreConfig};
+
+/// Failures that are remembered. Each is a few kilobytes at most, and the oldest is the least likely to be asked for.
+const MAX_FAILURES: usize = 10_000;
+/// Longest message of a remembered failure. It holds the last lines of a log, not all of it.
+const MAX_MESSAGE: usize = 16 << 10;
+/// Most roots of one member, and the length of a root's name: a path on a client's disk.
+const MAX_ROOTS: usize = 100_000;
+const MAX_ROOT_NAME: usize = 4096;
+
+fn about(paths: &[&StorePath]) -> About {
+    About { adds: paths.iter().map(|p| *p.digest()).collect(), ..About::default() }
+}
+
+fn changes<T>(changes: Vec<Change>, value: T) -> Result<(Plan, T), RegisterError> {
+    Ok((Plan { changes, objects: Vec::new() }, value))
+}
+
+pub(crate) fn record(store: &Inner, key: [u8; 32], mut record: BuildRecord) -> Result<(), RegisterError> {
+    if let RecordEnd::Failed { message, .. } = &mut record.end
+        && message.len() > MAX_MESSAGE
+    {
+        let end = (0..=MAX_MESSAGE).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
+        message.truncate(end);
+    }
+    let record = Arc::new(record);
+    commit(store, About::default(), move |index| {
+        if let RecordEnd::Built { outputs, .. } = &record.end
+            && let Some(gone) = outputs.values().find(|output| index.paths_with(&output.nar_hash) == 0)
+        {
+            return Err(RegisterError::NoObject { path: gone.path.clone() });
+        }
+        let mut todo = Vec::new();
+        if matches!(record.end, RecordEnd::Failed { .. }) && index.failures() >= MAX_FAILURES {
+            todo.extend(index.oldest_failure().map(|key| Change::DropResult { key }));
+        }
+        todo.push(Change::PutResult { key, record });
+        changes(todo, ())
+    })
+}
+
+pub(crate) fn add_realisation(
+    store: &Inner,
+    viewer: &Viewer,
+    id: RealisationId,
+    path: StorePath,
+    provenance: Provenance,
+) -> Result<(), RegisterError> {
+    if !id.is_sound() {
+        return Err(RegisterError::BadOutput { output: id.output });
+    }
+    if let Provenance::Claimed(claimed) = &provenance
+        && *claimed != viewer.member
+    {
+        let (claimed, view) = (claimed.clone(), viewer.member.clone());
+        return Err(RegisterError::ForeignMember { claimed, view });
+    }
+    let (config, viewer) = (store.config.clone(), viewer.clone());
+    commit(store, about(&[&path]), move |index| {
+        let mut todo = Vec::new();
+        let provenance = match provenance {
+            // As with paths: no better than what it leads to.
+            Provenance::Verified if index.is_verified(&path) => Provenance::Verified,
+            _ => Provenance::Claimed(viewer.member.clone()),
+        };
+        if viewer.sees(index).info(&path).is_none() {
+            return Err(MissingPath(path).into());
+        }
+        let signatures = match provenance {
+            Provenance::Verified => sign(&config, &id, &path),
+            Provenance::Claimed(_) => {
+                todo.extend(register::make_own(index, &viewer, [&path])?);
+                Vec::new()
+            }
+        };
+        let realisation = Arc::new(Realisation { path, signatures });
+        todo.push(Change::AddRealisation { id, provenance, realisation });
+        changes(todo, ())
+    })
+}
+
+fn sign(config: &StoreConfig, id: &RealisationId, path: &StorePath) -> Vec<String> {
+    let fingerprint = signing::realisation_fingerprint(id, path);
+    config.signer.iter().map(|signer| signer.sign(fingerprint.as_bytes())).collect()
+}
+
+pub(crate) fn add_root(
+    store: &Inner,
+    viewer: &Viewer,
+    name: String,
+    path: StorePath,
+) -> Result<(), RegisterError> {
+    if name.len() > MAX_ROOT_NAME {
+        let why = format!("its name has {} bytes", name.len());
+        return Err(RegisterError::RootLimit { why, limit: MAX_ROOT_NAME });
+    }
+    let viewer = viewer.clone();
+    commit(store, about(&[&path]), move |index| {
+        let seen = viewer.sees(index);
+        let count = seen.roots().count();
+        if count >= MAX_ROOTS {
+            let why = format!("{} has {count} already", viewer.member);
+            return Err(RegisterError::RootLimit { why, limit: MAX_ROOTS });
+        }
+        if seen.info(&path).is_none() {
+            return Err(MissingPath(path).into());
+        }
+        // A root holds what is the member's own.
+        let mut todo = register::make_own(index, &viewer, [&path])?;
+        todo.push(Change::PutRoot { member: viewer.member.clone(), name, path });
+        changes(todo, ())
+    })
+}
+
+pub(crate) fn remove_root(store: &Inner, viewer: &Viewer, name: &str) -> Result<bool, RegisterError> {
+    let (viewer, name) = (viewer.clone(), name.to_owned());
+    commit(store, About::default(), move |index| {
+        if !viewer.sees(index).roots().any(|(root, _)| *root == name) {
+            return changes(Vec::new(), false);
+        }
+        changes(vec![Change::DropRoot { member: viewer.member.clone(), name }], true)
+    })
+}
+
+pub(crate) fn add_signatures(
+    store: &Inner,
+    viewer: &Viewer,
+    path: &StorePath,
+    signatures: &[String],
+) -> Result<(), RegisterError> {
+    register::check_signatures(path, signatures)?;
+    let (config, viewer) = (store.config.clone(), viewer.clone());
+    let (path, signatures) = (path.clone(), signatures.to_vec());
+    commit(store, about(&[&path]), move |index| {
+        changes(with_signatures(index, &config, &viewer, path, signatures)?, ())
+    })
+}
+
+fn with_signatures(
+    index: &Index,
+    config: &StoreConfig,
+    viewer: &Viewer,
+    path: StorePath,
+    signatures: Vec<String>,
+) -> Result<Vec<Change>, RegisterError> {
+    let seen = viewer.sees(index);
+    let Some((entry, whose)) = seen.entry(&path) else { return Err(MissingPath(path).into()) };
+    let sent = PathInfo { signatures, ..PathInfo::clone(&entry.info) };
+    let good = register::trusted_signatures(config, &sent);
+    let mut info = PathInfo::clone(&entry.info);
+    let before = info.signatures.len();
+    let mut todo = Vec::new();
+    if whose == Whose::Everybodys {
+        if good.is_empty() && !sent.signatures.iter().all(|s| info.signatures.contains(s)) {
+            return Err(RegisterError::UntrustedSignature { path });
+        }
+        add_new(&mut info.signatures, good);
+    } else {
+        let proven = entry.proven || !good.is_empty();
+        add_new(&mut info.signatures, sent.signatures);
+        if proven && info.references.iter().all(|r| *r == path || index.is_verified(r)) {
+            let upgrade = register::upgrade(index, config, info);
+            let Some(Change::AddPath { info, .. }) = &upgrade else {
+                return Err(RegisterError::NoObject { path });
+            };
+            let followers = register::follow(index, config, viewer, vec![Arc::clone(info)]);
+            return Ok(upgrade.into_iter().chain(followers).collect());
+        }
+        register::check_signatures(&path, &info.signatures)?;
+        todo.extend(register::make_own(index, viewer, [&path])?);
+        let provenance = Provenance::Claimed(viewer.member.clone());
+        todo.push(Change::SetSignatures { info: Arc::new(info), provenance, proven });
+        return Ok(todo);
+    }
+    if info.signatures.len() > before {
+        register::check_signatures(&path, &info.signatures)?;
+        let provenance = Provenance::Verified;
+        todo.push(Change::SetSignatures { info: Arc::new(info), provenance, proven: entry.proven });
+    }
+    Ok(todo)
+}
+
+fn add_new(to: &mut Vec<String>, from: Vec<String>) {
+    for signature in from {
+        if !to.contains(&signature) {
+            to.push(signature);
+        }
+    }
+}

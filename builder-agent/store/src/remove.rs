@@ -1,0 +1,140 @@
+//! Files that nobody needs any more, and those that somebody still does.
+//!
+//! Removing takes time in proportion to size, so it is done by a thread of its own: no member can find out by the
+//! clock whether an object went or stays because somebody else has it.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::store::Inner;
+use crate::tree;
+
+/// The thread that removes.
+pub(crate) struct Remover {
+    /// `None` once the store closes.
+    queue: Option<Sender<PathBuf>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Remover {
+    pub(crate) fn start() -> Self {
+        let (queue, paths) = channel::<PathBuf>();
+        let work = move || {
+            for path in paths {
+                if let Err(e) = tree::remove(&path) {
+                    // The next start tries again.
+                    tracing::warn!(file = %path.display(), "cannot remove: {e}");
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("store-remover".into()).spawn(work);
+        match thread {
+            Ok(thread) => Self { queue: Some(queue), thread: Some(thread) },
+            Err(e) => {
+                tracing::warn!("no thread for removing files, they stay until the next start: {e}");
+                Self { queue: None, thread: None }
+            }
+        }
+    }
+
+    /// Removes a file or a folder, some time soon; before the store is closed.
+    pub(crate) fn remove(&self, path: Option<PathBuf>) {
+        if let (Some(queue), Some(path)) = (&self.queue, path) {
+            // Without the thread it stays until the next start.
+            let _ = queue.send(path);
+        }
+    }
+}
+
+impl Drop for Remover {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Objects and trees in use, by NAR hash. They lose their rows like others, but their files stay until the last user
+/// is done.
+#[derive(Default)]
+pub(crate) struct Pins {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    users: HashMap<[u8; 32], usize>,
+    /// To be looked at when the last user is done: the object, and these trees of it.
+    doomed: HashMap<[u8; 32], HashSet<PathBuf>>,
+}
+
+impl Pins {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps files of objects where they are while it lives.
+pub(crate) struct Pinned {
+    store: Arc<Inner>,
+    objects: Vec<[u8; 32]>,
+}
+
+impl Pinned {
+    /// The caller still holds the lock on the index in which it saw these objects.
+    pub(crate) fn new(store: &Arc<Inner>, objects: Vec<[u8; 32]>) -> Self {
+        let mut state = store.pins.state();
+        for object in &objects {
+            *state.users.entry(*object).or_default() += 1;
+        }
+        drop(state);
+        Self { store: Arc::clone(store), objects }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let mut doomed = Vec::new();
+        let mut state = self.store.pins.state();
+        for object in &self.objects {
+            if let Some(users) = state.users.get_mut(object) {
+                *users -= 1;
+                if *users == 0 {
+                    state.users.remove(object);
+                    doomed.extend(state.doomed.remove(object).map(|trees| (*object, trees)));
+                }
+            }
+        }
+        drop(state);
+        remove(&self.store, doomed);
+    }
+}
+
+/// Removes those objects that no path has any more, and trees that were made for paths that are gone. What is in use
+/// follows when it is not.
+pub(crate) fn remove(store: &Inner, gone: impl IntoIterator<Item = ([u8; 32], HashSet<PathBuf>)>) {
+    let mut gone = gone.into_iter().peekable();
+    if gone.peek().is_none() {
+        return;
+    }
+    // No registration can give an object a row meanwhile, and no one can start to use it: that takes a row.
+    let _db = store.db();
+    for (object, trees) in gone {
+        let named = store.index().paths_with(&object) > 0;
+        let mut state = store.pins.state();
+        if state.users.contains_key(&object) {
+            state.doomed.entry(object).or_default().extend(trees);
+            continue;
+        }
+        trees.iter().for_each(|tree| store.discard(tree));
+        if !named {
+            store.discard(&store.object_path(&object));
+            drop(state);
+            store.forget_object(&object);
+        }
+    }
+}

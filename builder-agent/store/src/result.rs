@@ -1,0 +1,65 @@
+//! What became of builds, by build key: the same key has the same result, whoever asks.
+//!
+//! The store keeps what it is told; what a key covers, and which failures are worth keeping, is known to whoever builds.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nix_derivation::StorePath;
+
+/// How a build with some key ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildRecord {
+    /// The derivation that was built. Another one may have the same key.
+    pub drv: StorePath,
+    /// When it ended, in Unix seconds.
+    pub time: i64,
+    /// How.
+    pub end: RecordEnd,
+}
+
+/// How a build ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordEnd {
+    /// With these outputs.
+    Built {
+        /// By output name.
+        outputs: BTreeMap<String, RecordedOutput>,
+        /// Name of the log file.
+        log: Option<String>,
+    },
+    /// With a failure of the build's own.
+    Failed {
+        /// Nix's number for it (`BuildResult::Status`).
+        status: u32,
+        /// What the client was told.
+        message: String,
+        /// Name of the log file.
+        log: Option<String>,
+    },
+}
+
+/// One output, with all that [`crate::View::adopt`] needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordedOutput {
+    /// Where it belongs.
+    pub path: StorePath,
+    /// SHA-256 of its NAR, which names the object.
+    pub nar_hash: [u8; 32],
+    /// Bytes of the NAR.
+    pub nar_size: u64,
+    /// What it refers to.
+    pub references: BTreeSet<StorePath>,
+    /// Content address as Nix writes it.
+    pub ca: Option<String>,
+}
+
+impl BuildRecord {
+    /// The objects this record names.
+    pub(crate) fn objects(&self) -> impl Iterator<Item = &[u8; 32]> {
+        let outputs = match &self.end {
+            RecordEnd::Built { outputs, .. } => Some(outputs),
+            RecordEnd::Failed { .. } => None,
+        };
+        outputs.into_iter().flat_map(BTreeMap::values).map(|output| &output.nar_hash)
+    }
+}
