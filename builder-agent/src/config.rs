@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use store::signing::PublicKey;
+
 mod error;
 pub mod keys;
 mod parse;
@@ -24,6 +26,7 @@ pub struct Config {
     pub host_key: PathBuf,
     pub signing_key: PathBuf,
     pub signing_key_name: String,
+    pub trusted_public_keys: Vec<PublicKey>,
     pub systems: Vec<String>,
     pub system_features: Vec<String>,
     pub keep_builds_running: bool,

@@ -16,6 +16,7 @@ pub mod logging;
 pub mod net;
 pub mod roster;
 pub mod serve;
+pub mod signing;
 pub mod ssh;
 
 /// What all sessions share. Lives as long as the process serves.
@@ -23,6 +24,8 @@ pub struct House {
     pub config: Arc<config::Config>,
     pub store: store::Store,
     pub scheduler: Arc<dyn build::Scheduler>,
+    /// The public half of the key that signs Verified paths.
+    pub signing_key: store::signing::PublicKey,
     /// For everything the box itself fetches.
     pub http: Arc<net::HttpClient>,
     pub roster: watch::Receiver<Arc<roster::Roster>>,

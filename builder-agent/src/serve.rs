@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use store::signing::TrustedKeys;
 use store::{Store, StoreConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -14,6 +15,7 @@ use crate::build::scheduler::Embedded;
 use crate::config::{BackendKind, Config};
 use crate::net::HttpClient;
 use crate::roster;
+use crate::signing;
 use crate::ssh;
 
 /// How long builds and sessions get to end after a signal. Whatever is left then is cut off, which is safe: the store
@@ -26,6 +28,8 @@ pub enum ServeError {
     Store(#[from] store::OpenError),
     #[error(transparent)]
     HostKey(#[from] ssh::host_key::HostKeyError),
+    #[error(transparent)]
+    SigningKey(#[from] signing::SigningKeyError),
     #[error(transparent)]
     Listen(#[from] ssh::ListenError),
     #[error(transparent)]
@@ -54,7 +58,16 @@ async fn serve(config: Arc<Config>) -> Result<(), ServeError> {
     };
     let logs = folder("logs")?;
     let store = folder("store")?;
-    let settings = StoreConfig { max_nar_bytes: config.limits.max_nar_bytes, ..StoreConfig::default() };
+    let signer = signing::load_or_create(&config.signing_key, &config.signing_key_name)?;
+    let signing_key = signer.public();
+    // What this box signed before it forgot everything is as good as what it would sign now.
+    let trusted = config.trusted_public_keys.iter().cloned().chain([signing_key.clone()]);
+    let settings = StoreConfig {
+        max_nar_bytes: config.limits.max_nar_bytes,
+        signer: Some(Arc::new(signer)),
+        trusted: Arc::new(TrustedKeys::new(trusted)),
+        ..StoreConfig::default()
+    };
     let store = tokio::task::spawn_blocking(move || Store::open(&store, settings))
         .await
         .map_err(|panic| ServeError::Runtime(std::io::Error::other(panic)))??;
@@ -68,7 +81,7 @@ async fn serve(config: Arc<Config>) -> Result<(), ServeError> {
     let (stop, stopping) = watch::channel(false);
     let scheduler = Embedded::new(config.clone(), backend, logs, roster.clone());
     let http = Arc::new(HttpClient::new(&config.fetch));
-    let house = Arc::new(House { config: config.clone(), store, scheduler, http, roster });
+    let house = Arc::new(House { config: config.clone(), store, scheduler, signing_key, http, roster });
     if config.sandbox.backend == BackendKind::Namespace {
         tracing::warn!("builds run in the namespace sandbox, which is weaker than micro-VMs");
     }

@@ -203,3 +203,14 @@ fn the_host_key_is_made_once_and_survives_a_restart_and_a_kill() {
     agent.wait_for("stopped");
     assert_eq!(std::fs::read(&key).expect("kept"), before);
 }
+
+#[test]
+fn the_signing_key_is_printed_as_trusted_public_keys_want_it() {
+    let agent = Agent::start(&["alice"], "");
+    let output = agent.ssh("alice").arg("signing-key").output().expect("ssh");
+    let kept =
+        std::fs::read_to_string(agent.path().join("state/signing-key")).expect("a key beside the host key");
+    let secret: store::signing::SecretKey = kept.parse().expect("a secret key in Nix's form");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{}\n", secret.public()));
+    assert!(secret.name() == "testbox-1" && output.status.success());
+}

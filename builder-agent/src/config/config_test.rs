@@ -52,6 +52,12 @@ fn backend_is_one_of_two_words() {
 }
 
 #[test]
+fn keys_that_are_none_are_refused_with_what_is_wrong() {
+    let message = refusal("roster = \"/r\"\ntrusted-public-keys = [\"cache.example.org-1:AAAA\"]\n");
+    assert!(message.contains("the key cache.example.org-1 is not 32 bytes in base64"), "{message}");
+}
+
+#[test]
 fn relative_paths_are_refused() {
     let message = refusal("roster = \"roster.json\"\n");
     assert!(message.contains("`roster` is \"roster.json\", but it must be an absolute path"), "{message}");

@@ -18,6 +18,8 @@ pub enum Kind {
     /// `address:port`, IPv6 addresses in brackets.
     Addresses,
     Texts,
+    /// `name:base64` each.
+    PublicKeys,
 }
 
 /// What stands in when the key is absent.
@@ -50,17 +52,18 @@ const WEEK: i64 = 7 * 24 * 3600;
 const TIB: i64 = 1024 * 1024;
 
 use Fallback::{Derived, None as Required, Toml};
-use Kind::{Addresses, Bool, Int, Path, Text, Texts, Word};
+use Kind::{Addresses, Bool, Int, Path, PublicKeys, Text, Texts, Word};
 
 #[rustfmt::skip]
 pub const KEYS: &[Key] = &[
     key("name", Text, Derived("the host name"), "how the box calls itself in the banner and in logs"),
     key("listen", Addresses, Toml(r#"["0.0.0.0:22", "[::]:22"]"#), "where ssh is answered; port 0 picks a free port and logs it"),
     key("roster", Path, Required, "the `roster.json` that `access-manager sync` writes; read again within a second of a change"),
-    key("state-dir", Path, Toml(r#""/var/lib/barnraiser""#), "holds `store/`, `logs/` and, by default, the host key"),
+    key("state-dir", Path, Toml(r#""/var/lib/barnraiser""#), "holds `store/`, `logs/` and, by default, the two keys"),
     key("host-key", Path, Derived("`<state-dir>/ssh_host_ed25519_key`"), "the box's ssh identity; created once with mode 0600 when absent"),
     key("signing-key", Path, Derived("`<state-dir>/signing-key`"), "the key that signs Verified paths, as `nix key generate-secret` writes it; created once with mode 0600 when absent"),
     key("signing-key-name", Text, Derived("`<name>-1`"), "the name of a signing key that is created; a key that exists keeps its own"),
+    key("trusted-public-keys", PublicKeys, Toml("[]"), "whose signatures make a path Verified, in uploads and from substituters; the box's own key always does"),
     key("systems", Texts, Derived("the host's, e.g. `[\"x86_64-linux\"]`"), "the `system` values of derivations that may run here"),
     key("system-features", Texts, Toml(r#"["big-parallel", "benchmark"]"#), "accepted in a derivation's `requiredSystemFeatures`"),
     key("keep-builds-running", Bool, Toml("false"), "let a build go on when the last client waiting for it disconnects"),
@@ -103,6 +106,7 @@ pub fn markdown() -> String {
             Bool => "`true` or `false`".into(),
             Addresses => "list of `address:port`".into(),
             Texts => "list of text".into(),
+            PublicKeys => "list of `name:base64`".into(),
         };
         let default = match key.default {
             Required => "must be set".into(),

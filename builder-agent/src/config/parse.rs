@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use store::signing::PublicKey;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -46,6 +47,7 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
         roster: values.required_path("roster")?,
         host_key: values.path("host-key").unwrap_or_else(|| state_dir.join("ssh_host_ed25519_key")),
         signing_key: values.path("signing-key").unwrap_or_else(|| state_dir.join("signing-key")),
+        trusted_public_keys: values.parsed("trusted-public-keys"),
         state_dir,
         systems: values.texts("systems").unwrap_or_else(|| vec![format!("{}-linux", std::env::consts::ARCH)]),
         system_features: values.texts("system-features").unwrap_or_default(),
@@ -127,6 +129,11 @@ impl Values<'_> {
     }
 
     fn addresses(&self, key: &str) -> Vec<SocketAddr> {
+        self.parsed(key)
+    }
+
+    /// A list whose items were parsed once already, to check them.
+    fn parsed<T: std::str::FromStr>(&self, key: &str) -> Vec<T> {
         self.texts(key).unwrap_or_default().iter().filter_map(|text| text.parse().ok()).collect()
     }
 }
@@ -230,6 +237,14 @@ impl File<'_> {
                 list.map(Value::Texts).ok_or_else(|| {
                     bad("it must be a list of \"address:port\", such as [\"0.0.0.0:22\", \"[::]:22\"]".into())
                 })
+            }
+            Kind::PublicKeys => {
+                let keys =
+                    strings(plain).ok_or_else(|| bad("it must be a list of texts in quotes".into()))?;
+                match keys.iter().find_map(|key| key.parse::<PublicKey>().err()) {
+                    Some(error) => Err(bad(format!("it must be a list of public keys: {error}"))),
+                    None => Ok(Value::Texts(keys)),
+                }
             }
             Kind::Texts => strings(plain)
                 .map(Value::Texts)

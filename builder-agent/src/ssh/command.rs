@@ -11,6 +11,8 @@ pub const MAX_REQUEST: usize = 4096;
 pub enum Command {
     /// `nix-daemon --stdio`: the worker protocol.
     Worker,
+    /// `signing-key`: the public half of the key that signs Verified paths.
+    SigningKey,
     /// Everything else, with the line that tells the person what would have worked.
     Refused(String),
 }
@@ -40,6 +42,7 @@ pub fn parse(request: &[u8]) -> Command {
             )),
             _ => Command::Refused(format!("cannot run `{}`; {POSSIBLE}", shown(&text))),
         },
+        ["signing-key"] => Command::SigningKey,
         [program, "--serve", ..] if base(program) == "nix-store" => Command::Refused(format!(
             "`nix-store --serve` (stores named ssh://) comes later; {POSSIBLE}: write ssh-ng:// instead of ssh://"
         )),
@@ -124,6 +127,14 @@ mod tests {
         ] {
             assert_eq!(parse(request.as_bytes()), Command::Worker, "{request}");
         }
+    }
+
+    #[test]
+    fn the_signing_key_is_asked_for_by_one_word() {
+        for request in ["signing-key", " 'signing-key' "] {
+            assert_eq!(parse(request.as_bytes()), Command::SigningKey, "{request}");
+        }
+        assert!(matches!(parse(b"signing-key --secret"), Command::Refused(_)));
     }
 
     #[test]

@@ -141,6 +141,13 @@ impl RusshHandler for Handler {
     ) -> Result<(), Self::Error> {
         match command::parse(data) {
             Command::Refused(line) => self.refuse(id, &line, session),
+            Command::SigningKey => {
+                session.channel_success(id)?;
+                session.data(id, format!("{}\n", self.door.house.signing_key))?;
+                session.exit_status_request(id, 0)?;
+                session.eof(id)?;
+                session.close(id)
+            }
             Command::Worker => {
                 let who = self.login.borrow().clone();
                 let channel = self.channels.get_mut(&id).and_then(Option::take);

@@ -111,7 +111,11 @@ impl Scripted {
         let (sender, roster) = watch::channel(read_roster(dir.path(), &["alice", "bob"]));
         let scheduler = Embedded::new(config.clone(), script.clone(), dir.path().to_owned(), roster.clone());
         let http = Arc::new(builder_agent::net::HttpClient::new(&config.fetch));
-        let house = Arc::new(House { config, store, scheduler, http, roster });
+        let signing_key =
+            builder_agent::signing::load_or_create(&dir.path().join("signing-key"), "testbox-1")
+                .expect("a signing key")
+                .public();
+        let house = Arc::new(House { config, store, scheduler, signing_key, http, roster });
         Scripted { dir, house, script, roster: sender }
     }
 
