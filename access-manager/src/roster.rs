@@ -6,6 +6,7 @@
 mod limits;
 mod modules;
 mod read;
+mod sharing;
 mod table;
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,9 @@ pub struct Member {
     pub role: Role,
     #[serde(default)]
     pub limits: MemberLimits,
+    /// Members who may see this one's own store paths, if they list this one too. Sorted.
+    #[serde(default, rename = "share-with", skip_serializing_if = "Vec::is_empty")]
+    pub share_with: Vec<String>,
     /// First day (UTC) on which the member no longer gets in: `YYYY-MM-DD`.
     pub expires: Option<String>,
 }

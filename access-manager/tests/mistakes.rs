@@ -53,6 +53,20 @@ fn mistakes() -> Vec<Mistake> {
         mistake("limit of wrong type", Roster, "{\n  alice.limits.maxJobs = \"many\";\n}\n"),
         mistake("unknown role", Roster, "{\n  alice.role = \"admin\";\n}\n"),
         mistake("day that does not exist", Roster, "{\n  alice.expires = \"2027-02-30\";\n}\n"),
+        mistake(
+            "shares with nobody",
+            Roster,
+            format!(
+                "{{\n  alice = {{\n    keys = \"{A}\";\n    shareWith = [ \"bbo\" ];\n  }};\n  bob.keys = \"{B}\";\n}}\n"
+            ),
+        ),
+        mistake(
+            "shares with somebody who left",
+            Roster,
+            format!("{{\n  alice = {{\n    keys = \"{A}\";\n    shareWith = [ \"carol\" ];\n  }};\n}}\n"),
+        ),
+        mistake("shares with itself", Roster, "{\n  alice.shareWith = [ \"alice\" ];\n}\n"),
+        mistake("shareWith is no list", Roster, "{\n  alice.shareWith = \"bob\";\n}\n"),
         mistake("keys of wrong type", Roster, "{\n  alice.keys = 5;\n}\n"),
         mistake("member is a path", Roster, "{\n  alice = ./keys/alice.pub;\n}\n"),
         mistake("member without keys", Roster, "{\n  alice = { role = \"member\"; };\n}\n"),

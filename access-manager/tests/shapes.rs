@@ -121,6 +121,28 @@ fn every_attribute_reaches_roster_json_under_its_name() {
 }
 
 #[test]
+fn share_with_names_members_that_come_later_and_warns_while_it_is_one_sided() {
+    let users = |bobs: &str| {
+        format!(
+            "{{ alice = {{ keys = \"{A}\"; shareWith = [ \"bob\" \"bob\" ]; }}; bob = {{ keys = \"{B}\"; {bobs} }}; }}"
+        )
+    };
+    let roster = read(&users(""));
+    assert_eq!(roster.members[0].share_with, ["bob"]);
+    assert!(roster.members[1].share_with.is_empty());
+    assert_eq!(
+        roster.warnings,
+        [
+            "`alice` shares with `bob`, but not the other way round: nothing is shared until both list each other"
+        ]
+    );
+    let roster = read(&users("shareWith = [ \"alice\" ];"));
+    assert!(roster.warnings.is_empty(), "{:?}", roster.warnings);
+    let json = serde_json::to_value(&roster.members[1]).unwrap();
+    assert_eq!(json["share-with"], serde_json::json!(["alice"]));
+}
+
+#[test]
 fn every_accepted_key_type_is_accepted() {
     for key in [A, ECDSA_256, ECDSA_384, ECDSA_521, RSA_3072, SK_ED25519, SK_ECDSA] {
         let roster =

@@ -4,7 +4,7 @@
 //! disk or a hand edit may hold anything. A file that does not load changes nothing: the roster before it stays.
 //! Not here: where the file comes from, and what a session may do.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,8 @@ const SCHEMA: u64 = 1;
 const MAX_FILE: u64 = 64 * 1024 * 1024;
 const MAX_MEMBERS: usize = 100_000;
 const MAX_KEYS_PER_MEMBER: usize = 100;
+/// Every question to the store looks at each of them.
+const MAX_SHARES_PER_MEMBER: usize = 100;
 /// How often the file is looked at. Removal must bite within a minute; a stat per second costs nothing.
 const POLL: Duration = Duration::from_secs(1);
 
@@ -47,6 +49,8 @@ pub struct Member {
     pub name: Arc<str>,
     pub role: Role,
     pub limits: MemberLimits,
+    /// Whose paths this member is willing to see and to show.
+    pub share_with: BTreeSet<Arc<str>>,
 }
 
 /// One accepted roster, members past their date already left out.
@@ -55,7 +59,7 @@ pub struct Roster {
     pub source: String,
     pub commit: Option<String>,
     by_key: HashMap<KeyData, Arc<Member>>,
-    names: BTreeSet<Arc<str>>,
+    by_name: BTreeMap<Arc<str>, Arc<Member>>,
 }
 
 impl Roster {
@@ -64,15 +68,25 @@ impl Roster {
     }
 
     pub fn contains(&self, name: &str) -> bool {
-        self.names.contains(name)
+        self.by_name.contains_key(name)
+    }
+
+    /// The members who share with `name` and with whom `name` shares, in order. Somebody who is not in the roster, or
+    /// no longer, shares nothing.
+    pub fn sharing_with(&self, name: &str) -> Vec<Arc<str>> {
+        let Some(member) = self.by_name.get(name) else { return Vec::new() };
+        let mutual = |other: &&Arc<str>| {
+            self.by_name.get(*other).is_some_and(|other| other.share_with.contains(&member.name))
+        };
+        member.share_with.iter().filter(mutual).cloned().collect()
     }
 
     pub fn len(&self) -> usize {
-        self.names.len()
+        self.by_name.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.names.is_empty()
+        self.by_name.is_empty()
     }
 
     /// Whether this roster came with the image because the real one could not be fetched.
@@ -123,6 +137,8 @@ struct MemberEntry {
     role: Role,
     #[serde(default)]
     limits: Option<MemberLimits>,
+    #[serde(default, rename = "share-with")]
+    share_with: Vec<String>,
     #[serde(default)]
     expires: Option<String>,
 }
@@ -157,6 +173,13 @@ fn parse(bytes: &[u8], path: &Path, today: i64) -> Result<Roster, RosterError> {
                 limit: MAX_KEYS_PER_MEMBER,
             });
         }
+        if entry.share_with.len() > MAX_SHARES_PER_MEMBER {
+            return Err(RosterError::TooMany {
+                what: "names in one share-with",
+                found: entry.share_with.len(),
+                limit: MAX_SHARES_PER_MEMBER,
+            });
+        }
         if let Some(date) = &entry.expires {
             let day = days_since_1970(date)
                 .ok_or_else(|| RosterError::Date { member: entry.name.clone(), date: date.clone() })?;
@@ -170,6 +193,7 @@ fn parse(bytes: &[u8], path: &Path, today: i64) -> Result<Roster, RosterError> {
             name: name.clone(),
             role: entry.role,
             limits: entry.limits.unwrap_or_default(),
+            share_with: entry.share_with.iter().map(|other| other.as_str().into()).collect(),
         });
         for key in &entry.keys {
             let key = PublicKey::from_openssh(key.trim())
@@ -185,7 +209,7 @@ fn parse(bytes: &[u8], path: &Path, today: i64) -> Result<Roster, RosterError> {
                 });
             }
         }
-        roster.names.insert(name);
+        roster.by_name.insert(name, member);
     }
     Ok(roster)
 }

@@ -77,6 +77,27 @@ fn what_is_no_key_or_no_date_or_said_twice_is_refused_by_name() {
     }
 }
 
+#[test]
+fn members_share_only_if_both_say_so() {
+    let bob = format!(r#"{{"name":"bob","keys":["{ED2}"],"role":"member","share-with":["alice","carol"]}}"#);
+    let shares = |alices: &str| {
+        let text = roster(&format!("{},{bob}", alice(alices)));
+        let roster = read(&text, "2027-01-02").expect("good");
+        let names = |who| roster.sharing_with(who).iter().map(|n| n.to_string()).collect::<Vec<_>>();
+        (names("alice"), names("bob"))
+    };
+    let none = || (vec![], vec![]);
+    assert_eq!(shares(""), none());
+    assert_eq!(shares(r#","share-with":["carol"]"#), none());
+    assert_eq!(shares(r#","share-with":["bob"]"#), (vec!["bob".to_owned()], vec!["alice".to_owned()]));
+    // Who has expired is not there, and shares nothing.
+    assert_eq!(shares(r#","share-with":["bob"],"expires":"2027-01-01""#), none());
+    let many = (0..101).map(|i| format!("\"m{i}\"")).collect::<Vec<_>>().join(",");
+    let error =
+        read(&roster(&alice(&format!(r#","share-with":[{many}]"#))), "2026-01-01").expect_err("refused");
+    assert!(error.to_string().contains("names in one share-with: 101, at most 100"), "{error}");
+}
+
 #[tokio::test]
 async fn a_bad_file_keeps_the_roster_before_it_and_a_good_one_replaces_it() {
     let dir = tempfile::tempdir_in("/dev/shm").expect("tmp");

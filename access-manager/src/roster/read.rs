@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::limits::LIMITS;
-use super::{Member, MemberLimits, Role, modules};
+use super::{Member, MemberLimits, Role, modules, sharing};
 use crate::diag::{Class, Diagnostic, Fault, Span, did_you_mean, one_of, quoted};
 use crate::nix::{self, AttrMap, Evaluator, Limits, ThunkId, Value};
 use crate::source::Source;
@@ -19,7 +19,7 @@ const MAX_KEYS: usize = 100;
 /// Longest member name; Linux user names end here too.
 const MAX_NAME: usize = 32;
 
-const ATTRIBUTES: &[&str] = &["keys", "role", "limits", "expires"];
+const ATTRIBUTES: &[&str] = &["keys", "role", "limits", "shareWith", "expires"];
 
 /// A roster that was accepted.
 #[derive(Clone, Debug)]
@@ -39,8 +39,15 @@ pub fn evaluate<S: Source + Send>(
     nix::with_evaluator(source, limits, |ev| {
         let value = ev.import_file(file)?;
         let value = ev.call_module(value)?;
-        let mut reader = Reader { ev, members: BTreeMap::new(), keys: BTreeMap::new(), warnings: Vec::new() };
+        let mut reader = Reader {
+            ev,
+            members: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            shares: BTreeMap::new(),
+            warnings: Vec::new(),
+        };
         reader.top(value)?;
+        reader.warnings.extend(sharing::settle(&mut reader.members, &reader.shares)?);
         let members: Vec<Member> = reader.members.into_values().map(|(_, member)| member).collect();
         if members.is_empty() {
             reader.warnings.push("the roster has no members: nobody will get in".into());
@@ -55,6 +62,8 @@ struct Reader<'a, 's> {
     members: BTreeMap<String, (Span, Member)>,
     /// Who has a key already, and where it is written.
     keys: BTreeMap<String, (String, Span)>,
+    /// Who shares with whom, by name; the other may come later in the file.
+    shares: BTreeMap<String, Vec<sharing::Share>>,
     warnings: Vec<String>,
 }
 
@@ -150,6 +159,7 @@ impl Reader<'_, '_> {
                 keys,
                 role: Role::Member,
                 limits: MemberLimits::default(),
+                share_with: Vec::new(),
                 expires: None,
             };
             self.accept(member, user.span)?;
@@ -164,6 +174,7 @@ impl Reader<'_, '_> {
             keys: Vec::new(),
             role: Role::Member,
             limits: MemberLimits::default(),
+            share_with: Vec::new(),
             expires: None,
         };
         let mut has_keys = false;
@@ -180,6 +191,10 @@ impl Reader<'_, '_> {
                 }
                 "role" => member.role = self.role(value, slot.span, slot.thunk)?,
                 "limits" => member.limits = self.limits(value, slot.span)?,
+                "shareWith" => {
+                    let shares = sharing::read(self.ev, value, slot.thunk, slot.span, name)?;
+                    self.shares.insert(name.to_owned(), shares);
+                }
                 "expires" => member.expires = self.expires(value, slot.span, slot.thunk)?,
                 // Older community lists have it; dropping it silently would look like a grant.
                 "trusted" => self.warnings.push(format!(

@@ -4,7 +4,7 @@ use super::{Role, Roster};
 
 /// One line per member. Key types are named, keys themselves are not: nobody compares base64 by eye.
 pub fn table(roster: &Roster) -> String {
-    let mut rows = vec![["NAME", "ROLE", "KEYS", "LIMITS", "EXPIRES"].map(String::from)];
+    let mut rows = vec![["NAME", "ROLE", "KEYS", "LIMITS", "SHARES WITH", "EXPIRES"].map(String::from)];
     for member in &roster.members {
         let role = match member.role {
             Role::Member => "member",
@@ -15,10 +15,11 @@ pub fn table(roster: &Roster) -> String {
             role.into(),
             key_kinds(&member.keys),
             limits(&member.limits),
+            if member.share_with.is_empty() { "-".into() } else { member.share_with.join(", ") },
             member.expires.clone().unwrap_or_else(|| "-".into()),
         ]);
     }
-    let mut widths = [0; 5];
+    let mut widths = [0; 6];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
