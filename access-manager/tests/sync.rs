@@ -276,7 +276,10 @@ fn eval_prints_a_table_or_json_and_names_the_mistake() {
     let (code, out, _) = run(&[users]);
     assert_eq!(
         (code, out.as_str()),
-        (0, "NAME   ROLE    KEYS     LIMITS  EXPIRES\nalice  member  ed25519  -       -\n1 member\n")
+        (
+            0,
+            "NAME   ROLE    KEYS     LIMITS  SHARES WITH  EXPIRES\nalice  member  ed25519  -       -            -\n1 member\n"
+        )
     );
     let (code, out, _) = run(&[users, "--json"]);
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();

@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use store::View;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use wire::WireError;
 use wire::types::ClientSettings;
 use wire::worker::{Connection, Failure, Request, Response, ServerInfo};
 
 use crate::House;
-use crate::roster::Member;
+use crate::roster::{Member, Roster};
 
 mod ask;
 mod convert;
@@ -31,6 +32,8 @@ struct Session {
     house: Arc<House>,
     member: Arc<Member>,
     view: View,
+    /// Who shares with the member can change between two requests.
+    roster: watch::Receiver<Arc<Roster>>,
     /// What the client last sent with `SetOptions`.
     settings: ClientSettings,
     /// High half of this session's activity ids, see [`realise::Ids`].
@@ -70,9 +73,16 @@ where
     let version = conn.protocol().version.to_string();
     tracing::info!(connection, member = %member.name, protocol = version, "worker session started");
     let _end = EndLogged { connection, member: member.clone() };
-    let view = house.store.view(&store::Member::new(&member.name));
-    let mut session =
-        Session { house, member, view, settings: ClientSettings::default(), ids: realise::Ids::new() };
+    let mut roster = house.roster.clone();
+    let view = house.view_of(&member, &roster.borrow_and_update());
+    let mut session = Session {
+        house,
+        member,
+        view,
+        roster,
+        settings: ClientSettings::default(),
+        ids: realise::Ids::new(),
+    };
     let result = session.answer_all(&mut conn).await;
     if let Err(error) = &result {
         // Best effort: the client may be gone.
@@ -100,6 +110,7 @@ impl Session {
         W: AsyncWrite + Unpin + Send,
     {
         while let Some(request) = conn.next_request().await? {
+            self.follow_roster();
             match self.answer(conn, request).await {
                 Ok(Some(response)) => conn.reply(&response).await?,
                 Ok(None) => {}
@@ -108,6 +119,14 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// A share that was withdrawn ends here: what was asked before may finish, what comes now does not see it.
+    fn follow_roster(&mut self) {
+        // An error is a roster that nobody follows any more: the process is ending.
+        if self.roster.has_changed().unwrap_or(false) {
+            self.view = self.house.view_of(&self.member, &self.roster.borrow_and_update());
+        }
     }
 
     /// The answer to one request; `None` if it has been sent already.

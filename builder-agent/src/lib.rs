@@ -31,6 +31,15 @@ pub struct House {
     pub roster: watch::Receiver<Arc<roster::Roster>>,
 }
 
+impl House {
+    /// The store as `member` may see it by `roster`: with the claims of those who share with them and they with.
+    pub fn view_of(&self, member: &roster::Member, roster: &roster::Roster) -> store::View {
+        let others: Vec<store::Member> =
+            roster.sharing_with(&member.name).iter().map(|name| store::Member::new(name)).collect();
+        self.store.view_sharing(&store::Member::new(&member.name), &others)
+    }
+}
+
 /// Ready when a flag turns true, or when nobody is left who could set it.
 pub(crate) async fn turned(flag: &mut watch::Receiver<bool>) {
     let _ = flag.wait_for(|set| *set).await;

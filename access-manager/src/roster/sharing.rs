@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Member;
-use crate::diag::{Class, Fault, Span, did_you_mean, one_of, quoted};
+use crate::diag::{Class, Fault, Span, did_you_mean, quoted};
 use crate::nix::{Evaluator, ThunkId, Value};
 
 type R<T> = Result<T, Fault>;
@@ -69,12 +69,9 @@ pub fn settle(
             .at(unknown.at);
             return Err(match did_you_mean(&unknown.with, names.iter().map(String::as_str)) {
                 Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
-                None if names.len() <= 12 => {
-                    fault.expected(one_of(&names.iter().map(String::as_str).collect::<Vec<_>>()))
+                None => {
+                    fault.expected("names of this roster").hint("who has left must go from `shareWith`, too")
                 }
-                None => fault.hint(
-                    "names are written as in the roster; people who left must go from `shareWith`, too",
-                ),
             });
         }
     }
