@@ -123,8 +123,12 @@ impl Scripted {
     pub async fn session(&self, name: &str) -> TestClient {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let (reader, writer) = tokio::io::split(theirs);
-        let member =
-            Arc::new(Member { name: name.into(), role: Role::Member, limits: MemberLimits::default() });
+        let member = Arc::new(Member {
+            name: name.into(),
+            role: Role::Member,
+            limits: MemberLimits::default(),
+            share_with: Default::default(),
+        });
         let house = self.house.clone();
         tokio::spawn(async move {
             let _ = builder_agent::daemon::serve(reader, writer, house, member, 0).await;
