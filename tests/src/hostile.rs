@@ -78,11 +78,7 @@ impl House {
 
     /// A session with nothing sent yet.
     pub fn pipe(&self) -> (Child, ChildStdout, ChildStdin) {
-        let mut ssh = self.ssh();
-        ssh.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut ssh = Command::from(ssh).kill_on_drop(true).spawn().expect("ssh");
-        let (reader, writer) = (ssh.stdout.take().expect("piped"), ssh.stdin.take().expect("piped"));
-        (ssh, reader, writer)
+        piped(self.ssh())
     }
 
     pub async fn session(&self) -> Session {
@@ -122,6 +118,14 @@ impl House {
     }
 }
 
+/// Starts a login with pipes to it. It is killed when its handle is dropped.
+pub fn piped(mut ssh: std::process::Command) -> (Child, ChildStdout, ChildStdin) {
+    ssh.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut ssh = Command::from(ssh).kill_on_drop(true).spawn().expect("ssh");
+    let (reader, writer) = (ssh.stdout.take().expect("piped"), ssh.stdin.take().expect("piped"));
+    (ssh, reader, writer)
+}
+
 /// A worker session over ssh.
 pub struct Session {
     pub client: Client<ChildStdout, ChildStdin>,
@@ -131,7 +135,12 @@ pub struct Session {
 impl Session {
     /// Greets as version 1.`minor`.
     pub async fn open(house: &House, minor: u8) -> Session {
-        let (ssh, reader, writer) = house.pipe();
+        Self::over(house.ssh(), minor).await
+    }
+
+    /// The same over this login.
+    pub async fn over(ssh: std::process::Command, minor: u8) -> Session {
+        let (ssh, reader, writer) = piped(ssh);
         let client = within("a handshake", Client::connect(reader, writer, minor, &[])).await;
         Session { client: client.expect("a handshake"), ssh }
     }

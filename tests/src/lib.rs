@@ -14,6 +14,7 @@ pub mod hostile;
 pub mod keys;
 mod lock;
 mod log;
+pub mod neighbours;
 pub mod place;
 pub mod process;
 pub mod roster;

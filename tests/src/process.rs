@@ -29,6 +29,11 @@ impl Transcript {
         self
     }
 
+    /// Whether it ended well.
+    pub fn ok_or_not(&self) -> bool {
+        self.status == Some(0)
+    }
+
     /// Requires an error exit; shows everything otherwise.
     #[track_caller]
     pub fn failed(self) -> Self {

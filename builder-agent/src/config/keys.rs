@@ -90,7 +90,7 @@ pub const KEYS: &[Key] = &[
     key("limits.max-processes", Int { min: 16, max: 1_000_000 }, Toml("4096"), "processes and threads of one build"),
     key("limits.max-connections", Int { min: 1, max: 100_000 }, Toml("512"), "ssh connections at once, logged in or not"),
     key("limits.max-connections-per-member", Int { min: 1, max: 10_000 }, Toml("32"), "ssh connections of one member at once"),
-    key("limits.max-sessions-per-connection", Int { min: 1, max: 1024 }, Toml("16"), "channels open at once in one connection (ControlMaster)"),
+    key("limits.max-sessions-per-connection", Int { min: 1, max: 4096 }, Toml("512"), "channels open at once in one connection (ControlMaster)"),
     key("limits.login-seconds", Int { min: 1, max: 600 }, Toml("30"), "time from connecting to being logged in"),
 ];
 

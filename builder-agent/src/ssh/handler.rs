@@ -7,7 +7,7 @@ use std::sync::Arc;
 use russh::keys::PublicKey;
 use russh::server::{Auth, Handler as RusshHandler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Pty};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::command::{self, Command};
 use super::{Door, MemberSlot};
@@ -19,6 +19,10 @@ const NOT_FOUND: u32 = 127;
 
 /// The one kind of extended data there is (RFC 4254, 5.2).
 const STDERR: u32 = 1;
+
+/// Sessions one connection may open before it has to be made anew, finished ones included. The ssh library keeps about
+/// a kilobyte for each channel that we were the first to close, as long as the connection lives.
+const MAX_SESSIONS_EVER: usize = 50_000;
 
 /// Who a connection belongs to, and by which key.
 pub(super) struct LoggedIn {
@@ -41,9 +45,16 @@ pub(super) struct Handler {
     /// True when the connection is being closed by us.
     ended: watch::Receiver<bool>,
     slot: Option<MemberSlot>,
-    /// Open channels. A command takes the channel and leaves `None`, so that a channel runs one command.
-    channels: HashMap<ChannelId, Option<Channel<Msg>>>,
+    /// Channels that wait for a command, which takes them: a channel runs one.
+    channels: HashMap<ChannelId, Waiting>,
+    /// Sessions that may still be opened. Not a count of `channels`: nobody tells us that a channel is closed which we
+    /// were the first to close.
+    free: Arc<Semaphore>,
+    opened: usize,
 }
+
+/// A channel, and its place among the connection's sessions. Both end with the command.
+type Waiting = (Channel<Msg>, OwnedSemaphorePermit);
 
 impl Handler {
     pub fn new(
@@ -53,12 +64,14 @@ impl Handler {
         login: watch::Sender<Option<Arc<LoggedIn>>>,
         ended: watch::Receiver<bool>,
     ) -> Self {
-        Self { id, peer, door, login, ended, slot: None, channels: HashMap::new() }
+        let free = Arc::new(Semaphore::new(door.house.config.limits.max_sessions_per_connection));
+        Self { id, peer, door, login, ended, slot: None, channels: HashMap::new(), free, opened: 0 }
     }
 
     /// One line on stderr, exit status 127, and the channel is closed.
     fn refuse(&mut self, id: ChannelId, line: &str, session: &mut Session) -> Result<(), russh::Error> {
         tracing::info!(connection = self.id, line, "command refused");
+        self.channels.remove(&id);
         session.channel_success(id)?;
         // A client that asked for a terminal has its own in raw mode, where a bare newline makes stairs.
         session.extended_data(id, STDERR, format!("{line}\r\n"))?;
@@ -120,16 +133,19 @@ impl RusshHandler for Handler {
         reply: russh::server::ChannelOpenHandle,
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
-        if self.channels.len() >= self.door.house.config.limits.max_sessions_per_connection {
-            tracing::info!(
-                connection = self.id,
-                "channel refused: limits.max-sessions-per-connection reached"
-            );
-            reply.reject(ChannelOpenFailure::ResourceShortage).await;
-            return Ok(());
-        }
-        self.channels.insert(channel.id(), Some(channel));
-        reply.accept().await;
+        let free = self.free.clone().try_acquire_owned();
+        let why = match free {
+            Ok(permit) if self.opened < MAX_SESSIONS_EVER => {
+                self.opened += 1;
+                self.channels.insert(channel.id(), (channel, permit));
+                reply.accept().await;
+                return Ok(());
+            }
+            Ok(_) => "this connection is worn out, open a new one",
+            Err(_) => "limits.max-sessions-per-connection reached",
+        };
+        tracing::info!(connection = self.id, why, "channel refused");
+        reply.reject(ChannelOpenFailure::ResourceShortage).await;
         Ok(())
     }
 
@@ -150,7 +166,7 @@ impl RusshHandler for Handler {
             }
             Command::Worker => {
                 let who = self.login.borrow().clone();
-                let channel = self.channels.get_mut(&id).and_then(Option::take);
+                let channel = self.channels.remove(&id);
                 let (Some(who), Some(channel)) = (who, channel) else { return session.channel_failure(id) };
                 session.channel_success(id)?;
                 let ended = self.ended.clone();
@@ -223,7 +239,7 @@ impl RusshHandler for Handler {
 
 /// Runs the worker protocol on a channel, then closes the channel with an exit status.
 async fn worker(
-    mut channel: Channel<Msg>,
+    (mut channel, _place): Waiting,
     house: Arc<crate::House>,
     who: Arc<LoggedIn>,
     mut ended: watch::Receiver<bool>,

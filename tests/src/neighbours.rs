@@ -1,0 +1,162 @@
+//! A box with several members, each with machines, and with a line of their own for messages no stock client sends.
+//!
+//! Here one member does their worst and the others look at what they get. Every login is a real one: the OpenSSH client
+//! of this machine with that member's key. Not here: what is sent (`hostile`), and stock Nix (`clients`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use nix_derivation::{Output, StorePath};
+use tempfile::TempDir;
+use wire::types::BasicDerivation;
+
+use crate::agent::{Agent, Setup};
+use crate::clients::{Nix, Stock};
+use crate::hostile::{MINOR, Session};
+use crate::keys::Key;
+use crate::{PATIENCE, place, process};
+
+/// What a login asks for to speak the worker protocol.
+pub const WORKER: &[&str] = &["nix-daemon", "--stdio"];
+/// What a login asks for to speak the serve protocol.
+pub const SERVE: &[&str] = &["nix-store", "--serve", "--write"];
+
+/// A box and its members.
+pub struct Neighbours {
+    pub agent: Agent,
+    keys: BTreeMap<String, Key>,
+    /// Holds known hosts and the sockets of lines.
+    dir: TempDir,
+}
+
+impl Neighbours {
+    /// With the default configuration.
+    pub fn of(names: &[&str]) -> Self {
+        Self::with(names, Setup::default())
+    }
+
+    pub fn with(names: &[&str], setup: Setup) -> Self {
+        let keys: BTreeMap<String, Key> =
+            names.iter().map(|name| ((*name).to_owned(), Key::new(name))).collect();
+        let members: Vec<(&str, &Key)> = keys.iter().map(|(name, key)| (name.as_str(), key)).collect();
+        let agent = setup.start(&members);
+        Self { agent, keys, dir: place::scratch("neighbours") }
+    }
+
+    #[track_caller]
+    pub fn key(&self, who: &str) -> &Key {
+        self.keys.get(who).unwrap_or_else(|| panic!("{who} is no member"))
+    }
+
+    /// A new machine of this member, with an empty store.
+    pub fn machine(&self, who: &str, stock: Stock) -> Nix {
+        Nix::over(stock, &self.agent, self.key(who))
+    }
+
+    /// The roster from now on: these of the members only.
+    pub fn keep_only(&self, names: &[&str]) {
+        let members: Vec<(&str, &Key)> = names.iter().map(|name| (*name, self.key(name))).collect();
+        self.agent.set_roster(&members);
+    }
+
+    /// A login of this member that asks for `words`.
+    pub fn ssh(&self, who: &str, words: &[&str]) -> Command {
+        self.ssh_at(who, self.agent.port(), words)
+    }
+
+    /// As [`Neighbours::ssh`], through whatever listens on this port.
+    pub fn ssh_at(&self, who: &str, port: u16, words: &[&str]) -> Command {
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes"])
+            .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
+            .arg("-i")
+            .arg(self.key(who).private())
+            .args(["-p", &port.to_string(), "anyone@127.0.0.1"])
+            .args(words)
+            .env_remove("SSH_AUTH_SOCK");
+        ssh
+    }
+
+    /// A worker session of this member.
+    pub async fn session(&self, who: &str) -> Session {
+        Session::over(self.ssh(who, WORKER), MINOR).await
+    }
+
+    /// One connection that any number of sessions share, as people set it up with `ControlMaster`.
+    pub fn line(&self, who: &str) -> Line {
+        let socket = self.dir.path().join(format!("line-{who}"));
+        let mut master = self.ssh(who, &[]);
+        // The client takes options behind the host, too.
+        master.args(["-M", "-N", "-S"]).arg(&socket).stdin(Stdio::null());
+        let master = master.spawn().expect("ssh");
+        let line = Line { socket, master };
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !process::run(&mut line.command(&["-O", "check"])).ok_or_not() {
+            assert!(std::time::Instant::now() < deadline, "{who} cannot connect");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        line
+    }
+}
+
+/// A connection kept open by an ssh master process. Dropping it closes the connection.
+pub struct Line {
+    socket: PathBuf,
+    master: Child,
+}
+
+impl Line {
+    /// One more session on this connection, which asks for `words`.
+    pub fn ssh(&self, words: &[&str]) -> Command {
+        // Without its master it must fail and not open a connection of its own.
+        let mut ssh = self.command(&["-o", "ProxyCommand=false"]);
+        ssh.args(words);
+        ssh
+    }
+
+    fn command(&self, options: &[&str]) -> Command {
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-S"])
+            .arg(&self.socket)
+            .args(options)
+            .arg("anyone@127.0.0.1")
+            .env_remove("SSH_AUTH_SOCK");
+        ssh
+    }
+
+    /// The process that holds the connection.
+    pub fn pid(&self) -> u32 {
+        self.master.id()
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let _ = self.master.kill();
+        let _ = self.master.wait();
+    }
+}
+
+/// A derivation without its inputs' derivations, as `--builders` sends it: the sandbox's shell runs `script`, and
+/// each output is wherever its maker says.
+pub fn recipe(
+    drv: &StorePath,
+    outputs: &[(&str, &StorePath)],
+    inputs: &[&StorePath],
+    script: &str,
+) -> (StorePath, BasicDerivation) {
+    let paths = outputs.iter().map(|(name, path)| ((*name).to_owned(), path.to_absolute_path().into_bytes()));
+    let derivation = BasicDerivation {
+        outputs: outputs
+            .iter()
+            .map(|(name, path)| ((*name).to_owned(), Output::InputAddressed { path: (*path).clone() }))
+            .collect(),
+        input_sources: inputs.iter().map(|path| (*path).clone()).collect::<BTreeSet<_>>(),
+        system: format!("{}-linux", std::env::consts::ARCH),
+        builder: "/bin/sh".into(),
+        args: vec!["-ec".into(), script.into()],
+        env: paths.collect(),
+    };
+    (drv.clone(), derivation)
+}
