@@ -7,6 +7,7 @@
 
 mod building;
 mod copying;
+mod forged;
 mod front_door;
 mod logs;
 mod privacy;
@@ -102,6 +103,10 @@ for_every_client! {
     logs::a_failing_builder_shows_its_status_and_last_lines,
     privacy::what_one_member_built_from_a_bare_recipe_does_not_exist_for_another,
     privacy::what_one_member_uploaded_unchecked_does_not_exist_for_another,
+    forged::a_forged_output_is_not_the_answer_to_anybody_elses_build,
+    forged::a_forged_output_does_not_replace_what_was_built,
+    forged::a_forged_dependency_reaches_only_its_forger,
+    forged::what_mallory_built_on_a_forged_dependency_is_never_reused,
     front_door::a_login_without_a_command_is_told_what_works,
     front_door::any_other_command_is_refused_in_one_line,
     front_door::a_key_that_is_not_in_the_roster_gets_nothing,

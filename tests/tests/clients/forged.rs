@@ -1,0 +1,106 @@
+//! Mallory lies with a stock client, Alice builds, and Alice gets what she would have got without Mallory.
+//!
+//! Mallory's own machine is under her control, so what she builds there from a legitimate derivation is what she likes:
+//! the derivations here write `forged` where a file of hers exists, and `true` in the box's sandbox, where it does not.
+
+use e2e::clients::{Nix, Stock, outputs};
+use e2e::drv::Drv;
+use e2e::neighbours::Neighbours;
+use e2e::process;
+
+/// A derivation with two faces.
+fn two_faced(name: &str) -> Drv {
+    Drv::new(name, "if [ -e /root/forged ]; then echo forged > $out; else echo true > $out; fi")
+}
+
+/// One that shows what it was built from.
+fn shows(name: &str, input: &Drv) -> Drv {
+    Drv::new(name, "read line < $input; echo built from $line > $out").input("input", input)
+}
+
+struct Scene {
+    house: Neighbours,
+    mallory: Nix,
+    alice: Nix,
+}
+
+impl Scene {
+    fn with(stock: Stock) -> Self {
+        let house = Neighbours::of(&["alice", "mallory"]);
+        let (mallory, alice) = (house.machine("mallory", stock), house.machine("alice", stock));
+        std::fs::write(mallory.home().join("forged"), "").expect("mallory's mark");
+        Self { house, mallory, alice }
+    }
+
+    /// Mallory builds this on her own machine and uploads the result.
+    fn forge(&self, drv: &Drv) -> String {
+        let built = self.mallory.run(["build", "--no-link", "--json", "--expr", &drv.expr()]).ok();
+        let path = outputs(&built)["out"].clone();
+        assert_eq!(std::fs::read_to_string(self.mallory.local(&path)).expect("a file"), "forged\n");
+        self.mallory.run(["copy", "--to", self.mallory.store(), &path]).ok();
+        path
+    }
+
+    /// Has it built and gives the contents, as read on another machine of the same member.
+    fn build(&self, who: &str, nix: &Nix, drv: &Drv) -> String {
+        let path = outputs(&process::run(&mut nix.build(&drv.expr())).ok())["out"].clone();
+        self.read(who, nix, &path)
+    }
+
+    /// The box's contents of this path, for this member.
+    fn read(&self, who: &str, nix: &Nix, path: &str) -> String {
+        let elsewhere = self.house.machine(who, nix.stock());
+        elsewhere.run(["copy", "--no-check-sigs", "--from", elsewhere.store(), path]).ok();
+        std::fs::read_to_string(elsewhere.local(path)).expect("a file")
+    }
+}
+
+pub fn a_forged_output_is_not_the_answer_to_anybody_elses_build(stock: Stock) {
+    let scene = Scene::with(stock);
+    let drv = two_faced("tool");
+    let path = scene.forge(&drv);
+    assert_eq!(scene.read("mallory", &scene.mallory, &path), "forged\n", "she fools herself");
+    assert_eq!(scene.house.agent.count("build started"), 0);
+    assert_eq!(scene.build("alice", &scene.alice, &drv), "true\n");
+    assert_eq!(scene.house.agent.count("build started"), 1, "alice's own build ran");
+    // The same through `--builders`, on a machine that never met the path.
+    let again = scene.house.machine("alice", stock);
+    outputs(&process::run(&mut again.build_through_builders(&drv.expr())).ok());
+    assert_eq!(std::fs::read_to_string(again.local(&path)).expect("the result"), "true\n");
+}
+
+pub fn a_forged_output_does_not_replace_what_was_built(stock: Stock) {
+    let scene = Scene::with(stock);
+    let drv = two_faced("tool");
+    assert_eq!(scene.build("alice", &scene.alice, &drv), "true\n");
+    let path = scene.forge(&drv);
+    assert_eq!(scene.read("alice", &scene.alice, &path), "true\n");
+    assert_eq!(scene.build("alice", &scene.house.machine("alice", stock), &drv), "true\n");
+}
+
+pub fn a_forged_dependency_reaches_only_its_forger(stock: Stock) {
+    let scene = Scene::with(stock);
+    let tool = two_faced("tool");
+    let product = shows("product", &tool);
+    scene.forge(&tool);
+    // She has the box build a legitimate derivation on top of it.
+    let forged = scene.build("mallory", &scene.mallory, &product);
+    assert_eq!(forged, "built from forged\n", "the attack itself must work");
+    assert_eq!(scene.house.agent.count("build started"), 1, "the forged tool was not built");
+    assert_eq!(scene.build("alice", &scene.alice, &product), "built from true\n");
+    assert_eq!(scene.house.agent.count("build started"), 3, "alice's tool and product were");
+    // And what comes after it does not see Mallory's either.
+    let box_for = shows("box-for", &product);
+    assert_eq!(scene.build("alice", &scene.alice, &box_for), "built from built from true\n");
+}
+
+pub fn what_mallory_built_on_a_forged_dependency_is_never_reused(stock: Stock) {
+    let scene = Scene::with(stock);
+    let (tool, product) = (two_faced("tool"), Drv::new("constant", "read line < $input; echo same > $out"));
+    let product = product.input("input", &tool);
+    scene.forge(&tool);
+    assert_eq!(scene.build("mallory", &scene.mallory, &product), "same\n");
+    // Even where the results are equal, hers is not taken: its inputs were others.
+    assert_eq!(scene.build("alice", &scene.alice, &product), "same\n");
+    assert_eq!(scene.house.agent.count("build started"), 3);
+}
