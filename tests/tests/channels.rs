@@ -1,0 +1,132 @@
+//! Many sessions on one connection, as `ssh -o ControlMaster` makes them.
+
+use e2e::hostile::*;
+use e2e::neighbours::{Line, Neighbours, WORKER};
+use wire::client::encode_request;
+use wire::worker::{Protocol, Request};
+
+/// Open at once. A client that evaluates in parallel may well have as many.
+const SESSIONS: usize = 300;
+/// What an open session that does nothing may cost the agent, in KiB.
+const IDLE_KIB: u64 = 128;
+/// What all sessions of a connection together may have waiting to be read, in KiB.
+const WAITING_KIB: u64 = 256 << 10;
+
+fn rss_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the agent runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// A session for each of so many clients that start at once.
+async fn sessions(line: &Line, count: usize) -> Vec<Session> {
+    let mut opening = tokio::task::JoinSet::new();
+    for _ in 0..count {
+        let ssh = line.ssh(WORKER);
+        opening.spawn(async move { Session::over(ssh, MINOR).await });
+    }
+    let mut open = Vec::new();
+    while let Some(session) = opening.join_next().await {
+        open.push(session.expect("a session"));
+    }
+    open
+}
+
+#[tokio::test]
+async fn hundreds_of_sessions_on_one_connection_are_all_answered() {
+    let house = Neighbours::of(&["alice"]);
+    let mut alice = house.session("alice").await;
+    let there = alice.add("there", &nar(&file(b"there"))).await;
+    alice.leave().await;
+    let line = house.line("alice");
+    let before = rss_kib(house.agent.pid());
+    // All are open before the first of them asks.
+    let mut open = sessions(&line, SESSIONS).await;
+    let grown = rss_kib(house.agent.pid()).saturating_sub(before);
+    println!("{SESSIONS} sessions cost the agent {grown} KiB");
+    assert!(grown < SESSIONS as u64 * IDLE_KIB, "{SESSIONS} sessions cost {grown} KiB");
+    let mut asking = tokio::task::JoinSet::new();
+    for mut session in open.drain(..) {
+        let there = there.clone();
+        asking.spawn(async move {
+            for _ in 0..5 {
+                assert!(session.is_valid(&there).await);
+                assert!(!session.is_valid(&path("not-there")).await);
+            }
+            session.leave().await;
+        });
+    }
+    while let Some(session) = asking.join_next().await {
+        session.expect("a session");
+    }
+    assert_eq!(house.agent.count("logged in"), 2, "one connection was enough");
+}
+
+#[tokio::test]
+async fn a_session_that_ends_makes_room_for_another_on_the_same_connection() {
+    let setup = e2e::agent::Setup::default().setting("limits.max-sessions-per-connection = 4");
+    let house = Neighbours::with(&["alice"], setup);
+    let line = house.line("alice");
+    for _ in 0..5 {
+        let open = sessions(&line, 4).await;
+        let (mut fifth, ..) = piped(line.ssh(WORKER));
+        let status = within("ssh to end", fifth.wait()).await.expect("wait");
+        assert!(!status.success(), "a fifth session at once");
+        for session in open {
+            session.leave().await;
+        }
+    }
+    assert_eq!(house.agent.count("channel refused"), 5);
+    // What is refused for what it asks does not keep its place either.
+    for _ in 0..10 {
+        let (mut refused, ..) = piped(line.ssh(&["ls"]));
+        let status = within("ssh to end", refused.wait()).await.expect("wait");
+        assert_eq!(status.code(), Some(127));
+    }
+    sessions(&line, 4).await;
+}
+
+/// Each session asks for a large answer that nobody reads, and goes on sending.
+#[tokio::test]
+async fn sessions_that_send_and_never_listen_cost_bounded_memory_and_nobody_else_waits() {
+    const EACH: usize = 4 << 20;
+    let house = Neighbours::of(&["alice", "bob"]);
+    let mut alice = house.session("alice").await;
+    let large = alice.add("large", &nar(&file(&vec![7; 4 << 20]))).await;
+    alice.leave().await;
+    let line = house.line("alice");
+    let before = rss_kib(house.agent.pid());
+    let mut flood = tokio::task::JoinSet::new();
+    for mut session in sessions(&line, SESSIONS).await {
+        let request = encode_request(&Request::NarFromPath { path: large.clone() }, Protocol::plain(MINOR));
+        flood.spawn(async move {
+            session.send(&request).await;
+            session.send(&vec![0; EACH]).await;
+            // Kept open until the test is over.
+            std::future::pending::<()>().await;
+        });
+    }
+    // Until nothing moves any more: the agent has taken what it takes.
+    let (mut last, mut still, mut peak) = (0, 0, 0);
+    while still < 10 {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        let now = rss_kib(house.agent.pid());
+        still = if now.abs_diff(last) < 256 { still + 1 } else { 0 };
+        last = now;
+        peak = peak.max(now);
+    }
+    let grown = peak.saturating_sub(before);
+    println!(
+        "{SESSIONS} sessions that sent {} MiB in all cost the agent {grown} KiB",
+        (SESSIONS * EACH) >> 20
+    );
+    assert!(grown < WAITING_KIB, "{grown} KiB wait to be read");
+    // Another member notices nothing.
+    let mut bob = house.session("bob").await;
+    assert!(bob.is_valid(&large).await);
+    bob.leave().await;
+    drop(line);
+    flood.abort_all();
+    // The connection of the one who floods is over and given back.
+    until("memory to be given back", || rss_kib(house.agent.pid()) < before + (48 << 10)).await;
+}

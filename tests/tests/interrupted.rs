@@ -1,0 +1,287 @@
+//! An upload of a gigabyte that ends anywhere, in any way: nothing becomes visible, nothing is left on disk, and the
+//! agent holds no descriptor and no memory more than before.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use e2e::hostile::*;
+use e2e::neighbours::{Neighbours, WORKER};
+use nix_derivation::StorePath;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use wire::client::Client;
+use wire::types::PathInfo;
+use wire::worker::Request;
+
+const GIB: u64 = 1 << 30;
+/// What the agent may have grown by when all is over, in KiB: the allocator keeps some of what it had.
+const KEPT_KIB: u64 = 24 << 10;
+/// What it may have held at its peak, whatever the size of the upload, in KiB.
+const PEAK_KIB: u64 = 96 << 10;
+
+/// The NAR of one file of `len` bytes, up to where its contents begin.
+fn nar_head(len: u64) -> Vec<u8> {
+    let mut head = tokens(&[b"nix-archive-1", b"(", b"type", b"regular", b"contents"]);
+    head.extend_from_slice(&len.to_le_bytes());
+    head
+}
+
+/// Bytes that nothing can make smaller.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+/// An announcement of a file of `len` bytes. Its hash is never found out.
+fn announced(name: &str, len: u64) -> PathInfo {
+    let tail = tokens(&[b")"]).len() as u64;
+    let nar_size = nar_head(len).len() as u64 + len.next_multiple_of(8) + tail;
+    PathInfo { nar_size, ..info(name, b"some hash") }
+}
+
+/// How an upload travels.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    Nar,
+    Multiple,
+}
+
+/// How it ends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum End {
+    ClientKilled,
+    ConnectionReset,
+    ClientHangsUp,
+    AgentKilled,
+    MemberRemoved,
+}
+
+/// A relay between ssh and the agent that can break the connection as a router does: with a reset.
+struct Relay {
+    port: u16,
+    broken: watch::Sender<bool>,
+}
+
+impl Relay {
+    async fn to(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let here = listener.local_addr().expect("an address").port();
+        let (broken, mut is_broken) = watch::channel(false);
+        tokio::spawn(async move {
+            let (mut client, _) = listener.accept().await.expect("a client");
+            let mut agent =
+                TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).await.expect("the agent");
+            tokio::select! {
+                _ = tokio::io::copy_bidirectional(&mut client, &mut agent) => {}
+                _ = is_broken.wait_for(|broken| *broken) => {
+                    // Closing with a linger time of nothing sends RST.
+                    for socket in [client, agent] {
+                        rustix::net::sockopt::set_socket_linger(&socket, Some(std::time::Duration::ZERO))
+                            .expect("linger");
+                    }
+                }
+            }
+        });
+        Self { port: here, broken }
+    }
+}
+
+/// What an idle agent looks like from outside.
+#[derive(Debug, Clone, Copy)]
+struct Idle {
+    descriptors: usize,
+    rss_kib: u64,
+}
+
+fn status_kib(pid: u32, field: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the agent runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
+    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the agent runs").count()
+}
+
+fn idle(pid: u32) -> Idle {
+    Idle { descriptors: descriptors(pid), rss_kib: status_kib(pid, "VmRSS") }
+}
+
+/// All files of the store but its index.
+fn files(house: &Neighbours) -> Vec<PathBuf> {
+    let store = house.agent.state_dir().join("store");
+    let mut found = Vec::new();
+    for dir in ["tmp", "objects"] {
+        found.extend(
+            std::fs::read_dir(store.join(dir)).expect("a folder").flatten().map(|entry| entry.path()),
+        );
+    }
+    found.sort();
+    found
+}
+
+/// Sends a body piece by piece: all of it is `len` bytes, and `stop` of them leave.
+async fn send_some<R, W>(client: &mut Client<R, W>, info: &PathInfo, way: Way, len: u64, stop: u64)
+where
+    R: tokio::io::AsyncRead + Unpin,
+    W: tokio::io::AsyncWrite + Unpin,
+{
+    let mut head = Vec::new();
+    if way == Way::Multiple {
+        head.extend_from_slice(&1_u64.to_le_bytes());
+        head.extend(wire::client::encode_path_info(info));
+    }
+    head.extend(nar_head(len));
+    frame(client, &head).await;
+    let block = noise(256 << 10);
+    let mut left = stop;
+    while left > 0 {
+        let n = left.min(block.len() as u64);
+        frame(client, &block[..n as usize]).await;
+        left -= n;
+    }
+}
+
+/// The box may be gone already; whether it is shows later.
+async fn frame<R, W>(client: &mut Client<R, W>, bytes: &[u8])
+where
+    R: tokio::io::AsyncRead + Unpin,
+    W: tokio::io::AsyncWrite + Unpin,
+{
+    let _ = client.writer.write_all(&(bytes.len() as u64).to_le_bytes()).await;
+    let _ = client.writer.write_all(bytes).await;
+}
+
+/// An upload of `len` bytes, of which `stop` get as far as the box, and then `end`.
+async fn interrupt(house: &mut Neighbours, path: &StorePath, way: Way, len: u64, stop: u64, end: End) {
+    println!("{way:?}: {stop} of {len} bytes, then {end:?}");
+    let relay = Relay::to(house.agent.port()).await;
+    let (mut ssh, reader, writer) = piped(house.ssh_at("alice", relay.port, WORKER));
+    let mut client =
+        within("a handshake", Client::connect(reader, writer, MINOR, &[])).await.expect("a handshake");
+    let info = PathInfo { path: path.clone(), ..announced("large", len) };
+    let request = match way {
+        Way::Nar => Request::AddToStoreNar { info: info.clone(), repair: false, dont_check_sigs: true },
+        Way::Multiple => Request::AddMultipleToStore { repair: false, dont_check_sigs: true },
+    };
+    client.request(&request).await.expect("the box reads");
+    send_some(&mut client, &info, way, len, stop).await;
+    match end {
+        End::ClientKilled => ssh.kill().await.expect("kill ssh"),
+        End::ConnectionReset => drop(relay.broken.send(true)),
+        End::ClientHangsUp => drop(client),
+        End::AgentKilled => {
+            house.agent.kill();
+            house.agent.restart();
+        }
+        End::MemberRemoved => {
+            house.keep_only(&["bob"]);
+            within("the member to be thrown out", ssh.wait()).await.expect("wait");
+            house.keep_only(&["alice", "bob"]);
+            // Let in again: within a second or so of the change.
+            loop {
+                let status = std::process::Command::from(house.ssh("alice", WORKER))
+                    .stdin(std::process::Stdio::null())
+                    .stdout(std::process::Stdio::null())
+                    .stderr(std::process::Stdio::null())
+                    .status()
+                    .expect("ssh");
+                // Not ssh's own status for "not let in".
+                if status.code() != Some(255) {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+    let _ = ssh.kill().await;
+}
+
+/// Nothing is left of it.
+async fn nothing_is_left(house: &Neighbours, path: &StorePath, before: &[PathBuf], idle_before: Idle) {
+    for who in ["alice", "bob"] {
+        let mut session = house.session(who).await;
+        assert!(!session.is_valid(path).await, "visible to {who}");
+        session.leave().await;
+    }
+    until("temporary files and objects to be what they were", || files(house) == before).await;
+    let pid = house.agent.pid();
+    until("descriptors to be closed", || descriptors(pid) <= idle_before.descriptors).await;
+    until("memory to be given back", || status_kib(pid, "VmRSS") <= idle_before.rss_kib + KEPT_KIB).await;
+}
+
+/// A box that has been used a little, so that what it allocates once is there.
+async fn warm() -> Neighbours {
+    let mut house = Neighbours::of(&["alice", "bob"]);
+    let path = path("warm");
+    interrupt(&mut house, &path, Way::Nar, 4 << 20, 3 << 20, End::ClientHangsUp).await;
+    for who in ["alice", "bob"] {
+        let mut session = house.session(who).await;
+        assert!(!session.is_valid(&path).await);
+        session.leave().await;
+    }
+    until("connections to be closed", || house.agent.count("disconnected") >= 3).await;
+    house
+}
+
+/// Interrupts uploads one after the other.
+async fn leaves_nothing(runs: &[(Way, u64, u64, End)]) {
+    let mut house = warm().await;
+    let before = files(&house);
+    let mut idle_before = idle(house.agent.pid());
+    let path = path("large");
+    for (way, len, stop, end) in runs {
+        interrupt(&mut house, &path, *way, *len, *stop, *end).await;
+        if *end == End::AgentKilled {
+            // Another process; it has not warmed up, so there is less to compare with than before.
+            idle_before.descriptors = idle_before.descriptors.max(idle(house.agent.pid()).descriptors);
+        } else {
+            let peak = status_kib(house.agent.pid(), "VmHWM").saturating_sub(idle_before.rss_kib);
+            assert!(peak < PEAK_KIB, "an upload of {len} bytes took {peak} KiB");
+        }
+        nothing_is_left(&house, &path, &before, idle_before).await;
+    }
+}
+
+#[tokio::test]
+async fn a_gigabyte_interrupted_near_its_end_leaves_nothing() {
+    leaves_nothing(&[
+        (Way::Nar, GIB, GIB - 1, End::ClientKilled),
+        (Way::Multiple, GIB, GIB, End::ConnectionReset),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_gigabyte_interrupted_in_the_middle_leaves_nothing() {
+    leaves_nothing(&[
+        (Way::Nar, GIB, GIB / 2, End::MemberRemoved),
+        (Way::Multiple, GIB, GIB / 3, End::AgentKilled),
+        (Way::Nar, GIB, GIB / 4, End::ClientHangsUp),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_gigabyte_interrupted_at_any_point_in_any_way_leaves_nothing() {
+    let mut runs = Vec::new();
+    for end in
+        [End::ClientKilled, End::ConnectionReset, End::ClientHangsUp, End::AgentKilled, End::MemberRemoved]
+    {
+        for (way, stop) in
+            [(Way::Nar, 0), (Way::Multiple, 1), (Way::Nar, 4096), (Way::Multiple, (8 << 20) + 5)]
+        {
+            runs.push((way, GIB, stop, end));
+        }
+    }
+    leaves_nothing(&runs).await;
+}
