@@ -23,7 +23,7 @@ use crate::twins::{Secret, at, aterm};
 /// One question of Bob's.
 struct Case {
     /// What he uploads before he asks, in a session of its own.
-    before: Vec<(PathInfo, Vec<u8>)>,
+    before: Uploads,
     request: Request,
     /// Sent after the request, in the frames of current clients.
     body: Option<Vec<u8>>,
@@ -45,8 +45,11 @@ fn outputs_of(drv: &StorePath) -> DerivedPath {
     DerivedPath::Built { drv_path: SingleDerivedPath::Opaque(drv.clone()), outputs: vec!["out".into()] }
 }
 
-/// Things to build that lead to the secret.
-fn targets(secret: &Secret) -> Vec<(Vec<(PathInfo, Vec<u8>)>, DerivedPath)> {
+/// Paths with their NARs.
+type Uploads = Vec<(PathInfo, Vec<u8>)>;
+
+/// Things to build that lead to the secret, and what Bob uploads before.
+fn targets(secret: &Secret) -> Vec<(Uploads, DerivedPath)> {
     let mut targets: Vec<_> = [&secret.plain, &secret.user, &secret.drv, &secret.output]
         .map(|path| (Vec::new(), DerivedPath::Opaque(path.clone())))
         .into();
