@@ -189,7 +189,8 @@ async fn interrupt(house: &mut Neighbours, path: &StorePath, way: Way, len: u64,
             house.keep_only(&["alice", "bob"]);
             // Let in again: within a second or so of the change.
             loop {
-                let status = std::process::Command::from(house.ssh("alice", WORKER))
+                let status = house
+                    .ssh("alice", WORKER)
                     .stdin(std::process::Stdio::null())
                     .stdout(std::process::Stdio::null())
                     .stderr(std::process::Stdio::null())
