@@ -61,7 +61,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         client.send(&hello).await?;
         let magic = client.u64().await?;
         if magic != SERVER_MAGIC {
-            return Err(WireError::NotNix { got: magic });
+            return Err(WireError::NotNix { got: magic, expected: SERVER_MAGIC });
         }
         let theirs = client.u64().await?;
         client.protocol.version = ours.min(Version::new(theirs as u8));
@@ -325,21 +325,7 @@ pub fn encode_request(request: &Request, protocol: Protocol) -> Vec<u8> {
         }
         Q::BuildDerivation { drv_path, derivation, mode } => {
             out.path(drv_path);
-            out.u64(derivation.outputs.len() as u64);
-            for (name, output) in &derivation.outputs {
-                out.str(name);
-                let drv_name = drv_path.name().strip_suffix(".drv").unwrap_or(drv_path.name());
-                write_output(out, output, drv_name, name);
-            }
-            out.paths(&derivation.input_sources);
-            out.str(&derivation.system);
-            out.str(&derivation.builder);
-            out.strings(&derivation.args);
-            out.u64(derivation.env.len() as u64);
-            for (key, value) in &derivation.env {
-                out.str(key);
-                out.bytes(value);
-            }
+            write_basic_derivation(out, drv_path, derivation);
             out.u64(*mode as u64);
         }
         Q::AddPermRoot { path, gc_root } => {
@@ -440,6 +426,29 @@ fn write_output(out: &mut Vec<u8>, output: &Output, drv_name: &str, name: &str) 
     out.maybe_path(path.as_ref());
     out.str(&method);
     out.str(&hash);
+}
+
+/// A derivation as `BuildDerivation` carries it, in both protocols.
+pub(crate) fn write_basic_derivation(
+    out: &mut Vec<u8>,
+    drv_path: &StorePath,
+    derivation: &crate::types::BasicDerivation,
+) {
+    out.u64(derivation.outputs.len() as u64);
+    for (name, output) in &derivation.outputs {
+        out.str(name);
+        let drv_name = drv_path.name().strip_suffix(".drv").unwrap_or(drv_path.name());
+        write_output(out, output, drv_name, name);
+    }
+    out.paths(&derivation.input_sources);
+    out.str(&derivation.system);
+    out.str(&derivation.builder);
+    out.strings(&derivation.args);
+    out.u64(derivation.env.len() as u64);
+    for (key, value) in &derivation.env {
+        out.str(key);
+        out.bytes(value);
+    }
 }
 
 fn method_text(method: ContentAddressMethod, algorithm: HashAlgorithm) -> String {

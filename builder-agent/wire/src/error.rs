@@ -19,10 +19,9 @@ pub enum WireError {
     Io(#[source] io::Error),
 
     #[error(
-        "this is no Nix client: it greeted with {got:#x} instead of {:#x}; is the remote command right?",
-        crate::worker::CLIENT_MAGIC
+        "this is no Nix client: it greeted with {got:#x} instead of {expected:#x}; is the remote command right?"
     )]
-    NotNix { got: u64 },
+    NotNix { got: u64, expected: u64 },
 
     /// Older clients write things we never learnt to read.
     #[error(

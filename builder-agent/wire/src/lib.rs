@@ -9,9 +9,17 @@
 #[cfg(feature = "test-client")]
 pub mod client;
 pub mod error;
+mod input;
 pub mod limits;
 pub mod nar;
+mod nar_body;
+mod output;
+mod read;
+pub mod serve;
+#[cfg(feature = "test-client")]
+pub mod serve_client;
 pub mod types;
 pub mod worker;
+mod write;
 
 pub use error::WireError;

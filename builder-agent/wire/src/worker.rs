@@ -23,11 +23,11 @@
 mod body;
 mod connection;
 mod handshake;
-mod input;
+
 mod log;
 mod log_write;
 mod op;
-mod output;
+
 mod request;
 mod request_read;
 mod response;
@@ -45,12 +45,10 @@ pub use version::{CLIENT_MAGIC, Features, Protocol, SERVER_MAGIC, Version};
 /// What the test client shares with the server.
 #[cfg(feature = "test-client")]
 pub(crate) mod internal {
-    pub(crate) use super::input::Fields;
     pub(crate) use super::log_write::*;
-    pub(crate) use super::output::Encode;
-    pub(crate) use super::request_read::{path_info, path_info_of};
-    pub(crate) use super::response_write::{
-        derived_path as write_derived_path, drv_output_id, hex, path_info as write_path_info,
-        realisation_json,
-    };
+    pub(crate) use super::response_write::{drv_output_id, realisation_json};
+    pub(crate) use crate::input::Fields;
+    pub(crate) use crate::output::Encode;
+    pub(crate) use crate::read::{path_info, path_info_of};
+    pub(crate) use crate::write::{derived_path as write_derived_path, hex, path_info as write_path_info};
 }

@@ -7,17 +7,16 @@ use std::task::{Context, Poll, ready};
 use nix_derivation::ContentAddressMethod;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-use super::connection::{Connection, PollIo};
-use super::input::{Fields, Input, padding_after};
+use super::connection::Connection;
 use super::log_write::STDERR_READ;
 use super::op::{BodyShape, Op};
-use super::output::{Encode, Output};
 use super::request::Request;
-use super::request_read;
 use super::version::Protocol;
 use crate::error::{Problem, WireError};
+use crate::input::{Fields, Input, padding_after};
 use crate::limits::{MAX_DISCARD_BYTES, MAX_FRAME_BYTES, MAX_ITEMS, TUNNEL_CHUNK_BYTES};
-use crate::nar::NarScanner;
+use crate::nar_body::{BareNar, PollIo, SizedNar, poll_some, truncated};
+use crate::output::{Encode, Output};
 use crate::types::PathInfo;
 
 /// What is left of the body of the current request.
@@ -25,14 +24,8 @@ pub(super) enum BodyState {
     None,
     /// Any bytes in frames.
     Framed(Frames),
-    /// A bare NAR. `only_contents`: of a NAR that is one plain file, the caller sees the file.
-    Nar {
-        scanner: NarScanner,
-        only_contents: bool,
-        left: u64,
-        op: &'static str,
-        limit: u64,
-    },
+    /// A bare NAR.
+    Nar(BareNar),
     /// A NAR that the client sends piece by piece as we ask.
     Asked(Asked),
     /// Path infos and NARs in frames.
@@ -74,32 +67,27 @@ pub(super) struct Items {
     frames: Frames,
     /// `None` before the count was read.
     left: Option<u64>,
-    item: Option<Item>,
+    item: Option<SizedNar>,
     max_item_bytes: u64,
-}
-
-struct Item {
-    size: u64,
-    left: u64,
-    scanner: NarScanner,
 }
 
 impl BodyState {
     pub fn of(op: Op, request: &Request, protocol: Protocol, limit: u64) -> Self {
         let name = op.name();
-        let nar = |scanner, only_contents| Self::Nar { scanner, only_contents, left: limit, op: name, limit };
         match (op.info().body, request) {
             (BodyShape::None, _) => Self::None,
             (BodyShape::Dump, Request::AddToStore { method, .. }) if !protocol.at_least(25) => match method {
-                ContentAddressMethod::Nar | ContentAddressMethod::Git => nar(NarScanner::new(), false),
-                ContentAddressMethod::Flat | ContentAddressMethod::Text => nar(NarScanner::flat(), true),
+                ContentAddressMethod::Nar | ContentAddressMethod::Git => Self::Nar(BareNar::new(name, limit)),
+                ContentAddressMethod::Flat | ContentAddressMethod::Text => {
+                    Self::Nar(BareNar::flat(name, limit))
+                }
             },
             (BodyShape::Nar, Request::AddToStoreNar { info, .. }) if !protocol.at_least(23) => {
                 if protocol.at_least(21) {
                     let size = info.nar_size;
                     Self::Asked(Asked { op: name, size, unasked: size, step: AskStep::Ask })
                 } else {
-                    nar(NarScanner::new(), false)
+                    Self::Nar(BareNar::new(name, limit))
                 }
             }
             // What all the items may hold together is not ours to say: each has its own limit.
@@ -120,7 +108,7 @@ impl BodyState {
         match self {
             Self::None => true,
             Self::Framed(frames) => frames.done,
-            Self::Nar { scanner, .. } => scanner.is_finished(),
+            Self::Nar(nar) => nar.is_finished(),
             Self::Asked(asked) => asked.unasked == 0 && matches!(asked.step, AskStep::Ask),
             Self::Items(items) => items.frames.done,
         }
@@ -255,24 +243,6 @@ impl Asked {
     }
 }
 
-impl Item {
-    /// Checks what was just read.
-    fn took(&mut self, op: &'static str, bytes: &[u8]) -> io::Result<()> {
-        let nar = |source| WireError::Nar { op, source }.into_io();
-        let problem = |problem| WireError::Field { op, field: "the NAR", problem }.into_io();
-        let used = self.scanner.push(bytes).map_err(nar)?;
-        self.left -= bytes.len() as u64;
-        if self.scanner.is_finished() && (used < bytes.len() || self.left > 0) {
-            let left = self.left + (bytes.len() - used) as u64;
-            return Err(problem(Problem::NarEndedEarly { left, size: self.size }));
-        }
-        if self.left == 0 && !self.scanner.is_finished() {
-            return Err(problem(Problem::NarGoesOn { size: self.size }));
-        }
-        Ok(())
-    }
-}
-
 /// The body of a request, to be read until it ends. See [`Connection::body`].
 pub struct Body<'a, R, W> {
     pub(super) conn: &'a mut Connection<R, W>,
@@ -288,89 +258,22 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> AsyncRead for Body<'_, R, W> {
             BodyState::None => Poll::Ready(Ok(())),
             BodyState::Framed(frames) => frames.poll_read(input, cx, buf, u64::MAX),
             BodyState::Asked(asked) => asked.poll_read(input, output, cx, buf),
-            BodyState::Nar { scanner, only_contents, left, op, limit } => {
-                poll_nar(scanner, *only_contents, left, op, *limit, input, cx, buf)
-            }
+            BodyState::Nar(nar) => nar.poll_read(input, cx, buf),
             BodyState::Items(items) => {
-                let Some(item) = items.item.as_mut().filter(|item| item.left > 0) else {
+                let Some(item) = items.item.as_mut().filter(|item| item.left() > 0) else {
                     return Poll::Ready(Ok(()));
                 };
                 let before = buf.filled().len();
-                ready!(items.frames.poll_read(input, cx, buf, item.left))?;
+                ready!(items.frames.poll_read(input, cx, buf, item.left()))?;
                 let new = &buf.filled()[before..];
                 if new.is_empty() {
-                    let problem = Problem::BodyTooShort { left: item.left, size: item.size };
+                    let problem = Problem::BodyTooShort { left: item.left(), size: item.size() };
                     return Poll::Ready(Err(items.frames.bad("the NAR", problem)));
                 }
-                Poll::Ready(item.took(items.frames.op, new))
+                Poll::Ready(item.took(new))
             }
         }
     }
-}
-
-/// Reads a bare NAR without passing its end: never more than the scanner needs for its next step.
-#[allow(clippy::too_many_arguments)] // the fields of one enum variant
-fn poll_nar<R: AsyncRead + Unpin>(
-    scanner: &mut NarScanner,
-    only_contents: bool,
-    left: &mut u64,
-    op: &'static str,
-    limit: u64,
-    input: &mut Input<R>,
-    cx: &mut Context<'_>,
-    buf: &mut ReadBuf<'_>,
-) -> PollIo {
-    let started = buf.filled().len();
-    while buf.remaining() > 0 && !scanner.is_finished() {
-        // What was read so far is returned at once; waiting for more is for the next call.
-        if buf.filled().len() > started && input.is_empty() {
-            break;
-        }
-        let max = scanner.need().min(*left);
-        if max == 0 {
-            let problem = Problem::BodyTooLarge { limit };
-            return Poll::Ready(Err(WireError::Field { op, field: "the NAR", problem }.into_io()));
-        }
-        let nar = |source| WireError::Nar { op, source }.into_io();
-        if only_contents && !scanner.in_contents() {
-            // Read aside: the caller gets the file and not its wrapping.
-            let mut aside = [0; 64];
-            let mut aside = ReadBuf::new(&mut aside);
-            *left -= ready!(poll_some(input, cx, &mut aside, max, op))?;
-            scanner.push(aside.filled()).map_err(nar)?;
-        } else {
-            let before = buf.filled().len();
-            *left -= ready!(poll_some(input, cx, buf, max, op))?;
-            scanner.push(&buf.filled()[before..]).map_err(nar)?;
-        }
-    }
-    Poll::Ready(Ok(()))
-}
-
-/// Reads at least one and at most `max` bytes; hanging up is an error.
-fn poll_some<R: AsyncRead + Unpin>(
-    input: &mut Input<R>,
-    cx: &mut Context<'_>,
-    buf: &mut ReadBuf<'_>,
-    max: u64,
-    op: &'static str,
-) -> Poll<io::Result<u64>> {
-    let max = max.min(buf.remaining() as u64) as usize;
-    if max == 0 {
-        return Poll::Ready(Ok(0));
-    }
-    let mut part = ReadBuf::new(buf.initialize_unfilled_to(max));
-    ready!(Pin::new(input).poll_read(cx, &mut part))?;
-    let got = part.filled().len();
-    if got == 0 {
-        return Poll::Ready(Err(truncated(op, "the body")));
-    }
-    buf.advance(got);
-    Poll::Ready(Ok(got as u64))
-}
-
-fn truncated(op: &'static str, field: &'static str) -> io::Error {
-    WireError::Truncated { op, field }.into_io()
 }
 
 /// The body of an `AddMultipleToStore` as a source of fields.
@@ -408,11 +311,7 @@ pub(super) async fn next_item<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
         read => read?,
     };
     items.left = Some(left);
-    items.item = info.as_ref().map(|info| Item {
-        size: info.nar_size,
-        left: info.nar_size,
-        scanner: NarScanner::new(),
-    });
+    items.item = info.as_ref().map(|info| SizedNar::new(items.frames.op, info.nar_size));
     Ok(info)
 }
 
@@ -431,7 +330,7 @@ async fn item_info<S: AsyncRead + Unpin>(
     if left == 0 {
         return Ok((0, None));
     }
-    let info = request_read::path_info(&mut fields).await?;
+    let info = crate::read::path_info(&mut fields).await?;
     match info.nar_size {
         0 => Err(fields.bad("the size of the NAR", Problem::EmptyNar)),
         size if size > limit => Err(fields.bad("the size of the NAR", Problem::BodyTooLarge { limit })),

@@ -1,23 +1,22 @@
 //! One connection: requests in, answers out, each exactly once and in order.
 
 use std::future::Future;
-use std::task::Poll;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use super::body::{Body, BodyState};
-use super::input::Input;
 use super::log::{Failure, LogEvent};
 use super::op::{Answer, Op};
-use super::output::Output;
 use super::request::Request;
 use super::response::Response;
 use super::version::Protocol;
 use super::{handshake, log_write, request_read, response_write};
 use crate::error::WireError;
+use crate::input::Input;
 use crate::limits::DEFAULT_MAX_BODY_BYTES;
 use crate::nar::NarScanner;
+use crate::output::Output;
 use crate::types::PathInfo;
 
 /// What a server says of itself, and what it accepts.
@@ -252,6 +251,3 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> NarReply<'_, R, W> {
         Ok(())
     }
 }
-
-// Kept out of the impl block: `Poll` is only needed where bodies are read.
-pub(super) type PollIo = Poll<std::io::Result<()>>;

@@ -2,13 +2,13 @@
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::input::{Fields, Input};
 use super::log::Failure;
 use super::log_write;
-use super::output::{Encode, Output};
 use super::version::{CLIENT_MAGIC, Features, Protocol, SERVER_MAGIC, Version};
 use crate::error::WireError;
+use crate::input::{Fields, Input};
 use crate::limits::{MAX_FEATURES, MAX_NAME_BYTES};
+use crate::output::{Encode, Output};
 
 const OP: &str = "the handshake";
 
@@ -25,7 +25,7 @@ pub(super) async fn accept<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     let mut fields = Fields::new(input, OP);
     let magic = fields.u64("magic number").await?;
     if magic != CLIENT_MAGIC {
-        return Err(WireError::NotNix { got: magic });
+        return Err(WireError::NotNix { got: magic, expected: CLIENT_MAGIC });
     }
     output.buffer.u64(SERVER_MAGIC);
     output.buffer.u64(Version::NEWEST.to_wire());

@@ -1,9 +1,9 @@
 //! Log events and errors as bytes. (Nix: `TunnelLogger` in src/libstore/daemon.cc.)
 
 use super::log::{Failure, Field, LogEvent, ResultKind, Verbosity};
-use super::output::Encode;
 use super::version::Protocol;
 use crate::limits::MAX_ERROR_BYTES;
+use crate::output::Encode;
 
 /// The log is over, the answer follows.
 pub(crate) const STDERR_LAST: u64 = 0x616c_7473;

@@ -5,15 +5,18 @@ use std::collections::BTreeMap;
 use nix_derivation::nixbase32;
 use tokio::io::AsyncRead;
 
-use super::input::{Fields, Input};
 use super::op::Op;
 use super::request::Request;
 use super::version::Protocol;
 use crate::error::{Problem, WireError, quote};
+use crate::input::{Fields, Input};
 use crate::limits::*;
+use crate::read::{
+    basic_derivation, derived_path, hash_algorithm, method_and_algorithm, output_name, path_info_of,
+};
 use crate::types::{
-    BasicDerivation, BuildMode, ClientSettings, ContentAddressMethod, DerivedPath, DrvKey, DrvOutputId,
-    GcAction, GcOptions, HashAlgorithm, NixHash, Output, PathInfo, Realisation, SingleDerivedPath,
+    BuildMode, ClientSettings, ContentAddressMethod, DerivedPath, DrvKey, DrvOutputId, GcAction, GcOptions,
+    HashAlgorithm, NixHash, Realisation,
 };
 
 /// The number of the next operation.
@@ -119,29 +122,6 @@ pub(super) async fn arguments<R: AsyncRead + Unpin>(
     })
 }
 
-/// A path info as inside an `AddMultipleToStore`: always in the form of version 1.16.
-pub(crate) async fn path_info<S: AsyncRead + Unpin>(f: &mut Fields<'_, S>) -> Result<PathInfo, WireError> {
-    let path = f.path("path").await?;
-    path_info_of(f, path).await
-}
-
-pub(crate) async fn path_info_of<S: AsyncRead + Unpin>(
-    f: &mut Fields<'_, S>,
-    path: nix_derivation::StorePath,
-) -> Result<PathInfo, WireError> {
-    Ok(PathInfo {
-        path,
-        deriver: f.maybe_path("deriver").await?,
-        nar_hash: f.sha256("narHash").await?,
-        references: f.path_set("references").await?,
-        registration_time: f.u64("registrationTime").await? as i64,
-        nar_size: f.u64("narSize").await?,
-        ultimate: f.bool("ultimate").await?,
-        signatures: f.signatures("signatures").await?,
-        ca: f.maybe_ca("ca").await?,
-    })
-}
-
 async fn add_to_store<S: AsyncRead + Unpin>(
     f: &mut Fields<'_, S>,
     protocol: Protocol,
@@ -174,30 +154,6 @@ async fn add_to_store<S: AsyncRead + Unpin>(
     Ok(Request::AddToStore { name, method, algorithm, references: Default::default(), repair: false })
 }
 
-/// `r:sha256`, `text:sha256`, `git:sha1`, `sha256`.
-fn method_and_algorithm<S: AsyncRead + Unpin>(
-    f: &Fields<'_, S>,
-    field: &'static str,
-    text: &str,
-) -> Result<(ContentAddressMethod, HashAlgorithm), WireError> {
-    let (method, algorithm) = match text.split_once(':') {
-        Some(("r", rest)) => (ContentAddressMethod::Nar, rest),
-        Some(("text", rest)) => (ContentAddressMethod::Text, rest),
-        Some(("git", rest)) => (ContentAddressMethod::Git, rest),
-        Some(_) => return Err(f.unexpected(field, text.as_bytes(), "a method of content addressing")),
-        None => (ContentAddressMethod::Flat, text),
-    };
-    Ok((method, hash_algorithm(f, field, algorithm)?))
-}
-
-fn hash_algorithm<S: AsyncRead + Unpin>(
-    f: &Fields<'_, S>,
-    field: &'static str,
-    name: &str,
-) -> Result<HashAlgorithm, WireError> {
-    name.parse().map_err(|source| f.bad(field, Problem::Hash { value: quote(name.as_bytes()), source }))
-}
-
 async fn build_mode<S: AsyncRead + Unpin>(f: &mut Fields<'_, S>) -> Result<BuildMode, WireError> {
     Ok(match f.at_most("buildMode", 2).await? {
         0 => BuildMode::Normal,
@@ -210,107 +166,14 @@ async fn targets<S: AsyncRead + Unpin>(
     f: &mut Fields<'_, S>,
     protocol: Protocol,
 ) -> Result<Vec<DerivedPath>, WireError> {
+    // Before 1.30 a derivation alone meant all its outputs.
+    let bare_builds = !protocol.at_least(30);
     let mut targets = Vec::new();
     for _ in 0..f.count("paths", MAX_TARGETS).await? {
         let text = f.string("paths", MAX_DERIVED_PATH_BYTES).await?;
-        targets.push(derived_path(f, "paths", &text, protocol)?);
+        targets.push(derived_path(f, "paths", &text, bare_builds)?);
     }
     Ok(targets)
-}
-
-/// `/nix/store/…`, or `/nix/store/….drv!out,dev`, or `/nix/store/….drv!*`.
-fn derived_path<S: AsyncRead + Unpin>(
-    f: &Fields<'_, S>,
-    field: &'static str,
-    text: &str,
-    protocol: Protocol,
-) -> Result<DerivedPath, WireError> {
-    let mut steps: Vec<&str> = text.split('!').collect();
-    if steps.len() > MAX_DERIVED_PATH_STEPS {
-        let (count, limit) = (steps.len() as u64, MAX_DERIVED_PATH_STEPS as u64);
-        return Err(f.bad(field, Problem::TooMany { count, limit }));
-    }
-    let base = f.parse_path(field, steps.remove(0).as_bytes())?;
-    let Some(outputs) = steps.pop() else {
-        // Before 1.30 a derivation alone meant all its outputs.
-        return Ok(match base.is_derivation() && !protocol.at_least(30) {
-            true => DerivedPath::Built { drv_path: SingleDerivedPath::Opaque(base), outputs: Vec::new() },
-            false => DerivedPath::Opaque(base),
-        });
-    };
-    let mut drv_path = SingleDerivedPath::Opaque(base);
-    for output in steps {
-        let output = output_name(f, field, output)?;
-        drv_path = SingleDerivedPath::Built { drv_path: Box::new(drv_path), output };
-    }
-    let mut names = Vec::new();
-    if outputs != "*" {
-        for name in outputs.split(',') {
-            if names.len() as u64 == MAX_OUTPUTS {
-                return Err(f.bad(field, Problem::TooMany { count: MAX_OUTPUTS + 1, limit: MAX_OUTPUTS }));
-            }
-            names.push(output_name(f, field, name)?);
-        }
-    }
-    Ok(DerivedPath::Built { drv_path, outputs: names })
-}
-
-/// Output names become part of store paths and of variables.
-fn output_name<S: AsyncRead + Unpin>(
-    f: &Fields<'_, S>,
-    field: &'static str,
-    name: &str,
-) -> Result<String, WireError> {
-    match nix_derivation::StorePath::from_parts([0; 20], name) {
-        Ok(_) => Ok(name.to_owned()),
-        Err(_) => Err(f.unexpected(field, name.as_bytes(), "the name of an output")),
-    }
-}
-
-async fn basic_derivation<S: AsyncRead + Unpin>(f: &mut Fields<'_, S>) -> Result<BasicDerivation, WireError> {
-    let mut outputs = BTreeMap::new();
-    for _ in 0..f.count("outputs", MAX_OUTPUTS).await? {
-        let name = f.string("output name", MAX_NAME_BYTES).await?;
-        let name = output_name(f, "output name", &name)?;
-        outputs.insert(name, output(f).await?);
-    }
-    Ok(BasicDerivation {
-        outputs,
-        input_sources: f.path_set("inputSrcs").await?,
-        system: f.string("platform", MAX_NAME_BYTES).await?,
-        builder: f.string("builder", MAX_NAME_BYTES).await?,
-        args: f.strings("args", MAX_BUILDER_ARGS, MAX_VALUE_BYTES).await?,
-        env: f.string_map("env", MAX_ENV_VARS, MAX_VALUE_BYTES, MAX_VALUE_BYTES).await?,
-    })
-}
-
-async fn output<S: AsyncRead + Unpin>(f: &mut Fields<'_, S>) -> Result<Output, WireError> {
-    const FIELD: &str = "output";
-    let path = f.maybe_path("output path").await?;
-    let method = f.string("output hashAlgo", MAX_NAME_BYTES).await?;
-    let hash = f.string("output hash", MAX_HASH_BYTES).await?;
-    if method.is_empty() {
-        return match (path, hash.is_empty()) {
-            (Some(path), true) => Ok(Output::InputAddressed { path }),
-            (None, true) => Ok(Output::Deferred),
-            (_, false) => Err(f.unexpected(FIELD, hash.as_bytes(), "empty, as there is no hash algorithm")),
-        };
-    }
-    let (method, algorithm) = method_and_algorithm(f, "output hashAlgo", &method)?;
-    match (&hash[..], path) {
-        ("impure", None) => Ok(Output::Impure { method, hash_algorithm: algorithm }),
-        ("", None) => Ok(Output::Floating { method, hash_algorithm: algorithm }),
-        ("impure" | "", Some(path)) => {
-            Err(f.unexpected(FIELD, path.to_string().as_bytes(), "empty, as the content decides the path"))
-        }
-        (_, _) => {
-            let bad = |source| f.bad("output hash", Problem::Hash { value: quote(hash.as_bytes()), source });
-            let hash = NixHash::parse(&format!("{algorithm}:{hash}")).map_err(bad)?;
-            let ca =
-                nix_derivation::CAHash::from_parts(method, algorithm, hash.digest_as_bytes()).map_err(bad)?;
-            Ok(Output::Fixed { ca })
-        }
-    }
 }
 
 async fn client_settings<S: AsyncRead + Unpin>(f: &mut Fields<'_, S>) -> Result<ClientSettings, WireError> {

@@ -5,14 +5,12 @@ use std::time::Duration;
 use tokio::io::AsyncWrite;
 
 use super::op::{Answer, Op};
-use super::output::{Encode, Output};
 use super::response::Response;
 use super::version::Protocol;
 use crate::error::WireError;
-use crate::types::{
-    BuildResult, BuiltOutput, DerivedPath, DrvKey, DrvOutputId, PathInfo, Realisation, SingleDerivedPath,
-    SubstitutablePathInfo,
-};
+use crate::output::{Encode, Output};
+use crate::types::{BuildResult, DrvKey, DrvOutputId, Realisation, SubstitutablePathInfo};
+use crate::write::{built_outputs, built_outputs_json, derived_path, path_info};
 
 /// Whether this shape answers this operation.
 pub(super) fn check(op: Op, response: &Response) -> Result<(), WireError> {
@@ -125,18 +123,6 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
     Ok(output.relieve().await?)
 }
 
-/// Everything but the path itself (Nix: `UnkeyedValidPathInfo`).
-pub(crate) fn path_info(out: &mut Vec<u8>, info: &PathInfo) {
-    out.maybe_path(info.deriver.as_ref());
-    out.str(&hex(&info.nar_hash));
-    out.paths(&info.references);
-    out.u64(info.registration_time as u64);
-    out.u64(info.nar_size);
-    out.bool(info.ultimate);
-    out.strings(&info.signatures);
-    out.str(&info.ca.as_ref().map(|ca| ca.to_nix_string()).unwrap_or_default());
-}
-
 fn substitutable(out: &mut Vec<u8>, info: &SubstitutablePathInfo, keyed: bool) {
     if keyed {
         out.path(&info.path);
@@ -161,30 +147,10 @@ fn build_result(out: &mut Vec<u8>, protocol: Protocol, result: &BuildResult) {
         microseconds(out, result.cpu_system);
     }
     if protocol.features.realisation_with_path {
-        out.u64(result.built_outputs.len() as u64);
-        for (name, output) in &result.built_outputs {
-            out.str(name);
-            out.path(&output.path);
-            out.strings(&output.signatures);
-        }
+        built_outputs(out, result);
     } else if protocol.at_least(28) {
-        out.u64(result.built_outputs.len() as u64);
-        for (name, output) in &result.built_outputs {
-            let id = built_id(name, output);
-            let json = serde_json::json!({
-                "dependentRealisations": {},
-                "id": id,
-                "outPath": output.path.to_basename(),
-                "signatures": output.signatures,
-            });
-            out.str(&id);
-            out.str(&json.to_string());
-        }
+        built_outputs_json(out, result);
     }
-}
-
-fn built_id(name: &str, output: &BuiltOutput) -> String {
-    format!("sha256:{}!{name}", hex(&output.drv_hash.unwrap_or_default()))
 }
 
 fn microseconds(out: &mut Vec<u8>, time: Option<Duration>) {
@@ -226,34 +192,4 @@ pub(crate) fn drv_output_id(id: &DrvOutputId) -> String {
         // Clients of this form never read it; it only has to parse.
         DrvKey::Path(_) => format!("sha256:{}!{}", "0".repeat(64), id.output),
     }
-}
-
-/// With `!` between the steps, as every version reads it.
-pub(crate) fn derived_path(out: &mut Vec<u8>, path: &DerivedPath) {
-    match path {
-        DerivedPath::Opaque(path) => out.path(path),
-        DerivedPath::Built { drv_path, outputs } => {
-            let mut text = single_derived_path(drv_path);
-            text.push('!');
-            match outputs.is_empty() {
-                true => text.push('*'),
-                false => text.push_str(&outputs.join(",")),
-            }
-            out.str(&text);
-        }
-    }
-}
-
-fn single_derived_path(path: &SingleDerivedPath) -> String {
-    let (base, steps) = path.components();
-    steps.iter().fold(base.to_absolute_path(), |text, step| text + "!" + step)
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::input::padding_after;
+use crate::input::padding_after;
 use crate::limits::BUFFER_BYTES;
 
 /// A buffer to encode into. Fields are appended at once; the transport is touched by `relieve` and `flush` only.

@@ -1,0 +1,190 @@
+//! One connection: requests in, answers out, each exactly once and in order.
+
+use std::future::Future;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::body::{self, Body, BodyState};
+use super::op::{Answer, Op};
+use super::reply::{self, ExportReply, InfosReply, NarReply, Response};
+use super::request::{ImportedInfo, Request};
+use super::{CLIENT_MAGIC, NEWEST, OLDEST, SERVER_MAGIC, request_read};
+use crate::error::WireError;
+use crate::input::{Fields, Input};
+use crate::nar::NarScanner;
+use crate::output::{Encode, Output};
+use crate::worker::Version;
+
+/// A client we shook hands with.
+pub struct Connection<R, W> {
+    pub(super) input: Input<R>,
+    pub(super) output: Output<W>,
+    pub(super) version: Version,
+    pub(super) body: BodyState,
+    pub(super) max_nar_bytes: u64,
+    /// The request that still waits for its answer.
+    pending: Option<Op>,
+    /// Set while an answer is half sent, and when the stream is no longer in step.
+    pub(super) broken: Option<Op>,
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
+    /// Shakes hands. Clients before [`OLDEST`] are refused; there is no way to tell them.
+    ///
+    /// `max_nar_bytes`: of one NAR.
+    pub async fn accept(reader: R, writer: W, max_nar_bytes: u64) -> Result<Self, WireError> {
+        let (mut input, mut output) = (Input::new(reader), Output::new(writer));
+        let fields = &mut Fields::new(&mut input, "the handshake");
+        let magic = fields.u64("magic number").await?;
+        if magic != CLIENT_MAGIC {
+            return Err(WireError::NotNix { got: magic, expected: CLIENT_MAGIC });
+        }
+        output.buffer.u64(SERVER_MAGIC);
+        output.buffer.u64(NEWEST.to_wire());
+        output.flush().await?;
+        let client = fields.u64("version").await?;
+        let Some(client) = Version::from_wire(client) else {
+            return Err(fields.unexpected(
+                "version",
+                format!("{client:#x}").as_bytes(),
+                "a protocol version",
+            ));
+        };
+        if client < OLDEST {
+            return Err(WireError::TooOld { client, oldest: OLDEST });
+        }
+        Ok(Self::new(input, output, client.min(NEWEST), max_nar_bytes))
+    }
+
+    /// As if a handshake had agreed on this.
+    #[cfg(feature = "test-client")]
+    pub fn after_handshake(reader: R, writer: W, version: Version, max_nar_bytes: u64) -> Self {
+        Self::new(Input::new(reader), Output::new(writer), version, max_nar_bytes)
+    }
+
+    fn new(input: Input<R>, output: Output<W>, version: Version, max_nar_bytes: u64) -> Self {
+        Self { input, output, version, body: BodyState::None, max_nar_bytes, pending: None, broken: None }
+    }
+
+    /// What was agreed on.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The next request, or `None` when the client hung up between two. Sends what is buffered before it waits,
+    /// and only then, so that answers to pipelined requests travel together. Not cancel safe.
+    pub async fn next_request(&mut self) -> Result<Option<Request>, WireError> {
+        if let Some(op) = self.pending {
+            return Err(WireError::Misuse { op: op.name(), what: "the last request was not answered" });
+        }
+        if let Some(op) = self.broken {
+            return Err(WireError::OutOfStep { op: op.name(), why: "its answer was not finished" });
+        }
+        if self.input.is_empty() {
+            self.output.flush().await?;
+        }
+        if !self.input.wait().await? {
+            return Ok(None);
+        }
+        let number = request_read::number(&mut self.input).await?;
+        let Some(op) = Op::from_number(number) else { return Err(WireError::Unsupported { op: number }) };
+        let request = request_read::arguments(&mut self.input, self.version, op, self.max_nar_bytes).await?;
+        self.body = BodyState::of(op, &request);
+        self.pending = Some(op);
+        Ok(Some(request))
+    }
+
+    /// The command of the request that waits for its answer.
+    pub fn pending(&self) -> Option<Op> {
+        self.pending
+    }
+
+    /// The NAR of this request, or the one [`next_nar`](Self::next_nar) just announced. Ends where it ends, checked;
+    /// may be dropped and taken up again. Empty for requests without one.
+    pub fn body(&mut self) -> Body<'_, R, W> {
+        Body { conn: self }
+    }
+
+    /// Whether another NAR follows in an `ImportPaths`. It is the [`body`](Self::body), to be read to its end before
+    /// [`trailer`](Self::trailer) says what it is.
+    pub async fn next_nar(&mut self) -> Result<bool, WireError> {
+        let op = self.expect_pending("a NAR outside of a request")?;
+        body::next_nar(self, op).await
+    }
+
+    /// What the NAR was that has just been read.
+    pub async fn trailer(&mut self) -> Result<ImportedInfo, WireError> {
+        let op = self.expect_pending("a NAR outside of a request")?;
+        body::trailer(self, op).await
+    }
+
+    /// Sends what is buffered.
+    pub async fn flush(&mut self) -> Result<(), WireError> {
+        Ok(self.output.flush().await?)
+    }
+
+    /// Ready when the client has hung up. Cancel safe. (A client that pipelines more than a buffer while its
+    /// request runs is only noticed when we write.)
+    pub async fn closed(&mut self) {
+        std::future::poll_fn(|cx| self.input.poll_closed(cx)).await
+    }
+
+    /// Does `work`; drops it and fails with [`WireError::Truncated`] as soon as the client hangs up. What was answered
+    /// before is sent first. The request still has to be answered.
+    pub async fn run<F: Future>(&mut self, work: F) -> Result<F::Output, WireError> {
+        let op = self.expect_pending("work outside of a request")?;
+        self.output.flush().await?;
+        // A hang-up is only watched for when the client has no more of this request to send.
+        let watch = self.body.is_finished();
+        tokio::select! {
+            biased;
+            output = work => Ok(output),
+            () = self.closed(), if watch => {
+                Err(WireError::Truncated { op: op.name(), field: "the answer's reader" })
+            }
+        }
+    }
+
+    /// Answers the request. What is left of its body is skipped first: clients send all of it before they listen.
+    pub async fn reply(&mut self, response: &Response) -> Result<(), WireError> {
+        let op = self.expect_pending("answer without a request")?;
+        reply::check(op, response)?;
+        body::skip_rest(self, op).await?;
+        reply::write(&mut self.output, self.version, response).await?;
+        self.pending = None;
+        Ok(())
+    }
+
+    /// Answers `QueryPathInfos`.
+    pub async fn reply_infos(&mut self) -> Result<InfosReply<'_, R, W>, WireError> {
+        self.begin(Answer::PathInfos)?;
+        Ok(InfosReply { conn: self })
+    }
+
+    /// Answers `DumpStorePath`. Failures must be noticed before, since there is no way to report one in the middle:
+    /// then drop the answer and the connection.
+    pub async fn reply_nar(&mut self) -> Result<NarReply<'_, R, W>, WireError> {
+        let op = self.begin(Answer::Nar)?;
+        Ok(NarReply { conn: self, op, scanner: NarScanner::new() })
+    }
+
+    /// Answers `ExportPaths`. The same holds for failures.
+    pub async fn reply_export(&mut self) -> Result<ExportReply<'_, R, W>, WireError> {
+        let op = self.begin(Answer::Export)?;
+        Ok(ExportReply { conn: self, op, scanner: None })
+    }
+
+    fn begin(&mut self, answer: Answer) -> Result<Op, WireError> {
+        let op = self.expect_pending("answer without a request")?;
+        if op.info().answer != answer {
+            return Err(WireError::Misuse { op: op.name(), what: "an answer of the wrong shape" });
+        }
+        self.pending = None;
+        self.broken = Some(op);
+        Ok(op)
+    }
+
+    fn expect_pending(&self, what: &'static str) -> Result<Op, WireError> {
+        self.pending.ok_or(WireError::Misuse { op: "none", what })
+    }
+}

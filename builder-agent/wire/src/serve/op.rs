@@ -1,0 +1,105 @@
+//! The commands of the serve protocol, in one table. `docs/protocols.md` is checked against it.
+
+/// One row of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpInfo {
+    pub op: Op,
+    pub number: u64,
+    pub name: &'static str,
+    /// Who sends it, in words.
+    pub sent: &'static str,
+    /// Not without `--write`.
+    pub writes: bool,
+    pub body: BodyShape,
+    pub answer: Answer,
+}
+
+/// What follows the arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyShape {
+    None,
+    /// A bare NAR of the size that the arguments say.
+    Nar,
+    /// An export stream: NARs, each with what is known of it behind it.
+    Export,
+}
+
+/// What comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// The number 1; 0 if it did not work.
+    One,
+    Paths,
+    /// Path infos up to an empty path.
+    PathInfos,
+    /// A bare NAR.
+    Nar,
+    /// An export stream.
+    Export,
+    /// A status, and a message unless the status is good.
+    Status,
+    BuildResult,
+}
+
+macro_rules! ops {
+    ($($number:literal $name:ident $sent:literal $writes:literal $body:ident $answer:ident,)*) => {
+        /// A command we know.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Op {
+            $($name = $number,)*
+        }
+
+        /// Every command we know, by number.
+        pub const OPS: &[OpInfo] = &[
+            $(OpInfo {
+                op: Op::$name,
+                number: $number,
+                name: stringify!($name),
+                sent: $sent,
+                writes: $writes,
+                body: BodyShape::$body,
+                answer: Answer::$answer,
+            },)*
+        ];
+
+        impl Op {
+            /// The command with this number, if we know it.
+            pub fn from_number(number: u64) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+// Numbers: Nix, src/libstore/serve-protocol.hh. Who sends them: its legacy-ssh-store.cc, and Hydra's queue runner.
+ops! {
+    1 QueryValidPaths "all" false None Paths,
+    2 QueryPathInfos "all" false None PathInfos,
+    3 DumpStorePath "all" false None Nar,
+    4 ImportPaths "up to 2.4, and Hydra" true Export One,
+    5 ExportPaths "before Nix 2.0" false None Export,
+    6 BuildPaths "all" true None Status,
+    7 QueryClosure "all" false None Paths,
+    8 BuildDerivation "all" true None BuildResult,
+    9 AddToStoreNar "2.5 and newer" true Nar One,
+}
+
+impl Op {
+    /// Its row of the table.
+    pub fn info(self) -> &'static OpInfo {
+        // Every `Op` comes from the table, so the search ends.
+        OPS.iter().find(|info| info.op == self).unwrap_or(&OPS[0])
+    }
+
+    /// As in Nix's `ServeProto::Command`.
+    pub fn name(self) -> &'static str {
+        self.info().name
+    }
+
+    pub fn number(self) -> u64 {
+        self as u64
+    }
+}
