@@ -1,4 +1,4 @@
-//! A worker-protocol session: one client's requests, answered from its member's view.
+//! A worker-protocol session: one client's requests, answered from its member's view. (`serve_protocol` is its sibling.)
 //!
 //! `wire` has parsed and bounded every request before it arrives here. A request that fails is answered with an error
 //! and the session goes on; only broken framing ends it. Every operation is in the one `match` of
@@ -18,9 +18,13 @@ use crate::House;
 use crate::roster::{Member, Roster};
 
 mod ask;
+mod audience;
 mod convert;
 mod realise;
+mod serve_protocol;
 mod transfer;
+
+pub use serve_protocol::serve_store;
 
 use transfer::Trouble;
 
@@ -49,6 +53,9 @@ pub enum SessionError {
     /// The client has been told, unless it is gone.
     #[error(transparent)]
     Told(WireError),
+    /// The same, where a protocol has no other way to refuse a request than to end.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// Serves one channel until the client hangs up.
@@ -72,17 +79,8 @@ where
     })?;
     let version = conn.protocol().version.to_string();
     tracing::info!(connection, member = %member.name, protocol = version, "worker session started");
-    let _end = EndLogged { connection, member: member.clone() };
-    let mut roster = house.roster.clone();
-    let view = house.view_of(&member, &roster.borrow_and_update());
-    let mut session = Session {
-        house,
-        member,
-        view,
-        roster,
-        settings: ClientSettings::default(),
-        ids: realise::Ids::new(),
-    };
+    let _end = EndLogged { connection, member: member.clone(), what: "worker session ended" };
+    let mut session = Session::open(house, member);
     let result = session.answer_all(&mut conn).await;
     if let Err(error) = &result {
         // Best effort: the client may be gone.
@@ -95,15 +93,22 @@ where
 struct EndLogged {
     connection: u64,
     member: Arc<Member>,
+    what: &'static str,
 }
 
 impl Drop for EndLogged {
     fn drop(&mut self) {
-        tracing::info!(connection = self.connection, member = %self.member.name, "worker session ended");
+        tracing::info!(connection = self.connection, member = %self.member.name, "{}", self.what);
     }
 }
 
 impl Session {
+    fn open(house: Arc<House>, member: Arc<Member>) -> Self {
+        let mut roster = house.roster.clone();
+        let view = house.view_of(&member, &roster.borrow_and_update());
+        Self { house, member, view, roster, settings: ClientSettings::default(), ids: realise::Ids::new() }
+    }
+
     async fn answer_all<R, W>(&mut self, conn: &mut Connection<R, W>) -> Result<(), WireError>
     where
         R: AsyncRead + Unpin + Send,

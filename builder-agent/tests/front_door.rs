@@ -10,6 +10,9 @@ use common::{Agent, make_key, write_roster};
 const BANNER: &str = "testbox: a Barnraiser community builder\n\
                       warning: builds run in the namespace sandbox, which is weaker than this project's micro-VMs\n";
 
+const WORKS: &str = "this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://), \
+                     `nix-store --serve --write` (for those named ssh://) and `signing-key`";
+
 #[test]
 fn a_command_that_is_not_possible_is_refused_in_one_line_that_names_what_is() {
     let agent = Agent::start(&["alice"], "");
@@ -17,25 +20,20 @@ fn a_command_that_is_not_possible_is_refused_in_one_line_that_names_what_is() {
         agent.transcript("alice", &["uname -a; id"]),
         format!(
             "$ ssh box uname -a; id\n{BANNER}\
-             cannot make out `uname -a; id`; this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://)\n\
+             cannot make out `uname -a; id`; {WORKS}\n\
              [exit 127]\n"
         )
     );
     assert_eq!(
-        agent.transcript("alice", &["nix-store --serve --write"]),
-        format!(
-            "$ ssh box nix-store --serve --write\n{BANNER}\
-             `nix-store --serve` (stores named ssh://) comes later; this box answers `nix-daemon --stdio` \
-             (for stores and builders named ssh-ng://): write ssh-ng:// instead of ssh://\n\
-             [exit 127]\n"
-        )
+        agent.transcript("alice", &["nix-store --gc"]),
+        format!("$ ssh box nix-store --gc\n{BANNER}cannot run `nix-store --gc`; {WORKS}\n[exit 127]\n")
     );
 }
 
 #[test]
 fn there_is_no_shell_with_or_without_a_terminal_and_no_subsystem() {
     let agent = Agent::start(&["alice"], "");
-    let line = "there is no shell yet; this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://)\n";
+    let line = format!("there is no shell yet; {WORKS}\n");
     assert_eq!(agent.transcript("alice", &[]), format!("$ ssh box \n{BANNER}{line}[exit 127]\n"));
     let with_terminal = agent.ssh("alice").arg("-tt").output().expect("ssh");
     assert_eq!(with_terminal.status.code(), Some(127));

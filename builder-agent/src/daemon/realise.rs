@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use nix_derivation::{DerivedPath, StorePath};
 use store::View;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use wire::types::{BasicDerivation, BuildMode, BuildResult, BuildStatus, BuiltOutput, ClientSettings};
-use wire::worker::{ActivityKind, Connection, LogEvent, ResultKind, Verbosity};
+use wire::worker::{ActivityKind, LogEvent, ResultKind, Verbosity};
 
 use super::Session;
+use super::audience::Audience;
 use super::transfer::{Trouble, blocking};
 use crate::House;
 use crate::build::log::{Lines, LogReader, Notice};
@@ -78,39 +78,27 @@ impl Done {
 }
 
 impl Session {
-    pub(super) async fn build_paths<R, W>(
+    pub(super) async fn build_paths(
         &self,
-        conn: &mut Connection<R, W>,
+        audience: &mut impl Audience,
         targets: Vec<DerivedPath>,
         mode: BuildMode,
-    ) -> Result<(), Trouble>
-    where
-        R: AsyncRead + Unpin + Send,
-        W: AsyncWrite + Unpin + Send,
-    {
-        let results = self.build_paths_with_results(conn, targets, mode).await?;
-        let mut failed: Vec<String> =
-            results.into_iter().filter(|(_, r)| !r.status.is_success()).map(|(_, r)| r.error_msg).collect();
-        match failed.len() {
-            0 => Ok(()),
-            1 => Err(Trouble::Refused(failed.remove(0))),
-            n => {
-                failed.truncate(MAX_FAILURES_SHOWN);
-                Err(Trouble::Refused(format!("{n} targets failed:\n{}", failed.join("\n"))))
-            }
+    ) -> Result<(), Trouble> {
+        let results = self.build_paths_with_results(audience, targets, mode).await?;
+        let results = results.into_iter().map(|(_, result)| result);
+        let failed: Vec<BuildResult> = results.filter(|result| !result.status.is_success()).collect();
+        match failed.is_empty() {
+            true => Ok(()),
+            false => Err(Trouble::Refused(all_messages(failed))),
         }
     }
 
-    pub(super) async fn build_paths_with_results<R, W>(
+    pub(super) async fn build_paths_with_results(
         &self,
-        conn: &mut Connection<R, W>,
+        audience: &mut impl Audience,
         targets: Vec<DerivedPath>,
         mode: BuildMode,
-    ) -> Result<Vec<(DerivedPath, BuildResult)>, Trouble>
-    where
-        R: AsyncRead + Unpin + Send,
-        W: AsyncWrite + Unpin + Send,
-    {
+    ) -> Result<Vec<(DerivedPath, BuildResult)>, Trouble> {
         check_mode(mode)?;
         let view = self.view.clone();
         let looked_at = targets.clone();
@@ -119,7 +107,7 @@ impl Session {
         let (events, mut shown) = mpsc::channel(EVENTS_AHEAD);
         let context = self.context(events);
         let work = realise(context, plan.clone(), self.settings.keep_going);
-        let ended = conn.run(work, &mut shown).await?;
+        let ended = audience.run(work, &mut shown).await?;
         Ok(targets
             .into_iter()
             .map(|target| {
@@ -129,24 +117,20 @@ impl Session {
             .collect())
     }
 
-    pub(super) async fn build_derivation<R, W>(
+    pub(super) async fn build_derivation(
         &self,
-        conn: &mut Connection<R, W>,
+        audience: &mut impl Audience,
         drv_path: StorePath,
         derivation: BasicDerivation,
         mode: BuildMode,
-    ) -> Result<BuildResult, Trouble>
-    where
-        R: AsyncRead + Unpin + Send,
-        W: AsyncWrite + Unpin + Send,
-    {
+    ) -> Result<BuildResult, Trouble> {
         check_mode(mode)?;
         let recipe = match Recipe::from_basic(&drv_path, derivation) {
             Ok(recipe) => Arc::new(recipe),
             Err(failure) => return Ok(BuildResult::new(failure.status, failure.message)),
         };
         let (events, mut shown) = mpsc::channel(EVENTS_AHEAD);
-        let ended = conn.run(build_one(self.context(events), recipe.clone()), &mut shown).await?;
+        let ended = audience.run(build_one(self.context(events), recipe.clone()), &mut shown).await?;
         Ok(match ended {
             Ok(done) => success(&done, &[]),
             Err(failure) => BuildResult::new(failure.status, failure.message),
@@ -171,6 +155,17 @@ impl Session {
 /// Nix's `timeout` has no place of its own in `SetOptions`; it comes by name, the old or the new one.
 fn timeout(settings: &ClientSettings) -> Option<u64> {
     ["timeout", "build-timeout"].iter().find_map(|name| settings.overrides.get(*name)?.parse().ok())
+}
+
+/// One message out of those of failed targets.
+pub(super) fn all_messages(failed: Vec<BuildResult>) -> String {
+    let count = failed.len();
+    let messages: Vec<String> =
+        failed.into_iter().take(MAX_FAILURES_SHOWN).map(|result| result.error_msg).collect();
+    match count {
+        1 => messages.concat(),
+        n => format!("{n} targets failed:\n{}", messages.join("\n")),
+    }
 }
 
 fn check_mode(mode: BuildMode) -> Result<(), Trouble> {

@@ -19,7 +19,7 @@ use super::{Session, convert};
 const CHUNK: usize = 64 * 1024;
 const CHUNKS_AHEAD: usize = 8;
 /// Paths of one upload that become visible together. Each commit costs a few disk flushes; a batch shares them.
-const BATCH: usize = 256;
+pub(super) const BATCH: usize = 256;
 
 /// Why a request got no answer.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 /// The client is told all; the box's log gets what is the box's own trouble.
-fn import_failed(error: ImportError) -> Trouble {
+pub(super) fn import_failed(error: ImportError) -> Trouble {
     if !error.is_callers_fault() {
         tracing::error!(%error, "the store cannot take an upload");
     }
@@ -89,7 +89,10 @@ impl Read for PieceReader {
 }
 
 /// Gives everything in `body` to `work`. If `work` ends early the rest of the body stays unread.
-async fn feed<B, T>(mut body: B, work: impl FnOnce(&mut dyn Read) -> T + Send + 'static) -> Result<T, Trouble>
+pub(super) async fn feed<B, T>(
+    mut body: B,
+    work: impl FnOnce(&mut dyn Read) -> T + Send + 'static,
+) -> Result<T, Trouble>
 where
     B: AsyncRead + Unpin,
     T: Send + 'static,
@@ -193,40 +196,59 @@ impl Session {
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
     {
-        let view = self.view.clone();
-        let opened = blocking(move || view.nar(&path)).await?;
-        let mut nar = opened.map_err(|error| Trouble::Refused(error.to_string()))?;
-        let (sender, mut chunks) = mpsc::channel::<io::Result<Vec<u8>>>(CHUNKS_AHEAD);
-        // Ends by itself when the receiver is dropped.
-        tokio::task::spawn_blocking(move || {
-            loop {
-                let mut chunk = vec![0; CHUNK];
-                let read = nar.read(&mut chunk).map(|n| {
-                    chunk.truncate(n);
-                    chunk
-                });
-                let last = read.as_ref().map_or(true, Vec::is_empty);
-                if sender.blocking_send(read).is_err() || last {
-                    return;
-                }
-            }
-        });
+        let mut chunks = read_nar(&self.view, path).await?;
         let mut reply = conn.reply_nar().await?;
-        while let Some(chunk) = chunks.recv().await {
-            match chunk {
-                Ok(chunk) if chunk.is_empty() => return Ok(reply.finish().await?),
-                Ok(chunk) => reply.write(&chunk).await?,
-                Err(error) => {
-                    tracing::error!(%error, "cannot read an object");
-                    return Err(Trouble::Wire(WireError::Io(error)));
-                }
-            }
+        while let Some(chunk) = next_chunk(&mut chunks).await? {
+            reply.write(&chunk).await?;
         }
-        Err(Trouble::Wire(WireError::Io(io::Error::other("the reader of an object stopped; this is a bug"))))
+        Ok(reply.finish().await?)
     }
 }
 
-async fn register(view: &View, batch: Vec<Staged>) -> Result<(), Trouble> {
+/// Reads a path's NAR ahead of its client. The last chunk is empty.
+pub(super) async fn read_nar(
+    view: &View,
+    path: StorePath,
+) -> Result<mpsc::Receiver<io::Result<Vec<u8>>>, Trouble> {
+    let view = view.clone();
+    let opened = blocking(move || view.nar(&path)).await?;
+    let mut nar = opened.map_err(|error| Trouble::Refused(error.to_string()))?;
+    let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
+    // Ends by itself when the receiver is dropped.
+    tokio::task::spawn_blocking(move || {
+        loop {
+            let mut chunk = vec![0; CHUNK];
+            let read = nar.read(&mut chunk).map(|n| {
+                chunk.truncate(n);
+                chunk
+            });
+            let last = read.as_ref().map_or(true, Vec::is_empty);
+            if sender.blocking_send(read).is_err() || last {
+                return;
+            }
+        }
+    });
+    Ok(chunks)
+}
+
+/// The next chunk of [`read_nar`]; `None` after the last. No failure can be told to the client any more.
+pub(super) async fn next_chunk(
+    chunks: &mut mpsc::Receiver<io::Result<Vec<u8>>>,
+) -> Result<Option<Vec<u8>>, Trouble> {
+    match chunks.recv().await {
+        Some(Ok(chunk)) => Ok((!chunk.is_empty()).then_some(chunk)),
+        Some(Err(error)) => {
+            tracing::error!(%error, "cannot read an object");
+            Err(Trouble::Wire(WireError::Io(error)))
+        }
+        None => {
+            let error = io::Error::other("the reader of an object stopped; this is a bug");
+            Err(Trouble::Wire(WireError::Io(error)))
+        }
+    }
+}
+
+pub(super) async fn register(view: &View, batch: Vec<Staged>) -> Result<(), Trouble> {
     if batch.is_empty() {
         return Ok(());
     }

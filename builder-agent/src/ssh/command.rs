@@ -9,21 +9,32 @@ pub const MAX_REQUEST: usize = 4096;
 /// What a session channel turned out to be for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
-    /// `nix-daemon --stdio`: the worker protocol.
-    Worker,
     /// `signing-key`: the public half of the key that signs Verified paths.
     SigningKey,
+    /// One of Nix's protocols on a member's view.
+    Store(StoreSession),
     /// Everything else, with the line that tells the person what would have worked.
     Refused(String),
 }
 
+/// Which of Nix's protocols.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreSession {
+    /// `nix-daemon --stdio`: the worker protocol.
+    Worker,
+    /// `nix-store --serve`, which only reads, or with `--write`.
+    Serve { write: bool },
+}
+
 /// Said to everyone who asks for anything else.
-const POSSIBLE: &str = "this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://)";
+const POSSIBLE: &str = "this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://), \
+     `nix-store --serve --write` (for those named ssh://) and `signing-key`";
 
 /// What an `exec` request asks for.
 ///
 /// Nix (src/libstore/ssh-store.cc) runs its `remote-program` setting, by default `nix-daemon`, then `--stdio`, and
-/// `--store <url>` when its `remote-store` setting is not empty; newer versions quote every word for a shell.
+/// `--store <url>` when its `remote-store` setting is not empty; newer versions quote every word for a shell. For
+/// `ssh://` (legacy-ssh-store.cc) the program is `nix-store` and the option `--serve --write`.
 pub fn parse(request: &[u8]) -> Command {
     if request.len() > MAX_REQUEST {
         return Command::Refused(format!("a command longer than {MAX_REQUEST} bytes; {POSSIBLE}"));
@@ -35,19 +46,39 @@ pub fn parse(request: &[u8]) -> Command {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
         [program, rest @ ..] if base(program) == "nix-daemon" => match rest {
-            ["--stdio"] | ["--stdio", "--store", "" | "auto" | "daemon"] => Command::Worker,
-            ["--stdio", "--store", store] => Command::Refused(format!(
-                "this box has one store, `--store {}` cannot be chosen; leave `remote-store` unset",
-                shown(store)
-            )),
+            ["--stdio"] | ["--stdio", "--store", "" | "auto" | "daemon"] => {
+                Command::Store(StoreSession::Worker)
+            }
+            ["--stdio", "--store", store] => other_store(store),
             _ => Command::Refused(format!("cannot run `{}`; {POSSIBLE}", shown(&text))),
         },
         ["signing-key"] => Command::SigningKey,
-        [program, "--serve", ..] if base(program) == "nix-store" => Command::Refused(format!(
-            "`nix-store --serve` (stores named ssh://) comes later; {POSSIBLE}: write ssh-ng:// instead of ssh://"
-        )),
+        [program, rest @ ..] if base(program) == "nix-store" => match without_store(rest) {
+            Ok(["--serve", "--write"] | ["--write", "--serve"]) => {
+                Command::Store(StoreSession::Serve { write: true })
+            }
+            Ok(["--serve"]) => Command::Store(StoreSession::Serve { write: false }),
+            Ok(_) => Command::Refused(format!("cannot run `{}`; {POSSIBLE}", shown(&text))),
+            Err(store) => other_store(store),
+        },
         _ => Command::Refused(format!("cannot run `{}`; {POSSIBLE}", shown(&text))),
     }
+}
+
+/// The words without a `--store` at the end that names the store there is; else the store that was asked for.
+fn without_store<'a>(words: &'a [&'a str]) -> Result<&'a [&'a str], &'a str> {
+    match words {
+        [before @ .., "--store", "" | "auto" | "daemon"] => Ok(before),
+        [.., "--store", store] => Err(store),
+        _ => Ok(words),
+    }
+}
+
+fn other_store(store: &str) -> Command {
+    Command::Refused(format!(
+        "this box has one store, `--store {}` cannot be chosen; leave `remote-store` unset",
+        shown(store)
+    ))
 }
 
 /// The answer to a login without a command.
@@ -125,7 +156,7 @@ mod tests {
             "'nix-daemon' '--stdio' '--store' 'auto'",
             "/nix/var/nix/profiles/default/bin/nix-daemon --stdio",
         ] {
-            assert_eq!(parse(request.as_bytes()), Command::Worker, "{request}");
+            assert_eq!(parse(request.as_bytes()), Command::Store(StoreSession::Worker), "{request}");
         }
     }
 
@@ -135,6 +166,22 @@ mod tests {
             assert_eq!(parse(request.as_bytes()), Command::SigningKey, "{request}");
         }
         assert!(matches!(parse(b"signing-key --secret"), Command::Refused(_)));
+    }
+
+    #[test]
+    fn the_ways_stock_clients_ask_for_the_serve_protocol_are_accepted() {
+        for request in [
+            "nix-store --serve --write",
+            "'nix-store' '--serve' '--write'",
+            "nix-store --serve --write --store auto",
+            "nix-store --serve --write --store ''",
+            "/run/current-system/sw/bin/nix-store --serve --write",
+        ] {
+            let serve = Command::Store(StoreSession::Serve { write: true });
+            assert_eq!(parse(request.as_bytes()), serve, "{request}");
+        }
+        let reading = Command::Store(StoreSession::Serve { write: false });
+        assert_eq!(parse(b"nix-store --serve"), reading);
     }
 
     #[test]
@@ -149,7 +196,9 @@ mod tests {
             "nix-daemon '--stdio",
             "nix-daemon --stdio --store ssh://elsewhere",
             "nix-daemon --stdio --option sandbox false",
-            "nix-store --serve --write",
+            "nix-store --serve --write --force",
+            "nix-store",
+            "nix-store --serve --write --store ssh://elsewhere",
             "bash -c 'nix-daemon --stdio'",
         ] {
             let Command::Refused(line) = parse(request.as_bytes()) else { panic!("accepted: {request}") };

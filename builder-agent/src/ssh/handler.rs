@@ -9,7 +9,7 @@ use russh::server::{Auth, Handler as RusshHandler, Msg, PublicKeyOffer, Session,
 use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Pty};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::command::{self, Command};
+use super::command::{self, Command, StoreSession};
 use super::{Door, MemberSlot};
 use crate::daemon::{self, SessionError};
 use crate::roster::{Member, Roster};
@@ -164,14 +164,14 @@ impl RusshHandler for Handler {
                 session.eof(id)?;
                 session.close(id)
             }
-            Command::Worker => {
+            Command::Store(kind) => {
                 let who = self.login.borrow().clone();
                 let channel = self.channels.remove(&id);
                 let (Some(who), Some(channel)) = (who, channel) else { return session.channel_failure(id) };
                 session.channel_success(id)?;
                 let ended = self.ended.clone();
                 let house = self.door.house.clone();
-                tokio::spawn(worker(channel, house, who, ended, self.id));
+                tokio::spawn(store_session(kind, channel, house, who, ended, self.id));
                 Ok(())
             }
         }
@@ -237,8 +237,9 @@ impl RusshHandler for Handler {
     // X11 channels, passwords, keyboard-interactive, certificates.
 }
 
-/// Runs the worker protocol on a channel, then closes the channel with an exit status.
-async fn worker(
+/// Runs one of Nix's protocols on a channel, then closes the channel with an exit status.
+async fn store_session(
+    kind: StoreSession,
     (mut channel, _place): Waiting,
     house: Arc<crate::House>,
     who: Arc<LoggedIn>,
@@ -247,7 +248,16 @@ async fn worker(
 ) {
     let writer = channel.make_writer();
     let result = {
-        let session = daemon::serve(channel.make_reader(), writer, house, who.member.clone(), connection);
+        let stderr = channel.make_writer_ext(Some(STDERR));
+        let (reader, member) = (channel.make_reader(), who.member.clone());
+        let session = async {
+            match kind {
+                StoreSession::Worker => daemon::serve(reader, writer, house, member, connection).await,
+                StoreSession::Serve { write } => {
+                    daemon::serve_store(reader, writer, stderr, write, house, member, connection).await
+                }
+            }
+        };
         tokio::select! {
             result = session => result,
             // Dropping the session here drops its builds and its half-done uploads.
