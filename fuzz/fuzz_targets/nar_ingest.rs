@@ -16,7 +16,7 @@ fn root() -> PathBuf {
 }
 
 static STORE: LazyLock<Store> = LazyLock::new(|| {
-    let config = StoreConfig { max_nar_bytes: 1 << 20, max_entries: 1000 };
+    let config = StoreConfig { max_nar_bytes: 1 << 20, max_entries: 1000, ..StoreConfig::default() };
     Store::open(&root(), config).expect("a store opens")
 });
 
