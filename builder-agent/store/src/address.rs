@@ -37,7 +37,7 @@ pub(crate) fn stage(
     info.ultimate = false;
     register::check_signatures(&info.path, &info.signatures)?;
     let address = match info.ca.as_deref() {
-        Some(ca) if !ca.is_empty() => check_address(&ingested, &info, ca)?,
+        Some(ca) if !ca.is_empty() => Some(check_address(&ingested, &info, ca)?),
         _ => None,
     };
     let proven = address.is_some() || !register::trusted_signatures(config, &info).is_empty();
@@ -53,14 +53,11 @@ pub(crate) fn stage(
     Ok(Staged { ingested, info, provenance, proven })
 }
 
-/// The content address if we can check it and it holds; `None` if it is of a kind that we cannot check.
-fn check_address(ingested: &Ingested, info: &PathInfo, ca: &str) -> Result<Option<CAHash>, ImportError> {
+/// The content address, if it holds.
+fn check_address(ingested: &Ingested, info: &PathInfo, ca: &str) -> Result<CAHash, ImportError> {
     let path = &info.path;
     let bad = |why: String| ImportError::BadContentAddress { path: path.clone(), ca: ca.to_owned(), why };
     let announced = CAHash::parse(ca).map_err(|e| bad(e.to_string()))?;
-    if announced.method() == ContentAddressMethod::Git {
-        return Ok(None);
-    }
     let mut references = info.references.clone();
     let own = references.remove(path);
     let (method, algorithm) = (announced.method(), announced.hash().algorithm());
@@ -78,7 +75,7 @@ fn check_address(ingested: &Ingested, info: &PathInfo, ca: &str) -> Result<Optio
     if at != *path {
         return Err(ImportError::PathMismatch { announced: path.clone(), computed: at });
     }
-    Ok(Some(computed))
+    Ok(computed)
 }
 
 /// Contents without an announced path: finds out where they belong.

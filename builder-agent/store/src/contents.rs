@@ -6,6 +6,7 @@ use std::sync::Arc;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, NixHasher, StorePath, nixbase32};
 
 use crate::error::NarError;
+use crate::git;
 use crate::nar::NarReader;
 use crate::object::{Kind, Object, ObjectError};
 
@@ -88,7 +89,7 @@ impl Contents {
                     Ok(modulo.finish())
                 }
             },
-            ContentAddressMethod::Git => Err(NarError::Unsupported(method.to_string())),
+            ContentAddressMethod::Git => git::hash(&self.object, algorithm).map_err(|e| self.failed(e)),
         }
     }
 

@@ -112,9 +112,6 @@ pub enum NarError {
         /// The caller's limit.
         max: u64,
     },
-    /// A hash that this version cannot compute.
-    #[error("content-address method {0} is not supported; use flat, nar or text")]
-    Unsupported(String),
 }
 
 /// Bytes could not become an object, or are not what was claimed about them.
@@ -399,7 +396,7 @@ impl ImportError {
             Self::File(_) => false,
             Self::Register(e) => e.is_callers_fault(),
             Self::ReadBack(e) => {
-                matches!(e, NarError::Missing(_) | NarError::NotAFile { .. } | NarError::Unsupported(_))
+                matches!(e, NarError::Missing(_) | NarError::NotAFile { .. })
             }
             _ => true,
         }

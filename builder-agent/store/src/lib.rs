@@ -20,6 +20,7 @@ mod commit;
 mod contents;
 mod db;
 mod error;
+mod git;
 mod index;
 mod ingest;
 pub mod nar;
