@@ -41,9 +41,28 @@ fn info(name: &str, nar: &[u8]) -> PathInfo {
     }
 }
 
-fn report(what: &str, bytes: usize, paths: usize, start: Instant) {
-    let secs = start.elapsed().as_secs_f64();
-    println!("{what:<52} {:>8.0} MB/s {:>9.0} paths/s", bytes as f64 / 1e6 / secs, paths as f64 / secs);
+/// Wall clock and processor time: on a busy machine only the second one can be compared.
+struct Start(Instant, f64);
+
+fn cpu_seconds() -> f64 {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    t.tv_sec as f64 + t.tv_nsec as f64 / 1e9
+}
+
+fn start() -> Start {
+    Start(Instant::now(), cpu_seconds())
+}
+
+fn report(what: &str, bytes: usize, paths: usize, start: Start) {
+    let cpu = cpu_seconds() - start.1;
+    let secs = start.0.elapsed().as_secs_f64();
+    println!(
+        "{what:<52} {:>6.0} MB/s {:>8.0} paths/s   CPU {:>6.0} MB/s {:>7.1} us/path",
+        bytes as f64 / 1e6 / secs,
+        paths as f64 / secs,
+        bytes as f64 / 1e6 / cpu,
+        cpu * 1e6 / paths as f64,
+    );
 }
 
 fn shape(view: &View, what: &str, paths: usize, files: usize, size: usize) {
@@ -51,16 +70,16 @@ fn shape(view: &View, what: &str, paths: usize, files: usize, size: usize) {
     let infos: Vec<PathInfo> =
         nars.iter().enumerate().map(|(i, n)| info(&format!("{}-{files}-{size}-{i}", paths), n)).collect();
     let bytes: usize = nars.iter().map(Vec::len).sum();
-    let start = Instant::now();
+    let begin = start();
     let batch =
         infos.iter().zip(&nars).map(|(i, n)| view.stage(i.clone(), &mut &n[..]).expect("imports")).collect();
     view.register_many(batch).expect("registers");
-    report(&format!("import {what}, one batch"), bytes, paths, start);
-    let start = Instant::now();
+    report(&format!("import {what}, one batch"), bytes, paths, begin);
+    let begin = start();
     for info in &infos {
         view.write_nar(&info.path, &mut io::sink()).expect("reads");
     }
-    report(&format!("NAR of {what}"), bytes, paths, start);
+    report(&format!("NAR of {what}"), bytes, paths, begin);
     let set: BTreeSet<StorePath> = infos.iter().map(|i| i.path.clone()).collect();
     let start = Instant::now();
     let image = view.compose(&set).expect("composes");
@@ -92,12 +111,28 @@ fn main() {
         shape(&view, "4 paths of one 64 MiB file", 4, 1, 64 << 20);
         shape(&view, "50 paths of 1000 files of 2 KiB", 50, 1000, 2048);
         shape(&view, "2000 paths of one 500-byte file", 2000, 1, 500);
-        let start = Instant::now();
+        let begin = start();
         for i in 0..100 {
             let n = nar(1 << 20 | i, 1, 600);
             view.import(info(&format!("single-{i}"), &n), &mut &n[..]).expect("imports");
         }
-        report("import small paths one by one, each durable", 0, 100, start);
+        report("import small paths one by one, each durable", 0, 100, begin);
+        for threads in [4, 16, 64] {
+            let begin = start();
+            std::thread::scope(|scope| {
+                for t in 0..threads {
+                    let view = store.view(&Member::new(&format!("member-{t}")));
+                    scope.spawn(move || {
+                        for i in 0..50 {
+                            let n = nar(1 << 24 | t << 8 | i, 1, 600);
+                            let info = info(&format!("many-{threads}-{t}-{i}"), &n);
+                            view.import(info, &mut &n[..]).expect("imports");
+                        }
+                    });
+                }
+            });
+            report(&format!("the same by {threads} members at once"), 0, threads as usize * 50, begin);
+        }
     }
     let _ = io::stdout().flush();
     std::fs::remove_dir_all(root).expect("it was ours");

@@ -1,0 +1,281 @@
+//! A member deletes what is theirs and not needed, and nothing else; and cannot find out what others have by it.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use common::*;
+use nix_derivation::StorePath;
+use store::{
+    BuildRecord, Collect, CollectAction, CollectError, Collected, Provenance, RealisationId, RecordEnd,
+    RecordedOutput, View,
+};
+
+/// As large as an object that gets a file of its own.
+const BIG: usize = 300_000;
+
+fn claim(view: &View, path: &StorePath, seed: u64, references: &[&StorePath]) {
+    let nar = file(noise(seed, BIG)).nar();
+    view.import(info(path, &nar, references), &mut &nar[..]).unwrap();
+}
+
+fn verified(view: &View, path: &StorePath, seed: u64) {
+    let nar = file(noise(seed, BIG)).nar();
+    let mut ingest = view.ingest(&[]).unwrap();
+    ingest.write_all(&nar).unwrap();
+    view.register(ingest.finish().unwrap(), info(path, &nar, &[]), Provenance::Verified).unwrap();
+}
+
+fn wish(action: CollectAction) -> Collect {
+    Collect { action, paths: BTreeSet::new(), max_freed: u64::MAX, live: BTreeSet::new() }
+}
+
+fn delete(view: &View, paths: &[&StorePath]) -> Result<Collected, CollectError> {
+    let paths = paths.iter().map(|p| (*p).clone()).collect();
+    view.collect(&Collect { paths, ..wish(CollectAction::DeleteSpecific) })
+}
+
+fn names(paths: &[&StorePath]) -> BTreeSet<StorePath> {
+    paths.iter().map(|p| (*p).clone()).collect()
+}
+
+/// Files are removed when there is time.
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !holds() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn objects(dir: &Path) -> usize {
+    count(&dir.join("objects"))
+}
+
+#[test]
+fn roots_and_what_is_in_use_live_with_their_closures_and_the_rest_goes() {
+    let dir = scratch();
+    let store = open(dir.path());
+    let (a, b) = (store.view(&alice()), store.view(&bob()));
+    let [dep, kept, used, dead, deader] = ["dep", "kept", "used", "dead", "deader"].map(path);
+    claim(&a, &dep, 1, &[]);
+    claim(&a, &kept, 2, &[&dep, &kept]);
+    claim(&a, &used, 3, &[]);
+    claim(&a, &deader, 4, &[&dep]);
+    claim(&a, &dead, 5, &[&deader]);
+    claim(&b, &path("bobs"), 6, &[]);
+    verified(&b, &path("proven"), 7);
+    a.add_root("result", &kept).unwrap();
+    assert_eq!(a.roots(), BTreeMap::from([("result".to_owned(), kept.clone())]));
+
+    let live = BTreeSet::from([used.clone()]);
+    let ask = |action| a.collect(&Collect { live: live.clone(), ..wish(action) }).unwrap();
+    assert_eq!(ask(CollectAction::ReturnLive).paths, names(&[&dep, &kept, &used]));
+    assert_eq!(ask(CollectAction::ReturnDead).paths, names(&[&dead, &deader]));
+    assert_eq!(objects(dir.path()), 7);
+    let done = ask(CollectAction::DeleteDead);
+    assert_eq!(done.paths, names(&[&dead, &deader]));
+    assert!(done.bytes_freed > 2 * BIG as u64 && done.bytes_freed < 3 * BIG as u64);
+    assert_eq!(a.all_valid(), names(&[&dep, &kept, &used, &path("proven")]));
+    assert_eq!(b.all_valid(), names(&[&path("bobs"), &path("proven")]));
+    eventually("objects go", || objects(dir.path()) == 5);
+
+    assert!(a.remove_root("result").unwrap() && !a.remove_root("result").unwrap());
+    assert_eq!(ask(CollectAction::DeleteDead).paths, names(&[&dep, &kept]));
+    drop((a, b, store));
+    let store = open(dir.path());
+    assert_eq!(*store.recovery(), store::Recovery::default());
+    assert_eq!(store.view(&alice()).all_valid(), names(&[&used, &path("proven")]));
+    assert_eq!(count(&dir.path().join("trees")), 1);
+}
+
+#[test]
+fn roots_survive_a_restart() {
+    let dir = scratch();
+    let a = open(dir.path()).view(&alice());
+    claim(&a, &path("p"), 1, &[]);
+    a.add_root("one", &path("p")).unwrap();
+    a.add_root("two", &path("p")).unwrap();
+    a.remove_root("one").unwrap();
+    drop(a);
+    let a = open(dir.path()).view(&alice());
+    assert_eq!(a.roots().into_keys().collect::<Vec<_>>(), ["two"]);
+    assert!(a.collect(&wish(CollectAction::DeleteDead)).unwrap().paths.is_empty());
+}
+
+#[test]
+fn what_may_not_be_deleted_is_refused_with_the_reason_and_nothing_happens() {
+    let dir = scratch();
+    let store = open(dir.path());
+    let (a, b) = (store.view(&alice()), store.view(&bob()));
+    let [dep, top, rooted] = ["dep", "top", "rooted"].map(path);
+    claim(&a, &dep, 1, &[]);
+    claim(&a, &top, 2, &[&dep]);
+    claim(&a, &rooted, 3, &[]);
+    claim(&b, &path("bobs"), 4, &[]);
+    verified(&b, &path("proven"), 5);
+    a.add_root("r", &rooted).unwrap();
+    let said = |paths: &[&StorePath]| delete(&a, paths).unwrap_err().to_string();
+    let alive = |p: &StorePath| format!("cannot delete path '{p}' since it is still alive");
+    for p in [&dep, &rooted] {
+        assert!(said(&[p]).starts_with(&alive(p)), "{p}");
+    }
+    assert!(said(&[&dep, &top, &rooted]).starts_with(&alive(&rooted)));
+    assert!(said(&[&path("proven")]).starts_with(&alive(&path("proven"))));
+    // Another's claim and what nobody has are the same to her.
+    assert_eq!(said(&[&path("bobs")]), format!("path '{}' is not valid", path("bobs")));
+    assert_eq!(said(&[&path("nobodys")]), format!("path '{}' is not valid", path("nobodys")));
+    let sharing = store.view_sharing(&alice(), &[bob()]);
+    let error = delete(&sharing, &[&path("bobs")]).unwrap_err();
+    assert!(error.to_string().ends_with("it belongs to bob, who shares it with you"), "{error}");
+    assert_eq!(a.all_valid().len(), 4);
+    // Together with all that refers to it, it may go.
+    assert_eq!(delete(&a, &[&dep, &top]).unwrap().paths, names(&[&dep, &top]));
+}
+
+#[test]
+fn a_limit_on_bytes_stops_early_and_leaves_no_hole() {
+    let dir = scratch();
+    let a = open(dir.path()).view(&alice());
+    let paths: Vec<StorePath> = (0..10).map(|i| path(&format!("p{i}"))).collect();
+    for i in 0..10 {
+        let refs: Vec<_> = paths[..i].iter().collect();
+        claim(&a, &paths[i], i as u64 + 1, &refs);
+    }
+    let done = a.collect(&Collect { max_freed: 3 * BIG as u64, ..wish(CollectAction::DeleteDead) }).unwrap();
+    assert_eq!(done.paths, paths[7..].iter().cloned().collect());
+    for p in a.all_valid() {
+        a.closure(&[p]).unwrap();
+    }
+}
+
+#[test]
+fn made_up_circles_can_be_deleted() {
+    let dir = scratch();
+    let a = open(dir.path()).view(&alice());
+    let (x, y) = (path("x"), path("y"));
+    let stage = |p: &StorePath, to: &StorePath| {
+        let nar = file(p.to_string()).nar();
+        a.stage(info(p, &nar, &[to]), &mut &nar[..]).unwrap()
+    };
+    a.register_many(vec![stage(&x, &y), stage(&y, &x)]).unwrap();
+    assert!(delete(&a, &[&x]).is_err());
+    assert_eq!(a.collect(&wish(CollectAction::DeleteDead)).unwrap().paths, names(&[&x, &y]));
+}
+
+#[test]
+fn an_object_that_another_has_stays_and_the_bytes_reported_do_not_tell() {
+    let dir = scratch();
+    let store = open(dir.path());
+    let (a, b) = (store.view(&alice()), store.view(&bob()));
+    claim(&a, &path("shared"), 1, &[]);
+    claim(&b, &path("other-name"), 1, &[]);
+    claim(&a, &path("alone"), 2, &[]);
+    let freed = |p: &StorePath| delete(&a, &[p]).unwrap().bytes_freed;
+    assert_eq!(freed(&path("shared")), freed(&path("alone")));
+    eventually("the unshared object goes", || objects(dir.path()) == 1);
+    b.verify(&path("other-name")).unwrap();
+    // And can be had again.
+    claim(&a, &path("shared"), 1, &[]);
+    a.verify(&path("shared")).unwrap();
+}
+
+#[test]
+fn a_claim_that_a_verified_path_hides_goes_and_the_verified_one_stays() {
+    let dir = scratch();
+    let store = open(dir.path());
+    let (a, b) = (store.view(&alice()), store.view(&bob()));
+    claim(&a, &path("p"), 1, &[]);
+    verified(&b, &path("p"), 2);
+    a.add_root("r", &path("p")).unwrap();
+    assert_eq!(objects(dir.path()), 2);
+    assert!(a.collect(&wish(CollectAction::DeleteDead)).unwrap().paths.is_empty());
+    eventually("the hidden object goes", || objects(dir.path()) == 1);
+    assert!(a.is_valid(&path("p")) && a.verify(&path("p")).is_ok());
+}
+
+fn built(p: &StorePath, seed: u64) -> BuildRecord {
+    let nar = file(noise(seed, BIG)).nar();
+    let i = info(p, &nar, &[]);
+    let output = RecordedOutput {
+        path: i.path.clone(),
+        nar_hash: i.nar_hash,
+        nar_size: i.nar_size,
+        references: i.references,
+        ca: None,
+    };
+    let end = RecordEnd::Built { outputs: [("out".to_owned(), output)].into(), log: Some("l".to_owned()) };
+    BuildRecord { drv: path("d.drv"), time: 12, end }
+}
+
+#[test]
+fn a_result_goes_with_the_last_path_that_has_its_object() {
+    let dir = scratch();
+    let store = open(dir.path());
+    let (a, b) = (store.view(&alice()), store.view(&bob()));
+    claim(&a, &path("p"), 1, &[]);
+    let record = built(&path("p"), 1);
+    store.record_result(&[9; 32], record.clone()).unwrap();
+    assert_eq!(store.result(&[9; 32]).as_deref(), Some(&record));
+    // Somebody else takes the result over, without a byte of data.
+    let nar = file(noise(1, BIG)).nar();
+    let adopted = b.adopt(vec![(info(&path("p"), &nar, &[]), Provenance::Claimed(bob()))]).unwrap();
+    assert_eq!(adopted[0].path, path("p"));
+    b.verify(&path("p")).unwrap();
+    delete(&a, &[&path("p")]).unwrap();
+    assert_eq!(store.result(&[9; 32]).as_deref(), Some(&record));
+    delete(&b, &[&path("p")]).unwrap();
+    assert_eq!(store.result(&[9; 32]), None);
+    let error = b.adopt(vec![(info(&path("p"), &nar, &[]), Provenance::Claimed(bob()))]).unwrap_err();
+    assert!(error.to_string().contains("has no object with its contents"), "{error}");
+    assert!(store.record_result(&[9; 32], record).is_err());
+    drop((a, b, store));
+    let store = open(dir.path());
+    assert_eq!(*store.recovery(), store::Recovery::default());
+    assert_eq!(store.result(&[9; 32]), None);
+}
+
+#[test]
+fn a_realisation_goes_with_its_path() {
+    let dir = scratch();
+    let a = open(dir.path()).view(&alice());
+    claim(&a, &path("p"), 1, &[]);
+    let id = RealisationId { drv_hash: [3; 32], output: "out".to_owned() };
+    a.add_realisation(id.clone(), path("p"), Provenance::Claimed(alice())).unwrap();
+    delete(&a, &[&path("p")]).unwrap();
+    assert_eq!(a.realisation(&id), None);
+}
+
+#[test]
+fn collecting_while_others_upload_the_same_contents_never_loses_an_object() {
+    let dir = scratch();
+    let store = open(dir.path());
+    std::thread::scope(|scope| {
+        for (who, name) in [(alice(), "a"), (bob(), "b")] {
+            let view = store.view(&who);
+            scope.spawn(move || {
+                for round in 0..60 {
+                    let p = path(&format!("{name}-{}", round % 3));
+                    claim(&view, &p, 1, &[]);
+                    let closure = view.snapshot([&p]).unwrap();
+                    assert_eq!(delete(&view, &[&p]).unwrap().paths.len(), 1);
+                    // Whoever holds it can still use it.
+                    closure.tree(&p).unwrap();
+                    closure.compose().unwrap();
+                    drop(closure);
+                    claim(&view, &p, 1, &[]);
+                    view.verify(&p).unwrap();
+                }
+            });
+        }
+    });
+    for who in [alice(), bob()] {
+        store.view(&who).collect(&wish(CollectAction::DeleteDead)).unwrap();
+    }
+    eventually("the last object goes", || objects(dir.path()) == 0);
+    drop(store);
+    assert_eq!(*open(dir.path()).recovery(), store::Recovery::default());
+}

@@ -1,0 +1,162 @@
+//! Members who share see each other's claims, and lose nothing that they built when the sharing ends.
+
+mod common;
+
+use std::io::Write;
+
+use common::*;
+use nix_derivation::StorePath;
+use store::{Collect, CollectAction, Member, Provenance, Store, View};
+
+fn claim(view: &View, path: &StorePath, contents: &str, references: &[&StorePath]) {
+    let nar = file(contents).nar();
+    view.import(info(path, &nar, references), &mut &nar[..]).unwrap();
+}
+
+fn verified(view: &View, path: &StorePath, contents: &str) {
+    let nar = file(contents).nar();
+    let mut ingest = view.ingest(&[]).unwrap();
+    ingest.write_all(&nar).unwrap();
+    view.register(ingest.finish().unwrap(), info(path, &nar, &[]), Provenance::Verified).unwrap();
+}
+
+fn provenance(view: &View, path: &StorePath) -> Provenance {
+    view.info_with_provenance(path).unwrap().1
+}
+
+/// Alice sees bob's claims, and bob alice's.
+fn sharing() -> (tempfile::TempDir, Store, View, View) {
+    let dir = scratch();
+    let store = open(dir.path());
+    let (a, b) = (store.view_sharing(&alice(), &[bob()]), store.view_sharing(&bob(), &[alice()]));
+    (dir, store, a, b)
+}
+
+fn delete(view: &View, paths: &[&StorePath]) {
+    let paths = paths.iter().map(|p| (*p).clone()).collect();
+    let wish = Collect { action: CollectAction::DeleteSpecific, paths, max_freed: u64::MAX, live: [].into() };
+    view.collect(&wish).unwrap();
+}
+
+#[test]
+fn a_shared_claim_is_seen_in_every_question_and_named_as_its_owners() {
+    let (_dir, store, a, b) = sharing();
+    let (dep, top) = (path("dep"), path("top"));
+    claim(&b, &dep, "dep", &[]);
+    claim(&b, &top, "top", &[&dep]);
+    assert_eq!(provenance(&a, &top), Provenance::Claimed(bob()));
+    assert_eq!(a.query_valid(&[dep.clone(), top.clone()]).len(), 2);
+    assert_eq!(a.by_hash_part(top.digest()), Some(top.clone()));
+    assert_eq!(a.referrers(&dep), [top.clone()].into());
+    assert_eq!(a.all_valid(), [dep.clone(), top.clone()].into());
+    assert_eq!(a.read_file(&top, 10).unwrap(), b"top");
+    assert_eq!(a.snapshot([&top]).unwrap().len(), 2);
+    assert!(!a.all_verified(&[top.clone()].into()));
+    a.tree(&top).unwrap();
+    // Who does not share sees nothing, and neither does whoever shares with one of them only.
+    assert!(!store.view(&alice()).is_valid(&top));
+    assert!(!store.view_sharing(&Member::new("carol"), &[alice()]).is_valid(&top));
+}
+
+#[test]
+fn verified_comes_before_own_and_own_before_shared() {
+    let (_dir, store, a, b) = sharing();
+    let p = path("p");
+    claim(&b, &p, "bob's", &[]);
+    assert_eq!(a.read_file(&p, 10).unwrap(), b"bob's");
+    claim(&a, &p, "alice's", &[]);
+    assert_eq!(
+        (a.read_file(&p, 10).unwrap(), b.read_file(&p, 10).unwrap()),
+        (b"alice's".into(), b"bob's".into())
+    );
+    // Of several who share the first one counts.
+    let carol = Member::new("carol");
+    assert_eq!(store.view_sharing(&carol, &[bob(), alice()]).read_file(&p, 10).unwrap(), b"bob's");
+    assert_eq!(store.view_sharing(&carol, &[alice(), bob()]).read_file(&p, 10).unwrap(), b"alice's");
+    verified(&store.view(&carol), &p, "proven");
+    for view in [&a, &b] {
+        assert_eq!(
+            (view.read_file(&p, 10).unwrap(), provenance(view, &p)),
+            (b"proven".into(), Provenance::Verified)
+        );
+    }
+}
+
+#[test]
+fn what_is_built_upon_a_shared_claim_survives_the_end_of_sharing_and_its_owner() {
+    let (dir, store, a, b) = sharing();
+    let (base, dep, other, top) = (path("base"), path("dep"), path("other"), path("top"));
+    claim(&b, &base, "base", &[]);
+    claim(&b, &dep, "dep", &[&base]);
+    claim(&b, &other, "other", &[]);
+    claim(&a, &top, "top", &[&dep]);
+    assert_eq!(provenance(&a, &base), Provenance::Claimed(alice()));
+    // Only what is needed became hers.
+    assert_eq!(provenance(&a, &other), Provenance::Claimed(bob()));
+    delete(&b, &[&base, &dep, &other]);
+    drop((a, b, store));
+    let store = open(dir.path());
+    assert_eq!(*store.recovery(), store::Recovery::default());
+    let a = store.view(&alice());
+    assert_eq!(a.closure(std::slice::from_ref(&top)).unwrap().len(), 3);
+    for p in [&base, &dep, &top] {
+        a.verify(p).unwrap();
+    }
+    assert!(!a.is_valid(&other));
+    assert!(store.view(&bob()).all_valid().is_empty());
+}
+
+#[test]
+fn a_build_upon_a_shared_claim_is_a_claim() {
+    let (_dir, store, a, b) = sharing();
+    claim(&b, &path("dep"), "dep", &[]);
+    let nar = file("out").nar();
+    let mut ingest = a.ingest(&[]).unwrap();
+    ingest.write_all(&nar).unwrap();
+    let info = info(&path("out"), &nar, &[&path("dep")]);
+    a.register(ingest.finish().unwrap(), info, Provenance::Verified).unwrap();
+    assert_eq!(provenance(&a, &path("out")), Provenance::Claimed(alice()));
+    assert!(!store.view(&Member::new("carol")).is_valid(&path("out")));
+}
+
+#[test]
+fn a_root_of_a_shared_path_holds_what_it_names() {
+    let (_dir, store, a, b) = sharing();
+    let (dep, top) = (path("dep"), path("top"));
+    claim(&b, &dep, "dep", &[]);
+    claim(&b, &top, "top", &[&dep]);
+    a.add_root("result", &top).unwrap();
+    delete(&b, &[&dep, &top]);
+    assert_eq!(store.view(&alice()).closure(&[top]).unwrap().len(), 2);
+}
+
+#[test]
+fn the_inputs_of_a_build_are_one_closure_however_the_view_changes() {
+    let (_dir, store, a, b) = sharing();
+    let (p, old, top) = (path("p"), path("old-dep"), path("top"));
+    claim(&a, &old, "old dep", &[]);
+    claim(&a, &p, "claimed", &[&old]);
+    claim(&a, &top, "top", &[&p]);
+    let before = a.snapshot([&top]).unwrap();
+    // Somebody builds the real p, which refers to something else.
+    verified(&b, &p, "proven");
+    let after = a.snapshot([&top]).unwrap();
+    let names = |c: &store::Closure| c.paths().cloned().collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(names(&before), [p.clone(), old.clone(), top.clone()].into());
+    assert_eq!(names(&after), [p.clone(), top.clone()].into());
+    // What was taken before the change was not proven, although each path asked for now may be.
+    assert!(!before.all_verified() && !after.all_verified());
+    let only_p = a.snapshot([&p]).unwrap();
+    assert!(only_p.all_verified() && a.all_verified(&[p.clone()].into()));
+    let contents = |c: &store::Closure, p: &StorePath| std::fs::read(c.tree(p).unwrap()).unwrap();
+    assert_eq!((contents(&before, &p), contents(&after, &p)), (b"claimed".to_vec(), b"proven".to_vec()));
+    // The old one keeps its files even when their rows go.
+    delete(&a, &[&top, &old]);
+    assert!(store.view(&alice()).collect(&everything()).unwrap().paths.is_empty());
+    assert_eq!(contents(&before, &old), b"old dep");
+    assert_eq!(before.compose().unwrap().segments.len(), 1 + 3);
+}
+
+fn everything() -> Collect {
+    Collect { action: CollectAction::DeleteDead, paths: [].into(), max_freed: u64::MAX, live: [].into() }
+}
