@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use nix_derivation::StorePath;
 use store::View;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -20,6 +21,7 @@ use crate::roster::{Member, Roster};
 mod ask;
 mod audience;
 mod convert;
+mod garbage;
 mod realise;
 mod serve_protocol;
 mod transfer;
@@ -130,7 +132,8 @@ impl Session {
     fn follow_roster(&mut self) {
         // An error is a roster that nobody follows any more: the process is ending.
         if self.roster.has_changed().unwrap_or(false) {
-            self.view = self.house.view_of(&self.member, &self.roster.borrow_and_update());
+            let view = self.house.view_of(&self.member, &self.roster.borrow_and_update());
+            self.view = view.holding_as(&self.view);
         }
     }
 
@@ -228,23 +231,30 @@ impl Session {
                 Response::BuildResult(self.build_derivation(conn, drv_path, derivation, mode).await?)
             }
 
-            // Nothing is deleted while the box is up, so these hold without being kept.
-            Request::AddTempRoot { .. } | Request::AddIndirectRoot { .. } | Request::SyncWithGc => {
+            // Garbage and what is not.
+            Request::AddTempRoot { path } => {
+                view.hold([&path]);
                 Response::Done
             }
-            Request::FindRoots => Response::Roots(Vec::new()),
+            // A link on the client's disk: nobody here can see whether it is still there, so it holds nothing for
+            // longer than this session, which holds what it uploads anyway.
+            Request::AddIndirectRoot { .. } | Request::SyncWithGc => Response::Done,
+            Request::FindRoots => Response::Roots(view.roots().into_iter().collect()),
+            Request::AddPermRoot { path, gc_root } => {
+                garbage::add_root(view, path, gc_root.clone()).await?;
+                Response::GcRoot(gc_root)
+            }
+            Request::CollectGarbage(options) => {
+                let collected = garbage::collect(view, options).await?;
+                let paths = collected.paths.iter().map(StorePath::to_absolute_path).collect();
+                Response::Garbage { paths, bytes_freed: collected.bytes_freed }
+            }
+            Request::AddSignatures { path, signatures } => {
+                garbage::add_signatures(view, path, signatures).await?;
+                Response::Done
+            }
 
             // Refused by name.
-            Request::AddPermRoot { gc_root, .. } => {
-                return refused(format!(
-                    "cannot make the garbage-collector root '{gc_root}': this box keeps no roots"
-                ));
-            }
-            Request::CollectGarbage(_) => {
-                return refused(
-                    "garbage collection is the box's own affair; a client cannot start it".into(),
-                );
-            }
             Request::OptimiseStore => {
                 return refused("the store of this box needs no optimising; a client cannot start it".into());
             }
@@ -252,12 +262,6 @@ impl Session {
                 return refused(
                     "verifying the store is the box's own affair; a client cannot start it".into(),
                 );
-            }
-            Request::AddSignatures { path, .. } => {
-                return refused(format!(
-                    "cannot add signatures to '{}': this box does not take signatures after the upload yet",
-                    path.to_absolute_path()
-                ));
             }
             Request::RegisterDrvOutput { realisation } => {
                 return refused(format!(

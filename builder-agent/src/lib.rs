@@ -32,11 +32,12 @@ pub struct House {
 }
 
 impl House {
-    /// The store as `member` may see it by `roster`: with the claims of those who share with them and they with.
+    /// The store as `member` may see it by `roster`: with the claims of those who share with them and they with. What
+    /// is registered through this view is not collected while it lives.
     pub fn view_of(&self, member: &roster::Member, roster: &roster::Roster) -> store::View {
         let others: Vec<store::Member> =
             roster.sharing_with(&member.name).iter().map(|name| store::Member::new(name)).collect();
-        self.store.view_sharing(&store::Member::new(&member.name), &others)
+        self.store.view_sharing(&store::Member::new(&member.name), &others).holding()
     }
 }
 

@@ -13,11 +13,12 @@ use std::sync::Arc;
 use nix_derivation::StorePath;
 
 use crate::error::{ComposeError, FileError, MissingPath, TreeError};
+use crate::hold::Hold;
 use crate::object::{ComposeFailure, Composer};
 use crate::remove::Pinned;
 use crate::store::{Inner, ObjectFailure};
 use crate::tree;
-use crate::types::{PathInfo, Provenance};
+use crate::types::{Member, PathInfo, Provenance};
 
 /// One EROFS image as pieces of files: concatenated they are the image. Offsets and lengths are multiples of 4096.
 #[derive(Debug, Clone)]
@@ -29,17 +30,24 @@ pub struct Composed {
     pub len: u64,
 }
 
-/// Paths as a view had them at one moment. Their contents stay readable while this lives, whatever is deleted.
+/// Paths as a view had them at one moment. While this lives the member's own ones are not collected, and the contents
+/// of all stay readable, whatever their owners delete.
 pub struct Closure {
     store: Arc<Inner>,
     paths: BTreeMap<StorePath, (Arc<PathInfo>, Provenance)>,
     _pinned: Pinned,
+    _held: Hold,
 }
 
 impl Closure {
-    pub(crate) fn new(store: &Arc<Inner>, paths: BTreeMap<StorePath, (Arc<PathInfo>, Provenance)>) -> Self {
+    pub(crate) fn new(
+        store: &Arc<Inner>,
+        member: &Member,
+        paths: BTreeMap<StorePath, (Arc<PathInfo>, Provenance)>,
+    ) -> Self {
         let pinned = Pinned::new(store, paths.values().map(|(info, _)| info.nar_hash).collect());
-        Self { store: Arc::clone(store), paths, _pinned: pinned }
+        let held = Hold::new(store, member, paths.keys().cloned().collect());
+        Self { store: Arc::clone(store), paths, _pinned: pinned, _held: held }
     }
 
     /// Its paths, in order.

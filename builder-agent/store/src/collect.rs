@@ -2,7 +2,7 @@
 //!
 //! Verified paths stay, since anybody may have built on them. Another member's claims stay, since they are not this
 //! member's. Whatever a member builds on is their own (`register::make_own`), so no one else's closure breaks.
-//! Not here: temporary roots, which sessions keep and pass in as `live`.
+//! Not here: temporary roots (`hold`).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
@@ -37,12 +37,18 @@ pub enum CollectAction {
 pub struct Collect {
     /// What to do.
     pub action: CollectAction,
-    /// For [`CollectAction::DeleteSpecific`]; nothing else looks at it.
+    /// What [`CollectAction::DeleteSpecific`] deletes. For the others: look at these only; empty means all.
     pub paths: BTreeSet<StorePath>,
     /// Stop after more than so many bytes; 0 deletes one path at least, as in Nix.
     pub max_freed: u64,
-    /// What the member needs besides their roots: temporary roots of sessions, inputs of running builds.
+    /// What the member needs besides their roots, and besides what is held for them.
     pub live: BTreeSet<StorePath>,
+}
+
+impl Collect {
+    fn asks_for(&self, path: &StorePath) -> bool {
+        self.paths.is_empty() || self.paths.contains(path)
+    }
 }
 
 /// What was found or deleted.
@@ -57,23 +63,30 @@ pub struct Collected {
 /// An object that lost one of its paths, and the trees made for it.
 type Gone = HashMap<[u8; 32], HashSet<PathBuf>>;
 
-pub(crate) fn collect(store: &Inner, viewer: &Viewer, wish: &Collect) -> Result<Collected, CollectError> {
+pub(crate) fn collect(
+    store: &Arc<Inner>,
+    viewer: &Viewer,
+    wish: &Collect,
+) -> Result<Collected, CollectError> {
     match wish.action {
         CollectAction::ReturnLive | CollectAction::ReturnDead => {
             let index = store.index();
             let seen = viewer.sees(&index);
-            let live = live(&seen, &wish.live);
+            let live = live(&seen, wish.live.iter().chain(&store.holds.of(&viewer.member)));
             let wanted = wish.action == CollectAction::ReturnLive;
             let visible = |info: &&Arc<PathInfo>| !seen.is_verified(&info.path);
             let own = seen.own_claims().filter(visible).map(|info| &info.path);
+            let own = own.filter(|path| wish.asks_for(path));
             let paths = own.filter(|path| live.contains(*path) == wanted).cloned().collect();
             Ok(Collected { paths, bytes_freed: 0 })
         }
         CollectAction::DeleteDead | CollectAction::DeleteSpecific => {
-            let (wish, planner) = (wish.clone(), viewer.clone());
+            let (mut wish, planner, inner) = (wish.clone(), viewer.clone(), Arc::clone(store));
             let about = About { everything: true, ..About::default() };
             // The planner runs in whichever thread leads the commit; a refusal is a value that changes nothing.
             let outcome = commit(store, about, move |index| {
+                // Now, not before the queue: what is held meanwhile is held.
+                wish.live.extend(inner.holds.of(&planner.member));
                 Ok(match plan(index, &planner, &wish) {
                     Ok((changes, collected, gone)) => {
                         (Plan { changes, objects: Vec::new() }, Ok((collected, gone)))
@@ -91,7 +104,7 @@ pub(crate) fn collect(store: &Inner, viewer: &Viewer, wish: &Collect) -> Result<
 }
 
 /// Roots and all they refer to. A root whose path went away holds nothing.
-fn live(seen: &Seen<'_>, more: &BTreeSet<StorePath>) -> HashSet<StorePath> {
+fn live<'a>(seen: &Seen<'a>, more: impl Iterator<Item = &'a StorePath>) -> HashSet<StorePath> {
     let mut live = HashSet::new();
     let mut todo: Vec<&StorePath> = seen.roots().map(|(_, path)| path).chain(more).collect();
     while let Some(path) = todo.pop() {
@@ -108,14 +121,16 @@ type Planned = (Vec<Change>, Collected, HashSet<[u8; 32]>);
 
 fn plan(index: &Index, viewer: &Viewer, wish: &Collect) -> Result<Planned, CollectError> {
     let seen = viewer.sees(index);
-    let live = live(&seen, &wish.live);
+    let live = live(&seen, wish.live.iter());
     // A claim that a Verified path hides is of no use to anybody.
     let hidden = |path: &StorePath| seen.is_verified(path);
     let mut dead: HashSet<StorePath> = match wish.action {
         CollectAction::DeleteSpecific => specific(&seen, &live, &wish.paths)?,
         _ => {
             let own = seen.own_claims().map(|info| &info.path);
-            own.filter(|path| hidden(path) || !live.contains(*path)).cloned().collect()
+            let dead = own.filter(|path| wish.asks_for(path) && (hidden(path) || !live.contains(*path)));
+            let dead = dead.cloned().collect();
+            without_holes(&seen, dead)
         }
     };
     let limit = match wish.action {
@@ -166,6 +181,23 @@ fn specific(
         }
     }
     Ok(paths.iter().cloned().collect())
+}
+
+/// Leaves out what a claim that stays refers to.
+fn without_holes(seen: &Seen<'_>, mut dead: HashSet<StorePath>) -> HashSet<StorePath> {
+    loop {
+        let needed = |path: &&StorePath| {
+            !seen.is_verified(path)
+                && seen.own_referrers(path).any(|p| !dead.contains(p) && !seen.is_verified(p))
+        };
+        let kept: Vec<StorePath> = dead.iter().filter(needed).cloned().collect();
+        if kept.is_empty() {
+            return dead;
+        }
+        kept.iter().for_each(|path| {
+            dead.remove(path);
+        });
+    }
 }
 
 /// `dead`, each path before those it refers to.

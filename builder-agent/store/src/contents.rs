@@ -96,7 +96,8 @@ impl Contents {
     /// Feeds the NAR to `to` until that returns false; returns how much it took.
     pub(crate) fn read_nar(&self, mut to: impl FnMut(&[u8]) -> bool) -> Result<u64, NarError> {
         let mut reader = NarReader::new(Arc::clone(&self.object));
-        let mut piece = vec![0; PIECE];
+        // Most paths are small, and clearing a large buffer for each takes longer than reading them.
+        let mut piece = vec![0; reader.size().clamp(1, PIECE as u64) as usize];
         let mut total = 0;
         loop {
             let n = reader.read(&mut piece).map_err(|e| match e.kind() {

@@ -93,6 +93,8 @@ impl Db {
     /// Opens the file and brings it to our schema; returns the schema found if it is a newer one.
     pub(crate) fn open(path: &Path) -> rusqlite::Result<Result<Self, i64>> {
         let connection = Connection::open(path)?;
+        // The store has a lock of its own; SQLite's would be taken and released at each commit.
+        connection.pragma_update(None, "locking_mode", "exclusive")?;
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "full")?;
         let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;

@@ -21,6 +21,7 @@ mod contents;
 mod db;
 mod error;
 mod git;
+mod hold;
 mod index;
 mod ingest;
 pub mod nar;

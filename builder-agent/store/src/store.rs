@@ -23,6 +23,7 @@ use crate::change::Change;
 use crate::commit::Commits;
 use crate::db::{Db, Record, SCHEMA};
 use crate::error::{FileError, OpenError, RegisterError};
+use crate::hold::Holds;
 use crate::index::Index;
 use crate::object::{Object, ObjectError};
 use crate::records;
@@ -61,6 +62,7 @@ pub(crate) struct Inner {
     db: Mutex<Db>,
     pub(crate) commits: Commits,
     pub(crate) pins: Pins,
+    pub(crate) holds: Holds,
     objects: File,
     next_temporary: AtomicU64,
     /// Open objects, so that builds with common inputs share descriptors.
@@ -144,6 +146,7 @@ impl Store {
                 db: Mutex::new(db),
                 commits: Commits::default(),
                 pins: Pins::default(),
+                holds: Holds::default(),
                 remover: Remover::start(),
                 objects,
                 next_temporary: AtomicU64::new(0),
@@ -171,7 +174,7 @@ impl Store {
     #[must_use]
     pub fn view_sharing(&self, member: &Member, others: &[Member]) -> View {
         let others = others.iter().filter(|other| *other != member).cloned().collect();
-        View::new(Arc::clone(&self.inner), Viewer { member: member.clone(), others })
+        View::new(Arc::clone(&self.inner), Viewer { member: member.clone(), others }, None)
     }
 
     /// What became of the build with this key. All outputs it names can be adopted.

@@ -14,6 +14,7 @@ use crate::contents::Contents;
 use crate::error::{
     CollectError, ComposeError, ImportError, MissingPath, NarError, RegisterError, TreeError,
 };
+use crate::hold::Hold;
 use crate::ingest::{Ingest, Ingested, Staged};
 use crate::nar::NarReader;
 use crate::realisation::RealisationId;
@@ -27,11 +28,33 @@ use crate::{address, records, register, tree};
 pub struct View {
     store: Arc<Inner>,
     viewer: Viewer,
+    hold: Option<Arc<Hold>>,
 }
 
 impl View {
-    pub(crate) fn new(store: Arc<Inner>, viewer: Viewer) -> Self {
-        Self { store, viewer }
+    pub(crate) fn new(store: Arc<Inner>, viewer: Viewer, hold: Option<Arc<Hold>>) -> Self {
+        Self { store, viewer, hold }
+    }
+
+    /// The same view with temporary roots, as Nix's daemon keeps for each connection: what is registered through it
+    /// or its clones, and what [`View::hold`] names, is not collected while one of them lives.
+    #[must_use]
+    pub fn holding(self) -> Self {
+        let hold = Hold::new(&self.store, &self.viewer.member, BTreeSet::new());
+        Self { hold: Some(Arc::new(hold)), ..self }
+    }
+
+    /// The same view with the temporary roots of another one of this member.
+    #[must_use]
+    pub fn holding_as(self, other: &Self) -> Self {
+        Self { hold: other.hold.clone(), ..self }
+    }
+
+    /// Makes temporary roots, if this view has them ([`View::holding`]). Paths need not be valid yet.
+    pub fn hold<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) {
+        if let Some(hold) = &self.hold {
+            hold.add(paths);
+        }
     }
 
     /// Whose view this is.
@@ -125,7 +148,7 @@ impl View {
         let index = self.store.index();
         let closure = self.viewer.sees(&index).closure(&paths)?;
         let infos = closure.into_iter().map(|(path, (info, whose))| (path, (info, whose.provenance())));
-        Ok(Closure::new(&self.store, infos.collect()))
+        Ok(Closure::new(&self.store, &self.viewer.member, infos.collect()))
     }
 
     /// Starts taking in a NAR; `scan_for` are the paths whose hash parts are looked for in it.
@@ -152,6 +175,8 @@ impl View {
     /// Registers all or none, with one transaction; members of the batch may refer to each other in any order.
     /// The infos come in the order of the batch.
     pub fn register_many(&self, batch: Vec<Staged>) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
+        // Before it is visible, so that no collection comes in between.
+        self.hold(batch.iter().map(|staged| &staged.info.path));
         register::register(&self.store, &self.viewer, batch)
     }
 
@@ -277,7 +302,7 @@ impl View {
                 Ok((p.clone(), (Arc::clone(&entry.info), whose.provenance())))
             };
             let chosen = paths.iter().map(one).collect::<Result<_, MissingPath>>()?;
-            Closure::new(&self.store, chosen)
+            Closure::new(&self.store, &self.viewer.member, chosen)
         };
         chosen.compose()
     }
@@ -291,6 +316,7 @@ impl View {
     /// Registers paths whose contents the store has already, by NAR hash, all or none. For the box's own use, with
     /// what it recorded itself: whoever can choose the hash can read the contents.
     pub fn adopt(&self, batch: Vec<(PathInfo, Provenance)>) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
+        self.hold(batch.iter().map(|(info, _)| &info.path));
         register::adopt(&self.store, &self.viewer, batch)
     }
 
@@ -339,7 +365,8 @@ impl View {
         records::remove_root(&self.store, &self.viewer, name)
     }
 
-    /// Finds or deletes those of the member's own claims that nothing needs.
+    /// Finds or deletes those of the member's own claims that nothing needs: neither their roots, nor what
+    /// their views hold, nor a [`Closure`] taken in one of them.
     pub fn collect(&self, wish: &Collect) -> Result<Collected, CollectError> {
         collect::collect(&self.store, &self.viewer, wish)
     }

@@ -153,6 +153,48 @@ fn a_limit_on_bytes_stops_early_and_leaves_no_hole() {
 }
 
 #[test]
+fn what_a_session_uploads_or_names_is_held_until_it_ends() {
+    let dir = scratch();
+    let store = open(dir.path());
+    let mut session = store.view(&alice()).holding();
+    let other = store.view(&alice());
+    let [before, uploaded, dep] = ["before", "uploaded", "dep"].map(path);
+    claim(&other, &before, 1, &[]);
+    claim(&other, &dep, 2, &[]);
+    claim(&session, &uploaded, 3, &[&dep]);
+    session.hold([&before]);
+    // The roster changes, and the session goes on.
+    session = store.view_sharing(&alice(), &[bob()]).holding_as(&session);
+    assert!(other.collect(&wish(CollectAction::DeleteDead)).unwrap().paths.is_empty());
+    assert!(delete(&other, &[&before]).unwrap_err().to_string().contains("still alive"));
+    // Another member's session holds nothing of hers.
+    let bobs = store.view(&bob()).holding();
+    bobs.hold([&before]);
+    drop(session);
+    assert_eq!(
+        other.collect(&wish(CollectAction::DeleteDead)).unwrap().paths,
+        names(&[&before, &uploaded, &dep])
+    );
+}
+
+#[test]
+fn garbage_can_be_looked_for_among_some_paths_only() {
+    let dir = scratch();
+    let a = open(dir.path()).view(&alice());
+    let [dep, top, other] = ["dep", "top", "other"].map(path);
+    claim(&a, &dep, 1, &[]);
+    claim(&a, &top, 2, &[&dep]);
+    claim(&a, &other, 3, &[]);
+    let among = |action, paths: &[&StorePath]| {
+        a.collect(&Collect { paths: names(paths), ..wish(action) }).unwrap().paths
+    };
+    assert_eq!(among(CollectAction::ReturnDead, &[&dep, &other]), names(&[&dep, &other]));
+    // Garbage, but what is not to be looked at needs it.
+    assert_eq!(among(CollectAction::DeleteDead, &[&dep, &other]), names(&[&other]));
+    assert_eq!(among(CollectAction::DeleteDead, &[&dep, &top]), names(&[&dep, &top]));
+}
+
+#[test]
 fn made_up_circles_can_be_deleted() {
     let dir = scratch();
     let a = open(dir.path()).view(&alice());
@@ -256,11 +298,12 @@ fn collecting_while_others_upload_the_same_contents_never_loses_an_object() {
     std::thread::scope(|scope| {
         for (who, name) in [(alice(), "a"), (bob(), "b")] {
             let view = store.view(&who);
+            let friend = store.view_sharing(&store::Member::new("carol"), &[who]);
             scope.spawn(move || {
                 for round in 0..60 {
                     let p = path(&format!("{name}-{}", round % 3));
                     claim(&view, &p, 1, &[]);
-                    let closure = view.snapshot([&p]).unwrap();
+                    let closure = friend.snapshot([&p]).unwrap();
                     assert_eq!(delete(&view, &[&p]).unwrap().paths.len(), 1);
                     // Whoever holds it can still use it.
                     closure.tree(&p).unwrap();

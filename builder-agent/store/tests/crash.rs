@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::*;
-use store::{Provenance, Store, StoreConfig};
+use store::{Collect, CollectAction, Provenance, RealisationId, Store, StoreConfig};
 
 /// Set in the child, which then is no test but a process that ingests until it is killed.
 const CHILD: &str = "STORE_CRASH_CHILD";
@@ -43,10 +43,60 @@ fn child(dir: &str, round: u64) -> ! {
             })
             .collect();
         let last = batch.last().map(|s| s.info().path.clone());
-        view.register_many(batch).unwrap();
+        let infos = view.register_many(batch).unwrap();
+        if i % 2 == 1 {
+            keep_records(&store, &view, &infos[0], round * 1000 + i);
+        }
+        if i % 4 == 3 {
+            bobs_garbage(&store, round * 1000 + i);
+        }
         println!("{}", last.unwrap().to_basename());
     }
     unreachable!("the loop does not end")
+}
+
+/// A result, a realisation and a root that name `info`.
+fn keep_records(store: &Store, view: &store::View, info: &store::PathInfo, n: u64) {
+    let output = store::RecordedOutput {
+        path: info.path.clone(),
+        nar_hash: info.nar_hash,
+        nar_size: info.nar_size,
+        references: info.references.clone(),
+        ca: None,
+    };
+    let end = store::RecordEnd::Built { outputs: [("out".to_owned(), output)].into(), log: None };
+    let record = store::BuildRecord { drv: path("d.drv"), time: 1, end };
+    store.record_result(&key(n), record).unwrap();
+    let id = RealisationId { drv_hash: key(n), output: "out".to_owned() };
+    view.add_realisation(id, info.path.clone(), Provenance::Verified).unwrap();
+    view.add_root(&n.to_string(), &info.path).unwrap();
+}
+
+fn key(n: u64) -> [u8; 32] {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&n.to_le_bytes());
+    key
+}
+
+/// Uploads by several threads at once, a result that names one of them, and all of it collected again.
+fn bobs_garbage(store: &Store, n: u64) {
+    let view = store.view(&bob());
+    std::thread::scope(|scope| {
+        for t in 0..3 {
+            let view = view.clone();
+            scope.spawn(move || {
+                let nar = file(noise(n * 10 + t + 1, 100_000)).nar();
+                view.import(info(&path(&format!("b{n}-{t}")), &nar, &[]), &mut &nar[..]).unwrap();
+            });
+        }
+    });
+    let one = view.info(&path(&format!("b{n}-0"))).unwrap();
+    keep_records(store, &view, &one, u64::MAX - n);
+    view.remove_root(&(u64::MAX - n).to_string()).unwrap();
+    let wish =
+        Collect { action: CollectAction::DeleteDead, paths: [].into(), max_freed: u64::MAX, live: [].into() };
+    assert_eq!(view.collect(&wish).unwrap().paths.len(), 3);
+    assert!(store.result(&key(u64::MAX - n)).is_none());
 }
 
 #[test]
@@ -78,9 +128,19 @@ fn killed_at_any_moment_every_visible_path_is_whole() {
 
         let store = open(dir.path());
         interrupted += store.recovery().temporary_files + store.recovery().unregistered_objects;
-        assert_eq!(store.recovery().lost_paths, 0);
+        assert_eq!((store.recovery().lost_paths, store.recovery().lost_records), (0, 0));
         let view = store.view(&alice());
         let paths = view.all_valid();
+        // What was recorded leads to something.
+        for n in (0..=round).flat_map(|round| (0..200).map(move |i| round * 1000 + i)) {
+            if let Some(result) = store.result(&key(n)) {
+                let store::RecordEnd::Built { outputs, .. } = &result.end else { panic!("{result:?}") };
+                assert!(paths.contains(&outputs["out"].path));
+            }
+            let id = RealisationId { drv_hash: key(n), output: "out".to_owned() };
+            assert!(view.realisation(&id).is_none_or(|(path, ..)| paths.contains(&path)));
+        }
+        assert!(view.roots().values().all(|path| paths.contains(path)));
         for path in &paths {
             view.verify(path).unwrap();
             assert!(view.closure(std::slice::from_ref(path)).is_ok());
@@ -98,8 +158,13 @@ fn killed_at_any_moment_every_visible_path_is_whole() {
             }
         }
         assert_eq!(count(&dir.path().join("tmp")), 0);
-        let objects: std::collections::BTreeSet<_> =
-            paths.iter().map(|p| view.info(p).unwrap().nar_hash).collect();
+        let bobs = store.view(&bob());
+        for path in bobs.all_valid() {
+            bobs.verify(&path).unwrap();
+        }
+        let hash = |view: &store::View, p: &nix_derivation::StorePath| view.info(p).unwrap().nar_hash;
+        let mut objects: std::collections::BTreeSet<_> = paths.iter().map(|p| hash(&view, p)).collect();
+        objects.extend(bobs.all_valid().iter().map(|p| hash(&bobs, p)));
         assert_eq!(count(&dir.path().join("objects")), objects.len());
         visible = visible.max(paths.len());
     }
@@ -265,4 +330,36 @@ fn parallel_uploads_of_the_same_and_of_different_paths_all_succeed() {
     assert_eq!(store.view(&alice()).all_valid().len(), 10 + 4 * 10);
     drop(store);
     assert_eq!(*open(dir.path()).recovery(), store::Recovery::default());
+}
+
+#[test]
+fn an_upload_interrupted_anywhere_leaves_no_file_and_nothing_visible() {
+    let dir_ = scratch();
+    let store = open(dir_.path());
+    let view = store.view(&alice());
+    let nar = dir([("large", file(noise(1, 700_000))), ("small", file("x"))]).nar();
+    let left = || (count(&dir_.path().join("tmp")), count(&dir_.path().join("objects")));
+    for cut in (0..nar.len()).step_by(nar.len() / 23).chain([nar.len() - 1]) {
+        // The sender goes away; a session is dropped in the middle; a whole upload is never registered.
+        view.import(info(&path("p"), &nar, &[]), &mut &nar[..cut]).unwrap_err();
+        let mut ingest = view.ingest(&[]).unwrap();
+        ingest.write_all(&nar[..cut]).unwrap();
+        drop(ingest);
+        assert_eq!(left(), (0, 0), "cut at {cut}");
+    }
+    let batch: Vec<_> = (0..10)
+        .map(|i| view.stage(info(&path(&format!("p{i}")), &nar, &[]), &mut &nar[..]).unwrap())
+        .collect();
+    drop(batch);
+    // A batch of which one is refused.
+    let missing = path("missing");
+    let bad = vec![
+        view.stage(info(&path("good"), &nar, &[]), &mut &nar[..]).unwrap(),
+        view.stage(info(&path("bad"), &nar, &[&missing]), &mut &nar[..]).unwrap(),
+    ];
+    view.register_many(bad).unwrap_err();
+    assert_eq!(left(), (0, 0));
+    assert!(view.all_valid().is_empty());
+    drop((view, store));
+    assert_eq!(*open(dir_.path()).recovery(), store::Recovery::default());
 }

@@ -132,7 +132,7 @@ fn a_root_of_a_shared_path_holds_what_it_names() {
 
 #[test]
 fn the_inputs_of_a_build_are_one_closure_however_the_view_changes() {
-    let (_dir, store, a, b) = sharing();
+    let (_dir, _store, a, b) = sharing();
     let (p, old, top) = (path("p"), path("old-dep"), path("top"));
     claim(&a, &old, "old dep", &[]);
     claim(&a, &p, "claimed", &[&old]);
@@ -150,11 +150,30 @@ fn the_inputs_of_a_build_are_one_closure_however_the_view_changes() {
     assert!(only_p.all_verified() && a.all_verified(&[p.clone()].into()));
     let contents = |c: &store::Closure, p: &StorePath| std::fs::read(c.tree(p).unwrap()).unwrap();
     assert_eq!((contents(&before, &p), contents(&after, &p)), (b"claimed".to_vec(), b"proven".to_vec()));
-    // The old one keeps its files even when their rows go.
-    delete(&a, &[&top, &old]);
-    assert!(store.view(&alice()).collect(&everything()).unwrap().paths.is_empty());
-    assert_eq!(contents(&before, &old), b"old dep");
-    assert_eq!(before.compose().unwrap().segments.len(), 1 + 3);
+    // What is being used is not collected, whether or not it is still seen.
+    let wish =
+        Collect { paths: [top, old.clone()].into(), action: CollectAction::DeleteSpecific, ..everything() };
+    assert!(a.collect(&wish).unwrap_err().to_string().contains("still alive"));
+    assert!(a.collect(&everything()).unwrap().paths.is_empty());
+    drop((before, after));
+    assert_eq!(a.collect(&wish).unwrap().paths.len(), 2);
+}
+
+#[test]
+fn inputs_whose_owner_deletes_them_stay_readable_for_a_build() {
+    let (_dir, store, a, b) = sharing();
+    let (dep, top) = (path("dep"), path("top"));
+    claim(&b, &dep, "dep", &[]);
+    claim(&b, &top, "top", &[&dep]);
+    let inputs = a.snapshot([&top]).unwrap();
+    delete(&b, &[&dep, &top]);
+    assert!(!a.is_valid(&top));
+    assert_eq!(std::fs::read(inputs.tree(&top).unwrap()).unwrap(), b"top");
+    assert_eq!(inputs.compose().unwrap().segments.len(), 1 + 2);
+    drop(inputs);
+    drop((a, b, store));
+    assert_eq!(*open(_dir.path()).recovery(), store::Recovery::default());
+    assert_eq!(count(&_dir.path().join("objects")), 0);
 }
 
 fn everything() -> Collect {

@@ -1,0 +1,72 @@
+//! What a member keeps, signs and throws away: roots, signatures, garbage collection.
+//!
+//! All of it is about the member's own claims; the store sees to that. Not here: temporary roots, which the session's
+//! view holds.
+
+use std::collections::BTreeSet;
+
+use nix_derivation::StorePath;
+use store::{Collect, CollectAction, Collected, RegisterError, View};
+use wire::types::{GcAction, GcOptions};
+
+use super::transfer::{Trouble, blocking};
+
+fn failed(error: RegisterError) -> Trouble {
+    if !error.is_callers_fault() {
+        tracing::error!(%error, "the store cannot take a change");
+    }
+    Trouble::Refused(error.to_string())
+}
+
+pub(super) async fn add_root(view: &View, path: StorePath, name: String) -> Result<(), Trouble> {
+    let view = view.clone();
+    blocking(move || view.add_root(&name, &path)).await?.map_err(failed)
+}
+
+pub(super) async fn add_signatures(
+    view: &View,
+    path: StorePath,
+    signatures: Vec<String>,
+) -> Result<(), Trouble> {
+    let view = view.clone();
+    blocking(move || view.add_signatures(&path, &signatures)).await?.map_err(failed)
+}
+
+pub(super) async fn collect(view: &View, options: GcOptions) -> Result<Collected, Trouble> {
+    if options.ignore_liveness {
+        return Err(Trouble::Refused(
+            "cannot delete paths that are still alive: this box does not ignore liveness; remove their roots first"
+                .into(),
+        ));
+    }
+    let view = view.clone();
+    blocking(move || view.collect(&wish(&view, options))).await?.map_err(|error| {
+        if let store::CollectError::Write(error) = &error {
+            tracing::error!(%error, "the store cannot collect garbage");
+        }
+        Trouble::Refused(error.to_string())
+    })
+}
+
+/// Nix's words in the store's. Paths without an order to delete exactly them only narrow down what is garbage.
+fn wish(view: &View, options: GcOptions) -> Collect {
+    let action = match options.action {
+        GcAction::ReturnLive => CollectAction::ReturnLive,
+        GcAction::ReturnDead => CollectAction::ReturnDead,
+        GcAction::DeleteDead => CollectAction::DeleteDead,
+        GcAction::DeleteSpecific => CollectAction::DeleteSpecific,
+    };
+    let mut wish = Collect {
+        action,
+        paths: options.paths.unwrap_or_default(),
+        max_freed: options.max_freed,
+        live: BTreeSet::new(),
+    };
+    if options.delete_referrers {
+        let mut todo: Vec<StorePath> = wish.paths.iter().cloned().collect();
+        while let Some(path) = todo.pop() {
+            todo.extend(view.referrers(&path).into_iter().filter(|path| wish.paths.insert(path.clone())));
+        }
+    }
+    wish
+}
