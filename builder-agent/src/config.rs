@@ -30,6 +30,8 @@ pub struct Config {
     pub systems: Vec<String>,
     pub system_features: Vec<String>,
     pub keep_builds_running: bool,
+    /// For how long a failure that was the build's own is told again. Zero: never.
+    pub reuse_failures: Duration,
     pub sandbox: Sandbox,
     pub fetch: Fetch,
     pub limits: Limits,
@@ -69,6 +71,7 @@ pub struct Limits {
     pub max_build: Duration,
     pub max_silent: Duration,
     pub max_log_bytes: u64,
+    pub max_kept_log_bytes: u64,
     pub max_output_bytes: u64,
     pub max_nar_bytes: u64,
     pub max_memory_mib: u32,

@@ -22,6 +22,7 @@ mod ask;
 mod audience;
 mod convert;
 mod garbage;
+mod one;
 mod realise;
 mod serve_protocol;
 mod transfer;
@@ -42,8 +43,42 @@ struct Session {
     roster: watch::Receiver<Arc<Roster>>,
     /// What the client last sent with `SetOptions`.
     settings: ClientSettings,
+    /// What the connection asked for besides.
+    wishes: Wishes,
     /// High half of this session's activity ids, see [`realise::Ids`].
     ids: realise::Ids,
+}
+
+/// Who is at the other end of a channel.
+pub struct Caller {
+    pub member: Arc<Member>,
+    /// Names the ssh connection in logs.
+    pub connection: u64,
+    pub wishes: Wishes,
+}
+
+/// What a client can say only around the protocol: in environment variables of its ssh channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wishes {
+    /// Off with `BARNRAISER_REUSE_FAILURES=0`: builds that failed before are tried again.
+    pub reuse_failures: bool,
+}
+
+impl Default for Wishes {
+    fn default() -> Self {
+        Self { reuse_failures: true }
+    }
+}
+
+impl Wishes {
+    /// Takes in one variable; false if it means nothing here.
+    pub fn set(&mut self, name: &str, value: &str) -> bool {
+        if name != crate::build::reuse::RETRY_VARIABLE {
+            return false;
+        }
+        self.reuse_failures = !matches!(value, "0" | "false" | "no");
+        true
+    }
 }
 
 /// Why a session ended before its client hung up.
@@ -61,17 +96,12 @@ pub enum SessionError {
 }
 
 /// Serves one channel until the client hangs up.
-pub async fn serve<R, W>(
-    reader: R,
-    writer: W,
-    house: Arc<House>,
-    member: Arc<Member>,
-    connection: u64,
-) -> Result<(), SessionError>
+pub async fn serve<R, W>(reader: R, writer: W, house: Arc<House>, caller: Caller) -> Result<(), SessionError>
 where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
+    let Caller { member, connection, wishes } = caller;
     let mut info = ServerInfo::new(VERSION);
     info.max_body_bytes = house.config.limits.max_nar_bytes;
     let mut conn = Connection::accept(reader, writer, info).await.map_err(|error| match error {
@@ -82,7 +112,7 @@ where
     let version = conn.protocol().version.to_string();
     tracing::info!(connection, member = %member.name, protocol = version, "worker session started");
     let _end = EndLogged { connection, member: member.clone(), what: "worker session ended" };
-    let mut session = Session::open(house, member);
+    let mut session = Session::open(house, member, wishes);
     let result = session.answer_all(&mut conn).await;
     if let Err(error) = &result {
         // Best effort: the client may be gone.
@@ -105,10 +135,11 @@ impl Drop for EndLogged {
 }
 
 impl Session {
-    fn open(house: Arc<House>, member: Arc<Member>) -> Self {
+    fn open(house: Arc<House>, member: Arc<Member>, wishes: Wishes) -> Self {
         let mut roster = house.roster.clone();
         let view = house.view_of(&member, &roster.borrow_and_update());
-        Self { house, member, view, roster, settings: ClientSettings::default(), ids: realise::Ids::new() }
+        let (settings, ids) = (ClientSettings::default(), realise::Ids::new());
+        Self { house, member, view, roster, settings, wishes, ids }
     }
 
     async fn answer_all<R, W>(&mut self, conn: &mut Connection<R, W>) -> Result<(), WireError>

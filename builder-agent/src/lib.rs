@@ -26,6 +26,10 @@ pub struct House {
     pub scheduler: Arc<dyn build::Scheduler>,
     /// The public half of the key that signs Verified paths.
     pub signing_key: store::signing::PublicKey,
+    /// Logs of ended builds.
+    pub kept: Arc<build::kept::KeptLogs>,
+    /// What every build here sees besides its inputs.
+    pub ground: build::Ground,
     /// For everything the box itself fetches.
     pub http: Arc<net::HttpClient>,
     pub roster: watch::Receiver<Arc<roster::Roster>>,

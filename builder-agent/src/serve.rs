@@ -11,6 +11,8 @@ use tokio::sync::watch;
 
 use crate::House;
 use crate::backend;
+use crate::build::Ground;
+use crate::build::kept::KeptLogs;
 use crate::build::scheduler::Embedded;
 use crate::config::{BackendKind, Config};
 use crate::net::HttpClient;
@@ -79,9 +81,12 @@ async fn serve(config: Arc<Config>) -> Result<(), ServeError> {
     let listeners = ssh::bind(&config.listen)?;
 
     let (stop, stopping) = watch::channel(false);
-    let scheduler = Embedded::new(config.clone(), backend, logs, roster.clone());
+    let kept = Arc::new(KeptLogs::new(logs.join("kept"), config.limits.max_kept_log_bytes));
+    let ground = Ground::of(&config.sandbox);
+    let scheduler = Embedded::new(config.clone(), backend, store.clone(), logs, kept.clone(), roster.clone());
     let http = Arc::new(HttpClient::new(&config.fetch));
-    let house = Arc::new(House { config: config.clone(), store, scheduler, signing_key, http, roster });
+    let house =
+        Arc::new(House { config: config.clone(), store, scheduler, kept, ground, signing_key, http, roster });
     if config.sandbox.backend == BackendKind::Namespace {
         tracing::warn!("builds run in the namespace sandbox, which is weaker than micro-VMs");
     }

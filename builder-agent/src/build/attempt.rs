@@ -1,7 +1,8 @@
 //! One attempt at one recipe: inputs into a sandbox, log and outputs out of it, outputs into the store.
 //!
-//! Blocking from start to end; runs on a thread of its own. The outputs become visible together, after every check,
-//! or not at all. Not here: waiting for a slot, and who shares the result (`scheduler`).
+//! Blocking from start to end; runs on a thread of its own. The inputs are one snapshot, taken before: the builder sees
+//! exactly that, whatever happens to the view meanwhile. Not here: waiting for a slot (`run`), who shares the result
+//! (`scheduler`), and in which views the outputs become visible (`outputs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,12 +13,13 @@ use nix_derivation::StorePath;
 use sandbox::{
     Backend, BuilderStatus, Cancel, Finished, Host, Image, Inputs, Job, Limits, OutputSink, Segment,
 };
-use store::{Ingest, Ingested, Member, PathInfo, Provenance, View};
+use store::{Closure, Ingest, Ingested, View};
 
 use super::checks::{self, NewOutput};
 use super::environment::surroundings;
 use super::failure::{builder_failed, sandbox_failed};
 use super::log::LogWriter;
+use super::outputs::Settled;
 use super::recipe::{algorithm, sri};
 use super::{Failure, Recipe, graph_files};
 use crate::config::BackendKind;
@@ -26,7 +28,10 @@ use crate::config::BackendKind;
 pub struct Means<'a> {
     /// Names the build in logs.
     pub id: &'a str,
+    /// Takes in what the builder makes.
     pub view: &'a View,
+    /// What the builder sees.
+    pub inputs: &'a Closure,
     pub backend: &'a dyn Backend,
     pub kind: BackendKind,
     pub limits: Limits,
@@ -34,21 +39,21 @@ pub struct Means<'a> {
     pub cancel: &'a Cancel,
 }
 
-/// What is worth knowing of a successful attempt.
+/// What came of a successful attempt.
 #[derive(Debug)]
 pub struct Success {
-    /// Where each output is now.
-    pub outputs: BTreeMap<String, StorePath>,
+    /// By output name.
+    pub outputs: BTreeMap<String, Settled>,
     pub kernel: String,
     pub vmm_overhead_bytes: Option<u64>,
-    /// From the inputs being composed to the outputs being registered, in order.
+    /// From the inputs being composed to the outputs being checked, in order.
     pub phases: Vec<(&'static str, Duration)>,
 }
 
 pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Success, Failure> {
     let drv = recipe.drv_path.to_absolute_path();
     let began = Instant::now();
-    let closure = closure(recipe, means.view)?;
+    let closure: BTreeSet<StorePath> = means.inputs.paths().cloned().collect();
     let mut around = surroundings(recipe, means.cores)?;
     around.files.extend(graph_files::files(recipe, means.view, &closure)?);
     let trouble = |error: &dyn std::fmt::Display| {
@@ -56,7 +61,7 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
     };
     let inputs = match means.kind {
         BackendKind::Kvm => {
-            let composed = means.view.compose(&closure).map_err(|e| trouble(&e))?;
+            let composed = means.inputs.compose().map_err(|e| trouble(&e))?;
             let segments = composed
                 .segments
                 .into_iter()
@@ -65,7 +70,7 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
             Inputs::Image(Image { segments })
         }
         BackendKind::Namespace => {
-            let tree = |path: &StorePath| Ok((path.to_absolute_path(), means.view.tree(path)?));
+            let tree = |path: &StorePath| Ok((path.to_absolute_path(), means.inputs.tree(path)?));
             let trees: Result<_, store::TreeError> = closure.iter().map(tree).collect();
             Inputs::Trees(trees.map_err(|e| trouble(&e))?)
         }
@@ -114,32 +119,21 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
             &receiver.log.tail(),
         ));
     }
-    let registering = Instant::now();
-    let outputs = register(recipe, means.view, outputs)?;
+    let checking = Instant::now();
+    let outputs = settle(recipe, means.inputs, outputs)?;
     let Finished { kernel, vmm_overhead_bytes, phases, .. } = finished;
     let mut all = vec![("inputs prepared", prepared)];
     all.extend(phases.0);
-    all.push(("outputs registered", registering.elapsed()));
+    all.push(("outputs checked", checking.elapsed()));
     Ok(Success { outputs, kernel, vmm_overhead_bytes, phases: all })
 }
 
-fn closure(recipe: &Recipe, view: &View) -> Result<BTreeSet<StorePath>, Failure> {
-    let inputs: Vec<StorePath> = recipe.inputs.iter().cloned().collect();
-    view.closure(&inputs).map_err(|missing| {
-        Failure::rejected(format!(
-            "dependency '{}' of '{}' does not exist, and substitution is disabled; upload it first",
-            missing.0.to_absolute_path(),
-            recipe.drv_path.to_absolute_path()
-        ))
-    })
-}
-
-/// Checks everything about the new outputs, then makes them visible together.
-fn register(
+/// Checks everything about the new outputs.
+fn settle(
     recipe: &Recipe,
-    view: &View,
+    inputs: &Closure,
     mut outputs: BTreeMap<String, Ingested>,
-) -> Result<BTreeMap<String, StorePath>, Failure> {
+) -> Result<BTreeMap<String, Settled>, Failure> {
     let drv = recipe.drv_path.to_absolute_path();
     for name in recipe.outputs.keys() {
         if !outputs.contains_key(name) {
@@ -160,40 +154,16 @@ fn register(
     for (name, output) in &recipe.outputs {
         check_fixed(recipe, &paths[name], output, &outputs[name])?;
     }
-    checks::check(recipe, view, &new)?;
+    checks::check(recipe, inputs, &new)?;
     drop(new);
 
-    let mut batch = Vec::new();
-    for (name, output) in &recipe.outputs {
-        let Some(ingested) = outputs.remove(name) else { continue };
-        let path = &paths[name];
-        if view.is_valid(path) {
-            // Another build, or an upload, was first. What is visible stays as it is.
-            continue;
-        }
-        let provenance = match &output.fixed {
-            Some(_) => Provenance::Verified,
-            None => Provenance::Claimed(Member::clone(view.member())),
-        };
-        let info = PathInfo {
-            path: path.clone(),
-            nar_hash: ingested.nar_hash,
-            nar_size: ingested.nar_size,
-            references: ingested.references.clone(),
-            deriver: Some(recipe.drv_path.clone()),
-            registration_time: 0,
-            ultimate: true,
-            signatures: Vec::new(),
-            ca: output.fixed.as_ref().map(|ca| ca.to_nix_string()),
-        };
-        let staged = view.stage_built(ingested, info, provenance);
-        batch.push(
-            staged.map_err(|e| Failure::transient(format!("cannot keep the outputs of '{drv}': {e}")))?,
-        );
-    }
-    view.register_many(batch)
-        .map_err(|e| Failure::transient(format!("cannot register the outputs of '{drv}': {e}")))?;
-    Ok(paths)
+    let settled = recipe.outputs.iter().filter_map(|(name, output)| {
+        let ingested = outputs.remove(name)?;
+        let (path, references) = (paths[name].clone(), ingested.references.clone());
+        let ca = output.fixed.as_ref().map(|ca| ca.to_nix_string());
+        Some((name.clone(), Settled { path, ingested, references, ca }))
+    });
+    Ok(settled.collect())
 }
 
 /// Source of the words: Nix, `registerOutputs`.

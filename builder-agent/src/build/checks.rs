@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nix_derivation::StorePath;
 use serde_json::Value;
-use store::View;
+use store::Closure;
 
 use super::{Failure, Recipe};
 
@@ -34,12 +34,12 @@ struct Checks {
 /// Refuses outputs that are not as the derivation wants them. Nothing of the build is kept then.
 pub(super) fn check(
     recipe: &Recipe,
-    view: &View,
+    inputs: &Closure,
     outputs: &BTreeMap<&str, NewOutput<'_>>,
 ) -> Result<(), Failure> {
     for (name, output) in outputs {
         let checks = demands(recipe, name)?;
-        check_one(recipe, view, outputs, output, &checks)?;
+        check_one(recipe, inputs, name, outputs, output, &checks)?;
     }
     Ok(())
 }
@@ -88,7 +88,8 @@ fn demands(recipe: &Recipe, output: &str) -> Result<Checks, Failure> {
 
 fn check_one(
     recipe: &Recipe,
-    view: &View,
+    inputs: &Closure,
+    name: &str,
     outputs: &BTreeMap<&str, NewOutput<'_>>,
     output: &NewOutput<'_>,
     checks: &Checks,
@@ -104,44 +105,42 @@ fn check_one(
     let needs_closure = checks.allowed_requisites.is_some()
         || !checks.disallowed_requisites.is_empty()
         || checks.max_closure_size.is_some();
-    let closure = if needs_closure { closure(view, outputs, own)? } else { BTreeMap::new() };
+    let closure = if needs_closure { closure(inputs, outputs, own)? } else { BTreeMap::new() };
     if let Some(max) = checks.max_closure_size {
-        let size: u64 = closure.values().sum();
+        let size = closure.values().fold(0u64, |sum, size| sum.saturating_add(*size));
         if size > max {
             return Err(Failure::output(format!(
                 "closure of path '{shown}' is too large at {size} bytes; limit is {max} bytes"
             )));
         }
     }
-    let set = |words: &[String]| paths(recipe, outputs, words);
-    let bad = |used: BTreeSet<StorePath>, what: &str| {
+    let set = |words: &[String]| paths(recipe, name, outputs, words);
+    let bad = |used: BTreeSet<StorePath>| {
         if used.is_empty() {
             return Ok(());
         }
         let list: String = used.iter().map(|path| format!("\n  {}", path.to_absolute_path())).collect();
         Err(Failure::output(format!(
-            "output '{shown}' is not allowed to refer to the following paths{what}:{list}"
+            "output '{shown}' is not allowed to refer to the following paths:{list}"
         )))
     };
+    // Only here: a direct reference to itself has to be allowed by name.
     let skip = |path: &&StorePath| !(checks.ignore_self && *path == own);
-    let references: BTreeSet<StorePath> = output.references.iter().filter(skip).cloned().collect();
+    let references = output.references;
     let requisites: BTreeSet<StorePath> = closure.keys().filter(skip).cloned().collect();
     if let Some(allowed) = &checks.allowed_references {
-        bad(references.difference(&set(allowed)?).cloned().collect(), "")?;
+        bad(references.difference(&set(allowed)?).cloned().collect())?;
     }
-    bad(references.intersection(&set(&checks.disallowed_references)?).cloned().collect(), "")?;
     if let Some(allowed) = &checks.allowed_requisites {
-        bad(requisites.difference(&set(allowed)?).cloned().collect(), ", however indirectly")?;
+        bad(requisites.difference(&set(allowed)?).cloned().collect())?;
     }
-    bad(
-        requisites.intersection(&set(&checks.disallowed_requisites)?).cloned().collect(),
-        ", however indirectly",
-    )
+    bad(references.intersection(&set(&checks.disallowed_references)?).cloned().collect())?;
+    bad(requisites.intersection(&set(&checks.disallowed_requisites)?).cloned().collect())
 }
 
 /// Everything reachable from a new output, with NAR sizes.
 fn closure(
-    view: &View,
+    inputs: &Closure,
     outputs: &BTreeMap<&str, NewOutput<'_>>,
     own: &StorePath,
 ) -> Result<BTreeMap<StorePath, u64>, Failure> {
@@ -152,13 +151,14 @@ fn closure(
             continue;
         }
         let new = outputs.values().find(|output| *output.path == path);
-        let (size, references) = match (new, view.info(&path)) {
+        let (size, references) = match (new, inputs.info(&path)) {
             (Some(new), _) => (new.nar_size, new.references.clone()),
             (None, Some(info)) => (info.nar_size, info.references.clone()),
             (None, None) => {
                 let path = path.to_absolute_path();
+                // Only what a builder could see can be found in what it made.
                 return Err(Failure::transient(format!(
-                    "path '{path}' vanished from the store during the build"
+                    "path '{path}' is not an input; this is a bug of the box"
                 )));
             }
         };
@@ -171,6 +171,7 @@ fn closure(
 /// Output names and store paths, as paths.
 fn paths(
     recipe: &Recipe,
+    name: &str,
     outputs: &BTreeMap<&str, NewOutput<'_>>,
     words: &[String],
 ) -> Result<BTreeSet<StorePath>, Failure> {
@@ -180,8 +181,11 @@ fn paths(
             Some(output) => Ok(output.path.clone()),
             None => StorePath::from_absolute_path(word.as_bytes()).map_err(|_| {
                 let drv = recipe.drv_path.to_absolute_path();
-                Failure::rejected(format!(
-                    "derivation '{drv}' has an output check that mentions '{word}', which is neither one of its outputs nor a store path"
+                let names: Vec<&str> = outputs.keys().copied().collect();
+                Failure::output(format!(
+                    "derivation '{drv}' output check for '{name}' contains output name '{word}', but this is not a \
+                     valid output of this derivation. (Valid outputs are [{}].)",
+                    names.join(", ")
                 ))
             }),
         })

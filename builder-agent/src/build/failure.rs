@@ -15,11 +15,34 @@ pub struct Failure {
     pub status: BuildStatus,
     /// For the person who asked; may have several lines.
     pub message: String,
+    pub cause: Cause,
+}
+
+/// What a failure says about the next attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The build itself: the same one ends the same way, for everybody.
+    Build,
+    /// A limit that may be another for another member or client.
+    Limit(Limit),
+    Cancelled,
+    /// Anything else: the request, the network, the box.
+    Other,
+}
+
+/// The limits that differ between requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    Wall,
+    Silence,
+    Memory,
+    /// Set for the whole box.
+    OfBox,
 }
 
 impl Failure {
     pub fn new(status: BuildStatus, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), cause: Cause::Other }
     }
 
     /// The derivation asks for something that cannot or must not be done here.
@@ -34,12 +57,34 @@ impl Failure {
 
     /// An output is not what it must be.
     pub fn output(message: impl Into<String>) -> Self {
-        Self::new(BuildStatus::OutputRejected, message)
+        Self::new(BuildStatus::OutputRejected, message).because(Cause::Build)
+    }
+
+    /// The same failure with another cause.
+    #[must_use]
+    pub fn because(mut self, cause: Cause) -> Self {
+        self.cause = cause;
+        self
+    }
+
+    /// As `mine` should read it: messages name the derivation that was built, and another one may be the same build.
+    /// Its name is for those who have it.
+    #[must_use]
+    pub fn about(mut self, built: &StorePath, mine: &StorePath) -> Self {
+        if built != mine {
+            self.message = self.message.replace(&built.to_absolute_path(), &mine.to_absolute_path());
+        }
+        self
     }
 
     /// Nobody waits for the build any more, or its member is gone.
     pub fn cancelled(drv: &StorePath) -> Self {
         Self::new(BuildStatus::MiscFailure, format!("build of '{}' was cancelled", drv.to_absolute_path()))
+            .because(Cause::Cancelled)
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.cause == Cause::Cancelled
     }
 }
 
@@ -59,7 +104,11 @@ pub fn builder_failed(drv: &StorePath, status: BuilderStatus, fixed: bool, tail:
             message.push_str(line);
         }
     }
-    Failure::new(if fixed { BuildStatus::TransientFailure } else { BuildStatus::PermanentFailure }, message)
+    let (status, cause) = match fixed {
+        true => (BuildStatus::TransientFailure, Cause::Other),
+        false => (BuildStatus::PermanentFailure, Cause::Build),
+    };
+    Failure::new(status, message).because(cause)
 }
 
 fn signal_name(signal: i32) -> &'static str {
@@ -81,7 +130,20 @@ fn signal_name(signal: i32) -> &'static str {
 pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &SandboxError) -> Failure {
     let path = drv.to_absolute_path();
     let seconds = |d: &Duration| d.as_secs();
-    match error {
+    let cause = match error {
+        SandboxError::Timeout { .. } => Cause::Limit(Limit::Wall),
+        SandboxError::Silent { .. } => Cause::Limit(Limit::Silence),
+        SandboxError::OutOfMemory { .. } => Cause::Limit(Limit::Memory),
+        SandboxError::LogLimit { .. }
+        | SandboxError::OutputLimit { .. }
+        | SandboxError::ProcessLimit { .. } => Cause::Limit(Limit::OfBox),
+        SandboxError::OutputMissing { .. }
+        | SandboxError::OutputInvalid { .. }
+        | SandboxError::CannotStart { .. } => Cause::Build,
+        SandboxError::Cancelled => Cause::Cancelled,
+        _ => Cause::Other,
+    };
+    let failure = match error {
         SandboxError::Timeout { after } => Failure::new(
             BuildStatus::TimedOut,
             format!(
@@ -142,7 +204,8 @@ pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &
         other => Failure::transient(format!(
             "the sandbox of '{path}' failed, which is not the builder's fault: {other}"
         )),
-    }
+    };
+    failure.because(cause)
 }
 
 #[cfg(test)]

@@ -91,6 +91,11 @@ impl Drop for LogWriter {
 }
 
 impl LogSource {
+    /// The file, complete once the writer is gone.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     pub fn reader(&self) -> LogReader {
         LogReader { source: self.clone(), at: 0 }
     }

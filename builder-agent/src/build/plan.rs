@@ -21,6 +21,8 @@ pub struct Node {
     pub recipe: Arc<Recipe>,
     /// Whether an output that somebody wants is missing.
     pub needs_build: bool,
+    /// Whether it is to be built although it is valid, and compared (`--check`).
+    pub again: bool,
     /// Derivations of this plan that must be built before. Only those that need it.
     pub after: BTreeSet<StorePath>,
 }
@@ -33,11 +35,22 @@ pub struct Plan {
     pub unknown: BTreeSet<StorePath>,
     /// Derivations that cannot be understood or are not supported, with the reason.
     pub rejected: BTreeMap<StorePath, Failure>,
+    /// Targets to be built even if they are valid.
+    again: BTreeSet<StorePath>,
 }
 
 impl Plan {
     /// Looks at everything the targets need.
     pub fn make(view: &View, targets: &[DerivedPath]) -> Result<Self, Failure> {
+        Self::make_with(view, targets, false)
+    }
+
+    /// As [`Plan::make`], with the targets themselves to be built again.
+    pub fn make_again(view: &View, targets: &[DerivedPath]) -> Result<Self, Failure> {
+        Self::make_with(view, targets, true)
+    }
+
+    fn make_with(view: &View, targets: &[DerivedPath], again: bool) -> Result<Self, Failure> {
         let mut plan = Self::default();
         let mut wanted: BTreeMap<StorePath, BTreeSet<String>> = BTreeMap::new();
         let mut todo: Vec<(StorePath, Vec<String>)> = Vec::new();
@@ -48,6 +61,9 @@ impl Plan {
                     plan.unknown.insert(path.clone());
                 }
                 DerivedPath::Built { drv_path: SingleDerivedPath::Opaque(drv), outputs } => {
+                    if again {
+                        plan.again.insert(drv.clone());
+                    }
                     todo.push((drv.clone(), outputs.clone()));
                 }
                 DerivedPath::Built { drv_path, .. } => {
@@ -90,8 +106,10 @@ impl Plan {
             match read.and_then(|bytes| Recipe::from_drv(drv, &bytes)) {
                 Ok(recipe) => {
                     let recipe = Arc::new(recipe);
-                    self.nodes
-                        .insert(drv.clone(), Node { recipe, needs_build: false, after: BTreeSet::new() });
+                    self.nodes.insert(
+                        drv.clone(),
+                        Node { recipe, needs_build: false, again: false, after: BTreeSet::new() },
+                    );
                 }
                 Err(failure) => {
                     self.rejected.insert(drv.clone(), failure);
@@ -112,9 +130,10 @@ impl Plan {
             };
             if all.insert(name.clone())
                 && !node.needs_build
-                && !output.path.as_ref().is_some_and(|path| view.is_valid(path))
+                && (self.again.contains(drv) || !output.path.as_ref().is_some_and(|path| view.is_valid(path)))
             {
                 node.needs_build = true;
+                node.again = self.again.contains(drv);
                 for (input, outputs) in &node.recipe.input_derivations {
                     todo.push((input.clone(), outputs.iter().cloned().collect()));
                 }

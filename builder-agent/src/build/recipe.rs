@@ -48,9 +48,6 @@ pub struct Recipe {
     pub verified_paths: bool,
 }
 
-/// What makes two requests of one member the same build.
-pub type BuildKey = [u8; 32];
-
 impl Recipe {
     /// Parses the contents of the `.drv` at `drv_path`. Outputs of input derivations still have to be added to
     /// `inputs`, by whoever can read those.
@@ -185,37 +182,6 @@ impl Recipe {
             )));
         }
         Ok(())
-    }
-
-    /// Hash of all that the recipe says. Two requests of one member with the same key share one build.
-    pub fn key(&self) -> BuildKey {
-        let mut hash = Sha256::new();
-        let mut put = |bytes: &[u8]| {
-            hash.update((bytes.len() as u64).to_le_bytes());
-            hash.update(bytes);
-        };
-        put(self.drv_path.to_basename().as_bytes());
-        put(self.system.as_bytes());
-        put(self.builder.as_bytes());
-        put(&(self.args.len() as u64).to_le_bytes());
-        self.args.iter().for_each(|arg| put(arg.as_bytes()));
-        put(&(self.env.len() as u64).to_le_bytes());
-        for (name, value) in &self.env {
-            put(name.as_bytes());
-            put(value);
-        }
-        put(self.structured.as_ref().map_or(b"", |attrs| attrs.canonical_json()));
-        put(&(self.outputs.len() as u64).to_le_bytes());
-        for (name, output) in &self.outputs {
-            put(name.as_bytes());
-            put(output.path.as_ref().map(StorePath::to_basename).unwrap_or_default().as_bytes());
-            let floating = output.floating.map(|(method, algorithm)| format!("{method}:{algorithm}"));
-            put(floating.unwrap_or_default().as_bytes());
-            put(output.fixed.as_ref().map(CAHash::to_nix_string).unwrap_or_default().as_bytes());
-        }
-        put(&(self.inputs.len() as u64).to_le_bytes());
-        self.inputs.iter().for_each(|input| put(input.to_basename().as_bytes()));
-        hash.finalize().into()
     }
 }
 

@@ -1,23 +1,27 @@
 //! When a build runs, and who shares it.
 //!
 //! [`Scheduler`] is the seam for schedulers of more than one box; [`Embedded`] is the one that needs no other service.
-//! A build belongs to one member. Requests of that member for the same recipe share one run and its log; a build
-//! nobody waits for any more is cancelled, unless the box is told otherwise.
+//! Requests with the same build key share one run and its log, whoever they are from: the key covers all that goes
+//! into a build, so nobody learns from a shared run what a run of their own would not have told them. A build nobody waits
+//! for any more is cancelled, unless the box is told otherwise.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix_derivation::StorePath;
 use sandbox::{Backend, Cancel, Limits};
-use store::View;
+use store::{Closure, RecordedOutput, Store, View};
 use tokio::sync::{Semaphore, watch};
 
-use super::attempt::{self, Means, Success};
-use super::log::{self, LogReader, LogSource};
-use super::recipe::BuildKey;
+use super::failure::{Cause, Limit};
+use super::kept::KeptLogs;
+use super::key::BuildKey;
+use super::log::{self, LogReader};
+use super::run::{self, Run};
+use super::running::{RunKey, Running, Table};
 use super::{Failure, Recipe};
 use crate::config::Config;
 use crate::roster::{Member, Roster};
@@ -28,6 +32,12 @@ pub struct Request {
     pub member: Arc<Member>,
     pub view: View,
     pub recipe: Arc<Recipe>,
+    /// All the builder will see, as it was in the view at one moment.
+    pub inputs: Arc<Closure>,
+    /// Of `recipe` with `inputs`.
+    pub key: BuildKey,
+    /// Build to compare only: the outputs become visible to nobody.
+    pub check: bool,
     pub wall: Option<Duration>,
     pub silent: Option<Duration>,
     /// `NIX_BUILD_CORES` as the client asked; the sandbox's CPUs bound it.
@@ -37,19 +47,34 @@ pub struct Request {
 /// How a build ended, and when it ran (Unix seconds).
 #[derive(Debug)]
 pub struct Outcome {
-    /// Where each output is now.
-    pub result: Result<BTreeMap<String, StorePath>, Failure>,
+    pub result: Result<Built, Failure>,
+    /// The derivation that `result` speaks of.
+    pub drv: StorePath,
+    /// What the run was allowed.
+    pub limits: Limits,
+    /// Under which name the log was kept.
+    pub log: Option<String>,
     pub start_time: i64,
     pub stop_time: i64,
+}
+
+/// What a run made. Visible in the view of its owner; everybody else who waited adopts it.
+#[derive(Debug)]
+pub struct Built {
+    pub outputs: BTreeMap<String, RecordedOutput>,
 }
 
 /// A share in a running build. Dropping it is leaving.
 pub struct Attached {
     pub log: LogReader,
     pub outcome: watch::Receiver<Option<Arc<Outcome>>>,
+    /// When the builder was started; `None` while the build waits for a slot.
+    pub begun: watch::Receiver<Option<Instant>>,
     /// Whether the build ran already when this request came.
     pub joined: bool,
-    _hold: Hold,
+    /// What this request is allowed, which is not what a joined run was started with.
+    pub limits: Limits,
+    hold: Hold,
 }
 
 impl Attached {
@@ -59,9 +84,28 @@ impl Attached {
             Ok(outcome) => outcome.as_ref().map(Arc::clone).unwrap_or_else(|| unreachable!("waited for it")),
             Err(_) => Arc::new(Outcome {
                 result: Err(Failure::transient("the build was lost; this is a bug of the box")),
+                drv: self.hold.drv.clone(),
+                limits: self.limits.clone(),
+                log: None,
                 start_time: 0,
                 stop_time: 0,
             }),
+        }
+    }
+
+    /// Whether the run ended at a limit of somebody else's: under ours it might have gone on.
+    pub fn is_not_ours(&self, outcome: &Outcome) -> bool {
+        let Err(Failure { cause: Cause::Limit(limit), .. }) = &outcome.result else { return false };
+        let (mine, theirs) = (&self.limits, &outcome.limits);
+        let more = |mine: Option<Duration>, theirs: Option<Duration>| match (mine, theirs) {
+            (Some(mine), Some(theirs)) => mine > theirs,
+            (mine, theirs) => mine.is_none() && theirs.is_some(),
+        };
+        match limit {
+            Limit::Wall => more(mine.wall, theirs.wall),
+            Limit::Silence => more(mine.silent, theirs.silent),
+            Limit::Memory => mine.memory_mib > theirs.memory_mib,
+            Limit::OfBox => false,
         }
     }
 }
@@ -70,7 +114,7 @@ impl Attached {
 pub trait Scheduler: Send + Sync {
     /// Starts a build, or joins the one that runs.
     fn build(&self, request: Request) -> Result<Attached, Failure>;
-    /// Ends all builds of members for whom `keep` is false.
+    /// Takes all members for whom `keep` is false out of all builds; what nobody else waits for ends.
     fn retain(&self, keep: &dyn Fn(&str) -> bool);
 }
 
@@ -79,64 +123,39 @@ pub struct Embedded {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    config: Arc<Config>,
-    backend: Arc<dyn Backend>,
+pub(super) struct Shared {
+    pub config: Arc<Config>,
+    pub backend: Arc<dyn Backend>,
+    pub store: Store,
+    pub kept: Arc<KeptLogs>,
     logs: PathBuf,
-    box_slots: Arc<Semaphore>,
+    pub box_slots: Arc<Semaphore>,
     member_slots: Mutex<HashMap<Arc<str>, MemberSlots>>,
-    running: Mutex<HashMap<(Arc<str>, BuildKey), Running>>,
+    pub running: Table,
     next_id: AtomicU64,
 }
 
 /// How many builds a member may run at once, and the permits for them.
 type MemberSlots = (u32, Arc<Semaphore>);
 
-/// Listed from the first request until the outcome is known.
-struct Running {
-    id: u64,
-    log: LogSource,
-    outcome: watch::Receiver<Option<Arc<Outcome>>>,
-    cancel: Cancel,
-    /// Ends the wait for a slot, which `cancel` cannot.
-    give_up: watch::Sender<bool>,
-    waiters: usize,
-}
-
 /// One waiter of one build.
 struct Hold {
     shared: Arc<Shared>,
-    key: (Arc<str>, BuildKey),
+    key: RunKey,
     id: u64,
+    waiter: u64,
+    drv: StorePath,
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let mut running = self.shared.running();
-        // The id tells a later build of the same recipe from ours.
-        let Some(build) = running.get_mut(&self.key).filter(|build| build.id == self.id) else { return };
-        build.waiters -= 1;
-        if build.waiters == 0 && !self.shared.config.keep_builds_running {
-            build.stop();
-            running.remove(&self.key);
-        }
-    }
-}
-
-impl Running {
-    fn stop(&self) {
-        self.cancel.cancel();
-        self.give_up.send_replace(true);
+        self.shared.running.leave(&self.key, self.id, self.waiter, self.shared.config.keep_builds_running);
     }
 }
 
 impl Shared {
-    fn running(&self) -> MutexGuard<'_, HashMap<(Arc<str>, BuildKey), Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The member's own slots. A changed limit in the roster takes effect with a new set; builds in the old one finish.
-    fn member_slots(&self, member: &Member) -> Arc<Semaphore> {
+    pub fn member_slots(&self, member: &Member) -> Arc<Semaphore> {
         let most = self.config.limits.max_jobs_per_member as u32;
         let jobs = member.limits.max_jobs.unwrap_or(most).clamp(1, most);
         let mut slots = self.member_slots.lock().unwrap_or_else(PoisonError::into_inner);
@@ -152,20 +171,25 @@ impl Shared {
 }
 
 impl Embedded {
-    /// `logs` must be an existing folder. Builds of members who leave the roster are ended from now on.
+    /// `logs` must be an existing folder, on the file system of `kept`. Builds of members who leave the roster are
+    /// ended from now on.
     pub fn new(
         config: Arc<Config>,
         backend: Arc<dyn Backend>,
+        store: Store,
         logs: PathBuf,
+        kept: Arc<KeptLogs>,
         mut roster: watch::Receiver<Arc<Roster>>,
     ) -> Arc<Self> {
         let shared = Arc::new(Shared {
             box_slots: Arc::new(Semaphore::new(config.limits.max_jobs)),
             config,
             backend,
+            store,
+            kept,
             logs,
             member_slots: Mutex::default(),
-            running: Mutex::default(),
+            running: Table::default(),
             next_id: AtomicU64::new(1),
         });
         let scheduler = Arc::new(Self { shared });
@@ -179,169 +203,72 @@ impl Embedded {
         });
         scheduler
     }
+
+    /// A new run for the table, and the task that makes it happen.
+    fn start(&self, request: &Arc<Request>, key: RunKey) -> Result<Running, Failure> {
+        let (writer, log) = log::create(&self.shared.logs)
+            .map_err(|e| Failure::transient(format!("cannot create a build log: {e}")))?;
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let (outcome, outcome_seen) = watch::channel(None);
+        let (begun, begun_seen) = watch::channel(None);
+        let (owner, followed) = watch::channel(Some(request.clone()));
+        let cancel = Cancel::new();
+        let run = Run {
+            id,
+            key,
+            owner: followed,
+            begun,
+            outcome,
+            log: writer,
+            source: log.clone(),
+            cancel: cancel.clone(),
+        };
+        tokio::spawn(run::run(self.shared.clone(), run));
+        Ok(Running {
+            id,
+            log,
+            outcome: outcome_seen,
+            begun: begun_seen,
+            owner,
+            cancel,
+            waiters: BTreeMap::new(),
+        })
+    }
 }
 
 impl Scheduler for Embedded {
     fn build(&self, request: Request) -> Result<Attached, Failure> {
-        let key = (request.member.name.clone(), request.recipe.key());
-        let mut running = self.shared.running();
-        if let Some(build) = running.get_mut(&key) {
-            build.waiters += 1;
-            let (log, outcome, id) = (build.log.reader(), build.outcome.clone(), build.id);
-            let hold = Hold { shared: self.shared.clone(), key, id };
-            return Ok(Attached { log, outcome, joined: true, _hold: hold });
+        let key = (request.key, request.check);
+        let limits = limits(&self.shared.config, &request);
+        let request = Arc::new(request);
+        let (place, joined) = self.shared.running.join(key, &request, || self.start(&request, key))?;
+        if joined {
+            let (member, drv) = (&request.member.name, request.recipe.drv_path.to_absolute_path());
+            tracing::info!(build = place.id, %member, %drv, "build joined");
         }
-        let (writer, source) = log::create(&self.shared.logs)
-            .map_err(|e| Failure::transient(format!("cannot create a build log: {e}")))?;
-        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
-        let (outcome, outcome_seen) = watch::channel(None);
-        let (give_up, given_up) = watch::channel(false);
-        let cancel = Cancel::new();
-        let log = source.reader();
-        running.insert(
-            key.clone(),
-            Running {
-                id,
-                log: source,
-                outcome: outcome_seen.clone(),
-                cancel: cancel.clone(),
-                give_up,
-                waiters: 1,
+        Ok(Attached {
+            log: place.log,
+            outcome: place.outcome,
+            begun: place.begun,
+            joined,
+            limits,
+            hold: Hold {
+                shared: self.shared.clone(),
+                key,
+                id: place.id,
+                waiter: place.waiter,
+                drv: request.recipe.drv_path.clone(),
             },
-        );
-        drop(running);
-        let hold = Hold { shared: self.shared.clone(), key: key.clone(), id };
-        let shared = self.shared.clone();
-        tokio::spawn(async move {
-            let ended = Arc::new(run(&shared, request, id, writer, cancel, given_up).await);
-            // Unlisted first: who asks from now on finds the outputs valid, or may try again.
-            {
-                let mut running = shared.running();
-                if running.get(&key).is_some_and(|build| build.id == id) {
-                    running.remove(&key);
-                }
-            }
-            outcome.send_replace(Some(ended));
-        });
-        Ok(Attached { log, outcome: outcome_seen, joined: false, _hold: hold })
+        })
     }
 
     fn retain(&self, keep: &dyn Fn(&str) -> bool) {
-        self.shared.running().retain(|(member, _), build| {
-            let kept = keep(member);
-            if !kept {
-                build.stop();
-            }
-            kept
-        });
+        self.shared.running.retain(keep);
     }
-}
-
-/// Waits for slots, runs the attempt, writes the log lines that `make bench` and operators read.
-async fn run(
-    shared: &Arc<Shared>,
-    request: Request,
-    id: u64,
-    mut log: log::LogWriter,
-    cancel: Cancel,
-    mut given_up: watch::Receiver<bool>,
-) -> Outcome {
-    let accepted = Instant::now();
-    let recipe = request.recipe.clone();
-    let drv = recipe.drv_path.to_absolute_path();
-    let member = request.member.name.clone();
-    tracing::info!(build = id, %member, %drv, "build accepted");
-    let slots = async {
-        // The member's first: whoever has many builds waits in a queue of their own, not at the head of everyone's.
-        let own = shared.member_slots(&request.member).acquire_owned().await;
-        let of_box = shared.box_slots.clone().acquire_owned().await;
-        (own, of_box)
-    };
-    let slots = tokio::select! {
-        slots = slots => slots,
-        () = crate::turned(&mut given_up) => {
-            tracing::info!(build = id, %member, %drv, "build cancelled before it started");
-            return Outcome { result: Err(Failure::cancelled(&recipe.drv_path)), start_time: 0, stop_time: 0 };
-        }
-    };
-    let waited = accepted.elapsed();
-    let start_time = now();
-    let limits = limits(&shared.config, &request);
-    let backend = shared.backend.clone();
-    let kind = shared.config.sandbox.backend;
-    let cores =
-        if request.cores == 0 { u32::from(limits.vcpus) } else { request.cores.min(u32::from(limits.vcpus)) };
-    tracing::info!(build = id, %member, %drv, backend = backend.name(), phase_slot_ms = millis(waited), "build started");
-    let label = id.to_string();
-    let work = {
-        let recipe = recipe.clone();
-        tokio::task::spawn_blocking(move || {
-            let backend = &*backend;
-            let means =
-                Means { id: &label, view: &request.view, backend, kind, limits, cores, cancel: &cancel };
-            attempt::run(&recipe, &means, &mut log)
-        })
-    };
-    let result = work.await.unwrap_or_else(|panic| {
-        tracing::error!(build = id, %panic, "a build panicked; this is a bug of the box");
-        Err(Failure::transient(format!("building '{drv}' failed because of a bug of the box")))
-    });
-    drop(slots);
-    report(id, &member, &drv, waited, accepted.elapsed(), &result);
-    Outcome { result: result.map(|success| success.outputs), start_time, stop_time: now() }
-}
-
-fn report(
-    build: u64,
-    member: &str,
-    drv: &str,
-    waited: Duration,
-    total: Duration,
-    result: &Result<Success, Failure>,
-) {
-    let phase_slot_ms = millis(waited);
-    let total_ms = millis(total);
-    match result {
-        Ok(success) => {
-            let phase = |name: &str| success.phases.iter().find(|(n, _)| *n == name).map(|(_, d)| millis(*d));
-            tracing::info!(
-                build,
-                member,
-                drv,
-                ok = true,
-                total_ms,
-                kernel = success.kernel,
-                vmm_overhead_bytes = success.vmm_overhead_bytes,
-                phase_slot_ms,
-                phase_inputs_ms = phase("inputs prepared"),
-                phase_vm_started_ms = phase("vm started"),
-                phase_guest_ready_ms = phase("guest ready"),
-                phase_job_sent_ms = phase("job sent"),
-                phase_builder_started_ms = phase("builder started"),
-                phase_builder_ms = phase("builder"),
-                phase_outputs_ms = phase("outputs"),
-                phase_registered_ms = phase("outputs registered"),
-                "build finished"
-            );
-        }
-        Err(failure) => {
-            let error = failure.message.lines().next().unwrap_or("");
-            tracing::info!(build, member, drv, ok = false, total_ms, phase_slot_ms, status = ?failure.status, error, "build finished");
-        }
-    }
-}
-
-/// Fractions matter: some phases take well under a millisecond.
-fn millis(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
-fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
 }
 
 /// The tightest of box, member and client, for each resource.
-fn limits(config: &Config, request: &Request) -> Limits {
+pub fn limits(config: &Config, request: &Request) -> Limits {
     let (of_box, own) = (&config.limits, &request.member.limits);
     let tighter =
         |ceiling: Duration, asked: Option<Duration>| asked.map_or(ceiling, |asked| asked.min(ceiling));

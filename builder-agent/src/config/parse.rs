@@ -52,6 +52,10 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
         systems: values.texts("systems").unwrap_or_else(|| vec![format!("{}-linux", std::env::consts::ARCH)]),
         system_features: values.texts("system-features").unwrap_or_default(),
         keep_builds_running: values.bool_of("keep-builds-running"),
+        reuse_failures: match values.found.get("reuse-failures") {
+            Some(Value::Bool(false)) => Duration::ZERO,
+            _ => Duration::from_secs(values.int_of("reuse-failures-seconds") as u64),
+        },
         sandbox: Sandbox {
             backend,
             kernel: values.required_path("sandbox.kernel")?,
@@ -73,6 +77,7 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
             max_build: Duration::from_secs(values.int_of("limits.max-build-seconds") as u64),
             max_silent: Duration::from_secs(values.int_of("limits.max-silent-seconds") as u64),
             max_log_bytes: values.int_of("limits.max-log-mib") as u64 * MIB,
+            max_kept_log_bytes: values.int_of("limits.max-kept-logs-mib") as u64 * MIB,
             max_output_bytes: values.int_of("limits.max-output-mib") as u64 * MIB,
             max_nar_bytes: values.int_of("limits.max-nar-mib") as u64 * MIB,
             max_memory_mib: values.int("limits.max-memory-mib").unwrap_or(memory) as u32,

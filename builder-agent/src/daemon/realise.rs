@@ -15,10 +15,10 @@ use wire::worker::{ActivityKind, LogEvent, ResultKind, Verbosity};
 
 use super::Session;
 use super::audience::Audience;
+use super::one::build_one;
 use super::transfer::{Trouble, blocking};
 use crate::House;
-use crate::build::log::{Lines, LogReader, Notice};
-use crate::build::{Failure, Outcome, Plan, Recipe, Request};
+use crate::build::{Failure, Plan, Recipe};
 use crate::roster::Member;
 
 /// Builds of one request handed to the scheduler at once. Each waits with an open log file.
@@ -40,38 +40,40 @@ impl Ids {
         Self(Arc::new(AtomicU64::new((random >> 1) & !0xffff_ffff | 1)))
     }
 
-    fn next(&self) -> u64 {
+    pub(super) fn next(&self) -> u64 {
         self.0.fetch_add(1, Ordering::Relaxed)
     }
 }
 
 /// What the builds of one request share.
 #[derive(Clone)]
-struct Context {
-    house: Arc<House>,
-    member: Arc<Member>,
-    view: View,
-    wall: Option<Duration>,
-    silent: Option<Duration>,
-    cores: u32,
-    ids: Ids,
+pub(super) struct Context {
+    pub house: Arc<House>,
+    pub member: Arc<Member>,
+    pub view: View,
+    pub wall: Option<Duration>,
+    pub silent: Option<Duration>,
+    pub cores: u32,
+    /// Whether a failure of an earlier build may be told again.
+    pub reuse_failures: bool,
+    pub ids: Ids,
     events: mpsc::Sender<LogEvent>,
 }
 
 /// How one derivation ended.
-type Ended = Result<Done, Failure>;
+pub(super) type Ended = Result<Done, Failure>;
 
 #[derive(Debug, Clone)]
-struct Done {
-    status: BuildStatus,
+pub(super) struct Done {
+    pub status: BuildStatus,
     /// Where each output is now.
-    outputs: Arc<BTreeMap<String, StorePath>>,
-    start_time: i64,
-    stop_time: i64,
+    pub outputs: Arc<BTreeMap<String, StorePath>>,
+    pub start_time: i64,
+    pub stop_time: i64,
 }
 
 impl Done {
-    fn already(outputs: BTreeMap<String, StorePath>) -> Self {
+    pub(super) fn already(outputs: BTreeMap<String, StorePath>) -> Self {
         let (status, outputs) = (BuildStatus::AlreadyValid, Arc::new(outputs));
         Self { status, outputs, start_time: 0, stop_time: 0 }
     }
@@ -99,14 +101,18 @@ impl Session {
         targets: Vec<DerivedPath>,
         mode: BuildMode,
     ) -> Result<Vec<(DerivedPath, BuildResult)>, Trouble> {
-        check_mode(mode)?;
+        let check = is_check(mode)?;
         let view = self.view.clone();
         let looked_at = targets.clone();
-        let plan = blocking(move || Plan::make(&view, &looked_at)).await?;
+        let plan = blocking(move || match check {
+            true => Plan::make_again(&view, &looked_at),
+            false => Plan::make(&view, &looked_at),
+        })
+        .await?;
         let plan = Arc::new(plan.map_err(|failure| Trouble::Refused(failure.message))?);
         let (events, mut shown) = mpsc::channel(EVENTS_AHEAD);
         let context = self.context(events);
-        let work = realise(context, plan.clone(), self.settings.keep_going);
+        let work = realise(context, plan.clone(), self.settings.keep_going, self.settings.keep_failed);
         let ended = audience.run(work, &mut shown).await?;
         Ok(targets
             .into_iter()
@@ -124,13 +130,18 @@ impl Session {
         derivation: BasicDerivation,
         mode: BuildMode,
     ) -> Result<BuildResult, Trouble> {
-        check_mode(mode)?;
+        let check = is_check(mode)?;
         let recipe = match Recipe::from_basic(&drv_path, derivation) {
             Ok(recipe) => Arc::new(recipe),
             Err(failure) => return Ok(BuildResult::new(failure.status, failure.message)),
         };
         let (events, mut shown) = mpsc::channel(EVENTS_AHEAD);
-        let ended = audience.run(build_one(self.context(events), recipe.clone()), &mut shown).await?;
+        let (context, keep_failed) = (self.context(events), self.settings.keep_failed);
+        let work = async move {
+            warn_keep_failed(&context, keep_failed).await;
+            build_one(context, recipe, check).await
+        };
+        let ended = audience.run(work, &mut shown).await?;
         Ok(match ended {
             Ok(done) => success(&done, &[]),
             Err(failure) => BuildResult::new(failure.status, failure.message),
@@ -146,6 +157,7 @@ impl Session {
             wall: timeout(&self.settings).and_then(seconds),
             silent: seconds(self.settings.max_silent_time),
             cores: u32::try_from(self.settings.build_cores).unwrap_or(u32::MAX),
+            reuse_failures: self.wishes.reuse_failures,
             ids: self.ids.clone(),
             events,
         }
@@ -168,17 +180,40 @@ pub(super) fn all_messages(failed: Vec<BuildResult>) -> String {
     }
 }
 
-fn check_mode(mode: BuildMode) -> Result<(), Trouble> {
-    let asked = match mode {
-        BuildMode::Normal => return Ok(()),
-        BuildMode::Check => "--check (build again and compare)",
-        BuildMode::Repair => "--repair",
-    };
-    Err(Trouble::Refused(format!("{asked} is not supported by this box yet; build without it")))
+/// Whether the targets are built to be compared.
+fn is_check(mode: BuildMode) -> Result<bool, Trouble> {
+    match mode {
+        BuildMode::Normal => Ok(false),
+        BuildMode::Check => Ok(true),
+        BuildMode::Repair => Err(Trouble::Refused(
+            "--repair is refused: objects of this box are immutable and checked when they are read, so nothing can be \
+             repaired in place; to build without it, leave it out"
+                .into(),
+        )),
+    }
+}
+
+/// Nix keeps the folder of a failed build on the machine that built it, for whoever can log in there. A build here has
+/// nothing that would outlive it, so this is refused; the build goes on without, as it would on a stock builder.
+async fn warn_keep_failed(context: &Context, asked: bool) {
+    if asked {
+        let name = &context.house.config.name;
+        let text = format!(
+            "warning: '--keep-failed' is refused: the folder of a failed build goes with its sandbox on '{name}'; \
+             build on your own machine to keep it"
+        );
+        context.show(LogEvent::message(text)).await;
+    }
 }
 
 /// Builds all that a plan needs. Whatever ends early (the client hangs up) leaves every build it waits for.
-async fn realise(context: Context, plan: Arc<Plan>, keep_going: bool) -> BTreeMap<StorePath, Ended> {
+async fn realise(
+    context: Context,
+    plan: Arc<Plan>,
+    keep_going: bool,
+    keep_failed: bool,
+) -> BTreeMap<StorePath, Ended> {
+    warn_keep_failed(&context, keep_failed).await;
     let mut ended: BTreeMap<StorePath, Ended> = BTreeMap::new();
     for (drv, failure) in &plan.rejected {
         ended.insert(drv.clone(), Err(failure.clone()));
@@ -237,9 +272,10 @@ async fn realise(context: Context, plan: Arc<Plan>, keep_going: bool) -> BTreeMa
         while running.len() < MAX_AT_ONCE
             && let Some(drv) = ready.pop()
         {
-            let recipe = plan.nodes[&drv].recipe.clone();
+            let node = &plan.nodes[&drv];
+            let (recipe, again) = (node.recipe.clone(), node.again);
             let context = context.clone();
-            running.spawn(async move { (drv, build_one(context, recipe).await) });
+            running.spawn(async move { (drv, build_one(context, recipe, again).await) });
         }
         progress.report(&context, &ended, running.len()).await;
         let Some(joined) = running.join_next().await else { break };
@@ -288,80 +324,9 @@ fn unknown(path: &StorePath) -> Failure {
     )
 }
 
-/// One derivation: already there, or through the scheduler.
-async fn build_one(context: Context, recipe: Arc<Recipe>) -> Ended {
-    if let Some(paths) = recipe.known_paths()
-        && paths.values().all(|path| context.view.is_valid(path))
-    {
-        return Ok(Done::already(paths));
-    }
-    recipe.check(&context.house.config.systems, &context.house.config.system_features)?;
-    let id = context.ids.next();
-    let drv = recipe.drv_path.to_absolute_path();
-    let mut attached = context.house.scheduler.build(Request {
-        member: context.member.clone(),
-        view: context.view.clone(),
-        recipe,
-        wall: context.wall,
-        silent: context.silent,
-        cores: context.cores,
-    })?;
-    context.show(start_build(id, &drv, &context.house.config.name)).await;
-    show_log(&context, id, &mut attached.log).await;
-    let outcome = attached.finished().await;
-    context.show(LogEvent::stop(id)).await;
-    let Outcome { result, start_time, stop_time } = &*outcome;
-    let outputs = Arc::new(result.clone()?);
-    Ok(Done { status: BuildStatus::Built, outputs, start_time: *start_time, stop_time: *stop_time })
-}
-
-fn start_build(id: u64, drv: &str, machine: &str) -> LogEvent {
-    LogEvent::StartActivity {
-        id,
-        level: Verbosity::Info,
-        kind: ActivityKind::Build,
-        text: format!("building '{drv}' on '{machine}'"),
-        fields: vec![drv.into(), machine.into(), 1.into(), 1.into()],
-        parent: 0,
-    }
-}
-
-/// Passes a build's log on, line by line, until it is complete.
-async fn show_log(context: &Context, id: u64, log: &mut LogReader) {
-    let mut lines = Lines::default();
-    loop {
-        let chunk = match log.next().await {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => break,
-            Err(error) => {
-                tracing::warn!(%error, "cannot read a build log back");
-                break;
-            }
-        };
-        let mut events = Vec::new();
-        lines.push(&chunk, |line| events.extend(event(id, line)));
-        for event in events {
-            context.show(event).await;
-        }
-    }
-    let mut last = None;
-    lines.finish(|line| last = event(id, line));
-    if let Some(event) = last {
-        context.show(event).await;
-    }
-}
-
-fn event(id: u64, line: &[u8]) -> Option<LogEvent> {
-    match Notice::of(line) {
-        Notice::Line => Some(LogEvent::build_line(id, line)),
-        Notice::Phase(phase) => Some(LogEvent::phase(id, &phase)),
-        Notice::Ignored => None,
-    }
-}
-
 impl Context {
     /// Waits while the client is slow. A closed channel means that nobody looks any more.
-    async fn show(&self, event: LogEvent) {
+    pub(super) async fn show(&self, event: LogEvent) {
         let _ = self.events.send(event).await;
     }
 }

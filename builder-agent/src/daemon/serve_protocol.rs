@@ -21,9 +21,8 @@ use wire::worker::{Field, LogEvent, ResultKind};
 
 use super::audience::Audience;
 use super::transfer::{self, BATCH, Trouble, feed};
-use super::{EndLogged, Session, SessionError, ask, convert};
+use super::{Caller, EndLogged, Session, SessionError, ask, convert};
 use crate::House;
-use crate::roster::Member;
 
 /// Read from an upload at once.
 const PIECE: usize = 128 << 10;
@@ -38,8 +37,7 @@ pub async fn serve_store<R, W, E>(
     stderr: E,
     write: bool,
     house: Arc<House>,
-    member: Arc<Member>,
-    connection: u64,
+    caller: Caller,
 ) -> Result<(), SessionError>
 where
     R: AsyncRead + Unpin + Send,
@@ -49,9 +47,10 @@ where
     let max_nar_bytes = house.config.limits.max_nar_bytes;
     let conn = Connection::accept(reader, writer, max_nar_bytes).await.map_err(SessionError::Greeting)?;
     let protocol = conn.version().to_string();
+    let Caller { member, connection, wishes } = caller;
     tracing::info!(connection, member = %member.name, protocol, write, "serve session started");
     let _end = EndLogged { connection, member: member.clone(), what: "serve session ended" };
-    let mut serving = Serving { conn, stderr, write, session: Session::open(house, member) };
+    let mut serving = Serving { conn, stderr, write, session: Session::open(house, member, wishes) };
     let result = serving.answer_all().await;
     // Best effort in all of this: the client may be gone.
     let told = match &result {

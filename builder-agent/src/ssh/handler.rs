@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::command::{self, Command, StoreSession};
 use super::{Door, MemberSlot};
-use crate::daemon::{self, SessionError};
+use crate::daemon::{self, Caller, SessionError, Wishes};
 use crate::roster::{Member, Roster};
 
 /// The exit status of a shell that does not know the command.
@@ -47,6 +47,8 @@ pub(super) struct Handler {
     slot: Option<MemberSlot>,
     /// Channels that wait for a command, which takes them: a channel runs one.
     channels: HashMap<ChannelId, Waiting>,
+    /// What clients set in the environment of these channels.
+    wishes: HashMap<ChannelId, Wishes>,
     /// Sessions that may still be opened. Not a count of `channels`: nobody tells us that a channel is closed which we
     /// were the first to close.
     free: Arc<Semaphore>,
@@ -65,7 +67,8 @@ impl Handler {
         ended: watch::Receiver<bool>,
     ) -> Self {
         let free = Arc::new(Semaphore::new(door.house.config.limits.max_sessions_per_connection));
-        Self { id, peer, door, login, ended, slot: None, channels: HashMap::new(), free, opened: 0 }
+        let (channels, wishes) = (HashMap::new(), HashMap::new());
+        Self { id, peer, door, login, ended, slot: None, channels, wishes, free, opened: 0 }
     }
 
     /// One line on stderr, exit status 127, and the channel is closed.
@@ -171,7 +174,9 @@ impl RusshHandler for Handler {
                 session.channel_success(id)?;
                 let ended = self.ended.clone();
                 let house = self.door.house.clone();
-                tokio::spawn(store_session(kind, channel, house, who, ended, self.id));
+                let wishes = self.wishes.remove(&id).unwrap_or_default();
+                let caller = Caller { member: who.member.clone(), connection: self.id, wishes };
+                tokio::spawn(store_session(kind, channel, house, caller, ended));
                 Ok(())
             }
         }
@@ -183,6 +188,7 @@ impl RusshHandler for Handler {
 
     async fn channel_close(&mut self, id: ChannelId, _session: &mut Session) -> Result<(), Self::Error> {
         self.channels.remove(&id);
+        self.wishes.remove(&id);
         Ok(())
     }
 
@@ -214,10 +220,13 @@ impl RusshHandler for Handler {
     async fn env_request(
         &mut self,
         id: ChannelId,
-        _name: &str,
-        _value: &str,
+        name: &str,
+        value: &str,
         session: &mut Session,
     ) -> Result<(), Self::Error> {
+        if self.channels.contains_key(&id) && self.wishes.entry(id).or_default().set(name, value) {
+            return session.channel_success(id);
+        }
         session.channel_failure(id)
     }
 
@@ -242,19 +251,19 @@ async fn store_session(
     kind: StoreSession,
     (mut channel, _place): Waiting,
     house: Arc<crate::House>,
-    who: Arc<LoggedIn>,
+    caller: Caller,
     mut ended: watch::Receiver<bool>,
-    connection: u64,
 ) {
+    let (connection, member) = (caller.connection, caller.member.clone());
     let writer = channel.make_writer();
     let result = {
         let stderr = channel.make_writer_ext(Some(STDERR));
-        let (reader, member) = (channel.make_reader(), who.member.clone());
+        let reader = channel.make_reader();
         let session = async {
             match kind {
-                StoreSession::Worker => daemon::serve(reader, writer, house, member, connection).await,
+                StoreSession::Worker => daemon::serve(reader, writer, house, caller).await,
                 StoreSession::Serve { write } => {
-                    daemon::serve_store(reader, writer, stderr, write, house, member, connection).await
+                    daemon::serve_store(reader, writer, stderr, write, house, caller).await
                 }
             }
         };
@@ -267,7 +276,7 @@ async fn store_session(
     let status = match result {
         Ok(()) => 0,
         Err(error) => {
-            tracing::info!(connection, member = %who.member.name, %error, "session ended by an error");
+            tracing::info!(connection, member = %member.name, %error, "session ended by an error");
             if let SessionError::Greeting(error) = &error
                 && !error.is_disconnect()
             {

@@ -9,8 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use builder_agent::House;
+use builder_agent::build::Ground;
+use builder_agent::build::kept::KeptLogs;
 use builder_agent::build::scheduler::Embedded;
 use builder_agent::config::Config;
+use builder_agent::daemon::{Caller, Wishes};
 use builder_agent::roster::{Member, MemberLimits, Role, Roster};
 use nix_derivation::{Output, StorePath};
 use sandbox::{Backend, BuilderStatus, Cancel, Finished, Host, Inputs, Job, Phases, SandboxError};
@@ -23,6 +26,8 @@ use wire::types::BasicDerivation;
 
 /// Plays builders. Words of the script, separated by spaces:
 /// `log:X` prints a line, `write:X` makes every output a file that holds X, `refer` makes it hold the inputs' paths,
+/// `count` makes it hold the number of runs so far, `timeout`, `memory` and `broken` end as the sandbox would, `limit` waits
+/// for the gate and ends if it may run for a second only,
 /// `exit:N` ends, `wait` waits until cancelled, `gate` waits until the test opens the gate.
 #[derive(Default)]
 pub struct Script {
@@ -39,7 +44,7 @@ impl Backend for Script {
     }
 
     fn run(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Result<Finished, SandboxError> {
-        self.runs.fetch_add(1, Ordering::SeqCst);
+        let run = self.runs.fetch_add(1, Ordering::SeqCst);
         *self.inputs.lock().expect("inputs") = Some(job.inputs.clone());
         let mut contents = String::new();
         let mut status = 0;
@@ -48,6 +53,16 @@ impl Backend for Script {
                 ("log", line) => host.log(format!("{line}\n").as_bytes()),
                 ("write", text) => contents.push_str(text),
                 ("refer", _) => contents.push_str(&job.env["inputs"]),
+                ("count", _) => contents.push_str(&run.to_string()),
+                ("timeout", _) => return Err(SandboxError::Timeout { after: Duration::from_secs(1) }),
+                ("memory", _) => return Err(SandboxError::OutOfMemory { mib: job.limits.memory_mib }),
+                ("broken", _) => return Err(SandboxError::GuestDied { console: String::new() }),
+                ("limit", _) => {
+                    assert!(self.gate.wait(Duration::from_secs(60)), "nobody opened the gate");
+                    if let Some(after) = job.limits.wall.filter(|wall| wall.as_secs() == 1) {
+                        return Err(SandboxError::Timeout { after });
+                    }
+                }
                 ("exit", code) => status = code.parse().expect("a number"),
                 ("wait", _) => {
                     assert!(cancel.wait(Duration::from_secs(60)), "nobody cancelled the build");
@@ -109,18 +124,27 @@ impl Scripted {
         let store = Store::open(&dir.path().join("store"), StoreConfig::default()).expect("a store");
         let script = Arc::new(Script::default());
         let (sender, roster) = watch::channel(read_roster(dir.path(), &["alice", "bob"]));
-        let scheduler = Embedded::new(config.clone(), script.clone(), dir.path().to_owned(), roster.clone());
+        let logs = dir.path().to_owned();
+        let kept = Arc::new(KeptLogs::new(logs.join("kept"), 1 << 20));
+        let scheduler =
+            Embedded::new(config.clone(), script.clone(), store.clone(), logs, kept.clone(), roster.clone());
+        let ground = Ground::default();
         let http = Arc::new(builder_agent::net::HttpClient::new(&config.fetch));
         let signing_key =
             builder_agent::signing::load_or_create(&dir.path().join("signing-key"), "testbox-1")
                 .expect("a signing key")
                 .public();
-        let house = Arc::new(House { config, store, scheduler, signing_key, http, roster });
+        let house = Arc::new(House { config, store, scheduler, kept, ground, signing_key, http, roster });
         Scripted { dir, house, script, roster: sender }
     }
 
     /// A worker session of this member, as ssh would start one.
     pub async fn session(&self, name: &str) -> TestClient {
+        self.session_with(name, Wishes::default()).await
+    }
+
+    /// A session of a client that set variables.
+    pub async fn session_with(&self, name: &str, wishes: Wishes) -> TestClient {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let (reader, writer) = tokio::io::split(theirs);
         let member = Arc::new(Member {
@@ -131,7 +155,9 @@ impl Scripted {
         });
         let house = self.house.clone();
         tokio::spawn(async move {
-            let _ = builder_agent::daemon::serve(reader, writer, house, member, 0).await;
+            let _ =
+                builder_agent::daemon::serve(reader, writer, house, Caller { member, connection: 0, wishes })
+                    .await;
         });
         let (reader, writer) = tokio::io::split(ours);
         Client::connect(reader, writer, 35, &[]).await.expect("a handshake")

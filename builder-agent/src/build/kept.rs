@@ -1,0 +1,279 @@
+//! Logs of builds that ended, so that they can be read afterwards and come along with a reused result.
+//!
+//! ```text
+//! results/<name>          the log of one run, by the name that its record has in the store
+//! everybody/<drv>         of builds whose outputs everybody sees
+//! members/<member>/<drv>  of builds that only this member knows of, and logs this member uploaded
+//! ```
+//!
+//! The names of one log are hard links: a log is on the disk once, and as long as one of them is there. Each folder has
+//! the same budget, from which the oldest logs go first, so that nobody can push out another member's.
+//! A log lost in a crash is lost; nothing depends on it.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix_derivation::StorePath;
+use rustix::fs::{AtFlags, CWD, linkat};
+use sha2::{Digest, Sha256};
+
+/// What even an empty log counts for: an inode and a name.
+const LEAST: u64 = 4096;
+/// Longest member name that becomes a folder's name as it is.
+const LONGEST_NAME: usize = 100;
+
+/// Who may read a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader<'a> {
+    /// The outputs are Verified, and so was all that went into them.
+    Everybody,
+    Member(&'a str),
+}
+
+/// The folder of logs. One per box.
+#[derive(Debug)]
+pub struct KeptLogs {
+    folder: PathBuf,
+    /// Budget of each folder below.
+    max_bytes: u64,
+    /// By folder name, read when first used.
+    shelves: Mutex<HashMap<PathBuf, Shelf>>,
+    next: AtomicU64,
+}
+
+/// What a folder holds, oldest first.
+#[derive(Debug, Default)]
+struct Shelf {
+    files: VecDeque<(String, u64)>,
+    bytes: u64,
+}
+
+impl KeptLogs {
+    /// Logs below `folder`, which is made when it is first needed.
+    #[must_use]
+    pub fn new(folder: PathBuf, max_bytes: u64) -> Self {
+        // Names of one process never meet those of the one before.
+        let start = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
+        Self { folder, max_bytes, shelves: Mutex::default(), next: AtomicU64::new(start) }
+    }
+
+    /// Keeps the complete log in `file`, which may have no name. Returns the name for [`KeptLogs::give`].
+    pub fn keep(&self, file: &File) -> io::Result<String> {
+        let name = format!("{:016x}", self.next.fetch_add(1, Ordering::Relaxed));
+        let shelf = Path::new("results");
+        let mut shelves = self.open_shelf(shelf)?;
+        let to = self.folder.join(shelf).join(&name);
+        let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+        if linkat(CWD, &from, CWD, &to, AtFlags::SYMLINK_FOLLOW).is_err() {
+            // A file system that cannot name an unnamed file.
+            let mut copy = OpenOptions::new().write(true).create_new(true).open(&to)?;
+            io::copy(&mut File::open(&from)?, &mut copy)?;
+        }
+        let size = file.metadata()?.len();
+        self.place(&mut shelves, shelf, name.clone(), size);
+        Ok(name)
+    }
+
+    /// Lets `reader` find the log `name` by its derivation, in place of an older one.
+    pub fn give(&self, name: &str, reader: Reader<'_>, drv: &StorePath) -> io::Result<()> {
+        let shelf = reader.shelf();
+        let mut shelves = self.open_shelf(&shelf)?;
+        let from = self.folder.join("results").join(name);
+        let to = self.folder.join(&shelf).join(drv.to_basename());
+        let (old, new) = (fs::metadata(&to), fs::metadata(&from)?);
+        if old.is_ok_and(|old| old.ino() == new.ino()) {
+            return Ok(());
+        }
+        // A link never replaces; a rename does.
+        let temporary = self.folder.join(&shelf).join(".new");
+        let _ = fs::remove_file(&temporary);
+        fs::hard_link(&from, &temporary)?;
+        fs::rename(&temporary, &to)?;
+        self.place(&mut shelves, &shelf, drv.to_basename(), new.len());
+        Ok(())
+    }
+
+    /// Keeps a log that a member has from elsewhere, for that member alone. As in Nix, one that is there stays.
+    pub fn add(&self, member: &str, drv: &StorePath, log: &[u8]) -> io::Result<()> {
+        let shelf = Reader::Member(member).shelf();
+        let mut shelves = self.open_shelf(&shelf)?;
+        let to = self.folder.join(&shelf).join(drv.to_basename());
+        if to.exists() {
+            return Ok(());
+        }
+        fs::write(&to, log)?;
+        self.place(&mut shelves, &shelf, drv.to_basename(), log.len() as u64);
+        Ok(())
+    }
+
+    /// The log of a build of `drv`, if there is one that `member` may read.
+    #[must_use]
+    pub fn find(&self, member: &str, drv: &StorePath) -> Option<File> {
+        let open =
+            |reader: Reader<'_>| File::open(self.folder.join(reader.shelf()).join(drv.to_basename())).ok();
+        open(Reader::Member(member)).or_else(|| open(Reader::Everybody))
+    }
+
+    /// The end of the log `name`, at most `max` bytes.
+    #[must_use]
+    pub fn tail(&self, name: &str, max: u64) -> Option<Vec<u8>> {
+        use std::io::{Seek, SeekFrom};
+        let mut file = File::open(self.folder.join("results").join(name)).ok()?;
+        let len = file.metadata().ok()?.len();
+        file.seek(SeekFrom::Start(len.saturating_sub(max))).ok()?;
+        let mut bytes = Vec::new();
+        file.take(max).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
+    }
+
+    /// Held while files of a shelf come and go, so that its account stays right.
+    fn open_shelf(&self, name: &Path) -> io::Result<MutexGuard<'_, HashMap<PathBuf, Shelf>>> {
+        let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
+        if !shelves.contains_key(name) {
+            let folder = self.folder.join(name);
+            fs::create_dir_all(&folder)?;
+            shelves.insert(name.to_owned(), Shelf::read(&folder)?);
+        }
+        Ok(shelves)
+    }
+
+    /// Accounts for a new file, and makes room for it.
+    fn place(
+        &self,
+        shelves: &mut MutexGuard<'_, HashMap<PathBuf, Shelf>>,
+        name: &Path,
+        file: String,
+        size: u64,
+    ) {
+        let Some(shelf) = shelves.get_mut(name) else { return };
+        let size = size.max(LEAST);
+        // Rare (the same derivation again), and a few thousand names at most.
+        if let Some(at) = shelf.files.iter().position(|(known, _)| *known == file)
+            && let Some((_, old)) = shelf.files.remove(at)
+        {
+            shelf.bytes -= old;
+        }
+        shelf.files.push_back((file, size));
+        shelf.bytes += size;
+        // The newest stays, however large.
+        while shelf.bytes > self.max_bytes
+            && shelf.files.len() > 1
+            && let Some((oldest, size)) = shelf.files.pop_front()
+        {
+            shelf.bytes -= size;
+            if let Err(error) = fs::remove_file(self.folder.join(name).join(&oldest)) {
+                tracing::warn!(%error, log = oldest, "cannot remove an old build log");
+            }
+        }
+    }
+}
+
+impl Reader<'_> {
+    fn shelf(self) -> PathBuf {
+        let Self::Member(name) = self else { return "everybody".into() };
+        let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+        if plain && !name.is_empty() && name.len() <= LONGEST_NAME {
+            return Path::new("members").join(name);
+        }
+        // A dot is in no plain name.
+        let hash = nix_derivation::nixbase32::encode(&Sha256::digest(name.as_bytes()));
+        Path::new("members").join(format!("sha256.{hash}"))
+    }
+}
+
+impl Shelf {
+    fn read(folder: &Path) -> io::Result<Self> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let meta = entry.metadata()?;
+            if meta.is_file()
+                && let Ok(name) = entry.file_name().into_string()
+            {
+                found.push(((meta.mtime(), meta.mtime_nsec()), name, meta.len().max(LEAST)));
+            }
+        }
+        found.sort();
+        let bytes = found.iter().map(|(_, _, size)| size).sum();
+        Ok(Self { files: found.into_iter().map(|(_, name, size)| (name, size)).collect(), bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drv(name: &str) -> StorePath {
+        let mut digest = [1; 20];
+        name.bytes().zip(&mut digest).for_each(|(from, to)| *to = from);
+        StorePath::from_parts(digest, &format!("{name}.drv")).expect("a path")
+    }
+
+    fn kept(logs: &KeptLogs, text: &str) -> String {
+        let file = tempfile::tempfile_in("/dev/shm").expect("a file");
+        std::os::unix::fs::FileExt::write_all_at(&file, text.as_bytes(), 0).expect("room");
+        logs.keep(&file).expect("kept")
+    }
+
+    fn text(logs: &KeptLogs, member: &str, drv: &StorePath) -> Option<String> {
+        let mut text = String::new();
+        logs.find(member, drv)?.read_to_string(&mut text).expect("readable");
+        Some(text)
+    }
+
+    #[test]
+    fn a_log_is_found_by_those_it_was_given_to() {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
+        let logs = KeptLogs::new(dir.path().to_owned(), 1 << 20);
+        let (private, public) = (kept(&logs, "private\n"), kept(&logs, "public\n"));
+        logs.give(&private, Reader::Member("alice"), &drv("one")).expect("given");
+        logs.give(&public, Reader::Everybody, &drv("two")).expect("given");
+        assert_eq!(text(&logs, "alice", &drv("one")).as_deref(), Some("private\n"));
+        assert_eq!(text(&logs, "bob", &drv("one")), None);
+        assert_eq!(text(&logs, "bob", &drv("two")).as_deref(), Some("public\n"));
+        assert_eq!(logs.tail(&public, 4).as_deref(), Some(&b"lic\n"[..]));
+        // The next process finds them as well.
+        let logs = KeptLogs::new(dir.path().to_owned(), 1 << 20);
+        assert_eq!(text(&logs, "alice", &drv("one")).as_deref(), Some("private\n"));
+        // The log of a later build takes the place of the earlier one; an uploaded one does not.
+        let again = kept(&logs, "again\n");
+        logs.give(&again, Reader::Member("alice"), &drv("one")).expect("given");
+        logs.add("alice", &drv("one"), b"uploaded\n").expect("taken");
+        assert_eq!(text(&logs, "alice", &drv("one")).as_deref(), Some("again\n"));
+    }
+
+    #[test]
+    fn the_oldest_logs_of_the_same_member_make_room() {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
+        let logs = KeptLogs::new(dir.path().to_owned(), 3 * LEAST);
+        logs.add("alice", &drv("hers"), b"").expect("taken");
+        for name in ["a", "b", "c", "d", "e"] {
+            logs.add("bob", &drv(name), b"").expect("taken");
+        }
+        let there: Vec<bool> =
+            ["a", "b", "c", "d", "e"].iter().map(|n| logs.find("bob", &drv(n)).is_some()).collect();
+        assert_eq!(there, [false, false, true, true, true]);
+        assert!(logs.find("alice", &drv("hers")).is_some());
+    }
+
+    #[test]
+    fn no_member_name_leads_out_of_its_folder() {
+        for name in ["..", "a/b", "", ".", "\0", &"x".repeat(300)] {
+            let shelf = Reader::Member(name).shelf();
+            let mut parts = shelf.components();
+            assert_eq!(parts.next(), Some(std::path::Component::Normal("members".as_ref())));
+            assert!(
+                matches!(parts.next(), Some(std::path::Component::Normal(part)) if part.len() < 100),
+                "{name}"
+            );
+            assert_eq!(parts.next(), None);
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! From built outputs to valid paths: why they are believed, and in whose view they become visible.
+//!
+//! One run may have been asked for by several members. Each gets the outputs in their own view, under the provenance
+//! that follows from their own derivation and their own inputs; only the contents are shared.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nix_derivation::StorePath;
+use store::{Closure, Ingested, Member, PathInfo, Provenance, RecordedOutput, RegisterError, View};
+
+use super::recipe::OutputSpec;
+use super::{Failure, Recipe};
+
+/// An output that has been checked and knows where it belongs. Nobody sees it yet.
+#[derive(Debug)]
+pub struct Settled {
+    pub path: StorePath,
+    pub ingested: Ingested,
+    pub references: BTreeSet<StorePath>,
+    /// Content address as Nix writes it, of fixed and floating outputs.
+    pub ca: Option<String>,
+}
+
+impl Settled {
+    /// What is recorded of it.
+    #[must_use]
+    pub fn record(&self) -> RecordedOutput {
+        RecordedOutput {
+            path: self.path.clone(),
+            nar_hash: self.ingested.nar_hash,
+            nar_size: self.ingested.nar_size,
+            references: self.references.clone(),
+            ca: self.ca.clone(),
+        }
+    }
+}
+
+/// Makes the outputs of a run visible, all together and durably.
+pub fn register(
+    recipe: &Recipe,
+    view: &View,
+    inputs: &Closure,
+    outputs: BTreeMap<String, Settled>,
+) -> Result<(), Failure> {
+    let drv = recipe.drv_path.to_absolute_path();
+    let mut batch = Vec::new();
+    for (name, settled) in outputs {
+        let Some(spec) = recipe.outputs.get(&name) else { continue };
+        let recorded = settled.record();
+        let (info, provenance) = info(recipe, view, inputs, spec, &recorded);
+        let staged = view.stage_built(settled.ingested, info, provenance);
+        batch.push(
+            staged.map_err(|e| Failure::transient(format!("cannot keep the outputs of '{drv}': {e}")))?,
+        );
+    }
+    // What is valid already stays as it is, unless it is a claim and this is more.
+    view.register_many(batch)
+        .map_err(|e| Failure::transient(format!("cannot register the outputs of '{drv}': {e}")))?;
+    Ok(())
+}
+
+/// Makes the outputs of another run with the same build key visible in `view`. Nothing is written when they are there
+/// already. Blocking. Fails if the contents are gone.
+pub fn adopt(
+    recipe: &Recipe,
+    view: &View,
+    inputs: &Closure,
+    outputs: &BTreeMap<String, RecordedOutput>,
+) -> Result<(), RegisterError> {
+    let batch = recipe.outputs.iter().filter_map(|(name, spec)| {
+        let recorded = outputs.get(name)?;
+        Some(info(recipe, view, inputs, spec, recorded))
+    });
+    view.adopt(batch.collect()).map(|_| ())
+}
+
+/// Whether everything that goes into an output has been checked here, so that everybody may see it.
+fn is_verified(recipe: &Recipe, inputs: &Closure, spec: &OutputSpec) -> bool {
+    // A content address holds whatever it was made from.
+    let content_addressed = spec.fixed.is_some() || spec.floating.is_some();
+    content_addressed || (recipe.verified_paths && inputs.all_verified())
+}
+
+fn info(
+    recipe: &Recipe,
+    view: &View,
+    inputs: &Closure,
+    spec: &OutputSpec,
+    recorded: &RecordedOutput,
+) -> (PathInfo, Provenance) {
+    let provenance = match is_verified(recipe, inputs, spec) {
+        true => Provenance::Verified,
+        false => Provenance::Claimed(Member::clone(view.member())),
+    };
+    // Everybody will read it there, so it must be true, and name nothing that is not for everybody.
+    let for_all = || {
+        let why = view.info_with_provenance(&recipe.drv_path).map(|(_, provenance)| provenance);
+        recipe.verified_paths && why == Some(Provenance::Verified)
+    };
+    let named = provenance != Provenance::Verified || for_all();
+    let info = PathInfo {
+        path: recorded.path.clone(),
+        nar_hash: recorded.nar_hash,
+        nar_size: recorded.nar_size,
+        references: recorded.references.clone(),
+        deriver: named.then(|| recipe.drv_path.clone()),
+        registration_time: 0,
+        ultimate: true,
+        signatures: Vec::new(),
+        ca: recorded.ca.clone(),
+    };
+    (info, provenance)
+}
+
+/// Holds the outputs of a run against what is valid: each must be the same, byte for byte (`--check`).
+///
+/// The words and the status are Nix's, from `registerOutputs`.
+pub fn compare(
+    recipe: &Recipe,
+    view: &View,
+    outputs: &BTreeMap<String, RecordedOutput>,
+) -> Result<(), Failure> {
+    let drv = recipe.drv_path.to_absolute_path();
+    for recorded in outputs.values() {
+        // A floating output that came out differently is at another path, where nothing may be.
+        let valid = view.info(&recorded.path);
+        if valid.is_none_or(|info| info.nar_hash != recorded.nar_hash) {
+            return Err(Failure::new(
+                wire::types::BuildStatus::NotDeterministic,
+                format!(
+                    "derivation '{drv}' may not be deterministic: output '{}' differs",
+                    recorded.path.to_absolute_path()
+                ),
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! Results of earlier builds with the same key, whoever asked for them.
+//!
+//! A success gives its outputs to everybody with the same key. A failure that was the build's own is told again, for a
+//! while, unless somebody asks to try again. Limits, cancelled builds and troubles of the box are never reused.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix_derivation::StorePath;
+use store::{RecordEnd, RecordedOutput, Store};
+use wire::types::BuildStatus;
+
+use super::{BuildKey, Failure};
+
+/// How to try again without waiting, for people who read a reused failure.
+pub const RETRY_VARIABLE: &str = "BARNRAISER_REUSE_FAILURES";
+
+/// What is known of a build before it runs.
+#[derive(Debug)]
+pub enum Earlier {
+    /// The outputs, to be adopted.
+    Built { outputs: BTreeMap<String, RecordedOutput>, log: Option<String> },
+    /// It would fail again. The failure says so, and what to do.
+    Failed { failure: Failure, log: Option<String> },
+}
+
+/// Looks for an earlier build with this key. `failures` is for how long failures hold; zero for not at all. `mine` is the
+/// derivation of whoever asks.
+#[must_use]
+pub fn find(
+    store: &Store,
+    key: &BuildKey,
+    memory_mib: u32,
+    mine: &StorePath,
+    failures: Duration,
+) -> Option<Earlier> {
+    if let Some(record) = store.result(key.bytes())
+        && let RecordEnd::Built { outputs, log } = &record.end
+    {
+        return Some(Earlier::Built { outputs: outputs.clone(), log: log.clone() });
+    }
+    let record = store.result(&key.of_failure(memory_mib))?;
+    let RecordEnd::Failed { message, log, .. } = &record.end else { return None };
+    // A clock that was set back makes a failure look as if it were to come; such a one is not trusted either.
+    let age = u64::try_from(now() - record.time).ok().map(Duration::from_secs)?;
+    if age >= failures {
+        return None;
+    }
+    let failure = Failure::new(BuildStatus::CachedFailure, message.clone()).about(&record.drv, mine);
+    let message = format!(
+        "{}\nnote: nothing was built just now: this box built the same derivation with the same inputs {}, and this is how it ended\n\
+         hint: to build it again use `--rebuild` (`--check`), or set {RETRY_VARIABLE}=0 for the connection \
+         (NIX_SSHOPTS='-o SetEnv={RETRY_VARIABLE}=0'), or wait {}",
+        failure.message,
+        ago(age),
+        words(failures - age)
+    );
+    Some(Earlier::Failed { failure: Failure { message, ..failure }, log: log.clone() })
+}
+
+/// Whether a failure is recorded that [`find`] may tell again.
+#[must_use]
+pub fn has_failed(store: &Store, key: &BuildKey, memory_mib: u32) -> bool {
+    store.result(&key.of_failure(memory_mib)).is_some()
+}
+
+fn ago(age: Duration) -> String {
+    if age.as_secs() < 2 { "a moment ago".into() } else { format!("{} ago", words(age)) }
+}
+
+/// A length of time as people say it.
+fn words(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (n, unit) = match seconds {
+        0..120 => (seconds, "second"),
+        120..7200 => (seconds / 60, "minute"),
+        7200..172_800 => (seconds / 3600, "hour"),
+        _ => (seconds / 86_400, "day"),
+    };
+    format!("{n} {unit}{}", if n == 1 { "" } else { "s" })
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_said_as_people_say_them() {
+        let said = [0, 1, 59, 119, 120, 7199, 7200, 200_000].map(|s| words(Duration::from_secs(s)));
+        assert_eq!(
+            said,
+            [
+                "0 seconds",
+                "1 second",
+                "59 seconds",
+                "119 seconds",
+                "2 minutes",
+                "119 minutes",
+                "2 hours",
+                "2 days"
+            ]
+        );
+    }
+}

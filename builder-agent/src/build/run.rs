@@ -1,0 +1,293 @@
+//! One run of one build: waits for slots, makes the attempt, registers and records what came of it.
+//!
+//! A run outlives the requests that wait for it: its owner may change while it waits and while it builds. Not here: who
+//! owns it (`running`), and what happens inside (`attempt`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use sandbox::{Cancel, Limits};
+use store::{BuildRecord, RecordEnd, RecordedOutput};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+use super::attempt::{self, Means, Success};
+use super::failure::Cause;
+use super::log::{LogSource, LogWriter};
+use super::running::RunKey;
+use super::scheduler::{Built, Outcome, Request, Shared, limits};
+use super::{Failure, outputs};
+
+/// What a run begins with.
+pub(super) struct Run {
+    /// Names it in logs.
+    pub id: u64,
+    pub key: RunKey,
+    /// `None` once nobody wants it any more.
+    pub owner: watch::Receiver<Option<Arc<Request>>>,
+    pub begun: watch::Sender<Option<Instant>>,
+    pub outcome: watch::Sender<Option<Arc<Outcome>>>,
+    pub log: LogWriter,
+    pub source: LogSource,
+    pub cancel: Cancel,
+}
+
+/// Slots a run holds while it builds. The member's may be missing after the owner has changed.
+struct Slots {
+    member: Arc<str>,
+    _own: OwnedSemaphorePermit,
+    _of_box: OwnedSemaphorePermit,
+}
+
+/// Makes the run happen, and tells everybody who waits.
+pub(super) async fn run(shared: Arc<Shared>, run: Run) {
+    let Run { id, key, mut owner, begun, outcome, log, source, cancel } = run;
+    let (build_key, check) = key;
+    let accepted = Instant::now();
+    let Some(first) = owner.borrow().clone() else { return };
+    let drv = first.recipe.drv_path.to_absolute_path();
+    tracing::info!(build = id, member = %first.member.name, %drv, "build accepted");
+
+    let Some((request, mut slots)) = wait_for_slots(&shared, &mut owner).await else {
+        tracing::info!(build = id, member = %first.member.name, %drv, "build cancelled before it started");
+        shared.running.remove(&key, id);
+        let result = Err(Failure::cancelled(&first.recipe.drv_path));
+        let limits = limits(&shared.config, &first);
+        let drv = first.recipe.drv_path.clone();
+        let ended = Outcome { result, drv, limits, log: None, start_time: 0, stop_time: 0 };
+        outcome.send_replace(Some(Arc::new(ended)));
+        return;
+    };
+    let waited = accepted.elapsed();
+    let start_time = now();
+    let recipe = request.recipe.clone();
+    let drv = recipe.drv_path.to_absolute_path();
+    let limits = limits(&shared.config, &request);
+    tracing::info!(build = id, member = %request.member.name, %drv, backend = shared.backend.name(), phase_slot_ms = millis(waited), "build started");
+    begun.send_replace(Some(Instant::now()));
+
+    let mut work = tokio::task::spawn_blocking({
+        let (shared, request, limits) = (shared.clone(), request.clone(), limits.clone());
+        move || attempted(&shared, &request, id, limits, &cancel, log)
+    });
+    let result = loop {
+        tokio::select! {
+            result = &mut work => break result,
+            Ok(()) = owner.changed() => rehome(&shared, id, &mut owner, &mut slots),
+        }
+    };
+    let result = result.unwrap_or_else(|panic| {
+        tracing::error!(build = id, %panic, "a build panicked; this is a bug of the box");
+        Err(Failure::transient(format!("building '{drv}' failed because of a bug of the box")))
+    });
+    drop(slots);
+
+    // Whoever owns it now. Their view takes the outputs in; the others adopt them.
+    let owner = owner.borrow().clone();
+    let registering = Instant::now();
+    let (report, result) = match (result, owner) {
+        (Err(failure), _) => (None, Err(failure)),
+        (Ok(_), None) => (None, Err(Failure::cancelled(&recipe.drv_path))),
+        (Ok(success), Some(owner)) => {
+            let (outputs, report) = taken_apart(success);
+            (Some(report), finish(owner, check, outputs).await)
+        }
+    };
+    let registered = registering.elapsed();
+    let log = keep_log(&shared, source, &result).await;
+    report_end(id, &request.member.name, &drv, waited, (accepted.elapsed(), registered), report, &result);
+
+    let stop_time = now();
+    let record = |end| BuildRecord { drv: recipe.drv_path.clone(), time: stop_time, end };
+    let to_record = match &result {
+        _ if check => None,
+        Ok(built) => Some((
+            *build_key.bytes(),
+            record(RecordEnd::Built { outputs: built.outputs.clone(), log: log.clone() }),
+        )),
+        Err(failure) if failure.cause == Cause::Build => Some((
+            build_key.of_failure(limits.memory_mib),
+            record(RecordEnd::Failed {
+                status: failure.status as u32,
+                message: failure.message.clone(),
+                log: log.clone(),
+            }),
+        )),
+        Err(_) => None,
+    };
+    let failed = result.is_err();
+    let ended =
+        Arc::new(Outcome { result, drv: recipe.drv_path.clone(), limits, log, start_time, stop_time });
+    if failed {
+        // Unlisted before it is told: who tries again does not get this one's end.
+        shared.running.remove(&key, id);
+    } else {
+        // Told before it is recorded, which takes a flush of the disk. Who comes meanwhile joins, and adopts.
+        outcome.send_replace(Some(ended.clone()));
+    }
+    if let Some((key, record)) = to_record {
+        let store = shared.store.clone();
+        let recorded = tokio::task::spawn_blocking(move || store.record_result(&key, record)).await;
+        match recorded {
+            // Outputs that were there already, with other contents: nothing to hand on.
+            Ok(Ok(()) | Err(store::RegisterError::NoObject { .. })) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(build = id, %error, "cannot record a result; it will be built again")
+            }
+            Err(panic) => tracing::error!(build = id, %panic, "recording a result panicked"),
+        }
+    }
+    shared.running.remove(&key, id);
+    outcome.send_replace(Some(ended));
+}
+
+/// Slots for whoever owns the run; `None` when nobody does any more.
+async fn wait_for_slots(
+    shared: &Shared,
+    owner: &mut watch::Receiver<Option<Arc<Request>>>,
+) -> Option<(Arc<Request>, Slots)> {
+    loop {
+        let request = owner.borrow_and_update().clone()?;
+        let slots = async {
+            // The member's first: whoever has many builds waits in a queue of their own, not at the head of everyone's.
+            let own = shared.member_slots(&request.member).acquire_owned().await.ok()?;
+            let of_box = shared.box_slots.clone().acquire_owned().await.ok()?;
+            Some(Slots { member: request.member.name.clone(), _own: own, _of_box: of_box })
+        };
+        tokio::select! {
+            slots = slots => return Some((request.clone(), slots?)),
+            changed = owner.changed() => changed.ok()?,
+        }
+    }
+}
+
+/// Charges the run to its new owner, if that member has a slot to spare. Otherwise it stays charged to the member who
+/// started it: nobody ever has more runs than slots, and nobody's run stops because another member is busy.
+fn rehome(shared: &Shared, id: u64, owner: &mut watch::Receiver<Option<Arc<Request>>>, slots: &mut Slots) {
+    let Some(request) = owner.borrow_and_update().clone() else { return };
+    if request.member.name == slots.member {
+        return;
+    }
+    tracing::info!(build = id, from = %slots.member, member = %request.member.name, "build handed over");
+    if let Ok(own) = shared.member_slots(&request.member).try_acquire_owned() {
+        slots.member = request.member.name.clone();
+        slots._own = own;
+    }
+}
+
+fn attempted(
+    shared: &Shared,
+    request: &Request,
+    id: u64,
+    limits: Limits,
+    cancel: &Cancel,
+    mut log: LogWriter,
+) -> Result<Success, Failure> {
+    let vcpus = u32::from(limits.vcpus);
+    let cores = if request.cores == 0 { vcpus } else { request.cores.min(vcpus) };
+    let label = id.to_string();
+    let means = Means {
+        id: &label,
+        view: &request.view,
+        inputs: &request.inputs,
+        backend: &*shared.backend,
+        kind: shared.config.sandbox.backend,
+        limits,
+        cores,
+        cancel,
+    };
+    attempt::run(&request.recipe, &means, &mut log)
+}
+
+/// What is reported of a run that worked.
+struct Report {
+    kernel: String,
+    vmm_overhead_bytes: Option<u64>,
+    phases: Vec<(&'static str, Duration)>,
+}
+
+fn taken_apart(success: Success) -> (BTreeMap<String, outputs::Settled>, Report) {
+    let Success { outputs, kernel, vmm_overhead_bytes, phases } = success;
+    (outputs, Report { kernel, vmm_overhead_bytes, phases })
+}
+
+/// Makes the outputs visible to the owner. Those of a comparison are only looked at.
+async fn finish(
+    owner: Arc<Request>,
+    check: bool,
+    settled: BTreeMap<String, outputs::Settled>,
+) -> Result<Built, Failure> {
+    let recorded: BTreeMap<String, RecordedOutput> =
+        settled.iter().map(|(name, settled)| (name.clone(), settled.record())).collect();
+    if !check {
+        let work = move || outputs::register(&owner.recipe, &owner.view, &owner.inputs, settled);
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| {
+            tracing::error!(%panic, "registering outputs panicked; this is a bug of the box");
+            Err(Failure::transient("the outputs could not be kept because of a bug of the box"))
+        })?;
+    }
+    Ok(Built { outputs: recorded })
+}
+
+/// Logs of cancelled builds are nobody's.
+async fn keep_log(shared: &Shared, source: LogSource, result: &Result<Built, Failure>) -> Option<String> {
+    if matches!(result, Err(failure) if failure.is_cancelled()) {
+        return None;
+    }
+    let kept = shared.kept.clone();
+    let name = tokio::task::spawn_blocking(move || kept.keep(source.file())).await.ok()?;
+    name.inspect_err(|error| tracing::warn!(%error, "cannot keep a build log")).ok()
+}
+
+/// Writes the log line that `make bench` and operators read.
+fn report_end(
+    build: u64,
+    member: &str,
+    drv: &str,
+    waited: Duration,
+    (total, registered): (Duration, Duration),
+    report: Option<Report>,
+    result: &Result<Built, Failure>,
+) {
+    let phase_slot_ms = millis(waited);
+    let total_ms = millis(total);
+    match (result, report) {
+        (Err(failure), _) => {
+            let error = failure.message.lines().next().unwrap_or("");
+            tracing::info!(build, member, drv, ok = false, total_ms, phase_slot_ms, status = ?failure.status, error, "build finished");
+        }
+        (Ok(_), None) => {}
+        (Ok(_), Some(report)) => {
+            let phase = |name: &str| report.phases.iter().find(|(n, _)| *n == name).map(|(_, d)| *d);
+            let checked = phase("outputs checked").unwrap_or_default();
+            tracing::info!(
+                build,
+                member,
+                drv,
+                ok = true,
+                total_ms,
+                kernel = report.kernel,
+                vmm_overhead_bytes = report.vmm_overhead_bytes,
+                phase_slot_ms,
+                phase_inputs_ms = phase("inputs prepared").map(millis),
+                phase_vm_started_ms = phase("vm started").map(millis),
+                phase_guest_ready_ms = phase("guest ready").map(millis),
+                phase_job_sent_ms = phase("job sent").map(millis),
+                phase_builder_started_ms = phase("builder started").map(millis),
+                phase_builder_ms = phase("builder").map(millis),
+                phase_outputs_ms = phase("outputs").map(millis),
+                phase_registered_ms = millis(checked + registered),
+                "build finished"
+            );
+        }
+    }
+}
+
+/// Fractions matter: some phases take well under a millisecond.
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}

@@ -1,0 +1,342 @@
+//! One derivation of a request: valid already, known from an earlier build, or built; its log on the way to the client.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix_derivation::StorePath;
+use sandbox::SandboxError;
+use store::{Closure, Provenance, RecordedOutput};
+use tokio::time::Instant;
+use wire::types::BuildStatus;
+use wire::worker::{ActivityKind, LogEvent, Verbosity};
+
+use super::realise::{Context, Done, Ended};
+use crate::build::failure::sandbox_failed;
+use crate::build::kept::Reader;
+use crate::build::log::{Lines, LogReader, Notice};
+use crate::build::reuse::{self, Earlier};
+use crate::build::scheduler::limits;
+use crate::build::{Attached, BuildKey, Failure, Outcome, Recipe, Request, outputs};
+
+/// Makes the outputs of `recipe` valid in the view of `context`; with `check`, builds them again and compares.
+pub(super) async fn build_one(context: Context, recipe: Arc<Recipe>, check: bool) -> Ended {
+    let valid = recipe.known_paths().filter(|paths| paths.values().all(|path| context.view.is_valid(path)));
+    match valid {
+        Some(paths) if !check => return Ok(Done::already(paths)),
+        _ => {}
+    }
+    let config = &context.house.config;
+    recipe.check(&config.systems, &config.system_features)?;
+    let one = One::prepare(context, recipe).await?;
+    if check {
+        return one.check(valid.is_some()).await;
+    }
+    if let Some(ended) = one.reuse().await {
+        return ended;
+    }
+    one.build(false).await
+}
+
+/// A derivation whose inputs are all there.
+struct One {
+    context: Context,
+    request: Request,
+}
+
+impl One {
+    async fn prepare(context: Context, recipe: Arc<Recipe>) -> Result<Self, Failure> {
+        let (view, ground) = (context.view.clone(), context.house.ground);
+        let looked_at = recipe.clone();
+        let looking = move || -> Result<(Closure, BuildKey), Failure> {
+            let inputs = view.snapshot(&looked_at.inputs).map_err(|missing| {
+                Failure::rejected(format!(
+                    "dependency '{}' of '{}' does not exist, and substitution is disabled; upload it first",
+                    missing.0.to_absolute_path(),
+                    looked_at.drv_path.to_absolute_path()
+                ))
+            })?;
+            let key = BuildKey::of(&looked_at, &inputs, ground);
+            Ok((inputs, key))
+        };
+        let (inputs, key) = blocking(looking).await??;
+        let request = Request {
+            member: context.member.clone(),
+            view: context.view.clone(),
+            recipe,
+            inputs: Arc::new(inputs),
+            key,
+            check: false,
+            wall: context.wall,
+            silent: context.silent,
+            cores: context.cores,
+        };
+        Ok(Self { context, request })
+    }
+
+    /// The end that an earlier build with the same key has already decided.
+    async fn reuse(&self) -> Option<Ended> {
+        let (house, recipe) = (&self.context.house, &self.request.recipe);
+        let memory = limits(&house.config, &self.request).memory_mib;
+        let failures = match self.context.reuse_failures {
+            true => house.config.reuse_failures,
+            false => Duration::ZERO,
+        };
+        let earlier = reuse::find(&house.store, &self.request.key, memory, &recipe.drv_path, failures)?;
+        let (member, drv) = (&self.context.member.name, recipe.drv_path.to_absolute_path());
+        match earlier {
+            Earlier::Built { outputs, log } => {
+                // The contents may be gone since; then it is built again.
+                let outputs = self.adopt(outputs, log).await.ok()?;
+                tracing::info!(%member, %drv, ok = true, "build reused");
+                let id = self.context.ids.next();
+                let text = format!("using what was built earlier on '{}' for '{drv}'", house.config.name);
+                self.context.show(start(id, ActivityKind::Unknown, text, Vec::new())).await;
+                self.context.show(LogEvent::stop(id)).await;
+                Some(Ok(Done { status: BuildStatus::Substituted, outputs, start_time: 0, stop_time: 0 }))
+            }
+            Earlier::Failed { failure, log } => {
+                tracing::info!(%member, %drv, ok = false, "build reused");
+                self.give_log(log).await;
+                Some(Err(failure))
+            }
+        }
+    }
+
+    /// Builds again what is valid, and compares.
+    async fn check(mut self, valid: bool) -> Ended {
+        let recipe = self.request.recipe.clone();
+        let drv = recipe.drv_path.to_absolute_path();
+        if !valid {
+            let house = &self.context.house;
+            let memory = limits(&house.config, &self.request).memory_mib;
+            if reuse::has_failed(&house.store, &self.request.key, memory) {
+                // The way to try a known failure again.
+                return self.build(true).await;
+            }
+            // Nix's words.
+            return Err(Failure::new(
+                BuildStatus::MiscFailure,
+                format!("some outputs of '{drv}' are not valid, so checking is not possible"),
+            ));
+        }
+        self.request.check = true;
+        let (_, outcome) = self.run(&format!("checking outputs of '{drv}'")).await?;
+        let built = outcome.result.as_ref().map_err(|failure| self.mine(failure, &outcome))?;
+        outputs::compare(&recipe, &self.context.view, &built.outputs)?;
+        let outputs = paths(&built.outputs);
+        Ok(Done {
+            status: BuildStatus::Built,
+            outputs,
+            start_time: outcome.start_time,
+            stop_time: outcome.stop_time,
+        })
+    }
+
+    async fn build(&self, again: bool) -> Ended {
+        let recipe = &self.request.recipe;
+        let drv = recipe.drv_path.to_absolute_path();
+        if again {
+            tracing::info!(member = %self.context.member.name, %drv, "a known failure is tried again");
+        }
+        loop {
+            let (attached, outcome) = self.run(&format!("building '{drv}'")).await?;
+            if attached.is_not_ours(&outcome) {
+                let note = format!(
+                    "note: '{drv}' ran into a limit of another request for the same build; it starts again under yours"
+                );
+                self.context.show(LogEvent::message(note)).await;
+                continue;
+            }
+            let built = match &outcome.result {
+                Ok(built) => built,
+                Err(failure) => {
+                    self.give_log(outcome.log.clone()).await;
+                    return Err(self.mine(failure, &outcome));
+                }
+            };
+            match self.adopt(built.outputs.clone(), outcome.log.clone()).await {
+                Ok(outputs) => {
+                    let (start_time, stop_time) = (outcome.start_time, outcome.stop_time);
+                    return Ok(Done { status: BuildStatus::Built, outputs, start_time, stop_time });
+                }
+                // Its owner had another result already, so this one was kept nowhere. The next run is ours.
+                Err(_) if attached.joined => {}
+                Err(why) => return Err(why),
+            }
+        }
+    }
+
+    /// Starts a run or joins one, and shows it from the beginning to the end.
+    async fn run(&self, text: &str) -> Result<(Attached, Arc<Outcome>), Failure> {
+        let id = self.context.ids.next();
+        let drv = self.request.recipe.drv_path.to_absolute_path();
+        let mut attached = self.context.house.scheduler.build(self.request.clone())?;
+        // As a stock daemon has it: the builder is at the machine that says so.
+        let fields = vec![drv.as_str().into(), "".into(), 1.into(), 1.into()];
+        self.context.show(start(id, ActivityKind::Build, text.to_owned(), fields)).await;
+        let shown = self.follow(id, &mut attached).await;
+        let ended = match shown {
+            Ok(()) => Ok(attached.finished().await),
+            Err(failure) => Err(failure),
+        };
+        self.context.show(LogEvent::stop(id)).await;
+        Ok((attached, ended?))
+    }
+
+    /// Passes the log on, line by line, until it is complete. A run that was joined has the limits of who started it,
+    /// so ours are kept here: whoever asked for less time stops waiting, and the run goes on for the others.
+    async fn follow(&self, id: u64, attached: &mut Attached) -> Result<(), Failure> {
+        let mut lines = Lines::default();
+        let mut clock = Clock::new(attached);
+        loop {
+            let read = clock.bound(&mut attached.log).await.map_err(|error| self.too_late(&error))?;
+            let chunk = match read {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot read a build log back");
+                    break;
+                }
+            };
+            let mut events = Vec::new();
+            lines.push(&chunk, |line| events.extend(event(id, line)));
+            for event in events {
+                self.context.show(event).await;
+            }
+        }
+        let mut last = None;
+        lines.finish(|line| last = event(id, line));
+        if let Some(event) = last {
+            self.context.show(event).await;
+        }
+        Ok(())
+    }
+
+    fn too_late(&self, error: &SandboxError) -> Failure {
+        sandbox_failed(&self.request.recipe.drv_path, &[], error)
+    }
+
+    /// A failure in the words of whoever asked here.
+    fn mine(&self, failure: &Failure, outcome: &Outcome) -> Failure {
+        failure.clone().about(&outcome.drv, &self.request.recipe.drv_path)
+    }
+
+    /// Makes outputs of a run with our key valid in our view, and its log readable.
+    async fn adopt(
+        &self,
+        outputs: BTreeMap<String, RecordedOutput>,
+        log: Option<String>,
+    ) -> Result<Arc<BTreeMap<String, StorePath>>, Failure> {
+        let Request { recipe, view, inputs, .. } = self.request.clone();
+        let outputs = blocking(move || {
+            outputs::adopt(&recipe, &view, &inputs, &outputs)
+                .map(|()| paths(&outputs))
+                .map_err(|error| Failure::transient(error.to_string()))
+        })
+        .await??;
+        self.give_log(log).await;
+        Ok(outputs)
+    }
+
+    async fn give_log(&self, log: Option<String>) {
+        let Some(log) = log else { return };
+        let Request { recipe, inputs, view, .. } = self.request.clone();
+        let (kept, member) = (self.context.house.kept.clone(), self.context.member.name.clone());
+        let work = move || {
+            // The log of a build that was made from Verified things alone holds nothing that others could not have.
+            let drv = view.info_with_provenance(&recipe.drv_path);
+            let public = recipe.verified_paths
+                && inputs.all_verified()
+                && drv.is_some_and(|(_, provenance)| provenance == Provenance::Verified);
+            let reader = if public { Reader::Everybody } else { Reader::Member(&member) };
+            if let Err(error) = kept.give(&log, reader, &recipe.drv_path) {
+                tracing::warn!(%error, "cannot keep a build log");
+            }
+        };
+        let _ = blocking(work).await;
+    }
+}
+
+/// The time limits of someone who joined.
+struct Clock {
+    limits: Option<sandbox::Limits>,
+    begun: tokio::sync::watch::Receiver<Option<std::time::Instant>>,
+    joined_at: Instant,
+    last_line: Instant,
+}
+
+impl Clock {
+    fn new(attached: &Attached) -> Self {
+        // Who starts a run has its limits, and the sandbox keeps them.
+        let limits = attached.joined.then(|| attached.limits.clone());
+        let now = Instant::now();
+        Self { limits, begun: attached.begun.clone(), joined_at: now, last_line: now }
+    }
+
+    async fn bound(&mut self, log: &mut LogReader) -> Result<std::io::Result<Option<Vec<u8>>>, SandboxError> {
+        let Some(limits) = self.limits.clone() else { return Ok(log.next().await) };
+        let read = log.next();
+        tokio::pin!(read);
+        // Waiting for a slot is not building.
+        let begun = async {
+            let begun = self.begun.wait_for(Option::is_some).await.ok().and_then(|begun| *begun);
+            begun.map(Instant::from_std)
+        };
+        let begun = tokio::select! {
+            biased;
+            read = &mut read => {
+                self.last_line = Instant::now();
+                return Ok(read);
+            }
+            begun = begun => begun,
+        };
+        let Some(begun) = begun else { return Ok(read.await) };
+        let since = |start: Instant, limit: Option<Duration>| {
+            limit.map(|limit| (start.max(self.joined_at) + limit, limit))
+        };
+        let wall = since(begun, limits.wall);
+        let silent = since(self.last_line.max(begun), limits.silent);
+        let sleep = |until: Option<(Instant, Duration)>| async move {
+            match until {
+                Some((until, limit)) => {
+                    tokio::time::sleep_until(until).await;
+                    limit
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            read = &mut read => {
+                self.last_line = Instant::now();
+                Ok(read)
+            }
+            after = sleep(wall) => Err(SandboxError::Timeout { after }),
+            after = sleep(silent) => Err(SandboxError::Silent { after }),
+        }
+    }
+}
+
+fn paths(outputs: &BTreeMap<String, RecordedOutput>) -> Arc<BTreeMap<String, StorePath>> {
+    Arc::new(outputs.iter().map(|(name, output)| (name.clone(), output.path.clone())).collect())
+}
+
+fn start(id: u64, kind: ActivityKind, text: String, fields: Vec<wire::worker::Field>) -> LogEvent {
+    LogEvent::StartActivity { id, level: Verbosity::Info, kind, text, fields, parent: 0 }
+}
+
+fn event(id: u64, line: &[u8]) -> Option<LogEvent> {
+    match Notice::of(line) {
+        Notice::Line => Some(LogEvent::build_line(id, line)),
+        Notice::Phase(phase) => Some(LogEvent::phase(id, &phase)),
+        Notice::Ignored => None,
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.map_err(|panic| {
+        tracing::error!(%panic, "work for a build panicked; this is a bug of the box");
+        Failure::transient("the build failed because of a bug of the box")
+    })
+}

@@ -1,0 +1,415 @@
+//! One build for all who ask for the same: joined while it runs, reused when it has ended, and never anybody's who asked
+//! for something else. Real wire, store and scheduler; builders are played by a script.
+
+mod common;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use common::PATIENCE;
+use common::scripted::{Scripted, TestClient, derivation, path};
+use nix_derivation::StorePath;
+use wire::client::Frame;
+use wire::types::{BasicDerivation, BuildMode, BuildStatus, ClientSettings};
+use wire::worker::Request;
+
+/// What a client learns of a build.
+#[derive(Debug)]
+struct Told {
+    frames: Vec<Frame>,
+    status: u64,
+    message: String,
+}
+
+impl Told {
+    fn log(&self) -> Vec<String> {
+        let line = |frame: &Frame| match frame {
+            Frame::Result(_, 101, fields) => Some(String::from_utf8_lossy(&fields[0]).into_owned()),
+            _ => None,
+        };
+        self.frames.iter().filter_map(line).collect()
+    }
+
+    #[track_caller]
+    fn is(&self, status: BuildStatus) -> &Self {
+        assert_eq!(self.status, status as u64, "{self:?}");
+        self
+    }
+}
+
+type Drv = (StorePath, BasicDerivation);
+
+async fn send(client: &mut TestClient, (drv_path, derivation): Drv, mode: BuildMode) {
+    client.request(&Request::BuildDerivation { drv_path, derivation, mode }).await.expect("sent");
+}
+
+async fn told(client: &mut TestClient) -> Told {
+    let frames = client.done().await.expect("an answer");
+    let status = client.u64().await.expect("status");
+    let message = client.string().await.expect("message");
+    for _ in 0..4 {
+        client.u64().await.expect("times and counts");
+    }
+    for _ in 0..client.u64().await.expect("outputs") {
+        client.string().await.expect("id");
+        client.string().await.expect("realisation");
+    }
+    Told { frames, status, message }
+}
+
+async fn build(client: &mut TestClient, what: Drv) -> Told {
+    send(client, what, BuildMode::Normal).await;
+    told(client).await
+}
+
+async fn check(client: &mut TestClient, what: Drv) -> Told {
+    send(client, what, BuildMode::Check).await;
+    told(client).await
+}
+
+async fn is_valid(client: &mut TestClient, path: &StorePath) -> bool {
+    client.call(&Request::IsValidPath { path: path.clone() }).await.expect("an answer");
+    client.u64().await.expect("a bool") == 1
+}
+
+async fn set_timeout(client: &mut TestClient, seconds: u64) {
+    let overrides = [("timeout".to_owned(), seconds.to_string())].into();
+    let settings = ClientSettings { overrides, ..ClientSettings::default() };
+    client.call(&Request::SetOptions(settings)).await.expect("taken");
+}
+
+/// Waits until a condition holds that another task makes true.
+async fn until(mut condition: impl FnMut() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("never became true");
+}
+
+fn runs(house: &Scripted) -> usize {
+    house.script.runs.load(Ordering::SeqCst)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_equal_build_of_another_member_is_not_run_again() {
+    let house = Scripted::open("");
+    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    build(&mut alice, derivation("t", "log:sawing write:x", &[])).await.is(BuildStatus::Built);
+    assert!(!is_valid(&mut bob, &path("t")).await, "nothing is handed out unasked");
+    build(&mut bob, derivation("t", "log:sawing write:x", &[])).await.is(BuildStatus::Substituted);
+    assert_eq!(runs(&house), 1);
+    assert!(is_valid(&mut bob, &path("t")).await);
+    for client in [&mut alice, &mut bob] {
+        client.call(&Request::NarFromPath { path: path("t") }).await.expect("an answer");
+        assert_eq!(client.nar().await.expect("a nar"), wire::client::encode_file_nar(b"x", false));
+    }
+    // Both can read how it went.
+    for member in ["alice", "bob"] {
+        let mut log = String::new();
+        let mut file = house.house.kept.find(member, &path("t.drv")).expect("a log");
+        std::io::Read::read_to_string(&mut file, &mut log).expect("readable");
+        assert_eq!(log, "sawing\n");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_for_something_else_gets_something_else() {
+    let house = Scripted::open("");
+    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    build(&mut alice, derivation("t", "write:x", &[])).await.is(BuildStatus::Built);
+    // The same output path, another builder; then another variable.
+    build(&mut bob, derivation("t", "write:y", &[])).await.is(BuildStatus::Built);
+    assert_eq!(runs(&house), 2);
+    build(&mut bob, derivation("u", "write:x", &[("a", "1")])).await.is(BuildStatus::Built);
+    build(&mut alice, derivation("u", "write:x", &[("a", "2")])).await.is(BuildStatus::Built);
+    assert_eq!(runs(&house), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_of_the_builds_own_is_told_again_to_everybody_with_how_to_try_again() {
+    let house = Scripted::open("");
+    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    build(&mut alice, derivation("t", "log:no-oak exit:3", &[])).await.is(BuildStatus::PermanentFailure);
+    let (_, recipe) = derivation("t", "log:no-oak exit:3", &[]);
+    let bobs = build(&mut bob, (path("bobs.drv"), recipe.clone())).await;
+    bobs.is(BuildStatus::CachedFailure);
+    assert_eq!(runs(&house), 1);
+    let message = &bobs.message;
+    assert!(
+        message.contains("-bobs.drv' failed with exit code 3;\nlast 1 log lines:\n> no-oak"),
+        "{message}"
+    );
+    assert!(!message.contains("-t.drv"), "another member's derivation is not named: {message}");
+    assert!(message.contains("ago") || message.contains("a moment ago"), "{message}");
+    for way in ["--rebuild", "BARNRAISER_REUSE_FAILURES=0"] {
+        assert!(message.contains(way), "{message}");
+    }
+    // Each of the ways works.
+    check(&mut bob, (path("bobs.drv"), recipe.clone())).await.is(BuildStatus::PermanentFailure);
+    assert_eq!(runs(&house), 2);
+    let mut wishes = builder_agent::daemon::Wishes::default();
+    assert!(wishes.set("BARNRAISER_REUSE_FAILURES", "0") && !wishes.set("PATH", "0"));
+    let mut again = house.session_with("bob", wishes).await;
+    build(&mut again, (path("bobs.drv"), recipe)).await.is(BuildStatus::PermanentFailure);
+    assert_eq!(runs(&house), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_box_that_reuses_no_failures_builds_again() {
+    let house = Scripted::open("reuse-failures = false");
+    let mut alice = house.session("alice").await;
+    for _ in 0..2 {
+        build(&mut alice, derivation("t", "exit:3", &[])).await.is(BuildStatus::PermanentFailure);
+    }
+    assert_eq!(runs(&house), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_the_builds_own_fault_is_tried_again() {
+    let house = Scripted::open("");
+    let mut alice = house.session("alice").await;
+    for (name, script) in [("late", "timeout"), ("big", "memory"), ("box", "broken")] {
+        let before = runs(&house);
+        for _ in 0..2 {
+            let told = build(&mut alice, derivation(name, script, &[])).await;
+            assert_ne!(told.status, BuildStatus::CachedFailure as u64, "{told:?}");
+        }
+        assert_eq!(runs(&house), before + 2, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_member_joins_a_running_build_and_gets_its_log_from_the_start() {
+    let house = Scripted::open("");
+    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    send(&mut alice, derivation("t", "log:early gate log:late write:x", &[]), BuildMode::Normal).await;
+    until(|| runs(&house) == 1).await;
+    send(&mut bob, derivation("t", "log:early gate log:late write:x", &[]), BuildMode::Normal).await;
+    // Bob is among those who wait once his log begins.
+    wait_for_line(&mut bob, "early").await;
+    house.script.gate.cancel();
+    let (alices, bobs) = (told(&mut alice).await, told(&mut bob).await);
+    alices.is(BuildStatus::Built);
+    bobs.is(BuildStatus::Built);
+    assert_eq!((alices.log(), bobs.log()), (vec!["early".into(), "late".into()], vec!["late".into()]));
+    assert_eq!(runs(&house), 1);
+    assert!(is_valid(&mut alice, &path("t")).await && is_valid(&mut bob, &path("t")).await);
+}
+
+/// Reads a client's stream up to a line of log.
+async fn wait_for_line(client: &mut TestClient, wanted: &str) {
+    let reading = async {
+        loop {
+            if line(client).await.is_some_and(|line| line == wanted) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, reading).await.expect("the line never came");
+}
+
+/// Reads one frame; a line of log is returned. (Nix: src/libstore/worker-protocol.hh has the numbers.)
+async fn line(client: &mut TestClient) -> Option<String> {
+    let number = |n: Result<u64, _>| n.expect("a number");
+    match number(client.u64().await) {
+        0x5354_5254 => {
+            for _ in 0..3 {
+                number(client.u64().await);
+            }
+            client.bytes().await.expect("text");
+            fields(client).await;
+            number(client.u64().await);
+            None
+        }
+        0x5354_4f50 => {
+            number(client.u64().await);
+            None
+        }
+        0x5253_4c54 => {
+            let (_, kind) = (number(client.u64().await), number(client.u64().await));
+            let texts = fields(client).await;
+            (kind == 101).then(|| String::from_utf8_lossy(&texts[0]).into_owned())
+        }
+        0x6f6c_6d67 => {
+            client.bytes().await.expect("a message");
+            None
+        }
+        other => panic!("the log ended: {other:#x}"),
+    }
+}
+
+async fn fields(client: &mut TestClient) -> Vec<Vec<u8>> {
+    let mut texts = Vec::new();
+    for _ in 0..client.u64().await.expect("a count") {
+        match client.u64().await.expect("a kind") {
+            0 => drop(client.u64().await.expect("a number")),
+            _ => texts.push(client.bytes().await.expect("text")),
+        }
+    }
+    texts
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_goes_on_for_who_still_waits_when_the_first_one_hangs_up() {
+    let house = Scripted::open("limits.max-jobs-per-member = 1");
+    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let drv = || derivation("t", "log:early gate write:x", &[]);
+    send(&mut alice, drv(), BuildMode::Normal).await;
+    until(|| runs(&house) == 1).await;
+    send(&mut bob, drv(), BuildMode::Normal).await;
+    wait_for_line(&mut bob, "early").await;
+    drop(alice);
+    // Alice has her slot back, and her session is gone for good.
+    let mut later = house.session("alice").await;
+    build(&mut later, derivation("u", "write:u", &[])).await.is(BuildStatus::Built);
+    assert_eq!(house.script.cancelled.load(Ordering::SeqCst), 0);
+    house.script.gate.cancel();
+    told(&mut bob).await.is(BuildStatus::Built);
+    assert!(is_valid(&mut bob, &path("t")).await);
+    assert!(!is_valid(&mut later, &path("t")).await, "it was bob's in the end");
+    assert_eq!(runs(&house), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_goes_on_for_who_still_waits_when_the_first_one_is_removed() {
+    let house = Scripted::open("");
+    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let drv = || derivation("t", "log:early gate write:x", &[]);
+    send(&mut alice, drv(), BuildMode::Normal).await;
+    until(|| runs(&house) == 1).await;
+    send(&mut bob, drv(), BuildMode::Normal).await;
+    wait_for_line(&mut bob, "early").await;
+    house.set_roster(&["bob"]);
+    // The roster is followed by a task; a new build of alice's cannot tell when it has been seen. The old one can.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(house.script.cancelled.load(Ordering::SeqCst), 0);
+    house.script.gate.cancel();
+    told(&mut bob).await.is(BuildStatus::Built);
+    assert!(is_valid(&mut bob, &path("t")).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_all_have_left_the_build_ends() {
+    let house = Scripted::open("");
+    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    for client in [&mut alice, &mut bob] {
+        send(client, derivation("t", "log:early wait", &[]), BuildMode::Normal).await;
+        wait_for_line(client, "early").await;
+    }
+    drop(alice);
+    drop(bob);
+    until(|| house.script.cancelled.load(Ordering::SeqCst) == 1).await;
+    assert_eq!(runs(&house), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_more_time_is_not_held_to_the_first_ones_limit() {
+    let house = Scripted::open("");
+    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    set_timeout(&mut alice, 1).await;
+    let drv = || derivation("t", "log:early limit write:x", &[]);
+    send(&mut alice, drv(), BuildMode::Normal).await;
+    wait_for_line(&mut alice, "early").await;
+    send(&mut bob, drv(), BuildMode::Normal).await;
+    wait_for_line(&mut bob, "early").await;
+    house.script.gate.cancel();
+    told(&mut alice).await.is(BuildStatus::TimedOut);
+    // The script lets the second run through.
+    let bobs = told(&mut bob).await;
+    bobs.is(BuildStatus::Built);
+    assert_eq!(runs(&house), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asked_for_less_time_stops_waiting_alone() {
+    let house = Scripted::open("");
+    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    set_timeout(&mut bob, 1).await;
+    let drv = || derivation("t", "log:early gate write:x", &[]);
+    send(&mut alice, drv(), BuildMode::Normal).await;
+    wait_for_line(&mut alice, "early").await;
+    let bobs = build(&mut bob, drv()).await;
+    bobs.is(BuildStatus::TimedOut);
+    assert!(bobs.message.contains("timed out after 1 seconds"), "{}", bobs.message);
+    house.script.gate.cancel();
+    told(&mut alice).await.is(BuildStatus::Built);
+    assert_eq!(runs(&house), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_builds_again_and_keeps_what_was_valid() {
+    let house = Scripted::open("");
+    let mut alice = house.session("alice").await;
+    let same = || derivation("same", "write:x", &[]);
+    let nothing = check(&mut alice, same()).await;
+    assert!(nothing.message.contains("not valid, so checking is not possible"), "{}", nothing.message);
+    build(&mut alice, same()).await.is(BuildStatus::Built);
+    check(&mut alice, same()).await.is(BuildStatus::Built);
+    assert_eq!(runs(&house), 2);
+
+    let other = || derivation("other", "count", &[]);
+    build(&mut alice, other()).await.is(BuildStatus::Built);
+    let before = nar(&mut alice, "other").await;
+    let told = check(&mut alice, other()).await;
+    told.is(BuildStatus::NotDeterministic);
+    let (drv, out) = (path("other.drv").to_absolute_path(), path("other").to_absolute_path());
+    assert_eq!(told.message, format!("derivation '{drv}' may not be deterministic: output '{out}' differs"));
+    assert_eq!(nar(&mut alice, "other").await, before);
+    // Nobody gets the result of a check.
+    let mut bob = house.session("bob").await;
+    build(&mut bob, other()).await.is(BuildStatus::Substituted);
+    assert_eq!(nar(&mut bob, "other").await, before);
+}
+
+async fn nar(client: &mut TestClient, name: &str) -> Vec<u8> {
+    client.call(&Request::NarFromPath { path: path(name) }).await.expect("an answer");
+    client.nar().await.expect("a nar")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repairing_is_refused_by_name() {
+    let house = Scripted::open("");
+    let mut alice = house.session("alice").await;
+    send(&mut alice, derivation("t", "write:x", &[]), BuildMode::Repair).await;
+    let error = alice.done().await.expect_err("refused").to_string();
+    assert!(error.contains("--repair is refused"), "{error}");
+    assert_eq!(runs(&house), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keeping_a_failed_build_is_refused_with_a_reason_and_the_build_goes_on() {
+    let house = Scripted::open("");
+    let mut alice = house.session("alice").await;
+    let settings = ClientSettings { keep_failed: true, ..ClientSettings::default() };
+    alice.call(&Request::SetOptions(settings)).await.expect("taken");
+    let told = build(&mut alice, derivation("t", "exit:1", &[])).await;
+    told.is(BuildStatus::PermanentFailure);
+    let said = told.frames.iter().any(|frame| match frame {
+        Frame::Message(text) => String::from_utf8_lossy(text).contains("'--keep-failed' is refused"),
+        _ => false,
+    });
+    assert!(said, "{:?}", told.frames);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fixed_output_of_a_bare_recipe_names_no_derivation_to_others() {
+    let house = Scripted::open("");
+    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let (drv, mut recipe) = derivation("t", "write:x", &[]);
+    let hash = <sha2::Sha256 as sha2::Digest>::digest(b"x");
+    let ca = nix_derivation::CAHash::from_parts(
+        nix_derivation::ContentAddressMethod::Flat,
+        nix_derivation::HashAlgorithm::Sha256,
+        &hash,
+    );
+    let output = nix_derivation::Output::Fixed { ca: ca.expect("an address") };
+    let out = output.path("t", "out").expect("a path").expect("known");
+    recipe.outputs.insert("out".into(), output);
+    build(&mut alice, (drv, recipe)).await.is(BuildStatus::Built);
+    bob.call(&Request::QueryPathInfo { path: out.clone() }).await.expect("an answer");
+    assert_eq!(bob.u64().await.expect("valid"), 1);
+    let info = bob.path_info(Some(out)).await.expect("info");
+    assert_eq!(info.deriver, None);
+}
