@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use store::signing::PublicKey;
 
+use crate::substitute::address::Address;
+
 mod error;
 pub mod keys;
 mod parse;
@@ -34,6 +36,7 @@ pub struct Config {
     pub reuse_failures: Duration,
     pub sandbox: Sandbox,
     pub fetch: Fetch,
+    pub substitution: Substitution,
     pub limits: Limits,
 }
 
@@ -53,6 +56,16 @@ pub struct Sandbox {
     pub shell: PathBuf,
     pub vcpus: u8,
     pub memory_mib: u32,
+}
+
+/// What the box fetches instead of building it.
+#[derive(Debug, Clone)]
+pub struct Substitution {
+    pub enabled: bool,
+    pub substituters: Vec<Address>,
+    /// Globs over names.
+    pub always: Vec<String>,
+    pub never: Vec<String>,
 }
 
 /// How the box itself may use the network.

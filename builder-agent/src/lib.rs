@@ -18,6 +18,7 @@ pub mod roster;
 pub mod serve;
 pub mod signing;
 pub mod ssh;
+pub mod substitute;
 
 /// What all sessions share. Lives as long as the process serves.
 pub struct House {
@@ -30,6 +31,7 @@ pub struct House {
     pub kept: Arc<build::kept::KeptLogs>,
     /// What every build here sees besides its inputs.
     pub ground: build::Ground,
+    pub substituters: substitute::Substituters,
     /// For everything the box itself fetches.
     pub http: Arc<net::HttpClient>,
     pub roster: watch::Receiver<Arc<roster::Roster>>,

@@ -19,6 +19,7 @@ use crate::net::HttpClient;
 use crate::roster;
 use crate::signing;
 use crate::ssh;
+use crate::substitute::Substituters;
 
 /// How long builds and sessions get to end after a signal. Whatever is left then is cut off, which is safe: the store
 /// is consistent at every instant.
@@ -64,10 +65,11 @@ async fn serve(config: Arc<Config>) -> Result<(), ServeError> {
     let signing_key = signer.public();
     // What this box signed before it forgot everything is as good as what it would sign now.
     let trusted = config.trusted_public_keys.iter().cloned().chain([signing_key.clone()]);
+    let trusted = Arc::new(TrustedKeys::new(trusted));
     let settings = StoreConfig {
         max_nar_bytes: config.limits.max_nar_bytes,
         signer: Some(Arc::new(signer)),
-        trusted: Arc::new(TrustedKeys::new(trusted)),
+        trusted: trusted.clone(),
         ..StoreConfig::default()
     };
     let store = tokio::task::spawn_blocking(move || Store::open(&store, settings))
@@ -85,8 +87,18 @@ async fn serve(config: Arc<Config>) -> Result<(), ServeError> {
     let ground = Ground::of(&config.sandbox);
     let scheduler = Embedded::new(config.clone(), backend, store.clone(), logs, kept.clone(), roster.clone());
     let http = Arc::new(HttpClient::new(&config.fetch));
-    let house =
-        Arc::new(House { config: config.clone(), store, scheduler, kept, ground, signing_key, http, roster });
+    let substituters = Substituters::new(&config, &store, trusted, &http);
+    let house = Arc::new(House {
+        config: config.clone(),
+        store,
+        scheduler,
+        kept,
+        ground,
+        signing_key,
+        substituters,
+        http,
+        roster,
+    });
     if config.sandbox.backend == BackendKind::Namespace {
         tracing::warn!("builds run in the namespace sandbox, which is weaker than micro-VMs");
     }

@@ -20,6 +20,8 @@ pub enum Kind {
     Texts,
     /// `name:base64` each.
     PublicKeys,
+    /// URLs of substituters.
+    Substituters,
 }
 
 /// What stands in when the key is absent.
@@ -52,7 +54,7 @@ const WEEK: i64 = 7 * 24 * 3600;
 const TIB: i64 = 1024 * 1024;
 
 use Fallback::{Derived, None as Required, Toml};
-use Kind::{Addresses, Bool, Int, Path, PublicKeys, Text, Texts, Word};
+use Kind::{Addresses, Bool, Int, Path, PublicKeys, Substituters, Text, Texts, Word};
 
 #[rustfmt::skip]
 pub const KEYS: &[Key] = &[
@@ -64,6 +66,10 @@ pub const KEYS: &[Key] = &[
     key("signing-key", Path, Derived("`<state-dir>/signing-key`"), "the key that signs Verified paths, as `nix key generate-secret` writes it; created once with mode 0600 when absent"),
     key("signing-key-name", Text, Derived("`<name>-1`"), "the name of a signing key that is created; a key that exists keeps its own"),
     key("trusted-public-keys", PublicKeys, Toml("[]"), "whose signatures make a path Verified, in uploads and from substituters; the box's own key always does"),
+    key("substitute", Bool, Toml("true"), "whether the box fetches paths from `substituters` at all"),
+    key("substituters", Substituters, Toml("[]"), "caches to fetch from: `http://`, `https://` or `ssh-ng://`; asked in the order of their priorities, then of this list"),
+    key("always-substitute", Texts, Toml("[]"), "globs over names; what they match is fetched even if client or derivation asked for none of that"),
+    key("never-substitute", Texts, Toml("[]"), "globs over names; what they match is never fetched, as `always-substitute` may say"),
     key("systems", Texts, Derived("the host's, e.g. `[\"x86_64-linux\"]`"), "the `system` values of derivations that may run here"),
     key("system-features", Texts, Toml(r#"["big-parallel", "benchmark"]"#), "accepted in a derivation's `requiredSystemFeatures`"),
     key("keep-builds-running", Bool, Toml("false"), "let a build go on when the last client waiting for it disconnects"),
@@ -109,6 +115,7 @@ pub fn markdown() -> String {
             Bool => "`true` or `false`".into(),
             Addresses => "list of `address:port`".into(),
             Texts => "list of text".into(),
+            Substituters => "list of store URLs".into(),
             PublicKeys => "list of `name:base64`".into(),
         };
         let default = match key.default {

@@ -10,7 +10,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{Fallback, KEYS, Key, Kind};
-use super::{BackendKind, Config, ConfigError, Fetch, Limits, Sandbox};
+use super::{BackendKind, Config, ConfigError, Fetch, Limits, Sandbox, Substitution};
+use crate::substitute::address::Address;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -70,6 +71,17 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
             certificates: values.required_path("fetch.certificates")?,
             stall: Duration::from_secs(values.int_of("fetch.stall-seconds") as u64),
             whole: Duration::from_secs(values.int_of("fetch.max-seconds") as u64),
+        },
+        substitution: Substitution {
+            enabled: values.bool_of("substitute"),
+            substituters: values
+                .texts("substituters")
+                .iter()
+                .flatten()
+                .filter_map(|url| Address::parse(url).ok())
+                .collect(),
+            always: values.texts("always-substitute").unwrap_or_default(),
+            never: values.texts("never-substitute").unwrap_or_default(),
         },
         limits: Limits {
             max_jobs: max_jobs as usize,
@@ -242,6 +254,14 @@ impl File<'_> {
                 list.map(Value::Texts).ok_or_else(|| {
                     bad("it must be a list of \"address:port\", such as [\"0.0.0.0:22\", \"[::]:22\"]".into())
                 })
+            }
+            Kind::Substituters => {
+                let urls =
+                    strings(plain).ok_or_else(|| bad("it must be a list of texts in quotes".into()))?;
+                match urls.iter().find_map(|url| Address::parse(url).err()) {
+                    Some(error) => Err(bad(format!("it must be a list of store URLs: {error}"))),
+                    None => Ok(Value::Texts(urls)),
+                }
             }
             Kind::PublicKeys => {
                 let keys =

@@ -377,7 +377,7 @@ impl Body {
     /// For threads that block, such as the store's. Ends with an error when `cancel` turns true or its sender is gone.
     #[must_use]
     pub fn blocking(self, runtime: Handle, cancel: watch::Receiver<bool>) -> Blocking {
-        Blocking { body: self, runtime, cancel, current: Bytes::new(), failed: None }
+        Blocking { body: self, runtime, cancel, current: Bytes::new(), failed: Arc::default() }
     }
 }
 
@@ -387,13 +387,14 @@ pub struct Blocking {
     runtime: Handle,
     cancel: watch::Receiver<bool>,
     current: Bytes,
-    failed: Option<HttpError>,
+    failed: Arc<Mutex<Option<HttpError>>>,
 }
 
 impl Blocking {
-    /// What went wrong, in full; readers pass on a shorter form.
-    pub fn take_error(&mut self) -> Option<HttpError> {
-        self.failed.take()
+    /// Where the error will be, in full, if there is one: what reads through us passes on its text at best.
+    #[must_use]
+    pub fn failure(&self) -> Arc<Mutex<Option<HttpError>>> {
+        self.failed.clone()
     }
 }
 
@@ -415,7 +416,7 @@ impl io::Read for Blocking {
                 Ok(None) => return Ok(0),
                 Err(error) => {
                     let text = error.to_string();
-                    self.failed = Some(error);
+                    *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                     return Err(io::Error::other(text));
                 }
             }

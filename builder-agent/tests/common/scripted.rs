@@ -15,6 +15,7 @@ use builder_agent::build::scheduler::Embedded;
 use builder_agent::config::Config;
 use builder_agent::daemon::{Caller, Wishes};
 use builder_agent::roster::{Member, MemberLimits, Role, Roster};
+use builder_agent::substitute::Substituters;
 use nix_derivation::{Output, StorePath};
 use sandbox::{Backend, BuilderStatus, Cancel, Finished, Host, Inputs, Job, Phases, SandboxError};
 use store::{Store, StoreConfig};
@@ -134,7 +135,9 @@ impl Scripted {
             builder_agent::signing::load_or_create(&dir.path().join("signing-key"), "testbox-1")
                 .expect("a signing key")
                 .public();
-        let house = Arc::new(House { config, store, scheduler, kept, ground, signing_key, http, roster });
+        let substituters = Substituters::new(&config, &store, trusted, &http);
+        let house =
+            Arc::new(House { config, store, scheduler, kept, ground, signing_key, substituters, http, roster });
         Scripted { dir, house, script, roster: sender }
     }
 

@@ -1,7 +1,9 @@
-//! The other end of the worker protocol, for tests, fuzzing and benchmarks. Behind the feature `test-client`.
+//! The other end of the worker protocol: for asking other stores, and for tests, fuzzing and benchmarks. Behind the
+//! feature `client`.
 //!
-//! Enough of a client to ask everything, and to lie: [`Client::send`] takes any bytes. It trusts the server and
-//! reads answers without haste; do not build a product on it.
+//! Enough of a client to ask everything, and to lie: [`Client::send`] takes any bytes. Of an answer's strings and lists
+//! each is bounded, and of its log at most [`Client::max_frames`] frames are kept; how long an answer may take is
+//! the caller's to decide.
 
 use std::io;
 
@@ -25,6 +27,8 @@ pub struct Client<R, W> {
     pub nix_version: Option<String>,
     /// 1.35 and newer: 0 unknown, 1 trusted, 2 not trusted.
     pub trusted: Option<u64>,
+    /// Frames of one log that are kept; later ones are read and dropped. Without limit unless set.
+    pub max_frames: usize,
 }
 
 /// What the server sends while a request runs.
@@ -54,7 +58,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     pub async fn connect(reader: R, writer: W, minor: u8, features: &[&str]) -> Result<Self, WireError> {
         let ours = Version::new(minor);
         let protocol = Protocol { version: ours, features: Features::default() };
-        let mut client = Self { reader, writer, protocol, nix_version: None, trusted: None };
+        let mut client =
+            Self { reader, writer, protocol, nix_version: None, trusted: None, max_frames: usize::MAX };
         let mut hello = Vec::new();
         hello.u64(CLIENT_MAGIC);
         hello.u64(u64::from(ours.major) << 8 | u64::from(ours.minor));
@@ -120,6 +125,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     pub async fn log(&mut self) -> Result<(Vec<Frame>, End), WireError> {
         let mut frames = Vec::new();
         loop {
+            frames.truncate(self.max_frames);
             let end = match self.u64().await? {
                 STDERR_LAST => End::Last,
                 STDERR_READ => End::Read(self.u64().await?),

@@ -6,7 +6,7 @@
 //! Not here: who may ask for what (`builder-agent`), where paths are kept (`store`), and what ssh does with
 //! the bytes. This crate opens nothing and logs nothing.
 
-#[cfg(feature = "test-client")]
+#[cfg(feature = "client")]
 pub mod client;
 pub mod error;
 mod input;

@@ -43,7 +43,7 @@ pub use response::Response;
 pub use version::{CLIENT_MAGIC, Features, Protocol, SERVER_MAGIC, Version};
 
 /// What the test client shares with the server.
-#[cfg(feature = "test-client")]
+#[cfg(feature = "client")]
 pub(crate) mod internal {
     pub(crate) use super::log_write::*;
     pub(crate) use super::response_write::{drv_output_id, realisation_json};

@@ -56,7 +56,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
     }
 
     /// As if a handshake had agreed on this.
-    #[cfg(feature = "test-client")]
+    #[cfg(feature = "client")]
     pub fn after_handshake(reader: R, writer: W, protocol: Protocol, max_body_bytes: u64) -> Self {
         Self::new(Input::new(reader), Output::new(writer), protocol, max_body_bytes)
     }

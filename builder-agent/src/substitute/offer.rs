@@ -1,0 +1,91 @@
+//! What a source has to offer for a path, and whether this box may take it.
+
+use std::collections::BTreeSet;
+
+use nix_derivation::{CAHash, ContentAddressMethod, NixHash, StorePath, store_path::build_ca_path};
+use store::PathInfo;
+use store::signing::{TrustedKeys, fingerprint};
+use url::Url;
+
+use super::narinfo::Compression;
+
+/// One path as one source describes it. Only claims, until its NAR has been received and hashed.
+#[derive(Debug)]
+pub struct Offer {
+    pub info: PathInfo,
+    /// Index of the source.
+    pub source: usize,
+    pub place: Place,
+}
+
+/// Where its NAR is.
+#[derive(Debug)]
+pub enum Place {
+    Http { url: Url, compression: Compression, hash: Option<NixHash>, size: Option<u64> },
+    Ssh,
+}
+
+impl Offer {
+    /// Bytes to transfer, 0 if the source does not say.
+    #[must_use]
+    pub fn download_size(&self) -> u64 {
+        match &self.place {
+            Place::Http { size, .. } => size.unwrap_or(0),
+            Place::Ssh => self.info.nar_size,
+        }
+    }
+
+    /// What it refers to, without itself.
+    pub fn references(&self) -> impl Iterator<Item = &StorePath> {
+        self.info.references.iter().filter(|path| **path != self.info.path)
+    }
+
+    /// `None` if the path may become Verified once its contents have turned out to be as described; else why not, in
+    /// one line that says what would help. `name`: of the source.
+    #[must_use]
+    pub fn objection(&self, name: &str, trusted: &TrustedKeys, max_nar_bytes: u64) -> Option<String> {
+        let info = &self.info;
+        let path = info.path.to_absolute_path();
+        if info.nar_size > max_nar_bytes {
+            return Some(format!(
+                "path '{path}' in {name} has {} bytes, more than the {max_nar_bytes} this box takes; raise `limits.max-nar-mib` on the box",
+                info.nar_size
+            ));
+        }
+        if !trusted.good(fingerprint(info).as_bytes(), &info.signatures).is_empty()
+            || is_content_addressed(info)
+        {
+            return None;
+        }
+        // Names of keys are a stranger's text: a few, short, and printable.
+        let by: BTreeSet<String> = info
+            .signatures
+            .iter()
+            .filter_map(|signature| signature.split_once(':'))
+            .map(|(key, _)| key.chars().take(80).filter(|c| c.is_ascii_graphic()).collect())
+            .take(4)
+            .collect();
+        let by: Vec<String> = by.into_iter().collect();
+        Some(match by.is_empty() {
+            true => format!(
+                "path '{path}' in {name} has no signature; sign it there with a key in `trusted-public-keys` of the box"
+            ),
+            false => format!(
+                "path '{path}' in {name} has no right signature by a key this box trusts (signed by {}); add the key to `trusted-public-keys` of the box",
+                by.join(", ")
+            ),
+        })
+    }
+}
+
+/// Whether the path is the one that its content address gives. That the contents have that address is checked by the
+/// store when they are there.
+fn is_content_addressed(info: &PathInfo) -> bool {
+    let Some(Ok(ca)) = info.ca.as_deref().map(CAHash::parse) else { return false };
+    if ca.method() == ContentAddressMethod::Git {
+        return false;
+    }
+    let mut references = info.references.clone();
+    let own = references.remove(&info.path);
+    build_ca_path(info.path.name(), &ca, &references, own).is_ok_and(|path| path == info.path)
+}

@@ -1,0 +1,135 @@
+//! One configured substituter, whatever its kind: asked with care, left alone while it is in trouble.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use nix_derivation::StorePath;
+use tokio::sync::Semaphore;
+
+use super::address::{Address, AddressKind};
+use super::health::Health;
+use super::http_cache::HttpCache;
+use super::offer::Offer;
+use super::ssh_store::SshStore;
+use crate::config::Config;
+use crate::net::{HttpClient, HttpError};
+
+/// Questions to one source at once. Each may hold a connection.
+const MAX_QUESTIONS: usize = 25;
+
+/// Why a source gave no answer. One line each, for people.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SourceError {
+    /// It cannot be used as it is; asking again changes nothing.
+    #[error("{0}")]
+    Useless(String),
+    /// It said something about this path that cannot be used.
+    #[error("{0}")]
+    Refused(String),
+    /// Network or server; it may get better.
+    #[error("{0}")]
+    Trouble(String),
+}
+
+impl From<HttpError> for SourceError {
+    fn from(error: HttpError) -> Self {
+        match error.is_passing() {
+            true => Self::Trouble(error.to_string()),
+            false => Self::Useless(error.to_string()),
+        }
+    }
+}
+
+pub struct Source {
+    pub name: String,
+    pub kind: Kind,
+    priority: Option<u32>,
+    want_mass_query: Option<bool>,
+    health: Health,
+    questions: Semaphore,
+}
+
+pub enum Kind {
+    Http(HttpCache),
+    Ssh(SshStore),
+}
+
+impl Source {
+    pub fn new(address: &Address, config: &Config, http: &Arc<HttpClient>) -> Self {
+        let name = address.name.clone();
+        let kind = match &address.kind {
+            AddressKind::Http(base) => Kind::Http(HttpCache::new(name.clone(), base.clone(), http.clone())),
+            AddressKind::Ssh(ssh) => {
+                let key: &Path = &config.host_key;
+                let (ssh, key, http) = (ssh.clone(), key.to_owned(), http.clone());
+                Kind::Ssh(SshStore::new(name.clone(), ssh, key, http, config.fetch.stall))
+            }
+        };
+        Self {
+            name,
+            kind,
+            priority: address.priority,
+            want_mass_query: address.want_mass_query,
+            health: Health::default(),
+            questions: Semaphore::new(MAX_QUESTIONS),
+        }
+    }
+
+    /// The lower, the earlier it is asked. A cache that says nothing has 0, as in Nix.
+    pub async fn priority(&self) -> u32 {
+        match (self.priority, &self.kind) {
+            (Some(priority), _) => priority,
+            (None, Kind::Http(cache)) if self.health.pause(&self.name).is_none() => {
+                cache.about().await.ok().and_then(|about| about.priority).unwrap_or(0)
+            }
+            (None, _) => 0,
+        }
+    }
+
+    /// Whether it may be asked about whatever comes along.
+    pub async fn wants_mass_query(&self) -> bool {
+        match (self.want_mass_query, &self.kind) {
+            (Some(wants), _) => wants,
+            (None, Kind::Http(cache)) if self.health.pause(&self.name).is_none() => {
+                cache.about().await.is_ok_and(|about| about.want_mass_query)
+            }
+            (None, _) => false,
+        }
+    }
+
+    /// What it has for `path`. `index` is its place among the sources.
+    pub async fn offer(&self, path: &StorePath, index: usize) -> Result<Option<Offer>, SourceError> {
+        let _slot = self.questions.acquire().await;
+        if let Some(pause) = self.health.pause(&self.name) {
+            return Err(SourceError::Trouble(pause));
+        }
+        let answer = match &self.kind {
+            Kind::Http(cache) => cache.offer(path, index).await,
+            Kind::Ssh(store) => store.offer(path, index).await,
+        };
+        self.note(&answer);
+        answer
+    }
+
+    /// Remembers whether it worked.
+    pub fn note<T>(&self, answer: &Result<T, SourceError>) {
+        match answer {
+            Err(SourceError::Trouble(why)) => {
+                tracing::warn!(substituter = self.name, error = why, "a substituter is in trouble");
+                self.health.bad(why);
+            }
+            Err(SourceError::Useless(why)) => {
+                tracing::error!(substituter = self.name, error = why, "a substituter cannot be used");
+                self.health.bad(why);
+            }
+            Err(SourceError::Refused(why)) => {
+                tracing::warn!(
+                    substituter = self.name,
+                    error = why,
+                    "an answer of a substituter was refused"
+                );
+            }
+            Ok(_) => self.health.good(),
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What a cache sends becomes a NAR again, in the same pass in which the store takes it in.
+//!
+//! A stranger chose the bytes: window sizes are bounded, the NAR ends where it was said to end, and whatever follows
+//! the last frame counts against the file's announced size.
+
+use std::io::{self, BufRead, BufReader, Read};
+
+use nix_derivation::{HashAlgorithm, NixHash};
+use sha2::{Digest, Sha256};
+
+use super::narinfo::Compression;
+
+/// Window of one decoder. `xz -9` and `zstd --ultra` need 64 and 128 MiB; a bomb asks for gigabytes.
+const MAX_WINDOW: u64 = 128 << 20;
+const BUFFER: usize = 64 << 10;
+
+/// What is behind a URL, counted and hashed while it is read.
+pub struct File<R> {
+    inner: R,
+    hash: Option<(Sha256, NixHash)>,
+    /// Bytes that may come, if the cache said how many.
+    size: Option<u64>,
+    got: u64,
+}
+
+impl<R: Read> File<R> {
+    /// `hash` is compared if it is a SHA-256, as Nix writes it; the NAR's own hash counts in any case.
+    pub fn new(inner: R, hash: Option<&NixHash>, size: Option<u64>) -> Self {
+        let hash = hash.filter(|hash| hash.algorithm() == HashAlgorithm::Sha256).cloned();
+        Self { inner, hash: hash.map(|hash| (Sha256::new(), hash)), size, got: 0 }
+    }
+
+    /// Reads what the decoder left, and compares.
+    pub fn finish(mut self) -> io::Result<()> {
+        io::copy(&mut self, &mut io::sink())?;
+        if let Some(size) = self.size.filter(|size| *size != self.got) {
+            return Err(invalid(format!("the file has {} bytes, its narinfo says {size}", self.got)));
+        }
+        if let Some((hash, want)) = self.hash {
+            let got = hash.finalize();
+            if got.as_slice() != want.digest_as_bytes() {
+                let got = nix_derivation::nixbase32::encode(&got);
+                return Err(invalid(format!(
+                    "the file has the hash sha256:{got}, its narinfo says {}",
+                    want.to_nix_nixbase32_string()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<R: Read> Read for File<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.got += n as u64;
+        if let Some(size) = self.size.filter(|size| self.got > *size) {
+            return Err(invalid(format!("the file goes on after the {size} bytes that its narinfo says")));
+        }
+        if let Some((hash, _)) = &mut self.hash {
+            hash.update(&buf[..n]);
+        }
+        Ok(n)
+    }
+}
+
+/// Reads `nar_size` bytes of NAR out of `from`; more is an error when it is met.
+pub fn nar<'a, R: Read>(from: &'a mut R, compression: Compression, nar_size: u64) -> impl Read + 'a {
+    let packed = BufReader::with_capacity(BUFFER, from);
+    let unpacked: Box<dyn Read + 'a> = match compression {
+        Compression::None => Box::new(packed),
+        Compression::Xz => {
+            Box::new(lzma_rust2::XzReader::new_mem_limit(packed, true, (MAX_WINDOW >> 10) as u32))
+        }
+        Compression::Zstd => Box::new(Zstd::Between(packed)),
+        Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(packed)),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),
+        // Windows of this format end at 16 MiB.
+        Compression::Brotli => Box::new(brotli_decompressor::Decompressor::new(packed, BUFFER)),
+    };
+    exactly(unpacked, nar_size)
+}
+
+/// At most `size` bytes, with an error in place of the next one.
+pub fn exactly<R: Read>(inner: R, size: u64) -> Exactly<R> {
+    Exactly { inner, left: size, size }
+}
+
+/// Not more than was announced.
+pub struct Exactly<R> {
+    inner: R,
+    left: u64,
+    size: u64,
+}
+
+impl<R> Exactly<R> {
+    pub fn into_inner(self) -> R {
+        self.inner
+    }
+}
+
+impl<R: Read> Read for Exactly<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        match self.left.checked_sub(n as u64) {
+            Some(left) => self.left = left,
+            None => {
+                return Err(invalid(format!(
+                    "the NAR goes on after the {} bytes announced for it",
+                    self.size
+                )));
+            }
+        }
+        Ok(n)
+    }
+}
+
+/// Frames of zstd, one after the other; the decoder knows one.
+enum Zstd<R: Read> {
+    Between(R),
+    Inside(Box<ruzstd::decoding::StreamingDecoder<R, ruzstd::decoding::FrameDecoder>>),
+    Gone,
+}
+
+impl<R: BufRead> Read for Zstd<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            *self = match std::mem::replace(self, Self::Gone) {
+                Self::Between(mut packed) => {
+                    if packed.fill_buf()?.is_empty() {
+                        *self = Self::Between(packed);
+                        return Ok(0);
+                    }
+                    let decoder =
+                        ruzstd::decoding::StreamingDecoder::new_with_max_window_size(packed, MAX_WINDOW);
+                    Self::Inside(Box::new(decoder.map_err(|e| invalid(format!("not zstd data: {e}")))?))
+                }
+                Self::Inside(mut frame) => match frame.read(buf)? {
+                    0 => Self::Between(frame.into_inner()),
+                    n => {
+                        *self = Self::Inside(frame);
+                        return Ok(n);
+                    }
+                },
+                Self::Gone => return Err(invalid("the decoder has failed before".into())),
+            }
+        }
+    }
+}
+
+fn invalid(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}

@@ -1,0 +1,248 @@
+//! Closures: what has to be fetched for some paths, and fetching it, references first.
+//!
+//! A cache describes its paths as it likes, so the walk has bounds, and references that go in circles are found instead
+//! of waited for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix_derivation::StorePath;
+use store::Member;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::download::State;
+use super::offer::Offer;
+use super::{Answer, Substituters};
+
+/// Paths of one request. A large NixOS system has about 20,000.
+const MAX_PATHS: usize = 100_000;
+/// Questions of one request at once.
+const MAX_QUESTIONS: usize = 32;
+/// Downloads of one request at once, so that a large one leaves room for others.
+const MAX_DOWNLOADS: usize = 8;
+/// Between two reports about one download.
+const REPORT: Duration = Duration::from_millis(200);
+
+/// What a request's client may want to show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// `size`: bytes of NAR. `from`: the source's name.
+    Started {
+        path: StorePath,
+        from: String,
+        size: u64,
+    },
+    Progress {
+        path: StorePath,
+        received: u64,
+        size: u64,
+    },
+    Ended {
+        path: StorePath,
+    },
+}
+
+/// What would have to be fetched.
+#[derive(Debug, Default)]
+pub struct Walk {
+    pub offers: BTreeMap<StorePath, Arc<Offer>>,
+    /// Paths that cannot be fetched, with the reason.
+    pub refused: BTreeMap<StorePath, Arc<str>>,
+}
+
+impl Walk {
+    /// Compressed bytes, as far as they are known.
+    #[must_use]
+    pub fn download_size(&self) -> u64 {
+        self.offers.values().map(|offer| offer.download_size()).fold(0, u64::saturating_add)
+    }
+
+    #[must_use]
+    pub fn nar_size(&self) -> u64 {
+        self.offers.values().map(|offer| offer.info.nar_size).fold(0, u64::saturating_add)
+    }
+
+    /// Takes out what needs something that cannot be had, however indirectly.
+    fn settle(&mut self) {
+        loop {
+            let lost: Vec<(StorePath, Arc<str>)> = self
+                .offers
+                .iter()
+                .filter_map(|(path, offer)| {
+                    let missing =
+                        offer.references().find(|reference| self.refused.contains_key(*reference))?;
+                    let why = &self.refused[missing];
+                    // The reason of the first one is the reason of all; it is not nested again.
+                    let text = match why.starts_with("a reference ") {
+                        true => why.clone(),
+                        false => format!("a reference of '{}' cannot be had: {why}", path.to_absolute_path())
+                            .into(),
+                    };
+                    Some((path.clone(), text))
+                })
+                .collect();
+            if lost.is_empty() {
+                return;
+            }
+            for (path, why) in lost {
+                self.offers.remove(&path);
+                self.refused.insert(path, why);
+            }
+        }
+    }
+}
+
+impl Substituters {
+    /// What would have to be fetched to have `paths` Verified with all they refer to.
+    pub async fn walk(&self, member: &Member, paths: &[StorePath]) -> Walk {
+        let mut walk = Walk::default();
+        let mut seen: BTreeSet<StorePath> = BTreeSet::new();
+        let mut todo: Vec<StorePath> = Vec::new();
+        let mut asked = JoinSet::new();
+        let mut reach = |path: &StorePath, todo: &mut Vec<StorePath>| {
+            if !seen.contains(path) && seen.len() < MAX_PATHS {
+                seen.insert(path.clone());
+                todo.push(path.clone());
+            }
+            seen.contains(path)
+        };
+        for path in paths {
+            reach(path, &mut todo);
+        }
+        loop {
+            while asked.len() < MAX_QUESTIONS
+                && let Some(path) = todo.pop()
+            {
+                if self.public().is_valid(&path) {
+                    continue;
+                }
+                let (this, member) = (self.clone(), member.clone());
+                asked.spawn(async move {
+                    let answer = this.ask(&member, &path).await;
+                    (path, answer)
+                });
+            }
+            let Some(joined) = asked.join_next().await else { break };
+            let Ok((path, answer)) = joined else { continue };
+            match answer {
+                Answer::Offer(offer) => {
+                    let all =
+                        offer.references().fold(true, |all, reference| reach(reference, &mut todo) && all);
+                    if all {
+                        walk.offers.insert(path, offer);
+                    } else {
+                        let why = format!("the closure has more than {MAX_PATHS} paths");
+                        walk.refused.insert(path, why.into());
+                    }
+                }
+                other => {
+                    let why = other.reason(&path);
+                    walk.refused.insert(path, why);
+                }
+            }
+        }
+        walk.settle();
+        walk
+    }
+
+    /// Fetches `paths` with all they refer to. Each ends Verified, or with the reason why not. Dropping this ends what
+    /// nobody else waits for.
+    pub async fn fetch(
+        &self,
+        member: &Member,
+        paths: &[StorePath],
+        events: &mpsc::Sender<Event>,
+    ) -> BTreeMap<StorePath, Result<(), Arc<str>>> {
+        let mut walk = self.walk(member, paths).await;
+        let mut waiting: BTreeMap<StorePath, BTreeSet<StorePath>> = BTreeMap::new();
+        let mut needed_by: BTreeMap<StorePath, Vec<StorePath>> = BTreeMap::new();
+        let mut ready = Vec::new();
+        for (path, offer) in &walk.offers {
+            let needs: BTreeSet<StorePath> = offer
+                .references()
+                .filter(|reference| walk.offers.contains_key(*reference))
+                .cloned()
+                .collect();
+            for need in &needs {
+                needed_by.entry(need.clone()).or_default().push(path.clone());
+            }
+            match needs.is_empty() {
+                true => ready.push(path.clone()),
+                false => drop(waiting.insert(path.clone(), needs)),
+            }
+        }
+        let mut running = JoinSet::new();
+        loop {
+            while running.len() < MAX_DOWNLOADS
+                && let Some(path) = ready.pop()
+            {
+                let Some(offer) = walk.offers.get(&path) else { continue };
+                running.spawn(watched(self.clone(), offer.clone(), events.clone()));
+            }
+            let Some(joined) = running.join_next().await else { break };
+            let Ok((path, end)) = joined else { continue };
+            if let Err(why) = end {
+                self.forget(&path);
+                walk.refused.insert(path.clone(), why);
+                walk.settle();
+            }
+            for user in needed_by.remove(&path).into_iter().flatten() {
+                if let Some(needs) = waiting.get_mut(&user) {
+                    needs.remove(&path);
+                    if needs.is_empty() {
+                        waiting.remove(&user);
+                        ready.push(user);
+                    }
+                }
+            }
+        }
+        paths
+            .iter()
+            .map(|path| {
+                let end = match walk.refused.get(path) {
+                    _ if self.public().is_valid(path) => Ok(()),
+                    Some(why) => Err(why.clone()),
+                    None => {
+                        Err(format!("the references of '{}' go in a circle", path.to_absolute_path()).into())
+                    }
+                };
+                (path.clone(), end)
+            })
+            .collect()
+    }
+}
+
+/// Waits for one download and tells about it.
+async fn watched(
+    all: Substituters,
+    offer: Arc<Offer>,
+    events: mpsc::Sender<Event>,
+) -> (StorePath, Result<(), Arc<str>>) {
+    let path = offer.info.path.clone();
+    let size = offer.info.nar_size;
+    let from = all.source(offer.source).name.clone();
+    let _ = events.send(Event::Started { path: path.clone(), from, size }).await;
+    let download = all.start(&offer);
+    let mut state = download.state.clone();
+    let mut reported = Instant::now();
+    let end = loop {
+        let State { received, end } = state.borrow_and_update().clone();
+        if let Some(end) = end {
+            break end;
+        }
+        if reported.elapsed() >= REPORT {
+            reported = Instant::now();
+            let _ = events.send(Event::Progress { path: path.clone(), received, size }).await;
+        }
+        if state.changed().await.is_err() {
+            break Err("the download ended without a result; this is a bug of the box".into());
+        }
+    };
+    if end.is_ok() {
+        let _ = events.send(Event::Progress { path: path.clone(), received: size, size }).await;
+    }
+    let _ = events.send(Event::Ended { path: path.clone() }).await;
+    (path, end)
+}
