@@ -21,6 +21,7 @@ use crate::roster::{Member, Roster};
 mod ask;
 mod audience;
 mod convert;
+mod fetching;
 mod garbage;
 mod one;
 mod realise;
@@ -138,8 +139,9 @@ impl Session {
     fn open(house: Arc<House>, member: Arc<Member>, wishes: Wishes) -> Self {
         let mut roster = house.roster.clone();
         let view = house.view_of(&member, &roster.borrow_and_update());
-        let (settings, ids) = (ClientSettings::default(), realise::Ids::new());
-        Self { house, member, view, roster, settings, wishes, ids }
+        // Nix sends no settings through `ssh-ng://`; then those of the box hold, and it fetches what it can.
+        let settings = ClientSettings { use_substitutes: true, ..ClientSettings::default() };
+        Self { house, member, view, roster, settings, wishes, ids: realise::Ids::new() }
     }
 
     async fn answer_all<R, W>(&mut self, conn: &mut Connection<R, W>) -> Result<(), WireError>
@@ -182,7 +184,9 @@ impl Session {
         Ok(Some(match request {
             // Questions, answered from memory.
             Request::IsValidPath { path } => Response::Bool(view.is_valid(&path)),
-            Request::QueryValidPaths { paths, .. } => Response::Paths(view.query_valid(&paths)),
+            Request::QueryValidPaths { paths, substitute } => {
+                Response::Paths(self.valid_paths(conn, paths, substitute).await?)
+            }
             Request::QueryPathInfo { path } => {
                 Response::PathInfo(view.info(&path).map(|info| convert::to_wire(&info)))
             }
@@ -202,7 +206,7 @@ impl Session {
             }
             Request::QueryAllValidPaths => Response::Paths(view.all_valid().into_iter().collect()),
             Request::EnsurePath { path } => {
-                ask::info(view, &path)?;
+                self.ensure(conn, path).await?;
                 Response::Done
             }
 
@@ -218,10 +222,17 @@ impl Session {
             }
             Request::QueryMissing { targets } => Response::Missing(ask::missing(view, targets).await?),
 
-            // This box fetches from nowhere: no substituter has anything.
-            Request::QuerySubstitutablePaths { .. } => Response::Paths(Vec::new()),
-            Request::QuerySubstitutablePathInfo { .. } | Request::QuerySubstitutablePathInfos { .. } => {
-                Response::Substitutable(Vec::new())
+            // Questions that caches are asked for.
+            Request::QuerySubstitutablePaths { paths } => {
+                let infos = self.substitutable(paths, true).await;
+                Response::Paths(infos.into_iter().map(|info| info.path).collect())
+            }
+            Request::QuerySubstitutablePathInfo { path } => {
+                Response::Substitutable(self.substitutable(vec![path], false).await)
+            }
+            Request::QuerySubstitutablePathInfos { paths } => {
+                let paths = paths.into_keys().collect();
+                Response::Substitutable(self.substitutable(paths, false).await)
             }
             // Only content-addressed derivations have realisations, and those are not built here yet.
             Request::QueryRealisation { .. } => Response::Realisation(None),

@@ -30,7 +30,7 @@ mod unpack;
 mod walk;
 
 pub use offer::Offer;
-pub use walk::{Event, Walk};
+pub use walk::{Event, Fetched, Walk};
 
 use download::{Download, Downloads};
 use lookup::Lookups;

@@ -112,7 +112,10 @@ where
         let view = &self.session.view;
         Ok(Some(match request {
             // Questions, answered from memory.
-            Request::QueryValidPaths { paths, .. } => Response::Paths(view.query_valid(&paths)),
+            Request::QueryValidPaths { paths, substitute, .. } => {
+                let Self { conn, stderr, session, .. } = self;
+                Response::Paths(session.valid_paths(&mut Listener { conn, stderr }, paths, substitute).await?)
+            }
             Request::QueryPathInfos { paths } => {
                 let mut reply = self.conn.reply_infos().await?;
                 for path in paths {

@@ -42,7 +42,12 @@ pub enum Event {
     Ended {
         path: StorePath,
     },
+    /// For a person: why something that is somewhere was not taken, or somewhere could not be asked.
+    Warning(Arc<str>),
 }
+
+/// How each path ended: Verified, or with the reason why not.
+pub type Fetched = BTreeMap<StorePath, Result<(), Arc<str>>>;
 
 /// What would have to be fetched.
 #[derive(Debug, Default)]
@@ -50,6 +55,8 @@ pub struct Walk {
     pub offers: BTreeMap<StorePath, Arc<Offer>>,
     /// Paths that cannot be fetched, with the reason.
     pub refused: BTreeMap<StorePath, Arc<str>>,
+    /// Reasons that are more than "nobody has it".
+    pub warnings: BTreeSet<Arc<str>>,
 }
 
 impl Walk {
@@ -128,8 +135,7 @@ impl Substituters {
             let Ok((path, answer)) = joined else { continue };
             match answer {
                 Answer::Offer(offer) => {
-                    let all =
-                        offer.references().fold(true, |all, reference| reach(reference, &mut todo) && all);
+                    let all = offer.references().all(|reference| reach(reference, &mut todo));
                     if all {
                         walk.offers.insert(path, offer);
                     } else {
@@ -139,6 +145,9 @@ impl Substituters {
                 }
                 other => {
                     let why = other.reason(&path);
+                    if let Answer::Refused(why) | Answer::Nowhere { trouble: Some(why) } = other {
+                        walk.warnings.insert(why);
+                    }
                     walk.refused.insert(path, why);
                 }
             }
@@ -147,15 +156,36 @@ impl Substituters {
         walk
     }
 
+    /// What there is of `paths` alone, without what they refer to.
+    pub async fn offers(&self, member: &Member, paths: &[StorePath]) -> BTreeMap<StorePath, Arc<Offer>> {
+        let mut offers = BTreeMap::new();
+        let mut todo = paths.iter();
+        let mut asked = JoinSet::new();
+        loop {
+            while asked.len() < MAX_QUESTIONS
+                && let Some(path) = todo.next()
+            {
+                let (this, member, path) = (self.clone(), member.clone(), path.clone());
+                asked.spawn(async move {
+                    let answer = this.ask(&member, &path).await;
+                    (path, answer)
+                });
+            }
+            match asked.join_next().await {
+                Some(Ok((path, Answer::Offer(offer)))) => drop(offers.insert(path, offer)),
+                Some(_) => {}
+                None => return offers,
+            }
+        }
+    }
+
     /// Fetches `paths` with all they refer to. Each ends Verified, or with the reason why not. Dropping this ends what
     /// nobody else waits for.
-    pub async fn fetch(
-        &self,
-        member: &Member,
-        paths: &[StorePath],
-        events: &mpsc::Sender<Event>,
-    ) -> BTreeMap<StorePath, Result<(), Arc<str>>> {
+    pub async fn fetch(&self, member: &Member, paths: &[StorePath], events: &mpsc::Sender<Event>) -> Fetched {
         let mut walk = self.walk(member, paths).await;
+        for warning in std::mem::take(&mut walk.warnings) {
+            let _ = events.send(Event::Warning(warning)).await;
+        }
         let mut waiting: BTreeMap<StorePath, BTreeSet<StorePath>> = BTreeMap::new();
         let mut needed_by: BTreeMap<StorePath, Vec<StorePath>> = BTreeMap::new();
         let mut ready = Vec::new();
@@ -185,6 +215,7 @@ impl Substituters {
             let Ok((path, end)) = joined else { continue };
             if let Err(why) = end {
                 self.forget(&path);
+                let _ = events.send(Event::Warning(why.clone())).await;
                 walk.refused.insert(path.clone(), why);
                 walk.settle();
             }

@@ -18,6 +18,7 @@ use builder_agent::roster::{Member, MemberLimits, Role, Roster};
 use builder_agent::substitute::Substituters;
 use nix_derivation::{Output, StorePath};
 use sandbox::{Backend, BuilderStatus, Cancel, Finished, Host, Inputs, Job, Phases, SandboxError};
+use store::signing::TrustedKeys;
 use store::{Store, StoreConfig};
 use tempfile::TempDir;
 use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
@@ -122,7 +123,9 @@ impl Scripted {
         );
         std::fs::write(&path, text).expect("config");
         let config = Arc::new(Config::load(&path).expect("a good configuration"));
-        let store = Store::open(&dir.path().join("store"), StoreConfig::default()).expect("a store");
+        let trusted = Arc::new(TrustedKeys::new(config.trusted_public_keys.iter().cloned()));
+        let settings = StoreConfig { trusted: trusted.clone(), ..StoreConfig::default() };
+        let store = Store::open(&dir.path().join("store"), settings).expect("a store");
         let script = Arc::new(Script::default());
         let (sender, roster) = watch::channel(read_roster(dir.path(), &["alice", "bob"]));
         let logs = dir.path().to_owned();
