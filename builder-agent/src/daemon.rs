@@ -12,7 +12,7 @@ use store::View;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use wire::WireError;
-use wire::types::ClientSettings;
+use wire::types::{BuildMode, ClientSettings};
 use wire::worker::{Connection, Failure, Request, Response, ServerInfo};
 
 use crate::House;
@@ -24,6 +24,7 @@ mod convert;
 mod fetching;
 mod garbage;
 mod one;
+mod prefetch;
 mod realise;
 mod serve_protocol;
 mod transfer;
@@ -220,7 +221,7 @@ impl Session {
             Request::QueryDerivationOutputMap { path } => {
                 Response::OutputMap(ask::outputs(view, path).await?)
             }
-            Request::QueryMissing { targets } => Response::Missing(ask::missing(view, targets).await?),
+            Request::QueryMissing { targets } => Response::Missing(self.missing(targets).await?),
 
             // Questions that caches are asked for.
             Request::QuerySubstitutablePaths { paths } => {
@@ -263,13 +264,22 @@ impl Session {
                 Response::Done
             }
             Request::BuildPaths { paths, mode } => {
+                if mode == BuildMode::Normal {
+                    self.prefetch(conn, &paths).await?;
+                }
                 self.build_paths(conn, paths, mode).await?;
                 Response::Done
             }
             Request::BuildPathsWithResults { paths, mode } => {
+                if mode == BuildMode::Normal {
+                    self.prefetch(conn, &paths).await?;
+                }
                 Response::BuildResults(self.build_paths_with_results(conn, paths, mode).await?)
             }
             Request::BuildDerivation { drv_path, derivation, mode } => {
+                if mode == BuildMode::Normal {
+                    self.prefetch_outputs(conn, &drv_path, &derivation).await?;
+                }
                 Response::BuildResult(self.build_derivation(conn, drv_path, derivation, mode).await?)
             }
 

@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use nix_derivation::StorePath;
+use nix_derivation::{DerivedPath, StorePath};
 use tokio::sync::mpsc;
-use wire::types::SubstitutablePathInfo;
+use wire::types::{Missing, SubstitutablePathInfo};
 use wire::worker::{ActivityKind, LogEvent, ResultKind, Verbosity};
 
 use super::audience::Audience;
@@ -87,8 +87,28 @@ impl Session {
         offers.values().map(info).collect()
     }
 
+    /// What building the targets would mean.
+    pub(super) async fn missing(&self, targets: Vec<DerivedPath>) -> Result<Missing, Trouble> {
+        let instead = self.instead(&targets).await?;
+        let mut missing = ask::missing(&self.view, targets).await?;
+        if !self.house.substituters.any() {
+            return Ok(missing);
+        }
+        let wanted: Vec<StorePath> = instead.fetch.into_iter().collect();
+        let walk = self.house.substituters.walk(self.view.member(), &wanted).await;
+        missing.will_build.retain(|drv| instead.build.contains(drv));
+        missing.unknown.retain(|path| !walk.offers.contains_key(path));
+        (missing.download_size, missing.nar_size) = (walk.download_size(), walk.nar_size());
+        missing.will_substitute = walk.offers.into_keys().collect();
+        Ok(missing)
+    }
+
     /// Fetches and shows it.
-    async fn fetch<A: Audience>(&self, audience: &mut A, paths: Vec<StorePath>) -> Result<Fetched, Trouble> {
+    pub(super) async fn fetch<A: Audience>(
+        &self,
+        audience: &mut A,
+        paths: Vec<StorePath>,
+    ) -> Result<Fetched, Trouble> {
         let (events, mut shown) = mpsc::channel(EVENTS_AHEAD);
         let (substituters, member) = (self.house.substituters.clone(), self.view.member().clone());
         let (ids, to) = (self.ids.clone(), self.house.config.name.clone());

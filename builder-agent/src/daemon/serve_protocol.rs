@@ -159,6 +159,7 @@ where
                 self.session.settings = settings(options)?;
                 let Self { conn, stderr, session, .. } = self;
                 let audience = &mut Listener { conn, stderr };
+                session.prefetch_outputs(audience, &drv_path, &derivation).await?;
                 let mode = BuildMode::Normal;
                 Response::BuildResult(session.build_derivation(audience, drv_path, derivation, mode).await?)
             }
@@ -242,6 +243,7 @@ where
         self.session.settings = settings(options)?;
         let Self { conn, stderr, session, .. } = self;
         let audience = &mut Listener { conn, stderr };
+        session.prefetch(audience, &paths).await?;
         let results = session.build_paths_with_results(audience, paths, BuildMode::Normal).await?;
         let failed: Vec<BuildResult> =
             results.into_iter().map(|(_, result)| result).filter(|r| !r.status.is_success()).collect();
@@ -347,6 +349,8 @@ fn settings(options: BuildOptions) -> Result<ClientSettings, Trouble> {
         keep_failed: options.keep_failed,
         max_silent_time: options.max_silent_time,
         verbose_build: true,
+        // As Nix's own server: whoever asks for a build here has looked into the caches before.
+        use_substitutes: false,
         overrides: overrides.into_iter().map(|(name, n)| (name.to_owned(), n.to_string())).collect(),
         ..ClientSettings::default()
     })
