@@ -139,8 +139,17 @@ impl Scripted {
                 .expect("a signing key")
                 .public();
         let substituters = Substituters::new(&config, &store, trusted, &http);
-        let house =
-            Arc::new(House { config, store, scheduler, kept, ground, signing_key, substituters, http, roster });
+        let house = Arc::new(House {
+            config,
+            store,
+            scheduler,
+            kept,
+            ground,
+            signing_key,
+            substituters,
+            http,
+            roster,
+        });
         Scripted { dir, house, script, roster: sender }
     }
 
