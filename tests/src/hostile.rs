@@ -197,6 +197,41 @@ impl Session {
         self.client.u64().await.expect("an answer") == 1
     }
 
+    /// What the box knows of this path, if that is valid for this member.
+    pub async fn path_info(&mut self, path: &StorePath) -> Option<PathInfo> {
+        self.call(&Request::QueryPathInfo { path: path.clone() }).await;
+        match self.client.u64().await.expect("an answer") {
+            0 => None,
+            _ => Some(self.client.path_info(Some(path.clone())).await.expect("a path info")),
+        }
+    }
+
+    /// Every path that is valid for this member.
+    pub async fn all_paths(&mut self) -> Vec<StorePath> {
+        self.call(&Request::QueryAllValidPaths).await;
+        self.client.paths().await.expect("paths")
+    }
+
+    /// The NAR of a valid path.
+    pub async fn nar(&mut self, path: &StorePath) -> Vec<u8> {
+        self.call(&Request::NarFromPath { path: path.clone() }).await;
+        within("a NAR", self.client.nar()).await.expect("a NAR")
+    }
+
+    /// Uploads and has it accepted.
+    pub async fn upload(&mut self, info: &PathInfo, nar: &[u8]) {
+        self.add_nar(info, nar).await;
+        within("an answer", self.client.done()).await.expect("added");
+    }
+
+    /// How a request without a body ended; a good answer is left unread.
+    pub async fn try_call(&mut self, request: &Request) -> End {
+        self.request(request).await;
+        let (_, end) = within("an answer", self.client.log()).await.expect("an answer");
+        println!("{:?}: {end:?}", wire::client::op_of(request));
+        end
+    }
+
     pub async fn call(&mut self, request: &Request) -> Vec<Frame> {
         within("an answer", self.client.call(request)).await.expect("a good answer")
     }

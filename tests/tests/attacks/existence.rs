@@ -275,18 +275,15 @@ fn cases(op: Op, secret: &Secret) -> Vec<Case> {
 /// Alice gets it, in all the ways there are.
 async fn owned_by(alice: &mut Session, secret: &Secret) {
     let contents = Secret::contents();
-    alice.add_nar(&at(&secret.plain, &contents), &contents).await;
-    within("an answer", alice.client.done()).await.expect("added");
+    alice.upload(&at(&secret.plain, &contents), &contents).await;
     let user = PathInfo {
         references: set([secret.plain.clone()]),
         deriver: Some(secret.drv.clone()),
         ..at(&secret.user, &contents)
     };
-    alice.add_nar(&user, &contents).await;
-    within("an answer", alice.client.done()).await.expect("added");
+    alice.upload(&user, &contents).await;
     let drv = nar(&file(&aterm(&secret.output, &[], &[], "echo built for alice > $out")));
-    alice.add_nar(&at(&secret.drv, &drv), &drv).await;
-    within("an answer", alice.client.done()).await.expect("added");
+    alice.upload(&at(&secret.drv, &drv), &drv).await;
     let told = alice.build(secret.build()).await;
     assert_eq!(told.status, 0, "{told:?}");
     // Where the box does not take one of these it says so, and there is nothing to hide.
@@ -427,8 +424,7 @@ async fn no_operation_of_the_worker_protocol_tells_of_what_another_member_has() 
                     if !case.before.is_empty() {
                         let mut bob = Session::over(line.ssh(WORKER), MINOR).await;
                         for (info, nar) in &case.before {
-                            bob.add_nar(info, nar).await;
-                            within("an answer", bob.client.done()).await.expect("bob's own");
+                            bob.upload(info, nar).await;
                         }
                         bob.leave().await;
                     }

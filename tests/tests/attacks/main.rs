@@ -3,5 +3,8 @@
 //! Each test runs a real agent and real logins. Where stock Nix can express the attack, `clients/forged.rs` does it with
 //! every version; here are the messages no stock client sends. `docs/trust.md` names these tests as its proofs.
 
+mod collisions;
 mod existence;
+mod reuse;
+mod signing;
 mod twins;

@@ -1,0 +1,101 @@
+//! The same store path twice: as a member claims it, and as the box knows it to be.
+
+use std::collections::BTreeSet;
+
+use e2e::hostile::*;
+use e2e::neighbours::{Neighbours, recipe};
+use nix_derivation::StorePath;
+use wire::types::PathInfo;
+
+use crate::twins::at;
+
+/// The true contents of a path that is named by its contents, and what Mallory says they are.
+const TRUE: &[u8] = b"true\n";
+const FORGED: &[u8] = b"forged\n";
+
+/// Builds something that copies `input`; the path of the result.
+async fn copies(who: &mut Session, name: &str, input: &StorePath) -> StorePath {
+    let (out, drv) = (path(name), path(&format!("{name}.drv")));
+    let script = format!("read line < {}; echo $line > $out", input.to_absolute_path());
+    let told = who.build(recipe(&drv, &[("out", &out)], &[input], &script)).await;
+    assert_eq!(told.status, 0, "{told:?}");
+    out
+}
+
+/// The path of [`TRUE`], found out on another box.
+async fn true_path() -> StorePath {
+    let elsewhere = Neighbours::of(&["alice"]);
+    let mut alice = elsewhere.session("alice").await;
+    let path = alice.add("line", &nar(&file(TRUE))).await;
+    alice.leave().await;
+    path
+}
+
+#[tokio::test]
+async fn a_claim_gives_way_when_the_path_is_verified_and_what_stood_on_it_stays_a_claim() {
+    let line = true_path().await;
+    let house = Neighbours::of(&["alice", "mallory"]);
+    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let forged = nar(&file(FORGED));
+    mallory.upload(&at(&line, &forged), &forged).await;
+    assert_eq!(mallory.nar(&line).await, forged);
+    let hers = copies(&mut mallory, "hers", &line).await;
+    assert_eq!(mallory.nar(&hers).await, forged);
+    assert!(!alice.is_valid(&line).await);
+
+    assert_eq!(alice.add("line", &nar(&file(TRUE))).await, line);
+    for who in [&mut alice, &mut mallory] {
+        assert_eq!(who.nar(&line).await, nar(&file(TRUE)), "what is proven counts for everyone");
+    }
+    // What Mallory built before is what it was, and nobody else's.
+    assert_eq!(mallory.nar(&hers).await, forged);
+    assert!(!alice.is_valid(&hers).await);
+    // The same recipe, by Alice: her own build of the true input, at the same path.
+    assert_eq!(copies(&mut alice, "hers", &line).await, hers);
+    assert_eq!(alice.nar(&hers).await, nar(&file(TRUE)));
+    // What is built on Mallory's old result does not become more than a claim.
+    let later = copies(&mut mallory, "later", &hers).await;
+    assert_eq!(mallory.nar(&later).await, forged);
+    assert!(!alice.is_valid(&later).await);
+}
+
+#[tokio::test]
+async fn a_claim_after_the_path_was_verified_changes_nothing() {
+    let house = Neighbours::of(&["alice", "mallory"]);
+    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let line = alice.add("line", &nar(&file(TRUE))).await;
+    let before = alice.path_info(&line).await.expect("valid");
+    let forged = nar(&file(FORGED));
+    for repair in [false, true] {
+        let info = PathInfo { references: BTreeSet::from([line.clone()]), ..at(&line, &forged) };
+        let request = wire::worker::Request::AddToStoreNar { info, repair, dont_check_sigs: true };
+        mallory.request(&request).await;
+        mallory.client.framed(&forged).await.expect("the box reads");
+        // Taken or refused: it does not matter to anybody.
+        within("an answer", mallory.client.log()).await.expect("an answer");
+    }
+    for who in [&mut alice, &mut mallory] {
+        assert_eq!(who.nar(&line).await, nar(&file(TRUE)));
+        assert_eq!(who.path_info(&line).await.as_ref(), Some(&before));
+    }
+    let copy = copies(&mut mallory, "copy", &line).await;
+    assert_eq!(mallory.nar(&copy).await, nar(&file(TRUE)), "she cannot even fool herself any more");
+}
+
+#[tokio::test]
+async fn two_members_claim_one_path_with_different_contents_and_each_has_their_own() {
+    let house = Neighbours::of(&["alice", "bob"]);
+    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let both = path("both");
+    let (hers, his) = (nar(&file(b"alice's\n")), nar(&file(b"bob's\n")));
+    alice.upload(&at(&both, &hers), &hers).await;
+    bob.upload(&at(&both, &his), &his).await;
+    assert_eq!(alice.nar(&both).await, hers);
+    assert_eq!(bob.nar(&both).await, his);
+    // And so have their builds.
+    let (from_hers, from_his) = (copies(&mut alice, "copy", &both).await, copies(&mut bob, "copy", &both).await);
+    assert_eq!(from_hers, from_his, "the same path, which is the point");
+    assert_eq!(alice.nar(&from_hers).await, hers);
+    assert_eq!(bob.nar(&from_his).await, his);
+    assert_eq!(house.agent.count("build started"), 2, "neither got the other's result");
+}

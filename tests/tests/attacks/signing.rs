@@ -1,0 +1,188 @@
+//! The box signs what it has proven, and nothing that anybody only says: every way we could think of to get another
+//! signature out of it, tried in one house, and then every signature in it looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use e2e::hostile::*;
+use e2e::neighbours::{Neighbours, recipe};
+use e2e::process;
+use nix_derivation::{CAHash, HashAlgorithm, NixHash, Output, StorePath, hash_bytes};
+use store::signing::PublicKey;
+use wire::client::encode_items;
+use wire::types::{BuildMode, DerivedPath, DrvKey, DrvOutputId, PathInfo, Realisation, SingleDerivedPath};
+use wire::worker::Request;
+
+use crate::twins::{aterm, at};
+
+/// What a signature of this path is over (Nix: `ValidPathInfo::fingerprint`); written again here, so that a mistake in
+/// the box's own does not hide in both.
+fn fingerprint(info: &PathInfo) -> String {
+    let references: Vec<String> = info.references.iter().map(StorePath::to_absolute_path).collect();
+    let hash = nix_derivation::nixbase32::encode(&info.nar_hash);
+    format!("1;{};sha256:{hash};{};{}", info.path.to_absolute_path(), info.nar_size, references.join(","))
+}
+
+fn is_signed(key: &PublicKey, info: &PathInfo) -> bool {
+    info.signatures.iter().any(|signature| key.verify(fingerprint(info).as_bytes(), signature))
+}
+
+/// The box's public key, as `ssh box signing-key` prints it.
+fn box_key(house: &Neighbours, who: &str) -> PublicKey {
+    let said = process::run(&mut house.ssh(who, &["signing-key"])).ok();
+    said.answer().parse().unwrap_or_else(|error| panic!("no key ({error}): {said}"))
+}
+
+/// Builds outputs of this derivation file, which Mallory has uploaded.
+fn build(drv: &StorePath) -> Request {
+    let drv_path = SingleDerivedPath::Opaque(drv.clone());
+    let paths = vec![DerivedPath::Built { drv_path, outputs: vec!["out".into()] }];
+    Request::BuildPaths { paths, mode: BuildMode::Normal }
+}
+
+#[tokio::test]
+async fn the_box_signs_nothing_that_a_member_only_claims() {
+    let house = Neighbours::of(&["alice", "mallory"]);
+    let key = box_key(&house, "mallory");
+    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let verified = alice.add("verified", &nar(&file(b"verified\n"))).await;
+    let good = alice.path_info(&verified).await.expect("valid");
+    assert!(is_signed(&key, &good), "the box signs at all: {good:?}");
+    let genuine = good.signatures[0].clone();
+    let claim = nar(&file(b"a claim\n"));
+
+    // A signature by the box's name: made up; of another path; with a key of Mallory's that has the same name.
+    let made_up = format!("{}:{}==", key.name(), "A".repeat(86));
+    let her_key = store::signing::SecretKey::generate(key.name()).expect("a key");
+    for (name, signature) in [("made-up", made_up.clone()), ("transplanted", genuine.clone())] {
+        let info = PathInfo { signatures: vec![signature], ..at(&path(name), &claim) };
+        mallory.upload(&info, &claim).await;
+    }
+    let mut homemade = at(&path("homemade"), &claim);
+    homemade.signatures = vec![store::signing::Signer::sign(&her_key, fingerprint(&homemade).as_bytes())];
+    mallory.upload(&homemade, &claim).await;
+    let multiple = PathInfo { signatures: vec![made_up.clone()], ultimate: true, ..at(&path("multiple"), &claim) };
+    mallory.request(&Request::AddMultipleToStore { repair: false, dont_check_sigs: true }).await;
+    mallory.client.framed(&encode_items(&[(multiple, claim.clone())])).await.expect("the box reads");
+    within("an answer", mallory.client.done()).await.expect("added");
+
+    // Signatures that come later.
+    for signatures in [vec![made_up.clone()], vec![genuine.clone()], homemade.signatures.clone()] {
+        for target in [path("made-up"), path("homemade"), verified.clone()] {
+            if mallory.try_call(&Request::AddSignatures { path: target, signatures: signatures.clone() }).await
+                == wire::client::End::Last
+            {
+                assert_eq!(mallory.client.u64().await.expect("an answer"), 1);
+            }
+        }
+    }
+
+    // Content addresses: of other contents, of other references, of a kind that needs other contents, at another path.
+    let digest = |nar: &[u8]| hash_bytes(HashAlgorithm::Sha256, nar);
+    let sha1 = hash_bytes(HashAlgorithm::Sha1, &claim);
+    let addresses = [
+        CAHash::Nar(digest(&claim)),
+        CAHash::Nar(digest(b"something else")),
+        CAHash::Flat(digest(b"a claim\n")),
+        CAHash::from_parts(nix_derivation::ContentAddressMethod::Git, HashAlgorithm::Sha1, sha1.digest_as_bytes())
+            .expect("a git address"),
+        CAHash::Text(match digest(b"a claim\n") {
+            NixHash::Sha256(digest) => digest,
+            _ => unreachable!(),
+        }),
+    ];
+    for (n, ca) in addresses.into_iter().enumerate() {
+        for references in [BTreeSet::new(), BTreeSet::from([verified.clone()]), BTreeSet::from([path("made-up")])] {
+            let name = path(&format!("addressed-{n}"));
+            let info = PathInfo { ca: Some(ca.clone()), references, ..at(&name, &claim) };
+            mallory.add_nar(&info, &claim).await;
+            within("an answer", mallory.client.log()).await.expect("an answer");
+        }
+    }
+    // A true content address, on a closure that is not proven.
+    mallory
+        .request(&Request::AddToStore {
+            name: "refers".into(),
+            method: nix_derivation::ContentAddressMethod::Nar,
+            algorithm: HashAlgorithm::Sha256,
+            references: BTreeSet::from([path("made-up")]),
+            repair: false,
+        })
+        .await;
+    mallory.client.framed(&claim).await.expect("the box reads");
+    within("an answer", mallory.client.done()).await.expect("added");
+    let refers = mallory.client.path_info(None).await.expect("a path info").path;
+
+    // Other contents for a name that is proven.
+    mallory.add_nar(&PathInfo { signatures: vec![genuine.clone()], ..at(&verified, &claim) }, &claim).await;
+    within("an answer", mallory.client.log()).await.expect("an answer");
+
+    // Builds that say where their outputs are: at a free place, at one that is taken, at another's.
+    for (n, out) in [path("chosen"), path("made-up"), refers.clone()].iter().enumerate() {
+        let drv = path(&format!("chosen-{n}.drv"));
+        let mut what = recipe(&drv, &[("out", out)], &[], "echo chosen > $out");
+        mallory.build(what.clone()).await;
+        // The same, announced as the derivation of a proven path.
+        what.0 = verified.clone();
+        mallory.try_call(&Request::BuildDerivation { drv_path: what.0, derivation: what.1, mode: BuildMode::Normal }).await;
+        // The answer, whatever it is, belongs to this session only.
+        mallory = house.session("mallory").await;
+    }
+    // A fixed output that is not what it says.
+    let (drv, mut fixed) = recipe(&path("fixed.drv"), &[], &[], "echo not this > $out");
+    fixed.outputs.insert("out".into(), Output::Fixed { ca: CAHash::Flat(digest(b"but this")) });
+    assert_ne!(mallory.build((drv, fixed)).await.status, 0);
+    // A derivation file, proven itself, that says its output is where it likes.
+    let aim = path("aimed");
+    let text = aterm(&aim, &[], &[], "echo aimed > $out");
+    mallory
+        .request(&Request::AddToStore {
+            name: "aimed.drv".into(),
+            method: nix_derivation::ContentAddressMethod::Text,
+            algorithm: HashAlgorithm::Sha256,
+            references: BTreeSet::new(),
+            repair: false,
+        })
+        .await;
+    mallory.client.framed(&text).await.expect("the box reads");
+    within("an answer", mallory.client.done()).await.expect("added");
+    let aimed_drv = mallory.client.path_info(None).await.expect("a path info").path;
+    mallory.try_call(&build(&aimed_drv)).await;
+    let mut mallory = house.session("mallory").await;
+    // And one that is announced as what it is not.
+    let file_of = |text: &[u8]| nar(&file(text));
+    let lying = file_of(&aterm(&path("lying"), &[], &[], "echo lying > $out"));
+    mallory.upload(&at(&path("lying.drv"), &lying), &lying).await;
+    mallory.try_call(&build(&path("lying.drv"))).await;
+    let mut mallory = house.session("mallory").await;
+
+    // Realisations of derivations that nobody built.
+    for out_path in [verified.clone(), path("made-up")] {
+        let hash = hash_bytes(HashAlgorithm::Sha256, out_path.to_basename().as_bytes());
+        let realisation = Realisation {
+            id: DrvOutputId { drv: DrvKey::Hash(hash), output: "out".into() },
+            out_path,
+            signatures: vec![made_up.clone()],
+            dependent_realisations: BTreeMap::new(),
+        };
+        mallory.try_call(&Request::RegisterDrvOutput { realisation }).await;
+    }
+
+    // Now every signature there is.
+    let proven: BTreeSet<StorePath> = alice.all_paths().await.into_iter().collect();
+    let mut claims = 0;
+    for path in mallory.all_paths().await {
+        let info = mallory.path_info(&path).await.expect("valid");
+        if proven.contains(&path) {
+            assert!(is_signed(&key, &info), "everybody sees {path}, so the box has proven it: {info:?}");
+            assert_eq!(alice.path_info(&path).await.as_ref(), Some(&info));
+        } else {
+            claims += 1;
+            assert!(!is_signed(&key, &info), "the box signed a claim: {info:?}");
+        }
+    }
+    assert!(claims >= 6, "{claims} claims were looked at");
+    assert_eq!(alice.path_info(&verified).await.expect("valid").nar_hash, good.nar_hash);
+    for name in ["made-up", "homemade", "chosen", "aimed", "lying"] {
+        assert!(!alice.is_valid(&path(name)).await, "alice sees {name}");
+    }
+}
