@@ -76,6 +76,11 @@ impl Agent {
         roster::write(&self.dir.path().join("roster.json"), &roster::roster(members));
     }
 
+    /// As [`Agent::set_roster`], whatever the roster says.
+    pub fn set_roster_to(&self, roster: &Value) {
+        roster::write(&self.dir.path().join("roster.json"), roster);
+    }
+
     /// The process, for looking at it from outside.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("a running agent").id()

@@ -13,7 +13,7 @@ use wire::types::BasicDerivation;
 
 use crate::agent::{Agent, Setup};
 use crate::clients::{Nix, Stock};
-use crate::hostile::{MINOR, Session};
+use crate::hostile::{MINOR, Session, until};
 use crate::keys::Key;
 use crate::{PATIENCE, place, process};
 
@@ -58,6 +58,18 @@ impl Neighbours {
     pub fn keep_only(&self, names: &[&str]) {
         let members: Vec<(&str, &Key)> = names.iter().map(|name| (*name, self.key(name))).collect();
         self.agent.set_roster(&members);
+    }
+
+    /// The roster from now on, and when this returns what the agent goes by: who names whom in `shareWith`.
+    pub async fn share(&self, shares: &[(&str, &[&str])]) {
+        let members: Vec<(&str, &Key)> = shares.iter().map(|(name, _)| (*name, self.key(name))).collect();
+        let mut roster = crate::roster::roster(&members);
+        for (n, (_, with)) in shares.iter().enumerate() {
+            roster["members"][n]["share-with"] = serde_json::json!(with);
+        }
+        let before = self.agent.count("roster loaded");
+        self.agent.set_roster_to(&roster);
+        until("the roster to be loaded", || self.agent.count("roster loaded") > before).await;
     }
 
     /// A login of this member that asks for `words`.

@@ -76,7 +76,7 @@ async fn a_session_that_ends_makes_room_for_another_on_the_same_connection() {
             session.leave().await;
         }
     }
-    assert_eq!(house.agent.count("channel refused"), 5);
+    assert_eq!(house.agent.count("channel refused: limits.max-sessions-per-connection reached"), 5);
     // What is refused for what it asks does not keep its place either.
     for _ in 0..10 {
         let (mut refused, ..) = piped(line.ssh(&["ls"]));

@@ -147,7 +147,7 @@ impl RusshHandler for Handler {
             Ok(_) => "this connection is worn out, open a new one",
             Err(_) => "limits.max-sessions-per-connection reached",
         };
-        tracing::info!(connection = self.id, why, "channel refused");
+        tracing::info!(connection = self.id, "channel refused: {why}");
         reply.reject(ChannelOpenFailure::ResourceShortage).await;
         Ok(())
     }
@@ -161,6 +161,7 @@ impl RusshHandler for Handler {
         match command::parse(data) {
             Command::Refused(line) => self.refuse(id, &line, session),
             Command::SigningKey => {
+                self.channels.remove(&id);
                 session.channel_success(id)?;
                 session.data(id, format!("{}\n", self.door.house.signing_key))?;
                 session.exit_status_request(id, 0)?;

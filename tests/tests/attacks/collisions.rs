@@ -93,7 +93,8 @@ async fn two_members_claim_one_path_with_different_contents_and_each_has_their_o
     assert_eq!(alice.nar(&both).await, hers);
     assert_eq!(bob.nar(&both).await, his);
     // And so have their builds.
-    let (from_hers, from_his) = (copies(&mut alice, "copy", &both).await, copies(&mut bob, "copy", &both).await);
+    let (from_hers, from_his) =
+        (copies(&mut alice, "copy", &both).await, copies(&mut bob, "copy", &both).await);
     assert_eq!(from_hers, from_his, "the same path, which is the point");
     assert_eq!(alice.nar(&from_hers).await, hers);
     assert_eq!(bob.nar(&from_his).await, his);

@@ -6,5 +6,7 @@
 mod collisions;
 mod existence;
 mod reuse;
+mod sharing;
 mod signing;
+mod timing;
 mod twins;

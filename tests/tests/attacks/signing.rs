@@ -12,7 +12,7 @@ use wire::client::encode_items;
 use wire::types::{BuildMode, DerivedPath, DrvKey, DrvOutputId, PathInfo, Realisation, SingleDerivedPath};
 use wire::worker::Request;
 
-use crate::twins::{aterm, at};
+use crate::twins::{at, aterm};
 
 /// What a signature of this path is over (Nix: `ValidPathInfo::fingerprint`); written again here, so that a mistake in
 /// the box's own does not hide in both.
@@ -60,7 +60,8 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
     let mut homemade = at(&path("homemade"), &claim);
     homemade.signatures = vec![store::signing::Signer::sign(&her_key, fingerprint(&homemade).as_bytes())];
     mallory.upload(&homemade, &claim).await;
-    let multiple = PathInfo { signatures: vec![made_up.clone()], ultimate: true, ..at(&path("multiple"), &claim) };
+    let multiple =
+        PathInfo { signatures: vec![made_up.clone()], ultimate: true, ..at(&path("multiple"), &claim) };
     mallory.request(&Request::AddMultipleToStore { repair: false, dont_check_sigs: true }).await;
     mallory.client.framed(&encode_items(&[(multiple, claim.clone())])).await.expect("the box reads");
     within("an answer", mallory.client.done()).await.expect("added");
@@ -68,7 +69,9 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
     // Signatures that come later.
     for signatures in [vec![made_up.clone()], vec![genuine.clone()], homemade.signatures.clone()] {
         for target in [path("made-up"), path("homemade"), verified.clone()] {
-            if mallory.try_call(&Request::AddSignatures { path: target, signatures: signatures.clone() }).await
+            if mallory
+                .try_call(&Request::AddSignatures { path: target, signatures: signatures.clone() })
+                .await
                 == wire::client::End::Last
             {
                 assert_eq!(mallory.client.u64().await.expect("an answer"), 1);
@@ -83,15 +86,21 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
         CAHash::Nar(digest(&claim)),
         CAHash::Nar(digest(b"something else")),
         CAHash::Flat(digest(b"a claim\n")),
-        CAHash::from_parts(nix_derivation::ContentAddressMethod::Git, HashAlgorithm::Sha1, sha1.digest_as_bytes())
-            .expect("a git address"),
+        CAHash::from_parts(
+            nix_derivation::ContentAddressMethod::Git,
+            HashAlgorithm::Sha1,
+            sha1.digest_as_bytes(),
+        )
+        .expect("a git address"),
         CAHash::Text(match digest(b"a claim\n") {
             NixHash::Sha256(digest) => digest,
             _ => unreachable!(),
         }),
     ];
     for (n, ca) in addresses.into_iter().enumerate() {
-        for references in [BTreeSet::new(), BTreeSet::from([verified.clone()]), BTreeSet::from([path("made-up")])] {
+        for references in
+            [BTreeSet::new(), BTreeSet::from([verified.clone()]), BTreeSet::from([path("made-up")])]
+        {
             let name = path(&format!("addressed-{n}"));
             let info = PathInfo { ca: Some(ca.clone()), references, ..at(&name, &claim) };
             mallory.add_nar(&info, &claim).await;
@@ -123,7 +132,13 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
         mallory.build(what.clone()).await;
         // The same, announced as the derivation of a proven path.
         what.0 = verified.clone();
-        mallory.try_call(&Request::BuildDerivation { drv_path: what.0, derivation: what.1, mode: BuildMode::Normal }).await;
+        mallory
+            .try_call(&Request::BuildDerivation {
+                drv_path: what.0,
+                derivation: what.1,
+                mode: BuildMode::Normal,
+            })
+            .await;
         // The answer, whatever it is, belongs to this session only.
         mallory = house.session("mallory").await;
     }

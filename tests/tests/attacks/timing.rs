@@ -1,0 +1,110 @@
+//! The time an answer takes, and what the agent reads for it, tell Bob nothing about what Alice has.
+//!
+//! Nothing here is compared with a clock alone: questions of both kinds are asked in turn, thousands of times, and what
+//! is looked at is how often the one kind was slower than the other. If they do the same work that is half of the time
+//! whatever else the machine does, since it does it to both. A read of one of them from disk, or a walk that the other
+//! does not make, moves it to nearly always.
+
+use std::time::Instant;
+
+use e2e::hostile::*;
+use e2e::neighbours::Neighbours;
+use nix_derivation::StorePath;
+use wire::client::End;
+use wire::worker::Request;
+
+use crate::twins::at;
+
+/// Of each kind, for each operation.
+const QUESTIONS: usize = 1500;
+/// How often one kind may be the slower one. By chance alone, with so many questions, it stays within 0.47 to 0.53.
+const FAIR: std::ops::Range<f64> = 0.40..0.60;
+/// Bytes read from files for one question, on top of the other kind's. A look at an object is 4096 at least.
+const READ_MORE: u64 = 256;
+
+/// An operation's name, and how to ask it about a path.
+type Question = (&'static str, fn(StorePath) -> Request);
+
+fn name(kind: &str, n: usize) -> StorePath {
+    path(&format!("{kind}-{n}"))
+}
+
+/// Bytes that the process has read from files so far (proc(5): io, rchar).
+fn read_bytes(pid: u32) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io")).expect("the agent runs");
+    let line = io.lines().find_map(|line| line.strip_prefix("rchar: ")).expect("rchar");
+    line.parse().expect("a number")
+}
+
+/// Asks once; the answer is the same for both kinds, so it is read by its first two numbers only.
+async fn ask(bob: &mut Session, request: &Request) -> u128 {
+    let start = Instant::now();
+    bob.request(request).await;
+    let (_, end) = within("an answer", bob.client.log()).await.expect("an answer");
+    if end == End::Last {
+        let word = bob.client.u64().await.expect("an answer");
+        assert_eq!(word, 0, "{request:?} is about a path that is not there");
+    }
+    start.elapsed().as_nanos()
+}
+
+/// How often something of `a` is larger than something of `b` (the Mann-Whitney statistic, between 0 and 1).
+fn larger(a: &[u128], b: &[u128]) -> f64 {
+    let mut b = b.to_vec();
+    b.sort_unstable();
+    let below = |x: u128| {
+        let (less, not_more) = (b.partition_point(|y| *y < x), b.partition_point(|y| *y <= x));
+        (less + not_more) as f64 / 2.0
+    };
+    a.iter().map(|x| below(*x)).sum::<f64>() / (a.len() * b.len()) as f64
+}
+
+#[tokio::test]
+async fn a_question_about_anothers_path_takes_no_longer_and_reads_no_more() {
+    const PATHS: usize = 50;
+    let house = Neighbours::of(&["alice", "bob"]);
+    let mut alice = house.session("alice").await;
+    // Large enough that reading one would show.
+    let contents = nar(&file(&vec![7; 1 << 20]));
+    for n in 0..PATHS {
+        alice.upload(&at(&name("hers", n), &contents), &contents).await;
+    }
+    let mut bob = house.session("bob").await;
+    let questions: [Question; 6] = [
+        ("IsValidPath", |path| Request::IsValidPath { path }),
+        ("QueryPathInfo", |path| Request::QueryPathInfo { path }),
+        ("QueryPathFromHashPart", |path| Request::QueryPathFromHashPart { hash_part: Some(*path.digest()) }),
+        ("QueryValidPaths", |path| Request::QueryValidPaths { paths: vec![path], substitute: false }),
+        ("QueryReferrers", |path| Request::QueryReferrers { path }),
+        ("NarFromPath", |path| Request::NarFromPath { path }),
+    ];
+    for (what, question) in questions {
+        let mut times = [Vec::new(), Vec::new()];
+        let mut read = [0, 0];
+        let mut coin = 0x2545_f491_4f6c_dd1d_u64;
+        for n in 0..QUESTIONS {
+            // Which of the two comes first must not follow a pattern that something else may have as well.
+            coin ^= coin << 13;
+            coin ^= coin >> 7;
+            coin ^= coin << 17;
+            let order = if coin & 1 == 0 { ["hers", "nobodys"] } else { ["nobodys", "hers"] };
+            for kind in order {
+                let index = usize::from(kind == "nobodys");
+                let before = read_bytes(house.agent.pid());
+                times[index].push(ask(&mut bob, &question(name(kind, n % PATHS))).await);
+                read[index] += read_bytes(house.agent.pid()) - before;
+            }
+        }
+        let slower = larger(&times[0], &times[1]);
+        println!("{what}: alice's are slower in {:.1}% of the cases, read {read:?} bytes", slower * 100.0);
+        assert!(
+            FAIR.contains(&slower),
+            "{what}: questions about alice's paths are slower in {slower} of the cases"
+        );
+        let more = read[0].abs_diff(read[1]) / QUESTIONS as u64;
+        assert!(
+            more < READ_MORE,
+            "{what}: a question about the one kind reads {more} bytes more than about the other"
+        );
+    }
+}
