@@ -65,21 +65,15 @@ impl Stock {
     /// The newest client over the protocol that can do everything.
     pub const NEWEST: Stock = Stock { version: Version::V2_34, protocol: Protocol::SshNg };
 
-    /// Whether it can build in the box's own store (`nix build --store`). No stock client can over `ssh://`: its
-    /// stores of that kind can neither take a new derivation nor read one back (Nix: legacy-ssh-store.hh,
-    /// `addToStore` and `getFSAccessor` are unsupported there, whatever the server can do).
+    /// Whether it can build in the box's own store (`nix build --store`). No stock client can over `ssh://`: it
+    /// would have to ask such a store for more than the protocol has (see [`UNSUPPORTED_BY_CLIENT`]).
     pub fn builds_at_the_box(self) -> bool {
         self.protocol == Protocol::SshNg
     }
-
-    /// Whether it can ask for the info of a path (`nix path-info --store`). Before 2.26 even that needs a file system.
-    pub fn asks_for_infos(self) -> bool {
-        self.protocol == Protocol::SshNg || self.version != Version::V2_8
-    }
 }
 
-/// What every `ssh://` store of stock Nix says of itself when it is asked to build, before anything goes to the box.
-pub const UNSUPPORTED_BY_CLIENT: &str = "is not supported by store 'ssh://";
+/// What stock Nix says of `ssh://` stores when it is asked to build in one, before it asks the box for a build.
+pub const UNSUPPORTED_BY_CLIENT: &str = "nable to build with a primary store that isn't a local store";
 
 /// A client machine of one member: private `/nix`, private home, the member's key, and the box's port.
 pub struct Nix {
@@ -177,7 +171,6 @@ impl Nix {
 
     /// Asks the box for the closure of a path, the path included.
     pub fn closure_at_box(&self, path: &str) -> Command {
-        // The older command, because it needs no file system of the store (see `asks_for_infos`).
         let mut command = self.command("nix-store");
         command.args(["--store", self.store(), "--query", "--requisites", path]);
         command

@@ -37,7 +37,7 @@ fn with_body(request: Request, body: Vec<u8>) -> Case {
     Case { before: Vec::new(), request, body: Some(body) }
 }
 
-fn set<T: Ord>(items: impl IntoIterator<Item = T>) -> BTreeSet<T> {
+pub fn set<T: Ord>(items: impl IntoIterator<Item = T>) -> BTreeSet<T> {
     items.into_iter().collect()
 }
 
@@ -46,10 +46,10 @@ fn outputs_of(drv: &StorePath) -> DerivedPath {
 }
 
 /// Paths with their NARs.
-type Uploads = Vec<(PathInfo, Vec<u8>)>;
+pub type Uploads = Vec<(PathInfo, Vec<u8>)>;
 
 /// Things to build that lead to the secret, and what Bob uploads before.
-fn targets(secret: &Secret) -> Vec<(Uploads, DerivedPath)> {
+pub fn targets(secret: &Secret) -> Vec<(Uploads, DerivedPath)> {
     let mut targets: Vec<_> = [&secret.plain, &secret.user, &secret.drv, &secret.output]
         .map(|path| (Vec::new(), DerivedPath::Opaque(path.clone())))
         .into();
@@ -69,7 +69,7 @@ fn targets(secret: &Secret) -> Vec<(Uploads, DerivedPath)> {
 }
 
 /// Derivations that Bob may send whole.
-fn recipes(secret: &Secret) -> Vec<(StorePath, BasicDerivation)> {
+pub fn recipes(secret: &Secret) -> Vec<(StorePath, BasicDerivation)> {
     let Secret { plain, drv, output, spare, spare_drv, user, .. } = secret;
     let look =
         format!("test -e {} && echo there || echo not there; echo bob > $out", plain.to_absolute_path());
@@ -273,7 +273,7 @@ fn cases(op: Op, secret: &Secret) -> Vec<Case> {
 }
 
 /// Alice gets it, in all the ways there are.
-async fn owned_by(alice: &mut Session, secret: &Secret) {
+pub async fn owned_by(alice: &mut Session, secret: &Secret) {
     let contents = Secret::contents();
     alice.upload(&at(&secret.plain, &contents), &contents).await;
     let user = PathInfo {
@@ -349,6 +349,17 @@ impl Seen {
     }
 }
 
+/// Takes out numbers that are times of now.
+pub fn without_clock_times(answer: &mut [u8]) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    for word in answer.chunks_exact_mut(8) {
+        let value = u64::from_le_bytes(word.try_into().expect("8 bytes"));
+        if now.abs_diff(value) < 1000 {
+            word.fill(0);
+        }
+    }
+}
+
 /// Sends one request over a session of its own and reads to the last byte.
 async fn see(ssh: std::process::Command, minor: u8, info: &OpInfo, case: &Case) -> Seen {
     let mut ssh = Command::from(ssh);
@@ -380,13 +391,7 @@ async fn see(ssh: std::process::Command, minor: u8, info: &OpInfo, case: &Case) 
         });
         *id = at as u64;
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-    for word in rest.chunks_exact_mut(8) {
-        let value = u64::from_le_bytes(word.try_into().expect("8 bytes"));
-        if now.abs_diff(value) < 1000 {
-            word.fill(0);
-        }
-    }
+    without_clock_times(&mut rest);
     Seen { frames, end, rest, stderr }
 }
 

@@ -5,6 +5,8 @@
 
 mod collisions;
 mod existence;
+mod existence_serve;
+mod realisations;
 mod reuse;
 mod sharing;
 mod signing;

@@ -34,8 +34,11 @@ pub fn a_key_that_is_not_in_the_roster_gets_nothing(stock: Stock) {
     let alice = Alice::with(stock);
     let stranger = Key::new("stranger");
     let nix = Nix::over(stock, &alice.agent, &stranger);
-    let said = nix.run(["path-info", "--store", nix.store(), "--all"]).failed();
+    let said =
+        process::run(&mut nix.closure_at_box("/nix/store/00000000000000000000000000000000-x")).failed();
     assert!(said.stderr.contains("Permission denied (publickey)"), "{said}");
     alice.agent.wait_for("login denied: key not in the roster");
-    assert_eq!(alice.agent.count("worker session started"), 0);
+    for kind in ["worker", "serve"] {
+        assert_eq!(alice.agent.count(&format!("{kind} session started")), 0);
+    }
 }

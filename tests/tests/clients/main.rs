@@ -69,6 +69,7 @@ macro_rules! for_every_client {
     (@version $module:ident $version:ident $rules:tt) => {
         mod $module {
             for_every_client!(@protocol ssh_ng SshNg $version $rules);
+            for_every_client!(@protocol ssh Ssh $version $rules);
         }
     };
     (@protocol $module:ident $protocol:ident $version:ident [$($file:ident::$rule:ident,)*]) => {

@@ -1,7 +1,7 @@
 //! What a member brings or makes without proof is that member's alone.
 
 use e2e::agent::Agent;
-use e2e::clients::{Nix, Stock, outputs};
+use e2e::clients::{Nix, Protocol, Stock, outputs};
 use e2e::drv::Drv;
 use e2e::keys::Key;
 use e2e::process;
@@ -17,7 +17,11 @@ fn is_alone(stock: Stock, make: impl Fn(&Nix) -> String) {
 
     let not_valid = |path: &str| format!("'{path}' is not valid");
     process::run(&mut bob.closure_at_box(&path)).failed().says(&[&not_valid(&path)]);
-    bob.run(["copy", "--no-check-sigs", "--from", bob.store(), &path]).failed().says(&[&not_valid(&path)]);
+    let copied = bob.run(["copy", "--no-check-sigs", "--from", bob.store(), &path]).failed();
+    // Over `ssh://` the client looks before it asks, and then tells it in words of its own.
+    let elsewhere = format!("path '{path}' is required, but there is no substituter that can build it");
+    let not_there = if bob.protocol == Protocol::SshNg { not_valid(&path) } else { elsewhere };
+    copied.says(&[&not_there]);
     // Bob's answer is the one for a path that never existed anywhere.
     let never = path.replace("-alone", "-never");
     process::run(&mut bob.closure_at_box(&never)).failed().says(&[&not_valid(&never)]);

@@ -1,0 +1,176 @@
+//! The same as `existence`, over `ssh://`: by every command of the serve protocol.
+
+use std::process::Stdio;
+
+use e2e::hostile::*;
+use e2e::neighbours::{Neighbours, SERVE};
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+use wire::serve::{BodyShape, BuildOptions, ImportedInfo, OPS, Op, Request};
+use wire::serve_client::{Client, encode_export};
+use wire::types::PathInfo;
+
+use crate::existence::{Uploads, owned_by, recipes, set, targets, without_clock_times};
+use crate::twins::{Secret, at};
+
+/// One question of Bob's.
+struct Case {
+    /// What he uploads before he asks.
+    before: Uploads,
+    request: Request,
+    /// Sent after the request.
+    body: Vec<u8>,
+}
+
+fn ask(request: Request) -> Case {
+    Case { before: Vec::new(), request, body: Vec::new() }
+}
+
+/// All that `op` can be asked about `secret`.
+fn cases(op: Op, secret: &Secret) -> Vec<Case> {
+    use Request as Q;
+    let Secret { plain, user, drv, output, spare, .. } = secret.clone();
+    let kinds = [plain.clone(), user.clone(), drv.clone(), output.clone()];
+    let (contents, mine) = (Secret::contents(), Secret::mine());
+    let options = BuildOptions::default();
+    match op {
+        Op::QueryValidPaths => [(false, false), (true, false), (false, true), (true, true)]
+            .iter()
+            .flat_map(|(lock, substitute)| {
+                kinds.clone().map(|path| {
+                    ask(Q::QueryValidPaths { lock: *lock, substitute: *substitute, paths: vec![path] })
+                })
+            })
+            .collect(),
+        Op::QueryPathInfos => kinds.map(|path| ask(Q::QueryPathInfos { paths: vec![path] })).into(),
+        Op::DumpStorePath => kinds.map(|path| ask(Q::DumpStorePath { path })).into(),
+        Op::ExportPaths => kinds.map(|path| ask(Q::ExportPaths { paths: vec![path] })).into(),
+        Op::QueryClosure => [false, true]
+            .iter()
+            .flat_map(|include_outputs| {
+                kinds
+                    .clone()
+                    .map(|path| ask(Q::QueryClosure { include_outputs: *include_outputs, paths: vec![path] }))
+            })
+            .collect(),
+        Op::ImportPaths => {
+            let import = |path, references, deriver, nar: &[u8]| {
+                let info = ImportedInfo { path, references, deriver };
+                Case { body: encode_export(&[(info, nar.to_vec())]), ..ask(Q::ImportPaths) }
+            };
+            vec![
+                import(spare.clone(), set([plain.clone()]), None, &mine),
+                import(spare, set([]), Some(drv), &mine),
+                import(plain, set([]), None, &contents),
+                import(output, set([]), None, &mine),
+            ]
+        }
+        Op::AddToStoreNar => {
+            let add =
+                |info: PathInfo, nar: &[u8]| Case { body: nar.to_vec(), ..ask(Q::AddToStoreNar { info }) };
+            vec![
+                add(PathInfo { references: set([plain.clone()]), ..at(&spare, &mine) }, &mine),
+                add(PathInfo { deriver: Some(drv), ..at(&spare, &mine) }, &mine),
+                add(at(&plain, &contents), &contents),
+                add(at(&output, &mine), &mine),
+                add(PathInfo { nar_size: mine.len() as u64, ..at(&user, &contents) }, &mine),
+            ]
+        }
+        Op::BuildPaths => targets(secret)
+            .into_iter()
+            .map(|(before, target)| Case { before, ..ask(Q::BuildPaths { paths: vec![target], options }) })
+            .collect(),
+        Op::BuildDerivation => recipes(secret)
+            .into_iter()
+            .map(|(drv_path, derivation)| ask(Q::BuildDerivation { drv_path, derivation, options }))
+            .collect(),
+    }
+}
+
+/// The answer, and what a person would read on the terminal.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    answer: Vec<u8>,
+    stderr: String,
+}
+
+/// Sends one request over a session of its own and reads to the last byte.
+async fn see(ssh: std::process::Command, minor: u8, case: &Case) -> Seen {
+    let mut ssh = Command::from(ssh);
+    ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut ssh = ssh.spawn().expect("ssh");
+    let (reader, writer) = (ssh.stdout.take().expect("piped"), ssh.stdin.take().expect("piped"));
+    let mut said = ssh.stderr.take().expect("piped");
+    // Read all the while: a builder may print more than a pipe holds.
+    let said = tokio::spawn(async move {
+        let mut text = Vec::new();
+        said.read_to_end(&mut text).await.expect("read");
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    let client = within("a handshake", Client::connect(reader, writer, minor)).await;
+    let mut client = client.expect("a handshake");
+    client.request(&case.request).await.expect("the box reads");
+    let _ = client.send(&case.body).await;
+    // Every answer has a first number, unless the session ends instead. Until then a build may run.
+    let mut answer = vec![0; 8];
+    if within("an answer", client.reader.read_exact(&mut answer)).await.is_err() {
+        answer.clear();
+    }
+    let Client { mut reader, writer, .. } = client;
+    drop(writer);
+    within("the end", reader.read_to_end(&mut answer)).await.expect("read");
+    let stderr = within("the end", said).await.expect("read");
+    within("ssh", ssh.wait()).await.expect("wait");
+    without_clock_times(&mut answer);
+    Seen { answer, stderr }
+}
+
+#[tokio::test]
+async fn no_command_of_the_serve_protocol_tells_of_what_another_member_has() {
+    let house = Neighbours::of(&["alice", "bob"]);
+    let mut alice = house.session("alice").await;
+    let line = house.line("bob");
+    let mut pairs = 0;
+    for info in OPS {
+        // The newest, and the oldest where the two send the same.
+        let minors: &[u8] = if info.body == BodyShape::None { &[8, 1] } else { &[8] };
+        for minor in minors {
+            for index in 0..cases(info.op, &Secret::new("")).len() {
+                let name = format!("{} {minor} {index}", info.name);
+                let (hers, nobodys) =
+                    (Secret::new(&format!("hers {name}")), Secret::new(&format!("nobodys {name}")));
+                owned_by(&mut alice, &hers).await;
+                let mut seen = Vec::new();
+                for secret in [&nobodys, &hers] {
+                    let case = cases(info.op, secret).swap_remove(index);
+                    let mut bob = house_session(&line, &case).await;
+                    for (info, nar) in &case.before {
+                        bob.as_mut().expect("a session").upload(info, nar).await;
+                    }
+                    if let Some(bob) = bob {
+                        bob.leave().await;
+                    }
+                    seen.push(see(line.ssh(SERVE), *minor, &case).await);
+                }
+                let expected = Seen {
+                    answer: nobodys.rename(&hers, &seen[0].answer),
+                    stderr: String::from_utf8(nobodys.rename(&hers, seen[0].stderr.as_bytes()))
+                        .expect("text"),
+                };
+                assert_eq!(seen[1], expected, "{name}: left is what bob sees of alice's, right of nobody's");
+                println!("{name}: {} bytes, {:?}", seen[1].answer.len(), seen[1].stderr);
+                pairs += 1;
+            }
+        }
+    }
+    println!("{pairs} pairs of answers are the same");
+    alice.leave().await;
+}
+
+/// A session for what comes before a case, if anything does.
+async fn house_session(line: &e2e::neighbours::Line, case: &Case) -> Option<Session> {
+    match case.before.is_empty() {
+        true => None,
+        false => Some(Session::over(line.ssh(e2e::neighbours::WORKER), MINOR).await),
+    }
+}
