@@ -1,11 +1,13 @@
 # The few commands of this project. Each is a script under tests/scripts, which says what it does.
-.PHONY: help up down test lint bench deps image
+.PHONY: help up down test lint bench bench-protocol deps image
 help:
 	@echo 'make up      try it: netboot a box in QEMU, build a real C program on it, leave it running'
 	@echo 'make down    end the box of `make up`'
 	@echo 'make test    prove it: lint, unit tests, stock Nix clients, the netbooted box'
 	@echo 'make lint    formatting, clippy, licences and duplicate dependencies'
-	@echo 'make bench   measure it: boot, build start and memory; no thresholds'
+	@echo 'make bench   measure it: boot, build start, memory, and all of bench-protocol; no thresholds'
+	@echo 'make bench-protocol   copies and builds over ssh beside stock OpenSSH + nix-daemon; BENCH_RUNS=1 and'
+	@echo '             smaller BENCH_* sizes (see the script) for a first look within a minute'
 	@echo 'make image   the netboot release alone, in target/image'
 	@echo 'make deps    what the above install with apt when it is missing'
 up:
@@ -18,6 +20,9 @@ lint: deps
 	@tests/scripts/lint
 bench:
 	@tests/scripts/bench
+	@tests/scripts/bench-protocol
+bench-protocol:
+	@tests/scripts/bench-protocol
 image: deps
 	@tests/scripts/build --image
 deps:

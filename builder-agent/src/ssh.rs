@@ -24,8 +24,10 @@ use crate::{House, turned};
 pub mod command;
 mod handler;
 pub mod host_key;
+mod socket;
 
 use handler::{Handler, LoggedIn};
+pub use socket::Socket;
 
 /// Bytes a client may send ahead on one channel. Uploads over a wide, distant link need it large.
 const WINDOW: u32 = 8 * 1024 * 1024;
@@ -52,7 +54,8 @@ const KEX: &[kex::Name] = &[
 ];
 const CIPHERS: &[cipher::Name] = &[cipher::AES_128_GCM, cipher::AES_256_GCM, cipher::CHACHA20_POLY1305];
 
-fn settings(key: PrivateKey) -> server::Config {
+/// How we speak ssh, with this host key. Public for the benchmark's floor, which speaks it the same way.
+pub fn settings(key: PrivateKey) -> server::Config {
     server::Config {
         server_id: russh::SshId::Standard("SSH-2.0-barnraiser".into()),
         methods: MethodSet::from([MethodKind::PublicKey].as_slice()),
@@ -74,7 +77,6 @@ fn settings(key: PrivateKey) -> server::Config {
         inactivity_timeout: None,
         keepalive_interval: Some(KEEPALIVE),
         keepalive_max: KEEPALIVES_LOST,
-        nodelay: true,
         ..server::Config::default()
     }
 }
@@ -202,7 +204,6 @@ fn banner(name: &str, backend: crate::config::BackendKind, roster: &Roster) -> S
 async fn connection(door: Arc<Door>, tcp: TcpStream, peer: SocketAddr, mut stop: watch::Receiver<bool>) {
     let id = door.next_id.fetch_add(1, Ordering::Relaxed);
     tracing::info!(connection = id, %peer, "connected");
-    let _ = tcp.set_nodelay(true);
     let socket = match tcp.as_fd().try_clone_to_owned() {
         Ok(socket) => socket,
         Err(error) => return tracing::error!(connection = id, %error, "cannot keep a handle on the socket"),
@@ -211,7 +212,9 @@ async fn connection(door: Arc<Door>, tcp: TcpStream, peer: SocketAddr, mut stop:
     let (end, ended) = watch::channel(false);
     let handler = Handler::new(id, peer, door.clone(), login, ended);
     let deadline = tokio::time::Instant::now() + door.house.config.limits.login_time;
-    let started = tokio::time::timeout_at(deadline, server::run_stream(door.ssh.clone(), tcp, handler)).await;
+    let started =
+        tokio::time::timeout_at(deadline, server::run_stream(door.ssh.clone(), Socket::new(tcp), handler))
+            .await;
     let mut session = match started {
         Ok(Ok(session)) => session,
         Ok(Err(error)) => return tracing::info!(connection = id, %peer, %error, "not an ssh client"),

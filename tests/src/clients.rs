@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
@@ -80,7 +81,7 @@ pub struct Nix {
     pub version: Version,
     pub protocol: Protocol,
     tree: PathBuf,
-    dir: TempDir,
+    dir: Arc<TempDir>,
     keys: PathBuf,
     port: u16,
 }
@@ -103,7 +104,14 @@ impl Nix {
         for sub in ["nix", "root"] {
             std::fs::create_dir(dir.path().join(sub)).expect("a folder");
         }
-        Self { version, protocol: Protocol::SshNg, tree, dir, keys: key.dir().to_owned(), port }
+        Self { version, protocol: Protocol::SshNg, tree, dir: Arc::new(dir), keys: key.dir().to_owned(), port }
+    }
+
+    /// The same machine and store, talking to another port.
+    pub fn with_port(&self, port: u16) -> Self {
+        let (version, protocol) = (self.version, self.protocol);
+        let (tree, keys) = (self.tree.clone(), self.keys.clone());
+        Self { version, protocol, tree, dir: self.dir.clone(), keys, port }
     }
 
     /// The box as a store: the value of `--store`, `--to` and `--from`.

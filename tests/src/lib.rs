@@ -18,7 +18,7 @@ pub mod neighbours;
 pub mod place;
 pub mod process;
 pub mod roster;
-mod suite;
+pub mod suite;
 
 use std::time::Duration;
 

@@ -1,0 +1,247 @@
+//! The client's own floor: a server behind our ssh front end that does the least the worker protocol allows.
+//!
+//! It believes everybody and every byte, hashes nothing, writes nothing to a disk, and "builds" by saying so. What a
+//! stock client needs for the same copy against this server is the client's own time, and the front end's.
+//! `make bench-protocol` runs it beside the real ones:
+//!
+//!     floor [KEEP_MIB]      prints the port of 127.0.0.1 where it answers, serves until killed
+//!
+//! NARs above KEEP_MIB (default 1) are dropped as they arrive, so that their paths cannot be copied back.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use builder_agent::ssh;
+use russh::keys::{Algorithm, PrivateKey};
+use russh::server::{self, Auth, Handler, Msg, Session, VerifiedPublicKey};
+use russh::{Channel, ChannelId};
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::TcpListener;
+use wire::WireError;
+use wire::types::{BuildResult, BuildStatus, BuiltOutput, Missing, Output, PathInfo, StorePath};
+use wire::worker::{Connection, Failure, Request, Response, ServerInfo};
+
+struct Floor {
+    keep_bytes: u64,
+    paths: Mutex<BTreeMap<StorePath, (PathInfo, Arc<Vec<u8>>)>>,
+}
+
+impl Floor {
+    fn info(&self, path: &StorePath) -> Option<PathInfo> {
+        let paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        paths.get(path).map(|(info, _)| info.clone())
+    }
+
+    fn nar(&self, path: &StorePath) -> Option<Arc<Vec<u8>>> {
+        let paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        paths.get(path).map(|(_, nar)| nar.clone())
+    }
+
+    fn insert(&self, info: PathInfo, nar: Vec<u8>) {
+        let mut paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        paths.insert(info.path.clone(), (info, Arc::new(nar)));
+    }
+
+    /// A path that "was built": a file with its own name in it.
+    fn built(&self, path: &StorePath) {
+        let nar = nar_of(path.name().as_bytes());
+        let info = PathInfo {
+            path: path.clone(),
+            deriver: None,
+            nar_hash: Sha256::digest(&nar).into(),
+            nar_size: nar.len() as u64,
+            references: Default::default(),
+            registration_time: 1,
+            ultimate: true,
+            signatures: Vec::new(),
+            ca: None,
+        };
+        self.insert(info, nar);
+    }
+}
+
+/// The NAR of a plain file.
+fn nar_of(contents: &[u8]) -> Vec<u8> {
+    let mut nar = Vec::new();
+    for token in [&b"nix-archive-1"[..], b"(", b"type", b"regular", b"contents", contents, b")"] {
+        nar.extend_from_slice(&(token.len() as u64).to_le_bytes());
+        nar.extend_from_slice(token);
+        nar.resize(nar.len().next_multiple_of(8), 0);
+    }
+    nar
+}
+
+struct Client {
+    floor: Arc<Floor>,
+    channels: BTreeMap<ChannelId, Channel<Msg>>,
+}
+
+impl Handler for Client {
+    type Error = russh::Error;
+
+    async fn auth_publickey(&mut self, _: &str, _: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
+        Ok(Auth::Accept)
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: server::ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        self.channels.insert(channel.id(), channel);
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn exec_request(
+        &mut self,
+        id: ChannelId,
+        data: &[u8],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_success(id)?;
+        let Some(mut channel) = self.channels.remove(&id) else { return Ok(()) };
+        let (floor, worker) = (self.floor.clone(), data.starts_with(b"nix-daemon"));
+        tokio::spawn(async move {
+            if worker {
+                let writer = channel.make_writer();
+                let served = serve(channel.make_reader(), writer, &floor).await;
+                if let Err(error) = served
+                    && !error.is_disconnect()
+                {
+                    eprintln!("{error}");
+                }
+            }
+            let _ = channel.exit_status(0).await;
+            let _ = channel.eof().await;
+            let _ = channel.close().await;
+        });
+        Ok(())
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args().skip(1);
+    let keep_mib: u64 = args.next().map_or(Ok(1), |mib| mib.parse())?;
+    let floor = Arc::new(Floor { keep_bytes: keep_mib << 20, paths: Mutex::default() });
+    let host_key = PrivateKey::random(&mut russh::keys::key::safe_rng(), Algorithm::Ed25519)?;
+    let config = Arc::new(ssh::settings(host_key));
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("{}", listener.local_addr()?.port());
+    loop {
+        let (tcp, _) = listener.accept().await?;
+        let client = Client { floor: floor.clone(), channels: BTreeMap::new() };
+        let config = config.clone();
+        tokio::spawn(async move {
+            if let Ok(session) = server::run_stream(config, ssh::Socket::new(tcp), client).await {
+                let _ = session.await;
+            }
+        });
+    }
+}
+
+async fn serve<R, W>(reader: R, writer: W, floor: &Floor) -> Result<(), WireError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut conn = Connection::accept(reader, writer, ServerInfo::new("2.34.0 (floor)")).await?;
+    while let Some(request) = conn.next_request().await? {
+        if let Some(response) = answer(&mut conn, floor, request).await? {
+            conn.reply(&response).await?;
+        }
+    }
+    Ok(())
+}
+
+/// `None`: already answered.
+async fn answer<R, W>(
+    conn: &mut Connection<R, W>,
+    floor: &Floor,
+    request: Request,
+) -> Result<Option<Response>, WireError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    Ok(Some(match request {
+        Request::SetOptions(_) | Request::AddTempRoot { .. } | Request::EnsurePath { .. } => Response::Done,
+        Request::IsValidPath { path } => Response::Bool(floor.info(&path).is_some()),
+        Request::QueryValidPaths { paths, .. } => {
+            Response::Paths(paths.into_iter().filter(|path| floor.info(path).is_some()).collect())
+        }
+        Request::QueryPathInfo { path } => Response::PathInfo(floor.info(&path)),
+        Request::QueryMissing { .. } => Response::Missing(Missing::default()),
+        Request::QuerySubstitutablePaths { .. } => Response::Paths(Vec::new()),
+        Request::AddToStoreNar { info, .. } => {
+            receive(conn, floor, info).await?;
+            Response::Done
+        }
+        Request::AddMultipleToStore { .. } => {
+            while let Some(info) = conn.next_item().await? {
+                receive(conn, floor, info).await?;
+            }
+            Response::Done
+        }
+        Request::NarFromPath { path } => match floor.nar(&path) {
+            Some(nar) => {
+                let mut reply = conn.reply_nar().await?;
+                for chunk in nar.chunks(256 << 10) {
+                    reply.write(chunk).await?;
+                }
+                reply.finish().await?;
+                return Ok(None);
+            }
+            None => {
+                conn.fail(&Failure::new("not here")).await?;
+                return Ok(None);
+            }
+        },
+        Request::BuildDerivation { drv_path, derivation, .. } => {
+            let outputs =
+                derivation.outputs.iter().filter_map(|(name, output)| path_of(&drv_path, name, output));
+            Response::BuildResult(finished(floor, outputs.collect()))
+        }
+        Request::BuildPathsWithResults { paths, .. } => Response::BuildResults(
+            paths.into_iter().map(|target| (target, finished(floor, BTreeMap::new()))).collect(),
+        ),
+        other => {
+            conn.fail(&Failure::new(format!("the floor cannot answer {other:?}"))).await?;
+            return Ok(None);
+        }
+    }))
+}
+
+fn path_of(drv: &StorePath, name: &str, output: &Output) -> Option<(String, StorePath)> {
+    let drv_name = drv.name().strip_suffix(".drv")?;
+    Some((name.to_owned(), output.path(drv_name, name).ok()??))
+}
+
+fn finished(floor: &Floor, outputs: BTreeMap<String, StorePath>) -> BuildResult {
+    outputs.values().for_each(|path| floor.built(path));
+    let built_outputs = outputs
+        .into_iter()
+        .map(|(name, path)| (name, BuiltOutput { path, drv_hash: None, signatures: Vec::new() }))
+        .collect();
+    BuildResult { built_outputs, ..BuildResult::new(BuildStatus::Built, "") }
+}
+
+async fn receive<R, W>(conn: &mut Connection<R, W>, floor: &Floor, info: PathInfo) -> Result<(), WireError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut nar = Vec::new();
+    if info.nar_size <= floor.keep_bytes {
+        nar.reserve_exact(info.nar_size as usize);
+        conn.body().read_to_end(&mut nar).await?;
+    } else {
+        let mut dropped = vec![0; 256 << 10];
+        while conn.body().read(&mut dropped).await? > 0 {}
+    }
+    floor.insert(info, nar);
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! A connection's socket as ssh wants it: acknowledged at once, and read in large pieces.
+//!
+//! An ssh client that does not switch Nagle's algorithm off (OpenSSH does so for interactive sessions only) holds a
+//! small packet back until the one before it is acknowledged, and Linux acknowledges late when it has nothing to
+//! send: about 40 ms, twice per login. `TCP_NODELAY` concerns only what *we* send. `TCP_QUICKACK` concerns what we
+//! receive, but the kernel forgets it, above all when we send something; so it is set again before each read that goes
+//! to the kernel and after each write.
+//! Not here: what the bytes mean (`russh`).
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use rustix::net::sockopt::set_tcp_quickack;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// What is read ahead. The ssh layer reads four bytes and then the packet behind them; without this buffer these are
+/// two system calls for each 32 KiB that a client sends.
+const BUFFER: usize = 128 * 1024;
+/// What an idle connection keeps of it: there may be hundreds, and their requests are small.
+const BUFFER_AT_REST: usize = 8 * 1024;
+/// Small reads in a row after which a connection counts as idle.
+const QUIET: u32 = 64;
+
+/// A TCP stream, see the module.
+pub struct Socket {
+    tcp: TcpStream,
+    buffer: Vec<u8>,
+    /// The part of `buffer` that was received and not yet read.
+    at: usize,
+    end: usize,
+    /// Small reads since the last one that filled the resting buffer.
+    quiet: u32,
+}
+
+impl Socket {
+    pub fn new(tcp: TcpStream) -> Self {
+        // For what we send: an answer must not wait for the acknowledgement of the one before.
+        let _ = tcp.set_nodelay(true);
+        Self { tcp, buffer: Vec::new(), at: 0, end: 0, quiet: QUIET }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.at == this.end {
+            let _ = set_tcp_quickack(&this.tcp, true);
+            if buf.remaining() >= BUFFER {
+                return Pin::new(&mut this.tcp).poll_read(cx, buf);
+            }
+            let size = if this.quiet < QUIET { BUFFER } else { BUFFER_AT_REST };
+            if this.buffer.len() != size {
+                this.buffer = vec![0; size];
+            }
+            let mut room = ReadBuf::new(&mut this.buffer);
+            (this.at, this.end) = (0, 0);
+            ready!(Pin::new(&mut this.tcp).poll_read(cx, &mut room))?;
+            this.end = room.filled().len();
+            this.quiet = if this.end >= BUFFER_AT_REST { 0 } else { this.quiet.saturating_add(1) };
+        }
+        let n = buf.remaining().min(this.end - this.at);
+        buf.put_slice(&this.buffer[this.at..this.at + n]);
+        this.at += n;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let wrote = ready!(Pin::new(&mut this.tcp).poll_write(cx, bytes))?;
+        // A read may be waiting already, and will not come by again before the next packet has arrived.
+        let _ = set_tcp_quickack(&this.tcp, true);
+        Poll::Ready(Ok(wrote))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+    }
+}

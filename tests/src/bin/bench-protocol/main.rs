@@ -1,0 +1,140 @@
+//! Stock OpenSSH and nix-daemon, the agent, and the client's own floor: the same work, in turn, on one machine.
+//!
+//! `tests/scripts/bench-protocol` builds what this needs and runs it. It prints medians and judges nothing;
+//! `docs/benchmarks.md` says what the figures mean. Sizes come from the environment, see [`Sizes`].
+
+mod servers;
+mod usage;
+mod work;
+
+use servers::{ALL, Kind};
+
+/// How much of everything; each from the variable of that name.
+pub struct Sizes {
+    pub runs: usize,
+    pub bulk_mib: u64,
+    pub paths: usize,
+    pub drvs: usize,
+    pub builds: usize,
+    pub members: usize,
+    pub logins: usize,
+    /// Only what has one of these words (separated by commas) in its name.
+    pub only: Vec<String>,
+}
+
+impl Sizes {
+    fn read() -> Self {
+        let number = |name: &str, default: u64| match std::env::var(name) {
+            Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} must be a number, not '{text}'")),
+            Err(_) => default,
+        };
+        let only = std::env::var("BENCH_ONLY").unwrap_or_default();
+        Self {
+            runs: number("BENCH_RUNS", 5).max(1) as usize,
+            bulk_mib: number("BENCH_BULK_MIB", 1024),
+            paths: number("BENCH_PATHS", 2000) as usize,
+            drvs: number("BENCH_DRVS", 3000) as usize,
+            builds: number("BENCH_BUILDS", 50) as usize,
+            members: number("BENCH_MEMBERS", 20) as usize,
+            logins: number("BENCH_LOGINS", 10) as usize,
+            only: only.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect(),
+        }
+    }
+
+    pub fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|word| name.contains(word))
+    }
+}
+
+/// One measured piece of work.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Figures {
+    /// Seconds until the client was done.
+    pub wall: f64,
+    /// Seconds of the server and its children.
+    pub cpu: f64,
+    /// Seconds of the client.
+    pub client_cpu: f64,
+    /// Bytes of the server and its children.
+    pub peak: f64,
+}
+
+/// All runs of one kind of work, for each server.
+pub struct Row {
+    pub name: String,
+    pub figures: [Vec<Figures>; 3],
+}
+
+impl Row {
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), figures: Default::default() }
+    }
+
+    pub fn add(&mut self, kind: Kind, figures: Figures) {
+        eprintln!(
+            "    {:<34} {:<5} {:7.3} s, server {:6.2} s, client {:6.2} s, {:6.1} MiB",
+            self.name,
+            format!("{kind:?}").to_lowercase(),
+            figures.wall,
+            figures.cpu,
+            figures.client_cpu,
+            figures.peak / 1048576.0
+        );
+        self.figures[kind as usize].push(figures);
+    }
+
+    fn median(&self, kind: Kind, of: impl Fn(&Figures) -> f64) -> f64 {
+        let mut values: Vec<f64> = self.figures[kind as usize].iter().map(of).collect();
+        values.sort_by(f64::total_cmp);
+        match values.len() {
+            0 => f64::NAN,
+            n if n % 2 == 1 => values[n / 2],
+            n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+        }
+    }
+}
+
+fn print(rows: &[Row]) {
+    println!(
+        "\n| work | stock s | ours s | floor s | ours/stock | ours/floor | CPU stock s | CPU ours s | ours/stock | client CPU s (ours) | peak MiB stock, ours |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
+    for row in rows {
+        let [stock, ours, floor] = ALL.map(|kind| row.median(kind, |f| f.wall));
+        let cpu = ALL.map(|kind| row.median(kind, |f| f.cpu));
+        let peak = ALL.map(|kind| row.median(kind, |f| f.peak) / 1048576.0);
+        println!(
+            "| {} | {stock:.3} | {ours:.3} | {floor:.3} | {:.2} | {:.2} | {:.3} | {:.3} | {:.2} | {:.2} | {:.0}, {:.0} |",
+            row.name,
+            ours / stock,
+            ours / floor,
+            cpu[0],
+            cpu[1],
+            cpu[1] / cpu[0],
+            row.median(Kind::Ours, |f| f.client_cpu),
+            peak[0],
+            peak[1],
+        );
+    }
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [reap, report, command @ ..] = &*args
+        && reap == "--reap"
+    {
+        std::process::exit(usage::reap(report, command));
+    }
+    usage::adopt_orphans();
+    let sizes = Sizes::read();
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    println!("load before: {}", load.trim());
+    let mut rows = Vec::new();
+    work::logins(&sizes, &mut rows);
+    work::copies(&sizes, &mut rows);
+    work::builds(&sizes, &mut rows);
+    work::crowd(&sizes, &mut rows);
+    print(&rows);
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    println!("\nload after: {}", load.trim());
+}

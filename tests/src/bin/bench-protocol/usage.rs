@@ -1,0 +1,128 @@
+//! What a server and its children cost: processor time and memory, read from /proc.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Between two looks at memory. Peaks shorter than this may be missed.
+const GLANCE: Duration = Duration::from_millis(25);
+/// How long a server may take to fall silent after its client left.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Clock ticks per second in /proc on every Linux there is.
+const TICKS: f64 = 100.0;
+
+fn children(pid: u32) -> Vec<u32> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let lists = threads.flatten().map(|thread| fs::read_to_string(thread.path().join("children")));
+    let list: String = lists.map(Result::unwrap_or_default).collect();
+    list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// A process, its children, theirs, and so on.
+fn family(pid: u32) -> Vec<u32> {
+    let mut all = vec![pid];
+    let mut at = 0;
+    while let Some(&pid) = all.get(at) {
+        at += 1;
+        all.extend(children(pid));
+    }
+    all
+}
+
+/// Seconds that these fields of /proc/PID/stat (counted as in proc(5)) add up to.
+fn ticks(pid: u32, fields: &[usize]) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in parentheses may hold spaces.
+    let after = stat.rsplit(')').next().unwrap_or_default();
+    let values: Vec<&str> = after.split_whitespace().collect();
+    let ticks: u64 = fields.iter().filter_map(|f| values.get(f - 3)?.parse::<u64>().ok()).sum();
+    ticks as f64 / TICKS
+}
+
+/// Seconds of processor time of a family, those of its dead members included.
+///
+/// Most of them were waited for by their parents, which inherit their time. bubblewrap leaves without waiting for the
+/// inside of its namespace; that falls to us, see [`adopt_orphans`], and stays a zombie that can be counted.
+pub fn cpu(pid: u32) -> f64 {
+    let all = [14, 15, 16, 17];
+    let ours: f64 = family(pid).into_iter().map(|pid| ticks(pid, &all)).sum();
+    let orphans = children(std::process::id()).into_iter().filter(|pid| is_dead(*pid));
+    ours + orphans.map(|pid| ticks(pid, &all)).sum::<f64>()
+}
+
+fn is_dead(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+}
+
+/// From now on this process is the parent of those of its descendants whose own parent died.
+pub fn adopt_orphans() {
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).expect("to be a subreaper");
+}
+
+/// Runs a client's command, waits for everything it leaves behind, writes the seconds of processor time of all of it
+/// to `report`, and returns the command's exit status. Runs in a process of its own, which `main` starts.
+pub fn reap(report: &str, command: &[String]) -> i32 {
+    adopt_orphans();
+    let mut child = std::process::Command::new(&command[0]).args(&command[1..]).spawn().expect("a client");
+    let status = child.wait().expect("a client").code().unwrap_or(1);
+    while rustix::process::wait(rustix::process::WaitOptions::empty()).is_ok() {}
+    fs::write(report, ticks(std::process::id(), &[16, 17]).to_string()).expect("a report");
+    status
+}
+
+/// Anonymous memory of a family: what it would need if the files it uses were elsewhere. (Stores of all servers are on
+/// a tmpfs here, so files they read or map are memory, too; they are not counted.)
+fn anonymous(pid: u32) -> u64 {
+    let of = |pid: u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+    };
+    family(pid).into_iter().map(of).sum()
+}
+
+/// Waits until a family has no more to do.
+pub fn settle(pid: u32) {
+    let deadline = Instant::now() + SILENCE;
+    let mut last = (0.0, 0);
+    while Instant::now() < deadline {
+        let now = (cpu(pid), family(pid).len());
+        if now == last {
+            return;
+        }
+        last = now;
+        std::thread::sleep(4 * GLANCE);
+    }
+}
+
+/// Watches a family's memory until it is stopped.
+pub struct Watch {
+    peak: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    pub fn start(pid: u32) -> Self {
+        let (peak, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (theirs, stopped) = (peak.clone(), stop.clone());
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                theirs.fetch_max(anonymous(pid), Ordering::Relaxed);
+                std::thread::sleep(GLANCE);
+            }
+        });
+        Self { peak, stop, thread: Some(thread) }
+    }
+
+    /// The most there was, in bytes.
+    pub fn peak(mut self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        self.peak.load(Ordering::Relaxed)
+    }
+}
