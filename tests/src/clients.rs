@@ -104,7 +104,14 @@ impl Nix {
         for sub in ["nix", "root"] {
             std::fs::create_dir(dir.path().join(sub)).expect("a folder");
         }
-        Self { version, protocol: Protocol::SshNg, tree, dir: Arc::new(dir), keys: key.dir().to_owned(), port }
+        Self {
+            version,
+            protocol: Protocol::SshNg,
+            tree,
+            dir: Arc::new(dir),
+            keys: key.dir().to_owned(),
+            port,
+        }
     }
 
     /// The same machine and store, talking to another port.

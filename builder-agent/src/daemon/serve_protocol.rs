@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::sync::Arc;
 
 use nix_derivation::{DerivedPath, StorePath};
@@ -141,7 +141,7 @@ where
             }
             Request::AddToStoreNar { info } => {
                 let view = view.clone();
-                let work = move |nar: &mut dyn Read| view.import(convert::from_wire(info), nar);
+                let work = move |nar: &mut dyn BufRead| view.import_buffered(convert::from_wire(info), nar);
                 feed(self.conn.body(), work).await?.map_err(transfer::import_failed)?;
                 Response::Done
             }

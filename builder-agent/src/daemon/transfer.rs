@@ -1,23 +1,23 @@
-//! Contents in and out: between the session, which is async, and the store, which blocks.
+//! Requests that move contents: uploads into the store, NARs out of it.
 //!
-//! A few chunks travel ahead in either direction, never more: a slow disk slows the sender, and a slow client the disk.
+//! Not here: how contents get from one side to the other (`chunks`), and many paths in one request (`upload`).
 
 use std::collections::BTreeSet;
-use std::io::{self, Read};
 
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
 use store::{ImportError, Staged, View};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::sync::mpsc;
+use tokio::io::{AsyncRead, AsyncWrite};
 use wire::WireError;
 use wire::types::PathInfo;
 use wire::worker::Connection;
 
 use super::{Session, convert};
 
-/// Size of a chunk, and how many travel ahead.
-const CHUNK: usize = 64 * 1024;
-const CHUNKS_AHEAD: usize = 8;
+mod chunks;
+mod upload;
+
+pub(super) use chunks::{feed, next_chunk, read_nar};
+
 /// Paths of one upload that become visible together. Each commit costs a few disk flushes; a batch shares them.
 pub(super) const BATCH: usize = 256;
 
@@ -40,10 +40,13 @@ impl From<WireError> for Trouble {
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Trouble> {
-    tokio::task::spawn_blocking(work).await.map_err(|panic| {
-        tracing::error!(%panic, "a request panicked; this is a bug of the box");
-        Trouble::Refused("the request failed because of a bug of the box".into())
-    })
+    tokio::task::spawn_blocking(work).await.map_err(bug)
+}
+
+/// A panic in work for one request; the others do not notice.
+fn bug(panic: tokio::task::JoinError) -> Trouble {
+    tracing::error!(%panic, "a request panicked; this is a bug of the box");
+    Trouble::Refused("the request failed because of a bug of the box".into())
 }
 
 /// The client is told all; the box's log gets what is the box's own trouble.
@@ -52,67 +55,6 @@ pub(super) fn import_failed(error: ImportError) -> Trouble {
         tracing::error!(%error, "the store cannot take an upload");
     }
     Trouble::Refused(error.to_string())
-}
-
-/// What travels from the connection to the store.
-enum Piece {
-    Bytes(Vec<u8>),
-    /// Without this the sender is gone, and what came is not the whole.
-    End,
-}
-
-/// The store's end: a blocking reader.
-struct PieceReader {
-    pieces: mpsc::Receiver<Piece>,
-    current: Vec<u8>,
-    at: usize,
-    ended: bool,
-}
-
-impl Read for PieceReader {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        while self.at == self.current.len() {
-            if self.ended {
-                return Ok(0);
-            }
-            match self.pieces.blocking_recv() {
-                Some(Piece::Bytes(bytes)) => (self.current, self.at) = (bytes, 0),
-                Some(Piece::End) => self.ended = true,
-                None => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the upload was cut short")),
-            }
-        }
-        let n = buf.len().min(self.current.len() - self.at);
-        buf[..n].copy_from_slice(&self.current[self.at..self.at + n]);
-        self.at += n;
-        Ok(n)
-    }
-}
-
-/// Gives everything in `body` to `work`. If `work` ends early the rest of the body stays unread.
-pub(super) async fn feed<B, T>(
-    mut body: B,
-    work: impl FnOnce(&mut dyn Read) -> T + Send + 'static,
-) -> Result<T, Trouble>
-where
-    B: AsyncRead + Unpin,
-    T: Send + 'static,
-{
-    let (sender, pieces) = mpsc::channel(CHUNKS_AHEAD);
-    let task = tokio::task::spawn_blocking(move || {
-        work(&mut PieceReader { pieces, current: Vec::new(), at: 0, ended: false })
-    });
-    loop {
-        let mut chunk = Vec::with_capacity(CHUNK);
-        let got = body.read_buf(&mut chunk).await.map_err(WireError::from)?;
-        let piece = if got == 0 { Piece::End } else { Piece::Bytes(chunk) };
-        if sender.send(piece).await.is_err() || got == 0 {
-            break;
-        }
-    }
-    task.await.map_err(|panic| {
-        tracing::error!(%panic, "an upload panicked; this is a bug of the box");
-        Trouble::Refused("the upload failed because of a bug of the box".into())
-    })
 }
 
 impl Session {
@@ -129,7 +71,9 @@ impl Session {
         W: AsyncWrite + Unpin + Send,
     {
         let view = self.view.clone();
-        let work = move |dump: &mut dyn Read| view.add_ca(&name, method, algorithm, &references, dump);
+        let work = move |mut dump: &mut dyn std::io::BufRead| {
+            view.add_ca(&name, method, algorithm, &references, &mut dump)
+        };
         let added = feed(conn.body(), work).await?.map_err(import_failed)?;
         Ok(convert::to_wire(&added))
     }
@@ -164,7 +108,7 @@ impl Session {
         W: AsyncWrite + Unpin + Send,
     {
         let view = self.view.clone();
-        let work = move |nar: &mut dyn Read| view.import(convert::from_wire(info), nar);
+        let work = move |nar: &mut dyn std::io::BufRead| view.import_buffered(convert::from_wire(info), nar);
         feed(conn.body(), work).await?.map_err(import_failed)?;
         Ok(())
     }
@@ -175,16 +119,11 @@ impl Session {
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
     {
-        let mut batch = Vec::new();
+        let mut upload = upload::Upload::new(self.view.clone());
         while let Some(info) = conn.next_item().await? {
-            let view = self.view.clone();
-            let work = move |nar: &mut dyn Read| view.stage(convert::from_wire(info), nar);
-            batch.push(feed(conn.body(), work).await?.map_err(import_failed)?);
-            if batch.len() >= BATCH {
-                register(&self.view, std::mem::take(&mut batch)).await?;
-            }
+            upload.add(info, conn.body()).await?;
         }
-        register(&self.view, batch).await
+        upload.finish().await
     }
 
     pub(super) async fn send_nar<R, W>(
@@ -202,49 +141,6 @@ impl Session {
             reply.write(&chunk).await?;
         }
         Ok(reply.finish().await?)
-    }
-}
-
-/// Reads a path's NAR ahead of its client. The last chunk is empty.
-pub(super) async fn read_nar(
-    view: &View,
-    path: StorePath,
-) -> Result<mpsc::Receiver<io::Result<Vec<u8>>>, Trouble> {
-    let view = view.clone();
-    let opened = blocking(move || view.nar(&path)).await?;
-    let mut nar = opened.map_err(|error| Trouble::Refused(error.to_string()))?;
-    let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
-    // Ends by itself when the receiver is dropped.
-    tokio::task::spawn_blocking(move || {
-        loop {
-            let mut chunk = vec![0; CHUNK];
-            let read = nar.read(&mut chunk).map(|n| {
-                chunk.truncate(n);
-                chunk
-            });
-            let last = read.as_ref().map_or(true, Vec::is_empty);
-            if sender.blocking_send(read).is_err() || last {
-                return;
-            }
-        }
-    });
-    Ok(chunks)
-}
-
-/// The next chunk of [`read_nar`]; `None` after the last. No failure can be told to the client any more.
-pub(super) async fn next_chunk(
-    chunks: &mut mpsc::Receiver<io::Result<Vec<u8>>>,
-) -> Result<Option<Vec<u8>>, Trouble> {
-    match chunks.recv().await {
-        Some(Ok(chunk)) => Ok((!chunk.is_empty()).then_some(chunk)),
-        Some(Err(error)) => {
-            tracing::error!(%error, "cannot read an object");
-            Err(Trouble::Wire(WireError::Io(error)))
-        }
-        None => {
-            let error = io::Error::other("the reader of an object stopped; this is a bug");
-            Err(Trouble::Wire(WireError::Io(error)))
-        }
     }
 }
 

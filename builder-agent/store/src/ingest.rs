@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::sync::Arc;
 
 use nix_archive::nar::{ReferencePattern, ReferenceScanner};
@@ -98,6 +98,27 @@ impl Ingest {
             if let Err(failed) = self.push(&piece[..n]) {
                 return Err(self.import_error(&failed));
             }
+        }
+    }
+
+    /// Reads exactly one NAR from a buffer of the caller, without a copy on the way.
+    pub(crate) fn read_buffered(&mut self, name: &str, from: &mut dyn BufRead) -> Result<(), ImportError> {
+        loop {
+            let want = usize::try_from(self.surely_left()).unwrap_or(usize::MAX);
+            if want == 0 {
+                return Ok(());
+            }
+            let bytes = match from.fill_buf() {
+                Ok([]) => return Err(self.parser.finish().expect_err("the NAR has not ended").into()),
+                Ok(bytes) => &bytes[..bytes.len().min(want)],
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(ImportError::Source { name: name.to_owned(), source }),
+            };
+            if let Err(failed) = self.push(bytes) {
+                return Err(self.import_error(&failed));
+            }
+            let n = bytes.len();
+            from.consume(n);
         }
     }
 

@@ -1,7 +1,7 @@
 //! What one member can do with the store. Every question is answered from that member's layers only.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -198,6 +198,22 @@ impl View {
         let mut ingest = self.ingest(&[])?;
         ingest.read_all(&info.path.to_string(), nar)?;
         address::stage(&self.store.config, &self.viewer.member, ingest.finish()?, info)
+    }
+
+    /// [`View::stage`] of a NAR that is in memory piece by piece: it is taken from there.
+    pub fn stage_buffered(&self, info: PathInfo, nar: &mut dyn BufRead) -> Result<Staged, ImportError> {
+        let mut ingest = self.ingest(&[])?;
+        ingest.read_buffered(&info.path.to_string(), nar)?;
+        address::stage(&self.store.config, &self.viewer.member, ingest.finish()?, info)
+    }
+
+    /// [`View::import`] of a NAR that is in memory piece by piece.
+    pub fn import_buffered(
+        &self,
+        info: PathInfo,
+        nar: &mut dyn BufRead,
+    ) -> Result<Arc<PathInfo>, ImportError> {
+        self.register_one(self.stage_buffered(info, nar)?)
     }
 
     /// [`View::stage`] and [`View::register_many`] of one path.

@@ -14,6 +14,10 @@ use crate::limits::{
     MAX_SIGNATURES, MAX_STORE_PATH_BYTES,
 };
 
+/// Reads of at least this size go past the buffer. The transport is an ssh channel, which has one of its own, so that
+/// this need not spare it anything.
+const PAST_BUFFER_BYTES: usize = 4 << 10;
+
 /// A buffered reader that can say whether more has already arrived, and notice a hang-up without consuming.
 pub(crate) struct Input<R> {
     inner: R,
@@ -48,6 +52,14 @@ impl<R: AsyncRead + Unpin> Input<R> {
         Poll::Ready(Ok(got))
     }
 
+    /// Reads without reading ahead, for a few bytes in front of many: those many then go past the buffer.
+    pub fn poll_bare(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.is_empty() && !self.eof {
+            return Pin::new(&mut self.inner).poll_read(cx, buf);
+        }
+        Pin::new(self).poll_read(cx, buf)
+    }
+
     /// Waits for a byte. False: the client hung up.
     pub async fn wait(&mut self) -> io::Result<bool> {
         if !self.is_empty() {
@@ -79,7 +91,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for Input<R> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.is_empty() {
-            if buf.remaining() >= this.buffer.len() && !this.eof {
+            if buf.remaining() >= PAST_BUFFER_BYTES && !this.eof {
                 return Pin::new(&mut this.inner).poll_read(cx, buf);
             }
             ready!(this.poll_fill(cx))?;

@@ -14,8 +14,10 @@ use super::format::{
 };
 use crate::nar::{Events, flat_frame};
 
-/// File data is written in pieces of about this size; larger pieces go through without a copy.
+/// Small pieces of file data are collected up to this size.
 const BUFFER: usize = 256 << 10;
+/// Pieces from this size on are written as they come, without a copy.
+const LARGE: usize = 64 << 10;
 
 struct Node {
     name_at: u32,
@@ -80,10 +82,11 @@ impl ObjectWriter {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.buffer.len() + bytes.len() >= BUFFER {
+        let large = bytes.len() >= LARGE;
+        if !self.buffer.is_empty() && (large || self.buffer.len() + bytes.len() >= BUFFER) {
             self.flush()?;
         }
-        if bytes.len() >= BUFFER {
+        if large {
             self.file.write_all_at(bytes, self.flushed)?;
             self.flushed += bytes.len() as u64;
         } else {
@@ -154,15 +157,25 @@ impl ObjectWriter {
     /// Writes the metadata. `nar_hash` names the object.
     pub(crate) fn finish(mut self, nar_hash: [u8; 32], nar_size: u64) -> io::Result<File> {
         let meta_block = self.align()?;
-        self.flush()?;
+        // A small object is still here as a whole, and is written at once.
+        let whole = self.flushed == BLOCK;
+        let mut image = vec![0; BLOCK as usize];
+        if whole {
+            image.append(&mut self.buffer);
+        } else {
+            self.flush()?;
+        }
         let plan = Plan::new(&self);
         let meta = plan.write(&self, meta_block);
-        self.file.write_all_at(&meta, u64::from(meta_block) * BLOCK)?;
+        if whole {
+            image.extend_from_slice(&meta);
+        } else {
+            self.file.write_all_at(&meta, u64::from(meta_block) * BLOCK)?;
+        }
 
         let too_large = || io::Error::from(io::ErrorKind::FileTooLarge);
         let blocks = u64::from(meta_block) + meta.len() as u64 / BLOCK;
         let blocks = u32::try_from(blocks).map_err(|_| too_large())?;
-        let mut block0 = vec![0; BLOCK as usize];
         let inodes = self.nodes.len() as u32 + 1;
         let header = Header {
             nar_hash,
@@ -173,10 +186,11 @@ impl ObjectWriter {
             inodes,
             root: plan.nid(0),
         };
-        header.write(&mut block0);
+        let block0 = &mut image[..BLOCK as usize];
+        header.write(block0);
         let uuid = *nar_hash.first_chunk().expect("32 >= 16");
-        Superblock { meta_block, inodes: u64::from(inodes), blocks, uuid }.write(&mut block0);
-        self.file.write_all_at(&block0, 0)?;
+        Superblock { meta_block, inodes: u64::from(inodes), blocks, uuid }.write(block0);
+        self.file.write_all_at(&image, 0)?;
         Ok(self.file)
     }
 

@@ -137,7 +137,7 @@ impl Frames {
                 return Poll::Ready(Ok(()));
             }
             let mut length = ReadBuf::new(&mut self.length[self.length_seen..]);
-            ready!(Pin::new(&mut *input).poll_read(cx, &mut length))?;
+            ready!(input.poll_bare(cx, &mut length))?;
             let got = length.filled().len();
             if got == 0 {
                 return Poll::Ready(Err(truncated(self.op, "the length of a frame")));

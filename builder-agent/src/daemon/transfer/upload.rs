@@ -1,0 +1,104 @@
+//! An upload of many paths: received, taken in and registered at the same time, each by its own thread.
+//!
+//! Small paths are handed to the store many at a time. While it takes in one handful the next one arrives, and while a
+//! batch is made durable the batch behind it is taken in. No thread waits for the client.
+
+use store::{ImportError, Staged, View};
+use tokio::io::AsyncRead;
+use tokio::task::JoinHandle;
+use wire::types::PathInfo;
+
+use super::chunks::{self, CHUNK, WHOLE};
+use super::{BATCH, Trouble, bug, convert, import_failed};
+
+/// What one path counts beside its contents, and each of its references and signatures: about what they take in memory.
+const PATH_WEIGHT: usize = 512;
+const PART_WEIGHT: usize = 128;
+
+/// The state of one upload. Dropping it keeps what was registered and forgets the rest.
+pub(super) struct Upload {
+    view: View,
+    /// Received, for the next handful.
+    small: Vec<(PathInfo, Vec<u8>)>,
+    weight: usize,
+    staging: Option<JoinHandle<Result<Vec<Staged>, ImportError>>>,
+    batch: Vec<Staged>,
+    registering: Option<JoinHandle<Result<(), ImportError>>>,
+}
+
+impl Upload {
+    pub(super) fn new(view: View) -> Self {
+        Self { view, small: Vec::new(), weight: 0, staging: None, batch: Vec::new(), registering: None }
+    }
+
+    /// Takes the next path. Its references have come before it.
+    pub(super) async fn add<B: AsyncRead + Unpin>(&mut self, info: PathInfo, body: B) -> Result<(), Trouble> {
+        if info.nar_size > WHOLE as u64 {
+            self.hand_over().await?;
+            self.staged().await?;
+            let view = self.view.clone();
+            let stage =
+                move |nar: &mut dyn std::io::BufRead| view.stage_buffered(convert::from_wire(info), nar);
+            self.batch.push(chunks::feed(body, stage).await?.map_err(import_failed)?);
+            return self.register_if(BATCH).await;
+        }
+        let nar = chunks::whole(body, info.nar_size as usize).await?;
+        let parts = info.references.len() + info.signatures.len();
+        self.weight += PATH_WEIGHT + PART_WEIGHT * parts + nar.len();
+        self.small.push((info, nar));
+        if self.weight >= CHUNK { self.hand_over().await } else { Ok(()) }
+    }
+
+    /// Ends when everything is registered.
+    pub(super) async fn finish(mut self) -> Result<(), Trouble> {
+        self.hand_over().await?;
+        self.staged().await?;
+        self.register_if(1).await?;
+        self.registered().await
+    }
+
+    /// Gives the small paths to the store once it is done with those before.
+    async fn hand_over(&mut self) -> Result<(), Trouble> {
+        self.staged().await?;
+        if self.small.is_empty() {
+            return Ok(());
+        }
+        self.weight = 0;
+        let (small, view) = (std::mem::take(&mut self.small), self.view.clone());
+        self.staging = Some(tokio::task::spawn_blocking(move || {
+            let stage = |(info, nar): (PathInfo, Vec<u8>)| {
+                view.stage_buffered(convert::from_wire(info), &mut nar.as_slice())
+            };
+            small.into_iter().map(stage).collect()
+        }));
+        Ok(())
+    }
+
+    async fn staged(&mut self) -> Result<(), Trouble> {
+        if let Some(staging) = self.staging.take() {
+            self.batch.extend(staging.await.map_err(bug)?.map_err(import_failed)?);
+        }
+        self.register_if(BATCH).await
+    }
+
+    /// Starts to register what there is, if it is this much. Batches become visible one after the other, since later
+    /// ones refer to earlier ones.
+    async fn register_if(&mut self, least: usize) -> Result<(), Trouble> {
+        if self.batch.len() < least {
+            return Ok(());
+        }
+        self.registered().await?;
+        let (batch, view) = (std::mem::take(&mut self.batch), self.view.clone());
+        self.registering = Some(tokio::task::spawn_blocking(move || {
+            view.register_many(batch).map(|_| ()).map_err(ImportError::Register)
+        }));
+        Ok(())
+    }
+
+    async fn registered(&mut self) -> Result<(), Trouble> {
+        match self.registering.take() {
+            Some(registering) => registering.await.map_err(bug)?.map_err(import_failed),
+            None => Ok(()),
+        }
+    }
+}
