@@ -3,8 +3,8 @@
 //! An ssh client that does not switch Nagle's algorithm off (OpenSSH does so for interactive sessions only) holds a
 //! small packet back until the one before it is acknowledged, and Linux acknowledges late when it has nothing to
 //! send: about 40 ms, twice per login. `TCP_NODELAY` concerns only what *we* send. `TCP_QUICKACK` concerns what we
-//! receive, but the kernel forgets it, above all when we send something; so it is set again before each read that goes
-//! to the kernel and after each write.
+//! receive, but the kernel forgets it, above all when we send something; so it is set again after each write, and
+//! before the next read after one that got something.
 //! Not here: what the bytes mean (`russh`).
 
 use std::io;
@@ -32,13 +32,19 @@ pub struct Socket {
     end: usize,
     /// Small reads since the last one that filled the resting buffer.
     quiet: u32,
+    /// Nothing was received since we last asked for acknowledgements at once.
+    armed: bool,
 }
 
 impl Socket {
     pub fn new(tcp: TcpStream) -> Self {
         // For what we send: an answer must not wait for the acknowledgement of the one before.
         let _ = tcp.set_nodelay(true);
-        Self { tcp, buffer: Vec::new(), at: 0, end: 0, quiet: QUIET }
+        Self { tcp, buffer: Vec::new(), at: 0, end: 0, quiet: QUIET, armed: false }
+    }
+
+    fn arm(&mut self) {
+        self.armed = set_tcp_quickack(&self.tcp, true).is_ok();
     }
 }
 
@@ -46,9 +52,13 @@ impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.at == this.end {
-            let _ = set_tcp_quickack(&this.tcp, true);
+            if !this.armed {
+                this.arm();
+            }
             if buf.remaining() >= BUFFER {
-                return Pin::new(&mut this.tcp).poll_read(cx, buf);
+                ready!(Pin::new(&mut this.tcp).poll_read(cx, buf))?;
+                this.armed = false;
+                return Poll::Ready(Ok(()));
             }
             let size = if this.quiet < QUIET { BUFFER } else { BUFFER_AT_REST };
             if this.buffer.len() != size {
@@ -58,6 +68,7 @@ impl AsyncRead for Socket {
             (this.at, this.end) = (0, 0);
             ready!(Pin::new(&mut this.tcp).poll_read(cx, &mut room))?;
             this.end = room.filled().len();
+            this.armed = false;
             this.quiet = if this.end >= BUFFER_AT_REST { 0 } else { this.quiet.saturating_add(1) };
         }
         let n = buf.remaining().min(this.end - this.at);
@@ -72,7 +83,7 @@ impl AsyncWrite for Socket {
         let this = self.get_mut();
         let wrote = ready!(Pin::new(&mut this.tcp).poll_write(cx, bytes))?;
         // A read may be waiting already, and will not come by again before the next packet has arrived.
-        let _ = set_tcp_quickack(&this.tcp, true);
+        this.arm();
         Poll::Ready(Ok(wrote))
     }
 
@@ -82,5 +93,42 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_sent_is_read_in_order_by_small_and_large_reads() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let mut far = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
+        let mut socket = Socket::new(listener.accept().await.expect("accepted").0);
+        let sent: Vec<u8> = (0..3_000_000u32).map(|i| (i % 253) as u8).collect();
+        let copy = sent.clone();
+        let sending = tokio::spawn(async move {
+            // Small pieces first, so that the buffer is that of an idle connection, then bulk, then small ones again.
+            for piece in copy[..1000].chunks(7) {
+                far.write_all(piece).await.expect("sent");
+            }
+            far.write_all(&copy[1000..2_999_000]).await.expect("sent");
+            for piece in copy[2_999_000..].chunks(7) {
+                far.write_all(piece).await.expect("sent");
+            }
+        });
+        let mut got = Vec::new();
+        for size in [4, 32 * 1024, 4, 2 * BUFFER].into_iter().cycle() {
+            let mut piece = vec![0; size];
+            match socket.read(&mut piece).await.expect("read") {
+                0 => break,
+                n => got.extend_from_slice(&piece[..n]),
+            }
+        }
+        sending.await.expect("sent");
+        assert!(got == sent, "{} of {} bytes came, or in another order", got.len(), sent.len());
     }
 }

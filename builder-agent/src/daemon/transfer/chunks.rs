@@ -23,6 +23,9 @@ const CHUNKS_AHEAD: usize = 2;
 /// An upload up to this size is received as a whole, and then given to the store in one step.
 pub(in crate::daemon) const WHOLE: usize = 64 * 1024;
 
+/// A NAR up to this size is read where it is asked for, without a thread: it is a few blocks of one file.
+const AT_ONCE: u64 = 32 * 1024;
+
 /// Chunks to use again.
 #[derive(Clone, Default)]
 struct Pool(Arc<Mutex<Vec<Box<[u8]>>>>);
@@ -165,14 +168,20 @@ pub(in crate::daemon) async fn whole<B: AsyncRead + Unpin>(
 
 /// A path's NAR, read one chunk ahead of its client. No thread waits for the client: each chunk is work of its own.
 pub(in crate::daemon) struct NarChunks {
-    next: Option<Reading>,
+    next: Next,
     pool: Pool,
 }
 
 /// A chunk, and what is left to read behind it. An error of the store cannot be told to the client any more.
-type Reading = JoinHandle<io::Result<(Chunk, Option<NarReader>)>>;
+type ReadAhead = io::Result<(Chunk, Option<NarReader>)>;
 
-fn read(mut nar: NarReader, mut chunk: Chunk) -> io::Result<(Chunk, Option<NarReader>)> {
+enum Next {
+    Ready(ReadAhead),
+    Reading(JoinHandle<ReadAhead>),
+    End,
+}
+
+fn read(mut nar: NarReader, mut chunk: Chunk) -> ReadAhead {
     while chunk.len < chunk.bytes.len() {
         match nar.read(&mut chunk.bytes[chunk.len..])? {
             0 => return Ok((chunk, None)),
@@ -184,33 +193,39 @@ fn read(mut nar: NarReader, mut chunk: Chunk) -> io::Result<(Chunk, Option<NarRe
 
 /// Opens a path's NAR, and reads the beginning.
 pub(in crate::daemon) async fn read_nar(view: &View, path: StorePath) -> Result<NarChunks, Trouble> {
-    let view = view.clone();
     let pool = Pool::default();
-    let chunks = pool.clone();
     // Until something was read, the client can be told of a failure.
-    let opened = blocking(move || {
-        let nar = view.nar(&path).map_err(|error| error.to_string())?;
-        // One byte more than it should have, to notice its end at once.
-        let chunk = match usize::try_from(nar.size()) {
-            Ok(size) if size < CHUNK => Chunk::single(size + 1),
-            _ => chunks.take(),
-        };
-        Ok(read(nar, chunk))
-    });
-    let first = opened.await?.map_err(Trouble::Refused)?;
-    Ok(NarChunks { next: Some(tokio::spawn(std::future::ready(first))), pool })
+    let failed = |error: store::NarError| Trouble::Refused(error.to_string());
+    if view.info(&path).is_some_and(|info| info.nar_size <= AT_ONCE) {
+        // Three short reads of one file. A thread of their own would cost several times what they do.
+        let nar = view.nar(&path).map_err(failed)?;
+        // One byte more than it has, to notice its end.
+        let chunk = Chunk::single(usize::try_from(nar.size()).unwrap_or(CHUNK).min(CHUNK) + 1);
+        return Ok(NarChunks { next: Next::Ready(read(nar, chunk)), pool });
+    }
+    let (view, chunks) = (view.clone(), pool.clone());
+    let opened = blocking(move || view.nar(&path).map(|nar| read(nar, chunks.take())));
+    Ok(NarChunks { next: Next::Ready(opened.await?.map_err(failed)?), pool })
 }
 
 /// The next chunk; `None` after the last.
 pub(in crate::daemon) async fn next_chunk(chunks: &mut NarChunks) -> Result<Option<Chunk>, Trouble> {
-    let Some(reading) = chunks.next.take() else { return Ok(None) };
-    let (chunk, rest) = reading.await.map_err(bug)?.map_err(|error| {
+    let ahead = match std::mem::replace(&mut chunks.next, Next::End) {
+        Next::Ready(ahead) => ahead,
+        Next::Reading(reading) => reading.await.map_err(bug)?,
+        Next::End => return Ok(None),
+    };
+    let (chunk, rest) = ahead.map_err(|error| {
         tracing::error!(%error, "cannot read an object");
         Trouble::Wire(WireError::Io(error))
     })?;
     if let Some(nar) = rest {
         let empty = chunks.pool.take();
-        chunks.next = Some(tokio::task::spawn_blocking(move || read(nar, empty)));
+        chunks.next = Next::Reading(tokio::task::spawn_blocking(move || read(nar, empty)));
     }
     Ok(Some(chunk).filter(|chunk| !chunk.is_empty()))
 }
+
+#[cfg(test)]
+#[path = "chunks_test.rs"]
+mod chunks_test;
