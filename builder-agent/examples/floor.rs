@@ -22,9 +22,12 @@ use wire::WireError;
 use wire::types::{BuildResult, BuildStatus, BuiltOutput, Missing, Output, PathInfo, StorePath};
 use wire::worker::{Connection, Failure, Request, Response, ServerInfo};
 
+/// What was sent, by path.
+type Paths = BTreeMap<StorePath, (PathInfo, Arc<Vec<u8>>)>;
+
 struct Floor {
     keep_bytes: u64,
-    paths: Mutex<BTreeMap<StorePath, (PathInfo, Arc<Vec<u8>>)>>,
+    paths: Mutex<Paths>,
 }
 
 impl Floor {
