@@ -142,6 +142,27 @@ fn one_claim_in_a_batch_taints_all_that_build_on_it() {
 }
 
 #[test]
+fn an_entry_that_does_not_count_vouches_for_nothing() {
+    let (_dir, _store, a, b) = two_members();
+    let (p, top) = (path("p"), path("top"));
+    let stage = |path: &StorePath, contents: &str, refs: &[&StorePath], provenance| {
+        let nar = file(contents).nar();
+        let mut ingest = a.ingest(&[]).unwrap();
+        ingest.write_all(&nar).unwrap();
+        a.stage_built(ingest.finish().unwrap(), info(path, &nar, refs), provenance).unwrap()
+    };
+    // The first p counts, and it is a lie; the second one is true and comes too late.
+    let batch = vec![
+        stage(&p, "lie", &[], Provenance::Claimed(alice())),
+        stage(&p, "truth", &[], Provenance::Verified),
+        stage(&top, "top", &[&p], Provenance::Verified),
+    ];
+    a.register_many(batch).unwrap();
+    assert!(b.all_valid().is_empty(), "{:?}", b.all_valid());
+    assert_eq!(a.read_file(&p, 10).unwrap(), b"lie");
+}
+
+#[test]
 fn a_batch_with_one_bad_member_registers_nothing() {
     let (dir, _store, a, _b) = two_members();
     let stage = |name: &str, refs: &[&StorePath]| {

@@ -10,6 +10,7 @@ mod copying;
 mod forged;
 mod front_door;
 mod logs;
+mod own_paths;
 mod privacy;
 
 use std::process::Command;
@@ -104,6 +105,8 @@ for_every_client! {
     logs::a_failing_builder_shows_its_status_and_last_lines,
     privacy::what_one_member_built_from_a_bare_recipe_does_not_exist_for_another,
     privacy::what_one_member_uploaded_unchecked_does_not_exist_for_another,
+    own_paths::a_member_throws_away_what_is_theirs_and_nothing_else,
+    own_paths::two_members_who_share_use_each_others_paths_until_one_of_them_stops,
     forged::a_forged_output_is_not_the_answer_to_anybody_elses_build,
     forged::a_forged_output_does_not_replace_what_was_built,
     forged::a_forged_dependency_reaches_only_its_forger,
