@@ -56,9 +56,6 @@ pub struct Agent {
     starts: usize,
 }
 
-/// Logged for each roster that is used from then on.
-const ROSTER_LOADED: &str = "roster loaded";
-
 impl Agent {
     /// With the default configuration.
     pub fn start(members: &[(&str, &Key)]) -> Self {
@@ -82,19 +79,6 @@ impl Agent {
     /// As [`Agent::set_roster`], whatever the roster says.
     pub fn set_roster_to(&self, roster: &Value) {
         roster::write(&self.dir.path().join("roster.json"), roster);
-    }
-
-    /// The same with `share-with` for some, and waits until the agent has it.
-    #[track_caller]
-    pub fn set_sharing_roster(&self, members: &[(&str, &Key)], shares: &[(&str, &[&str])]) {
-        let loaded = self.count(ROSTER_LOADED);
-        roster::write(&self.dir.path().join("roster.json"), &roster::sharing(members, shares));
-        self.log
-            .wait(|events| {
-                let now = events.iter().filter(|event| event["message"] == ROSTER_LOADED).count();
-                (now > loaded).then_some(())
-            })
-            .unwrap_or_else(|| panic!("the agent did not load the new roster"));
     }
 
     /// The process, for looking at it from outside.

@@ -17,17 +17,6 @@ pub fn roster(members: &[(&str, &Key)]) -> Value {
     json!({ "schema": 1, "commit": null, "source": "test", "members": members })
 }
 
-/// The same, where some say with whom they share.
-pub fn sharing(members: &[(&str, &Key)], shares: &[(&str, &[&str])]) -> Value {
-    let mut roster = roster(members);
-    for member in roster["members"].as_array_mut().into_iter().flatten() {
-        if let Some((_, with)) = shares.iter().find(|(name, _)| member["name"] == *name) {
-            member["share-with"] = json!(with);
-        }
-    }
-    roster
-}
-
 /// Puts a roster in place in one step.
 pub fn write(path: &Path, roster: &Value) {
     let temporary = path.with_extension("new");

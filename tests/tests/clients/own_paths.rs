@@ -1,33 +1,9 @@
 //! What a member does with paths that are theirs alone: throws them away, and shares them.
 
-use e2e::agent::Agent;
 use e2e::clients::{Nix, Protocol, Stock, outputs};
 use e2e::drv::Drv;
-use e2e::keys::Key;
+use e2e::neighbours::Neighbours;
 use e2e::process::{self, Transcript};
-
-/// Two members of one box.
-struct Two {
-    agent: Agent,
-    alices_key: Key,
-    bobs_key: Key,
-    alice: Nix,
-    bob: Nix,
-}
-
-impl Two {
-    fn with(stock: Stock) -> Self {
-        let (alices_key, bobs_key) = (Key::new("alice"), Key::new("bob"));
-        let agent = Agent::start(&[("alice", &alices_key), ("bob", &bobs_key)]);
-        let alice = Nix::over(stock, &agent, &alices_key);
-        let bob = Nix::over(stock, &agent, &bobs_key);
-        Self { agent, alices_key, bobs_key, alice, bob }
-    }
-
-    fn shares(&self, shares: &[(&str, &[&str])]) {
-        self.agent.set_sharing_roster(&[("alice", &self.alices_key), ("bob", &self.bobs_key)], shares);
-    }
-}
 
 /// Builds at home and uploads: nothing proves to the box what this is.
 fn claim(nix: &Nix, drv: &Drv) -> String {
@@ -42,8 +18,8 @@ fn at_box(nix: &Nix, path: &str) -> Transcript {
 }
 
 pub fn a_member_throws_away_what_is_theirs_and_nothing_else(stock: Stock) {
-    let two = Two::with(stock);
-    let (alice, bob) = (&two.alice, &two.bob);
+    let house = Neighbours::of(&["alice", "bob"]);
+    let (alice, bob) = (&house.machine("alice", stock), &house.machine("bob", stock));
     let [first, second] = ["first", "second"].map(|name| claim(alice, &Drv::new(name, "echo hers > $out")));
     let bobs = claim(bob, &Drv::new("bobs", "echo his > $out"));
     std::fs::write(alice.home().join("text"), "text").expect("a file");
@@ -69,18 +45,21 @@ pub fn a_member_throws_away_what_is_theirs_and_nothing_else(stock: Stock) {
 }
 
 pub fn two_members_who_share_use_each_others_paths_until_one_of_them_stops(stock: Stock) {
-    let two = Two::with(stock);
-    let (alice, bob) = (&two.alice, &two.bob);
+    let house = Neighbours::of(&["alice", "bob"]);
+    let (alice, bob) = (&house.machine("alice", stock), &house.machine("bob", stock));
+    let time = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let share =
+        |alices: &[&str], bobs: &[&str]| time.block_on(house.share(&[("alice", alices), ("bob", bobs)]));
     let base = Drv::new("base", "echo base > $out");
     let path = claim(alice, &base);
-    two.shares(&[("alice", &["bob"])]);
+    share(&["bob"], &[]);
     at_box(bob, &path).failed().says(&["is not valid"]);
-    two.shares(&[("alice", &["bob"]), ("bob", &["alice"])]);
+    share(&["bob"], &["alice"]);
     at_box(bob, &path).ok();
     bob.run(["copy", "--no-check-sigs", "--from", bob.store(), &path]).ok();
     // Bob uploads something that needs it; it becomes his.
     let top = claim(bob, &Drv::new("top", "read line < $base; echo $base > $out").input("base", &base));
-    two.shares(&[("bob", &["alice"])]);
+    share(&[], &["alice"]);
     at_box(alice, &top).failed().says(&["is not valid"]);
     at_box(bob, &top).ok().says(&[&path]);
 }
