@@ -23,6 +23,7 @@ mod audience;
 mod convert;
 mod fetching;
 mod garbage;
+mod logs;
 mod one;
 mod prefetch;
 mod realise;
@@ -322,10 +323,8 @@ impl Session {
                 ));
             }
             Request::AddBuildLog { drv_path } => {
-                return refused(format!(
-                    "cannot keep a log of '{}': this box takes no logs of builds made elsewhere",
-                    drv_path.to_absolute_path()
-                ));
+                self.add_log(conn, drv_path).await?;
+                Response::Done
             }
         }))
     }

@@ -24,6 +24,7 @@ use crate::{House, turned};
 pub mod command;
 mod handler;
 pub mod host_key;
+mod log;
 mod socket;
 
 use handler::{Handler, LoggedIn};

@@ -137,6 +137,7 @@ async fn a_failure_of_the_builds_own_is_told_again_to_everybody_with_how_to_try_
     let bobs = build(&mut bob, (bobs_drv.clone(), recipe.clone())).await;
     bobs.is(BuildStatus::CachedFailure);
     assert_eq!(runs(&house), 1);
+    assert_eq!(bobs.log(), ["no-oak"], "the log is shown again");
     let message = &bobs.message;
     assert!(
         message.contains("-bobs.drv' failed with exit code 3;\nlast 1 log lines:\n> no-oak"),

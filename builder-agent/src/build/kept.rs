@@ -70,12 +70,7 @@ impl KeptLogs {
         let shelf = Path::new("results");
         let mut shelves = self.open_shelf(shelf)?;
         let to = self.folder.join(shelf).join(&name);
-        let from = format!("/proc/self/fd/{}", file.as_raw_fd());
-        if linkat(CWD, &from, CWD, &to, AtFlags::SYMLINK_FOLLOW).is_err() {
-            // A file system that cannot name an unnamed file.
-            let mut copy = OpenOptions::new().write(true).create_new(true).open(&to)?;
-            io::copy(&mut File::open(&from)?, &mut copy)?;
-        }
+        self::name(file, &to)?;
         let size = file.metadata()?.len();
         self.place(&mut shelves, shelf, name.clone(), size);
         Ok(name)
@@ -100,16 +95,24 @@ impl KeptLogs {
         Ok(())
     }
 
-    /// Keeps a log that a member has from elsewhere, for that member alone. As in Nix, one that is there stays.
-    pub fn add(&self, member: &str, drv: &StorePath, log: &[u8]) -> io::Result<()> {
+    /// Keeps a log that a member has from elsewhere, for that member alone. As in Nix, one that is there stays. A log of
+    /// more than `max` bytes is refused with `FileTooLarge`.
+    pub fn add(&self, member: &str, drv: &StorePath, log: &mut dyn Read, max: u64) -> io::Result<()> {
+        fs::create_dir_all(&self.folder)?;
+        // Unnamed while it arrives, and without the lock: how long that takes is up to the sender.
+        let mut file = tempfile::tempfile_in(&self.folder)?;
+        let size = io::copy(&mut log.take(max + 1), &mut file)?;
+        if size > max {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         let shelf = Reader::Member(member).shelf();
         let mut shelves = self.open_shelf(&shelf)?;
         let to = self.folder.join(&shelf).join(drv.to_basename());
         if to.exists() {
             return Ok(());
         }
-        fs::write(&to, log)?;
-        self.place(&mut shelves, &shelf, drv.to_basename(), log.len() as u64);
+        name(&file, &to)?;
+        self.place(&mut shelves, &shelf, drv.to_basename(), size);
         Ok(())
     }
 
@@ -121,16 +124,9 @@ impl KeptLogs {
         open(Reader::Member(member)).or_else(|| open(Reader::Everybody))
     }
 
-    /// The end of the log `name`, at most `max` bytes.
-    #[must_use]
-    pub fn tail(&self, name: &str, max: u64) -> Option<Vec<u8>> {
-        use std::io::{Seek, SeekFrom};
-        let mut file = File::open(self.folder.join("results").join(name)).ok()?;
-        let len = file.metadata().ok()?.len();
-        file.seek(SeekFrom::Start(len.saturating_sub(max))).ok()?;
-        let mut bytes = Vec::new();
-        file.take(max).read_to_end(&mut bytes).ok()?;
-        Some(bytes)
+    /// The log of this name.
+    pub fn open(&self, name: &str) -> io::Result<File> {
+        File::open(self.folder.join("results").join(name))
     }
 
     /// Held while files of a shelf come and go, so that its account stays right.
@@ -173,6 +169,17 @@ impl KeptLogs {
             }
         }
     }
+}
+
+/// Gives a name to a file that has none.
+fn name(file: &File, to: &Path) -> io::Result<()> {
+    let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+    if linkat(CWD, &from, CWD, to, AtFlags::SYMLINK_FOLLOW).is_err() {
+        // A file system that cannot do that.
+        let mut copy = OpenOptions::new().write(true).create_new(true).open(to)?;
+        io::copy(&mut File::open(&from)?, &mut copy)?;
+    }
+    Ok(())
 }
 
 impl Reader<'_> {
@@ -238,14 +245,13 @@ mod tests {
         assert_eq!(text(&logs, "alice", &drv("one")).as_deref(), Some("private\n"));
         assert_eq!(text(&logs, "bob", &drv("one")), None);
         assert_eq!(text(&logs, "bob", &drv("two")).as_deref(), Some("public\n"));
-        assert_eq!(logs.tail(&public, 4).as_deref(), Some(&b"lic\n"[..]));
         // The next process finds them as well.
         let logs = KeptLogs::new(dir.path().to_owned(), 1 << 20);
         assert_eq!(text(&logs, "alice", &drv("one")).as_deref(), Some("private\n"));
         // The log of a later build takes the place of the earlier one; an uploaded one does not.
         let again = kept(&logs, "again\n");
         logs.give(&again, Reader::Member("alice"), &drv("one")).expect("given");
-        logs.add("alice", &drv("one"), b"uploaded\n").expect("taken");
+        logs.add("alice", &drv("one"), &mut &b"uploaded\n"[..], 100).expect("taken");
         assert_eq!(text(&logs, "alice", &drv("one")).as_deref(), Some("again\n"));
     }
 
@@ -253,9 +259,12 @@ mod tests {
     fn the_oldest_logs_of_the_same_member_make_room() {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
         let logs = KeptLogs::new(dir.path().to_owned(), 3 * LEAST);
-        logs.add("alice", &drv("hers"), b"").expect("taken");
+        logs.add("alice", &drv("hers"), &mut io::empty(), 0).expect("taken");
+        let long = logs.add("alice", &drv("long"), &mut io::repeat(b'x'), 100).expect_err("too long");
+        assert_eq!(long.kind(), io::ErrorKind::FileTooLarge);
+        assert!(logs.find("alice", &drv("long")).is_none());
         for name in ["a", "b", "c", "d", "e"] {
-            logs.add("bob", &drv(name), b"").expect("taken");
+            logs.add("bob", &drv(name), &mut io::empty(), 0).expect("taken");
         }
         let there: Vec<bool> =
             ["a", "b", "c", "d", "e"].iter().map(|n| logs.find("bob", &drv(n)).is_some()).collect();

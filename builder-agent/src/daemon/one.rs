@@ -7,6 +7,7 @@ use std::time::Duration;
 use nix_derivation::StorePath;
 use sandbox::SandboxError;
 use store::{Closure, Provenance, RecordedOutput};
+use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use wire::types::BuildStatus;
 use wire::worker::{ActivityKind, LogEvent, Verbosity};
@@ -18,6 +19,9 @@ use crate::build::log::{Lines, LogReader, Notice};
 use crate::build::reuse::{self, Earlier};
 use crate::build::scheduler::limits;
 use crate::build::{Attached, BuildKey, Failure, Outcome, Recipe, Request, outputs};
+
+/// Read from a kept log at once.
+const CHUNK: usize = 32 * 1024;
 
 /// Makes the outputs of `recipe` valid in the view of `context`; with `check`, builds them again and compares.
 pub(super) async fn build_one(context: Context, recipe: Arc<Recipe>, check: bool) -> Ended {
@@ -97,9 +101,47 @@ impl One {
             }
             Earlier::Failed { failure, log } => {
                 tracing::info!(%member, %drv, ok = false, "build reused");
-                self.give_log(log).await;
+                if let Some(log) = log {
+                    self.show_again(&log).await;
+                    self.give_log(Some(log)).await;
+                }
                 Some(Err(failure))
             }
+        }
+    }
+
+    /// Shows the log of a build that is not run again, as it was shown then.
+    async fn show_again(&self, log: &str) {
+        // It may have made room for others.
+        let Ok(file) = self.context.house.kept.open(log) else { return };
+        let mut file = tokio::fs::File::from_std(file);
+        let id = self.context.ids.next();
+        let drv = self.request.recipe.drv_path.to_absolute_path();
+        let fields = vec![drv.as_str().into(), "".into(), 1.into(), 1.into()];
+        let text = format!("telling again how building '{drv}' failed");
+        self.context.show(start(id, ActivityKind::Build, text, fields)).await;
+        let mut lines = Lines::default();
+        let mut chunk = vec![0; CHUNK];
+        while let Ok(n @ 1..) = file.read(&mut chunk).await {
+            self.show_lines(id, &mut lines, &chunk[..n]).await;
+        }
+        self.show_last(id, &mut lines).await;
+        self.context.show(LogEvent::stop(id)).await;
+    }
+
+    async fn show_lines(&self, id: u64, lines: &mut Lines, chunk: &[u8]) {
+        let mut events = Vec::new();
+        lines.push(chunk, |line| events.extend(event(id, line)));
+        for event in events {
+            self.context.show(event).await;
+        }
+    }
+
+    async fn show_last(&self, id: u64, lines: &mut Lines) {
+        let mut last = None;
+        lines.finish(|line| last = event(id, line));
+        if let Some(event) = last {
+            self.context.show(event).await;
         }
     }
 
@@ -199,17 +241,9 @@ impl One {
                     break;
                 }
             };
-            let mut events = Vec::new();
-            lines.push(&chunk, |line| events.extend(event(id, line)));
-            for event in events {
-                self.context.show(event).await;
-            }
+            self.show_lines(id, &mut lines, &chunk).await;
         }
-        let mut last = None;
-        lines.finish(|line| last = event(id, line));
-        if let Some(event) = last {
-            self.context.show(event).await;
-        }
+        self.show_last(id, &mut lines).await;
         Ok(())
     }
 

@@ -3,6 +3,8 @@
 //! There is no shell on the other side. A request is split into words the way a client's shell quoting needs it, and
 //! compared with the table. Nothing in a request is ever executed.
 
+use nix_derivation::StorePath;
+
 /// Longest request we look at. A stock client's is about 30 bytes.
 pub const MAX_REQUEST: usize = 4096;
 
@@ -11,6 +13,8 @@ pub const MAX_REQUEST: usize = 4096;
 pub enum Command {
     /// `signing-key`: the public half of the key that signs Verified paths.
     SigningKey,
+    /// `log <path>`: the log of a build, by its derivation or by one of its outputs.
+    Log(StorePath),
     /// One of Nix's protocols on a member's view.
     Store(StoreSession),
     /// Everything else, with the line that tells the person what would have worked.
@@ -28,7 +32,8 @@ pub enum StoreSession {
 
 /// Said to everyone who asks for anything else.
 const POSSIBLE: &str = "this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://), \
-     `nix-store --serve --write` (for those named ssh://) and `signing-key`";
+     `nix-store --serve --write` (for those named ssh://), \
+     `log <derivation or output path>` and `signing-key`";
 
 /// What an `exec` request asks for.
 ///
@@ -53,6 +58,13 @@ pub fn parse(request: &[u8]) -> Command {
             _ => Command::Refused(format!("cannot run `{}`; {POSSIBLE}", shown(&text))),
         },
         ["signing-key"] => Command::SigningKey,
+        ["log", path] => match store_path(path) {
+            Some(path) => Command::Log(path),
+            None => Command::Refused(format!(
+                "`{}` is not a store path; try `log /nix/store/<hash>-<name>.drv`, or an output path",
+                shown(path)
+            )),
+        },
         [program, rest @ ..] if base(program) == "nix-store" => match without_store(rest) {
             Ok(["--serve", "--write"] | ["--write", "--serve"]) => {
                 Command::Store(StoreSession::Serve { write: true })
@@ -63,6 +75,13 @@ pub fn parse(request: &[u8]) -> Command {
         },
         _ => Command::Refused(format!("cannot run `{}`; {POSSIBLE}", shown(&text))),
     }
+}
+
+/// A store path, with or without its folder, and with what people leave behind it (`/nix/store/x/bin/y`, `x^out`).
+fn store_path(text: &str) -> Option<StorePath> {
+    let name = text.strip_prefix("/nix/store/").unwrap_or(text);
+    let name = name.split(['/', '^', '!']).next().unwrap_or(name);
+    StorePath::from_basename(name.as_bytes()).ok()
 }
 
 /// The words without a `--store` at the end that names the store there is; else the store that was asked for.
@@ -182,6 +201,20 @@ mod tests {
         }
         let reading = Command::Store(StoreSession::Serve { write: false });
         assert_eq!(parse(b"nix-store --serve"), reading);
+    }
+
+    #[test]
+    fn a_log_is_asked_for_by_any_spelling_of_a_store_path_and_nothing_else() {
+        let name = "ib3sh3pcz10wsmavxvkdbayhqivbghlq-hello.drv";
+        for path in [name.to_owned(), format!("/nix/store/{name}"), format!("'/nix/store/{name}^out'")] {
+            let Command::Log(path) = parse(format!("log {path}").as_bytes()) else {
+                panic!("refused: {path}")
+            };
+            assert_eq!(path.to_basename(), name);
+        }
+        for request in ["log", "log ../../etc/passwd", "log --help", &format!("log {name} {name}")] {
+            assert!(matches!(parse(request.as_bytes()), Command::Refused(_)), "{request}");
+        }
     }
 
     #[test]

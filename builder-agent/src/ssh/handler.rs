@@ -10,7 +10,7 @@ use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Pty};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::command::{self, Command, StoreSession};
-use super::{Door, MemberSlot};
+use super::{Door, MemberSlot, log};
 use crate::daemon::{self, Caller, SessionError, Wishes};
 use crate::roster::{Member, Roster};
 
@@ -18,7 +18,7 @@ use crate::roster::{Member, Roster};
 const NOT_FOUND: u32 = 127;
 
 /// The one kind of extended data there is (RFC 4254, 5.2).
-const STDERR: u32 = 1;
+pub(super) const STDERR: u32 = 1;
 
 /// Sessions one connection may open before it has to be made anew, finished ones included. The ssh library keeps about
 /// a kilobyte for each channel that we were the first to close, as long as the connection lives.
@@ -167,6 +167,23 @@ impl RusshHandler for Handler {
                 session.exit_status_request(id, 0)?;
                 session.eof(id)?;
                 session.close(id)
+            }
+            Command::Log(path) => {
+                let who = self.login.borrow().clone();
+                let channel = self.channels.remove(&id);
+                let (Some(who), Some((channel, place))) = (who, channel) else {
+                    return session.channel_failure(id);
+                };
+                session.channel_success(id)?;
+                let (house, mut ended) = (self.door.house.clone(), self.ended.clone());
+                tokio::spawn(async move {
+                    let _place = place;
+                    tokio::select! {
+                        () = log::show(channel, house, who.member.clone(), path) => {}
+                        () = crate::turned(&mut ended) => {}
+                    }
+                });
+                Ok(())
             }
             Command::Store(kind) => {
                 let who = self.login.borrow().clone();

@@ -12,6 +12,7 @@ mod front_door;
 mod logs;
 mod own_paths;
 mod privacy;
+mod reuse;
 
 use std::process::Command;
 
@@ -111,6 +112,12 @@ for_every_client! {
     forged::a_forged_output_does_not_replace_what_was_built,
     forged::a_forged_dependency_reaches_only_its_forger,
     forged::what_mallory_built_on_a_forged_dependency_is_never_reused,
+    reuse::the_second_members_equal_build_does_not_run,
+    reuse::what_was_built_from_whole_derivations_is_signed_and_valid_for_everybody,
+    reuse::a_failure_is_told_again_to_another_member,
+    reuse::another_member_joins_a_running_build_which_goes_on_when_the_first_leaves,
+    reuse::a_rebuild_that_differs_is_reported_in_nixs_words,
+    reuse::a_log_can_be_read_afterwards_by_those_who_may_see_the_build,
     front_door::a_login_without_a_command_is_told_what_works,
     front_door::any_other_command_is_refused_in_one_line,
     front_door::a_key_that_is_not_in_the_roster_gets_nothing,
