@@ -1,6 +1,6 @@
 //! Build logs that clients bring. Reading one is no operation of the protocol: that is `ssh <box> log` (`ssh::log`).
 
-use std::io::{ErrorKind, Read};
+use std::io::{BufRead, ErrorKind};
 
 use nix_derivation::StorePath;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,7 +22,7 @@ impl Session {
     {
         let (kept, member) = (self.house.kept.clone(), self.member.name.clone());
         let (max, full) = (self.house.config.limits.max_log_bytes, drv.to_absolute_path());
-        let work = move |log: &mut dyn Read| kept.add(&member, &drv, log, max);
+        let work = move |mut log: &mut dyn BufRead| kept.add(&member, &drv, &mut log, max);
         feed(conn.body(), work).await?.map_err(|error| match error.kind() {
             ErrorKind::FileTooLarge => Trouble::Refused(format!(
                 "cannot keep the log of '{full}': it is longer than {max} bytes (the box's `limits.max-log-mib`)"
