@@ -50,6 +50,27 @@ fn every_version_shakes_hands_and_learns_what_it_can() {
 }
 
 #[test]
+fn a_client_that_announces_1_39_gets_1_38_and_works() {
+    block_on(async {
+        let (mut server, mut client) = meet(39, &["from-the-future"]).await;
+        assert_eq!(server.protocol(), Protocol::plain(38));
+        let serve = async {
+            while let Some(request) = server.next_request().await.unwrap() {
+                assert_eq!(request, Request::QueryPathInfo { path: path(A) });
+                server.reply(&Response::PathInfo(Some(info()))).await.unwrap();
+            }
+        };
+        let ask = async {
+            client.call(&Request::QueryPathInfo { path: path(A) }).await.unwrap();
+            assert_eq!(client.u64().await.unwrap(), 1);
+            assert_eq!(client.path_info(Some(path(A))).await.unwrap(), info());
+            drop(client);
+        };
+        tokio::join!(serve, ask);
+    });
+}
+
+#[test]
 fn features_count_when_both_sides_name_them() {
     block_on(async {
         let (server, client) = meet(38, &["realisation-with-path-not-hash", "from-the-future"]).await;
