@@ -13,16 +13,18 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use wire::WireError;
 use wire::types::{BuildMode, ClientSettings};
-use wire::worker::{Connection, Failure, Request, Response, ServerInfo};
+use wire::worker::{Connection, Failure, LogEvent, Request, Response, ServerInfo};
 
 use crate::House;
 use crate::roster::{Member, Roster};
 
 mod ask;
 mod audience;
+mod client_settings;
 mod convert;
 mod fetching;
 mod garbage;
+mod host_command;
 mod logs;
 mod one;
 mod prefetch;
@@ -30,6 +32,7 @@ mod realise;
 mod serve_protocol;
 mod transfer;
 
+pub use host_command::{HostCommand, Realise, run_host_command};
 pub use serve_protocol::serve_store;
 
 use transfer::Trouble;
@@ -261,6 +264,9 @@ impl Session {
 
             // Builds.
             Request::SetOptions(settings) => {
+                for warning in client_settings::warnings(&settings) {
+                    conn.log(&LogEvent::message(warning)).await?;
+                }
                 self.settings = settings;
                 Response::Done
             }

@@ -23,6 +23,7 @@ use crate::{House, turned};
 
 pub mod command;
 mod handler;
+mod host_command;
 pub mod host_key;
 mod log;
 mod socket;

@@ -17,9 +17,9 @@ use tokio::sync::mpsc;
 use wire::WireError;
 use wire::serve::{BuildOptions, Connection, ImportedInfo, Request, Response};
 use wire::types::{BuildMode, BuildResult, BuildStatus, ClientSettings, PathInfo};
-use wire::worker::{Field, LogEvent, ResultKind};
+use wire::worker::LogEvent;
 
-use super::audience::Audience;
+use super::audience::{Audience, shown_on};
 use super::transfer::{self, BATCH, Trouble, feed};
 use super::{Caller, EndLogged, Session, SessionError, ask, convert};
 use crate::House;
@@ -112,9 +112,13 @@ where
         let view = &self.session.view;
         Ok(Some(match request {
             // Questions, answered from memory.
-            Request::QueryValidPaths { paths, substitute, .. } => {
-                let Self { conn, stderr, session, .. } = self;
-                Response::Paths(session.valid_paths(&mut Listener { conn, stderr }, paths, substitute).await?)
+            Request::QueryValidPaths { lock, substitute, paths } => {
+                if lock {
+                    view.hold(&paths);
+                }
+                let Self { conn, stderr, session, write } = self;
+                let (audience, fetch) = (&mut Listener { conn, stderr }, substitute && *write);
+                Response::Paths(session.valid_paths(audience, paths, fetch).await?)
             }
             Request::QueryPathInfos { paths } => {
                 let mut reply = self.conn.reply_infos().await?;
@@ -274,65 +278,9 @@ where
         F: Future + Send,
         F::Output: Send,
     {
-        let stderr = &mut *self.stderr;
-        let shown_work = async move {
-            let mut work = std::pin::pin!(work);
-            let mut open = true;
-            loop {
-                tokio::select! {
-                    biased;
-                    event = shown.recv(), if open => match event {
-                        Some(event) => show(stderr, event, shown).await?,
-                        None => open = false,
-                    },
-                    output = &mut work => {
-                        if let Ok(event) = shown.try_recv() {
-                            show(stderr, event, shown).await?;
-                        }
-                        return Ok(output);
-                    }
-                }
-            }
-        };
-        let done = self.conn.run(shown_work);
+        let work = shown_on(self.stderr, false, work, shown);
+        let done = self.conn.run(work);
         async move { done.await? }
-    }
-}
-
-/// Writes what there is to show, at once.
-async fn show<E: AsyncWrite + Unpin>(
-    stderr: &mut E,
-    first: LogEvent,
-    shown: &mut mpsc::Receiver<LogEvent>,
-) -> Result<(), WireError> {
-    let mut text = Vec::new();
-    let mut next = Some(first);
-    while let Some(event) = next {
-        if let Some(line) = line(&event) {
-            text.extend_from_slice(line);
-            text.push(b'\n');
-        }
-        // As much as one write is good for; the rest is for the next.
-        next = if text.len() < PIECE { shown.try_recv().ok() } else { None };
-    }
-    if !text.is_empty() {
-        stderr.write_all(&text).await?;
-        stderr.flush().await?;
-    }
-    Ok(())
-}
-
-/// What a person reads of an event. (Nix: `SimpleLogger` as `nix-store --serve` uses it, in logging.cc.)
-fn line(event: &LogEvent) -> Option<&[u8]> {
-    match event {
-        LogEvent::Message(text) => Some(text),
-        LogEvent::Result {
-            kind: ResultKind::BuildLogLine | ResultKind::PostBuildLogLine, fields, ..
-        } => match fields.first() {
-            Some(Field::Text(text)) => Some(text),
-            _ => None,
-        },
-        _ => None,
     }
 }
 

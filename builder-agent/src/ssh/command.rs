@@ -5,6 +5,9 @@
 
 use nix_derivation::StorePath;
 
+use super::host_command;
+use crate::daemon::HostCommand;
+
 /// Longest request we look at. A stock client's is about 30 bytes.
 pub const MAX_REQUEST: usize = 4096;
 
@@ -17,6 +20,8 @@ pub enum Command {
     Log(StorePath),
     /// One of Nix's protocols on a member's view.
     Store(StoreSession),
+    /// What `nixos-rebuild` runs on the machine that builds.
+    Host(HostCommand),
     /// Everything else, with the line that tells the person what would have worked.
     Refused(String),
 }
@@ -49,6 +54,11 @@ pub fn parse(request: &[u8]) -> Command {
         return Command::Refused(format!("cannot make out `{}`; {POSSIBLE}", shown(&text)));
     };
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match host_command::parse(&words) {
+        Some(Ok(command)) => return Command::Host(command),
+        Some(Err(why)) => return Command::Refused(format!("cannot run `{}`: {why}", shown(&text))),
+        None => {}
+    }
     match words.as_slice() {
         [program, rest @ ..] if base(program) == "nix-daemon" => match rest {
             ["--stdio"] | ["--stdio", "--store", "" | "auto" | "daemon"] => {
@@ -111,7 +121,7 @@ fn base(program: &str) -> &str {
 }
 
 /// The start of a peer's text, without control characters, for use in our own messages.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     const LONGEST: usize = 100;
     let mut out: String = text.chars().take(LONGEST).map(|c| if c.is_control() { '?' } else { c }).collect();
     if text.chars().count() > LONGEST {
@@ -152,7 +162,14 @@ fn words(text: &str) -> Option<Vec<String>> {
                 }
             }
             '\\' => word.get_or_insert_default().push(chars.next()?),
-            ';' | '&' | '|' | '<' | '>' | '$' | '`' | '(' | ')' | '#' => return None,
+            // What nixos-rebuild writes before a command, in both of its spellings. Kept as it is: nothing is looked up.
+            '$' => {
+                let known =
+                    ["PATH", "{PATH-}"].into_iter().find(|known| chars.as_str().starts_with(known))?;
+                chars = chars.as_str()[known.len()..].chars();
+                word.get_or_insert_default().push_str("$PATH");
+            }
+            ';' | '&' | '|' | '<' | '>' | '`' | '(' | ')' | '#' => return None,
             c => word.get_or_insert_default().push(c),
         }
     }
@@ -218,6 +235,14 @@ mod tests {
     }
 
     #[test]
+    fn the_ways_nixos_rebuild_says_where_commands_are_change_nothing() {
+        for prefix in ["", "env PATH=/nix/store/x-nix/bin:$PATH ", "env -i PATH=${PATH-} "] {
+            let request = format!("{prefix}uname -m");
+            assert_eq!(parse(request.as_bytes()), Command::Host(HostCommand::Machine), "{request}");
+        }
+    }
+
+    #[test]
     fn everything_else_is_refused_with_what_is_possible() {
         for request in [
             "",
@@ -226,6 +251,10 @@ mod tests {
             "nix-daemon --stdio; rm -rf /",
             "nix-daemon --stdio && id",
             "nix-daemon $(id) --stdio",
+            "nix-daemon $PATH --stdio",
+            "nix-env -p /nix/var/nix/profiles/system --set /nix/store/x",
+            "env PATH=$HOME uname -m",
+            "uname -a",
             "nix-daemon '--stdio",
             "nix-daemon --stdio --store ssh://elsewhere",
             "nix-daemon --stdio --option sandbox false",

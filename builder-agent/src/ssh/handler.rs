@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use russh::keys::PublicKey;
 use russh::server::{Auth, Handler as RusshHandler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
-use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Pty};
+use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure, Disconnect, Pty};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::command::{self, Command, StoreSession};
@@ -69,6 +69,13 @@ impl Handler {
         let free = Arc::new(Semaphore::new(door.house.config.limits.max_sessions_per_connection));
         let (channels, wishes) = (HashMap::new(), HashMap::new());
         Self { id, peer, door, login, ended, slot: None, channels, wishes, free, opened: 0 }
+    }
+
+    /// The channel for its one command, and who it is for.
+    fn take(&mut self, id: ChannelId) -> Option<(Waiting, Caller)> {
+        let member = self.login.borrow().as_ref()?.member.clone();
+        let wishes = self.wishes.remove(&id).unwrap_or_default();
+        Some((self.channels.remove(&id)?, Caller { member, connection: self.id, wishes }))
     }
 
     /// One line on stderr, exit status 127, and the channel is closed.
@@ -186,15 +193,17 @@ impl RusshHandler for Handler {
                 Ok(())
             }
             Command::Store(kind) => {
-                let who = self.login.borrow().clone();
-                let channel = self.channels.remove(&id);
-                let (Some(who), Some(channel)) = (who, channel) else { return session.channel_failure(id) };
+                let Some((channel, caller)) = self.take(id) else { return session.channel_failure(id) };
                 session.channel_success(id)?;
-                let ended = self.ended.clone();
-                let house = self.door.house.clone();
-                let wishes = self.wishes.remove(&id).unwrap_or_default();
-                let caller = Caller { member: who.member.clone(), connection: self.id, wishes };
+                let (house, ended) = (self.door.house.clone(), self.ended.clone());
                 tokio::spawn(store_session(kind, channel, house, caller, ended));
+                Ok(())
+            }
+            Command::Host(command) => {
+                let Some((channel, caller)) = self.take(id) else { return session.channel_failure(id) };
+                session.channel_success(id)?;
+                let (house, ended) = (self.door.house.clone(), self.ended.clone());
+                tokio::spawn(host_command(command, channel, house, caller, ended));
                 Ok(())
             }
         }
@@ -301,6 +310,29 @@ async fn store_session(
                 let _ = channel.extended_data_bytes(STDERR, format!("error: {error}\n")).await;
             }
             1
+        }
+    };
+    let _ = channel.exit_status(status).await;
+    let _ = channel.eof().await;
+    let _ = channel.close().await;
+}
+
+/// Runs a command of its own on a channel, then closes the channel with the command's exit status.
+async fn host_command(
+    command: daemon::HostCommand,
+    (mut channel, _place): Waiting,
+    house: Arc<crate::House>,
+    caller: Caller,
+    mut ended: watch::Receiver<bool>,
+) {
+    let (stdout, stderr) = (channel.make_writer(), channel.make_writer_ext(Some(STDERR)));
+    let status = {
+        // The end of what the client sends is not the end of the client: `ssh -n` sends nothing.
+        let hung_up = async { while !matches!(channel.wait().await, None | Some(ChannelMsg::Close)) {} };
+        let run = daemon::run_host_command(command, stdout, stderr, hung_up, house, caller);
+        tokio::select! {
+            status = run => status,
+            () = crate::turned(&mut ended) => return,
         }
     };
     let _ = channel.exit_status(status).await;

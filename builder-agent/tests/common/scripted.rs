@@ -103,6 +103,8 @@ pub struct Scripted {
     pub roster: watch::Sender<Arc<Roster>>,
 }
 
+pub type ServeClient = wire::serve_client::Client<ReadHalf<DuplexStream>, WriteHalf<DuplexStream>>;
+
 pub type TestClient = Client<ReadHalf<DuplexStream>, WriteHalf<DuplexStream>>;
 
 impl Scripted {
@@ -162,12 +164,7 @@ impl Scripted {
     pub async fn session_with(&self, name: &str, wishes: Wishes) -> TestClient {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let (reader, writer) = tokio::io::split(theirs);
-        let member = Arc::new(Member {
-            name: name.into(),
-            role: Role::Member,
-            limits: MemberLimits::default(),
-            share_with: Default::default(),
-        });
+        let member = member(name);
         let house = self.house.clone();
         tokio::spawn(async move {
             let _ =
@@ -178,9 +175,34 @@ impl Scripted {
         Client::connect(reader, writer, 35, &[]).await.expect("a handshake")
     }
 
+    /// A session of the serve protocol, 2.7 like most stock clients, and what it writes to stderr.
+    pub async fn serve_session(&self, name: &str, write: bool) -> (ServeClient, DuplexStream) {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let (reader, writer) = tokio::io::split(theirs);
+        let (stderr, shown) = tokio::io::duplex(64 * 1024);
+        let member = member(name);
+        let house = self.house.clone();
+        tokio::spawn(async move {
+            let caller = Caller { member, connection: 0, wishes: Wishes::default() };
+            let _ = builder_agent::daemon::serve_store(reader, writer, stderr, write, house, caller).await;
+        });
+        let (reader, writer) = tokio::io::split(ours);
+        (ServeClient::connect(reader, writer, 7).await.expect("a handshake"), shown)
+    }
+
     pub fn set_roster(&self, names: &[&str]) {
         self.roster.send_replace(read_roster(self.dir.path(), names));
     }
+}
+
+/// A member with nothing special.
+pub fn member(name: &str) -> Arc<Member> {
+    Arc::new(Member {
+        name: name.into(),
+        role: Role::Member,
+        limits: MemberLimits::default(),
+        share_with: Default::default(),
+    })
 }
 
 fn read_roster(dir: &Path, names: &[&str]) -> Arc<Roster> {

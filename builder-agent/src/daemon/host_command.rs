@@ -1,0 +1,226 @@
+//! Commands that `nixos-rebuild --build-host` runs on the machine that builds, besides copying.
+//!
+//! It copies a derivation here, has it realised, and copies the result from here. The newer one (nixpkgs,
+//! nixos-rebuild-ng: nix.py) asks for a temporary folder before and reads a link in it afterwards, so that the result
+//! is a garbage collector's root meanwhile. There are no files behind any of this: a link is a root of the member's, by
+//! name, and a temporary folder is what the names of some roots begin with.
+//! Not here: which words a client may write (`ssh::host_command`), running builders (`build`).
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::hash::{BuildHasher, Hasher};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use nix_derivation::{DerivedPath, StorePath};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
+use wire::WireError;
+use wire::types::{BuildMode, BuildStatus, ClientSettings};
+use wire::worker::LogEvent;
+
+use super::audience::{Audience, shown_on};
+use super::transfer::{Trouble, blocking};
+use super::{Caller, EndLogged, Session};
+use crate::House;
+
+/// What can be asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostCommand {
+    /// `nix-store --realise`, and `nix build` of a derivation: builds and prints where the outputs are.
+    Realise(Realise),
+    /// `mktemp -d`: prints a name that begins with this and that nobody else has.
+    MakeFolder { prefix: String },
+    /// `readlink -f`: prints the store path behind a root.
+    ReadLink { link: String },
+    /// `rm -rf`: forgets the roots whose names begin with this folder.
+    RemoveFolder { folder: String },
+    /// `uname -m`: the processor builds run on.
+    Machine,
+}
+
+/// Arguments of [`HostCommand::Realise`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Realise {
+    pub targets: Vec<DerivedPath>,
+    pub mode: BuildMode,
+    pub settings: ClientSettings,
+    /// Name of a root to make; it is printed instead of the path (Nix: `realisePath` in nix-store.cc).
+    pub root: Option<String>,
+    /// Whether anything is printed.
+    pub print: bool,
+}
+
+/// Runs one command and returns its exit status. `hung_up` is ready when the client is gone, who may well close its
+/// own direction before.
+pub async fn run_host_command<O, E>(
+    command: HostCommand,
+    mut stdout: O,
+    mut stderr: E,
+    hung_up: impl Future<Output = ()> + Send,
+    house: Arc<House>,
+    caller: Caller,
+) -> u32
+where
+    O: AsyncWrite + Unpin + Send,
+    E: AsyncWrite + Unpin + Send,
+{
+    let Caller { member, connection, wishes } = caller;
+    tracing::info!(connection, member = %member.name, ?command, "command started");
+    let _end = EndLogged { connection, member: member.clone(), what: "command ended" };
+    let session = Session::open(house, member, wishes);
+    let mut terminal = Terminal { stderr: &mut stderr, hung_up: Box::pin(hung_up) };
+    let done = session.host_command(command, &mut terminal).await;
+    drop(terminal);
+    let (lines, status) = match done {
+        Ok(done) => done,
+        Err(Trouble::Refused(message)) => {
+            let _ = stderr.write_all(format!("error: {message}\n").as_bytes()).await;
+            (Vec::new(), 1)
+        }
+        // Nobody is left who could read it.
+        Err(Trouble::Wire(_)) => return 1,
+    };
+    let text: String = lines.into_iter().map(|line| line + "\n").collect();
+    let written = stdout.write_all(text.as_bytes()).await.is_ok() && stdout.flush().await.is_ok();
+    if written { status } else { 1 }
+}
+
+/// A person, or a script, before an ssh client.
+struct Terminal<'a, E> {
+    stderr: &'a mut E,
+    hung_up: Pin<Box<dyn Future<Output = ()> + Send + 'a>>,
+}
+
+impl<E: AsyncWrite + Unpin + Send> Audience for Terminal<'_, E> {
+    fn run<F>(
+        &mut self,
+        work: F,
+        shown: &mut mpsc::Receiver<LogEvent>,
+    ) -> impl Future<Output = Result<F::Output, WireError>> + Send
+    where
+        F: Future + Send,
+        F::Output: Send,
+    {
+        let work = shown_on(self.stderr, true, work, shown);
+        let hung_up = self.hung_up.as_mut();
+        async move {
+            tokio::select! {
+                biased;
+                done = work => done,
+                () = hung_up => Err(WireError::Truncated { op: "a command", field: "its output's reader" }),
+            }
+        }
+    }
+}
+
+impl Session {
+    /// What to print, and the exit status.
+    async fn host_command(
+        mut self,
+        command: HostCommand,
+        audience: &mut impl Audience,
+    ) -> Result<(Vec<String>, u32), Trouble> {
+        let line = match command {
+            HostCommand::Realise(realise) => {
+                self.settings = realise.settings.clone();
+                return self.realise(realise, audience).await;
+            }
+            HostCommand::MakeFolder { prefix } => {
+                let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
+                format!("{prefix}{random:016x}")
+            }
+            HostCommand::ReadLink { link } => self.read_link(&link)?,
+            HostCommand::RemoveFolder { folder } => {
+                let inside = format!("{}/", folder.trim_end_matches('/'));
+                let view = self.view.clone();
+                let removed = blocking(move || {
+                    let names = view.roots().into_keys().filter(|name| name.starts_with(&inside));
+                    names.map(|name| view.remove_root(&name)).collect::<Result<Vec<_>, _>>()
+                });
+                removed.await?.map_err(|error| Trouble::Refused(error.to_string()))?;
+                return Ok((Vec::new(), 0));
+            }
+            HostCommand::Machine => {
+                let system = self.house.config.systems.first().map_or("", String::as_str);
+                system.split('-').next().unwrap_or_default().to_owned()
+            }
+        };
+        Ok((vec![line], 0))
+    }
+
+    /// A root's store path; a store path is its own.
+    fn read_link(&self, link: &str) -> Result<String, Trouble> {
+        let own = StorePath::from_absolute_path(link.as_bytes()).ok().filter(|path| self.view.is_valid(path));
+        let path = own.or_else(|| self.view.roots().remove(link)).ok_or_else(|| {
+            Trouble::Refused(format!(
+                "'{link}' is neither a valid store path nor a root of yours; there are no other files here"
+            ))
+        })?;
+        Ok(path.to_absolute_path())
+    }
+
+    async fn realise(
+        &self,
+        realise: Realise,
+        audience: &mut impl Audience,
+    ) -> Result<(Vec<String>, u32), Trouble> {
+        let Realise { targets, mode, root, print, .. } = realise;
+        let results = self.build_paths_with_results(audience, targets, mode).await?;
+        let failed: Vec<_> = results.iter().filter(|(_, r)| !r.status.is_success()).collect();
+        if let Some((_, first)) = failed.first() {
+            let status = exit_status(first.status);
+            let message = super::realise::all_messages(failed.into_iter().map(|(_, r)| r.clone()).collect());
+            let text = format!("error: {message}");
+            let (events, mut shown) = mpsc::channel(1);
+            let told = async move {
+                let _ = events.send(LogEvent::message(text)).await;
+            };
+            audience.run(told, &mut shown).await?;
+            return Ok((Vec::new(), status));
+        }
+        let mut lines = BTreeSet::new();
+        for (number, (target, result)) in results.iter().enumerate() {
+            let outputs: Vec<(&str, StorePath)> = match target {
+                DerivedPath::Opaque(path) => vec![("out", path.clone())],
+                DerivedPath::Built { .. } => {
+                    let built = result.built_outputs.iter();
+                    built.map(|(name, output)| (name.as_str(), output.path.clone())).collect()
+                }
+            };
+            for (output, path) in outputs {
+                let Some(root) = &root else {
+                    lines.insert(path.to_absolute_path());
+                    continue;
+                };
+                let mut name = root.clone();
+                if number > 0 {
+                    name.push_str(&format!("-{}", number + 1));
+                }
+                if output != "out" {
+                    name.push_str(&format!("-{output}"));
+                }
+                let (view, made) = (self.view.clone(), name.clone());
+                let added = blocking(move || view.add_root(&made, &path)).await?;
+                added.map_err(|error| Trouble::Refused(error.to_string()))?;
+                lines.insert(name);
+            }
+        }
+        Ok((if print { lines.into_iter().collect() } else { Vec::new() }, 0))
+    }
+}
+
+/// As `nix-store --realise` documents its exit status.
+fn exit_status(status: BuildStatus) -> u32 {
+    match status {
+        BuildStatus::TimedOut => 101,
+        BuildStatus::OutputRejected => 102,
+        BuildStatus::NotDeterministic => 104,
+        BuildStatus::PermanentFailure
+        | BuildStatus::TransientFailure
+        | BuildStatus::CachedFailure
+        | BuildStatus::DependencyFailed
+        | BuildStatus::LogLimitExceeded => 100,
+        _ => 1,
+    }
+}
