@@ -5,16 +5,21 @@
 //! Not here: how a client asked (`daemon`), and how a builder is locked in (`sandbox`).
 
 pub mod attempt;
+mod builtin;
 mod checks;
 mod environment;
 pub mod failure;
+mod floating;
 mod graph_files;
 pub mod kept;
 pub mod key;
 pub mod log;
+pub mod modulo;
 pub mod outputs;
 pub mod plan;
+pub mod realised;
 pub mod recipe;
+pub mod resolve;
 pub mod reuse;
 mod run;
 mod running;

@@ -23,6 +23,7 @@ mod audience;
 mod client_settings;
 mod convert;
 mod fetching;
+mod floating;
 mod garbage;
 mod host_command;
 mod logs;
@@ -216,14 +217,14 @@ impl Session {
             }
 
             // Questions that read a derivation.
-            Request::QueryDerivationOutputs { path } => {
-                Response::Paths(ask::outputs(view, path).await?.into_values().flatten().collect())
-            }
+            Request::QueryDerivationOutputs { path } => Response::Paths(
+                ask::outputs(&self.house, view, path).await?.into_values().flatten().collect(),
+            ),
             Request::QueryDerivationOutputNames { path } => {
-                Response::Names(ask::outputs(view, path).await?.into_keys().collect())
+                Response::Names(ask::outputs(&self.house, view, path).await?.into_keys().collect())
             }
             Request::QueryDerivationOutputMap { path } => {
-                Response::OutputMap(ask::outputs(view, path).await?)
+                Response::OutputMap(ask::outputs(&self.house, view, path).await?)
             }
             Request::QueryMissing { targets } => Response::Missing(self.missing(targets).await?),
 
@@ -239,8 +240,9 @@ impl Session {
                 let paths = paths.into_keys().collect();
                 Response::Substitutable(self.substitutable(paths, false).await)
             }
-            // Only content-addressed derivations have realisations, and those are not built here yet.
-            Request::QueryRealisation { .. } => Response::Realisation(None),
+            Request::QueryRealisation { id } => {
+                Response::Realisation(ask::realisation(&self.house, view, id).await?)
+            }
 
             // Contents.
             Request::AddToStore { name, method, algorithm, references, .. } => {
@@ -260,6 +262,11 @@ impl Session {
             Request::NarFromPath { path } => {
                 self.send_nar(conn, path).await?;
                 return Ok(None);
+            }
+
+            Request::RegisterDrvOutput { realisation } => {
+                ask::register(&self.house, view, realisation).await?;
+                Response::Done
             }
 
             // Builds.
@@ -321,12 +328,6 @@ impl Session {
                 return refused(
                     "verifying the store is the box's own affair; a client cannot start it".into(),
                 );
-            }
-            Request::RegisterDrvOutput { realisation } => {
-                return refused(format!(
-                    "cannot register '{}' as an output: content-addressed derivations are not supported by this box yet",
-                    realisation.out_path.to_absolute_path()
-                ));
             }
             Request::AddBuildLog { drv_path } => {
                 self.add_log(conn, drv_path).await?;

@@ -35,6 +35,8 @@ pub struct House {
     /// For everything the box itself fetches.
     pub http: Arc<net::HttpClient>,
     pub roster: watch::Receiver<Arc<roster::Roster>>,
+    /// Hashes of derivations that every member sees.
+    pub drv_hashes: build::modulo::Known,
 }
 
 impl House {

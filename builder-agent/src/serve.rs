@@ -88,6 +88,7 @@ async fn serve(config: Arc<Config>) -> Result<(), ServeError> {
     let scheduler = Embedded::new(config.clone(), backend, store.clone(), logs, kept.clone(), roster.clone());
     let http = Arc::new(HttpClient::new(&config.fetch));
     let substituters = Substituters::new(&config, &store, trusted, &http);
+    let drv_hashes = Default::default();
     let house = Arc::new(House {
         config: config.clone(),
         store,
@@ -98,6 +99,7 @@ async fn serve(config: Arc<Config>) -> Result<(), ServeError> {
         substituters,
         http,
         roster,
+        drv_hashes,
     });
     if config.sandbox.backend == BackendKind::Namespace {
         tracing::warn!("builds run in the namespace sandbox, which is weaker than micro-VMs");

@@ -236,10 +236,7 @@ async fn what_cannot_be_built_here_is_refused_by_name_and_the_session_goes_on() 
             with(&|d| drop(d.env.insert("requiredSystemFeatures".into(), b"kvm".to_vec()))),
             "a 'x86_64-linux' with features {kvm} is required to build",
         ),
-        (
-            with(&|d| d.builder = "builtin:fetchurl".into()),
-            "'builtin:fetchurl' is not supported by this box yet",
-        ),
+        (with(&|d| d.builder = "builtin:spell".into()), "unsupported builtin builder 'spell'"),
         (with(&|d| drop(d.env.insert("__noChroot".into(), b"1".to_vec()))), "has '__noChroot' set"),
         (
             with(&|d| assert!(d.input_sources.insert(path("absent")))),
@@ -248,9 +245,9 @@ async fn what_cannot_be_built_here_is_refused_by_name_and_the_session_goes_on() 
         (
             with(&|d| {
                 let (method, hash_algorithm) = (ContentAddressMethod::Nar, HashAlgorithm::Sha256);
-                d.outputs.insert("out".into(), Output::Floating { method, hash_algorithm });
+                d.outputs.insert("out".into(), Output::Impure { method, hash_algorithm });
             }),
-            "floating content-addressed outputs are not supported",
+            "it is an impure derivation (__impure)",
         ),
         (
             with(&|d| {

@@ -84,6 +84,8 @@ pub struct Nix {
     dir: Arc<TempDir>,
     keys: PathBuf,
     port: u16,
+    /// Lines for `nix.conf`.
+    more_config: String,
 }
 
 impl Nix {
@@ -111,6 +113,7 @@ impl Nix {
             dir: Arc::new(dir),
             keys: key.dir().to_owned(),
             port,
+            more_config: String::new(),
         }
     }
 
@@ -118,7 +121,8 @@ impl Nix {
     pub fn with_port(&self, port: u16) -> Self {
         let (version, protocol) = (self.version, self.protocol);
         let (tree, keys) = (self.tree.clone(), self.keys.clone());
-        Self { version, protocol, tree, dir: self.dir.clone(), keys, port }
+        let more_config = self.more_config.clone();
+        Self { version, protocol, tree, dir: self.dir.clone(), keys, port, more_config }
     }
 
     /// The box as a store: the value of `--store`, `--to` and `--from`.
@@ -136,6 +140,12 @@ impl Nix {
     /// The box as the value of `--builders`.
     pub fn builders(&self) -> String {
         format!("{} x86_64-linux /root/keys/key 4", self.store())
+    }
+
+    /// Switches features of Nix on that are still experiments, for all that this client starts (hooks, too, which do
+    /// not get what is said on a command line).
+    pub fn enable(&mut self, features: &str) {
+        self.more_config = format!("extra-experimental-features = {features}\n");
     }
 
     /// The folder of this machine that the client sees as `/root`, where its commands run.
@@ -215,7 +225,7 @@ impl Nix {
             ("PATH", "/usr/bin:/usr/sbin:/bin:/sbin"),
             // File names outside of ASCII.
             ("LC_ALL", "C.UTF-8"),
-            ("NIX_CONFIG", CONFIG),
+            ("NIX_CONFIG", &format!("{CONFIG}{}", self.more_config)),
             ("NIX_SSHOPTS", &self.ssh_options().join(" ")),
         ] {
             command.args(["--setenv", name, value]);

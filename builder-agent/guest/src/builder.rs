@@ -178,9 +178,16 @@ fn persona(system: &str) -> libc::c_ulong {
 fn exec(job: &Job) -> io::Error {
     let strings = || -> io::Result<(CString, Vec<CString>, Vec<CString>)> {
         let text = |s: &str| sys::c_string(OsStr::new(s));
+        let env = job.env.iter().map(|(key, value)| text(&format!("{key}={value}")));
+        if let Some(builtin) = job.builder.strip_prefix("builtin:") {
+            let out = job.outputs.get("out").map_or("", String::as_str);
+            let args = ["guest", "--builtin", builtin, out].into_iter().map(text);
+            // The file has no name in here; the kernel still knows it.
+            let program = text("/proc/self/exe")?;
+            return Ok((program, args.collect::<io::Result<_>>()?, env.collect::<io::Result<_>>()?));
+        }
         let name = job.builder.rsplit('/').next().unwrap_or_default();
         let args = std::iter::once(name).chain(job.args.iter().map(String::as_str)).map(text);
-        let env = job.env.iter().map(|(key, value)| text(&format!("{key}={value}")));
         Ok((text(&job.builder)?, args.collect::<io::Result<_>>()?, env.collect::<io::Result<_>>()?))
     };
     match strings() {

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 mod builder;
+mod builtin;
 mod machine;
 mod namespace;
 mod outputs;
@@ -26,6 +27,8 @@ fn main() -> ExitCode {
             },
             Err(e) => fail(&format!("--stream-fd {fd}: {e}")),
         },
+        // Ourselves again, as a builder: in its own pid namespace that is PID 1, too.
+        ["--builtin", name, out] => builtin::main(name, std::path::Path::new(out)),
         // The kernel passes words of its command line that it does not know.
         _ if std::process::id() == 1 => machine::main(init_ns),
         _ => fail(

@@ -18,11 +18,13 @@ use store::{Closure, Ingest, Ingested, View};
 use super::checks::{self, NewOutput};
 use super::environment::surroundings;
 use super::failure::{builder_failed, sandbox_failed};
+use super::floating;
 use super::log::LogWriter;
 use super::outputs::Settled;
 use super::recipe::{algorithm, sri};
-use super::{Failure, Recipe, graph_files};
+use super::{Failure, Recipe, builtin, graph_files};
 use crate::config::BackendKind;
+use crate::net::HttpClient;
 
 /// What an attempt needs besides the recipe.
 pub struct Means<'a> {
@@ -33,6 +35,7 @@ pub struct Means<'a> {
     /// What the builder sees.
     pub inputs: &'a Closure,
     pub backend: &'a dyn Backend,
+    pub http: &'a HttpClient,
     pub kind: BackendKind,
     pub limits: Limits,
     pub cores: u32,
@@ -54,6 +57,9 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
     let drv = recipe.drv_path.to_absolute_path();
     let began = Instant::now();
     let closure: BTreeSet<StorePath> = means.inputs.paths().cloned().collect();
+    if builtin::is_fetch(recipe) {
+        return fetch(recipe, means, closure, log);
+    }
     let mut around = surroundings(recipe, means.cores)?;
     around.files.extend(graph_files::files(recipe, means.view, &closure)?);
     let trouble = |error: &dyn std::fmt::Display| {
@@ -112,15 +118,18 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
         }
     };
     if finished.status != BuilderStatus::Exited(0) {
-        return Err(builder_failed(
-            &recipe.drv_path,
-            finished.status,
-            recipe.is_fixed(),
-            &receiver.log.tail(),
-        ));
+        let tail = receiver.log.tail();
+        let mut failure = builder_failed(&recipe.drv_path, finished.status, recipe.is_fixed(), &tail);
+        if recipe.is_fixed() {
+            failure.message.push_str(
+                "\nnote: builders have no network on this box, fixed-output ones neither; let the client build this one, \
+                 or fetch with `builtin:fetchurl` (<nix/fetchurl.nix>)",
+            );
+        }
+        return Err(failure);
     }
     let checking = Instant::now();
-    let outputs = settle(recipe, means.inputs, outputs)?;
+    let outputs = settle(recipe, means.view, means.inputs, outputs)?;
     let Finished { kernel, vmm_overhead_bytes, phases, .. } = finished;
     let mut all = vec![("inputs prepared", prepared)];
     all.extend(phases.0);
@@ -128,11 +137,28 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
     Ok(Success { outputs, kernel, vmm_overhead_bytes, phases: all })
 }
 
-/// Checks everything about the new outputs.
+/// `builtin:fetchurl`, which needs no sandbox.
+fn fetch(
+    recipe: &Recipe,
+    means: &Means<'_>,
+    closure: BTreeSet<StorePath>,
+    log: &mut LogWriter,
+) -> Result<Success, Failure> {
+    let Means { view, http, limits, cancel, .. } = means;
+    let began = Instant::now();
+    let scan_for: Vec<StorePath> = closure.into_iter().chain(recipe.places().into_values()).collect();
+    let fetched = builtin::fetch(recipe, view, http, limits, cancel, &scan_for, log)?;
+    let took = began.elapsed();
+    let outputs = settle(recipe, view, means.inputs, [("out".to_owned(), fetched)].into())?;
+    Ok(Success { outputs, kernel: String::new(), vmm_overhead_bytes: None, phases: vec![("builder", took)] })
+}
+
+/// Checks everything about the new outputs, and finds out where those belong that did not know.
 fn settle(
     recipe: &Recipe,
+    view: &View,
     inputs: &Closure,
-    mut outputs: BTreeMap<String, Ingested>,
+    outputs: BTreeMap<String, Ingested>,
 ) -> Result<BTreeMap<String, Settled>, Failure> {
     let drv = recipe.drv_path.to_absolute_path();
     for name in recipe.outputs.keys() {
@@ -141,43 +167,33 @@ fn settle(
             return Err(Failure::transient(format!("the sandbox sent no output '{name}' of '{drv}'")));
         }
     }
-    let Some(paths) = recipe.known_paths() else {
-        return Err(Failure::rejected(format!("the outputs of '{drv}' have no paths")));
-    };
+    let outputs = floating::settle(recipe, view, outputs)?;
     let new: BTreeMap<&str, NewOutput<'_>> = outputs
         .iter()
-        .map(|(name, ingested)| {
-            let Ingested { references, nar_size, .. } = ingested;
-            (name.as_str(), NewOutput { path: &paths[name], references, nar_size: *nar_size })
+        .map(|(name, new)| {
+            let nar_size = new.ingested.nar_size;
+            (name.as_str(), NewOutput { path: &new.path, references: &new.references, nar_size })
         })
         .collect();
     for (name, output) in &recipe.outputs {
-        check_fixed(recipe, &paths[name], output, &outputs[name])?;
+        check_fixed(recipe, name, output, &outputs[name])?;
     }
     checks::check(recipe, inputs, &new)?;
     drop(new);
 
-    let settled = recipe.outputs.iter().filter_map(|(name, output)| {
-        let ingested = outputs.remove(name)?;
-        let (path, references) = (paths[name].clone(), ingested.references.clone());
-        let ca = output.fixed.as_ref().map(|ca| ca.to_nix_string());
-        Some((name.clone(), Settled { path, ingested, references, ca }))
-    });
-    Ok(settled.collect())
+    Ok(outputs)
 }
 
 /// Source of the words: Nix, `registerOutputs`.
 fn check_fixed(
     recipe: &Recipe,
-    path: &StorePath,
+    name: &str,
     output: &super::recipe::OutputSpec,
-    ingested: &Ingested,
+    new: &Settled,
 ) -> Result<(), Failure> {
     let Some(ca) = &output.fixed else { return Ok(()) };
     let drv = recipe.drv_path.to_absolute_path();
-    let got = ingested
-        .ca_hash(ca.method(), algorithm(ca), None)
-        .map_err(|e| Failure::output(format!("output path '{}': {e}", path.to_absolute_path())))?;
+    let got = floating::hash(recipe, name, &new.path, &new.ingested, ca.method(), algorithm(ca), None)?;
     let wanted = ca.hash();
     if got != wanted {
         return Err(Failure::output(format!(
@@ -186,9 +202,9 @@ fn check_fixed(
             sri(&got)
         )));
     }
-    if !ingested.references.is_empty() {
+    if !new.references.is_empty() {
         let list: String =
-            ingested.references.iter().map(|path| format!("\n  {}", path.to_absolute_path())).collect();
+            new.references.iter().map(|path| format!("\n  {}", path.to_absolute_path())).collect();
         return Err(Failure::output(format!(
             "illegal path references in fixed-output derivation '{drv}':{list}"
         )));

@@ -10,7 +10,7 @@ use nix_derivation::{StructuredAttrsFiles, nixbase32};
 use sha2::{Digest, Sha256};
 
 use super::Failure;
-use super::recipe::{Recipe, structured_files};
+use super::recipe::{Recipe, replace, structured_files};
 
 /// Where a build happens inside the sandbox.
 const BUILD_DIR: &str = "/build";
@@ -58,7 +58,7 @@ pub(super) fn surroundings(recipe: &Recipe, cores: u32) -> Result<Surroundings, 
             if as_file.contains(name) {
                 let file = format!(".attr-{}", nixbase32::encode(&Sha256::digest(name.as_bytes())));
                 set(&format!("{name}Path"), &format!("{BUILD_DIR}/{file}"));
-                files.push((file, rewrite_bytes(value, &rewrites)));
+                files.push((file, replace(value.clone(), &rewrites)));
             } else {
                 let value = std::str::from_utf8(value).map_err(|_| {
                     refused(format!("its variable '{name}' is not UTF-8, which this box needs"))
@@ -94,29 +94,15 @@ pub(super) fn surroundings(recipe: &Recipe, cores: u32) -> Result<Surroundings, 
         return Err(refused(format!("its argument '{}' contains a NUL", arg.escape_debug())));
     }
     Ok(Surroundings {
-        args: recipe.args.iter().map(|arg| rewrite(arg, &rewrites)).collect(),
-        env: env.into_iter().map(|(name, value)| (name, rewrite(&value, &rewrites))).collect(),
+        args: recipe.args.iter().map(|arg| rewrite(arg.clone(), &rewrites)).collect(),
+        env: env.into_iter().map(|(name, value)| (name, rewrite(value, &rewrites))).collect(),
         files,
     })
 }
 
-fn rewrite(text: &str, rewrites: &[(String, String)]) -> String {
-    rewrites.iter().fold(text.to_owned(), |text, (from, to)| {
-        if text.contains(from.as_str()) { text.replace(from.as_str(), to) } else { text }
-    })
-}
-
-fn rewrite_bytes(bytes: &[u8], rewrites: &[(String, String)]) -> Vec<u8> {
-    let mut out = bytes.to_vec();
-    for (from, to) in rewrites {
-        let from = from.as_bytes();
-        let mut at = 0;
-        while let Some(found) = out[at..].windows(from.len()).position(|window| window == from) {
-            out.splice(at + found..at + found + from.len(), to.bytes());
-            at += found + to.len();
-        }
-    }
-    out
+fn rewrite(text: String, rewrites: &[(String, String)]) -> String {
+    // Placeholders and paths are ASCII, so what was UTF-8 stays it.
+    String::from_utf8(replace(text.into_bytes(), rewrites)).unwrap_or_default()
 }
 
 #[cfg(test)]

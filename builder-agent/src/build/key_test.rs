@@ -28,6 +28,7 @@ fn recipe() -> Recipe {
         inputs: BTreeSet::from([path("input")]),
         input_derivations: BTreeMap::new(),
         verified_paths: false,
+        drv_hash: None,
     }
 }
 

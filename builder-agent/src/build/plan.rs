@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use nix_derivation::{DerivedPath, SingleDerivedPath, StorePath};
+use nix_derivation::{Derivation, DerivedPath, Output, SingleDerivedPath, StorePath};
 use store::View;
 
-use super::Failure;
-use super::recipe::{MAX_DRV_BYTES, Recipe};
+use super::modulo::{self, Hasher, Known};
+use super::resolve::InputPaths;
+use super::{Failure, Recipe, realised};
 
 /// Derivations looked at for one request. A NixOS system with everything from source has about 20,000.
 pub const MAX_DERIVATIONS: usize = 200_000;
@@ -19,6 +20,12 @@ pub const MAX_DERIVATIONS: usize = 200_000;
 #[derive(Debug)]
 pub struct Node {
     pub recipe: Arc<Recipe>,
+    /// Paths of its outputs: those it states, and of the others those that have been realised.
+    pub outputs: BTreeMap<String, StorePath>,
+    /// Whether it was read from a Verified path.
+    verified: bool,
+    /// Set if it has to be resolved before it is built (see [`super::resolve`]).
+    pub unresolved: Option<Arc<Derivation>>,
     /// Whether an output that somebody wants is missing.
     pub needs_build: bool,
     /// Whether it is to be built although it is valid, and compared (`--check`).
@@ -41,17 +48,18 @@ pub struct Plan {
 
 impl Plan {
     /// Looks at everything the targets need.
-    pub fn make(view: &View, targets: &[DerivedPath]) -> Result<Self, Failure> {
-        Self::make_with(view, targets, false)
+    pub fn make(view: &View, known: &Known, targets: &[DerivedPath]) -> Result<Self, Failure> {
+        Self::make_with(view, known, targets, false)
     }
 
     /// As [`Plan::make`], with the targets themselves to be built again.
-    pub fn make_again(view: &View, targets: &[DerivedPath]) -> Result<Self, Failure> {
-        Self::make_with(view, targets, true)
+    pub fn make_again(view: &View, known: &Known, targets: &[DerivedPath]) -> Result<Self, Failure> {
+        Self::make_with(view, known, targets, true)
     }
 
-    fn make_with(view: &View, targets: &[DerivedPath], again: bool) -> Result<Self, Failure> {
+    fn make_with(view: &View, known: &Known, targets: &[DerivedPath], again: bool) -> Result<Self, Failure> {
         let mut plan = Self::default();
+        let mut hasher = Hasher::new(view, known);
         let mut wanted: BTreeMap<StorePath, BTreeSet<String>> = BTreeMap::new();
         let mut todo: Vec<(StorePath, Vec<String>)> = Vec::new();
         for target in targets {
@@ -68,14 +76,14 @@ impl Plan {
                 }
                 DerivedPath::Built { drv_path, .. } => {
                     return Err(Failure::rejected(format!(
-                        "cannot build outputs of '{}': dynamic derivations are not supported by this box yet",
+                        "cannot build outputs of '{}': dynamic derivations (outputOf) are not supported by this box",
                         drv_path.base().to_absolute_path()
                     )));
                 }
             }
         }
         while let Some((drv, outputs)) = todo.pop() {
-            plan.look(view, &drv, &outputs, &mut wanted, &mut todo)?;
+            plan.look(view, &mut hasher, &drv, &outputs, &mut wanted, &mut todo)?;
         }
         plan.link();
         Ok(plan)
@@ -84,6 +92,7 @@ impl Plan {
     fn look(
         &mut self,
         view: &View,
+        hasher: &mut Hasher<'_>,
         drv: &StorePath,
         outputs: &[String],
         wanted: &mut BTreeMap<StorePath, BTreeSet<String>>,
@@ -102,14 +111,9 @@ impl Plan {
                 self.unknown.insert(drv.clone());
                 return Ok(());
             }
-            let read = view.read_file(drv, MAX_DRV_BYTES).map_err(|e| Failure::rejected(e.to_string()));
-            match read.and_then(|bytes| Recipe::from_drv(drv, &bytes)) {
-                Ok(recipe) => {
-                    let recipe = Arc::new(recipe);
-                    self.nodes.insert(
-                        drv.clone(),
-                        Node { recipe, needs_build: false, again: false, after: BTreeSet::new() },
-                    );
+            match node(view, hasher, drv) {
+                Ok(node) => {
+                    self.nodes.insert(drv.clone(), node);
                 }
                 Err(failure) => {
                     self.rejected.insert(drv.clone(), failure);
@@ -119,20 +123,25 @@ impl Plan {
         }
         let Some(node) = self.nodes.get_mut(drv) else { return Ok(()) };
         let all = wanted.entry(drv.clone()).or_default();
-        let named: Vec<&String> =
-            if outputs.is_empty() { node.recipe.outputs.keys().collect() } else { outputs.iter().collect() };
-        for name in named {
-            let Some(output) = node.recipe.outputs.get(name) else {
+        let named: Vec<String> = match outputs.is_empty() {
+            true => node.recipe.outputs.keys().cloned().collect(),
+            false => outputs.to_vec(),
+        };
+        for name in &named {
+            if !node.recipe.outputs.contains_key(name) {
                 let path = drv.to_absolute_path();
                 return Err(Failure::rejected(format!(
                     "derivation '{path}' does not have wanted outputs '{name}'"
                 )));
-            };
-            if all.insert(name.clone())
-                && !node.needs_build
-                && (self.again.contains(drv) || !output.path.as_ref().is_some_and(|path| view.is_valid(path)))
-            {
+            }
+            let there = || node.outputs.get(name).is_some_and(|path| view.is_valid(path));
+            if all.insert(name.clone()) && !node.needs_build && (self.again.contains(drv) || !there()) {
                 node.needs_build = true;
+                if node.verified
+                    && let Some(recipe) = Arc::get_mut(&mut node.recipe)
+                {
+                    recipe.verified_paths = hasher.of(drv).is_ok_and(|hashes| hashes.verified);
+                }
                 node.again = self.again.contains(drv);
                 for (input, outputs) in &node.recipe.input_derivations {
                     todo.push((input.clone(), outputs.iter().cloned().collect()));
@@ -150,8 +159,7 @@ impl Plan {
             for (input, outputs) in &node.recipe.input_derivations {
                 match self.nodes.get(input) {
                     Some(other) => {
-                        let paths = outputs.iter().filter_map(|name| other.recipe.outputs.get(name));
-                        inputs.extend(paths.filter_map(|output| output.path.clone()));
+                        inputs.extend(outputs.iter().filter_map(|name| other.outputs.get(name)).cloned());
                         if other.needs_build {
                             after.insert(input.clone());
                         }
@@ -173,7 +181,106 @@ impl Plan {
         }
     }
 
+    /// The paths of the outputs that `drv` uses of its input derivations, as far as they are known. `built` knows
+    /// what this plan has built.
+    pub fn input_paths<'a>(
+        &'a self,
+        drv: &StorePath,
+        built: impl Fn(&StorePath) -> Option<&'a BTreeMap<String, StorePath>>,
+    ) -> InputPaths {
+        let mut paths = BTreeMap::new();
+        let Some(node) = self.nodes.get(drv) else { return paths };
+        for (input, outputs) in &node.recipe.input_derivations {
+            let Some(known) = built(input).or_else(|| Some(&self.nodes.get(input)?.outputs)) else {
+                continue;
+            };
+            let named = outputs.iter().filter_map(|name| Some((name, known.get(name)?)));
+            paths.extend(named.map(|(name, path)| ((input.clone(), name.clone()), path.clone())));
+        }
+        paths
+    }
+
     pub fn will_build(&self) -> Vec<StorePath> {
         self.nodes.iter().filter(|(_, node)| node.needs_build).map(|(drv, _)| drv.clone()).collect()
     }
+}
+
+/// Reads what is known about a derivation before anything is built.
+fn node(view: &View, hasher: &mut Hasher<'_>, drv: &StorePath) -> Result<Node, Failure> {
+    let verified = modulo::is_verified(view, drv);
+    let derivation = modulo::read(view, drv)?;
+    let mut recipe = Recipe::from_derivation(drv, &derivation)?;
+    let mut outputs: BTreeMap<String, StorePath> = BTreeMap::new();
+    let mut unresolved = None;
+    let mut all_stated = true;
+    for (name, output) in &recipe.outputs {
+        if let Some(path) = &output.path {
+            outputs.insert(name.clone(), path.clone());
+            continue;
+        }
+        all_stated = false;
+        let hashes = hasher.of(drv)?;
+        recipe.drv_hash = Some(hashes.masked);
+        recipe.verified_paths = verified && hashes.verified;
+        outputs.extend(realised::path(view, &hashes.masked, name).map(|(path, _)| (name.clone(), path)));
+    }
+    if !recipe.input_derivations.is_empty() {
+        // A fixed output may be made from what is not known yet, too.
+        let mut open = !all_stated;
+        if recipe.is_fixed() {
+            for input in recipe.input_derivations.keys() {
+                // One that is missing is reported in its own name.
+                open |= hasher.of(input).is_ok_and(|hashes| hashes.deferred);
+            }
+        }
+        unresolved = open.then(|| Arc::new(derivation));
+    }
+    let recipe = Arc::new(recipe);
+    Ok(Node {
+        recipe,
+        outputs,
+        verified,
+        unresolved,
+        needs_build: false,
+        again: false,
+        after: BTreeSet::new(),
+    })
+}
+
+/// Whether it is Verified that these are the paths of the inputs. Those that a derivation states need no more proof
+/// than the path itself has.
+pub fn inputs_verified(view: &View, known: &Known, recipe: &Recipe, inputs: &InputPaths) -> bool {
+    let mut hasher = Hasher::new(view, known);
+    recipe.input_derivations.iter().all(|(drv, outputs)| {
+        let (Ok(hashes), Ok(derivation)) = (hasher.of(drv), modulo::read(view, drv)) else { return false };
+        outputs.iter().all(|output| {
+            let Some(spec) = derivation.outputs().get(output) else { return false };
+            let path = inputs.get(&(drv.clone(), output.clone()));
+            match spec.path(derivation.name(), output) {
+                Ok(Some(stated)) => path == Some(&stated),
+                Ok(None) => realised::path(view, &hashes.masked, output)
+                    .is_some_and(|(realised, verified)| verified && path == Some(&realised)),
+                Err(_) => false,
+            }
+        })
+    })
+}
+
+/// The outputs of the valid derivation at `drv`, with their paths: those it states, and those that have been realised.
+pub fn outputs(
+    view: &View,
+    known: &Known,
+    drv: &StorePath,
+) -> Result<BTreeMap<String, Option<StorePath>>, Failure> {
+    let derivation = modulo::read(view, drv)?;
+    let mut hasher = Hasher::new(view, known);
+    let path = |(name, output): (&String, &Output)| {
+        let stated = output.path(derivation.name(), name);
+        let path = match stated.map_err(|e| Failure::rejected(e.to_string()))? {
+            Some(path) => Some(path),
+            None => realised::path(view, &hasher.of(drv)?.masked, name).map(|(path, _)| path),
+        };
+        Ok((name.clone(), path))
+    };
+    derivation.outputs().iter().map(path).collect()
 }

@@ -6,13 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use nix_derivation::store_path::build_text_path;
 use nix_derivation::{
     CAHash, ContentAddressMethod, Derivation, HashAlgorithm, Output, StorePath, StructuredAttrs,
 };
 use sha2::{Digest, Sha256};
 use wire::types::BasicDerivation;
 
-use super::Failure;
+use super::{Failure, builtin, modulo};
 
 /// Largest `.drv` we read. The largest in nixpkgs are a few megabytes, nearly all of it environment.
 pub const MAX_DRV_BYTES: u64 = 32 << 20;
@@ -46,6 +47,8 @@ pub struct Recipe {
     /// Whether we recomputed the output paths ourselves, from the derivation and all derivations below it, each
     /// read from a Verified path. Only then may an input-addressed output become Verified.
     pub verified_paths: bool,
+    /// The derivation's hash modulo fixed outputs, which names realisations; known if an output has no path.
+    pub drv_hash: Option<[u8; 32]>,
 }
 
 impl Recipe {
@@ -56,16 +59,22 @@ impl Recipe {
         let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
         let name =
             drv_path.name().strip_suffix(".drv").ok_or_else(|| bad(&"its name does not end in .drv"))?;
-        let drv = Derivation::from_aterm_bytes(bytes, name).map_err(|e| bad(&e))?;
+        Self::from_derivation(drv_path, &Derivation::from_aterm_bytes(bytes, name).map_err(|e| bad(&e))?)
+    }
+
+    /// As [`Recipe::from_drv`], already parsed.
+    pub fn from_derivation(drv_path: &StorePath, drv: &Derivation) -> Result<Self, Failure> {
+        let full = drv_path.to_absolute_path();
+        let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
         let mut input_derivations = BTreeMap::new();
         for (path, input) in drv.input_derivations() {
             if input.is_dynamic() {
-                return Err(bad(&"it depends on a dynamic derivation, which this box does not support yet"));
+                return Err(bad(&"it depends on a dynamic derivation, which this box does not support"));
             }
             input_derivations.insert(path.clone(), input.outputs().clone());
         }
         Ok(Self {
-            outputs: outputs(drv_path, name, drv.outputs())?,
+            outputs: outputs(drv_path, drv.name(), drv.outputs())?,
             system: drv.system().to_owned(),
             builder: drv.builder().to_owned(),
             args: drv.arguments().to_vec(),
@@ -74,6 +83,7 @@ impl Recipe {
             inputs: drv.input_sources().clone(),
             input_derivations,
             verified_paths: false,
+            drv_hash: None,
             drv_path: drv_path.clone(),
         })
     }
@@ -84,13 +94,21 @@ impl Recipe {
         let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
         let name =
             drv_path.name().strip_suffix(".drv").ok_or_else(|| bad(&"its name does not end in .drv"))?;
+        let outputs = outputs(drv_path, name, &basic.outputs)?;
+        if outputs.values().any(|output| output.path.is_none() && output.floating.is_none()) {
+            return Err(bad(&"its output paths are left open; the client has to resolve it first"));
+        }
+        let hashes = modulo::of_basic(name, &basic).map_err(|e| bad(&e))?;
+        let text = modulo::aterm(name, &basic, &BTreeMap::new(), false);
+        let belongs = build_text_path(drv_path.name(), &text, &basic.input_sources).map_err(|e| bad(&e))?;
+        let floating = outputs.values().any(|output| output.path.is_none());
         let mut env = basic.env;
         let structured = match env.remove("__json") {
             Some(json) => Some(StructuredAttrs::from_json_bytes(json).map_err(|e| bad(&e))?),
             None => None,
         };
         Ok(Self {
-            outputs: outputs(drv_path, name, &basic.outputs)?,
+            outputs,
             system: basic.system,
             builder: basic.builder,
             args: basic.args,
@@ -98,7 +116,9 @@ impl Recipe {
             structured,
             inputs: basic.input_sources,
             input_derivations: BTreeMap::new(),
-            verified_paths: false,
+            // Also that `drv_path` is not just what a client calls it.
+            verified_paths: hashes.verified && belongs == *drv_path,
+            drv_hash: floating.then_some(hashes.masked),
             drv_path: drv_path.clone(),
         })
     }
@@ -164,13 +184,16 @@ impl Recipe {
                 features.join(", "),
             )));
         }
-        if let Some(builtin) = self.builder.strip_prefix("builtin:") {
+        let builtin = self.builder.strip_prefix("builtin:");
+        if let Some(builtin) = builtin
+            && !builtin::is_known(builtin)
+        {
             return Err(Failure::rejected(format!(
-                "cannot build '{path}': its builder 'builtin:{builtin}' is not supported by this box yet; \
+                "cannot build '{path}': unsupported builtin builder '{builtin}'; \
                  realise it on the client, which then uploads the result"
             )));
         }
-        if !self.builder.starts_with('/') {
+        if builtin.is_none() && !self.builder.starts_with('/') {
             return Err(Failure::rejected(format!(
                 "cannot build '{path}': its builder '{}' is not an absolute path",
                 self.builder
@@ -196,36 +219,62 @@ fn outputs(
         return Err(bad(&"it has no outputs"));
     }
     let mut specs: BTreeMap<String, OutputSpec> = BTreeMap::new();
+    let mut algorithms = BTreeSet::new();
+    let mut kinds = BTreeSet::new();
     for (output_name, output) in outputs {
-        let fixed = match output {
-            Output::InputAddressed { .. } => None,
-            Output::Fixed { ca } if outputs.len() == 1 && output_name == "out" => Some(ca.clone()),
+        // Also refuses names that make no store path.
+        let wanted = nix_derivation::store_path::output_path_name(name, output_name).map_err(|e| bad(&e))?;
+        let (kind, fixed, floating) = match output {
+            Output::InputAddressed { .. } => (0, None, None),
+            Output::Fixed { ca } if outputs.len() == 1 && output_name == "out" => (1, Some(ca.clone()), None),
             Output::Fixed { .. } => {
                 return Err(bad(&"a fixed output must be the only one and be called 'out'"));
             }
-            Output::Floating { .. } | Output::Impure { .. } => {
-                return Err(bad(&"floating content-addressed outputs are not supported by this box yet"));
+            Output::Floating { method, hash_algorithm } => {
+                let allowed = match method {
+                    ContentAddressMethod::Flat | ContentAddressMethod::Nar => true,
+                    ContentAddressMethod::Text => *hash_algorithm == HashAlgorithm::Sha256,
+                    ContentAddressMethod::Git => {
+                        matches!(hash_algorithm, HashAlgorithm::Sha1 | HashAlgorithm::Sha256)
+                    }
+                };
+                if !allowed {
+                    return Err(bad(&format!(
+                        "its output '{output_name}' is to be hashed as {method} with {hash_algorithm}, which Nix does not do"
+                    )));
+                }
+                algorithms.insert(hash_algorithm.to_string());
+                (2, None, Some((*method, *hash_algorithm)))
             }
-            Output::Deferred => {
+            Output::Deferred => (3, None, None),
+            Output::Impure { .. } => {
                 return Err(bad(
-                    &"its output paths depend on content-addressed derivations, which this box does not support yet",
+                    &"it is an impure derivation (__impure), and this box builds pure ones only; realise it on the client",
                 ));
             }
         };
-        let path = output.path(name, output_name).map_err(|e| bad(&e))?;
-        let path = path.ok_or_else(|| bad(&format!("its output '{output_name}' has no path")))?;
+        kinds.insert(kind);
+        if kinds.len() > 1 {
+            return Err(bad(&"it mixes kinds of outputs"));
+        }
+        if algorithms.len() > 1 {
+            return Err(bad(&"all its floating outputs must use the same hash algorithm"));
+        }
+        let Some(path) = output.path(name, output_name).map_err(|e| bad(&e))? else {
+            specs.insert(output_name.clone(), OutputSpec { path: None, fixed, floating });
+            continue;
+        };
         if specs.values().any(|other| other.path.as_ref() == Some(&path)) {
             return Err(bad(&format!("two of its outputs are '{}'", path.to_absolute_path())));
         }
-        // Nix: outputPathName. An output may not pretend to be another derivation's.
-        let wanted = nix_derivation::store_path::output_path_name(name, output_name).map_err(|e| bad(&e))?;
+        // An output may not pretend to be another derivation's.
         if path.name() != wanted {
             return Err(bad(&format!(
                 "its output '{output_name}' is '{}', whose name should be '{wanted}'",
                 path.to_absolute_path()
             )));
         }
-        specs.insert(output_name.clone(), OutputSpec { path: Some(path), fixed, floating: None });
+        specs.insert(output_name.clone(), OutputSpec { path: Some(path), fixed, floating });
     }
     Ok(specs)
 }
@@ -273,6 +322,38 @@ pub(super) fn structured_files(
     let drv = Derivation::from_aterm_bytes(aterm.as_bytes(), "x")?;
     let files = drv.structured_attrs_files_with_output_paths(places)?;
     Ok(files.unwrap_or_else(|| unreachable!("the derivation above has __json")))
+}
+
+/// Replaces each first text by its second, one pair after the other.
+pub(super) fn replace(mut bytes: Vec<u8>, rewrites: &[(String, String)]) -> Vec<u8> {
+    for (from, to) in rewrites {
+        let from = from.as_bytes();
+        let mut rest = bytes.as_slice();
+        let mut out = Vec::new();
+        while let Some(at) = find(rest, from) {
+            out.extend_from_slice(&rest[..at]);
+            out.extend_from_slice(to.as_bytes());
+            rest = &rest[at + from.len()..];
+        }
+        if !out.is_empty() || rest.len() < bytes.len() {
+            out.extend_from_slice(rest);
+            bytes = out;
+        }
+    }
+    bytes
+}
+
+/// Where `what` is in `text`. All we look for begins with a slash, so only slashes are looked at closely.
+fn find(text: &[u8], what: &[u8]) -> Option<usize> {
+    let first = *what.first()?;
+    let mut from = 0;
+    while let Some(at) = text[from..].iter().position(|byte| *byte == first) {
+        if text[from + at..].starts_with(what) {
+            return Some(from + at);
+        }
+        from += at + 1;
+    }
+    None
 }
 
 /// `sha256-…`, as Nix shows hashes since 2.4.

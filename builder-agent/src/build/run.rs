@@ -189,6 +189,7 @@ fn attempted(
     let means = Means {
         id: &label,
         view: &request.view,
+        http: &request.http,
         inputs: &request.inputs,
         backend: &*shared.backend,
         kind: shared.config.sandbox.backend,

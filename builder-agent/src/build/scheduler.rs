@@ -24,6 +24,7 @@ use super::run::{self, Run};
 use super::running::{RunKey, Running, Table};
 use super::{Failure, Recipe};
 use crate::config::Config;
+use crate::net::HttpClient;
 use crate::roster::{Member, Roster};
 
 /// What a client wants built, and under which limits of its own. Zero and `None` mean "the box's".
@@ -32,6 +33,7 @@ pub struct Request {
     pub member: Arc<Member>,
     pub view: View,
     pub recipe: Arc<Recipe>,
+    pub http: Arc<HttpClient>,
     /// All the builder will see, as it was in the view at one moment.
     pub inputs: Arc<Closure>,
     /// Of `recipe` with `inputs`.

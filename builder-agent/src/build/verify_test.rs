@@ -39,7 +39,7 @@ impl Box_ {
             drv_path: nix_derivation::SingleDerivedPath::Opaque(drv.clone()),
             outputs: Vec::new(),
         };
-        let plan = Plan::make(&self.view, &[target]).expect("a plan");
+        let plan = Plan::make(&self.view, &Default::default(), &[target]).expect("a plan");
         plan.nodes[drv].recipe.clone()
     }
 

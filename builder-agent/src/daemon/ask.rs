@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use nix_derivation::{DerivedPath, StorePath};
-use store::View;
-use wire::types::Missing;
+use nix_derivation::{DerivedPath, NixHash, StorePath};
+use store::{Member, Provenance, RealisationId, View};
+use wire::types::{DrvKey, DrvOutputId, Missing, Realisation};
 
 use super::transfer::{Trouble, blocking};
-use crate::build::Plan;
-use crate::build::recipe::MAX_DRV_BYTES;
+use crate::House;
+use crate::build::modulo::Hasher;
+use crate::build::{Plan, plan};
 
 /// Info of a path that the client takes to be valid.
 pub(super) fn info(view: &View, path: &StorePath) -> Result<Arc<store::PathInfo>, Trouble> {
@@ -17,32 +18,28 @@ pub(super) fn info(view: &View, path: &StorePath) -> Result<Arc<store::PathInfo>
         .ok_or_else(|| Trouble::Refused(format!("path '{}' is not valid", path.to_absolute_path())))
 }
 
-/// Output names of the `.drv` at `path`, with their paths where those are known before the build.
+/// Output names of the `.drv` at `path`, with their paths: those it states, and those that have been realised.
 pub(super) async fn outputs(
+    house: &Arc<House>,
     view: &View,
     path: StorePath,
 ) -> Result<BTreeMap<String, Option<StorePath>>, Trouble> {
-    let view = view.clone();
+    let (house, view) = (house.clone(), view.clone());
     blocking(move || {
-        let full = path.to_absolute_path();
-        let bad = |error: &dyn std::fmt::Display| {
-            Trouble::Refused(format!("cannot read derivation '{full}': {error}"))
-        };
-        let name = path.name().strip_suffix(".drv").ok_or_else(|| bad(&"its name does not end in .drv"))?;
-        let bytes = view.read_file(&path, MAX_DRV_BYTES).map_err(|e| bad(&e))?;
-        let drv = nix_derivation::Derivation::from_aterm_bytes(&bytes, name).map_err(|e| bad(&e))?;
-        drv.outputs()
-            .iter()
-            .map(|(output, spec)| Ok((output.clone(), spec.path(name, output).map_err(|e| bad(&e))?)))
-            .collect()
+        let outputs = plan::outputs(&view, &house.drv_hashes, &path);
+        outputs.map_err(|failure| Trouble::Refused(failure.message))
     })
     .await?
 }
 
 /// What building the targets would mean.
-pub(super) async fn missing(view: &View, targets: Vec<DerivedPath>) -> Result<Missing, Trouble> {
-    let view = view.clone();
-    let plan = blocking(move || Plan::make(&view, &targets)).await?;
+pub(super) async fn missing(
+    house: &Arc<House>,
+    view: &View,
+    targets: Vec<DerivedPath>,
+) -> Result<Missing, Trouble> {
+    let (house, view) = (house.clone(), view.clone());
+    let plan = blocking(move || Plan::make(&view, &house.drv_hashes, &targets)).await?;
     let plan = plan.map_err(|failure| Trouble::Refused(failure.message))?;
     Ok(Missing {
         will_build: plan.will_build(),
@@ -51,4 +48,69 @@ pub(super) async fn missing(view: &View, targets: Vec<DerivedPath>) -> Result<Mi
         download_size: 0,
         nar_size: 0,
     })
+}
+
+/// What an output of a derivation turned out to be.
+pub(super) async fn realisation(
+    house: &Arc<House>,
+    view: &View,
+    id: DrvOutputId,
+) -> Result<Option<Realisation>, Trouble> {
+    let found = match &id.drv {
+        DrvKey::Hash(NixHash::Sha256(drv_hash)) => {
+            let key = RealisationId { drv_hash: *drv_hash, output: id.output.clone() };
+            view.realisation(&key).map(|(path, _, signatures)| (path, signatures))
+        }
+        DrvKey::Hash(_) => None,
+        DrvKey::Path(drv) if !view.is_valid(drv) => None,
+        DrvKey::Path(drv) => {
+            let outputs = outputs(house, view, drv.clone()).await?;
+            outputs.get(&id.output).cloned().flatten().map(|path| (path, Vec::new()))
+        }
+    };
+    Ok(found.filter(|(path, _)| view.is_valid(path)).map(|(out_path, signatures)| Realisation {
+        id,
+        out_path,
+        signatures,
+        dependent_realisations: BTreeMap::new(),
+    }))
+}
+
+/// A client says what an output turned out to be: its member's claim, whatever it is signed with.
+pub(super) async fn register(
+    house: &Arc<House>,
+    view: &View,
+    realisation: Realisation,
+) -> Result<(), Trouble> {
+    let Realisation { id: DrvOutputId { drv, output }, out_path, .. } = realisation;
+    let (house, view) = (house.clone(), view.clone());
+    let full = out_path.to_absolute_path();
+    blocking(move || {
+        let refused = |why: &dyn std::fmt::Display| {
+            Trouble::Refused(format!(
+                "cannot register '{full}' as the output '{output}' of a derivation: {why}"
+            ))
+        };
+        let drv_hash = match drv {
+            DrvKey::Hash(NixHash::Sha256(hash)) => hash,
+            DrvKey::Hash(other) => {
+                return Err(refused(&format!("its derivation is named by a {} hash", other.algorithm())));
+            }
+            DrvKey::Path(drv) => {
+                let hashes = Hasher::new(&view, &house.drv_hashes).of(&drv);
+                hashes.map_err(|failure| refused(&failure.message))?.masked
+            }
+        };
+        let id = RealisationId { drv_hash, output: output.clone() };
+        if let Some((known, ..)) = view.realisation(&id) {
+            if known == out_path {
+                return Ok(());
+            }
+            // Nix refuses as well: which of the two later builds would use is not for chance to decide.
+            return Err(refused(&format!("it is known to be '{}' already", known.to_absolute_path())));
+        }
+        let provenance = Provenance::Claimed(Member::clone(view.member()));
+        view.add_realisation(id, out_path, provenance).map_err(|e| refused(&e))
+    })
+    .await?
 }

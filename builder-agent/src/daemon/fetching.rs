@@ -90,7 +90,7 @@ impl Session {
     /// What building the targets would mean.
     pub(super) async fn missing(&self, targets: Vec<DerivedPath>) -> Result<Missing, Trouble> {
         let instead = self.instead(&targets).await?;
-        let mut missing = ask::missing(&self.view, targets).await?;
+        let mut missing = ask::missing(&self.house, &self.view, targets).await?;
         if !self.house.substituters.any() {
             return Ok(missing);
         }

@@ -18,14 +18,19 @@ use crate::build::kept::Reader;
 use crate::build::log::{Lines, LogReader, Notice};
 use crate::build::reuse::{self, Earlier};
 use crate::build::scheduler::limits;
-use crate::build::{Attached, BuildKey, Failure, Outcome, Recipe, Request, outputs};
+use crate::build::{Attached, BuildKey, Failure, Outcome, Recipe, Request, outputs, realised};
 
 /// Read from a kept log at once.
 const CHUNK: usize = 32 * 1024;
 
 /// Makes the outputs of `recipe` valid in the view of `context`; with `check`, builds them again and compares.
 pub(super) async fn build_one(context: Context, recipe: Arc<Recipe>, check: bool) -> Ended {
-    let valid = recipe.known_paths().filter(|paths| paths.values().all(|path| context.view.is_valid(path)));
+    let realised = || {
+        let (paths, _) = realised::paths(&context.view, &recipe.drv_hash?, recipe.outputs.keys())?;
+        Some(paths)
+    };
+    let known = recipe.known_paths().or_else(realised);
+    let valid = known.filter(|paths| paths.values().all(|path| context.view.is_valid(path)));
     match valid {
         Some(paths) if !check => return Ok(Done::already(paths)),
         _ => {}
@@ -68,6 +73,7 @@ impl One {
             member: context.member.clone(),
             view: context.view.clone(),
             recipe,
+            http: context.house.http.clone(),
             inputs: Arc::new(inputs),
             key,
             check: false,
@@ -97,7 +103,13 @@ impl One {
                 let text = format!("using what was built earlier on '{}' for '{drv}'", house.config.name);
                 self.context.show(start(id, ActivityKind::Unknown, text, Vec::new())).await;
                 self.context.show(LogEvent::stop(id)).await;
-                Some(Ok(Done { status: BuildStatus::Substituted, outputs, start_time: 0, stop_time: 0 }))
+                Some(Ok(Done {
+                    status: BuildStatus::Substituted,
+                    outputs,
+                    drv_hash: None,
+                    start_time: 0,
+                    stop_time: 0,
+                }))
             }
             Earlier::Failed { failure, log } => {
                 tracing::info!(%member, %drv, ok = false, "build reused");
@@ -170,6 +182,7 @@ impl One {
         Ok(Done {
             status: BuildStatus::Built,
             outputs,
+            drv_hash: None,
             start_time: outcome.start_time,
             stop_time: outcome.stop_time,
         })
@@ -200,7 +213,13 @@ impl One {
             match self.adopt(built.outputs.clone(), outcome.log.clone()).await {
                 Ok(outputs) => {
                     let (start_time, stop_time) = (outcome.start_time, outcome.stop_time);
-                    return Ok(Done { status: BuildStatus::Built, outputs, start_time, stop_time });
+                    return Ok(Done {
+                        status: BuildStatus::Built,
+                        outputs,
+                        drv_hash: None,
+                        start_time,
+                        stop_time,
+                    });
                 }
                 // Its owner had another result already, so this one was kept nowhere. The next run is ours.
                 Err(_) if attached.joined => {}

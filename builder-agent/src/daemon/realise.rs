@@ -15,7 +15,7 @@ use wire::worker::{ActivityKind, LogEvent, ResultKind, Verbosity};
 
 use super::Session;
 use super::audience::Audience;
-use super::one::build_one;
+use super::floating::{self, Work};
 use super::transfer::{Trouble, blocking};
 use crate::House;
 use crate::build::{Failure, Plan, Recipe};
@@ -68,6 +68,8 @@ pub(super) struct Done {
     pub status: BuildStatus,
     /// Where each output is now.
     pub outputs: Arc<BTreeMap<String, StorePath>>,
+    /// Names the realisations of these outputs, if the derivation did not say where they would be.
+    pub drv_hash: Option<[u8; 32]>,
     pub start_time: i64,
     pub stop_time: i64,
 }
@@ -75,7 +77,7 @@ pub(super) struct Done {
 impl Done {
     pub(super) fn already(outputs: BTreeMap<String, StorePath>) -> Self {
         let (status, outputs) = (BuildStatus::AlreadyValid, Arc::new(outputs));
-        Self { status, outputs, start_time: 0, stop_time: 0 }
+        Self { status, outputs, drv_hash: None, start_time: 0, stop_time: 0 }
     }
 }
 
@@ -104,9 +106,10 @@ impl Session {
         let check = is_check(mode)?;
         let view = self.view.clone();
         let looked_at = targets.clone();
+        let house = self.house.clone();
         let plan = blocking(move || match check {
-            true => Plan::make_again(&view, &looked_at),
-            false => Plan::make(&view, &looked_at),
+            true => Plan::make_again(&view, &house.drv_hashes, &looked_at),
+            false => Plan::make(&view, &house.drv_hashes, &looked_at),
         })
         .await?;
         let plan = Arc::new(plan.map_err(|failure| Trouble::Refused(failure.message))?);
@@ -139,7 +142,7 @@ impl Session {
         let (context, keep_failed) = (self.context(events), self.settings.keep_failed);
         let work = async move {
             warn_keep_failed(&context, keep_failed).await;
-            build_one(context, recipe, check).await
+            floating::build_plain(context, recipe, check).await
         };
         let ended = audience.run(work, &mut shown).await?;
         Ok(match ended {
@@ -273,9 +276,12 @@ async fn realise(
             && let Some(drv) = ready.pop()
         {
             let node = &plan.nodes[&drv];
-            let (recipe, again) = (node.recipe.clone(), node.again);
+            let again = node.again;
+            let built = |input: &StorePath| Some(&*ended.get(input)?.as_ref().ok()?.outputs);
+            let unresolved = node.unresolved.clone().map(|of| (of, plan.input_paths(&drv, built)));
+            let work = Work { recipe: node.recipe.clone(), unresolved };
             let context = context.clone();
-            running.spawn(async move { (drv, build_one(context, recipe, again).await) });
+            running.spawn(async move { (drv, floating::build(context, work, again).await) });
         }
         progress.report(&context, &ended, running.len()).await;
         let Some(joined) = running.join_next().await else { break };
@@ -387,7 +393,10 @@ fn result(plan: &Plan, ended: &BTreeMap<StorePath, Ended>, target: &DerivedPath)
     match (ended.get(drv), plan.nodes.get(drv)) {
         (Some(Err(failure)), _) => BuildResult::new(failure.status, failure.message.clone()),
         (Some(Ok(done)), _) => success(done, outputs),
-        (None, Some(node)) => success(&Done::already(node.recipe.known_paths().unwrap_or_default()), outputs),
+        (None, Some(node)) => {
+            let drv_hash = node.recipe.drv_hash;
+            success(&Done { drv_hash, ..Done::already(node.outputs.clone()) }, outputs)
+        }
         (_, None) => {
             let failure = unknown(drv);
             BuildResult::new(failure.status, failure.message)
@@ -402,7 +411,7 @@ fn success(done: &Done, wanted: &[String]) -> BuildResult {
         .iter()
         .filter(|(name, _)| wanted.is_empty() || wanted.contains(name))
         .map(|(name, path)| {
-            let built = BuiltOutput { path: path.clone(), drv_hash: None, signatures: Vec::new() };
+            let built = BuiltOutput { path: path.clone(), drv_hash: done.drv_hash, signatures: Vec::new() };
             (name.clone(), built)
         })
         .collect();

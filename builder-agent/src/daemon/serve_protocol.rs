@@ -317,7 +317,7 @@ async fn closure(
     while include_outputs && !new.is_empty() {
         let mut outputs = Vec::new();
         for drv in new.iter().filter(|path| path.is_derivation()) {
-            let paths = ask::outputs(view, drv.clone()).await?.into_values().flatten();
+            let paths = ask::outputs(&session.house, view, drv.clone()).await?.into_values().flatten();
             outputs.extend(paths.filter(|path| view.is_valid(path)));
         }
         new = of(&outputs)?.into_iter().filter(|path| !closure.contains(path)).collect();

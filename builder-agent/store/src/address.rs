@@ -7,6 +7,7 @@ use nix_derivation::{
     CAHash, ContentAddressMethod, HashAlgorithm, StorePath, nixbase32, store_path::build_ca_path,
 };
 
+use crate::contents::Places;
 use crate::error::ImportError;
 use crate::ingest::{Ingested, Staged};
 use crate::register;
@@ -36,11 +37,14 @@ pub(crate) fn stage(
     // "Built here" is ours to say.
     info.ultimate = false;
     register::check_signatures(&info.path, &info.signatures)?;
-    let address = match info.ca.as_deref() {
-        Some(ca) if !ca.is_empty() => Some(check_address(&ingested, &info, ca)?),
-        _ => None,
+    let (address, sure) = match info.ca.as_deref() {
+        Some(ca) if !ca.is_empty() => {
+            let (address, sure) = check_address(&ingested, &info, ca)?;
+            (Some(address), sure)
+        }
+        _ => (None, false),
     };
-    let proven = address.is_some() || !register::trusted_signatures(config, &info).is_empty();
+    let proven = sure || !register::trusted_signatures(config, &info).is_empty();
     let provenance = if proven {
         info.ca = address.map(|ca| ca.to_nix_string());
         // Everybody will see this info; only what was checked may stay in it.
@@ -53,17 +57,23 @@ pub(crate) fn stage(
     Ok(Staged { ingested, info, provenance, proven })
 }
 
-/// The content address, if it holds.
-fn check_address(ingested: &Ingested, info: &PathInfo, ca: &str) -> Result<CAHash, ImportError> {
+/// The content address if it holds, and whether no other contents could have it.
+fn check_address(ingested: &Ingested, info: &PathInfo, ca: &str) -> Result<(CAHash, bool), ImportError> {
     let path = &info.path;
     let bad = |why: String| ImportError::BadContentAddress { path: path.clone(), ca: ca.to_owned(), why };
     let announced = CAHash::parse(ca).map_err(|e| bad(e.to_string()))?;
     let mut references = info.references.clone();
     let own = references.remove(path);
     let (method, algorithm) = (announced.method(), announced.hash().algorithm());
-    let hash = ingested.ca_hash(method, algorithm, own.then_some(path))?;
-    let computed =
-        CAHash::from_parts(method, algorithm, hash.digest_as_bytes()).map_err(|e| bad(e.to_string()))?;
+    let compute = |places| {
+        let hash = ingested.contents()?.hash(method, algorithm, own.then_some((path, places)))?;
+        CAHash::from_parts(method, algorithm, hash.digest_as_bytes()).map_err(|e| bad(e.to_string()))
+    };
+    let mut computed = compute(Places::Counted)?;
+    let sure = computed == announced;
+    if own && !sure {
+        computed = compute(Places::Ignored)?;
+    }
     if computed != announced {
         return Err(ImportError::ContentMismatch {
             path: path.clone(),
@@ -75,7 +85,7 @@ fn check_address(ingested: &Ingested, info: &PathInfo, ca: &str) -> Result<CAHas
     if at != *path {
         return Err(ImportError::PathMismatch { announced: path.clone(), computed: at });
     }
-    Ok(computed)
+    Ok((computed, sure))
 }
 
 /// Contents without an announced path: finds out where they belong.

@@ -50,12 +50,12 @@ impl Contents {
         Ok(out)
     }
 
-    /// Hash of the contents as `method` sees them. With `self_path`, occurrences of its hash part count as zeros.
+    /// Hash of the contents as `method` sees them. With `own`, occurrences of its hash part count as zeros.
     pub(crate) fn hash(
         &self,
         method: ContentAddressMethod,
         algorithm: HashAlgorithm,
-        self_path: Option<&StorePath>,
+        own: Option<(&StorePath, Places)>,
     ) -> Result<NixHash, NarError> {
         let mut hasher = NixHasher::new(algorithm);
         match method {
@@ -71,7 +71,7 @@ impl Contents {
                 }
                 Ok(hasher.finalize())
             }
-            ContentAddressMethod::Nar => match self_path {
+            ContentAddressMethod::Nar => match own {
                 None if algorithm == HashAlgorithm::Sha256 => Ok(NixHash::Sha256(*self.object.nar_hash())),
                 None => {
                     self.read_nar(|piece| {
@@ -80,8 +80,8 @@ impl Contents {
                     })?;
                     Ok(hasher.finalize())
                 }
-                Some(path) => {
-                    let mut modulo = Modulo::new(hasher, nixbase32::encode(path.digest()).as_bytes());
+                Some((path, places)) => {
+                    let mut modulo = Modulo::new(hasher, nixbase32::encode(path.digest()).as_bytes(), places);
                     self.read_nar(|piece| {
                         modulo.update(piece);
                         true
@@ -112,10 +112,21 @@ impl Contents {
     }
 }
 
-/// Hashes a stream in which each `needle` counts as zeros, then the places where it stood
+/// Whether the places of self references are part of a hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Places {
+    /// As in Nix 2.8. Contents with another hash part at zeros have another hash.
+    Counted,
+    /// As in Nix 2.26 and later, whose `RewritingSink` no longer notes them. Contents in which zeros and the hash part
+    /// have changed places have the same hash, so it proves nothing about contents that others chose.
+    Ignored,
+}
+
+/// Hashes a stream in which each `needle` counts as zeros, and perhaps the places where it stood
 /// (Nix: `HashModuloSink` in `src/libstore/references.cc`).
 struct Modulo {
     hasher: NixHasher,
+    places: Places,
     needle: [u8; 32],
     /// Bytes that may be the beginning of a needle.
     held: Vec<u8>,
@@ -125,9 +136,9 @@ struct Modulo {
 }
 
 impl Modulo {
-    fn new(hasher: NixHasher, needle: &[u8]) -> Self {
+    fn new(hasher: NixHasher, needle: &[u8], places: Places) -> Self {
         let needle = needle.try_into().expect("a hash part has 32 characters");
-        Self { hasher, needle, held: Vec::new(), at: 0, found: Vec::new() }
+        Self { hasher, places, needle, held: Vec::new(), at: 0, found: Vec::new() }
     }
 
     fn update(&mut self, piece: &[u8]) {
@@ -137,7 +148,9 @@ impl Modulo {
         while let Some(i) = self.held[done..].windows(len).position(|w| w == self.needle) {
             self.hasher.update(&self.held[done..done + i]);
             self.hasher.update(&[0; 32]);
-            self.found.push(self.at + (done + i) as u64);
+            if self.places == Places::Counted {
+                self.found.push(self.at + (done + i) as u64);
+            }
             done += i + len;
         }
         let safe = self.held.len().saturating_sub(len - 1).max(done);

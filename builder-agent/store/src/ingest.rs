@@ -11,9 +11,9 @@ use nix_archive::nar::{ReferencePattern, ReferenceScanner};
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, StorePath, nixbase32};
 use sha2::{Digest, Sha256};
 
-use crate::contents::Contents;
+use crate::contents::{Contents, Places};
 use crate::error::{FileError, ImportError, NarError};
-use crate::nar::{ParseError, Parser, PushError};
+use crate::nar::{NarReader, ParseError, Parser, PushError};
 use crate::object::{Object, ObjectError, ObjectWriter};
 use crate::store::{Inner, Temporary};
 use crate::types::{PathInfo, Provenance};
@@ -222,14 +222,20 @@ impl Ingested {
     }
 
     /// Hash of the contents as `method` sees them, e.g. to compare with a fixed-output derivation. With
-    /// `self_path`, occurrences of its hash part count as zeros (Nix: `HashModuloSink`).
+    /// `self_path`, occurrences of its hash part count as zeros (Nix: `HashModuloSink` since 2.26); other contents may
+    /// have the same hash then, so a path made of it is Verified only for another reason.
     pub fn ca_hash(
         &self,
         method: ContentAddressMethod,
         algorithm: HashAlgorithm,
         self_path: Option<&StorePath>,
     ) -> Result<NixHash, NarError> {
-        self.contents()?.hash(method, algorithm, self_path)
+        self.contents()?.hash(method, algorithm, self_path.map(|path| (path, Places::Ignored)))
+    }
+
+    /// The NAR, read back.
+    pub fn nar(&self) -> Result<NarReader, NarError> {
+        Ok(NarReader::new(self.contents()?.object))
     }
 
     /// Contents of a single regular file of at most `max` bytes.

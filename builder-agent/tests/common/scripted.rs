@@ -141,6 +141,7 @@ impl Scripted {
                 .expect("a signing key")
                 .public();
         let substituters = Substituters::new(&config, &store, trusted, &http);
+        let drv_hashes = Default::default();
         let house = Arc::new(House {
             config,
             store,
@@ -151,6 +152,7 @@ impl Scripted {
             substituters,
             http,
             roster,
+            drv_hashes,
         });
         Scripted { dir, house, script, roster: sender }
     }

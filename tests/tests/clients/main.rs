@@ -7,6 +7,7 @@
 
 mod building;
 mod copying;
+mod derivations;
 mod forged;
 mod front_door;
 mod logs;
@@ -100,6 +101,16 @@ for_every_client! {
     building::a_fixed_output_with_another_hash_is_refused,
     building::a_fixed_output_with_the_right_hash_is_accepted,
     building::clients_that_ask_at_once_share_one_build,
+    derivations::a_floating_chain_gets_the_paths_that_the_client_gives_it_at_home,
+    derivations::what_resolves_to_something_built_is_not_built_again,
+    derivations::an_input_addressed_derivation_may_depend_on_a_floating_one,
+    derivations::a_realisation_is_read_back_from_the_box,
+    derivations::outputs_that_refer_to_each_other_are_refused,
+    derivations::fixed_outputs_of_every_kind_have_the_hash_that_the_client_computes,
+    derivations::the_box_fetches_what_the_client_would_fetch,
+    derivations::the_box_fetches_nothing_from_its_own_network,
+    derivations::an_environment_of_packages_is_what_the_client_makes_of_them,
+    derivations::a_channel_is_unpacked_whatever_it_is_compressed_with,
     logs::a_log_line_arrives_while_the_build_runs_at_the_box,
     logs::a_log_line_arrives_while_the_build_runs_through_builders,
     logs::a_second_client_joins_a_running_build_and_sees_its_log,

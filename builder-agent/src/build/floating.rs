@@ -1,0 +1,275 @@
+//! Floating outputs get their paths: from their contents, once they are built.
+//!
+//! The builder wrote to scratch paths. Output by output, those it refers to first, the scratch paths in the contents
+//! give way to the final ones; its own counts as zeros while the contents are hashed, since the final path is made of
+//! that hash. Source: Nix, `registerOutputs` (src/libstore/unix/build/derivation-builder.cc; local-derivation-goal.cc
+//! before 2.30).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+
+use nix_derivation::store_path::build_ca_path;
+use nix_derivation::{CAHash, ContentAddressMethod, NixHash, StorePath, nixbase32};
+use store::{Ingested, NarError, View};
+
+use super::outputs::Settled;
+use super::{Failure, Recipe};
+
+/// What is read from an object at once.
+const PIECE: usize = 256 << 10;
+/// Characters of the hash part of a store path.
+const HASH_PART: usize = 32;
+
+/// Finds out where each output belongs. Outputs with a path of their own stay as they are.
+pub(super) fn settle(
+    recipe: &Recipe,
+    view: &View,
+    mut outputs: BTreeMap<String, Ingested>,
+) -> Result<BTreeMap<String, Settled>, Failure> {
+    let places = recipe.places();
+    let names: BTreeMap<&StorePath, &String> = places.iter().map(|(name, place)| (place, name)).collect();
+    let mut settled: BTreeMap<String, Settled> = BTreeMap::new();
+    for name in sorted(recipe, &outputs, &names)? {
+        let Some(ingested) = outputs.remove(&name) else { continue };
+        let mut references = ingested.references.clone();
+        if discards_references(recipe, &name) {
+            references.clear();
+        }
+        let spec = &recipe.outputs[&name];
+        let one = match (&spec.path, spec.floating) {
+            (_, Some((method, algorithm))) => {
+                let own = &places[&name];
+                let others: Vec<(&StorePath, &StorePath)> = names
+                    .iter()
+                    .filter(|(place, _)| **place != own && ingested.references.contains(**place))
+                    .filter_map(|(place, other)| Some((*place, &settled.get(*other)?.path)))
+                    .collect();
+                place(recipe, view, &name, ingested, own, references, &others, (method, algorithm))?
+            }
+            (Some(path), None) => {
+                let ca = spec.fixed.as_ref().map(CAHash::to_nix_string);
+                Settled { path: path.clone(), ingested, references, ca }
+            }
+            (None, None) => {
+                let drv = recipe.drv_path.to_absolute_path();
+                return Err(Failure::rejected(format!("the output '{name}' of '{drv}' has no path")));
+            }
+        };
+        settled.insert(name, one);
+    }
+    Ok(settled)
+}
+
+/// Output names, each after those it refers to.
+fn sorted(
+    recipe: &Recipe,
+    outputs: &BTreeMap<String, Ingested>,
+    names: &BTreeMap<&StorePath, &String>,
+) -> Result<Vec<String>, Failure> {
+    let mut waiting: BTreeMap<&String, BTreeSet<&String>> = outputs
+        .iter()
+        .map(|(name, ingested)| {
+            let used = ingested.references.iter().filter_map(|path| names.get(path).copied());
+            (name, used.filter(|other| *other != name).collect())
+        })
+        .collect();
+    let mut order = Vec::new();
+    while !waiting.is_empty() {
+        let ready = waiting.iter().find(|(_, uses)| uses.iter().all(|name| !waiting.contains_key(name)));
+        let Some((name, _)) = ready else {
+            // Every one that is left uses another that is left: the first and one of its own will do as an example.
+            let (parent, uses) = waiting.iter().next().map(|(name, uses)| (*name, uses.first())).unzip();
+            return Err(Failure::output(format!(
+                "cycle detected in build of '{}' in the references of output '{}' from output '{}'",
+                recipe.drv_path.to_absolute_path(),
+                uses.flatten().map_or("", |name| name.as_str()),
+                parent.map_or("", String::as_str),
+            )));
+        };
+        let name = *name;
+        waiting.remove(name);
+        order.push(name.clone());
+    }
+    Ok(order)
+}
+
+/// Rewrites one output and computes its path. `others` are scratch paths it contains, with their final paths.
+#[allow(clippy::too_many_arguments)]
+fn place(
+    recipe: &Recipe,
+    view: &View,
+    name: &str,
+    mut ingested: Ingested,
+    own: &StorePath,
+    mut references: BTreeSet<StorePath>,
+    others: &[(&StorePath, &StorePath)],
+    (method, algorithm): (ContentAddressMethod, nix_derivation::HashAlgorithm),
+) -> Result<Settled, Failure> {
+    let drv = recipe.drv_path.to_absolute_path();
+    let bad = |e: &dyn std::fmt::Display| Failure::output(format!("output '{name}' of '{drv}': {e}"));
+    // Found anywhere, also where it does not count as a reference.
+    let contains_itself = ingested.references.contains(own);
+    let refers_to_itself = references.remove(own);
+    if contains_itself && !refers_to_itself {
+        return Err(bad(
+            &"it contains its own path, and `unsafeDiscardReferences` hides that; no content address can be checked then",
+        ));
+    }
+    for (scratch, path) in others {
+        if references.remove(*scratch) {
+            references.insert((*path).clone());
+        }
+    }
+    if !others.is_empty() {
+        ingested = rewrite(recipe, view, name, &ingested, others)?;
+    }
+    let hash = hash(recipe, name, own, &ingested, method, algorithm, contains_itself.then_some(own))?;
+    let ca = CAHash::from_parts(method, algorithm, hash.digest_as_bytes()).map_err(|e| bad(&e))?;
+    let path = build_ca_path(own.name(), &ca, &references, refers_to_itself).map_err(|e| {
+        bad(&format!("{e}; outputs of other modes than recursive SHA-256 may not refer to store paths"))
+    })?;
+    if contains_itself {
+        ingested = rewrite(recipe, view, name, &ingested, &[(own, &path)])?;
+    }
+    if refers_to_itself {
+        references.insert(path.clone());
+    }
+    Ok(Settled { path, ingested, references, ca: Some(ca.to_nix_string()) })
+}
+
+/// Hash of an output as a content address has it.
+pub(super) fn hash(
+    recipe: &Recipe,
+    name: &str,
+    path: &StorePath,
+    ingested: &Ingested,
+    method: ContentAddressMethod,
+    algorithm: nix_derivation::HashAlgorithm,
+    modulo: Option<&StorePath>,
+) -> Result<NixHash, Failure> {
+    ingested.ca_hash(method, algorithm, modulo).map_err(|error| match error {
+        NarError::NotAFile { .. } => Failure::output(format!(
+            "output path '{}' should be a non-executable regular file since recursive hashing is not enabled \
+             (one of outputHashMode={{flat,text}} is true)",
+            path.to_absolute_path()
+        )),
+        error => Failure::output(format!(
+            "cannot hash output '{name}' of '{}': {error}",
+            recipe.drv_path.to_absolute_path()
+        )),
+    })
+}
+
+/// Whether what is found in this output counts as a reference (`unsafeDiscardReferences`).
+fn discards_references(recipe: &Recipe, output: &str) -> bool {
+    let attrs = recipe.structured.as_ref().and_then(|attrs| attrs.get("unsafeDiscardReferences"));
+    attrs.and_then(|by_output| by_output.get(output)?.as_bool()).unwrap_or(false)
+}
+
+/// The same contents with some hash parts replaced.
+fn rewrite(
+    recipe: &Recipe,
+    view: &View,
+    name: &str,
+    ingested: &Ingested,
+    paths: &[(&StorePath, &StorePath)],
+) -> Result<Ingested, Failure> {
+    let drv = recipe.drv_path.to_absolute_path();
+    let trouble = |e: &dyn std::fmt::Display| {
+        Failure::transient(format!("cannot rewrite output '{name}' of '{drv}': {e}"))
+    };
+    let part = |path: &StorePath| nixbase32::encode(path.digest()).into_bytes();
+    let pairs = paths.iter().map(|(from, to)| (part(from), part(to))).collect();
+    let mut from = ingested.nar().map_err(|e| trouble(&e))?;
+    let mut to = Rewriter { to: view.ingest(&[]).map_err(|e| trouble(&e))?, pairs, held: Vec::new() };
+    let mut piece = vec![0; PIECE];
+    loop {
+        let n = from.read(&mut piece).map_err(|e| trouble(&e))?;
+        if n == 0 {
+            break;
+        }
+        // A NAR whose names are no longer in order, for one, ends here.
+        to.push(&piece[..n]).map_err(|e| {
+            Failure::output(format!("output '{name}' of '{drv}' cannot get its final path: {e}"))
+        })?;
+    }
+    let ingest = to.finish().map_err(|e| trouble(&e))?;
+    ingest
+        .finish()
+        .map_err(|e| Failure::output(format!("output '{name}' of '{drv}' cannot get its final path: {e}")))
+}
+
+/// Passes bytes on with some hash parts replaced by others of the same length (Nix: `RewritingSink`).
+struct Rewriter<W> {
+    to: W,
+    pairs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// May be the beginning of a hash part.
+    held: Vec<u8>,
+}
+
+impl<W: Write> Rewriter<W> {
+    fn push(&mut self, piece: &[u8]) -> std::io::Result<()> {
+        self.held.extend_from_slice(piece);
+        let mut at = 0;
+        while at + HASH_PART <= self.held.len() {
+            let window = &mut self.held[at..at + HASH_PART];
+            // From the back: one character that no hash part has rules out every window over it.
+            if let Some(last) = window.iter().rposition(|byte| !is_base32(*byte)) {
+                at += last + 1;
+            } else if let Some((_, new)) = self.pairs.iter().find(|(old, _)| old == window) {
+                window.copy_from_slice(new);
+                at += HASH_PART;
+            } else {
+                at += 1;
+            }
+        }
+        let at = at.min(self.held.len());
+        self.to.write_all(&self.held[..at])?;
+        self.held.drain(..at);
+        Ok(())
+    }
+
+    fn finish(mut self) -> std::io::Result<W> {
+        self.to.write_all(&self.held)?;
+        Ok(self.to)
+    }
+}
+
+/// One of Nix's 32 characters: no e, o, t, u.
+fn is_base32(byte: u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'a'..=b'z') && !matches!(byte, b'e' | b'o' | b't' | b'u')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &[u8] = b"8hx7m9l0k5bmhlkd7w4vcz9v5s6c5c0v";
+    const NEW: &[u8] = b"00000000000000000000000000000001";
+
+    fn rewritten(pieces: &[&[u8]]) -> Vec<u8> {
+        let mut rewriter =
+            Rewriter { to: Vec::new(), pairs: vec![(OLD.to_vec(), NEW.to_vec())], held: Vec::new() };
+        for piece in pieces {
+            rewriter.push(piece).expect("memory");
+        }
+        rewriter.finish().expect("memory")
+    }
+
+    #[test]
+    fn a_hash_part_is_replaced_wherever_the_stream_is_cut() {
+        let text = [b"/nix/store/", OLD, b"-x 0", OLD, OLD, b"ab", &OLD[..31]].concat();
+        let wanted = [b"/nix/store/", NEW, b"-x 0", NEW, NEW, b"ab", &OLD[..31]].concat();
+        for cut in 0..text.len() {
+            assert_eq!(rewritten(&[&text[..cut], &text[cut..]]), wanted, "cut at {cut}");
+        }
+        assert_eq!(rewritten(&text.chunks(1).collect::<Vec<_>>()), wanted);
+    }
+
+    #[test]
+    fn other_hash_parts_stay() {
+        let other = b"8hx7m9l0k5bmhlkd7w4vcz9v5s6c5c0w--8hx7m9l0k5bmhlkd7w4vcz9v5s6c5c0v".to_vec();
+        let wanted = [b"8hx7m9l0k5bmhlkd7w4vcz9v5s6c5c0w--", NEW].concat();
+        assert_eq!(rewritten(&[&other]), wanted);
+    }
+}

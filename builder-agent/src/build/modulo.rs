@@ -1,0 +1,332 @@
+//! Hashes of derivations modulo fixed outputs: what input-addressed paths and realisations are made of.
+//!
+//! Source: Nix, `hashDerivationModulo` and `Derivation::unparse` (src/libstore/derivations.cc, 2.8 to 2.34). A hash is
+//! a pure function of the contents of a `.drv` and of all `.drv` files below it. Those are content-addressed, so what
+//! was computed from Verified ones holds for every member and is kept; what came from anything less is forgotten.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix_derivation::store_path::{build_output_path, hash_placeholder};
+use nix_derivation::{ContentAddressMethod, Derivation, DerivationModuloHash, Output, StorePath};
+use sha2::{Digest, Sha256};
+use store::{Provenance, View};
+use wire::types::BasicDerivation;
+
+use super::Failure;
+use super::recipe::MAX_DRV_BYTES;
+
+/// Derivations whose hashes are kept, about 150 bytes each.
+const MAX_KEPT: usize = 300_000;
+/// Derivations below one derivation. A NixOS system with everything from source has about 20,000.
+const MAX_BELOW: usize = 200_000;
+
+/// The hashes of one derivation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hashes {
+    /// Stands for the derivation in those that use it.
+    input: [u8; 32],
+    /// Without its own output paths: what those, and names of realisations, are made of.
+    pub masked: [u8; 32],
+    /// An output path below is known only once it is built; so are input-addressed paths made of this hash.
+    pub deferred: bool,
+    /// Read from Verified `.drv` files only, each of which names its own outputs as it should.
+    pub verified: bool,
+}
+
+/// Hashes of derivations read from Verified paths. Shared by all sessions.
+#[derive(Debug, Default)]
+pub struct Known(Mutex<HashMap<StorePath, Arc<Hashes>>>);
+
+impl Known {
+    fn get(&self, drv: &StorePath) -> Option<Arc<Hashes>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(drv).cloned()
+    }
+
+    fn put(&self, drv: &StorePath, hashes: &Arc<Hashes>) {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if map.len() >= MAX_KEPT {
+            map.clear();
+        }
+        map.insert(drv.clone(), hashes.clone());
+    }
+}
+
+/// Computes hashes for one request. Blocking: reads `.drv` files of the view.
+pub struct Hasher<'a> {
+    view: &'a View,
+    known: &'a Known,
+    /// From Claimed files too, so for this member and this moment only.
+    local: HashMap<StorePath, Arc<Hashes>>,
+}
+
+/// A derivation whose inputs are being looked at.
+struct Open {
+    path: StorePath,
+    drv: Derivation,
+    verified: bool,
+    inputs: Vec<StorePath>,
+}
+
+impl<'a> Hasher<'a> {
+    pub fn new(view: &'a View, known: &'a Known) -> Self {
+        Self { view, known, local: HashMap::new() }
+    }
+
+    fn done(&self, drv: &StorePath) -> Option<Arc<Hashes>> {
+        self.local.get(drv).cloned().or_else(|| self.known.get(drv))
+    }
+
+    /// Hashes of the valid derivation at `drv`. Fails if a derivation below is missing, malformed, or depends on itself.
+    pub fn of(&mut self, drv: &StorePath) -> Result<Arc<Hashes>, Failure> {
+        // A stack of our own: how deep derivations nest is up to whoever wrote them.
+        let mut open: Vec<Open> = Vec::new();
+        let mut opened: HashSet<StorePath> = HashSet::new();
+        let mut next = Some(drv.clone());
+        loop {
+            if let Some(path) = next.take()
+                && self.done(&path).is_none()
+            {
+                if opened.len() >= MAX_BELOW || !opened.insert(path.clone()) {
+                    let (drv, path) = (drv.to_absolute_path(), path.to_absolute_path());
+                    return Err(Failure::rejected(if opened.len() >= MAX_BELOW {
+                        format!("derivation '{drv}' depends on more than {MAX_BELOW} derivations")
+                    } else {
+                        format!("derivation '{path}' depends on itself")
+                    }));
+                }
+                let verified = is_verified(self.view, &path);
+                let drv = read(self.view, &path)?;
+                let inputs = drv.input_derivations().keys().cloned().collect();
+                open.push(Open { path, drv, verified, inputs });
+            }
+            let Some(top) = open.last_mut() else { break };
+            next = top.inputs.pop();
+            if next.is_none()
+                && let Some(Open { path, drv, verified, .. }) = open.pop()
+            {
+                let hashes = Arc::new(self.close(&path, &drv, verified)?);
+                if hashes.verified {
+                    self.known.put(&path, &hashes);
+                }
+                self.local.insert(path, hashes);
+            }
+        }
+        self.done(drv).ok_or_else(|| {
+            Failure::transient(format!(
+                "the hash of '{}' was lost; this is a bug of the box",
+                drv.to_absolute_path()
+            ))
+        })
+    }
+
+    /// The hashes of a derivation whose inputs are done.
+    fn close(&self, path: &StorePath, drv: &Derivation, mut verified: bool) -> Result<Hashes, Failure> {
+        let full = path.to_absolute_path();
+        let bad = |why: String| Failure::rejected(format!("cannot build '{full}': {why}"));
+        let mut inputs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let mut deferred = false;
+        for (input, wanted) in drv.input_derivations() {
+            if wanted.is_dynamic() {
+                return Err(
+                    bad("it depends on a dynamic derivation, which this box does not support".into()),
+                );
+            }
+            let Some(hashes) = self.done(input) else {
+                return Err(bad(format!("nothing is known about '{}'", input.to_absolute_path())));
+            };
+            deferred |= hashes.deferred;
+            verified &= hashes.verified;
+            inputs.entry(hex(&hashes.input)).or_default().extend(wanted.outputs().iter().cloned());
+        }
+        let basic = basic(drv);
+        let mut hashes = of_parts(drv.name(), &basic, &inputs, deferred).map_err(bad)?;
+        hashes.verified &= verified;
+        Ok(hashes)
+    }
+}
+
+/// To be asked before a file is read: a claim that is read first may give way to a Verified path with other contents,
+/// and what was read would then pass for that. What is Verified stays as it is.
+pub fn is_verified(view: &View, path: &StorePath) -> bool {
+    view.info_with_provenance(path).is_some_and(|(_, why)| why == Provenance::Verified)
+}
+
+/// Reads and parses a valid `.drv`.
+pub fn read(view: &View, path: &StorePath) -> Result<Derivation, Failure> {
+    let full = path.to_absolute_path();
+    let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
+    let name = path.name().strip_suffix(".drv").ok_or_else(|| bad(&"its name does not end in .drv"))?;
+    let bytes = view.read_file(path, MAX_DRV_BYTES).map_err(|e| Failure::rejected(e.to_string()))?;
+    Derivation::from_aterm_bytes(&bytes, name).map_err(|e| bad(&e))
+}
+
+/// Hashes of a derivation without input derivations, which is all that `verified` has to go by.
+pub fn of_basic(name: &str, basic: &BasicDerivation) -> Result<Hashes, String> {
+    of_parts(name, basic, &BTreeMap::new(), false)
+}
+
+fn of_parts(
+    name: &str,
+    drv: &BasicDerivation,
+    inputs: &BTreeMap<String, BTreeSet<String>>,
+    mut deferred: bool,
+) -> Result<Hashes, String> {
+    // The only output of a fixed-output derivation stands for it, whatever it was made from.
+    if let (1, Some(Output::Fixed { ca })) = (drv.outputs.len(), drv.outputs.get("out")) {
+        let path = Output::Fixed { ca: ca.clone() }.path(name, "out").map_err(|e| e.to_string())?;
+        let path = path.map(|path| path.to_absolute_path()).unwrap_or_default();
+        let (method, hash) = (prefixed(ca.method(), &ca.hash().algorithm().to_string()), ca.hash());
+        let text = format!("fixed:out:{method}:{}:{path}", hex(hash.digest_as_bytes()));
+        let hash = Sha256::digest(text.as_bytes()).into();
+        return Ok(Hashes { input: hash, masked: hash, deferred: false, verified: true });
+    }
+    let masked: [u8; 32] = Sha256::digest(aterm(name, drv, inputs, true)).into();
+    let input = Sha256::digest(aterm(name, drv, inputs, false)).into();
+    let mut verified = true;
+    for (output, spec) in &drv.outputs {
+        let named = match spec {
+            Output::InputAddressed { path } => {
+                let right = build_output_path(DerivationModuloHash::new(masked), output, name)
+                    .map_err(|e| e.to_string())?;
+                verified &= !deferred && right == *path;
+                path.to_absolute_path()
+            }
+            Output::Floating { .. } => hash_placeholder(output),
+            Output::Deferred => String::new(),
+            Output::Fixed { .. } | Output::Impure { .. } => continue,
+        };
+        // The masked hash leaves the variables of outputs out. With anything else in them a derivation would have the
+        // hash of another one, and might do something else.
+        verified &= drv.env.get(output).is_none_or(|value| *value == named.as_bytes());
+    }
+    deferred |= drv.outputs.values().any(|o| matches!(o, Output::Floating { .. } | Output::Impure { .. }));
+    Ok(Hashes { input, masked, deferred, verified })
+}
+
+/// A derivation without its input derivations.
+pub fn basic(drv: &Derivation) -> BasicDerivation {
+    let mut env = drv.environment().clone();
+    if let Some(attrs) = drv.structured_attrs() {
+        env.insert("__json".to_owned(), attrs.canonical_json().to_vec());
+    }
+    BasicDerivation {
+        outputs: drv.outputs().clone(),
+        input_sources: drv.input_sources().clone(),
+        system: drv.system().to_owned(),
+        builder: drv.builder().to_owned(),
+        args: drv.arguments().to_vec(),
+        env,
+    }
+}
+
+/// The text of a derivation as Nix writes it. `inputs` are hashes (or paths) with the outputs wanted; `mask` leaves the
+/// paths of its own outputs out.
+pub fn aterm(
+    name: &str,
+    drv: &BasicDerivation,
+    inputs: &BTreeMap<String, BTreeSet<String>>,
+    mask: bool,
+) -> Vec<u8> {
+    let mut text = b"Derive(".to_vec();
+    list(&mut text, &drv.outputs, |text, (output, spec)| {
+        let path = match spec.path(name, output) {
+            Ok(Some(path)) if !mask => path.to_absolute_path(),
+            _ => String::new(),
+        };
+        let (how, hash) = match spec {
+            Output::InputAddressed { .. } | Output::Deferred => (String::new(), String::new()),
+            Output::Fixed { ca } => {
+                (prefixed(ca.method(), &ca.hash().algorithm().to_string()), hex(ca.hash().digest_as_bytes()))
+            }
+            Output::Floating { method, hash_algorithm } => {
+                (prefixed(*method, &hash_algorithm.to_string()), String::new())
+            }
+            Output::Impure { method, hash_algorithm } => {
+                (prefixed(*method, &hash_algorithm.to_string()), "impure".to_owned())
+            }
+        };
+        text.push(b'(');
+        for (i, part) in [output, &path, &how, &hash].into_iter().enumerate() {
+            if i > 0 {
+                text.push(b',');
+            }
+            quoted(text, part.as_bytes());
+        }
+        text.push(b')');
+    });
+    text.push(b',');
+    list(&mut text, inputs, |text, (input, outputs)| {
+        text.push(b'(');
+        quoted(text, input.as_bytes());
+        text.push(b',');
+        list(text, outputs, |text, output| quoted(text, output.as_bytes()));
+        text.push(b')');
+    });
+    text.push(b',');
+    list(&mut text, &drv.input_sources, |text, path| quoted(text, path.to_absolute_path().as_bytes()));
+    text.push(b',');
+    quoted(&mut text, drv.system.as_bytes());
+    text.push(b',');
+    quoted(&mut text, drv.builder.as_bytes());
+    text.push(b',');
+    list(&mut text, &drv.args, |text, arg| quoted(text, arg.as_bytes()));
+    text.push(b',');
+    list(&mut text, &drv.env, |text, (name, value)| {
+        text.push(b'(');
+        quoted(text, name.as_bytes());
+        text.push(b',');
+        quoted(text, if mask && drv.outputs.contains_key(name) { b"" } else { value });
+        text.push(b')');
+    });
+    text.push(b')');
+    text
+}
+
+fn list<T>(text: &mut Vec<u8>, items: impl IntoIterator<Item = T>, mut write: impl FnMut(&mut Vec<u8>, T)) {
+    text.push(b'[');
+    for (i, item) in items.into_iter().enumerate() {
+        if i > 0 {
+            text.push(b',');
+        }
+        write(text, item);
+    }
+    text.push(b']');
+}
+
+fn quoted(text: &mut Vec<u8>, bytes: &[u8]) {
+    text.push(b'"');
+    for byte in bytes {
+        match byte {
+            b'"' | b'\\' => text.extend([b'\\', *byte]),
+            b'\n' => text.extend(b"\\n"),
+            b'\r' => text.extend(b"\\r"),
+            b'\t' => text.extend(b"\\t"),
+            _ => text.push(*byte),
+        }
+    }
+    text.push(b'"');
+}
+
+/// `r:sha256` and its relatives (Nix: `printMethodAlgo`).
+fn prefixed(method: ContentAddressMethod, algorithm: &str) -> String {
+    let prefix = match method {
+        ContentAddressMethod::Flat => "",
+        ContentAddressMethod::Nar => "r:",
+        ContentAddressMethod::Text => "text:",
+        ContentAddressMethod::Git => "git:",
+    };
+    format!("{prefix}{algorithm}")
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+#[path = "modulo_test.rs"]
+mod modulo_test;
