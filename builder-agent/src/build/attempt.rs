@@ -61,7 +61,7 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
         return fetch(recipe, means, closure, log);
     }
     let mut around = surroundings(recipe, means.cores)?;
-    around.files.extend(graph_files::files(recipe, means.view, &closure)?);
+    around.files.extend(graph_files::files(recipe, means.inputs)?);
     let trouble = |error: &dyn std::fmt::Display| {
         Failure::transient(format!("cannot prepare the inputs of '{drv}': {error}"))
     };

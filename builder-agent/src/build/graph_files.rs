@@ -6,16 +6,13 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use nix_derivation::StorePath;
-use store::View;
+use store::Closure;
 
 use super::{Failure, Recipe};
 
-/// The files a recipe asks for. `closure` is what its builder may see; nothing else can be exported.
-pub(super) fn files(
-    recipe: &Recipe,
-    view: &View,
-    closure: &BTreeSet<StorePath>,
-) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+/// The files a recipe asks for. `inputs` is what its builder may see; nothing else can be exported. References are
+/// those of that snapshot, which the build key covers: an uploader's words about a claim can change meanwhile.
+pub(super) fn files(recipe: &Recipe, inputs: &Closure) -> Result<Vec<(String, Vec<u8>)>, Failure> {
     let refused = |why: String| {
         Failure::rejected(format!("cannot build '{}': {why}", recipe.drv_path.to_absolute_path()))
     };
@@ -36,23 +33,35 @@ pub(super) fn files(
         }
         let path = StorePath::from_absolute_path(path.as_bytes())
             .map_err(|_| refused(format!("'{path}' in 'exportReferencesGraph' is not a store path")))?;
-        if !closure.contains(&path) {
+        if !inputs.contains(&path) {
             return Err(refused(format!(
                 "cannot export references of path '{}' because it is not in the input closure of the derivation",
                 path.to_absolute_path()
             )));
         }
-        let exported = view.closure(std::slice::from_ref(&path)).map_err(|e| refused(e.to_string()))?;
-        files.push((name.clone(), registration(view, &exported).into_bytes()));
+        files.push((name.clone(), registration(inputs, &reachable(inputs, path)).into_bytes()));
     }
     Ok(files)
 }
 
+/// `path` and all it refers to.
+fn reachable(inputs: &Closure, path: StorePath) -> BTreeSet<StorePath> {
+    let mut found = BTreeSet::new();
+    let mut todo = vec![path];
+    while let Some(path) = todo.pop() {
+        let references = inputs.info(&path).map(|info| info.references.clone());
+        if found.insert(path) {
+            todo.extend(references.into_iter().flatten());
+        }
+    }
+    found
+}
+
 /// Per path: itself, an empty deriver, the number of references, the references.
-fn registration(view: &View, paths: &BTreeSet<StorePath>) -> String {
+fn registration(inputs: &Closure, paths: &BTreeSet<StorePath>) -> String {
     let mut text = String::new();
     for path in paths {
-        let references = view.info(path).map(|info| info.references.clone()).unwrap_or_default();
+        let references = inputs.info(path).map(|info| info.references.clone()).unwrap_or_default();
         let _ = write!(text, "{}\n\n{}\n", path.to_absolute_path(), references.len());
         for reference in references {
             let _ = writeln!(text, "{}", reference.to_absolute_path());
