@@ -1,14 +1,17 @@
 //! The box's own HTTP client against servers that behave, and servers that do not.
 
+mod common;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use builder_agent::config::Fetch;
 use builder_agent::net::{ConnectError, HttpClient, HttpError, Want};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use common::http::{converse, ok, server};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use url::Url;
 
@@ -27,53 +30,13 @@ fn client() -> HttpClient {
     HttpClient::new(&fetch())
 }
 
-/// Reads requests one after the other and answers each with what `answer` gives for its path; an empty answer hangs
-/// up. Counts connections.
-async fn server(
-    answer: impl Fn(&str) -> Vec<u8> + Clone + Send + Sync + 'static,
-) -> (SocketAddr, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
-    let count = Arc::new(AtomicUsize::new(0));
-    let counter = count.clone();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            counter.fetch_add(1, Ordering::Relaxed);
-            tokio::spawn(converse(stream, answer.clone()));
-        }
-    });
-    (address, count)
-}
-
-async fn converse<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, answer: impl Fn(&str) -> Vec<u8>) {
-    let mut request = Vec::new();
-    loop {
-        while !request.ends_with(b"\r\n\r\n") {
-            match stream.read_u8().await {
-                Ok(byte) => request.push(byte),
-                Err(_) => return,
-            }
-        }
-        let text = String::from_utf8(std::mem::take(&mut request)).expect("a request in ASCII");
-        let path = text.split(' ').nth(1).expect("a request line");
-        let answer = answer(path);
-        if answer.is_empty() || stream.write_all(&answer).await.is_err() {
-            return;
-        }
-    }
-}
-
-fn ok(body: &str) -> Vec<u8> {
-    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
-}
-
 fn url(address: SocketAddr, path: &str) -> Url {
     Url::parse(&format!("http://{address}{path}")).expect("a URL")
 }
 
 #[tokio::test]
 async fn a_kept_connection_serves_the_next_request() {
-    let (address, connections) = server(|path| ok(&format!("you asked for {path}"))).await;
+    let (address, connections) = server(|path| ok(format!("you asked for {path}"))).await;
     let client = client();
     for path in ["/a", "/b?c=d", "/e"] {
         let body = client.get_all(&url(address, path), SMALL).await.expect("an answer");

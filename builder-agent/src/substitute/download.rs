@@ -132,7 +132,7 @@ async fn one(
             // Without a size no file of a NAR is much larger than the NAR.
             let most = size.unwrap_or(offer.info.nar_size.saturating_add(1 << 20));
             let body = cache.open(url, most).await.map_err(|error| match SourceError::from(error) {
-                SourceError::Useless(why) => failed(why),
+                SourceError::Refused(why) => failed(why),
                 other => other,
             })?;
             let body = body.blocking(runtime, cancel);

@@ -33,9 +33,11 @@ pub enum SourceError {
 
 impl From<HttpError> for SourceError {
     fn from(error: HttpError) -> Self {
-        match error.is_passing() {
-            true => Self::Trouble(error.to_string()),
-            false => Self::Useless(error.to_string()),
+        match &error {
+            error if error.is_passing() => Self::Trouble(error.to_string()),
+            HttpError::Connect { .. } => Self::Useless(error.to_string()),
+            // About this one file: too large, oddly encoded, moved to nowhere.
+            _ => Self::Refused(error.to_string()),
         }
     }
 }

@@ -1,0 +1,328 @@
+//! Substitution with caches that lie, break or stall, and what members get to see of it. In one process; stock Nix's
+//! own caches are in `tests/tests/clients/substitution.rs`.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use common::http::{ENDLESS, ok, server, status};
+use common::scripted::{Scripted, TestClient, path};
+use nix_derivation::{StorePath, nixbase32};
+use sha2::{Digest, Sha256};
+use store::signing::{SecretKey, Signer, fingerprint};
+use wire::client::{End, encode_file_nar};
+use wire::worker::Request;
+
+/// A cache made by hand: what it answers by path, and what it was asked for.
+#[derive(Clone, Default)]
+struct Cache {
+    files: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Cache {
+    async fn open() -> (Self, SocketAddr) {
+        let cache = Self::default();
+        cache.put("nix-cache-info", ok("StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n"));
+        let serving = cache.clone();
+        let (address, _) = server(move |path| {
+            serving.asked.lock().expect("asked").push(path[1..].to_owned());
+            serving.files.lock().expect("files").get(&path[1..]).cloned().unwrap_or_else(|| status(404))
+        })
+        .await;
+        (cache, address)
+    }
+
+    fn put(&self, path: &str, answer: Vec<u8>) {
+        self.files.lock().expect("files").insert(path.to_owned(), answer);
+    }
+
+    fn asked(&self, path: &str) -> usize {
+        self.asked.lock().expect("asked").iter().filter(|asked| *asked == path).count()
+    }
+
+    /// Everything that makes `path` a file with this text, as an honest cache would have it; then `change` has its way
+    /// with the narinfo.
+    fn publish(
+        &self,
+        name: &str,
+        text: &str,
+        references: &[StorePath],
+        key: Option<&SecretKey>,
+        change: impl FnOnce(String) -> String,
+    ) -> StorePath {
+        let path = path(name);
+        let nar = encode_file_nar(text.as_bytes(), false);
+        let info = store::PathInfo {
+            path: path.clone(),
+            nar_hash: Sha256::digest(&nar).into(),
+            nar_size: nar.len() as u64,
+            references: references.iter().cloned().collect::<BTreeSet<_>>(),
+            deriver: None,
+            registration_time: 0,
+            ultimate: false,
+            signatures: Vec::new(),
+            ca: None,
+        };
+        let hash = nixbase32::encode(&info.nar_hash);
+        let names: Vec<String> = info.references.iter().map(StorePath::to_basename).collect();
+        let signature = key.map(|key| format!("Sig: {}\n", key.sign(fingerprint(&info).as_bytes())));
+        let narinfo = format!(
+            "StorePath: {}\nURL: nar/{name}.nar\nCompression: none\nFileHash: sha256:{hash}\nFileSize: {size}\n\
+             NarHash: sha256:{hash}\nNarSize: {size}\nReferences: {}\n{}",
+            path.to_absolute_path(),
+            names.join(" "),
+            signature.unwrap_or_default(),
+            size = nar.len(),
+        );
+        self.put(&narinfo_of(&path), ok(change(narinfo)));
+        self.put(&format!("nar/{name}.nar"), ok(nar));
+        path
+    }
+}
+
+fn narinfo_of(path: &StorePath) -> String {
+    format!("{}.narinfo", nixbase32::encode(path.digest()))
+}
+
+fn as_it_is(narinfo: String) -> String {
+    narinfo
+}
+
+fn key() -> SecretKey {
+    SecretKey::generate("cache.example.org-1").expect("a key")
+}
+
+/// A house that fetches from there and trusts this key.
+fn house(address: SocketAddr, key: &SecretKey, more: &str) -> Scripted {
+    Scripted::open(&format!(
+        "substituters = [\"http://{address}\"]\ntrusted-public-keys = [\"{}\"]\nfetch.allow-private = true\n\
+         fetch.stall-seconds = 1\n{more}",
+        key.public()
+    ))
+}
+
+/// `EnsurePath`: nothing, or the error.
+async fn ensure(client: &mut TestClient, path: &StorePath) -> Result<(), String> {
+    client.request(&Request::EnsurePath { path: path.clone() }).await.expect("sent");
+    match client.log().await.expect("an answer").1 {
+        End::Last => {
+            client.u64().await.expect("1");
+            Ok(())
+        }
+        End::Error(message) => Err(message),
+        End::Read(_) => panic!("nothing to read"),
+    }
+}
+
+async fn is_valid(client: &mut TestClient, path: &StorePath) -> bool {
+    client.call(&Request::IsValidPath { path: path.clone() }).await.expect("an answer");
+    client.u64().await.expect("a bool") == 1
+}
+
+#[tokio::test]
+async fn a_signed_path_is_fetched_with_its_references_and_everybody_sees_it() {
+    let (cache, address) = Cache::open().await;
+    let key = key();
+    let lib = cache.publish("lib", "library", &[], Some(&key), as_it_is);
+    let app = cache.publish("app", "application", &[lib.clone(), path("app")], Some(&key), as_it_is);
+    let house = house(address, &key, "");
+    let mut alice = house.session("alice").await;
+    assert_eq!(ensure(&mut alice, &app).await, Ok(()));
+    let mut bob = house.session("bob").await;
+    for path in [&lib, &app] {
+        assert!(is_valid(&mut alice, path).await && is_valid(&mut bob, path).await, "{path:?}");
+    }
+    // What is there is not asked for again.
+    let asked = cache.asked.lock().expect("asked").len();
+    assert_eq!(ensure(&mut bob, &app).await, Ok(()));
+    assert_eq!(cache.asked.lock().expect("asked").len(), asked);
+}
+
+#[tokio::test]
+async fn each_lie_of_a_cache_is_refused_in_one_line_and_the_box_goes_on() {
+    let (cache, address) = Cache::open().await;
+    let (key, other) = (key(), SecretKey::generate("other-1").expect("a key"));
+    let impostor = SecretKey::generate("cache.example.org-1").expect("another key of the same name");
+    let unsigned = cache.publish("unsigned", "x", &[], None, as_it_is);
+    let unknown = cache.publish("unknown", "x", &[], Some(&other), as_it_is);
+    let forged = cache.publish("forged", "x", &[], Some(&impostor), as_it_is);
+    // The signature covers what would be changed here.
+    let references = cache.publish("references", "x", &[], Some(&key), |info| {
+        info.replace("References: ", &format!("References: {}", path("unsigned").to_basename()))
+    });
+    let swapped = cache.publish("swapped", "x", &[], Some(&key), as_it_is);
+    cache.put("nar/swapped.nar", ok(encode_file_nar(b"y", false)));
+    let no_file_hash = cache.publish("no-file-hash", "x", &[], Some(&key), |info| {
+        info.lines().filter(|line| !line.starts_with("File")).map(|line| format!("{line}\n")).collect()
+    });
+    cache.put("nar/no-file-hash.nar", ok(encode_file_nar(b"y", false)));
+    let cut = cache.publish("cut", "x", &[], Some(&key), as_it_is);
+    cache.put("nar/cut.nar", ok(&encode_file_nar(b"x", false)[..40]));
+    let garbage = cache.publish("garbage", "x", &[], Some(&key), as_it_is);
+    cache.put("nar/garbage.nar", ok("this is no NAR"));
+    let endless = cache.publish("endless", "x", &[], Some(&key), as_it_is);
+    let head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n".as_slice();
+    cache.put("nar/endless.nar", [head, &encode_file_nar(b"x", false), ENDLESS].concat());
+    let gone = cache.publish("gone", "x", &[], Some(&key), as_it_is);
+    cache.put("nar/gone.nar", status(404));
+    let moved = cache.publish("moved", "x", &[], Some(&key), as_it_is);
+    cache
+        .put("nar/moved.nar", b"HTTP/1.1 302 X\r\nLocation: moved.nar\r\nContent-Length: 0\r\n\r\n".to_vec());
+    let huge =
+        cache.publish("huge", "x", &[], Some(&key), |info| info.replace("NarSize: ", "NarSize: 9000000"));
+    let stranger = cache.publish("stranger", "x", &[], Some(&key), |info| {
+        info.replace(&path("stranger").to_absolute_path(), &path("unsigned").to_absolute_path())
+    });
+    let foreign =
+        cache.publish("foreign", "x", &[], Some(&key), |info| info.replace("/nix/store/", "/gnu/store/"));
+    let long = cache.publish("long", "x", &[], Some(&key), |info| info + &"Future: thing\n".repeat(100_000));
+    let packed = cache.publish("packed", "x", &[], Some(&key), |info| info.replace("none", "zstd"));
+    let (one, two) = (path("one"), path("two"));
+    cache.publish("one", "1", &[two.clone()], Some(&key), as_it_is);
+    cache.publish("two", "2", &[one.clone()], Some(&key), as_it_is);
+    let lacking = cache.publish("lacking", "x", &[path("nowhere")], Some(&key), as_it_is);
+
+    let house = house(address, &key, "limits.max-nar-mib = 1\n");
+    let mut alice = house.session("alice").await;
+    for (what, said) in [
+        (&unsigned, "has no signature; sign it there"),
+        (&unknown, "(signed by other-1); add the key to `trusted-public-keys` of the box"),
+        (&forged, "no right signature by a key this box trusts (signed by cache.example.org-1)"),
+        (&references, "no right signature"),
+        (&swapped, "hash mismatch"),
+        (&no_file_hash, "hash mismatch"),
+        (&cut, "truncated"),
+        (&garbage, "from http://127.0.0.1"),
+        (&endless, "larger than"),
+        (&gone, "answered 404"),
+        (&moved, "more than 10 redirects"),
+        (&huge, "raise `limits.max-nar-mib`"),
+        (&stranger, "its narinfo is about"),
+        (&foreign, "bad StorePath (/gnu/store/"),
+        (&long, "larger than 1048576 bytes"),
+        (&packed, "not zstd data"),
+        (&one, "go in a circle"),
+        (&lacking, "is in none of this box's substituters"),
+    ] {
+        let name = what.name();
+        let error = ensure(&mut alice, what).await.expect_err(name);
+        assert!(error.contains(said), "{name}: {error}");
+        assert!(error.len() < 700 && !error.contains('\n'), "{name}: {error}");
+        assert!(!is_valid(&mut alice, what).await, "{name}");
+        // A cache that lies about one thing may be honest about the next.
+        let good = cache.publish(&format!("good-{name}"), name, &[], Some(&key), as_it_is);
+        assert_eq!(ensure(&mut alice, &good).await, Ok(()), "after {name}");
+    }
+}
+
+#[tokio::test]
+async fn a_cache_for_another_store_is_never_asked_for_a_path() {
+    let (cache, address) = Cache::open().await;
+    cache.put("nix-cache-info", ok("StoreDir: /gnu/store\n"));
+    let key = key();
+    let app = cache.publish("app", "x", &[], Some(&key), as_it_is);
+    let house = house(address, &key, "");
+    let mut alice = house.session("alice").await;
+    let error = ensure(&mut alice, &app).await.expect_err("no use");
+    assert!(error.contains("says that its paths are below '/gnu/store'"), "{error}");
+    assert_eq!(cache.asked(&narinfo_of(&app)), 0);
+}
+
+#[tokio::test]
+async fn a_cache_that_is_down_or_stalls_costs_a_clear_line_and_is_left_alone_for_a_while() {
+    let key = key();
+    // Nobody listens there any more.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    drop(listener);
+    let down = house(address, &key, "");
+    let mut alice = down.session("alice").await;
+    let error = ensure(&mut alice, &path("app")).await.expect_err("down");
+    assert!(error.contains("not all substituters could be asked: cannot fetch 'http://127.0.0.1"), "{error}");
+    let error = ensure(&mut alice, &path("app")).await.expect_err("left alone");
+    assert!(error.contains("is not asked for another"), "{error}");
+    assert!(!is_valid(&mut alice, &path("app")).await, "the box serves");
+
+    // It takes the question and says nothing.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let silent = house(listener.local_addr().expect("an address"), &key, "");
+    let mut alice = silent.session("alice").await;
+    let error = ensure(&mut alice, &path("app")).await.expect_err("silent");
+    assert!(error.contains("nothing came for 1 seconds (`fetch.stall-seconds`)"), "{error}");
+}
+
+#[tokio::test]
+async fn private_addresses_are_not_fetched_from_by_default() {
+    let (cache, address) = Cache::open().await;
+    let key = key();
+    let app = cache.publish("app", "x", &[], Some(&key), as_it_is);
+    let house = Scripted::open(&format!(
+        "substituters = [\"http://{address}\"]\ntrusted-public-keys = [\"{}\"]\n",
+        key.public()
+    ));
+    let mut alice = house.session("alice").await;
+    let error = ensure(&mut alice, &app).await.expect_err("private");
+    assert!(error.contains("set `fetch.allow-private = true` on the box"), "{error}");
+    assert!(cache.asked.lock().expect("asked").is_empty());
+}
+
+#[tokio::test]
+async fn what_is_wanted_by_two_members_is_downloaded_once() {
+    let (cache, address) = Cache::open().await;
+    let key = key();
+    let big = "x".repeat(8 << 20);
+    let app = cache.publish("app", &big, &[], Some(&key), as_it_is);
+    let house = house(address, &key, "");
+    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let (one, two) = tokio::join!(ensure(&mut alice, &app), ensure(&mut bob, &app));
+    assert_eq!((one, two), (Ok(()), Ok(())));
+    assert_eq!(cache.asked("nar/app.nar"), 1);
+    // Each asked for it: how fast the answer came told neither about the other.
+    assert_eq!(cache.asked(&narinfo_of(&app)), 2);
+}
+
+#[tokio::test]
+async fn names_can_be_substituted_always_or_never_whatever_the_client_wants() {
+    let (cache, address) = Cache::open().await;
+    let key = key();
+    let [hello, source, secret] = ["hello-2.12", "hello-src", "secret-tool"]
+        .map(|name| cache.publish(name, name, &[], Some(&key), as_it_is));
+    let house = house(address, &key, "always-substitute = [\"*-src\"]\nnever-substitute = [\"secret-*\"]\n");
+    let mut alice = house.session("alice").await;
+    let error = ensure(&mut alice, &secret).await.expect_err("never");
+    assert!(error.contains("is not valid"), "{error}");
+    let settings = wire::types::ClientSettings { use_substitutes: false, ..Default::default() };
+    alice.call(&Request::SetOptions(settings)).await.expect("settings");
+    assert!(ensure(&mut alice, &hello).await.is_err(), "the client wants none");
+    assert_eq!(ensure(&mut alice, &source).await, Ok(()));
+    assert_eq!((cache.asked(&narinfo_of(&hello)), cache.asked(&narinfo_of(&secret))), (0, 0));
+}
+
+#[tokio::test]
+async fn a_fetched_path_wins_over_a_claim_to_the_same_name() {
+    let (cache, address) = Cache::open().await;
+    let key = key();
+    let lib = cache.publish("lib", "honest", &[], Some(&key), as_it_is);
+    let app = cache.publish("app", "application", &[lib.clone()], Some(&key), as_it_is);
+    let house = house(address, &key, "");
+    let view = house.house.store.view(&store::Member::new("alice"));
+    let nar = encode_file_nar(b"mine", false);
+    let mine = store::PathInfo {
+        path: lib.clone(),
+        nar_hash: Sha256::digest(&nar).into(),
+        nar_size: nar.len() as u64,
+        references: BTreeSet::new(),
+        deriver: None,
+        registration_time: 0,
+        ultimate: false,
+        signatures: Vec::new(),
+        ca: None,
+    };
+    view.import(mine, &mut nar.as_slice()).expect("a claim");
+    let mut alice = house.session("alice").await;
+    assert_eq!(ensure(&mut alice, &app).await, Ok(()));
+    assert_eq!(view.read_file(&lib, 100).expect("contents"), b"honest");
+}
