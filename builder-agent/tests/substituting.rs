@@ -181,8 +181,8 @@ async fn each_lie_of_a_cache_is_refused_in_one_line_and_the_box_goes_on() {
     let long = cache.publish("long", "x", &[], Some(&key), |info| info + &"Future: thing\n".repeat(100_000));
     let packed = cache.publish("packed", "x", &[], Some(&key), |info| info.replace("none", "zstd"));
     let (one, two) = (path("one"), path("two"));
-    cache.publish("one", "1", &[two.clone()], Some(&key), as_it_is);
-    cache.publish("two", "2", &[one.clone()], Some(&key), as_it_is);
+    cache.publish("one", "1", std::slice::from_ref(&two), Some(&key), as_it_is);
+    cache.publish("two", "2", std::slice::from_ref(&one), Some(&key), as_it_is);
     let lacking = cache.publish("lacking", "x", &[path("nowhere")], Some(&key), as_it_is);
 
     let house = house(address, &key, "limits.max-nar-mib = 1\n");
@@ -306,7 +306,7 @@ async fn a_fetched_path_wins_over_a_claim_to_the_same_name() {
     let (cache, address) = Cache::open().await;
     let key = key();
     let lib = cache.publish("lib", "honest", &[], Some(&key), as_it_is);
-    let app = cache.publish("app", "application", &[lib.clone()], Some(&key), as_it_is);
+    let app = cache.publish("app", "application", std::slice::from_ref(&lib), Some(&key), as_it_is);
     let house = house(address, &key, "");
     let view = house.house.store.view(&store::Member::new("alice"));
     let nar = encode_file_nar(b"mine", false);
