@@ -11,7 +11,8 @@ const BANNER: &str = "testbox: a Barnraiser community builder\n\
                       warning: builds run in the namespace sandbox, which is weaker than this project's micro-VMs\n";
 
 const WORKS: &str = "this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://), \
-                     `nix-store --serve --write` (for those named ssh://) and `signing-key`";
+                     `nix-store --serve --write` (for those named ssh://), \
+                     `log <derivation or output path>` and `signing-key`";
 
 #[test]
 fn a_command_that_is_not_possible_is_refused_in_one_line_that_names_what_is() {

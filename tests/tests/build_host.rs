@@ -105,18 +105,6 @@ fn a_configuration_from_a_flake_builds_here(version: Version) {
     assert_eq!(kernel(&rebuild.nix, system), "linux\n");
 }
 
-fn derivations_are_realised_in_its_store(version: Version) {
-    let rebuild = Rebuild::with(version);
-    let drv = rebuild.instantiate(SYSTEM);
-    rebuild.run("nix-copy-closure", &["--to", HOST, &drv]).ok();
-    let store = ["--store", rebuild.nix.store(), "--realise"];
-    rebuild.run("nix-store", &[&store[..], &[&drv]].concat()).says(&["a line of log"]);
-    assert_eq!(rebuild.agent.count("build started"), 2);
-    let bad = rebuild.instantiate("exit 5");
-    rebuild.run("nix-copy-closure", &["--to", HOST, &bad]).ok();
-    rebuild.run("nix-store", &[&store[..], &[&bad]].concat()).failed().says(&["failed with exit code 5"]);
-}
-
 fn a_build_that_fails_is_told_with_nix_exit_status(version: Version) {
     let rebuild = Rebuild::with(version);
     let drv = rebuild.instantiate("echo the reason; exit 7");
@@ -175,7 +163,6 @@ for_every_version! {
     the_older_nixos_rebuild_builds_here,
     the_newer_nixos_rebuild_builds_here,
     a_configuration_from_a_flake_builds_here,
-    derivations_are_realised_in_its_store,
     a_build_that_fails_is_told_with_nix_exit_status,
     nothing_is_deployed_to_a_box,
 }

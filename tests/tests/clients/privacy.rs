@@ -30,7 +30,9 @@ fn is_alone(stock: Stock, make: impl Fn(&Nix) -> String) {
 /// `--builders` sends a derivation without those it was made from, so its output path cannot be checked.
 pub fn what_one_member_built_from_a_bare_recipe_does_not_exist_for_another(stock: Stock) {
     is_alone(stock, |alice| {
-        let drv = Drv::new("alone", "echo secret > $out").expr();
+        // One without inputs would be whole as it is.
+        let input = Drv::new("input", "echo known > $out");
+        let drv = Drv::new("alone", "echo secret > $out").input("input", &input).expr();
         outputs(&process::run(&mut alice.build_through_builders(&drv)).ok())["out"].clone()
     });
 }
@@ -38,7 +40,9 @@ pub fn what_one_member_built_from_a_bare_recipe_does_not_exist_for_another(stock
 /// An input-addressed path that was built on the client says nothing about its contents.
 pub fn what_one_member_uploaded_unchecked_does_not_exist_for_another(stock: Stock) {
     is_alone(stock, |alice| {
-        let drv = Drv::new("alone", "echo secret > $out").expr();
+        // One without inputs would be whole as it is.
+        let input = Drv::new("input", "echo known > $out");
+        let drv = Drv::new("alone", "echo secret > $out").input("input", &input).expr();
         let built = alice.run(["build", "--no-link", "--json", "--expr", &drv]).ok();
         let path = outputs(&built)["out"].clone();
         alice.run(["copy", "--to", alice.store(), &path]).ok();
