@@ -57,8 +57,8 @@ async fn an_agent_killed_in_the_middle_of_an_upload_forgets_it_and_nothing_else(
 #[tokio::test]
 async fn of_many_paths_in_one_upload_a_kill_leaves_whole_ones_only() {
     let mut house = House::open(&[]).await;
-    // References first, as clients send them; more than become visible together.
-    let all: Vec<_> = (0..600)
+    // References first, as clients send them; several times what becomes visible together.
+    let all: Vec<_> = (0..1500)
         .map(|n| {
             let nar = nar(&file(format!("contents {n}").as_bytes()));
             let mut info = info(&format!("p{n}"), &nar);
@@ -68,7 +68,7 @@ async fn of_many_paths_in_one_upload_a_kill_leaves_whole_ones_only() {
             (info, nar)
         })
         .collect();
-    let body = encode_frames(&items(600, &all), 32 << 10);
+    let body = encode_frames(&items(1500, &all), 32 << 10);
     let mut session = house.session().await;
     session.request(&Request::AddMultipleToStore { repair: false, dont_check_sigs: true }).await;
     session.send(&body[..body.len() - 1000]).await;
@@ -86,7 +86,7 @@ async fn of_many_paths_in_one_upload_a_kill_leaves_whole_ones_only() {
     come_back(&mut house).await;
     let mut session = house.session().await;
     assert!(session.is_valid(&path("p0")).await);
-    assert!(!session.is_valid(&path("p599")).await);
+    assert!(!session.is_valid(&path("p1499")).await);
     session.request(&Request::AddMultipleToStore { repair: false, dont_check_sigs: true }).await;
     session.send(&body).await;
     within("an answer", session.client.done()).await.expect("the second time all are taken");
