@@ -127,6 +127,7 @@ async fn sessions_that_send_and_never_listen_cost_bounded_memory_and_nobody_else
     bob.leave().await;
     drop(line);
     flood.abort_all();
-    // The connection of the one who floods is over and given back.
-    until("memory to be given back", || rss_kib(house.agent.pid()) < before + (48 << 10)).await;
+    // The connection of the one who floods is over. (How much of its memory the allocator gives back, and when, is its
+    // own affair; that nothing is lost is for `interrupted` to say, and the bound above holds in any case.)
+    until("the sessions to end", || house.agent.count("worker session ended") > SESSIONS).await;
 }

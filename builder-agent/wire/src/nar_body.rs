@@ -128,6 +128,15 @@ impl SizedNar {
     }
 }
 
+/// Takes bytes back that were read before the error was seen: `AsyncRead` promises that there are none with an error,
+/// and tokio's `read_to_end` panics if there are.
+pub(crate) fn nothing_with_an_error(read: PollIo, buf: &mut ReadBuf<'_>, before: usize) -> PollIo {
+    if matches!(read, Poll::Ready(Err(_))) {
+        buf.set_filled(before);
+    }
+    read
+}
+
 /// Reads at least one and at most `max` bytes; hanging up is an error.
 pub(crate) fn poll_some<R: AsyncRead + Unpin>(
     input: &mut Input<R>,

@@ -56,6 +56,19 @@ fn framed_bodies_of_any_cut_come_out_whole() {
 }
 
 #[test]
+fn a_nar_that_breaks_off_its_format_is_an_error_for_whoever_reads_to_the_end() {
+    // Bare, and asked for piece by piece. Frames carry any bytes; the store finds out about those.
+    for minor in [20, 22] {
+        let protocol = Protocol::plain(minor);
+        let (mut server, _out) = serve(&stream(&add_nar(64), protocol, &[0; 64]), protocol);
+        block_on(async {
+            server.next_request().await.unwrap();
+            assert!(read_all(&mut server).await.is_err(), "1.{minor}");
+        });
+    }
+}
+
+#[test]
 fn a_body_without_frames_is_empty() {
     let protocol = Protocol::plain(38);
     let (mut server, _out) = serve(&stream(&add_flat(), protocol, &[0; 8]), protocol);

@@ -294,6 +294,19 @@ fn an_export_stream_is_imported_path_by_path_to_exactly_its_end() {
 }
 
 #[test]
+fn a_nar_that_breaks_off_its_format_is_an_error_for_whoever_reads_to_the_end() {
+    let stream =
+        [encode_request(&Request::ImportPaths, version(7)), vec![1, 0, 0, 0, 0, 0, 0, 0], vec![0; 64]]
+            .concat();
+    let (mut conn, _out) = serving(&stream, 7);
+    block_on(async {
+        conn.next_request().await.unwrap();
+        assert!(conn.next_nar().await.unwrap());
+        assert!(conn.body().read_to_end(&mut Vec::new()).await.is_err());
+    });
+}
+
+#[test]
 fn an_old_signature_in_an_export_stream_is_read_over() {
     let nar = encode_file_nar(b"first", false);
     let stream = bytes().n(4).n(1).raw(&nar).n(0x4558_494e).s(A).n(0).s("").n(1).s("rsa").n(0).0;

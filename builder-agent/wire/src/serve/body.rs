@@ -12,7 +12,7 @@ use super::request::{ImportedInfo, Request};
 use super::request_read;
 use crate::error::{Problem, WireError};
 use crate::limits::MAX_DISCARD_BYTES;
-use crate::nar_body::{BareNar, SizedNar};
+use crate::nar_body::{BareNar, SizedNar, nothing_with_an_error};
 
 /// What is left of the body of the current request.
 pub(super) enum BodyState {
@@ -55,11 +55,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> AsyncRead for Body<'_, R, W> {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        match body {
+        let before = buf.filled().len();
+        let read = match body {
             BodyState::None | BodyState::ExportMark => Poll::Ready(Ok(())),
             BodyState::Nar(nar) => nar.poll_read(input, cx, buf),
             BodyState::ExportNar(nar) => nar.poll_read(input, cx, buf),
-        }
+        };
+        nothing_with_an_error(read, buf, before)
     }
 }
 

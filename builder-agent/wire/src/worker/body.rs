@@ -15,7 +15,7 @@ use super::version::Protocol;
 use crate::error::{Problem, WireError};
 use crate::input::{Fields, Input, padding_after};
 use crate::limits::{MAX_DISCARD_BYTES, MAX_FRAME_BYTES, MAX_ITEMS, TUNNEL_CHUNK_BYTES};
-use crate::nar_body::{BareNar, PollIo, SizedNar, poll_some, truncated};
+use crate::nar_body::{BareNar, PollIo, SizedNar, nothing_with_an_error, poll_some, truncated};
 use crate::output::{Encode, Output};
 use crate::types::PathInfo;
 
@@ -250,7 +250,15 @@ pub struct Body<'a, R, W> {
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> AsyncRead for Body<'_, R, W> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Connection { input, output, body, .. } = &mut *self.get_mut().conn;
+        let before = buf.filled().len();
+        let read = self.get_mut().poll_some(cx, buf);
+        nothing_with_an_error(read, buf, before)
+    }
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Body<'_, R, W> {
+    fn poll_some(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> PollIo {
+        let Connection { input, output, body, .. } = &mut *self.conn;
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
