@@ -51,6 +51,10 @@ pub fn what_was_built_from_whole_derivations_is_signed_and_valid_for_everybody(s
     let path = built(&pair.alice, &frame());
     let info = pair.bob.run(["path-info", "--json", "--store", pair.bob.store(), &path]).ok();
     assert!(info.stdout.contains("\"testbox"), "signed by the box:\n{info}");
+    // And the key that the box prints is all that a client needs.
+    let key = process::run(pair.bob.ssh().arg("signing-key")).ok().stdout;
+    let trusted = ["--option", "trusted-public-keys", key.trim()];
+    pair.bob.run([&["copy", "--from", pair.bob.store(), &path][..], &trusted].concat()).ok();
 }
 
 pub fn a_failure_is_told_again_to_another_member(stock: Stock) {
