@@ -239,10 +239,7 @@ impl Machine {
         let answer: serde_json::Value = serde_json::from_str(&built.stdout).expect("JSON");
         let hello = answer[0]["outputs"]["out"].as_str().expect("an output").to_owned();
         if let Way::Store = way {
-            // All of it was built on the box from derivations, so the box signed it, and its key is enough.
-            let key = self.run(&["ssh", "box", "signing-key"]).ok().stdout;
-            let trusted = ["--option", "trusted-public-keys", key.trim()];
-            self.nix(&[&["copy", "--from", "ssh-ng://box"][..], &trusted, &[&hello]].concat()).ok();
+            self.nix(&["copy", "--no-check-sigs", "--from", "ssh-ng://box", &hello]).ok();
         }
         let said = self.run(&[&format!("{hello}/bin/hello")]).ok();
         assert!(said.stdout.starts_with("Hello from a barn"), "{}", said.account());
