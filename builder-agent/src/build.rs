@@ -24,7 +24,6 @@ pub mod reuse;
 mod run;
 mod running;
 pub mod scheduler;
-pub mod verify;
 
 pub use failure::Failure;
 pub use key::{BuildKey, Ground};
