@@ -10,7 +10,7 @@ mod checks;
 mod environment;
 pub mod failure;
 mod floating;
-mod graph_files;
+mod graphs;
 pub mod kept;
 pub mod key;
 pub mod log;
@@ -24,6 +24,7 @@ pub mod reuse;
 mod run;
 mod running;
 pub mod scheduler;
+mod structured;
 
 pub use failure::Failure;
 pub use key::{BuildKey, Ground};

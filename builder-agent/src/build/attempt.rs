@@ -22,7 +22,7 @@ use super::floating;
 use super::log::LogWriter;
 use super::outputs::Settled;
 use super::recipe::{algorithm, sri};
-use super::{Failure, Recipe, builtin, graph_files};
+use super::{Failure, Recipe, builtin, graphs};
 use crate::config::BackendKind;
 use crate::net::HttpClient;
 
@@ -60,8 +60,7 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
     if builtin::is_fetch(recipe) {
         return fetch(recipe, means, closure, log);
     }
-    let mut around = surroundings(recipe, means.cores)?;
-    around.files.extend(graph_files::files(recipe, means.inputs)?);
+    let around = surroundings(recipe, graphs::of(recipe, means.inputs)?, means.cores)?;
     let trouble = |error: &dyn std::fmt::Display| {
         Failure::transient(format!("cannot prepare the inputs of '{drv}': {error}"))
     };

@@ -10,7 +10,9 @@ use nix_derivation::{StructuredAttrsFiles, nixbase32};
 use sha2::{Digest, Sha256};
 
 use super::Failure;
-use super::recipe::{Recipe, replace, structured_files};
+use super::graphs::Graphs;
+use super::recipe::{Recipe, replace};
+use super::structured;
 
 /// Where a build happens inside the sandbox.
 const BUILD_DIR: &str = "/build";
@@ -25,7 +27,7 @@ pub(super) struct Surroundings {
 }
 
 /// Computes all of it. `cores` is what the builder may use at once (`NIX_BUILD_CORES`).
-pub(super) fn surroundings(recipe: &Recipe, cores: u32) -> Result<Surroundings, Failure> {
+pub(super) fn surroundings(recipe: &Recipe, graphs: Graphs, cores: u32) -> Result<Surroundings, Failure> {
     let places = recipe.places();
     let rewrites: Vec<(String, String)> =
         places.iter().map(|(name, place)| (hash_placeholder(name), place.to_absolute_path())).collect();
@@ -44,7 +46,7 @@ pub(super) fn surroundings(recipe: &Recipe, cores: u32) -> Result<Surroundings, 
         Failure::rejected(format!("cannot build '{}': {why}", recipe.drv_path.to_absolute_path()))
     };
     if let Some(attrs) = &recipe.structured {
-        let made = structured_files(attrs, &places).map_err(|e| refused(e.to_string()))?;
+        let made = structured::files(attrs, &graphs, &places).map_err(refused)?;
         for (variable, name, bytes) in [
             ("NIX_ATTRS_SH_FILE", StructuredAttrsFiles::SHELL_FILE_NAME, made.shell),
             ("NIX_ATTRS_JSON_FILE", StructuredAttrsFiles::JSON_FILE_NAME, made.json),
@@ -53,6 +55,7 @@ pub(super) fn surroundings(recipe: &Recipe, cores: u32) -> Result<Surroundings, 
             files.push((name.to_owned(), bytes));
         }
     } else {
+        files.extend(graphs);
         let as_file = recipe.words("passAsFile").unwrap_or_default();
         for (name, value) in &recipe.env {
             if as_file.contains(name) {

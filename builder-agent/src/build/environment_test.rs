@@ -20,7 +20,8 @@ fn with_env(env: &str) -> Recipe {
 #[test]
 fn environment_is_what_nix_gives_and_some_of_it_cannot_be_overridden() {
     let made =
-        surroundings(&with_env(r#"("HOME","/mine"),("TMPDIR","/mine"),("out","x")"#), 3).expect("fine");
+        surroundings(&with_env(r#"("HOME","/mine"),("TMPDIR","/mine"),("out","x")"#), Graphs::new(), 3)
+            .expect("fine");
     let env: Vec<String> = made.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
     assert_eq!(
         env,
@@ -47,6 +48,7 @@ fn placeholders_become_output_paths_in_arguments_variables_and_files() {
     let placeholder = hash_placeholder("out");
     let made = surroundings(
         &with_env(&format!(r#"("a","[{placeholder}]"),("b","<{placeholder}>"),("passAsFile","b")"#)),
+        Graphs::new(),
         1,
     )
     .expect("fine");
@@ -60,7 +62,8 @@ fn placeholders_become_output_paths_in_arguments_variables_and_files() {
 #[test]
 fn structured_attributes_come_as_files_and_not_as_variables() {
     let made =
-        surroundings(&with_env(r#"("__json","{\"a\":[1,\"\\n\"],\"name\":\"t\"}")"#), 1).expect("fine");
+        surroundings(&with_env(r#"("__json","{\"a\":[1,\"\\n\"],\"name\":\"t\"}")"#), Graphs::new(), 1)
+            .expect("fine");
     assert_eq!(made.env["NIX_ATTRS_JSON_FILE"], "/build/.attrs.json");
     assert_eq!(made.env["NIX_ATTRS_SH_FILE"], "/build/.attrs.sh");
     assert!(!made.env.contains_key("__json") && !made.env.contains_key("a"));
@@ -72,6 +75,6 @@ fn structured_attributes_come_as_files_and_not_as_variables() {
 
 #[test]
 fn a_variable_no_program_could_receive_is_refused() {
-    let failure = surroundings(&with_env("(\"a=b\",\"x\")"), 1).expect_err("refused");
+    let failure = surroundings(&with_env("(\"a=b\",\"x\")"), Graphs::new(), 1).expect_err("refused");
     assert!(failure.message.contains("its variable 'a=b' cannot be passed"), "{}", failure.message);
 }

@@ -1,60 +1,127 @@
-//! `exportReferencesGraph`: files in `/build` that list the closure of some inputs.
+//! `exportReferencesGraph`: the closures of some inputs, written down for the builder.
 //!
-//! Source: Nix, `Store::makeValidityRegistration` (src/libstore/store-api.cc) and `exportReferencesGraph`.
+//! Sources: Nix, `Store::exportReferences` and `Store::makeValidityRegistration` (src/libstore/store-api.cc), and
+//! `pathInfoToJSON` (src/libstore/parsed-derivations.cc).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
+use std::sync::Arc;
 
-use nix_derivation::StorePath;
-use store::Closure;
+use nix_derivation::{Derivation, StorePath, nixbase32};
+use serde_json::{Value, json};
+use store::{Closure, PathInfo};
 
+use super::recipe::MAX_DRV_BYTES;
 use super::{Failure, Recipe};
 
-/// The files a recipe asks for. `inputs` is what its builder may see; nothing else can be exported. References are
+/// References looked at to add up the sizes of closures, a second's work. A NixOS system takes a tenth of it.
+const MAX_STEPS: usize = 500_000_000;
+
+/// By name: the text of a file in `/build`, or, with structured attributes, the JSON of an attribute.
+pub(super) type Graphs = BTreeMap<String, Vec<u8>>;
+
+/// What a recipe asks for. `inputs` is what its builder may see; nothing else can be exported. References are
 /// those of that snapshot, which the build key covers: an uploader's words about a claim can change meanwhile.
-pub(super) fn files(recipe: &Recipe, inputs: &Closure) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+pub(super) fn of(recipe: &Recipe, inputs: &Closure) -> Result<Graphs, Failure> {
     let refused = |why: String| {
         Failure::rejected(format!("cannot build '{}': {why}", recipe.drv_path.to_absolute_path()))
     };
-    if recipe.structured.is_some() {
-        // `structured_files` refuses the attribute itself.
-        return Ok(Vec::new());
+    let mut graphs = Graphs::new();
+    for (name, texts) in wanted(recipe).map_err(refused)? {
+        let roots = texts.iter().map(|text| input(inputs, text)).collect::<Result<Vec<_>, _>>();
+        let paths = exported(inputs, roots.map_err(refused)?).map_err(refused)?;
+        let graph = match recipe.structured {
+            Some(_) => described(inputs, &paths).map_err(refused)?.to_string(),
+            None => registration(inputs, &paths),
+        };
+        graphs.insert(name, graph.into_bytes());
+    }
+    Ok(graphs)
+}
+
+/// Names, and the paths wanted under each.
+fn wanted(recipe: &Recipe) -> Result<BTreeMap<String, BTreeSet<String>>, String> {
+    if let Some(attrs) = &recipe.structured {
+        // Anything but an object is no request, as in Nix.
+        let graphs = attrs.get("exportReferencesGraph").and_then(Value::as_object).into_iter().flatten();
+        return graphs
+            .map(|(name, value)| {
+                let mut texts = BTreeSet::new();
+                flatten(value, &mut texts)?;
+                Ok((name.clone(), texts))
+            })
+            .collect();
     }
     let words = recipe.words("exportReferencesGraph").unwrap_or_default();
     if !words.len().is_multiple_of(2) {
-        return Err(refused("odd number of tokens in 'exportReferencesGraph'".into()));
+        return Err("odd number of tokens in 'exportReferencesGraph'".into());
     }
-    let mut files = Vec::new();
+    let mut wanted = BTreeMap::new();
     for pair in words.chunks_exact(2) {
-        let (name, path) = (&pair[0], &pair[1]);
+        let name = &pair[0];
         let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._?=".contains(&b));
         if !plain || name.starts_with('.') || name.len() > 200 {
-            return Err(refused(format!("invalid file name '{name}' in 'exportReferencesGraph'")));
+            return Err(format!("invalid file name '{name}' in 'exportReferencesGraph'"));
         }
-        let path = StorePath::from_absolute_path(path.as_bytes())
-            .map_err(|_| refused(format!("'{path}' in 'exportReferencesGraph' is not a store path")))?;
-        if !inputs.contains(&path) {
-            return Err(refused(format!(
-                "cannot export references of path '{}' because it is not in the input closure of the derivation",
-                path.to_absolute_path()
-            )));
-        }
-        files.push((name.clone(), registration(inputs, &reachable(inputs, path)).into_bytes()));
+        wanted.insert(name.clone(), BTreeSet::from([pair[1].clone()]));
     }
-    Ok(files)
+    Ok(wanted)
 }
 
-/// `path` and all it refers to.
-fn reachable(inputs: &Closure, path: StorePath) -> BTreeSet<StorePath> {
+/// A path, or lists of them. The JSON parser bounds how deep they nest.
+fn flatten(value: &Value, texts: &mut BTreeSet<String>) -> Result<(), String> {
+    match value {
+        Value::String(text) => {
+            texts.insert(text.clone());
+            Ok(())
+        }
+        Value::Array(values) => values.iter().try_for_each(|value| flatten(value, texts)),
+        _ => Err("'exportReferencesGraph' value is not an array or a string".into()),
+    }
+}
+
+/// The input that `text` names, or something inside of.
+fn input(inputs: &Closure, text: &str) -> Result<StorePath, String> {
+    let end = text.match_indices('/').nth(3).map_or(text.len(), |(at, _)| at);
+    let path = StorePath::from_absolute_path(&text.as_bytes()[..end])
+        .map_err(|_| format!("'{text}' in 'exportReferencesGraph' is not a store path"))?;
+    if inputs.contains(&path) {
+        return Ok(path);
+    }
+    Err(format!(
+        "cannot export references of path '{}' because it is not in the input closure of the derivation",
+        path.to_absolute_path()
+    ))
+}
+
+/// `roots`, all they refer to, and what the derivations among that have as outputs.
+fn exported(inputs: &Closure, roots: Vec<StorePath>) -> Result<BTreeSet<StorePath>, String> {
     let mut found = BTreeSet::new();
-    let mut todo = vec![path];
+    reach(inputs, roots, &mut found);
+    for drv in found.iter().filter(|path| path.is_derivation()).cloned().collect::<Vec<_>>() {
+        let bad = |why: &dyn std::fmt::Display| format!("cannot export '{}': {why}", drv.to_absolute_path());
+        let bytes = inputs.read_file(&drv, MAX_DRV_BYTES).map_err(|e| bad(&e))?;
+        let name = drv.name().trim_end_matches(".drv");
+        let parsed = Derivation::from_aterm_bytes(&bytes, name).map_err(|e| bad(&e))?;
+        for (output, spec) in parsed.outputs() {
+            let path = spec.path(parsed.name(), output).map_err(|e| bad(&e))?;
+            let there = path.filter(|path| inputs.contains(path)).ok_or_else(|| {
+                bad(&format!("its output '{output}' is not in the input closure of the derivation"))
+            })?;
+            reach(inputs, vec![there], &mut found);
+        }
+    }
+    Ok(found)
+}
+
+/// Adds `todo` and all it refers to.
+fn reach(inputs: &Closure, mut todo: Vec<StorePath>, found: &mut BTreeSet<StorePath>) {
     while let Some(path) = todo.pop() {
         let references = inputs.info(&path).map(|info| info.references.clone());
         if found.insert(path) {
             todo.extend(references.into_iter().flatten());
         }
     }
-    found
 }
 
 /// Per path: itself, an empty deriver, the number of references, the references.
@@ -68,4 +135,60 @@ fn registration(inputs: &Closure, paths: &BTreeSet<StorePath>) -> String {
         }
     }
     text
+}
+
+/// Per path: what Nix knows about it, without when and by whom it was made.
+fn described(inputs: &Closure, paths: &BTreeSet<StorePath>) -> Result<Value, String> {
+    let infos: Vec<_> = paths.iter().filter_map(|path| inputs.info(path)).collect();
+    let sizes = closure_sizes(&infos)?;
+    let one = |(info, size): (&Arc<PathInfo>, u64)| {
+        let mut object = json!({
+            "closureSize": size,
+            "narHash": format!("sha256:{}", nixbase32::encode(&info.nar_hash)),
+            "narSize": info.nar_size,
+            "path": info.path.to_absolute_path(),
+            "references": info.references.iter().map(StorePath::to_absolute_path).collect::<Vec<_>>(),
+            "valid": true,
+        });
+        if let Some(ca) = &info.ca {
+            object["ca"] = json!(ca);
+        }
+        object
+    };
+    Ok(infos.iter().copied().zip(sizes).map(one).collect())
+}
+
+/// For each path the sum of the NAR sizes of all it refers to. Claims may refer to each other in circles.
+fn closure_sizes(infos: &[&Arc<PathInfo>]) -> Result<Vec<u64>, String> {
+    let places: HashMap<&StorePath, usize> =
+        infos.iter().enumerate().map(|(i, info)| (&info.path, i)).collect();
+    let references: Vec<Vec<usize>> = infos
+        .iter()
+        .map(|info| info.references.iter().filter_map(|path| places.get(path).copied()).collect())
+        .collect();
+    let mut steps = 0;
+    // In whose closure a path was found last.
+    let mut seen = vec![usize::MAX; infos.len()];
+    let mut todo = Vec::new();
+    let mut sizes = Vec::with_capacity(infos.len());
+    for root in 0..infos.len() {
+        let mut size = 0_u64;
+        todo.push(root);
+        while let Some(at) = todo.pop() {
+            if std::mem::replace(&mut seen[at], root) == root {
+                continue;
+            }
+            size = size.saturating_add(infos[at].nar_size);
+            steps += references[at].len() + 1;
+            todo.extend(references[at].iter().filter(|at| seen[**at] != root));
+        }
+        if steps > MAX_STEPS {
+            return Err(format!(
+                "the closure of {} paths in 'exportReferencesGraph' is too large",
+                infos.len()
+            ));
+        }
+        sizes.push(size);
+    }
+    Ok(sizes)
 }

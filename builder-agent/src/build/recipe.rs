@@ -4,7 +4,6 @@
 //! member's own claims: they decide what is built for that member, and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 
 use nix_derivation::store_path::build_text_path;
 use nix_derivation::{
@@ -294,34 +293,6 @@ fn scratch_path(drv_path: &StorePath, output: &str) -> StorePath {
         digest[i % 20] ^= byte;
     }
     StorePath::from_parts(digest, &name).unwrap_or_else(|_| drv_path.clone())
-}
-
-/// `.attrs.json` and `.attrs.sh` for these attributes and output paths.
-pub(super) fn structured_files(
-    attrs: &StructuredAttrs,
-    places: &BTreeMap<String, StorePath>,
-) -> Result<nix_derivation::StructuredAttrsFiles, nix_derivation::Error> {
-    // The library makes the files for a whole derivation only, so it gets the smallest one with these parts.
-    let mut aterm = String::from("Derive([");
-    for (i, (name, place)) in places.iter().enumerate() {
-        let comma = if i == 0 { "" } else { "," };
-        let _ = write!(aterm, "{comma}(\"{name}\",\"{}\",\"\",\"\")", place.to_absolute_path());
-    }
-    aterm.push_str("],[],[],\"x\",\"/x\",[],[(\"__json\",\"");
-    for c in String::from_utf8_lossy(attrs.canonical_json()).chars() {
-        match c {
-            '"' => aterm.push_str("\\\""),
-            '\\' => aterm.push_str("\\\\"),
-            '\n' => aterm.push_str("\\n"),
-            '\r' => aterm.push_str("\\r"),
-            '\t' => aterm.push_str("\\t"),
-            c => aterm.push(c),
-        }
-    }
-    aterm.push_str("\")])");
-    let drv = Derivation::from_aterm_bytes(aterm.as_bytes(), "x")?;
-    let files = drv.structured_attrs_files_with_output_paths(places)?;
-    Ok(files.unwrap_or_else(|| unreachable!("the derivation above has __json")))
 }
 
 /// Replaces each first text by its second, one pair after the other.

@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use nix_derivation::StorePath;
 
-use crate::error::{ComposeError, FileError, MissingPath, TreeError};
+use crate::contents::Contents;
+use crate::error::{ComposeError, FileError, MissingPath, NarError, TreeError};
 use crate::hold::Hold;
 use crate::object::{ComposeFailure, Composer};
 use crate::remove::Pinned;
@@ -116,6 +117,12 @@ impl Closure {
         segments.extend(image.data.into_iter().map(|(file, len)| (file, crate::object::BLOCK, len)));
         let len = segments.iter().map(|(_, _, len)| len).sum();
         Ok(Composed { segments, len })
+    }
+
+    /// The bytes of one of its paths that is a single file, at most `max`.
+    pub fn read_file(&self, path: &StorePath, max: u64) -> Result<Vec<u8>, NarError> {
+        let info = self.info(path).ok_or_else(|| MissingPath(path.clone()))?;
+        Contents::of(&self.store, info)?.read_file(max)
     }
 
     /// An unpacked, read-only copy of one of its paths, made once and kept.

@@ -9,6 +9,8 @@ use crate::error::NarError;
 use crate::git;
 use crate::nar::NarReader;
 use crate::object::{Kind, Object, ObjectError};
+use crate::store::{Inner, ObjectFailure};
+use crate::types::PathInfo;
 
 const PIECE: usize = 256 << 10;
 
@@ -19,6 +21,15 @@ pub(crate) struct Contents {
 }
 
 impl Contents {
+    pub(crate) fn of(store: &Inner, info: &PathInfo) -> Result<Self, NarError> {
+        let name = info.path.to_string();
+        match store.object(&info.nar_hash) {
+            Ok(object) => Ok(Self { name, object: Arc::new(object) }),
+            Err(ObjectFailure::File(e)) => Err(NarError::File(e)),
+            Err(ObjectFailure::Damaged(why)) => Err(NarError::Damaged { path: name, why }),
+        }
+    }
+
     fn failed(&self, e: ObjectError) -> NarError {
         match e {
             ObjectError::Io(source) => {

@@ -19,7 +19,7 @@ use crate::ingest::{Ingest, Ingested, Staged};
 use crate::nar::NarReader;
 use crate::realisation::RealisationId;
 use crate::register::Viewer;
-use crate::store::{Inner, ObjectFailure};
+use crate::store::Inner;
 use crate::types::{Member, PathInfo, Provenance};
 use crate::{address, records, register, tree};
 
@@ -254,11 +254,7 @@ impl View {
 
     fn contents(&self, path: &StorePath) -> Result<Contents, NarError> {
         let info = self.info(path).ok_or_else(|| MissingPath(path.clone()))?;
-        let object = self.store.object(&info.nar_hash).map_err(|e| match e {
-            ObjectFailure::File(e) => NarError::File(e),
-            ObjectFailure::Damaged(why) => NarError::Damaged { path: path.to_string(), why },
-        })?;
-        Ok(Contents { name: path.to_string(), object: Arc::new(object) })
+        Contents::of(&self.store, &info)
     }
 
     /// The NAR of a valid path.

@@ -162,8 +162,14 @@ pub fn fixed_outputs_of_every_kind_have_the_hash_that_the_client_computes(stock:
         ("recursive", "sha256", tree),
         ("recursive", "sha512", tree),
     ];
-    let alice = Alice::with(stock);
-    for (mode, algorithm, script) in kinds {
+    let git = [("git", "sha1", tree), ("git", "sha256", tree), ("git", "sha1", "echo flat > $out")];
+    let mut alice = Alice::with(stock);
+    // Nix 2.8 does not know of it.
+    let git = if stock.version == Version::V2_8 { &[][..] } else { &git[..] };
+    if !git.is_empty() {
+        alice.nix.enable("git-hashing");
+    }
+    for (mode, algorithm, script) in kinds.iter().chain(git).copied() {
         let name = format!("{mode}-{algorithm}");
         let unknown = fixed(&name, mode, algorithm, "", script).expr();
         for way in 0..alice.ways_to_build("").len() {
@@ -172,7 +178,10 @@ pub fn fixed_outputs_of_every_kind_have_the_hash_that_the_client_computes(stock:
             let right = fixed(&name, mode, algorithm, &hash, script).expr();
             let built = process::run(&mut alice.ways_to_build(&right).remove(way)).ok();
             // What the client itself makes of it.
-            let home = alice.other_machine();
+            let mut home = alice.other_machine();
+            if mode == "git" {
+                home.enable("git-hashing");
+            }
             let expected = process::run(&mut at_home(&home, &right)).ok();
             assert_eq!(outputs(&built), outputs(&expected), "{name}: {built}");
         }
@@ -321,6 +330,47 @@ fn same_as_at_home(alice: &Alice, expression: &str) {
         reader.run(["copy", "--no-check-sigs", "--from", reader.store(), &out]).ok();
         assert_eq!(hash(&reader), expected, "{built}");
     }
+}
+
+/// Three derivations, each with the one before as an input.
+fn three() -> [String; 3] {
+    let base = Drv::new("base", &format!("{PROGRAMS} echo base > $out"));
+    let lib = Drv::new("lib", &format!("{PROGRAMS} echo $base $out > $out")).input("base", &base);
+    let tool = Drv::new("tool", &format!("{PROGRAMS} echo $lib > $out")).input("lib", &lib);
+    [base.expr(), lib.expr(), tool.expr()]
+}
+
+pub fn a_builder_is_shown_the_closures_that_it_asks_for(stock: Stock) {
+    let alice = Alice::with(stock);
+    let [base, lib, tool] = three();
+    // The derivation itself brings what it was made of, and their outputs.
+    let graphs = format!("[ \"tool\" {tool} \"base\" {base} \"all\" {lib}.drvPath ]");
+    let script = format!("{PROGRAMS} mkdir $out; cp tool base all $out");
+    same_as_at_home(&alice, &Drv::new("graphs", &script).attribute("exportReferencesGraph", &graphs).expr());
+    let outside = format!("[ \"x\" (builtins.unsafeDiscardStringContext {base}) ]");
+    for mut way in
+        alice.ways_to_build(&Drv::new("graphs", &script).attribute("exportReferencesGraph", &outside).expr())
+    {
+        process::run(&mut way).failed().says(&["because it is not in the input closure of the derivation"]);
+    }
+}
+
+pub fn structured_attributes_describe_the_closures_that_are_asked_for(stock: Stock) {
+    let alice = Alice::with(stock);
+    let [base, lib, tool] = three();
+    let drv = |graphs: &str, keep: &str| {
+        let find = r#"out=$(sed 's/.*"outputs":{"out":"\([^"]*\)".*/\1/' .attrs.json)"#;
+        Drv::new("described", &format!("{PROGRAMS} {find}; mkdir $out; {keep}"))
+            .attribute("__structuredAttrs", "true")
+            .attribute("exportReferencesGraph", graphs)
+            .attribute("list", "[ 1 \"two\" ]")
+            .attribute("replaced", "\"by a graph\"")
+            .expr()
+    };
+    let graphs = format!("{{ closure = [ {tool} {base} ]; all = [ {lib}.drvPath ]; replaced = {lib}; }}");
+    same_as_at_home(&alice, &drv(&graphs, "cp .attrs.json .attrs.sh $out"));
+    // Only strings, which a shell can have.
+    same_as_at_home(&alice, &drv(&format!("{{ closure = {lib}; }}"), "cp .attrs.json .attrs.sh $out"));
 }
 
 pub fn an_environment_of_packages_is_what_the_client_makes_of_them(stock: Stock) {

@@ -109,6 +109,8 @@ for_every_client! {
     derivations::fixed_outputs_of_every_kind_have_the_hash_that_the_client_computes,
     derivations::the_box_fetches_what_the_client_would_fetch,
     derivations::the_box_fetches_nothing_from_its_own_network,
+    derivations::a_builder_is_shown_the_closures_that_it_asks_for,
+    derivations::structured_attributes_describe_the_closures_that_are_asked_for,
     derivations::an_environment_of_packages_is_what_the_client_makes_of_them,
     derivations::a_channel_is_unpacked_whatever_it_is_compressed_with,
     logs::a_log_line_arrives_while_the_build_runs_at_the_box,
