@@ -15,13 +15,12 @@ use sandbox::{
 };
 use store::{Closure, Ingest, Ingested, View};
 
-use super::checks::{self, NewOutput};
+use super::checks;
 use super::environment::surroundings;
 use super::failure::{builder_failed, sandbox_failed};
 use super::floating;
 use super::log::LogWriter;
 use super::outputs::Settled;
-use super::recipe::{algorithm, sri};
 use super::{Failure, Recipe, builtin, graphs};
 use crate::config::BackendKind;
 use crate::net::HttpClient;
@@ -167,19 +166,10 @@ fn settle(
         }
     }
     let outputs = floating::settle(recipe, view, outputs)?;
-    let new: BTreeMap<&str, NewOutput<'_>> = outputs
-        .iter()
-        .map(|(name, new)| {
-            let nar_size = new.ingested.nar_size;
-            (name.as_str(), NewOutput { path: &new.path, references: &new.references, nar_size })
-        })
-        .collect();
     for (name, output) in &recipe.outputs {
         check_fixed(recipe, name, output, &outputs[name])?;
     }
-    checks::check(recipe, inputs, &new)?;
-    drop(new);
-
+    checks::check(recipe, inputs, &outputs)?;
     Ok(outputs)
 }
 
@@ -192,13 +182,14 @@ fn check_fixed(
 ) -> Result<(), Failure> {
     let Some(ca) = &output.fixed else { return Ok(()) };
     let drv = recipe.drv_path.to_absolute_path();
-    let got = floating::hash(recipe, name, &new.path, &new.ingested, ca.method(), algorithm(ca), None)?;
     let wanted = ca.hash();
+    let (method, algorithm) = (ca.method(), wanted.algorithm());
+    let got = floating::hash(recipe, name, &new.path, &new.ingested, method, algorithm, None)?;
     if got != wanted {
         return Err(Failure::output(format!(
             "hash mismatch in fixed-output derivation '{drv}':\n  specified: {}\n     got:    {}",
-            sri(&wanted),
-            sri(&got)
+            wanted.to_sri_string(),
+            got.to_sri_string()
         )));
     }
     if !new.references.is_empty() {

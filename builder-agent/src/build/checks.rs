@@ -9,15 +9,8 @@ use nix_derivation::StorePath;
 use serde_json::Value;
 use store::Closure;
 
+use super::outputs::Settled;
 use super::{Failure, Recipe};
-
-/// What is known of a new output.
-#[derive(Debug)]
-pub(super) struct NewOutput<'a> {
-    pub path: &'a StorePath,
-    pub references: &'a BTreeSet<StorePath>,
-    pub nar_size: u64,
-}
 
 /// The demands on one output. Lists hold store paths or output names.
 #[derive(Debug, Default)]
@@ -35,7 +28,7 @@ struct Checks {
 pub(super) fn check(
     recipe: &Recipe,
     inputs: &Closure,
-    outputs: &BTreeMap<&str, NewOutput<'_>>,
+    outputs: &BTreeMap<String, Settled>,
 ) -> Result<(), Failure> {
     for (name, output) in outputs {
         let checks = demands(recipe, name)?;
@@ -90,14 +83,14 @@ fn check_one(
     recipe: &Recipe,
     inputs: &Closure,
     name: &str,
-    outputs: &BTreeMap<&str, NewOutput<'_>>,
-    output: &NewOutput<'_>,
+    outputs: &BTreeMap<String, Settled>,
+    output: &Settled,
     checks: &Checks,
 ) -> Result<(), Failure> {
-    let own = output.path;
+    let own = &output.path;
     let shown = own.to_absolute_path();
-    if let Some(max) = checks.max_size.filter(|max| output.nar_size > *max) {
-        let size = output.nar_size;
+    if let Some(max) = checks.max_size.filter(|max| output.ingested.nar_size > *max) {
+        let size = output.ingested.nar_size;
         return Err(Failure::output(format!(
             "path '{shown}' is too large at {size} bytes; limit is {max} bytes"
         )));
@@ -126,7 +119,7 @@ fn check_one(
     };
     // Only here: a direct reference to itself has to be allowed by name.
     let skip = |path: &&StorePath| !(checks.ignore_self && *path == own);
-    let references = output.references;
+    let references = &output.references;
     let requisites: BTreeSet<StorePath> = closure.keys().filter(skip).cloned().collect();
     if let Some(allowed) = &checks.allowed_references {
         bad(references.difference(&set(allowed)?).cloned().collect())?;
@@ -141,7 +134,7 @@ fn check_one(
 /// Everything reachable from a new output, with NAR sizes.
 fn closure(
     inputs: &Closure,
-    outputs: &BTreeMap<&str, NewOutput<'_>>,
+    outputs: &BTreeMap<String, Settled>,
     own: &StorePath,
 ) -> Result<BTreeMap<StorePath, u64>, Failure> {
     let mut known = BTreeMap::new();
@@ -150,9 +143,9 @@ fn closure(
         if known.contains_key(&path) {
             continue;
         }
-        let new = outputs.values().find(|output| *output.path == path);
+        let new = outputs.values().find(|output| output.path == path);
         let (size, references) = match (new, inputs.info(&path)) {
-            (Some(new), _) => (new.nar_size, new.references.clone()),
+            (Some(new), _) => (new.ingested.nar_size, new.references.clone()),
             (None, Some(info)) => (info.nar_size, info.references.clone()),
             (None, None) => {
                 let path = path.to_absolute_path();
@@ -172,16 +165,16 @@ fn closure(
 fn paths(
     recipe: &Recipe,
     name: &str,
-    outputs: &BTreeMap<&str, NewOutput<'_>>,
+    outputs: &BTreeMap<String, Settled>,
     words: &[String],
 ) -> Result<BTreeSet<StorePath>, Failure> {
     words
         .iter()
-        .map(|word| match outputs.get(word.as_str()) {
+        .map(|word| match outputs.get(word) {
             Some(output) => Ok(output.path.clone()),
             None => StorePath::from_absolute_path(word.as_bytes()).map_err(|_| {
                 let drv = recipe.drv_path.to_absolute_path();
-                let names: Vec<&str> = outputs.keys().copied().collect();
+                let names: Vec<&str> = outputs.keys().map(String::as_str).collect();
                 Failure::output(format!(
                     "derivation '{drv}' output check for '{name}' contains output name '{word}', but this is not a \
                      valid output of this derivation. (Valid outputs are [{}].)",

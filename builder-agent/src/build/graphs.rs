@@ -101,7 +101,7 @@ fn exported(inputs: &Closure, roots: Vec<StorePath>) -> Result<BTreeSet<StorePat
     for drv in found.iter().filter(|path| path.is_derivation()).cloned().collect::<Vec<_>>() {
         let bad = |why: &dyn std::fmt::Display| format!("cannot export '{}': {why}", drv.to_absolute_path());
         let bytes = inputs.read_file(&drv, MAX_DRV_BYTES).map_err(|e| bad(&e))?;
-        let name = drv.name().trim_end_matches(".drv");
+        let name = drv.name().strip_suffix(".drv").unwrap_or_default();
         let parsed = Derivation::from_aterm_bytes(&bytes, name).map_err(|e| bad(&e))?;
         for (output, spec) in parsed.outputs() {
             let path = spec.path(parsed.name(), output).map_err(|e| bad(&e))?;

@@ -10,7 +10,7 @@
 //! the same budget, from which the oldest logs go first, so that nobody can push out another member's.
 //! A log lost in a crash is lost; nothing depends on it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
@@ -48,10 +48,12 @@ pub struct KeptLogs {
     next: AtomicU64,
 }
 
-/// What a folder holds, oldest first.
+/// What a folder holds.
 #[derive(Debug, Default)]
 struct Shelf {
-    files: VecDeque<(String, u64)>,
+    /// Name and size, oldest first.
+    by_age: BTreeMap<u64, (String, u64)>,
+    ages: HashMap<String, u64>,
     bytes: u64,
 }
 
@@ -149,21 +151,12 @@ impl KeptLogs {
         size: u64,
     ) {
         let Some(shelf) = shelves.get_mut(name) else { return };
-        let size = size.max(LEAST);
-        // Rare (the same derivation again), and a few thousand names at most.
-        if let Some(at) = shelf.files.iter().position(|(known, _)| *known == file)
-            && let Some((_, old)) = shelf.files.remove(at)
-        {
-            shelf.bytes -= old;
-        }
-        shelf.files.push_back((file, size));
-        shelf.bytes += size;
+        shelf.put(file, size.max(LEAST));
         // The newest stays, however large.
         while shelf.bytes > self.max_bytes
-            && shelf.files.len() > 1
-            && let Some((oldest, size)) = shelf.files.pop_front()
+            && shelf.by_age.len() > 1
+            && let Some(oldest) = shelf.take_oldest()
         {
-            shelf.bytes -= size;
             if let Err(error) = fs::remove_file(self.folder.join(name).join(&oldest)) {
                 tracing::warn!(%error, log = oldest, "cannot remove an old build log");
             }
@@ -208,8 +201,28 @@ impl Shelf {
             }
         }
         found.sort();
-        let bytes = found.iter().map(|(_, _, size)| size).sum();
-        Ok(Self { files: found.into_iter().map(|(_, name, size)| (name, size)).collect(), bytes })
+        let mut shelf = Self::default();
+        found.into_iter().for_each(|(_, name, size)| shelf.put(name, size));
+        Ok(shelf)
+    }
+
+    /// Adds the newest file, in place of an older one of that name.
+    fn put(&mut self, name: String, size: u64) {
+        let age = self.by_age.last_key_value().map_or(0, |(last, _)| last + 1);
+        if let Some(old) = self.ages.insert(name.clone(), age)
+            && let Some((_, size)) = self.by_age.remove(&old)
+        {
+            self.bytes -= size;
+        }
+        self.by_age.insert(age, (name, size));
+        self.bytes += size;
+    }
+
+    fn take_oldest(&mut self) -> Option<String> {
+        let (_, (name, size)) = self.by_age.pop_first()?;
+        self.ages.remove(&name);
+        self.bytes -= size;
+        Some(name)
     }
 }
 

@@ -208,7 +208,7 @@ fn of_parts(
 pub fn basic(drv: &Derivation) -> BasicDerivation {
     let mut env = drv.environment().clone();
     if let Some(attrs) = drv.structured_attrs() {
-        env.insert("__json".to_owned(), attrs.canonical_json().to_vec());
+        env.insert("__json".to_owned(), attrs.raw_json().to_vec());
     }
     BasicDerivation {
         outputs: drv.outputs().clone(),

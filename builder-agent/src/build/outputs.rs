@@ -81,7 +81,7 @@ fn is_verified(recipe: &Recipe, inputs: &Closure, spec: &OutputSpec, recorded: &
     if spec.floating.is_some() {
         return !recorded.references.contains(&recorded.path);
     }
-    spec.fixed.is_some() || (recipe.verified_paths && inputs.all_verified())
+    spec.fixed.is_some() || recipe.proven(inputs)
 }
 
 fn info(
@@ -98,7 +98,8 @@ fn info(
     // Everybody will read it there, so it must be true, and name nothing that is not for everybody.
     let for_all = || {
         let why = view.info_with_provenance(&recipe.drv_path).map(|(_, provenance)| provenance);
-        recipe.verified_paths && why == Some(Provenance::Verified)
+        let makes_it = recipe.proven(inputs) || (spec.fixed.is_some() && recipe.verified_paths);
+        makes_it && why == Some(Provenance::Verified)
     };
     let named = provenance != Provenance::Verified || for_all();
     let info = PathInfo {

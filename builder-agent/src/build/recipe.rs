@@ -10,6 +10,7 @@ use nix_derivation::{
     CAHash, ContentAddressMethod, Derivation, HashAlgorithm, Output, StorePath, StructuredAttrs,
 };
 use sha2::{Digest, Sha256};
+use store::Closure;
 use wire::types::BasicDerivation;
 
 use super::{Failure, builtin, modulo};
@@ -120,6 +121,12 @@ impl Recipe {
             drv_hash: floating.then_some(hashes.masked),
             drv_path: drv_path.clone(),
         })
+    }
+
+    /// Whether what it makes of `inputs` is what everybody with the same derivation gets: its paths were computed here,
+    /// and all that its builder sees is Verified.
+    pub fn proven(&self, inputs: &Closure) -> bool {
+        self.verified_paths && inputs.all_verified()
     }
 
     pub fn is_fixed(&self) -> bool {
@@ -325,14 +332,4 @@ fn find(text: &[u8], what: &[u8]) -> Option<usize> {
         from += at + 1;
     }
     None
-}
-
-/// `sha256-…`, as Nix shows hashes since 2.4.
-pub(super) fn sri(hash: &nix_derivation::NixHash) -> String {
-    hash.to_sri_string()
-}
-
-/// Which hash a fixed output needs.
-pub(super) fn algorithm(ca: &CAHash) -> HashAlgorithm {
-    ca.hash().algorithm()
 }

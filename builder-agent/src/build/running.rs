@@ -50,7 +50,8 @@ impl Table {
         self.builds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Joins the run with this key, or starts the one that `start` makes. The flag says whether it was there.
+    /// Joins the run with this key, or starts the one that `start` makes, which `request` owns. The flag says whether it
+    /// was there.
     pub fn join<E>(
         &self,
         key: RunKey,
@@ -65,9 +66,6 @@ impl Table {
         };
         let waiter = build.waiters.last_key_value().map_or(0, |(last, _)| last + 1);
         build.waiters.insert(waiter, request.clone());
-        if !there {
-            build.owner.send_replace(Some(request.clone()));
-        }
         let joined = Joined {
             id: build.id,
             waiter,

@@ -46,6 +46,14 @@ pub struct Request {
     pub cores: u32,
 }
 
+impl Request {
+    /// See [`Recipe::proven`].
+    #[must_use]
+    pub fn proven(&self) -> bool {
+        self.recipe.proven(&self.inputs)
+    }
+}
+
 /// How a build ended, and when it ran (Unix seconds).
 #[derive(Debug)]
 pub struct Outcome {

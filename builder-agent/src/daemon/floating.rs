@@ -10,7 +10,7 @@ use wire::types::BuildStatus;
 use wire::worker::{ActivityKind, LogEvent, Verbosity};
 
 use super::one::build_one;
-use super::realise::{Context, Ended};
+use super::realise::{Context, Done, Ended};
 use super::transfer::blocking;
 use crate::build::resolve::{InputPaths, Resolved, resolve};
 use crate::build::{Failure, Recipe, plan, realised};
@@ -48,18 +48,8 @@ pub(super) async fn build(context: Context, work: Work, check: bool) -> Ended {
         done.status = BuildStatus::ResolvesToAlreadyValid;
     }
     let Some(drv_hash) = work.recipe.drv_hash else { return Ok(done) };
-    let (view, outputs, original) = (context.view.clone(), done.outputs.clone(), work.recipe.clone());
-    off_thread(move || {
-        let sure = inputs_verified
-            && original.verified_paths
-            && match &recipe.drv_hash {
-                Some(hash) => realised::paths(&view, hash, outputs.keys()).is_some_and(|(_, sure)| sure),
-                // Input-addressed, now that it is resolved: as good as its paths.
-                None => view.all_verified(&outputs.values().cloned().collect()),
-            };
-        realised::record(&view, &drv_hash, &outputs, sure)
-    })
-    .await?;
+    done.proven &= inputs_verified && work.recipe.verified_paths;
+    remember(&context, drv_hash, &done).await?;
     done.drv_hash = Some(drv_hash);
     Ok(done)
 }
@@ -72,14 +62,13 @@ pub(super) async fn build_plain(context: Context, recipe: Arc<Recipe>, check: bo
     if done.status == BuildStatus::AlreadyValid || check {
         return Ok(done);
     }
-    let (view, outputs) = (context.view.clone(), done.outputs.clone());
-    off_thread(move || {
-        let inputs: Vec<StorePath> = recipe.inputs.iter().cloned().collect();
-        let sure = recipe.verified_paths && view.closure(&inputs).is_ok_and(|all| view.all_verified(&all));
-        realised::record(&view, &drv_hash, &outputs, sure)
-    })
-    .await?;
+    remember(&context, drv_hash, &done).await?;
     Ok(done)
+}
+
+async fn remember(context: &Context, drv_hash: [u8; 32], done: &Done) -> Result<(), Failure> {
+    let (view, outputs, proven) = (context.view.clone(), done.outputs.clone(), done.proven);
+    off_thread(move || realised::record(&view, &drv_hash, &outputs, proven)).await
 }
 
 async fn off_thread<T: Send + 'static>(

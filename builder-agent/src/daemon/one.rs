@@ -25,14 +25,17 @@ const CHUNK: usize = 32 * 1024;
 
 /// Makes the outputs of `recipe` valid in the view of `context`; with `check`, builds them again and compares.
 pub(super) async fn build_one(context: Context, recipe: Arc<Recipe>, check: bool) -> Ended {
-    let realised = || {
-        let (paths, _) = realised::paths(&context.view, &recipe.drv_hash?, recipe.outputs.keys())?;
-        Some(paths)
+    let view = &context.view;
+    let stated = || {
+        let paths = recipe.known_paths()?;
+        let proven = recipe.verified_paths && view.all_verified(&paths.values().cloned().collect());
+        Some((paths, proven))
     };
-    let known = recipe.known_paths().or_else(realised);
-    let valid = known.filter(|paths| paths.values().all(|path| context.view.is_valid(path)));
+    let realised = || realised::paths(view, &recipe.drv_hash?, recipe.outputs.keys());
+    let known = stated().or_else(realised);
+    let valid = known.filter(|(paths, _)| paths.values().all(|path| view.is_valid(path)));
     match valid {
-        Some(paths) if !check => return Ok(Done::already(paths)),
+        Some((paths, proven)) if !check => return Ok(Done::already(paths, proven)),
         _ => {}
     }
     let config = &context.house.config;
@@ -107,6 +110,7 @@ impl One {
                     status: BuildStatus::Substituted,
                     outputs,
                     drv_hash: None,
+                    proven: self.request.proven(),
                     start_time: 0,
                     stop_time: 0,
                 }))
@@ -183,6 +187,7 @@ impl One {
             status: BuildStatus::Built,
             outputs,
             drv_hash: None,
+            proven: self.request.proven(),
             start_time: outcome.start_time,
             stop_time: outcome.stop_time,
         })
@@ -217,6 +222,7 @@ impl One {
                         status: BuildStatus::Built,
                         outputs,
                         drv_hash: None,
+                        proven: self.request.proven(),
                         start_time,
                         stop_time,
                     });
@@ -294,14 +300,12 @@ impl One {
 
     async fn give_log(&self, log: Option<String>) {
         let Some(log) = log else { return };
-        let Request { recipe, inputs, view, .. } = self.request.clone();
+        let (proven, Request { recipe, view, .. }) = (self.request.proven(), self.request.clone());
         let (kept, member) = (self.context.house.kept.clone(), self.context.member.name.clone());
         let work = move || {
             // The log of a build that was made from Verified things alone holds nothing that others could not have.
             let drv = view.info_with_provenance(&recipe.drv_path);
-            let public = recipe.verified_paths
-                && inputs.all_verified()
-                && drv.is_some_and(|(_, provenance)| provenance == Provenance::Verified);
+            let public = proven && drv.is_some_and(|(_, provenance)| provenance == Provenance::Verified);
             let reader = if public { Reader::Everybody } else { Reader::Member(&member) };
             if let Err(error) = kept.give(&log, reader, &recipe.drv_path) {
                 tracing::warn!(%error, "cannot keep a build log");

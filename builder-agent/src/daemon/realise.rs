@@ -70,14 +70,18 @@ pub(super) struct Done {
     pub outputs: Arc<BTreeMap<String, StorePath>>,
     /// Names the realisations of these outputs, if the derivation did not say where they would be.
     pub drv_hash: Option<[u8; 32]>,
+    /// Whether it is proven that exactly these outputs are what the derivation makes: it was built from a closure that
+    /// was Verified when the build began. To ask the view later is too late, since a claim that was built from can
+    /// have given way to a Verified path meanwhile.
+    pub proven: bool,
     pub start_time: i64,
     pub stop_time: i64,
 }
 
 impl Done {
-    pub(super) fn already(outputs: BTreeMap<String, StorePath>) -> Self {
+    pub(super) fn already(outputs: BTreeMap<String, StorePath>, proven: bool) -> Self {
         let (status, outputs) = (BuildStatus::AlreadyValid, Arc::new(outputs));
-        Self { status, outputs, drv_hash: None, start_time: 0, stop_time: 0 }
+        Self { status, outputs, drv_hash: None, proven, start_time: 0, stop_time: 0 }
     }
 }
 
@@ -395,7 +399,7 @@ fn result(plan: &Plan, ended: &BTreeMap<StorePath, Ended>, target: &DerivedPath)
         (Some(Ok(done)), _) => success(done, outputs),
         (None, Some(node)) => {
             let drv_hash = node.recipe.drv_hash;
-            success(&Done { drv_hash, ..Done::already(node.outputs.clone()) }, outputs)
+            success(&Done { drv_hash, ..Done::already(node.outputs.clone(), false) }, outputs)
         }
         (_, None) => {
             let failure = unknown(drv);

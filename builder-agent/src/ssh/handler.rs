@@ -47,8 +47,6 @@ pub(super) struct Handler {
     slot: Option<MemberSlot>,
     /// Channels that wait for a command, which takes them: a channel runs one.
     channels: HashMap<ChannelId, Waiting>,
-    /// What clients set in the environment of these channels.
-    wishes: HashMap<ChannelId, Wishes>,
     /// Sessions that may still be opened. Not a count of `channels`: nobody tells us that a channel is closed which we
     /// were the first to close.
     free: Arc<Semaphore>,
@@ -56,7 +54,10 @@ pub(super) struct Handler {
 }
 
 /// A channel, and its place among the connection's sessions. Both end with the command.
-type Waiting = (Channel<Msg>, OwnedSemaphorePermit);
+type Opened = (Channel<Msg>, OwnedSemaphorePermit);
+
+/// A channel without a command yet, and what the client set in its environment.
+type Waiting = (Opened, Wishes);
 
 impl Handler {
     pub fn new(
@@ -67,15 +68,14 @@ impl Handler {
         ended: watch::Receiver<bool>,
     ) -> Self {
         let free = Arc::new(Semaphore::new(door.house.config.limits.max_sessions_per_connection));
-        let (channels, wishes) = (HashMap::new(), HashMap::new());
-        Self { id, peer, door, login, ended, slot: None, channels, wishes, free, opened: 0 }
+        Self { id, peer, door, login, ended, slot: None, channels: HashMap::new(), free, opened: 0 }
     }
 
     /// The channel for its one command, and who it is for.
-    fn take(&mut self, id: ChannelId) -> Option<(Waiting, Caller)> {
+    fn take(&mut self, id: ChannelId) -> Option<(Opened, Caller)> {
         let member = self.login.borrow().as_ref()?.member.clone();
-        let wishes = self.wishes.remove(&id).unwrap_or_default();
-        Some((self.channels.remove(&id)?, Caller { member, connection: self.id, wishes }))
+        let (opened, wishes) = self.channels.remove(&id)?;
+        Some((opened, Caller { member, connection: self.id, wishes }))
     }
 
     /// One line on stderr, exit status 127, and the channel is closed.
@@ -147,7 +147,7 @@ impl RusshHandler for Handler {
         let why = match free {
             Ok(permit) if self.opened < MAX_SESSIONS_EVER => {
                 self.opened += 1;
-                self.channels.insert(channel.id(), (channel, permit));
+                self.channels.insert(channel.id(), ((channel, permit), Wishes::default()));
                 reply.accept().await;
                 return Ok(());
             }
@@ -176,9 +176,7 @@ impl RusshHandler for Handler {
                 session.close(id)
             }
             Command::Log(path) => {
-                let who = self.login.borrow().clone();
-                let channel = self.channels.remove(&id);
-                let (Some(who), Some((channel, place))) = (who, channel) else {
+                let Some(((channel, place), caller)) = self.take(id) else {
                     return session.channel_failure(id);
                 };
                 session.channel_success(id)?;
@@ -186,7 +184,7 @@ impl RusshHandler for Handler {
                 tokio::spawn(async move {
                     let _place = place;
                     tokio::select! {
-                        () = log::show(channel, house, who.member.clone(), path) => {}
+                        () = log::show(channel, house, caller.member, path) => {}
                         () = crate::turned(&mut ended) => {}
                     }
                 });
@@ -215,7 +213,6 @@ impl RusshHandler for Handler {
 
     async fn channel_close(&mut self, id: ChannelId, _session: &mut Session) -> Result<(), Self::Error> {
         self.channels.remove(&id);
-        self.wishes.remove(&id);
         Ok(())
     }
 
@@ -251,7 +248,7 @@ impl RusshHandler for Handler {
         value: &str,
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        if self.channels.contains_key(&id) && self.wishes.entry(id).or_default().set(name, value) {
+        if self.channels.get_mut(&id).is_some_and(|(_, wishes)| wishes.set(name, value)) {
             return session.channel_success(id);
         }
         session.channel_failure(id)
@@ -276,7 +273,7 @@ impl RusshHandler for Handler {
 /// Runs one of Nix's protocols on a channel, then closes the channel with an exit status.
 async fn store_session(
     kind: StoreSession,
-    (mut channel, _place): Waiting,
+    (mut channel, _place): Opened,
     house: Arc<crate::House>,
     caller: Caller,
     mut ended: watch::Receiver<bool>,
@@ -320,7 +317,7 @@ async fn store_session(
 /// Runs a command of its own on a channel, then closes the channel with the command's exit status.
 async fn host_command(
     command: daemon::HostCommand,
-    (mut channel, _place): Waiting,
+    (mut channel, _place): Opened,
     house: Arc<crate::House>,
     caller: Caller,
     mut ended: watch::Receiver<bool>,

@@ -1,0 +1,145 @@
+//! What a floating output turned out to be is everybody's only if it was built from what was Verified then.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use builder_agent::build::modulo::Hasher;
+use builder_agent::build::resolve::resolve;
+use common::PATIENCE;
+use common::scripted::Scripted;
+use nix_derivation::store_path::hash_placeholder;
+use nix_derivation::{
+    ContentAddressMethod, Derivation, DerivationBuilder, DerivedPath, HashAlgorithm, SingleDerivedPath,
+    StorePath,
+};
+use sha2::{Digest, Sha256};
+use store::signing::{SecretKey, Signer, fingerprint};
+use store::{Member, PathInfo, Provenance, RealisationId, View};
+use wire::client::encode_file_nar;
+use wire::types::BuildMode;
+use wire::worker::Request;
+
+/// An input-addressed derivation, a floating one that uses it and waits for the gate, and a key that the box trusts.
+struct Case {
+    house: Scripted,
+    key: SecretKey,
+    input: Derivation,
+    floating: StorePath,
+}
+
+fn add(view: &View, drv: &Derivation) -> StorePath {
+    let references: BTreeSet<StorePath> =
+        drv.input_derivations().keys().chain(drv.input_sources()).cloned().collect();
+    let (name, text) = (format!("{}.drv", drv.name()), drv.to_aterm_bytes());
+    let (method, algorithm) = (ContentAddressMethod::Text, HashAlgorithm::Sha256);
+    let info = view.add_ca(&name, method, algorithm, &references, &mut text.as_slice());
+    info.expect("a valid upload").path.clone()
+}
+
+impl Case {
+    fn new() -> Self {
+        let key = SecretKey::generate("cache-1").expect("a key");
+        let house = Scripted::open(&format!("trusted-public-keys = [\"{}\"]", key.public()));
+        let view = house.house.store.view(&Member::new("alice"));
+        let input = DerivationBuilder::new("input", "x86_64-linux", "/bin/sh").argument("write:input");
+        let input = input.input_addressed_output("out").build().expect("a derivation").into_derivation();
+        let text = format!(
+            r#"Derive([("out","","r:sha256","")],[("{}",["out"])],[],"x86_64-linux","/bin/sh",["gate write:made"],[("out","{}")])"#,
+            add(&view, &input).to_absolute_path(),
+            hash_placeholder("out"),
+        );
+        let floating = Derivation::from_aterm_bytes(text.as_bytes(), "floating").expect("a derivation");
+        let floating = add(&view, &floating);
+        Self { house, key, input, floating }
+    }
+
+    fn view(&self, member: &str) -> View {
+        self.house.house.store.view(&Member::new(member))
+    }
+
+    fn input_path(&self) -> StorePath {
+        self.input.outputs()["out"].path("input", "out").expect("a path").expect("known")
+    }
+
+    /// Uploads the input's output as `member`.
+    fn upload_input(&self, member: &str, contents: &[u8], signed: bool) -> Provenance {
+        let nar = encode_file_nar(contents, false);
+        let mut info = PathInfo {
+            path: self.input_path(),
+            nar_hash: Sha256::digest(&nar).into(),
+            nar_size: nar.len() as u64,
+            references: BTreeSet::new(),
+            deriver: None,
+            registration_time: 0,
+            ultimate: false,
+            signatures: Vec::new(),
+            ca: None,
+        };
+        if signed {
+            info.signatures.push(self.key.sign(fingerprint(&info).as_bytes()));
+        }
+        let view = self.view(member);
+        view.import_buffered(info, &mut nar.as_slice()).expect("a valid upload");
+        view.info_with_provenance(&self.input_path()).expect("there").1
+    }
+
+    /// Of the derivation, and of what it resolves to.
+    fn realisations(&self) -> [RealisationId; 2] {
+        let view = self.view("alice");
+        let hash =
+            Hasher::new(&view, &self.house.house.drv_hashes).of(&self.floating).expect("a hash").masked;
+        let drv = builder_agent::build::modulo::read(&view, &self.floating).expect("a derivation");
+        let input = drv.input_derivations().keys().next().expect("an input").clone();
+        let paths = [((input, "out".to_owned()), self.input_path())].into();
+        let resolved = resolve(&self.floating, &drv, &paths).expect("resolves").recipe.drv_hash;
+        [hash, resolved.expect("floating")].map(|drv_hash| RealisationId { drv_hash, output: "out".into() })
+    }
+
+    /// Builds as alice; `meanwhile` happens while the builder runs.
+    async fn build(&self, meanwhile: impl FnOnce()) {
+        let mut alice = self.house.session("alice").await;
+        let drv_path = SingleDerivedPath::Opaque(self.floating.clone());
+        let target = DerivedPath::Built { drv_path, outputs: vec!["out".into()] };
+        let request = Request::BuildPaths { paths: vec![target], mode: BuildMode::Normal };
+        alice.request(&request).await.expect("sent");
+        let started = async {
+            while self.house.script.runs.load(Ordering::SeqCst) == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, started).await.expect("the builder never ran");
+        meanwhile();
+        self.house.script.gate.cancel();
+        alice.done().await.expect("built");
+    }
+
+    fn known_to(&self, member: &str) -> [Option<Provenance>; 2] {
+        let view = self.view(member);
+        self.realisations().map(|id| view.realisation(&id).map(|(_, provenance, _)| provenance))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_built_from_verified_inputs_is_everybodys() {
+    let case = Case::new();
+    assert_eq!(case.upload_input("bob", b"true", true), Provenance::Verified);
+    case.build(|| ()).await;
+    for member in ["alice", "bob"] {
+        assert_eq!(case.known_to(member), [Some(Provenance::Verified), Some(Provenance::Verified)]);
+    }
+}
+
+/// Else a member could have the box vouch for a result made of anything: claim, build, prove the claim's path with other
+/// contents, let the build end.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_input_that_is_verified_too_late_proves_nothing() {
+    let case = Case::new();
+    let claim = Provenance::Claimed(Member::new("alice"));
+    assert_eq!(case.upload_input("alice", b"forged", false), claim);
+    case.build(|| assert_eq!(case.upload_input("bob", b"true", true), Provenance::Verified)).await;
+    assert_eq!(case.known_to("bob"), [None, None]);
+    assert_eq!(case.known_to("alice"), [Some(claim.clone()), Some(claim)]);
+}
