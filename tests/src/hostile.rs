@@ -15,6 +15,7 @@ use store::{Member, Recovery, Store, StoreConfig};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::task::JoinHandle;
 use wire::client::{Client, End, Frame, encode_path_info};
 use wire::types::{BasicDerivation, BuildMode, PathInfo};
 use wire::worker::Request;
@@ -124,6 +125,22 @@ pub fn piped(mut ssh: std::process::Command) -> (Child, ChildStdout, ChildStdin)
     let mut ssh = Command::from(ssh).kill_on_drop(true).spawn().expect("ssh");
     let (reader, writer) = (ssh.stdout.take().expect("piped"), ssh.stdin.take().expect("piped"));
     (ssh, reader, writer)
+}
+
+/// As [`piped`], and all that is said on stderr until its end. It is read all the while: a builder may print more than
+/// a pipe holds.
+pub fn piped_with_stderr(
+    mut ssh: std::process::Command,
+) -> (Child, ChildStdout, ChildStdin, JoinHandle<Vec<u8>>) {
+    ssh.stderr(Stdio::piped());
+    let (mut ssh, reader, writer) = piped(ssh);
+    let mut said = ssh.stderr.take().expect("piped");
+    let stderr = tokio::spawn(async move {
+        let mut bytes = Vec::new();
+        said.read_to_end(&mut bytes).await.expect("read");
+        bytes
+    });
+    (ssh, reader, writer, stderr)
 }
 
 /// A worker session over ssh.

@@ -8,16 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use e2e::hostile::*;
-use e2e::neighbours::{Neighbours, WORKER, recipe};
+use e2e::neighbours::{Line, Neighbours, WORKER, recipe};
 use nix_derivation::{ContentAddressMethod, DerivedPath, HashAlgorithm, SingleDerivedPath, StorePath};
 use tokio::io::AsyncReadExt;
-use tokio::process::Command;
 use wire::client::{Client, End, Frame, encode_frames, encode_items};
 use wire::types::{
     BasicDerivation, BuildMode, CAHash, ClientSettings, GcAction, GcOptions, PathInfo, Realisation,
 };
 use wire::worker::{BodyShape, OPS, Op, OpInfo, Request};
 
+use crate::realisations;
 use crate::twins::{Secret, at, aterm};
 
 /// One question of Bob's.
@@ -105,7 +105,7 @@ fn garbage(action: GcAction, paths: Option<BTreeSet<StorePath>>, ignore_liveness
 /// All that `op` can be asked about `secret`.
 fn cases(op: Op, secret: &Secret) -> Vec<Case> {
     use Request as Q;
-    let Secret { plain, user, drv, output, realised, spare, spare_drv } = secret.clone();
+    let Secret { plain, user, drv, output, realised, spare, .. } = secret.clone();
     // Every kind of thing Alice has.
     let each = |make: &dyn Fn(StorePath) -> Request| -> Vec<Case> {
         [&plain, &user, &drv, &output].iter().map(|path| ask(make((*path).clone()))).collect()
@@ -263,13 +263,6 @@ fn cases(op: Op, secret: &Secret) -> Vec<Case> {
             .map(|(check_contents, repair)| ask(Q::VerifyStore { check_contents, repair }))
             .into(),
     }
-    .into_iter()
-    .map(|mut case| {
-        // A spare derivation belongs to the case that brings it.
-        case.before.retain(|(info, _)| info.path == spare_drv);
-        case
-    })
-    .collect()
 }
 
 /// Alice gets it, in all the ways there are.
@@ -286,31 +279,32 @@ pub async fn owned_by(alice: &mut Session, secret: &Secret) {
     alice.upload(&at(&secret.drv, &drv), &drv).await;
     let told = alice.build(secret.build()).await;
     assert_eq!(told.status, 0, "{told:?}");
-    // Where the box does not take one of these it says so, and there is nothing to hide.
-    for request in [
-        Request::AddTempRoot { path: secret.plain.clone() },
-        Request::AddPermRoot { path: secret.user.clone(), gc_root: "/nix/var/nix/gcroots/alices".into() },
-        Request::RegisterDrvOutput {
-            realisation: Realisation {
-                id: secret.realised.clone(),
-                out_path: secret.plain.clone(),
-                signatures: Vec::new(),
-                dependent_realisations: BTreeMap::new(),
-            },
-        },
-    ] {
-        alice.request(&request).await;
-        if let (_, End::Last) = within("an answer", alice.client.log()).await.expect("an answer")
-            && !matches!(request, Request::RegisterDrvOutput { .. })
-        {
-            // The number 1, or the link.
-            match request {
-                Request::AddPermRoot { .. } => drop(alice.client.string().await.expect("a link")),
-                _ => assert_eq!(alice.client.u64().await.expect("a number"), 1),
-            }
-        }
-    }
+    alice.call(&Request::AddTempRoot { path: secret.plain.clone() }).await;
+    assert_eq!(alice.client.u64().await.expect("a number"), 1);
+    let gc_root = "/nix/var/nix/gcroots/alices".to_owned();
+    alice.call(&Request::AddPermRoot { path: secret.user.clone(), gc_root: gc_root.clone() }).await;
+    assert_eq!(alice.client.string().await.expect("a link"), gc_root);
+    let realisation = Realisation {
+        id: secret.realised.clone(),
+        out_path: secret.plain.clone(),
+        signatures: Vec::new(),
+        dependent_realisations: BTreeMap::new(),
+    };
+    alice.call(&Request::RegisterDrvOutput { realisation }).await;
+    assert_eq!(realisations::realisation(alice, &secret.realised).await.len(), 1);
     assert!(alice.is_valid(&secret.plain).await && alice.is_valid(&secret.output).await);
+}
+
+/// What comes before a question, in a session of its own.
+pub async fn upload_before(line: &Line, uploads: &Uploads) {
+    if uploads.is_empty() {
+        return;
+    }
+    let mut bob = Session::over(line.ssh(WORKER), MINOR).await;
+    for (info, nar) in uploads {
+        bob.upload(info, nar).await;
+    }
+    bob.leave().await;
 }
 
 /// All that a client can see of an answer. Ids and clock times are what they are, so they are taken out.
@@ -362,10 +356,7 @@ pub fn without_clock_times(answer: &mut [u8]) {
 
 /// Sends one request over a session of its own and reads to the last byte.
 async fn see(ssh: std::process::Command, minor: u8, info: &OpInfo, case: &Case) -> Seen {
-    let mut ssh = Command::from(ssh);
-    ssh.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
-    let mut ssh = ssh.stderr(std::process::Stdio::piped()).kill_on_drop(true).spawn().expect("ssh");
-    let (reader, writer) = (ssh.stdout.take().expect("piped"), ssh.stdin.take().expect("piped"));
+    let (mut ssh, reader, writer, stderr) = piped_with_stderr(ssh);
     let mut client =
         within("a handshake", Client::connect(reader, writer, minor, &[])).await.expect("a handshake");
     client.request(&case.request).await.expect("the box reads");
@@ -376,10 +367,9 @@ async fn see(ssh: std::process::Command, minor: u8, info: &OpInfo, case: &Case) 
     let (mut frames, end) = within("an answer", client.log()).await.expect("an answer");
     let Client { mut reader, writer, .. } = client;
     drop(writer);
-    let (mut rest, mut stderr) = (Vec::new(), Vec::new());
+    let mut rest = Vec::new();
     within("the end", reader.read_to_end(&mut rest)).await.expect("read");
-    let mut said = ssh.stderr.take().expect("piped");
-    within("the end", said.read_to_end(&mut stderr)).await.expect("read");
+    let stderr = within("the end", stderr).await.expect("read");
     within("ssh", ssh.wait()).await.expect("wait");
 
     let mut ids = Vec::new();
@@ -426,13 +416,7 @@ async fn no_operation_of_the_worker_protocol_tells_of_what_another_member_has() 
                         see(line.ssh(WORKER), minor, info, &garbage(GcAction::DeleteDead, None, false)).await;
                     }
                     let case = cases(info.op, secret).swap_remove(index);
-                    if !case.before.is_empty() {
-                        let mut bob = Session::over(line.ssh(WORKER), MINOR).await;
-                        for (info, nar) in &case.before {
-                            bob.upload(info, nar).await;
-                        }
-                        bob.leave().await;
-                    }
+                    upload_before(&line, &case.before).await;
                     seen.push(see(line.ssh(WORKER), minor, info, &case).await);
                 }
                 let expected = seen[0].renamed(&nobodys, &hers);

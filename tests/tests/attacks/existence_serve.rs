@@ -1,16 +1,13 @@
 //! The same as `existence`, over `ssh://`: by every command of the serve protocol.
 
-use std::process::Stdio;
-
 use e2e::hostile::*;
 use e2e::neighbours::{Neighbours, SERVE};
 use tokio::io::AsyncReadExt;
-use tokio::process::Command;
 use wire::serve::{BodyShape, BuildOptions, ImportedInfo, OPS, Op, Request};
 use wire::serve_client::{Client, encode_export};
 use wire::types::PathInfo;
 
-use crate::existence::{Uploads, owned_by, recipes, set, targets, without_clock_times};
+use crate::existence::{Uploads, owned_by, recipes, set, targets, upload_before, without_clock_times};
 use crate::twins::{Secret, at};
 
 /// One question of Bob's.
@@ -96,17 +93,7 @@ struct Seen {
 
 /// Sends one request over a session of its own and reads to the last byte.
 async fn see(ssh: std::process::Command, minor: u8, case: &Case) -> Seen {
-    let mut ssh = Command::from(ssh);
-    ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut ssh = ssh.spawn().expect("ssh");
-    let (reader, writer) = (ssh.stdout.take().expect("piped"), ssh.stdin.take().expect("piped"));
-    let mut said = ssh.stderr.take().expect("piped");
-    // Read all the while: a builder may print more than a pipe holds.
-    let said = tokio::spawn(async move {
-        let mut text = Vec::new();
-        said.read_to_end(&mut text).await.expect("read");
-        String::from_utf8_lossy(&text).into_owned()
-    });
+    let (mut ssh, reader, writer, stderr) = piped_with_stderr(ssh);
     let client = within("a handshake", Client::connect(reader, writer, minor)).await;
     let mut client = client.expect("a handshake");
     client.request(&case.request).await.expect("the box reads");
@@ -119,10 +106,10 @@ async fn see(ssh: std::process::Command, minor: u8, case: &Case) -> Seen {
     let Client { mut reader, writer, .. } = client;
     drop(writer);
     within("the end", reader.read_to_end(&mut answer)).await.expect("read");
-    let stderr = within("the end", said).await.expect("read");
+    let stderr = within("the end", stderr).await.expect("read");
     within("ssh", ssh.wait()).await.expect("wait");
     without_clock_times(&mut answer);
-    Seen { answer, stderr }
+    Seen { answer, stderr: String::from_utf8_lossy(&stderr).into_owned() }
 }
 
 #[tokio::test]
@@ -143,13 +130,7 @@ async fn no_command_of_the_serve_protocol_tells_of_what_another_member_has() {
                 let mut seen = Vec::new();
                 for secret in [&nobodys, &hers] {
                     let case = cases(info.op, secret).swap_remove(index);
-                    let mut bob = house_session(&line, &case).await;
-                    for (info, nar) in &case.before {
-                        bob.as_mut().expect("a session").upload(info, nar).await;
-                    }
-                    if let Some(bob) = bob {
-                        bob.leave().await;
-                    }
+                    upload_before(&line, &case.before).await;
                     seen.push(see(line.ssh(SERVE), *minor, &case).await);
                 }
                 let expected = Seen {
@@ -165,12 +146,4 @@ async fn no_command_of_the_serve_protocol_tells_of_what_another_member_has() {
     }
     println!("{pairs} pairs of answers are the same");
     alice.leave().await;
-}
-
-/// A session for what comes before a case, if anything does.
-async fn house_session(line: &e2e::neighbours::Line, case: &Case) -> Option<Session> {
-    match case.before.is_empty() {
-        true => None,
-        false => Some(Session::over(line.ssh(e2e::neighbours::WORKER), MINOR).await),
-    }
 }

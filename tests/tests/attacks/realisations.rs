@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 
 use e2e::hostile::*;
 use e2e::neighbours::Neighbours;
-use nix_derivation::{HashAlgorithm, hash_bytes};
+use nix_derivation::{HashAlgorithm, StorePath, hash_bytes};
 use wire::client::End;
 use wire::types::{DrvKey, DrvOutputId, Realisation};
 use wire::worker::Request;
 
+use crate::signing::box_key;
 use crate::twins::at;
 
 /// What the box says this output is.
-async fn realisation(who: &mut Session, id: &DrvOutputId) -> Vec<String> {
+pub async fn realisation(who: &mut Session, id: &DrvOutputId) -> Vec<String> {
     who.call(&Request::QueryRealisation { id: id.clone() }).await;
     let count = who.client.u64().await.expect("an answer");
     let mut found = Vec::new();
@@ -22,32 +23,44 @@ async fn realisation(who: &mut Session, id: &DrvOutputId) -> Vec<String> {
     found
 }
 
+/// A realisation with this as its only signature: `path` as what a derivation gives that nobody ever wrote.
+pub fn poisoned(path: &StorePath, signature: &str) -> Realisation {
+    let hash = hash_bytes(HashAlgorithm::Sha256, path.to_basename().as_bytes());
+    Realisation {
+        id: DrvOutputId { drv: DrvKey::Hash(hash), output: "out".into() },
+        out_path: path.clone(),
+        signatures: vec![signature.to_owned()],
+        dependent_realisations: BTreeMap::new(),
+    }
+}
+
 #[tokio::test]
 async fn a_poisoned_realisation_reaches_only_who_registered_it() {
     let house = Neighbours::of(&["alice", "mallory"]);
+    let key = box_key(&house, "mallory");
     let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
-    let id = DrvOutputId {
-        drv: DrvKey::Hash(hash_bytes(HashAlgorithm::Sha256, b"a derivation of alice's")),
-        output: "out".into(),
-    };
     // One path that is only hers, and one that everybody has: neither is what the derivation makes.
     let claim = path("forged");
     let contents = nar(&file(b"forged"));
     mallory.upload(&at(&claim, &contents), &contents).await;
     let proven = mallory.add("proven", &contents).await;
+    assert!(alice.is_valid(&proven).await && !alice.is_valid(&claim).await);
+    let made_up = format!("{}:{}==", key.name(), "A".repeat(86));
+    let poison = [claim, proven].map(|path| poisoned(&path, &made_up));
     let mut taken = 0;
-    for out_path in [claim, proven] {
-        let realisation = Realisation {
-            id: id.clone(),
-            out_path,
-            signatures: vec![format!("testbox:{}==", "A".repeat(86))],
-            dependent_realisations: BTreeMap::new(),
-        };
-        taken +=
-            usize::from(mallory.try_call(&Request::RegisterDrvOutput { realisation }).await == End::Last);
+    for realisation in &poison {
+        let request = Request::RegisterDrvOutput { realisation: realisation.clone() };
+        taken += usize::from(mallory.try_call(&request).await == End::Last);
     }
-    let hers = realisation(&mut mallory, &id).await;
-    println!("{taken} were taken; mallory is told {hers:?}");
-    assert!(!hers.concat().contains("testbox:AAAA"), "a signature that nobody checked: {hers:?}");
-    assert_eq!(realisation(&mut alice, &id).await, Vec::<String>::new(), "alice is told what mallory said");
+    assert_eq!(taken, 2, "both can be registered");
+    for Realisation { id, out_path, .. } in &poison {
+        let hers = realisation(&mut mallory, id).await;
+        assert!(hers.concat().contains(&out_path.to_basename()), "mallory has what she said: {hers:?}");
+        assert!(!hers.concat().contains(key.name()), "a signature by the box's name: {hers:?}");
+        assert_eq!(
+            realisation(&mut alice, id).await,
+            Vec::<String>::new(),
+            "alice is told what mallory said"
+        );
+    }
 }

@@ -1,17 +1,20 @@
 //! The box signs what it has proven, and nothing that anybody only says: every way we could think of to get another
 //! signature out of it, tried in one house, and then every signature in it looked at.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use e2e::clients::{Stock, outputs};
+use e2e::drv::Drv;
 use e2e::hostile::*;
 use e2e::neighbours::{Neighbours, recipe};
 use e2e::process;
 use nix_derivation::{CAHash, HashAlgorithm, NixHash, Output, StorePath, hash_bytes};
 use store::signing::PublicKey;
 use wire::client::encode_items;
-use wire::types::{BuildMode, DerivedPath, DrvKey, DrvOutputId, PathInfo, Realisation, SingleDerivedPath};
+use wire::types::{BuildMode, DerivedPath, PathInfo, SingleDerivedPath};
 use wire::worker::Request;
 
+use crate::realisations::{poisoned, realisation};
 use crate::twins::{at, aterm};
 
 /// What a signature of this path is over (Nix: `ValidPathInfo::fingerprint`); written again here, so that a mistake in
@@ -27,7 +30,7 @@ fn is_signed(key: &PublicKey, info: &PathInfo) -> bool {
 }
 
 /// The box's public key, as `ssh box signing-key` prints it.
-fn box_key(house: &Neighbours, who: &str) -> PublicKey {
+pub fn box_key(house: &Neighbours, who: &str) -> PublicKey {
     let said = process::run(&mut house.ssh(who, &["signing-key"])).ok();
     said.answer().parse().unwrap_or_else(|error| panic!("no key ({error}): {said}"))
 }
@@ -39,29 +42,46 @@ fn build(drv: &StorePath) -> Request {
     Request::BuildPaths { paths, mode: BuildMode::Normal }
 }
 
+/// `path(name)`, noted down as one that is forged.
+fn forge(forged: &mut BTreeSet<StorePath>, name: &str) -> StorePath {
+    let path = path(name);
+    forged.insert(path.clone());
+    path
+}
+
+/// A path that the box built from whole derivations, and so signs.
+fn built(house: &Neighbours) -> StorePath {
+    let nix = house.machine("alice", Stock::NEWEST);
+    let drv = Drv::new("verified", "echo verified > $out");
+    let said = process::run(&mut nix.build_at_box(&drv.expr())).ok();
+    StorePath::from_absolute_path(outputs(&said)["out"].as_bytes()).expect("a path")
+}
+
 #[tokio::test]
 async fn the_box_signs_nothing_that_a_member_only_claims() {
     let house = Neighbours::of(&["alice", "mallory"]);
     let key = box_key(&house, "mallory");
     let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
-    let verified = alice.add("verified", &nar(&file(b"verified\n"))).await;
+    let verified = built(&house);
     let good = alice.path_info(&verified).await.expect("valid");
     assert!(is_signed(&key, &good), "the box signs at all: {good:?}");
     let genuine = good.signatures[0].clone();
     let claim = nar(&file(b"a claim\n"));
+    // Whatever place Mallory wants something at.
+    let mut forged = BTreeSet::new();
 
     // A signature by the box's name: made up; of another path; with a key of Mallory's that has the same name.
     let made_up = format!("{}:{}==", key.name(), "A".repeat(86));
     let her_key = store::signing::SecretKey::generate(key.name()).expect("a key");
     for (name, signature) in [("made-up", made_up.clone()), ("transplanted", genuine.clone())] {
-        let info = PathInfo { signatures: vec![signature], ..at(&path(name), &claim) };
+        let info = PathInfo { signatures: vec![signature], ..at(&forge(&mut forged, name), &claim) };
         mallory.upload(&info, &claim).await;
     }
-    let mut homemade = at(&path("homemade"), &claim);
+    let mut homemade = at(&forge(&mut forged, "homemade"), &claim);
     homemade.signatures = vec![store::signing::Signer::sign(&her_key, fingerprint(&homemade).as_bytes())];
     mallory.upload(&homemade, &claim).await;
-    let multiple =
-        PathInfo { signatures: vec![made_up.clone()], ultimate: true, ..at(&path("multiple"), &claim) };
+    let multiple = at(&forge(&mut forged, "multiple"), &claim);
+    let multiple = PathInfo { signatures: vec![made_up.clone()], ultimate: true, ..multiple };
     mallory.request(&Request::AddMultipleToStore { repair: false, dont_check_sigs: true }).await;
     mallory.client.framed(&encode_items(&[(multiple, claim.clone())])).await.expect("the box reads");
     within("an answer", mallory.client.done()).await.expect("added");
@@ -101,7 +121,7 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
         for references in
             [BTreeSet::new(), BTreeSet::from([verified.clone()]), BTreeSet::from([path("made-up")])]
         {
-            let name = path(&format!("addressed-{n}"));
+            let name = forge(&mut forged, &format!("addressed-{n}"));
             let info = PathInfo { ca: Some(ca.clone()), references, ..at(&name, &claim) };
             mallory.add_nar(&info, &claim).await;
             within("an answer", mallory.client.log()).await.expect("an answer");
@@ -120,13 +140,14 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
     mallory.client.framed(&claim).await.expect("the box reads");
     within("an answer", mallory.client.done()).await.expect("added");
     let refers = mallory.client.path_info(None).await.expect("a path info").path;
+    forged.insert(refers.clone());
 
     // Other contents for a name that is proven.
     mallory.add_nar(&PathInfo { signatures: vec![genuine.clone()], ..at(&verified, &claim) }, &claim).await;
     within("an answer", mallory.client.log()).await.expect("an answer");
 
     // Builds that say where their outputs are: at a free place, at one that is taken, at another's.
-    for (n, out) in [path("chosen"), path("made-up"), refers.clone()].iter().enumerate() {
+    for (n, out) in [forge(&mut forged, "chosen"), path("made-up"), refers].iter().enumerate() {
         let drv = path(&format!("chosen-{n}.drv"));
         let mut what = recipe(&drv, &[("out", out)], &[], "echo chosen > $out");
         mallory.build(what.clone()).await;
@@ -147,7 +168,7 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
     fixed.outputs.insert("out".into(), Output::Fixed { ca: CAHash::Flat(digest(b"but this")) });
     assert_ne!(mallory.build((drv, fixed)).await.status, 0);
     // A derivation file, proven itself, that says its output is where it likes.
-    let aim = path("aimed");
+    let aim = forge(&mut forged, "aimed");
     let text = aterm(&aim, &[], &[], "echo aimed > $out");
     mallory
         .request(&Request::AddToStore {
@@ -165,30 +186,34 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
     let mut mallory = house.session("mallory").await;
     // And one that is announced as what it is not.
     let file_of = |text: &[u8]| nar(&file(text));
-    let lying = file_of(&aterm(&path("lying"), &[], &[], "echo lying > $out"));
-    mallory.upload(&at(&path("lying.drv"), &lying), &lying).await;
-    mallory.try_call(&build(&path("lying.drv"))).await;
+    let lying = file_of(&aterm(&forge(&mut forged, "lying"), &[], &[], "echo lying > $out"));
+    let liar = forge(&mut forged, "lying.drv");
+    mallory.upload(&at(&liar, &lying), &lying).await;
+    mallory.try_call(&build(&liar)).await;
     let mut mallory = house.session("mallory").await;
 
     // Realisations of derivations that nobody built.
-    for out_path in [verified.clone(), path("made-up")] {
-        let hash = hash_bytes(HashAlgorithm::Sha256, out_path.to_basename().as_bytes());
-        let realisation = Realisation {
-            id: DrvOutputId { drv: DrvKey::Hash(hash), output: "out".into() },
-            out_path,
-            signatures: vec![made_up.clone()],
-            dependent_realisations: BTreeMap::new(),
-        };
-        mallory.try_call(&Request::RegisterDrvOutput { realisation }).await;
+    let poison = [verified.clone(), path("made-up")].map(|path| poisoned(&path, &made_up));
+    for realisation in &poison {
+        mallory.call(&Request::RegisterDrvOutput { realisation: realisation.clone() }).await;
     }
 
     // Now every signature there is.
+    for realised in &poison {
+        let told = realisation(&mut mallory, &realised.id).await.concat();
+        assert!(told.contains(&realised.out_path.to_basename()), "{told}");
+        assert!(!told.contains(key.name()), "the box signed what nobody built: {told}");
+    }
     let proven: BTreeSet<StorePath> = alice.all_paths().await.into_iter().collect();
     let mut claims = 0;
     for path in mallory.all_paths().await {
         let info = mallory.path_info(&path).await.expect("valid");
         if proven.contains(&path) {
-            assert!(is_signed(&key, &info), "everybody sees {path}, so the box has proven it: {info:?}");
+            // What is content-addressed proves itself; the rest is proven by this box alone.
+            assert!(
+                info.ca.is_some() || is_signed(&key, &info),
+                "everybody sees what nothing proves: {info:?}"
+            );
             assert_eq!(alice.path_info(&path).await.as_ref(), Some(&info));
         } else {
             claims += 1;
@@ -196,8 +221,8 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
         }
     }
     assert!(claims >= 6, "{claims} claims were looked at");
-    assert_eq!(alice.path_info(&verified).await.expect("valid").nar_hash, good.nar_hash);
-    for name in ["made-up", "homemade", "chosen", "aimed", "lying"] {
-        assert!(!alice.is_valid(&path(name)).await, "alice sees {name}");
+    assert_eq!(alice.path_info(&verified).await.as_ref(), Some(&good), "nothing of it changed");
+    for path in &forged {
+        assert!(!proven.contains(path) && !alice.is_valid(path).await, "alice sees {path}");
     }
 }
