@@ -11,6 +11,7 @@ pub mod clients;
 pub mod drv;
 pub mod git;
 pub mod hostile;
+pub mod http;
 pub mod keys;
 mod lock;
 mod log;

@@ -14,6 +14,7 @@ mod logs;
 mod own_paths;
 mod privacy;
 mod reuse;
+mod substitution;
 
 use std::process::Command;
 
@@ -131,6 +132,13 @@ for_every_client! {
     reuse::another_member_joins_a_running_build_which_goes_on_when_the_first_leaves,
     reuse::a_rebuild_that_differs_is_reported_in_nixs_words,
     reuse::a_log_can_be_read_afterwards_by_those_who_may_see_the_build,
+    substitution::what_a_cache_has_is_not_uploaded,
+    substitution::inputs_that_a_cache_has_are_not_uploaded_for_a_build,
+    substitution::what_a_cache_has_is_not_built,
+    substitution::through_builders_only_the_newer_protocol_fetches_outputs,
+    substitution::a_client_or_a_derivation_that_wants_nothing_substituted_gets_a_build,
+    substitution::what_nobody_trusted_signed_is_refused_in_one_line_and_uploaded,
+    substitution::what_was_fetched_is_copied_with_signatures_checked,
     front_door::a_login_without_a_command_is_told_what_works,
     front_door::any_other_command_is_refused_in_one_line,
     front_door::a_key_that_is_not_in_the_roster_gets_nothing,
