@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod logging;
 pub mod net;
 pub mod roster;
+mod secret_file;
 pub mod serve;
 pub mod signing;
 pub mod ssh;

@@ -2,12 +2,11 @@
 //!
 //! The file has Nix's form, `name:base64`, so `nix key convert-secret-to-public` and friends work on it.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use store::signing::{KeyError, SecretKey};
+
+use crate::secret_file::{self, SecretFileError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum SigningKeyError {
@@ -28,43 +27,28 @@ pub enum SigningKeyError {
 /// Reads the key, or makes one called `name` when there is no file. A crash while making it leaves either no
 /// key or a whole one.
 pub fn load_or_create(path: &Path, name: &str) -> Result<SecretKey, SigningKeyError> {
-    let io = |action| move |cause| SigningKeyError::Io { action, path: path.to_owned(), cause };
-    match fs::read_to_string(path) {
-        Ok(text) => {
-            let mode = fs::metadata(path).map_err(io("read"))?.permissions().mode() & 0o777;
-            if mode & 0o077 != 0 {
-                return Err(SigningKeyError::Open { path: path.to_owned(), mode });
-            }
-            text.trim().parse().map_err(|cause| SigningKeyError::Format { path: path.to_owned(), cause })
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => create(path, name),
-        Err(cause) => Err(SigningKeyError::Io { action: "read", path: path.to_owned(), cause }),
+    let owned = || path.to_owned();
+    let failed = |error| match error {
+        SecretFileError::Io { action, cause } => SigningKeyError::Io { action, path: owned(), cause },
+        SecretFileError::Open { mode } => SigningKeyError::Open { path: owned(), mode },
+    };
+    if let Some(text) = secret_file::read(path).map_err(failed)? {
+        let text = String::from_utf8_lossy(&text);
+        return text.trim().parse().map_err(|cause| SigningKeyError::Format { path: owned(), cause });
     }
-}
-
-fn create(path: &Path, name: &str) -> Result<SecretKey, SigningKeyError> {
-    let io = |action| move |cause| SigningKeyError::Io { action, path: path.to_owned(), cause };
     let key =
         SecretKey::generate(name).map_err(|cause| SigningKeyError::Make { name: name.to_owned(), cause })?;
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(folder).map_err(io("make the folder of"))?;
-    let temp = path.with_extension("new");
-    match fs::remove_file(&temp) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io("replace")(error)),
-        _ => {}
-    }
-    let mut file =
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp).map_err(io("create"))?;
     // No newline: that is how `nix key generate-secret` prints it.
-    file.write_all(key.to_secret_text().as_bytes()).and_then(|()| file.sync_all()).map_err(io("write"))?;
-    fs::rename(&temp, path).map_err(io("put in place"))?;
-    File::open(folder).and_then(|dir| dir.sync_all()).map_err(io("write"))?;
+    secret_file::create(path, key.to_secret_text().as_bytes()).map_err(failed)?;
     tracing::info!(path = %path.display(), key = %key.public(), "signing key made");
     Ok(key)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

@@ -36,6 +36,7 @@ pub enum Limit {
     Wall,
     Silence,
     Memory,
+    Log,
     /// Set for the whole box.
     OfBox,
 }
@@ -134,9 +135,8 @@ pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &
         SandboxError::Timeout { .. } => Cause::Limit(Limit::Wall),
         SandboxError::Silent { .. } => Cause::Limit(Limit::Silence),
         SandboxError::OutOfMemory { .. } => Cause::Limit(Limit::Memory),
-        SandboxError::LogLimit { .. }
-        | SandboxError::OutputLimit { .. }
-        | SandboxError::ProcessLimit { .. } => Cause::Limit(Limit::OfBox),
+        SandboxError::LogLimit { .. } => Cause::Limit(Limit::Log),
+        SandboxError::OutputLimit { .. } | SandboxError::ProcessLimit { .. } => Cause::Limit(Limit::OfBox),
         SandboxError::OutputMissing { .. }
         | SandboxError::OutputInvalid { .. }
         | SandboxError::CannotStart { .. } => Cause::Build,
@@ -164,7 +164,7 @@ pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &
             BuildStatus::LogLimitExceeded,
             format!(
                 "builder for '{path}' killed after writing more than {limit} bytes of log output \
-                 (the box's `limits.max-log-mib`); make the build quieter"
+                 (the box's `limits.max-log-mib`, or the client's `max-log-size` if that is less); make the build quieter"
             ),
         ),
         SandboxError::OutputLimit { limit } => Failure::output(format!(

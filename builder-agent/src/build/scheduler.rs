@@ -42,6 +42,8 @@ pub struct Request {
     pub check: bool,
     pub wall: Option<Duration>,
     pub silent: Option<Duration>,
+    /// Bytes of log.
+    pub log: Option<u64>,
     /// `NIX_BUILD_CORES` as the client asked; the sandbox's CPUs bound it.
     pub cores: u32,
 }
@@ -115,6 +117,7 @@ impl Attached {
             Limit::Wall => more(mine.wall, theirs.wall),
             Limit::Silence => more(mine.silent, theirs.silent),
             Limit::Memory => mine.memory_mib > theirs.memory_mib,
+            Limit::Log => mine.log_bytes > theirs.log_bytes,
             Limit::OfBox => false,
         }
     }
@@ -292,7 +295,7 @@ pub fn limits(config: &Config, request: &Request) -> Limits {
             .min(own.max_memory_mib.unwrap_or(u32::MAX)),
         wall: Some(tighter(wall, request.wall)),
         silent: Some(tighter(of_box.max_silent, request.silent)),
-        log_bytes: of_box.max_log_bytes,
+        log_bytes: of_box.max_log_bytes.min(request.log.unwrap_or(u64::MAX)),
         output_bytes: of_box.max_output_bytes,
         processes: of_box.max_processes,
     }

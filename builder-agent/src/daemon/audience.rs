@@ -29,16 +29,12 @@ where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
-    fn run<F>(
-        &mut self,
-        work: F,
-        shown: &mut mpsc::Receiver<LogEvent>,
-    ) -> impl Future<Output = Result<F::Output, WireError>> + Send
+    async fn run<F>(&mut self, work: F, shown: &mut mpsc::Receiver<LogEvent>) -> Result<F::Output, WireError>
     where
         F: Future + Send,
         F::Output: Send,
     {
-        Connection::run(self, work, shown)
+        Connection::run(self, work, shown).await
     }
 }
 

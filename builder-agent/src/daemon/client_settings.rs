@@ -47,6 +47,10 @@ pub const RULES: &[Rule] = &[
         "seconds a build may take; the box's limit and the member's hold, too",
     ),
     honoured(&["max-silent-time", "build-max-silent-time"], "seconds without output; the same"),
+    honoured(
+        &["max-log-size", "build-max-log-size"],
+        "bytes a builder may print; the box's `limits.max-log-mib` holds, too",
+    ),
     honoured(&["cores", "build-cores"], "`NIX_BUILD_CORES`, at most the processors the build gets"),
     honoured(&["keep-going"], "other targets are built after one has failed"),
     honoured(&["substitute", "build-use-substitutes"], "whether the box fetches before it builds"),
@@ -56,7 +60,6 @@ pub const RULES: &[Rule] = &[
     ),
     ignored(&["fallback", "build-fallback"], "what cannot be fetched is always built"),
     ignored(&["verbosity"], "everything there is to tell is sent, and the client chooses what to show"),
-    ignored(&["max-log-size", "build-max-log-size"], "the box's `limits.max-log-mib` holds"),
     ignored(&["experimental-features"], "what the box can do needs no switching on"),
     ignored(&["builders", "build-hook", "builders-use-substitutes"], "the box builds itself"),
     ignored(

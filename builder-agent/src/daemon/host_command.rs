@@ -93,22 +93,17 @@ struct Terminal<'a, E> {
 }
 
 impl<E: AsyncWrite + Unpin + Send> Audience for Terminal<'_, E> {
-    fn run<F>(
-        &mut self,
-        work: F,
-        shown: &mut mpsc::Receiver<LogEvent>,
-    ) -> impl Future<Output = Result<F::Output, WireError>> + Send
+    async fn run<F>(&mut self, work: F, shown: &mut mpsc::Receiver<LogEvent>) -> Result<F::Output, WireError>
     where
         F: Future + Send,
         F::Output: Send,
     {
         let work = shown_on(self.stderr, true, work, shown);
-        let hung_up = self.hung_up.as_mut();
-        async move {
-            tokio::select! {
-                biased;
-                done = work => done,
-                () = hung_up => Err(WireError::Truncated { op: "a command", field: "its output's reader" }),
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.hung_up.as_mut() => {
+                Err(WireError::Truncated { op: "a command", field: "its output's reader" })
             }
         }
     }

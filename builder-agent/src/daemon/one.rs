@@ -82,6 +82,7 @@ impl One {
             check: false,
             wall: context.wall,
             silent: context.silent,
+            log: context.log,
             cores: context.cores,
         };
         Ok(Self { context, request })
@@ -256,6 +257,7 @@ impl One {
     async fn follow(&self, id: u64, attached: &mut Attached) -> Result<(), Failure> {
         let mut lines = Lines::default();
         let mut clock = Clock::new(attached);
+        let mut left = attached.limits.log_bytes;
         loop {
             let read = clock.bound(&mut attached.log).await.map_err(|error| self.too_late(&error))?;
             let chunk = match read {
@@ -267,6 +269,10 @@ impl One {
                 }
             };
             self.show_lines(id, &mut lines, &chunk).await;
+            let limit = attached.limits.log_bytes;
+            left = left
+                .checked_sub(chunk.len() as u64)
+                .ok_or_else(|| self.too_late(&SandboxError::LogLimit { limit }))?;
         }
         self.show_last(id, &mut lines).await;
         Ok(())

@@ -53,6 +53,7 @@ pub(super) struct Context {
     pub view: View,
     pub wall: Option<Duration>,
     pub silent: Option<Duration>,
+    pub log: Option<u64>,
     pub cores: u32,
     /// Whether a failure of an earlier build may be told again.
     pub reuse_failures: bool,
@@ -161,8 +162,9 @@ impl Session {
             house: self.house.clone(),
             member: self.member.clone(),
             view: self.view.clone(),
-            wall: timeout(&self.settings).and_then(seconds),
+            wall: number(&self.settings, &["timeout", "build-timeout"]).and_then(seconds),
             silent: seconds(self.settings.max_silent_time),
+            log: number(&self.settings, &["max-log-size", "build-max-log-size"]).filter(|bytes| *bytes > 0),
             cores: u32::try_from(self.settings.build_cores).unwrap_or(u32::MAX),
             reuse_failures: self.wishes.reuse_failures,
             ids: self.ids.clone(),
@@ -171,9 +173,9 @@ impl Session {
     }
 }
 
-/// Nix's `timeout` has no place of its own in `SetOptions`; it comes by name, the old or the new one.
-fn timeout(settings: &ClientSettings) -> Option<u64> {
-    ["timeout", "build-timeout"].iter().find_map(|name| settings.overrides.get(*name)?.parse().ok())
+/// A setting that has no place of its own in `SetOptions` and comes by name, the new or the old one.
+fn number(settings: &ClientSettings, names: &[&str]) -> Option<u64> {
+    names.iter().find_map(|name| settings.overrides.get(*name)?.parse().ok())
 }
 
 /// One message out of those of failed targets.
@@ -247,6 +249,7 @@ async fn realise(
     let progress = Progress::start(&context, expected).await;
     let mut failed: Vec<StorePath> =
         ended.iter().filter(|(_, end)| end.is_err()).map(|(path, _)| path.clone()).collect();
+    let mut failures = failed.len() as u64;
     let mut running = JoinSet::new();
     let mut stop = false;
     loop {
@@ -270,6 +273,7 @@ async fn realise(
                     );
                     ended.insert(user.clone(), Err(Failure::new(BuildStatus::DependencyFailed, message)));
                     failed.push(user.clone());
+                    failures += 1;
                 }
             }
         }
@@ -287,13 +291,14 @@ async fn realise(
             let context = context.clone();
             running.spawn(async move { (drv, floating::build(context, work, again).await) });
         }
-        progress.report(&context, &ended, running.len()).await;
+        progress.report(&context, ended.len() as u64 - failures, running.len(), failures).await;
         let Some(joined) = running.join_next().await else { break };
         let Ok((drv, end)) = joined else { continue };
         let worked = end.is_ok();
         ended.insert(drv.clone(), end);
         if !worked {
             failed.push(drv);
+            failures += 1;
             continue;
         }
         for user in needed_by.get(&drv).into_iter().flatten() {
@@ -308,7 +313,7 @@ async fn realise(
     }
     // Leaves the builds that still run.
     drop(running);
-    progress.report(&context, &ended, 0).await;
+    progress.report(&context, ended.len() as u64 - failures, 0, failures).await;
     progress.stop(&context).await;
     for (drv, node) in &plan.nodes {
         if node.needs_build && !ended.contains_key(drv) {
@@ -365,12 +370,10 @@ impl Progress {
         Self { id, expected }
     }
 
-    async fn report(&self, context: &Context, ended: &BTreeMap<StorePath, Ended>, running: usize) {
+    async fn report(&self, context: &Context, done: u64, running: usize, failed: u64) {
         if self.expected == 0 {
             return;
         }
-        let failed = ended.values().filter(|end| end.is_err()).count() as u64;
-        let done = ended.len() as u64 - failed;
         let fields = vec![done.into(), self.expected.into(), (running as u64).into(), failed.into()];
         context.show(LogEvent::Result { id: self.id, kind: ResultKind::Progress, fields }).await;
     }

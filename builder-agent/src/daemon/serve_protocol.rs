@@ -269,18 +269,13 @@ where
     W: AsyncWrite + Unpin + Send,
     E: AsyncWrite + Unpin + Send,
 {
-    fn run<F>(
-        &mut self,
-        work: F,
-        shown: &mut mpsc::Receiver<LogEvent>,
-    ) -> impl Future<Output = Result<F::Output, WireError>> + Send
+    async fn run<F>(&mut self, work: F, shown: &mut mpsc::Receiver<LogEvent>) -> Result<F::Output, WireError>
     where
         F: Future + Send,
         F::Output: Send,
     {
         let work = shown_on(self.stderr, false, work, shown);
-        let done = self.conn.run(work);
-        async move { done.await? }
+        self.conn.run(work).await?
     }
 }
 

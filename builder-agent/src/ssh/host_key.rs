@@ -1,12 +1,11 @@
 //! The box's ssh identity: made once, then kept.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::{Algorithm, PrivateKey};
+
+use crate::secret_file::{self, SecretFileError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum HostKeyError {
@@ -27,46 +26,28 @@ pub enum HostKeyError {
 /// Reads the key, or makes an ed25519 key when there is no file. A crash while making it leaves either no key
 /// or a whole one.
 pub fn load_or_create(path: &Path) -> Result<PrivateKey, HostKeyError> {
-    let io = |action| move |cause| HostKeyError::Io { action, path: path.to_owned(), cause };
-    match fs::read(path) {
-        Ok(text) => {
-            let mode = fs::metadata(path).map_err(io("read"))?.permissions().mode() & 0o777;
-            if mode & 0o077 != 0 {
-                return Err(HostKeyError::Open { path: path.to_owned(), mode });
-            }
-            PrivateKey::from_openssh(text)
-                .map_err(|cause| HostKeyError::Format { path: path.to_owned(), cause })
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => create(path),
-        Err(cause) => Err(HostKeyError::Io { action: "read", path: path.to_owned(), cause }),
+    let owned = || path.to_owned();
+    let failed = |error| match error {
+        SecretFileError::Io { action, cause } => HostKeyError::Io { action, path: owned(), cause },
+        SecretFileError::Open { mode } => HostKeyError::Open { path: owned(), mode },
+    };
+    if let Some(text) = secret_file::read(path).map_err(failed)? {
+        return PrivateKey::from_openssh(text).map_err(|cause| HostKeyError::Format { path: owned(), cause });
     }
-}
-
-fn create(path: &Path) -> Result<PrivateKey, HostKeyError> {
-    let io = |action| move |cause| HostKeyError::Io { action, path: path.to_owned(), cause };
     let make = |cause| HostKeyError::Make { cause };
     let mut key = PrivateKey::random(&mut russh::keys::key::safe_rng(), Algorithm::Ed25519).map_err(make)?;
     key.set_comment("barnraiser");
     let text = key.to_openssh(LineEnding::LF).map_err(make)?;
-
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(folder).map_err(io("make the folder of"))?;
-    let temp = path.with_extension("new");
-    match fs::remove_file(&temp) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io("replace")(error)),
-        _ => {}
-    }
-    let mut file =
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp).map_err(io("create"))?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io("write"))?;
-    fs::rename(&temp, path).map_err(io("put in place"))?;
-    File::open(folder).and_then(|dir| dir.sync_all()).map_err(io("write"))?;
+    secret_file::create(path, text.as_bytes()).map_err(failed)?;
     tracing::info!(path = %path.display(), "host key made");
     Ok(key)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

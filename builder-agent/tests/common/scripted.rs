@@ -27,7 +27,7 @@ use wire::client::{Client, encode_file_nar};
 use wire::types::BasicDerivation;
 
 /// Plays builders. Words of the script, separated by spaces:
-/// `log:X` prints a line, `write:X` makes every output a file that holds X, `refer` makes it hold the inputs' paths,
+/// `log:X` prints a line (longer than the limit of the log: ends as the sandbox would), `write:X` makes every output a file that holds X, `refer` makes it hold the inputs' paths,
 /// `count` makes it hold the number of runs so far, `timeout`, `memory` and `broken` end as the sandbox would, `limit` waits
 /// for the gate and ends if it may run for a second only,
 /// `exit:N` ends, `wait` waits until cancelled, `gate` waits until the test opens the gate.
@@ -52,7 +52,12 @@ impl Backend for Script {
         let mut status = 0;
         for word in job.args[0].split(' ') {
             match word.split_once(':').unwrap_or((word, "")) {
-                ("log", line) => host.log(format!("{line}\n").as_bytes()),
+                ("log", line) => {
+                    host.log(format!("{line}\n").as_bytes());
+                    if line.len() as u64 > job.limits.log_bytes {
+                        return Err(SandboxError::LogLimit { limit: job.limits.log_bytes });
+                    }
+                }
                 ("write", text) => contents.push_str(text),
                 ("refer", _) => contents.push_str(&job.env["inputs"]),
                 ("count", _) => contents.push_str(&run.to_string()),

@@ -1,0 +1,53 @@
+//! Files that hold secrets: made once, whole or not at all, and nobody else's to read.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+/// Why there is no secret. The callers know what it is called.
+#[derive(Debug)]
+pub enum SecretFileError {
+    Io {
+        action: &'static str,
+        cause: io::Error,
+    },
+    /// Its mode lets others read it.
+    Open {
+        mode: u32,
+    },
+}
+
+fn io(action: &'static str) -> impl Fn(io::Error) -> SecretFileError {
+    move |cause| SecretFileError::Io { action, cause }
+}
+
+/// What the file holds; `None` if there is none.
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>, SecretFileError> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io("read")(error)),
+    };
+    let mode = fs::metadata(path).map_err(io("read"))?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(SecretFileError::Open { mode });
+    }
+    Ok(Some(text))
+}
+
+/// Makes the file, and its folder. A crash leaves no file or a whole one.
+pub fn create(path: &Path, secret: &[u8]) -> Result<(), SecretFileError> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(folder).map_err(io("make the folder of"))?;
+    let temp = path.with_extension("new");
+    match fs::remove_file(&temp) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io("replace")(error)),
+        _ => {}
+    }
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp).map_err(io("create"))?;
+    file.write_all(secret).and_then(|()| file.sync_all()).map_err(io("write"))?;
+    fs::rename(&temp, path).map_err(io("put in place"))?;
+    File::open(folder).and_then(|dir| dir.sync_all()).map_err(io("write"))
+}
