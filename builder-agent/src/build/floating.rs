@@ -148,6 +148,11 @@ pub(super) fn hash(
     modulo: Option<&StorePath>,
 ) -> Result<NixHash, Failure> {
     ingested.ca_hash(method, algorithm, modulo).map_err(|error| match error {
+        NarError::NotAFile { found, .. } if method == ContentAddressMethod::Git => Failure::output(format!(
+            "output path '{}' should be a directory or a non-executable regular file since git hashing is enabled \
+             (outputHashMode=git); found: {found}, which can be put into a directory",
+            path.to_absolute_path()
+        )),
         NarError::NotAFile { .. } => Failure::output(format!(
             "output path '{}' should be a non-executable regular file since recursive hashing is not enabled \
              (one of outputHashMode={{flat,text}} is true)",

@@ -100,7 +100,16 @@ impl Contents {
                     Ok(modulo.finish())
                 }
             },
-            ContentAddressMethod::Git => git::hash(&self.object, algorithm).map_err(|e| self.failed(e)),
+            ContentAddressMethod::Git => {
+                // Git keeps a file's mode in the directory above. A root has none, so an executable or a symlink there
+                // would share hash and path with a plain file, and the address would not say which of them it is
+                // (Nix's manual refuses them for that: file-system-object/content-address, "Git").
+                let root = self.object.inode(self.object.root()).map_err(|e| self.failed(e))?;
+                if !matches!(root, Kind::Directory(_)) {
+                    self.file(false)?;
+                }
+                git::hash(&self.object, algorithm).map_err(|e| self.failed(e))
+            }
         }
     }
 

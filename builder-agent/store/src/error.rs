@@ -92,9 +92,9 @@ pub enum NarError {
         /// What the consumer said.
         source: io::Error,
     },
-    /// A single file was wanted.
+    /// A single file was wanted. Also for a git hash, which does not say what kind of file its root is.
     #[error(
-        "'{path}' is a {found}, not a plain file; flat and text hashes exist only for a single non-executable file"
+        "'{path}' is a {found}, not a plain file; flat, text and git hashes exist only for a single non-executable file, git hashes also for a directory"
     )]
     NotAFile {
         /// Which path.

@@ -12,6 +12,8 @@ use crate::object::{Kind, Object, ObjectError};
 /// What is read of a file at once.
 const PIECE: usize = 256 << 10;
 
+/// The hash of an object whose root is a directory or a plain file: the caller has looked, since a root's mode is not
+/// part of this.
 pub(crate) fn hash(object: &Object, algorithm: HashAlgorithm) -> Result<NixHash, ObjectError> {
     let mut walk = Walk { object, algorithm, left: object.inodes() };
     Ok(walk.node(object.root(), 0)?.1)

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use common::*;
 use nix_derivation::{CAHash, ContentAddressMethod, HashAlgorithm, store_path::build_ca_path};
 use proptest::prelude::*;
-use store::{ImportError, PathInfo, Provenance};
+use store::{ImportError, NarError, PathInfo, Provenance};
 
 fn git(repo: &Path, args: &[&str], input: &[u8]) -> String {
     let mut child = Command::new("git")
@@ -72,9 +72,10 @@ fn agree(tree: &Tree) {
 fn every_kind_of_file_and_every_order_of_names_hashes_as_in_git() {
     agree(&file(""));
     agree(&file("hello\n"));
-    agree(&Tree::File { executable: true, contents: noise(1, 300_000) });
-    agree(&Tree::Symlink(b"../somewhere".to_vec()));
+    agree(&file(noise(1, 300_000)));
     agree(&dir([]));
+    agree(&dir([("run", Tree::File { executable: true, contents: noise(1, 300_000) })]));
+    agree(&dir([("link", Tree::Symlink(b"../somewhere".to_vec()))]));
     // As a directory `a` is `a/`, which sorts after `a-b` and `a.b` and before `a0`.
     agree(&dir([
         ("a", dir([("x", file("x")), ("empty", dir([]))])),
@@ -92,6 +93,8 @@ proptest! {
     fn any_tree_hashes_as_in_git(tree in tree()) {
         // git refuses names that it uses itself; the generator has no `.git`, and 40 nodes are enough of processes.
         prop_assume!(format!("{tree:?}").matches("contents").count() < 40);
+        // Without a directory around them these have no address; see below.
+        prop_assume!(!matches!(tree, Tree::File { executable: true, .. } | Tree::Symlink(_)));
         agree(&tree);
     }
 }
@@ -124,4 +127,29 @@ fn an_upload_with_its_git_address_is_verified_and_with_another_refused() {
     // git has two hashes only.
     let none = [].into();
     assert!(a.add_ca("tree", ContentAddressMethod::Git, HashAlgorithm::Md5, &none, &mut &nar[..]).is_err());
+}
+
+/// Git keeps a file's mode in the directory above, so alone these have the hash of the plain file.
+#[test]
+fn a_bare_executable_or_symlink_is_not_what_the_address_of_the_plain_file_proves() {
+    let (dir, other) = (scratch(), scratch());
+    let (honest, attacked) = (open(dir.path()).view(&alice()), open(other.path()).view(&bob()));
+    let none = [].into();
+    for algorithm in [HashAlgorithm::Sha1, HashAlgorithm::Sha256] {
+        let nar = file("/etc/passwd").nar();
+        let git = ContentAddressMethod::Git;
+        let plain = honest.add_ca("f", git, algorithm, &none, &mut &nar[..]).unwrap();
+        for twin in [
+            Tree::Symlink(b"/etc/passwd".to_vec()),
+            Tree::File { executable: true, contents: b"/etc/passwd".to_vec() },
+        ] {
+            let nar = twin.nar();
+            let lie = PathInfo { ca: plain.ca.clone(), ..info(&plain.path, &nar, &[]) };
+            let error = attacked.import(lie, &mut &nar[..]).unwrap_err();
+            assert!(matches!(error, ImportError::ReadBack(NarError::NotAFile { .. })), "{error}");
+            assert!(error.is_callers_fault() && error.to_string().contains("git"), "{error}");
+            assert!(attacked.add_ca("f", git, algorithm, &none, &mut &nar[..]).is_err());
+            assert!(!attacked.is_valid(&plain.path));
+        }
+    }
 }
