@@ -31,7 +31,7 @@ const MAX_CONNECTIONS: usize = 4;
 /// their own.
 const MINOR: u8 = 37;
 /// Log frames of an answer that are kept: none are shown.
-const FRAMES: usize = 16;
+const FRAMES: usize = 0;
 
 type Stream = ChannelStream<client::Msg>;
 

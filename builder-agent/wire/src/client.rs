@@ -1,16 +1,18 @@
 //! The other end of the worker protocol: for asking other stores, and for tests, fuzzing and benchmarks. Behind the
 //! feature `client`.
 //!
-//! Enough of a client to ask everything, and to lie: [`Client::send`] takes any bytes. Of an answer's strings and lists
-//! each is bounded, and of its log at most [`Client::max_frames`] frames are kept; how long an answer may take is
-//! the caller's to decide.
+//! Enough of a client to ask everything, and to lie: [`Client::send`] takes any bytes. Each list and each string of an
+//! answer is bounded, so is each frame of its log as a whole, and at most [`Client::max_frames`] of those are kept; how
+//! long an answer may take is the caller's to decide.
 
 use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::error::WireError;
-use crate::limits::{MAX_PATHS, MAX_REQUEST_BYTES};
+use crate::limits::{
+    MAX_FEATURES, MAX_LOG_FIELDS, MAX_LOG_FRAME_BYTES, MAX_NAME_BYTES, MAX_PATHS, MAX_REQUEST_BYTES, MAX_TRACES,
+};
 use crate::types::{
     ContentAddressMethod, DrvKey, DrvOutputId, GcAction, HashAlgorithm, Output, PathInfo, Realisation,
     StorePath,
@@ -27,7 +29,8 @@ pub struct Client<R, W> {
     pub nix_version: Option<String>,
     /// 1.35 and newer: 0 unknown, 1 trusted, 2 not trusted.
     pub trusted: Option<u64>,
-    /// Frames of one log that are kept; later ones are read and dropped. Without limit unless set.
+    /// Frames of one log that are kept; later ones are read and dropped. Without limit unless set; of the handshake's
+    /// log none are.
     pub max_frames: usize,
 }
 
@@ -58,8 +61,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     pub async fn connect(reader: R, writer: W, minor: u8, features: &[&str]) -> Result<Self, WireError> {
         let ours = Version::new(minor);
         let protocol = Protocol { version: ours, features: Features::default() };
-        let mut client =
-            Self { reader, writer, protocol, nix_version: None, trusted: None, max_frames: usize::MAX };
+        let mut client = Self { reader, writer, protocol, nix_version: None, trusted: None, max_frames: 0 };
         let mut hello = Vec::new();
         hello.u64(CLIENT_MAGIC);
         hello.u64(u64::from(ours.major) << 8 | u64::from(ours.minor));
@@ -74,19 +76,24 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             let mut out = Vec::new();
             out.strs(features.iter().copied());
             client.send(&out).await?;
-            let theirs = client.strings().await?;
+            let mut fields = Fields::new(&mut client.reader, "the handshake");
+            let theirs = fields.strings("features", MAX_FEATURES, MAX_NAME_BYTES).await?;
             let both = theirs.iter().map(String::as_str).filter(|name| features.contains(name));
             client.protocol.features = Features::known(both);
         }
         client.send(&[0; 16]).await?; // no CPU affinity, no reserved space
         if client.protocol.at_least(33) {
-            client.nix_version = Some(client.string().await?);
+            let mut fields = Fields::new(&mut client.reader, "the handshake");
+            client.nix_version = Some(fields.string("nix version", MAX_NAME_BYTES).await?);
         }
         if client.protocol.at_least(35) {
             client.trusted = Some(client.u64().await?);
         }
         match client.log().await?.1 {
-            End::Last => Ok(client),
+            End::Last => {
+                client.max_frames = usize::MAX;
+                Ok(client)
+            }
             other => Err(io::Error::other(format!("the handshake ended with {other:?}")).into()),
         }
     }
@@ -126,64 +133,44 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         let mut frames = Vec::new();
         loop {
             frames.truncate(self.max_frames);
-            let end = match self.u64().await? {
+            let minor_26 = self.protocol.at_least(26);
+            // One budget for all the strings of a frame, however many it announces.
+            let mut f = Fields::within(&mut self.reader, "the log of an answer", MAX_LOG_FRAME_BYTES);
+            let end = match f.u64("frame").await? {
                 STDERR_LAST => End::Last,
-                STDERR_READ => End::Read(self.u64().await?),
-                STDERR_ERROR => End::Error(self.error().await?),
+                STDERR_READ => End::Read(f.u64("bytes wanted").await?),
+                STDERR_ERROR if minor_26 => End::Error(error(&mut f).await?),
+                STDERR_ERROR => {
+                    let message = f.string("error message", MAX_LOG_FRAME_BYTES).await?;
+                    f.u64("exit status").await?;
+                    End::Error(message)
+                }
                 STDERR_NEXT => {
-                    frames.push(Frame::Message(self.bytes().await?));
+                    frames.push(Frame::Message(f.bytes("message", MAX_LOG_FRAME_BYTES).await?));
                     continue;
                 }
                 STDERR_START_ACTIVITY => {
-                    let (id, _level, kind) = (self.u64().await?, self.u64().await?, self.u64().await?);
-                    let text = self.string().await?;
-                    self.fields().await?;
-                    self.u64().await?;
+                    let (id, _level) = (f.u64("activity").await?, f.u64("level").await?);
+                    let kind = f.u64("kind of activity").await?;
+                    let text = f.string("text of activity", MAX_LOG_FRAME_BYTES).await?;
+                    fields(&mut f).await?;
+                    f.u64("parent of activity").await?;
                     frames.push(Frame::Start(id, kind, text));
                     continue;
                 }
                 STDERR_STOP_ACTIVITY => {
-                    frames.push(Frame::Stop(self.u64().await?));
+                    frames.push(Frame::Stop(f.u64("activity").await?));
                     continue;
                 }
                 STDERR_RESULT => {
-                    let (id, kind) = (self.u64().await?, self.u64().await?);
-                    frames.push(Frame::Result(id, kind, self.fields().await?));
+                    let (id, kind) = (f.u64("activity").await?, f.u64("kind of result").await?);
+                    frames.push(Frame::Result(id, kind, fields(&mut f).await?));
                     continue;
                 }
                 other => return Err(io::Error::other(format!("unknown log frame {other:#x}")).into()),
             };
             return Ok((frames, end));
         }
-    }
-
-    async fn error(&mut self) -> Result<String, WireError> {
-        if !self.protocol.at_least(26) {
-            let message = self.string().await?;
-            self.u64().await?;
-            return Ok(message);
-        }
-        self.string().await?;
-        self.u64().await?;
-        self.string().await?;
-        let message = self.string().await?;
-        self.u64().await?;
-        for _ in 0..self.u64().await? {
-            self.u64().await?;
-            self.string().await?;
-        }
-        Ok(message)
-    }
-
-    async fn fields(&mut self) -> Result<Vec<Vec<u8>>, WireError> {
-        let mut texts = Vec::new();
-        for _ in 0..self.u64().await? {
-            match self.u64().await? {
-                0 => drop(self.u64().await?),
-                _ => texts.push(self.bytes().await?),
-            }
-        }
-        Ok(texts)
     }
 
     pub async fn u64(&mut self) -> Result<u64, WireError> {
@@ -227,6 +214,32 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         }
         Ok(nar)
     }
+}
+
+/// An error from version 1.26 on, of which the message counts.
+async fn error<R: AsyncRead + Unpin>(f: &mut Fields<'_, R>) -> Result<String, WireError> {
+    f.string("kind of error", MAX_LOG_FRAME_BYTES).await?;
+    f.u64("level").await?;
+    f.string("name of error", MAX_LOG_FRAME_BYTES).await?;
+    let message = f.string("error message", MAX_LOG_FRAME_BYTES).await?;
+    f.u64("position of error").await?;
+    for _ in 0..f.count("traces of error", MAX_TRACES).await? {
+        f.u64("position of trace").await?;
+        f.string("trace", MAX_LOG_FRAME_BYTES).await?;
+    }
+    Ok(message)
+}
+
+/// The texts among the fields of an activity or a result.
+async fn fields<R: AsyncRead + Unpin>(f: &mut Fields<'_, R>) -> Result<Vec<Vec<u8>>, WireError> {
+    let mut texts = Vec::new();
+    for _ in 0..f.count("fields", MAX_LOG_FIELDS).await? {
+        match f.u64("kind of field").await? {
+            0 => drop(f.u64("field").await?),
+            _ => texts.push(f.bytes("field", MAX_LOG_FRAME_BYTES).await?),
+        }
+    }
+    Ok(texts)
 }
 
 /// A body cut into frames of at most this many bytes, with its end.

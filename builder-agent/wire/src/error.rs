@@ -60,7 +60,7 @@ pub enum Problem {
     TooLong { len: u64, limit: u64 },
     #[error("{count} entries, at most {limit} are accepted")]
     TooMany { count: u64, limit: u64 },
-    #[error("the arguments of one request may have {limit} bytes together, and {len} more do not fit")]
+    #[error("the fields of one message may have {limit} bytes together, and {len} more do not fit")]
     RequestTooLarge { len: u64, limit: u64 },
     #[error("the padding after {len} bytes is not zero")]
     Padding { len: u64 },

@@ -109,11 +109,17 @@ pub(crate) struct Fields<'a, S> {
     source: &'a mut S,
     op: &'static str,
     left: u64,
+    limit: u64,
 }
 
 impl<'a, S: AsyncRead + Unpin> Fields<'a, S> {
     pub fn new(source: &'a mut S, op: &'static str) -> Self {
-        Self { source, op, left: MAX_REQUEST_BYTES }
+        Self::within(source, op, MAX_REQUEST_BYTES)
+    }
+
+    /// Of a message that has at most `limit` bytes.
+    pub fn within(source: &'a mut S, op: &'static str, limit: u64) -> Self {
+        Self { source, op, left: limit, limit }
     }
 
     pub fn bad(&self, field: &'static str, problem: Problem) -> WireError {
@@ -137,7 +143,7 @@ impl<'a, S: AsyncRead + Unpin> Fields<'a, S> {
     fn spend(&mut self, field: &'static str, len: u64) -> Result<(), WireError> {
         match self.left.checked_sub(len) {
             Some(left) => self.left = left,
-            None => return Err(self.bad(field, Problem::RequestTooLarge { len, limit: MAX_REQUEST_BYTES })),
+            None => return Err(self.bad(field, Problem::RequestTooLarge { len, limit: self.limit })),
         }
         Ok(())
     }

@@ -83,6 +83,16 @@ pub const MAX_NAR_TARGET_BYTES: u64 = 4095;
 /// Buffer for what comes in and for what goes out. Fits a frame as Nix cuts them (32 KiB) with room to pipeline.
 pub const BUFFER_BYTES: usize = 64 << 10;
 
+/// One frame of a log that a server sends us, all its strings together. The longest are lines of a builder's output;
+/// we show none, and a line of this length nobody reads.
+pub const MAX_LOG_FRAME_BYTES: u64 = 16 << 20;
+
+/// Fields of one activity or result in a log. Nix's have four at most.
+pub const MAX_LOG_FIELDS: u64 = 64;
+
+/// Traces of one error. Nix's have as many as nested calls in an expression, which a store does not evaluate.
+pub const MAX_TRACES: u64 = 10_000;
+
 /// Of a value quoted in one of our errors.
 pub const MAX_QUOTE_BYTES: usize = 120;
 

@@ -170,7 +170,7 @@ fn arguments_that_are_small_one_by_one_cannot_be_large_together() {
     }
     assert!(
         error(sent)
-            .starts_with("bad value of a setting in SetOptions: the arguments of one request may have")
+            .starts_with("bad value of a setting in SetOptions: the fields of one message may have")
     );
 }
 
