@@ -183,21 +183,21 @@ fn specific(
     Ok(paths.iter().cloned().collect())
 }
 
-/// Leaves out what a claim that stays refers to.
+/// Leaves out what claims that stay refer to, however indirectly. Each claim and each reference is looked at once: all
+/// members wait for this.
 fn without_holes(seen: &Seen<'_>, mut dead: HashSet<StorePath>) -> HashSet<StorePath> {
-    loop {
-        let needed = |path: &&StorePath| {
-            !seen.is_verified(path)
-                && seen.own_referrers(path).any(|p| !dead.contains(p) && !seen.is_verified(p))
-        };
-        let kept: Vec<StorePath> = dead.iter().filter(needed).cloned().collect();
-        if kept.is_empty() {
-            return dead;
+    let own = seen.own_claims().map(|info| &info.path);
+    let mut stays: Vec<&StorePath> =
+        own.filter(|path| !dead.contains(*path) && !seen.is_verified(path)).collect();
+    while let Some(path) = stays.pop() {
+        let references = seen.own_claim(path).map(|entry| &entry.info.references);
+        for reference in references.into_iter().flatten().filter(|r| !seen.is_verified(r)) {
+            if dead.remove(reference) {
+                stays.push(reference);
+            }
         }
-        kept.iter().for_each(|path| {
-            dead.remove(path);
-        });
     }
+    dead
 }
 
 /// `dead`, each path before those it refers to.

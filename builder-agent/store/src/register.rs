@@ -366,35 +366,39 @@ pub(crate) fn upgrade(index: &Index, config: &StoreConfig, mut info: PathInfo) -
 
 /// Checks that all references are there, and lets a path be Verified only if all it refers to is. Otherwise others
 /// would see a path whose references they do not have, or, worse, combine it with their own idea of those references.
+/// Each reference is looked at once: all members wait for this.
 fn settle(index: &Index, viewer: &Viewer, items: &mut [New]) -> Result<(), RegisterError> {
     let seen = viewer.sees(index);
-    let mut verified: HashSet<StorePath> = HashSet::new();
-    let mut ours: HashSet<StorePath> = HashSet::new();
-    for New { info, provenance, .. } in items.iter() {
-        // Of two with one name the first counts, so only that one may vouch for it.
-        if ours.insert(info.path.clone()) && *provenance == Provenance::Verified {
-            verified.insert(info.path.clone());
-        }
+    // Of two with one name the first counts, so only that one may vouch for it.
+    let mut ours: HashMap<StorePath, usize> = HashMap::with_capacity(items.len());
+    for (i, New { info, .. }) in items.iter().enumerate() {
+        ours.entry(info.path.clone()).or_insert(i);
     }
     for New { info, .. } in items.iter() {
-        if let Some(reference) = info.references.iter().find(|r| !ours.contains(r) && seen.info(r).is_none())
+        if let Some(reference) =
+            info.references.iter().find(|r| !ours.contains_key(r) && seen.info(r).is_none())
         {
             let (path, reference) = (info.path.clone(), reference.clone());
             return Err(RegisterError::MissingReference { path, reference });
         }
     }
-    loop {
-        let mut changed = false;
-        for new in items.iter_mut().filter(|new| new.provenance == Provenance::Verified) {
-            let sound = |r: &StorePath| verified.contains(r) || index.is_verified(r);
-            if !new.info.references.iter().all(sound) {
-                new.provenance = Provenance::Claimed(viewer.member.clone());
-                verified.remove(&new.info.path);
-                changed = true;
+    let verified = |new: &New| new.provenance == Provenance::Verified;
+    // By the place in the batch of what they refer to: those that are Verified only as long as it is.
+    let mut leaning: HashMap<usize, Vec<usize>> = HashMap::new();
+    let mut bad = Vec::new();
+    for (i, new) in items.iter().enumerate().filter(|(_, new)| verified(new)) {
+        for reference in new.info.references.iter().filter(|r| !index.is_verified(r)) {
+            match ours.get(reference) {
+                Some(&at) if verified(&items[at]) => leaning.entry(at).or_default().push(i),
+                _ => bad.push(i),
             }
         }
-        if !changed {
-            return Ok(());
+    }
+    while let Some(i) = bad.pop() {
+        if verified(&items[i]) {
+            items[i].provenance = Provenance::Claimed(viewer.member.clone());
+            bad.extend(leaning.remove(&ours[&items[i].info.path]).into_iter().flatten());
         }
     }
+    Ok(())
 }

@@ -322,3 +322,45 @@ fn collecting_while_others_upload_the_same_contents_never_loses_an_object() {
     drop(store);
     assert_eq!(*open(dir.path()).recovery(), store::Recovery::default());
 }
+
+/// Each refers to the next; they share one object, of which `from` has a claim.
+fn chain(from: &View, length: usize) -> Vec<store::PathInfo> {
+    let nar = file("link").nar();
+    from.import(info(&path("link"), &nar, &[]), &mut &nar[..]).unwrap();
+    let paths: Vec<StorePath> = (0..length).map(|i| path(&format!("c{i}"))).collect();
+    (0..length).map(|i| info(&paths[i], &nar, &paths.get(i + 1).into_iter().collect::<Vec<_>>())).collect()
+}
+
+/// All members wait while one's garbage is found. (If each link were found by a look at all others, the time limit of
+/// the test run would end this.)
+#[test]
+fn a_long_chain_of_claims_is_looked_at_once() {
+    const LENGTH: usize = 100_000;
+    let dir = scratch();
+    let store = open(dir.path());
+    let a = store.view(&alice());
+    let infos = chain(&a, LENGTH);
+    let claimed = |info: &store::PathInfo| (info.clone(), Provenance::Claimed(alice()));
+    a.adopt(infos.iter().map(claimed).collect()).unwrap();
+    // The top is not to be looked at, so it stays, and needs the next, which needs the next.
+    let paths: BTreeSet<StorePath> = infos[1..].iter().map(|info| info.path.clone()).collect();
+    let done = a.collect(&Collect { paths, ..wish(CollectAction::DeleteDead) }).unwrap();
+    assert_eq!(done.paths, BTreeSet::new());
+    let done = a.collect(&wish(CollectAction::DeleteDead)).unwrap();
+    assert_eq!(done.paths.len(), LENGTH + 1);
+}
+
+/// As above, for a batch in which only the last of all leans on something unproven.
+#[test]
+fn a_long_chain_in_one_batch_is_looked_at_once() {
+    const LENGTH: usize = 100_000;
+    let dir = scratch();
+    let a = open(dir.path()).view(&alice());
+    let mut infos = chain(&a, LENGTH);
+    infos[LENGTH - 1].references.insert(path("link"));
+    a.adopt(infos.iter().map(|info| (info.clone(), Provenance::Verified)).collect()).unwrap();
+    for at in [0, LENGTH / 2, LENGTH - 1] {
+        let (_, provenance) = a.info_with_provenance(&infos[at].path).unwrap();
+        assert_eq!(provenance, Provenance::Claimed(alice()));
+    }
+}

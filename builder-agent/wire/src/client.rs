@@ -11,7 +11,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::error::WireError;
 use crate::limits::{
-    MAX_FEATURES, MAX_LOG_FIELDS, MAX_LOG_FRAME_BYTES, MAX_NAME_BYTES, MAX_PATHS, MAX_REQUEST_BYTES, MAX_TRACES,
+    MAX_FEATURES, MAX_LOG_FIELDS, MAX_LOG_FRAME_BYTES, MAX_NAME_BYTES, MAX_PATHS, MAX_REQUEST_BYTES,
+    MAX_TRACES,
 };
 use crate::types::{
     ContentAddressMethod, DrvKey, DrvOutputId, GcAction, HashAlgorithm, Output, PathInfo, Realisation,

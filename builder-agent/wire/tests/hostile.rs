@@ -169,8 +169,7 @@ fn arguments_that_are_small_one_by_one_cannot_be_large_together() {
         sent = sent.s(&name.to_string()).b(&value);
     }
     assert!(
-        error(sent)
-            .starts_with("bad value of a setting in SetOptions: the fields of one message may have")
+        error(sent).starts_with("bad value of a setting in SetOptions: the fields of one message may have")
     );
 }
 
