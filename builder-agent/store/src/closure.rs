@@ -47,7 +47,9 @@ impl Closure {
         paths: BTreeMap<StorePath, (Arc<PathInfo>, Provenance)>,
     ) -> Self {
         let pinned = Pinned::new(store, paths.values().map(|(info, _)| info.nar_hash).collect());
-        let held = Hold::new(store, member, paths.keys().cloned().collect());
+        // Verified paths need no hold: they are not collected.
+        let claims = paths.iter().filter(|(_, (_, provenance))| *provenance != Provenance::Verified);
+        let held = Hold::new(store, member, claims.map(|(path, _)| path.clone()).collect());
         Self { store: Arc::clone(store), paths, _pinned: pinned, _held: held }
     }
 

@@ -289,6 +289,12 @@ pub enum RegisterError {
         /// How much may be.
         limit: usize,
     },
+    /// Temporary roots are kept in memory for as long as the session lasts.
+    #[error("cannot hold more paths for this session, at most {limit} are accepted; go on in a new one")]
+    HoldLimit {
+        /// How many may be.
+        limit: usize,
+    },
     /// Making the object durable failed.
     #[error(transparent)]
     File(#[from] FileError),

@@ -7,8 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix_derivation::StorePath;
 
+use crate::error::RegisterError;
 use crate::store::Inner;
 use crate::types::Member;
+
+/// Most paths of one hold that are not Verified: nobody sends this many in one session (large closures have some ten
+/// thousand), and they take up to 60 MB.
+const MAX_HELD: usize = 200_000;
 
 /// All holds of one store.
 #[derive(Default)]
@@ -51,13 +56,28 @@ impl Hold {
         Self { store: Arc::clone(store), member: member.clone(), id }
     }
 
-    /// Holds these, too.
-    pub(crate) fn add<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) {
+    /// Holds these, too; or none of them if they are too many.
+    pub(crate) fn add<'a>(
+        &self,
+        paths: impl IntoIterator<Item = &'a StorePath>,
+    ) -> Result<(), RegisterError> {
         let mut state = self.store.holds.state();
-        if let Some(held) = state.by_member.get_mut(&self.member).and_then(|holds| holds.get_mut(&self.id)) {
-            held.extend(paths.into_iter().cloned());
-        }
+        let held = state.by_member.get_mut(&self.member).and_then(|holds| holds.get_mut(&self.id));
+        held.map_or(Ok(()), |held| add(held, paths, MAX_HELD))
     }
+}
+
+fn add<'a>(
+    held: &mut BTreeSet<StorePath>,
+    paths: impl IntoIterator<Item = &'a StorePath>,
+    limit: usize,
+) -> Result<(), RegisterError> {
+    let new: BTreeSet<&StorePath> = paths.into_iter().filter(|path| !held.contains(*path)).collect();
+    if held.len() + new.len() > limit {
+        return Err(RegisterError::HoldLimit { limit });
+    }
+    held.extend(new.into_iter().cloned());
+    Ok(())
 }
 
 impl Drop for Hold {
@@ -69,5 +89,22 @@ impl Drop for Hold {
                 state.by_member.remove(&self.member);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_already_counts_once_and_too_many_are_refused_as_a_whole() {
+        let path = |i: u8| StorePath::from_parts([i; 20], "p").unwrap();
+        let (one, two, three) = (path(1), path(2), path(3));
+        let mut held = BTreeSet::new();
+        add(&mut held, [&one, &two, &one], 2).unwrap();
+        add(&mut held, [&two], 2).unwrap();
+        let error = add(&mut held, [&one, &three], 2).unwrap_err();
+        assert!(error.is_callers_fault() && error.to_string().contains("at most 2"), "{error}");
+        assert_eq!(held, BTreeSet::from([one, two]));
     }
 }

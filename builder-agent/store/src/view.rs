@@ -50,11 +50,13 @@ impl View {
         Self { hold: other.hold.clone(), ..self }
     }
 
-    /// Makes temporary roots, if this view has them ([`View::holding`]). Paths need not be valid yet.
-    pub fn hold<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) {
-        if let Some(hold) = &self.hold {
-            hold.add(paths);
-        }
+    /// Makes temporary roots, if this view has them ([`View::holding`]). Paths need not be valid yet. There is a limit;
+    /// beyond it none of `paths` is held.
+    pub fn hold<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> Result<(), RegisterError> {
+        let Some(hold) = &self.hold else { return Ok(()) };
+        let index = self.store.index();
+        // Verified paths are not collected.
+        hold.add(paths.into_iter().filter(|path| !index.is_verified(path)))
     }
 
     /// Whose view this is.
@@ -176,7 +178,7 @@ impl View {
     /// The infos come in the order of the batch.
     pub fn register_many(&self, batch: Vec<Staged>) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
         // Before it is visible, so that no collection comes in between.
-        self.hold(batch.iter().map(|staged| &staged.info.path));
+        self.hold(batch.iter().map(|staged| &staged.info.path))?;
         register::register(&self.store, &self.viewer, batch)
     }
 
@@ -328,7 +330,7 @@ impl View {
     /// Registers paths whose contents the store has already, by NAR hash, all or none. For the box's own use, with
     /// what it recorded itself: whoever can choose the hash can read the contents.
     pub fn adopt(&self, batch: Vec<(PathInfo, Provenance)>) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
-        self.hold(batch.iter().map(|(info, _)| &info.path));
+        self.hold(batch.iter().map(|(info, _)| &info.path))?;
         register::adopt(&self.store, &self.viewer, batch)
     }
 

@@ -162,19 +162,36 @@ fn what_a_session_uploads_or_names_is_held_until_it_ends() {
     claim(&other, &before, 1, &[]);
     claim(&other, &dep, 2, &[]);
     claim(&session, &uploaded, 3, &[&dep]);
-    session.hold([&before]);
+    session.hold([&before]).unwrap();
     // The roster changes, and the session goes on.
     session = store.view_sharing(&alice(), &[bob()]).holding_as(&session);
     assert!(other.collect(&wish(CollectAction::DeleteDead)).unwrap().paths.is_empty());
     assert!(delete(&other, &[&before]).unwrap_err().to_string().contains("still alive"));
     // Another member's session holds nothing of hers.
     let bobs = store.view(&bob()).holding();
-    bobs.hold([&before]);
+    bobs.hold([&before]).unwrap();
     drop(session);
     assert_eq!(
         other.collect(&wish(CollectAction::DeleteDead)).unwrap().paths,
         names(&[&before, &uploaded, &dep])
     );
+}
+
+#[test]
+fn a_session_cannot_hold_without_end() {
+    let dir = scratch();
+    let store = open(dir.path());
+    let session = store.view(&alice()).holding();
+    let paths: Vec<StorePath> = (0..200_001).map(|i| path(&format!("p{i}"))).collect();
+    session.hold(&paths[1..]).unwrap();
+    let error = session.hold(&paths[..1]).unwrap_err().to_string();
+    assert!(error.contains("at most 200000 are accepted") && !error.contains('\n'), "{error}");
+    // Neither does it take in what it could not hold; what everybody sees needs no hold.
+    let nar = file("x").nar();
+    assert!(session.import(info(&paths[0], &nar, &[]), &mut &nar[..]).is_err());
+    verified(&store.view(&bob()), &path("proven"), 7);
+    session.hold([&path("proven")]).unwrap();
+    store.view(&alice()).holding().hold(&paths[..1]).unwrap();
 }
 
 #[test]
