@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use nix_derivation::StorePath;
 use rusqlite::types::Type;
-use rusqlite::{Connection, Row, Transaction, params};
+use rusqlite::{Connection, Row, ToSql, Transaction, params};
 
 use crate::change::Change;
 use crate::realisation::{Realisation, RealisationId};
@@ -199,10 +199,17 @@ impl Db {
     }
 }
 
+/// Every statement of a commit goes through here. None may walk a table, since all members wait for it.
+fn run(transaction: &Transaction<'_>, sql: &str, params: &[&dyn ToSql]) -> rusqlite::Result<()> {
+    #[cfg(test)]
+    tests::walks_no_table(transaction, sql);
+    transaction.prepare_cached(sql)?.execute(params).map(|_| ())
+}
+
+/// `member IS ?` would fit both layers, and neither of their indices: those are partial, and SQLite uses one only where
+/// the statement itself says which layer it is about.
 fn write(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<()> {
-    let run = |sql: &str, params: &[&dyn rusqlite::ToSql]| -> rusqlite::Result<()> {
-        transaction.prepare_cached(sql)?.execute(params).map(|_| ())
-    };
+    let run = |sql: &str, params: &[&dyn ToSql]| run(transaction, sql, params);
     match change {
         Change::AddPath { info, provenance, proven, object_size } => run(
             "INSERT INTO paths (path, member, nar_hash, nar_size, object_size, refs, deriver,
@@ -227,10 +234,19 @@ fn write(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<()>
             "DELETE FROM paths WHERE member = ?1 AND path = ?2",
             params![member.name(), path.to_basename()],
         ),
-        Change::SetSignatures { info, provenance, proven } => run(
-            "UPDATE paths SET signatures = ?1, proven = ?4 WHERE path = ?2 AND member IS ?3",
-            params![info.signatures.join("\n"), info.path.to_basename(), member(provenance), proven],
-        ),
+        Change::SetSignatures { info, provenance, proven } => {
+            let (signatures, path) = (info.signatures.join("\n"), info.path.to_basename());
+            match provenance {
+                Provenance::Verified => run(
+                    "UPDATE paths SET signatures = ?1, proven = ?2 WHERE path = ?3 AND member IS NULL",
+                    params![signatures, proven, path],
+                ),
+                Provenance::Claimed(member) => run(
+                    "UPDATE paths SET signatures = ?1, proven = ?2 WHERE path = ?3 AND member = ?4",
+                    params![signatures, proven, path, member.name()],
+                ),
+            }
+        }
         Change::AddRealisation { id, provenance, realisation } => run(
             "INSERT INTO realisations (drv_hash, output, member, path, signatures)
              VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
@@ -242,9 +258,13 @@ fn write(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<()>
                 realisation.signatures.join("\n"),
             ],
         ),
-        Change::DropRealisation { id, member } => run(
-            "DELETE FROM realisations WHERE member IS ?1 AND drv_hash = ?2 AND output = ?3",
-            params![member.as_ref().map(Member::name), &id.drv_hash[..], id.output],
+        Change::DropRealisation { id, member: None } => run(
+            "DELETE FROM realisations WHERE drv_hash = ?1 AND output = ?2 AND member IS NULL",
+            params![&id.drv_hash[..], id.output],
+        ),
+        Change::DropRealisation { id, member: Some(member) } => run(
+            "DELETE FROM realisations WHERE drv_hash = ?1 AND output = ?2 AND member = ?3",
+            params![&id.drv_hash[..], id.output, member.name()],
         ),
         Change::PutResult { key, record } => put_result(transaction, key, record),
         Change::DropResult { key } => {
@@ -266,20 +286,19 @@ fn put_result(transaction: &Transaction<'_>, key: &[u8; 32], record: &BuildRecor
         RecordEnd::Built { outputs, log } => (None, "", log, Some(outputs)),
         RecordEnd::Failed { status, message, log } => (Some(*status), message.as_str(), log, None),
     };
-    transaction.prepare_cached("DELETE FROM result_outputs WHERE key = ?1")?.execute([&key[..]])?;
-    transaction
-        .prepare_cached(
-            "INSERT OR REPLACE INTO results (key, drv, time, status, message, log)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        )?
-        .execute(params![&key[..], record.drv.to_basename(), record.time, status, message, log])?;
+    run(transaction, "DELETE FROM result_outputs WHERE key = ?1", params![&key[..]])?;
+    run(
+        transaction,
+        "INSERT OR REPLACE INTO results (key, drv, time, status, message, log)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![&key[..], record.drv.to_basename(), record.time, status, message, log],
+    )?;
     for (name, output) in outputs.into_iter().flatten() {
-        transaction
-            .prepare_cached(
-                "INSERT INTO result_outputs (key, name, path, nar_hash, nar_size, refs, ca)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            )?
-            .execute(params![
+        run(
+            transaction,
+            "INSERT INTO result_outputs (key, name, path, nar_hash, nar_size, refs, ca)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            params![
                 &key[..],
                 name,
                 output.path.to_basename(),
@@ -287,7 +306,8 @@ fn put_result(transaction: &Transaction<'_>, key: &[u8; 32], record: &BuildRecor
                 output.nar_size.cast_signed(),
                 basenames(&output.references),
                 output.ca,
-            ])?;
+            ],
+        )?;
     }
     Ok(())
 }
@@ -336,4 +356,83 @@ fn read_path(row: &Row<'_>) -> rusqlite::Result<Record> {
         proven: row.get(12)?,
         object_size: row.get::<_, i64>(5)?.cast_unsigned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Panics if SQLite would look at all rows of a table. Called for every statement that a unit test runs.
+    pub(super) fn walks_no_table(transaction: &Transaction<'_>, sql: &str) {
+        let mut query = transaction.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let mut rows = query.raw_query();
+        while let Some(row) = rows.next().unwrap() {
+            let step: String = row.get("detail").unwrap();
+            assert!(!step.starts_with("SCAN"), "{step}: {sql}");
+        }
+    }
+
+    #[test]
+    fn no_change_of_either_layer_walks_a_table() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut db = Db::open(&dir.path().join("index.sqlite")).unwrap().unwrap();
+        let path = StorePath::from_parts([1; 20], "p").unwrap();
+        let member = Member::new("alice");
+        let info = Arc::new(PathInfo {
+            path: path.clone(),
+            nar_hash: [2; 32],
+            nar_size: 3,
+            references: BTreeSet::new(),
+            deriver: None,
+            registration_time: 4,
+            ultimate: false,
+            signatures: vec!["a:b".to_owned()],
+            ca: None,
+        });
+        let signed = Arc::new(PathInfo { signatures: vec!["c:d".to_owned()], ..PathInfo::clone(&info) });
+        let id = RealisationId { drv_hash: [5; 32], output: "out".to_owned() };
+        let realisation = Arc::new(Realisation { path: path.clone(), signatures: Vec::new() });
+        let output = RecordedOutput {
+            path: path.clone(),
+            nar_hash: [2; 32],
+            nar_size: 3,
+            references: BTreeSet::new(),
+            ca: None,
+        };
+        let outputs = [("out".to_owned(), output)].into();
+        let end = RecordEnd::Built { outputs, log: None };
+        let record = Arc::new(BuildRecord { drv: path.clone(), time: 6, end });
+
+        let both = [Provenance::Verified, Provenance::Claimed(member.clone())];
+        let mut add: Vec<Change> = Vec::new();
+        for provenance in both.clone() {
+            let (info, signed, proven, object_size) = (info.clone(), signed.clone(), true, 8192);
+            let (id, realisation) = (id.clone(), realisation.clone());
+            add.extend([
+                Change::AddPath { info, provenance: provenance.clone(), proven, object_size },
+                Change::SetSignatures { info: signed, provenance: provenance.clone(), proven },
+                Change::AddRealisation { id, provenance, realisation },
+            ]);
+        }
+        add.push(Change::PutResult { key: [7; 32], record });
+        let name = "r".to_owned();
+        add.push(Change::PutRoot { member: member.clone(), name: name.clone(), path: path.clone() });
+        db.write(&add).unwrap();
+        assert!(db.load().unwrap().iter().all(|record| record.info.signatures == ["c:d"]));
+        assert_eq!((db.load().unwrap().len(), db.load_rest().unwrap().len()), (2, 4));
+
+        let drop_of =
+            |whose: &Option<Member>| Change::DropRealisation { id: id.clone(), member: whose.clone() };
+        db.write(&[drop_of(&Some(member.clone()))]).unwrap();
+        let left = |db: &Db| db.load_rest().unwrap().len();
+        assert_eq!(left(&db), 3, "the other layer's realisation is there");
+        let rest = [
+            drop_of(&None),
+            Change::DropClaim { member: member.clone(), path },
+            Change::DropResult { key: [7; 32] },
+            Change::DropRoot { member, name },
+        ];
+        db.write(&rest).unwrap();
+        assert_eq!((left(&db), db.load().unwrap().len()), (0, 1));
+    }
 }
