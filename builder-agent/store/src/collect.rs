@@ -106,7 +106,7 @@ pub(crate) fn collect(
 /// Roots and all they refer to. A root whose path went away holds nothing.
 fn live<'a>(seen: &Seen<'a>, more: impl Iterator<Item = &'a StorePath>) -> HashSet<StorePath> {
     let mut live = HashSet::new();
-    let mut todo: Vec<&StorePath> = seen.roots().map(|(_, path)| path).chain(more).collect();
+    let mut todo: Vec<&StorePath> = seen.roots().values().chain(more).collect();
     while let Some(path) = todo.pop() {
         if let Some(info) = seen.info(path)
             && live.insert(path.clone())
@@ -239,10 +239,14 @@ fn forget(
     lost: &HashMap<[u8; 32], usize>,
 ) -> Vec<Change> {
     let gone = |path: &StorePath| dead.contains(path) && !seen.is_verified(path);
-    let realisations = seen.own_realisations().filter(|(_, realisation)| gone(&realisation.path));
-    let member_of =
-        |id: &crate::RealisationId| Change::DropRealisation { id: id.clone(), member: Some(member.clone()) };
-    let mut changes: Vec<Change> = realisations.map(|(id, _)| member_of(id)).collect();
+    // As with paths: a claim that a Verified one hides is of no use to anybody.
+    let hidden = |id| matches!(seen.realisation(id), Some((_, Whose::Everybodys)));
+    let mut changes: Vec<Change> = Vec::new();
+    for (id, realisation) in seen.own_realisations() {
+        if gone(&realisation.path) || hidden(id) {
+            changes.push(Change::DropRealisation { id: id.clone(), member: Some(member.clone()) });
+        }
+    }
     let results: BTreeSet<[u8; 32]> = lost
         .iter()
         .filter(|(object, count)| index.paths_with(object) == **count)

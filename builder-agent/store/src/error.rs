@@ -289,6 +289,16 @@ pub enum RegisterError {
         /// How much may be.
         limit: usize,
     },
+    /// Realisations are kept in memory, too.
+    #[error(
+        "cannot register a realisation: {member} has {limit} already, the most that are accepted; collect garbage (`nix store gc`), and those of deleted paths go"
+    )]
+    RealisationLimit {
+        /// Whose.
+        member: Member,
+        /// How many may be.
+        limit: usize,
+    },
     /// Temporary roots are kept in memory for as long as the session lasts.
     #[error("cannot hold more paths for this session, at most {limit} are accepted; go on in a new one")]
     HoldLimit {

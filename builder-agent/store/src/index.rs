@@ -5,7 +5,7 @@
 //! Changes come as [`Change`]s, the same that were written to the index on disk before.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use nix_derivation::StorePath;
 
@@ -289,13 +289,24 @@ impl<'a> Seen<'a> {
         self.layers().find_map(|(whose, layer)| Some((layer.realisations.get(id)?, whose)))
     }
 
-    /// The member's own claimed realisations.
-    pub(crate) fn own_realisations(&self) -> impl Iterator<Item = (&'a RealisationId, &'a Arc<Realisation>)> {
-        self.own.into_iter().flat_map(|layer| &layer.realisations)
+    /// The member's own claim of what an output is, even where a Verified one hides it.
+    pub(crate) fn own_realisation(&self, id: &RealisationId) -> Option<&'a Arc<Realisation>> {
+        self.own?.realisations.get(id)
     }
 
-    pub(crate) fn roots(&self) -> impl Iterator<Item = (&'a String, &'a StorePath)> {
-        self.own.into_iter().flat_map(|layer| &layer.roots)
+    /// All of them, also hidden ones.
+    pub(crate) fn own_realisations(&self) -> &'a HashMap<RealisationId, Arc<Realisation>> {
+        static NONE: LazyLock<HashMap<RealisationId, Arc<Realisation>>> = LazyLock::new(HashMap::new);
+        self.own.map_or(&NONE, |layer| &layer.realisations)
+    }
+
+    pub(crate) fn root(&self, name: &str) -> Option<&'a StorePath> {
+        self.own?.roots.get(name)
+    }
+
+    pub(crate) fn roots(&self) -> &'a BTreeMap<String, StorePath> {
+        static NONE: BTreeMap<String, StorePath> = BTreeMap::new();
+        self.own.map_or(&NONE, |layer| &layer.roots)
     }
 
     /// `of` and all they refer to, as the view has them at this moment.

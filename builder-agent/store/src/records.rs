@@ -22,6 +22,9 @@ const MAX_MESSAGE: usize = 16 << 10;
 /// Most roots of one member, and the length of a root's name: a path on a client's disk.
 const MAX_ROOTS: usize = 100_000;
 const MAX_ROOT_NAME: usize = 4096;
+/// Most claimed realisations of one member: one for each output of as many derivations as a large closure has, several
+/// times over. They are kept in memory.
+const MAX_REALISATIONS: usize = 100_000;
 
 fn about(paths: &[&StorePath]) -> About {
     About { adds: paths.iter().map(|p| *p.digest()).collect(), ..About::default() }
@@ -72,26 +75,42 @@ pub(crate) fn add_realisation(
     }
     let (config, viewer) = (store.config.clone(), viewer.clone());
     commit(store, about(&[&path]), move |index| {
-        let mut todo = Vec::new();
-        let provenance = match provenance {
-            // As with paths: no better than what it leads to.
-            Provenance::Verified if index.is_verified(&path) => Provenance::Verified,
-            _ => Provenance::Claimed(viewer.member.clone()),
-        };
-        if viewer.sees(index).info(&path).is_none() {
-            return Err(MissingPath(path).into());
-        }
-        let signatures = match provenance {
-            Provenance::Verified => sign(&config, &id, &path),
-            Provenance::Claimed(_) => {
-                todo.extend(register::make_own(index, &viewer, [&path])?);
-                Vec::new()
-            }
-        };
-        let realisation = Arc::new(Realisation { path, signatures });
-        todo.push(Change::AddRealisation { id, provenance, realisation });
-        changes(todo, ())
+        changes(plan_realisation(index, &config, &viewer, id, path, provenance)?, ())
     })
+}
+
+fn plan_realisation(
+    index: &Index,
+    config: &StoreConfig,
+    viewer: &Viewer,
+    id: RealisationId,
+    path: StorePath,
+    provenance: Provenance,
+) -> Result<Vec<Change>, RegisterError> {
+    let seen = viewer.sees(index);
+    let provenance = match provenance {
+        // As with paths: no better than what it leads to.
+        Provenance::Verified if index.is_verified(&path) => Provenance::Verified,
+        _ => Provenance::Claimed(viewer.member.clone()),
+    };
+    if seen.info(&path).is_none() {
+        return Err(MissingPath(path).into());
+    }
+    let mut todo = Vec::new();
+    let signatures = match provenance {
+        Provenance::Verified => sign(config, &id, &path),
+        Provenance::Claimed(_) => {
+            if seen.own_realisation(&id).is_none() && seen.own_realisations().len() >= MAX_REALISATIONS {
+                let (member, limit) = (viewer.member.clone(), MAX_REALISATIONS);
+                return Err(RegisterError::RealisationLimit { member, limit });
+            }
+            todo.extend(register::make_own(index, viewer, [&path])?);
+            Vec::new()
+        }
+    };
+    let realisation = Arc::new(Realisation { path, signatures });
+    todo.push(Change::AddRealisation { id, provenance, realisation });
+    Ok(todo)
 }
 
 fn sign(config: &StoreConfig, id: &RealisationId, path: &StorePath) -> Vec<String> {
@@ -110,27 +129,34 @@ pub(crate) fn add_root(
         return Err(RegisterError::RootLimit { why, limit: MAX_ROOT_NAME });
     }
     let viewer = viewer.clone();
-    commit(store, about(&[&path]), move |index| {
-        let seen = viewer.sees(index);
-        let count = seen.roots().count();
-        if count >= MAX_ROOTS {
-            let why = format!("{} has {count} already", viewer.member);
-            return Err(RegisterError::RootLimit { why, limit: MAX_ROOTS });
-        }
-        if seen.info(&path).is_none() {
-            return Err(MissingPath(path).into());
-        }
-        // A root holds what is the member's own.
-        let mut todo = register::make_own(index, &viewer, [&path])?;
-        todo.push(Change::PutRoot { member: viewer.member.clone(), name, path });
-        changes(todo, ())
-    })
+    commit(store, about(&[&path]), move |index| changes(plan_root(index, &viewer, name, path)?, ()))
+}
+
+fn plan_root(
+    index: &Index,
+    viewer: &Viewer,
+    name: String,
+    path: StorePath,
+) -> Result<Vec<Change>, RegisterError> {
+    let seen = viewer.sees(index);
+    let count = seen.roots().len();
+    if count >= MAX_ROOTS && seen.root(&name).is_none() {
+        let why = format!("{} has {count} already", viewer.member);
+        return Err(RegisterError::RootLimit { why, limit: MAX_ROOTS });
+    }
+    if seen.info(&path).is_none() {
+        return Err(MissingPath(path).into());
+    }
+    // A root holds what is the member's own.
+    let mut todo = register::make_own(index, viewer, [&path])?;
+    todo.push(Change::PutRoot { member: viewer.member.clone(), name, path });
+    Ok(todo)
 }
 
 pub(crate) fn remove_root(store: &Inner, viewer: &Viewer, name: &str) -> Result<bool, RegisterError> {
     let (viewer, name) = (viewer.clone(), name.to_owned());
     commit(store, About::default(), move |index| {
-        if !viewer.sees(index).roots().any(|(root, _)| *root == name) {
+        if viewer.sees(index).root(&name).is_none() {
             return changes(Vec::new(), false);
         }
         changes(vec![Change::DropRoot { member: viewer.member.clone(), name }], true)
@@ -200,5 +226,72 @@ fn add_new(to: &mut Vec<String>, from: Vec<String>) {
         if !to.contains(&signature) {
             to.push(signature);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Member;
+
+    /// Alice with one claim, as many roots and realisations of it as she may have, and what adds one more of each.
+    fn full() -> (Index, Viewer, StorePath) {
+        let member = Member::new("alice");
+        let path = StorePath::from_parts([1; 20], "p").unwrap();
+        let info = Arc::new(PathInfo {
+            path: path.clone(),
+            nar_hash: [2; 32],
+            nar_size: 3,
+            references: [].into(),
+            deriver: None,
+            registration_time: 4,
+            ultimate: false,
+            signatures: Vec::new(),
+            ca: None,
+        });
+        let provenance = Provenance::Claimed(member.clone());
+        let mut index = Index::default();
+        index.apply(Change::AddPath { info, provenance, proven: false, object_size: 8192 });
+        for i in 0..MAX_ROOTS {
+            let (member, name, path) = (member.clone(), i.to_string(), path.clone());
+            index.apply(Change::PutRoot { member, name, path });
+        }
+        for i in 0..MAX_REALISATIONS {
+            let realisation = Arc::new(Realisation { path: path.clone(), signatures: Vec::new() });
+            let provenance = Provenance::Claimed(member.clone());
+            index.apply(Change::AddRealisation { id: id(i), provenance, realisation });
+        }
+        (index, Viewer { member, others: Arc::new([]) }, path)
+    }
+
+    fn id(i: usize) -> RealisationId {
+        RealisationId { drv_hash: [7; 32], output: format!("out{i}") }
+    }
+
+    #[test]
+    fn a_member_has_so_many_roots_and_can_replace_them() {
+        let (index, viewer, path) = full();
+        let add = |name: &str| plan_root(&index, &viewer, name.to_owned(), path.clone());
+        let error = add("more").unwrap_err();
+        assert!(error.is_callers_fault());
+        assert_eq!(
+            error.to_string(),
+            "cannot make a root: alice has 100000 already, at most 100000 are accepted"
+        );
+        assert_eq!(add("7").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_member_has_so_many_claimed_realisations_and_can_repeat_them() {
+        let (index, viewer, path) = full();
+        let add = |id| {
+            let claimed = Provenance::Claimed(viewer.member.clone());
+            plan_realisation(&index, &StoreConfig::default(), &viewer, id, path.clone(), claimed)
+        };
+        let error = add(id(MAX_REALISATIONS)).unwrap_err();
+        assert!(error.is_callers_fault());
+        let said = error.to_string();
+        assert!(said.contains("alice has 100000 already") && !said.contains('\n'), "{said}");
+        add(id(7)).unwrap();
     }
 }

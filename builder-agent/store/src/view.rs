@@ -370,8 +370,7 @@ impl View {
     #[must_use]
     pub fn roots(&self) -> BTreeMap<String, StorePath> {
         let index = self.store.index();
-        let seen = self.viewer.sees(&index);
-        seen.roots().map(|(name, path)| (name.clone(), path.clone())).collect()
+        self.viewer.sees(&index).roots().clone()
     }
 
     /// Removes a root; false if there is none of that name.

@@ -309,6 +309,32 @@ fn a_realisation_goes_with_its_path() {
 }
 
 #[test]
+fn a_claimed_realisation_that_a_verified_one_hides_goes() {
+    let dir = scratch();
+    let store = open(dir.path());
+    let (a, b) = (store.view(&alice()), store.view(&bob()));
+    claim(&a, &path("p"), 1, &[]);
+    a.add_root("r", &path("p")).unwrap();
+    verified(&b, &path("q"), 2);
+    let id = RealisationId { drv_hash: [3; 32], output: "out".to_owned() };
+    let other = RealisationId { output: "doc".to_owned(), ..id.clone() };
+    for id in [&id, &other] {
+        a.add_realisation(id.clone(), path("p"), Provenance::Claimed(alice())).unwrap();
+    }
+    b.add_realisation(id.clone(), path("q"), Provenance::Verified).unwrap();
+    let rows = || {
+        let db = rusqlite::Connection::open(dir.path().join("index.sqlite")).unwrap();
+        let count: i64 = db.query_row("SELECT count(*) FROM realisations", [], |row| row.get(0)).unwrap();
+        count
+    };
+    a.collect(&wish(CollectAction::DeleteDead)).unwrap();
+    let found = |id| a.realisation(id).map(|(path, _, _)| path);
+    assert_eq!((found(&id), found(&other)), (Some(path("q")), Some(path("p"))));
+    drop((a, b, store));
+    assert_eq!(rows(), 2);
+}
+
+#[test]
 fn collecting_while_others_upload_the_same_contents_never_loses_an_object() {
     let dir = scratch();
     let store = open(dir.path());
