@@ -3,8 +3,6 @@
 //! All of it is about the member's own claims; the store sees to that. Not here: temporary roots, which the session's
 //! view holds.
 
-use std::collections::BTreeSet;
-
 use nix_derivation::StorePath;
 use store::{Collect, CollectAction, Collected, RegisterError, View};
 use wire::types::{GcAction, GcOptions};
@@ -56,12 +54,7 @@ fn wish(view: &View, options: GcOptions) -> Collect {
         GcAction::DeleteDead => CollectAction::DeleteDead,
         GcAction::DeleteSpecific => CollectAction::DeleteSpecific,
     };
-    let mut wish = Collect {
-        action,
-        paths: options.paths.unwrap_or_default(),
-        max_freed: options.max_freed,
-        live: BTreeSet::new(),
-    };
+    let mut wish = Collect { action, paths: options.paths.unwrap_or_default(), max_freed: options.max_freed };
     if options.delete_referrers {
         let mut todo: Vec<StorePath> = wish.paths.iter().cloned().collect();
         while let Some(path) = todo.pop() {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use nix_derivation::StorePath;
 
 use crate::change::Change;
-use crate::commit::{About, Plan, commit};
+use crate::commit::{About, Plan, commit_repeatable};
 use crate::error::{CollectError, MissingPath};
 use crate::index::{Index, Seen, Whose};
 use crate::register::Viewer;
@@ -41,8 +41,6 @@ pub struct Collect {
     pub paths: BTreeSet<StorePath>,
     /// Stop after more than so many bytes; 0 deletes one path at least, as in Nix.
     pub max_freed: u64,
-    /// What the member needs besides their roots, and besides what is held for them.
-    pub live: BTreeSet<StorePath>,
 }
 
 impl Collect {
@@ -72,7 +70,7 @@ pub(crate) fn collect(
         CollectAction::ReturnLive | CollectAction::ReturnDead => {
             let index = store.index();
             let seen = viewer.sees(&index);
-            let live = live(&seen, wish.live.iter().chain(&store.holds.of(&viewer.member)));
+            let live = live(&seen, &store.holds.of(&viewer.member));
             let wanted = wish.action == CollectAction::ReturnLive;
             let visible = |info: &&Arc<PathInfo>| !seen.is_verified(&info.path);
             let own = seen.own_claims().filter(visible).map(|info| &info.path);
@@ -81,15 +79,16 @@ pub(crate) fn collect(
             Ok(Collected { paths, bytes_freed: 0 })
         }
         CollectAction::DeleteDead | CollectAction::DeleteSpecific => {
-            let (mut wish, planner, inner) = (wish.clone(), viewer.clone(), Arc::clone(store));
+            let (wish, planner, inner) = (wish.clone(), viewer.clone(), Arc::clone(store));
             let about = About { everything: true, ..About::default() };
             // The planner runs in whichever thread leads the commit; a refusal is a value that changes nothing.
-            let outcome = commit(store, about, move |index| {
+            let outcome = commit_repeatable(store, about, move |index| {
                 // Now, not before the queue: what is held meanwhile is held.
-                wish.live.extend(inner.holds.of(&planner.member));
-                Ok(match plan(index, &planner, &wish) {
+                let holds = inner.holds.of(&planner.member);
+                Ok(match plan(index, &planner, &wish, &holds) {
                     Ok((changes, collected, gone)) => {
-                        (Plan { changes, objects: Vec::new() }, Ok((collected, gone)))
+                        let drops_of = Some(planner.member.clone());
+                        (Plan { changes, drops_of, ..Plan::default() }, Ok((collected, gone)))
                     }
                     Err(refused) => (Plan::default(), Err(refused)),
                 })
@@ -103,10 +102,10 @@ pub(crate) fn collect(
     }
 }
 
-/// Roots and all they refer to. A root whose path went away holds nothing.
-fn live<'a>(seen: &Seen<'a>, more: impl Iterator<Item = &'a StorePath>) -> HashSet<StorePath> {
+/// Roots, what is held, and all they refer to. A root whose path went away holds nothing.
+fn live(seen: &Seen<'_>, holds: &BTreeSet<StorePath>) -> HashSet<StorePath> {
     let mut live = HashSet::new();
-    let mut todo: Vec<&StorePath> = seen.roots().values().chain(more).collect();
+    let mut todo: Vec<&StorePath> = seen.roots().values().chain(holds).collect();
     while let Some(path) = todo.pop() {
         if let Some(info) = seen.info(path)
             && live.insert(path.clone())
@@ -119,9 +118,14 @@ fn live<'a>(seen: &Seen<'a>, more: impl Iterator<Item = &'a StorePath>) -> HashS
 
 type Planned = (Vec<Change>, Collected, HashSet<[u8; 32]>);
 
-fn plan(index: &Index, viewer: &Viewer, wish: &Collect) -> Result<Planned, CollectError> {
+fn plan(
+    index: &Index,
+    viewer: &Viewer,
+    wish: &Collect,
+    holds: &BTreeSet<StorePath>,
+) -> Result<Planned, CollectError> {
     let seen = viewer.sees(index);
-    let live = live(&seen, wish.live.iter());
+    let live = live(&seen, holds);
     // A claim that a Verified path hides is of no use to anybody.
     let hidden = |path: &StorePath| seen.is_verified(path);
     let mut dead: HashSet<StorePath> = match wish.action {

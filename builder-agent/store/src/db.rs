@@ -186,6 +186,12 @@ impl Db {
         transaction.commit()
     }
 
+    /// From now on every write fails.
+    #[cfg(test)]
+    pub(crate) fn refuse_writes(&self) {
+        self.connection.pragma_update(None, "query_only", true).unwrap();
+    }
+
     /// Makes all changes or none; durable when it returns.
     pub(crate) fn write<'a>(
         &mut self,

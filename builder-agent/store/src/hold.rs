@@ -37,6 +37,12 @@ impl Holds {
         let state = self.state();
         state.by_member.get(member).into_iter().flat_map(BTreeMap::values).flatten().cloned().collect()
     }
+
+    /// Whether `path` is.
+    pub(crate) fn has(&self, member: &Member, path: &StorePath) -> bool {
+        let state = self.state();
+        state.by_member.get(member).is_some_and(|holds| holds.values().any(|held| held.contains(path)))
+    }
 }
 
 /// Keeps paths of one member from being collected while it lives.

@@ -148,6 +148,30 @@ impl Index {
         }
     }
 
+    /// What takes back a change that drops something which is there; of others `None`.
+    pub(crate) fn inverse(&self, change: &Change) -> Option<Change> {
+        match change {
+            Change::DropClaim { member, path } => {
+                let Entry { info, proven } = self.claimed.get(member)?.entries.get(path)?;
+                Some(Change::AddPath {
+                    info: Arc::clone(info),
+                    provenance: Provenance::Claimed(member.clone()),
+                    proven: *proven,
+                    object_size: self.object_size(&info.nar_hash)?,
+                })
+            }
+            Change::DropRealisation { id, member: Some(member) } => Some(Change::AddRealisation {
+                id: id.clone(),
+                provenance: Provenance::Claimed(member.clone()),
+                realisation: Arc::clone(self.claimed.get(member)?.realisations.get(id)?),
+            }),
+            Change::DropResult { key } => {
+                Some(Change::PutResult { key: *key, record: Arc::clone(self.results.get(key)?) })
+            }
+            _ => None,
+        }
+    }
+
     fn drop_result(&mut self, key: &[u8; 32]) {
         let Some(record) = self.results.remove(key) else { return };
         self.failures.remove(&(record.time, *key));

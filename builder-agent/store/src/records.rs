@@ -31,7 +31,7 @@ fn about(paths: &[&StorePath]) -> About {
 }
 
 fn changes<T>(changes: Vec<Change>, value: T) -> Result<(Plan, T), RegisterError> {
-    Ok((Plan { changes, objects: Vec::new() }, value))
+    Ok((Plan { changes, ..Plan::default() }, value))
 }
 
 pub(crate) fn record(store: &Inner, key: [u8; 32], mut record: BuildRecord) -> Result<(), RegisterError> {

@@ -164,7 +164,7 @@ pub(crate) fn register(
         // Those that are valid already (somebody was faster) go.
         let kept = objects.into_iter().zip(new).filter(|(_, new)| *new);
         let objects = kept.map(|(i, _)| (i.temporary, i.nar_hash)).collect();
-        Ok((Plan { changes, objects }, infos))
+        Ok((Plan { changes, objects, ..Plan::default() }, infos))
     })
 }
 
@@ -185,7 +185,7 @@ pub(crate) fn adopt(
     let (config, viewer) = (store.config.clone(), viewer.clone());
     commit(store, about(&items), move |index| {
         let Planned { changes, infos, .. } = plan(index, &config, &viewer, items)?;
-        Ok((Plan { changes, objects: Vec::new() }, infos))
+        Ok((Plan { changes, ..Plan::default() }, infos))
     })
 }
 

@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use nix_derivation::{StorePath, nixbase32};
 use rustix::fs::{FlockOperation, flock};
@@ -37,7 +37,7 @@ use crate::view::View;
 /// One store on disk. Clones share it; the last one, view or reader to go releases the lock.
 #[derive(Clone)]
 pub struct Store {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 /// What opening had to clean up.
@@ -56,7 +56,7 @@ pub struct Recovery {
 pub(crate) struct Inner {
     pub(crate) root: PathBuf,
     pub(crate) config: StoreConfig,
-    /// Taken for writing only to insert what is already durable.
+    /// Taken for writing only to show what is already durable, and to hide what is going to be deleted.
     index: RwLock<Index>,
     /// Held during a commit and while objects are removed. Whoever wants both takes this one first.
     db: Mutex<Db>,
@@ -301,14 +301,19 @@ impl Inner {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// For those who lead a commit, and those who remove objects: whoever holds the lock of the database.
+    pub(crate) fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Shows what is durable.
     pub(crate) fn apply(&self, changes: impl Iterator<Item = Change>) {
-        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        let mut index = self.index_mut();
         changes.for_each(|change| index.apply(change));
     }
 
     pub(crate) fn forget_object(&self, nar_hash: &[u8; 32]) {
-        self.index.write().unwrap_or_else(PoisonError::into_inner).forget_object(nar_hash);
+        self.index_mut().forget_object(nar_hash);
     }
 
     pub(crate) fn db(&self) -> MutexGuard<'_, Db> {

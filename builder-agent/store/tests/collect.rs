@@ -5,6 +5,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::*;
@@ -30,7 +31,7 @@ fn verified(view: &View, path: &StorePath, seed: u64) {
 }
 
 fn wish(action: CollectAction) -> Collect {
-    Collect { action, paths: BTreeSet::new(), max_freed: u64::MAX, live: BTreeSet::new() }
+    Collect { action, paths: BTreeSet::new(), max_freed: u64::MAX }
 }
 
 fn delete(view: &View, paths: &[&StorePath]) -> Result<Collected, CollectError> {
@@ -71,8 +72,9 @@ fn roots_and_what_is_in_use_live_with_their_closures_and_the_rest_goes() {
     a.add_root("result", &kept).unwrap();
     assert_eq!(a.roots(), BTreeMap::from([("result".to_owned(), kept.clone())]));
 
-    let live = BTreeSet::from([used.clone()]);
-    let ask = |action| a.collect(&Collect { live: live.clone(), ..wish(action) }).unwrap();
+    let session = store.view(&alice()).holding();
+    session.hold([&used]).unwrap();
+    let ask = |action| a.collect(&wish(action)).unwrap();
     assert_eq!(ask(CollectAction::ReturnLive).paths, names(&[&dep, &kept, &used]));
     assert_eq!(ask(CollectAction::ReturnDead).paths, names(&[&dead, &deader]));
     assert_eq!(objects(dir.path()), 7);
@@ -85,7 +87,7 @@ fn roots_and_what_is_in_use_live_with_their_closures_and_the_rest_goes() {
 
     assert!(a.remove_root("result").unwrap() && !a.remove_root("result").unwrap());
     assert_eq!(ask(CollectAction::DeleteDead).paths, names(&[&dep, &kept]));
-    drop((a, b, store));
+    drop((a, b, session, store));
     let store = open(dir.path());
     assert_eq!(*store.recovery(), store::Recovery::default());
     assert_eq!(store.view(&alice()).all_valid(), names(&[&used, &path("proven")]));
@@ -406,4 +408,34 @@ fn a_long_chain_in_one_batch_is_looked_at_once() {
         let (_, provenance) = a.info_with_provenance(&infos[at].path).unwrap();
         assert_eq!(provenance, Provenance::Claimed(alice()));
     }
+}
+
+/// A session that holds a path and is then told that it is valid can rely on it, whatever another session of the same
+/// member deletes meanwhile.
+#[test]
+fn what_is_held_and_then_valid_stays_valid() {
+    let dir = scratch();
+    let store = open(dir.path());
+    let p = path("p");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let view = store.view(&alice());
+            for _ in 0..3000 {
+                claim(&view, &p, 1, &[]);
+                view.collect(&wish(CollectAction::DeleteDead)).unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let session = store.view(&alice()).holding();
+                session.hold([&p]).unwrap();
+                if session.is_valid(&p) {
+                    std::thread::sleep(Duration::from_micros(300));
+                    assert!(session.is_valid(&p), "it was held");
+                }
+            }
+        });
+    });
 }

@@ -93,8 +93,7 @@ fn bobs_garbage(store: &Store, n: u64) {
     let one = view.info(&path(&format!("b{n}-0"))).unwrap();
     keep_records(store, &view, &one, u64::MAX - n);
     view.remove_root(&(u64::MAX - n).to_string()).unwrap();
-    let wish =
-        Collect { action: CollectAction::DeleteDead, paths: [].into(), max_freed: u64::MAX, live: [].into() };
+    let wish = Collect { action: CollectAction::DeleteDead, paths: [].into(), max_freed: u64::MAX };
     assert_eq!(view.collect(&wish).unwrap().paths.len(), 3);
     assert!(store.result(&key(u64::MAX - n)).is_none());
 }

@@ -34,7 +34,7 @@ fn sharing() -> (tempfile::TempDir, Store, View, View) {
 
 fn delete(view: &View, paths: &[&StorePath]) {
     let paths = paths.iter().map(|p| (*p).clone()).collect();
-    let wish = Collect { action: CollectAction::DeleteSpecific, paths, max_freed: u64::MAX, live: [].into() };
+    let wish = Collect { action: CollectAction::DeleteSpecific, paths, max_freed: u64::MAX };
     view.collect(&wish).unwrap();
 }
 
@@ -177,5 +177,5 @@ fn inputs_whose_owner_deletes_them_stay_readable_for_a_build() {
 }
 
 fn everything() -> Collect {
-    Collect { action: CollectAction::DeleteDead, paths: [].into(), max_freed: u64::MAX, live: [].into() }
+    Collect { action: CollectAction::DeleteDead, paths: [].into(), max_freed: u64::MAX }
 }
