@@ -5,7 +5,6 @@
 //! Not here: temporary roots (`hold`).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix_derivation::StorePath;
@@ -58,9 +57,6 @@ pub struct Collected {
     pub bytes_freed: u64,
 }
 
-/// An object that lost one of its paths, and the trees made for it.
-type Gone = HashMap<[u8; 32], HashSet<PathBuf>>;
-
 pub(crate) fn collect(
     store: &Arc<Inner>,
     viewer: &Viewer,
@@ -96,7 +92,7 @@ pub(crate) fn collect(
             let (collected, gone) = outcome?;
             let provenance = Provenance::Claimed(viewer.member.clone());
             let trees = |hash| [tree::place(store, &hash, &provenance)].into();
-            remove::remove(store, gone.into_iter().map(|hash| (hash, trees(hash))).collect::<Gone>());
+            remove::remove(store, gone.into_iter().map(|hash| (hash, trees(hash))));
             Ok(collected)
         }
     }

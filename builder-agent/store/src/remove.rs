@@ -115,15 +115,11 @@ impl Drop for Pinned {
 }
 
 /// Removes those objects that no path has any more, and trees that were made for paths that are gone. What is in use
-/// follows when it is not.
+/// follows when it is not. Commits of others go on between two objects.
 pub(crate) fn remove(store: &Inner, gone: impl IntoIterator<Item = ([u8; 32], HashSet<PathBuf>)>) {
-    let mut gone = gone.into_iter().peekable();
-    if gone.peek().is_none() {
-        return;
-    }
-    // No registration can give an object a row meanwhile, and no one can start to use it: that takes a row.
-    let _db = store.db();
     for (object, trees) in gone {
+        // No registration can give an object a row meanwhile, and no one can start to use it: that takes a row.
+        let _db = store.db();
         let named = store.index().paths_with(&object) > 0;
         let mut state = store.pins.state();
         if state.users.contains_key(&object) {
