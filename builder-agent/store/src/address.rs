@@ -4,10 +4,9 @@
 use std::collections::BTreeSet;
 
 use nix_derivation::{
-    CAHash, ContentAddressMethod, HashAlgorithm, StorePath, nixbase32, store_path::build_ca_path,
+    CAHash, ContentAddressMethod, HashAlgorithm, NixHash, StorePath, nixbase32, store_path::build_ca_path,
 };
 
-use crate::contents::Places;
 use crate::error::ImportError;
 use crate::ingest::{Ingested, Staged};
 use crate::register;
@@ -65,15 +64,16 @@ fn check_address(ingested: &Ingested, info: &PathInfo, ca: &str) -> Result<(CAHa
     let mut references = info.references.clone();
     let own = references.remove(path);
     let (method, algorithm) = (announced.method(), announced.hash().algorithm());
-    let compute = |places| {
-        let hash = ingested.contents()?.hash(method, algorithm, own.then_some((path, places)))?;
+    let itself = own.then_some(path);
+    let contents = ingested.contents()?;
+    let address = |hash: NixHash| {
         CAHash::from_parts(method, algorithm, hash.digest_as_bytes()).map_err(|e| bad(e.to_string()))
     };
-    let mut computed = compute(Places::Counted)?;
-    let sure = computed == announced;
-    if own && !sure {
-        computed = compute(Places::Ignored)?;
-    }
+    let counted = contents.counted_hash(method, algorithm, itself)?.map(address).transpose()?;
+    let (computed, sure) = match counted {
+        Some(counted) if !own || counted == announced => (counted, true),
+        _ => (address(contents.hash(method, algorithm, itself)?)?, false),
+    };
     if computed != announced {
         return Err(ImportError::ContentMismatch {
             path: path.clone(),

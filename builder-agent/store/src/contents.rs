@@ -13,6 +13,8 @@ use crate::store::{Inner, ObjectFailure};
 use crate::types::PathInfo;
 
 const PIECE: usize = 256 << 10;
+/// Most self references whose places are counted. No real path has this many; they take 8 MB.
+const MAX_PLACES: usize = 1_000_000;
 
 /// An object and what to call it in errors.
 pub(crate) struct Contents {
@@ -61,12 +63,14 @@ impl Contents {
         Ok(out)
     }
 
-    /// Hash of the contents as `method` sees them. With `own`, occurrences of its hash part count as zeros.
+    /// Hash of the contents as `method` sees them. With `own`, occurrences of its hash part count as zeros. As in Nix
+    /// 2.26 and later, whose `RewritingSink` no longer notes their places: contents in which zeros and the hash part have
+    /// changed places have the same hash, so it proves nothing about contents that others chose.
     pub(crate) fn hash(
         &self,
         method: ContentAddressMethod,
         algorithm: HashAlgorithm,
-        own: Option<(&StorePath, Places)>,
+        own: Option<&StorePath>,
     ) -> Result<NixHash, NarError> {
         let mut hasher = NixHasher::new(algorithm);
         match method {
@@ -91,14 +95,7 @@ impl Contents {
                     })?;
                     Ok(hasher.finalize())
                 }
-                Some((path, places)) => {
-                    let mut modulo = Modulo::new(hasher, nixbase32::encode(path.digest()).as_bytes(), places);
-                    self.read_nar(|piece| {
-                        modulo.update(piece);
-                        true
-                    })?;
-                    Ok(modulo.finish())
-                }
+                Some(path) => Ok(self.modulo(hasher, path)?.hasher.finalize()),
             },
             ContentAddressMethod::Git => {
                 // Git keeps a file's mode in the directory above. A root has none, so an executable or a symlink there
@@ -111,6 +108,30 @@ impl Contents {
                 git::hash(&self.object, algorithm).map_err(|e| self.failed(e))
             }
         }
+    }
+
+    /// As [`Contents::hash`], with the places of self references, as in Nix 2.8: other contents have another hash. `None`
+    /// if there are too many of them to be sure.
+    pub(crate) fn counted_hash(
+        &self,
+        method: ContentAddressMethod,
+        algorithm: HashAlgorithm,
+        own: Option<&StorePath>,
+    ) -> Result<Option<NixHash>, NarError> {
+        match own.filter(|_| method == ContentAddressMethod::Nar) {
+            Some(path) => Ok(self.modulo(NixHasher::new(algorithm), path)?.counted()),
+            None => self.hash(method, algorithm, None).map(Some),
+        }
+    }
+
+    fn modulo(&self, hasher: NixHasher, own: &StorePath) -> Result<Modulo, NarError> {
+        let mut modulo = Modulo::new(hasher, nixbase32::encode(own.digest()).as_bytes());
+        self.read_nar(|piece| {
+            modulo.update(piece);
+            true
+        })?;
+        modulo.end();
+        Ok(modulo)
     }
 
     /// Feeds the NAR to `to` until that returns false; returns how much it took.
@@ -132,33 +153,23 @@ impl Contents {
     }
 }
 
-/// Whether the places of self references are part of a hash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Places {
-    /// As in Nix 2.8. Contents with another hash part at zeros have another hash.
-    Counted,
-    /// As in Nix 2.26 and later, whose `RewritingSink` no longer notes them. Contents in which zeros and the hash part
-    /// have changed places have the same hash, so it proves nothing about contents that others chose.
-    Ignored,
-}
-
-/// Hashes a stream in which each `needle` counts as zeros, and perhaps the places where it stood
+/// Hashes a stream in which each `needle` counts as zeros, and notes the places where it stood
 /// (Nix: `HashModuloSink` in `src/libstore/references.cc`).
 struct Modulo {
     hasher: NixHasher,
-    places: Places,
     needle: [u8; 32],
     /// Bytes that may be the beginning of a needle.
     held: Vec<u8>,
     /// Offset of the first held byte.
     at: u64,
-    found: Vec<u64>,
+    /// `None` from the first place on that is too many.
+    found: Option<Vec<u64>>,
 }
 
 impl Modulo {
-    fn new(hasher: NixHasher, needle: &[u8], places: Places) -> Self {
+    fn new(hasher: NixHasher, needle: &[u8]) -> Self {
         let needle = needle.try_into().expect("a hash part has 32 characters");
-        Self { hasher, places, needle, held: Vec::new(), at: 0, found: Vec::new() }
+        Self { hasher, needle, held: Vec::new(), at: 0, found: Some(Vec::new()) }
     }
 
     fn update(&mut self, piece: &[u8]) {
@@ -168,8 +179,9 @@ impl Modulo {
         while let Some(i) = self.held[done..].windows(len).position(|w| w == self.needle) {
             self.hasher.update(&self.held[done..done + i]);
             self.hasher.update(&[0; 32]);
-            if self.places == Places::Counted {
-                self.found.push(self.at + (done + i) as u64);
+            self.found = self.found.take().filter(|found| found.len() < MAX_PLACES);
+            if let Some(found) = &mut self.found {
+                found.push(self.at + (done + i) as u64);
             }
             done += i + len;
         }
@@ -179,11 +191,16 @@ impl Modulo {
         self.held.drain(..safe);
     }
 
-    fn finish(mut self) -> NixHash {
+    /// The stream is over.
+    fn end(&mut self) {
         self.hasher.update(&self.held);
-        for place in self.found {
+    }
+
+    /// The hash with the places behind it.
+    fn counted(mut self) -> Option<NixHash> {
+        for place in self.found? {
             self.hasher.update(format!("|{place}").as_bytes());
         }
-        self.hasher.finalize()
+        Some(self.hasher.finalize())
     }
 }

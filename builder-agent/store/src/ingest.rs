@@ -11,7 +11,7 @@ use nix_archive::nar::{ReferencePattern, ReferenceScanner};
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, StorePath, nixbase32};
 use sha2::{Digest, Sha256};
 
-use crate::contents::{Contents, Places};
+use crate::contents::Contents;
 use crate::error::{FileError, ImportError, NarError};
 use crate::nar::{NarReader, ParseError, Parser, PushError};
 use crate::object::{Object, ObjectError, ObjectWriter};
@@ -230,7 +230,7 @@ impl Ingested {
         algorithm: HashAlgorithm,
         self_path: Option<&StorePath>,
     ) -> Result<NixHash, NarError> {
-        self.contents()?.hash(method, algorithm, self_path.map(|path| (path, Places::Ignored)))
+        self.contents()?.hash(method, algorithm, self_path)
     }
 
     /// The NAR, read back.
