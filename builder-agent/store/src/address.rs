@@ -43,11 +43,12 @@ pub(crate) fn stage(
         }
         _ => (None, false),
     };
-    let proven = sure || !register::trusted_signatures(config, &info).is_empty();
+    let good = register::trusted_signatures(config, &info);
+    let proven = sure || !good.is_empty();
     let provenance = if proven {
         info.ca = address.map(|ca| ca.to_nix_string());
         // Everybody will see this info; only what was checked may stay in it.
-        register::only_checked(config, &mut info);
+        register::only_checked(&mut info, good);
         Provenance::Verified
     } else {
         Provenance::Claimed(member.clone())

@@ -186,21 +186,22 @@ fn with_signatures(
 ) -> Result<Vec<Change>, RegisterError> {
     let seen = viewer.sees(index);
     let Some((entry, whose)) = seen.entry(&path) else { return Err(MissingPath(path).into()) };
-    let sent = PathInfo { signatures, ..PathInfo::clone(&entry.info) };
-    let good = register::trusted_signatures(config, &sent);
     let mut info = PathInfo::clone(&entry.info);
     let before = info.signatures.len();
     let mut todo = Vec::new();
     if whose == Whose::Everybodys {
-        if good.is_empty() && !sent.signatures.iter().all(|s| info.signatures.contains(s)) {
+        let nothing_new = signatures.iter().all(|s| info.signatures.contains(s));
+        let good = register::trusted_signatures(config, &PathInfo { signatures, ..info.clone() });
+        if good.is_empty() && !nothing_new {
             return Err(RegisterError::UntrustedSignature { path });
         }
         add_new(&mut info.signatures, good);
     } else {
+        add_new(&mut info.signatures, signatures);
+        let good = register::trusted_signatures(config, &info);
         let proven = entry.proven || !good.is_empty();
-        add_new(&mut info.signatures, sent.signatures);
         if proven && info.references.iter().all(|r| *r == path || index.is_verified(r)) {
-            let upgrade = register::upgrade(index, config, info);
+            let upgrade = register::upgrade(index, config, info, good);
             let Some(Change::AddPath { info, .. }) = &upgrade else {
                 return Err(RegisterError::NoObject { path });
             };

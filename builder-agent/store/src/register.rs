@@ -106,9 +106,10 @@ pub(crate) fn trusted_signatures(config: &StoreConfig, info: &PathInfo) -> Vec<S
     config.trusted.good(fingerprint.as_bytes(), &info.signatures).into_iter().cloned().collect()
 }
 
-/// What everybody may be told about a path that proves itself: only what was checked.
-pub(crate) fn only_checked(config: &StoreConfig, info: &mut PathInfo) {
-    info.signatures = trusted_signatures(config, info);
+/// What everybody may be told about a path that proves itself: only what was checked. `good` are the
+/// [`trusted_signatures`] of `info`.
+pub(crate) fn only_checked(info: &mut PathInfo, good: Vec<String>) {
+    info.signatures = good;
     info.deriver = None;
     info.ultimate = false;
 }
@@ -272,7 +273,7 @@ fn plan(
             info.registration_time = now();
         }
         if provenance == Provenance::Verified {
-            let made = made.or_else(|| signature(config, &info));
+            // `settle` never makes Verified what was not, so it is there if the store has a key.
             add_signature(&mut info, made);
         } else {
             leaned_on.extend(info.references.iter().cloned());
@@ -343,7 +344,8 @@ pub(crate) fn follow(
             if sound(referrer) || !entry.info.references.iter().all(|r| r == referrer || sound(r)) {
                 continue;
             }
-            let Some(upgrade) = upgrade(index, config, PathInfo::clone(&entry.info)) else { continue };
+            let good = trusted_signatures(config, &entry.info);
+            let Some(upgrade) = upgrade(index, config, PathInfo::clone(&entry.info), good) else { continue };
             if let Change::AddPath { info, .. } = &upgrade {
                 now_verified.insert(info.path.clone());
                 todo.push(Arc::clone(info));
@@ -354,10 +356,15 @@ pub(crate) fn follow(
     changes
 }
 
-/// A claim that proves itself becomes Verified.
-pub(crate) fn upgrade(index: &Index, config: &StoreConfig, mut info: PathInfo) -> Option<Change> {
+/// A claim that proves itself becomes Verified. `good` are its [`trusted_signatures`].
+pub(crate) fn upgrade(
+    index: &Index,
+    config: &StoreConfig,
+    mut info: PathInfo,
+    good: Vec<String>,
+) -> Option<Change> {
     let object_size = index.object_size(&info.nar_hash)?;
-    only_checked(config, &mut info);
+    only_checked(&mut info, good);
     let made = signature(config, &info);
     add_signature(&mut info, made);
     let (info, provenance) = (Arc::new(info), Provenance::Verified);
