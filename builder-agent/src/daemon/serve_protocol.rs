@@ -21,7 +21,7 @@ use wire::worker::LogEvent;
 
 use super::audience::{Audience, shown_on};
 use super::transfer::{self, BATCH, Trouble, feed};
-use super::{Caller, EndLogged, Session, SessionError, ask, convert, garbage};
+use super::{Caller, EndLogged, Session, SessionError, ask, convert};
 use crate::House;
 
 /// Read from an upload at once.
@@ -114,7 +114,7 @@ where
             // Questions, answered from memory.
             Request::QueryValidPaths { lock, substitute, paths } => {
                 if lock {
-                    view.hold(&paths).map_err(garbage::failed)?;
+                    view.hold(&paths);
                 }
                 let Self { conn, stderr, session, write } = self;
                 let (audience, fetch) = (&mut Listener { conn, stderr }, substitute && *write);

@@ -37,7 +37,7 @@ impl View {
     }
 
     /// The same view with temporary roots, as Nix's daemon keeps for each connection: what is registered through it
-    /// or its clones, and what [`View::hold`] names, is not collected while one of them lives.
+    /// or its clones, and what [`View::try_hold`] names, is not collected while one of them lives.
     #[must_use]
     pub fn holding(self) -> Self {
         let hold = Hold::new(&self.store, &self.viewer.member, BTreeSet::new());
@@ -52,11 +52,18 @@ impl View {
 
     /// Makes temporary roots, if this view has them ([`View::holding`]). Paths need not be valid yet. There is a limit;
     /// beyond it none of `paths` is held.
-    pub fn hold<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> Result<(), RegisterError> {
+    pub fn try_hold<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> Result<(), RegisterError> {
         let Some(hold) = &self.hold else { return Ok(()) };
         let index = self.store.index();
         // Verified paths are not collected.
         hold.add(paths.into_iter().filter(|path| !index.is_verified(path)))
+    }
+
+    /// [`View::try_hold`] for those who cannot say that there is a limit.
+    pub fn hold<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) {
+        if let Err(error) = self.try_hold(paths) {
+            tracing::warn!(member = %self.member(), "{error}");
+        }
     }
 
     /// Whose view this is.
@@ -178,7 +185,7 @@ impl View {
     /// The infos come in the order of the batch.
     pub fn register_many(&self, batch: Vec<Staged>) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
         // Before it is visible, so that no collection comes in between.
-        self.hold(batch.iter().map(|staged| &staged.info.path))?;
+        self.try_hold(batch.iter().map(|staged| &staged.info.path))?;
         register::register(&self.store, &self.viewer, batch)
     }
 
@@ -330,7 +337,7 @@ impl View {
     /// Registers paths whose contents the store has already, by NAR hash, all or none. For the box's own use, with
     /// what it recorded itself: whoever can choose the hash can read the contents.
     pub fn adopt(&self, batch: Vec<(PathInfo, Provenance)>) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
-        self.hold(batch.iter().map(|(info, _)| &info.path))?;
+        self.try_hold(batch.iter().map(|(info, _)| &info.path))?;
         register::adopt(&self.store, &self.viewer, batch)
     }
 
