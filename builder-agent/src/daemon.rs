@@ -5,6 +5,7 @@
 //! [`Session::answer`]; what is not supported says so by name.
 //! Not here: bytes (`wire`), contents (`store`), running builders (`build`).
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use nix_derivation::StorePath;
@@ -102,12 +103,30 @@ pub enum SessionError {
     Refused(String),
 }
 
+/// One direction of a channel. Not a type parameter: everything behind it would be compiled again for each kind of
+/// channel, in each program that has one.
+pub type Reader<'a> = Box<dyn AsyncRead + Unpin + Send + 'a>;
+/// The other direction.
+pub type Writer<'a> = Box<dyn AsyncWrite + Unpin + Send + 'a>;
+/// A session that goes on while this is polled, and ends with its builds and half-done uploads when it is dropped.
+pub type Running<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
 /// Serves one channel until the client hangs up.
-pub async fn serve<R, W>(reader: R, writer: W, house: Arc<House>, caller: Caller) -> Result<(), SessionError>
-where
-    R: AsyncRead + Unpin + Send,
-    W: AsyncWrite + Unpin + Send,
-{
+pub fn serve<'a>(
+    reader: Reader<'a>,
+    writer: Writer<'a>,
+    house: Arc<House>,
+    caller: Caller,
+) -> Running<'a, Result<(), SessionError>> {
+    Box::pin(worker_session(reader, writer, house, caller))
+}
+
+async fn worker_session(
+    reader: Reader<'_>,
+    writer: Writer<'_>,
+    house: Arc<House>,
+    caller: Caller,
+) -> Result<(), SessionError> {
     let Caller { member, connection, wishes } = caller;
     let mut info = ServerInfo::new(VERSION);
     info.max_body_bytes = house.config.limits.max_nar_bytes;

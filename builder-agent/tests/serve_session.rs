@@ -262,9 +262,11 @@ async fn paths_are_built_and_failures_have_their_status() {
 async fn run(house: &Scripted, command: HostCommand) -> (String, String, u32) {
     let (stdout, out) = tokio::io::duplex(64 * 1024);
     let (stderr, err) = tokio::io::duplex(64 * 1024);
-    let hung_up = std::future::pending();
+    let hung_up = Box::pin(std::future::pending());
     let caller = Caller { member: member("alice"), connection: 0, wishes: Wishes::default() };
-    let status = run_host_command(command, stdout, stderr, hung_up, house.house.clone(), caller).await;
+    let status =
+        run_host_command(command, Box::new(stdout), Box::new(stderr), hung_up, house.house.clone(), caller)
+            .await;
     (all(out).await, all(err).await, status)
 }
 

@@ -9,7 +9,6 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
-use std::pin::Pin;
 use std::sync::Arc;
 
 use nix_derivation::{DerivedPath, StorePath};
@@ -21,7 +20,7 @@ use wire::worker::LogEvent;
 
 use super::audience::{Audience, shown_on};
 use super::transfer::{Trouble, blocking};
-use super::{Caller, EndLogged, Session};
+use super::{Caller, EndLogged, Running, Session, Writer};
 use crate::House;
 
 /// What can be asked for.
@@ -53,23 +52,30 @@ pub struct Realise {
 
 /// Runs one command and returns its exit status. `hung_up` is ready when the client is gone, who may well close its
 /// own direction before.
-pub async fn run_host_command<O, E>(
+pub fn run_host_command<'a>(
     command: HostCommand,
-    mut stdout: O,
-    mut stderr: E,
-    hung_up: impl Future<Output = ()> + Send,
+    stdout: Writer<'a>,
+    stderr: Writer<'a>,
+    hung_up: Running<'a, ()>,
     house: Arc<House>,
     caller: Caller,
-) -> u32
-where
-    O: AsyncWrite + Unpin + Send,
-    E: AsyncWrite + Unpin + Send,
-{
+) -> Running<'a, u32> {
+    Box::pin(command_session(command, stdout, stderr, hung_up, house, caller))
+}
+
+async fn command_session(
+    command: HostCommand,
+    mut stdout: Writer<'_>,
+    mut stderr: Writer<'_>,
+    hung_up: Running<'_, ()>,
+    house: Arc<House>,
+    caller: Caller,
+) -> u32 {
     let Caller { member, connection, wishes } = caller;
     tracing::info!(connection, member = %member.name, ?command, "command started");
     let _end = EndLogged { connection, member: member.clone(), what: "command ended" };
     let session = Session::open(house, member, wishes);
-    let mut terminal = Terminal { stderr: &mut stderr, hung_up: Box::pin(hung_up) };
+    let mut terminal = Terminal { stderr: &mut stderr, hung_up };
     let done = session.host_command(command, &mut terminal).await;
     drop(terminal);
     let (lines, status) = match done {
@@ -89,7 +95,7 @@ where
 /// A person, or a script, before an ssh client.
 struct Terminal<'a, E> {
     stderr: &'a mut E,
-    hung_up: Pin<Box<dyn Future<Output = ()> + Send + 'a>>,
+    hung_up: Running<'a, ()>,
 }
 
 impl<E: AsyncWrite + Unpin + Send> Audience for Terminal<'_, E> {

@@ -21,7 +21,7 @@ use wire::worker::LogEvent;
 
 use super::audience::{Audience, shown_on};
 use super::transfer::{self, BATCH, Trouble, feed};
-use super::{Caller, EndLogged, Session, SessionError, ask, convert};
+use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, ask, convert};
 use crate::House;
 
 /// Read from an upload at once.
@@ -31,19 +31,25 @@ const PIECE: usize = 128 << 10;
 ///
 /// `write`: whether the client asked for `--write`; without it nothing is imported or built.
 #[allow(clippy::too_many_arguments)] // the ends of one channel, and whose it is
-pub async fn serve_store<R, W, E>(
-    reader: R,
-    writer: W,
-    stderr: E,
+pub fn serve_store<'a>(
+    reader: Reader<'a>,
+    writer: Writer<'a>,
+    stderr: Writer<'a>,
     write: bool,
     house: Arc<House>,
     caller: Caller,
-) -> Result<(), SessionError>
-where
-    R: AsyncRead + Unpin + Send,
-    W: AsyncWrite + Unpin + Send,
-    E: AsyncWrite + Unpin + Send,
-{
+) -> Running<'a, Result<(), SessionError>> {
+    Box::pin(serve_session(reader, writer, stderr, write, house, caller))
+}
+
+async fn serve_session(
+    reader: Reader<'_>,
+    writer: Writer<'_>,
+    stderr: Writer<'_>,
+    write: bool,
+    house: Arc<House>,
+    caller: Caller,
+) -> Result<(), SessionError> {
     let max_nar_bytes = house.config.limits.max_nar_bytes;
     let conn = Connection::accept(reader, writer, max_nar_bytes).await.map_err(SessionError::Greeting)?;
     let protocol = conn.version().to_string();

@@ -279,10 +279,10 @@ async fn store_session(
     mut ended: watch::Receiver<bool>,
 ) {
     let (connection, member) = (caller.connection, caller.member.clone());
-    let writer = channel.make_writer();
+    let writer = Box::new(channel.make_writer());
     let result = {
-        let stderr = channel.make_writer_ext(Some(STDERR));
-        let reader = channel.make_reader();
+        let stderr = Box::new(channel.make_writer_ext(Some(STDERR)));
+        let reader = Box::new(channel.make_reader());
         let session = async {
             match kind {
                 StoreSession::Worker => daemon::serve(reader, writer, house, caller).await,
@@ -322,11 +322,12 @@ async fn host_command(
     caller: Caller,
     mut ended: watch::Receiver<bool>,
 ) {
-    let (stdout, stderr) = (channel.make_writer(), channel.make_writer_ext(Some(STDERR)));
+    let stdout = Box::new(channel.make_writer());
+    let stderr = Box::new(channel.make_writer_ext(Some(STDERR)));
     let status = {
         // The end of what the client sends is not the end of the client: `ssh -n` sends nothing.
         let hung_up = async { while !matches!(channel.wait().await, None | Some(ChannelMsg::Close)) {} };
-        let run = daemon::run_host_command(command, stdout, stderr, hung_up, house, caller);
+        let run = daemon::run_host_command(command, stdout, stderr, Box::pin(hung_up), house, caller);
         tokio::select! {
             status = run => status,
             () = crate::turned(&mut ended) => return,

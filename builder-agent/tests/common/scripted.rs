@@ -174,9 +174,8 @@ impl Scripted {
         let member = member(name);
         let house = self.house.clone();
         tokio::spawn(async move {
-            let _ =
-                builder_agent::daemon::serve(reader, writer, house, Caller { member, connection: 0, wishes })
-                    .await;
+            let caller = Caller { member, connection: 0, wishes };
+            let _ = builder_agent::daemon::serve(Box::new(reader), Box::new(writer), house, caller).await;
         });
         let (reader, writer) = tokio::io::split(ours);
         Client::connect(reader, writer, 35, &[]).await.expect("a handshake")
@@ -191,7 +190,15 @@ impl Scripted {
         let house = self.house.clone();
         tokio::spawn(async move {
             let caller = Caller { member, connection: 0, wishes: Wishes::default() };
-            let _ = builder_agent::daemon::serve_store(reader, writer, stderr, write, house, caller).await;
+            let _ = builder_agent::daemon::serve_store(
+                Box::new(reader),
+                Box::new(writer),
+                Box::new(stderr),
+                write,
+                house,
+                caller,
+            )
+            .await;
         });
         let (reader, writer) = tokio::io::split(ours);
         (ServeClient::connect(reader, writer, 7).await.expect("a handshake"), shown)
