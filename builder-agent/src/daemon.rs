@@ -22,6 +22,7 @@ use crate::roster::{Member, Roster};
 mod ask;
 mod audience;
 mod client_settings;
+mod context;
 mod convert;
 mod fetching;
 mod floating;
@@ -53,8 +54,8 @@ struct Session {
     settings: ClientSettings,
     /// What the connection asked for besides.
     wishes: Wishes,
-    /// High half of this session's activity ids, see [`realise::Ids`].
-    ids: realise::Ids,
+    /// High half of this session's activity ids, see [`context::Ids`].
+    ids: context::Ids,
 }
 
 /// Who is at the other end of a channel.
@@ -166,7 +167,7 @@ impl Session {
         let view = house.view_of(&member, &roster.borrow_and_update());
         // Nix sends no settings through `ssh-ng://`; then those of the box hold, and it fetches what it can.
         let settings = ClientSettings { use_substitutes: true, ..ClientSettings::default() };
-        Self { house, member, view, roster, settings, wishes, ids: realise::Ids::new() }
+        Self { house, member, view, roster, settings, wishes, ids: context::Ids::new() }
     }
 
     async fn answer_all<R, W>(&mut self, conn: &mut Connection<R, W>) -> Result<(), WireError>

@@ -13,7 +13,7 @@ use wire::types::{Missing, SubstitutablePathInfo};
 use wire::worker::{ActivityKind, LogEvent, ResultKind, Verbosity};
 
 use super::audience::Audience;
-use super::realise::Ids;
+use super::context::Ids;
 use super::transfer::Trouble;
 use super::{Session, ask};
 use crate::substitute::{Event, Fetched};

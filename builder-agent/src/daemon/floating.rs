@@ -9,8 +9,8 @@ use store::View;
 use wire::types::BuildStatus;
 use wire::worker::{ActivityKind, LogEvent, Verbosity};
 
+use super::context::{Context, Done, Ended};
 use super::one::build_one;
-use super::realise::{Context, Done, Ended};
 use super::transfer::blocking;
 use crate::build::resolve::{InputPaths, Resolved, resolve};
 use crate::build::{Failure, Recipe, plan, realised};

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use wire::types::BuildStatus;
 use wire::worker::{ActivityKind, LogEvent, Verbosity};
 
-use super::realise::{Context, Done, Ended};
+use super::context::{Context, Done, Ended};
 use crate::build::failure::sandbox_failed;
 use crate::build::kept::Reader;
 use crate::build::log::{Lines, LogReader, Notice};

@@ -1,13 +1,10 @@
 //! Runs plans: builds in the right order, several at once, logs on their way to the client as they arrive.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix_derivation::{DerivedPath, StorePath};
-use store::View;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use wire::types::{BasicDerivation, BuildMode, BuildResult, BuildStatus, BuiltOutput, ClientSettings};
@@ -15,11 +12,10 @@ use wire::worker::{ActivityKind, LogEvent, ResultKind, Verbosity};
 
 use super::Session;
 use super::audience::Audience;
+use super::context::{Context, Done, Ended};
 use super::floating::{self, Work};
 use super::transfer::{Trouble, blocking};
-use crate::House;
 use crate::build::{Failure, Plan, Recipe};
-use crate::roster::Member;
 
 /// Builds of one request handed to the scheduler at once. Each waits with an open log file.
 const MAX_AT_ONCE: usize = 128;
@@ -27,64 +23,6 @@ const MAX_AT_ONCE: usize = 128;
 const EVENTS_AHEAD: usize = 256;
 /// Failures repeated in one error message.
 const MAX_FAILURES_SHOWN: usize = 20;
-
-/// Activity ids. Clients show them among their own, which are process id and counter (Nix: `nextId` in logging.cc), so
-/// ours start at random.
-#[derive(Debug, Clone)]
-pub(super) struct Ids(Arc<AtomicU64>);
-
-impl Ids {
-    pub(super) fn new() -> Self {
-        let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
-        // The top bit stays clear: some clients print ids as signed numbers.
-        Self(Arc::new(AtomicU64::new((random >> 1) & !0xffff_ffff | 1)))
-    }
-
-    pub(super) fn next(&self) -> u64 {
-        self.0.fetch_add(1, Ordering::Relaxed)
-    }
-}
-
-/// What the builds of one request share.
-#[derive(Clone)]
-pub(super) struct Context {
-    pub house: Arc<House>,
-    pub member: Arc<Member>,
-    pub view: View,
-    pub wall: Option<Duration>,
-    pub silent: Option<Duration>,
-    pub log: Option<u64>,
-    pub cores: u32,
-    /// Whether a failure of an earlier build may be told again.
-    pub reuse_failures: bool,
-    pub ids: Ids,
-    events: mpsc::Sender<LogEvent>,
-}
-
-/// How one derivation ended.
-pub(super) type Ended = Result<Done, Failure>;
-
-#[derive(Debug, Clone)]
-pub(super) struct Done {
-    pub status: BuildStatus,
-    /// Where each output is now.
-    pub outputs: Arc<BTreeMap<String, StorePath>>,
-    /// Names the realisations of these outputs, if the derivation did not say where they would be.
-    pub drv_hash: Option<[u8; 32]>,
-    /// Whether it is proven that exactly these outputs are what the derivation makes: it was built from a closure that
-    /// was Verified when the build began. To ask the view later is too late, since a claim that was built from can
-    /// have given way to a Verified path meanwhile.
-    pub proven: bool,
-    pub start_time: i64,
-    pub stop_time: i64,
-}
-
-impl Done {
-    pub(super) fn already(outputs: BTreeMap<String, StorePath>, proven: bool) -> Self {
-        let (status, outputs) = (BuildStatus::AlreadyValid, Arc::new(outputs));
-        Self { status, outputs, drv_hash: None, proven, start_time: 0, stop_time: 0 }
-    }
-}
 
 impl Session {
     pub(super) async fn build_paths(
@@ -337,13 +275,6 @@ fn unknown(path: &StorePath) -> Failure {
             path.to_absolute_path()
         ),
     )
-}
-
-impl Context {
-    /// Waits while the client is slow. A closed channel means that nobody looks any more.
-    pub(super) async fn show(&self, event: LogEvent) {
-        let _ = self.events.send(event).await;
-    }
 }
 
 /// The count of builds a client's progress bar shows.

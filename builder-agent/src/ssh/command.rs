@@ -5,7 +5,7 @@
 
 use nix_derivation::StorePath;
 
-use super::host_command;
+use super::host_command::{self, shown};
 use crate::daemon::HostCommand;
 
 /// Longest request we look at. A stock client's is about 30 bytes.
@@ -118,16 +118,6 @@ pub fn no_shell() -> String {
 /// The last part of a path: some configurations write the program with its folder.
 fn base(program: &str) -> &str {
     program.rsplit('/').next().unwrap_or(program)
-}
-
-/// The start of a peer's text, without control characters, for use in our own messages.
-pub(super) fn shown(text: &str) -> String {
-    const LONGEST: usize = 100;
-    let mut out: String = text.chars().take(LONGEST).map(|c| if c.is_control() { '?' } else { c }).collect();
-    if text.chars().count() > LONGEST {
-        out.push_str("...");
-    }
-    out
 }
 
 /// Splits like a POSIX shell, as far as quoting goes; `None` for an open quote or any other shell syntax.

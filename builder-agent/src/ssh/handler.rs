@@ -10,15 +10,13 @@ use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure, Disconnect, Pty}
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::command::{self, Command, StoreSession};
-use super::{Door, MemberSlot, log};
+use super::log::{self, STDERR};
+use super::{Door, MemberSlot};
 use crate::daemon::{self, Caller, SessionError, Wishes};
 use crate::roster::{Member, Roster};
 
 /// The exit status of a shell that does not know the command.
 const NOT_FOUND: u32 = 127;
-
-/// The one kind of extended data there is (RFC 4254, 5.2).
-pub(super) const STDERR: u32 = 1;
 
 /// Sessions one connection may open before it has to be made anew, finished ones included. The ssh library keeps about
 /// a kilobyte for each channel that we were the first to close, as long as the connection lives.

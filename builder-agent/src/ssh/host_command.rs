@@ -128,10 +128,7 @@ fn realise(words: &[&str], always_print: bool) -> Result<HostCommand, String> {
                         argument()?;
                     }
                 } else {
-                    return Err(format!(
-                        "the option `{}` is not understood here",
-                        super::command::shown(word)
-                    ));
+                    return Err(format!("the option `{}` is not understood here", shown(word)));
                 }
             }
         }
@@ -160,12 +157,7 @@ fn is_jobs(word: &str) -> bool {
 
 /// A store path; a derivation alone, with `!` or with `^`, means its outputs.
 fn target(word: &str) -> Result<DerivedPath, String> {
-    let wrong = || {
-        format!(
-            "`{}` is not a store path; evaluate at home and copy the derivation",
-            super::command::shown(word)
-        )
-    };
+    let wrong = || format!("`{}` is not a store path; evaluate at home and copy the derivation", shown(word));
     let (path, outputs) = match word.split_once(['!', '^']) {
         Some((path, outputs)) => (path, Some(outputs)),
         None => (word, None),
@@ -193,12 +185,22 @@ fn make_folder(template: &str) -> Result<HostCommand, String> {
         && !prefix.starts_with("..");
     match sound {
         true => Ok(HostCommand::MakeFolder { prefix: format!("/tmp/{prefix}") }),
-        false => Err(format!("`{}` is no template of a folder's name", super::command::shown(template))),
+        false => Err(format!("`{}` is no template of a folder's name", shown(template))),
     }
 }
 
 fn in_tmp(path: &str) -> bool {
     path.strip_prefix("/tmp/").is_some_and(|rest| !rest.is_empty())
+}
+
+/// The start of a peer's text, without control characters, for use in our own messages.
+pub(super) fn shown(text: &str) -> String {
+    const LONGEST: usize = 100;
+    let mut out: String = text.chars().take(LONGEST).map(|c| if c.is_control() { '?' } else { c }).collect();
+    if text.chars().count() > LONGEST {
+        out.push_str("...");
+    }
+    out
 }
 
 #[cfg(test)]

@@ -10,9 +10,11 @@ use russh::Channel;
 use russh::server::Msg;
 use tokio::io::AsyncWriteExt;
 
-use super::handler::STDERR;
 use crate::House;
 use crate::roster::Member;
+
+/// The one kind of extended data there is (RFC 4254, 5.2).
+pub(super) const STDERR: u32 = 1;
 
 /// Prints the log of `path` if this member may read it, then closes the channel.
 pub(super) async fn show(mut channel: Channel<Msg>, house: Arc<House>, member: Arc<Member>, path: StorePath) {
