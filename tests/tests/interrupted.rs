@@ -1,18 +1,20 @@
 //! An upload of a gigabyte that ends anywhere, in any way: nothing becomes visible, nothing is left on disk, and the
-//! agent holds no descriptor and no memory more than before.
+//! agent holds no descriptor and no memory more than before. Over both protocols.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use e2e::hostile::*;
-use e2e::neighbours::{Neighbours, WORKER};
+use e2e::neighbours::{Neighbours, SERVE, WORKER};
 use nix_derivation::StorePath;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::sync::watch;
 use wire::client::Client;
 use wire::types::PathInfo;
 use wire::worker::Request;
+use wire::{serve, serve_client};
 
 const GIB: u64 = 1 << 30;
 /// What the agent may have grown by when all is over, in KiB: the allocator keeps some of what it had.
@@ -53,6 +55,57 @@ fn announced(name: &str, len: u64) -> PathInfo {
 enum Way {
     Nar,
     Multiple,
+    /// Over `ssh://`, as Nix 2.26 and 2.34 send it.
+    ServeNar,
+    /// Over `ssh://`, as Nix 2.8 sends it: as an export.
+    Import,
+}
+
+impl Way {
+    /// Logs in, greets and asks for it; the body comes next. What the box says is never read.
+    async fn begin(self, house: &Neighbours, port: u16, info: &PathInfo) -> (Child, ChildStdout, ChildStdin) {
+        let login = |words| piped(house.ssh_at("alice", port, words));
+        match self {
+            Way::Nar | Way::Multiple => {
+                let (ssh, reader, writer) = login(WORKER);
+                let client = within("a handshake", Client::connect(reader, writer, MINOR, &[])).await;
+                let mut client = client.expect("a handshake");
+                let request = match self {
+                    Way::Nar => {
+                        Request::AddToStoreNar { info: info.clone(), repair: false, dont_check_sigs: true }
+                    }
+                    _ => Request::AddMultipleToStore { repair: false, dont_check_sigs: true },
+                };
+                client.request(&request).await.expect("the box reads");
+                (ssh, client.reader, client.writer)
+            }
+            Way::ServeNar | Way::Import => {
+                let (ssh, reader, writer) = login(SERVE);
+                let client = within("a handshake", serve_client::Client::connect(reader, writer, 7)).await;
+                let mut client = client.expect("a handshake");
+                let request = match self {
+                    Way::ServeNar => serve::Request::AddToStoreNar { info: info.clone() },
+                    _ => serve::Request::ImportPaths,
+                };
+                client.request(&request).await.expect("the box reads");
+                (ssh, client.reader, client.writer)
+            }
+        }
+    }
+
+    /// What comes before the NAR.
+    fn prelude(self, info: &PathInfo) -> Vec<u8> {
+        match self {
+            Way::Nar | Way::ServeNar => Vec::new(),
+            Way::Multiple => [&1_u64.to_le_bytes()[..], &wire::client::encode_path_info(info)].concat(),
+            // Another path follows.
+            Way::Import => 1_u64.to_le_bytes().to_vec(),
+        }
+    }
+
+    fn is_framed(self) -> bool {
+        matches!(self, Way::Nar | Way::Multiple)
+    }
 }
 
 /// How it ends.
@@ -130,55 +183,37 @@ fn files(house: &Neighbours) -> Vec<PathBuf> {
 }
 
 /// Sends a body piece by piece: all of it is `len` bytes, and `stop` of them leave.
-async fn send_some<R, W>(client: &mut Client<R, W>, info: &PathInfo, way: Way, len: u64, stop: u64)
-where
-    R: tokio::io::AsyncRead + Unpin,
-    W: tokio::io::AsyncWrite + Unpin,
-{
-    let mut head = Vec::new();
-    if way == Way::Multiple {
-        head.extend_from_slice(&1_u64.to_le_bytes());
-        head.extend(wire::client::encode_path_info(info));
-    }
-    head.extend(nar_head(len));
-    frame(client, &head).await;
+async fn send_some(writer: &mut ChildStdin, info: &PathInfo, way: Way, len: u64, stop: u64) {
+    let head = [way.prelude(info), nar_head(len)].concat();
+    piece(writer, way, &head).await;
     let block = noise(256 << 10);
     let mut left = stop;
     while left > 0 {
         let n = left.min(block.len() as u64);
-        frame(client, &block[..n as usize]).await;
+        piece(writer, way, &block[..n as usize]).await;
         left -= n;
     }
 }
 
 /// The box may be gone already; whether it is shows later.
-async fn frame<R, W>(client: &mut Client<R, W>, bytes: &[u8])
-where
-    R: tokio::io::AsyncRead + Unpin,
-    W: tokio::io::AsyncWrite + Unpin,
-{
-    let _ = client.writer.write_all(&(bytes.len() as u64).to_le_bytes()).await;
-    let _ = client.writer.write_all(bytes).await;
+async fn piece(writer: &mut ChildStdin, way: Way, bytes: &[u8]) {
+    if way.is_framed() {
+        let _ = writer.write_all(&(bytes.len() as u64).to_le_bytes()).await;
+    }
+    let _ = writer.write_all(bytes).await;
 }
 
 /// An upload of `len` bytes, of which `stop` get as far as the box, and then `end`.
 async fn interrupt(house: &mut Neighbours, path: &StorePath, way: Way, len: u64, stop: u64, end: End) {
     println!("{way:?}: {stop} of {len} bytes, then {end:?}");
     let relay = Relay::to(house.agent.port()).await;
-    let (mut ssh, reader, writer) = piped(house.ssh_at("alice", relay.port, WORKER));
-    let mut client =
-        within("a handshake", Client::connect(reader, writer, MINOR, &[])).await.expect("a handshake");
     let info = PathInfo { path: path.clone(), ..announced("large", len) };
-    let request = match way {
-        Way::Nar => Request::AddToStoreNar { info: info.clone(), repair: false, dont_check_sigs: true },
-        Way::Multiple => Request::AddMultipleToStore { repair: false, dont_check_sigs: true },
-    };
-    client.request(&request).await.expect("the box reads");
-    send_some(&mut client, &info, way, len, stop).await;
+    let (mut ssh, reader, mut writer) = way.begin(house, relay.port, &info).await;
+    send_some(&mut writer, &info, way, len, stop).await;
     match end {
         End::ClientKilled => ssh.kill().await.expect("kill ssh"),
         End::ConnectionReset => drop(relay.broken.send(true)),
-        End::ClientHangsUp => drop(client),
+        End::ClientHangsUp => drop((reader, writer)),
         End::AgentKilled => {
             house.agent.kill();
             house.agent.restart();
@@ -258,6 +293,8 @@ async fn a_gigabyte_interrupted_near_its_end_leaves_nothing() {
     leaves_nothing(&[
         (Way::Nar, GIB, GIB - 1, End::ClientKilled),
         (Way::Multiple, GIB, GIB, End::ConnectionReset),
+        (Way::Import, GIB, GIB, End::ClientKilled),
+        (Way::ServeNar, GIB, GIB - 1, End::ClientHangsUp),
     ])
     .await;
 }
@@ -268,6 +305,7 @@ async fn a_gigabyte_interrupted_in_the_middle_leaves_nothing() {
         (Way::Nar, GIB, GIB / 2, End::MemberRemoved),
         (Way::Multiple, GIB, GIB / 3, End::AgentKilled),
         (Way::Nar, GIB, GIB / 4, End::ClientHangsUp),
+        (Way::Import, GIB, GIB / 3, End::ConnectionReset),
     ])
     .await;
 }
@@ -278,9 +316,16 @@ async fn a_gigabyte_interrupted_at_any_point_in_any_way_leaves_nothing() {
     for end in
         [End::ClientKilled, End::ConnectionReset, End::ClientHangsUp, End::AgentKilled, End::MemberRemoved]
     {
-        for (way, stop) in
-            [(Way::Nar, 0), (Way::Multiple, 1), (Way::Nar, 4096), (Way::Multiple, (8 << 20) + 5)]
-        {
+        for (way, stop) in [
+            (Way::Nar, 0),
+            (Way::Multiple, 1),
+            (Way::Nar, 4096),
+            (Way::Multiple, (8 << 20) + 5),
+            (Way::ServeNar, 0),
+            (Way::Import, 1),
+            (Way::ServeNar, 4096),
+            (Way::Import, (8 << 20) + 5),
+        ] {
             runs.push((way, GIB, stop, end));
         }
     }
