@@ -19,6 +19,7 @@ pub mod neighbours;
 pub mod place;
 pub mod process;
 pub mod roster;
+pub mod stock_server;
 pub mod suite;
 
 use std::time::Duration;

@@ -3,11 +3,14 @@
 //! The builders here print a line and then work for longer than any test waits, so that a line which only arrived at
 //! the end would never be seen. The test ends them by ending the client.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
-use e2e::clients::Stock;
+use e2e::clients::{Nix, Stock};
 use e2e::drv::Drv;
 use e2e::process::{self, Running};
+use e2e::stock_server::StockServer;
+use serde_json::Value;
 
 use crate::Alice;
 
@@ -77,4 +80,89 @@ pub fn a_failing_builder_shows_its_status_and_last_lines(stock: Stock) {
             "> no oak left",
         ]);
     }
+}
+
+/// What the same client says when the box and when a stock daemon does it, over `ssh-ng://`: stderr, line by line.
+fn beside_a_stock_daemon(stock: Stock, run: impl Fn(&Nix) -> Command) -> [Vec<String>; 2] {
+    let alice = Alice::with(stock);
+    let server = StockServer::start(&[&alice.key]);
+    let there = Nix::at(stock.version, server.port(), &alice.key);
+    [&there, &alice.nix].map(|nix| {
+        let said = process::run(&mut run(nix));
+        println!("{said}");
+        said.stderr.lines().map(str::to_owned).filter(|line| !is_of_one_server(line)).collect()
+    })
+}
+
+/// Said by ssh or by the box about itself, once.
+fn is_of_one_server(line: &str) -> bool {
+    line.starts_with("Warning: Permanently added")
+        || line == "testbox: a Barnraiser community builder"
+        || line.contains("warning: builds run in the namespace sandbox")
+        || line.contains("barnraiser: building in a namespace sandbox")
+}
+
+const SPEAKS: &str = "echo to stdout; echo to stderr >&2; echo; echo '  indented'; echo > $out";
+
+pub fn a_build_looks_as_with_a_stock_daemon(stock: Stock) {
+    if !stock.builds_at_the_box() {
+        return;
+    }
+    let plank = Drv::new("plank", "echo sawing; echo > $out");
+    let barn = Drv::new("barn", SPEAKS).input("plank", &plank).expr();
+    for run in [Nix::build_at_box, Nix::build_through_builders] {
+        let [stocks, ours] = beside_a_stock_daemon(stock, |nix| run(nix, &barn));
+        assert_eq!(ours, stocks);
+    }
+}
+
+/// The words of the error itself are another in each version of Nix; ours are those of 2.8 to 2.26.
+pub fn a_failing_build_looks_as_with_a_stock_daemon(stock: Stock) {
+    if !stock.builds_at_the_box() {
+        return;
+    }
+    let broken =
+        Drv::new("broken", "i=1; while [ $i -le 30 ]; do echo line $i; i=$((i + 1)); done; exit 77").expr();
+    for run in [Nix::build_at_box, Nix::build_through_builders] {
+        let [stocks, ours] = beside_a_stock_daemon(stock, |nix| run(nix, &broken)).map(|lines| {
+            let error = lines.iter().position(|line| line.starts_with("error: ")).expect("an error");
+            let (before, error) = lines.split_at(error);
+            (before.to_vec(), error.to_vec())
+        });
+        assert_eq!(ours.0, stocks.0, "all that comes before the error");
+        for error in [&ours.1, &stocks.1] {
+            let last: Vec<&str> = error.iter().filter_map(|line| line.trim().strip_prefix("> ")).collect();
+            assert!(error.iter().any(|line| line.contains("failed with exit code 77")), "{error:?}");
+            assert!(last.len() >= 10 && last.last() == Some(&"line 30"), "{error:?}");
+        }
+    }
+}
+
+/// Kinds of activities, and of results in them, by Nix's numbers (`src/libutil/include/nix/util/logging.hh`).
+fn kinds(lines: &[String]) -> BTreeSet<(String, u64)> {
+    let events = lines.iter().filter_map(|line| line.strip_prefix("@nix "));
+    let events = events.map(|event| serde_json::from_str::<Value>(event).expect("JSON"));
+    events.filter_map(|event| Some((event["action"].as_str()?.to_owned(), event["type"].as_u64()?))).collect()
+}
+
+pub fn the_activities_of_a_build_are_those_of_a_stock_daemon(stock: Stock) {
+    if !stock.builds_at_the_box() {
+        return;
+    }
+    let barn = Drv::new("barn", SPEAKS).expr();
+    let [stocks, ours] = beside_a_stock_daemon(stock, |nix| {
+        let mut build = nix.build_at_box(&barn);
+        build.args(["--log-format", "internal-json", "-v"]);
+        build
+    });
+    let (stocks, ours) = (kinds(&stocks), kinds(&ours));
+    // A build, and a line of its log.
+    for kind in [("start", 105), ("result", 101)] {
+        assert!(ours.contains(&(kind.0.to_owned(), kind.1)), "{ours:?}");
+    }
+    assert!(ours.is_subset(&stocks), "{ours:?} are not all of {stocks:?}");
+    // No client shows these: a whole request, what is expected of it, and the daemon's look at its own store.
+    let unseen = [("start", 102), ("result", 106), ("start", 0)].map(|(what, kind)| (what.to_owned(), kind));
+    let missing: Vec<_> = stocks.difference(&ours).filter(|kind| !unseen.contains(kind)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }

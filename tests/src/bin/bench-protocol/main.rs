@@ -96,20 +96,21 @@ impl Row {
 
 fn print(rows: &[Row]) {
     println!(
-        "\n| work | stock s | ours s | floor s | ours/stock | ours/floor | CPU stock s | CPU ours s | ours/stock | client CPU s (ours) | peak MiB stock, ours |"
+        "\n| work | stock s | ours s | floor s | ours/stock | ours/floor | CPU stock s | CPU ours s | CPU floor s | ours/stock | client CPU s (ours) | peak MiB stock, ours |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
     for row in rows {
         let [stock, ours, floor] = ALL.map(|kind| row.median(kind, |f| f.wall));
         let cpu = ALL.map(|kind| row.median(kind, |f| f.cpu));
         let peak = ALL.map(|kind| row.median(kind, |f| f.peak) / 1048576.0);
         println!(
-            "| {} | {stock:.3} | {ours:.3} | {floor:.3} | {:.2} | {:.2} | {:.3} | {:.3} | {:.2} | {:.2} | {:.0}, {:.0} |",
+            "| {} | {stock:.3} | {ours:.3} | {floor:.3} | {:.2} | {:.2} | {:.3} | {:.3} | {:.3} | {:.2} | {:.2} | {:.0}, {:.0} |",
             row.name,
             ours / stock,
             ours / floor,
             cpu[0],
             cpu[1],
+            cpu[2],
             cpu[1] / cpu[0],
             row.median(Kind::Ours, |f| f.client_cpu),
             peak[0],

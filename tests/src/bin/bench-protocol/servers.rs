@@ -1,19 +1,12 @@
 //! The three servers that are compared, each fresh, on a free port of the loopback interface, its store in memory.
 
 use std::io::{BufRead, BufReader};
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use e2e::agent::{Agent, Setup};
 use e2e::keys::Key;
-use e2e::{PATIENCE, place, suite};
-use tempfile::TempDir;
-
-/// Build users of the stock daemon. It kills whatever runs as one of them, in its own process namespace.
-const BUILD_USERS: u32 = 8;
-const FIRST_BUILD_USER: u32 = 327_000;
+use e2e::place;
+use e2e::stock_server::StockServer;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -37,7 +30,7 @@ pub struct Server {
 /// Only held.
 #[allow(dead_code)]
 enum Process {
-    Stock(Reaped, TempDir),
+    Stock(StockServer),
     Ours(Box<Agent>),
     Floor(Reaped),
 }
@@ -55,7 +48,10 @@ impl Kind {
     /// `keep`: the floor keeps what it is sent, however large.
     pub fn start(self, keys: &[&Key], keep: bool) -> Server {
         match self {
-            Kind::Stock => stock(keys),
+            Kind::Stock => {
+                let stock = StockServer::start(keys);
+                Server { port: stock.port(), pid: stock.pid(), _process: Process::Stock(stock) }
+            }
             Kind::Ours => ours(keys),
             Kind::Floor => floor(keep),
         }
@@ -81,80 +77,4 @@ fn floor(keep: bool) -> Server {
     BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("the floor's port");
     let port = line.trim().parse().expect("the floor's port");
     Server { port, pid: child.id(), _process: Process::Floor(Reaped(child)) }
-}
-
-/// Everybody logs in as `anyone`, which is another name of root here: that spares stock the way over the daemon's
-/// socket, and makes everybody trusted, which its users would have to be for what is measured.
-fn stock(keys: &[&Key]) -> Server {
-    let tree = suite::tree("stock-server");
-    let dir = place::scratch("stock");
-    // Files of the daemon's user must be reachable through the folder.
-    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("permissions");
-    let etc = dir.path().join("nix/etc");
-    std::fs::create_dir_all(&etc).expect("a folder");
-    let put = |name: &str, text: &str| std::fs::write(etc.join(name), text).expect("a file");
-
-    let users: Vec<(String, u32)> =
-        (1..=BUILD_USERS).map(|n| (format!("nixbld{n}"), FIRST_BUILD_USER + n)).collect();
-    let mut passwd = "root:x:0:0::/root:/bin/sh\nanyone:x:0:0::/root:/bin/sh\n\
-        sshd:x:326999:65534::/run/sshd:/usr/sbin/nologin\n"
-        .to_owned();
-    for (name, uid) in &users {
-        passwd.push_str(&format!("{name}:x:{uid}:{FIRST_BUILD_USER}::/:/usr/sbin/nologin\n"));
-    }
-    put("passwd", &passwd);
-    let names: Vec<&str> = users.iter().map(|(name, _)| name.as_str()).collect();
-    put("group", &format!("root:x:0:\nnogroup:x:65534:\nnixbld:x:{FIRST_BUILD_USER}:{}\n", names.join(",")));
-    put(
-        "nix.conf",
-        "build-users-group = nixbld\nsandbox = true\nsandbox-paths = /bin/sh=/nix/etc/busybox\nsubstituters =\n\
-         max-jobs = auto\nexperimental-features = nix-command\n",
-    );
-    std::fs::copy(place::busybox(), etc.join("busybox")).expect("busybox");
-    let authorized: Vec<&str> = keys.iter().map(|key| key.public.as_str()).collect();
-    put("authorized_keys", &(authorized.join("\n") + "\n"));
-    let host = Key::new("stock");
-    std::fs::copy(host.private(), etc.join("host_key")).expect("a host key");
-    std::fs::set_permissions(etc.join("host_key"), std::fs::Permissions::from_mode(0o600))
-        .expect("permissions");
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-    put(
-        "sshd_config",
-        &format!(
-            "ListenAddress 127.0.0.1\nPort {port}\nHostKey /nix/etc/host_key\nPidFile none\nStrictModes no\nUsePAM no\n\
-             AuthorizedKeysFile /nix/etc/authorized_keys\nPermitRootLogin prohibit-password\nUseDNS no\n\
-             MaxStartups 100\nSetEnv NIX_CONF_DIR=/nix/etc\n"
-        ),
-    );
-
-    let mut command = Command::new("bwrap");
-    command.args(["--unshare-pid", "--die-with-parent", "--cap-add", "ALL", "--clearenv"]);
-    command.args(["--setenv", "PATH", "/usr/bin:/usr/sbin"]);
-    command.arg("--ro-bind").arg(&tree).arg("/");
-    command.args([
-        "--proc",
-        "/proc",
-        "--dev",
-        "/dev",
-        "--tmpfs",
-        "/tmp",
-        "--tmpfs",
-        "/run",
-        "--dir",
-        "/run/sshd",
-    ]);
-    command.args(["--tmpfs", "/root", "--tmpfs", "/var/tmp"]);
-    command.arg("--bind").arg(dir.path().join("nix")).arg("/nix");
-    for name in ["passwd", "group"] {
-        command.arg("--ro-bind").arg(etc.join(name)).arg(format!("/etc/{name}"));
-    }
-    command.args(["--", "/usr/sbin/sshd", "-D", "-f", "/nix/etc/sshd_config", "-E", "/nix/etc/sshd.log"]);
-    let child = command.stdin(Stdio::null()).spawn().expect("bwrap");
-    let server = Server { port, pid: child.id(), _process: Process::Stock(Reaped(child), dir) };
-    let deadline = Instant::now() + PATIENCE;
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(Instant::now() < deadline, "the stock sshd does not listen");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    server
 }
