@@ -3,7 +3,7 @@
 //! Mallory's own machine is under her control, so what she builds there from a legitimate derivation is what she likes:
 //! the derivations here write `forged` where a file of hers exists, and `true` in the box's sandbox, where it does not.
 
-use e2e::clients::{Nix, Stock, outputs};
+use e2e::clients::{Nix, Protocol, Stock, outputs};
 use e2e::drv::Drv;
 use e2e::neighbours::Neighbours;
 use e2e::process;
@@ -103,4 +103,37 @@ pub fn what_mallory_built_on_a_forged_dependency_is_never_reused(stock: Stock) {
     // Even where the results are equal, hers is not taken: its inputs were others.
     assert_eq!(scene.build("alice", &scene.alice, &product), "same\n");
     assert_eq!(scene.house.agent.count("build started"), 3);
+}
+
+/// Over `ssh://` there is no way to say what an output is, so Mallory lies over `ssh-ng://`; Alice asks over either.
+pub fn a_lie_about_a_floating_output_is_not_the_answer_to_anybody_elses_build(stock: Stock) {
+    let mut scene = Scene::with(Stock { protocol: Protocol::SshNg, ..stock });
+    scene.mallory.enable("ca-derivations");
+    let drv = two_faced("tool")
+        .attribute("__contentAddressed", "true")
+        .attribute("outputHashMode", "\"recursive\"")
+        .attribute("outputHashAlgo", "\"sha256\"")
+        .expr();
+    // Named by what it is built from, it is copied with its realisation.
+    scene.mallory.run(["copy", "--to", scene.mallory.store(), "--impure", "--expr", &drv]).ok();
+    let forged = outputs(&process::run(&mut scene.mallory.build_at_box(&drv)).ok())["out"].clone();
+    assert_eq!(scene.read("mallory", &scene.mallory, &forged), "forged\n", "the attack itself must work");
+    assert_eq!(scene.house.agent.count("build started"), 0);
+
+    let mut alice = scene.house.machine("alice", stock);
+    alice.enable("ca-derivations");
+    let builders = format!("{} 1 ca-derivations", alice.builders());
+    let mut ways = vec![alice.build_through_builders(&drv)];
+    // The last one on a command line counts.
+    ways[0].args(["--builders", &builders]);
+    if stock.builds_at_the_box() {
+        ways.insert(0, alice.build_at_box(&drv));
+    }
+    for mut way in ways {
+        let built = process::run(&mut way).ok();
+        let out = outputs(&built)["out"].clone();
+        assert_ne!(out, forged);
+        assert_eq!(scene.read("alice", &alice, &out), "true\n", "{built}");
+        assert_eq!(scene.house.agent.count("build started"), 1, "alice's own build ran, once");
+    }
 }
