@@ -130,13 +130,19 @@ fn nothing_is_deployed_to_a_box(version: Version) {
         assert_eq!(said.status, Some(127), "{said}");
         assert_eq!(said.stderr.lines().count(), 1, "{said}");
     }
-    // A person who hangs up takes the build along.
+}
+
+fn who_hangs_up_takes_the_build_along(version: Version) {
+    let rebuild = Rebuild::with(version);
     let drv = rebuild.instantiate("sleep 600");
     rebuild.run("nix-copy-closure", &["--to", HOST, &drv]).ok();
     let mut ssh: Command = rebuild.nix.ssh();
     let realise = process::Running::start(ssh.arg(format!("nix-store --realise {drv}")));
     rebuild.agent.wait_for("build started");
     realise.kill();
+    let end = rebuild.agent.wait_for("build finished");
+    assert_eq!(end["ok"], false, "{end}");
+    assert!(end["error"].as_str().is_some_and(|error| error.contains("cancelled")), "{end}");
     rebuild.agent.wait_for("command ended");
 }
 
@@ -165,4 +171,5 @@ for_every_version! {
     a_configuration_from_a_flake_builds_here,
     a_build_that_fails_is_told_with_nix_exit_status,
     nothing_is_deployed_to_a_box,
+    who_hangs_up_takes_the_build_along,
 }

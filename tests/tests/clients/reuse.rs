@@ -113,7 +113,10 @@ pub fn a_log_can_be_read_afterwards_by_those_who_may_see_the_build(stock: Stock)
     let log = read(&pair.alice).ok().stdout;
     // The first line is the sandbox's own.
     assert_eq!(log.lines().skip(1).collect::<Vec<_>>(), ["sawing"]);
-    if !stock.builds_at_the_box() {
+    if stock.builds_at_the_box() {
+        // Whole and built from what is Verified: it is what everybody's own build would have printed.
+        assert_eq!(read(&pair.bob).ok().stdout, log);
+    } else {
         // A bare recipe: nobody else's business.
         read(&pair.bob).failed().says(&["there is no log of"]);
     }
