@@ -1,5 +1,5 @@
 #![no_main]
-//! Any bytes as an export stream: what is taken for one is, written again, byte for byte what came.
+//! Any bytes as an export stream: what is taken for one is, written by us and read again, the same paths and contents.
 
 use libfuzzer_sys::fuzz_target;
 use tokio::io::AsyncReadExt;
