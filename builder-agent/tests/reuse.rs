@@ -282,19 +282,22 @@ async fn a_build_goes_on_for_who_still_waits_when_the_first_one_hangs_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_goes_on_for_who_still_waits_when_the_first_one_is_removed() {
-    let house = Scripted::open("");
+    let house = Scripted::open("limits.max-jobs = 2");
     let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
     let drv = || derivation("t", "log:early gate write:x", &[]);
     send(&mut alice, drv(), BuildMode::Normal).await;
     until(|| runs(&house) == 1).await;
     send(&mut bob, drv(), BuildMode::Normal).await;
     wait_for_line(&mut bob, "early").await;
+    // Nobody but alice waits for this one: its end shows that the roster is followed.
+    let mut alices = house.session("alice").await;
+    send(&mut alices, derivation("hers", "log:early wait", &[]), BuildMode::Normal).await;
+    wait_for_line(&mut alices, "early").await;
     house.set_roster(&["bob"]);
-    // The roster is followed by a task; a new build of alice's cannot tell when it has been seen. The old one can.
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(house.script.cancelled.load(Ordering::SeqCst), 0);
+    until(|| house.script.cancelled.load(Ordering::SeqCst) == 1).await;
     house.script.gate.cancel();
     told(&mut bob).await.is(BuildStatus::Built);
+    assert_eq!(house.script.cancelled.load(Ordering::SeqCst), 1, "only the one that was alice's alone");
     assert!(is_valid(&mut bob, &path("t")).await);
 }
 
