@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpListener;
 use wire::WireError;
+use wire::client::encode_file_nar;
 use wire::types::{BuildResult, BuildStatus, BuiltOutput, Missing, Output, PathInfo, StorePath};
 use wire::worker::{Connection, Failure, Request, Response, ServerInfo};
 
@@ -48,7 +49,7 @@ impl Floor {
 
     /// A path that "was built": a file with its own name in it.
     fn built(&self, path: &StorePath) {
-        let nar = nar_of(path.name().as_bytes());
+        let nar = encode_file_nar(path.name().as_bytes(), false);
         let info = PathInfo {
             path: path.clone(),
             deriver: None,
@@ -62,17 +63,6 @@ impl Floor {
         };
         self.insert(info, nar);
     }
-}
-
-/// The NAR of a plain file.
-fn nar_of(contents: &[u8]) -> Vec<u8> {
-    let mut nar = Vec::new();
-    for token in [&b"nix-archive-1"[..], b"(", b"type", b"regular", b"contents", contents, b")"] {
-        nar.extend_from_slice(&(token.len() as u64).to_le_bytes());
-        nar.extend_from_slice(token);
-        nar.resize(nar.len().next_multiple_of(8), 0);
-    }
-    nar
 }
 
 struct Client {

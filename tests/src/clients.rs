@@ -201,6 +201,12 @@ impl Nix {
         command
     }
 
+    /// The hash of what is at this path of the client's machine, as a NAR.
+    #[track_caller]
+    pub fn hash_path(&self, path: &str) -> String {
+        self.run(["hash", "path", path]).ok().answer().to_owned()
+    }
+
     /// The stock `ssh` with the member's key, logging in to the box; add the remote command.
     pub fn ssh(&self) -> Command {
         let mut command = self.command("ssh");

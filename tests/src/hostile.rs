@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, Output, StorePath, hash_bytes};
+use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, StorePath, hash_bytes};
 use serde_json::{Value, json};
 use store::{Member, Recovery, Store, StoreConfig};
 use tempfile::TempDir;
@@ -22,6 +22,7 @@ use wire::worker::Request;
 
 use crate::agent::{Agent, Setup};
 use crate::keys::Key;
+use crate::neighbours::{WORKER, recipe};
 use crate::{PATIENCE, place, roster};
 
 /// The one member of a [`House`].
@@ -66,15 +67,7 @@ impl House {
 
     /// The OpenSSH client of this machine, with the command that stores ask for.
     pub fn ssh(&self) -> std::process::Command {
-        let mut ssh = std::process::Command::new("ssh");
-        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes"])
-            .args(["-o", "StrictHostKeyChecking=accept-new"])
-            .args(["-o", &format!("UserKnownHostsFile={}", self.dir.path().join("known_hosts").display())])
-            .arg("-i")
-            .arg(self.key.private())
-            .args(["-p", &self.agent.port().to_string(), "anyone@127.0.0.1", "nix-daemon", "--stdio"])
-            .env_remove("SSH_AUTH_SOCK");
-        ssh
+        self.key.ssh(self.agent.port(), &self.dir.path().join("known_hosts"), WORKER)
     }
 
     /// A session with nothing sent yet.
@@ -386,20 +379,12 @@ pub fn info(name: &str, nar: &[u8]) -> PathInfo {
 
 /// A derivation whose builder is the sandbox's shell with `script`; `$bb` is busybox, `$out` becomes `path(name)`.
 pub fn derivation(house: &House, name: &str, script: &str) -> (StorePath, BasicDerivation) {
-    let busybox = format!("{}/bin/busybox", house.busybox.to_absolute_path());
     let out = path(name);
-    let derivation = BasicDerivation {
-        outputs: BTreeMap::from([("out".to_owned(), Output::InputAddressed { path: out.clone() })]),
-        input_sources: BTreeSet::from([house.busybox.clone()]),
-        system: format!("{}-linux", std::env::consts::ARCH),
-        builder: "/bin/sh".into(),
-        args: vec!["-ec".into(), script.into()],
-        env: BTreeMap::from([
-            ("bb".to_owned(), busybox.into_bytes()),
-            ("out".to_owned(), out.to_absolute_path().into_bytes()),
-        ]),
-    };
-    (path(&format!("{name}.drv")), derivation)
+    let (drv, mut derivation) =
+        recipe(&path(&format!("{name}.drv")), &[("out", &out)], &[&house.busybox], script);
+    let busybox = format!("{}/bin/busybox", house.busybox.to_absolute_path());
+    derivation.env.insert("bb".into(), busybox.into_bytes());
+    (drv, derivation)
 }
 
 /// Strings as they travel: a length, the bytes, zeroes up to a multiple of 8.

@@ -36,4 +36,19 @@ impl Key {
     pub fn private(&self) -> PathBuf {
         self.dir.path().join("key")
     }
+
+    /// The OpenSSH client of this machine, logging in with this key to what listens on a port of the loopback
+    /// interface, and asking for `words` there. A host that was met before must have the same key.
+    pub fn ssh(&self, port: u16, known_hosts: &Path, words: &[&str]) -> Command {
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes"])
+            .args(["-o", "StrictHostKeyChecking=accept-new"])
+            .args(["-o", &format!("UserKnownHostsFile={}", known_hosts.display())])
+            .arg("-i")
+            .arg(self.private())
+            .args(["-p", &port.to_string(), "anyone@127.0.0.1"])
+            .args(words)
+            .env_remove("SSH_AUTH_SOCK");
+        ssh
+    }
 }

@@ -79,15 +79,7 @@ impl Neighbours {
 
     /// As [`Neighbours::ssh`], through whatever listens on this port.
     pub fn ssh_at(&self, who: &str, port: u16, words: &[&str]) -> Command {
-        let mut ssh = Command::new("ssh");
-        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes"])
-            .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
-            .arg("-i")
-            .arg(self.key(who).private())
-            .args(["-p", &port.to_string(), "anyone@127.0.0.1"])
-            .args(words)
-            .env_remove("SSH_AUTH_SOCK");
-        ssh
+        self.key(who).ssh(port, &self.dir.path().join("known_hosts"), words)
     }
 
     /// A worker session of this member.

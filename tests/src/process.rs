@@ -72,6 +72,14 @@ pub fn run(command: &mut Command) -> Transcript {
     Running::start(command).finish()
 }
 
+/// A size that the kernel knows of a process, such as `VmRSS` or `VmHWM`, in KiB (proc(5): status).
+#[track_caller]
+pub fn status_kib(pid: u32, field: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
+    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
 /// A program under way. Dropping it kills it.
 pub struct Running {
     command: String,

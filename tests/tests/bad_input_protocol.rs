@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::process::Stdio;
 
 use e2e::hostile::*;
+use e2e::process::status_kib;
 use nix_derivation::{CAHash, HashAlgorithm, hash_bytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wire::client::{encode_frames, encode_request};
@@ -89,11 +90,9 @@ async fn an_operation_that_does_not_exist_is_named() {
     house.close().await;
 }
 
-/// The most memory this process ever had, in KiB (proc(5): status).
+/// The most memory this process ever had.
 fn peak_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the agent runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
+    status_kib(pid, "VmHWM")
 }
 
 #[tokio::test]

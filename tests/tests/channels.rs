@@ -2,6 +2,7 @@
 
 use e2e::hostile::*;
 use e2e::neighbours::{Line, Neighbours, WORKER};
+use e2e::process::status_kib;
 use wire::client::encode_request;
 use wire::worker::{Protocol, Request};
 
@@ -13,9 +14,7 @@ const IDLE_KIB: u64 = 128;
 const WAITING_KIB: u64 = 256 << 10;
 
 fn rss_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the agent runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
+    status_kib(pid, "VmRSS")
 }
 
 /// A session for each of so many clients that start at once.

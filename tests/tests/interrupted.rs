@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use e2e::hostile::*;
 use e2e::neighbours::{Neighbours, SERVE, WORKER};
+use e2e::process::status_kib;
 use nix_derivation::StorePath;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -153,12 +154,6 @@ impl Relay {
 struct Idle {
     descriptors: usize,
     rss_kib: u64,
-}
-
-fn status_kib(pid: u32, field: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the agent runs");
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
-    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
 fn descriptors(pid: u32) -> usize {

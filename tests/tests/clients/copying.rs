@@ -28,7 +28,7 @@ pub fn a_copied_tree_comes_back_byte_for_byte(stock: Stock) {
 
     let other = alice.other_machine();
     other.run(["copy", "--from", other.store(), &path]).ok();
-    assert_eq!(nar_hash(&other, &path), nar_hash(&alice.nix, &path), "the hash of {path}");
+    assert_eq!(other.hash_path(&path), alice.nix.hash_path(&path), "the hash of {path}");
     // The hash is the proof; these show what kind of thing was compared.
     let copy = other.local(&path);
     assert_eq!(std::fs::read_to_string(copy.join("größe/日本語")).expect("a unicode name"), "東京");
@@ -105,10 +105,6 @@ fn three_texts(nix: &Nix) -> String {
     let expression = r#"let a = builtins.toFile "a" "first"; b = builtins.toFile "b" "second";
         in builtins.toFile "c" "${a} and ${b}""#;
     nix.run(["eval", "--raw", "--expr", expression]).ok().answer().to_owned()
-}
-
-fn nar_hash(nix: &Nix, path: &str) -> String {
-    process::run(nix.command("nix").args(["hash", "path", path])).ok().answer().to_owned()
 }
 
 /// The one path in `nix path-info --json`: a list in old versions, an object by path in newer ones.

@@ -137,6 +137,9 @@ pub fn outputs_that_refer_to_each_other_are_refused(stock: Stock) {
     }
 }
 
+/// A hash that nothing has.
+const NO_HASH: &str = "sha256 = \"0000000000000000000000000000000000000000000000000000\";";
+
 /// A derivation with one fixed output. An empty hash is one that nothing has.
 fn fixed(name: &str, mode: &str, algorithm: &str, hash: &str, script: &str) -> Drv {
     Drv::new(name, &format!("{PROGRAMS} {script}"))
@@ -169,6 +172,9 @@ pub fn fixed_outputs_of_every_kind_have_the_hash_that_the_client_computes(stock:
     if !git.is_empty() {
         alice.nix.enable("git-hashing");
     }
+    // Nor did 2.26 know that git has SHA-256 by now.
+    let unknown = |algorithm: &str| stock.version == Version::V2_26 && algorithm == "sha256";
+    let git = git.iter().filter(|(_, algorithm, _)| !unknown(algorithm));
     for (mode, algorithm, script) in kinds.iter().chain(git).copied() {
         let name = format!("{mode}-{algorithm}");
         let unknown = fixed(&name, mode, algorithm, "", script).expr();
@@ -181,6 +187,15 @@ pub fn fixed_outputs_of_every_kind_have_the_hash_that_the_client_computes(stock:
             let mut home = alice.other_machine();
             if mode == "git" {
                 home.enable("git-hashing");
+            }
+            if mode == "git" && stock.version == Version::V2_26 {
+                // It looks for what its own builder made in a folder that never was (local-derivation-goal.cc), so it
+                // is asked for the hash alone.
+                let out = &outputs(&built)["out"];
+                home.run(["copy", "--from", home.store(), out]).ok();
+                let hashed = home.run(["hash", "path", "--mode", "git", "--algo", algorithm, out]).ok();
+                assert_eq!(hashed.answer(), hash, "{name}: {built}");
+                continue;
             }
             let expected = process::run(&mut at_home(&home, &right)).ok();
             assert_eq!(outputs(&built), outputs(&expected), "{name}: {built}");
@@ -258,8 +273,7 @@ pub fn the_box_fetches_what_the_client_would_fetch(stock: Stock) {
             process::run(alice.nix.command("nix").args(["hash", "file", "--type", "sha256", "/root/hashed"]));
         said.ok().answer().to_owned()
     };
-    let tree =
-        process::run(alice.nix.command("nix").args(["hash", "path", "/root/tree"])).ok().answer().to_owned();
+    let tree = alice.nix.hash_path("/root/tree");
     let file = hash(&body);
     for (path, more) in [
         ("/file", format!("hash = {};", quoted(&file))),
@@ -275,17 +289,9 @@ pub fn the_box_fetches_what_the_client_would_fetch(stock: Stock) {
         }
     }
     for (url, more, said) in [
-        (
-            server.url("/file"),
-            "sha256 = \"0000000000000000000000000000000000000000000000000000\";",
-            "hash mismatch",
-        ),
-        (server.url("/none"), "sha256 = \"0000000000000000000000000000000000000000000000000000\";", "404"),
-        (
-            "file:///etc/passwd".into(),
-            "sha256 = \"0000000000000000000000000000000000000000000000000000\";",
-            "http:// and https:// only",
-        ),
+        (server.url("/file"), NO_HASH, "hash mismatch"),
+        (server.url("/none"), NO_HASH, "404"),
+        ("file:///etc/passwd".into(), NO_HASH, "http:// and https:// only"),
     ] {
         for mut way in alice.ways_to_build(&fetchurl(&url, more)) {
             process::run(&mut way).failed().says(&[said]);
@@ -296,8 +302,7 @@ pub fn the_box_fetches_what_the_client_would_fetch(stock: Stock) {
 pub fn the_box_fetches_nothing_from_its_own_network(stock: Stock) {
     let alice = Alice::with(stock);
     let server = Server::start(&[("/file", b"secret".to_vec())]);
-    let more = "sha256 = \"0000000000000000000000000000000000000000000000000000\";";
-    for mut way in alice.ways_to_build(&fetchurl(&server.url("/file"), more)) {
+    for mut way in alice.ways_to_build(&fetchurl(&server.url("/file"), NO_HASH)) {
         process::run(&mut way).failed().says(&["which is not a public address"]);
     }
 }
@@ -318,17 +323,20 @@ fn piped(program: &str, input: &[u8]) -> Vec<u8> {
 
 /// Builds `expression` at home and in every way at the box; the same paths, the same contents.
 fn same_as_at_home(alice: &Alice, expression: &str) {
-    let home = alice.other_machine();
-    let out = outputs(&process::run(&mut at_home(&home, expression)).ok())["out"].clone();
-    let hash =
-        |nix: &Nix| process::run(nix.command("nix").args(["hash", "path", &out])).ok().answer().to_owned();
-    let expected = hash(&home);
+    same_as_built_by(&alice.other_machine(), alice, expression);
+}
+
+/// `home` builds it, too, for itself; it forgets the result then.
+fn same_as_built_by(home: &Nix, alice: &Alice, expression: &str) {
+    let out = outputs(&process::run(&mut at_home(home, expression)).ok())["out"].clone();
+    let expected = home.hash_path(&out);
+    home.run(["store", "delete", "--ignore-liveness", &out]).ok();
     for mut way in alice.ways_to_build(expression) {
         let built = process::run(&mut way).ok();
         assert_eq!(outputs(&built)["out"], out, "{built}");
         let reader = alice.other_machine();
         reader.run(["copy", "--no-check-sigs", "--from", reader.store(), &out]).ok();
-        assert_eq!(hash(&reader), expected, "{built}");
+        assert_eq!(reader.hash_path(&out), expected, "{built}");
     }
 }
 
@@ -421,8 +429,9 @@ pub fn a_channel_is_unpacked_whatever_it_is_compressed_with(stock: Stock) {
     std::fs::create_dir_all(home.join("channel-1").join(&long).parent().expect("a folder"))
         .expect("a folder");
     std::fs::write(home.join("channel-1").join(&long), "deep").expect("a file");
-    let tar =
-        Command::new("tar").arg("-C").arg(&home).args(["-c", "channel-1"]).output().expect("tar").stdout;
+    let packed = Command::new("tar").arg("-C").arg(&home).args(["-c", "channel-1"]).output().expect("tar");
+    assert!(packed.status.success(), "{packed:?}");
+    let tar = packed.stdout;
     for program in ["cat", "gzip", "xz", "bzip2", "zstd"] {
         let name = format!("channel.{program}");
         let bytes = if program == "cat" { tar.clone() } else { piped(program, &tar) };
@@ -432,18 +441,7 @@ pub fn a_channel_is_unpacked_whatever_it_is_compressed_with(stock: Stock) {
             "(derivation {{ name = \"channel\"; system = \"builtin\"; builder = \"builtin:unpack-channel\"; \
              channelName = \"nixos\"; src = builtins.storePath {source}; }})"
         );
-        let out = outputs(&process::run(&mut at_home(&alice.nix, &expression)).ok())["out"].clone();
-        let hash = |nix: &Nix| {
-            process::run(nix.command("nix").args(["hash", "path", &out])).ok().answer().to_owned()
-        };
-        let expected = hash(&alice.nix);
-        alice.nix.run(["store", "delete", "--ignore-liveness", &out]).ok();
-        for mut way in alice.ways_to_build(&expression) {
-            let built = process::run(&mut way).ok();
-            assert_eq!(outputs(&built)["out"], out, "{built}");
-            let reader = alice.other_machine();
-            reader.run(["copy", "--no-check-sigs", "--from", reader.store(), &out]).ok();
-            assert_eq!(hash(&reader), expected, "{program}: {built}");
-        }
+        // The source is on this machine only.
+        same_as_built_by(&alice.nix, &alice, &expression);
     }
 }
