@@ -241,7 +241,7 @@ async fn what_cannot_be_built_here_is_refused_by_name_and_the_session_goes_on() 
         (with(&|d| drop(d.env.insert("__noChroot".into(), b"1".to_vec()))), "has '__noChroot' set"),
         (
             with(&|d| assert!(d.input_sources.insert(path("absent")))),
-            "does not exist, and substitution is disabled",
+            "does not exist here; upload it, or let the box fetch it",
         ),
         (
             with(&|d| {

@@ -63,7 +63,7 @@ impl One {
         let looking = move || -> Result<(Closure, BuildKey), Failure> {
             let inputs = view.snapshot(&looked_at.inputs).map_err(|missing| {
                 Failure::rejected(format!(
-                    "dependency '{}' of '{}' does not exist, and substitution is disabled; upload it first",
+                    "dependency '{}' of '{}' does not exist here; upload it, or let the box fetch it (`builders-use-substitutes`)",
                     missing.0.to_absolute_path(),
                     looked_at.drv_path.to_absolute_path()
                 ))

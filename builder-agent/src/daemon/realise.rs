@@ -271,7 +271,7 @@ fn unknown(path: &StorePath) -> Failure {
     Failure::new(
         BuildStatus::NoSubstituters,
         format!(
-            "path '{}' is not valid here and cannot be fetched, since this box uses no substituters; upload it first",
+            "path '{}' is not valid here and cannot be fetched from a substituter of this box; upload it first",
             path.to_absolute_path()
         ),
     )
