@@ -35,13 +35,14 @@ pub(crate) fn stage(
     info.registration_time = 0;
     // "Built here" is ours to say.
     info.ultimate = false;
+    info.ca = info.ca.filter(|ca| !ca.is_empty());
     register::check_signatures(&info.path, &info.signatures)?;
     let (address, sure) = match info.ca.as_deref() {
-        Some(ca) if !ca.is_empty() => {
+        Some(ca) => {
             let (address, sure) = check_address(&ingested, &info, ca)?;
             (Some(address), sure)
         }
-        _ => (None, false),
+        None => (None, false),
     };
     let good = register::trusted_signatures(config, &info);
     let proven = sure || !good.is_empty();

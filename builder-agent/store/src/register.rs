@@ -115,8 +115,13 @@ pub(crate) fn only_checked(info: &mut PathInfo, good: Vec<String>) {
 }
 
 /// Our signature of `info`, if the store has a key. Asked for Verified paths and nothing else.
+///
+/// Not of content-addressed paths: they prove themselves to every client, so Nix asks no signature of them
+/// (`ValidPathInfo::checkSignatures` in `src/libstore/path-info.cc`), and making one is most of the work for a small
+/// path.
 fn signature(config: &StoreConfig, info: &PathInfo) -> Option<String> {
-    config.signer.as_ref().map(|signer| signer.sign(signing::fingerprint(info).as_bytes()))
+    let signer = config.signer.as_ref().filter(|_| info.ca.is_none())?;
+    Some(signer.sign(signing::fingerprint(info).as_bytes()))
 }
 
 fn add_signature(info: &mut PathInfo, signature: Option<String>) {

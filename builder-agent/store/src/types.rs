@@ -71,7 +71,8 @@ pub struct StoreConfig {
     pub max_nar_bytes: u64,
     /// Most files, directories and symlinks in one NAR. Their metadata is in memory until the NAR ends.
     pub max_entries: u32,
-    /// Signs every path and realisation at the moment it becomes Verified, and nothing else. `None`: no signatures.
+    /// Signs every realisation, and every path without a content address, at the moment it becomes Verified, and nothing
+    /// else. `None`: no signatures.
     pub signer: Option<Arc<dyn Signer>>,
     /// An upload with a right signature of one of these is Verified, if all its references are.
     pub trusted: Arc<TrustedKeys>,

@@ -8,7 +8,8 @@ use e2e::drv::Drv;
 use e2e::hostile::*;
 use e2e::neighbours::{Neighbours, recipe};
 use e2e::process;
-use nix_derivation::{CAHash, HashAlgorithm, NixHash, Output, StorePath, hash_bytes};
+use nix_derivation::store_path::build_output_path;
+use nix_derivation::{CAHash, DerivationModuloHash, HashAlgorithm, NixHash, Output, StorePath, hash_bytes};
 use store::signing::PublicKey;
 use wire::client::encode_items;
 use wire::types::{BuildMode, DerivedPath, PathInfo, SingleDerivedPath};
@@ -55,6 +56,32 @@ fn built(house: &Neighbours) -> StorePath {
     let drv = Drv::new("verified", "echo verified > $out");
     let said = process::run(&mut nix.build_at_box(&drv.expr())).ok();
     StorePath::from_absolute_path(outputs(&said)["out"].as_bytes()).expect("a path")
+}
+
+/// What the box builds from a derivation file that says all there is to say, and signs.
+async fn built(alice: &mut Session, name: &str) -> StorePath {
+    let script = "echo genuine > $out";
+    // The path is made of the file without the path (Nix: `hashDerivationModulo`).
+    let nowhere = path(name);
+    let blank = String::from_utf8(aterm(&nowhere, &[], &[], script)).expect("text");
+    let blank = blank.replace(&nowhere.to_absolute_path(), "");
+    let NixHash::Sha256(modulo) = hash_bytes(HashAlgorithm::Sha256, blank.as_bytes()) else { unreachable!() };
+    let out = build_output_path(DerivationModuloHash::new(modulo), "out", name).expect("a path");
+    alice
+        .request(&Request::AddToStore {
+            name: format!("{name}.drv"),
+            method: nix_derivation::ContentAddressMethod::Text,
+            algorithm: HashAlgorithm::Sha256,
+            references: BTreeSet::new(),
+            repair: false,
+        })
+        .await;
+    alice.client.framed(&aterm(&out, &[], &[], script)).await.expect("the box reads");
+    within("an answer", alice.client.done()).await.expect("added");
+    let drv = alice.client.path_info(None).await.expect("a path info").path;
+    assert_eq!(alice.try_call(&build(&drv)).await, wire::client::End::Last);
+    assert_eq!(alice.client.u64().await.expect("an answer"), 1);
+    out
 }
 
 #[tokio::test]
