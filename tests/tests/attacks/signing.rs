@@ -8,8 +8,7 @@ use e2e::drv::Drv;
 use e2e::hostile::*;
 use e2e::neighbours::{Neighbours, recipe};
 use e2e::process;
-use nix_derivation::store_path::build_output_path;
-use nix_derivation::{CAHash, DerivationModuloHash, HashAlgorithm, NixHash, Output, StorePath, hash_bytes};
+use nix_derivation::{CAHash, HashAlgorithm, NixHash, Output, StorePath, hash_bytes};
 use store::signing::PublicKey;
 use wire::client::encode_items;
 use wire::types::{BuildMode, DerivedPath, PathInfo, SingleDerivedPath};
@@ -58,38 +57,14 @@ fn built(house: &Neighbours) -> StorePath {
     StorePath::from_absolute_path(outputs(&said)["out"].as_bytes()).expect("a path")
 }
 
-/// What the box builds from a derivation file that says all there is to say, and signs.
-async fn built(alice: &mut Session, name: &str) -> StorePath {
-    let script = "echo genuine > $out";
-    // The path is made of the file without the path (Nix: `hashDerivationModulo`).
-    let nowhere = path(name);
-    let blank = String::from_utf8(aterm(&nowhere, &[], &[], script)).expect("text");
-    let blank = blank.replace(&nowhere.to_absolute_path(), "");
-    let NixHash::Sha256(modulo) = hash_bytes(HashAlgorithm::Sha256, blank.as_bytes()) else { unreachable!() };
-    let out = build_output_path(DerivationModuloHash::new(modulo), "out", name).expect("a path");
-    alice
-        .request(&Request::AddToStore {
-            name: format!("{name}.drv"),
-            method: nix_derivation::ContentAddressMethod::Text,
-            algorithm: HashAlgorithm::Sha256,
-            references: BTreeSet::new(),
-            repair: false,
-        })
-        .await;
-    alice.client.framed(&aterm(&out, &[], &[], script)).await.expect("the box reads");
-    within("an answer", alice.client.done()).await.expect("added");
-    let drv = alice.client.path_info(None).await.expect("a path info").path;
-    assert_eq!(alice.try_call(&build(&drv)).await, wire::client::End::Last);
-    assert_eq!(alice.client.u64().await.expect("an answer"), 1);
-    out
-}
-
 #[tokio::test]
 async fn the_box_signs_nothing_that_a_member_only_claims() {
     let house = Neighbours::of(&["alice", "mallory"]);
     let key = box_key(&house, "mallory");
     let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
     let verified = built(&house);
+    // Proven by its contents, so everybody sees it, and nobody needs a signature.
+    let addressed = alice.add("addressed", &nar(&file(b"addressed\n"))).await;
     let good = alice.path_info(&verified).await.expect("valid");
     assert!(is_signed(&key, &good), "the box signs at all: {good:?}");
     let genuine = good.signatures[0].clone();
