@@ -207,6 +207,9 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
         assert!(!told.contains(key.name()), "the box signed what nobody built: {told}");
     }
     let proven: BTreeSet<StorePath> = alice.all_paths().await.into_iter().collect();
+    assert!(proven.contains(&addressed) && proven.contains(&verified));
+    let info = alice.path_info(&addressed).await.expect("valid");
+    assert!(info.ca.is_some() && !is_signed(&key, &info), "{info:?}");
     let mut claims = 0;
     for path in mallory.all_paths().await {
         let info = mallory.path_info(&path).await.expect("valid");
