@@ -10,16 +10,20 @@ use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::error::WireError;
+use crate::input::Fields;
 use crate::limits::{
     MAX_FEATURES, MAX_LOG_FIELDS, MAX_LOG_FRAME_BYTES, MAX_NAME_BYTES, MAX_PATHS, MAX_REQUEST_BYTES,
     MAX_TRACES,
 };
+use crate::output::Encode;
+use crate::read::{path_info, path_info_of};
 use crate::types::{
     ContentAddressMethod, DrvKey, DrvOutputId, GcAction, HashAlgorithm, Output, PathInfo, Realisation,
     StorePath,
 };
 use crate::worker::internal::*;
 use crate::worker::{CLIENT_MAGIC, Features, Op, Protocol, Request, SERVER_MAGIC, Version};
+use crate::write::{derived_path as write_derived_path, hex, path_info as write_path_info};
 
 /// A connection to a server, after the handshake.
 pub struct Client<R, W> {

@@ -1,14 +1,50 @@
-//! NARs in the middle of a stream: read to exactly their end, whether or not somebody said how long they are.
+//! NARs in the middle of a stream: read to exactly their end, whether or not somebody said how long they are, and
+//! checked on their way out, because whoever reads them there finds the end by parsing.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::error::{Problem, WireError};
 use crate::input::Input;
 use crate::nar::NarScanner;
+use crate::output::Output;
+
+/// A NAR on its way out.
+pub(crate) struct NarOut {
+    op: &'static str,
+    scanner: NarScanner,
+}
+
+impl NarOut {
+    pub fn new(op: &'static str) -> Self {
+        Self { op, scanner: NarScanner::new() }
+    }
+
+    /// Sends its next bytes.
+    pub async fn write<W: AsyncWrite + Unpin>(
+        &mut self,
+        output: &mut Output<W>,
+        bytes: &[u8],
+    ) -> Result<(), WireError> {
+        let op = self.op;
+        let used = self.scanner.push(bytes).map_err(|source| WireError::Nar { op, source })?;
+        if used < bytes.len() {
+            return Err(WireError::Misuse { op, what: "bytes after the end of the NAR" });
+        }
+        Ok(output.write_raw(bytes).await?)
+    }
+
+    /// It has to be complete.
+    pub fn finish(self) -> Result<(), WireError> {
+        match self.scanner.is_finished() {
+            true => Ok(()),
+            false => Err(WireError::Misuse { op: self.op, what: "the NAR is not complete" }),
+        }
+    }
+}
 
 pub(crate) type PollIo = Poll<io::Result<()>>;
 

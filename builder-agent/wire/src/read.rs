@@ -3,15 +3,42 @@
 
 use std::collections::BTreeMap;
 
-use tokio::io::AsyncRead;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::{Problem, WireError, quote};
-use crate::input::Fields;
+use crate::input::{Fields, Input};
 use crate::limits::*;
 use crate::types::{
     BasicDerivation, ContentAddressMethod, DerivedPath, HashAlgorithm, NixHash, Output, PathInfo,
     SingleDerivedPath,
 };
+
+/// The number of the next request; `None` when the client hung up instead. Sends what is buffered before it waits.
+pub(crate) async fn next_number<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    input: &mut Input<R>,
+    output: &mut crate::output::Output<W>,
+) -> Result<Option<u64>, WireError> {
+    if input.is_empty() {
+        output.flush().await?;
+    }
+    if !input.wait().await? {
+        return Ok(None);
+    }
+    Fields::new(input, "the next request").u64("operation").await.map(Some)
+}
+
+/// What to build or to look at; `bare_builds` as in [`derived_path`].
+pub(crate) async fn targets<S: AsyncRead + Unpin>(
+    f: &mut Fields<'_, S>,
+    bare_builds: bool,
+) -> Result<Vec<DerivedPath>, WireError> {
+    let mut targets = Vec::new();
+    for _ in 0..f.count("paths", MAX_TARGETS).await? {
+        let text = f.string("paths", MAX_DERIVED_PATH_BYTES).await?;
+        targets.push(derived_path(f, "paths", &text, bare_builds)?);
+    }
+    Ok(targets)
+}
 
 /// A path info as inside an `AddMultipleToStore`: always in the form of version 1.16.
 pub(crate) async fn path_info<S: AsyncRead + Unpin>(f: &mut Fields<'_, S>) -> Result<PathInfo, WireError> {
@@ -63,7 +90,7 @@ pub(crate) fn hash_algorithm<S: AsyncRead + Unpin>(
 /// `bare_builds`: a derivation alone means all its outputs, and not the derivation.
 ///
 /// `/nix/store/…`, or `/nix/store/….drv!out,dev`, or `/nix/store/….drv!*`.
-pub(crate) fn derived_path<S: AsyncRead + Unpin>(
+fn derived_path<S: AsyncRead + Unpin>(
     f: &Fields<'_, S>,
     field: &'static str,
     text: &str,

@@ -47,8 +47,4 @@ pub use version::{CLIENT_MAGIC, Features, Protocol, SERVER_MAGIC, Version};
 pub(crate) mod internal {
     pub(crate) use super::log_write::*;
     pub(crate) use super::response_write::{drv_output_id, realisation_json};
-    pub(crate) use crate::input::Fields;
-    pub(crate) use crate::output::Encode;
-    pub(crate) use crate::read::{path_info, path_info_of};
-    pub(crate) use crate::write::{derived_path as write_derived_path, hex, path_info as write_path_info};
 }

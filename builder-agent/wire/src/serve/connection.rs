@@ -11,8 +11,9 @@ use super::request::{ImportedInfo, Request};
 use super::{CLIENT_MAGIC, NEWEST, OLDEST, SERVER_MAGIC, request_read};
 use crate::error::WireError;
 use crate::input::{Fields, Input};
-use crate::nar::NarScanner;
+use crate::nar_body::NarOut;
 use crate::output::{Encode, Output};
+use crate::read::next_number;
 use crate::worker::Version;
 
 /// A client we shook hands with.
@@ -80,13 +81,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         if let Some(op) = self.broken {
             return Err(WireError::OutOfStep { op: op.name(), why: "its answer was not finished" });
         }
-        if self.input.is_empty() {
-            self.output.flush().await?;
-        }
-        if !self.input.wait().await? {
-            return Ok(None);
-        }
-        let number = request_read::number(&mut self.input).await?;
+        let Some(number) = next_number(&mut self.input, &mut self.output).await? else { return Ok(None) };
         let Some(op) = Op::from_number(number) else { return Err(WireError::Unsupported { op: number }) };
         let request = request_read::arguments(&mut self.input, self.version, op, self.max_nar_bytes).await?;
         self.body = BodyState::of(op, &request);
@@ -165,13 +160,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
     /// then drop the answer and the connection.
     pub async fn reply_nar(&mut self) -> Result<NarReply<'_, R, W>, WireError> {
         let op = self.begin(Answer::Nar)?;
-        Ok(NarReply { conn: self, op, scanner: NarScanner::new() })
+        Ok(NarReply { conn: self, nar: NarOut::new(op.name()) })
     }
 
     /// Answers `ExportPaths`. The same holds for failures.
     pub async fn reply_export(&mut self) -> Result<ExportReply<'_, R, W>, WireError> {
         let op = self.begin(Answer::Export)?;
-        Ok(ExportReply { conn: self, op, scanner: None })
+        Ok(ExportReply { conn: self, op, nar: None })
     }
 
     fn begin(&mut self, answer: Answer) -> Result<Op, WireError> {

@@ -6,7 +6,7 @@ use super::connection::Connection;
 use super::op::{Answer, Op};
 use super::{EXPORT_MAGIC, version};
 use crate::error::WireError;
-use crate::nar::NarScanner;
+use crate::nar_body::NarOut;
 use crate::output::{Encode, Output};
 use crate::types::{BuildResult, BuildStatus, PathInfo, StorePath};
 use crate::worker::Version;
@@ -122,20 +122,18 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> InfosReply<'_, R, W> {
 /// The NAR that answers a `DumpStorePath`. Checked as it passes, because the client finds the end by parsing.
 pub struct NarReply<'a, R, W> {
     pub(super) conn: &'a mut Connection<R, W>,
-    pub(super) op: Op,
-    pub(super) scanner: NarScanner,
+    pub(super) nar: NarOut,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> NarReply<'_, R, W> {
     /// The next bytes of the NAR.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), WireError> {
-        push(&mut self.scanner, self.op, bytes)?;
-        Ok(self.conn.output.write_raw(bytes).await?)
+        self.nar.write(&mut self.conn.output, bytes).await
     }
 
     /// The NAR is complete.
     pub async fn finish(self) -> Result<(), WireError> {
-        complete(&self.scanner, self.op)?;
+        self.nar.finish()?;
         self.conn.broken = None;
         Ok(())
     }
@@ -147,31 +145,30 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> NarReply<'_, R, W> {
 pub struct ExportReply<'a, R, W> {
     pub(super) conn: &'a mut Connection<R, W>,
     pub(super) op: Op,
-    pub(super) scanner: Option<NarScanner>,
+    pub(super) nar: Option<NarOut>,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> ExportReply<'_, R, W> {
     /// A NAR follows.
     pub async fn begin(&mut self) -> Result<(), WireError> {
-        if self.scanner.is_some() {
+        if self.nar.is_some() {
             return Err(self.misuse("a NAR inside another"));
         }
-        self.scanner = Some(NarScanner::new());
+        self.nar = Some(NarOut::new(self.op.name()));
         self.conn.output.buffer.u64(1);
         Ok(())
     }
 
     /// The next bytes of the NAR.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), WireError> {
-        let Some(scanner) = &mut self.scanner else { return Err(self.misuse("bytes outside of a NAR")) };
-        push(scanner, self.op, bytes)?;
-        Ok(self.conn.output.write_raw(bytes).await?)
+        let Some(nar) = &mut self.nar else { return Err(self.misuse("bytes outside of a NAR")) };
+        nar.write(&mut self.conn.output, bytes).await
     }
 
     /// The NAR is complete; this is what is known of it.
     pub async fn end(&mut self, info: &PathInfo) -> Result<(), WireError> {
-        let Some(scanner) = self.scanner.take() else { return Err(self.misuse("an end without a NAR")) };
-        complete(&scanner, self.op)?;
+        let Some(nar) = self.nar.take() else { return Err(self.misuse("an end without a NAR")) };
+        nar.finish()?;
         let out = &mut self.conn.output.buffer;
         out.u64(EXPORT_MAGIC);
         out.path(&info.path);
@@ -183,7 +180,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> ExportReply<'_, R, W> {
 
     /// There are no more paths.
     pub async fn finish(self) -> Result<(), WireError> {
-        if self.scanner.is_some() {
+        if self.nar.is_some() {
             return Err(self.misuse("the NAR is not complete"));
         }
         self.conn.output.buffer.u64(0);
@@ -193,20 +190,5 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> ExportReply<'_, R, W> {
 
     fn misuse(&self, what: &'static str) -> WireError {
         WireError::Misuse { op: self.op.name(), what }
-    }
-}
-
-fn push(scanner: &mut NarScanner, op: Op, bytes: &[u8]) -> Result<(), WireError> {
-    let used = scanner.push(bytes).map_err(|source| WireError::Nar { op: op.name(), source })?;
-    match used < bytes.len() {
-        true => Err(WireError::Misuse { op: op.name(), what: "bytes after the end of the NAR" }),
-        false => Ok(()),
-    }
-}
-
-fn complete(scanner: &NarScanner, op: Op) -> Result<(), WireError> {
-    match scanner.is_finished() {
-        true => Ok(()),
-        false => Err(WireError::Misuse { op: op.name(), what: "the NAR is not complete" }),
     }
 }

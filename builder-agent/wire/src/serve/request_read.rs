@@ -7,14 +7,9 @@ use super::request::{BuildOptions, ImportedInfo, Request};
 use super::{EXPORT_MAGIC, version};
 use crate::error::{Problem, WireError};
 use crate::input::{Fields, Input};
-use crate::limits::{MAX_DERIVED_PATH_BYTES, MAX_SIGNATURE_BYTES, MAX_TARGETS};
-use crate::read::{basic_derivation, derived_path, path_info_of};
+use crate::limits::MAX_SIGNATURE_BYTES;
+use crate::read::{basic_derivation, path_info, targets};
 use crate::worker::Version;
-
-/// The number of the next command.
-pub(super) async fn number<R: AsyncRead + Unpin>(input: &mut Input<R>) -> Result<u64, WireError> {
-    Fields::new(input, "the next request").u64("command").await
-}
 
 /// `max_nar`: bytes of one NAR.
 pub(super) async fn arguments<R: AsyncRead + Unpin>(
@@ -38,11 +33,7 @@ pub(super) async fn arguments<R: AsyncRead + Unpin>(
             Request::ExportPaths { paths: f.paths("paths").await? }
         }
         Op::BuildPaths => {
-            let mut paths = Vec::new();
-            for _ in 0..f.count("paths", MAX_TARGETS).await? {
-                let text = f.string("paths", MAX_DERIVED_PATH_BYTES).await?;
-                paths.push(derived_path(f, "paths", &text, true)?);
-            }
+            let paths = targets(f, true).await?;
             Request::BuildPaths { paths, options: build_options(f, client).await? }
         }
         Op::QueryClosure => Request::QueryClosure {
@@ -55,8 +46,7 @@ pub(super) async fn arguments<R: AsyncRead + Unpin>(
             options: build_options(f, client).await?,
         },
         Op::AddToStoreNar => {
-            let path = f.path("path").await?;
-            let info = path_info_of(f, path).await?;
+            let info = path_info(f).await?;
             match info.nar_size {
                 0 => return Err(f.bad("the size of the NAR", Problem::EmptyNar)),
                 size if size > max_nar => {

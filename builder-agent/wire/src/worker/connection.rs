@@ -15,8 +15,9 @@ use super::{handshake, log_write, request_read, response_write};
 use crate::error::WireError;
 use crate::input::Input;
 use crate::limits::DEFAULT_MAX_BODY_BYTES;
-use crate::nar::NarScanner;
+use crate::nar_body::NarOut;
 use crate::output::Output;
+use crate::read::next_number;
 use crate::types::PathInfo;
 
 /// What a server says of itself, and what it accepts.
@@ -79,13 +80,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         if let Some(op) = self.broken {
             return Err(WireError::OutOfStep { op: op.name(), why: "its body could not be skipped" });
         }
-        if self.input.is_empty() {
-            self.output.flush().await?;
-        }
-        if !self.input.wait().await? {
-            return Ok(None);
-        }
-        let number = request_read::number(&mut self.input).await?;
+        let Some(number) = next_number(&mut self.input, &mut self.output).await? else { return Ok(None) };
         let Some(op) = Op::from_number(number) else { return Err(WireError::Unsupported { op: number }) };
         let request = request_read::arguments(&mut self.input, self.protocol, op).await?;
         self.body = BodyState::of(op, &request, self.protocol, self.max_body_bytes);
@@ -187,7 +182,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         log_write::last(&mut self.output.buffer);
         self.pending = None;
         self.broken = Some(op);
-        Ok(NarReply { conn: self, op, scanner: NarScanner::new() })
+        Ok(NarReply { conn: self, nar: NarOut::new(op.name()) })
     }
 
     /// Answers the request with an error. The error is sent at once, because the client may still be sending the
@@ -227,26 +222,18 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
 /// The NAR that answers a `NarFromPath`. Checked as it passes, because the client finds the end by parsing.
 pub struct NarReply<'a, R, W> {
     conn: &'a mut Connection<R, W>,
-    op: Op,
-    scanner: NarScanner,
+    nar: NarOut,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> NarReply<'_, R, W> {
     /// The next bytes of the NAR.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), WireError> {
-        let nar = |source| WireError::Nar { op: self.op.name(), source };
-        let used = self.scanner.push(bytes).map_err(nar)?;
-        if used < bytes.len() {
-            return Err(WireError::Misuse { op: self.op.name(), what: "bytes after the end of the NAR" });
-        }
-        Ok(self.conn.output.write_raw(bytes).await?)
+        self.nar.write(&mut self.conn.output, bytes).await
     }
 
     /// The NAR is complete.
     pub async fn finish(self) -> Result<(), WireError> {
-        if !self.scanner.is_finished() {
-            return Err(WireError::Misuse { op: self.op.name(), what: "the NAR is not complete" });
-        }
+        self.nar.finish()?;
         self.conn.broken = None;
         Ok(())
     }

@@ -11,18 +11,11 @@ use super::version::Protocol;
 use crate::error::{Problem, WireError, quote};
 use crate::input::{Fields, Input};
 use crate::limits::*;
-use crate::read::{
-    basic_derivation, derived_path, hash_algorithm, method_and_algorithm, output_name, path_info_of,
-};
+use crate::read::{basic_derivation, hash_algorithm, method_and_algorithm, output_name, path_info};
 use crate::types::{
     BuildMode, ClientSettings, ContentAddressMethod, DerivedPath, DrvKey, DrvOutputId, GcAction, GcOptions,
     HashAlgorithm, NixHash, Realisation,
 };
-
-/// The number of the next operation.
-pub(super) async fn number<R: AsyncRead + Unpin>(input: &mut Input<R>) -> Result<u64, WireError> {
-    Fields::new(input, "the next request").u64("operation").await
-}
 
 pub(super) async fn arguments<R: AsyncRead + Unpin>(
     input: &mut Input<R>,
@@ -42,8 +35,7 @@ pub(super) async fn arguments<R: AsyncRead + Unpin>(
             references: f.path_set("references").await?,
         },
         Op::AddToStoreNar => {
-            let path = f.path("path").await?;
-            let info = path_info_of(f, path).await?;
+            let info = path_info(f).await?;
             let (repair, dont_check_sigs) = (f.bool("repair").await?, f.bool("dontCheckSigs").await?);
             Request::AddToStoreNar { info, repair, dont_check_sigs }
         }
@@ -167,13 +159,7 @@ async fn targets<S: AsyncRead + Unpin>(
     protocol: Protocol,
 ) -> Result<Vec<DerivedPath>, WireError> {
     // Before 1.30 a derivation alone meant all its outputs.
-    let bare_builds = !protocol.at_least(30);
-    let mut targets = Vec::new();
-    for _ in 0..f.count("paths", MAX_TARGETS).await? {
-        let text = f.string("paths", MAX_DERIVED_PATH_BYTES).await?;
-        targets.push(derived_path(f, "paths", &text, bare_builds)?);
-    }
-    Ok(targets)
+    crate::read::targets(f, !protocol.at_least(30)).await
 }
 
 async fn client_settings<S: AsyncRead + Unpin>(f: &mut Fields<'_, S>) -> Result<ClientSettings, WireError> {
