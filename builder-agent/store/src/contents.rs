@@ -75,15 +75,12 @@ impl Contents {
         let mut hasher = NixHasher::new(algorithm);
         match method {
             ContentAddressMethod::Flat | ContentAddressMethod::Text => {
-                let (mut at, mut left) = self.file(false)?;
-                let mut piece = vec![0; left.min(PIECE as u64) as usize];
-                while left > 0 {
-                    let n = left.min(PIECE as u64) as usize;
-                    self.object.read_data(&mut piece[..n], at).map_err(|e| self.failed(e))?;
-                    hasher.update(&piece[..n]);
-                    at += n as u64;
-                    left -= n as u64;
-                }
+                let (at, size) = self.file(false)?;
+                let read = self.object.pieces(at, size, |piece| {
+                    hasher.update(piece);
+                    Ok(())
+                });
+                read.map_err(|e| self.failed(e))?;
                 Ok(hasher.finalize())
             }
             ContentAddressMethod::Nar => match own {

@@ -6,34 +6,25 @@
 
 use nix_derivation::{HashAlgorithm, NixHash, NixHasher};
 
-use crate::nar::MAX_DEPTH;
-use crate::object::{Kind, Object, ObjectError};
-
-/// What is read of a file at once.
-const PIECE: usize = 256 << 10;
+use crate::object::{Kind, Object, ObjectError, WalkGuard};
 
 /// The hash of an object whose root is a directory or a plain file: the caller has looked, since a root's mode is not
 /// part of this.
 pub(crate) fn hash(object: &Object, algorithm: HashAlgorithm) -> Result<NixHash, ObjectError> {
-    let mut walk = Walk { object, algorithm, left: object.inodes() };
+    let mut walk = Walk { object, algorithm, guard: object.walk_guard() };
     Ok(walk.node(object.root(), 0)?.1)
 }
 
 struct Walk<'a> {
     object: &'a Object,
     algorithm: HashAlgorithm,
-    /// Inodes that can still come; a damaged object whose directories contain each other ends here.
-    left: u32,
+    guard: WalkGuard,
 }
 
 impl Walk<'_> {
     /// Mode as git writes it, and hash.
     fn node(&mut self, nid: u64, depth: usize) -> Result<(&'static str, NixHash), ObjectError> {
-        self.left = self
-            .left
-            .checked_sub(1)
-            .filter(|_| depth < MAX_DEPTH)
-            .ok_or_else(|| ObjectError::Damaged("its directories are not a tree".to_owned()))?;
+        self.guard.enter(depth)?;
         match self.object.inode(nid)? {
             Kind::File { executable, at, size } => {
                 let mode = if executable { "100755" } else { "100644" };
@@ -76,17 +67,12 @@ impl Walk<'_> {
         hasher
     }
 
-    fn blob(&self, mut at: u64, size: u64) -> Result<NixHash, ObjectError> {
+    fn blob(&self, at: u64, size: u64) -> Result<NixHash, ObjectError> {
         let mut hasher = self.start("blob", size);
-        let mut piece = vec![0; size.min(PIECE as u64) as usize];
-        let mut left = size;
-        while left > 0 {
-            let n = left.min(piece.len() as u64) as usize;
-            self.object.read_data(&mut piece[..n], at)?;
-            hasher.update(&piece[..n]);
-            at += n as u64;
-            left -= n as u64;
-        }
+        self.object.pieces(at, size, |piece| {
+            hasher.update(piece);
+            Ok(())
+        })?;
         Ok(hasher.finalize())
     }
 }

@@ -26,8 +26,7 @@ use rustix::fs::{
 use sha2::{Digest, Sha256};
 
 use crate::error::{FileError, TreeError};
-use crate::nar::MAX_DEPTH;
-use crate::object::{Kind, Object, ObjectError};
+use crate::object::{Kind, Object, ObjectError, WalkGuard};
 use crate::store::{Inner, ObjectFailure, object_name};
 use crate::types::{PathInfo, Provenance};
 
@@ -82,7 +81,7 @@ pub(crate) fn tree(store: &Inner, info: &PathInfo, provenance: &Provenance) -> R
     let name = format!("new-{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let new = trees.join(&name);
     let made = File::open(&trees).map_err(ObjectError::Io).and_then(|dir| {
-        let mut unpack = Unpack { object: &object, left: object.inodes() };
+        let mut unpack = Unpack { object: &object, guard: object.walk_guard() };
         unpack.node(dir.as_fd(), name.as_bytes(), object.root(), 0)
     });
     let moved = made.and_then(|()| match fs::rename(&new, &place) {
@@ -104,8 +103,7 @@ pub(crate) fn tree(store: &Inner, info: &PathInfo, provenance: &Provenance) -> R
 
 struct Unpack<'a> {
     object: &'a Object,
-    /// Inodes that can still come; a damaged object whose directories contain each other ends here.
-    left: u32,
+    guard: WalkGuard,
 }
 
 impl Unpack<'_> {
@@ -116,17 +114,18 @@ impl Unpack<'_> {
         nid: u64,
         depth: usize,
     ) -> Result<(), ObjectError> {
-        self.left = self
-            .left
-            .checked_sub(1)
-            .filter(|_| depth < MAX_DEPTH)
-            .ok_or_else(|| ObjectError::Damaged("its directories are not a tree".to_owned()))?;
+        self.guard.enter(depth)?;
         let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match self.object.inode(nid)? {
             Kind::File { executable, at, size } => {
                 let fd = openat(parent, name, create, Mode::from_raw_mode(0o600)).map_err(io::Error::from)?;
                 let file = File::from(fd);
-                self.copy(at, size, &file)?;
+                let mut written = 0;
+                self.object.pieces(at, size, |piece| {
+                    file.write_all_at(piece, written)?;
+                    written += piece.len() as u64;
+                    Ok(())
+                })?;
                 let mode = if executable { 0o555 } else { 0o444 };
                 finish(file.into(), mode)?;
             }
@@ -144,20 +143,6 @@ impl Unpack<'_> {
                 }
                 finish(fd, 0o555)?;
             }
-        }
-        Ok(())
-    }
-
-    fn copy(&self, mut at: u64, size: u64, to: &File) -> Result<(), ObjectError> {
-        let mut piece = vec![0; size.min(256 << 10) as usize];
-        let (mut left, mut to_at) = (size, 0);
-        while left > 0 {
-            let n = left.min(piece.len() as u64) as usize;
-            self.object.read_data(&mut piece[..n], at)?;
-            to.write_all_at(&piece[..n], to_at)?;
-            at += n as u64;
-            to_at += n as u64;
-            left -= n as u64;
         }
         Ok(())
     }

@@ -22,4 +22,5 @@ pub use format::{BLOCK, ROOT_ENTRY};
 pub use read::{Dir, Entry, Kind, Object, ObjectError};
 
 pub(crate) use compose::{ComposeFailure, Composer};
+pub(crate) use read::WalkGuard;
 pub(crate) use write::ObjectWriter;

@@ -1,8 +1,8 @@
 //! Reading an object: its tree from memory, its file data straight from the file.
 //!
 //! Everything on disk is checked before it is followed: places, lengths, block numbers, names. What is not checked
-//! is that the tree is a tree; a caller that walks must bound its depth and its work (`nar::emit` does, by the
-//! size of the NAR).
+//! is that the tree is a tree; a caller that walks must bound its depth and its work (with a [`WalkGuard`]; `nar::emit`
+//! by the size of the NAR).
 
 use std::fs::File;
 use std::io;
@@ -15,10 +15,13 @@ use thiserror::Error;
 use super::format::{
     BLOCK, DIRENT, Header, RawInode, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, SLOT, u16_at, u64_at,
 };
-use crate::nar::{MAX_NAME, MAX_TARGET, NarReader};
+use crate::nar::{MAX_DEPTH, MAX_NAME, MAX_TARGET, NarReader};
 
 /// Most metadata that an object can have: a million entries of the longest kind are well below.
 const MAX_META_BYTES: u64 = 1 << 30;
+
+/// What is read of a file at once.
+const PIECE: u64 = 256 << 10;
 
 /// Why an object cannot be read.
 #[derive(Debug, Error)]
@@ -147,11 +150,6 @@ impl Object {
         &self.meta
     }
 
-    /// Number of inodes, the root of the image included.
-    pub(crate) fn inodes(&self) -> u32 {
-        self.header.inodes
-    }
-
     /// What `nid` is.
     pub fn inode(&self, nid: u64) -> Result<Kind, ObjectError> {
         let area = self.header.inode_blocks as usize * BLOCK as usize;
@@ -261,9 +259,48 @@ impl Object {
         &self.meta[entry.name.clone()]
     }
 
+    /// Passes on the data of a file as [`Kind::File`] has it, in pieces.
+    pub(crate) fn pieces(
+        &self,
+        mut at: u64,
+        size: u64,
+        mut to: impl FnMut(&[u8]) -> Result<(), ObjectError>,
+    ) -> Result<(), ObjectError> {
+        let mut piece = vec![0; size.min(PIECE) as usize];
+        let mut left = size;
+        while left > 0 {
+            let n = left.min(PIECE) as usize;
+            self.read_data(&mut piece[..n], at)?;
+            to(&piece[..n])?;
+            at += n as u64;
+            left -= n as u64;
+        }
+        Ok(())
+    }
+
+    /// A guard for who walks through the directories of this object.
+    pub(crate) fn walk_guard(&self) -> WalkGuard {
+        WalkGuard { left: self.header.inodes }
+    }
+
     /// Fills `buf` from byte `at` of the object's file.
     pub fn read_data(&self, buf: &mut [u8], at: u64) -> Result<(), ObjectError> {
         self.file.read_exact_at(buf, at).map_err(short)
+    }
+}
+
+/// Ends a walk through a damaged object whose directories contain each other.
+pub(crate) struct WalkGuard {
+    /// Inodes that can still come.
+    left: u32,
+}
+
+impl WalkGuard {
+    /// One more inode is looked at, so many directories deep.
+    pub(crate) fn enter(&mut self, depth: usize) -> Result<(), ObjectError> {
+        let left = self.left.checked_sub(1).filter(|_| depth < MAX_DEPTH);
+        self.left = left.ok_or_else(|| damaged("its directories are not a tree"))?;
+        Ok(())
     }
 }
 
