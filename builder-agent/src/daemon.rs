@@ -319,7 +319,7 @@ impl Session {
 
             // Garbage and what is not.
             Request::AddTempRoot { path } => {
-                view.hold([&path]);
+                view.hold([&path]).map_err(garbage::failed)?;
                 Response::Done
             }
             // A link on the client's disk: nobody here can see whether it is still there, so it holds nothing for

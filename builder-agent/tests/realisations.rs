@@ -82,7 +82,7 @@ impl Case {
             info.signatures.push(self.key.sign(fingerprint(&info).as_bytes()));
         }
         let view = self.view(member);
-        view.import_buffered(info, &mut nar.as_slice()).expect("a valid upload");
+        view.import(info, &mut nar.as_slice()).expect("a valid upload");
         view.info_with_provenance(&self.input_path()).expect("there").1
     }
 

@@ -9,7 +9,7 @@ use wire::types::{GcAction, GcOptions};
 
 use super::transfer::{Trouble, blocking};
 
-fn failed(error: RegisterError) -> Trouble {
+pub(super) fn failed(error: RegisterError) -> Trouble {
     if !error.is_callers_fault() {
         tracing::error!(%error, "the store cannot take a change");
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix_derivation::StorePath;
 use sandbox::SandboxError;
-use store::{Closure, Provenance, RecordedOutput};
+use store::{Closure, Provenance, RecordedOutput, RegisterError};
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use wire::types::BuildStatus;
@@ -61,12 +61,16 @@ impl One {
         let (view, ground) = (context.view.clone(), context.house.ground);
         let looked_at = recipe.clone();
         let looking = move || -> Result<(Closure, BuildKey), Failure> {
-            let inputs = view.snapshot(&looked_at.inputs).map_err(|missing| {
-                Failure::rejected(format!(
+            let inputs = view.snapshot_to_build(&looked_at.inputs).map_err(|error| match error {
+                RegisterError::NotValid(missing) => Failure::rejected(format!(
                     "dependency '{}' of '{}' does not exist here; upload it, or let the box fetch it (`builders-use-substitutes`)",
                     missing.0.to_absolute_path(),
                     looked_at.drv_path.to_absolute_path()
-                ))
+                )),
+                error => {
+                    tracing::error!(%error, "the store cannot take a change");
+                    Failure::transient(format!("the box cannot prepare the inputs of this build: {error}"))
+                }
             })?;
             let key = BuildKey::of(&looked_at, &inputs, ground);
             Ok((inputs, key))

@@ -21,7 +21,7 @@ use wire::worker::LogEvent;
 
 use super::audience::{Audience, shown_on};
 use super::transfer::{self, BATCH, Trouble, feed};
-use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, ask, convert};
+use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, ask, convert, garbage};
 use crate::House;
 
 /// Read from an upload at once.
@@ -120,7 +120,7 @@ where
             // Questions, answered from memory.
             Request::QueryValidPaths { lock, substitute, paths } => {
                 if lock {
-                    view.hold(&paths);
+                    view.hold(&paths).map_err(garbage::failed)?;
                 }
                 let Self { conn, stderr, session, write } = self;
                 let (audience, fetch) = (&mut Listener { conn, stderr }, substitute && *write);
@@ -151,7 +151,7 @@ where
             }
             Request::AddToStoreNar { info } => {
                 let view = view.clone();
-                let work = move |nar: &mut dyn BufRead| view.import_buffered(convert::from_wire(info), nar);
+                let work = move |nar: &mut dyn BufRead| view.import(convert::from_wire(info), nar);
                 feed(self.conn.body(), work).await?.map_err(transfer::import_failed)?;
                 Response::Done
             }

@@ -71,9 +71,8 @@ impl Session {
         W: AsyncWrite + Unpin + Send,
     {
         let view = self.view.clone();
-        let work = move |mut dump: &mut dyn std::io::BufRead| {
-            view.add_ca(&name, method, algorithm, &references, &mut dump)
-        };
+        let work =
+            move |dump: &mut dyn std::io::BufRead| view.add_ca(&name, method, algorithm, &references, dump);
         let added = feed(conn.body(), work).await?.map_err(import_failed)?;
         Ok(convert::to_wire(&added))
     }
@@ -108,7 +107,7 @@ impl Session {
         W: AsyncWrite + Unpin + Send,
     {
         let view = self.view.clone();
-        let work = move |nar: &mut dyn std::io::BufRead| view.import_buffered(convert::from_wire(info), nar);
+        let work = move |nar: &mut dyn std::io::BufRead| view.import(convert::from_wire(info), nar);
         feed(conn.body(), work).await?.map_err(import_failed)?;
         Ok(())
     }

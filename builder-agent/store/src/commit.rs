@@ -313,7 +313,7 @@ mod tests {
                 return Ok((Plan::default(), ()));
             }
             // As another thread would, just after the plan.
-            session.try_hold([&held]).unwrap();
+            session.hold([&held]).unwrap();
             Ok((drops(vec![drop.clone()]), ()))
         })
         .unwrap();

@@ -81,28 +81,8 @@ impl Ingest {
         self.parser.surely_left()
     }
 
-    /// Reads exactly one NAR.
-    pub(crate) fn read_all(&mut self, name: &str, from: &mut dyn Read) -> Result<(), ImportError> {
-        let mut piece = vec![0; PIECE];
-        loop {
-            let want = usize::try_from(self.surely_left()).unwrap_or(PIECE).min(PIECE);
-            if want == 0 {
-                return Ok(());
-            }
-            let n = match from.read(&mut piece[..want]) {
-                Ok(0) => return Err(self.parser.finish().expect_err("the NAR has not ended").into()),
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(source) => return Err(ImportError::Source { name: name.to_owned(), source }),
-            };
-            if let Err(failed) = self.push(&piece[..n]) {
-                return Err(self.import_error(&failed));
-            }
-        }
-    }
-
-    /// Reads exactly one NAR from a buffer of the caller, without a copy on the way.
-    pub(crate) fn read_buffered(&mut self, name: &str, from: &mut dyn BufRead) -> Result<(), ImportError> {
+    /// Reads exactly one NAR, without a copy on the way from the caller's buffer.
+    pub(crate) fn read_all(&mut self, name: &str, from: &mut dyn BufRead) -> Result<(), ImportError> {
         loop {
             let want = usize::try_from(self.surely_left()).unwrap_or(usize::MAX);
             if want == 0 {

@@ -298,6 +298,16 @@ fn plan(
     Ok(planned)
 }
 
+/// Makes those of `paths` the member's own that others share with them.
+pub(crate) fn own(store: &Inner, viewer: &Viewer, paths: Vec<StorePath>) -> Result<(), RegisterError> {
+    let adds = paths.iter().map(|path| *path.digest()).collect();
+    let viewer = viewer.clone();
+    commit(store, About { adds, ..About::default() }, move |index| {
+        let changes = make_own(index, &viewer, &paths)?;
+        Ok((Plan { changes, ..Plan::default() }, ()))
+    })
+}
+
 /// Copies the rows of those claims of others that `paths` and their closures need: what a member has built upon
 /// stays theirs when the other stops sharing or deletes it.
 pub(crate) fn make_own<'a>(

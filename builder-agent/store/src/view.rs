@@ -1,7 +1,7 @@
 //! What one member can do with the store. Every question is answered from that member's layers only.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ impl View {
     }
 
     /// The same view with temporary roots, as Nix's daemon keeps for each connection: what is registered through it
-    /// or its clones, and what [`View::try_hold`] names, is not collected while one of them lives.
+    /// or its clones, and what [`View::hold`] names, is not collected while one of them lives.
     #[must_use]
     pub fn holding(self) -> Self {
         let hold = Hold::new(&self.store, &self.viewer.member, BTreeSet::new());
@@ -52,18 +52,11 @@ impl View {
 
     /// Makes temporary roots, if this view has them ([`View::holding`]). Paths need not be valid yet. There is a limit;
     /// beyond it none of `paths` is held.
-    pub fn try_hold<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> Result<(), RegisterError> {
+    pub fn hold<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> Result<(), RegisterError> {
         let Some(hold) = &self.hold else { return Ok(()) };
         let index = self.store.index();
         // Verified paths are not collected.
         hold.add(paths.into_iter().filter(|path| !index.is_verified(path)))
-    }
-
-    /// [`View::try_hold`] for those who cannot say that there is a limit.
-    pub fn hold<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) {
-        if let Err(error) = self.try_hold(paths) {
-            tracing::warn!(member = %self.member(), "{error}");
-        }
     }
 
     /// Whose view this is.
@@ -160,6 +153,28 @@ impl View {
         Ok(Closure::new(&self.store, &self.viewer.member, infos.collect()))
     }
 
+    /// [`View::snapshot`] for a build. What others share becomes the member's own first, so that the result can refer to
+    /// it even if they delete it meanwhile. Writes nothing if there is nothing of others in it.
+    pub fn snapshot_to_build<'a>(
+        &self,
+        paths: impl IntoIterator<Item = &'a StorePath>,
+    ) -> Result<Closure, RegisterError> {
+        let paths: Vec<&StorePath> = paths.into_iter().collect();
+        let inputs = self.snapshot(paths.iter().copied())?;
+        let shared = |provenance: &Provenance| match provenance {
+            Provenance::Verified => false,
+            Provenance::Claimed(owner) => *owner != self.viewer.member,
+        };
+        let infos = inputs.infos().filter(|(_, provenance)| shared(provenance));
+        let theirs: Vec<StorePath> = infos.map(|(info, _)| info.path.clone()).collect();
+        if theirs.is_empty() {
+            return Ok(inputs);
+        }
+        // The snapshot holds their names while the rows are copied.
+        register::own(&self.store, &self.viewer, theirs)?;
+        Ok(self.snapshot(paths)?)
+    }
+
     /// Starts taking in a NAR; `scan_for` are the paths whose hash parts are looked for in it.
     pub fn ingest(&self, scan_for: &[StorePath]) -> Result<Ingest, ImportError> {
         Ok(Ingest::new(&self.store, scan_for)?)
@@ -185,7 +200,7 @@ impl View {
     /// The infos come in the order of the batch.
     pub fn register_many(&self, batch: Vec<Staged>) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
         // Before it is visible, so that no collection comes in between.
-        self.try_hold(batch.iter().map(|staged| &staged.info.path))?;
+        self.hold(batch.iter().map(|staged| &staged.info.path))?;
         register::register(&self.store, &self.viewer, batch)
     }
 
@@ -202,34 +217,18 @@ impl View {
 
     /// Reads exactly one NAR and checks it against `info` as a client announced it; for [`View::register_many`].
     ///
-    /// Not a byte after the NAR is read, which takes many small reads of `nar`: let it be buffered.
-    pub fn stage(&self, info: PathInfo, nar: &mut dyn Read) -> Result<Staged, ImportError> {
+    /// Not a byte after the NAR is taken from `nar`.
+    pub fn stage(&self, info: PathInfo, nar: &mut dyn BufRead) -> Result<Staged, ImportError> {
         let mut ingest = self.ingest(&[])?;
         ingest.read_all(&info.path.to_string(), nar)?;
         address::stage(&self.store.config, &self.viewer.member, ingest.finish()?, info)
-    }
-
-    /// [`View::stage`] of a NAR that is in memory piece by piece: it is taken from there.
-    pub fn stage_buffered(&self, info: PathInfo, nar: &mut dyn BufRead) -> Result<Staged, ImportError> {
-        let mut ingest = self.ingest(&[])?;
-        ingest.read_buffered(&info.path.to_string(), nar)?;
-        address::stage(&self.store.config, &self.viewer.member, ingest.finish()?, info)
-    }
-
-    /// [`View::import`] of a NAR that is in memory piece by piece.
-    pub fn import_buffered(
-        &self,
-        info: PathInfo,
-        nar: &mut dyn BufRead,
-    ) -> Result<Arc<PathInfo>, ImportError> {
-        self.register_one(self.stage_buffered(info, nar)?)
     }
 
     /// [`View::stage`] and [`View::register_many`] of one path.
     ///
     /// Verified if `info` has a content address that the contents really have (otherwise it is an error) or a right
     /// signature of a trusted key, and all references are Verified; Claimed else.
-    pub fn import(&self, info: PathInfo, nar: &mut dyn Read) -> Result<Arc<PathInfo>, ImportError> {
+    pub fn import(&self, info: PathInfo, nar: &mut dyn BufRead) -> Result<Arc<PathInfo>, ImportError> {
         self.register_one(self.stage(info, nar)?)
     }
 
@@ -241,7 +240,7 @@ impl View {
         method: ContentAddressMethod,
         algorithm: HashAlgorithm,
         references: &BTreeSet<StorePath>,
-        dump: &mut dyn Read,
+        dump: &mut dyn BufRead,
     ) -> Result<Arc<PathInfo>, ImportError> {
         let ingested = match method {
             ContentAddressMethod::Flat | ContentAddressMethod::Text => {
@@ -337,7 +336,7 @@ impl View {
     /// Registers paths whose contents the store has already, by NAR hash, all or none. For the box's own use, with
     /// what it recorded itself: whoever can choose the hash can read the contents.
     pub fn adopt(&self, batch: Vec<(PathInfo, Provenance)>) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
-        self.try_hold(batch.iter().map(|(info, _)| &info.path))?;
+        self.hold(batch.iter().map(|(info, _)| &info.path))?;
         register::adopt(&self.store, &self.viewer, batch)
     }
 

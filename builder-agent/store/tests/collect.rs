@@ -73,7 +73,7 @@ fn roots_and_what_is_in_use_live_with_their_closures_and_the_rest_goes() {
     assert_eq!(a.roots(), BTreeMap::from([("result".to_owned(), kept.clone())]));
 
     let session = store.view(&alice()).holding();
-    session.try_hold([&used]).unwrap();
+    session.hold([&used]).unwrap();
     let ask = |action| a.collect(&wish(action)).unwrap();
     assert_eq!(ask(CollectAction::ReturnLive).paths, names(&[&dep, &kept, &used]));
     assert_eq!(ask(CollectAction::ReturnDead).paths, names(&[&dead, &deader]));
@@ -164,14 +164,14 @@ fn what_a_session_uploads_or_names_is_held_until_it_ends() {
     claim(&other, &before, 1, &[]);
     claim(&other, &dep, 2, &[]);
     claim(&session, &uploaded, 3, &[&dep]);
-    session.try_hold([&before]).unwrap();
+    session.hold([&before]).unwrap();
     // The roster changes, and the session goes on.
     session = store.view_sharing(&alice(), &[bob()]).holding_as(&session);
     assert!(other.collect(&wish(CollectAction::DeleteDead)).unwrap().paths.is_empty());
     assert!(delete(&other, &[&before]).unwrap_err().to_string().contains("still alive"));
     // Another member's session holds nothing of hers.
     let bobs = store.view(&bob()).holding();
-    bobs.try_hold([&before]).unwrap();
+    bobs.hold([&before]).unwrap();
     drop(session);
     assert_eq!(
         other.collect(&wish(CollectAction::DeleteDead)).unwrap().paths,
@@ -185,15 +185,15 @@ fn a_session_cannot_hold_without_end() {
     let store = open(dir.path());
     let session = store.view(&alice()).holding();
     let paths: Vec<StorePath> = (0..200_001).map(|i| path(&format!("p{i}"))).collect();
-    session.try_hold(&paths[1..]).unwrap();
-    let error = session.try_hold(&paths[..1]).unwrap_err().to_string();
+    session.hold(&paths[1..]).unwrap();
+    let error = session.hold(&paths[..1]).unwrap_err().to_string();
     assert!(error.contains("at most 200000 are accepted") && !error.contains('\n'), "{error}");
     // Neither does it take in what it could not hold; what everybody sees needs no hold.
     let nar = file("x").nar();
     assert!(session.import(info(&paths[0], &nar, &[]), &mut &nar[..]).is_err());
     verified(&store.view(&bob()), &path("proven"), 7);
-    session.try_hold([&path("proven")]).unwrap();
-    store.view(&alice()).holding().try_hold(&paths[..1]).unwrap();
+    session.hold([&path("proven")]).unwrap();
+    store.view(&alice()).holding().hold(&paths[..1]).unwrap();
 }
 
 #[test]
@@ -430,7 +430,7 @@ fn what_is_held_and_then_valid_stays_valid() {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 let session = store.view(&alice()).holding();
-                session.try_hold([&p]).unwrap();
+                session.hold([&p]).unwrap();
                 if session.is_valid(&p) {
                     std::thread::sleep(Duration::from_micros(300));
                     assert!(session.is_valid(&p), "it was held");

@@ -253,7 +253,7 @@ fn a_sender_that_fails_is_told_apart_from_a_bad_nar() {
     }
     let (_dir, store) = small();
     let nar = file(b"x").nar();
-    let mut stream = (&nar[..40]).chain(Broken);
+    let mut stream = io::BufReader::new((&nar[..40]).chain(Broken));
     let error = store.view(&alice()).import(info(&path("x"), &nar, &[]), &mut stream).unwrap_err();
     assert!(matches!(error, ImportError::Source { .. }), "{error}");
 }

@@ -176,6 +176,30 @@ fn inputs_whose_owner_deletes_them_stay_readable_for_a_build() {
     assert_eq!(count(&_dir.path().join("objects")), 0);
 }
 
+#[test]
+fn a_build_can_refer_to_what_its_owner_deletes_while_it_runs() {
+    let (_dir, store, a, b) = sharing();
+    let (dep, top, unused) = (path("dep"), path("top"), path("unused"));
+    claim(&b, &dep, "dep", &[]);
+    claim(&b, &top, "top", &[&dep]);
+    claim(&b, &unused, "unused", &[]);
+    let inputs = a.snapshot_to_build([&top]).unwrap();
+    delete(&b, &[&dep, &top, &unused]);
+    // Her own session's garbage collection leaves it alone, too.
+    assert!(a.collect(&everything()).unwrap().paths.is_empty());
+    let nar = file("out").nar();
+    let mut ingest = a.ingest(&[]).unwrap();
+    ingest.write_all(&nar).unwrap();
+    let info = info(&path("out"), &nar, &[&top]);
+    a.register(ingest.finish().unwrap(), info, Provenance::Verified).unwrap();
+    assert_eq!(provenance(&a, &path("out")), Provenance::Claimed(alice()));
+    assert_eq!(store.view(&alice()).closure(&[path("out")]).unwrap().len(), 3);
+    assert!(!a.is_valid(&unused) && inputs.len() == 2 && !inputs.all_verified());
+    // With nothing of others there is nothing to write, and what is missing is missing.
+    assert_eq!(a.snapshot_to_build([&path("out")]).unwrap().len(), 3);
+    assert!(matches!(a.snapshot_to_build([&unused]), Err(store::RegisterError::NotValid(_))));
+}
+
 fn everything() -> Collect {
     Collect { action: CollectAction::DeleteDead, paths: [].into(), max_freed: u64::MAX }
 }

@@ -37,8 +37,7 @@ impl Upload {
             self.hand_over().await?;
             self.staged().await?;
             let view = self.view.clone();
-            let stage =
-                move |nar: &mut dyn std::io::BufRead| view.stage_buffered(convert::from_wire(info), nar);
+            let stage = move |nar: &mut dyn std::io::BufRead| view.stage(convert::from_wire(info), nar);
             self.batch.push(chunks::feed(body, stage).await?.map_err(import_failed)?);
             return self.register_if(BATCH).await;
         }
@@ -66,9 +65,8 @@ impl Upload {
         self.weight = 0;
         let (small, view) = (std::mem::take(&mut self.small), self.view.clone());
         self.staging = Some(tokio::task::spawn_blocking(move || {
-            let stage = |(info, nar): (PathInfo, Vec<u8>)| {
-                view.stage_buffered(convert::from_wire(info), &mut nar.as_slice())
-            };
+            let stage =
+                |(info, nar): (PathInfo, Vec<u8>)| view.stage(convert::from_wire(info), &mut nar.as_slice());
             small.into_iter().map(stage).collect()
         }));
         Ok(())
