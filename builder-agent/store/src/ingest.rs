@@ -119,11 +119,18 @@ impl Ingest {
         let nar_hash = self.hash.finalize().into();
         let found = self.scanner.into_matches();
         let references = found.into_iter().map(|i| self.candidates[i].clone()).collect();
-        let file = self
+        let written = self
             .writer
             .finish(nar_hash, nar_size)
             .map_err(|e| FileError::new("write object", self.temporary.path(), e))?;
-        Ok(Ingested { nar_hash, nar_size, references, file: Arc::new(file), temporary: self.temporary })
+        Ok(Ingested {
+            nar_hash,
+            nar_size,
+            references,
+            object_size: written.size,
+            file: Arc::new(written.file),
+            temporary: self.temporary,
+        })
     }
 }
 
@@ -164,6 +171,8 @@ pub struct Ingested {
     pub nar_size: u64,
     /// Those of `scan_for` whose hash part occurs in the NAR.
     pub references: BTreeSet<StorePath>,
+    /// Bytes of the file.
+    pub(crate) object_size: u64,
     pub(crate) file: Arc<File>,
     pub(crate) temporary: Temporary,
 }
@@ -189,8 +198,9 @@ impl Ingested {
             }
             writer.flat_data(&piece[..n]).map_err(write_failed)?;
         }
-        let (file, nar_hash, nar_size) = writer.finish_flat().map_err(write_failed)?;
-        Ok(Self { nar_hash, nar_size, references: BTreeSet::new(), file: Arc::new(file), temporary })
+        let (written, nar_hash, nar_size) = writer.finish_flat().map_err(write_failed)?;
+        let (object_size, file) = (written.size, Arc::new(written.file));
+        Ok(Self { nar_hash, nar_size, references: BTreeSet::new(), object_size, file, temporary })
     }
 
     pub(crate) fn contents(&self) -> Result<Contents, NarError> {

@@ -152,12 +152,8 @@ pub(crate) fn register(
     let mut items = Vec::with_capacity(batch.len());
     let mut objects = Vec::with_capacity(batch.len());
     for Staged { ingested, info, provenance, proven } in batch {
-        let object_size = ingested
-            .file
-            .metadata()
-            .map_err(|e| FileError::new("examine object", ingested.temporary.path(), e))?
-            .len();
-        items.push(New { info, provenance, proven, object_size: Some(object_size), signature: None });
+        let object_size = Some(ingested.object_size);
+        items.push(New { info, provenance, proven, object_size, signature: None });
         objects.push(ingested);
     }
     if let Some(infos) = prepare(store, viewer, &mut items)? {

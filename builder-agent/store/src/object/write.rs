@@ -57,6 +57,13 @@ pub(crate) struct ObjectWriter {
     names: Vec<u8>,
 }
 
+/// A complete object.
+pub(crate) struct Written {
+    pub(crate) file: File,
+    /// Bytes of the file.
+    pub(crate) size: u64,
+}
+
 impl ObjectWriter {
     /// `file` is empty and open for reading and writing.
     pub(crate) fn new(file: File) -> Self {
@@ -130,7 +137,7 @@ impl ObjectWriter {
     }
 
     /// Ends a [`ObjectWriter::flat`] file. Its NAR begins with its length, so it is hashed only now.
-    pub(crate) fn finish_flat(mut self) -> io::Result<(File, [u8; 32], u64)> {
+    pub(crate) fn finish_flat(mut self) -> io::Result<(Written, [u8; 32], u64)> {
         let size = self.position() - BLOCK;
         let (before, after) = flat_frame(size);
         let mut hash = Sha256::new();
@@ -155,7 +162,7 @@ impl ObjectWriter {
     }
 
     /// Writes the metadata. `nar_hash` names the object.
-    pub(crate) fn finish(mut self, nar_hash: [u8; 32], nar_size: u64) -> io::Result<File> {
+    pub(crate) fn finish(mut self, nar_hash: [u8; 32], nar_size: u64) -> io::Result<Written> {
         let meta_block = self.align()?;
         // A small object is still here as a whole, and is written at once.
         let whole = self.flushed == BLOCK;
@@ -191,7 +198,7 @@ impl ObjectWriter {
         let uuid = *nar_hash.first_chunk().expect("32 >= 16");
         Superblock { meta_block, inodes: u64::from(inodes), blocks, uuid }.write(block0);
         self.file.write_all_at(&image, 0)?;
-        Ok(self.file)
+        Ok(Written { file: self.file, size: u64::from(blocks) * BLOCK })
     }
 
     fn name(&self, node: &Node) -> &[u8] {
