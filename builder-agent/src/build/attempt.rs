@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ pub struct Means<'a> {
     pub inputs: &'a Closure,
     pub backend: &'a dyn Backend,
     pub http: &'a HttpClient,
+    /// A folder of the box's state, for files without names.
+    pub scratch: &'a Path,
     pub kind: BackendKind,
     pub limits: Limits,
     pub cores: u32,
@@ -142,12 +145,11 @@ fn fetch(
     closure: BTreeSet<StorePath>,
     log: &mut LogWriter,
 ) -> Result<Success, Failure> {
-    let Means { view, http, limits, cancel, .. } = means;
     let began = Instant::now();
     let scan_for: Vec<StorePath> = closure.into_iter().chain(recipe.places().into_values()).collect();
-    let fetched = builtin::fetch(recipe, view, http, limits, cancel, &scan_for, log)?;
+    let fetched = builtin::fetch(recipe, means, &scan_for, log)?;
     let took = began.elapsed();
-    let outputs = settle(recipe, view, means.inputs, [("out".to_owned(), fetched)].into())?;
+    let outputs = settle(recipe, means.view, means.inputs, [("out".to_owned(), fetched)].into())?;
     Ok(Success { outputs, kernel: String::new(), vmm_overhead_bytes: None, phases: vec![("builder", took)] })
 }
 

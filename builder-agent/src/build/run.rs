@@ -192,6 +192,7 @@ fn attempted(
         id: &label,
         view: &request.view,
         http: &request.http,
+        scratch: &shared.logs,
         inputs: &request.inputs,
         backend: &*shared.backend,
         kind: shared.config.sandbox.backend,

@@ -141,7 +141,7 @@ pub(super) struct Shared {
     pub backend: Arc<dyn Backend>,
     pub store: Store,
     pub kept: Arc<KeptLogs>,
-    logs: PathBuf,
+    pub logs: PathBuf,
     pub box_slots: Arc<Semaphore>,
     member_slots: Mutex<HashMap<Arc<str>, MemberSlots>>,
     pub running: Table,

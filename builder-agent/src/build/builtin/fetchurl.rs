@@ -4,19 +4,23 @@
 //! public addresses only and bounds everything; the hash is checked like that of any fixed output.
 //! Not here: `netrc` and hashed mirrors (the box has neither), `file:` (nothing of the box is anybody's input).
 
-use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use nix_derivation::StorePath;
-use sandbox::{Cancel, Limits};
-use store::{Ingest, Ingested, View};
+use sandbox::{Cancel, SandboxError};
+use store::{Ingest, Ingested};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::Instant;
 use url::Url;
 
+use crate::build::attempt::Means;
+use crate::build::failure::sandbox_failed;
 use crate::build::log::LogWriter;
 use crate::build::{Failure, Recipe};
-use crate::net::{Body, HttpClient, HttpError, Want};
+use crate::net::{HttpError, Want};
 
 /// Attempts while the server or the network is in trouble (Nix: `download-attempts`), and the wait after the first.
 const ATTEMPTS: u32 = 4;
@@ -27,13 +31,10 @@ const MAX_XZ_KIB: u32 = 80 << 10;
 const GLANCE: Duration = Duration::from_millis(200);
 const PIECE: usize = 128 << 10;
 
-/// Downloads the output. `scan_for` are the paths that may not occur in it.
+/// Downloads the output. `scan_for` are the paths that may not occur in it. Blocking, on a thread of its own.
 pub(in crate::build) fn fetch(
     recipe: &Recipe,
-    view: &View,
-    http: &HttpClient,
-    limits: &Limits,
-    cancel: &Cancel,
+    means: &Means<'_>,
     scan_for: &[StorePath],
     log: &mut LogWriter,
 ) -> Result<Ingested, Failure> {
@@ -45,37 +46,51 @@ pub(in crate::build) fn fetch(
     let url = recipe.text("url").ok_or_else(|| refused("attribute 'url' missing"))?;
     let url =
         Url::parse(&url).map_err(|e| refused(&format!("its url '{}' is none: {e}", url.escape_debug())))?;
-    let job = Job { recipe, view, limits, cancel, scan_for };
-    let seconds = limits.wall.unwrap_or(Duration::MAX).as_secs();
+    let runtime = Handle::current();
+    // One for all attempts: it is the build that has so much time.
+    let deadline = means.limits.wall.and_then(|wall| Instant::now().checked_add(wall));
+    let over = over(&runtime, means.cancel.clone(), deadline);
+    let job = Job { recipe, means, scan_for, runtime, deadline, over };
     let mut wait = FIRST_WAIT;
     for attempt in 1.. {
         log.write(format!("downloading '{url}'\n").as_bytes());
-        tracing::info!(%drv, host = url.host_str(), attempt, member = %view.member(), "builtin:fetchurl downloads");
-        // This thread is the build's own; it may block, and the runtime's other threads drive the connection.
-        let fetched = Handle::current().block_on(async {
-            let work = tokio::time::timeout(Duration::from_secs(seconds), job.download(http, &url));
-            tokio::select! {
-                biased;
-                () = cancelled(cancel) => Err(Stop::Failed(Failure::cancelled(&recipe.drv_path))),
-                done = work => done.unwrap_or_else(|_| Err(Stop::Failed(Failure::new(
-                    wire::types::BuildStatus::TimedOut,
-                    format!("fetching '{url}' for '{drv}' timed out after {seconds} seconds"),
-                )))),
-            }
-        });
-        match fetched {
+        tracing::info!(%drv, host = url.host_str(), attempt, member = %means.view.member(), "builtin:fetchurl downloads");
+        let error = match job.download(&url) {
             Ok(ingested) => return Ok(ingested),
             Err(Stop::Failed(failure)) => return Err(failure),
-            Err(Stop::Http(error)) => {
-                log.write(format!("error: {error}\n").as_bytes());
-                if attempt >= ATTEMPTS || !error.is_passing() || cancel.wait(wait) {
-                    return Err(Failure::transient(format!("builder for '{drv}' failed: {error}")));
-                }
-                wait *= 2;
-            }
+            Err(Stop::Http(error)) => error,
+        };
+        job.go_on()?;
+        log.write(format!("error: {error}\n").as_bytes());
+        if attempt >= ATTEMPTS || !error.is_passing() {
+            return Err(Failure::transient(format!("builder for '{drv}' failed: {error}")));
         }
+        means.cancel.wait(wait);
+        job.go_on()?;
+        wait *= 2;
     }
     unreachable!("the last attempt returned")
+}
+
+/// Turns true when the build is no longer wanted or has had its time.
+fn over(runtime: &Handle, cancel: Cancel, deadline: Option<Instant>) -> watch::Receiver<bool> {
+    let (sender, receiver) = watch::channel(false);
+    runtime.spawn(async move {
+        let late = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = cancelled(&cancel) => {}
+            () = late => {}
+            // The download has ended before.
+            () = sender.closed() => {}
+        }
+        sender.send_replace(true);
+    });
+    receiver
 }
 
 /// Ready when the build is no longer wanted. A flag for threads, so it is looked at now and then.
@@ -94,106 +109,120 @@ enum Stop {
 
 struct Job<'a> {
     recipe: &'a Recipe,
-    view: &'a View,
-    limits: &'a Limits,
-    cancel: &'a Cancel,
+    means: &'a Means<'a>,
     scan_for: &'a [StorePath],
+    runtime: Handle,
+    deadline: Option<Instant>,
+    over: watch::Receiver<bool>,
 }
 
 impl Job<'_> {
-    fn trouble(&self, error: &dyn std::fmt::Display) -> Stop {
+    /// Fails if the build is no longer wanted or has had its time.
+    fn go_on(&self) -> Result<(), Failure> {
+        let drv = &self.recipe.drv_path;
+        if self.means.cancel.is_cancelled() {
+            return Err(Failure::cancelled(drv));
+        }
+        match (self.deadline, self.means.limits.wall) {
+            (Some(deadline), Some(after)) if Instant::now() >= deadline => {
+                Err(sandbox_failed(drv, &[], &SandboxError::Timeout { after }))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn trouble(&self, error: &dyn std::fmt::Display) -> Failure {
         let drv = self.recipe.drv_path.to_absolute_path();
-        Stop::Failed(Failure::transient(format!("the box cannot store what it fetches for '{drv}': {error}")))
+        Failure::transient(format!("the box cannot store what it fetches for '{drv}': {error}"))
     }
 
     fn set(&self, attribute: &str) -> bool {
         self.recipe.text(attribute).is_some_and(|value| value == "1")
     }
 
-    async fn download(&self, http: &HttpClient, url: &Url) -> Result<Ingested, Stop> {
-        let mut body =
-            http.get(url, Want { max_bytes: self.limits.output_bytes }).await.map_err(Stop::Http)?;
-        let unpack = self.set("unpack");
-        if let (Some(length), false) = (body.length(), unpack) {
-            let mut nar = NarFile::start(self.ingest()?, length, self.set("executable"))
-                .map_err(|e| self.trouble(&e))?;
-            pour(&mut body, |piece| nar.write(piece)).await.map_err(|stop| self.of(stop))?;
-            return self.finish(nar.end().map_err(|e| self.trouble(&e))?);
-        }
-        // A NAR begins with its length, and the decoder wants to pull: the whole of it first, in a file without a name.
-        let mut file = tempfile::tempfile().map_err(|e| self.trouble(&e))?;
-        pour(&mut body, |piece| file.write_all(piece)).await.map_err(|stop| self.of(stop))?;
-        let length = file.stream_position().map_err(|e| self.trouble(&e))?;
-        file.rewind().map_err(|e| self.trouble(&e))?;
-        if unpack {
-            return self.unpacked(file, url);
-        }
-        let mut nar =
-            NarFile::start(self.ingest()?, length, self.set("executable")).map_err(|e| self.trouble(&e))?;
-        let mut piece = vec![0; PIECE];
-        loop {
-            let n = file.read(&mut piece).map_err(|e| self.trouble(&e))?;
-            if n == 0 {
-                return self.finish(nar.end().map_err(|e| self.trouble(&e))?);
+    fn download(&self, url: &Url) -> Result<Ingested, Stop> {
+        let want = Want { max_bytes: self.means.limits.output_bytes };
+        let mut over = self.over.clone();
+        let body = self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = crate::turned(&mut over) => Err(HttpError::Cancelled { url: url.to_string() }),
+                body = self.means.http.get(url, want) => body,
             }
-            nar.write(&piece[..n]).map_err(|e| self.trouble(&e))?;
-        }
+        });
+        let body = body.map_err(Stop::Http)?;
+        let length = body.length();
+        let mut body = body.blocking(self.runtime.clone(), over);
+        let broken = body.failure();
+        let done = match length {
+            _ if self.set("unpack") => self.unpacked(body, url),
+            Some(length) => self.file(&mut body, length),
+            None => self.file_of_unknown_length(&mut body),
+        };
+        done.map_err(|failure| match broken.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(error) => Stop::Http(error),
+            None => Stop::Failed(failure),
+        })
+    }
+
+    fn file(&self, from: &mut dyn Read, length: u64) -> Result<Ingested, Failure> {
+        let trouble = |e: io::Error| self.trouble(&e);
+        let mut nar = NarFile::start(self.ingest()?, length, self.set("executable")).map_err(trouble)?;
+        pour(from, |piece| nar.write(piece)).map_err(trouble)?;
+        nar.end().map_err(trouble)?.finish().map_err(|e| self.trouble(&e))
+    }
+
+    /// A NAR begins with its length. So the whole of it comes first, into a file without a name.
+    fn file_of_unknown_length(&self, from: &mut dyn Read) -> Result<Ingested, Failure> {
+        let trouble = |e: io::Error| self.trouble(&e);
+        let mut file = tempfile::tempfile_in(self.means.scratch).map_err(trouble)?;
+        pour(from, |piece| file.write_all(piece)).map_err(trouble)?;
+        let length = file.stream_position().map_err(trouble)?;
+        file.rewind().map_err(trouble)?;
+        self.file(&mut file, length)
     }
 
     /// `unpack`: the file is a NAR, or the xz of one.
-    fn unpacked(&self, file: File, url: &Url) -> Result<Ingested, Stop> {
+    fn unpacked(&self, from: impl Read, url: &Url) -> Result<Ingested, Failure> {
         let drv = self.recipe.drv_path.to_absolute_path();
-        let broken = |e: &dyn std::fmt::Display| {
-            Stop::Failed(Failure::output(format!("cannot unpack '{url}' for '{drv}': {e}")))
-        };
-        let mut from: Box<dyn Read> = match url.path().ends_with(".xz") {
-            true => Box::new(lzma_rust2::XzReader::new_mem_limit(io::BufReader::new(file), true, MAX_XZ_KIB)),
-            false => Box::new(file),
+        let broken =
+            |e: &dyn std::fmt::Display| Failure::output(format!("cannot unpack '{url}' for '{drv}': {e}"));
+        let mut from: Box<dyn Read + '_> = match url.path().ends_with(".xz") {
+            true => Box::new(lzma_rust2::XzReader::new_mem_limit(io::BufReader::new(from), true, MAX_XZ_KIB)),
+            false => Box::new(from),
         };
         let mut ingest = self.ingest()?;
-        let mut piece = vec![0; PIECE];
-        let mut left = self.limits.output_bytes;
-        loop {
-            let n = from.read(&mut piece).map_err(|e| broken(&e))?;
-            if n == 0 {
-                return ingest.finish().map_err(|e| broken(&e));
-            }
+        let limit = self.means.limits.output_bytes;
+        let (mut left, mut ended) = (limit, Ok(()));
+        let poured = pour(&mut from, |piece| {
             left = left
-                .checked_sub(n as u64)
-                .ok_or_else(|| broken(&format!("it is larger than {} bytes", self.limits.output_bytes)))?;
-            if self.cancel.is_cancelled() {
-                return Err(Stop::Failed(Failure::cancelled(&self.recipe.drv_path)));
+                .checked_sub(piece.len() as u64)
+                .ok_or_else(|| io::Error::other(format!("it is larger than {limit} bytes")))?;
+            // Little that comes may become much, which takes its time.
+            ended = self.go_on();
+            if ended.is_err() {
+                return Err(io::ErrorKind::TimedOut.into());
             }
-            ingest.write_all(&piece[..n]).map_err(|e| broken(&e))?;
-        }
+            ingest.write_all(piece)
+        });
+        ended?;
+        poured.map_err(|e| broken(&e))?;
+        ingest.finish().map_err(|e| broken(&e))
     }
 
-    fn ingest(&self) -> Result<Ingest, Stop> {
-        self.view.ingest(self.scan_for).map_err(|e| self.trouble(&e))
-    }
-
-    fn finish(&self, ingest: Ingest) -> Result<Ingested, Stop> {
-        ingest.finish().map_err(|e| self.trouble(&e))
-    }
-
-    fn of(&self, stop: Poured) -> Stop {
-        match stop {
-            Poured::Http(error) => Stop::Http(error),
-            Poured::Sink(error) => self.trouble(&error),
-        }
+    fn ingest(&self) -> Result<Ingest, Failure> {
+        self.means.view.ingest(self.scan_for).map_err(|e| self.trouble(&e))
     }
 }
 
-enum Poured {
-    Http(HttpError),
-    Sink(io::Error),
-}
-
-async fn pour(body: &mut Body, mut to: impl FnMut(&[u8]) -> io::Result<()>) -> Result<(), Poured> {
-    while let Some(piece) = body.next().await.map_err(Poured::Http)? {
-        to(&piece).map_err(Poured::Sink)?;
+fn pour(from: &mut dyn Read, mut to: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut piece = vec![0; PIECE];
+    loop {
+        match from.read(&mut piece)? {
+            0 => return Ok(()),
+            n => to(&piece[..n])?,
+        }
     }
-    Ok(())
 }
 
 /// The NAR of a single file, while its contents arrive.
