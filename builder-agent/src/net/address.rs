@@ -4,7 +4,17 @@
 //! Whoever may name a URL must not reach what only the box can: its own services, its neighbours, a cloud's metadata
 //! service. Everything that is not plainly public is therefore private here.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+
+/// Serves metadata and more to machines in Azure, from an address like any other.
+const AZURE_HOST: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+
+/// Whether `address` is one of this machine's own. Its firewall guards those against others, not against itself.
+#[must_use]
+pub fn is_own(address: IpAddr) -> bool {
+    // The kernel lets a socket have those and no others. No packet is sent.
+    UdpSocket::bind((address.to_canonical(), 0)).is_ok()
+}
 
 /// Whether packets to `address` leave for the public internet, so far as the address tells.
 #[must_use]
@@ -17,9 +27,10 @@ pub fn is_public(address: IpAddr) -> bool {
 
 fn is_public_v4(address: Ipv4Addr) -> bool {
     let [a, b, c, _] = address.octets();
-    !matches!(
-        (a, b, c),
-        (0, ..) // this network
+    address != AZURE_HOST
+        && !matches!(
+            (a, b, c),
+            (0, ..) // this network
             | (10, ..)
             | (100, 64..=127, _) // carrier-grade NAT
             | (127, ..)
@@ -33,7 +44,7 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
             | (198, 51, 100) // documentation
             | (203, 0, 113) // documentation
             | (224..=255, ..) // multicast, reserved, broadcast
-    )
+        )
 }
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
@@ -74,6 +85,8 @@ mod tests {
             "169.254.169.254",
             "172.16.0.1",
             "172.31.255.255",
+            "168.63.129.16",
+            "::ffff:168.63.129.16",
             "192.168.1.1",
             "192.0.0.8",
             "198.18.0.1",
@@ -100,6 +113,19 @@ mod tests {
     }
 
     #[test]
+    fn addresses_of_this_machine_are_known() {
+        for (address, own) in [
+            ("127.0.0.1", true),
+            ("127.1.2.3", true),
+            ("::ffff:127.0.0.1", true),
+            ("1.1.1.1", false),
+            ("2606:4700:4700::1111", false),
+        ] {
+            assert_eq!(is_own(address.parse().expect(address)), own, "{address}");
+        }
+    }
+
+    #[test]
     fn the_public_internet_is_public() {
         for public in [
             "1.1.1.1",
@@ -107,6 +133,7 @@ mod tests {
             "100.128.0.1",
             "172.15.0.1",
             "172.32.0.1",
+            "168.63.129.17",
             "192.0.1.1",
             "151.101.1.1",
             "2a04:4e42::1",

@@ -18,7 +18,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 use url::Host;
 
-use super::address::is_public;
+use super::address::{is_own, is_public};
 
 /// For resolving, dialling and TLS together.
 const CONNECT_TIME: Duration = Duration::from_secs(15);
@@ -32,10 +32,9 @@ const MAX_ADDRESSES: usize = 16;
 pub enum ConnectError {
     #[error("cannot find the address of '{host}': {cause}")]
     Unresolved { host: String, cause: io::Error },
-    #[error(
-        "'{host}' is at {address}, which is not a public address; set `fetch.allow-private = true` on the box if it may be used"
-    )]
-    Private { host: String, address: IpAddr },
+    /// The address itself goes to the box's log: what a name means inside is not for everybody who can name it.
+    #[error("'{host}' has no public address; set `fetch.allow-private = true` on the box if it may be used")]
+    Private { host: String },
     #[error("cannot connect to '{host}' port {port}: {cause}")]
     Refused { host: String, port: u16, cause: io::Error },
     #[error("'{host}' port {port} did not answer within {} seconds", CONNECT_TIME.as_secs())]
@@ -140,7 +139,8 @@ impl Dialer {
                 lookup_host((name.as_str(), port)).await.map_err(failed)?.collect()
             }
         };
-        let allowed = |address: &&SocketAddr| self.allow_private || is_public(address.ip());
+        let allowed =
+            |address: &&SocketAddr| self.allow_private || (is_public(address.ip()) && !is_own(address.ip()));
         let (six, four): (Vec<SocketAddr>, Vec<SocketAddr>) =
             found.iter().filter(allowed).partition(|address| address.is_ipv6());
         let longest = six.len().max(four.len());
@@ -151,7 +151,8 @@ impl Dialer {
         match (mixed.is_empty(), found.first()) {
             (false, _) => Ok(mixed),
             (true, Some(address)) => {
-                Err(ConnectError::Private { host: host.to_string(), address: address.ip() })
+                tracing::warn!(%host, address = %address.ip(), "a private address is not connected to");
+                Err(ConnectError::Private { host: host.to_string() })
             }
             (true, None) => Err(ConnectError::Unresolved {
                 host: host.to_string(),

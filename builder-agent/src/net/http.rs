@@ -325,12 +325,6 @@ pub struct Body {
 }
 
 impl Body {
-    /// Where it comes from, after redirects.
-    #[must_use]
-    pub fn url(&self) -> &Url {
-        &self.url
-    }
-
     /// Bytes, if the server said so.
     #[must_use]
     pub fn length(&self) -> Option<u64> {

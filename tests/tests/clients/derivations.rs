@@ -303,7 +303,7 @@ pub fn the_box_fetches_nothing_from_its_own_network(stock: Stock) {
     let alice = Alice::with(stock);
     let server = Server::start(&[("/file", b"secret".to_vec())]);
     for mut way in alice.ways_to_build(&fetchurl(&server.url("/file"), NO_HASH)) {
-        process::run(&mut way).failed().says(&["which is not a public address"]);
+        process::run(&mut way).failed().says(&["has no public address"]);
     }
 }
 
