@@ -1,8 +1,10 @@
 //! From TOML text to [`Config`], by the table in [`super::keys`].
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use store::signing::PublicKey;
@@ -44,7 +46,7 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
     Ok(Config {
         signing_key_name: values.text("signing-key-name").unwrap_or_else(|| format!("{name}-1")),
         name,
-        listen: values.addresses("listen"),
+        listen: values.parsed("listen"),
         roster: values.required_path("roster")?,
         host_key: values.path("host-key").unwrap_or_else(|| state_dir.join("ssh_host_ed25519_key")),
         signing_key: values.path("signing-key").unwrap_or_else(|| state_dir.join("signing-key")),
@@ -74,12 +76,7 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
         },
         substitution: Substitution {
             enabled: values.bool_of("substitute"),
-            substituters: values
-                .texts("substituters")
-                .iter()
-                .flatten()
-                .filter_map(|url| Address::parse(url).ok())
-                .collect(),
+            substituters: values.parsed("substituters"),
             always: values.texts("always-substitute").unwrap_or_default(),
             never: values.texts("never-substitute").unwrap_or_default(),
         },
@@ -145,12 +142,8 @@ impl Values<'_> {
         matches!(self.found.get(key), Some(Value::Bool(true)))
     }
 
-    fn addresses(&self, key: &str) -> Vec<SocketAddr> {
-        self.parsed(key)
-    }
-
     /// A list whose items were parsed once already, to check them.
-    fn parsed<T: std::str::FromStr>(&self, key: &str) -> Vec<T> {
+    fn parsed<T: FromStr>(&self, key: &str) -> Vec<T> {
         self.texts(key).unwrap_or_default().iter().filter_map(|text| text.parse().ok()).collect()
     }
 }
@@ -255,25 +248,9 @@ impl File<'_> {
                     bad("it must be a list of \"address:port\", such as [\"0.0.0.0:22\", \"[::]:22\"]".into())
                 })
             }
-            Kind::Substituters => {
-                let urls =
-                    strings(plain).ok_or_else(|| bad("it must be a list of texts in quotes".into()))?;
-                match urls.iter().find_map(|url| Address::parse(url).err()) {
-                    Some(error) => Err(bad(format!("it must be a list of store URLs: {error}"))),
-                    None => Ok(Value::Texts(urls)),
-                }
-            }
-            Kind::PublicKeys => {
-                let keys =
-                    strings(plain).ok_or_else(|| bad("it must be a list of texts in quotes".into()))?;
-                match keys.iter().find_map(|key| key.parse::<PublicKey>().err()) {
-                    Some(error) => Err(bad(format!("it must be a list of public keys: {error}"))),
-                    None => Ok(Value::Texts(keys)),
-                }
-            }
-            Kind::Texts => strings(plain)
-                .map(Value::Texts)
-                .ok_or_else(|| bad("it must be a list of texts in quotes".into())),
+            Kind::Substituters => each::<Address>(plain, "store URLs").map_err(bad),
+            Kind::PublicKeys => each::<PublicKey>(plain, "public keys").map_err(bad),
+            Kind::Texts => each::<String>(plain, "texts").map_err(bad),
         }
     }
 
@@ -297,6 +274,15 @@ impl File<'_> {
 
 fn strings(value: &DeValue<'_>) -> Option<Vec<String>> {
     value.as_array()?.iter().map(|item| item.get_ref().as_str().map(str::to_owned)).collect()
+}
+
+/// A list of texts in quotes, each of which is a `T`.
+fn each<T: FromStr<Err: Display>>(value: &DeValue<'_>, what: &str) -> Result<Value, String> {
+    let list = strings(value).ok_or("it must be a list of texts in quotes")?;
+    match list.iter().find_map(|text| text.parse::<T>().err()) {
+        Some(error) => Err(format!("it must be a list of {what}: {error}")),
+        None => Ok(Value::Texts(list)),
+    }
 }
 
 /// Which keys exist where the unknown one was written.

@@ -1,6 +1,7 @@
 //! Where substituters are, as the configuration names them: Nix's store URLs, as far as they make sense for a box.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use russh::keys::PublicKey;
 use url::{Host, Url};
@@ -53,9 +54,11 @@ pub enum AddressError {
     NoHostKey { entry: String },
 }
 
-impl Address {
+impl FromStr for Address {
+    type Err = AddressError;
+
     /// Reads one entry.
-    pub fn parse(entry: &str) -> Result<Self, AddressError> {
+    fn from_str(entry: &str) -> Result<Self, AddressError> {
         let owned = || entry.to_owned();
         let mut url = Url::parse(entry).map_err(|cause| AddressError::NotUrl { entry: owned(), cause })?;
         let (mut priority, mut want_mass_query, mut host_key, mut key) = (None, None, None, None);
@@ -149,11 +152,11 @@ mod tests {
 
     #[test]
     fn what_nix_users_write_is_read() {
-        let http = Address::parse("https://cache.example.org?priority=10").expect("good");
+        let http = Address::from_str("https://cache.example.org?priority=10").expect("good");
         assert_eq!((http.name.as_str(), http.priority), ("https://cache.example.org", Some(10)));
         let AddressKind::Http(url) = http.kind else { panic!("not http") };
         assert_eq!(url.join("x.narinfo").expect("joins").as_str(), "https://cache.example.org/x.narinfo");
-        let below = Address::parse("http://10.0.0.1:8080/a/b").expect("good");
+        let below = Address::from_str("http://10.0.0.1:8080/a/b").expect("good");
         let AddressKind::Http(url) = below.kind else { panic!("not http") };
         assert_eq!(url.join("x.narinfo").expect("joins").as_str(), "http://10.0.0.1:8080/a/b/x.narinfo");
     }
@@ -164,9 +167,9 @@ mod tests {
         let line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
         let key = base64::engine::general_purpose::STANDARD.encode(line);
         let entry = format!("ssh-ng://nix@box.example.org:2222?base64-ssh-public-host-key={key}");
-        let AddressKind::Ssh(ssh) = Address::parse(&entry).expect("good").kind else { panic!("not ssh") };
+        let AddressKind::Ssh(ssh) = Address::from_str(&entry).expect("good").kind else { panic!("not ssh") };
         assert_eq!((ssh.user.as_str(), ssh.port), ("nix", 2222));
-        let error = Address::parse("ssh-ng://box").expect_err("no host key").to_string();
+        let error = Address::from_str("ssh-ng://box").expect_err("no host key").to_string();
         assert!(error.contains("base64 -w0"), "{error}");
     }
 
@@ -180,7 +183,7 @@ mod tests {
             ("https://c?priority=first", "must be a number"),
             ("ssh-ng://box?base64-ssh-public-host-key=AAAA", "not an OpenSSH public key"),
         ] {
-            let error = Address::parse(entry).expect_err(entry).to_string();
+            let error = Address::from_str(entry).expect_err(entry).to_string();
             assert!(error.contains(said), "{entry}: {error}");
         }
     }
