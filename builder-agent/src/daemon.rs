@@ -13,17 +13,17 @@ use store::View;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use wire::WireError;
-use wire::types::{BuildMode, ClientSettings};
+use wire::types::ClientSettings;
 use wire::worker::{Connection, Failure, LogEvent, Request, Response, ServerInfo};
 
 use crate::House;
+use crate::convert;
 use crate::roster::{Member, Roster};
 
 mod ask;
 mod audience;
 mod client_settings;
 mod context;
-mod convert;
 mod fetching;
 mod floating;
 mod garbage;
@@ -246,19 +246,19 @@ impl Session {
             Request::QueryDerivationOutputMap { path } => {
                 Response::OutputMap(ask::outputs(&self.house, view, path).await?)
             }
-            Request::QueryMissing { targets } => Response::Missing(self.missing(targets).await?),
+            Request::QueryMissing { targets } => Response::Missing(self.missing(conn, targets).await?),
 
             // Questions that caches are asked for.
             Request::QuerySubstitutablePaths { paths } => {
-                let infos = self.substitutable(paths, true).await;
+                let infos = self.substitutable(conn, paths, true).await?;
                 Response::Paths(infos.into_iter().map(|info| info.path).collect())
             }
             Request::QuerySubstitutablePathInfo { path } => {
-                Response::Substitutable(self.substitutable(vec![path], false).await)
+                Response::Substitutable(self.substitutable(conn, vec![path], false).await?)
             }
             Request::QuerySubstitutablePathInfos { paths } => {
                 let paths = paths.into_keys().collect();
-                Response::Substitutable(self.substitutable(paths, false).await)
+                Response::Substitutable(self.substitutable(conn, paths, false).await?)
             }
             Request::QueryRealisation { id } => {
                 Response::Realisation(ask::realisation(&self.house, view, id).await?)
@@ -298,22 +298,13 @@ impl Session {
                 Response::Done
             }
             Request::BuildPaths { paths, mode } => {
-                if mode == BuildMode::Normal {
-                    self.prefetch(conn, &paths).await?;
-                }
                 self.build_paths(conn, paths, mode).await?;
                 Response::Done
             }
             Request::BuildPathsWithResults { paths, mode } => {
-                if mode == BuildMode::Normal {
-                    self.prefetch(conn, &paths).await?;
-                }
                 Response::BuildResults(self.build_paths_with_results(conn, paths, mode).await?)
             }
             Request::BuildDerivation { drv_path, derivation, mode } => {
-                if mode == BuildMode::Normal {
-                    self.prefetch_outputs(conn, &drv_path, &derivation).await?;
-                }
                 Response::BuildResult(self.build_derivation(conn, drv_path, derivation, mode).await?)
             }
 

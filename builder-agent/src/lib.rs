@@ -11,6 +11,7 @@ use tokio::sync::watch;
 pub mod backend;
 pub mod build;
 pub mod config;
+mod convert;
 pub mod daemon;
 pub mod logging;
 pub mod net;

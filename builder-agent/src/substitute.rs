@@ -30,7 +30,7 @@ mod unpack;
 mod walk;
 
 pub use offer::Offer;
-pub use walk::{Event, Fetched, Walk};
+pub use walk::{Event, Fetched, Walk, warn};
 
 use download::{Download, Downloads};
 use lookup::Lookups;
@@ -52,6 +52,14 @@ pub enum Answer {
 }
 
 impl Answer {
+    /// What a person should hear of it: more than that nobody has it.
+    fn warning(&self) -> Option<Arc<str>> {
+        match self {
+            Self::Refused(why) | Self::Nowhere { trouble: Some(why) } => Some(why.clone()),
+            Self::Offer(_) | Self::Nowhere { trouble: None } => None,
+        }
+    }
+
     /// Why there is no offer, in one line.
     fn reason(&self, path: &StorePath) -> Arc<str> {
         let path = path.to_absolute_path();
@@ -134,8 +142,9 @@ impl Substituters {
         self.0.lookups.lock().unwrap_or_else(PoisonError::into_inner).forget(path);
     }
 
-    /// Asks the sources about one path, the one with the lowest priority first.
-    async fn ask(&self, member: &Member, path: &StorePath) -> Answer {
+    /// Asks the sources about one path, the one with the lowest priority first. `mass`: only those that do not mind
+    /// being asked about whatever comes along.
+    async fn ask(&self, member: &Member, path: &StorePath, mass: bool) -> Answer {
         if !self.any() {
             return Answer::Nowhere {
                 trouble: Some("this box uses no substituters; set `substituters`".into()),
@@ -151,18 +160,27 @@ impl Substituters {
         if let Some(answer) = known {
             return answer;
         }
-        let answer = self.ask_sources(path).await;
+        let answer = self.ask_sources(path, mass).await;
+        if mass {
+            // Those who were left out may have it, or have it first.
+            return answer;
+        }
         self.0.lookups.lock().unwrap_or_else(PoisonError::into_inner).put(member, path, &answer);
         answer
     }
 
-    async fn ask_sources(&self, path: &StorePath) -> Answer {
+    async fn ask_sources(&self, path: &StorePath, mass: bool) -> Answer {
+        let (mut refused, mut trouble) = (None, None);
         let mut order = Vec::with_capacity(self.0.sources.len());
         for (index, source) in self.0.sources.iter().enumerate() {
-            order.push((source.priority().await, index));
+            match source.about().await {
+                Ok(about) if mass && !about.want_mass_query => {}
+                // One that says nothing has 0, as in Nix.
+                Ok(about) => order.push((about.priority.unwrap_or(0), index)),
+                Err(error) => trouble = trouble.or(Some(Arc::from(error.to_string()))),
+            }
         }
         order.sort_unstable();
-        let (mut refused, mut trouble) = (None, None);
         for (_, index) in order {
             let source = self.source(index);
             match source.offer(path, index).await {
@@ -180,15 +198,5 @@ impl Substituters {
             Some(why) => Answer::Refused(why),
             None => Answer::Nowhere { trouble },
         }
-    }
-
-    /// Whether every source, or at least one, likes to be asked about whatever comes along.
-    pub async fn wants_mass_query(&self) -> bool {
-        for source in &self.0.sources {
-            if source.wants_mass_query().await {
-                return true;
-            }
-        }
-        false
     }
 }

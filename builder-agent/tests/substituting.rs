@@ -3,106 +3,17 @@
 
 mod common;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
-use common::http::{ENDLESS, ok, server, status};
+use common::cache::{Cache, as_it_is, house, key, narinfo_of};
+use common::http::{ENDLESS, ok, silent, status};
 use common::scripted::{Scripted, TestClient, path};
-use nix_derivation::{StorePath, nixbase32};
+use nix_derivation::StorePath;
 use sha2::{Digest, Sha256};
-use store::signing::{SecretKey, Signer, fingerprint};
+use store::signing::SecretKey;
 use wire::client::{End, encode_file_nar};
 use wire::worker::Request;
-
-/// A cache made by hand: what it answers by path, and what it was asked for.
-#[derive(Clone, Default)]
-struct Cache {
-    files: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
-    asked: Arc<Mutex<Vec<String>>>,
-}
-
-impl Cache {
-    async fn open() -> (Self, SocketAddr) {
-        let cache = Self::default();
-        cache.put("nix-cache-info", ok("StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n"));
-        let serving = cache.clone();
-        let (address, _) = server(move |path| {
-            serving.asked.lock().expect("asked").push(path[1..].to_owned());
-            serving.files.lock().expect("files").get(&path[1..]).cloned().unwrap_or_else(|| status(404))
-        })
-        .await;
-        (cache, address)
-    }
-
-    fn put(&self, path: &str, answer: Vec<u8>) {
-        self.files.lock().expect("files").insert(path.to_owned(), answer);
-    }
-
-    fn asked(&self, path: &str) -> usize {
-        self.asked.lock().expect("asked").iter().filter(|asked| *asked == path).count()
-    }
-
-    /// Everything that makes `path` a file with this text, as an honest cache would have it; then `change` has its way
-    /// with the narinfo.
-    fn publish(
-        &self,
-        name: &str,
-        text: &str,
-        references: &[StorePath],
-        key: Option<&SecretKey>,
-        change: impl FnOnce(String) -> String,
-    ) -> StorePath {
-        let path = path(name);
-        let nar = encode_file_nar(text.as_bytes(), false);
-        let info = store::PathInfo {
-            path: path.clone(),
-            nar_hash: Sha256::digest(&nar).into(),
-            nar_size: nar.len() as u64,
-            references: references.iter().cloned().collect::<BTreeSet<_>>(),
-            deriver: None,
-            registration_time: 0,
-            ultimate: false,
-            signatures: Vec::new(),
-            ca: None,
-        };
-        let hash = nixbase32::encode(&info.nar_hash);
-        let names: Vec<String> = info.references.iter().map(StorePath::to_basename).collect();
-        let signature = key.map(|key| format!("Sig: {}\n", key.sign(fingerprint(&info).as_bytes())));
-        let narinfo = format!(
-            "StorePath: {}\nURL: nar/{name}.nar\nCompression: none\nFileHash: sha256:{hash}\nFileSize: {size}\n\
-             NarHash: sha256:{hash}\nNarSize: {size}\nReferences: {}\n{}",
-            path.to_absolute_path(),
-            names.join(" "),
-            signature.unwrap_or_default(),
-            size = nar.len(),
-        );
-        self.put(&narinfo_of(&path), ok(change(narinfo)));
-        self.put(&format!("nar/{name}.nar"), ok(nar));
-        path
-    }
-}
-
-fn narinfo_of(path: &StorePath) -> String {
-    format!("{}.narinfo", nixbase32::encode(path.digest()))
-}
-
-fn as_it_is(narinfo: String) -> String {
-    narinfo
-}
-
-fn key() -> SecretKey {
-    SecretKey::generate("cache.example.org-1").expect("a key")
-}
-
-/// A house that fetches from there and trusts this key.
-fn house(address: SocketAddr, key: &SecretKey, more: &str) -> Scripted {
-    Scripted::open(&format!(
-        "substituters = [\"http://{address}\"]\ntrusted-public-keys = [\"{}\"]\nfetch.allow-private = true\n\
-         fetch.stall-seconds = 1\n{more}",
-        key.public()
-    ))
-}
 
 /// `EnsurePath`: nothing, or the error.
 async fn ensure(client: &mut TestClient, path: &StorePath) -> Result<(), String> {
@@ -136,9 +47,9 @@ async fn a_signed_path_is_fetched_with_its_references_and_everybody_sees_it() {
         assert!(is_valid(&mut alice, path).await && is_valid(&mut bob, path).await, "{path:?}");
     }
     // What is there is not asked for again.
-    let asked = cache.asked.lock().expect("asked").len();
+    let asked = cache.all_asked();
     assert_eq!(ensure(&mut bob, &app).await, Ok(()));
-    assert_eq!(cache.asked.lock().expect("asked").len(), asked);
+    assert_eq!(cache.all_asked(), asked);
 }
 
 #[tokio::test]
@@ -254,6 +165,49 @@ async fn a_cache_that_is_down_or_stalls_costs_a_clear_line_and_is_left_alone_for
     assert!(error.contains("nothing came for 1 seconds (`fetch.stall-seconds`)"), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_hangs_is_waited_for_once_whatever_is_wanted() {
+    let (address, connections) = silent().await;
+    let house = house(address, &key(), "");
+    let mut alice = house.session("alice").await;
+    let paths: Vec<StorePath> = (0..100).map(|n| path(&format!("path-{n}"))).collect();
+    alice.call(&Request::QueryValidPaths { paths, substitute: true }).await.expect("an answer");
+    assert_eq!(alice.paths().await.expect("paths"), []);
+    // One, unless the machine is so slow that the first pause is over before all have asked.
+    let asked = connections.load(Ordering::Relaxed);
+    assert!(asked <= 3, "{asked} connections");
+    let error = ensure(&mut alice, &path("app")).await.expect_err("no answer");
+    assert!(!error.contains("another 300 seconds"), "{error}");
+}
+
+#[tokio::test]
+async fn a_cache_that_wants_no_mass_queries_gets_none_and_is_not_taken_to_have_nothing() {
+    let (eager, address) = Cache::open().await;
+    let (shy, other) = Cache::open().await;
+    shy.put("nix-cache-info", ok("StoreDir: /nix/store\nWantMassQuery: 0\nPriority: 10\n"));
+    let key = key();
+    let (common, rare) = (path("common"), path("rare"));
+    for cache in [&eager, &shy] {
+        cache.publish("common", "x", &[], Some(&key), as_it_is);
+    }
+    shy.publish("rare", "x", &[], Some(&key), as_it_is);
+    let house = Scripted::open(&format!(
+        "substituters = [\"http://{address}\", \"http://{other}\"]\ntrusted-public-keys = [\"{}\"]\n\
+         fetch.allow-private = true\n",
+        key.public()
+    ));
+    let mut alice = house.session("alice").await;
+    let paths = vec![common.clone(), rare.clone()];
+    alice.call(&Request::QuerySubstitutablePaths { paths }).await.expect("an answer");
+    assert_eq!(alice.paths().await.expect("paths"), std::slice::from_ref(&common));
+    assert_eq!((shy.asked(&narinfo_of(&common)), shy.asked(&narinfo_of(&rare))), (0, 0));
+    // A question about one path goes to all, the one with the better priority first.
+    for path in [&rare, &common] {
+        assert_eq!(ensure(&mut alice, path).await, Ok(()));
+        assert_eq!(shy.asked(&narinfo_of(path)), 1);
+    }
+}
+
 #[tokio::test]
 async fn private_addresses_are_not_fetched_from_by_default() {
     let (cache, address) = Cache::open().await;
@@ -266,7 +220,7 @@ async fn private_addresses_are_not_fetched_from_by_default() {
     let mut alice = house.session("alice").await;
     let error = ensure(&mut alice, &app).await.expect_err("private");
     assert!(error.contains("set `fetch.allow-private = true` on the box"), "{error}");
-    assert!(cache.asked.lock().expect("asked").is_empty());
+    assert!(cache.all_asked() == 0);
 }
 
 #[tokio::test]

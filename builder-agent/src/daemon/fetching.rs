@@ -65,18 +65,20 @@ impl Session {
     }
 
     /// What could be fetched. `mass`: the client asks about everything it has; then only sources that do not mind.
-    pub(super) async fn substitutable(
+    pub(super) async fn substitutable<A: Audience>(
         &self,
+        audience: &mut A,
         paths: Vec<StorePath>,
         mass: bool,
-    ) -> Vec<SubstitutablePathInfo> {
-        let substituters = &self.house.substituters;
+    ) -> Result<Vec<SubstitutablePathInfo>, Trouble> {
         let paths: Vec<StorePath> =
             paths.into_iter().filter(|path| self.may_fetch(path.name(), true)).collect();
-        if paths.is_empty() || (mass && !substituters.wants_mass_query().await) {
-            return Vec::new();
+        if paths.is_empty() {
+            return Ok(Vec::new());
         }
-        let offers = substituters.offers(self.view.member(), &paths).await;
+        let (substituters, member) = (&self.house.substituters, self.view.member());
+        let ask = |events| async move { substituters.offers(member, &paths, mass, &events).await };
+        let offers = self.told(audience, ask).await?;
         let info = |offer: &Arc<crate::substitute::Offer>| SubstitutablePathInfo {
             path: offer.info.path.clone(),
             deriver: offer.info.deriver.clone(),
@@ -84,19 +86,26 @@ impl Session {
             download_size: offer.download_size(),
             nar_size: offer.info.nar_size,
         };
-        offers.values().map(info).collect()
+        Ok(offers.values().map(info).collect())
     }
 
     /// What building the targets would mean.
-    pub(super) async fn missing(&self, targets: Vec<DerivedPath>) -> Result<Missing, Trouble> {
-        let instead = self.instead(&targets).await?;
-        let mut missing = ask::missing(&self.house, &self.view, targets).await?;
+    pub(super) async fn missing<A: Audience>(
+        &self,
+        audience: &mut A,
+        targets: Vec<DerivedPath>,
+    ) -> Result<Missing, Trouble> {
+        let mut missing = ask::missing(&self.house, &self.view, targets.clone()).await?;
         if !self.house.substituters.any() {
             return Ok(missing);
         }
-        let wanted: Vec<StorePath> = instead.fetch.into_iter().collect();
-        let walk = self.house.substituters.walk(self.view.member(), &wanted).await;
-        missing.will_build.retain(|drv| instead.build.contains(drv));
+        let ask = |events| async move {
+            let instead = self.instead(&targets, &events).await?;
+            let wanted: Vec<StorePath> = instead.fetch.into_iter().collect();
+            Ok::<_, Trouble>((instead.build, self.offered(&wanted, &events).await))
+        };
+        let (build, walk) = self.told(audience, ask).await??;
+        missing.will_build.retain(|drv| build.contains(drv));
         missing.unknown.retain(|path| !walk.offers.contains_key(path));
         (missing.download_size, missing.nar_size) = (walk.download_size(), walk.nar_size());
         missing.will_substitute = walk.offers.into_keys().collect();
@@ -109,16 +118,24 @@ impl Session {
         audience: &mut A,
         paths: Vec<StorePath>,
     ) -> Result<Fetched, Trouble> {
-        let (events, mut shown) = mpsc::channel(EVENTS_AHEAD);
-        let (substituters, member) = (self.house.substituters.clone(), self.view.member().clone());
-        let (ids, to) = (self.ids.clone(), self.house.config.name.clone());
-        let work = async move {
-            let (sender, receiver) = mpsc::channel(EVENTS_AHEAD);
-            let show = tell(receiver, events, ids, &to);
-            let fetch = async move { substituters.fetch(&member, &paths, &sender).await };
-            tokio::join!(fetch, show).0
-        };
-        Ok(audience.run(work, &mut shown).await?)
+        let (substituters, member) = (&self.house.substituters, self.view.member());
+        self.told(audience, |events| async move { substituters.fetch(member, &paths, &events).await }).await
+    }
+
+    /// Does work that asks caches. The client sees what happens meanwhile; hanging up ends it. The work must let go of
+    /// the sender in the end.
+    pub(super) async fn told<A: Audience, F>(
+        &self,
+        audience: &mut A,
+        work: impl FnOnce(mpsc::Sender<Event>) -> F,
+    ) -> Result<F::Output, Trouble>
+    where
+        F: Future<Output: Send> + Send,
+    {
+        let (to_client, mut shown) = mpsc::channel(EVENTS_AHEAD);
+        let (events, happened) = mpsc::channel(EVENTS_AHEAD);
+        let (work, tell) = (work(events), tell(happened, to_client, &self.ids, &self.house.config.name));
+        Ok(audience.run(async { tokio::join!(work, tell).0 }, &mut shown).await?)
     }
 }
 
@@ -126,7 +143,7 @@ impl Session {
 pub(super) async fn tell(
     mut from: mpsc::Receiver<Event>,
     to: mpsc::Sender<LogEvent>,
-    ids: Ids,
+    ids: &Ids,
     machine: &str,
 ) {
     // Substitution and, inside, the copy.

@@ -7,15 +7,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nix_derivation::{Derivation, DerivedPath, SingleDerivedPath, StorePath};
+use nix_derivation::{DerivedPath, SingleDerivedPath, StorePath};
 use store::View;
+use tokio::sync::mpsc;
 
 use super::Session;
 use super::audience::Audience;
 use super::transfer::{Trouble, blocking};
+use crate::build::modulo::{self, Hasher};
 use crate::build::plan::MAX_DERIVATIONS;
-use crate::build::recipe::MAX_DRV_BYTES;
-use crate::substitute::Walk;
+use crate::build::realised;
+use crate::substitute::{Event, Walk, warn};
 
 /// What would be fetched for some targets, and what would still have to be built.
 #[derive(Debug, Default)]
@@ -43,12 +45,19 @@ impl Session {
         audience: &mut A,
         targets: &[DerivedPath],
     ) -> Result<(), Trouble> {
-        let instead = self.instead(targets).await?;
-        if !instead.fetch.is_empty() {
-            // What fails is built, or reported by the plan; the client has been warned.
-            self.fetch(audience, instead.fetch.into_iter().collect()).await?;
+        if !self.house.substituters.any() {
+            return Ok(());
         }
-        Ok(())
+        let work = |events| async move {
+            let instead = self.instead(targets, &events).await?;
+            if !instead.fetch.is_empty() {
+                // What fails is built, or reported by the plan; the client has been warned.
+                let paths: Vec<StorePath> = instead.fetch.into_iter().collect();
+                self.house.substituters.fetch(self.view.member(), &paths, &events).await;
+            }
+            Ok(())
+        };
+        self.told(audience, work).await?
     }
 
     /// The outputs of a derivation that came without its inputs, if all of them can be fetched.
@@ -62,19 +71,24 @@ impl Session {
         let paths = derivation.outputs.iter().map(|(output, spec)| spec.path(&name, output).ok().flatten());
         let missing =
             paths.filter(|path| path.as_ref().is_none_or(|path| !self.view.is_valid(path))).collect();
-        let allows = !derivation.env.get("allowSubstitutes").is_some_and(|value| value.is_empty())
-            && !derivation.env.get("__json").is_some_and(|json| refuses(json));
+        let allows = allows(&derivation.env, derivation.env.get("__json").map(Vec::as_slice));
         let looked = Looked { drv: drv.clone(), name, missing, allows, inputs: Vec::new() };
-        let Some(paths) = self.candidates(&looked) else { return Ok(()) };
-        let walk = self.house.substituters.walk(self.view.member(), &paths).await;
-        if !paths.is_empty() && paths.iter().all(|path| walk.offers.contains_key(path)) {
-            self.fetch(audience, paths).await?;
-        }
-        Ok(())
+        let Some(paths) = self.candidates(&looked).filter(|paths| !paths.is_empty()) else { return Ok(()) };
+        let work = |events| async move {
+            let walk = self.offered(&paths, &events).await;
+            if paths.iter().all(|path| walk.offers.contains_key(path)) {
+                self.house.substituters.fetch(self.view.member(), &paths, &events).await;
+            }
+        };
+        self.told(audience, work).await
     }
 
     /// What would be fetched, and what built.
-    pub(super) async fn instead(&self, targets: &[DerivedPath]) -> Result<Instead, Trouble> {
+    pub(super) async fn instead(
+        &self,
+        targets: &[DerivedPath],
+        events: &mpsc::Sender<Event>,
+    ) -> Result<Instead, Trouble> {
         let mut instead = Instead::default();
         if !self.house.substituters.any() {
             return Ok(instead);
@@ -93,7 +107,7 @@ impl Session {
                 _ => {}
             }
         }
-        let offered = self.offered(&plain).await;
+        let offered = self.offered(&plain, events).await;
         instead.fetch.extend(plain.into_iter().filter(|path| offered.offers.contains_key(path)));
         while !next.is_empty() {
             next.retain(|(drv, outputs)| {
@@ -108,15 +122,16 @@ impl Session {
                     "the targets depend on more than {MAX_DERIVATIONS} derivations; build them in parts"
                 )));
             }
-            let (view, level) = (self.view.clone(), std::mem::take(&mut next));
+            let (house, view, level) = (self.house.clone(), self.view.clone(), std::mem::take(&mut next));
             let looked: Vec<Looked> = blocking(move || {
-                level.iter().filter_map(|(drv, outputs)| look(&view, drv, outputs)).collect()
+                let mut hasher = Hasher::new(&view, &house.drv_hashes);
+                level.iter().filter_map(|(drv, outputs)| look(&view, &mut hasher, drv, outputs)).collect()
             })
             .await?;
             let candidates: Vec<Option<Vec<StorePath>>> =
                 looked.iter().map(|looked| self.candidates(looked)).collect();
             let asked: Vec<StorePath> = candidates.iter().flatten().flatten().cloned().collect();
-            let offered = self.offered(&asked).await;
+            let offered = self.offered(&asked, events).await;
             for (looked, candidates) in looked.into_iter().zip(candidates) {
                 match candidates {
                     Some(paths) if paths.iter().all(|path| offered.offers.contains_key(path)) => {
@@ -132,11 +147,11 @@ impl Session {
         Ok(instead)
     }
 
-    async fn offered(&self, paths: &[StorePath]) -> Walk {
-        match paths.is_empty() {
-            true => Walk::default(),
-            false => self.house.substituters.walk(self.view.member(), paths).await,
-        }
+    /// What is on offer of `paths`, with all they refer to; what speaks against the rest is told.
+    pub(super) async fn offered(&self, paths: &[StorePath], events: &mpsc::Sender<Event>) -> Walk {
+        let mut walk = self.house.substituters.walk(self.view.member(), paths).await;
+        warn(std::mem::take(&mut walk.warnings), events).await;
+        walk
     }
 
     /// What to ask about instead of building it; `None` if it has to be built in any case.
@@ -153,33 +168,37 @@ impl Session {
 }
 
 /// `None` if nothing of it is missing, or nothing can be said about it.
-fn look(view: &View, drv: &StorePath, wanted: &[String]) -> Option<Looked> {
-    let name = drv.name().strip_suffix(".drv")?;
-    let bytes = view.read_file(drv, MAX_DRV_BYTES).ok()?;
-    let derivation = Derivation::from_aterm_bytes(&bytes, name).ok()?;
+fn look(view: &View, hasher: &mut Hasher<'_>, drv: &StorePath, wanted: &[String]) -> Option<Looked> {
+    let derivation = modulo::read(view, drv).ok()?;
+    let name = derivation.name();
     let mut missing = Vec::new();
     for (output, spec) in derivation.outputs() {
-        if wanted.is_empty() || wanted.contains(output) {
-            match spec.path(name, output).ok()? {
-                Some(path) if view.is_valid(&path) => {}
-                path => missing.push(path),
-            }
+        if !wanted.is_empty() && !wanted.contains(output) {
+            continue;
+        }
+        let path = spec.path(name, output).ok()?.or_else(|| {
+            let realised = realised::path(view, &hasher.of(drv).ok()?.masked, output);
+            realised.map(|(path, _)| path)
+        });
+        if !path.as_ref().is_some_and(|path| view.is_valid(path)) {
+            missing.push(path);
         }
     }
     if missing.is_empty() {
         return None;
     }
-    let env = derivation.environment();
-    // Empty is how `false` gets into an environment.
-    let allows = !env.get("allowSubstitutes").is_some_and(|value| value.is_empty())
-        && !derivation.structured_attrs().is_some_and(|attrs| refuses(attrs.raw_json()));
+    let attributes = derivation.structured_attrs();
+    let allows = allows(derivation.environment(), attributes.map(|attributes| attributes.raw_json()));
     let inputs = derivation.input_derivations().iter();
     let inputs = inputs.map(|(input, wanted)| (input.clone(), wanted.outputs().iter().cloned().collect()));
     Some(Looked { drv: drv.clone(), name: name.to_owned(), missing, allows, inputs: inputs.collect() })
 }
 
-/// `allowSubstitutes = false` among structured attributes.
-fn refuses(json: &[u8]) -> bool {
-    serde_json::from_slice::<serde_json::Value>(json)
-        .is_ok_and(|attributes| attributes["allowSubstitutes"] == false)
+/// Unless it says `allowSubstitutes = false`, which is empty in an environment.
+fn allows(env: &BTreeMap<String, Vec<u8>>, attributes: Option<&[u8]>) -> bool {
+    let refuses = |json| {
+        serde_json::from_slice::<serde_json::Value>(json)
+            .is_ok_and(|attributes| attributes["allowSubstitutes"] == false)
+    };
+    !env.get("allowSubstitutes").is_some_and(|value| value.is_empty()) && !attributes.is_some_and(refuses)
 }

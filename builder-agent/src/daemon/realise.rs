@@ -47,6 +47,9 @@ impl Session {
         mode: BuildMode,
     ) -> Result<Vec<(DerivedPath, BuildResult)>, Trouble> {
         let check = is_check(mode)?;
+        if !check {
+            self.prefetch(audience, &targets).await?;
+        }
         let view = self.view.clone();
         let looked_at = targets.clone();
         let house = self.house.clone();
@@ -77,6 +80,9 @@ impl Session {
         mode: BuildMode,
     ) -> Result<BuildResult, Trouble> {
         let check = is_check(mode)?;
+        if !check {
+            self.prefetch_outputs(audience, &drv_path, &derivation).await?;
+        }
         let recipe = match Recipe::from_basic(&drv_path, derivation) {
             Ok(recipe) => Arc::new(recipe),
             Err(failure) => return Ok(BuildResult::new(failure.status, failure.message)),

@@ -21,8 +21,9 @@ use wire::worker::LogEvent;
 
 use super::audience::{Audience, shown_on};
 use super::transfer::{self, BATCH, Trouble, feed};
-use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, ask, convert, garbage};
+use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, ask, garbage};
 use crate::House;
+use crate::convert;
 
 /// Read from an upload at once.
 const PIECE: usize = 128 << 10;
@@ -169,7 +170,6 @@ where
                 self.session.settings = settings(options)?;
                 let Self { conn, stderr, session, .. } = self;
                 let audience = &mut Listener { conn, stderr };
-                session.prefetch_outputs(audience, &drv_path, &derivation).await?;
                 let mode = BuildMode::Normal;
                 Response::BuildResult(session.build_derivation(audience, drv_path, derivation, mode).await?)
             }
@@ -253,7 +253,6 @@ where
         self.session.settings = settings(options)?;
         let Self { conn, stderr, session, .. } = self;
         let audience = &mut Listener { conn, stderr };
-        session.prefetch(audience, &paths).await?;
         let results = session.build_paths_with_results(audience, paths, BuildMode::Normal).await?;
         let failed: Vec<BuildResult> =
             results.into_iter().map(|(_, result)| result).filter(|r| !r.status.is_success()).collect();

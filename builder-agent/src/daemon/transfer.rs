@@ -11,7 +11,8 @@ use wire::WireError;
 use wire::types::PathInfo;
 use wire::worker::Connection;
 
-use super::{Session, convert};
+use super::Session;
+use crate::convert;
 
 mod chunks;
 mod upload;

@@ -1,5 +1,7 @@
 //! A source in trouble is left alone for a while: longer each time, up to some minutes. Otherwise every question of every
 //! member would wait for it.
+//!
+//! Questions are asked many at once, and one outage fails them all: what fails during a pause makes it no longer.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,8 +25,12 @@ impl Health {
     /// Why it is not asked now.
     #[must_use]
     pub fn pause(&self, name: &str) -> Option<String> {
+        self.pause_at(name, Instant::now())
+    }
+
+    fn pause_at(&self, name: &str, now: Instant) -> Option<String> {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = state.until?.checked_duration_since(Instant::now())?;
+        let left = state.until?.checked_duration_since(now)?;
         Some(format!("{name} is not asked for another {} seconds, after: {}", left.as_secs() + 1, state.why))
     }
 
@@ -34,10 +40,17 @@ impl Health {
     }
 
     pub fn bad(&self, why: &str) {
+        self.bad_at(why, Instant::now());
+    }
+
+    fn bad_at(&self, why: &str, now: Instant) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.until.is_some_and(|until| now < until) {
+            return;
+        }
         let pause = FIRST.saturating_mul(1 << state.failures.min(16)).min(LONGEST);
         state.failures += 1;
-        state.until = Some(Instant::now() + pause);
+        state.until = Some(now + pause);
         state.why = why.to_owned();
     }
 }
@@ -49,13 +62,26 @@ mod tests {
     #[test]
     fn pauses_grow_and_end_with_success() {
         let health = Health::default();
-        assert_eq!(health.pause("cache"), None);
-        for _ in 0..40 {
-            health.bad("refused");
+        let mut now = Instant::now();
+        assert_eq!(health.pause_at("cache", now), None);
+        for seconds in [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
+            health.bad_at("refused", now);
+            let pause = health.pause_at("cache", now).expect("a pause");
+            assert!(pause.contains(&format!("another {} seconds, after: refused", seconds + 1)), "{pause}");
+            now += Duration::from_secs(seconds) + Duration::from_millis(1);
+            assert_eq!(health.pause_at("cache", now), None);
         }
-        let pause = health.pause("cache").expect("a pause");
-        assert!(pause.contains("another 300 seconds, after: refused"), "{pause}");
+        health.bad_at("refused", now);
         health.good();
-        assert_eq!(health.pause("cache"), None);
+        assert_eq!(health.pause_at("cache", now), None);
+    }
+
+    #[test]
+    fn questions_that_fail_together_are_one_failure() {
+        let (health, now) = (Health::default(), Instant::now());
+        for _ in 0..40 {
+            health.bad_at("refused", now);
+        }
+        assert_eq!(health.pause_at("cache", now + FIRST + Duration::from_millis(1)), None);
     }
 }

@@ -7,6 +7,7 @@ use nix_derivation::StorePath;
 use tokio::sync::Semaphore;
 
 use super::address::{Address, AddressKind};
+use super::cache_info::CacheInfo;
 use super::health::Health;
 use super::http_cache::HttpCache;
 use super::offer::Offer;
@@ -77,34 +78,33 @@ impl Source {
         }
     }
 
-    /// The lower, the earlier it is asked. A cache that says nothing has 0, as in Nix.
-    pub async fn priority(&self) -> u32 {
-        match (self.priority, &self.kind) {
-            (Some(priority), _) => priority,
-            (None, Kind::Http(cache)) if self.health.pause(&self.name).is_none() => {
-                cache.about().await.ok().and_then(|about| about.priority).unwrap_or(0)
-            }
-            (None, _) => 0,
+    /// What it says about itself, and what the configuration says instead. An error if it is not to be asked for
+    /// anything now.
+    pub async fn about(&self) -> Result<CacheInfo, SourceError> {
+        self.not_paused()?;
+        let about = match &self.kind {
+            Kind::Http(cache) => cache.about().await,
+            Kind::Ssh(_) => Ok(CacheInfo::default()),
+        };
+        if about.is_err() {
+            // Only failures: what is remembered is no sign of health.
+            self.note(&about);
         }
+        let about = about?;
+        Ok(CacheInfo {
+            priority: self.priority.or(about.priority),
+            want_mass_query: self.want_mass_query.unwrap_or(about.want_mass_query),
+        })
     }
 
-    /// Whether it may be asked about whatever comes along.
-    pub async fn wants_mass_query(&self) -> bool {
-        match (self.want_mass_query, &self.kind) {
-            (Some(wants), _) => wants,
-            (None, Kind::Http(cache)) if self.health.pause(&self.name).is_none() => {
-                cache.about().await.is_ok_and(|about| about.want_mass_query)
-            }
-            (None, _) => false,
-        }
+    fn not_paused(&self) -> Result<(), SourceError> {
+        self.health.pause(&self.name).map_or(Ok(()), |pause| Err(SourceError::Trouble(pause)))
     }
 
-    /// What it has for `path`. `index` is its place among the sources.
+    /// What it has for `path`, after [`Source::about`] went well. `index` is its place among the sources.
     pub async fn offer(&self, path: &StorePath, index: usize) -> Result<Option<Offer>, SourceError> {
         let _slot = self.questions.acquire().await;
-        if let Some(pause) = self.health.pause(&self.name) {
-            return Err(SourceError::Trouble(pause));
-        }
+        self.not_paused()?;
         let answer = match &self.kind {
             Kind::Http(cache) => cache.offer(path, index).await,
             Kind::Ssh(store) => store.offer(path, index).await,

@@ -12,7 +12,6 @@ use nix_derivation::StorePath;
 use russh::keys::PublicKeyOrCertificate;
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey};
 use russh::{ChannelStream, client};
-use store::PathInfo;
 use tokio::io::{AsyncReadExt, ReadHalf, WriteHalf};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -23,6 +22,7 @@ use wire::worker::Request;
 use super::address::SshAddress;
 use super::offer::{Offer, Place};
 use super::source::SourceError;
+use crate::convert;
 use crate::net::HttpClient;
 
 /// Connections to one machine at once; each serves one question or one NAR at a time.
@@ -94,21 +94,7 @@ impl SshStore {
         });
         let info = asked.await.map_err(|_| self.stalled())?.map_err(|error| self.broken(&error))?;
         self.give_back(borrowed);
-        Ok(info.map(|info| Offer {
-            source,
-            place: Place::Ssh,
-            info: PathInfo {
-                path: info.path,
-                nar_hash: info.nar_hash,
-                nar_size: info.nar_size,
-                references: info.references,
-                deriver: info.deriver,
-                registration_time: 0,
-                ultimate: false,
-                signatures: info.signatures,
-                ca: info.ca.map(|ca| ca.to_nix_string()),
-            },
-        }))
+        Ok(info.map(|info| Offer { source, place: Place::Ssh, info: convert::from_wire(info) }))
     }
 
     /// A session in which the NAR of `path` comes next.

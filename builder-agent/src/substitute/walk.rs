@@ -57,6 +57,8 @@ pub struct Walk {
     pub refused: BTreeMap<StorePath, Arc<str>>,
     /// Reasons that are more than "nobody has it".
     pub warnings: BTreeSet<Arc<str>>,
+    /// By path, the offered ones that refer to it.
+    needed_by: BTreeMap<StorePath, Vec<StorePath>>,
 }
 
 impl Walk {
@@ -71,31 +73,32 @@ impl Walk {
         self.offers.values().map(|offer| offer.info.nar_size).fold(0, u64::saturating_add)
     }
 
-    /// Takes out what needs something that cannot be had, however indirectly.
-    fn settle(&mut self) {
-        loop {
-            let lost: Vec<(StorePath, Arc<str>)> = self
-                .offers
-                .iter()
-                .filter_map(|(path, offer)| {
-                    let missing =
-                        offer.references().find(|reference| self.refused.contains_key(*reference))?;
-                    let why = &self.refused[missing];
-                    // The reason of the first one is the reason of all; it is not nested again.
-                    let text = match why.starts_with("a reference ") {
-                        true => why.clone(),
-                        false => format!("a reference of '{}' cannot be had: {why}", path.to_absolute_path())
-                            .into(),
-                    };
-                    Some((path.clone(), text))
-                })
-                .collect();
-            if lost.is_empty() {
-                return;
-            }
-            for (path, why) in lost {
-                self.offers.remove(&path);
-                self.refused.insert(path, why);
+    fn offer(&mut self, offer: Arc<Offer>) {
+        let path = &offer.info.path;
+        for reference in offer.references() {
+            self.needed_by.entry(reference.clone()).or_default().push(path.clone());
+        }
+        self.offers.insert(path.clone(), offer);
+    }
+
+    /// Takes out what needs one of these, which were refused, however indirectly. Each path is looked at once, however
+    /// deep a cache's references go.
+    fn settle(&mut self, mut lost: Vec<StorePath>) {
+        while let Some(path) = lost.pop() {
+            let Some(why) = self.refused.get(&path).cloned() else { continue };
+            for user in self.needed_by.remove(&path).into_iter().flatten() {
+                if self.offers.remove(&user).is_none() {
+                    continue;
+                }
+                // The reason of the first one is the reason of all; it is not nested again.
+                let text = match why.starts_with("a reference ") {
+                    true => why.clone(),
+                    false => {
+                        format!("a reference of '{}' cannot be had: {why}", user.to_absolute_path()).into()
+                    }
+                };
+                self.refused.insert(user.clone(), text);
+                lost.push(user);
             }
         }
     }
@@ -127,7 +130,7 @@ impl Substituters {
                 }
                 let (this, member) = (self.clone(), member.clone());
                 asked.spawn(async move {
-                    let answer = this.ask(&member, &path).await;
+                    let answer = this.ask(&member, &path, false).await;
                     (path, answer)
                 });
             }
@@ -137,27 +140,31 @@ impl Substituters {
                 Answer::Offer(offer) => {
                     let all = offer.references().all(|reference| reach(reference, &mut todo));
                     if all {
-                        walk.offers.insert(path, offer);
+                        walk.offer(offer);
                     } else {
                         let why = format!("the closure has more than {MAX_PATHS} paths");
                         walk.refused.insert(path, why.into());
                     }
                 }
                 other => {
+                    walk.warnings.extend(other.warning());
                     let why = other.reason(&path);
-                    if let Answer::Refused(why) | Answer::Nowhere { trouble: Some(why) } = other {
-                        walk.warnings.insert(why);
-                    }
                     walk.refused.insert(path, why);
                 }
             }
         }
-        walk.settle();
+        walk.settle(walk.refused.keys().cloned().collect());
         walk
     }
 
-    /// What there is of `paths` alone, without what they refer to.
-    pub async fn offers(&self, member: &Member, paths: &[StorePath]) -> BTreeMap<StorePath, Arc<Offer>> {
+    /// What there is of `paths` alone, without what they refer to. `mass`: only sources that do not mind are asked.
+    pub async fn offers(
+        &self,
+        member: &Member,
+        paths: &[StorePath],
+        mass: bool,
+        events: &mpsc::Sender<Event>,
+    ) -> BTreeMap<StorePath, Arc<Offer>> {
         let mut offers = BTreeMap::new();
         let mut todo = paths.iter();
         let mut asked = JoinSet::new();
@@ -167,13 +174,14 @@ impl Substituters {
             {
                 let (this, member, path) = (self.clone(), member.clone(), path.clone());
                 asked.spawn(async move {
-                    let answer = this.ask(&member, &path).await;
+                    let answer = this.ask(&member, &path, mass).await;
                     (path, answer)
                 });
             }
             match asked.join_next().await {
                 Some(Ok((path, Answer::Offer(offer)))) => drop(offers.insert(path, offer)),
-                Some(_) => {}
+                Some(Ok((_, other))) => warn(other.warning(), events).await,
+                Some(Err(_)) => {}
                 None => return offers,
             }
         }
@@ -183,11 +191,8 @@ impl Substituters {
     /// nobody else waits for.
     pub async fn fetch(&self, member: &Member, paths: &[StorePath], events: &mpsc::Sender<Event>) -> Fetched {
         let mut walk = self.walk(member, paths).await;
-        for warning in std::mem::take(&mut walk.warnings) {
-            let _ = events.send(Event::Warning(warning)).await;
-        }
+        warn(std::mem::take(&mut walk.warnings), events).await;
         let mut waiting: BTreeMap<StorePath, BTreeSet<StorePath>> = BTreeMap::new();
-        let mut needed_by: BTreeMap<StorePath, Vec<StorePath>> = BTreeMap::new();
         let mut ready = Vec::new();
         for (path, offer) in &walk.offers {
             let needs: BTreeSet<StorePath> = offer
@@ -195,9 +200,6 @@ impl Substituters {
                 .filter(|reference| walk.offers.contains_key(*reference))
                 .cloned()
                 .collect();
-            for need in &needs {
-                needed_by.entry(need.clone()).or_default().push(path.clone());
-            }
             match needs.is_empty() {
                 true => ready.push(path.clone()),
                 false => drop(waiting.insert(path.clone(), needs)),
@@ -215,11 +217,12 @@ impl Substituters {
             let Ok((path, end)) = joined else { continue };
             if let Err(why) = end {
                 self.forget(&path);
-                let _ = events.send(Event::Warning(why.clone())).await;
+                warn([why.clone()], events).await;
                 walk.refused.insert(path.clone(), why);
-                walk.settle();
+                walk.settle(vec![path]);
+                continue;
             }
-            for user in needed_by.remove(&path).into_iter().flatten() {
+            for user in walk.needed_by.remove(&path).into_iter().flatten() {
                 if let Some(needs) = waiting.get_mut(&user) {
                     needs.remove(&path);
                     if needs.is_empty() {
@@ -242,6 +245,13 @@ impl Substituters {
                 (path.clone(), end)
             })
             .collect()
+    }
+}
+
+/// Tells whoever asked.
+pub async fn warn(warnings: impl IntoIterator<Item = Arc<str>>, events: &mpsc::Sender<Event>) {
+    for warning in warnings {
+        let _ = events.send(Event::Warning(warning)).await;
     }
 }
 
@@ -276,4 +286,50 @@ async fn watched(
     }
     let _ = events.send(Event::Ended { path: path.clone() }).await;
     (path, end)
+}
+
+#[cfg(test)]
+mod tests {
+    use store::PathInfo;
+
+    use super::super::offer::Place;
+    use super::*;
+
+    fn path(n: u32) -> StorePath {
+        let mut digest = [0; 20];
+        digest[..4].copy_from_slice(&n.to_be_bytes());
+        StorePath::from_parts(digest, "x").expect("a path")
+    }
+
+    fn offer(n: u32, references: &[u32]) -> Arc<Offer> {
+        let references = references.iter().map(|n| path(*n)).collect();
+        let info = PathInfo {
+            path: path(n),
+            nar_hash: [0; 32],
+            nar_size: 1,
+            references,
+            deriver: None,
+            registration_time: 0,
+            ultimate: false,
+            signatures: Vec::new(),
+            ca: None,
+        };
+        Arc::new(Offer { info, source: 0, place: Place::Ssh })
+    }
+
+    /// As deep as a walk goes: looking at everything once for every step would not end.
+    #[test]
+    fn what_needs_something_lost_is_lost_however_deep_it_is() {
+        let mut walk = Walk::default();
+        let deep = MAX_PATHS as u32;
+        for n in 1..deep {
+            walk.offer(offer(n, &[n, n - 1]));
+        }
+        walk.offer(offer(deep, &[deep + 1]));
+        walk.refused.insert(path(0), "nobody has it".into());
+        walk.settle(vec![path(0)]);
+        assert_eq!(walk.offers.keys().collect::<Vec<_>>(), [&path(deep)]);
+        let why = format!("a reference of '{}' cannot be had: nobody has it", path(1).to_absolute_path());
+        assert!(walk.refused.iter().all(|(at, said)| *at == path(0) || **said == why));
+    }
 }

@@ -25,6 +25,22 @@ pub async fn server(
     (address, count)
 }
 
+/// Takes every question and never answers. Counts connections.
+pub async fn silent() -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let count = Arc::new(AtomicUsize::new(0));
+    let counter = count.clone();
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            counter.fetch_add(1, Ordering::Relaxed);
+            open.push(stream);
+        }
+    });
+    (address, count)
+}
+
 /// One connection of [`server`]. An answer that ends with [`ENDLESS`] goes on with zeros for ever.
 pub async fn converse<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, answer: impl Fn(&str) -> Vec<u8>) {
     let mut request = Vec::new();

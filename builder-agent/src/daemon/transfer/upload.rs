@@ -9,7 +9,8 @@ use tokio::task::JoinHandle;
 use wire::types::PathInfo;
 
 use super::chunks::{self, CHUNK, WHOLE};
-use super::{BATCH, Trouble, bug, convert, import_failed};
+use super::{BATCH, Trouble, bug, import_failed};
+use crate::convert;
 
 /// What one path counts beside its contents, and each of its references and signatures: about what they take in memory.
 const PATH_WEIGHT: usize = 512;

@@ -1,7 +1,9 @@
-//! Path infos between `wire` and `store`: the same facts in two crates that do not know each other.
+//! Path infos between `wire`, `store` and binary caches: the same facts where one does not know the other.
+
+use crate::substitute::narinfo::NarInfo;
 
 /// As the store knows it, for a client.
-pub(super) fn to_wire(info: &store::PathInfo) -> wire::types::PathInfo {
+pub(crate) fn to_wire(info: &store::PathInfo) -> wire::types::PathInfo {
     wire::types::PathInfo {
         path: info.path.clone(),
         deriver: info.deriver.clone(),
@@ -16,8 +18,23 @@ pub(super) fn to_wire(info: &store::PathInfo) -> wire::types::PathInfo {
     }
 }
 
-/// As a client claims it. When it was registered, and that it was built here, is not the client's to say.
-pub(super) fn from_wire(info: wire::types::PathInfo) -> store::PathInfo {
+/// As the other side claims it. When it was registered, and that it was built here, is not for others to say.
+pub(crate) fn from_wire(info: wire::types::PathInfo) -> store::PathInfo {
+    store::PathInfo {
+        path: info.path,
+        nar_hash: info.nar_hash,
+        nar_size: info.nar_size,
+        references: info.references,
+        deriver: info.deriver,
+        registration_time: 0,
+        ultimate: false,
+        signatures: info.signatures,
+        ca: info.ca.map(|ca| ca.to_nix_string()),
+    }
+}
+
+/// As a cache claims it.
+pub(crate) fn from_narinfo(info: NarInfo) -> store::PathInfo {
     store::PathInfo {
         path: info.path,
         nar_hash: info.nar_hash,
