@@ -367,7 +367,9 @@ pub fn structured_attributes_describe_the_closures_that_are_asked_for(stock: Sto
     let alice = Alice::with(stock);
     let [base, lib, tool] = three();
     let drv = |graphs: &str, keep: &str| {
-        let find = r#"out=$(sed 's/.*"outputs":{"out":"\([^"]*\)".*/\1/' .attrs.json)"#;
+        // With the shell alone: there is no `sed` at home.
+        let find =
+            r#"read -r json < .attrs.json || :; json=${json#*'"outputs":{"out":"'}; out=${json%%'"'*}"#;
         Drv::new("described", &format!("{PROGRAMS} {find}; mkdir $out; {keep}"))
             .attribute("__structuredAttrs", "true")
             .attribute("exportReferencesGraph", graphs)
