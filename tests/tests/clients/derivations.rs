@@ -377,10 +377,13 @@ pub fn structured_attributes_describe_the_closures_that_are_asked_for(stock: Sto
             .attribute("replaced", "\"by a graph\"")
             .expr()
     };
+    // Nix 2.8 does not say `"valid": true` of each path yet (store-api.cc: `pathInfoToJSON`).
+    let is_old = stock.version == Version::V2_8;
+    let keep = if is_old { "cp .attrs.sh $out" } else { "cp .attrs.json .attrs.sh $out" };
     let graphs = format!("{{ closure = [ {tool} {base} ]; all = [ {lib}.drvPath ]; replaced = {lib}; }}");
-    same_as_at_home(&alice, &drv(&graphs, "cp .attrs.json .attrs.sh $out"));
+    same_as_at_home(&alice, &drv(&graphs, keep));
     // Only strings, which a shell can have.
-    same_as_at_home(&alice, &drv(&format!("{{ closure = {lib}; }}"), "cp .attrs.json .attrs.sh $out"));
+    same_as_at_home(&alice, &drv(&format!("{{ closure = {lib}; }}"), keep));
 }
 
 pub fn an_environment_of_packages_is_what_the_client_makes_of_them(stock: Stock) {
