@@ -66,15 +66,19 @@ fn check_address(ingested: &Ingested, info: &PathInfo, ca: &str) -> Result<(CAHa
     let mut references = info.references.clone();
     let own = references.remove(path);
     let (method, algorithm) = (announced.method(), announced.hash().algorithm());
-    let itself = own.then_some(path);
-    let contents = ingested.contents()?;
     let address = |hash: NixHash| {
         CAHash::from_parts(method, algorithm, hash.digest_as_bytes()).map_err(|e| bad(e.to_string()))
     };
-    let counted = contents.counted_hash(method, algorithm, itself)?.map(address).transpose()?;
-    let (computed, sure) = match counted {
-        Some(counted) if !own || counted == announced => (counted, true),
-        _ => (address(contents.hash(method, algorithm, itself)?)?, false),
+    let (computed, sure) = match own {
+        false => (address(ingested.ca_hash(method, algorithm, None)?)?, true),
+        true => {
+            let contents = ingested.contents()?;
+            let counted = contents.counted_hash(method, algorithm, path)?.map(address).transpose()?;
+            match counted.filter(|counted| *counted == announced) {
+                Some(counted) => (counted, true),
+                None => (address(contents.hash(method, algorithm, Some(path))?)?, false),
+            }
+        }
     };
     if computed != announced {
         return Err(ImportError::ContentMismatch {

@@ -113,11 +113,11 @@ impl Contents {
         &self,
         method: ContentAddressMethod,
         algorithm: HashAlgorithm,
-        own: Option<&StorePath>,
+        own: &StorePath,
     ) -> Result<Option<NixHash>, NarError> {
-        match own.filter(|_| method == ContentAddressMethod::Nar) {
-            Some(path) => Ok(self.modulo(NixHasher::new(algorithm), path)?.counted()),
-            None => self.hash(method, algorithm, None).map(Some),
+        match method {
+            ContentAddressMethod::Nar => Ok(self.modulo(NixHasher::new(algorithm), own)?.counted()),
+            _ => self.hash(method, algorithm, None).map(Some),
         }
     }
 
