@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use store::signing::TrustedKeys;
 use store::{Store, StoreConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -63,9 +62,7 @@ async fn serve(config: Arc<Config>) -> Result<(), ServeError> {
     let store = folder("store")?;
     let signer = signing::load_or_create(&config.signing_key, &config.signing_key_name)?;
     let signing_key = signer.public();
-    // What this box signed before it forgot everything is as good as what it would sign now.
-    let trusted = config.trusted_public_keys.iter().cloned().chain([signing_key.clone()]);
-    let trusted = Arc::new(TrustedKeys::new(trusted));
+    let trusted = Arc::new(signing::trusted(&config, &signing_key)?);
     let settings = StoreConfig {
         max_nar_bytes: config.limits.max_nar_bytes,
         signer: Some(Arc::new(signer)),

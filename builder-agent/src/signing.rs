@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use store::signing::{KeyError, SecretKey};
+use store::signing::{KeyError, PublicKey, SecretKey, TrustedKeys};
 
 use crate::secret_file::{self, SecretFileError};
 
@@ -20,6 +20,12 @@ pub enum SigningKeyError {
     /// Anyone on the machine could sign in this box's name.
     #[error("the signing key {} can be read by others (mode {mode:o})\nhint: chmod 600 it, and replace it if others had access", path.display())]
     Open { path: PathBuf, mode: u32 },
+    /// Keys are told apart by name, so one of the two would be without effect.
+    #[error(
+        "`trusted-public-keys` has another key called {name}, which is the name of this box's own\nhint: give this box a \
+         name of its own with `signing-key-name`, and move {} away to have a key of that name made", path.display()
+    )]
+    SameName { name: String, path: PathBuf },
     #[error("cannot make a signing key called {name:?}: {cause}\nhint: set `signing-key-name`")]
     Make { name: String, cause: KeyError },
 }
@@ -42,6 +48,17 @@ pub fn load_or_create(path: &Path, name: &str) -> Result<SecretKey, SigningKeyEr
     secret_file::create(path, key.to_secret_text().as_bytes()).map_err(failed)?;
     tracing::info!(path = %path.display(), key = %key.public(), "signing key made");
     Ok(key)
+}
+
+/// The keys that make a path Verified: the configured ones, and our own, since what this box signed before it forgot
+/// everything is as good as what it would sign now.
+pub fn trusted(config: &crate::config::Config, own: &PublicKey) -> Result<TrustedKeys, SigningKeyError> {
+    let others = &config.trusted_public_keys;
+    if others.iter().any(|other| other.name() == own.name() && other != own) {
+        let (name, path) = (own.name().to_owned(), config.signing_key.clone());
+        return Err(SigningKeyError::SameName { name, path });
+    }
+    Ok(TrustedKeys::new(others.iter().cloned().chain([own.clone()])))
 }
 
 #[cfg(test)]

@@ -82,3 +82,27 @@ fn a_missing_guest_is_found_at_the_start_and_not_by_the_first_build() {
         ]
     );
 }
+
+#[test]
+fn another_boxs_key_of_our_own_name_is_refused_at_the_start() {
+    let dir = tempfile::tempdir_in("/dev/shm").expect("tmp");
+    let path = dir.path().join("agent.toml");
+    let dir = dir.path().to_str().expect("utf-8");
+    let other = store::signing::SecretKey::generate("barn-1").expect("a key").public();
+    let text = format!(
+        "name = \"barn\"\nroster = \"{dir}/r\"\nstate-dir = \"{dir}/state\"\nlisten = [\"127.0.0.1:0\"]\n\
+         trusted-public-keys = [\"{other}\"]\n[sandbox]\nkernel = \"{dir}/vmlinux\"\n"
+    );
+    fs::write(&path, text).expect("written");
+    let shown = run(&["serve", "--config", path.to_str().expect("utf-8")], dir);
+    let last: Vec<&str> = shown.lines().rev().take(3).collect();
+    assert_eq!(
+        last,
+        [
+            "[exit 1]",
+            "hint: give this box a name of its own with `signing-key-name`, and move [DIR]/state/signing-key away to have a \
+             key of that name made",
+            "error: `trusted-public-keys` has another key called barn-1, which is the name of this box's own",
+        ]
+    );
+}

@@ -63,7 +63,7 @@ pub const KEYS: &[Key] = &[
     key("roster", Path, Required, "the `roster.json` that `access-manager sync` writes; read again within a second of a change"),
     key("state-dir", Path, Toml(r#""/var/lib/barnraiser""#), "holds `store/`, `logs/` and, by default, the two keys"),
     key("host-key", Path, Derived("`<state-dir>/ssh_host_ed25519_key`"), "the box's ssh identity; created once with mode 0600 when absent"),
-    key("signing-key", Path, Derived("`<state-dir>/signing-key`"), "the key that signs Verified paths, as `nix key generate-secret` writes it; created once with mode 0600 when absent"),
+    key("signing-key", Path, Derived("`<state-dir>/signing-key`"), "the key that signs Verified paths that are not content-addressed, as `nix key generate-secret` writes it; created once with mode 0600 when absent"),
     key("signing-key-name", Text, Derived("`<name>-1`"), "the name of a signing key that is created; a key that exists keeps its own"),
     key("trusted-public-keys", PublicKeys, Toml("[]"), "whose signatures make a path Verified, in uploads and from substituters; the box's own key always does"),
     key("substitute", Bool, Toml("true"), "whether the box fetches paths from `substituters` at all"),
