@@ -342,23 +342,42 @@ pub(crate) fn follow(
     verified: Vec<Arc<PathInfo>>,
 ) -> Vec<Change> {
     let seen = viewer.sees(index);
-    let mut now_verified: HashSet<StorePath> = verified.iter().map(|info| info.path.clone()).collect();
+    // Verified by now, or about to be.
+    let mut queued: HashSet<StorePath> = verified.iter().map(|info| info.path.clone()).collect();
+    let mut done: HashSet<StorePath> = HashSet::new();
+    // How many references a claim still waits for. Each is counted once, however many become Verified here.
+    let mut missing: HashMap<StorePath, usize> = HashMap::new();
     let mut changes = Vec::new();
     let mut todo = verified;
     while let Some(new) = todo.pop() {
         if seen.own_claim(&new.path).is_some_and(|entry| entry.info.nar_hash == new.nar_hash) {
             changes.push(Change::DropClaim { member: viewer.member.clone(), path: new.path.clone() });
         }
+        let was_missing = !index.is_verified(&new.path) && done.insert(new.path.clone());
         for referrer in seen.own_referrers(&new.path) {
-            let sound = |p: &StorePath| now_verified.contains(p) || index.is_verified(p);
             let Some(entry) = seen.own_claim(referrer).filter(|entry| entry.proven) else { continue };
-            if sound(referrer) || !entry.info.references.iter().all(|r| r == referrer || sound(r)) {
+            if queued.contains(referrer) || index.is_verified(referrer) {
+                continue;
+            }
+            let left = match missing.get_mut(referrer) {
+                Some(left) => {
+                    *left = left.saturating_sub(usize::from(was_missing));
+                    *left
+                }
+                None => {
+                    let sound = |p: &StorePath| p == referrer || done.contains(p) || index.is_verified(p);
+                    let left = entry.info.references.iter().filter(|r| !sound(r)).count();
+                    missing.insert(referrer.clone(), left);
+                    left
+                }
+            };
+            if left > 0 {
                 continue;
             }
             let good = trusted_signatures(config, &entry.info);
             let Some(upgrade) = upgrade(index, config, PathInfo::clone(&entry.info), good) else { continue };
             if let Change::AddPath { info, .. } = &upgrade {
-                now_verified.insert(info.path.clone());
+                queued.insert(info.path.clone());
                 todo.push(Arc::clone(info));
             }
             changes.push(upgrade);

@@ -317,6 +317,35 @@ fn content_addressed_on_top_of_a_claim_is_a_claim() {
     assert!(!b.is_valid(&got.path));
 }
 
+/// In whatever order, at once or one by one; and what is built on the last one at last.
+#[test]
+fn what_waited_for_its_references_only_follows_the_last_of_them() {
+    for (order, size) in [([0, 1, 2, 3], 1), ([3, 2, 1, 0], 1), ([2, 0, 3, 1], 2), ([1, 3, 0, 2], 4)] {
+        let (_dir, _store, a, b) = two_members();
+        let below: Vec<StorePath> = (0..4).map(|i| path(&format!("p{i}"))).collect();
+        below.iter().for_each(|path| claim(&a, path, "x", &[]));
+        let text = |name: &str, references: &[&StorePath]| {
+            let references = references.iter().map(|path| (*path).clone()).collect();
+            let (method, algorithm) = (ContentAddressMethod::Text, HashAlgorithm::Sha256);
+            a.add_ca(name, method, algorithm, &references, &mut name.as_bytes()).unwrap().path.clone()
+        };
+        let all = text("all", &below.iter().collect::<Vec<_>>());
+        let top = text("top", &[&all, &below[1]]);
+        for (done, group) in order.chunks(size).enumerate() {
+            assert!(!b.is_valid(&all) && !b.is_valid(&top), "after {done} of {order:?} by {size}");
+            let nar = file("x").nar();
+            let batch = group.iter().map(|i| {
+                let mut ingest = a.ingest(&[]).unwrap();
+                ingest.write_all(&nar).unwrap();
+                let info = info(&below[*i], &nar, &[]);
+                a.stage_built(ingest.finish().unwrap(), info, Provenance::Verified).unwrap()
+            });
+            a.register_many(batch.collect()).unwrap();
+        }
+        assert!(b.is_valid(&all) && b.is_valid(&top), "{order:?} by {size}");
+    }
+}
+
 #[test]
 fn a_content_address_with_self_reference_is_checked_modulo_itself() {
     let (_dir, _store, a, b) = two_members();
