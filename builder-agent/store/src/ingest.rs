@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, Write};
 use std::sync::Arc;
 
 use nix_archive::nar::{ReferencePattern, ReferenceScanner};
@@ -14,12 +14,10 @@ use sha2::{Digest, Sha256};
 use crate::contents::Contents;
 use crate::error::{FileError, ImportError, NarError};
 use crate::nar::{NarReader, ParseError, Parser, PushError};
-use crate::object::{Object, ObjectError, ObjectWriter};
+use crate::object::{Object, ObjectError, ObjectWriter, Written};
 use crate::store::{Inner, Temporary};
 use crate::types::{PathInfo, Provenance};
 
-/// What we read from a client at once.
-const PIECE: usize = 128 << 10;
 /// What uploads are called in errors while they have no path.
 const UPLOAD: &str = "this upload";
 
@@ -123,14 +121,7 @@ impl Ingest {
             .writer
             .finish(nar_hash, nar_size)
             .map_err(|e| FileError::new("write object", self.temporary.path(), e))?;
-        Ok(Ingested {
-            nar_hash,
-            nar_size,
-            references,
-            object_size: written.size,
-            file: Arc::new(written.file),
-            temporary: self.temporary,
-        })
+        Ok(Ingested::new(written, self.temporary, nar_hash, nar_size, references))
     }
 }
 
@@ -173,34 +164,46 @@ pub struct Ingested {
     pub references: BTreeSet<StorePath>,
     /// Bytes of the file.
     pub(crate) object_size: u64,
+    flat_hash: Option<[u8; 32]>,
     pub(crate) file: Arc<File>,
     pub(crate) temporary: Temporary,
 }
 
 impl Ingested {
     /// Takes in a single non-executable file, up to the end of `from`.
-    pub(crate) fn flat(store: &Inner, name: &str, from: &mut dyn Read) -> Result<Self, ImportError> {
+    pub(crate) fn flat(store: &Inner, name: &str, from: &mut dyn BufRead) -> Result<Self, ImportError> {
         let (file, temporary) = store.temporary()?;
         let write_failed = |e| FileError::new("write object", temporary.path(), e);
         let mut writer = ObjectWriter::flat(file);
-        let mut piece = vec![0; PIECE];
         let (mut size, limit) = (0, store.config.max_nar_bytes);
         loop {
-            let n = match from.read(&mut piece) {
-                Ok(0) => break,
-                Ok(n) => n,
+            let piece = match from.fill_buf() {
+                Ok([]) => break,
+                Ok(piece) => piece,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(source) => return Err(ImportError::Source { name: name.to_owned(), source }),
             };
+            let n = piece.len();
             size += n as u64;
             if size > limit {
                 return Err(ImportError::TooLarge { name: name.to_owned(), limit });
             }
-            writer.flat_data(&piece[..n]).map_err(write_failed)?;
+            writer.flat_data(piece).map_err(write_failed)?;
+            from.consume(n);
         }
         let (written, nar_hash, nar_size) = writer.finish_flat().map_err(write_failed)?;
-        let (object_size, file) = (written.size, Arc::new(written.file));
-        Ok(Self { nar_hash, nar_size, references: BTreeSet::new(), object_size, file, temporary })
+        Ok(Self::new(written, temporary, nar_hash, nar_size, BTreeSet::new()))
+    }
+
+    fn new(
+        written: Written,
+        temporary: Temporary,
+        nar_hash: [u8; 32],
+        nar_size: u64,
+        references: BTreeSet<StorePath>,
+    ) -> Self {
+        let Written { file, size: object_size, flat_hash } = written;
+        Self { nar_hash, nar_size, references, object_size, flat_hash, file: Arc::new(file), temporary }
     }
 
     pub(crate) fn contents(&self) -> Result<Contents, NarError> {
@@ -220,10 +223,16 @@ impl Ingested {
         algorithm: HashAlgorithm,
         self_path: Option<&StorePath>,
     ) -> Result<NixHash, NarError> {
-        if (method, algorithm, self_path) == (ContentAddressMethod::Nar, HashAlgorithm::Sha256, None) {
-            return Ok(NixHash::Sha256(self.nar_hash));
+        use ContentAddressMethod::{Flat, Nar, Text};
+        let known = match (method, algorithm, self_path) {
+            (Nar, HashAlgorithm::Sha256, None) => Some(self.nar_hash),
+            (Flat | Text, HashAlgorithm::Sha256, None) => self.flat_hash,
+            _ => None,
+        };
+        match known {
+            Some(hash) => Ok(NixHash::Sha256(hash)),
+            None => self.contents()?.hash(method, algorithm, self_path),
         }
-        self.contents()?.hash(method, algorithm, self_path)
     }
 
     /// The NAR, read back.

@@ -265,6 +265,29 @@ fn a_right_content_address_is_verified_for_everybody() {
     assert_eq!(b.info_with_provenance(&text.path).unwrap().1, Provenance::Verified);
 }
 
+/// Small ones are hashed while they come, large ones are read back.
+#[test]
+fn a_flat_address_is_of_the_contents_of_one_plain_file_of_any_size() {
+    let (_dir, _store, a, b) = two_members();
+    for size in [0, 1, 4096, 70_000, 300_000] {
+        let contents = noise(size as u64, size);
+        let ca = CAHash::Flat(nix_derivation::hash_bytes(HashAlgorithm::Sha256, &contents));
+        let none: [StorePath; 0] = [];
+        let at = build_ca_path("f", &ca, &none, false).unwrap();
+        let import = |tree: Tree| {
+            let nar = tree.nar();
+            a.import(PathInfo { ca: Some(ca.to_nix_string()), ..info(&at, &nar, &[]) }, &mut &nar[..])
+        };
+        let executable = import(Tree::File { executable: true, contents: contents.clone() });
+        assert!(executable.unwrap_err().to_string().contains("executable"), "{size}");
+        let mut other = contents.clone();
+        other.push(0);
+        assert!(matches!(import(file(other)), Err(ImportError::ContentMismatch { .. })), "{size}");
+        import(file(contents)).unwrap();
+        assert!(b.is_valid(&at), "{size}");
+    }
+}
+
 #[test]
 fn a_known_text_path_of_nix_is_reproduced() {
     // nix-instantiate --eval -E 'builtins.toFile "foo" "bar"'

@@ -23,4 +23,4 @@ pub use read::{Dir, Entry, Kind, Object, ObjectError};
 
 pub(crate) use compose::{ComposeFailure, Composer};
 pub(crate) use read::WalkGuard;
-pub(crate) use write::ObjectWriter;
+pub(crate) use write::{ObjectWriter, Written};

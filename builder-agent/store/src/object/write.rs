@@ -62,6 +62,8 @@ pub(crate) struct Written {
     pub(crate) file: File,
     /// Bytes of the file.
     pub(crate) size: u64,
+    /// SHA-256 of what is inside, if that is one small plain file.
+    pub(crate) flat_hash: Option<[u8; 32]>,
 }
 
 impl ObjectWriter {
@@ -166,6 +168,12 @@ impl ObjectWriter {
         let meta_block = self.align()?;
         // A small object is still here as a whole, and is written at once.
         let whole = self.flushed == BLOCK;
+        let flat_hash = match self.nodes[..] {
+            [Node { kind: Kind::File { executable: false, size, .. }, .. }] if whole => {
+                Some(Sha256::digest(&self.buffer[..size as usize]).into())
+            }
+            _ => None,
+        };
         let mut image = vec![0; BLOCK as usize];
         if whole {
             image.append(&mut self.buffer);
@@ -198,7 +206,7 @@ impl ObjectWriter {
         let uuid = *nar_hash.first_chunk().expect("32 >= 16");
         Superblock { meta_block, inodes: u64::from(inodes), blocks, uuid }.write(block0);
         self.file.write_all_at(&image, 0)?;
-        Ok(Written { file: self.file, size: u64::from(blocks) * BLOCK })
+        Ok(Written { file: self.file, size: u64::from(blocks) * BLOCK, flat_hash })
     }
 
     fn name(&self, node: &Node) -> &[u8] {
