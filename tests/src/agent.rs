@@ -1,4 +1,4 @@
-//! A real agent with the namespace sandbox, on a free port of the loopback interface, its state in memory.
+//! A real agent with the namespace sandbox, on a free port of the loopback interface, its state in memory unless told.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -20,6 +20,7 @@ const GLANCE: Duration = Duration::from_millis(10);
 pub struct Setup {
     settings: String,
     roster: Option<PathBuf>,
+    below: Option<PathBuf>,
 }
 
 impl Setup {
@@ -36,9 +37,18 @@ impl Setup {
         self
     }
 
+    /// Keeps its state below this folder instead of in memory.
+    pub fn below(mut self, folder: &Path) -> Self {
+        self.below = Some(folder.to_owned());
+        self
+    }
+
     /// Starts it with these members in its own roster file (which is not used after `roster_at`).
     pub fn start(self, members: &[(&str, &Key)]) -> Agent {
-        let dir = place::scratch("agent");
+        let dir = match &self.below {
+            Some(folder) => place::scratch_below(folder, "agent"),
+            None => place::scratch("agent"),
+        };
         let mut agent = Agent { dir, setup: self, port: 0, child: None, log: Log::default(), starts: 0 };
         agent.set_roster(members);
         agent.launch();

@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod clients;
+pub mod disk;
 pub mod drv;
 pub mod git;
 pub mod hostile;
@@ -18,6 +19,7 @@ mod log;
 pub mod neighbours;
 pub mod place;
 pub mod process;
+pub mod relay;
 pub mod roster;
 pub mod stock_server;
 pub mod suite;

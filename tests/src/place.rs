@@ -49,5 +49,13 @@ pub fn memory() -> PathBuf {
 
 /// A folder in memory that is gone when the test is over. `what` helps to tell the folders apart while it runs.
 pub fn scratch(what: &str) -> TempDir {
-    tempfile::Builder::new().prefix(&format!("{what}-")).tempdir_in(memory()).expect("a folder in memory")
+    scratch_below(&memory(), what)
+}
+
+/// The same below another folder.
+pub fn scratch_below(folder: &Path, what: &str) -> TempDir {
+    tempfile::Builder::new()
+        .prefix(&format!("{what}-"))
+        .tempdir_in(folder)
+        .unwrap_or_else(|e| panic!("cannot make a folder below {}: {e}", folder.display()))
 }

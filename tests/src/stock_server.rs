@@ -1,5 +1,5 @@
 //! What people have today: OpenSSH's sshd and `nix-daemon --stdio` (or `nix-store --serve`) behind it, of the same Debian
-//! release as the newest client, on a free port of the loopback interface, its store in memory.
+//! release as the newest client, on a free port of the loopback interface, its store in memory unless told.
 //!
 //! Everybody logs in as `anyone`, which is another name of root here: that spares it the way over the daemon's socket,
 //! and makes everybody trusted, which its users would have to be for what is compared.
@@ -28,8 +28,12 @@ pub struct StockServer {
 impl StockServer {
     /// Who has one of these keys gets in.
     pub fn start(keys: &[&Key]) -> Self {
+        Self::start_in(place::scratch("stock"), keys)
+    }
+
+    /// The same with its store in this folder.
+    pub fn start_in(dir: TempDir, keys: &[&Key]) -> Self {
         let tree = suite::tree("stock-server");
-        let dir = place::scratch("stock");
         // Files of the daemon's user must be reachable through the folder.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("permissions");
         let etc = dir.path().join("nix/etc");
