@@ -1,4 +1,4 @@
-//! The client's own floor: a server behind our ssh front end that does the least the worker protocol allows.
+//! The client's own floor: a server behind our ssh front end that does the least Nix's two protocols allow.
 //!
 //! It believes everybody and every byte, hashes nothing, writes nothing to a disk, and "builds" by saying so. What a
 //! stock client needs for the same copy against this server is the client's own time, and the front end's.
@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpListener;
 use wire::WireError;
 use wire::client::encode_file_nar;
+use wire::serve;
 use wire::types::{BuildResult, BuildStatus, BuiltOutput, Missing, Output, PathInfo, StorePath};
 use wire::worker::{Connection, Failure, Request, Response, ServerInfo};
 
@@ -45,6 +46,19 @@ impl Floor {
     fn insert(&self, info: PathInfo, nar: Vec<u8>) {
         let mut paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
         paths.insert(info.path.clone(), (info, Arc::new(nar)));
+    }
+
+    /// References first is not asked for: the client sorts.
+    fn closure(&self, mut open: Vec<StorePath>) -> Vec<StorePath> {
+        let mut all = std::collections::BTreeSet::new();
+        while let Some(path) = open.pop() {
+            if let Some(info) = self.info(&path)
+                && all.insert(path)
+            {
+                open.extend(info.references);
+            }
+        }
+        all.into_iter().collect()
     }
 
     /// A path that "was built": a file with its own name in it.
@@ -96,16 +110,20 @@ impl Handler for Client {
     ) -> Result<(), Self::Error> {
         session.channel_success(id)?;
         let Some(mut channel) = self.channels.remove(&id) else { return Ok(()) };
-        let (floor, worker) = (self.floor.clone(), data.starts_with(b"nix-daemon"));
+        let asks_for = |program: &[u8]| data.windows(program.len()).any(|part| part == program);
+        let (worker, serve) = (asks_for(b"nix-daemon"), asks_for(b"nix-store"));
+        let floor = self.floor.clone();
         tokio::spawn(async move {
-            if worker {
-                let writer = channel.make_writer();
-                let served = serve(channel.make_reader(), writer, &floor).await;
-                if let Err(error) = served
-                    && !error.is_disconnect()
-                {
-                    eprintln!("{error}");
-                }
+            let writer = channel.make_writer();
+            let served = match (worker, serve) {
+                (true, _) => worker_session(channel.make_reader(), writer, &floor).await,
+                (_, true) => serve_session(channel.make_reader(), writer, &floor).await,
+                _ => Ok(()),
+            };
+            if let Err(error) = served
+                && !error.is_disconnect()
+            {
+                eprintln!("{error}");
             }
             let _ = channel.exit_status(0).await;
             let _ = channel.eof().await;
@@ -136,7 +154,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 }
 
-async fn serve<R, W>(reader: R, writer: W, floor: &Floor) -> Result<(), WireError>
+async fn worker_session<R, W>(reader: R, writer: W, floor: &Floor) -> Result<(), WireError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -170,12 +188,12 @@ where
         Request::QueryMissing { .. } => Response::Missing(Missing::default()),
         Request::QuerySubstitutablePaths { .. } => Response::Paths(Vec::new()),
         Request::AddToStoreNar { info, .. } => {
-            receive(conn, floor, info).await?;
+            receive(conn.body(), floor, info).await?;
             Response::Done
         }
         Request::AddMultipleToStore { .. } => {
             while let Some(info) = conn.next_item().await? {
-                receive(conn, floor, info).await?;
+                receive(conn.body(), floor, info).await?;
             }
             Response::Done
         }
@@ -222,19 +240,64 @@ fn finished(floor: &Floor, outputs: BTreeMap<String, StorePath>) -> BuildResult 
     BuildResult { built_outputs, ..BuildResult::new(BuildStatus::Built, "") }
 }
 
-async fn receive<R, W>(conn: &mut Connection<R, W>, floor: &Floor, info: PathInfo) -> Result<(), WireError>
+async fn receive<B: AsyncRead + Unpin>(mut body: B, floor: &Floor, info: PathInfo) -> Result<(), WireError> {
+    let mut nar = Vec::new();
+    if info.nar_size <= floor.keep_bytes {
+        nar.reserve_exact(info.nar_size as usize);
+        body.read_to_end(&mut nar).await?;
+    } else {
+        let mut dropped = vec![0; 256 << 10];
+        while body.read(&mut dropped).await? > 0 {}
+    }
+    floor.insert(info, nar);
+    Ok(())
+}
+
+async fn serve_session<R, W>(reader: R, writer: W, floor: &Floor) -> Result<(), WireError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut nar = Vec::new();
-    if info.nar_size <= floor.keep_bytes {
-        nar.reserve_exact(info.nar_size as usize);
-        conn.body().read_to_end(&mut nar).await?;
-    } else {
-        let mut dropped = vec![0; 256 << 10];
-        while conn.body().read(&mut dropped).await? > 0 {}
+    let mut conn = serve::Connection::accept(reader, writer, u64::MAX).await?;
+    while let Some(request) = conn.next_request().await? {
+        let response = match request {
+            serve::Request::QueryValidPaths { paths, .. } => {
+                let there = paths.into_iter().filter(|path| floor.info(path).is_some());
+                serve::Response::Paths(there.collect())
+            }
+            serve::Request::QueryPathInfos { paths } => {
+                let mut reply = conn.reply_infos().await?;
+                for info in paths.iter().filter_map(|path| floor.info(path)) {
+                    reply.add(&info).await?;
+                }
+                reply.finish().await?;
+                continue;
+            }
+            serve::Request::DumpStorePath { path } => {
+                let Some(nar) = floor.nar(&path) else { return Ok(()) };
+                let mut reply = conn.reply_nar().await?;
+                for chunk in nar.chunks(256 << 10) {
+                    reply.write(chunk).await?;
+                }
+                reply.finish().await?;
+                continue;
+            }
+            serve::Request::QueryClosure { paths, .. } => serve::Response::Paths(floor.closure(paths)),
+            serve::Request::AddToStoreNar { info } => {
+                receive(conn.body(), floor, info).await?;
+                serve::Response::Done
+            }
+            serve::Request::BuildDerivation { drv_path, derivation, .. } => {
+                let outputs =
+                    derivation.outputs.iter().filter_map(|(name, output)| path_of(&drv_path, name, output));
+                serve::Response::BuildResult(finished(floor, outputs.collect()))
+            }
+            other => {
+                eprintln!("the floor cannot answer {other:?}");
+                return Ok(());
+            }
+        };
+        conn.reply(&response).await?;
     }
-    floor.insert(info, nar);
     Ok(())
 }

@@ -3,10 +3,12 @@
 //! `tests/scripts/bench-protocol` builds what this needs and runs it. It prints medians and judges nothing;
 //! `docs/benchmarks.md` says what the figures mean. Sizes come from the environment, see [`Sizes`].
 
+mod scene;
 mod servers;
 mod usage;
 mod work;
 
+use scene::Scene;
 use servers::{ALL, Kind};
 
 /// How much of everything; each from the variable of that name.
@@ -41,6 +43,13 @@ impl Sizes {
         }
     }
 
+    /// Where each small path may cost a round trip, a tenth of the paths says as much in a tenth of the time.
+    fn for_a_long_line(&self) -> Self {
+        let tenth = |n: usize| (n / 10).max(1);
+        let bulk_mib = (self.bulk_mib / 8).max(1);
+        Self { bulk_mib, paths: tenth(self.paths), drvs: tenth(self.drvs), only: self.only.clone(), ..*self }
+    }
+
     pub fn wants(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|word| name.contains(word))
     }
@@ -55,7 +64,7 @@ pub struct Figures {
     pub cpu: f64,
     /// Seconds of the client.
     pub client_cpu: f64,
-    /// Bytes of the server and its children.
+    /// Bytes of the server and its children, page cache of its own files left out.
     pub peak: f64,
 }
 
@@ -72,7 +81,7 @@ impl Row {
 
     pub fn add(&mut self, kind: Kind, figures: Figures) {
         eprintln!(
-            "    {:<34} {:<5} {:7.3} s, server {:6.2} s, client {:6.2} s, {:6.1} MiB",
+            "    {:<58} {:<5} {:7.3} s, server {:6.2} s, client {:6.2} s, {:6.1} MiB",
             self.name,
             format!("{kind:?}").to_lowercase(),
             figures.wall,
@@ -132,9 +141,11 @@ fn main() {
     println!("load before: {}", load.trim());
     let mut rows = Vec::new();
     work::logins(&sizes, &mut rows);
-    work::copies(&sizes, &mut rows);
-    work::builds(&sizes, &mut rows);
-    work::crowd(&sizes, &mut rows);
+    let near = Scene::near();
+    work::copies(&sizes, &near, &mut rows);
+    work::builds(&sizes, &near, &mut rows);
+    work::crowd(&sizes, &near, &mut rows);
+    work::copies(&sizes.for_a_long_line(), &Scene::far(), &mut rows);
     print(&rows);
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     println!("\nload after: {}", load.trim());

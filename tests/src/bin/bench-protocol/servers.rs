@@ -1,12 +1,16 @@
-//! The three servers that are compared, each fresh, on a free port of the loopback interface, its store in memory.
+//! The three servers that are compared, each fresh, on a free port of the loopback interface.
 
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use e2e::agent::{Agent, Setup};
+use e2e::disk::Disk;
 use e2e::keys::Key;
 use e2e::place;
 use e2e::stock_server::StockServer;
+
+use crate::scene::{Ground, Scene};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -20,11 +24,19 @@ pub enum Kind {
 
 pub const ALL: [Kind; 3] = [Kind::Stock, Kind::Ours, Kind::Floor];
 
+/// Of the disks that stores are on, one for each server: more than all that is copied there.
+const DISK_MIB: u64 = 16 << 10;
+
 /// A running server. Dropping it ends it and removes its store.
 pub struct Server {
+    /// Where clients reach it: its own port, or that of the line to it.
     pub port: u16,
     pub pid: u32,
+    /// Below this is its store, whose files are not its memory.
+    pub state: PathBuf,
     _process: Process,
+    /// Freed last.
+    _disk: Option<Disk>,
 }
 
 /// Only held.
@@ -46,26 +58,32 @@ impl Drop for Reaped {
 
 impl Kind {
     /// `keep`: the floor keeps what it is sent, however large.
-    pub fn start(self, keys: &[&Key], keep: bool) -> Server {
-        match self {
+    pub fn start(self, scene: &Scene, keys: &[&Key], keep: bool) -> Server {
+        // The floor has no store.
+        let disk = (scene.ground == Ground::Disk && self != Kind::Floor).then(|| Disk::ext4(DISK_MIB));
+        let below = disk.as_ref().map_or_else(place::memory, |disk| disk.path().to_owned());
+        let (port, pid, process) = match self {
             Kind::Stock => {
-                let stock = StockServer::start(keys);
-                Server { port: stock.port(), pid: stock.pid(), _process: Process::Stock(stock) }
+                let stock = StockServer::start_in(place::scratch_below(&below, "stock"), keys);
+                (stock.port(), stock.pid(), Process::Stock(stock))
             }
-            Kind::Ours => ours(keys),
+            Kind::Ours => {
+                let agent = ours(&below, keys);
+                (agent.port(), agent.pid(), Process::Ours(Box::new(agent)))
+            }
             Kind::Floor => floor(keep),
-        }
+        };
+        Server { port: scene.port(port), pid, state: below, _process: process, _disk: disk }
     }
 }
 
-fn ours(keys: &[&Key]) -> Server {
+fn ours(below: &Path, keys: &[&Key]) -> Agent {
     let names: Vec<String> = (0..keys.len()).map(|n| format!("member{n}")).collect();
     let members: Vec<(&str, &Key)> = names.iter().map(String::as_str).zip(keys.iter().copied()).collect();
-    let agent = Setup::default().start(&members);
-    Server { port: agent.port(), pid: agent.pid(), _process: Process::Ours(Box::new(agent)) }
+    Setup::default().below(below).start(&members)
 }
 
-fn floor(keep: bool) -> Server {
+fn floor(keep: bool) -> (u16, u32, Process) {
     let program = place::target().join("release/examples/floor");
     let mut child = Command::new(&program)
         .arg(if keep { "1000000" } else { "1" })
@@ -76,5 +94,5 @@ fn floor(keep: bool) -> Server {
     let mut line = String::new();
     BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("the floor's port");
     let port = line.trim().parse().expect("the floor's port");
-    Server { port, pid: child.id(), _process: Process::Floor(Reaped(child)) }
+    (port, child.id(), Process::Floor(Reaped(child)))
 }

@@ -1,13 +1,14 @@
 //! What a server and its children cost: processor time and memory, read from /proc.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Between two looks at memory. Peaks shorter than this may be missed.
-const GLANCE: Duration = Duration::from_millis(25);
+/// Between two looks at memory. Peaks shorter than this may be missed; a look takes up to a millisecond.
+const GLANCE: Duration = Duration::from_millis(50);
 /// How long a server may take to fall silent after its client left.
 const SILENCE: Duration = Duration::from_secs(5);
 /// Clock ticks per second in /proc on every Linux there is.
@@ -72,15 +73,31 @@ pub fn reap(report: &str, command: &[String]) -> i32 {
     status
 }
 
-/// Anonymous memory of a family: what it would need if the files it uses were elsewhere. (Stores of all servers are on
-/// a tmpfs here, so files they read or map are memory, too; they are not counted.)
-fn anonymous(pid: u32) -> u64 {
-    let of = |pid: u32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-        line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
-    };
-    family(pid).into_iter().map(of).sum()
+/// Memory of a family: everything resident, code and shared memory included, each page counted once, but for the pages
+/// of files below `state`. Those are the page cache of its store, which the kernel takes back when it likes.
+fn memory(pid: u32, state: &Path) -> u64 {
+    family(pid).into_iter().map(|pid| proportional(pid, state)).sum()
+}
+
+/// Bytes of one process (proc(5): smaps), a page that n processes share counted as an n-th.
+fn proportional(pid: u32, state: &Path) -> u64 {
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
+    let (mut kib, mut counts) = (0, true);
+    for line in maps.lines() {
+        match line.strip_prefix("Pss:") {
+            Some(size) if counts => {
+                kib += size.trim().split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+            }
+            Some(_) => {}
+            // The first line of a mapping: five fields, and the file if there is one. Others begin with a capital.
+            None if line.starts_with(|c: char| c.is_ascii_digit() || c.is_ascii_lowercase()) => {
+                counts =
+                    !line.split_whitespace().nth(5).is_some_and(|file| Path::new(file).starts_with(state));
+            }
+            None => {}
+        }
+    }
+    kib * 1024
 }
 
 /// Waits until a family has no more to do.
@@ -93,7 +110,7 @@ pub fn settle(pid: u32) {
             return;
         }
         last = now;
-        std::thread::sleep(4 * GLANCE);
+        std::thread::sleep(2 * GLANCE);
     }
 }
 
@@ -105,12 +122,12 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub fn start(pid: u32) -> Self {
+    pub fn start(pid: u32, state: PathBuf) -> Self {
         let (peak, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (theirs, stopped) = (peak.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                theirs.fetch_max(anonymous(pid), Ordering::Relaxed);
+                theirs.fetch_max(memory(pid, &state), Ordering::Relaxed);
                 std::thread::sleep(GLANCE);
             }
         });

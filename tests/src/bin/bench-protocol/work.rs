@@ -3,10 +3,11 @@
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use e2e::clients::{Nix, Version};
+use e2e::clients::{Nix, Protocol, Version};
 use e2e::keys::Key;
 use e2e::process::run;
 
+use crate::scene::Scene;
 use crate::servers::{ALL, Kind, Server};
 use crate::usage::{self, Watch};
 use crate::{Figures, Row, Sizes};
@@ -26,7 +27,7 @@ fn measure_all(server: &Server, commands: &[Command], times: usize) -> Figures {
     let cpu = usage::cpu(server.pid);
     let reports = e2e::place::scratch("reports");
     let report = |n: usize| reports.path().join(n.to_string());
-    let watch = Watch::start(server.pid);
+    let watch = Watch::start(server.pid, server.state.clone());
     let begin = Instant::now();
     let children: Vec<_> = (commands.iter().enumerate())
         .map(|(n, command)| {
@@ -65,9 +66,10 @@ fn repeated(nix: &Nix, command: &str, times: usize) -> Command {
     shell
 }
 
-/// The first connection makes databases and folders; nobody's work should pay for that.
-fn warm(nix: &Nix) {
-    run(nix.command("nix").args(["store", "info", "--store", nix.store()])).ok();
+/// The first connection makes databases and folders; nobody's work should pay for that. (`nix store ping`: what every
+/// version understands for both kinds of store.)
+fn warm(nix: &Nix, scene: &Scene) {
+    run(nix.command("nix").args(["store", "ping", "--store", &scene.store()])).ok();
 }
 
 /// A login, a command that ends at once, and a goodbye. (The agent refuses it in one line.)
@@ -78,7 +80,7 @@ pub fn logins(sizes: &Sizes, rows: &mut Vec<Row>) {
     }
     let key = Key::new("bench");
     let mut row = Row::new(name);
-    let servers = ALL.map(|kind| kind.start(&[&key], false));
+    let servers = ALL.map(|kind| kind.start(&Scene::NEAREST, &[&key], false));
     for run in 0..=sizes.runs {
         for (kind, server) in ALL.into_iter().zip(&servers) {
             let nix = Nix::at(VERSION, server.port, &key);
@@ -140,12 +142,14 @@ fn derivations(count: usize) -> String {
     )
 }
 
-pub fn copies(sizes: &Sizes, rows: &mut Vec<Row>) {
+/// Copies in each of these scenes.
+pub fn copies(sizes: &Sizes, scenes: &[Scene], rows: &mut Vec<Row>) {
+    let wanted = |name: &str| scenes.iter().any(|scene| sizes.wants(&format!("{name} {scene}")));
     let key = Key::new("bench");
     let source = Nix::at(VERSION, 1, &key);
     let mut cargoes = Vec::new();
     let bulk = format!("{} MiB in one path", sizes.bulk_mib);
-    if sizes.wants(&bulk) {
+    if wanted(&bulk) {
         let file = source.home().join("bulk");
         run(Command::new("sh").arg("-c").arg(format!(
             "head -c {}M /dev/urandom > {}",
@@ -158,50 +162,53 @@ pub fn copies(sizes: &Sizes, rows: &mut Vec<Row>) {
         cargoes.push(Cargo { name: bulk, path, both_ways: true });
     }
     let small = format!("{} chained small paths", sizes.paths);
-    if sizes.wants(&small) {
+    if wanted(&small) {
         let path = instantiate(&source, &chain(sizes.paths, "chain"));
         cargoes.push(Cargo { name: small, path, both_ways: true });
     }
     let drvs = format!("closure of {} .drv", sizes.drvs);
-    if sizes.wants(&drvs) {
+    if wanted(&drvs) {
         let path = instantiate(&source, &derivations(sizes.drvs));
         cargoes.push(Cargo { name: drvs, path, both_ways: false });
     }
-    for cargo in cargoes {
-        copy(sizes, rows, &source, &key, &cargo);
+    for scene in scenes {
+        for cargo in cargoes.iter().filter(|cargo| sizes.wants(&format!("{} {scene}", cargo.name))) {
+            copy(sizes, scene, rows, &source, &key, cargo);
+        }
     }
 }
 
-fn copy(sizes: &Sizes, rows: &mut Vec<Row>, source: &Nix, key: &Key, cargo: &Cargo) {
-    let mut to = Row::new(format!("{} to", cargo.name));
-    let mut again = Row::new(format!("{} to, all there", cargo.name));
-    let mut from = Row::new(format!("{} from", cargo.name));
+fn copy(sizes: &Sizes, scene: &Scene, rows: &mut Vec<Row>, source: &Nix, key: &Key, cargo: &Cargo) {
+    let mut to = Row::new(format!("{} to {scene}", cargo.name));
+    let mut again = Row::new(format!("{} to, all there {scene}", cargo.name));
+    let mut from = Row::new(format!("{} from {scene}", cargo.name));
+    let store = scene.store();
     for _ in 0..sizes.runs {
         for kind in ALL {
-            let server = kind.start(&[key], false);
+            let server = kind.start(scene, &[key], false);
             let there = source.with_port(server.port);
-            warm(&there);
+            warm(&there, scene);
             let copy = |nix: &Nix, direction: &str| {
                 let mut command = nix.command("nix");
-                command.args(["copy", "--no-check-sigs", direction, nix.store(), &cargo.path]);
+                command.args(["copy", "--no-check-sigs", direction, &store, &cargo.path]);
                 command
             };
             to.add(kind, measure(&server, copy(&there, "--to"), 1));
-            let again_command = format!("nix copy --no-check-sigs --to {} {}", there.store(), cargo.path);
+            let again_command = format!("nix copy --no-check-sigs --to '{store}' {}", cargo.path);
             again.add(kind, measure(&server, repeated(&there, &again_command, REPEAT), REPEAT));
             if !cargo.both_ways {
                 continue;
             }
             // The floor has dropped what is large.
             let server = if kind == Kind::Floor {
-                let keeping = kind.start(&[key], true);
+                let keeping = kind.start(scene, &[key], true);
                 run(&mut copy(&source.with_port(keeping.port), "--to")).ok();
                 keeping
             } else {
                 server
             };
             let fresh = Nix::at(VERSION, server.port, key);
-            warm(&fresh);
+            warm(&fresh, scene);
             from.add(kind, measure(&server, copy(&fresh, "--from"), 1));
         }
     }
@@ -213,44 +220,57 @@ fn copy(sizes: &Sizes, rows: &mut Vec<Row>, source: &Nix, key: &Key, cargo: &Car
 }
 
 /// Trivial builds, new ones each time.
-pub fn builds(sizes: &Sizes, rows: &mut Vec<Row>) {
+pub fn builds(sizes: &Sizes, scenes: &[Scene], rows: &mut Vec<Row>) {
+    for scene in scenes {
+        builds_in(sizes, scene, rows);
+    }
+}
+
+fn builds_in(sizes: &Sizes, scene: &Scene, rows: &mut Vec<Row>) {
     let n = sizes.builds;
-    let shapes = [(format!("{n} independent builds"), false), (format!("{n} chained builds"), true)];
-    let ways = ["--builders", "--store"];
-    if !shapes.iter().any(|(shape, _)| ways.iter().any(|way| sizes.wants(&format!("{shape}, {way}")))) {
+    let mut works = Vec::new();
+    for (shape, chained) in [("independent", false), ("chained", true)] {
+        for way in ["--builders", "--store"] {
+            let row = Row::new(format!("{n} {shape} builds, {way} {scene}"));
+            // No stock client builds in a store named ssh://.
+            let possible = way == "--builders" || scene.protocol == Protocol::SshNg;
+            if possible && sizes.wants(&row.name) {
+                works.push((row, chained, way));
+            }
+        }
+    }
+    if works.is_empty() {
         return;
     }
     let key = Key::new("bench");
-    let servers = ALL.map(|kind| kind.start(&[&key], false));
+    let servers = ALL.map(|kind| kind.start(scene, &[&key], false));
     let clients: Vec<Nix> = servers.iter().map(|server| Nix::at(VERSION, server.port, &key)).collect();
-    clients.iter().for_each(warm);
-    for (shape, chained) in shapes {
-        for way in ways {
-            let mut row = Row::new(format!("{shape}, {way}"));
-            if !sizes.wants(&row.name) {
-                continue;
-            }
-            for run in 0..sizes.runs {
-                for ((kind, server), nix) in ALL.into_iter().zip(&servers).zip(&clients) {
-                    let nonce = format!("{chained}-{way}-{run}").replace("--", "");
-                    let file = nix.home().join("builds.nix");
-                    std::fs::write(&file, expression(n, chained, &nonce)).expect("an expression");
-                    let mut command = nix.command("nix");
-                    command.args(["build", "--no-link", "-f", "builds.nix"]);
-                    match way {
-                        "--store" => command.args(["--store", nix.store(), "--eval-store", "auto"]),
-                        _ => command.args(["--builders", &nix.builders(), "--max-jobs", "0"]),
-                    };
-                    if chained {
-                        command.arg(format!("b{}", n - 1));
-                    } else {
-                        command.args((0..n).map(|i| format!("b{i}")));
+    clients.iter().for_each(|nix| warm(nix, scene));
+    let store = scene.store();
+    for (mut row, chained, way) in works {
+        for run in 0..sizes.runs {
+            for ((kind, server), nix) in ALL.into_iter().zip(&servers).zip(&clients) {
+                let nonce = format!("{chained}-{way}-{run}").replace("--", "");
+                let file = nix.home().join("builds.nix");
+                std::fs::write(&file, expression(n, chained, &nonce)).expect("an expression");
+                let mut command = nix.command("nix");
+                command.args(["build", "--no-link", "-f", "builds.nix"]);
+                match way {
+                    "--store" => command.args(["--store", &store, "--eval-store", "auto"]),
+                    _ => {
+                        let builders = format!("{store} x86_64-linux /root/keys/key 4");
+                        command.args(["--builders", &builders, "--max-jobs", "0"])
                     }
-                    row.add(kind, measure(server, command, 1));
+                };
+                if chained {
+                    command.arg(format!("b{}", n - 1));
+                } else {
+                    command.args((0..n).map(|i| format!("b{i}")));
                 }
+                row.add(kind, measure(server, command, 1));
             }
-            rows.push(row);
         }
+        rows.push(row);
     }
 }
 
@@ -268,10 +288,11 @@ fn expression(n: usize, chained: bool, nonce: &str) -> String {
 }
 
 /// Everybody sends paths of their own at the same time.
-pub fn crowd(sizes: &Sizes, rows: &mut Vec<Row>) {
+pub fn crowd(sizes: &Sizes, scenes: &[Scene], rows: &mut Vec<Row>) {
     let each = (sizes.paths / 10).max(1);
     let name = format!("{} members at once, {each} small paths each", sizes.members);
-    if !sizes.wants(&name) {
+    let scenes: Vec<&Scene> = scenes.iter().filter(|scene| sizes.wants(&format!("{name} {scene}"))).collect();
+    if scenes.is_empty() {
         return;
     }
     let keys: Vec<Key> = (0..sizes.members).map(|n| Key::new(&format!("member{n}"))).collect();
@@ -285,22 +306,24 @@ pub fn crowd(sizes: &Sizes, rows: &mut Vec<Row>) {
         })
         .collect();
     let all: Vec<&Key> = keys.iter().collect();
-    let mut row = Row::new(name);
-    for _ in 0..sizes.runs {
-        for kind in ALL {
-            let server = kind.start(&all, false);
-            warm(&sources[0].0.with_port(server.port));
-            let commands: Vec<Command> = sources
-                .iter()
-                .map(|(nix, path)| {
-                    let nix = nix.with_port(server.port);
-                    let mut command = nix.command("nix");
-                    command.args(["copy", "--no-check-sigs", "--to", nix.store(), path]);
-                    command
-                })
-                .collect();
-            row.add(kind, measure_all(&server, &commands, 1));
+    for scene in scenes {
+        let store = scene.store();
+        let mut row = Row::new(format!("{name} {scene}"));
+        for _ in 0..sizes.runs {
+            for kind in ALL {
+                let server = kind.start(scene, &all, false);
+                warm(&sources[0].0.with_port(server.port), scene);
+                let commands: Vec<Command> = sources
+                    .iter()
+                    .map(|(nix, path)| {
+                        let mut command = nix.with_port(server.port).command("nix");
+                        command.args(["copy", "--no-check-sigs", "--to", &store, path]);
+                        command
+                    })
+                    .collect();
+                row.add(kind, measure_all(&server, &commands, 1));
+            }
         }
+        rows.push(row);
     }
-    rows.push(row);
 }
