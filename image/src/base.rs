@@ -1,9 +1,13 @@
 //! The base system: a Debian tree made by mmdebstrap, kept as one tar per state of the archive.
 //!
+//! mmdebstrap is handed the packages that `archive` could get, with its lists and its preferences, so that a file the
+//! mirror lacks is taken in an older version here, too. apt checks each of them once more inside.
+//!
 //! Not here: what is ours (`release`), and the kernel, which comes from its package directly so that neither its
 //! install scripts nor initramfs-tools have to run (`kernel_package`).
 
-use crate::apt::{Apt, AptError, SUITE};
+use crate::archive::{Archive, ArchiveError, Listed, SUITE, Wish};
+use crate::progress::Progress;
 use crate::tool::{self, ToolError};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -28,6 +32,9 @@ const PACKAGES: [&str; 12] = [
     "libzstd1",
 ];
 
+/// apt's pattern for what Debian calls essential.
+const ESSENTIAL: &str = "?essential";
+
 /// Left out while unpacking: what only people reading or translating need.
 const EXCLUDED: [&str; 6] = [
     "/usr/share/doc/*",
@@ -48,7 +55,7 @@ pub enum BaseError {
     #[error("cannot {action} {path}: {source}")]
     File { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error(transparent)]
-    Apt(#[from] AptError),
+    Archive(#[from] ArchiveError),
     #[error(transparent)]
     Tool(#[from] ToolError),
 }
@@ -61,7 +68,8 @@ pub struct Base {
 }
 
 /// Makes the base system, or finds the one made from the same package lists. `extra` packages come on top of ours.
-pub fn make(apt: &Apt, cache: &Path, extra: &[String]) -> Result<Base, BaseError> {
+/// When the archive does not have what is needed, the base an earlier run made of the same packages serves.
+pub fn make(archive: &mut Archive, cache: &Path, extra: &[String]) -> Result<Base, BaseError> {
     if !rustix::process::geteuid().is_root() {
         return Err(BaseError::NotRoot);
     }
@@ -69,36 +77,116 @@ pub fn make(apt: &Apt, cache: &Path, extra: &[String]) -> Result<Base, BaseError
     let dir = cache.join(if extra.is_empty() { "base" } else { "base-with-extras" });
     std::fs::create_dir_all(&dir).map_err(failed("make", &dir))?;
     let packages: Vec<&str> = PACKAGES.into_iter().chain(extra.iter().map(String::as_str)).collect();
-    let key = key(apt, &packages)?;
-    let tar = dir.join(format!("{SUITE}-{key}.tar"));
-    if tar.exists() {
-        tracing::info!(key, "base system is at hand");
-        return Ok(Base { tar, key });
+    let choice = choice(&packages);
+    if let Some(base) = at_hand(archive, &dir, &choice)? {
+        return Ok(base);
     }
-    tracing::info!(
-        key,
-        packages = packages.len(),
-        "making the base system (about half a minute on two cores)"
-    );
+    let wanted: Vec<&str> = [ESSENTIAL].into_iter().chain(packages.iter().copied()).collect();
+    let wish = Wish { what: "base system", packages: &wanted, keep: &|_| true };
+    let files = match archive.obtain(&wish) {
+        Ok(files) => files,
+        Err(error) => {
+            let Some(base) = left(&dir, &choice) else { return Err(error.into()) };
+            tracing::warn!(%error, base = %base.tar.display(), "the packages of the base system cannot be had; taking the base that an earlier run made");
+            return Ok(base);
+        }
+    };
+    // Lists may be newer, and versions left out, than when we looked.
+    if let Some(base) = at_hand(archive, &dir, &choice)? {
+        return Ok(base);
+    }
+    let key = format!("{choice}-{}", state(archive)?);
+    let tar = dir.join(format!("{SUITE}-{key}.tar"));
+    tracing::info!(packages = files.len(), "making the base system (about half a minute on two cores)");
+    let handed = hand_over(archive, &files)?;
     let sources = dir.join("sources.list");
-    std::fs::write(&sources, apt.sources()).map_err(failed("write", &sources))?;
+    std::fs::write(&sources, archive.sources()).map_err(failed("write", &sources))?;
     let staging = dir.join(format!("partial-{}.tar", std::process::id()));
     let mut command = Command::new("mmdebstrap");
     command
-        .args(["--variant=essential", "--mode=root", "--format=tar", "--architectures=amd64"])
+        .args(["--verbose", "--variant=essential", "--mode=root", "--format=tar", "--architectures=amd64"])
         .arg(format!("--include={}", packages.join(",")))
         .args(["--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Languages \"none\""])
         .args(EXCLUDED.map(|path| format!("--dpkgopt=path-exclude={path}")))
+        .args(["--skip=update", SETUP_HOOK])
+        // What was there before, mmdebstrap leaves there.
+        .arg("--customize-hook=rm -f \"$1\"/var/cache/apt/archives/*.deb \"$1/etc/apt/preferences\"")
         .args([SUITE.as_ref(), staging.as_os_str(), sources.as_os_str()])
+        .env("HANDED", handed.path())
         .env("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH)
         .env("LC_ALL", "C.UTF-8");
-    if let Err(error) = tool::output(&mut command, "make the base system") {
+    let mut progress = Progress::count("base system: packages set up", files.len() as u64);
+    let mut set_up = 0;
+    let made = tool::watch(&mut command, "make the base system", &mut |line| {
+        set_up += u64::from(line.starts_with("Setting up "));
+        progress.at(set_up);
+    });
+    if let Err(error) = made {
         drop(std::fs::remove_file(&staging));
         return Err(error.into());
     }
+    progress.end(files.len() as u64);
     remove_others(&dir, &staging);
     std::fs::rename(&staging, &tar).map_err(failed("move into place", &tar))?;
     Ok(Base { tar, key })
+}
+
+/// Puts what [`hand_over`] collected where mmdebstrap's apt looks for it.
+const SETUP_HOOK: &str = concat!(
+    r#"--setup-hook=mkdir -p "$1/var/cache/apt/archives" && cp "$HANDED"/lists/* "$1/var/lib/apt/lists/""#,
+    r#" && cp "$HANDED"/archives/*.deb "$1/var/cache/apt/archives/" && cp "$HANDED/preferences" "$1/etc/apt/preferences""#
+);
+
+/// A folder with the lists, packages and preferences that mmdebstrap is to use.
+fn hand_over(archive: &Archive, files: &[Listed]) -> Result<tempfile::TempDir, BaseError> {
+    // Beside the lists, so that links do instead of copies; the hook copies once.
+    let beside = archive.lists();
+    let beside = beside.parent().unwrap_or(&beside);
+    let handed = tempfile::Builder::new()
+        .prefix("handed-")
+        .tempdir_in(beside)
+        .map_err(failed("make a folder in", beside))?;
+    let [lists, debs] = ["lists", "archives"].map(|dir| handed.path().join(dir));
+    for dir in [&lists, &debs] {
+        std::fs::create_dir_all(dir).map_err(failed("make", dir))?;
+    }
+    let link = |from: &Path, to: PathBuf| {
+        let linked = std::fs::hard_link(from, &to).or_else(|_| std::fs::copy(from, &to).map(drop));
+        linked.map_err(failed("copy", from))
+    };
+    for entry in std::fs::read_dir(archive.lists()).map_err(failed("read", &archive.lists()))? {
+        let entry = entry.map_err(failed("read", &archive.lists()))?;
+        if entry.path().is_file() && entry.file_name() != "lock" {
+            link(&entry.path(), lists.join(entry.file_name()))?;
+        }
+    }
+    for file in files {
+        link(&archive.path(file), debs.join(&file.name))?;
+    }
+    link(&archive.preferences(), handed.path().join("preferences"))?;
+    Ok(handed)
+}
+
+/// The base of this choice and the archive's present state.
+fn at_hand(archive: &Archive, dir: &Path, choice: &str) -> Result<Option<Base>, BaseError> {
+    let key = format!("{choice}-{}", state(archive)?);
+    let tar = dir.join(format!("{SUITE}-{key}.tar"));
+    if !tar.exists() {
+        return Ok(None);
+    }
+    tracing::info!(key, "base system is at hand");
+    Ok(Some(Base { tar, key }))
+}
+
+/// The base of this choice and any state of the archive.
+fn left(dir: &Path, choice: &str) -> Option<Base> {
+    let prefix = format!("{SUITE}-{choice}-");
+    std::fs::read_dir(dir).ok()?.find_map(|entry| {
+        let tar = entry.ok()?.path();
+        let name = tar.file_name()?.to_str()?.strip_suffix(".tar")?;
+        let key = name.starts_with(&prefix).then(|| name[SUITE.len() + 1..].to_owned())?;
+        Some(Base { tar, key })
+    })
 }
 
 /// Unpacks a base into an empty folder.
@@ -127,23 +215,31 @@ fn parse_status(status: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// The signed index of each source names every package file by hash, so it stands for the whole archive.
-fn key(apt: &Apt, packages: &[&str]) -> Result<String, BaseError> {
-    let lists = apt.lists();
+/// What we ask for, whatever the archive has: packages, exclusions, times.
+fn choice(packages: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(SOURCE_DATE_EPOCH);
+    for part in packages.iter().chain(&EXCLUDED) {
+        hash.update(part);
+        hash.update([0]);
+    }
+    crate::files::hex(&hash.finalize())[..8].to_owned()
+}
+
+/// The signed index of each source names every package file by hash, so it stands for the whole archive; versions that
+/// the mirror lacks are told in the preferences.
+fn state(archive: &Archive) -> Result<String, BaseError> {
+    let lists = archive.lists();
     let mut indexes: Vec<PathBuf> = std::fs::read_dir(&lists)
         .map_err(failed("read", &lists))?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.to_string_lossy().ends_with("Release"))
         .collect();
     indexes.sort();
+    indexes.push(archive.preferences());
     let mut hash = Sha256::new();
     for index in indexes {
         hash.update(std::fs::read(&index).map_err(failed("read", &index))?);
-    }
-    hash.update(SOURCE_DATE_EPOCH);
-    for part in packages.iter().chain(&EXCLUDED) {
-        hash.update(part);
-        hash.update([0]);
     }
     Ok(crate::files::hex(&hash.finalize())[..16].to_owned())
 }

@@ -1,6 +1,6 @@
 //! A Debian kernel package, unpacked: one `vmlinuz`, one tree of modules. Box and guests run the same one.
 
-use crate::apt::{Apt, AptError};
+use crate::archive::{Archive, ArchiveError, Wish};
 use crate::tool::{self, ToolError};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +14,7 @@ pub enum KernelPackageError {
     #[error("cannot {action} {path}: {source}")]
     File { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error(transparent)]
-    Apt(#[from] AptError),
+    Archive(#[from] ArchiveError),
     #[error(transparent)]
     Tool(#[from] ToolError),
 }
@@ -46,20 +46,27 @@ pub struct KernelPackage {
 }
 
 impl KernelPackage {
-    /// Fetches the newest kernel of a flavour; unpacked once per version below `cache`.
-    pub fn fetch(apt: &Apt, cache: &Path, flavour: Flavour) -> Result<Self, KernelPackageError> {
-        // The flavour's own package is empty and depends on the real one.
-        let depends = apt.field(flavour.package(), "Depends")?;
-        let package = depends
-            .split([',', ' '])
-            .find(|word| word.starts_with("linux-image-"))
-            .ok_or_else(|| AptError::NoSuchPackage(format!("{} (its kernel)", flavour.package())))?;
-        let version = apt.field(package, "Version")?;
-        let dir = cache.join("kernels").join(format!("{package}_{version}"));
+    /// Fetches the newest kernel of a flavour that can be had; unpacked once per version below `cache`.
+    /// One that an earlier run unpacked serves when none can be had.
+    pub fn fetch(archive: &mut Archive, cache: &Path, flavour: Flavour) -> Result<Self, KernelPackageError> {
+        let kernels = cache.join("kernels");
+        // The flavour's own package is empty and depends on the real one, which has the kernel's version in its name.
+        let is_kernel = |package: &str| package.starts_with("linux-image-") && package != flavour.package();
+        let wish = Wish { what: "kernel", packages: &[flavour.package()], keep: &is_kernel };
+        let deb = match archive.obtain(&wish) {
+            Ok(files) => files.into_iter().next().ok_or_else(|| KernelPackageError::NoKernel {
+                root: kernels.clone(),
+                missing: "what the flavour's package depends on",
+            })?,
+            Err(error) => {
+                let Some(left) = newest_left(&kernels, flavour) else { return Err(error.into()) };
+                tracing::warn!(%error, kernel = %left.display(), "no kernel can be had; taking one that an earlier run left");
+                return Self::open(&left);
+            }
+        };
+        let dir = kernels.join(format!("{}_{}", deb.package(), deb.version()));
         if !dir.is_dir() {
-            tracing::info!(package, version, "fetching the kernel");
-            let deb = apt.download(package)?;
-            unpack(&deb, &dir)?;
+            unpack(&archive.path(&deb), &dir)?;
         }
         Self::open(&dir)
     }
@@ -79,9 +86,26 @@ impl KernelPackage {
     }
 }
 
+/// The kernel of this flavour that was unpacked last.
+fn newest_left(kernels: &Path, flavour: Flavour) -> Option<PathBuf> {
+    let cloud = |name: &str| name.contains("-cloud-");
+    std::fs::read_dir(kernels)
+        .ok()?
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let name = entry.file_name().into_string().ok()?;
+            let whole = !name.contains(".partial-") && cloud(&name) == (flavour == Flavour::Cloud);
+            whole.then_some((entry.metadata().ok()?.modified().ok()?, entry.path()))
+        })
+        .max()
+        .map(|(_, path)| path)
+}
+
 /// Unpacks a .deb so that `dir` is there whole or not at all.
 fn unpack(deb: &Path, dir: &Path) -> Result<(), KernelPackageError> {
-    let staging = dir.with_extension(format!("partial-{}", std::process::id()));
+    // Not `with_extension`: a version has dots.
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let staging = dir.with_file_name(format!("{name}.partial-{}", std::process::id()));
     let failed = |action, path: &Path| {
         let path = path.to_path_buf();
         move |source| KernelPackageError::File { action, path, source }

@@ -4,9 +4,10 @@
 //! binaries and files go (`docs/image.md`).
 
 pub mod accel;
-pub mod apt;
+pub mod archive;
 pub mod base;
 pub mod cpio;
+pub mod fetch;
 pub mod files;
 pub mod guest;
 pub mod kernel;
@@ -14,11 +15,13 @@ pub mod kernel_package;
 pub mod manifest;
 pub mod modules;
 pub mod processes;
+pub mod progress;
 pub mod qemu;
 pub mod release;
 pub mod roster;
 pub mod serve;
 pub mod tool;
+pub mod tree;
 pub mod try_box;
 
 #[cfg(test)]

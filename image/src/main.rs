@@ -3,10 +3,10 @@
 use clap::{Args, Parser, Subcommand};
 use netboot_image::{
     accel,
-    apt::Apt,
-    base, guest,
+    archive::{self, Archive, Kind},
+    base, fetch, guest,
     kernel_package::{Flavour, KernelPackage},
-    manifest, release, roster, serve, tool, try_box,
+    manifest, release, roster, serve, tool, tree, try_box,
 };
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,6 +27,10 @@ enum Verb {
     Guest(GuestArgs),
     /// Make a release: kernel, initrd, boot.ipxe, manifest.json.
     Build(BuildArgs),
+    /// Download Debian packages and upstream sources under plain names, as the examples want them.
+    Fetch(FetchArgs),
+    /// Unpack Debian packages and all they depend on into a folder, without installing them.
+    Tree(TreeArgs),
     /// Serve a release to booting machines over HTTP.
     Serve(ServeArgs),
     /// Boot a release in QEMU, through iPXE and HTTP, and wait until ssh answers.
@@ -37,14 +41,63 @@ enum Verb {
 #[derive(Args)]
 struct PackageArgs {
     /// Folder for downloads and unpacked packages, kept between runs.
-    #[arg(long, default_value = "target/cache")]
+    #[arg(long, default_value = "target/cache", overrides_with = "cache")]
     cache: PathBuf,
     /// Debian mirror; without it the one this machine's apt is set up with.
     #[arg(long)]
     mirror: Option<String>,
+    /// The keys that may sign its lists.
+    #[arg(long, default_value = archive::KEYRING)]
+    keyring: PathBuf,
     /// Fetch the package lists even when the ones at hand are less than an hour old.
     #[arg(long)]
     update: bool,
+}
+
+impl PackageArgs {
+    fn open(&self, suite: &str, kind: Kind) -> Result<Archive, archive::ArchiveError> {
+        Archive::open(&archive::Options {
+            cache: &self.cache,
+            suite,
+            kind,
+            mirror: self.mirror.as_deref(),
+            keyring: &self.keyring,
+            update: self.update,
+        })
+    }
+}
+
+#[derive(Args)]
+struct FetchArgs {
+    /// Folder that receives `debs` and `sources`.
+    #[arg(long)]
+    out: PathBuf,
+    /// The Debian release to take them from.
+    #[arg(long, default_value = archive::SUITE)]
+    suite: String,
+    /// A binary package. May be repeated.
+    #[arg(long = "deb", value_name = "NAME")]
+    debs: Vec<String>,
+    /// A source package, of which the upstream archive is taken. May be repeated.
+    #[arg(long = "source", value_name = "NAME")]
+    sources: Vec<String>,
+    #[command(flatten)]
+    packages: PackageArgs,
+}
+
+#[derive(Args)]
+struct TreeArgs {
+    /// The folder, which must be empty or not there.
+    #[arg(long)]
+    out: PathBuf,
+    /// The Debian release to take the packages from.
+    #[arg(long, default_value = archive::SUITE)]
+    suite: String,
+    /// A package. May be repeated.
+    #[arg(long = "package", value_name = "NAME", required = true)]
+    names: Vec<String>,
+    #[command(flatten)]
+    packages: PackageArgs,
 }
 
 #[derive(Args)]
@@ -179,6 +232,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Verb::Guest(args) => make_guest(args),
         Verb::Build(args) => make_release(args),
+        Verb::Fetch(args) => fetch_files(args),
+        Verb::Tree(args) => make_tree(args),
         Verb::Serve(args) => serve_release(args),
         Verb::Try(args) => try_release(args),
     };
@@ -194,8 +249,8 @@ fn main() -> ExitCode {
 fn make_guest(args: GuestArgs) -> Result<(), Failure> {
     let kernel = if args.kernel_deb == "auto" {
         let packages = &args.packages;
-        let apt = Apt::open(&packages.cache, packages.mirror.as_deref(), packages.update)?;
-        KernelPackage::fetch(&apt, &packages.cache, Flavour::Cloud)?
+        let mut archive = packages.open(archive::SUITE, Kind::Packages)?;
+        KernelPackage::fetch(&mut archive, &packages.cache, Flavour::Cloud)?
     } else {
         KernelPackage::open(args.kernel_deb.as_ref())?
     };
@@ -230,14 +285,14 @@ fn make_release(args: BuildArgs) -> Result<(), Failure> {
         (None, None) => unreachable!("clap asks for one of the two"),
     };
     let packages = &args.packages;
-    let apt = Apt::open(&packages.cache, packages.mirror.as_deref(), packages.update)?;
-    let base = base::make(&apt, &packages.cache, &args.extra)?;
+    let mut archive = packages.open(archive::SUITE, Kind::Packages)?;
+    let base = base::make(&mut archive, &packages.cache, &args.extra)?;
     let (commit, modified) = source_commit();
-    let guest_kernel = KernelPackage::fetch(&apt, &packages.cache, Flavour::Cloud)?;
+    let guest_kernel = KernelPackage::fetch(&mut archive, &packages.cache, Flavour::Cloud)?;
     let inputs = release::Inputs {
         kernel: match args.kernel_flavour {
             Flavour::Cloud => guest_kernel.clone(),
-            other => KernelPackage::fetch(&apt, &packages.cache, other)?,
+            other => KernelPackage::fetch(&mut archive, &packages.cache, other)?,
         },
         guest_kernel,
         agent: args.agent,
@@ -264,6 +319,25 @@ fn make_release(args: BuildArgs) -> Result<(), Failure> {
     for (name, entry) in &manifest.files {
         println!("  {:>12} bytes  {}  {name}", entry.size, &entry.sha256[..16]);
     }
+    Ok(())
+}
+
+fn fetch_files(args: FetchArgs) -> Result<(), Failure> {
+    std::fs::create_dir_all(&args.out)
+        .map_err(|error| format!("cannot make {}: {error}", args.out.display()))?;
+    if !args.debs.is_empty() {
+        fetch::debs(&mut args.packages.open(&args.suite, Kind::Packages)?, &args.debs, &args.out)?;
+    }
+    if !args.sources.is_empty() {
+        fetch::sources(&mut args.packages.open(&args.suite, Kind::Sources)?, &args.sources, &args.out)?;
+    }
+    Ok(())
+}
+
+fn make_tree(args: TreeArgs) -> Result<(), Failure> {
+    let mut archive = args.packages.open(&args.suite, Kind::Packages)?;
+    let count = tree::make(&mut archive, &args.names, &args.out)?;
+    println!("{}: {count} packages of {}", args.out.display(), args.suite);
     Ok(())
 }
 

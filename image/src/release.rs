@@ -3,7 +3,7 @@
 //! Equal inputs give equal bytes: times, file-system id and order are fixed, and nothing of the building machine
 //! enters. Not here: the base system itself (`base`), the guest's files (`guest`).
 
-use crate::apt::SUITE;
+use crate::archive::SUITE;
 use crate::base::{self, Base, BaseError};
 use crate::cpio::Archive;
 use crate::files;
@@ -111,13 +111,15 @@ pub fn build(base: &Base, inputs: &Inputs, out: &Path) -> Result<Outcome, BuildE
     let tree = staging.path().join("tree");
     std::fs::create_dir(&tree).map_err(failed("make", &tree))?;
 
-    tracing::info!("unpacking the base system");
+    tracing::info!("release, 1 of 4: unpacking the base system");
     base::unpack(base, &tree)?;
     let packages = base::packages(&tree)?;
+    tracing::info!("release, 2 of 4: kernel modules, our files, the roster");
     install_modules(&inputs.kernel, &tree)?;
     lay_out(inputs, &tree)?;
-    tracing::info!("compressing the root file system");
+    tracing::info!("release, 3 of 4: compressing the root file system");
     let root = pack_root(&tree, &staging.path().join("root.erofs"))?;
+    tracing::info!("release, 4 of 4: writing kernel, initrd, boot script and manifest");
     write_release(inputs, &hash, packages, root, out).map(Outcome::Built)
 }
 

@@ -3,8 +3,9 @@
 //! Assumes the tool is honest but may be absent or fail; its last lines of stderr become part of our error.
 //! Not here: what a tool is for.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
 
 /// How much of a failed tool's stderr we repeat. The cause is nearly always in the last lines.
 const STDERR_LINES: usize = 15;
@@ -28,12 +29,7 @@ pub fn output(command: &mut Command, action: &str) -> Result<Vec<u8>, ToolError>
 pub fn output_with_input(command: &mut Command, input: &[u8], action: &str) -> Result<Vec<u8>, ToolError> {
     let tool = command.get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => {
-            ToolError::Missing { action: action.into(), package: package_of(&tool), tool: tool.clone() }
-        }
-        _ => ToolError::Start { action: action.into(), tool: tool.clone(), source },
-    })?;
+    let mut child = spawn(command, action)?;
     let mut stdin = child.stdin.take().expect("stdin was piped above");
     // The tool may answer before it has read everything, so feeding and draining go on side by side.
     let finished = std::thread::scope(|scope| {
@@ -53,6 +49,41 @@ pub fn output_with_input(command: &mut Command, input: &[u8], action: &str) -> R
     })
 }
 
+/// Runs `command` to its end and shows each line of its stdout and stderr to `on_line` as it comes.
+pub fn watch(command: &mut Command, action: &str, on_line: &mut dyn FnMut(&str)) -> Result<(), ToolError> {
+    let tool = command.get_program().to_string_lossy().into_owned();
+    let failed = |source| ToolError::Start { action: action.into(), tool: tool.clone(), source };
+    let (reader, writer) = std::io::pipe().map_err(failed)?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone().map_err(failed)?).stderr(writer);
+    let mut child = spawn(command, action)?;
+    // Our own copies of the writing end: without this the lines would never end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut last = VecDeque::new();
+    for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line).into_owned();
+        on_line(&line);
+        last.push_back(line);
+        if last.len() > STDERR_LINES {
+            last.pop_front();
+        }
+    }
+    let status = child.wait().map_err(failed)?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(ToolError::Failed { action: action.into(), tool, status, stderr: Vec::from(last).join("\n") })
+}
+
+fn spawn(command: &mut Command, action: &str) -> Result<Child, ToolError> {
+    let tool = command.get_program().to_string_lossy().into_owned();
+    command.spawn().map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => {
+            ToolError::Missing { action: action.into(), package: package_of(&tool), tool }
+        }
+        _ => ToolError::Start { action: action.into(), tool, source },
+    })
+}
+
 fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.trim_end().lines().collect();
     lines[lines.len().saturating_sub(STDERR_LINES)..].join("\n")
@@ -66,6 +97,7 @@ fn package_of(tool: &str) -> &'static str {
         "mmdebstrap" => "mmdebstrap",
         "mkfs.erofs" => "erofs-utils",
         "dpkg-deb" => "dpkg",
+        "/usr/lib/apt/apt-helper" => "apt",
         "tar" => "tar",
         "git" => "git",
         "qemu-system-x86_64" => "qemu-system-x86 ipxe-qemu",
@@ -87,6 +119,16 @@ mod tests {
     fn a_failing_tool_passes_its_last_words_on() {
         let error = output(Command::new("sh").args(["-c", "echo no space >&2; exit 3"]), "try").unwrap_err();
         assert!(error.to_string().contains("no space"), "{error}");
+    }
+
+    #[test]
+    fn a_watched_tool_shows_all_its_lines_and_passes_its_last_words_on() {
+        let mut lines = Vec::new();
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo one; echo two >&2; exit 3"]);
+        let error = watch(&mut command, "try", &mut |line| lines.push(line.to_owned())).unwrap_err();
+        assert_eq!(lines, ["one", "two"]);
+        assert!(error.to_string().ends_with("one\ntwo"), "{error}");
     }
 
     #[test]

@@ -4,6 +4,9 @@ target=${CARGO_TARGET_DIR:-$root/target}
 static_target=x86_64-unknown-linux-gnu
 image=${image:-$target/image}
 
+# A registry may refuse a connection now and then; cargo's own default is three tries.
+export CARGO_NET_RETRY=${CARGO_NET_RETRY:-6}
+
 sudo=
 [ "$(id -u)" = 0 ] || sudo=sudo
 
@@ -34,4 +37,40 @@ introduce_client() {
         "$state/ssh_config" > "$state/client/.ssh/config"
     # A new boot without a disk is a new identity; this client trusts the one it meets first.
     rm -f "$state/client/.ssh/known_hosts"
+}
+
+# crates COMMAND...: cargo, with its count of crates. On a terminal that is cargo's own bar; elsewhere a line now and
+# then takes the place of a line per crate. What cargo says besides (warnings, errors) comes through.
+crates() {
+    if [ -t 2 ]; then
+        cargo "$@"
+        return
+    fi
+    { CARGO_TERM_PROGRESS_WHEN=always CARGO_TERM_PROGRESS_WIDTH=120 cargo "$@" 2>&1 >&3 | count_crates; } 3>&1
+}
+
+# Cargo moves its bar with returns: `   Building [====>    ] 120/412: name, name...`
+count_crates() {
+    local chunk line last=$SECONDS begin=$SECONDS end=
+    while [ -z "$end" ]; do
+        IFS= read -r -d $'\r' chunk || end=1
+        while IFS= read -r line; do
+            if [[ $line =~ (Building|Downloading)\ .*\]\ ([0-9]+)/([0-9]+) ]]; then
+                if [ $((SECONDS - last)) -ge 15 ]; then
+                    last=$SECONDS
+                    printf '    crates: %s of %s, %d s\n' "${BASH_REMATCH[2]}" "${BASH_REMATCH[3]}" $((SECONDS - begin))
+                fi
+            elif ! [[ $line =~ ^\ *(Compiling|Checking|Fresh|Downloaded|Downloading)\  || $line =~ ^[[:space:]]*$ ]]; then
+                printf '%s\n' "$line"
+            fi
+        done <<<"${chunk//$'\e[K'/}"
+    done >&2
+}
+
+# The program that downloads and unpacks Debian packages, built when it is not there or from before it could.
+image_tool=$target/release/netboot-image
+need_image_tool() {
+    if "$image_tool" fetch --help >/dev/null 2>&1; then return; fi
+    echo "building netboot-image, which downloads what is needed"
+    (cd "$root" && crates build --release -p netboot-image)
 }
