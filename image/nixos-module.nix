@@ -77,6 +77,8 @@ in
       roster = lib.mkDefault "/run/barnraiser/roster.json";
       state-dir = lib.mkDefault "/var/lib/barnraiser";
       systems = lib.mkDefault [ pkgs.stdenv.hostPlatform.system ];
+      # The state directory of a NixOS machine survives a reboot. One that mounts a tmpfs there says "none".
+      store.durability = lib.mkDefault "flush";
       sandbox = {
         backend = lib.mkDefault "kvm";
         kernel = lib.mkDefault "${cfg.guestDirectory}/vmlinux";

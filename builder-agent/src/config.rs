@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use store::Durability;
 use store::signing::PublicKey;
 
 use crate::substitute::address::Address;
@@ -32,6 +33,8 @@ pub struct Config {
     pub systems: Vec<String>,
     pub system_features: Vec<String>,
     pub keep_builds_running: bool,
+    /// What the store does to survive a power loss.
+    pub durability: Durability,
     /// For how long a failure that was the build's own is told again. Zero: never.
     pub reuse_failures: Duration,
     pub sandbox: Sandbox,

@@ -65,6 +65,7 @@ async fn serve(config: Arc<Config>) -> Result<(), ServeError> {
     let trusted = Arc::new(signing::trusted(&config, &signing_key)?);
     let settings = StoreConfig {
         max_nar_bytes: config.limits.max_nar_bytes,
+        durability: config.durability,
         signer: Some(Arc::new(signer)),
         trusted: trusted.clone(),
         ..StoreConfig::default()
@@ -117,6 +118,13 @@ async fn serve(config: Arc<Config>) -> Result<(), ServeError> {
     stop.send_replace(true);
     if !doors.is_finished() && tokio::time::timeout(GRACE, doors).await.is_err() {
         tracing::warn!("some connections did not end in time");
+    }
+    // What is still held by threads that do not end in time is not closed; so that the next boot has nothing to check.
+    let store = house.store.clone();
+    match tokio::task::spawn_blocking(move || store.tidy()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the store could not be flushed; the next start checks it"),
+        Err(panic) => tracing::error!(%panic, "flushing the store panicked; the next start checks it"),
     }
     tracing::info!("stopped");
     Ok(())

@@ -94,6 +94,7 @@ static SOUND: LazyLock<Vec<u8>> = LazyLock::new(|| {
         ca: None,
     };
     view.register(ingested, info, Provenance::Verified).expect("it registers");
+    store.tidy().expect("objects get their names");
     let object = std::fs::read_dir(root().join("objects")).expect("a folder").next().expect("an object");
     let bytes = std::fs::read(object.expect("an entry").path()).expect("it reads");
     std::fs::remove_dir_all(root()).expect("it goes");

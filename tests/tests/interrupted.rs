@@ -168,7 +168,7 @@ fn idle(pid: u32) -> Idle {
 fn files(house: &Neighbours) -> Vec<PathBuf> {
     let store = house.agent.state_dir().join("store");
     let mut found = Vec::new();
-    for dir in ["tmp", "objects"] {
+    for dir in ["tmp", "new", "objects"] {
         found.extend(
             std::fs::read_dir(store.join(dir)).expect("a folder").flatten().map(|entry| entry.path()),
         );
@@ -267,6 +267,10 @@ async fn warm() -> Neighbours {
 /// Interrupts uploads one after the other.
 async fn leaves_nothing(runs: &[(Way, u64, u64, End)]) {
     let mut house = warm().await;
+    // What was uploaded to warm it up has its final name by then.
+    let new = house.agent.state_dir().join("store/new");
+    until("new objects to get their names", || std::fs::read_dir(&new).expect("a folder").next().is_none())
+        .await;
     let before = files(&house);
     let mut idle_before = idle(house.agent.pid());
     let path = path("large");

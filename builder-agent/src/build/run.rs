@@ -124,7 +124,7 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
         // Unlisted before it is told: who tries again does not get this one's end.
         shared.running.remove(&key, id);
     } else {
-        // Told before it is recorded, which takes a flush of the disk. Who comes meanwhile joins, and adopts.
+        // Told before it is recorded, which takes a turn in the queue for the index. Who comes meanwhile joins, and adopts.
         outcome.send_replace(Some(ended.clone()));
     }
     if let Some((key, record)) = to_record {

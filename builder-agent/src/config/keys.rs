@@ -75,6 +75,7 @@ pub const KEYS: &[Key] = &[
     key("keep-builds-running", Bool, Toml("false"), "let a build go on when the last client waiting for it disconnects"),
     key("reuse-failures", Bool, Toml("true"), "tell the failure of an earlier equal build again instead of building; successes are always reused"),
     key("reuse-failures-seconds", Int { min: 1, max: WEEK }, Toml("3600"), "for how long"),
+    key("store.durability", Word(&["flush", "none"]), Toml(r#""flush""#), "`flush`: the store survives a power loss, but for its last seconds; `none`: nothing is flushed, and a reboot forgets the store (in memory, or on a disk that is wiped at boot)"),
     key("sandbox.backend", Word(&["kvm", "namespace"]), Toml(r#""kvm""#), "`kvm`: a micro-VM per build; `namespace`: bubblewrap, weaker, named in the banner"),
     key("sandbox.kernel", Path, Toml(r#""/usr/lib/barnraiser/guest/vmlinux""#), "kvm: the guest kernel (ELF)"),
     key("sandbox.initrd", Path, Toml(r#""/usr/lib/barnraiser/guest/initrd""#), "kvm: the guest initrd"),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use store::Durability;
 use store::signing::PublicKey;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -55,6 +56,10 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
         systems: values.texts("systems").unwrap_or_else(|| vec![format!("{}-linux", std::env::consts::ARCH)]),
         system_features: values.texts("system-features").unwrap_or_default(),
         keep_builds_running: values.bool_of("keep-builds-running"),
+        durability: match values.text("store.durability").as_deref() {
+            Some("none") => Durability::None,
+            _ => Durability::Flush,
+        },
         reuse_failures: match values.found.get("reuse-failures") {
             Some(Value::Bool(false)) => Duration::ZERO,
             _ => Duration::from_secs(values.int_of("reuse-failures-seconds") as u64),
@@ -298,7 +303,10 @@ fn accepted(name: &str) -> String {
         .collect();
     match section.filter(|_| !inside.is_empty()) {
         Some(section) => format!("accepted in [{section}]: {}", inside.join(", ")),
-        None => format!("accepted at the top: {}; sections: [sandbox], [fetch], [limits]", inside.join(", ")),
+        None => format!(
+            "accepted at the top: {}; sections: [store], [sandbox], [fetch], [limits]",
+            inside.join(", ")
+        ),
     }
 }
 

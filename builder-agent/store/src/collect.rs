@@ -156,7 +156,7 @@ fn plan(
         }
         changes.push(Change::DropClaim { member: viewer.member.clone(), path });
     }
-    changes.extend(forget(index, &seen, &viewer.member, &dead, &lost));
+    changes.extend(forget(&seen, &viewer.member, &dead));
     Ok((changes, collected, lost.into_keys().collect()))
 }
 
@@ -230,14 +230,9 @@ fn in_order(seen: &Seen<'_>, dead: &HashSet<StorePath>) -> Vec<StorePath> {
     order
 }
 
-/// What named the paths and objects that go.
-fn forget(
-    index: &Index,
-    seen: &Seen<'_>,
-    member: &Member,
-    dead: &HashSet<StorePath>,
-    lost: &HashMap<[u8; 32], usize>,
-) -> Vec<Change> {
+/// What named the paths that go. Results that name their objects go with these, later (`remove::removed`): whether they
+/// do depends on what others have.
+fn forget(seen: &Seen<'_>, member: &Member, dead: &HashSet<StorePath>) -> Vec<Change> {
     let gone = |path: &StorePath| dead.contains(path) && !seen.is_verified(path);
     // As with paths: a claim that a Verified one hides is of no use to anybody.
     let hidden = |id| matches!(seen.realisation(id), Some((_, Whose::Everybodys)));
@@ -247,12 +242,5 @@ fn forget(
             changes.push(Change::DropRealisation { id: id.clone(), member: Some(member.clone()) });
         }
     }
-    let results: BTreeSet<[u8; 32]> = lost
-        .iter()
-        .filter(|(object, count)| index.paths_with(object) == **count)
-        .flat_map(|(object, _)| index.results_with(object))
-        .copied()
-        .collect();
-    changes.extend(results.into_iter().map(|key| Change::DropResult { key }));
     changes
 }

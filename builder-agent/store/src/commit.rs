@@ -1,9 +1,9 @@
 //! One commit for all who wait: whoever comes first leads, and takes along what others have ready.
 //!
-//! A commit costs two or three disk flushes however much is in it. So registrations queue here; while one group is on
-//! its way to the disk the next one gathers. Order within a group: plans against the index, objects to their names,
-//! one sync of that directory, one transaction, then the maps in memory. Nothing becomes visible before it is durable,
-//! and no lock that readers need is held while the disk works.
+//! A commit is one transaction however much is in it. So registrations queue here; while one group is written the next
+//! one gathers. Order within a group: plans against the index, one transaction, then the maps in memory; objects are
+//! complete before, and get their names later (`keeper`). What became visible survives this process, and a power loss as
+//! soon as the housekeeper has flushed it; no lock that readers need is held while the disk works.
 //!
 //! Deleting is the other way round: what goes is out of sight before it is deleted, so that nobody who makes it a
 //! temporary root meanwhile is told that it is there. A crash in between brings back garbage and nothing else.
@@ -24,8 +24,8 @@ const MAX_GROUP: usize = 256;
 #[derive(Default)]
 pub(crate) struct Plan {
     pub(crate) changes: Vec<Change>,
-    /// Complete and synced objects, and the NAR hashes that name them.
-    pub(crate) objects: Vec<(Temporary, [u8; 32])>,
+    /// Complete objects, the NAR hashes that name them, and the sizes of their files.
+    pub(crate) objects: Vec<(Temporary, [u8; 32], u64)>,
     /// The changes only drop things, namely this member's claims and what goes with them.
     pub(crate) drops_of: Option<Member>,
 }
@@ -122,7 +122,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs `plan` against the index and makes what it decided durable, then visible. Blocks until then.
+/// Runs `plan` against the index, writes down what it decided, then makes it visible. Blocks until then.
 pub(crate) fn commit<T: Send + 'static>(
     store: &Inner,
     about: About,
@@ -179,6 +179,7 @@ pub(crate) fn commit_repeatable<T: Send + 'static>(
 struct Planned {
     job: Job,
     changes: Vec<Change>,
+    objects: Vec<(Temporary, [u8; 32], u64)>,
     /// If they are visible already: what takes them back.
     undo: Option<Vec<Change>>,
 }
@@ -187,7 +188,6 @@ fn lead(store: &Inner, group: Vec<Job>) {
     // Held to the end: whoever removes objects takes it too.
     let mut db = store.db();
     let mut planned = Vec::with_capacity(group.len());
-    let mut moved = false;
     for mut job in group {
         let Some(mut planner) = job.plan.take() else { continue };
         let mut plan = planner(&store.index());
@@ -195,30 +195,21 @@ fn lead(store: &Inner, group: Vec<Job>) {
         if let Ok(Plan { drops_of: Some(_), .. }) = &plan {
             (plan, undo) = drop_early(store, plan, &mut planner);
         }
-        let kept = plan.and_then(|Plan { changes, objects, .. }| {
-            for (temporary, nar_hash) in objects {
-                store.keep(temporary, &nar_hash)?;
-                moved = true;
-            }
-            Ok(changes)
-        });
-        match kept {
-            Ok(changes) => planned.push(Planned { job, changes, undo }),
+        match plan {
+            Ok(Plan { changes, objects, .. }) => planned.push(Planned { job, changes, objects, undo }),
             Err(error) => job.end(Err(error)),
         }
     }
-    // The names must be durable before a row mentions them.
-    let written = match moved {
-        true => store.sync_objects().map_err(RegisterError::File),
-        false => Ok(()),
-    };
     let any = planned.iter().any(|one| !one.changes.is_empty());
-    let written = written.and_then(|()| match any {
+    let written = match any {
         true => db.write(planned.iter().flat_map(|one| &one.changes)).map_err(RegisterError::Index),
         false => Ok(()),
-    });
+    };
     match written {
         Ok(()) => {
+            // Even if there is such an object already: what an upload does must not tell. Readers find it from here on.
+            let objects = planned.iter_mut().flat_map(|one| std::mem::take(&mut one.objects));
+            store.keep(objects.collect());
             let unseen = planned.iter_mut().filter(|one| one.undo.is_none());
             let changes: Vec<Change> = unseen.flat_map(|one| std::mem::take(&mut one.changes)).collect();
             store.apply(changes.into_iter());

@@ -1,6 +1,11 @@
 //! The index on disk: SQLite, read once at start, written at each change.
 //!
-//! WAL with `synchronous=FULL`: a commit that returned survives power loss; one that did not leaves no trace.
+//! A commit that returned survives the process. What survives a power loss is decided by [`Durability`]: with `Flush` the
+//! write-ahead log is on the disk in the right order (`synchronous=NORMAL`), so that a start finds all commits up to some
+//! moment and none after it; `keeper` sees to it that this moment is not long ago. With `None` SQLite never waits for the
+//! disk, and after a power loss nothing here can be believed.
+//!
+//! Rows of `paths` are numbered upwards and no number is used twice, so that one number says what is on the disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,7 +18,7 @@ use rusqlite::{Connection, Row, ToSql, Transaction, params};
 use crate::change::Change;
 use crate::realisation::{Realisation, RealisationId};
 use crate::result::{BuildRecord, RecordEnd, RecordedOutput};
-use crate::types::{Member, PathInfo, Provenance};
+use crate::types::{Durability, Member, PathInfo, Provenance};
 
 /// Version of the tables below.
 pub(crate) const SCHEMA: i64 = 2;
@@ -76,8 +81,18 @@ const CREATE_2: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
+/// Pages of the log at which SQLite checkpoints by itself, in the middle of a commit (64 MiB). The housekeeper is to come
+/// first.
+const LOG_PAGES: u32 = 16_384;
+/// Changes after which the housekeeper checkpoints: about SQLite's own 1,000 pages.
+const CHECKPOINT_AFTER: usize = 300;
+
 pub(crate) struct Db {
     connection: Connection,
+    /// Number of the last row of `paths`, there or gone.
+    last_row: i64,
+    /// Since the last checkpoint.
+    changes: usize,
 }
 
 /// One row of `paths`.
@@ -91,12 +106,19 @@ pub(crate) struct Record {
 
 impl Db {
     /// Opens the file and brings it to our schema; returns the schema found if it is a newer one.
-    pub(crate) fn open(path: &Path) -> rusqlite::Result<Result<Self, i64>> {
+    pub(crate) fn open(path: &Path, durability: Durability) -> rusqlite::Result<Result<Self, i64>> {
         let connection = Connection::open(path)?;
         // The store has a lock of its own; SQLite's would be taken and released at each commit.
         connection.pragma_update(None, "locking_mode", "exclusive")?;
         connection.pragma_update(None, "journal_mode", "wal")?;
-        connection.pragma_update(None, "synchronous", "full")?;
+        let synchronous = match durability {
+            Durability::None => "off",
+            Durability::Flush => "normal",
+        };
+        connection.pragma_update(None, "synchronous", synchronous)?;
+        if durability == Durability::Flush {
+            connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
+        }
         let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         let steps = match found {
             0 => [CREATE_1, CREATE_2].concat(),
@@ -108,7 +130,27 @@ impl Db {
             // One transaction: a crash leaves the old schema or the new one.
             connection.execute_batch(&format!("BEGIN; {steps} PRAGMA user_version = {SCHEMA}; COMMIT;"))?;
         }
-        Ok(Ok(Self { connection }))
+        let last_row =
+            connection.query_row("SELECT coalesce(max(id), 0) FROM paths", [], |row| row.get(0))?;
+        Ok(Ok(Self { connection, last_row, changes: 0 }))
+    }
+
+    /// New rows get numbers above this one.
+    pub(crate) fn number_from(&mut self, row: i64) {
+        self.last_row = self.last_row.max(row);
+    }
+
+    pub(crate) fn last_row(&self) -> i64 {
+        self.last_row
+    }
+
+    /// Moves the log into the file, if there is much in it.
+    pub(crate) fn checkpoint(&mut self) -> rusqlite::Result<()> {
+        if self.changes >= CHECKPOINT_AFTER {
+            self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+            self.changes = 0;
+        }
+        Ok(())
     }
 
     pub(crate) fn load(&self) -> rusqlite::Result<Vec<Record>> {
@@ -192,16 +234,20 @@ impl Db {
         self.connection.pragma_update(None, "query_only", true).unwrap();
     }
 
-    /// Makes all changes or none; durable when it returns.
+    /// Makes all changes or none.
     pub(crate) fn write<'a>(
         &mut self,
         changes: impl IntoIterator<Item = &'a Change>,
     ) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
+        let mut last_row = self.last_row;
         for change in changes {
-            write(&transaction, change)?;
+            write(&transaction, change, &mut last_row)?;
+            self.changes += 1;
         }
-        transaction.commit()
+        transaction.commit()?;
+        self.last_row = last_row;
+        Ok(())
     }
 }
 
@@ -214,28 +260,32 @@ fn run(transaction: &Transaction<'_>, sql: &str, params: &[&dyn ToSql]) -> rusql
 
 /// `member IS ?` would fit both layers, and neither of their indices: those are partial, and SQLite uses one only where
 /// the statement itself says which layer it is about.
-fn write(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<()> {
+fn write(transaction: &Transaction<'_>, change: &Change, last_row: &mut i64) -> rusqlite::Result<()> {
     let run = |sql: &str, params: &[&dyn ToSql]| run(transaction, sql, params);
     match change {
-        Change::AddPath { info, provenance, proven, object_size } => run(
-            "INSERT INTO paths (path, member, nar_hash, nar_size, object_size, refs, deriver,
+        Change::AddPath { info, provenance, proven, object_size } => {
+            *last_row += 1;
+            run(
+                "INSERT INTO paths (id, path, member, nar_hash, nar_size, object_size, refs, deriver,
                                 registration_time, ultimate, signatures, ca, proven)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) ON CONFLICT DO NOTHING",
-            params![
-                info.path.to_basename(),
-                member(provenance),
-                &info.nar_hash[..],
-                info.nar_size.cast_signed(),
-                object_size.cast_signed(),
-                basenames(&info.references),
-                info.deriver.as_ref().map(StorePath::to_basename),
-                info.registration_time,
-                info.ultimate,
-                info.signatures.join("\n"),
-                info.ca,
-                proven,
-            ],
-        ),
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) ON CONFLICT DO NOTHING",
+                params![
+                    *last_row,
+                    info.path.to_basename(),
+                    member(provenance),
+                    &info.nar_hash[..],
+                    info.nar_size.cast_signed(),
+                    object_size.cast_signed(),
+                    basenames(&info.references),
+                    info.deriver.as_ref().map(StorePath::to_basename),
+                    info.registration_time,
+                    info.ultimate,
+                    info.signatures.join("\n"),
+                    info.ca,
+                    proven,
+                ],
+            )
+        }
         Change::DropClaim { member, path } => run(
             "DELETE FROM paths WHERE member = ?1 AND path = ?2",
             params![member.name(), path.to_basename()],
@@ -381,7 +431,7 @@ mod tests {
     #[test]
     fn no_change_of_either_layer_walks_a_table() {
         let dir = tempfile::tempdir().unwrap();
-        let mut db = Db::open(&dir.path().join("index.sqlite")).unwrap().unwrap();
+        let mut db = Db::open(&dir.path().join("index.sqlite"), Durability::Flush).unwrap().unwrap();
         let path = StorePath::from_parts([1; 20], "p").unwrap();
         let member = Member::new("alice");
         let info = Arc::new(PathInfo {

@@ -24,10 +24,13 @@ mod git;
 mod hold;
 mod index;
 mod ingest;
+mod keeper;
+mod marker;
 pub mod nar;
 pub mod object;
 mod realisation;
 mod records;
+mod recover;
 mod register;
 mod remove;
 mod result;
@@ -46,7 +49,10 @@ pub use error::{
 pub use ingest::{Ingest, Ingested, Staged};
 pub use nar::NarReader;
 pub use realisation::RealisationId;
+pub use recover::Recovery;
 pub use result::{BuildRecord, RecordEnd, RecordedOutput};
-pub use store::{Recovery, Store};
-pub use types::{DEFAULT_MAX_ENTRIES, DEFAULT_MAX_NAR_BYTES, Member, PathInfo, Provenance, StoreConfig};
+pub use store::Store;
+pub use types::{
+    DEFAULT_MAX_ENTRIES, DEFAULT_MAX_NAR_BYTES, Durability, Member, PathInfo, Provenance, StoreConfig,
+};
 pub use view::View;

@@ -11,7 +11,7 @@ use nix_derivation::{StorePath, nixbase32};
 
 use crate::change::Change;
 use crate::commit::{About, Plan, commit};
-use crate::error::{FileError, RegisterError};
+use crate::error::RegisterError;
 use crate::index::{Index, Seen, Whose};
 use crate::ingest::{Ingested, Staged};
 use crate::signing;
@@ -25,10 +25,6 @@ const MAX_SIGNATURES: usize = 64;
 const MAX_SIGNATURE_BYTES: usize = 1024;
 /// Longest `ca` field; the longest real one, SHA-512, has about 120 bytes.
 const MAX_CA_BYTES: usize = 256;
-
-/// From this many new objects on, one `syncfs` is cheaper than an fsync of each, although it also waits for what
-/// others are writing.
-const SYNC_ALL_FROM: usize = 8;
 
 /// Whose view something is registered through.
 #[derive(Clone)]
@@ -159,13 +155,13 @@ pub(crate) fn register(
     if let Some(infos) = prepare(store, viewer, &mut items)? {
         return Ok(infos);
     }
-    sync(store, &objects)?;
+    objects.iter_mut().try_for_each(|ingested| ingested.temporary.complete(store))?;
     let (config, viewer) = (store.config.clone(), viewer.clone());
     commit(store, about(&items), move |index| {
         let Planned { changes, infos, new } = plan(index, &config, &viewer, items)?;
         // Those that are valid already (somebody was faster) go.
         let kept = objects.into_iter().zip(new).filter(|(_, new)| *new);
-        let objects = kept.map(|(i, _)| (i.temporary, i.nar_hash)).collect();
+        let objects = kept.map(|(i, _)| (i.temporary, i.nar_hash, i.object_size)).collect();
         Ok((Plan { changes, objects, ..Plan::default() }, infos))
     })
 }
@@ -211,17 +207,6 @@ fn prepare(
         new.signature = signature(&store.config, &new.info);
     }
     Ok(None)
-}
-
-fn sync(store: &Inner, objects: &[Ingested]) -> Result<(), RegisterError> {
-    if objects.len() >= SYNC_ALL_FROM {
-        return Ok(store.sync_file_system()?);
-    }
-    for ingested in objects {
-        let failed = |e| FileError::new("sync object", ingested.temporary.path(), e);
-        ingested.file.sync_data().map_err(failed)?;
-    }
-    Ok(())
 }
 
 fn about(items: &[New]) -> About {

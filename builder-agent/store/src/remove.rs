@@ -1,7 +1,8 @@
 //! Files that nobody needs any more, and those that somebody still does.
 //!
-//! Removing takes time in proportion to size, so it is done by a thread of its own: no member can find out by the
-//! clock whether an object went or stays because somebody else has it.
+//! Whether an object goes is found out by the housekeeper (`keeper`), and removing it, which takes time in proportion to
+//! its size, is done by a thread of its own: no member can find out by the clock whether an object went or stays because
+//! somebody else has it.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -9,7 +10,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::store::Inner;
+use crate::change::Change;
+use crate::store::{Inner, Shelf};
 use crate::tree;
 
 /// The thread that removes.
@@ -114,23 +116,41 @@ impl Drop for Pinned {
     }
 }
 
-/// Removes those objects that no path has any more, and trees that were made for paths that are gone. What is in use
-/// follows when it is not. Commits of others go on between two objects.
+/// Looks at objects that lost a path, some time soon: those that no path has any more go, and so do trees that were made
+/// for paths that are gone. What is in use follows when it is not. Takes the same time whatever others have.
 pub(crate) fn remove(store: &Inner, gone: impl IntoIterator<Item = ([u8; 32], HashSet<PathBuf>)>) {
+    store.work.gone(gone);
+}
+
+/// Does that. Commits go on between two objects.
+pub(crate) fn removed(shelf: &Shelf, gone: Vec<([u8; 32], HashSet<PathBuf>)>) {
     for (object, trees) in gone {
         // No registration can give an object a row meanwhile, and no one can start to use it: that takes a row.
-        let _db = store.db();
-        let named = store.index().paths_with(&object) > 0;
-        let mut state = store.pins.state();
+        let mut db = shelf.db();
+        let (named, results) = {
+            let index = shelf.index();
+            let drops = index.results_with(&object).map(|key| Change::DropResult { key: *key });
+            (index.paths_with(&object) > 0, drops.collect::<Vec<_>>())
+        };
+        let mut state = shelf.pins.state();
         if state.users.contains_key(&object) {
             state.doomed.entry(object).or_default().extend(trees);
             continue;
         }
-        trees.iter().for_each(|tree| store.discard(tree));
-        if !named {
-            store.discard(&store.object_path(&object));
-            drop(state);
-            store.forget_object(&object);
+        trees.iter().for_each(|tree| shelf.discard(tree));
+        if named {
+            continue;
         }
+        shelf.discard(&shelf.object_path(&object));
+        drop(state);
+        // A result goes with its objects. Until now it was hidden by their having no path (`Store::result`), and a row
+        // that cannot be deleted now is found to lead nowhere at the next start.
+        if !results.is_empty() {
+            match db.write(&results) {
+                Ok(()) => shelf.apply(results.into_iter()),
+                Err(e) => tracing::warn!("cannot forget results without outputs: {e}"),
+            }
+        }
+        shelf.forget_object(&object);
     }
 }

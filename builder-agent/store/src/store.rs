@@ -1,37 +1,43 @@
-//! The store on disk: opening it, repairing it, and the files of objects.
+//! The store on disk: opening it, and the files of objects. Not here: repairing it (`recover`).
 //!
 //! ```text
 //! <root>/lock          held while the store is open
+//! <root>/durable       how much of it is on stable storage (`marker`)
 //! <root>/index.sqlite  which paths exist, for whom, with which object
 //! <root>/objects/      one file per NAR hash (nixbase32)
+//! <root>/new/          complete ones, until the next pass of the housekeeper (`keeper`)
 //! <root>/tmp/          objects being written; emptied when the store is opened
 //! <root>/trees/        unpacked copies for the namespace backend; a cache
 //! ```
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Deref;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
-use nix_derivation::{StorePath, nixbase32};
+use nix_derivation::nixbase32;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::change::Change;
 use crate::commit::Commits;
-use crate::db::{Db, Record, SCHEMA};
+use crate::db::Db;
 use crate::error::{FileError, OpenError, RegisterError};
 use crate::hold::Holds;
 use crate::index::Index;
+use crate::keeper::{self, Keeper, WorkList};
+use crate::marker::{Marker, MarkerFile};
 use crate::object::{Object, ObjectError};
 use crate::records;
+use crate::recover::{self, Found, Recovery};
 use crate::register::Viewer;
 use crate::remove::{Pins, Remover};
 use crate::result::BuildRecord;
 use crate::tree;
-use crate::types::{Member, Provenance, StoreConfig};
+use crate::types::{Durability, Member, StoreConfig};
 use crate::view::View;
 
 /// One store on disk. Clones share it; the last one, view or reader to go releases the lock.
@@ -40,43 +46,53 @@ pub struct Store {
     pub(crate) inner: Arc<Inner>,
 }
 
-/// What opening had to clean up.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Recovery {
-    /// Temporary files of interrupted writes, removed.
-    pub temporary_files: usize,
-    /// Objects without a row, removed.
-    pub unregistered_objects: usize,
-    /// Rows without an object, or with a reference that was lost this way, removed.
-    pub lost_paths: usize,
-    /// Results, realisations and roots that named what was lost, removed.
-    pub lost_records: usize,
+/// What is open as long as anybody uses the store.
+pub(crate) struct Inner {
+    /// Ends first, and needs the shelf until then.
+    _keeper: Keeper,
+    shelf: Arc<Shelf>,
+    pub(crate) commits: Commits,
+    pub(crate) holds: Holds,
+    recovery: Recovery,
+    /// Released last.
+    _lock: File,
 }
 
-pub(crate) struct Inner {
+impl Deref for Inner {
+    type Target = Shelf;
+
+    fn deref(&self) -> &Shelf {
+        &self.shelf
+    }
+}
+
+/// Objects and their index: what the housekeeper's thread shares with everybody.
+pub(crate) struct Shelf {
     pub(crate) root: PathBuf,
     pub(crate) config: StoreConfig,
-    /// Taken for writing only to show what is already durable, and to hide what is going to be deleted.
+    /// Taken for writing only to show what is already committed, and to hide what is going to be deleted.
     index: RwLock<Index>,
     /// Held during a commit and while objects are removed. Whoever wants both takes this one first.
     db: Mutex<Db>,
-    pub(crate) commits: Commits,
     pub(crate) pins: Pins,
-    pub(crate) holds: Holds,
+    pub(crate) work: WorkList,
+    pub(crate) marker: MarkerFile,
+    /// As the marker says.
+    pub(crate) through: AtomicI64,
     objects: File,
     next_temporary: AtomicU64,
+    /// Objects with rows that the housekeeper has not given their names yet: where they are.
+    unsettled: Mutex<HashMap<[u8; 32], PathBuf>>,
     /// Open objects, so that builds with common inputs share descriptors.
     open: Mutex<HashMap<[u8; 32], Weak<File>>>,
-    recovery: Recovery,
     /// Ends before the lock is released.
     pub(crate) remover: Remover,
-    _lock: File,
 }
 
 impl Store {
     /// Opens or creates the store at `root` and repairs what an interrupted process left.
     pub fn open(root: &Path, config: StoreConfig) -> Result<Self, OpenError> {
-        for dir in [root, &root.join("objects"), &root.join("tmp"), &root.join("trees")] {
+        for dir in [root, &root.join("objects"), &root.join("new"), &root.join("tmp"), &root.join("trees")] {
             fs::create_dir_all(dir).map_err(|e| FileError::new("create", dir, e))?;
         }
         let lock_path = root.join("lock");
@@ -93,64 +109,45 @@ impl Store {
             Err(e) => return Err(FileError::new("lock", lock_path, e).into()),
         }
 
-        let mut recovery = Recovery { temporary_files: clear(&root.join("tmp"))?, ..Recovery::default() };
+        let (file, marker) = MarkerFile::open(root)?;
         tree::recover(&root.join("trees"))?;
-        let db_path = root.join("index.sqlite");
-        let failed = |source| OpenError::Index { path: db_path.clone(), source };
-        let mut db = match Db::open(&db_path).map_err(failed)? {
-            Ok(db) => db,
-            Err(found) => return Err(OpenError::Schema { path: db_path.clone(), found, known: SCHEMA }),
-        };
+        let durability = config.durability;
+        let Found { db, index, recovery, unregistered } =
+            recover::recover(root, durability, marker.as_ref())?;
         let objects_path = root.join("objects");
-        let sizes = object_sizes(&objects_path)?;
-        let (kept, lost) = split(db.load().map_err(failed)?, &sizes);
-        if !lost.is_empty() {
-            tracing::error!(
-                paths = lost.len(),
-                "objects are missing or cut off; their paths are no longer valid"
-            );
-            let ids: Vec<i64> = lost.iter().map(|r| r.id).collect();
-            db.delete(&ids).map_err(failed)?;
-            recovery.lost_paths = lost.len();
-        }
-        let used: HashSet<[u8; 32]> = kept.iter().map(|r| r.info.nar_hash).collect();
-        for hash in sizes.keys().filter(|h| !used.contains(*h)) {
-            let path = objects_path.join(object_name(hash));
-            fs::remove_file(&path).map_err(|e| FileError::new("remove", path, e))?;
-            recovery.unregistered_objects += 1;
-        }
-        let mut index = Index::default();
-        for Record { info, provenance, proven, object_size, .. } in kept {
-            index.apply(Change::AddPath { info: Arc::new(info), provenance, proven, object_size });
-        }
-        let mut stale = Vec::new();
-        for change in db.load_rest().map_err(failed)? {
-            match undo_if_stale(&index, &change) {
-                Some(undo) => stale.push(undo),
-                None => index.apply(change),
-            }
-        }
-        if !stale.is_empty() {
-            db.write(&stale).map_err(failed)?;
-            recovery.lost_records = stale.len();
-        }
         let objects = File::open(&objects_path).map_err(|e| FileError::new("open", &objects_path, e))?;
-        if recovery != Recovery::default() {
-            tracing::info!(?recovery, "cleaned up after an interrupted process");
+        let through = db.last_row();
+        let shelf = Shelf {
+            root: root.to_owned(),
+            config,
+            index: RwLock::new(index),
+            db: Mutex::new(db),
+            pins: Pins::default(),
+            work: WorkList::default(),
+            marker: file,
+            through: AtomicI64::new(through),
+            objects,
+            next_temporary: AtomicU64::new(0),
+            unsettled: Mutex::default(),
+            open: Mutex::default(),
+            remover: Remover::start(),
+        };
+        // Before anything is written that the marker of the process before says nothing about, and before anything
+        // is removed that it vouches for.
+        if durability == Durability::Flush {
+            shelf.sync_file_system()?;
         }
+        shelf.marker.write(&Marker::now(durability, through))?;
+        for hash in unregistered {
+            shelf.discard(&shelf.object_path(&hash));
+        }
+        let shelf = Arc::new(shelf);
         Ok(Self {
             inner: Arc::new(Inner {
-                root: root.to_owned(),
-                config,
-                index: RwLock::new(index),
-                db: Mutex::new(db),
+                _keeper: Keeper::start(&shelf),
+                shelf,
                 commits: Commits::default(),
-                pins: Pins::default(),
                 holds: Holds::default(),
-                remover: Remover::start(),
-                objects,
-                next_temporary: AtomicU64::new(0),
-                open: Mutex::new(HashMap::new()),
                 recovery,
                 _lock: lock,
             }),
@@ -177,40 +174,24 @@ impl Store {
         View::new(Arc::clone(&self.inner), Viewer { member: member.clone(), others }, None)
     }
 
+    /// Does now what is otherwise done every few seconds: objects get their names, what nobody names any more goes, and,
+    /// where state survives a reboot, all that was committed is made durable. An error means that it may not be.
+    pub fn tidy(&self) -> Result<(), RegisterError> {
+        keeper::pass(&self.inner)
+    }
+
     /// What became of the build with this key. All outputs it names can be adopted.
     #[must_use]
     pub fn result(&self, key: &[u8; 32]) -> Option<Arc<BuildRecord>> {
-        self.inner.index().result(key).cloned()
+        let index = self.inner.index();
+        // When its last path goes, so does the result; the row follows later (`remove::removed`).
+        index.result(key).filter(|record| record.objects().all(|o| index.paths_with(o) > 0)).cloned()
     }
 
-    /// Records what became of the build with this key, in place of what was known. Durable when it returns. The
+    /// Records what became of the build with this key, in place of what was known. The
     /// store must have the objects of all outputs; when one goes, the record goes with it.
     pub fn record_result(&self, key: &[u8; 32], record: BuildRecord) -> Result<(), RegisterError> {
         records::record(&self.inner, *key, record)
-    }
-}
-
-/// How to remove from the disk what names something that is not there.
-fn undo_if_stale(index: &Index, change: &Change) -> Option<Change> {
-    match change {
-        Change::PutResult { key, record } => record
-            .objects()
-            .any(|object| index.paths_with(object) == 0)
-            .then_some(Change::DropResult { key: *key }),
-        Change::PutRoot { member, name, path } => index
-            .seen_by(member, &[])
-            .info(path)
-            .is_none()
-            .then(|| Change::DropRoot { member: member.clone(), name: name.clone() }),
-        Change::AddRealisation { id, provenance: Provenance::Claimed(member), realisation } => index
-            .seen_by(member, &[])
-            .info(&realisation.path)
-            .is_none()
-            .then(|| Change::DropRealisation { id: id.clone(), member: Some(member.clone()) }),
-        Change::AddRealisation { id, provenance: Provenance::Verified, realisation } => (!index
-            .is_verified(&realisation.path))
-        .then(|| Change::DropRealisation { id: id.clone(), member: None }),
-        _ => None,
     }
 }
 
@@ -219,60 +200,7 @@ pub(crate) fn object_name(nar_hash: &[u8; 32]) -> String {
     nixbase32::encode(nar_hash)
 }
 
-/// Removes all files in `dir`, returns how many.
-fn clear(dir: &Path) -> Result<usize, FileError> {
-    let failed = |e| FileError::new("clean up", dir, e);
-    let mut count = 0;
-    for entry in fs::read_dir(dir).map_err(failed)? {
-        fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
-        count += 1;
-    }
-    Ok(count)
-}
-
-/// Sizes of all objects on disk. Files that we did not name are left alone.
-fn object_sizes(dir: &Path) -> Result<HashMap<[u8; 32], u64>, FileError> {
-    let failed = |e| FileError::new("list", dir, e);
-    let mut sizes = HashMap::new();
-    for entry in fs::read_dir(dir).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let hash = entry.file_name().to_str().and_then(|n| nixbase32::decode(n.as_bytes()).ok());
-        match hash.and_then(|h| <[u8; 32]>::try_from(h).ok()) {
-            Some(hash) => {
-                sizes.insert(hash, entry.metadata().map_err(failed)?.len());
-            }
-            None => tracing::warn!(file = %entry.path().display(), "not an object, left alone"),
-        }
-    }
-    Ok(sizes)
-}
-
-/// Separates the rows that can be kept: their object is there, whole, and so are all their references.
-fn split(records: Vec<Record>, sizes: &HashMap<[u8; 32], u64>) -> (Vec<Record>, Vec<Record>) {
-    let (mut kept, mut lost): (Vec<_>, Vec<_>) =
-        records.into_iter().partition(|r| sizes.get(&r.info.nar_hash) == Some(&r.object_size));
-    // Losing one path can take a reference from others; usually nothing is lost and this ends at once.
-    while !lost.is_empty() {
-        let there: HashSet<(StorePath, Provenance)> =
-            kept.iter().map(|r| (r.info.path.clone(), r.provenance.clone())).collect();
-        let whole = |r: &Record| {
-            r.info.references.iter().all(|p| {
-                there.contains(&(p.clone(), Provenance::Verified))
-                    || there.contains(&(p.clone(), r.provenance.clone()))
-            })
-        };
-        let before = lost.len();
-        let (still, gone): (Vec<_>, Vec<_>) = kept.into_iter().partition(whole);
-        kept = still;
-        lost.extend(gone);
-        if lost.len() == before {
-            break;
-        }
-    }
-    (kept, lost)
-}
-
-/// A file below `tmp/` that goes away unless it is renamed.
+/// A file below `tmp/` or `new/` that goes away unless it is kept.
 #[derive(Debug)]
 pub(crate) struct Temporary {
     path: Option<PathBuf>,
@@ -293,9 +221,19 @@ impl Temporary {
     pub(crate) fn path(&self) -> &Path {
         self.path.as_deref().unwrap_or(Path::new(""))
     }
+
+    /// It is complete, and may get a row: moves it to where a start looks for such files.
+    pub(crate) fn complete(&mut self, store: &Shelf) -> Result<(), FileError> {
+        if let Some(name) = self.path().file_name() {
+            let to = store.root.join("new").join(name);
+            fs::rename(self.path(), &to).map_err(|e| FileError::new("move an object to", &to, e))?;
+            self.path = Some(to);
+        }
+        Ok(())
+    }
 }
 
-impl Inner {
+impl Shelf {
     pub(crate) fn index(&self) -> RwLockReadGuard<'_, Index> {
         // A panic between two insertions leaves an index that lacks paths, not a wrong one.
         self.index.read().unwrap_or_else(PoisonError::into_inner)
@@ -339,22 +277,29 @@ impl Inner {
         self.root.join("objects").join(object_name(nar_hash))
     }
 
-    /// Moves a complete, synced object to its name. If there is one already the new one goes, but later: neither
-    /// looking first nor deleting now, since both take a time that tells an uploader what others have.
-    pub(crate) fn keep(&self, mut temporary: Temporary, nar_hash: &[u8; 32]) -> Result<(), FileError> {
-        use rustix::fs::{CWD, RenameFlags, renameat_with};
+    /// Notes complete objects that rows name now, with the sizes of their files. The database is locked.
+    pub(crate) fn keep(&self, objects: Vec<(Temporary, [u8; 32], u64)>) {
+        let bytes = objects.iter().map(|(.., size)| size).sum();
+        let places = objects.into_iter().filter_map(|(mut file, hash, _)| Some((hash, file.path.take()?)));
+        let places: Vec<_> = places.collect();
+        self.unsettled().extend(places.iter().cloned());
+        self.work.committed(places, bytes);
+    }
+
+    /// Gives an object below `new/` its name, in place of what may be there with the same contents.
+    pub(crate) fn settle(&self, nar_hash: &[u8; 32], place: &Path) -> Result<(), FileError> {
         let to = self.object_path(nar_hash);
-        match renameat_with(CWD, temporary.path(), CWD, &to, RenameFlags::NOREPLACE) {
-            Ok(()) => temporary.path = None,
-            Err(rustix::io::Errno::EXIST) => self.remover.remove(temporary.path.take()),
-            // A file system without that flag.
-            Err(rustix::io::Errno::INVAL) => {
-                fs::rename(temporary.path(), &to).map_err(|e| FileError::new("move an object to", &to, e))?;
-                temporary.path = None;
-            }
-            Err(e) => return Err(FileError::new("move an object to", &to, e)),
+        fs::rename(place, &to).map_err(|e| FileError::new("move an object to", &to, e))?;
+        let mut unsettled = self.unsettled();
+        // A later one with these contents has its turn later.
+        if unsettled.get(nar_hash).is_some_and(|now| now == place) {
+            unsettled.remove(nar_hash);
         }
         Ok(())
+    }
+
+    fn unsettled(&self) -> MutexGuard<'_, HashMap<[u8; 32], PathBuf>> {
+        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes something out of its place, to be removed when there is time.
@@ -369,12 +314,7 @@ impl Inner {
         }
     }
 
-    /// Makes the names of all kept objects durable.
-    pub(crate) fn sync_objects(&self) -> Result<(), FileError> {
-        self.objects.sync_all().map_err(|e| FileError::new("sync", self.root.join("objects"), e))
-    }
-
-    /// Makes everything written to the file system durable; cheaper than syncing many files one by one.
+    /// Makes everything durable that was written to the file system.
     pub(crate) fn sync_file_system(&self) -> Result<(), FileError> {
         rustix::fs::syncfs(&self.objects).map_err(|e| FileError::new("sync", &self.root, e))
     }
@@ -398,7 +338,14 @@ impl Inner {
         if let Some(file) = lock().get(nar_hash).and_then(Weak::upgrade) {
             return Ok(file);
         }
-        let file = Arc::new(File::open(self.object_path(nar_hash))?);
+        let place = self.unsettled().get(nar_hash).cloned();
+        let file = match place.map(File::open) {
+            Some(Ok(file)) => file,
+            // It may just have got its name.
+            Some(Err(e)) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => File::open(self.object_path(nar_hash))?,
+        };
+        let file = Arc::new(file);
         let mut open = lock();
         if open.len() == open.capacity() {
             open.retain(|_, file| file.strong_count() > 0);

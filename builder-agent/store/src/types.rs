@@ -64,6 +64,17 @@ pub struct PathInfo {
     pub ca: Option<String>,
 }
 
+/// What the store does for what it keeps to survive a power loss.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Nothing: a boot forgets the store. For a store in memory, or on a disk that is wiped at boot. Found again after a
+    /// boot all the same, it is emptied.
+    None,
+    /// It is flushed every few seconds, behind its users; what is newer is checked by hash after an unclean start.
+    #[default]
+    Flush,
+}
+
 /// Limits of one store, each checked where the resource is spent, and the keys it believes and signs with.
 #[derive(Clone)]
 pub struct StoreConfig {
@@ -71,6 +82,8 @@ pub struct StoreConfig {
     pub max_nar_bytes: u64,
     /// Most files, directories and symlinks in one NAR. Their metadata is in memory until the NAR ends.
     pub max_entries: u32,
+    /// What survives a power loss.
+    pub durability: Durability,
     /// Signs every realisation, and every path without a content address, at the moment it becomes Verified, and nothing
     /// else. `None`: no signatures.
     pub signer: Option<Arc<dyn Signer>>,
@@ -83,6 +96,7 @@ impl fmt::Debug for StoreConfig {
         f.debug_struct("StoreConfig")
             .field("max_nar_bytes", &self.max_nar_bytes)
             .field("max_entries", &self.max_entries)
+            .field("durability", &self.durability)
             .field("signs", &self.signer.is_some())
             .field("trusted", &self.trusted)
             .finish()
@@ -100,6 +114,7 @@ impl Default for StoreConfig {
         Self {
             max_nar_bytes: DEFAULT_MAX_NAR_BYTES,
             max_entries: DEFAULT_MAX_ENTRIES,
+            durability: Durability::default(),
             signer: None,
             trusted: Arc::default(),
         }

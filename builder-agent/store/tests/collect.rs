@@ -77,12 +77,14 @@ fn roots_and_what_is_in_use_live_with_their_closures_and_the_rest_goes() {
     let ask = |action| a.collect(&wish(action)).unwrap();
     assert_eq!(ask(CollectAction::ReturnLive).paths, names(&[&dep, &kept, &used]));
     assert_eq!(ask(CollectAction::ReturnDead).paths, names(&[&dead, &deader]));
+    store.tidy().unwrap();
     assert_eq!(objects(dir.path()), 7);
     let done = ask(CollectAction::DeleteDead);
     assert_eq!(done.paths, names(&[&dead, &deader]));
     assert!(done.bytes_freed > 2 * BIG as u64 && done.bytes_freed < 3 * BIG as u64);
     assert_eq!(a.all_valid(), names(&[&dep, &kept, &used, &path("proven")]));
     assert_eq!(b.all_valid(), names(&[&path("bobs"), &path("proven")]));
+    store.tidy().unwrap();
     eventually("objects go", || objects(dir.path()) == 5);
 
     assert!(a.remove_root("result").unwrap() && !a.remove_root("result").unwrap());
@@ -237,6 +239,7 @@ fn an_object_that_another_has_stays_and_the_bytes_reported_do_not_tell() {
     claim(&a, &path("alone"), 2, &[]);
     let freed = |p: &StorePath| delete(&a, &[p]).unwrap().bytes_freed;
     assert_eq!(freed(&path("shared")), freed(&path("alone")));
+    store.tidy().unwrap();
     eventually("the unshared object goes", || objects(dir.path()) == 1);
     b.verify(&path("other-name")).unwrap();
     // And can be had again.
@@ -252,8 +255,10 @@ fn a_claim_that_a_verified_path_hides_goes_and_the_verified_one_stays() {
     claim(&a, &path("p"), 1, &[]);
     verified(&b, &path("p"), 2);
     a.add_root("r", &path("p")).unwrap();
+    store.tidy().unwrap();
     assert_eq!(objects(dir.path()), 2);
     assert!(a.collect(&wish(CollectAction::DeleteDead)).unwrap().paths.is_empty());
+    store.tidy().unwrap();
     eventually("the hidden object goes", || objects(dir.path()) == 1);
     assert!(a.is_valid(&path("p")) && a.verify(&path("p")).is_ok());
 }
@@ -363,6 +368,7 @@ fn collecting_while_others_upload_the_same_contents_never_loses_an_object() {
     for who in [alice(), bob()] {
         store.view(&who).collect(&wish(CollectAction::DeleteDead)).unwrap();
     }
+    store.tidy().unwrap();
     eventually("the last object goes", || objects(dir.path()) == 0);
     drop(store);
     assert_eq!(*open(dir.path()).recovery(), store::Recovery::default());

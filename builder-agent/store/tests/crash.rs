@@ -4,16 +4,21 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::*;
-use store::{Collect, CollectAction, Provenance, RealisationId, Store, StoreConfig};
+use store::{Collect, CollectAction, Durability, Provenance, RealisationId, Store, StoreConfig};
 
 /// Set in the child, which then is no test but a process that ingests until it is killed.
 const CHILD: &str = "STORE_CRASH_CHILD";
-/// How often a child is killed. Each run takes as long as its delay.
-const KILLS: u64 = 24;
+/// How often a child is killed, for each kind of durability. Each run takes as long as its delay.
+const KILLS: u64 = 18;
+
+fn open_as(dir: &Path, durability: Durability) -> Store {
+    Store::open(dir, StoreConfig { durability, ..StoreConfig::default() }).unwrap()
+}
 
 /// The contents of `p<round>-<i>`, so that the parent can tell whether they are right.
 fn contents(round: u64, i: u64) -> Tree {
@@ -24,8 +29,8 @@ fn contents(round: u64, i: u64) -> Tree {
     ])
 }
 
-fn child(dir: &str, round: u64) -> ! {
-    let store = open(dir.as_ref());
+fn child(dir: &str, round: u64, durability: Durability) -> ! {
+    let store = open_as(dir.as_ref(), durability);
     let view = store.view(&alice());
     println!("ready");
     for i in 0.. {
@@ -49,6 +54,9 @@ fn child(dir: &str, round: u64) -> ! {
         }
         if i % 4 == 3 {
             bobs_garbage(&store, round * 1000 + i);
+        }
+        if i % 5 == 4 {
+            store.tidy().unwrap();
         }
         println!("{}", last.unwrap().to_basename());
     }
@@ -100,15 +108,25 @@ fn bobs_garbage(store: &Store, n: u64) {
 
 #[test]
 fn killed_at_any_moment_every_visible_path_is_whole() {
+    kill_again_and_again("killed_at_any_moment_every_visible_path_is_whole", Durability::Flush);
+}
+
+#[test]
+fn killed_at_any_moment_a_store_that_is_never_flushed_is_whole() {
+    kill_again_and_again("killed_at_any_moment_a_store_that_is_never_flushed_is_whole", Durability::None);
+}
+
+/// `test` is the calling one: this file's program runs it again as the child.
+fn kill_again_and_again(test: &str, durability: Durability) {
     if let Ok(value) = std::env::var(CHILD) {
         let (round, dir) = value.split_once(' ').unwrap();
-        child(dir, round.parse().unwrap());
+        child(dir, round.parse().unwrap(), durability);
     }
     let dir = scratch();
     let (mut visible, mut interrupted) = (0, 0);
     for round in 0..KILLS {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "killed_at_any_moment_every_visible_path_is_whole", "--nocapture"])
+            .args(["--exact", test, "--nocapture"])
             .env(CHILD, format!("{round} {}", dir.path().display()))
             .stdout(Stdio::piped())
             .spawn()
@@ -125,7 +143,7 @@ fn killed_at_any_moment_every_visible_path_is_whole() {
         child.wait().unwrap();
         acknowledged.extend(lines.map_while(Result::ok));
 
-        let store = open(dir.path());
+        let store = open_as(dir.path(), durability);
         interrupted += store.recovery().temporary_files + store.recovery().unregistered_objects;
         assert_eq!((store.recovery().lost_paths, store.recovery().lost_records), (0, 0));
         let view = store.view(&alice());
@@ -156,7 +174,7 @@ fn killed_at_any_moment_every_visible_path_is_whole() {
                 assert!(out == nar, "{name}");
             }
         }
-        assert_eq!(count(&dir.path().join("tmp")), 0);
+        assert_eq!(count(&dir.path().join("tmp")) + count(&dir.path().join("new")), 0);
         let bobs = store.view(&bob());
         for path in bobs.all_valid() {
             bobs.verify(&path).unwrap();
@@ -183,6 +201,8 @@ fn filled() -> (tempfile::TempDir, Vec<nix_derivation::StorePath>) {
         let refs: Vec<_> = if (1..3).contains(&i) { vec![&paths[i - 1]] } else { vec![] };
         view.import(info(p, &nar, &refs), &mut &nar[..]).unwrap();
     }
+    // Closed by now, so that all objects have their names.
+    drop(view);
     (dir, paths)
 }
 

@@ -138,10 +138,12 @@ fn what_names_a_lost_path_goes_with_it() {
         let end = RecordEnd::Built { outputs: [("out".to_owned(), output)].into(), log: None };
         store.record_result(&[1; 32], BuildRecord { drv: path("d.drv"), time: 1, end }).unwrap();
         let hash = nix_derivation::nixbase32::encode(&i.nar_hash);
+        store.tidy().unwrap();
         std::fs::remove_file(dir.path().join("objects").join(hash)).unwrap();
     }
     let store = open(dir.path());
-    assert_eq!((store.recovery().lost_paths, store.recovery().lost_records), (1, 3));
+    let found = store.recovery();
+    assert_eq!((found.lost_paths, found.lost_records, found.stale_results), (1, 2, 1));
     let a = store.view(&alice());
     assert!(a.roots().is_empty() && a.realisation(&id("out")).is_none() && store.result(&[1; 32]).is_none());
     drop((store, a));

@@ -84,7 +84,9 @@ proptest! {
         view.verify(&path).unwrap();
 
         // The same through a standard tool, from the object's file alone.
-        let object = fs::read_dir(dir.path().join("objects")).unwrap().next().unwrap().unwrap().path();
+        store.tidy().unwrap();
+        store.tidy().unwrap();
+    let object = fs::read_dir(dir.path().join("objects")).unwrap().next().unwrap().unwrap().path();
         let copy = dir.path().join("copy.img");
         fs::copy(object, &copy).unwrap();
         prop_assert!(fsck(&copy, "root") == nar, "fsck.erofs unpacks something else");
@@ -164,6 +166,7 @@ fn the_kernel_mounts_objects_and_composed_images() {
     let view = store.view(&alice());
     let (nar, small) = (many_entries().nar(), file(noise(7, 10_000)).nar());
     let big = put(&view, "many", &nar, 4096);
+    store.tidy().unwrap();
     let object = fs::read_dir(dir.path().join("objects")).unwrap().next().unwrap().unwrap().path();
     let copy = dir.path().join("copy.img");
     fs::copy(object, &copy).unwrap();
@@ -189,6 +192,7 @@ fn an_object_depends_on_its_nar_only() {
         .map(|pieces| {
             let (dir, store) = store_with_nothing();
             put(&store.view(&alice()), "x", &nar, pieces);
+            store.tidy().unwrap();
             fs::read(fs::read_dir(dir.path().join("objects")).unwrap().next().unwrap().unwrap().path())
                 .unwrap()
         })
@@ -279,6 +283,7 @@ fn standard_tools_read_an_object_whose_inodes_fill_their_blocks() {
         let path = put(&view, &format!("full-{n}"), &nar, 4096);
         let hash = nix_derivation::nixbase32::encode(&view.info(&path).unwrap().nar_hash);
         let copy = dir.path().join("copy.img");
+        store.tidy().unwrap();
         fs::copy(dir.path().join("objects").join(hash), &copy).unwrap();
         assert!(fsck(&copy, "root") == nar, "{n} files");
         fs::remove_file(copy).unwrap();

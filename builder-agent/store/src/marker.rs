@@ -1,0 +1,148 @@
+//! How much of the store is known to be on stable storage, in a file of one line.
+//!
+//! ```text
+//! <root>/durable    barnraiser-store 1 flush BOOT THROUGH CHECKSUM
+//! ```
+//!
+//! Written after what it speaks of, never before: all rows with a number up to THROUGH, and their objects, survive a power
+//! loss. BOOT is the kernel's boot id of the process that wrote it. As long as the machine has not been booted again,
+//! what a killed process wrote is in the page cache, and nothing has to be doubted. A line that cannot be
+//! read promises nothing.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix_derivation::nixbase32;
+use sha2::{Digest, Sha256};
+
+use crate::error::FileError;
+use crate::types::Durability;
+
+const MAGIC: &str = "barnraiser-store 1";
+/// Stands for a boot that no later one is equal to.
+const NO_BOOT: &str = "none";
+/// The line is padded to this and overwritten in place: one sector, which disks write whole, and no new block, which a
+/// full disk does not have.
+const LINE: usize = 256;
+
+/// What the file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Marker {
+    pub(crate) durability: Durability,
+    boot: String,
+    /// Highest number of a row that is on stable storage with all before it.
+    pub(crate) through: i64,
+}
+
+/// The machine's boot id; one that equals nothing if it cannot be read.
+fn boot() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    match id.trim() {
+        "" => NO_BOOT.to_owned(),
+        id => id.to_owned(),
+    }
+}
+
+impl Marker {
+    pub(crate) fn now(durability: Durability, through: i64) -> Self {
+        Self { durability, boot: boot(), through }
+    }
+
+    /// The next start shall doubt all that is newer, even without a boot in between.
+    pub(crate) fn doubtful(mut self) -> Self {
+        self.boot = NO_BOOT.to_owned();
+        self
+    }
+
+    /// Whether the machine has been running ever since, so that its page cache has all that was written.
+    pub(crate) fn is_of_this_boot(&self) -> bool {
+        self.boot != NO_BOOT && self.boot == boot()
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let (said, checksum) = line.trim_end().rsplit_once(' ')?;
+        if checksum != self::checksum(said) {
+            return None;
+        }
+        let mut words = said.strip_prefix(MAGIC)?.split_whitespace();
+        let durability = match words.next()? {
+            "none" => Durability::None,
+            "flush" => Durability::Flush,
+            _ => return None,
+        };
+        Some(Self { durability, boot: words.next()?.to_owned(), through: words.next()?.parse().ok()? })
+    }
+
+    fn line(&self) -> String {
+        let durability = match self.durability {
+            Durability::None => "none",
+            Durability::Flush => "flush",
+        };
+        let said = format!("{MAGIC} {durability} {} {}", self.boot, self.through);
+        let line = format!("{said} {}", checksum(&said));
+        format!("{line:<width$}\n", width = LINE - 1)
+    }
+}
+
+fn checksum(said: &str) -> String {
+    nixbase32::encode(&Sha256::digest(said)[..20])
+}
+
+/// The file, open.
+pub(crate) struct MarkerFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl MarkerFile {
+    /// Opens the file below `root`, and says what it says.
+    pub(crate) fn open(root: &Path) -> Result<(Self, Option<Marker>), FileError> {
+        let path = root.join("durable");
+        let failed = |what, e: io::Error| FileError::new(what, &path, e);
+        let mut options = OpenOptions::new();
+        let options = options.create(true).truncate(false).read(true).write(true).mode(0o600);
+        let file = options.open(&path).map_err(|e| failed("open", e))?;
+        let mut line = [0; LINE];
+        let mut length = 0;
+        while length < LINE {
+            match file.read_at(&mut line[length..], length as u64).map_err(|e| failed("read", e))? {
+                0 => break,
+                n => length += n,
+            }
+        }
+        let marker = std::str::from_utf8(&line[..length]).ok().and_then(Marker::parse);
+        Ok((Self { file, path }, marker))
+    }
+
+    /// Durable when it returns.
+    pub(crate) fn write(&self, marker: &Marker) -> Result<(), FileError> {
+        let written = self.file.write_all_at(marker.line().as_bytes(), 0);
+        written.and_then(|()| self.file.sync_all()).map_err(|e| FileError::new("write", &self.path, e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_line_promises_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, before) = MarkerFile::open(dir.path()).unwrap();
+        assert_eq!(before, None);
+        let marker = Marker::now(Durability::Flush, 17);
+        assert!(marker.is_of_this_boot() && !marker.clone().doubtful().is_of_this_boot());
+        file.write(&marker).unwrap();
+        assert_eq!(MarkerFile::open(dir.path()).unwrap().1, Some(marker.clone()));
+        let line = marker.line();
+        assert_eq!(line.len(), LINE);
+        for at in 0..line.trim_end().len() {
+            let mut bad = line.clone().into_bytes();
+            bad[at] ^= 1;
+            assert_eq!(std::str::from_utf8(&bad).ok().and_then(Marker::parse), None, "byte {at}");
+            assert_eq!(Marker::parse(&line[..at]), None, "cut at {at}");
+        }
+    }
+}
