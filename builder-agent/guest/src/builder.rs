@@ -101,7 +101,11 @@ fn child(job: &Job, place: &Place, go: OwnedFd, output: OwnedFd) -> (u8, io::Err
     if let Err(e) = prepare(job, place, go, output) {
         return (FAILED_SETUP, e);
     }
-    (FAILED_EXEC, exec(job))
+    let error = exec(job);
+    match sys::is_of_the_machine(&error) {
+        true => (FAILED_SETUP, named("start the builder", error)),
+        false => (FAILED_EXEC, error),
+    }
 }
 
 fn prepare(job: &Job, place: &Place, go: OwnedFd, output: OwnedFd) -> io::Result<()> {

@@ -13,6 +13,7 @@ use guest::protocol::{FailureKind, Tag};
 use nix_archive::nar::{CaseHack, Error as NarError, encode_path};
 
 use crate::stream::{OutputWriter, Stream};
+use crate::sys;
 
 /// The archive writer refuses deeper trees with an error of its own; no need to walk them before.
 const MAX_DEPTH: usize = 64;
@@ -22,10 +23,9 @@ pub fn send(stream: &mut Stream, root: &Path, outputs: &BTreeMap<String, String>
     // All are looked at before the first is sent: half a result costs time and helps nobody.
     for (name, path) in outputs {
         if let Err(e) = fs::symlink_metadata(inside(root, path)) {
-            let kind = if e.kind() == io::ErrorKind::NotFound {
-                FailureKind::OutputMissing { name: name.clone() }
-            } else {
-                FailureKind::OutputInvalid { name: name.clone() }
+            let kind = match e.kind() {
+                io::ErrorKind::NotFound => FailureKind::OutputMissing { name: name.clone() },
+                _ => blame(name, &e),
             };
             return stream.send_failure(kind, &format!("{path}: {e}"));
         }
@@ -33,7 +33,7 @@ pub fn send(stream: &mut Stream, root: &Path, outputs: &BTreeMap<String, String>
     for (name, path) in outputs {
         let inner = inside(root, path);
         if let Err(e) = make_readable(&inner, 0) {
-            let kind = FailureKind::OutputInvalid { name: name.clone() };
+            let kind = blame(name, &e);
             return stream.send_failure(kind, &format!("cannot make {path} readable: {e}"));
         }
         stream.send(Tag::OutputBegin, name.as_bytes())?;
@@ -44,12 +44,23 @@ pub fn send(stream: &mut Stream, root: &Path, outputs: &BTreeMap<String, String>
             if writer.broken {
                 return Err(io::Error::other(e));
             }
-            return stream
-                .send_failure(FailureKind::OutputInvalid { name: name.clone() }, &explain(root, &inner, e));
+            let kind = match &e {
+                NarError::Io(e) => blame(name, e),
+                _ => FailureKind::OutputInvalid { name: name.clone() },
+            };
+            return stream.send_failure(kind, &explain(root, &inner, e));
         }
         stream.send(Tag::OutputEnd, &[])?;
     }
     stream.send(Tag::Done, &[])
+}
+
+/// An output that cannot be looked at is what the builder made of it, unless the machine is at its end.
+fn blame(name: &str, error: &io::Error) -> FailureKind {
+    match sys::is_of_the_machine(error) {
+        true => FailureKind::Sandbox,
+        false => FailureKind::OutputInvalid { name: name.to_owned() },
+    }
 }
 
 fn inside(root: &Path, path: &str) -> PathBuf {

@@ -25,6 +25,13 @@ pub fn c_string(text: &OsStr) -> io::Result<CString> {
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("{text:?} contains a NUL byte")))
 }
 
+/// Whether a call failed because the machine has run out of something, or is failing: not what a builder did, and not
+/// what will happen again on another day.
+pub fn is_of_the_machine(error: &io::Error) -> bool {
+    let lacking = [libc::EIO, libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::EAGAIN];
+    error.raw_os_error().is_some_and(|code| lacking.contains(&code))
+}
+
 /// mount(2), with an error that names what was mounted where.
 pub fn mount(source: &str, target: &Path, kind: &str, flags: c_ulong, data: &str) -> io::Result<()> {
     let [c_source, c_kind, c_data] = [source, kind, data].map(|s| c_string(OsStr::new(s)));

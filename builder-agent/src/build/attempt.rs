@@ -206,12 +206,11 @@ fn check_fixed(
 
 fn output_refused(recipe: &Recipe, name: &str, error: &store::ImportError) -> Failure {
     let drv = recipe.drv_path.to_absolute_path();
-    if error.is_callers_fault() {
-        Failure::output(format!("output '{name}' of '{drv}' cannot be a store path: {error}"))
-    } else {
-        tracing::error!(%drv, %error, "cannot store an output");
-        Failure::transient(format!("the box cannot store output '{name}' of '{drv}': {error}"))
-    }
+    let what = match error.is_callers_fault() {
+        true => format!("output '{name}' of '{drv}' cannot be a store path"),
+        false => format!("the box cannot store output '{name}' of '{drv}'"),
+    };
+    Failure::of_import(what, error)
 }
 
 /// Where a sandbox sends what a builder makes.
@@ -224,13 +223,26 @@ struct Receiver<'a> {
     trouble: Arc<Mutex<Option<store::ImportError>>>,
 }
 
+impl Receiver<'_> {
+    fn refused(&self, error: store::ImportError) -> io::Error {
+        refused(&self.trouble, error)
+    }
+}
+
+/// Notes why an output was refused; what goes through the sandbox is its text.
+fn refused(trouble: &Mutex<Option<store::ImportError>>, error: store::ImportError) -> io::Error {
+    let text = error.to_string();
+    *trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    io::Error::other(text)
+}
+
 impl Host for Receiver<'_> {
     fn log(&mut self, bytes: &[u8]) {
         self.log.write(bytes);
     }
 
     fn output(&mut self, name: &str) -> io::Result<Box<dyn OutputSink>> {
-        let ingest = self.view.ingest(&self.scan_for).map_err(io::Error::other)?;
+        let ingest = self.view.ingest(&self.scan_for).map_err(|e| self.refused(e.into()))?;
         Ok(Box::new(Sink {
             name: name.to_owned(),
             ingest: Some(ingest),
@@ -249,10 +261,12 @@ struct Sink {
 
 impl io::Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.ingest {
-            Some(ingest) => ingest.write(bytes),
-            None => Err(io::Error::other("output already complete")),
-        }
+        let Some(ingest) = &mut self.ingest else { return Err(io::Error::other("output already complete")) };
+        ingest.write(bytes).map_err(|e| match self.ingest.take().map(Ingest::finish) {
+            // The store knows whose fault it is.
+            Some(Err(error)) => refused(&self.trouble, error),
+            _ => e,
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -269,11 +283,7 @@ impl OutputSink for Sink {
                 outputs.insert(self.name.clone(), ingested);
                 Ok(())
             }
-            Err(error) => {
-                let text = error.to_string();
-                *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                Err(io::Error::other(text))
-            }
+            Err(error) => Err(refused(&self.trouble, error)),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use nix_derivation::StorePath;
 use sandbox::{BuilderStatus, SandboxError};
+use store::{ImportError, NarError};
 use wire::types::BuildStatus;
 
 /// Lines of log repeated in the error of a failed builder (Nix: `log-lines`, 25 in newer versions, 10 before).
@@ -59,6 +60,30 @@ impl Failure {
     /// An output is not what it must be.
     pub fn output(message: impl Into<String>) -> Self {
         Self::new(BuildStatus::OutputRejected, message).because(Cause::Build)
+    }
+
+    /// Something that was built, or fetched to be built, could not be taken in. `what` is a clause without an end.
+    pub fn of_import(what: String, error: &ImportError) -> Self {
+        match error.is_callers_fault() {
+            true => Self::output(format!("{what}: {error}")),
+            false => Self::of_box(what, error),
+        }
+    }
+
+    /// Contents that the store has could not be read as what they must be.
+    pub fn of_contents(what: String, error: &NarError) -> Self {
+        match error.is_the_boxs_fault() {
+            false => Self::output(format!("{what}: {error}")),
+            true => Self::of_box(what, error),
+        }
+    }
+
+    /// A disk, a limit of the kernel, the index: never the builder's, and never remembered.
+    fn of_box(what: String, error: &dyn std::error::Error) -> Self {
+        tracing::error!(%error, "{what}");
+        Self::transient(format!(
+            "{what}, which is trouble of the box and not of the build: {error}; try again later"
+        ))
     }
 
     /// The same failure with another cause.
@@ -201,9 +226,13 @@ pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &
             format!("builder for '{path}' could not be started: {why}"),
         ),
         SandboxError::Cancelled => Failure::cancelled(drv),
-        other => Failure::transient(format!(
-            "the sandbox of '{path}' failed, which is not the builder's fault: {other}"
-        )),
+        other => {
+            // The reason may be one step down the chain, such as a disk that is full.
+            let cause = std::error::Error::source(other).map(|e| format!(": {e}")).unwrap_or_default();
+            Failure::transient(format!(
+                "the sandbox of '{path}' failed, which is not the builder's fault: {other}{cause}"
+            ))
+        }
     };
     failure.because(cause)
 }
@@ -279,7 +308,28 @@ mod tests {
 
     #[test]
     fn trouble_of_the_box_is_not_blamed_on_the_builder() {
-        let failure = sandbox_failed(&drv(), &[], &SandboxError::Unavailable { why: "no kvm".into() });
-        assert_eq!(failure.status, BuildStatus::TransientFailure);
+        let full = || std::io::Error::from_raw_os_error(enospc());
+        let file = || store::FileError { what: "write object", path: "/s/tmp/1".into(), source: full() };
+        for failure in [
+            sandbox_failed(&drv(), &[], &SandboxError::Unavailable { why: "no kvm".into() }),
+            sandbox_failed(&drv(), &[], &SandboxError::Sink { name: "out".into(), source: full() }),
+            Failure::of_import("cannot take it in".into(), &ImportError::File(file())),
+            Failure::of_import("cannot take it in".into(), &ImportError::ReadBack(NarError::File(file()))),
+            Failure::of_contents("cannot hash it".into(), &NarError::File(file())),
+        ] {
+            assert_eq!(failure.status, BuildStatus::TransientFailure, "{}", failure.message);
+            assert_eq!(failure.cause, Cause::Other, "{}", failure.message);
+            assert!(
+                failure.message.contains("No space left") || failure.message.contains("no kvm"),
+                "{}",
+                failure.message
+            );
+        }
+        let mine = NarError::NotAFile { path: "/nix/store/x".into(), found: "directory" };
+        assert_eq!(Failure::of_contents("cannot hash it".into(), &mine).cause, Cause::Build);
+    }
+
+    fn enospc() -> i32 {
+        rustix::io::Errno::NOSPC.raw_os_error()
     }
 }

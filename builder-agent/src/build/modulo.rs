@@ -157,7 +157,10 @@ pub fn read(view: &View, path: &StorePath) -> Result<Derivation, Failure> {
     let full = path.to_absolute_path();
     let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
     let name = path.name().strip_suffix(".drv").ok_or_else(|| bad(&"its name does not end in .drv"))?;
-    let bytes = view.read_file(path, MAX_DRV_BYTES).map_err(|e| Failure::rejected(e.to_string()))?;
+    let bytes = view.read_file(path, MAX_DRV_BYTES).map_err(|e| match e.is_the_boxs_fault() {
+        true => Failure::of_contents(format!("cannot read '{full}'"), &e),
+        false => Failure::rejected(e.to_string()),
+    })?;
     Derivation::from_aterm_bytes(&bytes, name).map_err(|e| bad(&e))
 }
 

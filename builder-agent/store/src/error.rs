@@ -411,11 +411,17 @@ impl ImportError {
         match self {
             Self::File(_) => false,
             Self::Register(e) => e.is_callers_fault(),
-            Self::ReadBack(e) => {
-                matches!(e, NarError::Missing(_) | NarError::NotAFile { .. })
-            }
+            Self::ReadBack(e) => !e.is_the_boxs_fault(),
             _ => true,
         }
+    }
+}
+
+impl NarError {
+    /// Whether the box is to blame, rather than what was asked or sent.
+    #[must_use]
+    pub fn is_the_boxs_fault(&self) -> bool {
+        matches!(self, Self::File(_) | Self::Damaged { .. })
     }
 }
 

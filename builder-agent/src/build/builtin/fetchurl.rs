@@ -193,7 +193,7 @@ impl Job<'_> {
         };
         let mut ingest = self.ingest()?;
         let limit = self.means.limits.output_bytes;
-        let (mut left, mut ended) = (limit, Ok(()));
+        let (mut left, mut ended, mut written) = (limit, Ok(()), true);
         let poured = pour(&mut from, |piece| {
             left = left
                 .checked_sub(piece.len() as u64)
@@ -203,11 +203,15 @@ impl Job<'_> {
             if ended.is_err() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            ingest.write_all(piece)
+            written = ingest.write_all(piece).is_ok();
+            if written { Ok(()) } else { Err(io::ErrorKind::Other.into()) }
         });
         ended?;
-        poured.map_err(|e| broken(&e))?;
-        ingest.finish().map_err(|e| broken(&e))
+        if written {
+            poured.map_err(|e| broken(&e))?;
+        }
+        // Of a write that failed it knows whose fault that is.
+        ingest.finish().map_err(|e| Failure::of_import(format!("cannot unpack '{url}' for '{drv}'"), &e))
     }
 
     fn ingest(&self) -> Result<Ingest, Failure> {
