@@ -1,5 +1,5 @@
 # The few commands of this project. Each is a script under tests/scripts, which says what it does.
-.PHONY: help up down test lint bench bench-protocol deps image
+.PHONY: help plan up down test lint bench bench-protocol deps image
 help:
 	@echo 'make up      try it: netboot a box in QEMU, build a real C program on it, leave it running'
 	@echo 'make down    end the box of `make up`'
@@ -9,7 +9,10 @@ help:
 	@echo 'make bench-protocol   copies and builds over ssh beside stock OpenSSH + nix-daemon; BENCH_RUNS=1 and'
 	@echo '             smaller BENCH_* sizes (see the script) for a first look within a minute'
 	@echo 'make image   the netboot release alone, in target/image'
+	@echo 'make plan    what `make up` would install, download and compile, and how large that is'
 	@echo 'make deps    what the above install with apt when it is missing'
+plan:
+	@tests/scripts/plan
 up:
 	@tests/scripts/up
 down:
@@ -26,4 +29,4 @@ bench-protocol:
 image: deps
 	@tests/scripts/build --image
 deps:
-	@tests/scripts/install-deps
+	@tests/scripts/install-deps --tests

@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 const CONSOLE_TAIL: usize = 30;
 /// Between two looks at the console.
 const GLANCE: Duration = Duration::from_millis(100);
+/// A stage that takes longer than this is named again, so that nobody takes a slow machine for a dead one.
+const STILL: Duration = Duration::from_secs(20);
 /// How long a port may take to greet before we look again.
 const GREETING: Duration = Duration::from_secs(2);
 
@@ -241,15 +243,23 @@ fn watch(
 ) -> Result<(), TryError> {
     let deadline = started + options.patience;
     let mut next_stage = 0;
+    let mut spoke = Instant::now();
+    let of = STAGES.len();
     loop {
         let console = std::fs::read(serial).map(|bytes| plain_text(&bytes)).unwrap_or_default();
         // A stage may pass unseen (firmware without serial output): take the last one that shows.
         if let Some(last) = (next_stage..STAGES.len()).rev().find(|stage| console.contains(STAGES[*stage].0))
         {
-            for stage in &STAGES[next_stage..=last] {
-                say(started, stage.1);
+            for (number, stage) in STAGES.iter().enumerate().take(last + 1).skip(next_stage) {
+                say(started, &format!("{} of {of}: {}", number + 1, stage.1));
             }
             next_stage = last + 1;
+            spoke = Instant::now();
+        }
+        if spoke.elapsed() > STILL {
+            let at = next_stage.checked_sub(1).map_or("firmware starts", |stage| STAGES[stage].1);
+            say(started, &format!("still at {next_stage} of {of}: {at}"));
+            spoke = Instant::now();
         }
         if let Ok(Some(status)) = qemu.child.try_wait() {
             return Err(TryError::QemuEnded { status, log: log.into(), console: tail(&console) });

@@ -60,7 +60,7 @@ count_crates() {
                     last=$SECONDS
                     printf '    crates: %s of %s, %d s\n' "${BASH_REMATCH[2]}" "${BASH_REMATCH[3]}" $((SECONDS - begin))
                 fi
-            elif ! [[ $line =~ ^\ *(Compiling|Checking|Fresh|Downloaded|Downloading)\  || $line =~ ^[[:space:]]*$ ]]; then
+            elif ! [[ $line =~ ^\ *(Compiling|Checking|Fresh|Downloaded|Downloading|Executable)\  || $line =~ ^[[:space:]]*$ ]]; then
                 printf '%s\n' "$line"
             fi
         done <<<"${chunk//$'\e[K'/}"
