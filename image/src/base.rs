@@ -139,13 +139,8 @@ const SETUP_HOOK: &str = concat!(
 
 /// A folder with the lists, packages and preferences that mmdebstrap is to use.
 fn hand_over(archive: &Archive, files: &[Listed]) -> Result<tempfile::TempDir, BaseError> {
-    // Beside the lists, so that links do instead of copies; the hook copies once.
-    let beside = archive.lists();
-    let beside = beside.parent().unwrap_or(&beside);
-    let handed = tempfile::Builder::new()
-        .prefix("handed-")
-        .tempdir_in(beside)
-        .map_err(failed("make a folder in", beside))?;
+    // Beside the downloads, so that links do instead of copies; the hook copies once.
+    let handed = archive.scratch()?;
     let [lists, debs] = ["lists", "archives"].map(|dir| handed.path().join(dir));
     for dir in [&lists, &debs] {
         std::fs::create_dir_all(dir).map_err(failed("make", dir))?;

@@ -189,6 +189,11 @@ fn lists_from_before_the_archive_moved_are_fetched_anew() {
     assert!(output.status.success());
     assert_eq!(self::version(&archive, "libx"), "2.0-1");
     assert!(said(&output).contains("fetching the package lists anew"));
+    // A name that the lists at hand have never heard of is no reason to give up either.
+    archive.add(&Deb { name: "novel", version: "1", source: "novel", depends: "", files: &[] });
+    archive.add_source("novel", "1.0", "1");
+    archive.publish();
+    assert!(fetch(&archive, &["novel"], &["novel"]).status.success());
 }
 
 #[test]

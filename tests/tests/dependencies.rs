@@ -107,6 +107,25 @@ fn everything_comes_from_the_registry_or_this_workspace() {
     assert!(elsewhere.is_empty(), "from elsewhere:\n{}", elsewhere.join("\n"));
 }
 
+/// Without a lock file that knows all, whoever builds on another day builds with what is newest on that day. The fuzz
+/// targets are a workspace of their own, which changes with the crates it links and is easily forgotten.
+#[test]
+fn every_crate_has_its_version_in_a_lock_file() {
+    for manifest in ["Cargo.toml", "fuzz/Cargo.toml"] {
+        let output = Command::new(env!("CARGO"))
+            .args(["metadata", "--format-version", "1", "--locked", "--filter-platform"])
+            .args(["x86_64-unknown-linux-gnu", "--manifest-path", manifest])
+            .current_dir(place::project())
+            .output()
+            .expect("cargo runs");
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "{words}\nhint: cargo update --workspace --manifest-path {manifest}, and commit the lock file"
+        );
+    }
+}
+
 /// Does an SPDX expression leave us a choice of allowed licences only? The old `A/B` means `A OR B`.
 fn permits(expression: &str, allowed: &BTreeSet<&str>) -> bool {
     let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");

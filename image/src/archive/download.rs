@@ -36,10 +36,7 @@ impl Archive {
         }
         let total = wanted.iter().map(|file| file.size).sum();
         eprintln!("{what}: downloading {} files, {}, from {}", wanted.len(), megabytes(total), self.mirror);
-        let partial = tempfile::Builder::new()
-            .prefix("partial-")
-            .tempdir_in(&self.files)
-            .map_err(failed("make a folder in", &self.files))?;
+        let partial = self.scratch()?;
         let words = self.fetch_into(partial.path(), what, &wanted, total)?;
 
         let mut missing = Vec::new();

@@ -28,6 +28,8 @@ pub const SUITE: &str = "trixie";
 pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Lists younger than this are not fetched again; a build straight after a build should not wait for the network.
 const LISTS_STAY_FRESH: Duration = Duration::from_secs(3600);
+/// How the names of folders begin that hold half-done things.
+const SCRATCH: &str = "partial-";
 /// Tries of apt for each file, with growing pauses between them. A mirror that is being updated is whole again within seconds.
 const RETRIES: u32 = 3;
 
@@ -129,6 +131,7 @@ impl Archive {
             lacking: Vec::new(),
             _lock: lock,
         };
+        archive.sweep();
         archive.write_pins()?;
         let list = archive.root.join("sources.list");
         let same_sources = std::fs::read_to_string(&list).is_ok_and(|text| text == archive.sources);
@@ -176,6 +179,23 @@ impl Archive {
             matches!(fields[..], [suite, "Packages" | "Sources", file]
                 if suite == self.suite && Path::new(file).exists())
         }))
+    }
+
+    /// A folder for what is half there. Gone when dropped, or with the next [`Archive::open`].
+    pub fn scratch(&self) -> Result<tempfile::TempDir, ArchiveError> {
+        tempfile::Builder::new()
+            .prefix(SCRATCH)
+            .tempdir_in(&self.root)
+            .map_err(failed("make a folder in", &self.root))
+    }
+
+    /// What a process that was killed left of [`Archive::scratch`]; the lock says that it is nobody's.
+    fn sweep(&self) {
+        for entry in std::fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(SCRATCH) {
+                drop(std::fs::remove_dir_all(entry.path()));
+            }
+        }
     }
 
     /// The lines of `sources.list` in use, for `mmdebstrap`.
@@ -249,6 +269,10 @@ fn lock(path: &Path) -> Result<File, ArchiveError> {
             options.write(true).create(true).truncate(false).mode(0o644).open(path)
         })
         .map_err(failed("open", path))?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        return Ok(file);
+    }
+    tracing::info!(lock = %path.display(), "waiting for another netboot-image that downloads for the same suite");
     flock(&file, FlockOperation::LockExclusive).map_err(|error| failed("lock", path)(error.into()))?;
     Ok(file)
 }

@@ -29,7 +29,15 @@ impl Archive {
     /// Downloads the newest versions of packages that can be had and fit together, in the order apt would install them.
     pub fn obtain(&mut self, wish: &Wish) -> Result<Vec<Listed>, ArchiveError> {
         for _ in 0..ROUNDS {
-            let files = self.plan(wish)?;
+            let files = match self.plan(wish) {
+                Ok(files) => files,
+                // A list from before may name neither the package nor what it has come to depend on.
+                Err(ArchiveError::NothingLeft { .. }) if !self.refreshed => {
+                    self.refresh()?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let missing = self.download(wish.what, &files)?;
             if missing.is_empty() {
                 return Ok(files);
@@ -105,9 +113,8 @@ impl Archive {
             "look up a source package",
         ) {
             Ok(shown) => shown,
-            Err(ToolError::Failed { stderr, .. }) => {
-                return Err(self.nothing_left(source.to_owned(), stderr));
-            }
+            // The lists know none.
+            Err(ToolError::Failed { .. }) => return Ok(Vec::new()),
             Err(other) => return Err(other.into()),
         };
         let text = String::from_utf8_lossy(&shown);
