@@ -7,6 +7,9 @@ use local_archive::{Deb, LocalArchive, Mishap, SUITE, run, sha256};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+/// Who may build is of no interest here.
+const ROSTER: &str = r#"{"schema":1,"members":[]}"#;
+
 /// An archive with two versions of everything: a library and its headers, which want each other in the same version,
 /// a program, a kernel behind its meta package, and two source packages.
 fn archive() -> LocalArchive {
@@ -18,7 +21,7 @@ fn archive() -> LocalArchive {
         {
             let mark = format!("{name} {version}");
             let path = format!("usr/share/{name}");
-            archive.add(&Deb { name, version, source, depends, files: &[(&path, &mark)] });
+            archive.add(&Deb { name, version, source, depends, more: "", files: &[(&path, &mark)] });
         }
     }
     for (kernel, version) in [("6.1", "6.1-1"), ("6.2", "6.2-1")] {
@@ -28,13 +31,14 @@ fn archive() -> LocalArchive {
             (format!("usr/lib/modules/{kernel}/modules.builtin"), ""),
         ];
         let files: Vec<(&str, &str)> = files.iter().map(|(path, text)| (path.as_str(), *text)).collect();
-        archive.add(&Deb { name: &name, version, source: "linux", depends: "", files: &files });
+        archive.add(&Deb { name: &name, version, source: "linux", depends: "", more: "", files: &files });
         let name_and_version = format!("{name} (= {version})");
         archive.add(&Deb {
             name: "linux-image-cloud-amd64",
             version,
             source: "linux",
             depends: &name_and_version,
+            more: "",
             files: &[],
         });
     }
@@ -183,14 +187,14 @@ fn lists_from_before_the_archive_moved_are_fetched_anew() {
     // Within the hour in which lists are not fetched again, the archive replaces a version by another.
     archive.befall(Mishap::Missing, "libx", ".deb");
     let (name, source, version) = ("libx", "x", "2.0-1");
-    archive.add(&Deb { name, version, source, depends: "", files: &[] });
+    archive.add(&Deb { name, version, source, depends: "", more: "", files: &[] });
     archive.publish();
     let output = fetch(&archive, &["libx"], &[]);
     assert!(output.status.success());
     assert_eq!(self::version(&archive, "libx"), "2.0-1");
     assert!(said(&output).contains("fetching the package lists anew"));
     // A name that the lists at hand have never heard of is no reason to give up either.
-    archive.add(&Deb { name: "novel", version: "1", source: "novel", depends: "", files: &[] });
+    archive.add(&Deb { name: "novel", version: "1", source: "novel", depends: "", more: "", files: &[] });
     archive.add_source("novel", "1.0", "1");
     archive.publish();
     assert!(fetch(&archive, &["novel"], &["novel"]).status.success());
@@ -200,7 +204,7 @@ fn lists_from_before_the_archive_moved_are_fetched_anew() {
 fn a_list_that_its_index_does_not_describe_leaves_the_one_from_before_in_force() {
     let archive = archive();
     assert!(fetch(&archive, &["tool"], &[]).status.success());
-    archive.add(&Deb { name: "libx", version: "2.0-1", source: "x", depends: "", files: &[] });
+    archive.add(&Deb { name: "libx", version: "2.0-1", source: "x", depends: "", more: "", files: &[] });
     archive.publish();
     archive.spoil_list();
     let mut again = tool(&archive, "fetch");
@@ -260,6 +264,89 @@ fn a_tree_has_all_that_its_packages_depend_on_in_versions_that_are_there() {
     assert!(said(&again).contains("not empty"), "{}", said(&again));
 }
 
+/// mmdebstrap itself needs packages that can be installed; here a script in its place says what it was handed.
+#[test]
+fn the_base_system_is_made_of_what_is_there_and_one_from_before_serves_when_nothing_is() {
+    const PACKAGES: [&str; 12] = [
+        "systemd",
+        "systemd-sysv",
+        "systemd-resolved",
+        "udev",
+        "kmod",
+        "iproute2",
+        "ca-certificates",
+        "bubblewrap",
+        "libssl3t64",
+        "libgcc-s1",
+        "zlib1g",
+        "libzstd1",
+    ];
+    let archive = archive();
+    archive.add(&Deb {
+        name: "base-files",
+        version: "1",
+        source: "base-files",
+        depends: "",
+        more: "Essential: yes\n",
+        files: &[],
+    });
+    for name in PACKAGES {
+        for version in ["1", "2"] {
+            archive.add(&Deb { name, version, source: name, depends: "", more: "", files: &[] });
+        }
+    }
+    archive.publish();
+    archive.befall(Mishap::HalfThere, "systemd_2", ".deb");
+
+    let tools = archive.folder("tools");
+    let handed = archive.folder("conf").join("handed");
+    let script = format!(
+        "#!/bin/sh\nls \"$HANDED/archives\" > {0}\ncat \"$HANDED/preferences\" >> {0}\n\
+         while [ $# -gt 2 ]; do shift; done\ntar -cf \"$1\" -T /dev/null\n",
+        handed.display()
+    );
+    std::fs::write(tools.join("mmdebstrap"), script).unwrap();
+    run(Command::new("chmod").arg("755").arg(tools.join("mmdebstrap")));
+    let roster = archive.folder("conf").join("roster.json");
+    std::fs::write(&roster, ROSTER).unwrap();
+    // Root, because a base has files of many owners; `env`, because sudo keeps no variables.
+    let build = |more: &[&str]| {
+        let path = format!("PATH={}:{}", tools.display(), std::env::var("PATH").unwrap());
+        let build = tool(&archive, "build");
+        let mut command = Command::new(if rustix::process::geteuid().is_root() { "env" } else { "sudo" });
+        if !rustix::process::geteuid().is_root() {
+            command.args(["-n", "env"]);
+        }
+        command.arg(path).arg(format!("APT_CONFIG={}", archive.folder("conf").join("apt.conf").display()));
+        command.arg(build.get_program()).args(build.get_args()).args(more);
+        command.arg("--out").arg(out(&archive)).arg("--baked-roster").arg(&roster);
+        for binary in ["--agent", "--access-manager", "--guest", "--busybox"] {
+            command.args([binary, "/bin/true"]);
+        }
+        let output = command.output().unwrap();
+        println!("{}", said(&output));
+        said(&output)
+    };
+    let bases = || std::fs::read_dir(archive.folder("cache/base")).unwrap().count();
+
+    // An empty base is no system, so the release itself fails later.
+    build(&[]);
+    let words = std::fs::read_to_string(&handed).unwrap();
+    assert!(words.contains("systemd_1_amd64.deb") && words.contains("udev_2_amd64.deb"), "{words}");
+    assert!(words.contains("Package: src:systemd\nPin: version 2\n"), "{words}");
+    let before = bases();
+
+    archive.befall(Mishap::Missing, "udev", ".deb");
+    archive.add(&Deb { name: "novel", version: "1", source: "novel", depends: "", more: "", files: &[] });
+    archive.publish();
+    archive.befall(Mishap::Missing, "kmod", ".deb");
+    run(Command::new("sh")
+        .arg("-c")
+        .arg(format!("rm -rf {}/apt/archives/*", archive.folder("cache").display())));
+    assert!(build(&["--update"]).contains("taking the base that an earlier run made"));
+    assert_eq!(bases(), before);
+}
+
 /// The script a newcomer runs, with all that the examples want.
 #[test]
 fn the_examples_are_fetched_from_a_mirror_that_lacks_what_is_newest_and_go_on_with_what_was_left() {
@@ -273,7 +360,7 @@ fn the_examples_are_fetched_from_a_mirror_that_lacks_what_is_newest_and_go_on_wi
             let mark = format!("{name} {version}");
             let files: &[(&str, &str)] =
                 if name == "busybox-static" { &[("bin/busybox", &mark)] } else { &[] };
-            archive.add(&Deb { name, version, source: name, depends: "", files });
+            archive.add(&Deb { name, version, source: name, depends: "", more: "", files });
         }
     }
     archive.publish();
@@ -332,7 +419,7 @@ fn a_dependency_of_a_tool_to_install_is_taken_in_the_next_version() {
                 "Dir::State \"{system_dir}/state\"; Dir::State::status \"/dev/null\"; Dir::Cache \"{system_dir}/cache\";\n\
                  Dir::Etc \"{system_dir}/etc\"; Dir::Etc::parts \"{system_dir}/etc/parts\"; Dir::Bin::dpkg \"{}\";\n\
                  Dir::Log \"{system_dir}\"; APT::Sandbox::User \"\"; APT::Architecture \"amd64\";\n\
-                 APT::Architectures {{ \"amd64\"; }}; Acquire::http::Proxy \"DIRECT\"; Debug::NoLocking \"true\";\n",
+                 APT::Architectures {{ \"amd64\"; }}; Acquire::http::Proxy \"DIRECT\"; Acquire::Retries::Delay \"false\"; Debug::NoLocking \"true\";\n",
                 dpkg.display()
             ),
         )

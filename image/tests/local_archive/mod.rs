@@ -28,10 +28,12 @@ pub enum Mishap {
     Missing,
     HalfThere,
     Damaged,
+    /// The server promises all of it and hangs up in the middle, each time.
+    CutOff,
 }
 
 impl Mishap {
-    pub const ALL: [Mishap; 3] = [Mishap::Missing, Mishap::HalfThere, Mishap::Damaged];
+    pub const ALL: [Mishap; 4] = [Mishap::Missing, Mishap::HalfThere, Mishap::Damaged, Mishap::CutOff];
 }
 
 /// A package to put in.
@@ -40,6 +42,8 @@ pub struct Deb<'a> {
     pub version: &'a str,
     pub source: &'a str,
     pub depends: &'a str,
+    /// More lines of its control file.
+    pub more: &'a str,
     pub files: &'a [(&'a str, &'a str)],
 }
 
@@ -112,11 +116,11 @@ impl LocalArchive {
     }
 
     pub fn add(&self, deb: &Deb) {
-        let Deb { name, version, source, depends, files } = deb;
+        let Deb { name, version, source, depends, more, files } = deb;
         let tree = self.dir.path().join("build");
         drop(std::fs::remove_dir_all(&tree));
         let mut control = format!(
-            "Package: {name}\nVersion: {version}\nArchitecture: amd64\nSource: {source}\n\
+            "{more}Package: {name}\nVersion: {version}\nArchitecture: amd64\nSource: {source}\n\
              Maintainer: Nobody <nobody@test.example>\nDescription: for a test\n"
         );
         if !depends.is_empty() {
@@ -198,6 +202,7 @@ impl LocalArchive {
                 }
                 Mishap::HalfThere => contents.truncate(contents.len() / 2),
                 Mishap::Damaged => contents[0] ^= 1,
+                Mishap::CutOff => std::fs::write(cut_off(&path), "").unwrap(),
             }
             std::fs::write(&path, contents).unwrap();
         }
@@ -260,6 +265,11 @@ pub fn sha256(path: &Path) -> String {
     files::digest(&mut std::fs::File::open(path).unwrap()).unwrap().0
 }
 
+/// The mark of a file that is never served whole.
+fn cut_off(path: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.cut-off", path.display()))
+}
+
 /// One connection of apt's; several requests, which it may send before it has the answers.
 fn serve(stream: TcpStream, root: &Path, asked: &Mutex<BTreeSet<String>>) {
     let mut writer = stream.try_clone().unwrap();
@@ -277,8 +287,12 @@ fn serve(stream: TcpStream, root: &Path, asked: &Mutex<BTreeSet<String>>) {
             Ok(body) => ("200 OK", body),
             Err(_) => ("404 Not Found", Vec::new()),
         };
-        asked.lock().unwrap().insert(path);
+        asked.lock().unwrap().insert(path.clone());
         let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
+        if cut_off(&root.join(&path)).exists() {
+            drop(writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(&body[..body.len() / 2])));
+            return;
+        }
         if writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(&body)).is_err() {
             return;
         }
