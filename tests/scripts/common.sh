@@ -49,16 +49,16 @@ crates() {
     { CARGO_TERM_PROGRESS_WHEN=always CARGO_TERM_PROGRESS_WIDTH=120 cargo "$@" 2>&1 >&3 | count_crates; } 3>&1
 }
 
-# Cargo moves its bar with returns: `   Building [====>    ] 120/412: name, name...`
+# Cargo moves its bar with returns: `   Building [====>    ] 120/412: name, name...` (no word before it with `-q`).
 count_crates() {
-    local chunk line last=$SECONDS begin=$SECONDS end=
+    local bar='\[[=> ]*\] ([0-9]+)/([0-9]+)' chunk line last=$SECONDS begin=$SECONDS end=
     while [ -z "$end" ]; do
         IFS= read -r -d $'\r' chunk || end=1
         while IFS= read -r line; do
-            if [[ $line =~ (Building|Downloading)\ .*\]\ ([0-9]+)/([0-9]+) ]]; then
+            if [[ $line =~ $bar ]]; then
                 if [ $((SECONDS - last)) -ge 15 ]; then
                     last=$SECONDS
-                    printf '    crates: %s of %s, %d s\n' "${BASH_REMATCH[2]}" "${BASH_REMATCH[3]}" $((SECONDS - begin))
+                    printf '    crates: %s of %s, %d s\n' "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}" $((SECONDS - begin))
                 fi
             elif ! [[ $line =~ ^\ *(Compiling|Checking|Fresh|Downloaded|Downloading|Executable)\  || $line =~ ^[[:space:]]*$ ]]; then
                 printf '%s\n' "$line"
