@@ -104,6 +104,25 @@ pub(crate) struct Record {
     pub(crate) object_size: u64,
 }
 
+/// What the file holds.
+#[derive(Default)]
+pub(crate) struct Loaded {
+    pub(crate) paths: Vec<Record>,
+    /// All that is not a path, as the changes that make it.
+    pub(crate) rest: Vec<Change>,
+    /// How many rows were left out.
+    pub(crate) unreadable: usize,
+    /// Those, by what removes each.
+    bad: Vec<(&'static str, i64)>,
+}
+
+impl Loaded {
+    fn leave_out(&mut self, remove: &'static str, row: i64, error: &rusqlite::Error) {
+        tracing::error!(row, "a row of the index cannot be understood and is left out: {error}");
+        self.bad.push((remove, row));
+    }
+}
+
 impl Db {
     /// Opens the file and brings it to our schema; returns the schema found if it is a newer one.
     pub(crate) fn open(path: &Path, durability: Durability) -> rusqlite::Result<Result<Self, i64>> {
@@ -153,67 +172,100 @@ impl Db {
         Ok(())
     }
 
-    pub(crate) fn load(&self) -> rusqlite::Result<Vec<Record>> {
+    /// All that is in the file. Rows that cannot be understood are left out, and removed: each is one member's, or one
+    /// result, and the rest is everybody's.
+    pub(crate) fn load(&mut self) -> rusqlite::Result<Loaded> {
+        let mut loaded = Loaded::default();
+        self.load_paths(&mut loaded)?;
+        self.load_results(&mut loaded)?;
+        self.load_realisations(&mut loaded)?;
+        self.load_roots(&mut loaded)?;
+        let bad = std::mem::take(&mut loaded.bad);
+        loaded.unreadable = bad.len();
+        let transaction = self.connection.transaction()?;
+        for (sql, id) in bad {
+            transaction.execute(sql, [id])?;
+        }
+        transaction.commit()?;
+        Ok(loaded)
+    }
+
+    fn load_paths(&self, loaded: &mut Loaded) -> rusqlite::Result<()> {
         let mut query = self.connection.prepare(
             "SELECT id, path, member, nar_hash, nar_size, object_size, refs, deriver, registration_time,
                     ultimate, signatures, ca, proven FROM paths",
         )?;
-        let rows = query.query_map([], read_path)?;
-        rows.collect()
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            match read_path(row) {
+                Ok(record) => loaded.paths.push(record),
+                Err(e) => loaded.leave_out("DELETE FROM paths WHERE id = ?1", row.get(0)?, &e),
+            }
+        }
+        Ok(())
     }
 
-    /// All that is not a path, as the changes that make it.
-    pub(crate) fn load_rest(&self) -> rusqlite::Result<Vec<Change>> {
-        let mut changes = Vec::new();
-        let mut outputs: BTreeMap<[u8; 32], BTreeMap<String, RecordedOutput>> = BTreeMap::new();
+    fn load_results(&self, loaded: &mut Loaded) -> rusqlite::Result<()> {
+        let mut outputs: BTreeMap<[u8; 32], Option<BTreeMap<String, RecordedOutput>>> = BTreeMap::new();
         let mut query = self
             .connection
             .prepare("SELECT key, name, path, nar_hash, nar_size, refs, ca FROM result_outputs")?;
         let mut rows = query.query([])?;
+        let mut lost = false;
         while let Some(row) = rows.next()? {
-            let output = RecordedOutput {
-                path: path_at(2, &row.get::<_, String>(2)?)?,
-                nar_hash: row.get(3)?,
-                nar_size: row.get::<_, i64>(4)?.cast_unsigned(),
-                references: paths_at(5, &row.get::<_, String>(5)?)?,
-                ca: row.get(6)?,
+            let Ok(key) = row.get(0) else {
+                lost = true;
+                continue;
             };
-            outputs.entry(row.get(0)?).or_default().insert(row.get(1)?, output);
+            let of_key = outputs.entry(key).or_insert_with(|| Some(BTreeMap::new()));
+            match read_output(row) {
+                Ok((name, output)) => drop(of_key.as_mut().map(|all| all.insert(name, output))),
+                // Half a result is none.
+                Err(_) => *of_key = None,
+            }
         }
         let mut query =
-            self.connection.prepare("SELECT key, drv, time, status, message, log FROM results")?;
+            self.connection.prepare("SELECT rowid, key, drv, time, status, message, log FROM results")?;
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
-            let key = row.get(0)?;
-            let log = row.get(5)?;
-            let end = match row.get(3)? {
-                None => RecordEnd::Built { outputs: outputs.remove(&key).unwrap_or_default(), log },
-                Some(status) => RecordEnd::Failed { status, message: row.get(4)?, log },
-            };
-            let drv = path_at(1, &row.get::<_, String>(1)?)?;
-            let record = Arc::new(BuildRecord { drv, time: row.get(2)?, end });
-            changes.push(Change::PutResult { key, record });
+            // An output whose key is lost may be anybody's.
+            let known = |key: &[u8; 32]| if lost { None } else { outputs.get(key)?.clone() };
+            match read_result(row, known) {
+                Ok((key, record)) => {
+                    loaded.rest.push(Change::PutResult { key, record: Arc::new(record) });
+                }
+                // Its outputs are replaced with it, should it be recorded again.
+                Err(e) => loaded.leave_out("DELETE FROM results WHERE rowid = ?1", row.get(0)?, &e),
+            }
         }
-        let mut query =
-            self.connection.prepare("SELECT drv_hash, output, member, path, signatures FROM realisations")?;
+        Ok(())
+    }
+
+    fn load_realisations(&self, loaded: &mut Loaded) -> rusqlite::Result<()> {
+        let mut query = self
+            .connection
+            .prepare("SELECT rowid, drv_hash, output, member, path, signatures FROM realisations")?;
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
-            let id = RealisationId { drv_hash: row.get(0)?, output: row.get(1)? };
-            let realisation = Realisation {
-                path: path_at(3, &row.get::<_, String>(3)?)?,
-                signatures: row.get::<_, String>(4)?.lines().map(str::to_owned).collect(),
-            };
-            let provenance = provenance(row.get(2)?);
-            changes.push(Change::AddRealisation { id, provenance, realisation: Arc::new(realisation) });
+            match read_realisation(row) {
+                Ok(change) => loaded.rest.push(change),
+                Err(e) => loaded.leave_out("DELETE FROM realisations WHERE rowid = ?1", row.get(0)?, &e),
+            }
         }
+        Ok(())
+    }
+
+    fn load_roots(&self, loaded: &mut Loaded) -> rusqlite::Result<()> {
         let mut query = self.connection.prepare("SELECT member, name, path FROM roots")?;
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
-            let path = path_at(2, &row.get::<_, String>(2)?)?;
-            let member = Member::new(&row.get::<_, String>(0)?);
-            changes.push(Change::PutRoot { member, name: row.get(1)?, path });
+            match read_root(row) {
+                Ok(change) => loaded.rest.push(change),
+                // Replaced when a root of that name is made.
+                Err(e) => tracing::error!("a root in the index cannot be understood and is left out: {e}"),
+            }
         }
-        Ok(changes)
+        Ok(())
     }
 
     /// Removes rows of `paths`, for repair.
@@ -392,6 +444,49 @@ fn paths_at(column: usize, text: &str) -> rusqlite::Result<BTreeSet<StorePath>> 
     text.split(' ').filter(|p| !p.is_empty()).map(|p| path_at(column, p)).collect()
 }
 
+fn read_output(row: &Row<'_>) -> rusqlite::Result<(String, RecordedOutput)> {
+    let output = RecordedOutput {
+        path: path_at(2, &row.get::<_, String>(2)?)?,
+        nar_hash: row.get(3)?,
+        nar_size: row.get::<_, i64>(4)?.cast_unsigned(),
+        references: paths_at(5, &row.get::<_, String>(5)?)?,
+        ca: row.get(6)?,
+    };
+    Ok((row.get(1)?, output))
+}
+
+fn read_result(
+    row: &Row<'_>,
+    outputs: impl FnOnce(&[u8; 32]) -> Option<BTreeMap<String, RecordedOutput>>,
+) -> rusqlite::Result<([u8; 32], BuildRecord)> {
+    let key = row.get(1)?;
+    let log = row.get(6)?;
+    let end = match row.get(4)? {
+        None => match outputs(&key) {
+            Some(outputs) => RecordEnd::Built { outputs, log },
+            None => return Err(rusqlite::Error::QueryReturnedNoRows),
+        },
+        Some(status) => RecordEnd::Failed { status, message: row.get(5)?, log },
+    };
+    Ok((key, BuildRecord { drv: path_at(2, &row.get::<_, String>(2)?)?, time: row.get(3)?, end }))
+}
+
+fn read_realisation(row: &Row<'_>) -> rusqlite::Result<Change> {
+    let id = RealisationId { drv_hash: row.get(1)?, output: row.get(2)? };
+    let realisation = Realisation {
+        path: path_at(4, &row.get::<_, String>(4)?)?,
+        signatures: row.get::<_, String>(5)?.lines().map(str::to_owned).collect(),
+    };
+    let provenance = provenance(row.get(3)?);
+    Ok(Change::AddRealisation { id, provenance, realisation: Arc::new(realisation) })
+}
+
+fn read_root(row: &Row<'_>) -> rusqlite::Result<Change> {
+    let path = path_at(2, &row.get::<_, String>(2)?)?;
+    let member = Member::new(&row.get::<_, String>(0)?);
+    Ok(Change::PutRoot { member, name: row.get(1)?, path })
+}
+
 fn read_path(row: &Row<'_>) -> rusqlite::Result<Record> {
     let deriver: Option<String> = row.get(7)?;
     let info = PathInfo {
@@ -474,14 +569,15 @@ mod tests {
         let name = "r".to_owned();
         add.push(Change::PutRoot { member: member.clone(), name: name.clone(), path: path.clone() });
         db.write(&add).unwrap();
-        assert!(db.load().unwrap().iter().all(|record| record.info.signatures == ["c:d"]));
-        assert_eq!((db.load().unwrap().len(), db.load_rest().unwrap().len()), (2, 4));
+        let loaded = db.load().unwrap();
+        assert!(loaded.paths.iter().all(|record| record.info.signatures == ["c:d"]));
+        assert_eq!((loaded.paths.len(), loaded.rest.len(), loaded.unreadable), (2, 4, 0));
 
         let drop_of =
             |whose: &Option<Member>| Change::DropRealisation { id: id.clone(), member: whose.clone() };
         db.write(&[drop_of(&Some(member.clone()))]).unwrap();
-        let left = |db: &Db| db.load_rest().unwrap().len();
-        assert_eq!(left(&db), 3, "the other layer's realisation is there");
+        let left = |db: &mut Db| db.load().unwrap().rest.len();
+        assert_eq!(left(&mut db), 3, "the other layer's realisation is there");
         let rest = [
             drop_of(&None),
             Change::DropClaim { member: member.clone(), path },
@@ -489,6 +585,6 @@ mod tests {
             Change::DropRoot { member, name },
         ];
         db.write(&rest).unwrap();
-        assert_eq!((left(&db), db.load().unwrap().len()), (0, 1));
+        assert_eq!((left(&mut db), db.load().unwrap().paths.len()), (0, 1));
     }
 }

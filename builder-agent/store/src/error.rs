@@ -42,7 +42,7 @@ pub enum OpenError {
     /// A file of the store cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The index cannot be read. Starting empty would orphan every object.
+    /// The index cannot be opened, and not because it is damaged (then it is moved aside).
     #[error("cannot use the path index {path}: {source}; move it away to start with an empty store", path = path.display())]
     Index {
         /// The database file.
@@ -296,6 +296,20 @@ pub enum RegisterError {
     RealisationLimit {
         /// Whose.
         member: Member,
+        /// How many may be.
+        limit: usize,
+    },
+    /// Claims are kept in memory, and all of them are read at each start.
+    #[error(
+        "cannot register this: {member} would have {count} {what} of their own, at most {limit} are accepted; collect garbage (`nix store gc`)"
+    )]
+    ClaimLimit {
+        /// Whose.
+        member: Member,
+        /// Paths or references.
+        what: &'static str,
+        /// How many there would be.
+        count: usize,
         /// How many may be.
         limit: usize,
     },

@@ -29,6 +29,8 @@ struct Layer {
     referrers: HashMap<StorePath, BTreeSet<StorePath>>,
     realisations: HashMap<RealisationId, Arc<Realisation>>,
     roots: BTreeMap<String, StorePath>,
+    /// Of all entries together.
+    references: usize,
 }
 
 impl Layer {
@@ -37,11 +39,13 @@ impl Layer {
         for reference in &info.references {
             self.referrers.entry(reference.clone()).or_default().insert(info.path.clone());
         }
+        self.references += info.references.len();
         self.entries.insert(info.path.clone(), Entry { info, proven });
     }
 
     fn remove(&mut self, path: &StorePath) -> Option<Entry> {
         let entry = self.entries.remove(path)?;
+        self.references -= entry.info.references.len();
         remove_from(&mut self.by_digest, path.digest(), path);
         for reference in &entry.info.references {
             remove_from(&mut self.referrers, reference, path);
@@ -258,6 +262,11 @@ pub(crate) struct Seen<'a> {
 }
 
 impl<'a> Seen<'a> {
+    /// How many claims the member has, and how many references all of them have.
+    pub(crate) fn own_size(&self) -> (usize, usize) {
+        self.own.map_or((0, 0), |layer| (layer.entries.len(), layer.references))
+    }
+
     fn layers(&self) -> impl Iterator<Item = (Whose<'a>, &'a Layer)> {
         let own = self.own.map(|layer| (Whose::Own(self.member), layer));
         let others = self.others.iter().map(|(member, layer)| (Whose::Shared(member), *layer));

@@ -16,7 +16,7 @@ use nix_derivation::{StorePath, nixbase32};
 use sha2::{Digest, Sha256};
 
 use crate::change::Change;
-use crate::db::{Db, Record, SCHEMA};
+use crate::db::{Db, Loaded, Record, SCHEMA};
 use crate::error::{FileError, OpenError};
 use crate::index::Index;
 use crate::marker::Marker;
@@ -30,6 +30,10 @@ use crate::types::{Durability, Provenance};
 pub struct Recovery {
     /// A boot came after a process that flushes nothing: the store was emptied.
     pub forgotten: bool,
+    /// The index could not be read at all: it is beside the new one, as `index.damaged`, and the store was emptied.
+    pub damaged_index: bool,
+    /// Rows of the index that could not be understood, removed.
+    pub unreadable_rows: usize,
     /// Objects newer than the last flush, hashed because of a boot since then.
     pub checked_objects: usize,
     /// Those of them that were not what they should be, removed.
@@ -68,6 +72,40 @@ fn clear(dir: &Path, unwanted: impl Fn(&[u8]) -> bool) -> Result<usize, FileErro
     Ok(count)
 }
 
+/// Opens the index and reads it; the schema it has if that is a newer one.
+fn load(path: &Path, durability: Durability) -> rusqlite::Result<Result<(Db, Loaded), i64>> {
+    match Db::open(path, durability)? {
+        Ok(mut db) => {
+            let loaded = db.load()?;
+            Ok(Ok((db, loaded)))
+        }
+        Err(found) => Ok(Err(found)),
+    }
+}
+
+/// Whether the file itself is at fault. A disk that cannot be read or is full is for the operator, and may pass.
+fn is_damage(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
+}
+
+/// Keeps a damaged index for whoever wants to look, in place of an earlier one. Without it nothing says whose an object
+/// is: all of them go.
+fn set_aside(root: &Path) -> Result<(), FileError> {
+    let failed = |e| FileError::new("set aside the index in", root, e);
+    clear(root, |name| name.starts_with(b"index.damaged"))?;
+    for ending in ["", "-wal"] {
+        match fs::rename(
+            root.join(format!("index.sqlite{ending}")),
+            root.join(format!("index.damaged{ending}")),
+        ) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// What a start found, once everything that is not in order is dropped.
 pub(crate) struct Found {
     pub(crate) db: Db,
@@ -93,13 +131,25 @@ pub(crate) fn recover(
     }
     let db_path = root.join("index.sqlite");
     let failed = |source| OpenError::Index { path: db_path.clone(), source };
-    let mut db = match Db::open(&db_path, durability).map_err(failed)? {
-        Ok(db) => db,
+    let opened = match load(&db_path, durability) {
+        Err(e) if is_damage(&e) => {
+            tracing::error!(
+                "the path index {} is damaged ({e}): it is moved aside, and the store starts empty",
+                db_path.display()
+            );
+            set_aside(root)?;
+            recovery.damaged_index = true;
+            load(&db_path, durability)
+        }
+        opened => opened,
+    };
+    let (mut db, Loaded { paths: records, rest, unreadable, .. }) = match opened.map_err(failed)? {
+        Ok(opened) => opened,
         Err(found) => return Err(OpenError::Schema { path: db_path.clone(), found, known: SCHEMA }),
     };
+    recovery.unreadable_rows = unreadable;
     let through = marker.map_or(0, |marker| marker.through);
     db.number_from(through);
-    let records = db.load().map_err(failed)?;
 
     let objects = root.join("objects");
     let doubt = Doubt { all: !same_boot };
@@ -138,7 +188,7 @@ pub(crate) fn recover(
         index.apply(Change::AddPath { info: Arc::new(info), provenance, proven, object_size });
     }
     let mut stale = Vec::new();
-    for change in db.load_rest().map_err(failed)? {
+    for change in rest {
         match undo_if_stale(&index, &change) {
             Some(undo) => stale.push(undo),
             None => index.apply(change),

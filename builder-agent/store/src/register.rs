@@ -18,8 +18,13 @@ use crate::signing;
 use crate::store::Inner;
 use crate::types::{Member, PathInfo, Provenance, StoreConfig};
 
-/// Most references of one path; the largest in nixpkgs have a few thousand.
-const MAX_REFERENCES: usize = 100_000;
+/// Most references of one path. The largest packages in nixpkgs have a few thousand; the list of a closure (`closureInfo`)
+/// refers to all of it, and large closures have some ten thousand paths.
+const MAX_REFERENCES: usize = 30_000;
+/// Most claims of one member, and references of all of them together. They are in memory and read at every start: about
+/// 500 bytes each, and 250 for a reference. That is several large closures, with ten references for each path.
+const MAX_CLAIMS: usize = 200_000;
+const MAX_CLAIMED_REFERENCES: usize = 1_000_000;
 /// Most signatures of one path, and bytes of one signature; an Ed25519 signature with its key name is about 120.
 const MAX_SIGNATURES: usize = 64;
 const MAX_SIGNATURE_BYTES: usize = 1024;
@@ -275,8 +280,37 @@ fn plan(
     }
     let leaned_on = leaned_on.iter().filter(|r| !first.contains_key(*r));
     planned.changes.extend(make_own(index, viewer, leaned_on)?);
+    within_limits(&seen, viewer, &planned.changes)?;
     planned.changes.extend(follow(index, config, viewer, verified));
     Ok(planned)
+}
+
+/// Refuses what would give a member more claims than anybody needs: all of them are loaded before anybody is served.
+fn within_limits(seen: &Seen<'_>, viewer: &Viewer, changes: &[Change]) -> Result<(), RegisterError> {
+    let claims = changes.iter().filter_map(|change| match change {
+        Change::AddPath { info, provenance: Provenance::Claimed(member), .. } if *member == viewer.member => {
+            Some(info)
+        }
+        _ => None,
+    });
+    let (mut paths, mut references) = (0, 0);
+    for info in claims {
+        paths += 1;
+        references += info.references.len();
+    }
+    if paths == 0 {
+        return Ok(());
+    }
+    let (has_paths, has_references) = seen.own_size();
+    for (what, count, limit) in [
+        ("paths", has_paths + paths, MAX_CLAIMS),
+        ("references of paths", has_references + references, MAX_CLAIMED_REFERENCES),
+    ] {
+        if count > limit {
+            return Err(RegisterError::ClaimLimit { member: viewer.member.clone(), what, count, limit });
+        }
+    }
+    Ok(())
 }
 
 /// Makes those of `paths` the member's own that others share with them.
@@ -306,14 +340,16 @@ pub(crate) fn make_own<'a>(
         |m: crate::MissingPath| RegisterError::MissingReference { path: paths[0].clone(), reference: m.0 };
     let closure = seen.closure(paths.iter().copied()).map_err(missing)?;
     let theirs = closure.into_values().filter(|(_, whose)| matches!(whose, Whose::Shared(_)));
-    Ok(theirs
+    let changes: Vec<Change> = theirs
         .filter_map(|(info, _)| {
             let (proven, object_size) =
                 (seen.entry(&info.path)?.0.proven, index.object_size(&info.nar_hash)?);
             let provenance = Provenance::Claimed(viewer.member.clone());
             Some(Change::AddPath { info, provenance, proven, object_size })
         })
-        .collect())
+        .collect();
+    within_limits(&seen, viewer, &changes)?;
+    Ok(changes)
 }
 
 /// What becomes Verified because `verified` have: the member's own claims that prove themselves and waited for their
