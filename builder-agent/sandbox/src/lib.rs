@@ -13,6 +13,7 @@ pub mod kvm;
 pub mod namespace;
 pub mod probe;
 pub mod session;
+pub mod text;
 
 pub use child::child_main_if_requested;
 pub use job::{

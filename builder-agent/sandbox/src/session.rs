@@ -14,6 +14,7 @@ use guest::protocol::{self, Decoder, ExitStatus, Failure, FailureKind, GuestLimi
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::job::{BuilderStatus, Cancel, Finished, Host, Inputs, Job, OutputSink, Phases, SandboxError};
+use crate::text;
 
 /// What a backend knows about its far end besides the stream.
 pub trait FarEnd {
@@ -291,7 +292,8 @@ impl<'a> Session<'a> {
         // What fits is passed on: the last lines before the limit tell why it was reached.
         let fits = bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX));
         if fits > 0 {
-            self.host.log(&bytes[..fits]);
+            let whole = if fits < bytes.len() { text::cut(bytes, fits) } else { fits };
+            self.host.log(&bytes[..whole]);
             self.log_bytes += fits as u64;
             self.last_log = Instant::now();
         }

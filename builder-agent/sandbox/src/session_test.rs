@@ -411,6 +411,18 @@ fn a_log_over_its_limit_ends_the_build_and_what_fits_is_kept() {
 }
 
 #[test]
+fn a_log_is_not_cut_inside_a_character_at_its_limit() {
+    let case = case();
+    let result = case.run(|fake| {
+        fake.started();
+        fake.send(Tag::Log, format!("x{}", "\u{e9}".repeat(700)).as_bytes());
+    });
+    assert!(matches!(result, Err(SandboxError::LogLimit { limit: 1000 })), "{result:?}");
+    let log = String::from_utf8(case.seen.log.lock().unwrap().clone()).unwrap();
+    assert_eq!(log.len(), 999);
+}
+
+#[test]
 fn outputs_over_their_limit_end_the_build() {
     let case = case();
     let result = case.run(|fake| {

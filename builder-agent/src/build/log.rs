@@ -1,8 +1,8 @@
 //! The log of one running build: written by its sandbox, read by every client that waits for it, from the start.
 //!
 //! Kept in an unnamed file, so that a log of any allowed size costs no memory and vanishes with its last reader.
-//! Builders write what they like: text is cut into lines of bounded length, and control codes are left to the
-//! client's terminal, as Nix does.
+//! Builders write what they like: bytes stay as they are, text is cut into lines of bounded length, and control codes
+//! are left to the client's terminal, as Nix does.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -11,12 +11,18 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use sandbox::text;
 use tokio::sync::watch;
 
 use super::failure::TAIL_LINES;
 
-/// Longer lines are broken. Progress bars without newlines would otherwise never be shown, or fill memory.
+/// Longer lines are shown in pieces. Progress bars without newlines would otherwise never be shown, or fill memory.
 pub const MAX_LINE: usize = 8 * 1024;
+/// Longest message to Nix (`@nix {...}`). A piece of one is none, so a message is held until it is whole, by every
+/// reader of the log; stdenv's have a hundred bytes.
+pub const MAX_MESSAGE: usize = 64 * 1024;
+/// How a message begins. A line that begins so is never cut.
+const MESSAGE: &[u8] = b"@nix {";
 /// Read from the file at once.
 const CHUNK: usize = 32 * 1024;
 
@@ -67,20 +73,24 @@ impl LogWriter {
             return;
         }
         let tail = &mut self.tail;
-        self.lines.push(bytes, |line| {
-            if tail.len() == TAIL_LINES {
-                tail.pop_front();
-            }
-            tail.push_back(String::from_utf8_lossy(line).into_owned());
-        });
+        self.lines.push(bytes, |notice| keep_text(tail, &notice));
         self.progress.send_modify(|progress| progress.len = at + bytes.len() as u64);
     }
 
-    /// The last lines so far, without what [`Notice`] takes out of the log.
+    /// The last lines of text so far.
     pub fn tail(&mut self) -> Vec<String> {
         let tail = &mut self.tail;
-        self.lines.finish(|line| tail.push_back(String::from_utf8_lossy(line).into_owned()));
-        self.tail.iter().filter(|line| matches!(Notice::of(line.as_bytes()), Notice::Line)).cloned().collect()
+        self.lines.finish(|notice| keep_text(tail, &notice));
+        self.tail.iter().cloned().collect()
+    }
+}
+
+fn keep_text(tail: &mut VecDeque<String>, notice: &Notice<'_>) {
+    if let Notice::Line(line) = notice {
+        if tail.len() == TAIL_LINES {
+            tail.pop_front();
+        }
+        tail.push_back(String::from_utf8_lossy(line).into_owned());
     }
 }
 
@@ -120,69 +130,110 @@ impl LogReader {
     }
 }
 
-/// Cuts bytes into lines. As in Nix, text after a carriage return overwrites the line from its start.
+/// Cuts bytes into lines, and knows messages among them. As in Nix, text after a carriage return overwrites the line
+/// from its start.
 #[derive(Debug, Default)]
 pub struct Lines {
     partial: Vec<u8>,
     /// Where the next byte goes, at most the length of `partial`.
     at: usize,
+    /// The line has begun in an earlier piece: this one is text, whatever it looks like.
+    continued: bool,
+    /// Length so far of a message over [`MAX_MESSAGE`], of which nothing is kept.
+    oversized: Option<u64>,
 }
 
 impl Lines {
-    pub fn push(&mut self, bytes: &[u8], mut line: impl FnMut(&[u8])) {
+    pub fn push(&mut self, bytes: &[u8], mut show: impl FnMut(Notice<'_>)) {
         for &byte in bytes {
-            match byte {
-                b'\n' => self.flush(&mut line),
-                b'\r' => self.at = 0,
-                byte => {
-                    match self.partial.get_mut(self.at) {
-                        Some(old) => *old = byte,
-                        None => self.partial.push(byte),
+            match (byte, &mut self.oversized) {
+                (b'\n', _) => self.end_line(&mut show),
+                (_, Some(length)) => *length += 1,
+                (b'\r', None) => self.at = 0,
+                (byte, None) => match self.partial.get_mut(self.at) {
+                    Some(old) => {
+                        *old = byte;
+                        self.at += 1;
                     }
-                    self.at += 1;
-                    if self.partial.len() >= MAX_LINE {
-                        self.flush(&mut line);
+                    None => {
+                        self.partial.push(byte);
+                        self.at += 1;
+                        self.bound(&mut show);
                     }
-                }
+                },
             }
         }
     }
 
     /// The last line, if it has no newline.
-    pub fn finish(&mut self, mut line: impl FnMut(&[u8])) {
-        if !self.partial.is_empty() {
-            self.flush(&mut line);
+    pub fn finish(&mut self, mut show: impl FnMut(Notice<'_>)) {
+        if !self.partial.is_empty() || self.oversized.is_some() {
+            self.end_line(&mut show);
         }
     }
 
-    fn flush(&mut self, line: &mut impl FnMut(&[u8])) {
-        line(&self.partial);
+    /// Shows a piece of a line that is as long as it may get.
+    fn bound(&mut self, show: &mut impl FnMut(Notice<'_>)) {
+        if self.partial.len() < MAX_LINE {
+            return;
+        }
+        if !self.continued && self.partial.starts_with(MESSAGE) {
+            if self.partial.len() > MAX_MESSAGE {
+                self.oversized = Some(self.partial.len() as u64);
+                self.partial.clear();
+            }
+            return;
+        }
+        let end = text::cut(&self.partial, self.partial.len());
+        show(Notice::Line(&self.partial[..end]));
+        self.partial.drain(..end);
+        self.at = self.partial.len();
+        self.continued = true;
+    }
+
+    fn end_line(&mut self, show: &mut impl FnMut(Notice<'_>)) {
+        if let Some(length) = self.oversized.take() {
+            let instead = format!(
+                "(a message of {length} bytes to Nix is left out: the longest that is passed on has {MAX_MESSAGE})"
+            );
+            show(Notice::Line(instead.as_bytes()));
+        } else if self.continued {
+            // A line that ends where it was cut has been shown.
+            if !self.partial.is_empty() {
+                show(Notice::Line(&self.partial));
+            }
+        } else {
+            show(Notice::of(&self.partial));
+        }
         self.partial.clear();
         self.at = 0;
+        self.continued = false;
     }
 }
 
-/// What a line of log is: text, or a notice that a builder sends to Nix (`@nix {...}`).
+/// What a line of log is: text, or a message that a builder sends to Nix (`@nix {...}`).
 #[derive(Debug, PartialEq, Eq)]
-pub enum Notice {
-    Line,
+pub enum Notice<'a> {
+    /// A line, or a piece of one, as the builder wrote it; whole characters if it is UTF-8.
+    Line(&'a [u8]),
     /// stdenv announces its phases this way.
     Phase(String),
     /// Well-formed, but nothing a builder may cause.
     Ignored,
 }
 
-impl Notice {
-    pub fn of(line: &[u8]) -> Self {
-        let Some(json) = line.strip_prefix(b"@nix ") else { return Self::Line };
-        let Ok(value) = serde_json::from_slice::<serde_json::Value>(json) else { return Self::Line };
+impl<'a> Notice<'a> {
+    fn of(line: &'a [u8]) -> Self {
+        let Some(json) = line.strip_prefix(b"@nix ") else { return Self::Line(line) };
+        let Ok(value) = serde_json::from_slice::<serde_json::Value>(json) else { return Self::Line(line) };
         match value.get("action").and_then(|action| action.as_str()) {
             Some("setPhase") => match value.get("phase").and_then(|phase| phase.as_str()) {
-                Some(phase) => Self::Phase(phase.chars().filter(|c| !c.is_control()).take(100).collect()),
-                None => Self::Line,
+                // Its length is that of the message, at most.
+                Some(phase) => Self::Phase(phase.chars().filter(|c| !c.is_control()).collect()),
+                None => Self::Line(line),
             },
             Some(_) => Self::Ignored,
-            None => Self::Line,
+            None => Self::Line(line),
         }
     }
 }
@@ -191,13 +242,22 @@ impl Notice {
 mod tests {
     use super::*;
 
-    fn lines(chunks: &[&[u8]]) -> Vec<String> {
+    /// All that is shown of these chunks: text, and phases in brackets.
+    fn shown(chunks: &[&[u8]]) -> Vec<Vec<u8>> {
         let mut out = Vec::new();
         let mut lines = Lines::default();
-        let mut keep = |line: &[u8]| out.push(String::from_utf8_lossy(line).into_owned());
+        let mut keep = |notice: Notice<'_>| match notice {
+            Notice::Line(line) => out.push(line.to_vec()),
+            Notice::Phase(phase) => out.push(format!("[{phase}]").into_bytes()),
+            Notice::Ignored => {}
+        };
         chunks.iter().for_each(|chunk| lines.push(chunk, &mut keep));
         lines.finish(&mut keep);
         out
+    }
+
+    fn lines(chunks: &[&[u8]]) -> Vec<String> {
+        shown(chunks).into_iter().map(|line| String::from_utf8(line).expect("UTF-8")).collect()
     }
 
     #[test]
@@ -217,14 +277,88 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_ends_where_it_is_cut_is_followed_by_no_empty_one() {
+        let text = [vec![b'x'; MAX_LINE], b"\nnext\n\n".to_vec()].concat();
+        assert_eq!(lines(&[&text]), ["x".repeat(MAX_LINE).as_str(), "next", ""]);
+    }
+
+    #[test]
+    fn a_long_line_is_cut_between_characters_wherever_it_begins_and_its_chunks_end() {
+        for letter in ["\u{e9}", "\u{20ac}", "\u{1f33e}"] {
+            for odd in 0..4 {
+                let text = format!("{}{}\n", "x".repeat(odd), letter.repeat(30_000));
+                for chunk in [1, 7, 8191, 32 * 1024] {
+                    let chunks: Vec<&[u8]> = text.as_bytes().chunks(chunk).collect();
+                    // `lines` takes whole characters only.
+                    let lines = lines(&chunks);
+                    assert_eq!(lines.concat(), text.trim_end());
+                    assert!(lines.iter().all(|line| line.len() <= MAX_LINE));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_pass_as_they_are() {
+        let mut bytes: Vec<u8> =
+            (0..100_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        bytes.retain(|byte| !b"\n\r@".contains(byte));
+        let lines = shown(&bytes.chunks(777).collect::<Vec<_>>());
+        assert_eq!(lines.concat(), bytes);
+        assert!(lines.iter().all(|line| line.len() <= MAX_LINE));
+        let continuations = [0x80; 3 * MAX_LINE];
+        assert_eq!(shown(&[&continuations]).concat(), continuations);
+    }
+
+    fn phase(length: usize) -> (String, String) {
+        let phase = "p".repeat(length);
+        (format!("@nix {{\"action\":\"setPhase\",\"phase\":\"{phase}\"}}"), format!("[{phase}]"))
+    }
+
+    #[test]
+    fn a_message_is_passed_whole_or_left_out_whole_and_what_follows_is_there() {
+        let around = phase(0).0.len();
+        for length in [1, 9_000, 20_000, MAX_MESSAGE - around] {
+            let (message, shown) = phase(length);
+            assert_eq!(lines(&[message.as_bytes(), b"\nand on\n"]), [shown.as_str(), "and on"]);
+            assert_eq!(lines(&[message.as_bytes()]), [shown]);
+        }
+        for length in [MAX_MESSAGE - around + 1, 1 << 20] {
+            let (message, _) = phase(length);
+            for end in ["\n", "\r\n"] {
+                let lines = lines(&[message.as_bytes(), end.as_bytes(), b"and on\n"]);
+                assert_eq!(lines.len(), 2, "{lines:?}");
+                assert!(lines[0].starts_with("(a message of ") && lines[1] == "and on", "{lines:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_rest_of_a_long_line_is_no_message_whatever_it_looks_like() {
+        let text = [vec![b'x'; MAX_LINE], phase(3).0.into_bytes(), b"\n".to_vec()].concat();
+        assert_eq!(lines(&[&text]), ["x".repeat(MAX_LINE), phase(3).0]);
+    }
+
+    #[test]
     fn phases_are_recognised_and_broken_notices_are_plain_lines() {
         assert_eq!(
             Notice::of(br#"@nix {"action":"setPhase","phase":"buildPhase"}"#),
             Notice::Phase("buildPhase".into())
         );
         assert_eq!(Notice::of(br#"@nix {"action":"start","type":105}"#), Notice::Ignored);
-        assert_eq!(Notice::of(b"@nix {oops"), Notice::Line);
-        assert_eq!(Notice::of(b"hello"), Notice::Line);
+        assert_eq!(Notice::of(b"@nix {oops"), Notice::Line(b"@nix {oops"));
+        assert_eq!(Notice::of(b"hello"), Notice::Line(b"hello"));
+    }
+
+    #[test]
+    fn the_tail_is_the_last_lines_of_text() {
+        let (mut writer, _source) = create(Path::new("/dev/shm")).expect("log");
+        for line in 0..30 {
+            writer.write(format!("{line}\n{}\n", phase(9_000).0).as_bytes());
+        }
+        writer.write(b"the end");
+        let tail = writer.tail();
+        assert_eq!((tail.len(), tail[0].as_str(), tail[9].as_str()), (TAIL_LINES, "21", "the end"));
     }
 
     #[tokio::test]

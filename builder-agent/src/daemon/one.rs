@@ -152,7 +152,7 @@ impl One {
 
     async fn show_lines(&self, id: u64, lines: &mut Lines, chunk: &[u8]) {
         let mut events = Vec::new();
-        lines.push(chunk, |line| events.extend(event(id, line)));
+        lines.push(chunk, |notice| events.extend(event(id, notice)));
         for event in events {
             self.context.show(event).await;
         }
@@ -160,7 +160,7 @@ impl One {
 
     async fn show_last(&self, id: u64, lines: &mut Lines) {
         let mut last = None;
-        lines.finish(|line| last = event(id, line));
+        lines.finish(|notice| last = event(id, notice));
         if let Some(event) = last {
             self.context.show(event).await;
         }
@@ -393,9 +393,9 @@ fn start(id: u64, kind: ActivityKind, text: String, fields: Vec<wire::worker::Fi
     LogEvent::StartActivity { id, level: Verbosity::Info, kind, text, fields, parent: 0 }
 }
 
-fn event(id: u64, line: &[u8]) -> Option<LogEvent> {
-    match Notice::of(line) {
-        Notice::Line => Some(LogEvent::build_line(id, line)),
+fn event(id: u64, notice: Notice<'_>) -> Option<LogEvent> {
+    match notice {
+        Notice::Line(line) => Some(LogEvent::build_line(id, line)),
         Notice::Phase(phase) => Some(LogEvent::phase(id, &phase)),
         Notice::Ignored => None,
     }

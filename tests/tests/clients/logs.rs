@@ -82,6 +82,34 @@ pub fn a_failing_builder_shows_its_status_and_last_lines(stock: Stock) {
     }
 }
 
+const LETTERS: usize = 30_000;
+
+/// A line of two-byte letters that begins at an odd offset, bytes that are no text, and a message to Nix: each longer than
+/// what is shown at once.
+const LONG: &str = r#"printf x; yes "$(printf '\303\251')" | head -n 30000 | tr -d '\n'; echo
+printf 'raw\377\200bytes\n'
+printf '@nix {"action":"setPhase","phase":"'; yes p | head -n 9000 | tr -d '\n'; printf '"}\n'
+echo and on; echo > $out"#;
+
+pub fn long_lines_are_cut_between_characters_and_messages_nowhere(stock: Stock) {
+    let alice = Alice::with(stock);
+    for way in 0..alice.ways_to_build("").len() {
+        let drv = Drv::new("long", LONG).attribute("way", &format!("\"{way}\"")).expr();
+        let built = process::run(&mut alice.ways_to_build(&drv)[way]).ok();
+        assert_eq!(built.stderr.matches('\u{e9}').count(), LETTERS, "{built}");
+        assert!(built.stderr.contains("and on"), "{built}");
+        assert!(!built.stderr.contains("pppppppp"), "a message was shown as text:\n{built}");
+        let answer: Value = serde_json::from_str(&built.stdout).expect("JSON");
+        let path = answer[0]["drvPath"].as_str().expect("a derivation");
+        let read = alice.nix.ssh().arg(format!("log {path}")).output().expect("ssh");
+        let line = [b"x".to_vec(), "\u{e9}".repeat(LETTERS).into_bytes()].concat();
+        let kept: Vec<&[u8]> = read.stdout.split(|byte| *byte == b'\n').collect();
+        // As the builder wrote it, after the sandbox's own line.
+        assert!(kept[1] == line && kept[2] == b"raw\xff\x80bytes" && kept[4] == b"and on");
+        assert!(kept[3].starts_with(b"@nix {") && kept[3].ends_with(b"ppp\"}"));
+    }
+}
+
 /// What the same client says when the box and when a stock daemon does it, over `ssh-ng://`: stderr, line by line.
 fn beside_a_stock_daemon(stock: Stock, run: impl Fn(&Nix) -> Command) -> [Vec<String>; 2] {
     let alice = Alice::with(stock);

@@ -118,6 +118,7 @@ for_every_client! {
     logs::a_log_line_arrives_while_the_build_runs_through_builders,
     logs::a_second_client_joins_a_running_build_and_sees_its_log,
     logs::a_failing_builder_shows_its_status_and_last_lines,
+    logs::long_lines_are_cut_between_characters_and_messages_nowhere,
     logs::a_build_looks_as_with_a_stock_daemon,
     logs::a_failing_build_looks_as_with_a_stock_daemon,
     logs::the_activities_of_a_build_are_those_of_a_stock_daemon,

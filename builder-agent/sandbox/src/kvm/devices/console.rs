@@ -11,6 +11,7 @@ use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 
 use super::Interrupt;
+use crate::text;
 
 /// Enough for a kernel's panic message with its call trace; small enough to quote in an error.
 pub const RING: u64 = 16 * 1024;
@@ -76,6 +77,7 @@ pub fn tail(file: &File) -> io::Result<Vec<u8>> {
         ring.truncate(written as usize);
     } else {
         ring.rotate_left((written % RING) as usize);
+        ring = text::rest(&ring).to_vec();
     }
     Ok(ring)
 }
