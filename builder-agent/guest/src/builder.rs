@@ -143,12 +143,15 @@ fn prepare(job: &Job, place: &Place, go: OwnedFd, output: OwnedFd) -> io::Result
     sys::close_others_on_exec()?;
     sys::reset_signals();
 
-    // We may be exempt from the killer of those who use too much memory; the builder is not.
-    OpenOptions::new()
-        .write(true)
-        .open("/proc/self/oom_score_adj")
-        .and_then(|mut f| f.write_all(b"0"))
-        .map_err(|e| named("oom_score_adj", e))?;
+    if let Place::Machine { .. } = place {
+        // We may be exempt from the killer of those who use too much memory; the builder is not. (In a namespace
+        // sandbox all of us have the score of a build already, and may not lower it.)
+        OpenOptions::new()
+            .write(true)
+            .open("/proc/self/oom_score_adj")
+            .and_then(|mut f| f.write_all(b"0"))
+            .map_err(|e| named("oom_score_adj", e))?;
+    }
     sys::set_limit(libc::RLIMIT_CORE, 0)?;
     let most_processes = match place {
         // The cgroup counts, and tells us when it refused one. A second limit would refuse without a word.

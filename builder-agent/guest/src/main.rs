@@ -1,5 +1,5 @@
 //! The program inside a sandbox. As PID 1 of a micro-VM it is `/init`; in the weaker namespace sandbox it is started
-//! by bubblewrap as `guest --stream-fd N`. Both run one job and end.
+//! by bubblewrap as `guest --stream-fd N --store-fd N`. Both run one job and end.
 //!
 //! Everything here trusts the host and nothing the builder does.
 #![allow(unsafe_code)]
@@ -20,19 +20,22 @@ fn main() -> ExitCode {
     let init_ns = sys::monotonic_ns();
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["--stream-fd", fd] => match fd.parse().map_err(std::io::Error::other).and_then(sys::inherited) {
-            Ok(stream) => match namespace::main(stream, init_ns) {
+        ["--stream-fd", stream, "--store-fd", store] => {
+            let inherited = |fd: &str| fd.parse().map_err(std::io::Error::other).and_then(sys::inherited);
+            let served = inherited(stream)
+                .and_then(|stream| Ok((stream, inherited(store)?)))
+                .and_then(|(stream, store)| namespace::main(stream, store, init_ns));
+            match served {
                 Ok(()) => ExitCode::SUCCESS,
-                Err(e) => fail(&e.to_string()),
-            },
-            Err(e) => fail(&format!("--stream-fd {fd}: {e}")),
-        },
+                Err(e) => fail(&format!("--stream-fd {stream} --store-fd {store}: {e}")),
+            }
+        }
         // Ourselves again, as a builder: in its own pid namespace that is PID 1, too.
         ["--builtin", name, out] => builtin::main(name, std::path::Path::new(out)),
         // The kernel passes words of its command line that it does not know.
         _ if std::process::id() == 1 => machine::main(init_ns),
         _ => fail(
-            "this runs inside a sandbox: as /init of a micro-VM, or with --stream-fd N; see docs/guest.md",
+            "this runs inside a sandbox: as /init of a micro-VM, or with --stream-fd N --store-fd N; see docs/guest.md",
         ),
     }
 }

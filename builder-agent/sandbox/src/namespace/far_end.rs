@@ -15,10 +15,11 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::NamespaceConfig;
-use super::arguments::View;
+use super::arguments::{self, Inherited, View};
 use super::stage::Stage;
 use crate::job::{Limits, SandboxError};
 use crate::session::FarEnd;
+use crate::text;
 
 /// How much of bubblewrap's and the guest's stderr we repeat.
 const LAST_WORDS: u64 = 2048;
@@ -53,18 +54,18 @@ pub fn start(
         .map_err(|e| unavailable("cannot make a memory file", e.into()))?;
     let scratch = Scratch::new(config).map_err(|e| unavailable("cannot make a directory for the job", e))?;
 
-    let mut view = View::new(trees, scratch.dir.join("etc"), config.guest.clone(), config.shell.clone())?;
-    let stage = if rustix::process::geteuid().is_root() {
-        let stage = Stage::new(&scratch.dir.join("stage"), view.sources(), config.user);
-        Some(stage.map_err(|e| SandboxError::Setup { why: e.to_string() })?)
-    } else {
-        None
-    };
+    let etc = scratch.dir.join("etc");
+    let mut view = View { etc, guest: config.guest.clone(), shell: config.shell.clone() };
+    let stage = scratch.dir.join("stage");
+    let stage = Stage::new(&stage, view.sources(), trees, arguments::disk(limits), config.user)?;
+    // Its number is what counts: the child puts the store there.
+    let store = File::open("/dev/null").map_err(|e| unavailable("cannot open /dev/null", e))?;
 
-    let inherited = [far_stream.as_raw_fd(), far_info.as_raw_fd()];
+    let inherited =
+        Inherited { stream: far_stream.as_raw_fd(), info: far_info.as_raw_fd(), store: store.as_raw_fd() };
     let mut command = Command::new(&config.bwrap);
     command
-        .args(view.arguments(limits, inherited[0], inherited[1]))
+        .args(view.arguments(limits, inherited))
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::null())
@@ -76,18 +77,21 @@ pub fn start(
     // SAFETY: the closure makes system calls on things made beforehand and allocates nothing.
     unsafe {
         command.pre_exec(move || {
-            inherited.iter().try_for_each(|fd| keep_over_exec(*fd))?;
-            stage.as_ref().map_or(Ok(()), Stage::enter)
+            [inherited.stream, inherited.info].into_iter().try_for_each(keep_over_exec)?;
+            stage.enter(inherited.store)
         });
     }
-    let child = command.spawn().map_err(|e| SandboxError::Unavailable {
-        why: format!(
-            "cannot start bubblewrap ({}): {e}; install the package bubblewrap, or use a machine with KVM",
-            config.bwrap.display()
-        ),
+    let child = command.spawn().map_err(|e| match last_words(&stderr) {
+        words if words.is_empty() => SandboxError::Unavailable {
+            why: format!(
+                "cannot start bubblewrap ({}): {e}; install the package bubblewrap, or use a machine with KVM",
+                config.bwrap.display()
+            ),
+        },
+        step => SandboxError::Setup { why: format!("{step}: {e}") },
     })?;
     // The closure holds numbers, not descriptors; ours close here, so that theirs are the last.
-    drop((command, far_stream, far_info));
+    drop((command, far_stream, far_info, store));
     let mut running = Running { child, init: None, stderr, scratch: Some(scratch), ended: false };
     running.init = read_info(info).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     Ok((running, stream))
@@ -159,15 +163,20 @@ impl Drop for Running {
 
 impl FarEnd for Running {
     fn last_words(&mut self) -> String {
-        let mut bytes = Vec::new();
-        let read = self.stderr.seek(SeekFrom::End(0)).and_then(|end| {
-            self.stderr.seek(SeekFrom::Start(end.saturating_sub(LAST_WORDS)))?;
-            (&self.stderr).take(LAST_WORDS).read_to_end(&mut bytes)
-        });
-        match read {
-            Ok(_) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(e) => format!("(its messages cannot be read: {e})"),
-        }
+        last_words(&self.stderr)
+    }
+}
+
+/// The end of what bubblewrap and the guest, or the stage before them, wrote to stderr.
+fn last_words(mut stderr: &File) -> String {
+    let mut bytes = Vec::new();
+    let read = stderr.seek(SeekFrom::End(0)).and_then(|end| {
+        stderr.seek(SeekFrom::Start(end.saturating_sub(LAST_WORDS)))?;
+        stderr.take(LAST_WORDS).read_to_end(&mut bytes)
+    });
+    match read {
+        Ok(_) => String::from_utf8_lossy(text::rest(&bytes)).into_owned(),
+        Err(e) => format!("(its messages cannot be read: {e})"),
     }
 }
 

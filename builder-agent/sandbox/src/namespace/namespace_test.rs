@@ -316,6 +316,64 @@ fn an_input_that_is_a_symlink_is_shown_as_one() {
     assert_eq!(build.host.outputs.lock().unwrap()["out"], nar_of(b"data-target\n", false));
 }
 
+/// More than bubblewrap takes arguments.
+const MANY: usize = 10_000;
+
+#[test]
+fn ten_thousand_inputs_are_shown_read_only() {
+    let store = Store::new("many");
+    let mut trees = store.trees();
+    for number in 0..MANY {
+        let host = store.dir.join(format!("many-{number}"));
+        if number % 2 == 0 {
+            std::fs::create_dir(&host).unwrap();
+        } else {
+            std::fs::write(&host, format!("input {number}\n")).unwrap();
+        }
+        trees.push((format!("/nix/store/{number:032}-many"), host));
+    }
+    let script = r#"
+        $bb ls /nix/store | $bb grep -c many
+        $bb cat /nix/store/*9999-many
+        for f in /nix/store/*9999-many /nix/store/*9998-many/new; do
+            if ( echo evil > $f ) 2>/dev/null; then echo "wrote $f"; fi
+        done
+        echo x > $out
+    "#;
+    let mut job = job(&store, script);
+    job.inputs = Inputs::Trees(trees);
+    let began = Instant::now();
+    let build = run_job(job, Recorded::default(), &Cancel::new());
+    assert_eq!(build.exited(), 0, "{}", build.host.text());
+    assert_eq!(build.log(), format!("{MANY}\ninput 9999\n"));
+    println!("{MANY} inputs: {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+}
+
+#[test]
+fn too_many_inputs_are_refused_naming_the_limit() {
+    let store = Store::new("toomany");
+    let mut job = job(&store, "");
+    job.inputs = Inputs::Trees(vec![store.trees().remove(0); stage::MAX_INPUTS + 1]);
+    let build = run_job(job, Recorded::default(), &Cancel::new());
+    let text = build.error().to_string();
+    assert!(text.contains("50001 inputs") && text.contains("at most 50000"), "{text}");
+}
+
+#[test]
+fn an_input_that_cannot_be_shown_is_named() {
+    let store = Store::new("noinput");
+    let mut job = job(&store, "");
+    let gone = store.dir.join("gone");
+    job.inputs = Inputs::Trees(vec![(SECRET.into(), gone.clone())]);
+    let text = run_job(job.clone(), Recorded::default(), &Cancel::new()).error().to_string();
+    assert!(text.contains(&format!("{}: No such file", gone.display())), "{text}");
+    // One of them twice: the child finds out, and says so before it becomes bubblewrap.
+    job.inputs = Inputs::Trees(vec![store.trees().remove(1); 2]);
+    let text = run_job(job, Recorded::default(), &Cancel::new()).error().to_string();
+    assert!(text.contains("cannot make room for /dev/shm/") && text.contains("File exists"), "{text}");
+}
+
 #[test]
 fn a_builder_sees_what_nix_shows_and_nothing_of_the_host() {
     let build = build(
@@ -362,6 +420,16 @@ fn a_builder_sees_what_nix_shows_and_nothing_of_the_host() {
     // The shell and what is in its pipe: neither the guest nor anything of the host.
     assert!(line("procs").parse::<u32>().unwrap() <= 4, "{log}");
     assert_eq!(line("env"), "HOME NIX_BUILD_TOP OLDPWD PATH PWD SHLVL out".replace("OLDPWD ", ""));
+}
+
+#[test]
+fn a_build_is_ended_before_the_agent_when_memory_is_short() {
+    let build = build(
+        "oom",
+        "$bb cat /proc/self/oom_score_adj; ( echo -900 > /proc/self/oom_score_adj ) 2>/dev/null && echo lowered; : > $out",
+    );
+    assert_eq!(build.exited(), 0, "{}", build.host.text());
+    assert_eq!(build.log(), "900\n");
 }
 
 #[test]
@@ -569,6 +637,46 @@ fn a_builder_outside_is_nobody_even_if_the_agent_is_root() {
     looker.join().unwrap();
     assert!(matches!(build.error(), SandboxError::Cancelled), "{:?}", build.result);
     assert_eq!(*owner.lock().unwrap(), Some(65534));
+}
+
+/// Says that this process is the one below.
+const ORDINARY: &str = "BARNRAISER_TEST_AS_ORDINARY_USER";
+
+#[test]
+fn an_agent_that_is_not_root_builds_in_a_user_namespace() {
+    if rustix::process::geteuid().is_root() && std::env::var_os(ORDINARY).is_none() {
+        // Once more, as somebody who owns nothing but what the test makes.
+        let programs = Store::new("programs");
+        rustix::fs::chmod(&programs.dir, rustix::fs::Mode::from_raw_mode(0o755)).unwrap();
+        let copy = |from: &Path, name: &str| {
+            let to = programs.dir.join(name);
+            std::fs::copy(from, &to).unwrap();
+            to
+        };
+        let own = copy(&std::env::current_exe().unwrap(), "test");
+        let output = std::process::Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(own)
+            .args(["--exact", "namespace::tests::an_agent_that_is_not_root_builds_in_a_user_namespace"])
+            .arg("--nocapture")
+            .env(ORDINARY, "1")
+            .env("BARNRAISER_GUEST", copy(&guest_binary(), "guest"))
+            .env("BARNRAISER_SHELL", copy(&shell_binary(), "shell"))
+            .current_dir("/")
+            .output()
+            .unwrap();
+        let said =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    let build = build(
+        "ordinary",
+        "$bb cat /nix/store/2*-data > $out; for f in /nix/store/2*-data; do ( echo evil >> $f ) 2>/dev/null || echo refused; done",
+    );
+    assert_eq!(build.exited(), 0, "{}", build.host.text());
+    assert!(build.log().ends_with("refused\n"), "{}", build.log());
+    assert_eq!(build.host.outputs.lock().unwrap()["out"], nar_of(b"input data\n", false));
 }
 
 /// The real user, outside, of the process with this word on its command line.
