@@ -120,6 +120,75 @@ fn queue_registers_are_deaf_before_features_and_after_driver_ok() {
     assert_eq!(d.get(register::QUEUE_READY), 1);
 }
 
+/// All that a device reads of its queues.
+fn queues(d: &Driver) -> Vec<(bool, u16, u64, u64, u64)> {
+    let seen = |q: &Queue| (q.ready(), q.size(), q.desc_table(), q.avail_ring(), q.used_ring());
+    d.transport.queues.iter().map(seen).collect()
+}
+
+const VALUES: [u32; 9] = [0, 1, 2, 8, 0x4_0000, RAM as u32 - 16, 0x7fff_fff0, 0xffff_fff0, u32::MAX];
+
+/// Every register but those that end or acknowledge something, with every value, for every queue.
+fn write_everywhere(d: &mut Driver) {
+    for queue in [0, 1, u32::MAX] {
+        d.set(register::QUEUE_SELECT, queue);
+        for offset in (0..0x200).filter(|at| ![register::STATUS, register::QUEUE_SELECT].contains(at)) {
+            for value in VALUES {
+                d.set(offset, value);
+            }
+        }
+    }
+}
+
+#[test]
+fn size_and_addresses_of_a_queue_stay_as_they_were_when_the_device_was_started() {
+    let mut d = driver();
+    d.start();
+    let before = queues(&d);
+    write_everywhere(&mut d);
+    // Bits of the status that are there already, that come too early, or that are no driver's to set.
+    for status in VALUES.into_iter().chain([status::DRIVER_OK, status::FEATURES_OK]).filter(|s| *s != 0) {
+        if status & status::FAILED == 0 {
+            d.set(register::STATUS, status);
+            d.add_status(status);
+        }
+    }
+    write_everywhere(&mut d);
+    assert_eq!(queues(&d), before);
+    assert_eq!(d.transport.driver_features, FEATURE_VERSION_1);
+    // And it is at those places that the device works.
+    d.offer(0, &[writable(0x8_0000, 64)]);
+    d.kick(0);
+    assert_eq!(d.used(0), [(0, 64)]);
+}
+
+#[test]
+fn a_queue_that_is_ready_is_changed_by_nothing_but_the_end_of_being_ready() {
+    let mut d = driver();
+    d.negotiate();
+    d.configure(0);
+    let before = queues(&d);
+    for offset in (register::QUEUE_SIZE..register::STATUS).chain(register::STATUS + 1..0x200) {
+        if ![register::QUEUE_READY, register::QUEUE_SELECT].contains(&offset) {
+            VALUES.into_iter().for_each(|value| d.set(offset, value));
+        }
+    }
+    assert_eq!(queues(&d), before);
+}
+
+#[test]
+fn a_device_that_has_failed_is_not_set_up_anew_but_after_a_reset() {
+    let mut d = driver();
+    d.start();
+    d.add_status(status::FAILED);
+    let before = queues(&d);
+    write_everywhere(&mut d);
+    assert_eq!(queues(&d), before);
+    d.offer(0, &[writable(0x8_0000, 64)]);
+    d.kick(0);
+    assert!(d.used(0).is_empty());
+}
+
 #[test]
 fn queues_that_do_not_exist_have_no_size_and_cannot_be_notified() {
     let mut d = driver();

@@ -6,6 +6,7 @@ mod cpuid;
 pub mod layout;
 mod registers;
 
+use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::Entry;
@@ -43,9 +44,25 @@ pub fn prepare_vm(kvm: &Kvm, vm: &VmFd, vcpus: u8) -> Result<Processor, SetupErr
     vm.set_tss_address(layout::TSS).map_err(failed("place the TSS"))?;
     // In-kernel PIC, IOAPIC and local APICs: interrupts never pass through this process.
     vm.create_irq_chip().map_err(failed("create the interrupt controllers"))?;
+    switch_counters_off(vm)?;
     let (supported, tsc_deadline) =
         cpuid::supported(kvm).map_err(failed("ask KVM which CPU features it has"))?;
     Ok(Processor { supported, tsc_deadline, vcpus })
+}
+
+/// No performance counter works in this VM, whatever its guest believes to have. Kernels from 5.18 on can; before, the
+/// guest is only not told of any.
+fn switch_counters_off(vm: &VmFd) -> Result<(), SetupError> {
+    let offered = vm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
+    if offered <= 0 || offered as u32 & KVM_PMU_CAP_DISABLE == 0 {
+        return Ok(());
+    }
+    let cap = kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        args: [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0],
+        ..Default::default()
+    };
+    vm.enable_cap(&cap).map_err(failed("switch the guest's performance counters off"))
 }
 
 impl Processor {
