@@ -27,9 +27,11 @@ let
   units = pkgs.runCommand "barnraiser-units" { } ''
     mkdir -p $out/lib/systemd/system
     cd ${./rootfs/etc/systemd/system}
-    cp builder-agent.service barnraiser-roster.service barnraiser-roster.timer $out/lib/systemd/system/
+    cp builder-agent.service barnraiser-builds.service barnraiser-roster.service barnraiser-roster.timer \
+      $out/lib/systemd/system/
     chmod -R u+w $out
-    substituteInPlace $out/lib/systemd/system/*.service --replace-quiet /usr/lib/barnraiser ${home}
+    substituteInPlace $out/lib/systemd/system/*.service --replace-quiet /usr/lib/barnraiser ${home} \
+      --replace-quiet /bin/true ${pkgs.coreutils}/bin/true
   '';
 in
 {
@@ -85,6 +87,7 @@ in
         initrd = lib.mkDefault "${cfg.guestDirectory}/initrd";
         guest = lib.mkDefault "${cfg.guestDirectory}/guest";
         shell = lib.mkDefault "${cfg.guestDirectory}/busybox";
+        cgroup = lib.mkDefault "/sys/fs/cgroup/builds.slice/barnraiser-builds.service";
       };
     };
     environment.etc = {

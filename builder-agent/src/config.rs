@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sandbox::kvm::jail::Step;
 use store::Durability;
 use store::signing::PublicKey;
 
@@ -57,6 +58,9 @@ pub struct Sandbox {
     pub initrd: PathBuf,
     pub guest: PathBuf,
     pub shell: PathBuf,
+    pub cgroup: Option<PathBuf>,
+    /// Steps of the jail without which VMs run all the same.
+    pub allow_missing: Vec<Step>,
     pub vcpus: u8,
     pub memory_mib: u32,
 }

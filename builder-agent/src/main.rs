@@ -86,13 +86,16 @@ fn main() -> ExitCode {
         }
         Command::Sandbox { command: SandboxCommand::Probe { config, kernel, initrd } } => {
             let images = match (kernel, initrd) {
-                (Some(kernel), Some(initrd)) => Ok((kernel, initrd)),
+                (Some(kernel), Some(initrd)) => Ok((kernel, initrd, None)),
                 _ => load(config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG)))
-                    .map(|config| (config.sandbox.kernel, config.sandbox.initrd)),
+                    .map(|config| (config.sandbox.kernel, config.sandbox.initrd, config.sandbox.cgroup)),
             };
             match images {
                 Err(code) => code,
-                Ok((kernel, initrd)) => done(backend::probe(&kernel, &initrd).map(|line| println!("{line}"))),
+                Ok((kernel, initrd, cgroup)) => {
+                    let probed = backend::probe(&kernel, &initrd, cgroup.as_deref());
+                    done(probed.map(|line| println!("{line}")))
+                }
             }
         }
         Command::Config { command: ConfigCommand::Check { config: path } } => match load(&path) {

@@ -13,7 +13,7 @@ use crate::backend;
 use crate::build::Ground;
 use crate::build::kept::KeptLogs;
 use crate::build::scheduler::Embedded;
-use crate::config::{BackendKind, Config};
+use crate::config::Config;
 use crate::net::HttpClient;
 use crate::roster;
 use crate::signing;
@@ -99,8 +99,8 @@ async fn serve(config: Arc<Config>) -> Result<(), ServeError> {
         roster,
         drv_hashes,
     });
-    if config.sandbox.backend == BackendKind::Namespace {
-        tracing::warn!("builds run in the namespace sandbox, which is weaker than micro-VMs");
+    if let Some(weaker) = backend::weaker(&config.sandbox) {
+        tracing::warn!("{weaker}");
     }
     for listener in &listeners {
         let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();

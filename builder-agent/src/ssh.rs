@@ -150,10 +150,10 @@ pub async fn serve(
     stop: watch::Receiver<bool>,
 ) {
     let name = house.config.name.clone();
-    let backend = house.config.sandbox.backend;
+    let weaker = crate::backend::weaker(&house.config.sandbox);
     let door = Arc::new(Door {
         ssh: Arc::new(settings(key)),
-        banner: Box::new(move |roster| banner(&name, backend, roster)),
+        banner: Box::new(move |roster| banner(&name, weaker.as_deref(), roster)),
         slots: Arc::new(Semaphore::new(house.config.limits.max_connections)),
         members: Mutex::default(),
         next_id: AtomicU64::new(1),
@@ -197,12 +197,10 @@ async fn accept(door: Arc<Door>, listener: TcpListener, mut stop: watch::Receive
 }
 
 /// The banner is shown before login, on every connection, in the middle of Nix's own output: one line per fact.
-fn banner(name: &str, backend: crate::config::BackendKind, roster: &Roster) -> String {
+fn banner(name: &str, weaker: Option<&str>, roster: &Roster) -> String {
     let mut text = format!("{name}: a Barnraiser community builder\n");
-    if backend == crate::config::BackendKind::Namespace {
-        text.push_str(
-            "warning: builds run in the namespace sandbox, which is weaker than this project's micro-VMs\n",
-        );
+    if let Some(weaker) = weaker {
+        text.push_str(&format!("warning: {weaker}\n"));
     }
     if roster.is_baked_in() {
         text.push_str("warning: the roster came with the image; the one in git could not be fetched\n");

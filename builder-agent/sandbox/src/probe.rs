@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::job::{BuilderStatus, Cancel, Host, Image, Inputs, Job, Limits, OutputSink, Phases, SandboxError};
-use crate::kvm::KvmBackend;
+use crate::kvm::{KvmBackend, jail};
 
 /// A guest that has not run a shell by then will not, for any practical purpose. Hardware takes under a second;
 /// a VM in an emulated VM on a busy machine, ten.
@@ -26,7 +26,7 @@ pub struct Probed {
     pub phases: Phases,
     /// Steps of the VMM's jail that were in force, and those this host could not give.
     pub jail_active: Vec<String>,
-    pub jail_missing: Vec<String>,
+    pub jail_missing: Vec<jail::Missing>,
 }
 
 impl std::fmt::Display for Probed {

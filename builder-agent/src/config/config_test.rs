@@ -24,7 +24,7 @@ fn unknown_key_is_refused_with_its_value_and_the_accepted_ones() {
     assert_eq!(
         refusal("roster = \"/r\"\n[sandbox]\nbackend = \"kvm\"\nmemory = 4096\n"),
         "/etc/builder-agent.toml:4: unknown key `sandbox.memory` (its value is 4096)\n\
-         hint: accepted in [sandbox]: backend, kernel, initrd, guest, shell, vcpus, memory-mib"
+         hint: accepted in [sandbox]: backend, kernel, initrd, guest, shell, cgroup, allow-missing, vcpus, memory-mib"
     );
 }
 
@@ -49,6 +49,22 @@ fn backend_is_one_of_two_words() {
         refusal("roster = \"/r\"\n[sandbox]\nbackend = \"docker\"\n"),
         "/etc/builder-agent.toml:3: `sandbox.backend` is \"docker\", but it must be \"kvm\" or \"namespace\""
     );
+}
+
+#[test]
+fn nothing_of_the_jail_may_be_missing_unless_it_is_named() {
+    use sandbox::kvm::jail::Step;
+    let allowed =
+        |text: &str| load(&format!("roster = \"/r\"\n{text}")).expect("a good file").sandbox.allow_missing;
+    assert_eq!(allowed(""), []);
+    assert_eq!(
+        allowed("sandbox.allow-missing = [\"landlock\", \"pid-namespace\"]"),
+        [Step::Landlock, Step::PidNamespace]
+    );
+    let message = refusal("roster = \"/r\"\nsandbox.allow-missing = [\"landlock\", \"seccomp\"]\n");
+    assert!(message.contains("there is no step 'seccomp'; the steps are cgroup, namespaces"), "{message}");
+    let help = KEYS.iter().find(|key| key.name == "sandbox.allow-missing").expect("the key").help;
+    assert!(Step::ALL.into_iter().all(|step| help.contains(&format!("`{}`", step.name()))), "{help}");
 }
 
 #[test]

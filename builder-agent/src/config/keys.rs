@@ -10,6 +10,8 @@ pub enum Kind {
     Path,
     /// One of these words.
     Word(&'static [&'static str]),
+    /// Steps of the jail around a micro-VM.
+    JailSteps,
     Int {
         min: i64,
         max: i64,
@@ -54,7 +56,7 @@ const WEEK: i64 = 7 * 24 * 3600;
 const TIB: i64 = 1024 * 1024;
 
 use Fallback::{Derived, None as Required, Toml};
-use Kind::{Addresses, Bool, Int, Path, PublicKeys, Substituters, Text, Texts, Word};
+use Kind::{Addresses, Bool, Int, JailSteps, Path, PublicKeys, Substituters, Text, Texts, Word};
 
 #[rustfmt::skip]
 pub const KEYS: &[Key] = &[
@@ -81,6 +83,8 @@ pub const KEYS: &[Key] = &[
     key("sandbox.initrd", Path, Toml(r#""/usr/lib/barnraiser/guest/initrd""#), "kvm: the guest initrd"),
     key("sandbox.guest", Path, Toml(r#""/usr/lib/barnraiser/guest/guest""#), "namespace: the statically linked guest binary"),
     key("sandbox.shell", Path, Toml(r#""/usr/lib/barnraiser/guest/busybox""#), "namespace: the static shell that becomes `/bin/sh`"),
+    key("sandbox.cgroup", Path, Derived("below the agent's own, which then may have no memory limit"), "kvm: the cgroup below which each VM gets one, such as that of `barnraiser-builds.service`"),
+    key("sandbox.allow-missing", JailSteps, Toml("[]"), "kvm: steps of the jail without which VMs run all the same, where the host cannot give them; named in the banner. Of `cgroup`, `namespaces`, `pid-namespace`, `own-uid`, `landlock`"),
     key("sandbox.vcpus", Int { min: 1, max: 64 }, Toml("1"), "virtual CPUs of a build, up to the member's `max-cpus` and `limits.max-cpus`"),
     key("sandbox.memory-mib", Int { min: 64, max: TIB }, Toml("1024"), "memory of a build, up to the member's `max-memory-mib` and `limits.max-memory-mib`"),
     key("fetch.allow-private", Bool, Toml("false"), "let the box connect to addresses that are not public, for substituters and `builtin:fetchurl`"),
@@ -116,6 +120,7 @@ pub fn markdown() -> String {
             Bool => "`true` or `false`".into(),
             Addresses => "list of `address:port`".into(),
             Texts => "list of text".into(),
+            JailSteps => "list of steps".into(),
             Substituters => "list of store URLs".into(),
             PublicKeys => "list of `name:base64`".into(),
         };

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use sandbox::kvm::jail::Step;
 use store::Durability;
 use store::signing::PublicKey;
 use toml::Spanned;
@@ -70,6 +71,8 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
             initrd: values.required_path("sandbox.initrd")?,
             guest: values.required_path("sandbox.guest")?,
             shell: values.required_path("sandbox.shell")?,
+            cgroup: values.path("sandbox.cgroup"),
+            allow_missing: values.parsed("sandbox.allow-missing"),
             vcpus: vcpus as u8,
             memory_mib: memory as u32,
         },
@@ -255,6 +258,7 @@ impl File<'_> {
             }
             Kind::Substituters => each::<Address>(plain, "store URLs").map_err(bad),
             Kind::PublicKeys => each::<PublicKey>(plain, "public keys").map_err(bad),
+            Kind::JailSteps => each::<Step>(plain, "steps of the jail").map_err(bad),
             Kind::Texts => each::<String>(plain, "texts").map_err(bad),
         }
     }

@@ -44,6 +44,10 @@ pub struct Config {
     pub closure_device: ClosureDevice,
     /// The id to run as; none if the agent is not root and cannot choose.
     pub uid: Option<u32>,
+    /// Steps of the jail that the operator accepts to be without.
+    pub allow_missing: Vec<jail::Step>,
+    /// Enter the jail, report it and end: there is no VM to run.
+    pub only_jail: bool,
     /// Offset and length of each segment, in the order of the descriptors.
     pub segments: Vec<(u64, u64)>,
 }
@@ -231,6 +235,8 @@ mod tests {
             cmdline: "quiet".into(),
             closure_device: ClosureDevice::Blk,
             uid: Some(7),
+            allow_missing: vec![jail::Step::Landlock],
+            only_jail: false,
             segments: (0..count as u64).map(|i| (i * 4096, 4096)).collect(),
         };
         let sent = config.clone();

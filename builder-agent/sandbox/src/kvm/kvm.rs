@@ -76,6 +76,10 @@ pub struct KvmConfig {
     pub extra_cmdline: String,
     /// The executable that answers to `__vmm`: normally this one.
     pub executable: PathBuf,
+    /// The cgroup for VMs; none: below the agent's own.
+    pub cgroup: Option<PathBuf>,
+    /// Steps of the jail without which VMs are run all the same.
+    pub allow_missing: Vec<jail::Step>,
 }
 
 impl KvmConfig {
@@ -87,14 +91,16 @@ impl KvmConfig {
             closure_device: ClosureDevice::default(),
             extra_cmdline: String::new(),
             executable: "/proc/self/exe".into(),
+            cgroup: None,
+            allow_missing: Vec::new(),
         }
     }
 }
 
 pub struct KvmBackend {
     config: KvmConfig,
-    /// None where VMs cannot be given a cgroup; their memory is then bounded by the VM's own size alone.
-    cgroups: Option<Hierarchy>,
+    /// Where VMs get a cgroup, or why they cannot: their memory would be bounded by the VM's own size alone.
+    cgroups: Result<Hierarchy, String>,
     /// See [`keep_kvm_on`]. None where KVM is missing; a job will say so.
     _keeper: Option<kvm_ioctls::VmFd>,
 }
@@ -102,13 +108,60 @@ pub struct KvmBackend {
 impl KvmBackend {
     /// Moves the agent into a child of its cgroup if that is what it takes to limit VMs.
     pub fn new(config: KvmConfig) -> KvmBackend {
-        let cgroups = Hierarchy::prepare()
-            .inspect_err(|why| tracing::debug!(why, "VMs get no cgroup of their own"))
-            .ok();
+        let cgroups = Hierarchy::prepare(config.cgroup.as_deref());
         let _keeper = keep_kvm_on(&config.device)
             .inspect_err(|error| tracing::debug!(%error, "KVM is not kept switched on between VMs"))
             .ok();
         KvmBackend { config, cgroups, _keeper }
+    }
+
+    /// Enters the jail as a VM would, without one: which steps are in force here, or that this is not enough.
+    ///
+    /// Needs neither KVM nor a guest, and takes milliseconds.
+    pub fn check_jail(&self) -> Result<jail::Report, SandboxError> {
+        let null = open(Path::new("/dev/null"), "a file for a VMM that runs no VM")?;
+        let (mut running, config) = self.launch(1, MEMORY_MIN_MIB)?;
+        let config = Config { only_jail: true, ..config };
+        let console = running.vmm.console();
+        let files = Files {
+            kvm: null.as_fd(),
+            kernel: null.as_fd(),
+            initrd: null.as_fd(),
+            stream: null.as_fd(),
+            console,
+        };
+        let sent = handover::send(&running.vmm.control, &config, &files, &[]);
+        running.wait_for_start(&Cancel::new())?;
+        sent.map_err(cannot("hand the jail's check over to a VMM process"))?;
+        Ok(running.jail)
+    }
+
+    /// A VMM process in its cgroup, and what every configuration of one says.
+    fn launch(&self, vcpus: u8, memory_mib: u32) -> Result<(Running, Config), SandboxError> {
+        let mut vmm = Vmm::launch(&self.config.executable).map_err(cannot("start a VMM process"))?;
+        let mut jail = jail::Report::default();
+        let limited = match &self.cgroups {
+            Ok(cgroups) => vmm.limit(cgroups, memory_mib, vcpus).map_err(|e| e.to_string()),
+            Err(why) => Err(why.clone()),
+        };
+        match limited {
+            Ok(()) => jail.active("cgroup"),
+            Err(why) => jail.missing(jail::Step::Cgroup, why),
+        }
+        jail.accept(&self.config.allow_missing)
+            .map_err(|incomplete| SandboxError::Unavailable { why: incomplete.to_string() })?;
+        let config = Config {
+            vcpus,
+            memory_mib,
+            cmdline: format!("{CMDLINE} {}", self.config.extra_cmdline).trim_end().to_owned(),
+            closure_device: self.config.closure_device,
+            uid: launch::is_root().then(|| UID_BASE.saturating_add(vmm.pid())),
+            allow_missing: self.config.allow_missing.clone(),
+            only_jail: false,
+            segments: Vec::new(),
+        };
+        let running = Running { vmm, reports: Reports::default(), guest: Vec::new(), jail, stopped: None };
+        Ok((running, config))
     }
 
     /// Starts a VM for `job` and gives it everything it needs; returns when its vCPUs run.
@@ -118,6 +171,7 @@ impl KvmBackend {
         image: &Image,
         cancel: &Cancel,
     ) -> Result<(Running, UnixStream), SandboxError> {
+        check_inputs(image.segments.len())?;
         let vcpus = job.limits.vcpus.clamp(1, VCPUS_MAX);
         let memory_mib = job.limits.memory_mib.max(MEMORY_MIN_MIB);
         let kvm = open_kvm(&self.config.device)?;
@@ -125,45 +179,22 @@ impl KvmBackend {
         let initrd = open(&self.config.initrd, "the guest initrd")?;
         let (stream, theirs) = UnixStream::pair().map_err(cannot("create a stream for the guest"))?;
 
-        let mut vmm = Vmm::launch(&self.config.executable).map_err(cannot("start a VMM process"))?;
-        if let Some(cgroups) = &self.cgroups
-            && let Err(error) = vmm.limit(cgroups, memory_mib, vcpus)
-        {
-            tracing::warn!(job = job.id, %error, "a VM runs without a cgroup of its own");
-        }
-        let config = Config {
-            vcpus,
-            memory_mib,
-            cmdline: format!("{CMDLINE} {}", self.config.extra_cmdline).trim_end().to_owned(),
-            closure_device: self.config.closure_device,
-            uid: launch::is_root().then(|| UID_BASE.saturating_add(vmm.pid())),
-            segments: image.segments.iter().map(|s| (s.offset, s.len)).collect(),
-        };
+        let (mut running, config) = self.launch(vcpus, memory_mib)?;
+        let config =
+            Config { segments: image.segments.iter().map(|s| (s.offset, s.len)).collect(), ..config };
         let files = Files {
             kvm: kvm.as_fd(),
             kernel: kernel.as_fd(),
             initrd: initrd.as_fd(),
             stream: theirs.as_fd(),
-            console: vmm.console(),
+            console: running.vmm.console(),
         };
         let segments: Vec<_> = image.segments.iter().map(|s| s.file.as_fd()).collect();
         // A VMM that died early says why in a report; that is a better answer than "broken pipe".
-        let sent = handover::send(&vmm.control, &config, &files, &segments);
+        let sent = handover::send(&running.vmm.control, &config, &files, &segments);
         drop(theirs);
-        let mut running = Running {
-            vmm,
-            reports: Reports::default(),
-            guest: Vec::new(),
-            jail: jail::Report::default(),
-            stopped: None,
-        };
         match (running.wait_for_start(cancel), sent) {
             (Ok(()), Ok(())) => {
-                if self.cgroups.is_some() {
-                    running.jail.active("cgroup");
-                } else {
-                    running.jail.missing("cgroup", "this host has none to give");
-                }
                 tracing::debug!(job = job.id, pid = running.vmm.pid(), jail = ?running.jail, "VM started");
                 Ok((running, stream))
             }
@@ -240,7 +271,9 @@ impl Running {
                 Next::Report(Report::Started { jail, guest, micros }) => {
                     tracing::debug!(?micros, "VMM: received, jailed, loaded, started");
                     self.guest = guest;
-                    self.jail = jail;
+                    // After the steps taken from outside.
+                    self.jail.active.extend(jail.active);
+                    self.jail.missing.extend(jail.missing);
                     return Ok(());
                 }
                 Next::Report(Report::Failed { why } | Report::Stopped { why }) => {
@@ -333,6 +366,20 @@ fn cannot<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Sandbox
     move |e| SandboxError::Unavailable { why: format!("cannot {what}: {e}") }
 }
 
+/// Each part of a closure is one mapping of the VMM's.
+fn check_inputs(segments: usize) -> Result<(), SandboxError> {
+    if segments <= memory::SEGMENTS_MAX {
+        return Ok(());
+    }
+    Err(SandboxError::Setup {
+        why: format!(
+            "the closure of the build has {segments} parts, and a micro-VM is shown at most {}: a process may have \
+             65,530 mappings (`vm.max_map_count`)",
+            memory::SEGMENTS_MAX
+        ),
+    })
+}
+
 fn open(path: &Path, what: &str) -> Result<File, SandboxError> {
     File::open(path).map_err(|e| SandboxError::Unavailable {
         why: format!("cannot open {what} {}: {e}; hint: `netboot-image guest` makes it", path.display()),
@@ -372,4 +419,16 @@ fn keep_kvm_on(device: &Path) -> Result<kvm_ioctls::VmFd, Box<dyn std::error::Er
 /// The VMM process' main, for `child_main_if_requested`.
 pub(crate) fn vmm_main(stdin: OwnedFd) -> ! {
     vmm::main(stdin)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closure_of_too_many_parts_is_refused_naming_the_limit() {
+        assert!(check_inputs(memory::SEGMENTS_MAX).is_ok());
+        let text = check_inputs(memory::SEGMENTS_MAX + 1).unwrap_err().to_string();
+        assert!(text.contains("60001 parts") && text.contains("at most 60000"), "{text}");
+    }
 }

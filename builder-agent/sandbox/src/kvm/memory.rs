@@ -24,6 +24,10 @@ const CLOSURE_ALIGNMENT: u64 = 2 << 20;
 /// Largest closure: the guest pays 64 bytes of its RAM for each 4 KiB of it, and 1 TiB leaves room on every CPU.
 pub const CLOSURE_MAX: u64 = 1 << 40;
 
+/// Most segments of a closure. Each is a mapping, of which Linux allows a process 65,530 (`vm.max_map_count`, unless
+/// somebody changed it); the rest is for the VMM itself.
+pub const SEGMENTS_MAX: usize = 60_000;
+
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     #[error("cannot reserve {bytes} bytes for {what}")]
@@ -264,6 +268,21 @@ mod tests {
         }
         assert!(matches!(closure.map(0, 0, &file, 4096, 4096), Err(MemoryError::PastEnd { .. })));
         assert!(matches!(closure.map(0, 0, &file, 0, 8192), Err(MemoryError::PastEnd { .. })));
+    }
+
+    #[test]
+    fn a_closure_of_as_many_segments_as_are_allowed_is_mapped() {
+        let pages: Vec<u8> = (0..2 * PAGE as usize).map(|i| (i / PAGE as usize) as u8 + 1).collect();
+        let file = file(&pages);
+        let mut closure = Closure::reserve(SEGMENTS_MAX as u64 * PAGE).unwrap();
+        for index in 0..SEGMENTS_MAX {
+            // Alternating, so that no two are one mapping to the kernel.
+            let offset = (index as u64 + 1) % 2 * PAGE;
+            closure.map(index, index as u64 * PAGE, &file, offset, PAGE).unwrap();
+        }
+        let mut out = [0u8; 2];
+        assert!(closure.read((SEGMENTS_MAX as u64 - 1) * PAGE - 1, &mut out));
+        assert_eq!(out, [2, 1]);
     }
 
     #[test]

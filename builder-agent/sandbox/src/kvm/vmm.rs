@@ -44,6 +44,8 @@ enum VmmError {
     #[error(transparent)]
     Jail(#[from] jail::JailError),
     #[error(transparent)]
+    Incomplete(#[from] jail::Incomplete),
+    #[error(transparent)]
     Seccomp(#[from] seccomp::SeccompError),
     #[error(transparent)]
     Memory(#[from] memory::MemoryError),
@@ -109,13 +111,21 @@ enum Never {}
 
 fn start(agent: &UnixStream, born: Instant) -> Result<Never, VmmError> {
     jail::privileges::die_with_parent()?;
+    jail::privileges::go_first_when_memory_is_short()?;
     let (config, files) = handover::receive(agent).map_err(VmmError::Handover)?;
     let closure = map_closure(agent, &config)?;
     let received = micros(born);
 
     let mut jail_report = jail::Report::default();
     jail::enter(config.uid, &mut jail_report)?;
+    jail_report.accept(&config.allow_missing)?;
     let jailed = micros(born);
+    if config.only_jail {
+        seccomp::install(&seccomp::filter()?)?;
+        jail_report.active("seccomp");
+        say(&Report::Started { jail: jail_report, guest: Vec::new(), micros: [received, jailed, 0, 0] });
+        quit(0);
+    }
 
     let mut vm = Vm::build(&config, files, closure)?;
     let loaded = micros(born);

@@ -1,7 +1,9 @@
-//! cgroup v2 limits of one VM, set by the agent from outside. Absent on hosts without a writable v2 hierarchy.
+//! cgroup v2 limits of one VM, set by the agent from outside.
 //!
-//! The agent's own cgroup must be delegated to it (systemd: `Delegate=yes`). Since a cgroup with processes cannot
-//! have limited children, the agent first moves itself into a child named `agent`.
+//! VMs have a cgroup that was delegated for them (`sandbox.cgroup`; in the image, that of `barnraiser-builds.service`),
+//! beside the agent's and not below it: the agent has a memory limit of its own, which VMs would use up. Where none is
+//! configured, VMs go below the agent's own cgroup, as long as that has no limit. A cgroup with processes cannot have
+//! limited children, so what is in the chosen one first moves into a child of it.
 
 use std::fs;
 use std::io;
@@ -11,39 +13,52 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// What a VMM and KVM need beside guest RAM: page tables, buffers, the binary's pages. Generous: running into it
 /// kills a build that did nothing wrong.
 const OVERHEAD_MIB: u64 = 128;
+/// The child that takes what is in the chosen cgroup itself.
+const OTHERS: &str = "agent";
 
-/// The agent's subtree, ready to hold VMs.
+/// The subtree that holds VMs.
 #[derive(Debug, Clone)]
 pub struct Hierarchy {
     root: PathBuf,
 }
 
 impl Hierarchy {
-    /// Why not, if there is none.
-    pub fn prepare() -> Result<Hierarchy, String> {
+    /// `chosen`: the cgroup for VMs, as a path below /sys/fs/cgroup. Why not, if there is none.
+    pub fn prepare(chosen: Option<&Path>) -> Result<Hierarchy, String> {
         let own = fs::read_to_string("/proc/self/cgroup").map_err(|e| format!("/proc/self/cgroup: {e}"))?;
+        Self::below(Path::new(ROOT), &own, chosen)
+    }
+
+    /// `top` is the mounted hierarchy, `own` what /proc/self/cgroup says.
+    fn below(top: &Path, own: &str, chosen: Option<&Path>) -> Result<Hierarchy, String> {
+        let step = |what: &Path, e: io::Error| format!("{}: {e}", what.display());
         let own = own
             .lines()
             .find_map(|line| line.strip_prefix("0::"))
             .ok_or("this host has no cgroup v2 hierarchy")?;
-        let mut root = Path::new(ROOT).join(own.trim_start_matches('/'));
-        let controllers = fs::read_to_string(root.join("cgroup.controllers"))
-            .map_err(|e| format!("{}/cgroup.controllers: {e}", root.display()))?;
+        let mut own = top.join(own.trim_start_matches('/'));
+        // A second backend of the same agent finds it moved already.
+        if own.file_name().is_some_and(|name| name == OTHERS) {
+            own.pop();
+        }
+        let root = chosen.unwrap_or(&own).to_owned();
+        if chosen.is_some() {
+            // systemd may take the cgroup of a unit without processes away.
+            fs::create_dir_all(&root).map_err(|e| step(&root, e))?;
+        }
+        Self::apart_from_the_agent(&root, &own)?;
+        let controllers = root.join("cgroup.controllers");
+        let controllers = fs::read_to_string(&controllers).map_err(|e| step(&controllers, e))?;
         for needed in ["memory", "pids"] {
             if !controllers.split_whitespace().any(|c| c == needed) {
                 return Err(format!("controller '{needed}' is not delegated to {}", root.display()));
             }
         }
-        let step = |what: &Path, e: io::Error| format!("{}: {e}", what.display());
         // The top of the hierarchy may have processes and limited children at once.
-        let top = root == Path::new(ROOT);
-        if root.file_name().is_some_and(|n| n == "agent") {
-            // A second backend of the same agent finds it moved already.
-            root.pop();
-        } else if !top {
-            let agent = root.join("agent");
-            fs::create_dir(&agent).or_else(exists).map_err(|e| step(&agent, e))?;
-            let procs = agent.join("cgroup.procs");
+        if root != top {
+            let others = root.join(OTHERS);
+            fs::create_dir(&others).or_else(exists).map_err(|e| step(&others, e))?;
+            let procs = others.join("cgroup.procs");
             // Our own children of before, such as a shell that started us by hand, would keep the cgroup busy.
             let members = fs::read_to_string(root.join("cgroup.procs")).map_err(|e| step(&root, e))?;
             for pid in members.lines() {
@@ -55,6 +70,24 @@ impl Hierarchy {
         let hierarchy = Hierarchy { root };
         hierarchy.remove_leftovers();
         Ok(hierarchy)
+    }
+
+    /// VMs below a cgroup whose limit is the agent's would take the agent's memory, and it would die of theirs.
+    fn apart_from_the_agent(root: &Path, own: &Path) -> Result<(), String> {
+        let limited = |cgroup: &Path| {
+            ["memory.max", "memory.high"].into_iter().any(|name| {
+                // The top of the hierarchy has no such file.
+                fs::read_to_string(cgroup.join(name)).is_ok_and(|limit| limit.trim() != "max")
+            })
+        };
+        if root.starts_with(own) && limited(own) {
+            return Err(format!(
+                "{} is the agent's own cgroup or below it, and that has a memory limit, which VMs would share; set \
+                 `sandbox.cgroup` to another",
+                root.display()
+            ));
+        }
+        Ok(())
     }
 
     /// Cgroups of VMs whose agent was killed. One with a process in it (another agent's) cannot be removed.
@@ -73,8 +106,11 @@ impl Hierarchy {
         let group = Group { path };
         let memory = (memory_mib + OVERHEAD_MIB) << 20;
         fs::write(group.path.join("memory.max"), memory.to_string())?;
-        // Swapping would make the host's disk hold members' sources. Absent without CONFIG_SWAP.
-        let _ = fs::write(group.path.join("memory.swap.max"), "0");
+        // Swapping would make the host's disk hold members' sources. Absent where the kernel cannot swap.
+        match fs::write(group.path.join("memory.swap.max"), "0") {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
         // vCPUs, the event thread, the main thread, and KVM's own worker.
         fs::write(group.path.join("pids.max"), (u32::from(vcpus) + 8).to_string())?;
         fs::write(group.path.join("cgroup.procs"), pid.to_string())?;
@@ -105,5 +141,117 @@ impl Drop for Group {
         if let Err(e) = fs::remove_dir(&self.path) {
             tracing::debug!(path = %self.path.display(), error = %e, "cannot remove a VM's cgroup");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hierarchy as the kernel shows it, but of plain files.
+    struct Fake(tempdir::Dir);
+
+    impl Fake {
+        fn new(cgroups: &[(&str, &str)]) -> Fake {
+            let fake = Fake(tempdir::Dir::new());
+            for (path, limit) in cgroups {
+                fake.cgroup(path, limit);
+            }
+            fake
+        }
+
+        fn cgroup(&self, path: &str, limit: &str) {
+            let dir = self.0.path().join(path);
+            fs::create_dir_all(&dir).unwrap();
+            for (name, contents) in
+                [("cgroup.controllers", "cpu memory pids"), ("cgroup.procs", ""), ("memory.max", limit)]
+            {
+                fs::write(dir.join(name), contents).unwrap();
+            }
+        }
+
+        fn prepare(&self, own: &str, chosen: Option<&str>) -> Result<Hierarchy, String> {
+            let chosen = chosen.map(|path| self.0.path().join(path));
+            Hierarchy::below(self.0.path(), &format!("0::/{own}\n"), chosen.as_deref())
+        }
+    }
+
+    mod tempdir {
+        use std::path::{Path, PathBuf};
+        use std::sync::atomic::{AtomicU32, Ordering};
+
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+
+        pub struct Dir(PathBuf);
+
+        impl Dir {
+            pub fn new() -> Dir {
+                let number = NEXT.fetch_add(1, Ordering::Relaxed);
+                let path = std::env::temp_dir().join(format!("cgroup-test-{}-{number}", std::process::id()));
+                std::fs::create_dir_all(&path).unwrap();
+                Dir(path)
+            }
+
+            pub fn path(&self) -> &Path {
+                &self.0
+            }
+        }
+
+        impl Drop for Dir {
+            fn drop(&mut self) {
+                let _ = std::fs::remove_dir_all(&self.0);
+            }
+        }
+    }
+
+    const AGENT: &str = "system.slice/builder-agent.service";
+    const BUILDS: &str = "builds.slice/barnraiser-builds.service";
+
+    #[test]
+    fn the_cgroup_of_a_vm_is_not_below_the_agents_limited_one() {
+        let fake = Fake::new(&[(AGENT, "4294967296"), (BUILDS, "max")]);
+        let hierarchy = fake.prepare(AGENT, Some(BUILDS)).unwrap();
+        let group = hierarchy.place(42, 512, 2).unwrap();
+        assert!(!group.path.starts_with(fake.0.path().join(AGENT)), "{}", group.path.display());
+        assert!(group.path.starts_with(fake.0.path().join(BUILDS)));
+        assert_eq!(
+            fs::read_to_string(group.path.join("memory.max")).unwrap(),
+            ((512 + 128) << 20).to_string()
+        );
+        assert_eq!(fs::read_to_string(group.path.join("cgroup.procs")).unwrap(), "42");
+
+        for chosen in [None, Some(AGENT), Some("system.slice/builder-agent.service/vms")] {
+            let why = fake.prepare(AGENT, chosen).unwrap_err();
+            assert!(why.contains("has a memory limit") && why.contains("sandbox.cgroup"), "{why}");
+        }
+    }
+
+    #[test]
+    fn an_agent_without_a_limit_may_keep_vms_below_itself() {
+        let fake = Fake::new(&[(AGENT, "max"), ("system.slice/builder-agent.service/agent", "max")]);
+        for own in [AGENT, "system.slice/builder-agent.service/agent"] {
+            assert_eq!(fake.prepare(own, None).unwrap().root, fake.0.path().join(AGENT));
+        }
+    }
+
+    #[test]
+    fn a_cgroup_without_the_controllers_is_none() {
+        let fake = Fake::new(&[(AGENT, "max"), (BUILDS, "max")]);
+        let builds = fake.0.path().join(BUILDS);
+        fs::write(builds.join("cgroup.controllers"), "cpu pids").unwrap();
+        let why = fake.prepare(AGENT, Some(BUILDS)).unwrap_err();
+        assert!(why.contains("controller 'memory' is not delegated"), "{why}");
+        let why = Hierarchy::below(fake.0.path(), "4:memory:/x\n", None).unwrap_err();
+        assert!(why.contains("no cgroup v2"), "{why}");
+    }
+
+    #[test]
+    fn what_is_in_the_chosen_cgroup_moves_aside() {
+        let fake = Fake::new(&[(AGENT, "max")]);
+        let own = fake.0.path().join(AGENT);
+        fs::write(own.join("cgroup.procs"), "17\n").unwrap();
+        fake.prepare(AGENT, None).unwrap();
+        assert_eq!(fs::read_to_string(own.join("agent/cgroup.procs")).unwrap(), "17");
+        assert_eq!(fs::read_to_string(own.join("cgroup.subtree_control")).unwrap(), "+memory +pids");
     }
 }

@@ -1,20 +1,22 @@
-//! Landlock: no file, no TCP port, no abstract socket, no signal to others. In a kernel that has it.
+//! Landlock: no file, no TCP port, no abstract socket, no signal to others.
 //!
 //! The root is empty already; this is the same wall built of other bricks.
 
 use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetError, RulesetStatus, Scope};
 
-use super::Report;
+use super::{Report, Step};
 
-/// The newest rules we name; an older kernel enforces those it knows.
+/// The rules we name. An older kernel enforces those it knows, which is not all of the step.
 const NEWEST: ABI = ABI::V6;
 
 pub fn deny_all(report: &mut Report) {
     match restrict() {
         Ok(RulesetStatus::FullyEnforced) => report.active("landlock"),
-        Ok(RulesetStatus::PartiallyEnforced) => report.active("landlock (what this kernel knows of it)"),
-        Ok(RulesetStatus::NotEnforced) => report.missing("landlock", "this kernel has none"),
-        Err(e) => report.missing("landlock", e),
+        Ok(RulesetStatus::PartiallyEnforced) => {
+            report.missing(Step::Landlock, "this kernel knows only a part of its rules, which is in force");
+        }
+        Ok(RulesetStatus::NotEnforced) => report.missing(Step::Landlock, "this kernel has none"),
+        Err(e) => report.missing(Step::Landlock, e),
     }
 }
 

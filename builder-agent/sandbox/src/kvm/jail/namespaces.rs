@@ -11,7 +11,7 @@ use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_move, mount_remount, unmount,
 };
 
-use super::{JailError, Report, cannot};
+use super::{JailError, Report, Step, cannot};
 
 /// Directories that exist on any Linux; the first that can be covered becomes, for a moment, the way to the new root.
 const COVERABLE: [&str; 3] = ["/tmp", "/run", "/proc"];
@@ -28,24 +28,27 @@ pub fn enter(privileged: bool, report: &mut Report) -> Result<(), JailError> {
     // SAFETY: unshare takes no pointers; this process has one thread (`child` calls this first), so no other
     // thread can be surprised by what it no longer shares.
     if unsafe { libc::unshare(flags) } != 0 {
-        let error = io::Error::last_os_error();
-        // Some hosts forbid user namespaces to ordinary users. What remains still holds; the report says so.
-        report.missing("namespaces", &error);
-        return if privileged { Err(JailError { what: "create namespaces", source: error }) } else { Ok(()) };
+        // Some hosts forbid user namespaces to ordinary users, and some processes even root.
+        report.missing(Step::Namespaces, io::Error::last_os_error());
+        return Ok(());
     }
     report.active("mount, net, ipc, uts, cgroup namespaces");
     if !privileged {
         report.active("user namespace");
     }
+    empty_root()?;
+    report.active("empty root");
+    Ok(())
+}
+
+/// Whether the agent could put us into a PID namespace of our own, where we are process 1.
+pub fn note_pid_namespace(report: &mut Report) {
     // SAFETY: getpid only returns a number.
     if unsafe { libc::getpid() } == 1 {
         report.active("pid namespace");
     } else {
-        report.missing("pid namespace", "needs the agent to be root");
+        report.missing(Step::PidNamespace, "only root can give one");
     }
-    empty_root()?;
-    report.active("empty root");
-    Ok(())
 }
 
 fn empty_root() -> Result<(), JailError> {

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{JailError, Report, cannot};
+use super::{JailError, Report, Step, cannot};
 
 /// Highest capability the kernel may know; those it does not know are refused with EINVAL and skipped.
 const LAST_CAPABILITY: i32 = 63;
@@ -37,9 +37,13 @@ pub fn set_limits() -> Result<(), JailError> {
 pub fn drop_all(uid: Option<u32>, report: &mut Report) -> Result<(), JailError> {
     if let Some(id) = uid {
         for capability in 0..=LAST_CAPABILITY {
-            // EINVAL past the last one the kernel knows.
             // SAFETY: this prctl takes numbers only.
-            unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+            let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+            match check(dropped, "empty the bounding set of capabilities") {
+                // Past the last one the kernel knows.
+                Err(e) if e.source.raw_os_error() == Some(libc::EINVAL) => break,
+                dropped => dropped?,
+            }
         }
         // The system calls, not libc's wrappers: those would signal every thread to follow, and there are none.
         // SAFETY: an empty list, so the pointer is not read.
@@ -49,6 +53,8 @@ pub fn drop_all(uid: Option<u32>, report: &mut Report) -> Result<(), JailError> 
         // SAFETY: numbers only.
         check(unsafe { libc::setresuid(id, id, id) }, "become an unprivileged user")?;
         report.active("unprivileged uid");
+    } else {
+        report.missing(Step::OwnUid, "the agent is not root and runs VMs as its own user");
     }
     clear_capabilities()?;
     report.active("no capabilities");
@@ -58,6 +64,16 @@ pub fn drop_all(uid: Option<u32>, report: &mut Report) -> Result<(), JailError> 
     // Changing ids cleared it (prctl(2), PR_SET_PDEATHSIG).
     die_with_parent()?;
     Ok(())
+}
+
+/// How willingly the kernel ends a VM when the machine is out of memory (-1000 to 1000). The agent's unit asks for -900,
+/// which a child would inherit: so a VM goes before the agent, and before anything of the machine's own.
+pub const OOM_SCORE: &str = "900";
+
+/// While there is still a /proc.
+pub fn go_first_when_memory_is_short() -> Result<(), JailError> {
+    std::fs::write("/proc/self/oom_score_adj", OOM_SCORE)
+        .map_err(cannot("raise the score by which the kernel chooses what to end when memory is short"))
 }
 
 /// The VM dies with the agent, even if the agent is killed.

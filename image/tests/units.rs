@@ -1,0 +1,77 @@
+//! The units of the box keep builds and the agent apart: what one uses up, the other does not die of.
+
+use std::path::{Path, PathBuf};
+
+fn image() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn text(path: impl AsRef<Path>) -> String {
+    let path = image().join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The values of a key of a unit.
+fn unit(name: &str, key: &str) -> Vec<String> {
+    let lines = text(format!("rootfs/etc/systemd/system/{name}"));
+    let values = lines.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    values.flat_map(|value| value.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+fn percent(values: &[String]) -> u32 {
+    let [value] = values else { panic!("{values:?} is not one value") };
+    value.strip_suffix('%').and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{value}"))
+}
+
+#[test]
+fn the_agent_has_a_memory_limit_with_room_for_a_store_in_memory() {
+    let (high, max) = (
+        percent(&unit("builder-agent.service", "MemoryHigh")),
+        percent(&unit("builder-agent.service", "MemoryMax")),
+    );
+    let options = text("rootfs/etc/systemd/system/var-lib-barnraiser.mount");
+    let store = options.split("size=").nth(1).and_then(|rest| rest.split('%').next()).expect("a size");
+    let store: u32 = store.parse().expect("percent");
+    assert!(store + 10 <= high && high < max && max < 100, "store {store}, high {high}, max {max}");
+}
+
+#[test]
+fn when_memory_is_short_the_agent_is_the_last_to_go() {
+    let score: i32 = unit("builder-agent.service", "OOMScoreAdjust")[0].parse().expect("a number");
+    assert!((-999..=-500).contains(&score), "{score}");
+    assert_eq!(unit("builder-agent.service", "OOMPolicy"), ["continue"]);
+}
+
+#[test]
+fn builds_have_a_place_beside_the_agents_unit() {
+    let builds = "barnraiser-builds.service";
+    assert_eq!(unit(builds, "Delegate"), ["yes"]);
+    assert!(percent(&unit(builds, "MemoryMax")) < 100);
+    for key in ["Requires", "After"] {
+        assert!(unit("builder-agent.service", key).contains(&builds.to_owned()), "{key}");
+    }
+    assert_eq!(unit("builder-agent.service", "Slice"), [""; 0], "the agent is in the system's slice");
+    let slice = unit(builds, "Slice").remove(0);
+    let place = format!("cgroup = \"/sys/fs/cgroup/{slice}/{builds}\"");
+    assert!(text("rootfs/etc/builder-agent.toml").contains(&place), "{place}");
+}
+
+#[test]
+fn the_jail_of_the_image_is_complete() {
+    assert!(!text("rootfs/etc/builder-agent.toml").contains("allow-missing"));
+}
+
+#[test]
+fn nixos_has_the_same_units_and_changes_none_of_their_limits() {
+    let module = text("nixos-module.nix");
+    for part in [
+        "builder-agent.service",
+        "barnraiser-builds.service",
+        "/sys/fs/cgroup/builds.slice/barnraiser-builds.service",
+    ] {
+        assert!(module.contains(part), "{part}");
+    }
+    for limit in ["MemoryMax", "MemoryHigh", "OOMScoreAdjust", "OOMPolicy", "allow-missing", "Slice"] {
+        assert!(!module.contains(limit), "{limit} is the unit's to say");
+    }
+}
