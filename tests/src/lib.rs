@@ -19,6 +19,7 @@ mod log;
 pub mod neighbours;
 pub mod place;
 pub mod process;
+pub mod published;
 pub mod relay;
 pub mod roster;
 pub mod stock_server;

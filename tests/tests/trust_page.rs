@@ -1,4 +1,5 @@
-//! `docs/trust.md` names the test behind each step of its argument. A name without a test would be a promise.
+//! `docs/trust.md` names the test behind each step of its argument, `docs/published-attacks.md` the test that tries each
+//! attack. A name without a test would be a promise.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -26,25 +27,65 @@ fn sources(dir: &Path, text: &mut String) {
     }
 }
 
+const PAGES: [&str; 2] = ["docs/trust.md", "docs/published-attacks.md"];
+
+fn page(name: &str) -> String {
+    std::fs::read_to_string(place::project().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
 #[test]
 fn every_test_that_the_trust_page_names_exists() {
-    let page = std::fs::read_to_string(place::project().join("docs/trust.md")).expect("docs/trust.md");
     let mut text = String::new();
     for dir in ["builder-agent", "access-manager", "tests"] {
         sources(&place::project().join(dir), &mut text);
     }
-    let named = named(&page);
-    assert!(named.len() > 30, "{named:?}");
-    let missing: Vec<&&str> = named.iter().filter(|name| !text.contains(&format!("fn {name}("))).collect();
-    assert!(missing.is_empty(), "docs/trust.md names tests that do not exist: {missing:?}");
+    for name in PAGES {
+        let page = page(name);
+        let named = named(&page);
+        assert!(named.len() > 15, "{named:?}");
+        let missing: Vec<&&str> =
+            named.iter().filter(|test| !text.contains(&format!("fn {test}("))).collect();
+        assert!(missing.is_empty(), "{name} names tests that do not exist: {missing:?}");
+    }
+}
+
+/// The attacks that this project set out to answer by name.
+const PUBLISHED: [&str; 17] = [
+    "CVE-2024-27297",
+    "CVE-2024-38531",
+    "CVE-2024-45593",
+    "CVE-2025-46415",
+    "CVE-2025-46416",
+    "CVE-2025-52991",
+    "CVE-2025-52992",
+    "CVE-2025-52993",
+    "CVE-2026-39860",
+    "CVE-2026-44028",
+    "CVE-2026-5747",
+    "CVE-2026-1386",
+    "CVE-2026-45782",
+    "CVE-2024-43410",
+    "CVE-2026-42189",
+    "CVE-2026-46702",
+    "CVE-2026-48108",
+];
+
+#[test]
+fn every_published_attack_has_a_test_or_a_line_that_says_why_it_cannot_apply() {
+    let page = page("docs/published-attacks.md");
+    for attack in PUBLISHED {
+        let row = page.lines().find(|line| line.starts_with("| ") && line.contains(attack));
+        let row = row.unwrap_or_else(|| panic!("there is no row for {attack}"));
+        assert!(!named(row).is_empty() || row.contains("annot "), "{row}");
+    }
 }
 
 #[test]
 fn every_attack_test_is_named_by_the_trust_page() {
-    let page = std::fs::read_to_string(place::project().join("docs/trust.md")).expect("docs/trust.md");
+    let pages = PAGES.map(page).concat();
     let mut text = String::new();
     sources(&place::project().join("tests/tests/attacks"), &mut text);
-    let named = named(&page);
+    let named = named(&pages);
     let tests: Vec<&str> = text
         .split("#[tokio::test]\nasync fn ")
         .skip(1)
@@ -52,5 +93,5 @@ fn every_attack_test_is_named_by_the_trust_page() {
         .collect();
     assert!(tests.len() > 8, "{tests:?}");
     let unnamed: Vec<&&str> = tests.iter().filter(|test| !named.contains(*test)).collect();
-    assert!(unnamed.is_empty(), "docs/trust.md says nothing of {unnamed:?}");
+    assert!(unnamed.is_empty(), "{PAGES:?} say nothing of {unnamed:?}");
 }

@@ -1,0 +1,176 @@
+//! Attacks that were published on Nix, on micro-VMs and on the ssh library, by name. `docs/published-attacks.md` has the whole
+//! list; here are those that take a real agent.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::time::{Duration, Instant};
+
+use e2e::hostile::{House, Session, derivation, info, nar, path, tokens, within};
+use e2e::place;
+use e2e::published::LOOK_FOR_A_WAY_OUT;
+use wire::client::End;
+
+/// Nix: `BuildResult::Built`.
+const BUILT: u64 = 0;
+
+#[tokio::test]
+async fn a_builder_finds_no_socket_and_no_writable_file_of_the_host() {
+    // Whoever shares a network namespace with this process can connect to it.
+    let address =
+        SocketAddr::from_abstract_name(format!("barnraiser-{}", std::process::id())).expect("an address");
+    let _listening = UnixListener::bind_addr(&address).expect("a socket");
+    let sockets = std::fs::read_to_string("/proc/net/unix").expect("the sockets of this machine");
+    assert!(sockets.contains("@barnraiser-"), "the script would see it if it were there");
+    let house = House::open(&[]).await;
+    let mut session = house.session().await;
+    let told = session.build(derivation(&house, "way-out", LOOK_FOR_A_WAY_OUT)).await;
+    assert_eq!(told.status, BUILT, "{told:?}");
+    // Its own folder is nobody else's.
+    let told = session.build(derivation(&house, "own-folder", "$bb stat -c %a /build; echo > $out")).await;
+    assert_eq!((told.status, told.log[1].as_str()), (BUILT, "700"), "{told:?}");
+    session.leave().await;
+    house.close().await;
+}
+
+#[tokio::test]
+async fn an_output_that_is_a_link_is_kept_as_a_link_and_never_followed() {
+    let house = House::open(&[]).await;
+    let dir = place::scratch("target");
+    let target = dir.path().join("passwd");
+    std::fs::write(&target, "root:x:0:0").expect("a file of the host");
+    let shown = target.display();
+    // Beside the output, too, under the names that builders use for copies.
+    let script = format!(
+        "echo evil > /build/evil; for l in $out $out.tmp $out.lock $out.chroot; do $bb ln -s {shown} $l; done"
+    );
+    let mut session = house.session().await;
+    let told = session.build(derivation(&house, "link", &script)).await;
+    assert_eq!(told.status, BUILT, "{told:?}");
+    let kept = session.nar(&path("link")).await;
+    let link = tokens(&[b"(", b"type", b"symlink", b"target", target.as_os_str().as_encoded_bytes(), b")"]);
+    assert_eq!(kept, nar(&link));
+    assert_eq!(std::fs::read_to_string(&target).expect("still there"), "root:x:0:0");
+    session.leave().await;
+    house.close().await;
+}
+
+/// Far more than any stack of a parser that calls itself would take.
+const LEVELS: usize = 50_000;
+
+fn nested() -> Vec<u8> {
+    let level = tokens(&[b"(", b"type", b"directory", b"entry", b"(", b"name", b"d", b"node"]);
+    [tokens(&[b"nix-archive-1"]), level.repeat(LEVELS)].concat()
+}
+
+/// Before 1.21 an archive comes as it is; before 1.23 the server asks for it in pieces; since then it comes in frames.
+#[tokio::test]
+async fn an_archive_nested_without_end_is_refused_in_every_version_of_the_protocol() {
+    let house = House::open(&[]).await;
+    let archive = nested();
+    for minor in [18, 20, 21, 22, 23, 38] {
+        let mut session = Session::open(&house, minor).await;
+        let name = format!("nested-{minor}");
+        session.announce(&info(&name, &archive)).await;
+        let sent = async {
+            match minor {
+                ..21 => session.send(&archive).await,
+                21..23 => {}
+                _ => drop(session.client.framed(&archive).await),
+            }
+            let mut at = 0;
+            loop {
+                match session.client.log().await.expect("an answer").1 {
+                    End::Read(wanted) => {
+                        let piece = &archive[at..archive.len().min(at + wanted as usize)];
+                        at += piece.len();
+                        session.send(&tokens(&[piece])).await;
+                    }
+                    End::Error(message) => break message,
+                    other => panic!("1.{minor}: {other:?}"),
+                }
+            }
+        };
+        let message = within("an error", sent).await;
+        assert!(message.contains("nested"), "1.{minor}: {message}");
+        assert!(!house.session().await.is_valid(&path(&name)).await);
+    }
+    house.close().await;
+}
+
+/// Bytes from whoever has no key. What the agent answers, and that it hangs up.
+fn hung_up_on(port: u16, bytes: &[u8]) -> Vec<u8> {
+    let began = Instant::now();
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
+    // It may hang up while we still talk.
+    let _ = stream.write_all(bytes);
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+        Err(error) => panic!("{error} after {:?}", began.elapsed()),
+    }
+    // Not only because the time for a login was over.
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    answer
+}
+
+#[tokio::test]
+async fn who_chats_before_saying_ssh_is_hung_up_on() {
+    let house = House::open(&[]).await;
+    let chatter = b"hello\r\n".repeat(100_000);
+    hung_up_on(house.agent.port(), &chatter);
+    hung_up_on(house.agent.port(), &[b'x'; 100_000]);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_packet_that_announces_gigabytes_costs_no_memory_and_ends_the_connection() {
+    let house = House::open(&[]).await;
+    let before = resident_kib(house.agent.pid());
+    for length in [0x7fff_fff0_u32, u32::MAX, 0x1000_0000] {
+        let packet = [b"SSH-2.0-attack\r\n".as_slice(), &length.to_be_bytes(), &[4; 64]].concat();
+        for _ in 0..20 {
+            hung_up_on(house.agent.port(), &packet);
+        }
+    }
+    let grown = resident_kib(house.agent.pid()).saturating_sub(before);
+    assert!(grown < 64 << 10, "{grown} KiB more");
+    house.close().await;
+}
+
+fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the agent's status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak memory");
+    line.trim().trim_end_matches("kB").trim().parse().expect("a number")
+}
+
+/// Libraries we link in which a hole was published, and the first version that mended it.
+const MENDED: [(&str, &str, [u32; 3]); 4] = [
+    ("CVE-2024-43410", "russh", [0, 44, 1]),
+    ("CVE-2026-42189", "russh", [0, 60, 1]),
+    ("CVE-2026-46702", "russh", [0, 61, 1]),
+    ("CVE-2026-48108", "russh", [0, 61, 0]),
+];
+
+#[test]
+fn libraries_with_published_holes_are_linked_in_versions_that_mended_them() {
+    let lock = std::fs::read_to_string(place::project().join("Cargo.lock")).expect("Cargo.lock");
+    for (name, library, mended) in MENDED {
+        let versions: Vec<[u32; 3]> = lock
+            .split("[[package]]")
+            .filter(|package| package.contains(&format!("\nname = \"{library}\"\n")))
+            .map(|package| {
+                let version = package.split("version = \"").nth(1).and_then(|rest| rest.split('"').next());
+                let numbers =
+                    version.expect("a version").split(['-', '+']).next().expect("numbers").split('.');
+                let numbers: Vec<u32> = numbers.map(|number| number.parse().expect("a number")).collect();
+                numbers.try_into().expect("three numbers")
+            })
+            .collect();
+        assert!(!versions.is_empty(), "{library} is not linked any more: {name} can go");
+        assert!(versions.iter().all(|version| *version >= mended), "{name}: {library} {versions:?}");
+    }
+}
