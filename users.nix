@@ -23,7 +23,7 @@
 {
   alice = {
     keys = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJV7rRib2e36t2hunyspCZColVrqjTOaCfF4Y/e4cJJl alice@laptop";
-    # Maintainers may drain and reboot the box, too.
+    # Logged with each login. There is no command for maintainers alone yet.
     role = "maintainer";
   };
 
@@ -38,7 +38,7 @@
       maxMemoryMib = 4096;
       maxBuildSeconds = 2 * 60 * 60;
     };
-    # From this day on bob no longer gets in.
+    # The last day (UTC) on which bob gets in.
     expires = "2030-01-01";
   };
 }

@@ -5,8 +5,9 @@
 
 use std::fmt;
 
-/// Longest piece of someone else's text in one of our sentences.
-const MAX_QUOTED: usize = 80;
+use ::roster::words::printable;
+pub use ::roster::words::{did_you_mean, one_of, quoted};
+
 /// Widest part of a source line that is shown; a pasted RSA key alone is longer than this.
 const MAX_LINE_SHOWN: usize = 120;
 
@@ -65,6 +66,20 @@ pub struct Diagnostic {
     pub notes: Vec<(String, Option<Place>)>,
 }
 
+impl Diagnostic {
+    /// In one line, for logs and `roster.json`: title, place, what to do.
+    pub fn line(&self) -> String {
+        let mut line = self.title.clone();
+        if let Some(place) = &self.at {
+            line.push_str(&format!(" ({}:{}:{})", place.file, place.line, place.column));
+        }
+        if let Some(hint) = &self.hint {
+            line.push_str(&format!("; hint: {hint}"));
+        }
+        line
+    }
+}
+
 impl std::error::Error for Diagnostic {}
 
 impl fmt::Display for Diagnostic {
@@ -106,74 +121,6 @@ fn write_place(f: &mut fmt::Formatter<'_>, place: &Place, gutter: usize) -> fmt:
     let carets = "^".repeat(place.width.clamp(1, room));
     write!(f, "\n{:gutter$} |\n{} | {cut_left}{shown}", "", place.line)?;
     write!(f, "\n{:gutter$} | {:indent$}{carets}", "", "")
-}
-
-/// Tabs become one space so that the caret lines up; other control characters could rewrite a terminal.
-fn printable(c: char) -> char {
-    match c {
-        '\t' => ' ',
-        c if c.is_control() || is_bidi(c) => '\u{fffd}',
-        c => c,
-    }
-}
-
-/// Characters that make a terminal show text in another order than the computer reads it.
-fn is_bidi(c: char) -> bool {
-    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
-}
-
-/// Someone else's text inside one of our sentences: in backticks, bounded, no control characters.
-pub fn quoted(text: &str) -> String {
-    let mut out = String::from("`");
-    out.extend(text.chars().take(MAX_QUOTED).map(printable));
-    if text.chars().nth(MAX_QUOTED).is_some() {
-        out.push('…');
-    }
-    out.push('`');
-    out
-}
-
-/// `a`, `b` or `c`.
-pub fn one_of<S: AsRef<str>>(names: &[S]) -> String {
-    let names: Vec<String> = names.iter().map(|n| quoted(n.as_ref())).collect();
-    match names.split_last() {
-        None => "nothing".into(),
-        Some((last, [])) => last.clone(),
-        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
-    }
-}
-
-/// The candidate a person probably meant, if one is close enough to offer.
-pub fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    // Distance is quadratic; nobody mistypes a word of this length.
-    if word.len() > 40 {
-        return None;
-    }
-    let allowed = 1 + word.chars().count() / 4;
-    candidates
-        .filter(|c| c.len() <= 40)
-        .take(2000)
-        .map(|c| (distance(word, c), c))
-        .filter(|&(d, c)| d <= allowed && d < c.chars().count())
-        .min_by_key(|&(d, _)| d)
-        .map(|(_, c)| c)
-}
-
-/// Levenshtein distance, letter case ignored.
-fn distance(a: &str, b: &str) -> usize {
-    let a: Vec<char> = a.to_lowercase().chars().collect();
-    let b: Vec<char> = b.to_lowercase().chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let replace = diagonal + usize::from(ca != cb);
-            diagonal = row[j + 1];
-            row[j + 1] = replace.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 /// A range of bytes in one of the files read so far.
@@ -319,17 +266,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_characters_of_a_stranger_do_not_reach_the_terminal() {
-        let text = quoted("a\u{1b}[2Jb\u{202e}c");
-        assert!(!text.contains('\u{1b}') && !text.contains('\u{202e}'), "{text:?}");
-    }
-
-    #[test]
-    fn a_quotation_is_bounded() {
-        assert!(quoted(&"x".repeat(1_000_000)).chars().count() < 100);
-    }
-
-    #[test]
     fn the_caret_stays_under_its_word_on_a_line_of_any_length() {
         let mut files = Files::default();
         let text = format!("{}WORD{}", "x ".repeat(5000), " y".repeat(5000));
@@ -341,11 +277,5 @@ mod tests {
             lines[4].chars().zip(lines[3].chars()).filter(|(c, _)| *c == '^').map(|(_, c)| c).collect();
         assert_eq!(caret, "WORD", "{shown}");
         assert!(lines.iter().all(|l| l.chars().count() < 200));
-    }
-
-    #[test]
-    fn a_word_is_offered_only_when_it_is_close() {
-        assert_eq!(did_you_mean("key", ["keys", "role"].into_iter()), Some("keys"));
-        assert_eq!(did_you_mean("colour", ["keys", "role"].into_iter()), None);
     }
 }

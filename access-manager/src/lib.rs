@@ -16,5 +16,6 @@ pub mod diag;
 pub mod nix;
 pub mod roster;
 pub mod source;
-pub mod ssh_keys;
 pub mod sync;
+
+pub use ::roster::keys as ssh_keys;

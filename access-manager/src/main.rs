@@ -20,7 +20,10 @@ Exit codes:
   2  wrong arguments
   3  the repository cannot be reached or read; roster.json is as it was
   4  the branch was rewritten and is refused; roster.json is as it was
-  5  users.nix is refused; roster.json is as it was";
+  5  users.nix is refused; roster.json is as it was
+
+A mistake in the lines of one member leaves that member out and is no reason to refuse the file, except with --strict
+or when nobody else is in it.";
 
 const LOCAL: u8 = 1;
 const USAGE: u8 = 2;
@@ -58,6 +61,9 @@ struct EvalArgs {
     /// Print roster.json instead of a table
     #[arg(long)]
     json: bool,
+    /// Refuse the whole file for any mistake, also one that leaves out a single member (for checks of pull requests)
+    #[arg(long)]
+    strict: bool,
     /// Top of the repository, above which nothing may be named [default: the git repository around the file]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -124,8 +130,15 @@ fn eval(args: &EvalArgs) -> ExitCode {
             for warning in &evaluated.warnings {
                 eprintln!("warning: {warning}");
             }
+            for mistake in &evaluated.mistakes {
+                eprintln!("{}", mistake.diagnostic);
+            }
+            if args.strict && !evaluated.mistakes.is_empty() {
+                return ExitCode::from(REFUSED);
+            }
+            let errors = evaluated.left_out();
             let source = file.display().to_string();
-            let roster = Roster { schema: SCHEMA, commit: None, source, members: evaluated.members };
+            let roster = Roster { schema: SCHEMA, commit: None, source, members: evaluated.members, errors };
             print(&if args.json { roster.to_json() } else { roster::table(&roster) })
         }
         Err(diagnostic) => refuse(&diagnostic),
@@ -168,6 +181,15 @@ fn sync_once(args: SyncArgs) -> ExitCode {
         Ok(done) => {
             for warning in &done.warnings {
                 eprintln!("warning: {warning}");
+            }
+            for mistake in &done.mistakes {
+                eprintln!("{}", mistake.diagnostic);
+            }
+            let out = done.mistakes.iter().filter(|mistake| mistake.left_out).count();
+            if out > 0 {
+                eprintln!(
+                    "warning: {out} left out for a mistake of their own; they are in roster.json's `errors`"
+                );
             }
             let news = if done.changed { "wrote" } else { "nothing new in" };
             let commit = &done.commit[..12];

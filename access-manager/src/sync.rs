@@ -13,21 +13,20 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ::roster::MAX_FILE;
 use git2::Oid;
 use serde::{Deserialize, Serialize};
 
 use crate::atomic;
 use crate::diag::{Diagnostic, quoted};
 use crate::nix::Limits;
-use crate::roster::{self, BAKED_IN, Roster, SCHEMA};
+use crate::roster::{self, BAKED_IN, Mistake, Roster, SCHEMA};
 use crate::source::GitTree;
 
 /// Most bytes one fetch may bring. Large infrastructure repositories with their whole history are a tenth of it.
 const MAX_FETCH: usize = 1 << 30;
 /// A fetch that takes longer is given up; the timer tries again.
 const MAX_FETCH_TIME: Duration = Duration::from_secs(300);
-/// A baked-in roster or `roster.json`; ten thousand members with RSA keys are a tenth of it.
-const MAX_ROSTER: u64 = 64 << 20;
 
 /// What to synchronise, and where to.
 #[derive(Clone, Debug)]
@@ -53,6 +52,8 @@ pub struct Synced {
     /// Whether `out` has other bytes than before.
     pub changed: bool,
     pub warnings: Vec<String>,
+    /// Of single members, who are left out.
+    pub mistakes: Vec<Mistake>,
 }
 
 /// Why there is no new roster. In each case `out` is as it was.
@@ -114,6 +115,7 @@ pub fn sync(options: &Options) -> Result<Synced, SyncError> {
         schema: SCHEMA,
         commit: Some(found.to_string()),
         source: options.repo.clone(),
+        errors: evaluated.left_out(),
         members: evaluated.members,
     };
 
@@ -128,6 +130,7 @@ pub fn sync(options: &Options) -> Result<Synced, SyncError> {
         members: roster.members.len(),
         changed,
         warnings: evaluated.warnings,
+        mistakes: evaluated.mistakes,
     })
 }
 
@@ -149,10 +152,10 @@ pub fn fall_back(fallback: &Path, out: &Path) -> Result<bool, SyncError> {
 
 fn read_roster(path: &Path) -> Result<Roster, String> {
     use std::io::Read;
-    let mut text = String::new();
+    let mut text = Vec::new();
     let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
-    file.take(MAX_ROSTER).read_to_string(&mut text).map_err(|e| e.to_string())?;
-    Roster::from_json(&text)
+    file.take(MAX_FILE + 1).read_to_end(&mut text).map_err(|e| e.to_string())?;
+    ::roster::read(&text).map(Roster::from).map_err(|e| e.to_string())
 }
 
 fn write_roster(out: &Path, roster: &Roster) -> Result<bool, SyncError> {

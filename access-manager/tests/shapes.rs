@@ -203,3 +203,105 @@ fn links_are_followed_inside_the_repository_and_nowhere_else() {
         assert!(error.contains(expected), "{file}: {error}");
     }
 }
+
+/// The shapes of three lists in use, with invented people: a set, a list of names with a group each, and one with numbers.
+#[test]
+fn an_authority_and_one_key_of_two_accounts_are_read_as_communities_write_them() {
+    let files = [
+        ("keys/luke", &*format!("cert-authority,principals=\"luke\" {A} luke-ca\n")),
+        ("keys/dora", B),
+        ("keys/touch", &*format!("no-touch-required {SK_ED25519}")),
+    ];
+    let users = r#"{ config, pkgs, ... }:
+let users = [
+  { name = "luke"; trusted = true; uid = 501; keys = ./keys/luke; }
+  { name = "dora"; trusted = true; shell = pkgs.fish; keys = ./keys/dora; }
+  { name = "dora-untrusted"; trusted = false; keys = ./keys/dora; }
+  { name = "touch"; keys = ./keys/touch; }
+]; in {
+  users.users = builtins.listToAttrs (map (u: { inherit (u) name; value = {
+    extraGroups = builtins.concatLists [ (if u ? trusted && u.trusted then [ "trusted" ] else [ ]) ];
+    shell = u.shell or config.users.defaultUserShell;
+    openssh.authorizedKeys.keyFiles = [ u.keys ];
+  }; }) users);
+  users.knownUsers = map (u: u.name) users;
+}"#;
+    let roster = read_with(users, &files);
+    let names: Vec<&str> = roster.members.iter().map(|member| member.name.as_str()).collect();
+    assert_eq!(names, ["dora", "dora-untrusted", "luke", "touch"]);
+    assert_eq!(roster.members[2].keys, [format!("cert-authority,principals=\"luke\" {A} luke-ca")]);
+    assert!(roster.mistakes.is_empty());
+    assert_eq!(roster.warnings.len(), 1, "{:?}", roster.warnings);
+    assert!(
+        roster.warnings[0].contains("`dora` and `dora-untrusted` have the same key"),
+        "{:?}",
+        roster.warnings
+    );
+}
+
+#[test]
+fn one_authority_of_many_members_warns_only_where_a_certificate_could_mean_two() {
+    let users = |bobs: &str| {
+        read(&format!("{{ alice.keys = \"cert-authority {A}\"; bob.keys = \"cert-authority{bobs} {A}\"; }}"))
+            .warnings
+    };
+    assert!(users("").is_empty());
+    assert!(users(",principals=\\\"ops\\\"").is_empty());
+    let warnings = users(",principals=\\\"alice\\\"");
+    assert!(warnings[0].contains("`alice` and `bob` have the same certificate authority"), "{warnings:?}");
+}
+
+#[test]
+fn what_is_wrong_with_one_member_keeps_nobody_else_out() {
+    let files = [("keys/bob", B), ("keys/two", &*format!("{A} x{B}"))];
+    let broken = [
+        "alice.keys = ./keys/nowhere",
+        "alice.keys = ./keys/two",
+        "alice.keys = \"ssh-ed25519 AAAA\"",
+        "alice.keys = ../../etc/passwd",
+        "alice.keys = nowhere",
+        "alice.keys = throw \"left\"",
+        "alice.keys = (let f = n: f (n + 1) + 1; in f 0)",
+        "alice = 5",
+        "alice = { keys = ./keys/bob; expires = \"soon\"; }",
+        "alice = { keys = ./keys/bob; limits.maxJobs = 0; }",
+        "alice = { keys = ./keys/bob; king = true; }",
+        "\"alice smith\".keys = ./keys/bob",
+        "alice.keys = ./keys/bob; Alice.keys = ./keys/bob",
+    ];
+    for lines in broken {
+        let roster = read_with(&format!("{{ {lines}; bob.keys = ./keys/bob; }}"), &files);
+        assert_eq!(summary(&roster), [("bob".into(), vec![B.into()])], "{lines}");
+        assert!(roster.mistakes.iter().all(|m| m.left_out && m.name.to_lowercase().starts_with("alice")));
+        let left = roster.left_out();
+        assert!(!left.is_empty() && !left[0].error.contains('\n'), "{left:?}");
+        roster.strict().expect_err(lines);
+    }
+    // In a list and in a module alike; an entry without a name is known by its place.
+    let list = read_with("[ { keys = ./keys/bob; } { name = \"bob\"; keys = ./keys/bob; } ]", &files);
+    assert_eq!((list.members.len(), &*list.mistakes[0].name), (1, "entry 1"));
+    let users =
+        "alice.openssh.authorizedKeys.keys = 5; bob.openssh.authorizedKeys.keyFiles = [ ./keys/bob ];";
+    let module = read_with(&format!("{{ ... }}: {{ users.users = {{ {users} }}; }}"), &files);
+    assert_eq!((module.members.len(), &*module.mistakes[0].name), (1, "alice"));
+}
+
+#[test]
+fn who_left_costs_those_who_shared_with_them_nothing_but_the_share() {
+    let roster = read(&format!("{{ alice = {{ keys = \"{A}\"; shareWith = [ \"carol\" ]; }}; }}"));
+    assert!(roster.members[0].share_with.is_empty());
+    assert!(!roster.mistakes[0].left_out && roster.left_out().is_empty());
+    roster.strict().expect_err("a mistake all the same");
+}
+
+#[test]
+fn a_limit_that_nobody_enforces_is_not_set_without_a_word() {
+    let roster =
+        read(&format!("{{ alice = {{ keys = \"{A}\"; limits.maxStoreMib = 5; limits.maxJobs = 1; }}; }}"));
+    assert_eq!(roster.warnings.len(), 1, "{:?}", roster.warnings);
+    assert!(
+        roster.warnings[0].contains("`maxStoreMib` of `alice` is not enforced yet"),
+        "{:?}",
+        roster.warnings
+    );
+}

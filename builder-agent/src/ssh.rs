@@ -1,7 +1,7 @@
 //! The front door: ssh with public keys, and nothing behind it but the commands of [`command`].
 //!
-//! Whoever connects is a stranger until a signature by a key of the roster proves otherwise; the user name means
-//! nothing. A connection lives only as long as the roster maps its key to the same member.
+//! Whoever connects is a stranger until a signature by a key of the roster, or a certificate, proves otherwise
+//! ([`login`]). A connection lives only as long as the roster maps that to the same member.
 //! Not here: what a session may ask for (`daemon`), and how the roster gets its contents (`roster`).
 
 use std::collections::HashMap;
@@ -26,6 +26,7 @@ mod handler;
 mod host_command;
 pub mod host_key;
 mod log;
+mod login;
 mod socket;
 
 use handler::{Handler, LoggedIn};

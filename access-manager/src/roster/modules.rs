@@ -2,6 +2,7 @@
 //!
 //! Only what leads to the keys is evaluated; the rest of a module may name things that do not exist here.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::diag::{Class, Fault, Span, quoted};
@@ -37,9 +38,12 @@ pub struct User {
     pub key_files: Vec<ThunkId>,
 }
 
+/// What was found of each user, by name; a fault in any definition of theirs is all that counts.
+type Found = BTreeMap<Rc<str>, R<User>>;
+
 /// All users a module and its imports define, in order of name.
-pub fn users(ev: &mut Evaluator, module: Rc<AttrMap>, at: Span) -> R<Vec<User>> {
-    let mut found: std::collections::BTreeMap<Rc<str>, User> = Default::default();
+pub fn users(ev: &mut Evaluator, module: Rc<AttrMap>, at: Span) -> R<Found> {
+    let mut found = Found::new();
     let mut parts = 0;
     let mut todo = vec![(module, 0usize)];
     while let Some((module, depth)) = todo.pop() {
@@ -61,29 +65,23 @@ pub fn users(ev: &mut Evaluator, module: Rc<AttrMap>, at: Span) -> R<Vec<User>> 
         let outer = below(ev, root, "users", at)?;
         for users in below(ev, outer, "users", at)? {
             for (name, slot) in users.iter() {
-                add_user(ev, &mut found, name, *slot, at)?;
+                if let Err(fault) = add_user(ev, &mut found, name, *slot, at) {
+                    found.insert(name.clone(), Err(fault));
+                }
             }
         }
     }
-    Ok(found.into_values().collect())
+    Ok(found)
 }
 
-fn add_user(
-    ev: &mut Evaluator,
-    found: &mut std::collections::BTreeMap<Rc<str>, User>,
-    name: &Rc<str>,
-    slot: Slot,
-    at: Span,
-) -> R<()> {
+fn add_user(ev: &mut Evaluator, found: &mut Found, name: &Rc<str>, slot: Slot, at: Span) -> R<()> {
     let user = definitions(ev, slot.thunk, at)?;
     let openssh = below(ev, user, "openssh", at)?;
     for keys in below(ev, openssh, "authorizedKeys", at)? {
-        let entry = found.entry(name.clone()).or_insert_with(|| User {
-            name: name.clone(),
-            span: slot.span,
-            keys: Vec::new(),
-            key_files: Vec::new(),
+        let entry = found.entry(name.clone()).or_insert_with(|| {
+            Ok(User { name: name.clone(), span: slot.span, keys: Vec::new(), key_files: Vec::new() })
         });
+        let Ok(entry) = entry else { return Ok(()) };
         for (attribute, into) in [("keys", &mut entry.keys), ("keyFiles", &mut entry.key_files)] {
             if let Some(slot) = keys.get(attribute) {
                 for value in contents(ev, slot.thunk, at, 0)? {

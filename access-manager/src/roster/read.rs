@@ -1,33 +1,58 @@
-//! From the value of `users.nix` to members, or to the first mistake and where it is.
+//! From the value of `users.nix` to members, and to the mistakes of those who are left out.
+//!
+//! A member whose own lines are wrong is left out, and the others are not ([`Mistake`]). Refused whole is only what leaves
+//! nobody to tell apart: no Nix, no set or list of users, an evaluation that has spent its limits, nobody left.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::limits::LIMITS;
-use super::{Member, MemberLimits, Role, modules, sharing};
+use ::roster::{Day, LIMITS, Limit, MAX_KEYS, MAX_MEMBERS, name as names};
+
+use super::{LeftOut, Member, MemberLimits, Role, modules, sharing, twins};
 use crate::diag::{Class, Diagnostic, Fault, Span, did_you_mean, one_of, quoted};
 use crate::nix::{self, AttrMap, Evaluator, Limits, ThunkId, Value};
 use crate::source::Source;
-use crate::ssh_keys;
+use crate::ssh_keys::{self, Key};
 
 type R<T> = Result<T, Fault>;
 
-/// Members of one roster; ten times the largest community builder.
-const MAX_MEMBERS: usize = 10_000;
-/// Keys of one member. sshd tries them in order and clients offer six; people with thirty exist.
-const MAX_KEYS: usize = 100;
-/// Longest member name; Linux user names end here too.
-const MAX_NAME: usize = 32;
-
 const ATTRIBUTES: &[&str] = &["keys", "role", "limits", "shareWith", "expires"];
 
-/// A roster that was accepted.
+/// A roster that was accepted, for those who have no mistake in their own lines.
 #[derive(Clone, Debug)]
 pub struct Evaluated {
     /// Sorted by name.
     pub members: Vec<Member>,
+    /// In the order of the file.
+    pub mistakes: Vec<Mistake>,
     /// What is fine but probably not meant, one line each.
     pub warnings: Vec<String>,
+}
+
+/// What is wrong with one member.
+#[derive(Clone, Debug)]
+pub struct Mistake {
+    /// The member's name, or which entry of a list it is.
+    pub name: String,
+    /// Whether it keeps the member out. If not, the part that is wrong does not count.
+    pub left_out: bool,
+    pub diagnostic: Box<Diagnostic>,
+}
+
+impl Evaluated {
+    /// For the check of a pull request: any mistake refuses the roster. The error is the first one.
+    pub fn strict(self) -> Result<Evaluated, Box<Diagnostic>> {
+        match self.mistakes.into_iter().next() {
+            Some(mistake) => Err(mistake.diagnostic),
+            None => Ok(Evaluated { mistakes: Vec::new(), ..self }),
+        }
+    }
+
+    /// Who is left out, as `roster.json` says it.
+    pub fn left_out(&self) -> Vec<LeftOut> {
+        let out = self.mistakes.iter().filter(|mistake| mistake.left_out);
+        out.map(|mistake| LeftOut::new(&mistake.name, &mistake.diagnostic.line())).collect()
+    }
 }
 
 /// Evaluates `file` of `source` (a path from the top of the repository) into a roster.
@@ -42,26 +67,52 @@ pub fn evaluate<S: Source + Send>(
         let mut reader = Reader {
             ev,
             members: BTreeMap::new(),
-            keys: BTreeMap::new(),
+            mistakes: Vec::new(),
             shares: BTreeMap::new(),
             warnings: Vec::new(),
         };
         reader.top(value)?;
-        reader.warnings.extend(sharing::settle(&mut reader.members, &reader.shares)?);
-        let members: Vec<Member> = reader.members.into_values().map(|(_, member)| member).collect();
+        reader.leave_out_namesakes();
+        reader.settle_shares();
+        let members: Vec<Member> = reader.members.into_values().flatten().map(|(_, member)| member).collect();
         if members.is_empty() {
+            if let Some(position) = reader.mistakes.iter().position(|mistake| mistake.left_out) {
+                return Err(reader.mistakes.swap_remove(position).fault);
+            }
             reader.warnings.push("the roster has no members: nobody will get in".into());
         }
-        Ok(Evaluated { members, warnings: reader.warnings })
+        reader.warnings.extend(twins::warnings(&members));
+        let mistakes = reader.mistakes.into_iter().map(|mistake| mistake.resolve(reader.ev)).collect();
+        Ok(Evaluated { members, mistakes, warnings: reader.warnings })
     })
+}
+
+/// A [`Mistake`] whose places are not resolved yet.
+struct Found {
+    name: String,
+    left_out: bool,
+    fault: Fault,
+}
+
+impl Found {
+    fn resolve(self, ev: &Evaluator) -> Mistake {
+        let Found { name, left_out, fault } = self;
+        let fault = match left_out {
+            true => {
+                fault.note(format!("{name} is left out until this is corrected; the others are not"), None)
+            }
+            false => fault.note(format!("{name} gets in without it"), None),
+        };
+        Mistake { name, left_out, diagnostic: Box::new(ev.resolve(fault)) }
+    }
 }
 
 struct Reader<'a, 's> {
     ev: &'a mut Evaluator<'s>,
-    /// By lower-case name: two names that differ in letter case only would be confused by people and file systems.
-    members: BTreeMap<String, (Span, Member)>,
-    /// Who has a key already, and where it is written.
-    keys: BTreeMap<String, (String, Span)>,
+    /// By lower-case name: two names that differ in letter case only would be confused by people and file systems. More
+    /// than one of a name is settled when all are known.
+    members: BTreeMap<String, Vec<(Span, Member)>>,
+    mistakes: Vec<Found>,
     /// Who shares with whom, by name; the other may come later in the file.
     shares: BTreeMap<String, Vec<sharing::Share>>,
     warnings: Vec<String>,
@@ -72,16 +123,21 @@ impl Reader<'_, '_> {
         let nowhere = Span { file: 0, start: 0, end: 0 };
         match value {
             Value::List(items) => {
-                for item in items.iter() {
-                    self.listed(*item)?;
+                for (number, item) in items.iter().enumerate() {
+                    // Known better once its `name` is.
+                    let mut name = format!("entry {}", number + 1);
+                    let read = self.listed(*item, &mut name);
+                    self.or_left_out(&name, read)?;
                 }
                 Ok(())
             }
             Value::Attrs(map) if modules::is_module(self.ev, &map, nowhere)? => self.module(map, nowhere),
             Value::Attrs(map) => {
                 for (name, slot) in map.iter() {
-                    let attributes = self.attributes(slot.thunk, slot.span, name)?;
-                    self.member(name, slot.span, &attributes)?;
+                    let read = self
+                        .attributes(slot.thunk, slot.span, name)
+                        .and_then(|attributes| self.member(name, slot.span, &attributes));
+                    self.or_left_out(name, read)?;
                 }
                 Ok(())
             }
@@ -89,6 +145,48 @@ impl Reader<'_, '_> {
                 .expected("a set of users, `{ alice.keys = ./keys/alice.pub; }`, or a list of them")
                 .found(other.kind())),
         }
+    }
+
+    /// Goes on without this member, unless what went wrong is everybody's: nothing can be evaluated any more, or there
+    /// are too many members.
+    fn or_left_out(&mut self, name: &str, read: R<()>) -> R<()> {
+        let Err(fault) = read else { return Ok(()) };
+        if self.ev.is_spent() {
+            return Err(fault);
+        }
+        self.mistakes.push(Found { name: name.to_owned(), left_out: true, fault });
+        if self.mistakes.len() + self.members.len() > MAX_MEMBERS {
+            return Err(too_many_members());
+        }
+        Ok(())
+    }
+
+    /// Nobody can say which of two members of one name is meant, so neither gets in.
+    fn leave_out_namesakes(&mut self) {
+        for namesakes in self.members.values_mut().filter(|members| members.len() > 1) {
+            let first = namesakes[0].0;
+            let found: Vec<String> = namesakes.iter().map(|(_, member)| quoted(&member.name)).collect();
+            for (number, (at, member)) in namesakes.drain(..).enumerate() {
+                let fault = Fault::new(
+                    Class::Roster,
+                    format!("there are two members named {}", quoted(&member.name)),
+                )
+                .at(at)
+                .expected("names that differ in more than letter case")
+                .found(found.join(" and "));
+                let fault =
+                    if number == 0 { fault } else { fault.note("the first one is here", Some(first)) };
+                self.mistakes.push(Found { name: member.name, left_out: true, fault });
+            }
+        }
+        self.members.retain(|_, members| !members.is_empty());
+    }
+
+    fn settle_shares(&mut self) {
+        let members = self.members.values_mut().flatten().map(|(_, member)| member);
+        let (faults, warnings) = sharing::settle(members.collect(), &self.shares);
+        self.mistakes.extend(faults.into_iter().map(|(name, fault)| Found { name, left_out: false, fault }));
+        self.warnings.extend(warnings);
     }
 
     /// `name` is what the member would be called in a hint; empty in a list, where the name is not known yet.
@@ -116,8 +214,8 @@ impl Reader<'_, '_> {
         }
     }
 
-    /// One entry of a list of users: the name is an attribute.
-    fn listed(&mut self, id: ThunkId) -> R<()> {
+    /// One entry of a list of users: the name is an attribute, which goes to `known_as` as soon as it is known.
+    fn listed(&mut self, id: ThunkId, known_as: &mut String) -> R<()> {
         let at = self.ev.span(id);
         let map = self.attributes(id, at, "")?;
         let Some(slot) = map.get("name").copied() else {
@@ -131,6 +229,9 @@ impl Reader<'_, '_> {
                 let rest =
                     map.iter().filter(|(k, _)| &***k != "name").map(|(k, v)| (k.clone(), *v)).collect();
                 let at = self.ev.blame(slot.thunk, slot.span);
+                if names::check(&name).is_ok() {
+                    *known_as = name.to_string();
+                }
                 self.member(&name, at, &rest)
             }
             other => Err(Fault::new(Class::Roster, "a member's `name` must be a string")
@@ -141,56 +242,50 @@ impl Reader<'_, '_> {
     }
 
     fn module(&mut self, map: Rc<AttrMap>, at: Span) -> R<()> {
-        for user in modules::users(self.ev, map, at)? {
-            let mut keys = Vec::new();
-            for id in &user.keys {
-                self.key_value(*id, user.span, &mut keys, &user.name, Accept::Text)?;
-            }
-            for id in &user.key_files {
-                self.key_value(*id, user.span, &mut keys, &user.name, Accept::Path)?;
-            }
-            if keys.is_empty() {
-                // Modules define users for services too; having no key is their normal state.
-                self.warnings.push(format!("{} has no authorized keys and is left out", quoted(&user.name)));
-                continue;
-            }
-            let member = Member {
-                name: user.name.to_string(),
-                keys,
-                role: Role::Member,
-                limits: MemberLimits::default(),
-                share_with: Vec::new(),
-                expires: None,
-            };
-            self.accept(member, user.span)?;
+        for (name, user) in modules::users(self.ev, map, at)? {
+            let read = user.and_then(|user| self.user(user));
+            self.or_left_out(&name, read)?;
         }
         Ok(())
     }
 
+    /// One user of a NixOS module.
+    fn user(&mut self, user: modules::User) -> R<()> {
+        let mut keys = Vec::new();
+        for id in &user.keys {
+            self.key_value(*id, user.span, &mut keys, &user.name, Accept::Text)?;
+        }
+        for id in &user.key_files {
+            self.key_value(*id, user.span, &mut keys, &user.name, Accept::Path)?;
+        }
+        if keys.is_empty() {
+            // Modules define users for services too; having no key is their normal state.
+            self.warnings.push(format!("{} has no authorized keys and is left out", quoted(&user.name)));
+            return Ok(());
+        }
+        let member = Member { keys: lines(&keys), ..nobody(&user.name) };
+        self.accept(member, user.span)
+    }
+
     fn member(&mut self, name: &str, at: Span, attributes: &AttrMap) -> R<()> {
         check_name(name, at)?;
-        let mut member = Member {
-            name: name.to_owned(),
-            keys: Vec::new(),
-            role: Role::Member,
-            limits: MemberLimits::default(),
-            share_with: Vec::new(),
-            expires: None,
-        };
+        let mut member = nobody(name);
         let mut has_keys = false;
         for (attribute, slot) in attributes {
             let value = self.ev.force(slot.thunk, slot.span).map_err(|f| while_reading(f, name, at))?;
             match &**attribute {
                 "keys" => {
                     has_keys = true;
-                    self.keys(slot.thunk, value, slot.span, &mut member.keys, name)
+                    let mut keys = Vec::new();
+                    self.keys(slot.thunk, value, slot.span, &mut keys, name)
                         .map_err(|f| while_reading(f, name, at))?;
+                    member.keys = lines(&keys);
                     if member.keys.is_empty() {
                         return Err(no_keys(name, slot.span).found("no key"));
                     }
                 }
                 "role" => member.role = self.role(value, slot.span, slot.thunk)?,
-                "limits" => member.limits = self.limits(value, slot.span)?,
+                "limits" => member.limits = self.limits(value, slot.span, name)?,
                 "shareWith" => {
                     let shares = sharing::read(self.ev, value, slot.thunk, slot.span, name)?;
                     self.shares.insert(name.to_owned(), shares);
@@ -229,28 +324,15 @@ impl Reader<'_, '_> {
     fn accept(&mut self, member: Member, at: Span) -> R<()> {
         check_name(&member.name, at)?;
         if self.members.len() >= MAX_MEMBERS {
-            return Err(Fault::new(Class::Limit, "the roster has too many members")
-                .at(at)
-                .expected(format!("at most {MAX_MEMBERS}")));
+            return Err(too_many_members().at(at));
         }
-        let lower = member.name.to_lowercase();
-        if let Some((first, old)) = self.members.get(&lower) {
-            return Err(Fault::new(
-                Class::Roster,
-                format!("there are two members named {}", quoted(&member.name)),
-            )
-            .at(at)
-            .expected("names that differ in more than letter case")
-            .found(format!("{} and {}", quoted(&old.name), quoted(&member.name)))
-            .note("the first one is here", Some(*first)));
-        }
-        self.members.insert(lower, (at, member));
+        self.members.entry(member.name.to_lowercase()).or_default().push((at, member));
         Ok(())
     }
 
     // --- keys --------------------------------------------------------------------------------------------------
 
-    fn keys(&mut self, id: ThunkId, value: Value, at: Span, out: &mut Vec<String>, member: &str) -> R<()> {
+    fn keys(&mut self, id: ThunkId, value: Value, at: Span, out: &mut Vec<Key>, member: &str) -> R<()> {
         match value {
             Value::List(items) => {
                 items.iter().try_for_each(|item| self.key_value(*item, at, out, member, Accept::Both))
@@ -263,7 +345,7 @@ impl Reader<'_, '_> {
         &mut self,
         id: ThunkId,
         at: Span,
-        out: &mut Vec<String>,
+        out: &mut Vec<Key>,
         member: &str,
         accept: Accept,
     ) -> R<()> {
@@ -307,7 +389,7 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn key_text(&mut self, text: &str, place: Where, at: Span, out: &mut Vec<String>, member: &str) -> R<()> {
+    fn key_text(&mut self, text: &str, place: Where, at: Span, out: &mut Vec<Key>, member: &str) -> R<()> {
         for (offset, key) in ssh_keys::parse(text) {
             let span = match place {
                 Where::File(file) => {
@@ -333,25 +415,11 @@ impl Reader<'_, '_> {
                     .at(span)
                     .expected(format!("at most {MAX_KEYS}")));
             }
-            match self.keys.get(&key.key) {
-                Some((owner, _)) if owner == member => self.warnings.push(format!(
-                    "{}: {} lists the same key twice",
-                    self.ev.place(span),
-                    quoted(member)
-                )),
-                Some((owner, first)) => {
-                    return Err(Fault::new(
-                        Class::Key,
-                        format!("{} and {} have the same key", quoted(owner), quoted(member)),
-                    )
-                    .at(span)
-                    .expected("each key once: the key alone tells the box who is there")
-                    .note(format!("{} has it here", quoted(owner)), Some(*first)));
-                }
-                None => {
-                    self.keys.insert(key.key.clone(), (member.to_owned(), span));
-                    out.push(key.line());
-                }
+            if out.iter().any(|other| Key { comment: key.comment.clone(), ..other.clone() } == key) {
+                let place = self.ev.place(span);
+                self.warnings.push(format!("{place}: {} lists the same key twice", quoted(member)));
+            } else {
+                out.push(key);
             }
         }
         Ok(())
@@ -374,7 +442,7 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn limits(&mut self, value: Value, at: Span) -> R<MemberLimits> {
+    fn limits(&mut self, value: Value, at: Span, member: &str) -> R<MemberLimits> {
         let Value::Attrs(map) = value else {
             return Err(Fault::new(Class::Roster, "`limits` must be an attribute set")
                 .at(at)
@@ -383,8 +451,10 @@ impl Reader<'_, '_> {
         };
         let mut limits = MemberLimits::default();
         for (name, slot) in map.iter() {
-            let Some((_, low, high, unit)) = LIMITS.iter().find(|l| l.0 == &**name) else {
-                let names: Vec<&str> = LIMITS.iter().map(|l| l.0).collect();
+            let Some(Limit { smallest, largest, unit, enforced, .. }) =
+                LIMITS.iter().find(|l| l.name == &**name)
+            else {
+                let names: Vec<&str> = LIMITS.iter().map(|l| l.name).collect();
                 // `max-jobs`, as roster.json and the agent's configuration have it, is what people try first.
                 let camel = name.replace('-', "");
                 let fault = Fault::new(Class::Roster, format!("there is no limit {}", quoted(name)))
@@ -396,8 +466,16 @@ impl Reader<'_, '_> {
                     None => fault,
                 });
             };
+            if !enforced {
+                let place = self.ev.place(slot.span);
+                self.warnings.push(format!(
+                    "{place}: the limit {} of {} is not enforced yet: it is written down and holds nobody back",
+                    quoted(name),
+                    quoted(member)
+                ));
+            }
             let value = self.ev.force(slot.thunk, slot.span)?;
-            let range = format!("a whole number of {unit}, from {low} to {high}");
+            let range = format!("a whole number of {unit}, from {smallest} to {largest}");
             let fault = |found: String| {
                 Fault::new(Class::Roster, format!("the limit {} has no such value", quoted(name)))
                     .expected(range.clone())
@@ -405,7 +483,7 @@ impl Reader<'_, '_> {
             };
             let blame = self.ev.blame(slot.thunk, slot.span);
             match value {
-                Value::Int(i) if (*low..=*high).contains(&i) => limits.set(name, i),
+                Value::Int(i) if (*smallest..=*largest).contains(&i) => limits.set(name, i),
                 Value::Int(i) => return Err(fault(i.to_string()).at(blame)),
                 other => return Err(fault(other.kind().into()).at(blame)),
             }
@@ -413,11 +491,11 @@ impl Reader<'_, '_> {
         Ok(limits)
     }
 
-    fn expires(&mut self, value: Value, at: Span, id: ThunkId) -> R<Option<String>> {
+    fn expires(&mut self, value: Value, at: Span, id: ThunkId) -> R<Option<Day>> {
         let blame = self.ev.blame(id, at);
         match &value {
             Value::Null => Ok(None),
-            Value::Str(s) if is_date(s) => Ok(Some(s.to_string())),
+            Value::Str(s) if Day::parse(s).is_some() => Ok(Day::parse(s)),
             other => Err(Fault::new(Class::Roster, "`expires` is not a date")
                 .at(blame)
                 .expected("a day such as \"2027-01-31\" (YYYY-MM-DD), or null")
@@ -460,51 +538,31 @@ fn while_reading(fault: Fault, name: &str, at: Span) -> Fault {
     }
 }
 
-/// Names appear in logs, file names, prompts and `ssh box` output: letters, digits, `_`, `.`, `-` do no harm there.
 fn check_name(name: &str, at: Span) -> R<()> {
-    let fault = |found: String| {
-        Err(Fault::new(Class::Roster, format!("{} cannot be a member's name", quoted(name)))
+    names::check(name).map_err(|found| {
+        Fault::new(Class::Roster, format!("{} cannot be a member's name", quoted(name)))
             .at(at)
-            .expected(format!(
-                "1 to {MAX_NAME} letters, digits, `_`, `.` or `-`, starting with a letter, a digit or `_`"
-            ))
-            .found(found))
-    };
-    if name.is_empty() {
-        return fault("an empty name".into());
-    }
-    if name.len() > MAX_NAME {
-        return fault(format!("{} bytes", name.len()));
-    }
-    if let Some(c) = name.chars().find(|c| !(c.is_ascii_alphanumeric() || "_.-".contains(*c))) {
-        return fault(quoted(&c.to_string()));
-    }
-    if name.starts_with(['.', '-']) {
-        return fault(format!("{} at the start", quoted(&name[..1])));
-    }
-    Ok(())
+            .expected(names::expected())
+            .found(found)
+    })
 }
 
-/// `YYYY-MM-DD`, a day that exists.
-fn is_date(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    if bytes.len() != 10 || bytes[4] != b'-' || bytes[7] != b'-' {
-        return false;
+fn too_many_members() -> Fault {
+    Fault::new(Class::Limit, "the roster has too many members").expected(format!("at most {MAX_MEMBERS}"))
+}
+
+/// A member of this name, so far without anything.
+fn nobody(name: &str) -> Member {
+    Member {
+        name: name.to_owned(),
+        keys: Vec::new(),
+        role: Role::Member,
+        limits: MemberLimits::default(),
+        share_with: Vec::new(),
+        expires: None,
     }
-    let number = |range: std::ops::Range<usize>| -> Option<u32> {
-        let part = text.get(range)?;
-        part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse().ok())?
-    };
-    let (Some(year), Some(month), Some(day)) = (number(0..4), number(5..7), number(8..10)) else {
-        return false;
-    };
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let days = match month {
-        1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
-        4 | 6 | 9 | 11 => 30,
-        2 if leap => 29,
-        2 => 28,
-        _ => return false,
-    };
-    year >= 1970 && (1..=days).contains(&day)
+}
+
+fn lines(keys: &[Key]) -> Vec<String> {
+    keys.iter().map(Key::line).collect()
 }

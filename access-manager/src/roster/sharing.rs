@@ -3,14 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ::roster::MAX_SHARES;
+
 use super::Member;
 use crate::diag::{Class, Fault, Span, did_you_mean, quoted};
 use crate::nix::{Evaluator, ThunkId, Value};
 
 type R<T> = Result<T, Fault>;
-
-/// Members that one member shares with. Every question to the store looks at each of them.
-const MAX_SHARES: usize = 100;
 
 /// A name in somebody's `shareWith`, and where it is written.
 pub struct Share {
@@ -54,34 +53,27 @@ pub fn read(ev: &mut Evaluator, value: Value, id: ThunkId, at: Span, member: &st
     Ok(shares)
 }
 
-/// Puts what was read into the members, once all of them are known. Returns warnings.
+/// Puts what was read into the members, once all of them are known. Returns faults by member, and warnings.
+///
+/// A name that is not in the roster does not count, and its owner stays: otherwise who leaves would keep out all who
+/// shared with them.
 pub fn settle(
-    members: &mut BTreeMap<String, (Span, Member)>,
+    members: Vec<&mut Member>,
     shares: &BTreeMap<String, Vec<Share>>,
-) -> R<Vec<String>> {
-    let names: BTreeSet<String> = members.values().map(|(_, member)| member.name.clone()).collect();
-    for (who, list) in shares {
-        if let Some(unknown) = list.iter().find(|share| !names.contains(&share.with)) {
-            let fault = Fault::new(
-                Class::Roster,
-                format!("{} shares with {}, who is not in this roster", quoted(who), quoted(&unknown.with)),
-            )
-            .at(unknown.at);
-            return Err(match did_you_mean(&unknown.with, names.iter().map(String::as_str)) {
-                Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
-                None => {
-                    fault.expected("names of this roster").hint("who has left must go from `shareWith`, too")
-                }
-            });
-        }
-    }
+) -> (Vec<(String, Fault)>, Vec<String>) {
+    let names: BTreeSet<String> = members.iter().map(|member| member.name.clone()).collect();
     let lists = |one: &str, other: &str| {
         shares.get(one).is_some_and(|list| list.iter().any(|share| share.with == other))
     };
-    let mut warnings = Vec::new();
-    for (_, member) in members.values_mut() {
-        let with: BTreeSet<&str> =
-            shares.get(&member.name).into_iter().flatten().map(|share| share.with.as_str()).collect();
+    let (mut faults, mut warnings) = (Vec::new(), Vec::new());
+    for member in members {
+        let list = shares.get(&member.name).map_or(&[][..], Vec::as_slice);
+        let (known, unknown): (Vec<&Share>, Vec<&Share>) =
+            list.iter().partition(|share| names.contains(&share.with));
+        faults.extend(
+            unknown.into_iter().map(|share| (member.name.clone(), stranger(&member.name, share, &names))),
+        );
+        let with: BTreeSet<&str> = known.into_iter().map(|share| share.with.as_str()).collect();
         for other in with.iter().filter(|other| !lists(other, &member.name)) {
             warnings.push(format!(
                 "{} shares with {}, but not the other way round: nothing is shared until both list each other",
@@ -91,5 +83,17 @@ pub fn settle(
         }
         member.share_with = with.into_iter().map(str::to_owned).collect();
     }
-    Ok(warnings)
+    (faults, warnings)
+}
+
+fn stranger(who: &str, share: &Share, names: &BTreeSet<String>) -> Fault {
+    let fault = Fault::new(
+        Class::Roster,
+        format!("{} shares with {}, who is not in this roster", quoted(who), quoted(&share.with)),
+    )
+    .at(share.at);
+    match did_you_mean(&share.with, names.iter().map(String::as_str)) {
+        Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
+        None => fault.expected("names of this roster").hint("who has left must go from `shareWith`, too"),
+    }
 }

@@ -1,22 +1,20 @@
 //! The roster for people: `access-manager eval users.nix`.
 
-use super::{Role, Roster};
+use ::roster::{MemberLimits, keys};
+
+use super::Roster;
 
 /// One line per member. Key types are named, keys themselves are not: nobody compares base64 by eye.
 pub fn table(roster: &Roster) -> String {
     let mut rows = vec![["NAME", "ROLE", "KEYS", "LIMITS", "SHARES WITH", "EXPIRES"].map(String::from)];
     for member in &roster.members {
-        let role = match member.role {
-            Role::Member => "member",
-            Role::Maintainer => "maintainer",
-        };
         rows.push([
             member.name.clone(),
-            role.into(),
+            member.role.name().into(),
             key_kinds(&member.keys),
             limits(&member.limits),
             if member.share_with.is_empty() { "-".into() } else { member.share_with.join(", ") },
-            member.expires.clone().unwrap_or_else(|| "-".into()),
+            member.expires.map_or_else(|| "-".into(), |day| day.to_string()),
         ]);
     }
     let mut widths = [0; 6];
@@ -38,23 +36,23 @@ pub fn table(roster: &Roster) -> String {
 }
 
 fn key_kinds(keys: &[String]) -> String {
-    let mut kinds: Vec<(&str, usize)> = Vec::new();
-    for key in keys {
-        let kind = key.split(' ').next().unwrap_or("").trim_end_matches("@openssh.com");
+    let mut kinds: Vec<(String, usize)> = Vec::new();
+    for key in keys.iter().filter_map(|line| keys::parse_line(line).ok()) {
+        let kind = key.key.split(' ').next().unwrap_or("").trim_end_matches("@openssh.com");
         let kind = kind.strip_prefix("ssh-").unwrap_or(kind);
+        let kind = if key.authority.is_some() { format!("authority {kind}") } else { kind.to_owned() };
         match kinds.iter_mut().find(|(k, _)| *k == kind) {
             Some((_, count)) => *count += 1,
             None => kinds.push((kind, 1)),
         }
     }
     let words: Vec<String> =
-        kinds.iter().map(|(k, n)| if *n == 1 { (*k).to_owned() } else { format!("{n} {k}") }).collect();
+        kinds.iter().map(|(k, n)| if *n == 1 { k.clone() } else { format!("{n} {k}") }).collect();
     words.join(", ")
 }
 
-fn limits(limits: &super::MemberLimits) -> String {
-    let json = serde_json::to_value(limits).unwrap_or_default();
+fn limits(limits: &MemberLimits) -> String {
     let words: Vec<String> =
-        json.as_object().into_iter().flatten().map(|(name, value)| format!("{name} {value}")).collect();
+        limits.values().map(|(limit, value)| format!("{} {value}", limit.json)).collect();
     if words.is_empty() { "-".into() } else { words.join(", ") }
 }

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use russh::keys::PublicKey;
+use russh::keys::{Certificate, PublicKey};
 use russh::server::{Auth, Handler as RusshHandler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure, Disconnect, Pty};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::command::{self, Command, StoreSession};
 use super::log::{self, STDERR};
+use super::login::{Credential, Login, Offers, Refusal};
 use super::{Door, MemberSlot};
 use crate::daemon::{self, Caller, SessionError, Wishes};
 use crate::roster::{Member, Roster};
@@ -22,15 +23,15 @@ const NOT_FOUND: u32 = 127;
 /// a kilobyte for each channel that we were the first to close, as long as the connection lives.
 const MAX_SESSIONS_EVER: usize = 50_000;
 
-/// Who a connection belongs to, and by which key.
+/// Who a connection belongs to, and how they showed it.
 pub(super) struct LoggedIn {
     pub member: Arc<Member>,
-    key: PublicKey,
+    login: Login,
 }
 
 impl LoggedIn {
     pub fn still_in(&self, roster: &Roster) -> bool {
-        roster.by_key(&self.key).is_some_and(|member| member.name == self.member.name)
+        self.login.decide(roster).is_ok_and(|member| member.name == self.member.name)
     }
 }
 
@@ -43,6 +44,9 @@ pub(super) struct Handler {
     /// True when the connection is being closed by us.
     ended: watch::Receiver<bool>,
     slot: Option<MemberSlot>,
+    offers: Offers,
+    /// Why a login that proved its key is not let in: told once the client listens.
+    refusal: Option<Refusal>,
     /// Channels that wait for a command, which takes them: a channel runs one.
     channels: HashMap<ChannelId, Waiting>,
     /// Sessions that may still be opened. Not a count of `channels`: nobody tells us that a channel is closed which we
@@ -66,7 +70,8 @@ impl Handler {
         ended: watch::Receiver<bool>,
     ) -> Self {
         let free = Arc::new(Semaphore::new(door.house.config.limits.max_sessions_per_connection));
-        Self { id, peer, door, login, ended, slot: None, channels: HashMap::new(), free, opened: 0 }
+        let (slot, offers, refusal, channels) = (None, Offers::default(), None, HashMap::new());
+        Self { id, peer, door, login, ended, slot, offers, refusal, channels, free, opened: 0 }
     }
 
     /// The channel for its one command, and who it is for.
@@ -74,6 +79,43 @@ impl Handler {
         let member = self.login.borrow().as_ref()?.member.clone();
         let (opened, wishes) = self.channels.remove(&id)?;
         Some((opened, Caller { member, connection: self.id, wishes }))
+    }
+
+    /// The client holds `key`; `credential` is what it showed.
+    fn proven(&mut self, user: &str, credential: Credential, key: &PublicKey) -> Auth {
+        let at = ::roster::date::now();
+        let login = Login { user: user.to_owned(), peer: self.peer.ip(), credential, at };
+        // Looked up again: the roster may have changed since the key was offered.
+        let decided = login.decide(&self.door.house.roster.borrow());
+        match decided {
+            Ok(member) => {
+                self.slot = self.door.member_slot(&member.name);
+                let fingerprint = key.fingerprint(Default::default());
+                tracing::info!(connection = self.id, peer = %self.peer, member = %member.name, role = member.role.name(), user, %fingerprint, "logged in");
+                self.login.send_replace(Some(Arc::new(LoggedIn { member, login })));
+                Auth::Accept
+            }
+            // Said where the person reads it: a key that is refused is tried silently, and the next one after it.
+            Err(refusal @ Refusal::Ambiguous(_)) => {
+                self.denied(user, key, &refusal);
+                self.refusal = Some(refusal);
+                Auth::Accept
+            }
+            Err(refusal) => self.denied(user, key, &refusal),
+        }
+    }
+
+    fn denied(&self, user: &str, key: &PublicKey, refusal: &Refusal) -> Auth {
+        let fingerprint = key.fingerprint(Default::default());
+        let roster = self.door.house.roster.borrow();
+        if let Some(left) = roster.left_out.iter().find(|left| left.name == user) {
+            tracing::info!(connection = self.id, peer = %self.peer, user, %fingerprint, error = left.error, "login denied: left out of the roster");
+        } else if *refusal == Refusal::Unknown {
+            tracing::info!(connection = self.id, peer = %self.peer, user, %fingerprint, "login denied: key not in the roster");
+        } else {
+            tracing::info!(connection = self.id, peer = %self.peer, user, %fingerprint, reason = %refusal, "login denied");
+        }
+        Auth::reject()
     }
 
     /// One line on stderr, exit status 127, and the channel is closed.
@@ -98,33 +140,34 @@ impl RusshHandler for Handler {
 
     async fn auth_publickey_offered(
         &mut self,
-        _user: &str,
+        user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Self::Error> {
-        let known = self.door.house.roster.borrow().by_key(offer.public_key).is_some();
-        if known {
-            return Ok(Auth::Accept);
+        let roster = self.door.house.roster.borrow().clone();
+        let offered = (offer.public_key, offer.algorithm);
+        match self.offers.consider(&roster, user, self.peer.ip(), offered) {
+            Ok(()) => Ok(Auth::Accept),
+            Err(refusal) => Ok(self.denied(user, offer.public_key, &refusal)),
         }
-        let fingerprint = offer.public_key.fingerprint(Default::default());
-        tracing::info!(connection = self.id, peer = %self.peer, %fingerprint, "login denied: key not in the roster");
-        Ok(Auth::reject())
     }
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
-        let key = key.public_key;
-        let fingerprint = key.fingerprint(Default::default());
-        // Looked up again: the roster may have changed since the key was offered.
-        let Some(member) = self.door.house.roster.borrow().by_key(key).cloned() else {
-            tracing::info!(connection = self.id, peer = %self.peer, %fingerprint, "login denied: key not in the roster");
-            return Ok(Auth::reject());
-        };
-        self.slot = self.door.member_slot(&member.name);
-        tracing::info!(connection = self.id, peer = %self.peer, member = %member.name, user, %fingerprint, "logged in");
-        self.login.send_replace(Some(Arc::new(LoggedIn { member, key: key.clone() })));
-        Ok(Auth::Accept)
+        Ok(self.proven(user, Credential::Key(key.public_key.clone()), key.public_key))
+    }
+
+    async fn auth_openssh_certificate(
+        &mut self,
+        user: &str,
+        certificate: &Certificate,
+    ) -> Result<Auth, Self::Error> {
+        let key = PublicKey::from(certificate.public_key().clone());
+        Ok(self.proven(user, Credential::Certificate(Box::new(certificate.clone())), &key))
     }
 
     async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), Self::Error> {
+        if let Some(refusal) = &self.refusal {
+            return session.disconnect(Disconnect::NoMoreAuthMethodsAvailable, &refusal.to_string(), "");
+        }
         if self.slot.is_none() {
             let limit = self.door.house.config.limits.max_connections_per_member;
             let text = format!(
@@ -143,6 +186,7 @@ impl RusshHandler for Handler {
     ) -> Result<(), Self::Error> {
         let free = self.free.clone().try_acquire_owned();
         let why = match free {
+            _ if self.login.borrow().is_none() => "nobody is logged in",
             Ok(permit) if self.opened < MAX_SESSIONS_EVER => {
                 self.opened += 1;
                 self.channels.insert(channel.id(), ((channel, permit), Wishes::default()));
@@ -265,7 +309,7 @@ impl RusshHandler for Handler {
     }
 
     // Not overridden, because their defaults refuse: agent forwarding, port and socket forwarding in both directions,
-    // X11 channels, passwords, keyboard-interactive, certificates.
+    // X11 channels, passwords, keyboard-interactive.
 }
 
 /// Runs one of Nix's protocols on a channel, then closes the channel with an exit status.

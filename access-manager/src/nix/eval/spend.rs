@@ -4,6 +4,11 @@ use super::{Evaluator, R};
 use crate::diag::{Class, Fault, Span};
 
 impl Evaluator<'_> {
+    /// Whether something is used up that no later evaluation gets back.
+    pub fn is_spent(&self) -> bool {
+        self.steps > self.limits.steps || self.values > self.limits.values || self.text > self.limits.text
+    }
+
     pub(in crate::nix) fn step(&mut self, cost: u64) -> R<()> {
         self.steps += cost;
         if self.steps > self.limits.steps {

@@ -1,10 +1,21 @@
-//! Public keys as people paste them: `authorized_keys` lines, `.pub` files, whole files of them.
+//! Public keys as people paste them: `authorized_keys` lines, `.pub` files, whole files of them. `roster.json` has the
+//! same lines, written anew ([`Key::line`]), so that both sides read options with one parser.
 //!
 //! A key opens the box, so nothing is guessed: a line that is not surely one acceptable key is refused, with what it
-//! looks like instead. Not here: which file a key came from ([`crate::roster`]).
+//! looks like instead. Each option has one of three fates ([`options`]): the box enforces it, or it takes away what the box
+//! does not give through a key anyway, or the line is refused, since whoever wrote it counts on a check nobody makes.
+//! Not here: which file a key came from (`access-manager`), and whether a login fits the key (the agent).
+
+mod options;
+
+use std::net::IpAddr;
 
 use ssh_key::public::KeyData;
 use ssh_key::{Algorithm, EcdsaCurve, PublicKey};
+
+use crate::addresses::Addresses;
+use crate::date::Moment;
+use crate::words::{did_you_mean, quoted};
 
 /// Factoring below this is within reach of the well funded; NIST SP 800-131A has disallowed it since 2014.
 const MIN_RSA_BITS: usize = 2048;
@@ -12,6 +23,8 @@ const MIN_RSA_BITS: usize = 2048;
 const MAX_RSA_BITS: usize = 16_384;
 /// Longest line: an RSA key of 16384 bits is under 3 KiB of base64; options and comment fit in the rest.
 const MAX_LINE: usize = 8 << 10;
+/// Digits of base64 that a comment may not hold in a row behind `AAAA`. The shortest key has 68.
+const SHORTEST_KEY: usize = 34;
 /// Longest comment that is kept; comments label log lines.
 const MAX_COMMENT: usize = 200;
 
@@ -26,36 +39,53 @@ pub const KEY_TYPES: &[&str] = &[
     "sk-ecdsa-sha2-nistp256@openssh.com",
 ];
 
-/// Options that only take away what the box does not give through a key, or that give back such a thing: dropped.
-const HARMLESS_OPTIONS: &[&str] = &[
-    "agent-forwarding",
-    "no-agent-forwarding",
-    "no-port-forwarding",
-    "no-pty",
-    "no-user-rc",
-    "no-x11-forwarding",
-    "permitlisten",
-    "permitopen",
-    "port-forwarding",
-    "pty",
-    "restrict",
-    "user-rc",
-    "x11-forwarding",
-];
-
-/// One acceptable key.
+/// One acceptable key, or a certificate authority.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
+    pub data: KeyData,
     /// `type base64`, canonical: equal keys have equal text.
     pub key: String,
     /// May be empty. No control characters.
     pub comment: String,
+    /// Not a key that logs in, but one whose signature under a certificate lets the certificate's owner in.
+    pub authority: Option<Authority>,
+    /// Where it may be used from; anywhere if there is nothing.
+    pub from: Option<Addresses>,
+    /// `expiry-time`: it logs nobody in after this.
+    pub until: Option<Moment>,
+}
+
+/// `cert-authority`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authority {
+    /// One of these must be among a certificate's principals; the member's own name if there is nothing.
+    pub principals: Option<Vec<String>>,
 }
 
 impl Key {
-    /// As in `roster.json`: `type base64 comment`.
+    /// As in `roster.json`: `options type base64 comment`.
     pub fn line(&self) -> String {
-        if self.comment.is_empty() { self.key.clone() } else { format!("{} {}", self.key, self.comment) }
+        let options = options::write(self);
+        let mut line = if options.is_empty() { String::new() } else { format!("{options} ") };
+        line.push_str(&self.key);
+        if !self.comment.is_empty() {
+            line.push(' ');
+            line.push_str(&self.comment);
+        }
+        line
+    }
+
+    /// Whether the line's own conditions let a login from `peer` at this moment pass. `Err` says which does not.
+    pub fn conditions(&self, peer: IpAddr, unix_seconds: u64) -> Result<(), String> {
+        if let Some(until) = self.until
+            && unix_seconds > until.0
+        {
+            return Err(format!("the key's expiry-time {until} has passed"));
+        }
+        match &self.from {
+            Some(from) if !from.allow(peer) => Err(format!("the key may be used from {} only", from.text())),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -80,6 +110,14 @@ pub enum KeyError {
     HugeRsa(usize),
     /// An option whose owner expects us to enforce it, and we do not.
     Option(String),
+    /// An option that we enforce, with a value we do not understand.
+    OptionValue {
+        option: &'static str,
+        why: String,
+    },
+    /// Files without a last line end put behind one another: the second key would vanish as a comment of the first, and
+    /// its owner would be locked out without a word.
+    TwoKeys,
     LineTooLong(usize),
 }
 
@@ -102,11 +140,11 @@ impl KeyError {
                     .into(),
             ),
             KeyError::UnknownType(found) => {
-                let hint = match crate::diag::did_you_mean(found, KEY_TYPES.iter().copied()) {
-                    Some(near) => format!("did you mean {}?", crate::diag::quoted(near)),
+                let hint = match did_you_mean(found, KEY_TYPES.iter().copied()) {
+                    Some(near) => format!("did you mean {}?", quoted(near)),
                     None => "a key is one line: type, key, comment; `ssh-keygen -t ed25519` makes one".into(),
                 };
-                (format!("unknown key type {}", crate::diag::quoted(found)), types, hint)
+                (format!("unknown key type {}", quoted(found)), types, hint)
             }
             KeyError::Dsa => (
                 "DSA keys are too weak to be accepted".into(),
@@ -114,7 +152,7 @@ impl KeyError {
                 "make a new key with `ssh-keygen -t ed25519`".into(),
             ),
             KeyError::Certificate(found) => (
-                format!("{} is a certificate, not a key", crate::diag::quoted(found)),
+                format!("{} is a certificate, not a key", quoted(found)),
                 types,
                 "use the .pub file itself, not the -cert.pub file beside it".into(),
             ),
@@ -124,7 +162,7 @@ impl KeyError {
                 "copy the whole line of the .pub file, from its first word on".into(),
             ),
             KeyError::KeyMissing(kind) => (
-                format!("there is no key after {}", crate::diag::quoted(kind)),
+                format!("there is no key after {}", quoted(kind)),
                 format!("{kind} AAAA… comment"),
                 "copy the whole line of the .pub file".into(),
             ),
@@ -143,23 +181,25 @@ impl KeyError {
                 format!("at most {MAX_RSA_BITS} bits"),
                 "make a new key with `ssh-keygen -t ed25519`".into(),
             ),
-            KeyError::Option(name) => {
-                let hint = match name.as_str() {
-                    "expiry-time" => "give the member `expires = \"YYYY-MM-DD\";` instead".into(),
-                    "command" | "from" => format!(
-                        "leave `{name}=` away if this key may build without it; otherwise use another key"
-                    ),
-                    _ => "leave the option away, or use another key".into(),
-                };
-                (
-                    format!(
-                        "the option {} before this key cannot be enforced here",
-                        crate::diag::quoted(name)
-                    ),
-                    "a key without options that restrict its use; no-pty and the like are fine".into(),
-                    hint,
-                )
-            }
+            KeyError::Option(name) => (
+                format!("the option {} before this key cannot be enforced here", quoted(name)),
+                "a key without options, or with `from=`, `expiry-time=`, `cert-authority`, `principals=`, no-pty and \
+                 the like"
+                    .into(),
+                options::way_out(name),
+            ),
+            KeyError::OptionValue { option, why } => (
+                format!("the option {} before this key is not understood: {why}", quoted(option)),
+                options::expected(option),
+                "nobody gets in by a condition that is not clear; correct it, or leave it away if it is not needed"
+                    .into(),
+            ),
+            KeyError::TwoKeys => (
+                "there is a second key on this line".into(),
+                "one key per line".into(),
+                "put a line end between the two; a file without a last line end was probably put before another one"
+                    .into(),
+            ),
             KeyError::LineTooLong(length) => (
                 format!("this line is too long for a key: {length} bytes"),
                 format!("at most {MAX_LINE} bytes"),
@@ -192,7 +232,8 @@ pub fn parse(text: &str) -> Vec<(usize, Result<Key, KeyError>)> {
     keys
 }
 
-fn parse_line(line: &str) -> Result<Key, KeyError> {
+/// One line, without its line end: not blank, not a comment.
+pub fn parse_line(line: &str) -> Result<Key, KeyError> {
     if looks_private(line) {
         return Err(KeyError::PrivateKey);
     }
@@ -217,13 +258,12 @@ fn parse_line(line: &str) -> Result<Key, KeyError> {
         check_type(kind)?;
         return Err(KeyError::UnknownType(first.to_owned()));
     }
-    for option in options {
-        let name = option.split('=').next().unwrap_or(option).to_ascii_lowercase();
-        if !HARMLESS_OPTIONS.contains(&name.as_str()) {
-            return Err(KeyError::Option(name));
-        }
-    }
-    parse_key(kind, rest)
+    let options = options::read(&options)?;
+    let mut key = parse_key(kind, rest)?;
+    key.authority = options.authority;
+    key.from = options.from;
+    key.until = options.until;
+    Ok(key)
 }
 
 fn looks_private(line: &str) -> bool {
@@ -277,28 +317,62 @@ fn parse_key(kind: &str, rest: &str) -> Result<Key, KeyError> {
     if base64.is_empty() {
         return Err(KeyError::KeyMissing(kind.to_owned()));
     }
+    // A key without a comment, with another line glued to it: `-` is no digit of base64.
+    if base64.split_once('-').is_some_and(|(_, rest)| rest.starts_with("ed25519") || rest.starts_with("rsa"))
+        || holds_key(comment)
+    {
+        return Err(KeyError::TwoKeys);
+    }
     let parsed =
         PublicKey::from_openssh(&format!("{kind} {base64}")).map_err(|e| KeyError::Damaged(e.to_string()))?;
     // The text said one type, the bytes must agree; `from_openssh` compares them, and this is the list that counts.
-    match (kind, parsed.key_data()) {
-        ("ssh-ed25519", KeyData::Ed25519(_)) => {}
-        ("ssh-rsa", KeyData::Rsa(rsa)) => match rsa_bits(rsa.n().as_positive_bytes().unwrap_or(&[])) {
-            bits if bits < MIN_RSA_BITS => return Err(KeyError::WeakRsa(bits)),
-            bits if bits > MAX_RSA_BITS => return Err(KeyError::HugeRsa(bits)),
-            _ => {}
-        },
-        ("sk-ssh-ed25519@openssh.com", KeyData::SkEd25519(_)) => {}
-        ("sk-ecdsa-sha2-nistp256@openssh.com", KeyData::SkEcdsaSha2NistP256(_)) => {}
-        (kind, KeyData::Ecdsa(key)) if kind == ecdsa_name(key.curve()) => {}
-        _ => return Err(KeyError::Damaged("its bytes are of another type than its first word".into())),
+    if type_of(parsed.key_data()).as_deref() != Some(kind) {
+        return Err(KeyError::Damaged("its bytes are of another type than its first word".into()));
     }
+    acceptable(parsed.key_data())?;
     let key = PublicKey::from(parsed.key_data().clone())
         .to_openssh()
         .map_err(|e| KeyError::Damaged(e.to_string()))?
         .trim_end()
         .to_owned();
     let comment = comment.chars().filter(|c| !c.is_control()).take(MAX_COMMENT).collect();
-    Ok(Key { key, comment })
+    let data = parsed.key_data().clone();
+    Ok(Key { data, key, comment, authority: None, from: None, until: None })
+}
+
+/// Whether a comment holds what every key's base64 begins with: the length of a type's name, three zero bytes and one of
+/// at most 63. Thirty digits of base64 after it are not somebody's name.
+fn holds_key(comment: &str) -> bool {
+    let is_digit = |b: &u8| b.is_ascii_alphanumeric() || b"+/=".contains(b);
+    comment
+        .match_indices("AAAA")
+        .any(|(at, _)| comment.as_bytes()[at..].iter().take_while(|b| is_digit(b)).count() >= SHORTEST_KEY)
+}
+
+/// Whether it is a kind of key that logs anybody in, and strong enough; also asked of the key in a certificate.
+pub fn acceptable(key: &KeyData) -> Result<(), KeyError> {
+    match (key, type_of(key)) {
+        (KeyData::Dsa(_), _) => Err(KeyError::Dsa),
+        (KeyData::Rsa(rsa), _) => match rsa_bits(rsa.n().as_positive_bytes().unwrap_or(&[])) {
+            bits if bits < MIN_RSA_BITS => Err(KeyError::WeakRsa(bits)),
+            bits if bits > MAX_RSA_BITS => Err(KeyError::HugeRsa(bits)),
+            _ => Ok(()),
+        },
+        (_, Some(_)) => Ok(()),
+        (_, None) => Err(KeyError::UnknownType(key.algorithm().as_str().to_owned())),
+    }
+}
+
+/// The word that starts a line with this key.
+fn type_of(key: &KeyData) -> Option<String> {
+    match key {
+        KeyData::Ed25519(_) => Some("ssh-ed25519".into()),
+        KeyData::Rsa(_) => Some("ssh-rsa".into()),
+        KeyData::SkEd25519(_) => Some("sk-ssh-ed25519@openssh.com".into()),
+        KeyData::SkEcdsaSha2NistP256(_) => Some("sk-ecdsa-sha2-nistp256@openssh.com".into()),
+        KeyData::Ecdsa(key) => Some(ecdsa_name(key.curve())),
+        _ => None,
+    }
 }
 
 fn ecdsa_name(curve: EcdsaCurve) -> String {
@@ -311,3 +385,7 @@ fn rsa_bits(modulus: &[u8]) -> usize {
         None => 0,
     }
 }
+
+#[cfg(test)]
+#[path = "keys_test.rs"]
+mod keys_test;

@@ -1,0 +1,84 @@
+use super::*;
+
+const A: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJV7rRib2e36t2hunyspCZColVrqjTOaCfF4Y/e4cJJl alice@laptop";
+
+fn file(members: &str) -> String {
+    format!(r#"{{"schema":1,"commit":null,"source":"test","members":[{members}]}}"#)
+}
+
+fn entry(name: &str, more: &str) -> String {
+    format!(r#"{{"name":"{name}","keys":["{A}"],"role":"member"{more}}}"#)
+}
+
+fn names(read: &Read) -> Vec<&str> {
+    read.members.iter().map(|(member, _)| member.name.as_str()).collect()
+}
+
+#[test]
+fn a_mistake_in_one_entry_leaves_that_member_out_and_nobody_else() {
+    let (bob, carol) = (entry("bob", ""), entry("carol", r#","expires":"2027-01-31""#));
+    for (broken, who, why) in [
+        (entry("alice", "").replace("AAAA", "!!!!"), "alice", "this key is damaged"),
+        (entry("alice", "").replace("ssh-ed", "command=\\\"x\\\" ssh-ed"), "alice", "the option `command`"),
+        (entry("alice", r#","expires":"soon""#), "alice", "`soon` is not a day"),
+        (entry("alice", r#","expires":"2027-02-29""#), "alice", "`2027-02-29` is not a day"),
+        (entry("alice", "").replace("\"member\"", "\"king\""), "alice", "unknown variant `king`"),
+        (entry("alice", r#","limits":{"max-jobs":0}"#), "alice", "`max-jobs` is 0"),
+        (entry("alice", r#","limits":{"max-cake":1}"#), "alice", "unknown field `max-cake`"),
+        (entry("alice", r#","no-builds-on":"sunday""#), "alice", "unknown field `no-builds-on`"),
+        (entry("alice~2", ""), "entry 2", "where a name was expected"),
+        (entry("", ""), "entry 2", "an empty name"),
+        ("42".into(), "entry 2", "invalid type"),
+        (r#"{"name":"alice","keys":[]}"#.into(), "alice", "no keys"),
+        (format!("{},{}", entry("alice", ""), entry("alice", "")), "alice", "two members named `alice`"),
+        (format!("{},{}", entry("alice", ""), entry("Alice", "")), "alice", "two members named `alice`"),
+    ] {
+        let read = read(file(&format!("{bob},{broken},{carol}")).as_bytes()).expect(&broken);
+        assert_eq!(names(&read), ["bob", "carol"], "{broken}");
+        assert!(read.errors[0].name == who && read.errors[0].error.contains(why), "{:?}", read.errors);
+    }
+}
+
+#[test]
+fn what_makes_the_file_ambiguous_is_refused_whole() {
+    for (text, why) in [
+        ("{ this is not json".to_owned(), "not what `access-manager sync` writes"),
+        (r#"{"schema":2,"people":{}}"#.to_owned(), "schema 2"),
+        (file("").replace("\"source\"", "\"only-on\""), "unknown field `only-on`"),
+        (file(&vec!["1"; MAX_MEMBERS + 1].join(",")), "10001 members"),
+    ] {
+        let error = read(text.as_bytes()).expect_err(why).to_string();
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+#[test]
+fn what_is_written_is_read_as_it_was() {
+    let mut member: Member = serde_json::from_str(&entry("alice", "")).expect("a member");
+    member.limits.max_cpus = Some(3);
+    member.expires = Day::parse("2028-02-29");
+    member.share_with = vec!["bob".into()];
+    let errors = vec![LeftOut::new("bob", "a line\nand\u{1b}[2J another")];
+    let roster = Roster {
+        schema: SCHEMA,
+        commit: Some("c".into()),
+        source: "s".into(),
+        members: vec![member],
+        errors,
+    };
+    assert!(!roster.errors[0].error.contains(['\n', '\u{1b}']));
+    let again: Roster = read(roster.to_json().as_bytes()).expect("our own").into();
+    assert_eq!(again, roster);
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_entry_gets_an_answer_and_never_costs_the_others(entry in "[\\[\\]{}:,\"a-z0-9~ -]{0,60}") {
+        if serde_json::from_str::<serde_json::Value>(&entry).is_ok() {
+            let bob = super::file_test::entry("bob", "");
+            let read = read(file(&format!("{entry},{bob}")).as_bytes()).expect("a file");
+            proptest::prop_assert_eq!(names(&read), ["bob"]);
+        }
+    }
+}

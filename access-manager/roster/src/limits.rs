@@ -1,0 +1,119 @@
+//! A member's own limits: their names in `users.nix` and in `roster.json`, and their range.
+//!
+//! The box's limits apply besides these; the smaller one wins. Where each is enforced: see the agent's documentation.
+//! `max-store-mib` is carried but not enforced yet, which `access-manager` and the agent both say wherever it is set.
+
+use serde::{Deserialize, Serialize};
+
+/// `None` leaves the box's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct MemberLimits {
+    /// Builds at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_jobs: Option<u32>,
+    /// Memory of one build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_memory_mib: Option<u32>,
+    /// Processors of one build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_cpus: Option<u8>,
+    /// Wall clock of one build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_build_seconds: Option<u64>,
+    /// What the member's own paths may take up in the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_store_mib: Option<u64>,
+}
+
+/// One limit, as people and files name it. The largest value is what no machine reaches: a typo, not a policy.
+pub struct Limit {
+    /// In `users.nix`.
+    pub name: &'static str,
+    /// In `roster.json`.
+    pub json: &'static str,
+    pub smallest: i64,
+    pub largest: i64,
+    pub unit: &'static str,
+    /// Whether the agent holds anybody to it. One that is not must not be set without a warning.
+    pub enforced: bool,
+}
+
+const fn limit(name: &'static str, json: &'static str, range: (i64, i64), unit: &'static str) -> Limit {
+    Limit { name, json, smallest: range.0, largest: range.1, unit, enforced: true }
+}
+
+pub const LIMITS: &[Limit] = &[
+    limit("maxJobs", "max-jobs", (1, 1024), "builds"),
+    limit("maxMemoryMib", "max-memory-mib", (64, 16 << 20), "MiB"),
+    limit("maxCpus", "max-cpus", (1, 255), "processors"),
+    limit("maxBuildSeconds", "max-build-seconds", (1, 31 * 24 * 3600), "seconds"),
+    Limit { enforced: false, ..limit("maxStoreMib", "max-store-mib", (1, 1 << 30), "MiB") },
+];
+
+impl MemberLimits {
+    /// `name` is from [`LIMITS`] and `value` in its range, so the conversions cannot cut anything off.
+    pub fn set(&mut self, name: &str, value: i64) {
+        match name {
+            "maxJobs" => self.max_jobs = u32::try_from(value).ok(),
+            "maxMemoryMib" => self.max_memory_mib = u32::try_from(value).ok(),
+            "maxCpus" => self.max_cpus = u8::try_from(value).ok(),
+            "maxBuildSeconds" => self.max_build_seconds = u64::try_from(value).ok(),
+            "maxStoreMib" => self.max_store_mib = u64::try_from(value).ok(),
+            _ => {}
+        }
+    }
+
+    /// The limits that are set, with their values.
+    pub fn values(&self) -> impl Iterator<Item = (&'static Limit, u64)> {
+        let values = [
+            self.max_jobs.map(u64::from),
+            self.max_memory_mib.map(u64::from),
+            self.max_cpus.map(u64::from),
+            self.max_build_seconds,
+            self.max_store_mib,
+        ];
+        LIMITS.iter().zip(values).filter_map(|(limit, value)| Some((limit, value?)))
+    }
+
+    /// `Err` names the limit that has a value outside of its range.
+    pub fn check(&self) -> Result<(), String> {
+        for (limit, value) in self.values() {
+            if !(limit.smallest as u64..=limit.largest as u64).contains(&value) {
+                let Limit { json, smallest, largest, unit, .. } = limit;
+                return Err(format!("`{json}` is {value}, not {smallest} to {largest} {unit}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_names_every_limit_as_roster_json_does_and_in_the_same_order() {
+        let mut limits = MemberLimits::default();
+        for limit in LIMITS {
+            limits.set(limit.name, limit.largest);
+        }
+        assert!(limits.check().is_ok());
+        let json = serde_json::to_value(&limits).expect("numbers");
+        for (limit, value) in limits.values() {
+            assert_eq!(
+                (json[limit.json].as_u64(), limit.largest as u64),
+                (Some(value), value),
+                "{}",
+                limit.json
+            );
+        }
+        assert_eq!(json.as_object().expect("an object").len(), LIMITS.len());
+    }
+
+    #[test]
+    fn a_value_outside_of_its_range_is_named() {
+        let limits = MemberLimits { max_cpus: Some(0), ..MemberLimits::default() };
+        assert_eq!(limits.check().unwrap_err(), "`max-cpus` is 0, not 1 to 255 processors");
+    }
+}
