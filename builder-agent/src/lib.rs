@@ -46,8 +46,8 @@ impl House {
     /// is registered through this view is not collected while it lives.
     pub fn view_of(&self, member: &roster::Member, roster: &roster::Roster) -> store::View {
         let others: Vec<store::Member> =
-            roster.sharing_with(&member.name).iter().map(|name| store::Member::new(name)).collect();
-        self.store.view_sharing(&store::Member::new(&member.name), &others).holding()
+            roster.ids_sharing_with(member).iter().map(|id| store::Member::new(id)).collect();
+        self.store.view_sharing(&store::Member::new(&member.id), &others).holding()
     }
 }
 

@@ -3,7 +3,7 @@
 //! The file is written by `access-manager`, which already judged every entry. It is still parsed with bounds (by the crate
 //! `roster`, as on the other side), since a disk or a hand edit may hold anything. A member whose entry is wrong is left
 //! out; a file that does not load changes nothing: the roster before it stays.
-//! Not here: where the file comes from, whom a login is for (`ssh::login`), and what a session may do.
+//! Who a name means is kept apart from the name ([`identity`]). Not here: where the file comes from, whom a login is for (`ssh::login`), and what a session may do.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
@@ -13,10 +13,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::roster::{BAKED_IN, Day, FileError, Key, LeftOut, MAX_FILE};
+use russh::keys::ssh_key::HashAlg;
 use russh::keys::ssh_key::public::KeyData;
 use tokio::sync::watch;
 
+use identity::Listed;
+
 pub use ::roster::{MemberLimits, Role};
+pub use identity::Identities;
+
+pub mod departed;
+mod identity;
 
 /// How often the file is looked at. Removal must bite within a minute; a stat per second costs nothing.
 const POLL: Duration = Duration::from_secs(1);
@@ -24,6 +31,8 @@ const POLL: Duration = Duration::from_secs(1);
 #[derive(Debug, PartialEq, Eq)]
 pub struct Member {
     pub name: Arc<str>,
+    /// Owns what this member has: two members of one name, one after the other, have two. See [`identity`].
+    pub id: Arc<str>,
     /// Nothing on the box asks for it yet; it is logged with each login.
     pub role: Role,
     pub limits: MemberLimits,
@@ -76,6 +85,26 @@ impl Roster {
         self.by_name.contains_key(name)
     }
 
+    /// Whether the name still means the person it meant.
+    pub fn is_still(&self, member: &Member) -> bool {
+        self.by_name.get(&member.name).is_some_and(|now| now.id == member.id)
+    }
+
+    /// Whether somebody with this identity is in the roster.
+    pub fn contains_id(&self, id: &str) -> bool {
+        let name = id.split(identity::MARK).next().unwrap_or(id);
+        self.by_name.get(name).is_some_and(|member| &*member.id == id)
+    }
+
+    /// The identities of those who share with `member` and with whom `member` shares.
+    pub fn ids_sharing_with(&self, member: &Member) -> Vec<Arc<str>> {
+        if !self.is_still(member) {
+            return Vec::new();
+        }
+        let others = self.sharing_with(&member.name);
+        others.iter().filter_map(|name| self.by_name.get(name)).map(|other| other.id.clone()).collect()
+    }
+
     /// The members who share with `name` and with whom `name` shares, in order. Somebody who is not in the roster, or
     /// no longer, shares nothing.
     pub fn sharing_with(&self, name: &str) -> Vec<Arc<str>> {
@@ -108,18 +137,29 @@ pub enum RosterError {
     File { path: PathBuf, cause: FileError },
 }
 
-/// The roster in `bytes` as of `today`.
-fn parse(bytes: &[u8], today: Day) -> Result<Roster, FileError> {
+/// The roster in `bytes` as of `today`. `identify` says who each name is; who is nobody is left out.
+fn parse(
+    bytes: &[u8],
+    today: Day,
+    identify: impl FnOnce(&Listed) -> BTreeMap<Arc<str>, Arc<str>>,
+) -> Result<Roster, FileError> {
     let read = ::roster::read(bytes)?;
+    let ids = identify(&listed(&read));
     let mut roster =
         Roster { source: read.source, commit: read.commit, left_out: read.errors, ..Roster::default() };
     for (entry, keys) in read.members {
+        let Some(id) = ids.get(entry.name.as_str()) else {
+            let why = "who this is cannot be written down at the moment; see the errors before this one";
+            roster.left_out.push(LeftOut::new(&entry.name, why));
+            continue;
+        };
         if entry.expires.is_some_and(|last| !last.lets_in(today)) {
             continue;
         }
         let name: Arc<str> = entry.name.as_str().into();
         let member = Arc::new(Member {
             name: name.clone(),
+            id: id.clone(),
             role: entry.role,
             limits: entry.limits,
             share_with: entry.share_with.iter().map(|other| other.as_str().into()).collect(),
@@ -135,6 +175,23 @@ fn parse(bytes: &[u8], today: Day) -> Result<Roster, FileError> {
         roster.by_name.insert(name, member);
     }
     Ok(roster)
+}
+
+/// Everybody the file names: who has expired, or has a mistake in their entry, has not left.
+fn listed(read: &::roster::Read) -> Listed {
+    let named = |left: &LeftOut| ::roster::name::check(&left.name).is_ok();
+    let mut listed: Listed =
+        read.errors.iter().filter(|left| named(left)).map(|left| (left.name.as_str().into(), None)).collect();
+    for (member, keys) in &read.members {
+        let fingerprints = keys.iter().map(|key| key.data.fingerprint(HashAlg::Sha256).to_string()).collect();
+        listed.insert(member.name.as_str().into(), Some(fingerprints));
+    }
+    listed
+}
+
+/// Names as identities, for who keeps none.
+fn by_name(listed: &Listed) -> BTreeMap<Arc<str>, Arc<str>> {
+    listed.keys().map(|name| (name.clone(), name.clone())).collect()
 }
 
 /// What tells one version of the file from the next. Replacing by rename changes the inode.
@@ -153,21 +210,28 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some(Stamp { inode: meta.ino(), size: meta.len(), modified, day: Day::today() })
 }
 
-/// Reads a roster file once.
+/// Reads a roster file once, with names for identities.
 pub fn load(path: &Path) -> Result<Roster, RosterError> {
+    load_with(path, by_name)
+}
+
+fn load_with(
+    path: &Path,
+    identify: impl FnOnce(&Listed) -> BTreeMap<Arc<str>, Arc<str>>,
+) -> Result<Roster, RosterError> {
     let read = |cause| RosterError::Read { path: path.to_owned(), cause };
     let file = std::fs::File::open(path).map_err(read)?;
     let mut bytes = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(read)?;
-    parse(&bytes, Day::today()).map_err(|cause| RosterError::File { path: path.to_owned(), cause })
+    parse(&bytes, Day::today(), identify).map_err(|cause| RosterError::File { path: path.to_owned(), cause })
 }
 
 /// Loads the roster and keeps following the file. The receiver always holds the last good roster; before the first
 /// good one it holds an empty roster, with which nobody can log in.
-pub fn follow(path: PathBuf) -> watch::Receiver<Arc<Roster>> {
+pub fn follow(path: PathBuf, identities: Arc<Identities>) -> watch::Receiver<Arc<Roster>> {
     let (sender, receiver) = watch::channel(Arc::new(Roster::default()));
     let mut last = stamp(&path);
-    publish(&path, &sender);
+    publish(&path, &identities, &sender);
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(POLL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -177,17 +241,18 @@ pub fn follow(path: PathBuf) -> watch::Receiver<Arc<Roster>> {
                 _ = sender.closed() => return,
             }
             let now = stamp(&path);
-            if now != last {
+            // Who joined while that could not be written down is still outside.
+            if now != last || identities.is_unsaved() {
                 last = now;
-                publish(&path, &sender);
+                publish(&path, &identities, &sender);
             }
         }
     });
     receiver
 }
 
-fn publish(path: &Path, sender: &watch::Sender<Arc<Roster>>) {
-    match load(path) {
+fn publish(path: &Path, identities: &Identities, sender: &watch::Sender<Arc<Roster>>) {
+    match load_with(path, |listed| identities.assign(listed)) {
         Ok(roster) => {
             tracing::info!(
                 members = roster.len(),

@@ -5,7 +5,7 @@ const ED1: &str =
 const ED2: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA6rWI3G1sz07DnfFlrouTcysQlj2P+jpNSOEWD9OJ3X bob";
 
 fn read(json: &str, today: &str) -> Result<Roster, FileError> {
-    parse(json.as_bytes(), Day::parse(today).expect("a date"))
+    parse(json.as_bytes(), Day::parse(today).expect("a date"), by_name)
 }
 
 fn data(line: &str) -> KeyData {
@@ -93,7 +93,8 @@ async fn a_bad_file_keeps_the_roster_before_it_and_a_good_one_replaces_it() {
         std::fs::rename(&temp, &path).expect("rename");
     };
     put(&roster(&alice("")));
-    let mut following = follow(path.clone());
+    let identities = Arc::new(Identities::open(dir.path().join("identities.json")).expect("opened"));
+    let mut following = follow(path.clone(), identities);
     assert!(following.borrow_and_update().contains("alice"));
     put("{ this is not json");
     // Nothing must be published for the bad file: the next change we see is the good one after it.

@@ -38,6 +38,9 @@ pub enum ServeError {
     Backend(#[from] backend::BackendError),
     #[error("cannot make the folder {}: {cause}", path.display())]
     Folder { path: PathBuf, cause: std::io::Error },
+    /// Whoever logged in could get what is somebody else's.
+    #[error("cannot read who is who from {}: {cause}", path.display())]
+    Identities { path: PathBuf, cause: std::io::Error },
     #[error("cannot start: {0}")]
     Runtime(std::io::Error),
 }
@@ -77,11 +80,21 @@ async fn serve(config: Arc<Config>) -> Result<(), ServeError> {
     let key = ssh::host_key::load_or_create(&config.host_key)?;
     let fingerprint = key.public_key().fingerprint(Default::default());
     let backend = backend::open(&config.sandbox)?;
-    let roster = roster::follow(config.roster.clone());
+    let known = config.state_dir.join("identities.json");
+    let identities = roster::Identities::open(known.clone())
+        .map_err(|cause| ServeError::Identities { path: known, cause })?;
+    let identities = Arc::new(identities);
+    let roster = roster::follow(config.roster.clone(), identities.clone());
     let listeners = ssh::bind(&config.listen)?;
 
     let (stop, stopping) = watch::channel(false);
     let kept = Arc::new(KeptLogs::new(logs.join("kept"), config.limits.max_kept_log_bytes));
+    tokio::spawn(roster::departed::drop_their_things(
+        identities,
+        store.clone(),
+        kept.clone(),
+        roster.clone(),
+    ));
     let ground = Ground::of(&config.sandbox);
     let scheduler = Embedded::new(config.clone(), backend, store.clone(), logs, kept.clone(), roster.clone());
     let http = Arc::new(HttpClient::new(&config.fetch));

@@ -126,6 +126,17 @@ impl KeptLogs {
         open(Reader::Member(member)).or_else(|| open(Reader::Everybody))
     }
 
+    /// Removes the logs that only this member may read.
+    pub fn forget(&self, member: &str) -> io::Result<()> {
+        let shelf = Reader::Member(member).shelf();
+        let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
+        shelves.remove(&shelf);
+        match fs::remove_dir_all(self.folder.join(shelf)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// The log of this name.
     pub fn open(&self, name: &str) -> io::Result<File> {
         File::open(self.folder.join("results").join(name))

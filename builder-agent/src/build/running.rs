@@ -90,11 +90,11 @@ impl Table {
         }
     }
 
-    /// Nobody for whom `keep` is false waits for, or owns, any run from now on.
+    /// Nobody for whose identity `keep` is false waits for, or owns, any run from now on.
     pub fn retain(&self, keep: &dyn Fn(&str) -> bool) {
         self.lock().retain(|_, build| {
-            build.waiters.retain(|_, request| keep(&request.member.name));
-            build.settle_owner(|owner| keep(&owner.member.name));
+            build.waiters.retain(|_, request| keep(&request.member.id));
+            build.settle_owner(|owner| keep(&owner.member.id));
             let goes_on = build.owner.borrow().is_some();
             if !goes_on {
                 build.stop();

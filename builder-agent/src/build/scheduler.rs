@@ -127,7 +127,7 @@ impl Attached {
 pub trait Scheduler: Send + Sync {
     /// Starts a build, or joins the one that runs.
     fn build(&self, request: Request) -> Result<Attached, Failure>;
-    /// Takes all members for whom `keep` is false out of all builds; what nobody else waits for ends.
+    /// Takes all members for whose identity `keep` is false out of all builds; what nobody else waits for ends.
     fn retain(&self, keep: &dyn Fn(&str) -> bool);
 }
 
@@ -172,11 +172,11 @@ impl Shared {
         let most = self.config.limits.max_jobs_per_member as u32;
         let jobs = member.limits.max_jobs.unwrap_or(most).clamp(1, most);
         let mut slots = self.member_slots.lock().unwrap_or_else(PoisonError::into_inner);
-        match slots.get(&member.name) {
+        match slots.get(&member.id) {
             Some((known, semaphore)) if *known == jobs => semaphore.clone(),
             _ => {
                 let semaphore = Arc::new(Semaphore::new(jobs as usize));
-                slots.insert(member.name.clone(), (jobs, semaphore.clone()));
+                slots.insert(member.id.clone(), (jobs, semaphore.clone()));
                 semaphore
             }
         }
@@ -211,7 +211,7 @@ impl Embedded {
             while roster.changed().await.is_ok() {
                 let Some(scheduler) = weak.upgrade() else { return };
                 let now = roster.borrow_and_update().clone();
-                scheduler.retain(&|name| now.contains(name));
+                scheduler.retain(&|id| now.contains_id(id));
             }
         });
         scheduler

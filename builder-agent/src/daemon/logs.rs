@@ -20,7 +20,7 @@ impl Session {
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
     {
-        let (kept, member) = (self.house.kept.clone(), self.member.name.clone());
+        let (kept, member) = (self.house.kept.clone(), self.member.id.clone());
         let (max, full) = (self.house.config.limits.max_log_bytes, drv.to_absolute_path());
         let work = move |mut log: &mut dyn BufRead| kept.add(&member, &drv, &mut log, max);
         feed(conn.body(), work).await?.map_err(|error| match error.kind() {

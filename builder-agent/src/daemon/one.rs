@@ -311,7 +311,7 @@ impl One {
     async fn give_log(&self, log: Option<String>) {
         let Some(log) = log else { return };
         let (proven, Request { recipe, view, .. }) = (self.request.proven(), self.request.clone());
-        let (kept, member) = (self.context.house.kept.clone(), self.context.member.name.clone());
+        let (kept, member) = (self.context.house.kept.clone(), self.context.member.id.clone());
         let work = move || {
             // The log of a build that was made from Verified things alone holds nothing that others could not have.
             let drv = view.info_with_provenance(&recipe.drv_path);

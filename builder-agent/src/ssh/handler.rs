@@ -31,7 +31,7 @@ pub(super) struct LoggedIn {
 
 impl LoggedIn {
     pub fn still_in(&self, roster: &Roster) -> bool {
-        self.login.decide(roster).is_ok_and(|member| member.name == self.member.name)
+        self.login.decide(roster).is_ok_and(|member| member.id == self.member.id)
     }
 }
 

@@ -55,7 +55,7 @@ async fn print(
             None => return Ok(false),
         }
     };
-    let Some(file) = house.kept.find(&member.name, &drv) else { return Ok(false) };
+    let Some(file) = house.kept.find(&member.id, &drv) else { return Ok(false) };
     let mut writer = channel.make_writer();
     tokio::io::copy(&mut tokio::fs::File::from_std(file), &mut writer).await?;
     writer.flush().await?;

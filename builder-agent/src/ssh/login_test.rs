@@ -141,7 +141,12 @@ fn a_certificate_that_sshd_would_refuse_is_refused() {
         })
     };
     for (certificate, why) in [
-        (certificate(|_| {}), "lists no principals"),
+        (
+            certificate(|builder| {
+                builder.all_principals_valid().expect("any");
+            }),
+            "lists no principals",
+        ),
         (
             certificate(|b| {
                 for_alice(b);

@@ -8,18 +8,21 @@ use nix_derivation::StorePath;
 
 use crate::signing::{Signer, TrustedKeys};
 
-/// A member of the roster, by name. Cheap to clone; the store never looks inside.
+/// Who owns claims. Cheap to clone.
+///
+/// It begins with the member's name in the roster. What follows a `~` tells apart people who had that name one after the
+/// other: they are different members to the store, and people are shown the name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member(Arc<str>);
 
 impl Member {
-    /// The member called `name` in the roster.
+    /// The member with this identity.
     #[must_use]
-    pub fn new(name: &str) -> Self {
-        Self(name.into())
+    pub fn new(id: &str) -> Self {
+        Self(id.into())
     }
 
-    /// The name in the roster.
+    /// The identity, as it was given to [`Member::new`].
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0
@@ -28,7 +31,7 @@ impl Member {
 
 impl fmt::Display for Member {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.0.split('~').next().unwrap_or_default())
     }
 }
 

@@ -213,6 +213,7 @@ impl Scripted {
 pub fn member(name: &str) -> Arc<Member> {
     Arc::new(Member {
         name: name.into(),
+        id: name.into(),
         role: Role::Member,
         limits: MemberLimits::default(),
         share_with: Default::default(),

@@ -1,0 +1,60 @@
+//! A name is not a person: whoever joins under the name of somebody who left starts with nothing.
+
+use e2e::hostile::*;
+use e2e::keys::Key;
+use e2e::neighbours::Neighbours;
+
+use crate::twins::at;
+
+/// The roster from now on: names, and whose key each has. Returns when the agent goes by it.
+async fn roster(house: &Neighbours, members: &[(&str, &str)]) {
+    let members: Vec<(&str, &Key)> = members.iter().map(|(name, key)| (*name, house.key(key))).collect();
+    let before = house.agent.count("roster loaded");
+    house.agent.set_roster(&members);
+    until("the roster to be loaded", || house.agent.count("roster loaded") > before).await;
+}
+
+#[tokio::test]
+async fn who_takes_the_name_of_somebody_who_left_inherits_nothing() {
+    let house = Neighbours::of(&["alice", "mallory", "bob"]);
+    roster(&house, &[("alice", "alice"), ("bob", "bob")]).await;
+    let (secret, contents) = (path("secret"), nar(&file(b"alice's")));
+    house.session("alice").await.upload(&at(&secret, &contents), &contents).await;
+    roster(&house, &[("bob", "bob")]).await;
+    // Bob works all the while.
+    let (bobs, mut bob) = (path("bobs"), house.session("bob").await);
+    bob.upload(&at(&bobs, &contents), &contents).await;
+
+    roster(&house, &[("alice", "mallory"), ("bob", "bob")]).await;
+    let mut mallory = house.session("mallory").await;
+    assert!(!mallory.is_valid(&secret).await, "inherited");
+    assert!(mallory.path_info(&secret).await.is_none());
+    assert!(!mallory.all_paths().await.contains(&secret));
+    // What was the first one's is dropped, and nothing else is.
+    until("the claims to be dropped", || {
+        house.agent.count("what a member of this name before had claimed is dropped") == 1
+    })
+    .await;
+    assert!(bob.is_valid(&bobs).await);
+    mallory.upload(&at(&secret, &contents), &contents).await;
+    assert!(mallory.is_valid(&secret).await);
+    // The first one comes back to a name that is somebody else's now, and finds nothing of either.
+    roster(&house, &[("bob", "bob")]).await;
+    roster(&house, &[("alice", "alice"), ("bob", "bob")]).await;
+    assert!(!house.session("alice").await.is_valid(&secret).await, "inherited back");
+    assert!(bob.is_valid(&bobs).await);
+}
+
+#[tokio::test]
+async fn who_comes_back_with_a_key_they_had_finds_what_they_left() {
+    let mut house = Neighbours::of(&["alice", "bob"]);
+    let (secret, contents) = (path("secret"), nar(&file(b"alice's")));
+    house.session("alice").await.upload(&at(&secret, &contents), &contents).await;
+    roster(&house, &[("bob", "bob")]).await;
+    house.agent.restart();
+    roster(&house, &[("alice", "alice"), ("bob", "bob")]).await;
+    assert!(house.session("alice").await.is_valid(&secret).await);
+    // All keys at once, while the name stays: the roster's reviewers call it the same person.
+    roster(&house, &[("alice", "bob")]).await;
+    assert!(house.session("bob").await.is_valid(&secret).await);
+}
