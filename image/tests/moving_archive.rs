@@ -50,10 +50,12 @@ fn archive() -> LocalArchive {
     archive
 }
 
-/// apt's configuration for this archive and nothing else: no proxy between us, and lists of nobody else.
+/// apt's configuration for this archive and nothing else: neither this machine's proxies nor its hooks.
 fn with_apt<'a>(archive: &LocalArchive, command: &'a mut Command) -> &'a mut Command {
     let conf = archive.folder("conf").join("apt.conf");
-    std::fs::write(&conf, "Acquire::http::Proxy \"DIRECT\";\nAcquire::Retries::Delay \"false\";\n").unwrap();
+    let text = "Dir::Etc::main \"/dev/null\"; Dir::Etc::parts \"/dev/null\"; Acquire::http::Proxy \"DIRECT\"; \
+        Acquire::Retries::Delay \"false\";\n";
+    std::fs::write(&conf, text).unwrap();
     command.env("APT_CONFIG", conf)
 }
 

@@ -3,7 +3,7 @@
 //! Everything here runs the built programs and looks at what a person or a log reader would see; nothing reaches into
 //! the crates. Helpers panic with the whole story (transcripts, the agent's log), because their callers are tests.
 //!
-//! Assumed: root, bubblewrap, mmdebstrap, a static busybox, OpenSSH and git on this machine, and `tests/scripts/build` done
+//! Assumed: root, bubblewrap, apt, a static busybox, OpenSSH and git on this machine, and `tests/scripts/build` done
 //! before. Not here: the netbooted box, whose tests start it themselves.
 
 pub mod agent;
