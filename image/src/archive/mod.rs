@@ -45,20 +45,20 @@ pub enum ArchiveError {
     NoKeyring(PathBuf),
     /// Without any list there is nothing that a file could be checked against.
     #[error(
-        "cannot read the package lists of {suite} from {mirror}: {source}\nhint:  is the mirror reachable from here, and does it have {suite}? name another one with --mirror or in /etc/apt/sources.list"
+        "cannot read the package lists of {place}: {source}\nhint:  is the mirror reachable from here, and does it have that suite? name another one with --mirror or in /etc/apt/sources.list"
     )]
-    NoLists { suite: String, mirror: String, source: ToolError },
+    NoLists { place: String, source: ToolError },
     #[error(
         "cannot download {file}: {mirror} does not answer\n{reason}\nhint:  is the network up? what was downloaded is kept, so run this again; or name another mirror with --mirror"
     )]
     Unreachable { file: String, mirror: String, reason: String },
     #[error(
-        "{suite} of {mirror} has no package that can be had for: {wanted}{}\n{reason}\nhint:  {}",
+        "{place} has no package that can be had for: {wanted}{}\n{reason}\nhint:  {}",
         lacking_files(lacking),
         if lacking.is_empty() { "is the name right? try --update, or another mirror with --mirror" }
         else { "mirrors mend themselves within hours: run this again later, or name another mirror with --mirror" }
     )]
-    NothingLeft { suite: String, mirror: String, wanted: String, lacking: Vec<String>, reason: String },
+    NothingLeft { place: String, wanted: String, lacking: Vec<String>, reason: String },
     #[error("cannot {action} {path}: {source}")]
     File { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error(transparent)]
@@ -161,9 +161,7 @@ impl Archive {
                 tracing::warn!(%source, "cannot refresh the package lists; going on with the ones at hand");
                 Ok(())
             }
-            Err(source) => {
-                Err(ArchiveError::NoLists { suite: self.suite.clone(), mirror: self.mirror.clone(), source })
-            }
+            Err(source) => Err(ArchiveError::NoLists { place: self.place(), source }),
         }
     }
 
@@ -179,6 +177,11 @@ impl Archive {
             matches!(fields[..], [suite, "Packages" | "Sources", file]
                 if suite == self.suite && Path::new(file).exists())
         }))
+    }
+
+    /// For errors.
+    fn place(&self) -> String {
+        format!("{} at {}", self.suite, self.mirror)
     }
 
     /// A folder for what is half there. Gone when dropped, or with the next [`Archive::open`].

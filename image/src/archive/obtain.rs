@@ -151,13 +151,7 @@ impl Archive {
     }
 
     fn nothing_left(&self, wanted: String, reason: String) -> ArchiveError {
-        ArchiveError::NothingLeft {
-            suite: self.suite.clone(),
-            mirror: self.mirror.clone(),
-            wanted,
-            lacking: self.lacking.clone(),
-            reason,
-        }
+        ArchiveError::NothingLeft { place: self.place(), wanted, lacking: self.lacking.clone(), reason }
     }
 }
 
