@@ -1,4 +1,5 @@
-//! An ext4 file system with a journal of its own, in a file on this machine's disk: what a box with a disk has.
+//! An ext4 file system with a journal of its own, in a file on this machine's disk: what a box with a disk has. And a small
+//! one in memory, which is full as soon as a test wants it to be.
 //!
 //! The other tests keep their stores in memory ([`place`](crate::place)), where nothing is ever flushed. Needs root, and
 //! loop devices.
@@ -15,15 +16,20 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// One in memory, with options of tmpfs(5) such as `size=48m,nr_inodes=2000`: one that is soon full.
+    #[track_caller]
+    pub fn memory(options: &str) -> Self {
+        let mount = Self::place();
+        std::fs::create_dir(&mount).expect("a mount point");
+        process::run(Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&mount)).ok();
+        Self { mount }
+    }
+
     /// A fresh one of this size, as `mkfs.ext4` makes it: `data=ordered`, barriers, a journal.
     #[track_caller]
     pub fn ext4(mib: u64) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let all = place::target().join("disks");
-        std::fs::create_dir_all(&all).expect("a folder for disks");
-        sweep(&all);
-        let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let (mount, image) = (all.join(&name), all.join(format!("{name}.img")));
+        let mount = Self::place();
+        let image = mount.with_extension("img");
         std::fs::create_dir(&mount).expect("a mount point");
         let file = std::fs::File::create(&image).expect("an image");
         file.set_len(mib << 20).expect("a sparse file");
@@ -32,6 +38,15 @@ impl Disk {
         // The loop device holds it open; with the mount it goes.
         std::fs::remove_file(&image).expect("the image has another owner now");
         Self { mount }
+    }
+
+    /// A new name for a mount point.
+    fn place() -> PathBuf {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let all = place::target().join("disks");
+        std::fs::create_dir_all(&all).expect("a folder for disks");
+        sweep(&all);
+        all.join(format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
     }
 
     /// The root of the file system.

@@ -122,6 +122,7 @@ pub fn builder_failed(drv: &StorePath, status: BuilderStatus, fixed: bool, tail:
             format!("failed due to signal {signal}{}", signal_name(signal))
         }
     };
+    let killed = status == BuilderStatus::Signalled(9);
     let mut message = format!("builder for '{}' {how}", drv.to_absolute_path());
     if !tail.is_empty() {
         message.push_str(&format!(";\nlast {} log lines:", tail.len()));
@@ -132,6 +133,8 @@ pub fn builder_failed(drv: &StorePath, status: BuilderStatus, fixed: bool, tail:
     }
     let (status, cause) = match fixed {
         true => (BuildStatus::TransientFailure, Cause::Other),
+        // Whether it did that itself, or the kernel of a box that has run out of memory, nobody knows: told, not remembered.
+        false if killed => (BuildStatus::PermanentFailure, Cause::Other),
         false => (BuildStatus::PermanentFailure, Cause::Build),
     };
     Failure::new(status, message).because(cause)
@@ -258,6 +261,16 @@ mod tests {
         let failure = builder_failed(&drv(), BuilderStatus::Signalled(9), true, &[]);
         assert!(failure.message.ends_with("failed due to signal 9 (Killed)"), "{}", failure.message);
         assert_eq!(failure.status, BuildStatus::TransientFailure);
+    }
+
+    #[test]
+    fn who_was_killed_by_nobody_knows_whom_is_not_remembered_as_failed() {
+        let cause = |status| builder_failed(&drv(), status, false, &[]).cause;
+        assert_eq!(cause(BuilderStatus::Signalled(9)), Cause::Other);
+        assert_eq!(
+            (cause(BuilderStatus::Signalled(11)), cause(BuilderStatus::Exited(9))),
+            (Cause::Build, Cause::Build)
+        );
     }
 
     #[test]

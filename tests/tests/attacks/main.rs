@@ -6,6 +6,7 @@
 mod collisions;
 mod existence;
 mod existence_serve;
+mod full_disk;
 mod names;
 mod published;
 mod realisations;

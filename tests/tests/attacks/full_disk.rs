@@ -1,0 +1,110 @@
+//! The box's disk is full, of bytes or of files. That is trouble of the box: whoever builds meanwhile is told so and may try
+//! again, nothing of it is remembered as the build's own failure, and who only asks is answered.
+
+use std::path::{Path, PathBuf};
+
+use e2e::agent::Setup;
+use e2e::disk::Disk;
+use e2e::hostile::*;
+use e2e::neighbours::{Neighbours, recipe};
+use nix_derivation::{ContentAddressMethod, HashAlgorithm, Output, StorePath};
+use wire::types::BasicDerivation;
+
+use crate::twins::at;
+
+/// Nix: `BuildResult::TransientFailure`.
+const TRANSIENT: u64 = 6;
+/// Bytes of the outputs here, larger than anything else that a build needs room for.
+const OUTPUT: u64 = 4 << 20;
+
+/// What takes the room. Dropping it gives it back.
+struct Filler(Vec<PathBuf>);
+
+impl Filler {
+    /// Leaves room for so many bytes.
+    fn bytes(disk: &Path, but: u64) -> Self {
+        let path = disk.join("filler");
+        let free = rustix::fs::statvfs(disk).expect("a file system");
+        let length = (free.f_bavail * free.f_bsize).saturating_sub(but);
+        let file = std::fs::File::create(&path).expect("a file");
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length)
+            .expect("room for the filler");
+        Self(vec![path])
+    }
+
+    /// Leaves no room for another file.
+    fn files(disk: &Path) -> Self {
+        let mut made = Vec::new();
+        for n in 0.. {
+            let path = disk.join(format!("filler-{n}"));
+            if std::fs::File::create(&path).is_err() {
+                break;
+            }
+            made.push(path);
+        }
+        Self(made)
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// The shell makes an output of `OUTPUT` bytes that names itself, so that a floating one has to be rewritten.
+fn large(name: &str) -> (StorePath, BasicDerivation) {
+    let doublings = (OUTPUT / 16).ilog2();
+    let script = format!(
+        "echo $out > $out; x=0123456789abcdef; n=0; while [ $n -lt {doublings} ]; do x=$x$x; n=$((n+1)); done; echo $x >> $out"
+    );
+    recipe(&path(&format!("{name}.drv")), &[("out", &path(name))], &[], &script)
+}
+
+fn floating(name: &str) -> (StorePath, BasicDerivation) {
+    let (drv, mut derivation) = large(name);
+    let out = Output::Floating { method: ContentAddressMethod::Nar, hash_algorithm: HashAlgorithm::Sha256 };
+    derivation.outputs = [("out".to_owned(), out)].into();
+    // A placeholder, as Nix writes it: the box puts the scratch path there.
+    let placeholder = nix_derivation::store_path::hash_placeholder("out");
+    derivation.env = [("out".to_owned(), placeholder.into_bytes())].into();
+    (drv, derivation)
+}
+
+#[tokio::test]
+async fn a_full_disk_is_trouble_of_the_box_and_nobodys_failure() {
+    let disk = Disk::memory("size=48m,nr_inodes=2000");
+    let house = Neighbours::with(&["alice", "bob"], Setup::default().below(disk.path()));
+    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let input = nar(&file(b"input\n"));
+    alice.upload(&at(&path("input"), &input), &input).await;
+    bob.upload(&at(&path("bobs"), &input), &input).await;
+
+    let reads = {
+        let script = format!("read line < {}; echo $line > $out", path("input").to_absolute_path());
+        recipe(&path("reader.drv"), &[("out", &path("reader"))], &[&path("input")], &script)
+    };
+    // The output has no room; its second copy, with its final path, has none; and no file can be made at all, first for
+    // the copy of an input.
+    let cases = [
+        ("output", large("large"), Filler::bytes as fn(&Path, u64) -> Filler, OUTPUT / 2),
+        ("rewrite", floating("floating"), Filler::bytes, OUTPUT + OUTPUT / 2),
+        ("files", reads, |disk, _| Filler::files(disk), 0),
+    ];
+    for (what, build, fill, but) in cases {
+        let filler = fill(disk.path(), but);
+        for _ in 0..2 {
+            let told = alice.build(build.clone()).await;
+            assert_eq!(told.status, TRANSIENT, "{what}: {told:?}");
+            assert!(told.message.contains("No space left on device"), "{what}: {told:?}");
+            // Another member's questions are answered, and one who asks for the same build gets no remembered failure.
+            assert!(bob.is_valid(&path("bobs")).await, "{what}");
+            assert_eq!(bob.nar(&path("bobs")).await, input, "{what}");
+        }
+        drop(filler);
+        let told = alice.build(build).await;
+        assert_eq!(told.status, 0, "{what}, with room again: {told:?}");
+    }
+}
