@@ -7,10 +7,13 @@
 
 use std::time::Instant;
 
+use e2e::agent::Setup;
+use e2e::disk::Disk;
 use e2e::hostile::*;
-use e2e::neighbours::Neighbours;
+use e2e::neighbours::{Neighbours, recipe};
 use nix_derivation::StorePath;
 use wire::client::End;
+use wire::types::{GcAction, GcOptions};
 use wire::worker::Request;
 
 use crate::twins::at;
@@ -21,6 +24,14 @@ const QUESTIONS: usize = 1500;
 const FAIR: std::ops::Range<f64> = 0.40..0.60;
 /// Bytes read from files for one question, on top of the other kind's. A look at an object is 4096 at least.
 const READ_MORE: u64 = 256;
+
+/// Contents of each kind that are uploaded and deleted, and how often one kind may be the slower one: by chance alone
+/// within 0.47 to 0.53.
+const UPLOADS: usize = 700;
+const FAIR_CHANGES: std::ops::Range<f64> = 0.43..0.57;
+/// And that are built, which takes long: by chance alone within 0.40 to 0.60 of so few.
+const BUILDS: usize = 60;
+const FAIR_BUILDS: std::ops::Range<f64> = 0.28..0.72;
 
 /// An operation's name, and how to ask it about a path.
 type Question = (&'static str, fn(StorePath) -> Request);
@@ -46,6 +57,24 @@ async fn ask(bob: &mut Session, request: &Request) -> u128 {
         assert_eq!(word, 0, "{request:?} is about a path that is not there");
     }
     start.elapsed().as_nanos()
+}
+
+/// Decides which of the two kinds comes first: that must not follow a pattern that something else may have as well.
+struct Coin(u64);
+
+impl Default for Coin {
+    fn default() -> Self {
+        Self(0x2545_f491_4f6c_dd1d)
+    }
+}
+
+impl Coin {
+    fn order(&mut self) -> [&'static str; 2] {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        if self.0 & 1 == 0 { ["hers", "nobodys"] } else { ["nobodys", "hers"] }
+    }
 }
 
 /// How often something of `a` is larger than something of `b` (the Mann-Whitney statistic, between 0 and 1).
@@ -81,14 +110,9 @@ async fn a_question_about_anothers_path_takes_no_longer_and_reads_no_more() {
     for (what, question) in questions {
         let mut times = [Vec::new(), Vec::new()];
         let mut read = [0, 0];
-        let mut coin = 0x2545_f491_4f6c_dd1d_u64;
+        let mut coin = Coin::default();
         for n in 0..QUESTIONS {
-            // Which of the two comes first must not follow a pattern that something else may have as well.
-            coin ^= coin << 13;
-            coin ^= coin >> 7;
-            coin ^= coin << 17;
-            let order = if coin & 1 == 0 { ["hers", "nobodys"] } else { ["nobodys", "hers"] };
-            for kind in order {
+            for kind in coin.order() {
                 let index = usize::from(kind == "nobodys");
                 let before = read_bytes(house.agent.pid());
                 times[index].push(ask(&mut bob, &question(name(kind, n % PATHS))).await);
@@ -107,4 +131,81 @@ async fn a_question_about_anothers_path_takes_no_longer_and_reads_no_more() {
             "{what}: a question about the one kind reads {more} bytes more than about the other"
         );
     }
+}
+
+/// Contents that nobody guesses by chance, and that Bob guesses. As many bytes for either kind.
+fn guess(kind: &str, n: usize) -> Vec<u8> {
+    format!("{kind:7} {n}\n").repeat(400).into_bytes()
+}
+
+fn fair(what: &str, times: &[Vec<u128>; 2], range: &std::ops::Range<f64>) {
+    let slower = larger(&times[0], &times[1]);
+    println!("{what}: with alice's contents slower in {:.1}% of the cases", slower * 100.0);
+    assert!(range.contains(&slower), "{what}: with contents that alice has slower in {slower} of the cases");
+}
+
+/// Bob guesses what Alice has: he uploads it, builds it and deletes it under names of his own, and looks at the clock. On
+/// a disk with a journal, where a rename that finds the name taken, or a change that turns out to be none, takes less.
+#[tokio::test]
+async fn an_upload_a_build_and_a_deletion_of_contents_that_another_has_take_no_longer() {
+    let disk = Disk::ext4(1024);
+    let house = Neighbours::with(&["alice", "bob"], Setup::default().below(disk.path()));
+    let mut alice = house.session("alice").await;
+    for n in 0..UPLOADS {
+        let hers = nar(&file(&guess("hers", n)));
+        alice.upload(&at(&name("hers", n), &hers), &hers).await;
+    }
+    let output = |kind: &str, n: usize| format!("output {n} {kind}\n").into_bytes();
+    for n in 0..BUILDS {
+        let hers = nar(&file(&output("hers", n)));
+        alice.upload(&at(&name("hers-built", n), &hers), &hers).await;
+    }
+
+    let mut bob = house.session("bob").await;
+    let mut coin = Coin::default();
+    let mut times: [[Vec<u128>; 2]; 3] = Default::default();
+    let mine = |kind: &str, n: usize| name(&format!("bobs-{kind}"), n);
+    for n in 0..UPLOADS {
+        for kind in coin.order() {
+            let contents = nar(&file(&guess(kind, n)));
+            let info = at(&mine(kind, n), &contents);
+            let begun = Instant::now();
+            bob.upload(&info, &contents).await;
+            times[0][usize::from(kind == "nobodys")].push(begun.elapsed().as_nanos());
+        }
+    }
+    for n in 0..BUILDS {
+        for kind in coin.order() {
+            let out = mine(&format!("{kind}-built"), n);
+            let drv = path(&format!("{}.drv", out.name()));
+            let build = recipe(&drv, &[("out", &out)], &[], &format!("echo output {n} {kind} > $out"));
+            let begun = Instant::now();
+            assert_eq!(bob.build(build).await.status, 0);
+            times[1][usize::from(kind == "nobodys")].push(begun.elapsed().as_nanos());
+        }
+    }
+    // What a session uploaded it holds.
+    bob.leave().await;
+    let mut bob = house.session("bob").await;
+    for n in 0..UPLOADS {
+        for kind in coin.order() {
+            let delete = Request::CollectGarbage(GcOptions {
+                action: GcAction::DeleteSpecific,
+                paths: Some([mine(kind, n)].into()),
+                delete_referrers: false,
+                ignore_liveness: false,
+                max_freed: u64::MAX,
+            });
+            let begun = Instant::now();
+            bob.call(&delete).await;
+            let deleted = bob.client.paths().await.expect("what was deleted");
+            assert_eq!(deleted, [mine(kind, n)]);
+            bob.client.u64().await.expect("bytes");
+            bob.client.u64().await.expect("obsolete");
+            times[2][usize::from(kind == "nobodys")].push(begun.elapsed().as_nanos());
+        }
+    }
+    fair("uploads", &times[0], &FAIR_CHANGES);
+    fair("builds", &times[1], &FAIR_BUILDS);
+    fair("deletions", &times[2], &FAIR_CHANGES);
 }
