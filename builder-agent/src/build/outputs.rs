@@ -49,9 +49,9 @@ pub fn register(
         let recorded = settled.record();
         let (info, provenance) = info(recipe, view, inputs, spec, &recorded);
         let staged = view.stage_built(settled.ingested, info, provenance);
-        batch.push(
-            staged.map_err(|e| Failure::transient(format!("cannot keep the outputs of '{drv}': {e}")))?,
-        );
+        let staged =
+            staged.map_err(|e| Failure::transient(format!("cannot keep the outputs of '{drv}': {e}")))?;
+        batch.push(staged.known_from(&recipe.drv_path));
     }
     // What is valid already stays as it is, unless it is a claim and this is more.
     view.register_many(batch)
@@ -71,7 +71,16 @@ pub fn adopt(
         let recorded = outputs.get(name)?;
         Some(info(recipe, view, inputs, spec, recorded))
     });
-    view.adopt(batch.collect()).map(|_| ())
+    // Whatever others are told: a reader gets their own derivation's name.
+    view.adopt(batch.collect(), Some(&recipe.drv_path)).map(|_| ())
+}
+
+/// Whoever asks for a build of what is valid already, and of which nobody said where it came from, knows it from now on as
+/// what their own derivation makes. Blocking. Nothing depends on it but `nix log` and its like.
+pub fn name_deriver(recipe: &Recipe, view: &View, paths: &[StorePath]) {
+    if let Err(error) = view.name_deriver(paths, &recipe.drv_path) {
+        tracing::warn!(%error, drv = %recipe.drv_path.to_absolute_path(), "cannot note where outputs came from");
+    }
 }
 
 /// Whether everything that goes into an output has been checked here, so that everybody may see it.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix_derivation::StorePath;
 use sandbox::SandboxError;
-use store::{Closure, Provenance, RecordedOutput, RegisterError};
+use store::{Closure, Provenance, RecordedOutput, RegisterError, View};
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use wire::types::BuildStatus;
@@ -35,7 +35,10 @@ pub(super) async fn build_one(context: Context, recipe: Arc<Recipe>, check: bool
     let known = stated().or_else(realised);
     let valid = known.filter(|(paths, _)| paths.values().all(|path| view.is_valid(path)));
     match valid {
-        Some((paths, proven)) if !check => return Ok(Done::already(paths, proven)),
+        Some((paths, proven)) if !check => {
+            name_deriver(view, &recipe, &paths).await;
+            return Ok(Done::already(paths, proven));
+        }
         _ => {}
     }
     let config = &context.house.config;
@@ -48,6 +51,16 @@ pub(super) async fn build_one(context: Context, recipe: Arc<Recipe>, check: bool
         return ended;
     }
     one.build(false).await
+}
+
+/// As [`outputs::name_deriver`]; a thread is taken only if there is something to note.
+async fn name_deriver(view: &View, recipe: &Arc<Recipe>, paths: &BTreeMap<String, StorePath>) {
+    let nameless = |path: &&StorePath| view.info(path).is_some_and(|info| info.deriver.is_none());
+    let paths: Vec<StorePath> = paths.values().filter(nameless).cloned().collect();
+    if !paths.is_empty() {
+        let (view, recipe) = (view.clone(), recipe.clone());
+        let _ = blocking(move || outputs::name_deriver(&recipe, &view, &paths)).await;
+    }
 }
 
 /// A derivation whose inputs are all there.

@@ -188,7 +188,8 @@ fn register(public: &View, staged: store::Staged) -> Result<(), String> {
     if *staged.provenance() != Provenance::Verified {
         return Err("neither a trusted signature nor a content address fits it".into());
     }
-    public.register_many(vec![staged]).map(|_| ()).map_err(|error| error.to_string())
+    // A cache's word for the deriver would be kept for a member who does not exist.
+    public.register_many(vec![staged.proven_only()]).map(|_| ()).map_err(|error| error.to_string())
 }
 
 async fn blocking<T: Send + 'static>(

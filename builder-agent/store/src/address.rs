@@ -7,6 +7,7 @@ use nix_derivation::{
     CAHash, ContentAddressMethod, HashAlgorithm, NixHash, StorePath, nixbase32, store_path::build_ca_path,
 };
 
+use crate::annotation::Annotation;
 use crate::error::ImportError;
 use crate::ingest::{Ingested, Staged};
 use crate::register;
@@ -46,6 +47,7 @@ pub(crate) fn stage(
     };
     let good = register::trusted_signatures(config, &info);
     let proven = sure || !good.is_empty();
+    let said = Annotation::of(&info);
     let provenance = if proven {
         info.ca = address.map(|ca| ca.to_nix_string());
         // Everybody will see this info; only what was checked may stay in it.
@@ -55,7 +57,7 @@ pub(crate) fn stage(
         Provenance::Claimed(member.clone())
     };
     register::check(member, &ingested, &info, &provenance)?;
-    Ok(Staged { ingested, info, provenance, proven })
+    Ok(Staged { ingested, info, provenance, proven, said })
 }
 
 /// The content address if it holds, and whether no other contents could have it.
@@ -117,5 +119,6 @@ pub(crate) fn stage_new(
         signatures: Vec::new(),
         ca: Some(ca.to_nix_string()),
     };
-    Ok(Staged { ingested, info, provenance: Provenance::Verified, proven: true })
+    let said = Annotation::of(&info);
+    Ok(Staged { ingested, info, provenance: Provenance::Verified, proven: true, said })
 }

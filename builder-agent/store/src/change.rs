@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use nix_derivation::StorePath;
 
+use crate::annotation::Annotation;
+use crate::origins::Origins;
 use crate::realisation::{Realisation, RealisationId};
 use crate::result::BuildRecord;
 use crate::types::{Member, PathInfo, Provenance};
@@ -17,6 +19,8 @@ pub(crate) enum Change {
         provenance: Provenance,
         proven: bool,
         object_size: u64,
+        /// Of a claim; see [`crate::origins::trace`].
+        origins: Origins,
     },
     /// Verified paths are never dropped: others may have built on them.
     DropClaim {
@@ -57,5 +61,15 @@ pub(crate) enum Change {
     DropRoot {
         member: Member,
         name: String,
+    },
+    /// Replaces what the member said about the path before.
+    Annotate {
+        member: Member,
+        path: StorePath,
+        annotation: Arc<Annotation>,
+    },
+    DropAnnotation {
+        member: Member,
+        path: StorePath,
     },
 }

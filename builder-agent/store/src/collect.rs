@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use nix_derivation::StorePath;
 
+use crate::annotation::{Annotation, Notes};
 use crate::change::Change;
 use crate::commit::{About, Plan, commit_repeatable};
 use crate::error::{CollectError, MissingPath};
@@ -140,6 +141,7 @@ fn plan(
     let mut collected = Collected::default();
     let mut changes = Vec::new();
     let mut lost: HashMap<[u8; 32], usize> = HashMap::new();
+    let mut notes = Notes::default();
     // Referrers first, so that it can stop anywhere and leave nothing with a hole in its closure.
     for path in in_order(&seen, &dead) {
         if collected.bytes_freed > limit {
@@ -150,6 +152,11 @@ fn plan(
         let info = &entry.info;
         if !hidden(&path) {
             collected.paths.insert(path.clone());
+        } else if live.contains(&path)
+            && let Some(shown) = seen.entry(&path)
+        {
+            // The path stays, and so does what was said of it.
+            notes.add(&shown.0.info, Annotation::of(info));
         }
         if *lost.entry(info.nar_hash).and_modify(|n| *n += 1).or_insert(1) == 1 {
             collected.bytes_freed += info.nar_size;
@@ -157,7 +164,25 @@ fn plan(
         changes.push(Change::DropClaim { member: viewer.member.clone(), path });
     }
     changes.extend(forget(&seen, &viewer.member, &dead));
+    changes.extend(notes.changes(&seen, &viewer.member));
+    let drops = unneeded(&seen, wish, &live, &dead).into_iter();
+    changes.extend(drops.map(|path| Change::DropAnnotation { member: viewer.member.clone(), path }));
     Ok((changes, collected, lost.into_keys().collect()))
+}
+
+/// Annotations of what goes, and of what is not the member's own and nothing of theirs needs.
+fn unneeded(
+    seen: &Seen<'_>,
+    wish: &Collect,
+    live: &HashSet<StorePath>,
+    dead: &HashSet<StorePath>,
+) -> Vec<StorePath> {
+    let all = wish.action == CollectAction::DeleteDead;
+    let goes = |path: &StorePath| match seen.own_claim(path).filter(|_| !seen.is_verified(path)) {
+        Some(_) => dead.contains(path),
+        None => all && wish.asks_for(path) && !live.contains(path),
+    };
+    seen.annotations().into_iter().flat_map(|all| all.paths()).filter(|path| goes(path)).cloned().collect()
 }
 
 /// Which of `paths` and the hidden claims may go; an error if one of `paths` may not.

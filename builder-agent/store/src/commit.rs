@@ -279,7 +279,7 @@ mod tests {
         let made = view.add_ca("x", method, algorithm, &[].into(), &mut &b"x"[..]).unwrap();
         let path = StorePath::from_parts([1; 20], "claim").unwrap();
         let info = PathInfo { path: path.clone(), ca: None, ..PathInfo::clone(&made) };
-        view.adopt(vec![(info, Provenance::Claimed(Member::new("alice")))]).unwrap();
+        view.adopt(vec![(info, Provenance::Claimed(Member::new("alice")))], None).unwrap();
         (dir, store, view, path)
     }
 

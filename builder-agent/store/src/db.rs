@@ -15,13 +15,15 @@ use nix_derivation::StorePath;
 use rusqlite::types::Type;
 use rusqlite::{Connection, Row, ToSql, Transaction, params};
 
+use crate::annotation::Annotation;
 use crate::change::Change;
+use crate::origins::Origins;
 use crate::realisation::{Realisation, RealisationId};
 use crate::result::{BuildRecord, RecordEnd, RecordedOutput};
 use crate::types::{Durability, Member, PathInfo, Provenance};
 
 /// Version of the tables below.
-pub(crate) const SCHEMA: i64 = 2;
+pub(crate) const SCHEMA: i64 = 3;
 
 // Lists (references, signatures) are in one column: nobody asks SQL about them, the maps in memory do that.
 const CREATE_1: &str = "
@@ -81,6 +83,22 @@ const CREATE_2: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
+/// Schema 2 becomes 3. Of old claims nobody knows which are copies of others', so none of them is shown to those who
+/// share with their members (see [`Origins::from_text`]), until they are collected and come again.
+const CREATE_3: &str = "
+    ALTER TABLE paths ADD COLUMN origins TEXT;  -- whose claims a claim is made of, one a line; NULL: its member's
+    UPDATE paths SET origins = '' WHERE member IS NOT NULL;
+    CREATE TABLE annotations (
+        id INTEGER PRIMARY KEY,           -- the older, the lower
+        member TEXT NOT NULL,
+        path TEXT NOT NULL,
+        nar_hash BLOB NOT NULL,
+        deriver TEXT,
+        signatures TEXT NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX annotations_by_path ON annotations (member, path);
+";
+
 /// Pages of the log at which SQLite checkpoints by itself, in the middle of a commit (64 MiB). The housekeeper is to come
 /// first.
 const LOG_PAGES: u32 = 16_384;
@@ -102,6 +120,7 @@ pub(crate) struct Record {
     pub(crate) provenance: Provenance,
     pub(crate) proven: bool,
     pub(crate) object_size: u64,
+    pub(crate) origins: Origins,
 }
 
 /// What the file holds.
@@ -140,8 +159,9 @@ impl Db {
         }
         let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         let steps = match found {
-            0 => [CREATE_1, CREATE_2].concat(),
-            1 => CREATE_2.to_owned(),
+            0 => [CREATE_1, CREATE_2, CREATE_3].concat(),
+            1 => [CREATE_2, CREATE_3].concat(),
+            2 => CREATE_3.to_owned(),
             SCHEMA => String::new(),
             other => return Ok(Err(other)),
         };
@@ -180,6 +200,7 @@ impl Db {
         self.load_results(&mut loaded)?;
         self.load_realisations(&mut loaded)?;
         self.load_roots(&mut loaded)?;
+        self.load_annotations(&mut loaded)?;
         let bad = std::mem::take(&mut loaded.bad);
         loaded.unreadable = bad.len();
         let transaction = self.connection.transaction()?;
@@ -193,7 +214,7 @@ impl Db {
     fn load_paths(&self, loaded: &mut Loaded) -> rusqlite::Result<()> {
         let mut query = self.connection.prepare(
             "SELECT id, path, member, nar_hash, nar_size, object_size, refs, deriver, registration_time,
-                    ultimate, signatures, ca, proven FROM paths",
+                    ultimate, signatures, ca, proven, origins FROM paths",
         )?;
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
@@ -268,6 +289,20 @@ impl Db {
         Ok(())
     }
 
+    fn load_annotations(&self, loaded: &mut Loaded) -> rusqlite::Result<()> {
+        let mut query = self
+            .connection
+            .prepare("SELECT id, member, path, nar_hash, deriver, signatures FROM annotations ORDER BY id")?;
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            match read_annotation(row) {
+                Ok(change) => loaded.rest.push(change),
+                Err(e) => loaded.leave_out("DELETE FROM annotations WHERE id = ?1", row.get(0)?, &e),
+            }
+        }
+        Ok(())
+    }
+
     /// Removes rows of `paths`, for repair.
     pub(crate) fn delete(&mut self, ids: &[i64]) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
@@ -315,12 +350,12 @@ fn run(transaction: &Transaction<'_>, sql: &str, params: &[&dyn ToSql]) -> rusql
 fn write(transaction: &Transaction<'_>, change: &Change, last_row: &mut i64) -> rusqlite::Result<()> {
     let run = |sql: &str, params: &[&dyn ToSql]| run(transaction, sql, params);
     match change {
-        Change::AddPath { info, provenance, proven, object_size } => {
+        Change::AddPath { info, provenance, proven, object_size, origins } => {
             *last_row += 1;
             run(
                 "INSERT INTO paths (id, path, member, nar_hash, nar_size, object_size, refs, deriver,
-                                registration_time, ultimate, signatures, ca, proven)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) ON CONFLICT DO NOTHING",
+                                registration_time, ultimate, signatures, ca, proven, origins)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) ON CONFLICT DO NOTHING",
                 params![
                     *last_row,
                     info.path.to_basename(),
@@ -335,6 +370,7 @@ fn write(transaction: &Transaction<'_>, change: &Change, last_row: &mut i64) -> 
                     info.signatures.join("\n"),
                     info.ca,
                     proven,
+                    origins.to_text(),
                 ],
             )
         }
@@ -386,6 +422,22 @@ fn write(transaction: &Transaction<'_>, change: &Change, last_row: &mut i64) -> 
         Change::DropRoot { member, name } => {
             run("DELETE FROM roots WHERE member = ?1 AND name = ?2", params![member.name(), name])
         }
+        // The new one has a new id, and is the newest.
+        Change::Annotate { member, path, annotation } => run(
+            "INSERT OR REPLACE INTO annotations (member, path, nar_hash, deriver, signatures)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![
+                member.name(),
+                path.to_basename(),
+                &annotation.nar_hash[..],
+                annotation.deriver.as_ref().map(StorePath::to_basename),
+                annotation.signatures.join("\n"),
+            ],
+        ),
+        Change::DropAnnotation { member, path } => run(
+            "DELETE FROM annotations WHERE member = ?1 AND path = ?2",
+            params![member.name(), path.to_basename()],
+        ),
     }
 }
 
@@ -481,6 +533,20 @@ fn read_realisation(row: &Row<'_>) -> rusqlite::Result<Change> {
     Ok(Change::AddRealisation { id, provenance, realisation: Arc::new(realisation) })
 }
 
+fn read_annotation(row: &Row<'_>) -> rusqlite::Result<Change> {
+    let deriver: Option<String> = row.get(4)?;
+    let annotation = Annotation {
+        nar_hash: row.get(3)?,
+        deriver: deriver.map(|d| path_at(4, &d)).transpose()?,
+        signatures: row.get::<_, String>(5)?.lines().map(str::to_owned).collect(),
+    };
+    Ok(Change::Annotate {
+        member: Member::new(&row.get::<_, String>(1)?),
+        path: path_at(2, &row.get::<_, String>(2)?)?,
+        annotation: Arc::new(annotation),
+    })
+}
+
 fn read_root(row: &Row<'_>) -> rusqlite::Result<Change> {
     let path = path_at(2, &row.get::<_, String>(2)?)?;
     let member = Member::new(&row.get::<_, String>(0)?);
@@ -506,6 +572,7 @@ fn read_path(row: &Row<'_>) -> rusqlite::Result<Record> {
         provenance: provenance(row.get(2)?),
         proven: row.get(12)?,
         object_size: row.get::<_, i64>(5)?.cast_unsigned(),
+        origins: Origins::from_text(row.get::<_, Option<String>>(13)?.as_deref()),
     })
 }
 
@@ -558,9 +625,10 @@ mod tests {
         let mut add: Vec<Change> = Vec::new();
         for provenance in both.clone() {
             let (info, signed, proven, object_size) = (info.clone(), signed.clone(), true, 8192);
+            let origins = Origins::default();
             let (id, realisation) = (id.clone(), realisation.clone());
             add.extend([
-                Change::AddPath { info, provenance: provenance.clone(), proven, object_size },
+                Change::AddPath { info, provenance: provenance.clone(), proven, object_size, origins },
                 Change::SetSignatures { info: signed, provenance: provenance.clone(), proven },
                 Change::AddRealisation { id, provenance, realisation },
             ]);
@@ -568,19 +636,23 @@ mod tests {
         add.push(Change::PutResult { key: [7; 32], record });
         let name = "r".to_owned();
         add.push(Change::PutRoot { member: member.clone(), name: name.clone(), path: path.clone() });
+        let annotation =
+            Arc::new(Annotation { nar_hash: [2; 32], deriver: None, signatures: vec!["e:f".to_owned()] });
+        add.push(Change::Annotate { member: member.clone(), path: path.clone(), annotation });
         db.write(&add).unwrap();
         let loaded = db.load().unwrap();
         assert!(loaded.paths.iter().all(|record| record.info.signatures == ["c:d"]));
-        assert_eq!((loaded.paths.len(), loaded.rest.len(), loaded.unreadable), (2, 4, 0));
+        assert_eq!((loaded.paths.len(), loaded.rest.len(), loaded.unreadable), (2, 5, 0));
 
         let drop_of =
             |whose: &Option<Member>| Change::DropRealisation { id: id.clone(), member: whose.clone() };
         db.write(&[drop_of(&Some(member.clone()))]).unwrap();
         let left = |db: &mut Db| db.load().unwrap().rest.len();
-        assert_eq!(left(&mut db), 3, "the other layer's realisation is there");
+        assert_eq!(left(&mut db), 4, "the other layer's realisation is there");
         let rest = [
             drop_of(&None),
-            Change::DropClaim { member: member.clone(), path },
+            Change::DropClaim { member: member.clone(), path: path.clone() },
+            Change::DropAnnotation { member: member.clone(), path },
             Change::DropResult { key: [7; 32] },
             Change::DropRoot { member, name },
         ];

@@ -273,14 +273,6 @@ pub enum RegisterError {
         /// As sent.
         output: String,
     },
-    /// Signatures of a path that everybody sees must say something to everybody.
-    #[error(
-        "cannot add signatures to '{path}': it is visible to all members, and none of these signatures is by a key this box trusts"
-    )]
-    UntrustedSignature {
-        /// Which path.
-        path: StorePath,
-    },
     /// The names of roots are kept in memory.
     #[error("cannot make a root: {why}, at most {limit} are accepted")]
     RootLimit {

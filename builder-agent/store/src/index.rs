@@ -9,8 +9,10 @@ use std::sync::{Arc, LazyLock};
 
 use nix_derivation::StorePath;
 
+use crate::annotation::{Annotation, Annotations};
 use crate::change::Change;
 use crate::error::MissingPath;
+use crate::origins::Origins;
 use crate::realisation::{Realisation, RealisationId};
 use crate::result::{BuildRecord, RecordEnd};
 use crate::types::{Member, PathInfo, Provenance};
@@ -20,6 +22,8 @@ pub(crate) struct Entry {
     pub(crate) info: Arc<PathInfo>,
     /// Its contents are proven by a content address or by a signature; it is Claimed only because of its references.
     pub(crate) proven: bool,
+    /// Whose it is, and what it refers to: who else may see it.
+    pub(crate) origins: Origins,
 }
 
 #[derive(Default)]
@@ -31,21 +35,26 @@ struct Layer {
     roots: BTreeMap<String, StorePath>,
     /// Of all entries together.
     references: usize,
+    annotations: Annotations,
+    /// How many entries have something of others.
+    foreign: usize,
 }
 
 impl Layer {
-    fn insert(&mut self, info: Arc<PathInfo>, proven: bool) {
+    fn insert(&mut self, info: Arc<PathInfo>, proven: bool, origins: Origins) {
         self.by_digest.entry(*info.path.digest()).or_default().insert(info.path.clone());
         for reference in &info.references {
             self.referrers.entry(reference.clone()).or_default().insert(info.path.clone());
         }
         self.references += info.references.len();
-        self.entries.insert(info.path.clone(), Entry { info, proven });
+        self.foreign += usize::from(origins.is_foreign());
+        self.entries.insert(info.path.clone(), Entry { info, proven, origins });
     }
 
     fn remove(&mut self, path: &StorePath) -> Option<Entry> {
         let entry = self.entries.remove(path)?;
         self.references -= entry.info.references.len();
+        self.foreign -= usize::from(entry.origins.is_foreign());
         remove_from(&mut self.by_digest, path.digest(), path);
         for reference in &entry.info.references {
             remove_from(&mut self.referrers, reference, path);
@@ -99,12 +108,12 @@ impl Index {
     /// Does in memory what [`crate::db::Db::write`] did on disk.
     pub(crate) fn apply(&mut self, change: Change) {
         match change {
-            Change::AddPath { info, provenance, proven, object_size } => {
+            Change::AddPath { info, provenance, proven, object_size, origins } => {
                 let layer = self.layer(&provenance);
                 if layer.entries.contains_key(&info.path) {
                     return;
                 }
-                layer.insert(Arc::clone(&info), proven);
+                layer.insert(Arc::clone(&info), proven, origins);
                 let uses = self.objects.entry(info.nar_hash).or_default();
                 uses.paths += 1;
                 uses.size = object_size;
@@ -117,7 +126,7 @@ impl Index {
             }
             Change::SetSignatures { info, provenance, proven } => {
                 if let Some(entry) = self.layer(&provenance).entries.get_mut(&info.path) {
-                    *entry = Entry { info, proven };
+                    (entry.info, entry.proven) = (info, proven);
                 }
             }
             Change::AddRealisation { id, provenance, realisation } => {
@@ -149,6 +158,14 @@ impl Index {
                     layer.roots.remove(&name);
                 }
             }
+            Change::Annotate { member, path, annotation } => {
+                self.claimed.entry(member).or_default().annotations.put(path, annotation);
+            }
+            Change::DropAnnotation { member, path } => {
+                if let Some(layer) = self.claimed.get_mut(&member) {
+                    layer.annotations.remove(&path);
+                }
+            }
         }
     }
 
@@ -156,12 +173,13 @@ impl Index {
     pub(crate) fn inverse(&self, change: &Change) -> Option<Change> {
         match change {
             Change::DropClaim { member, path } => {
-                let Entry { info, proven } = self.claimed.get(member)?.entries.get(path)?;
+                let Entry { info, proven, origins } = self.claimed.get(member)?.entries.get(path)?;
                 Some(Change::AddPath {
                     info: Arc::clone(info),
                     provenance: Provenance::Claimed(member.clone()),
                     proven: *proven,
                     object_size: self.object_size(&info.nar_hash)?,
+                    origins: origins.clone(),
                 })
             }
             Change::DropRealisation { id, member: Some(member) } => Some(Change::AddRealisation {
@@ -171,6 +189,15 @@ impl Index {
             }),
             Change::DropResult { key } => {
                 Some(Change::PutResult { key: *key, record: Arc::clone(self.results.get(key)?) })
+            }
+            // What goes with its path: the claim that gave way to a Verified one is remembered by what it said.
+            Change::Annotate { member, path, .. } | Change::DropAnnotation { member, path } => {
+                let (member, path) = (member.clone(), path.clone());
+                let before = self.claimed.get(&member).and_then(|layer| layer.annotations.of(&path).cloned());
+                Some(match before {
+                    Some(annotation) => Change::Annotate { member, path, annotation },
+                    None => Change::DropAnnotation { member, path },
+                })
             }
             _ => None,
         }
@@ -225,13 +252,14 @@ impl Index {
         self.verified.entries.contains_key(path)
     }
 
-    /// What `member` may see, if `others` share with them.
+    /// What `member` may see, if `others` share with them: Verified, own, and of the others' layers what they share.
     pub(crate) fn seen_by<'a>(&'a self, member: &'a Member, others: &'a [Member]) -> Seen<'a> {
         Seen {
             verified: &self.verified,
             own: self.claimed.get(member),
             others: others.iter().filter_map(|m| Some((m, self.claimed.get(m)?))).collect(),
             member,
+            sharing: others,
         }
     }
 }
@@ -259,6 +287,8 @@ pub(crate) struct Seen<'a> {
     own: Option<&'a Layer>,
     others: Vec<(&'a Member, &'a Layer)>,
     member: &'a Member,
+    /// Who shares with the member, whether or not they have anything.
+    sharing: &'a [Member],
 }
 
 impl<'a> Seen<'a> {
@@ -274,7 +304,50 @@ impl<'a> Seen<'a> {
     }
 
     pub(crate) fn entry(&self, path: &StorePath) -> Option<(&'a Entry, Whose<'a>)> {
-        self.layers().find_map(|(whose, layer)| Some((layer.entries.get(path)?, whose)))
+        self.layers().find_map(|(whose, layer)| Some((self.open(whose, layer.entries.get(path)?)?, whose)))
+    }
+
+    /// `entry`, unless it is in another's layer and not theirs alone to show.
+    fn open(&self, whose: Whose<'a>, entry: &'a Entry) -> Option<&'a Entry> {
+        let shown = match whose {
+            Whose::Everybodys | Whose::Own(_) => true,
+            Whose::Shared(_) => entry.origins.are_open_to(self.member, self.sharing),
+        };
+        shown.then_some(entry)
+    }
+
+    /// What this member knows of a path: its info, with what they said about it themselves.
+    pub(crate) fn described(&self, path: &StorePath) -> Option<(Arc<PathInfo>, Whose<'a>)> {
+        let (entry, whose) = self.entry(path)?;
+        // A claim that a Verified path hides still says where it came from.
+        let hidden = self.own_claim(path).filter(|_| whose == Whose::Everybodys);
+        let hidden = hidden.filter(|claim| claim.info.nar_hash == entry.info.nar_hash);
+        let added = self.annotation(path).filter(|added| added.nar_hash == entry.info.nar_hash);
+        if hidden.is_none() && added.is_none() {
+            return Some((Arc::clone(&entry.info), whose));
+        }
+        let mut info = PathInfo::clone(&entry.info);
+        if let Some(claim) = hidden {
+            Annotation::of(&claim.info).describe(&mut info);
+        }
+        if let Some(added) = added {
+            added.describe(&mut info);
+        }
+        Some((Arc::new(info), whose))
+    }
+
+    /// What the member said about a path, perhaps about other contents than it has now.
+    pub(crate) fn annotation(&self, path: &StorePath) -> Option<&'a Arc<Annotation>> {
+        self.own?.annotations.of(path)
+    }
+
+    pub(crate) fn annotations(&self) -> Option<&'a Annotations> {
+        self.own.map(|layer| &layer.annotations)
+    }
+
+    /// Whether some of the member's claims are made of others'.
+    pub(crate) fn has_foreign(&self) -> bool {
+        self.own.is_some_and(|layer| layer.foreign > 0)
     }
 
     pub(crate) fn info(&self, path: &StorePath) -> Option<&'a Arc<PathInfo>> {
@@ -301,7 +374,11 @@ impl<'a> Seen<'a> {
     }
 
     pub(crate) fn by_digest(&self, digest: &[u8; 20]) -> Option<StorePath> {
-        self.layers().find_map(|(_, layer)| layer.by_digest.get(digest)?.first().cloned())
+        self.layers().find_map(|(whose, layer)| {
+            let shown =
+                |path: &&StorePath| layer.entries.get(*path).is_some_and(|e| self.open(whose, e).is_some());
+            layer.by_digest.get(digest)?.iter().find(shown).cloned()
+        })
     }
 
     pub(crate) fn referrers(&self, path: &StorePath) -> BTreeSet<StorePath> {
@@ -315,11 +392,23 @@ impl<'a> Seen<'a> {
     }
 
     pub(crate) fn all(&self) -> BTreeSet<StorePath> {
-        self.layers().flat_map(|(_, layer)| layer.entries.keys()).cloned().collect()
+        let shown = |(whose, layer): (Whose<'a>, &'a Layer)| {
+            layer.entries.iter().filter(move |(_, entry)| self.open(whose, entry).is_some())
+        };
+        self.layers().flat_map(shown).map(|(path, _)| path.clone()).collect()
     }
 
     pub(crate) fn realisation(&self, id: &RealisationId) -> Option<(&'a Arc<Realisation>, Whose<'a>)> {
-        self.layers().find_map(|(whose, layer)| Some((layer.realisations.get(id)?, whose)))
+        self.layers().find_map(|(whose, layer)| {
+            let realisation = layer.realisations.get(id)?;
+            // Another's is as visible as the path it leads to.
+            let shown = match whose {
+                Whose::Everybodys | Whose::Own(_) => true,
+                Whose::Shared(_) if self.is_verified(&realisation.path) => true,
+                Whose::Shared(_) => self.open(whose, layer.entries.get(&realisation.path)?).is_some(),
+            };
+            shown.then_some((realisation, whose))
+        })
     }
 
     /// The member's own claim of what an output is, even where a Verified one hides it.

@@ -11,6 +11,7 @@ use nix_archive::nar::{ReferencePattern, ReferenceScanner};
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, StorePath, nixbase32};
 use sha2::{Digest, Sha256};
 
+use crate::annotation::Annotation;
 use crate::contents::Contents;
 use crate::error::{FileError, ImportError, NarError};
 use crate::nar::{NarReader, ParseError, Parser, PushError};
@@ -254,6 +255,8 @@ pub struct Staged {
     pub(crate) provenance: Provenance,
     /// The contents are proven by their address or a trusted signature.
     pub(crate) proven: bool,
+    /// What the member says beside what is proven.
+    pub(crate) said: Annotation,
 }
 
 impl Staged {
@@ -261,6 +264,20 @@ impl Staged {
     #[must_use]
     pub fn info(&self) -> &PathInfo {
         &self.info
+    }
+
+    /// The same, and nobody's word is kept but what is proven.
+    #[must_use]
+    pub fn proven_only(mut self) -> Self {
+        self.said = Annotation::deriver(self.info.nar_hash, None);
+        self
+    }
+
+    /// The same, and this member knows it as made by `deriver`, whatever others are told.
+    #[must_use]
+    pub fn known_from(mut self, deriver: &StorePath) -> Self {
+        self.said.deriver = Some(deriver.clone());
+        self
     }
 
     /// As what; Verified still depends on the references.

@@ -13,6 +13,7 @@
 //! `docs/store.md` has the format of an object, the argument for crash safety and the threat table.
 
 mod address;
+mod annotation;
 mod change;
 mod closure;
 mod collect;
@@ -28,6 +29,7 @@ mod keeper;
 mod marker;
 pub mod nar;
 pub mod object;
+mod origins;
 mod realisation;
 mod records;
 mod recover;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use nix_derivation::StorePath;
 
+use crate::annotation::{Annotation, Notes};
 use crate::change::Change;
 use crate::commit::{About, Plan, commit};
 use crate::error::{MissingPath, RegisterError};
@@ -188,38 +189,69 @@ fn with_signatures(
     let Some((entry, whose)) = seen.entry(&path) else { return Err(MissingPath(path).into()) };
     let mut info = PathInfo::clone(&entry.info);
     let before = info.signatures.len();
-    let mut todo = Vec::new();
+    let said = Annotation { nar_hash: info.nar_hash, deriver: None, signatures: signatures.clone() };
+    let known = seen.annotation(&path).map_or(&[][..], |known| &known.signatures);
+    let new = |s: &&String| !info.signatures.contains(*s) && !known.contains(*s);
+    let count = known.len() + signatures.iter().filter(new).count();
+    let mut notes = Notes::default();
     if whose == Whose::Everybodys {
-        let nothing_new = signatures.iter().all(|s| info.signatures.contains(s));
         let good = register::trusted_signatures(config, &PathInfo { signatures, ..info.clone() });
-        if good.is_empty() && !nothing_new {
-            return Err(RegisterError::UntrustedSignature { path });
-        }
         add_new(&mut info.signatures, good);
-    } else {
-        add_new(&mut info.signatures, signatures);
-        let good = register::trusted_signatures(config, &info);
-        let proven = entry.proven || !good.is_empty();
-        if proven && info.references.iter().all(|r| *r == path || index.is_verified(r)) {
-            let upgrade = register::upgrade(index, config, info, good);
-            let Some(Change::AddPath { info, .. }) = &upgrade else {
-                return Err(RegisterError::NoObject { path });
-            };
-            let followers = register::follow(index, config, viewer, vec![Arc::clone(info)]);
-            return Ok(upgrade.into_iter().chain(followers).collect());
-        }
         register::check_signatures(&path, &info.signatures)?;
-        todo.extend(register::make_own(index, viewer, [&path])?);
-        let provenance = Provenance::Claimed(viewer.member.clone());
-        todo.push(Change::SetSignatures { info: Arc::new(info), provenance, proven });
+        let info = Arc::new(info);
+        register::check_signature_count(&path, count)?;
+        notes.add(&info, said);
+        let mut todo = Vec::new();
+        if info.signatures.len() > before {
+            let (provenance, proven) = (Provenance::Verified, entry.proven);
+            todo.push(Change::SetSignatures { info, provenance, proven });
+        }
+        todo.extend(notes.changes(&seen, &viewer.member));
         return Ok(todo);
     }
-    if info.signatures.len() > before {
-        register::check_signatures(&path, &info.signatures)?;
-        let provenance = Provenance::Verified;
-        todo.push(Change::SetSignatures { info: Arc::new(info), provenance, proven: entry.proven });
+    add_new(&mut info.signatures, signatures);
+    let good = register::trusted_signatures(config, &info);
+    let proven = entry.proven || !good.is_empty();
+    if proven && info.references.iter().all(|r| *r == path || index.is_verified(r)) {
+        let upgrade = register::upgrade(index, config, info, good);
+        let Some(Change::AddPath { info, .. }) = &upgrade else {
+            return Err(RegisterError::NoObject { path });
+        };
+        notes.add(info, said);
+        let followers = register::follow(index, config, viewer, vec![Arc::clone(info)], &mut notes);
+        let noted = notes.changes(&seen, &viewer.member);
+        return Ok(upgrade.into_iter().chain(followers).chain(noted).collect());
     }
-    Ok(todo)
+    if matches!(whose, Whose::Shared(_)) {
+        // Another's claim says what its owner says.
+        register::check_signature_count(&path, count)?;
+        notes.add(&entry.info, said);
+        return Ok(notes.changes(&seen, &viewer.member));
+    }
+    register::check_signatures(&path, &info.signatures)?;
+    let provenance = Provenance::Claimed(viewer.member.clone());
+    Ok(vec![Change::SetSignatures { info: Arc::new(info), provenance, proven }])
+}
+
+/// Remembers for the member where these came from, as far as nothing is known.
+pub(crate) fn name_deriver(
+    store: &Inner,
+    viewer: &Viewer,
+    paths: &[StorePath],
+    deriver: &StorePath,
+) -> Result<(), RegisterError> {
+    let mut notes = Notes::default();
+    let empty = {
+        let index = store.index();
+        let seen = viewer.sees(&index);
+        for info in paths.iter().filter_map(|path| Some(seen.described(path)?.0)) {
+            if info.deriver.is_none() {
+                notes.add(&info, Annotation::deriver(info.nar_hash, Some(deriver)));
+            }
+        }
+        notes.paths().next().is_none()
+    };
+    if empty { Ok(()) } else { register::note(store, viewer, notes) }
 }
 
 fn add_new(to: &mut Vec<String>, from: Vec<String>) {
@@ -233,6 +265,7 @@ fn add_new(to: &mut Vec<String>, from: Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::origins::Origins;
     use crate::types::Member;
 
     /// Alice with one claim, as many roots and realisations of it as she may have, and what adds one more of each.
@@ -252,7 +285,8 @@ mod tests {
         });
         let provenance = Provenance::Claimed(member.clone());
         let mut index = Index::default();
-        index.apply(Change::AddPath { info, provenance, proven: false, object_size: 8192 });
+        let origins = Origins::default();
+        index.apply(Change::AddPath { info, provenance, proven: false, object_size: 8192, origins });
         for i in 0..MAX_ROOTS {
             let (member, name, path) = (member.clone(), i.to_string(), path.clone());
             index.apply(Change::PutRoot { member, name, path });

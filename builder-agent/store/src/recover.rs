@@ -44,7 +44,7 @@ pub struct Recovery {
     pub unregistered_objects: usize,
     /// Rows without an object, or with a reference that was lost this way, removed.
     pub lost_paths: usize,
-    /// Realisations and roots that named what was lost, removed.
+    /// Realisations, roots and annotations that named what was lost, removed.
     pub lost_records: usize,
     /// Results without outputs, removed: lost like those, or of a deletion that was not tidied up.
     pub stale_results: usize,
@@ -184,8 +184,9 @@ pub(crate) fn recover(
     let unregistered: Vec<[u8; 32]> = sizes.into_keys().filter(|hash| !named.contains(hash)).collect();
     recovery.unregistered_objects = unregistered.len();
     let mut index = Index::default();
-    for Record { info, provenance, proven, object_size, .. } in kept {
-        index.apply(Change::AddPath { info: Arc::new(info), provenance, proven, object_size });
+    for Record { info, provenance, proven, object_size, origins, .. } in kept {
+        let info = Arc::new(info);
+        index.apply(Change::AddPath { info, provenance, proven, object_size, origins });
     }
     let mut stale = Vec::new();
     for change in rest {
@@ -302,6 +303,8 @@ fn undo_if_stale(index: &Index, change: &Change) -> Option<Change> {
         Change::AddRealisation { id, provenance: Provenance::Verified, realisation } => (!index
             .is_verified(&realisation.path))
         .then(|| Change::DropRealisation { id: id.clone(), member: None }),
+        Change::Annotate { member, path, annotation } => (index.paths_with(&annotation.nar_hash) == 0)
+            .then(|| Change::DropAnnotation { member: member.clone(), path: path.clone() }),
         _ => None,
     }
 }

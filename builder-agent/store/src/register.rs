@@ -9,11 +9,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix_derivation::{StorePath, nixbase32};
 
+use crate::annotation::{Annotation, Notes};
 use crate::change::Change;
 use crate::commit::{About, Plan, commit};
 use crate::error::RegisterError;
 use crate::index::{Index, Seen, Whose};
 use crate::ingest::{Ingested, Staged};
+use crate::origins::{Origins, trace};
 use crate::signing;
 use crate::store::Inner;
 use crate::types::{Member, PathInfo, Provenance, StoreConfig};
@@ -26,7 +28,7 @@ const MAX_REFERENCES: usize = 30_000;
 const MAX_CLAIMS: usize = 200_000;
 const MAX_CLAIMED_REFERENCES: usize = 1_000_000;
 /// Most signatures of one path, and bytes of one signature; an Ed25519 signature with its key name is about 120.
-const MAX_SIGNATURES: usize = 64;
+pub(crate) const MAX_SIGNATURES: usize = 64;
 const MAX_SIGNATURE_BYTES: usize = 1024;
 /// Longest `ca` field; the longest real one, SHA-512, has about 120 bytes.
 const MAX_CA_BYTES: usize = 256;
@@ -82,20 +84,28 @@ fn check_info(member: &Member, info: &PathInfo, provenance: &Provenance) -> Resu
 }
 
 pub(crate) fn check_signatures(path: &StorePath, signatures: &[String]) -> Result<(), RegisterError> {
+    check_signature_count(path, signatures.len())?;
     let longest = signatures.iter().map(String::len).max().unwrap_or(0);
-    let counts = [
-        ("signatures", signatures.len(), MAX_SIGNATURES),
-        ("bytes in a signature", longest, MAX_SIGNATURE_BYTES),
-    ];
-    for (what, count, limit) in counts {
-        if count > limit {
-            return Err(RegisterError::TooMany { path: path.clone(), what, count, limit });
-        }
+    if longest > MAX_SIGNATURE_BYTES {
+        let (path, what, limit) = (path.clone(), "bytes in a signature", MAX_SIGNATURE_BYTES);
+        return Err(RegisterError::TooMany { path, what, count: longest, limit });
     }
     if let Some(bad) = signatures.iter().find(|s| !s.contains(':') || s.contains(char::is_whitespace)) {
         return Err(RegisterError::BadSignature { path: path.clone(), signature: bad.clone() });
     }
     Ok(())
+}
+
+pub(crate) fn check_signature_count(path: &StorePath, count: usize) -> Result<(), RegisterError> {
+    match count > MAX_SIGNATURES {
+        true => Err(RegisterError::TooMany {
+            path: path.clone(),
+            what: "signatures",
+            count,
+            limit: MAX_SIGNATURES,
+        }),
+        false => Ok(()),
+    }
 }
 
 /// Signatures of trusted keys that are right for `info`.
@@ -143,6 +153,8 @@ struct New {
     object_size: Option<u64>,
     /// Ours, made before the queue so that nobody else waits for it; kept only if the path becomes Verified.
     signature: Option<String>,
+    /// What the member says of it, beside what is told to everybody.
+    said: Annotation,
 }
 
 pub(crate) fn register(
@@ -152,9 +164,9 @@ pub(crate) fn register(
 ) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
     let mut items = Vec::with_capacity(batch.len());
     let mut objects = Vec::with_capacity(batch.len());
-    for Staged { ingested, info, provenance, proven } in batch {
+    for Staged { ingested, info, provenance, proven, said } in batch {
         let object_size = Some(ingested.object_size);
-        items.push(New { info, provenance, proven, object_size, signature: None });
+        items.push(New { info, provenance, proven, object_size, signature: None, said });
         objects.push(ingested);
     }
     if let Some(infos) = prepare(store, viewer, &mut items)? {
@@ -171,16 +183,18 @@ pub(crate) fn register(
     })
 }
 
-/// Registers paths whose objects the store has already.
+/// Registers paths whose objects the store has already. The member knows them as made by `deriver`.
 pub(crate) fn adopt(
     store: &Inner,
     viewer: &Viewer,
     batch: Vec<(PathInfo, Provenance)>,
+    deriver: Option<&StorePath>,
 ) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
     let mut items = Vec::with_capacity(batch.len());
     for (info, provenance) in batch {
         check_info(&viewer.member, &info, &provenance)?;
-        items.push(New { info, provenance, proven: false, object_size: None, signature: None });
+        let said = Annotation::deriver(info.nar_hash, deriver);
+        items.push(New { info, provenance, proven: false, object_size: None, signature: None, said });
     }
     if let Some(infos) = prepare(store, viewer, &mut items)? {
         return Ok(infos);
@@ -204,7 +218,12 @@ fn prepare(
         settle(&index, viewer, items)?;
         let seen = viewer.sees(&index);
         let there = |new: &New| existing(&seen, &new.info.path, &new.provenance).cloned();
-        if let Some(infos) = items.iter().map(there).collect() {
+        if let Some(infos) = items.iter().map(there).collect::<Option<Vec<_>>>() {
+            let news = notes(&infos, items).changes(&seen, &viewer.member);
+            drop(index);
+            if !news.is_empty() {
+                note(store, viewer, notes(&infos, items))?;
+            }
             return Ok(Some(infos));
         }
     }
@@ -212,6 +231,23 @@ fn prepare(
         new.signature = signature(&store.config, &new.info);
     }
     Ok(None)
+}
+
+/// What the items say of paths that are there already, as `infos`.
+fn notes(infos: &[Arc<PathInfo>], items: &[New]) -> Notes {
+    let mut notes = Notes::default();
+    infos.iter().zip(items).for_each(|(info, new)| notes.add(info, new.said.clone()));
+    notes
+}
+
+/// Keeps what the member says, and changes nothing else.
+pub(crate) fn note(store: &Inner, viewer: &Viewer, notes: Notes) -> Result<(), RegisterError> {
+    let viewer = viewer.clone();
+    let about = About { adds: notes.paths().map(|path| *path.digest()).collect(), ..About::default() };
+    commit(store, about, move |index| {
+        let changes = notes.changes(&viewer.sees(index), &viewer.member);
+        Ok((Plan { changes, ..Plan::default() }, ()))
+    })
 }
 
 fn about(items: &[New]) -> About {
@@ -249,10 +285,12 @@ fn plan(
     let mut first: HashMap<StorePath, Arc<PathInfo>> = HashMap::new();
     let mut verified: Vec<Arc<PathInfo>> = Vec::new();
     let mut leaned_on: BTreeSet<StorePath> = BTreeSet::new();
-    for New { mut info, provenance, proven, object_size, signature: made } in items {
+    let mut notes = Notes::default();
+    for New { mut info, provenance, proven, object_size, signature: made, said } in items {
         // The same path twice in one batch: the first one counts.
         let there = existing(&seen, &info.path, &provenance).cloned();
         if let Some(existing) = there.or_else(|| first.get(&info.path).cloned()) {
+            notes.add(&existing, said);
             planned.infos.push(existing);
             planned.new.push(false);
             continue;
@@ -267,21 +305,27 @@ fn plan(
             // `settle` never makes Verified what was not, so it is there if the store has a key.
             add_signature(&mut info, made);
         } else {
+            // It says all of it itself, also what could not be told to everybody.
+            said.describe(&mut info);
             leaned_on.extend(info.references.iter().cloned());
         }
         let info = Arc::new(info);
         if provenance == Provenance::Verified {
             verified.push(Arc::clone(&info));
+            notes.add(&info, said);
         }
         first.insert(info.path.clone(), Arc::clone(&info));
         planned.infos.push(Arc::clone(&info));
         planned.new.push(true);
-        planned.changes.push(Change::AddPath { info, provenance, proven, object_size });
+        let origins = Origins::default();
+        planned.changes.push(Change::AddPath { info, provenance, proven, object_size, origins });
     }
     let leaned_on = leaned_on.iter().filter(|r| !first.contains_key(*r));
     planned.changes.extend(make_own(index, viewer, leaned_on)?);
     within_limits(&seen, viewer, &planned.changes)?;
-    planned.changes.extend(follow(index, config, viewer, verified));
+    planned.changes.extend(follow(index, config, viewer, verified, &mut notes));
+    trace(index, &viewer.member, &mut planned.changes);
+    planned.changes.extend(notes.changes(&seen, &viewer.member));
     Ok(planned)
 }
 
@@ -340,20 +384,27 @@ pub(crate) fn make_own<'a>(
         |m: crate::MissingPath| RegisterError::MissingReference { path: paths[0].clone(), reference: m.0 };
     let closure = seen.closure(paths.iter().copied()).map_err(missing)?;
     let theirs = closure.into_values().filter(|(_, whose)| matches!(whose, Whose::Shared(_)));
-    let changes: Vec<Change> = theirs
+    let mut copies: Vec<Change> = theirs
         .filter_map(|(info, _)| {
-            let (proven, object_size) =
-                (seen.entry(&info.path)?.0.proven, index.object_size(&info.nar_hash)?);
+            let (entry, whose) = seen.entry(&info.path)?;
+            let (proven, object_size) = (entry.proven, index.object_size(&info.nar_hash)?);
             let provenance = Provenance::Claimed(viewer.member.clone());
-            Some(Change::AddPath { info, provenance, proven, object_size })
+            // It stays the claim of whose it was.
+            let origins = match whose {
+                Whose::Shared(layer) => entry.origins.seen_from_outside(layer),
+                Whose::Everybodys | Whose::Own(_) => return None,
+            };
+            Some(Change::AddPath { info, provenance, proven, object_size, origins })
         })
         .collect();
-    within_limits(&seen, viewer, &changes)?;
-    Ok(changes)
+    within_limits(&seen, viewer, &copies)?;
+    trace(index, &viewer.member, &mut copies);
+    Ok(copies)
 }
 
 /// What becomes Verified because `verified` have: the member's own claims that prove themselves and waited for their
-/// references only. Also drops the member's claims that Verified ones replace with the same contents.
+/// references only. Also drops the member's claims that Verified ones replace with the same contents; what they said
+/// goes to `notes`.
 ///
 /// Other members' claims wait until those members come back to them: how long this takes must not tell what they have.
 pub(crate) fn follow(
@@ -361,6 +412,7 @@ pub(crate) fn follow(
     config: &StoreConfig,
     viewer: &Viewer,
     verified: Vec<Arc<PathInfo>>,
+    notes: &mut Notes,
 ) -> Vec<Change> {
     let seen = viewer.sees(index);
     // Verified by now, or about to be.
@@ -371,7 +423,8 @@ pub(crate) fn follow(
     let mut changes = Vec::new();
     let mut todo = verified;
     while let Some(new) = todo.pop() {
-        if seen.own_claim(&new.path).is_some_and(|entry| entry.info.nar_hash == new.nar_hash) {
+        if let Some(claim) = seen.own_claim(&new.path).filter(|entry| entry.info.nar_hash == new.nar_hash) {
+            notes.add(&new, Annotation::of(&claim.info));
             changes.push(Change::DropClaim { member: viewer.member.clone(), path: new.path.clone() });
         }
         let was_missing = !index.is_verified(&new.path) && done.insert(new.path.clone());
@@ -419,7 +472,7 @@ pub(crate) fn upgrade(
     let made = signature(config, &info);
     add_signature(&mut info, made);
     let (info, provenance) = (Arc::new(info), Provenance::Verified);
-    Some(Change::AddPath { info, provenance, proven: true, object_size })
+    Some(Change::AddPath { info, provenance, proven: true, object_size, origins: Origins::default() })
 }
 
 /// Checks that all references are there, and lets a path be Verified only if all it refers to is. Otherwise others

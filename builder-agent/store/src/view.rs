@@ -8,6 +8,7 @@ use std::sync::Arc;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, StorePath};
 use sha2::{Digest, Sha256};
 
+use crate::annotation::Annotation;
 use crate::closure::{Closure, Composed};
 use crate::collect::{self, Collect, Collected};
 use crate::contents::Contents;
@@ -71,18 +72,18 @@ impl View {
         &self.viewer.others
     }
 
-    /// Info of a valid path.
+    /// Info of a valid path, with the deriver and the signatures that this member knows of.
     #[must_use]
     pub fn info(&self, path: &StorePath) -> Option<Arc<PathInfo>> {
-        self.viewer.sees(&self.store.index()).info(path).cloned()
+        self.viewer.sees(&self.store.index()).described(path).map(|(info, _)| info)
     }
 
     /// Info of a valid path and why we believe it.
     #[must_use]
     pub fn info_with_provenance(&self, path: &StorePath) -> Option<(Arc<PathInfo>, Provenance)> {
         let index = self.store.index();
-        let (entry, whose) = self.viewer.sees(&index).entry(path)?;
-        Some((Arc::clone(&entry.info), whose.provenance()))
+        let (info, whose) = self.viewer.sees(&index).described(path)?;
+        Some((info, whose.provenance()))
     }
 
     /// Whether `path` is valid here.
@@ -131,8 +132,8 @@ impl View {
     pub fn valid_derivers(&self, path: &StorePath) -> BTreeSet<StorePath> {
         let index = self.store.index();
         let seen = self.viewer.sees(&index);
-        let deriver = seen.info(path).and_then(|i| i.deriver.as_ref());
-        deriver.filter(|d| seen.info(d).is_some()).cloned().into_iter().collect()
+        let deriver = seen.described(path).and_then(|(info, _)| info.deriver.clone());
+        deriver.filter(|d| seen.info(d).is_some()).into_iter().collect()
     }
 
     /// `paths` and all they refer to, however indirectly.
@@ -212,7 +213,12 @@ impl View {
         provenance: Provenance,
     ) -> Result<Staged, RegisterError> {
         register::check(&self.viewer.member, &ingested, &info, &provenance)?;
-        Ok(Staged { ingested, info, provenance, proven: false })
+        let said = match provenance {
+            // Only what was checked is in it.
+            Provenance::Verified => Annotation::deriver(info.nar_hash, None),
+            Provenance::Claimed(_) => Annotation::of(&info),
+        };
+        Ok(Staged { ingested, info, provenance, proven: false, said })
     }
 
     /// Reads exactly one NAR and checks it against `info` as a client announced it; for [`View::register_many`].
@@ -334,14 +340,26 @@ impl View {
     }
 
     /// Registers paths whose contents the store has already, by NAR hash, all or none. For the box's own use, with
-    /// what it recorded itself: whoever can choose the hash can read the contents.
-    pub fn adopt(&self, batch: Vec<(PathInfo, Provenance)>) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
+    /// what it recorded itself: whoever can choose the hash can read the contents. This member knows them as made by
+    /// `deriver`, whatever others are told.
+    pub fn adopt(
+        &self,
+        batch: Vec<(PathInfo, Provenance)>,
+        deriver: Option<&StorePath>,
+    ) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
         self.hold(batch.iter().map(|(info, _)| &info.path))?;
-        register::adopt(&self.store, &self.viewer, batch)
+        register::adopt(&self.store, &self.viewer, batch, deriver)
     }
 
-    /// Adds signatures to a valid path. A right one of a trusted key makes a claim Verified if its references are;
-    /// on a path that everybody sees no others are kept.
+    /// This member knows those of `paths` as made by `deriver` that are valid and of which no deriver is known. Writes
+    /// nothing if there are none.
+    pub fn name_deriver(&self, paths: &[StorePath], deriver: &StorePath) -> Result<(), RegisterError> {
+        records::name_deriver(&self.store, &self.viewer, paths, deriver)
+    }
+
+    /// Adds signatures to a valid path. A right one of a trusted key makes a claim Verified if its references are, and
+    /// is shown to everybody who sees the path; of a path that is not this member's claim, others are shown to this
+    /// member alone.
     pub fn add_signatures(&self, path: &StorePath, signatures: &[String]) -> Result<(), RegisterError> {
         records::add_signatures(&self.store, &self.viewer, path, signatures)
     }

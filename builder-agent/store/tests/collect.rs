@@ -288,14 +288,14 @@ fn a_result_goes_with_the_last_path_that_has_its_object() {
     assert_eq!(store.result(&[9; 32]).as_deref(), Some(&record));
     // Somebody else takes the result over, without a byte of data.
     let nar = file(noise(1, BIG)).nar();
-    let adopted = b.adopt(vec![(info(&path("p"), &nar, &[]), Provenance::Claimed(bob()))]).unwrap();
+    let adopted = b.adopt(vec![(info(&path("p"), &nar, &[]), Provenance::Claimed(bob()))], None).unwrap();
     assert_eq!(adopted[0].path, path("p"));
     b.verify(&path("p")).unwrap();
     delete(&a, &[&path("p")]).unwrap();
     assert_eq!(store.result(&[9; 32]).as_deref(), Some(&record));
     delete(&b, &[&path("p")]).unwrap();
     assert_eq!(store.result(&[9; 32]), None);
-    let error = b.adopt(vec![(info(&path("p"), &nar, &[]), Provenance::Claimed(bob()))]).unwrap_err();
+    let error = b.adopt(vec![(info(&path("p"), &nar, &[]), Provenance::Claimed(bob()))], None).unwrap_err();
     assert!(error.to_string().contains("has no object with its contents"), "{error}");
     assert!(store.record_result(&[9; 32], record).is_err());
     drop((a, b, store));
@@ -392,7 +392,7 @@ fn a_long_chain_of_claims_is_looked_at_once() {
     let a = store.view(&alice());
     let infos = chain(&a, LENGTH);
     let claimed = |info: &store::PathInfo| (info.clone(), Provenance::Claimed(alice()));
-    a.adopt(infos.iter().map(claimed).collect()).unwrap();
+    a.adopt(infos.iter().map(claimed).collect(), None).unwrap();
     // The top is not to be looked at, so it stays, and needs the next, which needs the next.
     let paths: BTreeSet<StorePath> = infos[1..].iter().map(|info| info.path.clone()).collect();
     let done = a.collect(&Collect { paths, ..wish(CollectAction::DeleteDead) }).unwrap();
@@ -409,7 +409,7 @@ fn a_long_chain_in_one_batch_is_looked_at_once() {
     let a = open(dir.path()).view(&alice());
     let mut infos = chain(&a, LENGTH);
     infos[LENGTH - 1].references.insert(path("link"));
-    a.adopt(infos.iter().map(|info| (info.clone(), Provenance::Verified)).collect()).unwrap();
+    a.adopt(infos.iter().map(|info| (info.clone(), Provenance::Verified)).collect(), None).unwrap();
     for at in [0, LENGTH / 2, LENGTH - 1] {
         let (_, provenance) = a.info_with_provenance(&infos[at].path).unwrap();
         assert_eq!(provenance, Provenance::Claimed(alice()));

@@ -101,6 +101,7 @@ fn an_index_of_the_first_schema_is_brought_up_to_date_in_place() {
     let db = rusqlite::Connection::open(dir.path().join("index.sqlite")).unwrap();
     db.execute_batch(
         "DROP TABLE realisations; DROP TABLE results; DROP TABLE result_outputs; DROP TABLE roots;
+         DROP TABLE annotations; ALTER TABLE paths DROP COLUMN origins;
          ALTER TABLE paths DROP COLUMN proven; PRAGMA user_version = 1;",
     )
     .unwrap();
@@ -112,6 +113,9 @@ fn an_index_of_the_first_schema_is_brought_up_to_date_in_place() {
         assert_eq!(a.all_valid(), [path("claimed"), path("proven")].into());
         assert_eq!(a.info_with_provenance(&path("proven")).unwrap().1, Provenance::Verified);
         a.verify(&path("claimed")).unwrap();
+        // It may be a copy of anybody's, so it is not shown to those who share with alice.
+        let b = store.view_sharing(&bob(), &[alice()]);
+        assert_eq!(b.all_valid(), [path("proven")].into());
         a.add_root("r", &path("claimed")).unwrap();
         store.record_result(&[1; 32], failure(1, "x")).unwrap();
     }

@@ -6,7 +6,7 @@ use std::io::Write;
 
 use common::*;
 use nix_derivation::StorePath;
-use store::{Collect, CollectAction, Member, Provenance, Store, View};
+use store::{Collect, CollectAction, Member, Provenance, RealisationId, Store, View};
 
 fn claim(view: &View, path: &StorePath, contents: &str, references: &[&StorePath]) {
     let nar = file(contents).nar();
@@ -202,4 +202,152 @@ fn a_build_can_refer_to_what_its_owner_deletes_while_it_runs() {
 
 fn everything() -> Collect {
     Collect { action: CollectAction::DeleteDead, paths: [].into(), max_freed: u64::MAX }
+}
+
+fn carol() -> Member {
+    Member::new("carol")
+}
+
+/// All that `view` tells of `p` by any question.
+fn is_unknown(view: &View, p: &StorePath) {
+    assert!(!view.is_valid(p) && view.info(p).is_none() && view.info_with_provenance(p).is_none(), "{p:?}");
+    assert_eq!(view.query_valid(std::slice::from_ref(p)), []);
+    assert_eq!(view.by_hash_part(p.digest()), None);
+    assert!(!view.all_valid().contains(p));
+    assert!(view.referrers(p).is_empty() && view.valid_derivers(p).is_empty());
+    for known in view.all_valid() {
+        assert!(!view.referrers(&known).contains(p), "{known:?} names it");
+    }
+    assert!(view.closure(std::slice::from_ref(p)).is_err() && view.snapshot([p]).is_err());
+    assert!(view.snapshot_to_build([p]).is_err());
+    assert!(view.nar(p).is_err() && view.read_file(p, 10).is_err() && view.tree(p).is_err());
+    assert!(view.compose(&[p.clone()].into()).is_err() && view.verify(p).is_err());
+    assert!(view.add_root("r", p).is_err());
+    assert!(view.add_signatures(p, &["k:AAAA".to_owned()]).is_err());
+    let id = RealisationId { drv_hash: [9; 32], output: "out".to_owned() };
+    assert!(view.add_realisation(id, p.clone(), Provenance::Claimed(view.member().clone())).is_err());
+    let delete = Collect { action: CollectAction::DeleteSpecific, paths: [p.clone()].into(), max_freed: 0 };
+    assert!(view.collect(&delete).unwrap_err().to_string().contains("not valid"));
+    let nar = file("mine").nar();
+    assert!(view.import(info(&path("mine"), &nar, &[p]), &mut &nar[..]).is_err());
+}
+
+/// Whether every path that `view` shows has its closure there, too.
+fn is_closed(view: &View) -> bool {
+    view.all_valid().iter().all(|p| view.closure(std::slice::from_ref(p)).is_ok())
+}
+
+/// Alice shares with bob, and bob with carol; alice and carol do not know each other.
+#[test]
+fn what_one_member_shares_goes_exactly_one_step_however_it_is_used() {
+    let dir = scratch();
+    let store = open(dir.path());
+    let (a, b) = (store.view_sharing(&alice(), &[bob()]), store.view_sharing(&bob(), &[alice(), carol()]));
+    let (dep, base, rooted, realised, input) =
+        (path("dep"), path("base"), path("rooted"), path("realised"), path("input"));
+    claim(&a, &dep, "dep", &[]);
+    claim(&a, &base, "base", &[&dep]);
+    for p in [&rooted, &realised, &input] {
+        claim(&a, p, p.name(), &[]);
+    }
+    // Bob builds upon alice's, in every way there is; and has things of his own.
+    let (own, upon, upon_that) = (path("own"), path("upon"), path("upon-that"));
+    claim(&b, &own, "own", &[]);
+    claim(&b, &upon, "upon", &[&base, &own]);
+    claim(&b, &upon_that, "upon that", &[&upon]);
+    b.add_root("r", &rooted).unwrap();
+    let id = |output: &str| RealisationId { drv_hash: [1; 32], output: output.to_owned() };
+    b.add_realisation(id("hers"), realised.clone(), Provenance::Claimed(bob())).unwrap();
+    b.add_realisation(id("his"), own.clone(), Provenance::Claimed(bob())).unwrap();
+    drop(b.snapshot_to_build([&input]).unwrap());
+    // A root, a realisation and a snapshot made them his: they outlive alice's.
+    let hers = [&dep, &base, &rooted, &realised, &input];
+    assert!(hers.iter().all(|p| provenance(&b, p) == Provenance::Claimed(bob())));
+
+    let check = |store: &Store| {
+        let c = store.view_sharing(&carol(), &[bob()]);
+        for p in hers.into_iter().chain([&upon, &upon_that]) {
+            is_unknown(&c, p);
+        }
+        assert_eq!(c.all_valid(), [own.clone()].into());
+        assert_eq!((c.realisation(&id("hers")), c.realisation(&id("his")).unwrap().0), (None, own.clone()));
+        assert!(c.referrers(&own).is_empty() && is_closed(&c) && c.roots().is_empty());
+        assert_eq!(
+            store.view_sharing(&bob(), &[]).closure(std::slice::from_ref(&upon_that)).unwrap().len(),
+            5
+        );
+        // Who shares with both has it all, also what alice does not have any more.
+        let both = store.view_sharing(&carol(), &[bob(), alice()]);
+        assert!(both.is_valid(&upon_that) && hers.iter().all(|p| both.is_valid(p)) && is_closed(&both));
+        assert!(both.realisation(&id("hers")).is_some());
+        // And alice sees what was made of her own.
+        assert!(store.view_sharing(&alice(), &[bob()]).is_valid(&upon_that));
+    };
+    check(&store);
+    delete(&a, &hers);
+    check(&store);
+    drop((a, b, store));
+    let store = open(dir.path());
+    assert_eq!(*store.recovery(), store::Recovery::default());
+    check(&store);
+}
+
+#[test]
+fn a_copy_of_a_copy_is_still_its_first_owners() {
+    let dir = scratch();
+    let store = open(dir.path());
+    let dave = Member::new("dave");
+    claim(&store.view(&dave), &path("daves"), "daves", &[]);
+    claim(
+        &store.view_sharing(&alice(), std::slice::from_ref(&dave)),
+        &path("hers"),
+        "hers",
+        &[&path("daves")],
+    );
+    // Bob shares with alice, not with dave; and with both, and copies.
+    let b = store.view_sharing(&bob(), &[alice()]);
+    assert!(b.all_valid().is_empty());
+    let b = store.view_sharing(&bob(), &[alice(), dave.clone()]);
+    claim(&b, &path("his"), "his", &[&path("hers")]);
+    let sees = |others: &[Member]| store.view_sharing(&carol(), others).all_valid().len();
+    assert_eq!(sees(&[bob()]), 0);
+    assert_eq!(sees(&[bob(), alice()]), 0);
+    assert_eq!(sees(&[bob(), dave.clone()]), 1, "dave's own");
+    assert_eq!(sees(&[bob(), alice(), dave]), 3);
+}
+
+#[test]
+fn claims_of_one_batch_that_refer_in_circles_share_their_origins() {
+    let dir = scratch();
+    let store = open(dir.path());
+    let (a, b) = (store.view_sharing(&alice(), &[bob()]), store.view_sharing(&bob(), &[alice(), carol()]));
+    claim(&a, &path("hers"), "hers", &[]);
+    let nar = file("x").nar();
+    let staged = |name: &str, references: &[&StorePath]| {
+        b.stage(info(&path(name), &nar, references), &mut &nar[..]).unwrap()
+    };
+    let (one, two, three) = (path("one"), path("two"), path("three"));
+    let hers = path("hers");
+    b.register_many(vec![staged("one", &[&two]), staged("two", &[&three]), staged("three", &[&one, &hers])])
+        .unwrap();
+    b.register_many(vec![staged("four", &[&one]), staged("five", &[])]).unwrap();
+    let c = store.view_sharing(&carol(), &[bob()]);
+    assert_eq!(c.all_valid(), [path("five")].into());
+}
+
+#[test]
+fn what_was_built_from_anothers_bytes_does_not_become_open_when_their_name_is_proven() {
+    let dir = scratch();
+    let store = open(dir.path());
+    let (a, b) = (store.view_sharing(&alice(), &[bob()]), store.view_sharing(&bob(), &[alice(), carol()]));
+    claim(&a, &path("dep"), "hers", &[]);
+    claim(&b, &path("top"), "top of hers", &[&path("dep")]);
+    verified(&store.view(&Member::new("dave")), &path("dep"), "proven");
+    assert!(b.is_valid(&path("top")));
+    let c = store.view_sharing(&carol(), &[bob()]);
+    assert_eq!(c.all_valid(), [path("dep")].into());
+    assert_eq!(c.read_file(&path("dep"), 10).unwrap(), b"proven");
+    // What is built upon the proven one is bob's alone to show.
+    claim(&b, &path("next"), "next", &[&path("dep")]);
+    assert!(c.is_valid(&path("next")) && is_closed(&c));
 }

@@ -17,7 +17,7 @@ const MOST: usize = 30_000;
 fn adopt(a: &View, name: &str, references: BTreeSet<StorePath>) -> Result<(), store::RegisterError> {
     let like = a.info(&path("link")).expect("it is there");
     let info = store::PathInfo { path: path(name), references, ..store::PathInfo::clone(&like) };
-    a.adopt(vec![(info, Provenance::Claimed(alice()))]).map(|_| ())
+    a.adopt(vec![(info, Provenance::Claimed(alice()))], None).map(|_| ())
 }
 
 fn with_one(store: &Store) -> View {
@@ -38,7 +38,7 @@ fn a_member_has_so_many_references_and_the_start_reads_them_in_good_time() {
         let info = store::PathInfo { path: path.clone(), ..store::PathInfo::clone(&like) };
         (info, Provenance::Claimed(alice()))
     };
-    a.adopt(names.iter().map(claim).collect()).unwrap();
+    a.adopt(names.iter().map(claim).collect(), None).unwrap();
     let all: BTreeSet<StorePath> = names.iter().cloned().collect();
     let refused = (0..1000).find_map(|n| adopt(&a, &format!("large-{n}"), all.clone()).err()).unwrap();
     assert!(refused.is_callers_fault());
@@ -71,20 +71,21 @@ fn a_row_that_cannot_be_understood_is_left_out_and_the_rest_is_served() {
     let db = rusqlite::Connection::open(dir.path().join("index.sqlite")).unwrap();
     db.execute_batch(
         "INSERT INTO paths SELECT id + 100, 'no store path', member, nar_hash, nar_size, object_size, refs, deriver,
-                                  registration_time, ultimate, signatures, ca, proven FROM paths LIMIT 1;
+                                  registration_time, ultimate, signatures, ca, proven, origins FROM paths LIMIT 1;
          INSERT INTO paths SELECT id + 1000, path || '-2', member, x'00', nar_size, object_size, refs, deriver,
-                                  registration_time, ultimate, signatures, ca, proven FROM paths LIMIT 1;
+                                  registration_time, ultimate, signatures, ca, proven, origins FROM paths LIMIT 1;
          INSERT INTO paths SELECT id + 2000, path || '-3', member, nar_hash, nar_size, object_size, 'x y', deriver,
-                                  registration_time, ultimate, signatures, ca, proven FROM paths LIMIT 1;
+                                  registration_time, ultimate, signatures, ca, proven, origins FROM paths LIMIT 1;
          INSERT INTO realisations SELECT x'17', output, member, path, signatures FROM realisations;
          INSERT INTO results VALUES (x'0102', 'no store path', 1, 3, 'failed', NULL);
          INSERT INTO result_outputs VALUES (zeroblob(32), 'out', 'no store path', x'00', 1, '', NULL);
-         INSERT INTO roots VALUES ('alice', 'bad', 'no store path');",
+         INSERT INTO roots VALUES ('alice', 'bad', 'no store path');
+         INSERT INTO annotations VALUES (7, 'alice', 'no store path', zeroblob(32), NULL, '');",
     )
     .unwrap();
     drop(db);
     let store = open(dir.path());
-    assert_eq!(*store.recovery(), Recovery { unreadable_rows: 5, ..Recovery::default() });
+    assert_eq!(*store.recovery(), Recovery { unreadable_rows: 6, ..Recovery::default() });
     let a = store.view(&alice());
     assert_eq!(a.all_valid(), [path("link")].into());
     assert!(a.realisation(&id).is_some());

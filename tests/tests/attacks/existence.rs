@@ -105,10 +105,10 @@ fn garbage(action: GcAction, paths: Option<BTreeSet<StorePath>>, ignore_liveness
 /// All that `op` can be asked about `secret`.
 fn cases(op: Op, secret: &Secret) -> Vec<Case> {
     use Request as Q;
-    let Secret { plain, user, drv, output, realised, spare, .. } = secret.clone();
+    let Secret { plain, user, drv, output, realised, spare, proven, .. } = secret.clone();
     // Every kind of thing Alice has.
     let each = |make: &dyn Fn(StorePath) -> Request| -> Vec<Case> {
-        [&plain, &user, &drv, &output].iter().map(|path| ask(make((*path).clone()))).collect()
+        [&plain, &user, &drv, &output, &proven].iter().map(|path| ask(make((*path).clone()))).collect()
     };
     let contents = Secret::contents();
     let mine = Secret::mine();
@@ -232,7 +232,7 @@ fn cases(op: Op, secret: &Secret) -> Vec<Case> {
             for action in [ReturnLive, ReturnDead, DeleteDead, DeleteSpecific] {
                 for ignore_liveness in [false, true] {
                     cases.push(garbage(action, None, ignore_liveness));
-                    for path in [&plain, &user, &drv, &output] {
+                    for path in [&plain, &user, &drv, &output, &proven] {
                         cases.push(garbage(action, Some(set([path.clone()])), ignore_liveness));
                     }
                 }
@@ -265,8 +265,44 @@ fn cases(op: Op, secret: &Secret) -> Vec<Case> {
     }
 }
 
+/// What everybody sees of it is there.
+pub async fn prove(anyone: &mut Session, secret: &Secret) {
+    anyone
+        .request(&Request::AddToStore {
+            name: secret.proven.name().to_owned(),
+            method: ContentAddressMethod::Text,
+            algorithm: HashAlgorithm::Sha256,
+            references: BTreeSet::new(),
+            repair: false,
+        })
+        .await;
+    anyone.client.framed(Secret::PROVEN).await.expect("the box reads");
+    within("an answer", anyone.client.done()).await.expect("added");
+    let added = anyone.client.path_info(None).await.expect("a path info").path;
+    assert_eq!(added, secret.proven);
+}
+
+/// Alice says where she has from what everybody sees, and signs it: with an upload, and afterwards.
+pub async fn annotated_by(alice: &mut Session, secret: &Secret) {
+    let contents = nar(&file(Secret::PROVEN));
+    let signature = |name: &str| format!("{name}:{}==", "A".repeat(86));
+    let info = PathInfo {
+        deriver: Some(secret.drv.clone()),
+        signatures: vec![signature("first")],
+        ..at(&secret.proven, &contents)
+    };
+    alice.upload(&info, &contents).await;
+    let (path, signatures) = (secret.proven.clone(), vec![signature("second")]);
+    alice.call(&Request::AddSignatures { path, signatures }).await;
+    assert_eq!(alice.client.u64().await.expect("an answer"), 1);
+    let told = alice.path_info(&secret.proven).await.expect("valid");
+    assert_eq!(told.deriver.as_ref(), Some(&secret.drv));
+    assert_eq!(told.signatures, [signature("first"), signature("second")]);
+}
+
 /// Alice gets it, in all the ways there are.
 pub async fn owned_by(alice: &mut Session, secret: &Secret) {
+    annotated_by(alice, secret).await;
     let contents = Secret::contents();
     alice.upload(&at(&secret.plain, &contents), &contents).await;
     let user = PathInfo {
@@ -398,19 +434,38 @@ fn minors(info: &OpInfo) -> Vec<u8> {
 async fn no_operation_of_the_worker_protocol_tells_of_what_another_member_has() {
     let house = Neighbours::of(&["alice", "bob"]);
     let mut alice = house.session("alice").await;
-    let line = house.line("bob");
+    let mut prover = house.session("alice").await;
+    let own = async |secret: &Secret| owned_by(&mut alice, secret).await;
+    let pairs = nothing_is_told(&mut prover, &house.line("bob"), usize::MAX, own).await;
+    println!("{pairs} pairs of answers are the same");
+    // Nothing of this changed what Alice has.
+    alice.leave().await;
+}
+
+/// Asks everything about what `own` gives to somebody else, and about what nobody has, and compares. Of each
+/// operation `most` cases are tried, and those only with the newest clients if that is a limit.
+pub async fn nothing_is_told(
+    prover: &mut Session,
+    line: &Line,
+    most: usize,
+    mut own: impl AsyncFnMut(&Secret),
+) -> usize {
     let mut pairs = 0;
     for info in OPS {
-        for minor in minors(info) {
+        let versions = if most == usize::MAX { usize::MAX } else { 1 };
+        for minor in minors(info).into_iter().take(versions) {
             let count = cases(info.op, &Secret::new("")).len();
-            for index in 0..count {
+            for index in 0..count.min(most) {
                 let name = format!("{} {minor} {index}", info.name);
                 let (hers, nobodys) =
                     (Secret::new(&format!("hers {name}")), Secret::new(&format!("nobodys {name}")));
                 let mut seen = Vec::new();
                 for secret in [&nobodys, &hers] {
+                    prove(prover, secret).await;
+                }
+                for secret in [&nobodys, &hers] {
                     if std::ptr::eq(secret, &hers) {
-                        owned_by(&mut alice, &hers).await;
+                        own(&hers).await;
                     } else if info.op == Op::CollectGarbage {
                         // What Bob left lying about is gone before the first of the two.
                         see(line.ssh(WORKER), minor, info, &garbage(GcAction::DeleteDead, None, false)).await;
@@ -419,14 +474,16 @@ async fn no_operation_of_the_worker_protocol_tells_of_what_another_member_has() 
                     upload_before(&line, &case.before).await;
                     seen.push(see(line.ssh(WORKER), minor, info, &case).await);
                 }
-                let expected = seen[0].renamed(&nobodys, &hers);
+                let expected = match info.op {
+                    // Lists what is proven of both, and neither's secret.
+                    Op::QueryAllValidPaths => seen[0].renamed(&nobodys, &nobodys),
+                    _ => seen[0].renamed(&nobodys, &hers),
+                };
                 assert_eq!(seen[1], expected, "{name}: left is what bob sees of alice's, right of nobody's");
                 println!("{name}: {:?}, {} bytes", seen[1].end, seen[1].rest.len());
                 pairs += 1;
             }
         }
     }
-    println!("{pairs} pairs of answers are the same");
-    // Nothing of this changed what Alice has.
-    alice.leave().await;
+    pairs
 }

@@ -22,6 +22,8 @@ pub struct Secret {
     /// Somewhere for the other member to put things of their own.
     pub spare: StorePath,
     pub spare_drv: StorePath,
+    /// What everybody sees. What its owner adds to it is the secret.
+    pub proven: StorePath,
 }
 
 fn digest(salt: &str, what: &str) -> [u8; 32] {
@@ -36,6 +38,14 @@ fn path(salt: &str, name: &str) -> StorePath {
     StorePath::from_parts(digest(salt, name)[..20].try_into().expect("20 bytes"), name).expect("a path")
 }
 
+/// One with the same contents for every salt, so that nothing but its name tells it from others.
+fn proven(salt: &str) -> StorePath {
+    let tag = nixbase32::encode(&digest(salt, "proven")[..10]);
+    build_text_path(&format!("{PROVEN_NAME}{tag}"), Secret::PROVEN, []).expect("a path")
+}
+
+const PROVEN_NAME: &str = "proven-";
+
 impl Secret {
     pub fn new(salt: &str) -> Self {
         let hash = NixHash::Sha256(digest(salt, "realised"));
@@ -47,6 +57,7 @@ impl Secret {
             realised: DrvOutputId { drv: DrvKey::Hash(hash), output: "out".into() },
             spare: path(salt, "spare"),
             spare_drv: path(salt, "spare.drv"),
+            proven: proven(salt),
         }
     }
 
@@ -54,6 +65,9 @@ impl Secret {
     pub fn contents() -> Vec<u8> {
         nar(&e2e::hostile::file(b"what nobody else should see\n"))
     }
+
+    /// The text at `proven`.
+    pub const PROVEN: &[u8] = b"everybody's";
 
     /// What the other member brings of their own.
     pub const MINE: &[u8] = b"bob's own";
@@ -83,7 +97,8 @@ impl Secret {
     }
 
     fn names(&self) -> Vec<Vec<u8>> {
-        let paths = [&self.plain, &self.user, &self.drv, &self.output, &self.spare, &self.spare_drv];
+        let paths =
+            [&self.plain, &self.user, &self.drv, &self.output, &self.spare, &self.spare_drv, &self.proven];
         let digests = paths.iter().map(|path| nixbase32::encode(path.digest()).into_bytes());
         // Where contents of the other member's own belong that refer to it.
         let mine = [&self.plain, &self.drv, &self.output].into_iter().flat_map(|reference| {
@@ -95,7 +110,8 @@ impl Secret {
         });
         let digests = digests.chain(mine.map(|path| nixbase32::encode(path.digest()).into_bytes()));
         let DrvKey::Hash(hash) = &self.realised.drv else { unreachable!() };
-        digests.chain([hash.to_nix_base16_string().into_bytes()]).collect()
+        let tag = self.proven.name()[PROVEN_NAME.len()..].as_bytes().to_vec();
+        digests.chain([hash.to_nix_base16_string().into_bytes(), tag]).collect()
     }
 }
 

@@ -8,6 +8,7 @@
 mod building;
 mod copying;
 mod derivations;
+mod derivers;
 mod forged;
 mod front_door;
 mod logs;
@@ -114,6 +115,10 @@ for_every_client! {
     derivations::structured_attributes_describe_the_closures_that_are_asked_for,
     derivations::an_environment_of_packages_is_what_the_client_makes_of_them,
     derivations::a_channel_is_unpacked_whatever_it_is_compressed_with,
+    derivers::a_result_of_builders_knows_its_derivation,
+    derivers::each_member_reads_their_own_derivation,
+    derivers::a_signature_that_a_member_adds_is_theirs_alone,
+    derivers::an_upload_brings_its_deriver_and_signatures_along,
     logs::a_log_line_arrives_while_the_build_runs_at_the_box,
     logs::a_log_line_arrives_while_the_build_runs_through_builders,
     logs::a_second_client_joins_a_running_build_and_sees_its_log,

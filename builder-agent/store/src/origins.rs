@@ -1,0 +1,139 @@
+//! Whose claims a claim is made of. A claim keeps its owner for ever, and sharing is exactly one step.
+//!
+//! What a member builds upon is copied into their own layer, so that it stays when the other stops sharing. A copy is
+//! not theirs to pass on: it remembers whose it was, and so does everything that refers to it, however indirectly. So
+//! one look at a row says who may see it, and nobody walks a closure to answer a question.
+//!
+//! The rule: a row of another's layer is seen by those with whom *all* its origins share. Origins only grow towards
+//! referrers, so whoever sees a path sees its references, too.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use nix_derivation::StorePath;
+
+use crate::change::Change;
+use crate::index::Index;
+use crate::types::{Member, Provenance};
+
+/// The owners of a claim and of all claims below it. Nothing is stored for the usual case: its layer's member alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Origins(Option<Arc<BTreeSet<Member>>>);
+
+impl Origins {
+    fn new(members: BTreeSet<Member>, layer: &Member) -> Self {
+        let own_only = members.len() == 1 && members.contains(layer);
+        Self((!own_only).then(|| Arc::new(members)))
+    }
+
+    /// Whether anybody but the layer's member is among them.
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Of a row in the layer of `layer`, for a row in another one.
+    pub(crate) fn seen_from_outside(&self, layer: &Member) -> Self {
+        Self(Some(self.0.clone().unwrap_or_else(|| Arc::new([layer.clone()].into()))))
+    }
+
+    /// Whether `viewer` may see such a row in the layer of one of `others`, who share with them.
+    pub(crate) fn are_open_to(&self, viewer: &Member, others: &[Member]) -> bool {
+        let Some(members) = &self.0 else { return true };
+        members.iter().all(|member| member == viewer || others.contains(member))
+    }
+
+    fn members(&self, layer: &Member) -> BTreeSet<Member> {
+        self.0.as_ref().map_or_else(|| [layer.clone()].into(), |members| (**members).clone())
+    }
+
+    /// As the index on disk has it: one name a line.
+    pub(crate) fn to_text(&self) -> Option<String> {
+        let members = self.0.as_ref()?;
+        Some(members.iter().map(Member::name).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// An empty text is one nameless member, with whom nobody shares: of claims that older boxes wrote nobody knows
+    /// whose they were.
+    pub(crate) fn from_text(text: Option<&str>) -> Self {
+        Self(text.map(|text| Arc::new(text.split('\n').map(Member::new).collect())))
+    }
+}
+
+/// Completes the origins of the claims that `changes` add to the layer of `member`: with those of all they refer to.
+/// Each reference is looked at once or, if there is something of others, once for each origin it passes on.
+pub(crate) fn trace(index: &Index, member: &Member, changes: &mut [Change]) {
+    let nobody = [];
+    let seen = index.seen_by(member, &nobody);
+    let added = |change: &Change| matches!(change, Change::AddPath { origins, .. } if origins.is_foreign());
+    if !seen.has_foreign() && !changes.iter().any(added) {
+        return;
+    }
+    let mut sets: HashMap<StorePath, BTreeSet<Member>> = HashMap::new();
+    let mut users: HashMap<StorePath, Vec<StorePath>> = HashMap::new();
+    let mut proven: HashSet<StorePath> = HashSet::new();
+    for change in changes.iter() {
+        if let Change::AddPath { info, provenance, origins, .. } = change {
+            match provenance {
+                Provenance::Verified => drop(proven.insert(info.path.clone())),
+                // The layer ignores a second one.
+                Provenance::Claimed(_) => {
+                    sets.entry(info.path.clone()).or_insert_with(|| origins.members(member));
+                }
+            }
+        }
+    }
+    for change in changes.iter() {
+        let Change::AddPath { info, provenance: Provenance::Claimed(_), .. } = change else { continue };
+        for reference in info.references.iter().filter(|r| !index.is_verified(r) && !proven.contains(*r)) {
+            if sets.contains_key(reference) {
+                users.entry(reference.clone()).or_default().push(info.path.clone());
+            } else if let Some(entry) = seen.own_claim(reference)
+                && entry.origins.is_foreign()
+                && let Some(set) = sets.get_mut(&info.path)
+            {
+                set.extend(entry.origins.members(member));
+            }
+        }
+    }
+    let mut todo: Vec<StorePath> = sets.keys().cloned().collect();
+    while let Some(path) = todo.pop() {
+        let Some(passed_on) = sets.get(&path).cloned() else { continue };
+        for user in users.get(&path).into_iter().flatten() {
+            if let Some(set) = sets.get_mut(user)
+                && !passed_on.is_subset(set)
+            {
+                set.extend(passed_on.iter().cloned());
+                todo.push(user.clone());
+            }
+        }
+    }
+    for change in changes {
+        if let Change::AddPath { info, provenance: Provenance::Claimed(_), origins, .. } = change
+            && let Some(set) = sets.get(&info.path)
+            && origins.members(member) != *set
+        {
+            *origins = Origins::new(set.clone(), member);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_its_own_member_alone_nothing_is_stored_and_all_else_survives_the_disk() {
+        let (a, b) = (Member::new("a"), Member::new("b"));
+        let own = Origins::new([a.clone()].into(), &a);
+        assert_eq!((own.to_text(), own.is_foreign()), (None, false));
+        assert!(own.are_open_to(&b, &[]));
+        let both = Origins::new([a.clone(), b.clone()].into(), &a);
+        assert_eq!(Origins::from_text(both.to_text().as_deref()), both);
+        let c = Member::new("c");
+        assert!(
+            !both.are_open_to(&c, std::slice::from_ref(&a)) && both.are_open_to(&c, &[b.clone(), a.clone()])
+        );
+        assert!(both.are_open_to(&b, std::slice::from_ref(&a)), "what was mine before is not hidden from me");
+        assert!(!Origins::from_text(Some("")).are_open_to(&a, &[b]));
+    }
+}

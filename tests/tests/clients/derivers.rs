@@ -1,0 +1,140 @@
+//! What a client knows of a result besides its contents: which derivation made it, and who signed it.
+
+use e2e::clients::{Nix, Protocol, Stock, outputs};
+use e2e::drv::Drv;
+use e2e::neighbours::Neighbours;
+use e2e::process::{self, Transcript};
+use serde_json::Value;
+
+/// A result of every kind: of a bare recipe, which is a claim; of one that is whole as it is; and a fixed output.
+fn kinds(note: &str) -> [Drv; 3] {
+    let input = Drv::new("input", &format!("echo known {note} > $out"));
+    let claim =
+        Drv::new("claim", "echo of the input; read line < $input; echo $line > $out").input("input", &input);
+    let whole = Drv::new("whole", &format!("echo of nothing; echo {note} > $out"));
+    let fixed = Drv::new("fixed", "echo of the hash; printf fixed > $out")
+        .attribute("outputHashAlgo", "\"sha256\"")
+        .attribute("outputHashMode", "\"flat\"")
+        // Of the five bytes.
+        .attribute("outputHash", "builtins.hashString \"sha256\" \"fixed\"")
+        .attribute("note", &format!("\"{note}\""));
+    [claim, whole, fixed]
+}
+
+/// Output and derivation of what `nix build --json` said.
+fn made(built: &Transcript) -> (String, String) {
+    let answer: Value = serde_json::from_str(&built.stdout).expect("JSON");
+    (outputs(built)["out"].clone(), answer[0]["drvPath"].as_str().expect("a path").to_owned())
+}
+
+fn deriver(nix: &Nix, path: &str) -> String {
+    process::run(nix.command("nix-store").args(["--query", "--deriver", path])).ok().answer().to_owned()
+}
+
+fn deriver_at_box(nix: &Nix, path: &str) -> String {
+    let said = nix.run(["path-info", "--json", "--store", nix.store(), path]).ok();
+    let answer: Value = serde_json::from_str(&said.stdout).expect("JSON");
+    // The versions disagree on the shape: a list, or by path.
+    let info = answer.get(0).or_else(|| answer.get(path)).unwrap_or_else(|| panic!("no info: {said}"));
+    info["deriver"].as_str().unwrap_or_default().to_owned()
+}
+
+/// As with a stock builder: `nix log` and `nix-store --query --deriver` on the client's own machine.
+pub fn a_result_of_builders_knows_its_derivation(stock: Stock) {
+    let house = Neighbours::of(&["alice", "bob"]);
+    // The second to ask gets what is there, by a derivation that is named otherwise.
+    for (who, note) in [("alice", "one"), ("bob", "two")] {
+        let nix = &house.machine(who, stock);
+        for (drv, line) in kinds(note).iter().zip(["of the input", "of nothing", "of the hash"]) {
+            let (out, by) = made(&process::run(&mut nix.build_through_builders(&drv.expr())).ok());
+            assert_eq!(deriver(nix, &out), by, "{who}, on the client");
+            assert_eq!(deriver_at_box(nix, &out), by, "{who}, at the box");
+            // A result that was there already has no log at home, as with a stock builder.
+            if who == "alice" {
+                let log = nix.run(["log", &out]).ok();
+                assert!(log.stdout.contains(line), "{log}");
+            }
+        }
+    }
+}
+
+/// The same build for two members, with derivations of their own: each reads the name of theirs.
+pub fn each_member_reads_their_own_derivation(stock: Stock) {
+    let house = Neighbours::of(&["alice", "bob"]);
+    let fixed = |who: &str| {
+        Drv::new("same", "printf same > $out")
+            .attribute("outputHashAlgo", "\"sha256\"")
+            .attribute("outputHashMode", "\"flat\"")
+            .attribute("outputHash", "builtins.hashString \"sha256\" \"same\"")
+            .attribute("who", &format!("\"{who}\""))
+    };
+    let mut told = Vec::new();
+    for who in ["alice", "bob"] {
+        let nix = house.machine(who, stock);
+        let (out, by) = made(&process::run(&mut nix.build_through_builders(&fixed(who).expr())).ok());
+        told.push((nix, out, by));
+    }
+    assert_eq!(told[0].1, told[1].1);
+    assert_ne!(told[0].2, told[1].2);
+    for (nix, out, by) in &told {
+        assert_eq!((deriver(nix, out), deriver_at_box(nix, out)), (by.clone(), by.clone()));
+    }
+}
+
+/// `nix store sign`, read back by who signed and by nobody else.
+pub fn a_signature_that_a_member_adds_is_theirs_alone(stock: Stock) {
+    let house = Neighbours::of(&["alice", "bob"]);
+    let (alice, bob) = (&house.machine("alice", stock), &house.machine("bob", stock));
+    let made = process::run(&mut alice.build(&Drv::new("signed", "echo signed > $out").expr())).ok();
+    let out = outputs(&made)["out"].clone();
+    let secret = alice.run(["key", "generate-secret", "--key-name", "alices-1"]).ok().answer().to_owned();
+    std::fs::write(alice.home().join("secret"), &secret).expect("a file");
+    std::fs::write(bob.home().join("secret"), &secret).expect("a file");
+    let mut convert = alice.command("sh");
+    convert.args(["-c", "nix key convert-secret-to-public < /root/secret"]);
+    let public = process::run(&mut convert).ok().answer().to_owned();
+
+    let sign = alice.run(["store", "sign", "--store", alice.store(), "--key-file", "/root/secret", &out]);
+    if stock.protocol == Protocol::Ssh {
+        // The serve protocol has no way to say it, and stock Nix says so. An upload brings signatures along.
+        sign.failed();
+        return;
+    }
+    sign.ok();
+    let shown = |nix: &Nix| nix.run(["path-info", "--sigs", "--store", nix.store(), &out]).ok().stdout;
+    assert!(shown(alice).contains("alices-1:"), "{}", shown(alice));
+    assert!(shown(alice).contains("testbox"), "the box's own is there, too: {}", shown(alice));
+    assert!(!shown(bob).contains("alices-1:"), "{}", shown(bob));
+    let trusted = ["--option", "trusted-public-keys", &public, "--no-contents", "--sigs-needed", "1"];
+    let verify =
+        |nix: &Nix| nix.run([&["store", "verify", "--store", nix.store(), &out][..], &trusted].concat());
+    verify(alice).ok();
+    verify(bob).failed();
+    // Another machine of hers copies with it, and nothing else would do.
+    let copy = |nix: &Nix| {
+        nix.run(["copy", "--from", nix.store(), &out, "--option", "trusted-public-keys", &public])
+    };
+    copy(&house.machine("alice", stock)).ok();
+    copy(bob).failed();
+}
+
+/// Signatures and deriver of an upload come back to who uploaded it, also when everybody has come to see the path.
+pub fn an_upload_brings_its_deriver_and_signatures_along(stock: Stock) {
+    let house = Neighbours::of(&["alice", "bob"]);
+    let (alice, bob) = (&house.machine("alice", stock), &house.machine("bob", stock));
+    let drv = kinds("here")[1].expr();
+    let (out, by) = made(&alice.run(["build", "--no-link", "--json", "--expr", &drv]).ok());
+    let secret = alice.run(["key", "generate-secret", "--key-name", "alices-1"]).ok().answer().to_owned();
+    std::fs::write(alice.home().join("secret"), &secret).expect("a file");
+    alice.run(["store", "sign", "--key-file", "/root/secret", &out]).ok();
+    alice.run(["copy", "--to", alice.store(), &out]).ok();
+    let signed = |nix: &Nix| {
+        let said = nix.run(["path-info", "--sigs", "--store", nix.store(), &out]).ok();
+        said.stdout.contains("alices-1:")
+    };
+    assert_eq!((signed(alice), deriver_at_box(alice, &out)), (true, by.clone()));
+    // All of what this is made of is in the recipe, so what is built is for everybody.
+    process::run(&mut bob.build(&drv)).ok();
+    assert_eq!((signed(alice), deriver_at_box(alice, &out)), (true, by));
+    assert!(!signed(bob));
+}
