@@ -98,6 +98,36 @@ fn both() -> String {
 }
 
 #[test]
+fn a_member_with_a_mistake_is_left_out_and_named_and_the_others_get_in() {
+    let w = World::new();
+    let two = format!("{A} alice@home{B} alice@work");
+    w.commit(&[
+        ("users.nix", "{ alice.keys = ./keys/alice; bob.keys = ./keys/bob; }"),
+        ("keys/bob", B),
+        ("keys/alice", &two),
+    ]);
+    let (code, text) = w.sync(&[]);
+    assert_eq!(code, 0, "{text}");
+    for part in [
+        "error: there is a second key on this line",
+        "keys/alice:1:1",
+        "alice is left out",
+        "1 members, commit",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert_eq!(w.names(), ["bob"]);
+    let roster = w.roster();
+    let error = roster["errors"][0]["error"].as_str().unwrap();
+    assert!(roster["errors"][0]["name"] == "alice" && error.contains("(keys/alice:1:1)"), "{roster}");
+
+    // Nobody is left: then the roster before it stays.
+    w.commit(&[("users.nix", "{ alice.keys = ./keys/alice; }"), ("keys/alice", &two)]);
+    assert_eq!(w.sync(&[]).0, 5);
+    assert_eq!(w.names(), ["bob"]);
+}
+
+#[test]
 fn members_come_and_go_with_commits() {
     let w = World::new();
     let first = w.commit(&[("users.nix", &both()), ("keys/bob.pub", B)]);

@@ -177,13 +177,20 @@ fn parse(
     Ok(roster)
 }
 
-/// Everybody the file names: who has expired, or has a mistake in their entry, has not left.
+/// Everybody the file names: who has expired, or has a mistake in their entry, has not left. An authority of several
+/// members says of none of them who they are.
 fn listed(read: &::roster::Read) -> Listed {
+    let mut authorities: HashMap<&KeyData, usize> = HashMap::new();
+    for key in read.members.iter().flat_map(|(_, keys)| keys).filter(|key| key.authority.is_some()) {
+        *authorities.entry(&key.data).or_default() += 1;
+    }
+    let personal = |key: &&Key| key.authority.is_none() || authorities.get(&key.data) == Some(&1);
     let named = |left: &LeftOut| ::roster::name::check(&left.name).is_ok();
     let mut listed: Listed =
         read.errors.iter().filter(|left| named(left)).map(|left| (left.name.as_str().into(), None)).collect();
     for (member, keys) in &read.members {
-        let fingerprints = keys.iter().map(|key| key.data.fingerprint(HashAlg::Sha256).to_string()).collect();
+        let fingerprint = |key: &Key| key.data.fingerprint(HashAlg::Sha256).to_string();
+        let fingerprints = keys.iter().filter(personal).map(fingerprint).collect();
         listed.insert(member.name.as_str().into(), Some(fingerprints));
     }
     listed

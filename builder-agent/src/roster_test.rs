@@ -67,6 +67,19 @@ fn one_key_may_have_two_members_and_an_authority_is_no_key() {
 }
 
 #[test]
+fn an_authority_of_several_members_says_of_none_of_them_who_they_are() {
+    let entry =
+        |name: &str, keys: &[String]| format!(r#"{{"name":"{name}","keys":{}}}"#, serde_json::json!(keys));
+    let (key, ca) = (ED1.to_owned(), format!("cert-authority {ED2}"));
+    let keys_of_alice = |bobs: &[String]| {
+        let text = roster(&format!("{},{}", entry("alice", &[key.clone(), ca.clone()]), entry("bob", bobs)));
+        listed(&::roster::read(text.as_bytes()).expect("good"))["alice"].clone().expect("keys").len()
+    };
+    assert_eq!(keys_of_alice(&[key.clone()]), 2);
+    assert_eq!(keys_of_alice(&[ca.clone()]), 1);
+}
+
+#[test]
 fn members_share_only_if_both_say_so() {
     let bob = format!(r#"{{"name":"bob","keys":["{ED2}"],"role":"member","share-with":["alice","carol"]}}"#);
     let shares = |alices: &str| {

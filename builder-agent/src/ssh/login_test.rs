@@ -31,7 +31,6 @@ fn roster(members: &[(&str, &[String])]) -> Roster {
 fn certificate(change: impl FnOnce(&mut Builder)) -> Certificate {
     let mut builder =
         Builder::new(vec![7; 16], key(1).public_key(), NOON - 60, NOON + 60).expect("a builder");
-    builder.cert_type(CertType::User).expect("a type");
     change(&mut builder);
     builder.sign(&key(9)).expect("signed")
 }
@@ -170,7 +169,6 @@ fn a_certificate_that_sshd_would_refuse_is_refused() {
     assert!(unfit(at(NOON + 60)).contains("has expired"));
 
     let mut others = Builder::new(vec![7; 16], key(1).public_key(), NOON - 60, NOON + 60).expect("a builder");
-    others.cert_type(CertType::User).expect("a type");
     for_alice(&mut others);
     let others = others.sign(&key(8)).expect("signed");
     assert!(unfit(decide(&roster, "alice", shown(others))).contains("no authority of the roster"));
