@@ -7,6 +7,7 @@
 pub mod attempt;
 mod builtin;
 mod checks;
+pub mod envelope;
 mod environment;
 pub mod failure;
 mod floating;
@@ -26,6 +27,7 @@ mod running;
 pub mod scheduler;
 mod structured;
 
+pub use envelope::Envelope;
 pub use failure::Failure;
 pub use key::{BuildKey, Ground};
 pub use plan::Plan;

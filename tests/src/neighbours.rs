@@ -72,6 +72,17 @@ impl Neighbours {
         until("the roster to be loaded", || self.agent.count("roster loaded") > before).await;
     }
 
+    /// The roster with limits for this member, as in `roster.json`; when this returns the agent goes by it.
+    pub async fn limit(&self, who: &str, limits: serde_json::Value) {
+        let members: Vec<(&str, &Key)> = self.keys.iter().map(|(name, key)| (name.as_str(), key)).collect();
+        let at = members.iter().position(|(name, _)| *name == who).expect("a member");
+        let mut roster = crate::roster::roster(&members);
+        roster["members"][at]["limits"] = limits;
+        let before = self.agent.count("roster loaded");
+        self.agent.set_roster_to(&roster);
+        until("the roster to be loaded", || self.agent.count("roster loaded") > before).await;
+    }
+
     /// A login of this member that asks for `words`.
     pub fn ssh(&self, who: &str, words: &[&str]) -> Command {
         self.ssh_at(who, self.agent.port(), words)

@@ -36,10 +36,9 @@ pub enum Cause {
 pub enum Limit {
     Wall,
     Silence,
-    Memory,
     Log,
-    /// Set for the whole box.
-    OfBox,
+    /// The same for every request that shares the run: set for the whole box, or part of the build key.
+    OfRun,
 }
 
 impl Failure {
@@ -162,9 +161,11 @@ pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &
     let cause = match error {
         SandboxError::Timeout { .. } => Cause::Limit(Limit::Wall),
         SandboxError::Silent { .. } => Cause::Limit(Limit::Silence),
-        SandboxError::OutOfMemory { .. } => Cause::Limit(Limit::Memory),
         SandboxError::LogLimit { .. } => Cause::Limit(Limit::Log),
-        SandboxError::OutputLimit { .. } | SandboxError::ProcessLimit { .. } => Cause::Limit(Limit::OfBox),
+        // The same for all who share a run.
+        SandboxError::OutOfMemory { .. }
+        | SandboxError::OutputLimit { .. }
+        | SandboxError::ProcessLimit { .. } => Cause::Limit(Limit::OfRun),
         SandboxError::OutputMissing { .. }
         | SandboxError::OutputInvalid { .. }
         | SandboxError::CannotStart { .. } => Cause::Build,

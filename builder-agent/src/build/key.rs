@@ -1,29 +1,34 @@
 //! What decides how a build ends: equal keys, equal results, whoever asks.
 //!
-//! A key covers what the builder is told (system, program, arguments, variables, output places) and what it can see (each
-//! path of its input closure, by name and contents), so that knowing a key takes knowing all of that. Not covered is
-//! what Nix, too, takes to be without influence: the number of cores, the limits, the time. The name of the `.drv` is not
-//! covered either: derivations that differ only in how their inputs came about are one build.
+//! A key covers what the builder is told (system, program, arguments, variables, output places), what it can see (each
+//! path of its input closure, by name and contents) and where it runs (the box's programs, and the envelope: processors,
+//! memory), so that knowing a key takes knowing all of that. Not covered are limits that can only end a build, which no
+//! result has met, and the time. The name of the `.drv` is not covered either: derivations that differ only in how their
+//! inputs came about are one build.
 
 use sha2::{Digest, Sha256};
 use store::Closure;
 
-use super::Recipe;
+use super::{Envelope, Recipe};
 
 /// Changes when what follows is put together in another way.
-const FORMAT: &[u8] = b"barnraiser build key 1";
+const FORMAT: &[u8] = b"barnraiser build key 2";
 
 /// Stands for everything that can influence the result of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BuildKey([u8; 32]);
 
 impl BuildKey {
-    /// The key of `recipe` with these inputs; `ground` is what the box itself adds to every build (see [`Ground`]).
+    /// The key of `recipe` with these inputs in this envelope; `ground` is what the box itself adds to every build (see
+    /// [`Ground`]).
     #[must_use]
-    pub fn of(recipe: &Recipe, inputs: &Closure, ground: Ground) -> Self {
+    pub fn of(recipe: &Recipe, inputs: &Closure, ground: Ground, envelope: &Envelope) -> Self {
         let mut hash = Parts(Sha256::new());
         hash.put(FORMAT);
         hash.put(&ground.0);
+        hash.count(envelope.vcpus.into());
+        hash.count(envelope.memory_mib as usize);
+        hash.count(envelope.processes as usize);
         hash.put(recipe.system.as_bytes());
         hash.put(recipe.builder.as_bytes());
         hash.count(recipe.args.len());
@@ -64,20 +69,20 @@ impl BuildKey {
         &self.0
     }
 
-    /// Under which a failure is recorded. With more memory the same build may work, even one that did not
-    /// notice that memory was what it lacked: so a failure is known for one size only.
+    /// Under which a failure is recorded. The envelope is in the key: with more memory the same build may work, even one
+    /// that did not notice that memory was what it lacked.
     #[must_use]
-    pub fn of_failure(&self, memory_mib: u32) -> [u8; 32] {
+    pub fn of_failure(&self) -> [u8; 32] {
         let mut hash = Parts(Sha256::new());
         hash.put(b"failure");
         hash.put(&self.0);
-        hash.put(&memory_mib.to_le_bytes());
         hash.0.finalize().into()
     }
 }
 
-/// What every build here sees besides its inputs: the kind of sandbox and the programs in it. After an update of the
-/// box, results of before are not known any more.
+/// What every build here sees besides its inputs: the kind of sandbox and the programs in it, the kernel if it is the
+/// host's own, and the agent that says what a builder finds around it. After an update of the box, results of before are
+/// not known any more.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ground([u8; 32]);
 
@@ -92,7 +97,11 @@ impl Ground {
             Namespace => ("namespace", [&sandbox.guest, &sandbox.shell]),
         };
         let mut hash = Parts(Sha256::new());
+        hash.put(env!("CARGO_PKG_VERSION").as_bytes());
         hash.put(name.as_bytes());
+        if sandbox.backend == Namespace {
+            hash.put(rustix::system::uname().release().to_bytes());
+        }
         for file in files {
             let mut contents = Sha256::new();
             if let Ok(mut file) = std::fs::File::open(file) {

@@ -57,6 +57,8 @@ fn claim(view: &View, contents: &str, references: &[&StorePath]) {
     view.register(ingested, info, Provenance::Claimed(view.member().clone())).expect("a claim");
 }
 
+const ENVELOPE: Envelope = Envelope { vcpus: 2, memory_mib: 512, processes: 99, of_box: true };
+
 type Change = fn(&mut Recipe);
 
 fn out(recipe: &mut Recipe) -> &mut OutputSpec {
@@ -65,7 +67,8 @@ fn out(recipe: &mut Recipe) -> &mut OutputSpec {
 
 fn key_for(member: &str, store: &Store, recipe: &Recipe) -> BuildKey {
     let view = store.view(&Member::new(member));
-    BuildKey::of(recipe, &view.snapshot(&recipe.inputs).expect("inputs"), Ground::default())
+    let inputs = view.snapshot(&recipe.inputs).expect("inputs");
+    BuildKey::of(recipe, &inputs, Ground::default(), &ENVELOPE)
 }
 
 #[test]
@@ -117,7 +120,13 @@ fn all_that_a_builder_is_told_or_sees_is_in_the_key() {
     }
     let view = store.view(&Member::new("alice"));
     let inputs = view.snapshot(&recipe().inputs).expect("inputs");
-    differs("the box", BuildKey::of(&recipe(), &inputs, Ground([1; 32])));
-    assert_ne!(key.of_failure(512), key.of_failure(1024));
-    assert_ne!(&key.of_failure(512), key.bytes());
+    differs("the box", BuildKey::of(&recipe(), &inputs, Ground([1; 32]), &ENVELOPE));
+    for (what, envelope) in [
+        ("processors", Envelope { vcpus: 1, ..ENVELOPE }),
+        ("memory", Envelope { memory_mib: 511, ..ENVELOPE }),
+        ("processes", Envelope { processes: 98, ..ENVELOPE }),
+    ] {
+        differs(what, BuildKey::of(&recipe(), &inputs, Ground::default(), &envelope));
+    }
+    assert_ne!(&key.of_failure(), key.bytes());
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nix_derivation::StorePath;
-use store::{Closure, Ingested, Member, PathInfo, Provenance, RecordedOutput, RegisterError, View};
+use store::{Ingested, Member, PathInfo, Provenance, RecordedOutput, RegisterError, View};
 
 use super::recipe::OutputSpec;
 use super::{Failure, Recipe};
@@ -35,11 +35,11 @@ impl Settled {
     }
 }
 
-/// Makes the outputs of a run visible, all together and durably.
+/// Makes the outputs of a run visible, all together and durably. `proven`: see [`super::Request::proven`].
 pub fn register(
     recipe: &Recipe,
     view: &View,
-    inputs: &Closure,
+    proven: bool,
     outputs: BTreeMap<String, Settled>,
 ) -> Result<(), Failure> {
     let drv = recipe.drv_path.to_absolute_path();
@@ -47,7 +47,7 @@ pub fn register(
     for (name, settled) in outputs {
         let Some(spec) = recipe.outputs.get(&name) else { continue };
         let recorded = settled.record();
-        let (info, provenance) = info(recipe, view, inputs, spec, &recorded);
+        let (info, provenance) = info(recipe, view, proven, spec, &recorded);
         let staged = view.stage_built(settled.ingested, info, provenance);
         let staged =
             staged.map_err(|e| Failure::transient(format!("cannot keep the outputs of '{drv}': {e}")))?;
@@ -64,12 +64,12 @@ pub fn register(
 pub fn adopt(
     recipe: &Recipe,
     view: &View,
-    inputs: &Closure,
+    proven: bool,
     outputs: &BTreeMap<String, RecordedOutput>,
 ) -> Result<(), RegisterError> {
     let batch = recipe.outputs.iter().filter_map(|(name, spec)| {
         let recorded = outputs.get(name)?;
-        Some(info(recipe, view, inputs, spec, recorded))
+        Some(info(recipe, view, proven, spec, recorded))
     });
     // Whatever others are told: a reader gets their own derivation's name.
     view.adopt(batch.collect(), Some(&recipe.drv_path)).map(|_| ())
@@ -84,30 +84,30 @@ pub fn name_deriver(recipe: &Recipe, view: &View, paths: &[StorePath]) {
 }
 
 /// Whether everything that goes into an output has been checked here, so that everybody may see it.
-fn is_verified(recipe: &Recipe, inputs: &Closure, spec: &OutputSpec, recorded: &RecordedOutput) -> bool {
+fn is_verified(proven: bool, spec: &OutputSpec, recorded: &RecordedOutput) -> bool {
     // A content address holds whatever it was made from. Not so that of contents with their own hash part: what Nix
     // hashes since 2.26 does not tell it from zeros, and whoever knows the path can make other contents for it.
     if spec.floating.is_some() {
         return !recorded.references.contains(&recorded.path);
     }
-    spec.fixed.is_some() || recipe.proven(inputs)
+    spec.fixed.is_some() || proven
 }
 
 fn info(
     recipe: &Recipe,
     view: &View,
-    inputs: &Closure,
+    proven: bool,
     spec: &OutputSpec,
     recorded: &RecordedOutput,
 ) -> (PathInfo, Provenance) {
-    let provenance = match is_verified(recipe, inputs, spec, recorded) {
+    let provenance = match is_verified(proven, spec, recorded) {
         true => Provenance::Verified,
         false => Provenance::Claimed(Member::clone(view.member())),
     };
     // Everybody will read it there, so it must be true, and name nothing that is not for everybody.
     let for_all = || {
         let why = view.info_with_provenance(&recipe.drv_path).map(|(_, provenance)| provenance);
-        let makes_it = recipe.proven(inputs) || (spec.fixed.is_some() && recipe.verified_paths);
+        let makes_it = proven || (spec.fixed.is_some() && recipe.verified_paths);
         makes_it && why == Some(Provenance::Verified)
     };
     let named = provenance != Provenance::Verified || for_all();

@@ -30,16 +30,13 @@ pub enum Earlier {
 pub fn find(
     store: &Store,
     key: &BuildKey,
-    memory_mib: u32,
     mine: &StorePath,
     failures: Duration,
 ) -> Option<Earlier> {
-    if let Some(record) = store.result(key.bytes())
-        && let RecordEnd::Built { outputs, log } = &record.end
-    {
-        return Some(Earlier::Built { outputs: outputs.clone(), log: log.clone() });
+    if let Some(built) = built(store, key) {
+        return Some(built);
     }
-    let record = store.result(&key.of_failure(memory_mib))?;
+    let record = store.result(&key.of_failure())?;
     let RecordEnd::Failed { message, log, .. } = &record.end else { return None };
     // A clock that was set back makes a failure look as if it were to come; such a one is not trusted either.
     let age = u64::try_from(now() - record.time).ok().map(Duration::from_secs)?;
@@ -58,10 +55,18 @@ pub fn find(
     Some(Earlier::Failed { failure: Failure { message, ..failure }, log: log.clone() })
 }
 
+/// As [`find`], successes only.
+#[must_use]
+pub fn built(store: &Store, key: &BuildKey) -> Option<Earlier> {
+    let record = store.result(key.bytes())?;
+    let RecordEnd::Built { outputs, log } = &record.end else { return None };
+    Some(Earlier::Built { outputs: outputs.clone(), log: log.clone() })
+}
+
 /// Whether a failure is recorded that [`find`] may tell again.
 #[must_use]
-pub fn has_failed(store: &Store, key: &BuildKey, memory_mib: u32) -> bool {
-    store.result(&key.of_failure(memory_mib)).is_some()
+pub fn has_failed(store: &Store, key: &BuildKey) -> bool {
+    store.result(&key.of_failure()).is_some()
 }
 
 fn ago(age: Duration) -> String {

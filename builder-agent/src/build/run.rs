@@ -108,7 +108,7 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
         // What a download gives is not in the key.
         Err(_) if recipe.builder.starts_with("builtin:fetch") => None,
         Err(failure) if failure.cause == Cause::Build => Some((
-            build_key.of_failure(limits.memory_mib),
+            build_key.of_failure(),
             record(RecordEnd::Failed {
                 status: failure.status as u32,
                 message: failure.message.clone(),
@@ -185,8 +185,6 @@ fn attempted(
     cancel: &Cancel,
     mut log: LogWriter,
 ) -> Result<Success, Failure> {
-    let vcpus = u32::from(limits.vcpus);
-    let cores = if request.cores == 0 { vcpus } else { request.cores.min(vcpus) };
     let label = id.to_string();
     let means = Means {
         id: &label,
@@ -197,7 +195,7 @@ fn attempted(
         backend: &*shared.backend,
         kind: shared.config.sandbox.backend,
         limits,
-        cores,
+        cores: request.envelope.cores(),
         cancel,
     };
     attempt::run(&request.recipe, &means, &mut log)
@@ -224,7 +222,7 @@ async fn finish(
     let recorded: BTreeMap<String, RecordedOutput> =
         settled.iter().map(|(name, settled)| (name.clone(), settled.record())).collect();
     if !check {
-        let work = move || outputs::register(&owner.recipe, &owner.view, &owner.inputs, settled);
+        let work = move || outputs::register(&owner.recipe, &owner.view, owner.proven(), settled);
         tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| {
             tracing::error!(%panic, "registering outputs panicked; this is a bug of the box");
             Err(Failure::transient("the outputs could not be kept because of a bug of the box"))

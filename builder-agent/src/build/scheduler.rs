@@ -22,7 +22,7 @@ use super::key::BuildKey;
 use super::log::{self, LogReader};
 use super::run::{self, Run};
 use super::running::{RunKey, Running, Table};
-use super::{Failure, Recipe};
+use super::{Envelope, Failure, Recipe};
 use crate::config::Config;
 use crate::net::HttpClient;
 use crate::roster::{Member, Roster};
@@ -36,7 +36,9 @@ pub struct Request {
     pub http: Arc<HttpClient>,
     /// All the builder will see, as it was in the view at one moment.
     pub inputs: Arc<Closure>,
-    /// Of `recipe` with `inputs`.
+    /// The box's, or what this member may have of it.
+    pub envelope: Envelope,
+    /// Of `recipe` with `inputs` in `envelope`.
     pub key: BuildKey,
     /// Build to compare only: the outputs become visible to nobody.
     pub check: bool,
@@ -44,15 +46,14 @@ pub struct Request {
     pub silent: Option<Duration>,
     /// Bytes of log.
     pub log: Option<u64>,
-    /// `NIX_BUILD_CORES` as the client asked; the sandbox's CPUs bound it.
-    pub cores: u32,
 }
 
 impl Request {
-    /// See [`Recipe::proven`].
+    /// Whether what comes of it is what everybody with the same derivation gets: see [`Recipe::proven`], and nothing of
+    /// the place it ran in was this member's.
     #[must_use]
     pub fn proven(&self) -> bool {
-        self.recipe.proven(&self.inputs)
+        self.envelope.is_of_box() && self.recipe.proven(&self.inputs)
     }
 }
 
@@ -116,9 +117,8 @@ impl Attached {
         match limit {
             Limit::Wall => more(mine.wall, theirs.wall),
             Limit::Silence => more(mine.silent, theirs.silent),
-            Limit::Memory => mine.memory_mib > theirs.memory_mib,
             Limit::Log => mine.log_bytes > theirs.log_bytes,
-            Limit::OfBox => false,
+            Limit::OfRun => false,
         }
     }
 }
@@ -280,23 +280,19 @@ impl Scheduler for Embedded {
     }
 }
 
-/// The tightest of box, member and client, for each resource.
+/// The envelope, and of the limits that can only end a build the tightest of box, member and client.
 pub fn limits(config: &Config, request: &Request) -> Limits {
     let (of_box, own) = (&config.limits, &request.member.limits);
     let tighter =
         |ceiling: Duration, asked: Option<Duration>| asked.map_or(ceiling, |asked| asked.min(ceiling));
     let wall = tighter(of_box.max_build, own.max_build_seconds.map(Duration::from_secs));
     Limits {
-        vcpus: config.sandbox.vcpus.min(of_box.max_vcpus).min(own.max_cpus.unwrap_or(u8::MAX)).max(1),
-        memory_mib: config
-            .sandbox
-            .memory_mib
-            .min(of_box.max_memory_mib)
-            .min(own.max_memory_mib.unwrap_or(u32::MAX)),
+        vcpus: request.envelope.vcpus,
+        memory_mib: request.envelope.memory_mib,
         wall: Some(tighter(wall, request.wall)),
         silent: Some(tighter(of_box.max_silent, request.silent)),
         log_bytes: of_box.max_log_bytes.min(request.log.unwrap_or(u64::MAX)),
         output_bytes: of_box.max_output_bytes,
-        processes: of_box.max_processes,
+        processes: request.envelope.processes,
     }
 }

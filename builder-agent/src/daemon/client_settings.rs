@@ -51,12 +51,15 @@ pub const RULES: &[Rule] = &[
         &["max-log-size", "build-max-log-size"],
         "bytes a builder may print; the box's `limits.max-log-mib` holds, too",
     ),
-    honoured(&["cores", "build-cores"], "`NIX_BUILD_CORES`, at most the processors the build gets"),
     honoured(&["keep-going"], "other targets are built after one has failed"),
     honoured(&["substitute", "build-use-substitutes"], "whether the box fetches before it builds"),
     ignored(
         &["max-jobs", "build-max-jobs"],
         "how many builds run at once is for the scheduler and the member's limits",
+    ),
+    ignored(
+        &["cores", "build-cores"],
+        "`NIX_BUILD_CORES` is the processors the build gets: results are shared, so nobody's wish may shape them",
     ),
     ignored(&["fallback", "build-fallback"], "what cannot be fetched is always built"),
     ignored(&["verbosity"], "everything there is to tell is sent, and the client chooses what to show"),

@@ -42,7 +42,6 @@ pub(super) struct Context {
     pub wall: Option<Duration>,
     pub silent: Option<Duration>,
     pub log: Option<u64>,
-    pub cores: u32,
     /// Whether a failure of an earlier build may be told again.
     pub reuse_failures: bool,
     pub ids: Ids,

@@ -17,8 +17,7 @@ use crate::build::failure::sandbox_failed;
 use crate::build::kept::Reader;
 use crate::build::log::{Lines, LogReader, Notice};
 use crate::build::reuse::{self, Earlier};
-use crate::build::scheduler::limits;
-use crate::build::{Attached, BuildKey, Failure, Outcome, Recipe, Request, outputs, realised};
+use crate::build::{Attached, BuildKey, Envelope, Failure, Outcome, Recipe, Request, outputs, realised};
 
 /// Read from a kept log at once.
 const CHUNK: usize = 32 * 1024;
@@ -67,13 +66,17 @@ async fn name_deriver(view: &View, recipe: &Arc<Recipe>, paths: &BTreeMap<String
 struct One {
     context: Context,
     request: Request,
+    /// Of the same build in the box's own envelope: its result is as good for a member who may have less.
+    key_of_box: BuildKey,
 }
 
 impl One {
     async fn prepare(context: Context, recipe: Arc<Recipe>) -> Result<Self, Failure> {
         let (view, ground) = (context.view.clone(), context.house.ground);
+        let envelope = Envelope::for_member(&context.house.config, &context.member.limits);
+        let envelope_of_box = Envelope::of_box(&context.house.config);
         let looked_at = recipe.clone();
-        let looking = move || -> Result<(Closure, BuildKey), Failure> {
+        let looking = move || -> Result<(Closure, BuildKey, BuildKey), Failure> {
             let inputs = view.snapshot_to_build(&looked_at.inputs).map_err(|error| match error {
                 RegisterError::NotValid(missing) => Failure::rejected(format!(
                     "dependency '{}' of '{}' does not exist here; upload it, or let the box fetch it (`builders-use-substitutes`)",
@@ -85,40 +88,51 @@ impl One {
                     Failure::transient(format!("the box cannot prepare the inputs of this build: {error}"))
                 }
             })?;
-            let key = BuildKey::of(&looked_at, &inputs, ground);
-            Ok((inputs, key))
+            let key = BuildKey::of(&looked_at, &inputs, ground, &envelope);
+            let of_box = match envelope.is_of_box() {
+                true => key,
+                false => BuildKey::of(&looked_at, &inputs, ground, &envelope_of_box),
+            };
+            Ok((inputs, key, of_box))
         };
-        let (inputs, key) = blocking(looking).await??;
+        let (inputs, key, key_of_box) = blocking(looking).await??;
         let request = Request {
             member: context.member.clone(),
             view: context.view.clone(),
             recipe,
             http: context.house.http.clone(),
             inputs: Arc::new(inputs),
+            envelope,
             key,
             check: false,
             wall: context.wall,
             silent: context.silent,
             log: context.log,
-            cores: context.cores,
         };
-        Ok(Self { context, request })
+        Ok(Self { context, request, key_of_box })
     }
 
     /// The end that an earlier build with the same key has already decided.
     async fn reuse(&self) -> Option<Ended> {
         let (house, recipe) = (&self.context.house, &self.request.recipe);
-        let memory = limits(&house.config, &self.request).memory_mib;
         let failures = match self.context.reuse_failures {
             true => house.config.reuse_failures,
             false => Duration::ZERO,
         };
-        let earlier = reuse::find(&house.store, &self.request.key, memory, &recipe.drv_path, failures)?;
+        let of_box = match self.request.envelope.is_of_box() {
+            true => None,
+            false => reuse::built(&house.store, &self.key_of_box),
+        };
+        let proven = of_box.is_some() && recipe.proven(&self.request.inputs) || self.request.proven();
+        let earlier = match of_box {
+            Some(built) => built,
+            None => reuse::find(&house.store, &self.request.key, &recipe.drv_path, failures)?,
+        };
         let (member, drv) = (&self.context.member.name, recipe.drv_path.to_absolute_path());
         match earlier {
             Earlier::Built { outputs, log } => {
                 // The contents may be gone since; then it is built again.
-                let outputs = self.adopt(outputs, log).await.ok()?;
+                let outputs = self.adopt(outputs, log, proven).await.ok()?;
                 tracing::info!(%member, %drv, ok = true, "build reused");
                 let id = self.context.ids.next();
                 let text = format!("using what was built earlier on '{}' for '{drv}'", house.config.name);
@@ -128,7 +142,7 @@ impl One {
                     status: BuildStatus::Substituted,
                     outputs,
                     drv_hash: None,
-                    proven: self.request.proven(),
+                    proven,
                     start_time: 0,
                     stop_time: 0,
                 }))
@@ -137,7 +151,7 @@ impl One {
                 tracing::info!(%member, %drv, ok = false, "build reused");
                 if let Some(log) = log {
                     self.show_again(&log).await;
-                    self.give_log(Some(log)).await;
+                    self.give_log(Some(log), proven).await;
                 }
                 Some(Err(failure))
             }
@@ -185,8 +199,7 @@ impl One {
         let drv = recipe.drv_path.to_absolute_path();
         if !valid {
             let house = &self.context.house;
-            let memory = limits(&house.config, &self.request).memory_mib;
-            if reuse::has_failed(&house.store, &self.request.key, memory) {
+            if reuse::has_failed(&house.store, &self.request.key) {
                 // The way to try a known failure again.
                 return self.build(true).await;
             }
@@ -226,21 +239,22 @@ impl One {
                 self.context.show(LogEvent::message(note)).await;
                 continue;
             }
+            let proven = self.request.proven();
             let built = match &outcome.result {
                 Ok(built) => built,
                 Err(failure) => {
-                    self.give_log(outcome.log.clone()).await;
+                    self.give_log(outcome.log.clone(), proven).await;
                     return Err(self.mine(failure, &outcome));
                 }
             };
-            match self.adopt(built.outputs.clone(), outcome.log.clone()).await {
+            match self.adopt(built.outputs.clone(), outcome.log.clone(), proven).await {
                 Ok(outputs) => {
                     let (start_time, stop_time) = (outcome.start_time, outcome.stop_time);
                     return Ok(Done {
                         status: BuildStatus::Built,
                         outputs,
                         drv_hash: None,
-                        proven: self.request.proven(),
+                        proven,
                         start_time,
                         stop_time,
                     });
@@ -309,21 +323,22 @@ impl One {
         &self,
         outputs: BTreeMap<String, RecordedOutput>,
         log: Option<String>,
+        proven: bool,
     ) -> Result<Arc<BTreeMap<String, StorePath>>, Failure> {
-        let Request { recipe, view, inputs, .. } = self.request.clone();
+        let Request { recipe, view, .. } = self.request.clone();
         let outputs = blocking(move || {
-            outputs::adopt(&recipe, &view, &inputs, &outputs)
+            outputs::adopt(&recipe, &view, proven, &outputs)
                 .map(|()| paths(&outputs))
                 .map_err(|error| Failure::transient(error.to_string()))
         })
         .await??;
-        self.give_log(log).await;
+        self.give_log(log, proven).await;
         Ok(outputs)
     }
 
-    async fn give_log(&self, log: Option<String>) {
+    async fn give_log(&self, log: Option<String>, proven: bool) {
         let Some(log) = log else { return };
-        let (proven, Request { recipe, view, .. }) = (self.request.proven(), self.request.clone());
+        let Request { recipe, view, .. } = self.request.clone();
         let (kept, member) = (self.context.house.kept.clone(), self.context.member.id.clone());
         let work = move || {
             // The log of a build that was made from Verified things alone holds nothing that others could not have.

@@ -109,7 +109,6 @@ impl Session {
             wall: number(&self.settings, &["timeout", "build-timeout"]).and_then(seconds),
             silent: seconds(self.settings.max_silent_time),
             log: number(&self.settings, &["max-log-size", "build-max-log-size"]).filter(|bytes| *bytes > 0),
-            cores: u32::try_from(self.settings.build_cores).unwrap_or(u32::MAX),
             reuse_failures: self.wishes.reuse_failures,
             ids: self.ids.clone(),
             events,

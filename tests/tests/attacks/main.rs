@@ -4,6 +4,7 @@
 //! every version; here are the messages no stock client sends. `docs/trust.md` names these tests as its proofs.
 
 mod collisions;
+mod envelope;
 mod existence;
 mod existence_serve;
 mod full_disk;
