@@ -36,6 +36,8 @@ pub struct Config {
     pub keep_builds_running: bool,
     /// What the store does to survive a power loss.
     pub durability: Durability,
+    /// For clients that do not say.
+    pub keep_going: bool,
     /// For how long a failure that was the build's own is told again. Zero: never.
     pub reuse_failures: Duration,
     pub sandbox: Sandbox,

@@ -166,7 +166,8 @@ impl Session {
         let mut roster = house.roster.clone();
         let view = house.view_of(&member, &roster.borrow_and_update());
         // Nix sends no settings through `ssh-ng://`; then those of the box hold, and it fetches what it can.
-        let settings = ClientSettings { use_substitutes: true, ..ClientSettings::default() };
+        let keep_going = house.config.keep_going;
+        let settings = ClientSettings { use_substitutes: true, keep_going, ..ClientSettings::default() };
         Self { house, member, view, roster, settings, wishes, ids: context::Ids::new() }
     }
 

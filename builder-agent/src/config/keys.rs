@@ -75,6 +75,7 @@ pub const KEYS: &[Key] = &[
     key("systems", Texts, Derived("the host's, e.g. `[\"x86_64-linux\"]`"), "the `system` values of derivations that may run here"),
     key("system-features", Texts, Toml(r#"["big-parallel", "benchmark"]"#), "accepted in a derivation's `requiredSystemFeatures`"),
     key("keep-builds-running", Bool, Toml("false"), "let a build go on when the last client waiting for it disconnects"),
+    key("keep-going", Bool, Toml("true"), "after a failure build what does not need it, too, for clients that do not say; stock Nix says nothing over ssh, not even with `--keep-going`"),
     key("reuse-failures", Bool, Toml("true"), "tell the failure of an earlier equal build again instead of building; successes are always reused"),
     key("reuse-failures-seconds", Int { min: 1, max: WEEK }, Toml("3600"), "for how long"),
     key("store.durability", Word(&["flush", "none"]), Toml(r#""flush""#), "`flush`: the store survives a power loss, but for its last seconds; `none`: nothing is flushed, and a reboot forgets the store (in memory, or on a disk that is wiped at boot)"),

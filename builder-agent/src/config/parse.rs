@@ -61,6 +61,7 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
             Some("none") => Durability::None,
             _ => Durability::Flush,
         },
+        keep_going: values.bool_of("keep-going"),
         reuse_failures: match values.found.get("reuse-failures") {
             Some(Value::Bool(false)) => Duration::ZERO,
             _ => Duration::from_secs(values.int_of("reuse-failures-seconds") as u64),

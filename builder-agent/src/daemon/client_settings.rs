@@ -51,7 +51,10 @@ pub const RULES: &[Rule] = &[
         &["max-log-size", "build-max-log-size"],
         "bytes a builder may print; the box's `limits.max-log-mib` holds, too",
     ),
-    honoured(&["keep-going"], "other targets are built after one has failed"),
+    honoured(
+        &["keep-going"],
+        "what does not need a failed build is built all the same; the box's `keep-going` where a client does not say",
+    ),
     honoured(&["substitute", "build-use-substitutes"], "whether the box fetches before it builds"),
     ignored(
         &["max-jobs", "build-max-jobs"],

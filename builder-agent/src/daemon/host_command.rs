@@ -125,6 +125,7 @@ impl Session {
         let line = match command {
             HostCommand::Realise(realise) => {
                 self.settings = realise.settings.clone();
+                self.settings.keep_going |= self.house.config.keep_going;
                 return self.realise(realise, audience).await;
             }
             HostCommand::MakeFolder { prefix } => {

@@ -167,7 +167,7 @@ where
                 Response::Status(status, message)
             }
             Request::BuildDerivation { drv_path, derivation, options } => {
-                self.session.settings = settings(options)?;
+                self.session.settings = settings(options, self.session.house.config.keep_going)?;
                 let Self { conn, stderr, session, .. } = self;
                 let audience = &mut Listener { conn, stderr };
                 let mode = BuildMode::Normal;
@@ -250,7 +250,7 @@ where
         paths: Vec<DerivedPath>,
         options: BuildOptions,
     ) -> Result<(BuildStatus, String), Trouble> {
-        self.session.settings = settings(options)?;
+        self.session.settings = settings(options, self.session.house.config.keep_going)?;
         let Self { conn, stderr, session, .. } = self;
         let audience = &mut Listener { conn, stderr };
         let results = session.build_paths_with_results(audience, paths, BuildMode::Normal).await?;
@@ -285,7 +285,7 @@ where
 }
 
 /// The settings of a worker session that mean the same. (Nix: `getBuildSettings` in `opServe`.)
-fn settings(options: BuildOptions) -> Result<ClientSettings, Trouble> {
+fn settings(options: BuildOptions, keep_going: bool) -> Result<ClientSettings, Trouble> {
     if options.nr_repeats > 0 {
         return Err(Trouble::Refused(
             "the client wants every build repeated, which no version of Nix does any more; set `repeat = 0`"
@@ -295,6 +295,8 @@ fn settings(options: BuildOptions) -> Result<ClientSettings, Trouble> {
     let overrides = [("timeout", options.build_timeout), ("max-log-size", options.max_log_size)];
     Ok(ClientSettings {
         keep_failed: options.keep_failed,
+        // Not in the protocol.
+        keep_going,
         max_silent_time: options.max_silent_time,
         verbose_build: true,
         // As Nix's own server: whoever asks for a build here has looked into the caches before.

@@ -1,7 +1,9 @@
 //! Derivations are built, at the box's own store and through `--builders`, and results come back.
 
-use e2e::clients::{Stock, outputs};
+use e2e::agent::Setup;
+use e2e::clients::{Nix, Stock, outputs};
 use e2e::drv::{Drv, quoted};
+use e2e::keys::Key;
 use e2e::process::{self, Running};
 
 use crate::Alice;
@@ -129,4 +131,25 @@ pub fn clients_that_ask_at_once_share_one_build(stock: Stock) {
     assert_eq!(results[0], results[1]);
     assert_eq!(results[1], results[2]);
     assert_eq!(alice.agent.count("build started"), 1);
+}
+
+pub fn what_does_not_need_a_failed_build_is_built_all_the_same(stock: Stock) {
+    // Through `--builders` a client asks for each build on its own, and stops by itself.
+    if !stock.builds_at_the_box() {
+        return;
+    }
+    for goes_on in [true, false] {
+        let key = Key::new("alice");
+        let setup = if goes_on { Setup::default() } else { Setup::default().setting("keep-going = false") };
+        let agent = setup.start(&[("alice", &key)]);
+        let nix = Nix::over(stock, &agent, &key);
+        let good = Drv::new("good", "sleep 2; echo good > $out");
+        let both = Drv::new("both", "echo > $out").input("good", &good);
+        let both = both.input("bad", &Drv::new("bad", "exit 1")).expr();
+        process::run(nix.build_at_box(&both).arg("--keep-going")).failed().says(&["bad"]);
+        assert_eq!(agent.count("build started"), 2);
+        process::run(&mut nix.build_at_box(&good.expr())).ok();
+        let again = usize::from(!goes_on);
+        assert_eq!(agent.count("build started"), 2 + again, "keep-going = {goes_on}");
+    }
 }

@@ -102,6 +102,7 @@ for_every_client! {
     building::a_derivation_for_another_system_is_refused_naming_both,
     building::a_fixed_output_with_another_hash_is_refused,
     building::a_fixed_output_with_the_right_hash_is_accepted,
+    building::what_does_not_need_a_failed_build_is_built_all_the_same,
     building::clients_that_ask_at_once_share_one_build,
     derivations::a_floating_chain_gets_the_paths_that_the_client_gives_it_at_home,
     derivations::what_resolves_to_something_built_is_not_built_again,
