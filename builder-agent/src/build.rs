@@ -7,6 +7,7 @@
 pub mod attempt;
 mod builtin;
 mod checks;
+pub mod derivation;
 pub mod envelope;
 mod environment;
 pub mod failure;
@@ -16,7 +17,9 @@ pub mod kept;
 pub mod key;
 pub mod log;
 pub mod modulo;
+mod numbers;
 pub mod outputs;
+mod placeholders;
 pub mod plan;
 pub mod realised;
 pub mod recipe;
@@ -25,7 +28,7 @@ pub mod reuse;
 mod run;
 mod running;
 pub mod scheduler;
-mod structured;
+pub mod structured;
 
 pub use envelope::Envelope;
 pub use failure::Failure;

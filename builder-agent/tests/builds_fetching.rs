@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use builder_agent::build::modulo::{Hasher, aterm};
+use builder_agent::build::derivation::aterm;
+use builder_agent::build::modulo::Hasher;
 use builder_agent::daemon::{Caller, HostCommand, Realise, Wishes, run_host_command};
 use common::PATIENCE;
 use common::cache::{Cache, as_it_is, house, key};
@@ -248,8 +249,8 @@ fn fetchurl(url: &str, ca: &str, more: &[(&str, &str)]) -> Drv {
     let ca = CAHash::parse(ca).expect("a content address");
     let out = Output::Fixed { ca };
     let place = out.path("file", "out").expect("a name").expect("a fixed path").to_absolute_path();
-    let mut env = BTreeMap::from([("url".to_owned(), url.into()), ("out".to_owned(), place.into_bytes())]);
-    env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())));
+    let mut env = BTreeMap::from([(b"url".to_vec(), url.into()), (b"out".to_vec(), place.into_bytes())]);
+    env.extend(more.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec())));
     let derivation = BasicDerivation {
         outputs: BTreeMap::from([("out".to_owned(), out)]),
         input_sources: BTreeSet::new(),

@@ -92,7 +92,7 @@ impl Case {
         let hash =
             Hasher::new(&view, &self.house.house.drv_hashes).of(&self.floating).expect("a hash").masked;
         let drv = builder_agent::build::modulo::read(&view, &self.floating).expect("a derivation");
-        let input = drv.input_derivations().keys().next().expect("an input").clone();
+        let input = drv.inputs.keys().next().expect("an input").clone();
         let paths = [((input, "out".to_owned()), self.input_path())].into();
         let resolved = resolve(&self.floating, &drv, &paths).expect("resolves").recipe.drv_hash;
         [hash, resolved.expect("floating")].map(|drv_hash| RealisationId { drv_hash, output: "out".into() })

@@ -161,14 +161,14 @@ pub fn recipe(
     inputs: &[&StorePath],
     script: &str,
 ) -> (StorePath, BasicDerivation) {
-    let paths = outputs.iter().map(|(name, path)| ((*name).to_owned(), path.to_absolute_path().into_bytes()));
+    let paths = outputs.iter().map(|(name, path)| (name.as_bytes().to_vec(), path.to_absolute_path().into_bytes()));
     let derivation = BasicDerivation {
         outputs: outputs
             .iter()
             .map(|(name, path)| ((*name).to_owned(), Output::InputAddressed { path: (*path).clone() }))
             .collect(),
         input_sources: inputs.iter().map(|path| (*path).clone()).collect::<BTreeSet<_>>(),
-        system: format!("{}-linux", std::env::consts::ARCH),
+        system: format!("{}-linux", std::env::consts::ARCH).into(),
         builder: "/bin/sh".into(),
         args: vec!["-ec".into(), script.into()],
         env: paths.collect(),

@@ -8,6 +8,7 @@ use std::ffi::{CString, OsStr};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use guest::protocol::Job;
@@ -184,23 +185,24 @@ fn persona(system: &str) -> libc::c_ulong {
 
 fn exec(job: &Job) -> io::Error {
     let strings = || -> io::Result<(CString, Vec<CString>, Vec<CString>)> {
-        let text = |s: &str| sys::c_string(OsStr::new(s));
-        let env = job.env.iter().map(|(key, value)| text(&format!("{key}={value}")));
-        if let Some(builtin) = job.builder.strip_prefix("builtin:") {
+        let text = |bytes: &[u8]| sys::c_string(OsStr::from_bytes(bytes));
+        let env = job.env.iter().map(|(key, value)| text(&[&key.0[..], b"=", &value.0].concat()));
+        let builder = &job.builder.0[..];
+        if let Some(builtin) = builder.strip_prefix(b"builtin:") {
             let out = job.outputs.get("out").map_or("", String::as_str);
-            let args = ["guest", "--builtin", builtin, out].into_iter().map(text);
+            let args = [b"guest", &b"--builtin"[..], builtin, out.as_bytes()].into_iter().map(text);
             // The file has no name in here; the kernel still knows it.
-            let program = text("/proc/self/exe")?;
+            let program = text(b"/proc/self/exe")?;
             return Ok((program, args.collect::<io::Result<_>>()?, env.collect::<io::Result<_>>()?));
         }
-        let name = job.builder.rsplit('/').next().unwrap_or_default();
-        let args = std::iter::once(name).chain(job.args.iter().map(String::as_str)).map(text);
-        Ok((text(&job.builder)?, args.collect::<io::Result<_>>()?, env.collect::<io::Result<_>>()?))
+        let name = builder.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        let args = std::iter::once(name).chain(job.args.iter().map(|arg| &arg.0[..])).map(text);
+        Ok((text(builder)?, args.collect::<io::Result<_>>()?, env.collect::<io::Result<_>>()?))
     };
     match strings() {
         Ok((program, args, env)) => {
             let e = sys::exec(&program, &args, &env);
-            named(&format!("executing '{}'", job.builder), e)
+            named(&format!("executing '{}'", String::from_utf8_lossy(&job.builder.0)), e)
         }
         Err(e) => e,
     }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::protocol::{Decoder, HEADER, MAX_TEXT, header, json_frame, parse_header};
+use crate::protocol::{Bytes, Decoder, HEADER, MAX_TEXT, header, json_frame, parse_header};
 
 fn frame(tag: Tag, body: &[u8]) -> Frame {
     Frame { tag, body: body.to_vec() }
@@ -203,5 +203,14 @@ proptest! {
         while let Ok(Some(frame)) = decoder.next(&mut input) {
             prop_assert!(order.accept(frame).is_err());
         }
+    }
+}
+
+proptest! {
+    #[test]
+    fn strings_of_any_bytes_cross_as_they_are(strings: Vec<Vec<u8>>) {
+        let strings: Vec<Bytes> = strings.into_iter().map(Bytes).collect();
+        let text = serde_json::to_vec(&strings).unwrap();
+        prop_assert_eq!(serde_json::from_slice::<Vec<Bytes>>(&text).unwrap(), strings);
     }
 }

@@ -14,10 +14,11 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Both sides come from one build of the workspace; this catches an image that mixes two.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The guest connects here: the host's well-known context id ...
 pub const VSOCK_CID: u32 = 2;
@@ -111,11 +112,11 @@ impl Tag {
 pub struct Job {
     pub system: String,
     /// Absolute path of the program, inside the sandbox.
-    pub builder: String,
+    pub builder: Bytes,
     /// Arguments after argv[0].
-    pub args: Vec<String>,
+    pub args: Vec<Bytes>,
     /// The whole environment; nothing is added.
-    pub env: BTreeMap<String, String>,
+    pub env: BTreeMap<Bytes, Bytes>,
     /// Name below /build and length of its contents.
     pub files: Vec<(String, u64)>,
     /// Output name to the absolute store path where the builder writes it.
@@ -123,6 +124,31 @@ pub struct Job {
     /// Is there a closure image to mount? (VM only.)
     pub closure: bool,
     pub limits: GuestLimits,
+}
+
+/// A string of Nix, which may hold any bytes. JSON has characters, so each byte is the character of its number: ASCII
+/// stays as it is, and other bytes take two.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub Vec<u8>);
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match std::str::from_utf8(&self.0) {
+            Ok(text) if text.is_ascii() => to.serialize_str(text),
+            _ => to.serialize_str(&self.0.iter().copied().map(char::from).collect::<String>()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+        let text = String::deserialize(from)?;
+        if text.is_ascii() {
+            return Ok(Bytes(text.into_bytes()));
+        }
+        let bytes: Result<_, _> = text.chars().map(u8::try_from).collect();
+        bytes.map(Bytes).map_err(|_| D::Error::custom("a character that stands for no byte"))
+    }
 }
 
 /// The limits that only the inside can enforce. All others are the host's.

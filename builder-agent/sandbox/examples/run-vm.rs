@@ -112,9 +112,9 @@ fn main() -> Result<(), Failure> {
     let job = Job {
         id: "run-vm".into(),
         system: "x86_64-linux".into(),
-        builder: builder.clone(),
-        args: args.to_vec(),
-        env: env.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+        builder: builder.clone().into(),
+        args: args.iter().cloned().map(String::into_bytes).collect(),
+        env: env.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
         files: Vec::new(),
         outputs: BTreeMap::from([("out".to_owned(), OUT.to_owned())]),
         inputs: Inputs::Image(Image { segments }),

@@ -21,11 +21,11 @@ pub struct Job {
     pub id: String,
     /// Nix system, such as `x86_64-linux`.
     pub system: String,
-    /// Absolute path of the builder as the builder sees it.
-    pub builder: String,
-    pub args: Vec<String>,
+    /// Absolute path of the builder as the builder sees it. This and the following are any bytes but NUL.
+    pub builder: Vec<u8>,
+    pub args: Vec<Vec<u8>>,
     /// The final environment, complete: the guest adds nothing.
-    pub env: BTreeMap<String, String>,
+    pub env: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Written into `/build` before the builder starts: `passAsFile`, `.attrs.json`, `.attrs.sh`.
     pub files: Vec<(String, Vec<u8>)>,
     /// Output name to the absolute store path where the builder writes it.

@@ -40,8 +40,8 @@ pub fn probe(backend: &KvmBackend, patience: Duration) -> Result<Probed, Sandbox
     let job = Job {
         id: "probe".to_owned(),
         system: format!("{}-linux", std::env::consts::ARCH),
-        builder: "/bin/sh".to_owned(),
-        args: vec!["-c".to_owned(), "exit 0".to_owned()],
+        builder: b"/bin/sh".to_vec(),
+        args: vec![b"-c".to_vec(), b"exit 0".to_vec()],
         env: BTreeMap::new(),
         files: Vec::new(),
         outputs: BTreeMap::new(),

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use guest::order::{Event, Order};
-use guest::protocol::{self, Decoder, ExitStatus, Failure, FailureKind, GuestLimits, MAX_DATA, Tag};
+use guest::protocol::{self, Bytes, Decoder, ExitStatus, Failure, FailureKind, GuestLimits, MAX_DATA, Tag};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::job::{BuilderStatus, Cancel, Finished, Host, Inputs, Job, OutputSink, Phases, SandboxError};
@@ -366,9 +366,9 @@ impl<'a> Outgoing<'a> {
     fn new(job: &'a Job) -> Result<Outgoing<'a>, SandboxError> {
         let message = protocol::Job {
             system: job.system.clone(),
-            builder: job.builder.clone(),
-            args: job.args.clone(),
-            env: job.env.clone(),
+            builder: Bytes(job.builder.clone()),
+            args: job.args.iter().cloned().map(Bytes).collect(),
+            env: job.env.iter().map(|(name, value)| (Bytes(name.clone()), Bytes(value.clone()))).collect(),
             files: job.files.iter().map(|(name, contents)| (name.clone(), contents.len() as u64)).collect(),
             outputs: job.outputs.clone(),
             closure: matches!(&job.inputs, Inputs::Image(image) if !image.segments.is_empty()),

@@ -86,7 +86,8 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
     let places = recipe.places();
     let job = Job {
         id: means.id.to_owned(),
-        system: recipe.system.clone(),
+        // One of the box's own: `Recipe::check`.
+        system: String::from_utf8_lossy(&recipe.system).into_owned(),
         builder: recipe.builder.clone(),
         args: around.args,
         env: around.env,

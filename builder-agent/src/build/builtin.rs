@@ -23,5 +23,5 @@ pub(super) fn is_known(name: &str) -> bool {
 
 /// Whether the agent builds this without a sandbox.
 pub(super) fn is_fetch(recipe: &Recipe) -> bool {
-    recipe.builder.strip_prefix("builtin:") == Some(FETCHURL)
+    recipe.builder.strip_prefix(b"builtin:") == Some(FETCHURL.as_bytes())
 }

@@ -3,15 +3,16 @@
 //! Source: Nix, src/libstore/build/local-derivation-goal.cc (2.8 to 2.26) and src/libstore/unix/build/
 //! derivation-builder.cc (later): `initEnv`, `initTmpDir`, `writeStructuredAttrs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nix_derivation::store_path::hash_placeholder;
-use nix_derivation::{StructuredAttrsFiles, nixbase32};
+use nix_derivation::nixbase32;
 use sha2::{Digest, Sha256};
 
 use super::Failure;
 use super::graphs::Graphs;
-use super::recipe::{Recipe, replace};
+use super::placeholders::Placeholders;
+use super::recipe::Recipe;
 use super::structured;
 
 /// Where a build happens inside the sandbox.
@@ -20,8 +21,8 @@ const BUILD_DIR: &str = "/build";
 /// What the sandbox puts in front of the builder.
 #[derive(Debug)]
 pub(super) struct Surroundings {
-    pub args: Vec<String>,
-    pub env: BTreeMap<String, String>,
+    pub args: Vec<Vec<u8>>,
+    pub env: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Written into `/build`.
     pub files: Vec<(String, Vec<u8>)>,
 }
@@ -29,12 +30,14 @@ pub(super) struct Surroundings {
 /// Computes all of it. `cores` is what the builder may use at once (`NIX_BUILD_CORES`).
 pub(super) fn surroundings(recipe: &Recipe, graphs: Graphs, cores: u32) -> Result<Surroundings, Failure> {
     let places = recipe.places();
-    let rewrites: Vec<(String, String)> =
-        places.iter().map(|(name, place)| (hash_placeholder(name), place.to_absolute_path())).collect();
+    let mut placeholders = Placeholders::default();
+    for (name, place) in &places {
+        placeholders.insert(&hash_placeholder(name), place.to_absolute_path());
+    }
     let mut env = BTreeMap::new();
     let mut files = Vec::new();
     let mut set = |name: &str, value: &str| {
-        env.insert(name.to_owned(), value.to_owned());
+        env.insert(name.as_bytes().to_vec(), value.as_bytes().to_vec());
     };
     // A derivation may override these...
     set("PATH", "/path-not-set");
@@ -46,66 +49,62 @@ pub(super) fn surroundings(recipe: &Recipe, graphs: Graphs, cores: u32) -> Resul
         Failure::rejected(format!("cannot build '{}': {why}", recipe.drv_path.to_absolute_path()))
     };
     if let Some(attrs) = &recipe.structured {
-        let made = structured::files(attrs, &graphs, &places).map_err(refused)?;
+        let made = structured::files(attrs, &graphs, &places, &placeholders).map_err(refused)?;
         for (variable, name, bytes) in [
-            ("NIX_ATTRS_SH_FILE", StructuredAttrsFiles::SHELL_FILE_NAME, made.shell),
-            ("NIX_ATTRS_JSON_FILE", StructuredAttrsFiles::JSON_FILE_NAME, made.json),
+            ("NIX_ATTRS_SH_FILE", ".attrs.sh", made.shell),
+            ("NIX_ATTRS_JSON_FILE", ".attrs.json", made.json),
         ] {
             set(variable, &format!("{BUILD_DIR}/{name}"));
             files.push((name.to_owned(), bytes));
         }
     } else {
         files.extend(graphs);
-        let as_file = recipe.words("passAsFile").unwrap_or_default();
+        let as_file: BTreeSet<Vec<u8>> =
+            recipe.byte_words("passAsFile").unwrap_or_default().into_iter().collect();
         for (name, value) in &recipe.env {
+            let value = placeholders.filled(value.clone());
             if as_file.contains(name) {
-                let file = format!(".attr-{}", nixbase32::encode(&Sha256::digest(name.as_bytes())));
-                set(&format!("{name}Path"), &format!("{BUILD_DIR}/{file}"));
-                files.push((file, replace(value.clone(), &rewrites)));
+                let file = format!(".attr-{}", nixbase32::encode(&Sha256::digest(name)));
+                env.insert([name, &b"Path"[..]].concat(), format!("{BUILD_DIR}/{file}").into_bytes());
+                files.push((file, value));
             } else {
-                let value = std::str::from_utf8(value).map_err(|_| {
-                    refused(format!("its variable '{name}' is not UTF-8, which this box needs"))
-                })?;
-                set(name, value);
+                env.insert(name.clone(), value);
             }
         }
     }
+    let mut set = |name: &[u8], value: &str| {
+        env.insert(name.to_vec(), value.as_bytes().to_vec());
+    };
 
     // ...but not these.
     for name in ["NIX_BUILD_TOP", "TMPDIR", "TEMPDIR", "TMP", "TEMP", "PWD"] {
-        set(name, BUILD_DIR);
+        set(name.as_bytes(), BUILD_DIR);
     }
     if recipe.is_fixed() {
-        set("NIX_OUTPUT_CHECKED", "1");
+        set(b"NIX_OUTPUT_CHECKED", "1");
         // The box has no proxies or tokens to hand out: every impure variable is empty, as on a clean machine.
-        for name in recipe.words("impureEnvVars").unwrap_or_default() {
+        for name in recipe.byte_words("impureEnvVars").unwrap_or_default() {
             set(&name, "");
         }
     }
-    set("NIX_LOG_FD", "2");
-    set("TERM", "xterm-256color");
+    set(b"NIX_LOG_FD", "2");
+    set(b"TERM", "xterm-256color");
 
     for (name, value) in &env {
-        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-            return Err(refused(format!(
-                "its variable '{}' cannot be passed to a program",
-                name.escape_debug()
-            )));
+        if name.is_empty() || name.contains(&b'=') || name.contains(&0) || value.contains(&0) {
+            return Err(refused(format!("its variable '{}' cannot be passed to a program", shown(name))));
         }
     }
-    if let Some(arg) = recipe.args.iter().find(|arg| arg.contains('\0')) {
-        return Err(refused(format!("its argument '{}' contains a NUL", arg.escape_debug())));
+    if let Some(arg) = recipe.args.iter().find(|arg| arg.contains(&0)) {
+        return Err(refused(format!("its argument '{}' contains a NUL", shown(arg))));
     }
-    Ok(Surroundings {
-        args: recipe.args.iter().map(|arg| rewrite(arg.clone(), &rewrites)).collect(),
-        env: env.into_iter().map(|(name, value)| (name, rewrite(value, &rewrites))).collect(),
-        files,
-    })
+    let args = recipe.args.iter().map(|arg| placeholders.filled(arg.clone())).collect();
+    Ok(Surroundings { args, env, files })
 }
 
-fn rewrite(text: String, rewrites: &[(String, String)]) -> String {
-    // Placeholders and paths are ASCII, so what was UTF-8 stays it.
-    String::from_utf8(replace(text.into_bytes(), rewrites)).unwrap_or_default()
+/// The beginning of a string, for an error.
+fn shown(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).escape_debug().to_string()
 }
 
 #[cfg(test)]

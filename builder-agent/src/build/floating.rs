@@ -5,7 +5,7 @@
 //! that hash. Source: Nix, `registerOutputs` (src/libstore/unix/build/derivation-builder.cc; local-derivation-goal.cc
 //! before 2.30).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Read, Write};
 
 use nix_derivation::store_path::build_ca_path;
@@ -13,6 +13,7 @@ use nix_derivation::{CAHash, ContentAddressMethod, NixHash, StorePath, nixbase32
 use store::{Ingested, NarError, View};
 
 use super::outputs::Settled;
+use super::placeholders::is_base32;
 use super::{Failure, Recipe};
 
 /// What is read from an object at once.
@@ -205,7 +206,7 @@ fn rewrite(
 /// Passes bytes on with some hash parts replaced by others of the same length (Nix: `RewritingSink`).
 struct Rewriter<W> {
     to: W,
-    pairs: Vec<(Vec<u8>, Vec<u8>)>,
+    pairs: HashMap<Vec<u8>, Vec<u8>>,
     /// May be the beginning of a hash part.
     held: Vec<u8>,
 }
@@ -219,7 +220,7 @@ impl<W: Write> Rewriter<W> {
             // From the back: one character that no hash part has rules out every window over it.
             if let Some(last) = window.iter().rposition(|byte| !is_base32(*byte)) {
                 at += last + 1;
-            } else if let Some((_, new)) = self.pairs.iter().find(|(old, _)| old == window) {
+            } else if let Some(new) = self.pairs.get(&*window) {
                 window.copy_from_slice(new);
                 at += HASH_PART;
             } else {
@@ -239,11 +240,6 @@ impl<W: Write> Rewriter<W> {
     }
 }
 
-/// One of Nix's 32 characters: no e, o, t, u.
-fn is_base32(byte: u8) -> bool {
-    matches!(byte, b'0'..=b'9' | b'a'..=b'z') && !matches!(byte, b'e' | b'o' | b't' | b'u')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,7 +249,7 @@ mod tests {
 
     fn rewritten(pieces: &[&[u8]]) -> Vec<u8> {
         let mut rewriter =
-            Rewriter { to: Vec::new(), pairs: vec![(OLD.to_vec(), NEW.to_vec())], held: Vec::new() };
+            Rewriter { to: Vec::new(), pairs: HashMap::from([(OLD.to_vec(), NEW.to_vec())]), held: Vec::new() };
         for piece in pieces {
             rewriter.push(piece).expect("memory");
         }

@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use nix_derivation::{Derivation, StorePath, nixbase32};
+use nix_derivation::{StorePath, nixbase32};
 use serde_json::{Value, json};
 use store::{Closure, PathInfo};
 
+use super::derivation::Derivation;
 use super::recipe::MAX_DRV_BYTES;
 use super::{Failure, Recipe};
 
@@ -102,9 +103,9 @@ fn exported(inputs: &Closure, roots: Vec<StorePath>) -> Result<BTreeSet<StorePat
         let bad = |why: &dyn std::fmt::Display| format!("cannot export '{}': {why}", drv.to_absolute_path());
         let bytes = inputs.read_file(&drv, MAX_DRV_BYTES).map_err(|e| bad(&e))?;
         let name = drv.name().strip_suffix(".drv").unwrap_or_default();
-        let parsed = Derivation::from_aterm_bytes(&bytes, name).map_err(|e| bad(&e))?;
-        for (output, spec) in parsed.outputs() {
-            let path = spec.path(parsed.name(), output).map_err(|e| bad(&e))?;
+        let parsed = Derivation::parse(&bytes, name).map_err(|e| bad(&e))?;
+        for (output, spec) in &parsed.basic.outputs {
+            let path = spec.path(&parsed.name, output).map_err(|e| bad(&e))?;
             let there = path.filter(|path| inputs.contains(path)).ok_or_else(|| {
                 bad(&format!("its output '{output}' is not in the input closure of the derivation"))
             })?;

@@ -29,17 +29,17 @@ impl BuildKey {
         hash.count(envelope.vcpus.into());
         hash.count(envelope.memory_mib as usize);
         hash.count(envelope.processes as usize);
-        hash.put(recipe.system.as_bytes());
-        hash.put(recipe.builder.as_bytes());
+        hash.put(&recipe.system);
+        hash.put(&recipe.builder);
         hash.count(recipe.args.len());
-        recipe.args.iter().for_each(|arg| hash.put(arg.as_bytes()));
+        recipe.args.iter().for_each(|arg| hash.put(arg));
         hash.count(recipe.env.len());
         for (name, value) in &recipe.env {
-            hash.put(name.as_bytes());
+            hash.put(name);
             hash.put(value);
         }
         hash.count(usize::from(recipe.structured.is_some()));
-        hash.put(recipe.structured.as_ref().map_or(b"", |attrs| attrs.raw_json()));
+        hash.put(recipe.structured.as_ref().map_or(b"", |attrs| attrs.raw()));
         hash.count(recipe.outputs.len());
         // The places: where a floating output is written before it has its path is seen by the builder.
         for ((name, output), place) in recipe.outputs.iter().zip(recipe.places().values()) {

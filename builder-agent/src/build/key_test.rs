@@ -6,6 +6,7 @@ use store::{Member, PathInfo, Provenance, Store, StoreConfig, View};
 
 use super::*;
 use crate::build::recipe::OutputSpec;
+use crate::build::structured::Attributes;
 
 fn path(name: &str) -> StorePath {
     let mut digest = [3; 20];
@@ -19,7 +20,7 @@ fn recipe() -> Recipe {
         system: "x86_64-linux".into(),
         builder: "/bin/sh".into(),
         args: vec!["-c".into(), "true".into()],
-        env: BTreeMap::from([("a".to_owned(), b"b".to_vec())]),
+        env: BTreeMap::from([(b"a".to_vec(), b"b".to_vec())]),
         structured: None,
         outputs: BTreeMap::from([(
             "out".to_owned(),
@@ -89,15 +90,15 @@ fn all_that_a_builder_is_told_or_sees_is_in_the_key() {
     differs("contents of inputs", key_for("mallory", &store, &recipe()));
     differs("references of inputs", key_for("oscar", &store, &recipe()));
     let changes: [(&str, Change); 12] = [
-        ("system", |r| r.system.push('x')),
-        ("builder", |r| r.builder.push('x')),
+        ("system", |r| r.system.push(b'x')),
+        ("builder", |r| r.builder.push(b'x')),
         ("an argument", |r| r.args.push("x".into())),
         ("where arguments end", |r| r.args = vec!["-ctrue".into()]),
         ("a variable", |r| drop(r.env.insert("a".into(), b"c".to_vec()))),
-        ("a variable's name", |r| r.env = BTreeMap::from([("ab".to_owned(), Vec::new())])),
+        ("a variable's name", |r| r.env = BTreeMap::from([(b"ab".to_vec(), Vec::new())])),
         ("inputs", |r| r.inputs.clear()),
         ("structured attributes", |r| {
-            r.structured = Some(nix_derivation::StructuredAttrs::from_json_bytes(*b"{}").expect("JSON"));
+            r.structured = Some(std::sync::Arc::new(Attributes::parse(b"{}".to_vec()).expect("JSON")));
         }),
         ("output path", |r| out(r).path = Some(path("tool2"))),
         ("output name", |r| {

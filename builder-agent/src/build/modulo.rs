@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix_derivation::store_path::{build_output_path, hash_placeholder};
-use nix_derivation::{ContentAddressMethod, Derivation, DerivationModuloHash, Output, StorePath};
+use nix_derivation::{DerivationModuloHash, Output, StorePath};
 use sha2::{Digest, Sha256};
 use store::{Provenance, View};
 use wire::types::BasicDerivation;
 
 use super::Failure;
+use super::derivation::{Derivation, aterm, hex, prefixed};
 use super::recipe::MAX_DRV_BYTES;
 
 /// Derivations whose hashes are kept, about 150 bytes each.
@@ -97,7 +98,7 @@ impl<'a> Hasher<'a> {
                 }
                 let verified = is_verified(self.view, &path);
                 let drv = read(self.view, &path)?;
-                let inputs = drv.input_derivations().keys().cloned().collect();
+                let inputs = drv.inputs.keys().cloned().collect();
                 open.push(Open { path, drv, verified, inputs });
             }
             let Some(top) = open.last_mut() else { break };
@@ -126,21 +127,15 @@ impl<'a> Hasher<'a> {
         let bad = |why: String| Failure::rejected(format!("cannot build '{full}': {why}"));
         let mut inputs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         let mut deferred = false;
-        for (input, wanted) in drv.input_derivations() {
-            if wanted.is_dynamic() {
-                return Err(
-                    bad("it depends on a dynamic derivation, which this box does not support".into()),
-                );
-            }
+        for (input, wanted) in &drv.inputs {
             let Some(hashes) = self.done(input) else {
                 return Err(bad(format!("nothing is known about '{}'", input.to_absolute_path())));
             };
             deferred |= hashes.deferred;
             verified &= hashes.verified;
-            inputs.entry(hex(&hashes.input)).or_default().extend(wanted.outputs().iter().cloned());
+            inputs.entry(hex(&hashes.input)).or_default().extend(wanted.iter().cloned());
         }
-        let basic = basic(drv);
-        let mut hashes = of_parts(drv.name(), &basic, &inputs, deferred).map_err(bad)?;
+        let mut hashes = of_parts(&drv.name, &drv.basic, &inputs, deferred).map_err(bad)?;
         hashes.verified &= verified;
         Ok(hashes)
     }
@@ -161,7 +156,7 @@ pub fn read(view: &View, path: &StorePath) -> Result<Derivation, Failure> {
         true => Failure::of_contents(format!("cannot read '{full}'"), &e),
         false => Failure::rejected(e.to_string()),
     })?;
-    Derivation::from_aterm_bytes(&bytes, name).map_err(|e| bad(&e))
+    Derivation::parse(&bytes, name).map_err(|e| bad(&e))
 }
 
 /// Hashes of a derivation without input derivations, which is all that `verified` has to go by.
@@ -201,133 +196,10 @@ fn of_parts(
         };
         // The masked hash leaves the variables of outputs out. With anything else in them a derivation would have the
         // hash of another one, and might do something else.
-        verified &= drv.env.get(output).is_none_or(|value| *value == named.as_bytes());
+        verified &= drv.env.get(output.as_bytes()).is_none_or(|value| *value == named.as_bytes());
     }
     deferred |= drv.outputs.values().any(|o| matches!(o, Output::Floating { .. } | Output::Impure { .. }));
     Ok(Hashes { input, masked, deferred, verified })
-}
-
-/// A derivation without its input derivations.
-pub fn basic(drv: &Derivation) -> BasicDerivation {
-    let mut env = drv.environment().clone();
-    if let Some(attrs) = drv.structured_attrs() {
-        env.insert("__json".to_owned(), attrs.raw_json().to_vec());
-    }
-    BasicDerivation {
-        outputs: drv.outputs().clone(),
-        input_sources: drv.input_sources().clone(),
-        system: drv.system().to_owned(),
-        builder: drv.builder().to_owned(),
-        args: drv.arguments().to_vec(),
-        env,
-    }
-}
-
-/// The text of a derivation as Nix writes it. `inputs` are hashes (or paths) with the outputs wanted; `mask` leaves the
-/// paths of its own outputs out.
-pub fn aterm(
-    name: &str,
-    drv: &BasicDerivation,
-    inputs: &BTreeMap<String, BTreeSet<String>>,
-    mask: bool,
-) -> Vec<u8> {
-    let mut text = b"Derive(".to_vec();
-    list(&mut text, &drv.outputs, |text, (output, spec)| {
-        let path = match spec.path(name, output) {
-            Ok(Some(path)) if !mask => path.to_absolute_path(),
-            _ => String::new(),
-        };
-        let (how, hash) = match spec {
-            Output::InputAddressed { .. } | Output::Deferred => (String::new(), String::new()),
-            Output::Fixed { ca } => {
-                (prefixed(ca.method(), &ca.hash().algorithm().to_string()), hex(ca.hash().digest_as_bytes()))
-            }
-            Output::Floating { method, hash_algorithm } => {
-                (prefixed(*method, &hash_algorithm.to_string()), String::new())
-            }
-            Output::Impure { method, hash_algorithm } => {
-                (prefixed(*method, &hash_algorithm.to_string()), "impure".to_owned())
-            }
-        };
-        text.push(b'(');
-        for (i, part) in [output, &path, &how, &hash].into_iter().enumerate() {
-            if i > 0 {
-                text.push(b',');
-            }
-            quoted(text, part.as_bytes());
-        }
-        text.push(b')');
-    });
-    text.push(b',');
-    list(&mut text, inputs, |text, (input, outputs)| {
-        text.push(b'(');
-        quoted(text, input.as_bytes());
-        text.push(b',');
-        list(text, outputs, |text, output| quoted(text, output.as_bytes()));
-        text.push(b')');
-    });
-    text.push(b',');
-    list(&mut text, &drv.input_sources, |text, path| quoted(text, path.to_absolute_path().as_bytes()));
-    text.push(b',');
-    quoted(&mut text, drv.system.as_bytes());
-    text.push(b',');
-    quoted(&mut text, drv.builder.as_bytes());
-    text.push(b',');
-    list(&mut text, &drv.args, |text, arg| quoted(text, arg.as_bytes()));
-    text.push(b',');
-    list(&mut text, &drv.env, |text, (name, value)| {
-        text.push(b'(');
-        quoted(text, name.as_bytes());
-        text.push(b',');
-        quoted(text, if mask && drv.outputs.contains_key(name) { b"" } else { value });
-        text.push(b')');
-    });
-    text.push(b')');
-    text
-}
-
-fn list<T>(text: &mut Vec<u8>, items: impl IntoIterator<Item = T>, mut write: impl FnMut(&mut Vec<u8>, T)) {
-    text.push(b'[');
-    for (i, item) in items.into_iter().enumerate() {
-        if i > 0 {
-            text.push(b',');
-        }
-        write(text, item);
-    }
-    text.push(b']');
-}
-
-fn quoted(text: &mut Vec<u8>, bytes: &[u8]) {
-    text.push(b'"');
-    for byte in bytes {
-        match byte {
-            b'"' | b'\\' => text.extend([b'\\', *byte]),
-            b'\n' => text.extend(b"\\n"),
-            b'\r' => text.extend(b"\\r"),
-            b'\t' => text.extend(b"\\t"),
-            _ => text.push(*byte),
-        }
-    }
-    text.push(b'"');
-}
-
-/// `r:sha256` and its relatives (Nix: `printMethodAlgo`).
-fn prefixed(method: ContentAddressMethod, algorithm: &str) -> String {
-    let prefix = match method {
-        ContentAddressMethod::Flat => "",
-        ContentAddressMethod::Nar => "r:",
-        ContentAddressMethod::Text => "text:",
-        ContentAddressMethod::Git => "git:",
-    };
-    format!("{prefix}{algorithm}")
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

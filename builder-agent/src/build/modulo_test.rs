@@ -1,12 +1,12 @@
 use nix_derivation::store_path::build_output_path;
-use nix_derivation::{CAHash, DerivationBuilder, HashAlgorithm, InputDerivation, hash_bytes};
+use nix_derivation::{CAHash, ContentAddressMethod, DerivationBuilder, HashAlgorithm, InputDerivation, hash_bytes};
 use store::{Member, Store, StoreConfig};
 
 use super::*;
 use crate::build::{Plan, Recipe};
 
 fn basic_of(text: &str, name: &str) -> BasicDerivation {
-    basic(&Derivation::from_aterm_bytes(text.as_bytes(), name).expect("a derivation"))
+    Derivation::parse(text.as_bytes(), name).expect("a derivation").basic
 }
 
 const PLAIN: &str = r#"Derive([("dev","DEV","",""),("out","OUT","","")],[],["/nix/store/8hx7m9l0k5bmhlkd7w4vcz9v5s6c5c0v-src"],"x86_64-linux","/bin/sh",["-c","a \"b\" \\ \n\t\r"],[("dev","DEV"),("out","OUT"),("x","y")])"#;
@@ -14,7 +14,7 @@ const PLAIN: &str = r#"Derive([("dev","DEV","",""),("out","OUT","","")],[],["/ni
 /// `PLAIN` with the output paths that it should have.
 fn plain() -> String {
     let empty = PLAIN.replace("DEV", "").replace("OUT", "");
-    let drv = Derivation::from_aterm_bytes(empty.as_bytes(), "t").expect("a derivation");
+    let drv = nix_derivation::Derivation::from_aterm_bytes(empty.as_bytes(), "t").expect("a derivation");
     // The library's own idea of the same hash.
     let hash = drv.hash_output_path_modulo(|_| [0; 32]).expect("a hash").into_ready().expect("ready");
     let path = |name| build_output_path(hash, name, "t").expect("a path").to_absolute_path();
@@ -97,7 +97,7 @@ fn house() -> House {
 
 impl House {
     /// Uploads a derivation's text the way clients do: its path follows from its contents.
-    fn add(&self, drv: &Derivation) -> StorePath {
+    fn add(&self, drv: &nix_derivation::Derivation) -> StorePath {
         let references: BTreeSet<StorePath> =
             drv.input_derivations().keys().chain(drv.input_sources()).cloned().collect();
         let info = self.view.add_ca(
@@ -126,7 +126,7 @@ impl House {
 }
 
 /// A derivation with the right paths, whose inputs are in the house. The paths are the library's idea of them.
-fn honest(of: &House, name: &str, arg: &str, inputs: &[&StorePath]) -> Derivation {
+fn honest(of: &House, name: &str, arg: &str, inputs: &[&StorePath]) -> nix_derivation::Derivation {
     let mut drv = DerivationBuilder::new(name, "x86_64-linux", "/bin/sh").argument(arg);
     drv = drv.input_addressed_output("out").input_addressed_output("dev");
     for input in inputs {
@@ -136,15 +136,15 @@ fn honest(of: &House, name: &str, arg: &str, inputs: &[&StorePath]) -> Derivatio
     drv.build_with_input_hashes(hash).expect("a derivation").into_derivation()
 }
 
-fn path_of(drv: &Derivation, output: &str) -> StorePath {
+fn path_of(drv: &nix_derivation::Derivation, output: &str) -> StorePath {
     drv.outputs()[output].path(drv.name(), output).expect("a path").expect("known")
 }
 
 /// `drv` with one text replaced.
-fn altered(drv: &Derivation, from: &str, to: &str) -> Derivation {
+fn altered(drv: &nix_derivation::Derivation, from: &str, to: &str) -> nix_derivation::Derivation {
     let text = String::from_utf8(drv.to_aterm_bytes()).expect("text");
     assert!(text.contains(from), "{text}");
-    Derivation::from_aterm_bytes(text.replace(from, to).as_bytes(), drv.name()).expect("parses")
+    nix_derivation::Derivation::from_aterm_bytes(text.replace(from, to).as_bytes(), drv.name()).expect("parses")
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn a_recipe_that_differs_from_its_derivation_does_not_pass() {
     let drv = honest(&of, "tool", "good", &[]);
     let path = of.add(&drv);
     let sent = |change: fn(&mut BasicDerivation)| {
-        let mut sent = basic(&drv);
+        let mut sent = Derivation::parse(&drv.to_aterm_bytes(), drv.name()).expect("parses").basic;
         change(&mut sent);
         Recipe::from_basic(&path, sent).is_ok_and(|recipe| recipe.verified_paths)
     };
@@ -273,7 +273,7 @@ fn inputs_that_count_as_one_are_taken_together() {
             .collect();
         let inputs = inputs.into_iter().collect::<Vec<_>>().join(",");
         let text = format!(r#"Derive([("out","","","")],[{inputs}],[],"x","/bin/sh",[],[("out","")])"#);
-        let path = of.add(&Derivation::from_aterm_bytes(text.as_bytes(), "user").expect("a derivation"));
+        let path = of.add(&nix_derivation::Derivation::from_aterm_bytes(text.as_bytes(), "user").expect("a derivation"));
         of.hashes(&path).expect("hashes").masked
     };
     let (dev, out, all) = (r#""dev""#, r#""out""#, r#""dev","out""#);

@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use nix_derivation::{Derivation, DerivedPath, Output, SingleDerivedPath, StorePath};
+use nix_derivation::{DerivedPath, Output, SingleDerivedPath, StorePath};
 use store::View;
 
+use super::derivation::Derivation;
 use super::modulo::{self, Hasher, Known};
 use super::resolve::InputPaths;
 use super::{Failure, Recipe, realised};
@@ -254,9 +255,9 @@ pub fn inputs_verified(view: &View, known: &Known, recipe: &Recipe, inputs: &Inp
     recipe.input_derivations.iter().all(|(drv, outputs)| {
         let (Ok(hashes), Ok(derivation)) = (hasher.of(drv), modulo::read(view, drv)) else { return false };
         outputs.iter().all(|output| {
-            let Some(spec) = derivation.outputs().get(output) else { return false };
+            let Some(spec) = derivation.basic.outputs.get(output) else { return false };
             let path = inputs.get(&(drv.clone(), output.clone()));
-            match spec.path(derivation.name(), output) {
+            match spec.path(&derivation.name, output) {
                 Ok(Some(stated)) => path == Some(&stated),
                 Ok(None) => realised::path(view, &hashes.masked, output)
                     .is_some_and(|(realised, verified)| verified && path == Some(&realised)),
@@ -275,12 +276,12 @@ pub fn outputs(
     let derivation = modulo::read(view, drv)?;
     let mut hasher = Hasher::new(view, known);
     let path = |(name, output): (&String, &Output)| {
-        let stated = output.path(derivation.name(), name);
+        let stated = output.path(&derivation.name, name);
         let path = match stated.map_err(|e| Failure::rejected(e.to_string()))? {
             Some(path) => Some(path),
             None => realised::path(view, &hasher.of(drv)?.masked, name).map(|(path, _)| path),
         };
         Ok((name.clone(), path))
     };
-    derivation.outputs().iter().map(path).collect()
+    derivation.basic.outputs.iter().map(path).collect()
 }

@@ -4,15 +4,16 @@
 //! member's own claims: they decide what is built for that member, and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use nix_derivation::store_path::build_text_path;
-use nix_derivation::{
-    CAHash, ContentAddressMethod, Derivation, HashAlgorithm, Output, StorePath, StructuredAttrs,
-};
+use nix_derivation::{CAHash, ContentAddressMethod, HashAlgorithm, Output, StorePath};
 use sha2::{Digest, Sha256};
 use store::Closure;
 use wire::types::BasicDerivation;
 
+use super::derivation::{Derivation, aterm};
+use super::structured::Attributes;
 use super::{Failure, builtin, modulo};
 
 /// Largest `.drv` we read. The largest in nixpkgs are a few megabytes, nearly all of it environment.
@@ -33,12 +34,13 @@ pub struct OutputSpec {
 #[derive(Debug)]
 pub struct Recipe {
     pub drv_path: StorePath,
-    pub system: String,
-    pub builder: String,
-    pub args: Vec<String>,
+    /// This and the following are strings of Nix, which may hold any bytes.
+    pub system: Vec<u8>,
+    pub builder: Vec<u8>,
+    pub args: Vec<Vec<u8>>,
     /// As in the derivation: nothing substituted, nothing added. Without `__json`.
-    pub env: BTreeMap<String, Vec<u8>>,
-    pub structured: Option<StructuredAttrs>,
+    pub env: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub structured: Option<Arc<Attributes>>,
     pub outputs: BTreeMap<String, OutputSpec>,
     /// The paths the builder may see, without what they refer to.
     pub inputs: BTreeSet<StorePath>,
@@ -59,29 +61,24 @@ impl Recipe {
         let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
         let name =
             drv_path.name().strip_suffix(".drv").ok_or_else(|| bad(&"its name does not end in .drv"))?;
-        Self::from_derivation(drv_path, &Derivation::from_aterm_bytes(bytes, name).map_err(|e| bad(&e))?)
+        Self::from_derivation(drv_path, &Derivation::parse(bytes, name).map_err(|e| bad(&e))?)
     }
 
     /// As [`Recipe::from_drv`], already parsed.
     pub fn from_derivation(drv_path: &StorePath, drv: &Derivation) -> Result<Self, Failure> {
         let full = drv_path.to_absolute_path();
         let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
-        let mut input_derivations = BTreeMap::new();
-        for (path, input) in drv.input_derivations() {
-            if input.is_dynamic() {
-                return Err(bad(&"it depends on a dynamic derivation, which this box does not support"));
-            }
-            input_derivations.insert(path.clone(), input.outputs().clone());
-        }
+        let mut env = drv.basic.env.clone();
+        let structured = attributes(&mut env).map_err(|e| bad(&e))?;
         Ok(Self {
-            outputs: outputs(drv_path, drv.name(), drv.outputs())?,
-            system: drv.system().to_owned(),
-            builder: drv.builder().to_owned(),
-            args: drv.arguments().to_vec(),
-            env: drv.environment().clone(),
-            structured: drv.structured_attrs().cloned(),
-            inputs: drv.input_sources().clone(),
-            input_derivations,
+            outputs: outputs(drv_path, &drv.name, &drv.basic.outputs)?,
+            system: drv.basic.system.clone(),
+            builder: drv.basic.builder.clone(),
+            args: drv.basic.args.clone(),
+            env,
+            structured,
+            inputs: drv.basic.input_sources.clone(),
+            input_derivations: drv.inputs.clone(),
             verified_paths: false,
             drv_hash: None,
             drv_path: drv_path.clone(),
@@ -99,14 +96,11 @@ impl Recipe {
             return Err(bad(&"its output paths are left open; the client has to resolve it first"));
         }
         let hashes = modulo::of_basic(name, &basic).map_err(|e| bad(&e))?;
-        let text = modulo::aterm(name, &basic, &BTreeMap::new(), false);
+        let text = aterm(name, &basic, &BTreeMap::new(), false);
         let belongs = build_text_path(drv_path.name(), &text, &basic.input_sources).map_err(|e| bad(&e))?;
         let floating = outputs.values().any(|output| output.path.is_none());
         let mut env = basic.env;
-        let structured = match env.remove("__json") {
-            Some(json) => Some(StructuredAttrs::from_json_bytes(json).map_err(|e| bad(&e))?),
-            None => None,
-        };
+        let structured = attributes(&mut env).map_err(|e| bad(&e))?;
         Ok(Self {
             outputs,
             system: basic.system,
@@ -150,27 +144,39 @@ impl Recipe {
         self.outputs.iter().map(|(name, output)| Some((name.clone(), output.path.clone()?))).collect()
     }
 
-    /// An attribute that is a string with and without structured attributes.
+    /// An attribute that is a string with and without structured attributes, where only text has a meaning.
     pub fn text(&self, name: &str) -> Option<String> {
+        self.bytes(name).map(|value| String::from_utf8_lossy(value).into_owned())
+    }
+
+    fn bytes(&self, name: &str) -> Option<&[u8]> {
         match &self.structured {
-            Some(attrs) => attrs.get(name)?.as_str().map(str::to_owned),
-            None => self.env.get(name).map(|value| String::from_utf8_lossy(value).into_owned()),
+            Some(attrs) => attrs.get(name)?.as_str().map(str::as_bytes),
+            None => self.env.get(name.as_bytes()).map(Vec::as_slice),
         }
     }
 
     /// An attribute that is a list: words without, an array of strings (or words) with structured attributes.
-    pub fn words(&self, name: &str) -> Option<Vec<String>> {
+    pub fn byte_words(&self, name: &str) -> Option<Vec<Vec<u8>>> {
         if let Some(list) = self.structured.as_ref().and_then(|attrs| attrs.get(name)?.as_array()) {
-            return Some(list.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect());
+            return Some(list.iter().filter_map(|item| Some(item.as_str()?.as_bytes().to_vec())).collect());
         }
-        self.text(name).map(|text| text.split_ascii_whitespace().map(str::to_owned).collect())
+        // Nix: `tokenizeString`.
+        let words = self.bytes(name)?.split(|byte| b" \t\n\r".contains(byte));
+        Some(words.filter(|word| !word.is_empty()).map(<[u8]>::to_vec).collect())
+    }
+
+    /// As [`Recipe::byte_words`], where only text has a meaning.
+    pub fn words(&self, name: &str) -> Option<Vec<String>> {
+        let words = self.byte_words(name)?.into_iter();
+        Some(words.map(|word| String::from_utf8_lossy(&word).into_owned()).collect())
     }
 
     /// A yes-or-no attribute, as Nix reads it: `"1"`, or `true` with structured attributes.
     pub fn flag(&self, name: &str) -> bool {
         match &self.structured {
             Some(attrs) => attrs.get(name).and_then(|value| value.as_bool()).unwrap_or(false),
-            None => self.env.get(name).is_some_and(|value| value == b"1"),
+            None => self.env.get(name.as_bytes()).is_some_and(|value| value == b"1"),
         }
     }
 
@@ -180,17 +186,18 @@ impl Recipe {
         let mut wanted = self.words("requiredSystemFeatures").unwrap_or_default();
         wanted.sort();
         wanted.dedup();
-        let runs = self.system == "builtin" || systems.contains(&self.system);
+        let system = String::from_utf8_lossy(&self.system);
+        let runs = system == "builtin" || systems.iter().any(|own| *own == system);
         if !runs || wanted.iter().any(|feature| !features.contains(feature)) {
             return Err(Failure::rejected(format!(
-                "a '{}' with features {{{}}} is required to build '{path}', but I am a '{}' with features {{{}}}",
-                self.system,
+                "a '{system}' with features {{{}}} is required to build '{path}', but I am a '{}' with features {{{}}}",
                 wanted.join(", "),
                 systems.join("', '"),
                 features.join(", "),
             )));
         }
-        let builtin = self.builder.strip_prefix("builtin:");
+        let builder = String::from_utf8_lossy(&self.builder);
+        let builtin = builder.strip_prefix("builtin:");
         if let Some(builtin) = builtin
             && !builtin::is_known(builtin)
         {
@@ -199,10 +206,9 @@ impl Recipe {
                  realise it on the client, which then uploads the result"
             )));
         }
-        if builtin.is_none() && !self.builder.starts_with('/') {
+        if builtin.is_none() && !builder.starts_with('/') {
             return Err(Failure::rejected(format!(
-                "cannot build '{path}': its builder '{}' is not an absolute path",
-                self.builder
+                "cannot build '{path}': its builder '{builder}' is not an absolute path"
             )));
         }
         if self.flag("__noChroot") {
@@ -212,6 +218,11 @@ impl Recipe {
         }
         Ok(())
     }
+}
+
+/// Takes `__json` out of the variables.
+fn attributes(env: &mut BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Option<Arc<Attributes>>, String> {
+    env.remove(&b"__json"[..]).map(|json| Attributes::parse(json).map(Arc::new)).transpose()
 }
 
 fn outputs(
@@ -225,6 +236,7 @@ fn outputs(
         return Err(bad(&"it has no outputs"));
     }
     let mut specs: BTreeMap<String, OutputSpec> = BTreeMap::new();
+    let mut taken = BTreeSet::new();
     let mut algorithms = BTreeSet::new();
     let mut kinds = BTreeSet::new();
     for (output_name, output) in outputs {
@@ -270,7 +282,7 @@ fn outputs(
             specs.insert(output_name.clone(), OutputSpec { path: None, fixed, floating });
             continue;
         };
-        if specs.values().any(|other| other.path.as_ref() == Some(&path)) {
+        if !taken.insert(path.clone()) {
             return Err(bad(&format!("two of its outputs are '{}'", path.to_absolute_path())));
         }
         // An output may not pretend to be another derivation's.
@@ -300,36 +312,4 @@ fn scratch_path(drv_path: &StorePath, output: &str) -> StorePath {
         digest[i % 20] ^= byte;
     }
     StorePath::from_parts(digest, &name).unwrap_or_else(|_| drv_path.clone())
-}
-
-/// Replaces each first text by its second, one pair after the other.
-pub(super) fn replace(mut bytes: Vec<u8>, rewrites: &[(String, String)]) -> Vec<u8> {
-    for (from, to) in rewrites {
-        let from = from.as_bytes();
-        let mut rest = bytes.as_slice();
-        let mut out = Vec::new();
-        while let Some(at) = find(rest, from) {
-            out.extend_from_slice(&rest[..at]);
-            out.extend_from_slice(to.as_bytes());
-            rest = &rest[at + from.len()..];
-        }
-        if !out.is_empty() || rest.len() < bytes.len() {
-            out.extend_from_slice(rest);
-            bytes = out;
-        }
-    }
-    bytes
-}
-
-/// Where `what` is in `text`. All we look for begins with a slash, so only slashes are looked at closely.
-fn find(text: &[u8], what: &[u8]) -> Option<usize> {
-    let first = *what.first()?;
-    let mut from = 0;
-    while let Some(at) = text[from..].iter().position(|byte| *byte == first) {
-        if text[from + at..].starts_with(what) {
-            return Some(from + at);
-        }
-        from += at + 1;
-    }
-    None
 }

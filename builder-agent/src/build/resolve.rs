@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 
 use nix_derivation::store_path::{build_output_path, build_text_path, downstream_placeholder};
-use nix_derivation::{Derivation, DerivationModuloHash, Output, StorePath};
+use nix_derivation::{DerivationModuloHash, Output, StorePath};
 
+use super::derivation::{Derivation, aterm};
 use super::modulo::{self, Hashes};
-use super::recipe::replace;
+use super::placeholders::Placeholders;
 use super::{Failure, Recipe};
 
 /// Where outputs of input derivations are: by derivation and output name.
@@ -27,41 +28,35 @@ pub struct Resolved {
 pub fn resolve(drv_path: &StorePath, drv: &Derivation, inputs: &InputPaths) -> Result<Resolved, Failure> {
     let full = drv_path.to_absolute_path();
     let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot resolve '{full}': {why}"));
-    let mut basic = modulo::basic(drv);
-    let mut rewrites = Vec::new();
-    for (input, wanted) in drv.input_derivations() {
-        for output in wanted.outputs() {
+    let mut basic = drv.basic.clone();
+    let mut placeholders = Placeholders::default();
+    for (input, wanted) in &drv.inputs {
+        for output in wanted {
             let path = inputs.get(&(input.clone(), output.clone())).ok_or_else(|| {
                 bad(&format!("output '{output}' of its input '{}' is not known", input.to_absolute_path()))
             })?;
             let placeholder = downstream_placeholder(input, [output]).map_err(|e| bad(&e))?;
-            rewrites.push((placeholder, path.to_absolute_path()));
+            placeholders.insert(&placeholder, path.to_absolute_path());
             basic.input_sources.insert(path.clone());
         }
     }
-    let text = |text: String| -> Result<String, Failure> {
-        String::from_utf8(replace(text.into_bytes(), &rewrites)).map_err(|e| bad(&e))
-    };
-    basic.builder = text(basic.builder)?;
-    basic.args = basic.args.into_iter().map(text).collect::<Result<_, _>>()?;
-    basic.env = basic
-        .env
-        .into_iter()
-        .map(|(name, value)| Ok((text(name)?, replace(value, &rewrites))))
-        .collect::<Result<_, Failure>>()?;
+    let filled = |text| placeholders.filled(text);
+    basic.builder = filled(basic.builder);
+    basic.args = basic.args.into_iter().map(filled).collect();
+    basic.env = basic.env.into_iter().map(|(name, value)| (filled(name), filled(value))).collect();
 
     // Now that no input is unknown, neither are input-addressed outputs.
-    let name = drv.name();
+    let name = &drv.name;
     let Hashes { masked, .. } = modulo::of_basic(name, &basic).map_err(|e| bad(&e))?;
     for (output, spec) in &mut basic.outputs {
         if *spec == Output::Deferred {
             let path =
                 build_output_path(DerivationModuloHash::new(masked), output, name).map_err(|e| bad(&e))?;
-            basic.env.insert(output.clone(), path.to_absolute_path().into_bytes());
+            basic.env.insert(output.clone().into_bytes(), path.to_absolute_path().into_bytes());
             *spec = Output::InputAddressed { path };
         }
     }
-    let text = modulo::aterm(name, &basic, &BTreeMap::new(), false);
+    let text = aterm(name, &basic, &BTreeMap::new(), false);
     let path = build_text_path(drv_path.name(), &text, &basic.input_sources).map_err(|e| bad(&e))?;
     Ok(Resolved { recipe: Recipe::from_basic(&path, basic)?, text })
 }

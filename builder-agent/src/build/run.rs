@@ -106,7 +106,7 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
             record(RecordEnd::Built { outputs: built.outputs.clone(), log: log.clone() }),
         )),
         // What a download gives is not in the key.
-        Err(_) if recipe.builder.starts_with("builtin:fetch") => None,
+        Err(_) if recipe.builder.starts_with(b"builtin:fetch") => None,
         Err(failure) if failure.cause == Cause::Build => Some((
             build_key.of_failure(),
             record(RecordEnd::Failed {

@@ -1,78 +1,269 @@
-//! Structured attributes: `.attrs.json` and `.attrs.sh`.
+//! Structured attributes: `.attrs.json` and `.attrs.sh`, byte for byte as Nix writes them.
 //!
-//! The library makes both from the attributes and the output paths. What it cannot know are the graphs of
-//! `exportReferencesGraph`, so that attribute passes it under another name, and comes out under its own again.
+//! The attributes are a client's JSON (`__json`). Nix parses it and writes it again: names sorted, of equal ones the last,
+//! numbers in digits of its own ([`super::numbers`]). Sources: Nix, `ParsedDerivation` and `writeStructuredAttrsShell`
+//! (src/libstore/parsed-derivations.cc; derivation-options.cc and structured attributes since 2.31).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::sync::OnceLock;
 
-use nix_derivation::{Derivation, StorePath, StructuredAttrs, StructuredAttrsFiles};
-use serde_json::value::RawValue;
+use nix_derivation::StorePath;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::{Map, Value};
 
 use super::graphs::Graphs;
+use super::numbers::Number;
+use super::placeholders::Placeholders;
 
-const GRAPH: &str = "exportReferencesGraph";
+/// Values in one derivation's attributes, names left out: parsed, each takes a hundred bytes. The largest in nixpkgs
+/// have some thousands.
+const MAX_VALUES: usize = 250_000;
 
-/// Attributes, in the order in which Nix writes them.
-type Attrs = BTreeMap<String, Box<RawValue>>;
-
-/// The two files for these attributes and output paths.
-pub(super) fn files(
-    attrs: &StructuredAttrs,
-    graphs: &Graphs,
-    places: &BTreeMap<String, StorePath>,
-) -> Result<StructuredAttrsFiles, String> {
-    if attrs.get(GRAPH).is_none() {
-        return plain_files(attrs.canonical_json(), places).map_err(|e| e.to_string());
-    }
-    let failed = |e: serde_json::Error| format!("its structured attributes: {e}");
-    let mut all: Attrs = serde_json::from_slice(attrs.canonical_json()).map_err(failed)?;
-    // A graph replaces an attribute of the same name.
-    graphs.keys().for_each(|name| drop(all.remove(name)));
-    let mut alias = format!("{GRAPH}_");
-    while all.contains_key(&alias) {
-        alias.push('_');
-    }
-    if let Some(graph) = all.remove(GRAPH) {
-        all.insert(alias.clone(), graph);
-    }
-    let text = serde_json::to_vec(&all).map_err(failed)?;
-    let StructuredAttrsFiles { json, shell } = plain_files(&text, places).map_err(|e| e.to_string())?;
-
-    let mut all: Attrs = serde_json::from_slice(&json).map_err(failed)?;
-    if let Some(graph) = all.remove(&alias) {
-        all.insert(GRAPH.to_owned(), graph);
-    }
-    for (name, graph) in graphs {
-        all.insert(name.clone(), serde_json::from_slice(graph).map_err(failed)?);
-    }
-    let shell = String::from_utf8_lossy(&shell).replacen(&format!(" {alias}="), &format!(" {GRAPH}="), 1);
-    Ok(StructuredAttrsFiles { json: serde_json::to_vec(&all).map_err(failed)?, shell: shell.into_bytes() })
+/// A derivation's `__json`.
+#[derive(Debug)]
+pub struct Attributes {
+    raw: Vec<u8>,
+    /// Parsed when somebody asks: a plan holds thousands of derivations and looks into few.
+    object: OnceLock<Map<String, Value>>,
 }
 
-/// The library makes the files for a whole derivation only, so it gets the smallest one with these parts.
-fn plain_files(
-    attrs: &[u8],
-    places: &BTreeMap<String, StorePath>,
-) -> Result<StructuredAttrsFiles, nix_derivation::Error> {
-    let mut aterm = String::from("Derive([");
-    for (i, (name, place)) in places.iter().enumerate() {
-        let comma = if i == 0 { "" } else { "," };
-        let _ = write!(aterm, "{comma}(\"{name}\",\"{}\",\"\",\"\")", place.to_absolute_path());
+impl Attributes {
+    /// Fails on what Nix does not take, and on what is too much.
+    pub fn parse(raw: Vec<u8>) -> Result<Self, String> {
+        let bad = |why: String| format!("its structured attributes (__json) are not valid: {why}");
+        let values = count(&raw);
+        if values > MAX_VALUES {
+            return Err(bad(format!("they have more than {MAX_VALUES} values")));
+        }
+        serde_json::from_slice::<Checked>(&raw).map_err(|error| bad(error.to_string()))?;
+        Ok(Self { raw, object: OnceLock::new() })
     }
-    aterm.push_str("],[],[],\"x\",\"/x\",[],[(\"__json\",\"");
-    for c in String::from_utf8_lossy(attrs).chars() {
-        match c {
-            '"' => aterm.push_str("\\\""),
-            '\\' => aterm.push_str("\\\\"),
-            '\n' => aterm.push_str("\\n"),
-            '\r' => aterm.push_str("\\r"),
-            '\t' => aterm.push_str("\\t"),
-            c => aterm.push(c),
+
+    /// As they came.
+    #[must_use]
+    pub fn raw(&self) -> &[u8] {
+        &self.raw
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.object().get(name)
+    }
+
+    fn object(&self) -> &Map<String, Value> {
+        // `parse` saw that it is an object.
+        self.object.get_or_init(|| serde_json::from_slice(&self.raw).unwrap_or_default())
+    }
+}
+
+/// An object, looked at and forgotten.
+struct Checked;
+
+impl<'de> Deserialize<'de> for Checked {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_map(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Checked {
+    type Value = Self;
+
+    fn expecting(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self, A::Error> {
+        while members.next_entry::<Cow<'de, str>, Value>()?.is_some() {}
+        Ok(Self)
+    }
+}
+
+/// How many values there may be. It is JSON only if it is found to be afterwards.
+fn count(json: &[u8]) -> usize {
+    let (mut values, mut in_string, mut escaped) = (1, false, false);
+    for byte in json {
+        match (in_string, escaped, byte) {
+            (true, true, _) => escaped = false,
+            (true, _, b'\\') => escaped = true,
+            (_, _, b'"') => in_string = !in_string,
+            (false, _, b',' | b'[' | b'{') => values += 1,
+            _ => {}
         }
     }
-    aterm.push_str("\")])");
-    let drv = Derivation::from_aterm_bytes(aterm.as_bytes(), "x")?;
-    let files = drv.structured_attrs_files_with_output_paths(places)?;
-    Ok(files.unwrap_or_else(|| unreachable!("the derivation above has __json")))
+    values
+}
+
+/// `.attrs.json` and `.attrs.sh`.
+pub(super) struct Files {
+    pub json: Vec<u8>,
+    pub shell: Vec<u8>,
+}
+
+/// One attribute as the builder gets it.
+enum Attribute<'a> {
+    Own(&'a Value),
+    Outputs(&'a BTreeMap<String, StorePath>),
+    /// JSON.
+    Graph(&'a [u8]),
+}
+
+/// The two files for these attributes, graphs and output paths.
+pub(super) fn files(
+    attrs: &Attributes,
+    graphs: &Graphs,
+    places: &BTreeMap<String, StorePath>,
+    placeholders: &Placeholders,
+) -> Result<Files, String> {
+    let mut all: BTreeMap<&str, Attribute<'_>> =
+        attrs.object().iter().map(|(name, value)| (name.as_str(), Attribute::Own(value))).collect();
+    all.insert("outputs", Attribute::Outputs(places));
+    for (name, graph) in graphs {
+        if name == "outputs" {
+            return Err("a graph of 'exportReferencesGraph' cannot be called 'outputs'".into());
+        }
+        all.insert(name, Attribute::Graph(graph));
+    }
+    let mut json = Vec::new();
+    object(&mut json, all.iter().map(|(name, attribute)| (*name, attribute)), |json, attribute| {
+        match attribute {
+            Attribute::Own(own) => return value(json, own),
+            Attribute::Graph(graph) => json.extend_from_slice(graph),
+            Attribute::Outputs(places) => {
+                let places = places.iter().map(|(name, place)| (name.as_str(), place));
+                object(json, places, |json, place| {
+                    string(json, &place.to_absolute_path());
+                    Ok(())
+                })?;
+            }
+        }
+        Ok(())
+    })?;
+    let mut shell = Vec::new();
+    for (name, attribute) in all.iter().filter(|(name, _)| is_variable(name)) {
+        let words = match attribute {
+            Attribute::Own(own) => declared(own)?,
+            // A list of objects is nothing for the shell; one of nothing is.
+            Attribute::Graph(graph) => (*graph == b"[]").then(|| ("-a ", "()".to_owned())),
+            Attribute::Outputs(places) => {
+                let one = |(name, place): (&String, &StorePath)| {
+                    format!("[{}]={} ", quoted(name), quoted(&place.to_absolute_path()))
+                };
+                Some(("-A ", format!("({})", places.iter().map(one).collect::<String>())))
+            }
+        };
+        if let Some((kind, words)) = words {
+            shell.extend(format!("declare {kind}{name}={words}\n").bytes());
+        }
+    }
+    Ok(Files { json: placeholders.filled(json), shell: placeholders.filled(shell) })
+}
+
+/// The kind of variable and what it is set to; `None` for what bash has nothing for.
+fn declared(value: &Value) -> Result<Option<(&'static str, String)>, String> {
+    Ok(match value {
+        Value::Array(values) => {
+            let words: Option<Vec<String>> = values.iter().map(simple).collect::<Result<_, _>>()?;
+            words.map(|words| {
+                ("-a ", format!("({})", words.into_iter().map(|word| word + " ").collect::<String>()))
+            })
+        }
+        Value::Object(values) => {
+            let one = |(name, value): (&String, &Value)| {
+                simple(value).map(|word| word.map(|word| format!("[{}]={word} ", quoted(name))))
+            };
+            let words: Option<Vec<String>> = values.iter().map(one).collect::<Result<_, _>>()?;
+            words.map(|words| ("-A ", format!("({})", words.concat())))
+        }
+        other => simple(other)?.map(|word| ("", word)),
+    })
+}
+
+/// A value as one word of the shell.
+fn simple(value: &Value) -> Result<Option<String>, String> {
+    Ok(match value {
+        Value::String(text) => Some(quoted(text)),
+        Value::Number(text) => number(text)?.shell(),
+        Value::Null => Some("''".into()),
+        Value::Bool(true) => Some("1".into()),
+        Value::Bool(false) => Some(String::new()),
+        Value::Array(_) | Value::Object(_) => None,
+    })
+}
+
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// `[A-Za-z_][A-Za-z0-9_]*`
+fn is_variable(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    name.bytes().all(plain) && name.bytes().next().is_some_and(|first| !first.is_ascii_digit())
+}
+
+fn number(number: &serde_json::Number) -> Result<Number, String> {
+    Number::parse(number.as_str())
+        .ok_or_else(|| format!("the number {number} in its structured attributes is out of range"))
+}
+
+fn value(json: &mut Vec<u8>, of: &Value) -> Result<(), String> {
+    match of {
+        Value::Null => json.extend(b"null"),
+        Value::Bool(true) => json.extend(b"true"),
+        Value::Bool(false) => json.extend(b"false"),
+        Value::Number(text) => json.extend(number(text)?.json().bytes()),
+        Value::String(text) => string(json, text),
+        Value::Array(values) => {
+            json.push(b'[');
+            for (i, of) in values.iter().enumerate() {
+                if i > 0 {
+                    json.push(b',');
+                }
+                value(json, of)?;
+            }
+            json.push(b']');
+        }
+        Value::Object(values) => {
+            object(json, values.iter().map(|(name, of)| (name.as_str(), of)), value)?;
+        }
+    }
+    Ok(())
+}
+
+fn object<'a, T>(
+    json: &mut Vec<u8>,
+    members: impl Iterator<Item = (&'a str, T)>,
+    mut write: impl FnMut(&mut Vec<u8>, T) -> Result<(), String>,
+) -> Result<(), String> {
+    json.push(b'{');
+    for (i, (name, of)) in members.enumerate() {
+        if i > 0 {
+            json.push(b',');
+        }
+        string(json, name);
+        json.push(b':');
+        write(json, of)?;
+    }
+    json.push(b'}');
+    Ok(())
+}
+
+/// Both libraries escape the same: quotes, backslashes and what is below a space.
+fn string(json: &mut Vec<u8>, text: &str) {
+    json.push(b'"');
+    for byte in text.bytes() {
+        match byte {
+            b'"' => json.extend(br#"\""#),
+            b'\\' => json.extend(br"\\"),
+            0x08 => json.extend(br"\b"),
+            0x0c => json.extend(br"\f"),
+            b'\n' => json.extend(br"\n"),
+            b'\r' => json.extend(br"\r"),
+            b'\t' => json.extend(br"\t"),
+            0..0x20 => json.extend(format!("\\u{byte:04x}").bytes()),
+            _ => json.push(byte),
+        }
+    }
+    json.push(b'"');
 }

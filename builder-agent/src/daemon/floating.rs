@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use nix_derivation::{ContentAddressMethod, Derivation, HashAlgorithm, StorePath};
+use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
 use store::View;
 use wire::types::BuildStatus;
 use wire::worker::{ActivityKind, LogEvent, Verbosity};
@@ -12,6 +12,7 @@ use wire::worker::{ActivityKind, LogEvent, Verbosity};
 use super::context::{Context, Done, Ended};
 use super::one::build_one;
 use super::transfer::blocking;
+use crate::build::derivation::Derivation;
 use crate::build::resolve::{InputPaths, Resolved, resolve};
 use crate::build::{Failure, Recipe, plan, realised};
 

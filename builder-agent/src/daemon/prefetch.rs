@@ -17,6 +17,7 @@ use super::transfer::{Trouble, blocking};
 use crate::build::modulo::{self, Hasher};
 use crate::build::plan::MAX_DERIVATIONS;
 use crate::build::realised;
+use crate::build::structured::Attributes;
 use crate::substitute::{Event, Walk, warn};
 
 /// What would be fetched for some targets, and what would still have to be built.
@@ -71,7 +72,7 @@ impl Session {
         let paths = derivation.outputs.iter().map(|(output, spec)| spec.path(&name, output).ok().flatten());
         let missing =
             paths.filter(|path| path.as_ref().is_none_or(|path| !self.view.is_valid(path))).collect();
-        let allows = allows(&derivation.env, derivation.env.get("__json").map(Vec::as_slice));
+        let allows = allows(&derivation.env);
         let looked = Looked { drv: drv.clone(), name, missing, allows, inputs: Vec::new() };
         let Some(paths) = self.candidates(&looked).filter(|paths| !paths.is_empty()) else { return Ok(()) };
         let work = |events| async move {
@@ -170,9 +171,9 @@ impl Session {
 /// `None` if nothing of it is missing, or nothing can be said about it.
 fn look(view: &View, hasher: &mut Hasher<'_>, drv: &StorePath, wanted: &[String]) -> Option<Looked> {
     let derivation = modulo::read(view, drv).ok()?;
-    let name = derivation.name();
+    let name = &derivation.name;
     let mut missing = Vec::new();
-    for (output, spec) in derivation.outputs() {
+    for (output, spec) in &derivation.basic.outputs {
         if !wanted.is_empty() && !wanted.contains(output) {
             continue;
         }
@@ -187,18 +188,17 @@ fn look(view: &View, hasher: &mut Hasher<'_>, drv: &StorePath, wanted: &[String]
     if missing.is_empty() {
         return None;
     }
-    let attributes = derivation.structured_attrs();
-    let allows = allows(derivation.environment(), attributes.map(|attributes| attributes.raw_json()));
-    let inputs = derivation.input_derivations().iter();
-    let inputs = inputs.map(|(input, wanted)| (input.clone(), wanted.outputs().iter().cloned().collect()));
+    let allows = allows(&derivation.basic.env);
+    let inputs = derivation.inputs.iter();
+    let inputs = inputs.map(|(input, wanted)| (input.clone(), wanted.iter().cloned().collect()));
     Some(Looked { drv: drv.clone(), name: name.to_owned(), missing, allows, inputs: inputs.collect() })
 }
 
 /// Unless it says `allowSubstitutes = false`, which is empty in an environment.
-fn allows(env: &BTreeMap<String, Vec<u8>>, attributes: Option<&[u8]>) -> bool {
-    let refuses = |json| {
-        serde_json::from_slice::<serde_json::Value>(json)
-            .is_ok_and(|attributes| attributes["allowSubstitutes"] == false)
-    };
-    !env.get("allowSubstitutes").is_some_and(|value| value.is_empty()) && !attributes.is_some_and(refuses)
+fn allows(env: &BTreeMap<Vec<u8>, Vec<u8>>) -> bool {
+    let attributes = env.get(&b"__json"[..]).and_then(|json| Attributes::parse(json.clone()).ok());
+    match attributes {
+        Some(attributes) => attributes.get("allowSubstitutes") != Some(&false.into()),
+        None => !env.get(&b"allowSubstitutes"[..]).is_some_and(|value| value.is_empty()),
+    }
 }

@@ -50,7 +50,7 @@ impl Backend for Script {
         *self.inputs.lock().expect("inputs") = Some(job.inputs.clone());
         let mut contents = String::new();
         let mut status = 0;
-        for word in job.args[0].split(' ') {
+        for word in String::from_utf8_lossy(&job.args[0]).split(' ') {
             match word.split_once(':').unwrap_or((word, "")) {
                 ("log", line) => {
                     host.log(format!("{line}\n").as_bytes());
@@ -59,7 +59,7 @@ impl Backend for Script {
                     }
                 }
                 ("write", text) => contents.push_str(text),
-                ("refer", _) => contents.push_str(&job.env["inputs"]),
+                ("refer", _) => contents.push_str(&String::from_utf8_lossy(&job.env[&b"inputs"[..]])),
                 ("count", _) => contents.push_str(&run.to_string()),
                 ("timeout", _) => return Err(SandboxError::Timeout { after: Duration::from_secs(1) }),
                 ("memory", _) => return Err(SandboxError::OutOfMemory { mib: job.limits.memory_mib }),
@@ -242,7 +242,7 @@ pub fn derivation(name: &str, script: &str, env: &[(&str, &str)]) -> (StorePath,
         system: "x86_64-linux".into(),
         builder: "/bin/sh".into(),
         args: vec![script.into()],
-        env: env.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect(),
+        env: env.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec())).collect(),
     };
     (path(&format!("{name}.drv")), derivation)
 }

@@ -465,12 +465,13 @@ pub(crate) fn write_basic_derivation(
         write_output(out, output, drv_name, name);
     }
     out.paths(&derivation.input_sources);
-    out.str(&derivation.system);
-    out.str(&derivation.builder);
-    out.strings(&derivation.args);
+    out.bytes(&derivation.system);
+    out.bytes(&derivation.builder);
+    out.u64(derivation.args.len() as u64);
+    derivation.args.iter().for_each(|arg| out.bytes(arg));
     out.u64(derivation.env.len() as u64);
     for (key, value) in &derivation.env {
-        out.str(key);
+        out.bytes(key);
         out.bytes(value);
     }
 }

@@ -221,6 +221,19 @@ impl<'a, S: AsyncRead + Unpin> Fields<'a, S> {
         Ok(strings)
     }
 
+    pub async fn byte_strings(
+        &mut self,
+        field: &'static str,
+        count: u64,
+        limit: u64,
+    ) -> Result<Vec<Vec<u8>>, WireError> {
+        let mut strings = Vec::new();
+        for _ in 0..self.count(field, count).await? {
+            strings.push(self.bytes(field, limit).await?);
+        }
+        Ok(strings)
+    }
+
     pub async fn path(&mut self, field: &'static str) -> Result<StorePath, WireError> {
         let bytes = self.bytes(field, MAX_STORE_PATH_BYTES).await?;
         self.parse_path(field, &bytes)
@@ -284,16 +297,16 @@ impl<'a, S: AsyncRead + Unpin> Fields<'a, S> {
     }
 
     /// Pairs of strings; of equal keys the last wins.
-    pub async fn string_map(
+    pub async fn byte_map(
         &mut self,
         field: &'static str,
         count: u64,
         key_limit: u64,
         value_limit: u64,
-    ) -> Result<BTreeMap<String, Vec<u8>>, WireError> {
+    ) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, WireError> {
         let mut map = BTreeMap::new();
         for _ in 0..self.count(field, count).await? {
-            let key = self.string(field, key_limit).await?;
+            let key = self.bytes(field, key_limit).await?;
             map.insert(key, self.bytes(field, value_limit).await?);
         }
         Ok(map)

@@ -149,10 +149,10 @@ pub(crate) async fn basic_derivation<S: AsyncRead + Unpin>(
     Ok(BasicDerivation {
         outputs,
         input_sources: f.path_set("inputSrcs").await?,
-        system: f.string("platform", MAX_NAME_BYTES).await?,
-        builder: f.string("builder", MAX_NAME_BYTES).await?,
-        args: f.strings("args", MAX_BUILDER_ARGS, MAX_VALUE_BYTES).await?,
-        env: f.string_map("env", MAX_ENV_VARS, MAX_VALUE_BYTES, MAX_VALUE_BYTES).await?,
+        system: f.bytes("platform", MAX_NAME_BYTES).await?,
+        builder: f.bytes("builder", MAX_NAME_BYTES).await?,
+        args: f.byte_strings("args", MAX_BUILDER_ARGS, MAX_VALUE_BYTES).await?,
+        env: f.byte_map("env", MAX_ENV_VARS, MAX_VALUE_BYTES, MAX_VALUE_BYTES).await?,
     })
 }
 

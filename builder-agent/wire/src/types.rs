@@ -36,12 +36,12 @@ pub struct BasicDerivation {
     pub outputs: BTreeMap<String, Output>,
     /// Every store path the build may see, closures not included.
     pub input_sources: BTreeSet<StorePath>,
-    /// For example `x86_64-linux`.
-    pub system: String,
-    pub builder: String,
-    pub args: Vec<String>,
-    /// Values may hold any bytes. Structured attributes travel as the value of `__json`.
-    pub env: BTreeMap<String, Vec<u8>>,
+    /// For example `x86_64-linux`. This and the following are strings of Nix, which may hold any bytes.
+    pub system: Vec<u8>,
+    pub builder: Vec<u8>,
+    pub args: Vec<Vec<u8>>,
+    /// Structured attributes travel as the value of `__json`.
+    pub env: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// How to build (Nix: `BuildMode`).

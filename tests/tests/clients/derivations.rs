@@ -15,7 +15,7 @@ use e2e::process::{self, Transcript};
 use crate::Alice;
 
 /// The programs of a script: of the client's machine when it builds at home, of the sandbox's shell at the box.
-const PROGRAMS: &str = "PATH=/usr/bin:/bin;";
+pub const PROGRAMS: &str = "PATH=/usr/bin:/bin;";
 
 fn floating(drv: Drv) -> Drv {
     drv.attribute("__contentAddressed", "true")
@@ -322,12 +322,12 @@ fn piped(program: &str, input: &[u8]) -> Vec<u8> {
 }
 
 /// Builds `expression` at home and in every way at the box; the same paths, the same contents.
-fn same_as_at_home(alice: &Alice, expression: &str) {
+pub fn same_as_at_home(alice: &Alice, expression: &str) {
     same_as_built_by(&alice.other_machine(), alice, expression);
 }
 
 /// `home` builds it, too, for itself; it forgets the result then.
-fn same_as_built_by(home: &Nix, alice: &Alice, expression: &str) {
+pub fn same_as_built_by(home: &Nix, alice: &Alice, expression: &str) {
     let out = outputs(&process::run(&mut at_home(home, expression)).ok())["out"].clone();
     let expected = home.hash_path(&out);
     home.run(["store", "delete", "--ignore-liveness", &out]).ok();

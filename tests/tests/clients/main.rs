@@ -15,6 +15,7 @@ mod logs;
 mod own_paths;
 mod privacy;
 mod reuse;
+mod strings;
 mod substitution;
 
 use std::process::Command;
@@ -120,6 +121,8 @@ for_every_client! {
     derivers::each_member_reads_their_own_derivation,
     derivers::a_signature_that_a_member_adds_is_theirs_alone,
     derivers::an_upload_brings_its_deriver_and_signatures_along,
+    strings::bytes_that_are_no_text_reach_the_builder,
+    strings::structured_attributes_are_written_as_at_home,
     logs::a_log_line_arrives_while_the_build_runs_at_the_box,
     logs::a_log_line_arrives_while_the_build_runs_through_builders,
     logs::a_second_client_joins_a_running_build_and_sees_its_log,

@@ -155,14 +155,14 @@ fn job(store: &Store, script: &str) -> Job {
         id: "test".into(),
         system: "x86_64-linux".into(),
         builder: "/bin/sh".into(),
-        args: vec!["-ec".into(), format!("bb={BUSYBOX}/bin/busybox\n{script}")],
+        args: vec!["-ec".into(), format!("bb={BUSYBOX}/bin/busybox\n{script}").into()],
         env: [
             ("out", OUT),
             ("HOME", "/homeless-shelter"),
             ("PATH", "/path-not-set"),
             ("NIX_BUILD_TOP", "/build"),
         ]
-        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .map(|(k, v)| (k.into(), v.into()))
         .into(),
         files: vec![(".attr-0".into(), b"from the derivation".to_vec())],
         outputs: [("out".to_owned(), OUT.to_owned())].into(),

@@ -92,7 +92,7 @@ pub fn derivation() -> BasicDerivation {
         system: "x86_64-linux".into(),
         builder: "/bin/sh".into(),
         args: vec!["-c".into(), "echo > $out".into()],
-        env: BTreeMap::from([("out".to_owned(), OUT.into()), ("raw".to_owned(), b"\xff\0\n".to_vec())]),
+        env: BTreeMap::from([(b"out".to_vec(), OUT.into()), (b"raw".to_vec(), b"\xff\0\n".to_vec())]),
     }
 }
 
