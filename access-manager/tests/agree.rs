@@ -33,6 +33,8 @@ fn normal(json: Value) -> Value {
     match json {
         Value::Number(n) => match n.as_f64() {
             Some(f) if f.fract() == 0.0 && f.abs() < 1e15 => Value::from(f as i64),
+            // Numbers keep the digits they came in.
+            Some(f) if !n.is_i64() && !n.is_u64() => Value::from(f),
             _ => Value::Number(n),
         },
         Value::Array(items) => items.into_iter().map(normal).collect(),

@@ -29,6 +29,8 @@ mod run;
 mod running;
 pub mod scheduler;
 pub mod structured;
+pub mod study;
+mod watch;
 
 pub use envelope::Envelope;
 pub use failure::Failure;

@@ -33,6 +33,7 @@ mod one;
 mod prefetch;
 mod realise;
 mod serve_protocol;
+mod studied;
 mod transfer;
 
 pub use host_command::{HostCommand, Realise, run_host_command};

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use builder_agent::build::modulo::Hasher;
 use builder_agent::build::resolve::resolve;
+use builder_agent::build::study::Study;
 use common::PATIENCE;
 use common::scripted::Scripted;
 use nix_derivation::store_path::hash_placeholder;
@@ -89,9 +90,12 @@ impl Case {
     /// Of the derivation, and of what it resolves to.
     fn realisations(&self) -> [RealisationId; 2] {
         let view = self.view("alice");
-        let hash =
-            Hasher::new(&view, &self.house.house.drv_hashes).of(&self.floating).expect("a hash").masked;
-        let drv = builder_agent::build::modulo::read(&view, &self.floating).expect("a derivation");
+        let hash = Hasher::new(&view, &self.house.house.drv_hashes, &Study::default())
+            .of(&self.floating)
+            .expect("a hash")
+            .masked;
+        let drv = builder_agent::build::modulo::read(&view, &self.floating, &Study::default())
+            .expect("a derivation");
         let input = drv.inputs.keys().next().expect("an input").clone();
         let paths = [((input, "out".to_owned()), self.input_path())].into();
         let resolved = resolve(&self.floating, &drv, &paths).expect("resolves").recipe.drv_hash;

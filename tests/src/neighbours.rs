@@ -161,7 +161,8 @@ pub fn recipe(
     inputs: &[&StorePath],
     script: &str,
 ) -> (StorePath, BasicDerivation) {
-    let paths = outputs.iter().map(|(name, path)| (name.as_bytes().to_vec(), path.to_absolute_path().into_bytes()));
+    let paths =
+        outputs.iter().map(|(name, path)| (name.as_bytes().to_vec(), path.to_absolute_path().into_bytes()));
     let derivation = BasicDerivation {
         outputs: outputs
             .iter()

@@ -22,6 +22,7 @@ use super::failure::{builder_failed, sandbox_failed};
 use super::floating;
 use super::log::LogWriter;
 use super::outputs::Settled;
+use super::watch::Watch;
 use super::{Failure, Recipe, builtin, graphs};
 use crate::config::BackendKind;
 use crate::net::HttpClient;
@@ -59,10 +60,11 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
     let drv = recipe.drv_path.to_absolute_path();
     let began = Instant::now();
     let closure: BTreeSet<StorePath> = means.inputs.paths().cloned().collect();
+    let watch = Watch::start(&recipe.drv_path, means.cancel, means.limits.wall);
     if builtin::is_fetch(recipe) {
-        return fetch(recipe, means, closure, log);
+        return fetch(recipe, means, closure, &watch, log);
     }
-    let around = surroundings(recipe, graphs::of(recipe, means.inputs)?, means.cores)?;
+    let around = surroundings(recipe, graphs::of(recipe, means.inputs, &watch)?, means.cores, &watch)?;
     let trouble = |error: &dyn std::fmt::Display| {
         Failure::transient(format!("cannot prepare the inputs of '{drv}': {error}"))
     };
@@ -77,11 +79,14 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
             Inputs::Image(Image { segments })
         }
         BackendKind::Namespace => {
-            let tree = |path: &StorePath| Ok((path.to_absolute_path(), means.inputs.tree(path)?));
-            let trees: Result<_, store::TreeError> = closure.iter().map(tree).collect();
-            Inputs::Trees(trees.map_err(|e| trouble(&e))?)
+            let tree = |path: &StorePath| {
+                watch.go_on()?;
+                Ok((path.to_absolute_path(), means.inputs.tree(path).map_err(|e| trouble(&e))?))
+            };
+            Inputs::Trees(closure.iter().map(tree).collect::<Result<_, Failure>>()?)
         }
     };
+    watch.go_on()?;
     let prepared = began.elapsed();
     let places = recipe.places();
     let job = Job {
@@ -94,7 +99,7 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
         files: around.files,
         outputs: places.iter().map(|(name, place)| (name.clone(), place.to_absolute_path())).collect(),
         inputs,
-        limits: means.limits.clone(),
+        limits: Limits { wall: watch.left(), ..means.limits.clone() },
     };
 
     let mut scan_for: BTreeSet<StorePath> = closure;
@@ -116,7 +121,7 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
                 return Err(output_refused(recipe, name, &refused));
             }
             let places: Vec<_> = places.into_iter().collect();
-            return Err(sandbox_failed(&recipe.drv_path, &places, &error));
+            return Err(sandbox_failed(&recipe.drv_path, &places, &watch.whole(error)));
         }
     };
     if finished.status != BuilderStatus::Exited(0) {
@@ -131,7 +136,7 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
         return Err(failure);
     }
     let checking = Instant::now();
-    let outputs = settle(recipe, means.view, means.inputs, outputs)?;
+    let outputs = settle(recipe, means.view, means.inputs, outputs, &watch)?;
     let Finished { kernel, vmm_overhead_bytes, phases, .. } = finished;
     let mut all = vec![("inputs prepared", prepared)];
     all.extend(phases.0);
@@ -144,13 +149,15 @@ fn fetch(
     recipe: &Recipe,
     means: &Means<'_>,
     closure: BTreeSet<StorePath>,
+    watch: &Watch<'_>,
     log: &mut LogWriter,
 ) -> Result<Success, Failure> {
     let began = Instant::now();
     let scan_for: Vec<StorePath> = closure.into_iter().chain(recipe.places().into_values()).collect();
     let fetched = builtin::fetch(recipe, means, &scan_for, log)?;
     let took = began.elapsed();
-    let outputs = settle(recipe, means.view, means.inputs, [("out".to_owned(), fetched)].into())?;
+    let fetched = [("out".to_owned(), fetched)].into();
+    let outputs = settle(recipe, means.view, means.inputs, fetched, watch)?;
     Ok(Success { outputs, kernel: String::new(), vmm_overhead_bytes: None, phases: vec![("builder", took)] })
 }
 
@@ -160,6 +167,7 @@ fn settle(
     view: &View,
     inputs: &Closure,
     outputs: BTreeMap<String, Ingested>,
+    watch: &Watch<'_>,
 ) -> Result<BTreeMap<String, Settled>, Failure> {
     let drv = recipe.drv_path.to_absolute_path();
     for name in recipe.outputs.keys() {
@@ -168,11 +176,12 @@ fn settle(
             return Err(Failure::transient(format!("the sandbox sent no output '{name}' of '{drv}'")));
         }
     }
-    let outputs = floating::settle(recipe, view, outputs)?;
+    let outputs = floating::settle(recipe, view, outputs, watch)?;
     for (name, output) in &recipe.outputs {
+        watch.go_on()?;
         check_fixed(recipe, name, output, &outputs[name])?;
     }
-    checks::check(recipe, inputs, &outputs)?;
+    checks::check(recipe, inputs, &outputs, watch)?;
     Ok(outputs)
 }
 

@@ -3,22 +3,27 @@
 //! Source: Nix, `checkOutputs` in src/libstore/build/local-derivation-goal.cc. With structured attributes the
 //! demands are per output, in `outputChecks`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use nix_derivation::StorePath;
 use serde_json::Value;
 use store::Closure;
 
 use super::outputs::Settled;
+use super::watch::{Steps, Watch};
 use super::{Failure, Recipe};
+
+/// Paths looked at for the checks of one derivation, some seconds' work. Those of a NixOS system, as one output, take some
+/// thousand.
+const MAX_STEPS: u64 = 20_000_000;
 
 /// The demands on one output. Lists hold store paths or output names.
 #[derive(Debug, Default)]
 struct Checks {
-    allowed_references: Option<Vec<String>>,
-    allowed_requisites: Option<Vec<String>>,
-    disallowed_references: Vec<String>,
-    disallowed_requisites: Vec<String>,
+    allowed_references: Option<BTreeSet<StorePath>>,
+    allowed_requisites: Option<BTreeSet<StorePath>>,
+    disallowed_references: BTreeSet<StorePath>,
+    disallowed_requisites: BTreeSet<StorePath>,
     ignore_self: bool,
     max_size: Option<u64>,
     max_closure_size: Option<u64>,
@@ -29,21 +34,47 @@ pub(super) fn check(
     recipe: &Recipe,
     inputs: &Closure,
     outputs: &BTreeMap<String, Settled>,
+    watch: &Watch<'_>,
 ) -> Result<(), Failure> {
+    let mut steps = Steps::new(watch);
+    let new: HashMap<&StorePath, &Settled> = outputs.values().map(|output| (&output.path, output)).collect();
+    // Without structured attributes every output has the same, which may be long lists.
+    let mut same = None;
     for (name, output) in outputs {
-        let checks = demands(recipe, name)?;
-        check_one(recipe, inputs, name, outputs, output, &checks)?;
+        let own;
+        let checks = match recipe.structured {
+            Some(_) => {
+                own = demands(recipe, name, outputs)?;
+                &own
+            }
+            None => match &mut same {
+                Some(same) => &*same,
+                none => &*none.insert(demands(recipe, name, outputs)?),
+            },
+        };
+        check_one(inputs, &new, output, checks, &mut |n| {
+            steps.take(n)?;
+            match steps.taken() > MAX_STEPS {
+                true => Err(Failure::rejected(format!(
+                    "cannot build '{}': the closures of its outputs are too large for all that it wants checked",
+                    recipe.drv_path.to_absolute_path()
+                ))),
+                false => Ok(()),
+            }
+        })?;
     }
     Ok(())
 }
 
-fn demands(recipe: &Recipe, output: &str) -> Result<Checks, Failure> {
+fn demands(recipe: &Recipe, output: &str, outputs: &BTreeMap<String, Settled>) -> Result<Checks, Failure> {
+    let set =
+        |words: Option<Vec<String>>| words.map(|words| paths(recipe, output, outputs, &words)).transpose();
     let Some(attrs) = &recipe.structured else {
         return Ok(Checks {
-            allowed_references: recipe.words("allowedReferences"),
-            allowed_requisites: recipe.words("allowedRequisites"),
-            disallowed_references: recipe.words("disallowedReferences").unwrap_or_default(),
-            disallowed_requisites: recipe.words("disallowedRequisites").unwrap_or_default(),
+            allowed_references: set(recipe.words("allowedReferences"))?,
+            allowed_requisites: set(recipe.words("allowedRequisites"))?,
+            disallowed_references: set(recipe.words("disallowedReferences"))?.unwrap_or_default(),
+            disallowed_requisites: set(recipe.words("disallowedRequisites"))?.unwrap_or_default(),
             ignore_self: true,
             ..Checks::default()
         });
@@ -69,23 +100,25 @@ fn demands(recipe: &Recipe, output: &str) -> Result<Checks, Failure> {
         Some(value) => value.as_u64().map(Some).ok_or_else(|| wrong(name, "a number of bytes")),
     };
     Ok(Checks {
-        allowed_references: list("allowedReferences")?,
-        allowed_requisites: list("allowedRequisites")?,
-        disallowed_references: list("disallowedReferences")?.unwrap_or_default(),
-        disallowed_requisites: list("disallowedRequisites")?.unwrap_or_default(),
+        allowed_references: set(list("allowedReferences")?)?,
+        allowed_requisites: set(list("allowedRequisites")?)?,
+        disallowed_references: set(list("disallowedReferences")?)?.unwrap_or_default(),
+        disallowed_requisites: set(list("disallowedRequisites")?)?.unwrap_or_default(),
         ignore_self: of.get("ignoreSelfRefs").and_then(Value::as_bool).unwrap_or(false),
         max_size: number("maxSize")?,
         max_closure_size: number("maxClosureSize")?,
     })
 }
 
+/// Counts paths that were looked at.
+type Count<'a> = &'a mut dyn FnMut(usize) -> Result<(), Failure>;
+
 fn check_one(
-    recipe: &Recipe,
     inputs: &Closure,
-    name: &str,
-    outputs: &BTreeMap<String, Settled>,
+    new: &HashMap<&StorePath, &Settled>,
     output: &Settled,
     checks: &Checks,
+    count: Count<'_>,
 ) -> Result<(), Failure> {
     let own = &output.path;
     let shown = own.to_absolute_path();
@@ -98,7 +131,7 @@ fn check_one(
     let needs_closure = checks.allowed_requisites.is_some()
         || !checks.disallowed_requisites.is_empty()
         || checks.max_closure_size.is_some();
-    let closure = if needs_closure { closure(inputs, outputs, own)? } else { BTreeMap::new() };
+    let closure = if needs_closure { closure(inputs, new, own, count)? } else { BTreeMap::new() };
     if let Some(max) = checks.max_closure_size {
         let size = closure.values().fold(0u64, |sum, size| sum.saturating_add(*size));
         if size > max {
@@ -107,8 +140,7 @@ fn check_one(
             )));
         }
     }
-    let set = |words: &[String]| paths(recipe, name, outputs, words);
-    let bad = |used: BTreeSet<StorePath>| {
+    let bad = |used: Vec<&StorePath>| {
         if used.is_empty() {
             return Ok(());
         }
@@ -120,22 +152,24 @@ fn check_one(
     // Only here: a direct reference to itself has to be allowed by name.
     let skip = |path: &&StorePath| !(checks.ignore_self && *path == own);
     let references = &output.references;
-    let requisites: BTreeSet<StorePath> = closure.keys().filter(skip).cloned().collect();
+    let requisites = || closure.keys().filter(skip);
+    count(references.len())?;
     if let Some(allowed) = &checks.allowed_references {
-        bad(references.difference(&set(allowed)?).cloned().collect())?;
+        bad(references.iter().filter(|path| !allowed.contains(path)).collect())?;
     }
     if let Some(allowed) = &checks.allowed_requisites {
-        bad(requisites.difference(&set(allowed)?).cloned().collect())?;
+        bad(requisites().filter(|path| !allowed.contains(path)).collect())?;
     }
-    bad(references.intersection(&set(&checks.disallowed_references)?).cloned().collect())?;
-    bad(requisites.intersection(&set(&checks.disallowed_requisites)?).cloned().collect())
+    bad(references.iter().filter(|path| checks.disallowed_references.contains(path)).collect())?;
+    bad(requisites().filter(|path| checks.disallowed_requisites.contains(path)).collect())
 }
 
 /// Everything reachable from a new output, with NAR sizes.
 fn closure(
     inputs: &Closure,
-    outputs: &BTreeMap<String, Settled>,
+    new: &HashMap<&StorePath, &Settled>,
     own: &StorePath,
+    count: Count<'_>,
 ) -> Result<BTreeMap<StorePath, u64>, Failure> {
     let mut known = BTreeMap::new();
     let mut todo = vec![own.clone()];
@@ -143,10 +177,9 @@ fn closure(
         if known.contains_key(&path) {
             continue;
         }
-        let new = outputs.values().find(|output| output.path == path);
-        let (size, references) = match (new, inputs.info(&path)) {
-            (Some(new), _) => (new.ingested.nar_size, new.references.clone()),
-            (None, Some(info)) => (info.nar_size, info.references.clone()),
+        let (size, references) = match (new.get(&path), inputs.info(&path)) {
+            (Some(new), _) => (new.ingested.nar_size, &new.references),
+            (None, Some(info)) => (info.nar_size, &info.references),
             (None, None) => {
                 let path = path.to_absolute_path();
                 // Only what a builder could see can be found in what it made.
@@ -155,8 +188,9 @@ fn closure(
                 )));
             }
         };
+        count(1 + references.len())?;
+        todo.extend(references.iter().filter(|path| !known.contains_key(*path)).cloned());
         known.insert(path, size);
-        todo.extend(references);
     }
     Ok(known)
 }

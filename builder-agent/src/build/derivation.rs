@@ -223,13 +223,14 @@ impl Parser<'_> {
         let spec = match hash.as_slice() {
             b"" if path.is_empty() => Output::Floating { method, hash_algorithm },
             b"impure" if path.is_empty() => Output::Impure { method, hash_algorithm },
-            b"" | b"impure" => return Err(self.malformed("a path for an output whose contents decide about it")),
+            b"" | b"impure" => {
+                return Err(self.malformed("a path for an output whose contents decide about it"));
+            }
             digits => {
                 // Where it says it is counts for nothing: that follows from its hash.
                 self.store_path(&path)?;
                 let digest = unhex(digits).ok_or_else(|| self.malformed("a hash that is not base 16"))?;
-                let ca =
-                    CAHash::from_parts(method, hash_algorithm, &digest).map_err(|e| bad(&e))?;
+                let ca = CAHash::from_parts(method, hash_algorithm, &digest).map_err(|e| bad(&e))?;
                 let spec = Output::Fixed { ca };
                 spec.path(drv_name, &name).map_err(|e| bad(&e))?;
                 spec

@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nix_derivation::store_path::hash_placeholder;
 use nix_derivation::nixbase32;
+use nix_derivation::store_path::hash_placeholder;
 use sha2::{Digest, Sha256};
 
 use super::Failure;
@@ -14,6 +14,7 @@ use super::graphs::Graphs;
 use super::placeholders::Placeholders;
 use super::recipe::Recipe;
 use super::structured;
+use super::watch::Watch;
 
 /// Where a build happens inside the sandbox.
 const BUILD_DIR: &str = "/build";
@@ -28,7 +29,12 @@ pub(super) struct Surroundings {
 }
 
 /// Computes all of it. `cores` is what the builder may use at once (`NIX_BUILD_CORES`).
-pub(super) fn surroundings(recipe: &Recipe, graphs: Graphs, cores: u32) -> Result<Surroundings, Failure> {
+pub(super) fn surroundings(
+    recipe: &Recipe,
+    graphs: Graphs,
+    cores: u32,
+    watch: &Watch<'_>,
+) -> Result<Surroundings, Failure> {
     let places = recipe.places();
     let mut placeholders = Placeholders::default();
     for (name, place) in &places {
@@ -62,6 +68,7 @@ pub(super) fn surroundings(recipe: &Recipe, graphs: Graphs, cores: u32) -> Resul
         let as_file: BTreeSet<Vec<u8>> =
             recipe.byte_words("passAsFile").unwrap_or_default().into_iter().collect();
         for (name, value) in &recipe.env {
+            watch.go_on()?;
             let value = placeholders.filled(value.clone());
             if as_file.contains(name) {
                 let file = format!(".attr-{}", nixbase32::encode(&Sha256::digest(name)));

@@ -10,6 +10,11 @@ fn recipe(aterm: &str) -> Recipe {
 
 const OUT: &str = "/nix/store/8hx7m9l0k5bmhlkd7w4vcz9v5s6c5c0v-t";
 
+fn around(recipe: &Recipe, graphs: Graphs, cores: u32) -> Result<Surroundings, Failure> {
+    let cancel = sandbox::Cancel::new();
+    surroundings(recipe, graphs, cores, &Watch::start(&recipe.drv_path, &cancel, None))
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("text")
 }
@@ -23,10 +28,10 @@ fn with_env(env: &str) -> Recipe {
 
 #[test]
 fn environment_is_what_nix_gives_and_some_of_it_cannot_be_overridden() {
-    let made =
-        surroundings(&with_env(r#"("HOME","/mine"),("TMPDIR","/mine"),("out","x")"#), Graphs::new(), 3)
-            .expect("fine");
-    let env: Vec<String> = made.env.iter().map(|(name, value)| text(&[name, &b"="[..], value].concat())).collect();
+    let made = around(&with_env(r#"("HOME","/mine"),("TMPDIR","/mine"),("out","x")"#), Graphs::new(), 3)
+        .expect("fine");
+    let env: Vec<String> =
+        made.env.iter().map(|(name, value)| text(&[name, &b"="[..], value].concat())).collect();
     assert_eq!(
         env,
         [
@@ -50,7 +55,7 @@ fn environment_is_what_nix_gives_and_some_of_it_cannot_be_overridden() {
 #[test]
 fn placeholders_become_output_paths_in_arguments_variables_and_files() {
     let placeholder = hash_placeholder("out");
-    let made = surroundings(
+    let made = around(
         &with_env(&format!(r#"("a","[{placeholder}]"),("b","<{placeholder}>"),("passAsFile","b")"#)),
         Graphs::new(),
         1,
@@ -65,9 +70,8 @@ fn placeholders_become_output_paths_in_arguments_variables_and_files() {
 
 #[test]
 fn structured_attributes_come_as_files_and_not_as_variables() {
-    let made =
-        surroundings(&with_env(r#"("__json","{\"a\":[1,\"\\n\"],\"name\":\"t\"}")"#), Graphs::new(), 1)
-            .expect("fine");
+    let made = around(&with_env(r#"("__json","{\"a\":[1,\"\\n\"],\"name\":\"t\"}")"#), Graphs::new(), 1)
+        .expect("fine");
     assert_eq!(made.env[&b"NIX_ATTRS_JSON_FILE"[..]], b"/build/.attrs.json");
     assert_eq!(made.env[&b"NIX_ATTRS_SH_FILE"[..]], b"/build/.attrs.sh");
     assert!(!made.env.contains_key(&b"__json"[..]) && !made.env.contains_key(&b"a"[..]));
@@ -79,7 +83,7 @@ fn structured_attributes_come_as_files_and_not_as_variables() {
 
 #[test]
 fn a_variable_no_program_could_receive_is_refused() {
-    let failure = surroundings(&with_env("(\"a=b\",\"x\")"), Graphs::new(), 1).expect_err("refused");
+    let failure = around(&with_env("(\"a=b\",\"x\")"), Graphs::new(), 1).expect_err("refused");
     assert!(failure.message.contains("its variable 'a=b' cannot be passed"), "{}", failure.message);
 }
 
@@ -92,7 +96,7 @@ fn strings_are_bytes_in_variables_arguments_and_files() {
     aterm.extend(b"\"],[(\"a\",\"D\xfc\"),(\"f\xfe\",\"\xfd\"),(\"passAsFile\",\"f\xfe\")])");
     let path = StorePath::from_basename(b"ib3sh3pcz10wsmavxvkdbayhqivbghlq-t.drv").expect("a path");
     let recipe = Recipe::from_drv(&path, &aterm).expect("a derivation");
-    let made = surroundings(&recipe, Graphs::new(), 1).expect("fine");
+    let made = around(&recipe, Graphs::new(), 1).expect("fine");
     assert_eq!(made.args, [[b"\xff ", OUT.as_bytes()].concat()]);
     assert_eq!(made.env[&b"a"[..]], b"D\xfc");
     assert_eq!(made.files[0].1, b"\xfd");

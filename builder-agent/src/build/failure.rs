@@ -10,6 +10,9 @@ use wire::types::BuildStatus;
 /// Lines of log repeated in the error of a failed builder (Nix: `log-lines`, 25 in newer versions, 10 before).
 pub const TAIL_LINES: usize = 10;
 
+/// Longest message, in bytes. Names and lists in it are a client's, and can be as long as a derivation.
+const MAX_MESSAGE: usize = 32 << 10;
+
 /// A build that did not work out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -43,7 +46,13 @@ pub enum Limit {
 
 impl Failure {
     pub fn new(status: BuildStatus, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), cause: Cause::Other }
+        let mut message = message.into();
+        if message.len() > MAX_MESSAGE {
+            let end = (0..=MAX_MESSAGE).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
+            message.truncate(end);
+            message.push_str(" [cut]");
+        }
+        Self { status, message, cause: Cause::Other }
     }
 
     /// The derivation asks for something that cannot or must not be done here.

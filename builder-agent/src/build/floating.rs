@@ -14,6 +14,7 @@ use store::{Ingested, NarError, View};
 
 use super::outputs::Settled;
 use super::placeholders::is_base32;
+use super::watch::Watch;
 use super::{Failure, Recipe};
 
 /// What is read from an object at once.
@@ -26,12 +27,14 @@ pub(super) fn settle(
     recipe: &Recipe,
     view: &View,
     mut outputs: BTreeMap<String, Ingested>,
+    watch: &Watch<'_>,
 ) -> Result<BTreeMap<String, Settled>, Failure> {
     let places = recipe.places();
     let names: BTreeMap<&StorePath, &String> = places.iter().map(|(name, place)| (place, name)).collect();
     let mut settled: BTreeMap<String, Settled> = BTreeMap::new();
     for name in sorted(recipe, &outputs, &names)? {
         let Some(ingested) = outputs.remove(&name) else { continue };
+        watch.go_on()?;
         let mut references = ingested.references.clone();
         if discards_references(recipe, &name) {
             references.clear();
@@ -40,12 +43,15 @@ pub(super) fn settle(
         let one = match (&spec.path, spec.floating) {
             (_, Some((method, algorithm))) => {
                 let own = &places[&name];
-                let others: Vec<(&StorePath, &StorePath)> = names
+                let others: Vec<(&StorePath, &StorePath)> = ingested
+                    .references
                     .iter()
-                    .filter(|(place, _)| **place != own && ingested.references.contains(**place))
+                    .filter(|place| *place != own)
+                    .filter_map(|place| names.get_key_value(place))
                     .filter_map(|(place, other)| Some((*place, &settled.get(*other)?.path)))
                     .collect();
-                place(recipe, view, &name, ingested, own, references, &others, (method, algorithm))?
+                let to = Place { recipe, view, name: &name, own, watch };
+                to.settle(ingested, references, &others, (method, algorithm))?
             }
             (Some(path), None) => {
                 let ca = spec.fixed.as_ref().map(CAHash::to_nix_string);
@@ -67,75 +73,126 @@ fn sorted(
     outputs: &BTreeMap<String, Ingested>,
     names: &BTreeMap<&StorePath, &String>,
 ) -> Result<Vec<String>, Failure> {
-    let mut waiting: BTreeMap<&String, BTreeSet<&String>> = outputs
-        .iter()
-        .map(|(name, ingested)| {
-            let used = ingested.references.iter().filter_map(|path| names.get(path).copied());
-            (name, used.filter(|other| *other != name).collect())
-        })
-        .collect();
+    let uses = |ingested: &Ingested, name: &String| -> Vec<&String> {
+        let used = ingested.references.iter().filter_map(|path| names.get(path).copied());
+        used.filter(|other| *other != name && outputs.contains_key(*other)).collect()
+    };
+    // How many it waits for, and who waits for it.
+    let mut waits: BTreeMap<&String, usize> = BTreeMap::new();
+    let mut used_by: BTreeMap<&String, Vec<&String>> = BTreeMap::new();
+    for (name, ingested) in outputs {
+        let uses = uses(ingested, name);
+        waits.insert(name, uses.len());
+        uses.into_iter().for_each(|other| used_by.entry(other).or_default().push(name));
+    }
+    let mut ready: BTreeSet<&String> =
+        waits.iter().filter(|(_, n)| **n == 0).map(|(name, _)| *name).collect();
     let mut order = Vec::new();
-    while !waiting.is_empty() {
-        let ready = waiting.iter().find(|(_, uses)| uses.iter().all(|name| !waiting.contains_key(name)));
-        let Some((name, _)) = ready else {
-            // Every one that is left uses another that is left: the first and one of its own will do as an example.
-            let (parent, uses) = waiting.iter().next().map(|(name, uses)| (*name, uses.first())).unzip();
-            return Err(Failure::output(format!(
-                "cycle detected in build of '{}' in the references of output '{}' from output '{}'",
-                recipe.drv_path.to_absolute_path(),
-                uses.flatten().map_or("", |name| name.as_str()),
-                parent.map_or("", String::as_str),
-            )));
-        };
-        let name = *name;
-        waiting.remove(name);
+    while let Some(name) = ready.pop_first() {
+        waits.remove(name);
         order.push(name.clone());
+        for user in used_by.remove(name).into_iter().flatten() {
+            if let Some(n) = waits.get_mut(user) {
+                *n -= 1;
+                if *n == 0 {
+                    ready.insert(user);
+                }
+            }
+        }
+    }
+    if let Some(parent) = waits.keys().next() {
+        // Every one that is left uses another that is left: the first and one of its own will do as an example.
+        let used = outputs.get(*parent).map(|ingested| uses(ingested, parent)).unwrap_or_default();
+        let used = used.into_iter().find(|other| waits.contains_key(other));
+        return Err(Failure::output(format!(
+            "cycle detected in build of '{}' in the references of output '{}' from output '{parent}'",
+            recipe.drv_path.to_absolute_path(),
+            used.map_or("", String::as_str),
+        )));
     }
     Ok(order)
 }
 
-/// Rewrites one output and computes its path. `others` are scratch paths it contains, with their final paths.
-#[allow(clippy::too_many_arguments)]
-fn place(
-    recipe: &Recipe,
-    view: &View,
-    name: &str,
-    mut ingested: Ingested,
-    own: &StorePath,
-    mut references: BTreeSet<StorePath>,
-    others: &[(&StorePath, &StorePath)],
-    (method, algorithm): (ContentAddressMethod, nix_derivation::HashAlgorithm),
-) -> Result<Settled, Failure> {
-    let drv = recipe.drv_path.to_absolute_path();
-    let bad = |e: &dyn std::fmt::Display| Failure::output(format!("output '{name}' of '{drv}': {e}"));
-    // Found anywhere, also where it does not count as a reference.
-    let contains_itself = ingested.references.contains(own);
-    let refers_to_itself = references.remove(own);
-    if contains_itself && !refers_to_itself {
-        return Err(bad(
-            &"it contains its own path, and `unsafeDiscardReferences` hides that; no content address can be checked then",
-        ));
-    }
-    for (scratch, path) in others {
-        if references.remove(*scratch) {
-            references.insert((*path).clone());
+/// What it takes to find out where one output belongs.
+struct Place<'a> {
+    recipe: &'a Recipe,
+    view: &'a View,
+    name: &'a str,
+    /// Its scratch path.
+    own: &'a StorePath,
+    watch: &'a Watch<'a>,
+}
+
+impl Place<'_> {
+    /// Rewrites it and computes its path. `others` are scratch paths it contains, with their final paths.
+    fn settle(
+        &self,
+        mut ingested: Ingested,
+        mut references: BTreeSet<StorePath>,
+        others: &[(&StorePath, &StorePath)],
+        (method, algorithm): (ContentAddressMethod, nix_derivation::HashAlgorithm),
+    ) -> Result<Settled, Failure> {
+        let (name, own) = (self.name, self.own);
+        let drv = self.recipe.drv_path.to_absolute_path();
+        let bad = |e: &dyn std::fmt::Display| Failure::output(format!("output '{name}' of '{drv}': {e}"));
+        // Found anywhere, also where it does not count as a reference.
+        let contains_itself = ingested.references.contains(own);
+        let refers_to_itself = references.remove(own);
+        if contains_itself && !refers_to_itself {
+            return Err(bad(
+                &"it contains its own path, and `unsafeDiscardReferences` hides that; no content address can be checked then",
+            ));
         }
+        for (scratch, path) in others {
+            if references.remove(*scratch) {
+                references.insert((*path).clone());
+            }
+        }
+        if !others.is_empty() {
+            ingested = self.rewrite(&ingested, others)?;
+        }
+        self.watch.go_on()?;
+        let itself = contains_itself.then_some(own);
+        let hash = hash(self.recipe, name, own, &ingested, method, algorithm, itself)?;
+        let ca = CAHash::from_parts(method, algorithm, hash.digest_as_bytes()).map_err(|e| bad(&e))?;
+        let path = build_ca_path(own.name(), &ca, &references, refers_to_itself).map_err(|e| {
+            bad(&format!("{e}; outputs of other modes than recursive SHA-256 may not refer to store paths"))
+        })?;
+        if contains_itself {
+            ingested = self.rewrite(&ingested, &[(own, &path)])?;
+        }
+        if refers_to_itself {
+            references.insert(path.clone());
+        }
+        Ok(Settled { path, ingested, references, ca: Some(ca.to_nix_string()) })
     }
-    if !others.is_empty() {
-        ingested = rewrite(recipe, view, name, &ingested, others)?;
+
+    /// The same contents with some hash parts replaced.
+    fn rewrite(&self, ingested: &Ingested, paths: &[(&StorePath, &StorePath)]) -> Result<Ingested, Failure> {
+        let (name, drv) = (self.name, self.recipe.drv_path.to_absolute_path());
+        let trouble = |e: &dyn std::fmt::Display| {
+            Failure::transient(format!("cannot rewrite output '{name}' of '{drv}': {e}"))
+        };
+        let part = |path: &StorePath| nixbase32::encode(path.digest()).into_bytes();
+        let pairs = paths.iter().map(|(from, to)| (part(from), part(to))).collect();
+        let mut from = ingested.nar().map_err(|e| trouble(&e))?;
+        let mut to =
+            Rewriter { to: self.view.ingest(&[]).map_err(|e| trouble(&e))?, pairs, held: Vec::new() };
+        let mut piece = vec![0; PIECE];
+        loop {
+            self.watch.go_on()?;
+            let n = from.read(&mut piece).map_err(|e| trouble(&e))?;
+            if n == 0 {
+                break;
+            }
+            // A NAR whose names are no longer in order, for one, ends here: `finish` says so, and knows whose fault it is.
+            if to.push(&piece[..n]).is_err() {
+                break;
+            }
+        }
+        let unplaced = format!("output '{name}' of '{drv}' cannot get its final path");
+        to.finish().finish().map_err(|e| Failure::of_import(unplaced, &e))
     }
-    let hash = hash(recipe, name, own, &ingested, method, algorithm, contains_itself.then_some(own))?;
-    let ca = CAHash::from_parts(method, algorithm, hash.digest_as_bytes()).map_err(|e| bad(&e))?;
-    let path = build_ca_path(own.name(), &ca, &references, refers_to_itself).map_err(|e| {
-        bad(&format!("{e}; outputs of other modes than recursive SHA-256 may not refer to store paths"))
-    })?;
-    if contains_itself {
-        ingested = rewrite(recipe, view, name, &ingested, &[(own, &path)])?;
-    }
-    if refers_to_itself {
-        references.insert(path.clone());
-    }
-    Ok(Settled { path, ingested, references, ca: Some(ca.to_nix_string()) })
 }
 
 /// Hash of an output as a content address has it.
@@ -170,37 +227,6 @@ pub(super) fn hash(
 fn discards_references(recipe: &Recipe, output: &str) -> bool {
     let attrs = recipe.structured.as_ref().and_then(|attrs| attrs.get("unsafeDiscardReferences"));
     attrs.and_then(|by_output| by_output.get(output)?.as_bool()).unwrap_or(false)
-}
-
-/// The same contents with some hash parts replaced.
-fn rewrite(
-    recipe: &Recipe,
-    view: &View,
-    name: &str,
-    ingested: &Ingested,
-    paths: &[(&StorePath, &StorePath)],
-) -> Result<Ingested, Failure> {
-    let drv = recipe.drv_path.to_absolute_path();
-    let trouble = |e: &dyn std::fmt::Display| {
-        Failure::transient(format!("cannot rewrite output '{name}' of '{drv}': {e}"))
-    };
-    let part = |path: &StorePath| nixbase32::encode(path.digest()).into_bytes();
-    let pairs = paths.iter().map(|(from, to)| (part(from), part(to))).collect();
-    let mut from = ingested.nar().map_err(|e| trouble(&e))?;
-    let mut to = Rewriter { to: view.ingest(&[]).map_err(|e| trouble(&e))?, pairs, held: Vec::new() };
-    let mut piece = vec![0; PIECE];
-    loop {
-        let n = from.read(&mut piece).map_err(|e| trouble(&e))?;
-        if n == 0 {
-            break;
-        }
-        // A NAR whose names are no longer in order, for one, ends here: `finish` says so, and knows whose fault it is.
-        if to.push(&piece[..n]).is_err() {
-            break;
-        }
-    }
-    let unplaced = format!("output '{name}' of '{drv}' cannot get its final path");
-    to.finish().finish().map_err(|e| Failure::of_import(unplaced, &e))
 }
 
 /// Passes bytes on with some hash parts replaced by others of the same length (Nix: `RewritingSink`).
@@ -248,8 +274,11 @@ mod tests {
     const NEW: &[u8] = b"00000000000000000000000000000001";
 
     fn rewritten(pieces: &[&[u8]]) -> Vec<u8> {
-        let mut rewriter =
-            Rewriter { to: Vec::new(), pairs: HashMap::from([(OLD.to_vec(), NEW.to_vec())]), held: Vec::new() };
+        let mut rewriter = Rewriter {
+            to: Vec::new(),
+            pairs: HashMap::from([(OLD.to_vec(), NEW.to_vec())]),
+            held: Vec::new(),
+        };
         for piece in pieces {
             rewriter.push(piece).expect("memory");
         }

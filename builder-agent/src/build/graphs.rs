@@ -13,27 +13,33 @@ use store::{Closure, PathInfo};
 
 use super::derivation::Derivation;
 use super::recipe::MAX_DRV_BYTES;
+use super::watch::{Steps, Watch};
 use super::{Failure, Recipe};
 
-/// References looked at to add up the sizes of closures, a second's work. A NixOS system takes a tenth of it.
-const MAX_STEPS: usize = 500_000_000;
+/// Steps taken for all graphs of one derivation, some seconds' work: references followed, and again to add up the sizes
+/// of closures. A NixOS system takes a tenth of it.
+const MAX_STEPS: u64 = 500_000_000;
+/// A path that is found for a graph, in such steps.
+const STEPS_PER_PATH: usize = 50;
+/// All graphs of one derivation together. They travel into the sandbox and lie in its memory; that of a NixOS system
+/// has some megabytes.
+const MAX_BYTES: usize = 64 << 20;
 
 /// By name: the text of a file in `/build`, or, with structured attributes, the JSON of an attribute.
 pub(super) type Graphs = BTreeMap<String, Vec<u8>>;
 
 /// What a recipe asks for. `inputs` is what its builder may see; nothing else can be exported. References are
 /// those of that snapshot, which the build key covers: an uploader's words about a claim can change meanwhile.
-pub(super) fn of(recipe: &Recipe, inputs: &Closure) -> Result<Graphs, Failure> {
-    let refused = |why: String| {
-        Failure::rejected(format!("cannot build '{}': {why}", recipe.drv_path.to_absolute_path()))
-    };
+pub(super) fn of(recipe: &Recipe, inputs: &Closure, watch: &Watch<'_>) -> Result<Graphs, Failure> {
+    let mut export = Export { recipe, inputs, steps: Steps::new(watch), bytes: 0 };
     let mut graphs = Graphs::new();
-    for (name, texts) in wanted(recipe).map_err(refused)? {
+    for (name, texts) in wanted(recipe).map_err(|why| export.refused(why))? {
         let roots = texts.iter().map(|text| input(inputs, text)).collect::<Result<Vec<_>, _>>();
-        let paths = exported(inputs, roots.map_err(refused)?).map_err(refused)?;
+        let roots = roots.map_err(|why| export.refused(why))?;
+        let paths = export.closure(roots)?;
         let graph = match recipe.structured {
-            Some(_) => described(inputs, &paths).map_err(refused)?.to_string(),
-            None => registration(inputs, &paths),
+            Some(_) => export.described(&paths)?,
+            None => export.registration(&paths)?,
         };
         graphs.insert(name, graph.into_bytes());
     }
@@ -95,101 +101,159 @@ fn input(inputs: &Closure, text: &str) -> Result<StorePath, String> {
     ))
 }
 
-/// `roots`, all they refer to, and what the derivations among that have as outputs.
-fn exported(inputs: &Closure, roots: Vec<StorePath>) -> Result<BTreeSet<StorePath>, String> {
-    let mut found = BTreeSet::new();
-    reach(inputs, roots, &mut found);
-    for drv in found.iter().filter(|path| path.is_derivation()).cloned().collect::<Vec<_>>() {
-        let bad = |why: &dyn std::fmt::Display| format!("cannot export '{}': {why}", drv.to_absolute_path());
-        let bytes = inputs.read_file(&drv, MAX_DRV_BYTES).map_err(|e| bad(&e))?;
-        let name = drv.name().strip_suffix(".drv").unwrap_or_default();
-        let parsed = Derivation::parse(&bytes, name).map_err(|e| bad(&e))?;
-        for (output, spec) in &parsed.basic.outputs {
-            let path = spec.path(&parsed.name, output).map_err(|e| bad(&e))?;
-            let there = path.filter(|path| inputs.contains(path)).ok_or_else(|| {
-                bad(&format!("its output '{output}' is not in the input closure of the derivation"))
-            })?;
-            reach(inputs, vec![there], &mut found);
+/// About what a path takes in a graph, with its references: their names, and what stands around each.
+fn length(info: &PathInfo) -> usize {
+    const AROUND: usize = 64;
+    let names = info.references.iter().map(|path| path.name().len() + AROUND);
+    4 * AROUND + 2 * info.path.name().len() + names.sum::<usize>()
+}
+
+/// What it takes to write graphs, and what it has taken so far.
+struct Export<'a> {
+    recipe: &'a Recipe,
+    inputs: &'a Closure,
+    steps: Steps<'a>,
+    bytes: usize,
+}
+
+impl Export<'_> {
+    fn refused(&self, why: impl std::fmt::Display) -> Failure {
+        let drv = self.recipe.drv_path.to_absolute_path();
+        Failure::rejected(format!("cannot build '{drv}': {why}"))
+    }
+
+    fn step(&mut self, steps: usize) -> Result<(), Failure> {
+        self.steps.take(steps)?;
+        match self.steps.taken() > MAX_STEPS {
+            true => Err(self.refused("the closures in its 'exportReferencesGraph' are too large")),
+            false => Ok(()),
         }
     }
-    Ok(found)
-}
 
-/// Adds `todo` and all it refers to.
-fn reach(inputs: &Closure, mut todo: Vec<StorePath>, found: &mut BTreeSet<StorePath>) {
-    while let Some(path) = todo.pop() {
-        let references = inputs.info(&path).map(|info| info.references.clone());
-        if found.insert(path) {
-            todo.extend(references.into_iter().flatten());
+    /// To be asked before so much is written.
+    fn room_for(&mut self, bytes: usize) -> Result<(), Failure> {
+        self.bytes += bytes;
+        match self.bytes > MAX_BYTES {
+            true => Err(self.refused(format!(
+                "what its 'exportReferencesGraph' asks for is larger than {} MiB, the limit of this box for all graphs \
+                 of one derivation; ask for fewer or smaller closures",
+                MAX_BYTES >> 20
+            ))),
+            false => Ok(()),
         }
     }
-}
 
-/// Per path: itself, an empty deriver, the number of references, the references.
-fn registration(inputs: &Closure, paths: &BTreeSet<StorePath>) -> String {
-    let mut text = String::new();
-    for path in paths {
-        let references = inputs.info(path).map(|info| info.references.clone()).unwrap_or_default();
-        let _ = write!(text, "{}\n\n{}\n", path.to_absolute_path(), references.len());
-        for reference in references {
-            let _ = writeln!(text, "{}", reference.to_absolute_path());
+    /// `roots`, all they refer to, and what the derivations among that have as outputs.
+    fn closure(&mut self, roots: Vec<StorePath>) -> Result<BTreeSet<StorePath>, Failure> {
+        let mut found = BTreeSet::new();
+        self.reach(roots, &mut found)?;
+        for drv in found.iter().filter(|path| path.is_derivation()).cloned().collect::<Vec<_>>() {
+            let bad = |export: &Self, why: &dyn std::fmt::Display| {
+                export.refused(format!("cannot export '{}': {why}", drv.to_absolute_path()))
+            };
+            let bytes =
+                self.inputs.read_file(&drv, MAX_DRV_BYTES).map_err(|e| match e.is_the_boxs_fault() {
+                    true => Failure::of_contents(format!("cannot read '{}'", drv.to_absolute_path()), &e),
+                    false => bad(self, &e),
+                })?;
+            self.step(bytes.len())?;
+            let name = drv.name().strip_suffix(".drv").unwrap_or_default();
+            let parsed = Derivation::parse(&bytes, name).map_err(|e| bad(self, &e))?;
+            for (output, spec) in &parsed.basic.outputs {
+                let path = spec.path(&parsed.name, output).map_err(|e| bad(self, &e))?;
+                let there = path.filter(|path| self.inputs.contains(path)).ok_or_else(|| {
+                    let why = format!("its output '{output}' is not in the input closure of the derivation");
+                    bad(self, &why)
+                })?;
+                self.reach(vec![there], &mut found)?;
+            }
         }
+        Ok(found)
     }
-    text
-}
 
-/// Per path: what Nix knows about it, without when and by whom it was made.
-fn described(inputs: &Closure, paths: &BTreeSet<StorePath>) -> Result<Value, String> {
-    let infos: Vec<_> = paths.iter().filter_map(|path| inputs.info(path)).collect();
-    let sizes = closure_sizes(&infos)?;
-    let one = |(info, size): (&Arc<PathInfo>, u64)| {
-        let mut object = json!({
-            "closureSize": size,
-            "narHash": format!("sha256:{}", nixbase32::encode(&info.nar_hash)),
-            "narSize": info.nar_size,
-            "path": info.path.to_absolute_path(),
-            "references": info.references.iter().map(StorePath::to_absolute_path).collect::<Vec<_>>(),
-            "valid": true,
-        });
-        if let Some(ca) = &info.ca {
-            object["ca"] = json!(ca);
-        }
-        object
-    };
-    Ok(infos.iter().copied().zip(sizes).map(one).collect())
-}
-
-/// For each path the sum of the NAR sizes of all it refers to. Claims may refer to each other in circles.
-fn closure_sizes(infos: &[&Arc<PathInfo>]) -> Result<Vec<u64>, String> {
-    let places: HashMap<&StorePath, usize> =
-        infos.iter().enumerate().map(|(i, info)| (&info.path, i)).collect();
-    let references: Vec<Vec<usize>> = infos
-        .iter()
-        .map(|info| info.references.iter().filter_map(|path| places.get(path).copied()).collect())
-        .collect();
-    let mut steps = 0;
-    // In whose closure a path was found last.
-    let mut seen = vec![usize::MAX; infos.len()];
-    let mut todo = Vec::new();
-    let mut sizes = Vec::with_capacity(infos.len());
-    for root in 0..infos.len() {
-        let mut size = 0_u64;
-        todo.push(root);
-        while let Some(at) = todo.pop() {
-            if std::mem::replace(&mut seen[at], root) == root {
+    /// Adds `todo` and all it refers to.
+    fn reach(&mut self, mut todo: Vec<StorePath>, found: &mut BTreeSet<StorePath>) -> Result<(), Failure> {
+        while let Some(path) = todo.pop() {
+            if found.contains(&path) {
                 continue;
             }
-            size = size.saturating_add(infos[at].nar_size);
-            steps += references[at].len() + 1;
-            todo.extend(references[at].iter().filter(|at| seen[**at] != root));
+            let inputs = self.inputs;
+            if let Some(info) = inputs.info(&path) {
+                self.step(STEPS_PER_PATH * (1 + info.references.len()))?;
+                todo.extend(info.references.iter().filter(|path| !found.contains(path)).cloned());
+            }
+            found.insert(path);
         }
-        if steps > MAX_STEPS {
-            return Err(format!(
-                "the closure of {} paths in 'exportReferencesGraph' is too large",
-                infos.len()
-            ));
-        }
-        sizes.push(size);
+        Ok(())
     }
-    Ok(sizes)
+
+    /// Per path: itself, an empty deriver, the number of references, the references.
+    fn registration(&mut self, paths: &BTreeSet<StorePath>) -> Result<String, Failure> {
+        let (inputs, mut text) = (self.inputs, String::new());
+        for path in paths {
+            let Some(info) = inputs.info(path) else { continue };
+            self.room_for(length(info))?;
+            self.step(STEPS_PER_PATH * info.references.len())?;
+            let _ = write!(text, "{}\n\n{}\n", path.to_absolute_path(), info.references.len());
+            for reference in &info.references {
+                let _ = writeln!(text, "{}", reference.to_absolute_path());
+            }
+        }
+        Ok(text)
+    }
+
+    /// Per path: what Nix knows about it, without when and by whom it was made.
+    fn described(&mut self, paths: &BTreeSet<StorePath>) -> Result<String, Failure> {
+        let inputs = self.inputs;
+        let infos: Vec<_> = paths.iter().filter_map(|path| inputs.info(path)).collect();
+        let sizes = self.closure_sizes(&infos)?;
+        let mut text = String::from("[");
+        for (i, (info, size)) in infos.iter().zip(sizes).enumerate() {
+            self.room_for(length(info))?;
+            self.step(STEPS_PER_PATH * info.references.len())?;
+            let mut object = json!({
+                "closureSize": size,
+                "narHash": format!("sha256:{}", nixbase32::encode(&info.nar_hash)),
+                "narSize": info.nar_size,
+                "path": info.path.to_absolute_path(),
+                "references": info.references.iter().map(StorePath::to_absolute_path).collect::<Vec<_>>(),
+                "valid": true,
+            });
+            if let Some(ca) = &info.ca {
+                object["ca"] = json!(ca);
+            }
+            let comma = if i > 0 { "," } else { "" };
+            let _ = write!(text, "{comma}{object}");
+        }
+        text.push(']');
+        Ok(text)
+    }
+
+    /// For each path the sum of the NAR sizes of all it refers to. Claims may refer to each other in circles.
+    fn closure_sizes(&mut self, infos: &[&Arc<PathInfo>]) -> Result<Vec<u64>, Failure> {
+        let places: HashMap<&StorePath, usize> =
+            infos.iter().enumerate().map(|(i, info)| (&info.path, i)).collect();
+        let references: Vec<Vec<usize>> = infos
+            .iter()
+            .map(|info| info.references.iter().filter_map(|path| places.get(path).copied()).collect())
+            .collect();
+        // In whose closure a path was found last.
+        let mut seen = vec![usize::MAX; infos.len()];
+        let mut todo = Vec::new();
+        let mut sizes = Vec::with_capacity(infos.len());
+        for root in 0..infos.len() {
+            let mut size = 0_u64;
+            todo.push(root);
+            while let Some(at) = todo.pop() {
+                if std::mem::replace(&mut seen[at], root) == root {
+                    continue;
+                }
+                size = size.saturating_add(infos[at].nar_size);
+                self.step(references[at].len() + 1)?;
+                todo.extend(references[at].iter().filter(|at| seen[**at] != root));
+            }
+            sizes.push(size);
+        }
+        Ok(sizes)
+    }
 }

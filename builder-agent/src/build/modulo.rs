@@ -16,11 +16,15 @@ use wire::types::BasicDerivation;
 use super::Failure;
 use super::derivation::{Derivation, aterm, hex, prefixed};
 use super::recipe::MAX_DRV_BYTES;
+use super::study::Study;
 
 /// Derivations whose hashes are kept, about 150 bytes each.
 const MAX_KEPT: usize = 300_000;
 /// Derivations below one derivation. A NixOS system with everything from source has about 20,000.
 const MAX_BELOW: usize = 200_000;
+/// Text of the derivations on one way down, in bytes: each waits, parsed, for what is below it. A way has some hundred, of
+/// some kilobytes each.
+const MAX_OPEN: usize = 128 << 20;
 
 /// The hashes of one derivation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +61,7 @@ impl Known {
 pub struct Hasher<'a> {
     view: &'a View,
     known: &'a Known,
+    study: &'a Study,
     /// From Claimed files too, so for this member and this moment only.
     local: HashMap<StorePath, Arc<Hashes>>,
 }
@@ -67,11 +72,13 @@ struct Open {
     drv: Derivation,
     verified: bool,
     inputs: Vec<StorePath>,
+    /// Of its text.
+    bytes: usize,
 }
 
 impl<'a> Hasher<'a> {
-    pub fn new(view: &'a View, known: &'a Known) -> Self {
-        Self { view, known, local: HashMap::new() }
+    pub fn new(view: &'a View, known: &'a Known, study: &'a Study) -> Self {
+        Self { view, known, study, local: HashMap::new() }
     }
 
     fn done(&self, drv: &StorePath) -> Option<Arc<Hashes>> {
@@ -83,6 +90,7 @@ impl<'a> Hasher<'a> {
         // A stack of our own: how deep derivations nest is up to whoever wrote them.
         let mut open: Vec<Open> = Vec::new();
         let mut opened: HashSet<StorePath> = HashSet::new();
+        let mut open_bytes = 0;
         let mut next = Some(drv.clone());
         loop {
             if let Some(path) = next.take()
@@ -97,15 +105,24 @@ impl<'a> Hasher<'a> {
                     }));
                 }
                 let verified = is_verified(self.view, &path);
-                let drv = read(self.view, &path)?;
+                let (drv, bytes) = read_sized(self.view, &path, self.study)?;
+                open_bytes += bytes;
+                if open_bytes > MAX_OPEN {
+                    return Err(Failure::rejected(format!(
+                        "the derivations on the way down to '{}' have more than {} MiB together, the limit of this box",
+                        path.to_absolute_path(),
+                        MAX_OPEN >> 20
+                    )));
+                }
                 let inputs = drv.inputs.keys().cloned().collect();
-                open.push(Open { path, drv, verified, inputs });
+                open.push(Open { path, drv, verified, inputs, bytes });
             }
             let Some(top) = open.last_mut() else { break };
             next = top.inputs.pop();
             if next.is_none()
-                && let Some(Open { path, drv, verified, .. }) = open.pop()
+                && let Some(Open { path, drv, verified, bytes, .. }) = open.pop()
             {
+                open_bytes -= bytes;
                 let hashes = Arc::new(self.close(&path, &drv, verified)?);
                 if hashes.verified {
                     self.known.put(&path, &hashes);
@@ -148,7 +165,12 @@ pub fn is_verified(view: &View, path: &StorePath) -> bool {
 }
 
 /// Reads and parses a valid `.drv`.
-pub fn read(view: &View, path: &StorePath) -> Result<Derivation, Failure> {
+pub fn read(view: &View, path: &StorePath, study: &Study) -> Result<Derivation, Failure> {
+    read_sized(view, path, study).map(|(derivation, _)| derivation)
+}
+
+/// As [`read`], and how long its text is.
+pub fn read_sized(view: &View, path: &StorePath, study: &Study) -> Result<(Derivation, usize), Failure> {
     let full = path.to_absolute_path();
     let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
     let name = path.name().strip_suffix(".drv").ok_or_else(|| bad(&"its name does not end in .drv"))?;
@@ -156,7 +178,8 @@ pub fn read(view: &View, path: &StorePath) -> Result<Derivation, Failure> {
         true => Failure::of_contents(format!("cannot read '{full}'"), &e),
         false => Failure::rejected(e.to_string()),
     })?;
-    Derivation::parse(&bytes, name).map_err(|e| bad(&e))
+    study.parse(path, bytes.len())?;
+    Ok((Derivation::parse(&bytes, name).map_err(|e| bad(&e))?, bytes.len()))
 }
 
 /// Hashes of a derivation without input derivations, which is all that `verified` has to go by.

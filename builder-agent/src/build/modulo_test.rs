@@ -1,5 +1,7 @@
 use nix_derivation::store_path::build_output_path;
-use nix_derivation::{CAHash, ContentAddressMethod, DerivationBuilder, HashAlgorithm, InputDerivation, hash_bytes};
+use nix_derivation::{
+    CAHash, ContentAddressMethod, DerivationBuilder, HashAlgorithm, InputDerivation, hash_bytes,
+};
 use store::{Member, Store, StoreConfig};
 
 use super::*;
@@ -111,7 +113,7 @@ impl House {
     }
 
     fn hashes(&self, drv: &StorePath) -> Result<Arc<Hashes>, Failure> {
-        Hasher::new(&self.view, &self.known).of(drv)
+        Hasher::new(&self.view, &self.known, &Study::default()).of(drv)
     }
 
     /// Whether what the scheduler is asked to build may become Verified.
@@ -120,7 +122,7 @@ impl House {
             drv_path: nix_derivation::SingleDerivedPath::Opaque(drv.clone()),
             outputs: Vec::new(),
         };
-        let plan = Plan::make(&self.view, &self.known, &[target]).expect("a plan");
+        let plan = Plan::make(&self.view, &self.known, &[target], &Study::default()).expect("a plan");
         plan.nodes[drv].recipe.verified_paths
     }
 }
@@ -144,7 +146,8 @@ fn path_of(drv: &nix_derivation::Derivation, output: &str) -> StorePath {
 fn altered(drv: &nix_derivation::Derivation, from: &str, to: &str) -> nix_derivation::Derivation {
     let text = String::from_utf8(drv.to_aterm_bytes()).expect("text");
     assert!(text.contains(from), "{text}");
-    nix_derivation::Derivation::from_aterm_bytes(text.replace(from, to).as_bytes(), drv.name()).expect("parses")
+    nix_derivation::Derivation::from_aterm_bytes(text.replace(from, to).as_bytes(), drv.name())
+        .expect("parses")
 }
 
 #[test]
@@ -273,7 +276,9 @@ fn inputs_that_count_as_one_are_taken_together() {
             .collect();
         let inputs = inputs.into_iter().collect::<Vec<_>>().join(",");
         let text = format!(r#"Derive([("out","","","")],[{inputs}],[],"x","/bin/sh",[],[("out","")])"#);
-        let path = of.add(&nix_derivation::Derivation::from_aterm_bytes(text.as_bytes(), "user").expect("a derivation"));
+        let path = of.add(
+            &nix_derivation::Derivation::from_aterm_bytes(text.as_bytes(), "user").expect("a derivation"),
+        );
         of.hashes(&path).expect("hashes").masked
     };
     let (dev, out, all) = (r#""dev""#, r#""out""#, r#""dev","out""#);

@@ -4,7 +4,7 @@
 //! stay what they are, all others become floating-point numbers of 64 bits, whose digits come from an algorithm of their
 //! own (Grisu2: Loitsch, "Printing floating-point numbers quickly and accurately with integers", PLDI 2010). It
 //! gives the shortest digits for nearly all numbers and a few too many for the rest, so that the language's own printing
-//! would nearly always be right; nearly is not the same bytes.
+//! would be right but for one number in a thousand.
 
 use std::sync::LazyLock;
 

@@ -36,7 +36,9 @@ impl Placeholders {
             // From the back: most of what follows a slash has another soon, and that is where to look next.
             if let Some(other) = candidate[1..].iter().rposition(|byte| !is_base32(*byte)) {
                 at += 1 + other;
-            } else if let Some(path) = candidate.try_into().ok().and_then(|key: [u8; LENGTH]| self.0.get(&key)) {
+            } else if let Some(path) =
+                candidate.try_into().ok().and_then(|key: [u8; LENGTH]| self.0.get(&key))
+            {
                 out.extend_from_slice(&text[copied..at]);
                 out.extend_from_slice(path);
                 at += LENGTH;

@@ -1,7 +1,7 @@
 //! What has to be built for some targets, and in which order.
 //!
 //! Walks `.drv` files of the member's view. They are the member's own, and may name anything, so the walk has bounds
-//! and never recurses. Blocking: reads files. Not here: running the plan (`daemon::realise`).
+//! and never recurses; see `study` for those of the whole request. Blocking: reads files. Not here: running the plan (`daemon::realise`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use store::View;
 use super::derivation::Derivation;
 use super::modulo::{self, Hasher, Known};
 use super::resolve::InputPaths;
+use super::study::Study;
 use super::{Failure, Recipe, realised};
 
 /// Derivations looked at for one request. A NixOS system with everything from source has about 20,000.
@@ -49,18 +50,29 @@ pub struct Plan {
 
 impl Plan {
     /// Looks at everything the targets need.
-    pub fn make(view: &View, known: &Known, targets: &[DerivedPath]) -> Result<Self, Failure> {
-        Self::make_with(view, known, targets, false)
+    pub fn make(view: &View, known: &Known, targets: &[DerivedPath], study: &Study) -> Result<Self, Failure> {
+        Self::make_with(view, known, targets, false, study)
     }
 
     /// As [`Plan::make`], with the targets themselves to be built again.
-    pub fn make_again(view: &View, known: &Known, targets: &[DerivedPath]) -> Result<Self, Failure> {
-        Self::make_with(view, known, targets, true)
+    pub fn make_again(
+        view: &View,
+        known: &Known,
+        targets: &[DerivedPath],
+        study: &Study,
+    ) -> Result<Self, Failure> {
+        Self::make_with(view, known, targets, true, study)
     }
 
-    fn make_with(view: &View, known: &Known, targets: &[DerivedPath], again: bool) -> Result<Self, Failure> {
+    fn make_with(
+        view: &View,
+        known: &Known,
+        targets: &[DerivedPath],
+        again: bool,
+        study: &Study,
+    ) -> Result<Self, Failure> {
         let mut plan = Self::default();
-        let mut hasher = Hasher::new(view, known);
+        let mut hasher = Hasher::new(view, known, study);
         let mut wanted: BTreeMap<StorePath, BTreeSet<String>> = BTreeMap::new();
         let mut todo: Vec<(StorePath, Vec<String>)> = Vec::new();
         for target in targets {
@@ -84,16 +96,18 @@ impl Plan {
             }
         }
         while let Some((drv, outputs)) = todo.pop() {
-            plan.look(view, &mut hasher, &drv, &outputs, &mut wanted, &mut todo)?;
+            plan.look(view, &mut hasher, study, &drv, &outputs, &mut wanted, &mut todo)?;
         }
         plan.link();
         Ok(plan)
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn look(
         &mut self,
         view: &View,
         hasher: &mut Hasher<'_>,
+        study: &Study,
         drv: &StorePath,
         outputs: &[String],
         wanted: &mut BTreeMap<StorePath, BTreeSet<String>>,
@@ -112,18 +126,25 @@ impl Plan {
                 self.unknown.insert(drv.clone());
                 return Ok(());
             }
-            match node(view, hasher, drv) {
-                Ok(node) => {
+            match node(view, hasher, drv, study) {
+                Ok((node, bytes)) => {
+                    study.keep(bytes)?;
                     self.nodes.insert(drv.clone(), node);
                 }
+                // The limits of the whole request, and nobody who waits, are not this derivation's fault.
+                Err(failure) if study.is_over() => return Err(failure),
                 Err(failure) => {
                     self.rejected.insert(drv.clone(), failure);
                     return Ok(());
                 }
             }
         }
+        study.go_on(drv)?;
         let Some(node) = self.nodes.get_mut(drv) else { return Ok(()) };
         let all = wanted.entry(drv.clone()).or_default();
+        if outputs.is_empty() && all.len() == node.recipe.outputs.len() {
+            return Ok(());
+        }
         let named: Vec<String> = match outputs.is_empty() {
             true => node.recipe.outputs.keys().cloned().collect(),
             false => outputs.to_vec(),
@@ -141,7 +162,12 @@ impl Plan {
                 if node.verified
                     && let Some(recipe) = Arc::get_mut(&mut node.recipe)
                 {
-                    recipe.verified_paths = hasher.of(drv).is_ok_and(|hashes| hashes.verified);
+                    recipe.verified_paths = match hasher.of(drv) {
+                        Ok(hashes) => hashes.verified,
+                        // Not for want of time or room: that would make a claim of what is none.
+                        Err(failure) if study.is_over() => return Err(failure),
+                        Err(_) => false,
+                    };
                 }
                 node.again = self.again.contains(drv);
                 for (input, outputs) in &node.recipe.input_derivations {
@@ -152,8 +178,15 @@ impl Plan {
         Ok(())
     }
 
-    /// Fills in, for what is built, the paths of its inputs and what it waits for.
+    /// Fills in, for what is built, the paths of its inputs and what it waits for. Of the rest only the outputs matter.
     fn link(&mut self) {
+        for node in self.nodes.values_mut().filter(|node| !node.needs_build) {
+            node.unresolved = None;
+            if let Some(recipe) = Arc::get_mut(&mut node.recipe) {
+                (recipe.args, recipe.env, recipe.structured) = Default::default();
+                recipe.inputs.clear();
+            }
+        }
         let mut found: BTreeMap<StorePath, (BTreeSet<StorePath>, BTreeSet<StorePath>)> = BTreeMap::new();
         for (drv, node) in self.nodes.iter().filter(|(_, node)| node.needs_build) {
             let (mut after, mut inputs) = (BTreeSet::new(), BTreeSet::new());
@@ -207,9 +240,15 @@ impl Plan {
 }
 
 /// Reads what is known about a derivation before anything is built.
-fn node(view: &View, hasher: &mut Hasher<'_>, drv: &StorePath) -> Result<Node, Failure> {
+/// Also, how much text it takes.
+fn node(
+    view: &View,
+    hasher: &mut Hasher<'_>,
+    drv: &StorePath,
+    study: &Study,
+) -> Result<(Node, usize), Failure> {
     let verified = modulo::is_verified(view, drv);
-    let derivation = modulo::read(view, drv)?;
+    let (derivation, mut bytes) = modulo::read_sized(view, drv, study)?;
     let mut recipe = Recipe::from_derivation(drv, &derivation)?;
     let mut outputs: BTreeMap<String, StorePath> = BTreeMap::new();
     let mut unresolved = None;
@@ -234,10 +273,13 @@ fn node(view: &View, hasher: &mut Hasher<'_>, drv: &StorePath) -> Result<Node, F
                 open |= hasher.of(input).is_ok_and(|hashes| hashes.deferred);
             }
         }
-        unresolved = open.then(|| Arc::new(derivation));
+        if open {
+            bytes *= 2;
+            unresolved = Some(Arc::new(derivation));
+        }
     }
     let recipe = Arc::new(recipe);
-    Ok(Node {
+    let node = Node {
         recipe,
         outputs,
         verified,
@@ -245,15 +287,24 @@ fn node(view: &View, hasher: &mut Hasher<'_>, drv: &StorePath) -> Result<Node, F
         needs_build: false,
         again: false,
         after: BTreeSet::new(),
-    })
+    };
+    Ok((node, bytes))
 }
 
 /// Whether it is Verified that these are the paths of the inputs. Those that a derivation states need no more proof
 /// than the path itself has.
-pub fn inputs_verified(view: &View, known: &Known, recipe: &Recipe, inputs: &InputPaths) -> bool {
-    let mut hasher = Hasher::new(view, known);
+pub fn inputs_verified(
+    view: &View,
+    known: &Known,
+    recipe: &Recipe,
+    inputs: &InputPaths,
+    study: &Study,
+) -> bool {
+    let mut hasher = Hasher::new(view, known, study);
     recipe.input_derivations.iter().all(|(drv, outputs)| {
-        let (Ok(hashes), Ok(derivation)) = (hasher.of(drv), modulo::read(view, drv)) else { return false };
+        let (Ok(hashes), Ok(derivation)) = (hasher.of(drv), modulo::read(view, drv, study)) else {
+            return false;
+        };
         outputs.iter().all(|output| {
             let Some(spec) = derivation.basic.outputs.get(output) else { return false };
             let path = inputs.get(&(drv.clone(), output.clone()));
@@ -272,9 +323,10 @@ pub fn outputs(
     view: &View,
     known: &Known,
     drv: &StorePath,
+    study: &Study,
 ) -> Result<BTreeMap<String, Option<StorePath>>, Failure> {
-    let derivation = modulo::read(view, drv)?;
-    let mut hasher = Hasher::new(view, known);
+    let derivation = modulo::read(view, drv, study)?;
+    let mut hasher = Hasher::new(view, known, study);
     let path = |(name, output): (&String, &Output)| {
         let stated = output.path(&derivation.name, name);
         let path = match stated.map_err(|e| Failure::rejected(e.to_string()))? {

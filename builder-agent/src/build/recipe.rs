@@ -19,6 +19,21 @@ use super::{Failure, builtin, modulo};
 /// Largest `.drv` we read. The largest in nixpkgs are a few megabytes, nearly all of it environment.
 pub const MAX_DRV_BYTES: u64 = 32 << 20;
 
+/// Attributes that are lists of words.
+const LISTS: [&str; 8] = [
+    "allowedReferences",
+    "allowedRequisites",
+    "disallowedReferences",
+    "disallowedRequisites",
+    "exportReferencesGraph",
+    "impureEnvVars",
+    "passAsFile",
+    "requiredSystemFeatures",
+];
+/// Longest of these, in bytes. As words it takes some twenty times that in memory; the names of all paths of a NixOS
+/// system are a tenth.
+const MAX_LIST_BYTES: usize = 2 << 20;
+
 /// An output, and how its path comes about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutputSpec {
@@ -183,6 +198,14 @@ impl Recipe {
     /// Refuses what this box cannot or will not run.
     pub fn check(&self, systems: &[String], features: &[String]) -> Result<(), Failure> {
         let path = self.drv_path.to_absolute_path();
+        if let Some(name) =
+            LISTS.iter().find(|name| self.bytes(name).is_some_and(|value| value.len() > MAX_LIST_BYTES))
+        {
+            return Err(Failure::rejected(format!(
+                "cannot build '{path}': its '{name}' is longer than {} MiB, the limit of this box for lists of words",
+                MAX_LIST_BYTES >> 20
+            )));
+        }
         let mut wanted = self.words("requiredSystemFeatures").unwrap_or_default();
         wanted.sort();
         wanted.dedup();

@@ -27,12 +27,7 @@ pub enum Earlier {
 /// Looks for an earlier build with this key. `failures` is for how long failures hold; zero for not at all. `mine` is the
 /// derivation of whoever asks.
 #[must_use]
-pub fn find(
-    store: &Store,
-    key: &BuildKey,
-    mine: &StorePath,
-    failures: Duration,
-) -> Option<Earlier> {
+pub fn find(store: &Store, key: &BuildKey, mine: &StorePath, failures: Duration) -> Option<Earlier> {
     if let Some(built) = built(store, key) {
         return Some(built);
     }

@@ -7,7 +7,8 @@ use nix_derivation::{DerivedPath, NixHash, StorePath};
 use store::{Member, Provenance, RealisationId, View};
 use wire::types::{DrvKey, DrvOutputId, Missing, Realisation};
 
-use super::transfer::{Trouble, blocking};
+use super::studied::studied;
+use super::transfer::Trouble;
 use crate::House;
 use crate::build::modulo::Hasher;
 use crate::build::{Plan, plan};
@@ -25,8 +26,8 @@ pub(super) async fn outputs(
     path: StorePath,
 ) -> Result<BTreeMap<String, Option<StorePath>>, Trouble> {
     let (house, view) = (house.clone(), view.clone());
-    blocking(move || {
-        let outputs = plan::outputs(&view, &house.drv_hashes, &path);
+    studied(move |study| {
+        let outputs = plan::outputs(&view, &house.drv_hashes, &path, study);
         outputs.map_err(|failure| Trouble::Refused(failure.message))
     })
     .await?
@@ -39,7 +40,7 @@ pub(super) async fn missing(
     targets: Vec<DerivedPath>,
 ) -> Result<Missing, Trouble> {
     let (house, view) = (house.clone(), view.clone());
-    let plan = blocking(move || Plan::make(&view, &house.drv_hashes, &targets)).await?;
+    let plan = studied(move |study| Plan::make(&view, &house.drv_hashes, &targets, study)).await?;
     let plan = plan.map_err(|failure| Trouble::Refused(failure.message))?;
     Ok(Missing {
         will_build: plan.will_build(),
@@ -85,7 +86,7 @@ pub(super) async fn register(
     let Realisation { id: DrvOutputId { drv, output }, out_path, .. } = realisation;
     let (house, view) = (house.clone(), view.clone());
     let full = out_path.to_absolute_path();
-    blocking(move || {
+    studied(move |study| {
         let refused = |why: &dyn std::fmt::Display| {
             Trouble::Refused(format!(
                 "cannot register '{full}' as the output '{output}' of a derivation: {why}"
@@ -97,7 +98,7 @@ pub(super) async fn register(
                 return Err(refused(&format!("its derivation is named by a {} hash", other.algorithm())));
             }
             DrvKey::Path(drv) => {
-                let hashes = Hasher::new(&view, &house.drv_hashes).of(&drv);
+                let hashes = Hasher::new(&view, &house.drv_hashes, study).of(&drv);
                 hashes.map_err(|failure| refused(&failure.message))?.masked
             }
         };

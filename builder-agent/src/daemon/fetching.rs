@@ -95,7 +95,9 @@ impl Session {
         audience: &mut A,
         targets: Vec<DerivedPath>,
     ) -> Result<Missing, Trouble> {
-        let mut missing = ask::missing(&self.house, &self.view, targets.clone()).await?;
+        let (_, mut nothing) = mpsc::channel(1);
+        let looking = ask::missing(&self.house, &self.view, targets.clone());
+        let mut missing = audience.run(looking, &mut nothing).await??;
         if !self.house.substituters.any() {
             return Ok(missing);
         }

@@ -11,6 +11,7 @@ use wire::worker::{ActivityKind, LogEvent, Verbosity};
 
 use super::context::{Context, Done, Ended};
 use super::one::build_one;
+use super::studied::studied;
 use super::transfer::blocking;
 use crate::build::derivation::Derivation;
 use crate::build::resolve::{InputPaths, Resolved, resolve};
@@ -31,11 +32,11 @@ pub(super) async fn build(context: Context, work: Work, check: bool) -> Ended {
     let drv = &work.recipe.drv_path;
     let (house, view) = (context.house.clone(), context.view.clone());
     let original = work.recipe.clone();
-    let (resolved, inputs_verified) = off_thread(move || {
-        let sure = plan::inputs_verified(&view, &house.drv_hashes, &original, &inputs);
+    let resolving = studied(move |study| {
+        let sure = plan::inputs_verified(&view, &house.drv_hashes, &original, &inputs, study);
         resolve(&original.drv_path, &derivation, &inputs).map(|resolved| (resolved, sure))
-    })
-    .await?;
+    });
+    let (resolved, inputs_verified) = resolving.await.unwrap_or_else(|_| Err(bug()))?;
     let Resolved { recipe, text } = resolved;
     let recipe = Arc::new(recipe);
     announce(&context, drv, &recipe.drv_path).await;
@@ -75,9 +76,11 @@ async fn remember(context: &Context, drv_hash: [u8; 32], done: &Done) -> Result<
 async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
-    blocking(work).await.unwrap_or_else(|_| {
-        Err(Failure::transient("resolving a derivation failed because of a bug of the box"))
-    })
+    blocking(work).await.unwrap_or_else(|_| Err(bug()))
+}
+
+fn bug() -> Failure {
+    Failure::transient("resolving a derivation failed because of a bug of the box")
 }
 
 /// Registers the `.drv` of a resolved derivation.

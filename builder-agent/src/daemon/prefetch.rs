@@ -13,11 +13,13 @@ use tokio::sync::mpsc;
 
 use super::Session;
 use super::audience::Audience;
+use super::studied::studied;
 use super::transfer::{Trouble, blocking};
 use crate::build::modulo::{self, Hasher};
 use crate::build::plan::MAX_DERIVATIONS;
 use crate::build::realised;
 use crate::build::structured::Attributes;
+use crate::build::study::Study;
 use crate::substitute::{Event, Walk, warn};
 
 /// What would be fetched for some targets, and what would still have to be built.
@@ -68,11 +70,16 @@ impl Session {
         drv: &StorePath,
         derivation: &wire::types::BasicDerivation,
     ) -> Result<(), Trouble> {
+        if !self.house.substituters.any() {
+            return Ok(());
+        }
         let name = drv.name().strip_suffix(".drv").unwrap_or(drv.name()).to_owned();
         let paths = derivation.outputs.iter().map(|(output, spec)| spec.path(&name, output).ok().flatten());
         let missing =
             paths.filter(|path| path.as_ref().is_none_or(|path| !self.view.is_valid(path))).collect();
-        let allows = allows(&derivation.env);
+        // What there is to parse is a client's.
+        let env = derivation.env.clone();
+        let allows = blocking(move || allows(&env)).await?;
         let looked = Looked { drv: drv.clone(), name, missing, allows, inputs: Vec::new() };
         let Some(paths) = self.candidates(&looked).filter(|paths| !paths.is_empty()) else { return Ok(()) };
         let work = |events| async move {
@@ -124,9 +131,11 @@ impl Session {
                 )));
             }
             let (house, view, level) = (self.house.clone(), self.view.clone(), std::mem::take(&mut next));
-            let looked: Vec<Looked> = blocking(move || {
-                let mut hasher = Hasher::new(&view, &house.drv_hashes);
-                level.iter().filter_map(|(drv, outputs)| look(&view, &mut hasher, drv, outputs)).collect()
+            let looked: Vec<Looked> = studied(move |study| {
+                let mut hasher = Hasher::new(&view, &house.drv_hashes, study);
+                let look =
+                    |(drv, outputs): &(StorePath, Vec<String>)| look(&view, &mut hasher, study, drv, outputs);
+                level.iter().filter_map(look).collect()
             })
             .await?;
             let candidates: Vec<Option<Vec<StorePath>>> =
@@ -169,8 +178,14 @@ impl Session {
 }
 
 /// `None` if nothing of it is missing, or nothing can be said about it.
-fn look(view: &View, hasher: &mut Hasher<'_>, drv: &StorePath, wanted: &[String]) -> Option<Looked> {
-    let derivation = modulo::read(view, drv).ok()?;
+fn look(
+    view: &View,
+    hasher: &mut Hasher<'_>,
+    study: &Study,
+    drv: &StorePath,
+    wanted: &[String],
+) -> Option<Looked> {
+    let derivation = modulo::read(view, drv, study).ok()?;
     let name = &derivation.name;
     let mut missing = Vec::new();
     for (output, spec) in &derivation.basic.outputs {

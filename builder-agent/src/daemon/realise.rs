@@ -14,6 +14,7 @@ use super::Session;
 use super::audience::Audience;
 use super::context::{Context, Done, Ended};
 use super::floating::{self, Work};
+use super::studied::studied;
 use super::transfer::{Trouble, blocking};
 use crate::build::{Failure, Plan, Recipe};
 
@@ -21,6 +22,9 @@ use crate::build::{Failure, Plan, Recipe};
 const MAX_AT_ONCE: usize = 128;
 /// Log events on their way to a client before a build's reader waits.
 const EVENTS_AHEAD: usize = 256;
+/// Outputs that one answer names: the targets may be the same derivation again and again, with all its outputs. A NixOS
+/// system has some thousand.
+const MAX_OUTPUTS_TOLD: usize = 200_000;
 /// Failures repeated in one error message.
 const MAX_FAILURES_SHOWN: usize = 20;
 
@@ -53,12 +57,19 @@ impl Session {
         let view = self.view.clone();
         let looked_at = targets.clone();
         let house = self.house.clone();
-        let plan = blocking(move || match check {
-            true => Plan::make_again(&view, &house.drv_hashes, &looked_at),
-            false => Plan::make(&view, &house.drv_hashes, &looked_at),
-        })
-        .await?;
+        let planning = studied(move |study| match check {
+            true => Plan::make_again(&view, &house.drv_hashes, &looked_at, study),
+            false => Plan::make(&view, &house.drv_hashes, &looked_at, study),
+        });
+        let (_, mut nothing) = mpsc::channel(1);
+        let plan = audience.run(planning, &mut nothing).await??;
         let plan = Arc::new(plan.map_err(|failure| Trouble::Refused(failure.message))?);
+        let answered = targets.iter().map(|target| outputs_of(&plan, target)).sum::<usize>();
+        if answered > MAX_OUTPUTS_TOLD {
+            return Err(Trouble::Refused(format!(
+                "the targets have {answered} outputs together, of which this box tells {MAX_OUTPUTS_TOLD} at once; ask in parts"
+            )));
+        }
         let (events, mut shown) = mpsc::channel(EVENTS_AHEAD);
         let context = self.context(events);
         let work = realise(context, plan.clone(), self.settings.keep_going, self.settings.keep_failed);
@@ -83,7 +94,8 @@ impl Session {
         if !check {
             self.prefetch_outputs(audience, &drv_path, &derivation).await?;
         }
-        let recipe = match Recipe::from_basic(&drv_path, derivation) {
+        let recipe = blocking(move || Recipe::from_basic(&drv_path, derivation)).await?;
+        let recipe = match recipe {
             Ok(recipe) => Arc::new(recipe),
             Err(failure) => return Ok(BuildResult::new(failure.status, failure.message)),
         };
@@ -347,8 +359,20 @@ fn result(plan: &Plan, ended: &BTreeMap<StorePath, Ended>, target: &DerivedPath)
     }
 }
 
+/// How many outputs an answer about this target names.
+fn outputs_of(plan: &Plan, target: &DerivedPath) -> usize {
+    match target {
+        DerivedPath::Opaque(_) => 0,
+        DerivedPath::Built { outputs, .. } if outputs.is_empty() => {
+            plan.nodes.get(target.base()).map_or(0, |node| node.recipe.outputs.len())
+        }
+        DerivedPath::Built { outputs, .. } => outputs.len(),
+    }
+}
+
 /// `wanted`: names of the outputs to report; none means all.
 fn success(done: &Done, wanted: &[String]) -> BuildResult {
+    let wanted: BTreeSet<&String> = wanted.iter().collect();
     let built_outputs = done
         .outputs
         .iter()

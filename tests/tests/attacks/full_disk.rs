@@ -69,7 +69,7 @@ fn floating(name: &str) -> (StorePath, BasicDerivation) {
     derivation.outputs = [("out".to_owned(), out)].into();
     // A placeholder, as Nix writes it: the box puts the scratch path there.
     let placeholder = nix_derivation::store_path::hash_placeholder("out");
-    derivation.env = [("out".to_owned(), placeholder.into_bytes())].into();
+    derivation.env = [(b"out".to_vec(), placeholder.into_bytes())].into();
     (drv, derivation)
 }
 

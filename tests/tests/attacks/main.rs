@@ -8,6 +8,7 @@ mod envelope;
 mod existence;
 mod existence_serve;
 mod full_disk;
+mod heavy_derivations;
 mod names;
 mod published;
 mod realisations;

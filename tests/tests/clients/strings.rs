@@ -25,8 +25,8 @@ pub fn bytes_that_are_no_text_reach_the_builder(stock: Stock) {
          args = [ \"-ec\" {} \"sh\" {read} ]; }})",
         quoted(&format!("{PROGRAMS} printf %s \"$1\" > $out"))
     );
-    let placeholder =
-        drv("beside", r#"printf %s "$text" > $out"#).attribute("text", &format!("({read} + placeholder \"out\" + {read})"));
+    let placeholder = drv("beside", r#"printf %s "$text" > $out"#)
+        .attribute("text", &format!("({read} + placeholder \"out\" + {read})"));
     for expression in [variable.expr(), file.expr(), argument, placeholder.expr()] {
         crate::derivations::same_as_built_by(&home, &alice, &expression);
     }

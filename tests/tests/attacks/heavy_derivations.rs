@@ -1,0 +1,125 @@
+//! Derivations that cost the box much before their builder runs: many outputs, long strings, graphs that grow. Mallory
+//! sends them while Alice builds as always.
+
+use std::collections::BTreeSet;
+
+use e2e::hostile::*;
+use e2e::neighbours::{Neighbours, recipe};
+use nix_derivation::StorePath;
+use wire::types::{BasicDerivation, PathInfo};
+
+/// Clock ticks in a second (proc(5): `sysconf(_SC_CLK_TCK)`, a hundred on every Linux).
+const TICKS: u64 = 100;
+
+/// Seconds of processor time that the agent itself has taken.
+fn processor_seconds(house: &Neighbours) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", house.agent.pid())).expect("a process");
+    let fields: Vec<&str> = stat.rsplit_once(')').expect("a name").1.split_whitespace().collect();
+    // Fields 14 and 15, counted from the one behind the name, which is the third.
+    let ticks = |at: usize| fields[at].parse::<u64>().expect("a number");
+    (ticks(11) + ticks(12)) / TICKS
+}
+
+/// The most memory that the agent has had, in MiB.
+fn peak_mib(house: &Neighbours) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", house.agent.pid())).expect("a process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") >> 10
+}
+
+/// Builds something small, again and again; what Mallory does meanwhile changes nothing about it.
+async fn works_as_always(who: &mut Session, round: &str) {
+    for n in 0..3 {
+        let name = format!("small-{round}-{n}");
+        let out = path(&name);
+        let small = recipe(&path(&format!("{name}.drv")), &[("out", &out)], &[], "echo small > $out");
+        assert_eq!(who.build(small).await.status, 0);
+        assert_eq!(who.nar(&out).await, nar(&file(b"small\n")));
+    }
+}
+
+/// A thousand outputs, and four megabytes that look like placeholders wherever one looks.
+fn many_outputs() -> (StorePath, BasicDerivation) {
+    let outputs: Vec<(String, StorePath)> =
+        (0..1000).map(|n| (format!("o{n}"), path(&format!("heavy-o{n}")))).collect();
+    let named: Vec<(&str, &StorePath)> = outputs.iter().map(|(name, path)| (name.as_str(), path)).collect();
+    let (drv, mut derivation) = recipe(&path("heavy.drv"), &named, &[], "exit 3");
+    // As files, so that the program can be started at all.
+    let variables: Vec<String> = (0..4).map(|n| format!("big{n}")).collect();
+    for name in &variables {
+        derivation.env.insert(name.clone().into_bytes(), b"/x".repeat(1 << 19));
+    }
+    derivation.env.insert(b"passAsFile".to_vec(), variables.join(" ").into_bytes());
+    (drv, derivation)
+}
+
+#[tokio::test]
+async fn many_outputs_and_long_variables_cost_one_look_at_each() {
+    let house = Neighbours::of(&["alice", "mallory"]);
+    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let before = processor_seconds(&house);
+    mallory.start_build(many_outputs()).await;
+    works_as_always(&mut alice, "outputs").await;
+    let told = mallory.told().await;
+    assert_ne!(told.status, 0);
+    assert!(told.message.contains("exit code 3"), "the builder ran: {told:?}");
+    let took = processor_seconds(&house) - before;
+    assert!(took < 4, "{took} seconds of processor time for one derivation");
+}
+
+/// Paths that refer to all before them.
+async fn dense_closure(who: &mut Session, count: usize) -> StorePath {
+    let mut references = BTreeSet::new();
+    let mut last = None;
+    for n in 0..count {
+        let contents = nar(&file(n.to_string().as_bytes()));
+        let name = format!("dense-{n}-{}", "x".repeat(150));
+        let info = PathInfo { references: references.clone(), ..info(&name, &contents) };
+        who.upload(&info, &contents).await;
+        references.insert(info.path.clone());
+        last = Some(info.path);
+    }
+    last.expect("at least one")
+}
+
+#[tokio::test]
+async fn graphs_that_would_fill_the_memory_are_refused_before_they_are_written() {
+    let house = Neighbours::of(&["alice", "mallory"]);
+    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let root = dense_closure(&mut mallory, 60).await;
+    // A few hundred kilobytes that ask for a gigabyte.
+    let full = root.to_absolute_path();
+    let wanted: Vec<String> = (0..4000).map(|n| format!("g{n} {full}")).collect();
+    let wanted = wanted.join(" ").into_bytes();
+    assert!(wanted.len() < 2 << 20);
+    let (drv, mut derivation) = recipe(&path("bomb.drv"), &[("out", &path("bomb"))], &[&root], "echo > $out");
+    derivation.env.insert(b"exportReferencesGraph".to_vec(), wanted);
+    let before = peak_mib(&house);
+    mallory.start_build((drv.clone(), derivation.clone())).await;
+    works_as_always(&mut alice, "graphs").await;
+    let told = mallory.told().await;
+    assert_ne!(told.status, 0);
+    assert!(told.message.contains("'exportReferencesGraph'") && told.message.contains("64 MiB"), "{told:?}");
+    let grown = peak_mib(&house) - before;
+    assert!(grown < 400, "{grown} MiB more for one derivation");
+    // And nobody else's fault: what asks for little is built.
+    derivation.env.insert(b"exportReferencesGraph".to_vec(), format!("g {full}").into_bytes());
+    assert_eq!(mallory.build((drv, derivation)).await.status, 0);
+}
+
+#[tokio::test]
+async fn attributes_of_very_many_values_are_refused_before_they_are_parsed() {
+    let house = Neighbours::of(&["alice", "mallory"]);
+    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let (drv, mut derivation) = recipe(&path("wide.drv"), &[("out", &path("wide"))], &[], "echo > $out");
+    let json = format!("{{\"list\":[{}0]}}", "0,".repeat(8 << 20));
+    derivation.env.insert(b"__json".to_vec(), json.into_bytes());
+    let before = peak_mib(&house);
+    mallory.start_build((drv, derivation)).await;
+    works_as_always(&mut alice, "values").await;
+    let told = mallory.told().await;
+    assert_ne!(told.status, 0);
+    assert!(told.message.contains("more than 250000 values"), "{told:?}");
+    let grown = peak_mib(&house) - before;
+    assert!(grown < 400, "{grown} MiB more for one derivation of 16");
+}
