@@ -268,3 +268,29 @@ async fn a_builder_cannot_change_its_inputs() {
     assert_eq!(told.log[2..], ["done"], "{:?}", told.log);
     house.close().await;
 }
+
+/// More than fit on the command line of the program that makes the sandbox, if each were named there.
+const MANY: usize = 4_000;
+
+#[tokio::test]
+async fn a_build_of_four_thousand_inputs_sees_them_all() {
+    let house = House::open(&[]).await;
+    let mut session = house.session().await;
+    let inputs: Vec<_> = (0..MANY)
+        .map(|number| {
+            let nar = nar(&file(number.to_string().as_bytes()));
+            (info(&format!("input-{number}"), &nar), nar)
+        })
+        .collect();
+    session.request(&Request::AddMultipleToStore { repair: false, dont_check_sigs: true }).await;
+    session.client.framed(&items(MANY as u64, &inputs)).await.expect("the box reads");
+    within("an answer", session.client.done()).await.expect("added");
+    let script = "$bb ls /nix/store | $bb grep -c -- -input-; $bb cat /nix/store/*-input-3999; echo > $out";
+    let (drv, mut derivation) = derivation(&house, "many", script);
+    derivation.input_sources.extend(inputs.into_iter().map(|(info, _)| info.path));
+    let told = session.build((drv, derivation)).await;
+    assert_eq!(told.status, BuildStatus::Built as u64, "{told:?}");
+    assert_eq!(told.log[1..], [MANY.to_string(), "3999".to_owned()]);
+    session.leave().await;
+    house.close().await;
+}
