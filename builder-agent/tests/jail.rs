@@ -3,7 +3,7 @@
 //! No VM runs here and no KVM is needed: the agent tries the jail on a process of its own before it answers anybody.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 const STEPS: [&str; 5] = ["cgroup", "namespaces", "pid-namespace", "own-uid", "landlock"];
@@ -31,27 +31,27 @@ fn start(allowed: &[&str]) -> Started {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the agent");
-    let mut stderr = BufReader::new(agent.stderr.take().expect("piped"));
-    let (mut warned, mut said) = (BTreeSet::new(), String::new());
-    loop {
-        let mut line = String::new();
-        if stderr.read_line(&mut line).expect("text") == 0 {
-            let status = agent.wait().expect("its end");
-            assert_eq!(status.code(), Some(1), "{said}");
-            return Started::No(said);
-        }
+    let stderr = BufReader::new(agent.stderr.take().expect("piped"));
+    let (mut warned, mut said, mut listens) = (BTreeSet::new(), String::new(), false);
+    for line in stderr.lines() {
+        let line = line.expect("text");
         let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
         if let Some(step) = event["step"].as_str() {
             warned.insert(step.to_owned());
         }
         if event["message"] == "listening" {
+            listens = true;
             agent.kill().expect("kill");
-            agent.wait().expect("its end");
-            let _ = stderr.read_to_string(&mut said);
-            return Started::Yes(warned);
         }
         said.push_str(&line);
+        said.push('\n');
     }
+    let status = agent.wait().expect("its end");
+    if listens {
+        return Started::Yes(warned);
+    }
+    assert_eq!(status.code(), Some(1), "{said}");
+    Started::No(said)
 }
 
 #[test]
