@@ -75,8 +75,8 @@ fn an_authority_of_several_members_says_of_none_of_them_who_they_are() {
         let text = roster(&format!("{},{}", entry("alice", &[key.clone(), ca.clone()]), entry("bob", bobs)));
         listed(&::roster::read(text.as_bytes()).expect("good"))["alice"].clone().expect("keys").len()
     };
-    assert_eq!(keys_of_alice(&[key.clone()]), 2);
-    assert_eq!(keys_of_alice(&[ca.clone()]), 1);
+    assert_eq!(keys_of_alice(std::slice::from_ref(&key)), 2);
+    assert_eq!(keys_of_alice(std::slice::from_ref(&ca)), 1);
 }
 
 #[test]

@@ -99,8 +99,8 @@ fn a_keys_own_conditions_hold() {
 
 #[test]
 fn a_certificate_lets_in_whom_its_authority_and_a_principal_name() {
-    let authority = format!("cert-authority {}", line(9));
-    let roster = roster(&[("alice", &[authority.clone()]), ("bob", &[authority]), ("carol", &[line(3)])]);
+    let authority = [format!("cert-authority {}", line(9))];
+    let roster = roster(&[("alice", &authority), ("bob", &authority), ("carol", &[line(3)])]);
     // The user name does not matter: the principal says it.
     assert_eq!(decide(&roster, "root", shown(certificate(for_alice))), Ok("alice".into()));
     let both = |builder: &mut Builder| {

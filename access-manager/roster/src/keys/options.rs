@@ -47,7 +47,7 @@ pub(super) fn read(options: &[&str]) -> Result<Options, KeyError> {
         match name.as_str() {
             "cert-authority" if value.is_none() => authority = true,
             "principals" => once(&mut principals, "principals", value, principals_of)?,
-            "from" => once(&mut read.from, "from", value, |text| Addresses::from_option(text))?,
+            "from" => once(&mut read.from, "from", value, Addresses::from_option)?,
             "expiry-time" => once(&mut read.until, "expiry-time", value, |text| {
                 Moment::parse(text).ok_or_else(|| format!("{} is no such time", crate::words::quoted(text)))
             })?,
