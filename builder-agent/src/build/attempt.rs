@@ -252,7 +252,7 @@ impl Host for Receiver<'_> {
     }
 
     fn output(&mut self, name: &str) -> io::Result<Box<dyn OutputSink>> {
-        let ingest = self.view.ingest(&self.scan_for).map_err(|e| self.refused(e.into()))?;
+        let ingest = self.view.ingest(&self.scan_for).map_err(|e| self.refused(e))?;
         Ok(Box::new(Sink {
             name: name.to_owned(),
             ingest: Some(ingest),
