@@ -18,7 +18,7 @@ fn a_file_is_parsed_and_written_byte_for_byte() {
         hash_placeholder("out")
     )
     .into_bytes();
-    text.extend(b"D\xfcsseldorf \xff\x00\"),(\"\xfe\",\"b\")])");
+    text.extend(b"\"D\xfcsseldorf \xff\x00\"),(\"\xfe\",\"b\")])");
     let drv = Derivation::parse(&text, "t").expect("a derivation");
     assert_eq!(drv.basic.builder, b"/b\\in\"/sh");
     assert_eq!(drv.basic.env[&b"a"[..]], b"D\xfcsseldorf \xff\x00");
@@ -31,7 +31,7 @@ fn what_is_not_a_derivation_says_where() {
     for (text, part) in [
         ("", "no \"Derive(\" at byte 0"),
         ("Derive([", "no \"(\""),
-        ("Derive([],[],[],\"x\",\"/b\",[],[])x", "something after the end at byte 32"),
+        ("Derive([],[],[],\"x\",\"/b\",[],[])x", "something after the end at byte 31"),
         ("Derive([],[],[],\"x\",\"/b", "a string without an end"),
         ("Derive([],[],[],\"x\",\"/b\\", "a string without an end"),
         ("Derive([(\"a/b\",\"\",\"\",\"\")],[],[],\"x\",\"/b\",[],[])", "the name of an output"),

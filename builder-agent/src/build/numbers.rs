@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn numbers_are_written_as_nix_writes_them() {
-        // Recorded from Nix 2.34 (`.attrs.json`, `.attrs.sh`).
+        // What Nix gives, held against it by `tests/tests/clients/strings.rs`.
         for (text, json, shell) in [
             ("0", "0", Some("0")),
             ("-0", "0", Some("0")),
@@ -285,7 +285,7 @@ mod tests {
             ("-9223372036854775808", "-9223372036854775808", Some("0")),
             ("-9223372036854775809", "-9.223372036854776e+18", Some("-2147483648")),
             ("16777217.5", "16777217.5", Some("16777217")),
-            ("5e-324", "5e-324", None),
+            ("5e-324", "5e-324", Some("0")),
             ("1e-400", "0.0", Some("0")),
         ] {
             let number = Number::parse(text).expect("a number");
