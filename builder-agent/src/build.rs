@@ -28,6 +28,7 @@ pub mod reuse;
 mod run;
 mod running;
 pub mod scheduler;
+mod slots;
 pub mod structured;
 pub mod study;
 mod watch;

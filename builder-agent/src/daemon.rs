@@ -165,7 +165,14 @@ impl Drop for EndLogged {
 impl Session {
     fn open(house: Arc<House>, member: Arc<Member>, wishes: Wishes) -> Self {
         let mut roster = house.roster.clone();
-        let view = house.view_of(&member, &roster.borrow_and_update());
+        let now = roster.borrow_and_update().clone();
+        let current = now.current(&member).cloned();
+        if current.is_none() {
+            // The first request will find out.
+            roster.mark_changed();
+        }
+        let member = current.unwrap_or(member);
+        let view = house.view_of(&member, &now);
         // Nix sends no settings through `ssh-ng://`; then those of the box hold, and it fetches what it can.
         let keep_going = house.config.keep_going;
         let settings = ClientSettings { use_substitutes: true, keep_going, ..ClientSettings::default() };
@@ -178,7 +185,10 @@ impl Session {
         W: AsyncWrite + Unpin + Send,
     {
         while let Some(request) = conn.next_request().await? {
-            self.follow_roster();
+            if let Err(gone) = self.follow_roster() {
+                conn.fail(&Failure::new(gone)).await?;
+                return Ok(());
+            }
             match self.answer(conn, request).await {
                 Ok(Some(response)) => conn.reply(&response).await?,
                 Ok(None) => {}
@@ -189,13 +199,22 @@ impl Session {
         Ok(())
     }
 
-    /// A share that was withdrawn ends here: what was asked before may finish, what comes now does not see it.
-    fn follow_roster(&mut self) {
+    /// Looks up who the member is by now. A share that was withdrawn ends here: what was asked before may finish, what
+    /// comes now does not see it. Who has left the roster gets no further, with what to tell them.
+    fn follow_roster(&mut self) -> Result<(), String> {
         // An error is a roster that nobody follows any more: the process is ending.
-        if self.roster.has_changed().unwrap_or(false) {
-            let view = self.house.view_of(&self.member, &self.roster.borrow_and_update());
-            self.view = view.holding_as(&self.view);
+        if !self.roster.has_changed().unwrap_or(false) {
+            return Ok(());
         }
+        let now = self.roster.borrow_and_update().clone();
+        let Some(member) = now.current(&self.member) else {
+            self.roster.mark_changed();
+            return Err(format!("{} is no longer in the roster", self.member.name));
+        };
+        self.member = member.clone();
+        let view = self.house.view_of(&self.member, &now);
+        self.view = view.holding_as(&self.view);
+        Ok(())
     }
 
     /// The answer to one request; `None` if it has been sent already.

@@ -85,20 +85,23 @@ impl Roster {
         self.by_name.contains_key(name)
     }
 
-    /// Whether the name still means the person it meant.
-    pub fn is_still(&self, member: &Member) -> bool {
-        self.by_name.get(&member.name).is_some_and(|now| now.id == member.id)
+    /// Who has this identity.
+    pub fn by_id(&self, id: &str) -> Option<&Arc<Member>> {
+        let name = id.split(identity::MARK).next().unwrap_or(id);
+        self.by_name.get(name).filter(|member| &*member.id == id)
     }
 
-    /// Whether somebody with this identity is in the roster.
-    pub fn contains_id(&self, id: &str) -> bool {
-        let name = id.split(identity::MARK).next().unwrap_or(id);
-        self.by_name.get(name).is_some_and(|member| &*member.id == id)
+    /// The same person as this roster has them, with today's limits; `None` for who has left.
+    ///
+    /// A member that was looked up earlier says who it was and nothing else: wherever something is allowed or limited, it
+    /// goes through here.
+    pub fn current(&self, member: &Member) -> Option<&Arc<Member>> {
+        self.by_name.get(&member.name).filter(|now| now.id == member.id)
     }
 
     /// The identities of those who share with `member` and with whom `member` shares.
     pub fn ids_sharing_with(&self, member: &Member) -> Vec<Arc<str>> {
-        if !self.is_still(member) {
+        if self.current(member).is_none() {
             return Vec::new();
         }
         let others = self.sharing_with(&member.name);

@@ -15,7 +15,8 @@ use super::attempt::{self, Means, Success};
 use super::failure::Cause;
 use super::log::{LogSource, LogWriter};
 use super::running::RunKey;
-use super::scheduler::{Built, Outcome, Request, Shared, limits};
+use super::scheduler::{Built, Outcome, Request, Shared};
+use super::slots::Slot;
 use super::{Failure, outputs};
 
 /// What a run begins with.
@@ -23,6 +24,8 @@ pub(super) struct Run {
     /// Names it in logs.
     pub id: u64,
     pub key: RunKey,
+    /// Who asked for it. They may have left before it came to this.
+    pub first: Arc<Request>,
     /// `None` once nobody wants it any more.
     pub owner: watch::Receiver<Option<Arc<Request>>>,
     pub begun: watch::Sender<Option<Instant>>,
@@ -35,16 +38,15 @@ pub(super) struct Run {
 /// Slots a run holds while it builds. The member's may be missing after the owner has changed.
 struct Slots {
     member: Arc<str>,
-    _own: OwnedSemaphorePermit,
+    _own: Slot,
     _of_box: OwnedSemaphorePermit,
 }
 
 /// Makes the run happen, and tells everybody who waits.
 pub(super) async fn run(shared: Arc<Shared>, run: Run) {
-    let Run { id, key, mut owner, begun, outcome, log, source, cancel } = run;
+    let Run { id, key, first, mut owner, begun, outcome, log, source, cancel } = run;
     let (build_key, check) = key;
     let accepted = Instant::now();
-    let Some(first) = owner.borrow().clone() else { return };
     let drv = first.recipe.drv_path.to_absolute_path();
     tracing::info!(build = id, member = %first.member.name, %drv, "build accepted");
 
@@ -52,7 +54,7 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
         tracing::info!(build = id, member = %first.member.name, %drv, "build cancelled before it started");
         shared.running.remove(&key, id);
         let result = Err(Failure::cancelled(&first.recipe.drv_path));
-        let limits = limits(&shared.config, &first);
+        let limits = shared.limits(&first);
         let drv = first.recipe.drv_path.clone();
         let ended = Outcome { result, drv, limits, log: None, start_time: 0, stop_time: 0 };
         outcome.send_replace(Some(Arc::new(ended)));
@@ -62,7 +64,7 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     let start_time = now();
     let recipe = request.recipe.clone();
     let drv = recipe.drv_path.to_absolute_path();
-    let limits = limits(&shared.config, &request);
+    let limits = shared.limits(&request);
     tracing::info!(build = id, member = %request.member.name, %drv, backend = shared.backend.name(), phase_slot_ms = millis(waited), "build started");
     begun.send_replace(Some(Instant::now()));
 
@@ -152,7 +154,7 @@ async fn wait_for_slots(
         let request = owner.borrow_and_update().clone()?;
         let slots = async {
             // The member's first: whoever has many builds waits in a queue of their own, not at the head of everyone's.
-            let own = shared.member_slots(&request.member).acquire_owned().await.ok()?;
+            let own = shared.member_slots(&request.member).take().await?;
             let of_box = shared.box_slots.clone().acquire_owned().await.ok()?;
             Some(Slots { member: request.member.name.clone(), _own: own, _of_box: of_box })
         };
@@ -171,7 +173,7 @@ fn rehome(shared: &Shared, id: u64, owner: &mut watch::Receiver<Option<Arc<Reque
         return;
     }
     tracing::info!(build = id, from = %slots.member, member = %request.member.name, "build handed over");
-    if let Ok(own) = shared.member_slots(&request.member).try_acquire_owned() {
+    if let Some(own) = shared.member_slots(&request.member).try_take() {
         slots.member = request.member.name.clone();
         slots._own = own;
     }

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::key::BuildKey;
 use super::log::{LogReader, LogSource};
 use super::scheduler::{Outcome, Request};
+use crate::roster::Member;
 
 /// What makes two requests the same run: the build, and whether it is made only to be compared.
 pub(super) type RunKey = (BuildKey, bool);
@@ -51,15 +52,18 @@ impl Table {
     }
 
     /// Joins the run with this key, or starts the one that `start` makes, which `request` owns. The flag says whether it
-    /// was there.
+    /// was there. `admit` is asked with the table locked, so that [`Table::retain`] comes either before or after it and
+    /// the join together.
     pub fn join<E>(
         &self,
         key: RunKey,
         request: &Arc<Request>,
+        admit: impl FnOnce() -> Result<(), E>,
         start: impl FnOnce() -> Result<Running, E>,
     ) -> Result<(Joined, bool), E> {
         use std::collections::hash_map::Entry;
         let mut builds = self.lock();
+        admit()?;
         let (build, there) = match builds.entry(key) {
             Entry::Occupied(there) => (there.into_mut(), true),
             Entry::Vacant(free) => (free.insert(start()?), false),
@@ -90,11 +94,11 @@ impl Table {
         }
     }
 
-    /// Nobody for whose identity `keep` is false waits for, or owns, any run from now on.
-    pub fn retain(&self, keep: &dyn Fn(&str) -> bool) {
+    /// Nobody for whom `keep` is false waits for, or owns, any run from now on.
+    pub fn retain(&self, keep: &dyn Fn(&Member) -> bool) {
         self.lock().retain(|_, build| {
-            build.waiters.retain(|_, request| keep(&request.member.id));
-            build.settle_owner(|owner| keep(&owner.member.id));
+            build.waiters.retain(|_, request| keep(&request.member));
+            build.settle_owner(|owner| keep(&owner.member));
             let goes_on = build.owner.borrow().is_some();
             if !goes_on {
                 build.stop();
@@ -109,6 +113,14 @@ impl Table {
         if builds.get(key).is_some_and(|build| build.id == id) {
             builds.remove(key);
         }
+    }
+}
+
+#[cfg(test)]
+impl Table {
+    /// How many runs are listed.
+    pub fn len(&self) -> usize {
+        self.lock().len()
     }
 }
 

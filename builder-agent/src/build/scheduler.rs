@@ -5,10 +5,10 @@
 //! into a build, so nobody learns from a shared run what a run of their own would not have told them. A build nobody waits
 //! for any more is cancelled, unless the box is told otherwise.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix_derivation::StorePath;
@@ -22,6 +22,7 @@ use super::key::BuildKey;
 use super::log::{self, LogReader};
 use super::run::{self, Run};
 use super::running::{RunKey, Running, Table};
+use super::slots::{MemberSlots, Slots};
 use super::{Envelope, Failure, Recipe};
 use crate::config::Config;
 use crate::net::HttpClient;
@@ -30,6 +31,7 @@ use crate::roster::{Member, Roster};
 /// What a client wants built, and under which limits of its own. Zero and `None` mean "the box's".
 #[derive(Clone)]
 pub struct Request {
+    /// Who asks. Their limits are looked up anew wherever they count.
     pub member: Arc<Member>,
     pub view: View,
     pub recipe: Arc<Recipe>,
@@ -125,10 +127,10 @@ impl Attached {
 
 /// Runs builds.
 pub trait Scheduler: Send + Sync {
-    /// Starts a build, or joins the one that runs.
+    /// Starts a build, or joins the one that runs, if the member is in the roster at this moment.
     fn build(&self, request: Request) -> Result<Attached, Failure>;
-    /// Takes all members for whose identity `keep` is false out of all builds; what nobody else waits for ends.
-    fn retain(&self, keep: &dyn Fn(&str) -> bool);
+    /// Takes all members for whom `keep` is false out of all builds; what nobody else waits for ends.
+    fn retain(&self, keep: &dyn Fn(&Member) -> bool);
 }
 
 /// Builds on this machine, as many at once as configured.
@@ -143,13 +145,12 @@ pub(super) struct Shared {
     pub kept: Arc<KeptLogs>,
     pub logs: PathBuf,
     pub box_slots: Arc<Semaphore>,
-    member_slots: Mutex<HashMap<Arc<str>, MemberSlots>>,
+    member_slots: MemberSlots,
     pub running: Table,
+    /// Who is a member, and with which limits, at each moment.
+    roster: watch::Receiver<Arc<Roster>>,
     next_id: AtomicU64,
 }
-
-/// How many builds a member may run at once, and the permits for them.
-type MemberSlots = (u32, Arc<Semaphore>);
 
 /// One waiter of one build.
 struct Hold {
@@ -167,25 +168,32 @@ impl Drop for Hold {
 }
 
 impl Shared {
-    /// The member's own slots. A changed limit in the roster takes effect with a new set; builds in the old one finish.
-    pub fn member_slots(&self, member: &Member) -> Arc<Semaphore> {
+    /// The member as the roster has them now; `None` once they have left.
+    pub fn current(&self, member: &Member) -> Option<Arc<Member>> {
+        self.roster.borrow().current(member).cloned()
+    }
+
+    /// The member's own slots, as many as the roster gives them now.
+    pub fn member_slots(&self, member: &Arc<Member>) -> Arc<Slots> {
+        let now = self.current(member).unwrap_or_else(|| member.clone());
+        self.member_slots.of(&now.id, self.jobs(&now))
+    }
+
+    fn jobs(&self, member: &Member) -> u32 {
         let most = self.config.limits.max_jobs_per_member as u32;
-        let jobs = member.limits.max_jobs.unwrap_or(most).clamp(1, most);
-        let mut slots = self.member_slots.lock().unwrap_or_else(PoisonError::into_inner);
-        match slots.get(&member.id) {
-            Some((known, semaphore)) if *known == jobs => semaphore.clone(),
-            _ => {
-                let semaphore = Arc::new(Semaphore::new(jobs as usize));
-                slots.insert(member.id.clone(), (jobs, semaphore.clone()));
-                semaphore
-            }
-        }
+        member.limits.max_jobs.unwrap_or(most).clamp(1, most)
+    }
+
+    /// What a build of this request is allowed if it starts now.
+    pub fn limits(&self, request: &Request) -> Limits {
+        let now = self.current(&request.member).unwrap_or_else(|| request.member.clone());
+        limits(&self.config, &now, request)
     }
 }
 
 impl Embedded {
-    /// `logs` must be an existing folder, on the file system of `kept`. Builds of members who leave the roster are
-    /// ended from now on.
+    /// `logs` must be an existing folder, on the file system of `kept`. Members who are not in the roster start no builds,
+    /// and the builds of those who leave it are ended.
     pub fn new(
         config: Arc<Config>,
         backend: Arc<dyn Backend>,
@@ -201,8 +209,9 @@ impl Embedded {
             store,
             kept,
             logs,
-            member_slots: Mutex::default(),
+            member_slots: MemberSlots::default(),
             running: Table::default(),
+            roster: roster.clone(),
             next_id: AtomicU64::new(1),
         });
         let scheduler = Arc::new(Self { shared });
@@ -211,7 +220,9 @@ impl Embedded {
             while roster.changed().await.is_ok() {
                 let Some(scheduler) = weak.upgrade() else { return };
                 let now = roster.borrow_and_update().clone();
-                scheduler.retain(&|id| now.contains_id(id));
+                scheduler.retain(&|member| now.current(member).is_some());
+                let shared = &scheduler.shared;
+                shared.member_slots.follow(|id| now.by_id(id).map(|member| shared.jobs(member)));
             }
         });
         scheduler
@@ -229,6 +240,7 @@ impl Embedded {
         let run = Run {
             id,
             key,
+            first: request.clone(),
             owner: followed,
             begun,
             outcome,
@@ -252,11 +264,19 @@ impl Embedded {
 impl Scheduler for Embedded {
     fn build(&self, request: Request) -> Result<Attached, Failure> {
         let key = (request.key, request.check);
-        let limits = limits(&self.shared.config, &request);
+        let limits = self.shared.limits(&request);
         let request = Arc::new(request);
-        let (place, joined) = self.shared.running.join(key, &request, || self.start(&request, key))?;
+        let (member, drv) = (&request.member.name, request.recipe.drv_path.to_absolute_path());
+        // With the table locked. Whoever is still in the roster then and leaves it later is found in the table by
+        // `retain`, which runs after each change and needs the same lock.
+        let admit = || match self.shared.current(&request.member) {
+            Some(_) => Ok(()),
+            None => {
+                Err(Failure::rejected(format!("'{drv}' is not built: {member} is no longer in the roster")))
+            }
+        };
+        let (place, joined) = self.shared.running.join(key, &request, admit, || self.start(&request, key))?;
         if joined {
-            let (member, drv) = (&request.member.name, request.recipe.drv_path.to_absolute_path());
             tracing::info!(build = place.id, %member, %drv, "build joined");
         }
         Ok(Attached {
@@ -275,14 +295,14 @@ impl Scheduler for Embedded {
         })
     }
 
-    fn retain(&self, keep: &dyn Fn(&str) -> bool) {
+    fn retain(&self, keep: &dyn Fn(&Member) -> bool) {
         self.shared.running.retain(keep);
     }
 }
 
 /// The envelope, and of the limits that can only end a build the tightest of box, member and client.
-pub fn limits(config: &Config, request: &Request) -> Limits {
-    let (of_box, own) = (&config.limits, &request.member.limits);
+pub fn limits(config: &Config, member: &Member, request: &Request) -> Limits {
+    let (of_box, own) = (&config.limits, &member.limits);
     let tighter =
         |ceiling: Duration, asked: Option<Duration>| asked.map_or(ceiling, |asked| asked.min(ceiling));
     let wall = tighter(of_box.max_build, own.max_build_seconds.map(Duration::from_secs));
@@ -296,3 +316,7 @@ pub fn limits(config: &Config, request: &Request) -> Limits {
         processes: request.envelope.processes,
     }
 }
+
+#[cfg(test)]
+#[path = "scheduler_test.rs"]
+mod scheduler_test;
