@@ -27,6 +27,7 @@ mod host_command;
 pub mod host_key;
 mod log;
 mod login;
+mod nix_command;
 mod socket;
 
 use handler::{Handler, LoggedIn};

@@ -1,5 +1,6 @@
 //! The box as `--build-host` of `nixos-rebuild`, and as the other end of `nix-copy-closure`: the very commands, with stock
-//! programs of every version. The commands are those of nixpkgs' nixos-rebuild.sh and nixos-rebuild-ng (nix.py).
+//! programs of every version. The commands are those of nixpkgs' nixos-rebuild.sh and nixos-rebuild-ng (nix.py), and of
+//! colmena (src/nix/host/ssh.rs).
 
 use std::process::Command;
 
@@ -105,6 +106,23 @@ fn a_configuration_from_a_flake_builds_here(version: Version) {
     assert_eq!(kernel(&rebuild.nix, system), "linux\n");
 }
 
+fn colmena_builds_here_as_somebody_who_is_not_root(version: Version) {
+    let rebuild = Rebuild::with(version);
+    let drv = rebuild.instantiate(SYSTEM);
+    rebuild.run("nix-copy-closure", &["--to", HOST, &drv]).ok();
+    // What nixos-rebuild dry-build asks for first.
+    let planned = rebuild.on_box(&format!("nix-store --no-gc-warning -r {drv} --dry-run")).ok();
+    assert_eq!(planned.stdout, "", "{planned}");
+    assert!(
+        planned.stderr.contains("2 derivations will be built") && planned.stderr.contains(&drv),
+        "{planned}"
+    );
+    assert_eq!(rebuild.agent.count("build started"), 0);
+    let built = rebuild.on_box(&format!("sudo -H -- nix-store --no-gc-warning --realise {drv}")).ok();
+    rebuild.run("nix-copy-closure", &["--from", HOST, built.answer()]).ok();
+    assert_eq!(kernel(&rebuild.nix, built.answer()), "linux\n");
+}
+
 fn a_build_that_fails_is_told_with_nix_exit_status(version: Version) {
     let rebuild = Rebuild::with(version);
     let drv = rebuild.instantiate("echo the reason; exit 7");
@@ -169,6 +187,7 @@ for_every_version! {
     the_older_nixos_rebuild_builds_here,
     the_newer_nixos_rebuild_builds_here,
     a_configuration_from_a_flake_builds_here,
+    colmena_builds_here_as_somebody_who_is_not_root,
     a_build_that_fails_is_told_with_nix_exit_status,
     nothing_is_deployed_to_a_box,
     who_hangs_up_takes_the_build_along,

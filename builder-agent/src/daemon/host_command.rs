@@ -1,6 +1,6 @@
-//! Commands that `nixos-rebuild --build-host` runs on the machine that builds, besides copying.
+//! Commands that deployment tools run on the machine that builds, besides copying.
 //!
-//! It copies a derivation here, has it realised, and copies the result from here. The newer one (nixpkgs,
+//! `nixos-rebuild --build-host`, for one, copies a derivation here, has it realised, and copies the result from here. The newer one (nixpkgs,
 //! nixos-rebuild-ng: nix.py) asks for a temporary folder before and reads a link in it afterwards, so that the result
 //! is a garbage collector's root meanwhile. There are no files behind any of this: a link is a root of the member's, by
 //! name, and a temporary folder is what the names of some roots begin with.
@@ -15,7 +15,7 @@ use nix_derivation::{DerivedPath, StorePath};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use wire::WireError;
-use wire::types::{BuildMode, BuildStatus, ClientSettings};
+use wire::types::{BuildMode, BuildStatus, ClientSettings, Missing};
 use wire::worker::LogEvent;
 
 use super::audience::{Audience, shown_on};
@@ -36,6 +36,8 @@ pub enum HostCommand {
     RemoveFolder { folder: String },
     /// `uname -m`: the processor builds run on.
     Machine,
+    /// `pkill` of a build whose client was interrupted: that build ended when its client hung up.
+    Interrupt,
 }
 
 /// Arguments of [`HostCommand::Realise`].
@@ -48,6 +50,8 @@ pub struct Realise {
     pub root: Option<String>,
     /// Whether anything is printed.
     pub print: bool,
+    /// Says what would be built and fetched, and does nothing of it.
+    pub dry_run: bool,
 }
 
 /// Runs one command and returns its exit status. `hung_up` is ready when the client is gone, who may well close its
@@ -74,9 +78,12 @@ async fn command_session(
     let Caller { member, connection, wishes } = caller;
     tracing::info!(connection, member = %member.name, ?command, "command started");
     let _end = EndLogged { connection, member: member.clone(), what: "command ended" };
-    let session = Session::open(house, member, wishes);
+    let mut session = Session::open(house, member, wishes);
     let mut terminal = Terminal { stderr: &mut stderr, hung_up };
-    let done = session.host_command(command, &mut terminal).await;
+    let done = match session.follow_roster() {
+        Ok(()) => session.host_command(command, &mut terminal).await,
+        Err(gone) => Err(Trouble::Refused(gone)),
+    };
     drop(terminal);
     let (lines, status) = match done {
         Ok(done) => done,
@@ -147,6 +154,7 @@ impl Session {
                 let system = self.house.config.systems.first().map_or("", String::as_str);
                 system.split('-').next().unwrap_or_default().to_owned()
             }
+            HostCommand::Interrupt => return Ok((Vec::new(), 0)),
         };
         Ok((vec![line], 0))
     }
@@ -168,17 +176,20 @@ impl Session {
         audience: &mut impl Audience,
     ) -> Result<(Vec<String>, u32), Trouble> {
         let Realise { targets, mode, root, print, .. } = realise;
+        if realise.dry_run {
+            let missing = self.missing(audience, targets).await?;
+            let text = what_would_happen(&missing);
+            if !text.is_empty() {
+                say(audience, text).await?;
+            }
+            return Ok((Vec::new(), 0));
+        }
         let results = self.build_paths_with_results(audience, targets, mode).await?;
         let failed: Vec<_> = results.iter().filter(|(_, r)| !r.status.is_success()).collect();
         if let Some((_, first)) = failed.first() {
             let status = exit_status(first.status);
             let message = super::realise::all_messages(failed.into_iter().map(|(_, r)| r.clone()).collect());
-            let text = format!("error: {message}");
-            let (events, mut shown) = mpsc::channel(1);
-            let told = async move {
-                let _ = events.send(LogEvent::message(text)).await;
-            };
-            audience.run(told, &mut shown).await?;
+            say(audience, format!("error: {message}")).await?;
             return Ok((Vec::new(), status));
         }
         let mut lines = BTreeSet::new();
@@ -210,6 +221,31 @@ impl Session {
         }
         Ok((if print { lines.into_iter().collect() } else { Vec::new() }, 0))
     }
+}
+
+/// Shows a message.
+async fn say(audience: &mut impl Audience, text: String) -> Result<(), WireError> {
+    let (events, mut shown) = mpsc::channel(1);
+    let told = async move {
+        let _ = events.send(LogEvent::message(text)).await;
+    };
+    audience.run(told, &mut shown).await
+}
+
+/// One line for each path, under a line for each kind.
+fn what_would_happen(missing: &Missing) -> String {
+    let mut text = String::new();
+    for (what, paths) in [
+        ("derivations will be built", &missing.will_build),
+        ("paths will be fetched", &missing.will_substitute),
+        ("paths are not here, and nobody offers them", &missing.unknown),
+    ] {
+        if !paths.is_empty() {
+            text.push_str(&format!("these {} {what}:\n", paths.len()));
+            text.extend(paths.iter().map(|path| format!("  {}\n", path.to_absolute_path())));
+        }
+    }
+    text.trim_end().to_owned()
 }
 
 /// As `nix-store --realise` documents its exit status.

@@ -6,6 +6,7 @@
 use nix_derivation::StorePath;
 
 use super::host_command::{self, shown};
+use super::nix_command::{self, Asked};
 use crate::daemon::HostCommand;
 
 /// Longest request we look at. A stock client's is about 30 bytes.
@@ -20,7 +21,7 @@ pub enum Command {
     Log(StorePath),
     /// One of Nix's protocols on a member's view.
     Store(StoreSession),
-    /// What `nixos-rebuild` runs on the machine that builds.
+    /// What deployment tools run on the machine that builds.
     Host(HostCommand),
     /// Everything else, with the line that tells the person what would have worked.
     Refused(String),
@@ -40,11 +41,7 @@ const POSSIBLE: &str = "this box answers `nix-daemon --stdio` (for stores and bu
      `nix-store --serve --write` (for those named ssh://), \
      `log <derivation or output path>` and `signing-key`";
 
-/// What an `exec` request asks for.
-///
-/// Nix (src/libstore/ssh-store.cc) runs its `remote-program` setting, by default `nix-daemon`, then `--stdio`, and
-/// `--store <url>` when its `remote-store` setting is not empty; newer versions quote every word for a shell. For
-/// `ssh://` (legacy-ssh-store.cc) the program is `nix-store` and the option `--serve --write`.
+/// What an `exec` request asks for. Which tools send which words is the table of `command_test.rs`.
 pub fn parse(request: &[u8]) -> Command {
     if request.len() > MAX_REQUEST {
         return Command::Refused(format!("a command longer than {MAX_REQUEST} bytes; {POSSIBLE}"));
@@ -54,36 +51,36 @@ pub fn parse(request: &[u8]) -> Command {
         return Command::Refused(format!("cannot make out `{}`; {POSSIBLE}", shown(&text)));
     };
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    match host_command::parse(&words) {
-        Some(Ok(command)) => return Command::Host(command),
-        Some(Err(why)) => return Command::Refused(format!("cannot run `{}`: {why}", shown(&text))),
-        None => {}
+    let other = || Command::Refused(format!("cannot run `{}`; {POSSIBLE}", shown(&text)));
+    let refused = |why: String| Command::Refused(format!("cannot run `{}`: {why}", shown(&text)));
+    let Some([program, rest @ ..]) = host_command::without_prefixes(&words) else { return other() };
+    let asked = match base(program) {
+        "nix-daemon" => nix_command::nix_daemon(rest),
+        "nix-store" => nix_command::nix_store(rest),
+        "nix" => nix_command::nix(rest),
+        "signing-key" if rest.is_empty() => return Command::SigningKey,
+        "log" if rest.len() == 1 => return log(rest[0]),
+        program => match host_command::parse(program, rest) {
+            Some(Ok(command)) => return Command::Host(command),
+            Some(Err(why)) => Err(why),
+            None => Ok(Asked::Other),
+        },
+    };
+    match asked {
+        Ok(Asked::Session(kind)) => Command::Store(kind),
+        Ok(Asked::Realise(realise)) => Command::Host(HostCommand::Realise(realise)),
+        Ok(Asked::Other) => other(),
+        Err(why) => refused(why),
     }
-    match words.as_slice() {
-        [program, rest @ ..] if base(program) == "nix-daemon" => match rest {
-            ["--stdio"] | ["--stdio", "--store", "" | "auto" | "daemon"] => {
-                Command::Store(StoreSession::Worker)
-            }
-            ["--stdio", "--store", store] => other_store(store),
-            _ => Command::Refused(format!("cannot run `{}`; {POSSIBLE}", shown(&text))),
-        },
-        ["signing-key"] => Command::SigningKey,
-        ["log", path] => match store_path(path) {
-            Some(path) => Command::Log(path),
-            None => Command::Refused(format!(
-                "`{}` is not a store path; try `log /nix/store/<hash>-<name>.drv`, or an output path",
-                shown(path)
-            )),
-        },
-        [program, rest @ ..] if base(program) == "nix-store" => match without_store(rest) {
-            Ok(["--serve", "--write"] | ["--write", "--serve"]) => {
-                Command::Store(StoreSession::Serve { write: true })
-            }
-            Ok(["--serve"]) => Command::Store(StoreSession::Serve { write: false }),
-            Ok(_) => Command::Refused(format!("cannot run `{}`; {POSSIBLE}", shown(&text))),
-            Err(store) => other_store(store),
-        },
-        _ => Command::Refused(format!("cannot run `{}`; {POSSIBLE}", shown(&text))),
+}
+
+fn log(path: &str) -> Command {
+    match store_path(path) {
+        Some(path) => Command::Log(path),
+        None => Command::Refused(format!(
+            "`{}` is not a store path; try `log /nix/store/<hash>-<name>.drv`, or an output path",
+            shown(path)
+        )),
     }
 }
 
@@ -92,22 +89,6 @@ fn store_path(text: &str) -> Option<StorePath> {
     let name = text.strip_prefix("/nix/store/").unwrap_or(text);
     let name = name.split(['/', '^', '!']).next().unwrap_or(name);
     StorePath::from_basename(name.as_bytes()).ok()
-}
-
-/// The words without a `--store` at the end that names the store there is; else the store that was asked for.
-fn without_store<'a>(words: &'a [&'a str]) -> Result<&'a [&'a str], &'a str> {
-    match words {
-        [before @ .., "--store", "" | "auto" | "daemon"] => Ok(before),
-        [.., "--store", store] => Err(store),
-        _ => Ok(words),
-    }
-}
-
-fn other_store(store: &str) -> Command {
-    Command::Refused(format!(
-        "this box has one store, `--store {}` cannot be chosen; leave `remote-store` unset",
-        shown(store)
-    ))
 }
 
 /// The answer to a login without a command.
@@ -168,103 +149,5 @@ fn words(text: &str) -> Option<Vec<String>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_ways_stock_clients_ask_for_the_worker_protocol_are_accepted() {
-        for request in [
-            "nix-daemon --stdio",
-            "'nix-daemon' '--stdio'",
-            "\"nix-daemon\" --stdio",
-            "nix-daemon  --stdio ",
-            "nix-daemon --stdio --store ''",
-            "'nix-daemon' '--stdio' '--store' 'auto'",
-            "/nix/var/nix/profiles/default/bin/nix-daemon --stdio",
-        ] {
-            assert_eq!(parse(request.as_bytes()), Command::Store(StoreSession::Worker), "{request}");
-        }
-    }
-
-    #[test]
-    fn the_signing_key_is_asked_for_by_one_word() {
-        for request in ["signing-key", " 'signing-key' "] {
-            assert_eq!(parse(request.as_bytes()), Command::SigningKey, "{request}");
-        }
-        assert!(matches!(parse(b"signing-key --secret"), Command::Refused(_)));
-    }
-
-    #[test]
-    fn the_ways_stock_clients_ask_for_the_serve_protocol_are_accepted() {
-        for request in [
-            "nix-store --serve --write",
-            "'nix-store' '--serve' '--write'",
-            "nix-store --serve --write --store auto",
-            "nix-store --serve --write --store ''",
-            "/run/current-system/sw/bin/nix-store --serve --write",
-        ] {
-            let serve = Command::Store(StoreSession::Serve { write: true });
-            assert_eq!(parse(request.as_bytes()), serve, "{request}");
-        }
-        let reading = Command::Store(StoreSession::Serve { write: false });
-        assert_eq!(parse(b"nix-store --serve"), reading);
-    }
-
-    #[test]
-    fn a_log_is_asked_for_by_any_spelling_of_a_store_path_and_nothing_else() {
-        let name = "ib3sh3pcz10wsmavxvkdbayhqivbghlq-hello.drv";
-        for path in [name.to_owned(), format!("/nix/store/{name}"), format!("'/nix/store/{name}^out'")] {
-            let Command::Log(path) = parse(format!("log {path}").as_bytes()) else {
-                panic!("refused: {path}")
-            };
-            assert_eq!(path.to_basename(), name);
-        }
-        for request in ["log", "log ../../etc/passwd", "log --help", &format!("log {name} {name}")] {
-            assert!(matches!(parse(request.as_bytes()), Command::Refused(_)), "{request}");
-        }
-    }
-
-    #[test]
-    fn the_ways_nixos_rebuild_says_where_commands_are_change_nothing() {
-        for prefix in ["", "env PATH=/nix/store/x-nix/bin:$PATH ", "env -i PATH=${PATH-} "] {
-            let request = format!("{prefix}uname -m");
-            assert_eq!(parse(request.as_bytes()), Command::Host(HostCommand::Machine), "{request}");
-        }
-    }
-
-    #[test]
-    fn everything_else_is_refused_with_what_is_possible() {
-        for request in [
-            "",
-            "ls",
-            "nix-daemon",
-            "nix-daemon --stdio; rm -rf /",
-            "nix-daemon --stdio && id",
-            "nix-daemon $(id) --stdio",
-            "nix-daemon $PATH --stdio",
-            "nix-env -p /nix/var/nix/profiles/system --set /nix/store/x",
-            "env PATH=$HOME uname -m",
-            "uname -a",
-            "nix-daemon '--stdio",
-            "nix-daemon --stdio --store ssh://elsewhere",
-            "nix-daemon --stdio --option sandbox false",
-            "nix-store --serve --write --force",
-            "nix-store",
-            "nix-store --serve --write --store ssh://elsewhere",
-            "bash -c 'nix-daemon --stdio'",
-        ] {
-            let Command::Refused(line) = parse(request.as_bytes()) else { panic!("accepted: {request}") };
-            assert!(line.contains("ssh-ng") || line.contains("remote-store"), "{line}");
-            assert!(!line.contains('\n'));
-        }
-    }
-
-    #[test]
-    fn refusals_repeat_little_of_the_request_and_no_control_characters() {
-        let Command::Refused(line) = parse(format!("a\u{1b}[2J{}", "b".repeat(4000)).as_bytes()) else {
-            panic!("accepted")
-        };
-        assert!(line.len() < 400 && !line.contains('\u{1b}'), "{line}");
-        assert!(matches!(parse(&vec![b'a'; MAX_REQUEST + 1]), Command::Refused(_)));
-    }
-}
+#[path = "command_test.rs"]
+mod command_test;
