@@ -17,8 +17,10 @@ use crate::substitute::address::Address;
 mod error;
 pub mod keys;
 mod parse;
+pub mod strangers;
 
 pub use error::ConfigError;
+use strangers::{NetBlocks, Network, Penalties, Startups};
 
 /// Everything an operator can decide. Fields carry the unit in their type or name.
 #[derive(Debug, Clone)]
@@ -103,6 +105,12 @@ pub struct Limits {
     pub max_connections_per_member: usize,
     pub max_sessions_per_connection: usize,
     pub login_time: Duration,
+    pub max_auth_tries: usize,
+    pub max_startups: Startups,
+    pub max_startups_per_source: usize,
+    pub net_blocks: NetBlocks,
+    pub penalties: Penalties,
+    pub penalty_exempt: Vec<Network>,
 }
 
 impl Config {

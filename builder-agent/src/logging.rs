@@ -6,8 +6,9 @@ use tracing_subscriber::EnvFilter;
 
 /// Starts logging to stderr. `BARNRAISER_LOG` chooses what is logged, in the syntax of `tracing`'s `EnvFilter`.
 pub fn start() {
-    // russh tells of every packet at debug and of every rekey at info; its errors reach us as values.
-    let default = "info,russh=warn";
+    // Its errors reach us as values; besides, it tells of packets, rekeys and bad certificates, as often as a stranger
+    // likes.
+    let default = "info,russh=off";
     let filter = EnvFilter::try_from_env("BARNRAISER_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if std::io::stderr().is_terminal() {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit};
 use store::{Store, StoreConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -47,12 +48,22 @@ pub enum ServeError {
 
 /// Serves until SIGTERM or SIGINT.
 pub fn run(config: Config) -> Result<(), ServeError> {
+    raise_file_limit();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(ServeError::Runtime)?;
     let result = runtime.block_on(serve(Arc::new(config)));
     // Threads that still block (a store call, a sandbox being killed) must not hold up the exit.
     runtime.shutdown_timeout(Duration::from_secs(2));
     result
+}
+
+/// A connection takes two descriptors and a build several; many services start with leave for 1,024, and may have more.
+fn raise_file_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let all = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, all) {
+        tracing::warn!(%error, current = limit.current, "cannot raise the limit of open files");
+    }
 }
 
 async fn serve(config: Arc<Config>) -> Result<(), ServeError> {

@@ -1,7 +1,8 @@
 //! The front door: ssh with public keys, and nothing behind it but the commands of [`command`].
 //!
 //! Whoever connects is a stranger until a signature by a key of the roster, or a certificate, proves otherwise
-//! ([`login`]). A connection lives only as long as the roster maps that to the same member.
+//! ([`login`]). Strangers have places of their own ([`gate`]), so no number of them keeps a member out. A connection lives
+//! only as long as the roster maps what was proven to the same member.
 //! Not here: what a session may ask for (`daemon`), and how the roster gets its contents (`roster`).
 
 use std::collections::HashMap;
@@ -14,23 +15,29 @@ use std::time::Duration;
 use russh::keys::PrivateKey;
 use russh::server::{self, Handle};
 use russh::{Disconnect, MethodKind, MethodSet, Preferred, cipher, compression, kex};
+use rustix::net::SendFlags;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::roster::Roster;
 use crate::{House, turned};
 
 pub mod command;
+mod gate;
 mod handler;
 mod host_command;
 pub mod host_key;
 mod log;
 mod login;
 mod nix_command;
+mod penalties;
+mod quiet;
 mod socket;
 
+use gate::{Ending, Gate, Visit};
 use handler::{Handler, LoggedIn};
+use quiet::{Line, Quiet};
 pub use socket::Socket;
 
 /// Bytes a client may send ahead on one channel. Uploads over a wide, distant link need it large.
@@ -42,8 +49,6 @@ const CHANNEL_BUFFER: usize = 32;
 /// A client that answers none of these is gone: its builds end after about two minutes.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVES_LOST: usize = 4;
-/// Signatures a stranger may get wrong. Merely offering keys is free, but bounded by `limits.login-seconds`.
-const AUTH_ATTEMPTS: usize = 6;
 /// Time for a last message to reach a client before its socket is shut.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -85,7 +90,6 @@ pub fn settings(key: PrivateKey) -> server::Config {
             compression: [compression::NONE].as_slice().to_vec().into(),
             ..Preferred::DEFAULT
         },
-        max_auth_attempts: AUTH_ATTEMPTS,
         inactivity_timeout: None,
         keepalive_interval: Some(KEEPALIVE),
         keepalive_max: KEEPALIVES_LOST,
@@ -132,14 +136,28 @@ pub fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ListenError> {
         .collect()
 }
 
+/// Logs one line about somebody who is not logged in, if there is room for it.
+macro_rules! about_stranger {
+    ($door:expr, $level:ident, $($field:tt)*) => {
+        if let Some($crate::ssh::quiet::Line { left_out }) = $door.quiet.line() {
+            tracing::$level!(left_out, $($field)*);
+        }
+    };
+}
+use about_stranger;
+
 /// What all connections share.
 struct Door {
     house: Arc<House>,
     ssh: Arc<server::Config>,
     banner: Box<dyn Fn(&Roster) -> String + Send + Sync>,
-    /// Held by each connection from accept to close.
+    /// Places of connections that are not logged in.
+    gate: Arc<Gate>,
+    /// Leave to log lines about those.
+    quiet: Quiet,
+    /// Held by each logged-in connection until it is closed.
     slots: Arc<Semaphore>,
-    /// Connections per member name.
+    /// Logged-in connections per member name.
     members: Mutex<HashMap<Arc<str>, usize>>,
     next_id: AtomicU64,
 }
@@ -153,10 +171,15 @@ pub async fn serve(
 ) {
     let name = house.config.name.clone();
     let weaker = crate::backend::weaker(&house.config.sandbox);
+    let limits = &house.config.limits;
+    // Most clients begin by asking what is possible, which counts as a try.
+    let ssh = server::Config { max_auth_attempts: limits.max_auth_tries + 1, ..settings(key) };
     let door = Arc::new(Door {
-        ssh: Arc::new(settings(key)),
+        ssh: Arc::new(ssh),
         banner: Box::new(move |roster| banner(&name, weaker.as_deref(), roster)),
-        slots: Arc::new(Semaphore::new(house.config.limits.max_connections)),
+        gate: Gate::new(limits),
+        quiet: Quiet::new(),
+        slots: Arc::new(Semaphore::new(limits.max_connections)),
         members: Mutex::default(),
         next_id: AtomicU64::new(1),
         house,
@@ -165,9 +188,18 @@ pub async fn serve(
     for listener in listeners {
         accepting.spawn(accept(door.clone(), listener, stop.clone()));
     }
-    while accepting.join_next().await.is_some() {}
+    let mut report = tokio::time::interval(quiet::REPORT);
+    loop {
+        tokio::select! {
+            ended = accepting.join_next() => if ended.is_none() { return },
+            _ = report.tick() => if let Some(left_out) = door.quiet.untold() {
+                tracing::warn!(left_out, "lines about strangers were left out");
+            },
+        }
+    }
 }
 
+/// Nothing in this loop waits for a client: a connection gets a task of its own, or is dropped.
 async fn accept(door: Arc<Door>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     loop {
@@ -175,16 +207,11 @@ async fn accept(door: Arc<Door>, listener: TcpListener, mut stop: watch::Receive
             () = turned(&mut stop) => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok((tcp, peer)) => match door.slots.clone().try_acquire_owned() {
-                    Ok(slot) => {
-                        let (door, stop) = (door.clone(), stop.clone());
-                        connections.spawn(async move {
-                            let _slot = slot;
-                            connection(door, tcp, peer, stop).await;
-                        });
+                Ok((tcp, peer)) => match door.gate.knock(peer.ip()) {
+                    Ok(visit) => {
+                        connections.spawn(connection(door.clone(), tcp, peer, visit, stop.clone()));
                     }
-                    Err(_) => tracing::warn!(%peer, limit = door.house.config.limits.max_connections,
-                        "connection refused: limits.max-connections reached"),
+                    Err(left) => hold_off(&door, &tcp, peer, left),
                 },
                 Err(error) => {
                     // Out of descriptors, most likely: existing connections must end before new ones can start.
@@ -196,6 +223,21 @@ async fn accept(door: Arc<Door>, listener: TcpListener, mut stop: watch::Receive
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
+}
+
+/// Says in one line, before any ssh, why nobody from there is let in just now. `ssh -v` shows it.
+fn hold_off(door: &Door, tcp: &TcpStream, peer: SocketAddr, left: Duration) {
+    let seconds = left.as_secs() + 1;
+    if let Some(Line { left_out }) = door.quiet.line() {
+        tracing::info!(%peer, seconds, left_out, "connection refused: limits.per-source-penalties");
+    }
+    let line = format!(
+        "Not allowed at this time: too many logins from your address failed (limits.per-source-penalties); try again in {seconds} seconds\r\n"
+    );
+    // Straight to the socket: the runtime does not know yet that it can be written to. What does not fit into the empty
+    // buffer of a new connection is not sent.
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let _ = rustix::net::send(tcp, line.as_bytes(), flags);
 }
 
 /// The banner is shown before login, on every connection, in the middle of Nix's own output: one line per fact.
@@ -211,50 +253,104 @@ fn banner(name: &str, weaker: Option<&str>, roster: &Roster) -> String {
 }
 
 /// One connection, from accept to close.
-async fn connection(door: Arc<Door>, tcp: TcpStream, peer: SocketAddr, mut stop: watch::Receiver<bool>) {
+async fn connection(
+    door: Arc<Door>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    visit: Arc<Visit>,
+    mut stop: watch::Receiver<bool>,
+) {
     let id = door.next_id.fetch_add(1, Ordering::Relaxed);
-    tracing::info!(connection = id, %peer, "connected");
+    about_stranger!(door, info, connection = id, %peer, "connected");
     let socket = match tcp.as_fd().try_clone_to_owned() {
         Ok(socket) => socket,
         Err(error) => return tracing::error!(connection = id, %error, "cannot keep a handle on the socket"),
     };
     let (login, mut logged_in) = watch::channel(None::<Arc<LoggedIn>>);
     let (end, ended) = watch::channel(false);
-    let handler = Handler::new(id, peer, door.clone(), login, ended);
+    let handler = Handler::new(id, peer, door.clone(), visit.clone(), login, ended);
     let deadline = tokio::time::Instant::now() + door.house.config.limits.login_time;
-    let started =
-        tokio::time::timeout_at(deadline, server::run_stream(door.ssh.clone(), Socket::new(tcp), handler))
-            .await;
+    let started = tokio::select! {
+        started = tokio::time::timeout_at(
+            deadline,
+            server::run_stream(door.ssh.clone(), Socket::new(tcp), handler),
+        ) => started,
+        () = visit.must_leave() => {
+            about_stranger!(door, info, connection = id, %peer, "made room for another connection");
+            return;
+        }
+        () = turned(&mut stop) => return,
+    };
     let mut session = match started {
         Ok(Ok(session)) => session,
-        Ok(Err(error)) => return tracing::info!(connection = id, %peer, %error, "not an ssh client"),
-        Err(_) => return tracing::info!(connection = id, %peer, "no ssh greeting in time"),
+        Ok(Err(error)) => {
+            visit.ends(blame(&error));
+            about_stranger!(door, info, connection = id, %peer, %error, "not an ssh client");
+            return;
+        }
+        Err(_) => {
+            visit.ends(Ending::Late);
+            about_stranger!(door, info, connection = id, %peer, "no ssh greeting in time");
+            return;
+        }
     };
     let handle = session.handle();
     let mut roster = door.house.roster.clone();
     let reason = loop {
-        let is_in = logged_in.borrow().clone();
+        let is_in = logged_in.borrow_and_update().clone();
+        // Each time round, and by the roster as it is now: a change that came together with the login would be missed
+        // by whoever looks only when something changes.
+        if let Some(who) = &is_in
+            && !who.still_in(&roster.borrow_and_update())
+        {
+            break format!("{} or this key is no longer in the roster", who.member.name);
+        }
         tokio::select! {
             result = &mut session => {
                 let _ = end.send(true);
-                let error = result.err().filter(|error| !is_hang_up(error)).map(|error| error.to_string());
-                return tracing::info!(connection = id, %peer, error, "disconnected");
-            }
-            () = tokio::time::sleep_until(deadline), if is_in.is_none() => break "login took too long".to_owned(),
-            _ = logged_in.changed(), if is_in.is_none() => {}
-            Ok(()) = roster.changed() => {
-                if let Some(who) = &is_in && !who.still_in(&roster.borrow_and_update()) {
-                    break format!("{} or this key is no longer in the roster", who.member.name);
+                let error = result.err().filter(|error| !is_hang_up(error));
+                if is_in.is_some() {
+                    let error = error.map(|error| error.to_string());
+                    return tracing::info!(connection = id, %peer, error, "disconnected");
                 }
+                visit.ends_unless_known(error.as_ref().map_or(Ending::Gone, blame));
+                let error = error.map(|error| error.to_string());
+                about_stranger!(door, info, connection = id, %peer, error, "disconnected");
+                return;
             }
+            () = tokio::time::sleep_until(deadline), if is_in.is_none() => {
+                visit.ends_unless_known(Ending::Late);
+                break format!("limits.login-seconds ({}) are over", door.house.config.limits.login_time.as_secs());
+            }
+            () = visit.must_leave(), if is_in.is_none() => {
+                break "others who want to log in need this place; try again (limits.max-startups)".to_owned();
+            }
+            _ = logged_in.changed(), if is_in.is_none() => {}
+            Ok(()) = roster.changed() => {}
             () = turned(&mut stop) => break "the box is going down".to_owned(),
         }
     };
-    tracing::info!(connection = id, %peer, reason, "closing the connection");
+    match logged_in.borrow().is_some() {
+        true => tracing::info!(connection = id, %peer, reason, "closing the connection"),
+        false => about_stranger!(door, info, connection = id, %peer, reason, "closing the connection"),
+    }
     close(&handle, &reason, socket).await;
     // After the farewell: a closed channel would make the client leave before it hears why.
     let _ = end.send(true);
     let _ = tokio::time::timeout(FAREWELL, session).await;
+}
+
+/// Whose fault it is that a connection without a login ended so.
+fn blame(error: &russh::Error) -> Ending {
+    match error {
+        // Networks fail, and clients may want what we do not offer.
+        russh::Error::IO(_)
+        | russh::Error::Disconnect
+        | russh::Error::HUP
+        | russh::Error::NoCommonAlgo { .. }
+        | russh::Error::KeepaliveTimeout => Ending::Gone,
+        _ => Ending::Malformed,
+    }
 }
 
 /// Clients that are done, or killed, just close the socket.
@@ -271,22 +367,34 @@ async fn close(handle: &Handle, reason: &str, socket: OwnedFd) {
     let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
 }
 
-/// Counts a member's connections; dropping it counts down.
+/// A logged-in connection's place: one of all members' and one of its member's own. Dropping it frees both.
 struct MemberSlot {
     door: Arc<Door>,
     name: Arc<str>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Door {
-    /// `None` when the member has as many connections as allowed.
-    fn member_slot(self: &Arc<Self>, name: &Arc<str>) -> Option<MemberSlot> {
+    /// Or which limit is reached, and what to do.
+    fn member_slot(self: &Arc<Self>, name: &Arc<str>) -> Result<MemberSlot, String> {
+        let limits = &self.house.config.limits;
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         let count = members.entry(name.clone()).or_default();
-        if *count >= self.house.config.limits.max_connections_per_member {
-            return None;
+        if *count >= limits.max_connections_per_member {
+            return Err(format!(
+                "you have {} connections open already, which is the limit (limits.max-connections-per-member); close one \
+                 and try again",
+                limits.max_connections_per_member
+            ));
         }
+        let Ok(place) = self.slots.clone().try_acquire_owned() else {
+            return Err(format!(
+                "the box has {} connections of members open, which is the limit (limits.max-connections); try again later",
+                limits.max_connections
+            ));
+        };
         *count += 1;
-        Some(MemberSlot { door: self.clone(), name: name.clone() })
+        Ok(MemberSlot { door: self.clone(), name: name.clone(), _place: place })
     }
 }
 

@@ -180,6 +180,128 @@ fn who_does_not_log_in_is_put_out() {
     agent.wait_for("no ssh greeting in time");
 }
 
+/// An ssh-agent with keys in it, ended when dropped.
+struct KeyAgent {
+    process: std::process::Child,
+    socket: std::path::PathBuf,
+}
+
+impl KeyAgent {
+    /// Holds these keys, in this order.
+    fn with(agent: &Agent, keys: &[String]) -> Self {
+        let socket = agent.path().join("agent.socket");
+        let mut process = std::process::Command::new("ssh-agent");
+        let process =
+            process.arg("-D").arg("-a").arg(&socket).stdout(Stdio::null()).spawn().expect("ssh-agent");
+        let deadline = std::time::Instant::now() + common::PATIENCE;
+        while !socket.exists() {
+            assert!(std::time::Instant::now() < deadline, "no agent");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let mut add = std::process::Command::new("ssh-add");
+        add.arg("-q").args(keys.iter().map(|key| agent.path().join(key))).env("SSH_AUTH_SOCK", &socket);
+        assert!(add.status().expect("ssh-add").success());
+        Self { process, socket }
+    }
+
+    /// A login that has nothing but the agent to choose from.
+    fn ssh(&self, agent: &Agent, words: &[&str]) -> std::process::Output {
+        let mut ssh = std::process::Command::new("ssh");
+        ssh.args([
+            "-F",
+            "none",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "IdentityFile=none",
+        ])
+        .args(["-o", &format!("UserKnownHostsFile={}", agent.path().join("known_hosts").display())])
+        .args(["-o", &format!("IdentityAgent={}", self.socket.display())])
+        .args(["-p", &agent.port.to_string(), "anyone@127.0.0.1"])
+        .args(words)
+        .stdin(Stdio::null());
+        ssh.output().expect("ssh")
+    }
+}
+
+impl Drop for KeyAgent {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_member_with_many_keys_in_the_agent_gets_in_by_the_last_again_and_again() {
+    let agent = Agent::start(&["alice"], "");
+    let mut keys: Vec<String> = (0..24).map(|n| format!("other-{n}")).collect();
+    for key in &keys {
+        make_key(&agent.path().join(key));
+    }
+    keys.push("alice".into());
+    let key_agent = KeyAgent::with(&agent, &keys);
+    // More often than a source could fail: what it took to find the right key is forgiven.
+    for _ in 0..5 {
+        let output = key_agent.ssh(&agent, &["signing-key"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(agent.log_text().contains("login denied: key not in the roster"));
+}
+
+#[test]
+fn who_offers_more_keys_than_allowed_is_told_so_and_cut_off() {
+    let agent = Agent::start(&["alice"], "[limits]\nmax-auth-tries = 6");
+    let mut keys: Vec<String> = (0..8).map(|n| format!("other-{n}")).collect();
+    for key in &keys {
+        make_key(&agent.path().join(key));
+    }
+    keys.push("alice".into());
+    let output = KeyAgent::with(&agent, &keys).ssh(&agent, &["signing-key"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("Too many authentication"), "{text}");
+}
+
+#[test]
+fn a_member_with_as_many_connections_as_allowed_is_told_which_limit_that_is() {
+    let agent =
+        Agent::start(&["alice", "bob"], "[limits]\nmax-connections-per-member = 2\nmax-connections = 3");
+    let held = |who: &str| {
+        let mut ssh = agent.ssh(who);
+        ssh.args(["nix-daemon", "--stdio"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = ssh.spawn().expect("ssh");
+        let mut hello = 0x6e69_7863u64.to_le_bytes().to_vec();
+        hello.extend(0x112u64.to_le_bytes());
+        child.stdin.as_mut().expect("piped").write_all(&hello).expect("sent");
+        let mut answer = [0; 8];
+        child.stdout.as_mut().expect("piped").read_exact(&mut answer).expect("an answer");
+        child
+    };
+    let mut all = vec![held("alice"), held("alice")];
+    let third = agent.transcript("alice", &["signing-key"]);
+    assert!(
+        third.contains("2 connections open already") && third.contains("limits.max-connections-per-member"),
+        "{third}"
+    );
+    all.push(held("bob"));
+    let fourth = agent.transcript("bob", &["signing-key"]);
+    assert!(
+        fourth.contains("3 connections of members") && fourth.contains("limits.max-connections)"),
+        "{fourth}"
+    );
+    // A place that is free again is free for the next.
+    let mut first = all.remove(0);
+    first.kill().expect("killed");
+    first.wait().expect("ended");
+    agent.wait_for("disconnected");
+    assert!(agent.transcript("alice", &["signing-key"]).contains("testbox-1:"));
+    for mut ssh in all {
+        ssh.kill().expect("killed");
+        ssh.wait().expect("ended");
+    }
+}
+
 #[test]
 fn garbage_instead_of_a_worker_client_gets_an_error_and_the_box_goes_on() {
     let agent = Agent::start(&["alice"], "");

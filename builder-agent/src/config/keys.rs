@@ -24,6 +24,14 @@ pub enum Kind {
     PublicKeys,
     /// URLs of substituters.
     Substituters,
+    /// `start:rate:full`.
+    Startups,
+    /// `bits:bits`, for IPv4 and IPv6.
+    NetBlocks,
+    /// `authfail:5 min:30 max:600`, or `no`.
+    Penalties,
+    /// Addresses and networks.
+    Networks,
 }
 
 /// What stands in when the key is absent.
@@ -56,7 +64,10 @@ const WEEK: i64 = 7 * 24 * 3600;
 const TIB: i64 = 1024 * 1024;
 
 use Fallback::{Derived, None as Required, Toml};
-use Kind::{Addresses, Bool, Int, JailSteps, Path, PublicKeys, Substituters, Text, Texts, Word};
+use Kind::{
+    Addresses, Bool, Int, JailSteps, NetBlocks, Networks, Path, Penalties, PublicKeys, Startups,
+    Substituters, Text, Texts, Word,
+};
 
 #[rustfmt::skip]
 pub const KEYS: &[Key] = &[
@@ -103,10 +114,16 @@ pub const KEYS: &[Key] = &[
     key("limits.max-memory-mib", Int { min: 64, max: TIB }, Derived("`sandbox.memory-mib`"), "ceiling for the memory of one build"),
     key("limits.max-cpus", Int { min: 1, max: 64 }, Derived("`sandbox.vcpus`"), "ceiling for the virtual CPUs of one build"),
     key("limits.max-processes", Int { min: 16, max: 1_000_000 }, Toml("4096"), "processes and threads of one build"),
-    key("limits.max-connections", Int { min: 1, max: 100_000 }, Toml("512"), "ssh connections at once, logged in or not"),
-    key("limits.max-connections-per-member", Int { min: 1, max: 10_000 }, Toml("32"), "ssh connections of one member at once"),
+    key("limits.max-connections", Int { min: 1, max: 100_000 }, Toml("4096"), "ssh connections of all members at once, logged in"),
+    key("limits.max-connections-per-member", Int { min: 1, max: 10_000 }, Toml("256"), "ssh connections of one member at once; stock Nix opens one for each build of `--builders`"),
     key("limits.max-sessions-per-connection", Int { min: 1, max: 4096 }, Toml("512"), "channels open at once in one connection (ControlMaster)"),
     key("limits.login-seconds", Int { min: 1, max: 600 }, Toml("30"), "time from connecting to being logged in"),
+    key("limits.max-auth-tries", Int { min: 6, max: 1000 }, Toml("60"), "keys that may be offered in one connection"),
+    key("limits.max-startups", Startups, Toml(r#""128:30:256""#), "connections that are not logged in yet: from the first number on a newcomer costs another its place with this chance in percent, from the last on always"),
+    key("limits.per-source-max-startups", Int { min: 1, max: 100_000 }, Toml("128"), "the same for one source; its oldest gives way"),
+    key("limits.per-source-net-block-size", NetBlocks, Toml(r#""32:64""#), "how many bits of an IPv4 and of an IPv6 address are one source"),
+    key("limits.per-source-penalties", Penalties, Toml(r#""crash:90 authfail:5 probe:1 noauth:1 grace-exceeded:10 min:30 max:600""#), "seconds that a source gathers for connections which end without a login; from `min` on it is not let in until they are over"),
+    key("limits.per-source-penalty-exempt", Networks, Toml("[]"), "sources that gather none, such as a monitor's"),
 ];
 
 /// The reference table of `docs/agent.md`, made from [`KEYS`].
@@ -124,6 +141,10 @@ pub fn markdown() -> String {
             JailSteps => "list of steps".into(),
             Substituters => "list of store URLs".into(),
             PublicKeys => "list of `name:base64`".into(),
+            Startups => "`start:rate:full`".into(),
+            NetBlocks => "`bits:bits`".into(),
+            Penalties => "`no`, or `name:seconds` of each".into(),
+            Networks => "list of addresses and networks".into(),
         };
         let default = match key.default {
             Required => "must be set".into(),

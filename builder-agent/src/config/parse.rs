@@ -14,6 +14,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{Fallback, KEYS, Key, Kind};
+use super::strangers::{NetBlocks, Network, Penalties, Startups};
 use super::{BackendKind, Config, ConfigError, Fetch, Limits, Sandbox, Substitution};
 use crate::substitute::address::Address;
 
@@ -105,6 +106,12 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
             max_connections_per_member: values.int_of("limits.max-connections-per-member") as usize,
             max_sessions_per_connection: values.int_of("limits.max-sessions-per-connection") as usize,
             login_time: Duration::from_secs(values.int_of("limits.login-seconds") as u64),
+            max_auth_tries: values.int_of("limits.max-auth-tries") as usize,
+            max_startups: values.one("limits.max-startups"),
+            max_startups_per_source: values.int_of("limits.per-source-max-startups") as usize,
+            net_blocks: values.one("limits.per-source-net-block-size"),
+            penalties: values.one("limits.per-source-penalties"),
+            penalty_exempt: values.parsed("limits.per-source-penalty-exempt"),
         },
     })
 }
@@ -149,6 +156,13 @@ impl Values<'_> {
 
     fn bool_of(&self, key: &str) -> bool {
         matches!(self.found.get(key), Some(Value::Bool(true)))
+    }
+
+    /// A text that was parsed once already, to check it, and whose default is in the table.
+    fn one<T: FromStr>(&self, key: &str) -> T {
+        self.text(key)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or_else(|| unreachable!("`{key}` has a default in the table of keys, and was checked"))
     }
 
     /// A list whose items were parsed once already, to check them.
@@ -261,6 +275,10 @@ impl File<'_> {
             Kind::PublicKeys => each::<PublicKey>(plain, "public keys").map_err(bad),
             Kind::JailSteps => each::<Step>(plain, "steps of the jail").map_err(bad),
             Kind::Texts => each::<String>(plain, "texts").map_err(bad),
+            Kind::Networks => each::<Network>(plain, "addresses and networks").map_err(bad),
+            Kind::Startups => text_of::<Startups>(plain).map_err(bad),
+            Kind::NetBlocks => text_of::<NetBlocks>(plain).map_err(bad),
+            Kind::Penalties => text_of::<Penalties>(plain).map_err(bad),
         }
     }
 
@@ -292,6 +310,15 @@ fn each<T: FromStr<Err: Display>>(value: &DeValue<'_>, what: &str) -> Result<Val
     match list.iter().find_map(|text| text.parse::<T>().err()) {
         Some(error) => Err(format!("it must be a list of {what}: {error}")),
         None => Ok(Value::Texts(list)),
+    }
+}
+
+/// A text in quotes that is a `T`.
+fn text_of<T: FromStr<Err = String>>(value: &DeValue<'_>) -> Result<Value, String> {
+    let text = value.as_str().ok_or("it must be a text in quotes")?;
+    match text.parse::<T>() {
+        Ok(_) => Ok(Value::Text(text.into())),
+        Err(error) => Err(format!("it must be another text: {error}")),
     }
 }
 

@@ -10,9 +10,11 @@ use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure, Disconnect, Pty}
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::command::{self, Command, StoreSession};
+use super::gate::{Ending, Visit};
+use super::host_command::shown;
 use super::log::{self, STDERR};
 use super::login::{Credential, Login, Offers, Refusal};
-use super::{Door, MemberSlot};
+use super::{Door, MemberSlot, about_stranger};
 use crate::daemon::{self, Caller, SessionError, Wishes};
 use crate::roster::{Member, Roster};
 
@@ -31,7 +33,12 @@ pub(super) struct LoggedIn {
 
 impl LoggedIn {
     pub fn still_in(&self, roster: &Roster) -> bool {
-        self.login.decide(roster).is_ok_and(|member| member.id == self.member.id)
+        self.current(roster).is_some()
+    }
+
+    /// The member as this roster has them, with today's limits; `None` if this login would not be let in any more.
+    pub fn current(&self, roster: &Roster) -> Option<Arc<Member>> {
+        self.login.decide(roster).ok().filter(|member| member.id == self.member.id)
     }
 }
 
@@ -39,11 +46,13 @@ pub(super) struct Handler {
     id: u64,
     peer: SocketAddr,
     door: Arc<Door>,
+    visit: Arc<Visit>,
     /// Tells the connection's task that somebody logged in.
     login: watch::Sender<Option<Arc<LoggedIn>>>,
     /// True when the connection is being closed by us.
     ended: watch::Receiver<bool>,
-    slot: Option<MemberSlot>,
+    /// What a login got: a place, or why there is none.
+    slot: Option<Result<MemberSlot, String>>,
     offers: Offers,
     /// Why a login that proved its key is not let in: told once the client listens.
     refusal: Option<Refusal>,
@@ -66,19 +75,34 @@ impl Handler {
         id: u64,
         peer: SocketAddr,
         door: Arc<Door>,
+        visit: Arc<Visit>,
         login: watch::Sender<Option<Arc<LoggedIn>>>,
         ended: watch::Receiver<bool>,
     ) -> Self {
         let free = Arc::new(Semaphore::new(door.house.config.limits.max_sessions_per_connection));
         let (slot, offers, refusal, channels) = (None, Offers::default(), None, HashMap::new());
-        Self { id, peer, door, login, ended, slot, offers, refusal, channels, free, opened: 0 }
+        Self { id, peer, door, visit, login, ended, slot, offers, refusal, channels, free, opened: 0 }
     }
 
-    /// The channel for its one command, and who it is for.
-    fn take(&mut self, id: ChannelId) -> Option<(Opened, Caller)> {
-        let member = self.login.borrow().as_ref()?.member.clone();
-        let (opened, wishes) = self.channels.remove(&id)?;
-        Some((opened, Caller { member, connection: self.id, wishes }))
+    /// The channel for its one command, and who it is for, by the roster of this moment. Otherwise the channel gets its
+    /// refusal.
+    fn take(
+        &mut self,
+        id: ChannelId,
+        session: &mut Session,
+    ) -> Result<Option<(Opened, Caller)>, russh::Error> {
+        let who = self.login.borrow().clone();
+        let Some((who, true)) = who.map(|who| (who, self.channels.contains_key(&id))) else {
+            session.channel_failure(id)?;
+            return Ok(None);
+        };
+        let Some(member) = who.current(&self.door.house.roster.borrow()) else {
+            let line = format!("{} or this key is no longer in the roster", who.member.name);
+            self.refuse(id, &line, session)?;
+            return Ok(None);
+        };
+        let taken = self.channels.remove(&id);
+        Ok(taken.map(|(opened, wishes)| (opened, Caller { member, connection: self.id, wishes })))
     }
 
     /// The client holds `key`; `credential` is what it showed.
@@ -88,15 +112,10 @@ impl Handler {
         // Looked up again: the roster may have changed since the key was offered.
         let decided = login.decide(&self.door.house.roster.borrow());
         match decided {
-            Ok(member) => {
-                self.slot = self.door.member_slot(&member.name);
-                let fingerprint = key.fingerprint(Default::default());
-                tracing::info!(connection = self.id, peer = %self.peer, member = %member.name, role = member.role.name(), user, %fingerprint, "logged in");
-                self.login.send_replace(Some(Arc::new(LoggedIn { member, login })));
-                Auth::Accept
-            }
+            Ok(member) => self.log_in(LoggedIn { member, login }, key),
             // Said where the person reads it: a key that is refused is tried silently, and the next one after it.
             Err(refusal @ Refusal::Ambiguous(_)) => {
+                self.visit.ends(Ending::Known);
                 self.denied(user, key, &refusal);
                 self.refusal = Some(refusal);
                 Auth::Accept
@@ -105,15 +124,41 @@ impl Handler {
         }
     }
 
-    fn denied(&self, user: &str, key: &PublicKey, refusal: &Refusal) -> Auth {
+    /// Who has proven to be a member is in, if there is room for one more connection of theirs.
+    fn log_in(&mut self, who: LoggedIn, key: &PublicKey) -> Auth {
         let fingerprint = key.fingerprint(Default::default());
-        let roster = self.door.house.roster.borrow();
-        if let Some(left) = roster.left_out.iter().find(|left| left.name == user) {
-            tracing::info!(connection = self.id, peer = %self.peer, user, %fingerprint, error = left.error, "login denied: left out of the roster");
-        } else if *refusal == Refusal::Unknown {
-            tracing::info!(connection = self.id, peer = %self.peer, user, %fingerprint, "login denied: key not in the roster");
+        let member = &who.member.name;
+        // Found out to be no stranger: whatever comes now costs their source nothing.
+        self.visit.ends(Ending::Known);
+        let slot = self.door.member_slot(member);
+        if slot.is_ok() {
+            if !self.visit.admit() {
+                return Auth::reject();
+            }
+            let (role, user) = (who.member.role.name(), shown(&who.login.user));
+            tracing::info!(connection = self.id, peer = %self.peer, %member, role, user, %fingerprint, "logged in");
+            self.login.send_replace(Some(Arc::new(who)));
         } else {
-            tracing::info!(connection = self.id, peer = %self.peer, user, %fingerprint, reason = %refusal, "login denied");
+            tracing::info!(connection = self.id, peer = %self.peer, %member, %fingerprint, "login refused: too many connections");
+        }
+        // Who is over a limit is let in as far as it takes to hear so. For the gate that is a stranger still.
+        self.slot = Some(slot);
+        Auth::Accept
+    }
+
+    fn denied(&self, user: &str, key: &PublicKey, refusal: &Refusal) -> Auth {
+        let (door, id, peer, fingerprint) =
+            (&self.door, self.id, self.peer, key.fingerprint(Default::default()));
+        let roster = door.house.roster.borrow();
+        let left_out_of_it = roster.left_out.iter().find(|left| left.name == user);
+        // As long as a stranger likes, and with whatever in it.
+        let user = shown(user);
+        if let Some(left) = left_out_of_it {
+            about_stranger!(door, info, connection = id, %peer, user, %fingerprint, error = left.error, "login denied: left out of the roster");
+        } else if *refusal == Refusal::Unknown {
+            about_stranger!(door, info, connection = id, %peer, user, %fingerprint, "login denied: key not in the roster");
+        } else {
+            about_stranger!(door, info, connection = id, %peer, user, %fingerprint, reason = %refusal, "login denied");
         }
         Auth::reject()
     }
@@ -143,6 +188,10 @@ impl RusshHandler for Handler {
         user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Self::Error> {
+        // Keys of members are public, so knowing one is nothing: each offer counts until one is proven.
+        if self.visit.offered() as usize > self.door.house.config.limits.max_auth_tries {
+            return Ok(Auth::reject());
+        }
         let roster = self.door.house.roster.borrow().clone();
         let offered = (offer.public_key, offer.algorithm);
         match self.offers.consider(&roster, user, self.peer.ip(), offered) {
@@ -168,12 +217,8 @@ impl RusshHandler for Handler {
         if let Some(refusal) = &self.refusal {
             return session.disconnect(Disconnect::NoMoreAuthMethodsAvailable, &refusal.to_string(), "");
         }
-        if self.slot.is_none() {
-            let limit = self.door.house.config.limits.max_connections_per_member;
-            let text = format!(
-                "you have {limit} connections open already, which is the limit; close one and try again"
-            );
-            session.disconnect(Disconnect::TooManyConnections, &text, "")?;
+        if let Some(Err(why)) = &self.slot {
+            session.disconnect(Disconnect::TooManyConnections, why, "")?;
         }
         Ok(())
     }
@@ -218,9 +263,7 @@ impl RusshHandler for Handler {
                 session.close(id)
             }
             Command::Log(path) => {
-                let Some(((channel, place), caller)) = self.take(id) else {
-                    return session.channel_failure(id);
-                };
+                let Some(((channel, place), caller)) = self.take(id, session)? else { return Ok(()) };
                 session.channel_success(id)?;
                 let (house, mut ended) = (self.door.house.clone(), self.ended.clone());
                 tokio::spawn(async move {
@@ -233,14 +276,14 @@ impl RusshHandler for Handler {
                 Ok(())
             }
             Command::Store(kind) => {
-                let Some((channel, caller)) = self.take(id) else { return session.channel_failure(id) };
+                let Some((channel, caller)) = self.take(id, session)? else { return Ok(()) };
                 session.channel_success(id)?;
                 let (house, ended) = (self.door.house.clone(), self.ended.clone());
                 tokio::spawn(store_session(kind, channel, house, caller, ended));
                 Ok(())
             }
             Command::Host(command) => {
-                let Some((channel, caller)) = self.take(id) else { return session.channel_failure(id) };
+                let Some((channel, caller)) = self.take(id, session)? else { return Ok(()) };
                 session.channel_success(id)?;
                 let (house, ended) = (self.door.house.clone(), self.ended.clone());
                 tokio::spawn(host_command(command, channel, house, caller, ended));

@@ -153,3 +153,23 @@ pub fn what_does_not_need_a_failed_build_is_built_all_the_same(stock: Stock) {
         assert_eq!(agent.count("build started"), 2 + again, "keep-going = {goes_on}");
     }
 }
+
+/// A client opens one ssh connection for each build of `--builders`.
+pub fn a_builder_with_forty_slots_takes_forty_builds_of_one_member_at_once(stock: Stock) {
+    let key = Key::new("alice");
+    // Half of them wait for a slot, with their connection open.
+    let agent = Setup::default().setting("limits.max-jobs = 20").start(&[("alice", &key)]);
+    let nix = Nix::over(stock, &agent, &key);
+    let parts: String = (0..40)
+        .map(|n| Drv::new(&format!("part-{n}"), &format!("sleep 1; echo {n} > $out")).expr())
+        .collect();
+    let all = Drv::new("all", "cat $parts > $out").attribute("parts", &format!("[ {parts} ]"));
+    let mut command = nix.command("nix");
+    let builders = format!("{} x86_64-linux /root/keys/key 40", nix.store());
+    command.args(["build", "--builders", &builders, "--max-jobs", "0", "--no-link", "--json", "--impure"]);
+    let built = process::run(command.args(["--expr", &all.expr()])).ok();
+    assert!(!built.stderr.contains("cannot build on"), "{built}");
+    let result = std::fs::read_to_string(nix.local(&outputs(&built)["out"])).expect("the result");
+    assert_eq!(result.lines().count(), 40, "{result}");
+    assert_eq!(agent.count("build started"), 41);
+}
