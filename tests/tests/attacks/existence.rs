@@ -471,7 +471,7 @@ pub async fn nothing_is_told(
                         see(line.ssh(WORKER), minor, info, &garbage(GcAction::DeleteDead, None, false)).await;
                     }
                     let case = cases(info.op, secret).swap_remove(index);
-                    upload_before(&line, &case.before).await;
+                    upload_before(line, &case.before).await;
                     seen.push(see(line.ssh(WORKER), minor, info, &case).await);
                 }
                 let expected = match info.op {

@@ -147,7 +147,7 @@ pub async fn nothing_is_told(
                 let mut seen = Vec::new();
                 for secret in [&nobodys, &hers] {
                     let case = cases(info.op, secret).swap_remove(index);
-                    upload_before(&line, &case.before).await;
+                    upload_before(line, &case.before).await;
                     seen.push(see(line.ssh(SERVE), *minor, &case).await);
                 }
                 let expected = Seen {

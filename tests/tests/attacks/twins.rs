@@ -110,7 +110,7 @@ impl Secret {
         });
         let digests = digests.chain(mine.map(|path| nixbase32::encode(path.digest()).into_bytes()));
         let DrvKey::Hash(hash) = &self.realised.drv else { unreachable!() };
-        let tag = self.proven.name()[PROVEN_NAME.len()..].as_bytes().to_vec();
+        let tag = self.proven.name().as_bytes()[PROVEN_NAME.len()..].to_vec();
         digests.chain([hash.to_nix_base16_string().into_bytes(), tag]).collect()
     }
 }
