@@ -258,7 +258,8 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut conn = serve::Connection::accept(reader, writer, u64::MAX).await?;
+    let terms = wire::Terms { max_body_bytes: u64::MAX, ..wire::Terms::default() };
+    let mut conn = serve::Connection::accept(reader, writer, terms).await?;
     while let Some(request) = conn.next_request().await? {
         let response = match request {
             serve::Request::QueryValidPaths { paths, .. } => {

@@ -111,6 +111,11 @@ pub struct Limits {
     pub net_blocks: NetBlocks,
     pub penalties: Penalties,
     pub penalty_exempt: Vec<Network>,
+    /// For the next piece of a request, or of an answer.
+    pub client_stall: Duration,
+    /// Memory that sessions may hold, all of them and those of one member.
+    pub max_session_bytes: u64,
+    pub max_session_bytes_per_member: u64,
 }
 
 impl Config {

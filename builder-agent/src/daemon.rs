@@ -5,6 +5,7 @@
 //! [`Session::answer`]; what is not supported says so by name.
 //! Not here: bytes (`wire`), contents (`store`), running builders (`build`).
 
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ mod ask;
 mod audience;
 mod client_settings;
 mod context;
+mod desk;
 mod fetching;
 mod floating;
 mod garbage;
@@ -39,6 +41,7 @@ mod transfer;
 pub use host_command::{HostCommand, Realise, run_host_command};
 pub use serve_protocol::serve_store;
 
+use desk::Desk;
 use transfer::Trouble;
 
 /// What `nix store info` shows.
@@ -49,6 +52,8 @@ struct Session {
     house: Arc<House>,
     member: Arc<Member>,
     view: View,
+    /// Where its work is done.
+    desk: Desk,
     /// Who shares with the member can change between two requests.
     roster: watch::Receiver<Arc<Roster>>,
     /// What the client last sent with `SetOptions`.
@@ -130,8 +135,10 @@ async fn worker_session(
     caller: Caller,
 ) -> Result<(), SessionError> {
     let Caller { member, connection, wishes } = caller;
+    let desk = Desk::of(&house, &member.id);
+    let _charge = desk.session().map_err(|over| SessionError::Refused(over.to_string()))?;
     let mut info = ServerInfo::new(VERSION);
-    info.max_body_bytes = house.config.limits.max_nar_bytes;
+    info.terms = desk.terms(&house.config.limits).map_err(|over| SessionError::Refused(over.to_string()))?;
     let mut conn = Connection::accept(reader, writer, info).await.map_err(|error| match error {
         // The one refusal that has a place in the greeting.
         WireError::TooOld { .. } => SessionError::Told(error),
@@ -176,7 +183,8 @@ impl Session {
         // Nix sends no settings through `ssh-ng://`; then those of the box hold, and it fetches what it can.
         let keep_going = house.config.keep_going;
         let settings = ClientSettings { use_substitutes: true, keep_going, ..ClientSettings::default() };
-        Self { house, member, view, roster, settings, wishes, ids: context::Ids::new() }
+        let desk = Desk::of(&house, &member.id);
+        Self { house, member, view, desk, roster, settings, wishes, ids: context::Ids::new() }
     }
 
     async fn answer_all<R, W>(&mut self, conn: &mut Connection<R, W>) -> Result<(), WireError>
@@ -217,6 +225,22 @@ impl Session {
         Ok(())
     }
 
+    /// Answers with a list that may be long.
+    async fn reply_listed<R, W, F>(
+        &self,
+        conn: &mut Connection<R, W>,
+        make: impl Fn() -> F,
+    ) -> Result<Option<Response>, Trouble>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+        F: Future<Output = Result<Vec<StorePath>, Trouble>>,
+    {
+        let (paths, _charge) = ask::listed(&self.desk, make).await?;
+        conn.reply(&Response::Paths(paths)).await?;
+        Ok(None)
+    }
+
     /// The answer to one request; `None` if it has been sent already.
     async fn answer<R, W>(
         &mut self,
@@ -245,13 +269,19 @@ impl Session {
             }
             Request::QueryReferrers { path } => {
                 ask::info(view, &path)?;
-                Response::Paths(view.referrers(&path).into_iter().collect())
+                let (view, path) = (&view, &path);
+                let make = || async move { Ok(view.referrers(path).into_iter().collect()) };
+                return self.reply_listed(conn, make).await;
             }
             Request::QueryDeriver { path } => Response::MaybePath(ask::info(view, &path)?.deriver.clone()),
             Request::QueryValidDerivers { path } => {
                 Response::Paths(view.valid_derivers(&path).into_iter().collect())
             }
-            Request::QueryAllValidPaths => Response::Paths(view.all_valid().into_iter().collect()),
+            Request::QueryAllValidPaths => {
+                let view = &view;
+                let make = || async move { Ok(view.all_valid().into_iter().collect()) };
+                return self.reply_listed(conn, make).await;
+            }
             Request::EnsurePath { path } => {
                 self.ensure(conn, path).await?;
                 Response::Done
@@ -259,13 +289,13 @@ impl Session {
 
             // Questions that read a derivation.
             Request::QueryDerivationOutputs { path } => Response::Paths(
-                ask::outputs(&self.house, view, path).await?.into_values().flatten().collect(),
+                ask::outputs(&self.desk, &self.house, view, path).await?.into_values().flatten().collect(),
             ),
-            Request::QueryDerivationOutputNames { path } => {
-                Response::Names(ask::outputs(&self.house, view, path).await?.into_keys().collect())
-            }
+            Request::QueryDerivationOutputNames { path } => Response::Names(
+                ask::outputs(&self.desk, &self.house, view, path).await?.into_keys().collect(),
+            ),
             Request::QueryDerivationOutputMap { path } => {
-                Response::OutputMap(ask::outputs(&self.house, view, path).await?)
+                Response::OutputMap(ask::outputs(&self.desk, &self.house, view, path).await?)
             }
             Request::QueryMissing { targets } => Response::Missing(self.missing(conn, targets).await?),
 
@@ -282,7 +312,7 @@ impl Session {
                 Response::Substitutable(self.substitutable(conn, paths, false).await?)
             }
             Request::QueryRealisation { id } => {
-                Response::Realisation(ask::realisation(&self.house, view, id).await?)
+                Response::Realisation(ask::realisation(&self.desk, &self.house, view, id).await?)
             }
 
             // Contents.
@@ -306,7 +336,7 @@ impl Session {
             }
 
             Request::RegisterDrvOutput { realisation } => {
-                ask::register(&self.house, view, realisation).await?;
+                ask::register(&self.desk, &self.house, view, realisation).await?;
                 Response::Done
             }
 
@@ -315,7 +345,7 @@ impl Session {
                 for warning in client_settings::warnings(&settings) {
                     conn.log(&LogEvent::message(warning)).await?;
                 }
-                self.settings = settings;
+                self.settings = client_settings::kept(settings);
                 Response::Done
             }
             Request::BuildPaths { paths, mode } => {
@@ -339,16 +369,16 @@ impl Session {
             Request::AddIndirectRoot { .. } | Request::SyncWithGc => Response::Done,
             Request::FindRoots => Response::Roots(view.roots().into_iter().collect()),
             Request::AddPermRoot { path, gc_root } => {
-                garbage::add_root(view, path, gc_root.clone()).await?;
+                garbage::add_root(&self.desk, view, path, gc_root.clone()).await?;
                 Response::GcRoot(gc_root)
             }
             Request::CollectGarbage(options) => {
-                let collected = garbage::collect(view, options).await?;
+                let collected = garbage::collect(&self.desk, view, options).await?;
                 let paths = collected.paths.iter().map(StorePath::to_absolute_path).collect();
                 Response::Garbage { paths, bytes_freed: collected.bytes_freed }
             }
             Request::AddSignatures { path, signatures } => {
-                garbage::add_signatures(view, path, signatures).await?;
+                garbage::add_signatures(&self.desk, view, path, signatures).await?;
                 Response::Done
             }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 pub mod backend;
+pub mod budget;
 pub mod build;
 pub mod config;
 mod convert;
@@ -21,6 +22,7 @@ pub mod serve;
 pub mod signing;
 pub mod ssh;
 pub mod substitute;
+pub mod threads;
 
 /// What all sessions share. Lives as long as the process serves.
 pub struct House {
@@ -39,6 +41,10 @@ pub struct House {
     pub roster: watch::Receiver<Arc<roster::Roster>>,
     /// Hashes of derivations that every member sees.
     pub drv_hashes: build::modulo::Known,
+    /// Where work that blocks is done.
+    pub threads: threads::Threads,
+    /// How much memory each member's requests may take.
+    pub budgets: budget::Budgets,
 }
 
 impl House {

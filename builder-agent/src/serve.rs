@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::House;
 use crate::backend;
+use crate::budget::Budgets;
 use crate::build::Ground;
 use crate::build::kept::KeptLogs;
 use crate::build::scheduler::Embedded;
@@ -20,10 +21,14 @@ use crate::roster;
 use crate::signing;
 use crate::ssh;
 use crate::substitute::Substituters;
+use crate::threads::Threads;
 
 /// How long builds and sessions get to end after a signal. Whatever is left then is cut off, which is safe: the store
 /// is consistent at every instant.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How long the process then waits for threads.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -51,9 +56,11 @@ pub fn run(config: Config) -> Result<(), ServeError> {
     raise_file_limit();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(ServeError::Runtime)?;
-    let result = runtime.block_on(serve(Arc::new(config)));
-    // Threads that still block (a store call, a sandbox being killed) must not hold up the exit.
-    runtime.shutdown_timeout(Duration::from_secs(2));
+    let threads = Threads::new();
+    let result = runtime.block_on(serve(Arc::new(config), threads.clone()));
+    // Threads that still block (a sandbox being killed) must not hold up the exit for long.
+    threads.wait(FAREWELL);
+    runtime.shutdown_timeout(FAREWELL);
     result
 }
 
@@ -66,7 +73,7 @@ fn raise_file_limit() {
     }
 }
 
-async fn serve(config: Arc<Config>) -> Result<(), ServeError> {
+async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> {
     let folder = |name: &str| {
         let path = config.state_dir.join(name);
         std::fs::create_dir_all(&path).map_err(|cause| ServeError::Folder { path: path.clone(), cause })?;
@@ -107,10 +114,19 @@ async fn serve(config: Arc<Config>) -> Result<(), ServeError> {
         roster.clone(),
     ));
     let ground = Ground::of(&config.sandbox);
-    let scheduler = Embedded::new(config.clone(), backend, store.clone(), logs, kept.clone(), roster.clone());
+    let scheduler = Embedded::new(
+        config.clone(),
+        backend,
+        store.clone(),
+        logs,
+        kept.clone(),
+        roster.clone(),
+        threads.clone(),
+    );
     let http = Arc::new(HttpClient::new(&config.fetch));
-    let substituters = Substituters::new(&config, &store, trusted, &http);
+    let substituters = Substituters::new(&config, &store, trusted, &http, threads.clone());
     let drv_hashes = Default::default();
+    let budgets = Budgets::new(config.limits.max_session_bytes, config.limits.max_session_bytes_per_member);
     let house = Arc::new(House {
         config: config.clone(),
         store,
@@ -122,6 +138,8 @@ async fn serve(config: Arc<Config>) -> Result<(), ServeError> {
         http,
         roster,
         drv_hashes,
+        threads,
+        budgets,
     });
     if let Some(weaker) = backend::weaker(&config.sandbox) {
         tracing::warn!("{weaker}");

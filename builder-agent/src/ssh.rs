@@ -42,10 +42,11 @@ pub use socket::Socket;
 
 /// Bytes a client may send ahead on one channel. Uploads over a wide, distant link need it large.
 const WINDOW: u32 = 8 * 1024 * 1024;
-/// Largest data packet we ask for; OpenSSH never sends more than 32 KiB, others do.
-const PACKET: u32 = 65_535;
-/// Messages buffered per channel; with 32 KiB packets about 1 MiB before a slow store slows the sender.
-const CHANNEL_BUFFER: usize = 32;
+/// Largest data packet a client may send. OpenSSH never sends more.
+const PACKET: u32 = 32_768;
+/// Packets that wait for a channel's session: 512 KiB, and then a slow store slows the sender. Every session of a member is
+/// charged for them (`daemon::desk`), whether they are there or not.
+const CHANNEL_BUFFER: usize = 16;
 /// A client that answers none of these is gone: its builds end after about two minutes.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVES_LOST: usize = 4;

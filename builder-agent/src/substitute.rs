@@ -14,6 +14,7 @@ use store::{Member, Store, View};
 
 use crate::config::Config;
 use crate::net::HttpClient;
+use crate::threads::Threads;
 
 pub mod address;
 pub mod cache_info;
@@ -95,7 +96,13 @@ struct Inner {
 impl Substituters {
     /// As configured.
     #[must_use]
-    pub fn new(config: &Config, store: &Store, trusted: Arc<TrustedKeys>, http: &Arc<HttpClient>) -> Self {
+    pub fn new(
+        config: &Config,
+        store: &Store,
+        trusted: Arc<TrustedKeys>,
+        http: &Arc<HttpClient>,
+        threads: Threads,
+    ) -> Self {
         let settings = &config.substitution;
         let public = store.view(&Member::new(NOBODY));
         let sources =
@@ -107,7 +114,7 @@ impl Substituters {
             max_nar_bytes: config.limits.max_nar_bytes,
             always: Patterns::new(&settings.always),
             never: Patterns::new(&settings.never),
-            downloads: Downloads::new(public.clone()),
+            downloads: Downloads::new(public.clone(), threads),
             public,
             lookups: Mutex::default(),
         }))

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -57,6 +57,25 @@ struct Shelf {
     bytes: u64,
 }
 
+/// See [`KeptLogs::arriving`].
+#[derive(Debug)]
+pub struct Arriving {
+    file: File,
+    size: u64,
+    max: u64,
+}
+
+impl Arriving {
+    /// The next bytes. A log of more than was allowed is refused with `FileTooLarge`.
+    pub fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.size += bytes.len() as u64;
+        if self.size > self.max {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.file.write_all(bytes)
+    }
+}
+
 impl KeptLogs {
     /// Logs below `folder`, which is made when it is first needed.
     #[must_use]
@@ -97,16 +116,16 @@ impl KeptLogs {
         Ok(())
     }
 
-    /// Keeps a log that a member has from elsewhere, for that member alone. As in Nix, one that is there stays. A log of
-    /// more than `max` bytes is refused with `FileTooLarge`.
-    pub fn add(&self, member: &str, drv: &StorePath, log: &mut dyn Read, max: u64) -> io::Result<()> {
+    /// A log that somebody sends. It has no name while it arrives, and no lock is held: how long that takes is up to the
+    /// sender.
+    pub fn arriving(&self, max: u64) -> io::Result<Arriving> {
         fs::create_dir_all(&self.folder)?;
-        // Unnamed while it arrives, and without the lock: how long that takes is up to the sender.
-        let mut file = tempfile::tempfile_in(&self.folder)?;
-        let size = io::copy(&mut log.take(max + 1), &mut file)?;
-        if size > max {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
+        Ok(Arriving { file: tempfile::tempfile_in(&self.folder)?, size: 0, max })
+    }
+
+    /// Keeps a log that a member has from elsewhere, for that member alone. As in Nix, one that is there stays.
+    pub fn add(&self, member: &str, drv: &StorePath, log: Arriving) -> io::Result<()> {
+        let Arriving { file, size, .. } = log;
         let shelf = Reader::Member(member).shelf();
         let mut shelves = self.open_shelf(&shelf)?;
         let to = self.folder.join(&shelf).join(drv.to_basename());
@@ -239,6 +258,8 @@ impl Shelf {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     fn drv(name: &str) -> StorePath {
@@ -259,6 +280,13 @@ mod tests {
         Some(text)
     }
 
+    /// A log that somebody has sent.
+    fn sent(logs: &KeptLogs, text: &[u8]) -> Arriving {
+        let mut log = logs.arriving(100).expect("a log");
+        log.push(text).expect("short enough");
+        log
+    }
+
     #[test]
     fn a_log_is_found_by_those_it_was_given_to() {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
@@ -275,7 +303,7 @@ mod tests {
         // The log of a later build takes the place of the earlier one; an uploaded one does not.
         let again = kept(&logs, "again\n");
         logs.give(&again, Reader::Member("alice"), &drv("one")).expect("given");
-        logs.add("alice", &drv("one"), &mut &b"uploaded\n"[..], 100).expect("taken");
+        logs.add("alice", &drv("one"), sent(&logs, b"uploaded\n")).expect("taken");
         assert_eq!(text(&logs, "alice", &drv("one")).as_deref(), Some("again\n"));
     }
 
@@ -283,12 +311,14 @@ mod tests {
     fn the_oldest_logs_of_the_same_member_make_room() {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
         let logs = KeptLogs::new(dir.path().to_owned(), 3 * LEAST);
-        logs.add("alice", &drv("hers"), &mut io::empty(), 0).expect("taken");
-        let long = logs.add("alice", &drv("long"), &mut io::repeat(b'x'), 100).expect_err("too long");
+        logs.add("alice", &drv("hers"), sent(&logs, b"")).expect("taken");
+        let mut long = logs.arriving(100).expect("a log");
+        long.push(&[b'x'; 100]).expect("as much as allowed");
+        let long = long.push(b"x").expect_err("too long");
         assert_eq!(long.kind(), io::ErrorKind::FileTooLarge);
         assert!(logs.find("alice", &drv("long")).is_none());
         for name in ["a", "b", "c", "d", "e"] {
-            logs.add("bob", &drv(name), &mut io::empty(), 0).expect("taken");
+            logs.add("bob", &drv(name), sent(&logs, b"")).expect("taken");
         }
         let there: Vec<bool> =
             ["a", "b", "c", "d", "e"].iter().map(|n| logs.find("bob", &drv(n)).is_some()).collect();

@@ -14,6 +14,7 @@ use super::modulo::{self, Hasher, Known};
 use super::resolve::InputPaths;
 use super::study::Study;
 use super::{Failure, Recipe, realised};
+use crate::budget::Charge;
 
 /// Derivations looked at for one request. A NixOS system with everything from source has about 20,000.
 pub const MAX_DERIVATIONS: usize = 200_000;
@@ -46,6 +47,8 @@ pub struct Plan {
     pub rejected: BTreeMap<StorePath, Failure>,
     /// Targets to be built even if they are valid.
     again: BTreeSet<StorePath>,
+    /// For what is known of each derivation. As long as the plan is there.
+    memory: Option<Charge>,
 }
 
 impl Plan {
@@ -99,6 +102,7 @@ impl Plan {
             plan.look(view, &mut hasher, study, &drv, &outputs, &mut wanted, &mut todo)?;
         }
         plan.link();
+        plan.memory = study.memory();
         Ok(plan)
     }
 

@@ -18,6 +18,7 @@ use super::running::RunKey;
 use super::scheduler::{Built, Outcome, Request, Shared};
 use super::slots::Slot;
 use super::{Failure, outputs};
+use crate::threads::Workers;
 
 /// What a run begins with.
 pub(super) struct Run {
@@ -68,7 +69,8 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     tracing::info!(build = id, member = %request.member.name, %drv, backend = shared.backend.name(), phase_slot_ms = millis(waited), "build started");
     begun.send_replace(Some(Instant::now()));
 
-    let mut work = tokio::task::spawn_blocking({
+    // Its slot bounds how many of these threads there are.
+    let mut work = shared.threads.alone("build", {
         let (shared, request, limits) = (shared.clone(), request.clone(), limits.clone());
         move || attempted(&shared, &request, id, limits, &cancel, log)
     });
@@ -78,9 +80,9 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
             Ok(()) = owner.changed() => rehome(&shared, id, &mut owner, &mut slots),
         }
     };
-    let result = result.unwrap_or_else(|panic| {
-        tracing::error!(build = id, %panic, "a build panicked; this is a bug of the box");
-        Err(Failure::transient(format!("building '{drv}' failed because of a bug of the box")))
+    let result = result.unwrap_or_else(|error| {
+        tracing::error!(build = id, %error, "a build was lost");
+        Err(Failure::transient(format!("building '{drv}' failed because of the box: {error}")))
     });
     drop(slots);
 
@@ -92,11 +94,12 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
         (Ok(_), None) => (None, Err(Failure::cancelled(&recipe.drv_path))),
         (Ok(success), Some(owner)) => {
             let (outputs, report) = taken_apart(success);
-            (Some(report), finish(owner, check, outputs).await)
+            (Some(report), finish(&shared, owner, check, outputs).await)
         }
     };
     let registered = registering.elapsed();
-    let log = keep_log(&shared, source, &result).await;
+    let workers = shared.threads.of(&request.member.id);
+    let log = keep_log(&shared, &workers, source, &result).await;
     report_end(id, &request.member.name, &drv, waited, (accepted.elapsed(), registered), report, &result);
 
     let stop_time = now();
@@ -131,14 +134,14 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     }
     if let Some((key, record)) = to_record {
         let store = shared.store.clone();
-        let recorded = tokio::task::spawn_blocking(move || store.record_result(&key, record)).await;
+        let recorded = workers.commit(move || store.record_result(&key, record)).await;
         match recorded {
             // Outputs that were there already, with other contents: nothing to hand on.
             Ok(Ok(()) | Err(store::RegisterError::NoObject { .. })) => {}
             Ok(Err(error)) => {
                 tracing::warn!(build = id, %error, "cannot record a result; it will be built again")
             }
-            Err(panic) => tracing::error!(build = id, %panic, "recording a result panicked"),
+            Err(error) => tracing::error!(build = id, %error, "recording a result was lost"),
         }
     }
     shared.running.remove(&key, id);
@@ -217,6 +220,7 @@ fn taken_apart(success: Success) -> (BTreeMap<String, outputs::Settled>, Report)
 
 /// Makes the outputs visible to the owner. Those of a comparison are only looked at.
 async fn finish(
+    shared: &Shared,
     owner: Arc<Request>,
     check: bool,
     settled: BTreeMap<String, outputs::Settled>,
@@ -224,22 +228,28 @@ async fn finish(
     let recorded: BTreeMap<String, RecordedOutput> =
         settled.iter().map(|(name, settled)| (name.clone(), settled.record())).collect();
     if !check {
+        let workers = shared.threads.of(&owner.member.id);
         let work = move || outputs::register(&owner.recipe, &owner.view, owner.proven(), settled);
-        tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| {
-            tracing::error!(%panic, "registering outputs panicked; this is a bug of the box");
-            Err(Failure::transient("the outputs could not be kept because of a bug of the box"))
+        workers.commit(work).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "registering outputs was lost");
+            Err(Failure::transient(format!("the outputs could not be kept because of the box: {error}")))
         })?;
     }
     Ok(Built { outputs: recorded })
 }
 
 /// Logs of cancelled builds are nobody's.
-async fn keep_log(shared: &Shared, source: LogSource, result: &Result<Built, Failure>) -> Option<String> {
+async fn keep_log(
+    shared: &Shared,
+    workers: &Workers,
+    source: LogSource,
+    result: &Result<Built, Failure>,
+) -> Option<String> {
     if matches!(result, Err(failure) if failure.is_cancelled()) {
         return None;
     }
     let kept = shared.kept.clone();
-    let name = tokio::task::spawn_blocking(move || kept.keep(source.file())).await.ok()?;
+    let name = workers.contents(move || kept.keep(source.file())).await.ok()?;
     name.inspect_err(|error| tracing::warn!(%error, "cannot keep a build log")).ok()
 }
 

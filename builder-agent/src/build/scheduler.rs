@@ -24,9 +24,11 @@ use super::run::{self, Run};
 use super::running::{RunKey, Running, Table};
 use super::slots::{MemberSlots, Slots};
 use super::{Envelope, Failure, Recipe};
+use crate::budget::Charge;
 use crate::config::Config;
 use crate::net::HttpClient;
 use crate::roster::{Member, Roster};
+use crate::threads::Threads;
 
 /// What a client wants built, and under which limits of its own. Zero and `None` mean "the box's".
 #[derive(Clone)]
@@ -38,6 +40,8 @@ pub struct Request {
     pub http: Arc<HttpClient>,
     /// All the builder will see, as it was in the view at one moment.
     pub inputs: Arc<Closure>,
+    /// Of whoever asked, for `inputs`.
+    pub memory: Arc<Charge>,
     /// The box's, or what this member may have of it.
     pub envelope: Envelope,
     /// Of `recipe` with `inputs` in `envelope`.
@@ -149,6 +153,7 @@ pub(super) struct Shared {
     pub running: Table,
     /// Who is a member, and with which limits, at each moment.
     roster: watch::Receiver<Arc<Roster>>,
+    pub threads: Threads,
     next_id: AtomicU64,
 }
 
@@ -201,6 +206,7 @@ impl Embedded {
         logs: PathBuf,
         kept: Arc<KeptLogs>,
         mut roster: watch::Receiver<Arc<Roster>>,
+        threads: Threads,
     ) -> Arc<Self> {
         let shared = Arc::new(Shared {
             box_slots: Arc::new(Semaphore::new(config.limits.max_jobs)),
@@ -212,6 +218,7 @@ impl Embedded {
             member_slots: MemberSlots::default(),
             running: Table::default(),
             roster: roster.clone(),
+            threads,
             next_id: AtomicU64::new(1),
         });
         let scheduler = Arc::new(Self { shared });

@@ -5,6 +5,7 @@ use sandbox::{Finished, Host, Job, SandboxError};
 use store::{Member as Owner, StoreConfig};
 
 use super::*;
+use crate::budget::Budgets;
 use crate::build::Ground;
 use crate::build::recipe::OutputSpec;
 
@@ -50,7 +51,8 @@ impl Barn {
         let backend = Arc::new(Endless::default());
         let (sender, roster) = watch::channel(roster(dir.path(), &[("alice", 4), ("bob", 4)]));
         let logs = dir.path().to_owned();
-        let scheduler = Embedded::new(config, backend.clone(), store.clone(), logs, kept, roster);
+        let threads = Threads::new();
+        let scheduler = Embedded::new(config, backend.clone(), store.clone(), logs, kept, roster, threads);
         Self { dir, store, backend, scheduler, roster: sender }
     }
 
@@ -87,6 +89,9 @@ impl Barn {
             recipe: Arc::new(recipe),
             http: Arc::new(HttpClient::new(&self.scheduler.shared.config.fetch)),
             inputs: Arc::new(inputs),
+            memory: Arc::new(
+                Budgets::new(1 << 30, 1 << 30).of(&"alice".into()).charge(0, "x").expect("nothing is held"),
+            ),
             envelope,
             key,
             check: false,

@@ -3,12 +3,13 @@
 //! This happens on the host and outside of any build's slot and clock, and what there is to look at is up to whoever asks.
 //! So what is read for one request has a limit, as has what stays in memory, and nothing goes on for a client that is gone.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use nix_derivation::StorePath;
 use sandbox::Cancel;
 
 use super::Failure;
+use crate::budget::{Budget, Charge, OverBudget};
 
 /// Text of derivations parsed for one request, in bytes. A NixOS system with everything from source has 20,000 of 3 KiB
 /// each, and each is parsed up to three times: for substitutes, for its hash, and for the plan.
@@ -16,12 +17,17 @@ pub const MAX_PARSED: u64 = 1 << 30;
 /// Text of the derivations that one request keeps parsed until all of it is built, in bytes; four times that example.
 pub const MAX_KEPT: u64 = 256 << 20;
 
+/// What is kept of a derivation beside twice its text: its place in maps, its paths, its variables' headers.
+const KEPT_BESIDE: u64 = 4096;
+
 /// What one request may still look at. Not shared between threads: a study is done on one.
 #[derive(Debug, Default)]
 pub struct Study {
     cancel: Cancel,
     parsed: Cell<u64>,
     kept: Cell<u64>,
+    /// For what is kept, if a member's budget has to bear it.
+    memory: RefCell<Option<Charge>>,
 }
 
 impl Study {
@@ -29,6 +35,17 @@ impl Study {
     #[must_use]
     pub fn new(cancel: Cancel) -> Self {
         Self { cancel, ..Self::default() }
+    }
+
+    /// The same, with what is kept charged to this budget as well.
+    pub fn charged(cancel: Cancel, budget: &Budget) -> Result<Self, OverBudget> {
+        let charge = budget.charge(0, "the plan of this request")?;
+        Ok(Self { memory: RefCell::new(Some(charge)), ..Self::new(cancel) })
+    }
+
+    /// What was charged, for whoever keeps what it is for. From then on nothing more is charged.
+    pub fn memory(&self) -> Option<Charge> {
+        self.memory.take()
     }
 
     /// Whether somebody still waits for what `drv` is looked at for.
@@ -50,6 +67,11 @@ impl Study {
 
     /// To be asked before what was parsed of so many bytes is kept.
     pub fn keep(&self, bytes: usize) -> Result<(), Failure> {
+        if let Some(memory) = &mut *self.memory.borrow_mut() {
+            let grown = memory.grow(KEPT_BESIDE.saturating_add((bytes as u64).saturating_mul(2)));
+            // Nothing is wrong with the derivations.
+            grown.map_err(|over| Failure::transient(over.to_string()))?;
+        }
         Self::charge(&self.kept, bytes, MAX_KEPT, "would have to be kept in memory")
     }
 

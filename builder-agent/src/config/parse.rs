@@ -46,6 +46,9 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
     let memory = values.int_of("sandbox.memory-mib");
     let vcpus = values.int_of("sandbox.vcpus");
     let name = values.text("name").unwrap_or_else(host_name);
+    let session_mib = values
+        .int("limits.max-session-memory-mib")
+        .map_or_else(|| (machine_memory() / MIB / 4).max(512), |mib| mib as u64);
     Ok(Config {
         signing_key_name: values.text("signing-key-name").unwrap_or_else(|| format!("{name}-1")),
         name,
@@ -112,8 +115,21 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
             net_blocks: values.one("limits.per-source-net-block-size"),
             penalties: values.one("limits.per-source-penalties"),
             penalty_exempt: values.parsed("limits.per-source-penalty-exempt"),
+            client_stall: Duration::from_secs(values.int_of("limits.client-stall-seconds") as u64),
+            max_session_bytes: session_mib * MIB,
+            max_session_bytes_per_member: values
+                .int("limits.max-session-memory-per-member-mib")
+                .map_or((session_mib / 4).max(512), |mib| mib as u64)
+                .min(session_mib)
+                * MIB,
         },
     })
+}
+
+/// Bytes of memory in this machine.
+fn machine_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram * u64::from(info.mem_unit)
 }
 
 impl Values<'_> {

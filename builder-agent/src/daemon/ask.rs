@@ -1,15 +1,18 @@
 //! Questions about paths and derivations.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::Arc;
 
 use nix_derivation::{DerivedPath, NixHash, StorePath};
 use store::{Member, Provenance, RealisationId, View};
 use wire::types::{DrvKey, DrvOutputId, Missing, Realisation};
 
+use super::desk::Desk;
 use super::studied::studied;
-use super::transfer::Trouble;
+use super::transfer::{Trouble, over};
 use crate::House;
+use crate::budget::Charge;
 use crate::build::modulo::Hasher;
 use crate::build::{Plan, plan};
 
@@ -19,14 +22,38 @@ pub(super) fn info(view: &View, path: &StorePath) -> Result<Arc<store::PathInfo>
         .ok_or_else(|| Trouble::Refused(format!("path '{}' is not valid", path.to_absolute_path())))
 }
 
+/// What one path of a list takes, while the list is made out of a sorted set and then sent.
+const LISTED_BYTES: u64 = 320;
+
+/// A list that can be as long as the store, charged for as long as it is being sent. Whoever has no memory for it left waits
+/// without it, and then it is made again.
+pub(super) async fn listed<F>(desk: &Desk, make: impl Fn() -> F) -> Result<(Vec<StorePath>, Charge), Trouble>
+where
+    F: Future<Output = Result<Vec<StorePath>, Trouble>>,
+{
+    const WHAT: &str = "a list of paths";
+    let size = |list: &[StorePath]| list.len() as u64 * LISTED_BYTES;
+    let list = make().await?;
+    let need = size(&list);
+    if let Ok(charge) = desk.budget.charge(need, WHAT) {
+        return Ok((list, charge));
+    }
+    drop(list);
+    let mut charge = desk.budget.wait(need, WHAT).await.map_err(over)?;
+    let list = make().await?;
+    charge.set(size(&list)).map_err(over)?;
+    Ok((list, charge))
+}
+
 /// Output names of the `.drv` at `path`, with their paths: those it states, and those that have been realised.
 pub(super) async fn outputs(
+    desk: &Desk,
     house: &Arc<House>,
     view: &View,
     path: StorePath,
 ) -> Result<BTreeMap<String, Option<StorePath>>, Trouble> {
     let (house, view) = (house.clone(), view.clone());
-    studied(move |study| {
+    studied(desk, move |study| {
         let outputs = plan::outputs(&view, &house.drv_hashes, &path, study);
         outputs.map_err(|failure| Trouble::Refused(failure.message))
     })
@@ -35,12 +62,13 @@ pub(super) async fn outputs(
 
 /// What building the targets would mean.
 pub(super) async fn missing(
+    desk: &Desk,
     house: &Arc<House>,
     view: &View,
     targets: Vec<DerivedPath>,
 ) -> Result<Missing, Trouble> {
     let (house, view) = (house.clone(), view.clone());
-    let plan = studied(move |study| Plan::make(&view, &house.drv_hashes, &targets, study)).await?;
+    let plan = studied(desk, move |study| Plan::make(&view, &house.drv_hashes, &targets, study)).await?;
     let plan = plan.map_err(|failure| Trouble::Refused(failure.message))?;
     Ok(Missing {
         will_build: plan.will_build(),
@@ -53,6 +81,7 @@ pub(super) async fn missing(
 
 /// What an output of a derivation turned out to be.
 pub(super) async fn realisation(
+    desk: &Desk,
     house: &Arc<House>,
     view: &View,
     id: DrvOutputId,
@@ -65,7 +94,7 @@ pub(super) async fn realisation(
         DrvKey::Hash(_) => None,
         DrvKey::Path(drv) if !view.is_valid(drv) => None,
         DrvKey::Path(drv) => {
-            let outputs = outputs(house, view, drv.clone()).await?;
+            let outputs = outputs(desk, house, view, drv.clone()).await?;
             outputs.get(&id.output).cloned().flatten().map(|path| (path, Vec::new()))
         }
     };
@@ -79,6 +108,7 @@ pub(super) async fn realisation(
 
 /// A client says what an output turned out to be: its member's claim, whatever it is signed with.
 pub(super) async fn register(
+    desk: &Desk,
     house: &Arc<House>,
     view: &View,
     realisation: Realisation,
@@ -86,7 +116,7 @@ pub(super) async fn register(
     let Realisation { id: DrvOutputId { drv, output }, out_path, .. } = realisation;
     let (house, view) = (house.clone(), view.clone());
     let full = out_path.to_absolute_path();
-    studied(move |study| {
+    studied(desk, move |study| {
         let refused = |why: &dyn std::fmt::Display| {
             Trouble::Refused(format!(
                 "cannot register '{full}' as the output '{output}' of a derivation: {why}"

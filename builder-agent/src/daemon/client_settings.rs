@@ -7,6 +7,9 @@
 
 use wire::types::ClientSettings;
 
+/// Longest value that is remembered. All that are honoured are numbers.
+const MAX_VALUE: usize = 100;
+
 /// What becomes of a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Treatment {
@@ -117,6 +120,16 @@ pub(super) fn warnings(settings: &ClientSettings) -> Vec<String> {
         .collect()
 }
 
+/// What is remembered of them: the ones that something here looks up. Whatever else a client sends, in any length, would
+/// stay as long as its session.
+pub(super) fn kept(mut settings: ClientSettings) -> ClientSettings {
+    let honoured = |name: &str| {
+        RULES.iter().any(|rule| rule.treatment == Treatment::Honoured && rule.names.contains(&name))
+    };
+    settings.overrides.retain(|name, value| honoured(name) && value.len() <= MAX_VALUE);
+    settings
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,6 +169,14 @@ mod tests {
         let mut names: Vec<&str> = RULES.iter().flat_map(|rule| rule.names).copied().collect();
         names.sort_unstable();
         assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+    }
+
+    #[test]
+    fn only_what_is_honoured_is_remembered() {
+        let set = [("timeout", "5".to_owned()), ("max-log-size", "9".repeat(101)), ("x", "1".into())];
+        let overrides = set.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let kept = kept(ClientSettings { overrides, ..ClientSettings::default() });
+        assert_eq!(kept.overrides.into_keys().collect::<Vec<_>>(), ["timeout"]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use wire::types::BuildStatus;
 use wire::worker::LogEvent;
 
+use super::desk::Desk;
 use crate::House;
 use crate::build::Failure;
 use crate::roster::Member;
@@ -39,6 +40,7 @@ pub(super) struct Context {
     pub house: Arc<House>,
     pub member: Arc<Member>,
     pub view: View,
+    pub desk: Desk,
     pub wall: Option<Duration>,
     pub silent: Option<Duration>,
     pub log: Option<u64>,

@@ -96,7 +96,7 @@ impl Session {
         targets: Vec<DerivedPath>,
     ) -> Result<Missing, Trouble> {
         let (_, mut nothing) = mpsc::channel(1);
-        let looking = ask::missing(&self.house, &self.view, targets.clone());
+        let looking = ask::missing(&self.desk, &self.house, &self.view, targets.clone());
         let mut missing = audience.run(looking, &mut nothing).await??;
         if !self.house.substituters.any() {
             return Ok(missing);

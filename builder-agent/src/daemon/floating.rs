@@ -12,10 +12,10 @@ use wire::worker::{ActivityKind, LogEvent, Verbosity};
 use super::context::{Context, Done, Ended};
 use super::one::build_one;
 use super::studied::studied;
-use super::transfer::blocking;
 use crate::build::derivation::Derivation;
 use crate::build::resolve::{InputPaths, Resolved, resolve};
 use crate::build::{Failure, Recipe, plan, realised};
+use crate::threads::Task;
 
 /// One derivation of a plan, when all it needs is there.
 pub(super) struct Work {
@@ -32,7 +32,7 @@ pub(super) async fn build(context: Context, work: Work, check: bool) -> Ended {
     let drv = &work.recipe.drv_path;
     let (house, view) = (context.house.clone(), context.view.clone());
     let original = work.recipe.clone();
-    let resolving = studied(move |study| {
+    let resolving = studied(&context.desk, move |study| {
         let sure = plan::inputs_verified(&view, &house.drv_hashes, &original, &inputs, study);
         resolve(&original.drv_path, &derivation, &inputs).map(|resolved| (resolved, sure))
     });
@@ -43,7 +43,7 @@ pub(super) async fn build(context: Context, work: Work, check: bool) -> Ended {
     {
         // Nix keeps it too: it is the deriver of what is built now.
         let (view, recipe) = (context.view.clone(), recipe.clone());
-        off_thread(move || keep(&view, &recipe, &text)).await?;
+        done(context.desk.workers.commit(move || keep(&view, &recipe, &text))).await?;
     }
     let mut done = build_plain(context.clone(), recipe.clone(), check).await?;
     if done.status == BuildStatus::AlreadyValid {
@@ -70,13 +70,15 @@ pub(super) async fn build_plain(context: Context, recipe: Arc<Recipe>, check: bo
 
 async fn remember(context: &Context, drv_hash: [u8; 32], done: &Done) -> Result<(), Failure> {
     let (view, outputs, proven) = (context.view.clone(), done.outputs.clone(), done.proven);
-    off_thread(move || realised::record(&view, &drv_hash, &outputs, proven)).await
+    let work = move || realised::record(&view, &drv_hash, &outputs, proven);
+    self::done(context.desk.workers.commit(work)).await
 }
 
-async fn off_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    blocking(work).await.unwrap_or_else(|_| Err(bug()))
+async fn done<T>(work: Task<Result<T, Failure>>) -> Result<T, Failure> {
+    work.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "resolving a derivation was lost");
+        Err(bug())
+    })
 }
 
 fn bug() -> Failure {

@@ -7,7 +7,8 @@ use nix_derivation::StorePath;
 use store::{Collect, CollectAction, Collected, RegisterError, View};
 use wire::types::{GcAction, GcOptions};
 
-use super::transfer::{Trouble, blocking};
+use super::desk::Desk;
+use super::transfer::{Trouble, bug};
 
 pub(super) fn failed(error: RegisterError) -> Trouble {
     if !error.is_callers_fault() {
@@ -16,21 +17,22 @@ pub(super) fn failed(error: RegisterError) -> Trouble {
     Trouble::Refused(error.to_string())
 }
 
-pub(super) async fn add_root(view: &View, path: StorePath, name: String) -> Result<(), Trouble> {
+pub(super) async fn add_root(desk: &Desk, view: &View, path: StorePath, name: String) -> Result<(), Trouble> {
     let view = view.clone();
-    blocking(move || view.add_root(&name, &path)).await?.map_err(failed)
+    desk.workers.commit(move || view.add_root(&name, &path)).await.map_err(bug)?.map_err(failed)
 }
 
 pub(super) async fn add_signatures(
+    desk: &Desk,
     view: &View,
     path: StorePath,
     signatures: Vec<String>,
 ) -> Result<(), Trouble> {
     let view = view.clone();
-    blocking(move || view.add_signatures(&path, &signatures)).await?.map_err(failed)
+    desk.workers.commit(move || view.add_signatures(&path, &signatures)).await.map_err(bug)?.map_err(failed)
 }
 
-pub(super) async fn collect(view: &View, options: GcOptions) -> Result<Collected, Trouble> {
+pub(super) async fn collect(desk: &Desk, view: &View, options: GcOptions) -> Result<Collected, Trouble> {
     if options.ignore_liveness {
         return Err(Trouble::Refused(
             "cannot delete paths that are still alive: this box does not ignore liveness; remove their roots first"
@@ -38,7 +40,7 @@ pub(super) async fn collect(view: &View, options: GcOptions) -> Result<Collected
         ));
     }
     let view = view.clone();
-    blocking(move || view.collect(&wish(&view, options))).await?.map_err(|error| {
+    desk.workers.commit(move || view.collect(&wish(&view, options))).await.map_err(bug)?.map_err(|error| {
         if let store::CollectError::Write(error) = &error {
             tracing::error!(%error, "the store cannot collect garbage");
         }

@@ -14,12 +14,13 @@ use std::sync::Arc;
 use nix_derivation::{DerivedPath, StorePath};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
-use wire::WireError;
 use wire::types::{BuildMode, BuildStatus, ClientSettings, Missing};
 use wire::worker::LogEvent;
+use wire::{PatientWriter, WireError};
 
 use super::audience::{Audience, shown_on};
-use super::transfer::{Trouble, blocking};
+use super::desk::Desk;
+use super::transfer::{Trouble, bug};
 use super::{Caller, EndLogged, Running, Session, Writer};
 use crate::House;
 
@@ -69,8 +70,8 @@ pub fn run_host_command<'a>(
 
 async fn command_session(
     command: HostCommand,
-    mut stdout: Writer<'_>,
-    mut stderr: Writer<'_>,
+    stdout: Writer<'_>,
+    stderr: Writer<'_>,
     hung_up: Running<'_, ()>,
     house: Arc<House>,
     caller: Caller,
@@ -78,6 +79,16 @@ async fn command_session(
     let Caller { member, connection, wishes } = caller;
     tracing::info!(connection, member = %member.name, ?command, "command started");
     let _end = EndLogged { connection, member: member.clone(), what: "command ended" };
+    let stall = house.config.limits.client_stall;
+    let mut stdout = PatientWriter::new(stdout, stall);
+    let mut stderr = PatientWriter::new(stderr, stall);
+    let _charge = match Desk::of(&house, &member.id).session() {
+        Ok(charge) => charge,
+        Err(over) => {
+            let _ = stderr.write_all(format!("error: {over}\n").as_bytes()).await;
+            return 1;
+        }
+    };
     let mut session = Session::open(house, member, wishes);
     let mut terminal = Terminal { stderr: &mut stderr, hung_up };
     let done = match session.follow_roster() {
@@ -143,11 +154,11 @@ impl Session {
             HostCommand::RemoveFolder { folder } => {
                 let inside = format!("{}/", folder.trim_end_matches('/'));
                 let view = self.view.clone();
-                let removed = blocking(move || {
+                let removed = self.desk.workers.commit(move || {
                     let names = view.roots().into_keys().filter(|name| name.starts_with(&inside));
                     names.map(|name| view.remove_root(&name)).collect::<Result<Vec<_>, _>>()
                 });
-                removed.await?.map_err(|error| Trouble::Refused(error.to_string()))?;
+                removed.await.map_err(bug)?.map_err(|error| Trouble::Refused(error.to_string()))?;
                 return Ok((Vec::new(), 0));
             }
             HostCommand::Machine => {
@@ -214,7 +225,8 @@ impl Session {
                     name.push_str(&format!("-{output}"));
                 }
                 let (view, made) = (self.view.clone(), name.clone());
-                let added = blocking(move || view.add_root(&made, &path)).await?;
+                let added = self.desk.workers.commit(move || view.add_root(&made, &path)).await;
+                let added = added.map_err(bug)?;
                 added.map_err(|error| Trouble::Refused(error.to_string()))?;
                 lines.insert(name);
             }

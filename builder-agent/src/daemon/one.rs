@@ -7,17 +7,21 @@ use std::time::Duration;
 use nix_derivation::StorePath;
 use sandbox::SandboxError;
 use store::{Closure, Provenance, RecordedOutput, RegisterError, View};
-use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use wire::types::BuildStatus;
 use wire::worker::{ActivityKind, LogEvent, Verbosity};
 
 use super::context::{Context, Done, Ended};
+use super::desk::Desk;
 use crate::build::failure::sandbox_failed;
 use crate::build::kept::Reader;
 use crate::build::log::{Lines, LogReader, Notice};
 use crate::build::reuse::{self, Earlier};
 use crate::build::{Attached, BuildKey, Envelope, Failure, Outcome, Recipe, Request, outputs, realised};
+use crate::threads::Lost;
+
+/// What one path of a build's closure takes.
+const INPUT_BYTES: u64 = 256;
 
 /// Read from a kept log at once.
 const CHUNK: usize = 32 * 1024;
@@ -35,7 +39,7 @@ pub(super) async fn build_one(context: Context, recipe: Arc<Recipe>, check: bool
     let valid = known.filter(|(paths, _)| paths.values().all(|path| view.is_valid(path)));
     match valid {
         Some((paths, proven)) if !check => {
-            name_deriver(view, &recipe, &paths).await;
+            name_deriver(&context.desk, view, &recipe, &paths).await;
             return Ok(Done::already(paths, proven));
         }
         _ => {}
@@ -53,12 +57,12 @@ pub(super) async fn build_one(context: Context, recipe: Arc<Recipe>, check: bool
 }
 
 /// As [`outputs::name_deriver`]; a thread is taken only if there is something to note.
-async fn name_deriver(view: &View, recipe: &Arc<Recipe>, paths: &BTreeMap<String, StorePath>) {
+async fn name_deriver(desk: &Desk, view: &View, recipe: &Arc<Recipe>, paths: &BTreeMap<String, StorePath>) {
     let nameless = |path: &&StorePath| view.info(path).is_some_and(|info| info.deriver.is_none());
     let paths: Vec<StorePath> = paths.values().filter(nameless).cloned().collect();
     if !paths.is_empty() {
         let (view, recipe) = (view.clone(), recipe.clone());
-        let _ = blocking(move || outputs::name_deriver(&recipe, &view, &paths)).await;
+        let _ = desk.workers.commit(move || outputs::name_deriver(&recipe, &view, &paths)).await;
     }
 }
 
@@ -95,13 +99,18 @@ impl One {
             };
             Ok((inputs, key, of_box))
         };
-        let (inputs, key, key_of_box) = blocking(looking).await??;
+        let (inputs, key, key_of_box) = lost(context.desk.workers.plan(looking).await)??;
+        // Kept until the build has ended, however long it waits for a slot.
+        let need = inputs.len() as u64 * INPUT_BYTES;
+        let memory = context.desk.budget.wait(need, "the list of this build's inputs").await;
+        let memory = memory.map_err(|over| Failure::transient(over.to_string()))?;
         let request = Request {
             member: context.member.clone(),
             view: context.view.clone(),
             recipe,
             http: context.house.http.clone(),
             inputs: Arc::new(inputs),
+            memory: Arc::new(memory),
             envelope,
             key,
             check: false,
@@ -162,16 +171,18 @@ impl One {
     async fn show_again(&self, log: &str) {
         // It may have made room for others.
         let Ok(file) = self.context.house.kept.open(log) else { return };
-        let mut file = tokio::fs::File::from_std(file);
+        let (workers, file, mut at) = (&self.context.desk.workers, Arc::new(file), 0);
         let id = self.context.ids.next();
         let drv = self.request.recipe.drv_path.to_absolute_path();
         let fields = vec![drv.as_str().into(), "".into(), 1.into(), 1.into()];
         let text = format!("telling again how building '{drv}' failed");
         self.context.show(start(id, ActivityKind::Build, text, fields)).await;
         let mut lines = Lines::default();
-        let mut chunk = vec![0; CHUNK];
-        while let Ok(n @ 1..) = file.read(&mut chunk).await {
-            self.show_lines(id, &mut lines, &chunk[..n]).await;
+        while let Ok(Ok(chunk)) = workers.read_at(&file, at, CHUNK).await
+            && !chunk.is_empty()
+        {
+            at += chunk.len() as u64;
+            self.show_lines(id, &mut lines, &chunk).await;
         }
         self.show_last(id, &mut lines).await;
         self.context.show(LogEvent::stop(id)).await;
@@ -326,12 +337,12 @@ impl One {
         proven: bool,
     ) -> Result<Arc<BTreeMap<String, StorePath>>, Failure> {
         let Request { recipe, view, .. } = self.request.clone();
-        let outputs = blocking(move || {
+        let adopting = move || {
             outputs::adopt(&recipe, &view, proven, &outputs)
                 .map(|()| paths(&outputs))
                 .map_err(|error| Failure::transient(error.to_string()))
-        })
-        .await??;
+        };
+        let outputs = lost(self.context.desk.workers.commit(adopting).await)??;
         self.give_log(log, proven).await;
         Ok(outputs)
     }
@@ -349,7 +360,7 @@ impl One {
                 tracing::warn!(%error, "cannot keep a build log");
             }
         };
-        let _ = blocking(work).await;
+        let _ = self.context.desk.workers.contents(work).await;
     }
 }
 
@@ -429,9 +440,9 @@ fn event(id: u64, notice: Notice<'_>) -> Option<LogEvent> {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(work).await.map_err(|panic| {
-        tracing::error!(%panic, "work for a build panicked; this is a bug of the box");
-        Failure::transient("the build failed because of a bug of the box")
+fn lost<T>(done: Result<T, Lost>) -> Result<T, Failure> {
+    done.map_err(|error| {
+        tracing::error!(%error, "work for a build was lost");
+        Failure::transient(format!("the build failed because of the box: {error}"))
     })
 }

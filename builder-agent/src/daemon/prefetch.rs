@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::Session;
 use super::audience::Audience;
 use super::studied::studied;
-use super::transfer::{Trouble, blocking};
+use super::transfer::{Trouble, bug};
 use crate::build::modulo::{self, Hasher};
 use crate::build::plan::MAX_DERIVATIONS;
 use crate::build::realised;
@@ -79,7 +79,7 @@ impl Session {
             paths.filter(|path| path.as_ref().is_none_or(|path| !self.view.is_valid(path))).collect();
         // What there is to parse is a client's.
         let env = derivation.env.clone();
-        let allows = blocking(move || allows(&env)).await?;
+        let allows = self.desk.workers.plan(move || allows(&env)).await.map_err(bug)?;
         let looked = Looked { drv: drv.clone(), name, missing, allows, inputs: Vec::new() };
         let Some(paths) = self.candidates(&looked).filter(|paths| !paths.is_empty()) else { return Ok(()) };
         let work = |events| async move {
@@ -131,7 +131,7 @@ impl Session {
                 )));
             }
             let (house, view, level) = (self.house.clone(), self.view.clone(), std::mem::take(&mut next));
-            let looked: Vec<Looked> = studied(move |study| {
+            let looked: Vec<Looked> = studied(&self.desk, move |study| {
                 let mut hasher = Hasher::new(&view, &house.drv_hashes, study);
                 let look =
                     |(drv, outputs): &(StorePath, Vec<String>)| look(&view, &mut hasher, study, drv, outputs);

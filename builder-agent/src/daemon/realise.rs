@@ -15,13 +15,15 @@ use super::audience::Audience;
 use super::context::{Context, Done, Ended};
 use super::floating::{self, Work};
 use super::studied::studied;
-use super::transfer::{Trouble, blocking};
+use super::transfer::{Trouble, bug, over};
 use crate::build::{Failure, Plan, Recipe};
 
 /// Builds of one request handed to the scheduler at once. Each waits with an open log file.
 const MAX_AT_ONCE: usize = 128;
-/// Log events on their way to a client before a build's reader waits.
-const EVENTS_AHEAD: usize = 256;
+/// Log events on their way to a client before a build's reader waits. Each may be a line of 8 KiB.
+const EVENTS_AHEAD: usize = 64;
+/// What a request that builds takes: log on its way, and a piece of it for each of a few builds.
+const LOG_BYTES: u64 = 1 << 20;
 /// Outputs that one answer names: the targets may be the same derivation again and again, with all its outputs. A NixOS
 /// system has some thousand.
 const MAX_OUTPUTS_TOLD: usize = 200_000;
@@ -57,7 +59,7 @@ impl Session {
         let view = self.view.clone();
         let looked_at = targets.clone();
         let house = self.house.clone();
-        let planning = studied(move |study| match check {
+        let planning = studied(&self.desk, move |study| match check {
             true => Plan::make_again(&view, &house.drv_hashes, &looked_at, study),
             false => Plan::make(&view, &house.drv_hashes, &looked_at, study),
         });
@@ -94,11 +96,13 @@ impl Session {
         if !check {
             self.prefetch_outputs(audience, &drv_path, &derivation).await?;
         }
-        let recipe = blocking(move || Recipe::from_basic(&drv_path, derivation)).await?;
+        let reading = move || Recipe::from_basic(&drv_path, derivation);
+        let recipe = self.desk.workers.plan(reading).await.map_err(bug)?;
         let recipe = match recipe {
             Ok(recipe) => Arc::new(recipe),
             Err(failure) => return Ok(BuildResult::new(failure.status, failure.message)),
         };
+        let _charge = self.desk.budget.wait(LOG_BYTES, "the log of this build").await.map_err(over)?;
         let (events, mut shown) = mpsc::channel(EVENTS_AHEAD);
         let (context, keep_failed) = (self.context(events), self.settings.keep_failed);
         let work = async move {
@@ -118,6 +122,7 @@ impl Session {
             house: self.house.clone(),
             member: self.member.clone(),
             view: self.view.clone(),
+            desk: self.desk.clone(),
             wall: number(&self.settings, &["timeout", "build-timeout"]).and_then(seconds),
             silent: seconds(self.settings.max_silent_time),
             log: number(&self.settings, &["max-log-size", "build-max-log-size"]).filter(|bytes| *bytes > 0),

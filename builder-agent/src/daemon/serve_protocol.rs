@@ -7,26 +7,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::io::{BufRead, Read, Write};
 use std::sync::Arc;
 
 use nix_derivation::{DerivedPath, StorePath};
 use store::{ImportError, Ingested, Provenance, View};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
-use wire::WireError;
 use wire::serve::{BuildOptions, Connection, ImportedInfo, Request, Response};
-use wire::types::{BuildMode, BuildResult, BuildStatus, ClientSettings, PathInfo};
+use wire::types::{BuildMode, BuildResult, BuildStatus, ClientSettings};
 use wire::worker::LogEvent;
+use wire::{PatientWriter, WireError};
 
 use super::audience::{Audience, shown_on};
-use super::transfer::{self, BATCH, Trouble, feed};
+use super::desk::Desk;
+use super::transfer::{self, BATCH, Trouble, Unknown, feed};
 use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, ask, garbage};
 use crate::House;
 use crate::convert;
-
-/// Read from an upload at once.
-const PIECE: usize = 128 << 10;
 
 /// Serves one channel until the client hangs up. `stderr` is the other direction's second stream.
 ///
@@ -51,10 +48,19 @@ async fn serve_session(
     house: Arc<House>,
     caller: Caller,
 ) -> Result<(), SessionError> {
-    let max_nar_bytes = house.config.limits.max_nar_bytes;
-    let conn = Connection::accept(reader, writer, max_nar_bytes).await.map_err(SessionError::Greeting)?;
-    let protocol = conn.version().to_string();
     let Caller { member, connection, wishes } = caller;
+    let mut stderr = PatientWriter::new(stderr, house.config.limits.client_stall);
+    let desk = Desk::of(&house, &member.id);
+    let admitted = desk.session().and_then(|charge| Ok((charge, desk.terms(&house.config.limits)?)));
+    let (_charge, terms) = match admitted {
+        Ok(admitted) => admitted,
+        Err(over) => {
+            let _ = stderr.write_all(format!("error: {over}\n").as_bytes()).await;
+            return Err(SessionError::Refused(over.to_string()));
+        }
+    };
+    let conn = Connection::accept(reader, writer, terms).await.map_err(SessionError::Greeting)?;
+    let protocol = conn.version().to_string();
     tracing::info!(connection, member = %member.name, protocol, write, "serve session started");
     let _end = EndLogged { connection, member: member.clone(), what: "serve session ended" };
     let mut serving = Serving { conn, stderr, write, session: Session::open(house, member, wishes) };
@@ -138,7 +144,11 @@ where
                 return Ok(None);
             }
             Request::QueryClosure { include_outputs, paths } => {
-                Response::Paths(closure(&self.session, &paths, include_outputs).await?)
+                let (session, asked) = (&self.session, &paths);
+                let make = || closure(session, asked, include_outputs);
+                let (paths, _charge) = ask::listed(&session.desk, make).await?;
+                self.conn.reply(&Response::Paths(paths)).await?;
+                return Ok(None);
             }
 
             // Contents.
@@ -151,9 +161,8 @@ where
                 return Ok(None);
             }
             Request::AddToStoreNar { info } => {
-                let view = view.clone();
-                let work = move |nar: &mut dyn BufRead| view.import(convert::from_wire(info), nar);
-                feed(self.conn.body(), work).await?.map_err(transfer::import_failed)?;
+                let staged = self.session.take_nar(self.conn.body(), info).await?;
+                transfer::register(&self.session.desk, view, vec![staged]).await?;
                 Response::Done
             }
             Request::ImportPaths => {
@@ -202,7 +211,7 @@ where
     }
 
     async fn dump(&mut self, path: StorePath) -> Result<(), Trouble> {
-        let mut chunks = transfer::read_nar(&self.session.view, path).await?;
+        let mut chunks = transfer::read_nar(&self.session.desk, &self.session.view, path).await?;
         let mut reply = self.conn.reply_nar().await?;
         while let Some(chunk) = transfer::next_chunk(&mut chunks).await? {
             reply.write(&chunk).await?;
@@ -215,23 +224,23 @@ where
         let sorted = references_first(view, paths)?;
         let mut reply = self.conn.reply_export().await?;
         for info in sorted {
-            let mut chunks = transfer::read_nar(view, info.path.clone()).await?;
+            let mut chunks = transfer::read_nar(&self.session.desk, view, info.path.clone()).await?;
             reply.begin().await?;
             while let Some(chunk) = transfer::next_chunk(&mut chunks).await? {
                 reply.write(&chunk).await?;
             }
-            reply.end(&info).await?;
+            reply.end(&convert::to_wire(&info)).await?;
         }
         Ok(reply.finish().await?)
     }
 
     /// Paths come with their references first, and become visible in batches, each all or nothing.
     async fn import(&mut self) -> Result<(), Trouble> {
-        let view = &self.session.view;
+        let (view, desk) = (&self.session.view, &self.session.desk);
         let mut batch = Vec::new();
         while self.conn.next_nar().await? {
             let taker = view.clone();
-            let ingested = feed(self.conn.body(), move |nar| ingest(&taker, nar)).await?;
+            let ingested = feed(desk, self.conn.body(), move || Unknown::open(&taker)).await?;
             let ingested = ingested.map_err(transfer::import_failed)?;
             let info = imported(&ingested, self.conn.trailer().await?);
             // Nothing in an export stream could prove what the path is, so it is what this member says it is.
@@ -239,10 +248,10 @@ where
             let staged = view.stage_built(ingested, info, provenance);
             batch.push(staged.map_err(|error| transfer::import_failed(ImportError::Register(error)))?);
             if batch.len() >= BATCH {
-                transfer::register(view, std::mem::take(&mut batch)).await?;
+                transfer::register(desk, view, std::mem::take(&mut batch)).await?;
             }
         }
-        transfer::register(view, batch).await
+        transfer::register(desk, view, batch).await.map(|_| ())
     }
 
     async fn build_paths(
@@ -319,7 +328,8 @@ async fn closure(
     while include_outputs && !new.is_empty() {
         let mut outputs = Vec::new();
         for drv in new.iter().filter(|path| path.is_derivation()) {
-            let paths = ask::outputs(&session.house, view, drv.clone()).await?.into_values().flatten();
+            let paths =
+                ask::outputs(&session.desk, &session.house, view, drv.clone()).await?.into_values().flatten();
             outputs.extend(paths.filter(|path| view.is_valid(path)));
         }
         new = of(&outputs)?.into_iter().filter(|path| !closure.contains(path)).collect();
@@ -329,10 +339,11 @@ async fn closure(
 }
 
 /// Infos of `paths`, each after those of them that it refers to.
-fn references_first(view: &View, paths: Vec<StorePath>) -> Result<Vec<PathInfo>, Trouble> {
-    let mut infos: BTreeMap<StorePath, PathInfo> = BTreeMap::new();
+fn references_first(view: &View, paths: Vec<StorePath>) -> Result<Vec<Arc<store::PathInfo>>, Trouble> {
+    // As the store has them: copies of a long list would be many times what was asked.
+    let mut infos: BTreeMap<StorePath, Arc<store::PathInfo>> = BTreeMap::new();
     for path in paths {
-        let info = convert::to_wire(&*ask::info(view, &path)?);
+        let info = ask::info(view, &path)?;
         infos.insert(path, info);
     }
     // References have no circles but those to a path itself, so this ends.
@@ -349,24 +360,6 @@ fn references_first(view: &View, paths: Vec<StorePath>) -> Result<Vec<PathInfo>,
         }
     }
     Ok(sorted.into_iter().filter_map(|path| infos.remove(&path)).collect())
-}
-
-/// Takes in a NAR of which nothing is known yet.
-fn ingest(view: &View, nar: &mut dyn Read) -> Result<Ingested, ImportError> {
-    let mut ingest = view.ingest(&[])?;
-    let mut piece = vec![0; PIECE];
-    loop {
-        let n = match nar.read(&mut piece) {
-            Ok(0) => break,
-            Ok(n) => n,
-            Err(source) => return Err(ImportError::Source { name: "an imported path".into(), source }),
-        };
-        if ingest.write_all(&piece[..n]).is_err() {
-            // `finish` says what was wrong.
-            break;
-        }
-    }
-    ingest.finish()
 }
 
 fn imported(ingested: &Ingested, told: ImportedInfo) -> store::PathInfo {

@@ -1,8 +1,9 @@
-//! Studies of derivations, each on a thread of its own, until nobody waits for it any more.
+//! Studies of derivations, on threads that are there for them, until nobody waits for it any more.
 
 use sandbox::Cancel;
 
-use super::transfer::{Trouble, blocking};
+use super::desk::Desk;
+use super::transfer::{Trouble, bug, over};
 use crate::build::study::Study;
 
 /// Cancels when it is dropped: whoever waited is gone.
@@ -16,9 +17,11 @@ impl Drop for Gone {
 
 /// Does work that reads derivations.
 pub(super) async fn studied<T: Send + 'static>(
+    desk: &Desk,
     work: impl FnOnce(&Study) -> T + Send + 'static,
 ) -> Result<T, Trouble> {
     let cancel = Cancel::new();
     let _gone = Gone(cancel.clone());
-    blocking(move || work(&Study::new(cancel))).await
+    let study = Study::charged(cancel, &desk.budget).map_err(over)?;
+    desk.workers.plan(move || work(&study)).await.map_err(bug)
 }

@@ -5,19 +5,26 @@
 use std::collections::BTreeSet;
 
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
-use store::{ImportError, Staged, View};
+use store::{ImportError, RegisterError, Staged, View};
 use tokio::io::{AsyncRead, AsyncWrite};
 use wire::WireError;
 use wire::types::PathInfo;
 use wire::worker::Connection;
 
 use super::Session;
+use super::desk::Desk;
+use crate::budget::OverBudget;
 use crate::convert;
+use crate::threads::Lost;
 
 mod chunks;
+mod sinks;
 mod upload;
 
-pub(super) use chunks::{feed, next_chunk, read_nar};
+pub(super) use chunks::{Sink, feed, next_chunk, read_nar};
+pub(super) use sinks::Unknown;
+
+use sinks::{Address, Addressed, Announced};
 
 /// Paths of one upload that become visible together. Each commit costs a few disk flushes; a batch shares them.
 pub(super) const BATCH: usize = 256;
@@ -37,17 +44,15 @@ impl From<WireError> for Trouble {
     }
 }
 
-/// Runs blocking work on a thread of its own.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Trouble> {
-    tokio::task::spawn_blocking(work).await.map_err(bug)
+/// Work for one request that gave no result; the others do not notice.
+pub(super) fn bug(error: Lost) -> Trouble {
+    tracing::error!(%error, "work for a request was lost");
+    Trouble::Refused(format!("the request failed because of the box: {error}"))
 }
 
-/// A panic in work for one request; the others do not notice.
-fn bug(panic: tokio::task::JoinError) -> Trouble {
-    tracing::error!(%panic, "a request panicked; this is a bug of the box");
-    Trouble::Refused("the request failed because of a bug of the box".into())
+/// The member holds too much already.
+pub(super) fn over(why: OverBudget) -> Trouble {
+    Trouble::Refused(why.to_string())
 }
 
 /// The client is told all; the box's log gets what is the box's own trouble.
@@ -71,11 +76,9 @@ impl Session {
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
     {
-        let view = self.view.clone();
-        let work =
-            move |dump: &mut dyn std::io::BufRead| view.add_ca(&name, method, algorithm, &references, dump);
-        let added = feed(conn.body(), work).await?.map_err(import_failed)?;
-        Ok(convert::to_wire(&added))
+        let (view, what) = (self.view.clone(), Address { name, method, algorithm, references });
+        let staged = feed(&self.desk, conn.body(), move || Addressed::open(view, what)).await?;
+        self.register_one(staged.map_err(import_failed)?).await
     }
 
     pub(super) async fn add_text(
@@ -84,18 +87,20 @@ impl Session {
         text: Vec<u8>,
         references: BTreeSet<StorePath>,
     ) -> Result<PathInfo, Trouble> {
-        let view = self.view.clone();
+        let (method, algorithm) = (ContentAddressMethod::Text, HashAlgorithm::Sha256);
+        let (view, what) = (self.view.clone(), Address { name, method, algorithm, references });
         let work = move || {
-            view.add_ca(
-                &name,
-                ContentAddressMethod::Text,
-                HashAlgorithm::Sha256,
-                &references,
-                &mut text.as_slice(),
-            )
+            let mut sink = Addressed::open(view, what)?;
+            sink.push(&text)?;
+            sink.finish()
         };
-        let added = blocking(work).await?.map_err(import_failed)?;
-        Ok(convert::to_wire(&added))
+        let staged = self.desk.workers.contents(work).await.map_err(bug)?;
+        self.register_one(staged.map_err(import_failed)?).await
+    }
+
+    async fn register_one(&self, staged: Staged) -> Result<PathInfo, Trouble> {
+        let infos = register(&self.desk, &self.view, vec![staged]).await?;
+        Ok(convert::to_wire(infos.first().expect("one path in, one info out")))
     }
 
     pub(super) async fn add_nar<R, W>(
@@ -107,10 +112,18 @@ impl Session {
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
     {
-        let view = self.view.clone();
-        let work = move |nar: &mut dyn std::io::BufRead| view.import(convert::from_wire(info), nar);
-        feed(conn.body(), work).await?.map_err(import_failed)?;
-        Ok(())
+        let staged = self.take_nar(conn.body(), info).await?;
+        register(&self.desk, &self.view, vec![staged]).await.map(|_| ())
+    }
+
+    /// Takes in a NAR that was announced.
+    pub(super) async fn take_nar<B: AsyncRead + Unpin>(
+        &self,
+        body: B,
+        info: PathInfo,
+    ) -> Result<Staged, Trouble> {
+        let (view, info) = (self.view.clone(), convert::from_wire(info));
+        feed(&self.desk, body, move || Announced::open(view, info)).await?.map_err(import_failed)
     }
 
     /// Paths come with their references first, and become visible in batches, each all or nothing.
@@ -119,7 +132,7 @@ impl Session {
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
     {
-        let mut upload = upload::Upload::new(self.view.clone());
+        let mut upload = upload::Upload::begin(self.view.clone(), self.desk.clone()).await?;
         while let Some(info) = conn.next_item().await? {
             upload.add(info, conn.body()).await?;
         }
@@ -135,7 +148,7 @@ impl Session {
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
     {
-        let mut chunks = read_nar(&self.view, path).await?;
+        let mut chunks = read_nar(&self.desk, &self.view, path).await?;
         let mut reply = conn.reply_nar().await?;
         while let Some(chunk) = next_chunk(&mut chunks).await? {
             reply.write(&chunk).await?;
@@ -144,11 +157,16 @@ impl Session {
     }
 }
 
-pub(super) async fn register(view: &View, batch: Vec<Staged>) -> Result<(), Trouble> {
+/// Makes a batch visible, all of it or nothing.
+pub(super) async fn register(
+    desk: &Desk,
+    view: &View,
+    batch: Vec<Staged>,
+) -> Result<Vec<std::sync::Arc<store::PathInfo>>, Trouble> {
     if batch.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let view = view.clone();
-    let registered = blocking(move || view.register_many(batch)).await?;
-    registered.map(|_| ()).map_err(|error| import_failed(ImportError::Register(error)))
+    let registered = desk.workers.commit(move || view.register_many(batch)).await.map_err(bug)?;
+    registered.map_err(|error: RegisterError| import_failed(ImportError::Register(error)))
 }

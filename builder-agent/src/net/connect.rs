@@ -4,13 +4,13 @@
 //! second time.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -19,6 +19,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 use url::Host;
 
 use super::address::{is_own, is_public};
+use crate::threads::Crew;
 
 /// For resolving, dialling and TLS together.
 const CONNECT_TIME: Duration = Duration::from_secs(15);
@@ -26,6 +27,9 @@ const CONNECT_TIME: Duration = Duration::from_secs(15);
 const HEAD_START: Duration = Duration::from_millis(250);
 /// Addresses of one name that are tried. Large services give a dozen.
 const MAX_ADDRESSES: usize = 16;
+
+/// Lookups at once. They only wait; a member has at most as many as builds, and a few that were given up.
+const NAME_THREADS: usize = 64;
 
 /// Why there is no connection. One line each.
 #[derive(Debug, thiserror::Error)]
@@ -66,11 +70,13 @@ pub struct Dialer {
     certificates: PathBuf,
     /// Read at the first use, so that a box without certificates can still use what needs none.
     tls: Mutex<Option<Arc<ClientConfig>>>,
+    /// Where names are looked up.
+    names: Crew,
 }
 
 impl Dialer {
     pub fn new(allow_private: bool, certificates: PathBuf) -> Self {
-        Self { allow_private, certificates, tls: Mutex::new(None) }
+        Self { allow_private, certificates, tls: Mutex::new(None), names: Crew::new("names", NAME_THREADS) }
     }
 
     /// A TCP connection to the first address that answers.
@@ -136,7 +142,7 @@ impl Dialer {
             Host::Ipv6(address) => vec![(*address, port).into()],
             Host::Domain(name) => {
                 let failed = |cause| ConnectError::Unresolved { host: name.clone(), cause };
-                lookup_host((name.as_str(), port)).await.map_err(failed)?.collect()
+                self.look_up(name, port).await.map_err(failed)?
             }
         };
         let allowed =
@@ -159,6 +165,15 @@ impl Dialer {
                 cause: io::Error::new(io::ErrorKind::NotFound, "the name has no addresses"),
             }),
         }
+    }
+
+    /// Asks the system. That blocks, for as long as a name's servers like: so there are threads for nothing else, and no
+    /// name has more than half of them. Whoever waits gives up with the connection ([`CONNECT_TIME`]).
+    async fn look_up(&self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let asked = (name.to_owned(), port);
+        let domain: Arc<str> = name.rsplit('.').take(2).collect::<Vec<_>>().join(".").into();
+        let found = self.names.start(&domain, move || asked.to_socket_addrs().map(Iterator::collect));
+        found.await.map_err(io::Error::other)?
     }
 
     fn tls(&self) -> Result<Arc<ClientConfig>, ConnectError> {

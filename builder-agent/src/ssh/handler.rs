@@ -163,6 +163,16 @@ impl Handler {
         Auth::reject()
     }
 
+    /// A packet of a channel's data. The ssh library takes larger ones than we have asked for, and what waits for a
+    /// session is counted in packets.
+    fn packet(&self, id: ChannelId, data: &[u8], session: &mut Session) -> Result<(), russh::Error> {
+        if data.len() <= super::PACKET as usize {
+            return Ok(());
+        }
+        tracing::info!(connection = self.id, channel = %id, bytes = data.len(), "a packet is too large");
+        session.disconnect(Disconnect::ProtocolError, "a packet is larger than the channel allows", "")
+    }
+
     /// One line on stderr, exit status 127, and the channel is closed.
     fn refuse(&mut self, id: ChannelId, line: &str, session: &mut Session) -> Result<(), russh::Error> {
         tracing::info!(connection = self.id, line, "command refused");
@@ -290,6 +300,20 @@ impl RusshHandler for Handler {
                 Ok(())
             }
         }
+    }
+
+    async fn data(&mut self, id: ChannelId, data: &[u8], session: &mut Session) -> Result<(), Self::Error> {
+        self.packet(id, data, session)
+    }
+
+    async fn extended_data(
+        &mut self,
+        id: ChannelId,
+        _code: u32,
+        data: &[u8],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        self.packet(id, data, session)
     }
 
     async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), Self::Error> {

@@ -9,12 +9,16 @@ use nix_derivation::StorePath;
 use russh::Channel;
 use russh::server::Msg;
 use tokio::io::AsyncWriteExt;
+use wire::PatientWriter;
 
 use crate::House;
 use crate::roster::Member;
 
 /// The one kind of extended data there is (RFC 4254, 5.2).
 pub(super) const STDERR: u32 = 1;
+
+/// Read of a log at once.
+const PIECE: usize = 64 << 10;
 
 /// Prints the log of `path` if this member may read it, then closes the channel.
 pub(super) async fn show(mut channel: Channel<Msg>, house: Arc<House>, member: Arc<Member>, path: StorePath) {
@@ -56,8 +60,15 @@ async fn print(
         }
     };
     let Some(file) = house.kept.find(&member.id, &drv) else { return Ok(false) };
-    let mut writer = channel.make_writer();
-    tokio::io::copy(&mut tokio::fs::File::from_std(file), &mut writer).await?;
-    writer.flush().await?;
-    Ok(true)
+    let (workers, file, mut at) = (house.threads.of(&member.id), Arc::new(file), 0);
+    let mut writer = PatientWriter::new(channel.make_writer(), house.config.limits.client_stall);
+    loop {
+        let piece = workers.read_at(&file, at, PIECE).await.map_err(std::io::Error::other)??;
+        if piece.is_empty() {
+            writer.flush().await?;
+            return Ok(true);
+        }
+        at += piece.len() as u64;
+        writer.write_all(&piece).await?;
+    }
 }

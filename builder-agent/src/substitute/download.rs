@@ -16,6 +16,7 @@ use super::offer::{Offer, Place};
 use super::source::{Kind, Source, SourceError};
 use super::ssh_store::Piped;
 use super::unpack;
+use crate::threads::Threads;
 
 /// Downloads at once on the whole box. Each holds a decoder and a thread.
 const MAX_DOWNLOADS: usize = 16;
@@ -52,11 +53,13 @@ pub struct Downloads {
     slots: Arc<Semaphore>,
     /// The view of nobody: what it registers is Verified or nothing.
     public: View,
+    threads: Threads,
 }
 
 impl Downloads {
-    pub fn new(public: View) -> Self {
-        Self { running: Mutex::default(), slots: Arc::new(Semaphore::new(MAX_DOWNLOADS)), public }
+    pub fn new(public: View, threads: Threads) -> Self {
+        let slots = Arc::new(Semaphore::new(MAX_DOWNLOADS));
+        Self { running: Mutex::default(), slots, public, threads }
     }
 
     /// Joins the download of `offer`'s path, or starts it. Its references must be Verified already.
@@ -72,10 +75,10 @@ impl Downloads {
         let (progress, state) = watch::channel(State::default());
         let (cancel, cancelled) = watch::channel(false);
         let (offer, source) = (offer.clone(), source.clone());
-        let (slots, public) = (self.slots.clone(), self.public.clone());
+        let (slots, public, threads) = (self.slots.clone(), self.public.clone(), self.threads.clone());
         let task = tokio::spawn(async move {
             let _slot = slots.acquire().await;
-            let end = attempts(&offer, &source, &public, &progress, &cancelled).await;
+            let end = attempts(&offer, &source, (&public, &threads), &progress, &cancelled).await;
             progress.send_modify(|state| state.end = Some(end.map_err(Arc::from)));
         });
         let download = Arc::new(Download { state, task: task.abort_handle(), _cancel: cancel });
@@ -87,7 +90,7 @@ impl Downloads {
 async fn attempts(
     offer: &Arc<Offer>,
     source: &Arc<Source>,
-    public: &View,
+    (public, threads): (&View, &Threads),
     progress: &watch::Sender<State>,
     cancelled: &watch::Receiver<bool>,
 ) -> Result<(), String> {
@@ -96,7 +99,7 @@ async fn attempts(
         if public.is_valid(&offer.info.path) {
             return Ok(());
         }
-        let result = one(offer, source, public, progress, cancelled).await;
+        let result = one(offer, source, (public, threads), progress, cancelled).await;
         source.note(&result);
         match result {
             Ok(()) => return Ok(()),
@@ -113,7 +116,7 @@ async fn attempts(
 async fn one(
     offer: &Arc<Offer>,
     source: &Arc<Source>,
-    public: &View,
+    (public, threads): (&View, &Threads),
     progress: &watch::Sender<State>,
     cancelled: &watch::Receiver<bool>,
 ) -> Result<(), SourceError> {
@@ -139,7 +142,7 @@ async fn one(
             let failure = body.failure();
             let (compression, hash, size) = (*compression, hash.clone(), *size);
             let (into, what) = (public, offer.clone());
-            let taken = blocking(move || {
+            let taken = blocking(threads, move || {
                 let mut file = unpack::File::new(body, hash.as_ref(), size);
                 let staged = {
                     let unpacked = unpack::nar(&mut file, compression, what.info.nar_size);
@@ -165,7 +168,7 @@ async fn one(
         (Kind::Ssh(store), Place::Ssh) => {
             let borrowed = store.open(&offer.info.path).await?;
             let (into, what, stall) = (public, offer.clone(), store.stall());
-            let taken = blocking(move || {
+            let taken = blocking(threads, move || {
                 let piped = Piped { borrowed, runtime, cancel, stall };
                 // Reads at most what is there, and asks only while the NAR lasts: nothing behind it is touched.
                 let limited = unpack::exactly(piped, what.info.nar_size);
@@ -192,12 +195,14 @@ fn register(public: &View, staged: store::Staged) -> Result<(), String> {
     public.register_many(vec![staged.proven_only()]).map(|_| ()).map_err(|error| error.to_string())
 }
 
+/// On a thread of its own, which waits for the cache at the pace of the cache. [`MAX_DOWNLOADS`] bounds how many there are.
 async fn blocking<T: Send + 'static>(
+    threads: &Threads,
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| {
-        tracing::error!(%panic, "a download panicked; this is a bug of the box");
-        Err("the download failed because of a bug of the box".into())
+    threads.alone("download", work).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "a download was lost");
+        Err(format!("the download failed because of the box: {error}"))
     })
 }
 

@@ -80,6 +80,30 @@ impl Ingest {
         self.parser.surely_left()
     }
 
+    /// Takes in what belongs to the NAR of the beginning of `bytes`, and says how much that was; less than all is the
+    /// end of the NAR.
+    pub(crate) fn take(&mut self, bytes: &[u8]) -> Result<usize, ImportError> {
+        let mut taken = 0;
+        while taken < bytes.len() {
+            let want = usize::try_from(self.surely_left()).unwrap_or(usize::MAX);
+            if want == 0 {
+                break;
+            }
+            let piece = &bytes[taken..bytes.len().min(taken.saturating_add(want))];
+            if let Err(failed) = self.push(piece) {
+                return Err(self.import_error(&failed));
+            }
+            taken += piece.len();
+        }
+        Ok(taken)
+    }
+
+    /// About how many bytes of memory this takes: the tree is kept until it is complete.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.writer.memory()
+    }
+
     /// Reads exactly one NAR, without a copy on the way from the caller's buffer.
     pub(crate) fn read_all(&mut self, name: &str, from: &mut dyn BufRead) -> Result<(), ImportError> {
         loop {
@@ -171,32 +195,7 @@ pub struct Ingested {
 }
 
 impl Ingested {
-    /// Takes in a single non-executable file, up to the end of `from`.
-    pub(crate) fn flat(store: &Inner, name: &str, from: &mut dyn BufRead) -> Result<Self, ImportError> {
-        let (file, temporary) = store.temporary()?;
-        let write_failed = |e| FileError::new("write object", temporary.path(), e);
-        let mut writer = ObjectWriter::flat(file);
-        let (mut size, limit) = (0, store.config.max_nar_bytes);
-        loop {
-            let piece = match from.fill_buf() {
-                Ok([]) => break,
-                Ok(piece) => piece,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(source) => return Err(ImportError::Source { name: name.to_owned(), source }),
-            };
-            let n = piece.len();
-            size += n as u64;
-            if size > limit {
-                return Err(ImportError::TooLarge { name: name.to_owned(), limit });
-            }
-            writer.flat_data(piece).map_err(write_failed)?;
-            from.consume(n);
-        }
-        let (written, nar_hash, nar_size) = writer.finish_flat().map_err(write_failed)?;
-        Ok(Self::new(written, temporary, nar_hash, nar_size, BTreeSet::new()))
-    }
-
-    fn new(
+    pub(crate) fn new(
         written: Written,
         temporary: Temporary,
         nar_hash: [u8; 32],

@@ -25,6 +25,7 @@ mod git;
 mod hold;
 mod index;
 mod ingest;
+mod intake;
 mod keeper;
 mod marker;
 pub mod nar;
@@ -49,6 +50,7 @@ pub use error::{
     TreeError,
 };
 pub use ingest::{Ingest, Ingested, Staged};
+pub use intake::{Intake, IntakeKind};
 pub use nar::NarReader;
 pub use realisation::RealisationId;
 pub use recover::Recovery;

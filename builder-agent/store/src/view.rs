@@ -17,6 +17,7 @@ use crate::error::{
 };
 use crate::hold::Hold;
 use crate::ingest::{Ingest, Ingested, Staged};
+use crate::intake::{Intake, IntakeKind};
 use crate::nar::NarReader;
 use crate::realisation::RealisationId;
 use crate::register::Viewer;
@@ -230,6 +231,28 @@ impl View {
         address::stage(&self.store.config, &self.viewer.member, ingest.finish()?, info)
     }
 
+    /// Starts taking in an upload whose bytes come piece by piece. `name` is for messages.
+    pub fn intake(&self, kind: IntakeKind, name: &str) -> Result<Intake, ImportError> {
+        Intake::new(&self.store, kind, name)
+    }
+
+    /// Checks what [`Intake::finish`] gave against `info` as a client announced it; for [`View::register_many`].
+    pub fn stage_ingested(&self, ingested: Ingested, info: PathInfo) -> Result<Staged, ImportError> {
+        address::stage(&self.store.config, &self.viewer.member, ingested, info)
+    }
+
+    /// The same for contents whose path they and `references` give. May read them again, for other hashes than SHA-256.
+    pub fn stage_addressed(
+        &self,
+        ingested: Ingested,
+        name: &str,
+        method: ContentAddressMethod,
+        algorithm: HashAlgorithm,
+        references: &BTreeSet<StorePath>,
+    ) -> Result<Staged, ImportError> {
+        address::stage_new(ingested, name, method, algorithm, references)
+    }
+
     /// [`View::stage`] and [`View::register_many`] of one path.
     ///
     /// Verified if `info` has a content address that the contents really have (otherwise it is an error) or a right
@@ -250,7 +273,9 @@ impl View {
     ) -> Result<Arc<PathInfo>, ImportError> {
         let ingested = match method {
             ContentAddressMethod::Flat | ContentAddressMethod::Text => {
-                Ingested::flat(&self.store, name, dump)?
+                let mut intake = self.intake(IntakeKind::File, name)?;
+                intake.read_all(name, dump)?;
+                intake.finish()?
             }
             ContentAddressMethod::Nar | ContentAddressMethod::Git => {
                 let mut ingest = self.ingest(&[])?;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use builder_agent::House;
+use builder_agent::budget::Budgets;
 use builder_agent::build::Ground;
 use builder_agent::build::kept::KeptLogs;
 use builder_agent::build::scheduler::Embedded;
@@ -16,6 +17,7 @@ use builder_agent::config::Config;
 use builder_agent::daemon::{Caller, Wishes};
 use builder_agent::roster::{Member, MemberLimits, Role, Roster};
 use builder_agent::substitute::Substituters;
+use builder_agent::threads::Threads;
 use nix_derivation::{Output, StorePath};
 use sandbox::{Backend, BuilderStatus, Cancel, Finished, Host, Inputs, Job, Phases, SandboxError};
 use store::signing::TrustedKeys;
@@ -138,15 +140,23 @@ impl Scripted {
         let (sender, roster) = watch::channel(read_roster(dir.path(), &["alice", "bob"]));
         let logs = dir.path().to_owned();
         let kept = Arc::new(KeptLogs::new(logs.join("kept"), 1 << 20));
-        let scheduler =
-            Embedded::new(config.clone(), script.clone(), store.clone(), logs, kept.clone(), roster.clone());
+        let threads = Threads::new();
+        let scheduler = Embedded::new(
+            config.clone(),
+            script.clone(),
+            store.clone(),
+            logs,
+            kept.clone(),
+            roster.clone(),
+            threads.clone(),
+        );
         let ground = Ground::default();
         let http = Arc::new(builder_agent::net::HttpClient::new(&config.fetch));
         let signing_key =
             builder_agent::signing::load_or_create(&dir.path().join("signing-key"), "testbox-1")
                 .expect("a signing key")
                 .public();
-        let substituters = Substituters::new(&config, &store, trusted, &http);
+        let substituters = Substituters::new(&config, &store, trusted, &http, threads.clone());
         let drv_hashes = Default::default();
         let house = Arc::new(House {
             config,
@@ -159,6 +169,8 @@ impl Scripted {
             http,
             roster,
             drv_hashes,
+            threads,
+            budgets: Budgets::new(1 << 30, 1 << 30),
         });
         Scripted { dir, house, script, roster: sender }
     }

@@ -18,6 +18,18 @@ pub enum WireError {
     #[error("the connection broke")]
     Io(#[source] io::Error),
 
+    /// Half a message keeps a session, its memory and its half-written file; a client could keep them for ever.
+    #[error(
+        "less than 64 KiB of a request came in {} seconds of waiting, which is the limit here (the server's \
+         `limits.client-stall-seconds`); connect again and send it anew",
+        stall.as_secs()
+    )]
+    NothingSent { stall: std::time::Duration },
+
+    /// The same for what we send: nobody reads it.
+    #[error("the client took less than 64 KiB of an answer in {} seconds", stall.as_secs())]
+    NothingTaken { stall: std::time::Duration },
+
     #[error(
         "this is no Nix client: it greeted with {got:#x} instead of {expected:#x}; is the remote command right?"
     )]
@@ -80,6 +92,8 @@ pub enum Problem {
     BodyEnded,
     #[error("0 bytes are announced, and no NAR is empty")]
     EmptyNar,
+    #[error("{0}")]
+    NoMemory(String),
     #[error("{left} of {size} announced bytes are missing")]
     BodyTooShort { left: u64, size: u64 },
     #[error("the NAR ended {left} bytes before the announced {size}")]
@@ -91,7 +105,7 @@ pub enum Problem {
 impl WireError {
     /// The other side is gone or the transport is broken: nobody is left to be told.
     pub fn is_disconnect(&self) -> bool {
-        matches!(self, Self::Truncated { .. } | Self::Io(_))
+        matches!(self, Self::Truncated { .. } | Self::Io(_) | Self::NothingTaken { .. })
     }
 }
 

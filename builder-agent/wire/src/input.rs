@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use nix_derivation::{CAHash, NixHash, StorePath};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
@@ -11,8 +12,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use crate::error::{Problem, WireError, quote};
 use crate::limits::{
     BUFFER_BYTES, MAX_CA_BYTES, MAX_HASH_BYTES, MAX_PATHS, MAX_REQUEST_BYTES, MAX_SIGNATURE_BYTES,
-    MAX_SIGNATURES, MAX_STORE_PATH_BYTES,
+    MAX_SIGNATURES, MAX_STORE_PATH_BYTES, UNMETERED_BYTES,
 };
+use crate::patience::Patience;
+use crate::terms::Meter;
 
 /// Reads of at least this size go past the buffer. The transport is an ssh channel, which has one of its own, so that
 /// this need not spare it anything.
@@ -25,11 +28,19 @@ pub(crate) struct Input<R> {
     start: usize,
     end: usize,
     eof: bool,
+    /// With the sender of a message that has begun.
+    patience: Patience,
 }
 
 impl<R: AsyncRead + Unpin> Input<R> {
-    pub fn new(inner: R) -> Self {
-        Self { inner, buffer: vec![0; BUFFER_BYTES].into_boxed_slice(), start: 0, end: 0, eof: false }
+    pub fn new(inner: R, stall: Option<Duration>) -> Self {
+        let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
+        Self { inner, buffer, start: 0, end: 0, eof: false, patience: Patience::new(stall) }
+    }
+
+    /// A new message begins.
+    pub fn begin(&mut self) {
+        self.patience.reset();
     }
 
     /// Nothing has arrived that we have not read.
@@ -55,9 +66,19 @@ impl<R: AsyncRead + Unpin> Input<R> {
     /// Reads without reading ahead, for a few bytes in front of many: those many then go past the buffer.
     pub fn poll_bare(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.is_empty() && !self.eof {
-            return Pin::new(&mut self.inner).poll_read(cx, buf);
+            return self.poll_past(cx, buf);
         }
         Pin::new(self).poll_read(cx, buf)
+    }
+
+    /// Reads past the buffer.
+    fn poll_past(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if read.is_ready() {
+            self.patience.moved((buf.filled().len() - before) as u64);
+        }
+        self.patience.poll_read(cx, read)
     }
 
     /// Waits for a byte. False: the client hung up.
@@ -92,9 +113,13 @@ impl<R: AsyncRead + Unpin> AsyncRead for Input<R> {
         let this = self.get_mut();
         if this.is_empty() {
             if buf.remaining() >= PAST_BUFFER_BYTES && !this.eof {
-                return Pin::new(&mut this.inner).poll_read(cx, buf);
+                return this.poll_past(cx, buf);
             }
-            ready!(this.poll_fill(cx))?;
+            let filled = this.poll_fill(cx);
+            if let Poll::Ready(Ok(got)) = &filled {
+                this.patience.moved(*got as u64);
+            }
+            ready!(this.patience.poll_read(cx, filled))?;
         }
         let len = buf.remaining().min(this.end - this.start);
         buf.put_slice(&this.buffer[this.start..this.start + len]);
@@ -110,7 +135,20 @@ pub(crate) struct Fields<'a, S> {
     op: &'static str,
     left: u64,
     limit: u64,
+    /// Told what the message takes in memory.
+    meter: Option<&'a dyn Meter>,
+    /// What its values take beside their bytes.
+    overhead: u64,
+    /// What the meter was told last.
+    metered: u64,
 }
+
+/// How often the meter is told: each time this much has come together.
+const METER_STEP: u64 = 256 << 10;
+/// What one value takes beside its bytes, in a list or a map: its header, its place, and what an allocator adds.
+const VALUE_OVERHEAD: u64 = 64;
+/// While a request is answered, lists of it are copied and sorted.
+const COPIES: u64 = 2;
 
 impl<'a, S: AsyncRead + Unpin> Fields<'a, S> {
     pub fn new(source: &'a mut S, op: &'static str) -> Self {
@@ -119,7 +157,29 @@ impl<'a, S: AsyncRead + Unpin> Fields<'a, S> {
 
     /// Of a message that has at most `limit` bytes.
     pub fn within(source: &'a mut S, op: &'static str, limit: u64) -> Self {
-        Self { source, op, left: limit, limit }
+        Self { source, op, left: limit, limit, meter: None, overhead: 0, metered: UNMETERED_BYTES }
+    }
+
+    /// Tells this meter what the message takes.
+    pub fn metered(mut self, meter: Option<&'a dyn Meter>) -> Self {
+        self.meter = meter;
+        self
+    }
+
+    /// One more value of a list or a map, or what was made of it.
+    pub fn one_more(&mut self, field: &'static str) -> Result<(), WireError> {
+        self.overhead += VALUE_OVERHEAD;
+        self.meter(field)
+    }
+
+    fn meter(&mut self, field: &'static str) -> Result<(), WireError> {
+        let Some(meter) = self.meter else { return Ok(()) };
+        let takes = COPIES * (self.limit - self.left + self.overhead);
+        if takes <= self.metered {
+            return Ok(());
+        }
+        self.metered = takes + METER_STEP;
+        meter.takes(self.metered).map_err(|why| self.bad(field, Problem::NoMemory(why)))
     }
 
     pub fn bad(&self, field: &'static str, problem: Problem) -> WireError {
@@ -145,7 +205,7 @@ impl<'a, S: AsyncRead + Unpin> Fields<'a, S> {
             Some(left) => self.left = left,
             None => return Err(self.bad(field, Problem::RequestTooLarge { len, limit: self.limit })),
         }
-        Ok(())
+        self.meter(field)
     }
 
     pub async fn u64(&mut self, field: &'static str) -> Result<u64, WireError> {
@@ -181,6 +241,7 @@ impl<'a, S: AsyncRead + Unpin> Fields<'a, S> {
     /// A length, that many bytes, and zeroes up to a multiple of 8. Memory grows with what arrives and not with
     /// what is announced.
     pub async fn bytes(&mut self, field: &'static str, limit: u64) -> Result<Vec<u8>, WireError> {
+        self.overhead += VALUE_OVERHEAD;
         let len = self.u64(field).await?;
         if len > limit {
             return Err(self.bad(field, Problem::TooLong { len, limit }));

@@ -14,12 +14,16 @@ pub mod limits;
 pub mod nar;
 mod nar_body;
 mod output;
+mod patience;
 mod read;
 pub mod serve;
 #[cfg(feature = "test-client")]
 pub mod serve_client;
+mod terms;
 pub mod types;
 pub mod worker;
 mod write;
 
 pub use error::WireError;
+pub use patience::{PIECE, PatientWriter};
+pub use terms::{Meter, Terms};

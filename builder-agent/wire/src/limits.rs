@@ -4,6 +4,9 @@
 /// closure stay below a tenth of it; whatever is larger travels as a body, which is streamed.
 pub const MAX_REQUEST_BYTES: u64 = 64 << 20;
 
+/// Of these, what every connection may hold without being asked for more: nearly all requests are smaller.
+pub const UNMETERED_BYTES: u64 = 64 << 10;
+
 /// One store path with its directory: `/nix/store/`, 32 + 1 characters of hash part, a name of up to 211.
 pub const MAX_STORE_PATH_BYTES: u64 = 11 + 33 + 211;
 

@@ -3,22 +3,26 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWrite;
 
 use crate::input::padding_after;
 use crate::limits::BUFFER_BYTES;
+use crate::patience::Patience;
 
 /// A buffer to encode into. Fields are appended at once; the transport is touched by `relieve` and `flush` only.
 pub(crate) struct Output<W> {
     inner: W,
     pub buffer: Vec<u8>,
     sent: usize,
+    /// With who has to take it.
+    patience: Patience,
 }
 
 impl<W: AsyncWrite + Unpin> Output<W> {
-    pub fn new(inner: W) -> Self {
-        Self { inner, buffer: Vec::new(), sent: 0 }
+    pub fn new(inner: W, stall: Option<Duration>) -> Self {
+        Self { inner, buffer: Vec::new(), sent: 0, patience: Patience::new(stall) }
     }
 
     /// Writes out what there is, if it is much.
@@ -32,12 +36,11 @@ impl<W: AsyncWrite + Unpin> Output<W> {
 
     fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.sent < self.buffer.len() {
-            let wrote = ready!(Pin::new(&mut self.inner).poll_write(cx, &self.buffer[self.sent..]))?;
-            if wrote == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
+            let moving = Pin::new(&mut self.inner).poll_write(cx, &self.buffer[self.sent..]);
+            let wrote = ready!(moved(&mut self.patience, cx, moving))?;
             self.sent += wrote;
         }
+        self.patience.reset();
         self.sent = 0;
         self.buffer.clear();
         // One long answer must not keep its memory for the rest of a long connection.
@@ -47,12 +50,12 @@ impl<W: AsyncWrite + Unpin> Output<W> {
 
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_out(cx))?;
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let moving = Pin::new(&mut self.inner).poll_flush(cx);
+        self.patience.poll_write(cx, moving)
     }
 
     pub async fn flush(&mut self) -> io::Result<()> {
-        self.write_out().await?;
-        self.inner.flush().await
+        std::future::poll_fn(|cx| self.poll_flush(cx)).await
     }
 
     /// Bytes that are long enough to go past the buffer.
@@ -62,7 +65,32 @@ impl<W: AsyncWrite + Unpin> Output<W> {
             return self.relieve().await;
         }
         self.write_out().await?;
-        self.inner.write_all(bytes).await
+        let Self { inner, patience, .. } = self;
+        let mut sent = 0;
+        std::future::poll_fn(|cx| {
+            while sent < bytes.len() {
+                let moving = Pin::new(&mut *inner).poll_write(cx, &bytes[sent..]);
+                sent += ready!(moved(patience, cx, moving))?;
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+    }
+}
+
+/// What a write has moved, at least a byte.
+fn moved(
+    patience: &mut Patience,
+    cx: &mut Context<'_>,
+    moving: Poll<io::Result<usize>>,
+) -> Poll<io::Result<usize>> {
+    match ready!(patience.poll_write(cx, moving)) {
+        Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        Ok(wrote) => {
+            patience.moved(wrote as u64);
+            Poll::Ready(Ok(wrote))
+        }
+        Err(error) => Poll::Ready(Err(error)),
     }
 }
 

@@ -24,6 +24,7 @@ pub(crate) async fn next_number<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     if !input.wait().await? {
         return Ok(None);
     }
+    input.begin();
     Fields::new(input, "the next request").u64("operation").await.map(Some)
 }
 
@@ -35,7 +36,13 @@ pub(crate) async fn targets<S: AsyncRead + Unpin>(
     let mut targets = Vec::new();
     for _ in 0..f.count("paths", MAX_TARGETS).await? {
         let text = f.string("paths", MAX_DERIVED_PATH_BYTES).await?;
-        targets.push(derived_path(f, "paths", &text, bare_builds)?);
+        let target = derived_path(f, "paths", &text, bare_builds)?;
+        if let DerivedPath::Built { outputs, .. } = &target {
+            for _ in outputs {
+                f.one_more("paths")?;
+            }
+        }
+        targets.push(target);
     }
     Ok(targets)
 }

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use common::*;
 use tokio::io::{AsyncReadExt, DuplexStream};
-use wire::WireError;
 use wire::client::encode_file_nar;
 use wire::serve::*;
 use wire::serve_client::{Client, encode_export, encode_request};
 use wire::types::*;
 use wire::worker::Version;
+use wire::{Terms, WireError};
 
 type Serving = Connection<Cursor<Vec<u8>>, DuplexStream>;
 
@@ -49,7 +49,10 @@ fn both_sides_speak_the_older_of_their_versions() {
         let hello = bytes().n(0x390c_9deb).n(theirs).0;
         let (ours, mut out) = tokio::io::duplex(1 << 10);
         block_on(async {
-            let conn = Connection::accept(&hello[..], ours, 1 << 20).await.unwrap();
+            let conn =
+                Connection::accept(&hello[..], ours, Terms { max_body_bytes: 1 << 20, ..Terms::default() })
+                    .await
+                    .unwrap();
             assert_eq!(conn.version(), agreed);
             drop(conn);
             let mut answer = Vec::new();
@@ -62,7 +65,7 @@ fn both_sides_speak_the_older_of_their_versions() {
 #[test]
 fn who_is_no_client_or_too_old_is_refused() {
     let accept = |hello: Bytes| {
-        block_on(Connection::accept(Cursor::new(hello.0), tokio::io::sink(), 1 << 20)).map(|_| ())
+        block_on(Connection::accept(Cursor::new(hello.0), tokio::io::sink(), Terms::default())).map(|_| ())
     };
     assert!(matches!(accept(bytes().n(0x6e69_7863).n(0x126)), Err(WireError::NotNix { .. })));
     let error = accept(bytes().n(0x390c_9deb).n(0x200)).unwrap_err();

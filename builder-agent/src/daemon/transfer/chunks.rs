@@ -3,23 +3,25 @@
 //! They travel in large chunks, a few ahead and never more: a slow disk slows the sender, and a slow client the disk.
 //! Chunks are used again, since memory that is fresh from the kernel costs more than what is done with it here.
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, Read};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix_derivation::StorePath;
 use store::{NarReader, View};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use wire::WireError;
 
-use super::{Trouble, blocking, bug};
+use super::{Desk, Trouble, bug, over};
+use crate::budget::Charge;
+use crate::threads::{Task, Workers};
 
 /// Size of a chunk. Large enough that handing one over is nothing beside hashing it.
 pub(in crate::daemon) const CHUNK: usize = 256 * 1024;
-/// How many wait for the store. With the two at work at either end, an upload holds about 1 MiB.
-const CHUNKS_AHEAD: usize = 2;
+/// What an upload holds beside its tree: a chunk that arrives, one that is taken in, and the store's own buffer.
+const UPLOAD_BYTES: u64 = 3 * CHUNK as u64;
+/// What a NAR on its way out holds beside its object's metadata: a chunk at the client, one that is read, and buffers.
+const READ_BYTES: u64 = 3 * CHUNK as u64;
 /// An upload up to this size is received as a whole, and then given to the store in one step.
 pub(in crate::daemon) const WHOLE: usize = 64 * 1024;
 
@@ -69,7 +71,7 @@ impl Drop for Chunk {
     }
 }
 
-/// Reads until the chunk is full or the body ends.
+/// Reads until the chunk is full or the body ends. May be dropped and called again: what was read is in the chunk.
 async fn fill<B: AsyncRead + Unpin>(body: &mut B, chunk: &mut Chunk) -> Result<(), WireError> {
     while chunk.len < chunk.bytes.len() {
         match body.read(&mut chunk.bytes[chunk.len..]).await? {
@@ -80,80 +82,89 @@ async fn fill<B: AsyncRead + Unpin>(body: &mut B, chunk: &mut Chunk) -> Result<(
     Ok(())
 }
 
-/// What travels from the connection to the store.
-enum Piece {
-    Bytes(Chunk),
-    /// Without this the sender is gone, and what came is not the whole.
-    End,
+/// What takes a body in, a chunk at a time, each on whichever thread is free. Between two chunks nothing waits but the
+/// session.
+pub(in crate::daemon) trait Sink: Sized + Send + 'static {
+    /// How the whole ends.
+    type Done: Send + 'static;
+    type Error: Send + 'static;
+
+    /// Takes the next bytes; false if it needs no more of the body.
+    fn push(&mut self, bytes: &[u8]) -> Result<bool, Self::Error>;
+    /// What it keeps in memory.
+    fn memory(&self) -> u64;
+    /// The body has ended, or `push` has said that it is enough.
+    fn finish(self) -> Result<Self::Done, Self::Error>;
 }
 
-/// The store's end: a blocking reader.
-struct PieceReader {
-    pieces: mpsc::Receiver<Piece>,
-    current: Chunk,
-    at: usize,
-    ended: bool,
-}
+/// One step of a sink: itself, and whether it takes more.
+type Step<S> = Result<(S, bool), <S as Sink>::Error>;
 
-impl BufRead for PieceReader {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.at == self.current.len() && !self.ended {
-            match self.pieces.blocking_recv() {
-                Some(Piece::Bytes(chunk)) => (self.current, self.at) = (chunk, 0),
-                Some(Piece::End) => self.ended = true,
-                None => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the upload was cut short")),
-            }
-        }
-        Ok(&self.current[self.at..])
-    }
-
-    fn consume(&mut self, n: usize) {
-        self.at += n;
-    }
-}
-
-impl Read for PieceReader {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let ready = self.fill_buf()?;
-        let n = buf.len().min(ready.len());
-        buf[..n].copy_from_slice(&ready[..n]);
-        self.consume(n);
-        Ok(n)
-    }
-}
-
-/// Gives everything in `body` to `work`. If `work` ends early the rest of the body stays unread.
-pub(in crate::daemon) async fn feed<B, T>(
+/// Gives everything in `body` to the sink that `open` makes. If that ends early the rest of the body stays unread.
+pub(in crate::daemon) async fn feed<B, S>(
+    desk: &Desk,
     mut body: B,
-    work: impl FnOnce(&mut dyn BufRead) -> T + Send + 'static,
-) -> Result<T, Trouble>
+    open: impl FnOnce() -> Result<S, S::Error> + Send + 'static,
+) -> Result<Result<S::Done, S::Error>, Trouble>
 where
     B: AsyncRead + Unpin,
-    T: Send + 'static,
+    S: Sink,
 {
     let mut first = Chunk::single(WHOLE);
     fill(&mut body, &mut first).await?;
     if first.len < WHOLE {
-        return blocking(move || work(&mut &*first)).await;
+        let whole = move || {
+            let mut sink = open()?;
+            sink.push(&first)?;
+            sink.finish()
+        };
+        return desk.workers.contents(whole).await.map_err(bug);
     }
-    let (sender, pieces) = mpsc::channel(CHUNKS_AHEAD);
-    let task = tokio::task::spawn_blocking(move || {
-        work(&mut PieceReader { pieces, current: first, at: 0, ended: false })
-    });
+    let mut charge = desk.budget.wait(UPLOAD_BYTES, "this upload").await.map_err(over)?;
     let pool = Pool::default();
+    let mut taking = desk.workers.contents(move || -> Step<S> {
+        let mut sink = open()?;
+        let more = sink.push(&first)?;
+        Ok((sink, more))
+    });
     loop {
+        // The next chunk arrives while the store is at work on the one before.
         let mut chunk = pool.take();
-        fill(&mut body, &mut chunk).await?;
-        let last = chunk.len < chunk.bytes.len();
-        if chunk.len > 0 && sender.send(Piece::Bytes(chunk)).await.is_err() {
-            break;
+        let mut taken: Option<(S, bool)> = None;
+        loop {
+            tokio::select! {
+                biased;
+                step = &mut taking, if taken.is_none() => match step.map_err(bug)? {
+                    Err(error) => return Ok(Err(error)),
+                    Ok((sink, true)) => taken = Some((sink, true)),
+                    Ok((sink, false)) => return finish(desk, sink).await,
+                },
+                filled = fill(&mut body, &mut chunk) => {
+                    filled?;
+                    break;
+                }
+            }
         }
-        if last {
-            let _ = sender.send(Piece::End).await;
-            break;
+        let (mut sink, more) = match taken {
+            Some(taken) => taken,
+            None => match taking.await.map_err(bug)? {
+                Err(error) => return Ok(Err(error)),
+                Ok(taken) => taken,
+            },
+        };
+        if !more || chunk.is_empty() {
+            return finish(desk, sink).await;
         }
+        charge.set(UPLOAD_BYTES + sink.memory()).map_err(over)?;
+        taking = desk.workers.contents(move || {
+            let more = sink.push(&chunk)?;
+            Ok((sink, more))
+        });
     }
-    task.await.map_err(bug)
+}
+
+async fn finish<S: Sink>(desk: &Desk, sink: S) -> Result<Result<S::Done, S::Error>, Trouble> {
+    desk.workers.contents(move || sink.finish()).await.map_err(bug)
 }
 
 /// All of a body whose size was announced and is at most [`WHOLE`].
@@ -170,6 +181,9 @@ pub(in crate::daemon) async fn whole<B: AsyncRead + Unpin>(
 pub(in crate::daemon) struct NarChunks {
     next: Next,
     pool: Pool,
+    workers: Workers,
+    /// Of what is larger than a session's own buffers.
+    _charge: Option<Charge>,
 }
 
 /// A chunk, and what is left to read behind it. An error of the store cannot be told to the client any more.
@@ -177,7 +191,7 @@ type ReadAhead = io::Result<(Chunk, Option<NarReader>)>;
 
 enum Next {
     Ready(ReadAhead),
-    Reading(JoinHandle<ReadAhead>),
+    Reading(Task<ReadAhead>),
     End,
 }
 
@@ -192,8 +206,12 @@ fn read(mut nar: NarReader, mut chunk: Chunk) -> ReadAhead {
 }
 
 /// Opens a path's NAR, and reads the beginning.
-pub(in crate::daemon) async fn read_nar(view: &View, path: StorePath) -> Result<NarChunks, Trouble> {
-    let pool = Pool::default();
+pub(in crate::daemon) async fn read_nar(
+    desk: &Desk,
+    view: &View,
+    path: StorePath,
+) -> Result<NarChunks, Trouble> {
+    let (pool, workers) = (Pool::default(), desk.workers.clone());
     // Until something was read, the client can be told of a failure.
     let failed = |error: store::NarError| Trouble::Refused(error.to_string());
     if view.info(&path).is_some_and(|info| info.nar_size <= AT_ONCE) {
@@ -201,11 +219,16 @@ pub(in crate::daemon) async fn read_nar(view: &View, path: StorePath) -> Result<
         let nar = view.nar(&path).map_err(failed)?;
         // One byte more than it has, to notice its end.
         let chunk = Chunk::single(usize::try_from(nar.size()).unwrap_or(CHUNK).min(CHUNK) + 1);
-        return Ok(NarChunks { next: Next::Ready(read(nar, chunk)), pool });
+        return Ok(NarChunks { next: Next::Ready(read(nar, chunk)), pool, workers, _charge: None });
     }
-    let (view, chunks) = (view.clone(), pool.clone());
-    let opened = blocking(move || view.nar(&path).map(|nar| read(nar, chunks.take())));
-    Ok(NarChunks { next: Next::Ready(opened.await?.map_err(failed)?), pool })
+    let mut charge = desk.budget.wait(READ_BYTES, "this NAR").await.map_err(over)?;
+    let opening = view.clone();
+    let nar = workers.contents(move || opening.nar(&path)).await.map_err(bug)?.map_err(failed)?;
+    // The metadata stays in memory until the client has all of it.
+    charge.set(READ_BYTES + nar.memory()).map_err(over)?;
+    let empty = pool.take();
+    let next = Next::Ready(workers.contents(move || read(nar, empty)).await.map_err(bug)?);
+    Ok(NarChunks { next, pool, workers, _charge: Some(charge) })
 }
 
 /// The next chunk; `None` after the last.
@@ -221,7 +244,7 @@ pub(in crate::daemon) async fn next_chunk(chunks: &mut NarChunks) -> Result<Opti
     })?;
     if let Some(nar) = rest {
         let empty = chunks.pool.take();
-        chunks.next = Next::Reading(tokio::task::spawn_blocking(move || read(nar, empty)));
+        chunks.next = Next::Reading(chunks.workers.contents(move || read(nar, empty)));
     }
     Ok(Some(chunk).filter(|chunk| !chunk.is_empty()))
 }

@@ -2,15 +2,18 @@
 //!
 //! Small paths are handed to the store many at a time. While it takes in one handful the next one arrives, and while a
 //! batch is made durable the batch behind it is taken in. No thread waits for the client.
+//! What waits in memory is bounded: two handfuls of [`CHUNK`], and what is known of a batch that is not yet registered.
 
 use store::{ImportError, Staged, View};
 use tokio::io::AsyncRead;
-use tokio::task::JoinHandle;
 use wire::types::PathInfo;
 
 use super::chunks::{self, CHUNK, WHOLE};
-use super::{BATCH, Trouble, bug, import_failed};
+use super::sinks::Announced;
+use super::{BATCH, Desk, Trouble, bug, import_failed, over};
+use crate::budget::Charge;
 use crate::convert;
+use crate::threads::Task;
 
 /// What one path counts beside its contents, and each of its references and signatures: about what they take in memory.
 const PATH_WEIGHT: usize = 512;
@@ -19,17 +22,33 @@ const PART_WEIGHT: usize = 128;
 /// The state of one upload. Dropping it keeps what was registered and forgets the rest.
 pub(super) struct Upload {
     view: View,
+    desk: Desk,
     /// Received, for the next handful.
     small: Vec<(PathInfo, Vec<u8>)>,
     weight: usize,
-    staging: Option<JoinHandle<Result<Vec<Staged>, ImportError>>>,
+    staging: Option<Task<Result<Vec<Staged>, ImportError>>>,
     batch: Vec<Staged>,
-    registering: Option<JoinHandle<Result<(), ImportError>>>,
+    registering: Option<Task<Result<(), ImportError>>>,
+    _charge: Charge,
 }
 
+/// What an upload is charged for, beside large paths: one handful that arrives, one that is taken in, and about as much
+/// for what is known of two batches.
+const UPLOAD_BYTES: u64 = 3 * CHUNK as u64;
+
 impl Upload {
-    pub(super) fn new(view: View) -> Self {
-        Self { view, small: Vec::new(), weight: 0, staging: None, batch: Vec::new(), registering: None }
+    pub(super) async fn begin(view: View, desk: Desk) -> Result<Self, Trouble> {
+        let charge = desk.budget.wait(UPLOAD_BYTES, "an upload of many paths").await.map_err(over)?;
+        Ok(Self {
+            _charge: charge,
+            view,
+            desk,
+            small: Vec::new(),
+            weight: 0,
+            staging: None,
+            batch: Vec::new(),
+            registering: None,
+        })
     }
 
     /// Takes the next path. Its references have come before it.
@@ -37,9 +56,9 @@ impl Upload {
         if info.nar_size > WHOLE as u64 {
             self.hand_over().await?;
             self.staged().await?;
-            let view = self.view.clone();
-            let stage = move |nar: &mut dyn std::io::BufRead| view.stage(convert::from_wire(info), nar);
-            self.batch.push(chunks::feed(body, stage).await?.map_err(import_failed)?);
+            let (view, info) = (self.view.clone(), convert::from_wire(info));
+            let staged = chunks::feed(&self.desk, body, move || Announced::open(view, info)).await?;
+            self.batch.push(staged.map_err(import_failed)?);
             return self.register_if(BATCH).await;
         }
         let nar = chunks::whole(body, info.nar_size as usize).await?;
@@ -65,7 +84,7 @@ impl Upload {
         }
         self.weight = 0;
         let (small, view) = (std::mem::take(&mut self.small), self.view.clone());
-        self.staging = Some(tokio::task::spawn_blocking(move || {
+        self.staging = Some(self.desk.workers.contents(move || {
             let stage =
                 |(info, nar): (PathInfo, Vec<u8>)| view.stage(convert::from_wire(info), &mut nar.as_slice());
             small.into_iter().map(stage).collect()
@@ -88,9 +107,11 @@ impl Upload {
         }
         self.registered().await?;
         let (batch, view) = (std::mem::take(&mut self.batch), self.view.clone());
-        self.registering = Some(tokio::task::spawn_blocking(move || {
-            view.register_many(batch).map(|_| ()).map_err(ImportError::Register)
-        }));
+        self.registering = Some(
+            self.desk
+                .workers
+                .commit(move || view.register_many(batch).map(|_| ()).map_err(ImportError::Register)),
+        );
         Ok(())
     }
 

@@ -62,6 +62,12 @@ impl NarReader {
         self.object.nar_size()
     }
 
+    /// About how many bytes of memory this takes.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.object.metadata_bytes() + (2 * CHUNK + WINDOW) as u64
+    }
+
     fn put(&mut self, bytes: &[u8]) {
         self.made += bytes.len() as u64;
         self.out.extend_from_slice(bytes);

@@ -131,6 +131,12 @@ impl Object {
         self.header.nar_size
     }
 
+    /// Bytes of metadata, which are in memory.
+    #[must_use]
+    pub fn metadata_bytes(&self) -> u64 {
+        self.meta.len() as u64
+    }
+
     /// The inode of the NAR's root.
     #[must_use]
     pub fn root(&self) -> u64 {

@@ -79,6 +79,12 @@ impl ObjectWriter {
         }
     }
 
+    /// Bytes that this keeps in memory. At the end the metadata is made of it, which takes about as much again.
+    pub(crate) fn memory(&self) -> u64 {
+        let tree = self.nodes.capacity() * size_of::<Node>() + self.names.capacity();
+        (2 * tree + self.buffer.capacity()) as u64
+    }
+
     fn position(&self) -> u64 {
         self.flushed + self.buffer.len() as u64
     }

@@ -80,7 +80,7 @@ pub(super) async fn next_nar<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     }
     let more = request_read::more(&mut conn.input, op.name()).await?;
     conn.body = match more {
-        true => BodyState::ExportNar(BareNar::new(op.name(), conn.max_nar_bytes)),
+        true => BodyState::ExportNar(BareNar::new(op.name(), conn.terms.max_body_bytes)),
         false => BodyState::None,
     };
     Ok(more)
@@ -95,7 +95,9 @@ pub(super) async fn trailer<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
         BodyState::ExportNar(nar) if nar.is_finished() => {}
         _ => return Err(WireError::Misuse { op: op.name(), what: "what follows a NAR before its end" }),
     }
-    let info = request_read::trailer(&mut conn.input, op.name()).await?;
+    conn.terms.forget();
+    let meter = conn.terms.meter.as_deref();
+    let info = request_read::trailer(&mut conn.input, meter, op.name()).await?;
     conn.body = BodyState::ExportMark;
     Ok(info)
 }

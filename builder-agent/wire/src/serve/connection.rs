@@ -14,6 +14,7 @@ use crate::input::{Fields, Input};
 use crate::nar_body::NarOut;
 use crate::output::{Encode, Output};
 use crate::read::next_number;
+use crate::terms::Terms;
 use crate::worker::Version;
 
 /// A client we shook hands with.
@@ -22,7 +23,7 @@ pub struct Connection<R, W> {
     pub(super) output: Output<W>,
     pub(super) version: Version,
     pub(super) body: BodyState,
-    pub(super) max_nar_bytes: u64,
+    pub(super) terms: Terms,
     /// The request that still waits for its answer.
     pending: Option<Op>,
     /// Set while an answer is half sent, and when the stream is no longer in step.
@@ -31,10 +32,8 @@ pub struct Connection<R, W> {
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
     /// Shakes hands. Clients before [`OLDEST`] are refused; there is no way to tell them.
-    ///
-    /// `max_nar_bytes`: of one NAR.
-    pub async fn accept(reader: R, writer: W, max_nar_bytes: u64) -> Result<Self, WireError> {
-        let (mut input, mut output) = (Input::new(reader), Output::new(writer));
+    pub async fn accept(reader: R, writer: W, terms: Terms) -> Result<Self, WireError> {
+        let (mut input, mut output) = (Input::new(reader, terms.stall), Output::new(writer, terms.stall));
         let fields = &mut Fields::new(&mut input, "the handshake");
         let magic = fields.u64("magic number").await?;
         if magic != CLIENT_MAGIC {
@@ -54,17 +53,18 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         if client < OLDEST {
             return Err(WireError::TooOld { client, oldest: OLDEST });
         }
-        Ok(Self::new(input, output, client.min(NEWEST), max_nar_bytes))
+        Ok(Self::new(input, output, client.min(NEWEST), terms))
     }
 
     /// As if a handshake had agreed on this.
     #[cfg(feature = "test-client")]
     pub fn after_handshake(reader: R, writer: W, version: Version, max_nar_bytes: u64) -> Self {
-        Self::new(Input::new(reader), Output::new(writer), version, max_nar_bytes)
+        let terms = Terms { max_body_bytes: max_nar_bytes, ..Terms::default() };
+        Self::new(Input::new(reader, None), Output::new(writer, None), version, terms)
     }
 
-    fn new(input: Input<R>, output: Output<W>, version: Version, max_nar_bytes: u64) -> Self {
-        Self { input, output, version, body: BodyState::None, max_nar_bytes, pending: None, broken: None }
+    fn new(input: Input<R>, output: Output<W>, version: Version, terms: Terms) -> Self {
+        Self { input, output, version, body: BodyState::None, terms, pending: None, broken: None }
     }
 
     /// What was agreed on.
@@ -81,9 +81,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         if let Some(op) = self.broken {
             return Err(WireError::OutOfStep { op: op.name(), why: "its answer was not finished" });
         }
+        self.terms.forget();
         let Some(number) = next_number(&mut self.input, &mut self.output).await? else { return Ok(None) };
         let Some(op) = Op::from_number(number) else { return Err(WireError::Unsupported { op: number }) };
-        let request = request_read::arguments(&mut self.input, self.version, op, self.max_nar_bytes).await?;
+        let request = request_read::arguments(&mut self.input, &self.terms, self.version, op).await?;
         self.body = BodyState::of(op, &request);
         self.pending = Some(op);
         Ok(Some(request))
@@ -144,6 +145,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
     pub async fn reply(&mut self, response: &Response) -> Result<(), WireError> {
         let op = self.expect_pending("answer without a request")?;
         reply::check(op, response)?;
+        // What we did meanwhile was not the client's delay.
+        self.input.begin();
         body::skip_rest(self, op).await?;
         reply::write(&mut self.output, self.version, response).await?;
         self.pending = None;

@@ -9,16 +9,17 @@ use crate::error::{Problem, WireError};
 use crate::input::{Fields, Input};
 use crate::limits::MAX_SIGNATURE_BYTES;
 use crate::read::{basic_derivation, path_info, targets};
+use crate::terms::{Meter, Terms};
 use crate::worker::Version;
 
-/// `max_nar`: bytes of one NAR.
 pub(super) async fn arguments<R: AsyncRead + Unpin>(
     input: &mut Input<R>,
+    terms: &Terms,
     client: Version,
     op: Op,
-    max_nar: u64,
 ) -> Result<Request, WireError> {
-    let f = &mut Fields::new(input, op.name());
+    let max_nar = terms.max_body_bytes;
+    let f = &mut Fields::new(input, op.name()).metered(terms.meter.as_deref());
     Ok(match op {
         Op::QueryValidPaths => Request::QueryValidPaths {
             lock: f.bool("lock").await?,
@@ -91,9 +92,10 @@ pub(super) async fn more<R: AsyncRead + Unpin>(
 /// What stands behind a NAR in an export stream. (Nix: `importPaths` in export-import.cc.)
 pub(super) async fn trailer<R: AsyncRead + Unpin>(
     input: &mut Input<R>,
+    meter: Option<&dyn Meter>,
     op: &'static str,
 ) -> Result<ImportedInfo, WireError> {
-    let f = &mut Fields::new(input, op);
+    let f = &mut Fields::new(input, op).metered(meter);
     let magic = f.u64("the mark after a NAR").await?;
     if magic != EXPORT_MAGIC {
         return Err(f.unexpected(

@@ -17,6 +17,7 @@ use crate::input::{Fields, Input, padding_after};
 use crate::limits::{MAX_DISCARD_BYTES, MAX_FRAME_BYTES, MAX_ITEMS, TUNNEL_CHUNK_BYTES};
 use crate::nar_body::{BareNar, PollIo, SizedNar, nothing_with_an_error, poll_some, truncated};
 use crate::output::{Encode, Output};
+use crate::terms::Meter;
 use crate::types::PathInfo;
 
 /// What is left of the body of the current request.
@@ -306,11 +307,12 @@ pub(super) async fn next_item<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     }
     // No limit but the item's own, which was checked when it began.
     skip(conn, u64::MAX).await?;
-    let Connection { input, body: BodyState::Items(items), .. } = conn else { return Ok(None) };
+    conn.terms.forget();
+    let Connection { input, body: BodyState::Items(items), terms, .. } = conn else { return Ok(None) };
     items.item = None;
     let op = items.frames.op;
     let mut source = ItemsReader { frames: &mut items.frames, input };
-    let read = item_info(&mut source, op, items.left, items.max_item_bytes).await;
+    let read = item_info(&mut source, terms.meter.as_deref(), op, items.left, items.max_item_bytes).await;
     let (left, info) = match read {
         // The frames ended, the connection did not.
         Err(WireError::Truncated { op, field }) if items.frames.done => {
@@ -326,11 +328,12 @@ pub(super) async fn next_item<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
 /// How many items follow the one that is returned, and the one.
 async fn item_info<S: AsyncRead + Unpin>(
     source: &mut S,
+    meter: Option<&dyn Meter>,
     op: &'static str,
     left: Option<u64>,
     limit: u64,
 ) -> Result<(u64, Option<PathInfo>), WireError> {
-    let mut fields = Fields::new(source, op);
+    let mut fields = Fields::new(source, op).metered(meter);
     let left = match left {
         Some(left) => left,
         None => fields.count("the number of paths", MAX_ITEMS).await?,

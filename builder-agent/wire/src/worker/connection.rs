@@ -14,10 +14,10 @@ use super::version::Protocol;
 use super::{handshake, log_write, request_read, response_write};
 use crate::error::WireError;
 use crate::input::Input;
-use crate::limits::DEFAULT_MAX_BODY_BYTES;
 use crate::nar_body::NarOut;
 use crate::output::Output;
 use crate::read::next_number;
+use crate::terms::Terms;
 use crate::types::PathInfo;
 
 /// What a server says of itself, and what it accepts.
@@ -25,13 +25,12 @@ use crate::types::PathInfo;
 pub struct ServerInfo {
     /// Shown by `nix store info`.
     pub nix_version: String,
-    /// One NAR, file or log, in bytes.
-    pub max_body_bytes: u64,
+    pub terms: Terms,
 }
 
 impl ServerInfo {
     pub fn new(nix_version: impl Into<String>) -> Self {
-        Self { nix_version: nix_version.into(), max_body_bytes: DEFAULT_MAX_BODY_BYTES }
+        Self { nix_version: nix_version.into(), terms: Terms::default() }
     }
 }
 
@@ -41,7 +40,7 @@ pub struct Connection<R, W> {
     pub(super) output: Output<W>,
     pub(super) protocol: Protocol,
     pub(super) body: BodyState,
-    pub(super) max_body_bytes: u64,
+    pub(super) terms: Terms,
     /// The request that still waits for its answer.
     pending: Option<Op>,
     /// Set when the stream is no longer in step; holds the operation that did it.
@@ -51,19 +50,21 @@ pub struct Connection<R, W> {
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
     /// Shakes hands. Clients before [`Version::OLDEST`](super::Version::OLDEST) are told so and refused.
     pub async fn accept(reader: R, writer: W, info: ServerInfo) -> Result<Self, WireError> {
-        let (mut input, mut output) = (Input::new(reader), Output::new(writer));
-        let protocol = handshake::accept(&mut input, &mut output, &info.nix_version).await?;
-        Ok(Self::new(input, output, protocol, info.max_body_bytes))
+        let ServerInfo { nix_version, terms } = info;
+        let (mut input, mut output) = (Input::new(reader, terms.stall), Output::new(writer, terms.stall));
+        let protocol = handshake::accept(&mut input, &mut output, &nix_version).await?;
+        Ok(Self::new(input, output, protocol, terms))
     }
 
     /// As if a handshake had agreed on this.
     #[cfg(feature = "client")]
     pub fn after_handshake(reader: R, writer: W, protocol: Protocol, max_body_bytes: u64) -> Self {
-        Self::new(Input::new(reader), Output::new(writer), protocol, max_body_bytes)
+        let terms = Terms { max_body_bytes, ..Terms::default() };
+        Self::new(Input::new(reader, None), Output::new(writer, None), protocol, terms)
     }
 
-    fn new(input: Input<R>, output: Output<W>, protocol: Protocol, max_body_bytes: u64) -> Self {
-        Self { input, output, protocol, body: BodyState::None, max_body_bytes, pending: None, broken: None }
+    fn new(input: Input<R>, output: Output<W>, protocol: Protocol, terms: Terms) -> Self {
+        Self { input, output, protocol, body: BodyState::None, terms, pending: None, broken: None }
     }
 
     /// What was agreed on.
@@ -80,10 +81,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         if let Some(op) = self.broken {
             return Err(WireError::OutOfStep { op: op.name(), why: "its body could not be skipped" });
         }
+        self.terms.forget();
         let Some(number) = next_number(&mut self.input, &mut self.output).await? else { return Ok(None) };
         let Some(op) = Op::from_number(number) else { return Err(WireError::Unsupported { op: number }) };
-        let request = request_read::arguments(&mut self.input, self.protocol, op).await?;
-        self.body = BodyState::of(op, &request, self.protocol, self.max_body_bytes);
+        let meter = self.terms.meter.as_deref();
+        let request = request_read::arguments(&mut self.input, meter, self.protocol, op).await?;
+        self.body = BodyState::of(op, &request, self.protocol, self.terms.max_body_bytes);
         self.pending = Some(op);
         Ok(Some(request))
     }
@@ -165,6 +168,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
     pub async fn reply(&mut self, response: &Response) -> Result<(), WireError> {
         let op = self.expect_pending("answer without a request")?;
         response_write::check(op, response)?;
+        // What we did meanwhile was not the client's delay.
+        self.input.begin();
         super::body::skip_rest(self).await?;
         log_write::last(&mut self.output.buffer);
         response_write::write(&mut self.output, self.protocol, op, response).await?;
@@ -194,6 +199,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         super::body::finish_asking(self).await?;
         log_write::error(&mut self.output.buffer, self.protocol, failure);
         self.output.flush().await?;
+        self.input.begin();
         if let Err(error) = super::body::skip_rest(self).await {
             self.broken = Some(op);
             return Err(match error {

@@ -12,6 +12,7 @@ use crate::error::{Problem, WireError, quote};
 use crate::input::{Fields, Input};
 use crate::limits::*;
 use crate::read::{basic_derivation, hash_algorithm, method_and_algorithm, output_name, path_info};
+use crate::terms::Meter;
 use crate::types::{
     BuildMode, ClientSettings, ContentAddressMethod, DerivedPath, DrvKey, DrvOutputId, GcAction, GcOptions,
     HashAlgorithm, NixHash, Realisation,
@@ -19,10 +20,11 @@ use crate::types::{
 
 pub(super) async fn arguments<R: AsyncRead + Unpin>(
     input: &mut Input<R>,
+    meter: Option<&dyn Meter>,
     protocol: Protocol,
     op: Op,
 ) -> Result<Request, WireError> {
-    let f = &mut Fields::new(input, op.name());
+    let f = &mut Fields::new(input, op.name()).metered(meter);
     Ok(match op {
         Op::IsValidPath => Request::IsValidPath { path: f.path("path").await? },
         Op::QueryReferences => Request::QueryReferences { path: f.path("path").await? },

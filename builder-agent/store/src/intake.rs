@@ -1,0 +1,119 @@
+//! Uploads taken in piece by piece: whoever has the bytes brings them, and nobody waits here for more.
+//!
+//! A thread that *reads* an upload waits for its sender, for as long as the sender likes. So the store is pushed: each
+//! [`Intake::push`] does its work and returns, and between two of them there is only this value, which any thread may have.
+
+use std::collections::BTreeSet;
+use std::io::{self, BufRead};
+
+use crate::error::{FileError, ImportError};
+use crate::ingest::{Ingest, Ingested};
+use crate::object::ObjectWriter;
+use crate::store::{Inner, Temporary};
+
+/// What comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IntakeKind {
+    /// A NAR.
+    Nar,
+    /// The bytes of one file that is not executable.
+    File,
+}
+
+/// An upload on its way in. Dropping it leaves nothing behind.
+pub struct Intake(Kind);
+
+enum Kind {
+    Nar(Box<Ingest>),
+    File(FlatFile),
+}
+
+struct FlatFile {
+    writer: ObjectWriter,
+    temporary: Temporary,
+    size: u64,
+    limit: u64,
+    /// For messages.
+    name: String,
+}
+
+impl Intake {
+    pub(crate) fn new(store: &Inner, kind: IntakeKind, name: &str) -> Result<Self, ImportError> {
+        Ok(Self(match kind {
+            IntakeKind::Nar => Kind::Nar(Box::new(Ingest::new(store, &[])?)),
+            IntakeKind::File => {
+                let (file, temporary) = store.temporary()?;
+                let limit = store.config.max_nar_bytes;
+                Kind::File(FlatFile {
+                    writer: ObjectWriter::flat(file),
+                    temporary,
+                    size: 0,
+                    limit,
+                    name: name.to_owned(),
+                })
+            }
+        }))
+    }
+
+    /// Takes in what belongs to the upload of the beginning of `bytes`. False: it is complete, and what follows is
+    /// something else. After an error there is nothing to do but to drop it.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<bool, ImportError> {
+        match &mut self.0 {
+            Kind::Nar(ingest) => {
+                ingest.take(bytes)?;
+                Ok(ingest.surely_left() > 0)
+            }
+            Kind::File(file) => {
+                file.push(bytes)?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// About how many bytes of memory this takes now.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        match &self.0 {
+            Kind::Nar(ingest) => ingest.memory(),
+            Kind::File(file) => file.writer.memory(),
+        }
+    }
+
+    /// The upload is complete: an object that nobody sees yet.
+    pub fn finish(self) -> Result<Ingested, ImportError> {
+        match self.0 {
+            Kind::Nar(ingest) => ingest.finish(),
+            Kind::File(FlatFile { writer, temporary, .. }) => {
+                let (written, nar_hash, nar_size) =
+                    writer.finish_flat().map_err(|e| FileError::new("write object", temporary.path(), e))?;
+                Ok(Ingested::new(written, temporary, nar_hash, nar_size, BTreeSet::new()))
+            }
+        }
+    }
+
+    /// Takes in all of `from`, for callers that have it at hand.
+    pub(crate) fn read_all(&mut self, name: &str, from: &mut dyn BufRead) -> Result<(), ImportError> {
+        loop {
+            let piece = match from.fill_buf() {
+                Ok([]) => return Ok(()),
+                Ok(piece) => piece,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(ImportError::Source { name: name.to_owned(), source }),
+            };
+            let n = piece.len();
+            self.push(piece)?;
+            from.consume(n);
+        }
+    }
+}
+
+impl FlatFile {
+    fn push(&mut self, bytes: &[u8]) -> Result<(), ImportError> {
+        self.size += bytes.len() as u64;
+        if self.size > self.limit {
+            return Err(ImportError::TooLarge { name: self.name.clone(), limit: self.limit });
+        }
+        let failed = |e| FileError::new("write object", self.temporary.path(), e);
+        Ok(self.writer.flat_data(bytes).map_err(failed)?)
+    }
+}

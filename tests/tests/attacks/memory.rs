@@ -1,0 +1,114 @@
+//! Requests that make the agent hold much more than they are, in many sessions at once: what one member's sessions hold
+//! together stays within that member's budget, and who is over it is told.
+
+use e2e::agent::Setup;
+use e2e::hostile::*;
+use e2e::neighbours::{Neighbours, WORKER};
+use e2e::process::status_kib;
+use tokio::task::JoinSet;
+use wire::client::{End, encode_frames, encode_request};
+use wire::worker::{Protocol, Request};
+
+/// What one member may hold, in MiB.
+const BUDGET: u64 = 64;
+/// What the agent may take beside it: chunks on their way, allocators, another member's work.
+const BESIDE: u64 = 64;
+/// Mallory's, each of which tries to have the agent hold a third of her budget.
+const SESSIONS: usize = 40;
+
+fn house() -> Neighbours {
+    let setup = Setup::default()
+        .setting("limits.max-session-memory-mib = 1024")
+        .setting(&format!("limits.max-session-memory-per-member-mib = {BUDGET}"));
+    Neighbours::with(&["alice", "mallory"], setup)
+}
+
+/// Memory of the agent that is not of files, in MiB.
+fn anonymous(house: &Neighbours) -> u64 {
+    status_kib(house.agent.pid(), "RssAnon") / 1024
+}
+
+/// Sends these bytes in many sessions at once and keeps those that are not refused open; gives the refusals, and how much
+/// the agent grew at most.
+async fn in_many_sessions(house: &Neighbours, bytes: Vec<u8>) -> (Vec<String>, u64) {
+    let before = anonymous(house);
+    let line = house.line("mallory");
+    let bytes: &'static [u8] = bytes.leak();
+    // All of them are there before the first one begins: a session is charged for, too.
+    let mut open = JoinSet::new();
+    for _ in 0..SESSIONS {
+        open.spawn(Session::over(line.ssh(WORKER), MINOR));
+    }
+    let mut attack = JoinSet::new();
+    for mut session in open.join_all().await {
+        attack.spawn(async move {
+            session.send(bytes).await;
+            match tokio::time::timeout(std::time::Duration::from_secs(5), session.client.log()).await {
+                Ok(Ok((_, End::Error(message)))) => (session, Some(message)),
+                // It waits for the rest.
+                _ => (session, None),
+            }
+        });
+    }
+    let (mut peak, mut kept, mut refused) = (0, Vec::new(), Vec::new());
+    let mut alice = house.session("alice").await;
+    let mut round = 0;
+    loop {
+        tokio::select! {
+            ended = attack.join_next() => match ended {
+                Some(Ok((session, said))) => {
+                    kept.push(session);
+                    refused.extend(said);
+                }
+                Some(Err(panic)) => panic!("{panic}"),
+                None => break,
+            },
+            () = tokio::time::sleep(std::time::Duration::from_millis(50)) => {
+                // Alice does something all the while.
+                let contents = nar(&file(format!("{round}").as_bytes()));
+                alice.upload(&info(&format!("hers-{}-{round}", bytes.len()), &contents), &contents).await;
+                round += 1;
+            }
+        }
+        peak = peak.max(anonymous(house));
+    }
+    alice.leave().await;
+    let grown = peak.saturating_sub(before);
+    println!("{SESSIONS} sessions: {} refused, {grown} MiB held, alice did {round} things", refused.len());
+    assert!(round > 10, "alice did {round} things");
+    (refused, grown)
+}
+
+fn bounded((refused, grown): (Vec<String>, u64)) {
+    assert!(grown < BUDGET + BESIDE, "{grown} MiB");
+    assert!(!refused.is_empty(), "they cannot all have been within the budget");
+    for message in refused {
+        assert!(message.contains("limits.max-session-memory-per-member-mib"), "{message}");
+        assert!(message.contains(&format!("{BUDGET} MiB")), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn arguments_of_many_sessions_stay_within_one_budget() {
+    let house = house();
+    let paths = (0..200_000).map(|n| path(&format!("a-path-with-a-rather-long-name-{n}"))).collect();
+    let request = Request::QueryValidPaths { paths, substitute: false };
+    let bytes = encode_request(&request, Protocol::plain(MINOR));
+    // All but the end, for which the agent waits with the rest in memory.
+    bounded(in_many_sessions(&house, bytes[..bytes.len() - 16].to_vec()).await);
+}
+
+#[tokio::test]
+async fn trees_of_many_uploads_stay_within_one_budget() {
+    let house = house();
+    // Little in files, much in names.
+    let names: Vec<String> = (0..20_000).map(|n| format!("{n:0240}")).collect();
+    let entries: Vec<(&str, Vec<u8>)> = names.iter().map(|name| (name.as_str(), file(b""))).collect();
+    let contents = nar(&directory(&entries));
+    let announced = info("tree", &contents);
+    let request = Request::AddToStoreNar { info: announced, repair: false, dont_check_sigs: true };
+    let mut bytes = encode_request(&request, Protocol::plain(MINOR));
+    let frames = encode_frames(&contents[..contents.len() - 64], 32 << 10);
+    bytes.extend_from_slice(&frames[..frames.len() - 8]);
+    bounded(in_many_sessions(&house, bytes).await);
+}
