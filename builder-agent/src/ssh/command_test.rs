@@ -7,8 +7,9 @@ use crate::daemon::Realise;
 const DRV: &str = "/nix/store/22222222222222222222222222222222-x.drv";
 
 /// What tools of others run over ssh on a machine that builds: source file, the line as ssh sends it, what it is here.
-/// `docs/protocols.md` has the same lines. Looked up in August 2026; tools that only open a store (deploy-rs, nixinate,
-/// `nix copy`, nixos-anywhere) send what Nix itself sends.
+/// `docs/protocols.md` has the same lines. Read in the sources named, but for three that are written from what their
+/// documentation says: common-ssh-store-config.hh, nix-copy-closure.in, and the newer nixos-rebuild's words about roots
+/// and temporary folders. Tools that only open a store (deploy-rs, `nix copy`) send what Nix itself sends.
 #[rustfmt::skip]
 const LINES: &[(&str, &str, Meant)] = &[
     // Nix's stores. Newer versions quote each word.
