@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use e2e::agent::Setup;
 use e2e::hostile::*;
 use e2e::neighbours::{Neighbours, SERVE, WORKER};
 use e2e::process::status_kib;
@@ -252,7 +253,9 @@ async fn nothing_is_left(house: &Neighbours, path: &StorePath, before: &[PathBuf
 
 /// A box that has been used a little, so that what it allocates once is there.
 async fn warm() -> Neighbours {
-    let mut house = Neighbours::of(&["alice", "bob"]);
+    // A member who was removed knocks again and again here until it is let in.
+    let setup = Setup::default().setting("limits.per-source-penalties = \"no\"");
+    let mut house = Neighbours::with(&["alice", "bob"], setup);
     let path = path("warm");
     interrupt(&mut house, &path, Way::Nar, 4 << 20, 3 << 20, End::ClientHangsUp).await;
     for who in ["alice", "bob"] {
