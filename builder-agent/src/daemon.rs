@@ -323,7 +323,7 @@ impl Session {
                 Response::Added(self.add_text(name, text, references).await?)
             }
             Request::AddToStoreNar { info, .. } => {
-                self.add_nar(conn, info).await?;
+                self.add_nar(conn.body(), info).await?;
                 Response::Done
             }
             Request::AddMultipleToStore { .. } => {

@@ -161,8 +161,7 @@ where
                 return Ok(None);
             }
             Request::AddToStoreNar { info } => {
-                let staged = self.session.take_nar(self.conn.body(), info).await?;
-                transfer::register(&self.session.desk, view, vec![staged]).await?;
+                self.session.add_nar(self.conn.body(), info).await?;
                 Response::Done
             }
             Request::ImportPaths => {

@@ -3,6 +3,7 @@
 //! Not here: how contents get from one side to the other (`chunks`), and many paths in one request (`upload`).
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
 use store::{ImportError, RegisterError, Staged, View};
@@ -24,6 +25,7 @@ mod upload;
 pub(super) use chunks::{Sink, feed, next_chunk, read_nar};
 pub(super) use sinks::Unknown;
 
+use chunks::feed_and_commit;
 use sinks::{Address, Addressed, Announced};
 
 /// Paths of one upload that become visible together. Each commit costs a few disk flushes; a batch shares them.
@@ -77,8 +79,9 @@ impl Session {
         W: AsyncWrite + Unpin + Send,
     {
         let (view, what) = (self.view.clone(), Address { name, method, algorithm, references });
-        let staged = feed(&self.desk, conn.body(), move || Addressed::open(view, what)).await?;
-        self.register_one(staged.map_err(import_failed)?).await
+        let open = move || Addressed::open(view, what);
+        let added = feed_and_commit(&self.desk, conn.body(), open, one_visible(self.view.clone())).await?;
+        added.map(|info| convert::to_wire(&info)).map_err(import_failed)
     }
 
     pub(super) async fn add_text(
@@ -89,41 +92,22 @@ impl Session {
     ) -> Result<PathInfo, Trouble> {
         let (method, algorithm) = (ContentAddressMethod::Text, HashAlgorithm::Sha256);
         let (view, what) = (self.view.clone(), Address { name, method, algorithm, references });
+        let visible = one_visible(self.view.clone());
         let work = move || {
             let mut sink = Addressed::open(view, what)?;
             sink.push(&text)?;
-            sink.finish()
+            visible(sink.finish()?)
         };
-        let staged = self.desk.workers.contents(work).await.map_err(bug)?;
-        self.register_one(staged.map_err(import_failed)?).await
-    }
-
-    async fn register_one(&self, staged: Staged) -> Result<PathInfo, Trouble> {
-        let infos = register(&self.desk, &self.view, vec![staged]).await?;
-        Ok(convert::to_wire(infos.first().expect("one path in, one info out")))
-    }
-
-    pub(super) async fn add_nar<R, W>(
-        &self,
-        conn: &mut Connection<R, W>,
-        info: PathInfo,
-    ) -> Result<(), Trouble>
-    where
-        R: AsyncRead + Unpin + Send,
-        W: AsyncWrite + Unpin + Send,
-    {
-        let staged = self.take_nar(conn.body(), info).await?;
-        register(&self.desk, &self.view, vec![staged]).await.map(|_| ())
+        let added = self.desk.workers.commit(work).await.map_err(bug)?;
+        added.map(|info| convert::to_wire(&info)).map_err(import_failed)
     }
 
     /// Takes in a NAR that was announced.
-    pub(super) async fn take_nar<B: AsyncRead + Unpin>(
-        &self,
-        body: B,
-        info: PathInfo,
-    ) -> Result<Staged, Trouble> {
+    pub(super) async fn add_nar<B: AsyncRead + Unpin>(&self, body: B, info: PathInfo) -> Result<(), Trouble> {
         let (view, info) = (self.view.clone(), convert::from_wire(info));
-        feed(&self.desk, body, move || Announced::open(view, info)).await?.map_err(import_failed)
+        let open = move || Announced::open(view, info);
+        let added = feed_and_commit(&self.desk, body, open, one_visible(self.view.clone())).await?;
+        added.map(|_| ()).map_err(import_failed)
     }
 
     /// Paths come with their references first, and become visible in batches, each all or nothing.
@@ -157,16 +141,22 @@ impl Session {
     }
 }
 
+/// What makes one path visible once it is taken in.
+fn one_visible(
+    view: View,
+) -> impl FnOnce(Staged) -> Result<Arc<store::PathInfo>, ImportError> + Send + 'static {
+    move |staged| {
+        let mut infos = view.register_many(vec![staged]).map_err(ImportError::Register)?;
+        Ok(infos.pop().expect("one path in, one info out"))
+    }
+}
+
 /// Makes a batch visible, all of it or nothing.
-pub(super) async fn register(
-    desk: &Desk,
-    view: &View,
-    batch: Vec<Staged>,
-) -> Result<Vec<std::sync::Arc<store::PathInfo>>, Trouble> {
+pub(super) async fn register(desk: &Desk, view: &View, batch: Vec<Staged>) -> Result<(), Trouble> {
     if batch.is_empty() {
-        return Ok(Vec::new());
+        return Ok(());
     }
     let view = view.clone();
     let registered = desk.workers.commit(move || view.register_many(batch)).await.map_err(bug)?;
-    registered.map_err(|error: RegisterError| import_failed(ImportError::Register(error)))
+    registered.map(|_| ()).map_err(|error: RegisterError| import_failed(ImportError::Register(error)))
 }

@@ -112,14 +112,55 @@ where
 {
     let mut first = Chunk::single(WHOLE);
     fill(&mut body, &mut first).await?;
-    if first.len < WHOLE {
-        let whole = move || {
-            let mut sink = open()?;
-            sink.push(&first)?;
-            sink.finish()
-        };
-        return desk.workers.contents(whole).await.map_err(bug);
+    match first.len < WHOLE {
+        true => desk.workers.contents(move || at_once(open, &first)).await.map_err(bug),
+        false => stream(desk, body, first, open).await,
     }
+}
+
+/// [`feed`], and what then changes the store. A small body needs one thread for both, and not two after each other: to
+/// wake a thread takes longer than what is done with a small path.
+pub(in crate::daemon) async fn feed_and_commit<B, S, T>(
+    desk: &Desk,
+    mut body: B,
+    open: impl FnOnce() -> Result<S, S::Error> + Send + 'static,
+    commit: impl FnOnce(S::Done) -> Result<T, S::Error> + Send + 'static,
+) -> Result<Result<T, S::Error>, Trouble>
+where
+    B: AsyncRead + Unpin,
+    S: Sink,
+    T: Send + 'static,
+{
+    let mut first = Chunk::single(WHOLE);
+    fill(&mut body, &mut first).await?;
+    let work = match first.len < WHOLE {
+        true => desk.workers.commit(move || at_once(open, &first).and_then(commit)),
+        false => match stream(desk, body, first, open).await? {
+            Ok(done) => desk.workers.commit(move || commit(done)),
+            Err(error) => return Ok(Err(error)),
+        },
+    };
+    work.await.map_err(bug)
+}
+
+/// All of a body.
+fn at_once<S: Sink>(open: impl FnOnce() -> Result<S, S::Error>, whole: &[u8]) -> Result<S::Done, S::Error> {
+    let mut sink = open()?;
+    sink.push(whole)?;
+    sink.finish()
+}
+
+/// A body of which this is the beginning.
+async fn stream<B, S>(
+    desk: &Desk,
+    mut body: B,
+    first: Chunk,
+    open: impl FnOnce() -> Result<S, S::Error> + Send + 'static,
+) -> Result<Result<S::Done, S::Error>, Trouble>
+where
+    B: AsyncRead + Unpin,
+    S: Sink,
+{
     let mut charge = desk.budget.wait(UPLOAD_BYTES, "this upload").await.map_err(over)?;
     let pool = Pool::default();
     let mut taking = desk.workers.contents(move || -> Step<S> {
