@@ -54,12 +54,13 @@ async fn owners_are_served_in_turn_however_much_one_has_asked_for() {
     };
     let many: Vec<_> = (0..20).map(|_| note("mallory")).collect();
     let few: Vec<_> = (0..3).map(|_| note("alice")).collect();
+    // One thread alone, so that the order in which it is served is the order in which it is noted.
     drop(gate);
-    drop(other_gate);
-    for task in held {
+    for task in few.into_iter().chain(many) {
         task.await.expect("done");
     }
-    for task in few.into_iter().chain(many) {
+    drop(other_gate);
+    for task in held {
         task.await.expect("done");
     }
     let order = order.lock().expect("order");
