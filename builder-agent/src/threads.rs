@@ -3,7 +3,7 @@
 //! Work here waits for this machine's disk and processor, never for a client or a guest's leisure, and it belongs to
 //! somebody. A [`Crew`] is a fixed number of threads for one kind of short work. Each owner has a queue of their own; the
 //! queues are served in turn, and no owner has more than half of the threads, so that whoever fills a crew with work
-//! waits for themselves. Kinds have crews of their own, since they wait for different things: a slow disk flush holds
+//! waits for themselves. Kinds have crews of their own, since they wait for different things: a long transaction holds
 //! up commits, and nobody's reading. What takes hours ([`Threads::alone`]: a build, a download) has a thread of its own;
 //! slots bound how many there are.
 //!
@@ -27,7 +27,7 @@ use tokio::sync::oneshot;
 /// Threads for pieces of contents, for each processor. They hash and copy, and sometimes wait for a disk.
 const CONTENTS_PER_CPU: usize = 2;
 const LEAST_CONTENTS: usize = 8;
-/// Threads for commits. They wait for one another in the store, which makes one flush of many: the more the better.
+/// Threads for commits. They wait for one another in the store, which makes one transaction of many: the more the better.
 const COMMITS: usize = 32;
 /// Threads for reading derivations: as `CONTENTS_PER_CPU`, with large plans in mind.
 const LEAST_PLANS: usize = 4;

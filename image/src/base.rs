@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// On top of the packages Debian calls essential. Each is started, linked or called by something in the box.
-const PACKAGES: [&str; 12] = [
+pub const PACKAGES: [&str; 12] = [
     "systemd",
     "systemd-sysv",
     // DNS servers from DHCP end up in resolv.conf through it.

@@ -269,20 +269,6 @@ fn a_tree_has_all_that_its_packages_depend_on_in_versions_that_are_there() {
 /// mmdebstrap itself needs packages that can be installed; here a script in its place says what it was handed.
 #[test]
 fn the_base_system_is_made_of_what_is_there_and_one_from_before_serves_when_nothing_is() {
-    const PACKAGES: [&str; 12] = [
-        "systemd",
-        "systemd-sysv",
-        "systemd-resolved",
-        "udev",
-        "kmod",
-        "iproute2",
-        "ca-certificates",
-        "bubblewrap",
-        "libssl3t64",
-        "libgcc-s1",
-        "zlib1g",
-        "libzstd1",
-    ];
     let archive = archive();
     archive.add(&Deb {
         name: "base-files",
@@ -292,7 +278,7 @@ fn the_base_system_is_made_of_what_is_there_and_one_from_before_serves_when_noth
         more: "Essential: yes\n",
         files: &[],
     });
-    for name in PACKAGES {
+    for name in netboot_image::base::PACKAGES {
         for version in ["1", "2"] {
             archive.add(&Deb { name, version, source: name, depends: "", more: "", files: &[] });
         }

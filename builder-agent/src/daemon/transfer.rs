@@ -25,10 +25,10 @@ mod upload;
 pub(super) use chunks::{Sink, feed, next_chunk, read_nar};
 pub(super) use sinks::Unknown;
 
-use chunks::feed_and_commit;
+use chunks::{at_once, feed_and_commit};
 use sinks::{Address, Addressed, Announced};
 
-/// Paths of one upload that become visible together. Each commit costs a few disk flushes; a batch shares them.
+/// Paths of one upload that become visible together. Each commit is a transaction and a turn in the queue for the index; a batch shares them.
 pub(super) const BATCH: usize = 256;
 
 /// Why a request got no answer.
@@ -93,11 +93,7 @@ impl Session {
         let (method, algorithm) = (ContentAddressMethod::Text, HashAlgorithm::Sha256);
         let (view, what) = (self.view.clone(), Address { name, method, algorithm, references });
         let visible = one_visible(self.view.clone());
-        let work = move || {
-            let mut sink = Addressed::open(view, what)?;
-            sink.push(&text)?;
-            visible(sink.finish()?)
-        };
+        let work = move || at_once(|| Addressed::open(view, what), &text).and_then(visible);
         let added = self.desk.workers.commit(work).await.map_err(bug)?;
         added.map(|info| convert::to_wire(&info)).map_err(import_failed)
     }

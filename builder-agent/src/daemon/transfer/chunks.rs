@@ -118,7 +118,7 @@ where
     }
 }
 
-/// [`feed`], and what then changes the store. A small body needs one thread for both, and not two after each other: to
+/// [`feed`], and what then changes the store. A small body needs one thread for both, and not one after the other: to
 /// wake a thread takes longer than what is done with a small path.
 pub(in crate::daemon) async fn feed_and_commit<B, S, T>(
     desk: &Desk,
@@ -143,8 +143,11 @@ where
     work.await.map_err(bug)
 }
 
-/// All of a body.
-fn at_once<S: Sink>(open: impl FnOnce() -> Result<S, S::Error>, whole: &[u8]) -> Result<S::Done, S::Error> {
+/// Takes in a body of which nothing is missing.
+pub(in crate::daemon) fn at_once<S: Sink>(
+    open: impl FnOnce() -> Result<S, S::Error>,
+    whole: &[u8],
+) -> Result<S::Done, S::Error> {
     let mut sink = open()?;
     sink.push(whole)?;
     sink.finish()
