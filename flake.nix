@@ -1,8 +1,8 @@
 # Packages and a NixOS module for people who already have Nix. The netboot image itself is made from Debian packages
-# by `netboot-image` (docs/image.md), so that the builder's image never depends on a Nix builder; `nixosModules` runs
+# by `netboot-image` (docs/design/image.md), so that the builder's image never depends on a Nix builder; `nixosModules` runs
 # the same agent, from the same units, on a NixOS machine.
 #
-# Not covered by our CI, which has neither nixpkgs nor a network to fetch it: see docs/image.md, "With NixOS".
+# Not covered by our CI, which has neither nixpkgs nor a network to fetch it: see docs/design/image.md, "With NixOS".
 {
   description = "Barnraiser: a community Nix builder";
 

@@ -1,4 +1,4 @@
-//! `docs/trust.md` names the test behind each step of its argument, `docs/published-attacks.md` the test that tries each
+//! `docs/design/trust.md` names the test behind each step of its argument, `docs/design/published-attacks.md` the test that tries each
 //! attack. A name without a test would be a promise.
 
 use std::collections::BTreeSet;
@@ -27,7 +27,7 @@ fn sources(dir: &Path, text: &mut String) {
     }
 }
 
-const PAGES: [&str; 2] = ["docs/trust.md", "docs/published-attacks.md"];
+const PAGES: [&str; 2] = ["docs/design/trust.md", "docs/design/published-attacks.md"];
 
 fn page(name: &str) -> String {
     std::fs::read_to_string(place::project().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -72,7 +72,7 @@ const PUBLISHED: [&str; 17] = [
 
 #[test]
 fn every_published_attack_has_a_test_or_a_line_that_says_why_it_cannot_apply() {
-    let page = page("docs/published-attacks.md");
+    let page = page("docs/design/published-attacks.md");
     for attack in PUBLISHED {
         let row = page.lines().find(|line| line.starts_with("| ") && line.contains(attack));
         let row = row.unwrap_or_else(|| panic!("there is no row for {attack}"));

@@ -307,7 +307,7 @@ impl Reader<'_, '_> {
                     .found(quoted(other));
                     return Err(match did_you_mean(other, ATTRIBUTES.iter().copied()) {
                         Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
-                        None => fault.hint("docs/roster.md lists what each attribute does"),
+                        None => fault.hint("docs/reference/roster.md lists what each attribute does"),
                     });
                 }
             }

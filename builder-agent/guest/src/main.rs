@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         // The kernel passes words of its command line that it does not know.
         _ if std::process::id() == 1 => machine::main(init_ns),
         _ => fail(
-            "this runs inside a sandbox: as /init of a micro-VM, or with --stream-fd N --store-fd N; see docs/guest.md",
+            "this runs inside a sandbox: as /init of a micro-VM, or with --stream-fd N --store-fd N; see docs/design/guest.md",
         ),
     }
 }

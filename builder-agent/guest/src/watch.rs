@@ -2,7 +2,7 @@
 //!
 //! In a machine the kernel counts exactly (cgroup v2) and enforces memory by itself; we read its verdict. In a
 //! namespace sandbox there may be no cgroup to use: there we add up what /proc shows, many times a second. A build
-//! that grows fast can exceed its memory by what it takes in one interval; see docs/guest.md.
+//! that grows fast can exceed its memory by what it takes in one interval; see docs/design/guest.md.
 
 use std::fs;
 use std::io;

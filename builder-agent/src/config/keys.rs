@@ -129,7 +129,7 @@ pub const KEYS: &[Key] = &[
     key("limits.per-source-penalty-exempt", Networks, Toml("[]"), "sources that gather none, such as a monitor's"),
 ];
 
-/// The reference table of `docs/agent.md`, made from [`KEYS`].
+/// The reference table of `docs/reference/agent.md`, made from [`KEYS`].
 pub fn markdown() -> String {
     let mut out = String::from("| key | value | default | meaning |\n|---|---|---|---|\n");
     for key in KEYS {

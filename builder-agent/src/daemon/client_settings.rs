@@ -1,4 +1,4 @@
-//! The settings of `nix.conf` that a client may send, and what becomes of each. `docs/protocols.md` is checked against
+//! The settings of `nix.conf` that a client may send, and what becomes of each. `docs/design/protocols.md` is checked against
 //! the table.
 //!
 //! Stock Nix sends its settings to daemons on its own machine only, and none through `ssh-ng://` or (but for those of the
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn the_page_lists_exactly_these_settings() {
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/protocols.md");
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/design/protocols.md");
         let page = std::fs::read_to_string(file).expect("the page");
         let (before, rest) = page.split_once(START).expect("a start mark");
         let (listed, after) = rest.split_once(END).expect("an end mark");

@@ -7,7 +7,7 @@ use crate::daemon::Realise;
 const DRV: &str = "/nix/store/22222222222222222222222222222222-x.drv";
 
 /// What tools of others run over ssh on a machine that builds: source file, the line as ssh sends it, what it is here.
-/// `docs/protocols.md` has the same lines. Read in the sources named, but for three that are written from what their
+/// `docs/design/protocols.md` has the same lines. Read in the sources named, but for three that are written from what their
 /// documentation says: common-ssh-store-config.hh, nix-copy-closure.in, and the newer nixos-rebuild's words about roots
 /// and temporary folders. Tools that only open a store (deploy-rs, `nix copy`) send what Nix itself sends.
 #[rustfmt::skip]
@@ -107,12 +107,12 @@ fn what_stock_tools_run_over_ssh_is_understood() {
 
 #[test]
 fn the_page_about_protocols_has_the_lines_of_the_table_with_their_sources() {
-    let page = include_str!("../../../docs/protocols.md");
+    let page = include_str!("../../../docs/design/protocols.md");
     for (source, request, _) in LINES {
         let row = page.lines().any(|line| {
             line.starts_with("| `") && line.contains(&format!("`{request}`")) && line.contains(source)
         });
-        assert!(row, "docs/protocols.md lacks `{request}` of {source}");
+        assert!(row, "docs/design/protocols.md lacks `{request}` of {source}");
     }
 }
 

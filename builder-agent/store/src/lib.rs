@@ -10,7 +10,7 @@
 //! build's result is verified is known to whoever ran it.
 //!
 //! Not here: ssh, protocols, builds, and who shares with whom.
-//! `docs/store.md` has the format of an object, the argument for crash safety and the threat table.
+//! `docs/design/store.md` has the format of an object, the argument for crash safety and the threat table.
 
 mod address;
 mod annotation;

@@ -1,4 +1,4 @@
-//! `docs/protocols.md` says what the table of operations says.
+//! `docs/design/protocols.md` says what the table of operations says.
 
 use wire::worker::{Answer, BodyShape, OPS, Version};
 
@@ -80,7 +80,7 @@ fn serve_table() -> String {
 /// One test for both tables, because both may be written.
 #[test]
 fn the_page_lists_exactly_the_operations_we_serve() {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/protocols.md");
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/design/protocols.md");
     for (mark, table) in [("operations", table()), ("commands", serve_table())] {
         let (start, end) = (format!("<!-- {mark}: start -->\n"), format!("<!-- {mark}: end -->\n"));
         let page = std::fs::read_to_string(file).unwrap();

@@ -1,7 +1,7 @@
 //! Members against members: what Mallory can send, and that nobody else can tell.
 //!
 //! Each test runs a real agent and real logins. Where stock Nix can express the attack, `clients/forged.rs` does it with
-//! every version; here are the messages no stock client sends. `docs/trust.md` names these tests as its proofs.
+//! every version; here are the messages no stock client sends. `docs/design/trust.md` names these tests as its proofs.
 
 mod collisions;
 mod envelope;

@@ -1,4 +1,4 @@
-//! Attacks that were published on Nix, on micro-VMs and on the ssh library, by name. `docs/published-attacks.md` has the whole
+//! Attacks that were published on Nix, on micro-VMs and on the ssh library, by name. `docs/design/published-attacks.md` has the whole
 //! list; here are those that take a real agent.
 
 use std::io::{Read, Write};

@@ -166,7 +166,7 @@ impl Evaluator<'_> {
                         .expected("`pkgs.lib`, the only part of `pkgs` that exists here")
                         .hint("packages cannot be built or looked into while the roster is read"),
                     (_, Kind::Var(v)) if &**v == "lib" || &**v == "builtins" => fault.hint(
-                        "only the functions that rosters commonly use are known here; see docs/roster.md",
+                        "only the functions that rosters commonly use are known here; see docs/reference/roster.md",
                     ),
                     _ => fault.hint("add it, or give a default with `or`"),
                 })

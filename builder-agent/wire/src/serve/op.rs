@@ -1,4 +1,4 @@
-//! The commands of the serve protocol, in one table. `docs/protocols.md` is checked against it.
+//! The commands of the serve protocol, in one table. `docs/design/protocols.md` is checked against it.
 
 /// One row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! The operations of the worker protocol, in one table. `docs/protocols.md` is checked against it.
+//! The operations of the worker protocol, in one table. `docs/design/protocols.md` is checked against it.
 
 use super::Version;
 
