@@ -60,7 +60,7 @@ in
     settings = lib.mkOption {
       inherit (toml) type;
       default = { };
-      description = "builder-agent.toml; see docs/reference/agent.md.";
+      description = "builder-agent.toml; see docs/reference/settings.md.";
     };
   };
 

@@ -1,6 +1,6 @@
 //! The configuration file: one table of keys, checked before anything starts.
 //!
-//! [`keys::KEYS`] is the only list of keys. The parser, the error messages and the table in `docs/reference/agent.md` come
+//! [`keys::KEYS`] is the only list of keys. The parser, the error messages and the table in `docs/reference/settings.md` come
 //! from it, so they cannot disagree. The file is written by an operator or baked into an image: it is
 //! trusted, but mistakes in it must be easy to see. Not here: what the settings do.
 

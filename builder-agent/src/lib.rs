@@ -2,7 +2,7 @@
 //!
 //! Joins `wire` (bytes to requests), `store` (paths and who may see them) and `sandbox` (where builders run), and owns
 //! what is between them: who may log in, what a session may ask, when a build runs, and how the process ends.
-//! `docs/reference/agent.md` is the operator's guide.
+//! `docs/guides/operator.md` is the operator's guide.
 
 use std::sync::Arc;
 

@@ -100,13 +100,13 @@ fn missing_file_is_named_and_an_example_shown() {
 
 #[test]
 fn guide_has_the_table_of_keys_as_the_code_has_it() {
-    let guide = include_str!("../../../docs/reference/agent.md");
+    let guide = include_str!("../../../docs/reference/settings.md");
     for line in markdown().lines() {
         assert!(
             guide.contains(line),
-            "docs/reference/agent.md lacks this line of `builder-agent config keys`:\n{line}"
+            "docs/reference/settings.md lacks this line of `builder-agent config keys`:\n{line}"
         );
     }
     let rows = guide.lines().filter(|line| line.starts_with("| `") && line.matches('|').count() == 5).count();
-    assert_eq!(rows, KEYS.len(), "docs/reference/agent.md has rows for keys that do not exist");
+    assert_eq!(rows, KEYS.len(), "docs/reference/settings.md has rows for keys that do not exist");
 }

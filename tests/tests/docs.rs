@@ -1,0 +1,99 @@
+//! What the pages say about files, sections and log lines is so. Links between pages are looked up, and
+//! `docs/reference/logs.md` is compared with the messages in the code.
+//!
+//! Not here: the table of settings (`config_test.rs`), the tables of the protocols (`protocols_doc.rs`), the tests that
+//! pages name (`trust_page.rs`).
+
+use std::path::{Path, PathBuf};
+
+use e2e::place;
+
+/// All files with this extension below a folder, without build outputs and hidden folders.
+fn files(dir: &Path, extension: &str, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).expect("a folder").flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let name = name.to_string_lossy();
+        let skipped = name.starts_with('.') || name == "target" || path.is_symlink();
+        if path.is_dir() && !skipped {
+            files(&path, extension, found);
+        } else if path.extension().is_some_and(|found| found == extension) {
+            found.push(path);
+        }
+    }
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// A page without its code blocks.
+fn prose(page: &str) -> String {
+    page.split("```").step_by(2).collect()
+}
+
+/// The anchor that forges make of a heading.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+    text.chars().filter(kept).map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+/// Targets of the links of a page that lead to files of this project.
+fn links(page: &str) -> Vec<String> {
+    let targets = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    targets.filter(|target| !target.contains("://") && !target.contains(' ')).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_link_of_a_page_leads_to_a_file_and_a_section() {
+    let mut pages = Vec::new();
+    files(place::project(), "md", &mut pages);
+    assert!(pages.len() > 10, "{pages:?}");
+    let mut broken = Vec::new();
+    for page in &pages {
+        let text = prose(&read(page));
+        for link in links(&text) {
+            let (file, section) = link.split_once('#').unwrap_or((&link, ""));
+            let target = match file {
+                "" => page.clone(),
+                file => page.parent().expect("a folder").join(file),
+            };
+            let sound = target.exists()
+                && (section.is_empty()
+                    || prose(&read(&target))
+                        .lines()
+                        .any(|line| line.starts_with('#') && anchor(line) == section));
+            if !sound {
+                broken.push(format!("{}: {link}", page.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "links that lead nowhere: {broken:#?}");
+}
+
+/// Messages in the first column of the page's tables.
+fn messages(page: &str) -> Vec<&str> {
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    let cells = rows.filter_map(|row| row.split(" | ").next());
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect()
+}
+
+#[test]
+fn every_log_message_of_the_page_is_in_the_code() {
+    let mut sources = Vec::new();
+    for part in ["builder-agent", "image"] {
+        files(&place::project().join(part), "rs", &mut sources);
+    }
+    let text: String = sources.iter().map(|path| read(path)).collect();
+    // A string over several lines, and names in backticks, are one line without backticks on the page.
+    let mut code = String::new();
+    for (number, part) in text.split("\\\n").enumerate() {
+        code.push_str(if number == 0 { part } else { part.trim_start() });
+    }
+    let code = code.replace('`', "");
+    let page = read(&place::project().join("docs/reference/logs.md"));
+    let messages = messages(&page);
+    assert!(messages.len() > 80, "{messages:?}");
+    let missing: Vec<_> = messages.iter().filter(|message| !code.contains(*message)).collect();
+    assert!(missing.is_empty(), "docs/reference/logs.md has messages that no code writes: {missing:#?}");
+}
