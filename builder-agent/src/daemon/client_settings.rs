@@ -47,36 +47,42 @@ const fn refused(names: &'static [&'static str], why: &'static str) -> Rule {
 pub const RULES: &[Rule] = &[
     honoured(
         &["timeout", "build-timeout"],
-        "seconds a build may take; the box's limit and the member's hold, too",
+        "longest time of a build in seconds; the limits of the box and of the member apply too",
     ),
-    honoured(&["max-silent-time", "build-max-silent-time"], "seconds without output; the same"),
+    honoured(
+        &["max-silent-time", "build-max-silent-time"],
+        "longest time without output in seconds; the same",
+    ),
     honoured(
         &["max-log-size", "build-max-log-size"],
-        "bytes a builder may print; the box's `limits.max-log-mib` holds, too",
+        "largest log in bytes; the box's `limits.max-log-mib` applies too",
     ),
     honoured(
         &["keep-going"],
-        "what does not need a failed build is built all the same; the box's `keep-going` where a client does not say",
+        "whether other builds continue after a failure; if a client does not send it, the box's `keep-going` applies",
     ),
     honoured(&["substitute", "build-use-substitutes"], "whether the box fetches before it builds"),
     ignored(
         &["max-jobs", "build-max-jobs"],
-        "how many builds run at once is for the scheduler and the member's limits",
+        "the scheduler and the member's limits decide how many builds run at the same time",
     ),
     ignored(
         &["cores", "build-cores"],
-        "`NIX_BUILD_CORES` is the processors the build gets: results are shared, so nobody's wish may shape them",
+        "`NIX_BUILD_CORES` is the number of processors of the build: results are shared, so no client may influence them",
     ),
-    ignored(&["fallback", "build-fallback"], "what cannot be fetched is always built"),
-    ignored(&["verbosity"], "everything there is to tell is sent, and the client chooses what to show"),
-    ignored(&["experimental-features"], "what the box can do needs no switching on"),
-    ignored(&["builders", "build-hook", "builders-use-substitutes"], "the box builds itself"),
+    ignored(&["fallback", "build-fallback"], "paths that cannot be fetched are always built"),
+    ignored(&["verbosity"], "the box sends all messages, and the client selects which to show"),
+    ignored(&["experimental-features"], "all features of the box are always enabled"),
+    ignored(&["builders", "build-hook", "builders-use-substitutes"], "the box runs all builds itself"),
     ignored(
         &["connect-timeout", "download-attempts", "http-connections", "stalled-download-timeout"],
-        "the box's own",
+        "the settings of the box apply",
     ),
-    ignored(&["narinfo-cache-negative-ttl", "narinfo-cache-positive-ttl", "require-sigs"], "the box's own"),
-    refused(&["keep-failed"], "what a failed build leaves ends with its sandbox"),
+    ignored(
+        &["narinfo-cache-negative-ttl", "narinfo-cache-positive-ttl", "require-sigs"],
+        "the settings of the box apply",
+    ),
+    refused(&["keep-failed"], "the files of a failed build are removed with its sandbox"),
     refused(&["sandbox", "build-use-sandbox", "build-use-chroot"], "every build runs in a sandbox"),
     refused(
         &[
@@ -86,24 +92,27 @@ pub const RULES: &[Rule] = &[
             "extra-sandbox-paths",
             "allowed-impure-host-deps",
         ],
-        "a build sees its inputs and nothing else",
+        "a build can access its inputs only",
     ),
-    refused(&["system-features", "extra-platforms"], "the box says what it can build"),
+    refused(
+        &["system-features", "extra-platforms"],
+        "the configuration of the box decides what it can build",
+    ),
     refused(
         &["substituters", "extra-substituters", "binary-caches"],
-        "the box has its own; upload what they lack",
+        "the box uses its own substituters; upload paths that they do not have",
     ),
     refused(
         &["trusted-public-keys", "extra-trusted-public-keys", "binary-cache-public-keys"],
-        "whom the box trusts is not for one client to say",
+        "the configuration of the box decides which keys it trusts",
     ),
     refused(
         &["post-build-hook", "pre-build-hook", "diff-hook"],
-        "no program of a client's runs on the box itself",
+        "programs of a client run in sandboxes only",
     ),
     refused(
         &["impersonate-linux-26", "filter-syscalls", "allow-new-privileges"],
-        "the sandbox is the same for everyone",
+        "the sandbox is the same for all members",
     ),
 ];
 
