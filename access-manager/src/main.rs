@@ -188,7 +188,7 @@ fn sync_once(args: SyncArgs) -> ExitCode {
             let out = done.mistakes.iter().filter(|mistake| mistake.left_out).count();
             if out > 0 {
                 eprintln!(
-                    "warning: {out} left out for a mistake of their own; they are in roster.json's `errors`"
+                    "warning: {out} left out because of mistakes in their entries; roster.json has them in `errors`"
                 );
             }
             let news = if done.changed { "wrote" } else { "nothing new in" };

@@ -387,9 +387,7 @@ impl Session {
                 return refused("the store of this box needs no optimising; a client cannot start it".into());
             }
             Request::VerifyStore { .. } => {
-                return refused(
-                    "verifying the store is the box's own affair; a client cannot start it".into(),
-                );
+                return refused("the box verifies its store itself; a client cannot start it".into());
             }
             Request::AddBuildLog { drv_path } => {
                 self.add_log(conn, drv_path).await?;

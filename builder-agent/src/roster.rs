@@ -152,7 +152,7 @@ fn parse(
         Roster { source: read.source, commit: read.commit, left_out: read.errors, ..Roster::default() };
     for (entry, keys) in read.members {
         let Some(id) = ids.get(entry.name.as_str()) else {
-            let why = "who this is cannot be written down at the moment; see the errors before this one";
+            let why = "the identity of this member cannot be recorded at the moment; see the errors before this one";
             roster.left_out.push(LeftOut::new(&entry.name, why));
             continue;
         };
@@ -274,7 +274,7 @@ fn publish(path: &Path, identities: &Identities, sender: &watch::Sender<Arc<Rost
                 "roster loaded"
             );
             for LeftOut { name, error } in &roster.left_out {
-                tracing::error!(member = name, error, "left out of the roster; the others get in");
+                tracing::error!(member = name, error, "left out of the roster; the other members can log in");
             }
             for member in roster.by_name.values() {
                 for (limit, value) in member.limits.values().filter(|(limit, _)| !limit.enforced) {
@@ -285,7 +285,7 @@ fn publish(path: &Path, identities: &Identities, sender: &watch::Sender<Arc<Rost
         }
         Err(error) => {
             let kept = sender.borrow().len();
-            tracing::error!(%error, members_kept = kept, "roster not loaded; the one before it stays");
+            tracing::error!(%error, members_kept = kept, "roster not loaded; the previous one stays in force");
         }
     }
 }

@@ -45,7 +45,7 @@ pub enum ServeError {
     #[error("cannot make the folder {}: {cause}", path.display())]
     Folder { path: PathBuf, cause: std::io::Error },
     /// Whoever logged in could get what is somebody else's.
-    #[error("cannot read who is who from {}: {cause}", path.display())]
+    #[error("cannot read the identities from {}: {cause}", path.display())]
     Identities { path: PathBuf, cause: std::io::Error },
     #[error("cannot start: {0}")]
     Runtime(std::io::Error),
@@ -152,9 +152,9 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
     let mut doors = tokio::spawn(ssh::serve(house.clone(), key, listeners, stopping));
     tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: going down"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: going down"),
-        _ = &mut doors => tracing::error!("the front door closed by itself; this is a bug"),
+        _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
+        _ = &mut doors => tracing::error!("the ssh server ended by itself; this is a bug"),
     }
     house.scheduler.retain(&|_| false);
     stop.send_replace(true);

@@ -13,7 +13,8 @@ pub enum SigningKeyError {
     #[error("cannot {action} the signing key {}: {cause}", path.display())]
     Io { action: &'static str, path: PathBuf, cause: std::io::Error },
     #[error(
-        "the signing key {} is of no use: {cause}\nhint: move it away to have a new one made; members must then trust that one",
+        "the signing key {} cannot be used: {cause}\nhint: move it away to have a new one made; members \
+         must then trust that one",
         path.display()
     )]
     Format { path: PathBuf, cause: KeyError },

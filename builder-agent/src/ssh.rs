@@ -194,7 +194,7 @@ pub async fn serve(
         tokio::select! {
             ended = accepting.join_next() => if ended.is_none() { return },
             _ = report.tick() => if let Some(left_out) = door.quiet.untold() {
-                tracing::warn!(left_out, "lines about strangers were left out");
+                tracing::warn!(left_out, "log lines about clients before login were left out");
             },
         }
     }
@@ -321,14 +321,14 @@ async fn connection(
             }
             () = tokio::time::sleep_until(deadline), if is_in.is_none() => {
                 visit.ends_unless_known(Ending::Late);
-                break format!("limits.login-seconds ({}) are over", door.house.config.limits.login_time.as_secs());
+                break format!("no login within limits.login-seconds ({})", door.house.config.limits.login_time.as_secs());
             }
             () = visit.must_leave(), if is_in.is_none() => {
-                break "others who want to log in need this place; try again (limits.max-startups)".to_owned();
+                break "too many connections are not logged in yet; try again (limits.max-startups)".to_owned();
             }
             _ = logged_in.changed(), if is_in.is_none() => {}
             Ok(()) = roster.changed() => {}
-            () = turned(&mut stop) => break "the box is going down".to_owned(),
+            () = turned(&mut stop) => break "the box is shutting down".to_owned(),
         }
     };
     match logged_in.borrow().is_some() {

@@ -21,7 +21,7 @@ fn a_command_that_is_not_possible_is_refused_in_one_line_that_names_what_is() {
         agent.transcript("alice", &["uname -a; id"]),
         format!(
             "$ ssh box uname -a; id\n{BANNER}\
-             cannot make out `uname -a; id`; {WORKS}\n\
+             cannot parse `uname -a; id`; {WORKS}\n\
              [exit 127]\n"
         )
     );

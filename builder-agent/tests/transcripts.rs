@@ -18,7 +18,7 @@ fn serve_without_a_file_says_which_and_shows_an_example() {
     assert_eq!(
         run(&["serve", "--config", &format!("{dir}/agent.toml")], dir),
         "error: there is no configuration file at [DIR]/agent.toml\n\
-         hint: write one; the least that works is:\n\n\
+         hint: write one; the smallest valid file is:\n\n\
          roster = \"/run/barnraiser/roster.json\"\n\
          state-dir = \"/var/lib/barnraiser\"\n\
          [sandbox]\n\

@@ -79,7 +79,7 @@ pub fn evaluate<S: Source + Send>(
             if let Some(position) = reader.mistakes.iter().position(|mistake| mistake.left_out) {
                 return Err(reader.mistakes.swap_remove(position).fault);
             }
-            reader.warnings.push("the roster has no members: nobody will get in".into());
+            reader.warnings.push("the roster has no members: nobody can log in".into());
         }
         reader.warnings.extend(twins::warnings(&members));
         let mistakes = reader.mistakes.into_iter().map(|mistake| mistake.resolve(reader.ev)).collect();
@@ -98,10 +98,11 @@ impl Found {
     fn resolve(self, ev: &Evaluator) -> Mistake {
         let Found { name, left_out, fault } = self;
         let fault = match left_out {
-            true => {
-                fault.note(format!("{name} is left out until this is corrected; the others are not"), None)
-            }
-            false => fault.note(format!("{name} gets in without it"), None),
+            true => fault.note(
+                format!("{name} is left out until this is corrected; the other members are not affected"),
+                None,
+            ),
+            false => fault.note(format!("{name} can log in without it"), None),
         };
         Mistake { name, left_out, diagnostic: Box::new(ev.resolve(fault)) }
     }
@@ -293,7 +294,7 @@ impl Reader<'_, '_> {
                 "expires" => member.expires = self.expires(value, slot.span, slot.thunk)?,
                 // Older community lists have it; dropping it silently would look like a grant.
                 "trusted" => self.warnings.push(format!(
-                    "{}: `trusted` of {} is ignored: nobody needs to be trusted here",
+                    "{}: `trusted` of {} is ignored: no member has to be trusted here",
                     self.ev.place(slot.span),
                     quoted(name)
                 )),
@@ -469,7 +470,7 @@ impl Reader<'_, '_> {
             if !enforced {
                 let place = self.ev.place(slot.span);
                 self.warnings.push(format!(
-                    "{place}: the limit {} of {} is not enforced yet: it is written down and holds nobody back",
+                    "{place}: the limit {} of {} is not enforced yet: it is recorded and has no effect",
                     quoted(name),
                     quoted(member)
                 ));

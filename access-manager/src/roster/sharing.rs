@@ -94,6 +94,6 @@ fn stranger(who: &str, share: &Share, names: &BTreeSet<String>) -> Fault {
     .at(share.at);
     match did_you_mean(&share.with, names.iter().map(String::as_str)) {
         Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
-        None => fault.expected("names of this roster").hint("who has left must go from `shareWith`, too"),
+        None => fault.expected("names of this roster").hint("remove former members from `shareWith` too"),
     }
 }

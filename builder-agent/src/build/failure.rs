@@ -90,7 +90,7 @@ impl Failure {
     fn of_box(what: String, error: &dyn std::error::Error) -> Self {
         tracing::error!(%error, "{what}");
         Self::transient(format!(
-            "{what}, which is trouble of the box and not of the build: {error}; try again later"
+            "{what}; this is an error of the box, not of the build: {error}; try again later"
         ))
     }
 
@@ -243,7 +243,7 @@ pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &
             // The reason may be one step down the chain, such as a disk that is full.
             let cause = std::error::Error::source(other).map(|e| format!(": {e}")).unwrap_or_default();
             Failure::transient(format!(
-                "the sandbox of '{path}' failed, which is not the builder's fault: {other}{cause}"
+                "the sandbox of '{path}' failed; this is not an error of the builder: {other}{cause}"
             ))
         }
     };
@@ -325,7 +325,7 @@ mod tests {
             assert!(error.is_builders_fault());
             let failure = sandbox_failed(&drv(), &[], &error);
             assert_ne!(failure.status, BuildStatus::TransientFailure, "{}", failure.message);
-            assert!(!failure.message.contains("not the builder's fault"), "{}", failure.message);
+            assert!(!failure.message.contains("not an error of the builder"), "{}", failure.message);
         }
     }
 

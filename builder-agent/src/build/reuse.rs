@@ -40,7 +40,7 @@ pub fn find(store: &Store, key: &BuildKey, mine: &StorePath, failures: Duration)
     }
     let failure = Failure::new(BuildStatus::CachedFailure, message.clone()).about(&record.drv, mine);
     let message = format!(
-        "{}\nnote: nothing was built just now: this box built the same derivation with the same inputs {}, and this is how it ended\n\
+        "{}\nnote: this failure is from an earlier build: the box built the same derivation with the same inputs {}\n\
          hint: to build it again use `--rebuild` (`--check`), or set {RETRY_VARIABLE}=0 for the connection \
          (NIX_SSHOPTS='-o SetEnv={RETRY_VARIABLE}=0'), or wait {}",
         failure.message,

@@ -12,7 +12,7 @@ backend = "kvm"
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error(
-        "there is no configuration file at {}\nhint: write one; the least that works is:\n\n{EXAMPLE}",
+        "there is no configuration file at {}\nhint: write one; the smallest valid file is:\n\n{EXAMPLE}",
         path.display()
     )]
     Missing { path: PathBuf },

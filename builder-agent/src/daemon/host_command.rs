@@ -250,7 +250,7 @@ fn what_would_happen(missing: &Missing) -> String {
     for (what, paths) in [
         ("derivations will be built", &missing.will_build),
         ("paths will be fetched", &missing.will_substitute),
-        ("paths are not here, and nobody offers them", &missing.unknown),
+        ("paths are missing, and no substituter has them", &missing.unknown),
     ] {
         if !paths.is_empty() {
             text.push_str(&format!("these {} {what}:\n", paths.len()));

@@ -144,7 +144,7 @@ impl One {
                 let outputs = self.adopt(outputs, log, proven).await.ok()?;
                 tracing::info!(%member, %drv, ok = true, "build reused");
                 let id = self.context.ids.next();
-                let text = format!("using what was built earlier on '{}' for '{drv}'", house.config.name);
+                let text = format!("using the earlier result on '{}' for '{drv}'", house.config.name);
                 self.context.show(start(id, ActivityKind::Unknown, text, Vec::new())).await;
                 self.context.show(LogEvent::stop(id)).await;
                 Some(Ok(Done {
@@ -175,7 +175,7 @@ impl One {
         let id = self.context.ids.next();
         let drv = self.request.recipe.drv_path.to_absolute_path();
         let fields = vec![drv.as_str().into(), "".into(), 1.into(), 1.into()];
-        let text = format!("telling again how building '{drv}' failed");
+        let text = format!("reporting the earlier failure of '{drv}'");
         self.context.show(start(id, ActivityKind::Build, text, fields)).await;
         let mut lines = Lines::default();
         while let Ok(Ok(chunk)) = workers.read_at(&file, at, CHUNK).await
@@ -245,7 +245,8 @@ impl One {
             let (attached, outcome) = self.run(&format!("building '{drv}'")).await?;
             if attached.is_not_ours(&outcome) {
                 let note = format!(
-                    "note: '{drv}' ran into a limit of another request for the same build; it starts again under yours"
+                    "note: '{drv}' reached a limit of another request for the same build; \
+                     it starts again with your limits"
                 );
                 self.context.show(LogEvent::message(note)).await;
                 continue;

@@ -69,7 +69,8 @@ impl Session {
         let answered = targets.iter().map(|target| outputs_of(&plan, target)).sum::<usize>();
         if answered > MAX_OUTPUTS_TOLD {
             return Err(Trouble::Refused(format!(
-                "the targets have {answered} outputs together, of which this box tells {MAX_OUTPUTS_TOLD} at once; ask in parts"
+                "the targets have {answered} outputs together, and this box reports at \
+                 most {MAX_OUTPUTS_TOLD} for one request; request them in parts"
             )));
         }
         let (events, mut shown) = mpsc::channel(EVENTS_AHEAD);
@@ -168,7 +169,7 @@ async fn warn_keep_failed(context: &Context, asked: bool) {
     if asked {
         let name = &context.house.config.name;
         let text = format!(
-            "warning: '--keep-failed' is refused: the folder of a failed build goes with its sandbox on '{name}'; \
+            "warning: '--keep-failed' is refused: the folder of a failed build is removed with its sandbox on '{name}'; \
              build on your own machine to keep it"
         );
         context.show(LogEvent::message(text)).await;

@@ -157,7 +157,7 @@ impl Dialer {
         match (mixed.is_empty(), found.first()) {
             (false, _) => Ok(mixed),
             (true, Some(address)) => {
-                tracing::warn!(%host, address = %address.ip(), "a private address is not connected to");
+                tracing::warn!(%host, address = %address.ip(), "refused to connect to a private address");
                 Err(ConnectError::Private { host: host.to_string() })
             }
             (true, None) => Err(ConnectError::Unresolved {

@@ -47,7 +47,7 @@ pub enum HttpError {
     Status { url: String, status: StatusCode },
     #[error("cannot fetch '{url}': more than {MAX_REDIRECTS} redirects, the last to '{last}'")]
     Redirects { url: String, last: String },
-    #[error("cannot fetch '{url}': the server sent us to '{location}', which is no place to go")]
+    #[error("cannot fetch '{url}': the server redirected to '{location}', which is not a URL to fetch from")]
     BadRedirect { url: String, location: String },
     #[error("cannot fetch '{url}': nothing came for {} seconds (`fetch.stall-seconds`), after {got} bytes", stall.as_secs())]
     Stalled { url: String, stall: Duration, got: u64 },

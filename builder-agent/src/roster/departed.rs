@@ -27,13 +27,15 @@ pub async fn drop_their_things(
             let (store, kept, who) = (store.clone(), kept.clone(), id.clone());
             match tokio::task::spawn_blocking(move || drop_things(&store, &kept, &who)).await {
                 Ok(Ok(true)) => match identities.dropped(&id) {
-                    Ok(()) => tracing::info!(id, "what a member of this name before had claimed is dropped"),
-                    Err(error) => tracing::error!(id, %error, "cannot write down that nothing is left"),
+                    Ok(()) => tracing::info!(id, "claims of a former member are removed"),
+                    Err(error) => {
+                        tracing::error!(id, %error, "cannot record that the claims of a former member are removed")
+                    }
                 },
                 Ok(Ok(false)) => {}
-                Ok(Err(error)) => tracing::error!(id, error, "cannot drop what a former member had claimed"),
+                Ok(Err(error)) => tracing::error!(id, error, "cannot remove the claims of a former member"),
                 Err(error) => {
-                    tracing::error!(id, %error, "dropping what a former member had claimed failed; this is a bug")
+                    tracing::error!(id, %error, "removing the claims of a former member failed; this is a bug")
                 }
             }
         }

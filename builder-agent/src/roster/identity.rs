@@ -74,7 +74,7 @@ impl Identities {
                     let error = other.err().map_or("another schema".to_owned(), |error| error.to_string());
                     let aside = path.with_extension("damaged");
                     tracing::error!(path = %path.display(), error, aside = %aside.display(),
-                        "who is who cannot be read; it is put aside, and what members had claimed is nobody's");
+                        "the identities cannot be read; the file is moved aside, and earlier claims belong to nobody");
                     std::fs::rename(&path, &aside)?;
                     // Numbers of the damaged file were smaller: it counts, and time is ahead of any count.
                     empty(::roster::date::now().max(1))
@@ -92,7 +92,7 @@ impl Identities {
         let mut states = self.lock();
         let mut ids = states.now.assign(listed);
         if let Err(error) = self.save(&mut states) {
-            tracing::error!(path = %self.path.display(), %error, "cannot write down who is who; who is new has to wait");
+            tracing::error!(path = %self.path.display(), %error, "cannot write the identities; new members cannot log in yet");
             let saved = &states.saved.people;
             ids.retain(|name, id| saved.get(&**name).is_some_and(|person| *person.id == **id));
         }
@@ -148,8 +148,8 @@ impl State {
                 let id = if first { name.to_string() } else { self.number(name) };
                 let person = Person { id, keys: keys.clone(), away_since: None };
                 if let Some(other) = self.people.insert(name.to_string(), person) {
-                    tracing::warn!(member = %name, "the name is in the roster again with other keys: another person, who \
-                        inherits nothing");
+                    tracing::warn!(member = %name, "the name is in the roster again with other keys: \
+                        it is a new identity, without the earlier claims");
                     self.gone.insert(other.id);
                 }
             }

@@ -48,7 +48,7 @@ pub fn parse(request: &[u8]) -> Command {
     }
     let text = String::from_utf8_lossy(request);
     let Some(words) = words(&text) else {
-        return Command::Refused(format!("cannot make out `{}`; {POSSIBLE}", shown(&text)));
+        return Command::Refused(format!("cannot parse `{}`; {POSSIBLE}", shown(&text)));
     };
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let other = || Command::Refused(format!("cannot run `{}`; {POSSIBLE}", shown(&text)));

@@ -233,7 +233,7 @@ fn a_refusal_says_which_word_is_wrong() {
         ("mktemp -d -t ../XXXXX", "no template"),
         ("mktemp -d -t no-x", "no template"),
         ("nix-daemon --stdio --store ssh://elsewhere", "remote-store"),
-        ("nix-daemon --stdio --option sandbox false", "`--option` has no place in a session"),
+        ("nix-daemon --stdio --option sandbox false", "`--option` is not possible in a session"),
         ("nix-store --gc", "ssh-ng"),
     ] {
         let line = refusal(request);

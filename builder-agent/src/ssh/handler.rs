@@ -248,7 +248,7 @@ impl RusshHandler for Handler {
                 reply.accept().await;
                 return Ok(());
             }
-            Ok(_) => "this connection is worn out, open a new one",
+            Ok(_) => "this connection has had its number of sessions; open a new one",
             Err(_) => "limits.max-sessions-per-connection reached",
         };
         tracing::info!(connection = self.id, "channel refused: {why}");

@@ -26,8 +26,8 @@ pub(super) async fn show(mut channel: Channel<Msg>, house: Arc<House>, member: A
         Ok(true) => 0,
         Ok(false) => {
             let line = format!(
-                "error: there is no log of '{}' here that you may read: logs are kept of builds that this box made for \
-                 you, or of things everybody may see\n",
+                "error: there is no log of '{}' here that you may read: the box keeps logs of builds \
+                 that it ran for you and of builds that everybody may see\n",
                 path.to_absolute_path()
             );
             let _ = channel.extended_data_bytes(STDERR, line).await;

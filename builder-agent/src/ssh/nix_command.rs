@@ -207,7 +207,7 @@ fn read<'a>(
         }
         let Some(meaning) = meaning(word) else {
             // Read on: which operation it is decides who says so.
-            wrong.get_or_insert_with(|| format!("the option `{}` is not understood here", shown(word)));
+            wrong.get_or_insert_with(|| format!("the option `{}` is not supported here", shown(word)));
             continue;
         };
         let settings = &mut said.realise.settings;
@@ -249,7 +249,7 @@ impl Said<'_> {
         match (self.targets.first().copied(), self.changes) {
             (None, None) => Ok(Asked::Session(kind)),
             (Some(word), _) | (None, Some(word)) => {
-                Err(format!("`{}` has no place in a session", shown(word)))
+                Err(format!("`{}` is not possible in a session", shown(word)))
             }
         }
     }
@@ -296,7 +296,8 @@ fn is_jobs(word: &str) -> bool {
 
 /// A store path; a derivation alone, with `!` or with `^`, means its outputs.
 fn target(word: &str) -> Result<DerivedPath, String> {
-    let wrong = || format!("`{}` is not a store path; evaluate at home and copy the derivation", shown(word));
+    let wrong =
+        || format!("`{}` is not a store path; evaluate on the client and copy the derivation", shown(word));
     let (path, outputs) = match word.split_once(['!', '^']) {
         Some((path, outputs)) => (path, Some(outputs)),
         None => (word, None),

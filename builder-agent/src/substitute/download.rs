@@ -189,7 +189,7 @@ async fn one(
 /// Verified or not at all.
 fn register(public: &View, staged: store::Staged) -> Result<(), String> {
     if *staged.provenance() != Provenance::Verified {
-        return Err("neither a trusted signature nor a content address fits it".into());
+        return Err("it has neither a valid trusted signature nor a matching content address".into());
     }
     // A cache's word for the deriver would be kept for a member who does not exist.
     public.register_many(vec![staged.proven_only()]).map(|_| ()).map_err(|error| error.to_string())

@@ -117,7 +117,7 @@ impl Source {
     pub fn note<T>(&self, answer: &Result<T, SourceError>) {
         match answer {
             Err(SourceError::Trouble(why)) => {
-                tracing::warn!(substituter = self.name, error = why, "a substituter is in trouble");
+                tracing::warn!(substituter = self.name, error = why, "a substituter failed");
                 self.health.bad(why);
             }
             Err(SourceError::Useless(why)) => {

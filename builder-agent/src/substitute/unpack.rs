@@ -55,7 +55,7 @@ impl<R: Read> Read for File<R> {
         let n = self.inner.read(buf)?;
         self.got += n as u64;
         if let Some(size) = self.size.filter(|size| self.got > *size) {
-            return Err(invalid(format!("the file goes on after the {size} bytes that its narinfo says")));
+            return Err(invalid(format!("the file continues after the {size} bytes that its narinfo says")));
         }
         if let Some((hash, _)) = &mut self.hash {
             hash.update(&buf[..n]);
@@ -106,7 +106,7 @@ impl<R: Read> Read for Exactly<R> {
             Some(left) => self.left = left,
             None => {
                 return Err(invalid(format!(
-                    "the NAR goes on after the {} bytes announced for it",
+                    "the NAR continues after the {} bytes announced for it",
                     self.size
                 )));
             }

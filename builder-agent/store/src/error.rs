@@ -283,7 +283,8 @@ pub enum RegisterError {
     },
     /// Realisations are kept in memory, too.
     #[error(
-        "cannot register a realisation: {member} has {limit} already, the most that are accepted; collect garbage (`nix store gc`), and those of deleted paths go"
+        "cannot register a realisation: {member} has {limit} already, the most that are accepted; collect garbage \
+         (`nix store gc`), which removes those of deleted paths"
     )]
     RealisationLimit {
         /// Whose.
@@ -306,7 +307,7 @@ pub enum RegisterError {
         limit: usize,
     },
     /// Temporary roots are kept in memory for as long as the session lasts.
-    #[error("cannot hold more paths for this session, at most {limit} are accepted; go on in a new one")]
+    #[error("cannot hold more paths for this session, at most {limit} are accepted; continue in a new one")]
     HoldLimit {
         /// How many may be.
         limit: usize,

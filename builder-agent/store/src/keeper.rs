@@ -138,7 +138,9 @@ fn attend(shelf: &Shelf) {
 
 fn report(outcome: Result<(), RegisterError>) {
     if let Err(e) = outcome {
-        tracing::error!("the store cannot be flushed: {e}; restart the agent, which checks what is newer");
+        tracing::error!(
+            "the store cannot be flushed: {e}; restart the agent: it checks everything newer than the last flush"
+        );
     }
 }
 
@@ -164,7 +166,7 @@ pub(crate) fn pass(shelf: &Shelf) -> Result<(), RegisterError> {
         passing.failed = true;
         let doubt = Marker::now(Durability::Flush, shelf.through.load(Ordering::Relaxed)).doubtful();
         let told = shelf.marker.write(&doubt);
-        told.unwrap_or_else(|e| tracing::error!("{e}; after the next boot all is checked that is newer"));
+        told.unwrap_or_else(|e| tracing::error!("{e}; the next boot checks everything newer"));
         return Err(e);
     }
     for (object, place) in work.settle {
@@ -183,7 +185,7 @@ fn flush(shelf: &Shelf, through: i64) -> Result<(), RegisterError> {
     match shelf.marker.write(&Marker::now(Durability::Flush, through)) {
         Ok(()) => shelf.through.store(through, Ordering::Relaxed),
         // An old promise is a true one.
-        Err(e) => tracing::warn!("{e}; after a power loss more than necessary will be checked"),
+        Err(e) => tracing::warn!("{e}; after a power loss the start checks more than necessary"),
     }
     Ok(())
 }

@@ -125,7 +125,7 @@ pub(crate) fn recover(
         Recovery { temporary_files: clear(&root.join("tmp"), |_| true)?, ..Recovery::default() };
     let same_boot = marker.is_some_and(Marker::is_of_this_boot);
     if marker.is_some_and(|m| m.durability == Durability::None) && !same_boot {
-        tracing::warn!(store = %root.display(), "this store is not kept over a boot: starting with an empty one");
+        tracing::warn!(store = %root.display(), "this store does not survive a boot: starting with an empty one");
         forget(root)?;
         recovery.forgotten = true;
     }

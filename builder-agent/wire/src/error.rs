@@ -98,7 +98,7 @@ pub enum Problem {
     BodyTooShort { left: u64, size: u64 },
     #[error("the NAR ended {left} bytes before the announced {size}")]
     NarEndedEarly { left: u64, size: u64 },
-    #[error("the NAR goes on after the announced {size} bytes")]
+    #[error("the NAR continues after the announced {size} bytes")]
     NarGoesOn { size: u64 },
 }
 

@@ -270,7 +270,7 @@ fn items_that_lie_about_their_size_fail_alone() {
     );
     assert_eq!(
         bad_items(&item(size - 8, &nar)),
-        "bad the NAR in AddMultipleToStore: the NAR goes on after the announced 112 bytes"
+        "bad the NAR in AddMultipleToStore: the NAR continues after the announced 112 bytes"
     );
     assert_eq!(
         bad_items(&item(size, &nar[..50])),

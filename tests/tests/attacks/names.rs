@@ -31,10 +31,8 @@ async fn who_takes_the_name_of_somebody_who_left_inherits_nothing() {
     assert!(mallory.path_info(&secret).await.is_none());
     assert!(!mallory.all_paths().await.contains(&secret));
     // What was the first one's is dropped, and nothing else is.
-    until("the claims to be dropped", || {
-        house.agent.count("what a member of this name before had claimed is dropped") == 1
-    })
-    .await;
+    until("the claims to be dropped", || house.agent.count("claims of a former member are removed") == 1)
+        .await;
     assert!(bob.is_valid(&bobs).await);
     mallory.upload(&at(&secret, &contents), &contents).await;
     assert!(mallory.is_valid(&secret).await);
