@@ -178,7 +178,7 @@ fn in_qemu(
         .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "null"])
         .args(["-m", &format!("{memory_mib}M"), "-kernel", &format!("{guest}/vmlinux")])
         .args(["-initrd", &format!("{guest}/initrd"), "-device", "vhost-vsock-device,guest-cid=77"])
-        .args(["-device", "virtio-rng-device", "-append", sandbox::kvm::CMDLINE])
+        .args(["-device", "virtio-rng-device", "-append", &sandbox::kvm::cmdline("")])
         .stdin(Stdio::null())
         .spawn()
         .map_err(|e| format!("cannot start {program}: {e}"))?;

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use arch::{Architecture, Native};
 pub use handover::ClosureDevice;
 use handover::{Config, Files, Report, Reports};
 use jail::cgroup::Hierarchy;
@@ -41,32 +42,32 @@ use crate::session::{self, FarEnd};
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a dying VMM gets to say why, before it is killed.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// Most vCPUs of one VM. More than any builder uses well, and fewer than an 8-bit APIC id can name.
-const VCPUS_MAX: u8 = 128;
 /// Kernel, initrd and its unpacked copy do not fit below.
 const MEMORY_MIN_MIB: u32 = 128;
 /// First uid for VMs; the process id is added, so that no two VMs share one. Above what systemd hands out
 /// (uids.systemd.io), below the 2^31 at which some tools give up.
 const UID_BASE: u32 = 0x7000_0000;
 
-/// Always given to the guest kernel.
+/// Always given to the guest kernel, on every architecture.
 ///
 /// - `quiet loglevel=4`: each console byte costs an exit; errors and panics still come.
-/// - `panic=-1 reboot=k`: a panic ends the VM at once, through the keyboard controller's reset line.
-/// - `pci=off`: there is no bus to probe. `8250.nr_uarts=1`: there is one port.
-/// - `nokaslr`: the kernel starts unpacked, where nothing could move it; this only avoids a warning.
+/// - `panic=-1`: a panic ends the VM at once.
 /// - `mitigations=off`: the guest has one tenant, the builder, who may have its own VM's secrets. What protects the
 ///   host from the guest are the host's mitigations.
-/// - `tsc=reliable no_timer_check`: the clock is KVM's; there is no other to compare it with.
 /// - `random.trust_cpu=on`: the random pool is ready at once.
 /// - `cryptomgr.notests`: self-tests of ciphers cost 50 ms.
 /// - `oops=panic`: a guest kernel in doubt must not produce an output.
-pub const CMDLINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic reboot=k pci=off 8250.nr_uarts=1 nokaslr \
-                       mitigations=off tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests rdinit=/init";
+const CMDLINE: &str = "quiet loglevel=4 panic=-1 oops=panic mitigations=off random.trust_cpu=on \
+                       cryptomgr.notests rdinit=/init";
+
+/// The guest kernel's command line, and these words after it.
+pub fn cmdline(extra: &str) -> String {
+    format!("{} {CMDLINE} {extra}", Native::CMDLINE).trim_end().to_owned()
+}
 
 #[derive(Debug, Clone)]
 pub struct KvmConfig {
-    /// Uncompressed ELF kernel with a PVH entry.
+    /// In the form that the architecture boots: for x86_64 an uncompressed ELF file with a PVH entry.
     pub kernel: PathBuf,
     pub initrd: PathBuf,
     /// Normally `/dev/kvm`.
@@ -153,7 +154,7 @@ impl KvmBackend {
         let config = Config {
             vcpus,
             memory_mib,
-            cmdline: format!("{CMDLINE} {}", self.config.extra_cmdline).trim_end().to_owned(),
+            cmdline: cmdline(&self.config.extra_cmdline),
             closure_device: self.config.closure_device,
             uid: launch::is_root().then(|| UID_BASE.saturating_add(vmm.pid())),
             allow_missing: self.config.allow_missing.clone(),
@@ -172,7 +173,7 @@ impl KvmBackend {
         cancel: &Cancel,
     ) -> Result<(Running, UnixStream), SandboxError> {
         check_inputs(image.segments.len())?;
-        let vcpus = job.limits.vcpus.clamp(1, VCPUS_MAX);
+        let vcpus = job.limits.vcpus.clamp(1, Native::VCPUS_MAX);
         let memory_mib = job.limits.memory_mib.max(MEMORY_MIN_MIB);
         let kvm = open_kvm(&self.config.device)?;
         let kernel = open(&self.config.kernel, "the guest kernel")?;

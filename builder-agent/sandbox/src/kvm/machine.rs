@@ -2,12 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::arch::{MmioSlot, Stop, layout, port_read, port_write};
+use super::arch::{Architecture, MmioSlot, Native};
 use super::devices::console::Console;
 use super::devices::mmio::Transport;
-
-const COM1: u16 = 0x3f8;
-const COM1_LEN: u16 = 8;
 
 /// Held by each vCPU thread and the event thread; lives as long as the process.
 pub struct Machine {
@@ -19,9 +16,9 @@ pub struct Machine {
 pub fn slots(count: usize) -> Vec<MmioSlot> {
     (0..count)
         .map(|i| MmioSlot {
-            base: layout::MMIO_BASE + i as u64 * layout::MMIO_STRIDE,
-            size: layout::MMIO_STRIDE,
-            gsi: layout::FIRST_GSI + i as u32,
+            base: Native::MMIO_BASE + i as u64 * Native::MMIO_STRIDE,
+            size: Native::MMIO_STRIDE,
+            gsi: Native::FIRST_GSI + i as u32,
         })
         .collect()
 }
@@ -60,31 +57,10 @@ impl Machine {
     }
 
     fn find(&self, address: u64) -> Option<(MutexGuard<'_, Transport>, u64)> {
-        let at = address.checked_sub(layout::MMIO_BASE)?;
-        let transport = self.transports.get(usize::try_from(at / layout::MMIO_STRIDE).ok()?)?;
-        Some((lock(transport), at % layout::MMIO_STRIDE))
+        let at = address.checked_sub(Native::MMIO_BASE)?;
+        let transport = self.transports.get(usize::try_from(at / Native::MMIO_STRIDE).ok()?)?;
+        Some((lock(transport), at % Native::MMIO_STRIDE))
     }
-
-    pub fn port_read(&self, port: u16, data: &mut [u8]) {
-        match com1(port) {
-            Some(offset) => self.console().read(offset, data),
-            None => port_read(port, data),
-        }
-    }
-
-    pub fn port_write(&self, port: u16, data: &[u8]) -> Option<Stop> {
-        match com1(port) {
-            Some(offset) => {
-                self.console().write(offset, data);
-                None
-            }
-            None => port_write(port, data),
-        }
-    }
-}
-
-fn com1(port: u16) -> Option<u8> {
-    port.checked_sub(COM1).filter(|o| *o < COM1_LEN).map(|o| o as u8)
 }
 
 /// A thread that panicked took the process with it (see `vmm`), so a poisoned lock is never seen.

@@ -15,7 +15,7 @@ use kvm_ioctls::VmFd;
 use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use super::arch::layout;
+use super::arch::{Architecture, Native};
 
 const PAGE: u64 = 4096;
 /// Linux: SUBSECTION_SIZE, the unit in which memremap_pages takes persistent memory. 16 MiB also satisfies
@@ -51,7 +51,7 @@ pub enum MemoryError {
 
 /// RAM of `mib` MiB, not yet touched and so not yet paid for.
 pub fn ram(mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
-    let ranges: Vec<_> = layout::ram_ranges(mib << 20)
+    let ranges: Vec<_> = Native::ram_ranges(mib << 20)
         .into_iter()
         .map(|(start, len)| (GuestAddress(start), len as usize))
         .collect();

@@ -14,7 +14,7 @@ use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::arch::{self, MmioSlot};
+use super::arch::{self, Architecture, MmioSlot, Native, Processor};
 use super::devices::blk::Blk;
 use super::devices::console::{Console, Ring};
 use super::devices::mmio::{Transport, register};
@@ -31,8 +31,6 @@ use super::vcpu::{self, End};
 
 /// vsock port of the agent.
 pub const AGENT_PORT: u32 = 1024;
-/// COM1.
-const CONSOLE_GSI: u32 = 4;
 
 /// Where reports go; for the panic hook, which can be given nothing.
 static AGENT: OnceLock<UnixStream> = OnceLock::new();
@@ -168,7 +166,7 @@ fn map_closure(agent: &UnixStream, config: &Config) -> Result<Closure, VmmError>
     Ok(closure)
 }
 
-/// Raises an interrupt line of the in-kernel IOAPIC.
+/// Raises an interrupt line of the interrupt controller, which is inside KVM.
 struct Irq(EventFd);
 
 impl Interrupt for Irq {
@@ -197,16 +195,16 @@ impl Vm {
             return Err(VmmError::KvmVersion { got: version, want: kvm_bindings::KVM_API_VERSION });
         }
         let vm = hypervisor.create_vm().map_err(kvm("create a VM"))?;
-        let ram = arch::layout::ram_ranges(u64::from(config.memory_mib) << 20);
+        let ram = Native::ram_ranges(u64::from(config.memory_mib) << 20);
         let memory = memory::ram(config.memory_mib.into())?;
         let closure = Arc::new(closure);
-        let processor = arch::prepare_vm(&hypervisor, &vm, config.vcpus)?;
+        let processor = Native::prepare_vm(&hypervisor, &vm, config.vcpus)?;
 
         let mut devices: Vec<Box<dyn Device>> = Vec::new();
         let stream = UnixStream::from(files.stream);
         stream.set_nonblocking(true).map_err(io("prepare the agent's stream"))?;
         devices.push(Box::new(Vsock::new(stream, AGENT_PORT)));
-        let base = arch::layout::closure_base(&ram);
+        let base = Native::closure_base(&ram);
         let shown = match config.closure_device {
             // A job without inputs has nothing to show.
             _ if closure.image_len() == 0 => None,
@@ -237,10 +235,11 @@ impl Vm {
             }
             transports.push(transport);
         }
-        let console = Console::new(Ring::new(File::from(files.console)), Box::new(irq(&vm, CONSOLE_GSI)?));
+        let console =
+            Console::new(Ring::new(File::from(files.console)), Box::new(irq(&vm, Native::CONSOLE_GSI)?));
         let machine = Machine::new(console, transports);
 
-        let entry = arch::load(
+        let entry = Native::load(
             &memory,
             arch::Boot {
                 kernel: &mut File::from(files.kernel),
@@ -286,7 +285,7 @@ impl Vm {
                 machine.console().sync();
                 match end {
                     End::Guest(stop) => say(&Report::Stopped { why: format!("{stop:?}") }),
-                    End::TripleFault => say(&Report::Stopped { why: "triple fault".to_owned() }),
+                    End::Crashed(how) => say(&Report::Stopped { why: how.to_owned() }),
                     End::Kvm(why) => fail(&why),
                 }
                 quit(0)

@@ -1,24 +1,94 @@
-//! What differs between processors, behind one small interface.
+//! Everything that differs between processor architectures, behind one trait.
 //!
-//! The rest of the VMM says `arch::…` and never names a register. Another architecture is a folder beside
-//! `x86_64` with the same items:
-//!
-//! - `layout::{ram_ranges, closure_base, MMIO_BASE, MMIO_STRIDE, FIRST_GSI}`: where things are in guest memory;
-//! - `prepare_vm`: interrupt controller and whatever must exist before the first vCPU;
-//! - `load`: kernel, initrd, command line and the description of the hardware, into guest memory; gives an [`Entry`];
-//! - `prepare_vcpu`: registers of one vCPU, ready to run at the entry point;
-//! - `PlatformIo`: the ports that are not a device of ours, of which only the ways to stop matter.
+//! The rest of the VMM says [`Native`] and names no register, no port and no address. Another architecture is a folder
+//! beside `x86_64` with one type that implements [`Architecture`], and a line below that makes it `Native`. Until then
+//! the crate does not compile for that processor, and the only error lists the items that are missing.
+
+use std::error::Error;
+use std::fs::File;
+
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use vm_memory::GuestMemoryMmap;
+
+use super::machine::Machine;
+use super::vcpu::End;
 
 #[cfg(target_arch = "x86_64")]
 #[path = "x86_64/x86_64.rs"]
-mod current;
+mod x86_64;
 
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::X86_64 as Native;
+
+/// Stands for an architecture that nobody has written yet.
 #[cfg(not(target_arch = "x86_64"))]
-compile_error!("the kvm backend has no `arch` folder for this processor yet");
+pub struct Native;
 
-pub use current::*;
+// The compiler's error for this line is the list of what `arch/<architecture>/` must define.
+#[cfg(not(target_arch = "x86_64"))]
+impl Architecture for Native {}
 
-/// One virtio-mmio device as the hardware description must tell it to the guest.
+/// What the VMM asks of an architecture.
+pub trait Architecture {
+    /// Words for the guest kernel's command line: the name of its console, how a panic resets the machine, which
+    /// hardware not to look for.
+    const CMDLINE: &'static str;
+
+    /// Most vCPUs that the interrupt controller and the description of the hardware can name.
+    const VCPUS_MAX: u8;
+
+    /// Where the registers of the first virtio-mmio device are in guest memory.
+    const MMIO_BASE: u64;
+    /// From the registers of one device to those of the next.
+    const MMIO_STRIDE: u64;
+    /// Interrupt line of the first virtio-mmio device; each other device has the next one.
+    const FIRST_GSI: u32;
+    /// Interrupt line of the console.
+    const CONSOLE_GSI: u32;
+
+    /// System calls of the running VMM whose names exist, or are used, on this architecture only. Each has its reason.
+    const SYSTEM_CALLS: &'static [(libc::c_long, &'static str)];
+
+    /// RAM of `bytes` as (guest address, length), around the addresses of devices.
+    fn ram_ranges(bytes: u64) -> Vec<(u64, u64)>;
+
+    /// The guest address of the closure, above all RAM and all devices.
+    fn closure_base(ram: &[(u64, u64)]) -> u64;
+
+    /// What the vCPUs of one VM have in common.
+    type Processor: Processor;
+
+    /// Makes the interrupt controller and whatever else must exist before the first vCPU.
+    fn prepare_vm(kvm: &Kvm, vm: &VmFd, vcpus: u8) -> Result<Self::Processor, SetupError>;
+
+    /// Puts kernel, initrd, command line and the description of the hardware into guest memory.
+    fn load(memory: &GuestMemoryMmap, boot: Boot<'_>) -> Result<Entry, LoadError>;
+
+    /// Serves an exit that only this architecture has, such as port I/O or a processor that has shut down. Gives back
+    /// those that all architectures have.
+    fn serve<'a>(exit: VcpuExit<'a>, machine: &Machine) -> Served<'a>;
+}
+
+/// The vCPUs' common properties, and what is made of them.
+pub trait Processor {
+    /// The first guest-physical address that does not exist.
+    fn address_limit(&self) -> u64;
+
+    /// Sets up vCPU `id`. The first one starts at `entry`; the others wait until it starts them.
+    fn prepare_vcpu(&self, vcpu: &VcpuFd, id: u8, entry: Entry) -> Result<(), SetupError>;
+}
+
+/// What became of a vCPU's exit.
+pub enum Served<'a> {
+    /// The vCPU goes on.
+    Done,
+    /// The VM is over.
+    End(End),
+    /// Not an exit of this architecture's own.
+    Common(VcpuExit<'a>),
+}
+
+/// One virtio-mmio device as the description of the hardware must show it to the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MmioSlot {
     pub base: u64,
@@ -26,9 +96,32 @@ pub struct MmioSlot {
     pub gsi: u32,
 }
 
-/// Where the boot vCPU starts. Opaque to everybody but the architecture.
+/// Where the boot vCPU starts. Only the architecture knows what the numbers mean.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry {
     pub instruction: u64,
     pub argument: u64,
 }
+
+/// What to boot. The files are the agent's own, not a member's.
+pub struct Boot<'a> {
+    pub kernel: &'a mut File,
+    pub initrd: &'a mut File,
+    pub cmdline: &'a str,
+    pub vcpus: u8,
+    pub ram: &'a [(u64, u64)],
+    pub slots: &'a [MmioSlot],
+}
+
+/// KVM refused a step of setting up the VM or a vCPU.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what}")]
+pub struct SetupError {
+    pub what: &'static str,
+    pub source: kvm_ioctls::Error,
+}
+
+/// The guest's memory could not be filled. The message is the architecture's.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct LoadError(#[from] Box<dyn Error + Send + Sync>);

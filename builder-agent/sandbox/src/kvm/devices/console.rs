@@ -93,7 +93,7 @@ impl Trigger for Line {
     }
 }
 
-/// COM1, output only.
+/// The registers of a 16550, output only. The architecture decides how the guest reaches them.
 pub struct Console(Serial<Line, NoEvents, Ring>);
 
 impl Console {

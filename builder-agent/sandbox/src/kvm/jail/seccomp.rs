@@ -10,6 +10,8 @@ use seccompiler::{
     TargetArch,
 };
 
+use crate::kvm::arch::{Architecture, Native};
+
 /// KVM_RUN, `_IO(KVMIO, 0x80)`; not exported by kvm-ioctls.
 const KVM_RUN: u64 = 0xae80;
 
@@ -21,7 +23,7 @@ pub enum SeccompError {
     Install(#[from] seccompiler::Error),
 }
 
-/// Calls allowed with any arguments, each with who needs it.
+/// Calls allowed with any arguments, each with who needs it. The architecture adds those that only it has.
 #[rustfmt::skip]
 const ALLOWED: &[(libc::c_long, &str)] = &[
     (libc::SYS_read, "eventfds of the event thread"),
@@ -30,8 +32,7 @@ const ALLOWED: &[(libc::c_long, &str)] = &[
     (libc::SYS_sendto, "the agent's stream, as std writes a socket"),
     (libc::SYS_shutdown, "tells the agent that the guest is done"),
     (libc::SYS_pwrite64, "the console ring"),
-    (libc::SYS_epoll_wait, "the event thread waits"),
-    (libc::SYS_epoll_pwait, "the same, as some libcs call it"),
+    (libc::SYS_epoll_pwait, "the event thread waits, as some libcs call it"),
     (libc::SYS_epoll_ctl, "the event thread changes what it waits for"),
     (libc::SYS_futex, "locks between vCPUs and the event thread; the main thread waits"),
     (libc::SYS_getrandom, "virtio-rng"),
@@ -50,7 +51,7 @@ const ALLOWED: &[(libc::c_long, &str)] = &[
 
 pub fn filter() -> Result<BpfProgram, SeccompError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().map(|(number, _reason)| (*number, Vec::new())).collect();
+        ALLOWED.iter().chain(Native::SYSTEM_CALLS).map(|(number, _reason)| (*number, Vec::new())).collect();
     // vCPU threads enter the guest. Nothing else of KVM: no new memory slots, no new VMs.
     rules.insert(libc::SYS_ioctl, vec![argument(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, KVM_RUN)?]);
     // malloc, for large buffers. Never executable memory.
@@ -129,7 +130,7 @@ mod tests {
             ("socket", || {
                 call(libc::SYS_socket, [libc::AF_INET.into(), libc::SOCK_STREAM.into(), 0, 0, 0, 0]);
             }),
-            ("clone", || call(libc::SYS_fork, [0; 6])),
+            ("clone", || call(libc::SYS_clone, [libc::SIGCHLD.into(), 0, 0, 0, 0, 0])),
             ("exec", || call(libc::SYS_execve, [c"/bin/true".as_ptr() as _, 0, 0, 0, 0, 0])),
             ("ioctl", || call(libc::SYS_ioctl, [0, 0xae01, 0, 0, 0, 0])),
             ("mmap exec", || map(libc::PROT_READ | libc::PROT_EXEC)),

@@ -2,7 +2,7 @@
 //! `LNRO0005` device per virtio-mmio slot, which is the only way Debian's kernel learns of them.
 //!
 //! "Hardware-reduced": no PM timer, no SCI, no legacy PIC or PIT to probe; fewer devices to emulate and fewer
-//! exits at boot. Power off and reset are two bytes of I/O port space (`SLEEP_PORT`, `RESET_PORT`).
+//! exits at boot. Power off and reset are two bytes of I/O port space (`ports::SLEEP`, `ports::RESET`).
 
 use acpi_tables::aml::{
     self, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate,
@@ -16,7 +16,7 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
 use super::layout;
-use super::{RESET_PORT, SLEEP_PORT, SLEEP_STATUS_PORT};
+use super::ports;
 use crate::kvm::arch::MmioSlot;
 
 const OEM: [u8; 6] = *b"BARNRA";
@@ -82,10 +82,10 @@ fn fadt(dsdt: u64) -> impl Aml {
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
     fadt.iapc_boot_arch = (BOOT_ARCH_NO_VGA | BOOT_ARCH_NO_CMOS_RTC).into();
-    fadt.reset_reg = io_register(RESET_PORT);
+    fadt.reset_reg = io_register(ports::RESET);
     fadt.reset_value = 1;
-    fadt.sleep_control_reg = io_register(SLEEP_PORT);
-    fadt.sleep_status_reg = io_register(SLEEP_STATUS_PORT);
+    fadt.sleep_control_reg = io_register(ports::SLEEP);
+    fadt.sleep_status_reg = io_register(ports::SLEEP_STATUS);
     fadt.finalize()
 }
 

@@ -16,7 +16,7 @@ use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, ReadVolatile};
 
 use super::{acpi, layout};
-use crate::kvm::arch::{Entry, MmioSlot};
+use crate::kvm::arch::{Boot, Entry};
 
 const START_MAGIC: u32 = 0x336e_c578;
 /// Version 1 has the memory map.
@@ -43,16 +43,6 @@ pub enum LoadError {
     Memory { what: &'static str, source: vm_memory::GuestMemoryError },
     #[error("cannot write the boot parameters")]
     Parameters(#[source] linux_loader::configurator::Error),
-}
-
-/// What to boot. The files are the agent's own, not a member's.
-pub struct Boot<'a> {
-    pub kernel: &'a mut File,
-    pub initrd: &'a mut File,
-    pub cmdline: &'a str,
-    pub vcpus: u8,
-    pub ram: &'a [(u64, u64)],
-    pub slots: &'a [MmioSlot],
 }
 
 pub fn load(memory: &GuestMemoryMmap, boot: Boot<'_>) -> Result<Entry, LoadError> {

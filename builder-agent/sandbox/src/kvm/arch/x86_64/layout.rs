@@ -30,6 +30,8 @@ pub const IOAPIC: u32 = 0xfec0_0000;
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// Three pages that Intel needs to run real mode; outside RAM and outside every device.
 pub const TSS: usize = 0xfffb_d000;
+/// Interrupt line of COM1.
+pub const COM1_GSI: u32 = 4;
 /// First interrupt line for virtio devices: 0 to 4 belong to the timer, the keyboard, the cascade and COM1/COM2.
 pub const FIRST_GSI: u32 = 5;
 
