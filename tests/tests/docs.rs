@@ -1,5 +1,5 @@
-//! What the pages say about files, sections and log lines is so. Links between pages are looked up, and
-//! `docs/reference/logs.md` is compared with the messages in the code.
+//! What the pages say about files, sections, settings, `make` targets and log lines is so. Links between pages are looked
+//! up, and `docs/reference/logs.md` is compared with the messages in the code.
 //!
 //! Not here: the table of settings (`config_test.rs`), the tables of the protocols (`protocols_doc.rs`), the tests that
 //! pages name (`trust_page.rs`).
@@ -69,6 +69,44 @@ fn every_link_of_a_page_leads_to_a_file_and_a_section() {
         }
     }
     assert!(broken.is_empty(), "links that lead nowhere: {broken:#?}");
+}
+
+/// Words in backticks, with the page each is from.
+fn quoted() -> Vec<(PathBuf, String)> {
+    let mut pages = Vec::new();
+    files(place::project(), "md", &mut pages);
+    let words = |page: PathBuf| {
+        let text = prose(&read(&page));
+        let words: Vec<String> = text.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        words.into_iter().map(move |word| (page.clone(), word))
+    };
+    pages.into_iter().flat_map(words).collect()
+}
+
+#[test]
+fn every_setting_and_make_target_that_a_page_names_exists() {
+    let settings = read(&place::project().join("docs/reference/settings.md"));
+    let makefile = read(&place::project().join("Makefile"));
+    let (mut known, mut unknown) = (0, Vec::new());
+    for (page, word) in quoted() {
+        let name = word.split(" = ").next().unwrap_or(&word);
+        let exists = match (name.split_once('.'), name.strip_prefix("make ")) {
+            (Some(("limits" | "sandbox" | "fetch" | "store", key)), _)
+                if !key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'-') =>
+            {
+                // A page's name, such as `store.md`, is none.
+                key == "md" || settings.contains(&format!("| `{name}` |"))
+            }
+            (_, Some(target)) => makefile.lines().any(|line| line.split(':').next() == Some(target)),
+            _ => continue,
+        };
+        known += 1;
+        if !exists {
+            unknown.push(format!("{}: {word}", page.display()));
+        }
+    }
+    assert!(known > 100, "{known}");
+    assert!(unknown.is_empty(), "names of settings or targets that do not exist: {unknown:#?}");
 }
 
 /// Messages in the first column of the page's tables.
