@@ -10,7 +10,7 @@ use std::sync::Arc;
 use nix_derivation::StorePath;
 use thiserror::Error;
 
-use crate::nar::ParseError;
+use crate::format::nar::ParseError;
 use crate::types::Member;
 
 /// Input or output on the box failed: says what was tried on which file.

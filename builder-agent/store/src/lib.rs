@@ -12,51 +12,37 @@
 //! Not here: ssh, protocols, builds, and who shares with whom.
 //! `docs/design/store.md` has the format of an object, the argument for crash safety and the threat table.
 
-mod address;
-mod annotation;
-mod change;
-mod closure;
-mod collect;
-mod commit;
-mod contents;
-mod db;
 mod error;
-mod git;
-mod hold;
+#[path = "format/format.rs"]
+mod format;
+#[path = "index/index.rs"]
 mod index;
-mod ingest;
-mod intake;
-mod keeper;
-mod marker;
-pub mod nar;
-pub mod object;
-mod origins;
-mod realisation;
-mod records;
-mod recover;
-mod register;
-mod remove;
-mod result;
+#[path = "objects/objects.rs"]
+mod objects;
 pub mod signing;
 mod store;
-mod tree;
+#[path = "types/types.rs"]
 mod types;
-mod view;
+#[path = "upkeep/upkeep.rs"]
+mod upkeep;
+#[path = "views/views.rs"]
+mod views;
 
-pub use closure::{Closure, Composed};
-pub use collect::{Collect, CollectAction, Collected};
 pub use error::{
     CollectError, ComposeError, FileError, ImportError, MissingPath, NarError, OpenError, RegisterError,
     TreeError,
 };
-pub use ingest::{Ingest, Ingested, Staged};
-pub use intake::{Intake, IntakeKind};
-pub use nar::NarReader;
-pub use realisation::RealisationId;
-pub use recover::Recovery;
-pub use result::{BuildRecord, RecordEnd, RecordedOutput};
+pub use format::nar::NarReader;
+pub use format::{nar, object};
+pub use objects::ingest::{Ingest, Ingested, Staged};
+pub use objects::intake::{Intake, IntakeKind};
 pub use store::Store;
+pub use types::realisation::RealisationId;
+pub use types::result::{BuildRecord, RecordEnd, RecordedOutput};
 pub use types::{
     DEFAULT_MAX_ENTRIES, DEFAULT_MAX_NAR_BYTES, Durability, Member, PathInfo, Provenance, StoreConfig,
 };
-pub use view::View;
+pub use upkeep::recovery::Recovery;
+pub use views::closure::{Closure, Composed};
+pub use views::collect::{Collect, CollectAction, Collected};
+pub use views::view::View;

@@ -18,8 +18,8 @@ use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use nix_derivation::{StorePath, nixbase32};
 use thiserror::Error;
 
-use crate::realisation::RealisationId;
 use crate::types::PathInfo;
+use crate::types::realisation::RealisationId;
 
 /// Longest name of a key. Names are host names with a number, like `cache.example.org-1`.
 pub const MAX_KEY_NAME: usize = 255;

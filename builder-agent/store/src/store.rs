@@ -22,23 +22,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use nix_derivation::nixbase32;
 use rustix::fs::{FlockOperation, flock};
 
-use crate::change::Change;
-use crate::commit::Commits;
-use crate::db::Db;
 use crate::error::{FileError, OpenError, RegisterError};
-use crate::hold::Holds;
-use crate::index::Index;
-use crate::keeper::{self, Keeper, WorkList};
-use crate::marker::{Marker, MarkerFile};
-use crate::object::{Object, ObjectError};
-use crate::records;
-use crate::recover::{self, Found, Recovery};
-use crate::register::Viewer;
-use crate::remove::{Pins, Remover};
-use crate::result::BuildRecord;
-use crate::tree;
+use crate::format::object::{Object, ObjectError};
+use crate::index::change::Change;
+use crate::index::commit::Commits;
+use crate::index::database::Db;
+use crate::index::holds::Holds;
+use crate::index::memory::Index;
+use crate::objects::removal::{Pins, Remover};
+use crate::objects::trees;
+use crate::types::result::BuildRecord;
 use crate::types::{Durability, Member, StoreConfig};
-use crate::view::View;
+use crate::upkeep::keeper::{self, Keeper, WorkList};
+use crate::upkeep::marker::{Marker, MarkerFile};
+use crate::upkeep::recovery::{self, Found, Recovery};
+use crate::views::records;
+use crate::views::register::Viewer;
+use crate::views::view::View;
 
 /// One store on disk. Clones share it; the last one, view or reader to go releases the lock.
 #[derive(Clone)]
@@ -110,10 +110,10 @@ impl Store {
         }
 
         let (file, marker) = MarkerFile::open(root)?;
-        tree::recover(&root.join("trees"))?;
+        trees::recover(&root.join("trees"))?;
         let durability = config.durability;
         let Found { db, index, recovery, unregistered } =
-            recover::recover(root, durability, marker.as_ref())?;
+            recovery::recover(root, durability, marker.as_ref())?;
         let objects_path = root.join("objects");
         let objects = File::open(&objects_path).map_err(|e| FileError::new("open", &objects_path, e))?;
         let through = db.last_row();
@@ -184,7 +184,7 @@ impl Store {
     #[must_use]
     pub fn result(&self, key: &[u8; 32]) -> Option<Arc<BuildRecord>> {
         let index = self.inner.index();
-        // When its last path goes, so does the result; the row follows later (`remove::removed`).
+        // When its last path goes, so does the result; the row follows later (`removal::removed`).
         index.result(key).filter(|record| record.objects().all(|o| index.paths_with(o) > 0)).cloned()
     }
 

@@ -15,7 +15,7 @@ use thiserror::Error;
 use super::format::{
     BLOCK, DIRENT, Header, RawInode, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, SLOT, u16_at, u64_at,
 };
-use crate::nar::{MAX_DEPTH, MAX_NAME, MAX_TARGET, NarReader};
+use crate::format::nar::{MAX_DEPTH, MAX_NAME, MAX_TARGET, NarReader};
 
 /// Most metadata that an object can have: a million entries of the longest kind are well below.
 const MAX_META_BYTES: u64 = 1 << 30;

@@ -10,7 +10,7 @@ use super::MAX_DEPTH;
 use super::tokens::{
     CLOSE, CONTENTS, DIRECTORY, ENTRY, EXECUTABLE, NODE, REGULAR, START, SYMLINK, TARGET, padding,
 };
-use crate::object::{Dir, Kind, Object, ObjectError};
+use crate::format::object::{Dir, Kind, Object, ObjectError};
 
 /// Structure and small files are collected up to this size before they are handed out.
 const CHUNK: usize = 64 << 10;
@@ -171,7 +171,7 @@ impl NarReader {
         let end = self.window_at + self.window.len() as u64;
         if at < self.window_at || at + size as u64 > end {
             // File data ends before the metadata does, so the window may not reach beyond it.
-            let data_end = (1 + self.object.data_blocks()) * crate::object::BLOCK;
+            let data_end = (1 + self.object.data_blocks()) * crate::format::object::BLOCK;
             let len = (data_end - at).min(WINDOW as u64) as usize;
             self.window.resize(len, 0);
             // An error must not leave a window that claims bytes it did not get.

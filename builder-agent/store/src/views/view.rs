@@ -8,22 +8,23 @@ use std::sync::Arc;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, StorePath};
 use sha2::{Digest, Sha256};
 
-use crate::annotation::Annotation;
-use crate::closure::{Closure, Composed};
-use crate::collect::{self, Collect, Collected};
-use crate::contents::Contents;
 use crate::error::{
     CollectError, ComposeError, ImportError, MissingPath, NarError, RegisterError, TreeError,
 };
-use crate::hold::Hold;
-use crate::ingest::{Ingest, Ingested, Staged};
-use crate::intake::{Intake, IntakeKind};
-use crate::nar::NarReader;
-use crate::realisation::RealisationId;
-use crate::register::Viewer;
+use crate::format::nar::NarReader;
+use crate::index::holds::Hold;
+use crate::objects::contents::Contents;
+use crate::objects::ingest::{Ingest, Ingested, Staged};
+use crate::objects::intake::{Intake, IntakeKind};
+use crate::objects::trees;
 use crate::store::Inner;
+use crate::types::realisation::RealisationId;
 use crate::types::{Member, PathInfo, Provenance};
-use crate::{address, records, register, tree};
+use crate::views::annotation::Annotation;
+use crate::views::closure::{Closure, Composed};
+use crate::views::collect::{self, Collect, Collected};
+use crate::views::register::Viewer;
+use crate::views::{address, records, register};
 
 /// The store as one member may see it. Cheap to clone, safe to share between threads, blocking.
 #[derive(Clone)]
@@ -361,7 +362,7 @@ impl View {
     /// An unpacked, read-only copy of a valid path, made once and kept.
     pub fn tree(&self, path: &StorePath) -> Result<PathBuf, TreeError> {
         let (info, provenance) = self.info_with_provenance(path).ok_or_else(|| MissingPath(path.clone()))?;
-        tree::tree(&self.store, &info, &provenance)
+        trees::tree(&self.store, &info, &provenance)
     }
 
     /// Registers paths whose contents the store has already, by NAR hash, all or none. For the box's own use, with

@@ -15,15 +15,15 @@ use std::sync::Arc;
 use nix_derivation::{StorePath, nixbase32};
 use sha2::{Digest, Sha256};
 
-use crate::change::Change;
-use crate::db::{Db, Loaded, Record, SCHEMA};
 use crate::error::{FileError, OpenError};
-use crate::index::Index;
-use crate::marker::Marker;
-use crate::object::{Object, ObjectError};
+use crate::format::object::{Object, ObjectError};
+use crate::index::change::Change;
+use crate::index::database::{Db, Loaded, Record, SCHEMA};
+use crate::index::memory::Index;
+use crate::objects::trees;
 use crate::store::object_name;
-use crate::tree;
 use crate::types::{Durability, Provenance};
+use crate::upkeep::marker::Marker;
 
 /// What opening had to clean up.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,7 +65,7 @@ fn clear(dir: &Path, unwanted: impl Fn(&[u8]) -> bool) -> Result<usize, FileErro
     for entry in fs::read_dir(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         if unwanted(entry.file_name().as_bytes()) {
-            tree::remove(&entry.path()).map_err(failed)?;
+            trees::remove(&entry.path()).map_err(failed)?;
             count += 1;
         }
     }
@@ -245,7 +245,7 @@ fn settle_all(
             }
             None => recovery.temporary_files += 1,
         }
-        tree::remove(&place).map_err(failed)?;
+        trees::remove(&place).map_err(failed)?;
     }
     Ok(hashed)
 }

@@ -9,15 +9,15 @@ use std::sync::Arc;
 
 use nix_derivation::StorePath;
 
-use crate::annotation::{Annotation, Notes};
-use crate::change::Change;
-use crate::commit::{About, Plan, commit_repeatable};
 use crate::error::{CollectError, MissingPath};
-use crate::index::{Index, Seen, Whose};
-use crate::register::Viewer;
+use crate::index::change::Change;
+use crate::index::commit::{About, Plan, commit_repeatable};
+use crate::index::memory::{Index, Seen, Whose};
+use crate::objects::{removal, trees};
 use crate::store::Inner;
 use crate::types::{Member, PathInfo, Provenance};
-use crate::{remove, tree};
+use crate::views::annotation::{Annotation, Notes};
+use crate::views::register::Viewer;
 
 /// What to do (Nix: `GCOptions::GCAction` in `src/libstore/include/nix/store/gc-store.hh`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,8 +92,8 @@ pub(crate) fn collect(
             })?;
             let (collected, gone) = outcome?;
             let provenance = Provenance::Claimed(viewer.member.clone());
-            let trees = |hash| [tree::place(store, &hash, &provenance)].into();
-            remove::remove(store, gone.into_iter().map(|hash| (hash, trees(hash))));
+            let trees = |hash| [trees::place(store, &hash, &provenance)].into();
+            removal::remove(store, gone.into_iter().map(|hash| (hash, trees(hash))));
             Ok(collected)
         }
     }
@@ -255,7 +255,7 @@ fn in_order(seen: &Seen<'_>, dead: &HashSet<StorePath>) -> Vec<StorePath> {
     order
 }
 
-/// What named the paths that go. Results that name their objects go with these, later (`remove::removed`): whether they
+/// What named the paths that go. Results that name their objects go with these, later (`removal::removed`): whether they
 /// do depends on what others have.
 fn forget(seen: &Seen<'_>, member: &Member, dead: &HashSet<StorePath>) -> Vec<Change> {
     let gone = |path: &StorePath| dead.contains(path) && !seen.is_verified(path);

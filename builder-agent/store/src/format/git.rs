@@ -6,7 +6,7 @@
 
 use nix_derivation::{HashAlgorithm, NixHash, NixHasher};
 
-use crate::object::{Kind, Object, ObjectError, WalkGuard};
+use crate::format::object::{Kind, Object, ObjectError, WalkGuard};
 
 /// The hash of an object whose root is a directory or a plain file: the caller has looked, since a root's mode is not
 /// part of this.

@@ -17,10 +17,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::error::RegisterError;
-use crate::marker::Marker;
-use crate::remove;
+use crate::objects::removal;
 use crate::store::Shelf;
 use crate::types::Durability;
+use crate::upkeep::marker::Marker;
 
 /// How long what was committed may wait for the disk: as long as the journal of ext4 makes changes wait by default.
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
@@ -173,7 +173,7 @@ pub(crate) fn pass(shelf: &Shelf) -> Result<(), RegisterError> {
         // It stays where it is, and readers know where. The next start tries again.
         shelf.settle(&object, &place).unwrap_or_else(|e| tracing::warn!("{e}"));
     }
-    remove::removed(shelf, work.gone);
+    removal::removed(shelf, work.gone);
     Ok(())
 }
 

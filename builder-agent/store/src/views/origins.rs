@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use nix_derivation::StorePath;
 
-use crate::change::Change;
-use crate::index::Index;
+use crate::index::change::Change;
+use crate::index::memory::Index;
 use crate::types::{Member, Provenance};
 
 /// The owners of a claim and of all claims below it. Nothing is stored for the usual case: its layer's member alone.

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::io::{self, BufRead};
 
 use crate::error::{FileError, ImportError};
-use crate::ingest::{Ingest, Ingested};
-use crate::object::ObjectWriter;
+use crate::format::object::ObjectWriter;
+use crate::objects::ingest::{Ingest, Ingested};
 use crate::store::{Inner, Temporary};
 
 /// What comes.

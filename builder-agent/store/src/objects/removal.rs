@@ -10,9 +10,9 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::change::Change;
+use crate::index::change::Change;
+use crate::objects::trees;
 use crate::store::{Inner, Shelf};
-use crate::tree;
 
 /// The thread that removes.
 pub(crate) struct Remover {
@@ -26,7 +26,7 @@ impl Remover {
         let (queue, paths) = channel::<PathBuf>();
         let work = move || {
             for path in paths {
-                if let Err(e) = tree::remove(&path) {
+                if let Err(e) = trees::remove(&path) {
                     // The next start tries again.
                     tracing::warn!(file = %path.display(), "cannot remove: {e}");
                 }

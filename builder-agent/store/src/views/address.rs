@@ -7,11 +7,11 @@ use nix_derivation::{
     CAHash, ContentAddressMethod, HashAlgorithm, NixHash, StorePath, nixbase32, store_path::build_ca_path,
 };
 
-use crate::annotation::Annotation;
 use crate::error::ImportError;
-use crate::ingest::{Ingested, Staged};
-use crate::register;
+use crate::objects::ingest::{Ingested, Staged};
 use crate::types::{Member, PathInfo, Provenance, StoreConfig};
+use crate::views::annotation::Annotation;
+use crate::views::register;
 
 /// Checks what a client announced about `ingested`.
 pub(crate) fn stage(

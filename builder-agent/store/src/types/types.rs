@@ -1,5 +1,8 @@
 //! The words of the store: who sees a path, why we believe it, and what we know about it.
 
+pub(crate) mod realisation;
+pub(crate) mod result;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;

@@ -26,7 +26,7 @@ use rustix::fs::{
 use sha2::{Digest, Sha256};
 
 use crate::error::{FileError, TreeError};
-use crate::object::{Kind, Object, ObjectError, WalkGuard};
+use crate::format::object::{Kind, Object, ObjectError, WalkGuard};
 use crate::store::{Inner, ObjectFailure, object_name};
 use crate::types::{PathInfo, Provenance};
 

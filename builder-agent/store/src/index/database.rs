@@ -15,12 +15,12 @@ use nix_derivation::StorePath;
 use rusqlite::types::Type;
 use rusqlite::{Connection, Row, ToSql, Transaction, params};
 
-use crate::annotation::Annotation;
-use crate::change::Change;
-use crate::origins::Origins;
-use crate::realisation::{Realisation, RealisationId};
-use crate::result::{BuildRecord, RecordEnd, RecordedOutput};
+use crate::index::change::Change;
+use crate::types::realisation::{Realisation, RealisationId};
+use crate::types::result::{BuildRecord, RecordEnd, RecordedOutput};
 use crate::types::{Durability, Member, PathInfo, Provenance};
+use crate::views::annotation::Annotation;
+use crate::views::origins::Origins;
 
 /// Version of the tables below.
 pub(crate) const SCHEMA: i64 = 3;

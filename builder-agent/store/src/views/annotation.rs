@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use nix_derivation::StorePath;
 
-use crate::change::Change;
-use crate::index::Seen;
-use crate::register::MAX_SIGNATURES;
+use crate::index::change::Change;
+use crate::index::memory::Seen;
 use crate::types::{Member, PathInfo};
+use crate::views::register::MAX_SIGNATURES;
 
 /// Memory for one member's annotations; beyond it the oldest go. Room for a closure of 80,000 paths with a deriver and a
 /// signature each, several times what a large system has.

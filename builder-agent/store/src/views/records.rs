@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use nix_derivation::StorePath;
 
-use crate::annotation::{Annotation, Notes};
-use crate::change::Change;
-use crate::commit::{About, Plan, commit};
 use crate::error::{MissingPath, RegisterError};
-use crate::index::{Index, Whose};
-use crate::realisation::{Realisation, RealisationId};
-use crate::register::{self, Viewer};
-use crate::result::{BuildRecord, RecordEnd};
+use crate::index::change::Change;
+use crate::index::commit::{About, Plan, commit};
+use crate::index::memory::{Index, Whose};
 use crate::signing;
 use crate::store::Inner;
+use crate::types::realisation::{Realisation, RealisationId};
+use crate::types::result::{BuildRecord, RecordEnd};
 use crate::types::{PathInfo, Provenance, StoreConfig};
+use crate::views::annotation::{Annotation, Notes};
+use crate::views::register::{self, Viewer};
 
 /// Failures that are remembered. Each is a few kilobytes at most, and the oldest is the least likely to be asked for.
 const MAX_FAILURES: usize = 10_000;
@@ -265,8 +265,8 @@ fn add_new(to: &mut Vec<String>, from: Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::origins::Origins;
     use crate::types::Member;
+    use crate::views::origins::Origins;
 
     /// Alice with one claim, as many roots and realisations of it as she may have, and what adds one more of each.
     fn full() -> (Index, Viewer, StorePath) {

@@ -12,13 +12,13 @@ use std::sync::Arc;
 
 use nix_derivation::StorePath;
 
-use crate::contents::Contents;
 use crate::error::{ComposeError, FileError, MissingPath, NarError, TreeError};
-use crate::hold::Hold;
-use crate::object::{ComposeFailure, Composer};
-use crate::remove::Pinned;
+use crate::format::object::{ComposeFailure, Composer};
+use crate::index::holds::Hold;
+use crate::objects::contents::Contents;
+use crate::objects::removal::Pinned;
+use crate::objects::trees;
 use crate::store::{Inner, ObjectFailure};
-use crate::tree;
 use crate::types::{Member, PathInfo, Provenance};
 
 /// One EROFS image as pieces of files: concatenated they are the image. Offsets and lengths are multiples of 4096.
@@ -116,7 +116,7 @@ impl Closure {
         let meta =
             memory_file(&image.meta).map_err(|e| FileError::new("write closure metadata to", "memory", e))?;
         let mut segments = vec![(Arc::new(meta), 0, image.meta.len() as u64)];
-        segments.extend(image.data.into_iter().map(|(file, len)| (file, crate::object::BLOCK, len)));
+        segments.extend(image.data.into_iter().map(|(file, len)| (file, crate::format::object::BLOCK, len)));
         let len = segments.iter().map(|(_, _, len)| len).sum();
         Ok(Composed { segments, len })
     }
@@ -130,7 +130,7 @@ impl Closure {
     /// An unpacked, read-only copy of one of its paths, made once and kept.
     pub fn tree(&self, path: &StorePath) -> Result<PathBuf, TreeError> {
         let (info, provenance) = self.paths.get(path).ok_or_else(|| MissingPath(path.clone()))?;
-        tree::tree(&self.store, info, provenance)
+        trees::tree(&self.store, info, provenance)
     }
 }
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, NixHasher, StorePath, nixbase32};
 
 use crate::error::NarError;
-use crate::git;
-use crate::nar::NarReader;
-use crate::object::{Kind, Object, ObjectError};
+use crate::format::git;
+use crate::format::nar::NarReader;
+use crate::format::object::{Kind, Object, ObjectError};
 use crate::store::{Inner, ObjectFailure};
 use crate::types::PathInfo;
 

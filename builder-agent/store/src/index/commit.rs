@@ -11,9 +11,9 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::change::Change;
 use crate::error::RegisterError;
-use crate::index::Index;
+use crate::index::change::Change;
+use crate::index::memory::Index;
 use crate::store::{Inner, Temporary};
 use crate::types::Member;
 
@@ -265,8 +265,8 @@ mod tests {
     use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
 
     use super::*;
-    use crate::realisation::RealisationId;
-    use crate::result::{BuildRecord, RecordEnd};
+    use crate::types::realisation::RealisationId;
+    use crate::types::result::{BuildRecord, RecordEnd};
     use crate::types::{PathInfo, Provenance, StoreConfig};
     use crate::{Store, View};
 

@@ -11,13 +11,13 @@ use nix_archive::nar::{ReferencePattern, ReferenceScanner};
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, StorePath, nixbase32};
 use sha2::{Digest, Sha256};
 
-use crate::annotation::Annotation;
-use crate::contents::Contents;
 use crate::error::{FileError, ImportError, NarError};
-use crate::nar::{NarReader, ParseError, Parser, PushError};
-use crate::object::{Object, ObjectError, ObjectWriter, Written};
+use crate::format::nar::{NarReader, ParseError, Parser, PushError};
+use crate::format::object::{Object, ObjectError, ObjectWriter, Written};
+use crate::objects::contents::Contents;
 use crate::store::{Inner, Temporary};
 use crate::types::{PathInfo, Provenance};
+use crate::views::annotation::Annotation;
 
 /// What uploads are called in errors while they have no path.
 const UPLOAD: &str = "this upload";

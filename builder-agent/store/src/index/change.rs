@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use nix_derivation::StorePath;
 
-use crate::annotation::Annotation;
-use crate::origins::Origins;
-use crate::realisation::{Realisation, RealisationId};
-use crate::result::BuildRecord;
+use crate::types::realisation::{Realisation, RealisationId};
+use crate::types::result::BuildRecord;
 use crate::types::{Member, PathInfo, Provenance};
+use crate::views::annotation::Annotation;
+use crate::views::origins::Origins;
 
 #[derive(Debug, Clone)]
 pub(crate) enum Change {
@@ -19,7 +19,7 @@ pub(crate) enum Change {
         provenance: Provenance,
         proven: bool,
         object_size: u64,
-        /// Of a claim; see [`crate::origins::trace`].
+        /// Of a claim; see [`crate::views::origins::trace`].
         origins: Origins,
     },
     /// Verified paths are never dropped: others may have built on them.

@@ -9,16 +9,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix_derivation::{StorePath, nixbase32};
 
-use crate::annotation::{Annotation, Notes};
-use crate::change::Change;
-use crate::commit::{About, Plan, commit};
 use crate::error::RegisterError;
-use crate::index::{Index, Seen, Whose};
-use crate::ingest::{Ingested, Staged};
-use crate::origins::{Origins, trace};
+use crate::index::change::Change;
+use crate::index::commit::{About, Plan, commit};
+use crate::index::memory::{Index, Seen, Whose};
+use crate::objects::ingest::{Ingested, Staged};
 use crate::signing;
 use crate::store::Inner;
 use crate::types::{Member, PathInfo, Provenance, StoreConfig};
+use crate::views::annotation::{Annotation, Notes};
+use crate::views::origins::{Origins, trace};
 
 /// Most references of one path. The largest packages in nixpkgs have a few thousand; the list of a closure (`closureInfo`)
 /// refers to all of it, and large closures have some ten thousand paths.

@@ -9,13 +9,13 @@ use std::sync::{Arc, LazyLock};
 
 use nix_derivation::StorePath;
 
-use crate::annotation::{Annotation, Annotations};
-use crate::change::Change;
 use crate::error::MissingPath;
-use crate::origins::Origins;
-use crate::realisation::{Realisation, RealisationId};
-use crate::result::{BuildRecord, RecordEnd};
+use crate::index::change::Change;
+use crate::types::realisation::{Realisation, RealisationId};
+use crate::types::result::{BuildRecord, RecordEnd};
 use crate::types::{Member, PathInfo, Provenance};
+use crate::views::annotation::{Annotation, Annotations};
+use crate::views::origins::Origins;
 
 /// One path in one layer.
 pub(crate) struct Entry {
@@ -105,7 +105,7 @@ impl Index {
         }
     }
 
-    /// Does in memory what [`crate::db::Db::write`] did on disk.
+    /// Does in memory what [`crate::index::database::Db::write`] did on disk.
     pub(crate) fn apply(&mut self, change: Change) {
         match change {
             Change::AddPath { info, provenance, proven, object_size, origins } => {

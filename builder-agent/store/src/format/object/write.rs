@@ -12,7 +12,7 @@ use super::format::{
     BLOCK, DirBlocks, FT_DIR, FT_REG, FT_SYMLINK, Header, ROOT_ENTRY, ROOT_NID, RawInode, S_IFDIR, S_IFLNK,
     S_IFREG, SLOT, Slots, Superblock, dir_size,
 };
-use crate::nar::{Events, flat_frame};
+use crate::format::nar::{Events, flat_frame};
 
 /// Small pieces of file data are collected up to this size.
 const BUFFER: usize = 256 << 10;
