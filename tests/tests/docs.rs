@@ -1,5 +1,5 @@
 //! What the pages say about files, sections, settings, `make` targets and log lines is so. Links between pages are looked
-//! up, and `docs/reference/logs.md` is compared with the messages in the code.
+//! up, and so are names of source files; `docs/reference/logs.md` is compared with the messages in the code.
 //!
 //! Not here: the table of settings (`config_test.rs`), the tables of the protocols (`protocols_doc.rs`), the tests that
 //! pages name (`trust_page.rs`).
@@ -107,6 +107,21 @@ fn every_setting_and_make_target_that_a_page_names_exists() {
     }
     assert!(known > 100, "{known}");
     assert!(unknown.is_empty(), "names of settings or targets that do not exist: {unknown:#?}");
+}
+
+#[test]
+fn every_source_file_that_a_page_names_exists() {
+    let mut sources = Vec::new();
+    files(place::project(), "rs", &mut sources);
+    let of_a_path = |word: &str| {
+        word.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'/'))
+    };
+    let named = quoted().into_iter().filter(|(_, word)| word.ends_with(".rs") && of_a_path(word));
+    let named: Vec<_> = named.collect();
+    assert!(named.len() > 50, "{named:?}");
+    let missing: Vec<_> =
+        named.iter().filter(|(_, word)| !sources.iter().any(|path| path.ends_with(word))).collect();
+    assert!(missing.is_empty(), "source files that do not exist: {missing:#?}");
 }
 
 /// Messages in the first column of the page's tables.
