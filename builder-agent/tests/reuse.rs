@@ -115,6 +115,20 @@ async fn an_equal_build_of_another_member_is_not_run_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_asks_when_an_end_has_been_told_finds_it_recorded() {
+    let house = Scripted::open("");
+    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    for round in 0..200 {
+        let (good, bad) = (format!("good-{round}"), format!("bad-{round}"));
+        build(&mut alice, derivation(&good, "write:x", &[])).await.is(BuildStatus::Built);
+        build(&mut bob, derivation(&good, "write:x", &[])).await.is(BuildStatus::Substituted);
+        build(&mut bob, derivation(&bad, "exit:1", &[])).await.is(BuildStatus::PermanentFailure);
+        build(&mut alice, derivation(&bad, "exit:1", &[])).await.is(BuildStatus::CachedFailure);
+    }
+    assert_eq!(runs(&house), 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whoever_asks_for_something_else_gets_something_else() {
     let house = Scripted::open("");
     let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);

@@ -4,10 +4,11 @@
 //! while, unless somebody asks to try again. Limits, cancelled builds and troubles of the box are never reused.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix_derivation::StorePath;
-use store::{RecordEnd, RecordedOutput, Store};
+use store::{BuildRecord, RecordEnd, RecordedOutput, Store};
 use wire::types::BuildStatus;
 
 use super::{BuildKey, Failure};
@@ -24,14 +25,45 @@ pub enum Earlier {
     Failed { failure: Failure, log: Option<String> },
 }
 
-/// Looks for an earlier build with this key. `failures` is for how long failures hold; zero for not at all. `mine` is the
-/// derivation of whoever asks.
-#[must_use]
-pub fn find(store: &Store, key: &BuildKey, mine: &StorePath, failures: Duration) -> Option<Earlier> {
-    if let Some(built) = built(store, key) {
-        return Some(built);
+/// The records of one key at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    success: Option<Arc<BuildRecord>>,
+    failure: Option<Arc<BuildRecord>>,
+}
+
+impl Known {
+    /// As it is now. Answered from memory.
+    #[must_use]
+    pub fn look(store: &Store, key: &BuildKey) -> Self {
+        Self { success: store.result(key.bytes()), failure: store.result(&key.of_failure()) }
     }
-    let record = store.result(&key.of_failure())?;
+
+    /// Whether nothing has been recorded between the two.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        let same = |a: &Option<Arc<BuildRecord>>, b: &Option<Arc<BuildRecord>>| match (a, b) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        same(&self.success, &other.success) && same(&self.failure, &other.failure)
+    }
+
+    /// Whether a failure is recorded that [`find`] may tell again.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.failure.is_some()
+    }
+}
+
+/// What an earlier build with this key decides. `failures` is for how long failures hold; zero for not at all. `mine` is
+/// the derivation of whoever asks.
+#[must_use]
+pub fn find(known: &Known, mine: &StorePath, failures: Duration) -> Option<Earlier> {
+    if let Some(success) = &known.success {
+        return success_of(success);
+    }
+    let record = known.failure.as_ref()?;
     let RecordEnd::Failed { message, log, .. } = &record.end else { return None };
     // A clock that was set back makes a failure look as if it were to come; such a one is not trusted either.
     let age = u64::try_from(now() - record.time).ok().map(Duration::from_secs)?;
@@ -53,15 +85,12 @@ pub fn find(store: &Store, key: &BuildKey, mine: &StorePath, failures: Duration)
 /// As [`find`], successes only.
 #[must_use]
 pub fn built(store: &Store, key: &BuildKey) -> Option<Earlier> {
-    let record = store.result(key.bytes())?;
-    let RecordEnd::Built { outputs, log } = &record.end else { return None };
-    Some(Earlier::Built { outputs: outputs.clone(), log: log.clone() })
+    success_of(&*store.result(key.bytes())?)
 }
 
-/// Whether a failure is recorded that [`find`] may tell again.
-#[must_use]
-pub fn has_failed(store: &Store, key: &BuildKey) -> bool {
-    store.result(&key.of_failure()).is_some()
+fn success_of(record: &BuildRecord) -> Option<Earlier> {
+    let RecordEnd::Built { outputs, log } = &record.end else { return None };
+    Some(Earlier::Built { outputs: outputs.clone(), log: log.clone() })
 }
 
 fn ago(age: Duration) -> String {

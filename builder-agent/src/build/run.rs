@@ -89,17 +89,22 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     // Whoever owns it now. Their view takes the outputs in; the others adopt them.
     let owner = owner.borrow().clone();
     let registering = Instant::now();
-    let (report, result) = match (result, owner) {
-        (Err(failure), _) => (None, Err(failure)),
-        (Ok(_), None) => (None, Err(Failure::cancelled(&recipe.drv_path))),
+    let workers = shared.threads.of(&request.member.id);
+    let (report, result, log) = match (result, owner) {
+        (Err(failure), _) => {
+            let log = keep_log(&shared, &workers, source, Some(&failure)).await;
+            (None, Err(failure), log)
+        }
+        (Ok(_), None) => (None, Err(Failure::cancelled(&recipe.drv_path)), None),
         (Ok(success), Some(owner)) => {
             let (outputs, report) = taken_apart(success);
-            (Some(report), finish(&shared, owner, check, outputs).await)
+            // Both at once: the client waits for the longer one.
+            let finishing = finish(&shared, owner, check, outputs);
+            let (result, log) = tokio::join!(finishing, keep_log(&shared, &workers, source, None));
+            (Some(report), result, log)
         }
     };
     let registered = registering.elapsed();
-    let workers = shared.threads.of(&request.member.id);
-    let log = keep_log(&shared, &workers, source, &result).await;
     report_end(id, &request.member.name, &drv, waited, (accepted.elapsed(), registered), report, &result);
 
     let stop_time = now();
@@ -122,16 +127,8 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
         )),
         Err(_) => None,
     };
-    let failed = result.is_err();
-    let ended =
-        Arc::new(Outcome { result, drv: recipe.drv_path.clone(), limits, log, start_time, stop_time });
-    if failed {
-        // Unlisted before it is told: who tries again does not get this one's end.
-        shared.running.remove(&key, id);
-    } else {
-        // Told before it is recorded, which takes a turn in the queue for the index. Who comes meanwhile joins, and adopts.
-        outcome.send_replace(Some(ended.clone()));
-    }
+    // Recorded, then unlisted, then told. Who comes before it is unlisted joins; who comes later finds the record, and so
+    // does everybody who was told. The record is a turn in the queue for the index, and no flush.
     if let Some((key, record)) = to_record {
         let store = shared.store.clone();
         let recorded = workers.commit(move || store.record_result(&key, record)).await;
@@ -145,7 +142,8 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
         }
     }
     shared.running.remove(&key, id);
-    outcome.send_replace(Some(ended));
+    let ended = Outcome { result, drv: recipe.drv_path.clone(), limits, log, start_time, stop_time };
+    outcome.send_replace(Some(Arc::new(ended)));
 }
 
 /// Slots for whoever owns the run; `None` when nobody does any more.
@@ -243,9 +241,9 @@ async fn keep_log(
     shared: &Shared,
     workers: &Workers,
     source: LogSource,
-    result: &Result<Built, Failure>,
+    failure: Option<&Failure>,
 ) -> Option<String> {
-    if matches!(result, Err(failure) if failure.is_cancelled()) {
+    if failure.is_some_and(Failure::is_cancelled) {
         return None;
     }
     let kept = shared.kept.clone();

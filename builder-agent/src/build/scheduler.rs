@@ -20,6 +20,7 @@ use super::failure::{Cause, Limit};
 use super::kept::KeptLogs;
 use super::key::BuildKey;
 use super::log::{self, LogReader};
+use super::reuse::Known;
 use super::run::{self, Run};
 use super::running::{RunKey, Running, Table};
 use super::slots::{MemberSlots, Slots};
@@ -46,6 +47,8 @@ pub struct Request {
     pub envelope: Envelope,
     /// Of `recipe` with `inputs` in `envelope`.
     pub key: BuildKey,
+    /// What was recorded of `key` when the requester looked, and decided to build.
+    pub known: Known,
     /// Build to compare only: the outputs become visible to nobody.
     pub check: bool,
     pub wall: Option<Duration>,
@@ -129,10 +132,27 @@ impl Attached {
     }
 }
 
+/// Why a request has no share in a run.
+#[derive(Debug)]
+pub enum NotStarted {
+    Refused(Failure),
+    /// An equal build has ended since the requester looked: what is recorded now may be the answer.
+    Known,
+}
+
+impl From<NotStarted> for Failure {
+    fn from(why: NotStarted) -> Self {
+        match why {
+            NotStarted::Refused(failure) => failure,
+            NotStarted::Known => Self::transient("an equal build has ended just now; ask again"),
+        }
+    }
+}
+
 /// Runs builds.
 pub trait Scheduler: Send + Sync {
     /// Starts a build, or joins the one that runs, if the member is in the roster at this moment.
-    fn build(&self, request: Request) -> Result<Attached, Failure>;
+    fn build(&self, request: Request) -> Result<Attached, NotStarted>;
     /// Takes all members for whom `keep` is false out of all builds; what nobody else waits for ends.
     fn retain(&self, keep: &dyn Fn(&Member) -> bool);
 }
@@ -236,9 +256,14 @@ impl Embedded {
     }
 
     /// A new run for the table, and the task that makes it happen.
-    fn start(&self, request: &Arc<Request>, key: RunKey) -> Result<Running, Failure> {
-        let (writer, log) = log::create(&self.shared.logs)
-            .map_err(|e| Failure::transient(format!("cannot create a build log: {e}")))?;
+    fn start(&self, request: &Arc<Request>, key: RunKey) -> Result<Running, NotStarted> {
+        // With the table locked, and a run is recorded before it is unlisted: none can end unseen in between.
+        if !request.check && !Known::look(&self.shared.store, &request.key).is(&request.known) {
+            return Err(NotStarted::Known);
+        }
+        let (writer, log) = log::create(&self.shared.logs).map_err(|error| {
+            NotStarted::Refused(Failure::transient(format!("cannot create a build log: {error}")))
+        })?;
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (outcome, outcome_seen) = watch::channel(None);
         let (begun, begun_seen) = watch::channel(None);
@@ -269,7 +294,7 @@ impl Embedded {
 }
 
 impl Scheduler for Embedded {
-    fn build(&self, request: Request) -> Result<Attached, Failure> {
+    fn build(&self, request: Request) -> Result<Attached, NotStarted> {
         let key = (request.key, request.check);
         let limits = self.shared.limits(&request);
         let request = Arc::new(request);
@@ -278,9 +303,9 @@ impl Scheduler for Embedded {
         // `retain`, which runs after each change and needs the same lock.
         let admit = || match self.shared.current(&request.member) {
             Some(_) => Ok(()),
-            None => {
-                Err(Failure::rejected(format!("'{drv}' is not built: {member} is no longer in the roster")))
-            }
+            None => Err(NotStarted::Refused(Failure::rejected(format!(
+                "'{drv}' is not built: {member} is no longer in the roster"
+            )))),
         };
         let (place, joined) = self.shared.running.join(key, &request, admit, || self.start(&request, key))?;
         if joined {

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::AtomicUsize;
 
 use sandbox::{Finished, Host, Job, SandboxError};
-use store::{Member as Owner, StoreConfig};
+use store::{BuildRecord, Member as Owner, RecordEnd, StoreConfig};
 
 use super::*;
 use crate::budget::Budgets;
@@ -94,6 +94,7 @@ impl Barn {
             ),
             envelope,
             key,
+            known: Known::default(),
             check: false,
             wall: None,
             silent: None,
@@ -140,7 +141,7 @@ async fn a_build_that_is_asked_for_in_the_moment_of_a_removal_does_not_start() {
     let before = house.roster.borrow().clone();
     house.set_roster(&[("alice", 4)]);
     let refused = house.scheduler.build(house.request(&before, "bob", "late"));
-    let failure = refused.err().expect("refused");
+    let Err(NotStarted::Refused(failure)) = refused else { panic!("let in") };
     assert!(failure.message.contains("bob is no longer in the roster"), "{}", failure.message);
     assert_eq!(house.scheduler.shared.running.len(), 0);
     // The other order: it was let in, and then the member went, before anything of it happened.
@@ -150,6 +151,26 @@ async fn a_build_that_is_asked_for_in_the_moment_of_a_removal_does_not_start() {
     assert!(build.finished().await.result.as_ref().is_err_and(Failure::is_cancelled));
     house.until("a run is listed", |house| house.scheduler.shared.running.len() == 0).await;
     assert_eq!(house.running(), 0);
+}
+
+#[tokio::test]
+async fn who_looked_before_an_equal_build_was_recorded_looks_again_instead_of_building() {
+    let house = Barn::open("");
+    let roster = house.roster.borrow().clone();
+    let mut late = house.request(&roster, "bob", "x");
+    let end = RecordEnd::Failed { status: 3, message: "no oak".into(), log: None };
+    let record = BuildRecord { drv: late.recipe.drv_path.clone(), time: 1, end };
+    house.store.record_result(&late.key.of_failure(), record).expect("recorded");
+    assert!(matches!(house.scheduler.build(late.clone()), Err(NotStarted::Known)));
+    assert_eq!(house.scheduler.shared.running.len(), 0);
+    // Who has seen it, and wants the build all the same, gets it; so does who builds to compare.
+    late.known = Known::look(&house.store, &late.key);
+    let mut builds = vec![house.scheduler.build(late.clone()).expect("let in")];
+    late = Request { known: Known::default(), check: true, ..late };
+    builds.push(house.scheduler.build(late).expect("let in"));
+    house.until("not both run", |house| house.running() == 2).await;
+    house.set_roster(&[]);
+    house.until("a builder runs", |house| house.running() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -16,7 +16,8 @@ use super::desk::Desk;
 use crate::build::failure::sandbox_failed;
 use crate::build::kept::Reader;
 use crate::build::log::{Lines, LogReader, Notice};
-use crate::build::reuse::{self, Earlier};
+use crate::build::reuse::{self, Earlier, Known};
+use crate::build::scheduler::NotStarted;
 use crate::build::{Attached, BuildKey, Envelope, Failure, Outcome, Recipe, Request, outputs, realised};
 use crate::threads::Lost;
 
@@ -46,7 +47,7 @@ pub(super) async fn build_one(context: Context, recipe: Arc<Recipe>, check: bool
     }
     let config = &context.house.config;
     recipe.check(&config.systems, &config.system_features)?;
-    let one = One::prepare(context, recipe).await?;
+    let mut one = One::prepare(context, recipe).await?;
     if check {
         return one.check(valid.is_some()).await;
     }
@@ -113,6 +114,7 @@ impl One {
             memory: Arc::new(memory),
             envelope,
             key,
+            known: Known::default(),
             check: false,
             wall: context.wall,
             silent: context.silent,
@@ -122,7 +124,8 @@ impl One {
     }
 
     /// The end that an earlier build with the same key has already decided.
-    async fn reuse(&self) -> Option<Ended> {
+    async fn reuse(&mut self) -> Option<Ended> {
+        self.look();
         let (house, recipe) = (&self.context.house, &self.request.recipe);
         let failures = match self.context.reuse_failures {
             true => house.config.reuse_failures,
@@ -135,7 +138,7 @@ impl One {
         let proven = of_box.is_some() && recipe.proven(&self.request.inputs) || self.request.proven();
         let earlier = match of_box {
             Some(built) => built,
-            None => reuse::find(&house.store, &self.request.key, &recipe.drv_path, failures)?,
+            None => reuse::find(&self.request.known, &recipe.drv_path, failures)?,
         };
         let (member, drv) = (&self.context.member.name, recipe.drv_path.to_absolute_path());
         match earlier {
@@ -165,6 +168,11 @@ impl One {
                 Some(Err(failure))
             }
         }
+    }
+
+    /// Notes what is recorded now.
+    fn look(&mut self) {
+        self.request.known = Known::look(&self.context.house.store, &self.request.key);
     }
 
     /// Shows the log of a build that is not run again, as it was shown then.
@@ -209,8 +217,8 @@ impl One {
         let recipe = self.request.recipe.clone();
         let drv = recipe.drv_path.to_absolute_path();
         if !valid {
-            let house = &self.context.house;
-            if reuse::has_failed(&house.store, &self.request.key) {
+            self.look();
+            if self.request.known.has_failed() {
                 // The way to try a known failure again.
                 return self.build(true).await;
             }
@@ -235,14 +243,25 @@ impl One {
         })
     }
 
-    async fn build(&self, again: bool) -> Ended {
-        let recipe = &self.request.recipe;
-        let drv = recipe.drv_path.to_absolute_path();
+    /// `again`: whatever is recorded.
+    async fn build(&mut self, again: bool) -> Ended {
+        let drv = self.request.recipe.drv_path.to_absolute_path();
         if again {
             tracing::info!(member = %self.context.member.name, %drv, "a known failure is tried again");
         }
         loop {
-            let (attached, outcome) = self.run(&format!("building '{drv}'")).await?;
+            let (attached, outcome) = match self.run(&format!("building '{drv}'")).await {
+                Ok(ended) => ended,
+                Err(NotStarted::Refused(failure)) => return Err(failure),
+                Err(NotStarted::Known) if again => {
+                    self.look();
+                    continue;
+                }
+                Err(NotStarted::Known) => match self.reuse().await {
+                    Some(ended) => return ended,
+                    None => continue,
+                },
+            };
             if attached.is_not_ours(&outcome) {
                 let note = format!(
                     "note: '{drv}' reached a limit of another request for the same build; \
@@ -279,7 +298,7 @@ impl One {
     }
 
     /// Starts a run or joins one, and shows it from the beginning to the end.
-    async fn run(&self, text: &str) -> Result<(Attached, Arc<Outcome>), Failure> {
+    async fn run(&self, text: &str) -> Result<(Attached, Arc<Outcome>), NotStarted> {
         let id = self.context.ids.next();
         let drv = self.request.recipe.drv_path.to_absolute_path();
         let mut attached = self.context.house.scheduler.build(self.request.clone())?;
@@ -289,7 +308,7 @@ impl One {
         let shown = self.follow(id, &mut attached).await;
         let ended = match shown {
             Ok(()) => Ok(attached.finished().await),
-            Err(failure) => Err(failure),
+            Err(failure) => Err(NotStarted::Refused(failure)),
         };
         self.context.show(LogEvent::stop(id)).await;
         Ok((attached, ended?))
