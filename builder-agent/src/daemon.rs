@@ -37,12 +37,14 @@ mod realise;
 mod serve_protocol;
 mod studied;
 mod transfer;
+mod views;
 
 pub use host_command::{HostCommand, Realise, run_host_command};
 pub use serve_protocol::serve_store;
 
 use desk::Desk;
 use transfer::Trouble;
+use views::Views;
 
 /// What `nix store info` shows.
 const VERSION: &str = concat!("barnraiser-", env!("CARGO_PKG_VERSION"));
@@ -51,7 +53,7 @@ const VERSION: &str = concat!("barnraiser-", env!("CARGO_PKG_VERSION"));
 struct Session {
     house: Arc<House>,
     member: Arc<Member>,
-    view: View,
+    views: Views,
     /// Where its work is done.
     desk: Desk,
     /// Who shares with the member can change between two requests.
@@ -179,12 +181,12 @@ impl Session {
             roster.mark_changed();
         }
         let member = current.unwrap_or(member);
-        let view = house.view_of(&member, &now);
+        let views = Views::open(&house, &member);
         // Nix sends no settings through `ssh-ng://`; then those of the box hold, and it fetches what it can.
         let keep_going = house.config.keep_going;
         let settings = ClientSettings { use_substitutes: true, keep_going, ..ClientSettings::default() };
         let desk = Desk::of(&house, &member.id);
-        Self { house, member, view, desk, roster, settings, wishes, ids: context::Ids::new() }
+        Self { house, member, views, desk, roster, settings, wishes, ids: context::Ids::new() }
     }
 
     async fn answer_all<R, W>(&mut self, conn: &mut Connection<R, W>) -> Result<(), WireError>
@@ -207,8 +209,12 @@ impl Session {
         Ok(())
     }
 
-    /// Looks up who the member is by now. A share that was withdrawn ends here: what was asked before may finish, what
-    /// comes now does not see it. Who has left the roster gets no further, with what to tell them.
+    /// The store as the member may see it at this moment. For one step: whatever waits takes another one afterwards.
+    fn view(&self) -> View {
+        self.views.now()
+    }
+
+    /// Looks up who the member is by now. Who has left the roster gets no further, with what to tell them.
     fn follow_roster(&mut self) -> Result<(), String> {
         // An error is a roster that nobody follows any more: the process is ending.
         if !self.roster.has_changed().unwrap_or(false) {
@@ -220,8 +226,7 @@ impl Session {
             return Err(format!("{} is no longer in the roster", self.member.name));
         };
         self.member = member.clone();
-        let view = self.house.view_of(&self.member, &now);
-        self.view = view.holding_as(&self.view);
+        self.views.follow();
         Ok(())
     }
 
@@ -251,7 +256,7 @@ impl Session {
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
     {
-        let view = &self.view;
+        let view = &self.view();
         Ok(Some(match request {
             // Questions, answered from memory.
             Request::IsValidPath { path } => Response::Bool(view.is_valid(&path)),
@@ -268,9 +273,12 @@ impl Session {
                 Response::Paths(ask::info(view, &path)?.references.iter().cloned().collect())
             }
             Request::QueryReferrers { path } => {
-                ask::info(view, &path)?;
-                let (view, path) = (&view, &path);
-                let make = || async move { Ok(view.referrers(path).into_iter().collect()) };
+                let (views, path) = (&self.views, &path);
+                let make = || async move {
+                    let view = views.now();
+                    ask::info(&view, path)?;
+                    Ok(view.referrers(path).into_iter().collect())
+                };
                 return self.reply_listed(conn, make).await;
             }
             Request::QueryDeriver { path } => Response::MaybePath(ask::info(view, &path)?.deriver.clone()),
@@ -278,8 +286,8 @@ impl Session {
                 Response::Paths(view.valid_derivers(&path).into_iter().collect())
             }
             Request::QueryAllValidPaths => {
-                let view = &view;
-                let make = || async move { Ok(view.all_valid().into_iter().collect()) };
+                let views = &self.views;
+                let make = || async move { Ok(views.now().all_valid().into_iter().collect()) };
                 return self.reply_listed(conn, make).await;
             }
             Request::EnsurePath { path } => {

@@ -48,12 +48,9 @@ pub struct House {
 }
 
 impl House {
-    /// The store as `member` may see it by `roster`: with the claims of those who share with them and they with. What
-    /// is registered through this view is not collected while it lives.
+    /// The store as `member` may see it by `roster`.
     pub fn view_of(&self, member: &roster::Member, roster: &roster::Roster) -> store::View {
-        let others: Vec<store::Member> =
-            roster.ids_sharing_with(member).iter().map(|id| store::Member::new(id)).collect();
-        self.store.view_sharing(&store::Member::new(&member.id), &others).holding()
+        roster.view_of(&self.store, member)
     }
 }
 

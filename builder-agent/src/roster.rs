@@ -108,6 +108,14 @@ impl Roster {
         others.iter().filter_map(|name| self.by_name.get(name)).map(|other| other.id.clone()).collect()
     }
 
+    /// The store as `member` may see it by this roster: with the claims of those who share with them and they with. What
+    /// is registered through this view is not collected while it lives.
+    pub fn view_of(&self, store: &store::Store, member: &Member) -> store::View {
+        let others: Vec<store::Member> =
+            self.ids_sharing_with(member).iter().map(|id| store::Member::new(id)).collect();
+        store.view_sharing(&store::Member::new(&member.id), &others).holding()
+    }
+
     /// The members who share with `name` and with whom `name` shares, in order. Somebody who is not in the roster, or
     /// no longer, shares nothing.
     pub fn sharing_with(&self, name: &str) -> Vec<Arc<str>> {

@@ -227,7 +227,8 @@ async fn finish(
         settled.iter().map(|(name, settled)| (name.clone(), settled.record())).collect();
     if !check {
         let workers = shared.threads.of(&owner.member.id);
-        let work = move || outputs::register(&owner.recipe, &owner.view, owner.proven(), settled);
+        let view = shared.view_of(&owner);
+        let work = move || outputs::register(&owner.recipe, &view, owner.proven(), settled);
         workers.commit(work).await.unwrap_or_else(|error| {
             tracing::error!(%error, "registering outputs was lost");
             Err(Failure::transient(format!("the outputs could not be kept because of the box: {error}")))

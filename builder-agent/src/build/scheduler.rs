@@ -209,6 +209,11 @@ impl Shared {
         member.limits.max_jobs.unwrap_or(most).clamp(1, most)
     }
 
+    /// The store as who asked may see it now. Their request may have waited, and then built, for hours.
+    pub fn view_of(&self, request: &Request) -> View {
+        self.roster.borrow().view_of(&self.store, &request.member).holding_as(&request.view)
+    }
+
     /// What a build of this request is allowed if it starts now.
     pub fn limits(&self, request: &Request) -> Limits {
         let now = self.current(&request.member).unwrap_or_else(|| request.member.clone());

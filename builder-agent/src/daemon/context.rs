@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix_derivation::StorePath;
-use store::View;
 use tokio::sync::mpsc;
 use wire::types::BuildStatus;
 use wire::worker::LogEvent;
 
 use super::desk::Desk;
+use super::views::Views;
 use crate::House;
 use crate::build::Failure;
 use crate::roster::Member;
@@ -39,7 +39,7 @@ impl Ids {
 pub(super) struct Context {
     pub house: Arc<House>,
     pub member: Arc<Member>,
-    pub view: View,
+    pub views: Views,
     pub desk: Desk,
     pub wall: Option<Duration>,
     pub silent: Option<Duration>,

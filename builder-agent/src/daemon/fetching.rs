@@ -31,11 +31,11 @@ impl Session {
 
     /// The whole of `EnsurePath`: valid already, or fetched now.
     pub(super) async fn ensure<A: Audience>(&self, audience: &mut A, path: StorePath) -> Result<(), Trouble> {
-        if self.view.is_valid(&path) {
+        if self.view().is_valid(&path) {
             return Ok(());
         }
         if !self.may_fetch(path.name(), true) {
-            return ask::info(&self.view, &path).map(|_| ());
+            return ask::info(&self.view(), &path).map(|_| ());
         }
         let ends = self.fetch(audience, vec![path.clone()]).await?;
         match ends.get(&path) {
@@ -52,16 +52,17 @@ impl Session {
         substitute: bool,
     ) -> Result<Vec<StorePath>, Trouble> {
         if substitute {
+            let view = self.view();
             let missing: Vec<StorePath> = paths
                 .iter()
-                .filter(|path| !self.view.is_valid(path) && self.may_fetch(path.name(), true))
+                .filter(|path| !view.is_valid(path) && self.may_fetch(path.name(), true))
                 .cloned()
                 .collect();
             if !missing.is_empty() {
                 self.fetch(audience, missing).await?;
             }
         }
-        Ok(self.view.query_valid(&paths))
+        Ok(self.view().query_valid(&paths))
     }
 
     /// What could be fetched. `mass`: the client asks about everything it has; then only sources that do not mind.
@@ -76,7 +77,7 @@ impl Session {
         if paths.is_empty() {
             return Ok(Vec::new());
         }
-        let (substituters, member) = (&self.house.substituters, self.view.member());
+        let (substituters, member) = (&self.house.substituters, self.views.owner());
         let ask = |events| async move { substituters.offers(member, &paths, mass, &events).await };
         let offers = self.told(audience, ask).await?;
         let info = |offer: &Arc<crate::substitute::Offer>| SubstitutablePathInfo {
@@ -96,7 +97,8 @@ impl Session {
         targets: Vec<DerivedPath>,
     ) -> Result<Missing, Trouble> {
         let (_, mut nothing) = mpsc::channel(1);
-        let looking = ask::missing(&self.desk, &self.house, &self.view, targets.clone());
+        let view = &self.view();
+        let looking = ask::missing(&self.desk, &self.house, view, targets.clone());
         let mut missing = audience.run(looking, &mut nothing).await??;
         if !self.house.substituters.any() {
             return Ok(missing);
@@ -120,7 +122,7 @@ impl Session {
         audience: &mut A,
         paths: Vec<StorePath>,
     ) -> Result<Fetched, Trouble> {
-        let (substituters, member) = (&self.house.substituters, self.view.member());
+        let (substituters, member) = (&self.house.substituters, self.views.owner());
         self.told(audience, |events| async move { substituters.fetch(member, &paths, &events).await }).await
     }
 

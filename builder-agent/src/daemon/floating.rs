@@ -30,7 +30,7 @@ pub(super) async fn build(context: Context, work: Work, check: bool) -> Ended {
         return build_plain(context, work.recipe, check).await;
     };
     let drv = &work.recipe.drv_path;
-    let (house, view) = (context.house.clone(), context.view.clone());
+    let (house, view) = (context.house.clone(), context.views.now());
     let original = work.recipe.clone();
     let resolving = studied(&context.desk, move |study| {
         let sure = plan::inputs_verified(&view, &house.drv_hashes, &original, &inputs, study);
@@ -42,7 +42,7 @@ pub(super) async fn build(context: Context, work: Work, check: bool) -> Ended {
     announce(&context, drv, &recipe.drv_path).await;
     {
         // Nix keeps it too: it is the deriver of what is built now.
-        let (view, recipe) = (context.view.clone(), recipe.clone());
+        let (view, recipe) = (context.views.now(), recipe.clone());
         done(context.desk.workers.commit(move || keep(&view, &recipe, &text))).await?;
     }
     let mut done = build_plain(context.clone(), recipe.clone(), check).await?;
@@ -69,7 +69,7 @@ pub(super) async fn build_plain(context: Context, recipe: Arc<Recipe>, check: bo
 }
 
 async fn remember(context: &Context, drv_hash: [u8; 32], done: &Done) -> Result<(), Failure> {
-    let (view, outputs, proven) = (context.view.clone(), done.outputs.clone(), done.proven);
+    let (view, outputs, proven) = (context.views.now(), done.outputs.clone(), done.proven);
     let work = move || realised::record(&view, &drv_hash, &outputs, proven);
     self::done(context.desk.workers.commit(work)).await
 }

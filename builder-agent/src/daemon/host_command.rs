@@ -153,7 +153,7 @@ impl Session {
             HostCommand::ReadLink { link } => self.read_link(&link)?,
             HostCommand::RemoveFolder { folder } => {
                 let inside = format!("{}/", folder.trim_end_matches('/'));
-                let view = self.view.clone();
+                let view = self.view();
                 let removed = self.desk.workers.commit(move || {
                     let names = view.roots().into_keys().filter(|name| name.starts_with(&inside));
                     names.map(|name| view.remove_root(&name)).collect::<Result<Vec<_>, _>>()
@@ -172,8 +172,9 @@ impl Session {
 
     /// A root's store path; a store path is its own.
     fn read_link(&self, link: &str) -> Result<String, Trouble> {
-        let own = StorePath::from_absolute_path(link.as_bytes()).ok().filter(|path| self.view.is_valid(path));
-        let path = own.or_else(|| self.view.roots().remove(link)).ok_or_else(|| {
+        let view = self.view();
+        let own = StorePath::from_absolute_path(link.as_bytes()).ok().filter(|path| view.is_valid(path));
+        let path = own.or_else(|| view.roots().remove(link)).ok_or_else(|| {
             Trouble::Refused(format!(
                 "'{link}' is neither a valid store path nor a root of yours; there are no other files here"
             ))
@@ -224,7 +225,7 @@ impl Session {
                 if output != "out" {
                     name.push_str(&format!("-{output}"));
                 }
-                let (view, made) = (self.view.clone(), name.clone());
+                let (view, made) = (self.view(), name.clone());
                 let added = self.desk.workers.commit(move || view.add_root(&made, &path)).await;
                 let added = added.map_err(bug)?;
                 added.map_err(|error| Trouble::Refused(error.to_string()))?;

@@ -29,7 +29,8 @@ const CHUNK: usize = 32 * 1024;
 
 /// Makes the outputs of `recipe` valid in the view of `context`; with `check`, builds them again and compares.
 pub(super) async fn build_one(context: Context, recipe: Arc<Recipe>, check: bool) -> Ended {
-    let view = &context.view;
+    // Builds of the same request may have run for hours before this one.
+    let view = &context.views.now();
     let stated = || {
         let paths = recipe.known_paths()?;
         let proven = recipe.verified_paths && view.all_verified(&paths.values().cloned().collect());
@@ -77,7 +78,7 @@ struct One {
 
 impl One {
     async fn prepare(context: Context, recipe: Arc<Recipe>) -> Result<Self, Failure> {
-        let (view, ground) = (context.view.clone(), context.house.ground);
+        let (view, ground) = (context.views.now(), context.house.ground);
         let envelope = Envelope::for_member(&context.house.config, &context.member.limits);
         let envelope_of_box = Envelope::of_box(&context.house.config);
         let looked_at = recipe.clone();
@@ -107,7 +108,7 @@ impl One {
         let memory = memory.map_err(|over| Failure::transient(over.to_string()))?;
         let request = Request {
             member: context.member.clone(),
-            view: context.view.clone(),
+            view: context.views.now(),
             recipe,
             http: context.house.http.clone(),
             inputs: Arc::new(inputs),
@@ -231,7 +232,7 @@ impl One {
         self.request.check = true;
         let (_, outcome) = self.run(&format!("checking outputs of '{drv}'")).await?;
         let built = outcome.result.as_ref().map_err(|failure| self.mine(failure, &outcome))?;
-        outputs::compare(&recipe, &self.context.view, &built.outputs)?;
+        outputs::compare(&recipe, &self.context.views.now(), &built.outputs)?;
         let outputs = paths(&built.outputs);
         Ok(Done {
             status: BuildStatus::Built,
@@ -356,7 +357,7 @@ impl One {
         log: Option<String>,
         proven: bool,
     ) -> Result<Arc<BTreeMap<String, StorePath>>, Failure> {
-        let Request { recipe, view, .. } = self.request.clone();
+        let (recipe, view) = (self.request.recipe.clone(), self.context.views.now());
         let adopting = move || {
             outputs::adopt(&recipe, &view, proven, &outputs)
                 .map(|()| paths(&outputs))
@@ -369,7 +370,7 @@ impl One {
 
     async fn give_log(&self, log: Option<String>, proven: bool) {
         let Some(log) = log else { return };
-        let Request { recipe, view, .. } = self.request.clone();
+        let (recipe, view) = (self.request.recipe.clone(), self.context.views.now());
         let (kept, member) = (self.context.house.kept.clone(), self.context.member.id.clone());
         let work = move || {
             // The log of a build that was made from Verified things alone holds nothing that others could not have.

@@ -56,7 +56,7 @@ impl Session {
             if !instead.fetch.is_empty() {
                 // What fails is built, or reported by the plan; the client has been warned.
                 let paths: Vec<StorePath> = instead.fetch.into_iter().collect();
-                self.house.substituters.fetch(self.view.member(), &paths, &events).await;
+                self.house.substituters.fetch(self.views.owner(), &paths, &events).await;
             }
             Ok(())
         };
@@ -75,8 +75,8 @@ impl Session {
         }
         let name = drv.name().strip_suffix(".drv").unwrap_or(drv.name()).to_owned();
         let paths = derivation.outputs.iter().map(|(output, spec)| spec.path(&name, output).ok().flatten());
-        let missing =
-            paths.filter(|path| path.as_ref().is_none_or(|path| !self.view.is_valid(path))).collect();
+        let view = self.view();
+        let missing = paths.filter(|path| path.as_ref().is_none_or(|path| !view.is_valid(path))).collect();
         // What there is to parse is a client's.
         let env = derivation.env.clone();
         let allows = self.desk.workers.plan(move || allows(&env)).await.map_err(bug)?;
@@ -85,7 +85,7 @@ impl Session {
         let work = |events| async move {
             let walk = self.offered(&paths, &events).await;
             if paths.iter().all(|path| walk.offers.contains_key(path)) {
-                self.house.substituters.fetch(self.view.member(), &paths, &events).await;
+                self.house.substituters.fetch(self.views.owner(), &paths, &events).await;
             }
         };
         self.told(audience, work).await
@@ -106,7 +106,7 @@ impl Session {
         let mut plain = Vec::new();
         for target in targets {
             match target {
-                DerivedPath::Opaque(path) if self.view.is_valid(path) => {}
+                DerivedPath::Opaque(path) if self.view().is_valid(path) => {}
                 DerivedPath::Opaque(path) if self.may_fetch(path.name(), true) => plain.push(path.clone()),
                 DerivedPath::Built { drv_path: SingleDerivedPath::Opaque(drv), outputs } => {
                     next.push((drv.clone(), outputs.clone()));
@@ -130,7 +130,7 @@ impl Session {
                     "the targets depend on more than {MAX_DERIVATIONS} derivations; build them in parts"
                 )));
             }
-            let (house, view, level) = (self.house.clone(), self.view.clone(), std::mem::take(&mut next));
+            let (house, view, level) = (self.house.clone(), self.view(), std::mem::take(&mut next));
             let looked: Vec<Looked> = studied(&self.desk, move |study| {
                 let mut hasher = Hasher::new(&view, &house.drv_hashes, study);
                 let look =
@@ -159,7 +159,7 @@ impl Session {
 
     /// What is on offer of `paths`, with all they refer to; what speaks against the rest is told.
     pub(super) async fn offered(&self, paths: &[StorePath], events: &mpsc::Sender<Event>) -> Walk {
-        let mut walk = self.house.substituters.walk(self.view.member(), paths).await;
+        let mut walk = self.house.substituters.walk(self.views.owner(), paths).await;
         warn(std::mem::take(&mut walk.warnings), events).await;
         walk
     }

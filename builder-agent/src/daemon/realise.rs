@@ -56,7 +56,7 @@ impl Session {
         if !check {
             self.prefetch(audience, &targets).await?;
         }
-        let view = self.view.clone();
+        let view = self.view();
         let looked_at = targets.clone();
         let house = self.house.clone();
         let planning = studied(&self.desk, move |study| match check {
@@ -122,7 +122,7 @@ impl Session {
         Context {
             house: self.house.clone(),
             member: self.member.clone(),
-            view: self.view.clone(),
+            views: self.views.clone(),
             desk: self.desk.clone(),
             wall: number(&self.settings, &["timeout", "build-timeout"]).and_then(seconds),
             silent: seconds(self.settings.max_silent_time),

@@ -122,7 +122,7 @@ where
 
     /// The answer to one request; `None` if it has been sent already.
     async fn answer(&mut self, request: Request) -> Result<Option<Response>, Trouble> {
-        let view = &self.session.view;
+        let view = &self.session.view();
         Ok(Some(match request {
             // Questions, answered from memory.
             Request::QueryValidPaths { lock, substitute, paths } => {
@@ -136,7 +136,8 @@ where
             Request::QueryPathInfos { paths } => {
                 let mut reply = self.conn.reply_infos().await?;
                 for path in paths {
-                    if let Some(info) = view.info(&path) {
+                    // A client may read as slowly as it likes.
+                    if let Some(info) = self.session.view().info(&path) {
                         reply.add(&convert::to_wire(&info)).await?;
                     }
                 }
@@ -210,7 +211,7 @@ where
     }
 
     async fn dump(&mut self, path: StorePath) -> Result<(), Trouble> {
-        let mut chunks = transfer::read_nar(&self.session.desk, &self.session.view, path).await?;
+        let mut chunks = transfer::read_nar(&self.session.desk, &self.session.views, path).await?;
         let mut reply = self.conn.reply_nar().await?;
         while let Some(chunk) = transfer::next_chunk(&mut chunks).await? {
             reply.write(&chunk).await?;
@@ -219,11 +220,13 @@ where
     }
 
     async fn export(&mut self, paths: Vec<StorePath>) -> Result<(), Trouble> {
-        let view = &self.session.view;
-        let sorted = references_first(view, paths)?;
+        let Session { views, desk, .. } = &self.session;
+        let sorted = references_first(&views.now(), paths)?;
         let mut reply = self.conn.reply_export().await?;
         for info in sorted {
-            let mut chunks = transfer::read_nar(&self.session.desk, view, info.path.clone()).await?;
+            // The client may have taken its time over those before.
+            let info = ask::info(&views.now(), &info.path)?;
+            let mut chunks = transfer::read_nar(desk, views, info.path.clone()).await?;
             reply.begin().await?;
             while let Some(chunk) = transfer::next_chunk(&mut chunks).await? {
                 reply.write(&chunk).await?;
@@ -235,9 +238,10 @@ where
 
     /// Paths come with their references first, and become visible in batches, each all or nothing.
     async fn import(&mut self) -> Result<(), Trouble> {
-        let (view, desk) = (&self.session.view, &self.session.desk);
+        let Session { views, desk, .. } = &self.session;
         let mut batch = Vec::new();
         while self.conn.next_nar().await? {
+            let view = views.now();
             let taker = view.clone();
             let ingested = feed(desk, self.conn.body(), move || Unknown::open(&taker)).await?;
             let ingested = ingested.map_err(transfer::import_failed)?;
@@ -247,10 +251,10 @@ where
             let staged = view.stage_built(ingested, info, provenance);
             batch.push(staged.map_err(|error| transfer::import_failed(ImportError::Register(error)))?);
             if batch.len() >= BATCH {
-                transfer::register(desk, view, std::mem::take(&mut batch)).await?;
+                transfer::register(desk, views, std::mem::take(&mut batch)).await?;
             }
         }
-        transfer::register(desk, view, batch).await.map(|_| ())
+        transfer::register(desk, views, batch).await.map(|_| ())
     }
 
     async fn build_paths(
@@ -320,7 +324,7 @@ async fn closure(
     paths: &[StorePath],
     include_outputs: bool,
 ) -> Result<Vec<StorePath>, Trouble> {
-    let view = &session.view;
+    let view = &session.view();
     let of = |paths: &[StorePath]| view.closure(paths).map_err(|e| Trouble::Refused(e.to_string()));
     let mut closure = of(paths)?;
     let mut new: Vec<StorePath> = closure.iter().cloned().collect();

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
-use store::{ImportError, RegisterError, Staged, View};
+use store::{ImportError, RegisterError, Staged};
 use tokio::io::{AsyncRead, AsyncWrite};
 use wire::WireError;
 use wire::types::PathInfo;
@@ -14,6 +14,7 @@ use wire::worker::Connection;
 
 use super::Session;
 use super::desk::Desk;
+use super::views::Views;
 use crate::budget::OverBudget;
 use crate::convert;
 use crate::threads::Lost;
@@ -78,9 +79,9 @@ impl Session {
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
     {
-        let (view, what) = (self.view.clone(), Address { name, method, algorithm, references });
+        let (view, what) = (self.view(), Address { name, method, algorithm, references });
         let open = move || Addressed::open(view, what);
-        let added = feed_and_commit(&self.desk, conn.body(), open, one_visible(self.view.clone())).await?;
+        let added = feed_and_commit(&self.desk, conn.body(), open, one_visible(self.views.clone())).await?;
         added.map(|info| convert::to_wire(&info)).map_err(import_failed)
     }
 
@@ -91,8 +92,8 @@ impl Session {
         references: BTreeSet<StorePath>,
     ) -> Result<PathInfo, Trouble> {
         let (method, algorithm) = (ContentAddressMethod::Text, HashAlgorithm::Sha256);
-        let (view, what) = (self.view.clone(), Address { name, method, algorithm, references });
-        let visible = one_visible(self.view.clone());
+        let (view, what) = (self.view(), Address { name, method, algorithm, references });
+        let visible = one_visible(self.views.clone());
         let work = move || at_once(|| Addressed::open(view, what), &text).and_then(visible);
         let added = self.desk.workers.commit(work).await.map_err(bug)?;
         added.map(|info| convert::to_wire(&info)).map_err(import_failed)
@@ -100,9 +101,9 @@ impl Session {
 
     /// Takes in a NAR that was announced.
     pub(super) async fn add_nar<B: AsyncRead + Unpin>(&self, body: B, info: PathInfo) -> Result<(), Trouble> {
-        let (view, info) = (self.view.clone(), convert::from_wire(info));
+        let (view, info) = (self.view(), convert::from_wire(info));
         let open = move || Announced::open(view, info);
-        let added = feed_and_commit(&self.desk, body, open, one_visible(self.view.clone())).await?;
+        let added = feed_and_commit(&self.desk, body, open, one_visible(self.views.clone())).await?;
         added.map(|_| ()).map_err(import_failed)
     }
 
@@ -112,7 +113,7 @@ impl Session {
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
     {
-        let mut upload = upload::Upload::begin(self.view.clone(), self.desk.clone()).await?;
+        let mut upload = upload::Upload::begin(self.views.clone(), self.desk.clone()).await?;
         while let Some(info) = conn.next_item().await? {
             upload.add(info, conn.body()).await?;
         }
@@ -128,7 +129,7 @@ impl Session {
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
     {
-        let mut chunks = read_nar(&self.desk, &self.view, path).await?;
+        let mut chunks = read_nar(&self.desk, &self.views, path).await?;
         let mut reply = conn.reply_nar().await?;
         while let Some(chunk) = next_chunk(&mut chunks).await? {
             reply.write(&chunk).await?;
@@ -137,22 +138,23 @@ impl Session {
     }
 }
 
-/// What makes one path visible once it is taken in.
+/// What makes one path visible once it is taken in. What it refers to must be seen by then, whatever was seen when its
+/// upload began.
 fn one_visible(
-    view: View,
+    views: Views,
 ) -> impl FnOnce(Staged) -> Result<Arc<store::PathInfo>, ImportError> + Send + 'static {
     move |staged| {
-        let mut infos = view.register_many(vec![staged]).map_err(ImportError::Register)?;
+        let mut infos = views.now().register_many(vec![staged]).map_err(ImportError::Register)?;
         Ok(infos.pop().expect("one path in, one info out"))
     }
 }
 
 /// Makes a batch visible, all of it or nothing.
-pub(super) async fn register(desk: &Desk, view: &View, batch: Vec<Staged>) -> Result<(), Trouble> {
+pub(super) async fn register(desk: &Desk, views: &Views, batch: Vec<Staged>) -> Result<(), Trouble> {
     if batch.is_empty() {
         return Ok(());
     }
-    let view = view.clone();
-    let registered = desk.workers.commit(move || view.register_many(batch)).await.map_err(bug)?;
+    let views = views.clone();
+    let registered = desk.workers.commit(move || views.now().register_many(batch)).await.map_err(bug)?;
     registered.map(|_| ()).map_err(|error: RegisterError| import_failed(ImportError::Register(error)))
 }

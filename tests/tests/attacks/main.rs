@@ -21,3 +21,4 @@ mod stalls;
 mod strangers;
 mod timing;
 mod twins;
+mod withdrawn;

@@ -8,11 +8,11 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix_derivation::StorePath;
-use store::{NarReader, View};
+use store::NarReader;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use wire::WireError;
 
-use super::{Desk, Trouble, bug, over};
+use super::{Desk, Trouble, Views, bug, over};
 use crate::budget::Charge;
 use crate::threads::{Task, Workers};
 
@@ -252,12 +252,13 @@ fn read(mut nar: NarReader, mut chunk: Chunk) -> ReadAhead {
 /// Opens a path's NAR, and reads the beginning.
 pub(in crate::daemon) async fn read_nar(
     desk: &Desk,
-    view: &View,
+    views: &Views,
     path: StorePath,
 ) -> Result<NarChunks, Trouble> {
     let (pool, workers) = (Pool::default(), desk.workers.clone());
     // Until something was read, the client can be told of a failure.
     let failed = |error: store::NarError| Trouble::Refused(error.to_string());
+    let view = views.now();
     if view.info(&path).is_some_and(|info| info.nar_size <= AT_ONCE) {
         // Three short reads of one file. A thread of their own would cost several times what they do.
         let nar = view.nar(&path).map_err(failed)?;
@@ -266,7 +267,8 @@ pub(in crate::daemon) async fn read_nar(
         return Ok(NarChunks { next: Next::Ready(read(nar, chunk)), pool, workers, _charge: None });
     }
     let mut charge = desk.budget.wait(READ_BYTES, "this NAR").await.map_err(over)?;
-    let opening = view.clone();
+    // That was a wait for whatever else this member does.
+    let opening = views.now();
     let nar = workers.contents(move || opening.nar(&path)).await.map_err(bug)?.map_err(failed)?;
     // The metadata stays in memory until the client has all of it.
     charge.set(READ_BYTES + nar.memory()).map_err(over)?;

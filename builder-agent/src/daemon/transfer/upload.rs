@@ -4,13 +4,13 @@
 //! batch is made durable the batch behind it is taken in. No thread waits for the client.
 //! What waits in memory is bounded: two handfuls of [`CHUNK`], and what is known of a batch that is not yet registered.
 
-use store::{ImportError, Staged, View};
+use store::{ImportError, Staged};
 use tokio::io::AsyncRead;
 use wire::types::PathInfo;
 
 use super::chunks::{self, CHUNK, WHOLE};
 use super::sinks::Announced;
-use super::{BATCH, Desk, Trouble, bug, import_failed, over};
+use super::{BATCH, Desk, Trouble, Views, bug, import_failed, over};
 use crate::budget::Charge;
 use crate::convert;
 use crate::threads::Task;
@@ -21,7 +21,7 @@ const PART_WEIGHT: usize = 128;
 
 /// The state of one upload. Dropping it keeps what was registered and forgets the rest.
 pub(super) struct Upload {
-    view: View,
+    views: Views,
     desk: Desk,
     /// Received, for the next handful.
     small: Vec<(PathInfo, Vec<u8>)>,
@@ -37,11 +37,11 @@ pub(super) struct Upload {
 const UPLOAD_BYTES: u64 = 3 * CHUNK as u64;
 
 impl Upload {
-    pub(super) async fn begin(view: View, desk: Desk) -> Result<Self, Trouble> {
+    pub(super) async fn begin(views: Views, desk: Desk) -> Result<Self, Trouble> {
         let charge = desk.budget.wait(UPLOAD_BYTES, "an upload of many paths").await.map_err(over)?;
         Ok(Self {
             _charge: charge,
-            view,
+            views,
             desk,
             small: Vec::new(),
             weight: 0,
@@ -56,7 +56,7 @@ impl Upload {
         if info.nar_size > WHOLE as u64 {
             self.hand_over().await?;
             self.staged().await?;
-            let (view, info) = (self.view.clone(), convert::from_wire(info));
+            let (view, info) = (self.views.now(), convert::from_wire(info));
             let staged = chunks::feed(&self.desk, body, move || Announced::open(view, info)).await?;
             self.batch.push(staged.map_err(import_failed)?);
             return self.register_if(BATCH).await;
@@ -83,7 +83,7 @@ impl Upload {
             return Ok(());
         }
         self.weight = 0;
-        let (small, view) = (std::mem::take(&mut self.small), self.view.clone());
+        let (small, view) = (std::mem::take(&mut self.small), self.views.now());
         self.staging = Some(self.desk.workers.contents(move || {
             let stage =
                 |(info, nar): (PathInfo, Vec<u8>)| view.stage(convert::from_wire(info), &mut nar.as_slice());
@@ -100,17 +100,17 @@ impl Upload {
     }
 
     /// Starts to register what there is, if it is this much. Batches become visible one after the other, since later
-    /// ones refer to earlier ones.
+    /// ones refer to earlier ones. A client decides how long that takes: each goes by the shares of its own moment.
     async fn register_if(&mut self, least: usize) -> Result<(), Trouble> {
         if self.batch.len() < least {
             return Ok(());
         }
         self.registered().await?;
-        let (batch, view) = (std::mem::take(&mut self.batch), self.view.clone());
+        let (batch, views) = (std::mem::take(&mut self.batch), self.views.clone());
         self.registering = Some(
             self.desk
                 .workers
-                .commit(move || view.register_many(batch).map(|_| ()).map_err(ImportError::Register)),
+                .commit(move || views.now().register_many(batch).map(|_| ()).map_err(ImportError::Register)),
         );
         Ok(())
     }
