@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use e2e::agent::Setup;
 use e2e::hostile::*;
 use e2e::neighbours::{Neighbours, recipe};
 use nix_derivation::StorePath;
@@ -13,11 +14,16 @@ const TICKS: u64 = 100;
 
 /// Seconds of processor time that the agent itself has taken.
 fn processor_seconds(house: &Neighbours) -> u64 {
+    processor_ticks(house) / TICKS
+}
+
+/// The same in clock ticks.
+fn processor_ticks(house: &Neighbours) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", house.agent.pid())).expect("a process");
     let fields: Vec<&str> = stat.rsplit_once(')').expect("a name").1.split_whitespace().collect();
     // Fields 14 and 15, counted from the one behind the name, which is the third.
     let ticks = |at: usize| fields[at].parse::<u64>().expect("a number");
-    (ticks(11) + ticks(12)) / TICKS
+    ticks(11) + ticks(12)
 }
 
 /// The most memory that the agent has had, in MiB.
@@ -67,13 +73,13 @@ async fn many_outputs_and_long_variables_cost_one_look_at_each() {
     assert!(took < 4, "{took} seconds of processor time for one derivation");
 }
 
-/// Paths that refer to all before them.
-async fn dense_closure(who: &mut Session, count: usize) -> StorePath {
+/// Paths that refer to all before them. Their names are about this long.
+async fn dense_closure(who: &mut Session, count: usize, long: usize) -> StorePath {
     let mut references = BTreeSet::new();
     let mut last = None;
     for n in 0..count {
         let contents = nar(&file(n.to_string().as_bytes()));
-        let name = format!("dense-{n}-{}", "x".repeat(150));
+        let name = format!("dense-{n}-{}", "x".repeat(long));
         let info = PathInfo { references: references.clone(), ..info(&name, &contents) };
         who.upload(&info, &contents).await;
         references.insert(info.path.clone());
@@ -86,7 +92,7 @@ async fn dense_closure(who: &mut Session, count: usize) -> StorePath {
 async fn graphs_that_would_fill_the_memory_are_refused_before_they_are_written() {
     let house = Neighbours::of(&["alice", "mallory"]);
     let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
-    let root = dense_closure(&mut mallory, 60).await;
+    let root = dense_closure(&mut mallory, 60, 150).await;
     // A few hundred kilobytes that ask for a gigabyte.
     let full = root.to_absolute_path();
     let wanted: Vec<String> = (0..4000).map(|n| format!("g{n} {full}")).collect();
@@ -122,4 +128,63 @@ async fn attributes_of_very_many_values_are_refused_before_they_are_parsed() {
     assert!(told.message.contains("more than 250000 values"), "{told:?}");
     let grown = peak_mib(&house) - before;
     assert!(grown < 400, "{grown} MiB more for one derivation of 16");
+}
+
+/// A derivation for which the box adds up closures for a second or so before its builder runs, which fails.
+fn slow_to_prepare(name: &str, root: &StorePath) -> (StorePath, BasicDerivation) {
+    const GRAPHS: usize = 5;
+    let (drv, mut derivation) =
+        recipe(&path(&format!("{name}.drv")), &[("out", &path(name))], &[root], "exit 3");
+    let graphs: Vec<String> =
+        (0..GRAPHS).map(|n| format!("\"g{n}\":[\"{}\"]", root.to_absolute_path())).collect();
+    let json = format!("{{\"exportReferencesGraph\":{{{}}}}}", graphs.join(","));
+    derivation.env.insert(b"__json".to_vec(), json.into_bytes());
+    (drv, derivation)
+}
+
+#[tokio::test]
+async fn what_is_prepared_for_a_client_who_hangs_up_ends_and_others_build_on() {
+    const AT_ONCE: usize = 4;
+    let setup = Setup::default()
+        .setting("limits.max-jobs = 8")
+        .setting(&format!("limits.max-jobs-per-member = {AT_ONCE}"));
+    let house = Neighbours::with(&["alice", "mallory"], setup);
+    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let root = dense_closure(&mut mallory, 500, 1).await;
+    let (begun, ended) = (|| house.agent.count("build started"), || house.agent.count("build finished"));
+
+    // What it takes to the end.
+    let before = processor_ticks(&house);
+    let told = mallory.build(slow_to_prepare("whole", &root)).await;
+    assert!(told.message.contains("exit code 3"), "the builder ran: {told:?}");
+    let whole = processor_ticks(&house) - before;
+
+    // Clients who are killed as soon as their builds have begun, one after the other.
+    let before = processor_ticks(&house);
+    for n in 0..AT_ONCE {
+        let mut client = house.session("mallory").await;
+        client.start_build(slow_to_prepare(&format!("cut-{n}"), &root)).await;
+        until("the build to begin", || begun() == 2 + n).await;
+        client.vanish().await;
+        until("the build to end", || ended() == 2 + n).await;
+    }
+    let cut = processor_ticks(&house) - before;
+    println!("{whole} clock ticks for one to the end, {cut} for {AT_ONCE} that were cut off");
+    assert!(cut < AT_ONCE as u64 * whole * 2 / 3, "{cut} clock ticks, where a whole one takes {whole}");
+
+    // All her slots at once, and as many that wait behind; Alice notices none of it.
+    let mut clients = Vec::new();
+    for n in 0..2 * AT_ONCE {
+        let mut client = house.session("mallory").await;
+        client.start_build(slow_to_prepare(&format!("all-{n}"), &root)).await;
+        clients.push(client);
+    }
+    let accepted = 1 + AT_ONCE + 2 * AT_ONCE;
+    until("all to be accepted", || house.agent.count("build accepted") == accepted).await;
+    for client in clients {
+        client.vanish().await;
+    }
+    works_as_always(&mut alice, "beside").await;
+    let gone = || ended() + house.agent.count("build cancelled before it started");
+    until("all of them to end", || gone() == accepted + 3).await;
 }
