@@ -1,10 +1,14 @@
 //! Which person a name of the roster means. A name is what people write; what owns claims, logs and results is an identity,
 //! so that somebody who joins under the name of somebody who left inherits nothing.
 //!
-//! A name keeps its identity while it stays in the roster, whatever becomes of its keys, and when it comes back with a key or
-//! certificate authority that it had before. A name that was away and comes back with none of them is somebody else. That
-//! the roster's reviewers let the same person keep a name when all keys are replaced in one step is their decision: nothing
-//! here can tell that from two people.
+//! A name keeps its identity for as long as each roster has a key or certificate authority for it that the one before had,
+//! and when it comes back with one that it had when it left. With none of them it is somebody else, whether it was away or
+//! not: two changes of the roster, one that takes a person out and one that gives their name to another, arrive here as one
+//! when they come close together. So whoever replaces all keys at once starts anew; who keeps an old one beside the new ones
+//! for one version of the roster does not.
+//!
+//! An authority of several members tells nobody apart. Who has nothing else is known by their name, for which that
+//! authority vouches, while the name stays in the roster.
 //!
 //! Kept in one small file that is replaced in one step, before the roster that needs it takes effect.
 //! Not here: dropping what belonged to an identity that is gone for good ([`super::departed`]), and who logs in.
@@ -56,7 +60,7 @@ struct State {
 #[serde(deny_unknown_fields)]
 struct Person {
     id: String,
-    /// Fingerprints, as they were when the name was last in the roster.
+    /// Fingerprints of keys and authorities that are this name's alone, from the last roster that had any.
     keys: BTreeSet<String>,
     /// Whether the name is in the roster; if not, `next` when it left, which orders those who are away.
     away_since: Option<u64>,
@@ -138,9 +142,13 @@ impl State {
         let mut ids = BTreeMap::new();
         for (name, keys) in listed {
             let known = self.people.get(&**name);
-            let same = known.is_some_and(|person| {
-                person.away_since.is_none()
-                    || keys.as_ref().is_some_and(|keys| !keys.is_disjoint(&person.keys))
+            let same = known.is_some_and(|person| match keys {
+                // Who it is will show once the entry can be read.
+                None => person.away_since.is_none(),
+                Some(keys) => {
+                    let nothing_to_compare = keys.is_empty() || person.keys.is_empty();
+                    !keys.is_disjoint(&person.keys) || person.away_since.is_none() && nothing_to_compare
+                }
             });
             if !same {
                 // Who it is will show once the entry can be read; nobody logs in by it until then.
@@ -148,14 +156,14 @@ impl State {
                 let id = if first { name.to_string() } else { self.number(name) };
                 let person = Person { id, keys: keys.clone(), away_since: None };
                 if let Some(other) = self.people.insert(name.to_string(), person) {
-                    tracing::warn!(member = %name, "the name is in the roster again with other keys: \
+                    tracing::warn!(member = %name, "the name is in the roster with other keys only: \
                         it is a new identity, without the earlier claims");
                     self.gone.insert(other.id);
                 }
             }
             let Some(person) = self.people.get_mut(&**name) else { continue };
             person.away_since = None;
-            if let Some(keys) = keys {
+            if let Some(keys) = keys.as_ref().filter(|keys| !keys.is_empty()) {
                 person.keys = keys.clone();
             }
             ids.insert(name.clone(), person.id.as_str().into());

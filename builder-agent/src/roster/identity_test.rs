@@ -64,8 +64,9 @@ fn a_name_that_stays_or_comes_back_with_a_key_it_had_is_the_same_person() {
     let is_alice = |house: &Box, keys: &[&str]| house.roster(&[("alice", keys)]).get("alice") == Some(&alice);
     assert!(is_alice(&house, &["a", "c"]));
     assert!(is_alice(&house, &["c"]), "one key less");
-    assert!(is_alice(&house, &["d"]), "all replaced while the name stayed");
+    assert!(is_alice(&house, &["c", "d"]) && is_alice(&house, &["d"]), "all replaced, one after the other");
     assert!(is_alice(&house, &[]), "an entry with a mistake is still hers");
+    assert!(is_alice(&house, &["d"]));
     house.roster(&[]);
     house.restart();
     assert!(is_alice(&house, &["e", "d"]), "back with the key she had");
@@ -74,6 +75,35 @@ fn a_name_that_stays_or_comes_back_with_a_key_it_had_is_the_same_person() {
     assert!(house.roster(&[("alice", &[])]).is_empty());
     assert!(is_alice(&house, &["d"]));
     assert!(house.identities.gone().is_empty());
+}
+
+#[test]
+fn a_name_whose_keys_are_all_replaced_at_once_is_somebody_else() {
+    let mut house = Box::new();
+    house.roster(&[("alice", &["a", "b"]), ("bob", &["b2"])]);
+    let second = house.roster(&[("alice", &["x"]), ("bob", &["b2"])]);
+    assert!(second["alice"].starts_with("alice~") && second["bob"] == "bob", "{second:?}");
+    assert_eq!(house.identities.gone(), ["alice"]);
+    // A mistake in the entry is no bridge to somebody else's keys, nor is a restart.
+    house.roster(&[("alice", &[]), ("bob", &["b2"])]);
+    house.restart();
+    let third = house.roster(&[("alice", &["y"]), ("bob", &["b2"])]);
+    assert!(third["alice"] != second["alice"] && third["bob"] == "bob", "{third:?}");
+}
+
+#[test]
+fn who_has_an_authority_of_several_members_and_nothing_else_is_known_by_their_name() {
+    let house = Box::new();
+    let ids = |keys: &[&str]| {
+        let keys = keys.iter().map(|key| (*key).to_owned()).collect();
+        house.identities.assign(&BTreeMap::from([("alice".into(), Some(keys))]))["alice"].to_string()
+    };
+    let alice = ids(&["ca"]);
+    // Another member gets the same authority: nothing of hers has changed.
+    assert_eq!((ids(&[]), ids(&[]), ids(&["ca"])), (alice.clone(), alice.clone(), alice.clone()));
+    // But that is no bridge to somebody else's keys.
+    assert_eq!(ids(&[]), alice);
+    assert_ne!(ids(&["x"]), alice);
 }
 
 #[test]
@@ -93,7 +123,7 @@ fn who_is_new_waits_until_that_is_written_and_nobody_else_does() {
     house.roster(&[("alice", &["a"]), ("bob", &["b"])]);
     house.roster(&[("bob", &["b"])]);
     let path = std::mem::replace(&mut house.identities.path, "/proc/nowhere.json".into());
-    let new: &[(&str, &[&str])] = &[("alice", &["x"]), ("bob", &["b2"])];
+    let new: &[(&str, &[&str])] = &[("alice", &["x"]), ("bob", &["b", "b2"])];
     assert_eq!(house.roster(new).keys().collect::<Vec<_>>(), ["bob"]);
     assert!(house.identities.is_unsaved());
     house.identities.path = path;

@@ -1,8 +1,9 @@
 //! A name is not a person: whoever joins under the name of somebody who left starts with nothing.
 
+use e2e::agent::Setup;
 use e2e::hostile::*;
 use e2e::keys::Key;
-use e2e::neighbours::Neighbours;
+use e2e::neighbours::{Neighbours, recipe};
 
 use crate::twins::at;
 
@@ -52,7 +53,29 @@ async fn who_comes_back_with_a_key_they_had_finds_what_they_left() {
     house.agent.restart();
     roster(&house, &[("alice", "alice"), ("bob", "bob")]).await;
     assert!(house.session("alice").await.is_valid(&secret).await);
-    // All keys at once, while the name stays: the roster's reviewers call it the same person.
-    roster(&house, &[("alice", "bob")]).await;
-    assert!(house.session("bob").await.is_valid(&secret).await);
+}
+
+/// One change of the roster takes Alice out and gives her name to Mallory. Two that come close together look the same.
+#[tokio::test]
+async fn who_is_given_a_name_in_the_change_that_takes_its_owner_out_inherits_nothing() {
+    let setup = Setup::default().setting("keep-builds-running = true");
+    let house = Neighbours::with(&["alice", "mallory", "bob"], setup);
+    roster(&house, &[("alice", "alice"), ("bob", "bob")]).await;
+    let (secret, contents) = (path("secret"), nar(&file(b"alice's")));
+    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    alice.upload(&at(&secret, &contents), &contents).await;
+    let bobs = path("bobs");
+    bob.upload(&at(&bobs, &contents), &contents).await;
+    alice.start_build(recipe(&path("hers.drv"), &[("out", &path("hers"))], &[], "sleep 900")).await;
+    until("her build", || house.agent.count("build started") == 1).await;
+
+    roster(&house, &[("alice", "mallory"), ("bob", "bob")]).await;
+    let mut mallory = house.session("mallory").await;
+    assert!(!mallory.is_valid(&secret).await, "inherited");
+    assert!(mallory.path_info(&secret).await.is_none());
+    assert!(!mallory.all_paths().await.contains(&secret));
+    // What the first one had begun ends with her sessions.
+    until("her build to end", || house.agent.count("build finished") == 1).await;
+    assert!(within("her session to end", alice.client.done()).await.is_err());
+    assert!(bob.is_valid(&bobs).await, "bob's session and claims are as they were");
 }
