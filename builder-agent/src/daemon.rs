@@ -153,9 +153,19 @@ async fn worker_session(
     let result = session.answer_all(&mut conn).await;
     if let Err(error) = &result {
         // Best effort: the client may be gone.
-        let _ = conn.refuse(error).await;
+        let _ = conn.refuse(error, in_words(error)).await;
     }
     result.map_err(SessionError::Told)
+}
+
+/// What a client reads of an error that ends its connection. `wire` knows the limit and not where it is set.
+fn in_words(error: &WireError) -> String {
+    match error {
+        WireError::NothingSent { .. } => {
+            format!("{error} (the box's `limits.client-stall-seconds`)")
+        }
+        error => error.to_string(),
+    }
 }
 
 /// Logs the end of a session, also of one that is dropped because its connection is gone.

@@ -21,7 +21,7 @@ use wire::{PatientWriter, WireError};
 use super::audience::{Audience, shown_on};
 use super::desk::Desk;
 use super::transfer::{self, BATCH, Trouble, Unknown, feed};
-use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, ask, garbage};
+use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, ask, garbage, in_words};
 use crate::House;
 use crate::convert;
 
@@ -70,7 +70,7 @@ async fn serve_session(
         Ok(()) => None,
         Err(Trouble::Refused(message)) => Some(message.clone()),
         Err(Trouble::Wire(error)) if error.is_disconnect() => None,
-        Err(Trouble::Wire(error)) => Some(error.to_string()),
+        Err(Trouble::Wire(error)) => Some(in_words(error)),
     };
     if let Some(message) = told {
         let _ = serving.conn.flush().await;

@@ -42,7 +42,7 @@ async fn serve<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(error) => {
-                conn.refuse(&error).await?;
+                conn.refuse(&error, error.to_string()).await?;
                 return Err(error);
             }
         };

@@ -20,8 +20,8 @@ pub enum WireError {
 
     /// Half a message keeps a session, its memory and its half-written file; a client could keep them for ever.
     #[error(
-        "less than 64 KiB of a request came in {} seconds of waiting, which is the limit here (the server's \
-         `limits.client-stall-seconds`); connect again and send it anew",
+        "less than 64 KiB of a request came in {} seconds of waiting, which is the limit here; connect again and send it \
+         anew",
         stall.as_secs()
     )]
     NothingSent { stall: std::time::Duration },

@@ -311,7 +311,7 @@ fn a_refusal_reaches_the_client_as_an_error() {
         let (mut server, mut client) = meet(38, &[]).await;
         let serve = async {
             let error = server.next_request().await.unwrap_err();
-            server.refuse(&error).await.unwrap();
+            server.refuse(&error, error.to_string()).await.unwrap();
         };
         let ask = async {
             client.send(&bytes().n(48).0).await.unwrap();

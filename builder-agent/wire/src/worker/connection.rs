@@ -210,13 +210,14 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         Ok(())
     }
 
-    /// Tells the client why the connection ends. For errors of this crate; the connection is of no use afterwards.
-    pub async fn refuse(&mut self, error: &WireError) -> Result<(), WireError> {
+    /// Tells the client why the connection ends, in these words. For errors of this crate; the connection is of no use
+    /// afterwards.
+    pub async fn refuse(&mut self, error: &WireError, message: String) -> Result<(), WireError> {
         self.pending = None;
         if error.is_disconnect() {
             return Ok(());
         }
-        log_write::error(&mut self.output.buffer, self.protocol, &Failure::new(error.to_string()));
+        log_write::error(&mut self.output.buffer, self.protocol, &Failure::new(message));
         Ok(self.output.flush().await?)
     }
 
