@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use sandbox::Backend;
+use sandbox::JobRunner;
 use sandbox::kvm::jail::{Missing, Step};
 use sandbox::kvm::{KvmBackend, KvmConfig};
 use sandbox::namespace::{NamespaceBackend, NamespaceConfig};
@@ -22,7 +22,7 @@ pub enum BackendError {
 
 /// Opens the configured backend; for `kvm`, only if its jail is complete here or what is missing is allowed to be. Does
 /// not boot anything; that is what `builder-agent sandbox probe` is for.
-pub fn open(config: &Sandbox) -> Result<Arc<dyn Backend>, BackendError> {
+pub fn open(config: &Sandbox) -> Result<Arc<dyn JobRunner>, BackendError> {
     match config.backend {
         BackendKind::Kvm => {
             readable("the guest kernel", "kernel", &config.kernel)?;
@@ -83,7 +83,7 @@ pub fn probe(kernel: &Path, initrd: &Path, cgroup: Option<&Path>) -> Result<Stri
     let backend = KvmBackend::new(config);
     let probed = sandbox::probe::probe(&backend, sandbox::probe::PATIENCE)?;
     let mut text = probed.to_string();
-    for (name, duration) in &probed.phases.0 {
+    for (name, duration) in probed.phases.named() {
         text.push_str(&format!("\n  {name}: {:.1} ms", duration.as_secs_f64() * 1e3));
     }
     text.push_str(&format!("\n  jail: {}", probed.jail_active.join(", ")));

@@ -18,6 +18,7 @@ fn prelude(order: &mut Order, steps: u8) {
         status: guest::protocol::ExitStatus::Exited(0),
         out_of_memory: false,
         process_limit: false,
+        peak_memory: None,
     };
     let json = |tag, bytes: Vec<u8>| Frame { tag, body: bytes[HEADER..].to_vec() };
     let frames = [

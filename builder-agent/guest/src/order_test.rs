@@ -16,7 +16,12 @@ fn hello_frame() -> Frame {
 }
 
 fn exit_frame(code: i32) -> Frame {
-    let exit = Exit { status: ExitStatus::Exited(code), out_of_memory: false, process_limit: false };
+    let exit = Exit {
+        status: ExitStatus::Exited(code),
+        out_of_memory: false,
+        process_limit: false,
+        peak_memory: None,
+    };
     json(Tag::Exit, &exit)
 }
 

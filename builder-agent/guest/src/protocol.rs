@@ -182,6 +182,9 @@ pub struct Exit {
     /// It reached the process limit and was ended for it.
     #[serde(default)]
     pub process_limit: bool,
+    /// The most memory of the build at one time, in bytes, as far as the guest saw it.
+    #[serde(default)]
+    pub peak_memory: Option<u64>,
 }
 
 /// As wait(2) tells it.

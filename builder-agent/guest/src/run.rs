@@ -68,6 +68,7 @@ pub fn run(
         },
         out_of_memory: verdict.out_of_memory() || meter.kernel_killed_for_memory(),
         process_limit: verdict.process_limit() || meter.kernel_refused_process(),
+        peak_memory: meter.peak_memory(&verdict),
     };
     let succeeded = exit.status == ExitStatus::Exited(0);
     stream.send_json(Tag::Exit, &exit)?;

@@ -160,6 +160,16 @@ pub fn run_before_others() -> io::Result<()> {
     .map(drop)
 }
 
+/// The most memory that one process had, of all that ended and were waited for, in bytes. Zero if none was.
+pub fn largest_child() -> u64 {
+    // SAFETY: rusage is integers only; zero is valid for each.
+    let mut used: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one rusage, which lives until the call returns. On failure it stays zero.
+    unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut used) };
+    // Linux: in KiB.
+    u64::try_from(used.ru_maxrss).unwrap_or(0).saturating_mul(1024)
+}
+
 /// Waits for one child; gives the raw status of wait(2).
 pub fn wait(pid: pid_t) -> io::Result<c_int> {
     let mut status = 0;

@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use guest::protocol::GuestLimits;
@@ -18,11 +18,14 @@ use crate::sys;
 /// Between two looks. A builder fills about 100 MiB in this time.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// What ended the build, if something here did. Shared by the watching thread and the one that reports.
+/// What ended the build, if something here did, and how much memory it was seen to have. Shared by the watching thread
+/// and the one that reports.
 #[derive(Default)]
 pub struct Verdict {
     out_of_memory: AtomicBool,
     process_limit: AtomicBool,
+    /// The most bytes at one look.
+    peak_memory: AtomicU64,
 }
 
 impl Verdict {
@@ -58,7 +61,7 @@ pub fn spawn(meter: Arc<Meter>, limits: GuestLimits, pid: libc::pid_t) -> io::Re
         let _ = sys::run_before_others();
         loop {
             std::thread::sleep(INTERVAL);
-            match meter.excess(&limits) {
+            match meter.excess(&limits, &shared.peak_memory) {
                 Some(Excess::Memory) => shared.out_of_memory.store(true, Ordering::Release),
                 Some(Excess::Processes) => shared.process_limit.store(true, Ordering::Release),
                 None => continue,
@@ -83,7 +86,7 @@ impl Meter {
         let _ = sys::kill(first, libc::SIGKILL);
     }
 
-    fn excess(&self, limits: &GuestLimits) -> Option<Excess> {
+    fn excess(&self, limits: &GuestLimits, peak: &AtomicU64) -> Option<Excess> {
         match self {
             Meter::Cgroup(dir) => {
                 if counter(&dir.join("pids.events"), "max") > 0 {
@@ -91,7 +94,16 @@ impl Meter {
                 }
                 (oom_kills(dir) > 0).then_some(Excess::Memory)
             }
-            Meter::Proc { disks } => proc_excess(disks, limits),
+            Meter::Proc { disks } => proc_excess(disks, limits, peak),
+        }
+    }
+
+    /// The most memory of the build at one time. In a machine as the kernel counted it (Linux 5.19 and later). Elsewhere
+    /// the largest sum at one look, or the largest process, which may have come and gone between two looks.
+    pub fn peak_memory(&self, seen: &Verdict) -> Option<u64> {
+        match self {
+            Meter::Cgroup(dir) => fs::read_to_string(dir.join("memory.peak")).ok()?.trim().parse().ok(),
+            Meter::Proc { .. } => Some(seen.peak_memory.load(Ordering::Acquire).max(sys::largest_child())),
         }
     }
 
@@ -127,7 +139,7 @@ fn counter(file: &Path, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
-fn proc_excess(disks: &[PathBuf], limits: &GuestLimits) -> Option<Excess> {
+fn proc_excess(disks: &[PathBuf], limits: &GuestLimits, peak: &AtomicU64) -> Option<Excess> {
     let limit = u64::from(limits.memory_mib) << 20;
     let disk: u64 = disks.iter().filter_map(|d| sys::used_bytes(d).ok()).sum();
     let Ok(pids) = pids() else {
@@ -143,11 +155,14 @@ fn proc_excess(disks: &[PathBuf], limits: &GuestLimits) -> Option<Excess> {
         return Some(Excess::Processes);
     }
     if private.saturating_add(disk) <= limit {
+        peak.fetch_max(private.saturating_add(disk), Ordering::AcqRel);
         return None;
     }
     // Counted so, a page that forked processes share counts once for each. Only now the exact and slow count.
     let exact: u64 = pids.iter().map(|pid| proportional_bytes(*pid)).sum();
-    (exact.saturating_add(disk) > limit).then_some(Excess::Memory)
+    let exact = exact.saturating_add(disk);
+    peak.fetch_max(exact, Ordering::AcqRel);
+    (exact > limit).then_some(Excess::Memory)
 }
 
 /// Every process we can see but ourselves.

@@ -15,12 +15,12 @@ use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sandbox::kvm::{KvmBackend, KvmConfig, jail};
-use sandbox::session::{self, FarEnd};
 use sandbox::{
-    Backend, Cancel, Finished, Host, Image, Inputs, Job, Limits, OutputSink, child_main_if_requested,
+    Backend, Cancel, FarEnd, Host, Image, Inputs, Job, JobRunner, Limits, Machine, OutputSink, Phases, Run,
+    SandboxError, Started, Streams, Usage, child_main_if_requested,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -48,25 +48,24 @@ fn main() -> Result<(), Failure> {
     // To be measured on machines of developers.
     config.allow_missing = jail::Step::ALL.to_vec();
     let backend = KvmBackend::new(config);
-    let listener = vsock_listener()?;
+    let qemu = QemuBackend { program: qemu, guest, listener: vsock_listener()? };
 
     let (mut ours, mut theirs) = (Runs::default(), Runs::default());
     // The first run of each fills caches and is not counted.
     for run in 0..=runs {
-        let finished = backend.run(job(memory_mib), &mut Quiet, &Cancel::new())?;
-        let overhead = finished.vmm_overhead_bytes;
+        let one = backend.run(job(memory_mib), &mut Quiet, &Cancel::new());
+        let other = qemu.run(job(memory_mib), &mut Quiet, &Cancel::new());
         if run > 0 {
-            ours.add(finished, overhead);
-        }
-        let (finished, overhead) = in_qemu(&qemu, &guest, memory_mib, &listener)?;
-        if run > 0 {
-            theirs.add(finished, overhead);
+            ours.add(one)?;
+            theirs.add(other)?;
         }
         eprintln!("bench-vm: run {run} of {runs}");
     }
     println!("micro-VM, {memory_mib} MiB, 1 processor, median of {runs} runs in turn:");
     println!("  {:<28} {:>12} {:>14} {:>8}", "", "barnraiser", "qemu microvm", "ratio");
-    for phase in ["vm started", "guest ready", "job sent", "builder started"] {
+    // QEMU's machine has started when its guest connected, ours when its processor runs: so both together.
+    row("guest ready", ours.to_ready(), theirs.to_ready(), "ms");
+    for phase in ["job sent", "builder started"] {
         row(phase, ours.phase(phase), theirs.phase(phase), "ms");
     }
     row("accepted to builder started", ours.to_builder(), theirs.to_builder(), "ms");
@@ -79,31 +78,41 @@ fn row(name: &str, ours: f64, theirs: f64, unit: &str) {
 }
 
 #[derive(Default)]
-struct Runs(Vec<(Finished, Option<u64>)>);
+struct Runs(Vec<(Phases, Usage)>);
 
 impl Runs {
-    fn add(&mut self, finished: Finished, overhead: Option<u64>) {
-        self.0.push((finished, overhead));
+    fn add(&mut self, run: Run) -> Result<(), SandboxError> {
+        run.result?;
+        self.0.push((run.phases, run.usage));
+        Ok(())
     }
 
     /// Milliseconds.
     fn phase(&self, name: &str) -> f64 {
-        median(self.0.iter().map(|(run, _)| {
-            run.phases.0.iter().filter(|(phase, _)| *phase == name).map(|(_, time)| millis(*time)).sum()
-        }))
+        let of =
+            |phases: &Phases| phases.named().find(|(phase, _)| *phase == name).map(|(_, time)| millis(time));
+        median(self.0.iter().filter_map(|(phases, _)| of(phases)))
+    }
+
+    fn to_ready(&self) -> f64 {
+        self.sum(|phases| [phases.machine_started, phases.guest_ready, None, None])
     }
 
     fn to_builder(&self) -> f64 {
-        median(self.0.iter().map(|(run, _)| {
-            let until = run.phases.0.iter().position(|(phase, _)| *phase == "builder started");
-            let phases = &run.phases.0[..=until.expect("the builder was started")];
-            phases.iter().map(|(_, time)| millis(*time)).sum()
-        }))
+        self.sum(|phases| {
+            [phases.machine_started, phases.guest_ready, phases.job_sent, phases.builder_started]
+        })
+    }
+
+    fn sum(&self, of: fn(&Phases) -> [Option<Duration>; 4]) -> f64 {
+        median(self.0.iter().map(|(phases, _)| of(phases).into_iter().flatten().map(millis).sum()))
     }
 
     /// MiB.
     fn overhead(&self) -> f64 {
-        median(self.0.iter().filter_map(|(_, bytes)| bytes.map(|b| b as f64 / f64::from(1 << 20))))
+        median(
+            self.0.iter().filter_map(|(_, usage)| usage.vmm_overhead.map(|b| b as f64 / f64::from(1 << 20))),
+        )
     }
 }
 
@@ -149,52 +158,69 @@ fn job(memory_mib: u32) -> Job {
     }
 }
 
-struct Qemu(Child);
+/// QEMU's smallest machine, as one more backend. Its command line for the kernel is ours, apart from `pci=off`, which
+/// QEMU's own tables make needless. "machine started" ends when the guest has connected: its boot is in it.
+struct QemuBackend {
+    program: String,
+    guest: String,
+    listener: OwnedFd,
+}
+
+impl Backend for QemuBackend {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    fn start(&self, machine: Machine<'_>, _cancel: &Cancel) -> Result<Started, SandboxError> {
+        let QemuBackend { program, guest, listener } = self;
+        let child = Command::new(program)
+            .args([
+                "-M",
+                "microvm,acpi=on,pit=off,pic=off,rtc=off",
+                "-enable-kvm",
+                "-cpu",
+                "host",
+                "-smp",
+                "1",
+            ])
+            .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "null"])
+            .args(["-m", &format!("{}M", machine.memory_mib), "-kernel", &format!("{guest}/vmlinux")])
+            .args(["-initrd", &format!("{guest}/initrd"), "-device", "vhost-vsock-device,guest-cid=77"])
+            .args(["-device", "virtio-rng-device", "-append", &sandbox::kvm::cmdline("")])
+            .stdin(Stdio::null())
+            .spawn()
+            .map_err(|e| SandboxError::Unavailable { why: format!("cannot start {program}: {e}") })?;
+        let far_end = Qemu { child, memory: u64::from(machine.memory_mib) << 20 };
+        let guest = accept(listener, Duration::from_secs(60))
+            .map_err(|e| SandboxError::Unavailable { why: e.to_string() })?;
+        Ok(Started { far_end: Box::new(far_end), streams: Streams { guest } })
+    }
+}
+
+struct Qemu {
+    child: Child,
+    /// Bytes of the guest.
+    memory: u64,
+}
 
 impl FarEnd for Qemu {
     fn last_words(&mut self) -> String {
         "see the output of QEMU above".to_owned()
     }
+
+    fn end(&mut self) -> Usage {
+        let vmm_overhead = overhead(self.child.id(), self.memory);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        Usage { vmm_overhead, ..Usage::default() }
+    }
 }
 
 impl Drop for Qemu {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
-}
-
-/// One boot and one job in QEMU's smallest machine. Its command line for the kernel is ours, apart from `pci=off`,
-/// which QEMU's own tables make needless.
-fn in_qemu(
-    program: &str,
-    guest: &str,
-    memory_mib: u32,
-    listener: &OwnedFd,
-) -> Result<(Finished, Option<u64>), Failure> {
-    let began = Instant::now();
-    let child = Command::new(program)
-        .args(["-M", "microvm,acpi=on,pit=off,pic=off,rtc=off", "-enable-kvm", "-cpu", "host", "-smp", "1"])
-        .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "null"])
-        .args(["-m", &format!("{memory_mib}M"), "-kernel", &format!("{guest}/vmlinux")])
-        .args(["-initrd", &format!("{guest}/initrd"), "-device", "vhost-vsock-device,guest-cid=77"])
-        .args(["-device", "virtio-rng-device", "-append", &sandbox::kvm::cmdline("")])
-        .stdin(Stdio::null())
-        .spawn()
-        .map_err(|e| format!("cannot start {program}: {e}"))?;
-    let mut qemu = Qemu(child);
-    let spawned = began.elapsed();
-    let stream = accept(listener, Duration::from_secs(60))?;
-    let connected = began.elapsed();
-    let mut finished = session::drive(stream, &job(memory_mib), &mut Quiet, &Cancel::new(), &mut qemu)?;
-    // Our "guest ready" begins when the VMM runs; here the session began later, when the guest had connected.
-    for (phase, time) in &mut finished.phases.0 {
-        if *phase == "guest ready" {
-            *time += connected - spawned;
-        }
-    }
-    finished.phases.0.insert(0, ("vm started", spawned));
-    Ok((finished, overhead(qemu.0.id(), u64::from(memory_mib) << 20)))
 }
 
 /// Resident memory of all mappings but the one that is the guest's, recognised by its size.

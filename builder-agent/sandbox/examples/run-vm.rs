@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use sandbox::kvm::{ClosureDevice, KvmBackend, KvmConfig, jail};
 use sandbox::{
-    Backend, Cancel, Host, Image, Inputs, Job, Limits, OutputSink, Segment, child_main_if_requested, probe,
+    Cancel, Host, Image, Inputs, Job, JobRunner, Limits, OutputSink, Segment, child_main_if_requested, probe,
 };
 
 const OUT: &str = "/nix/store/00000000000000000000000000000000-out";
@@ -129,11 +129,11 @@ fn main() -> Result<(), Failure> {
         },
     };
     let began = Instant::now();
-    let result = backend.run(job, &mut Stdout, &Cancel::new());
-    println!("took {:?}", began.elapsed());
-    let finished = result?;
-    println!("{:?} on {}, VMM overhead {:?}", finished.status, finished.kernel, finished.vmm_overhead_bytes);
-    for (name, time) in finished.phases.0 {
+    let run = backend.run(job, &mut Stdout, &Cancel::new());
+    println!("took {:?}, used {:?}", began.elapsed(), run.usage);
+    let finished = run.result?;
+    println!("{:?} on {}", finished.status, finished.kernel);
+    for (name, time) in run.phases.named() {
         println!("{name:>20} {:>8.1} ms", time.as_secs_f64() * 1e3);
     }
     Ok(())

@@ -1,18 +1,16 @@
-//! What the agent asks of a sandbox, and what it gets back. The same for every backend.
+//! What the agent asks of a build's session, and what it gets back. The same for every backend.
 //!
-//! Everything in a [`Job`] was decided by the agent; nothing in it comes from a guest. Everything in
-//! [`Finished`] and [`SandboxError`] was learned from a hostile guest and has been bounded on the way here.
-//! Not here: how a far end is started (`kvm`, `namespace`) and how it is talked to (`session`).
+//! Everything in a [`Job`] was decided by the agent; nothing in it comes from a guest. Everything in a [`Run`] was
+//! learned from a hostile guest, or measured, and has been bounded on the way here.
+//! Not here: the machine that a job runs in (`backend`) and how the guest is talked to (`session`).
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
+use crate::backend::{Inputs, Machine};
+use crate::error::SandboxError;
+use crate::usage::Usage;
 
 /// One builder to run, once.
 #[derive(Debug, Clone)]
@@ -34,27 +32,16 @@ pub struct Job {
     pub limits: Limits,
 }
 
-/// The closure, in the form the backend can show to a builder.
-#[derive(Debug, Clone)]
-pub enum Inputs {
-    /// For kvm: one EROFS image whose root lists exactly the closure.
-    Image(Image),
-    /// For namespace: absolute store path to a read-only host tree.
-    Trees(Vec<(String, PathBuf)>),
-}
-
-/// Segments that, concatenated, are one EROFS image.
-#[derive(Debug, Clone, Default)]
-pub struct Image {
-    pub segments: Vec<Segment>,
-}
-
-/// A part of a file. Offset and length are multiples of 4096.
-#[derive(Debug, Clone)]
-pub struct Segment {
-    pub file: Arc<File>,
-    pub offset: u64,
-    pub len: u64,
+impl Job {
+    /// The machine to run it in.
+    pub fn machine(&self) -> Machine<'_> {
+        Machine {
+            id: &self.id,
+            vcpus: self.limits.vcpus,
+            memory_mib: self.limits.memory_mib,
+            inputs: &self.inputs,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,9 +77,34 @@ pub enum BuilderStatus {
     Signalled(i32),
 }
 
-/// Named spans of a job's life, in the order they happened.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Phases(pub Vec<(&'static str, Duration)>);
+/// How long each part of a run took, in the order they happen. None for a part that did not come to its end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Phases {
+    /// From nothing to a machine that runs.
+    pub machine_started: Option<Duration>,
+    /// To the guest's first frame.
+    pub guest_ready: Option<Duration>,
+    pub job_sent: Option<Duration>,
+    pub builder_started: Option<Duration>,
+    pub builder: Option<Duration>,
+    pub outputs: Option<Duration>,
+}
+
+impl Phases {
+    /// Those that came to their end, by name.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, Duration)> {
+        [
+            ("machine started", self.machine_started),
+            ("guest ready", self.guest_ready),
+            ("job sent", self.job_sent),
+            ("builder started", self.builder_started),
+            ("builder", self.builder),
+            ("outputs", self.outputs),
+        ]
+        .into_iter()
+        .filter_map(|(name, took)| Some((name, took?)))
+    }
+}
 
 /// A builder that ran to its end; its outputs were streamed only if it exited 0.
 #[derive(Debug, Clone)]
@@ -100,138 +112,19 @@ pub struct Finished {
     pub status: BuilderStatus,
     /// `uname -r` of the guest, or of the host for the namespace backend.
     pub kernel: String,
+}
+
+/// All that is known of one run, however it ended.
+#[derive(Debug)]
+pub struct Run {
+    pub result: Result<Finished, SandboxError>,
     pub phases: Phases,
-    /// Peak memory of the VMM process that is not guest memory.
-    pub vmm_overhead_bytes: Option<u64>,
+    pub usage: Usage,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum SandboxError {
-    #[error("the build ran longer than its limit of {}s", after.as_secs())]
-    Timeout { after: Duration },
-    #[error("the build printed nothing for {}s", after.as_secs())]
-    Silent { after: Duration },
-    #[error("the build's log grew past its limit of {limit} bytes")]
-    LogLimit { limit: u64 },
-    #[error("the build's outputs grew past their limit of {limit} bytes")]
-    OutputLimit { limit: u64 },
-    #[error("the build ran out of its {mib} MiB of memory")]
-    OutOfMemory { mib: u32 },
-    #[error("the build had more than its limit of {limit} processes")]
-    ProcessLimit { limit: u32 },
-    #[error("the build was cancelled")]
-    Cancelled,
-    #[error("the sandbox guest broke its protocol: {why}")]
-    GuestProtocol { why: String },
-    #[error("the sandbox guest died; the last it said:\n{console}")]
-    GuestDied { console: String },
-    #[error("the builder succeeded but did not create its output '{name}'")]
-    OutputMissing { name: String },
-    #[error("the builder's output '{name}' cannot be stored: {why}")]
-    OutputInvalid { name: String, why: String },
-    /// Its program is missing, not executable, or for another system.
-    #[error("the builder could not be started: {why}")]
-    CannotStart { why: String },
-    #[error("cannot store output '{name}'")]
-    Sink { name: String, source: io::Error },
-    /// The far end ran but could not prepare a place for the builder.
-    #[error("the sandbox could not be set up: {why}")]
-    Setup { why: String },
-    #[error("no sandbox can be started here: {why}")]
-    Unavailable { why: String },
-}
-
-impl SandboxError {
-    /// Whether the same build would fail the same way on another box.
-    pub fn is_builders_fault(&self) -> bool {
-        matches!(
-            self,
-            Self::Timeout { .. }
-                | Self::Silent { .. }
-                | Self::LogLimit { .. }
-                | Self::OutputLimit { .. }
-                | Self::OutOfMemory { .. }
-                | Self::ProcessLimit { .. }
-                | Self::OutputMissing { .. }
-                | Self::OutputInvalid { .. }
-                | Self::CannotStart { .. }
-        )
+/// A run that used nothing: no machine was started for it.
+impl From<Result<Finished, SandboxError>> for Run {
+    fn from(result: Result<Finished, SandboxError>) -> Run {
+        Run { result, phases: Phases::default(), usage: Usage::default() }
     }
-}
-
-/// Asks a running job to stop. Clones share one flag; cancelling is final.
-#[derive(Debug, Clone, Default)]
-pub struct Cancel(Arc<CancelState>);
-
-#[derive(Debug, Default)]
-struct CancelState {
-    cancelled: Mutex<Waiters>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Waiters {
-    cancelled: bool,
-    /// Eventfds of those who wait in poll(2); each is owned by its waiter and gone when the waiter is.
-    events: Vec<Weak<OwnedFd>>,
-}
-
-impl Cancel {
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Safe to call from any thread, any number of times.
-    pub fn cancel(&self) {
-        let mut waiters = self.lock();
-        waiters.cancelled = true;
-        for event in waiters.events.drain(..).filter_map(|e| e.upgrade()) {
-            raise(&event);
-        }
-        self.0.changed.notify_all();
-    }
-
-    pub fn is_cancelled(&self) -> bool {
-        self.lock().cancelled
-    }
-
-    /// Waits until cancelled or until `timeout` is over; true if cancelled.
-    pub fn wait(&self, timeout: Duration) -> bool {
-        let guard = self.lock();
-        self.0
-            .changed
-            .wait_timeout_while(guard, timeout, |w| !w.cancelled)
-            .map(|(g, _)| g.cancelled)
-            .unwrap_or_else(|e| e.into_inner().0.cancelled)
-    }
-
-    /// A descriptor that polls readable from the moment of cancelling on, for those who wait for other things too.
-    pub fn event(&self) -> io::Result<Arc<OwnedFd>> {
-        let event = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let mut waiters = self.lock();
-        waiters.events.retain(|e| e.strong_count() > 0);
-        if waiters.cancelled {
-            raise(&event);
-        } else {
-            waiters.events.push(Arc::downgrade(&event));
-        }
-        Ok(event)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Waiters> {
-        // A panic elsewhere leaves a bool and a list behind, both whole.
-        self.0.cancelled.lock().unwrap_or_else(|e| e.into_inner())
-    }
-}
-
-/// Adding one to a counter of zero cannot block or overflow, so there is nothing to report.
-fn raise(event: &OwnedFd) {
-    let _ = rustix::io::write(event, &1u64.to_ne_bytes());
-}
-
-/// A way of running jobs.
-pub trait Backend: Send + Sync {
-    fn name(&self) -> &'static str;
-    /// Blocks until the job is over. Nothing of the far end is left running when it returns.
-    fn run(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Result<Finished, SandboxError>;
 }

@@ -7,8 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::job::{BuilderStatus, Cancel, Host, Image, Inputs, Job, Limits, OutputSink, Phases, SandboxError};
+use crate::backend::{Image, Inputs};
+use crate::cancel::Cancel;
+use crate::error::SandboxError;
+use crate::job::{BuilderStatus, Host, Job, Limits, OutputSink, Phases, Run};
 use crate::kvm::{KvmBackend, jail};
+use crate::session::build::run_in;
 
 /// A guest that has not run a shell by then will not, for any practical purpose. Hardware takes under a second;
 /// a VM in an emulated VM on a busy machine, ten.
@@ -71,30 +75,53 @@ pub fn probe(backend: &KvmBackend, patience: Duration) -> Result<Probed, Sandbox
     .map_err(|e| SandboxError::Unavailable { why: format!("cannot start a thread: {e}") })?;
 
     let mut log = Log::default();
-    let (result, console, jail) = backend.run_and_tell(&job, &mut log, &cancel);
+    let (run, console, jail) = run(backend, &job, &mut log, &cancel);
     let took = began.elapsed();
     cancel.cancel();
     // It only sleeps; the cancel above woke it.
     let _ = timer.join();
+    judge(run, took, late.load(Ordering::SeqCst).then_some(patience), &console, jail, &log)
+}
 
+/// The build's session, after which the machine is asked for its console and its jail.
+fn run(backend: &KvmBackend, job: &Job, log: &mut Log, cancel: &Cancel) -> (Run, String, jail::Report) {
+    let began = Instant::now();
+    match backend.start_vm(job.machine(), cancel) {
+        Ok((mut vm, streams)) => {
+            let run = run_in(&mut vm, streams, began.elapsed(), job, log, cancel);
+            (run, vm.console(), vm.jail().clone())
+        }
+        Err(error) => (Err(error).into(), String::new(), jail::Report::default()),
+    }
+}
+
+/// What the run says about this machine. `late`: the time it was given, if that was over.
+fn judge(
+    run: Run,
+    took: Duration,
+    late: Option<Duration>,
+    console: &str,
+    jail: jail::Report,
+    log: &Log,
+) -> Result<Probed, SandboxError> {
     let hint = "hint: is this a VM without nested virtualisation? look at the host's kernel log; \
                 or choose the weaker backend = \"namespace\"";
-    match result {
-        Ok(finished) if finished.status == BuilderStatus::Exited(0) => Ok(Probed {
+    match (run.result, late) {
+        (Ok(finished), _) if finished.status == BuilderStatus::Exited(0) => Ok(Probed {
             kernel: finished.kernel,
             took,
-            phases: finished.phases,
+            phases: run.phases,
             jail_active: jail.active,
             jail_missing: jail.missing,
         }),
-        Ok(finished) => Err(SandboxError::Unavailable {
+        (Ok(finished), _) => Err(SandboxError::Unavailable {
             why: format!(
                 "the guest ran, but its shell ended with {:?}: {}",
                 finished.status,
                 String::from_utf8_lossy(&log.0)
             ),
         }),
-        Err(_) if late.load(Ordering::SeqCst) => {
+        (Err(_), Some(patience)) => {
             let said = console.trim();
             let said = if said.is_empty() { "nothing".to_owned() } else { format!("\n{said}\n") };
             Err(SandboxError::Unavailable {
@@ -104,10 +131,10 @@ pub fn probe(backend: &KvmBackend, patience: Duration) -> Result<Probed, Sandbox
                 ),
             })
         }
-        Err(SandboxError::GuestDied { console }) => Err(SandboxError::Unavailable {
+        (Err(SandboxError::GuestDied { console }), None) => Err(SandboxError::Unavailable {
             why: format!("/dev/kvm opens, but the guest died: {}; {hint}", console.trim()),
         }),
-        Err(e) => Err(e),
+        (Err(e), None) => Err(e),
     }
 }
 

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use nix_derivation::StorePath;
 use sandbox::{
-    Backend, BuilderStatus, Cancel, Finished, Host, Image, Inputs, Job, Limits, OutputSink, Segment,
+    BuilderStatus, Cancel, Host, Image, Inputs, Job, JobRunner, Limits, OutputSink, Phases, Run, Segment,
+    Usage,
 };
 use store::{Closure, Ingest, Ingested, View};
 
@@ -35,7 +36,7 @@ pub struct Means<'a> {
     pub view: &'a View,
     /// What the builder sees.
     pub inputs: &'a Closure,
-    pub backend: &'a dyn Backend,
+    pub backend: &'a dyn JobRunner,
     pub http: &'a HttpClient,
     /// A folder of the box's state, for files without names.
     pub scratch: &'a Path,
@@ -45,24 +46,33 @@ pub struct Means<'a> {
     pub cancel: &'a Cancel,
 }
 
-/// What came of a successful attempt.
-#[derive(Debug)]
-pub struct Success {
-    /// By output name.
-    pub outputs: BTreeMap<String, Settled>,
-    pub kernel: String,
-    pub vmm_overhead_bytes: Option<u64>,
-    /// From the inputs being composed to the outputs being checked, in order.
-    pub phases: Vec<(&'static str, Duration)>,
+/// The outputs of a successful attempt, by name.
+pub type Outputs = BTreeMap<String, Settled>;
+
+/// What is known of an attempt, however it ended. A part that it did not come to is missing.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// The kernel that the builder ran on.
+    pub kernel: Option<String>,
+    pub inputs_prepared: Option<Duration>,
+    pub phases: Phases,
+    pub outputs_checked: Option<Duration>,
+    /// None if nothing was started in a sandbox.
+    pub usage: Option<Usage>,
 }
 
-pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Success, Failure> {
+pub fn run(
+    recipe: &Recipe,
+    means: &Means<'_>,
+    log: &mut LogWriter,
+    report: &mut Report,
+) -> Result<Outputs, Failure> {
     let drv = recipe.drv_path.to_absolute_path();
     let began = Instant::now();
     let closure: BTreeSet<StorePath> = means.inputs.paths().cloned().collect();
     let watch = Watch::start(&recipe.drv_path, means.cancel, means.limits.wall);
     if builtin::is_fetch(recipe) {
-        return fetch(recipe, means, closure, &watch, log);
+        return fetch(recipe, means, closure, &watch, log, report);
     }
     let around = surroundings(recipe, graphs::of(recipe, means.inputs, &watch)?, means.cores, &watch)?;
     let trouble = |error: &dyn std::fmt::Display| {
@@ -87,7 +97,7 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
         }
     };
     watch.go_on()?;
-    let prepared = began.elapsed();
+    report.inputs_prepared = Some(began.elapsed());
     let places = recipe.places();
     let job = Job {
         id: means.id.to_owned(),
@@ -111,7 +121,8 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
         outputs: Arc::default(),
         trouble: Arc::default(),
     };
-    let result = means.backend.run(job, &mut receiver, means.cancel);
+    let Run { result, phases, usage } = means.backend.run(job, &mut receiver, means.cancel);
+    (report.phases, report.usage) = (phases, Some(usage));
     let refused = receiver.trouble.lock().unwrap_or_else(PoisonError::into_inner).take();
     let outputs = std::mem::take(&mut *receiver.outputs.lock().unwrap_or_else(PoisonError::into_inner));
     let finished = match result {
@@ -124,6 +135,7 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
             return Err(sandbox_failed(&recipe.drv_path, &places, &watch.whole(error)));
         }
     };
+    report.kernel = Some(finished.kernel);
     if finished.status != BuilderStatus::Exited(0) {
         let tail = receiver.log.tail();
         let mut failure = builder_failed(&recipe.drv_path, finished.status, recipe.is_fixed(), &tail);
@@ -137,11 +149,8 @@ pub fn run(recipe: &Recipe, means: &Means<'_>, log: &mut LogWriter) -> Result<Su
     }
     let checking = Instant::now();
     let outputs = settle(recipe, means.view, means.inputs, outputs, &watch)?;
-    let Finished { kernel, vmm_overhead_bytes, phases, .. } = finished;
-    let mut all = vec![("inputs prepared", prepared)];
-    all.extend(phases.0);
-    all.push(("outputs checked", checking.elapsed()));
-    Ok(Success { outputs, kernel, vmm_overhead_bytes, phases: all })
+    report.outputs_checked = Some(checking.elapsed());
+    Ok(outputs)
 }
 
 /// `builtin:fetchurl`, which needs no sandbox.
@@ -151,14 +160,14 @@ fn fetch(
     closure: BTreeSet<StorePath>,
     watch: &Watch<'_>,
     log: &mut LogWriter,
-) -> Result<Success, Failure> {
+    report: &mut Report,
+) -> Result<Outputs, Failure> {
     let began = Instant::now();
     let scan_for: Vec<StorePath> = closure.into_iter().chain(recipe.places().into_values()).collect();
     let fetched = builtin::fetch(recipe, means, &scan_for, log)?;
-    let took = began.elapsed();
+    report.phases.builder = Some(began.elapsed());
     let fetched = [("out".to_owned(), fetched)].into();
-    let outputs = settle(recipe, means.view, means.inputs, fetched, watch)?;
-    Ok(Success { outputs, kernel: String::new(), vmm_overhead_bytes: None, phases: vec![("builder", took)] })
+    settle(recipe, means.view, means.inputs, fetched, watch)
 }
 
 /// Checks everything about the new outputs, and finds out where those belong that did not know.

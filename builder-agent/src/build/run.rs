@@ -11,7 +11,7 @@ use sandbox::{Cancel, Limits};
 use store::{BuildRecord, RecordEnd, RecordedOutput};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::attempt::{self, Means, Success};
+use super::attempt::{self, Means, Outputs, Report};
 use super::failure::Cause;
 use super::log::{LogSource, LogWriter};
 use super::running::RunKey;
@@ -80,9 +80,10 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
             Ok(()) = owner.changed() => rehome(&shared, id, &mut owner, &mut slots),
         }
     };
-    let result = result.unwrap_or_else(|error| {
+    let (report, result) = result.unwrap_or_else(|error| {
         tracing::error!(build = id, %error, "a build was lost");
-        Err(Failure::transient(format!("building '{drv}' failed because of the box: {error}")))
+        let failure = Failure::transient(format!("building '{drv}' failed because of the box: {error}"));
+        (Report::default(), Err(failure))
     });
     drop(slots);
 
@@ -90,18 +91,16 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     let owner = owner.borrow().clone();
     let registering = Instant::now();
     let workers = shared.threads.of(&request.member.id);
-    let (report, result, log) = match (result, owner) {
+    let (result, log) = match (result, owner) {
         (Err(failure), _) => {
             let log = keep_log(&shared, &workers, source, Some(&failure)).await;
-            (None, Err(failure), log)
+            (Err(failure), log)
         }
-        (Ok(_), None) => (None, Err(Failure::cancelled(&recipe.drv_path)), None),
-        (Ok(success), Some(owner)) => {
-            let (outputs, report) = taken_apart(success);
+        (Ok(_), None) => (Err(Failure::cancelled(&recipe.drv_path)), None),
+        (Ok(outputs), Some(owner)) => {
             // Both at once: the client waits for the longer one.
             let finishing = finish(&shared, owner, check, outputs);
-            let (result, log) = tokio::join!(finishing, keep_log(&shared, &workers, source, None));
-            (Some(report), result, log)
+            tokio::join!(finishing, keep_log(&shared, &workers, source, None))
         }
     };
     let registered = registering.elapsed();
@@ -187,7 +186,7 @@ fn attempted(
     limits: Limits,
     cancel: &Cancel,
     mut log: LogWriter,
-) -> Result<Success, Failure> {
+) -> (Report, Result<Outputs, Failure>) {
     let label = id.to_string();
     let means = Means {
         id: &label,
@@ -201,19 +200,9 @@ fn attempted(
         cores: request.envelope.cores(),
         cancel,
     };
-    attempt::run(&request.recipe, &means, &mut log)
-}
-
-/// What is reported of a run that worked.
-struct Report {
-    kernel: String,
-    vmm_overhead_bytes: Option<u64>,
-    phases: Vec<(&'static str, Duration)>,
-}
-
-fn taken_apart(success: Success) -> (BTreeMap<String, outputs::Settled>, Report) {
-    let Success { outputs, kernel, vmm_overhead_bytes, phases } = success;
-    (outputs, Report { kernel, vmm_overhead_bytes, phases })
+    let mut report = Report::default();
+    let result = attempt::run(&request.recipe, &means, &mut log, &mut report);
+    (report, result)
 }
 
 /// Makes the outputs visible to the owner. Those of a comparison are only looked at.
@@ -221,7 +210,7 @@ async fn finish(
     shared: &Shared,
     owner: Arc<Request>,
     check: bool,
-    settled: BTreeMap<String, outputs::Settled>,
+    settled: Outputs,
 ) -> Result<Built, Failure> {
     let recorded: BTreeMap<String, RecordedOutput> =
         settled.iter().map(|(name, settled)| (name.clone(), settled.record())).collect();
@@ -259,41 +248,36 @@ fn report_end(
     drv: &str,
     waited: Duration,
     (total, registered): (Duration, Duration),
-    report: Option<Report>,
+    report: Report,
     result: &Result<Built, Failure>,
 ) {
-    let phase_slot_ms = millis(waited);
-    let total_ms = millis(total);
-    match (result, report) {
-        (Err(failure), _) => {
-            let error = failure.message.lines().next().unwrap_or("");
-            tracing::info!(build, member, drv, ok = false, total_ms, phase_slot_ms, status = ?failure.status, error, "build finished");
-        }
-        (Ok(_), None) => {}
-        (Ok(_), Some(report)) => {
-            let phase = |name: &str| report.phases.iter().find(|(n, _)| *n == name).map(|(_, d)| *d);
-            let checked = phase("outputs checked").unwrap_or_default();
-            tracing::info!(
-                build,
-                member,
-                drv,
-                ok = true,
-                total_ms,
-                kernel = report.kernel,
-                vmm_overhead_bytes = report.vmm_overhead_bytes,
-                phase_slot_ms,
-                phase_inputs_ms = phase("inputs prepared").map(millis),
-                phase_vm_started_ms = phase("vm started").map(millis),
-                phase_guest_ready_ms = phase("guest ready").map(millis),
-                phase_job_sent_ms = phase("job sent").map(millis),
-                phase_builder_started_ms = phase("builder started").map(millis),
-                phase_builder_ms = phase("builder").map(millis),
-                phase_outputs_ms = phase("outputs").map(millis),
-                phase_registered_ms = millis(checked + registered),
-                "build finished"
-            );
-        }
-    }
+    let Report { kernel, inputs_prepared, phases, outputs_checked, usage } = report;
+    let failure = result.as_ref().err();
+    tracing::info!(
+        build,
+        member,
+        drv,
+        ok = result.is_ok(),
+        status = failure.map(|failure| tracing::field::debug(failure.status)),
+        error = failure.map(|failure| failure.message.lines().next().unwrap_or("")),
+        total_ms = millis(total),
+        kernel,
+        cpu_ms = usage.map(|usage| millis(usage.cpu)),
+        peak_memory_bytes = usage.and_then(|usage| usage.peak_memory),
+        bytes_in = usage.map(|usage| usage.bytes_in),
+        bytes_out = usage.map(|usage| usage.bytes_out),
+        vmm_overhead_bytes = usage.and_then(|usage| usage.vmm_overhead),
+        phase_slot_ms = millis(waited),
+        phase_inputs_ms = inputs_prepared.map(millis),
+        phase_machine_started_ms = phases.machine_started.map(millis),
+        phase_guest_ready_ms = phases.guest_ready.map(millis),
+        phase_job_sent_ms = phases.job_sent.map(millis),
+        phase_builder_started_ms = phases.builder_started.map(millis),
+        phase_builder_ms = phases.builder.map(millis),
+        phase_outputs_ms = phases.outputs.map(millis),
+        phase_registered_ms = outputs_checked.map(|checked| millis(checked + registered)),
+        "build finished"
+    );
 }
 
 /// Fractions matter: some phases take well under a millisecond.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix_derivation::StorePath;
-use sandbox::{Backend, Cancel, Limits};
+use sandbox::{Cancel, JobRunner, Limits};
 use store::{Closure, RecordedOutput, Store, View};
 use tokio::sync::{Semaphore, watch};
 
@@ -164,7 +164,7 @@ pub struct Embedded {
 
 pub(super) struct Shared {
     pub config: Arc<Config>,
-    pub backend: Arc<dyn Backend>,
+    pub backend: Arc<dyn JobRunner>,
     pub store: Store,
     pub kept: Arc<KeptLogs>,
     pub logs: PathBuf,
@@ -226,7 +226,7 @@ impl Embedded {
     /// and the builds of those who leave it are ended.
     pub fn new(
         config: Arc<Config>,
-        backend: Arc<dyn Backend>,
+        backend: Arc<dyn JobRunner>,
         store: Store,
         logs: PathBuf,
         kept: Arc<KeptLogs>,

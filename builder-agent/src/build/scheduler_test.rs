@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicUsize;
 
-use sandbox::{Finished, Host, Job, SandboxError};
+use sandbox::{Host, Job, Run, SandboxError};
 use store::{BuildRecord, Member as Owner, RecordEnd, StoreConfig};
 
 use super::*;
@@ -15,17 +15,17 @@ struct Endless {
     running: AtomicUsize,
 }
 
-impl Backend for Endless {
+impl JobRunner for Endless {
     fn name(&self) -> &'static str {
         "endless"
     }
 
-    fn run(&self, _: Job, _: &mut dyn Host, cancel: &Cancel) -> Result<Finished, SandboxError> {
+    fn run(&self, _: Job, _: &mut dyn Host, cancel: &Cancel) -> Run {
         self.running.fetch_add(1, Ordering::SeqCst);
         let cancelled = cancel.wait(Duration::from_secs(60));
         self.running.fetch_sub(1, Ordering::SeqCst);
         assert!(cancelled, "nobody cancelled the build");
-        Err(SandboxError::Cancelled)
+        Err(SandboxError::Cancelled).into()
     }
 }
 

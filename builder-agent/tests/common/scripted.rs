@@ -19,7 +19,7 @@ use builder_agent::roster::{Member, MemberLimits, Role, Roster};
 use builder_agent::substitute::Substituters;
 use builder_agent::threads::Threads;
 use nix_derivation::{Output, StorePath};
-use sandbox::{Backend, BuilderStatus, Cancel, Finished, Host, Inputs, Job, Phases, SandboxError};
+use sandbox::{BuilderStatus, Cancel, Finished, Host, Inputs, Job, JobRunner, Run, SandboxError};
 use store::signing::TrustedKeys;
 use store::{Store, StoreConfig};
 use tempfile::TempDir;
@@ -42,12 +42,18 @@ pub struct Script {
     pub inputs: Mutex<Option<Inputs>>,
 }
 
-impl Backend for Script {
+impl JobRunner for Script {
     fn name(&self) -> &'static str {
         "scripted"
     }
 
-    fn run(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Result<Finished, SandboxError> {
+    fn run(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Run {
+        self.play(job, host, cancel).into()
+    }
+}
+
+impl Script {
+    fn play(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Result<Finished, SandboxError> {
         let run = self.runs.fetch_add(1, Ordering::SeqCst);
         *self.inputs.lock().expect("inputs") = Some(job.inputs.clone());
         let mut contents = String::new();
@@ -95,12 +101,7 @@ impl Backend for Script {
                 output.finish().map_err(sink)?;
             }
         }
-        Ok(Finished {
-            status: BuilderStatus::Exited(status),
-            kernel: "scripted".into(),
-            phases: Phases::default(),
-            vmm_overhead_bytes: None,
-        })
+        Ok(Finished { status: BuilderStatus::Exited(status), kernel: "scripted".into() })
     }
 }
 

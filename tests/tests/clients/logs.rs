@@ -45,6 +45,10 @@ fn sees_the_line_and_takes_the_build_along(alice: &Alice, build: &mut Command) {
     let end = alice.agent.wait_for("build finished");
     assert_eq!(end["ok"], false, "{end}");
     assert!(end["error"].as_str().is_some_and(|error| error.contains("cancelled")), "{end}");
+    // What it used until then is reported all the same.
+    for used in ["cpu_ms", "bytes_in", "bytes_out", "phase_machine_started_ms", "phase_builder_started_ms"] {
+        assert!(end[used].as_f64().is_some_and(|number| number > 0.0), "{used} of {end}");
+    }
 }
 
 pub fn a_second_client_joins_a_running_build_and_sees_its_log(stock: Stock) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::machine::Machine;
+use super::bus::Bus;
 
 /// Set in the tag of a watched descriptor; the rest is the device. Otherwise the tag is an index of `kicks`.
 const WATCHED: u64 = 1 << 32;
@@ -21,14 +21,14 @@ pub struct Kick {
 
 pub struct Events {
     epoll: Epoll,
-    machine: Arc<Machine>,
+    machine: Arc<Bus>,
     kicks: Vec<Kick>,
     /// Per device: what is registered with epoll on its behalf.
     watched: Vec<Option<(RawFd, EventSet)>>,
 }
 
 impl Events {
-    pub fn new(machine: Arc<Machine>, kicks: Vec<Kick>) -> io::Result<Events> {
+    pub fn new(machine: Arc<Bus>, kicks: Vec<Kick>) -> io::Result<Events> {
         let epoll = Epoll::new()?;
         for (index, kick) in kicks.iter().enumerate() {
             let event = EpollEvent::new(EventSet::IN, index as u64);

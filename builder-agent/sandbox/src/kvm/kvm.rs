@@ -7,6 +7,7 @@
 
 #[path = "arch/arch.rs"]
 pub mod arch;
+mod bus;
 #[path = "devices/devices.rs"]
 pub mod devices;
 mod events;
@@ -14,7 +15,6 @@ mod handover;
 #[path = "jail/jail.rs"]
 pub mod jail;
 mod launch;
-mod machine;
 mod memory;
 mod overhead;
 mod vcpu;
@@ -35,8 +35,10 @@ use jail::cgroup::Hierarchy;
 pub(crate) use launch::ARGUMENT;
 use launch::Vmm;
 
-use crate::job::{Backend, Cancel, Finished, Host, Image, Inputs, Job, SandboxError};
-use crate::session::{self, FarEnd};
+use crate::backend::{Backend, FarEnd, Image, Inputs, Machine, Started, Streams};
+use crate::cancel::Cancel;
+use crate::error::SandboxError;
+use crate::usage::Usage;
 
 /// From starting the process to running vCPUs. It takes milliseconds; a VM inside a VM takes a second.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -161,28 +163,30 @@ impl KvmBackend {
             only_jail: false,
             segments: Vec::new(),
         };
-        let running = Running { vmm, reports: Reports::default(), guest: Vec::new(), jail, stopped: None };
+        let running = Running { vmm, reports: Reports::default(), jail, stopped: None };
         Ok((running, config))
     }
 
-    /// Starts a VM for `job` and gives it everything it needs; returns when its vCPUs run.
-    fn start(
+    /// Starts a VM and gives it everything it needs; returns when its vCPUs run.
+    pub(crate) fn start_vm(
         &self,
-        job: &Job,
-        image: &Image,
+        machine: Machine<'_>,
         cancel: &Cancel,
-    ) -> Result<(Running, UnixStream), SandboxError> {
+    ) -> Result<(Running, Streams), SandboxError> {
+        let Inputs::Image(image) = machine.inputs else {
+            let why = "the kvm backend takes its closure as an image, and was given trees".to_owned();
+            return Err(SandboxError::Unavailable { why });
+        };
         check_inputs(image.segments.len())?;
-        let vcpus = job.limits.vcpus.clamp(1, Native::VCPUS_MAX);
-        let memory_mib = job.limits.memory_mib.max(MEMORY_MIN_MIB);
+        let vcpus = machine.vcpus.clamp(1, Native::VCPUS_MAX);
+        let memory_mib = machine.memory_mib.max(MEMORY_MIN_MIB);
         let kvm = open_kvm(&self.config.device)?;
         let kernel = open(&self.config.kernel, "the guest kernel")?;
         let initrd = open(&self.config.initrd, "the guest initrd")?;
-        let (stream, theirs) = UnixStream::pair().map_err(cannot("create a stream for the guest"))?;
+        let (guest, theirs) = UnixStream::pair().map_err(cannot("create a stream for the guest"))?;
 
         let (mut running, config) = self.launch(vcpus, memory_mib)?;
-        let config =
-            Config { segments: image.segments.iter().map(|s| (s.offset, s.len)).collect(), ..config };
+        let config = Config { segments: segments_of(image), ..config };
         let files = Files {
             kvm: kvm.as_fd(),
             kernel: kernel.as_fd(),
@@ -194,14 +198,10 @@ impl KvmBackend {
         // A VMM that died early says why in a report; that is a better answer than "broken pipe".
         let sent = handover::send(&running.vmm.control, &config, &files, &segments);
         drop(theirs);
-        match (running.wait_for_start(cancel), sent) {
-            (Ok(()), Ok(())) => {
-                tracing::debug!(job = job.id, pid = running.vmm.pid(), jail = ?running.jail, "VM started");
-                Ok((running, stream))
-            }
-            (Ok(()), Err(e)) => Err(cannot("hand the job over to the VMM")(e)),
-            (Err(e), _) => Err(e),
-        }
+        running.wait_for_start(cancel)?;
+        sent.map_err(cannot("hand the job over to the VMM"))?;
+        tracing::debug!(job = machine.id, pid = running.vmm.pid(), jail = ?running.jail, "VM started");
+        Ok((running, Streams { guest }))
     }
 }
 
@@ -210,57 +210,35 @@ impl Backend for KvmBackend {
         "kvm"
     }
 
-    fn run(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Result<Finished, SandboxError> {
-        self.run_and_tell(&job, host, cancel).0
+    fn start(&self, machine: Machine<'_>, cancel: &Cancel) -> Result<Started, SandboxError> {
+        let (running, streams) = self.start_vm(machine, cancel)?;
+        Ok(Started { far_end: Box::new(running), streams })
     }
 }
 
-impl KvmBackend {
-    /// Runs a job; also gives what the console held when it was over, and the jail's report. For the probe.
-    pub(crate) fn run_and_tell(
-        &self,
-        job: &Job,
-        host: &mut dyn Host,
-        cancel: &Cancel,
-    ) -> (Result<Finished, SandboxError>, String, jail::Report) {
-        let Inputs::Image(image) = &job.inputs else {
-            let why = "the kvm backend takes its closure as an image, and was given trees".to_owned();
-            return (Err(SandboxError::Unavailable { why }), String::new(), jail::Report::default());
-        };
-        let began = Instant::now();
-        let (mut running, stream) = match self.start(job, image, cancel) {
-            Ok(started) => started,
-            Err(e) => return (Err(e), String::new(), jail::Report::default()),
-        };
-        let vm_started = began.elapsed();
-        let result = session::drive(stream, job, host, cancel, &mut running);
-        let overhead = running.vmm.overhead(&running.guest);
-        running.vmm.end();
-        let result = match result {
-            Ok(mut finished) => {
-                finished.phases.0.insert(0, ("vm started", vm_started));
-                finished.vmm_overhead_bytes = overhead;
-                Ok(finished)
-            }
-            Err(SandboxError::GuestDied { console }) if running.ran_out_of_memory(&console) => {
-                Err(SandboxError::OutOfMemory { mib: job.limits.memory_mib })
-            }
-            Err(e) => Err(e),
-        };
-        (result, running.vmm.last_words(), running.jail)
-    }
+fn segments_of(image: &Image) -> Vec<(u64, u64)> {
+    image.segments.iter().map(|segment| (segment.offset, segment.len)).collect()
 }
 
 /// A VM whose vCPUs run. Dropping it ends it.
-struct Running {
+pub(crate) struct Running {
     vmm: Vmm,
     reports: Reports,
-    guest: Vec<(u64, u64)>,
     jail: jail::Report,
     stopped: Option<String>,
 }
 
 impl Running {
+    /// Which steps of the jail are in force.
+    pub(crate) fn jail(&self) -> &jail::Report {
+        &self.jail
+    }
+
+    /// What the console holds now.
+    pub(crate) fn console(&self) -> String {
+        self.vmm.last_words()
+    }
+
     fn wait_for_start(&mut self, cancel: &Cancel) -> Result<(), SandboxError> {
         let cancelled = cancel.event().map_err(cannot("create an eventfd"))?;
         let deadline = Instant::now() + START_PATIENCE;
@@ -271,7 +249,7 @@ impl Running {
             match self.next_report(deadline, &cancelled) {
                 Next::Report(Report::Started { jail, guest, micros }) => {
                     tracing::debug!(?micros, "VMM: received, jailed, loaded, started");
-                    self.guest = guest;
+                    self.vmm.set_guest_ranges(guest);
                     // After the steps taken from outside.
                     self.jail.active.extend(jail.active);
                     self.jail.missing.extend(jail.missing);
@@ -283,7 +261,7 @@ impl Running {
                 Next::Interrupted => {}
                 Next::Gone => {
                     self.vmm.let_end(LAST_WORDS);
-                    let status = self.vmm.end().map(|s| s.to_string()).unwrap_or_default();
+                    let status = self.vmm.end().0.map(|s| s.to_string()).unwrap_or_default();
                     let words = self.vmm.last_words();
                     let why = format!("the VMM process died before the guest ran ({status}) {words}");
                     return Err(SandboxError::Unavailable { why: why.trim_end().to_owned() });
@@ -313,18 +291,6 @@ impl Running {
             Ok(None) | Err(_) => Next::Gone,
         }
     }
-
-    fn ran_out_of_memory(&self, console: &str) -> bool {
-        // The words of mm/oom_kill.c. A guest that prints them without being out of memory fools only its owner.
-        self.vmm.was_killed_for_memory()
-            || [
-                "Out of memory: Killed process",
-                "System is deadlocked on memory",
-                "Out of memory and no killable",
-            ]
-            .iter()
-            .any(|words| console.contains(words))
-    }
 }
 
 impl FarEnd for Running {
@@ -343,7 +309,7 @@ impl FarEnd for Running {
             }
         }
         self.vmm.let_end(LAST_WORDS);
-        let ended = self.vmm.end();
+        let (ended, _) = self.vmm.end();
         let mut words = self.vmm.last_words();
         if let Some(why) = &self.stopped {
             words.push_str(&format!("\n(the VM stopped: {why})"));
@@ -351,6 +317,22 @@ impl FarEnd for Running {
             words.push_str(&format!("\n(the VMM process ended without a word: {status})"));
         }
         words
+    }
+
+    fn ran_out_of_memory(&self, last_words: &str) -> bool {
+        // The words of mm/oom_kill.c. A guest that prints them without being out of memory fools only its owner.
+        self.vmm.was_killed_for_memory()
+            || [
+                "Out of memory: Killed process",
+                "System is deadlocked on memory",
+                "Out of memory and no killable",
+            ]
+            .iter()
+            .any(|words| last_words.contains(words))
+    }
+
+    fn end(&mut self) -> Usage {
+        self.vmm.end().1
     }
 }
 

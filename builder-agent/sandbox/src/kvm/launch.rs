@@ -1,8 +1,8 @@
 //! Starts a VMM process and makes sure that it ends.
 //!
 //! The process is this executable again, with `__vmm` as its argument: no second binary to install, version, or
-//! find. A thread of ours stays with it from birth to burial, because the kernel ties two things to the thread that
-//! makes a process: the PID namespace of its children, and the signal that kills them when it ends.
+//! find. A thread of the agent starts the process and waits for its end, because the kernel ties two things to the
+//! thread that makes a process: the PID namespace of its children, and the signal that kills them when it ends.
 
 use std::fs::File;
 use std::io;
@@ -19,6 +19,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::devices::console;
 use super::jail::cgroup::{Group, Hierarchy};
+use super::overhead;
+use crate::usage::{self, Usage};
 
 /// First argument of a VMM process. `child_main_if_requested` looks for it.
 pub const ARGUMENT: &str = "__vmm";
@@ -27,7 +29,12 @@ pub const ARGUMENT: &str = "__vmm";
 pub struct Vmm {
     pid: u32,
     pidfd: OwnedFd,
-    keeper: Option<JoinHandle<io::Result<ExitStatus>>>,
+    /// Gives how the process ended, and its processor time. None once it was asked.
+    keeper: Option<JoinHandle<io::Result<(ExitStatus, Duration)>>>,
+    status: Option<ExitStatus>,
+    usage: Usage,
+    /// Address ranges of the process that are guest memory or closure.
+    guest: Vec<(u64, u64)>,
     pub control: UnixStream,
     console: File,
     stderr: File,
@@ -56,7 +63,7 @@ impl Vmm {
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .stderr(stderr.try_clone()?);
-        let (born, birth) = mpsc::channel();
+        let (started, start) = mpsc::channel();
         let keeper = std::thread::Builder::new().name("vmm-keeper".to_owned()).spawn(move || {
             if is_root() {
                 // Only this thread's children are affected. Without the right to it the VM does without, and its
@@ -72,18 +79,29 @@ impl Vmm {
             // Our copies of its descriptors would keep its socket open after its death.
             drop(command);
             match spawned {
-                Ok((pidfd, mut child)) => {
-                    let _ = born.send(Ok((child.id(), pidfd)));
-                    child.wait()
+                Ok((pidfd, child)) => {
+                    let _ = started.send(Ok((child.id(), pidfd)));
+                    usage::reap(child)
                 }
                 Err(e) => {
-                    let _ = born.send(Err(e));
+                    let _ = started.send(Err(e));
                     Err(io::Error::other("never started"))
                 }
             }
         })?;
-        let (pid, pidfd) = birth.recv().map_err(|_| io::Error::other("the keeper of the VMM is gone"))??;
-        Ok(Vmm { pid, pidfd, keeper: Some(keeper), control, console, stderr, group: None })
+        let (pid, pidfd) = start.recv().map_err(|_| io::Error::other("the keeper of the VMM is gone"))??;
+        Ok(Vmm {
+            pid,
+            pidfd,
+            keeper: Some(keeper),
+            status: None,
+            usage: Usage::default(),
+            guest: Vec::new(),
+            control,
+            console,
+            stderr,
+            group: None,
+        })
     }
 
     pub fn pid(&self) -> u32 {
@@ -122,17 +140,30 @@ impl Vmm {
         let _ = poll(&mut fds, Timespec::try_from(patience).ok().as_ref());
     }
 
-    /// Kills and reaps the process; how it ended, if anybody wants to know.
-    pub fn end(&mut self) -> Option<ExitStatus> {
-        let keeper = self.keeper.take()?;
-        // Fails only if it is dead already.
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
-        keeper.join().ok()?.ok()
+    /// These ranges of the process' addresses are not the VMM's own memory.
+    pub fn set_guest_ranges(&mut self, guest: Vec<(u64, u64)>) {
+        self.guest = guest;
     }
 
-    /// Memory of the process that is not in one of the `guest` ranges; see `overhead`.
-    pub fn overhead(&self, guest: &[(u64, u64)]) -> Option<u64> {
-        super::overhead::of_process(self.pid, guest)
+    /// Kills and reaps the process. How it ended, and what it used. Later calls give the same.
+    pub fn end(&mut self) -> (Option<ExitStatus>, Usage) {
+        if let Some(keeper) = self.keeper.take() {
+            // As long as there is a process to look at. It may have ended by itself; then there is nothing to see, but
+            // the keeper may have reaped it, and its number may be another's: the descriptor tells.
+            let (overhead, peak) = (overhead::of_process(self.pid, &self.guest), overhead::peak(self.pid));
+            // Fails only if it is dead already.
+            if pidfd_send_signal(&self.pidfd, Signal::KILL).is_ok() {
+                (self.usage.vmm_overhead, self.usage.peak_memory) = (overhead, peak);
+            }
+            if let Ok(Ok((status, cpu))) = keeper.join() {
+                self.status = Some(status);
+                self.usage.cpu = cpu;
+            }
+            // A cgroup keeps its number when the process is gone.
+            let counted = self.group.as_ref().and_then(Group::peak_memory);
+            self.usage.peak_memory = counted.or(self.usage.peak_memory);
+        }
+        (self.status, self.usage)
     }
 }
 
@@ -144,4 +175,35 @@ impl Drop for Vmm {
 
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn what_a_vmm_process_used_is_known_when_it_was_killed() {
+        let dir = std::env::temp_dir().join(format!("vmm-usage-test-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let script = dir.join("vmm");
+        // Works, then takes memory, and tells when it has both.
+        let work = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done";
+        let text = format!(
+            "#!/bin/bash\n{work}; x=$(head -c 50000000 /dev/zero | tr '\\0' x); echo ok >&0; sleep 600"
+        );
+        std::fs::write(&script, text).unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut vmm = Vmm::launch(&script).unwrap();
+        let mut told = [0; 2];
+        std::io::Read::read_exact(&mut &vmm.control, &mut told).unwrap();
+        let (status, usage) = vmm.end();
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert!(status.is_some_and(|status| !status.success()), "{status:?}");
+        assert!(usage.cpu >= Duration::from_millis(20), "{usage:?}");
+        assert!(usage.peak_memory.is_some_and(|peak| peak >= 50_000_000), "{usage:?}");
+        assert!(usage.vmm_overhead.is_some_and(|bytes| bytes >= 50_000_000), "{usage:?}");
+        assert_eq!(vmm.end(), (status, usage));
+    }
 }

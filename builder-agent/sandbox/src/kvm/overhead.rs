@@ -1,6 +1,6 @@
-//! How much memory a VMM process takes beside the guest's.
+//! How much memory a VMM process takes: with the guest's, and beside it.
 //!
-//! Resident pages of every mapping that is neither guest RAM nor closure: code (which all VMs share with the
+//! Beside it: resident pages of every mapping that is neither guest RAM nor closure: code (which all VMs share with the
 //! agent, and which is counted here all the same), heap, stacks, device buffers. Measured once, when the job ends:
 //! the VMM gives no memory back, so that is its peak. The kernel's own memory for KVM is not in it.
 
@@ -13,6 +13,14 @@ const SMAPS_MAX: u64 = 4 << 20;
 pub fn of_process(pid: u32, guest: &[(u64, u64)]) -> Option<u64> {
     let smaps = File::open(format!("/proc/{pid}/smaps")).ok()?;
     sum(BufReader::new(smaps.take(SMAPS_MAX)), guest)
+}
+
+/// The most memory that was resident at one time: guest memory, the touched parts of the closure, and the VMM's own.
+pub fn peak(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = kib.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kib.saturating_mul(1024))
 }
 
 fn sum(smaps: impl BufRead, guest: &[(u64, u64)]) -> Option<u64> {
@@ -65,11 +73,15 @@ Rss:                   4 kB
     #[test]
     fn an_unreadable_process_has_no_number_rather_than_zero() {
         assert_eq!(sum(&b""[..], &[]), None);
-        assert_eq!(of_process(u32::MAX, &[]), None);
+        assert_eq!((of_process(u32::MAX, &[]), peak(u32::MAX)), (None, None));
     }
 
     #[test]
     fn a_real_process_has_a_number() {
-        assert!(of_process(std::process::id(), &[]).unwrap() > 100_000);
+        let now = of_process(std::process::id(), &[]).unwrap();
+        assert!(now > 100_000);
+        let block = std::hint::black_box(vec![1u8; 64 << 20]);
+        drop(block);
+        assert!(peak(std::process::id()).unwrap() >= 64 << 20);
     }
 }

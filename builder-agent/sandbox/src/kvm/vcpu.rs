@@ -3,7 +3,7 @@
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::arch::{Architecture, Native, Served};
-use super::machine::Machine;
+use super::bus::Bus;
 
 /// Why the guest wants the machine to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub enum End {
 }
 
 /// Returns when the machine must stop.
-pub fn run(vcpu: &mut VcpuFd, machine: &Machine) -> End {
+pub fn run(vcpu: &mut VcpuFd, machine: &Bus) -> End {
     loop {
         let exit = match vcpu.run() {
             Ok(exit) => exit,

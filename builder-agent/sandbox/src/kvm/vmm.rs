@@ -15,6 +15,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::arch::{self, Architecture, MmioSlot, Native, Processor};
+use super::bus::{self, Bus};
 use super::devices::blk::Blk;
 use super::devices::console::{Console, Ring};
 use super::devices::mmio::{Transport, register};
@@ -25,7 +26,6 @@ use super::devices::{Device, Interrupt};
 use super::events::{Events, Kick};
 use super::handover::{self, ClosureDevice, Config, Files, Report};
 use super::jail::{self, seccomp};
-use super::machine::{self, Machine};
 use super::memory::{self, Closure};
 use super::vcpu::{self, End};
 
@@ -179,7 +179,7 @@ impl Interrupt for Irq {
 struct Vm {
     vm: VmFd,
     vcpus: Vec<kvm_ioctls::VcpuFd>,
-    machine: Arc<Machine>,
+    machine: Arc<Bus>,
     kicks: Vec<Kick>,
     memory: GuestMemoryMmap,
     closure: Arc<Closure>,
@@ -225,7 +225,7 @@ impl Vm {
         devices.push(Box::new(Rng));
         memory::give_to_kvm(&vm, &memory, shown)?;
 
-        let slots = machine::slots(devices.len());
+        let slots = bus::slots(devices.len());
         let mut kicks = Vec::new();
         let mut transports = Vec::new();
         for (index, (device, slot)) in devices.into_iter().zip(&slots).enumerate() {
@@ -237,7 +237,7 @@ impl Vm {
         }
         let console =
             Console::new(Ring::new(File::from(files.console)), Box::new(irq(&vm, Native::CONSOLE_GSI)?));
-        let machine = Machine::new(console, transports);
+        let machine = Bus::new(console, transports);
 
         let entry = Native::load(
             &memory,

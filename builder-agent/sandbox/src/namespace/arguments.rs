@@ -6,8 +6,6 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use crate::job::Limits;
-
 /// What the inside is made of, apart from the store.
 #[derive(Debug)]
 pub struct View {
@@ -33,8 +31,8 @@ pub struct Inherited {
 /// Room in each of the writable file systems, in bytes.
 ///
 /// Half of the memory each: one full disk is "no space left", and only two full ones are out of memory.
-pub fn disk(limits: &Limits) -> u64 {
-    u64::from(limits.memory_mib) << 19
+pub fn disk(memory_mib: u32) -> u64 {
+    u64::from(memory_mib) << 19
 }
 
 impl View {
@@ -44,8 +42,8 @@ impl View {
     }
 
     /// Everything after the program's name.
-    pub fn arguments(&self, limits: &Limits, inherited: Inherited) -> Vec<OsString> {
-        let disk = disk(limits).to_string();
+    pub fn arguments(&self, memory_mib: u32, inherited: Inherited) -> Vec<OsString> {
+        let disk = disk(memory_mib).to_string();
         let mut args = Args::default();
         // Each by name: what `--unshare-all` cannot have it does without, and says nothing.
         args.add(["--unshare-user", "--unshare-ipc", "--unshare-pid"]);

@@ -17,9 +17,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::NamespaceConfig;
 use super::arguments::{self, Inherited, View};
 use super::stage::Stage;
-use crate::job::{Limits, SandboxError};
-use crate::session::FarEnd;
+use crate::backend::FarEnd;
+use crate::error::SandboxError;
 use crate::text;
+use crate::usage::{self, Usage};
 
 /// How much of bubblewrap's and the guest's stderr we repeat.
 const LAST_WORDS: u64 = 2048;
@@ -32,19 +33,20 @@ const MAX_INFO: usize = 4096;
 
 /// A bubblewrap and all below it. Dropping it ends them.
 pub struct Running {
-    child: Child,
+    /// None once it was ended.
+    child: Option<Child>,
     /// PID 1 of the sandbox, once bubblewrap has told us.
     init: Option<OwnedFd>,
     stderr: File,
     scratch: Option<Scratch>,
-    ended: bool,
+    usage: Usage,
 }
 
 /// Starts the guest; the stream is our end of the conversation.
 pub fn start(
     config: &NamespaceConfig,
     trees: &[(String, PathBuf)],
-    limits: &Limits,
+    memory_mib: u32,
 ) -> Result<(Running, UnixStream), SandboxError> {
     let unavailable = |what: &str, e: io::Error| SandboxError::Unavailable { why: format!("{what}: {e}") };
     let (stream, far_stream) = UnixStream::pair().map_err(|e| unavailable("cannot make a socket pair", e))?;
@@ -57,7 +59,7 @@ pub fn start(
     let etc = scratch.dir.join("etc");
     let mut view = View { etc, guest: config.guest.clone(), shell: config.shell.clone() };
     let stage = scratch.dir.join("stage");
-    let stage = Stage::new(&stage, view.sources(), trees, arguments::disk(limits), config.user)?;
+    let stage = Stage::new(&stage, view.sources(), trees, arguments::disk(memory_mib), config.user)?;
     // Its number is what counts: the child puts the store there.
     let store = File::open("/dev/null").map_err(|e| unavailable("cannot open /dev/null", e))?;
 
@@ -65,7 +67,7 @@ pub fn start(
         Inherited { stream: far_stream.as_raw_fd(), info: far_info.as_raw_fd(), store: store.as_raw_fd() };
     let mut command = Command::new(&config.bwrap);
     command
-        .args(view.arguments(limits, inherited))
+        .args(view.arguments(memory_mib, inherited))
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::null())
@@ -92,7 +94,8 @@ pub fn start(
     })?;
     // The closure holds numbers, not descriptors; ours close here, so that theirs are the last.
     drop((command, far_stream, far_info, store));
-    let mut running = Running { child, init: None, stderr, scratch: Some(scratch), ended: false };
+    let mut running =
+        Running { child: Some(child), init: None, stderr, scratch: Some(scratch), usage: Usage::default() };
     running.init = read_info(info).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     Ok((running, stream))
 }
@@ -135,10 +138,8 @@ fn read_info(mut info: io::PipeReader) -> Option<Pid> {
 
 impl Running {
     /// Kills every process of the sandbox and waits until the last is gone.
-    pub fn end(&mut self) {
-        if std::mem::replace(&mut self.ended, true) {
-            return;
-        }
+    fn kill(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
         match &self.init {
             Some(init) => {
                 // Its end is the end of the pid namespace; bubblewrap outside then ends by itself.
@@ -147,23 +148,31 @@ impl Running {
                 while let Err(rustix::io::Errno::INTR) = poll(&mut fds, None) {}
             }
             None => {
-                let _ = self.child.kill();
+                let _ = child.kill();
             }
         }
-        let _ = self.child.wait();
+        // bubblewrap has waited for the first process of the sandbox, and that one's kernel for all others.
+        if let Ok((_, cpu)) = usage::reap(child) {
+            self.usage.cpu = cpu;
+        }
         self.scratch = None;
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.end();
+        self.kill();
     }
 }
 
 impl FarEnd for Running {
     fn last_words(&mut self) -> String {
         last_words(&self.stderr)
+    }
+
+    fn end(&mut self) -> Usage {
+        self.kill();
+        self.usage
     }
 }
 

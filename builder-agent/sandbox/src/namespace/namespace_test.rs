@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::job::{BuilderStatus, Limits, OutputSink};
+use crate::job::{BuilderStatus, Finished, Host, Job, Limits, OutputSink, Phases};
+use crate::session::build::JobRunner;
+use crate::usage::Usage;
 
 const OUT: &str = "/nix/store/00000000000000000000000000000000-out";
 const BUSYBOX: &str = "/nix/store/11111111111111111111111111111111-busybox";
@@ -129,6 +131,8 @@ impl Drop for Store {
 
 struct Build {
     result: Result<Finished, SandboxError>,
+    phases: Phases,
+    usage: Usage,
     host: Recorded,
 }
 
@@ -182,8 +186,8 @@ fn job(store: &Store, script: &str) -> Job {
 fn run_job(job: Job, host: Recorded, cancel: &Cancel) -> Build {
     let backend = NamespaceBackend::new(NamespaceConfig::new(guest_binary(), shell_binary())).unwrap();
     let mut recorded = host.clone();
-    let result = backend.run(job, &mut recorded, cancel);
-    Build { result, host }
+    let crate::job::Run { result, phases, usage } = backend.run(job, &mut recorded, cancel);
+    Build { result, phases, usage, host }
 }
 
 fn build(name: &str, script: &str) -> Build {
@@ -195,6 +199,24 @@ fn build_with(name: &str, script: &str, change: impl FnOnce(&mut Job)) -> Build 
     let mut job = job(&store, script);
     change(&mut job);
     run_job(job, Recorded::default(), &Cancel::new())
+}
+
+#[test]
+fn what_a_build_used_is_counted_whether_it_works_or_fails() {
+    let idle = build("usage-idle", "true > $out");
+    assert_eq!(idle.exited(), 0);
+    // The work is a child's, and the memory another's: what the build's processes had together counts.
+    let script = r#"sh -c 'i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done'
+        $bb dd if=/dev/zero of=/dev/null bs=100M count=1
+        echo 0123456789 > $out; exit 3"#;
+    let busy = build("usage-busy", &script.replace("sh -c", "/bin/sh -c"));
+    assert_eq!(busy.exited(), 3);
+    let work = Duration::from_millis(50);
+    assert!(busy.usage.cpu > idle.usage.cpu + work, "{:?} {:?}", idle.usage, busy.usage);
+    let peak = |build: &Build| build.usage.peak_memory.unwrap();
+    assert!(peak(&busy) >= 100 << 20 && peak(&idle) < 50 << 20, "{:?} {:?}", idle.usage, busy.usage);
+    assert!(idle.usage.bytes_in > 100 && idle.usage.bytes_out > 100, "{:?}", idle.usage);
+    assert_eq!(idle.usage.vmm_overhead, None);
 }
 
 /// The NAR of one regular file.
@@ -227,8 +249,11 @@ fn a_build_gets_its_inputs_files_and_environment_and_its_output_comes_back() {
     assert_eq!(outputs["out"], nar_of(b"input data\nfrom the derivation", true));
     let finished = build.result.as_ref().unwrap();
     assert_eq!(finished.kernel, rustix::system::uname().release().to_str().unwrap());
-    let names: Vec<_> = finished.phases.0.iter().map(|(name, _)| *name).collect();
-    assert_eq!(names, ["guest ready", "job sent", "builder started", "builder", "outputs"]);
+    let names: Vec<_> = build.phases.named().map(|(name, _)| name).collect();
+    assert_eq!(
+        names,
+        ["machine started", "guest ready", "job sent", "builder started", "builder", "outputs"]
+    );
 }
 
 #[test]
@@ -608,7 +633,7 @@ fn a_missing_bubblewrap_says_what_to_install() {
     let mut config = NamespaceConfig::new(guest_binary(), shell_binary());
     config.bwrap = "/does/not/exist/bwrap".into();
     let backend = NamespaceBackend::new(config).unwrap();
-    let error = backend.run(job(&store, ""), &mut Recorded::default(), &Cancel::new()).unwrap_err();
+    let error = backend.run(job(&store, ""), &mut Recorded::default(), &Cancel::new()).result.unwrap_err();
     assert!(matches!(error, SandboxError::Unavailable { .. }));
     assert!(error.to_string().contains("install the package bubblewrap"), "{error}");
 }

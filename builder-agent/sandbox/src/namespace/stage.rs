@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, UnmountFlags, open_tree, unmount};
 
-use crate::job::SandboxError;
+use crate::error::SandboxError;
 
 /// Most inputs of one build. The kernel allows 100,000 mounts in a namespace (`fs.mount-max`), one input is one mount,
 /// and the machine has mounts of its own.

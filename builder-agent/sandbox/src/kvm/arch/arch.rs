@@ -10,7 +10,7 @@ use std::fs::File;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 
-use super::machine::Machine;
+use super::bus::Bus;
 use super::vcpu::End;
 
 #[cfg(target_arch = "x86_64")]
@@ -66,7 +66,7 @@ pub trait Architecture {
 
     /// Serves an exit that only this architecture has, such as port I/O or a processor that has shut down. Gives back
     /// those that all architectures have.
-    fn serve<'a>(exit: VcpuExit<'a>, machine: &Machine) -> Served<'a>;
+    fn serve<'a>(exit: VcpuExit<'a>, machine: &Bus) -> Served<'a>;
 }
 
 /// The vCPUs' common properties, and what is made of them.

@@ -129,6 +129,11 @@ pub struct Group {
 }
 
 impl Group {
+    /// The most memory that the VM had at one time. None before Linux 5.19.
+    pub fn peak_memory(&self) -> Option<u64> {
+        fs::read_to_string(self.path.join("memory.peak")).ok()?.trim().parse().ok()
+    }
+
     /// Whether the host killed the VM for exceeding its memory limit.
     pub fn was_out_of_memory(&self) -> bool {
         let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
@@ -219,6 +224,9 @@ mod tests {
             ((512 + 128) << 20).to_string()
         );
         assert_eq!(fs::read_to_string(group.path.join("cgroup.procs")).unwrap(), "42");
+        assert_eq!(group.peak_memory(), None);
+        fs::write(group.path.join("memory.peak"), "12345678\n").unwrap();
+        assert_eq!(group.peak_memory(), Some(12_345_678));
 
         for chosen in [None, Some(AGENT), Some("system.slice/builder-agent.service/vms")] {
             let why = fake.prepare(AGENT, chosen).unwrap_err();

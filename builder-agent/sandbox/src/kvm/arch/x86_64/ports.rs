@@ -1,6 +1,6 @@
 //! Port I/O: the console (COM1), and the ways in which the guest stops the machine. No other port exists.
 
-use crate::kvm::machine::Machine;
+use crate::kvm::bus::Bus;
 use crate::kvm::vcpu::Stop;
 
 const COM1: u16 = 0x3f8;
@@ -14,7 +14,7 @@ pub const RESET: u16 = 0x602;
 const KEYBOARD: u16 = 0x64;
 const KEYBOARD_RESET: u8 = 0xfe;
 
-pub fn read(port: u16, data: &mut [u8], machine: &Machine) {
+pub fn read(port: u16, data: &mut [u8], machine: &Bus) {
     match com1(port) {
         Some(offset) => machine.console().read(offset, data),
         // The keyboard controller's status must say "ready", or the kernel polls it before it asks for a reset.
@@ -25,7 +25,7 @@ pub fn read(port: u16, data: &mut [u8], machine: &Machine) {
 }
 
 /// A write to anything but the console and the ways to stop goes nowhere.
-pub fn write(port: u16, data: &[u8], machine: &Machine) -> Option<Stop> {
+pub fn write(port: u16, data: &[u8], machine: &Bus) -> Option<Stop> {
     match (port, data) {
         (SLEEP, [_]) => return Some(Stop::PowerOff),
         (RESET, [_]) | (KEYBOARD, [KEYBOARD_RESET]) => return Some(Stop::Reset),
@@ -49,11 +49,11 @@ mod tests {
     use crate::kvm::devices::console::{self, Console, Ring};
     use crate::kvm::devices::testing::Count;
 
-    fn machine() -> (std::sync::Arc<Machine>, File) {
+    fn machine() -> (std::sync::Arc<Bus>, File) {
         let file = File::from(rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
         file.set_len(console::FILE_SIZE).unwrap();
         let console = Console::new(Ring::new(file.try_clone().unwrap()), Box::new(Count::default()));
-        (Machine::new(console, Vec::new()), file)
+        (Bus::new(console, Vec::new()), file)
     }
 
     #[test]

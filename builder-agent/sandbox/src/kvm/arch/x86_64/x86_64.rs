@@ -12,7 +12,7 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 
 use super::{Architecture, Boot, Entry, LoadError, Processor, Served, SetupError};
-use crate::kvm::machine::Machine;
+use crate::kvm::bus::Bus;
 use crate::kvm::vcpu::End;
 
 pub struct X86_64;
@@ -60,7 +60,7 @@ impl Architecture for X86_64 {
         boot::load(memory, boot).map_err(|error| LoadError(error.into()))
     }
 
-    fn serve<'a>(exit: VcpuExit<'a>, machine: &Machine) -> Served<'a> {
+    fn serve<'a>(exit: VcpuExit<'a>, machine: &Bus) -> Served<'a> {
         match exit {
             VcpuExit::IoIn(port, data) => ports::read(port, data, machine),
             VcpuExit::IoOut(port, data) => {

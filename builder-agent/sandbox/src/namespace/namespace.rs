@@ -10,8 +10,9 @@ mod stage;
 
 use std::path::PathBuf;
 
-use crate::job::{Backend, Cancel, Finished, Host, Inputs, Job, SandboxError};
-use crate::session;
+use crate::backend::{Backend, Inputs, Machine, Started, Streams};
+use crate::cancel::Cancel;
+use crate::error::SandboxError;
 
 /// What the backend needs from the machine.
 #[derive(Debug, Clone)]
@@ -69,16 +70,14 @@ impl Backend for NamespaceBackend {
         "namespace"
     }
 
-    fn run(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Result<Finished, SandboxError> {
-        let Inputs::Trees(trees) = &job.inputs else {
+    fn start(&self, machine: Machine<'_>, _cancel: &Cancel) -> Result<Started, SandboxError> {
+        let Inputs::Trees(trees) = machine.inputs else {
             return Err(SandboxError::Unavailable {
                 why: "the namespace sandbox takes trees, and the agent brought an image".into(),
             });
         };
-        let (mut far_end, stream) = far_end::start(&self.config, trees, &job.limits)?;
-        let result = session::drive(stream, &job, host, cancel, &mut far_end);
-        far_end.end();
-        result
+        let (far_end, guest) = far_end::start(&self.config, trees, machine.memory_mib)?;
+        Ok(Started { far_end: Box::new(far_end), streams: Streams { guest } })
     }
 }
 

@@ -1,4 +1,4 @@
-//! The devices of one VM and where the guest finds them: what a vCPU exit or a notification is for.
+//! Which device of the VM an access to an address, or a notification, is for.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,7 +7,7 @@ use super::devices::console::Console;
 use super::devices::mmio::Transport;
 
 /// Held by each vCPU thread and the event thread; lives as long as the process.
-pub struct Machine {
+pub struct Bus {
     console: Mutex<Console>,
     transports: Vec<Mutex<Transport>>,
 }
@@ -23,10 +23,10 @@ pub fn slots(count: usize) -> Vec<MmioSlot> {
         .collect()
 }
 
-impl Machine {
-    pub fn new(console: Console, transports: Vec<Transport>) -> Arc<Machine> {
+impl Bus {
+    pub fn new(console: Console, transports: Vec<Transport>) -> Arc<Bus> {
         let transports = transports.into_iter().map(Mutex::new).collect();
-        Arc::new(Machine { console: Mutex::new(console), transports })
+        Arc::new(Bus { console: Mutex::new(console), transports })
     }
 
     pub fn device_count(&self) -> usize {

@@ -5,11 +5,15 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use guest::protocol::{Exit, Hello, VERSION, header, json_frame};
+use std::io::Write;
+
+use guest::protocol::{Exit, ExitStatus, Failure, FailureKind, Hello, Tag, VERSION, header, json_frame};
 use proptest::prelude::*;
 
 use super::*;
-use crate::job::Limits;
+use crate::backend::Inputs;
+use crate::job::{BuilderStatus, Limits, OutputSink};
+use crate::usage::Usage;
 
 /// Ends a test that would hang; none comes near it.
 const LONG: Duration = Duration::from_secs(60);
@@ -65,6 +69,15 @@ struct Silent;
 impl FarEnd for Silent {
     fn last_words(&mut self) -> String {
         "last line of the console".into()
+    }
+
+    fn ran_out_of_memory(&self, last_words: &str) -> bool {
+        assert!(last_words.starts_with("last line of the console"), "{last_words}");
+        true
+    }
+
+    fn end(&mut self) -> Usage {
+        Usage { cpu: SHORT, peak_memory: None, vmm_overhead: Some(3), ..Usage::default() }
     }
 }
 
@@ -142,7 +155,12 @@ impl Fake {
     }
 
     fn exited(&mut self, code: i32) {
-        self.exit(Exit { status: ExitStatus::Exited(code), out_of_memory: false, process_limit: false });
+        self.exit(Exit {
+            status: ExitStatus::Exited(code),
+            out_of_memory: false,
+            process_limit: false,
+            peak_memory: Some(12345),
+        });
     }
 
     fn wait_for_hangup(&mut self) {
@@ -167,9 +185,19 @@ impl Case {
         let (near, far_stream) = UnixStream::pair().unwrap();
         let thread = thread::spawn(move || far(&mut Fake(far_stream)));
         let mut host = self.seen.clone();
-        let result = drive_with(self.patience, near, &self.job, &mut host, &self.cancel, &mut Silent);
+        let run = drive(self.patience, near, &self.job, &mut host, &self.cancel, &mut Silent);
         thread.join().unwrap();
-        result
+        run.result
+    }
+
+    /// The whole session, as a backend's machine is used.
+    fn run_in(&self, far: impl FnOnce(&mut Fake) + Send + 'static) -> Run {
+        let (guest, far_stream) = UnixStream::pair().unwrap();
+        let thread = thread::spawn(move || far(&mut Fake(far_stream)));
+        let mut host = self.seen.clone();
+        let run = run_in(&mut Silent, Streams { guest }, SHORT, &self.job, &mut host, &self.cancel);
+        thread.join().unwrap();
+        run
     }
 }
 
@@ -203,6 +231,36 @@ fn a_good_guest_is_driven_to_its_end() {
     assert_eq!(finished.kernel, "6.12.0-test");
     assert_eq!(*case.seen.log.lock().unwrap(), b"hello\n");
     assert_eq!(case.seen.outputs.lock().unwrap()["out"], (b"nar".to_vec(), true));
+}
+
+#[test]
+fn a_run_reports_its_phases_and_what_it_used() {
+    let run = case().run_in(|fake| {
+        fake.started();
+        fake.send(Tag::Log, &[b'x'; 500]);
+        fake.exited(1);
+        fake.send(Tag::Done, &[]);
+    });
+    assert_eq!(run.result.unwrap().status, BuilderStatus::Exited(1));
+    let names: Vec<_> = run.phases.named().map(|(name, _)| name).collect();
+    let all = ["machine started", "guest ready", "job sent", "builder started", "builder", "outputs"];
+    assert_eq!((names, run.phases.machine_started), (all.to_vec(), Some(SHORT)));
+    // What the host did not measure is the guest's word.
+    let Usage { cpu, peak_memory, vmm_overhead, bytes_in, bytes_out } = run.usage;
+    assert_eq!((cpu, peak_memory, vmm_overhead), (SHORT, Some(12345), Some(3)));
+    assert!((600_000..610_000).contains(&bytes_in), "{bytes_in}");
+    assert!((500..1000).contains(&bytes_out), "{bytes_out}");
+}
+
+#[test]
+fn a_run_that_failed_reports_what_it_used_and_the_phases_it_came_to() {
+    let run = case().run_in(|fake| fake.hello());
+    // The machine says that it had no memory left; the stream only knows that the guest is gone.
+    assert!(matches!(run.result, Err(SandboxError::OutOfMemory { mib: 64 })), "{:?}", run.result);
+    let names: Vec<_> = run.phases.named().map(|(name, _)| name).collect();
+    assert_eq!(names, ["machine started", "guest ready"]);
+    assert_eq!((run.usage.cpu, run.usage.peak_memory), (SHORT, None));
+    assert!(run.usage.bytes_out > 0);
 }
 
 #[test]
@@ -474,7 +532,12 @@ fn a_cancel_before_the_start_is_seen() {
 
 #[test]
 fn claims_of_an_exit_only_explain_a_failure() {
-    let claim = |status, out_of_memory, process_limit| Exit { status, out_of_memory, process_limit };
+    let claim = |status, out_of_memory, process_limit| Exit {
+        status,
+        out_of_memory,
+        process_limit,
+        peak_memory: None,
+    };
     let run = |exit: Exit| {
         let mut case = case();
         case.job.outputs.clear();

@@ -1,0 +1,83 @@
+//! Machines: what a session runs on, who starts them, and what is left when they end.
+//!
+//! A machine is a size and the files that it can see. What is done in it is not part of it: that is a session's
+//! business, which talks to the machine over its streams. So one backend serves every kind of session.
+//! Not here: how a backend starts a machine (`kvm`, `namespace`) and what is said over the streams (`session`).
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::cancel::Cancel;
+use crate::error::SandboxError;
+use crate::usage::Usage;
+
+/// What to start.
+#[derive(Debug, Clone, Copy)]
+pub struct Machine<'a> {
+    /// Names the machine in logs; the machine does not see it.
+    pub id: &'a str,
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    pub inputs: &'a Inputs,
+}
+
+/// The closure, in the form the backend can show to a builder.
+#[derive(Debug, Clone)]
+pub enum Inputs {
+    /// For kvm: one EROFS image whose root lists exactly the closure.
+    Image(Image),
+    /// For namespace: absolute store path to a read-only host tree.
+    Trees(Vec<(String, PathBuf)>),
+}
+
+/// Segments that, concatenated, are one EROFS image.
+#[derive(Debug, Clone, Default)]
+pub struct Image {
+    pub segments: Vec<Segment>,
+}
+
+/// A part of a file. Offset and length are multiples of 4096.
+#[derive(Debug, Clone)]
+pub struct Segment {
+    pub file: Arc<File>,
+    pub offset: u64,
+    pub len: u64,
+}
+
+/// Starts machines.
+pub trait Backend: Send + Sync {
+    /// For logs.
+    fn name(&self) -> &'static str;
+
+    /// Returns when the machine runs, long before anything in it has answered. On error nothing of it is left.
+    fn start(&self, machine: Machine<'_>, cancel: &Cancel) -> Result<Started, SandboxError>;
+}
+
+/// A machine that runs.
+pub struct Started {
+    pub far_end: Box<dyn FarEnd>,
+    pub streams: Streams,
+}
+
+/// Byte streams between the agent and what runs in the machine.
+pub struct Streams {
+    /// The guest program's conversation with the session. A session that needs a network adds a stream beside it.
+    pub guest: UnixStream,
+}
+
+/// The machine seen from outside. Dropping it ends the machine.
+pub trait FarEnd {
+    /// The last it said outside the streams (console, stderr), bounded. Asked once, when the stream ended early.
+    fn last_words(&mut self) -> String;
+
+    /// Whether the machine ended because it had no memory left. `last_words` are its own.
+    fn ran_out_of_memory(&self, _last_words: &str) -> bool {
+        false
+    }
+
+    /// Ends everything in the machine, waits until it is gone, and reports what it used; the bytes are the session's
+    /// to count. Later calls report the same.
+    fn end(&mut self) -> Usage;
+}

@@ -1,0 +1,173 @@
+//! The session of a build: starts a machine, sends the job, reads the guest's frames, ends the machine.
+//!
+//! The guest is hostile. `guest::protocol` bounds each frame, `guest::order` their sequence, and `conversation` has the
+//! budgets of a whole build. Whatever the guest does or leaves undone, `run` returns; only a `Host` that blocks can
+//! hold it.
+
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use guest::protocol::{self, Decoder, MAX_DATA};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::conversation::{Conversation, Late, PATIENCE, Patience};
+use crate::backend::{Backend, FarEnd, Started, Streams};
+use crate::cancel::Cancel;
+use crate::error::SandboxError;
+use crate::job::{Finished, Host, Job, Run};
+
+/// Runs jobs to their end: what the agent asks of a sandbox. Every [`Backend`] can.
+pub trait JobRunner: Send + Sync {
+    /// For logs.
+    fn name(&self) -> &'static str;
+
+    /// Blocks until the job is over. Nothing of the machine is left running when it returns.
+    fn run(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Run;
+}
+
+impl<B: Backend> JobRunner for B {
+    fn name(&self) -> &'static str {
+        Backend::name(self)
+    }
+
+    fn run(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Run {
+        let began = Instant::now();
+        match self.start(job.machine(), cancel) {
+            Ok(Started { mut far_end, streams }) => {
+                run_in(&mut *far_end, streams, began.elapsed(), &job, host, cancel)
+            }
+            Err(error) => Err(error).into(),
+        }
+    }
+}
+
+/// Runs a job in a machine whose start took `started`, and ends the machine.
+///
+/// On error sinks of complete outputs have been finished, and a half one was dropped unfinished.
+pub(crate) fn run_in(
+    far_end: &mut dyn FarEnd,
+    streams: Streams,
+    started: Duration,
+    job: &Job,
+    host: &mut dyn Host,
+    cancel: &Cancel,
+) -> Run {
+    let mut run = drive(PATIENCE, streams.guest, job, host, cancel, far_end);
+    let used = far_end.end();
+    run.usage.cpu = used.cpu;
+    run.usage.vmm_overhead = used.vmm_overhead;
+    // What the host counted, before what the guest says.
+    run.usage.peak_memory = used.peak_memory.or(run.usage.peak_memory);
+    run.phases.machine_started = Some(started);
+    match &run.result {
+        Err(SandboxError::GuestDied { console }) if far_end.ran_out_of_memory(console) => {
+            run.result = Err(SandboxError::OutOfMemory { mib: job.limits.memory_mib });
+        }
+        _ => {}
+    }
+    run
+}
+
+/// Talks to the guest until the job is over. The machine may still be running then.
+pub(super) fn drive(
+    patience: Patience,
+    stream: UnixStream,
+    job: &Job,
+    host: &mut dyn Host,
+    cancel: &Cancel,
+    far_end: &mut dyn FarEnd,
+) -> Run {
+    let mut conversation = Conversation::new(patience, job, host);
+    let result = follow(&mut conversation, stream, cancel, far_end);
+    let Conversation { phases, usage, .. } = conversation;
+    Run { result, phases, usage }
+}
+
+fn follow(
+    conversation: &mut Conversation<'_>,
+    mut stream: UnixStream,
+    cancel: &Cancel,
+    far_end: &mut dyn FarEnd,
+) -> Result<Finished, SandboxError> {
+    let cancelled = cancel.event().map_err(|e| unavailable("cannot create an eventfd", e))?;
+    stream
+        .set_nonblocking(true)
+        .map_err(|e| unavailable("cannot make the guest's stream non-blocking", e))?;
+    let mut decoder = Decoder::new();
+    let mut buffer = vec![0u8; MAX_DATA];
+    loop {
+        if cancel.is_cancelled() {
+            return Err(SandboxError::Cancelled);
+        }
+        let timeout = match conversation.time_left() {
+            Ok(left) => left,
+            Err(Late::Limit(error)) => return Err(error),
+            Err(Late::Guest(what)) => return Err(died(what, far_end)),
+        };
+        let writing = conversation.has_to_send();
+        let ready = wait(&stream, &cancelled, writing, timeout)?;
+        if writing && ready.contains(PollFlags::OUT) {
+            conversation.send(&mut stream);
+        }
+        if !ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+            continue;
+        }
+        let n = match stream.read(&mut buffer) {
+            Ok(0) if decoder.is_between_frames() => return Err(died("it hung up", far_end)),
+            Ok(0) => return Err(died("it hung up inside a frame", far_end)),
+            Ok(n) => n,
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => continue,
+            Err(e) => return Err(died(&e.to_string(), far_end)),
+        };
+        conversation.usage.bytes_out += n as u64;
+        let mut input = &buffer[..n];
+        while let Some(frame) = decoder.next(&mut input).map_err(hostile)? {
+            if let Some(finished) = conversation.accept(frame)? {
+                // What a guest says after its last word is never read.
+                return Ok(finished);
+            }
+            if cancel.is_cancelled() {
+                return Err(SandboxError::Cancelled);
+            }
+        }
+    }
+}
+
+/// Waits for the guest, the cancel, or the time; gives what the stream is ready for.
+fn wait(
+    stream: &UnixStream,
+    cancelled: &OwnedFd,
+    writing: bool,
+    timeout: Option<Duration>,
+) -> Result<PollFlags, SandboxError> {
+    let interest = if writing { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+    let mut fds = [PollFd::new(stream, interest), PollFd::new(cancelled, PollFlags::IN)];
+    // Rounded up, so that a deadline is over when poll says so and we do not spin towards it.
+    let timeout = timeout.map(|t| t + Duration::from_millis(1));
+    let timespec = timeout.and_then(|t| Timespec::try_from(t).ok());
+    match poll(&mut fds, timespec.as_ref()) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(fds[0].revents()),
+        Err(e) => Err(unavailable("cannot wait for the guest", e.into())),
+    }
+}
+
+fn unavailable(what: &str, error: io::Error) -> SandboxError {
+    SandboxError::Unavailable { why: format!("{what}: {error}") }
+}
+
+pub(super) fn hostile(error: impl std::error::Error) -> SandboxError {
+    SandboxError::GuestProtocol { why: error.to_string() }
+}
+
+/// The guest ended, or does not go on; with the last that the machine said outside the stream.
+fn died(what: &str, far_end: &mut dyn FarEnd) -> SandboxError {
+    let words = protocol::bounded(far_end.last_words().trim_end());
+    let console = if words.is_empty() { format!("({what})") } else { format!("{words}\n({what})") };
+    SandboxError::GuestDied { console }
+}
+
+#[cfg(test)]
+#[path = "build_test.rs"]
+mod tests;

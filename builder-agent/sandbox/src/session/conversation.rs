@@ -1,0 +1,272 @@
+//! What is said in a build's session: events of the guest, deadlines, and the budgets of a whole build.
+//!
+//! No I/O but the write of the job's next piece. Not here: waiting for the stream and reading it (`build`).
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use guest::order::{Event, Order};
+use guest::protocol::{self, ExitStatus, Failure, FailureKind, Frame};
+
+use super::build::hostile;
+use super::outgoing::Outgoing;
+use crate::error::SandboxError;
+use crate::job::{BuilderStatus, Finished, Host, Job, OutputSink, Phases};
+use crate::text;
+use crate::usage::Usage;
+
+/// How long the guest's own work may take, where no limit of the job applies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// From the start of the machine to its hello. A VM in a VM without hardware help boots in 4 s when idle.
+    pub hello: Duration,
+    /// Between two signs of progress while the job is sent or outputs come.
+    pub stall: Duration,
+    /// From the last byte of the job to the start of the builder: mounts and a few files.
+    pub start: Duration,
+    /// All outputs together; stops a guest that sends a byte per `stall`.
+    pub outputs: Duration,
+}
+
+pub(super) const PATIENCE: Patience = Patience {
+    hello: Duration::from_secs(180),
+    stall: Duration::from_secs(120),
+    start: Duration::from_secs(120),
+    outputs: Duration::from_secs(3600),
+};
+
+/// A deadline that is over, and whose it was.
+pub(super) enum Late {
+    Limit(SandboxError),
+    Guest(&'static str),
+}
+
+/// One build's conversation with its guest: what has happened, and what may happen next.
+pub(super) struct Conversation<'a> {
+    patience: Patience,
+    job: &'a Job,
+    host: &'a mut dyn Host,
+    order: Order,
+    /// The job on its way to the guest; from the hello on.
+    outgoing: Option<Outgoing<'a>>,
+    /// When the guest must have made its next step, and what that is.
+    step: Option<(Instant, &'static str)>,
+    /// When the guest must be done with its outputs.
+    outputs_end: Option<Instant>,
+    started: Option<Instant>,
+    last_log: Instant,
+    log_bytes: u64,
+    output_bytes: u64,
+    output: Option<(String, Box<dyn OutputSink>)>,
+    kernel: String,
+    exit: Option<protocol::Exit>,
+    pub(super) phases: Phases,
+    phase_began: Instant,
+    /// Bytes on the stream, both ways, and what the guest says about its memory.
+    pub(super) usage: Usage,
+}
+
+impl<'a> Conversation<'a> {
+    pub(super) fn new(patience: Patience, job: &'a Job, host: &'a mut dyn Host) -> Conversation<'a> {
+        let now = Instant::now();
+        Conversation {
+            patience,
+            job,
+            host,
+            order: Order::new(job.outputs.keys().cloned()),
+            outgoing: None,
+            step: Some((now + patience.hello, "it did not say hello in time")),
+            outputs_end: None,
+            started: None,
+            last_log: now,
+            log_bytes: 0,
+            output_bytes: 0,
+            output: None,
+            kernel: String::new(),
+            exit: None,
+            phases: Phases::default(),
+            phase_began: now,
+            usage: Usage::default(),
+        }
+    }
+
+    /// Time until the next deadline; none if the job has no limits and the builder runs.
+    pub(super) fn time_left(&self) -> Result<Option<Duration>, Late> {
+        let now = Instant::now();
+        let limits = &self.job.limits;
+        let mut nearest: Option<Duration> = None;
+        let mut check = |from: Instant, after: Duration, late: Late| {
+            // `None`: so far in the future that the clock cannot say it.
+            let Some(at) = from.checked_add(after) else { return Ok(()) };
+            if at <= now {
+                return Err(late);
+            }
+            nearest = Some(nearest.map_or(at - now, |n| n.min(at - now)));
+            Ok(())
+        };
+        if let (Some(started), Some(after)) = (self.started, limits.wall) {
+            check(started, after, Late::Limit(SandboxError::Timeout { after }))?;
+        }
+        if let (Some(_), Some(after), None) = (self.started, limits.silent, &self.exit) {
+            check(self.last_log, after, Late::Limit(SandboxError::Silent { after }))?;
+        }
+        if let Some((at, what)) = self.step {
+            check(at, Duration::ZERO, Late::Guest(what))?;
+        }
+        if let Some(at) = self.outputs_end {
+            check(at, Duration::ZERO, Late::Guest("its outputs took too long"))?;
+        }
+        Ok(nearest)
+    }
+
+    /// Whether a part of the job still has to be written.
+    pub(super) fn has_to_send(&mut self) -> bool {
+        self.outgoing.as_mut().is_some_and(Outgoing::has_more)
+    }
+
+    pub(super) fn send(&mut self, stream: &mut UnixStream) {
+        let Some(outgoing) = &mut self.outgoing else { return };
+        let written = outgoing.write_some(stream);
+        if let Ok((bytes, _)) = written {
+            self.usage.bytes_in += bytes as u64;
+        }
+        match written {
+            Ok((_, true)) => self.expect(self.patience.stall, "it stopped reading its job"),
+            Ok((_, false)) => {
+                self.outgoing = None;
+                self.phases.job_sent = Some(self.next_phase());
+                self.expect(self.patience.start, "it did not start the builder in time");
+            }
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            // The guest stopped reading. Its last frames may still say why, so the stream is read on.
+            Err(_) => self.outgoing = None,
+        }
+    }
+
+    /// Takes the next frame. Gives what came of the job if it was the last.
+    pub(super) fn accept(&mut self, frame: Frame) -> Result<Option<Finished>, SandboxError> {
+        let event = self.order.accept(frame).map_err(hostile)?;
+        self.handle(event)
+    }
+
+    fn handle(&mut self, event: Event) -> Result<Option<Finished>, SandboxError> {
+        match event {
+            Event::Hello(hello) => {
+                self.kernel = hello.kernel;
+                self.phases.guest_ready = Some(self.next_phase());
+                self.outgoing = Some(Outgoing::new(self.job)?);
+                self.expect(self.patience.stall, "it stopped reading its job");
+            }
+            Event::Started => {
+                if self.outgoing.take().is_some() {
+                    return Err(SandboxError::GuestProtocol {
+                        why: "the builder was started before the whole job was read".into(),
+                    });
+                }
+                self.phases.builder_started = Some(self.next_phase());
+                self.started = Some(self.phase_began);
+                self.last_log = self.phase_began;
+                self.step = None;
+            }
+            Event::Log(bytes) => self.log(&bytes)?,
+            Event::Exit(exit) => {
+                self.phases.builder = Some(self.next_phase());
+                self.usage.peak_memory = exit.peak_memory;
+                self.exit = Some(exit);
+                self.outputs_end = Some(self.phase_began + self.patience.outputs);
+                self.expect(self.patience.stall, "it stopped between builder and outputs");
+            }
+            Event::OutputBegin(name) => {
+                let sink = self.host.output(&name).map_err(|e| sink_error(&name, e))?;
+                self.output = Some((name, sink));
+                self.expect(self.patience.stall, "it stopped inside an output");
+            }
+            Event::OutputData(bytes) => {
+                self.output_bytes = self.output_bytes.saturating_add(bytes.len() as u64);
+                if self.output_bytes > self.job.limits.output_bytes {
+                    return Err(SandboxError::OutputLimit { limit: self.job.limits.output_bytes });
+                }
+                if let Some((name, sink)) = &mut self.output {
+                    sink.write_all(&bytes).map_err(|e| sink_error(name, e))?;
+                }
+                self.expect(self.patience.stall, "it stopped inside an output");
+            }
+            Event::OutputEnd => {
+                if let Some((name, sink)) = self.output.take() {
+                    sink.finish().map_err(|e| sink_error(&name, e))?;
+                }
+                self.expect(self.patience.stall, "it stopped between outputs");
+            }
+            Event::Done => return self.finish().map(Some),
+            Event::Failed(failure) => return Err(failed(failure)),
+        }
+        Ok(None)
+    }
+
+    fn log(&mut self, bytes: &[u8]) -> Result<(), SandboxError> {
+        let limit = self.job.limits.log_bytes;
+        let room = limit - self.log_bytes;
+        // What fits is passed on: the last lines before the limit tell why it was reached.
+        let fits = bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+        if fits > 0 {
+            let whole = if fits < bytes.len() { text::cut(bytes, fits) } else { fits };
+            self.host.log(&bytes[..whole]);
+            self.log_bytes += fits as u64;
+            self.last_log = Instant::now();
+        }
+        if fits < bytes.len() {
+            return Err(SandboxError::LogLimit { limit });
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Finished, SandboxError> {
+        self.phases.outputs = Some(self.next_phase());
+        let Some(exit) = self.exit.take() else {
+            return Err(SandboxError::GuestProtocol { why: "done without an exit".into() });
+        };
+        let limits = &self.job.limits;
+        if exit.status != ExitStatus::Exited(0) {
+            if exit.process_limit {
+                return Err(SandboxError::ProcessLimit { limit: limits.processes });
+            }
+            if exit.out_of_memory {
+                return Err(SandboxError::OutOfMemory { mib: limits.memory_mib });
+            }
+        }
+        Ok(Finished {
+            status: match exit.status {
+                ExitStatus::Exited(code) => BuilderStatus::Exited(code),
+                ExitStatus::Signalled(signal) => BuilderStatus::Signalled(signal),
+            },
+            kernel: std::mem::take(&mut self.kernel),
+        })
+    }
+
+    /// Ends the running phase and begins the next; gives how long it took.
+    fn next_phase(&mut self) -> Duration {
+        let now = Instant::now();
+        let took = now - self.phase_began;
+        self.phase_began = now;
+        took
+    }
+
+    fn expect(&mut self, within: Duration, or: &'static str) {
+        self.step = Some((Instant::now() + within, or));
+    }
+}
+
+fn sink_error(name: &str, source: io::Error) -> SandboxError {
+    SandboxError::Sink { name: name.to_owned(), source }
+}
+
+fn failed(failure: Failure) -> SandboxError {
+    let why = failure.text;
+    match failure.kind {
+        FailureKind::OutputMissing { name } => SandboxError::OutputMissing { name },
+        FailureKind::OutputInvalid { name } => SandboxError::OutputInvalid { name, why },
+        FailureKind::CannotStart => SandboxError::CannotStart { why },
+        FailureKind::Sandbox => SandboxError::Setup { why },
+    }
+}

@@ -1,0 +1,63 @@
+//! The job on its way to the guest.
+
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+
+use guest::protocol::{self, Bytes, GuestLimits, MAX_DATA, Tag};
+
+use crate::backend::Inputs;
+use crate::error::SandboxError;
+use crate::job::Job;
+
+/// The job as frames, made one at a time: files may be large and are not copied together.
+pub(super) struct Outgoing<'a> {
+    frame: Vec<u8>,
+    written: usize,
+    files: std::slice::Iter<'a, (String, Vec<u8>)>,
+    rest: &'a [u8],
+}
+
+impl<'a> Outgoing<'a> {
+    pub(super) fn new(job: &'a Job) -> Result<Outgoing<'a>, SandboxError> {
+        let message = protocol::Job {
+            system: job.system.clone(),
+            builder: Bytes(job.builder.clone()),
+            args: job.args.iter().cloned().map(Bytes).collect(),
+            env: job.env.iter().map(|(name, value)| (Bytes(name.clone()), Bytes(value.clone()))).collect(),
+            files: job.files.iter().map(|(name, contents)| (name.clone(), contents.len() as u64)).collect(),
+            outputs: job.outputs.clone(),
+            closure: matches!(&job.inputs, Inputs::Image(image) if !image.segments.is_empty()),
+            limits: GuestLimits { processes: job.limits.processes, memory_mib: job.limits.memory_mib },
+        };
+        let frame = protocol::json_frame(Tag::Job, &message)
+            .map_err(|e| SandboxError::CannotStart { why: e.to_string() })?;
+        Ok(Outgoing { frame, written: 0, files: job.files.iter(), rest: &[] })
+    }
+
+    /// Makes the next frame when the last is written; false at the end.
+    pub(super) fn has_more(&mut self) -> bool {
+        while self.written == self.frame.len() {
+            if self.rest.is_empty() {
+                match self.files.next() {
+                    Some((_, contents)) => self.rest = contents,
+                    None => return false,
+                }
+                continue;
+            }
+            let (piece, rest) = self.rest.split_at(self.rest.len().min(MAX_DATA));
+            self.frame.clear();
+            self.frame.extend_from_slice(&protocol::header(Tag::FileData, piece.len()));
+            self.frame.extend_from_slice(piece);
+            self.rest = rest;
+            self.written = 0;
+        }
+        true
+    }
+
+    /// One write; gives how many bytes it took, and whether there is more.
+    pub(super) fn write_some(&mut self, stream: &mut UnixStream) -> io::Result<(usize, bool)> {
+        let n = stream.write(&self.frame[self.written..])?;
+        self.written += n;
+        Ok((n, self.has_more()))
+    }
+}

@@ -1,0 +1,68 @@
+//! What a machine used, as the kernel counted it.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ExitStatus};
+use std::time::Duration;
+
+/// What one run used from the start of its machine to its end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time of every process of the machine, and of the host's kernel on its behalf. From wait4(2), which
+    /// adds up a process and all its descendants that were waited for.
+    pub cpu: Duration,
+    /// The most memory at one time. Of a micro-VM: what the host gave it, from its cgroup, or of its process where it
+    /// has no cgroup. Of a namespace sandbox: what the guest counted when it looked, several times a second.
+    pub peak_memory: Option<u64>,
+    /// Memory of the VMM process that is neither guest memory nor closure; only a micro-VM has that.
+    pub vmm_overhead: Option<u64>,
+    /// To the machine: the job and its files. Inputs are mapped and not sent.
+    pub bytes_in: u64,
+    /// From the machine: log and outputs.
+    pub bytes_out: u64,
+}
+
+/// Waits for the end of a process; gives its status and its processor time. Takes the `Child`, because its process id means nothing afterwards.
+pub(crate) fn reap(child: Child) -> io::Result<(ExitStatus, Duration)> {
+    let (mut status, mut used) = (0, MaybeUninit::<libc::rusage>::zeroed());
+    loop {
+        // SAFETY: both pointers are valid for writes of their types until the call returns.
+        let pid = unsafe { libc::wait4(child.id() as libc::pid_t, &raw mut status, 0, used.as_mut_ptr()) };
+        if pid >= 0 {
+            break;
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    // SAFETY: zeroed above, and rusage is integers only, so it is initialised whatever the kernel wrote.
+    let used = unsafe { used.assume_init() };
+    // Not `ru_maxrss`: it begins with what the agent had in memory when it started the process.
+    Ok((ExitStatus::from_raw(status), duration(used.ru_utime) + duration(used.ru_stime)))
+}
+
+/// The kernel gives neither number below zero, nor a million microseconds.
+fn duration(time: libc::timeval) -> Duration {
+    Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0))
+        + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_process_and_the_children_it_waited_for_are_counted() {
+        let work = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done";
+        let idle = reap(Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap()).unwrap();
+        // The shell that is started waits for the one that works.
+        let script = format!("sh -c '{work}'; exit 4");
+        let busy = reap(Command::new("sh").args(["-c", &script]).spawn().unwrap()).unwrap();
+        assert_eq!((idle.0.code(), busy.0.code()), (Some(3), Some(4)));
+        assert!(busy.1 > idle.1 + Duration::from_millis(20), "{idle:?} {busy:?}");
+    }
+}
