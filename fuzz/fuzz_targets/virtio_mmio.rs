@@ -78,5 +78,10 @@ fuzz_target!(|data: &[u8]| {
         if step[1] & 0x20 != 0 {
             transport.ready(EventSet::IN | EventSet::OUT);
         }
+        if len == 15 {
+            // Whatever the driver did, the device can be saved and restored.
+            let state = transport.save();
+            transport.restore(&state).expect("its own state");
+        }
     }
 });

@@ -25,6 +25,25 @@ const CONFIG_MAX: u32 = 16 << 20;
 /// All that a VMM may say. Two reports of a few hundred bytes are expected.
 const REPORTS_MAX: usize = 16 << 10;
 
+/// What a VM is made of, whatever will run in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    /// Behind virtio-mmio transports, in the order of their addresses. The console is always there.
+    pub devices: Vec<DeviceKind>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// The guest's stream to the agent.
+    Vsock,
+    /// The closure, as a device of this kind.
+    Closure(ClosureDevice),
+    Rng,
+}
+
 /// How the guest sees the closure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -38,18 +57,17 @@ pub enum ClosureDevice {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
-    pub vcpus: u8,
-    pub memory_mib: u32,
+    pub shape: Shape,
+    /// What the guest kernel is told when it boots.
     pub cmdline: String,
-    pub closure_device: ClosureDevice,
+    /// The closure: offset and length of each segment, in the order of the descriptors.
+    pub segments: Vec<(u64, u64)>,
     /// The id to run as; none if the agent is not root and cannot choose.
     pub uid: Option<u32>,
     /// Steps of the jail that the operator accepts to be without.
     pub allow_missing: Vec<jail::Step>,
     /// Enter the jail, report it and end: there is no VM to run.
     pub only_jail: bool,
-    /// Offset and length of each segment, in the order of the descriptors.
-    pub segments: Vec<(u64, u64)>,
 }
 
 /// The descriptors every VM has.
@@ -230,10 +248,12 @@ mod tests {
         let (agent, vmm) = UnixStream::pair().unwrap();
         let count = 3 * BATCH + 1;
         let config = Config {
-            vcpus: 2,
-            memory_mib: 512,
+            shape: Shape {
+                vcpus: 2,
+                memory_mib: 512,
+                devices: vec![DeviceKind::Vsock, DeviceKind::Closure(ClosureDevice::Blk), DeviceKind::Rng],
+            },
             cmdline: "quiet".into(),
-            closure_device: ClosureDevice::Blk,
             uid: Some(7),
             allow_missing: vec![jail::Step::Landlock],
             only_jail: false,
@@ -248,7 +268,7 @@ mod tests {
         });
         let (received, _files) = receive(&vmm).unwrap();
         assert_eq!(received.segments, config.segments);
-        assert_eq!(received.closure_device, ClosureDevice::Blk);
+        assert_eq!(received.shape, config.shape);
         let files = Segments { socket: &vmm, left: count }.map(|b| b.unwrap().len()).sum::<usize>();
         assert_eq!(files, count);
         sender.join().unwrap();

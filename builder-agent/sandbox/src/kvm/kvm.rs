@@ -18,6 +18,7 @@ mod launch;
 mod memory;
 mod overhead;
 mod vcpu;
+mod vm;
 mod vmm;
 
 use std::fs::File;
@@ -30,7 +31,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use arch::{Architecture, Native};
 pub use handover::ClosureDevice;
-use handover::{Config, Files, Report, Reports};
+use handover::{Config, DeviceKind, Files, Report, Reports, Shape};
 use jail::cgroup::Hierarchy;
 pub(crate) use launch::ARGUMENT;
 use launch::Vmm;
@@ -123,7 +124,8 @@ impl KvmBackend {
     /// Needs neither KVM nor a guest, and takes milliseconds.
     pub fn check_jail(&self) -> Result<jail::Report, SandboxError> {
         let null = open(Path::new("/dev/null"), "a file for a VMM that runs no VM")?;
-        let (mut running, config) = self.launch(1, MEMORY_MIN_MIB)?;
+        let shape = Shape { vcpus: 1, memory_mib: MEMORY_MIN_MIB, devices: Vec::new() };
+        let (mut running, config) = self.launch(shape)?;
         let config = Config { only_jail: true, ..config };
         let console = running.vmm.console();
         let files = Files {
@@ -140,11 +142,11 @@ impl KvmBackend {
     }
 
     /// A VMM process in its cgroup, and what every configuration of one says.
-    fn launch(&self, vcpus: u8, memory_mib: u32) -> Result<(Running, Config), SandboxError> {
+    fn launch(&self, shape: Shape) -> Result<(Running, Config), SandboxError> {
         let mut vmm = Vmm::launch(&self.config.executable).map_err(cannot("start a VMM process"))?;
         let mut jail = jail::Report::default();
         let limited = match &self.cgroups {
-            Ok(cgroups) => vmm.limit(cgroups, memory_mib, vcpus).map_err(|e| e.to_string()),
+            Ok(cgroups) => vmm.limit(cgroups, shape.memory_mib, shape.vcpus).map_err(|e| e.to_string()),
             Err(why) => Err(why.clone()),
         };
         match limited {
@@ -154,10 +156,8 @@ impl KvmBackend {
         jail.accept(&self.config.allow_missing)
             .map_err(|incomplete| SandboxError::Unavailable { why: incomplete.to_string() })?;
         let config = Config {
-            vcpus,
-            memory_mib,
+            shape,
             cmdline: cmdline(&self.config.extra_cmdline),
-            closure_device: self.config.closure_device,
             uid: launch::is_root().then(|| UID_BASE.saturating_add(vmm.pid())),
             allow_missing: self.config.allow_missing.clone(),
             only_jail: false,
@@ -178,14 +178,12 @@ impl KvmBackend {
             return Err(SandboxError::Unavailable { why });
         };
         check_inputs(image.segments.len())?;
-        let vcpus = machine.vcpus.clamp(1, Native::VCPUS_MAX);
-        let memory_mib = machine.memory_mib.max(MEMORY_MIN_MIB);
         let kvm = open_kvm(&self.config.device)?;
         let kernel = open(&self.config.kernel, "the guest kernel")?;
         let initrd = open(&self.config.initrd, "the guest initrd")?;
         let (guest, theirs) = UnixStream::pair().map_err(cannot("create a stream for the guest"))?;
 
-        let (mut running, config) = self.launch(vcpus, memory_mib)?;
+        let (mut running, config) = self.launch(shape_of(machine, image, self.config.closure_device))?;
         let config = Config { segments: segments_of(image), ..config };
         let files = Files {
             kvm: kvm.as_fd(),
@@ -213,6 +211,20 @@ impl Backend for KvmBackend {
     fn start(&self, machine: Machine<'_>, cancel: &Cancel) -> Result<Started, SandboxError> {
         let (running, streams) = self.start_vm(machine, cancel)?;
         Ok(Started { far_end: Box::new(running), streams })
+    }
+}
+
+/// A VM for this machine. A machine without inputs has no closure to show.
+fn shape_of(machine: Machine<'_>, image: &Image, closure: ClosureDevice) -> Shape {
+    let mut devices = vec![DeviceKind::Vsock];
+    if image.segments.iter().any(|segment| segment.len > 0) {
+        devices.push(DeviceKind::Closure(closure));
+    }
+    devices.push(DeviceKind::Rng);
+    Shape {
+        vcpus: machine.vcpus.clamp(1, Native::VCPUS_MAX),
+        memory_mib: machine.memory_mib.max(MEMORY_MIN_MIB),
+        devices,
     }
 }
 
@@ -407,6 +419,26 @@ pub(crate) fn vmm_main(stdin: OwnedFd) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Segment;
+
+    #[test]
+    fn a_vm_has_the_devices_that_its_machine_needs_and_a_size_within_limits() {
+        use DeviceKind::{Closure, Rng, Vsock};
+        let segment = |len| Segment { file: File::open("/dev/null").unwrap().into(), offset: 0, len };
+        let shape = |vcpus, memory_mib, segments| {
+            let inputs = Inputs::Image(Image { segments });
+            let Inputs::Image(image) = &inputs else { unreachable!() };
+            shape_of(Machine { id: "test", vcpus, memory_mib, inputs: &inputs }, image, ClosureDevice::Blk)
+        };
+        let full =
+            Shape { vcpus: 4, memory_mib: 512, devices: vec![Vsock, Closure(ClosureDevice::Blk), Rng] };
+        assert_eq!(shape(4, 512, vec![segment(4096)]), full);
+        for segments in [vec![], vec![segment(0)]] {
+            assert_eq!(shape(4, 512, segments).devices, [Vsock, Rng]);
+        }
+        assert_eq!((shape(0, 1, vec![]).vcpus, shape(0, 1, vec![]).memory_mib), (1, MEMORY_MIN_MIB));
+        assert_eq!(shape(u8::MAX, 1, vec![]).vcpus, Native::VCPUS_MAX);
+    }
 
     #[test]
     fn a_closure_of_too_many_parts_is_refused_naming_the_limit() {

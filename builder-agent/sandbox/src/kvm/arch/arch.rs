@@ -62,7 +62,7 @@ pub trait Architecture {
     fn prepare_vm(kvm: &Kvm, vm: &VmFd, vcpus: u8) -> Result<Self::Processor, SetupError>;
 
     /// Puts kernel, initrd, command line and the description of the hardware into guest memory.
-    fn load(memory: &GuestMemoryMmap, boot: Boot<'_>) -> Result<Entry, LoadError>;
+    fn load(memory: &GuestMemoryMmap, hardware: &Hardware, boot: Boot<'_>) -> Result<Entry, LoadError>;
 
     /// Serves an exit that only this architecture has, such as port I/O or a processor that has shut down. Gives back
     /// those that all architectures have.
@@ -103,14 +103,19 @@ pub struct Entry {
     pub argument: u64,
 }
 
+/// What the guest must be told about its machine.
+pub struct Hardware {
+    pub vcpus: u8,
+    /// (guest address, length).
+    pub ram: Vec<(u64, u64)>,
+    pub slots: Vec<MmioSlot>,
+}
+
 /// What to boot. The files are the agent's own, not a member's.
 pub struct Boot<'a> {
     pub kernel: &'a mut File,
     pub initrd: &'a mut File,
     pub cmdline: &'a str,
-    pub vcpus: u8,
-    pub ram: &'a [(u64, u64)],
-    pub slots: &'a [MmioSlot],
 }
 
 /// KVM refused a step of setting up the VM or a vCPU.

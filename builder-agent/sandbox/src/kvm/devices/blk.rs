@@ -7,6 +7,7 @@ use std::sync::Arc;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
+use super::state::{self, DeviceState, RestoreError};
 use super::{Device, Used};
 use crate::kvm::memory::Closure;
 
@@ -134,6 +135,15 @@ impl Device for Blk {
             queues[0].add_used(memory, head, len)?;
         }
         Ok(any)
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Blk { bytes: self.closure.len() }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        // A request is over when `kicked` returns, so none is ever under way.
+        state::same("blk", state, self.save())
     }
 }
 

@@ -7,10 +7,12 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
-use vm_superio::serial::NoEvents;
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 
 use super::Interrupt;
+use super::state::RestoreError;
 use crate::text;
 
 /// Enough for a kernel's panic message with its call trace; small enough to quote in an error.
@@ -22,6 +24,17 @@ const LINE: usize = 256;
 
 /// Size of the shared file.
 pub const FILE_SIZE: u64 = HEADER + RING;
+
+/// What a console remembers. Its ring is the agent's file and not a part of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleState {
+    /// In the order of vm-superio's `SerialState`.
+    registers: [u8; 9],
+    /// Received and not yet read by the guest.
+    input: Vec<u8>,
+    /// Printed and not yet in the ring.
+    line: Vec<u8>,
+}
 
 /// Where serial output goes.
 pub struct Ring {
@@ -119,6 +132,71 @@ impl Console {
     pub fn sync(&mut self) {
         let _ = self.0.writer_mut().put();
     }
+
+    pub fn save(&self) -> ConsoleState {
+        let SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer,
+        } = self.0.state();
+        let registers = [
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+        ];
+        ConsoleState { registers, input: in_buffer, line: self.0.writer().line.clone() }
+    }
+
+    /// A console that goes on where another one stopped. What that one had printed stays in its own ring.
+    pub fn restore(
+        state: &ConsoleState,
+        mut ring: Ring,
+        interrupt: Box<dyn Interrupt>,
+    ) -> Result<Console, RestoreError> {
+        if state.line.len() >= LINE {
+            return Err(RestoreError::new("console", "its unfinished line is too long"));
+        }
+        ring.line.extend_from_slice(&state.line);
+        let [
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+        ] = state.registers;
+        let registers = SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer: state.input.clone(),
+        };
+        Serial::from_state(&registers, Line(interrupt), NoEvents, ring)
+            .map(Console)
+            .map_err(|error| RestoreError::new("console", error.to_string()))
+    }
 }
 
 #[cfg(test)]
@@ -180,5 +258,50 @@ mod tests {
         console.read(5, &mut wide);
         assert_eq!(wide, [0; 4]);
         assert_eq!(tail(&file).unwrap(), b"ok\n");
+    }
+
+    #[test]
+    fn a_restored_console_answers_as_the_saved_one_and_finishes_its_line() {
+        let count = crate::kvm::devices::testing::Count::default;
+        let mut console = Console::new(Ring::new(file()), Box::new(count()));
+        // Divisor latch, its two bytes, back to data; interrupts; scratch.
+        for (offset, value) in [(3, 0x83), (0, 0x0c), (1, 0x01), (3, 0x03), (1, 0x02), (4, 0x0b), (7, 0x5a)] {
+            console.write(offset, &[value]);
+        }
+        for byte in b"half a li" {
+            console.write(0, &[*byte]);
+        }
+        let state = console.save();
+        let json = serde_json::to_string(&state).unwrap();
+        let state: ConsoleState = serde_json::from_str(&json).unwrap();
+        let file = file();
+        let ring = Ring::new(file.try_clone().unwrap());
+        let mut restored = Console::restore(&state, ring, Box::new(count())).unwrap();
+        assert_eq!(restored.save(), state);
+        for offset in 0..8 {
+            let (mut was, mut is) = ([0], [0]);
+            console.read(offset, &mut was);
+            restored.read(offset, &mut is);
+            assert_eq!(was, is, "register {offset}");
+        }
+        for byte in b"ne\n" {
+            restored.write(0, &[*byte]);
+        }
+        assert_eq!(tail(&file).unwrap(), b"half a line\n");
+    }
+
+    #[test]
+    fn a_console_state_that_no_console_has_is_refused() {
+        let console =
+            Console::new(Ring::new(file()), Box::new(crate::kvm::devices::testing::Count::default()));
+        let state = console.save();
+        let wrong = [
+            ConsoleState { line: vec![b'x'; LINE], ..state.clone() },
+            ConsoleState { input: vec![0; 1 << 16], ..state },
+        ];
+        for state in wrong {
+            let interrupt = Box::new(crate::kvm::devices::testing::Count::default());
+            assert!(Console::restore(&state, Ring::new(file()), interrupt).is_err());
+        }
     }
 }

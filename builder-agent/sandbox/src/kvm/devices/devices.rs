@@ -5,11 +5,14 @@
 
 pub mod blk;
 pub mod console;
+#[path = "mmio/mmio.rs"]
 pub mod mmio;
 pub mod pmem;
 pub mod rng;
+pub mod state;
 #[cfg(test)]
 pub mod testing;
+#[path = "vsock/vsock.rs"]
 pub mod vsock;
 
 use std::os::fd::RawFd;
@@ -17,6 +20,8 @@ use std::os::fd::RawFd;
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
+
+use state::{DeviceState, RestoreError};
 
 /// Tells the guest that a device wants its attention.
 pub trait Interrupt: Send {
@@ -67,4 +72,10 @@ pub trait Device: Send {
 
     /// The driver gave the device up.
     fn reset(&mut self) {}
+
+    /// What the device remembers, and what of its configuration the driver relies on.
+    fn save(&self) -> DeviceState;
+
+    /// Goes on where another device of this kind stopped. On error nothing has changed.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError>;
 }

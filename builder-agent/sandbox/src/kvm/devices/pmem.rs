@@ -6,6 +6,7 @@
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
+use super::state::{self, DeviceState, RestoreError};
 use super::{Device, Used};
 
 const KIND: u32 = 27;
@@ -13,6 +14,8 @@ const QUEUE_SIZE: u16 = 16;
 const STATUS_OK: u32 = 0;
 
 pub struct Pmem {
+    start: u64,
+    len: u64,
     /// Guest address and length of the region, little-endian.
     config: [u8; 16],
 }
@@ -22,7 +25,7 @@ impl Pmem {
         let mut config = [0; 16];
         config[..8].copy_from_slice(&start.to_le_bytes());
         config[8..].copy_from_slice(&len.to_le_bytes());
-        Pmem { config }
+        Pmem { start, len, config }
     }
 }
 
@@ -52,5 +55,13 @@ impl Device for Pmem {
             queues[0].add_used(memory, *head, *len)?;
         }
         Ok(!used.is_empty())
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Pmem { start: self.start, len: self.len }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        state::same("pmem", state, self.save())
     }
 }

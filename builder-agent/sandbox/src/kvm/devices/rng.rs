@@ -3,6 +3,7 @@
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
+use super::state::{self, DeviceState, RestoreError};
 use super::{Device, Used};
 
 const KIND: u32 = 4;
@@ -49,5 +50,13 @@ impl Device for Rng {
             queues[0].add_used(memory, *head, *len)?;
         }
         Ok(!used.is_empty())
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Rng
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        state::same("rng", state, self.save())
     }
 }

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::mmio::{Transport, register, status};
+use super::mmio::{Transport, TransportState, register, status};
+use super::state::RestoreError;
 use super::{Device, Interrupt};
 
 #[derive(Clone, Default)]
@@ -73,6 +74,18 @@ impl Driver {
             available: vec![0; queues],
             collected: vec![0; queues],
         }
+    }
+
+    /// Puts this device, which must be of the same kind, into the place of the one that was there: as a snapshot does,
+    /// with the state through its text form, and the memory as it is.
+    pub fn move_to(&mut self, device: Box<dyn Device>) -> Result<(), RestoreError> {
+        let text = serde_json::to_string(&self.transport.save()).unwrap();
+        let state: TransportState = serde_json::from_str(&text).unwrap();
+        assert_eq!(state, self.transport.save());
+        let mut transport = Transport::new(device, self.memory.clone(), Box::new(self.interrupt.clone()));
+        transport.restore(&state)?;
+        self.transport = transport;
+        Ok(())
     }
 
     pub fn set(&mut self, offset: u64, value: u32) {

@@ -16,7 +16,7 @@ use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, ReadVolatile};
 
 use super::{acpi, layout};
-use crate::kvm::arch::{Boot, Entry};
+use crate::kvm::arch::{Boot, Entry, Hardware};
 
 const START_MAGIC: u32 = 0x336e_c578;
 /// Version 1 has the memory map.
@@ -45,20 +45,20 @@ pub enum LoadError {
     Parameters(#[source] linux_loader::configurator::Error),
 }
 
-pub fn load(memory: &GuestMemoryMmap, boot: Boot<'_>) -> Result<Entry, LoadError> {
+pub fn load(memory: &GuestMemoryMmap, hardware: &Hardware, boot: Boot<'_>) -> Result<Entry, LoadError> {
     let kernel = Elf::load(memory, None, boot.kernel, Some(GuestAddress(layout::HIGH_RAM)))
         .map_err(LoadError::Kernel)?;
     let PvhBootCapability::PvhEntryPresent(entry) = kernel.pvh_boot_cap else {
         return Err(LoadError::NoPvh);
     };
-    let initrd = load_initrd(memory, boot.initrd, boot.ram, kernel.kernel_end)?;
+    let initrd = load_initrd(memory, boot.initrd, &hardware.ram, kernel.kernel_end)?;
     write_cmdline(memory, boot.cmdline)?;
-    let acpi = acpi::tables(layout::ACPI, boot.vcpus, boot.slots);
+    let acpi = acpi::tables(layout::ACPI, hardware.vcpus, &hardware.slots);
     memory
         .write_slice(&acpi, GuestAddress(layout::ACPI))
         .map_err(|source| LoadError::Memory { what: "the ACPI tables", source })?;
 
-    let map = memory_map(boot.ram);
+    let map = memory_map(&hardware.ram);
     let start = hvm_start_info {
         magic: START_MAGIC,
         version: START_VERSION,

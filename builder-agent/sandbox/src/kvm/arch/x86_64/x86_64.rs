@@ -11,7 +11,7 @@ use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 
-use super::{Architecture, Boot, Entry, LoadError, Processor, Served, SetupError};
+use super::{Architecture, Boot, Entry, Hardware, LoadError, Processor, Served, SetupError};
 use crate::kvm::bus::Bus;
 use crate::kvm::vcpu::End;
 
@@ -56,8 +56,8 @@ impl Architecture for X86_64 {
         Ok(Cpu { supported, tsc_deadline, vcpus })
     }
 
-    fn load(memory: &GuestMemoryMmap, boot: Boot<'_>) -> Result<Entry, LoadError> {
-        boot::load(memory, boot).map_err(|error| LoadError(error.into()))
+    fn load(memory: &GuestMemoryMmap, hardware: &Hardware, boot: Boot<'_>) -> Result<Entry, LoadError> {
+        boot::load(memory, hardware, boot).map_err(|error| LoadError(error.into()))
     }
 
     fn serve<'a>(exit: VcpuExit<'a>, machine: &Bus) -> Served<'a> {

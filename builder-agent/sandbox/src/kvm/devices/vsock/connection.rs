@@ -9,7 +9,10 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::num::Wrapping;
 
+use serde::{Deserialize, Serialize};
+
 use super::Hangup;
+use crate::kvm::devices::state::RestoreError;
 
 /// Bytes of a packet's header. Virtio 1.2, 5.10.6: struct virtio_vsock_hdr.
 pub const HEADER: usize = 44;
@@ -39,7 +42,7 @@ pub const SHUTDOWN_RECEIVE: u32 = 1;
 pub const SHUTDOWN_SEND: u32 = 2;
 
 /// The header of one packet, copied out of guest memory or about to be written there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Header {
     pub src_cid: u64,
     pub dst_cid: u64,
@@ -101,8 +104,8 @@ impl Header {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Phase {
     /// The guest has not connected yet.
     Waiting,
     Open {
@@ -112,11 +115,10 @@ enum State {
     Closed,
 }
 
-pub struct Connection<S> {
-    stream: S,
-    guest_cid: u64,
-    port: u32,
-    state: State,
+/// Where a connection is. All that it remembers apart from its stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    phase: Phase,
     answers: VecDeque<Header>,
     /// From the guest, not yet taken by the agent. At most [`BUFFER`] bytes.
     to_agent: VecDeque<u8>,
@@ -143,13 +145,17 @@ pub struct Connection<S> {
     agent_deaf: bool,
 }
 
+pub struct Connection<S> {
+    stream: S,
+    guest_cid: u64,
+    port: u32,
+    at: State,
+}
+
 impl<S: Read + Write + Hangup> Connection<S> {
     pub fn new(stream: S, guest_cid: u64, port: u32) -> Connection<S> {
-        Connection {
-            stream,
-            guest_cid,
-            port,
-            state: State::Waiting,
+        let at = State {
+            phase: Phase::Waiting,
             answers: VecDeque::with_capacity(MAX_ANSWERS),
             to_agent: VecDeque::with_capacity(BUFFER as usize),
             to_guest: VecDeque::with_capacity(MAX_PAYLOAD as usize),
@@ -164,7 +170,32 @@ impl<S: Read + Write + Hangup> Connection<S> {
             agent_done: false,
             said_agent_done: false,
             agent_deaf: false,
+        };
+        Connection { stream, guest_cid, port, at }
+    }
+
+    pub fn state(&self) -> &State {
+        &self.at
+    }
+
+    /// Goes on where another connection stopped, on a stream of its own. On error nothing has changed.
+    pub fn restore(&mut self, state: &State) -> Result<(), RestoreError> {
+        let held = [
+            ("answers", state.answers.len(), MAX_ANSWERS),
+            ("bytes for the agent", state.to_agent.len(), BUFFER as usize),
+            ("bytes for the guest", state.to_guest.len(), MAX_PAYLOAD as usize),
+        ];
+        for (what, held, most) in held {
+            if held > most {
+                return Err(RestoreError::new("vsock", format!("it holds {held} {what}, more than {most}")));
+            }
         }
+        self.at = state.clone();
+        // The stream is another one, and has not been told.
+        if self.at.hung_up {
+            self.stream.hang_up();
+        }
+        Ok(())
     }
 
     pub fn stream(&self) -> &S {
@@ -173,7 +204,7 @@ impl<S: Read + Write + Hangup> Connection<S> {
 
     /// Whether another packet of the guest can be taken. Each causes at most one answer.
     pub fn can_take(&self) -> bool {
-        self.answers.len() < MAX_ANSWERS
+        self.at.answers.len() < MAX_ANSWERS
     }
 
     /// A packet from the guest. Every field is the guest's choice; `payload` is at most [`MAX_PAYLOAD`] bytes.
@@ -183,13 +214,13 @@ impl<S: Read + Write + Hangup> Connection<S> {
             return;
         }
         let known = header.dst_cid == HOST_CID && header.dst_port == self.port && header.type_ == TYPE_STREAM;
-        match (self.state, header.op) {
-            (State::Waiting, op::REQUEST) if known => {
-                self.state = State::Open { guest_port: header.src_port };
+        match (self.at.phase, header.op) {
+            (Phase::Waiting, op::REQUEST) if known => {
+                self.at.phase = Phase::Open { guest_port: header.src_port };
                 self.credit(&header);
                 self.answer(header.answer(op::RESPONSE));
             }
-            (State::Open { guest_port }, op) if known && header.src_port == guest_port => {
+            (Phase::Open { guest_port }, op) if known && header.src_port == guest_port => {
                 self.credit(&header);
                 self.packet(op, &header, payload);
             }
@@ -202,15 +233,15 @@ impl<S: Read + Write + Hangup> Connection<S> {
     fn packet(&mut self, op: u16, header: &Header, payload: &[u8]) {
         match op {
             op::RW => {
-                let room = BUFFER as usize - self.to_agent.len();
-                if self.guest_done || payload.len() > room {
+                let room = BUFFER as usize - self.at.to_agent.len();
+                if self.at.guest_done || payload.len() > room {
                     // It sent without credit, or after its own end.
                     self.answer(header.answer(op::RST));
                     self.close();
-                } else if self.agent_deaf {
-                    self.forwarded += payload.len() as u32;
+                } else if self.at.agent_deaf {
+                    self.at.forwarded += payload.len() as u32;
                 } else {
-                    self.to_agent.extend(payload);
+                    self.at.to_agent.extend(payload);
                     self.flush();
                 }
             }
@@ -220,12 +251,12 @@ impl<S: Read + Write + Hangup> Connection<S> {
                 self.answer(update);
             }
             op::SHUTDOWN => {
-                self.guest_done |= header.flags & SHUTDOWN_SEND != 0;
-                self.guest_deaf |= header.flags & SHUTDOWN_RECEIVE != 0;
-                if self.guest_deaf {
-                    self.to_guest.clear();
+                self.at.guest_done |= header.flags & SHUTDOWN_SEND != 0;
+                self.at.guest_deaf |= header.flags & SHUTDOWN_RECEIVE != 0;
+                if self.at.guest_deaf {
+                    self.at.to_guest.clear();
                 }
-                if self.guest_done && self.guest_deaf {
+                if self.at.guest_done && self.at.guest_deaf {
                     // Virtio 1.2, 5.10.6.6: a full shutdown is acknowledged with a reset.
                     self.answer(header.answer(op::RST));
                     self.close();
@@ -241,8 +272,8 @@ impl<S: Read + Write + Hangup> Connection<S> {
     }
 
     fn credit(&mut self, header: &Header) {
-        self.guest_buffer = header.buf_alloc;
-        self.guest_forwarded = Wrapping(header.fwd_cnt);
+        self.at.guest_buffer = header.buf_alloc;
+        self.at.guest_forwarded = Wrapping(header.fwd_cnt);
     }
 
     fn answer(&mut self, mut header: Header) {
@@ -250,64 +281,64 @@ impl<S: Read + Write + Hangup> Connection<S> {
             header.buf_alloc = BUFFER;
         }
         // `can_take` kept a place for it.
-        self.answers.push_back(header);
+        self.at.answers.push_back(header);
     }
 
     /// The guest is gone; what it sent still reaches the agent, then the end does.
     fn close(&mut self) {
-        self.state = State::Closed;
-        self.guest_done = true;
-        self.guest_deaf = true;
-        self.to_guest.clear();
+        self.at.phase = Phase::Closed;
+        self.at.guest_done = true;
+        self.at.guest_deaf = true;
+        self.at.to_guest.clear();
         self.flush();
     }
 
     /// The driver restarted. A second life of the guest must not talk into the first one's stream.
     pub fn reset(&mut self) {
-        self.answers.clear();
-        if self.state != State::Waiting {
+        self.at.answers.clear();
+        if self.at.phase != Phase::Waiting {
             self.close();
         }
     }
 
     /// Gives the agent what it will take.
     pub fn flush(&mut self) {
-        while !self.to_agent.is_empty() && !self.agent_deaf {
-            match self.stream.write(self.to_agent.as_slices().0) {
+        while !self.at.to_agent.is_empty() && !self.at.agent_deaf {
+            match self.stream.write(self.at.to_agent.as_slices().0) {
                 Ok(n) if n > 0 => {
-                    self.to_agent.drain(..n);
-                    self.forwarded += n as u32;
+                    self.at.to_agent.drain(..n);
+                    self.at.forwarded += n as u32;
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                _ => self.agent_deaf = true,
+                _ => self.at.agent_deaf = true,
             }
         }
-        if self.agent_deaf {
-            self.forwarded += self.to_agent.len() as u32;
-            self.to_agent.clear();
+        if self.at.agent_deaf {
+            self.at.forwarded += self.at.to_agent.len() as u32;
+            self.at.to_agent.clear();
         }
-        if self.guest_done && !self.hung_up {
-            self.hung_up = true;
+        if self.at.guest_done && !self.at.hung_up {
+            self.at.hung_up = true;
             self.stream.hang_up();
         }
     }
 
     /// Bytes waiting here, both ways. At most [`BUFFER`] + [`MAX_PAYLOAD`].
     pub fn held(&self) -> usize {
-        self.to_agent.len() + self.to_guest.len()
+        self.at.to_agent.len() + self.at.to_guest.len()
     }
 
     pub fn has_for_agent(&self) -> bool {
-        !self.to_agent.is_empty()
+        !self.at.to_agent.is_empty()
     }
 
     /// Whether reading from the agent would help now. False where the guest has no room, or the agent is done.
     pub fn wants_input(&self) -> bool {
-        matches!(self.state, State::Open { .. })
-            && !self.agent_done
-            && !self.guest_deaf
-            && self.to_guest.is_empty()
+        matches!(self.at.phase, Phase::Open { .. })
+            && !self.at.agent_done
+            && !self.at.guest_deaf
+            && self.at.to_guest.is_empty()
             && self.guest_room() > 0
     }
 
@@ -316,18 +347,18 @@ impl<S: Read + Write + Hangup> Connection<S> {
             return;
         }
         let mut buffer = [0u8; 16 * 1024];
-        while self.to_guest.len() < (MAX_PAYLOAD as usize).min(self.guest_room()) {
-            let want = (MAX_PAYLOAD as usize - self.to_guest.len()).min(buffer.len());
+        while self.at.to_guest.len() < (MAX_PAYLOAD as usize).min(self.guest_room()) {
+            let want = (MAX_PAYLOAD as usize - self.at.to_guest.len()).min(buffer.len());
             match self.stream.read(&mut buffer[..want]) {
                 Ok(0) => {
-                    self.agent_done = true;
+                    self.at.agent_done = true;
                     return;
                 }
-                Ok(n) => self.to_guest.extend(&buffer[..n]),
+                Ok(n) => self.at.to_guest.extend(&buffer[..n]),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 Err(_) => {
-                    self.agent_done = true;
+                    self.at.agent_done = true;
                     return;
                 }
             }
@@ -336,40 +367,40 @@ impl<S: Read + Write + Hangup> Connection<S> {
 
     /// Bytes the guest says it can still take. A guest whose numbers make no sense gets nothing.
     fn guest_room(&self) -> usize {
-        let in_flight = (self.sent - self.guest_forwarded).0;
-        self.guest_buffer.saturating_sub(in_flight) as usize
+        let in_flight = (self.at.sent - self.at.guest_forwarded).0;
+        self.at.guest_buffer.saturating_sub(in_flight) as usize
     }
 
     fn owes_credit(&self) -> bool {
         // Half the buffer: at that point the guest, at the latest, may think there is no room.
-        matches!(self.state, State::Open { .. }) && (self.forwarded - self.told).0 >= BUFFER / 2
+        matches!(self.at.phase, Phase::Open { .. }) && (self.at.forwarded - self.at.told).0 >= BUFFER / 2
     }
 
     fn has_data(&self) -> bool {
-        !self.to_guest.is_empty() && self.guest_room() > 0
+        !self.at.to_guest.is_empty() && self.guest_room() > 0
     }
 
     fn owes_end(&self) -> bool {
-        matches!(self.state, State::Open { .. })
-            && self.agent_done
-            && self.to_guest.is_empty()
-            && !self.said_agent_done
+        matches!(self.at.phase, Phase::Open { .. })
+            && self.at.agent_done
+            && self.at.to_guest.is_empty()
+            && !self.at.said_agent_done
     }
 
     pub fn has_for_guest(&self) -> bool {
-        !self.answers.is_empty() || self.owes_credit() || self.has_data() || self.owes_end()
+        !self.at.answers.is_empty() || self.owes_credit() || self.has_data() || self.owes_end()
     }
 
     /// The next packet for the guest, with at most `room` bytes of payload.
     pub fn for_guest(&mut self, room: usize) -> Option<(Header, Vec<u8>)> {
-        if let Some(mut header) = self.answers.pop_front() {
+        if let Some(mut header) = self.at.answers.pop_front() {
             header.fwd_cnt = if header.buf_alloc > 0 { self.tell() } else { 0 };
             return Some((header, Vec::new()));
         }
         if self.has_data() && room > 0 {
-            let n = self.to_guest.len().min(room).min(self.guest_room());
-            let payload: Vec<u8> = self.to_guest.drain(..n).collect();
-            self.sent += n as u32;
+            let n = self.at.to_guest.len().min(room).min(self.guest_room());
+            let payload: Vec<u8> = self.at.to_guest.drain(..n).collect();
+            self.at.sent += n as u32;
             let mut header = self.data_header(op::RW);
             header.fwd_cnt = self.tell();
             return Some((header, payload));
@@ -380,7 +411,7 @@ impl<S: Read + Write + Hangup> Connection<S> {
             return Some((header, Vec::new()));
         }
         if self.owes_end() {
-            self.said_agent_done = true;
+            self.at.said_agent_done = true;
             let mut header = self.data_header(op::SHUTDOWN);
             header.flags = SHUTDOWN_SEND;
             header.fwd_cnt = self.tell();
@@ -390,7 +421,7 @@ impl<S: Read + Write + Hangup> Connection<S> {
     }
 
     fn data_header(&self, op: u16) -> Header {
-        let dst_port = if let State::Open { guest_port } = self.state { guest_port } else { 0 };
+        let dst_port = if let Phase::Open { guest_port } = self.at.phase { guest_port } else { 0 };
         Header {
             src_cid: HOST_CID,
             dst_cid: self.guest_cid,
@@ -404,8 +435,8 @@ impl<S: Read + Write + Hangup> Connection<S> {
     }
 
     fn tell(&mut self) -> u32 {
-        self.told = self.forwarded;
-        self.forwarded.0
+        self.at.told = self.at.forwarded;
+        self.at.forwarded.0
     }
 }
 

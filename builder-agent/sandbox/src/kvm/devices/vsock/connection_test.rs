@@ -175,10 +175,10 @@ fn sending_without_credit_ends_the_connection_and_holds_no_more_than_the_buffer(
     for _ in 0..BUFFER / MAX_PAYLOAD {
         c.from_guest(from_guest(op::RW), &payload);
     }
-    assert_eq!(c.to_agent.len(), BUFFER as usize);
+    assert_eq!(c.at.to_agent.len(), BUFFER as usize);
     c.from_guest(from_guest(op::RW), &[1]);
     assert_eq!(ops(&mut c), [op::RST]);
-    assert_eq!(c.to_agent.len(), BUFFER as usize);
+    assert_eq!(c.at.to_agent.len(), BUFFER as usize);
     assert_eq!(c.stream().hung_up, 0, "what came with credit is still delivered");
     c.stream.room = usize::MAX;
     c.flush();
@@ -239,7 +239,7 @@ fn a_guest_that_asks_without_listening_is_not_heard_beyond_a_limit() {
         taken += 1;
         assert!(taken <= MAX_ANSWERS);
     }
-    assert_eq!(c.answers.len(), MAX_ANSWERS);
+    assert_eq!(c.at.answers.len(), MAX_ANSWERS);
     c.for_guest(0).unwrap();
     assert!(c.can_take());
 }
@@ -318,9 +318,9 @@ fn random_packets_keep_every_bound() {
             if let Some((_, payload)) = c.for_guest(room) {
                 prop_assert!(payload.len() <= room);
             }
-            prop_assert!(c.to_agent.len() <= BUFFER as usize);
-            prop_assert!(c.to_guest.len() <= MAX_PAYLOAD as usize);
-            prop_assert!(c.answers.len() <= MAX_ANSWERS);
+            prop_assert!(c.at.to_agent.len() <= BUFFER as usize);
+            prop_assert!(c.at.to_guest.len() <= MAX_PAYLOAD as usize);
+            prop_assert!(c.at.answers.len() <= MAX_ANSWERS);
             prop_assert!(c.stream().hung_up <= 1);
         }
     });

@@ -4,6 +4,8 @@
 //! nothing, does nothing; a step out of order leaves the state as it was. Queues reach the device only when the
 //! driver has said DRIVER_OK and each one lies inside guest RAM.
 
+mod state;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,6 +14,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
 use super::{Broken, Device, Interrupt, Used};
+pub use state::TransportState;
 
 pub mod register {
     pub const MAGIC: u64 = 0x00;

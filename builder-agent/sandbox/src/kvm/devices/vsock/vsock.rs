@@ -13,6 +13,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
+use super::state::{DeviceState, RestoreError};
 use super::{Device, Used};
 use connection::{Connection, HEADER, Header, MAX_PAYLOAD};
 
@@ -164,6 +165,17 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Device for Vsock<S> {
 
     fn reset(&mut self) {
         self.connection.reset();
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Vsock(self.connection.state().clone())
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Vsock(state) = state else {
+            return Err(RestoreError::new("vsock", "the state is another device's"));
+        };
+        self.connection.restore(state)
     }
 }
 

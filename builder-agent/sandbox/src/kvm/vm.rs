@@ -1,0 +1,181 @@
+//! A VM: made of a [`Shape`], then filled with something to run.
+//!
+//! [`Vm::new`] makes all that a shape describes, memory and devices, and knows nothing of what will run. [`Vm::boot`] is
+//! one way to go on: a kernel at its entry point. A snapshot would be another: memory, devices and vCPUs as they were.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::arch::{self, Architecture, Boot, Hardware, MmioSlot, Native, Processor};
+use super::bus::{self, Bus};
+use super::devices::blk::Blk;
+use super::devices::console::{Console, Ring};
+use super::devices::mmio::{Transport, register};
+use super::devices::pmem::Pmem;
+use super::devices::rng::Rng;
+use super::devices::vsock::Vsock;
+use super::devices::{Device, Interrupt};
+use super::events::Kick;
+use super::handover::{ClosureDevice, DeviceKind, Shape};
+use super::memory::{self, Closure, MemoryError};
+
+/// vsock port of the agent.
+const AGENT_PORT: u32 = 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Load(#[from] arch::LoadError),
+    #[error(transparent)]
+    Setup(#[from] arch::SetupError),
+    #[error("cannot {what}")]
+    Kvm { what: &'static str, source: kvm_ioctls::Error },
+    #[error("cannot {what}")]
+    Io { what: &'static str, source: io::Error },
+    #[error("KVM here has API version {got}, not {want}")]
+    KvmVersion { got: i32, want: u32 },
+    #[error("a machine has one stream to the agent, and its shape has more devices for it")]
+    SecondStream,
+}
+
+fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
+    move |source| VmError::Kvm { what, source }
+}
+
+pub fn io(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
+    move |source| VmError::Io { what, source }
+}
+
+/// What the devices of a VM stand for on this side.
+pub struct Parts {
+    pub closure: Closure,
+    /// The agent's end of the vsock connection.
+    pub stream: UnixStream,
+    /// The ring in which the console's output ends.
+    pub console: File,
+}
+
+pub struct Vm {
+    vm: VmFd,
+    processor: <Native as Architecture>::Processor,
+    hardware: Hardware,
+    memory: GuestMemoryMmap,
+    /// KVM uses its mapping.
+    closure: Arc<Closure>,
+    pub bus: Arc<Bus>,
+    pub kicks: Vec<Kick>,
+    /// None before there is something to run.
+    pub vcpus: Vec<VcpuFd>,
+}
+
+impl Vm {
+    pub fn new(hypervisor: &Kvm, shape: &Shape, parts: Parts) -> Result<Vm, VmError> {
+        let version = hypervisor.get_api_version();
+        if version != kvm_bindings::KVM_API_VERSION as i32 {
+            return Err(VmError::KvmVersion { got: version, want: kvm_bindings::KVM_API_VERSION });
+        }
+        let Parts { closure, stream, console } = parts;
+        let vm = hypervisor.create_vm().map_err(kvm("create a VM"))?;
+        let ram = Native::ram_ranges(u64::from(shape.memory_mib) << 20);
+        let memory = memory::ram(shape.memory_mib.into())?;
+        let closure = Arc::new(closure);
+        let processor = Native::prepare_vm(hypervisor, &vm, shape.vcpus)?;
+
+        stream.set_nonblocking(true).map_err(io("prepare the agent's stream"))?;
+        let mut stream = Some(stream);
+        let base = Native::closure_base(&ram);
+        let mut shown = None;
+        let mut devices: Vec<Box<dyn Device>> = Vec::new();
+        for kind in &shape.devices {
+            devices.push(match kind {
+                DeviceKind::Vsock => {
+                    Box::new(Vsock::new(stream.take().ok_or(VmError::SecondStream)?, AGENT_PORT))
+                }
+                DeviceKind::Closure(ClosureDevice::Pmem) => {
+                    let (end, limit) = (base + closure.len(), processor.address_limit());
+                    if end > limit {
+                        return Err(MemoryError::BeyondAddresses { end, limit }.into());
+                    }
+                    shown = Some((&*closure, base));
+                    Box::new(Pmem::new(base, closure.len()))
+                }
+                DeviceKind::Closure(ClosureDevice::Blk) => Box::new(Blk::new(closure.clone())),
+                DeviceKind::Rng => Box::new(Rng),
+            });
+        }
+        memory::give_to_kvm(&vm, &memory, shown)?;
+
+        let slots = bus::slots(devices.len());
+        let (transports, kicks) = connect(&vm, &memory, devices, &slots)?;
+        let console = Console::new(Ring::new(console), Box::new(irq(&vm, Native::CONSOLE_GSI)?));
+        let bus = Bus::new(console, transports);
+        let hardware = Hardware { vcpus: shape.vcpus, ram, slots };
+        Ok(Vm { vm, processor, hardware, memory, closure, bus, kicks, vcpus: Vec::new() })
+    }
+
+    /// Loads a kernel, and makes the vCPUs that will start it.
+    pub fn boot(&mut self, boot: Boot<'_>) -> Result<(), VmError> {
+        let entry = Native::load(&self.memory, &self.hardware, boot)?;
+        for id in 0..self.hardware.vcpus {
+            let vcpu = self.vm.create_vcpu(id.into()).map_err(kvm("create a vCPU"))?;
+            self.processor.prepare_vcpu(&vcpu, id, entry)?;
+            self.vcpus.push(vcpu);
+        }
+        Ok(())
+    }
+
+    /// Address ranges of this process that are guest RAM or closure.
+    pub fn guest_ranges(&self) -> Vec<(u64, u64)> {
+        let ram = self.memory.iter().map(|r| (r.as_ptr() as u64, r.len()));
+        ram.chain([self.closure.host_range()]).collect()
+    }
+}
+
+/// Puts each device behind its registers, and connects its interrupt and the notifications of its queues.
+fn connect(
+    vm: &VmFd,
+    memory: &GuestMemoryMmap,
+    devices: Vec<Box<dyn Device>>,
+    slots: &[MmioSlot],
+) -> Result<(Vec<Transport>, Vec<Kick>), VmError> {
+    let (mut transports, mut kicks) = (Vec::new(), Vec::new());
+    for (index, (device, slot)) in devices.into_iter().zip(slots).enumerate() {
+        let transport = Transport::new(device, memory.clone(), Box::new(irq(vm, slot.gsi)?));
+        for queue in 0..transport.queue_count() {
+            kicks.push(Kick { event: kick(vm, slot, queue as u32)?, device: index, queue });
+        }
+        transports.push(transport);
+    }
+    Ok((transports, kicks))
+}
+
+/// Raises an interrupt line of the interrupt controller, which is inside KVM.
+struct Irq(EventFd);
+
+impl Interrupt for Irq {
+    fn trigger(&self) {
+        // Fails only at 2^64 - 1 untaken interrupts.
+        let _ = self.0.write(1);
+    }
+}
+
+fn irq(vm: &VmFd, gsi: u32) -> Result<Irq, VmError> {
+    let event = EventFd::new(EFD_NONBLOCK).map_err(io("create an eventfd"))?;
+    vm.register_irqfd(&event, gsi).map_err(kvm("connect an interrupt"))?;
+    Ok(Irq(event))
+}
+
+fn kick(vm: &VmFd, slot: &MmioSlot, queue: u32) -> Result<EventFd, VmError> {
+    let event = EventFd::new(EFD_NONBLOCK).map_err(io("create an eventfd"))?;
+    let address = IoEventAddress::Mmio(slot.base + register::QUEUE_NOTIFY);
+    vm.register_ioevent(&event, &address, queue).map_err(kvm("connect a queue notification"))?;
+    Ok(event)
+}
