@@ -22,11 +22,11 @@ pub const BUILD_GID: u32 = 100;
 /// Where a builder finds its files and itself, inside.
 pub const BUILD_DIR: &str = "/build";
 
-/// What differs between the two kinds of sandbox.
+/// The differences between the two kinds of sandbox.
 pub enum Place {
-    /// We are root of a machine: this tree becomes the builder's root, and it becomes an ordinary user.
+    /// The guest is root of a machine: this tree becomes the builder's root, and the builder becomes an ordinary user.
     Machine { root: PathBuf },
-    /// bubblewrap made the root and the user; this is what it put there for us, to be hidden.
+    /// bubblewrap made the root and the user. `own_dir` is the guest's own directory, which is hidden from the builder.
     Namespace { own_dir: PathBuf },
 }
 
@@ -37,7 +37,7 @@ pub struct Running {
     pub output: OwnedFd,
 }
 
-/// Why it was not.
+/// The reason why a builder was not started.
 pub enum StartError {
     /// The program could not be executed: the derivation's problem.
     Exec(String),
@@ -50,7 +50,7 @@ impl From<io::Error> for StartError {
     }
 }
 
-/// First byte of what a child writes that could not become the builder.
+/// First byte of the message of a child that could not become the builder.
 const FAILED_SETUP: u8 = 1;
 const FAILED_EXEC: u8 = 2;
 
@@ -68,7 +68,7 @@ pub fn start(
             drop((output, report, go));
             let (kind, error) = child(job, place, go_child, output_child);
             let mut report = File::from(report_child);
-            // If nobody listens any more, the exit code still says it.
+            // If the message cannot be written, the exit code still reports the failure.
             let _ = report.write_all(&[kind]).and_then(|()| report.write_all(error.to_string().as_bytes()));
             sys::exit_now(127)
         }
@@ -97,7 +97,7 @@ pub fn start(
     }
 }
 
-/// Becomes the builder, or says what stopped it.
+/// Becomes the builder, or gives the error.
 fn child(job: &Job, place: &Place, go: OwnedFd, output: OwnedFd) -> (u8, io::Error) {
     if let Err(e) = prepare(job, place, go, output) {
         return (FAILED_SETUP, e);
@@ -122,7 +122,7 @@ fn prepare(job: &Job, place: &Place, go: OwnedFd, output: OwnedFd) -> io::Result
         Place::Machine { root } => {
             sys::mount("proc", &root.join("proc"), "proc", proc_flags, "")?;
             std::env::set_current_dir(root)?;
-            // Over the initrd rather than beside it: what is below the root has no name any more. pivot_root(2)
+            // Over the initrd rather than beside it: paths below the initrd's root cannot be named any more. pivot_root(2)
             // cannot be used, the kernel's first root is not a mount it could move.
             sys::mount(".", Path::new("/"), "", libc::MS_MOVE, "")?;
             sys::chroot(Path::new("."))?;

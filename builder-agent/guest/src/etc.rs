@@ -1,4 +1,4 @@
-//! What a builder finds in /etc, the same in every kind of sandbox and nothing of the host's.
+//! The files of /etc that a builder sees: the same in every kind of sandbox, and none of the host's.
 //!
 //! As Nix writes it (src/libstore/unix/build/linux-derivation-builder.cc), for the user 1000, group 100.
 

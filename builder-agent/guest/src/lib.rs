@@ -1,4 +1,4 @@
-//! The far side of a sandbox: what runs next to the builder, and the language it speaks with the agent.
+//! The inner side of a sandbox: the program that runs beside the builder, and its protocol with the agent.
 //!
 //! `protocol` and `order` are compiled by both sides. Everything else runs inside, as PID 1 of a micro-VM
 //! or of a bubblewrap sandbox, and is reached through the binary `guest` only.

@@ -22,7 +22,7 @@ const OWN_DIR: &str = "/.guest";
 /// The writable file systems; they are memory, so they count as memory.
 const DISKS: [&str; 4] = ["/build", "/tmp", "/nix/store", "/dev/shm"];
 
-/// Serves one job on `fd`. `store` is the tree that becomes `/nix/store`. Errors are those of the stream: nobody is left to tell.
+/// Serves one job on `fd`. `store` is the tree that becomes `/nix/store`. Errors are those of the stream, over which they cannot be reported.
 pub fn main(fd: OwnedFd, store: OwnedFd, init_ns: u64) -> io::Result<()> {
     let mut stream = Stream::new(fd);
     let kernel = sys::kernel_release();

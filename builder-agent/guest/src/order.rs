@@ -18,7 +18,7 @@ use crate::protocol::{
 /// Longest kernel release we repeat to anybody. `uname` has room for 64.
 const MAX_KERNEL: usize = 64;
 
-/// What a frame meant.
+/// The meaning of a frame.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     Hello(Hello),
@@ -34,7 +34,7 @@ pub enum Event {
     Failed(Failure),
 }
 
-/// Why a guest is not listened to any longer.
+/// The reason to end the conversation with a guest.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum OrderError {
     #[error(transparent)]
@@ -82,16 +82,6 @@ pub struct Order {
 impl Order {
     pub fn new(outputs: impl IntoIterator<Item = String>) -> Order {
         Order { state: State::Connected, wanted: outputs.into_iter().collect(), seen: BTreeSet::new() }
-    }
-
-    /// Nothing may follow; the end of the stream is fine now and was not before.
-    pub fn is_over(&self) -> bool {
-        self.state == State::Over
-    }
-
-    /// Has the builder ended, so that what follows is the guest's own doing?
-    pub fn has_exited(&self) -> bool {
-        matches!(self.state, State::Outputs | State::InOutput | State::NoOutputs | State::Over)
     }
 
     /// Judges the next frame. After an error the conversation is over and every further frame is refused.

@@ -1,4 +1,4 @@
-//! Sends what the builder made. Runs when no process of the build is left, so nothing changes while we look.
+//! Sends the outputs. Runs when no process of the build is left, so no file changes meanwhile.
 //!
 //! A NAR holds names, contents, one executable bit and symlink targets; owners, times, set-user-id bits and
 //! extended attributes are left behind by not being part of it.
@@ -20,7 +20,7 @@ const MAX_DEPTH: usize = 64;
 
 /// Streams every output below `root`, or one failure. Errors are those of the stream.
 pub fn send(stream: &mut Stream, root: &Path, outputs: &BTreeMap<String, String>) -> io::Result<()> {
-    // All are looked at before the first is sent: half a result costs time and helps nobody.
+    // All are checked before the first is sent: a part of a result costs time and is of no use.
     for (name, path) in outputs {
         if let Err(e) = fs::symlink_metadata(inside(root, path)) {
             let kind = match e.kind() {
@@ -55,7 +55,7 @@ pub fn send(stream: &mut Stream, root: &Path, outputs: &BTreeMap<String, String>
     stream.send(Tag::Done, &[])
 }
 
-/// An output that cannot be looked at is what the builder made of it, unless the machine is at its end.
+/// An output that cannot be read is the builder's fault, unless the machine has run out of a resource.
 fn blame(name: &str, error: &io::Error) -> FailureKind {
     match sys::is_of_the_machine(error) {
         true => FailureKind::Sandbox,

@@ -42,7 +42,7 @@ pub const MAX_JOB: usize = 64 * 1024 * 1024;
 /// Longest text of an error we send or quote.
 pub const MAX_TEXT: usize = 4096;
 
-/// What a frame is. The numbers are the protocol; never reuse one.
+/// The kind of a frame. The numbers are part of the protocol; never reuse one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Tag {
@@ -100,14 +100,9 @@ impl Tag {
             Tag::Started | Tag::OutputEnd | Tag::Done => 0,
         }
     }
-
-    /// May the guest send this at all?
-    pub fn is_from_guest(self) -> bool {
-        !matches!(self, Tag::Job | Tag::FileData)
-    }
 }
 
-/// What to build. Small; file contents travel in `FileData` frames behind it.
+/// The job. Small; file contents follow it in `FileData` frames.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     pub system: String,
@@ -160,7 +155,7 @@ pub struct GuestLimits {
     pub memory_mib: u32,
 }
 
-/// First words of the guest.
+/// The first frame of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     pub version: u32,
@@ -194,15 +189,15 @@ pub enum ExitStatus {
     Signalled(i32),
 }
 
-/// Why the guest cannot go on.
+/// The reason why the guest cannot continue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     pub kind: FailureKind,
-    /// What was tried, on what, and the cause.
+    /// The action that failed, its object, and the cause.
     pub text: String,
 }
 
-/// Whose problem a [`Failure`] is.
+/// The kind of a [`Failure`], which decides whose fault it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FailureKind {
     /// The builder exited with 0 and left nothing at an output's path.

@@ -20,7 +20,7 @@ use crate::stream::Stream;
 use crate::sys;
 use crate::watch::{self, Meter};
 
-/// The first line of every log: what the builder is in, as this kernel tells it.
+/// The first line of every log: the kind of the sandbox, with the properties that this kernel reports.
 pub fn banner(kind: &str) -> String {
     format!(
         "barnraiser: building in {kind}, kernel {}, network devices: {}\n",
@@ -105,7 +105,7 @@ fn follow(stream: &mut Stream, pid: libc::pid_t, output: OwnedFd) -> io::Result<
             (open && !fds[2].revents().is_empty(), !fds[0].revents().is_empty(), !fds[1].revents().is_empty())
         };
         if hung_up {
-            // The host says nothing after the job; that it is readable is its end, or a cancel.
+            // The host sends nothing after the job. If the stream is readable, the host has ended or cancelled.
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         if readable {
@@ -117,7 +117,7 @@ fn follow(stream: &mut Stream, pid: libc::pid_t, output: OwnedFd) -> io::Result<
             continue;
         }
         if over {
-            // Everyone who could write is dead, and the pipe is empty.
+            // No process that could write is left, and the pipe is empty.
             return sys::wait(pid);
         }
     }

@@ -66,7 +66,7 @@ impl Stream {
         self.0.write_all(&protocol::json_frame(tag, value)?)
     }
 
-    /// The last frame: why it cannot go on.
+    /// The last frame: the reason why the guest cannot continue.
     pub fn send_failure(&mut self, kind: FailureKind, text: &str) -> io::Result<()> {
         self.send_json(Tag::Failed, &Failure { kind, text: protocol::bounded(text) })
     }
@@ -92,7 +92,7 @@ fn unexpected(tag: Tag) -> io::Error {
 pub struct OutputWriter<'a> {
     stream: &'a mut Stream,
     buffer: Vec<u8>,
-    /// The stream failed: what the archive writer then reports is our fault, not the output's.
+    /// The stream failed. The error that the archive writer then reports has this cause and is not the output's fault.
     pub broken: bool,
 }
 

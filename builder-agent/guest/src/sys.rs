@@ -25,14 +25,14 @@ pub fn c_string(text: &OsStr) -> io::Result<CString> {
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("{text:?} contains a NUL byte")))
 }
 
-/// Whether a call failed because the machine has run out of something, or is failing: not what a builder did, and not
-/// what will happen again on another day.
+/// Whether a call failed because the machine has run out of a resource, or has a defect. Then the builder is not the
+/// cause, and the same build may work at another time.
 pub fn is_of_the_machine(error: &io::Error) -> bool {
     let lacking = [libc::EIO, libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::EAGAIN];
     error.raw_os_error().is_some_and(|code| lacking.contains(&code))
 }
 
-/// mount(2), with an error that names what was mounted where.
+/// mount(2), with an error that names the source and the target.
 pub fn mount(source: &str, target: &Path, kind: &str, flags: c_ulong, data: &str) -> io::Result<()> {
     let [c_source, c_kind, c_data] = [source, kind, data].map(|s| c_string(OsStr::new(s)));
     let (c_source, c_kind, c_data, c_target) = (c_source?, c_kind?, c_data?, c_string(target.as_os_str())?);
@@ -150,7 +150,8 @@ pub fn kill(pid: pid_t, signal: c_int) -> io::Result<()> {
     cvt(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
-/// Puts the calling thread into a class that runs before all ordinary ones, sched(7). What it forks is ordinary again.
+/// Puts the calling thread into a scheduling class that runs before all ordinary threads, sched(7). Its children are
+/// ordinary again.
 pub fn run_before_others() -> io::Result<()> {
     let lowest_of_the_class = libc::sched_param { sched_priority: 1 };
     // SAFETY: the kernel reads one sched_param, which lives until the call returns.
@@ -190,7 +191,7 @@ pub fn pidfd(pid: pid_t) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Takes over a descriptor that was inherited from whoever started us.
+/// Takes over a descriptor that was inherited from the parent process.
 ///
 /// Fails when it is not open. Must be called once per number, before anything else opens descriptors.
 pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {

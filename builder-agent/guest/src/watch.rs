@@ -2,7 +2,7 @@
 //!
 //! In a machine the kernel counts exactly (cgroup v2) and enforces memory by itself; we read its verdict. In a
 //! namespace sandbox there may be no cgroup to use: there we add up what /proc shows, many times a second. A build
-//! that grows fast can exceed its memory by what it takes in one interval; see docs/design/guest.md.
+//! that grows fast can exceed its memory by the amount that it allocates in one interval; see docs/design/guest.md.
 
 use std::fs;
 use std::io;
@@ -15,16 +15,16 @@ use guest::protocol::GuestLimits;
 
 use crate::sys;
 
-/// Between two looks. A builder fills about 100 MiB in this time.
+/// Between two checks. A builder fills about 100 MiB in this time.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// What ended the build, if something here did, and how much memory it was seen to have. Shared by the watching thread
-/// and the one that reports.
+/// The limit that ended the build, if one did, and the most memory that the build had at a check. Shared by the watching
+/// thread and the one that reports.
 #[derive(Default)]
 pub struct Verdict {
     out_of_memory: AtomicBool,
     process_limit: AtomicBool,
-    /// The most bytes at one look.
+    /// The most bytes at one check.
     peak_memory: AtomicU64,
 }
 
@@ -38,7 +38,7 @@ impl Verdict {
     }
 }
 
-/// How to learn what a build uses.
+/// The way to measure a build.
 pub enum Meter {
     /// The build's cgroup directory, with the pids and memory controllers.
     Cgroup(PathBuf),
@@ -56,8 +56,8 @@ pub fn spawn(meter: Arc<Meter>, limits: GuestLimits, pid: libc::pid_t) -> io::Re
     let verdict = Arc::new(Verdict::default());
     let shared = Arc::clone(&verdict);
     std::thread::Builder::new().name("watch".into()).stack_size(256 * 1024).spawn(move || {
-        // Thousands of runnable processes must not keep us from the processor. Where this is not ours to ask for, as
-        // in a namespace sandbox, the scheduler's fairness has to do.
+        // Thousands of runnable processes must not keep this thread from the processor. Where the guest has no right to
+        // this, as in a namespace sandbox, the scheduler's fairness must suffice.
         let _ = sys::run_before_others();
         loop {
             std::thread::sleep(INTERVAL);
@@ -99,7 +99,7 @@ impl Meter {
     }
 
     /// The most memory of the build at one time. In a machine as the kernel counted it (Linux 5.19 and later). Elsewhere
-    /// the largest sum at one look, or the largest process, which may have come and gone between two looks.
+    /// the largest sum at one check, or the largest process, which may have started and ended between two checks.
     pub fn peak_memory(&self, seen: &Verdict) -> Option<u64> {
         match self {
             Meter::Cgroup(dir) => fs::read_to_string(dir.join("memory.peak")).ok()?.trim().parse().ok(),
@@ -107,7 +107,7 @@ impl Meter {
         }
     }
 
-    /// Did the kernel end a process of the build for its memory? Exact only in a machine; asked after the end.
+    /// Whether the kernel ended a process of the build because of its memory. Exact only in a machine; asked after the end.
     pub fn kernel_killed_for_memory(&self) -> bool {
         match self {
             Meter::Cgroup(dir) => oom_kills(dir) > 0,
@@ -115,7 +115,7 @@ impl Meter {
         }
     }
 
-    /// Did a fork fail for the limit? Asked after the end.
+    /// Whether a fork failed because of the limit. Asked after the end.
     pub fn kernel_refused_process(&self) -> bool {
         match self {
             Meter::Cgroup(dir) => counter(&dir.join("pids.events"), "max") > 0,
@@ -143,7 +143,7 @@ fn proc_excess(disks: &[PathBuf], limits: &GuestLimits, peak: &AtomicU64) -> Opt
     let limit = u64::from(limits.memory_mib) << 20;
     let disk: u64 = disks.iter().filter_map(|d| sys::used_bytes(d).ok()).sum();
     let Ok(pids) = pids() else {
-        // Without /proc nothing is watched, and unwatched is over the limit.
+        // Without /proc nothing can be measured, and a build that cannot be measured counts as over its limit.
         return Some(Excess::Memory);
     };
     let (mut private, mut threads) = (0u64, 0u64);
@@ -184,7 +184,7 @@ fn proportional_bytes(pid: u32) -> u64 {
     match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
         Ok(rollup) => field_kib(&rollup, "Pss_Anon:") + field_kib(&rollup, "Pss_Shmem:"),
         Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
-        // One that hides its mappings is counted as if it shared nothing.
+        // A process whose mappings cannot be read is counted as if it shared none of its memory.
         Err(_) => private_bytes(pid),
     }
 }

@@ -1,8 +1,8 @@
-//! Machines: what a session runs on, who starts them, and what is left when they end.
+//! Machines: the description of one, the trait of backends that start them, and the handle of one that runs.
 //!
-//! A machine is a size and the files that it can see. What is done in it is not part of it: that is a session's
-//! business, which talks to the machine over its streams. So one backend serves every kind of session.
-//! Not here: how a backend starts a machine (`kvm`, `namespace`) and what is said over the streams (`session`).
+//! A description has a size and the files that the machine can see. It does not contain the purpose: a session has that,
+//! and talks to the machine over its streams. So one backend serves every kind of session.
+//! Not here: how a backend starts a machine (`kvm`, `namespace`), and the protocol on the streams (`session`).
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
@@ -13,7 +13,7 @@ use crate::cancel::Cancel;
 use crate::error::SandboxError;
 use crate::usage::Usage;
 
-/// What to start.
+/// The description of a machine to start.
 #[derive(Debug, Clone, Copy)]
 pub struct Machine<'a> {
     /// Names the machine in logs; the machine does not see it.
@@ -61,7 +61,7 @@ pub struct Started {
     pub streams: Streams,
 }
 
-/// Byte streams between the agent and what runs in the machine.
+/// Byte streams between the agent and the programs in the machine.
 pub struct Streams {
     /// The guest program's conversation with the session. A session that needs a network adds a stream beside it.
     pub guest: UnixStream,
@@ -77,7 +77,7 @@ pub trait FarEnd {
         false
     }
 
-    /// Ends everything in the machine, waits until it is gone, and reports what it used; the bytes are the session's
-    /// to count. Later calls report the same.
+    /// Kills everything in the machine, waits for its end, and reports its usage, in which the session fills in the
+    /// bytes. Later calls report the same.
     fn end(&mut self) -> Usage;
 }

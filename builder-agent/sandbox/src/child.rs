@@ -1,4 +1,4 @@
-//! The other lives of the executable: what it does when it was started as a helper of itself.
+//! The executable as a helper process of itself.
 
 use std::os::fd::{FromRawFd, OwnedFd};
 

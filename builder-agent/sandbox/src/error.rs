@@ -1,9 +1,9 @@
-//! Why a build in a sandbox did not finish, and whose problem that is.
+//! The reasons why a build in a sandbox did not finish, and which of them are the builder's fault.
 
 use std::io;
 use std::time::Duration;
 
-/// What a hostile guest said is in here only after it was bounded.
+/// Text from a hostile guest has been bounded before it gets here.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     #[error("the build ran longer than its limit of {}s", after.as_secs())]

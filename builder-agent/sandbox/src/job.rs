@@ -1,4 +1,4 @@
-//! What the agent asks of a build's session, and what it gets back. The same for every backend.
+//! The request of the agent to a build's session, and the result. The same for every backend.
 //!
 //! Everything in a [`Job`] was decided by the agent; nothing in it comes from a guest. Everything in a [`Run`] was
 //! learned from a hostile guest, or measured, and has been bounded on the way here.
@@ -114,7 +114,7 @@ pub struct Finished {
     pub kernel: String,
 }
 
-/// All that is known of one run, however it ended.
+/// The result of one run with its measurements, also if the run failed.
 #[derive(Debug)]
 pub struct Run {
     pub result: Result<Finished, SandboxError>,

@@ -1,10 +1,10 @@
 //! Runs one builder in a machine of its own: a micro-VM (`kvm`), or, weaker, Linux namespaces (`namespace`).
 //!
 //! Two layers. A [`Backend`] starts a [`Machine`], hands over the streams into it, and ends it. A `session` above it
-//! says what is done in the machine: today that is a build. What is in the machine is hostile from the first byte it
-//! sends: the session parses it with bounds and enforces every limit.
-//! Not here: what a derivation is, where inputs come from and where outputs go; the agent brings those as a [`Job`]
-//! and a [`Host`].
+//! uses the machine for one purpose, today a build. The programs in the machine are hostile from the first byte that they
+//! send: the session parses all bytes with bounds and enforces every limit.
+//! Not here: derivations, the source of inputs and the destination of outputs; the agent gives those as a [`Job`] and a
+//! [`Host`].
 #![allow(unsafe_code)]
 
 mod backend;

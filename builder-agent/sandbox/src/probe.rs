@@ -95,7 +95,7 @@ fn run(backend: &KvmBackend, job: &Job, log: &mut Log, cancel: &Cancel) -> (Run,
     }
 }
 
-/// What the run says about this machine. `late`: the time it was given, if that was over.
+/// Turns the result of the run into the result of the probe. `late`: the limit, if the run reached it.
 fn judge(
     run: Run,
     took: Duration,

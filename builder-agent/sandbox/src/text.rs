@@ -1,14 +1,14 @@
-//! Where bytes that may be UTF-8 can be cut. Builders, guests and consoles write what they like, so nothing is changed
-//! and nothing refused here: bytes that are no text may be cut anywhere.
+//! Finds places at which bytes that may be UTF-8 can be cut. Builders, guests and consoles may write any bytes, so
+//! nothing is changed or refused here: bytes that are not text may be cut anywhere.
 
 /// Bytes of the longest character.
 const LONGEST: usize = 4;
 
-/// The last place up to `at` that is not inside a character. `at` may be the end of what has arrived so far.
+/// The last place up to `at` that is not inside a character. `at` may be the end of the bytes that have arrived so far.
 pub fn cut(bytes: &[u8], at: usize) -> usize {
     for back in 1..LONGEST.min(at + 1) {
         let length = match bytes[at - back] {
-            // Belongs to what is before it.
+            // Continues a character that begins before it.
             0x80..=0xbf => continue,
             0xc2..=0xdf => 2,
             0xe0..=0xef => 3,

@@ -1,4 +1,4 @@
-//! What a machine used, as the kernel counted it.
+//! The resources that a machine used, as the kernel counted them.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -6,14 +6,14 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
-/// What one run used from the start of its machine to its end.
+/// The resources that one run used, from the start of its machine to its end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Processor time of every process of the machine, and of the host's kernel on its behalf. From wait4(2), which
     /// adds up a process and all its descendants that were waited for.
     pub cpu: Duration,
-    /// The most memory at one time. Of a micro-VM: what the host gave it, from its cgroup, or of its process where it
-    /// has no cgroup. Of a namespace sandbox: what the guest counted when it looked, several times a second.
+    /// The most memory at one time. For a micro-VM: memory that the host gave to it, from its cgroup, or, without a
+    /// cgroup, from its process. For a namespace sandbox: the guest's own count, which it makes several times a second.
     pub peak_memory: Option<u64>,
     /// Memory of the VMM process that is neither guest memory nor closure; only a micro-VM has that.
     pub vmm_overhead: Option<u64>,
@@ -39,7 +39,7 @@ pub(crate) fn reap(child: Child) -> io::Result<(ExitStatus, Duration)> {
     }
     // SAFETY: zeroed above, and rusage is integers only, so it is initialised whatever the kernel wrote.
     let used = unsafe { used.assume_init() };
-    // Not `ru_maxrss`: it begins with what the agent had in memory when it started the process.
+    // Not `ru_maxrss`: it begins with the size of the agent when it started the process.
     Ok((ExitStatus::from_raw(status), duration(used.ru_utime) + duration(used.ru_stime)))
 }
 

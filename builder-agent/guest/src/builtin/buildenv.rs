@@ -99,7 +99,7 @@ impl Links {
         }
     }
 
-    /// Links what is in `from` into the directory `to`.
+    /// Links the entries of `from` into the directory `to`.
     fn link_all(&mut self, from: &Path, to: &Path, priority: i64) -> Outcome {
         let entries = match fs::read_dir(from) {
             Ok(entries) => entries,

@@ -21,7 +21,7 @@ pub fn unpack(archive: &Path, to: &Path) -> Outcome {
     let file = File::open(archive).map_err(failed("open", archive))?;
     let bytes = decompressed(BufReader::with_capacity(AHEAD, file)).map_err(broken)?;
     let mut tar = tar::Archive::new(bytes);
-    // Links to what comes earlier in the archive are made at once; directories may come after what is in them.
+    // A link to an earlier entry of the archive is made at once. A directory may come after its entries.
     for entry in tar.entries().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
         let name = entry.path_bytes().into_owned();

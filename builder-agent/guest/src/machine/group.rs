@@ -9,7 +9,7 @@ use crate::sys;
 /// Memory that stays with the kernel and the guest when the build has taken all of its own, at least.
 const RESERVE: u64 = 24 << 20;
 
-/// A cgroup v2 directory, ours until the machine ends.
+/// A cgroup v2 directory. It exists until the machine ends.
 pub struct Group(PathBuf);
 
 impl Group {
@@ -17,7 +17,8 @@ impl Group {
         let base = Path::new("/cgroup");
         fs::create_dir_all(base)?;
         sys::mount("cgroup2", base, "cgroup2", libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, "")?;
-        // With the cpu controller all of the build together counts as one against each thread of ours and the kernel's.
+        // With the cpu controller the scheduler counts the whole build as one against each thread of the guest and the
+        // kernel.
         write(&base.join("cgroup.subtree_control"), "+pids +memory +cpu")?;
         let dir = base.join("build");
         fs::create_dir(&dir)?;

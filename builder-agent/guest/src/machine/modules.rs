@@ -5,8 +5,8 @@ use std::path::Path;
 
 use crate::sys;
 
-/// Loads each file named in `dir`/order. One that is missing or refused is a warning: what it was for will be
-/// missed by name later, or is built into this kernel.
+/// Loads each file named in `dir`/order. A module that is missing or refused causes a warning only: its device is built
+/// into this kernel, or a later step fails and names the device.
 pub fn load_all(dir: &Path) {
     let order = match fs::read_to_string(dir.join("order")) {
         Ok(order) => order,

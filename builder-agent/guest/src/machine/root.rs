@@ -1,4 +1,4 @@
-//! What the builder sees of the machine: a root of its own, made from nothing, with exactly what Nix's sandbox has.
+//! The builder's root file system in a micro-VM: made from nothing, with the files that Nix's sandbox has.
 //!
 //! All that a builder can write lies on one tmpfs (`/rw`), so that one size bounds it: a full disk is "no space
 //! left on device" and not a dead machine.
@@ -55,7 +55,7 @@ pub fn build(closure: Option<&Path>, memory: u64) -> io::Result<PathBuf> {
     Ok(root)
 }
 
-/// Nothing of the root itself changes from here on; what is mounted in it may.
+/// Makes the root itself read-only. The file systems that are mounted in it stay writable.
 pub fn seal(root: &Path) -> io::Result<()> {
     sys::mount("none", root, "", libc::MS_REMOUNT | libc::MS_RDONLY | libc::MS_NOSUID, "size=16m,mode=0755")
 }

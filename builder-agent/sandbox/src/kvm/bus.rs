@@ -44,13 +44,13 @@ impl Bus {
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
         match self.find(address) {
             Some((device, offset)) => device.read(offset, data),
-            // Nobody answers.
+            // No device is there.
             None => data.fill(0xff),
         }
     }
 
     pub fn mmio_write(&self, address: u64, data: &[u8]) {
-        // A write to nowhere, or to the read-only closure, goes nowhere.
+        // A write to an address without a device, or to the read-only closure, has no effect.
         if let Some((mut device, offset)) = self.find(address) {
             device.write(offset, data);
         }
@@ -63,7 +63,7 @@ impl Bus {
     }
 }
 
-/// A thread that panicked took the process with it (see `vmm`), so a poisoned lock is never seen.
+/// A panic ends the process (see `vmm`), so a poisoned lock is never seen.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

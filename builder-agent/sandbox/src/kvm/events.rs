@@ -12,7 +12,7 @@ use super::bus::Bus;
 /// Set in the tag of a watched descriptor; the rest is the device. Otherwise the tag is an index of `kicks`.
 const WATCHED: u64 = 1 << 32;
 
-/// A queue notification, delivered by KVM without leaving the guest's CPU to us.
+/// A queue notification. KVM delivers it without an exit of the vCPU to this process.
 pub struct Kick {
     pub event: EventFd,
     pub device: usize,
@@ -23,7 +23,7 @@ pub struct Events {
     epoll: Epoll,
     machine: Arc<Bus>,
     kicks: Vec<Kick>,
-    /// Per device: what is registered with epoll on its behalf.
+    /// Per device: the descriptor and the events that are registered with epoll for it.
     watched: Vec<Option<(RawFd, EventSet)>>,
 }
 
@@ -38,7 +38,7 @@ impl Events {
         Ok(Events { epoll, machine, kicks, watched })
     }
 
-    /// Serves until something fails that cannot.
+    /// Serves all events. Returns only if epoll itself fails.
     pub fn run(mut self) -> io::Error {
         let mut ready = vec![EpollEvent::default(); 32];
         loop {
@@ -73,8 +73,8 @@ impl Events {
         self.watch(device)
     }
 
-    /// Brings epoll in line with what the device waits for now. A descriptor nobody waits for is taken out: with an
-    /// empty mask it would still report a hang-up, over and over.
+    /// Registers with epoll the events that the device waits for now. A descriptor without events is removed: with an
+    /// empty mask epoll would still report a hang-up again and again.
     fn watch(&mut self, device: usize) -> io::Result<()> {
         let wanted = self.machine.device(device).watch().filter(|(_, events)| !events.is_empty());
         let current = self.watched[device];

@@ -1,8 +1,8 @@
-//! What the agent gives to a VMM process and what it hears back, over the socket that is the process' stdin.
+//! The messages between the agent and a VMM process, over the socket that is the process' stdin.
 //!
 //! To the VMM: a length, a [`Config`] as JSON, then file descriptors in batches, each with one byte. The VMM trusts
 //! the agent. Back: one [`Report`] per line. The agent does not trust the VMM, which a guest may have taken over:
-//! lines are bounded, and what they say is used for messages and numbers only.
+//! lines are bounded, and their contents are used for messages and numbers only.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -22,10 +22,10 @@ use super::jail;
 const BATCH: usize = 128;
 /// The agent's own configuration; a closure of 100,000 segments takes 4 MiB.
 const CONFIG_MAX: u32 = 16 << 20;
-/// All that a VMM may say. Two reports of a few hundred bytes are expected.
+/// Most bytes of all reports of a VMM. Two reports of a few hundred bytes are expected.
 const REPORTS_MAX: usize = 16 << 10;
 
-/// What a VM is made of, whatever will run in it.
+/// The parts of a VM, independent of the program that will run in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     pub vcpus: u8,
@@ -58,7 +58,7 @@ pub enum ClosureDevice {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
     pub shape: Shape,
-    /// What the guest kernel is told when it boots.
+    /// The guest kernel's command line.
     pub cmdline: String,
     /// The closure: offset and length of each segment, in the order of the descriptors.
     pub segments: Vec<(u64, u64)>,
@@ -198,7 +198,7 @@ fn receive_batch(socket: &UnixStream) -> io::Result<Vec<OwnedFd>> {
     Ok(fds)
 }
 
-/// VMM to agent. Nothing can be done about an agent that no longer listens.
+/// VMM to agent. Errors are ignored: an agent that is gone takes this process with it.
 pub fn report(mut socket: &UnixStream, report: &Report) {
     if let Ok(mut line) = serde_json::to_vec(report) {
         line.push(b'\n');

@@ -1,8 +1,7 @@
 //! The strong sandbox: a micro-VM per job, in a jailed process of its own.
 //!
-//! This is the agent's side: start the process, hand over descriptors, let `session` talk to the guest, and end the
-//! process whatever happened. The VMM's side is `vmm`; what it may do is `jail`; what the guest sees is `devices`
-//! and `arch`.
+//! This is the agent's side: it starts the process, hands over descriptors, and ends the process in every case. The
+//! VMM's side is `vmm`, its restrictions are in `jail`, and the hardware that the guest sees is in `devices` and `arch`.
 //! The VMM is trusted as little as the guest: its reports are bounded and used for messages and numbers only.
 
 #[path = "arch/arch.rs"]
@@ -110,7 +109,7 @@ pub struct KvmBackend {
 }
 
 impl KvmBackend {
-    /// Moves the agent into a child of its cgroup if that is what it takes to limit VMs.
+    /// Moves the agent into a child of its cgroup if VMs cannot be limited otherwise.
     pub fn new(config: KvmConfig) -> KvmBackend {
         let cgroups = Hierarchy::prepare(config.cgroup.as_deref());
         let _keeper = keep_kvm_on(&config.device)
@@ -141,7 +140,7 @@ impl KvmBackend {
         Ok(running.jail)
     }
 
-    /// A VMM process in its cgroup, and what every configuration of one says.
+    /// Starts a VMM process in a cgroup; gives it with the parts of its configuration that do not depend on inputs.
     fn launch(&self, shape: Shape) -> Result<(Running, Config), SandboxError> {
         let mut vmm = Vmm::launch(&self.config.executable).map_err(cannot("start a VMM process"))?;
         let mut jail = jail::Report::default();
@@ -246,7 +245,7 @@ impl Running {
         &self.jail
     }
 
-    /// What the console holds now.
+    /// The end of the console's output.
     pub(crate) fn console(&self) -> String {
         self.vmm.last_words()
     }

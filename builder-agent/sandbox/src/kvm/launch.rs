@@ -125,7 +125,7 @@ impl Vmm {
     /// The last of the guest's console, then of the VMM's stderr; printable, bounded.
     pub fn last_words(&self) -> String {
         let mut bytes = console::tail(&self.console).unwrap_or_default();
-        // Its size is limited by the VMM's RLIMIT_FSIZE; we read no more than that even so.
+        // Its size is limited by the VMM's RLIMIT_FSIZE, and no more than this is read in any case.
         let mut stderr = vec![0; 4096];
         let n = std::os::unix::fs::FileExt::read_at(&self.stderr, &mut stderr, 0).unwrap_or(0);
         bytes.extend_from_slice(&stderr[..n]);
@@ -133,10 +133,10 @@ impl Vmm {
         text.chars().filter(|c| *c == '\n' || !c.is_control()).collect()
     }
 
-    /// Gives a process that is ending the time to do so, so that [`end`](Self::end) tells its own way of ending.
+    /// Waits for a process that is ending, so that [`end`](Self::end) gives its own status and not that of the kill.
     pub fn let_end(&self, patience: Duration) {
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        // Whatever happened here, it is ended next.
+        // An error has no consequence: the caller ends the process next.
         let _ = poll(&mut fds, Timespec::try_from(patience).ok().as_ref());
     }
 
@@ -145,11 +145,11 @@ impl Vmm {
         self.guest = guest;
     }
 
-    /// Kills and reaps the process. How it ended, and what it used. Later calls give the same.
+    /// Kills and reaps the process; gives its status and its usage. Later calls give the same.
     pub fn end(&mut self) -> (Option<ExitStatus>, Usage) {
         if let Some(keeper) = self.keeper.take() {
-            // As long as there is a process to look at. It may have ended by itself; then there is nothing to see, but
-            // the keeper may have reaped it, and its number may be another's: the descriptor tells.
+            // Read before the kill, while the process has memory. If it has ended by itself and was reaped, its number
+            // may belong to another process. The signal through the descriptor fails then, and the numbers are dropped.
             let (overhead, peak) = (overhead::of_process(self.pid, &self.guest), overhead::peak(self.pid));
             // Fails only if it is dead already.
             if pidfd_send_signal(&self.pidfd, Signal::KILL).is_ok() {

@@ -25,7 +25,7 @@ const CLOSURE_ALIGNMENT: u64 = 2 << 20;
 pub const CLOSURE_MAX: u64 = 1 << 40;
 
 /// Most segments of a closure. Each is a mapping, of which Linux allows a process 65,530 (`vm.max_map_count`, unless
-/// somebody changed it); the rest is for the VMM itself.
+/// the operator changed it); the rest is for the VMM itself.
 pub const SEGMENTS_MAX: usize = 60_000;
 
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +49,7 @@ pub enum MemoryError {
     BeyondAddresses { end: u64, limit: u64 },
 }
 
-/// RAM of `mib` MiB, not yet touched and so not yet paid for.
+/// RAM of `mib` MiB. No page is touched, so the host has not allocated any yet.
 pub fn ram(mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
     let ranges: Vec<_> = Native::ram_ranges(mib << 20)
         .into_iter()
@@ -89,7 +89,7 @@ impl Closure {
         }
         let padded = image_len.max(1).next_multiple_of(CLOSURE_ALIGNMENT);
         let len = NonZeroUsize::new(padded as usize).expect("at least one alignment unit");
-        // Anonymous and private: what no segment covers is the shared zero page.
+        // Anonymous and private: a page that no segment covers is the shared zero page.
         // SAFETY: a new mapping at an address of the kernel's choice; no existing memory is affected.
         let start = unsafe {
             rustix::mm::mmap_anonymous(
@@ -207,7 +207,7 @@ pub fn give_to_kvm(
     if let Some((closure, at)) = closure {
         let region = kvm_userspace_memory_region {
             slot,
-            // A guest that writes here gets an exit, which we ignore.
+            // A guest that writes here causes an exit, which is ignored.
             flags: KVM_MEM_READONLY,
             guest_phys_addr: at,
             memory_size: closure.len(),

@@ -1,4 +1,4 @@
-//! One vCPU: enters the guest, serves what it stops for, for ever.
+//! The loop of one vCPU: enters the guest, handles the reason of its exit, and enters it again.
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 

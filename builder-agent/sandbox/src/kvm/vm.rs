@@ -1,7 +1,8 @@
 //! A VM: made of a [`Shape`], then filled with something to run.
 //!
-//! [`Vm::new`] makes all that a shape describes, memory and devices, and knows nothing of what will run. [`Vm::boot`] is
-//! one way to go on: a kernel at its entry point. A snapshot would be another: memory, devices and vCPUs as they were.
+//! [`Vm::new`] makes everything that a shape describes, memory and devices; it does not know which program will run.
+//! [`Vm::boot`] then loads a kernel and makes vCPUs that start at its entry point. A snapshot would take its place: it
+//! would restore memory, devices and vCPUs.
 
 use std::fs::File;
 use std::io;
@@ -54,7 +55,7 @@ pub fn io(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
     move |source| VmError::Io { what, source }
 }
 
-/// What the devices of a VM stand for on this side.
+/// The host's side of the devices.
 pub struct Parts {
     pub closure: Closure,
     /// The agent's end of the vsock connection.

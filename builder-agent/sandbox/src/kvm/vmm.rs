@@ -1,7 +1,7 @@
 //! The VMM process: from the agent's descriptors to a running, jailed VM.
 //!
 //! This process runs one VM and then ends. It is started by `launch` as `<agent> __vmm` with a socket as stdin.
-//! Whatever goes wrong is reported there once; there is no cleaning up, the process' end is that.
+//! An error is reported over that socket once. Nothing is cleaned up, because the end of the process does that.
 
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
@@ -19,7 +19,7 @@ use super::memory::{Closure, MemoryError};
 use super::vcpu::{self, End};
 use super::vm::{self, Parts, Vm, VmError};
 
-/// Where reports go; for the panic hook, which can be given nothing.
+/// The socket to the agent. Static, because a panic hook takes no arguments.
 static AGENT: OnceLock<UnixStream> = OnceLock::new();
 
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +42,7 @@ impl From<MemoryError> for VmmError {
     }
 }
 
-/// The whole life of the process.
+/// Runs the process from its start to its end.
 pub fn main(stdin: OwnedFd) -> ! {
     let born = Instant::now();
     let agent = AGENT.get_or_init(|| UnixStream::from(stdin));
@@ -104,8 +104,8 @@ fn start(agent: &UnixStream, born: Instant) -> Result<Never, VmmError> {
     let loaded = micros(born);
     let guest = vm.guest_ranges();
 
-    // Two waits. After the first every thread is past what the C library does to begin one (rseq, robust lists),
-    // which the filter forbids; the second lets them go when the filter is on.
+    // Every thread waits twice. Before the first wait the C library makes the system calls that begin a thread (rseq,
+    // robust lists), which the filter forbids; the second wait ends when the filter is installed.
     let gate = Arc::new(Barrier::new(usize::from(config.shape.vcpus) + 2));
     start_threads(&mut vm, &gate)?;
     let filter = seccomp::filter()?;

@@ -1,4 +1,4 @@
-//! The bubblewrap command line: what the builder sees, top to bottom. Later entries are mounted over earlier ones.
+//! The bubblewrap command line: the builder's file system and namespaces, from top to bottom. Later entries are mounted over earlier ones.
 //!
 //! Not here: `/nix/store`, which `stage` makes and the guest puts in its place.
 
@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-/// What the inside is made of, apart from the store.
+/// The host's files that the builder sees, apart from the store.
 #[derive(Debug)]
 pub struct View {
     /// A directory with the files of /etc.

@@ -1,4 +1,4 @@
-//! One running bubblewrap: started, listened to when it fails, and surely ended.
+//! One running bubblewrap: starts it, reads its messages when it fails, and ends it in every case.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -35,7 +35,7 @@ const MAX_INFO: usize = 4096;
 pub struct Running {
     /// None once it was ended.
     child: Option<Child>,
-    /// PID 1 of the sandbox, once bubblewrap has told us.
+    /// PID 1 of the sandbox, once bubblewrap has reported it.
     init: Option<OwnedFd>,
     stderr: File,
     scratch: Option<Scratch>,
@@ -60,7 +60,7 @@ pub fn start(
     let mut view = View { etc, guest: config.guest.clone(), shell: config.shell.clone() };
     let stage = scratch.dir.join("stage");
     let stage = Stage::new(&stage, view.sources(), trees, arguments::disk(memory_mib), config.user)?;
-    // Its number is what counts: the child puts the store there.
+    // Only its number matters: the child replaces it with the store.
     let store = File::open("/dev/null").map_err(|e| unavailable("cannot open /dev/null", e))?;
 
     let inherited =
@@ -92,7 +92,7 @@ pub fn start(
         },
         step => SandboxError::Setup { why: format!("{step}: {e}") },
     })?;
-    // The closure holds numbers, not descriptors; ours close here, so that theirs are the last.
+    // The closure has numbers and no descriptors. The agent's copies close here, so that only the child has them.
     drop((command, far_stream, far_info, store));
     let mut running =
         Running { child: Some(child), init: None, stderr, scratch: Some(scratch), usage: Usage::default() };
@@ -106,7 +106,7 @@ fn keep_over_exec(fd: RawFd) -> io::Result<()> {
     if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// bubblewrap tells the pid of its child as JSON. None if it fails before; the stream's end tells that too.
+/// bubblewrap writes the pid of its child as JSON. None if it fails before; then the stream ends, too.
 fn read_info(mut info: io::PipeReader) -> Option<Pid> {
     #[derive(serde::Deserialize)]
     struct Info {
@@ -115,8 +115,8 @@ fn read_info(mut info: io::PipeReader) -> Option<Pid> {
     }
     let end = Instant::now() + INFO_WAIT;
     let (mut text, mut buffer) = (Vec::new(), [0; 1024]);
-    // It writes in pieces, and closing our end between two would kill it while its child waits for it: so read until
-    // the object is whole.
+    // bubblewrap writes in pieces, and a pipe that is closed between two would kill it while its child waits for it. So
+    // this reads until the object is complete.
     while text.len() < MAX_INFO {
         let left = Timespec::try_from(end.saturating_duration_since(Instant::now())).ok();
         match poll(&mut [PollFd::new(&info, PollFlags::IN)], left.as_ref()) {
@@ -189,10 +189,10 @@ fn last_words(mut stderr: &File) -> String {
     }
 }
 
-/// What our directories are called; a number of the process and one of the job follow.
+/// First part of the name of a job's directory; the number of the process and one of the job follow.
 const PREFIX: &str = "barnraiser-job-";
 
-/// A directory that goes away when dropped. Its lock says that somebody still uses it.
+/// A directory that is removed when dropped. Its lock shows that a process still uses it.
 struct Scratch {
     dir: PathBuf,
     _lock: OwnedFd,
@@ -220,7 +220,7 @@ impl Drop for Scratch {
     }
 }
 
-/// mkdir decides who gets a name, so a name that can be guessed can only be in the way.
+/// mkdir fails if the name exists, so a name that another process guessed is skipped and not used.
 fn unique_dir(parent: &Path) -> io::Result<Scratch> {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -231,7 +231,7 @@ fn unique_dir(parent: &Path) -> io::Result<Scratch> {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
             other => other?,
         }
-        // A sweep may have found it before it was locked; then it is the sweep's.
+        // A sweep may have found it before it was locked, and removes it then.
         if let Some(lock) = lock(&dir)
             && dir.exists()
         {
@@ -240,7 +240,7 @@ fn unique_dir(parent: &Path) -> io::Result<Scratch> {
     }
 }
 
-/// None if somebody else has it, or if it is no directory.
+/// None if another process has the lock, or if the path is not a directory.
 fn lock(dir: &Path) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::open(dir, flags, Mode::empty()).ok()?;
@@ -248,7 +248,8 @@ fn lock(dir: &Path) -> Option<OwnedFd> {
     Some(fd)
 }
 
-/// Removes what processes that were killed left behind. Others may write in `parent`, so only what is ours counts.
+/// Removes the directories of processes that were killed. Other users may write in `parent`, so only directories of this
+/// user are removed.
 pub fn sweep(parent: &Path) {
     let own = rustix::process::geteuid().as_raw();
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {

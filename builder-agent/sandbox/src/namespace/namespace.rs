@@ -2,7 +2,7 @@
 //!
 //! The builder shares the host's kernel. It gets no capability, no user namespace, no network but its own loopback,
 //! and an unprivileged user outside too: an agent that is root gives that up before bubblewrap starts.
-//! Not here: the conversation with the guest (`session`) and what the guest does inside (crate `guest`).
+//! Not here: the conversation with the guest (`session`), and the guest itself (crate `guest`).
 
 mod arguments;
 mod far_end;
@@ -14,7 +14,7 @@ use crate::backend::{Backend, Inputs, Machine, Started, Streams};
 use crate::cancel::Cancel;
 use crate::error::SandboxError;
 
-/// What the backend needs from the machine.
+/// The programs and the user that the backend needs from the host.
 #[derive(Debug, Clone)]
 pub struct NamespaceConfig {
     /// The static `guest` binary.
@@ -50,8 +50,8 @@ pub struct NamespaceBackend {
 }
 
 impl NamespaceBackend {
-    /// Checks that the files are there, and removes what a killed process left in `scratch`; whether namespaces work
-    /// is only known by the first job.
+    /// Checks that the files exist, and removes directories that a killed process left in `scratch`. Whether namespaces
+    /// work is known only when the first job starts.
     pub fn new(config: NamespaceConfig) -> Result<NamespaceBackend, SandboxError> {
         for (what, path) in [("guest binary", &config.guest), ("shell", &config.shell)] {
             if let Err(e) = std::fs::metadata(path) {

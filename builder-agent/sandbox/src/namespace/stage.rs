@@ -1,10 +1,10 @@
-//! What a build's file system is made of, put together before bubblewrap starts.
+//! Assembles the parts of a build's file system before bubblewrap starts.
 //!
-//! The store lies below directories that only the agent may enter, while bubblewrap and the guest are nobody; and
+//! The store is below directories that only the agent may enter, and bubblewrap and the guest run as `nobody`; also,
 //! bubblewrap takes at most 9,000 arguments and compares every mount with every other. So the forked child, while it
 //! still may, gets a mount namespace of its own, binds each input into a `/nix/store` in memory, and keeps that as one
 //! detached tree behind a descriptor. bubblewrap passes the descriptor on, and the guest puts the tree in its place.
-//! An agent that is root becomes nobody afterwards; any other takes its rights to mounts from a user namespace.
+//! An agent that is root becomes `nobody` afterwards; any other agent gets the right to mount from a user namespace.
 //! The mounts are gone with the last process of the job.
 //!
 //! `Stage::enter` runs between fork and exec of a process with threads: system calls only, nothing allocated.
@@ -45,7 +45,7 @@ struct Bind {
     is_dir: bool,
 }
 
-/// What becomes an entry of `/nix/store`.
+/// One entry of `/nix/store`.
 enum Input {
     Bind(Bind),
     /// A symlink is shown as itself; a bind mount would follow it.
@@ -59,11 +59,11 @@ enum Input {
 enum Rights {
     /// Root has it, and gives it up for this user and group.
     Root(u32, u32),
-    /// A user namespace in which we stay who we are: what is written to `uid_map` and `gid_map`.
+    /// A user namespace in which user and group keep their numbers: the contents of `uid_map` and `gid_map`.
     UserNamespace { uid_map: CString, gid_map: CString },
 }
 
-/// A step of `enter` that failed: what was tried, and on which path.
+/// A step of `enter` that failed: the action, its path, and the error.
 struct Failed<'a>(&'static CStr, &'a CStr, io::Error);
 
 impl Stage {
@@ -121,8 +121,8 @@ impl Stage {
         })
     }
 
-    /// Goes there; the tree of `/nix/store` takes the place of the descriptor `store`, which stays open over exec. Only
-    /// for a freshly forked child; async-signal-safe. What failed is on stderr.
+    /// Enters the stage. The tree of `/nix/store` replaces the descriptor `store`, which stays open over exec. Only for a
+    /// child directly after fork; async-signal-safe. The step that failed is written to stderr.
     pub fn enter(&self, store: RawFd) -> io::Result<()> {
         self.steps(store).map_err(|Failed(what, path, error)| {
             for text in [what, path] {
@@ -135,7 +135,7 @@ impl Stage {
 
     fn steps(&self, store: RawFd) -> Result<(), Failed<'_>> {
         let root = c"/";
-        // Before the agent, whose unit asks for -900, and before what else is on the machine.
+        // The kernel ends a build before the agent, whose unit asks for -900, and before other programs of the machine.
         write(c"/proc/self/oom_score_adj", OOM_SCORE)?;
         let mut spaces = libc::CLONE_NEWNS;
         if matches!(self.rights, Rights::UserNamespace { .. }) {
@@ -184,7 +184,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Takes the store off this namespace, read-only but for its own root, so that bubblewrap does not meet its mounts.
+    /// Detaches the store from this namespace, read-only except its own root, so that bubblewrap does not see its mounts.
     fn detach(&self, store: RawFd) -> Result<(), Failed<'_>> {
         let at = &*self.store;
         let failed = |what| move |e: rustix::io::Errno| Failed(what, at, e.into());
@@ -209,7 +209,7 @@ impl Stage {
             cvt(changed as libc::c_int, c"cannot make the inputs read-only in ", at)?;
         }
         unmount(at, UnmountFlags::DETACH).map_err(failed(c"cannot let go of "))?;
-        // SAFETY: numbers of open descriptors; the second is ours to replace, and what it was is closed.
+        // SAFETY: numbers of open descriptors; the caller gave up the second one, which dup3 closes and replaces.
         cvt(unsafe { libc::dup3(tree.as_raw_fd(), store, 0) }, c"cannot pass on ", at)
     }
 }

@@ -18,7 +18,7 @@ use crate::cancel::Cancel;
 use crate::error::SandboxError;
 use crate::job::{Finished, Host, Job, Run};
 
-/// Runs jobs to their end: what the agent asks of a sandbox. Every [`Backend`] can.
+/// Runs jobs to their end. The agent uses a sandbox through this trait, which every [`Backend`] implements.
 pub trait JobRunner: Send + Sync {
     /// For logs.
     fn name(&self) -> &'static str;
@@ -58,7 +58,7 @@ pub(crate) fn run_in(
     let used = far_end.end();
     run.usage.cpu = used.cpu;
     run.usage.vmm_overhead = used.vmm_overhead;
-    // What the host counted, before what the guest says.
+    // The host's count where there is one, otherwise the guest's.
     run.usage.peak_memory = used.peak_memory.or(run.usage.peak_memory);
     run.phases.machine_started = Some(started);
     match &run.result {
@@ -125,7 +125,7 @@ fn follow(
         let mut input = &buffer[..n];
         while let Some(frame) = decoder.next(&mut input).map_err(hostile)? {
             if let Some(finished) = conversation.accept(frame)? {
-                // What a guest says after its last word is never read.
+                // Bytes after the last frame are never read.
                 return Ok(finished);
             }
             if cancel.is_cancelled() {
@@ -135,7 +135,7 @@ fn follow(
     }
 }
 
-/// Waits for the guest, the cancel, or the time; gives what the stream is ready for.
+/// Waits for the guest, for the cancellation or for the timeout; gives the events of the stream.
 fn wait(
     stream: &UnixStream,
     cancelled: &OwnedFd,
@@ -161,7 +161,7 @@ pub(super) fn hostile(error: impl std::error::Error) -> SandboxError {
     SandboxError::GuestProtocol { why: error.to_string() }
 }
 
-/// The guest ended, or does not go on; with the last that the machine said outside the stream.
+/// The error for a guest that has ended or does not continue, with the last output of the machine outside the stream.
 fn died(what: &str, far_end: &mut dyn FarEnd) -> SandboxError {
     let words = protocol::bounded(far_end.last_words().trim_end());
     let console = if words.is_empty() { format!("({what})") } else { format!("{words}\n({what})") };

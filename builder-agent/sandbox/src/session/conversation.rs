@@ -1,6 +1,6 @@
-//! What is said in a build's session: events of the guest, deadlines, and the budgets of a whole build.
+//! The state of a build's session: events of the guest, deadlines, and the budgets of a whole build.
 //!
-//! No I/O but the write of the job's next piece. Not here: waiting for the stream and reading it (`build`).
+//! Its only I/O is the write of the job's next piece. Not here: waiting for the stream and reading it (`build`).
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -36,13 +36,13 @@ pub(super) const PATIENCE: Patience = Patience {
     outputs: Duration::from_secs(3600),
 };
 
-/// A deadline that is over, and whose it was.
+/// A deadline that has passed: one of the job's limits, or one of the guest's own work.
 pub(super) enum Late {
     Limit(SandboxError),
     Guest(&'static str),
 }
 
-/// One build's conversation with its guest: what has happened, and what may happen next.
+/// One build's conversation with its guest: the events so far, and the deadlines of the next one.
 pub(super) struct Conversation<'a> {
     patience: Patience,
     job: &'a Job,
@@ -50,7 +50,7 @@ pub(super) struct Conversation<'a> {
     order: Order,
     /// The job on its way to the guest; from the hello on.
     outgoing: Option<Outgoing<'a>>,
-    /// When the guest must have made its next step, and what that is.
+    /// When the guest must have made its next step, and the message if it has not.
     step: Option<(Instant, &'static str)>,
     /// When the guest must be done with its outputs.
     outputs_end: Option<Instant>,
@@ -63,7 +63,7 @@ pub(super) struct Conversation<'a> {
     exit: Option<protocol::Exit>,
     pub(super) phases: Phases,
     phase_began: Instant,
-    /// Bytes on the stream, both ways, and what the guest says about its memory.
+    /// Bytes on the stream, both ways, and the guest's own count of its memory.
     pub(super) usage: Usage,
 }
 
@@ -144,7 +144,7 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Takes the next frame. Gives what came of the job if it was the last.
+    /// Handles the next frame. Gives the result of the job if this was the last frame.
     pub(super) fn accept(&mut self, frame: Frame) -> Result<Option<Finished>, SandboxError> {
         let event = self.order.accept(frame).map_err(hostile)?;
         self.handle(event)
@@ -207,7 +207,7 @@ impl<'a> Conversation<'a> {
     fn log(&mut self, bytes: &[u8]) -> Result<(), SandboxError> {
         let limit = self.job.limits.log_bytes;
         let room = limit - self.log_bytes;
-        // What fits is passed on: the last lines before the limit tell why it was reached.
+        // The bytes that fit are passed on: the last lines before the limit show why it was reached.
         let fits = bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX));
         if fits > 0 {
             let whole = if fits < bytes.len() { text::cut(bytes, fits) } else { fits };

@@ -1,4 +1,4 @@
-//! Sessions: what the agent does with a machine that runs.
+//! Sessions: each uses one running machine for one purpose.
 //!
 //! A session decides how large a machine is, has a [`Backend`](crate::Backend) start it, talks to the guest program in
 //! it over its streams, enforces every limit, and ends it. The backend knows none of this. There is one kind:

@@ -20,7 +20,7 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::X86_64 as Native;
 
-/// Stands for an architecture that nobody has written yet.
+/// Stands for an architecture that is not implemented yet.
 #[cfg(not(target_arch = "x86_64"))]
 pub struct Native;
 
@@ -28,7 +28,7 @@ pub struct Native;
 #[cfg(not(target_arch = "x86_64"))]
 impl Architecture for Native {}
 
-/// What the VMM asks of an architecture.
+/// The functions and constants that the VMM needs from an architecture.
 pub trait Architecture {
     /// Words for the guest kernel's command line: the name of its console, how a panic resets the machine, which
     /// hardware not to look for.
@@ -55,7 +55,7 @@ pub trait Architecture {
     /// The guest address of the closure, above all RAM and all devices.
     fn closure_base(ram: &[(u64, u64)]) -> u64;
 
-    /// What the vCPUs of one VM have in common.
+    /// The properties that the vCPUs of one VM share.
     type Processor: Processor;
 
     /// Makes the interrupt controller and whatever else must exist before the first vCPU.
@@ -69,7 +69,7 @@ pub trait Architecture {
     fn serve<'a>(exit: VcpuExit<'a>, machine: &Bus) -> Served<'a>;
 }
 
-/// The vCPUs' common properties, and what is made of them.
+/// The properties that the vCPUs of one VM share.
 pub trait Processor {
     /// The first guest-physical address that does not exist.
     fn address_limit(&self) -> u64;
@@ -78,7 +78,7 @@ pub trait Processor {
     fn prepare_vcpu(&self, vcpu: &VcpuFd, id: u8, entry: Entry) -> Result<(), SetupError>;
 }
 
-/// What became of a vCPU's exit.
+/// How a vCPU's exit was handled.
 pub enum Served<'a> {
     /// The vCPU goes on.
     Done,
@@ -103,7 +103,7 @@ pub struct Entry {
     pub argument: u64,
 }
 
-/// What the guest must be told about its machine.
+/// The parts of the machine that its description for the guest must list.
 pub struct Hardware {
     pub vcpus: u8,
     /// (guest address, length).
@@ -111,7 +111,7 @@ pub struct Hardware {
     pub slots: Vec<MmioSlot>,
 }
 
-/// What to boot. The files are the agent's own, not a member's.
+/// The kernel to boot. The files are the agent's own, not a member's.
 pub struct Boot<'a> {
     pub kernel: &'a mut File,
     pub initrd: &'a mut File,

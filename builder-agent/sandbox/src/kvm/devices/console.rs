@@ -1,7 +1,7 @@
 //! The serial console: a 16550 from vm-superio whose output ends in a fixed-size ring in a shared file.
 //!
-//! It is there for panics. The guest may print for ever: old bytes fall out. The ring is a memfd made by the agent,
-//! so that the last words survive whatever happens to this process; the agent reads it as untrusted bytes.
+//! It exists for the messages of a panic. The guest may print without end: new bytes replace the oldest. The agent makes
+//! the ring as a memory file, so that it can read the end of the output after this process has ended, as untrusted bytes.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -25,7 +25,7 @@ const LINE: usize = 256;
 /// Size of the shared file.
 pub const FILE_SIZE: u64 = HEADER + RING;
 
-/// What a console remembers. Its ring is the agent's file and not a part of it.
+/// The state of a console. Its ring is the agent's file and not a part of the state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsoleState {
     /// In the order of vm-superio's `SerialState`.
@@ -79,7 +79,7 @@ impl Write for Ring {
     }
 }
 
-/// Reads what a ring holds, oldest first. The file's contents are the guest's word, and maybe the VMM's.
+/// Reads the contents of a ring, oldest first. They were written by the guest, or by a VMM that it has taken over.
 pub fn tail(file: &File) -> io::Result<Vec<u8>> {
     let mut header = [0; HEADER as usize];
     file.read_exact_at(&mut header, 0)?;
@@ -123,7 +123,7 @@ impl Console {
 
     pub fn write(&mut self, offset: u8, data: &[u8]) {
         if let [byte] = data {
-            // A byte of console that cannot be kept is no reason to stop a build.
+            // A byte of console output that cannot be stored does not stop the build.
             let _ = self.0.write(offset, *byte);
         }
     }
@@ -160,7 +160,7 @@ impl Console {
         ConsoleState { registers, input: in_buffer, line: self.0.writer().line.clone() }
     }
 
-    /// A console that goes on where another one stopped. What that one had printed stays in its own ring.
+    /// A console that continues from the state of another one. The output of that one stays in its own ring.
     pub fn restore(
         state: &ConsoleState,
         mut ring: Ring,

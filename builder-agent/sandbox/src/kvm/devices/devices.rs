@@ -1,4 +1,4 @@
-//! Devices the guest talks to. Each trusts nothing it is told.
+//! The devices of the guest. None of them trusts the guest.
 //!
 //! A device knows no host beyond the traits it is given: interrupts are [`Interrupt`], the vsock stream is
 //! `Read + Write`. So register and queue tests need no KVM.
@@ -28,7 +28,7 @@ pub trait Interrupt: Send {
     fn trigger(&self);
 }
 
-/// Something happened that the driver broke the rules for; the device stops until it is reset.
+/// The driver broke the rules of a queue; the device stops until it is reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the guest's driver broke the rules of the queue")]
 pub struct Broken;
@@ -70,12 +70,12 @@ pub trait Device: Send {
         Ok(false)
     }
 
-    /// The driver gave the device up.
+    /// The driver reset the device.
     fn reset(&mut self) {}
 
-    /// What the device remembers, and what of its configuration the driver relies on.
+    /// The state of the device, with the parts of its configuration that the driver relies on.
     fn save(&self) -> DeviceState;
 
-    /// Goes on where another device of this kind stopped. On error nothing has changed.
+    /// Continues from the state of another device of this kind. On error nothing has changed.
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError>;
 }

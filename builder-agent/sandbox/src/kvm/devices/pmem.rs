@@ -1,4 +1,4 @@
-//! virtio-pmem (virtio 1.2, 5.19): tells the guest where the closure lies. Reads then need no device at all.
+//! virtio-pmem (virtio 1.2, 5.19): shows the guest the address of the closure. Reads then need no device.
 //!
 //! The memory itself is a read-only KVM slot (`memory`). The queue carries flush requests, and there is nothing
 //! to flush: each is answered "done".
@@ -46,7 +46,7 @@ impl Device for Pmem {
         let mut used = Vec::with_capacity(QUEUE_SIZE.into());
         for chain in queues[0].iter(memory)? {
             let head = chain.head_index();
-            // The answer goes to the first place that can take it; what the request says does not matter.
+            // The answer goes to the first writable place that is large enough; the contents of the request do not matter.
             let answer = chain.writable().find(|d| d.len() >= 4);
             let written = answer.is_some_and(|d| memory.write_obj(STATUS_OK.to_le(), d.addr()).is_ok());
             used.push((head, if written { 4 } else { 0 }));

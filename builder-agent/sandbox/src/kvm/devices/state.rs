@@ -1,9 +1,9 @@
-//! What devices are apart from their configuration: the part of a VM's snapshot that is in neither memory nor vCPUs.
+//! The state of devices: the part of a VM's snapshot that is neither memory nor vCPUs.
 //!
 //! The state was written by a VMM of this project and is not an attacker's. It may still be cut short, of another
 //! version, or of another VM: then restoring is an error, never a panic, and changes nothing.
-//! Not here: guest memory, which must be restored before the devices; and what a descriptor leads to. A restored vsock
-//! has a new stream, whose other end the agent must bring to the same place.
+//! Not here: guest memory, which must be restored before the devices; and the other end of a descriptor. A restored vsock
+//! has a new stream, and the agent must bring the other end of it to the same point of the conversation.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,7 @@ pub enum DeviceState {
     Vsock(connection::State),
 }
 
-/// Going on would give the guest a device that contradicts what its driver knows.
+/// The state does not fit this device. With it the guest would get a device that contradicts its driver.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot restore the {device}: {why}")]
 pub struct RestoreError {
@@ -40,13 +40,13 @@ impl RestoreError {
         RestoreError { device, why: why.into() }
     }
 
-    /// `what` is not what the device has here.
+    /// The saved value of `what` is not the value of this device.
     pub fn differs<T: std::fmt::Debug>(device: &'static str, what: &str, saved: T, here: T) -> RestoreError {
         RestoreError { device, why: format!("its {what} was {saved:?} and is {here:?} here") }
     }
 }
 
-/// For a device whose state is only what it must have in common with the saved one.
+/// For a device without state of its own: its properties must be those of the saved device.
 pub fn same(device: &'static str, saved: &DeviceState, here: DeviceState) -> Result<(), RestoreError> {
     match *saved == here {
         true => Ok(()),

@@ -1,4 +1,4 @@
-//! What device tests share: an interrupt that counts, a driver that does everything right, and its queue memory.
+//! Shared by device tests: an interrupt that counts, a driver that follows the rules, and its queue memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

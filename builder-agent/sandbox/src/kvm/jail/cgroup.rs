@@ -3,17 +3,17 @@
 //! VMs have a cgroup that was delegated for them (`sandbox.cgroup`; in the image, that of `barnraiser-builds.service`),
 //! beside the agent's and not below it: the agent has a memory limit of its own, which VMs would use up. Where none is
 //! configured, VMs go below the agent's own cgroup, as long as that has no limit. A cgroup with processes cannot have
-//! limited children, so what is in the chosen one first moves into a child of it.
+//! limited children, so the processes of the chosen one first move into a child of it.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// What a VMM and KVM need beside guest RAM: page tables, buffers, the binary's pages. Generous: running into it
-/// kills a build that did nothing wrong.
+/// Memory that a VMM and KVM need beside guest RAM: page tables, buffers, the binary's pages. Generous, because a VM
+/// that reaches the limit is killed with a build that did nothing wrong.
 const OVERHEAD_MIB: u64 = 128;
-/// The child that takes what is in the chosen cgroup itself.
+/// The child that takes the processes of the chosen cgroup.
 const OTHERS: &str = "agent";
 
 /// The subtree that holds VMs.
@@ -72,7 +72,7 @@ impl Hierarchy {
         Ok(hierarchy)
     }
 
-    /// VMs below a cgroup whose limit is the agent's would take the agent's memory, and it would die of theirs.
+    /// VMs below a cgroup that limits the agent would use up the agent's memory, and the kernel would kill the agent.
     fn apart_from_the_agent(root: &Path, own: &Path) -> Result<(), String> {
         let limited = |cgroup: &Path| {
             ["memory.max", "memory.high"].into_iter().any(|name| {

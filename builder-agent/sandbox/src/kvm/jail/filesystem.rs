@@ -1,6 +1,6 @@
 //! Landlock: no file, no TCP port, no abstract socket, no signal to others.
 //!
-//! The root is empty already; this is the same wall built of other bricks.
+//! The root is empty already. Landlock is a second mechanism for the same rule, in case the first one has a gap.
 
 use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetError, RulesetStatus, Scope};
 

@@ -1,4 +1,4 @@
-//! What a VMM that a guest has taken over finds around it: nothing.
+//! The jail of a VMM process: a guest that has taken over the process finds no file, no network and no other process.
 //!
 //! Steps, in the order in which they can be taken. The first ones need privileges and a path, the last one is
 //! taken once all threads exist and before any of them enters the guest:
@@ -64,7 +64,7 @@ impl Step {
         }
     }
 
-    /// What gives it.
+    /// How the operator can make the host give it.
     fn hint(self) -> &'static str {
         match self {
             Step::Cgroup => {
@@ -125,7 +125,7 @@ impl Report {
         self.missing.push(Missing { step, why: why.to_string() });
     }
 
-    /// Whether what is missing is `allowed` to be.
+    /// Fails if a step is missing that is not in `allowed`.
     pub fn accept(&self, allowed: &[Step]) -> Result<(), Incomplete> {
         let refused: Vec<_> =
             self.missing.iter().filter(|missing| !allowed.contains(&missing.step)).cloned().collect();
@@ -133,7 +133,8 @@ impl Report {
     }
 }
 
-/// Steps 2 to 4, for this process, which must still have only one thread. What the host cannot give is in the report.
+/// Takes steps 2 to 4 in this process, which must still have only one thread. Steps that the host cannot give are listed
+/// in the report.
 pub fn enter(uid: Option<u32>, report: &mut Report) -> Result<(), JailError> {
     privileges::set_limits()?;
     namespaces::note_pid_namespace(report);

@@ -26,7 +26,7 @@ pub fn enter(privileged: bool, report: &mut Report) -> Result<(), JailError> {
         flags |= libc::CLONE_NEWUSER;
     }
     // SAFETY: unshare takes no pointers; this process has one thread (`child` calls this first), so no other
-    // thread can be surprised by what it no longer shares.
+    // thread loses a resource that it shares with this one.
     if unsafe { libc::unshare(flags) } != 0 {
         // Some hosts forbid user namespaces to ordinary users, and some processes even root.
         report.missing(Step::Namespaces, io::Error::last_os_error());
@@ -68,7 +68,7 @@ fn empty_root() -> Result<(), JailError> {
         // The old root ends up on top of the new one and is then taken away. pivot_root(2), NOTES.
         Ok(()) => unmount(".", UnmountFlags::DETACH).map_err(cannot("unmount the old root"))?,
         // The root is the initramfs, which cannot be pivoted: cover it as switch_root does. Without capabilities
-        // nobody gets behind a chroot at the top of the mount tree.
+        // no process can leave a chroot at the top of the mount tree.
         Err(rustix::io::Errno::INVAL) => {
             mount_move(".", "/").map_err(cannot("move the empty root over the old one"))?;
             rustix::process::chroot(".").map_err(cannot("change root"))?;

@@ -24,7 +24,7 @@ pub fn set_limits() -> Result<(), JailError> {
         let mut current = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: `current` is a valid rlimit for the kernel to fill, and alive during the call.
         check(unsafe { libc::getrlimit(resource, &mut current) }, what)?;
-        // Raising is not ours to do, and may not be allowed.
+        // Never raised: the host chose the lower limit, and raising it may not be allowed.
         let limit = limit.min(current.rlim_max);
         let wanted = libc::rlimit { rlim_cur: limit, rlim_max: limit };
         // SAFETY: `wanted` is a valid rlimit, read during the call only.

@@ -1,8 +1,8 @@
-//! Which processor the guest sees: what KVM supports on this host, less what a builder has no use for.
+//! The processor that the guest sees: the features that KVM supports on this host, without those that no builder needs.
 //!
-//! Taken out, by groups of features ([`HIDDEN`]): what is a large piece of host kernel that a hostile guest could
-//! otherwise reach (nested virtualisation, enclaves), and what measures or traces the processor, of which a guest shares
-//! parts with others (performance counters, sampling, branch records, trace, cache monitoring). CPUID only advises:
+//! Two groups of features are hidden ([`HIDDEN`]): those that would let a hostile guest reach a large part of the host's
+//! kernel (nested virtualisation, enclaves), and those that measure or trace the processor, parts of which a guest
+//! shares with others (performance counters, sampling, branch records, trace, cache monitoring). CPUID only advises:
 //! counters are switched off in KVM as well, where it can (`x86_64::prepare_vm`). Topology is flat: one package, one
 //! thread per core.
 
@@ -23,7 +23,7 @@ enum Register {
 }
 use Register::{Ebx, Ecx, Edx};
 
-/// Feature bits that no guest sees: leaf, subleaf, register, bits, and what they are.
+/// Feature bits that no guest sees: leaf, subleaf, register, bits, and their names.
 /// Sources: Intel SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E.
 #[rustfmt::skip]
 const HIDDEN: &[(u32, u32, Register, u32, &str)] = &[
@@ -69,7 +69,7 @@ const EMPTY: &[(u32, &str)] = &[
     (0x8000_0022, "AMD's performance counters, version 2"),
 ];
 
-/// What the host supports. The same for every vCPU; [`for_vcpu`] makes it one vCPU's own.
+/// The features that the host supports. The same for every vCPU; [`for_vcpu`] makes it one vCPU's own.
 pub fn supported(kvm: &Kvm) -> Result<(CpuId, bool), kvm_ioctls::Error> {
     Ok((kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?, kvm.check_extension(Cap::TscDeadlineTimer)))
 }

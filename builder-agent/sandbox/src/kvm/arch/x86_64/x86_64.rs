@@ -80,7 +80,7 @@ fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> SetupError {
     move |source| SetupError { what, source }
 }
 
-/// What every vCPU of this VM has in common.
+/// The properties that all vCPUs of this VM share.
 pub struct Cpu {
     supported: kvm_bindings::CpuId,
     tsc_deadline: bool,

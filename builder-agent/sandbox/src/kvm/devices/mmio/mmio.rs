@@ -235,7 +235,7 @@ impl Transport {
         }
     }
 
-    /// What the event thread should wait for on this device's behalf.
+    /// The descriptor and events that the event thread must wait for on behalf of this device.
     pub fn watch(&self) -> Option<(std::os::fd::RawFd, EventSet)> {
         self.is_live().then(|| self.device.watch()).flatten()
     }

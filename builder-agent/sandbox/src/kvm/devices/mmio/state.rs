@@ -1,4 +1,4 @@
-//! A transport's registers and queues, said and taken.
+//! Saves and restores a transport: its registers and its queues.
 
 use std::sync::atomic::Ordering;
 
@@ -82,7 +82,7 @@ impl Transport {
         }
     }
 
-    /// Goes on where another transport with such a device stopped. Guest memory must be restored already. On error
+    /// Continues from the state of another transport with a device of the same kind. Guest memory must be restored already. On error
     /// nothing has changed.
     pub fn restore(&mut self, state: &TransportState) -> Result<(), RestoreError> {
         if state.kind != self.device.kind() {

@@ -1,7 +1,7 @@
 //! The vsock state machine: which packet means what, and who may send how much.
 //!
-//! One connection in the life of a VM, begun by the guest, to port [`Connection::new`]'s `port`. Anything else is
-//! answered with a reset, as if nobody lived there. Credit (virtio 1.2, 5.10.6.3) works both ways: the guest may
+//! A VM has one connection in all, begun by the guest, to the `port` of [`Connection::new`]. Any other packet is
+//! answered with a reset, as by a host without a listener. Credit (virtio 1.2, 5.10.6.3) works both ways: the guest may
 //! have [`BUFFER`] bytes here that the agent has not taken, and we send what the guest says it has room for.
 //! Memory here is [`BUFFER`] + [`MAX_PAYLOAD`] + a few headers, whatever the guest does.
 
@@ -18,9 +18,9 @@ use crate::kvm::devices::state::RestoreError;
 pub const HEADER: usize = 44;
 /// Largest payload of one packet. Linux: VIRTIO_VSOCK_MAX_PKT_BUF_SIZE.
 pub const MAX_PAYLOAD: u32 = 64 * 1024;
-/// What the guest may send ahead of the agent: four of its largest packets.
+/// Most bytes that the guest may send before the agent has taken them: four of its largest packets.
 pub const BUFFER: u32 = 256 * 1024;
-/// Answers kept while the guest offers no buffer for them. A guest that asks without listening is not heard beyond.
+/// Most answers kept while the guest offers no buffer for them. At this limit no more packets are taken from the guest.
 const MAX_ANSWERS: usize = 64;
 
 pub const HOST_CID: u64 = 2;
@@ -209,7 +209,7 @@ impl<S: Read + Write + Hangup> Connection<S> {
 
     /// A packet from the guest. Every field is the guest's choice; `payload` is at most [`MAX_PAYLOAD`] bytes.
     pub fn from_guest(&mut self, header: Header, payload: &[u8]) {
-        // Not from this guest: there is nobody an answer could go to.
+        // Not the address of this guest, so an answer has no receiver.
         if header.src_cid != self.guest_cid {
             return;
         }
@@ -284,7 +284,7 @@ impl<S: Read + Write + Hangup> Connection<S> {
         self.at.answers.push_back(header);
     }
 
-    /// The guest is gone; what it sent still reaches the agent, then the end does.
+    /// Ends the connection. The bytes that the guest has sent still reach the agent, and then the end of the stream does.
     fn close(&mut self) {
         self.at.phase = Phase::Closed;
         self.at.guest_done = true;
@@ -293,7 +293,7 @@ impl<S: Read + Write + Hangup> Connection<S> {
         self.flush();
     }
 
-    /// The driver restarted. A second life of the guest must not talk into the first one's stream.
+    /// The driver restarted. A restarted guest must not write into the stream of the one before.
     pub fn reset(&mut self) {
         self.at.answers.clear();
         if self.at.phase != Phase::Waiting {
@@ -301,7 +301,7 @@ impl<S: Read + Write + Hangup> Connection<S> {
         }
     }
 
-    /// Gives the agent what it will take.
+    /// Writes as many bytes to the agent as its socket takes.
     pub fn flush(&mut self) {
         while !self.at.to_agent.is_empty() && !self.at.agent_deaf {
             match self.stream.write(self.at.to_agent.as_slices().0) {
@@ -365,7 +365,7 @@ impl<S: Read + Write + Hangup> Connection<S> {
         }
     }
 
-    /// Bytes the guest says it can still take. A guest whose numbers make no sense gets nothing.
+    /// Bytes that the guest can still take by its own account. A guest whose numbers contradict each other gets nothing.
     fn guest_room(&self) -> usize {
         let in_flight = (self.at.sent - self.at.guest_forwarded).0;
         self.at.guest_buffer.saturating_sub(in_flight) as usize

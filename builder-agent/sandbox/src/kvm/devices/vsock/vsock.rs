@@ -56,7 +56,7 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
         }
     }
 
-    /// Takes the guest's packets. Stops when answers pile up: then the guest must make room for them first.
+    /// Takes the guest's packets. Stops when the limit of unsent answers is reached: the guest must offer buffers first.
     fn take_guest_packets(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Used {
         let mut moved = false;
         // One at a time, so that a stop leaves the rest where it is.

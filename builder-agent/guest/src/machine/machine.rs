@@ -1,7 +1,7 @@
-//! The guest as PID 1 of a micro-VM: the kernel started us from the initrd and there is nothing else.
+//! The guest as PID 1 of a micro-VM. The kernel starts it from the initrd, and no other program runs.
 //!
-//! Whatever goes wrong before the stream stands is told to the console and ends the machine; the host keeps the
-//! console's tail for that. Afterwards it is told to the host as a `Failed` frame.
+//! An error before the stream is connected is written to the console and ends the machine; the host keeps the end of the
+//! console's output. A later error is sent to the host as a `Failed` frame.
 
 mod closure;
 mod group;
@@ -40,7 +40,7 @@ pub fn main(init_ns: u64) -> ! {
 
 fn serve(init_ns: u64) -> io::Result<()> {
     mount_own()?;
-    // The killer of those who use too much memory must take the build.
+    // When the machine runs out of memory, the kernel must kill the build and not the guest.
     fs::write("/proc/self/oom_score_adj", "-1000")?;
     modules::load_all(Path::new("/modules"));
     sys::loopback_up()?;
@@ -61,7 +61,7 @@ fn serve(init_ns: u64) -> io::Result<()> {
     stream.send(Tag::Log, run::banner(&format!("a {}micro-VM", hypervisor())).as_bytes())?;
     let place = Place::Machine { root };
     run::run(&mut stream, &job, &place, Meter::Cgroup(group.dir().to_owned()), |pid| group.join(pid))?;
-    // Powering off would take what the host has not read yet with it.
+    // With the power off, bytes that the host has not read yet would be lost.
     stream.wait_for_hangup();
     Ok(())
 }
@@ -76,7 +76,7 @@ fn prepare(stream: &mut Stream, job: &Job) -> io::Result<(std::path::PathBuf, gr
     Ok((root, group))
 }
 
-/// What we need ourselves. None of it is visible to the builder.
+/// The file systems that the guest itself needs. The builder sees none of them.
 fn mount_own() -> io::Result<()> {
     for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
         fs::create_dir_all(target)?;
