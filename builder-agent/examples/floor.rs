@@ -11,7 +11,6 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use builder_agent::ssh;
 use russh::keys::{Algorithm, PrivateKey};
 use russh::server::{self, Auth, Handler, Msg, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId};

@@ -5,9 +5,10 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use builder_agent::config::{self, Config};
-use builder_agent::{backend, logging, serve};
+use builder_agent::{logging, serve};
+use builds::backend;
 use clap::{Parser, Subcommand};
+use settings::{Config, keys};
 
 /// Wrong command line or configuration; clap uses the same for its own errors.
 const USAGE: u8 = 2;
@@ -106,7 +107,7 @@ fn main() -> ExitCode {
             }
         },
         Command::Config { command: ConfigCommand::Keys } => {
-            print!("{}", config::keys::markdown());
+            print!("{}", keys::markdown());
             ExitCode::SUCCESS
         }
     }

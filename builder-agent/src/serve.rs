@@ -9,19 +9,19 @@ use store::{Store, StoreConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::House;
-use crate::backend;
-use crate::budget::Budgets;
-use crate::build::Ground;
-use crate::build::kept::KeptLogs;
-use crate::build::scheduler::Embedded;
-use crate::config::Config;
-use crate::net::HttpClient;
-use crate::roster;
-use crate::signing;
-use crate::ssh;
-use crate::substitute::Substituters;
-use crate::threads::Threads;
+use builds::Ground;
+use builds::backend;
+use builds::kept::KeptLogs;
+use builds::scheduler::Embedded;
+use daemon::House;
+use net::HttpClient;
+use settings::Config;
+use shares::budget::Budgets;
+
+use crate::{departed, host_key, signing};
+
+use shares::threads::Threads;
+use substitute::Substituters;
 
 /// How long builds and sessions get to end after a signal. Whatever is left then is cut off, which is safe: the store
 /// is consistent at every instant.
@@ -35,7 +35,7 @@ pub enum ServeError {
     #[error("cannot open the store: {0}")]
     Store(#[from] store::OpenError),
     #[error(transparent)]
-    HostKey(#[from] ssh::host_key::HostKeyError),
+    HostKey(#[from] host_key::HostKeyError),
     #[error(transparent)]
     SigningKey(#[from] signing::SigningKeyError),
     #[error(transparent)]
@@ -95,24 +95,19 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
         .await
         .map_err(|panic| ServeError::Runtime(std::io::Error::other(panic)))??;
     tracing::info!(recovery = ?store.recovery(), "store open");
-    let key = ssh::host_key::load_or_create(&config.host_key)?;
+    let key = host_key::load_or_create(&config.host_key)?;
     let fingerprint = key.public_key().fingerprint(Default::default());
     let backend = backend::open(&config.sandbox)?;
     let known = config.state_dir.join("identities.json");
-    let identities = roster::Identities::open(known.clone())
+    let identities = members::Identities::open(known.clone())
         .map_err(|cause| ServeError::Identities { path: known, cause })?;
     let identities = Arc::new(identities);
-    let roster = roster::follow(config.roster.clone(), identities.clone());
+    let roster = members::follow(config.roster.clone(), identities.clone());
     let listeners = ssh::bind(&config.listen)?;
 
     let (stop, stopping) = watch::channel(false);
     let kept = Arc::new(KeptLogs::new(logs.join("kept"), config.limits.max_kept_log_bytes));
-    tokio::spawn(roster::departed::drop_their_things(
-        identities,
-        store.clone(),
-        kept.clone(),
-        roster.clone(),
-    ));
+    tokio::spawn(departed::drop_their_things(identities, store.clone(), kept.clone(), roster.clone()));
     let ground = Ground::of(&config.sandbox);
     let scheduler = Embedded::new(
         config.clone(),
@@ -124,7 +119,9 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
         threads.clone(),
     );
     let http = Arc::new(HttpClient::new(&config.fetch));
-    let substituters = Substituters::new(&config, &store, trusted, &http, threads.clone());
+    let terms = config.terms_of_substitution();
+    let substituters =
+        Substituters::new(&config.substitution, &terms, &store, trusted, &http, threads.clone());
     let drv_hashes = Default::default();
     let budgets = Budgets::new(config.limits.max_session_bytes, config.limits.max_session_bytes_per_member);
     let house = Arc::new(House {

@@ -53,7 +53,7 @@ pub fn load_or_create(path: &Path, name: &str) -> Result<SecretKey, SigningKeyEr
 
 /// The keys that make a path Verified: the configured ones, and our own, since what this box signed before it forgot
 /// everything is as good as what it would sign now.
-pub fn trusted(config: &crate::config::Config, own: &PublicKey) -> Result<TrustedKeys, SigningKeyError> {
+pub fn trusted(config: &settings::Config, own: &PublicKey) -> Result<TrustedKeys, SigningKeyError> {
     let others = &config.trusted_public_keys;
     if others.iter().any(|other| other.name() == own.name() && other != own) {
         let (name, path) = (own.name().to_owned(), config.signing_key.clone());

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use builder_agent::build::derivation::aterm;
-use builder_agent::build::modulo::Hasher;
-use builder_agent::build::study::Study;
-use builder_agent::daemon::{Caller, HostCommand, Realise, Wishes, run_host_command};
+use builds::derivation::aterm;
+use builds::modulo::Hasher;
+use builds::study::Study;
 use common::PATIENCE;
 use common::cache::{Cache, as_it_is, house, key};
 use common::http::{ok, silent};
 use common::scripted::{Scripted, TestClient, derivation, member, path};
+use daemon::{Caller, HostCommand, Realise, Wishes, run_host_command};
 use nix_derivation::{
     CAHash, ContentAddressMethod, DerivedPath, HashAlgorithm, Output, SingleDerivedPath, StorePath, nixbase32,
 };

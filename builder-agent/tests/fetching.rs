@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use builder_agent::config::Fetch;
-use builder_agent::net::{ConnectError, HttpClient, HttpError, Want};
 use common::http::{converse, ok, server};
+use net::{ConnectError, HttpClient, HttpError, Want};
+use net::Fetch;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use url::Url;

@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use builder_agent::build::modulo::Hasher;
-use builder_agent::build::resolve::resolve;
-use builder_agent::build::study::Study;
+use builds::modulo::Hasher;
+use builds::resolve::resolve;
+use builds::study::Study;
 use common::PATIENCE;
 use common::scripted::Scripted;
 use nix_derivation::store_path::hash_placeholder;
@@ -94,8 +94,7 @@ impl Case {
             .of(&self.floating)
             .expect("a hash")
             .masked;
-        let drv = builder_agent::build::modulo::read(&view, &self.floating, &Study::default())
-            .expect("a derivation");
+        let drv = builds::modulo::read(&view, &self.floating, &Study::default()).expect("a derivation");
         let input = drv.inputs.keys().next().expect("an input").clone();
         let paths = [((input, "out".to_owned()), self.input_path())].into();
         let resolved = resolve(&self.floating, &drv, &paths).expect("resolves").recipe.drv_hash;

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use builder_agent::daemon::{Caller, HostCommand, Realise, Wishes, run_host_command};
 use common::PATIENCE;
 use common::scripted::{Scripted, ServeClient, derivation, member, path};
+use daemon::{Caller, HostCommand, Realise, Wishes, run_host_command};
 use nix_derivation::{
     ContentAddressMethod, Derivation, DerivedPath, HashAlgorithm, SingleDerivedPath, StorePath,
 };

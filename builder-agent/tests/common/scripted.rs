@@ -8,20 +8,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use builder_agent::House;
-use builder_agent::budget::Budgets;
-use builder_agent::build::Ground;
-use builder_agent::build::kept::KeptLogs;
-use builder_agent::build::scheduler::Embedded;
-use builder_agent::config::Config;
-use builder_agent::daemon::{Caller, Wishes};
-use builder_agent::roster::{Member, MemberLimits, Role, Roster};
-use builder_agent::substitute::Substituters;
-use builder_agent::threads::Threads;
+use builds::Ground;
+use builds::kept::KeptLogs;
+use builds::scheduler::Embedded;
+use daemon::House;
+use daemon::{Caller, Wishes};
+use members::{Member, MemberLimits, Role, Roster};
 use nix_derivation::{Output, StorePath};
 use sandbox::{BuilderStatus, Cancel, Finished, Host, Inputs, Job, JobRunner, Run, SandboxError};
+use settings::Config;
+use shares::budget::Budgets;
+use shares::threads::Threads;
 use store::signing::TrustedKeys;
 use store::{Store, StoreConfig};
+use substitute::Substituters;
 use tempfile::TempDir;
 use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::watch;
@@ -152,12 +152,14 @@ impl Scripted {
             threads.clone(),
         );
         let ground = Ground::default();
-        let http = Arc::new(builder_agent::net::HttpClient::new(&config.fetch));
+        let http = Arc::new(net::HttpClient::new(&config.fetch));
         let signing_key =
             builder_agent::signing::load_or_create(&dir.path().join("signing-key"), "testbox-1")
                 .expect("a signing key")
                 .public();
-        let substituters = Substituters::new(&config, &store, trusted, &http, threads.clone());
+        let terms = config.terms_of_substitution();
+        let substituters =
+            Substituters::new(&config.substitution, &terms, &store, trusted, &http, threads.clone());
         let drv_hashes = Default::default();
         let house = Arc::new(House {
             config,
@@ -189,7 +191,7 @@ impl Scripted {
         let house = self.house.clone();
         tokio::spawn(async move {
             let caller = Caller { member, connection: 0, wishes };
-            let _ = builder_agent::daemon::serve(Box::new(reader), Box::new(writer), house, caller).await;
+            let _ = daemon::serve(Box::new(reader), Box::new(writer), house, caller).await;
         });
         let (reader, writer) = tokio::io::split(ours);
         Client::connect(reader, writer, 35, &[]).await.expect("a handshake")
@@ -204,7 +206,7 @@ impl Scripted {
         let house = self.house.clone();
         tokio::spawn(async move {
             let caller = Caller { member, connection: 0, wishes: Wishes::default() };
-            let _ = builder_agent::daemon::serve_store(
+            let _ = daemon::serve_store(
                 Box::new(reader),
                 Box::new(writer),
                 Box::new(stderr),
@@ -236,7 +238,7 @@ pub fn member(name: &str) -> Arc<Member> {
 
 fn read_roster(dir: &Path, names: &[&str]) -> Arc<Roster> {
     super::write_roster(dir, names);
-    Arc::new(builder_agent::roster::load(&dir.join("roster.json")).expect("a roster"))
+    Arc::new(members::load(&dir.join("roster.json")).expect("a roster"))
 }
 
 /// Some store path with this name. Different names have different digests.

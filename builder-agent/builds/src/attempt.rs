@@ -1,0 +1,308 @@
+//! One attempt at one recipe: inputs into a sandbox, log and outputs out of it, outputs into the store.
+//!
+//! Blocking from start to end; runs on a thread of its own. The inputs are one snapshot, taken before: the builder sees
+//! exactly that, whatever happens to the view meanwhile. Not here: waiting for a slot (`run`), who shares the result
+//! (`scheduler`), and in which views the outputs become visible (`outputs`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix_derivation::StorePath;
+use sandbox::{
+    BuilderStatus, Cancel, Host, Image, Inputs, Job, JobRunner, Limits, OutputSink, Phases, Run, Segment,
+    Usage,
+};
+use store::{Closure, Ingest, Ingested, View};
+
+use super::checks;
+use super::environment::surroundings;
+use super::failure::{builder_failed, sandbox_failed};
+use super::floating;
+use super::log::LogWriter;
+use super::outputs::Settled;
+use super::watch::Watch;
+use super::{Failure, Recipe, builtin, graphs};
+use net::HttpClient;
+use settings::BackendKind;
+
+/// What an attempt needs besides the recipe.
+pub struct Means<'a> {
+    /// Names the build in logs.
+    pub id: &'a str,
+    /// Takes in what the builder makes.
+    pub view: &'a View,
+    /// What the builder sees.
+    pub inputs: &'a Closure,
+    pub backend: &'a dyn JobRunner,
+    pub http: &'a HttpClient,
+    /// A folder of the box's state, for files without names.
+    pub scratch: &'a Path,
+    pub kind: BackendKind,
+    pub limits: Limits,
+    pub cores: u32,
+    pub cancel: &'a Cancel,
+}
+
+/// The outputs of a successful attempt, by name.
+pub type Outputs = BTreeMap<String, Settled>;
+
+/// What is known of an attempt, however it ended. A part that it did not come to is missing.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// The kernel that the builder ran on.
+    pub kernel: Option<String>,
+    pub inputs_prepared: Option<Duration>,
+    pub phases: Phases,
+    pub outputs_checked: Option<Duration>,
+    /// None if nothing was started in a sandbox.
+    pub usage: Option<Usage>,
+}
+
+pub fn run(
+    recipe: &Recipe,
+    means: &Means<'_>,
+    log: &mut LogWriter,
+    report: &mut Report,
+) -> Result<Outputs, Failure> {
+    let drv = recipe.drv_path.to_absolute_path();
+    let began = Instant::now();
+    let closure: BTreeSet<StorePath> = means.inputs.paths().cloned().collect();
+    let watch = Watch::start(&recipe.drv_path, means.cancel, means.limits.wall);
+    if builtin::is_fetch(recipe) {
+        return fetch(recipe, means, closure, &watch, log, report);
+    }
+    let around = surroundings(recipe, graphs::of(recipe, means.inputs, &watch)?, means.cores, &watch)?;
+    let trouble = |error: &dyn std::fmt::Display| {
+        Failure::transient(format!("cannot prepare the inputs of '{drv}': {error}"))
+    };
+    let inputs = match means.kind {
+        BackendKind::Kvm => {
+            let composed = means.inputs.compose().map_err(|e| trouble(&e))?;
+            let segments = composed
+                .segments
+                .into_iter()
+                .map(|(file, offset, len)| Segment { file, offset, len })
+                .collect();
+            Inputs::Image(Image { segments })
+        }
+        BackendKind::Namespace => {
+            let tree = |path: &StorePath| {
+                watch.go_on()?;
+                Ok((path.to_absolute_path(), means.inputs.tree(path).map_err(|e| trouble(&e))?))
+            };
+            Inputs::Trees(closure.iter().map(tree).collect::<Result<_, Failure>>()?)
+        }
+    };
+    watch.go_on()?;
+    report.inputs_prepared = Some(began.elapsed());
+    let places = recipe.places();
+    let job = Job {
+        id: means.id.to_owned(),
+        // One of the box's own: `Recipe::check`.
+        system: String::from_utf8_lossy(&recipe.system).into_owned(),
+        builder: recipe.builder.clone(),
+        args: around.args,
+        env: around.env,
+        files: around.files,
+        outputs: places.iter().map(|(name, place)| (name.clone(), place.to_absolute_path())).collect(),
+        inputs,
+        limits: Limits { wall: watch.left(), ..means.limits.clone() },
+    };
+
+    let mut scan_for: BTreeSet<StorePath> = closure;
+    scan_for.extend(places.values().cloned());
+    let mut receiver = Receiver {
+        view: means.view,
+        scan_for: scan_for.into_iter().collect(),
+        log,
+        outputs: Arc::default(),
+        trouble: Arc::default(),
+    };
+    let Run { result, phases, usage } = means.backend.run(job, &mut receiver, means.cancel);
+    (report.phases, report.usage) = (phases, Some(usage));
+    let refused = receiver.trouble.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let outputs = std::mem::take(&mut *receiver.outputs.lock().unwrap_or_else(PoisonError::into_inner));
+    let finished = match result {
+        Ok(finished) => finished,
+        Err(error) => {
+            if let (Some(refused), sandbox::SandboxError::Sink { name, .. }) = (refused, &error) {
+                return Err(output_refused(recipe, name, &refused));
+            }
+            let places: Vec<_> = places.into_iter().collect();
+            return Err(sandbox_failed(&recipe.drv_path, &places, &watch.whole(error)));
+        }
+    };
+    report.kernel = Some(finished.kernel);
+    if finished.status != BuilderStatus::Exited(0) {
+        let tail = receiver.log.tail();
+        let mut failure = builder_failed(&recipe.drv_path, finished.status, recipe.is_fixed(), &tail);
+        if recipe.is_fixed() {
+            failure.message.push_str(
+                "\nnote: builders have no network on this box, fixed-output ones neither; let the client build this one, \
+                 or fetch with `builtin:fetchurl` (<nix/fetchurl.nix>)",
+            );
+        }
+        return Err(failure);
+    }
+    let checking = Instant::now();
+    let outputs = settle(recipe, means.view, means.inputs, outputs, &watch)?;
+    report.outputs_checked = Some(checking.elapsed());
+    Ok(outputs)
+}
+
+/// `builtin:fetchurl`, which needs no sandbox.
+fn fetch(
+    recipe: &Recipe,
+    means: &Means<'_>,
+    closure: BTreeSet<StorePath>,
+    watch: &Watch<'_>,
+    log: &mut LogWriter,
+    report: &mut Report,
+) -> Result<Outputs, Failure> {
+    let began = Instant::now();
+    let scan_for: Vec<StorePath> = closure.into_iter().chain(recipe.places().into_values()).collect();
+    let fetched = builtin::fetch(recipe, means, &scan_for, log)?;
+    report.phases.builder = Some(began.elapsed());
+    let fetched = [("out".to_owned(), fetched)].into();
+    settle(recipe, means.view, means.inputs, fetched, watch)
+}
+
+/// Checks everything about the new outputs, and finds out where those belong that did not know.
+fn settle(
+    recipe: &Recipe,
+    view: &View,
+    inputs: &Closure,
+    outputs: BTreeMap<String, Ingested>,
+    watch: &Watch<'_>,
+) -> Result<BTreeMap<String, Settled>, Failure> {
+    let drv = recipe.drv_path.to_absolute_path();
+    for name in recipe.outputs.keys() {
+        if !outputs.contains_key(name) {
+            // The sandbox promises this; half of a result must not become visible should it ever not hold.
+            return Err(Failure::transient(format!("the sandbox sent no output '{name}' of '{drv}'")));
+        }
+    }
+    let outputs = floating::settle(recipe, view, outputs, watch)?;
+    for (name, output) in &recipe.outputs {
+        watch.go_on()?;
+        check_fixed(recipe, name, output, &outputs[name])?;
+    }
+    checks::check(recipe, inputs, &outputs, watch)?;
+    Ok(outputs)
+}
+
+/// Source of the words: Nix, `registerOutputs`.
+fn check_fixed(
+    recipe: &Recipe,
+    name: &str,
+    output: &super::recipe::OutputSpec,
+    new: &Settled,
+) -> Result<(), Failure> {
+    let Some(ca) = &output.fixed else { return Ok(()) };
+    let drv = recipe.drv_path.to_absolute_path();
+    let wanted = ca.hash();
+    let (method, algorithm) = (ca.method(), wanted.algorithm());
+    let got = floating::hash(recipe, name, &new.path, &new.ingested, method, algorithm, None)?;
+    if got != wanted {
+        return Err(Failure::output(format!(
+            "hash mismatch in fixed-output derivation '{drv}':\n  specified: {}\n     got:    {}",
+            wanted.to_sri_string(),
+            got.to_sri_string()
+        )));
+    }
+    if !new.references.is_empty() {
+        let list: String =
+            new.references.iter().map(|path| format!("\n  {}", path.to_absolute_path())).collect();
+        return Err(Failure::output(format!(
+            "illegal path references in fixed-output derivation '{drv}':{list}"
+        )));
+    }
+    Ok(())
+}
+
+fn output_refused(recipe: &Recipe, name: &str, error: &store::ImportError) -> Failure {
+    let drv = recipe.drv_path.to_absolute_path();
+    let what = match error.is_callers_fault() {
+        true => format!("output '{name}' of '{drv}' cannot be a store path"),
+        false => format!("the box cannot store output '{name}' of '{drv}'"),
+    };
+    Failure::of_import(what, error)
+}
+
+/// Where a sandbox sends what a builder makes.
+struct Receiver<'a> {
+    view: &'a View,
+    scan_for: Vec<StorePath>,
+    log: &'a mut LogWriter,
+    outputs: Arc<Mutex<BTreeMap<String, Ingested>>>,
+    /// Why the store refused an output; `io::Error` on the way through the sandbox would lose it.
+    trouble: Arc<Mutex<Option<store::ImportError>>>,
+}
+
+impl Receiver<'_> {
+    fn refused(&self, error: store::ImportError) -> io::Error {
+        refused(&self.trouble, error)
+    }
+}
+
+/// Notes why an output was refused; what goes through the sandbox is its text.
+fn refused(trouble: &Mutex<Option<store::ImportError>>, error: store::ImportError) -> io::Error {
+    let text = error.to_string();
+    *trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    io::Error::other(text)
+}
+
+impl Host for Receiver<'_> {
+    fn log(&mut self, bytes: &[u8]) {
+        self.log.write(bytes);
+    }
+
+    fn output(&mut self, name: &str) -> io::Result<Box<dyn OutputSink>> {
+        let ingest = self.view.ingest(&self.scan_for).map_err(|e| self.refused(e))?;
+        Ok(Box::new(Sink {
+            name: name.to_owned(),
+            ingest: Some(ingest),
+            outputs: self.outputs.clone(),
+            trouble: self.trouble.clone(),
+        }))
+    }
+}
+
+struct Sink {
+    name: String,
+    ingest: Option<Ingest>,
+    outputs: Arc<Mutex<BTreeMap<String, Ingested>>>,
+    trouble: Arc<Mutex<Option<store::ImportError>>>,
+}
+
+impl io::Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(ingest) = &mut self.ingest else { return Err(io::Error::other("output already complete")) };
+        ingest.write(bytes).map_err(|e| match self.ingest.take().map(Ingest::finish) {
+            // The store knows whose fault it is.
+            Some(Err(error)) => refused(&self.trouble, error),
+            _ => e,
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl OutputSink for Sink {
+    fn finish(mut self: Box<Self>) -> io::Result<()> {
+        let Some(ingest) = self.ingest.take() else { return Ok(()) };
+        match ingest.finish() {
+            Ok(ingested) => {
+                let mut outputs = self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
+                outputs.insert(self.name.clone(), ingested);
+                Ok(())
+            }
+            Err(error) => Err(refused(&self.trouble, error)),
+        }
+    }
+}

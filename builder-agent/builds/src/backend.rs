@@ -1,0 +1,128 @@
+//! The sandbox that the configuration asks for. There is no fallback from one to the other.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use sandbox::JobRunner;
+use sandbox::kvm::jail::{Missing, Step};
+use sandbox::kvm::{KvmBackend, KvmConfig};
+use sandbox::namespace::{NamespaceBackend, NamespaceConfig};
+
+use settings::{BackendKind, Sandbox};
+
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    #[error("{what} {} cannot be read: {cause}\nhint: `netboot-image guest` makes it; `sandbox.{key}` says where it is", path.display())]
+    Missing { what: &'static str, key: &'static str, path: std::path::PathBuf, cause: std::io::Error },
+    #[error("cannot open the namespace sandbox: {0}")]
+    Namespace(sandbox::SandboxError),
+    #[error("cannot run builds: {0}")]
+    Jail(sandbox::SandboxError),
+}
+
+/// Opens the configured backend; for `kvm`, only if its jail is complete here or what is missing is allowed to be. Does
+/// not boot anything; that is what `builder-agent sandbox probe` is for.
+pub fn open(config: &Sandbox) -> Result<Arc<dyn JobRunner>, BackendError> {
+    match config.backend {
+        BackendKind::Kvm => {
+            readable("the guest kernel", "kernel", &config.kernel)?;
+            readable("the guest initrd", "initrd", &config.initrd)?;
+            let mut kvm = KvmConfig::new(&config.kernel, &config.initrd);
+            kvm.cgroup = config.cgroup.clone();
+            kvm.allow_missing = config.allow_missing.clone();
+            let backend = KvmBackend::new(kvm);
+            let report = backend.check_jail().map_err(BackendError::Jail)?;
+            for Missing { step, why } in &report.missing {
+                let step = step.name();
+                tracing::warn!(
+                    step,
+                    why,
+                    "VMs run without a step of their jail, as `sandbox.allow-missing` says"
+                );
+            }
+            Ok(Arc::new(backend))
+        }
+        BackendKind::Namespace => {
+            readable("the guest binary", "guest", &config.guest)?;
+            readable("the shell", "shell", &config.shell)?;
+            let config = NamespaceConfig::new(config.guest.clone(), config.shell.clone());
+            Ok(Arc::new(NamespaceBackend::new(config).map_err(BackendError::Namespace)?))
+        }
+    }
+}
+
+/// What members must know before they trust this box: in which way its configuration makes it weaker than it could be.
+pub fn weaker(config: &Sandbox) -> Option<String> {
+    match config.backend {
+        BackendKind::Namespace => {
+            Some("builds run in the namespace sandbox, which is weaker than this project's micro-VMs".into())
+        }
+        BackendKind::Kvm if config.allow_missing.is_empty() => None,
+        BackendKind::Kvm => {
+            let steps: Vec<_> = config.allow_missing.iter().map(|step| step.name()).collect();
+            Some(format!("the jail around micro-VMs may be incomplete on this box: {}", steps.join(", ")))
+        }
+    }
+}
+
+/// Found now rather than by the first member's build.
+fn readable(what: &'static str, key: &'static str, path: &Path) -> Result<(), BackendError> {
+    match std::fs::File::open(path) {
+        Ok(_) => Ok(()),
+        Err(cause) => Err(BackendError::Missing { what, key, path: path.to_owned(), cause }),
+    }
+}
+
+/// Boots a guest for real. Returns what there is to say about it, also about a jail in which no agent would run builds.
+pub fn probe(kernel: &Path, initrd: &Path, cgroup: Option<&Path>) -> Result<String, ProbeError> {
+    readable("the guest kernel", "kernel", kernel)?;
+    readable("the guest initrd", "initrd", initrd)?;
+    let mut config = KvmConfig::new(kernel, initrd);
+    config.cgroup = cgroup.map(Path::to_owned);
+    config.allow_missing = Step::ALL.to_vec();
+    let backend = KvmBackend::new(config);
+    let probed = sandbox::probe::probe(&backend, sandbox::probe::PATIENCE)?;
+    let mut text = probed.to_string();
+    for (name, duration) in probed.phases.named() {
+        text.push_str(&format!("\n  {name}: {:.1} ms", duration.as_secs_f64() * 1e3));
+    }
+    text.push_str(&format!("\n  jail: {}", probed.jail_active.join(", ")));
+    for Missing { step, why } in &probed.jail_missing {
+        let step = step.name();
+        text.push_str(&format!(
+            "\n  jail, not possible on this host: {step} ({why}); see `sandbox.allow-missing`"
+        ));
+    }
+    Ok(text)
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    #[error(transparent)]
+    Images(#[from] BackendError),
+    #[error(
+        "KVM cannot run a guest here: {0}\nhint: members' builds need it; or choose the weaker `backend = \"namespace\"` in [sandbox]"
+    )]
+    Guest(#[from] sandbox::SandboxError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use settings::Config;
+
+    fn sandbox(settings: &str) -> Sandbox {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), format!("roster = \"/r\"\n{settings}")).expect("written");
+        Config::load(file.path()).expect("a good file").sandbox
+    }
+
+    #[test]
+    fn whatever_makes_a_box_weaker_is_in_its_banner() {
+        assert_eq!(weaker(&sandbox("")), None);
+        let namespace = weaker(&sandbox("sandbox.backend = \"namespace\""));
+        assert!(namespace.is_some_and(|text| text.contains("weaker than this project's micro-VMs")));
+        let incomplete = weaker(&sandbox("sandbox.allow-missing = [\"cgroup\", \"landlock\"]"));
+        assert!(incomplete.is_some_and(|text| text.ends_with("incomplete on this box: cgroup, landlock")));
+    }
+}

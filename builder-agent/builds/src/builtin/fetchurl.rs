@@ -1,0 +1,273 @@
+//! `builtin:fetchurl`: one file from the network, whose hash the derivation knows.
+//!
+//! Source: Nix, src/libstore/builtins/fetchurl.cc. The URL is the derivation's, so it is a stranger's: `net` connects to
+//! public addresses only and bounds everything; the hash is checked like that of any fixed output.
+//! Not here: `netrc` and hashed mirrors (the box has neither), `file:` (nothing of the box is anybody's input).
+
+use std::io::{self, Read, Seek, Write};
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use nix_derivation::StorePath;
+use sandbox::{Cancel, SandboxError};
+use store::{Ingest, Ingested};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use url::Url;
+
+use crate::attempt::Means;
+use crate::failure::sandbox_failed;
+use crate::log::LogWriter;
+use crate::{Failure, Recipe};
+use net::{HttpError, Want};
+
+/// Attempts while the server or the network is in trouble (Nix: `download-attempts`), and the wait after the first.
+const ATTEMPTS: u32 = 4;
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// Largest dictionary of an xz file, in KiB: that of `xz -9`, with room for the decoder.
+const MAX_XZ_KIB: u32 = 80 << 10;
+/// How soon a cancelled download ends.
+const GLANCE: Duration = Duration::from_millis(200);
+const PIECE: usize = 128 << 10;
+
+/// Downloads the output. `scan_for` are the paths that may not occur in it. Blocking, on a thread of its own.
+pub(crate) fn fetch(
+    recipe: &Recipe,
+    means: &Means<'_>,
+    scan_for: &[StorePath],
+    log: &mut LogWriter,
+) -> Result<Ingested, Failure> {
+    let drv = recipe.drv_path.to_absolute_path();
+    let refused = |why: &str| Failure::rejected(format!("cannot build '{drv}': {why}"));
+    if !recipe.is_fixed() {
+        return Err(refused("'builtin:fetchurl' must be a fixed-output derivation"));
+    }
+    let url = recipe.text("url").ok_or_else(|| refused("attribute 'url' missing"))?;
+    let url =
+        Url::parse(&url).map_err(|e| refused(&format!("its url '{}' is none: {e}", url.escape_debug())))?;
+    let runtime = Handle::current();
+    // One for all attempts: it is the build that has so much time.
+    let deadline = means.limits.wall.and_then(|wall| Instant::now().checked_add(wall));
+    let over = over(&runtime, means.cancel.clone(), deadline);
+    let job = Job { recipe, means, scan_for, runtime, deadline, over };
+    let mut wait = FIRST_WAIT;
+    for attempt in 1.. {
+        log.write(format!("downloading '{url}'\n").as_bytes());
+        tracing::info!(%drv, host = url.host_str(), attempt, member = %means.view.member(), "builtin:fetchurl downloads");
+        let error = match job.download(&url) {
+            Ok(ingested) => return Ok(ingested),
+            Err(Stop::Failed(failure)) => return Err(failure),
+            Err(Stop::Http(error)) => error,
+        };
+        job.go_on()?;
+        log.write(format!("error: {error}\n").as_bytes());
+        if attempt >= ATTEMPTS || !error.is_passing() {
+            return Err(Failure::transient(format!("builder for '{drv}' failed: {error}")));
+        }
+        means.cancel.wait(wait);
+        job.go_on()?;
+        wait *= 2;
+    }
+    unreachable!("the last attempt returned")
+}
+
+/// Turns true when the build is no longer wanted or has had its time.
+fn over(runtime: &Handle, cancel: Cancel, deadline: Option<Instant>) -> watch::Receiver<bool> {
+    let (sender, receiver) = watch::channel(false);
+    runtime.spawn(async move {
+        let late = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = cancelled(&cancel) => {}
+            () = late => {}
+            // The download has ended before.
+            () = sender.closed() => {}
+        }
+        sender.send_replace(true);
+    });
+    receiver
+}
+
+/// Ready when the build is no longer wanted. A flag for threads, so it is looked at now and then.
+async fn cancelled(cancel: &Cancel) {
+    while !cancel.is_cancelled() {
+        tokio::time::sleep(GLANCE).await;
+    }
+}
+
+/// Why an attempt gave nothing.
+enum Stop {
+    /// Another may.
+    Http(HttpError),
+    Failed(Failure),
+}
+
+struct Job<'a> {
+    recipe: &'a Recipe,
+    means: &'a Means<'a>,
+    scan_for: &'a [StorePath],
+    runtime: Handle,
+    deadline: Option<Instant>,
+    over: watch::Receiver<bool>,
+}
+
+impl Job<'_> {
+    /// Fails if the build is no longer wanted or has had its time.
+    fn go_on(&self) -> Result<(), Failure> {
+        let drv = &self.recipe.drv_path;
+        if self.means.cancel.is_cancelled() {
+            return Err(Failure::cancelled(drv));
+        }
+        match (self.deadline, self.means.limits.wall) {
+            (Some(deadline), Some(after)) if Instant::now() >= deadline => {
+                Err(sandbox_failed(drv, &[], &SandboxError::Timeout { after }))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn trouble(&self, error: &dyn std::fmt::Display) -> Failure {
+        let drv = self.recipe.drv_path.to_absolute_path();
+        Failure::transient(format!("the box cannot store what it fetches for '{drv}': {error}"))
+    }
+
+    fn set(&self, attribute: &str) -> bool {
+        self.recipe.text(attribute).is_some_and(|value| value == "1")
+    }
+
+    fn download(&self, url: &Url) -> Result<Ingested, Stop> {
+        let want = Want { max_bytes: self.means.limits.output_bytes };
+        let mut over = self.over.clone();
+        let body = self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = shares::turned(&mut over) => Err(HttpError::Cancelled { url: url.to_string() }),
+                body = self.means.http.get(url, want) => body,
+            }
+        });
+        let body = body.map_err(Stop::Http)?;
+        let length = body.length();
+        let mut body = body.blocking(self.runtime.clone(), over);
+        let broken = body.failure();
+        let done = match length {
+            _ if self.set("unpack") => self.unpacked(body, url),
+            Some(length) => self.file(&mut body, length),
+            None => self.file_of_unknown_length(&mut body),
+        };
+        done.map_err(|failure| match broken.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(error) => Stop::Http(error),
+            None => Stop::Failed(failure),
+        })
+    }
+
+    fn file(&self, from: &mut dyn Read, length: u64) -> Result<Ingested, Failure> {
+        let trouble = |e: io::Error| self.trouble(&e);
+        let mut nar = NarFile::start(self.ingest()?, length, self.set("executable")).map_err(trouble)?;
+        pour(from, |piece| nar.write(piece)).map_err(trouble)?;
+        nar.end().map_err(trouble)?.finish().map_err(|e| self.trouble(&e))
+    }
+
+    /// A NAR begins with its length. So the whole of it comes first, into a file without a name.
+    fn file_of_unknown_length(&self, from: &mut dyn Read) -> Result<Ingested, Failure> {
+        let trouble = |e: io::Error| self.trouble(&e);
+        let mut file = tempfile::tempfile_in(self.means.scratch).map_err(trouble)?;
+        pour(from, |piece| file.write_all(piece)).map_err(trouble)?;
+        let length = file.stream_position().map_err(trouble)?;
+        file.rewind().map_err(trouble)?;
+        self.file(&mut file, length)
+    }
+
+    /// `unpack`: the file is a NAR, or the xz of one.
+    fn unpacked(&self, from: impl Read, url: &Url) -> Result<Ingested, Failure> {
+        let drv = self.recipe.drv_path.to_absolute_path();
+        let broken =
+            |e: &dyn std::fmt::Display| Failure::output(format!("cannot unpack '{url}' for '{drv}': {e}"));
+        let mut from: Box<dyn Read + '_> = match url.path().ends_with(".xz") {
+            true => Box::new(lzma_rust2::XzReader::new_mem_limit(io::BufReader::new(from), true, MAX_XZ_KIB)),
+            false => Box::new(from),
+        };
+        let mut ingest = self.ingest()?;
+        let limit = self.means.limits.output_bytes;
+        let (mut left, mut ended, mut written) = (limit, Ok(()), true);
+        let poured = pour(&mut from, |piece| {
+            left = left
+                .checked_sub(piece.len() as u64)
+                .ok_or_else(|| io::Error::other(format!("it is larger than {limit} bytes")))?;
+            // Little that comes may become much, which takes its time.
+            ended = self.go_on();
+            if ended.is_err() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            written = ingest.write_all(piece).is_ok();
+            if written { Ok(()) } else { Err(io::ErrorKind::Other.into()) }
+        });
+        ended?;
+        if written {
+            poured.map_err(|e| broken(&e))?;
+        }
+        // Of a write that failed it knows whose fault that is.
+        ingest.finish().map_err(|e| Failure::of_import(format!("cannot unpack '{url}' for '{drv}'"), &e))
+    }
+
+    fn ingest(&self) -> Result<Ingest, Failure> {
+        self.means.view.ingest(self.scan_for).map_err(|e| self.trouble(&e))
+    }
+}
+
+fn pour(from: &mut dyn Read, mut to: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut piece = vec![0; PIECE];
+    loop {
+        match from.read(&mut piece)? {
+            0 => return Ok(()),
+            n => to(&piece[..n])?,
+        }
+    }
+}
+
+/// The NAR of a single file, while its contents arrive.
+struct NarFile {
+    to: Ingest,
+    length: u64,
+}
+
+impl NarFile {
+    fn start(mut to: Ingest, length: u64, executable: bool) -> io::Result<Self> {
+        let mut words: Vec<&[u8]> = vec![b"nix-archive-1", b"(", b"type", b"regular"];
+        if executable {
+            words.extend([&b"executable"[..], b""]);
+        }
+        words.push(b"contents");
+        let mut head = Vec::new();
+        words.into_iter().for_each(|word| string(&mut head, word));
+        head.extend(length.to_le_bytes());
+        to.write_all(&head)?;
+        Ok(Self { to, length })
+    }
+
+    fn write(&mut self, piece: &[u8]) -> io::Result<()> {
+        self.to.write_all(piece)
+    }
+
+    fn end(mut self) -> io::Result<Ingest> {
+        let mut tail = vec![0; padding(self.length)];
+        string(&mut tail, b")");
+        self.to.write_all(&tail)?;
+        Ok(self.to)
+    }
+}
+
+/// A length, the bytes, and zeros up to a multiple of eight.
+fn string(to: &mut Vec<u8>, bytes: &[u8]) {
+    to.extend((bytes.len() as u64).to_le_bytes());
+    to.extend(bytes);
+    to.extend(std::iter::repeat_n(0, padding(bytes.len() as u64)));
+}
+
+fn padding(length: u64) -> usize {
+    (length.wrapping_neg() % 8) as usize
+}

@@ -1,0 +1,57 @@
+//! The envelope of a build: what the box decides about the place it runs in, as far as its builder can tell.
+//!
+//! A builder sees how many processors and how much memory it has, and can make its result depend on that. So the whole
+//! envelope is in the build key, and there is one for all builds whose results are for everybody: the box's. A client
+//! chooses nothing of it. A member whose limits in the roster are lower cannot be given all of it; what is built for them
+//! has the key of a smaller envelope, and stays their claim.
+//! Not here: limits that only end a build (time, silence, log, size of outputs), see `scheduler::limits`.
+
+use members::MemberLimits;
+use settings::Config;
+
+/// Where a build runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Envelope {
+    /// Processors, and what the builder is told in `NIX_BUILD_CORES`.
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    /// Processes and threads; a builder can ask the kernel (`ulimit -u`).
+    pub processes: u32,
+    /// Whether it is the box's own, and not made smaller for one member.
+    pub(super) of_box: bool,
+}
+
+impl Envelope {
+    /// The one of every build whose result may become Verified.
+    #[must_use]
+    pub fn of_box(config: &Config) -> Self {
+        Self {
+            vcpus: config.sandbox.vcpus.min(config.limits.max_vcpus).max(1),
+            memory_mib: config.sandbox.memory_mib.min(config.limits.max_memory_mib),
+            processes: config.limits.max_processes,
+            of_box: true,
+        }
+    }
+
+    /// The box's, or as much of it as this member may have.
+    #[must_use]
+    pub fn for_member(config: &Config, own: &MemberLimits) -> Self {
+        let whole = Self::of_box(config);
+        let vcpus = whole.vcpus.min(own.max_cpus.unwrap_or(u8::MAX)).max(1);
+        let memory_mib = whole.memory_mib.min(own.max_memory_mib.unwrap_or(u32::MAX));
+        let of_box = vcpus == whole.vcpus && memory_mib == whole.memory_mib;
+        Self { vcpus, memory_mib, of_box, ..whole }
+    }
+
+    /// Whether a result from here may be everybody's.
+    #[must_use]
+    pub fn is_of_box(&self) -> bool {
+        self.of_box
+    }
+
+    /// `NIX_BUILD_CORES`.
+    #[must_use]
+    pub fn cores(&self) -> u32 {
+        self.vcpus.into()
+    }
+}

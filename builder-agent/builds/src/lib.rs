@@ -1,0 +1,42 @@
+//! From a derivation to valid outputs: what to build, when, in which sandbox, and what came of it.
+//!
+//! Derivations come from clients, so every recipe is checked before a sandbox sees it. Logs and outputs come from a
+//! hostile builder; the store decides what an output is, and the paths it may claim come from the recipe alone.
+//! Not here: how a client asked (`daemon`), and how a builder is locked in (`sandbox`).
+
+pub mod attempt;
+pub mod backend;
+mod builtin;
+mod checks;
+pub mod derivation;
+pub mod envelope;
+mod environment;
+pub mod failure;
+mod floating;
+mod graphs;
+pub mod kept;
+pub mod key;
+pub mod log;
+pub mod modulo;
+mod numbers;
+pub mod outputs;
+mod placeholders;
+pub mod plan;
+pub mod realised;
+pub mod recipe;
+pub mod resolve;
+pub mod reuse;
+mod run;
+mod running;
+pub mod scheduler;
+mod slots;
+pub mod structured;
+pub mod study;
+mod watch;
+
+pub use envelope::Envelope;
+pub use failure::Failure;
+pub use key::{BuildKey, Ground};
+pub use plan::Plan;
+pub use recipe::Recipe;
+pub use scheduler::{Attached, Outcome, Request, Scheduler};

@@ -1,0 +1,343 @@
+//! What has to be built for some targets, and in which order.
+//!
+//! Walks `.drv` files of the member's view. They are the member's own, and may name anything, so the walk has bounds
+//! and never recurses; see `study` for those of the whole request. Blocking: reads files. Not here: running the plan (`daemon::realise`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use nix_derivation::{DerivedPath, Output, SingleDerivedPath, StorePath};
+use store::View;
+
+use super::derivation::Derivation;
+use super::modulo::{self, Hasher, Known};
+use super::resolve::InputPaths;
+use super::study::Study;
+use super::{Failure, Recipe, realised};
+use shares::budget::Charge;
+
+/// Derivations looked at for one request. A NixOS system with everything from source has about 20,000.
+pub const MAX_DERIVATIONS: usize = 200_000;
+
+/// One derivation of a plan.
+#[derive(Debug)]
+pub struct Node {
+    pub recipe: Arc<Recipe>,
+    /// Paths of its outputs: those it states, and of the others those that have been realised.
+    pub outputs: BTreeMap<String, StorePath>,
+    /// Whether it was read from a Verified path.
+    verified: bool,
+    /// Set if it has to be resolved before it is built (see [`super::resolve`]).
+    pub unresolved: Option<Arc<Derivation>>,
+    /// Whether an output that somebody wants is missing.
+    pub needs_build: bool,
+    /// Whether it is to be built although it is valid, and compared (`--check`).
+    pub again: bool,
+    /// Derivations of this plan that must be built before. Only those that need it.
+    pub after: BTreeSet<StorePath>,
+}
+
+/// What to do for the targets of one request.
+#[derive(Debug, Default)]
+pub struct Plan {
+    pub nodes: BTreeMap<StorePath, Node>,
+    /// Targets and derivations that are not valid, so that nothing is known about them.
+    pub unknown: BTreeSet<StorePath>,
+    /// Derivations that cannot be understood or are not supported, with the reason.
+    pub rejected: BTreeMap<StorePath, Failure>,
+    /// Targets to be built even if they are valid.
+    again: BTreeSet<StorePath>,
+    /// For what is known of each derivation. As long as the plan is there.
+    memory: Option<Charge>,
+}
+
+impl Plan {
+    /// Looks at everything the targets need.
+    pub fn make(view: &View, known: &Known, targets: &[DerivedPath], study: &Study) -> Result<Self, Failure> {
+        Self::make_with(view, known, targets, false, study)
+    }
+
+    /// As [`Plan::make`], with the targets themselves to be built again.
+    pub fn make_again(
+        view: &View,
+        known: &Known,
+        targets: &[DerivedPath],
+        study: &Study,
+    ) -> Result<Self, Failure> {
+        Self::make_with(view, known, targets, true, study)
+    }
+
+    fn make_with(
+        view: &View,
+        known: &Known,
+        targets: &[DerivedPath],
+        again: bool,
+        study: &Study,
+    ) -> Result<Self, Failure> {
+        let mut plan = Self::default();
+        let mut hasher = Hasher::new(view, known, study);
+        let mut wanted: BTreeMap<StorePath, BTreeSet<String>> = BTreeMap::new();
+        let mut todo: Vec<(StorePath, Vec<String>)> = Vec::new();
+        for target in targets {
+            match target {
+                DerivedPath::Opaque(path) if view.is_valid(path) => {}
+                DerivedPath::Opaque(path) => {
+                    plan.unknown.insert(path.clone());
+                }
+                DerivedPath::Built { drv_path: SingleDerivedPath::Opaque(drv), outputs } => {
+                    if again {
+                        plan.again.insert(drv.clone());
+                    }
+                    todo.push((drv.clone(), outputs.clone()));
+                }
+                DerivedPath::Built { drv_path, .. } => {
+                    return Err(Failure::rejected(format!(
+                        "cannot build outputs of '{}': dynamic derivations (outputOf) are not supported by this box",
+                        drv_path.base().to_absolute_path()
+                    )));
+                }
+            }
+        }
+        while let Some((drv, outputs)) = todo.pop() {
+            plan.look(view, &mut hasher, study, &drv, &outputs, &mut wanted, &mut todo)?;
+        }
+        plan.link();
+        plan.memory = study.memory();
+        Ok(plan)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn look(
+        &mut self,
+        view: &View,
+        hasher: &mut Hasher<'_>,
+        study: &Study,
+        drv: &StorePath,
+        outputs: &[String],
+        wanted: &mut BTreeMap<StorePath, BTreeSet<String>>,
+        todo: &mut Vec<(StorePath, Vec<String>)>,
+    ) -> Result<(), Failure> {
+        if self.unknown.contains(drv) || self.rejected.contains_key(drv) {
+            return Ok(());
+        }
+        if !self.nodes.contains_key(drv) {
+            if self.nodes.len() >= MAX_DERIVATIONS {
+                return Err(Failure::rejected(format!(
+                    "the targets depend on more than {MAX_DERIVATIONS} derivations; build them in parts"
+                )));
+            }
+            if !view.is_valid(drv) {
+                self.unknown.insert(drv.clone());
+                return Ok(());
+            }
+            match node(view, hasher, drv, study) {
+                Ok((node, bytes)) => {
+                    study.keep(bytes)?;
+                    self.nodes.insert(drv.clone(), node);
+                }
+                // The limits of the whole request, and nobody who waits, are not this derivation's fault.
+                Err(failure) if study.is_over() => return Err(failure),
+                Err(failure) => {
+                    self.rejected.insert(drv.clone(), failure);
+                    return Ok(());
+                }
+            }
+        }
+        study.go_on(drv)?;
+        let Some(node) = self.nodes.get_mut(drv) else { return Ok(()) };
+        let all = wanted.entry(drv.clone()).or_default();
+        if outputs.is_empty() && all.len() == node.recipe.outputs.len() {
+            return Ok(());
+        }
+        let named: Vec<String> = match outputs.is_empty() {
+            true => node.recipe.outputs.keys().cloned().collect(),
+            false => outputs.to_vec(),
+        };
+        for name in &named {
+            if !node.recipe.outputs.contains_key(name) {
+                let path = drv.to_absolute_path();
+                return Err(Failure::rejected(format!(
+                    "derivation '{path}' does not have wanted outputs '{name}'"
+                )));
+            }
+            let there = || node.outputs.get(name).is_some_and(|path| view.is_valid(path));
+            if all.insert(name.clone()) && !node.needs_build && (self.again.contains(drv) || !there()) {
+                node.needs_build = true;
+                if node.verified
+                    && let Some(recipe) = Arc::get_mut(&mut node.recipe)
+                {
+                    recipe.verified_paths = match hasher.of(drv) {
+                        Ok(hashes) => hashes.verified,
+                        // Not for want of time or room: that would make a claim of what is none.
+                        Err(failure) if study.is_over() => return Err(failure),
+                        Err(_) => false,
+                    };
+                }
+                node.again = self.again.contains(drv);
+                for (input, outputs) in &node.recipe.input_derivations {
+                    todo.push((input.clone(), outputs.iter().cloned().collect()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills in, for what is built, the paths of its inputs and what it waits for. Of the rest only the outputs matter.
+    fn link(&mut self) {
+        for node in self.nodes.values_mut().filter(|node| !node.needs_build) {
+            node.unresolved = None;
+            if let Some(recipe) = Arc::get_mut(&mut node.recipe) {
+                (recipe.args, recipe.env, recipe.structured) = Default::default();
+                recipe.inputs.clear();
+            }
+        }
+        let mut found: BTreeMap<StorePath, (BTreeSet<StorePath>, BTreeSet<StorePath>)> = BTreeMap::new();
+        for (drv, node) in self.nodes.iter().filter(|(_, node)| node.needs_build) {
+            let (mut after, mut inputs) = (BTreeSet::new(), BTreeSet::new());
+            for (input, outputs) in &node.recipe.input_derivations {
+                match self.nodes.get(input) {
+                    Some(other) => {
+                        inputs.extend(outputs.iter().filter_map(|name| other.outputs.get(name)).cloned());
+                        if other.needs_build {
+                            after.insert(input.clone());
+                        }
+                    }
+                    // Unknown or rejected: whoever runs the plan reports that for `input`.
+                    None => {
+                        after.insert(input.clone());
+                    }
+                }
+            }
+            found.insert(drv.clone(), (after, inputs));
+        }
+        for (drv, (after, inputs)) in found {
+            let Some(node) = self.nodes.get_mut(&drv) else { continue };
+            node.after = after;
+            if let Some(recipe) = Arc::get_mut(&mut node.recipe) {
+                recipe.inputs.extend(inputs);
+            }
+        }
+    }
+
+    /// The paths of the outputs that `drv` uses of its input derivations, as far as they are known. `built` knows
+    /// what this plan has built.
+    pub fn input_paths<'a>(
+        &'a self,
+        drv: &StorePath,
+        built: impl Fn(&StorePath) -> Option<&'a BTreeMap<String, StorePath>>,
+    ) -> InputPaths {
+        let mut paths = BTreeMap::new();
+        let Some(node) = self.nodes.get(drv) else { return paths };
+        for (input, outputs) in &node.recipe.input_derivations {
+            let Some(known) = built(input).or_else(|| Some(&self.nodes.get(input)?.outputs)) else {
+                continue;
+            };
+            let named = outputs.iter().filter_map(|name| Some((name, known.get(name)?)));
+            paths.extend(named.map(|(name, path)| ((input.clone(), name.clone()), path.clone())));
+        }
+        paths
+    }
+
+    pub fn will_build(&self) -> Vec<StorePath> {
+        self.nodes.iter().filter(|(_, node)| node.needs_build).map(|(drv, _)| drv.clone()).collect()
+    }
+}
+
+/// Reads what is known about a derivation before anything is built.
+/// Also, how much text it takes.
+fn node(
+    view: &View,
+    hasher: &mut Hasher<'_>,
+    drv: &StorePath,
+    study: &Study,
+) -> Result<(Node, usize), Failure> {
+    let verified = modulo::is_verified(view, drv);
+    let (derivation, mut bytes) = modulo::read_sized(view, drv, study)?;
+    let mut recipe = Recipe::from_derivation(drv, &derivation)?;
+    let mut outputs: BTreeMap<String, StorePath> = BTreeMap::new();
+    let mut unresolved = None;
+    let mut all_stated = true;
+    for (name, output) in &recipe.outputs {
+        if let Some(path) = &output.path {
+            outputs.insert(name.clone(), path.clone());
+            continue;
+        }
+        all_stated = false;
+        let hashes = hasher.of(drv)?;
+        recipe.drv_hash = Some(hashes.masked);
+        recipe.verified_paths = verified && hashes.verified;
+        outputs.extend(realised::path(view, &hashes.masked, name).map(|(path, _)| (name.clone(), path)));
+    }
+    if !recipe.input_derivations.is_empty() {
+        // A fixed output may be made from what is not known yet, too.
+        let mut open = !all_stated;
+        if recipe.is_fixed() {
+            for input in recipe.input_derivations.keys() {
+                // One that is missing is reported in its own name.
+                open |= hasher.of(input).is_ok_and(|hashes| hashes.deferred);
+            }
+        }
+        if open {
+            bytes *= 2;
+            unresolved = Some(Arc::new(derivation));
+        }
+    }
+    let recipe = Arc::new(recipe);
+    let node = Node {
+        recipe,
+        outputs,
+        verified,
+        unresolved,
+        needs_build: false,
+        again: false,
+        after: BTreeSet::new(),
+    };
+    Ok((node, bytes))
+}
+
+/// Whether it is Verified that these are the paths of the inputs. Those that a derivation states need no more proof
+/// than the path itself has.
+pub fn inputs_verified(
+    view: &View,
+    known: &Known,
+    recipe: &Recipe,
+    inputs: &InputPaths,
+    study: &Study,
+) -> bool {
+    let mut hasher = Hasher::new(view, known, study);
+    recipe.input_derivations.iter().all(|(drv, outputs)| {
+        let (Ok(hashes), Ok(derivation)) = (hasher.of(drv), modulo::read(view, drv, study)) else {
+            return false;
+        };
+        outputs.iter().all(|output| {
+            let Some(spec) = derivation.basic.outputs.get(output) else { return false };
+            let path = inputs.get(&(drv.clone(), output.clone()));
+            match spec.path(&derivation.name, output) {
+                Ok(Some(stated)) => path == Some(&stated),
+                Ok(None) => realised::path(view, &hashes.masked, output)
+                    .is_some_and(|(realised, verified)| verified && path == Some(&realised)),
+                Err(_) => false,
+            }
+        })
+    })
+}
+
+/// The outputs of the valid derivation at `drv`, with their paths: those it states, and those that have been realised.
+pub fn outputs(
+    view: &View,
+    known: &Known,
+    drv: &StorePath,
+    study: &Study,
+) -> Result<BTreeMap<String, Option<StorePath>>, Failure> {
+    let derivation = modulo::read(view, drv, study)?;
+    let mut hasher = Hasher::new(view, known, study);
+    let path = |(name, output): (&String, &Output)| {
+        let stated = output.path(&derivation.name, name);
+        let path = match stated.map_err(|e| Failure::rejected(e.to_string()))? {
+            Some(path) => Some(path),
+            None => realised::path(view, &hasher.of(drv)?.masked, name).map(|(path, _)| path),
+        };
+        Ok((name.clone(), path))
+    };
+    derivation.basic.outputs.iter().map(path).collect()
+}

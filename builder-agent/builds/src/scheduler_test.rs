@@ -1,0 +1,230 @@
+use std::collections::BTreeSet;
+use std::sync::atomic::AtomicUsize;
+
+use sandbox::{Host, Job, Run, SandboxError};
+use store::{BuildRecord, Member as Owner, RecordEnd, StoreConfig};
+
+use super::*;
+use crate::Ground;
+use crate::recipe::OutputSpec;
+use shares::budget::Budgets;
+
+/// Builders that run until they are cancelled.
+#[derive(Default)]
+struct Endless {
+    running: AtomicUsize,
+}
+
+impl JobRunner for Endless {
+    fn name(&self) -> &'static str {
+        "endless"
+    }
+
+    fn run(&self, _: Job, _: &mut dyn Host, cancel: &Cancel) -> Run {
+        self.running.fetch_add(1, Ordering::SeqCst);
+        let cancelled = cancel.wait(Duration::from_secs(60));
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        assert!(cancelled, "nobody cancelled the build");
+        Err(SandboxError::Cancelled).into()
+    }
+}
+
+struct Barn {
+    dir: tempfile::TempDir,
+    store: Store,
+    backend: Arc<Endless>,
+    scheduler: Arc<Embedded>,
+    roster: watch::Sender<Arc<Roster>>,
+}
+
+impl Barn {
+    /// Builds go on without anybody waiting for them. The roster names alice and bob.
+    fn open(settings: &str) -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+        let text = format!(
+            "roster = \"/r\"\nkeep-builds-running = true\n{settings}\n[sandbox]\nbackend = \"namespace\"\n"
+        );
+        std::fs::write(dir.path().join("agent.toml"), text).expect("written");
+        let config = Arc::new(Config::load(&dir.path().join("agent.toml")).expect("a configuration"));
+        let store = Store::open(&dir.path().join("store"), StoreConfig::default()).expect("a store");
+        let kept = Arc::new(KeptLogs::new(dir.path().join("kept"), 1 << 20));
+        let backend = Arc::new(Endless::default());
+        let (sender, roster) = watch::channel(roster(dir.path(), &[("alice", 4), ("bob", 4)]));
+        let logs = dir.path().to_owned();
+        let threads = Threads::new();
+        let scheduler = Embedded::new(config, backend.clone(), store.clone(), logs, kept, roster, threads);
+        Self { dir, store, backend, scheduler, roster: sender }
+    }
+
+    fn set_roster(&self, members: &[(&str, u32)]) {
+        self.roster.send_replace(roster(self.dir.path(), members));
+    }
+
+    /// What this member's session would ask for, which looked the member up in this roster.
+    fn request(&self, roster: &Roster, member: &str, name: &str) -> Request {
+        let view = self.store.view(&Owner::new(member));
+        let mut digest = [3; 20];
+        name.bytes().enumerate().for_each(|(i, byte)| digest[i % 20] ^= byte);
+        let path = |name: &str| StorePath::from_parts(digest, name).expect("a path");
+        let recipe = Recipe {
+            drv_path: path(&format!("{name}.drv")),
+            system: "x86_64-linux".into(),
+            builder: "/bin/sh".into(),
+            args: vec![name.into()],
+            env: BTreeMap::new(),
+            structured: None,
+            outputs: [("out".to_owned(), OutputSpec { path: Some(path(name)), fixed: None, floating: None })]
+                .into(),
+            inputs: BTreeSet::new(),
+            input_derivations: BTreeMap::new(),
+            verified_paths: false,
+            drv_hash: None,
+        };
+        let envelope = Envelope::of_box(&self.scheduler.shared.config);
+        let inputs = view.snapshot(&recipe.inputs).expect("no inputs");
+        let key = BuildKey::of(&recipe, &inputs, Ground::default(), &envelope);
+        Request {
+            member: roster.by_id(member).expect("a member").clone(),
+            view,
+            recipe: Arc::new(recipe),
+            http: Arc::new(HttpClient::new(&self.scheduler.shared.config.fetch)),
+            inputs: Arc::new(inputs),
+            memory: Arc::new(
+                Budgets::new(1 << 30, 1 << 30).of(&"alice".into()).charge(0, "x").expect("nothing is held"),
+            ),
+            envelope,
+            key,
+            known: Known::default(),
+            check: false,
+            wall: None,
+            silent: None,
+            log: None,
+        }
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !holds(self) {
+            assert!(Instant::now() < deadline, "{what}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn running(&self) -> usize {
+        self.backend.running.load(Ordering::SeqCst)
+    }
+}
+
+/// Nobody logs in with these.
+fn key(member: &str) -> &'static str {
+    match member {
+        "alice" => "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG7z6PiwK1uDDzhy/72n5iOpsr/D8cxjjhwLx2FdEvtM",
+        _ => "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPUM1MLo3r3bSysovvV67Ftp0r731R002SnBS9fiO2pP",
+    }
+}
+
+fn roster(dir: &std::path::Path, members: &[(&str, u32)]) -> Arc<Roster> {
+    let entries: Vec<_> = members
+        .iter()
+        .map(|(name, jobs)| serde_json::json!({ "name": name, "keys": [key(name)], "role": "member", "limits": { "max-jobs": jobs } }))
+        .collect();
+    let path = dir.join("roster.json");
+    std::fs::write(&path, serde_json::json!({ "schema": 1, "members": entries }).to_string())
+        .expect("written");
+    Arc::new(members::load(&path).expect("a roster"))
+}
+
+/// One thread and no waiting: the task that ends builds of members who left does not run in between.
+#[tokio::test]
+async fn a_build_that_is_asked_for_in_the_moment_of_a_removal_does_not_start() {
+    let house = Barn::open("");
+    let before = house.roster.borrow().clone();
+    house.set_roster(&[("alice", 4)]);
+    let refused = house.scheduler.build(house.request(&before, "bob", "late"));
+    let Err(NotStarted::Refused(failure)) = refused else { panic!("let in") };
+    assert!(failure.message.contains("bob is no longer in the roster"), "{}", failure.message);
+    assert_eq!(house.scheduler.shared.running.len(), 0);
+    // The other order: it was let in, and then the member went, before anything of it happened.
+    house.set_roster(&[("alice", 4), ("bob", 4)]);
+    let mut build = house.scheduler.build(house.request(&before, "bob", "early")).expect("let in");
+    house.set_roster(&[("alice", 4)]);
+    assert!(build.finished().await.result.as_ref().is_err_and(Failure::is_cancelled));
+    house.until("a run is listed", |house| house.scheduler.shared.running.len() == 0).await;
+    assert_eq!(house.running(), 0);
+}
+
+#[tokio::test]
+async fn who_looked_before_an_equal_build_was_recorded_looks_again_instead_of_building() {
+    let house = Barn::open("");
+    let roster = house.roster.borrow().clone();
+    let mut late = house.request(&roster, "bob", "x");
+    let end = RecordEnd::Failed { status: 3, message: "no oak".into(), log: None };
+    let record = BuildRecord { drv: late.recipe.drv_path.clone(), time: 1, end };
+    house.store.record_result(&late.key.of_failure(), record).expect("recorded");
+    assert!(matches!(house.scheduler.build(late.clone()), Err(NotStarted::Known)));
+    assert_eq!(house.scheduler.shared.running.len(), 0);
+    // Who has seen it, and wants the build all the same, gets it; so does who builds to compare.
+    late.known = Known::look(&house.store, &late.key);
+    let mut builds = vec![house.scheduler.build(late.clone()).expect("let in")];
+    late = Request { known: Known::default(), check: true, ..late };
+    builds.push(house.scheduler.build(late).expect("let in"));
+    house.until("not both run", |house| house.running() == 2).await;
+    house.set_roster(&[]);
+    house.until("a builder runs", |house| house.running() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_build_of_a_removed_member_goes_on_however_requests_and_removals_meet() {
+    let house = Arc::new(Barn::open("[limits]\nmax-jobs = 64\nmax-jobs-per-member = 64"));
+    let before = house.roster.borrow().clone();
+    for round in 0..60 {
+        house.set_roster(&[("alice", 64), ("bob", 64)]);
+        let alices =
+            house.scheduler.build(house.request(&before, "alice", &format!("a{round}"))).expect("let in");
+        let asking: Vec<_> = (0..4)
+            .map(|n| {
+                let request = house.request(&before, "bob", &format!("b{round}-{n}"));
+                let house = house.clone();
+                // Nobody waits for it: with `keep-builds-running` it goes on all the same.
+                tokio::task::spawn_blocking(move || drop(house.scheduler.build(request)))
+            })
+            .collect();
+        if round % 2 == 0 {
+            tokio::task::yield_now().await;
+        }
+        house.set_roster(&[("alice", 64)]);
+        for asked in asking {
+            asked.await.expect("asked");
+        }
+        house.until("a build of bob's goes on", |house| house.scheduler.shared.running.len() == 1).await;
+        house.set_roster(&[]);
+        house.until("a build goes on", |house| house.scheduler.shared.running.len() == 0).await;
+        drop(alices);
+    }
+    house.until("a builder runs", |house| house.running() == 0).await;
+}
+
+#[tokio::test]
+async fn limits_are_those_of_the_roster_when_a_build_starts_and_not_when_its_member_logged_in() {
+    let house = Barn::open("[limits]\nmax-jobs = 64\nmax-jobs-per-member = 64");
+    let login = house.roster.borrow().clone();
+    let mut builds = Vec::new();
+    let mut ask = |house: &Barn, roster: &Roster| {
+        let request = house.request(roster, "bob", &format!("build-{}", builds.len()));
+        builds.push(house.scheduler.build(request).expect("let in"));
+    };
+    house.set_roster(&[("bob", 1)]);
+    let later = house.roster.borrow().clone();
+    // Two connections: one that logged in when there were four slots, and one that did since.
+    for n in 0..8 {
+        ask(&house, if n % 2 == 0 { &login } else { &later });
+    }
+    house.until("nothing runs", |house| house.running() > 0).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(house.running(), 1);
+    // Builds that wait already get the slots that are given now.
+    house.set_roster(&[("bob", 3)]);
+    house.until("the new slots are not used", |house| house.running() == 3).await;
+    house.set_roster(&[]);
+    house.until("a builder runs", |house| house.running() == 0).await;
+}

@@ -1,0 +1,110 @@
+//! Looking at the derivations of a request, before anything of it is built: how much of them, and for how long.
+//!
+//! This happens on the host and outside of any build's slot and clock, and what there is to look at is up to whoever asks.
+//! So what is read for one request has a limit, as has what stays in memory, and nothing goes on for a client that is gone.
+
+use std::cell::{Cell, RefCell};
+
+use nix_derivation::StorePath;
+use sandbox::Cancel;
+
+use super::Failure;
+use shares::budget::{Budget, Charge, OverBudget};
+
+/// Text of derivations parsed for one request, in bytes. A NixOS system with everything from source has 20,000 of 3 KiB
+/// each, and each is parsed up to three times: for substitutes, for its hash, and for the plan.
+pub const MAX_PARSED: u64 = 1 << 30;
+/// Text of the derivations that one request keeps parsed until all of it is built, in bytes; four times that example.
+pub const MAX_KEPT: u64 = 256 << 20;
+
+/// What is kept of a derivation beside twice its text: its place in maps, its paths, its variables' headers.
+const KEPT_BESIDE: u64 = 4096;
+
+/// What one request may still look at. Not shared between threads: a study is done on one.
+#[derive(Debug, Default)]
+pub struct Study {
+    cancel: Cancel,
+    parsed: Cell<u64>,
+    kept: Cell<u64>,
+    /// For what is kept, if a member's budget has to bear it.
+    memory: RefCell<Option<Charge>>,
+}
+
+impl Study {
+    /// Ends soon after `cancel` is set.
+    #[must_use]
+    pub fn new(cancel: Cancel) -> Self {
+        Self { cancel, ..Self::default() }
+    }
+
+    /// The same, with what is kept charged to this budget as well.
+    pub fn charged(cancel: Cancel, budget: &Budget) -> Result<Self, OverBudget> {
+        let charge = budget.charge(0, "the plan of this request")?;
+        Ok(Self { memory: RefCell::new(Some(charge)), ..Self::new(cancel) })
+    }
+
+    /// What was charged, for whoever keeps what it is for. From then on nothing more is charged.
+    pub fn memory(&self) -> Option<Charge> {
+        self.memory.take()
+    }
+
+    /// Whether somebody still waits for what `drv` is looked at for.
+    pub fn go_on(&self, drv: &StorePath) -> Result<(), Failure> {
+        if self.cancel.is_cancelled() { Err(Failure::cancelled(drv)) } else { Ok(()) }
+    }
+
+    /// To be asked before so many bytes of the derivation at `drv` are parsed.
+    pub fn parse(&self, drv: &StorePath, bytes: usize) -> Result<(), Failure> {
+        self.go_on(drv)?;
+        Self::charge(&self.parsed, bytes, MAX_PARSED, "have to be read")
+    }
+
+    /// Whether it has come to its end: nobody waits, or a limit was met.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.cancel.is_cancelled() || self.parsed.get() > MAX_PARSED || self.kept.get() > MAX_KEPT
+    }
+
+    /// To be asked before what was parsed of so many bytes is kept.
+    pub fn keep(&self, bytes: usize) -> Result<(), Failure> {
+        if let Some(memory) = &mut *self.memory.borrow_mut() {
+            let grown = memory.grow(KEPT_BESIDE.saturating_add((bytes as u64).saturating_mul(2)));
+            // Nothing is wrong with the derivations.
+            grown.map_err(|over| Failure::transient(over.to_string()))?;
+        }
+        Self::charge(&self.kept, bytes, MAX_KEPT, "would have to be kept in memory")
+    }
+
+    fn charge(sum: &Cell<u64>, bytes: usize, limit: u64, what: &str) -> Result<(), Failure> {
+        sum.set(sum.get().saturating_add(bytes as u64));
+        if sum.get() <= limit {
+            return Ok(());
+        }
+        Err(Failure::rejected(format!(
+            "more than {} MiB of derivations {what} for this request, which is the limit of this box; build it in parts",
+            limit >> 20
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_study_ends_at_its_limit_and_when_nobody_waits() {
+        let drv = StorePath::from_parts([1; 20], "x.drv").expect("a path");
+        let cancel = Cancel::new();
+        let study = Study::new(cancel.clone());
+        let part = (MAX_KEPT / 4) as usize;
+        for _ in 0..4 {
+            study.keep(part).expect("within the limit");
+        }
+        let refused = study.keep(1).expect_err("over it").message;
+        assert!(refused.contains("more than 256 MiB") && refused.contains("in parts"), "{refused}");
+        study.parse(&drv, part).expect("within the other limit");
+        assert!(study.parse(&drv, MAX_PARSED as usize).is_err());
+        cancel.cancel();
+        assert!(Study::new(cancel).parse(&drv, 1).expect_err("cancelled").is_cancelled());
+    }
+}

@@ -1,0 +1,104 @@
+//! The clock of one attempt, for work on the host: what a derivation has written into its sandbox, and what is looked at
+//! in its outputs.
+//!
+//! A derivation decides how much of that there is. It counts as building: it happens in the build's slot, ends when nobody
+//! wants the build any more, and its time is the build's.
+
+use std::time::{Duration, Instant};
+
+use nix_derivation::StorePath;
+use sandbox::{Cancel, SandboxError};
+
+use super::Failure;
+use super::failure::sandbox_failed;
+
+/// Says whether to go on.
+pub(super) struct Watch<'a> {
+    drv: &'a StorePath,
+    cancel: &'a Cancel,
+    /// When the time is over, and how much it was.
+    until: Option<(Instant, Duration)>,
+}
+
+impl<'a> Watch<'a> {
+    /// From now on, for `wall`.
+    pub fn start(drv: &'a StorePath, cancel: &'a Cancel, wall: Option<Duration>) -> Self {
+        let until = wall.and_then(|wall| Some((Instant::now().checked_add(wall)?, wall)));
+        Self { drv, cancel, until }
+    }
+
+    /// To be asked every few milliseconds.
+    pub fn go_on(&self) -> Result<(), Failure> {
+        if self.cancel.is_cancelled() {
+            return Err(Failure::cancelled(self.drv));
+        }
+        match self.until {
+            Some((until, wall)) if Instant::now() >= until => Err(self.late(wall)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is left of the time.
+    pub fn left(&self) -> Option<Duration> {
+        self.until.map(|(until, _)| until.saturating_duration_since(Instant::now()))
+    }
+
+    /// An error of the sandbox in terms of the whole time and not of what was left of it.
+    pub fn whole(&self, error: SandboxError) -> SandboxError {
+        match (error, self.until) {
+            (SandboxError::Timeout { .. }, Some((_, after))) => SandboxError::Timeout { after },
+            (error, _) => error,
+        }
+    }
+
+    fn late(&self, after: Duration) -> Failure {
+        sandbox_failed(self.drv, &[], &SandboxError::Timeout { after })
+    }
+}
+
+/// Work that is counted in steps of about the same length.
+pub(super) struct Steps<'a> {
+    watch: &'a Watch<'a>,
+    taken: u64,
+}
+
+impl<'a> Steps<'a> {
+    /// Between two looks at the watch: well under a millisecond of the work that is counted here.
+    const GLANCE: u64 = 4096;
+
+    pub fn new(watch: &'a Watch<'a>) -> Self {
+        Self { watch, taken: 0 }
+    }
+
+    pub fn take(&mut self, steps: usize) -> Result<(), Failure> {
+        let before = self.taken;
+        self.taken = before.saturating_add(steps as u64);
+        match before / Self::GLANCE == self.taken / Self::GLANCE {
+            true => Ok(()),
+            false => self.watch.go_on(),
+        }
+    }
+
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::{Cause, Limit};
+
+    #[test]
+    fn work_on_the_host_ends_with_the_builds_time_and_when_nobody_wants_it() {
+        let drv = StorePath::from_parts([1; 20], "x.drv").expect("a path");
+        let cancel = Cancel::new();
+        let over = Watch::start(&drv, &cancel, Some(Duration::ZERO));
+        assert_eq!(over.go_on().expect_err("late").cause, Cause::Limit(Limit::Wall));
+        let watch = Watch::start(&drv, &cancel, None);
+        let mut steps = Steps::new(&watch);
+        steps.take(1).expect("in time");
+        cancel.cancel();
+        assert!(steps.take(10_000).expect_err("cancelled").is_cancelled());
+    }
+}

@@ -1,0 +1,147 @@
+//! Questions about paths and derivations.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+
+use nix_derivation::{DerivedPath, NixHash, StorePath};
+use store::{Member, Provenance, RealisationId, View};
+use wire::types::{DrvKey, DrvOutputId, Missing, Realisation};
+
+use super::desk::Desk;
+use super::studied::studied;
+use super::transfer::{Trouble, over};
+use crate::House;
+use builds::modulo::Hasher;
+use builds::{Plan, plan};
+use shares::budget::Charge;
+
+/// Info of a path that the client takes to be valid.
+pub(super) fn info(view: &View, path: &StorePath) -> Result<Arc<store::PathInfo>, Trouble> {
+    view.info(path)
+        .ok_or_else(|| Trouble::Refused(format!("path '{}' is not valid", path.to_absolute_path())))
+}
+
+/// What one path of a list takes, while the list is made out of a sorted set and then sent.
+const LISTED_BYTES: u64 = 320;
+
+/// A list that can be as long as the store, charged for as long as it is being sent. Whoever has no memory for it left waits
+/// without it, and then it is made again.
+pub(super) async fn listed<F>(desk: &Desk, make: impl Fn() -> F) -> Result<(Vec<StorePath>, Charge), Trouble>
+where
+    F: Future<Output = Result<Vec<StorePath>, Trouble>>,
+{
+    const WHAT: &str = "a list of paths";
+    let size = |list: &[StorePath]| list.len() as u64 * LISTED_BYTES;
+    let list = make().await?;
+    let need = size(&list);
+    if let Ok(charge) = desk.budget.charge(need, WHAT) {
+        return Ok((list, charge));
+    }
+    drop(list);
+    let mut charge = desk.budget.wait(need, WHAT).await.map_err(over)?;
+    let list = make().await?;
+    charge.set(size(&list)).map_err(over)?;
+    Ok((list, charge))
+}
+
+/// Output names of the `.drv` at `path`, with their paths: those it states, and those that have been realised.
+pub(super) async fn outputs(
+    desk: &Desk,
+    house: &Arc<House>,
+    view: &View,
+    path: StorePath,
+) -> Result<BTreeMap<String, Option<StorePath>>, Trouble> {
+    let (house, view) = (house.clone(), view.clone());
+    studied(desk, move |study| {
+        let outputs = plan::outputs(&view, &house.drv_hashes, &path, study);
+        outputs.map_err(|failure| Trouble::Refused(failure.message))
+    })
+    .await?
+}
+
+/// What building the targets would mean.
+pub(super) async fn missing(
+    desk: &Desk,
+    house: &Arc<House>,
+    view: &View,
+    targets: Vec<DerivedPath>,
+) -> Result<Missing, Trouble> {
+    let (house, view) = (house.clone(), view.clone());
+    let plan = studied(desk, move |study| Plan::make(&view, &house.drv_hashes, &targets, study)).await?;
+    let plan = plan.map_err(|failure| Trouble::Refused(failure.message))?;
+    Ok(Missing {
+        will_build: plan.will_build(),
+        will_substitute: Vec::new(),
+        unknown: plan.unknown.into_iter().chain(plan.rejected.into_keys()).collect(),
+        download_size: 0,
+        nar_size: 0,
+    })
+}
+
+/// What an output of a derivation turned out to be.
+pub(super) async fn realisation(
+    desk: &Desk,
+    house: &Arc<House>,
+    view: &View,
+    id: DrvOutputId,
+) -> Result<Option<Realisation>, Trouble> {
+    let found = match &id.drv {
+        DrvKey::Hash(NixHash::Sha256(drv_hash)) => {
+            let key = RealisationId { drv_hash: *drv_hash, output: id.output.clone() };
+            view.realisation(&key).map(|(path, _, signatures)| (path, signatures))
+        }
+        DrvKey::Hash(_) => None,
+        DrvKey::Path(drv) if !view.is_valid(drv) => None,
+        DrvKey::Path(drv) => {
+            let outputs = outputs(desk, house, view, drv.clone()).await?;
+            outputs.get(&id.output).cloned().flatten().map(|path| (path, Vec::new()))
+        }
+    };
+    Ok(found.filter(|(path, _)| view.is_valid(path)).map(|(out_path, signatures)| Realisation {
+        id,
+        out_path,
+        signatures,
+        dependent_realisations: BTreeMap::new(),
+    }))
+}
+
+/// A client says what an output turned out to be: its member's claim, whatever it is signed with.
+pub(super) async fn register(
+    desk: &Desk,
+    house: &Arc<House>,
+    view: &View,
+    realisation: Realisation,
+) -> Result<(), Trouble> {
+    let Realisation { id: DrvOutputId { drv, output }, out_path, .. } = realisation;
+    let (house, view) = (house.clone(), view.clone());
+    let full = out_path.to_absolute_path();
+    studied(desk, move |study| {
+        let refused = |why: &dyn std::fmt::Display| {
+            Trouble::Refused(format!(
+                "cannot register '{full}' as the output '{output}' of a derivation: {why}"
+            ))
+        };
+        let drv_hash = match drv {
+            DrvKey::Hash(NixHash::Sha256(hash)) => hash,
+            DrvKey::Hash(other) => {
+                return Err(refused(&format!("its derivation is named by a {} hash", other.algorithm())));
+            }
+            DrvKey::Path(drv) => {
+                let hashes = Hasher::new(&view, &house.drv_hashes, study).of(&drv);
+                hashes.map_err(|failure| refused(&failure.message))?.masked
+            }
+        };
+        let id = RealisationId { drv_hash, output: output.clone() };
+        if let Some((known, ..)) = view.realisation(&id) {
+            if known == out_path {
+                return Ok(());
+            }
+            // Nix refuses as well: which of the two later builds would use is not for chance to decide.
+            return Err(refused(&format!("it is known to be '{}' already", known.to_absolute_path())));
+        }
+        let provenance = Provenance::Claimed(Member::clone(view.member()));
+        view.add_realisation(id, out_path, provenance).map_err(|e| refused(&e))
+    })
+    .await?
+}

@@ -1,0 +1,51 @@
+//! Where one session's work is done, and what it may take: its member's threads and budget, and who is told of memory.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::House;
+use settings::Limits;
+use shares::budget::{Budget, Charge, OverBudget};
+use shares::threads::Workers;
+
+/// What a session may take just by being there: what waits for it in its channel (`ssh`), the buffers of its connection
+/// in both directions, and what its tasks need.
+const SESSION_BYTES: u64 = 640 << 10;
+
+/// Shared by everything that one session does.
+#[derive(Clone, Debug)]
+pub(super) struct Desk {
+    pub workers: Workers,
+    pub budget: Budget,
+}
+
+impl Desk {
+    pub fn of(house: &House, member: &Arc<str>) -> Self {
+        Self { workers: house.threads.of(member), budget: house.budgets.of(member) }
+    }
+
+    /// For a session that begins.
+    pub fn session(&self) -> Result<Charge, OverBudget> {
+        self.budget.charge(SESSION_BYTES, "a session")
+    }
+
+    /// What is accepted of a connection of this member.
+    pub fn terms(&self, limits: &Limits) -> Result<wire::Terms, OverBudget> {
+        let arguments = Arguments(Mutex::new(self.budget.charge(0, "this request")?));
+        Ok(wire::Terms {
+            max_body_bytes: limits.max_nar_bytes,
+            stall: Some(limits.client_stall),
+            meter: Some(Arc::new(arguments)),
+        })
+    }
+}
+
+/// The arguments of the request at hand.
+#[derive(Debug)]
+struct Arguments(Mutex<Charge>);
+
+impl wire::Meter for Arguments {
+    fn takes(&self, bytes: u64) -> Result<(), String> {
+        let mut charge = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        charge.set(bytes).map_err(|over| over.to_string())
+    }
+}

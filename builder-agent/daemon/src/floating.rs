@@ -1,0 +1,114 @@
+//! Builds of derivations whose output paths are not known before: resolved first, realised afterwards.
+//!
+//! Source: Nix, `DerivationGoal::resolvedFinished` and `DerivationResolutionGoal` (src/libstore/build).
+
+use std::sync::Arc;
+
+use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
+use store::View;
+use wire::types::BuildStatus;
+use wire::worker::{ActivityKind, LogEvent, Verbosity};
+
+use super::context::{Context, Done, Ended};
+use super::one::build_one;
+use super::studied::studied;
+use builds::derivation::Derivation;
+use builds::resolve::{InputPaths, Resolved, resolve};
+use builds::{Failure, Recipe, plan, realised};
+use shares::threads::Task;
+
+/// One derivation of a plan, when all it needs is there.
+pub(super) struct Work {
+    pub recipe: Arc<Recipe>,
+    /// What to resolve, and with which paths of its inputs.
+    pub unresolved: Option<(Arc<Derivation>, InputPaths)>,
+}
+
+/// Resolves if needed, builds if needed, and remembers what floating outputs turned out to be.
+pub(super) async fn build(context: Context, work: Work, check: bool) -> Ended {
+    let Some((derivation, inputs)) = work.unresolved else {
+        return build_plain(context, work.recipe, check).await;
+    };
+    let drv = &work.recipe.drv_path;
+    let (house, view) = (context.house.clone(), context.views.now());
+    let original = work.recipe.clone();
+    let resolving = studied(&context.desk, move |study| {
+        let sure = plan::inputs_verified(&view, &house.drv_hashes, &original, &inputs, study);
+        resolve(&original.drv_path, &derivation, &inputs).map(|resolved| (resolved, sure))
+    });
+    let (resolved, inputs_verified) = resolving.await.unwrap_or_else(|_| Err(bug()))?;
+    let Resolved { recipe, text } = resolved;
+    let recipe = Arc::new(recipe);
+    announce(&context, drv, &recipe.drv_path).await;
+    {
+        // Nix keeps it too: it is the deriver of what is built now.
+        let (view, recipe) = (context.views.now(), recipe.clone());
+        done(context.desk.workers.commit(move || keep(&view, &recipe, &text))).await?;
+    }
+    let mut done = build_plain(context.clone(), recipe.clone(), check).await?;
+    if done.status == BuildStatus::AlreadyValid {
+        done.status = BuildStatus::ResolvesToAlreadyValid;
+    }
+    let Some(drv_hash) = work.recipe.drv_hash else { return Ok(done) };
+    done.proven &= inputs_verified && work.recipe.verified_paths;
+    remember(&context, drv_hash, &done).await?;
+    done.drv_hash = Some(drv_hash);
+    Ok(done)
+}
+
+/// A derivation whose inputs are paths: known already, or through the scheduler.
+pub(super) async fn build_plain(context: Context, recipe: Arc<Recipe>, check: bool) -> Ended {
+    let mut done = build_one(context.clone(), recipe.clone(), check).await?;
+    let Some(drv_hash) = recipe.drv_hash else { return Ok(done) };
+    done.drv_hash = Some(drv_hash);
+    if done.status == BuildStatus::AlreadyValid || check {
+        return Ok(done);
+    }
+    remember(&context, drv_hash, &done).await?;
+    Ok(done)
+}
+
+async fn remember(context: &Context, drv_hash: [u8; 32], done: &Done) -> Result<(), Failure> {
+    let (view, outputs, proven) = (context.views.now(), done.outputs.clone(), done.proven);
+    let work = move || realised::record(&view, &drv_hash, &outputs, proven);
+    self::done(context.desk.workers.commit(work)).await
+}
+
+async fn done<T>(work: Task<Result<T, Failure>>) -> Result<T, Failure> {
+    work.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "resolving a derivation was lost");
+        Err(bug())
+    })
+}
+
+fn bug() -> Failure {
+    Failure::transient("resolving a derivation failed because of a bug of the box")
+}
+
+/// Registers the `.drv` of a resolved derivation.
+fn keep(view: &View, recipe: &Recipe, text: &[u8]) -> Result<(), Failure> {
+    let (method, algorithm) = (ContentAddressMethod::Text, HashAlgorithm::Sha256);
+    view.add_ca(recipe.drv_path.name(), method, algorithm, &recipe.inputs, &mut &*text).map(|_| ()).map_err(
+        |e| {
+            Failure::rejected(format!(
+                "cannot keep the derivation '{}': {e}",
+                recipe.drv_path.to_absolute_path()
+            ))
+        },
+    )
+}
+
+async fn announce(context: &Context, from: &StorePath, to: &StorePath) {
+    let id = context.ids.next();
+    let (from, to) = (from.to_absolute_path(), to.to_absolute_path());
+    let start = LogEvent::StartActivity {
+        id,
+        level: Verbosity::Info,
+        kind: ActivityKind::BuildWaiting,
+        text: format!("resolved derivation: '{from}' -> '{to}'"),
+        fields: vec![from.into(), to.into()],
+        parent: 0,
+    };
+    context.show(start).await;
+    context.show(LogEvent::stop(id)).await;
+}

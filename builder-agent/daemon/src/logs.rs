@@ -1,0 +1,69 @@
+//! Build logs that clients bring. Reading one is no operation of the protocol: that is `ssh <box> log` (`ssh::log`).
+
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+
+use nix_derivation::StorePath;
+use tokio::io::{AsyncRead, AsyncWrite};
+use wire::worker::Connection;
+
+use super::Session;
+use super::transfer::{Sink, Trouble, feed};
+use builds::kept::{Arriving, KeptLogs};
+
+impl Session {
+    /// Keeps the log that follows for this member; what others read comes from builds of the box alone.
+    pub(super) async fn add_log<R, W>(
+        &self,
+        conn: &mut Connection<R, W>,
+        drv: StorePath,
+    ) -> Result<(), Trouble>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        let (kept, member) = (self.house.kept.clone(), self.member.id.clone());
+        let (max, full) = (self.house.config.limits.max_log_bytes, drv.to_absolute_path());
+        let open = move || Log::open(kept, member, drv, max);
+        feed(&self.desk, conn.body(), open).await?.map_err(|error| match error.kind() {
+            ErrorKind::FileTooLarge => Trouble::Refused(format!(
+                "cannot keep the log of '{full}': it is longer than {max} bytes (the box's `limits.max-log-mib`)"
+            )),
+            _ => {
+                tracing::error!(%error, "cannot keep a log");
+                Trouble::Refused(format!("cannot keep the log of '{full}': {error}"))
+            }
+        })
+    }
+}
+
+/// A log on its way in.
+struct Log {
+    arriving: Arriving,
+    kept: Arc<KeptLogs>,
+    member: Arc<str>,
+    drv: StorePath,
+}
+
+impl Log {
+    fn open(kept: Arc<KeptLogs>, member: Arc<str>, drv: StorePath, max: u64) -> io::Result<Self> {
+        Ok(Self { arriving: kept.arriving(max)?, kept, member, drv })
+    }
+}
+
+impl Sink for Log {
+    type Done = ();
+    type Error = io::Error;
+
+    fn push(&mut self, bytes: &[u8]) -> io::Result<bool> {
+        self.arriving.push(bytes).map(|()| true)
+    }
+
+    fn memory(&self) -> u64 {
+        0
+    }
+
+    fn finish(self) -> io::Result<()> {
+        self.kept.add(&self.member, &self.drv, self.arriving)
+    }
+}

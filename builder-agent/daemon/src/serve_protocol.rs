@@ -1,0 +1,380 @@
+//! A session of the serve protocol: the same store and the same builds as a worker session, asked for by `ssh://`.
+//!
+//! The protocol can say that a build or an upload failed, and nothing else. So a person reads on stderr what happened,
+//! and a request without a way to fail ends the session, as it does with Nix's own server. Build logs go to stderr, too,
+//! line by line and without decoration: `--builders` takes every line for a line of the log.
+//! Not here: bytes (`wire::serve`), contents (`store`), running builders (`build`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::sync::Arc;
+
+use nix_derivation::{DerivedPath, StorePath};
+use store::{ImportError, Ingested, Provenance, View};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
+use wire::serve::{BuildOptions, Connection, ImportedInfo, Request, Response};
+use wire::types::{BuildMode, BuildResult, BuildStatus, ClientSettings};
+use wire::worker::LogEvent;
+use wire::{PatientWriter, WireError};
+
+use super::audience::{Audience, shown_on};
+use super::desk::Desk;
+use super::transfer::{self, BATCH, Trouble, Unknown, feed};
+use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, ask, garbage, in_words};
+use crate::House;
+use substitute::convert;
+
+/// Serves one channel until the client hangs up. `stderr` is the other direction's second stream.
+///
+/// `write`: whether the client asked for `--write`; without it nothing is imported or built.
+#[allow(clippy::too_many_arguments)] // the ends of one channel, and whose it is
+pub fn serve_store<'a>(
+    reader: Reader<'a>,
+    writer: Writer<'a>,
+    stderr: Writer<'a>,
+    write: bool,
+    house: Arc<House>,
+    caller: Caller,
+) -> Running<'a, Result<(), SessionError>> {
+    Box::pin(serve_session(reader, writer, stderr, write, house, caller))
+}
+
+async fn serve_session(
+    reader: Reader<'_>,
+    writer: Writer<'_>,
+    stderr: Writer<'_>,
+    write: bool,
+    house: Arc<House>,
+    caller: Caller,
+) -> Result<(), SessionError> {
+    let Caller { member, connection, wishes } = caller;
+    let mut stderr = PatientWriter::new(stderr, house.config.limits.client_stall);
+    let desk = Desk::of(&house, &member.id);
+    let admitted = desk.session().and_then(|charge| Ok((charge, desk.terms(&house.config.limits)?)));
+    let (_charge, terms) = match admitted {
+        Ok(admitted) => admitted,
+        Err(over) => {
+            let _ = stderr.write_all(format!("error: {over}\n").as_bytes()).await;
+            return Err(SessionError::Refused(over.to_string()));
+        }
+    };
+    let conn = Connection::accept(reader, writer, terms).await.map_err(SessionError::Greeting)?;
+    let protocol = conn.version().to_string();
+    tracing::info!(connection, member = %member.name, protocol, write, "serve session started");
+    let _end = EndLogged { connection, member: member.clone(), what: "serve session ended" };
+    let mut serving = Serving { conn, stderr, write, session: Session::open(house, member, wishes) };
+    let result = serving.answer_all().await;
+    // Best effort in all of this: the client may be gone.
+    let told = match &result {
+        Ok(()) => None,
+        Err(Trouble::Refused(message)) => Some(message.clone()),
+        Err(Trouble::Wire(error)) if error.is_disconnect() => None,
+        Err(Trouble::Wire(error)) => Some(in_words(error)),
+    };
+    if let Some(message) = told {
+        let _ = serving.conn.flush().await;
+        let _ = serving.tell(&message).await;
+    }
+    match result {
+        Ok(()) => Ok(()),
+        Err(Trouble::Refused(message)) => Err(SessionError::Refused(message)),
+        Err(Trouble::Wire(error)) => Err(SessionError::Told(error)),
+    }
+}
+
+struct Serving<R, W, E> {
+    conn: Connection<R, W>,
+    stderr: E,
+    write: bool,
+    session: Session,
+}
+
+impl<R, W, E> Serving<R, W, E>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+    E: AsyncWrite + Unpin + Send,
+{
+    async fn answer_all(&mut self) -> Result<(), Trouble> {
+        while let Some(request) = self.conn.next_request().await? {
+            self.session.follow_roster().map_err(Trouble::Refused)?;
+            if let Some(op) = self.conn.pending()
+                && op.info().writes
+                && !self.write
+            {
+                let message = format!(
+                    "{} is not possible in a session that only reads; run `nix-store --serve --write`",
+                    op.name()
+                );
+                self.refuse(message).await?;
+                continue;
+            }
+            match self.answer(request).await {
+                Ok(Some(response)) => self.conn.reply(&response).await?,
+                Ok(None) => {}
+                Err(Trouble::Refused(message)) => self.refuse(message).await?,
+                Err(trouble) => return Err(trouble),
+            }
+        }
+        Ok(())
+    }
+
+    /// The answer to one request; `None` if it has been sent already.
+    async fn answer(&mut self, request: Request) -> Result<Option<Response>, Trouble> {
+        let view = &self.session.view();
+        Ok(Some(match request {
+            // Questions, answered from memory.
+            Request::QueryValidPaths { lock, substitute, paths } => {
+                if lock {
+                    view.hold(&paths).map_err(garbage::failed)?;
+                }
+                let Self { conn, stderr, session, write } = self;
+                let (audience, fetch) = (&mut Listener { conn, stderr }, substitute && *write);
+                Response::Paths(session.valid_paths(audience, paths, fetch).await?)
+            }
+            Request::QueryPathInfos { paths } => {
+                let mut reply = self.conn.reply_infos().await?;
+                for path in paths {
+                    // A client may read as slowly as it likes.
+                    if let Some(info) = self.session.view().info(&path) {
+                        reply.add(&convert::to_wire(&info)).await?;
+                    }
+                }
+                reply.finish().await?;
+                return Ok(None);
+            }
+            Request::QueryClosure { include_outputs, paths } => {
+                let (session, asked) = (&self.session, &paths);
+                let make = || closure(session, asked, include_outputs);
+                let (paths, _charge) = ask::listed(&session.desk, make).await?;
+                self.conn.reply(&Response::Paths(paths)).await?;
+                return Ok(None);
+            }
+
+            // Contents.
+            Request::DumpStorePath { path } => {
+                self.dump(path).await?;
+                return Ok(None);
+            }
+            Request::ExportPaths { paths } => {
+                self.export(paths).await?;
+                return Ok(None);
+            }
+            Request::AddToStoreNar { info } => {
+                self.session.add_nar(self.conn.body(), info).await?;
+                Response::Done
+            }
+            Request::ImportPaths => {
+                self.import().await?;
+                Response::Done
+            }
+
+            // Builds.
+            Request::BuildPaths { paths, options } => {
+                let (status, message) = self.build_paths(paths, options).await?;
+                Response::Status(status, message)
+            }
+            Request::BuildDerivation { drv_path, derivation, options } => {
+                self.session.settings = settings(options, self.session.house.config.keep_going)?;
+                let Self { conn, stderr, session, .. } = self;
+                let audience = &mut Listener { conn, stderr };
+                let mode = BuildMode::Normal;
+                Response::BuildResult(session.build_derivation(audience, drv_path, derivation, mode).await?)
+            }
+        }))
+    }
+
+    /// The request failed. Says so where the protocol can; ends the session where it cannot.
+    async fn refuse(&mut self, message: String) -> Result<(), Trouble> {
+        use wire::serve::Answer;
+        let Some(op) = self.conn.pending() else { return Err(Trouble::Refused(message)) };
+        let response = match op.info().answer {
+            Answer::Status => Response::Status(BuildStatus::MiscFailure, message),
+            Answer::BuildResult => Response::BuildResult(BuildResult::new(BuildStatus::MiscFailure, message)),
+            Answer::One => {
+                // Now, and not after the rest of the upload.
+                self.tell(&message).await?;
+                Response::Refused
+            }
+            Answer::Paths | Answer::PathInfos | Answer::Nar | Answer::Export => {
+                return Err(Trouble::Refused(message));
+            }
+        };
+        Ok(self.conn.reply(&response).await?)
+    }
+
+    /// An error for the person at the other end.
+    async fn tell(&mut self, message: &str) -> Result<(), WireError> {
+        self.stderr.write_all(format!("error: {message}\n").as_bytes()).await?;
+        Ok(self.stderr.flush().await?)
+    }
+
+    async fn dump(&mut self, path: StorePath) -> Result<(), Trouble> {
+        let mut chunks = transfer::read_nar(&self.session.desk, &self.session.views, path).await?;
+        let mut reply = self.conn.reply_nar().await?;
+        while let Some(chunk) = transfer::next_chunk(&mut chunks).await? {
+            reply.write(&chunk).await?;
+        }
+        Ok(reply.finish().await?)
+    }
+
+    async fn export(&mut self, paths: Vec<StorePath>) -> Result<(), Trouble> {
+        let Session { views, desk, .. } = &self.session;
+        let sorted = references_first(&views.now(), paths)?;
+        let mut reply = self.conn.reply_export().await?;
+        for info in sorted {
+            // The client may have taken its time over those before.
+            let info = ask::info(&views.now(), &info.path)?;
+            let mut chunks = transfer::read_nar(desk, views, info.path.clone()).await?;
+            reply.begin().await?;
+            while let Some(chunk) = transfer::next_chunk(&mut chunks).await? {
+                reply.write(&chunk).await?;
+            }
+            reply.end(&convert::to_wire(&info)).await?;
+        }
+        Ok(reply.finish().await?)
+    }
+
+    /// Paths come with their references first, and become visible in batches, each all or nothing.
+    async fn import(&mut self) -> Result<(), Trouble> {
+        let Session { views, desk, .. } = &self.session;
+        let mut batch = Vec::new();
+        while self.conn.next_nar().await? {
+            let view = views.now();
+            let taker = view.clone();
+            let ingested = feed(desk, self.conn.body(), move || Unknown::open(&taker)).await?;
+            let ingested = ingested.map_err(transfer::import_failed)?;
+            let info = imported(&ingested, self.conn.trailer().await?);
+            // Nothing in an export stream could prove what the path is, so it is what this member says it is.
+            let provenance = Provenance::Claimed(view.member().clone());
+            let staged = view.stage_built(ingested, info, provenance);
+            batch.push(staged.map_err(|error| transfer::import_failed(ImportError::Register(error)))?);
+            if batch.len() >= BATCH {
+                transfer::register(desk, views, std::mem::take(&mut batch)).await?;
+            }
+        }
+        transfer::register(desk, views, batch).await.map(|_| ())
+    }
+
+    async fn build_paths(
+        &mut self,
+        paths: Vec<DerivedPath>,
+        options: BuildOptions,
+    ) -> Result<(BuildStatus, String), Trouble> {
+        self.session.settings = settings(options, self.session.house.config.keep_going)?;
+        let Self { conn, stderr, session, .. } = self;
+        let audience = &mut Listener { conn, stderr };
+        let results = session.build_paths_with_results(audience, paths, BuildMode::Normal).await?;
+        let failed: Vec<BuildResult> =
+            results.into_iter().map(|(_, result)| result).filter(|r| !r.status.is_success()).collect();
+        let Some(first) = failed.first() else { return Ok((BuildStatus::Built, String::new())) };
+        let status = first.status;
+        Ok((status, super::realise::all_messages(failed)))
+    }
+}
+
+/// A client of the serve protocol that waits for builds: log on stderr, hang-up on the connection.
+struct Listener<'a, R, W, E> {
+    conn: &'a mut Connection<R, W>,
+    stderr: &'a mut E,
+}
+
+impl<R, W, E> Audience for Listener<'_, R, W, E>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+    E: AsyncWrite + Unpin + Send,
+{
+    async fn run<F>(&mut self, work: F, shown: &mut mpsc::Receiver<LogEvent>) -> Result<F::Output, WireError>
+    where
+        F: Future + Send,
+        F::Output: Send,
+    {
+        let work = shown_on(self.stderr, false, work, shown);
+        self.conn.run(work).await?
+    }
+}
+
+/// The settings of a worker session that mean the same. (Nix: `getBuildSettings` in `opServe`.)
+fn settings(options: BuildOptions, keep_going: bool) -> Result<ClientSettings, Trouble> {
+    if options.nr_repeats > 0 {
+        return Err(Trouble::Refused(
+            "the client wants every build repeated, which no version of Nix does any more; set `repeat = 0`"
+                .into(),
+        ));
+    }
+    let overrides = [("timeout", options.build_timeout), ("max-log-size", options.max_log_size)];
+    Ok(ClientSettings {
+        keep_failed: options.keep_failed,
+        // Not in the protocol.
+        keep_going,
+        max_silent_time: options.max_silent_time,
+        verbose_build: true,
+        // As Nix's own server: whoever asks for a build here has looked into the caches before.
+        use_substitutes: false,
+        overrides: overrides.into_iter().map(|(name, n)| (name.to_owned(), n.to_string())).collect(),
+        ..ClientSettings::default()
+    })
+}
+
+/// `paths` and all they refer to; with outputs, also the valid outputs of all derivations among them.
+async fn closure(
+    session: &Session,
+    paths: &[StorePath],
+    include_outputs: bool,
+) -> Result<Vec<StorePath>, Trouble> {
+    let view = &session.view();
+    let of = |paths: &[StorePath]| view.closure(paths).map_err(|e| Trouble::Refused(e.to_string()));
+    let mut closure = of(paths)?;
+    let mut new: Vec<StorePath> = closure.iter().cloned().collect();
+    while include_outputs && !new.is_empty() {
+        let mut outputs = Vec::new();
+        for drv in new.iter().filter(|path| path.is_derivation()) {
+            let paths =
+                ask::outputs(&session.desk, &session.house, view, drv.clone()).await?.into_values().flatten();
+            outputs.extend(paths.filter(|path| view.is_valid(path)));
+        }
+        new = of(&outputs)?.into_iter().filter(|path| !closure.contains(path)).collect();
+        closure.extend(new.iter().cloned());
+    }
+    Ok(closure.into_iter().collect())
+}
+
+/// Infos of `paths`, each after those of them that it refers to.
+fn references_first(view: &View, paths: Vec<StorePath>) -> Result<Vec<Arc<store::PathInfo>>, Trouble> {
+    // As the store has them: copies of a long list would be many times what was asked.
+    let mut infos: BTreeMap<StorePath, Arc<store::PathInfo>> = BTreeMap::new();
+    for path in paths {
+        let info = ask::info(view, &path)?;
+        infos.insert(path, info);
+    }
+    // References have no circles but those to a path itself, so this ends.
+    let mut sorted = Vec::new();
+    let mut visited = BTreeSet::new();
+    let mut stack: Vec<(StorePath, bool)> = infos.keys().rev().map(|path| (path.clone(), false)).collect();
+    while let Some((path, after)) = stack.pop() {
+        if after {
+            sorted.push(path);
+        } else if visited.insert(path.clone()) {
+            stack.push((path.clone(), true));
+            let references = infos[&path].references.iter();
+            stack.extend(references.filter(|r| infos.contains_key(r)).map(|r| (r.clone(), false)));
+        }
+    }
+    Ok(sorted.into_iter().filter_map(|path| infos.remove(&path)).collect())
+}
+
+fn imported(ingested: &Ingested, told: ImportedInfo) -> store::PathInfo {
+    store::PathInfo {
+        path: told.path,
+        nar_hash: ingested.nar_hash,
+        nar_size: ingested.nar_size,
+        references: told.references,
+        deriver: told.deriver,
+        registration_time: 0,
+        ultimate: false,
+        signatures: Vec::new(),
+        ca: None,
+    }
+}

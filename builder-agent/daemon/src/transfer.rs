@@ -1,0 +1,160 @@
+//! Requests that move contents: uploads into the store, NARs out of it.
+//!
+//! Not here: how contents get from one side to the other (`chunks`), and many paths in one request (`upload`).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
+use store::{ImportError, RegisterError, Staged};
+use tokio::io::{AsyncRead, AsyncWrite};
+use wire::WireError;
+use wire::types::PathInfo;
+use wire::worker::Connection;
+
+use super::Session;
+use super::desk::Desk;
+use super::views::Views;
+use shares::budget::OverBudget;
+use substitute::convert;
+use shares::threads::Lost;
+
+mod chunks;
+mod sinks;
+mod upload;
+
+pub(super) use chunks::{Sink, feed, next_chunk, read_nar};
+pub(super) use sinks::Unknown;
+
+use chunks::{at_once, feed_and_commit};
+use sinks::{Address, Addressed, Announced};
+
+/// Paths of one upload that become visible together. Each commit is a transaction and a turn in the queue for the index; a batch shares them.
+pub(super) const BATCH: usize = 256;
+
+/// Why a request got no answer.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// The client is told, and may go on.
+    Refused(String),
+    /// The connection is of no use any more.
+    Wire(WireError),
+}
+
+impl From<WireError> for Trouble {
+    fn from(error: WireError) -> Self {
+        Self::Wire(error)
+    }
+}
+
+/// Work for one request that gave no result; the others do not notice.
+pub(super) fn bug(error: Lost) -> Trouble {
+    tracing::error!(%error, "work for a request was lost");
+    Trouble::Refused(format!("the request failed because of the box: {error}"))
+}
+
+/// The member holds too much already.
+pub(super) fn over(why: OverBudget) -> Trouble {
+    Trouble::Refused(why.to_string())
+}
+
+/// The client is told all; the box's log gets what is the box's own trouble.
+pub(super) fn import_failed(error: ImportError) -> Trouble {
+    if !error.is_callers_fault() {
+        tracing::error!(%error, "the store cannot take an upload");
+    }
+    Trouble::Refused(error.to_string())
+}
+
+impl Session {
+    pub(super) async fn add_to_store<R, W>(
+        &self,
+        conn: &mut Connection<R, W>,
+        name: String,
+        method: ContentAddressMethod,
+        algorithm: HashAlgorithm,
+        references: BTreeSet<StorePath>,
+    ) -> Result<PathInfo, Trouble>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        let (view, what) = (self.view(), Address { name, method, algorithm, references });
+        let open = move || Addressed::open(view, what);
+        let added = feed_and_commit(&self.desk, conn.body(), open, one_visible(self.views.clone())).await?;
+        added.map(|info| convert::to_wire(&info)).map_err(import_failed)
+    }
+
+    pub(super) async fn add_text(
+        &self,
+        name: String,
+        text: Vec<u8>,
+        references: BTreeSet<StorePath>,
+    ) -> Result<PathInfo, Trouble> {
+        let (method, algorithm) = (ContentAddressMethod::Text, HashAlgorithm::Sha256);
+        let (view, what) = (self.view(), Address { name, method, algorithm, references });
+        let visible = one_visible(self.views.clone());
+        let work = move || at_once(|| Addressed::open(view, what), &text).and_then(visible);
+        let added = self.desk.workers.commit(work).await.map_err(bug)?;
+        added.map(|info| convert::to_wire(&info)).map_err(import_failed)
+    }
+
+    /// Takes in a NAR that was announced.
+    pub(super) async fn add_nar<B: AsyncRead + Unpin>(&self, body: B, info: PathInfo) -> Result<(), Trouble> {
+        let (view, info) = (self.view(), convert::from_wire(info));
+        let open = move || Announced::open(view, info);
+        let added = feed_and_commit(&self.desk, body, open, one_visible(self.views.clone())).await?;
+        added.map(|_| ()).map_err(import_failed)
+    }
+
+    /// Paths come with their references first, and become visible in batches, each all or nothing.
+    pub(super) async fn add_many<R, W>(&self, conn: &mut Connection<R, W>) -> Result<(), Trouble>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        let mut upload = upload::Upload::begin(self.views.clone(), self.desk.clone()).await?;
+        while let Some(info) = conn.next_item().await? {
+            upload.add(info, conn.body()).await?;
+        }
+        upload.finish().await
+    }
+
+    pub(super) async fn send_nar<R, W>(
+        &self,
+        conn: &mut Connection<R, W>,
+        path: StorePath,
+    ) -> Result<(), Trouble>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        let mut chunks = read_nar(&self.desk, &self.views, path).await?;
+        let mut reply = conn.reply_nar().await?;
+        while let Some(chunk) = next_chunk(&mut chunks).await? {
+            reply.write(&chunk).await?;
+        }
+        Ok(reply.finish().await?)
+    }
+}
+
+/// What makes one path visible once it is taken in. What it refers to must be seen by then, whatever was seen when its
+/// upload began.
+fn one_visible(
+    views: Views,
+) -> impl FnOnce(Staged) -> Result<Arc<store::PathInfo>, ImportError> + Send + 'static {
+    move |staged| {
+        let mut infos = views.now().register_many(vec![staged]).map_err(ImportError::Register)?;
+        Ok(infos.pop().expect("one path in, one info out"))
+    }
+}
+
+/// Makes a batch visible, all of it or nothing.
+pub(super) async fn register(desk: &Desk, views: &Views, batch: Vec<Staged>) -> Result<(), Trouble> {
+    if batch.is_empty() {
+        return Ok(());
+    }
+    let views = views.clone();
+    let registered = desk.workers.commit(move || views.now().register_many(batch)).await.map_err(bug)?;
+    registered.map(|_| ()).map_err(|error: RegisterError| import_failed(ImportError::Register(error)))
+}

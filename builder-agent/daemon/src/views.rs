@@ -1,0 +1,50 @@
+//! The store as a session's member may see it, at each moment.
+//!
+//! A share can be withdrawn while a request waits: for the rest of an upload, for a client who reads slowly, for a build
+//! or a download. Whoever has waited takes a new view afterwards.
+
+use std::sync::Arc;
+
+use store::View;
+use tokio::sync::watch;
+
+use crate::House;
+use members::{Member, Roster};
+
+/// Makes views of one member. Clones hold the same temporary roots.
+#[derive(Clone)]
+pub(super) struct Views {
+    house: Arc<House>,
+    member: Arc<Member>,
+    /// Says whether there was another roster since `view` was made.
+    roster: watch::Receiver<Arc<Roster>>,
+    view: View,
+}
+
+impl Views {
+    pub fn open(house: &Arc<House>, member: &Arc<Member>) -> Self {
+        let mut roster = house.roster.clone();
+        let view = house.view_of(member, &roster.borrow_and_update());
+        Self { house: house.clone(), member: member.clone(), roster, view }
+    }
+
+    /// With the shares that the roster names now. Who has left it shares with nobody.
+    pub fn now(&self) -> View {
+        // An error is a roster that nobody follows any more: the process is ending.
+        if !self.roster.has_changed().unwrap_or(false) {
+            return self.view.clone();
+        }
+        self.house.view_of(&self.member, &self.roster.borrow()).holding_as(&self.view)
+    }
+
+    /// Whose they are, as the store knows them.
+    pub fn owner(&self) -> &store::Member {
+        self.view.member()
+    }
+
+    /// The same for what comes from now on, so that the roster is not looked through each time.
+    pub fn follow(&mut self) {
+        let view = self.house.view_of(&self.member, &self.roster.borrow_and_update());
+        self.view = view.holding_as(&self.view);
+    }
+}

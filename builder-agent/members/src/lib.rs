@@ -1,0 +1,302 @@
+//! Who may log in, read from `roster.json` and kept current while the agent runs.
+//!
+//! The file is written by `access-manager`, which already judged every entry. It is still parsed with bounds (by the crate
+//! `roster`, as on the other side), since a disk or a hand edit may hold anything. A member whose entry is wrong is left
+//! out; a file that does not load changes nothing: the roster before it stays.
+//! Who a name means is kept apart from the name ([`identity`]). Not here: where the file comes from, whom a login is for (`ssh::login`), and what a session may do.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::roster::{BAKED_IN, Day, FileError, Key, LeftOut, MAX_FILE};
+use russh::keys::ssh_key::HashAlg;
+use russh::keys::ssh_key::public::KeyData;
+use tokio::sync::watch;
+
+use identity::Listed;
+
+pub use ::roster::{MemberLimits, Role};
+pub use identity::Identities;
+
+mod identity;
+
+/// How often the file is looked at. Removal must bite within a minute; a stat per second costs nothing.
+const POLL: Duration = Duration::from_secs(1);
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Member {
+    pub name: Arc<str>,
+    /// Owns what this member has: two members of one name, one after the other, have two. See [`identity`].
+    pub id: Arc<str>,
+    /// Nothing on the box asks for it yet; it is logged with each login.
+    pub role: Role,
+    pub limits: MemberLimits,
+    /// Whose paths this member is willing to see and to show.
+    pub share_with: BTreeSet<Arc<str>>,
+}
+
+/// A member, and one key or certificate authority of theirs.
+#[derive(Debug, Clone)]
+pub struct Holder {
+    pub member: Arc<Member>,
+    pub key: Arc<Key>,
+}
+
+/// One accepted roster, members past their date already left out.
+#[derive(Debug, Default)]
+pub struct Roster {
+    pub source: String,
+    pub commit: Option<String>,
+    /// One key may have several members, who are told apart by the ssh user name.
+    keys: HashMap<KeyData, Vec<Holder>>,
+    /// Certificate authorities, likewise.
+    authorities: HashMap<KeyData, Vec<Holder>>,
+    by_name: BTreeMap<Arc<str>, Arc<Member>>,
+    /// Who has a mistake in their entry, and which.
+    pub left_out: Vec<LeftOut>,
+}
+
+impl Roster {
+    /// Who has this key.
+    pub fn holders(&self, key: &KeyData) -> &[Holder] {
+        self.keys.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whose certificates this key signs.
+    pub fn holders_of_authority(&self, key: &KeyData) -> &[Holder] {
+        self.authorities.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    pub fn has_authorities(&self) -> bool {
+        !self.authorities.is_empty()
+    }
+
+    /// Whether this member has a certificate authority.
+    pub fn has_authority(&self, name: &str) -> bool {
+        self.authorities.values().flatten().any(|holder| &*holder.member.name == name)
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// Who has this identity.
+    pub fn by_id(&self, id: &str) -> Option<&Arc<Member>> {
+        let name = id.split(identity::MARK).next().unwrap_or(id);
+        self.by_name.get(name).filter(|member| &*member.id == id)
+    }
+
+    /// The same person as this roster has them, with today's limits; `None` for who has left.
+    ///
+    /// A member that was looked up earlier says who it was and nothing else: wherever something is allowed or limited, it
+    /// goes through here.
+    pub fn current(&self, member: &Member) -> Option<&Arc<Member>> {
+        self.by_name.get(&member.name).filter(|now| now.id == member.id)
+    }
+
+    /// The identities of those who share with `member` and with whom `member` shares.
+    pub fn ids_sharing_with(&self, member: &Member) -> Vec<Arc<str>> {
+        if self.current(member).is_none() {
+            return Vec::new();
+        }
+        let others = self.sharing_with(&member.name);
+        others.iter().filter_map(|name| self.by_name.get(name)).map(|other| other.id.clone()).collect()
+    }
+
+    /// The store as `member` may see it by this roster: with the claims of those who share with them and they with. What
+    /// is registered through this view is not collected while it lives.
+    pub fn view_of(&self, store: &store::Store, member: &Member) -> store::View {
+        let others: Vec<store::Member> =
+            self.ids_sharing_with(member).iter().map(|id| store::Member::new(id)).collect();
+        store.view_sharing(&store::Member::new(&member.id), &others).holding()
+    }
+
+    /// The members who share with `name` and with whom `name` shares, in order. Somebody who is not in the roster, or
+    /// no longer, shares nothing.
+    pub fn sharing_with(&self, name: &str) -> Vec<Arc<str>> {
+        let Some(member) = self.by_name.get(name) else { return Vec::new() };
+        let mutual = |other: &&Arc<str>| {
+            self.by_name.get(*other).is_some_and(|other| other.share_with.contains(&member.name))
+        };
+        member.share_with.iter().filter(mutual).cloned().collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    /// Whether this roster came with the image because the real one could not be fetched.
+    pub fn is_baked_in(&self) -> bool {
+        self.source == BAKED_IN
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RosterError {
+    #[error("cannot read the roster {}: {cause}", path.display())]
+    Read { path: PathBuf, cause: std::io::Error },
+    #[error("the roster {} is refused: {cause}", path.display())]
+    File { path: PathBuf, cause: FileError },
+}
+
+/// The roster in `bytes` as of `today`. `identify` says who each name is; who is nobody is left out.
+fn parse(
+    bytes: &[u8],
+    today: Day,
+    identify: impl FnOnce(&Listed) -> BTreeMap<Arc<str>, Arc<str>>,
+) -> Result<Roster, FileError> {
+    let read = ::roster::read(bytes)?;
+    let ids = identify(&listed(&read));
+    let mut roster =
+        Roster { source: read.source, commit: read.commit, left_out: read.errors, ..Roster::default() };
+    for (entry, keys) in read.members {
+        let Some(id) = ids.get(entry.name.as_str()) else {
+            let why = "the identity of this member cannot be recorded at the moment; see the errors before this one";
+            roster.left_out.push(LeftOut::new(&entry.name, why));
+            continue;
+        };
+        if entry.expires.is_some_and(|last| !last.lets_in(today)) {
+            continue;
+        }
+        let name: Arc<str> = entry.name.as_str().into();
+        let member = Arc::new(Member {
+            name: name.clone(),
+            id: id.clone(),
+            role: entry.role,
+            limits: entry.limits,
+            share_with: entry.share_with.iter().map(|other| other.as_str().into()).collect(),
+        });
+        for key in keys {
+            let place = match key.authority {
+                None => &mut roster.keys,
+                Some(_) => &mut roster.authorities,
+            };
+            let holder = Holder { member: member.clone(), key: Arc::new(key) };
+            place.entry(holder.key.data.clone()).or_default().push(holder);
+        }
+        roster.by_name.insert(name, member);
+    }
+    Ok(roster)
+}
+
+/// Everybody the file names: who has expired, or has a mistake in their entry, has not left. An authority of several
+/// members says of none of them who they are.
+fn listed(read: &::roster::Read) -> Listed {
+    let mut authorities: HashMap<&KeyData, usize> = HashMap::new();
+    for key in read.members.iter().flat_map(|(_, keys)| keys).filter(|key| key.authority.is_some()) {
+        *authorities.entry(&key.data).or_default() += 1;
+    }
+    let personal = |key: &&Key| key.authority.is_none() || authorities.get(&key.data) == Some(&1);
+    let named = |left: &LeftOut| ::roster::name::check(&left.name).is_ok();
+    let mut listed: Listed =
+        read.errors.iter().filter(|left| named(left)).map(|left| (left.name.as_str().into(), None)).collect();
+    for (member, keys) in &read.members {
+        let fingerprint = |key: &Key| key.data.fingerprint(HashAlg::Sha256).to_string();
+        let fingerprints = keys.iter().filter(personal).map(fingerprint).collect();
+        listed.insert(member.name.as_str().into(), Some(fingerprints));
+    }
+    listed
+}
+
+/// Names as identities, for who keeps none.
+fn by_name(listed: &Listed) -> BTreeMap<Arc<str>, Arc<str>> {
+    listed.keys().map(|name| (name.clone(), name.clone())).collect()
+}
+
+/// What tells one version of the file from the next. Replacing by rename changes the inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    /// Expiry dates pass without the file changing.
+    day: Day,
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let meta = std::fs::metadata(path).ok()?;
+    let modified = (meta.mtime(), meta.mtime_nsec());
+    Some(Stamp { inode: meta.ino(), size: meta.len(), modified, day: Day::today() })
+}
+
+/// Reads a roster file once, with names for identities.
+pub fn load(path: &Path) -> Result<Roster, RosterError> {
+    load_with(path, by_name)
+}
+
+fn load_with(
+    path: &Path,
+    identify: impl FnOnce(&Listed) -> BTreeMap<Arc<str>, Arc<str>>,
+) -> Result<Roster, RosterError> {
+    let read = |cause| RosterError::Read { path: path.to_owned(), cause };
+    let file = std::fs::File::open(path).map_err(read)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(read)?;
+    parse(&bytes, Day::today(), identify).map_err(|cause| RosterError::File { path: path.to_owned(), cause })
+}
+
+/// Loads the roster and keeps following the file. The receiver always holds the last good roster; before the first
+/// good one it holds an empty roster, with which nobody can log in.
+pub fn follow(path: PathBuf, identities: Arc<Identities>) -> watch::Receiver<Arc<Roster>> {
+    let (sender, receiver) = watch::channel(Arc::new(Roster::default()));
+    let mut last = stamp(&path);
+    publish(&path, &identities, &sender);
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(POLL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                _ = sender.closed() => return,
+            }
+            let now = stamp(&path);
+            // Who joined while that could not be written down is still outside.
+            if now != last || identities.is_unsaved() {
+                last = now;
+                publish(&path, &identities, &sender);
+            }
+        }
+    });
+    receiver
+}
+
+fn publish(path: &Path, identities: &Identities, sender: &watch::Sender<Arc<Roster>>) {
+    match load_with(path, |listed| identities.assign(listed)) {
+        Ok(roster) => {
+            tracing::info!(
+                members = roster.len(),
+                keys = roster.keys.len(),
+                authorities = roster.authorities.len(),
+                left_out = roster.left_out.len(),
+                source = roster.source,
+                commit = roster.commit,
+                "roster loaded"
+            );
+            for LeftOut { name, error } in &roster.left_out {
+                tracing::error!(member = name, error, "left out of the roster; the other members can log in");
+            }
+            for member in roster.by_name.values() {
+                for (limit, value) in member.limits.values().filter(|(limit, _)| !limit.enforced) {
+                    tracing::warn!(member = %member.name, limit = limit.json, value, "a limit that is not enforced yet");
+                }
+            }
+            sender.send_replace(Arc::new(roster));
+        }
+        Err(error) => {
+            let kept = sender.borrow().len();
+            tracing::error!(%error, members_kept = kept, "roster not loaded; the previous one stays in force");
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "roster_test.rs"]
+mod roster_test;

@@ -1,0 +1,209 @@
+//! From a name to a connection: resolve, refuse what is private, dial, and speak TLS where the URL says so.
+//!
+//! The address that was checked is the address that is dialled, so a name server cannot answer differently the
+//! second time.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
+use url::Host;
+
+use super::address::{is_own, is_public};
+use shares::threads::Crew;
+
+/// For resolving, dialling and TLS together.
+const CONNECT_TIME: Duration = Duration::from_secs(15);
+/// How long one address may take before the next is tried beside it (RFC 8305, 5: the connection attempt delay).
+const HEAD_START: Duration = Duration::from_millis(250);
+/// Addresses of one name that are tried. Large services give a dozen.
+const MAX_ADDRESSES: usize = 16;
+
+/// Lookups at once. They only wait; a member has at most as many as builds, and a few that were given up.
+const NAME_THREADS: usize = 64;
+
+/// Why there is no connection. One line each.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("cannot find the address of '{host}': {cause}")]
+    Unresolved { host: String, cause: io::Error },
+    /// The address itself goes to the box's log: what a name means inside is not for everybody who can name it.
+    #[error("'{host}' has no public address; set `fetch.allow-private = true` on the box if it may be used")]
+    Private { host: String },
+    #[error("cannot connect to '{host}' port {port}: {cause}")]
+    Refused { host: String, port: u16, cause: io::Error },
+    #[error("'{host}' port {port} did not answer within {} seconds", CONNECT_TIME.as_secs())]
+    TimedOut { host: String, port: u16 },
+    #[error("cannot agree on a TLS connection with '{host}': {cause}")]
+    Tls { host: String, cause: io::Error },
+    #[error(
+        "there are no certificate authorities in {}: {cause}; install ca-certificates, or set `fetch.certificates`",
+        path.display()
+    )]
+    NoCertificates { path: PathBuf, cause: String },
+}
+
+/// Where connections go: what they may be pooled by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Origin {
+    pub tls: bool,
+    pub host: Host<String>,
+    pub port: u16,
+}
+
+/// A connection, plain or encrypted.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// Makes connections. Public addresses only, unless configured otherwise.
+pub struct Dialer {
+    allow_private: bool,
+    certificates: PathBuf,
+    /// Read at the first use, so that a box without certificates can still use what needs none.
+    tls: Mutex<Option<Arc<ClientConfig>>>,
+    /// Where names are looked up.
+    names: Crew,
+}
+
+impl Dialer {
+    pub fn new(allow_private: bool, certificates: PathBuf) -> Self {
+        Self { allow_private, certificates, tls: Mutex::new(None), names: Crew::new("names", NAME_THREADS) }
+    }
+
+    /// A TCP connection to the first address that answers.
+    pub async fn tcp(&self, host: &Host<String>, port: u16) -> Result<TcpStream, ConnectError> {
+        let late = |_| ConnectError::TimedOut { host: host.to_string(), port };
+        tokio::time::timeout(CONNECT_TIME, self.dial(host, port)).await.map_err(late)?
+    }
+
+    /// A connection as `origin` asks for it.
+    pub async fn connect(&self, origin: &Origin) -> Result<Box<dyn Stream>, ConnectError> {
+        let (host, port) = (&origin.host, origin.port);
+        let late = |_| ConnectError::TimedOut { host: host.to_string(), port };
+        tokio::time::timeout(CONNECT_TIME, async {
+            let tcp = self.dial(host, port).await?;
+            if !origin.tls {
+                return Ok(Box::new(tcp) as Box<dyn Stream>);
+            }
+            let failed = |cause| ConnectError::Tls { host: host.to_string(), cause };
+            let name = match host {
+                Host::Domain(name) => {
+                    ServerName::try_from(name.clone()).map_err(|e| failed(io::Error::other(e)))?
+                }
+                Host::Ipv4(address) => ServerName::IpAddress(IpAddr::V4(*address).into()),
+                Host::Ipv6(address) => ServerName::IpAddress(IpAddr::V6(*address).into()),
+            };
+            let stream = TlsConnector::from(self.tls()?).connect(name, tcp).await.map_err(failed)?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+        .await
+        .map_err(late)?
+    }
+
+    async fn dial(&self, host: &Host<String>, port: u16) -> Result<TcpStream, ConnectError> {
+        let addresses = self.addresses(host, port).await?;
+        let mut addresses = addresses.into_iter().peekable();
+        let mut tries = JoinSet::new();
+        let mut cause = io::Error::from(io::ErrorKind::NotFound);
+        loop {
+            match addresses.next() {
+                Some(address) => drop(tries.spawn(TcpStream::connect(address))),
+                None if tries.is_empty() => {
+                    return Err(ConnectError::Refused { host: host.to_string(), port, cause });
+                }
+                None => {}
+            }
+            tokio::select! {
+                Some(Ok(tried)) = tries.join_next() => match tried {
+                    Ok(tcp) => {
+                        let _ = tcp.set_nodelay(true);
+                        return Ok(tcp);
+                    }
+                    Err(error) => cause = error,
+                },
+                () = tokio::time::sleep(HEAD_START), if addresses.peek().is_some() => {}
+            }
+        }
+    }
+
+    /// Allowed addresses, the two families in turn, so that one broken family costs one head start.
+    async fn addresses(&self, host: &Host<String>, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
+        let found: Vec<SocketAddr> = match host {
+            Host::Ipv4(address) => vec![(*address, port).into()],
+            Host::Ipv6(address) => vec![(*address, port).into()],
+            Host::Domain(name) => {
+                let failed = |cause| ConnectError::Unresolved { host: name.clone(), cause };
+                self.look_up(name, port).await.map_err(failed)?
+            }
+        };
+        let allowed =
+            |address: &&SocketAddr| self.allow_private || (is_public(address.ip()) && !is_own(address.ip()));
+        let (six, four): (Vec<SocketAddr>, Vec<SocketAddr>) =
+            found.iter().filter(allowed).partition(|address| address.is_ipv6());
+        let longest = six.len().max(four.len());
+        let mixed: Vec<SocketAddr> = (0..longest)
+            .flat_map(|i| [six.get(i), four.get(i)].into_iter().flatten().copied())
+            .take(MAX_ADDRESSES)
+            .collect();
+        match (mixed.is_empty(), found.first()) {
+            (false, _) => Ok(mixed),
+            (true, Some(address)) => {
+                tracing::warn!(%host, address = %address.ip(), "refused to connect to a private address");
+                Err(ConnectError::Private { host: host.to_string() })
+            }
+            (true, None) => Err(ConnectError::Unresolved {
+                host: host.to_string(),
+                cause: io::Error::new(io::ErrorKind::NotFound, "the name has no addresses"),
+            }),
+        }
+    }
+
+    /// Asks the system. That blocks, for as long as a name's servers like: so there are threads for nothing else, and no
+    /// name has more than half of them. Whoever waits gives up with the connection ([`CONNECT_TIME`]).
+    async fn look_up(&self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let asked = (name.to_owned(), port);
+        let domain: Arc<str> = name.rsplit('.').take(2).collect::<Vec<_>>().join(".").into();
+        let found = self.names.start(&domain, move || asked.to_socket_addrs().map(Iterator::collect));
+        found.await.map_err(io::Error::other)?
+    }
+
+    fn tls(&self) -> Result<Arc<ClientConfig>, ConnectError> {
+        let mut tls = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(config) = &*tls {
+            return Ok(config.clone());
+        }
+        let config = Arc::new(client_config(&self.certificates)?);
+        *tls = Some(config.clone());
+        Ok(config)
+    }
+}
+
+fn client_config(path: &Path) -> Result<ClientConfig, ConnectError> {
+    let failed = |cause: String| ConnectError::NoCertificates { path: path.to_owned(), cause };
+    let mut roots = RootCertStore::empty();
+    let mut certificates = Vec::new();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|e| failed(e.to_string()))? {
+        certificates.push(certificate.map_err(|e| failed(e.to_string()))?);
+    }
+    roots.add_parsable_certificates(certificates);
+    if roots.is_empty() {
+        return Err(failed("none can be read".into()));
+    }
+    // The same cryptography as ssh uses; named, since a process-wide default is nobody's decision.
+    let provider = Arc::new(crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| failed(e.to_string()))?;
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}

@@ -1,0 +1,422 @@
+//! `GET`, and nothing else: bounded, with redirects, over connections that are kept.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::{self, HeaderValue};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
+use url::Url;
+
+use crate::Fetch;
+
+use super::connect::{ConnectError, Dialer, Origin};
+
+/// Longest chain of redirects; as in curl's and every browser's practice, one or two are normal.
+const MAX_REDIRECTS: usize = 10;
+/// Of a URL we are asked for or sent to.
+const MAX_URL_BYTES: usize = 8192;
+/// Kept connections of one server, and how long.
+const MAX_IDLE: usize = 32;
+const IDLE: Duration = Duration::from_secs(60);
+/// How long a kept connection may need to be ready again. Its task has the end of the last body yet to notice.
+const SOON: Duration = Duration::from_millis(100);
+/// Servers with kept connections.
+const MAX_ORIGINS: usize = 64;
+/// How we introduce ourselves.
+const USER_AGENT: &str = concat!("barnraiser/", env!("CARGO_PKG_VERSION"));
+
+/// Why nothing, or not all, was received. One line each; they name the URL.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    #[error("cannot fetch '{url}': this box fetches http:// and https:// only")]
+    Scheme { url: String },
+    #[error("cannot fetch a URL of {length} bytes; at most {MAX_URL_BYTES} are accepted")]
+    LongUrl { length: usize },
+    #[error("cannot fetch '{url}': {cause}")]
+    Connect { url: String, cause: ConnectError },
+    #[error("cannot fetch '{url}': the server answered {status}")]
+    Status { url: String, status: StatusCode },
+    #[error("cannot fetch '{url}': more than {MAX_REDIRECTS} redirects, the last to '{last}'")]
+    Redirects { url: String, last: String },
+    #[error("cannot fetch '{url}': the server redirected to '{location}', which is not a URL to fetch from")]
+    BadRedirect { url: String, location: String },
+    #[error("cannot fetch '{url}': nothing came for {} seconds (`fetch.stall-seconds`), after {got} bytes", stall.as_secs())]
+    Stalled { url: String, stall: Duration, got: u64 },
+    #[error("cannot fetch '{url}': not finished within {} seconds (`fetch.max-seconds`), {got} bytes came", whole.as_secs())]
+    TooSlow { url: String, whole: Duration, got: u64 },
+    #[error("cannot fetch '{url}': it is larger than {limit} bytes, the most that is accepted here")]
+    TooLarge { url: String, limit: u64 },
+    #[error("cannot fetch '{url}': the server encoded it as '{encoding}' although it was not asked to")]
+    Encoded { url: String, encoding: String },
+    #[error("cannot fetch '{url}': {cause}")]
+    Broken { url: String, cause: String },
+    #[error("fetching '{url}' was cancelled")]
+    Cancelled { url: String },
+}
+
+impl HttpError {
+    /// The server says that it has no such thing. Caches on object storage answer 403 to who may not list them.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Status { status, .. }
+            if matches!(*status, StatusCode::NOT_FOUND | StatusCode::GONE | StatusCode::FORBIDDEN))
+    }
+
+    /// Another attempt may go better: the network or the server is in trouble, rather than the request.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => {
+                status.is_server_error()
+                    || matches!(*status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
+            }
+            Self::Connect { cause, .. } => {
+                !matches!(cause, ConnectError::Private { .. } | ConnectError::NoCertificates { .. })
+            }
+            Self::Stalled { .. } | Self::TooSlow { .. } | Self::Broken { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// Bounds of one request.
+#[derive(Debug, Clone, Copy)]
+pub struct Want {
+    /// Largest body in bytes.
+    pub max_bytes: u64,
+}
+
+type Sender = SendRequest<Empty<Bytes>>;
+type Idle = HashMap<Origin, Vec<(Sender, Instant)>>;
+
+/// A client for the whole box. Cheap to share; keeps connections.
+pub struct HttpClient {
+    dialer: Dialer,
+    stall: Duration,
+    whole: Duration,
+    idle: Arc<Mutex<Idle>>,
+}
+
+impl HttpClient {
+    /// As configured in `[fetch]`.
+    #[must_use]
+    pub fn new(settings: &Fetch) -> Self {
+        let dialer = Dialer::new(settings.allow_private, settings.certificates.clone());
+        Self { dialer, stall: settings.stall, whole: settings.whole, idle: Arc::default() }
+    }
+
+    /// The dialer, for protocols other than HTTP under the same rule about addresses.
+    #[must_use]
+    pub fn dialer(&self) -> &Dialer {
+        &self.dialer
+    }
+
+    /// The body behind `url`, after redirects, if the server answers 200. Dropping it closes the connection.
+    pub async fn get(&self, url: &Url, want: Want) -> Result<Body, HttpError> {
+        let deadline = Instant::now() + self.whole;
+        let late = |url: &Url| HttpError::TooSlow { url: url.to_string(), whole: self.whole, got: 0 };
+        let mut at = url.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let (response, sender, origin) =
+                timeout_at(deadline, self.ask(&at)).await.map_err(|_| late(url))??;
+            let status = response.status();
+            if status.is_redirection() && status != StatusCode::NOT_MODIFIED {
+                at = redirected(&at, &response)?;
+                self.reuse_after(response, sender, origin);
+                continue;
+            }
+            if status != StatusCode::OK {
+                self.reuse_after(response, sender, origin);
+                return Err(HttpError::Status { url: at.to_string(), status });
+            }
+            if let Some(encoding) = response.headers().get(header::CONTENT_ENCODING)
+                && encoding != "identity"
+            {
+                let encoding = encoding.to_str().unwrap_or("?").chars().take(40).collect();
+                return Err(HttpError::Encoded { url: at.to_string(), encoding });
+            }
+            let length = response.headers().get(header::CONTENT_LENGTH);
+            let length = length.and_then(|text| text.to_str().ok()?.parse().ok());
+            if length.is_some_and(|length: u64| length > want.max_bytes) {
+                return Err(HttpError::TooLarge { url: at.to_string(), limit: want.max_bytes });
+            }
+            return Ok(Body {
+                incoming: response.into_body(),
+                kept: Some((sender, origin, self.idle.clone())),
+                length,
+                got: 0,
+                url: at,
+                limit: want.max_bytes,
+                stall: self.stall,
+                whole: self.whole,
+                deadline,
+            });
+        }
+        Err(HttpError::Redirects { url: url.to_string(), last: at.to_string() })
+    }
+
+    /// All of a small body.
+    pub async fn get_all(&self, url: &Url, want: Want) -> Result<Vec<u8>, HttpError> {
+        let mut body = self.get(url, want).await?;
+        let mut all = Vec::new();
+        while let Some(piece) = body.next().await? {
+            all.extend_from_slice(&piece);
+        }
+        Ok(all)
+    }
+
+    /// One request, without following redirects.
+    async fn ask(&self, url: &Url) -> Result<(Response<Incoming>, Sender, Origin), HttpError> {
+        let origin = origin(url)?;
+        let request = || {
+            let mut request = Request::new(Empty::new());
+            let target = match url.query() {
+                Some(query) => format!("{}?{query}", url.path()),
+                None => url.path().to_owned(),
+            };
+            *request.uri_mut() = target.parse().unwrap_or_default();
+            let host = match url.port() {
+                Some(port) => format!("{}:{port}", origin.host),
+                None => origin.host.to_string(),
+            };
+            let headers = request.headers_mut();
+            headers
+                .insert(header::HOST, HeaderValue::from_str(&host).unwrap_or(HeaderValue::from_static("")));
+            headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            request
+        };
+        let stalled = |_| HttpError::Stalled { url: url.to_string(), stall: self.stall, got: 0 };
+        let broken = |error: hyper::Error| HttpError::Broken { url: url.to_string(), cause: in_full(&error) };
+        while let Some(mut sender) = self.kept(&origin) {
+            if !matches!(timeout(SOON, sender.ready()).await, Ok(Ok(()))) {
+                continue;
+            }
+            // The server may have closed it meanwhile. Asking again is harmless, so the next one is tried, and in the
+            // end a new one.
+            if let Ok(response) =
+                timeout(self.stall, sender.send_request(request())).await.map_err(stalled)?
+            {
+                return Ok((response, sender, origin));
+            }
+        }
+        let failed = |cause| HttpError::Connect { url: url.to_string(), cause };
+        let stream = self.dialer.connect(&origin).await.map_err(failed)?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        // Ends when sender and body are gone, or with the connection.
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "an HTTP connection ended");
+            }
+        });
+        let response =
+            timeout(self.stall, sender.send_request(request())).await.map_err(stalled)?.map_err(broken)?;
+        Ok((response, sender, origin))
+    }
+
+    fn kept(&self, origin: &Origin) -> Option<Sender> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let list = idle.get_mut(origin)?;
+        while let Some((sender, since)) = list.pop() {
+            if since.elapsed() < IDLE && !sender.is_closed() {
+                return Some(sender);
+            }
+        }
+        idle.remove(origin);
+        None
+    }
+
+    /// Keeps the connection if the rest of an answer nobody wants is short.
+    fn reuse_after(&self, response: Response<Incoming>, sender: Sender, origin: Origin) {
+        const SHORT: u64 = 64 << 10;
+        let idle = self.idle.clone();
+        tokio::spawn(async move {
+            let mut body = response.into_body();
+            let mut got = 0;
+            let rest = async {
+                while let Some(Ok(frame)) = body.frame().await {
+                    got += frame.data_ref().map_or(0, |data| data.len() as u64);
+                    if got > SHORT {
+                        return;
+                    }
+                }
+                keep(&idle, sender, origin);
+            };
+            let _ = timeout(Duration::from_secs(2), rest).await;
+        });
+    }
+}
+
+fn keep(idle: &Mutex<Idle>, sender: Sender, origin: Origin) {
+    let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
+    if idle.len() >= MAX_ORIGINS && !idle.contains_key(&origin) {
+        idle.clear();
+    }
+    let list = idle.entry(origin).or_default();
+    list.retain(|(sender, since)| !sender.is_closed() && since.elapsed() < IDLE);
+    if list.len() < MAX_IDLE {
+        list.push((sender, Instant::now()));
+    }
+}
+
+/// With its causes: hyper names only the outermost.
+fn in_full(error: &hyper::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+fn origin(url: &Url) -> Result<Origin, HttpError> {
+    if url.as_str().len() > MAX_URL_BYTES {
+        return Err(HttpError::LongUrl { length: url.as_str().len() });
+    }
+    let scheme = || HttpError::Scheme { url: url.to_string() };
+    let tls = match url.scheme() {
+        "http" => false,
+        "https" => true,
+        _ => return Err(scheme()),
+    };
+    let host = url.host().ok_or_else(scheme)?.to_owned();
+    Ok(Origin { tls, host, port: url.port_or_known_default().ok_or_else(scheme)? })
+}
+
+fn redirected(from: &Url, response: &Response<Incoming>) -> Result<Url, HttpError> {
+    let location = response.headers().get(header::LOCATION).map_or(&b""[..], HeaderValue::as_bytes);
+    let location = String::from_utf8_lossy(location);
+    let bad = || HttpError::BadRedirect {
+        url: from.to_string(),
+        location: location.chars().take(200).map(|c| if c.is_control() { '?' } else { c }).collect(),
+    };
+    if location.is_empty() {
+        return Err(bad());
+    }
+    let to = from.join(&location).map_err(|_| bad())?;
+    match to.scheme() {
+        "http" | "https" => Ok(to),
+        _ => Err(bad()),
+    }
+}
+
+/// A body on its way.
+pub struct Body {
+    incoming: Incoming,
+    /// The connection goes back here when the body ends well.
+    kept: Option<(Sender, Origin, Arc<Mutex<Idle>>)>,
+    length: Option<u64>,
+    got: u64,
+    url: Url,
+    limit: u64,
+    stall: Duration,
+    whole: Duration,
+    deadline: Instant,
+}
+
+impl Body {
+    /// Bytes, if the server said so.
+    #[must_use]
+    pub fn length(&self) -> Option<u64> {
+        self.length
+    }
+
+    /// The next bytes; `None` after the last. A body that is cut short is an error.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, HttpError> {
+        loop {
+            let now = Instant::now();
+            let wait = self.stall.min(self.deadline.saturating_duration_since(now));
+            let url = || self.url.to_string();
+            let frame = match timeout(wait, self.incoming.frame()).await {
+                Ok(Some(Ok(frame))) => frame,
+                Ok(None) => {
+                    if let Some((sender, origin, idle)) = self.kept.take() {
+                        keep(&idle, sender, origin);
+                    }
+                    return Ok(None);
+                }
+                Ok(Some(Err(error))) => {
+                    return Err(HttpError::Broken { url: url(), cause: in_full(&error) });
+                }
+                Err(_) if Instant::now() >= self.deadline => {
+                    return Err(HttpError::TooSlow { url: url(), whole: self.whole, got: self.got });
+                }
+                Err(_) => return Err(HttpError::Stalled { url: url(), stall: self.stall, got: self.got }),
+            };
+            // A server that drips never stalls; the deadline is for it.
+            if Instant::now() >= self.deadline {
+                return Err(HttpError::TooSlow { url: url(), whole: self.whole, got: self.got });
+            }
+            let Ok(data) = frame.into_data() else { continue };
+            self.got += data.len() as u64;
+            if self.got > self.limit {
+                return Err(HttpError::TooLarge { url: url(), limit: self.limit });
+            }
+            if !data.is_empty() {
+                return Ok(Some(data));
+            }
+        }
+    }
+
+    /// For threads that block, such as the store's. Ends with an error when `cancel` turns true or its sender is gone.
+    #[must_use]
+    pub fn blocking(self, runtime: Handle, cancel: watch::Receiver<bool>) -> Blocking {
+        Blocking { body: self, runtime, cancel, current: Bytes::new(), failed: Arc::default() }
+    }
+}
+
+/// A body as a blocking reader. Not for use on a thread that runs tasks.
+pub struct Blocking {
+    body: Body,
+    runtime: Handle,
+    cancel: watch::Receiver<bool>,
+    current: Bytes,
+    failed: Arc<Mutex<Option<HttpError>>>,
+}
+
+impl Blocking {
+    /// Where the error will be, in full, if there is one: what reads through us passes on its text at best.
+    #[must_use]
+    pub fn failure(&self) -> Arc<Mutex<Option<HttpError>>> {
+        self.failed.clone()
+    }
+}
+
+impl io::Read for Blocking {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.current.is_empty() {
+            let Self { body, cancel, .. } = self;
+            let next = self.runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    () = shares::turned(cancel) => {
+                        Err(HttpError::Cancelled { url: body.url.to_string() })
+                    }
+                    next = body.next() => next,
+                }
+            });
+            match next {
+                Ok(Some(bytes)) => self.current = bytes,
+                Ok(None) => return Ok(0),
+                Err(error) => {
+                    let text = error.to_string();
+                    *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                    return Err(io::Error::other(text));
+                }
+            }
+        }
+        let n = buf.len().min(self.current.len());
+        buf[..n].copy_from_slice(&self.current.split_to(n));
+        Ok(n)
+    }
+}

@@ -1,0 +1,123 @@
+//! The configuration file: one table of keys, checked before anything starts.
+//!
+//! [`keys::KEYS`] is the only list of keys. The parser, the error messages and the table in `docs/reference/settings.md` come
+//! from it, so they cannot disagree. The file is written by an operator or baked into an image: it is
+//! trusted, but mistakes in it must be easy to see. Not here: what the settings do.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sandbox::kvm::jail::Step;
+use store::Durability;
+use store::signing::PublicKey;
+
+use net::Fetch;
+use substitute::{Substitution, Terms};
+
+mod error;
+pub mod keys;
+mod parse;
+pub mod strangers;
+
+pub use error::ConfigError;
+use strangers::{NetBlocks, Network, Penalties, Startups};
+
+/// Everything an operator can decide. Fields carry the unit in their type or name.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub name: String,
+    pub listen: Vec<SocketAddr>,
+    pub roster: PathBuf,
+    pub state_dir: PathBuf,
+    pub host_key: PathBuf,
+    pub signing_key: PathBuf,
+    pub signing_key_name: String,
+    pub trusted_public_keys: Vec<PublicKey>,
+    pub systems: Vec<String>,
+    pub system_features: Vec<String>,
+    pub keep_builds_running: bool,
+    /// What the store does to survive a power loss.
+    pub durability: Durability,
+    /// For clients that do not say.
+    pub keep_going: bool,
+    /// For how long a failure that was the build's own is told again. Zero: never.
+    pub reuse_failures: Duration,
+    pub sandbox: Sandbox,
+    pub fetch: Fetch,
+    pub substitution: Substitution,
+    pub limits: Limits,
+}
+
+/// Which isolation builds run in. There is no automatic choice: see `sandbox.backend` in the guide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendKind {
+    Kvm,
+    Namespace,
+}
+
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    pub backend: BackendKind,
+    pub kernel: PathBuf,
+    pub initrd: PathBuf,
+    pub guest: PathBuf,
+    pub shell: PathBuf,
+    pub cgroup: Option<PathBuf>,
+    /// Steps of the jail without which VMs run all the same.
+    pub allow_missing: Vec<Step>,
+    pub vcpus: u8,
+    pub memory_mib: u32,
+}
+
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub max_jobs: usize,
+    pub max_jobs_per_member: usize,
+    pub max_build: Duration,
+    pub max_silent: Duration,
+    pub max_log_bytes: u64,
+    pub max_kept_log_bytes: u64,
+    pub max_output_bytes: u64,
+    pub max_nar_bytes: u64,
+    pub max_memory_mib: u32,
+    pub max_vcpus: u8,
+    pub max_processes: u32,
+    pub max_connections: usize,
+    pub max_connections_per_member: usize,
+    pub max_sessions_per_connection: usize,
+    pub login_time: Duration,
+    pub max_auth_tries: usize,
+    pub max_startups: Startups,
+    pub max_startups_per_source: usize,
+    pub net_blocks: NetBlocks,
+    pub penalties: Penalties,
+    pub penalty_exempt: Vec<Network>,
+    /// For the next piece of a request, or of an answer.
+    pub client_stall: Duration,
+    /// Memory that sessions may hold, all of them and those of one member.
+    pub max_session_bytes: u64,
+    pub max_session_bytes_per_member: u64,
+}
+
+impl Config {
+    /// How the box asks caches and other stores.
+    #[must_use]
+    pub fn terms_of_substitution(&self) -> Terms {
+        let (host_key, stall) = (self.host_key.clone(), self.fetch.stall);
+        Terms { host_key, stall, max_nar_bytes: self.limits.max_nar_bytes }
+    }
+
+    /// Reads and checks a file. Nothing is created or changed.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|cause| match cause.kind() {
+            std::io::ErrorKind::NotFound => ConfigError::Missing { path: path.to_owned() },
+            _ => ConfigError::Unreadable { path: path.to_owned(), cause },
+        })?;
+        parse::config(&text, path)
+    }
+}
+
+#[cfg(test)]
+#[path = "config_test.rs"]
+mod config_test;

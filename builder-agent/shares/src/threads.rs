@@ -1,0 +1,338 @@
+//! Threads for work that blocks: files, hashing, the store's commits, names, builds.
+//!
+//! Work here waits for this machine's disk and processor, never for a client or a guest's leisure, and it belongs to
+//! somebody. A [`Crew`] is a fixed number of threads for one kind of short work. Each owner has a queue of their own; the
+//! queues are served in turn, and no owner has more than half of the threads, so that whoever fills a crew with work
+//! waits for themselves. Kinds have crews of their own, since they wait for different things: a long transaction holds
+//! up commits, and nobody's reading. What takes hours ([`Threads::alone`]: a build, a download) has a thread of its own;
+//! slots bound how many there are.
+//!
+//! tokio's own blocking pool is for nobody: whoever parked threads there would park the whole box.
+//! Not here: memory (`budget`), and how many builds there are (`builds::scheduler`).
+
+use std::any::Any;
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+/// Threads for pieces of contents, for each processor. They hash and copy, and sometimes wait for a disk.
+const CONTENTS_PER_CPU: usize = 2;
+const LEAST_CONTENTS: usize = 8;
+/// Threads for commits. They wait for one another in the store, which makes one transaction of many: the more the better.
+const COMMITS: usize = 32;
+/// Threads for reading derivations: as `CONTENTS_PER_CPU`, with large plans in mind.
+const LEAST_PLANS: usize = 4;
+
+/// Why there is no result.
+#[derive(Debug, thiserror::Error)]
+pub enum Lost {
+    /// A bug: the others do not notice.
+    #[error("it panicked: {0}")]
+    Panicked(String),
+    /// The kernel gave no thread. Waiting for one could take for ever.
+    #[error("the box has no thread for it")]
+    NoThread,
+}
+
+/// Work in progress: a future of its result. If this is dropped before the work has begun, it never does; work that has
+/// begun ends, and its result is dropped on its thread.
+#[derive(Debug)]
+pub struct Task<T>(oneshot::Receiver<Result<T, Lost>>);
+
+impl<T> Future for Task<T> {
+    type Output = Result<T, Lost>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.get_mut().0).poll(cx).map(|told| told.unwrap_or(Err(Lost::NoThread)))
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A job, and where its result will be.
+fn job<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> (Job, Task<T>) {
+    let (tell, told) = oneshot::channel();
+    let job = move || {
+        if tell.is_closed() {
+            return;
+        }
+        let result = catch_unwind(AssertUnwindSafe(work)).map_err(|panic| Lost::Panicked(said(&*panic)));
+        // Nobody waits any more: what was made is dropped here.
+        let _ = tell.send(result);
+    };
+    (Box::new(job), Task(told))
+}
+
+fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+}
+
+/// All threads of the box for work that blocks. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Threads {
+    /// Pieces of uploads and of NARs that are sent, logs that are read.
+    contents: Crew,
+    /// Commits of the store.
+    commits: Crew,
+    /// Derivations: plans, keys, hashes.
+    plans: Crew,
+    lone: Arc<Lone>,
+}
+
+/// Counts threads that have one work each.
+#[derive(Debug, Default)]
+struct Lone {
+    running: Mutex<usize>,
+    ended: Condvar,
+}
+
+impl Default for Threads {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Threads {
+    /// As many as fit this machine. They are started when they are needed.
+    #[must_use]
+    pub fn new() -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
+        Self {
+            contents: Crew::new("contents", (CONTENTS_PER_CPU * cpus).max(LEAST_CONTENTS)),
+            commits: Crew::new("commits", COMMITS),
+            plans: Crew::new("plans", (CONTENTS_PER_CPU * cpus).max(LEAST_PLANS)),
+            lone: Arc::default(),
+        }
+    }
+
+    /// For the work of one member.
+    #[must_use]
+    pub fn of(&self, owner: &Arc<str>) -> Workers {
+        Workers { threads: self.clone(), owner: owner.clone() }
+    }
+
+    /// Does `work` on a thread of its own, inside of the runtime at hand.
+    pub fn alone<T: Send + 'static>(&self, name: &str, work: impl FnOnce() -> T + Send + 'static) -> Task<T> {
+        let runtime = tokio::runtime::Handle::current();
+        let (job, task) = job(work);
+        let counted = Counted::new(&self.lone);
+        let run = move || {
+            let (_counted, _inside) = (counted, runtime.enter());
+            job();
+        };
+        if let Err(error) = std::thread::Builder::new().name(name.into()).spawn(run) {
+            // The job is gone with its thread, which its task notices.
+            tracing::error!(%error, name, "cannot start a thread");
+        }
+        task
+    }
+
+    /// Waits until no [`Threads::alone`] runs any more, but no longer than this.
+    pub fn wait(&self, longest: Duration) {
+        let deadline = Instant::now() + longest;
+        let mut running = self.lone.running.lock().unwrap_or_else(PoisonError::into_inner);
+        while *running > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            running = self.lone.ended.wait_timeout(running, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+struct Counted(Arc<Lone>);
+
+impl Counted {
+    fn new(lone: &Arc<Lone>) -> Self {
+        *lone.running.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Self(lone.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        *self.0.running.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.ended.notify_all();
+    }
+}
+
+/// The threads, for one member's work.
+#[derive(Clone, Debug)]
+pub struct Workers {
+    threads: Threads,
+    owner: Arc<str>,
+}
+
+impl Workers {
+    /// Takes in or reads a piece of contents.
+    pub fn contents<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Task<T> {
+        self.threads.contents.start(&self.owner, work)
+    }
+
+    /// Reads a piece of a file; an empty one is its end.
+    pub fn read_at(&self, file: &Arc<File>, at: u64, longest: usize) -> Task<io::Result<Vec<u8>>> {
+        let file = file.clone();
+        self.contents(move || {
+            let mut piece = vec![0; longest];
+            let n = file.read_at(&mut piece, at)?;
+            piece.truncate(n);
+            Ok(piece)
+        })
+    }
+
+    /// Changes what the store says.
+    pub fn commit<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Task<T> {
+        self.threads.commits.start(&self.owner, work)
+    }
+
+    /// Reads derivations.
+    pub fn plan<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Task<T> {
+        self.threads.plans.start(&self.owner, work)
+    }
+}
+
+/// Threads for one kind of work. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Crew(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    name: &'static str,
+    most: usize,
+    state: Mutex<State>,
+    /// Told when there may be something to do.
+    to_do: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    threads: usize,
+    idle: usize,
+    /// Owners with something to do or being done.
+    lanes: HashMap<Arc<str>, Lane>,
+    /// Owners with something to do and a thread to spare, in turn. Each once.
+    turns: VecDeque<Arc<str>>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} threads, {} idle, {} owners", self.threads, self.idle, self.lanes.len())
+    }
+}
+
+#[derive(Default)]
+struct Lane {
+    jobs: VecDeque<Job>,
+    running: usize,
+    /// Whether it stands in `turns`.
+    listed: bool,
+}
+
+impl Crew {
+    /// At most `most` threads, half of them for one owner.
+    #[must_use]
+    pub fn new(name: &'static str, most: usize) -> Self {
+        Self(Arc::new(Inner { name, most, state: Mutex::default(), to_do: Condvar::new() }))
+    }
+
+    /// Does `work` when it is its owner's turn. What waits is bounded by who waits for it: a session has at most three
+    /// works at a time.
+    pub fn start<T: Send + 'static>(
+        &self,
+        owner: &Arc<str>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Task<T> {
+        let (job, task) = job(work);
+        let mut state = self.0.lock();
+        state.lanes.entry(owner.clone()).or_default().jobs.push_back(job);
+        self.0.list(&mut state, owner);
+        self.summon(&mut state);
+        task
+    }
+
+    /// Sees to it that somebody comes, if there is something to do that may be begun.
+    fn summon(&self, state: &mut State) {
+        if state.turns.is_empty() {
+            return;
+        }
+        if state.idle > 0 {
+            self.0.to_do.notify_one();
+            return;
+        }
+        if state.threads >= self.0.most {
+            return;
+        }
+        let crew = self.clone();
+        match std::thread::Builder::new().name(self.0.name.into()).spawn(move || crew.work()) {
+            Ok(_) => state.threads += 1,
+            Err(error) => {
+                tracing::error!(%error, name = self.0.name, "cannot start a thread");
+                if state.threads == 0 {
+                    // Nobody would ever come. Those who wait are told.
+                    state.lanes.clear();
+                    state.turns.clear();
+                }
+            }
+        }
+    }
+
+    /// A thread's whole life.
+    fn work(&self) {
+        let mut state = self.0.lock();
+        loop {
+            let Some(owner) = state.turns.pop_front() else {
+                state.idle += 1;
+                state = self.0.to_do.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+                continue;
+            };
+            let Some(lane) = state.lanes.get_mut(&owner) else { continue };
+            lane.listed = false;
+            let Some(job) = lane.jobs.pop_front() else { continue };
+            lane.running += 1;
+            self.0.list(&mut state, &owner);
+            // For what is left: whoever was told of it before may have been told twice of the same.
+            self.summon(&mut state);
+            drop(state);
+            job();
+            state = self.0.lock();
+            if let Some(lane) = state.lanes.get_mut(&owner) {
+                lane.running -= 1;
+            }
+            self.0.list(&mut state, &owner);
+        }
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives `owner` a turn if there is something to do for it and it has a thread to spare.
+    fn list(&self, state: &mut State, owner: &Arc<str>) {
+        let of_one = (self.most / 2).max(1);
+        let Some(lane) = state.lanes.get_mut(owner) else { return };
+        if !lane.listed && !lane.jobs.is_empty() && lane.running < of_one {
+            lane.listed = true;
+            state.turns.push_back(owner.clone());
+        } else if lane.jobs.is_empty() && lane.running == 0 {
+            state.lanes.remove(owner);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "threads_test.rs"]
+mod threads_test;

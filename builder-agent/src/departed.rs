@@ -1,0 +1,60 @@
+//! Drops what belonged to somebody whose name is somebody else's now: claims, roots, logs. Nobody sees them any more; they
+//! only take space.
+//!
+//! A session of theirs that is still ending may hold some of it, so what is left is tried again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use store::{Collect, CollectAction, Member, Store};
+use tokio::sync::watch;
+
+use builds::kept::KeptLogs;
+use members::{Identities, Roster};
+
+/// Between two tries. Nothing waits for it but disk space.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// Runs for as long as the roster is followed.
+pub async fn drop_their_things(
+    identities: Arc<Identities>,
+    store: Store,
+    kept: Arc<KeptLogs>,
+    mut roster: watch::Receiver<Arc<Roster>>,
+) {
+    loop {
+        for id in identities.gone() {
+            let (store, kept, who) = (store.clone(), kept.clone(), id.clone());
+            match tokio::task::spawn_blocking(move || drop_things(&store, &kept, &who)).await {
+                Ok(Ok(true)) => match identities.dropped(&id) {
+                    Ok(()) => tracing::info!(id, "claims of a former member are removed"),
+                    Err(error) => {
+                        tracing::error!(id, %error, "cannot record that the claims of a former member are removed")
+                    }
+                },
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => tracing::error!(id, error, "cannot remove the claims of a former member"),
+                Err(error) => {
+                    tracing::error!(id, %error, "removing the claims of a former member failed; this is a bug")
+                }
+            }
+        }
+        tokio::select! {
+            changed = roster.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(AGAIN), if !identities.gone().is_empty() => {}
+        }
+    }
+}
+
+/// Whether nothing is left.
+fn drop_things(store: &Store, kept: &KeptLogs, id: &str) -> Result<bool, String> {
+    let view = store.view(&Member::new(id));
+    for name in view.roots().into_keys() {
+        view.remove_root(&name).map_err(|error| error.to_string())?;
+    }
+    let all = |action| Collect { action, paths: Default::default(), max_freed: u64::MAX };
+    view.collect(&all(CollectAction::DeleteDead)).map_err(|error| error.to_string())?;
+    kept.forget(id).map_err(|error| format!("their logs: {error}"))?;
+    let rest = view.collect(&all(CollectAction::ReturnLive)).map_err(|error| error.to_string())?;
+    Ok(rest.paths.is_empty())
+}

@@ -1,0 +1,448 @@
+//! One connection's answers to ssh requests. Read top to bottom: login, channels, and what is refused.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use russh::keys::{Certificate, PublicKey};
+use russh::server::{Auth, Handler as RusshHandler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
+use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure, Disconnect, Pty};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use super::command::{self, Command, StoreSession};
+use super::gate::{Ending, Visit};
+use super::host_command::shown;
+use super::log::{self, STDERR};
+use super::login::{Credential, Login, Offers, Refusal};
+use super::{Door, MemberSlot, about_stranger};
+use daemon::{self, Caller, SessionError, Wishes};
+use members::{Member, Roster};
+
+/// The exit status of a shell that does not know the command.
+const NOT_FOUND: u32 = 127;
+
+/// Sessions one connection may open before it has to be made anew, finished ones included. The ssh library keeps about
+/// a kilobyte for each channel that we were the first to close, as long as the connection lives.
+const MAX_SESSIONS_EVER: usize = 50_000;
+
+/// Who a connection belongs to, and how they showed it.
+pub(super) struct LoggedIn {
+    pub member: Arc<Member>,
+    login: Login,
+}
+
+impl LoggedIn {
+    pub fn still_in(&self, roster: &Roster) -> bool {
+        self.current(roster).is_some()
+    }
+
+    /// The member as this roster has them, with today's limits; `None` if this login would not be let in any more.
+    pub fn current(&self, roster: &Roster) -> Option<Arc<Member>> {
+        self.login.decide(roster).ok().filter(|member| member.id == self.member.id)
+    }
+}
+
+pub(super) struct Handler {
+    id: u64,
+    peer: SocketAddr,
+    door: Arc<Door>,
+    visit: Arc<Visit>,
+    /// Tells the connection's task that somebody logged in.
+    login: watch::Sender<Option<Arc<LoggedIn>>>,
+    /// True when the connection is being closed by us.
+    ended: watch::Receiver<bool>,
+    /// What a login got: a place, or why there is none.
+    slot: Option<Result<MemberSlot, String>>,
+    offers: Offers,
+    /// Why a login that proved its key is not let in: told once the client listens.
+    refusal: Option<Refusal>,
+    /// Channels that wait for a command, which takes them: a channel runs one.
+    channels: HashMap<ChannelId, Waiting>,
+    /// Sessions that may still be opened. Not a count of `channels`: nobody tells us that a channel is closed which we
+    /// were the first to close.
+    free: Arc<Semaphore>,
+    opened: usize,
+}
+
+/// A channel, and its place among the connection's sessions. Both end with the command.
+type Opened = (Channel<Msg>, OwnedSemaphorePermit);
+
+/// A channel without a command yet, and what the client set in its environment.
+type Waiting = (Opened, Wishes);
+
+impl Handler {
+    pub fn new(
+        id: u64,
+        peer: SocketAddr,
+        door: Arc<Door>,
+        visit: Arc<Visit>,
+        login: watch::Sender<Option<Arc<LoggedIn>>>,
+        ended: watch::Receiver<bool>,
+    ) -> Self {
+        let free = Arc::new(Semaphore::new(door.house.config.limits.max_sessions_per_connection));
+        let (slot, offers, refusal, channels) = (None, Offers::default(), None, HashMap::new());
+        Self { id, peer, door, visit, login, ended, slot, offers, refusal, channels, free, opened: 0 }
+    }
+
+    /// The channel for its one command, and who it is for, by the roster of this moment. Otherwise the channel gets its
+    /// refusal.
+    fn take(
+        &mut self,
+        id: ChannelId,
+        session: &mut Session,
+    ) -> Result<Option<(Opened, Caller)>, russh::Error> {
+        let who = self.login.borrow().clone();
+        let Some((who, true)) = who.map(|who| (who, self.channels.contains_key(&id))) else {
+            session.channel_failure(id)?;
+            return Ok(None);
+        };
+        let Some(member) = who.current(&self.door.house.roster.borrow()) else {
+            let line = format!("{} or this key is no longer in the roster", who.member.name);
+            self.refuse(id, &line, session)?;
+            return Ok(None);
+        };
+        let taken = self.channels.remove(&id);
+        Ok(taken.map(|(opened, wishes)| (opened, Caller { member, connection: self.id, wishes })))
+    }
+
+    /// The client holds `key`; `credential` is what it showed.
+    fn proven(&mut self, user: &str, credential: Credential, key: &PublicKey) -> Auth {
+        let at = ::roster::date::now();
+        let login = Login { user: user.to_owned(), peer: self.peer.ip(), credential, at };
+        // Looked up again: the roster may have changed since the key was offered.
+        let decided = login.decide(&self.door.house.roster.borrow());
+        match decided {
+            Ok(member) => self.log_in(LoggedIn { member, login }, key),
+            // Said where the person reads it: a key that is refused is tried silently, and the next one after it.
+            Err(refusal @ Refusal::Ambiguous(_)) => {
+                self.visit.ends(Ending::Known);
+                self.denied(user, key, &refusal);
+                self.refusal = Some(refusal);
+                Auth::Accept
+            }
+            Err(refusal) => self.denied(user, key, &refusal),
+        }
+    }
+
+    /// Who has proven to be a member is in, if there is room for one more connection of theirs.
+    fn log_in(&mut self, who: LoggedIn, key: &PublicKey) -> Auth {
+        let fingerprint = key.fingerprint(Default::default());
+        let member = &who.member.name;
+        // Found out to be no stranger: whatever comes now costs their source nothing.
+        self.visit.ends(Ending::Known);
+        let slot = self.door.member_slot(member);
+        if slot.is_ok() {
+            if !self.visit.admit() {
+                return Auth::reject();
+            }
+            let (role, user) = (who.member.role.name(), shown(&who.login.user));
+            tracing::info!(connection = self.id, peer = %self.peer, %member, role, user, %fingerprint, "logged in");
+            self.login.send_replace(Some(Arc::new(who)));
+        } else {
+            tracing::info!(connection = self.id, peer = %self.peer, %member, %fingerprint, "login refused: too many connections");
+        }
+        // Who is over a limit is let in as far as it takes to hear so. For the gate that is a stranger still.
+        self.slot = Some(slot);
+        Auth::Accept
+    }
+
+    fn denied(&self, user: &str, key: &PublicKey, refusal: &Refusal) -> Auth {
+        let (door, id, peer, fingerprint) =
+            (&self.door, self.id, self.peer, key.fingerprint(Default::default()));
+        let roster = door.house.roster.borrow();
+        let left_out_of_it = roster.left_out.iter().find(|left| left.name == user);
+        // As long as a stranger likes, and with whatever in it.
+        let user = shown(user);
+        if let Some(left) = left_out_of_it {
+            about_stranger!(door, info, connection = id, %peer, user, %fingerprint, error = left.error, "login denied: left out of the roster");
+        } else if *refusal == Refusal::Unknown {
+            about_stranger!(door, info, connection = id, %peer, user, %fingerprint, "login denied: key not in the roster");
+        } else {
+            about_stranger!(door, info, connection = id, %peer, user, %fingerprint, reason = %refusal, "login denied");
+        }
+        Auth::reject()
+    }
+
+    /// A packet of a channel's data. The ssh library takes larger ones than we have asked for, and what waits for a
+    /// session is counted in packets.
+    fn packet(&self, id: ChannelId, data: &[u8], session: &mut Session) -> Result<(), russh::Error> {
+        if data.len() <= super::PACKET as usize {
+            return Ok(());
+        }
+        tracing::info!(connection = self.id, channel = %id, bytes = data.len(), "a packet is too large");
+        session.disconnect(Disconnect::ProtocolError, "a packet is larger than the channel allows", "")
+    }
+
+    /// One line on stderr, exit status 127, and the channel is closed.
+    fn refuse(&mut self, id: ChannelId, line: &str, session: &mut Session) -> Result<(), russh::Error> {
+        tracing::info!(connection = self.id, line, "command refused");
+        self.channels.remove(&id);
+        session.channel_success(id)?;
+        // A client that asked for a terminal has its own in raw mode, where a bare newline makes stairs.
+        session.extended_data(id, STDERR, format!("{line}\r\n"))?;
+        session.exit_status_request(id, NOT_FOUND)?;
+        session.eof(id)?;
+        session.close(id)
+    }
+}
+
+impl RusshHandler for Handler {
+    type Error = russh::Error;
+
+    async fn authentication_banner(&mut self) -> Result<Option<String>, Self::Error> {
+        Ok(Some((self.door.banner)(&self.door.house.roster.borrow())))
+    }
+
+    async fn auth_publickey_offered(
+        &mut self,
+        user: &str,
+        offer: PublicKeyOffer<'_>,
+    ) -> Result<Auth, Self::Error> {
+        // Keys of members are public, so knowing one is nothing: each offer counts until one is proven.
+        if self.visit.offered() as usize > self.door.house.config.limits.max_auth_tries {
+            return Ok(Auth::reject());
+        }
+        let roster = self.door.house.roster.borrow().clone();
+        let offered = (offer.public_key, offer.algorithm);
+        match self.offers.consider(&roster, user, self.peer.ip(), offered) {
+            Ok(()) => Ok(Auth::Accept),
+            Err(refusal) => Ok(self.denied(user, offer.public_key, &refusal)),
+        }
+    }
+
+    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
+        Ok(self.proven(user, Credential::Key(key.public_key.clone()), key.public_key))
+    }
+
+    async fn auth_openssh_certificate(
+        &mut self,
+        user: &str,
+        certificate: &Certificate,
+    ) -> Result<Auth, Self::Error> {
+        let key = PublicKey::from(certificate.public_key().clone());
+        Ok(self.proven(user, Credential::Certificate(Box::new(certificate.clone())), &key))
+    }
+
+    async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), Self::Error> {
+        if let Some(refusal) = &self.refusal {
+            return session.disconnect(Disconnect::NoMoreAuthMethodsAvailable, &refusal.to_string(), "");
+        }
+        if let Some(Err(why)) = &self.slot {
+            session.disconnect(Disconnect::TooManyConnections, why, "")?;
+        }
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: russh::server::ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        let free = self.free.clone().try_acquire_owned();
+        let why = match free {
+            _ if self.login.borrow().is_none() => "nobody is logged in",
+            Ok(permit) if self.opened < MAX_SESSIONS_EVER => {
+                self.opened += 1;
+                self.channels.insert(channel.id(), ((channel, permit), Wishes::default()));
+                reply.accept().await;
+                return Ok(());
+            }
+            Ok(_) => "this connection has had its number of sessions; open a new one",
+            Err(_) => "limits.max-sessions-per-connection reached",
+        };
+        tracing::info!(connection = self.id, "channel refused: {why}");
+        reply.reject(ChannelOpenFailure::ResourceShortage).await;
+        Ok(())
+    }
+
+    async fn exec_request(
+        &mut self,
+        id: ChannelId,
+        data: &[u8],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        match command::parse(data) {
+            Command::Refused(line) => self.refuse(id, &line, session),
+            Command::SigningKey => {
+                self.channels.remove(&id);
+                session.channel_success(id)?;
+                session.data(id, format!("{}\n", self.door.house.signing_key))?;
+                session.exit_status_request(id, 0)?;
+                session.eof(id)?;
+                session.close(id)
+            }
+            Command::Log(path) => {
+                let Some(((channel, place), caller)) = self.take(id, session)? else { return Ok(()) };
+                session.channel_success(id)?;
+                let (house, mut ended) = (self.door.house.clone(), self.ended.clone());
+                tokio::spawn(async move {
+                    let _place = place;
+                    tokio::select! {
+                        () = log::show(channel, house, caller.member, path) => {}
+                        () = shares::turned(&mut ended) => {}
+                    }
+                });
+                Ok(())
+            }
+            Command::Store(kind) => {
+                let Some((channel, caller)) = self.take(id, session)? else { return Ok(()) };
+                session.channel_success(id)?;
+                let (house, ended) = (self.door.house.clone(), self.ended.clone());
+                tokio::spawn(store_session(kind, channel, house, caller, ended));
+                Ok(())
+            }
+            Command::Host(command) => {
+                let Some((channel, caller)) = self.take(id, session)? else { return Ok(()) };
+                session.channel_success(id)?;
+                let (house, ended) = (self.door.house.clone(), self.ended.clone());
+                tokio::spawn(host_command(command, channel, house, caller, ended));
+                Ok(())
+            }
+        }
+    }
+
+    async fn data(&mut self, id: ChannelId, data: &[u8], session: &mut Session) -> Result<(), Self::Error> {
+        self.packet(id, data, session)
+    }
+
+    async fn extended_data(
+        &mut self,
+        id: ChannelId,
+        _code: u32,
+        data: &[u8],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        self.packet(id, data, session)
+    }
+
+    async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), Self::Error> {
+        self.refuse(id, &command::no_shell(), session)
+    }
+
+    async fn channel_close(&mut self, id: ChannelId, _session: &mut Session) -> Result<(), Self::Error> {
+        self.channels.remove(&id);
+        Ok(())
+    }
+
+    async fn subsystem_request(
+        &mut self,
+        id: ChannelId,
+        _name: &str,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_failure(id)
+    }
+
+    async fn pty_request(
+        &mut self,
+        id: ChannelId,
+        _term: &str,
+        _columns: u32,
+        _rows: u32,
+        _width: u32,
+        _height: u32,
+        _modes: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        // There is no terminal. But OpenSSH hangs up when it is told so, before the shell is refused, and the person
+        // never reads what would have worked.
+        session.channel_success(id)
+    }
+
+    async fn env_request(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        value: &str,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        if self.channels.get_mut(&id).is_some_and(|(_, wishes)| wishes.set(name, value)) {
+            return session.channel_success(id);
+        }
+        session.channel_failure(id)
+    }
+
+    async fn x11_request(
+        &mut self,
+        id: ChannelId,
+        _single: bool,
+        _protocol: &str,
+        _cookie: &str,
+        _screen: u32,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_failure(id)
+    }
+
+    // Not overridden, because their defaults refuse: agent forwarding, port and socket forwarding in both directions,
+    // X11 channels, passwords, keyboard-interactive.
+}
+
+/// Runs one of Nix's protocols on a channel, then closes the channel with an exit status.
+async fn store_session(
+    kind: StoreSession,
+    (mut channel, _place): Opened,
+    house: Arc<daemon::House>,
+    caller: Caller,
+    mut ended: watch::Receiver<bool>,
+) {
+    let (connection, member) = (caller.connection, caller.member.clone());
+    let writer = Box::new(channel.make_writer());
+    let result = {
+        let stderr = Box::new(channel.make_writer_ext(Some(STDERR)));
+        let reader = Box::new(channel.make_reader());
+        let session = async {
+            match kind {
+                StoreSession::Worker => daemon::serve(reader, writer, house, caller).await,
+                StoreSession::Serve { write } => {
+                    daemon::serve_store(reader, writer, stderr, write, house, caller).await
+                }
+            }
+        };
+        tokio::select! {
+            result = session => result,
+            // Dropping the session here drops its builds and its half-done uploads.
+            () = shares::turned(&mut ended) => return,
+        }
+    };
+    let status = match result {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::info!(connection, member = %member.name, %error, "session ended by an error");
+            if let SessionError::Greeting(error) = &error
+                && !error.is_disconnect()
+            {
+                let _ = channel.extended_data_bytes(STDERR, format!("error: {error}\n")).await;
+            }
+            1
+        }
+    };
+    let _ = channel.exit_status(status).await;
+    let _ = channel.eof().await;
+    let _ = channel.close().await;
+}
+
+/// Runs a command of its own on a channel, then closes the channel with the command's exit status.
+async fn host_command(
+    command: daemon::HostCommand,
+    (mut channel, _place): Opened,
+    house: Arc<daemon::House>,
+    caller: Caller,
+    mut ended: watch::Receiver<bool>,
+) {
+    let stdout = Box::new(channel.make_writer());
+    let stderr = Box::new(channel.make_writer_ext(Some(STDERR)));
+    let status = {
+        // The end of what the client sends is not the end of the client: `ssh -n` sends nothing.
+        let hung_up = async { while !matches!(channel.wait().await, None | Some(ChannelMsg::Close)) {} };
+        let run = daemon::run_host_command(command, stdout, stderr, Box::pin(hung_up), house, caller);
+        tokio::select! {
+            status = run => status,
+            () = shares::turned(&mut ended) => return,
+        }
+    };
+    let _ = channel.exit_status(status).await;
+    let _ = channel.eof().await;
+    let _ = channel.close().await;
+}

@@ -1,0 +1,80 @@
+//! What deployment tools run around a build on the machine that builds: a few words, read strictly.
+//!
+//! Not here: the Nix programs (`nix_command`), and what the commands do (`daemon::host_command`).
+
+use daemon::HostCommand;
+
+/// Longest name of a temporary folder.
+const MAX_TEMPLATE: usize = 100;
+
+/// Variables that tools set before a command. There is nothing here that would read them.
+const VARIABLES: &[&str] = &["PATH=", "LOCALE_ARCHIVE=", "TMPDIR=", "NIXOS_INSTALL_BOOTLOADER="];
+/// Options of `sudo` and `doas` without an argument, which tools use so that nobody is asked anything.
+const SUDO_OPTIONS: &[&str] =
+    &["-H", "--set-home", "-E", "--preserve-env", "-n", "--non-interactive", "-S", "--stdin", "--prompt="];
+
+/// The words of the command itself, without what says as whom, where from and with which environment it is to run.
+/// `None` if these say something else.
+pub(super) fn without_prefixes<'a>(words: &'a [&'a str]) -> Option<&'a [&'a str]> {
+    match words {
+        ["sudo" | "doas", rest @ ..] => {
+            let options =
+                rest.iter().take_while(|word| SUDO_OPTIONS.contains(word) || is_variable(word)).count();
+            let rest = &rest[options..];
+            without_prefixes(rest.strip_prefix(&["--"]).unwrap_or(rest))
+        }
+        ["env", rest @ ..] => {
+            let rest = rest.strip_prefix(&["-i"]).unwrap_or(rest);
+            let variables = rest.iter().take_while(|word| is_variable(word)).count();
+            (variables > 0).then(|| &rest[variables..])
+        }
+        _ => Some(words),
+    }
+}
+
+fn is_variable(word: &str) -> bool {
+    VARIABLES.iter().any(|variable| word.starts_with(variable))
+}
+
+/// One of the commands, or why not; `None` if it is none of them at all.
+pub(super) fn parse(program: &str, words: &[&str]) -> Option<Result<HostCommand, String>> {
+    Some(match (program, words) {
+        ("mktemp", ["-d"]) => make_folder("tmp.XXXXXXXXXX"),
+        ("mktemp", ["-d", "-t", template] | ["-t", "-d", template]) => make_folder(template),
+        ("readlink", ["-f" | "-e", link]) => Ok(HostCommand::ReadLink { link: (*link).to_owned() }),
+        ("rm", ["-rf", folder]) if in_tmp(folder) => {
+            Ok(HostCommand::RemoveFolder { folder: (*folder).to_owned() })
+        }
+        ("uname", ["-m"]) => Ok(HostCommand::Machine),
+        ("pkill", ["--signal", "SIGINT", "--full", "--", _]) => Ok(HostCommand::Interrupt),
+        _ => return None,
+    })
+}
+
+/// As `mktemp -t`: below `/tmp`, with other letters for the X at the end.
+fn make_folder(template: &str) -> Result<HostCommand, String> {
+    let prefix = template.trim_end_matches('X');
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let sound = template.len() <= MAX_TEMPLATE
+        && template.len() >= prefix.len() + 3
+        && prefix.chars().all(plain)
+        && !prefix.starts_with("..");
+    match sound {
+        true => Ok(HostCommand::MakeFolder { prefix: format!("/tmp/{prefix}") }),
+        false => Err(format!("`{}` is no template of a folder's name", shown(template))),
+    }
+}
+
+fn in_tmp(path: &str) -> bool {
+    path.strip_prefix("/tmp/").is_some_and(|rest| !rest.is_empty())
+}
+
+/// The start of a peer's text, without control characters, for use in our own messages.
+pub(super) fn shown(text: &str) -> String {
+    const LONGEST: usize = 100;
+    let mut out: String = text.chars().take(LONGEST).map(|c| if c.is_control() { '?' } else { c }).collect();
+    if text.chars().nth(LONGEST).is_some() {
+        out.push_str("...");
+    }
+    out
+}

@@ -1,0 +1,412 @@
+//! The front door: ssh with public keys, and nothing behind it but the commands of [`command`].
+//!
+//! Whoever connects is a stranger until a signature by a key of the roster, or a certificate, proves otherwise
+//! ([`login`]). Strangers have places of their own ([`gate`]), so no number of them keeps a member out. A connection lives
+//! only as long as the roster maps what was proven to the same member.
+//! Not here: what a session may ask for (`daemon`), and how the roster gets its contents (`roster`).
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use russh::keys::PrivateKey;
+use russh::server::{self, Handle};
+use russh::{Disconnect, MethodKind, MethodSet, Preferred, cipher, compression, kex};
+use rustix::net::SendFlags;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+
+use daemon::House;
+use members::Roster;
+use shares::turned;
+
+pub mod command;
+mod gate;
+mod handler;
+mod host_command;
+mod log;
+mod login;
+mod nix_command;
+mod penalties;
+mod quiet;
+mod socket;
+
+use gate::{Ending, Gate, Visit};
+use handler::{Handler, LoggedIn};
+use quiet::{Line, Quiet};
+pub use socket::Socket;
+
+/// Bytes a client may send ahead on one channel. Uploads over a wide, distant link need it large.
+const WINDOW: u32 = 8 * 1024 * 1024;
+/// Largest data packet a client may send. OpenSSH never sends more.
+const PACKET: u32 = 32_768;
+/// Packets that wait for a channel's session: 512 KiB, and then a slow store slows the sender. Every session of a member is
+/// charged for them (`daemon::desk`), whether they are there or not.
+const CHANNEL_BUFFER: usize = 16;
+/// A client that answers none of these is gone: its builds end after about two minutes.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVES_LOST: usize = 4;
+/// Time for a last message to reach a client before its socket is shut.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Messages that may wait for a connection's loop, which sends what has gathered in one piece: about 1 MiB of a NAR
+/// that a client does not take.
+const EVENT_BUFFER: usize = 32;
+
+/// The client's preference decides, so what is slow cannot be offered last: only left out. Of the post-quantum exchanges
+/// that leaves ML-KEM, whose cost cannot be seen in the time of a login; sntrup761 costs an OpenSSH 9.2 client about 70 ms.
+const KEX: &[kex::Name] = &[
+    kex::MLKEM768X25519_SHA256,
+    kex::CURVE25519,
+    kex::CURVE25519_PRE_RFC_8731,
+    kex::ECDH_SHA2_NISTP256,
+    kex::EXTENSION_SUPPORT_AS_SERVER,
+    kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
+];
+/// AES-GCM alone, which every OpenSSH since 6.2 has. Most clients prefer ChaCha20-Poly1305, which takes three times the
+/// processor time here; and before AES-GCM most prefer AES-CTR with a hash beside it.
+const CIPHERS: &[cipher::Name] = &[cipher::AES_128_GCM, cipher::AES_256_GCM];
+
+/// How we speak ssh, with this host key. Public for the benchmark's floor, which speaks it the same way.
+pub fn settings(key: PrivateKey) -> server::Config {
+    server::Config {
+        server_id: russh::SshId::Standard("SSH-2.0-barnraiser".into()),
+        methods: MethodSet::from([MethodKind::PublicKey].as_slice()),
+        // A key is either in a hash map or not; there is nothing to hide behind a delay, and a client with ten keys
+        // would wait ten times.
+        auth_rejection_time: Duration::from_millis(20),
+        auth_rejection_time_initial: Some(Duration::ZERO),
+        keys: vec![key],
+        window_size: WINDOW,
+        maximum_packet_size: PACKET,
+        channel_buffer_size: CHANNEL_BUFFER,
+        event_buffer_size: EVENT_BUFFER,
+        preferred: Preferred {
+            kex: KEX.into(),
+            cipher: CIPHERS.into(),
+            compression: [compression::NONE].as_slice().to_vec().into(),
+            ..Preferred::DEFAULT
+        },
+        inactivity_timeout: None,
+        keepalive_interval: Some(KEEPALIVE),
+        keepalive_max: KEEPALIVES_LOST,
+        ..server::Config::default()
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    #[error("cannot listen on {address}: {cause}{}", hint(cause))]
+    Bind { address: SocketAddr, cause: std::io::Error },
+}
+
+fn hint(cause: &std::io::Error) -> &'static str {
+    match cause.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "\nhint: something else answers there, perhaps OpenSSH; choose another port in `listen`"
+        }
+        std::io::ErrorKind::PermissionDenied => "\nhint: ports below 1024 need root or CAP_NET_BIND_SERVICE",
+        _ => "",
+    }
+}
+
+/// Opens every address of `listen`. IPv6 sockets take IPv6 only, so that `0.0.0.0` and `[::]` stand side by side.
+pub fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ListenError> {
+    addresses
+        .iter()
+        .map(|&address| {
+            let bind = || {
+                let socket = match address {
+                    SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
+                    SocketAddr::V6(_) => {
+                        let socket = tokio::net::TcpSocket::new_v6()?;
+                        rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
+                        socket
+                    }
+                };
+                socket.set_reuseaddr(true)?;
+                socket.bind(address)?;
+                socket.listen(1024)
+            };
+            bind().map_err(|cause| ListenError::Bind { address, cause })
+        })
+        .collect()
+}
+
+/// Logs one line about somebody who is not logged in, if there is room for it.
+macro_rules! about_stranger {
+    ($door:expr, $level:ident, $($field:tt)*) => {
+        if let Some($crate::quiet::Line { left_out }) = $door.quiet.line() {
+            tracing::$level!(left_out, $($field)*);
+        }
+    };
+}
+use about_stranger;
+
+/// What all connections share.
+struct Door {
+    house: Arc<House>,
+    ssh: Arc<server::Config>,
+    banner: Box<dyn Fn(&Roster) -> String + Send + Sync>,
+    /// Places of connections that are not logged in.
+    gate: Arc<Gate>,
+    /// Leave to log lines about those.
+    quiet: Quiet,
+    /// Held by each logged-in connection until it is closed.
+    slots: Arc<Semaphore>,
+    /// Logged-in connections per member name.
+    members: Mutex<HashMap<Arc<str>, usize>>,
+    next_id: AtomicU64,
+}
+
+/// Answers until `stop` turns true, then says goodbye to everyone and returns when the last connection is closed.
+pub async fn serve(
+    house: Arc<House>,
+    key: PrivateKey,
+    listeners: Vec<TcpListener>,
+    stop: watch::Receiver<bool>,
+) {
+    let name = house.config.name.clone();
+    let weaker = builds::backend::weaker(&house.config.sandbox);
+    let limits = &house.config.limits;
+    // Most clients begin by asking what is possible, which counts as a try.
+    let ssh = server::Config { max_auth_attempts: limits.max_auth_tries + 1, ..settings(key) };
+    let door = Arc::new(Door {
+        ssh: Arc::new(ssh),
+        banner: Box::new(move |roster| banner(&name, weaker.as_deref(), roster)),
+        gate: Gate::new(limits),
+        quiet: Quiet::new(),
+        slots: Arc::new(Semaphore::new(limits.max_connections)),
+        members: Mutex::default(),
+        next_id: AtomicU64::new(1),
+        house,
+    });
+    let mut accepting = JoinSet::new();
+    for listener in listeners {
+        accepting.spawn(accept(door.clone(), listener, stop.clone()));
+    }
+    let mut report = tokio::time::interval(quiet::REPORT);
+    loop {
+        tokio::select! {
+            ended = accepting.join_next() => if ended.is_none() { return },
+            _ = report.tick() => if let Some(left_out) = door.quiet.untold() {
+                tracing::warn!(left_out, "log lines about clients before login were left out");
+            },
+        }
+    }
+}
+
+/// Nothing in this loop waits for a client: a connection gets a task of its own, or is dropped.
+async fn accept(door: Arc<Door>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = turned(&mut stop) => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((tcp, peer)) => match door.gate.knock(peer.ip()) {
+                    Ok(visit) => {
+                        connections.spawn(connection(door.clone(), tcp, peer, visit, stop.clone()));
+                    }
+                    Err(left) => hold_off(&door, &tcp, peer, left),
+                },
+                Err(error) => {
+                    // Out of descriptors, most likely: existing connections must end before new ones can start.
+                    tracing::error!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+/// Says in one line, before any ssh, why nobody from there is let in just now. `ssh -v` shows it.
+fn hold_off(door: &Door, tcp: &TcpStream, peer: SocketAddr, left: Duration) {
+    let seconds = left.as_secs() + 1;
+    if let Some(Line { left_out }) = door.quiet.line() {
+        tracing::info!(%peer, seconds, left_out, "connection refused: limits.per-source-penalties");
+    }
+    let line = format!(
+        "Not allowed at this time: too many logins from your address failed (limits.per-source-penalties); try again in {seconds} seconds\r\n"
+    );
+    // Straight to the socket: the runtime does not know yet that it can be written to. What does not fit into the empty
+    // buffer of a new connection is not sent.
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let _ = rustix::net::send(tcp, line.as_bytes(), flags);
+}
+
+/// The banner is shown before login, on every connection, in the middle of Nix's own output: one line per fact.
+fn banner(name: &str, weaker: Option<&str>, roster: &Roster) -> String {
+    let mut text = format!("{name}: a Barnraiser community builder\n");
+    if let Some(weaker) = weaker {
+        text.push_str(&format!("warning: {weaker}\n"));
+    }
+    if roster.is_baked_in() {
+        text.push_str("warning: the roster came with the image; the one in git could not be fetched\n");
+    }
+    text
+}
+
+/// One connection, from accept to close.
+async fn connection(
+    door: Arc<Door>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    visit: Arc<Visit>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let id = door.next_id.fetch_add(1, Ordering::Relaxed);
+    about_stranger!(door, info, connection = id, %peer, "connected");
+    let socket = match tcp.as_fd().try_clone_to_owned() {
+        Ok(socket) => socket,
+        Err(error) => return tracing::error!(connection = id, %error, "cannot keep a handle on the socket"),
+    };
+    let (login, mut logged_in) = watch::channel(None::<Arc<LoggedIn>>);
+    let (end, ended) = watch::channel(false);
+    let handler = Handler::new(id, peer, door.clone(), visit.clone(), login, ended);
+    let deadline = tokio::time::Instant::now() + door.house.config.limits.login_time;
+    let started = tokio::select! {
+        started = tokio::time::timeout_at(
+            deadline,
+            server::run_stream(door.ssh.clone(), Socket::new(tcp), handler),
+        ) => started,
+        () = visit.must_leave() => {
+            about_stranger!(door, info, connection = id, %peer, "made room for another connection");
+            return;
+        }
+        () = turned(&mut stop) => return,
+    };
+    let mut session = match started {
+        Ok(Ok(session)) => session,
+        Ok(Err(error)) => {
+            visit.ends(blame(&error));
+            about_stranger!(door, info, connection = id, %peer, %error, "not an ssh client");
+            return;
+        }
+        Err(_) => {
+            visit.ends(Ending::Late);
+            about_stranger!(door, info, connection = id, %peer, "no ssh greeting in time");
+            return;
+        }
+    };
+    let handle = session.handle();
+    let mut roster = door.house.roster.clone();
+    let reason = loop {
+        let is_in = logged_in.borrow_and_update().clone();
+        // Each time round, and by the roster as it is now: a change that came together with the login would be missed
+        // by whoever looks only when something changes.
+        if let Some(who) = &is_in
+            && !who.still_in(&roster.borrow_and_update())
+        {
+            break format!("{} or this key is no longer in the roster", who.member.name);
+        }
+        tokio::select! {
+            result = &mut session => {
+                let _ = end.send(true);
+                let error = result.err().filter(|error| !is_hang_up(error));
+                if is_in.is_some() {
+                    let error = error.map(|error| error.to_string());
+                    return tracing::info!(connection = id, %peer, error, "disconnected");
+                }
+                visit.ends_unless_known(error.as_ref().map_or(Ending::Gone, blame));
+                let error = error.map(|error| error.to_string());
+                about_stranger!(door, info, connection = id, %peer, error, "disconnected");
+                return;
+            }
+            () = tokio::time::sleep_until(deadline), if is_in.is_none() => {
+                visit.ends_unless_known(Ending::Late);
+                break format!("no login within limits.login-seconds ({})", door.house.config.limits.login_time.as_secs());
+            }
+            () = visit.must_leave(), if is_in.is_none() => {
+                break "too many connections are not logged in yet; try again (limits.max-startups)".to_owned();
+            }
+            _ = logged_in.changed(), if is_in.is_none() => {}
+            Ok(()) = roster.changed() => {}
+            () = turned(&mut stop) => break "the box is shutting down".to_owned(),
+        }
+    };
+    match logged_in.borrow().is_some() {
+        true => tracing::info!(connection = id, %peer, reason, "closing the connection"),
+        false => about_stranger!(door, info, connection = id, %peer, reason, "closing the connection"),
+    }
+    close(&handle, &reason, socket).await;
+    // After the farewell: a closed channel would make the client leave before it hears why.
+    let _ = end.send(true);
+    let _ = tokio::time::timeout(FAREWELL, session).await;
+}
+
+/// Whose fault it is that a connection without a login ended so.
+fn blame(error: &russh::Error) -> Ending {
+    match error {
+        // Networks fail, and clients may want what we do not offer.
+        russh::Error::IO(_)
+        | russh::Error::Disconnect
+        | russh::Error::HUP
+        | russh::Error::NoCommonAlgo { .. }
+        | russh::Error::KeepaliveTimeout => Ending::Gone,
+        _ => Ending::Malformed,
+    }
+}
+
+/// Clients that are done, or killed, just close the socket.
+fn is_hang_up(error: &russh::Error) -> bool {
+    matches!(error, russh::Error::IO(error) if error.kind() == std::io::ErrorKind::UnexpectedEof)
+}
+
+/// Says why, then shuts the socket whether or not that was heard: the session's loop may be stuck behind a client that
+/// does not read.
+async fn close(handle: &Handle, reason: &str, socket: OwnedFd) {
+    let farewell = handle.disconnect(Disconnect::ByApplication, reason.to_owned(), String::new());
+    let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
+}
+
+/// A logged-in connection's place: one of all members' and one of its member's own. Dropping it frees both.
+struct MemberSlot {
+    door: Arc<Door>,
+    name: Arc<str>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Door {
+    /// Or which limit is reached, and what to do.
+    fn member_slot(self: &Arc<Self>, name: &Arc<str>) -> Result<MemberSlot, String> {
+        let limits = &self.house.config.limits;
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = members.entry(name.clone()).or_default();
+        if *count >= limits.max_connections_per_member {
+            return Err(format!(
+                "you have {} connections open already, which is the limit (limits.max-connections-per-member); close one \
+                 and try again",
+                limits.max_connections_per_member
+            ));
+        }
+        let Ok(place) = self.slots.clone().try_acquire_owned() else {
+            return Err(format!(
+                "the box has {} connections of members open, which is the limit (limits.max-connections); try again later",
+                limits.max_connections
+            ));
+        };
+        *count += 1;
+        Ok(MemberSlot { door: self.clone(), name: name.clone(), _place: place })
+    }
+}
+
+impl Drop for MemberSlot {
+    fn drop(&mut self) {
+        let mut members = self.door.members.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = members.get_mut(&self.name) {
+            *count -= 1;
+            if *count == 0 {
+                members.remove(&self.name);
+            }
+        }
+    }
+}

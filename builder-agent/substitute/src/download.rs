@@ -1,0 +1,221 @@
+//! One path on its way into the store. Whoever wants the same path meanwhile waits for the same download; when nobody
+//! waits any more it ends.
+
+use std::collections::HashMap;
+use std::io::{self, BufReader, Read};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use nix_derivation::StorePath;
+use store::{Provenance, View};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::AbortHandle;
+
+use super::offer::{Offer, Place};
+use super::source::{Kind, Source, SourceError};
+use super::ssh_store::Piped;
+use super::unpack;
+use shares::threads::Threads;
+
+/// Downloads at once on the whole box. Each holds a decoder and a thread.
+const MAX_DOWNLOADS: usize = 16;
+/// Attempts for one path from one source, if the network is to blame.
+const ATTEMPTS: u32 = 3;
+/// Before the second attempt; twice as long before the third.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// How far a download is.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    /// Bytes of NAR.
+    pub received: u64,
+    pub end: Option<Result<(), Arc<str>>>,
+}
+
+/// A running download. The last to let go of it ends it.
+pub struct Download {
+    pub state: watch::Receiver<State>,
+    task: AbortHandle,
+    /// Its end tells the thread that reads.
+    _cancel: watch::Sender<bool>,
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// All running downloads.
+pub struct Downloads {
+    running: Mutex<HashMap<StorePath, Weak<Download>>>,
+    slots: Arc<Semaphore>,
+    /// The view of nobody: what it registers is Verified or nothing.
+    public: View,
+    threads: Threads,
+}
+
+impl Downloads {
+    pub fn new(public: View, threads: Threads) -> Self {
+        let slots = Arc::new(Semaphore::new(MAX_DOWNLOADS));
+        Self { running: Mutex::default(), slots, public, threads }
+    }
+
+    /// Joins the download of `offer`'s path, or starts it. Its references must be Verified already.
+    pub fn start(&self, offer: &Arc<Offer>, source: &Arc<Source>) -> Arc<Download> {
+        let path = &offer.info.path;
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(download) = running.get(path).and_then(Weak::upgrade)
+            && download.state.borrow().end.is_none()
+        {
+            return download;
+        }
+        running.retain(|_, download| download.strong_count() > 0);
+        let (progress, state) = watch::channel(State::default());
+        let (cancel, cancelled) = watch::channel(false);
+        let (offer, source) = (offer.clone(), source.clone());
+        let (slots, public, threads) = (self.slots.clone(), self.public.clone(), self.threads.clone());
+        let task = tokio::spawn(async move {
+            let _slot = slots.acquire().await;
+            let end = attempts(&offer, &source, (&public, &threads), &progress, &cancelled).await;
+            progress.send_modify(|state| state.end = Some(end.map_err(Arc::from)));
+        });
+        let download = Arc::new(Download { state, task: task.abort_handle(), _cancel: cancel });
+        running.insert(path.clone(), Arc::downgrade(&download));
+        download
+    }
+}
+
+async fn attempts(
+    offer: &Arc<Offer>,
+    source: &Arc<Source>,
+    (public, threads): (&View, &Threads),
+    progress: &watch::Sender<State>,
+    cancelled: &watch::Receiver<bool>,
+) -> Result<(), String> {
+    let mut attempt = 1;
+    loop {
+        if public.is_valid(&offer.info.path) {
+            return Ok(());
+        }
+        let result = one(offer, source, (public, threads), progress, cancelled).await;
+        source.note(&result);
+        match result {
+            Ok(()) => return Ok(()),
+            Err(SourceError::Trouble(_)) if attempt < ATTEMPTS => {
+                tokio::time::sleep(PAUSE * attempt).await;
+                attempt += 1;
+                progress.send_modify(|state| state.received = 0);
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+async fn one(
+    offer: &Arc<Offer>,
+    source: &Arc<Source>,
+    (public, threads): (&View, &Threads),
+    progress: &watch::Sender<State>,
+    cancelled: &watch::Receiver<bool>,
+) -> Result<(), SourceError> {
+    let runtime = Handle::current();
+    let (offer, source, public) = (offer.clone(), source.clone(), public.clone());
+    let (progress, cancel) = (progress.clone(), cancelled.clone());
+    let failed = |why: String| {
+        SourceError::Refused(format!(
+            "cannot substitute '{}' from {}: {why}",
+            offer.info.path.to_absolute_path(),
+            source.name
+        ))
+    };
+    match (&source.kind, &offer.place) {
+        (Kind::Http(cache), Place::Http { url, compression, hash, size }) => {
+            // Without a size no file of a NAR is much larger than the NAR.
+            let most = size.unwrap_or(offer.info.nar_size.saturating_add(1 << 20));
+            let body = cache.open(url, most).await.map_err(|error| match SourceError::from(error) {
+                SourceError::Refused(why) => failed(why),
+                other => other,
+            })?;
+            let body = body.blocking(runtime, cancel);
+            let failure = body.failure();
+            let (compression, hash, size) = (*compression, hash.clone(), *size);
+            let (into, what) = (public, offer.clone());
+            let taken = blocking(threads, move || {
+                let mut file = unpack::File::new(body, hash.as_ref(), size);
+                let staged = {
+                    let unpacked = unpack::nar(&mut file, compression, what.info.nar_size);
+                    let mut nar = BufReader::with_capacity(128 << 10, Counted { inner: unpacked, progress });
+                    let staged =
+                        into.stage(what.info.clone(), &mut nar).map_err(|error| error.to_string())?;
+                    match nar.read(&mut [0]) {
+                        Ok(0) => staged,
+                        Ok(_) => return Err("something follows the NAR in its file".to_owned()),
+                        Err(error) => return Err(error.to_string()),
+                    }
+                };
+                file.finish().map_err(|error| error.to_string())?;
+                register(&into, staged)
+            })
+            .await;
+            taken.map_err(|why| match failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                Some(error) if error.is_passing() => SourceError::Trouble(error.to_string()),
+                Some(error) => failed(error.to_string()),
+                None => failed(why),
+            })
+        }
+        (Kind::Ssh(store), Place::Ssh) => {
+            let borrowed = store.open(&offer.info.path).await?;
+            let (into, what, stall) = (public, offer.clone(), store.stall());
+            let taken = blocking(threads, move || {
+                let piped = Piped { borrowed, runtime, cancel, stall };
+                // Reads at most what is there, and asks only while the NAR lasts: nothing behind it is touched.
+                let limited = unpack::exactly(piped, what.info.nar_size);
+                let mut nar = BufReader::with_capacity(128 << 10, Counted { inner: limited, progress });
+                let staged = into.stage(what.info.clone(), &mut nar).map_err(|error| error.to_string())?;
+                let piped = nar.into_inner().inner.into_inner();
+                register(&into, staged)?;
+                Ok(piped.borrowed)
+            })
+            .await;
+            store.give_back(taken.map_err(failed)?);
+            Ok(())
+        }
+        _ => Err(failed("the offer is of another kind than its source; this is a bug of the box".into())),
+    }
+}
+
+/// Verified or not at all.
+fn register(public: &View, staged: store::Staged) -> Result<(), String> {
+    if *staged.provenance() != Provenance::Verified {
+        return Err("it has neither a valid trusted signature nor a matching content address".into());
+    }
+    // A cache's word for the deriver would be kept for a member who does not exist.
+    public.register_many(vec![staged.proven_only()]).map(|_| ()).map_err(|error| error.to_string())
+}
+
+/// On a thread of its own, which waits for the cache at the pace of the cache. [`MAX_DOWNLOADS`] bounds how many there are.
+async fn blocking<T: Send + 'static>(
+    threads: &Threads,
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    threads.alone("download", work).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "a download was lost");
+        Err(format!("the download failed because of the box: {error}"))
+    })
+}
+
+/// Tells how much went by.
+struct Counted<R> {
+    inner: R,
+    progress: watch::Sender<State>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.progress.send_modify(|state| state.received += n as u64);
+        Ok(n)
+    }
+}

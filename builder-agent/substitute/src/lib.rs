@@ -1,0 +1,233 @@
+//! Substitution: fetching paths from caches and other stores instead of building them or having them uploaded.
+//!
+//! Sources are strangers with a signature. What they say about a path (its hash, its references) counts only if a key
+//! that the *box* trusts signed it, or if the path's name follows from its contents; the client has no say in that. So
+//! all that is fetched is Verified, everybody may see it, and downloads are shared between members. References are
+//! fetched before what refers to them, and must be Verified too.
+//! Not here: what a build would do instead (`build::plan`), and HTTP itself (`net`).
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix_derivation::StorePath;
+use store::signing::TrustedKeys;
+use store::{Member, Store, View};
+
+use net::HttpClient;
+use shares::threads::Threads;
+
+pub mod address;
+pub mod cache_info;
+pub mod convert;
+mod download;
+mod health;
+mod http_cache;
+mod lookup;
+pub mod narinfo;
+mod offer;
+mod pattern;
+mod source;
+mod ssh_store;
+mod unpack;
+mod walk;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use address::Address;
+pub use offer::Offer;
+pub use walk::{Event, Fetched, Walk, warn};
+
+/// What the box fetches instead of building it.
+#[derive(Debug, Clone)]
+pub struct Substitution {
+    pub enabled: bool,
+    pub substituters: Vec<Address>,
+    /// Globs over names.
+    pub always: Vec<String>,
+    pub never: Vec<String>,
+}
+
+/// How the box asks, whatever it asks for.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// The key with which the box logs in to ssh stores: its host key.
+    pub host_key: PathBuf,
+    /// Longest silence of a source.
+    pub stall: Duration,
+    /// Largest path that is fetched, as a NAR.
+    pub max_nar_bytes: u64,
+}
+
+use download::{Download, Downloads};
+use lookup::Lookups;
+use pattern::Patterns;
+use source::{Source, SourceError};
+
+/// No member of a roster can be called this, so this view sees Verified paths and nothing else.
+const NOBODY: &str = "";
+
+/// What is known about a path.
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// It can be fetched, as far as its description goes.
+    Offer(Arc<Offer>),
+    /// Some source has it, but it may not be used, for this reason.
+    Refused(Arc<str>),
+    /// No source has it. `trouble`: one could not be asked.
+    Nowhere { trouble: Option<Arc<str>> },
+}
+
+impl Answer {
+    /// What a person should hear of it: more than that nobody has it.
+    fn warning(&self) -> Option<Arc<str>> {
+        match self {
+            Self::Refused(why) | Self::Nowhere { trouble: Some(why) } => Some(why.clone()),
+            Self::Offer(_) | Self::Nowhere { trouble: None } => None,
+        }
+    }
+
+    /// Why there is no offer, in one line.
+    fn reason(&self, path: &StorePath) -> Arc<str> {
+        let path = path.to_absolute_path();
+        match self {
+            Self::Offer(_) => format!("path '{path}' can be fetched").into(),
+            Self::Refused(why) => why.clone(),
+            Self::Nowhere { trouble: None } => {
+                format!("path '{path}' is in none of this box's substituters; upload it, or add a cache that has it to `substituters` of the box").into()
+            }
+            Self::Nowhere { trouble: Some(why) } => {
+                format!("path '{path}' was not found, but not all substituters could be asked: {why}").into()
+            }
+        }
+    }
+}
+
+/// All substituters of the box. Clones share them.
+#[derive(Clone)]
+pub struct Substituters(Arc<Inner>);
+
+struct Inner {
+    enabled: bool,
+    sources: Vec<Arc<Source>>,
+    trusted: Arc<TrustedKeys>,
+    max_nar_bytes: u64,
+    always: Patterns,
+    never: Patterns,
+    public: View,
+    lookups: Mutex<Lookups>,
+    downloads: Downloads,
+}
+
+impl Substituters {
+    /// As configured.
+    #[must_use]
+    pub fn new(
+        settings: &Substitution,
+        terms: &Terms,
+        store: &Store,
+        trusted: Arc<TrustedKeys>,
+        http: &Arc<HttpClient>,
+        threads: Threads,
+    ) -> Self {
+        let public = store.view(&Member::new(NOBODY));
+        let sources = settings.substituters.iter().map(|address| Arc::new(Source::new(address, terms, http)));
+        Self(Arc::new(Inner {
+            enabled: settings.enabled,
+            sources: sources.collect(),
+            trusted,
+            max_nar_bytes: terms.max_nar_bytes,
+            always: Patterns::new(&settings.always),
+            never: Patterns::new(&settings.never),
+            downloads: Downloads::new(public.clone(), threads),
+            public,
+            lookups: Mutex::default(),
+        }))
+    }
+
+    /// Whether anything can be fetched at all.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        self.0.enabled && !self.0.sources.is_empty()
+    }
+
+    /// Whether what is called `name` (a path, or a derivation without `.drv`) may be fetched, when client and
+    /// derivation together are for it (`asked`) or not.
+    #[must_use]
+    pub fn may(&self, name: &str, asked: bool) -> bool {
+        self.any() && !self.0.never.matches(name) && (asked || self.0.always.matches(name))
+    }
+
+    fn public(&self) -> &View {
+        &self.0.public
+    }
+
+    fn source(&self, index: usize) -> &Arc<Source> {
+        &self.0.sources[index]
+    }
+
+    fn start(&self, offer: &Arc<Offer>) -> Arc<Download> {
+        self.0.downloads.start(offer, self.source(offer.source))
+    }
+
+    fn forget(&self, path: &StorePath) {
+        self.0.lookups.lock().unwrap_or_else(PoisonError::into_inner).forget(path);
+    }
+
+    /// Asks the sources about one path, the one with the lowest priority first. `mass`: only those that do not mind
+    /// being asked about whatever comes along.
+    async fn ask(&self, member: &Member, path: &StorePath, mass: bool) -> Answer {
+        if !self.any() {
+            return Answer::Nowhere {
+                trouble: Some("this box uses no substituters; set `substituters`".into()),
+            };
+        }
+        if self.0.never.matches(path.name()) {
+            let path = path.to_absolute_path();
+            return Answer::Refused(
+                format!("path '{path}' is never substituted here (`never-substitute` of the box)").into(),
+            );
+        }
+        let known = self.0.lookups.lock().unwrap_or_else(PoisonError::into_inner).get(member, path);
+        if let Some(answer) = known {
+            return answer;
+        }
+        let answer = self.ask_sources(path, mass).await;
+        if mass {
+            // Those who were left out may have it, or have it first.
+            return answer;
+        }
+        self.0.lookups.lock().unwrap_or_else(PoisonError::into_inner).put(member, path, &answer);
+        answer
+    }
+
+    async fn ask_sources(&self, path: &StorePath, mass: bool) -> Answer {
+        let (mut refused, mut trouble) = (None, None);
+        let mut order = Vec::with_capacity(self.0.sources.len());
+        for (index, source) in self.0.sources.iter().enumerate() {
+            match source.about().await {
+                Ok(about) if mass && !about.want_mass_query => {}
+                // One that says nothing has 0, as in Nix.
+                Ok(about) => order.push((about.priority.unwrap_or(0), index)),
+                Err(error) => trouble = trouble.or(Some(Arc::from(error.to_string()))),
+            }
+        }
+        order.sort_unstable();
+        for (_, index) in order {
+            let source = self.source(index);
+            match source.offer(path, index).await {
+                Ok(None) => {}
+                Ok(Some(offer)) => match offer.objection(&source.name, &self.0.trusted, self.0.max_nar_bytes)
+                {
+                    None => return Answer::Offer(Arc::new(offer)),
+                    Some(why) => refused = refused.or(Some(Arc::from(why))),
+                },
+                Err(SourceError::Refused(why)) => refused = refused.or(Some(Arc::from(why))),
+                Err(error) => trouble = trouble.or(Some(Arc::from(error.to_string()))),
+            }
+        }
+        match refused {
+            Some(why) => Answer::Refused(why),
+            None => Answer::Nowhere { trouble },
+        }
+    }
+}

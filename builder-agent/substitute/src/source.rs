@@ -1,0 +1,136 @@
+//! One configured substituter, whatever its kind: asked with care, left alone while it is in trouble.
+
+use std::sync::Arc;
+
+use nix_derivation::StorePath;
+use tokio::sync::Semaphore;
+
+use super::address::{Address, AddressKind};
+use super::cache_info::CacheInfo;
+use super::health::Health;
+use super::http_cache::HttpCache;
+use super::offer::Offer;
+use super::ssh_store::SshStore;
+use crate::Terms;
+use net::{HttpClient, HttpError};
+
+/// Questions to one source at once. Each may hold a connection.
+const MAX_QUESTIONS: usize = 25;
+
+/// Why a source gave no answer. One line each, for people.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SourceError {
+    /// It cannot be used as it is; asking again changes nothing.
+    #[error("{0}")]
+    Useless(String),
+    /// It said something about this path that cannot be used.
+    #[error("{0}")]
+    Refused(String),
+    /// Network or server; it may get better.
+    #[error("{0}")]
+    Trouble(String),
+}
+
+impl From<HttpError> for SourceError {
+    fn from(error: HttpError) -> Self {
+        match &error {
+            error if error.is_passing() => Self::Trouble(error.to_string()),
+            HttpError::Connect { .. } => Self::Useless(error.to_string()),
+            // About this one file: too large, oddly encoded, moved to nowhere.
+            _ => Self::Refused(error.to_string()),
+        }
+    }
+}
+
+pub struct Source {
+    pub name: String,
+    pub kind: Kind,
+    priority: Option<u32>,
+    want_mass_query: Option<bool>,
+    health: Health,
+    questions: Semaphore,
+}
+
+pub enum Kind {
+    Http(HttpCache),
+    Ssh(SshStore),
+}
+
+impl Source {
+    pub fn new(address: &Address, terms: &Terms, http: &Arc<HttpClient>) -> Self {
+        let name = address.name.clone();
+        let kind = match &address.kind {
+            AddressKind::Http(base) => Kind::Http(HttpCache::new(name.clone(), base.clone(), http.clone())),
+            AddressKind::Ssh(ssh) => {
+                let key = &terms.host_key;
+                let (ssh, key, http) = (ssh.clone(), key.clone(), http.clone());
+                Kind::Ssh(SshStore::new(name.clone(), ssh, key, http, terms.stall))
+            }
+        };
+        Self {
+            name,
+            kind,
+            priority: address.priority,
+            want_mass_query: address.want_mass_query,
+            health: Health::default(),
+            questions: Semaphore::new(MAX_QUESTIONS),
+        }
+    }
+
+    /// What it says about itself, and what the configuration says instead. An error if it is not to be asked for
+    /// anything now.
+    pub async fn about(&self) -> Result<CacheInfo, SourceError> {
+        self.not_paused()?;
+        let about = match &self.kind {
+            Kind::Http(cache) => cache.about().await,
+            Kind::Ssh(_) => Ok(CacheInfo::default()),
+        };
+        if about.is_err() {
+            // Only failures: what is remembered is no sign of health.
+            self.note(&about);
+        }
+        let about = about?;
+        Ok(CacheInfo {
+            priority: self.priority.or(about.priority),
+            want_mass_query: self.want_mass_query.unwrap_or(about.want_mass_query),
+        })
+    }
+
+    fn not_paused(&self) -> Result<(), SourceError> {
+        self.health.pause(&self.name).map_or(Ok(()), |pause| Err(SourceError::Trouble(pause)))
+    }
+
+    /// What it has for `path`, after [`Source::about`] went well. `index` is its place among the sources.
+    pub async fn offer(&self, path: &StorePath, index: usize) -> Result<Option<Offer>, SourceError> {
+        let _slot = self.questions.acquire().await;
+        self.not_paused()?;
+        let answer = match &self.kind {
+            Kind::Http(cache) => cache.offer(path, index).await,
+            Kind::Ssh(store) => store.offer(path, index).await,
+        };
+        self.note(&answer);
+        answer
+    }
+
+    /// Remembers whether it worked.
+    pub fn note<T>(&self, answer: &Result<T, SourceError>) {
+        match answer {
+            Err(SourceError::Trouble(why)) => {
+                tracing::warn!(substituter = self.name, error = why, "a substituter failed");
+                self.health.bad(why);
+            }
+            Err(SourceError::Useless(why)) => {
+                tracing::error!(substituter = self.name, error = why, "a substituter cannot be used");
+                self.health.bad(why);
+            }
+            Err(SourceError::Refused(why)) => {
+                tracing::warn!(
+                    substituter = self.name,
+                    error = why,
+                    "an answer of a substituter was refused"
+                );
+            }
+            Ok(_) => self.health.good(),
+        }
+    }
+}
