@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::http::{converse, ok, server};
-use net::{ConnectError, HttpClient, HttpError, Want};
 use net::Fetch;
+use net::{ConnectError, HttpClient, HttpError, Want};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use url::Url;

@@ -12,7 +12,7 @@ const BANNER: &str = "testbox: a Barnraiser community builder\n\
 
 const WORKS: &str = "this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://), \
                      `nix-store --serve --write` (for those named ssh://), \
-                     `log <derivation or output path>` and `signing-key`";
+                     `status [--json]`, `log PATH`, `signing-key`, `help`";
 
 #[test]
 fn a_command_that_is_not_possible_is_refused_in_one_line_that_names_what_is() {
@@ -334,4 +334,45 @@ fn the_signing_key_is_printed_as_trusted_public_keys_want_it() {
     let secret: store::signing::SecretKey = kept.parse().expect("a secret key in Nix's form");
     assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{}\n", secret.public()));
     assert!(secret.name() == "testbox-1" && output.status.success());
+}
+
+#[test]
+fn a_command_for_people_says_what_the_box_is_and_what_it_answers() {
+    let agent = Agent::start(&["alice"], "");
+    let help = agent.ssh("alice").arg("help").output().expect("ssh");
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    assert!(help.lines().any(|line| line.starts_with("status [--json]")), "{help}");
+    assert!(!help.contains("mktemp"), "only deployment tools run that:\n{help}");
+
+    let status = agent.ssh("alice").arg("status").output().expect("ssh");
+    assert!(status.status.success());
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    for says in [
+        "box          testbox, barnraiser ",
+        "in sandboxes of kind namespace",
+        ", 1 members",
+        "warning      ",
+    ] {
+        assert!(status.contains(says), "{says}\n{status}");
+    }
+    let key = agent.ssh("alice").arg("signing-key").output().expect("ssh");
+    let key = String::from_utf8_lossy(&key.stdout).trim().to_owned();
+    assert!(key.starts_with("testbox-1:") && status.contains(&key), "{key}\n{status}");
+}
+
+#[test]
+fn the_status_names_who_is_left_out_of_the_roster_and_why() {
+    let agent = Agent::start(&["alice"], "");
+    let path = agent.path().join("roster.json");
+    let mut roster: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&path).expect("a roster")).expect("JSON");
+    let members = roster["members"].as_array_mut().expect("members");
+    members.push(serde_json::json!({ "name": "bob", "keys": ["ssh-ed25519 nonsense"] }));
+    std::fs::write(&path, roster.to_string()).expect("written");
+    agent.wait_for("left out");
+    let status = agent.ssh("alice").args(["status", "--json"]).output().expect("ssh");
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("JSON");
+    assert_eq!(status["roster"]["members"], 1);
+    assert_eq!(status["roster"]["left_out"][0]["name"], "bob", "{status}");
+    assert!(!status["roster"]["left_out"][0]["error"].as_str().expect("why").is_empty());
 }

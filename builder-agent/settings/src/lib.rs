@@ -56,6 +56,17 @@ pub enum BackendKind {
     Namespace,
 }
 
+impl BackendKind {
+    /// As `sandbox.backend` has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Namespace => "namespace",
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Sandbox {
     pub backend: BackendKind,

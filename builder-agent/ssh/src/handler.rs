@@ -6,20 +6,16 @@ use std::sync::Arc;
 
 use russh::keys::{Certificate, PublicKey};
 use russh::server::{Auth, Handler as RusshHandler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
-use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure, Disconnect, Pty};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Pty};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::command::{self, Command, StoreSession};
+use super::commands::{self, Command, shown};
 use super::gate::{Ending, Visit};
-use super::host_command::shown;
-use super::log::{self, STDERR};
 use super::login::{Credential, Login, Offers, Refusal};
+use super::terminal::{ExitStatus, STDERR, Terminal};
 use super::{Door, MemberSlot, about_stranger};
-use daemon::{self, Caller, SessionError, Wishes};
+use daemon::{Caller, House, Wishes};
 use members::{Member, Roster};
-
-/// The exit status of a shell that does not know the command.
-const NOT_FOUND: u32 = 127;
 
 /// Sessions one connection may open before it has to be made anew, finished ones included. The ssh library keeps about
 /// a kilobyte for each channel that we were the first to close, as long as the connection lives.
@@ -180,7 +176,7 @@ impl Handler {
         session.channel_success(id)?;
         // A client that asked for a terminal has its own in raw mode, where a bare newline makes stairs.
         session.extended_data(id, STDERR, format!("{line}\r\n"))?;
-        session.exit_status_request(id, NOT_FOUND)?;
+        session.exit_status_request(id, ExitStatus::NOT_FOUND.0)?;
         session.eof(id)?;
         session.close(id)
     }
@@ -262,44 +258,14 @@ impl RusshHandler for Handler {
         data: &[u8],
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        match command::parse(data) {
-            Command::Refused(line) => self.refuse(id, &line, session),
-            Command::SigningKey => {
-                self.channels.remove(&id);
-                session.channel_success(id)?;
-                session.data(id, format!("{}\n", self.door.house.signing_key))?;
-                session.exit_status_request(id, 0)?;
-                session.eof(id)?;
-                session.close(id)
-            }
-            Command::Log(path) => {
-                let Some(((channel, place), caller)) = self.take(id, session)? else { return Ok(()) };
-                session.channel_success(id)?;
-                let (house, mut ended) = (self.door.house.clone(), self.ended.clone());
-                tokio::spawn(async move {
-                    let _place = place;
-                    tokio::select! {
-                        () = log::show(channel, house, caller.member, path) => {}
-                        () = shares::turned(&mut ended) => {}
-                    }
-                });
-                Ok(())
-            }
-            Command::Store(kind) => {
-                let Some((channel, caller)) = self.take(id, session)? else { return Ok(()) };
-                session.channel_success(id)?;
-                let (house, ended) = (self.door.house.clone(), self.ended.clone());
-                tokio::spawn(store_session(kind, channel, house, caller, ended));
-                Ok(())
-            }
-            Command::Host(command) => {
-                let Some((channel, caller)) = self.take(id, session)? else { return Ok(()) };
-                session.channel_success(id)?;
-                let (house, ended) = (self.door.house.clone(), self.ended.clone());
-                tokio::spawn(host_command(command, channel, house, caller, ended));
-                Ok(())
-            }
-        }
+        let command = match commands::parse(data) {
+            Ok(command) => command,
+            Err(line) => return self.refuse(id, &line, session),
+        };
+        let Some((opened, caller)) = self.take(id, session)? else { return Ok(()) };
+        session.channel_success(id)?;
+        tokio::spawn(run(command, opened, self.door.house.clone(), caller, self.ended.clone()));
+        Ok(())
     }
 
     async fn data(&mut self, id: ChannelId, data: &[u8], session: &mut Session) -> Result<(), Self::Error> {
@@ -317,7 +283,7 @@ impl RusshHandler for Handler {
     }
 
     async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), Self::Error> {
-        self.refuse(id, &command::no_shell(), session)
+        self.refuse(id, &commands::no_shell(), session)
     }
 
     async fn channel_close(&mut self, id: ChannelId, _session: &mut Session) -> Result<(), Self::Error> {
@@ -379,70 +345,23 @@ impl RusshHandler for Handler {
     // X11 channels, passwords, keyboard-interactive.
 }
 
-/// Runs one of Nix's protocols on a channel, then closes the channel with an exit status.
-async fn store_session(
-    kind: StoreSession,
+/// Runs a command on a channel, then closes the channel with the command's exit status. When the connection ends, so does
+/// the command, wherever it is.
+async fn run(
+    command: Command,
     (mut channel, _place): Opened,
-    house: Arc<daemon::House>,
+    house: Arc<House>,
     caller: Caller,
     mut ended: watch::Receiver<bool>,
 ) {
-    let (connection, member) = (caller.connection, caller.member.clone());
-    let writer = Box::new(channel.make_writer());
-    let result = {
-        let stderr = Box::new(channel.make_writer_ext(Some(STDERR)));
-        let reader = Box::new(channel.make_reader());
-        let session = async {
-            match kind {
-                StoreSession::Worker => daemon::serve(reader, writer, house, caller).await,
-                StoreSession::Serve { write } => {
-                    daemon::serve_store(reader, writer, stderr, write, house, caller).await
-                }
-            }
-        };
-        tokio::select! {
-            result = session => result,
-            // Dropping the session here drops its builds and its half-done uploads.
-            () = shares::turned(&mut ended) => return,
-        }
-    };
-    let status = match result {
-        Ok(()) => 0,
-        Err(error) => {
-            tracing::info!(connection, member = %member.name, %error, "session ended by an error");
-            if let SessionError::Greeting(error) = &error
-                && !error.is_disconnect()
-            {
-                let _ = channel.extended_data_bytes(STDERR, format!("error: {error}\n")).await;
-            }
-            1
-        }
-    };
-    let _ = channel.exit_status(status).await;
-    let _ = channel.eof().await;
-    let _ = channel.close().await;
-}
-
-/// Runs a command of its own on a channel, then closes the channel with the command's exit status.
-async fn host_command(
-    command: daemon::HostCommand,
-    (mut channel, _place): Opened,
-    house: Arc<daemon::House>,
-    caller: Caller,
-    mut ended: watch::Receiver<bool>,
-) {
-    let stdout = Box::new(channel.make_writer());
-    let stderr = Box::new(channel.make_writer_ext(Some(STDERR)));
     let status = {
-        // The end of what the client sends is not the end of the client: `ssh -n` sends nothing.
-        let hung_up = async { while !matches!(channel.wait().await, None | Some(ChannelMsg::Close)) {} };
-        let run = daemon::run_host_command(command, stdout, stderr, Box::pin(hung_up), house, caller);
+        let terminal = Terminal::of(&mut channel);
         tokio::select! {
-            status = run => status,
+            status = command.run(terminal, house, caller) => status,
             () = shares::turned(&mut ended) => return,
         }
     };
-    let _ = channel.exit_status(status).await;
+    let _ = channel.exit_status(status.0).await;
     let _ = channel.eof().await;
     let _ = channel.close().await;
 }

@@ -1,4 +1,4 @@
-//! The front door: ssh with public keys, and nothing behind it but the commands of [`command`].
+//! The front door: ssh with public keys, and nothing behind it but the commands of [`commands`].
 //!
 //! Whoever connects is a stranger until a signature by a key of the roster, or a certificate, proves otherwise
 //! ([`login`]). Strangers have places of their own ([`gate`]), so no number of them keeps a member out. A connection lives
@@ -24,16 +24,14 @@ use daemon::House;
 use members::Roster;
 use shares::turned;
 
-pub mod command;
+mod commands;
 mod gate;
 mod handler;
-mod host_command;
-mod log;
 mod login;
-mod nix_command;
 mod penalties;
 mod quiet;
 mod socket;
+mod terminal;
 
 use gate::{Ending, Gate, Visit};
 use handler::{Handler, LoggedIn};

@@ -4,7 +4,7 @@
 //! that the *box* trusts signed it, or if the path's name follows from its contents; the client has no say in that. So
 //! all that is fetched is Verified, everybody may see it, and downloads are shared between members. References are
 //! fetched before what refers to them, and must be Verified too.
-//! Not here: what a build would do instead (`build::plan`), and HTTP itself (`net`).
+//! Not here: what a build would do instead (`builds::plan`), and HTTP itself (`net`).
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,8 +1,10 @@
 //! What deployment tools run around a build on the machine that builds: a few words, read strictly.
 //!
-//! Not here: the Nix programs (`nix_command`), and what the commands do (`daemon::host_command`).
+//! Not here: the Nix programs (`nix`), and what the commands do (`daemon::host_command`).
 
 use daemon::HostCommand;
+
+use super::{Command, Wrong};
 
 /// Longest name of a temporary folder.
 const MAX_TEMPLATE: usize = 100;
@@ -36,19 +38,20 @@ fn is_variable(word: &str) -> bool {
     VARIABLES.iter().any(|variable| word.starts_with(variable))
 }
 
-/// One of the commands, or why not; `None` if it is none of them at all.
-pub(super) fn parse(program: &str, words: &[&str]) -> Option<Result<HostCommand, String>> {
-    Some(match (program, words) {
-        ("mktemp", ["-d"]) => make_folder("tmp.XXXXXXXXXX"),
-        ("mktemp", ["-d", "-t", template] | ["-t", "-d", template]) => make_folder(template),
-        ("readlink", ["-f" | "-e", link]) => Ok(HostCommand::ReadLink { link: (*link).to_owned() }),
+/// What this program with these words is, or why it is nothing.
+pub(super) fn parse(program: &str, words: &[&str]) -> Result<Command, Wrong> {
+    let command = match (program, words) {
+        ("mktemp", ["-d"]) => make_folder("tmp.XXXXXXXXXX")?,
+        ("mktemp", ["-d", "-t", template] | ["-t", "-d", template]) => make_folder(template)?,
+        ("readlink", ["-f" | "-e", link]) => HostCommand::ReadLink { link: (*link).to_owned() },
         ("rm", ["-rf", folder]) if in_tmp(folder) => {
-            Ok(HostCommand::RemoveFolder { folder: (*folder).to_owned() })
+            HostCommand::RemoveFolder { folder: (*folder).to_owned() }
         }
-        ("uname", ["-m"]) => Ok(HostCommand::Machine),
-        ("pkill", ["--signal", "SIGINT", "--full", "--", _]) => Ok(HostCommand::Interrupt),
-        _ => return None,
-    })
+        ("uname", ["-m"]) => HostCommand::Machine,
+        ("pkill", ["--signal", "SIGINT", "--full", "--", _]) => HostCommand::Interrupt,
+        _ => return Err(Wrong::Unknown),
+    };
+    Ok(Command::Host(command))
 }
 
 /// As `mktemp -t`: below `/tmp`, with other letters for the X at the end.
@@ -70,7 +73,7 @@ fn in_tmp(path: &str) -> bool {
 }
 
 /// The start of a peer's text, without control characters, for use in our own messages.
-pub(super) fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     const LONGEST: usize = 100;
     let mut out: String = text.chars().take(LONGEST).map(|c| if c.is_control() { '?' } else { c }).collect();
     if text.chars().nth(LONGEST).is_some() {

@@ -9,9 +9,9 @@
 use nix_derivation::{DerivedPath, SingleDerivedPath, StorePath};
 use wire::types::BuildMode;
 
-use super::command::StoreSession;
-use super::host_command::shown;
-use daemon::Realise;
+use daemon::{HostCommand, Realise};
+
+use super::{Command, StoreSession, Wrong, shown};
 
 /// What becomes of an option.
 #[derive(Clone, Copy)]
@@ -95,17 +95,8 @@ const OPTIONS: &[(&str, Meaning)] = &[
     ("--override-input", Dropped(2)),
 ];
 
-/// What a Nix program was asked for.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Asked {
-    Session(StoreSession),
-    Realise(Realise),
-    /// An operation of Nix's that a box does not have, or none.
-    Other,
-}
-
 /// `nix-store` with these words behind it, or what is wrong with them.
-pub(super) fn nix_store(words: &[&str]) -> Result<Asked, String> {
+pub(super) fn nix_store(words: &[&str]) -> Result<Command, Wrong> {
     let (mut realise, mut serve, mut write) = (false, false, false);
     let read = read(words, true, |word| {
         match word {
@@ -117,14 +108,14 @@ pub(super) fn nix_store(words: &[&str]) -> Result<Asked, String> {
         true
     });
     match (realise, serve) {
-        (true, false) if !write => read?.realise().map(Asked::Realise),
+        (true, false) if !write => read?.realise(),
         (false, true) => read?.session(StoreSession::Serve { write }),
-        _ => Ok(Asked::Other),
+        _ => Err(Wrong::Unknown),
     }
 }
 
 /// `nix-daemon`, or `nix daemon`.
-pub(super) fn nix_daemon(words: &[&str]) -> Result<Asked, String> {
+pub(super) fn nix_daemon(words: &[&str]) -> Result<Command, Wrong> {
     let mut stdio = false;
     let read = read(words, true, |word| {
         let is_stdio = word == "--stdio";
@@ -133,22 +124,22 @@ pub(super) fn nix_daemon(words: &[&str]) -> Result<Asked, String> {
     });
     match stdio {
         true => read?.session(StoreSession::Worker),
-        false => Ok(Asked::Other),
+        false => Err(Wrong::Unknown),
     }
 }
 
 /// `nix`: its subcommand is the first word that is neither an option nor belongs to one.
-pub(super) fn nix(words: &[&str]) -> Result<Asked, String> {
+pub(super) fn nix(words: &[&str]) -> Result<Command, Wrong> {
     let mut at = 0;
     while let Some(word) = words.get(at).filter(|word| word.starts_with('-')) {
         at += 1 + operands(word);
     }
-    let Some(subcommand) = words.get(at) else { return Ok(Asked::Other) };
+    let Some(subcommand) = words.get(at) else { return Err(Wrong::Unknown) };
     let rest = [&words[..at], &words[at + 1..]].concat();
     match *subcommand {
-        "build" => read(&rest, false, |_| false)?.realise().map(Asked::Realise),
+        "build" => read(&rest, false, |_| false)?.realise(),
         "daemon" => nix_daemon(&rest),
-        _ => Ok(Asked::Other),
+        _ => Err(Wrong::Unknown),
     }
 }
 
@@ -244,17 +235,17 @@ fn read<'a>(
 
 impl Said<'_> {
     /// A session of one of the protocols takes nothing but the name of the store there is.
-    fn session(self, kind: StoreSession) -> Result<Asked, String> {
+    fn session(self, kind: StoreSession) -> Result<Command, Wrong> {
         self.the_one_store()?;
         match (self.targets.first().copied(), self.changes) {
-            (None, None) => Ok(Asked::Session(kind)),
+            (None, None) => Ok(Command::Store(kind)),
             (Some(word), _) | (None, Some(word)) => {
-                Err(format!("`{}` is not possible in a session", shown(word)))
+                Err(Wrong::Words(format!("`{}` is not possible in a session", shown(word))))
             }
         }
     }
 
-    fn realise(self) -> Result<Realise, String> {
+    fn realise(self) -> Result<Command, Wrong> {
         self.the_one_store()?;
         let mut realise = self.realise;
         for word in self.targets {
@@ -268,8 +259,8 @@ impl Said<'_> {
             settings.max_silent_time = silent;
         }
         match realise.targets.is_empty() {
-            true => Err("no store path to build was named".into()),
-            false => Ok(realise),
+            true => Err(Wrong::Words("no store path to build was named".into())),
+            false => Ok(Command::Host(HostCommand::Realise(realise))),
         }
     }
 

@@ -1,0 +1,252 @@
+//! What may be run over ssh: one table, and a refusal for everything else.
+//!
+//! There is no shell on the other side. A request is split into words the way a client's shell quoting needs it, its
+//! first word is looked up in [`COMMANDS`], and that row's parser reads the others. Nothing in a request is ever
+//! executed. A file of this folder is one command, or one family of them.
+
+use std::sync::Arc;
+
+use daemon::{Caller, HostCommand, House};
+use nix_derivation::StorePath;
+
+use crate::terminal::{ExitStatus, Terminal};
+
+mod help;
+mod host;
+mod log;
+mod nix;
+mod signing_key;
+mod status;
+mod store_session;
+
+pub(crate) use host::shown;
+pub use store_session::StoreSession;
+
+/// Longest request we look at. A stock client's is about 30 bytes.
+pub const MAX_REQUEST: usize = 4096;
+
+/// A command with its words read, ready to run.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// The public half of the key that signs Verified paths.
+    SigningKey,
+    /// The log of a build, by its derivation or by one of its outputs.
+    Log(StorePath),
+    /// Which box this is, and which roster it goes by.
+    Status {
+        json: bool,
+    },
+    Help,
+    /// One of Nix's protocols on a member's view.
+    Store(StoreSession),
+    /// What deployment tools run on the machine that builds.
+    Host(HostCommand),
+}
+
+impl Command {
+    /// Runs it for `caller`. Dropping this ends it, with everything it has begun.
+    pub async fn run(self, terminal: Terminal<'_>, house: Arc<House>, caller: Caller) -> ExitStatus {
+        match self {
+            Self::SigningKey => signing_key::run(terminal, &house).await,
+            Self::Log(path) => log::run(&path, terminal, &house, &caller.member).await,
+            Self::Status { json } => status::run(json, terminal, &house).await,
+            Self::Help => help::run(terminal, &house).await,
+            Self::Store(kind) => store_session::run(kind, terminal, house, caller).await,
+            Self::Host(command) => {
+                let (stdout, stderr, hung_up) = terminal.with_hung_up();
+                ExitStatus(daemon::run_host_command(command, stdout, stderr, hung_up, house, caller).await)
+            }
+        }
+    }
+}
+
+/// Why a request is no command.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Wrong {
+    /// Nothing here is called like that.
+    Unknown,
+    /// It exists, and this is wrong with its words.
+    Words(String),
+}
+
+impl From<String> for Wrong {
+    fn from(why: String) -> Self {
+        Self::Words(why)
+    }
+}
+
+/// Who reads about a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum For {
+    /// Typed by people.
+    People,
+    /// Sent by Nix, written into configurations by people.
+    Stores,
+    /// Run by deployment tools and by nobody else.
+    Tools,
+}
+
+/// One command. All of them may be run by every member.
+pub(crate) struct Row {
+    pub name: &'static str,
+    /// The words behind the name.
+    pub usage: &'static str,
+    pub readers: For,
+    /// One line.
+    pub help: &'static str,
+    parse: fn(&[&str]) -> Result<Command, Wrong>,
+}
+
+const fn row(
+    name: &'static str,
+    usage: &'static str,
+    readers: For,
+    help: &'static str,
+    parse: fn(&[&str]) -> Result<Command, Wrong>,
+) -> Row {
+    Row { name, usage, readers, help, parse }
+}
+
+/// All commands. Which tools send which words is the table of `commands_test.rs`.
+#[rustfmt::skip]
+pub(crate) const COMMANDS: &[Row] = &[
+    row("nix-daemon", "--stdio", For::Stores, "Nix's worker protocol, for stores and builders named ssh-ng://", nix::nix_daemon),
+    row("nix-store", "--serve --write", For::Stores, "Nix's serve protocol, for stores and builders named ssh://", nix::nix_store),
+    row("nix", "build 'DRV^*'", For::Tools, "builds a derivation that is here, and prints its outputs", nix::nix),
+    row("status", "[--json]", For::People, "which box this is, which roster it goes by, and who is left out of it", status),
+    row("log", "PATH", For::People, "the log of a build, by its derivation or by one of its outputs", log),
+    row("signing-key", "", For::People, "the key for `trusted-public-keys`", |words| none(words, Command::SigningKey)),
+    row("help", "", For::People, "this list", |words| none(words, Command::Help)),
+    row("mktemp", "-d [-t TEMPLATE]", For::Tools, "prints a name for roots", |words| host::parse("mktemp", words)),
+    row("readlink", "-f ROOT", For::Tools, "prints the store path behind a root", |words| host::parse("readlink", words)),
+    row("rm", "-rf /tmp/FOLDER", For::Tools, "forgets the roots in a folder", |words| host::parse("rm", words)),
+    row("uname", "-m", For::Tools, "the processor that builds run on", |words| host::parse("uname", words)),
+    row("pkill", "--signal SIGINT --full -- WORDS", For::Tools, "nothing: a build ends when its client hangs up", |words| host::parse("pkill", words)),
+];
+
+/// Said to everyone who asks for anything else.
+pub(crate) fn possible() -> String {
+    let people = COMMANDS.iter().filter(|row| row.readers == For::People);
+    let people: Vec<String> =
+        people.map(|row| format!("`{}`", format!("{} {}", row.name, row.usage).trim_end())).collect();
+    format!(
+        "this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://), \
+         `nix-store --serve --write` (for those named ssh://), {}",
+        people.join(", ")
+    )
+}
+
+/// What an `exec` request asks for, or the line that tells the person what would have worked.
+pub(crate) fn parse(request: &[u8]) -> Result<Command, String> {
+    let possible = possible();
+    if request.len() > MAX_REQUEST {
+        return Err(format!("a command longer than {MAX_REQUEST} bytes; {possible}"));
+    }
+    let text = String::from_utf8_lossy(request);
+    let Some(words) = words(&text) else {
+        return Err(format!("cannot parse `{}`; {possible}", shown(&text)));
+    };
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let found = match host::without_prefixes(&words) {
+        Some([program, rest @ ..]) => {
+            let row = COMMANDS.iter().find(|row| row.name == base(program));
+            row.map_or(Err(Wrong::Unknown), |row| (row.parse)(rest))
+        }
+        _ => Err(Wrong::Unknown),
+    };
+    found.map_err(|wrong| match wrong {
+        Wrong::Unknown => format!("cannot run `{}`; {possible}", shown(&text)),
+        Wrong::Words(why) => format!("cannot run `{}`: {why}", shown(&text)),
+    })
+}
+
+/// A command without words behind it.
+fn none(words: &[&str], command: Command) -> Result<Command, Wrong> {
+    if words.is_empty() { Ok(command) } else { Err(Wrong::Unknown) }
+}
+
+fn status(words: &[&str]) -> Result<Command, Wrong> {
+    match words {
+        [] => Ok(Command::Status { json: false }),
+        ["--json"] => Ok(Command::Status { json: true }),
+        _ => Err(Wrong::Words("`status` takes no words but `--json`".into())),
+    }
+}
+
+fn log(words: &[&str]) -> Result<Command, Wrong> {
+    let [path] = words else { return Err(Wrong::Unknown) };
+    store_path(path).map(Command::Log).ok_or_else(|| {
+        Wrong::Words(format!(
+            "`{}` is not a store path; try `log /nix/store/<hash>-<name>.drv`, or an output path",
+            shown(path)
+        ))
+    })
+}
+
+/// A store path, with or without its folder, and with what people leave behind it (`/nix/store/x/bin/y`, `x^out`).
+fn store_path(text: &str) -> Option<StorePath> {
+    let name = text.strip_prefix("/nix/store/").unwrap_or(text);
+    let name = name.split(['/', '^', '!']).next().unwrap_or(name);
+    StorePath::from_basename(name.as_bytes()).ok()
+}
+
+/// The answer to a login without a command.
+pub(crate) fn no_shell() -> String {
+    format!("there is no shell yet; {}", possible())
+}
+
+/// The last part of a path: some configurations write the program with its folder.
+fn base(program: &str) -> &str {
+    program.rsplit('/').next().unwrap_or(program)
+}
+
+/// Splits like a POSIX shell, as far as quoting goes; `None` for an open quote or any other shell syntax.
+fn words(text: &str) -> Option<Vec<String>> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            ' ' | '\t' | '\n' => words.extend(word.take()),
+            '\'' => {
+                let word = word.get_or_insert_default();
+                loop {
+                    match chars.next()? {
+                        '\'' => break,
+                        c => word.push(c),
+                    }
+                }
+            }
+            '"' => {
+                let word = word.get_or_insert_default();
+                loop {
+                    match chars.next()? {
+                        '"' => break,
+                        '\\' => match chars.next()? {
+                            c @ ('"' | '\\' | '$' | '`') => word.push(c),
+                            c => word.extend(['\\', c]),
+                        },
+                        '$' | '`' => return None,
+                        c => word.push(c),
+                    }
+                }
+            }
+            '\\' => word.get_or_insert_default().push(chars.next()?),
+            // What nixos-rebuild writes before a command, in both of its spellings. Kept as it is: nothing is looked up.
+            '$' => {
+                let known =
+                    ["PATH", "{PATH-}"].into_iter().find(|known| chars.as_str().starts_with(known))?;
+                chars = chars.as_str()[known.len()..].chars();
+                word.get_or_insert_default().push_str("$PATH");
+            }
+            ';' | '&' | '|' | '<' | '>' | '`' | '(' | ')' | '#' => return None,
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    Some(words)
+}
+
+#[cfg(test)]
+#[path = "commands/commands_test.rs"]
+mod commands_test;

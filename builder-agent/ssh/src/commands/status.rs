@@ -1,0 +1,88 @@
+//! `status`: which box this is, which roster it goes by, and who is left out of that roster because of a mistake.
+//!
+//! Every member may read it: rosters are made in public, and who is left out cannot log in to ask. With `--json`, one
+//! object on one line; fields are added, never renamed.
+
+use daemon::House;
+use serde::Serialize;
+use tokio::io::AsyncWriteExt;
+use wire::PatientWriter;
+
+use crate::terminal::{ExitStatus, Terminal};
+
+#[derive(Serialize)]
+struct Status {
+    name: String,
+    version: &'static str,
+    systems: Vec<String>,
+    sandbox: &'static str,
+    /// In which way the box is weaker than it could be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weaker: Option<String>,
+    signing_key: String,
+    roster: Roster,
+}
+
+#[derive(Serialize)]
+struct Roster {
+    source: String,
+    commit: Option<String>,
+    members: usize,
+    left_out: Vec<roster::LeftOut>,
+}
+
+impl Status {
+    fn of(house: &House) -> Self {
+        let config = &house.config;
+        let now = house.roster.borrow();
+        Self {
+            name: config.name.clone(),
+            version: env!("CARGO_PKG_VERSION"),
+            systems: config.systems.clone(),
+            sandbox: config.sandbox.backend.name(),
+            weaker: builds::backend::weaker(&config.sandbox),
+            signing_key: house.signing_key.to_string(),
+            roster: Roster {
+                source: now.source.clone(),
+                commit: now.commit.clone(),
+                members: now.len(),
+                left_out: now.left_out.clone(),
+            },
+        }
+    }
+
+    fn text(&self) -> String {
+        let Roster { source, commit, members, left_out } = &self.roster;
+        let commit = commit.as_ref().map(|commit| format!(", commit {commit}")).unwrap_or_default();
+        let mut text = format!(
+            "box          {}, barnraiser {}\n\
+             builds       {}, in sandboxes of kind {}\n\
+             signing key  {}\n\
+             roster       {source}{commit}, {members} members\n",
+            self.name,
+            self.version,
+            self.systems.join(" "),
+            self.sandbox,
+            self.signing_key,
+        );
+        if let Some(weaker) = &self.weaker {
+            text.push_str(&format!("warning      {weaker}\n"));
+        }
+        for roster::LeftOut { name, error } in left_out {
+            text.push_str(&format!("left out     {name}: {error}\n"));
+        }
+        text
+    }
+}
+
+pub(super) async fn run(json: bool, terminal: Terminal<'_>, house: &House) -> ExitStatus {
+    let status = Status::of(house);
+    let text = match json {
+        // Strings and numbers alone: cannot fail.
+        true => serde_json::to_string(&status).unwrap_or_default() + "\n",
+        false => status.text(),
+    };
+    let mut stdout = PatientWriter::new(terminal.stdout, house.config.limits.client_stall);
+    let written = stdout.write_all(text.as_bytes()).await.is_ok() && stdout.flush().await.is_ok();
+    if written { ExitStatus::DONE } else { ExitStatus::FAILED }
+}

@@ -1,0 +1,45 @@
+//! `nix-daemon --stdio` and `nix-store --serve`: Nix's own protocols on a member's view.
+
+use std::sync::Arc;
+
+use daemon::{Caller, House, SessionError};
+use tokio::io::AsyncWriteExt;
+use wire::PatientWriter;
+
+use crate::terminal::{ExitStatus, Terminal};
+
+/// Which of Nix's protocols.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreSession {
+    /// `nix-daemon --stdio`: the worker protocol.
+    Worker,
+    /// `nix-store --serve`, which only reads, or with `--write`.
+    Serve { write: bool },
+}
+
+/// Dropping this drops the session with its builds and its half-done uploads.
+pub(super) async fn run(
+    kind: StoreSession,
+    terminal: Terminal<'_>,
+    house: Arc<House>,
+    caller: Caller,
+) -> ExitStatus {
+    let (connection, member, stall) =
+        (caller.connection, caller.member.clone(), house.config.limits.client_stall);
+    let (stdin, stdout, mut stderr) = terminal.with_stdin();
+    let result = match kind {
+        StoreSession::Worker => daemon::serve(stdin, stdout, house, caller).await,
+        StoreSession::Serve { write } => {
+            daemon::serve_store(stdin, stdout, Box::new(&mut stderr), write, house, caller).await
+        }
+    };
+    let Err(error) = result else { return ExitStatus::DONE };
+    tracing::info!(connection, member = %member.name, %error, "session ended by an error");
+    if let SessionError::Greeting(error) = &error
+        && !error.is_disconnect()
+    {
+        let mut stderr = PatientWriter::new(stderr, stall);
+        let _ = stderr.write_all(format!("error: {error}\n").as_bytes()).await;
+    }
+    ExitStatus::FAILED
+}
