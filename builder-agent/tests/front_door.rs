@@ -369,7 +369,7 @@ fn the_status_names_who_is_left_out_of_the_roster_and_why() {
     let members = roster["members"].as_array_mut().expect("members");
     members.push(serde_json::json!({ "name": "bob", "keys": ["ssh-ed25519 nonsense"] }));
     std::fs::write(&path, roster.to_string()).expect("written");
-    agent.wait_for("left out");
+    agent.wait_for("left out of the roster; the others get in");
     let status = agent.ssh("alice").args(["status", "--json"]).output().expect("ssh");
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("JSON");
     assert_eq!(status["roster"]["members"], 1);
