@@ -367,8 +367,12 @@ fn the_status_names_who_is_left_out_of_the_roster_and_why() {
     let mut roster: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(&path).expect("a roster")).expect("JSON");
     let members = roster["members"].as_array_mut().expect("members");
-    members.push(serde_json::json!({ "name": "bob", "keys": ["ssh-ed25519 nonsense"] }));
-    std::fs::write(&path, roster.to_string()).expect("written");
+    let mut bob = members[0].clone();
+    (bob["name"], bob["keys"]) = ("bob".into(), serde_json::json!(["ssh-ed25519 nonsense"]));
+    members.push(bob);
+    let new = agent.path().join("roster.new");
+    std::fs::write(&new, roster.to_string()).expect("written");
+    std::fs::rename(&new, &path).expect("replaced");
     agent.wait_for("left out of the roster; the others get in");
     let status = agent.ssh("alice").args(["status", "--json"]).output().expect("ssh");
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("JSON");
