@@ -373,7 +373,7 @@ fn the_status_names_who_is_left_out_of_the_roster_and_why() {
     let new = agent.path().join("roster.new");
     std::fs::write(&new, roster.to_string()).expect("written");
     std::fs::rename(&new, &path).expect("replaced");
-    agent.wait_for("left out of the roster; the others get in");
+    agent.wait_for("left out of the roster; the other members can log in");
     let status = agent.ssh("alice").args(["status", "--json"]).output().expect("ssh");
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("JSON");
     assert_eq!(status["roster"]["members"], 1);
