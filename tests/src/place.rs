@@ -17,9 +17,17 @@ pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| project().join("target"), PathBuf::from)
 }
 
-/// A program of this workspace, as `tests/scripts/build` leaves it.
+/// A program of this workspace, built in the same profile as the test that runs (`tests/scripts/build`: `release`).
 pub fn program(name: &str) -> PathBuf {
-    built(target().join("release").join(name))
+    built(target().join(profile()).join(name))
+}
+
+/// The folder of the running program's profile: `target/<profile>/deps/<test>`, or `target/<profile>/<program>`.
+fn profile() -> String {
+    let running = std::env::current_exe().expect("the path of this program");
+    let below = running.strip_prefix(target().canonicalize().unwrap_or_else(|_| target()));
+    let first = below.ok().and_then(|path| path.components().next());
+    first.map_or("release".to_owned(), |name| name.as_os_str().to_string_lossy().into_owned())
 }
 
 /// The statically linked program that runs inside sandboxes.
