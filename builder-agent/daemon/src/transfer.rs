@@ -16,8 +16,8 @@ use super::Session;
 use super::desk::Desk;
 use super::views::Views;
 use shares::budget::OverBudget;
-use substitute::convert;
 use shares::threads::Lost;
+use substitute::convert;
 
 mod chunks;
 mod sinks;

@@ -247,11 +247,7 @@ fn read(mut nar: NarReader, mut chunk: Chunk) -> ReadAhead {
 }
 
 /// Opens a path's NAR, and reads the beginning.
-pub(crate) async fn read_nar(
-    desk: &Desk,
-    views: &Views,
-    path: StorePath,
-) -> Result<NarChunks, Trouble> {
+pub(crate) async fn read_nar(desk: &Desk, views: &Views, path: StorePath) -> Result<NarChunks, Trouble> {
     let (pool, workers) = (Pool::default(), desk.workers.clone());
     // Until something was read, the client can be told of a failure.
     let failed = |error: store::NarError| Trouble::Refused(error.to_string());

@@ -12,8 +12,8 @@ use super::chunks::{self, CHUNK, WHOLE};
 use super::sinks::Announced;
 use super::{BATCH, Desk, Trouble, Views, bug, import_failed, over};
 use shares::budget::Charge;
-use substitute::convert;
 use shares::threads::Task;
+use substitute::convert;
 
 /// What one path counts beside its contents, and each of its references and signatures: about what they take in memory.
 const PATH_WEIGHT: usize = 512;
