@@ -54,5 +54,5 @@ fuzz_target!(|data: &[u8]| {
     let mut out = Vec::new();
     view.nar(&path).expect("it reads").read_to_end(&mut out).expect("it reads");
     assert!(out == nar);
-    view.compose(&[path].into()).expect("it composes");
+    view.snapshot([&path]).expect("it is there").compose().expect("it composes");
 });

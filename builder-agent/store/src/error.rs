@@ -31,6 +31,17 @@ impl FileError {
     }
 }
 
+/// The database of the index failed, in words of its own.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct DatabaseError(Box<dyn std::error::Error + Send + Sync>);
+
+impl DatabaseError {
+    pub(crate) fn new(source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self(Box::new(source))
+    }
+}
+
 /// The store cannot be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
@@ -47,8 +58,8 @@ pub enum OpenError {
     Index {
         /// The database file.
         path: PathBuf,
-        /// What SQLite said.
-        source: rusqlite::Error,
+        /// What the database said.
+        source: DatabaseError,
     },
     /// Written by a newer version; guessing at its meaning could make Claimed paths public.
     #[error("the path index {path} has schema {found}, this version knows {known}; run the newer builder-agent", path = path.display())]
@@ -83,14 +94,6 @@ pub enum NarError {
         path: String,
         /// What does not fit.
         why: String,
-    },
-    /// The consumer of [`crate::View::write_nar`] failed, not the store.
-    #[error("cannot pass on the NAR of '{path}': {source}")]
-    Consumer {
-        /// Whose NAR.
-        path: StorePath,
-        /// What the consumer said.
-        source: io::Error,
     },
     /// A single file was wanted. Also for a git hash, which does not say what kind of file its root is.
     #[error(
@@ -315,9 +318,9 @@ pub enum RegisterError {
     /// Making the object durable failed.
     #[error(transparent)]
     File(#[from] FileError),
-    /// SQLite failed. The object stays on disk, unseen, until the next start.
+    /// The database failed. The object stays on disk, unseen, until the next start.
     #[error("cannot write the path index: {0}")]
-    Index(#[from] rusqlite::Error),
+    Index(#[from] DatabaseError),
     /// The commit failed that this was a part of.
     #[error(transparent)]
     Shared(Arc<RegisterError>),

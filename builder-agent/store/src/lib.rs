@@ -1,9 +1,18 @@
 //! Store paths as immutable objects, and who may see them.
 //!
-//! The contents of a path are one [object]: a file that is an uncompressed EROFS image, written in one
-//! pass while the NAR arrives and named by the NAR's SHA-256. The [`View`] of a member is all that anybody can do
-//! with the store: it answers from memory, and knows Verified paths, that member's own Claimed ones, and those of members
-//! who share with them.
+//! The way of the data, with the folder that has each step:
+//!
+//! 1. A NAR arrives in pieces and is parsed (`format::nar`), hashed, searched for references, and written as an [object]:
+//!    an uncompressed EROFS image in one file, named by the NAR's SHA-256 (`objects::ingest`).
+//! 2. The [`View`] of a member checks what was said about it, and decides whether the path is Verified or that member's
+//!    claim (`views`).
+//! 3. A commit writes the row to the database, then shows it in the maps in memory (`index`).
+//! 4. Views answer from these maps: Verified paths, the member's own claims, and those of members who share with them.
+//!    A build takes a [`Closure`]: one image, composed of objects without a copy.
+//! 5. Some seconds later the housekeeper makes all of it durable, and removes objects that no row names (`upkeep`).
+//!
+//! Each of these folders uses only those below it: `views`, `upkeep`, `index` and `objects` beside each other, `format`, and
+//! `types`. Objects and database are each behind a trait, for a bucket or another database.
 //!
 //! Assumed of callers: nothing they pass in is believed. NAR bytes, announced hashes and content addresses are
 //! checked here; only [`View::register`] takes the caller's word for `Provenance::Verified`, because whether a
@@ -12,6 +21,7 @@
 //! Not here: ssh, protocols, builds, and who shares with whom.
 //! `docs/design/store.md` has the format of an object, the argument for crash safety and the threat table.
 
+mod config;
 mod error;
 #[path = "format/format.rs"]
 mod format;
@@ -21,6 +31,8 @@ mod index;
 mod objects;
 pub mod signing;
 mod store;
+#[cfg(test)]
+mod store_test;
 #[path = "types/types.rs"]
 mod types;
 #[path = "upkeep/upkeep.rs"]
@@ -28,21 +40,21 @@ mod upkeep;
 #[path = "views/views.rs"]
 mod views;
 
+pub use config::{DEFAULT_MAX_ENTRIES, DEFAULT_MAX_NAR_BYTES, Durability, StoreConfig};
 pub use error::{
-    CollectError, ComposeError, FileError, ImportError, MissingPath, NarError, OpenError, RegisterError,
-    TreeError,
+    CollectError, ComposeError, DatabaseError, FileError, ImportError, MissingPath, NarError, OpenError,
+    RegisterError, TreeError,
 };
-pub use format::nar::NarReader;
+pub use format::object::NarReader;
 pub use format::{nar, object};
-pub use objects::ingest::{Ingest, Ingested, Staged};
+pub use objects::ingest::{Ingest, Ingested};
 pub use objects::intake::{Intake, IntakeKind};
 pub use store::Store;
 pub use types::realisation::RealisationId;
 pub use types::result::{BuildRecord, RecordEnd, RecordedOutput};
-pub use types::{
-    DEFAULT_MAX_ENTRIES, DEFAULT_MAX_NAR_BYTES, Durability, Member, PathInfo, Provenance, StoreConfig,
-};
+pub use types::{Member, PathInfo, Provenance};
 pub use upkeep::recovery::Recovery;
 pub use views::closure::{Closure, Composed};
 pub use views::collect::{Collect, CollectAction, Collected};
+pub use views::staged::Staged;
 pub use views::view::View;

@@ -169,9 +169,7 @@ fn kill_again_and_again(test: &str, durability: Durability) {
                 assert!(paths.contains(&path), "{name} was reported as registered");
                 let (round, i) = path.name()[1..].split_once('-').unwrap();
                 let nar = contents(round.parse().unwrap(), i.parse().unwrap()).nar();
-                let mut out = Vec::new();
-                view.write_nar(&path, &mut out).unwrap();
-                assert!(out == nar, "{name}");
+                assert!(nar_of(&view, &path) == nar, "{name}");
             }
         }
         assert_eq!(count(&dir.path().join("tmp")) + count(&dir.path().join("new")), 0);
@@ -254,7 +252,7 @@ fn leftovers_are_removed_and_strange_files_are_not() {
 #[test]
 fn trees_survive_a_restart_and_not_a_reboot() {
     let (dir, paths) = filled();
-    let tree = open(dir.path()).view(&alice()).tree(&paths[0]).unwrap();
+    let tree = unpacked(&open(dir.path()).view(&alice()), &paths[0]);
     open(dir.path());
     assert!(tree.exists());
     fs::write(dir.path().join("trees/boot"), "another boot").unwrap();
@@ -282,7 +280,7 @@ fn a_damaged_object_is_reported_and_never_followed() {
         write(&bad);
         let outcomes = [
             view.verify(&paths[3]).is_err(),
-            view.compose(&[paths[3].clone()].into()).is_err(),
+            view.snapshot([&paths[3]]).unwrap().compose().is_err(),
             view.read_file(&paths[3], 1 << 20).is_err(),
         ];
         noticed += usize::from(outcomes.contains(&true));

@@ -183,10 +183,8 @@ fn the_deepest_accepted_tree_comes_back() {
     let view = store.view(&alice());
     let nar = nested(63);
     view.import(info(&path("deep"), &nar, &[]), &mut &nar[..]).unwrap();
-    let mut out = Vec::new();
-    view.write_nar(&path("deep"), &mut out).unwrap();
-    assert!(out == nar);
-    view.tree(&path("deep")).unwrap();
+    assert!(nar_of(&view, &path("deep")) == nar);
+    unpacked(&view, &path("deep"));
 }
 
 #[test]
@@ -289,9 +287,7 @@ proptest! {
         let ours = view.import(info(&path("x"), &nar, &[]), &mut &nar[..]);
         prop_assert_eq!(theirs, ours.is_ok(), "{:?}", ours);
         if ours.is_ok() {
-            let mut out = Vec::new();
-            view.write_nar(&path("x"), &mut out).unwrap();
-            prop_assert!(out == nar);
+            prop_assert!(nar_of(&view, &path("x")) == nar);
         }
     }
 }

@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use nix_derivation::StorePath;
 
+use crate::index::rows::{Annotation, Origins};
 use crate::types::realisation::{Realisation, RealisationId};
 use crate::types::result::BuildRecord;
 use crate::types::{Member, PathInfo, Provenance};
-use crate::views::annotation::Annotation;
-use crate::views::origins::Origins;
 
 #[derive(Debug, Clone)]
 pub(crate) enum Change {
@@ -19,7 +18,7 @@ pub(crate) enum Change {
         provenance: Provenance,
         proven: bool,
         object_size: u64,
-        /// Of a claim; see [`crate::views::origins::trace`].
+        /// Of a claim.
         origins: Origins,
     },
     /// Verified paths are never dropped: others may have built on them.

@@ -1,9 +1,9 @@
 //! One commit for all who wait: whoever comes first leads, and takes along what others have ready.
 //!
 //! A commit is one transaction however much is in it. So registrations queue here; while one group is written the next
-//! one gathers. Order within a group: plans against the index, one transaction, then the maps in memory; objects are
-//! complete before, and get their names later (`keeper`). What became visible survives this process, and a power loss as
-//! soon as the housekeeper has flushed it; no lock that readers need is held while the disk works.
+//! one gathers. Order within a group: plans against the index, one transaction, then the maps in memory. What became
+//! visible survives this process, and a power loss as soon as the housekeeper has flushed it; no lock that readers need
+//! is held while the disk works.
 //!
 //! Deleting is the other way round: what goes is out of sight before it is deleted, so that nobody who makes it a
 //! temporary root meanwhile is told that it is there. A crash in between brings back garbage and nothing else.
@@ -13,8 +13,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::error::RegisterError;
 use crate::index::change::Change;
-use crate::index::memory::Index;
-use crate::store::{Inner, Temporary};
+use crate::index::memory::Memory;
+use crate::index::{Index, Locked};
 use crate::types::Member;
 
 /// Most jobs of one group. Each may bring a batch of hundreds of paths, and all wait for the slowest.
@@ -24,8 +24,8 @@ const MAX_GROUP: usize = 256;
 #[derive(Default)]
 pub(crate) struct Plan {
     pub(crate) changes: Vec<Change>,
-    /// Complete objects, the NAR hashes that name them, and the sizes of their files.
-    pub(crate) objects: Vec<(Temporary, [u8; 32], u64)>,
+    /// Called once the changes are written, before anybody can see them: what they name has to be found then.
+    pub(crate) once_written: Option<Box<dyn FnOnce() + Send>>,
     /// The changes only drop things, namely this member's claims and what goes with them.
     pub(crate) drops_of: Option<Member>,
 }
@@ -41,7 +41,7 @@ pub(crate) struct About {
 }
 
 /// May be asked again, with what was held meanwhile.
-type Planner = Box<dyn FnMut(&Index) -> Result<Plan, RegisterError> + Send>;
+type Planner = Box<dyn FnMut(&Memory) -> Result<Plan, RegisterError> + Send>;
 type Outcome = Result<(), RegisterError>;
 
 struct Job {
@@ -124,13 +124,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Runs `plan` against the index, writes down what it decided, then makes it visible. Blocks until then.
 pub(crate) fn commit<T: Send + 'static>(
-    store: &Inner,
+    index: &Index,
     about: About,
-    plan: impl FnOnce(&Index) -> Result<(Plan, T), RegisterError> + Send + 'static,
+    plan: impl FnOnce(&Memory) -> Result<(Plan, T), RegisterError> + Send + 'static,
 ) -> Result<T, RegisterError> {
     let mut plan = Some(plan);
-    commit_repeatable(store, about, move |index| match plan.take() {
-        Some(plan) => plan(index),
+    commit_repeatable(index, about, move |memory| match plan.take() {
+        Some(plan) => plan(memory),
         // Only plans that drop something are made twice.
         None => Err(RegisterError::Abandoned),
     })
@@ -138,22 +138,22 @@ pub(crate) fn commit<T: Send + 'static>(
 
 /// [`commit`] of a plan that can be made twice: the second one counts. For plans that drop what may be held.
 pub(crate) fn commit_repeatable<T: Send + 'static>(
-    store: &Inner,
+    index: &Index,
     about: About,
-    mut plan: impl FnMut(&Index) -> Result<(Plan, T), RegisterError> + Send + 'static,
+    mut plan: impl FnMut(&Memory) -> Result<(Plan, T), RegisterError> + Send + 'static,
 ) -> Result<T, RegisterError> {
     let value = Arc::new(Mutex::new(None));
     let outcome = Arc::new(Mutex::new(None));
     let planner = {
         let value = Arc::clone(&value);
-        move |index: &Index| {
-            let (plan, result) = plan(index)?;
+        move |memory: &Memory| {
+            let (plan, result) = plan(memory)?;
             *lock(&value) = Some(result);
             Ok(plan)
         }
     };
     let job = Job { about, plan: Some(Box::new(planner)), outcome: Arc::clone(&outcome) };
-    let commits = &store.commits;
+    let commits = &index.commits;
     let mut queue = lock(&commits.queue);
     queue.waiting.push_back(job);
     loop {
@@ -169,7 +169,7 @@ pub(crate) fn commit_repeatable<T: Send + 'static>(
         let group = queue.group();
         drop(queue);
         let lead_ends = Lead(commits);
-        lead(store, group);
+        lead(index, group);
         drop(lead_ends);
         queue = lock(&commits.queue);
     }
@@ -179,47 +179,48 @@ pub(crate) fn commit_repeatable<T: Send + 'static>(
 struct Planned {
     job: Job,
     changes: Vec<Change>,
-    objects: Vec<(Temporary, [u8; 32], u64)>,
+    once_written: Option<Box<dyn FnOnce() + Send>>,
     /// If they are visible already: what takes them back.
     undo: Option<Vec<Change>>,
 }
 
-fn lead(store: &Inner, group: Vec<Job>) {
+fn lead(index: &Index, group: Vec<Job>) {
     // Held to the end: whoever removes objects takes it too.
-    let mut db = store.db();
+    let mut locked = index.lock();
     let mut planned = Vec::with_capacity(group.len());
     for mut job in group {
         let Some(mut planner) = job.plan.take() else { continue };
-        let mut plan = planner(&store.index());
+        let mut plan = planner(&index.read());
         let mut undo = None;
         if let Ok(Plan { drops_of: Some(_), .. }) = &plan {
-            (plan, undo) = drop_early(store, plan, &mut planner);
+            (plan, undo) = drop_early(&locked, plan, &mut planner);
         }
         match plan {
-            Ok(Plan { changes, objects, .. }) => planned.push(Planned { job, changes, objects, undo }),
+            Ok(Plan { changes, once_written, .. }) => {
+                planned.push(Planned { job, changes, once_written, undo });
+            }
             Err(error) => job.end(Err(error)),
         }
     }
     let any = planned.iter().any(|one| !one.changes.is_empty());
     let written = match any {
-        true => db.write(planned.iter().flat_map(|one| &one.changes)).map_err(RegisterError::Index),
+        true => locked.write(planned.iter().flat_map(|one| &one.changes)).map_err(RegisterError::Index),
         false => Ok(()),
     };
     match written {
         Ok(()) => {
-            // Even if there is such an object already: what an upload does must not tell. Readers find it from here on.
-            let objects = planned.iter_mut().flat_map(|one| std::mem::take(&mut one.objects));
-            store.keep(objects.collect());
+            locked.note_commit();
+            planned.iter_mut().filter_map(|one| one.once_written.take()).for_each(|call| call());
             let unseen = planned.iter_mut().filter(|one| one.undo.is_none());
             let changes: Vec<Change> = unseen.flat_map(|one| std::mem::take(&mut one.changes)).collect();
-            store.apply(changes.into_iter());
-            drop(db);
+            locked.show(changes);
+            drop(locked);
             planned.iter().for_each(|one| one.job.end(Ok(())));
         }
         Err(error) => {
             let error = Arc::new(error);
             let undo = planned.iter_mut().filter_map(|one| one.undo.take()).flatten();
-            store.apply(undo.collect::<Vec<_>>().into_iter());
+            locked.show(undo.collect());
             planned.iter().for_each(|one| one.job.end(Err(RegisterError::Shared(Arc::clone(&error)))));
         }
     }
@@ -231,16 +232,18 @@ fn lead(store: &Inner, group: Vec<Job>) {
 /// With the index locked nobody is told that a path is valid, so whoever holds one afterwards hears that it is gone.
 /// The index cannot have changed since the plan, because only the leader changes it.
 fn drop_early(
-    store: &Inner,
+    locked: &Locked<'_>,
     mut plan: Result<Plan, RegisterError>,
     planner: &mut Planner,
 ) -> (Result<Plan, RegisterError>, Option<Vec<Change>>) {
-    let mut index = store.index_mut();
+    let mut memory = locked.memory_mut();
     let held = match &plan {
         Ok(Plan { changes, drops_of: Some(member), .. }) => {
             // What a Verified path hides stays valid by that.
             let gone = |change: &Change| match change {
-                Change::DropClaim { path, .. } if !index.is_verified(path) => store.holds.has(member, path),
+                Change::DropClaim { path, .. } if !memory.is_verified(path) => {
+                    locked.holds().has(member, path)
+                }
                 _ => false,
             };
             changes.iter().any(gone)
@@ -248,91 +251,12 @@ fn drop_early(
         _ => false,
     };
     if held {
-        plan = planner(&index);
+        plan = planner(&memory);
     }
     let undo = plan.as_ref().ok().map(|plan| {
-        let undo: Vec<Change> = plan.changes.iter().filter_map(|change| index.inverse(change)).collect();
-        plan.changes.iter().for_each(|change| index.apply(change.clone()));
+        let undo: Vec<Change> = plan.changes.iter().filter_map(|change| memory.inverse(change)).collect();
+        plan.changes.iter().for_each(|change| memory.apply(change.clone()));
         undo
     });
     (plan, undo)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
-
-    use super::*;
-    use crate::types::realisation::RealisationId;
-    use crate::types::result::{BuildRecord, RecordEnd};
-    use crate::types::{PathInfo, Provenance, StoreConfig};
-    use crate::{Store, View};
-
-    /// A store in which alice claims one path.
-    fn store() -> (tempfile::TempDir, Store, View, StorePath) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), StoreConfig::default()).unwrap();
-        let view = store.view(&Member::new("alice"));
-        let (method, algorithm) = (ContentAddressMethod::Flat, HashAlgorithm::Sha256);
-        let made = view.add_ca("x", method, algorithm, &[].into(), &mut &b"x"[..]).unwrap();
-        let path = StorePath::from_parts([1; 20], "claim").unwrap();
-        let info = PathInfo { path: path.clone(), ca: None, ..PathInfo::clone(&made) };
-        view.adopt(vec![(info, Provenance::Claimed(Member::new("alice")))], None).unwrap();
-        (dir, store, view, path)
-    }
-
-    fn everything() -> About {
-        About { everything: true, ..About::default() }
-    }
-
-    fn drops(changes: Vec<Change>) -> Plan {
-        Plan { changes, drops_of: Some(Member::new("alice")), ..Plan::default() }
-    }
-
-    #[test]
-    fn what_is_held_after_it_was_planned_to_go_is_planned_again() {
-        let (_dir, store, view, path) = store();
-        let session = view.clone().holding();
-        let asked = Arc::new(AtomicUsize::new(0));
-        let (count, drop) =
-            (Arc::clone(&asked), Change::DropClaim { member: Member::new("alice"), path: path.clone() });
-        let held = path.clone();
-        commit_repeatable(&store.inner, everything(), move |_| {
-            if count.fetch_add(1, Ordering::Relaxed) > 0 {
-                return Ok((Plan::default(), ()));
-            }
-            // As another thread would, just after the plan.
-            session.hold([&held]).unwrap();
-            Ok((drops(vec![drop.clone()]), ()))
-        })
-        .unwrap();
-        assert_eq!(asked.load(Ordering::Relaxed), 2);
-        assert!(view.is_valid(&path));
-    }
-
-    #[test]
-    fn what_could_not_be_deleted_is_there_again() {
-        let (_dir, store, view, path) = store();
-        let alice = Member::new("alice");
-        let id = RealisationId { drv_hash: [2; 32], output: "out".to_owned() };
-        view.add_realisation(id.clone(), path.clone(), Provenance::Claimed(alice.clone())).unwrap();
-        let end = RecordEnd::Failed { status: 1, message: "no".to_owned(), log: None };
-        store.record_result(&[3; 32], BuildRecord { drv: path.clone(), time: 4, end }).unwrap();
-        let before = (view.info_with_provenance(&path), view.realisation(&id), store.result(&[3; 32]));
-        assert!(before.0.is_some() && before.1.is_some() && before.2.is_some());
-
-        store.inner.db().refuse_writes();
-        let changes = vec![
-            Change::DropClaim { member: alice.clone(), path: path.clone() },
-            Change::DropRealisation { id: id.clone(), member: Some(alice) },
-            Change::DropResult { key: [3; 32] },
-        ];
-        let nar_hash = before.0.as_ref().unwrap().0.nar_hash;
-        let users = store.inner.index().paths_with(&nar_hash);
-        commit_repeatable(&store.inner, everything(), move |_| Ok((drops(changes.clone()), ()))).unwrap_err();
-        assert_eq!((view.info_with_provenance(&path), view.realisation(&id), store.result(&[3; 32])), before);
-        assert_eq!(store.inner.index().paths_with(&nar_hash), users);
-    }
 }

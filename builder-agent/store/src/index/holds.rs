@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix_derivation::StorePath;
 
 use crate::error::RegisterError;
-use crate::store::Inner;
 use crate::types::Member;
 
 /// Most paths of one hold that are not Verified: nobody sends this many in one session (large closures have some ten
@@ -47,19 +46,19 @@ impl Holds {
 
 /// Keeps paths of one member from being collected while it lives.
 pub(crate) struct Hold {
-    store: Arc<Inner>,
+    holds: Arc<Holds>,
     member: Member,
     id: u64,
 }
 
 impl Hold {
-    pub(crate) fn new(store: &Arc<Inner>, member: &Member, paths: BTreeSet<StorePath>) -> Self {
-        let mut state = store.holds.state();
+    pub(crate) fn new(holds: &Arc<Holds>, member: &Member, paths: BTreeSet<StorePath>) -> Self {
+        let mut state = holds.state();
         let id = state.next;
         state.next += 1;
         state.by_member.entry(member.clone()).or_default().insert(id, paths);
         drop(state);
-        Self { store: Arc::clone(store), member: member.clone(), id }
+        Self { holds: Arc::clone(holds), member: member.clone(), id }
     }
 
     /// Holds these, too; or none of them if they are too many.
@@ -67,7 +66,7 @@ impl Hold {
         &self,
         paths: impl IntoIterator<Item = &'a StorePath>,
     ) -> Result<(), RegisterError> {
-        let mut state = self.store.holds.state();
+        let mut state = self.holds.state();
         let held = state.by_member.get_mut(&self.member).and_then(|holds| holds.get_mut(&self.id));
         held.map_or(Ok(()), |held| add(held, paths, MAX_HELD))
     }
@@ -88,7 +87,7 @@ fn add<'a>(
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let mut state = self.store.holds.state();
+        let mut state = self.holds.state();
         if let Some(holds) = state.by_member.get_mut(&self.member) {
             holds.remove(&self.id);
             if holds.is_empty() {

@@ -1,21 +1,19 @@
 //! The index in memory: every answer about validity comes from here.
 //!
 //! One layer for Verified paths and one per member, so that nothing looked up for one member depends on what
-//! another has, unless the two share. Held in a `RwLock` by the store; no one keeps the lock during input or output.
-//! Changes come as [`Change`]s, the same that were written to the index on disk before.
+//! another has, unless the two share. Held in a `RwLock` by the [`super::Index`]; no one keeps the lock during input or
+//! output. Changes come as [`Change`]s, the same that were written to the database before.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use nix_derivation::StorePath;
 
-use crate::error::MissingPath;
 use crate::index::change::Change;
+use crate::index::rows::{Annotations, Origins};
 use crate::types::realisation::{Realisation, RealisationId};
 use crate::types::result::{BuildRecord, RecordEnd};
 use crate::types::{Member, PathInfo, Provenance};
-use crate::views::annotation::{Annotation, Annotations};
-use crate::views::origins::Origins;
 
 /// One path in one layer.
 pub(crate) struct Entry {
@@ -26,8 +24,9 @@ pub(crate) struct Entry {
     pub(crate) origins: Origins,
 }
 
+/// All Verified rows, or all rows of one member.
 #[derive(Default)]
-struct Layer {
+pub(crate) struct Layer {
     entries: HashMap<StorePath, Entry>,
     by_digest: HashMap<[u8; 20], BTreeSet<StorePath>>,
     referrers: HashMap<StorePath, BTreeSet<StorePath>>,
@@ -41,6 +40,46 @@ struct Layer {
 }
 
 impl Layer {
+    pub(crate) fn entry(&self, path: &StorePath) -> Option<&Entry> {
+        self.entries.get(path)
+    }
+
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&StorePath, &Entry)> {
+        self.entries.iter()
+    }
+
+    /// How many entries there are, and how many references all of them have.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        (self.entries.len(), self.references)
+    }
+
+    /// Whether some of its claims are made of others' claims.
+    pub(crate) fn has_foreign(&self) -> bool {
+        self.foreign > 0
+    }
+
+    /// Paths with this digest, in order.
+    pub(crate) fn with_digest(&self, digest: &[u8; 20]) -> impl Iterator<Item = &StorePath> {
+        self.by_digest.get(digest).into_iter().flatten()
+    }
+
+    /// Paths that refer to `path`, in order.
+    pub(crate) fn referrers(&self, path: &StorePath) -> impl Iterator<Item = &StorePath> {
+        self.referrers.get(path).into_iter().flatten()
+    }
+
+    pub(crate) fn realisations(&self) -> &HashMap<RealisationId, Arc<Realisation>> {
+        &self.realisations
+    }
+
+    pub(crate) fn roots(&self) -> &BTreeMap<String, StorePath> {
+        &self.roots
+    }
+
+    pub(crate) fn annotations(&self) -> &Annotations {
+        &self.annotations
+    }
+
     fn insert(&mut self, info: Arc<PathInfo>, proven: bool, origins: Origins) {
         self.by_digest.entry(*info.path.digest()).or_default().insert(info.path.clone());
         for reference in &info.references {
@@ -88,7 +127,7 @@ struct Uses {
 }
 
 #[derive(Default)]
-pub(crate) struct Index {
+pub(crate) struct Memory {
     verified: Layer,
     claimed: HashMap<Member, Layer>,
     objects: HashMap<[u8; 32], Uses>,
@@ -97,7 +136,7 @@ pub(crate) struct Index {
     failures: BTreeSet<(i64, [u8; 32])>,
 }
 
-impl Index {
+impl Memory {
     fn layer(&mut self, provenance: &Provenance) -> &mut Layer {
         match provenance {
             Provenance::Verified => &mut self.verified,
@@ -105,7 +144,7 @@ impl Index {
         }
     }
 
-    /// Does in memory what [`crate::index::database::Db::write`] did on disk.
+    /// Does in memory what [`super::database::Database::write`] did on disk.
     pub(crate) fn apply(&mut self, change: Change) {
         match change {
             Change::AddPath { info, provenance, proven, object_size, origins } => {
@@ -252,203 +291,18 @@ impl Index {
         self.verified.entries.contains_key(path)
     }
 
-    /// What `member` may see, if `others` share with them: Verified, own, and of the others' layers what they share.
-    pub(crate) fn seen_by<'a>(&'a self, member: &'a Member, others: &'a [Member]) -> Seen<'a> {
-        Seen {
-            verified: &self.verified,
-            own: self.claimed.get(member),
-            others: others.iter().filter_map(|m| Some((m, self.claimed.get(m)?))).collect(),
-            member,
-            sharing: others,
-        }
-    }
-}
-
-/// Which layer an answer came from.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Whose<'a> {
-    Everybodys,
-    Own(&'a Member),
-    Shared(&'a Member),
-}
-
-impl Whose<'_> {
-    pub(crate) fn provenance(self) -> Provenance {
-        match self {
-            Self::Everybodys => Provenance::Verified,
-            Self::Own(member) | Self::Shared(member) => Provenance::Claimed(member.clone()),
-        }
-    }
-}
-
-/// The layers that one member sees: Verified, own, shared. Where several know a path, the first one counts.
-pub(crate) struct Seen<'a> {
-    verified: &'a Layer,
-    own: Option<&'a Layer>,
-    others: Vec<(&'a Member, &'a Layer)>,
-    member: &'a Member,
-    /// Who shares with the member, whether or not they have anything.
-    sharing: &'a [Member],
-}
-
-impl<'a> Seen<'a> {
-    /// How many claims the member has, and how many references all of them have.
-    pub(crate) fn own_size(&self) -> (usize, usize) {
-        self.own.map_or((0, 0), |layer| (layer.entries.len(), layer.references))
+    /// What everybody sees.
+    pub(crate) fn verified(&self) -> &Layer {
+        &self.verified
     }
 
-    fn layers(&self) -> impl Iterator<Item = (Whose<'a>, &'a Layer)> {
-        let own = self.own.map(|layer| (Whose::Own(self.member), layer));
-        let others = self.others.iter().map(|(member, layer)| (Whose::Shared(member), *layer));
-        std::iter::once((Whose::Everybodys, self.verified)).chain(own).chain(others)
+    /// What `member` claims, if anything.
+    pub(crate) fn claims_of(&self, member: &Member) -> Option<&Layer> {
+        self.claimed.get(member)
     }
 
-    pub(crate) fn entry(&self, path: &StorePath) -> Option<(&'a Entry, Whose<'a>)> {
-        self.layers().find_map(|(whose, layer)| Some((self.open(whose, layer.entries.get(path)?)?, whose)))
-    }
-
-    /// `entry`, unless it is in another's layer and not theirs alone to show.
-    fn open(&self, whose: Whose<'a>, entry: &'a Entry) -> Option<&'a Entry> {
-        let shown = match whose {
-            Whose::Everybodys | Whose::Own(_) => true,
-            Whose::Shared(_) => entry.origins.are_open_to(self.member, self.sharing),
-        };
-        shown.then_some(entry)
-    }
-
-    /// What this member knows of a path: its info, with what they said about it themselves.
-    pub(crate) fn described(&self, path: &StorePath) -> Option<(Arc<PathInfo>, Whose<'a>)> {
-        let (entry, whose) = self.entry(path)?;
-        // A claim that a Verified path hides still says where it came from.
-        let hidden = self.own_claim(path).filter(|_| whose == Whose::Everybodys);
-        let hidden = hidden.filter(|claim| claim.info.nar_hash == entry.info.nar_hash);
-        let added = self.annotation(path).filter(|added| added.nar_hash == entry.info.nar_hash);
-        if hidden.is_none() && added.is_none() {
-            return Some((Arc::clone(&entry.info), whose));
-        }
-        let mut info = PathInfo::clone(&entry.info);
-        if let Some(claim) = hidden {
-            Annotation::of(&claim.info).describe(&mut info);
-        }
-        if let Some(added) = added {
-            added.describe(&mut info);
-        }
-        Some((Arc::new(info), whose))
-    }
-
-    /// What the member said about a path, perhaps about other contents than it has now.
-    pub(crate) fn annotation(&self, path: &StorePath) -> Option<&'a Arc<Annotation>> {
-        self.own?.annotations.of(path)
-    }
-
-    pub(crate) fn annotations(&self) -> Option<&'a Annotations> {
-        self.own.map(|layer| &layer.annotations)
-    }
-
-    /// Whether some of the member's claims are made of others'.
-    pub(crate) fn has_foreign(&self) -> bool {
-        self.own.is_some_and(|layer| layer.foreign > 0)
-    }
-
-    pub(crate) fn info(&self, path: &StorePath) -> Option<&'a Arc<PathInfo>> {
-        self.entry(path).map(|(entry, _)| &entry.info)
-    }
-
-    /// The member's own claim of `path`, even where a Verified one hides it.
-    pub(crate) fn own_claim(&self, path: &StorePath) -> Option<&'a Entry> {
-        self.own?.entries.get(path)
-    }
-
-    /// All of them, also hidden ones.
-    pub(crate) fn own_claims(&self) -> impl Iterator<Item = &'a Arc<PathInfo>> {
-        self.own.into_iter().flat_map(|layer| layer.entries.values().map(|entry| &entry.info))
-    }
-
-    /// The member's own claims that refer to `path`, also hidden ones.
-    pub(crate) fn own_referrers(&self, path: &StorePath) -> impl Iterator<Item = &'a StorePath> {
-        self.own.and_then(|layer| layer.referrers.get(path)).into_iter().flatten()
-    }
-
-    pub(crate) fn is_verified(&self, path: &StorePath) -> bool {
-        self.verified.entries.contains_key(path)
-    }
-
-    pub(crate) fn by_digest(&self, digest: &[u8; 20]) -> Option<StorePath> {
-        self.layers().find_map(|(whose, layer)| {
-            let shown =
-                |path: &&StorePath| layer.entries.get(*path).is_some_and(|e| self.open(whose, e).is_some());
-            layer.by_digest.get(digest)?.iter().find(shown).cloned()
-        })
-    }
-
-    pub(crate) fn referrers(&self, path: &StorePath) -> BTreeSet<StorePath> {
-        let mut out = BTreeSet::new();
-        for (whose, layer) in self.layers() {
-            // What a hidden claim refers to is not what the path that is seen refers to.
-            let seen = |p: &&StorePath| self.entry(p).is_some_and(|(_, w)| w == whose);
-            out.extend(layer.referrers.get(path).into_iter().flatten().filter(seen).cloned());
-        }
-        out
-    }
-
-    pub(crate) fn all(&self) -> BTreeSet<StorePath> {
-        let shown = |(whose, layer): (Whose<'a>, &'a Layer)| {
-            layer.entries.iter().filter(move |(_, entry)| self.open(whose, entry).is_some())
-        };
-        self.layers().flat_map(shown).map(|(path, _)| path.clone()).collect()
-    }
-
-    pub(crate) fn realisation(&self, id: &RealisationId) -> Option<(&'a Arc<Realisation>, Whose<'a>)> {
-        self.layers().find_map(|(whose, layer)| {
-            let realisation = layer.realisations.get(id)?;
-            // Another's is as visible as the path it leads to.
-            let shown = match whose {
-                Whose::Everybodys | Whose::Own(_) => true,
-                Whose::Shared(_) if self.is_verified(&realisation.path) => true,
-                Whose::Shared(_) => self.open(whose, layer.entries.get(&realisation.path)?).is_some(),
-            };
-            shown.then_some((realisation, whose))
-        })
-    }
-
-    /// The member's own claim of what an output is, even where a Verified one hides it.
-    pub(crate) fn own_realisation(&self, id: &RealisationId) -> Option<&'a Arc<Realisation>> {
-        self.own?.realisations.get(id)
-    }
-
-    /// All of them, also hidden ones.
-    pub(crate) fn own_realisations(&self) -> &'a HashMap<RealisationId, Arc<Realisation>> {
-        static NONE: LazyLock<HashMap<RealisationId, Arc<Realisation>>> = LazyLock::new(HashMap::new);
-        self.own.map_or(&NONE, |layer| &layer.realisations)
-    }
-
-    pub(crate) fn root(&self, name: &str) -> Option<&'a StorePath> {
-        self.own?.roots.get(name)
-    }
-
-    pub(crate) fn roots(&self) -> &'a BTreeMap<String, StorePath> {
-        static NONE: BTreeMap<String, StorePath> = BTreeMap::new();
-        self.own.map_or(&NONE, |layer| &layer.roots)
-    }
-
-    /// `of` and all they refer to, as the view has them at this moment.
-    pub(crate) fn closure<'p>(
-        &self,
-        of: impl IntoIterator<Item = &'p StorePath>,
-    ) -> Result<BTreeMap<StorePath, (Arc<PathInfo>, Whose<'a>)>, MissingPath>
-    where
-        'a: 'p,
-    {
-        let mut out = BTreeMap::new();
-        let mut todo: Vec<&'p StorePath> = of.into_iter().collect();
-        while let Some(path) = todo.pop() {
-            if out.contains_key(path) {
-                continue;
-            }
-            let (entry, whose) = self.entry(path).ok_or_else(|| MissingPath(path.clone()))?;
-            out.insert(path.clone(), (Arc::clone(&entry.info), whose));
-            todo.extend(entry.info.references.iter());
-        }
-        Ok(out)
+    /// Whether `path` is Verified or claimed by `member`.
+    pub(crate) fn has(&self, member: &Member, path: &StorePath) -> bool {
+        self.is_verified(path) || self.claims_of(member).is_some_and(|layer| layer.entry(path).is_some())
     }
 }

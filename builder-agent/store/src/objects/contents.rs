@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, NixHasher, StorePath, nixbase32};
 
-use crate::error::NarError;
+use super::{ObjectFailure, Objects};
+use crate::error::{FileError, NarError};
 use crate::format::git;
-use crate::format::nar::NarReader;
-use crate::format::object::{Kind, Object, ObjectError};
-use crate::store::{Inner, ObjectFailure};
+use crate::format::object::{Kind, NarReader, Object, ObjectError};
 use crate::types::PathInfo;
 
 const PIECE: usize = 256 << 10;
@@ -23,9 +22,9 @@ pub(crate) struct Contents {
 }
 
 impl Contents {
-    pub(crate) fn of(store: &Inner, info: &PathInfo) -> Result<Self, NarError> {
+    pub(crate) fn of(objects: &dyn Objects, info: &PathInfo) -> Result<Self, NarError> {
         let name = info.path.to_string();
-        match store.object(&info.nar_hash) {
+        match objects.open(&info.nar_hash) {
             Ok(object) => Ok(Self { name, object: Arc::new(object) }),
             Err(ObjectFailure::File(e)) => Err(NarError::File(e)),
             Err(ObjectFailure::Damaged(why)) => Err(NarError::Damaged { path: name, why }),
@@ -35,7 +34,7 @@ impl Contents {
     fn failed(&self, e: ObjectError) -> NarError {
         match e {
             ObjectError::Io(source) => {
-                NarError::File(crate::error::FileError::new("read the object of", &self.name, source))
+                NarError::File(FileError::new("read the object of", &self.name, source))
             }
             ObjectError::Damaged(why) => NarError::Damaged { path: self.name.clone(), why },
         }
@@ -86,10 +85,7 @@ impl Contents {
             ContentAddressMethod::Nar => match own {
                 None if algorithm == HashAlgorithm::Sha256 => Ok(NixHash::Sha256(*self.object.nar_hash())),
                 None => {
-                    self.read_nar(|piece| {
-                        hasher.update(piece);
-                        true
-                    })?;
+                    self.read_nar(|piece| hasher.update(piece))?;
                     Ok(hasher.finalize())
                 }
                 Some(path) => Ok(self.modulo(hasher, path)?.hasher.finalize()),
@@ -123,28 +119,24 @@ impl Contents {
 
     fn modulo(&self, hasher: NixHasher, own: &StorePath) -> Result<Modulo, NarError> {
         let mut modulo = Modulo::new(hasher, nixbase32::encode(own.digest()).as_bytes());
-        self.read_nar(|piece| {
-            modulo.update(piece);
-            true
-        })?;
+        self.read_nar(|piece| modulo.update(piece))?;
         modulo.end();
         Ok(modulo)
     }
 
-    /// Feeds the NAR to `to` until that returns false; returns how much it took.
-    pub(crate) fn read_nar(&self, mut to: impl FnMut(&[u8]) -> bool) -> Result<u64, NarError> {
+    /// Feeds the NAR to `to`.
+    pub(crate) fn read_nar(&self, mut to: impl FnMut(&[u8])) -> Result<(), NarError> {
         let mut reader = NarReader::new(Arc::clone(&self.object));
         // Most paths are small, and clearing a large buffer for each takes longer than reading them.
         let mut piece = vec![0; reader.size().clamp(1, PIECE as u64) as usize];
-        let mut total = 0;
         loop {
             let n = reader.read(&mut piece).map_err(|e| match e.kind() {
                 std::io::ErrorKind::InvalidData => self.failed(ObjectError::Damaged(e.to_string())),
                 _ => self.failed(ObjectError::Io(e)),
             })?;
-            total += n as u64;
-            if n == 0 || !to(&piece[..n]) {
-                return Ok(total);
+            match n {
+                0 => return Ok(()),
+                n => to(&piece[..n]),
             }
         }
     }

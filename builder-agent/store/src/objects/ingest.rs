@@ -11,16 +11,22 @@ use nix_archive::nar::{ReferencePattern, ReferenceScanner};
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, StorePath, nixbase32};
 use sha2::{Digest, Sha256};
 
+use super::Objects;
+use super::contents::Contents;
+use super::temporary::Temporary;
 use crate::error::{FileError, ImportError, NarError};
-use crate::format::nar::{NarReader, ParseError, Parser, PushError};
-use crate::format::object::{Object, ObjectError, ObjectWriter, Written};
-use crate::objects::contents::Contents;
-use crate::store::{Inner, Temporary};
-use crate::types::{PathInfo, Provenance};
-use crate::views::annotation::Annotation;
+use crate::format::nar::{ParseError, Parser, PushError};
+use crate::format::object::{NarReader, Object, ObjectError, ObjectWriter, Written};
 
 /// What uploads are called in errors while they have no path.
 const UPLOAD: &str = "this upload";
+
+/// How large an upload may be: see [`crate::StoreConfig`].
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) max_nar_bytes: u64,
+    pub(crate) max_entries: u32,
+}
 
 /// NAR bytes go in, an object comes out. Dropping it leaves nothing behind.
 ///
@@ -43,13 +49,17 @@ enum Failed {
 }
 
 impl Ingest {
-    pub(crate) fn new(store: &Inner, scan_for: &[StorePath]) -> Result<Self, FileError> {
-        let (file, temporary) = store.temporary()?;
+    pub(crate) fn new(
+        objects: &dyn Objects,
+        limits: Limits,
+        scan_for: &[StorePath],
+    ) -> Result<Self, FileError> {
+        let (file, temporary) = objects.create()?;
         let parts = scan_for.iter().map(|p| nixbase32::encode(p.digest()));
         let pattern = ReferencePattern::new(parts).expect("hash parts of store paths are valid nixbase32");
-        let max_bytes = store.config.max_nar_bytes;
+        let Limits { max_nar_bytes: max_bytes, max_entries } = limits;
         Ok(Self {
-            parser: Parser::new(store.config.max_entries, max_bytes),
+            parser: Parser::new(max_entries, max_bytes),
             hash: Sha256::new(),
             scanner: pattern.scanner(),
             candidates: scan_for.to_vec(),
@@ -243,45 +253,5 @@ impl Ingested {
     /// Contents of a single regular file of at most `max` bytes.
     pub fn read_file(&self, max: u64) -> Result<Vec<u8>, NarError> {
         self.contents()?.read_file(max)
-    }
-}
-
-/// An object with its checked info and provenance, ready to be registered together with others.
-#[derive(Debug)]
-pub struct Staged {
-    pub(crate) ingested: Ingested,
-    pub(crate) info: PathInfo,
-    pub(crate) provenance: Provenance,
-    /// The contents are proven by their address or a trusted signature.
-    pub(crate) proven: bool,
-    /// What the member says beside what is proven.
-    pub(crate) said: Annotation,
-}
-
-impl Staged {
-    /// What will be registered.
-    #[must_use]
-    pub fn info(&self) -> &PathInfo {
-        &self.info
-    }
-
-    /// The same, and nobody's word is kept but what is proven.
-    #[must_use]
-    pub fn proven_only(mut self) -> Self {
-        self.said = Annotation::deriver(self.info.nar_hash, None);
-        self
-    }
-
-    /// The same, and this member knows it as made by `deriver`, whatever others are told.
-    #[must_use]
-    pub fn known_from(mut self, deriver: &StorePath) -> Self {
-        self.said.deriver = Some(deriver.clone());
-        self
-    }
-
-    /// As what; Verified still depends on the references.
-    #[must_use]
-    pub fn provenance(&self) -> &Provenance {
-        &self.provenance
     }
 }

@@ -6,10 +6,11 @@
 use std::collections::BTreeSet;
 use std::io::{self, BufRead};
 
+use super::Objects;
+use super::ingest::{Ingest, Ingested, Limits};
+use super::temporary::Temporary;
 use crate::error::{FileError, ImportError};
 use crate::format::object::ObjectWriter;
-use crate::objects::ingest::{Ingest, Ingested};
-use crate::store::{Inner, Temporary};
 
 /// What comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,17 +39,21 @@ struct FlatFile {
 }
 
 impl Intake {
-    pub(crate) fn new(store: &Inner, kind: IntakeKind, name: &str) -> Result<Self, ImportError> {
+    pub(crate) fn new(
+        objects: &dyn Objects,
+        limits: Limits,
+        kind: IntakeKind,
+        name: &str,
+    ) -> Result<Self, ImportError> {
         Ok(Self(match kind {
-            IntakeKind::Nar => Kind::Nar(Box::new(Ingest::new(store, &[])?)),
+            IntakeKind::Nar => Kind::Nar(Box::new(Ingest::new(objects, limits, &[])?)),
             IntakeKind::File => {
-                let (file, temporary) = store.temporary()?;
-                let limit = store.config.max_nar_bytes;
+                let (file, temporary) = objects.create()?;
                 Kind::File(FlatFile {
                     writer: ObjectWriter::flat(file),
                     temporary,
                     size: 0,
-                    limit,
+                    limit: limits.max_nar_bytes,
                     name: name.to_owned(),
                 })
             }

@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix_derivation::nixbase32;
@@ -25,17 +26,17 @@ use rustix::fs::{
 };
 use sha2::{Digest, Sha256};
 
+use super::directory::object_name;
+use super::removal::Removal;
+use super::{ObjectFailure, Objects};
 use crate::error::{FileError, TreeError};
 use crate::format::object::{Kind, Object, ObjectError, WalkGuard};
-use crate::store::{Inner, ObjectFailure, object_name};
-use crate::types::{PathInfo, Provenance};
+use crate::types::{Member, PathInfo, Provenance};
 
 const MTIME: Timestamps = Timestamps {
     last_access: Timespec { tv_sec: 1, tv_nsec: 0 },
     last_modification: Timespec { tv_sec: 1, tv_nsec: 0 },
 };
-
-static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// Removes half-made copies, and all copies that a power loss may have damaged.
 pub(crate) fn recover(trees: &Path) -> Result<(), FileError> {
@@ -54,50 +55,96 @@ pub(crate) fn recover(trees: &Path) -> Result<(), FileError> {
     fs::write(&marker, boot).map_err(|e| FileError::new("write", marker, e))
 }
 
-/// Where the copy of a path with these contents is, or would be.
-pub(crate) fn place(store: &Inner, nar_hash: &[u8; 32], provenance: &Provenance) -> PathBuf {
-    let hash = object_name(nar_hash);
-    store.root.join("trees").join(match provenance {
-        Provenance::Verified => format!("verified-{hash}"),
-        Provenance::Claimed(member) => {
-            // A name is anything; its hash is a file name.
-            let who = Sha256::digest(member.name());
-            format!("claimed-{}-{hash}", nixbase32::encode(&who[..20]))
-        }
-    })
+/// Which copy.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Tree {
+    nar_hash: [u8; 32],
+    /// `None`: of a Verified path.
+    member: Option<Member>,
 }
 
-pub(crate) fn tree(store: &Inner, info: &PathInfo, provenance: &Provenance) -> Result<PathBuf, TreeError> {
-    let trees = store.root.join("trees");
-    let place = place(store, &info.nar_hash, provenance);
-    if fs::symlink_metadata(&place).is_ok() {
-        return Ok(place);
+impl Tree {
+    /// The copy of a path with these contents.
+    pub(crate) fn of(nar_hash: [u8; 32], provenance: &Provenance) -> Self {
+        let member = match provenance {
+            Provenance::Verified => None,
+            Provenance::Claimed(member) => Some(member.clone()),
+        };
+        Self { nar_hash, member }
     }
-    let damaged = |why| TreeError::Damaged { path: info.path.clone(), why };
-    let object = store.object(&info.nar_hash).map_err(|e| match e {
-        ObjectFailure::File(e) => TreeError::File(e),
-        ObjectFailure::Damaged(why) => damaged(why),
-    })?;
-    let name = format!("new-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-    let new = trees.join(&name);
-    let made = File::open(&trees).map_err(ObjectError::Io).and_then(|dir| {
-        let mut unpack = Unpack { object: &object, guard: object.walk_guard() };
-        unpack.node(dir.as_fd(), name.as_bytes(), object.root(), 0)
-    });
-    let moved = made.and_then(|()| match fs::rename(&new, &place) {
-        // Another thread was faster and made the same.
-        Err(_) if fs::symlink_metadata(&place).is_ok() => Ok(()),
-        other => other.map_err(ObjectError::Io),
-    });
-    if fs::symlink_metadata(&new).is_ok()
-        && let Err(e) = remove(&new)
-    {
-        tracing::warn!(tree = %new.display(), "cannot remove half-made tree: {e}");
+
+    fn file_name(&self) -> String {
+        let hash = object_name(&self.nar_hash);
+        match &self.member {
+            None => format!("verified-{hash}"),
+            Some(member) => {
+                // A name is anything; its hash is a file name.
+                let who = Sha256::digest(member.name());
+                format!("claimed-{}-{hash}", nixbase32::encode(&who[..20]))
+            }
+        }
     }
-    match moved {
-        Ok(()) => Ok(place),
-        Err(ObjectError::Io(e)) => Err(FileError::new("unpack to", place, e).into()),
-        Err(ObjectError::Damaged(why)) => Err(damaged(why)),
+}
+
+/// The copies of one store. They are on this machine, wherever objects are.
+pub(crate) struct Trees {
+    /// `<root>/trees`
+    place: PathBuf,
+    next: AtomicU64,
+    removal: Arc<Removal>,
+}
+
+impl Trees {
+    pub(crate) fn new(place: PathBuf, removal: &Arc<Removal>) -> Self {
+        Self { place, next: AtomicU64::new(0), removal: Arc::clone(removal) }
+    }
+
+    /// Where the copy is. Makes it of the object in `objects` if there is none.
+    pub(crate) fn unpacked(
+        &self,
+        objects: &dyn Objects,
+        info: &PathInfo,
+        provenance: &Provenance,
+    ) -> Result<PathBuf, TreeError> {
+        let place = self.place.join(Tree::of(info.nar_hash, provenance).file_name());
+        if fs::symlink_metadata(&place).is_ok() {
+            return Ok(place);
+        }
+        let damaged = |why| TreeError::Damaged { path: info.path.clone(), why };
+        let object = objects.open(&info.nar_hash).map_err(|e| match e {
+            ObjectFailure::File(e) => TreeError::File(e),
+            ObjectFailure::Damaged(why) => damaged(why),
+        })?;
+        match self.unpack(&object, &place) {
+            Ok(()) => Ok(place),
+            Err(ObjectError::Io(e)) => Err(FileError::new("unpack to", place, e).into()),
+            Err(ObjectError::Damaged(why)) => Err(damaged(why)),
+        }
+    }
+
+    fn unpack(&self, object: &Object, place: &Path) -> Result<(), ObjectError> {
+        let name = format!("new-{}", self.next.fetch_add(1, Ordering::Relaxed));
+        let new = self.place.join(&name);
+        let made = File::open(&self.place).map_err(ObjectError::Io).and_then(|dir| {
+            let mut unpack = Unpack { object, guard: object.walk_guard() };
+            unpack.node(dir.as_fd(), name.as_bytes(), object.root(), 0)
+        });
+        let moved = made.and_then(|()| match fs::rename(&new, place) {
+            // Another thread was faster and made the same.
+            Err(_) if fs::symlink_metadata(place).is_ok() => Ok(()),
+            other => other.map_err(ObjectError::Io),
+        });
+        if fs::symlink_metadata(&new).is_ok()
+            && let Err(e) = remove(&new)
+        {
+            tracing::warn!(tree = %new.display(), "cannot remove half-made tree: {e}");
+        }
+        moved
+    }
+
+    /// Removes a copy, if there is one.
+    pub(crate) fn discard(&self, tree: &Tree) {
+        self.removal.discard(&self.place.join(tree.file_name()));
     }
 }
 

@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use nix_derivation::nixbase32;
 use sha2::{Digest, Sha256};
 
+use crate::config::Durability;
 use crate::error::FileError;
-use crate::types::Durability;
 
 const MAGIC: &str = "barnraiser-store 1";
 /// Stands for a boot that no later one is equal to.

@@ -6,24 +6,22 @@
 //! refers to it, is no longer valid. A store that never was flushed is emptied.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use nix_derivation::{StorePath, nixbase32};
-use sha2::{Digest, Sha256};
+use nix_derivation::StorePath;
 
-use crate::error::{FileError, OpenError};
-use crate::format::object::{Object, ObjectError};
+use super::marker::Marker;
+use crate::config::Durability;
+use crate::error::{DatabaseError, FileError, OpenError};
 use crate::index::change::Change;
-use crate::index::database::{Db, Loaded, Record, SCHEMA};
-use crate::index::memory::Index;
-use crate::objects::trees;
-use crate::store::object_name;
-use crate::types::{Durability, Provenance};
-use crate::upkeep::marker::Marker;
+use crate::index::database::{Database, Loaded, Record};
+use crate::index::memory::Memory;
+use crate::index::sqlite::{OpenFailure, SCHEMA, Sqlite};
+use crate::objects::recovery as files;
+use crate::types::Provenance;
 
 /// What opening had to clean up.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -52,48 +50,15 @@ pub struct Recovery {
 
 /// Removes all that a boot was to forget.
 pub(crate) fn forget(root: &Path) -> Result<(), FileError> {
-    for dir in ["objects", "new", "tmp"] {
-        clear(&root.join(dir), |_| true)?;
-    }
-    clear(root, |name| name.starts_with(b"index.sqlite")).map(|_| ())
-}
-
-/// Removes those files in `dir` whose names are `unwanted`; returns how many.
-fn clear(dir: &Path, unwanted: impl Fn(&[u8]) -> bool) -> Result<usize, FileError> {
-    let failed = |e| FileError::new("clean up", dir, e);
-    let mut count = 0;
-    for entry in fs::read_dir(dir).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if unwanted(entry.file_name().as_bytes()) {
-            trees::remove(&entry.path()).map_err(failed)?;
-            count += 1;
-        }
-    }
-    Ok(count)
-}
-
-/// Opens the index and reads it; the schema it has if that is a newer one.
-fn load(path: &Path, durability: Durability) -> rusqlite::Result<Result<(Db, Loaded), i64>> {
-    match Db::open(path, durability)? {
-        Ok(mut db) => {
-            let loaded = db.load()?;
-            Ok(Ok((db, loaded)))
-        }
-        Err(found) => Ok(Err(found)),
-    }
-}
-
-/// Whether the file itself is at fault. A disk that cannot be read or is full is for the operator, and may pass.
-fn is_damage(error: &rusqlite::Error) -> bool {
-    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
-    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
+    files::forget(root)?;
+    files::clear(root, |name| name.starts_with(b"index.sqlite")).map(|_| ())
 }
 
 /// Keeps a damaged index for whoever wants to look, in place of an earlier one. Without it nothing says whose an object
 /// is: all of them go.
 fn set_aside(root: &Path) -> Result<(), FileError> {
     let failed = |e| FileError::new("set aside the index in", root, e);
-    clear(root, |name| name.starts_with(b"index.damaged"))?;
+    files::clear(root, |name| name.starts_with(b"index.damaged"))?;
     for ending in ["", "-wal"] {
         match fs::rename(
             root.join(format!("index.sqlite{ending}")),
@@ -108,8 +73,8 @@ fn set_aside(root: &Path) -> Result<(), FileError> {
 
 /// What a start found, once everything that is not in order is dropped.
 pub(crate) struct Found {
-    pub(crate) db: Db,
-    pub(crate) index: Index,
+    pub(crate) database: Sqlite,
+    pub(crate) memory: Memory,
     pub(crate) recovery: Recovery,
     /// Objects that no row names. Removed only when that is durable.
     pub(crate) unregistered: Vec<[u8; 32]>,
@@ -121,185 +86,142 @@ pub(crate) fn recover(
     durability: Durability,
     marker: Option<&Marker>,
 ) -> Result<Found, OpenError> {
-    let mut recovery =
-        Recovery { temporary_files: clear(&root.join("tmp"), |_| true)?, ..Recovery::default() };
+    let mut recovery = Recovery { temporary_files: files::clear_unfinished(root)?, ..Recovery::default() };
     let same_boot = marker.is_some_and(Marker::is_of_this_boot);
     if marker.is_some_and(|m| m.durability == Durability::None) && !same_boot {
         tracing::warn!(store = %root.display(), "this store does not survive a boot: starting with an empty one");
         forget(root)?;
         recovery.forgotten = true;
     }
-    let db_path = root.join("index.sqlite");
-    let failed = |source| OpenError::Index { path: db_path.clone(), source };
-    let opened = match load(&db_path, durability) {
-        Err(e) if is_damage(&e) => {
-            tracing::error!(
-                "the path index {} is damaged ({e}): it is moved aside, and the store starts empty",
-                db_path.display()
-            );
-            set_aside(root)?;
-            recovery.damaged_index = true;
-            load(&db_path, durability)
-        }
-        opened => opened,
-    };
-    let (mut db, Loaded { paths: records, rest, unreadable, .. }) = match opened.map_err(failed)? {
-        Ok(opened) => opened,
-        Err(found) => return Err(OpenError::Schema { path: db_path.clone(), found, known: SCHEMA }),
-    };
+    let (mut database, Loaded { paths, rest, unreadable }) = open_index(root, durability, &mut recovery)?;
     recovery.unreadable_rows = unreadable;
     let through = marker.map_or(0, |marker| marker.through);
-    db.number_from(through);
+    database.number_from(through);
 
-    let objects = root.join("objects");
-    let doubt = Doubt { all: !same_boot };
-    let used: HashMap<[u8; 32], u64> = records.iter().map(|r| (r.info.nar_hash, r.object_size)).collect();
-    let settled = settle_all(root, &used, &doubt, &mut recovery)?;
-    let mut sizes = object_sizes(&objects)?;
-    if doubt.all {
-        let newer = records.iter().filter(|r| r.id > through).map(|r| r.info.nar_hash);
-        for hash in newer.collect::<HashSet<_>>().difference(&settled) {
-            if !sizes.contains_key(hash) {
-                continue;
-            }
-            recovery.checked_objects += 1;
-            if !is_whole(&objects.join(object_name(hash)), hash)? {
-                recovery.damaged_objects += 1;
-                // Not valid from here on; its file goes with those that no row names.
-                sizes.insert(*hash, u64::MAX);
-            }
-        }
-    }
-    let (kept, lost) = split(records, &sizes);
-    if !lost.is_empty() {
-        tracing::error!(
-            paths = lost.len(),
-            "objects are missing, cut off or damaged; their paths are no longer valid"
-        );
-        let ids: Vec<i64> = lost.iter().map(|r| r.id).collect();
-        db.delete(&ids).map_err(failed)?;
-        recovery.lost_paths = lost.len();
-    }
+    let sizes = find_objects(root, &paths, (!same_boot).then_some(through), &mut recovery)?;
+    let (kept, lost) = split(paths, &sizes);
+    let failed = |source| OpenError::Index { path: root.join(FILE), source };
+    drop_lost(&mut database, &lost, &mut recovery).map_err(failed)?;
     let named: HashSet<[u8; 32]> = kept.iter().map(|r| r.info.nar_hash).collect();
     let unregistered: Vec<[u8; 32]> = sizes.into_keys().filter(|hash| !named.contains(hash)).collect();
     recovery.unregistered_objects = unregistered.len();
-    let mut index = Index::default();
-    for Record { info, provenance, proven, object_size, origins, .. } in kept {
-        let info = Arc::new(info);
-        index.apply(Change::AddPath { info, provenance, proven, object_size, origins });
-    }
-    let mut stale = Vec::new();
-    for change in rest {
-        match undo_if_stale(&index, &change) {
-            Some(undo) => stale.push(undo),
-            None => index.apply(change),
-        }
-    }
-    if !stale.is_empty() {
-        db.write(&stale).map_err(failed)?;
-        recovery.stale_results = stale.iter().filter(|c| matches!(c, Change::DropResult { .. })).count();
-        recovery.lost_records = stale.len() - recovery.stale_results;
-    }
+    let memory = fill(kept, rest, &mut database, &mut recovery).map_err(failed)?;
     if recovery != Recovery::default() {
         tracing::info!(?recovery, "cleaned up after an interrupted process");
     }
-    Ok(Found { db, index, recovery, unregistered })
+    Ok(Found { database, memory, recovery, unregistered })
 }
 
-/// Whether files can be believed that the marker does not vouch for.
-struct Doubt {
-    all: bool,
-}
+/// The index's file below the root.
+const FILE: &str = "index.sqlite";
 
-/// Gives the files below `new/` that a row needs their names, and removes the others. Returns what was hashed.
-///
-/// Which object a file is says its header. It is written last, and a row only after it, so that a file that a row needs is
-/// complete, unless there was a boot in between.
-fn settle_all(
+/// Opens the index and reads it, or begins an empty one if it is damaged.
+fn open_index(
     root: &Path,
-    used: &HashMap<[u8; 32], u64>,
-    doubt: &Doubt,
+    durability: Durability,
     recovery: &mut Recovery,
-) -> Result<HashSet<[u8; 32]>, FileError> {
-    let dir = root.join("new");
-    let failed = |e| FileError::new("clean up", &dir, e);
-    if fs::read_dir(&dir).map_err(failed)?.next().is_some() {
-        // What the marker vouches for is replaced by durable things only.
-        let opened = File::open(&dir).map_err(failed)?;
-        rustix::fs::syncfs(&opened).map_err(|e| FileError::new("sync", root, e))?;
-    }
-    let mut hashed = HashSet::new();
-    for entry in fs::read_dir(&dir).map_err(failed)? {
-        let place = entry.map_err(failed)?.path();
-        let header = read(&place)?;
-        let needed = header.filter(|(hash, size)| used.get(hash) == Some(size)).map(|(hash, _)| hash);
-        match needed {
-            Some(hash) if doubt.all && !checked(&place, &hash, recovery)? => {}
-            Some(hash) => {
-                let to = root.join("objects").join(object_name(&hash));
-                fs::rename(&place, &to).map_err(|e| FileError::new("move an object to", &to, e))?;
-                if doubt.all {
-                    hashed.insert(hash);
-                }
-                continue;
-            }
-            None => recovery.temporary_files += 1,
+) -> Result<(Sqlite, Loaded), OpenError> {
+    let path = root.join(FILE);
+    let opened = match Sqlite::open(&path, durability) {
+        Err(OpenFailure::Damaged(e)) => {
+            tracing::error!(
+                "the path index {} is damaged ({e}): it is moved aside, and the store starts empty",
+                path.display()
+            );
+            set_aside(root)?;
+            recovery.damaged_index = true;
+            Sqlite::open(&path, durability)
         }
-        trees::remove(&place).map_err(failed)?;
-    }
-    Ok(hashed)
+        opened => opened,
+    };
+    opened.map_err(|failure| match failure {
+        OpenFailure::Newer(found) => OpenError::Schema { path, found, known: SCHEMA },
+        OpenFailure::Damaged(source) | OpenFailure::Other(source) => OpenError::Index { path, source },
+    })
 }
 
-fn checked(place: &Path, hash: &[u8; 32], recovery: &mut Recovery) -> Result<bool, FileError> {
-    recovery.checked_objects += 1;
-    let whole = is_whole(place, hash)?;
-    recovery.damaged_objects += usize::from(!whole);
-    Ok(whole)
+/// Sizes of all objects whose files can be believed. With `doubted_after`, those that rows newer than that one need are
+/// hashed; what is damaged has a size that no row has.
+fn find_objects(
+    root: &Path,
+    rows: &[Record],
+    doubted_after: Option<i64>,
+    recovery: &mut Recovery,
+) -> Result<HashMap<[u8; 32], u64>, FileError> {
+    let used: HashMap<[u8; 32], u64> = rows.iter().map(|r| (r.info.nar_hash, r.object_size)).collect();
+    let settled = files::settle_all(root, &used, doubted_after.is_some())?;
+    recovery.temporary_files += settled.unneeded;
+    recovery.checked_objects += settled.whole.len() + settled.damaged;
+    recovery.damaged_objects += settled.damaged;
+    let mut sizes = files::object_sizes(root)?;
+    let Some(through) = doubted_after else { return Ok(sizes) };
+    let newer = rows.iter().filter(|r| r.id > through).map(|r| r.info.nar_hash);
+    for hash in newer.collect::<HashSet<_>>().difference(&settled.whole) {
+        if !sizes.contains_key(hash) {
+            continue;
+        }
+        recovery.checked_objects += 1;
+        if !files::object_is_whole(root, hash)? {
+            recovery.damaged_objects += 1;
+            // Not valid from here on; its file goes with those that no row names.
+            sizes.insert(*hash, u64::MAX);
+        }
+    }
+    Ok(sizes)
 }
 
-/// Which object a file says that it is, and its size.
-fn read(place: &Path) -> Result<Option<([u8; 32], u64)>, FileError> {
-    let failed = |e: io::Error| FileError::new("read", place, e);
-    let file = File::open(place).map_err(failed)?;
-    let size = file.metadata().map_err(failed)?.len();
-    match Object::open(Arc::new(file)) {
-        Ok(object) => Ok(Some((*object.nar_hash(), size))),
-        Err(ObjectError::Damaged(_)) => Ok(None),
-        // A short file is not an error of the disk.
-        Err(ObjectError::Io(e)) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-        Err(ObjectError::Io(e)) => Err(failed(e)),
+fn drop_lost(database: &mut Sqlite, lost: &[Record], recovery: &mut Recovery) -> Result<(), DatabaseError> {
+    if lost.is_empty() {
+        return Ok(());
     }
+    tracing::error!(
+        paths = lost.len(),
+        "objects are missing, cut off or damaged; their paths are no longer valid"
+    );
+    let ids: Vec<i64> = lost.iter().map(|r| r.id).collect();
+    recovery.lost_paths = lost.len();
+    database.delete(&ids)
 }
 
-/// Whether the file is an object whose NAR has this hash. What cannot be read is not.
-fn is_whole(place: &Path, nar_hash: &[u8; 32]) -> Result<bool, FileError> {
-    let file = File::open(place).map_err(|e| FileError::new("read", place, e))?;
-    let Ok(object) = Object::open(Arc::new(file)) else { return Ok(false) };
-    if object.nar_hash() != nar_hash {
-        return Ok(false);
+/// The maps in memory. What names something that is not there is dropped from the database, too.
+fn fill(
+    rows: Vec<Record>,
+    rest: Vec<Change>,
+    database: &mut Sqlite,
+    recovery: &mut Recovery,
+) -> Result<Memory, DatabaseError> {
+    let mut memory = Memory::default();
+    for Record { info, provenance, proven, object_size, origins, .. } in rows {
+        let info = Arc::new(info);
+        memory.apply(Change::AddPath { info, provenance, proven, object_size, origins });
     }
-    let mut hash = Sha256::new();
-    let read = io::copy(&mut object.into_nar(), &mut hash);
-    Ok(read.is_ok() && <[u8; 32]>::from(hash.finalize()) == *nar_hash)
+    let mut stale = Vec::new();
+    for change in rest {
+        match undo_if_stale(&memory, &change) {
+            Some(undo) => stale.push(undo),
+            None => memory.apply(change),
+        }
+    }
+    if !stale.is_empty() {
+        database.write(&mut stale.iter())?;
+        recovery.stale_results = stale.iter().filter(|c| matches!(c, Change::DropResult { .. })).count();
+        recovery.lost_records = stale.len() - recovery.stale_results;
+    }
+    Ok(memory)
 }
 
 /// How to remove from the disk what names something that is not there.
-fn undo_if_stale(index: &Index, change: &Change) -> Option<Change> {
+fn undo_if_stale(index: &Memory, change: &Change) -> Option<Change> {
     match change {
         Change::PutResult { key, record } => record
             .objects()
             .any(|object| index.paths_with(object) == 0)
             .then_some(Change::DropResult { key: *key }),
-        Change::PutRoot { member, name, path } => index
-            .seen_by(member, &[])
-            .info(path)
-            .is_none()
+        Change::PutRoot { member, name, path } => (!index.has(member, path))
             .then(|| Change::DropRoot { member: member.clone(), name: name.clone() }),
-        Change::AddRealisation { id, provenance: Provenance::Claimed(member), realisation } => index
-            .seen_by(member, &[])
-            .info(&realisation.path)
-            .is_none()
-            .then(|| Change::DropRealisation { id: id.clone(), member: Some(member.clone()) }),
+        Change::AddRealisation { id, provenance: Provenance::Claimed(member), realisation } => (!index
+            .has(member, &realisation.path))
+        .then(|| Change::DropRealisation { id: id.clone(), member: Some(member.clone()) }),
         Change::AddRealisation { id, provenance: Provenance::Verified, realisation } => (!index
             .is_verified(&realisation.path))
         .then(|| Change::DropRealisation { id: id.clone(), member: None }),
@@ -307,23 +229,6 @@ fn undo_if_stale(index: &Index, change: &Change) -> Option<Change> {
             .then(|| Change::DropAnnotation { member: member.clone(), path: path.clone() }),
         _ => None,
     }
-}
-
-/// Sizes of all objects on disk. Files that we did not name are left alone.
-fn object_sizes(dir: &Path) -> Result<HashMap<[u8; 32], u64>, FileError> {
-    let failed = |e| FileError::new("list", dir, e);
-    let mut sizes = HashMap::new();
-    for entry in fs::read_dir(dir).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let hash = entry.file_name().to_str().and_then(|n| nixbase32::decode(n.as_bytes()).ok());
-        match hash.and_then(|h| <[u8; 32]>::try_from(h).ok()) {
-            Some(hash) => {
-                sizes.insert(hash, entry.metadata().map_err(failed)?.len());
-            }
-            None => tracing::warn!(file = %entry.path().display(), "not an object, left alone"),
-        }
-    }
-    Ok(sizes)
 }
 
 /// Separates the rows that can be kept: their object is there, whole, and so are all their references.

@@ -7,11 +7,13 @@ use nix_derivation::{
     CAHash, ContentAddressMethod, HashAlgorithm, NixHash, StorePath, nixbase32, store_path::build_ca_path,
 };
 
+use super::staged::Staged;
+use super::{limits, provenance};
+use crate::config::StoreConfig;
 use crate::error::ImportError;
-use crate::objects::ingest::{Ingested, Staged};
-use crate::types::{Member, PathInfo, Provenance, StoreConfig};
-use crate::views::annotation::Annotation;
-use crate::views::register;
+use crate::index::rows::Annotation;
+use crate::objects::ingest::Ingested;
+use crate::types::{Member, PathInfo, Provenance};
 
 /// Checks what a client announced about `ingested`.
 pub(crate) fn stage(
@@ -37,7 +39,7 @@ pub(crate) fn stage(
     // "Built here" is ours to say.
     info.ultimate = false;
     info.ca = info.ca.filter(|ca| !ca.is_empty());
-    register::check_signatures(&info.path, &info.signatures)?;
+    limits::check_signatures(&info.path, &info.signatures)?;
     let (address, sure) = match info.ca.as_deref() {
         Some(ca) => {
             let (address, sure) = check_address(&ingested, &info, ca)?;
@@ -45,18 +47,18 @@ pub(crate) fn stage(
         }
         None => (None, false),
     };
-    let good = register::trusted_signatures(config, &info);
+    let good = provenance::trusted_signatures(config, &info);
     let proven = sure || !good.is_empty();
     let said = Annotation::of(&info);
     let provenance = if proven {
         info.ca = address.map(|ca| ca.to_nix_string());
         // Everybody will see this info; only what was checked may stay in it.
-        register::only_checked(&mut info, good);
+        provenance::only_checked(&mut info, good);
         Provenance::Verified
     } else {
         Provenance::Claimed(member.clone())
     };
-    register::check(member, &ingested, &info, &provenance)?;
+    limits::check(member, &ingested, &info, &provenance)?;
     Ok(Staged { ingested, info, provenance, proven, said })
 }
 

@@ -4,29 +4,20 @@
 //! the signer. An annotation is about contents, not about a name, so it never describes another object than the one it was made
 //! for. It keeps nothing alive. Not here: the deriver and the signatures that a claim came with; those are part of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use nix_derivation::StorePath;
 
+use super::limits::MAX_SIGNATURES;
+use super::seen::Seen;
 use crate::index::change::Change;
-use crate::index::memory::Seen;
+use crate::index::rows::{Annotation, Annotations};
 use crate::types::{Member, PathInfo};
-use crate::views::register::MAX_SIGNATURES;
 
 /// Memory for one member's annotations; beyond it the oldest go. Room for a closure of 80,000 paths with a deriver and a
 /// signature each, several times what a large system has.
 const MAX_BYTES: usize = 32 << 20;
-/// What one takes beside its texts: three copies of a path, and the maps.
-const OVERHEAD: usize = 320;
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Annotation {
-    /// The contents it is about.
-    pub(crate) nar_hash: [u8; 32],
-    pub(crate) deriver: Option<StorePath>,
-    pub(crate) signatures: Vec<String>,
-}
 
 impl Annotation {
     /// All that `info` says and nobody has proven.
@@ -42,10 +33,6 @@ impl Annotation {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.deriver.is_none() && self.signatures.is_empty()
-    }
-
-    fn weight(&self) -> usize {
-        OVERHEAD + self.signatures.iter().map(|s| s.len() + size_of::<String>()).sum::<usize>()
     }
 
     /// What this adds to `info`, on top of what `before` does. The latest deriver counts.
@@ -79,48 +66,14 @@ impl Annotation {
     }
 }
 
-/// Those of one member, and how old each is.
-#[derive(Default)]
-pub(crate) struct Annotations {
-    by_path: HashMap<StorePath, (u64, Arc<Annotation>)>,
-    by_age: BTreeMap<u64, StorePath>,
-    bytes: usize,
-}
-
-impl Annotations {
-    pub(crate) fn of(&self, path: &StorePath) -> Option<&Arc<Annotation>> {
-        self.by_path.get(path).map(|(_, annotation)| annotation)
-    }
-
-    pub(crate) fn paths(&self) -> impl Iterator<Item = &StorePath> {
-        self.by_age.values()
-    }
-
-    /// In place of what was there; the newest now.
-    pub(crate) fn put(&mut self, path: StorePath, annotation: Arc<Annotation>) {
-        self.remove(&path);
-        let age = self.by_age.last_key_value().map_or(0, |(last, _)| last + 1);
-        self.bytes += annotation.weight();
-        self.by_age.insert(age, path.clone());
-        self.by_path.insert(path, (age, annotation));
-    }
-
-    pub(crate) fn remove(&mut self, path: &StorePath) {
-        if let Some((age, annotation)) = self.by_path.remove(path) {
-            self.by_age.remove(&age);
-            self.bytes -= annotation.weight();
-        }
-    }
-
-    /// The oldest ones that have to go for `more` bytes.
-    fn too_many(&self, more: usize) -> impl Iterator<Item = &StorePath> {
-        let mut left = self.bytes + more;
-        self.by_age.values().take_while(move |path| {
-            let over = left > MAX_BYTES;
-            left -= self.by_path.get(*path).map_or(0, |(_, annotation)| annotation.weight());
-            over
-        })
-    }
+/// The oldest of `all` that have to go for `more` bytes.
+fn too_many(all: &Annotations, more: usize) -> impl Iterator<Item = &StorePath> {
+    let mut left = all.bytes() + more;
+    all.paths().take_while(move |path| {
+        let over = left > MAX_BYTES;
+        left -= all.of(path).map_or(0, |annotation| annotation.weight());
+        over
+    })
 }
 
 /// What one change of the store brings, for each path once.
@@ -166,7 +119,7 @@ impl Notes {
             }
         }
         // Before the new ones, some of which may take the place of old ones.
-        let old = seen.annotations().into_iter().flat_map(|all| all.too_many(more));
+        let old = seen.annotations().into_iter().flat_map(|all| too_many(all, more));
         let drops = old.map(|path| Change::DropAnnotation { member: member.clone(), path: path.clone() });
         drops.chain(changes).collect()
     }
@@ -194,11 +147,11 @@ mod tests {
             all.put(path(n), signed(quarter));
         }
         all.put(path(0), signed(quarter));
-        assert!(all.too_many(0).next().is_none());
-        assert_eq!(all.too_many(quarter * 2).collect::<Vec<_>>(), [&path(1), &path(2)]);
+        assert!(too_many(&all, 0).next().is_none());
+        assert_eq!(too_many(&all, quarter * 2).collect::<Vec<_>>(), [&path(1), &path(2)]);
         for n in 0..3 {
             all.remove(&path(n));
         }
-        assert_eq!((all.bytes, all.by_age.len()), (0, 0));
+        assert_eq!((all.bytes(), all.paths().count()), (0, 0));
     }
 }

@@ -15,11 +15,11 @@ use nix_derivation::StorePath;
 use crate::error::{ComposeError, FileError, MissingPath, NarError, TreeError};
 use crate::format::object::{ComposeFailure, Composer};
 use crate::index::holds::Hold;
+use crate::objects::ObjectFailure;
 use crate::objects::contents::Contents;
-use crate::objects::removal::Pinned;
-use crate::objects::trees;
-use crate::store::{Inner, ObjectFailure};
 use crate::types::{Member, PathInfo, Provenance};
+use crate::upkeep::base::Base;
+use crate::upkeep::work::Pinned;
 
 /// One EROFS image as pieces of files: concatenated they are the image. Offsets and lengths are multiples of 4096.
 #[derive(Debug, Clone)]
@@ -34,7 +34,7 @@ pub struct Composed {
 /// Paths as a view had them at one moment. While this lives the member's own ones are not collected, and the contents
 /// of all stay readable, whatever their owners delete.
 pub struct Closure {
-    store: Arc<Inner>,
+    base: Arc<Base>,
     paths: BTreeMap<StorePath, (Arc<PathInfo>, Provenance)>,
     _pinned: Pinned,
     _held: Hold,
@@ -42,15 +42,15 @@ pub struct Closure {
 
 impl Closure {
     pub(crate) fn new(
-        store: &Arc<Inner>,
+        base: &Arc<Base>,
         member: &Member,
         paths: BTreeMap<StorePath, (Arc<PathInfo>, Provenance)>,
     ) -> Self {
-        let pinned = Pinned::new(store, paths.values().map(|(info, _)| info.nar_hash).collect());
+        let pinned = Pinned::new(&base.upkeep, paths.values().map(|(info, _)| info.nar_hash).collect());
         // Verified paths need no hold: they are not collected.
         let claims = paths.iter().filter(|(_, (_, provenance))| *provenance != Provenance::Verified);
-        let held = Hold::new(store, member, claims.map(|(path, _)| path.clone()).collect());
-        Self { store: Arc::clone(store), paths, _pinned: pinned, _held: held }
+        let held = Hold::new(base.index.holds(), member, claims.map(|(path, _)| path.clone()).collect());
+        Self { base: Arc::clone(base), paths, _pinned: pinned, _held: held }
     }
 
     /// Its paths, in order.
@@ -101,7 +101,7 @@ impl Closure {
         let damaged = |i: usize, why| ComposeError::Damaged { path: infos[i].path.clone(), why };
         let mut composer = Composer::new();
         for (i, info) in infos.iter().enumerate() {
-            let object = self.store.object(&info.nar_hash).map_err(|e| match e {
+            let object = self.base.objects.open(&info.nar_hash).map_err(|e| match e {
                 ObjectFailure::File(e) => ComposeError::File(e),
                 ObjectFailure::Damaged(why) => damaged(i, why),
             })?;
@@ -124,13 +124,13 @@ impl Closure {
     /// The bytes of one of its paths that is a single file, at most `max`.
     pub fn read_file(&self, path: &StorePath, max: u64) -> Result<Vec<u8>, NarError> {
         let info = self.info(path).ok_or_else(|| MissingPath(path.clone()))?;
-        Contents::of(&self.store, info)?.read_file(max)
+        Contents::of(&*self.base.objects, info)?.read_file(max)
     }
 
     /// An unpacked, read-only copy of one of its paths, made once and kept.
     pub fn tree(&self, path: &StorePath) -> Result<PathBuf, TreeError> {
         let (info, provenance) = self.paths.get(path).ok_or_else(|| MissingPath(path.clone()))?;
-        trees::tree(&self.store, info, provenance)
+        self.base.trees.unpacked(&*self.base.objects, info, provenance)
     }
 }
 

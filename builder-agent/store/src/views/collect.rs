@@ -1,23 +1,24 @@
 //! Deleting what a member does not need any more: their own claims, and nothing else.
 //!
 //! Verified paths stay, since anybody may have built on them. Another member's claims stay, since they are not this
-//! member's. Whatever a member builds on is their own (`register::make_own`), so no one else's closure breaks.
-//! Not here: temporary roots (`hold`).
+//! member's. Whatever a member builds on is their own (`copies`), so no one else's closure breaks.
+//! Not here: temporary roots (`index::holds`).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use nix_derivation::StorePath;
 
+use super::annotation::Notes;
+use super::seen::{Seen, Viewer, Whose};
 use crate::error::{CollectError, MissingPath};
 use crate::index::change::Change;
 use crate::index::commit::{About, Plan, commit_repeatable};
-use crate::index::memory::{Index, Seen, Whose};
-use crate::objects::{removal, trees};
-use crate::store::Inner;
+use crate::index::memory::Memory;
+use crate::index::rows::Annotation;
+use crate::objects::trees::Tree;
 use crate::types::{Member, PathInfo, Provenance};
-use crate::views::annotation::{Annotation, Notes};
-use crate::views::register::Viewer;
+use crate::upkeep::base::Base;
 
 /// What to do (Nix: `GCOptions::GCAction` in `src/libstore/include/nix/store/gc-store.hh`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,16 +59,12 @@ pub struct Collected {
     pub bytes_freed: u64,
 }
 
-pub(crate) fn collect(
-    store: &Arc<Inner>,
-    viewer: &Viewer,
-    wish: &Collect,
-) -> Result<Collected, CollectError> {
+pub(crate) fn collect(base: &Arc<Base>, viewer: &Viewer, wish: &Collect) -> Result<Collected, CollectError> {
     match wish.action {
         CollectAction::ReturnLive | CollectAction::ReturnDead => {
-            let index = store.index();
+            let index = base.index.read();
             let seen = viewer.sees(&index);
-            let live = live(&seen, &store.holds.of(&viewer.member));
+            let live = live(&seen, &base.index.holds().of(&viewer.member));
             let wanted = wish.action == CollectAction::ReturnLive;
             let visible = |info: &&Arc<PathInfo>| !seen.is_verified(&info.path);
             let own = seen.own_claims().filter(visible).map(|info| &info.path);
@@ -76,12 +73,12 @@ pub(crate) fn collect(
             Ok(Collected { paths, bytes_freed: 0 })
         }
         CollectAction::DeleteDead | CollectAction::DeleteSpecific => {
-            let (wish, planner, inner) = (wish.clone(), viewer.clone(), Arc::clone(store));
+            let (wish, planner, holds) = (wish.clone(), viewer.clone(), Arc::clone(base.index.holds()));
             let about = About { everything: true, ..About::default() };
             // The planner runs in whichever thread leads the commit; a refusal is a value that changes nothing.
-            let outcome = commit_repeatable(store, about, move |index| {
+            let outcome = commit_repeatable(&base.index, about, move |index| {
                 // Now, not before the queue: what is held meanwhile is held.
-                let holds = inner.holds.of(&planner.member);
+                let holds = holds.of(&planner.member);
                 Ok(match plan(index, &planner, &wish, &holds) {
                     Ok((changes, collected, gone)) => {
                         let drops_of = Some(planner.member.clone());
@@ -92,8 +89,8 @@ pub(crate) fn collect(
             })?;
             let (collected, gone) = outcome?;
             let provenance = Provenance::Claimed(viewer.member.clone());
-            let trees = |hash| [trees::place(store, &hash, &provenance)].into();
-            removal::remove(store, gone.into_iter().map(|hash| (hash, trees(hash))));
+            let trees = |hash| [Tree::of(hash, &provenance)].into();
+            base.upkeep.look_at(gone.into_iter().map(|hash| (hash, trees(hash))));
             Ok(collected)
         }
     }
@@ -116,7 +113,7 @@ fn live(seen: &Seen<'_>, holds: &BTreeSet<StorePath>) -> HashSet<StorePath> {
 type Planned = (Vec<Change>, Collected, HashSet<[u8; 32]>);
 
 fn plan(
-    index: &Index,
+    index: &Memory,
     viewer: &Viewer,
     wish: &Collect,
     holds: &BTreeSet<StorePath>,
@@ -255,7 +252,7 @@ fn in_order(seen: &Seen<'_>, dead: &HashSet<StorePath>) -> Vec<StorePath> {
     order
 }
 
-/// What named the paths that go. Results that name their objects go with these, later (`removal::removed`): whether they
+/// What named the paths that go. Results that name their objects go with these, later (`upkeep`): whether they
 /// do depends on what others have.
 fn forget(seen: &Seen<'_>, member: &Member, dead: &HashSet<StorePath>) -> Vec<Change> {
     let gone = |path: &StorePath| dead.contains(path) && !seen.is_verified(path);

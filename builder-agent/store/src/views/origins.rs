@@ -13,59 +13,30 @@ use std::sync::Arc;
 use nix_derivation::StorePath;
 
 use crate::index::change::Change;
-use crate::index::memory::Index;
+use crate::index::memory::{Layer, Memory};
+use crate::index::rows::Origins;
 use crate::types::{Member, Provenance};
 
-/// The owners of a claim and of all claims below it. Nothing is stored for the usual case: its layer's member alone.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Origins(Option<Arc<BTreeSet<Member>>>);
-
 impl Origins {
-    fn new(members: BTreeSet<Member>, layer: &Member) -> Self {
-        let own_only = members.len() == 1 && members.contains(layer);
-        Self((!own_only).then(|| Arc::new(members)))
-    }
-
-    /// Whether anybody but the layer's member is among them.
-    pub(crate) fn is_foreign(&self) -> bool {
-        self.0.is_some()
-    }
-
-    /// Of a row in the layer of `layer`, for a row in another one.
+    /// Origins of a row in the layer of `layer`, for its copy in another layer.
     pub(crate) fn seen_from_outside(&self, layer: &Member) -> Self {
-        Self(Some(self.0.clone().unwrap_or_else(|| Arc::new([layer.clone()].into()))))
+        let members = self.stored().cloned();
+        Self::spelled_out(members.unwrap_or_else(|| Arc::new([layer.clone()].into())))
     }
 
     /// Whether `viewer` may see such a row in the layer of one of `others`, who share with them.
     pub(crate) fn are_open_to(&self, viewer: &Member, others: &[Member]) -> bool {
-        let Some(members) = &self.0 else { return true };
+        let Some(members) = self.stored() else { return true };
         members.iter().all(|member| member == viewer || others.contains(member))
-    }
-
-    fn members(&self, layer: &Member) -> BTreeSet<Member> {
-        self.0.as_ref().map_or_else(|| [layer.clone()].into(), |members| (**members).clone())
-    }
-
-    /// As the index on disk has it: one name a line.
-    pub(crate) fn to_text(&self) -> Option<String> {
-        let members = self.0.as_ref()?;
-        Some(members.iter().map(Member::name).collect::<Vec<_>>().join("\n"))
-    }
-
-    /// An empty text is one nameless member, with whom nobody shares: of claims that older boxes wrote nobody knows
-    /// whose they were.
-    pub(crate) fn from_text(text: Option<&str>) -> Self {
-        Self(text.map(|text| Arc::new(text.split('\n').map(Member::new).collect())))
     }
 }
 
 /// Completes the origins of the claims that `changes` add to the layer of `member`: with those of all they refer to.
 /// Each reference is looked at once or, if there is something of others, once for each origin it passes on.
-pub(crate) fn trace(index: &Index, member: &Member, changes: &mut [Change]) {
-    let nobody = [];
-    let seen = index.seen_by(member, &nobody);
+pub(crate) fn trace(index: &Memory, member: &Member, changes: &mut [Change]) {
+    let own = index.claims_of(member);
     let added = |change: &Change| matches!(change, Change::AddPath { origins, .. } if origins.is_foreign());
-    if !seen.has_foreign() && !changes.iter().any(added) {
+    if !own.is_some_and(Layer::has_foreign) && !changes.iter().any(added) {
         return;
     }
     let mut sets: HashMap<StorePath, BTreeSet<Member>> = HashMap::new();
@@ -87,7 +58,7 @@ pub(crate) fn trace(index: &Index, member: &Member, changes: &mut [Change]) {
         for reference in info.references.iter().filter(|r| !index.is_verified(r) && !proven.contains(*r)) {
             if sets.contains_key(reference) {
                 users.entry(reference.clone()).or_default().push(info.path.clone());
-            } else if let Some(entry) = seen.own_claim(reference)
+            } else if let Some(entry) = own.and_then(|own| own.entry(reference))
                 && entry.origins.is_foreign()
                 && let Some(set) = sets.get_mut(&info.path)
             {
@@ -122,14 +93,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_its_own_member_alone_nothing_is_stored_and_all_else_survives_the_disk() {
-        let (a, b) = (Member::new("a"), Member::new("b"));
+    fn all_owners_have_to_share() {
+        let (a, b, c) = (Member::new("a"), Member::new("b"), Member::new("c"));
         let own = Origins::new([a.clone()].into(), &a);
-        assert_eq!((own.to_text(), own.is_foreign()), (None, false));
         assert!(own.are_open_to(&b, &[]));
         let both = Origins::new([a.clone(), b.clone()].into(), &a);
-        assert_eq!(Origins::from_text(both.to_text().as_deref()), both);
-        let c = Member::new("c");
         assert!(
             !both.are_open_to(&c, std::slice::from_ref(&a)) && both.are_open_to(&c, &[b.clone(), a.clone()])
         );

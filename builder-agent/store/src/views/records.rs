@@ -4,17 +4,21 @@ use std::sync::Arc;
 
 use nix_derivation::StorePath;
 
+use super::annotation::Notes;
+use super::copies::make_own;
+use super::seen::{Viewer, Whose};
+use super::{limits, provenance, register};
+use crate::config::StoreConfig;
 use crate::error::{MissingPath, RegisterError};
 use crate::index::change::Change;
 use crate::index::commit::{About, Plan, commit};
-use crate::index::memory::{Index, Whose};
+use crate::index::memory::Memory;
+use crate::index::rows::Annotation;
 use crate::signing;
-use crate::store::Inner;
 use crate::types::realisation::{Realisation, RealisationId};
 use crate::types::result::{BuildRecord, RecordEnd};
-use crate::types::{PathInfo, Provenance, StoreConfig};
-use crate::views::annotation::{Annotation, Notes};
-use crate::views::register::{self, Viewer};
+use crate::types::{PathInfo, Provenance};
+use crate::upkeep::base::Base;
 
 /// Failures that are remembered. Each is a few kilobytes at most, and the oldest is the least likely to be asked for.
 const MAX_FAILURES: usize = 10_000;
@@ -35,7 +39,7 @@ fn changes<T>(changes: Vec<Change>, value: T) -> Result<(Plan, T), RegisterError
     Ok((Plan { changes, ..Plan::default() }, value))
 }
 
-pub(crate) fn record(store: &Inner, key: [u8; 32], mut record: BuildRecord) -> Result<(), RegisterError> {
+pub(crate) fn record(base: &Base, key: [u8; 32], mut record: BuildRecord) -> Result<(), RegisterError> {
     if let RecordEnd::Failed { message, .. } = &mut record.end
         && message.len() > MAX_MESSAGE
     {
@@ -43,7 +47,7 @@ pub(crate) fn record(store: &Inner, key: [u8; 32], mut record: BuildRecord) -> R
         message.truncate(end);
     }
     let record = Arc::new(record);
-    commit(store, About::default(), move |index| {
+    commit(&base.index, About::default(), move |index| {
         if let RecordEnd::Built { outputs, .. } = &record.end
             && let Some(gone) = outputs.values().find(|output| index.paths_with(&output.nar_hash) == 0)
         {
@@ -59,7 +63,7 @@ pub(crate) fn record(store: &Inner, key: [u8; 32], mut record: BuildRecord) -> R
 }
 
 pub(crate) fn add_realisation(
-    store: &Inner,
+    base: &Base,
     viewer: &Viewer,
     id: RealisationId,
     path: StorePath,
@@ -74,14 +78,14 @@ pub(crate) fn add_realisation(
         let (claimed, view) = (claimed.clone(), viewer.member.clone());
         return Err(RegisterError::ForeignMember { claimed, view });
     }
-    let (config, viewer) = (store.config.clone(), viewer.clone());
-    commit(store, about(&[&path]), move |index| {
+    let (config, viewer) = (base.config.clone(), viewer.clone());
+    commit(&base.index, about(&[&path]), move |index| {
         changes(plan_realisation(index, &config, &viewer, id, path, provenance)?, ())
     })
 }
 
 fn plan_realisation(
-    index: &Index,
+    index: &Memory,
     config: &StoreConfig,
     viewer: &Viewer,
     id: RealisationId,
@@ -105,7 +109,7 @@ fn plan_realisation(
                 let (member, limit) = (viewer.member.clone(), MAX_REALISATIONS);
                 return Err(RegisterError::RealisationLimit { member, limit });
             }
-            todo.extend(register::make_own(index, viewer, [&path])?);
+            todo.extend(make_own(index, viewer, [&path])?);
             Vec::new()
         }
     };
@@ -120,7 +124,7 @@ fn sign(config: &StoreConfig, id: &RealisationId, path: &StorePath) -> Vec<Strin
 }
 
 pub(crate) fn add_root(
-    store: &Inner,
+    base: &Base,
     viewer: &Viewer,
     name: String,
     path: StorePath,
@@ -130,11 +134,11 @@ pub(crate) fn add_root(
         return Err(RegisterError::RootLimit { why, limit: MAX_ROOT_NAME });
     }
     let viewer = viewer.clone();
-    commit(store, about(&[&path]), move |index| changes(plan_root(index, &viewer, name, path)?, ()))
+    commit(&base.index, about(&[&path]), move |index| changes(plan_root(index, &viewer, name, path)?, ()))
 }
 
 fn plan_root(
-    index: &Index,
+    index: &Memory,
     viewer: &Viewer,
     name: String,
     path: StorePath,
@@ -149,14 +153,14 @@ fn plan_root(
         return Err(MissingPath(path).into());
     }
     // A root holds what is the member's own.
-    let mut todo = register::make_own(index, viewer, [&path])?;
+    let mut todo = make_own(index, viewer, [&path])?;
     todo.push(Change::PutRoot { member: viewer.member.clone(), name, path });
     Ok(todo)
 }
 
-pub(crate) fn remove_root(store: &Inner, viewer: &Viewer, name: &str) -> Result<bool, RegisterError> {
+pub(crate) fn remove_root(base: &Base, viewer: &Viewer, name: &str) -> Result<bool, RegisterError> {
     let (viewer, name) = (viewer.clone(), name.to_owned());
-    commit(store, About::default(), move |index| {
+    commit(&base.index, About::default(), move |index| {
         if viewer.sees(index).root(&name).is_none() {
             return changes(Vec::new(), false);
         }
@@ -165,21 +169,21 @@ pub(crate) fn remove_root(store: &Inner, viewer: &Viewer, name: &str) -> Result<
 }
 
 pub(crate) fn add_signatures(
-    store: &Inner,
+    base: &Base,
     viewer: &Viewer,
     path: &StorePath,
     signatures: &[String],
 ) -> Result<(), RegisterError> {
-    register::check_signatures(path, signatures)?;
-    let (config, viewer) = (store.config.clone(), viewer.clone());
+    limits::check_signatures(path, signatures)?;
+    let (config, viewer) = (base.config.clone(), viewer.clone());
     let (path, signatures) = (path.clone(), signatures.to_vec());
-    commit(store, about(&[&path]), move |index| {
+    commit(&base.index, about(&[&path]), move |index| {
         changes(with_signatures(index, &config, &viewer, path, signatures)?, ())
     })
 }
 
 fn with_signatures(
-    index: &Index,
+    index: &Memory,
     config: &StoreConfig,
     viewer: &Viewer,
     path: StorePath,
@@ -195,11 +199,11 @@ fn with_signatures(
     let count = known.len() + signatures.iter().filter(new).count();
     let mut notes = Notes::default();
     if whose == Whose::Everybodys {
-        let good = register::trusted_signatures(config, &PathInfo { signatures, ..info.clone() });
+        let good = provenance::trusted_signatures(config, &PathInfo { signatures, ..info.clone() });
         add_new(&mut info.signatures, good);
-        register::check_signatures(&path, &info.signatures)?;
+        limits::check_signatures(&path, &info.signatures)?;
         let info = Arc::new(info);
-        register::check_signature_count(&path, count)?;
+        limits::check_signature_count(&path, count)?;
         notes.add(&info, said);
         let mut todo = Vec::new();
         if info.signatures.len() > before {
@@ -210,39 +214,39 @@ fn with_signatures(
         return Ok(todo);
     }
     add_new(&mut info.signatures, signatures);
-    let good = register::trusted_signatures(config, &info);
+    let good = provenance::trusted_signatures(config, &info);
     let proven = entry.proven || !good.is_empty();
     if proven && info.references.iter().all(|r| *r == path || index.is_verified(r)) {
-        let upgrade = register::upgrade(index, config, info, good);
+        let upgrade = provenance::upgrade(index, config, info, good);
         let Some(Change::AddPath { info, .. }) = &upgrade else {
             return Err(RegisterError::NoObject { path });
         };
         notes.add(info, said);
-        let followers = register::follow(index, config, viewer, vec![Arc::clone(info)], &mut notes);
+        let followers = provenance::follow(index, config, viewer, vec![Arc::clone(info)], &mut notes);
         let noted = notes.changes(&seen, &viewer.member);
         return Ok(upgrade.into_iter().chain(followers).chain(noted).collect());
     }
     if matches!(whose, Whose::Shared(_)) {
         // Another's claim says what its owner says.
-        register::check_signature_count(&path, count)?;
+        limits::check_signature_count(&path, count)?;
         notes.add(&entry.info, said);
         return Ok(notes.changes(&seen, &viewer.member));
     }
-    register::check_signatures(&path, &info.signatures)?;
+    limits::check_signatures(&path, &info.signatures)?;
     let provenance = Provenance::Claimed(viewer.member.clone());
     Ok(vec![Change::SetSignatures { info: Arc::new(info), provenance, proven }])
 }
 
 /// Remembers for the member where these came from, as far as nothing is known.
 pub(crate) fn name_deriver(
-    store: &Inner,
+    base: &Base,
     viewer: &Viewer,
     paths: &[StorePath],
     deriver: &StorePath,
 ) -> Result<(), RegisterError> {
     let mut notes = Notes::default();
     let empty = {
-        let index = store.index();
+        let index = base.index.read();
         let seen = viewer.sees(&index);
         for info in paths.iter().filter_map(|path| Some(seen.described(path)?.0)) {
             if info.deriver.is_none() {
@@ -251,7 +255,7 @@ pub(crate) fn name_deriver(
         }
         notes.paths().next().is_none()
     };
-    if empty { Ok(()) } else { register::note(store, viewer, notes) }
+    if empty { Ok(()) } else { register::note(base, viewer, notes) }
 }
 
 fn add_new(to: &mut Vec<String>, from: Vec<String>) {
@@ -265,11 +269,11 @@ fn add_new(to: &mut Vec<String>, from: Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::rows::Origins;
     use crate::types::Member;
-    use crate::views::origins::Origins;
 
     /// Alice with one claim, as many roots and realisations of it as she may have, and what adds one more of each.
-    fn full() -> (Index, Viewer, StorePath) {
+    fn full() -> (Memory, Viewer, StorePath) {
         let member = Member::new("alice");
         let path = StorePath::from_parts([1; 20], "p").unwrap();
         let info = Arc::new(PathInfo {
@@ -284,7 +288,7 @@ mod tests {
             ca: None,
         });
         let provenance = Provenance::Claimed(member.clone());
-        let mut index = Index::default();
+        let mut index = Memory::default();
         let origins = Origins::default();
         index.apply(Change::AddPath { info, provenance, proven: false, object_size: 8192, origins });
         for i in 0..MAX_ROOTS {

@@ -1,49 +1,47 @@
 //! What one member can do with the store. Every question is answered from that member's layers only.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, Write};
-use std::path::PathBuf;
+use std::io::BufRead;
 use std::sync::Arc;
 
-use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, StorePath};
+use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
 use sha2::{Digest, Sha256};
 
-use crate::error::{
-    CollectError, ComposeError, ImportError, MissingPath, NarError, RegisterError, TreeError,
-};
-use crate::format::nar::NarReader;
+use super::closure::Closure;
+use super::collect::{self, Collect, Collected};
+use super::seen::Viewer;
+use super::staged::Staged;
+use super::{address, copies, limits, records, register};
+use crate::config::StoreConfig;
+use crate::error::{CollectError, ImportError, MissingPath, NarError, RegisterError};
+use crate::format::object::NarReader;
 use crate::index::holds::Hold;
+use crate::index::rows::Annotation;
 use crate::objects::contents::Contents;
-use crate::objects::ingest::{Ingest, Ingested, Staged};
+use crate::objects::ingest::{Ingest, Ingested, Limits};
 use crate::objects::intake::{Intake, IntakeKind};
-use crate::objects::trees;
-use crate::store::Inner;
 use crate::types::realisation::RealisationId;
 use crate::types::{Member, PathInfo, Provenance};
-use crate::views::annotation::Annotation;
-use crate::views::closure::{Closure, Composed};
-use crate::views::collect::{self, Collect, Collected};
-use crate::views::register::Viewer;
-use crate::views::{address, records, register};
+use crate::upkeep::base::Base;
 
 /// The store as one member may see it. Cheap to clone, safe to share between threads, blocking.
 #[derive(Clone)]
 pub struct View {
-    store: Arc<Inner>,
+    base: Arc<Base>,
     viewer: Viewer,
     hold: Option<Arc<Hold>>,
 }
 
 impl View {
-    pub(crate) fn new(store: Arc<Inner>, viewer: Viewer, hold: Option<Arc<Hold>>) -> Self {
-        Self { store, viewer, hold }
+    pub(crate) fn new(base: Arc<Base>, viewer: Viewer, hold: Option<Arc<Hold>>) -> Self {
+        Self { base, viewer, hold }
     }
 
     /// The same view with temporary roots, as Nix's daemon keeps for each connection: what is registered through it
     /// or its clones, and what [`View::hold`] names, is not collected while one of them lives.
     #[must_use]
     pub fn holding(self) -> Self {
-        let hold = Hold::new(&self.store, &self.viewer.member, BTreeSet::new());
+        let hold = Hold::new(self.base.index.holds(), &self.viewer.member, BTreeSet::new());
         Self { hold: Some(Arc::new(hold)), ..self }
     }
 
@@ -57,7 +55,7 @@ impl View {
     /// beyond it none of `paths` is held.
     pub fn hold<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> Result<(), RegisterError> {
         let Some(hold) = &self.hold else { return Ok(()) };
-        let index = self.store.index();
+        let index = self.base.index.read();
         // Verified paths are not collected.
         hold.add(paths.into_iter().filter(|path| !index.is_verified(path)))
     }
@@ -68,22 +66,16 @@ impl View {
         &self.viewer.member
     }
 
-    /// Whose claims are seen here too.
-    #[must_use]
-    pub fn others(&self) -> &[Member] {
-        &self.viewer.others
-    }
-
     /// Info of a valid path, with the deriver and the signatures that this member knows of.
     #[must_use]
     pub fn info(&self, path: &StorePath) -> Option<Arc<PathInfo>> {
-        self.viewer.sees(&self.store.index()).described(path).map(|(info, _)| info)
+        self.viewer.sees(&self.base.index.read()).described(path).map(|(info, _)| info)
     }
 
     /// Info of a valid path and why we believe it.
     #[must_use]
     pub fn info_with_provenance(&self, path: &StorePath) -> Option<(Arc<PathInfo>, Provenance)> {
-        let index = self.store.index();
+        let index = self.base.index.read();
         let (info, whose) = self.viewer.sees(&index).described(path)?;
         Some((info, whose.provenance()))
     }
@@ -91,21 +83,21 @@ impl View {
     /// Whether `path` is valid here.
     #[must_use]
     pub fn is_valid(&self, path: &StorePath) -> bool {
-        self.viewer.sees(&self.store.index()).info(path).is_some()
+        self.viewer.sees(&self.base.index.read()).info(path).is_some()
     }
 
     /// Whether all of `paths` are valid and Verified. For the inputs of a build ask their [`Closure`] instead: this
     /// answer may be about other contents than those that were read before.
     #[must_use]
     pub fn all_verified(&self, paths: &BTreeSet<StorePath>) -> bool {
-        let index = self.store.index();
+        let index = self.base.index.read();
         paths.iter().all(|path| index.is_verified(path))
     }
 
     /// The valid ones of `paths`, in the same order.
     #[must_use]
     pub fn query_valid(&self, paths: &[StorePath]) -> Vec<StorePath> {
-        let index = self.store.index();
+        let index = self.base.index.read();
         let seen = self.viewer.sees(&index);
         paths.iter().filter(|p| seen.info(p).is_some()).cloned().collect()
     }
@@ -113,26 +105,26 @@ impl View {
     /// The valid path whose digest is `hash_part`; the first by name if there are several.
     #[must_use]
     pub fn by_hash_part(&self, hash_part: &[u8; 20]) -> Option<StorePath> {
-        self.viewer.sees(&self.store.index()).by_digest(hash_part)
+        self.viewer.sees(&self.base.index.read()).by_digest(hash_part)
     }
 
     /// Valid paths that refer to `path`.
     #[must_use]
     pub fn referrers(&self, path: &StorePath) -> BTreeSet<StorePath> {
-        self.viewer.sees(&self.store.index()).referrers(path)
+        self.viewer.sees(&self.base.index.read()).referrers(path)
     }
 
     /// Every valid path.
     #[must_use]
     pub fn all_valid(&self) -> BTreeSet<StorePath> {
-        self.viewer.sees(&self.store.index()).all()
+        self.viewer.sees(&self.base.index.read()).all()
     }
 
     /// The derivation that `path` says it came from, if that is valid. (Nix also finds other derivations with the
     /// same output; we keep no map of outputs.)
     #[must_use]
     pub fn valid_derivers(&self, path: &StorePath) -> BTreeSet<StorePath> {
-        let index = self.store.index();
+        let index = self.base.index.read();
         let seen = self.viewer.sees(&index);
         let deriver = seen.described(path).and_then(|(info, _)| info.deriver.clone());
         deriver.filter(|d| seen.info(d).is_some()).into_iter().collect()
@@ -140,7 +132,7 @@ impl View {
 
     /// `paths` and all they refer to, however indirectly.
     pub fn closure(&self, paths: &[StorePath]) -> Result<BTreeSet<StorePath>, MissingPath> {
-        let index = self.store.index();
+        let index = self.base.index.read();
         Ok(self.viewer.sees(&index).closure(paths)?.into_keys().collect())
     }
 
@@ -150,10 +142,10 @@ impl View {
         paths: impl IntoIterator<Item = &'a StorePath>,
     ) -> Result<Closure, MissingPath> {
         let paths: Vec<StorePath> = paths.into_iter().cloned().collect();
-        let index = self.store.index();
+        let index = self.base.index.read();
         let closure = self.viewer.sees(&index).closure(&paths)?;
         let infos = closure.into_iter().map(|(path, (info, whose))| (path, (info, whose.provenance())));
-        Ok(Closure::new(&self.store, &self.viewer.member, infos.collect()))
+        Ok(Closure::new(&self.base, &self.viewer.member, infos.collect()))
     }
 
     /// [`View::snapshot`] for a build. What others share becomes the member's own first, so that the result can refer to
@@ -174,13 +166,18 @@ impl View {
             return Ok(inputs);
         }
         // The snapshot holds their names while the rows are copied.
-        register::own(&self.store, &self.viewer, theirs)?;
+        copies::own(&self.base, &self.viewer, theirs)?;
         Ok(self.snapshot(paths)?)
+    }
+
+    fn limits(&self) -> Limits {
+        let StoreConfig { max_nar_bytes, max_entries, .. } = self.base.config;
+        Limits { max_nar_bytes, max_entries }
     }
 
     /// Starts taking in a NAR; `scan_for` are the paths whose hash parts are looked for in it.
     pub fn ingest(&self, scan_for: &[StorePath]) -> Result<Ingest, ImportError> {
-        Ok(Ingest::new(&self.store, scan_for)?)
+        Ok(Ingest::new(&*self.base.objects, self.limits(), scan_for)?)
     }
 
     /// Makes `ingested` visible as `info.path`. Durable when it returns.
@@ -204,7 +201,7 @@ impl View {
     pub fn register_many(&self, batch: Vec<Staged>) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
         // Before it is visible, so that no collection comes in between.
         self.hold(batch.iter().map(|staged| &staged.info.path))?;
-        register::register(&self.store, &self.viewer, batch)
+        register::register(&self.base, &self.viewer, batch)
     }
 
     /// An [`Ingested`] with its info, for [`View::register_many`].
@@ -214,7 +211,7 @@ impl View {
         info: PathInfo,
         provenance: Provenance,
     ) -> Result<Staged, RegisterError> {
-        register::check(&self.viewer.member, &ingested, &info, &provenance)?;
+        limits::check(&self.viewer.member, &ingested, &info, &provenance)?;
         let said = match provenance {
             // Only what was checked is in it.
             Provenance::Verified => Annotation::deriver(info.nar_hash, None),
@@ -229,17 +226,17 @@ impl View {
     pub fn stage(&self, info: PathInfo, nar: &mut dyn BufRead) -> Result<Staged, ImportError> {
         let mut ingest = self.ingest(&[])?;
         ingest.read_all(&info.path.to_string(), nar)?;
-        address::stage(&self.store.config, &self.viewer.member, ingest.finish()?, info)
+        address::stage(&self.base.config, &self.viewer.member, ingest.finish()?, info)
     }
 
     /// Starts taking in an upload whose bytes come piece by piece. `name` is for messages.
     pub fn intake(&self, kind: IntakeKind, name: &str) -> Result<Intake, ImportError> {
-        Intake::new(&self.store, kind, name)
+        Intake::new(&*self.base.objects, self.limits(), kind, name)
     }
 
     /// Checks what [`Intake::finish`] gave against `info` as a client announced it; for [`View::register_many`].
     pub fn stage_ingested(&self, ingested: Ingested, info: PathInfo) -> Result<Staged, ImportError> {
-        address::stage(&self.store.config, &self.viewer.member, ingested, info)
+        address::stage(&self.base.config, &self.viewer.member, ingested, info)
     }
 
     /// The same for contents whose path they and `references` give. May read them again, for other hashes than SHA-256.
@@ -294,7 +291,7 @@ impl View {
 
     fn contents(&self, path: &StorePath) -> Result<Contents, NarError> {
         let info = self.info(path).ok_or_else(|| MissingPath(path.clone()))?;
-        Contents::of(&self.store, &info)
+        Contents::of(&*self.base.objects, &info)
     }
 
     /// The NAR of a valid path.
@@ -302,67 +299,20 @@ impl View {
         Ok(NarReader::new(self.contents(path)?.object))
     }
 
-    /// Writes the NAR of a valid path; returns its length.
-    pub fn write_nar(&self, path: &StorePath, to: &mut dyn Write) -> Result<u64, NarError> {
-        let mut consumer = Ok(());
-        let size = self.contents(path)?.read_nar(|piece| {
-            if consumer.is_ok() {
-                consumer = to.write_all(piece);
-            }
-            consumer.is_ok()
-        })?;
-        consumer.map_err(|source| NarError::Consumer { path: path.clone(), source })?;
-        Ok(size)
-    }
-
     /// Contents of a valid path that is a single regular file of at most `max` bytes.
     pub fn read_file(&self, path: &StorePath, max: u64) -> Result<Vec<u8>, NarError> {
         self.contents(path)?.read_file(max)
-    }
-
-    /// Hash of the contents by `method`, as a fixed-output derivation states it.
-    pub fn ca_hash(
-        &self,
-        path: &StorePath,
-        method: ContentAddressMethod,
-        algorithm: HashAlgorithm,
-    ) -> Result<NixHash, NarError> {
-        self.contents(path)?.hash(method, algorithm, None)
     }
 
     /// Reads the whole object and compares its NAR hash with the registered one.
     pub fn verify(&self, path: &StorePath) -> Result<(), NarError> {
         let contents = self.contents(path)?;
         let mut hash = Sha256::new();
-        contents.read_nar(|piece| {
-            hash.update(piece);
-            true
-        })?;
+        contents.read_nar(|piece| hash.update(piece))?;
         if <[u8; 32]>::from(hash.finalize()) == *contents.object.nar_hash() {
             return Ok(());
         }
         Err(NarError::Damaged { path: path.to_string(), why: "its NAR has another hash".to_owned() })
-    }
-
-    /// An EROFS image whose root directory lists exactly the basenames of `paths`, see [`Closure::compose`].
-    pub fn compose(&self, paths: &BTreeSet<StorePath>) -> Result<Composed, ComposeError> {
-        let chosen = {
-            let index = self.store.index();
-            let seen = self.viewer.sees(&index);
-            let one = |p: &StorePath| {
-                let (entry, whose) = seen.entry(p).ok_or_else(|| MissingPath(p.clone()))?;
-                Ok((p.clone(), (Arc::clone(&entry.info), whose.provenance())))
-            };
-            let chosen = paths.iter().map(one).collect::<Result<_, MissingPath>>()?;
-            Closure::new(&self.store, &self.viewer.member, chosen)
-        };
-        chosen.compose()
-    }
-
-    /// An unpacked, read-only copy of a valid path, made once and kept.
-    pub fn tree(&self, path: &StorePath) -> Result<PathBuf, TreeError> {
-        let (info, provenance) = self.info_with_provenance(path).ok_or_else(|| MissingPath(path.clone()))?;
-        trees::tree(&self.store, &info, &provenance)
     }
 
     /// Registers paths whose contents the store has already, by NAR hash, all or none. For the box's own use, with
@@ -374,27 +324,27 @@ impl View {
         deriver: Option<&StorePath>,
     ) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
         self.hold(batch.iter().map(|(info, _)| &info.path))?;
-        register::adopt(&self.store, &self.viewer, batch, deriver)
+        register::adopt(&self.base, &self.viewer, batch, deriver)
     }
 
     /// This member knows those of `paths` as made by `deriver` that are valid and of which no deriver is known. Writes
     /// nothing if there are none.
     pub fn name_deriver(&self, paths: &[StorePath], deriver: &StorePath) -> Result<(), RegisterError> {
-        records::name_deriver(&self.store, &self.viewer, paths, deriver)
+        records::name_deriver(&self.base, &self.viewer, paths, deriver)
     }
 
     /// Adds signatures to a valid path. A right one of a trusted key makes a claim Verified if its references are, and
     /// is shown to everybody who sees the path; of a path that is not this member's claim, others are shown to this
     /// member alone.
     pub fn add_signatures(&self, path: &StorePath, signatures: &[String]) -> Result<(), RegisterError> {
-        records::add_signatures(&self.store, &self.viewer, path, signatures)
+        records::add_signatures(&self.base, &self.viewer, path, signatures)
     }
 
     /// The path that an output of a content-addressed derivation turned out to be, why we believe it, and the
     /// signatures of that (`name:base64`).
     #[must_use]
     pub fn realisation(&self, id: &RealisationId) -> Option<(StorePath, Provenance, Vec<String>)> {
-        let index = self.store.index();
+        let index = self.base.index.read();
         let (realisation, whose) = self.viewer.sees(&index).realisation(id)?;
         Some((realisation.path.clone(), whose.provenance(), realisation.signatures.clone()))
     }
@@ -407,30 +357,30 @@ impl View {
         path: StorePath,
         provenance: Provenance,
     ) -> Result<(), RegisterError> {
-        records::add_realisation(&self.store, &self.viewer, id, path, provenance)
+        records::add_realisation(&self.base, &self.viewer, id, path, provenance)
     }
 
     /// Keeps `path` and all it refers to from being collected, under a name of the member's choice. A root of that name
     /// is replaced.
     pub fn add_root(&self, name: &str, path: &StorePath) -> Result<(), RegisterError> {
-        records::add_root(&self.store, &self.viewer, name.to_owned(), path.clone())
+        records::add_root(&self.base, &self.viewer, name.to_owned(), path.clone())
     }
 
     /// The member's roots, by name.
     #[must_use]
     pub fn roots(&self) -> BTreeMap<String, StorePath> {
-        let index = self.store.index();
+        let index = self.base.index.read();
         self.viewer.sees(&index).roots().clone()
     }
 
     /// Removes a root; false if there is none of that name.
     pub fn remove_root(&self, name: &str) -> Result<bool, RegisterError> {
-        records::remove_root(&self.store, &self.viewer, name)
+        records::remove_root(&self.base, &self.viewer, name)
     }
 
     /// Finds or deletes those of the member's own claims that nothing needs: neither their roots, nor what
     /// their views hold, nor a [`Closure`] taken in one of them.
     pub fn collect(&self, wish: &Collect) -> Result<Collected, CollectError> {
-        collect::collect(&self.store, &self.viewer, wish)
+        collect::collect(&self.base, &self.viewer, wish)
     }
 }

@@ -1,10 +1,16 @@
-//! What one member can see and do.
+//! What one member can see and do. Everything that decides about provenance, sharing and limits is here, on top of objects
+//! and their index.
 
-pub(crate) mod address;
-pub(crate) mod annotation;
+mod address;
+mod annotation;
 pub(crate) mod closure;
 pub(crate) mod collect;
-pub(crate) mod origins;
+mod copies;
+mod limits;
+mod origins;
+mod provenance;
 pub(crate) mod records;
-pub(crate) mod register;
+mod register;
+pub(crate) mod seen;
+pub(crate) mod staged;
 pub(crate) mod view;

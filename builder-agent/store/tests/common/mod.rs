@@ -2,13 +2,14 @@
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use nix_archive::nar::Encoder;
 use nix_derivation::{StorePath, nixbase32};
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
-use store::{Member, PathInfo, Store, StoreConfig};
+use store::{Member, PathInfo, Store, StoreConfig, View};
 
 #[derive(Debug, Clone)]
 pub enum Tree {
@@ -136,6 +137,18 @@ pub fn info(path: &StorePath, nar: &[u8], references: &[&StorePath]) -> PathInfo
         signatures: Vec::new(),
         ca: None,
     }
+}
+
+/// The NAR of a valid path.
+pub fn nar_of(view: &View, path: &StorePath) -> Vec<u8> {
+    let mut nar = Vec::new();
+    view.nar(path).unwrap().read_to_end(&mut nar).unwrap();
+    nar
+}
+
+/// The unpacked copy of a valid path.
+pub fn unpacked(view: &View, path: &StorePath) -> PathBuf {
+    view.snapshot([path]).unwrap().tree(path).unwrap()
 }
 
 /// Number of files in `dir`.

@@ -1,9 +1,8 @@
-//! NAR, the archive format of Nix, both ways: parsed strictly as it arrives, and made again from an object.
+//! NAR, the archive format of Nix, parsed strictly as it arrives. The other way, an object is read as a NAR by
+//! [`NarReader`](super::object::NarReader).
 
-mod emit;
 mod parse;
-mod tokens;
+pub(crate) mod tokens;
 
-pub use emit::NarReader;
-pub(crate) use emit::flat_frame;
 pub use parse::{Events, MAX_DEPTH, MAX_METADATA_BYTES, MAX_NAME, MAX_TARGET, ParseError, Parser, PushError};
+pub(crate) use tokens::flat_frame;

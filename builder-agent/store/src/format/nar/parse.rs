@@ -291,89 +291,91 @@ impl Parser {
     /// Takes the next bytes. After an error the parser must not be used again.
     pub fn push<E: Events>(&mut self, mut input: &[u8], to: &mut E) -> Result<(), PushError<E::Error>> {
         while !input.is_empty() {
-            let used = match &mut self.state {
-                State::Fixed { run, seen, then } => {
-                    let n = input.len().min(run.len() - *seen);
-                    if input[..n] != run[*seen..*seen + n] {
-                        return Err(self.unexpected(input));
-                    }
-                    *seen += n;
-                    if *seen == run.len() {
-                        let then = *then;
-                        self.at += n as u64;
-                        input = &input[n..];
-                        self.begin(then);
-                        continue;
-                    }
-                    n
-                }
-                State::Choice { of, buf, seen } => {
-                    let n = input.len().min(16 - *seen);
-                    buf[*seen..*seen + n].copy_from_slice(&input[..n]);
-                    *seen += n;
-                    if *seen == 16 {
-                        let (of, buf) = (*of, *buf);
-                        self.at += n as u64;
-                        input = &input[n..];
-                        self.choose(of, &buf, to)?;
-                        continue;
-                    }
-                    n
-                }
-                State::Length { of, buf, seen } => {
-                    let n = input.len().min(8 - *seen);
-                    buf[*seen..*seen + n].copy_from_slice(&input[..n]);
-                    *seen += n;
-                    if *seen == 8 {
-                        let (of, len) = (*of, u64::from_le_bytes(*buf));
-                        self.at += n as u64;
-                        input = &input[n..];
-                        self.length(of, len, to)?;
-                        continue;
-                    }
-                    n
-                }
-                State::Name { left, .. } | State::Target { left, .. } => {
-                    let n = input.len().min(*left);
-                    self.token.extend_from_slice(&input[..n]);
-                    *left -= n;
-                    if *left == 0 {
-                        self.at += n as u64;
-                        input = &input[n..];
-                        self.token_done(to)?;
-                        continue;
-                    }
-                    n
-                }
-                State::Contents { left, pad } => {
-                    let n = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
-                    to.data(&input[..n]).map_err(PushError::Events)?;
-                    *left -= n as u64;
-                    if *left == 0 {
-                        self.state = Self::padded(*pad, Then::Done);
-                    }
-                    n
-                }
-                State::Padding { left, then } => {
-                    let n = input.len().min(usize::from(*left));
-                    if let Some(bad) = input[..n].iter().position(|&b| b != 0) {
-                        return Err(PushError::Parse(ParseError::Padding { at: self.at + bad as u64 }));
-                    }
-                    *left -= n as u8;
-                    if *left == 0 {
-                        self.state = Self::after_token(*then);
-                    }
-                    n
-                }
-                State::End => {
-                    let (at, len) = (self.at, input.len() as u64);
-                    return Err(PushError::Parse(ParseError::Trailing { at, len }));
-                }
-            };
-            self.at += used as u64;
+            let used = self.step(input, to)?;
             input = &input[used..];
         }
         Ok(())
+    }
+
+    /// Takes the beginning of `input`, which is not empty, up to where the state changes; says how much that was.
+    fn step<E: Events>(&mut self, input: &[u8], to: &mut E) -> Result<usize, PushError<E::Error>> {
+        let used = match &mut self.state {
+            State::Fixed { run, seen, then } => {
+                let n = input.len().min(run.len() - *seen);
+                if input[..n] != run[*seen..*seen + n] {
+                    return Err(self.unexpected(input));
+                }
+                *seen += n;
+                if *seen == run.len() {
+                    let then = *then;
+                    self.at += n as u64;
+                    self.begin(then);
+                    return Ok(n);
+                }
+                n
+            }
+            State::Choice { of, buf, seen } => {
+                let n = input.len().min(16 - *seen);
+                buf[*seen..*seen + n].copy_from_slice(&input[..n]);
+                *seen += n;
+                if *seen == 16 {
+                    let (of, buf) = (*of, *buf);
+                    self.at += n as u64;
+                    self.choose(of, &buf, to)?;
+                    return Ok(n);
+                }
+                n
+            }
+            State::Length { of, buf, seen } => {
+                let n = input.len().min(8 - *seen);
+                buf[*seen..*seen + n].copy_from_slice(&input[..n]);
+                *seen += n;
+                if *seen == 8 {
+                    let (of, len) = (*of, u64::from_le_bytes(*buf));
+                    self.at += n as u64;
+                    self.length(of, len, to)?;
+                    return Ok(n);
+                }
+                n
+            }
+            State::Name { left, .. } | State::Target { left, .. } => {
+                let n = input.len().min(*left);
+                self.token.extend_from_slice(&input[..n]);
+                *left -= n;
+                if *left == 0 {
+                    self.at += n as u64;
+                    self.token_done(to)?;
+                    return Ok(n);
+                }
+                n
+            }
+            State::Contents { left, pad } => {
+                let n = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
+                to.data(&input[..n]).map_err(PushError::Events)?;
+                *left -= n as u64;
+                if *left == 0 {
+                    self.state = Self::padded(*pad, Then::Done);
+                }
+                n
+            }
+            State::Padding { left, then } => {
+                let n = input.len().min(usize::from(*left));
+                if let Some(bad) = input[..n].iter().position(|&b| b != 0) {
+                    return Err(PushError::Parse(ParseError::Padding { at: self.at + bad as u64 }));
+                }
+                *left -= n as u8;
+                if *left == 0 {
+                    self.state = Self::after_token(*then);
+                }
+                n
+            }
+            State::End => {
+                let (at, len) = (self.at, input.len() as u64);
+                return Err(PushError::Parse(ParseError::Trailing { at, len }));
+            }
+        };
+        self.at += used as u64;
+        Ok(used)
     }
 
     /// Whether the NAR is complete.

@@ -25,18 +25,25 @@ const fn run<const N: usize>(words: &[&str]) -> [u8; N] {
     out
 }
 
-pub(super) const START: &[u8] = &run::<56>(&["nix-archive-1", "(", "type"]);
-pub(super) const REGULAR: &[u8] = &run::<16>(&["regular"]);
-pub(super) const SYMLINK: &[u8] = &run::<16>(&["symlink"]);
-pub(super) const DIRECTORY: &[u8] = &run::<24>(&["directory"]);
-pub(super) const EXECUTABLE: &[u8] = &run::<48>(&["executable", "", "contents"]);
-pub(super) const CONTENTS: &[u8] = &run::<16>(&["contents"]);
-pub(super) const TARGET: &[u8] = &run::<16>(&["target"]);
-pub(super) const ENTRY: &[u8] = &run::<48>(&["entry", "(", "name"]);
-pub(super) const NODE: &[u8] = &run::<48>(&["node", "(", "type"]);
-pub(super) const CLOSE: &[u8] = &run::<16>(&[")"]);
+pub(crate) const START: &[u8] = &run::<56>(&["nix-archive-1", "(", "type"]);
+pub(crate) const REGULAR: &[u8] = &run::<16>(&["regular"]);
+pub(crate) const SYMLINK: &[u8] = &run::<16>(&["symlink"]);
+pub(crate) const DIRECTORY: &[u8] = &run::<24>(&["directory"]);
+pub(crate) const EXECUTABLE: &[u8] = &run::<48>(&["executable", "", "contents"]);
+pub(crate) const CONTENTS: &[u8] = &run::<16>(&["contents"]);
+pub(crate) const TARGET: &[u8] = &run::<16>(&["target"]);
+pub(crate) const ENTRY: &[u8] = &run::<48>(&["entry", "(", "name"]);
+pub(crate) const NODE: &[u8] = &run::<48>(&["node", "(", "type"]);
+pub(crate) const CLOSE: &[u8] = &run::<16>(&[")"]);
 
 /// Zeros after `len` bytes.
-pub(super) const fn padding(len: u64) -> u8 {
+pub(crate) const fn padding(len: u64) -> u8 {
     ((8 - len % 8) % 8) as u8
+}
+
+/// What stands before and behind the contents in the NAR of a single, non-executable file of `size` bytes.
+pub(crate) fn flat_frame(size: u64) -> (Vec<u8>, Vec<u8>) {
+    let before = [START, REGULAR, CONTENTS, &size.to_le_bytes()].concat();
+    let after = [&[0; 8][..usize::from(padding(size))], CLOSE].concat();
+    (before, after)
 }

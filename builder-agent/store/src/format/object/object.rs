@@ -14,10 +14,12 @@
 //! offset it follows, and never trusts a count with memory or time.
 
 mod compose;
+mod emit;
 mod format;
 mod read;
 mod write;
 
+pub use emit::NarReader;
 pub use format::{BLOCK, ROOT_ENTRY};
 pub use read::{Dir, Entry, Kind, Object, ObjectError};
 

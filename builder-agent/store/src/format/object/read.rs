@@ -1,7 +1,7 @@
 //! Reading an object: its tree from memory, its file data straight from the file.
 //!
 //! Everything on disk is checked before it is followed: places, lengths, block numbers, names. What is not checked
-//! is that the tree is a tree; a caller that walks must bound its depth and its work (with a [`WalkGuard`]; `nar::emit`
+//! is that the tree is a tree; a caller that walks must bound its depth and its work (with a [`WalkGuard`]; `emit`
 //! by the size of the NAR).
 
 use std::fs::File;
@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::emit::NarReader;
 use super::format::{
     BLOCK, DIRENT, Header, RawInode, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, SLOT, u16_at, u64_at,
 };
-use crate::format::nar::{MAX_DEPTH, MAX_NAME, MAX_TARGET, NarReader};
+use crate::format::nar::{MAX_DEPTH, MAX_NAME, MAX_TARGET};
 
 /// Most metadata that an object can have: a million entries of the longest kind are well below.
 const MAX_META_BYTES: u64 = 1 << 30;

@@ -6,11 +6,12 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use super::MAX_DEPTH;
-use super::tokens::{
+use super::BLOCK;
+use super::read::{Dir, Kind, Object, ObjectError};
+use crate::format::nar::MAX_DEPTH;
+use crate::format::nar::tokens::{
     CLOSE, CONTENTS, DIRECTORY, ENTRY, EXECUTABLE, NODE, REGULAR, START, SYMLINK, TARGET, padding,
 };
-use crate::format::object::{Dir, Kind, Object, ObjectError};
 
 /// Structure and small files are collected up to this size before they are handed out.
 const CHUNK: usize = 64 << 10;
@@ -171,7 +172,7 @@ impl NarReader {
         let end = self.window_at + self.window.len() as u64;
         if at < self.window_at || at + size as u64 > end {
             // File data ends before the metadata does, so the window may not reach beyond it.
-            let data_end = (1 + self.object.data_blocks()) * crate::format::object::BLOCK;
+            let data_end = (1 + self.object.data_blocks()) * BLOCK;
             let len = (data_end - at).min(WINDOW as u64) as usize;
             self.window.resize(len, 0);
             // An error must not leave a window that claims bytes it did not get.
@@ -219,11 +220,4 @@ fn into_io(e: ObjectError) -> io::Error {
         ObjectError::Io(e) => e,
         ObjectError::Damaged(_) => io::Error::new(io::ErrorKind::InvalidData, e),
     }
-}
-
-/// What stands before and behind the contents in the NAR of a single, non-executable file of `size` bytes.
-pub(crate) fn flat_frame(size: u64) -> (Vec<u8>, Vec<u8>) {
-    let before = [START, REGULAR, CONTENTS, &size.to_le_bytes()].concat();
-    let after = [&[0; 8][..usize::from(padding(size))], CLOSE].concat();
-    (before, after)
 }

@@ -1,0 +1,63 @@
+//! What a store is opened with.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::signing::{Signer, TrustedKeys};
+
+/// What the store does for what it keeps to survive a power loss.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Nothing: a boot forgets the store. For a store in memory, or on a disk that is wiped at boot. Found again after a
+    /// boot all the same, it is emptied.
+    None,
+    /// It is flushed every few seconds, behind its users; what is newer is checked by hash after an unclean start.
+    #[default]
+    Flush,
+}
+
+/// Limits of one store, each checked where the resource is spent, and the keys it believes and signs with.
+#[derive(Clone)]
+pub struct StoreConfig {
+    /// Largest NAR (and largest flat file) that is taken in, in bytes.
+    pub max_nar_bytes: u64,
+    /// Most files, directories and symlinks in one NAR. Their metadata is in memory until the NAR ends.
+    pub max_entries: u32,
+    /// What survives a power loss.
+    pub durability: Durability,
+    /// Signs every realisation, and every path without a content address, at the moment it becomes Verified, and nothing
+    /// else. `None`: no signatures.
+    pub signer: Option<Arc<dyn Signer>>,
+    /// An upload with a right signature of one of these is Verified, if all its references are.
+    pub trusted: Arc<TrustedKeys>,
+}
+
+impl fmt::Debug for StoreConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreConfig")
+            .field("max_nar_bytes", &self.max_nar_bytes)
+            .field("max_entries", &self.max_entries)
+            .field("durability", &self.durability)
+            .field("signs", &self.signer.is_some())
+            .field("trusted", &self.trusted)
+            .finish()
+    }
+}
+
+/// Default for [`StoreConfig::max_nar_bytes`]: a CUDA toolkit is about 8 GiB; twice that leaves room.
+pub const DEFAULT_MAX_NAR_BYTES: u64 = 16 << 30;
+
+/// Default for [`StoreConfig::max_entries`]: the full TeX Live tree has about 250,000.
+pub const DEFAULT_MAX_ENTRIES: u32 = 1_000_000;
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            max_nar_bytes: DEFAULT_MAX_NAR_BYTES,
+            max_entries: DEFAULT_MAX_ENTRIES,
+            durability: Durability::default(),
+            signer: None,
+            trusted: Arc::default(),
+        }
+    }
+}

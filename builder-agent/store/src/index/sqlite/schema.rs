@@ -1,0 +1,89 @@
+//! The tables, and how older ones become them.
+
+/// Version of the tables below.
+pub(crate) const SCHEMA: i64 = 3;
+
+// Lists (references, signatures) are in one column: nobody asks SQL about them, the maps in memory do that.
+const CREATE_1: &str = "
+    CREATE TABLE paths (
+        id INTEGER PRIMARY KEY,
+        path TEXT NOT NULL,               -- basename
+        member TEXT,                      -- who claims it; NULL: Verified
+        nar_hash BLOB NOT NULL,
+        nar_size INTEGER NOT NULL,
+        object_size INTEGER NOT NULL,     -- bytes of the object's file
+        refs TEXT NOT NULL,               -- basenames, separated by spaces
+        deriver TEXT,
+        registration_time INTEGER NOT NULL,
+        ultimate INTEGER NOT NULL,
+        signatures TEXT NOT NULL,         -- separated by line feeds
+        ca TEXT
+    ) STRICT;
+    CREATE UNIQUE INDEX paths_verified ON paths (path) WHERE member IS NULL;
+    CREATE UNIQUE INDEX paths_claimed ON paths (member, path) WHERE member IS NOT NULL;
+";
+
+/// Schema 1 becomes 2. Old claims count as unproven, which at worst keeps them Claimed.
+const CREATE_2: &str = "
+    ALTER TABLE paths ADD COLUMN proven INTEGER NOT NULL DEFAULT 0;  -- content address or trusted signature holds
+    CREATE TABLE realisations (
+        drv_hash BLOB NOT NULL,
+        output TEXT NOT NULL,
+        member TEXT,                      -- who claims it; NULL: Verified
+        path TEXT NOT NULL,
+        signatures TEXT NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX realisations_verified ON realisations (drv_hash, output) WHERE member IS NULL;
+    CREATE UNIQUE INDEX realisations_claimed ON realisations (member, drv_hash, output) WHERE member IS NOT NULL;
+    CREATE TABLE results (
+        key BLOB PRIMARY KEY NOT NULL,
+        drv TEXT NOT NULL,
+        time INTEGER NOT NULL,
+        status INTEGER,                   -- NULL: built
+        message TEXT NOT NULL,
+        log TEXT
+    ) STRICT;
+    CREATE TABLE result_outputs (
+        key BLOB NOT NULL,
+        name TEXT NOT NULL,
+        path TEXT NOT NULL,
+        nar_hash BLOB NOT NULL,
+        nar_size INTEGER NOT NULL,
+        refs TEXT NOT NULL,
+        ca TEXT,
+        PRIMARY KEY (key, name)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE roots (
+        member TEXT NOT NULL,
+        name TEXT NOT NULL,
+        path TEXT NOT NULL,
+        PRIMARY KEY (member, name)
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// Schema 2 becomes 3. Of old claims nobody knows which are copies of others', so none of them is shown to those who
+/// share with their members (see `Origins::from_text`), until they are collected and come again.
+const CREATE_3: &str = "
+    ALTER TABLE paths ADD COLUMN origins TEXT;  -- whose claims a claim is made of, one a line; NULL: its member's
+    UPDATE paths SET origins = '' WHERE member IS NOT NULL;
+    CREATE TABLE annotations (
+        id INTEGER PRIMARY KEY,           -- the older, the lower
+        member TEXT NOT NULL,
+        path TEXT NOT NULL,
+        nar_hash BLOB NOT NULL,
+        deriver TEXT,
+        signatures TEXT NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX annotations_by_path ON annotations (member, path);
+";
+
+/// What brings a file of schema `found` to ours; `None` if it is a newer one.
+pub(super) fn steps(found: i64) -> Option<String> {
+    Some(match found {
+        0 => [CREATE_1, CREATE_2, CREATE_3].concat(),
+        1 => [CREATE_2, CREATE_3].concat(),
+        2 => CREATE_3.to_owned(),
+        SCHEMA => String::new(),
+        _ => return None,
+    })
+}

@@ -1,0 +1,62 @@
+//! Objects and trees in use. They lose their rows like others, but their files stay until the last user is done.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::trees::Tree;
+
+/// Who uses what, by NAR hash.
+#[derive(Default)]
+pub(crate) struct Pins {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    users: HashMap<[u8; 32], usize>,
+    /// To be looked at when the last user is done: the object, and these trees of it.
+    doomed: HashMap<[u8; 32], HashSet<Tree>>,
+}
+
+/// An object to be looked at because it may have lost its last row, and trees that go in any case.
+pub(crate) type Doomed = ([u8; 32], HashSet<Tree>);
+
+impl Pins {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the files of `objects` where they are, until they are released as often.
+    pub(crate) fn pin(&self, objects: &[[u8; 32]]) {
+        let mut state = self.state();
+        for object in objects {
+            *state.users.entry(*object).or_default() += 1;
+        }
+    }
+
+    /// Returns what was to be removed meanwhile and has no user any more.
+    pub(crate) fn release(&self, objects: &[[u8; 32]]) -> Vec<Doomed> {
+        let mut released = Vec::new();
+        let mut state = self.state();
+        for object in objects {
+            if let Some(users) = state.users.get_mut(object) {
+                *users -= 1;
+                if *users == 0 {
+                    state.users.remove(object);
+                    released.extend(state.doomed.remove(object).map(|trees| (*object, trees)));
+                }
+            }
+        }
+        released
+    }
+
+    /// Calls `remove` if nobody uses the object, while nobody can begin to; else remembers it for the last user.
+    pub(crate) fn remove_unless_used(&self, (object, trees): Doomed, remove: impl FnOnce(HashSet<Tree>)) {
+        let mut state = self.state();
+        if state.users.contains_key(&object) {
+            state.doomed.entry(object).or_default().extend(trees);
+        } else {
+            remove(trees);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Commits that go wrong, or meet somebody, in a whole store.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
+
+use crate::error::DatabaseError;
+use crate::index::change::Change;
+use crate::index::commit::{About, Plan, commit_repeatable};
+use crate::index::database::Database;
+use crate::types::realisation::RealisationId;
+use crate::types::result::{BuildRecord, RecordEnd};
+use crate::{Member, PathInfo, Provenance, Store, StoreConfig, View};
+
+/// A database that fails.
+struct Refuses;
+
+impl Database for Refuses {
+    fn write(&mut self, _: &mut dyn Iterator<Item = &Change>) -> Result<(), DatabaseError> {
+        Err(DatabaseError::new(std::io::Error::other("no")))
+    }
+
+    fn last_row(&self) -> i64 {
+        0
+    }
+
+    fn checkpoint(&mut self) -> Result<(), DatabaseError> {
+        Ok(())
+    }
+}
+
+/// A store in which alice claims one path.
+fn store() -> (tempfile::TempDir, Store, View, StorePath) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), StoreConfig::default()).unwrap();
+    let view = store.view(&Member::new("alice"));
+    let (method, algorithm) = (ContentAddressMethod::Flat, HashAlgorithm::Sha256);
+    let made = view.add_ca("x", method, algorithm, &[].into(), &mut &b"x"[..]).unwrap();
+    let path = StorePath::from_parts([1; 20], "claim").unwrap();
+    let info = PathInfo { path: path.clone(), ca: None, ..PathInfo::clone(&made) };
+    view.adopt(vec![(info, Provenance::Claimed(Member::new("alice")))], None).unwrap();
+    (dir, store, view, path)
+}
+
+fn everything() -> About {
+    About { everything: true, ..About::default() }
+}
+
+fn drops(changes: Vec<Change>) -> Plan {
+    Plan { changes, drops_of: Some(Member::new("alice")), ..Plan::default() }
+}
+
+#[test]
+fn what_is_held_after_it_was_planned_to_go_is_planned_again() {
+    let (_dir, store, view, path) = store();
+    let session = view.clone().holding();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (count, drop) =
+        (Arc::clone(&asked), Change::DropClaim { member: Member::new("alice"), path: path.clone() });
+    let held = path.clone();
+    commit_repeatable(&store.base.index, everything(), move |_| {
+        if count.fetch_add(1, Ordering::Relaxed) > 0 {
+            return Ok((Plan::default(), ()));
+        }
+        // As another thread would, just after the plan.
+        session.hold([&held]).unwrap();
+        Ok((drops(vec![drop.clone()]), ()))
+    })
+    .unwrap();
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+    assert!(view.is_valid(&path));
+}
+
+#[test]
+fn what_could_not_be_deleted_is_there_again() {
+    let (_dir, store, view, path) = store();
+    let alice = Member::new("alice");
+    let id = RealisationId { drv_hash: [2; 32], output: "out".to_owned() };
+    view.add_realisation(id.clone(), path.clone(), Provenance::Claimed(alice.clone())).unwrap();
+    let end = RecordEnd::Failed { status: 1, message: "no".to_owned(), log: None };
+    store.record_result(&[3; 32], BuildRecord { drv: path.clone(), time: 4, end }).unwrap();
+    let before = (view.info_with_provenance(&path), view.realisation(&id), store.result(&[3; 32]));
+    assert!(before.0.is_some() && before.1.is_some() && before.2.is_some());
+
+    store.base.index.replace_database(Box::new(Refuses));
+    let changes = vec![
+        Change::DropClaim { member: alice.clone(), path: path.clone() },
+        Change::DropRealisation { id: id.clone(), member: Some(alice) },
+        Change::DropResult { key: [3; 32] },
+    ];
+    let nar_hash = before.0.as_ref().unwrap().0.nar_hash;
+    let users = store.base.index.read().paths_with(&nar_hash);
+    commit_repeatable(&store.base.index, everything(), move |_| Ok((drops(changes.clone()), ())))
+        .unwrap_err();
+    assert_eq!((view.info_with_provenance(&path), view.realisation(&id), store.result(&[3; 32])), before);
+    assert_eq!(store.base.index.read().paths_with(&nar_hash), users);
+}

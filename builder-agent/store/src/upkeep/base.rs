@@ -1,0 +1,93 @@
+//! What is open as long as anybody uses the store: what all views stand on.
+//!
+//! ```text
+//! <root>/lock          held while the store is open
+//! <root>/durable       how much of it is on stable storage (`marker`)
+//! <root>/index.sqlite  which paths exist, for whom, with which object
+//! <root>/objects/      one file per NAR hash, with `new/` and `tmp/` (`objects::directory`)
+//! <root>/trees/        unpacked copies for the namespace backend; a cache (`objects::trees`)
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::keeper::Keeper;
+use super::marker::{Marker, MarkerFile};
+use super::recovery::{self, Found, Recovery};
+use super::work::Upkeep;
+use crate::config::{Durability, StoreConfig};
+use crate::error::{FileError, OpenError};
+use crate::index::Index;
+use crate::index::database::Database;
+use crate::objects::Objects;
+use crate::objects::directory::Directory;
+use crate::objects::removal::Removal;
+use crate::objects::trees::{self, Trees};
+
+/// One open store. The last user to go closes it.
+pub(crate) struct Base {
+    /// Ends first: its last pass needs all else.
+    _keeper: Keeper,
+    pub(crate) upkeep: Arc<Upkeep>,
+    pub(crate) objects: Arc<dyn Objects>,
+    pub(crate) trees: Arc<Trees>,
+    pub(crate) index: Arc<Index>,
+    pub(crate) config: StoreConfig,
+    pub(crate) recovery: Recovery,
+    /// Released last.
+    _lock: File,
+}
+
+impl Base {
+    /// Opens or creates the store at `root` and repairs what an interrupted process left.
+    pub(crate) fn open(root: &Path, config: StoreConfig) -> Result<Self, OpenError> {
+        let trees_place = root.join("trees");
+        Directory::create(root)?;
+        fs::create_dir_all(&trees_place).map_err(|e| FileError::new("create", &trees_place, e))?;
+        let lock = lock(root)?;
+        let (marker, before) = MarkerFile::open(root)?;
+        trees::recover(&trees_place)?;
+        let durability = config.durability;
+        let Found { database, memory, recovery, unregistered } =
+            recovery::recover(root, durability, before.as_ref())?;
+
+        let removal = Arc::new(Removal::start(trees_place.clone()));
+        let objects: Arc<dyn Objects> = Arc::new(Directory::open(root, &removal)?);
+        // Before anything is written that the marker of the process before says nothing about, and before anything
+        // is removed that it vouches for.
+        if durability == Durability::Flush {
+            objects.sync()?;
+        }
+        let through = database.last_row();
+        marker.write(&Marker::now(durability, through))?;
+        unregistered.iter().for_each(|hash| objects.remove(hash));
+
+        let trees = Arc::new(Trees::new(trees_place, &removal));
+        let index = Arc::new(Index::new(memory, Box::new(database)));
+        let parts = (Arc::clone(&objects), Arc::clone(&trees), Arc::clone(&index));
+        let upkeep = Arc::new(Upkeep::new(parts, durability, marker, through));
+        let keeper = Keeper::start(&upkeep);
+        Ok(Self { _keeper: keeper, upkeep, objects, trees, index, config, recovery, _lock: lock })
+    }
+}
+
+/// Keeps other processes out.
+fn lock(root: &Path) -> Result<File, OpenError> {
+    let path = root.join("lock");
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|e| FileError::new("open", &path, e))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::InUse(root.to_owned())),
+        Err(e) => Err(FileError::new("lock", path, e).into()),
+    }
+}

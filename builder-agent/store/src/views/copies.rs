@@ -1,0 +1,57 @@
+//! What a member builds upon becomes their own, so that it stays when its owner stops sharing or deletes it.
+
+use nix_derivation::StorePath;
+
+use super::limits::within_limits;
+use super::origins::trace;
+use super::seen::{Viewer, Whose};
+use crate::error::{MissingPath, RegisterError};
+use crate::index::change::Change;
+use crate::index::commit::{About, Plan, commit};
+use crate::index::memory::Memory;
+use crate::types::Provenance;
+use crate::upkeep::base::Base;
+
+/// Makes those of `paths` the member's own that others share with them.
+pub(crate) fn own(base: &Base, viewer: &Viewer, paths: Vec<StorePath>) -> Result<(), RegisterError> {
+    let adds = paths.iter().map(|path| *path.digest()).collect();
+    let viewer = viewer.clone();
+    commit(&base.index, About { adds, ..About::default() }, move |index| {
+        let changes = make_own(index, &viewer, &paths)?;
+        Ok((Plan { changes, ..Plan::default() }, ()))
+    })
+}
+
+/// Copies the rows of those claims of others that `paths` and their closures need: what a member has built upon
+/// stays theirs when the other stops sharing or deletes it.
+pub(crate) fn make_own<'a>(
+    index: &Memory,
+    viewer: &Viewer,
+    paths: impl IntoIterator<Item = &'a StorePath>,
+) -> Result<Vec<Change>, RegisterError> {
+    let seen = viewer.sees(index);
+    let shared = |p: &&StorePath| matches!(seen.entry(p), Some((_, Whose::Shared(_))));
+    let paths: Vec<&StorePath> = paths.into_iter().filter(shared).collect();
+    if paths.is_empty() {
+        return Ok(Vec::new());
+    }
+    let missing = |m: MissingPath| RegisterError::MissingReference { path: paths[0].clone(), reference: m.0 };
+    let closure = seen.closure(paths.iter().copied()).map_err(missing)?;
+    let theirs = closure.into_values().filter(|(_, whose)| matches!(whose, Whose::Shared(_)));
+    let mut copies: Vec<Change> = theirs
+        .filter_map(|(info, _)| {
+            let (entry, whose) = seen.entry(&info.path)?;
+            let (proven, object_size) = (entry.proven, index.object_size(&info.nar_hash)?);
+            let provenance = Provenance::Claimed(viewer.member.clone());
+            // It stays the claim of whose it was.
+            let origins = match whose {
+                Whose::Shared(layer) => entry.origins.seen_from_outside(layer),
+                Whose::Everybodys | Whose::Own(_) => return None,
+            };
+            Some(Change::AddPath { info, provenance, proven, object_size, origins })
+        })
+        .collect();
+    within_limits(&seen, viewer, &copies)?;
+    trace(index, &viewer.member, &mut copies);
+    Ok(copies)
+}
