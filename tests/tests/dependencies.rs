@@ -1,8 +1,10 @@
 //! Licences and duplicates of everything we link, judged by `deny.toml`: what cargo-deny does, where it is not installed.
+//! And the layers of the store.
 //!
 //! Reads only the parts of `deny.toml` that this project uses, and refuses the others by not finding them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::Command;
 
 use e2e::place;
@@ -190,5 +192,103 @@ fn licence_expressions_are_read_as_written() {
         ["GPL-3.0", "MIT AND GPL-3.0", "Apache-2.0", "(MIT", "MIT MIT", "", "ISC AND (GPL-3.0 OR AGPL-3.0)"]
     {
         assert!(!permits(bad, &allowed), "{bad}");
+    }
+}
+
+/// The modules of the store, from the lowest layer to the highest, and the others of them that each may use. A module
+/// that has no row belongs to the one around it.
+const STORE_LAYERS: [(&str, &[&str]); 12] = [
+    ("types", &[]),
+    ("format::nar", &[]),
+    ("format::object", &["format::nar"]),
+    ("format::git", &["format::object"]),
+    ("signing", &["types"]),
+    ("config", &["signing"]),
+    ("error", &["types", "format::nar"]),
+    ("objects", &["types", "error", "format::nar", "format::object", "format::git"]),
+    ("index", &["types", "error", "config"]),
+    ("upkeep", &["types", "error", "config", "objects", "index"]),
+    ("views", &["types", "error", "config", "signing", "format::object", "objects", "index", "upkeep"]),
+    ("store", &["types", "error", "config", "upkeep", "views"]),
+];
+
+/// The row that a path like `index::memory::Memory` belongs to.
+fn layer(path: &str) -> Option<&'static str> {
+    let of = |name: &&str| path == *name || path.starts_with(&format!("{name}::"));
+    STORE_LAYERS.iter().map(|(name, _)| *name).find(of)
+}
+
+/// `index/memory.rs` is `index::memory`, and `index/index.rs` is `index`.
+fn module(file: &Path) -> String {
+    let mut parts: Vec<&str> = file.iter().filter_map(|part| part.to_str()).collect();
+    let name = parts.pop().and_then(|name| name.strip_suffix(".rs")).expect("a source file");
+    if parts.last() != Some(&name) {
+        parts.push(name);
+    }
+    parts.join("::")
+}
+
+/// All paths from the crate's root that some source text names after `crate::` or `super::`, as far as their first two
+/// names. Comments and unit tests do not count.
+fn named(text: &str, module: &str) -> BTreeSet<String> {
+    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+    let parent = module.rsplit_once("::").map_or(String::new(), |(parent, _)| format!("{parent}::"));
+    let mut found = BTreeSet::new();
+    for (start, root) in [("crate::", ""), ("super::", parent.as_str())] {
+        for (at, _) in code.match_indices(start) {
+            let rest = &code[at + start.len()..];
+            let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':').unwrap_or(rest.len());
+            match rest.strip_prefix('{') {
+                // A list: what stands before the inner lists is enough.
+                Some(list) => {
+                    let list = list.split(['}', ';']).next().unwrap_or_default();
+                    found.extend(list.split(',').map(|name| format!("{root}{}", name.trim())));
+                }
+                None => drop(found.insert(format!("{root}{}", rest[..end].trim_end_matches(':')))),
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_stores_modules_use_only_those_of_lower_layers() {
+    let source = place::project().join("builder-agent/store/src");
+    let mut folders = vec![source.clone()];
+    let (mut wrong, mut used) = (Vec::new(), BTreeSet::new());
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let file = path.strip_prefix(&source).expect("below the source");
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let module = module(file);
+            // The crate's root only lists modules, and a file of tests may use all of them.
+            if module == "lib" || module.ends_with("_test") || module == "format" {
+                continue;
+            }
+            let own = layer(&module).unwrap_or_else(|| panic!("{module} has no layer"));
+            let text = std::fs::read_to_string(&path).expect("a source file");
+            for target in named(&text, &module).iter().filter_map(|path| layer(path)).filter(|to| *to != own)
+            {
+                let (_, may) = STORE_LAYERS.iter().find(|(name, _)| *name == own).expect("found above");
+                if !may.contains(&target) {
+                    wrong.push(format!("{} uses {target}", file.display()));
+                }
+                used.insert((own, target));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "of the store, and it may not:\n{}", wrong.join("\n"));
+    let rows = STORE_LAYERS.iter().flat_map(|(name, may)| may.iter().map(|to| (*name, *to)));
+    let idle: Vec<_> = rows.filter(|arrow| !used.contains(arrow)).collect();
+    assert!(idle.is_empty(), "allowed, and not needed any more: {idle:?}");
+    // Each row names rows above it only, so there is no circle.
+    for (i, (name, may)) in STORE_LAYERS.iter().enumerate() {
+        let lower: Vec<&str> = STORE_LAYERS[..i].iter().map(|(name, _)| *name).collect();
+        assert!(may.iter().all(|to| lower.contains(to)), "{name} is allowed something that is not lower");
     }
 }
