@@ -30,6 +30,7 @@ fn recipe() -> Recipe {
         input_derivations: BTreeMap::new(),
         verified_paths: false,
         drv_hash: None,
+        weight: 0,
     }
 }
 

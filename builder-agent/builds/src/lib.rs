@@ -33,6 +33,7 @@ mod slots;
 pub mod structured;
 pub mod study;
 mod watch;
+pub mod weight;
 
 pub use envelope::Envelope;
 pub use failure::Failure;

@@ -17,9 +17,13 @@ use super::Failure;
 use super::derivation::{Derivation, aterm, hex, prefixed};
 use super::recipe::MAX_DRV_BYTES;
 use super::study::Study;
+use super::weight;
+use shares::budget::Charge;
 
 /// Derivations whose hashes are kept, about 150 bytes each.
 const MAX_KEPT: usize = 300_000;
+/// What a request keeps of a derivation whose hashes it has computed: them, its path twice, places in maps.
+const HASHES_BYTES: u64 = 512;
 /// Derivations below one derivation. A NixOS system with everything from source has about 20,000.
 const MAX_BELOW: usize = 200_000;
 /// Text of the derivations on one way down, in bytes: each waits, parsed, for what is below it. A way has some hundred, of
@@ -69,11 +73,20 @@ pub struct Hasher<'a> {
 /// A derivation whose inputs are being looked at.
 struct Open {
     path: StorePath,
-    drv: Derivation,
+    drv: Parsed,
     verified: bool,
     inputs: Vec<StorePath>,
-    /// Of its text.
-    bytes: usize,
+}
+
+/// A derivation as it stands in its file.
+pub struct Parsed {
+    pub derivation: Derivation,
+    /// Bytes of its text.
+    pub text: usize,
+    /// What it takes in memory.
+    pub weight: u64,
+    /// For that.
+    pub room: Option<Charge>,
 }
 
 impl<'a> Hasher<'a> {
@@ -105,8 +118,9 @@ impl<'a> Hasher<'a> {
                     }));
                 }
                 let verified = is_verified(self.view, &path);
-                let (drv, bytes) = read_sized(self.view, &path, self.study)?;
-                open_bytes += bytes;
+                self.study.note(HASHES_BYTES)?;
+                let drv = read(self.view, &path, self.study)?;
+                open_bytes += drv.text;
                 if open_bytes > MAX_OPEN {
                     return Err(Failure::rejected(format!(
                         "the derivations on the way down to '{}' have more than {} MiB together, the limit of this box",
@@ -114,16 +128,16 @@ impl<'a> Hasher<'a> {
                         MAX_OPEN >> 20
                     )));
                 }
-                let inputs = drv.inputs.keys().cloned().collect();
-                open.push(Open { path, drv, verified, inputs, bytes });
+                let inputs = drv.derivation.inputs.keys().cloned().collect();
+                open.push(Open { path, drv, verified, inputs });
             }
             let Some(top) = open.last_mut() else { break };
             next = top.inputs.pop();
             if next.is_none()
-                && let Some(Open { path, drv, verified, bytes, .. }) = open.pop()
+                && let Some(Open { path, drv, verified, .. }) = open.pop()
             {
-                open_bytes -= bytes;
-                let hashes = Arc::new(self.close(&path, &drv, verified)?);
+                open_bytes -= drv.text;
+                let hashes = Arc::new(self.close(&path, &drv.derivation, verified)?);
                 if hashes.verified {
                     self.known.put(&path, &hashes);
                 }
@@ -165,12 +179,7 @@ pub fn is_verified(view: &View, path: &StorePath) -> bool {
 }
 
 /// Reads and parses a valid `.drv`.
-pub fn read(view: &View, path: &StorePath, study: &Study) -> Result<Derivation, Failure> {
-    read_sized(view, path, study).map(|(derivation, _)| derivation)
-}
-
-/// As [`read`], and how long its text is.
-pub fn read_sized(view: &View, path: &StorePath, study: &Study) -> Result<(Derivation, usize), Failure> {
+pub fn read(view: &View, path: &StorePath, study: &Study) -> Result<Parsed, Failure> {
     let full = path.to_absolute_path();
     let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
     let name = path.name().strip_suffix(".drv").ok_or_else(|| bad(&"its name does not end in .drv"))?;
@@ -179,7 +188,10 @@ pub fn read_sized(view: &View, path: &StorePath, study: &Study) -> Result<(Deriv
         false => Failure::rejected(e.to_string()),
     })?;
     study.parse(path, bytes.len())?;
-    Ok((Derivation::parse(&bytes, name).map_err(|e| bad(&e))?, bytes.len()))
+    let weight = weight::of_text(&bytes);
+    let room = study.room(weight)?;
+    let derivation = Derivation::parse(&bytes, name).map_err(|e| bad(&e))?;
+    Ok(Parsed { derivation, text: bytes.len(), weight, room })
 }
 
 /// Hashes of a derivation without input derivations, which is all that `verified` has to go by.

@@ -12,12 +12,20 @@ use store::View;
 use super::derivation::Derivation;
 use super::modulo::{self, Hasher, Known};
 use super::resolve::InputPaths;
-use super::study::Study;
+use super::study::{KEPT_BESIDE, Study};
 use super::{Failure, Recipe, realised};
 use shares::budget::Charge;
 
 /// Derivations looked at for one request. A NixOS system with everything from source has about 20,000.
 pub const MAX_DERIVATIONS: usize = 200_000;
+
+/// What one more input derivation takes while a plan is made and carried out: places in the lists of what is to be looked
+/// at, of what waits, and of who waits for it.
+const INPUT_BYTES: u64 = 640;
+/// An output: its name, its path, and both again in the list of those that are there.
+const OUTPUT_BYTES: u64 = 512;
+/// A path of which nothing is known: its place, and the message that says so, for every target and user.
+const UNKNOWN_BYTES: u64 = 1024;
 
 /// One derivation of a plan.
 #[derive(Debug)]
@@ -101,9 +109,24 @@ impl Plan {
         while let Some((drv, outputs)) = todo.pop() {
             plan.look(view, &mut hasher, study, &drv, &outputs, &mut wanted, &mut todo)?;
         }
+        drop((wanted, hasher));
         plan.link();
         plan.memory = study.memory();
+        let left = plan.bytes();
+        if let Some(memory) = &mut plan.memory
+            && left < memory.bytes()
+        {
+            // Less is always possible.
+            let _ = memory.set(left);
+        }
         Ok(plan)
+    }
+
+    /// About what is left of it in memory once it is made.
+    fn bytes(&self) -> u64 {
+        let nodes: u64 = self.nodes.values().map(|node| KEPT_BESIDE + node.memory()).sum();
+        let rejected: u64 = self.rejected.values().map(rejected_bytes).sum();
+        nodes + rejected + self.unknown.len() as u64 * UNKNOWN_BYTES
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -127,17 +150,19 @@ impl Plan {
                 )));
             }
             if !view.is_valid(drv) {
+                study.note(UNKNOWN_BYTES)?;
                 self.unknown.insert(drv.clone());
                 return Ok(());
             }
             match node(view, hasher, drv, study) {
-                Ok((node, bytes)) => {
-                    study.keep(bytes)?;
+                Ok((node, text)) => {
+                    study.keep(text, node.memory())?;
                     self.nodes.insert(drv.clone(), node);
                 }
                 // The limits of the whole request, and nobody who waits, are not this derivation's fault.
                 Err(failure) if study.is_over() => return Err(failure),
                 Err(failure) => {
+                    study.note(rejected_bytes(&failure))?;
                     self.rejected.insert(drv.clone(), failure);
                     return Ok(());
                 }
@@ -189,6 +214,8 @@ impl Plan {
             if let Some(recipe) = Arc::get_mut(&mut node.recipe) {
                 (recipe.args, recipe.env, recipe.structured) = Default::default();
                 recipe.inputs.clear();
+                recipe.input_derivations.clear();
+                recipe.weight = recipe.outputs.len() as u64 * OUTPUT_BYTES;
             }
         }
         let mut found: BTreeMap<StorePath, (BTreeSet<StorePath>, BTreeSet<StorePath>)> = BTreeMap::new();
@@ -243,8 +270,23 @@ impl Plan {
     }
 }
 
+/// What the plan and its answer take for it.
+fn rejected_bytes(failure: &Failure) -> u64 {
+    UNKNOWN_BYTES + 2 * failure.message.len() as u64
+}
+
+impl Node {
+    /// About what it takes in memory.
+    fn memory(&self) -> u64 {
+        let recipe = &self.recipe;
+        let inputs = recipe.input_derivations.len() as u64 * INPUT_BYTES;
+        // One that is to be resolved is there in both forms.
+        inputs + recipe.weight * if self.unresolved.is_some() { 2 } else { 1 }
+    }
+}
+
 /// Reads what is known about a derivation before anything is built.
-/// Also, how much text it takes.
+/// Also, how much text it has.
 fn node(
     view: &View,
     hasher: &mut Hasher<'_>,
@@ -252,8 +294,8 @@ fn node(
     study: &Study,
 ) -> Result<(Node, usize), Failure> {
     let verified = modulo::is_verified(view, drv);
-    let (derivation, mut bytes) = modulo::read_sized(view, drv, study)?;
-    let mut recipe = Recipe::from_derivation(drv, &derivation)?;
+    let modulo::Parsed { derivation, text, weight, room: _room } = modulo::read(view, drv, study)?;
+    let mut recipe = Recipe::from_derivation(drv, &derivation, weight)?;
     let mut outputs: BTreeMap<String, StorePath> = BTreeMap::new();
     let mut unresolved = None;
     let mut all_stated = true;
@@ -278,7 +320,6 @@ fn node(
             }
         }
         if open {
-            bytes *= 2;
             unresolved = Some(Arc::new(derivation));
         }
     }
@@ -292,7 +333,7 @@ fn node(
         again: false,
         after: BTreeSet::new(),
     };
-    Ok((node, bytes))
+    Ok((node, text))
 }
 
 /// Whether it is Verified that these are the paths of the inputs. Those that a derivation states need no more proof
@@ -306,9 +347,10 @@ pub fn inputs_verified(
 ) -> bool {
     let mut hasher = Hasher::new(view, known, study);
     recipe.input_derivations.iter().all(|(drv, outputs)| {
-        let (Ok(hashes), Ok(derivation)) = (hasher.of(drv), modulo::read(view, drv, study)) else {
+        let (Ok(hashes), Ok(parsed)) = (hasher.of(drv), modulo::read(view, drv, study)) else {
             return false;
         };
+        let derivation = &parsed.derivation;
         outputs.iter().all(|output| {
             let Some(spec) = derivation.basic.outputs.get(output) else { return false };
             let path = inputs.get(&(drv.clone(), output.clone()));
@@ -329,7 +371,8 @@ pub fn outputs(
     drv: &StorePath,
     study: &Study,
 ) -> Result<BTreeMap<String, Option<StorePath>>, Failure> {
-    let derivation = modulo::read(view, drv, study)?;
+    let parsed = modulo::read(view, drv, study)?;
+    let derivation = &parsed.derivation;
     let mut hasher = Hasher::new(view, known, study);
     let path = |(name, output): (&String, &Output)| {
         let stated = output.path(&derivation.name, name);

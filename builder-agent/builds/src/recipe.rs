@@ -14,7 +14,7 @@ use wire::types::BasicDerivation;
 
 use super::derivation::{Derivation, aterm};
 use super::structured::Attributes;
-use super::{Failure, builtin, modulo};
+use super::{Failure, builtin, modulo, weight};
 
 /// Largest `.drv` we read. The largest in nixpkgs are a few megabytes, nearly all of it environment.
 pub const MAX_DRV_BYTES: u64 = 32 << 20;
@@ -66,6 +66,8 @@ pub struct Recipe {
     pub verified_paths: bool,
     /// The derivation's hash modulo fixed outputs, which names realisations; known if an output has no path.
     pub drv_hash: Option<[u8; 32]>,
+    /// About what all of this takes in memory.
+    pub weight: u64,
 }
 
 impl Recipe {
@@ -76,11 +78,12 @@ impl Recipe {
         let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
         let name =
             drv_path.name().strip_suffix(".drv").ok_or_else(|| bad(&"its name does not end in .drv"))?;
-        Self::from_derivation(drv_path, &Derivation::parse(bytes, name).map_err(|e| bad(&e))?)
+        let derivation = Derivation::parse(bytes, name).map_err(|e| bad(&e))?;
+        Self::from_derivation(drv_path, &derivation, weight::of_text(bytes))
     }
 
-    /// As [`Recipe::from_drv`], already parsed.
-    pub fn from_derivation(drv_path: &StorePath, drv: &Derivation) -> Result<Self, Failure> {
+    /// As [`Recipe::from_drv`], already parsed; `weight` is what its text was found to take.
+    pub fn from_derivation(drv_path: &StorePath, drv: &Derivation, weight: u64) -> Result<Self, Failure> {
         let full = drv_path.to_absolute_path();
         let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
         let mut env = drv.basic.env.clone();
@@ -91,6 +94,7 @@ impl Recipe {
             builder: drv.basic.builder.clone(),
             args: drv.basic.args.clone(),
             env,
+            weight: weight + structured.as_ref().map_or(0, |attributes| attributes.memory()),
             structured,
             inputs: drv.basic.input_sources.clone(),
             input_derivations: drv.inputs.clone(),
@@ -122,6 +126,7 @@ impl Recipe {
             builder: basic.builder,
             args: basic.args,
             env,
+            weight: weight::of_text(&text) + structured.as_ref().map_or(0, |attributes| attributes.memory()),
             structured,
             inputs: basic.input_sources,
             input_derivations: BTreeMap::new(),

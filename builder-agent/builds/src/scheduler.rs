@@ -41,7 +41,7 @@ pub struct Request {
     pub http: Arc<HttpClient>,
     /// All the builder will see, as it was in the view at one moment.
     pub inputs: Arc<Closure>,
-    /// Of whoever asked, for `inputs`.
+    /// Of whoever asked, for all that the box keeps of this request.
     pub memory: Arc<Charge>,
     /// The box's, or what this member may have of it.
     pub envelope: Envelope,

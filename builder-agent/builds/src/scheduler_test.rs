@@ -79,6 +79,7 @@ impl Barn {
             input_derivations: BTreeMap::new(),
             verified_paths: false,
             drv_hash: None,
+            weight: 0,
         };
         let envelope = Envelope::of_box(&self.scheduler.shared.config);
         let inputs = view.snapshot(&recipe.inputs).expect("no inputs");

@@ -20,10 +20,14 @@ use super::placeholders::Placeholders;
 /// have some thousands.
 const MAX_VALUES: usize = 250_000;
 
+/// What one of them takes beside its text.
+const VALUE_BYTES: u64 = 128;
+
 /// A derivation's `__json`.
 #[derive(Debug)]
 pub struct Attributes {
     raw: Vec<u8>,
+    values: usize,
     /// Parsed when somebody asks: a plan holds thousands of derivations and looks into few.
     object: OnceLock<Map<String, Value>>,
 }
@@ -37,7 +41,13 @@ impl Attributes {
             return Err(bad(format!("they have more than {MAX_VALUES} values")));
         }
         serde_json::from_slice::<Checked>(&raw).map_err(|error| bad(error.to_string()))?;
-        Ok(Self { raw, object: OnceLock::new() })
+        Ok(Self { raw, values, object: OnceLock::new() })
+    }
+
+    /// What they take in memory once somebody has asked.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        2 * self.raw.len() as u64 + self.values as u64 * VALUE_BYTES
     }
 
     /// As they came.

@@ -17,8 +17,11 @@ pub const MAX_PARSED: u64 = 1 << 30;
 /// Text of the derivations that one request keeps parsed until all of it is built, in bytes; four times that example.
 pub const MAX_KEPT: u64 = 256 << 20;
 
-/// What is kept of a derivation beside twice its text: its place in maps, its paths, its variables' headers.
-const KEPT_BESIDE: u64 = 4096;
+/// What a plan keeps of a derivation beside its contents: its place in maps, and how it ended.
+pub const KEPT_BESIDE: u64 = 2048;
+
+/// What is charged, for messages.
+const WHAT: &str = "the plan of this request";
 
 /// What one request may still look at. Not shared between threads: a study is done on one.
 #[derive(Debug, Default)]
@@ -26,8 +29,11 @@ pub struct Study {
     cancel: Cancel,
     parsed: Cell<u64>,
     kept: Cell<u64>,
+    /// Whether the budget had no more.
+    over_budget: Cell<bool>,
     /// For what is kept, if a member's budget has to bear it.
     memory: RefCell<Option<Charge>>,
+    budget: Option<Budget>,
 }
 
 impl Study {
@@ -37,10 +43,11 @@ impl Study {
         Self { cancel, ..Self::default() }
     }
 
-    /// The same, with what is kept charged to this budget as well.
+    /// The same, with what is in memory charged to this budget as well.
     pub fn charged(cancel: Cancel, budget: &Budget) -> Result<Self, OverBudget> {
-        let charge = budget.charge(0, "the plan of this request")?;
-        Ok(Self { memory: RefCell::new(Some(charge)), ..Self::new(cancel) })
+        let charge = budget.charge(0, WHAT)?;
+        let (memory, budget) = (RefCell::new(Some(charge)), Some(budget.clone()));
+        Ok(Self { memory, budget, ..Self::new(cancel) })
     }
 
     /// What was charged, for whoever keeps what it is for. From then on nothing more is charged.
@@ -62,17 +69,34 @@ impl Study {
     /// Whether it has come to its end: nobody waits, or a limit was met.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.cancel.is_cancelled() || self.parsed.get() > MAX_PARSED || self.kept.get() > MAX_KEPT
+        let met = self.parsed.get() > MAX_PARSED || self.kept.get() > MAX_KEPT;
+        met || self.over_budget.get() || self.cancel.is_cancelled()
     }
 
-    /// To be asked before what was parsed of so many bytes is kept.
-    pub fn keep(&self, bytes: usize) -> Result<(), Failure> {
-        if let Some(memory) = &mut *self.memory.borrow_mut() {
-            let grown = memory.grow(KEPT_BESIDE.saturating_add((bytes as u64).saturating_mul(2)));
-            // Nothing is wrong with the derivations.
-            grown.map_err(|over| Failure::transient(over.to_string()))?;
+    /// Memory for something that is there until what this gives is dropped.
+    pub fn room(&self, bytes: u64) -> Result<Option<Charge>, Failure> {
+        let charge = self.budget.as_ref().map(|budget| budget.charge(bytes, WHAT));
+        charge.transpose().map_err(|over| self.over(&over))
+    }
+
+    /// Memory for something that is there as long as this study, or the plan that it is for.
+    pub fn note(&self, bytes: u64) -> Result<(), Failure> {
+        match &mut *self.memory.borrow_mut() {
+            Some(memory) => memory.grow(bytes).map_err(|over| self.over(&over)),
+            None => Ok(()),
         }
-        Self::charge(&self.kept, bytes, MAX_KEPT, "would have to be kept in memory")
+    }
+
+    /// To be asked before a derivation with so many bytes of text is kept, which take so many bytes of memory.
+    pub fn keep(&self, text: usize, memory: u64) -> Result<(), Failure> {
+        self.note(KEPT_BESIDE.saturating_add(memory))?;
+        Self::charge(&self.kept, text, MAX_KEPT, "would have to be kept in memory")
+    }
+
+    /// Nothing is wrong with the derivations.
+    fn over(&self, why: &OverBudget) -> Failure {
+        self.over_budget.set(true);
+        Failure::transient(why.to_string())
     }
 
     fn charge(sum: &Cell<u64>, bytes: usize, limit: u64, what: &str) -> Result<(), Failure> {
@@ -98,9 +122,9 @@ mod tests {
         let study = Study::new(cancel.clone());
         let part = (MAX_KEPT / 4) as usize;
         for _ in 0..4 {
-            study.keep(part).expect("within the limit");
+            study.keep(part, 0).expect("within the limit");
         }
-        let refused = study.keep(1).expect_err("over it").message;
+        let refused = study.keep(1, 0).expect_err("over it").message;
         assert!(refused.contains("more than 256 MiB") && refused.contains("in parts"), "{refused}");
         study.parse(&drv, part).expect("within the other limit");
         assert!(study.parse(&drv, MAX_PARSED as usize).is_err());

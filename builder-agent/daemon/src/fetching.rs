@@ -14,7 +14,7 @@ use wire::worker::{ActivityKind, LogEvent, ResultKind, Verbosity};
 
 use super::audience::Audience;
 use super::context::Ids;
-use super::transfer::Trouble;
+use super::transfer::{Trouble, over};
 use super::{Session, ask};
 use substitute::{Event, Fetched};
 
@@ -78,8 +78,9 @@ impl Session {
             return Ok(Vec::new());
         }
         let (substituters, member) = (&self.house.substituters, self.views.owner());
-        let ask = |events| async move { substituters.offers(member, &paths, mass, &events).await };
-        let offers = self.told(audience, ask).await?;
+        let budget = &self.desk.budget;
+        let ask = |events| async move { substituters.offers(member, budget, &paths, mass, &events).await };
+        let (offers, _memory) = self.told(audience, ask).await?.map_err(over)?;
         let info = |offer: &Arc<substitute::Offer>| SubstitutablePathInfo {
             path: offer.info.path.clone(),
             deriver: offer.info.deriver.clone(),
@@ -106,7 +107,7 @@ impl Session {
         let ask = |events| async move {
             let instead = self.instead(&targets, &events).await?;
             let wanted: Vec<StorePath> = instead.fetch.into_iter().collect();
-            Ok::<_, Trouble>((instead.build, self.offered(&wanted, &events).await))
+            Ok::<_, Trouble>((instead.build, self.offered(&wanted, &events).await?))
         };
         let (build, walk) = self.told(audience, ask).await??;
         missing.will_build.retain(|drv| build.contains(drv));
@@ -123,7 +124,9 @@ impl Session {
         paths: Vec<StorePath>,
     ) -> Result<Fetched, Trouble> {
         let (substituters, member) = (&self.house.substituters, self.views.owner());
-        self.told(audience, |events| async move { substituters.fetch(member, &paths, &events).await }).await
+        let budget = &self.desk.budget;
+        let fetch = |events| async move { substituters.fetch(member, budget, &paths, &events).await };
+        self.told(audience, fetch).await?.map_err(over)
     }
 
     /// Does work that asks caches. The client sees what happens meanwhile; hanging up ends it. The work must let go of

@@ -34,6 +34,12 @@ pub(super) async fn build(context: Context, work: Work, check: bool) -> Ended {
     let original = work.recipe.clone();
     let resolving = studied(&context.desk, move |study| {
         let sure = plan::inputs_verified(&view, &house.drv_hashes, &original, &inputs, study);
+        if study.is_over() {
+            // For want of time or room: that would make a claim of what is none.
+            return Err(Failure::transient(
+                "the box has no room to look at the inputs again; try it again later",
+            ));
+        }
         resolve(&original.drv_path, &derivation, &inputs).map(|resolved| (resolved, sure))
     });
     let (resolved, inputs_verified) = resolving.await.unwrap_or_else(|_| Err(bug()))?;

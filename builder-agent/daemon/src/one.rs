@@ -24,6 +24,9 @@ use shares::threads::Lost;
 /// What one path of a build's closure takes.
 const INPUT_BYTES: u64 = 256;
 
+/// What a build takes beside its derivation and its closure: its tasks, its place among those that wait, who it tells.
+const RUN_BYTES: u64 = 16 << 10;
+
 /// Read from a kept log at once.
 const CHUNK: usize = 32 * 1024;
 
@@ -102,9 +105,9 @@ impl One {
             Ok((inputs, key, of_box))
         };
         let (inputs, key, key_of_box) = lost(context.desk.workers.plan(looking).await)??;
-        // Kept until the build has ended, however long it waits for a slot.
-        let need = inputs.len() as u64 * INPUT_BYTES;
-        let memory = context.desk.budget.wait(need, "the list of this build's inputs").await;
+        // Kept until the build has ended, however long it waits for a slot, and whether or not its client stays.
+        let need = RUN_BYTES + recipe.weight + inputs.len() as u64 * INPUT_BYTES;
+        let memory = context.desk.budget.wait(need, "this build").await;
         let memory = memory.map_err(|over| Failure::transient(over.to_string()))?;
         let request = Request {
             member: context.member.clone(),

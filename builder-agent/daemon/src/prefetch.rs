@@ -14,13 +14,18 @@ use tokio::sync::mpsc;
 use super::Session;
 use super::audience::Audience;
 use super::studied::studied;
-use super::transfer::{Trouble, bug};
+use super::transfer::{Trouble, bug, over};
+use builds::Failure;
 use builds::modulo::{self, Hasher};
 use builds::plan::MAX_DERIVATIONS;
 use builds::realised;
 use builds::structured::Attributes;
 use builds::study::Study;
 use substitute::{Event, Walk, warn};
+
+/// What an input of a derivation takes in the lists of what to look at and of what was seen, or an output in those of what
+/// to ask for.
+const LOOKED_BYTES: u64 = 512;
 
 /// What would be fetched for some targets, and what would still have to be built.
 #[derive(Debug, Default)]
@@ -56,7 +61,8 @@ impl Session {
             if !instead.fetch.is_empty() {
                 // What fails is built, or reported by the plan; the client has been warned.
                 let paths: Vec<StorePath> = instead.fetch.into_iter().collect();
-                self.house.substituters.fetch(self.views.owner(), &paths, &events).await;
+                let (member, budget) = (self.views.owner(), &self.desk.budget);
+                self.house.substituters.fetch(member, budget, &paths, &events).await.map_err(over)?;
             }
             Ok(())
         };
@@ -83,12 +89,16 @@ impl Session {
         let looked = Looked { drv: drv.clone(), name, missing, allows, inputs: Vec::new() };
         let Some(paths) = self.candidates(&looked).filter(|paths| !paths.is_empty()) else { return Ok(()) };
         let work = |events| async move {
-            let walk = self.offered(&paths, &events).await;
-            if paths.iter().all(|path| walk.offers.contains_key(path)) {
-                self.house.substituters.fetch(self.views.owner(), &paths, &events).await;
+            let walk = self.offered(&paths, &events).await?;
+            let all = paths.iter().all(|path| walk.offers.contains_key(path));
+            drop(walk);
+            if all {
+                let (member, budget) = (self.views.owner(), &self.desk.budget);
+                self.house.substituters.fetch(member, budget, &paths, &events).await.map_err(over)?;
             }
+            Ok(())
         };
-        self.told(audience, work).await
+        self.told(audience, work).await?
     }
 
     /// What would be fetched, and what built.
@@ -103,6 +113,8 @@ impl Session {
         }
         let mut seen: BTreeMap<StorePath, BTreeSet<String>> = BTreeMap::new();
         let mut next: Vec<(StorePath, Vec<String>)> = Vec::new();
+        // For both.
+        let mut memory = Vec::new();
         let mut plain = Vec::new();
         for target in targets {
             match target {
@@ -115,7 +127,7 @@ impl Session {
                 _ => {}
             }
         }
-        let offered = self.offered(&plain, events).await;
+        let offered = self.offered(&plain, events).await?;
         instead.fetch.extend(plain.into_iter().filter(|path| offered.offers.contains_key(path)));
         while !next.is_empty() {
             next.retain(|(drv, outputs)| {
@@ -130,18 +142,22 @@ impl Session {
                     "the targets depend on more than {MAX_DERIVATIONS} derivations; build them in parts"
                 )));
             }
-            let (house, view, level) = (self.house.clone(), self.view(), std::mem::take(&mut next));
-            let looked: Vec<Looked> = studied(&self.desk, move |study| {
+            let (house, view, level) = (self.house.clone(), self.view.clone(), std::mem::take(&mut next));
+            let (looked, held) = studied(&self.desk, move |study| {
                 let mut hasher = Hasher::new(&view, &house.drv_hashes, study);
-                let look =
-                    |(drv, outputs): &(StorePath, Vec<String>)| look(&view, &mut hasher, study, drv, outputs);
-                level.iter().filter_map(look).collect()
+                let look = |(drv, outputs): &(StorePath, Vec<String>)| {
+                    look(&view, &mut hasher, study, drv, outputs).transpose()
+                };
+                let looked: Result<Vec<Looked>, Failure> = level.iter().filter_map(look).collect();
+                (looked, study.memory())
             })
             .await?;
+            let looked = looked.map_err(|failure| Trouble::Refused(failure.message))?;
+            memory.extend(held);
             let candidates: Vec<Option<Vec<StorePath>>> =
                 looked.iter().map(|looked| self.candidates(looked)).collect();
             let asked: Vec<StorePath> = candidates.iter().flatten().flatten().cloned().collect();
-            let offered = self.offered(&asked, events).await;
+            let offered = self.offered(&asked, events).await?;
             for (looked, candidates) in looked.into_iter().zip(candidates) {
                 match candidates {
                     Some(paths) if paths.iter().all(|path| offered.offers.contains_key(path)) => {
@@ -158,10 +174,15 @@ impl Session {
     }
 
     /// What is on offer of `paths`, with all they refer to; what speaks against the rest is told.
-    pub(super) async fn offered(&self, paths: &[StorePath], events: &mpsc::Sender<Event>) -> Walk {
-        let mut walk = self.house.substituters.walk(self.views.owner(), paths).await;
+    pub(super) async fn offered(
+        &self,
+        paths: &[StorePath],
+        events: &mpsc::Sender<Event>,
+    ) -> Result<Walk, Trouble> {
+        let walk = self.house.substituters.walk(self.views.owner(), &self.desk.budget, paths).await;
+        let mut walk = walk.map_err(over)?;
         warn(std::mem::take(&mut walk.warnings), events).await;
-        walk
+        Ok(walk)
     }
 
     /// What to ask about instead of building it; `None` if it has to be built in any case.
@@ -177,22 +198,28 @@ impl Session {
     }
 }
 
-/// `None` if nothing of it is missing, or nothing can be said about it.
+/// `None` if nothing of it is missing, or nothing can be said about it. Fails if the study is over.
 fn look(
     view: &View,
     hasher: &mut Hasher<'_>,
     study: &Study,
     drv: &StorePath,
     wanted: &[String],
-) -> Option<Looked> {
-    let derivation = modulo::read(view, drv, study).ok()?;
+) -> Result<Option<Looked>, Failure> {
+    let parsed = match modulo::read(view, drv, study) {
+        Ok(parsed) => parsed,
+        Err(failure) if study.is_over() => return Err(failure),
+        Err(_) => return Ok(None),
+    };
+    let derivation = &parsed.derivation;
     let name = &derivation.name;
     let mut missing = Vec::new();
     for (output, spec) in &derivation.basic.outputs {
         if !wanted.is_empty() && !wanted.contains(output) {
             continue;
         }
-        let path = spec.path(name, output).ok()?.or_else(|| {
+        let Ok(path) = spec.path(name, output) else { return Ok(None) };
+        let path = path.or_else(|| {
             let realised = realised::path(view, &hasher.of(drv).ok()?.masked, output);
             realised.map(|(path, _)| path)
         });
@@ -201,12 +228,14 @@ fn look(
         }
     }
     if missing.is_empty() {
-        return None;
+        return Ok(None);
     }
+    study.note((derivation.inputs.len() + missing.len()) as u64 * LOOKED_BYTES)?;
     let allows = allows(&derivation.basic.env);
     let inputs = derivation.inputs.iter();
     let inputs = inputs.map(|(input, wanted)| (input.clone(), wanted.iter().cloned().collect()));
-    Some(Looked { drv: drv.clone(), name: name.to_owned(), missing, allows, inputs: inputs.collect() })
+    let inputs = inputs.collect();
+    Ok(Some(Looked { drv: drv.clone(), name: name.to_owned(), missing, allows, inputs }))
 }
 
 /// Unless it says `allowSubstitutes = false`, which is empty in an environment.

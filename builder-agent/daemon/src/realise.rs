@@ -53,6 +53,8 @@ impl Session {
         mode: BuildMode,
     ) -> Result<Vec<(DerivedPath, BuildResult)>, Trouble> {
         let check = is_check(mode)?;
+        // Before anything else is held.
+        let _charge = self.desk.budget.wait(LOG_BYTES, "the log of this build").await.map_err(over)?;
         if !check {
             self.prefetch(audience, &targets).await?;
         }

@@ -1,9 +1,10 @@
 //! Answers of sources, remembered for a while.
 //!
-//! Kept per member: how fast an answer comes must not tell one member what another asked for. Bounded; what is
-//! forgotten is asked again.
+//! Kept per member: how fast an answer comes must not tell one member what another asked for. Bounded, by what the answers
+//! take: a cache may name ten thousand references of each path. Who has the most remembered makes room, so that nobody
+//! can push out what is remembered for others. What is forgotten is asked again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use nix_derivation::StorePath;
@@ -11,26 +12,42 @@ use store::Member;
 
 use super::Answer;
 
-/// Answers kept. One with its references takes about a kilobyte.
-const MAX: usize = 50_000;
+/// Bytes of all answers that are kept: those for some fifty thousand paths as they are in nixpkgs.
+const MAX_BYTES: u64 = 64 << 20;
+/// What an answer takes beside what it says.
+const ANSWER_BYTES: u64 = 384;
 /// How long an offer holds. Caches delete rarely, and a file that is gone is noticed.
 const FOUND: Duration = Duration::from_secs(3600);
 /// How long "nowhere" holds: somebody may be about to push it.
 const NOWHERE: Duration = Duration::from_secs(60);
 
-type Key = (Member, StorePath);
-
 #[derive(Default)]
 pub struct Lookups {
-    answers: HashMap<Key, (Instant, Answer)>,
+    members: HashMap<Member, Shelf>,
+    bytes: u64,
+    next: u64,
+}
+
+/// What is remembered for one member.
+#[derive(Default)]
+struct Shelf {
+    answers: HashMap<StorePath, Known>,
     /// In the order in which they came.
-    order: VecDeque<Key>,
+    order: BTreeMap<u64, StorePath>,
+    bytes: u64,
+}
+
+struct Known {
+    until: Instant,
+    answer: Answer,
+    place: u64,
+    bytes: u64,
 }
 
 impl Lookups {
     pub fn get(&self, member: &Member, path: &StorePath) -> Option<Answer> {
-        let (until, answer) = self.answers.get(&(member.clone(), path.clone()))?;
-        (Instant::now() < *until).then(|| answer.clone())
+        let known = self.members.get(member)?.answers.get(path)?;
+        (Instant::now() < known.until).then(|| known.answer.clone())
     }
 
     pub fn put(&mut self, member: &Member, path: &StorePath, answer: &Answer) {
@@ -40,21 +57,44 @@ impl Lookups {
             // A source was not heard; that is for its own pause to remember.
             Answer::Nowhere { trouble: Some(_) } => return,
         };
-        let key = (member.clone(), path.clone());
-        if self.answers.insert(key.clone(), (Instant::now() + holds, answer.clone())).is_none() {
-            self.order.push_back(key);
-        }
-        while self.order.len() > MAX {
-            if let Some(oldest) = self.order.pop_front() {
-                self.answers.remove(&oldest);
-            }
-        }
+        let bytes = ANSWER_BYTES
+            + match answer {
+                Answer::Offer(offer) => offer.memory(),
+                Answer::Refused(why) => why.len() as u64,
+                Answer::Nowhere { .. } => 0,
+            };
+        self.next += 1;
+        let known = Known { until: Instant::now() + holds, answer: answer.clone(), place: self.next, bytes };
+        let shelf = self.members.entry(member.clone()).or_default();
+        self.bytes -= shelf.take(path);
+        shelf.order.insert(known.place, path.clone());
+        shelf.answers.insert(path.clone(), known);
+        shelf.bytes += bytes;
+        self.bytes += bytes;
+        while self.bytes > MAX_BYTES && self.make_room() {}
+    }
+
+    /// Forgets the oldest answer of who has the most.
+    fn make_room(&mut self) -> bool {
+        let Some(fullest) = self.members.values_mut().max_by_key(|shelf| shelf.bytes) else { return false };
+        let Some((_, oldest)) = fullest.order.pop_first() else { return false };
+        self.bytes -= fullest.take(&oldest);
+        true
     }
 
     /// After an offer that turned out to be wrong.
     pub fn forget(&mut self, path: &StorePath) {
-        self.answers.retain(|(_, known), _| known != path);
-        self.order.retain(|(_, known)| known != path);
+        self.bytes -= self.members.values_mut().map(|shelf| shelf.take(path)).sum::<u64>();
+    }
+}
+
+impl Shelf {
+    /// Forgets this answer; how much it took.
+    fn take(&mut self, path: &StorePath) -> u64 {
+        let Some(known) = self.answers.remove(path) else { return 0 };
+        self.order.remove(&known.place);
+        self.bytes -= known.bytes;
+        known.bytes
     }
 }
 
@@ -79,19 +119,23 @@ mod tests {
         assert!(lookups.get(&bob, &path(1)).is_none());
         lookups.put(&alice, &path(2), &Answer::Nowhere { trouble: Some(Arc::from("down")) });
         assert!(lookups.get(&alice, &path(2)).is_none(), "trouble is not an answer");
+        lookups.put(&alice, &path(1), &Answer::Nowhere { trouble: None });
         lookups.forget(&path(1));
-        assert!(lookups.get(&alice, &path(1)).is_none() && lookups.order.is_empty());
+        assert!(lookups.get(&alice, &path(1)).is_none());
+        assert_eq!(lookups.bytes, 0);
     }
 
     #[test]
-    fn old_answers_make_room() {
+    fn who_has_the_most_remembered_makes_room() {
         let mut lookups = Lookups::default();
-        let alice = Member::new("alice");
-        for n in 0..=MAX as u32 {
-            lookups.put(&alice, &path(n), &Answer::Nowhere { trouble: None });
+        let (alice, mallory) = (Member::new("alice"), Member::new("mallory"));
+        lookups.put(&alice, &path(0), &Answer::Nowhere { trouble: None });
+        let long: Arc<str> = "x".repeat(1 << 20).into();
+        for n in 0..100 {
+            lookups.put(&mallory, &path(n), &Answer::Refused(long.clone()));
         }
-        assert!(lookups.get(&alice, &path(0)).is_none());
-        assert!(lookups.get(&alice, &path(MAX as u32)).is_some());
-        assert_eq!((lookups.answers.len(), lookups.order.len()), (MAX, MAX));
+        assert!(lookups.get(&mallory, &path(0)).is_none() && lookups.get(&mallory, &path(99)).is_some());
+        assert!(lookups.get(&alice, &path(0)).is_some(), "hers is the oldest, and stays");
+        assert!(lookups.bytes <= MAX_BYTES);
     }
 }

@@ -9,6 +9,11 @@ use url::Url;
 
 use super::narinfo::Compression;
 
+/// What an offer takes beside its references and signatures, addresses of some length included.
+const OFFER_BYTES: u64 = 1024;
+/// What each of its references takes: a path of some length in a tree.
+const REFERENCE_BYTES: u64 = 160;
+
 /// One path as one source describes it. Only claims, until its NAR has been received and hashed.
 #[derive(Debug)]
 pub struct Offer {
@@ -33,6 +38,13 @@ impl Offer {
             Place::Http { size, .. } => size.unwrap_or(0),
             Place::Ssh => self.info.nar_size,
         }
+    }
+
+    /// About what it takes in memory.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        let signatures: usize = self.info.signatures.iter().map(|signature| signature.len() + 64).sum();
+        OFFER_BYTES + signatures as u64 + self.info.references.len() as u64 * REFERENCE_BYTES
     }
 
     /// What it refers to, without itself.

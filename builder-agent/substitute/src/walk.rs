@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::download::State;
 use super::offer::Offer;
 use super::{Answer, Substituters};
+use shares::budget::{Budget, Charge, OverBudget};
 
 /// Paths of one request. A large NixOS system has about 20,000.
 const MAX_PATHS: usize = 100_000;
@@ -22,6 +23,12 @@ const MAX_PATHS: usize = 100_000;
 const MAX_QUESTIONS: usize = 32;
 /// Downloads of one request at once, so that a large one leaves room for others.
 const MAX_DOWNLOADS: usize = 8;
+/// What a path takes that a walk has come to, whatever is found of it: its places in lists, and the reason why not.
+const SEEN_BYTES: u64 = 1024;
+/// What one more reference to a path takes, in the lists of who needs what.
+const NEEDED_BYTES: u64 = 192;
+/// What is charged, for messages.
+const WHAT: &str = "the list of what could be fetched";
 /// Between two reports about one download.
 const REPORT: Duration = Duration::from_millis(200);
 
@@ -59,6 +66,8 @@ pub struct Walk {
     pub warnings: BTreeSet<Arc<str>>,
     /// By path, the offered ones that refer to it.
     needed_by: BTreeMap<StorePath, Vec<StorePath>>,
+    /// For all of this.
+    memory: Option<Charge>,
 }
 
 impl Walk {
@@ -105,8 +114,15 @@ impl Walk {
 }
 
 impl Substituters {
-    /// What would have to be fetched to have `paths` Verified with all they refer to.
-    pub async fn walk(&self, member: &Member, paths: &[StorePath]) -> Walk {
+    /// What would have to be fetched to have `paths` Verified with all they refer to. How much that is, is up to the caches
+    /// and to who asks: it is charged to `budget`.
+    pub async fn walk(
+        &self,
+        member: &Member,
+        budget: &Budget,
+        paths: &[StorePath],
+    ) -> Result<Walk, OverBudget> {
+        let mut memory = budget.charge(0, WHAT)?;
         let mut walk = Walk::default();
         let mut seen: BTreeSet<StorePath> = BTreeSet::new();
         let mut todo: Vec<StorePath> = Vec::new();
@@ -121,6 +137,7 @@ impl Substituters {
         for path in paths {
             reach(path, &mut todo);
         }
+        memory.grow(todo.len() as u64 * SEEN_BYTES)?;
         loop {
             while asked.len() < MAX_QUESTIONS
                 && let Some(path) = todo.pop()
@@ -138,7 +155,10 @@ impl Substituters {
             let Ok((path, answer)) = joined else { continue };
             match answer {
                 Answer::Offer(offer) => {
+                    let before = todo.len();
+                    memory.grow(offer.memory() + offer.info.references.len() as u64 * NEEDED_BYTES)?;
                     let all = offer.references().all(|reference| reach(reference, &mut todo));
+                    memory.grow((todo.len() - before) as u64 * SEEN_BYTES)?;
                     if all {
                         walk.offer(offer);
                     } else {
@@ -154,17 +174,20 @@ impl Substituters {
             }
         }
         walk.settle(walk.refused.keys().cloned().collect());
-        walk
+        walk.memory = Some(memory);
+        Ok(walk)
     }
 
-    /// What there is of `paths` alone, without what they refer to. `mass`: only sources that do not mind are asked.
+    /// What there is of `paths` alone, without what they refer to, and the memory for that. `mass`: only sources that do not mind are asked.
     pub async fn offers(
         &self,
         member: &Member,
+        budget: &Budget,
         paths: &[StorePath],
         mass: bool,
         events: &mpsc::Sender<Event>,
-    ) -> BTreeMap<StorePath, Arc<Offer>> {
+    ) -> Result<(BTreeMap<StorePath, Arc<Offer>>, Charge), OverBudget> {
+        let mut memory = budget.charge(0, WHAT)?;
         let mut offers = BTreeMap::new();
         let mut todo = paths.iter();
         let mut asked = JoinSet::new();
@@ -179,18 +202,28 @@ impl Substituters {
                 });
             }
             match asked.join_next().await {
-                Some(Ok((path, Answer::Offer(offer)))) => drop(offers.insert(path, offer)),
+                Some(Ok((path, Answer::Offer(offer)))) => {
+                    // Twice: it is copied for the answer.
+                    memory.grow(2 * offer.memory())?;
+                    offers.insert(path, offer);
+                }
                 Some(Ok((_, other))) => warn(other.warning(), events).await,
                 Some(Err(_)) => {}
-                None => return offers,
+                None => return Ok((offers, memory)),
             }
         }
     }
 
     /// Fetches `paths` with all they refer to. Each ends Verified, or with the reason why not. Dropping this ends what
     /// nobody else waits for.
-    pub async fn fetch(&self, member: &Member, paths: &[StorePath], events: &mpsc::Sender<Event>) -> Fetched {
-        let mut walk = self.walk(member, paths).await;
+    pub async fn fetch(
+        &self,
+        member: &Member,
+        budget: &Budget,
+        paths: &[StorePath],
+        events: &mpsc::Sender<Event>,
+    ) -> Result<Fetched, OverBudget> {
+        let mut walk = self.walk(member, budget, paths).await?;
         warn(std::mem::take(&mut walk.warnings), events).await;
         let mut waiting: BTreeMap<StorePath, BTreeSet<StorePath>> = BTreeMap::new();
         let mut ready = Vec::new();
@@ -232,7 +265,7 @@ impl Substituters {
                 }
             }
         }
-        paths
+        Ok(paths
             .iter()
             .map(|path| {
                 let end = match walk.refused.get(path) {
@@ -244,7 +277,7 @@ impl Substituters {
                 };
                 (path.clone(), end)
             })
-            .collect()
+            .collect())
     }
 }
 

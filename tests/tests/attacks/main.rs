@@ -10,6 +10,7 @@ mod existence_serve;
 mod full_disk;
 mod heavy_derivations;
 mod memory;
+mod memory_lists;
 mod names;
 mod published;
 mod realisations;

@@ -10,23 +10,28 @@ use wire::client::{End, encode_frames, encode_request};
 use wire::worker::{Protocol, Request};
 
 /// What one member may hold, in MiB.
-const BUDGET: u64 = 64;
+pub const BUDGET: u64 = 64;
 /// What the agent may take beside it: chunks on their way, allocators, another member's work.
-const BESIDE: u64 = 64;
+pub const BESIDE: u64 = 64;
 /// Mallory's, each of which tries to have the agent hold a third of her budget.
 const SESSIONS: usize = 40;
 /// What Alice uploads meanwhile, at the least.
 const HERS: usize = 20;
 
 fn house() -> Neighbours {
-    let setup = Setup::default()
+    house_with(Setup::default())
+}
+
+/// With these settings besides.
+pub fn house_with(setup: Setup) -> Neighbours {
+    let setup = setup
         .setting("limits.max-session-memory-mib = 1024")
         .setting(&format!("limits.max-session-memory-per-member-mib = {BUDGET}"));
     Neighbours::with(&["alice", "mallory"], setup)
 }
 
 /// Memory of the agent that is not of files, in MiB.
-fn anonymous(house: &Neighbours) -> u64 {
+pub fn anonymous(house: &Neighbours) -> u64 {
     status_kib(house.agent.pid(), "RssAnon") / 1024
 }
 
@@ -39,7 +44,7 @@ async fn upload_next(alice: &mut Session, round: &mut usize, attack: usize) {
 
 /// Sends these bytes in many sessions at once and keeps those that are not refused open; gives the refusals, and how much
 /// the agent grew at most.
-async fn in_many_sessions(house: &Neighbours, bytes: Vec<u8>) -> (Vec<String>, u64) {
+pub async fn in_many_sessions(house: &Neighbours, bytes: Vec<u8>) -> (Vec<String>, u64) {
     let before = anonymous(house);
     let line = house.line("mallory");
     let bytes: &'static [u8] = bytes.leak();
@@ -89,7 +94,7 @@ async fn in_many_sessions(house: &Neighbours, bytes: Vec<u8>) -> (Vec<String>, u
     (refused, grown)
 }
 
-fn bounded((refused, grown): (Vec<String>, u64)) {
+pub fn bounded((refused, grown): (Vec<String>, u64)) {
     assert!(grown < BUDGET + BESIDE, "{grown} MiB");
     assert!(!refused.is_empty(), "they cannot all have been within the budget");
     for message in refused {

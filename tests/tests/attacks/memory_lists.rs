@@ -1,0 +1,160 @@
+//! Memory by amplification, beyond what is sent (see `memory`): derivations of very many parts, builds that go on without
+//! their clients, caches that name very many paths. What comes of it is charged to who asked for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::time::Duration;
+
+use e2e::agent::Setup;
+use e2e::hostile::*;
+use e2e::http::FileServer;
+use e2e::neighbours::{Neighbours, WORKER, recipe};
+use e2e::place;
+use nix_derivation::{
+    CAHash, DerivedPath, SingleDerivedPath, StorePath, nixbase32, store_path::build_ca_path,
+};
+use tempfile::TempDir;
+use wire::client::encode_request;
+use wire::worker::{Protocol, Request};
+
+use crate::memory::{BESIDE, BUDGET, anonymous, bounded, house_with, in_many_sessions};
+
+fn encoded(request: &Request) -> Vec<u8> {
+    encode_request(request, Protocol::plain(MINOR))
+}
+
+/// Alice builds something small.
+async fn alice_builds(house: &Neighbours) {
+    let mut alice = house.session("alice").await;
+    let out = path("hers");
+    let small = recipe(&path("hers.drv"), &[("out", &out)], &[], "echo hers > $out");
+    assert_eq!(alice.build(small).await.status, 0);
+    assert_eq!(alice.nar(&out).await, nar(&file(b"hers\n")));
+    alice.leave().await;
+}
+
+/// A derivation with this many input derivations, none of which is there.
+fn wide(inputs: u32) -> Vec<u8> {
+    let mut text = format!(r#"Derive([("out","{}","","")],["#, path("wide").to_absolute_path());
+    for n in 0..inputs {
+        let comma = if n > 0 { "," } else { "" };
+        write!(text, r#"{comma}("{}",["out"])"#, numbered(n, "i.drv").to_absolute_path()).expect("text");
+    }
+    text += r#"],[],"x86_64-linux","/bin/sh",["-c","exit 1"],[])"#;
+    text.into_bytes()
+}
+
+/// Made without hashing.
+fn numbered(n: u32, name: &str) -> StorePath {
+    let mut digest = [7; 20];
+    digest[..4].copy_from_slice(&n.to_be_bytes());
+    StorePath::from_parts(digest, name).expect("a path")
+}
+
+fn outputs_of(drv: &StorePath) -> DerivedPath {
+    let drv_path = SingleDerivedPath::Opaque(drv.clone());
+    DerivedPath::Built { drv_path, outputs: vec!["out".into()] }
+}
+
+#[tokio::test]
+async fn derivations_of_very_many_parts_stay_within_one_budget() {
+    let house = house_with(Setup::default());
+    let contents = nar(&file(&wide(150_000)));
+    let info = info("wide.drv", &contents);
+    let mut mallory = house.session("mallory").await;
+    mallory.upload(&info, &contents).await;
+    mallory.leave().await;
+    let targets = vec![outputs_of(&info.path)];
+    bounded(in_many_sessions(&house, encoded(&Request::QueryMissing { targets })).await);
+    alice_builds(&house).await;
+}
+
+#[tokio::test]
+async fn builds_that_go_on_without_their_clients_stay_within_one_budget() {
+    let setup = Setup::default()
+        .setting("keep-builds-running = true")
+        .setting("limits.max-jobs = 4")
+        .setting("limits.max-jobs-per-member = 1");
+    let house = house_with(setup);
+    let before = anonymous(&house);
+    let line = house.line("mallory");
+    let mut sent = 0;
+    // The first one runs, the others wait for its slot.
+    for n in 0..40 {
+        let name = format!("long-{n}");
+        let script = "while :; do sleep 1; done";
+        let (drv, mut derivation) =
+            recipe(&path(&format!("{name}.drv")), &[("out", &path(&name))], &[], script);
+        // As a file, so that the builder can be started at all.
+        derivation.env.insert(b"ballast".to_vec(), vec![b'x'; 4 << 20]);
+        derivation.env.insert(b"passAsFile".to_vec(), b"ballast".to_vec());
+        let mut mallory = Session::over(line.ssh(WORKER), MINOR).await;
+        let request =
+            Request::BuildDerivation { drv_path: drv, derivation, mode: wire::types::BuildMode::Normal };
+        mallory.send(&encoded(&request)).await;
+        // Taken, or she waits for memory, which is not told.
+        let accepted = house.agent.count("build accepted");
+        for _ in 0..10 {
+            if house.agent.count("build accepted") > accepted {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        mallory.vanish().await;
+        sent += 1;
+    }
+    let (accepted, grown) = (house.agent.count("build accepted"), anonymous(&house).saturating_sub(before));
+    println!("{sent} builds: {accepted} accepted, {grown} MiB held");
+    assert!(accepted > 1, "as many as she has memory for");
+    assert!(grown < BUDGET + BESIDE, "{grown} MiB");
+    alice_builds(&house).await;
+}
+
+/// Paths that a cache has, content-addressed so that nobody needs to sign them, each with the same references.
+fn cache_of(count: u8, references: u32) -> (TempDir, FileServer, Vec<StorePath>) {
+    let folder = place::scratch("cache");
+    let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).expect("room");
+    write("nix-cache-info", "StoreDir: /nix/store\nWantMassQuery: 1\n".into());
+    let references: BTreeSet<StorePath> = (0..references).map(|n| numbered(n, "r")).collect();
+    let named: Vec<String> = references.iter().map(StorePath::to_basename).collect();
+    let named = named.join(" ");
+    let paths = (0..count).map(|n| {
+        let hash = format!("sha256:{}", nixbase32::encode(&[n; 32]));
+        let ca = CAHash::parse(&format!("fixed:r:{hash}")).expect("an address");
+        let path = build_ca_path("top", &ca, &references, false).expect("a path");
+        let full = path.to_absolute_path();
+        let text = format!(
+            "StorePath: {full}\nURL: nar\nCompression: none\nNarHash: {hash}\nNarSize: 200\nReferences: {named}\nCA: fixed:r:{hash}\n"
+        );
+        write(&format!("{}.narinfo", &path.to_basename()[..32]), text);
+        path
+    });
+    let paths: Vec<StorePath> = paths.collect();
+    let server = FileServer::start(folder.path());
+    (folder, server, paths)
+}
+
+fn house_by(cache: &FileServer) -> Neighbours {
+    let setup = Setup::default()
+        .setting(&format!("substituters = [\"{}\"]", cache.url()))
+        .setting("fetch.allow-private = true");
+    house_with(setup)
+}
+
+#[tokio::test]
+async fn what_a_cache_says_of_its_paths_stays_within_one_budget() {
+    let (_folder, cache, paths) = cache_of(60, 20_000);
+    let house = house_by(&cache);
+    let paths: BTreeMap<StorePath, Option<CAHash>> = paths.into_iter().map(|path| (path, None)).collect();
+    bounded(in_many_sessions(&house, encoded(&Request::QuerySubstitutablePathInfos { paths })).await);
+    alice_builds(&house).await;
+}
+
+#[tokio::test]
+async fn closures_that_a_cache_tells_of_stay_within_one_budget() {
+    let (_folder, cache, paths) = cache_of(60, 20_000);
+    let house = house_by(&cache);
+    let targets = paths.into_iter().map(DerivedPath::Opaque).collect();
+    bounded(in_many_sessions(&house, encoded(&Request::QueryMissing { targets })).await);
+    alice_builds(&house).await;
+}
