@@ -137,6 +137,7 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
         drv_hashes,
         threads,
         budgets,
+        opened: Default::default(),
     });
     if let Some(weaker) = backend::weaker(&config.sandbox) {
         tracing::warn!("{weaker}");

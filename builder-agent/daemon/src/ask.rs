@@ -6,15 +6,17 @@ use std::sync::Arc;
 
 use nix_derivation::{DerivedPath, NixHash, StorePath};
 use store::{Member, Provenance, RealisationId, View};
-use wire::types::{DrvKey, DrvOutputId, Missing, Realisation};
+use wire::types::{BuildResult, DrvKey, DrvOutputId, Missing, Realisation};
+
+use wire::worker::Response;
 
 use super::desk::Desk;
 use super::studied::studied;
 use super::transfer::{Trouble, over};
 use crate::House;
+use shares::budget::{Charge, OverBudget};
 use builds::modulo::Hasher;
 use builds::{Plan, plan};
-use shares::budget::Charge;
 
 /// Info of a path that the client takes to be valid.
 pub(super) fn info(view: &View, path: &StorePath) -> Result<Arc<store::PathInfo>, Trouble> {
@@ -24,6 +26,9 @@ pub(super) fn info(view: &View, path: &StorePath) -> Result<Arc<store::PathInfo>
 
 /// What one path of a list takes, while the list is made out of a sorted set and then sent.
 const LISTED_BYTES: u64 = 320;
+
+/// An answer up to this size is one of a session's own buffers.
+const SHORT_BYTES: u64 = 64 << 10;
 
 /// A list that can be as long as the store, charged for as long as it is being sent. Whoever has no memory for it left waits
 /// without it, and then it is made again.
@@ -43,6 +48,35 @@ where
     let list = make().await?;
     charge.set(size(&list)).map_err(over)?;
     Ok((list, charge))
+}
+
+/// Memory for an answer that can be long, for as long as it is being sent.
+pub(super) fn charged(desk: &Desk, response: &Response) -> Result<Option<Charge>, OverBudget> {
+    let bytes = match response {
+        Response::Paths(paths) => paths.len() as u64 * LISTED_BYTES,
+        Response::Names(names) => names.len() as u64 * LISTED_BYTES,
+        Response::OutputMap(outputs) => outputs.len() as u64 * LISTED_BYTES,
+        Response::PathInfo(Some(info)) | Response::Added(info) => info.references.len() as u64 * LISTED_BYTES,
+        Response::Missing(missing) => {
+            let paths = missing.will_build.len() + missing.will_substitute.len() + missing.unknown.len();
+            paths as u64 * LISTED_BYTES
+        }
+        Response::Substitutable(infos) => {
+            infos.iter().map(|info| (1 + info.references.len() as u64) * LISTED_BYTES).sum()
+        }
+        Response::Roots(roots) => roots.len() as u64 * 2 * LISTED_BYTES,
+        Response::Garbage { paths, .. } => paths.len() as u64 * LISTED_BYTES,
+        Response::BuildResults(results) => {
+            let one = |result: &BuildResult| {
+                let outputs = 1 + result.built_outputs.len() as u64;
+                result.error_msg.len() as u64 + outputs * LISTED_BYTES
+            };
+            results.iter().map(|(_, result)| one(result)).sum()
+        }
+        _ => 0,
+    };
+    // What is short is in what each session is charged for.
+    (bytes > SHORT_BYTES).then(|| desk.budget.charge(bytes, "this answer")).transpose()
 }
 
 /// Output names of the `.drv` at `path`, with their paths: those it states, and those that have been realised.

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::transfer::Opened;
 use crate::House;
 use settings::Limits;
 use shares::budget::{Budget, Charge, OverBudget};
@@ -16,11 +17,16 @@ const SESSION_BYTES: u64 = 640 << 10;
 pub(super) struct Desk {
     pub workers: Workers,
     pub budget: Budget,
+    pub opened: Opened,
 }
 
 impl Desk {
     pub fn of(house: &House, member: &Arc<str>) -> Self {
-        Self { workers: house.threads.of(member), budget: house.budgets.of(member) }
+        Self {
+            workers: house.threads.of(member),
+            budget: house.budgets.of(member),
+            opened: house.opened.clone(),
+        }
     }
 
     /// For a session that begins.

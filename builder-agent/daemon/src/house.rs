@@ -27,6 +27,8 @@ pub struct House {
     pub threads: shares::threads::Threads,
     /// How much memory each member's requests may take.
     pub budgets: shares::budget::Budgets,
+    /// What is being read just now.
+    pub opened: crate::Opened,
 }
 
 impl House {

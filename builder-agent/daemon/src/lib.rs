@@ -17,8 +17,9 @@ use wire::WireError;
 use wire::types::ClientSettings;
 use wire::worker::{Connection, Failure, LogEvent, Request, Response, ServerInfo};
 
-use members::{Member, Roster};
+use shares::budget::Charge;
 use substitute::convert;
+use members::{Member, Roster};
 
 mod ask;
 mod audience;
@@ -43,12 +44,17 @@ pub use host_command::{HostCommand, Realise, run_host_command};
 pub use house::House;
 pub use serve_protocol::serve_store;
 
+pub use transfer::Opened;
+
 use desk::Desk;
 use transfer::Trouble;
 use views::Views;
 
 /// What `nix store info` shows.
 const VERSION: &str = concat!("barnraiser-", env!("CARGO_PKG_VERSION"));
+
+/// What a path takes that a session keeps from being collected.
+const HELD_BYTES: u64 = 256;
 
 /// State of one session.
 struct Session {
@@ -63,6 +69,8 @@ struct Session {
     settings: ClientSettings,
     /// What the connection asked for besides.
     wishes: Wishes,
+    /// For the paths that this session keeps from being collected.
+    held: Option<Charge>,
     /// High half of this session's activity ids, see [`context::Ids`].
     ids: context::Ids,
 }
@@ -197,7 +205,16 @@ impl Session {
         let keep_going = house.config.keep_going;
         let settings = ClientSettings { use_substitutes: true, keep_going, ..ClientSettings::default() };
         let desk = Desk::of(&house, &member.id);
-        Self { house, member, views, desk, roster, settings, wishes, ids: context::Ids::new() }
+        let held = desk.budget.charge(0, "the list of paths that a session needs").ok();
+        Self { house, member, views, desk, roster, settings, wishes, held, ids: context::Ids::new() }
+    }
+
+    /// Before each request: whether the member is one still, and has memory for what the session holds by now.
+    fn admit(&mut self) -> Result<(), String> {
+        if let Some(held) = &mut self.held {
+            held.set(self.views.held() as u64 * HELD_BYTES).map_err(|over| over.to_string())?;
+        }
+        self.follow_roster()
     }
 
     async fn answer_all<R, W>(&mut self, conn: &mut Connection<R, W>) -> Result<(), WireError>
@@ -206,12 +223,15 @@ impl Session {
         W: AsyncWrite + Unpin + Send,
     {
         while let Some(request) = conn.next_request().await? {
-            if let Err(gone) = self.follow_roster() {
+            if let Err(gone) = self.admit() {
                 conn.fail(&Failure::new(gone)).await?;
                 return Ok(());
             }
             match self.answer(conn, request).await {
-                Ok(Some(response)) => conn.reply(&response).await?,
+                Ok(Some(response)) => match ask::charged(&self.desk, &response) {
+                    Ok(_charge) => conn.reply(&response).await?,
+                    Err(over) => conn.fail(&Failure::new(over.to_string())).await?,
+                },
                 Ok(None) => {}
                 Err(Trouble::Refused(message)) => conn.fail(&Failure::new(message)).await?,
                 Err(Trouble::Wire(error)) => return Err(error),

@@ -142,7 +142,7 @@ impl Session {
                     "the targets depend on more than {MAX_DERIVATIONS} derivations; build them in parts"
                 )));
             }
-            let (house, view, level) = (self.house.clone(), self.view.clone(), std::mem::take(&mut next));
+            let (house, view, level) = (self.house.clone(), self.view(), std::mem::take(&mut next));
             let (looked, held) = studied(&self.desk, move |study| {
                 let mut hasher = Hasher::new(&view, &house.drv_hashes, study);
                 let look = |(drv, outputs): &(StorePath, Vec<String>)| {

@@ -79,6 +79,9 @@ impl Session {
         let context = self.context(events);
         let work = realise(context, plan.clone(), self.settings.keep_going, self.settings.keep_failed);
         let ended = audience.run(work, &mut shown).await?;
+        // The same target may be named again and again, and its error is a page long.
+        let told: u64 = targets.iter().map(|target| message_bytes(&ended, target)).sum();
+        let _charge = self.desk.budget.wait(told, "this answer").await.map_err(over)?;
         Ok(targets
             .into_iter()
             .map(|target| {
@@ -364,6 +367,14 @@ fn result(plan: &Plan, ended: &BTreeMap<StorePath, Ended>, target: &DerivedPath)
             let failure = unknown(drv);
             BuildResult::new(failure.status, failure.message)
         }
+    }
+}
+
+/// How long the message about this target is.
+fn message_bytes(ended: &BTreeMap<StorePath, Ended>, target: &DerivedPath) -> u64 {
+    match ended.get(target.base()) {
+        Some(Err(failure)) => failure.message.len() as u64,
+        _ => 0,
     }
 }
 

@@ -98,7 +98,7 @@ where
 {
     async fn answer_all(&mut self) -> Result<(), Trouble> {
         while let Some(request) = self.conn.next_request().await? {
-            self.session.follow_roster().map_err(Trouble::Refused)?;
+            self.session.admit().map_err(Trouble::Refused)?;
             if let Some(op) = self.conn.pending()
                 && op.info().writes
                 && !self.write

@@ -20,10 +20,12 @@ use shares::threads::Lost;
 use substitute::convert;
 
 mod chunks;
+mod opened;
 mod sinks;
 mod upload;
 
 pub(super) use chunks::{Sink, feed, next_chunk, read_nar};
+pub use opened::Opened;
 pub(super) use sinks::Unknown;
 
 use chunks::{at_once, feed_and_commit};

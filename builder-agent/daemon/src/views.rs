@@ -42,6 +42,11 @@ impl Views {
         self.view.member()
     }
 
+    /// How many paths they keep from being collected.
+    pub fn held(&self) -> usize {
+        self.view.held()
+    }
+
     /// The same for what comes from now on, so that the roster is not looked through each time.
     pub fn follow(&mut self) {
         let view = self.house.view_of(&self.member, &self.roster.borrow_and_update());

@@ -132,6 +132,12 @@ impl Budget {
         }
     }
 
+    /// Whose it is.
+    #[must_use]
+    pub fn member(&self) -> &Arc<str> {
+        &self.member
+    }
+
     /// Bytes that this member holds.
     #[must_use]
     pub fn held(&self) -> u64 {

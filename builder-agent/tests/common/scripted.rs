@@ -174,6 +174,7 @@ impl Scripted {
             drv_hashes,
             threads,
             budgets: Budgets::new(1 << 30, 1 << 30),
+            opened: Default::default(),
         });
         Scripted { dir, house, script, roster: sender }
     }

@@ -14,7 +14,7 @@ use nix_derivation::{
     CAHash, DerivedPath, SingleDerivedPath, StorePath, nixbase32, store_path::build_ca_path,
 };
 use tempfile::TempDir;
-use wire::client::encode_request;
+use wire::client::{End, encode_request};
 use wire::worker::{Protocol, Request};
 
 use crate::memory::{BESIDE, BUDGET, anonymous, bounded, house_with, in_many_sessions};
@@ -156,5 +156,88 @@ async fn closures_that_a_cache_tells_of_stay_within_one_budget() {
     let house = house_by(&cache);
     let targets = paths.into_iter().map(DerivedPath::Opaque).collect();
     bounded(in_many_sessions(&house, encoded(&Request::QueryMissing { targets })).await);
+    alice_builds(&house).await;
+}
+
+#[tokio::test]
+async fn slow_readers_of_one_path_share_what_is_known_of_its_files() {
+    let house = house_with(Setup::default());
+    let names: Vec<String> = (0..150_000).map(|n| format!("{n:07}")).collect();
+    let entries: Vec<(&str, Vec<u8>)> = names.iter().map(|name| (name.as_str(), file(b""))).collect();
+    let contents = nar(&directory(&entries));
+    let info = info("many-files", &contents);
+    let mut mallory = house.session("mallory").await;
+    mallory.upload(&info, &contents).await;
+    mallory.leave().await;
+    let before = anonymous(&house);
+    let line = house.line("mallory");
+    let mut readers = Vec::new();
+    for _ in 0..20 {
+        let mut reader = Session::over(line.ssh(WORKER), MINOR).await;
+        // The NAR begins, and she reads no more of it.
+        let end = reader.try_call(&Request::NarFromPath { path: info.path.clone() }).await;
+        assert!(matches!(end, End::Last), "all of them together are within her budget: {end:?}");
+        readers.push(reader);
+    }
+    let grown = anonymous(&house).saturating_sub(before);
+    println!("{} readers: {grown} MiB held", readers.len());
+    assert!(grown < BUDGET + BESIDE, "{grown} MiB");
+    alice_builds(&house).await;
+}
+
+#[tokio::test]
+async fn paths_that_many_sessions_hold_stay_within_one_budget() {
+    let house = house_with(Setup::default());
+    let before = anonymous(&house);
+    let line = house.line("mallory");
+    let (mut sessions, mut refused) = (Vec::new(), 0);
+    for session in 0..8 {
+        let mut mallory = Session::over(line.ssh(WORKER), MINOR).await;
+        let requests: Vec<u8> = (0..60_000)
+            .flat_map(|n| encoded(&Request::AddTempRoot { path: numbered(n, "held-for-long") }))
+            .collect();
+        let last = encoded(&Request::IsValidPath { path: numbered(session, "x") });
+        mallory.send(&requests).await;
+        mallory.send(&last).await;
+        loop {
+            match within("an answer", mallory.client.log()).await {
+                Ok((_, End::Last))
+                    if within("an answer", mallory.client.u64()).await.expect("a number") == 0 =>
+                {
+                    break;
+                }
+                Ok((_, End::Last)) => {}
+                Ok((_, End::Error(message))) => {
+                    assert!(message.contains("limits.max-session-memory-per-member-mib"), "{message}");
+                    refused += 1;
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        sessions.push(mallory);
+    }
+    let grown = anonymous(&house).saturating_sub(before);
+    println!("{refused} of {} sessions refused, {grown} MiB held", sessions.len());
+    assert!(refused > 0);
+    assert!(grown < BUDGET + BESIDE, "{grown} MiB");
+    alice_builds(&house).await;
+}
+
+#[tokio::test]
+async fn one_long_message_told_very_often_stays_within_one_budget() {
+    let house = house_with(Setup::default());
+    // A name of an output that cannot be, which the message repeats.
+    let bad = "x".repeat(40_000);
+    let contents = nar(&file(format!(r#"Derive([("out","{}","","")],[],[],"x","y",[],[])"#, bad).as_bytes()));
+    let info = info("long.drv", &contents);
+    let mut mallory = house.session("mallory").await;
+    mallory.upload(&info, &contents).await;
+    mallory.leave().await;
+    let paths = vec![outputs_of(&info.path); 40_000];
+    let request = Request::BuildPathsWithResults { paths, mode: wire::types::BuildMode::Normal };
+    let (refused, grown) = in_many_sessions(&house, encoded(&request)).await;
+    println!("{} refused, {grown} MiB: {:?}", refused.len(), refused.first().map(|m| &m[..m.len().min(200)]));
+    assert!(grown < BUDGET + BESIDE, "{grown} MiB");
     alice_builds(&house).await;
 }

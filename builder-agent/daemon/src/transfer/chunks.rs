@@ -12,7 +12,7 @@ use store::NarReader;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use wire::WireError;
 
-use super::{Desk, Trouble, Views, bug, over};
+use super::{Desk, Trouble, Views, bug, opened, over};
 use shares::budget::Charge;
 use shares::threads::{Task, Workers};
 
@@ -223,8 +223,8 @@ pub(crate) struct NarChunks {
     next: Next,
     pool: Pool,
     workers: Workers,
-    /// Of what is larger than a session's own buffers.
-    _charge: Option<Charge>,
+    /// What is larger than a session's own buffers: the chunks, and the object's metadata until the client has all of it.
+    _held: Option<(Charge, opened::Held)>,
 }
 
 /// A chunk, and what is left to read behind it. An error of the store cannot be told to the client any more.
@@ -257,17 +257,15 @@ pub(crate) async fn read_nar(desk: &Desk, views: &Views, path: StorePath) -> Res
         let nar = view.nar(&path).map_err(failed)?;
         // One byte more than it has, to notice its end.
         let chunk = Chunk::single(usize::try_from(nar.size()).unwrap_or(CHUNK).min(CHUNK) + 1);
-        return Ok(NarChunks { next: Next::Ready(read(nar, chunk)), pool, workers, _charge: None });
+        return Ok(NarChunks { next: Next::Ready(read(nar, chunk)), pool, workers, _held: None });
     }
-    let mut charge = desk.budget.wait(READ_BYTES, "this NAR").await.map_err(over)?;
-    // That was a wait for whatever else this member does.
-    let opening = views.now();
-    let nar = workers.contents(move || opening.nar(&path)).await.map_err(bug)?.map_err(failed)?;
-    // The metadata stays in memory until the client has all of it.
-    charge.set(READ_BYTES + nar.memory()).map_err(over)?;
+    let (nar, held) = opened::open(desk, views, &path).await?;
+    let charge = desk.budget.wait(READ_BYTES, "this NAR").await.map_err(over)?;
+    // Those were waits for whatever else this member does.
+    opened::is_still(&nar, &views.now(), &path)?;
     let empty = pool.take();
     let next = Next::Ready(workers.contents(move || read(nar, empty)).await.map_err(bug)?);
-    Ok(NarChunks { next, pool, workers, _charge: Some(charge) })
+    Ok(NarChunks { next, pool, workers, _held: Some((charge, held)) })
 }
 
 /// The next chunk; `None` after the last.

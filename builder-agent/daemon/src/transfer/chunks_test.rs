@@ -15,7 +15,11 @@ use shares::threads::Threads;
 
 fn desk() -> Desk {
     let alice = Arc::from("alice");
-    Desk { workers: Threads::new().of(&alice), budget: Budgets::new(1 << 30, 1 << 30).of(&alice) }
+    Desk {
+        workers: Threads::new().of(&alice),
+        budget: Budgets::new(1 << 30, 1 << 30).of(&alice),
+        opened: Default::default(),
+    }
 }
 
 /// Keeps what it is given, up to `enough` bytes.

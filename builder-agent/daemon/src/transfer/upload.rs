@@ -19,6 +19,9 @@ use substitute::convert;
 const PATH_WEIGHT: usize = 512;
 const PART_WEIGHT: usize = 128;
 
+/// References of a batch, in bytes of memory; then it is registered, however few paths it has.
+const MOST_KNOWN: u64 = 1 << 20;
+
 /// The state of one upload. Dropping it keeps what was registered and forgets the rest.
 pub(super) struct Upload {
     views: Views,
@@ -29,7 +32,10 @@ pub(super) struct Upload {
     staging: Option<Task<Result<Vec<Staged>, ImportError>>>,
     batch: Vec<Staged>,
     registering: Option<Task<Result<(), ImportError>>>,
-    _charge: Charge,
+    /// What is known of the paths that are not registered yet, and of those that are just being registered.
+    known: u64,
+    leaving: u64,
+    charge: Charge,
 }
 
 /// What an upload is charged for, beside large paths: one handful that arrives, one that is taken in, and about as much
@@ -40,7 +46,9 @@ impl Upload {
     pub(super) async fn begin(views: Views, desk: Desk) -> Result<Self, Trouble> {
         let charge = desk.budget.wait(UPLOAD_BYTES, "an upload of many paths").await.map_err(over)?;
         Ok(Self {
-            _charge: charge,
+            known: 0,
+            leaving: 0,
+            charge,
             views,
             desk,
             small: Vec::new(),
@@ -53,6 +61,9 @@ impl Upload {
 
     /// Takes the next path. Its references have come before it.
     pub(super) async fn add<B: AsyncRead + Unpin>(&mut self, info: PathInfo, body: B) -> Result<(), Trouble> {
+        let parts = info.references.len() + info.signatures.len();
+        self.known += (PART_WEIGHT * parts) as u64;
+        self.charge.set(UPLOAD_BYTES + self.known + self.leaving).map_err(over)?;
         if info.nar_size > WHOLE as u64 {
             self.hand_over().await?;
             self.staged().await?;
@@ -62,7 +73,6 @@ impl Upload {
             return self.register_if(BATCH).await;
         }
         let nar = chunks::whole(body, info.nar_size as usize).await?;
-        let parts = info.references.len() + info.signatures.len();
         self.weight += PATH_WEIGHT + PART_WEIGHT * parts + nar.len();
         self.small.push((info, nar));
         if self.weight >= CHUNK { self.hand_over().await } else { Ok(()) }
@@ -102,10 +112,11 @@ impl Upload {
     /// Starts to register what there is, if it is this much. Batches become visible one after the other, since later
     /// ones refer to earlier ones. A client decides how long that takes: each goes by the shares of its own moment.
     async fn register_if(&mut self, least: usize) -> Result<(), Trouble> {
-        if self.batch.len() < least {
+        if self.batch.len() < least && self.known < MOST_KNOWN || self.batch.is_empty() {
             return Ok(());
         }
         self.registered().await?;
+        self.leaving = std::mem::take(&mut self.known);
         let (batch, views) = (std::mem::take(&mut self.batch), self.views.clone());
         self.registering = Some(
             self.desk

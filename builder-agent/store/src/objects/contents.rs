@@ -21,14 +21,22 @@ pub(crate) struct Contents {
     pub(crate) object: Arc<Object>,
 }
 
+fn unreadable(info: &PathInfo, failure: ObjectFailure) -> NarError {
+    match failure {
+        ObjectFailure::File(e) => NarError::File(e),
+        ObjectFailure::Damaged(why) => NarError::Damaged { path: info.path.to_string(), why },
+    }
+}
+
 impl Contents {
     pub(crate) fn of(objects: &dyn Objects, info: &PathInfo) -> Result<Self, NarError> {
-        let name = info.path.to_string();
-        match objects.open(&info.nar_hash) {
-            Ok(object) => Ok(Self { name, object: Arc::new(object) }),
-            Err(ObjectFailure::File(e)) => Err(NarError::File(e)),
-            Err(ObjectFailure::Damaged(why)) => Err(NarError::Damaged { path: name, why }),
-        }
+        let object = objects.open(&info.nar_hash).map_err(|failure| unreadable(info, failure))?;
+        Ok(Self { name: info.path.to_string(), object: Arc::new(object) })
+    }
+
+    /// How much memory [`Contents::of`] takes.
+    pub(crate) fn measure(objects: &dyn Objects, info: &PathInfo) -> Result<u64, NarError> {
+        objects.measure(&info.nar_hash).map_err(|failure| unreadable(info, failure))
     }
 
     fn failed(&self, e: ObjectError) -> NarError {

@@ -66,6 +66,15 @@ impl Directory {
         self.root.join("objects").join(object_name(nar_hash))
     }
 
+    fn unreadable(&self, nar_hash: &[u8; 32], error: ObjectError) -> ObjectFailure {
+        match error {
+            ObjectError::Io(e) => {
+                ObjectFailure::File(FileError::new("read object", self.place(nar_hash), e))
+            }
+            ObjectError::Damaged(why) => ObjectFailure::Damaged(why),
+        }
+    }
+
     fn new_place(&self, name: &str) -> PathBuf {
         self.root.join("new").join(name)
     }
@@ -138,16 +147,17 @@ impl Objects for Directory {
     }
 
     fn open(&self, nar_hash: &[u8; 32]) -> Result<Object, ObjectFailure> {
-        let failed = |e: io::Error| FileError::new("read object", self.place(nar_hash), e);
-        let file = self.file(nar_hash).map_err(failed)?;
-        let object = Object::open(file).map_err(|e| match e {
-            ObjectError::Io(e) => ObjectFailure::File(failed(e)),
-            ObjectError::Damaged(why) => ObjectFailure::Damaged(why),
-        })?;
+        let file = self.file(nar_hash).map_err(|e| self.unreadable(nar_hash, e.into()))?;
+        let object = Object::open(file).map_err(|e| self.unreadable(nar_hash, e))?;
         if object.nar_hash() != nar_hash {
             return Err(ObjectFailure::Damaged("it is the object of another NAR".to_owned()));
         }
         Ok(object)
+    }
+
+    fn measure(&self, nar_hash: &[u8; 32]) -> Result<u64, ObjectFailure> {
+        let file = self.file(nar_hash).map_err(|e| self.unreadable(nar_hash, e.into()))?;
+        Object::measure(&file).map_err(|e| self.unreadable(nar_hash, e))
     }
 
     fn remove(&self, nar_hash: &[u8; 32]) {

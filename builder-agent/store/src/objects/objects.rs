@@ -1,6 +1,6 @@
 //! The contents of store paths: one [object](crate::format::object) for each NAR hash.
 //!
-//! [`Objects`] is the seam: the embedded implementation is a [`directory`], and a bucket can stand behind the same seven
+//! [`Objects`] is the seam: the embedded implementation is a [`directory`], and a bucket can stand behind the same eight
 //! functions. Bytes come in by [`intake`] and [`ingest`], questions are answered by [`contents`], and unpacked copies are
 //! in [`trees`].
 //!
@@ -44,6 +44,9 @@ pub(crate) trait Objects: Send + Sync {
     /// An object that rows name. Its file is on this machine, because a build maps it: an implementation that keeps it
     /// elsewhere fetches it first.
     fn open(&self, nar_hash: &[u8; 32]) -> Result<Object, ObjectFailure>;
+
+    /// How many bytes of memory an object takes once it is open.
+    fn measure(&self, nar_hash: &[u8; 32]) -> Result<u64, ObjectFailure>;
 
     /// Removes an object that no row names and nobody uses. Returns before its space is free.
     fn remove(&self, nar_hash: &[u8; 32]);

@@ -60,6 +60,12 @@ impl View {
         hold.add(paths.into_iter().filter(|path| !index.is_verified(path)))
     }
 
+    /// How many paths this view's temporary roots are.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.hold.as_ref().map_or(0, |hold| hold.len())
+    }
+
     /// Whose view this is.
     #[must_use]
     pub fn member(&self) -> &Member {
@@ -297,6 +303,12 @@ impl View {
     /// The NAR of a valid path.
     pub fn nar(&self, path: &StorePath) -> Result<NarReader, NarError> {
         Ok(NarReader::new(self.contents(path)?.object))
+    }
+
+    /// How much memory the metadata of a valid path's object takes once [`View::nar`] has opened it.
+    pub fn nar_metadata(&self, path: &StorePath) -> Result<u64, NarError> {
+        let info = self.info(path).ok_or_else(|| MissingPath(path.clone()))?;
+        Contents::measure(&*self.base.objects, &info)
     }
 
     /// Contents of a valid path that is a single regular file of at most `max` bytes.

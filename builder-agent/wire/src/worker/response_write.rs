@@ -56,7 +56,7 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
         }
         Response::Bool(value) => out.bool(*value),
         Response::Paths(paths) => {
-            // The one answer that can be as large as the store; it leaves in pieces.
+            // This can be as large as the store; it leaves in pieces.
             out.u64(paths.len() as u64);
             for path in paths {
                 output.buffer.path(path);
@@ -87,8 +87,9 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
         Response::BuildResults(results) => {
             out.u64(results.len() as u64);
             for (path, result) in results {
-                derived_path(out, path);
-                build_result(out, protocol, result);
+                derived_path(&mut output.buffer, path);
+                build_result(&mut output.buffer, protocol, result);
+                output.relieve().await?;
             }
         }
         Response::Missing(missing) => {
@@ -102,7 +103,8 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
             // How many there are, which for the older operation is whether there is one.
             out.u64(infos.len() as u64);
             for info in infos {
-                substitutable(out, info, op.info().answer == Answer::SubstitutableMany);
+                substitutable(&mut output.buffer, info, op.info().answer == Answer::SubstitutableMany);
+                output.relieve().await?;
             }
         }
         Response::Roots(roots) => {

@@ -63,10 +63,16 @@ impl NarReader {
         self.object.nar_size()
     }
 
-    /// About how many bytes of memory this takes.
+    /// SHA-256 of the whole NAR.
     #[must_use]
-    pub fn memory(&self) -> u64 {
-        self.object.metadata_bytes() + (2 * CHUNK + WINDOW) as u64
+    pub fn hash(&self) -> &[u8; 32] {
+        self.object.nar_hash()
+    }
+
+    /// The same NAR from its beginning. Both share the object's metadata.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self::new(Arc::clone(&self.object))
     }
 
     fn put(&mut self, bytes: &[u8]) {

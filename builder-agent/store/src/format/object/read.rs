@@ -92,13 +92,7 @@ pub struct Entry {
 impl Object {
     /// Reads the metadata of the object in `file`.
     pub fn open(file: Arc<File>) -> Result<Self, ObjectError> {
-        let mut first = [0; 72];
-        file.read_exact_at(&mut first, 0).map_err(short)?;
-        let header = Header::read(&first).ok_or_else(|| damaged("it does not begin like an object"))?;
-        let meta_len = header.meta_blocks() * BLOCK;
-        if meta_len > MAX_META_BYTES || header.inode_blocks == 0 {
-            return Err(damaged(format!("it has {meta_len} bytes of metadata")));
-        }
+        let (header, meta_len) = measured(&file)?;
         let (want, have) = (header.blocks() * BLOCK, file.metadata()?.len());
         if want != have {
             return Err(damaged(format!("it has {have} bytes, should have {want}")));
@@ -106,6 +100,11 @@ impl Object {
         let mut meta = vec![0; meta_len as usize];
         file.read_exact_at(&mut meta, header.meta_block() * BLOCK).map_err(short)?;
         Ok(Self { file, header, meta })
+    }
+
+    /// How much metadata the object in `file` has, which is what it takes in memory once it is open.
+    pub fn measure(file: &File) -> Result<u64, ObjectError> {
+        measured(file).map(|(_, meta_len)| meta_len)
     }
 
     /// The NAR that this object was made of.
@@ -309,6 +308,18 @@ impl WalkGuard {
         self.left = left.ok_or_else(|| damaged("its directories are not a tree"))?;
         Ok(())
     }
+}
+
+/// The header, and bytes of metadata.
+fn measured(file: &File) -> Result<(Header, u64), ObjectError> {
+    let mut first = [0; 72];
+    file.read_exact_at(&mut first, 0).map_err(short)?;
+    let header = Header::read(&first).ok_or_else(|| damaged("it does not begin like an object"))?;
+    let meta_len = header.meta_blocks() * BLOCK;
+    if meta_len > MAX_META_BYTES || header.inode_blocks == 0 {
+        return Err(damaged(format!("it has {meta_len} bytes of metadata")));
+    }
+    Ok((header, meta_len))
 }
 
 /// A file that ends too early is damaged; everything else is the kernel's word.

@@ -1,0 +1,79 @@
+//! Objects that are being read: for each member one copy of an object's metadata, however many sessions read it.
+//!
+//! The metadata of a path with a million files takes a hundred MiB, and a slow client keeps it for as long as it likes. It
+//! is charged before it is read, once, and is there until the last reader is done. Copies are not shared between members:
+//! nobody can tell by the time it takes what another one reads.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use nix_derivation::StorePath;
+use store::{NarError, NarReader, View};
+use tokio::sync::OnceCell;
+
+use super::{Desk, Trouble, Views, bug, over};
+use shares::budget::Charge;
+use crate::ask;
+
+/// Of the whole box. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Opened(Arc<Mutex<HashMap<Key, Weak<Cell>>>>);
+
+/// Whose it is, and the hash of the NAR.
+type Key = (Arc<str>, [u8; 32]);
+type Cell = OnceCell<Shared>;
+
+/// An open object. Nothing is read through this reader itself.
+#[derive(Debug)]
+struct Shared {
+    nar: NarReader,
+    _charge: Charge,
+}
+
+/// Keeps the object open, and its memory charged, for one reader.
+pub(super) struct Held(#[allow(dead_code)] Arc<Cell>);
+
+impl Opened {
+    fn cell(&self, key: Key) -> Arc<Cell> {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cell) = map.get(&key).and_then(Weak::upgrade) {
+            return cell;
+        }
+        if map.len() == map.capacity() {
+            map.retain(|_, cell| cell.strong_count() > 0);
+        }
+        let cell = Arc::new(Cell::new());
+        map.insert(key, Arc::downgrade(&cell));
+        cell
+    }
+}
+
+/// A reader of the NAR of a valid path. This may have been a wait: [`is_still`] has to be asked.
+pub(super) async fn open(desk: &Desk, views: &Views, path: &StorePath) -> Result<(NarReader, Held), Trouble> {
+    let failed = |error: NarError| Trouble::Refused(error.to_string());
+    let hash = ask::info(&views.now(), path)?.nar_hash;
+    let cell = desk.opened.cell((desk.budget.member().clone(), hash));
+    let shared = cell.get_or_try_init(|| async {
+        let (view, of) = (views.now(), path.clone());
+        let measured = desk.workers.contents(move || view.nar_metadata(&of)).await;
+        let need = measured.map_err(bug)?.map_err(failed)?;
+        let charge = desk.budget.wait(need, "the list of files of this NAR").await.map_err(over)?;
+        let (view, of) = (views.now(), path.clone());
+        let nar = desk.workers.contents(move || view.nar(&of)).await.map_err(bug)?.map_err(failed)?;
+        // Who else waits here means these contents.
+        if *nar.hash() == hash { Ok(Shared { nar, _charge: charge }) } else { Err(replaced(path)) }
+    });
+    let nar = shared.await?.nar.again();
+    Ok((nar, Held(cell)))
+}
+
+/// Fails if the path has other contents by now, or is none of this view.
+pub(super) fn is_still(nar: &NarReader, view: &View, path: &StorePath) -> Result<(), Trouble> {
+    if ask::info(view, path)?.nar_hash == *nar.hash() { Ok(()) } else { Err(replaced(path)) }
+}
+
+/// A claim that gave way to a Verified path in this moment.
+fn replaced(path: &StorePath) -> Trouble {
+    let path = path.to_absolute_path();
+    Trouble::Refused(format!("path '{path}' has just been replaced; ask for it again"))
+}
