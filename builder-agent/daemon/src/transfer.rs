@@ -83,7 +83,9 @@ impl Session {
     {
         let (view, what) = (self.view(), Address { name, method, algorithm, references });
         let open = move || Addressed::open(view, what);
-        let added = feed_and_commit(&self.desk, conn.body(), open, one_visible(self.views.clone())).await?;
+        let added =
+            feed_and_commit(&self.desk, conn.body(), open, one_visible(self.views.clone()), None, |_| false)
+                .await?;
         added.map(|info| convert::to_wire(&info)).map_err(import_failed)
     }
 
@@ -104,8 +106,10 @@ impl Session {
     /// Takes in a NAR that was announced.
     pub(super) async fn add_nar<B: AsyncRead + Unpin>(&self, body: B, info: PathInfo) -> Result<(), Trouble> {
         let (view, info) = (self.view(), convert::from_wire(info));
-        let open = move || Announced::open(view, info);
-        let added = feed_and_commit(&self.desk, body, open, one_visible(self.views.clone())).await?;
+        let (announced, size) = (info.clone(), Some(info.nar_size).filter(|size| *size > 0));
+        let open = move || Announced::open(view, announced);
+        let (visible, is_quick) = (one_visible(self.views.clone()), |bytes| self.view().is_quick(&info, bytes));
+        let added = feed_and_commit(&self.desk, body, open, visible, size, is_quick).await?;
         added.map(|_| ()).map_err(import_failed)
     }
 

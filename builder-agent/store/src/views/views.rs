@@ -9,6 +9,7 @@ mod copies;
 mod limits;
 mod origins;
 mod provenance;
+mod quick;
 pub(crate) mod records;
 mod register;
 pub(crate) mod seen;
