@@ -20,7 +20,7 @@ pub struct Sizes {
     pub builds: usize,
     pub members: usize,
     pub logins: usize,
-    /// Only what has one of these words (separated by commas) in its name.
+    /// Words separated by commas: only what has one of them in its name, and nothing that has one with a `!` before it.
     pub only: Vec<String>,
 }
 
@@ -51,7 +51,10 @@ impl Sizes {
     }
 
     pub fn wants(&self, name: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|word| name.contains(word))
+        let (unwanted, wanted): (Vec<&str>, Vec<&str>) =
+            self.only.iter().map(String::as_str).partition(|word| word.starts_with('!'));
+        let is_in = |word: &&str| name.contains(word.trim_start_matches('!'));
+        (wanted.is_empty() || wanted.iter().any(is_in)) && !unwanted.iter().any(is_in)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The three servers that are compared, each fresh, on a free port of the loopback interface.
 
-use std::io::{BufRead, BufReader};
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -45,6 +46,16 @@ enum Process {
     Stock(StockServer),
     Ours(Box<Agent>),
     Floor(Reaped),
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let Some(to) = std::env::var_os("BENCH_LOG") else { return };
+        let Process::Ours(agent) = &self._process else { return };
+        let file = OpenOptions::new().create(true).append(true).open(&to);
+        let written = file.and_then(|mut file| file.write_all(agent.log_text().as_bytes()));
+        written.unwrap_or_else(|e| panic!("cannot write {}: {e}", to.display()));
+    }
 }
 
 struct Reaped(Child);
