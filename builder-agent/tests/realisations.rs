@@ -94,9 +94,8 @@ impl Case {
             .of(&self.floating)
             .expect("a hash")
             .masked;
-        let drv = builds::modulo::read(&view, &self.floating, &Study::default())
-            .expect("a derivation")
-            .derivation;
+        let drv =
+            builds::modulo::read(&view, &self.floating, &Study::default()).expect("a derivation").derivation;
         let input = drv.inputs.keys().next().expect("an input").clone();
         let paths = [((input, "out".to_owned()), self.input_path())].into();
         let resolved = resolve(&self.floating, &drv, &paths).expect("resolves").recipe.drv_hash;

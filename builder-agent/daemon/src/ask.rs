@@ -14,9 +14,9 @@ use super::desk::Desk;
 use super::studied::studied;
 use super::transfer::{Trouble, over};
 use crate::House;
-use shares::budget::{Charge, OverBudget};
 use builds::modulo::Hasher;
 use builds::{Plan, plan};
+use shares::budget::{Charge, OverBudget};
 
 /// Info of a path that the client takes to be valid.
 pub(super) fn info(view: &View, path: &StorePath) -> Result<Arc<store::PathInfo>, Trouble> {

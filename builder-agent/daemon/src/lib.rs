@@ -17,9 +17,9 @@ use wire::WireError;
 use wire::types::ClientSettings;
 use wire::worker::{Connection, Failure, LogEvent, Request, Response, ServerInfo};
 
+use members::{Member, Roster};
 use shares::budget::Charge;
 use substitute::convert;
-use members::{Member, Roster};
 
 mod ask;
 mod audience;

@@ -108,7 +108,8 @@ impl Session {
         let (view, info) = (self.view(), convert::from_wire(info));
         let (announced, size) = (info.clone(), Some(info.nar_size).filter(|size| *size > 0));
         let open = move || Announced::open(view, announced);
-        let (visible, is_quick) = (one_visible(self.views.clone()), |bytes| self.view().is_quick(&info, bytes));
+        let (visible, is_quick) =
+            (one_visible(self.views.clone()), |bytes| self.view().is_quick(&info, bytes));
         let added = feed_and_commit(&self.desk, body, open, visible, size, is_quick).await?;
         added.map(|_| ()).map_err(import_failed)
     }

@@ -12,8 +12,8 @@ use store::{NarError, NarReader, View};
 use tokio::sync::OnceCell;
 
 use super::{Desk, Trouble, Views, bug, over};
-use shares::budget::Charge;
 use crate::ask;
+use shares::budget::Charge;
 
 /// Of the whole box. Clones share them.
 #[derive(Clone, Debug, Default)]

@@ -68,9 +68,7 @@ impl Directory {
 
     fn unreadable(&self, nar_hash: &[u8; 32], error: ObjectError) -> ObjectFailure {
         match error {
-            ObjectError::Io(e) => {
-                ObjectFailure::File(FileError::new("read object", self.place(nar_hash), e))
-            }
+            ObjectError::Io(e) => ObjectFailure::File(FileError::new("read object", self.place(nar_hash), e)),
             ObjectError::Damaged(why) => ObjectFailure::Damaged(why),
         }
     }

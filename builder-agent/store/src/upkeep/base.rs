@@ -73,7 +73,17 @@ impl Base {
         let parts = (Arc::clone(&objects), Arc::clone(&trees), Arc::clone(&index));
         let upkeep = Arc::new(Upkeep::new(parts, durability, marker, through));
         let keeper = Keeper::start(&upkeep);
-        Ok(Self { _keeper: keeper, upkeep, objects, trees, index, config, in_memory: is_in_memory(root)?, recovery, _lock: lock })
+        Ok(Self {
+            _keeper: keeper,
+            upkeep,
+            objects,
+            trees,
+            index,
+            config,
+            in_memory: is_in_memory(root)?,
+            recovery,
+            _lock: lock,
+        })
     }
 }
 
