@@ -361,21 +361,28 @@ impl One {
         proven: bool,
     ) -> Result<Arc<BTreeMap<String, StorePath>>, Failure> {
         let (recipe, view) = (self.request.recipe.clone(), self.context.views.now());
+        let give_log = self.giving_log(log, proven);
         let adopting = move || {
-            outputs::adopt(&recipe, &view, proven, &outputs)
-                .map(|()| paths(&outputs))
-                .map_err(|error| Failure::transient(error.to_string()))
+            let adopted = outputs::adopt(&recipe, &view, proven, &outputs);
+            adopted.map_err(|error| Failure::transient(error.to_string()))?;
+            give_log();
+            Ok(paths(&outputs))
         };
-        let outputs = lost(self.context.desk.workers.commit(adopting).await)??;
-        self.give_log(log, proven).await;
-        Ok(outputs)
+        lost(self.context.desk.workers.commit(adopting).await)?
     }
 
     async fn give_log(&self, log: Option<String>, proven: bool) {
-        let Some(log) = log else { return };
+        if log.is_some() {
+            let _ = self.context.desk.workers.contents(self.giving_log(log, proven)).await;
+        }
+    }
+
+    /// What lets our member, or everybody, find the log; blocking.
+    fn giving_log(&self, log: Option<String>, proven: bool) -> impl FnOnce() + Send + 'static {
         let (recipe, view) = (self.request.recipe.clone(), self.context.views.now());
         let (kept, member) = (self.context.house.kept.clone(), self.context.member.id.clone());
-        let work = move || {
+        move || {
+            let Some(log) = log else { return };
             // The log of a build that was made from Verified things alone holds nothing that others could not have.
             let drv = view.info_with_provenance(&recipe.drv_path);
             let public = proven && drv.is_some_and(|(_, provenance)| provenance == Provenance::Verified);
@@ -383,8 +390,7 @@ impl One {
             if let Err(error) = kept.give(&log, reader, &recipe.drv_path) {
                 tracing::warn!(%error, "cannot keep a build log");
             }
-        };
-        let _ = self.context.desk.workers.contents(work).await;
+        }
     }
 }
 

@@ -35,6 +35,10 @@ pub struct Running {
     pub pid: libc::pid_t,
     /// Its stdout and stderr.
     pub output: OwnedFd,
+    /// Its mount namespace, so that its end is not the end of that, too: the kernel then waits until no processor can be
+    /// looking at the mounts, for milliseconds, before anybody hears that the builder has ended. No process of the
+    /// builder's is kept by this. `None` if the builder has ended already.
+    pub mounts: Option<File>,
 }
 
 /// The reason why a builder was not started.
@@ -82,7 +86,10 @@ pub fn start(
         Ok(text)
     });
     match started {
-        Ok(text) if text.is_empty() => Ok(Running { pid, output }),
+        Ok(text) if text.is_empty() => {
+            let mounts = File::open(format!("/proc/{pid}/ns/mnt")).ok();
+            Ok(Running { pid, output, mounts })
+        }
         failed => {
             let _ = sys::kill(pid, libc::SIGKILL);
             let _ = sys::wait(pid);

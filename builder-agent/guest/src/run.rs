@@ -54,6 +54,8 @@ pub fn run(
     let verdict = watch::spawn(Arc::clone(&meter), job.limits.clone(), running.pid)?;
     stream.send(Tag::Started, &[])?;
 
+    // Held to the end of this function.
+    let _mounts = running.mounts;
     let status = match follow(stream, running.pid, running.output) {
         Ok(status) => process::ExitStatus::from_raw(status),
         Err(e) => {

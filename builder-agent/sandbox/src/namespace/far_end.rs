@@ -1,21 +1,21 @@
 //! One running bubblewrap: starts it, reads its messages when it fails, and ends it in every case.
 
-use std::fs::{self, File, Permissions};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::NamespaceConfig;
 use super::arguments::{self, Inherited, View};
+use super::scratch::Scratch;
 use super::stage::Stage;
 use crate::backend::FarEnd;
 use crate::error::SandboxError;
@@ -38,13 +38,15 @@ pub struct Running {
     /// PID 1 of the sandbox, once bubblewrap has reported it.
     init: Option<OwnedFd>,
     stderr: File,
-    scratch: Option<Scratch>,
+    /// Its files are mounted.
+    _scratch: Arc<Scratch>,
     usage: Usage,
 }
 
 /// Starts the guest; the stream is our end of the conversation.
 pub fn start(
     config: &NamespaceConfig,
+    scratch: Arc<Scratch>,
     trees: &[(String, PathBuf)],
     memory_mib: u32,
 ) -> Result<(Running, UnixStream), SandboxError> {
@@ -54,12 +56,10 @@ pub fn start(
     let stderr = rustix::fs::memfd_create("sandbox-stderr", rustix::fs::MemfdFlags::CLOEXEC)
         .map(File::from)
         .map_err(|e| unavailable("cannot make a memory file", e.into()))?;
-    let scratch = Scratch::new(config).map_err(|e| unavailable("cannot make a directory for the job", e))?;
 
-    let etc = scratch.dir.join("etc");
-    let mut view = View { etc, guest: config.guest.clone(), shell: config.shell.clone() };
-    let stage = scratch.dir.join("stage");
-    let stage = Stage::new(&stage, view.sources(), trees, arguments::disk(memory_mib), config.user)?;
+    let mut view = View { etc: scratch.etc(), guest: config.guest.clone(), shell: config.shell.clone() };
+    let stage =
+        Stage::new(&scratch.stage(), view.sources(), trees, arguments::disk(memory_mib), config.user)?;
     // Only its number matters: the child replaces it with the store.
     let store = File::open("/dev/null").map_err(|e| unavailable("cannot open /dev/null", e))?;
 
@@ -95,7 +95,7 @@ pub fn start(
     // The closure has numbers and no descriptors. The agent's copies close here, so that only the child has them.
     drop((command, far_stream, far_info, store));
     let mut running =
-        Running { child: Some(child), init: None, stderr, scratch: Some(scratch), usage: Usage::default() };
+        Running { child: Some(child), init: None, stderr, _scratch: scratch, usage: Usage::default() };
     running.init = read_info(info).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     Ok((running, stream))
 }
@@ -155,7 +155,6 @@ impl Running {
         if let Ok((_, cpu)) = usage::reap(child) {
             self.usage.cpu = cpu;
         }
-        self.scratch = None;
     }
 }
 
@@ -186,77 +185,5 @@ fn last_words(mut stderr: &File) -> String {
     match read {
         Ok(_) => String::from_utf8_lossy(text::rest(&bytes)).into_owned(),
         Err(e) => format!("(its messages cannot be read: {e})"),
-    }
-}
-
-/// First part of the name of a job's directory; the number of the process and one of the job follow.
-const PREFIX: &str = "barnraiser-job-";
-
-/// A directory that is removed when dropped. Its lock shows that a process still uses it.
-struct Scratch {
-    dir: PathBuf,
-    _lock: OwnedFd,
-}
-
-impl Scratch {
-    fn new(config: &NamespaceConfig) -> io::Result<Scratch> {
-        let scratch = unique_dir(&config.scratch)?;
-        fs::set_permissions(&scratch.dir, Permissions::from_mode(0o711))?;
-        fs::create_dir(scratch.dir.join("stage"))?;
-        let etc = scratch.dir.join("etc");
-        fs::create_dir(&etc)?;
-        for (name, contents) in guest::etc::FILES {
-            fs::write(etc.join(name), contents)?;
-            fs::set_permissions(etc.join(name), Permissions::from_mode(0o444))?;
-        }
-        fs::set_permissions(&etc, Permissions::from_mode(0o555))?;
-        Ok(scratch)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
-
-/// mkdir fails if the name exists, so a name that another process guessed is skipped and not used.
-fn unique_dir(parent: &Path) -> io::Result<Scratch> {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    loop {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir = parent.join(format!("{PREFIX}{}-{number}", std::process::id()));
-        match fs::create_dir(&dir) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
-            other => other?,
-        }
-        // A sweep may have found it before it was locked, and removes it then.
-        if let Some(lock) = lock(&dir)
-            && dir.exists()
-        {
-            return Ok(Scratch { dir, _lock: lock });
-        }
-    }
-}
-
-/// None if another process has the lock, or if the path is not a directory.
-fn lock(dir: &Path) -> Option<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(dir, flags, Mode::empty()).ok()?;
-    flock(&fd, FlockOperation::NonBlockingLockExclusive).ok()?;
-    Some(fd)
-}
-
-/// Removes the directories of processes that were killed. Other users may write in `parent`, so only directories of this
-/// user are removed.
-pub fn sweep(parent: &Path) {
-    let own = rustix::process::geteuid().as_raw();
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX)
-            && entry.metadata().is_ok_and(|metadata| metadata.uid() == own);
-        if ours && let Some(lock) = lock(&entry.path()) {
-            drop(Scratch { dir: entry.path(), _lock: lock });
-        }
     }
 }

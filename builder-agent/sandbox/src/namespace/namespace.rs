@@ -6,13 +6,17 @@
 
 mod arguments;
 mod far_end;
+mod scratch;
 mod stage;
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::backend::{Backend, Inputs, Machine, Started, Streams};
 use crate::cancel::Cancel;
 use crate::error::SandboxError;
+
+use scratch::Scratch;
 
 /// The programs and the user that the backend needs from the host.
 #[derive(Debug, Clone)]
@@ -23,7 +27,7 @@ pub struct NamespaceConfig {
     pub shell: PathBuf,
     /// bubblewrap, found in PATH if it has no slash.
     pub bwrap: PathBuf,
-    /// For a few small files per job. Every user must be able to reach it.
+    /// For a few small files. Every user must be able to reach it.
     pub scratch: PathBuf,
     /// Who bubblewrap is outside the sandbox when the agent is root: user and group. Root would be exempt from
     /// the process limit, and a mistake in the kernel's namespaces would end as root.
@@ -47,6 +51,8 @@ impl NamespaceConfig {
 #[derive(Debug)]
 pub struct NamespaceBackend {
     config: NamespaceConfig,
+    /// Made when the first job needs it; shared with the jobs that run.
+    scratch: Mutex<Option<Arc<Scratch>>>,
 }
 
 impl NamespaceBackend {
@@ -60,8 +66,19 @@ impl NamespaceBackend {
                 });
             }
         }
-        far_end::sweep(&config.scratch);
-        Ok(NamespaceBackend { config })
+        scratch::sweep(&config.scratch);
+        Ok(NamespaceBackend { config, scratch: Mutex::default() })
+    }
+
+    fn scratch(&self) -> Result<Arc<Scratch>, SandboxError> {
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(scratch) = scratch.as_ref().filter(|scratch| scratch.is_whole()) {
+            return Ok(scratch.clone());
+        }
+        let new = Scratch::new(&self.config.scratch).map_err(|e| SandboxError::Unavailable {
+            why: format!("cannot make a directory for the files of /etc: {e}"),
+        })?;
+        Ok(scratch.insert(Arc::new(new)).clone())
     }
 }
 
@@ -76,7 +93,7 @@ impl Backend for NamespaceBackend {
                 why: "the namespace sandbox takes trees, and the agent brought an image".into(),
             });
         };
-        let (far_end, guest) = far_end::start(&self.config, trees, machine.memory_mib)?;
+        let (far_end, guest) = far_end::start(&self.config, self.scratch()?, trees, machine.memory_mib)?;
         Ok(Started { far_end: Box::new(far_end), streams: Streams { guest } })
     }
 }

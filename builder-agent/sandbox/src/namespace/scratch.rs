@@ -1,0 +1,99 @@
+//! The files of ours that every job is shown, and the place where jobs put their mounts together: one directory for all
+//! jobs of a process. Jobs see it through read-only mounts; nothing of a job is ever written there.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+
+/// What our directories are called; two numbers follow, the process's and one of its own.
+const PREFIX: &str = "barnraiser-job-";
+
+/// A directory that goes away when dropped. Its lock says that somebody still uses it.
+#[derive(Debug)]
+pub struct Scratch {
+    dir: PathBuf,
+    _lock: OwnedFd,
+}
+
+impl Scratch {
+    /// A new one below `parent`.
+    pub fn new(parent: &Path) -> io::Result<Scratch> {
+        let scratch = unique_dir(parent)?;
+        fs::set_permissions(&scratch.dir, Permissions::from_mode(0o711))?;
+        fs::create_dir(scratch.dir.join("stage"))?;
+        let etc = scratch.dir.join("etc");
+        fs::create_dir(&etc)?;
+        for (name, contents) in guest::etc::FILES {
+            fs::write(etc.join(name), contents)?;
+            fs::set_permissions(etc.join(name), Permissions::from_mode(0o444))?;
+        }
+        fs::set_permissions(&etc, Permissions::from_mode(0o555))?;
+        Ok(scratch)
+    }
+
+    /// The files of /etc.
+    pub fn etc(&self) -> PathBuf {
+        self.dir.join("etc")
+    }
+
+    /// An empty directory. Each job mounts what it needs over it, in a mount namespace of its own.
+    pub fn stage(&self) -> PathBuf {
+        self.dir.join("stage")
+    }
+
+    /// False if somebody has cleaned up around us.
+    pub fn is_whole(&self) -> bool {
+        let files = guest::etc::FILES.iter().map(|(name, _)| self.etc().join(name));
+        self.stage().is_dir() && files.into_iter().all(|file| file.exists())
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// mkdir decides who gets a name, so a name that can be guessed can only be in the way.
+fn unique_dir(parent: &Path) -> io::Result<Scratch> {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = parent.join(format!("{PREFIX}{}-{number}", std::process::id()));
+        match fs::create_dir(&dir) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+            other => other?,
+        }
+        // A sweep may have found it before it was locked; then it is the sweep's.
+        if let Some(lock) = lock(&dir)
+            && dir.exists()
+        {
+            return Ok(Scratch { dir, _lock: lock });
+        }
+    }
+}
+
+/// None if somebody else has it, or if it is no directory.
+fn lock(dir: &Path) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(dir, flags, Mode::empty()).ok()?;
+    flock(&fd, FlockOperation::NonBlockingLockExclusive).ok()?;
+    Some(fd)
+}
+
+/// Removes what processes that were killed left behind. Others may write in `parent`, so only what is ours counts.
+pub fn sweep(parent: &Path) {
+    let own = rustix::process::geteuid().as_raw();
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX)
+            && entry.metadata().is_ok_and(|metadata| metadata.uid() == own);
+        if ours && let Some(lock) = lock(&entry.path()) {
+            drop(Scratch { dir: entry.path(), _lock: lock });
+        }
+    }
+}
