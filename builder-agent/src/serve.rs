@@ -9,11 +9,11 @@ use store::{Store, StoreConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use builds::Ground;
+use builds::SandboxIdentity;
 use builds::backend;
 use builds::kept::KeptLogs;
 use builds::scheduler::Embedded;
-use daemon::House;
+use daemon::Agent;
 use net::HttpClient;
 use settings::Config;
 use shares::budget::Budgets;
@@ -108,7 +108,7 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
     let (stop, stopping) = watch::channel(false);
     let kept = Arc::new(KeptLogs::new(logs.join("kept"), config.limits.max_kept_log_bytes));
     tokio::spawn(departed::drop_their_things(identities, store.clone(), kept.clone(), roster.clone()));
-    let ground = Ground::of(&config.sandbox);
+    let sandbox_identity = SandboxIdentity::of(&config.sandbox);
     let scheduler = Embedded::new(
         config.clone(),
         backend,
@@ -124,12 +124,12 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
         Substituters::new(&config.substitution, &terms, &store, trusted, &http, threads.clone());
     let drv_hashes = Default::default();
     let budgets = Budgets::new(config.limits.max_session_bytes, config.limits.max_session_bytes_per_member);
-    let house = Arc::new(House {
+    let agent = Arc::new(Agent {
         config: config.clone(),
         store,
         scheduler,
         kept,
-        ground,
+        sandbox_identity,
         signing_key,
         substituters,
         http,
@@ -148,19 +148,19 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
     }
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
-    let mut doors = tokio::spawn(ssh::serve(house.clone(), key, listeners, stopping));
+    let mut doors = tokio::spawn(ssh::serve(agent.clone(), key, listeners, stopping));
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
         _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
         _ = &mut doors => tracing::error!("the ssh server ended by itself; this is a bug"),
     }
-    house.scheduler.retain(&|_| false);
+    agent.scheduler.retain(&|_| false);
     stop.send_replace(true);
     if !doors.is_finished() && tokio::time::timeout(GRACE, doors).await.is_err() {
         tracing::warn!("some connections did not end in time");
     }
     // What is still held by threads that do not end in time is not closed; so that the next boot has nothing to check.
-    let store = house.store.clone();
+    let store = agent.store.clone();
     match tokio::task::spawn_blocking(move || store.tidy()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::error!(%error, "the store could not be flushed; the next start checks it"),

@@ -17,7 +17,7 @@ use common::PATIENCE;
 use common::cache::{Cache, as_it_is, house, key};
 use common::http::{ok, silent};
 use common::scripted::{Scripted, TestClient, derivation, member, path};
-use daemon::{Caller, HostCommand, Realise, Wishes, run_host_command};
+use daemon::{Caller, HostCommand, Realise, SessionOptions, run_host_command};
 use nix_derivation::{
     CAHash, ContentAddressMethod, DerivedPath, HashAlgorithm, Output, SingleDerivedPath, StorePath, nixbase32,
 };
@@ -135,7 +135,7 @@ async fn what_a_cache_has_is_not_built_whichever_way_it_is_asked_for() {
     realise.settings.use_substitutes = true;
     let (stdout, mut printed) = tokio::io::duplex(4096);
     let (stderr, mut said) = tokio::io::duplex(4096);
-    let caller = Caller { member: member("alice"), connection: 0, wishes: Wishes::default() };
+    let caller = Caller { member: member("alice"), connection: 0, options: SessionOptions::default() };
     let (command, hung_up) = (HostCommand::Realise(realise), Box::pin(std::future::pending()));
     let status =
         run_host_command(command, Box::new(stdout), Box::new(stderr), hung_up, house.house.clone(), caller)

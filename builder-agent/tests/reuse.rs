@@ -171,7 +171,7 @@ async fn a_failure_of_the_builds_own_is_told_again_to_everybody_with_how_to_try_
     // Each of the ways works.
     check(&mut bob, (bobs_drv.clone(), recipe.clone())).await.is(BuildStatus::PermanentFailure);
     assert_eq!(runs(&house), 2);
-    let mut wishes = daemon::Wishes::default();
+    let mut wishes = daemon::SessionOptions::default();
     assert!(wishes.set("BARNRAISER_REUSE_FAILURES", "0") && !wishes.set("PATH", "0"));
     let mut again = house.session_with("bob", wishes).await;
     build(&mut again, (bobs_drv.clone(), recipe)).await.is(BuildStatus::PermanentFailure);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::PATIENCE;
 use common::scripted::{Scripted, ServeClient, derivation, member, path};
-use daemon::{Caller, HostCommand, Realise, Wishes, run_host_command};
+use daemon::{Caller, HostCommand, Realise, SessionOptions, run_host_command};
 use nix_derivation::{
     ContentAddressMethod, Derivation, DerivedPath, HashAlgorithm, SingleDerivedPath, StorePath,
 };
@@ -263,7 +263,7 @@ async fn run(house: &Scripted, command: HostCommand) -> (String, String, u32) {
     let (stdout, out) = tokio::io::duplex(64 * 1024);
     let (stderr, err) = tokio::io::duplex(64 * 1024);
     let hung_up = Box::pin(std::future::pending());
-    let caller = Caller { member: member("alice"), connection: 0, wishes: Wishes::default() };
+    let caller = Caller { member: member("alice"), connection: 0, options: SessionOptions::default() };
     let status =
         run_host_command(command, Box::new(stdout), Box::new(stderr), hung_up, house.house.clone(), caller)
             .await;

@@ -29,7 +29,7 @@ use net::HttpClient;
 use settings::BackendKind;
 
 /// What an attempt needs besides the recipe.
-pub struct Means<'a> {
+pub struct AttemptContext<'a> {
     /// Names the build in logs.
     pub id: &'a str,
     /// Takes in what the builder makes.
@@ -63,24 +63,24 @@ pub struct Report {
 
 pub fn run(
     recipe: &Recipe,
-    means: &Means<'_>,
+    context: &AttemptContext<'_>,
     log: &mut LogWriter,
     report: &mut Report,
 ) -> Result<Outputs, Failure> {
     let drv = recipe.drv_path.to_absolute_path();
     let began = Instant::now();
-    let closure: BTreeSet<StorePath> = means.inputs.paths().cloned().collect();
-    let watch = Watch::start(&recipe.drv_path, means.cancel, means.limits.wall);
+    let closure: BTreeSet<StorePath> = context.inputs.paths().cloned().collect();
+    let watch = Watch::start(&recipe.drv_path, context.cancel, context.limits.wall);
     if builtin::is_fetch(recipe) {
-        return fetch(recipe, means, closure, &watch, log, report);
+        return fetch(recipe, context, closure, &watch, log, report);
     }
-    let around = surroundings(recipe, graphs::of(recipe, means.inputs, &watch)?, means.cores, &watch)?;
+    let around = surroundings(recipe, graphs::of(recipe, context.inputs, &watch)?, context.cores, &watch)?;
     let trouble = |error: &dyn std::fmt::Display| {
         Failure::transient(format!("cannot prepare the inputs of '{drv}': {error}"))
     };
-    let inputs = match means.kind {
+    let inputs = match context.kind {
         BackendKind::Kvm => {
-            let composed = means.inputs.compose().map_err(|e| trouble(&e))?;
+            let composed = context.inputs.compose().map_err(|e| trouble(&e))?;
             let segments = composed
                 .segments
                 .into_iter()
@@ -91,7 +91,7 @@ pub fn run(
         BackendKind::Namespace => {
             let tree = |path: &StorePath| {
                 watch.go_on()?;
-                Ok((path.to_absolute_path(), means.inputs.tree(path).map_err(|e| trouble(&e))?))
+                Ok((path.to_absolute_path(), context.inputs.tree(path).map_err(|e| trouble(&e))?))
             };
             Inputs::Trees(closure.iter().map(tree).collect::<Result<_, Failure>>()?)
         }
@@ -100,7 +100,7 @@ pub fn run(
     report.inputs_prepared = Some(began.elapsed());
     let places = recipe.places();
     let job = Job {
-        id: means.id.to_owned(),
+        id: context.id.to_owned(),
         // One of the box's own: `Recipe::check`.
         system: String::from_utf8_lossy(&recipe.system).into_owned(),
         builder: recipe.builder.clone(),
@@ -109,19 +109,19 @@ pub fn run(
         files: around.files,
         outputs: places.iter().map(|(name, place)| (name.clone(), place.to_absolute_path())).collect(),
         inputs,
-        limits: Limits { wall: watch.left(), ..means.limits.clone() },
+        limits: Limits { wall: watch.left(), ..context.limits.clone() },
     };
 
     let mut scan_for: BTreeSet<StorePath> = closure;
     scan_for.extend(places.values().cloned());
     let mut receiver = Receiver {
-        view: means.view,
+        view: context.view,
         scan_for: scan_for.into_iter().collect(),
         log,
         outputs: Arc::default(),
         trouble: Arc::default(),
     };
-    let Run { result, phases, usage } = means.backend.run(job, &mut receiver, means.cancel);
+    let Run { result, phases, usage } = context.backend.run(job, &mut receiver, context.cancel);
     (report.phases, report.usage) = (phases, Some(usage));
     let refused = receiver.trouble.lock().unwrap_or_else(PoisonError::into_inner).take();
     let outputs = std::mem::take(&mut *receiver.outputs.lock().unwrap_or_else(PoisonError::into_inner));
@@ -148,7 +148,7 @@ pub fn run(
         return Err(failure);
     }
     let checking = Instant::now();
-    let outputs = settle(recipe, means.view, means.inputs, outputs, &watch)?;
+    let outputs = settle(recipe, context.view, context.inputs, outputs, &watch)?;
     report.outputs_checked = Some(checking.elapsed());
     Ok(outputs)
 }
@@ -156,7 +156,7 @@ pub fn run(
 /// `builtin:fetchurl`, which needs no sandbox.
 fn fetch(
     recipe: &Recipe,
-    means: &Means<'_>,
+    context: &AttemptContext<'_>,
     closure: BTreeSet<StorePath>,
     watch: &Watch<'_>,
     log: &mut LogWriter,
@@ -164,10 +164,10 @@ fn fetch(
 ) -> Result<Outputs, Failure> {
     let began = Instant::now();
     let scan_for: Vec<StorePath> = closure.into_iter().chain(recipe.places().into_values()).collect();
-    let fetched = builtin::fetch(recipe, means, &scan_for, log)?;
+    let fetched = builtin::fetch(recipe, context, &scan_for, log)?;
     report.phases.builder = Some(began.elapsed());
     let fetched = [("out".to_owned(), fetched)].into();
-    settle(recipe, means.view, means.inputs, fetched, watch)
+    settle(recipe, context.view, context.inputs, fetched, watch)
 }
 
 /// Checks everything about the new outputs, and finds out where those belong that did not know.

@@ -19,13 +19,18 @@ const FORMAT: &[u8] = b"barnraiser build key 2";
 pub struct BuildKey([u8; 32]);
 
 impl BuildKey {
-    /// The key of `recipe` with these inputs in this envelope; `ground` is what the box itself adds to every build (see
-    /// [`Ground`]).
+    /// The key of `recipe` with these inputs in this envelope; `sandbox_identity` is what the box itself adds to every build (see
+    /// [`SandboxIdentity`]).
     #[must_use]
-    pub fn of(recipe: &Recipe, inputs: &Closure, ground: Ground, envelope: &Envelope) -> Self {
+    pub fn of(
+        recipe: &Recipe,
+        inputs: &Closure,
+        sandbox_identity: SandboxIdentity,
+        envelope: &Envelope,
+    ) -> Self {
         let mut hash = Parts(Sha256::new());
         hash.put(FORMAT);
-        hash.put(&ground.0);
+        hash.put(&sandbox_identity.0);
         hash.count(envelope.vcpus.into());
         hash.count(envelope.memory_mib as usize);
         hash.count(envelope.processes as usize);
@@ -84,9 +89,9 @@ impl BuildKey {
 /// host's own, and the agent that says what a builder finds around it. After an update of the box, results of before are
 /// not known any more.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Ground([u8; 32]);
+pub struct SandboxIdentity([u8; 32]);
 
-impl Ground {
+impl SandboxIdentity {
     /// Reads the files that this configuration puts into sandboxes. One that cannot be read counts as empty; the
     /// sandbox says more about it than could be said here.
     #[must_use]

@@ -70,7 +70,7 @@ fn out(recipe: &mut Recipe) -> &mut OutputSpec {
 fn key_for(member: &str, store: &Store, recipe: &Recipe) -> BuildKey {
     let view = store.view(&Member::new(member));
     let inputs = view.snapshot(&recipe.inputs).expect("inputs");
-    BuildKey::of(recipe, &inputs, Ground::default(), &ENVELOPE)
+    BuildKey::of(recipe, &inputs, SandboxIdentity::default(), &ENVELOPE)
 }
 
 #[test]
@@ -122,13 +122,13 @@ fn all_that_a_builder_is_told_or_sees_is_in_the_key() {
     }
     let view = store.view(&Member::new("alice"));
     let inputs = view.snapshot(&recipe().inputs).expect("inputs");
-    differs("the box", BuildKey::of(&recipe(), &inputs, Ground([1; 32]), &ENVELOPE));
+    differs("the box", BuildKey::of(&recipe(), &inputs, SandboxIdentity([1; 32]), &ENVELOPE));
     for (what, envelope) in [
         ("processors", Envelope { vcpus: 1, ..ENVELOPE }),
         ("memory", Envelope { memory_mib: 511, ..ENVELOPE }),
         ("processes", Envelope { processes: 98, ..ENVELOPE }),
     ] {
-        differs(what, BuildKey::of(&recipe(), &inputs, Ground::default(), &envelope));
+        differs(what, BuildKey::of(&recipe(), &inputs, SandboxIdentity::default(), &envelope));
     }
     assert_ne!(&key.of_failure(), key.bytes());
 }

@@ -37,7 +37,7 @@ pub mod weight;
 
 pub use envelope::Envelope;
 pub use failure::Failure;
-pub use key::{BuildKey, Ground};
+pub use key::{BuildKey, SandboxIdentity};
 pub use plan::Plan;
 pub use recipe::Recipe;
 pub use scheduler::{Attached, Outcome, Request, Scheduler};

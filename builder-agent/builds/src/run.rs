@@ -11,7 +11,7 @@ use sandbox::{Cancel, Limits};
 use store::{BuildRecord, RecordEnd, RecordedOutput};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::attempt::{self, Means, Outputs, Report};
+use super::attempt::{self, AttemptContext, Outputs, Report};
 use super::failure::Cause;
 use super::log::{LogSource, LogWriter};
 use super::running::RunKey;
@@ -188,7 +188,7 @@ fn attempted(
     mut log: LogWriter,
 ) -> (Report, Result<Outputs, Failure>) {
     let label = id.to_string();
-    let means = Means {
+    let context = AttemptContext {
         id: &label,
         view: &request.view,
         http: &request.http,
@@ -201,7 +201,7 @@ fn attempted(
         cancel,
     };
     let mut report = Report::default();
-    let result = attempt::run(&request.recipe, &means, &mut log, &mut report);
+    let result = attempt::run(&request.recipe, &context, &mut log, &mut report);
     (report, result)
 }
 

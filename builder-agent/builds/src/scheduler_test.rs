@@ -5,7 +5,7 @@ use sandbox::{Host, Job, Run, SandboxError};
 use store::{BuildRecord, Member as Owner, RecordEnd, StoreConfig};
 
 use super::*;
-use crate::Ground;
+use crate::SandboxIdentity;
 use crate::recipe::OutputSpec;
 use shares::budget::Budgets;
 
@@ -83,7 +83,7 @@ impl Barn {
         };
         let envelope = Envelope::of_box(&self.scheduler.shared.config);
         let inputs = view.snapshot(&recipe.inputs).expect("no inputs");
-        let key = BuildKey::of(&recipe, &inputs, Ground::default(), &envelope);
+        let key = BuildKey::of(&recipe, &inputs, SandboxIdentity::default(), &envelope);
         Request {
             member: roster.by_id(member).expect("a member").clone(),
             view,

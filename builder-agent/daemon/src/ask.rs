@@ -12,16 +12,16 @@ use wire::worker::Response;
 
 use super::desk::Desk;
 use super::studied::studied;
-use super::transfer::{Trouble, over};
-use crate::House;
+use super::transfer::{RequestError, over};
+use crate::Agent;
 use builds::modulo::Hasher;
 use builds::{Plan, plan};
 use shares::budget::{Charge, OverBudget};
 
 /// Info of a path that the client takes to be valid.
-pub(super) fn info(view: &View, path: &StorePath) -> Result<Arc<store::PathInfo>, Trouble> {
+pub(super) fn info(view: &View, path: &StorePath) -> Result<Arc<store::PathInfo>, RequestError> {
     view.info(path)
-        .ok_or_else(|| Trouble::Refused(format!("path '{}' is not valid", path.to_absolute_path())))
+        .ok_or_else(|| RequestError::Refused(format!("path '{}' is not valid", path.to_absolute_path())))
 }
 
 /// What one path of a list takes, while the list is made out of a sorted set and then sent.
@@ -32,9 +32,12 @@ const SHORT_BYTES: u64 = 64 << 10;
 
 /// A list that can be as long as the store, charged for as long as it is being sent. Whoever has no memory for it left waits
 /// without it, and then it is made again.
-pub(super) async fn listed<F>(desk: &Desk, make: impl Fn() -> F) -> Result<(Vec<StorePath>, Charge), Trouble>
+pub(super) async fn listed<F>(
+    desk: &Desk,
+    make: impl Fn() -> F,
+) -> Result<(Vec<StorePath>, Charge), RequestError>
 where
-    F: Future<Output = Result<Vec<StorePath>, Trouble>>,
+    F: Future<Output = Result<Vec<StorePath>, RequestError>>,
 {
     const WHAT: &str = "a list of paths";
     let size = |list: &[StorePath]| list.len() as u64 * LISTED_BYTES;
@@ -82,14 +85,14 @@ pub(super) fn charged(desk: &Desk, response: &Response) -> Result<Option<Charge>
 /// Output names of the `.drv` at `path`, with their paths: those it states, and those that have been realised.
 pub(super) async fn outputs(
     desk: &Desk,
-    house: &Arc<House>,
+    agent: &Arc<Agent>,
     view: &View,
     path: StorePath,
-) -> Result<BTreeMap<String, Option<StorePath>>, Trouble> {
-    let (house, view) = (house.clone(), view.clone());
+) -> Result<BTreeMap<String, Option<StorePath>>, RequestError> {
+    let (agent, view) = (agent.clone(), view.clone());
     studied(desk, move |study| {
-        let outputs = plan::outputs(&view, &house.drv_hashes, &path, study);
-        outputs.map_err(|failure| Trouble::Refused(failure.message))
+        let outputs = plan::outputs(&view, &agent.drv_hashes, &path, study);
+        outputs.map_err(|failure| RequestError::Refused(failure.message))
     })
     .await?
 }
@@ -97,13 +100,13 @@ pub(super) async fn outputs(
 /// What building the targets would mean.
 pub(super) async fn missing(
     desk: &Desk,
-    house: &Arc<House>,
+    agent: &Arc<Agent>,
     view: &View,
     targets: Vec<DerivedPath>,
-) -> Result<Missing, Trouble> {
-    let (house, view) = (house.clone(), view.clone());
-    let plan = studied(desk, move |study| Plan::make(&view, &house.drv_hashes, &targets, study)).await?;
-    let plan = plan.map_err(|failure| Trouble::Refused(failure.message))?;
+) -> Result<Missing, RequestError> {
+    let (agent, view) = (agent.clone(), view.clone());
+    let plan = studied(desk, move |study| Plan::make(&view, &agent.drv_hashes, &targets, study)).await?;
+    let plan = plan.map_err(|failure| RequestError::Refused(failure.message))?;
     Ok(Missing {
         will_build: plan.will_build(),
         will_substitute: Vec::new(),
@@ -116,10 +119,10 @@ pub(super) async fn missing(
 /// What an output of a derivation turned out to be.
 pub(super) async fn realisation(
     desk: &Desk,
-    house: &Arc<House>,
+    agent: &Arc<Agent>,
     view: &View,
     id: DrvOutputId,
-) -> Result<Option<Realisation>, Trouble> {
+) -> Result<Option<Realisation>, RequestError> {
     let found = match &id.drv {
         DrvKey::Hash(NixHash::Sha256(drv_hash)) => {
             let key = RealisationId { drv_hash: *drv_hash, output: id.output.clone() };
@@ -128,7 +131,7 @@ pub(super) async fn realisation(
         DrvKey::Hash(_) => None,
         DrvKey::Path(drv) if !view.is_valid(drv) => None,
         DrvKey::Path(drv) => {
-            let outputs = outputs(desk, house, view, drv.clone()).await?;
+            let outputs = outputs(desk, agent, view, drv.clone()).await?;
             outputs.get(&id.output).cloned().flatten().map(|path| (path, Vec::new()))
         }
     };
@@ -143,16 +146,16 @@ pub(super) async fn realisation(
 /// A client says what an output turned out to be: its member's claim, whatever it is signed with.
 pub(super) async fn register(
     desk: &Desk,
-    house: &Arc<House>,
+    agent: &Arc<Agent>,
     view: &View,
     realisation: Realisation,
-) -> Result<(), Trouble> {
+) -> Result<(), RequestError> {
     let Realisation { id: DrvOutputId { drv, output }, out_path, .. } = realisation;
-    let (house, view) = (house.clone(), view.clone());
+    let (agent, view) = (agent.clone(), view.clone());
     let full = out_path.to_absolute_path();
     studied(desk, move |study| {
         let refused = |why: &dyn std::fmt::Display| {
-            Trouble::Refused(format!(
+            RequestError::Refused(format!(
                 "cannot register '{full}' as the output '{output}' of a derivation: {why}"
             ))
         };
@@ -162,7 +165,7 @@ pub(super) async fn register(
                 return Err(refused(&format!("its derivation is named by a {} hash", other.algorithm())));
             }
             DrvKey::Path(drv) => {
-                let hashes = Hasher::new(&view, &house.drv_hashes, study).of(&drv);
+                let hashes = Hasher::new(&view, &agent.drv_hashes, study).of(&drv);
                 hashes.map_err(|failure| refused(&failure.message))?.masked
             }
         };

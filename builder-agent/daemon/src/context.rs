@@ -13,7 +13,7 @@ use wire::worker::LogEvent;
 
 use super::desk::Desk;
 use super::views::Views;
-use crate::House;
+use crate::Agent;
 use builds::Failure;
 use members::Member;
 
@@ -37,7 +37,7 @@ impl Ids {
 /// What the builds of one request share.
 #[derive(Clone)]
 pub(super) struct Context {
-    pub house: Arc<House>,
+    pub agent: Arc<Agent>,
     pub member: Arc<Member>,
     pub views: Views,
     pub desk: Desk,

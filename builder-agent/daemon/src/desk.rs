@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::transfer::Opened;
-use crate::House;
+use crate::Agent;
 use settings::Limits;
 use shares::budget::{Budget, Charge, OverBudget};
 use shares::threads::Workers;
@@ -21,11 +21,11 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    pub fn of(house: &House, member: &Arc<str>) -> Self {
+    pub fn of(agent: &Agent, member: &Arc<str>) -> Self {
         Self {
-            workers: house.threads.of(member),
-            budget: house.budgets.of(member),
-            opened: house.opened.clone(),
+            workers: agent.threads.of(member),
+            budget: agent.budgets.of(member),
+            opened: agent.opened.clone(),
         }
     }
 

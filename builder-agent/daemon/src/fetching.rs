@@ -14,7 +14,7 @@ use wire::worker::{ActivityKind, LogEvent, ResultKind, Verbosity};
 
 use super::audience::Audience;
 use super::context::Ids;
-use super::transfer::{Trouble, over};
+use super::transfer::{RequestError, over};
 use super::{Session, ask};
 use substitute::{Event, Fetched};
 
@@ -26,11 +26,15 @@ const MAX_WARNINGS: usize = 5;
 impl Session {
     /// Whether paths and outputs called `name` may be fetched for this client.
     pub(super) fn may_fetch(&self, name: &str, derivation_allows: bool) -> bool {
-        self.house.substituters.may(name, self.settings.use_substitutes && derivation_allows)
+        self.agent.substituters.may(name, self.settings.use_substitutes && derivation_allows)
     }
 
     /// The whole of `EnsurePath`: valid already, or fetched now.
-    pub(super) async fn ensure<A: Audience>(&self, audience: &mut A, path: StorePath) -> Result<(), Trouble> {
+    pub(super) async fn ensure<A: Audience>(
+        &self,
+        audience: &mut A,
+        path: StorePath,
+    ) -> Result<(), RequestError> {
         if self.view().is_valid(&path) {
             return Ok(());
         }
@@ -39,7 +43,7 @@ impl Session {
         }
         let ends = self.fetch(audience, vec![path.clone()]).await?;
         match ends.get(&path) {
-            Some(Err(why)) => Err(Trouble::Refused(why.to_string())),
+            Some(Err(why)) => Err(RequestError::Refused(why.to_string())),
             _ => Ok(()),
         }
     }
@@ -50,7 +54,7 @@ impl Session {
         audience: &mut A,
         paths: Vec<StorePath>,
         substitute: bool,
-    ) -> Result<Vec<StorePath>, Trouble> {
+    ) -> Result<Vec<StorePath>, RequestError> {
         if substitute {
             let view = self.view();
             let missing: Vec<StorePath> = paths
@@ -71,13 +75,13 @@ impl Session {
         audience: &mut A,
         paths: Vec<StorePath>,
         mass: bool,
-    ) -> Result<Vec<SubstitutablePathInfo>, Trouble> {
+    ) -> Result<Vec<SubstitutablePathInfo>, RequestError> {
         let paths: Vec<StorePath> =
             paths.into_iter().filter(|path| self.may_fetch(path.name(), true)).collect();
         if paths.is_empty() {
             return Ok(Vec::new());
         }
-        let (substituters, member) = (&self.house.substituters, self.views.owner());
+        let (substituters, member) = (&self.agent.substituters, self.views.owner());
         let budget = &self.desk.budget;
         let ask = |events| async move { substituters.offers(member, budget, &paths, mass, &events).await };
         let (offers, _memory) = self.told(audience, ask).await?.map_err(over)?;
@@ -96,18 +100,18 @@ impl Session {
         &self,
         audience: &mut A,
         targets: Vec<DerivedPath>,
-    ) -> Result<Missing, Trouble> {
+    ) -> Result<Missing, RequestError> {
         let (_, mut nothing) = mpsc::channel(1);
         let view = &self.view();
-        let looking = ask::missing(&self.desk, &self.house, view, targets.clone());
+        let looking = ask::missing(&self.desk, &self.agent, view, targets.clone());
         let mut missing = audience.run(looking, &mut nothing).await??;
-        if !self.house.substituters.any() {
+        if !self.agent.substituters.any() {
             return Ok(missing);
         }
         let ask = |events| async move {
-            let instead = self.instead(&targets, &events).await?;
-            let wanted: Vec<StorePath> = instead.fetch.into_iter().collect();
-            Ok::<_, Trouble>((instead.build, self.offered(&wanted, &events).await?))
+            let fetch_plan = self.fetch_plan(&targets, &events).await?;
+            let wanted: Vec<StorePath> = fetch_plan.fetch.into_iter().collect();
+            Ok::<_, RequestError>((fetch_plan.build, self.offered(&wanted, &events).await?))
         };
         let (build, walk) = self.told(audience, ask).await??;
         missing.will_build.retain(|drv| build.contains(drv));
@@ -122,8 +126,8 @@ impl Session {
         &self,
         audience: &mut A,
         paths: Vec<StorePath>,
-    ) -> Result<Fetched, Trouble> {
-        let (substituters, member) = (&self.house.substituters, self.views.owner());
+    ) -> Result<Fetched, RequestError> {
+        let (substituters, member) = (&self.agent.substituters, self.views.owner());
         let budget = &self.desk.budget;
         let fetch = |events| async move { substituters.fetch(member, budget, &paths, &events).await };
         self.told(audience, fetch).await?.map_err(over)
@@ -135,13 +139,13 @@ impl Session {
         &self,
         audience: &mut A,
         work: impl FnOnce(mpsc::Sender<Event>) -> F,
-    ) -> Result<F::Output, Trouble>
+    ) -> Result<F::Output, RequestError>
     where
         F: Future<Output: Send> + Send,
     {
         let (to_client, mut shown) = mpsc::channel(EVENTS_AHEAD);
         let (events, happened) = mpsc::channel(EVENTS_AHEAD);
-        let (work, tell) = (work(events), tell(happened, to_client, &self.ids, &self.house.config.name));
+        let (work, tell) = (work(events), tell(happened, to_client, &self.ids, &self.agent.config.name));
         Ok(audience.run(async { tokio::join!(work, tell).0 }, &mut shown).await?)
     }
 }

@@ -30,10 +30,10 @@ pub(super) async fn build(context: Context, work: Work, check: bool) -> Ended {
         return build_plain(context, work.recipe, check).await;
     };
     let drv = &work.recipe.drv_path;
-    let (house, view) = (context.house.clone(), context.views.now());
+    let (agent, view) = (context.agent.clone(), context.views.now());
     let original = work.recipe.clone();
     let resolving = studied(&context.desk, move |study| {
-        let sure = plan::inputs_verified(&view, &house.drv_hashes, &original, &inputs, study);
+        let sure = plan::inputs_verified(&view, &agent.drv_hashes, &original, &inputs, study);
         if study.is_over() {
             // For want of time or room: that would make a claim of what is none.
             return Err(Failure::transient(

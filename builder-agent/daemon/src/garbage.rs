@@ -8,16 +8,21 @@ use store::{Collect, CollectAction, Collected, RegisterError, View};
 use wire::types::{GcAction, GcOptions};
 
 use super::desk::Desk;
-use super::transfer::{Trouble, bug};
+use super::transfer::{RequestError, bug};
 
-pub(super) fn failed(error: RegisterError) -> Trouble {
+pub(super) fn failed(error: RegisterError) -> RequestError {
     if !error.is_callers_fault() {
         tracing::error!(%error, "the store cannot take a change");
     }
-    Trouble::Refused(error.to_string())
+    RequestError::Refused(error.to_string())
 }
 
-pub(super) async fn add_root(desk: &Desk, view: &View, path: StorePath, name: String) -> Result<(), Trouble> {
+pub(super) async fn add_root(
+    desk: &Desk,
+    view: &View,
+    path: StorePath,
+    name: String,
+) -> Result<(), RequestError> {
     let view = view.clone();
     desk.workers.commit(move || view.add_root(&name, &path)).await.map_err(bug)?.map_err(failed)
 }
@@ -27,14 +32,14 @@ pub(super) async fn add_signatures(
     view: &View,
     path: StorePath,
     signatures: Vec<String>,
-) -> Result<(), Trouble> {
+) -> Result<(), RequestError> {
     let view = view.clone();
     desk.workers.commit(move || view.add_signatures(&path, &signatures)).await.map_err(bug)?.map_err(failed)
 }
 
-pub(super) async fn collect(desk: &Desk, view: &View, options: GcOptions) -> Result<Collected, Trouble> {
+pub(super) async fn collect(desk: &Desk, view: &View, options: GcOptions) -> Result<Collected, RequestError> {
     if options.ignore_liveness {
-        return Err(Trouble::Refused(
+        return Err(RequestError::Refused(
             "cannot delete paths that are still alive: this box does not ignore liveness; remove their roots first"
                 .into(),
         ));
@@ -44,7 +49,7 @@ pub(super) async fn collect(desk: &Desk, view: &View, options: GcOptions) -> Res
         if let store::CollectError::Write(error) = &error {
             tracing::error!(%error, "the store cannot collect garbage");
         }
-        Trouble::Refused(error.to_string())
+        RequestError::Refused(error.to_string())
     })
 }
 

@@ -20,9 +20,9 @@ use wire::{PatientWriter, WireError};
 
 use super::audience::{Audience, shown_on};
 use super::desk::Desk;
-use super::transfer::{Trouble, bug};
+use super::transfer::{RequestError, bug};
 use super::{Caller, EndLogged, Running, Session, Writer};
-use crate::House;
+use crate::Agent;
 
 /// What can be asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,10 +62,10 @@ pub fn run_host_command<'a>(
     stdout: Writer<'a>,
     stderr: Writer<'a>,
     hung_up: Running<'a, ()>,
-    house: Arc<House>,
+    agent: Arc<Agent>,
     caller: Caller,
 ) -> Running<'a, u32> {
-    Box::pin(command_session(command, stdout, stderr, hung_up, house, caller))
+    Box::pin(command_session(command, stdout, stderr, hung_up, agent, caller))
 }
 
 async fn command_session(
@@ -73,37 +73,37 @@ async fn command_session(
     stdout: Writer<'_>,
     stderr: Writer<'_>,
     hung_up: Running<'_, ()>,
-    house: Arc<House>,
+    agent: Arc<Agent>,
     caller: Caller,
 ) -> u32 {
-    let Caller { member, connection, wishes } = caller;
+    let Caller { member, connection, options } = caller;
     tracing::info!(connection, member = %member.name, ?command, "command started");
     let _end = EndLogged { connection, member: member.clone(), what: "command ended" };
-    let stall = house.config.limits.client_stall;
+    let stall = agent.config.limits.client_stall;
     let mut stdout = PatientWriter::new(stdout, stall);
     let mut stderr = PatientWriter::new(stderr, stall);
-    let _charge = match Desk::of(&house, &member.id).session() {
+    let _charge = match Desk::of(&agent, &member.id).session() {
         Ok(charge) => charge,
         Err(over) => {
             let _ = stderr.write_all(format!("error: {over}\n").as_bytes()).await;
             return 1;
         }
     };
-    let mut session = Session::open(house, member, wishes);
+    let mut session = Session::open(agent, member, options);
     let mut terminal = Terminal { stderr: &mut stderr, hung_up };
     let done = match session.follow_roster() {
         Ok(()) => session.host_command(command, &mut terminal).await,
-        Err(gone) => Err(Trouble::Refused(gone)),
+        Err(gone) => Err(RequestError::Refused(gone)),
     };
     drop(terminal);
     let (lines, status) = match done {
         Ok(done) => done,
-        Err(Trouble::Refused(message)) => {
+        Err(RequestError::Refused(message)) => {
             let _ = stderr.write_all(format!("error: {message}\n").as_bytes()).await;
             (Vec::new(), 1)
         }
         // Nobody is left who could read it.
-        Err(Trouble::Wire(_)) => return 1,
+        Err(RequestError::Wire(_)) => return 1,
     };
     let text: String = lines.into_iter().map(|line| line + "\n").collect();
     let written = stdout.write_all(text.as_bytes()).await.is_ok() && stdout.flush().await.is_ok();
@@ -139,11 +139,11 @@ impl Session {
         mut self,
         command: HostCommand,
         audience: &mut impl Audience,
-    ) -> Result<(Vec<String>, u32), Trouble> {
+    ) -> Result<(Vec<String>, u32), RequestError> {
         let line = match command {
             HostCommand::Realise(realise) => {
                 self.settings = realise.settings.clone();
-                self.settings.keep_going |= self.house.config.keep_going;
+                self.settings.keep_going |= self.agent.config.keep_going;
                 return self.realise(realise, audience).await;
             }
             HostCommand::MakeFolder { prefix } => {
@@ -158,11 +158,11 @@ impl Session {
                     let names = view.roots().into_keys().filter(|name| name.starts_with(&inside));
                     names.map(|name| view.remove_root(&name)).collect::<Result<Vec<_>, _>>()
                 });
-                removed.await.map_err(bug)?.map_err(|error| Trouble::Refused(error.to_string()))?;
+                removed.await.map_err(bug)?.map_err(|error| RequestError::Refused(error.to_string()))?;
                 return Ok((Vec::new(), 0));
             }
             HostCommand::Machine => {
-                let system = self.house.config.systems.first().map_or("", String::as_str);
+                let system = self.agent.config.systems.first().map_or("", String::as_str);
                 system.split('-').next().unwrap_or_default().to_owned()
             }
             HostCommand::Interrupt => return Ok((Vec::new(), 0)),
@@ -171,11 +171,11 @@ impl Session {
     }
 
     /// A root's store path; a store path is its own.
-    fn read_link(&self, link: &str) -> Result<String, Trouble> {
+    fn read_link(&self, link: &str) -> Result<String, RequestError> {
         let view = self.view();
         let own = StorePath::from_absolute_path(link.as_bytes()).ok().filter(|path| view.is_valid(path));
         let path = own.or_else(|| view.roots().remove(link)).ok_or_else(|| {
-            Trouble::Refused(format!(
+            RequestError::Refused(format!(
                 "'{link}' is neither a valid store path nor a root of yours; there are no other files here"
             ))
         })?;
@@ -186,7 +186,7 @@ impl Session {
         &self,
         realise: Realise,
         audience: &mut impl Audience,
-    ) -> Result<(Vec<String>, u32), Trouble> {
+    ) -> Result<(Vec<String>, u32), RequestError> {
         let Realise { targets, mode, root, print, .. } = realise;
         if realise.dry_run {
             let missing = self.missing(audience, targets).await?;
@@ -228,7 +228,7 @@ impl Session {
                 let (view, made) = (self.view(), name.clone());
                 let added = self.desk.workers.commit(move || view.add_root(&made, &path)).await;
                 let added = added.map_err(bug)?;
-                added.map_err(|error| Trouble::Refused(error.to_string()))?;
+                added.map_err(|error| RequestError::Refused(error.to_string()))?;
                 lines.insert(name);
             }
         }

@@ -21,6 +21,7 @@ use members::{Member, Roster};
 use shares::budget::Charge;
 use substitute::convert;
 
+mod agent;
 mod ask;
 mod audience;
 mod client_settings;
@@ -30,7 +31,6 @@ mod fetching;
 mod floating;
 mod garbage;
 mod host_command;
-mod house;
 mod logs;
 mod one;
 mod prefetch;
@@ -40,14 +40,14 @@ mod studied;
 mod transfer;
 mod views;
 
+pub use agent::Agent;
 pub use host_command::{HostCommand, Realise, run_host_command};
-pub use house::House;
 pub use serve_protocol::serve_store;
 
 pub use transfer::Opened;
 
 use desk::Desk;
-use transfer::Trouble;
+use transfer::RequestError;
 use views::Views;
 
 /// What `nix store info` shows.
@@ -58,7 +58,7 @@ const HELD_BYTES: u64 = 256;
 
 /// State of one session.
 struct Session {
-    house: Arc<House>,
+    agent: Arc<Agent>,
     member: Arc<Member>,
     views: Views,
     /// Where its work is done.
@@ -68,7 +68,7 @@ struct Session {
     /// What the client last sent with `SetOptions`.
     settings: ClientSettings,
     /// What the connection asked for besides.
-    wishes: Wishes,
+    options: SessionOptions,
     /// For the paths that this session keeps from being collected.
     held: Option<Charge>,
     /// High half of this session's activity ids, see [`context::Ids`].
@@ -80,23 +80,23 @@ pub struct Caller {
     pub member: Arc<Member>,
     /// Names the ssh connection in logs.
     pub connection: u64,
-    pub wishes: Wishes,
+    pub options: SessionOptions,
 }
 
 /// What a client can say only around the protocol: in environment variables of its ssh channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wishes {
+pub struct SessionOptions {
     /// Off with `BARNRAISER_REUSE_FAILURES=0`: builds that failed before are tried again.
     pub reuse_failures: bool,
 }
 
-impl Default for Wishes {
+impl Default for SessionOptions {
     fn default() -> Self {
         Self { reuse_failures: true }
     }
 }
 
-impl Wishes {
+impl SessionOptions {
     /// Takes in one variable; false if it means nothing here.
     pub fn set(&mut self, name: &str, value: &str) -> bool {
         if name != builds::reuse::RETRY_VARIABLE {
@@ -133,23 +133,23 @@ pub type Running<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub fn serve<'a>(
     reader: Reader<'a>,
     writer: Writer<'a>,
-    house: Arc<House>,
+    agent: Arc<Agent>,
     caller: Caller,
 ) -> Running<'a, Result<(), SessionError>> {
-    Box::pin(worker_session(reader, writer, house, caller))
+    Box::pin(worker_session(reader, writer, agent, caller))
 }
 
 async fn worker_session(
     reader: Reader<'_>,
     writer: Writer<'_>,
-    house: Arc<House>,
+    agent: Arc<Agent>,
     caller: Caller,
 ) -> Result<(), SessionError> {
-    let Caller { member, connection, wishes } = caller;
-    let desk = Desk::of(&house, &member.id);
+    let Caller { member, connection, options } = caller;
+    let desk = Desk::of(&agent, &member.id);
     let _charge = desk.session().map_err(|over| SessionError::Refused(over.to_string()))?;
     let mut info = ServerInfo::new(VERSION);
-    info.terms = desk.terms(&house.config.limits).map_err(|over| SessionError::Refused(over.to_string()))?;
+    info.terms = desk.terms(&agent.config.limits).map_err(|over| SessionError::Refused(over.to_string()))?;
     let mut conn = Connection::accept(reader, writer, info).await.map_err(|error| match error {
         // The one refusal that has a place in the greeting.
         WireError::TooOld { .. } => SessionError::Told(error),
@@ -158,7 +158,7 @@ async fn worker_session(
     let version = conn.protocol().version.to_string();
     tracing::info!(connection, member = %member.name, protocol = version, "worker session started");
     let _end = EndLogged { connection, member: member.clone(), what: "worker session ended" };
-    let mut session = Session::open(house, member, wishes);
+    let mut session = Session::open(agent, member, options);
     let result = session.answer_all(&mut conn).await;
     if let Err(error) = &result {
         // Best effort: the client may be gone.
@@ -191,8 +191,8 @@ impl Drop for EndLogged {
 }
 
 impl Session {
-    fn open(house: Arc<House>, member: Arc<Member>, wishes: Wishes) -> Self {
-        let mut roster = house.roster.clone();
+    fn open(agent: Arc<Agent>, member: Arc<Member>, options: SessionOptions) -> Self {
+        let mut roster = agent.roster.clone();
         let now = roster.borrow_and_update().clone();
         let current = now.current(&member).cloned();
         if current.is_none() {
@@ -200,13 +200,13 @@ impl Session {
             roster.mark_changed();
         }
         let member = current.unwrap_or(member);
-        let views = Views::open(&house, &member);
+        let views = Views::open(&agent, &member);
         // Nix sends no settings through `ssh-ng://`; then those of the box hold, and it fetches what it can.
-        let keep_going = house.config.keep_going;
+        let keep_going = agent.config.keep_going;
         let settings = ClientSettings { use_substitutes: true, keep_going, ..ClientSettings::default() };
-        let desk = Desk::of(&house, &member.id);
+        let desk = Desk::of(&agent, &member.id);
         let held = desk.budget.charge(0, "the list of paths that a session needs").ok();
-        Self { house, member, views, desk, roster, settings, wishes, held, ids: context::Ids::new() }
+        Self { agent, member, views, desk, roster, settings, options, held, ids: context::Ids::new() }
     }
 
     /// Before each request: whether the member is one still, and has memory for what the session holds by now.
@@ -233,8 +233,8 @@ impl Session {
                     Err(over) => conn.fail(&Failure::new(over.to_string())).await?,
                 },
                 Ok(None) => {}
-                Err(Trouble::Refused(message)) => conn.fail(&Failure::new(message)).await?,
-                Err(Trouble::Wire(error)) => return Err(error),
+                Err(RequestError::Refused(message)) => conn.fail(&Failure::new(message)).await?,
+                Err(RequestError::Wire(error)) => return Err(error),
             }
         }
         Ok(())
@@ -266,11 +266,11 @@ impl Session {
         &self,
         conn: &mut Connection<R, W>,
         make: impl Fn() -> F,
-    ) -> Result<Option<Response>, Trouble>
+    ) -> Result<Option<Response>, RequestError>
     where
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
-        F: Future<Output = Result<Vec<StorePath>, Trouble>>,
+        F: Future<Output = Result<Vec<StorePath>, RequestError>>,
     {
         let (paths, _charge) = ask::listed(&self.desk, make).await?;
         conn.reply(&Response::Paths(paths)).await?;
@@ -282,7 +282,7 @@ impl Session {
         &mut self,
         conn: &mut Connection<R, W>,
         request: Request,
-    ) -> Result<Option<Response>, Trouble>
+    ) -> Result<Option<Response>, RequestError>
     where
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
@@ -328,13 +328,13 @@ impl Session {
 
             // Questions that read a derivation.
             Request::QueryDerivationOutputs { path } => Response::Paths(
-                ask::outputs(&self.desk, &self.house, view, path).await?.into_values().flatten().collect(),
+                ask::outputs(&self.desk, &self.agent, view, path).await?.into_values().flatten().collect(),
             ),
             Request::QueryDerivationOutputNames { path } => Response::Names(
-                ask::outputs(&self.desk, &self.house, view, path).await?.into_keys().collect(),
+                ask::outputs(&self.desk, &self.agent, view, path).await?.into_keys().collect(),
             ),
             Request::QueryDerivationOutputMap { path } => {
-                Response::OutputMap(ask::outputs(&self.desk, &self.house, view, path).await?)
+                Response::OutputMap(ask::outputs(&self.desk, &self.agent, view, path).await?)
             }
             Request::QueryMissing { targets } => Response::Missing(self.missing(conn, targets).await?),
 
@@ -351,7 +351,7 @@ impl Session {
                 Response::Substitutable(self.substitutable(conn, paths, false).await?)
             }
             Request::QueryRealisation { id } => {
-                Response::Realisation(ask::realisation(&self.desk, &self.house, view, id).await?)
+                Response::Realisation(ask::realisation(&self.desk, &self.agent, view, id).await?)
             }
 
             // Contents.
@@ -375,7 +375,7 @@ impl Session {
             }
 
             Request::RegisterDrvOutput { realisation } => {
-                ask::register(&self.desk, &self.house, view, realisation).await?;
+                ask::register(&self.desk, &self.agent, view, realisation).await?;
                 Response::Done
             }
 
@@ -436,6 +436,6 @@ impl Session {
     }
 }
 
-fn refused(message: String) -> Result<Option<Response>, Trouble> {
-    Err(Trouble::Refused(message))
+fn refused(message: String) -> Result<Option<Response>, RequestError> {
+    Err(RequestError::Refused(message))
 }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use wire::worker::Connection;
 
 use super::Session;
-use super::transfer::{Sink, Trouble, feed};
+use super::transfer::{RequestError, Sink, feed};
 use builds::kept::{Arriving, KeptLogs};
 
 impl Session {
@@ -17,21 +17,21 @@ impl Session {
         &self,
         conn: &mut Connection<R, W>,
         drv: StorePath,
-    ) -> Result<(), Trouble>
+    ) -> Result<(), RequestError>
     where
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
     {
-        let (kept, member) = (self.house.kept.clone(), self.member.id.clone());
-        let (max, full) = (self.house.config.limits.max_log_bytes, drv.to_absolute_path());
+        let (kept, member) = (self.agent.kept.clone(), self.member.id.clone());
+        let (max, full) = (self.agent.config.limits.max_log_bytes, drv.to_absolute_path());
         let open = move || Log::open(kept, member, drv, max);
         feed(&self.desk, conn.body(), open).await?.map_err(|error| match error.kind() {
-            ErrorKind::FileTooLarge => Trouble::Refused(format!(
+            ErrorKind::FileTooLarge => RequestError::Refused(format!(
                 "cannot keep the log of '{full}': it is longer than {max} bytes (the box's `limits.max-log-mib`)"
             )),
             _ => {
                 tracing::error!(%error, "cannot keep a log");
-                Trouble::Refused(format!("cannot keep the log of '{full}': {error}"))
+                RequestError::Refused(format!("cannot keep the log of '{full}': {error}"))
             }
         })
     }

@@ -49,7 +49,7 @@ pub(super) async fn build_one(context: Context, recipe: Arc<Recipe>, check: bool
         }
         _ => {}
     }
-    let config = &context.house.config;
+    let config = &context.agent.config;
     recipe.check(&config.systems, &config.system_features)?;
     let mut one = One::prepare(context, recipe).await?;
     if check {
@@ -81,9 +81,9 @@ struct One {
 
 impl One {
     async fn prepare(context: Context, recipe: Arc<Recipe>) -> Result<Self, Failure> {
-        let (view, ground) = (context.views.now(), context.house.ground);
-        let envelope = Envelope::for_member(&context.house.config, &context.member.limits);
-        let envelope_of_box = Envelope::of_box(&context.house.config);
+        let (view, sandbox_identity) = (context.views.now(), context.agent.sandbox_identity);
+        let envelope = Envelope::for_member(&context.agent.config, &context.member.limits);
+        let envelope_of_box = Envelope::of_box(&context.agent.config);
         let looked_at = recipe.clone();
         let looking = move || -> Result<(Closure, BuildKey, BuildKey), Failure> {
             let inputs = view.snapshot_to_build(&looked_at.inputs).map_err(|error| match error {
@@ -97,10 +97,10 @@ impl One {
                     Failure::transient(format!("the box cannot prepare the inputs of this build: {error}"))
                 }
             })?;
-            let key = BuildKey::of(&looked_at, &inputs, ground, &envelope);
+            let key = BuildKey::of(&looked_at, &inputs, sandbox_identity, &envelope);
             let of_box = match envelope.is_of_box() {
                 true => key,
-                false => BuildKey::of(&looked_at, &inputs, ground, &envelope_of_box),
+                false => BuildKey::of(&looked_at, &inputs, sandbox_identity, &envelope_of_box),
             };
             Ok((inputs, key, of_box))
         };
@@ -113,7 +113,7 @@ impl One {
             member: context.member.clone(),
             view: context.views.now(),
             recipe,
-            http: context.house.http.clone(),
+            http: context.agent.http.clone(),
             inputs: Arc::new(inputs),
             memory: Arc::new(memory),
             envelope,
@@ -130,14 +130,14 @@ impl One {
     /// The end that an earlier build with the same key has already decided.
     async fn reuse(&mut self) -> Option<Ended> {
         self.look();
-        let (house, recipe) = (&self.context.house, &self.request.recipe);
+        let (agent, recipe) = (&self.context.agent, &self.request.recipe);
         let failures = match self.context.reuse_failures {
-            true => house.config.reuse_failures,
+            true => agent.config.reuse_failures,
             false => Duration::ZERO,
         };
         let of_box = match self.request.envelope.is_of_box() {
             true => None,
-            false => reuse::built(&house.store, &self.key_of_box),
+            false => reuse::built(&agent.store, &self.key_of_box),
         };
         let proven = of_box.is_some() && recipe.proven(&self.request.inputs) || self.request.proven();
         let earlier = match of_box {
@@ -151,7 +151,7 @@ impl One {
                 let outputs = self.adopt(outputs, log, proven).await.ok()?;
                 tracing::info!(%member, %drv, ok = true, "build reused");
                 let id = self.context.ids.next();
-                let text = format!("using the earlier result on '{}' for '{drv}'", house.config.name);
+                let text = format!("using the earlier result on '{}' for '{drv}'", agent.config.name);
                 self.context.show(start(id, ActivityKind::Unknown, text, Vec::new())).await;
                 self.context.show(LogEvent::stop(id)).await;
                 Some(Ok(Done {
@@ -176,13 +176,13 @@ impl One {
 
     /// Notes what is recorded now.
     fn look(&mut self) {
-        self.request.known = Known::look(&self.context.house.store, &self.request.key);
+        self.request.known = Known::look(&self.context.agent.store, &self.request.key);
     }
 
     /// Shows the log of a build that is not run again, as it was shown then.
     async fn show_again(&self, log: &str) {
         // It may have made room for others.
-        let Ok(file) = self.context.house.kept.open(log) else { return };
+        let Ok(file) = self.context.agent.kept.open(log) else { return };
         let (workers, file, mut at) = (&self.context.desk.workers, Arc::new(file), 0);
         let id = self.context.ids.next();
         let drv = self.request.recipe.drv_path.to_absolute_path();
@@ -305,7 +305,7 @@ impl One {
     async fn run(&self, text: &str) -> Result<(Attached, Arc<Outcome>), NotStarted> {
         let id = self.context.ids.next();
         let drv = self.request.recipe.drv_path.to_absolute_path();
-        let mut attached = self.context.house.scheduler.build(self.request.clone())?;
+        let mut attached = self.context.agent.scheduler.build(self.request.clone())?;
         // As a stock daemon has it: the builder is at the machine that says so.
         let fields = vec![drv.as_str().into(), "".into(), 1.into(), 1.into()];
         self.context.show(start(id, ActivityKind::Build, text.to_owned(), fields)).await;
@@ -380,7 +380,7 @@ impl One {
     /// What lets our member, or everybody, find the log; blocking.
     fn giving_log(&self, log: Option<String>, proven: bool) -> impl FnOnce() + Send + 'static {
         let (recipe, view) = (self.request.recipe.clone(), self.context.views.now());
-        let (kept, member) = (self.context.house.kept.clone(), self.context.member.id.clone());
+        let (kept, member) = (self.context.agent.kept.clone(), self.context.member.id.clone());
         move || {
             let Some(log) = log else { return };
             // The log of a build that was made from Verified things alone holds nothing that others could not have.

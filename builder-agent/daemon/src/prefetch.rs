@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::Session;
 use super::audience::Audience;
 use super::studied::studied;
-use super::transfer::{Trouble, bug, over};
+use super::transfer::{RequestError, bug, over};
 use builds::Failure;
 use builds::modulo::{self, Hasher};
 use builds::plan::MAX_DERIVATIONS;
@@ -29,7 +29,7 @@ const LOOKED_BYTES: u64 = 512;
 
 /// What would be fetched for some targets, and what would still have to be built.
 #[derive(Debug, Default)]
-pub(super) struct Instead {
+pub(super) struct FetchPlan {
     /// Outputs and paths that are missing and on offer.
     pub fetch: BTreeSet<StorePath>,
     /// Derivations of which a wanted output is missing and not on offer.
@@ -52,17 +52,17 @@ impl Session {
         &self,
         audience: &mut A,
         targets: &[DerivedPath],
-    ) -> Result<(), Trouble> {
-        if !self.house.substituters.any() {
+    ) -> Result<(), RequestError> {
+        if !self.agent.substituters.any() {
             return Ok(());
         }
         let work = |events| async move {
-            let instead = self.instead(targets, &events).await?;
-            if !instead.fetch.is_empty() {
+            let fetch_plan = self.fetch_plan(targets, &events).await?;
+            if !fetch_plan.fetch.is_empty() {
                 // What fails is built, or reported by the plan; the client has been warned.
-                let paths: Vec<StorePath> = instead.fetch.into_iter().collect();
+                let paths: Vec<StorePath> = fetch_plan.fetch.into_iter().collect();
                 let (member, budget) = (self.views.owner(), &self.desk.budget);
-                self.house.substituters.fetch(member, budget, &paths, &events).await.map_err(over)?;
+                self.agent.substituters.fetch(member, budget, &paths, &events).await.map_err(over)?;
             }
             Ok(())
         };
@@ -75,8 +75,8 @@ impl Session {
         audience: &mut A,
         drv: &StorePath,
         derivation: &wire::types::BasicDerivation,
-    ) -> Result<(), Trouble> {
-        if !self.house.substituters.any() {
+    ) -> Result<(), RequestError> {
+        if !self.agent.substituters.any() {
             return Ok(());
         }
         let name = drv.name().strip_suffix(".drv").unwrap_or(drv.name()).to_owned();
@@ -94,7 +94,7 @@ impl Session {
             drop(walk);
             if all {
                 let (member, budget) = (self.views.owner(), &self.desk.budget);
-                self.house.substituters.fetch(member, budget, &paths, &events).await.map_err(over)?;
+                self.agent.substituters.fetch(member, budget, &paths, &events).await.map_err(over)?;
             }
             Ok(())
         };
@@ -102,14 +102,14 @@ impl Session {
     }
 
     /// What would be fetched, and what built.
-    pub(super) async fn instead(
+    pub(super) async fn fetch_plan(
         &self,
         targets: &[DerivedPath],
         events: &mpsc::Sender<Event>,
-    ) -> Result<Instead, Trouble> {
-        let mut instead = Instead::default();
-        if !self.house.substituters.any() {
-            return Ok(instead);
+    ) -> Result<FetchPlan, RequestError> {
+        let mut fetch_plan = FetchPlan::default();
+        if !self.agent.substituters.any() {
+            return Ok(fetch_plan);
         }
         let mut seen: BTreeMap<StorePath, BTreeSet<String>> = BTreeMap::new();
         let mut next: Vec<(StorePath, Vec<String>)> = Vec::new();
@@ -128,7 +128,7 @@ impl Session {
             }
         }
         let offered = self.offered(&plain, events).await?;
-        instead.fetch.extend(plain.into_iter().filter(|path| offered.offers.contains_key(path)));
+        fetch_plan.fetch.extend(plain.into_iter().filter(|path| offered.offers.contains_key(path)));
         while !next.is_empty() {
             next.retain(|(drv, outputs)| {
                 let known = seen.contains_key(drv);
@@ -138,13 +138,13 @@ impl Session {
                 names.into_iter().fold(!known, |new, name| all.insert(name) || new)
             });
             if seen.len() > MAX_DERIVATIONS {
-                return Err(Trouble::Refused(format!(
+                return Err(RequestError::Refused(format!(
                     "the targets depend on more than {MAX_DERIVATIONS} derivations; build them in parts"
                 )));
             }
-            let (house, view, level) = (self.house.clone(), self.view(), std::mem::take(&mut next));
+            let (agent, view, level) = (self.agent.clone(), self.view(), std::mem::take(&mut next));
             let (looked, held) = studied(&self.desk, move |study| {
-                let mut hasher = Hasher::new(&view, &house.drv_hashes, study);
+                let mut hasher = Hasher::new(&view, &agent.drv_hashes, study);
                 let look = |(drv, outputs): &(StorePath, Vec<String>)| {
                     look(&view, &mut hasher, study, drv, outputs).transpose()
                 };
@@ -152,7 +152,7 @@ impl Session {
                 (looked, study.memory())
             })
             .await?;
-            let looked = looked.map_err(|failure| Trouble::Refused(failure.message))?;
+            let looked = looked.map_err(|failure| RequestError::Refused(failure.message))?;
             memory.extend(held);
             let candidates: Vec<Option<Vec<StorePath>>> =
                 looked.iter().map(|looked| self.candidates(looked)).collect();
@@ -161,16 +161,16 @@ impl Session {
             for (looked, candidates) in looked.into_iter().zip(candidates) {
                 match candidates {
                     Some(paths) if paths.iter().all(|path| offered.offers.contains_key(path)) => {
-                        instead.fetch.extend(paths);
+                        fetch_plan.fetch.extend(paths);
                     }
                     _ => {
-                        instead.build.insert(looked.drv);
+                        fetch_plan.build.insert(looked.drv);
                         next.extend(looked.inputs);
                     }
                 }
             }
         }
-        Ok(instead)
+        Ok(fetch_plan)
     }
 
     /// What is on offer of `paths`, with all they refer to; what speaks against the rest is told.
@@ -178,8 +178,8 @@ impl Session {
         &self,
         paths: &[StorePath],
         events: &mpsc::Sender<Event>,
-    ) -> Result<Walk, Trouble> {
-        let walk = self.house.substituters.walk(self.views.owner(), &self.desk.budget, paths).await;
+    ) -> Result<Walk, RequestError> {
+        let walk = self.agent.substituters.walk(self.views.owner(), &self.desk.budget, paths).await;
         let mut walk = walk.map_err(over)?;
         warn(std::mem::take(&mut walk.warnings), events).await;
         Ok(walk)
@@ -190,7 +190,7 @@ impl Session {
         let paths: Vec<StorePath> = looked.missing.iter().cloned().collect::<Option<_>>()?;
         let may = |name: &str| self.may_fetch(name, looked.allows);
         // By either name, as an operator may know the derivation or its output; each can forbid.
-        let substituters = &self.house.substituters;
+        let substituters = &self.agent.substituters;
         let forbidden = |name: &str| !substituters.may(name, true);
         let allowed =
             paths.iter().all(|path| !forbidden(path.name()) && (may(path.name()) || may(&looked.name)));

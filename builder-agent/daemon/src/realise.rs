@@ -15,7 +15,7 @@ use super::audience::Audience;
 use super::context::{Context, Done, Ended};
 use super::floating::{self, Work};
 use super::studied::studied;
-use super::transfer::{Trouble, bug, over};
+use super::transfer::{RequestError, bug, over};
 use builds::{Failure, Plan, Recipe};
 
 /// Builds of one request handed to the scheduler at once. Each waits with an open log file.
@@ -36,13 +36,13 @@ impl Session {
         audience: &mut impl Audience,
         targets: Vec<DerivedPath>,
         mode: BuildMode,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), RequestError> {
         let results = self.build_paths_with_results(audience, targets, mode).await?;
         let results = results.into_iter().map(|(_, result)| result);
         let failed: Vec<BuildResult> = results.filter(|result| !result.status.is_success()).collect();
         match failed.is_empty() {
             true => Ok(()),
-            false => Err(Trouble::Refused(all_messages(failed))),
+            false => Err(RequestError::Refused(all_messages(failed))),
         }
     }
 
@@ -51,7 +51,7 @@ impl Session {
         audience: &mut impl Audience,
         targets: Vec<DerivedPath>,
         mode: BuildMode,
-    ) -> Result<Vec<(DerivedPath, BuildResult)>, Trouble> {
+    ) -> Result<Vec<(DerivedPath, BuildResult)>, RequestError> {
         let check = is_check(mode)?;
         // Before anything else is held.
         let _charge = self.desk.budget.wait(LOG_BYTES, "the log of this build").await.map_err(over)?;
@@ -60,17 +60,17 @@ impl Session {
         }
         let view = self.view();
         let looked_at = targets.clone();
-        let house = self.house.clone();
+        let agent = self.agent.clone();
         let planning = studied(&self.desk, move |study| match check {
-            true => Plan::make_again(&view, &house.drv_hashes, &looked_at, study),
-            false => Plan::make(&view, &house.drv_hashes, &looked_at, study),
+            true => Plan::make_again(&view, &agent.drv_hashes, &looked_at, study),
+            false => Plan::make(&view, &agent.drv_hashes, &looked_at, study),
         });
         let (_, mut nothing) = mpsc::channel(1);
         let plan = audience.run(planning, &mut nothing).await??;
-        let plan = Arc::new(plan.map_err(|failure| Trouble::Refused(failure.message))?);
+        let plan = Arc::new(plan.map_err(|failure| RequestError::Refused(failure.message))?);
         let answered = targets.iter().map(|target| outputs_of(&plan, target)).sum::<usize>();
         if answered > MAX_OUTPUTS_TOLD {
-            return Err(Trouble::Refused(format!(
+            return Err(RequestError::Refused(format!(
                 "the targets have {answered} outputs together, and this box reports at \
                  most {MAX_OUTPUTS_TOLD} for one request; request them in parts"
             )));
@@ -97,7 +97,7 @@ impl Session {
         drv_path: StorePath,
         derivation: BasicDerivation,
         mode: BuildMode,
-    ) -> Result<BuildResult, Trouble> {
+    ) -> Result<BuildResult, RequestError> {
         let check = is_check(mode)?;
         if !check {
             self.prefetch_outputs(audience, &drv_path, &derivation).await?;
@@ -125,14 +125,14 @@ impl Session {
     fn context(&self, events: mpsc::Sender<LogEvent>) -> Context {
         let seconds = |n: u64| (n > 0).then(|| Duration::from_secs(n));
         Context {
-            house: self.house.clone(),
+            agent: self.agent.clone(),
             member: self.member.clone(),
             views: self.views.clone(),
             desk: self.desk.clone(),
             wall: number(&self.settings, &["timeout", "build-timeout"]).and_then(seconds),
             silent: seconds(self.settings.max_silent_time),
             log: number(&self.settings, &["max-log-size", "build-max-log-size"]).filter(|bytes| *bytes > 0),
-            reuse_failures: self.wishes.reuse_failures,
+            reuse_failures: self.options.reuse_failures,
             ids: self.ids.clone(),
             events,
         }
@@ -156,11 +156,11 @@ pub(super) fn all_messages(failed: Vec<BuildResult>) -> String {
 }
 
 /// Whether the targets are built to be compared.
-fn is_check(mode: BuildMode) -> Result<bool, Trouble> {
+fn is_check(mode: BuildMode) -> Result<bool, RequestError> {
     match mode {
         BuildMode::Normal => Ok(false),
         BuildMode::Check => Ok(true),
-        BuildMode::Repair => Err(Trouble::Refused(
+        BuildMode::Repair => Err(RequestError::Refused(
             "--repair is refused: objects of this box are immutable and checked when they are read, so nothing can be \
              repaired in place; to build without it, leave it out"
                 .into(),
@@ -172,7 +172,7 @@ fn is_check(mode: BuildMode) -> Result<bool, Trouble> {
 /// nothing that would outlive it, so this is refused; the build goes on without, as it would on a stock builder.
 async fn warn_keep_failed(context: &Context, asked: bool) {
     if asked {
-        let name = &context.house.config.name;
+        let name = &context.agent.config.name;
         let text = format!(
             "warning: '--keep-failed' is refused: the folder of a failed build is removed with its sandbox on '{name}'; \
              build on your own machine to keep it"

@@ -20,9 +20,9 @@ use wire::{PatientWriter, WireError};
 
 use super::audience::{Audience, shown_on};
 use super::desk::Desk;
-use super::transfer::{self, BATCH, Trouble, Unknown, feed};
+use super::transfer::{self, BATCH, RequestError, Unknown, feed};
 use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, ask, garbage, in_words};
-use crate::House;
+use crate::Agent;
 use substitute::convert;
 
 /// Serves one channel until the client hangs up. `stderr` is the other direction's second stream.
@@ -34,10 +34,10 @@ pub fn serve_store<'a>(
     writer: Writer<'a>,
     stderr: Writer<'a>,
     write: bool,
-    house: Arc<House>,
+    agent: Arc<Agent>,
     caller: Caller,
 ) -> Running<'a, Result<(), SessionError>> {
-    Box::pin(serve_session(reader, writer, stderr, write, house, caller))
+    Box::pin(serve_session(reader, writer, stderr, write, agent, caller))
 }
 
 async fn serve_session(
@@ -45,13 +45,13 @@ async fn serve_session(
     writer: Writer<'_>,
     stderr: Writer<'_>,
     write: bool,
-    house: Arc<House>,
+    agent: Arc<Agent>,
     caller: Caller,
 ) -> Result<(), SessionError> {
-    let Caller { member, connection, wishes } = caller;
-    let mut stderr = PatientWriter::new(stderr, house.config.limits.client_stall);
-    let desk = Desk::of(&house, &member.id);
-    let admitted = desk.session().and_then(|charge| Ok((charge, desk.terms(&house.config.limits)?)));
+    let Caller { member, connection, options } = caller;
+    let mut stderr = PatientWriter::new(stderr, agent.config.limits.client_stall);
+    let desk = Desk::of(&agent, &member.id);
+    let admitted = desk.session().and_then(|charge| Ok((charge, desk.terms(&agent.config.limits)?)));
     let (_charge, terms) = match admitted {
         Ok(admitted) => admitted,
         Err(over) => {
@@ -63,14 +63,14 @@ async fn serve_session(
     let protocol = conn.version().to_string();
     tracing::info!(connection, member = %member.name, protocol, write, "serve session started");
     let _end = EndLogged { connection, member: member.clone(), what: "serve session ended" };
-    let mut serving = Serving { conn, stderr, write, session: Session::open(house, member, wishes) };
+    let mut serving = Serving { conn, stderr, write, session: Session::open(agent, member, options) };
     let result = serving.answer_all().await;
     // Best effort in all of this: the client may be gone.
     let told = match &result {
         Ok(()) => None,
-        Err(Trouble::Refused(message)) => Some(message.clone()),
-        Err(Trouble::Wire(error)) if error.is_disconnect() => None,
-        Err(Trouble::Wire(error)) => Some(in_words(error)),
+        Err(RequestError::Refused(message)) => Some(message.clone()),
+        Err(RequestError::Wire(error)) if error.is_disconnect() => None,
+        Err(RequestError::Wire(error)) => Some(in_words(error)),
     };
     if let Some(message) = told {
         let _ = serving.conn.flush().await;
@@ -78,8 +78,8 @@ async fn serve_session(
     }
     match result {
         Ok(()) => Ok(()),
-        Err(Trouble::Refused(message)) => Err(SessionError::Refused(message)),
-        Err(Trouble::Wire(error)) => Err(SessionError::Told(error)),
+        Err(RequestError::Refused(message)) => Err(SessionError::Refused(message)),
+        Err(RequestError::Wire(error)) => Err(SessionError::Told(error)),
     }
 }
 
@@ -96,9 +96,9 @@ where
     W: AsyncWrite + Unpin + Send,
     E: AsyncWrite + Unpin + Send,
 {
-    async fn answer_all(&mut self) -> Result<(), Trouble> {
+    async fn answer_all(&mut self) -> Result<(), RequestError> {
         while let Some(request) = self.conn.next_request().await? {
-            self.session.admit().map_err(Trouble::Refused)?;
+            self.session.admit().map_err(RequestError::Refused)?;
             if let Some(op) = self.conn.pending()
                 && op.info().writes
                 && !self.write
@@ -113,7 +113,7 @@ where
             match self.answer(request).await {
                 Ok(Some(response)) => self.conn.reply(&response).await?,
                 Ok(None) => {}
-                Err(Trouble::Refused(message)) => self.refuse(message).await?,
+                Err(RequestError::Refused(message)) => self.refuse(message).await?,
                 Err(trouble) => return Err(trouble),
             }
         }
@@ -121,7 +121,7 @@ where
     }
 
     /// The answer to one request; `None` if it has been sent already.
-    async fn answer(&mut self, request: Request) -> Result<Option<Response>, Trouble> {
+    async fn answer(&mut self, request: Request) -> Result<Option<Response>, RequestError> {
         let view = &self.session.view();
         Ok(Some(match request {
             // Questions, answered from memory.
@@ -176,7 +176,7 @@ where
                 Response::Status(status, message)
             }
             Request::BuildDerivation { drv_path, derivation, options } => {
-                self.session.settings = settings(options, self.session.house.config.keep_going)?;
+                self.session.settings = settings(options, self.session.agent.config.keep_going)?;
                 let Self { conn, stderr, session, .. } = self;
                 let audience = &mut Listener { conn, stderr };
                 let mode = BuildMode::Normal;
@@ -186,9 +186,9 @@ where
     }
 
     /// The request failed. Says so where the protocol can; ends the session where it cannot.
-    async fn refuse(&mut self, message: String) -> Result<(), Trouble> {
+    async fn refuse(&mut self, message: String) -> Result<(), RequestError> {
         use wire::serve::Answer;
-        let Some(op) = self.conn.pending() else { return Err(Trouble::Refused(message)) };
+        let Some(op) = self.conn.pending() else { return Err(RequestError::Refused(message)) };
         let response = match op.info().answer {
             Answer::Status => Response::Status(BuildStatus::MiscFailure, message),
             Answer::BuildResult => Response::BuildResult(BuildResult::new(BuildStatus::MiscFailure, message)),
@@ -198,7 +198,7 @@ where
                 Response::Refused
             }
             Answer::Paths | Answer::PathInfos | Answer::Nar | Answer::Export => {
-                return Err(Trouble::Refused(message));
+                return Err(RequestError::Refused(message));
             }
         };
         Ok(self.conn.reply(&response).await?)
@@ -210,7 +210,7 @@ where
         Ok(self.stderr.flush().await?)
     }
 
-    async fn dump(&mut self, path: StorePath) -> Result<(), Trouble> {
+    async fn dump(&mut self, path: StorePath) -> Result<(), RequestError> {
         let mut chunks = transfer::read_nar(&self.session.desk, &self.session.views, path).await?;
         let mut reply = self.conn.reply_nar().await?;
         while let Some(chunk) = transfer::next_chunk(&mut chunks).await? {
@@ -219,7 +219,7 @@ where
         Ok(reply.finish().await?)
     }
 
-    async fn export(&mut self, paths: Vec<StorePath>) -> Result<(), Trouble> {
+    async fn export(&mut self, paths: Vec<StorePath>) -> Result<(), RequestError> {
         let Session { views, desk, .. } = &self.session;
         let sorted = references_first(&views.now(), paths)?;
         let mut reply = self.conn.reply_export().await?;
@@ -237,7 +237,7 @@ where
     }
 
     /// Paths come with their references first, and become visible in batches, each all or nothing.
-    async fn import(&mut self) -> Result<(), Trouble> {
+    async fn import(&mut self) -> Result<(), RequestError> {
         let Session { views, desk, .. } = &self.session;
         let mut batch = Vec::new();
         while self.conn.next_nar().await? {
@@ -261,8 +261,8 @@ where
         &mut self,
         paths: Vec<DerivedPath>,
         options: BuildOptions,
-    ) -> Result<(BuildStatus, String), Trouble> {
-        self.session.settings = settings(options, self.session.house.config.keep_going)?;
+    ) -> Result<(BuildStatus, String), RequestError> {
+        self.session.settings = settings(options, self.session.agent.config.keep_going)?;
         let Self { conn, stderr, session, .. } = self;
         let audience = &mut Listener { conn, stderr };
         let results = session.build_paths_with_results(audience, paths, BuildMode::Normal).await?;
@@ -297,9 +297,9 @@ where
 }
 
 /// The settings of a worker session that mean the same. (Nix: `getBuildSettings` in `opServe`.)
-fn settings(options: BuildOptions, keep_going: bool) -> Result<ClientSettings, Trouble> {
+fn settings(options: BuildOptions, keep_going: bool) -> Result<ClientSettings, RequestError> {
     if options.nr_repeats > 0 {
-        return Err(Trouble::Refused(
+        return Err(RequestError::Refused(
             "the client wants every build repeated, which no version of Nix does any more; set `repeat = 0`"
                 .into(),
         ));
@@ -323,16 +323,16 @@ async fn closure(
     session: &Session,
     paths: &[StorePath],
     include_outputs: bool,
-) -> Result<Vec<StorePath>, Trouble> {
+) -> Result<Vec<StorePath>, RequestError> {
     let view = &session.view();
-    let of = |paths: &[StorePath]| view.closure(paths).map_err(|e| Trouble::Refused(e.to_string()));
+    let of = |paths: &[StorePath]| view.closure(paths).map_err(|e| RequestError::Refused(e.to_string()));
     let mut closure = of(paths)?;
     let mut new: Vec<StorePath> = closure.iter().cloned().collect();
     while include_outputs && !new.is_empty() {
         let mut outputs = Vec::new();
         for drv in new.iter().filter(|path| path.is_derivation()) {
             let paths =
-                ask::outputs(&session.desk, &session.house, view, drv.clone()).await?.into_values().flatten();
+                ask::outputs(&session.desk, &session.agent, view, drv.clone()).await?.into_values().flatten();
             outputs.extend(paths.filter(|path| view.is_valid(path)));
         }
         new = of(&outputs)?.into_iter().filter(|path| !closure.contains(path)).collect();
@@ -342,7 +342,7 @@ async fn closure(
 }
 
 /// Infos of `paths`, each after those of them that it refers to.
-fn references_first(view: &View, paths: Vec<StorePath>) -> Result<Vec<Arc<store::PathInfo>>, Trouble> {
+fn references_first(view: &View, paths: Vec<StorePath>) -> Result<Vec<Arc<store::PathInfo>>, RequestError> {
     // As the store has them: copies of a long list would be many times what was asked.
     let mut infos: BTreeMap<StorePath, Arc<store::PathInfo>> = BTreeMap::new();
     for path in paths {

@@ -3,7 +3,7 @@
 use sandbox::Cancel;
 
 use super::desk::Desk;
-use super::transfer::{Trouble, bug, over};
+use super::transfer::{RequestError, bug, over};
 use builds::study::Study;
 
 /// Cancels when it is dropped: whoever waited is gone.
@@ -19,7 +19,7 @@ impl Drop for Gone {
 pub(super) async fn studied<T: Send + 'static>(
     desk: &Desk,
     work: impl FnOnce(&Study) -> T + Send + 'static,
-) -> Result<T, Trouble> {
+) -> Result<T, RequestError> {
     let cancel = Cancel::new();
     let _gone = Gone(cancel.clone());
     let study = Study::charged(cancel, &desk.budget).map_err(over)?;

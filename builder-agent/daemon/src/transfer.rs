@@ -36,36 +36,36 @@ pub(super) const BATCH: usize = 256;
 
 /// Why a request got no answer.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(super) enum RequestError {
     /// The client is told, and may go on.
     Refused(String),
     /// The connection is of no use any more.
     Wire(WireError),
 }
 
-impl From<WireError> for Trouble {
+impl From<WireError> for RequestError {
     fn from(error: WireError) -> Self {
         Self::Wire(error)
     }
 }
 
 /// Work for one request that gave no result; the others do not notice.
-pub(super) fn bug(error: Lost) -> Trouble {
+pub(super) fn bug(error: Lost) -> RequestError {
     tracing::error!(%error, "work for a request was lost");
-    Trouble::Refused(format!("the request failed because of the box: {error}"))
+    RequestError::Refused(format!("the request failed because of the box: {error}"))
 }
 
 /// The member holds too much already.
-pub(super) fn over(why: OverBudget) -> Trouble {
-    Trouble::Refused(why.to_string())
+pub(super) fn over(why: OverBudget) -> RequestError {
+    RequestError::Refused(why.to_string())
 }
 
 /// The client is told all; the box's log gets what is the box's own trouble.
-pub(super) fn import_failed(error: ImportError) -> Trouble {
+pub(super) fn import_failed(error: ImportError) -> RequestError {
     if !error.is_callers_fault() {
         tracing::error!(%error, "the store cannot take an upload");
     }
-    Trouble::Refused(error.to_string())
+    RequestError::Refused(error.to_string())
 }
 
 impl Session {
@@ -76,7 +76,7 @@ impl Session {
         method: ContentAddressMethod,
         algorithm: HashAlgorithm,
         references: BTreeSet<StorePath>,
-    ) -> Result<PathInfo, Trouble>
+    ) -> Result<PathInfo, RequestError>
     where
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
@@ -94,7 +94,7 @@ impl Session {
         name: String,
         text: Vec<u8>,
         references: BTreeSet<StorePath>,
-    ) -> Result<PathInfo, Trouble> {
+    ) -> Result<PathInfo, RequestError> {
         let (method, algorithm) = (ContentAddressMethod::Text, HashAlgorithm::Sha256);
         let (view, what) = (self.view(), Address { name, method, algorithm, references });
         let visible = one_visible(self.views.clone());
@@ -104,7 +104,11 @@ impl Session {
     }
 
     /// Takes in a NAR that was announced.
-    pub(super) async fn add_nar<B: AsyncRead + Unpin>(&self, body: B, info: PathInfo) -> Result<(), Trouble> {
+    pub(super) async fn add_nar<B: AsyncRead + Unpin>(
+        &self,
+        body: B,
+        info: PathInfo,
+    ) -> Result<(), RequestError> {
         let (view, info) = (self.view(), convert::from_wire(info));
         let (announced, size) = (info.clone(), Some(info.nar_size).filter(|size| *size > 0));
         let open = move || Announced::open(view, announced);
@@ -115,7 +119,7 @@ impl Session {
     }
 
     /// Paths come with their references first, and become visible in batches, each all or nothing.
-    pub(super) async fn add_many<R, W>(&self, conn: &mut Connection<R, W>) -> Result<(), Trouble>
+    pub(super) async fn add_many<R, W>(&self, conn: &mut Connection<R, W>) -> Result<(), RequestError>
     where
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
@@ -131,7 +135,7 @@ impl Session {
         &self,
         conn: &mut Connection<R, W>,
         path: StorePath,
-    ) -> Result<(), Trouble>
+    ) -> Result<(), RequestError>
     where
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
@@ -157,7 +161,7 @@ fn one_visible(
 }
 
 /// Makes a batch visible, all of it or nothing.
-pub(super) async fn register(desk: &Desk, views: &Views, batch: Vec<Staged>) -> Result<(), Trouble> {
+pub(super) async fn register(desk: &Desk, views: &Views, batch: Vec<Staged>) -> Result<(), RequestError> {
     if batch.is_empty() {
         return Ok(());
     }

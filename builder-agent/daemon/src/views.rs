@@ -8,13 +8,13 @@ use std::sync::Arc;
 use store::View;
 use tokio::sync::watch;
 
-use crate::House;
+use crate::Agent;
 use members::{Member, Roster};
 
 /// Makes views of one member. Clones hold the same temporary roots.
 #[derive(Clone)]
 pub(super) struct Views {
-    house: Arc<House>,
+    agent: Arc<Agent>,
     member: Arc<Member>,
     /// Says whether there was another roster since `view` was made.
     roster: watch::Receiver<Arc<Roster>>,
@@ -22,10 +22,10 @@ pub(super) struct Views {
 }
 
 impl Views {
-    pub fn open(house: &Arc<House>, member: &Arc<Member>) -> Self {
-        let mut roster = house.roster.clone();
-        let view = house.view_of(member, &roster.borrow_and_update());
-        Self { house: house.clone(), member: member.clone(), roster, view }
+    pub fn open(agent: &Arc<Agent>, member: &Arc<Member>) -> Self {
+        let mut roster = agent.roster.clone();
+        let view = agent.view_of(member, &roster.borrow_and_update());
+        Self { agent: agent.clone(), member: member.clone(), roster, view }
     }
 
     /// With the shares that the roster names now. Who has left it shares with nobody.
@@ -34,7 +34,7 @@ impl Views {
         if !self.roster.has_changed().unwrap_or(false) {
             return self.view.clone();
         }
-        self.house.view_of(&self.member, &self.roster.borrow()).holding_as(&self.view)
+        self.agent.view_of(&self.member, &self.roster.borrow()).holding_as(&self.view)
     }
 
     /// Whose they are, as the store knows them.
@@ -49,7 +49,7 @@ impl Views {
 
     /// The same for what comes from now on, so that the roster is not looked through each time.
     pub fn follow(&mut self) {
-        let view = self.house.view_of(&self.member, &self.roster.borrow_and_update());
+        let view = self.agent.view_of(&self.member, &self.roster.borrow_and_update());
         self.view = view.holding_as(&self.view);
     }
 }

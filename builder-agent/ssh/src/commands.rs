@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use daemon::{Caller, HostCommand, House};
+use daemon::{Agent, Caller, HostCommand};
 use nix_derivation::StorePath;
 
 use crate::terminal::{ExitStatus, Terminal};
@@ -45,16 +45,16 @@ pub(crate) enum Command {
 
 impl Command {
     /// Runs it for `caller`. Dropping this ends it, with everything it has begun.
-    pub async fn run(self, terminal: Terminal<'_>, house: Arc<House>, caller: Caller) -> ExitStatus {
+    pub async fn run(self, terminal: Terminal<'_>, agent: Arc<Agent>, caller: Caller) -> ExitStatus {
         match self {
-            Self::SigningKey => signing_key::run(terminal, &house).await,
-            Self::Log(path) => log::run(&path, terminal, &house, &caller.member).await,
-            Self::Status { json } => status::run(json, terminal, &house).await,
-            Self::Help => help::run(terminal, &house).await,
-            Self::Store(kind) => store_session::run(kind, terminal, house, caller).await,
+            Self::SigningKey => signing_key::run(terminal, &agent).await,
+            Self::Log(path) => log::run(&path, terminal, &agent, &caller.member).await,
+            Self::Status { json } => status::run(json, terminal, &agent).await,
+            Self::Help => help::run(terminal, &agent).await,
+            Self::Store(kind) => store_session::run(kind, terminal, agent, caller).await,
             Self::Host(command) => {
                 let (stdout, stderr, hung_up) = terminal.with_hung_up();
-                ExitStatus(daemon::run_host_command(command, stdout, stderr, hung_up, house, caller).await)
+                ExitStatus(daemon::run_host_command(command, stdout, stderr, hung_up, agent, caller).await)
             }
         }
     }

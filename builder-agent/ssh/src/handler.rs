@@ -13,8 +13,8 @@ use super::commands::{self, Command, shown};
 use super::gate::{Ending, Visit};
 use super::login::{Credential, Login, Offers, Refusal};
 use super::terminal::{ExitStatus, STDERR, Terminal};
-use super::{Door, MemberSlot, about_stranger};
-use daemon::{Caller, House, Wishes};
+use super::{MemberSlot, Server, about_stranger};
+use daemon::{Agent, Caller, SessionOptions};
 use members::{Member, Roster};
 
 /// Sessions one connection may open before it has to be made anew, finished ones included. The ssh library keeps about
@@ -41,7 +41,7 @@ impl LoggedIn {
 pub(super) struct Handler {
     id: u64,
     peer: SocketAddr,
-    door: Arc<Door>,
+    server: Arc<Server>,
     visit: Arc<Visit>,
     /// Tells the connection's task that somebody logged in.
     login: watch::Sender<Option<Arc<LoggedIn>>>,
@@ -64,20 +64,20 @@ pub(super) struct Handler {
 type Opened = (Channel<Msg>, OwnedSemaphorePermit);
 
 /// A channel without a command yet, and what the client set in its environment.
-type Waiting = (Opened, Wishes);
+type Waiting = (Opened, SessionOptions);
 
 impl Handler {
     pub fn new(
         id: u64,
         peer: SocketAddr,
-        door: Arc<Door>,
+        server: Arc<Server>,
         visit: Arc<Visit>,
         login: watch::Sender<Option<Arc<LoggedIn>>>,
         ended: watch::Receiver<bool>,
     ) -> Self {
-        let free = Arc::new(Semaphore::new(door.house.config.limits.max_sessions_per_connection));
+        let free = Arc::new(Semaphore::new(server.agent.config.limits.max_sessions_per_connection));
         let (slot, offers, refusal, channels) = (None, Offers::default(), None, HashMap::new());
-        Self { id, peer, door, visit, login, ended, slot, offers, refusal, channels, free, opened: 0 }
+        Self { id, peer, server, visit, login, ended, slot, offers, refusal, channels, free, opened: 0 }
     }
 
     /// The channel for its one command, and who it is for, by the roster of this moment. Otherwise the channel gets its
@@ -92,13 +92,13 @@ impl Handler {
             session.channel_failure(id)?;
             return Ok(None);
         };
-        let Some(member) = who.current(&self.door.house.roster.borrow()) else {
+        let Some(member) = who.current(&self.server.agent.roster.borrow()) else {
             let line = format!("{} or this key is no longer in the roster", who.member.name);
             self.refuse(id, &line, session)?;
             return Ok(None);
         };
         let taken = self.channels.remove(&id);
-        Ok(taken.map(|(opened, wishes)| (opened, Caller { member, connection: self.id, wishes })))
+        Ok(taken.map(|(opened, options)| (opened, Caller { member, connection: self.id, options })))
     }
 
     /// The client holds `key`; `credential` is what it showed.
@@ -106,7 +106,7 @@ impl Handler {
         let at = ::roster::date::now();
         let login = Login { user: user.to_owned(), peer: self.peer.ip(), credential, at };
         // Looked up again: the roster may have changed since the key was offered.
-        let decided = login.decide(&self.door.house.roster.borrow());
+        let decided = login.decide(&self.server.agent.roster.borrow());
         match decided {
             Ok(member) => self.log_in(LoggedIn { member, login }, key),
             // Said where the person reads it: a key that is refused is tried silently, and the next one after it.
@@ -126,7 +126,7 @@ impl Handler {
         let member = &who.member.name;
         // Found out to be no stranger: whatever comes now costs their source nothing.
         self.visit.ends(Ending::Known);
-        let slot = self.door.member_slot(member);
+        let slot = self.server.member_slot(member);
         if slot.is_ok() {
             if !self.visit.admit() {
                 return Auth::reject();
@@ -143,18 +143,18 @@ impl Handler {
     }
 
     fn denied(&self, user: &str, key: &PublicKey, refusal: &Refusal) -> Auth {
-        let (door, id, peer, fingerprint) =
-            (&self.door, self.id, self.peer, key.fingerprint(Default::default()));
-        let roster = door.house.roster.borrow();
+        let (server, id, peer, fingerprint) =
+            (&self.server, self.id, self.peer, key.fingerprint(Default::default()));
+        let roster = server.agent.roster.borrow();
         let left_out_of_it = roster.left_out.iter().find(|left| left.name == user);
         // As long as a stranger likes, and with whatever in it.
         let user = shown(user);
         if let Some(left) = left_out_of_it {
-            about_stranger!(door, info, connection = id, %peer, user, %fingerprint, error = left.error, "login denied: left out of the roster");
+            about_stranger!(server, info, connection = id, %peer, user, %fingerprint, error = left.error, "login denied: left out of the roster");
         } else if *refusal == Refusal::Unknown {
-            about_stranger!(door, info, connection = id, %peer, user, %fingerprint, "login denied: key not in the roster");
+            about_stranger!(server, info, connection = id, %peer, user, %fingerprint, "login denied: key not in the roster");
         } else {
-            about_stranger!(door, info, connection = id, %peer, user, %fingerprint, reason = %refusal, "login denied");
+            about_stranger!(server, info, connection = id, %peer, user, %fingerprint, reason = %refusal, "login denied");
         }
         Auth::reject()
     }
@@ -186,7 +186,7 @@ impl RusshHandler for Handler {
     type Error = russh::Error;
 
     async fn authentication_banner(&mut self) -> Result<Option<String>, Self::Error> {
-        Ok(Some((self.door.banner)(&self.door.house.roster.borrow())))
+        Ok(Some((self.server.banner)(&self.server.agent.roster.borrow())))
     }
 
     async fn auth_publickey_offered(
@@ -195,10 +195,10 @@ impl RusshHandler for Handler {
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Self::Error> {
         // Keys of members are public, so knowing one is nothing: each offer counts until one is proven.
-        if self.visit.offered() as usize > self.door.house.config.limits.max_auth_tries {
+        if self.visit.offered() as usize > self.server.agent.config.limits.max_auth_tries {
             return Ok(Auth::reject());
         }
-        let roster = self.door.house.roster.borrow().clone();
+        let roster = self.server.agent.roster.borrow().clone();
         let offered = (offer.public_key, offer.algorithm);
         match self.offers.consider(&roster, user, self.peer.ip(), offered) {
             Ok(()) => Ok(Auth::Accept),
@@ -240,7 +240,7 @@ impl RusshHandler for Handler {
             _ if self.login.borrow().is_none() => "nobody is logged in",
             Ok(permit) if self.opened < MAX_SESSIONS_EVER => {
                 self.opened += 1;
-                self.channels.insert(channel.id(), ((channel, permit), Wishes::default()));
+                self.channels.insert(channel.id(), ((channel, permit), SessionOptions::default()));
                 reply.accept().await;
                 return Ok(());
             }
@@ -264,7 +264,7 @@ impl RusshHandler for Handler {
         };
         let Some((opened, caller)) = self.take(id, session)? else { return Ok(()) };
         session.channel_success(id)?;
-        tokio::spawn(run(command, opened, self.door.house.clone(), caller, self.ended.clone()));
+        tokio::spawn(run(command, opened, self.server.agent.clone(), caller, self.ended.clone()));
         Ok(())
     }
 
@@ -323,7 +323,7 @@ impl RusshHandler for Handler {
         value: &str,
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        if self.channels.get_mut(&id).is_some_and(|(_, wishes)| wishes.set(name, value)) {
+        if self.channels.get_mut(&id).is_some_and(|(_, options)| options.set(name, value)) {
             return session.channel_success(id);
         }
         session.channel_failure(id)
@@ -350,14 +350,14 @@ impl RusshHandler for Handler {
 async fn run(
     command: Command,
     (mut channel, _place): Opened,
-    house: Arc<House>,
+    agent: Arc<Agent>,
     caller: Caller,
     mut ended: watch::Receiver<bool>,
 ) {
     let status = {
         let terminal = Terminal::of(&mut channel);
         tokio::select! {
-            status = command.run(terminal, house, caller) => status,
+            status = command.run(terminal, agent, caller) => status,
             () = shares::turned(&mut ended) => return,
         }
     };

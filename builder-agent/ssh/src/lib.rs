@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
-use daemon::House;
+use daemon::Agent;
 use members::Roster;
 use shares::turned;
 
@@ -137,8 +137,8 @@ pub fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ListenError> {
 
 /// Logs one line about somebody who is not logged in, if there is room for it.
 macro_rules! about_stranger {
-    ($door:expr, $level:ident, $($field:tt)*) => {
-        if let Some($crate::quiet::Line { left_out }) = $door.quiet.line() {
+    ($server:expr, $level:ident, $($field:tt)*) => {
+        if let Some($crate::quiet::Line { left_out }) = $server.quiet.line() {
             tracing::$level!(left_out, $($field)*);
         }
     };
@@ -146,8 +146,8 @@ macro_rules! about_stranger {
 use about_stranger;
 
 /// What all connections share.
-struct Door {
-    house: Arc<House>,
+struct Server {
+    agent: Arc<Agent>,
     ssh: Arc<server::Config>,
     banner: Box<dyn Fn(&Roster) -> String + Send + Sync>,
     /// Places of connections that are not logged in.
@@ -163,17 +163,17 @@ struct Door {
 
 /// Answers until `stop` turns true, then says goodbye to everyone and returns when the last connection is closed.
 pub async fn serve(
-    house: Arc<House>,
+    agent: Arc<Agent>,
     key: PrivateKey,
     listeners: Vec<TcpListener>,
     stop: watch::Receiver<bool>,
 ) {
-    let name = house.config.name.clone();
-    let weaker = builds::backend::weaker(&house.config.sandbox);
-    let limits = &house.config.limits;
+    let name = agent.config.name.clone();
+    let weaker = builds::backend::weaker(&agent.config.sandbox);
+    let limits = &agent.config.limits;
     // Most clients begin by asking what is possible, which counts as a try.
     let ssh = server::Config { max_auth_attempts: limits.max_auth_tries + 1, ..settings(key) };
-    let door = Arc::new(Door {
+    let server = Arc::new(Server {
         ssh: Arc::new(ssh),
         banner: Box::new(move |roster| banner(&name, weaker.as_deref(), roster)),
         gate: Gate::new(limits),
@@ -181,17 +181,17 @@ pub async fn serve(
         slots: Arc::new(Semaphore::new(limits.max_connections)),
         members: Mutex::default(),
         next_id: AtomicU64::new(1),
-        house,
+        agent,
     });
     let mut accepting = JoinSet::new();
     for listener in listeners {
-        accepting.spawn(accept(door.clone(), listener, stop.clone()));
+        accepting.spawn(accept(server.clone(), listener, stop.clone()));
     }
     let mut report = tokio::time::interval(quiet::REPORT);
     loop {
         tokio::select! {
             ended = accepting.join_next() => if ended.is_none() { return },
-            _ = report.tick() => if let Some(left_out) = door.quiet.untold() {
+            _ = report.tick() => if let Some(left_out) = server.quiet.untold() {
                 tracing::warn!(left_out, "log lines about clients before login were left out");
             },
         }
@@ -199,18 +199,18 @@ pub async fn serve(
 }
 
 /// Nothing in this loop waits for a client: a connection gets a task of its own, or is dropped.
-async fn accept(door: Arc<Door>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+async fn accept(server: Arc<Server>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             () = turned(&mut stop) => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok((tcp, peer)) => match door.gate.knock(peer.ip()) {
+                Ok((tcp, peer)) => match server.gate.knock(peer.ip()) {
                     Ok(visit) => {
-                        connections.spawn(connection(door.clone(), tcp, peer, visit, stop.clone()));
+                        connections.spawn(connection(server.clone(), tcp, peer, visit, stop.clone()));
                     }
-                    Err(left) => hold_off(&door, &tcp, peer, left),
+                    Err(left) => hold_off(&server, &tcp, peer, left),
                 },
                 Err(error) => {
                     // Out of descriptors, most likely: existing connections must end before new ones can start.
@@ -225,9 +225,9 @@ async fn accept(door: Arc<Door>, listener: TcpListener, mut stop: watch::Receive
 }
 
 /// Says in one line, before any ssh, why nobody from there is let in just now. `ssh -v` shows it.
-fn hold_off(door: &Door, tcp: &TcpStream, peer: SocketAddr, left: Duration) {
+fn hold_off(server: &Server, tcp: &TcpStream, peer: SocketAddr, left: Duration) {
     let seconds = left.as_secs() + 1;
-    if let Some(Line { left_out }) = door.quiet.line() {
+    if let Some(Line { left_out }) = server.quiet.line() {
         tracing::info!(%peer, seconds, left_out, "connection refused: limits.per-source-penalties");
     }
     let line = format!(
@@ -253,29 +253,29 @@ fn banner(name: &str, weaker: Option<&str>, roster: &Roster) -> String {
 
 /// One connection, from accept to close.
 async fn connection(
-    door: Arc<Door>,
+    server: Arc<Server>,
     tcp: TcpStream,
     peer: SocketAddr,
     visit: Arc<Visit>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let id = door.next_id.fetch_add(1, Ordering::Relaxed);
-    about_stranger!(door, info, connection = id, %peer, "connected");
+    let id = server.next_id.fetch_add(1, Ordering::Relaxed);
+    about_stranger!(server, info, connection = id, %peer, "connected");
     let socket = match tcp.as_fd().try_clone_to_owned() {
         Ok(socket) => socket,
         Err(error) => return tracing::error!(connection = id, %error, "cannot keep a handle on the socket"),
     };
     let (login, mut logged_in) = watch::channel(None::<Arc<LoggedIn>>);
     let (end, ended) = watch::channel(false);
-    let handler = Handler::new(id, peer, door.clone(), visit.clone(), login, ended);
-    let deadline = tokio::time::Instant::now() + door.house.config.limits.login_time;
+    let handler = Handler::new(id, peer, server.clone(), visit.clone(), login, ended);
+    let deadline = tokio::time::Instant::now() + server.agent.config.limits.login_time;
     let started = tokio::select! {
         started = tokio::time::timeout_at(
             deadline,
-            server::run_stream(door.ssh.clone(), Socket::new(tcp), handler),
+            server::run_stream(server.ssh.clone(), Socket::new(tcp), handler),
         ) => started,
         () = visit.must_leave() => {
-            about_stranger!(door, info, connection = id, %peer, "made room for another connection");
+            about_stranger!(server, info, connection = id, %peer, "made room for another connection");
             return;
         }
         () = turned(&mut stop) => return,
@@ -284,17 +284,17 @@ async fn connection(
         Ok(Ok(session)) => session,
         Ok(Err(error)) => {
             visit.ends(blame(&error));
-            about_stranger!(door, info, connection = id, %peer, %error, "not an ssh client");
+            about_stranger!(server, info, connection = id, %peer, %error, "not an ssh client");
             return;
         }
         Err(_) => {
             visit.ends(Ending::Late);
-            about_stranger!(door, info, connection = id, %peer, "no ssh greeting in time");
+            about_stranger!(server, info, connection = id, %peer, "no ssh greeting in time");
             return;
         }
     };
     let handle = session.handle();
-    let mut roster = door.house.roster.clone();
+    let mut roster = server.agent.roster.clone();
     let reason = loop {
         let is_in = logged_in.borrow_and_update().clone();
         // Each time round, and by the roster as it is now: a change that came together with the login would be missed
@@ -314,12 +314,12 @@ async fn connection(
                 }
                 visit.ends_unless_known(error.as_ref().map_or(Ending::Gone, blame));
                 let error = error.map(|error| error.to_string());
-                about_stranger!(door, info, connection = id, %peer, error, "disconnected");
+                about_stranger!(server, info, connection = id, %peer, error, "disconnected");
                 return;
             }
             () = tokio::time::sleep_until(deadline), if is_in.is_none() => {
                 visit.ends_unless_known(Ending::Late);
-                break format!("no login within limits.login-seconds ({})", door.house.config.limits.login_time.as_secs());
+                break format!("no login within limits.login-seconds ({})", server.agent.config.limits.login_time.as_secs());
             }
             () = visit.must_leave(), if is_in.is_none() => {
                 break "too many connections are not logged in yet; try again (limits.max-startups)".to_owned();
@@ -331,7 +331,7 @@ async fn connection(
     };
     match logged_in.borrow().is_some() {
         true => tracing::info!(connection = id, %peer, reason, "closing the connection"),
-        false => about_stranger!(door, info, connection = id, %peer, reason, "closing the connection"),
+        false => about_stranger!(server, info, connection = id, %peer, reason, "closing the connection"),
     }
     close(&handle, &reason, socket).await;
     // After the farewell: a closed channel would make the client leave before it hears why.
@@ -368,15 +368,15 @@ async fn close(handle: &Handle, reason: &str, socket: OwnedFd) {
 
 /// A logged-in connection's place: one of all members' and one of its member's own. Dropping it frees both.
 struct MemberSlot {
-    door: Arc<Door>,
+    server: Arc<Server>,
     name: Arc<str>,
     _place: OwnedSemaphorePermit,
 }
 
-impl Door {
+impl Server {
     /// Or which limit is reached, and what to do.
     fn member_slot(self: &Arc<Self>, name: &Arc<str>) -> Result<MemberSlot, String> {
-        let limits = &self.house.config.limits;
+        let limits = &self.agent.config.limits;
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         let count = members.entry(name.clone()).or_default();
         if *count >= limits.max_connections_per_member {
@@ -393,13 +393,13 @@ impl Door {
             ));
         };
         *count += 1;
-        Ok(MemberSlot { door: self.clone(), name: name.clone(), _place: place })
+        Ok(MemberSlot { server: self.clone(), name: name.clone(), _place: place })
     }
 }
 
 impl Drop for MemberSlot {
     fn drop(&mut self) {
-        let mut members = self.door.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut members = self.server.members.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = members.get_mut(&self.name) {
             *count -= 1;
             if *count == 0 {

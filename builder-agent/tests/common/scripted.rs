@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use builds::Ground;
+use builds::SandboxIdentity;
 use builds::kept::KeptLogs;
 use builds::scheduler::Embedded;
-use daemon::House;
-use daemon::{Caller, Wishes};
+use daemon::Agent;
+use daemon::{Caller, SessionOptions};
 use members::{Member, MemberLimits, Role, Roster};
 use nix_derivation::{Output, StorePath};
 use sandbox::{BuilderStatus, Cancel, Finished, Host, Inputs, Job, JobRunner, Run, SandboxError};
@@ -107,7 +107,7 @@ impl Script {
 
 pub struct Scripted {
     pub dir: TempDir,
-    pub house: Arc<House>,
+    pub house: Arc<Agent>,
     pub script: Arc<Script>,
     pub roster: watch::Sender<Arc<Roster>>,
 }
@@ -151,7 +151,7 @@ impl Scripted {
             roster.clone(),
             threads.clone(),
         );
-        let ground = Ground::default();
+        let sandbox_identity = SandboxIdentity::default();
         let http = Arc::new(net::HttpClient::new(&config.fetch));
         let signing_key =
             builder_agent::signing::load_or_create(&dir.path().join("signing-key"), "testbox-1")
@@ -161,12 +161,12 @@ impl Scripted {
         let substituters =
             Substituters::new(&config.substitution, &terms, &store, trusted, &http, threads.clone());
         let drv_hashes = Default::default();
-        let house = Arc::new(House {
+        let house = Arc::new(Agent {
             config,
             store,
             scheduler,
             kept,
-            ground,
+            sandbox_identity,
             signing_key,
             substituters,
             http,
@@ -181,17 +181,17 @@ impl Scripted {
 
     /// A worker session of this member, as ssh would start one.
     pub async fn session(&self, name: &str) -> TestClient {
-        self.session_with(name, Wishes::default()).await
+        self.session_with(name, SessionOptions::default()).await
     }
 
     /// A session of a client that set variables.
-    pub async fn session_with(&self, name: &str, wishes: Wishes) -> TestClient {
+    pub async fn session_with(&self, name: &str, options: SessionOptions) -> TestClient {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let (reader, writer) = tokio::io::split(theirs);
         let member = member(name);
         let house = self.house.clone();
         tokio::spawn(async move {
-            let caller = Caller { member, connection: 0, wishes };
+            let caller = Caller { member, connection: 0, options };
             let _ = daemon::serve(Box::new(reader), Box::new(writer), house, caller).await;
         });
         let (reader, writer) = tokio::io::split(ours);
@@ -206,7 +206,7 @@ impl Scripted {
         let member = member(name);
         let house = self.house.clone();
         tokio::spawn(async move {
-            let caller = Caller { member, connection: 0, wishes: Wishes::default() };
+            let caller = Caller { member, connection: 0, options: SessionOptions::default() };
             let _ = daemon::serve_store(
                 Box::new(reader),
                 Box::new(writer),

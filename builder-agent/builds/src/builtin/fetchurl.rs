@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use url::Url;
 
-use crate::attempt::Means;
+use crate::attempt::AttemptContext;
 use crate::failure::sandbox_failed;
 use crate::log::LogWriter;
 use crate::{Failure, Recipe};
@@ -34,7 +34,7 @@ const PIECE: usize = 128 << 10;
 /// Downloads the output. `scan_for` are the paths that may not occur in it. Blocking, on a thread of its own.
 pub(crate) fn fetch(
     recipe: &Recipe,
-    means: &Means<'_>,
+    context: &AttemptContext<'_>,
     scan_for: &[StorePath],
     log: &mut LogWriter,
 ) -> Result<Ingested, Failure> {
@@ -48,13 +48,13 @@ pub(crate) fn fetch(
         Url::parse(&url).map_err(|e| refused(&format!("its url '{}' is none: {e}", url.escape_debug())))?;
     let runtime = Handle::current();
     // One for all attempts: it is the build that has so much time.
-    let deadline = means.limits.wall.and_then(|wall| Instant::now().checked_add(wall));
-    let over = over(&runtime, means.cancel.clone(), deadline);
-    let job = Job { recipe, means, scan_for, runtime, deadline, over };
+    let deadline = context.limits.wall.and_then(|wall| Instant::now().checked_add(wall));
+    let over = over(&runtime, context.cancel.clone(), deadline);
+    let job = Job { recipe, context, scan_for, runtime, deadline, over };
     let mut wait = FIRST_WAIT;
     for attempt in 1.. {
         log.write(format!("downloading '{url}'\n").as_bytes());
-        tracing::info!(%drv, host = url.host_str(), attempt, member = %means.view.member(), "builtin:fetchurl downloads");
+        tracing::info!(%drv, host = url.host_str(), attempt, member = %context.view.member(), "builtin:fetchurl downloads");
         let error = match job.download(&url) {
             Ok(ingested) => return Ok(ingested),
             Err(Stop::Failed(failure)) => return Err(failure),
@@ -65,7 +65,7 @@ pub(crate) fn fetch(
         if attempt >= ATTEMPTS || !error.is_passing() {
             return Err(Failure::transient(format!("builder for '{drv}' failed: {error}")));
         }
-        means.cancel.wait(wait);
+        context.cancel.wait(wait);
         job.go_on()?;
         wait *= 2;
     }
@@ -109,7 +109,7 @@ enum Stop {
 
 struct Job<'a> {
     recipe: &'a Recipe,
-    means: &'a Means<'a>,
+    context: &'a AttemptContext<'a>,
     scan_for: &'a [StorePath],
     runtime: Handle,
     deadline: Option<Instant>,
@@ -120,10 +120,10 @@ impl Job<'_> {
     /// Fails if the build is no longer wanted or has had its time.
     fn go_on(&self) -> Result<(), Failure> {
         let drv = &self.recipe.drv_path;
-        if self.means.cancel.is_cancelled() {
+        if self.context.cancel.is_cancelled() {
             return Err(Failure::cancelled(drv));
         }
-        match (self.deadline, self.means.limits.wall) {
+        match (self.deadline, self.context.limits.wall) {
             (Some(deadline), Some(after)) if Instant::now() >= deadline => {
                 Err(sandbox_failed(drv, &[], &SandboxError::Timeout { after }))
             }
@@ -141,13 +141,13 @@ impl Job<'_> {
     }
 
     fn download(&self, url: &Url) -> Result<Ingested, Stop> {
-        let want = Want { max_bytes: self.means.limits.output_bytes };
+        let want = Want { max_bytes: self.context.limits.output_bytes };
         let mut over = self.over.clone();
         let body = self.runtime.block_on(async {
             tokio::select! {
                 biased;
                 () = shares::turned(&mut over) => Err(HttpError::Cancelled { url: url.to_string() }),
-                body = self.means.http.get(url, want) => body,
+                body = self.context.http.get(url, want) => body,
             }
         });
         let body = body.map_err(Stop::Http)?;
@@ -175,7 +175,7 @@ impl Job<'_> {
     /// A NAR begins with its length. So the whole of it comes first, into a file without a name.
     fn file_of_unknown_length(&self, from: &mut dyn Read) -> Result<Ingested, Failure> {
         let trouble = |e: io::Error| self.trouble(&e);
-        let mut file = tempfile::tempfile_in(self.means.scratch).map_err(trouble)?;
+        let mut file = tempfile::tempfile_in(self.context.scratch).map_err(trouble)?;
         pour(from, |piece| file.write_all(piece)).map_err(trouble)?;
         let length = file.stream_position().map_err(trouble)?;
         file.rewind().map_err(trouble)?;
@@ -192,7 +192,7 @@ impl Job<'_> {
             false => Box::new(from),
         };
         let mut ingest = self.ingest()?;
-        let limit = self.means.limits.output_bytes;
+        let limit = self.context.limits.output_bytes;
         let (mut left, mut ended, mut written) = (limit, Ok(()), true);
         let poured = pour(&mut from, |piece| {
             left = left
@@ -215,7 +215,7 @@ impl Job<'_> {
     }
 
     fn ingest(&self) -> Result<Ingest, Failure> {
-        self.means.view.ingest(self.scan_for).map_err(|e| self.trouble(&e))
+        self.context.view.ingest(self.scan_for).map_err(|e| self.trouble(&e))
     }
 }
 

@@ -12,7 +12,7 @@ use store::NarReader;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use wire::WireError;
 
-use super::{Desk, Trouble, Views, bug, opened, over};
+use super::{Desk, RequestError, Views, bug, opened, over};
 use shares::budget::Charge;
 use shares::threads::{Task, Workers, here};
 
@@ -105,7 +105,7 @@ pub(crate) async fn feed<B, S>(
     desk: &Desk,
     mut body: B,
     open: impl FnOnce() -> Result<S, S::Error> + Send + 'static,
-) -> Result<Result<S::Done, S::Error>, Trouble>
+) -> Result<Result<S::Done, S::Error>, RequestError>
 where
     B: AsyncRead + Unpin,
     S: Sink,
@@ -128,7 +128,7 @@ pub(crate) async fn feed_and_commit<B, S, T>(
     commit: impl FnOnce(S::Done) -> Result<T, S::Error> + Send + 'static,
     announced: Option<u64>,
     is_quick: impl FnOnce(u64) -> bool,
-) -> Result<Result<T, S::Error>, Trouble>
+) -> Result<Result<T, S::Error>, RequestError>
 where
     B: AsyncRead + Unpin,
     S: Sink,
@@ -167,7 +167,7 @@ async fn stream<B, S>(
     mut body: B,
     first: Chunk,
     open: impl FnOnce() -> Result<S, S::Error> + Send + 'static,
-) -> Result<Result<S::Done, S::Error>, Trouble>
+) -> Result<Result<S::Done, S::Error>, RequestError>
 where
     B: AsyncRead + Unpin,
     S: Sink,
@@ -215,7 +215,7 @@ where
     }
 }
 
-async fn finish<S: Sink>(desk: &Desk, sink: S) -> Result<Result<S::Done, S::Error>, Trouble> {
+async fn finish<S: Sink>(desk: &Desk, sink: S) -> Result<Result<S::Done, S::Error>, RequestError> {
     desk.workers.contents(move || sink.finish()).await.map_err(bug)
 }
 
@@ -255,10 +255,10 @@ fn read(mut nar: NarReader, mut chunk: Chunk) -> ReadAhead {
 }
 
 /// Opens a path's NAR, and reads the beginning.
-pub(crate) async fn read_nar(desk: &Desk, views: &Views, path: StorePath) -> Result<NarChunks, Trouble> {
+pub(crate) async fn read_nar(desk: &Desk, views: &Views, path: StorePath) -> Result<NarChunks, RequestError> {
     let (pool, workers) = (Pool::default(), desk.workers.clone());
     // Until something was read, the client can be told of a failure.
-    let failed = |error: store::NarError| Trouble::Refused(error.to_string());
+    let failed = |error: store::NarError| RequestError::Refused(error.to_string());
     let view = views.now();
     if view.info(&path).is_some_and(|info| info.nar_size <= AT_ONCE) {
         // Three short reads of one file. A thread of their own would cost several times what they do.
@@ -277,7 +277,7 @@ pub(crate) async fn read_nar(desk: &Desk, views: &Views, path: StorePath) -> Res
 }
 
 /// The next chunk; `None` after the last.
-pub(crate) async fn next_chunk(chunks: &mut NarChunks) -> Result<Option<Chunk>, Trouble> {
+pub(crate) async fn next_chunk(chunks: &mut NarChunks) -> Result<Option<Chunk>, RequestError> {
     let ahead = match std::mem::replace(&mut chunks.next, Next::End) {
         Next::Ready(ahead) => ahead,
         Next::Reading(reading) => reading.await.map_err(bug)?,
@@ -285,7 +285,7 @@ pub(crate) async fn next_chunk(chunks: &mut NarChunks) -> Result<Option<Chunk>, 
     };
     let (chunk, rest) = ahead.map_err(|error| {
         tracing::error!(%error, "cannot read an object");
-        Trouble::Wire(WireError::Io(error))
+        RequestError::Wire(WireError::Io(error))
     })?;
     if let Some(nar) = rest {
         let empty = chunks.pool.take();

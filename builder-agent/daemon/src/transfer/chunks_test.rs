@@ -88,7 +88,7 @@ async fn bodies_of_every_size_arrive_as_they_were_sent() {
 async fn the_store_never_takes_half_a_body_for_a_whole_one() {
     let (keep, gone) = Keep::new(usize::MAX);
     let body = Endless { read: Arc::default(), breaks_at: WHOLE + 2 * CHUNK };
-    assert!(matches!(feed(&desk(), body, || Ok(keep)).await, Err(Trouble::Wire(_))));
+    assert!(matches!(feed(&desk(), body, || Ok(keep)).await, Err(RequestError::Wire(_))));
     assert!(gone.recv().is_err(), "what was taken is dropped and not finished");
 }
 

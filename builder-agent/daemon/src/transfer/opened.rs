@@ -11,7 +11,7 @@ use nix_derivation::StorePath;
 use store::{NarError, NarReader, View};
 use tokio::sync::OnceCell;
 
-use super::{Desk, Trouble, Views, bug, over};
+use super::{Desk, RequestError, Views, bug, over};
 use crate::ask;
 use shares::budget::Charge;
 
@@ -49,8 +49,12 @@ impl Opened {
 }
 
 /// A reader of the NAR of a valid path. This may have been a wait: [`is_still`] has to be asked.
-pub(super) async fn open(desk: &Desk, views: &Views, path: &StorePath) -> Result<(NarReader, Held), Trouble> {
-    let failed = |error: NarError| Trouble::Refused(error.to_string());
+pub(super) async fn open(
+    desk: &Desk,
+    views: &Views,
+    path: &StorePath,
+) -> Result<(NarReader, Held), RequestError> {
+    let failed = |error: NarError| RequestError::Refused(error.to_string());
     let hash = ask::info(&views.now(), path)?.nar_hash;
     let cell = desk.opened.cell((desk.budget.member().clone(), hash));
     let shared = cell.get_or_try_init(|| async {
@@ -68,12 +72,12 @@ pub(super) async fn open(desk: &Desk, views: &Views, path: &StorePath) -> Result
 }
 
 /// Fails if the path has other contents by now, or is none of this view.
-pub(super) fn is_still(nar: &NarReader, view: &View, path: &StorePath) -> Result<(), Trouble> {
+pub(super) fn is_still(nar: &NarReader, view: &View, path: &StorePath) -> Result<(), RequestError> {
     if ask::info(view, path)?.nar_hash == *nar.hash() { Ok(()) } else { Err(replaced(path)) }
 }
 
 /// A claim that gave way to a Verified path in this moment.
-fn replaced(path: &StorePath) -> Trouble {
+fn replaced(path: &StorePath) -> RequestError {
     let path = path.to_absolute_path();
-    Trouble::Refused(format!("path '{path}' has just been replaced; ask for it again"))
+    RequestError::Refused(format!("path '{path}' has just been replaced; ask for it again"))
 }

@@ -10,7 +10,7 @@ use wire::types::PathInfo;
 
 use super::chunks::{self, CHUNK, WHOLE};
 use super::sinks::Announced;
-use super::{BATCH, Desk, Trouble, Views, bug, import_failed, over};
+use super::{BATCH, Desk, RequestError, Views, bug, import_failed, over};
 use shares::budget::Charge;
 use shares::threads::Task;
 use substitute::convert;
@@ -43,7 +43,7 @@ pub(super) struct Upload {
 const UPLOAD_BYTES: u64 = 3 * CHUNK as u64;
 
 impl Upload {
-    pub(super) async fn begin(views: Views, desk: Desk) -> Result<Self, Trouble> {
+    pub(super) async fn begin(views: Views, desk: Desk) -> Result<Self, RequestError> {
         let charge = desk.budget.wait(UPLOAD_BYTES, "an upload of many paths").await.map_err(over)?;
         Ok(Self {
             known: 0,
@@ -60,7 +60,11 @@ impl Upload {
     }
 
     /// Takes the next path. Its references have come before it.
-    pub(super) async fn add<B: AsyncRead + Unpin>(&mut self, info: PathInfo, body: B) -> Result<(), Trouble> {
+    pub(super) async fn add<B: AsyncRead + Unpin>(
+        &mut self,
+        info: PathInfo,
+        body: B,
+    ) -> Result<(), RequestError> {
         let parts = info.references.len() + info.signatures.len();
         self.known += (PART_WEIGHT * parts) as u64;
         self.charge.set(UPLOAD_BYTES + self.known + self.leaving).map_err(over)?;
@@ -79,7 +83,7 @@ impl Upload {
     }
 
     /// Ends when everything is registered.
-    pub(super) async fn finish(mut self) -> Result<(), Trouble> {
+    pub(super) async fn finish(mut self) -> Result<(), RequestError> {
         self.hand_over().await?;
         self.staged().await?;
         self.register_if(1).await?;
@@ -87,7 +91,7 @@ impl Upload {
     }
 
     /// Gives the small paths to the store once it is done with those before.
-    async fn hand_over(&mut self) -> Result<(), Trouble> {
+    async fn hand_over(&mut self) -> Result<(), RequestError> {
         self.staged().await?;
         if self.small.is_empty() {
             return Ok(());
@@ -102,7 +106,7 @@ impl Upload {
         Ok(())
     }
 
-    async fn staged(&mut self) -> Result<(), Trouble> {
+    async fn staged(&mut self) -> Result<(), RequestError> {
         if let Some(staging) = self.staging.take() {
             self.batch.extend(staging.await.map_err(bug)?.map_err(import_failed)?);
         }
@@ -111,7 +115,7 @@ impl Upload {
 
     /// Starts to register what there is, if it is this much. Batches become visible one after the other, since later
     /// ones refer to earlier ones. A client decides how long that takes: each goes by the shares of its own moment.
-    async fn register_if(&mut self, least: usize) -> Result<(), Trouble> {
+    async fn register_if(&mut self, least: usize) -> Result<(), RequestError> {
         if self.batch.len() < least && self.known < MOST_KNOWN || self.batch.is_empty() {
             return Ok(());
         }
@@ -126,7 +130,7 @@ impl Upload {
         Ok(())
     }
 
-    async fn registered(&mut self) -> Result<(), Trouble> {
+    async fn registered(&mut self) -> Result<(), RequestError> {
         match self.registering.take() {
             Some(registering) => registering.await.map_err(bug)?.map_err(import_failed),
             None => Ok(()),

@@ -1,14 +1,14 @@
 //! `help`: the commands that a person has a reason to type, from the table.
 
-use daemon::House;
+use daemon::Agent;
 use tokio::io::AsyncWriteExt;
 use wire::PatientWriter;
 
 use super::{COMMANDS, For};
 use crate::terminal::{ExitStatus, Terminal};
 
-pub(super) async fn run(terminal: Terminal<'_>, house: &House) -> ExitStatus {
-    let mut stdout = PatientWriter::new(terminal.stdout, house.config.limits.client_stall);
+pub(super) async fn run(terminal: Terminal<'_>, agent: &Agent) -> ExitStatus {
+    let mut stdout = PatientWriter::new(terminal.stdout, agent.config.limits.client_stall);
     let written = stdout.write_all(text().as_bytes()).await.is_ok() && stdout.flush().await.is_ok();
     if written { ExitStatus::DONE } else { ExitStatus::FAILED }
 }

@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
-use daemon::House;
+use daemon::Agent;
 use members::Member;
 use nix_derivation::StorePath;
 use tokio::io::AsyncWriteExt;
@@ -21,13 +21,13 @@ const PIECE: usize = 64 << 10;
 pub(super) async fn run(
     path: &StorePath,
     terminal: Terminal<'_>,
-    house: &House,
+    agent: &Agent,
     member: &Member,
 ) -> ExitStatus {
-    let stall = house.config.limits.client_stall;
+    let stall = agent.config.limits.client_stall;
     let Terminal { stdout, stderr, .. } = terminal;
     let mut stdout = PatientWriter::new(stdout, stall);
-    match print(&mut stdout, house, member, path).await {
+    match print(&mut stdout, agent, member, path).await {
         Ok(true) => ExitStatus::DONE,
         Ok(false) => {
             let line = format!(
@@ -47,7 +47,7 @@ pub(super) async fn run(
 
 async fn print(
     stdout: &mut (impl AsyncWriteExt + Unpin),
-    house: &House,
+    agent: &Agent,
     member: &Member,
     path: &StorePath,
 ) -> io::Result<bool> {
@@ -55,14 +55,14 @@ async fn print(
         path.clone()
     } else {
         // Only of a path that is valid for this member do we know where it came from.
-        let view = house.view_of(member, &house.roster.borrow());
+        let view = agent.view_of(member, &agent.roster.borrow());
         match view.info(path).and_then(|info| info.deriver.clone()) {
             Some(drv) => drv,
             None => return Ok(false),
         }
     };
-    let Some(file) = house.kept.find(&member.id, &drv) else { return Ok(false) };
-    let (workers, file, mut at) = (house.threads.of(&member.id), Arc::new(file), 0);
+    let Some(file) = agent.kept.find(&member.id, &drv) else { return Ok(false) };
+    let (workers, file, mut at) = (agent.threads.of(&member.id), Arc::new(file), 0);
     loop {
         let piece = workers.read_at(&file, at, PIECE).await.map_err(io::Error::other)??;
         if piece.is_empty() {

@@ -3,7 +3,7 @@
 //! Every member may read it: rosters are made in public, and who is left out cannot log in to ask. With `--json`, one
 //! object on one line; fields are added, never renamed.
 
-use daemon::House;
+use daemon::Agent;
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
 use wire::PatientWriter;
@@ -32,16 +32,16 @@ struct Roster {
 }
 
 impl Status {
-    fn of(house: &House) -> Self {
-        let config = &house.config;
-        let now = house.roster.borrow();
+    fn of(agent: &Agent) -> Self {
+        let config = &agent.config;
+        let now = agent.roster.borrow();
         Self {
             name: config.name.clone(),
             version: env!("CARGO_PKG_VERSION"),
             systems: config.systems.clone(),
             sandbox: config.sandbox.backend.name(),
             weaker: builds::backend::weaker(&config.sandbox),
-            signing_key: house.signing_key.to_string(),
+            signing_key: agent.signing_key.to_string(),
             roster: Roster {
                 source: now.source.clone(),
                 commit: now.commit.clone(),
@@ -75,14 +75,14 @@ impl Status {
     }
 }
 
-pub(super) async fn run(json: bool, terminal: Terminal<'_>, house: &House) -> ExitStatus {
-    let status = Status::of(house);
+pub(super) async fn run(json: bool, terminal: Terminal<'_>, agent: &Agent) -> ExitStatus {
+    let status = Status::of(agent);
     let text = match json {
         // Strings and numbers alone: cannot fail.
         true => serde_json::to_string(&status).unwrap_or_default() + "\n",
         false => status.text(),
     };
-    let mut stdout = PatientWriter::new(terminal.stdout, house.config.limits.client_stall);
+    let mut stdout = PatientWriter::new(terminal.stdout, agent.config.limits.client_stall);
     let written = stdout.write_all(text.as_bytes()).await.is_ok() && stdout.flush().await.is_ok();
     if written { ExitStatus::DONE } else { ExitStatus::FAILED }
 }

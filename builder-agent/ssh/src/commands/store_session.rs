@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use daemon::{Caller, House, SessionError};
+use daemon::{Agent, Caller, SessionError};
 use tokio::io::AsyncWriteExt;
 use wire::PatientWriter;
 
@@ -21,16 +21,16 @@ pub enum StoreSession {
 pub(super) async fn run(
     kind: StoreSession,
     terminal: Terminal<'_>,
-    house: Arc<House>,
+    agent: Arc<Agent>,
     caller: Caller,
 ) -> ExitStatus {
     let (connection, member, stall) =
-        (caller.connection, caller.member.clone(), house.config.limits.client_stall);
+        (caller.connection, caller.member.clone(), agent.config.limits.client_stall);
     let (stdin, stdout, mut stderr) = terminal.with_stdin();
     let result = match kind {
-        StoreSession::Worker => daemon::serve(stdin, stdout, house, caller).await,
+        StoreSession::Worker => daemon::serve(stdin, stdout, agent, caller).await,
         StoreSession::Serve { write } => {
-            daemon::serve_store(stdin, stdout, Box::new(&mut stderr), write, house, caller).await
+            daemon::serve_store(stdin, stdout, Box::new(&mut stderr), write, agent, caller).await
         }
     };
     let Err(error) = result else { return ExitStatus::DONE };

@@ -7,7 +7,7 @@ use store::Store;
 use tokio::sync::watch;
 
 /// What all sessions share. Lives as long as the process serves.
-pub struct House {
+pub struct Agent {
     pub config: Arc<Config>,
     pub store: Store,
     pub scheduler: Arc<dyn builds::Scheduler>,
@@ -16,7 +16,7 @@ pub struct House {
     /// Logs of ended builds.
     pub kept: Arc<builds::kept::KeptLogs>,
     /// What every build here sees besides its inputs.
-    pub ground: builds::Ground,
+    pub sandbox_identity: builds::SandboxIdentity,
     pub substituters: substitute::Substituters,
     /// For everything the box itself fetches.
     pub http: Arc<net::HttpClient>,
@@ -31,7 +31,7 @@ pub struct House {
     pub opened: crate::Opened,
 }
 
-impl House {
+impl Agent {
     /// The store as `member` may see it by `roster`.
     pub fn view_of(&self, member: &members::Member, roster: &members::Roster) -> store::View {
         roster.view_of(&self.store, member)
