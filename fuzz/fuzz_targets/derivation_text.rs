@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 
 // The agent's own files: the crate around them brings ssh and TLS, which fuzzing does not need.
 #[allow(dead_code)]
-#[path = "../../builder-agent/src/build/derivation.rs"]
+#[path = "../../builder-agent/builds/src/derivation.rs"]
 mod derivation;
 #[allow(dead_code)]
 #[path = "../../builder-agent/src/build/numbers.rs"]
