@@ -11,7 +11,7 @@ use libfuzzer_sys::fuzz_target;
 #[path = "../../builder-agent/builds/src/derivation.rs"]
 mod derivation;
 #[allow(dead_code)]
-#[path = "../../builder-agent/src/build/numbers.rs"]
+#[path = "../../builder-agent/builds/src/numbers.rs"]
 mod numbers;
 
 use derivation::{Derivation, MAX_OUTPUTS, aterm};

@@ -6,10 +6,10 @@ use libfuzzer_sys::fuzz_target;
 
 // The agent's own files: the crate around them brings ssh and TLS, which fuzzing does not need.
 #[allow(dead_code)]
-#[path = "../../builder-agent/src/substitute/cache_info.rs"]
+#[path = "../../builder-agent/substitute/src/cache_info.rs"]
 mod cache_info;
 #[allow(dead_code)]
-#[path = "../../builder-agent/src/substitute/narinfo.rs"]
+#[path = "../../builder-agent/substitute/src/narinfo.rs"]
 mod narinfo;
 
 fuzz_target!(|bytes: &[u8]| {

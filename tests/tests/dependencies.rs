@@ -292,3 +292,19 @@ fn the_stores_modules_use_only_those_of_lower_layers() {
         assert!(may.iter().all(|to| lower.contains(to)), "{name} is allowed something that is not lower");
     }
 }
+
+/// The fuzz targets are a workspace of their own, so nothing that is compiled often notices when a parser moves.
+#[test]
+fn every_file_that_a_fuzz_target_includes_exists() {
+    let targets = place::project().join("fuzz/fuzz_targets");
+    let mut included = 0;
+    for entry in std::fs::read_dir(&targets).expect("the fuzz targets") {
+        let target = entry.expect("a file").path();
+        let text = std::fs::read_to_string(&target).expect("a fuzz target");
+        for path in text.lines().filter_map(|line| line.strip_prefix("#[path = \"")?.strip_suffix("\"]")) {
+            assert!(targets.join(path).exists(), "{} includes {path}, which does not exist", target.display());
+            included += 1;
+        }
+    }
+    assert!(included > 0, "no target includes anything: remove this test");
+}
