@@ -302,7 +302,11 @@ fn every_file_that_a_fuzz_target_includes_exists() {
         let target = entry.expect("a file").path();
         let text = std::fs::read_to_string(&target).expect("a fuzz target");
         for path in text.lines().filter_map(|line| line.strip_prefix("#[path = \"")?.strip_suffix("\"]")) {
-            assert!(targets.join(path).exists(), "{} includes {path}, which does not exist", target.display());
+            assert!(
+                targets.join(path).exists(),
+                "{} includes {path}, which does not exist",
+                target.display()
+            );
             included += 1;
         }
     }
