@@ -576,7 +576,7 @@ fn what_a_builder_leaves_behind_ends_with_it() {
 
 #[test]
 fn a_fork_bomb_meets_the_process_limit() {
-    let build = build("bomb", "b() { b | b & }; b; $bb sleep 1000");
+    let build = build("bomb", "$bb sleep 1000 & (while :; do $bb sleep 1000 & done) || wait");
     assert!(matches!(build.error(), SandboxError::ProcessLimit { limit: 200 }), "{:?}", build.result);
     assert!(build.error().is_builders_fault());
 }
