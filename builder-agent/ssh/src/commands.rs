@@ -1,4 +1,4 @@
-//! What may be run over ssh: one table, and a refusal for everything else.
+//! The commands that a member can run over ssh: one table. Everything else is refused.
 //!
 //! There is no shell on the other side. A request is split into words the way a client's shell quoting needs it, its
 //! first word is looked up in [`COMMANDS`], and that row's parser reads the others. Nothing in a request is ever
@@ -15,7 +15,6 @@ mod help;
 mod host;
 mod log;
 mod nix;
-mod signing_key;
 mod status;
 mod store_session;
 
@@ -46,11 +45,12 @@ pub(crate) enum Command {
 impl Command {
     /// Runs it for `caller`. Dropping this ends it, with everything it has begun.
     pub async fn run(self, terminal: Terminal<'_>, agent: Arc<Agent>, caller: Caller) -> ExitStatus {
+        let stall = agent.config.limits.client_stall;
         match self {
-            Self::SigningKey => signing_key::run(terminal, &agent).await,
+            Self::SigningKey => terminal.print(&format!("{}\n", agent.signing_key), stall).await,
             Self::Log(path) => log::run(&path, terminal, &agent, &caller.member).await,
-            Self::Status { json } => status::run(json, terminal, &agent).await,
-            Self::Help => help::run(terminal, &agent).await,
+            Self::Status { json } => terminal.print(&status::text(&agent, json), stall).await,
+            Self::Help => terminal.print(&help::text(), stall).await,
             Self::Store(kind) => store_session::run(kind, terminal, agent, caller).await,
             Self::Host(command) => {
                 let (stdout, stderr, hung_up) = terminal.with_hung_up();
@@ -63,9 +63,9 @@ impl Command {
 /// Why a request is no command.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Wrong {
-    /// Nothing here is called like that.
+    /// No command has this name.
     Unknown,
-    /// It exists, and this is wrong with its words.
+    /// The command exists, and its words are wrong for this reason.
     Words(String),
 }
 
@@ -75,7 +75,7 @@ impl From<String> for Wrong {
     }
 }
 
-/// Who reads about a command.
+/// Who uses a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum For {
     /// Typed by people.
@@ -95,6 +95,13 @@ pub(crate) struct Row {
     /// One line.
     pub help: &'static str,
     parse: fn(&[&str]) -> Result<Command, Wrong>,
+}
+
+impl Row {
+    /// How the command is called.
+    fn call(&self) -> String {
+        format!("{} {}", self.name, self.usage).trim_end().to_owned()
+    }
 }
 
 const fn row(
@@ -124,11 +131,10 @@ pub(crate) const COMMANDS: &[Row] = &[
     row("pkill", "--signal SIGINT --full -- WORDS", For::Tools, "nothing: a build ends when its client hangs up", |words| host::parse("pkill", words)),
 ];
 
-/// Said to everyone who asks for anything else.
+/// The part of a refusal that names the possible commands.
 pub(crate) fn possible() -> String {
     let people = COMMANDS.iter().filter(|row| row.readers == For::People);
-    let people: Vec<String> =
-        people.map(|row| format!("`{}`", format!("{} {}", row.name, row.usage).trim_end())).collect();
+    let people: Vec<String> = people.map(|row| format!("`{}`", row.call())).collect();
     format!(
         "this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://), \
          `nix-store --serve --write` (for those named ssh://), {}",
@@ -138,13 +144,12 @@ pub(crate) fn possible() -> String {
 
 /// What an `exec` request asks for, or the line that tells the person what would have worked.
 pub(crate) fn parse(request: &[u8]) -> Result<Command, String> {
-    let possible = possible();
     if request.len() > MAX_REQUEST {
-        return Err(format!("a command longer than {MAX_REQUEST} bytes; {possible}"));
+        return Err(format!("a command longer than {MAX_REQUEST} bytes; {}", possible()));
     }
     let text = String::from_utf8_lossy(request);
     let Some(words) = words(&text) else {
-        return Err(format!("cannot parse `{}`; {possible}", shown(&text)));
+        return Err(format!("cannot parse `{}`; {}", shown(&text), possible()));
     };
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let found = match host::without_prefixes(&words) {
@@ -155,7 +160,7 @@ pub(crate) fn parse(request: &[u8]) -> Result<Command, String> {
         _ => Err(Wrong::Unknown),
     };
     found.map_err(|wrong| match wrong {
-        Wrong::Unknown => format!("cannot run `{}`; {possible}", shown(&text)),
+        Wrong::Unknown => format!("cannot run `{}`; {}", shown(&text), possible()),
         Wrong::Words(why) => format!("cannot run `{}`: {why}", shown(&text)),
     })
 }

@@ -1,7 +1,11 @@
 //! The far end of a channel that runs a command: what the client reads, what it sends, and whether it is still there.
 
+use std::time::Duration;
+
 use russh::server::Msg;
 use russh::{Channel, ChannelMsg};
+use tokio::io::AsyncWriteExt;
+use wire::PatientWriter;
 
 use daemon::{Reader, Running, Writer};
 
@@ -21,6 +25,13 @@ impl<'a> Terminal<'a> {
         let stdout = Box::new(channel.make_writer());
         let stderr = Box::new(channel.make_writer_ext(Some(STDERR)));
         Self { channel, stdout, stderr }
+    }
+
+    /// For a command that only prints `text`. A client that takes nothing for as long as `stall` has failed.
+    pub async fn print(self, text: &str, stall: Duration) -> ExitStatus {
+        let mut stdout = PatientWriter::new(self.stdout, stall);
+        let written = stdout.write_all(text.as_bytes()).await.is_ok() && stdout.flush().await.is_ok();
+        if written { ExitStatus::DONE } else { ExitStatus::FAILED }
     }
 
     /// For a command that reads: stdin, stdout, stderr.

@@ -1,14 +1,10 @@
 //! `status`: which box this is, which roster it goes by, and who is left out of that roster because of a mistake.
 //!
-//! Every member may read it: rosters are made in public, and who is left out cannot log in to ask. With `--json`, one
+//! Every member may read it: rosters are public, and a member who is left out cannot log in to ask. With `--json` it is one
 //! object on one line; fields are added, never renamed.
 
 use daemon::Agent;
 use serde::Serialize;
-use tokio::io::AsyncWriteExt;
-use wire::PatientWriter;
-
-use crate::terminal::{ExitStatus, Terminal};
 
 #[derive(Serialize)]
 struct Status {
@@ -16,7 +12,7 @@ struct Status {
     version: &'static str,
     systems: Vec<String>,
     sandbox: &'static str,
-    /// In which way the box is weaker than it could be.
+    /// The reason why the box is weaker than it could be.
     #[serde(skip_serializing_if = "Option::is_none")]
     weaker: Option<String>,
     signing_key: String,
@@ -75,14 +71,12 @@ impl Status {
     }
 }
 
-pub(super) async fn run(json: bool, terminal: Terminal<'_>, agent: &Agent) -> ExitStatus {
+/// What the command prints.
+pub(super) fn text(agent: &Agent, json: bool) -> String {
     let status = Status::of(agent);
-    let text = match json {
+    match json {
         // Strings and numbers alone: cannot fail.
         true => serde_json::to_string(&status).unwrap_or_default() + "\n",
         false => status.text(),
-    };
-    let mut stdout = PatientWriter::new(terminal.stdout, agent.config.limits.client_stall);
-    let written = stdout.write_all(text.as_bytes()).await.is_ok() && stdout.flush().await.is_ok();
-    if written { ExitStatus::DONE } else { ExitStatus::FAILED }
+    }
 }
