@@ -20,7 +20,7 @@ use wire::{PatientWriter, WireError};
 
 use super::audience::{Audience, shown_on};
 use super::desk::Desk;
-use super::transfer::{self, BATCH, RequestError, Unknown, feed};
+use super::transfer::{self, BATCH, RequestError, feed, unknown};
 use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, ask, garbage, in_words};
 use crate::Agent;
 use substitute::convert;
@@ -243,7 +243,7 @@ where
         while self.conn.next_nar().await? {
             let view = views.now();
             let taker = view.clone();
-            let ingested = feed(desk, self.conn.body(), move || Unknown::open(&taker)).await?;
+            let ingested = feed(desk, self.conn.body(), move || unknown(&taker)).await?;
             let ingested = ingested.map_err(transfer::import_failed)?;
             let info = imported(&ingested, self.conn.trailer().await?);
             // Nothing in an export stream could prove what the path is, so it is what this member says it is.

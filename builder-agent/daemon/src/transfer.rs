@@ -26,10 +26,10 @@ mod upload;
 
 pub(super) use chunks::{Sink, feed, next_chunk, read_nar};
 pub use opened::Opened;
-pub(super) use sinks::Unknown;
+pub(super) use sinks::unknown;
 
 use chunks::{at_once, feed_and_commit};
-use sinks::{Address, Addressed, Announced};
+use sinks::{Address, addressed, announced};
 
 /// Paths of one upload that become visible together. Each commit is a transaction and a turn in the queue for the index; a batch shares them.
 pub(super) const BATCH: usize = 256;
@@ -82,7 +82,7 @@ impl Session {
         W: AsyncWrite + Unpin + Send,
     {
         let (view, what) = (self.view(), Address { name, method, algorithm, references });
-        let open = move || Addressed::open(view, what);
+        let open = move || addressed(view, what);
         let added =
             feed_and_commit(&self.desk, conn.body(), open, one_visible(self.views.clone()), None, |_| false)
                 .await?;
@@ -98,7 +98,7 @@ impl Session {
         let (method, algorithm) = (ContentAddressMethod::Text, HashAlgorithm::Sha256);
         let (view, what) = (self.view(), Address { name, method, algorithm, references });
         let visible = one_visible(self.views.clone());
-        let work = move || at_once(|| Addressed::open(view, what), &text).and_then(visible);
+        let work = move || at_once(|| addressed(view, what), &text).and_then(visible);
         let added = self.desk.workers.commit(work).await.map_err(bug)?;
         added.map(|info| convert::to_wire(&info)).map_err(import_failed)
     }
@@ -110,8 +110,8 @@ impl Session {
         info: PathInfo,
     ) -> Result<(), RequestError> {
         let (view, info) = (self.view(), convert::from_wire(info));
-        let (announced, size) = (info.clone(), Some(info.nar_size).filter(|size| *size > 0));
-        let open = move || Announced::open(view, announced);
+        let (claimed, size) = (info.clone(), Some(info.nar_size).filter(|size| *size > 0));
+        let open = move || announced(view, claimed);
         let (visible, is_quick) =
             (one_visible(self.views.clone()), |bytes| self.view().is_quick(&info, bytes));
         let added = feed_and_commit(&self.desk, body, open, visible, size, is_quick).await?;

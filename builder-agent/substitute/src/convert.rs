@@ -35,15 +35,16 @@ pub fn from_wire(info: wire::types::PathInfo) -> store::PathInfo {
 
 /// As a cache claims it.
 pub fn from_narinfo(info: NarInfo) -> store::PathInfo {
-    store::PathInfo {
-        path: info.path,
-        nar_hash: info.nar_hash,
-        nar_size: info.nar_size,
-        references: info.references,
-        deriver: info.deriver,
+    let NarInfo { path, nar_hash, nar_size, references, deriver, signatures, ca, .. } = info;
+    from_wire(wire::types::PathInfo {
+        path,
+        deriver,
+        nar_hash,
+        nar_size,
+        references,
         registration_time: 0,
         ultimate: false,
-        signatures: info.signatures,
-        ca: info.ca.map(|ca| ca.to_nix_string()),
-    }
+        signatures,
+        ca,
+    })
 }

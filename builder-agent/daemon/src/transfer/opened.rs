@@ -1,8 +1,8 @@
-//! Objects that are being read: for each member one copy of an object's metadata, however many sessions read it.
+//! Objects that sessions read: one copy of the metadata of an object for each member, for any number of sessions.
 //!
-//! The metadata of a path with a million files takes a hundred MiB, and a slow client keeps it for as long as it likes. It
-//! is charged before it is read, once, and is there until the last reader is done. Copies are not shared between members:
-//! nobody can tell by the time it takes what another one reads.
+//! The metadata of a path with a million files takes a hundred MiB, and a slow client can keep it for a long time. It
+//! is charged once, before it is read, and kept until the last reader ends. Members do not share copies, so the time of
+//! a download does not tell one member what another one reads.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -15,7 +15,7 @@ use super::{Desk, RequestError, Views, bug, over};
 use crate::ask;
 use shares::budget::Charge;
 
-/// Of the whole box. Clones share them.
+/// All open objects of the box. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Opened(Arc<Mutex<HashMap<Key, Weak<Cell>>>>);
 

@@ -7,48 +7,18 @@ use store::{ImportError, Ingested, Intake, IntakeKind, PathInfo, Staged, View};
 
 use super::chunks::Sink;
 
-/// A NAR of which nothing is known yet: an export stream says behind it what it was.
-pub(crate) struct Unknown(Intake);
-
-impl Unknown {
-    pub fn open(view: &View) -> Result<Self, ImportError> {
-        view.intake(IntakeKind::Nar, "an imported path").map(Self)
-    }
-}
-
-impl Sink for Unknown {
-    type Done = Ingested;
-    type Error = ImportError;
-
-    fn push(&mut self, bytes: &[u8]) -> Result<bool, ImportError> {
-        self.0.push(bytes)
-    }
-
-    fn memory(&self) -> u64 {
-        self.0.memory()
-    }
-
-    fn finish(self) -> Result<Ingested, ImportError> {
-        self.0.finish()
-    }
-}
-
-/// A NAR that was announced; staged at its end.
-pub(super) struct Announced {
+/// The store's intake, and what is done with the contents once all of them are there.
+pub(crate) struct Taking<F> {
     intake: Intake,
-    view: View,
-    info: PathInfo,
+    end: F,
 }
 
-impl Announced {
-    pub fn open(view: View, info: PathInfo) -> Result<Self, ImportError> {
-        let intake = view.intake(IntakeKind::Nar, &info.path.to_string())?;
-        Ok(Self { intake, view, info })
-    }
-}
-
-impl Sink for Announced {
-    type Done = Staged;
+impl<T, F> Sink for Taking<F>
+where
+    T: Send + 'static,
+    F: FnOnce(Ingested) -> Result<T, ImportError> + Send + 'static,
+{
+    type Done = T;
     type Error = ImportError;
 
     fn push(&mut self, bytes: &[u8]) -> Result<bool, ImportError> {
@@ -59,19 +29,28 @@ impl Sink for Announced {
         self.intake.memory()
     }
 
-    fn finish(self) -> Result<Staged, ImportError> {
-        self.view.stage_ingested(self.intake.finish()?, self.info)
+    fn finish(self) -> Result<T, ImportError> {
+        (self.end)(self.intake.finish()?)
     }
 }
 
-/// Contents that say themselves where they belong.
-pub(super) struct Addressed {
-    intake: Intake,
-    view: View,
-    what: Address,
+/// A NAR of which nothing is known yet: in an export stream its path follows it.
+pub(crate) fn unknown(
+    view: &View,
+) -> Result<impl Sink<Done = Ingested, Error = ImportError> + use<>, ImportError> {
+    Ok(Taking { intake: view.intake(IntakeKind::Nar, "an imported path")?, end: Ok })
 }
 
-/// What decides the path, beside the contents.
+/// A NAR that was announced. It is staged at its end.
+pub(super) fn announced(
+    view: View,
+    info: PathInfo,
+) -> Result<impl Sink<Done = Staged, Error = ImportError>, ImportError> {
+    let intake = view.intake(IntakeKind::Nar, &info.path.to_string())?;
+    Ok(Taking { intake, end: move |contents| view.stage_ingested(contents, info) })
+}
+
+/// What decides a path, beside the contents.
 pub(super) struct Address {
     pub name: String,
     pub method: ContentAddressMethod,
@@ -79,31 +58,19 @@ pub(super) struct Address {
     pub references: BTreeSet<StorePath>,
 }
 
-impl Addressed {
-    pub fn open(view: View, what: Address) -> Result<Self, ImportError> {
-        let kind = match what.method {
-            ContentAddressMethod::Flat | ContentAddressMethod::Text => IntakeKind::File,
-            ContentAddressMethod::Nar | ContentAddressMethod::Git => IntakeKind::Nar,
-        };
-        let intake = view.intake(kind, &what.name)?;
-        Ok(Self { intake, view, what })
-    }
-}
-
-impl Sink for Addressed {
-    type Done = Staged;
-    type Error = ImportError;
-
-    fn push(&mut self, bytes: &[u8]) -> Result<bool, ImportError> {
-        self.intake.push(bytes)
-    }
-
-    fn memory(&self) -> u64 {
-        self.intake.memory()
-    }
-
-    fn finish(self) -> Result<Staged, ImportError> {
-        let Address { name, method, algorithm, references } = self.what;
-        self.view.stage_addressed(self.intake.finish()?, &name, method, algorithm, &references)
-    }
+/// Contents that decide their own path. They are staged at their end.
+pub(super) fn addressed(
+    view: View,
+    what: Address,
+) -> Result<impl Sink<Done = Staged, Error = ImportError>, ImportError> {
+    let Address { name, method, algorithm, references } = what;
+    let kind = match method {
+        ContentAddressMethod::Flat | ContentAddressMethod::Text => IntakeKind::File,
+        ContentAddressMethod::Nar | ContentAddressMethod::Git => IntakeKind::Nar,
+    };
+    let intake = view.intake(kind, &name)?;
+    Ok(Taking {
+        intake,
+        end: move |contents| view.stage_addressed(contents, &name, method, algorithm, &references),
+    })
 }

@@ -9,7 +9,7 @@ use tokio::io::AsyncRead;
 use wire::types::PathInfo;
 
 use super::chunks::{self, CHUNK, WHOLE};
-use super::sinks::Announced;
+use super::sinks::announced;
 use super::{BATCH, Desk, RequestError, Views, bug, import_failed, over};
 use shares::budget::Charge;
 use shares::threads::Task;
@@ -72,7 +72,7 @@ impl Upload {
             self.hand_over().await?;
             self.staged().await?;
             let (view, info) = (self.views.now(), convert::from_wire(info));
-            let staged = chunks::feed(&self.desk, body, move || Announced::open(view, info)).await?;
+            let staged = chunks::feed(&self.desk, body, move || announced(view, info)).await?;
             self.batch.push(staged.map_err(import_failed)?);
             return self.register_if(BATCH).await;
         }
