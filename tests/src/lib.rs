@@ -7,6 +7,7 @@
 //! before. Not here: the netbooted box, whose tests start it themselves.
 
 pub mod agent;
+pub mod cargo;
 pub mod clients;
 pub mod disk;
 pub mod drv;

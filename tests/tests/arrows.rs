@@ -3,25 +3,16 @@
 //! A crate that needs an arrow which is not drawn is a sign to move a type. Where the arrow is right, it is drawn first.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::Command;
 
-use e2e::place;
+use e2e::{cargo, place};
 use serde_json::Value;
 
 const START: &str = "<!-- arrows: start -->";
 const END: &str = "<!-- arrows: end -->";
 
-type Arrows = BTreeMap<String, BTreeSet<String>>;
-
 /// What each member of the workspace links of the others, tests and examples left out.
-fn linked() -> Arrows {
-    let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--locked", "--no-deps"])
-        .current_dir(place::project())
-        .output()
-        .expect("cargo runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
+fn linked() -> BTreeMap<String, BTreeSet<String>> {
+    let metadata = cargo::metadata(&["--no-deps"]);
     let packages = metadata["packages"].as_array().expect("packages");
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     packages
@@ -38,8 +29,8 @@ fn linked() -> Arrows {
         .collect()
 }
 
-/// The page's list: "`crate` → `other`, `another`", or "`crate` → nothing".
-fn drawn() -> Arrows {
+/// The page's list, in its order: "`crate` → `other`, `another`", or "`crate` → nothing".
+fn drawn() -> Vec<(String, BTreeSet<String>)> {
     let page = place::project().join("docs/design/architecture.md");
     let page = std::fs::read_to_string(&page).unwrap_or_else(|e| panic!("{}: {e}", page.display()));
     let (_, rest) = page.split_once(START).expect("the page has a start mark");
@@ -60,7 +51,9 @@ fn drawn() -> Arrows {
 
 #[test]
 fn crates_use_what_the_architecture_page_says_and_nothing_else() {
-    let (linked, drawn) = (linked(), drawn());
+    let (linked, list) = (linked(), drawn());
+    let drawn: BTreeMap<String, BTreeSet<String>> = list.iter().cloned().collect();
+    assert_eq!(drawn.len(), list.len(), "a crate has two lines");
     let differ: Vec<String> = linked
         .keys()
         .chain(drawn.keys())
@@ -72,19 +65,14 @@ fn crates_use_what_the_architecture_page_says_and_nothing_else() {
     assert!(differ.is_empty(), "docs/design/architecture.md and Cargo.toml disagree:\n{}", differ.join("\n"));
 }
 
-/// Read from top to bottom, the list only points downwards: no crate above one that uses it.
+/// The list is in order: no crate stands above one that uses it.
 #[test]
 fn the_list_is_in_order_so_there_is_no_circle() {
-    let page =
-        std::fs::read_to_string(place::project().join("docs/design/architecture.md")).expect("the page");
-    let (_, rest) = page.split_once(START).expect("a start mark");
-    let (list, _) = rest.split_once(END).expect("an end mark");
-    let mut above: BTreeSet<&str> = BTreeSet::new();
-    for line in list.lines().filter(|line| line.contains('→')) {
-        let names: Vec<&str> = line.split('`').skip(1).step_by(2).collect();
-        above.insert(names[0]);
-        for name in &names[1..] {
-            assert!(!above.contains(name), "`{}` uses `{name}`, which is above it", names[0]);
+    let mut above: BTreeSet<String> = BTreeSet::new();
+    for (name, uses) in drawn() {
+        above.insert(name.clone());
+        for used in uses {
+            assert!(!above.contains(&used), "`{name}` uses `{used}`, which is above it");
         }
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
-use e2e::place;
+use e2e::{cargo, place};
 use serde_json::Value;
 
 struct Package {
@@ -29,13 +29,7 @@ fn deny() -> toml::Table {
 fn packages() -> Vec<Package> {
     let deny = deny();
     let target = deny["graph"]["targets"][0].as_str().expect("a target").to_owned();
-    let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--locked", "--filter-platform", &target])
-        .current_dir(place::project())
-        .output()
-        .expect("cargo runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
+    let metadata = cargo::metadata(&["--filter-platform", &target]);
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let used: BTreeSet<&str> = metadata["resolve"]["nodes"]
         .as_array()

@@ -48,11 +48,25 @@ impl Targets {
     }
 }
 
+/// The two while they share, in a session each. Alice has claimed the old target.
+async fn sharing() -> (Neighbours, Session, Session, Targets) {
+    let house = Neighbours::of(&["alice", "mallory"]);
+    house.share(TOGETHER).await;
+    let (mut alice, mallory) = (house.session("alice").await, house.session("mallory").await);
+    let targets = Targets::new();
+    claim(&mut alice, &targets.old).await;
+    (house, alice, mallory, targets)
+}
+
+async fn claim(alice: &mut Session, target: &StorePath) {
+    let secret = nar(&file(b"alice's"));
+    alice.upload(&at(target, &secret), &secret).await;
+}
+
 /// Alice withdraws the share, and goes on with her work.
 async fn withdraw(house: &Neighbours, alice: &mut Session, targets: &Targets) {
     house.share(APART).await;
-    let secret = nar(&file(b"alice's"));
-    alice.upload(&at(&targets.new, &secret), &secret).await;
+    claim(alice, &targets.new).await;
 }
 
 /// What Mallory uploads: it refers to `target`. With the path that must not become valid.
@@ -84,12 +98,7 @@ fn uploads(n: usize, target: &StorePath) -> Vec<(Request, Vec<u8>, Option<StoreP
 
 #[tokio::test]
 async fn an_upload_that_began_while_sharing_ends_by_the_shares_of_its_end() {
-    let house = Neighbours::of(&["alice", "mallory"]);
-    house.share(TOGETHER).await;
-    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
-    let targets = Targets::new();
-    let secret = nar(&file(b"alice's"));
-    alice.upload(&at(&targets.old, &secret), &secret).await;
+    let (house, mut alice, mut mallory, targets) = sharing().await;
     assert!(mallory.is_valid(&targets.old).await, "they share");
     let line = house.line("mallory");
     let mut begun = Vec::new();
@@ -129,12 +138,7 @@ fn hidden(message: &str) -> String {
 
 #[tokio::test]
 async fn an_import_that_began_while_sharing_ends_by_the_shares_of_its_end() {
-    let house = Neighbours::of(&["alice", "mallory"]);
-    house.share(TOGETHER).await;
-    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
-    let targets = Targets::new();
-    let secret = nar(&file(b"alice's"));
-    alice.upload(&at(&targets.old, &secret), &secret).await;
+    let (house, mut alice, mut mallory, targets) = sharing().await;
     let line = house.line("mallory");
     let contents = contents();
     let mut begun = Vec::new();

@@ -14,12 +14,11 @@ use crate::kvm::devices::blk::Blk;
 use crate::kvm::devices::mmio::{TransportState, register, status};
 use crate::kvm::devices::pmem::Pmem;
 use crate::kvm::devices::rng::Rng;
-use crate::kvm::devices::testing::{Driver, RAM, readable, writable};
-use crate::kvm::devices::vsock::connection::{BUFFER, HEADER, HOST_CID, Header, TYPE_STREAM, op};
-use crate::kvm::devices::vsock::{GUEST_CID, Vsock};
+use crate::kvm::devices::testing::{Driver, PORT, RAM, readable, vsock_header, writable};
+use crate::kvm::devices::vsock::Vsock;
+use crate::kvm::devices::vsock::connection::{BUFFER, HEADER, Header, op};
 use crate::kvm::memory::Closure;
 
-const PORT: u32 = 1024;
 const OUT: u64 = 0x8_0000;
 const IN: u64 = 0xc_0000;
 const RX: usize = 0;
@@ -112,18 +111,8 @@ fn an_interrupt_that_nobody_took_is_raised_again() {
 
 #[test]
 fn an_open_connection_goes_on_with_all_that_was_under_way() {
-    let header = |op| Header {
-        src_cid: GUEST_CID,
-        dst_cid: HOST_CID,
-        src_port: 77,
-        dst_port: PORT,
-        type_: TYPE_STREAM,
-        op,
-        buf_alloc: 1 << 20,
-        ..Header::default()
-    };
     let send = |d: &mut Driver, op, payload: &[u8]| {
-        let bytes = header(op).to_bytes(payload.len() as u32);
+        let bytes = vsock_header(op).to_bytes(payload.len() as u32);
         d.memory.write_slice(&bytes, GuestAddress(OUT)).unwrap();
         d.memory.write_slice(payload, GuestAddress(OUT + 0x1000)).unwrap();
         d.offer(TX, &[readable(OUT, 44), readable(OUT + 0x1000, payload.len() as u32)]);

@@ -8,6 +8,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::mmio::{Transport, TransportState, register, status};
 use super::state::RestoreError;
+use super::vsock::GUEST_CID;
+use super::vsock::connection::{HOST_CID, Header, TYPE_STREAM};
 use super::{Device, Interrupt};
 
 #[derive(Clone, Default)]
@@ -26,6 +28,23 @@ impl Count {
 }
 
 pub const RAM: u64 = 1 << 20;
+
+/// The port that the agent listens on in tests of vsock.
+pub const PORT: u32 = 1024;
+
+/// The header of a packet from the guest to the agent, for the one connection that these tests have.
+pub fn vsock_header(op: u16) -> Header {
+    Header {
+        src_cid: GUEST_CID,
+        dst_cid: HOST_CID,
+        src_port: 77,
+        dst_port: PORT,
+        type_: TYPE_STREAM,
+        op,
+        buf_alloc: 1 << 20,
+        ..Header::default()
+    }
+}
 
 pub fn ram() -> GuestMemoryMmap {
     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap()

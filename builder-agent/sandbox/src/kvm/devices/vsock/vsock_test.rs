@@ -6,11 +6,10 @@ use std::os::unix::net::UnixStream;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::mmio::{register, status};
-use super::super::testing::{Buffer, Driver, RAM, readable, writable};
-use super::connection::{HOST_CID, TYPE_STREAM, op};
+use super::super::testing::{Buffer, Driver, PORT, RAM, readable, vsock_header, writable};
+use super::connection::op;
 use super::*;
 
-const PORT: u32 = 1024;
 const OUT: u64 = 0x8_0000;
 const IN: u64 = 0xc_0000;
 
@@ -29,23 +28,10 @@ fn guest() -> Guest {
     Guest { driver, agent }
 }
 
-fn header(op: u16) -> Header {
-    Header {
-        src_cid: GUEST_CID,
-        dst_cid: HOST_CID,
-        src_port: 77,
-        dst_port: PORT,
-        type_: TYPE_STREAM,
-        op,
-        buf_alloc: 1 << 20,
-        ..Header::default()
-    }
-}
-
 impl Guest {
     /// Sends a header that claims `len` bytes, and `payload` after it in memory, described by `buffers`.
     fn send(&mut self, op: u16, len: u32, payload: &[u8], buffers: &[Buffer]) {
-        self.driver.memory.write_slice(&header(op).to_bytes(len), GuestAddress(OUT)).unwrap();
+        self.driver.memory.write_slice(&vsock_header(op).to_bytes(len), GuestAddress(OUT)).unwrap();
         self.driver.memory.write_slice(payload, GuestAddress(OUT + 0x1000)).unwrap();
         self.driver.offer(TX, buffers);
         self.driver.kick(TX);
@@ -149,7 +135,10 @@ fn nobody_is_waited_for_on_behalf_of_a_guest_without_credit() {
     g.connect();
     g.driver
         .memory
-        .write_slice(&Header { buf_alloc: 0, ..header(op::CREDIT_UPDATE) }.to_bytes(0), GuestAddress(OUT))
+        .write_slice(
+            &Header { buf_alloc: 0, ..vsock_header(op::CREDIT_UPDATE) }.to_bytes(0),
+            GuestAddress(OUT),
+        )
         .unwrap();
     g.driver.offer(TX, &[readable(OUT, 44)]);
     g.driver.kick(TX);
@@ -162,7 +151,10 @@ fn a_flood_of_questions_waits_in_the_guests_own_queue() {
     g.connect();
     let mut answered = 0;
     for _ in 0..20 {
-        g.driver.memory.write_slice(&header(op::CREDIT_REQUEST).to_bytes(0), GuestAddress(OUT)).unwrap();
+        g.driver
+            .memory
+            .write_slice(&vsock_header(op::CREDIT_REQUEST).to_bytes(0), GuestAddress(OUT))
+            .unwrap();
         for _ in 0..8 {
             g.driver.offer(TX, &[readable(OUT, 44)]);
         }
