@@ -1,4 +1,4 @@
-//! What a derivation takes in memory, from one look at its text and before it is parsed.
+//! Estimates the memory that a derivation takes, from one pass over its text and before it is parsed.
 //!
 //! A list of many short strings takes twenty times its text; a script in one variable takes its text. So the parts are
 //! counted, at what each takes at most with an allocator's rounding and half-full tree nodes.
@@ -11,7 +11,7 @@ const TUPLE: u64 = 64;
 /// A list: the outputs wanted of one input derivation are a tree of their own, whose first node has room for eleven.
 const LIST: u64 = 384;
 
-/// Bytes that the derivation in this text takes once it is parsed. Of what is no derivation it says nothing.
+/// Bytes that the derivation in this text takes once it is parsed. Meaningless for a text that is not a derivation.
 #[must_use]
 pub fn of_text(aterm: &[u8]) -> u64 {
     let (mut strings, mut tuples, mut lists) = (0, 0, 0);

@@ -35,7 +35,7 @@ pub(super) async fn build(context: Context, work: Work, check: bool) -> Ended {
     let resolving = studied(&context.desk, move |study| {
         let sure = plan::inputs_verified(&view, &agent.drv_hashes, &original, &inputs, study);
         if study.is_over() {
-            // For want of time or room: that would make a claim of what is none.
+            // The check did not end, so its answer means nothing: a Verified result would become a claim.
             return Err(Failure::transient(
                 "the box has no room to look at the inputs again; try it again later",
             ));

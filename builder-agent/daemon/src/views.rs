@@ -1,7 +1,7 @@
 //! The store as a session's member may see it, at each moment.
 //!
-//! A share can be withdrawn while a request waits: for the rest of an upload, for a client who reads slowly, for a build
-//! or a download. Whoever has waited takes a new view afterwards.
+//! A share can be withdrawn while a request waits: for the rest of an upload, for a client that reads slowly, for a
+//! build or a download. So a request takes a new view after each wait.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ impl Views {
         Self { agent: agent.clone(), member: member.clone(), roster, view }
     }
 
-    /// With the shares that the roster names now. Who has left it shares with nobody.
+    /// A view with the shares of the current roster. A member who has left the roster shares with nobody.
     pub fn now(&self) -> View {
         // An error is a roster that nobody follows any more: the process is ending.
         if !self.roster.has_changed().unwrap_or(false) {
@@ -47,7 +47,7 @@ impl Views {
         self.view.held()
     }
 
-    /// The same for what comes from now on, so that the roster is not looked through each time.
+    /// Makes the current roster the one that later calls of [`Views::now`] compare with, so that they need no new view.
     pub fn follow(&mut self) {
         let view = self.agent.view_of(&self.member, &self.roster.borrow_and_update());
         self.view = view.holding_as(&self.view);

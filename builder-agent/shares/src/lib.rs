@@ -1,7 +1,7 @@
 //! What members share, and how it is divided: threads for work that blocks, and memory that requests take.
 //!
-//! Everything here belongs to an owner, a member's id, so that whoever asks for much waits for themselves and for nobody
-//! else. Both parts count; neither knows what the work is.
+//! Each piece of work and each charge has an owner, the id of a member. A member who asks for much makes only that
+//! member wait. Both parts count; neither knows what the work is.
 //! Not here: which limits a box has (`settings`), and places for builds (`builds::slots`).
 
 pub mod budget;

@@ -1,8 +1,8 @@
 //! Answers of sources, remembered for a while.
 //!
-//! Kept per member: how fast an answer comes must not tell one member what another asked for. Bounded, by what the answers
-//! take: a cache may name ten thousand references of each path. Who has the most remembered makes room, so that nobody
-//! can push out what is remembered for others. What is forgotten is asked again.
+//! Answers are kept for each member: the time of an answer must not tell one member what another one asked for. Their total
+//! size is bounded, because a cache may name ten thousand references of each path. Above the bound the member with the most
+//! bytes loses the oldest answer, so no member can push out the answers of others. A forgotten question is asked again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -74,7 +74,7 @@ impl Lookups {
         while self.bytes > MAX_BYTES && self.make_room() {}
     }
 
-    /// Forgets the oldest answer of who has the most.
+    /// Forgets the oldest answer of the member with the most bytes.
     fn make_room(&mut self) -> bool {
         let Some(fullest) = self.members.values_mut().max_by_key(|shelf| shelf.bytes) else { return false };
         let Some((_, oldest)) = fullest.order.pop_first() else { return false };
@@ -89,7 +89,7 @@ impl Lookups {
 }
 
 impl Shelf {
-    /// Forgets this answer; how much it took.
+    /// Forgets this answer; gives its bytes.
     fn take(&mut self, path: &StorePath) -> u64 {
         let Some(known) = self.answers.remove(path) else { return 0 };
         self.order.remove(&known.place);
