@@ -28,7 +28,7 @@ pub(super) use chunks::{Sink, feed, next_chunk, read_nar};
 pub use opened::Opened;
 pub(super) use sinks::unknown;
 
-use chunks::{at_once, feed_and_commit};
+use chunks::{WHOLE, at_once, feed_and_commit};
 use sinks::{Address, addressed, announced};
 
 /// Paths of one upload that become visible together. Each commit is a transaction and a turn in the queue for the index; a batch shares them.
@@ -84,8 +84,7 @@ impl Session {
         let (view, what) = (self.view(), Address { name, method, algorithm, references });
         let open = move || addressed(view, what);
         let added =
-            feed_and_commit(&self.desk, conn.body(), open, one_visible(self.views.clone()), None, |_| false)
-                .await?;
+            feed_and_commit(&self.desk, conn.body(), open, one_visible(self.views.clone()), None).await?;
         added.map(|info| convert::to_wire(&info)).map_err(import_failed)
     }
 
@@ -98,9 +97,13 @@ impl Session {
         let (method, algorithm) = (ContentAddressMethod::Text, HashAlgorithm::Sha256);
         let (view, what) = (self.view(), Address { name, method, algorithm, references });
         let visible = one_visible(self.views.clone());
+        let is_small = text.len() < WHOLE;
         let work = move || at_once(|| addressed(view, what), &text).and_then(visible);
-        let added = self.desk.workers.commit(work).await.map_err(bug)?;
-        added.map(|info| convert::to_wire(&info)).map_err(import_failed)
+        let added = match is_small {
+            true => self.desk.workers.commit_short(work).await,
+            false => self.desk.workers.commit(work).await,
+        };
+        added.map_err(bug)?.map(|info| convert::to_wire(&info)).map_err(import_failed)
     }
 
     /// Takes in a NAR that was announced.
@@ -110,11 +113,10 @@ impl Session {
         info: PathInfo,
     ) -> Result<(), RequestError> {
         let (view, info) = (self.view(), convert::from_wire(info));
-        let (claimed, size) = (info.clone(), Some(info.nar_size).filter(|size| *size > 0));
-        let open = move || announced(view, claimed);
-        let (visible, is_quick) =
-            (one_visible(self.views.clone()), |bytes| self.view().is_quick(&info, bytes));
-        let added = feed_and_commit(&self.desk, body, open, visible, size, is_quick).await?;
+        let size = Some(info.nar_size).filter(|size| *size > 0);
+        let open = move || announced(view, info);
+        let visible = one_visible(self.views.clone());
+        let added = feed_and_commit(&self.desk, body, open, visible, size).await?;
         added.map(|_| ()).map_err(import_failed)
     }
 

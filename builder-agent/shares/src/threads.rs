@@ -7,7 +7,8 @@
 //! up commits, and nobody's reading. What takes hours ([`Threads::alone`]: a build, a download) has a thread of its own;
 //! slots bound how many there are.
 //!
-//! tokio's own blocking pool is for nobody: whoever parked threads there would park the whole box.
+//! tokio's own blocking pool is for nobody: whoever parked threads there would park the whole box. Only the threads that
+//! stand in for those in [`Crew::short`] come from it.
 //! Not here: memory (`budget`), and how many builds there are (`builds::scheduler`).
 
 use std::any::Any;
@@ -22,6 +23,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
 
 /// Threads for pieces of contents, for each processor. They hash and copy, and sometimes wait for a disk.
@@ -72,9 +74,8 @@ fn job<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> (Job, Ta
     (Box::new(job), Task(told))
 }
 
-/// Does `work` where the caller is, as a thread of a crew would: a panic is told and ends nothing else. For work of some
-/// hundred microseconds that waits for nothing, where to wake a thread would take longer.
-pub fn here<T>(work: impl FnOnce() -> T) -> Result<T, Lost> {
+/// Does `work` where the caller is, as a thread of a crew would: a panic is told and ends nothing else.
+fn here<T>(work: impl FnOnce() -> T) -> Result<T, Lost> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| Lost::Panicked(said(&*panic)))
 }
 
@@ -202,6 +203,14 @@ impl Workers {
         self.threads.commits.start(&self.owner, work)
     }
 
+    /// The same for work of some hundred microseconds. See [`Crew::short`].
+    pub async fn commit_short<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Lost> {
+        self.threads.commits.short(&self.owner, work).await
+    }
+
     /// Reads derivations.
     pub fn plan<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Task<T> {
         self.threads.plans.start(&self.owner, work)
@@ -225,6 +234,8 @@ struct Inner {
 struct State {
     threads: usize,
     idle: usize,
+    /// Threads of others that are at work here.
+    entered: usize,
     /// Owners with something to do or being done.
     lanes: HashMap<Arc<str>, Lane>,
     /// Owners with something to do and a thread to spare, in turn. Each once.
@@ -265,6 +276,37 @@ impl Crew {
         self.0.list(&mut state, owner);
         self.summon(state);
         task
+    }
+
+    /// Does short work on the caller's own thread, where waking a thread and being woken by it would take about as long as
+    /// the work. The thread counts as one of the owner's. If the owner has no room for it, or somebody waits, this is
+    /// [`Crew::start`].
+    ///
+    /// The work may wait for a disk or for other commits: the runtime gives the other tasks of this thread to another one.
+    pub async fn short<T: Send + 'static>(
+        &self,
+        owner: &Arc<str>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Lost> {
+        // A runtime with one thread has no other one to give tasks to.
+        let hands_over = Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
+        match hands_over.then(|| self.enter(owner)).flatten() {
+            Some(_entered) => tokio::task::block_in_place(|| here(work)),
+            None => self.start(owner, work).await,
+        }
+    }
+
+    /// Lets the caller's thread work here as one of the owner's, if nobody waits and there is room.
+    fn enter(&self, owner: &Arc<str>) -> Option<Entered<'_>> {
+        let mut state = self.0.lock();
+        let running = state.lanes.get(owner).map_or(0, |lane| lane.running);
+        let busy = state.threads - state.idle + state.entered;
+        if !state.turns.is_empty() || busy >= self.0.most || running >= self.0.of_one() {
+            return None;
+        }
+        state.entered += 1;
+        state.lanes.entry(owner.clone()).or_default().running += 1;
+        Some(Entered { crew: self, owner: owner.clone() })
     }
 
     /// Sees to it that somebody comes, if there is something to do that may be begun. Takes the lock with it: who is woken
@@ -322,14 +364,37 @@ impl Crew {
     }
 }
 
+/// A thread that works in a crew for a moment.
+struct Entered<'a> {
+    crew: &'a Crew,
+    owner: Arc<str>,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        let mut state = self.crew.0.lock();
+        state.entered -= 1;
+        if let Some(lane) = state.lanes.get_mut(&self.owner) {
+            lane.running -= 1;
+        }
+        self.crew.0.list(&mut state, &self.owner);
+        self.crew.summon(state);
+    }
+}
+
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Most threads for one owner.
+    fn of_one(&self) -> usize {
+        (self.most / 2).max(1)
+    }
+
     /// Gives `owner` a turn if there is something to do for it and it has a thread to spare.
     fn list(&self, state: &mut State, owner: &Arc<str>) {
-        let of_one = (self.most / 2).max(1);
+        let of_one = self.of_one();
         let Some(lane) = state.lanes.get_mut(owner) else { return };
         if !lane.listed && !lane.jobs.is_empty() && lane.running < of_one {
             lane.listed = true;

@@ -102,3 +102,59 @@ async fn long_work_has_a_thread_of_its_own_and_is_waited_for_at_the_end() {
     assert_eq!(*threads.lone.running.lock().expect("count"), 0);
     task.await.expect("done");
 }
+
+/// With one worker thread: whatever stops that one stops everything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn short_work_that_waits_stops_no_other_task() {
+    let crew = Crew::new("test", 4);
+    let (hold, work) = parked();
+    let waiting = tokio::spawn({
+        let crew = crew.clone();
+        async move { crew.short(&owner("mallory"), work).await }
+    });
+    while crew.0.lock().entered == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let other = tokio::spawn(async { 1 });
+    assert_eq!(other.await.expect("it went on"), 1);
+    assert_eq!(crew.short(&owner("alice"), || 2).await.expect("done"), 2);
+    assert_eq!(crew.0.lock().threads, 0, "nobody needed a thread of the crew");
+    drop(hold);
+    waiting.await.expect("no panic").expect("done");
+    assert!(crew.0.lock().lanes.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn short_work_counts_as_its_owners() {
+    let crew = Crew::new("test", 4);
+    let mallory = owner("mallory");
+    let (holds, works): (Vec<_>, Vec<_>) = (0..10).map(|_| parked()).unzip();
+    let waiting: Vec<_> = works
+        .into_iter()
+        .map(|work| {
+            let (crew, mallory) = (crew.clone(), mallory.clone());
+            tokio::spawn(async move { crew.short(&mallory, work).await })
+        })
+        .collect();
+    let all_asked = |state: &State| state.lanes.get(&mallory).is_some_and(|l| l.running + l.jobs.len() == 10);
+    while !all_asked(&crew.0.lock()) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(crew.0.lock().lanes[&mallory].running, 2, "half of the threads");
+    for n in 0..100 {
+        assert_eq!(crew.short(&owner("alice"), move || n).await.expect("done"), n);
+    }
+    drop(holds);
+    for work in waiting {
+        work.await.expect("no panic").expect("done");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn short_work_that_panics_gives_its_place_back() {
+    let crew = Crew::new("test", 4);
+    let lost = crew.short(&owner("alice"), || -> () { panic!("a bug") }).await;
+    assert!(lost.expect_err("it panicked").to_string().contains("a bug"));
+    assert!(crew.0.lock().lanes.is_empty());
+    assert_eq!(crew.0.lock().entered, 0);
+}

@@ -14,7 +14,7 @@ use wire::WireError;
 
 use super::{Desk, RequestError, Views, bug, opened, over};
 use shares::budget::Charge;
-use shares::threads::{Task, Workers, here};
+use shares::threads::{Task, Workers};
 
 /// Size of a chunk. Large enough that handing one over is nothing beside hashing it.
 pub(crate) const CHUNK: usize = 256 * 1024;
@@ -118,16 +118,14 @@ where
     }
 }
 
-/// [`feed`], and what then changes the store. A small body needs one thread for both, and not one after the other: to
-/// wake a thread takes longer than what is done with a small path. Where `is_quick` says so of a body of that many bytes,
-/// it needs none. `announced`: how much will come, if that is known.
+/// [`feed`], and what then changes the store. A small body is taken in and committed in one step, mostly on the thread that
+/// received it. `announced`: how much will come, if that is known.
 pub(crate) async fn feed_and_commit<B, S, T>(
     desk: &Desk,
     mut body: B,
     open: impl FnOnce() -> Result<S, S::Error> + Send + 'static,
     commit: impl FnOnce(S::Done) -> Result<T, S::Error> + Send + 'static,
     announced: Option<u64>,
-    is_quick: impl FnOnce(u64) -> bool,
 ) -> Result<Result<T, S::Error>, RequestError>
 where
     B: AsyncRead + Unpin,
@@ -138,17 +136,13 @@ where
     let size = announced.map_or(WHOLE as u64, |size| size.saturating_add(1)).min(WHOLE as u64);
     let mut first = Chunk::single(size as usize);
     fill(&mut body, &mut first).await?;
-    let work = match first.len < first.bytes.len() {
-        true if is_quick(first.len as u64) => {
-            return here(move || at_once(open, &first).and_then(commit)).map_err(bug);
-        }
-        true => desk.workers.commit(move || at_once(open, &first).and_then(commit)),
-        false => match stream(desk, body, first, open).await? {
-            Ok(done) => desk.workers.commit(move || commit(done)),
-            Err(error) => return Ok(Err(error)),
-        },
-    };
-    work.await.map_err(bug)
+    if first.len < first.bytes.len() {
+        return desk.workers.commit_short(move || at_once(open, &first).and_then(commit)).await.map_err(bug);
+    }
+    match stream(desk, body, first, open).await? {
+        Ok(done) => desk.workers.commit(move || commit(done)).await.map_err(bug),
+        Err(error) => Ok(Err(error)),
+    }
 }
 
 /// Takes in a body of which nothing is missing.

@@ -108,13 +108,6 @@ pub(crate) struct Commits {
     turn: Condvar,
 }
 
-impl Commits {
-    /// Whether nobody commits, and nobody waits to.
-    pub(crate) fn are_idle(&self) -> bool {
-        self.queue.try_lock().is_ok_and(|queue| !queue.led && queue.waiting.is_empty())
-    }
-}
-
 /// Gives up the lead, also when the leader panics.
 struct Lead<'a>(&'a Commits);
 

@@ -18,9 +18,7 @@ pub(crate) mod rows;
 pub(crate) mod sqlite;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::error::DatabaseError;
 use change::Change;
@@ -57,20 +55,6 @@ impl Index {
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Memory> {
         // A panic between two insertions leaves maps that lack paths, not wrong ones.
         self.memory.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The same; `None` while it is changed.
-    pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, Memory>> {
-        match self.memory.try_read() {
-            Ok(memory) => Some(memory),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-
-    /// Whether a commit would not have to wait for another one, as far as one can tell.
-    pub(crate) fn is_free(&self) -> bool {
-        self.commits.are_idle() && !matches!(self.database.try_lock(), Err(TryLockError::WouldBlock))
     }
 
     /// Waits until nobody changes the index, and keeps everybody else from changing it.

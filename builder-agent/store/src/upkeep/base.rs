@@ -37,8 +37,6 @@ pub(crate) struct Base {
     pub(crate) trees: Arc<Trees>,
     pub(crate) index: Arc<Index>,
     pub(crate) config: StoreConfig,
-    /// No file of the store is on a disk.
-    pub(crate) in_memory: bool,
     pub(crate) recovery: Recovery,
     /// Released last.
     _lock: File,
@@ -73,25 +71,8 @@ impl Base {
         let parts = (Arc::clone(&objects), Arc::clone(&trees), Arc::clone(&index));
         let upkeep = Arc::new(Upkeep::new(parts, durability, marker, through));
         let keeper = Keeper::start(&upkeep);
-        Ok(Self {
-            _keeper: keeper,
-            upkeep,
-            objects,
-            trees,
-            index,
-            config,
-            in_memory: is_in_memory(root)?,
-            recovery,
-            _lock: lock,
-        })
+        Ok(Self { _keeper: keeper, upkeep, objects, trees, index, config, recovery, _lock: lock })
     }
-}
-
-/// Whether the file system keeps everything in memory: `TMPFS_MAGIC` and `RAMFS_MAGIC` of linux/magic.h.
-pub(crate) fn is_in_memory(path: &Path) -> Result<bool, FileError> {
-    let stat = rustix::fs::statfs(path).map_err(|e| FileError::new("look at", path, e))?;
-    // Signed or not, 32 bits or 64: that depends on the architecture.
-    Ok(matches!(stat.f_type as u32, 0x0102_1994 | 0x8584_58f6))
 }
 
 /// Keeps other processes out.

@@ -11,7 +11,7 @@ use super::closure::Closure;
 use super::collect::{self, Collect, Collected};
 use super::seen::Viewer;
 use super::staged::Staged;
-use super::{address, copies, limits, quick, records, register};
+use super::{address, copies, limits, records, register};
 use crate::config::StoreConfig;
 use crate::error::{CollectError, ImportError, MissingPath, NarError, RegisterError};
 use crate::format::object::NarReader;
@@ -255,13 +255,6 @@ impl View {
         references: &BTreeSet<StorePath>,
     ) -> Result<Staged, ImportError> {
         address::stage_new(ingested, name, method, algorithm, references)
-    }
-
-    /// Whether a path as `info` describes it, with a NAR of so many bytes, can be taken in and registered now within some
-    /// hundred microseconds, without waiting for a disk or for anybody else's commit. A hint: somebody may be faster.
-    #[must_use]
-    pub fn is_quick(&self, info: &PathInfo, bytes: u64) -> bool {
-        quick::is_quick(&self.base, &self.viewer, info, bytes)
     }
 
     /// [`View::stage`] and [`View::register_many`] of one path.

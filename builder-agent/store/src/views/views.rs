@@ -9,7 +9,6 @@ mod copies;
 mod limits;
 mod origins;
 mod provenance;
-mod quick;
 pub(crate) mod records;
 mod register;
 pub(crate) mod seen;
