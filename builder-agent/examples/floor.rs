@@ -11,6 +11,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nix::{BuildResult, BuildStatus, BuiltOutput, Missing, PathInfo};
+use nix_derivation::{Output, StorePath};
 use russh::keys::{Algorithm, PrivateKey};
 use russh::server::{self, Auth, Handler, Msg, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId};
@@ -20,7 +22,6 @@ use tokio::net::TcpListener;
 use wire::WireError;
 use wire::client::encode_file_nar;
 use wire::serve;
-use wire::types::{BuildResult, BuildStatus, BuiltOutput, Missing, Output, PathInfo, StorePath};
 use wire::worker::{Connection, Failure, Request, Response, ServerInfo};
 
 /// What was sent, by path.

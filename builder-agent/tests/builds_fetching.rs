@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use builds::derivation::aterm;
 use builds::modulo::Hasher;
 use builds::study::Study;
 use common::PATIENCE;
@@ -18,6 +17,8 @@ use common::cache::{Cache, as_it_is, house, key};
 use common::http::{ok, silent};
 use common::scripted::{Scripted, TestClient, derivation, member, path};
 use daemon::{Caller, HostCommand, Realise, SessionOptions, run_host_command};
+use nix::derivation::{BasicDerivation, aterm};
+use nix::{BuildMode, BuildStatus};
 use nix_derivation::{
     CAHash, ContentAddressMethod, DerivedPath, HashAlgorithm, Output, SingleDerivedPath, StorePath, nixbase32,
 };
@@ -26,7 +27,7 @@ use store::{Member, Provenance, RealisationId, View};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use wire::client::{Frame, encode_file_nar};
-use wire::types::{BasicDerivation, BuildMode, BuildStatus, ClientSettings};
+use wire::types::ClientSettings;
 use wire::worker::Request;
 
 type Drv = (StorePath, BasicDerivation);

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use common::PATIENCE;
 use common::scripted::{Scripted, TestClient, derivation};
-use wire::types::{BuildMode, BuildStatus, ClientSettings};
+use nix::{BuildMode, BuildStatus};
+use wire::types::ClientSettings;
 use wire::worker::Request;
 
 async fn client(house: &Scripted, name: &str, max_log: &str) -> TestClient {

@@ -11,6 +11,7 @@ use builds::resolve::resolve;
 use builds::study::Study;
 use common::PATIENCE;
 use common::scripted::Scripted;
+use nix::BuildMode;
 use nix_derivation::store_path::hash_placeholder;
 use nix_derivation::{
     ContentAddressMethod, Derivation, DerivationBuilder, DerivedPath, HashAlgorithm, SingleDerivedPath,
@@ -20,7 +21,6 @@ use sha2::{Digest, Sha256};
 use store::signing::{SecretKey, Signer, fingerprint};
 use store::{Member, PathInfo, Provenance, RealisationId, View};
 use wire::client::encode_file_nar;
-use wire::types::BuildMode;
 use wire::worker::Request;
 
 /// An input-addressed derivation, a floating one that uses it and waits for the gate, and a key that the box trusts.

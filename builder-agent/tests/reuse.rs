@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use common::PATIENCE;
 use common::scripted::{Scripted, TestClient, derivation, path};
+use nix::derivation::BasicDerivation;
+use nix::{BuildMode, BuildStatus};
 use nix_derivation::StorePath;
 use wire::client::{End, Frame};
-use wire::types::{BasicDerivation, BuildMode, BuildStatus, ClientSettings};
+use wire::types::ClientSettings;
 use wire::worker::Request;
 
 /// What a client learns of a build.

@@ -10,6 +10,8 @@ use std::time::Duration;
 use common::PATIENCE;
 use common::scripted::{Scripted, ServeClient, derivation, member, path};
 use daemon::{Caller, HostCommand, Realise, SessionOptions, run_host_command};
+use nix::derivation::BasicDerivation;
+use nix::{BuildStatus, PathInfo};
 use nix_derivation::{
     ContentAddressMethod, Derivation, DerivedPath, HashAlgorithm, SingleDerivedPath, StorePath,
 };
@@ -18,7 +20,6 @@ use tokio::io::{AsyncReadExt, DuplexStream};
 use wire::client::encode_file_nar;
 use wire::serve::{BuildOptions, ImportedInfo, Request};
 use wire::serve_client::encode_export;
-use wire::types::{BasicDerivation, BuildStatus, PathInfo};
 
 fn info(name: &str, nar: &[u8], references: &[StorePath]) -> PathInfo {
     PathInfo {

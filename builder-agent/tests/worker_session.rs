@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use common::PATIENCE;
 use common::scripted::{Scripted, TestClient, derivation, path};
+use nix::derivation::BasicDerivation;
+use nix::{BuildMode, BuildStatus};
 use nix_derivation::{
     CAHash, ContentAddressMethod, DerivedPath, HashAlgorithm, NixHash, Output, SingleDerivedPath, StorePath,
 };
 use sandbox::Inputs;
 use sha2::{Digest, Sha256};
 use wire::client::{End, Frame};
-use wire::types::{BasicDerivation, BuildMode, BuildStatus};
 use wire::worker::Request;
 
 /// What a client learns of a build.

@@ -5,16 +5,8 @@
 use std::collections::BTreeMap;
 
 use libfuzzer_sys::fuzz_target;
-
-// The agent's own files: the crate around them brings ssh and TLS, which fuzzing does not need.
-#[allow(dead_code)]
-#[path = "../../builder-agent/builds/src/derivation.rs"]
-mod derivation;
-#[allow(dead_code)]
-#[path = "../../builder-agent/builds/src/numbers.rs"]
-mod numbers;
-
-use derivation::{Derivation, MAX_OUTPUTS, aterm};
+use nix::derivation::{Derivation, MAX_OUTPUTS, aterm};
+use nix::numbers::Number;
 
 fn written(drv: &Derivation) -> Vec<u8> {
     let inputs: BTreeMap<_, _> =
@@ -24,9 +16,9 @@ fn written(drv: &Derivation) -> Vec<u8> {
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(text) = std::str::from_utf8(bytes)
-        && let Some(number) = numbers::Number::parse(text)
+        && let Some(number) = Number::parse(text)
     {
-        assert_eq!(numbers::Number::parse(&number.json()).map(numbers::Number::json), Some(number.json()));
+        assert_eq!(Number::parse(&number.json()).map(Number::json), Some(number.json()));
         number.shell();
     }
     let Ok(ours) = Derivation::parse(bytes, "t") else { return };

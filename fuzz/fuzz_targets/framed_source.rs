@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use tokio::io::AsyncReadExt;
 use wire::client::encode_request;
-use wire::types::{ContentAddressMethod, HashAlgorithm};
+use nix_derivation::{ContentAddressMethod, HashAlgorithm};
 use wire::worker::{Connection, Failure, Protocol, Request};
 
 /// The body and what follows it, if the frames are complete.

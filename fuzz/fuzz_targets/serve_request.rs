@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use tokio::io::AsyncReadExt;
 use wire::serve::{Answer, Connection, Response, version};
-use wire::types::{BuildResult, BuildStatus};
+use nix::{BuildResult, BuildStatus};
 
 fuzz_target!(|data: &[u8]| {
     let Some((first, rest)) = data.split_first() else { return };

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use nix::derivation::BasicDerivation;
+use nix::{BuildMode, PathInfo};
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, StorePath, hash_bytes};
 use serde_json::{Value, json};
 use store::{Member, Recovery, Store, StoreConfig};
@@ -17,7 +19,6 @@ use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinHandle;
 use wire::client::{Client, End, Frame, encode_path_info};
-use wire::types::{BasicDerivation, BuildMode, PathInfo};
 use wire::worker::Request;
 
 use crate::agent::{Agent, Setup};

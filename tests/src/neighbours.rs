@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use nix::derivation::BasicDerivation;
 use nix_derivation::{Output, StorePath};
 use tempfile::TempDir;
-use wire::types::BasicDerivation;
 
 use crate::agent::{Agent, Setup};
 use crate::clients::{Nix, Stock};

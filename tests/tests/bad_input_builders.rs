@@ -4,7 +4,8 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use e2e::hostile::*;
-use wire::types::{BuildStatus, ClientSettings};
+use nix::BuildStatus;
+use wire::types::ClientSettings;
 use wire::worker::Request;
 
 /// Builds something bad, then something good; the bad one's answer.

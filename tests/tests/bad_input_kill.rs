@@ -3,9 +3,9 @@
 
 use e2e::PATIENCE;
 use e2e::hostile::*;
+use nix::BuildStatus;
 use store::{Member, Store, StoreConfig};
 use wire::client::encode_frames;
-use wire::types::BuildStatus;
 use wire::worker::Request;
 
 /// Looks at every path in the store of the killed agent, and starts it again.

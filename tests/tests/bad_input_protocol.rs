@@ -9,10 +9,10 @@ use std::process::Stdio;
 
 use e2e::hostile::*;
 use e2e::process::status_kib;
+use nix::PathInfo;
 use nix_derivation::{CAHash, HashAlgorithm, hash_bytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wire::client::{encode_frames, encode_request};
-use wire::types::PathInfo;
 use wire::worker::{CLIENT_MAGIC, Protocol, Request, SERVER_MAGIC};
 
 fn numbers(numbers: &[u64]) -> Vec<u8> {

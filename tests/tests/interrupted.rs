@@ -8,13 +8,13 @@ use e2e::agent::Setup;
 use e2e::hostile::*;
 use e2e::neighbours::{Neighbours, SERVE, WORKER};
 use e2e::process::status_kib;
+use nix::PathInfo;
 use nix_derivation::StorePath;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::sync::watch;
 use wire::client::Client;
-use wire::types::PathInfo;
 use wire::worker::Request;
 use wire::{serve, serve_client};
 

@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use nix::placeholders::Placeholders;
 use nix_derivation::nixbase32;
 use nix_derivation::store_path::hash_placeholder;
 use sha2::{Digest, Sha256};
 
 use super::Failure;
 use super::graphs::Graphs;
-use super::placeholders::Placeholders;
 use super::recipe::Recipe;
 use super::structured;
 use super::watch::Watch;

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use nix::BuildStatus;
 use nix_derivation::StorePath;
 use sandbox::{BuilderStatus, SandboxError};
 use store::{ImportError, NarError};
-use wire::types::BuildStatus;
 
 /// Lines of log repeated in the error of a failed builder (Nix: `log-lines`, 25 in newer versions, 10 before).
 pub const TAIL_LINES: usize = 10;

@@ -8,12 +8,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Read, Write};
 
+use nix::placeholders::is_base32;
 use nix_derivation::store_path::build_ca_path;
 use nix_derivation::{CAHash, ContentAddressMethod, NixHash, StorePath, nixbase32};
 use store::{Ingested, NarError, View};
 
 use super::outputs::Settled;
-use super::placeholders::is_base32;
 use super::watch::Watch;
 use super::{Failure, Recipe};
 

@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use nix::derivation::Derivation;
 use nix_derivation::{StorePath, nixbase32};
 use serde_json::{Value, json};
 use store::{Closure, PathInfo};
 
-use super::derivation::Derivation;
 use super::recipe::MAX_DRV_BYTES;
 use super::watch::{Steps, Watch};
 use super::{Failure, Recipe};

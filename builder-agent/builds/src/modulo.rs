@@ -1,24 +1,22 @@
-//! Hashes of derivations modulo fixed outputs: what input-addressed paths and realisations are made of.
+//! Hashes of the derivations in a view, modulo fixed outputs: what input-addressed paths and realisations are made of.
 //!
-//! Source: Nix, `hashDerivationModulo` and `Derivation::unparse` (src/libstore/derivations.cc, 2.8 to 2.34). A hash is
-//! a pure function of the contents of a `.drv` and of all `.drv` files below it. Those are content-addressed, so what
-//! was computed from Verified ones holds for every member and is kept; what came from anything less is forgotten.
+//! A hash is a pure function ([`nix::modulo`]) of the contents of a `.drv` and of all `.drv` files below it. Those are
+//! content-addressed, so what was computed from Verified ones holds for every member and is kept; what came from anything
+//! less is forgotten.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nix_derivation::store_path::{build_output_path, hash_placeholder};
-use nix_derivation::{DerivationModuloHash, Output, StorePath};
-use sha2::{Digest, Sha256};
+use nix::derivation::Derivation;
+use nix::modulo::{self, Hashes};
+use nix_derivation::StorePath;
+use shares::budget::Charge;
 use store::{Provenance, View};
-use wire::types::BasicDerivation;
 
 use super::Failure;
-use super::derivation::{Derivation, aterm, hex, prefixed};
 use super::recipe::MAX_DRV_BYTES;
 use super::study::Study;
 use super::weight;
-use shares::budget::Charge;
 
 /// Derivations whose hashes are kept, about 150 bytes each.
 const MAX_KEPT: usize = 300_000;
@@ -29,19 +27,6 @@ const MAX_BELOW: usize = 200_000;
 /// Text of the derivations on one way down, in bytes: each waits, parsed, for what is below it. A way has some hundred, of
 /// some kilobytes each.
 const MAX_OPEN: usize = 128 << 20;
-
-/// The hashes of one derivation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hashes {
-    /// Stands for the derivation in those that use it.
-    input: [u8; 32],
-    /// Without its own output paths: what those, and names of realisations, are made of.
-    pub masked: [u8; 32],
-    /// An output path below is known only once it is built; so are input-addressed paths made of this hash.
-    pub deferred: bool,
-    /// Read from Verified `.drv` files only, each of which names its own outputs as it should.
-    pub verified: bool,
-}
 
 /// Hashes of derivations read from Verified paths. Shared by all sessions.
 #[derive(Debug, Default)]
@@ -153,20 +138,9 @@ impl<'a> Hasher<'a> {
     }
 
     /// The hashes of a derivation whose inputs are done.
-    fn close(&self, path: &StorePath, drv: &Derivation, mut verified: bool) -> Result<Hashes, Failure> {
-        let full = path.to_absolute_path();
-        let bad = |why: String| Failure::rejected(format!("cannot build '{full}': {why}"));
-        let mut inputs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        let mut deferred = false;
-        for (input, wanted) in &drv.inputs {
-            let Some(hashes) = self.done(input) else {
-                return Err(bad(format!("nothing is known about '{}'", input.to_absolute_path())));
-            };
-            deferred |= hashes.deferred;
-            verified &= hashes.verified;
-            inputs.entry(hex(&hashes.input)).or_default().extend(wanted.iter().cloned());
-        }
-        let mut hashes = of_parts(&drv.name, &drv.basic, &inputs, deferred).map_err(bad)?;
+    fn close(&self, path: &StorePath, drv: &Derivation, verified: bool) -> Result<Hashes, Failure> {
+        let mut hashes = modulo::of(drv, |input| self.done(input))
+            .map_err(|why| Failure::rejected(format!("cannot build '{}': {why}", path.to_absolute_path())))?;
         hashes.verified &= verified;
         Ok(hashes)
     }
@@ -192,49 +166,6 @@ pub fn read(view: &View, path: &StorePath, study: &Study) -> Result<Parsed, Fail
     let room = study.room(weight)?;
     let derivation = Derivation::parse(&bytes, name).map_err(|e| bad(&e))?;
     Ok(Parsed { derivation, text: bytes.len(), weight, room })
-}
-
-/// Hashes of a derivation without input derivations, which is all that `verified` has to go by.
-pub fn of_basic(name: &str, basic: &BasicDerivation) -> Result<Hashes, String> {
-    of_parts(name, basic, &BTreeMap::new(), false)
-}
-
-fn of_parts(
-    name: &str,
-    drv: &BasicDerivation,
-    inputs: &BTreeMap<String, BTreeSet<String>>,
-    mut deferred: bool,
-) -> Result<Hashes, String> {
-    // The only output of a fixed-output derivation stands for it, whatever it was made from.
-    if let (1, Some(Output::Fixed { ca })) = (drv.outputs.len(), drv.outputs.get("out")) {
-        let path = Output::Fixed { ca: ca.clone() }.path(name, "out").map_err(|e| e.to_string())?;
-        let path = path.map(|path| path.to_absolute_path()).unwrap_or_default();
-        let (method, hash) = (prefixed(ca.method(), &ca.hash().algorithm().to_string()), ca.hash());
-        let text = format!("fixed:out:{method}:{}:{path}", hex(hash.digest_as_bytes()));
-        let hash = Sha256::digest(text.as_bytes()).into();
-        return Ok(Hashes { input: hash, masked: hash, deferred: false, verified: true });
-    }
-    let masked: [u8; 32] = Sha256::digest(aterm(name, drv, inputs, true)).into();
-    let input = Sha256::digest(aterm(name, drv, inputs, false)).into();
-    let mut verified = true;
-    for (output, spec) in &drv.outputs {
-        let named = match spec {
-            Output::InputAddressed { path } => {
-                let right = build_output_path(DerivationModuloHash::new(masked), output, name)
-                    .map_err(|e| e.to_string())?;
-                verified &= !deferred && right == *path;
-                path.to_absolute_path()
-            }
-            Output::Floating { .. } => hash_placeholder(output),
-            Output::Deferred => String::new(),
-            Output::Fixed { .. } | Output::Impure { .. } => continue,
-        };
-        // The masked hash leaves the variables of outputs out. With anything else in them a derivation would have the
-        // hash of another one, and might do something else.
-        verified &= drv.env.get(output.as_bytes()).is_none_or(|value| *value == named.as_bytes());
-    }
-    deferred |= drv.outputs.values().any(|o| matches!(o, Output::Floating { .. } | Output::Impure { .. }));
-    Ok(Hashes { input, masked, deferred, verified })
 }
 
 #[cfg(test)]

@@ -139,7 +139,7 @@ pub fn compare(
         let valid = view.info(&recorded.path);
         if valid.is_none_or(|info| info.nar_hash != recorded.nar_hash) {
             return Err(Failure::new(
-                wire::types::BuildStatus::NotDeterministic,
+                nix::BuildStatus::NotDeterministic,
                 format!(
                     "derivation '{drv}' may not be deterministic: output '{}' differs",
                     recorded.path.to_absolute_path()

@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use nix::derivation::Derivation;
 use nix_derivation::{DerivedPath, Output, SingleDerivedPath, StorePath};
 use store::View;
 
-use super::derivation::Derivation;
 use super::modulo::{self, Hasher, Known};
 use super::resolve::InputPaths;
 use super::study::{KEPT_BESIDE, Study};

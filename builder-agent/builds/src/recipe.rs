@@ -6,15 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use nix::derivation::{BasicDerivation, Derivation, aterm};
+use nix::modulo;
 use nix_derivation::store_path::build_text_path;
 use nix_derivation::{CAHash, ContentAddressMethod, HashAlgorithm, Output, StorePath};
 use sha2::{Digest, Sha256};
 use store::Closure;
-use wire::types::BasicDerivation;
 
-use super::derivation::{Derivation, aterm};
 use super::structured::Attributes;
-use super::{Failure, builtin, modulo, weight};
+use super::{Failure, builtin, weight};
 
 /// Largest `.drv` we read. The largest in nixpkgs are a few megabytes, nearly all of it environment.
 pub const MAX_DRV_BYTES: u64 = 32 << 20;

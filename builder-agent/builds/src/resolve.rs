@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use nix::derivation::{Derivation, aterm};
+use nix::modulo::{self, Hashes};
+use nix::placeholders::Placeholders;
 use nix_derivation::store_path::{build_output_path, build_text_path, downstream_placeholder};
 use nix_derivation::{DerivationModuloHash, Output, StorePath};
 
-use super::derivation::{Derivation, aterm};
-use super::modulo::{self, Hashes};
-use super::placeholders::Placeholders;
 use super::{Failure, Recipe};
 
 /// Where outputs of input derivations are: by derivation and output name.

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::BuildStatus;
 use nix_derivation::StorePath;
 use store::{BuildRecord, RecordEnd, RecordedOutput, Store};
-use wire::types::BuildStatus;
 
 use super::{BuildKey, Failure};
 

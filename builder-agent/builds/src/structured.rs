@@ -1,20 +1,20 @@
 //! Structured attributes: `.attrs.json` and `.attrs.sh`, byte for byte as Nix writes them.
 //!
 //! The attributes are a client's JSON (`__json`). Nix parses it and writes it again: names sorted, of equal ones the last,
-//! numbers in digits of its own ([`super::numbers`]). Sources: Nix, `ParsedDerivation` and `writeStructuredAttrsShell`
+//! numbers in digits of its own ([`nix::numbers`]). Sources: Nix, `ParsedDerivation` and `writeStructuredAttrsShell`
 //! (src/libstore/parsed-derivations.cc; derivation-options.cc and structured attributes since 2.31).
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
+use nix::numbers::Number;
+use nix::placeholders::Placeholders;
 use nix_derivation::StorePath;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::graphs::Graphs;
-use super::numbers::Number;
-use super::placeholders::Placeholders;
 
 /// Values in one derivation's attributes, names left out: parsed, each takes a hundred bytes. The largest in nixpkgs
 /// have some thousands.

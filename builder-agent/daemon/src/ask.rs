@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 
+use nix::{BuildResult, DrvKey, DrvOutputId, Missing, Realisation};
 use nix_derivation::{DerivedPath, NixHash, StorePath};
 use store::{Member, Provenance, RealisationId, View};
-use wire::types::{BuildResult, DrvKey, DrvOutputId, Missing, Realisation};
 
 use wire::worker::Response;
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use nix::BuildStatus;
 use nix_derivation::StorePath;
 use tokio::sync::mpsc;
-use wire::types::BuildStatus;
 use wire::worker::LogEvent;
 
 use super::desk::Desk;

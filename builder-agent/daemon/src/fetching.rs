@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use nix::{Missing, SubstitutablePathInfo};
 use nix_derivation::{DerivedPath, StorePath};
 use tokio::sync::mpsc;
-use wire::types::{Missing, SubstitutablePathInfo};
 use wire::worker::{ActivityKind, LogEvent, ResultKind, Verbosity};
 
 use super::audience::Audience;

@@ -4,15 +4,15 @@
 
 use std::sync::Arc;
 
+use nix::BuildStatus;
+use nix::derivation::Derivation;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
 use store::View;
-use wire::types::BuildStatus;
 use wire::worker::{ActivityKind, LogEvent, Verbosity};
 
 use super::context::{Context, Done, Ended};
 use super::one::build_one;
 use super::studied::studied;
-use builds::derivation::Derivation;
 use builds::resolve::{InputPaths, Resolved, resolve};
 use builds::{Failure, Recipe, plan, realised};
 use shares::threads::Task;

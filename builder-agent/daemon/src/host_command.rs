@@ -11,10 +11,11 @@ use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
+use nix::{BuildMode, BuildStatus, Missing};
 use nix_derivation::{DerivedPath, StorePath};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
-use wire::types::{BuildMode, BuildStatus, ClientSettings, Missing};
+use wire::types::ClientSettings;
 use wire::worker::LogEvent;
 use wire::{PatientWriter, WireError};
 

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::BuildStatus;
 use nix_derivation::StorePath;
 use sandbox::SandboxError;
 use store::{Closure, Provenance, RecordedOutput, RegisterError, View};
 use tokio::time::Instant;
-use wire::types::BuildStatus;
 use wire::worker::{ActivityKind, LogEvent, Verbosity};
 
 use super::context::{Context, Done, Ended};

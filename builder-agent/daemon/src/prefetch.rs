@@ -74,7 +74,7 @@ impl Session {
         &self,
         audience: &mut A,
         drv: &StorePath,
-        derivation: &wire::types::BasicDerivation,
+        derivation: &nix::derivation::BasicDerivation,
     ) -> Result<(), RequestError> {
         if !self.agent.substituters.any() {
             return Ok(());

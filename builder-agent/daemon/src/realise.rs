@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::derivation::BasicDerivation;
+use nix::{BuildMode, BuildResult, BuildStatus, BuiltOutput};
 use nix_derivation::{DerivedPath, StorePath};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use wire::types::{BasicDerivation, BuildMode, BuildResult, BuildStatus, BuiltOutput, ClientSettings};
+use wire::types::ClientSettings;
 use wire::worker::{ActivityKind, LogEvent, ResultKind, Verbosity};
 
 use super::Session;

@@ -9,12 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 
+use nix::{BuildMode, BuildResult, BuildStatus};
 use nix_derivation::{DerivedPath, StorePath};
 use store::{ImportError, Ingested, Provenance, View};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use wire::serve::{BuildOptions, Connection, ImportedInfo, Request, Response};
-use wire::types::{BuildMode, BuildResult, BuildStatus, ClientSettings};
+use wire::types::ClientSettings;
 use wire::worker::LogEvent;
 use wire::{PatientWriter, WireError};
 

@@ -5,11 +5,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use nix::PathInfo;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
 use store::{ImportError, RegisterError, Staged};
 use tokio::io::{AsyncRead, AsyncWrite};
 use wire::WireError;
-use wire::types::PathInfo;
 use wire::worker::Connection;
 
 use super::Session;

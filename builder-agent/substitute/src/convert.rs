@@ -3,8 +3,8 @@
 use crate::narinfo::NarInfo;
 
 /// As the store knows it, for a client.
-pub fn to_wire(info: &store::PathInfo) -> wire::types::PathInfo {
-    wire::types::PathInfo {
+pub fn to_wire(info: &store::PathInfo) -> nix::PathInfo {
+    nix::PathInfo {
         path: info.path.clone(),
         deriver: info.deriver.clone(),
         nar_hash: info.nar_hash,
@@ -19,7 +19,7 @@ pub fn to_wire(info: &store::PathInfo) -> wire::types::PathInfo {
 }
 
 /// As the other side claims it. When it was registered, and that it was built here, is not for others to say.
-pub fn from_wire(info: wire::types::PathInfo) -> store::PathInfo {
+pub fn from_wire(info: nix::PathInfo) -> store::PathInfo {
     store::PathInfo {
         path: info.path,
         nar_hash: info.nar_hash,
@@ -36,7 +36,7 @@ pub fn from_wire(info: wire::types::PathInfo) -> store::PathInfo {
 /// As a cache claims it.
 pub fn from_narinfo(info: NarInfo) -> store::PathInfo {
     let NarInfo { path, nar_hash, nar_size, references, deriver, signatures, ca, .. } = info;
-    from_wire(wire::types::PathInfo {
+    from_wire(nix::PathInfo {
         path,
         deriver,
         nar_hash,

@@ -14,6 +14,7 @@ use builds::scheduler::Embedded;
 use daemon::Agent;
 use daemon::{Caller, SessionOptions};
 use members::{Member, MemberLimits, Role, Roster};
+use nix::derivation::BasicDerivation;
 use nix_derivation::{Output, StorePath};
 use sandbox::{BuilderStatus, Cancel, Finished, Host, Inputs, Job, JobRunner, Run, SandboxError};
 use settings::Config;
@@ -26,7 +27,6 @@ use tempfile::TempDir;
 use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::watch;
 use wire::client::{Client, encode_file_nar};
-use wire::types::BasicDerivation;
 
 /// Plays builders. Words of the script, separated by spaces:
 /// `log:X` prints a line (longer than the limit of the log: ends as the sandbox would), `write:X` makes every output a file that holds X, `refer` makes it hold the inputs' paths,

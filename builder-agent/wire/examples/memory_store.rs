@@ -7,10 +7,11 @@
 
 use std::collections::BTreeMap;
 
+use nix::{BuildResult, BuildStatus, Missing, PathInfo};
+use nix_derivation::{DerivedPath, StorePath};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::UnixListener;
 use wire::WireError;
-use wire::types::{BuildResult, BuildStatus, DerivedPath, Missing, PathInfo, StorePath};
 use wire::worker::{Connection, Failure, LogEvent, Request, Response, ServerInfo};
 
 type Paths = BTreeMap<StorePath, (PathInfo, Vec<u8>)>;

@@ -7,6 +7,8 @@
 
 use std::io;
 
+use nix::{DrvKey, DrvOutputId, PathInfo, Realisation, hex};
+use nix_derivation::{ContentAddressMethod, HashAlgorithm, Output, StorePath};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::error::WireError;
@@ -17,13 +19,10 @@ use crate::limits::{
 };
 use crate::output::Encode;
 use crate::read::{path_info, path_info_of};
-use crate::types::{
-    ContentAddressMethod, DrvKey, DrvOutputId, GcAction, HashAlgorithm, Output, PathInfo, Realisation,
-    StorePath,
-};
+use crate::types::GcAction;
 use crate::worker::internal::*;
 use crate::worker::{CLIENT_MAGIC, Features, Op, Protocol, Request, SERVER_MAGIC, Version};
-use crate::write::{derived_path as write_derived_path, hex, path_info as write_path_info};
+use crate::write::{derived_path as write_derived_path, path_info as write_path_info};
 
 /// A connection to a server, after the handshake.
 pub struct Client<R, W> {
@@ -442,7 +441,7 @@ fn write_output(out: &mut Vec<u8>, output: &Output, drv_name: &str, name: &str) 
         Output::InputAddressed { .. } | Output::Deferred => (String::new(), String::new()),
         Output::Fixed { ca } => {
             let hash = ca.hash();
-            (method_text(ca.method(), hash.algorithm()), hex(hash.digest_as_bytes()))
+            (method_text(ca.method(), hash.algorithm()), hex::encode(hash.digest_as_bytes()))
         }
         Output::Floating { method, hash_algorithm } => (method_text(*method, *hash_algorithm), String::new()),
         Output::Impure { method, hash_algorithm } => (method_text(*method, *hash_algorithm), "impure".into()),
@@ -456,7 +455,7 @@ fn write_output(out: &mut Vec<u8>, output: &Output, drv_name: &str, name: &str) 
 pub(crate) fn write_basic_derivation(
     out: &mut Vec<u8>,
     drv_path: &StorePath,
-    derivation: &crate::types::BasicDerivation,
+    derivation: &nix::derivation::BasicDerivation,
 ) {
     out.u64(derivation.outputs.len() as u64);
     for (name, output) in &derivation.outputs {

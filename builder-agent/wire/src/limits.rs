@@ -22,8 +22,8 @@ pub const MAX_HASH_BYTES: u64 = 256;
 /// A content address with its method.
 pub const MAX_CA_BYTES: u64 = 512;
 
-/// Outputs of one derivation. Real derivations have a dozen at most.
-pub const MAX_OUTPUTS: u64 = 1024;
+/// Outputs of one derivation, as in a `.drv` file.
+pub const MAX_OUTPUTS: u64 = nix::derivation::MAX_OUTPUTS as u64;
 
 /// Arguments of one builder: Linux itself refuses longer lists long before their bytes reach the limit.
 pub const MAX_BUILDER_ARGS: u64 = 65_536;

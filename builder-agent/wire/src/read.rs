@@ -3,15 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use nix::PathInfo;
+use nix::derivation::BasicDerivation;
+use nix_derivation::{ContentAddressMethod, DerivedPath, HashAlgorithm, NixHash, Output, SingleDerivedPath};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::{Problem, WireError, quote};
 use crate::input::{Fields, Input};
 use crate::limits::*;
-use crate::types::{
-    BasicDerivation, ContentAddressMethod, DerivedPath, HashAlgorithm, NixHash, Output, PathInfo,
-    SingleDerivedPath,
-};
 
 /// The number of the next request; `None` when the client hung up instead. Sends what is buffered before it waits.
 pub(crate) async fn next_number<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(

@@ -3,6 +3,8 @@
 //! Enough of a client to ask everything, and to lie: [`Client::send`] takes any bytes. It trusts the server and
 //! reads answers without haste; do not build a product on it.
 
+use nix::PathInfo;
+use nix_derivation::{DerivedPath, StorePath};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::client::write_basic_derivation;
@@ -14,7 +16,6 @@ use crate::output::Encode;
 use crate::serve::{
     BuildOptions, CLIENT_MAGIC, EXPORT_MAGIC, ImportedInfo, Op, Request, SERVER_MAGIC, version,
 };
-use crate::types::{DerivedPath, PathInfo, StorePath};
 use crate::worker::Version;
 use crate::write::path_info as write_path_info;
 

@@ -1,12 +1,14 @@
 //! Values that both protocols write alike; the mirror of `read`.
 
+use nix::{BuildResult, BuiltOutput, PathInfo, hex};
+use nix_derivation::{DerivedPath, SingleDerivedPath};
+
 use crate::output::Encode;
-use crate::types::{BuildResult, BuiltOutput, DerivedPath, PathInfo, SingleDerivedPath};
 
 /// Everything but the path itself (Nix: `UnkeyedValidPathInfo`).
 pub(crate) fn path_info(out: &mut Vec<u8>, info: &PathInfo) {
     out.maybe_path(info.deriver.as_ref());
-    out.str(&hex(&info.nar_hash));
+    out.str(&hex::encode(&info.nar_hash));
     out.paths(&info.references);
     out.u64(info.registration_time as u64);
     out.u64(info.nar_size);
@@ -42,7 +44,7 @@ pub(crate) fn built_outputs_json(out: &mut Vec<u8>, result: &BuildResult) {
 }
 
 fn built_id(name: &str, output: &BuiltOutput) -> String {
-    format!("sha256:{}!{name}", hex(&output.drv_hash.unwrap_or_default()))
+    format!("sha256:{}!{name}", hex::encode(&output.drv_hash.unwrap_or_default()))
 }
 
 /// With `!` between the steps, as every version reads it.
@@ -64,13 +66,4 @@ pub(crate) fn derived_path(out: &mut Vec<u8>, path: &DerivedPath) {
 fn single_derived_path(path: &SingleDerivedPath) -> String {
     let (base, steps) = path.components();
     steps.iter().fold(base.to_absolute_path(), |text, step| text + "!" + step)
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -3,12 +3,13 @@
 mod common;
 
 use common::*;
+use nix::PathInfo;
+use nix_derivation::{ContentAddressMethod, HashAlgorithm};
 use proptest::prelude::*;
 use tokio::io::AsyncReadExt;
 use wire::WireError;
 use wire::client::{Client, End, encode_file_nar, encode_frames, encode_items, encode_request};
 use wire::error::Problem;
-use wire::types::*;
 use wire::worker::{Connection, Failure, Protocol, Request, Response, ServerInfo};
 
 const PING: Request = Request::SyncWithGc;

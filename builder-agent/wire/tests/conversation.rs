@@ -5,11 +5,11 @@ mod common;
 use std::time::Duration;
 
 use common::*;
+use nix::BuildMode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
 use tokio::sync::mpsc;
 use wire::WireError;
 use wire::client::{Client, End, Frame, encode_request};
-use wire::types::*;
 use wire::worker::{
     Connection, Failure, Features, LogEvent, Protocol, Request, Response, ServerInfo, Version,
 };

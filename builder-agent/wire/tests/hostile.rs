@@ -3,12 +3,14 @@
 mod common;
 
 use common::*;
+use nix::{BuildMode, DrvKey, DrvOutputId, Realisation};
+use nix_derivation::{ContentAddressMethod, DerivedPath, HashAlgorithm, NixHash, SingleDerivedPath};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wire::WireError;
 use wire::client::encode_request;
 use wire::limits::*;
-use wire::types::*;
+use wire::types::{ClientSettings, GcAction, GcOptions};
 use wire::worker::{CLIENT_MAGIC, Connection, Failure, Features, OPS, Protocol, Request, ServerInfo};
 
 /// Requests of every shape of arguments.

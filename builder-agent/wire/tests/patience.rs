@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use nix_derivation::StorePath;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use wire::client::{Client, encode_request};
-use wire::types::StorePath;
 use wire::worker::{Connection, Request, Response, ServerInfo};
 use wire::{PIECE, PatientWriter, Terms, WireError};
 

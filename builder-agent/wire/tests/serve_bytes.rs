@@ -7,11 +7,12 @@ use std::io::Cursor;
 use std::time::Duration;
 
 use common::*;
+use nix::{BuildResult, BuildStatus, BuiltOutput, PathInfo};
+use nix_derivation::{DerivedPath, SingleDerivedPath};
 use tokio::io::{AsyncReadExt, DuplexStream};
 use wire::client::encode_file_nar;
 use wire::serve::*;
 use wire::serve_client::{Client, encode_export, encode_request};
-use wire::types::*;
 use wire::worker::Version;
 use wire::{Terms, WireError};
 

@@ -6,6 +6,8 @@ mod common;
 use std::io::Cursor;
 
 use common::*;
+use nix::PathInfo;
+use nix_derivation::{DerivedPath, SingleDerivedPath};
 use proptest::prelude::*;
 use tokio::io::AsyncReadExt;
 use wire::WireError;
@@ -13,7 +15,6 @@ use wire::client::encode_file_nar;
 use wire::limits::*;
 use wire::serve::*;
 use wire::serve_client::{encode_export, encode_request};
-use wire::types::*;
 
 /// Requests of every shape of arguments, each with its body.
 fn samples() -> Vec<(Request, Vec<u8>)> {

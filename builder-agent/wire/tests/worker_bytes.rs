@@ -7,9 +7,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::*;
+use nix::{
+    BuildMode, BuildResult, BuildStatus, BuiltOutput, DrvKey, DrvOutputId, Missing, Realisation,
+    SubstitutablePathInfo,
+};
+use nix_derivation::{
+    CAHash, ContentAddressMethod, DerivedPath, HashAlgorithm, NixHash, Output, SingleDerivedPath,
+};
 use tokio::io::AsyncReadExt;
 use wire::client::encode_request;
-use wire::types::*;
+use wire::types::{ClientSettings, GcAction, GcOptions};
 use wire::worker::{
     ActivityKind, Failure, Features, LogEvent, Protocol, Request, Response, ResultKind, Verbosity,
 };

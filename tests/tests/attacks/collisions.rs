@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use e2e::hostile::*;
 use e2e::neighbours::{Neighbours, recipe};
+use nix::PathInfo;
 use nix_derivation::StorePath;
-use wire::types::PathInfo;
 
 use crate::twins::at;
 

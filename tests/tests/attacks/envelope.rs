@@ -6,10 +6,11 @@ use std::collections::BTreeSet;
 use e2e::agent::Setup;
 use e2e::hostile::*;
 use e2e::neighbours::{Neighbours, recipe};
+use nix::derivation::BasicDerivation;
 use nix_derivation::store_path::{build_output_path, build_text_path};
 use nix_derivation::{DerivationModuloHash, HashAlgorithm, NixHash, StorePath, hash_bytes};
 use serde_json::json;
-use wire::types::{BasicDerivation, ClientSettings};
+use wire::types::ClientSettings;
 use wire::worker::Request;
 
 use crate::twins::aterm;

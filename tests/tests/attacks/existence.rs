@@ -9,12 +9,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use e2e::hostile::*;
 use e2e::neighbours::{Line, Neighbours, WORKER, recipe};
-use nix_derivation::{ContentAddressMethod, DerivedPath, HashAlgorithm, SingleDerivedPath, StorePath};
+use nix::derivation::BasicDerivation;
+use nix::{BuildMode, PathInfo, Realisation};
+use nix_derivation::{
+    CAHash, ContentAddressMethod, DerivedPath, HashAlgorithm, SingleDerivedPath, StorePath,
+};
 use tokio::io::AsyncReadExt;
 use wire::client::{Client, End, Frame, encode_frames, encode_items};
-use wire::types::{
-    BasicDerivation, BuildMode, CAHash, ClientSettings, GcAction, GcOptions, PathInfo, Realisation,
-};
+use wire::types::{ClientSettings, GcAction, GcOptions};
 use wire::worker::{BodyShape, OPS, Op, OpInfo, Request};
 
 use crate::realisations;

@@ -2,10 +2,10 @@
 
 use e2e::hostile::*;
 use e2e::neighbours::{Line, Neighbours, SERVE};
+use nix::PathInfo;
 use tokio::io::AsyncReadExt;
 use wire::serve::{BodyShape, BuildOptions, ImportedInfo, OPS, Op, Request};
 use wire::serve_client::{Client, encode_export};
-use wire::types::PathInfo;
 
 use crate::existence::{Uploads, owned_by, prove, recipes, set, targets, upload_before, without_clock_times};
 use crate::twins::{Secret, at};

@@ -7,8 +7,8 @@ use e2e::agent::Setup;
 use e2e::disk::Disk;
 use e2e::hostile::*;
 use e2e::neighbours::{Neighbours, recipe};
+use nix::derivation::BasicDerivation;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, Output, StorePath};
-use wire::types::BasicDerivation;
 
 use crate::twins::at;
 

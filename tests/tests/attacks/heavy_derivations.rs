@@ -6,8 +6,9 @@ use std::collections::BTreeSet;
 use e2e::agent::Setup;
 use e2e::hostile::*;
 use e2e::neighbours::{Neighbours, recipe};
+use nix::PathInfo;
+use nix::derivation::BasicDerivation;
 use nix_derivation::StorePath;
-use wire::types::{BasicDerivation, PathInfo};
 
 /// Clock ticks in a second (proc(5): `sysconf(_SC_CLK_TCK)`, a hundred on every Linux).
 const TICKS: u64 = 100;

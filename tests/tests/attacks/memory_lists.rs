@@ -89,8 +89,7 @@ async fn builds_that_go_on_without_their_clients_stay_within_one_budget() {
         derivation.env.insert(b"ballast".to_vec(), vec![b'x'; 4 << 20]);
         derivation.env.insert(b"passAsFile".to_vec(), b"ballast".to_vec());
         let mut mallory = Session::over(line.ssh(WORKER), MINOR).await;
-        let request =
-            Request::BuildDerivation { drv_path: drv, derivation, mode: wire::types::BuildMode::Normal };
+        let request = Request::BuildDerivation { drv_path: drv, derivation, mode: nix::BuildMode::Normal };
         mallory.send(&encoded(&request)).await;
         // Taken, or she waits for memory, which is not told.
         let accepted = house.agent.count("build accepted");
@@ -235,7 +234,7 @@ async fn one_long_message_told_very_often_stays_within_one_budget() {
     mallory.upload(&info, &contents).await;
     mallory.leave().await;
     let paths = vec![outputs_of(&info.path); 40_000];
-    let request = Request::BuildPathsWithResults { paths, mode: wire::types::BuildMode::Normal };
+    let request = Request::BuildPathsWithResults { paths, mode: nix::BuildMode::Normal };
     let (refused, grown) = in_many_sessions(&house, encoded(&request)).await;
     println!("{} refused, {grown} MiB: {:?}", refused.len(), refused.first().map(|m| &m[..m.len().min(200)]));
     assert!(grown < BUDGET + BESIDE, "{grown} MiB");

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use e2e::hostile::*;
 use e2e::neighbours::Neighbours;
+use nix::{DrvKey, DrvOutputId, Realisation};
 use nix_derivation::{HashAlgorithm, StorePath, hash_bytes};
 use wire::client::End;
-use wire::types::{DrvKey, DrvOutputId, Realisation};
 use wire::worker::Request;
 
 use crate::signing::box_key;

@@ -8,9 +8,9 @@ use std::time::Duration;
 use e2e::agent::Setup;
 use e2e::hostile::*;
 use e2e::neighbours::{Neighbours, WORKER, recipe};
+use nix::BuildMode;
 use serde_json::Value;
 use wire::client::Client;
-use wire::types::BuildMode;
 use wire::worker::Request;
 
 /// How often Bob is taken out.

@@ -8,7 +8,7 @@ use nix_derivation::StorePath;
 use crate::twins::at;
 
 /// A recipe that reads `input` and fails if that says so.
-fn reads(input: &StorePath) -> (StorePath, wire::types::BasicDerivation) {
+fn reads(input: &StorePath) -> (StorePath, nix::derivation::BasicDerivation) {
     let script = format!(
         "read line < {}; echo read $line; [ $line != bad ]; echo $line > $out",
         input.to_absolute_path()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use e2e::hostile::*;
 use e2e::neighbours::{Neighbours, recipe};
-use wire::types::{PathInfo, Realisation};
+use nix::{PathInfo, Realisation};
 use wire::worker::Request;
 
 use crate::existence::{self, annotated_by, set};

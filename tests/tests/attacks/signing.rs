@@ -8,10 +8,12 @@ use e2e::drv::Drv;
 use e2e::hostile::*;
 use e2e::neighbours::{Neighbours, recipe};
 use e2e::process;
-use nix_derivation::{CAHash, HashAlgorithm, NixHash, Output, StorePath, hash_bytes};
+use nix::{BuildMode, PathInfo};
+use nix_derivation::{
+    CAHash, DerivedPath, HashAlgorithm, NixHash, Output, SingleDerivedPath, StorePath, hash_bytes,
+};
 use store::signing::PublicKey;
 use wire::client::encode_items;
-use wire::types::{BuildMode, DerivedPath, PathInfo, SingleDerivedPath};
 use wire::worker::Request;
 
 use crate::realisations::{poisoned, realisation};

@@ -2,9 +2,10 @@
 
 use e2e::hostile::{info, nar};
 use e2e::neighbours::recipe;
+use nix::derivation::BasicDerivation;
+use nix::{DrvKey, DrvOutputId, PathInfo};
 use nix_derivation::store_path::{build_ca_path, build_text_path};
 use nix_derivation::{CAHash, HashAlgorithm, NixHash, StorePath, hash_bytes, nixbase32};
-use wire::types::{BasicDerivation, DrvKey, DrvOutputId, PathInfo};
 
 /// What one member has and no other should hear of.
 #[derive(Clone)]

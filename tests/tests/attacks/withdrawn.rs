@@ -6,13 +6,13 @@ use std::time::Duration;
 use e2e::agent::Setup;
 use e2e::hostile::*;
 use e2e::neighbours::{Neighbours, SERVE, recipe};
+use nix::{BuildMode, PathInfo};
 use nix_derivation::{ContentAddressMethod, DerivedPath, HashAlgorithm, SingleDerivedPath, StorePath};
 use tokio::io::AsyncReadExt;
 use wire::client::{End, encode_frames};
 use wire::serve;
 use wire::serve::ImportedInfo;
 use wire::serve_client::{Client, encode_export};
-use wire::types::{BuildMode, PathInfo};
 use wire::worker::Request;
 
 use crate::existence::set;

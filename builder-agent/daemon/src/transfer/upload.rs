@@ -4,9 +4,9 @@
 //! batch is made durable the batch behind it is taken in. No thread waits for the client.
 //! What waits in memory is bounded: two handfuls of [`CHUNK`], and what is known of a batch that is not yet registered.
 
+use nix::PathInfo;
 use store::{ImportError, Staged};
 use tokio::io::AsyncRead;
-use wire::types::PathInfo;
 
 use super::chunks::{self, CHUNK, WHOLE};
 use super::sinks::announced;

@@ -1,5 +1,5 @@
+use ::nix::BuildMode;
 use nix_derivation::{DerivedPath, SingleDerivedPath};
-use wire::types::BuildMode;
 
 use super::*;
 use daemon::Realise;

@@ -6,8 +6,8 @@
 //! An option that is not in the table is refused, and so is an operation.
 //! Not here: what is done (`daemon`), and quoting (`command`).
 
+use nix::BuildMode;
 use nix_derivation::{DerivedPath, SingleDerivedPath, StorePath};
-use wire::types::BuildMode;
 
 use daemon::{HostCommand, Realise};
 

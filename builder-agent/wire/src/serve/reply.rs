@@ -1,5 +1,7 @@
 //! Answers: those that fit in memory, and those that are streamed.
 
+use nix::{BuildResult, BuildStatus, PathInfo};
+use nix_derivation::StorePath;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::connection::Connection;
@@ -8,7 +10,6 @@ use super::{EXPORT_MAGIC, version};
 use crate::error::WireError;
 use crate::nar_body::NarOut;
 use crate::output::{Encode, Output};
-use crate::types::{BuildResult, BuildStatus, PathInfo, StorePath};
 use crate::worker::Version;
 use crate::write::{built_outputs, built_outputs_json};
 

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::types::{BasicDerivation, DerivedPath, PathInfo, StorePath};
+use nix::PathInfo;
+use nix::derivation::BasicDerivation;
+use nix_derivation::{DerivedPath, StorePath};
 
 /// One request, its arguments read and checked. Where a body follows, it has not been read yet: see
 /// [`Connection::body`](super::Connection::body) and [`Connection::next_nar`](super::Connection::next_nar).

@@ -4,6 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use nix::PathInfo;
 use nix_derivation::ContentAddressMethod;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
@@ -18,7 +19,6 @@ use crate::limits::{MAX_DISCARD_BYTES, MAX_FRAME_BYTES, MAX_ITEMS, TUNNEL_CHUNK_
 use crate::nar_body::{BareNar, PollIo, SizedNar, nothing_with_an_error, poll_some, truncated};
 use crate::output::{Encode, Output};
 use crate::terms::Meter;
-use crate::types::PathInfo;
 
 /// What is left of the body of the current request.
 pub(super) enum BodyState {

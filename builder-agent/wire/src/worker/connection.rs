@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use nix::PathInfo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
@@ -18,7 +19,6 @@ use crate::nar_body::NarOut;
 use crate::output::Output;
 use crate::read::next_number;
 use crate::terms::Terms;
-use crate::types::PathInfo;
 
 /// What a server says of itself, and what it accepts.
 #[derive(Debug, Clone)]

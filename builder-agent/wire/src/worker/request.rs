@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::types::{
-    BasicDerivation, BuildMode, CAHash, ClientSettings, ContentAddressMethod, DerivedPath, DrvOutputId,
-    GcOptions, HashAlgorithm, PathInfo, Realisation, StorePath,
-};
+use nix::derivation::BasicDerivation;
+use nix::{BuildMode, DrvOutputId, PathInfo, Realisation};
+use nix_derivation::{CAHash, ContentAddressMethod, DerivedPath, HashAlgorithm, StorePath};
+
+use crate::types::{ClientSettings, GcOptions};
 
 /// One request, its arguments read and checked. Where a body follows, it has not been read yet: see
 /// [`Connection::body`](super::Connection::body) and [`Connection::next_item`](super::Connection::next_item).

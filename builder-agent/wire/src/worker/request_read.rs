@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use nix_derivation::nixbase32;
+use nix::{BuildMode, DrvKey, DrvOutputId, Realisation};
+use nix_derivation::{ContentAddressMethod, DerivedPath, HashAlgorithm, NixHash, nixbase32};
 use tokio::io::AsyncRead;
 
 use super::op::Op;
@@ -13,10 +14,7 @@ use crate::input::{Fields, Input};
 use crate::limits::*;
 use crate::read::{basic_derivation, hash_algorithm, method_and_algorithm, output_name, path_info};
 use crate::terms::Meter;
-use crate::types::{
-    BuildMode, ClientSettings, ContentAddressMethod, DerivedPath, DrvKey, DrvOutputId, GcAction, GcOptions,
-    HashAlgorithm, NixHash, Realisation,
-};
+use crate::types::{ClientSettings, GcAction, GcOptions};
 
 pub(super) async fn arguments<R: AsyncRead + Unpin>(
     input: &mut Input<R>,

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::types::{
-    BuildResult, DerivedPath, Missing, PathInfo, Realisation, StorePath, SubstitutablePathInfo,
-};
+use nix::{BuildResult, Missing, PathInfo, Realisation, SubstitutablePathInfo};
+use nix_derivation::{DerivedPath, StorePath};
 
 /// An answer. [`Connection::reply`](super::Connection::reply) knows which operation it answers and the
 /// negotiated version, so callers give everything they know and the writer leaves out what the client would not

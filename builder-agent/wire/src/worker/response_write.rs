@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nix::{BuildResult, DrvKey, DrvOutputId, Realisation, SubstitutablePathInfo};
 use tokio::io::AsyncWrite;
 
 use super::op::{Answer, Op};
@@ -9,7 +10,6 @@ use super::response::Response;
 use super::version::Protocol;
 use crate::error::WireError;
 use crate::output::{Encode, Output};
-use crate::types::{BuildResult, DrvKey, DrvOutputId, Realisation, SubstitutablePathInfo};
 use crate::write::{built_outputs, built_outputs_json, derived_path, path_info};
 
 /// Whether this shape answers this operation.

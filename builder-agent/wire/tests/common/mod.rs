@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use wire::types::*;
+use nix::PathInfo;
+use nix::derivation::BasicDerivation;
+use nix_derivation::{ContentAddressMethod, HashAlgorithm, Output, StorePath};
 use wire::worker::{Connection, Protocol};
 
 /// Bytes written down as the protocol's tokens. Independent of the crate's own encoder on purpose.

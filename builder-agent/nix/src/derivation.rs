@@ -8,11 +8,26 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nix_derivation::{CAHash, ContentAddressMethod, HashAlgorithm, Output, StorePath};
-use wire::types::BasicDerivation;
+
+use crate::hex;
 
 /// Outputs of one derivation. Each costs an object, a place in the sandbox and a check of its own; real derivations have
-/// a dozen at most. The same as on the wire.
-pub const MAX_OUTPUTS: usize = wire::limits::MAX_OUTPUTS as usize;
+/// a dozen at most.
+pub const MAX_OUTPUTS: usize = 1024;
+
+/// A derivation without its input derivations: what `--builders` sends (Nix: `BasicDerivation`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BasicDerivation {
+    pub outputs: BTreeMap<String, Output>,
+    /// Every store path the build may see, closures not included.
+    pub input_sources: BTreeSet<StorePath>,
+    /// For example `x86_64-linux`. This and the following are strings of Nix, which may hold any bytes.
+    pub system: Vec<u8>,
+    pub builder: Vec<u8>,
+    pub args: Vec<Vec<u8>>,
+    /// Structured attributes travel as the value of `__json`.
+    pub env: BTreeMap<Vec<u8>, Vec<u8>>,
+}
 
 /// A derivation with its input derivations.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -229,7 +244,8 @@ impl Parser<'_> {
             digits => {
                 // Where it says it is counts for nothing: that follows from its hash.
                 self.store_path(&path)?;
-                let digest = unhex(digits).ok_or_else(|| self.malformed("a hash that is not base 16"))?;
+                let digest =
+                    hex::decode(digits).ok_or_else(|| self.malformed("a hash that is not base 16"))?;
                 let ca = CAHash::from_parts(method, hash_algorithm, &digest).map_err(|e| bad(&e))?;
                 let spec = Output::Fixed { ca };
                 spec.path(drv_name, &name).map_err(|e| bad(&e))?;
@@ -238,14 +254,6 @@ impl Parser<'_> {
         };
         Ok((name, spec))
     }
-}
-
-fn unhex(digits: &[u8]) -> Option<Vec<u8>> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
-    if !digits.len().is_multiple_of(2) {
-        return None;
-    }
-    digits.chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
 }
 
 /// The text of a derivation as Nix writes it. `inputs` are hashes (or paths) with the outputs wanted; `mask` leaves the
@@ -265,9 +273,10 @@ pub fn aterm(
         };
         let (how, hash) = match spec {
             Output::InputAddressed { .. } | Output::Deferred => (String::new(), String::new()),
-            Output::Fixed { ca } => {
-                (prefixed(ca.method(), &ca.hash().algorithm().to_string()), hex(ca.hash().digest_as_bytes()))
-            }
+            Output::Fixed { ca } => (
+                prefixed(ca.method(), &ca.hash().algorithm().to_string()),
+                hex::encode(ca.hash().digest_as_bytes()),
+            ),
             Output::Floating { method, hash_algorithm } => {
                 (prefixed(*method, &hash_algorithm.to_string()), String::new())
             }
@@ -339,7 +348,7 @@ fn quoted(text: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 /// `r:sha256` and its relatives (Nix: `printMethodAlgo`).
-pub(super) fn prefixed(method: ContentAddressMethod, algorithm: &str) -> String {
+pub(crate) fn prefixed(method: ContentAddressMethod, algorithm: &str) -> String {
     let prefix = match method {
         ContentAddressMethod::Flat => "",
         ContentAddressMethod::Nar => "r:",
@@ -347,14 +356,6 @@ pub(super) fn prefixed(method: ContentAddressMethod, algorithm: &str) -> String 
         ContentAddressMethod::Git => "git:",
     };
     format!("{prefix}{algorithm}")
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ const LENGTH: usize = 1 + 52;
 
 /// What to put where.
 #[derive(Debug, Default)]
-pub(super) struct Placeholders(HashMap<[u8; LENGTH], Vec<u8>>);
+pub struct Placeholders(HashMap<[u8; LENGTH], Vec<u8>>);
 
 impl Placeholders {
     /// Of equal placeholders the last counts. What has not the form of one is nowhere.
@@ -56,7 +56,7 @@ impl Placeholders {
 }
 
 /// One of Nix's 32 characters: no e, o, t, u.
-pub(super) fn is_base32(byte: u8) -> bool {
+pub fn is_base32(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'a'..=b'z') && !matches!(byte, b'e' | b'o' | b't' | b'u')
 }
 

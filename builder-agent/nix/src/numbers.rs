@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 
 /// A number of JSON.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Number {
+pub enum Number {
     Signed(i64),
     Unsigned(u64),
     Float(f64),
