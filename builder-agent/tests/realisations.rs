@@ -12,6 +12,7 @@ use builds::study::Study;
 use common::PATIENCE;
 use common::scripted::Scripted;
 use nix::BuildMode;
+use nix::PathInfo;
 use nix_derivation::store_path::hash_placeholder;
 use nix_derivation::{
     ContentAddressMethod, Derivation, DerivationBuilder, DerivedPath, HashAlgorithm, SingleDerivedPath,
@@ -19,7 +20,7 @@ use nix_derivation::{
 };
 use sha2::{Digest, Sha256};
 use store::signing::{SecretKey, Signer, fingerprint};
-use store::{Member, PathInfo, Provenance, RealisationId, View};
+use store::{Member, Provenance, RealisationId, View};
 use wire::client::encode_file_nar;
 use wire::worker::Request;
 

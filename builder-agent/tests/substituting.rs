@@ -264,7 +264,7 @@ async fn a_fetched_path_wins_over_a_claim_to_the_same_name() {
     let house = house(address, &key, "");
     let view = house.house.store.view(&store::Member::new("alice"));
     let nar = encode_file_nar(b"mine", false);
-    let mine = store::PathInfo {
+    let mine = nix::PathInfo {
         path: lib.clone(),
         nar_hash: Sha256::digest(&nar).into(),
         nar_size: nar.len() as u64,

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
+use nix::PathInfo;
 use store::nar::MAX_DEPTH;
 use store::object::{Kind, Object, ObjectError};
-use store::{Member, PathInfo, Provenance, Store, StoreConfig};
+use store::{Member, Provenance, Store, StoreConfig};
 
 /// A walk through directories that contain each other would never end by itself.
 fn walk(object: &Object, nid: u64, depth: usize, left: &mut u32) -> Result<(), ObjectError> {

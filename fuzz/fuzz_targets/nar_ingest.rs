@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use store::{Member, PathInfo, Provenance, Store, StoreConfig};
+use nix::PathInfo;
+use store::{Member, Provenance, Store, StoreConfig};
 
 fn root() -> PathBuf {
     let memory = Path::new("/dev/shm");
@@ -37,8 +38,9 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(finished.is_ok(), nix_archive::nar::decode(nar).is_ok(), "two parsers disagree");
     let Ok(ingested) = finished else { return };
     // A path of its own for each NAR: the first contents of a path stay.
-    let path = nix_derivation::StorePath::from_parts(*ingested.nar_hash.first_chunk().expect("32 >= 20"), "x")
-        .expect("a valid name");
+    let path =
+        nix_derivation::StorePath::from_parts(*ingested.nar_hash.first_chunk().expect("32 >= 20"), "x")
+            .expect("a valid name");
     let info = PathInfo {
         path: path.clone(),
         nar_hash: ingested.nar_hash,

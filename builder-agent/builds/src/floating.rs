@@ -54,8 +54,7 @@ pub(super) fn settle(
                 to.settle(ingested, references, &others, (method, algorithm))?
             }
             (Some(path), None) => {
-                let ca = spec.fixed.as_ref().map(CAHash::to_nix_string);
-                Settled { path: path.clone(), ingested, references, ca }
+                Settled { path: path.clone(), ingested, references, ca: spec.fixed.clone() }
             }
             (None, None) => {
                 let drv = recipe.drv_path.to_absolute_path();
@@ -164,7 +163,7 @@ impl Place<'_> {
         if refers_to_itself {
             references.insert(path.clone());
         }
-        Ok(Settled { path, ingested, references, ca: Some(ca.to_nix_string()) })
+        Ok(Settled { path, ingested, references, ca: Some(ca) })
     }
 
     /// The same contents with some hash parts replaced.

@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use nix::PathInfo;
 use nix::derivation::Derivation;
 use nix_derivation::{StorePath, nixbase32};
 use serde_json::{Value, json};
-use store::{Closure, PathInfo};
+use store::Closure;
 
 use super::recipe::MAX_DRV_BYTES;
 use super::watch::{Steps, Watch};
@@ -220,7 +221,7 @@ impl Export<'_> {
                 "valid": true,
             });
             if let Some(ca) = &info.ca {
-                object["ca"] = json!(ca);
+                object["ca"] = json!(ca.to_nix_string());
             }
             let comma = if i > 0 { "," } else { "" };
             let _ = write!(text, "{comma}{object}");

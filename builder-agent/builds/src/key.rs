@@ -6,6 +6,7 @@
 //! result has met, and the time. The name of the `.drv` is not covered either: derivations that differ only in how their
 //! inputs came about are one build.
 
+use nix_derivation::CAHash;
 use sha2::{Digest, Sha256};
 use store::Closure;
 
@@ -50,7 +51,7 @@ impl BuildKey {
         for ((name, output), place) in recipe.outputs.iter().zip(recipe.places().values()) {
             hash.put(name.as_bytes());
             hash.put(place.to_basename().as_bytes());
-            let fixed = output.fixed.as_ref().map(nix_derivation::CAHash::to_nix_string);
+            let fixed = output.fixed.as_ref().map(CAHash::to_nix_string);
             hash.put(fixed.unwrap_or_default().as_bytes());
             let floating = output.floating.map(|(method, algorithm)| format!("{method}:{algorithm}"));
             hash.put(floating.unwrap_or_default().as_bytes());
@@ -63,7 +64,7 @@ impl BuildKey {
             // (`exportReferencesGraph`).
             hash.count(info.references.len());
             info.references.iter().for_each(|path| hash.put(path.to_basename().as_bytes()));
-            hash.put(info.ca.as_deref().unwrap_or_default().as_bytes());
+            hash.put(info.ca.as_ref().map(CAHash::to_nix_string).unwrap_or_default().as_bytes());
         }
         Self(hash.0.finalize().into())
     }

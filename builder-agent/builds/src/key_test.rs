@@ -1,8 +1,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 
+use nix::PathInfo;
 use nix_derivation::{CAHash, ContentAddressMethod, HashAlgorithm, StorePath};
-use store::{Member, PathInfo, Provenance, Store, StoreConfig, View};
+use store::{Member, Provenance, Store, StoreConfig, View};
 
 use super::*;
 use crate::recipe::OutputSpec;

@@ -158,7 +158,7 @@ fn a_derivation_that_only_one_member_claims_does_not_pass() {
     }
     std::io::Write::write_all(&mut ingest, &nar).expect("a NAR");
     let ingested = ingest.finish().expect("a NAR");
-    let info = store::PathInfo {
+    let info = nix::PathInfo {
         path: path.clone(),
         nar_hash: ingested.nar_hash,
         nar_size: ingested.nar_size,

@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nix_derivation::StorePath;
-use store::{Ingested, Member, PathInfo, Provenance, RecordedOutput, RegisterError, View};
+use nix::PathInfo;
+use nix_derivation::{CAHash, StorePath};
+use store::{Ingested, Member, Provenance, RecordedOutput, RegisterError, View};
 
 use super::recipe::OutputSpec;
 use super::{Failure, Recipe};
@@ -17,8 +18,8 @@ pub struct Settled {
     pub path: StorePath,
     pub ingested: Ingested,
     pub references: BTreeSet<StorePath>,
-    /// Content address as Nix writes it, of fixed and floating outputs.
-    pub ca: Option<String>,
+    /// Of fixed and floating outputs.
+    pub ca: Option<CAHash>,
 }
 
 impl Settled {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 
-use nix::{BuildResult, DrvKey, DrvOutputId, Missing, Realisation};
+use nix::{BuildResult, DrvKey, DrvOutputId, Missing, PathInfo, Realisation};
 use nix_derivation::{DerivedPath, NixHash, StorePath};
 use store::{Member, Provenance, RealisationId, View};
 
@@ -19,7 +19,7 @@ use builds::{Plan, plan};
 use shares::budget::{Charge, OverBudget};
 
 /// Info of a path that the client takes to be valid.
-pub(super) fn info(view: &View, path: &StorePath) -> Result<Arc<store::PathInfo>, RequestError> {
+pub(super) fn info(view: &View, path: &StorePath) -> Result<Arc<PathInfo>, RequestError> {
     view.info(path)
         .ok_or_else(|| RequestError::Refused(format!("path '{}' is not valid", path.to_absolute_path())))
 }

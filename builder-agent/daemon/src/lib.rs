@@ -9,6 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use nix::PathInfo;
 use nix_derivation::StorePath;
 use store::View;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,7 +20,6 @@ use wire::worker::{Connection, Failure, LogEvent, Request, Response, ServerInfo}
 
 use members::{Member, Roster};
 use shares::budget::Charge;
-use substitute::convert;
 
 mod agent;
 mod ask;
@@ -295,7 +295,7 @@ impl Session {
                 Response::Paths(self.valid_paths(conn, paths, substitute).await?)
             }
             Request::QueryPathInfo { path } => {
-                Response::PathInfo(view.info(&path).map(|info| convert::to_wire(&info)))
+                Response::PathInfo(view.info(&path).map(|info| PathInfo::clone(&info)))
             }
             Request::QueryPathFromHashPart { hash_part } => {
                 Response::MaybePath(hash_part.and_then(|part| view.by_hash_part(&part)))

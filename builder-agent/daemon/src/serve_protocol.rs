@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 
-use nix::{BuildMode, BuildResult, BuildStatus};
+use nix::{BuildMode, BuildResult, BuildStatus, PathInfo};
 use nix_derivation::{DerivedPath, StorePath};
 use store::{ImportError, Ingested, Provenance, View};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -24,7 +24,6 @@ use super::desk::Desk;
 use super::transfer::{self, BATCH, RequestError, feed, unknown};
 use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, ask, garbage, in_words};
 use crate::Agent;
-use substitute::convert;
 
 /// Serves one channel until the client hangs up. `stderr` is the other direction's second stream.
 ///
@@ -139,7 +138,7 @@ where
                 for path in paths {
                     // A client may read as slowly as it likes.
                     if let Some(info) = self.session.view().info(&path) {
-                        reply.add(&convert::to_wire(&info)).await?;
+                        reply.add(&info).await?;
                     }
                 }
                 reply.finish().await?;
@@ -232,7 +231,7 @@ where
             while let Some(chunk) = transfer::next_chunk(&mut chunks).await? {
                 reply.write(&chunk).await?;
             }
-            reply.end(&convert::to_wire(&info)).await?;
+            reply.end(&info).await?;
         }
         Ok(reply.finish().await?)
     }
@@ -343,9 +342,9 @@ async fn closure(
 }
 
 /// Infos of `paths`, each after those of them that it refers to.
-fn references_first(view: &View, paths: Vec<StorePath>) -> Result<Vec<Arc<store::PathInfo>>, RequestError> {
+fn references_first(view: &View, paths: Vec<StorePath>) -> Result<Vec<Arc<PathInfo>>, RequestError> {
     // As the store has them: copies of a long list would be many times what was asked.
-    let mut infos: BTreeMap<StorePath, Arc<store::PathInfo>> = BTreeMap::new();
+    let mut infos: BTreeMap<StorePath, Arc<PathInfo>> = BTreeMap::new();
     for path in paths {
         let info = ask::info(view, &path)?;
         infos.insert(path, info);
@@ -366,8 +365,8 @@ fn references_first(view: &View, paths: Vec<StorePath>) -> Result<Vec<Arc<store:
     Ok(sorted.into_iter().filter_map(|path| infos.remove(&path)).collect())
 }
 
-fn imported(ingested: &Ingested, told: ImportedInfo) -> store::PathInfo {
-    store::PathInfo {
+fn imported(ingested: &Ingested, told: ImportedInfo) -> PathInfo {
+    PathInfo {
         path: told.path,
         nar_hash: ingested.nar_hash,
         nar_size: ingested.nar_size,

@@ -17,7 +17,6 @@ use super::desk::Desk;
 use super::views::Views;
 use shares::budget::OverBudget;
 use shares::threads::Lost;
-use substitute::convert;
 
 mod chunks;
 mod opened;
@@ -85,7 +84,7 @@ impl Session {
         let open = move || addressed(view, what);
         let added =
             feed_and_commit(&self.desk, conn.body(), open, one_visible(self.views.clone()), None).await?;
-        added.map(|info| convert::to_wire(&info)).map_err(import_failed)
+        added.map(|info| PathInfo::clone(&info)).map_err(import_failed)
     }
 
     pub(super) async fn add_text(
@@ -103,7 +102,7 @@ impl Session {
             true => self.desk.workers.commit_short(work).await,
             false => self.desk.workers.commit(work).await,
         };
-        added.map_err(bug)?.map(|info| convert::to_wire(&info)).map_err(import_failed)
+        added.map_err(bug)?.map(|info| PathInfo::clone(&info)).map_err(import_failed)
     }
 
     /// Takes in a NAR that was announced.
@@ -112,7 +111,7 @@ impl Session {
         body: B,
         info: PathInfo,
     ) -> Result<(), RequestError> {
-        let (view, info) = (self.view(), convert::from_wire(info));
+        let view = self.view();
         let size = Some(info.nar_size).filter(|size| *size > 0);
         let open = move || announced(view, info);
         let visible = one_visible(self.views.clone());
@@ -153,9 +152,7 @@ impl Session {
 
 /// What makes one path visible once it is taken in. What it refers to must be seen by then, whatever was seen when its
 /// upload began.
-fn one_visible(
-    views: Views,
-) -> impl FnOnce(Staged) -> Result<Arc<store::PathInfo>, ImportError> + Send + 'static {
+fn one_visible(views: Views) -> impl FnOnce(Staged) -> Result<Arc<PathInfo>, ImportError> + Send + 'static {
     move |staged| {
         let mut infos = views.now().register_many(vec![staged]).map_err(ImportError::Register)?;
         Ok(infos.pop().expect("one path in, one info out"))

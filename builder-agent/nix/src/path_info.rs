@@ -8,19 +8,21 @@ use nix_derivation::{CAHash, StorePath};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathInfo {
     pub path: StorePath,
+    /// The derivation this came from, when known.
     pub deriver: Option<StorePath>,
     /// SHA-256 of the NAR.
     pub nar_hash: [u8; 32],
-    /// Length of the NAR in bytes.
+    /// Length of the NAR in bytes. 0 in an upload means that the client did not say.
     pub nar_size: u64,
-    /// May contain `path` itself.
+    /// Store paths that the contents mention; may include `path` itself.
     pub references: BTreeSet<StorePath>,
-    /// Seconds since 1970.
+    /// Seconds since 1970. A store fills it in when it is 0.
     pub registration_time: i64,
-    /// The sender claims to have built it. A claim only.
+    /// Built on the machine whose store this is. From a client it is only a claim.
     pub ultimate: bool,
-    /// `name:base64`, as sent; not checked here.
+    /// `name:base64` as Nix writes them; not checked here.
     pub signatures: Vec<String>,
+    /// The content address, if the path follows from it.
     pub ca: Option<CAHash>,
 }
 

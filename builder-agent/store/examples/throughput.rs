@@ -5,10 +5,11 @@ use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use nix::PathInfo;
 use nix_archive::nar::Encoder;
 use nix_derivation::StorePath;
 use sha2::{Digest, Sha256};
-use store::{Member, NarReader, PathInfo, Store, StoreConfig, View};
+use store::{Member, NarReader, Store, StoreConfig, View};
 
 /// A directory of `files` files of `size` bytes each; `seed` makes it unique.
 fn nar(seed: u64, files: usize, size: usize) -> Vec<u8> {

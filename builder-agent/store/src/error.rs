@@ -159,7 +159,7 @@ pub enum ImportError {
         /// Bytes received.
         got: u64,
     },
-    /// The `ca` field cannot be understood.
+    /// The `ca` field cannot belong to a path like this one.
     #[error("path '{path}' has the content address '{ca}', which is not valid: {why}")]
     BadContentAddress {
         /// Which path.

@@ -52,7 +52,7 @@ pub use objects::intake::{Intake, IntakeKind};
 pub use store::Store;
 pub use types::realisation::RealisationId;
 pub use types::result::{BuildRecord, RecordEnd, RecordedOutput};
-pub use types::{Member, PathInfo, Provenance};
+pub use types::{Member, Provenance};
 pub use upkeep::recovery::Recovery;
 pub use views::closure::{Closure, Composed};
 pub use views::collect::{Collect, CollectAction, Collected};

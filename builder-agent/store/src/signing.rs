@@ -15,10 +15,10 @@ use std::str::FromStr;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+use nix::PathInfo;
 use nix_derivation::{StorePath, nixbase32};
 use thiserror::Error;
 
-use crate::types::PathInfo;
 use crate::types::realisation::RealisationId;
 
 /// Longest name of a key. Names are host names with a number, like `cache.example.org-1`.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use nix::PathInfo;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
 
 use crate::error::DatabaseError;
@@ -11,7 +12,7 @@ use crate::index::commit::{About, Plan, commit_repeatable};
 use crate::index::database::Database;
 use crate::types::realisation::RealisationId;
 use crate::types::result::{BuildRecord, RecordEnd};
-use crate::{Member, PathInfo, Provenance, Store, StoreConfig, View};
+use crate::{Member, Provenance, Store, StoreConfig, View};
 
 /// A database that fails.
 struct Refuses;

@@ -5,8 +5,9 @@ mod common;
 use std::io::Write;
 
 use common::*;
+use nix::PathInfo;
 use nix_derivation::StorePath;
-use store::{Collect, CollectAction, Member, PathInfo, Provenance, Store, View};
+use store::{Collect, CollectAction, Member, Provenance, Store, View};
 
 /// A store with `p` that everybody sees.
 fn with_verified() -> (tempfile::TempDir, Store, StorePath) {

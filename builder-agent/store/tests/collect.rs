@@ -375,7 +375,7 @@ fn collecting_while_others_upload_the_same_contents_never_loses_an_object() {
 }
 
 /// Each refers to the next; they share one object, of which `from` has a claim.
-fn chain(from: &View, length: usize) -> Vec<store::PathInfo> {
+fn chain(from: &View, length: usize) -> Vec<nix::PathInfo> {
     let nar = file("link").nar();
     from.import(info(&path("link"), &nar, &[]), &mut &nar[..]).unwrap();
     let paths: Vec<StorePath> = (0..length).map(|i| path(&format!("c{i}"))).collect();
@@ -391,7 +391,7 @@ fn a_long_chain_of_claims_is_looked_at_once() {
     let store = open(dir.path());
     let a = store.view(&alice());
     let infos = chain(&a, LENGTH);
-    let claimed = |info: &store::PathInfo| (info.clone(), Provenance::Claimed(alice()));
+    let claimed = |info: &nix::PathInfo| (info.clone(), Provenance::Claimed(alice()));
     a.adopt(infos.iter().map(claimed).collect(), None).unwrap();
     // The top is not to be looked at, so it stays, and needs the next, which needs the next.
     let paths: BTreeSet<StorePath> = infos[1..].iter().map(|info| info.path.clone()).collect();

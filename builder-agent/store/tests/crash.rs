@@ -64,7 +64,7 @@ fn child(dir: &str, round: u64, durability: Durability) -> ! {
 }
 
 /// A result, a realisation and a root that name `info`.
-fn keep_records(store: &Store, view: &store::View, info: &store::PathInfo, n: u64) {
+fn keep_records(store: &Store, view: &store::View, info: &nix::PathInfo, n: u64) {
     let output = store::RecordedOutput {
         path: info.path.clone(),
         nar_hash: info.nar_hash,

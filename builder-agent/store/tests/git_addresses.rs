@@ -7,9 +7,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::*;
+use nix::PathInfo;
 use nix_derivation::{CAHash, ContentAddressMethod, HashAlgorithm, NixHash, store_path::build_ca_path};
 use proptest::prelude::*;
-use store::{ImportError, NarError, PathInfo, Provenance};
+use store::{ImportError, NarError, Provenance};
 
 fn git(repo: &Path, args: &[&str], input: &[u8]) -> String {
     let mut child = Command::new("git")
@@ -114,7 +115,7 @@ fn an_upload_with_its_git_address_is_verified_and_with_another_refused() {
         let none = [].into();
         let added = a.add_ca("tree", ContentAddressMethod::Git, algorithm, &none, &mut &nar[..]).unwrap();
         assert_eq!(b.info_with_provenance(&added.path).unwrap().1, Provenance::Verified);
-        assert!(added.ca.as_ref().unwrap().starts_with(&format!("fixed:git:{algorithm}:")));
+        assert!(added.ca.as_ref().unwrap().to_nix_string().starts_with(&format!("fixed:git:{algorithm}:")));
 
         let other = scratch();
         let view = open(other.path()).view(&alice());
@@ -124,7 +125,7 @@ fn an_upload_with_its_git_address_is_verified_and_with_another_refused() {
         let digest = vec![7; if algorithm == HashAlgorithm::Sha1 { 20 } else { 32 }];
         let wrong = CAHash::from_parts(ContentAddressMethod::Git, algorithm, &digest).unwrap();
         let at = build_ca_path("tree", &wrong, [], false).unwrap();
-        let lie = PathInfo { ca: Some(wrong.to_nix_string()), ..info(&at, &nar, &[]) };
+        let lie = PathInfo { ca: Some(wrong), ..info(&at, &nar, &[]) };
         let error = view.import(lie, &mut &nar[..]).unwrap_err();
         assert!(matches!(error, ImportError::ContentMismatch { .. }), "{error}");
     }

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use common::*;
+use nix::PathInfo;
 use nix_derivation::{
     CAHash, ContentAddressMethod, HashAlgorithm, NixHash, StorePath, store_path::build_ca_path,
 };
@@ -14,7 +15,7 @@ use proptest::prelude::*;
 use store::signing::{
     KeyError, PublicKey, SecretKey, Signer, TrustedKeys, fingerprint, is_signature, realisation_fingerprint,
 };
-use store::{ImportError, PathInfo, Provenance, RealisationId, RegisterError, Store, StoreConfig, View};
+use store::{ImportError, Provenance, RealisationId, RegisterError, Store, StoreConfig, View};
 
 /// Made by `nix key generate-secret` of Nix 2.34.8 for this file, and used for nothing else.
 const SECRET: &str = "box.example.org-1:FNX0CHzmtMOh3AGn1HlgfQPraXr63GkmgSqwT1Q2ERnbSePu9W+EUDXRccypOMBRhbeNcFmybI9aj/SUEe2+aQ==";
@@ -41,7 +42,7 @@ fn a_path_is_signed_as_nix_signs_it() {
         registration_time: 1_795_250_165,
         ultimate: false,
         signatures: Vec::new(),
-        ca: Some("text:sha256:0v88yj7ydixwwx6b6fqq8ihgp36rfxcfn13cpqnfd42m8c2sjfqq".to_owned()),
+        ca: Some("text:sha256:0v88yj7ydixwwx6b6fqq8ihgp36rfxcfn13cpqnfd42m8c2sjfqq".parse().unwrap()),
     };
     let wanted = "box.example.org-1:Br7QXFvuJeYsxxmkNsh7ZzG5UmCvE14syNth4+61FjbqhOkoV1/BZ2nNdM1sppTAhdX4onpI2/OVGRjs8xwFBQ==";
     let secret: SecretKey = SECRET.parse().unwrap();
@@ -201,7 +202,7 @@ fn a_content_addressed_path_is_not_signed_and_seen_by_everybody_all_the_same() {
     let ca = CAHash::Nar(nix_derivation::hash_bytes(algorithm, &nar));
     let none: [StorePath; 0] = [];
     let at = build_ca_path("y", &ca, &none, false).unwrap();
-    let plain = PathInfo { ca: Some(ca.to_nix_string()), ..info(&at, &nar, &[]) };
+    let plain = PathInfo { ca: Some(ca.clone()), ..info(&at, &nar, &[]) };
     let caches = s.cache.sign(fingerprint(&plain).as_bytes());
     import(&a, PathInfo { signatures: vec![caches.clone()], ..plain }, &nar).unwrap();
     for (path, signatures) in [(&added.path, vec![]), (&at, vec![caches])] {
@@ -314,6 +315,6 @@ fn a_content_address_beside_a_trusted_signature_must_hold_too() {
     let at = build_ca_path("x", &wrong, &none, false).unwrap();
     let plain = info(&at, &nar, &[]);
     let right = s.cache.sign(fingerprint(&plain).as_bytes());
-    let announced = PathInfo { ca: Some(wrong.to_nix_string()), signatures: vec![right], ..plain };
+    let announced = PathInfo { ca: Some(wrong), signatures: vec![right], ..plain };
     assert!(matches!(import(&a, announced, &nar), Err(ImportError::ContentMismatch { .. })));
 }

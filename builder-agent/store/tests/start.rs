@@ -16,7 +16,7 @@ const MOST: usize = 30_000;
 /// Alice claims `name` with the contents of something she has.
 fn adopt(a: &View, name: &str, references: BTreeSet<StorePath>) -> Result<(), store::RegisterError> {
     let like = a.info(&path("link")).expect("it is there");
-    let info = store::PathInfo { path: path(name), references, ..store::PathInfo::clone(&like) };
+    let info = nix::PathInfo { path: path(name), references, ..nix::PathInfo::clone(&like) };
     a.adopt(vec![(info, Provenance::Claimed(alice()))], None).map(|_| ())
 }
 
@@ -35,7 +35,7 @@ fn a_member_has_so_many_references_and_the_start_reads_them_in_good_time() {
     let names: Vec<StorePath> = (0..MOST).map(|n| path(&format!("r{n}"))).collect();
     let like = a.info(&path("link")).unwrap();
     let claim = |path: &StorePath| {
-        let info = store::PathInfo { path: path.clone(), ..store::PathInfo::clone(&like) };
+        let info = nix::PathInfo { path: path.clone(), ..nix::PathInfo::clone(&like) };
         (info, Provenance::Claimed(alice()))
     };
     a.adopt(names.iter().map(claim).collect(), None).unwrap();
@@ -76,6 +76,8 @@ fn a_row_that_cannot_be_understood_is_left_out_and_the_rest_is_served() {
                                   registration_time, ultimate, signatures, ca, proven, origins FROM paths LIMIT 1;
          INSERT INTO paths SELECT id + 2000, path || '-3', member, nar_hash, nar_size, object_size, 'x y', deriver,
                                   registration_time, ultimate, signatures, ca, proven, origins FROM paths LIMIT 1;
+         INSERT INTO paths SELECT id + 3000, path || '-4', member, nar_hash, nar_size, object_size, refs, deriver,
+                                  registration_time, ultimate, signatures, 'no address', proven, origins FROM paths LIMIT 1;
          INSERT INTO realisations SELECT x'17', output, member, path, signatures FROM realisations;
          INSERT INTO results VALUES (x'0102', 'no store path', 1, 3, 'failed', NULL);
          INSERT INTO result_outputs VALUES (zeroblob(32), 'out', 'no store path', x'00', 1, '', NULL);
@@ -85,7 +87,7 @@ fn a_row_that_cannot_be_understood_is_left_out_and_the_rest_is_served() {
     .unwrap();
     drop(db);
     let store = open(dir.path());
-    assert_eq!(*store.recovery(), Recovery { unreadable_rows: 6, ..Recovery::default() });
+    assert_eq!(*store.recovery(), Recovery { unreadable_rows: 7, ..Recovery::default() });
     let a = store.view(&alice());
     assert_eq!(a.all_valid(), [path("link")].into());
     assert!(a.realisation(&id).is_some());

@@ -11,7 +11,6 @@ use super::cache_info::{self, CacheInfo};
 use super::narinfo::{self, NarInfo};
 use super::offer::{Offer, Place};
 use super::source::SourceError;
-use crate::convert;
 use net::{Body, HttpClient, HttpError, Want};
 
 /// How long a cache's word about itself holds.
@@ -91,7 +90,7 @@ impl HttpCache {
         Ok(Some(Offer {
             source,
             place: Place::Http { url: file, compression, hash, size },
-            info: convert::from_narinfo(info),
+            info: info.into_path_info(),
         }))
     }
 

@@ -17,7 +17,6 @@ use shares::threads::Threads;
 
 pub mod address;
 pub mod cache_info;
-pub mod convert;
 mod download;
 mod health;
 mod http_cache;

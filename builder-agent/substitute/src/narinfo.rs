@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use nix::PathInfo;
 use nix_derivation::{CAHash, HashAlgorithm, NixHash, StorePath};
 
 /// Largest narinfo. A path with 10,000 references has one of about 600 KiB.
@@ -128,6 +129,22 @@ impl NarInfo {
                 .map(|text| CAHash::parse(text).map_err(|e| bad("CA", text, &e.to_string())))
                 .transpose()?,
         })
+    }
+
+    /// The path info that the cache claims.
+    pub fn into_path_info(self) -> PathInfo {
+        let Self { path, nar_hash, nar_size, references, deriver, signatures, ca, .. } = self;
+        PathInfo {
+            path,
+            deriver,
+            nar_hash,
+            nar_size,
+            references,
+            registration_time: 0,
+            ultimate: false,
+            signatures,
+            ca,
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use nix_derivation::{CAHash, ContentAddressMethod, NixHash, StorePath, store_path::build_ca_path};
-use store::PathInfo;
+use nix::PathInfo;
+use nix_derivation::{ContentAddressMethod, NixHash, StorePath, store_path::build_ca_path};
 use store::signing::{TrustedKeys, fingerprint};
 use url::Url;
 
@@ -93,11 +93,11 @@ impl Offer {
 /// Whether the path is the one that its content address gives. That the contents have that address is checked by the
 /// store when they are there.
 fn is_content_addressed(info: &PathInfo) -> bool {
-    let Some(Ok(ca)) = info.ca.as_deref().map(CAHash::parse) else { return false };
+    let Some(ca) = &info.ca else { return false };
     if ca.method() == ContentAddressMethod::Git {
         return false;
     }
     let mut references = info.references.clone();
     let own = references.remove(&info.path);
-    build_ca_path(info.path.name(), &ca, &references, own).is_ok_and(|path| path == info.path)
+    build_ca_path(info.path.name(), ca, &references, own).is_ok_and(|path| path == info.path)
 }

@@ -22,7 +22,6 @@ use wire::worker::Request;
 use super::address::SshAddress;
 use super::offer::{Offer, Place};
 use super::source::SourceError;
-use crate::convert;
 use net::HttpClient;
 
 /// Connections to one machine at once; each serves one question or one NAR at a time.
@@ -94,7 +93,7 @@ impl SshStore {
         });
         let info = asked.await.map_err(|_| self.stalled())?.map_err(|error| self.broken(&error))?;
         self.give_back(borrowed);
-        Ok(info.map(|info| Offer { source, place: Place::Ssh, info: convert::from_wire(info) }))
+        Ok(info.map(|info| Offer { source, place: Place::Ssh, info }))
     }
 
     /// A session in which the NAR of `path` comes next.

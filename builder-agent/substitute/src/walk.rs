@@ -323,7 +323,7 @@ async fn watched(
 
 #[cfg(test)]
 mod tests {
-    use store::PathInfo;
+    use nix::PathInfo;
 
     use super::super::offer::Place;
     use super::*;

@@ -57,7 +57,7 @@ impl Cache {
     ) -> StorePath {
         let path = path(name);
         let nar = encode_file_nar(text.as_bytes(), false);
-        let info = store::PathInfo {
+        let info = nix::PathInfo {
             path: path.clone(),
             nar_hash: Sha256::digest(&nar).into(),
             nar_size: nar.len() as u64,

@@ -134,6 +134,10 @@ fn errors_name_operation_field_value_and_limit() {
         ),
         (bytes().n(39).s(A).s("").s("abc"), r#"bad narHash in AddToStoreNar: "abc" is not a hash: "#),
         (
+            bytes().n(39).s(A).s("").s(&"0".repeat(64)).n(0).n(0).n(0).n(0).n(0).s("nonsense"),
+            r#"bad ca in AddToStoreNar: "nonsense" is not a hash: "#,
+        ),
+        (
             bytes().n(46).n(1).s(&format!("{DRV}!../x")),
             r#"bad paths in BuildPathsWithResults: "../x" is not the name of an output"#,
         ),

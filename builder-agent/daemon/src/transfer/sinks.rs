@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use nix::PathInfo;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
-use store::{ImportError, Ingested, Intake, IntakeKind, PathInfo, Staged, View};
+use store::{ImportError, Ingested, Intake, IntakeKind, Staged, View};
 
 use super::chunks::Sink;
 

@@ -13,7 +13,6 @@ use super::sinks::announced;
 use super::{BATCH, Desk, RequestError, Views, bug, import_failed, over};
 use shares::budget::Charge;
 use shares::threads::Task;
-use substitute::convert;
 
 /// What one path counts beside its contents, and each of its references and signatures: about what they take in memory.
 const PATH_WEIGHT: usize = 512;
@@ -71,7 +70,7 @@ impl Upload {
         if info.nar_size > WHOLE as u64 {
             self.hand_over().await?;
             self.staged().await?;
-            let (view, info) = (self.views.now(), convert::from_wire(info));
+            let view = self.views.now();
             let staged = chunks::feed(&self.desk, body, move || announced(view, info)).await?;
             self.batch.push(staged.map_err(import_failed)?);
             return self.register_if(BATCH).await;
@@ -99,8 +98,7 @@ impl Upload {
         self.weight = 0;
         let (small, view) = (std::mem::take(&mut self.small), self.views.now());
         self.staging = Some(self.desk.workers.contents(move || {
-            let stage =
-                |(info, nar): (PathInfo, Vec<u8>)| view.stage(convert::from_wire(info), &mut nar.as_slice());
+            let stage = |(info, nar): (PathInfo, Vec<u8>)| view.stage(info, &mut nar.as_slice());
             small.into_iter().map(stage).collect()
         }));
         Ok(())

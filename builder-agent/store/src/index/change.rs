@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
+use nix::PathInfo;
 use nix_derivation::StorePath;
 
 use crate::index::rows::{Annotation, Origins};
 use crate::types::realisation::{Realisation, RealisationId};
 use crate::types::result::BuildRecord;
-use crate::types::{Member, PathInfo, Provenance};
+use crate::types::{Member, Provenance};
 
 #[derive(Debug, Clone)]
 pub(crate) enum Change {

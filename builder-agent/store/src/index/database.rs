@@ -6,10 +6,12 @@
 //! One process writes. For a database that several boxes write (PostgreSQL), the leader of a commit would first take over
 //! what others have written; that step is not in this trait yet.
 
+use nix::PathInfo;
+
 use crate::error::DatabaseError;
 use crate::index::change::Change;
 use crate::index::rows::Origins;
-use crate::types::{PathInfo, Provenance};
+use crate::types::Provenance;
 
 /// The rows of one index. Used by one thread at a time.
 pub(crate) trait Database: Send {

@@ -7,13 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use nix::PathInfo;
 use nix_derivation::StorePath;
 
 use crate::index::change::Change;
 use crate::index::rows::{Annotations, Origins};
 use crate::types::realisation::{Realisation, RealisationId};
 use crate::types::result::{BuildRecord, RecordEnd};
-use crate::types::{Member, PathInfo, Provenance};
+use crate::types::{Member, Provenance};
 
 /// One path in one layer.
 pub(crate) struct Entry {

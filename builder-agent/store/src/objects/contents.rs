@@ -3,13 +3,13 @@
 use std::io::Read;
 use std::sync::Arc;
 
+use nix::PathInfo;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, NixHash, NixHasher, StorePath, nixbase32};
 
 use super::{ObjectFailure, Objects};
 use crate::error::{FileError, NarError};
 use crate::format::git;
 use crate::format::object::{Kind, NarReader, Object, ObjectError};
-use crate::types::PathInfo;
 
 const PIECE: usize = 256 << 10;
 /// Most self references whose places are counted. No real path has this many; they take 8 MB.

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix::PathInfo;
 use nix_derivation::nixbase32;
 use rustix::fs::{
     AtFlags, Mode, OFlags, Timespec, Timestamps, fchmod, futimens, mkdirat, openat, symlinkat, utimensat,
@@ -31,7 +32,7 @@ use super::removal::Removal;
 use super::{ObjectFailure, Objects};
 use crate::error::{FileError, TreeError};
 use crate::format::object::{Kind, Object, ObjectError, WalkGuard};
-use crate::types::{Member, PathInfo, Provenance};
+use crate::types::{Member, Provenance};
 
 const MTIME: Timestamps = Timestamps {
     last_access: Timespec { tv_sec: 1, tv_nsec: 0 },

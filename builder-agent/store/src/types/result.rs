@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nix_derivation::StorePath;
+use nix_derivation::{CAHash, StorePath};
 
 /// How a build with some key ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,8 +49,8 @@ pub struct RecordedOutput {
     pub nar_size: u64,
     /// What it refers to.
     pub references: BTreeSet<StorePath>,
-    /// Content address as Nix writes it.
-    pub ca: Option<String>,
+    /// Its content address, if it has one.
+    pub ca: Option<CAHash>,
 }
 
 impl BuildRecord {

@@ -1,13 +1,10 @@
-//! The words of the store: who sees a path, why we believe it, and what we know about it.
+//! The words of the store: who sees a path, and why we believe it.
 
 pub(crate) mod realisation;
 pub(crate) mod result;
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
-
-use nix_derivation::StorePath;
 
 /// Who owns claims. Cheap to clone.
 ///
@@ -43,27 +40,4 @@ pub enum Provenance {
     Verified,
     /// One member says so: that member alone sees it.
     Claimed(Member),
-}
-
-/// What Nix calls valid path info (Nix: `src/libstore/path-info.hh`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PathInfo {
-    /// The path itself, always below `/nix/store`.
-    pub path: StorePath,
-    /// SHA-256 of the NAR; names the object.
-    pub nar_hash: [u8; 32],
-    /// Bytes of the NAR. 0 in an import means "the client did not say".
-    pub nar_size: u64,
-    /// Store paths the contents mention; may include `path` itself.
-    pub references: BTreeSet<StorePath>,
-    /// The derivation this came from, when known.
-    pub deriver: Option<StorePath>,
-    /// Unix seconds; the store fills it in when it is 0.
-    pub registration_time: i64,
-    /// Built on this box.
-    pub ultimate: bool,
-    /// `name:base64` as Nix writes them.
-    pub signatures: Vec<String>,
-    /// Content address as Nix writes it (`text:sha256:…`, `fixed:r:sha256:…`).
-    pub ca: Option<String>,
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use nix::PathInfo;
 use nix_derivation::{
     CAHash, ContentAddressMethod, HashAlgorithm, NixHash, StorePath, nixbase32, store_path::build_ca_path,
 };
@@ -13,7 +14,7 @@ use crate::config::StoreConfig;
 use crate::error::ImportError;
 use crate::index::rows::Annotation;
 use crate::objects::ingest::Ingested;
-use crate::types::{Member, PathInfo, Provenance};
+use crate::types::{Member, Provenance};
 
 /// Checks what a client announced about `ingested`.
 pub(crate) fn stage(
@@ -38,20 +39,15 @@ pub(crate) fn stage(
     info.registration_time = 0;
     // "Built here" is ours to say.
     info.ultimate = false;
-    info.ca = info.ca.filter(|ca| !ca.is_empty());
     limits::check_signatures(&info.path, &info.signatures)?;
-    let (address, sure) = match info.ca.as_deref() {
-        Some(ca) => {
-            let (address, sure) = check_address(&ingested, &info, ca)?;
-            (Some(address), sure)
-        }
-        None => (None, false),
+    let sure = match &info.ca {
+        Some(announced) => check_address(&ingested, &info, announced)?,
+        None => false,
     };
     let good = provenance::trusted_signatures(config, &info);
     let proven = sure || !good.is_empty();
     let said = Annotation::of(&info);
     let provenance = if proven {
-        info.ca = address.map(|ca| ca.to_nix_string());
         // Everybody will see this info; only what was checked may stay in it.
         provenance::only_checked(&mut info, good);
         Provenance::Verified
@@ -62,11 +58,14 @@ pub(crate) fn stage(
     Ok(Staged { ingested, info, provenance, proven, said })
 }
 
-/// The content address if it holds, and whether no other contents could have it.
-fn check_address(ingested: &Ingested, info: &PathInfo, ca: &str) -> Result<(CAHash, bool), ImportError> {
+/// Fails unless the contents have the content address and it gives the path. Returns whether no other contents could have it.
+fn check_address(ingested: &Ingested, info: &PathInfo, announced: &CAHash) -> Result<bool, ImportError> {
     let path = &info.path;
-    let bad = |why: String| ImportError::BadContentAddress { path: path.clone(), ca: ca.to_owned(), why };
-    let announced = CAHash::parse(ca).map_err(|e| bad(e.to_string()))?;
+    let bad = |why: String| ImportError::BadContentAddress {
+        path: path.clone(),
+        ca: announced.to_nix_string(),
+        why,
+    };
     let mut references = info.references.clone();
     let own = references.remove(path);
     let (method, algorithm) = (announced.method(), announced.hash().algorithm());
@@ -78,16 +77,16 @@ fn check_address(ingested: &Ingested, info: &PathInfo, ca: &str) -> Result<(CAHa
         true => {
             let contents = ingested.contents()?;
             let counted = contents.counted_hash(method, algorithm, path)?.map(address).transpose()?;
-            match counted.filter(|counted| *counted == announced) {
+            match counted.filter(|counted| counted == announced) {
                 Some(counted) => (counted, true),
                 None => (address(contents.hash(method, algorithm, Some(path))?)?, false),
             }
         }
     };
-    if computed != announced {
+    if computed != *announced {
         return Err(ImportError::ContentMismatch {
             path: path.clone(),
-            announced: ca.to_owned(),
+            announced: announced.to_nix_string(),
             computed: computed.to_nix_string(),
         });
     }
@@ -95,7 +94,7 @@ fn check_address(ingested: &Ingested, info: &PathInfo, ca: &str) -> Result<(CAHa
     if at != *path {
         return Err(ImportError::PathMismatch { announced: path.clone(), computed: at });
     }
-    Ok((computed, sure))
+    Ok(sure)
 }
 
 /// Contents without an announced path: finds out where they belong.
@@ -119,7 +118,7 @@ pub(crate) fn stage_new(
         registration_time: 0,
         ultimate: false,
         signatures: Vec::new(),
-        ca: Some(ca.to_nix_string()),
+        ca: Some(ca),
     };
     let said = Annotation::of(&info);
     Ok(Staged { ingested, info, provenance: Provenance::Verified, proven: true, said })

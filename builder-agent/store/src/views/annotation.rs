@@ -7,13 +7,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use nix::PathInfo;
 use nix_derivation::StorePath;
 
 use super::limits::MAX_SIGNATURES;
 use super::seen::Seen;
 use crate::index::change::Change;
 use crate::index::rows::{Annotation, Annotations};
-use crate::types::{Member, PathInfo};
+use crate::types::Member;
 
 /// Memory for one member's annotations; beyond it the oldest go. Room for a closure of 80,000 paths with a deriver and a
 /// signature each, several times what a large system has.

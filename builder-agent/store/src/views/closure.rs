@@ -10,6 +10,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use nix::PathInfo;
 use nix_derivation::StorePath;
 
 use crate::error::{ComposeError, FileError, MissingPath, NarError, TreeError};
@@ -17,7 +18,7 @@ use crate::format::object::{ComposeFailure, Composer};
 use crate::index::holds::Hold;
 use crate::objects::ObjectFailure;
 use crate::objects::contents::Contents;
-use crate::types::{Member, PathInfo, Provenance};
+use crate::types::{Member, Provenance};
 use crate::upkeep::base::Base;
 use crate::upkeep::work::Pinned;
 

@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use nix::PathInfo;
 use nix_derivation::StorePath;
 
 use super::annotation::Notes;
@@ -17,7 +18,7 @@ use crate::index::commit::{About, Plan, commit_repeatable};
 use crate::index::memory::Memory;
 use crate::index::rows::Annotation;
 use crate::objects::trees::Tree;
-use crate::types::{Member, PathInfo, Provenance};
+use crate::types::{Member, Provenance};
 use crate::upkeep::base::Base;
 
 /// What to do (Nix: `GCOptions::GCAction` in `src/libstore/include/nix/store/gc-store.hh`).

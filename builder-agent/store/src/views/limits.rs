@@ -1,12 +1,13 @@
 //! What may be registered at all: limits of one path, and of all claims of one member.
 
+use nix::PathInfo;
 use nix_derivation::{StorePath, nixbase32};
 
 use super::seen::{Seen, Viewer};
 use crate::error::RegisterError;
 use crate::index::change::Change;
 use crate::objects::ingest::Ingested;
-use crate::types::{Member, PathInfo, Provenance};
+use crate::types::{Member, Provenance};
 
 /// Most references of one path. The largest packages in nixpkgs have a few thousand; the list of a closure (`closureInfo`)
 /// refers to all of it, and large closures have some ten thousand paths.
@@ -18,8 +19,6 @@ const MAX_CLAIMED_REFERENCES: usize = 1_000_000;
 /// Most signatures of one path, and bytes of one signature; an Ed25519 signature with its key name is about 120.
 pub(crate) const MAX_SIGNATURES: usize = 64;
 const MAX_SIGNATURE_BYTES: usize = 1024;
-/// Longest `ca` field; the longest real one, SHA-512, has about 120 bytes.
-const MAX_CA_BYTES: usize = 256;
 
 /// Whether `info` may be registered for `ingested` at all.
 pub(crate) fn check(
@@ -50,14 +49,10 @@ pub(super) fn check_info(
     {
         return Err(RegisterError::ForeignMember { claimed: claimed.clone(), view: member.clone() });
     }
-    let counts = [
-        ("references", info.references.len(), MAX_REFERENCES),
-        ("bytes of content address", info.ca.as_ref().map_or(0, String::len), MAX_CA_BYTES),
-    ];
-    for (what, count, limit) in counts {
-        if count > limit {
-            return Err(RegisterError::TooMany { path: info.path.clone(), what, count, limit });
-        }
+    let count = info.references.len();
+    if count > MAX_REFERENCES {
+        let (path, what, limit) = (info.path.clone(), "references", MAX_REFERENCES);
+        return Err(RegisterError::TooMany { path, what, count, limit });
     }
     check_signatures(&info.path, &info.signatures)
 }

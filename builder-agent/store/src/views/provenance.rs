@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use nix::PathInfo;
 use nix_derivation::StorePath;
 
 use super::annotation::Notes;
@@ -17,7 +18,7 @@ use crate::index::change::Change;
 use crate::index::memory::Memory;
 use crate::index::rows::{Annotation, Origins};
 use crate::signing;
-use crate::types::{PathInfo, Provenance};
+use crate::types::Provenance;
 
 /// Signatures of trusted keys that are right for `info`.
 pub(crate) fn trusted_signatures(config: &StoreConfig, info: &PathInfo) -> Vec<String> {

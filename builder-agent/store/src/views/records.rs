@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use nix::PathInfo;
 use nix_derivation::StorePath;
 
 use super::annotation::Notes;
@@ -15,9 +16,9 @@ use crate::index::commit::{About, Plan, commit};
 use crate::index::memory::Memory;
 use crate::index::rows::Annotation;
 use crate::signing;
+use crate::types::Provenance;
 use crate::types::realisation::{Realisation, RealisationId};
 use crate::types::result::{BuildRecord, RecordEnd};
-use crate::types::{PathInfo, Provenance};
 use crate::upkeep::base::Base;
 
 /// Failures that are remembered. Each is a few kilobytes at most, and the oldest is the least likely to be asked for.

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nix::PathInfo;
 use nix_derivation::StorePath;
 
 use super::annotation::Notes;
@@ -20,7 +21,7 @@ use crate::index::change::Change;
 use crate::index::commit::{About, Plan, commit};
 use crate::index::memory::Memory;
 use crate::index::rows::{Annotation, Origins};
-use crate::types::{PathInfo, Provenance};
+use crate::types::Provenance;
 use crate::upkeep::base::Base;
 
 /// A path on its way into the index.

@@ -5,13 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
 
+use nix::PathInfo;
 use nix_derivation::StorePath;
 
 use crate::error::MissingPath;
 use crate::index::memory::{Entry, Layer, Memory};
 use crate::index::rows::{Annotation, Annotations};
 use crate::types::realisation::{Realisation, RealisationId};
-use crate::types::{Member, PathInfo, Provenance};
+use crate::types::{Member, Provenance};
 
 /// Whose view it is, and who shares with them.
 #[derive(Clone)]

@@ -1,10 +1,11 @@
 //! Objects on their way to being registered.
 
+use nix::PathInfo;
 use nix_derivation::StorePath;
 
 use crate::index::rows::Annotation;
 use crate::objects::ingest::Ingested;
-use crate::types::{PathInfo, Provenance};
+use crate::types::Provenance;
 
 /// An object with its checked info and provenance, ready to be registered together with others.
 #[derive(Debug)]

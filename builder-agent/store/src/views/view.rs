@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufRead;
 use std::sync::Arc;
 
+use nix::PathInfo;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
 use sha2::{Digest, Sha256};
 
@@ -21,7 +22,7 @@ use crate::objects::contents::Contents;
 use crate::objects::ingest::{Ingest, Ingested, Limits};
 use crate::objects::intake::{Intake, IntakeKind};
 use crate::types::realisation::RealisationId;
-use crate::types::{Member, PathInfo, Provenance};
+use crate::types::{Member, Provenance};
 use crate::upkeep::base::Base;
 
 /// The store as one member may see it. Cheap to clone, safe to share between threads, blocking.

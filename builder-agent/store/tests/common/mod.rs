@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use nix::PathInfo;
 use nix_archive::nar::Encoder;
 use nix_derivation::{StorePath, nixbase32};
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
-use store::{Member, PathInfo, Store, StoreConfig, View};
+use store::{Member, Store, StoreConfig, View};
 
 #[derive(Debug, Clone)]
 pub enum Tree {

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use nix_derivation::StorePath;
+use nix::PathInfo;
+use nix_derivation::{CAHash, StorePath};
 use rusqlite::Row;
 use rusqlite::types::Type;
 
@@ -13,7 +14,7 @@ use crate::index::database::{Loaded, Record};
 use crate::index::rows::{Annotation, Origins};
 use crate::types::realisation::{Realisation, RealisationId};
 use crate::types::result::{BuildRecord, RecordEnd, RecordedOutput};
-use crate::types::{Member, PathInfo, Provenance};
+use crate::types::{Member, Provenance};
 
 /// What was read so far.
 #[derive(Default)]
@@ -156,13 +157,19 @@ fn paths_at(column: usize, text: &str) -> rusqlite::Result<BTreeSet<StorePath>> 
     text.split(' ').filter(|p| !p.is_empty()).map(|p| path_at(column, p)).collect()
 }
 
+fn address_at(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<CAHash>> {
+    let text: Option<String> = row.get(column)?;
+    let address = text.map(|text| CAHash::parse(&text)).transpose();
+    address.map_err(|e| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(e)))
+}
+
 fn read_output(row: &Row<'_>) -> rusqlite::Result<(String, RecordedOutput)> {
     let output = RecordedOutput {
         path: path_at(2, &row.get::<_, String>(2)?)?,
         nar_hash: row.get(3)?,
         nar_size: row.get::<_, i64>(4)?.cast_unsigned(),
         references: paths_at(5, &row.get::<_, String>(5)?)?,
-        ca: row.get(6)?,
+        ca: address_at(row, 6)?,
     };
     Ok((row.get(1)?, output))
 }
@@ -224,7 +231,7 @@ fn read_path(row: &Row<'_>) -> rusqlite::Result<Record> {
         registration_time: row.get(8)?,
         ultimate: row.get(9)?,
         signatures: row.get::<_, String>(10)?.lines().map(str::to_owned).collect(),
-        ca: row.get(11)?,
+        ca: address_at(row, 11)?,
     };
     Ok(Record {
         id: row.get(0)?,

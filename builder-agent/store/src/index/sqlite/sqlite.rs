@@ -144,7 +144,8 @@ mod tests {
     use crate::index::rows::{Annotation, Origins};
     use crate::types::realisation::{Realisation, RealisationId};
     use crate::types::result::{BuildRecord, RecordEnd, RecordedOutput};
-    use crate::types::{Member, PathInfo, Provenance};
+    use crate::types::{Member, Provenance};
+    use nix::PathInfo;
 
     fn write(db: &mut Sqlite, changes: &[Change]) {
         db.write(&mut changes.iter()).unwrap();

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use nix_derivation::StorePath;
+use nix::PathInfo;
+use nix_derivation::{CAHash, StorePath};
 use rusqlite::{ToSql, Transaction, params};
 
 use crate::index::change::Change;
 use crate::index::rows::{Annotation, Origins};
 use crate::types::realisation::{Realisation, RealisationId};
 use crate::types::result::{BuildRecord, RecordEnd};
-use crate::types::{Member, PathInfo, Provenance};
+use crate::types::{Member, Provenance};
 
 /// Every statement of a commit goes through here. None may walk a table, since all members wait for it.
 fn run(transaction: &Transaction<'_>, sql: &str, params: &[&dyn ToSql]) -> rusqlite::Result<()> {
@@ -93,7 +94,7 @@ fn add_path(
             info.registration_time,
             info.ultimate,
             info.signatures.join("\n"),
-            info.ca,
+            info.ca.as_ref().map(CAHash::to_nix_string),
             proven,
             origins.to_text(),
         ],
@@ -186,7 +187,7 @@ fn put_result(transaction: &Transaction<'_>, key: &[u8; 32], record: &BuildRecor
                 &output.nar_hash[..],
                 output.nar_size.cast_signed(),
                 basenames(&output.references),
-                output.ca,
+                output.ca.as_ref().map(CAHash::to_nix_string),
             ],
         )?;
     }
