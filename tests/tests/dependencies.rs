@@ -196,7 +196,7 @@ const STORE_LAYERS: [(&str, &[&str]); 12] = [
     ("format::nar", &[]),
     ("format::object", &["format::nar"]),
     ("format::git", &["format::object"]),
-    ("signing", &[]),
+    ("signing", &["types"]),
     ("config", &["signing"]),
     ("error", &["types", "format::nar"]),
     ("objects", &["types", "error", "format::nar", "format::object", "format::git"]),

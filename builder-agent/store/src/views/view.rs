@@ -228,6 +228,7 @@ impl View {
     }
 
     /// Reads exactly one NAR and checks it against `info` as a client announced it; for [`View::register_many`].
+    /// The client's `registration_time` and `ultimate` are not used.
     ///
     /// Not a byte after the NAR is taken from `nar`.
     pub fn stage(&self, info: PathInfo, nar: &mut dyn BufRead) -> Result<Staged, ImportError> {
