@@ -1,7 +1,7 @@
 //! A client that lies: raw worker-protocol bytes through the stock OpenSSH client, and what must hold afterwards.
 //!
-//! [`House`] is a box with one member and one good path in its store. A test does its worst, then calls
-//! [`House::still_serves`] and [`House::close`], which looks at the store from outside: every path that is visible
+//! [`TestBox`] is a box with one member and one good path in its store. A test does its worst, then calls
+//! [`TestBox::still_serves`] and [`TestBox::close`], which looks at the store from outside: every path that is visible
 //! must be whole. Not here: how an agent is started (`agent`), and the bytes of good requests (`wire::client`).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,17 +23,17 @@ use wire::worker::Request;
 
 use crate::agent::{Agent, Setup};
 use crate::keys::Key;
-use crate::neighbours::{WORKER, recipe};
+use crate::shared_box::{WORKER, recipe};
 use crate::{PATIENCE, place, roster};
 
-/// The one member of a [`House`].
+/// The one member of a [`TestBox`].
 pub const MEMBER: &str = "alice";
 
 /// Current clients speak this.
 pub const MINOR: u8 = 38;
 
 /// A box, one member, and in the store a busybox that must still be there in the end.
-pub struct House {
+pub struct TestBox {
     pub agent: Agent,
     pub busybox: StorePath,
     key: Key,
@@ -41,15 +41,15 @@ pub struct House {
     dir: TempDir,
 }
 
-impl House {
+impl TestBox {
     /// `settings` are lines of configuration, such as `limits.max-build-seconds = 5`.
-    pub async fn open(settings: &[&str]) -> House {
+    pub async fn open(settings: &[&str]) -> TestBox {
         Self::open_with(settings, json!({})).await
     }
 
     /// The member has limits of its own, as in `roster.json`.
-    pub async fn open_with(settings: &[&str], limits: Value) -> House {
-        let (key, dir) = (Key::new(MEMBER), place::scratch("house"));
+    pub async fn open_with(settings: &[&str], limits: Value) -> TestBox {
+        let (key, dir) = (Key::new(MEMBER), place::scratch("hostile"));
         let roster = dir.path().join("roster.json");
         let mut contents = roster::roster(&[(MEMBER, &key)]);
         contents["members"][0]["limits"] = limits;
@@ -57,13 +57,13 @@ impl House {
         let setup =
             settings.iter().fold(Setup::default().roster_at(&roster), |setup, line| setup.setting(line));
         let agent = setup.start(&[]);
-        let mut house = House { agent, busybox: path("none-yet"), key, dir };
-        let mut session = house.session().await;
+        let mut test_box = TestBox { agent, busybox: path("none-yet"), key, dir };
+        let mut session = test_box.session().await;
         let contents = std::fs::read(place::busybox()).expect("busybox");
         let tree = directory(&[("bin", directory(&[("busybox", executable(&contents))]))]);
-        house.busybox = session.add("busybox", &nar(&tree)).await;
+        test_box.busybox = session.add("busybox", &nar(&tree)).await;
         session.leave().await;
-        house
+        test_box
     }
 
     /// The OpenSSH client of this machine, with the command that stores ask for.
@@ -145,8 +145,8 @@ pub struct Session {
 
 impl Session {
     /// Greets as version 1.`minor`.
-    pub async fn open(house: &House, minor: u8) -> Session {
-        Self::over(house.ssh(), minor).await
+    pub async fn open(test_box: &TestBox, minor: u8) -> Session {
+        Self::over(test_box.ssh(), minor).await
     }
 
     /// The same over this login.
@@ -379,11 +379,11 @@ pub fn info(name: &str, nar: &[u8]) -> PathInfo {
 }
 
 /// A derivation whose builder is the sandbox's shell with `script`; `$bb` is busybox, `$out` becomes `path(name)`.
-pub fn derivation(house: &House, name: &str, script: &str) -> (StorePath, BasicDerivation) {
+pub fn derivation(test_box: &TestBox, name: &str, script: &str) -> (StorePath, BasicDerivation) {
     let out = path(name);
     let (drv, mut derivation) =
-        recipe(&path(&format!("{name}.drv")), &[("out", &out)], &[&house.busybox], script);
-    let busybox = format!("{}/bin/busybox", house.busybox.to_absolute_path());
+        recipe(&path(&format!("{name}.drv")), &[("out", &out)], &[&test_box.busybox], script);
+    let busybox = format!("{}/bin/busybox", test_box.busybox.to_absolute_path());
     derivation.env.insert("bb".into(), busybox.into_bytes());
     (drv, derivation)
 }

@@ -17,12 +17,12 @@ pub mod http;
 pub mod keys;
 mod lock;
 mod log;
-pub mod neighbours;
 pub mod place;
 pub mod process;
 pub mod published;
 pub mod relay;
 pub mod roster;
+pub mod shared_box;
 pub mod stock_server;
 pub mod suite;
 

@@ -9,9 +9,9 @@ use wire::client::encode_frames;
 use wire::worker::Request;
 
 /// Looks at every path in the store of the killed agent, and starts it again.
-async fn come_back(house: &mut House) {
+async fn come_back(test_box: &mut TestBox) {
     {
-        let store = Store::open(&house.store_dir(), StoreConfig::default()).expect("the store opens");
+        let store = Store::open(&test_box.store_dir(), StoreConfig::default()).expect("the store opens");
         println!("repaired: {:?}", store.recovery());
         assert_eq!(store.recovery().lost_paths, 0, "a visible path was lost");
         let view = store.view(&Member::new(MEMBER));
@@ -20,43 +20,43 @@ async fn come_back(house: &mut House) {
             view.closure(&[path]).expect("no visible path lacks a reference");
         }
     }
-    house.agent.restart();
-    house.still_serves().await;
+    test_box.agent.restart();
+    test_box.still_serves().await;
 }
 
 #[tokio::test]
 async fn an_agent_killed_in_the_middle_of_an_upload_forgets_it_and_nothing_else() {
-    let mut house = House::open(&[]).await;
-    let mut before = house.session().await;
+    let mut test_box = TestBox::open(&[]).await;
+    let mut before = test_box.session().await;
     let kept = nar(&file(b"kept"));
     before.add_nar(&info("kept", &kept), &kept).await;
     within("an answer", before.client.done()).await.expect("added");
 
     let large = nar(&file(&vec![7; 8 << 20]));
-    let mut session = house.session().await;
+    let mut session = test_box.session().await;
     session.announce(&info("large", &large)).await;
     session.send(&encode_frames(&large, 32 << 10)[..4 << 20]).await;
-    let temporary = house.store_dir().join("tmp");
+    let temporary = test_box.store_dir().join("tmp");
     until("the upload to reach the disk", || std::fs::read_dir(&temporary).expect("tmp").count() > 0).await;
-    house.agent.kill();
+    test_box.agent.kill();
     assert!(std::fs::read_dir(&temporary).expect("tmp").count() > 0, "the kill must hit a half-done upload");
     session.vanish().await;
     before.vanish().await;
 
-    come_back(&mut house).await;
-    let mut session = house.session().await;
+    come_back(&mut test_box).await;
+    let mut session = test_box.session().await;
     assert!(session.is_valid(&path("kept")).await, "what was answered as added is gone");
     assert!(!session.is_valid(&path("large")).await);
     session.add_nar(&info("large", &large), &large).await;
     within("an answer", session.client.done()).await.expect("the second time it is taken");
     session.leave().await;
-    let paths = house.close().await;
+    let paths = test_box.close().await;
     assert!(paths.contains(&path("large")) && paths.contains(&path("kept")));
 }
 
 #[tokio::test]
 async fn of_many_paths_in_one_upload_a_kill_leaves_whole_ones_only() {
-    let mut house = House::open(&[]).await;
+    let mut test_box = TestBox::open(&[]).await;
     // References first, as clients send them; several times what becomes visible together.
     let all: Vec<_> = (0..1500)
         .map(|n| {
@@ -69,29 +69,29 @@ async fn of_many_paths_in_one_upload_a_kill_leaves_whole_ones_only() {
         })
         .collect();
     let body = encode_frames(&items(1500, &all), 32 << 10);
-    let mut session = house.session().await;
+    let mut session = test_box.session().await;
     session.request(&Request::AddMultipleToStore { repair: false, dont_check_sigs: true }).await;
     session.send(&body[..body.len() - 1000]).await;
-    let mut other = house.session().await;
+    let mut other = test_box.session().await;
     // The first batch is visible, the upload as a whole is not over.
     let deadline = std::time::Instant::now() + PATIENCE;
     while !other.is_valid(&path("p0")).await {
         assert!(std::time::Instant::now() < deadline, "no batch became visible");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
-    house.agent.kill();
+    test_box.agent.kill();
     session.vanish().await;
     other.vanish().await;
 
-    come_back(&mut house).await;
-    let mut session = house.session().await;
+    come_back(&mut test_box).await;
+    let mut session = test_box.session().await;
     assert!(session.is_valid(&path("p0")).await);
     assert!(!session.is_valid(&path("p1499")).await);
     session.request(&Request::AddMultipleToStore { repair: false, dont_check_sigs: true }).await;
     session.send(&body).await;
     within("an answer", session.client.done()).await.expect("the second time all are taken");
     session.leave().await;
-    let paths = house.close().await;
+    let paths = test_box.close().await;
     assert!(all.iter().all(|(info, _)| paths.contains(&info.path)));
 }
 
@@ -104,46 +104,46 @@ fn scratch_of(agent: u32) -> usize {
 
 #[tokio::test]
 async fn an_agent_killed_in_the_middle_of_a_build_takes_the_builder_with_it() {
-    let mut house = House::open(&[]).await;
+    let mut test_box = TestBox::open(&[]).await;
     let script = "echo half > $out; $bb sleep 1000 & ($bb setsid $bb sleep 1000 &); \
                   if [ ! -e /build/again ]; then echo started; wait; fi";
-    let mut session = house.session().await;
-    session.start_build(derivation(&house, "victim", script)).await;
-    let agent = house.agent.pid();
+    let mut session = test_box.session().await;
+    session.start_build(derivation(&test_box, "victim", script)).await;
+    let agent = test_box.agent.pid();
     // bubblewrap twice or once, the guest, the shell, two sleepers.
     until("the builder to run", || family(agent).len() >= 5).await;
     let others: Vec<_> = family(agent).into_iter().filter(|(pid, _)| *pid != agent).collect();
     assert!(others.iter().all(|process| runs(*process)));
     assert_eq!(scratch_of(agent), 1);
-    house.agent.kill();
+    test_box.agent.kill();
     session.vanish().await;
     until("every process of the build to end", || !others.iter().any(|process| runs(*process))).await;
 
-    come_back(&mut house).await;
-    let logs = house.agent.state_dir().join("logs");
+    come_back(&mut test_box).await;
+    let logs = test_box.agent.state_dir().join("logs");
     assert_eq!(std::fs::read_dir(&logs).expect("logs").count(), 0, "a log of the dead build is left");
     assert_eq!(scratch_of(agent), 0, "the folder of the dead build is left");
-    let mut session = house.session().await;
+    let mut session = test_box.session().await;
     assert!(!session.is_valid(&path("victim")).await, "half an output is visible");
-    let told = session.build(derivation(&house, "victim", "echo whole > $out")).await;
+    let told = session.build(derivation(&test_box, "victim", "echo whole > $out")).await;
     assert_eq!(told.status, BuildStatus::Built as u64, "{told:?}");
     session.leave().await;
-    assert!(house.close().await.contains(&path("victim")));
+    assert!(test_box.close().await.contains(&path("victim")));
 }
 
 #[tokio::test]
 async fn a_client_that_vanishes_in_the_middle_of_a_build_ends_it() {
-    let house = House::open(&[]).await;
-    let mut session = house.session().await;
-    session.start_build(derivation(&house, "victim", "echo half > $out; $bb sleep 1000")).await;
-    let agent = house.agent.pid();
+    let test_box = TestBox::open(&[]).await;
+    let mut session = test_box.session().await;
+    session.start_build(derivation(&test_box, "victim", "echo half > $out; $bb sleep 1000")).await;
+    let agent = test_box.agent.pid();
     until("the builder to run", || family(agent).len() >= 4).await;
     session.vanish().await;
     until("every process of the build to end", || family(agent).len() == 1).await;
-    let mut session = house.session().await;
+    let mut session = test_box.session().await;
     assert!(!session.is_valid(&path("victim")).await);
-    let told = session.build(derivation(&house, "victim", "echo whole > $out")).await;
+    let told = session.build(derivation(&test_box, "victim", "echo whole > $out")).await;
     assert_eq!(told.status, BuildStatus::Built as u64, "{told:?}");
     session.leave().await;
-    house.close().await;
+    test_box.close().await;
 }

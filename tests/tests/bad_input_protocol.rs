@@ -20,8 +20,8 @@ fn numbers(numbers: &[u64]) -> Vec<u8> {
 }
 
 /// What ssh shows to whoever sends these bytes and then listens.
-async fn greeted_with(house: &House, bytes: &[u8]) -> (Vec<u8>, String) {
-    let mut ssh = house.ssh();
+async fn greeted_with(test_box: &TestBox, bytes: &[u8]) -> (Vec<u8>, String) {
+    let mut ssh = test_box.ssh();
     ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut ssh = tokio::process::Command::from(ssh).spawn().expect("ssh");
     let mut stdin = ssh.stdin.take().expect("piped");
@@ -35,7 +35,7 @@ async fn greeted_with(house: &House, bytes: &[u8]) -> (Vec<u8>, String) {
 
 #[tokio::test]
 async fn who_does_not_greet_like_a_nix_client_is_told_so_on_stderr() {
-    let house = House::open(&[]).await;
+    let test_box = TestBox::open(&[]).await;
     for (bytes, part) in [
         (numbers(&[0x2f31_2e31_5054_5448]), "this is no Nix client: it greeted with 0x2f312e3150545448"),
         (
@@ -47,18 +47,18 @@ async fn who_does_not_greet_like_a_nix_client_is_told_so_on_stderr() {
             "bad features in the handshake: 1099511627776 entries, at most",
         ),
     ] {
-        let (_, said) = greeted_with(&house, &bytes).await;
+        let (_, said) = greeted_with(&test_box, &bytes).await;
         println!("{said}");
         assert!(said.contains(part), "{part:?} is not in {said:?}");
         assert_eq!(said.lines().filter(|line| line.contains("error: ")).count(), 1, "{said}");
     }
-    house.close().await;
+    test_box.close().await;
 }
 
 #[tokio::test]
 async fn an_ancient_client_is_told_to_upgrade() {
-    let house = House::open(&[]).await;
-    let (answer, _) = greeted_with(&house, &numbers(&[CLIENT_MAGIC, 0x10a])).await;
+    let test_box = TestBox::open(&[]).await;
+    let (answer, _) = greeted_with(&test_box, &numbers(&[CLIENT_MAGIC, 0x10a])).await;
     const ERROR: u64 = 0x6378_7470;
     assert_eq!(answer[..8], SERVER_MAGIC.to_le_bytes());
     assert_eq!(answer[16..24], ERROR.to_le_bytes());
@@ -67,12 +67,12 @@ async fn an_ancient_client_is_told_to_upgrade() {
         text.contains("speaks version 1.10 of the protocol and we need 1.18 or newer: use Nix 2.0 or newer"),
         "{text}"
     );
-    house.close().await;
+    test_box.close().await;
 }
 
 /// A session in which these bytes stand where a request should.
-async fn refused_and_ended(house: &House, bytes: &[u8], parts: &[&str]) {
-    let mut session = house.session().await;
+async fn refused_and_ended(test_box: &TestBox, bytes: &[u8], parts: &[&str]) {
+    let mut session = test_box.session().await;
     session.send(bytes).await;
     session.refused(parts).await;
     session.ended().await;
@@ -80,14 +80,14 @@ async fn refused_and_ended(house: &House, bytes: &[u8], parts: &[&str]) {
 
 #[tokio::test]
 async fn an_operation_that_does_not_exist_is_named() {
-    let house = House::open(&[]).await;
+    let test_box = TestBox::open(&[]).await;
     refused_and_ended(
-        &house,
+        &test_box,
         &numbers(&[9999, 1, 2, 3]),
         &["operation 9999 is not known here", "newer than ours?"],
     )
     .await;
-    house.close().await;
+    test_box.close().await;
 }
 
 /// The most memory this process ever had.
@@ -97,12 +97,12 @@ fn peak_kib(pid: u32) -> u64 {
 
 #[tokio::test]
 async fn oversized_messages_are_refused_before_they_are_allocated() {
-    let house = House::open(&[]).await;
+    let test_box = TestBox::open(&[]).await;
     let nar = nar(&file(b"x"));
     let announced = Request::AddToStoreNar { info: info("a", &nar), repair: false, dont_check_sigs: true };
     let mut framed = encode_request(&announced, Protocol::plain(MINOR));
     framed.extend(numbers(&[1 << 32]));
-    let before = peak_kib(house.agent.pid());
+    let before = peak_kib(test_box.agent.pid());
     for (bytes, part) in [
         (
             numbers(&[1, 1 << 63]),
@@ -121,26 +121,26 @@ async fn oversized_messages_are_refused_before_they_are_allocated() {
             "bad the length of a frame in AddToStoreNar: 4294967296 bytes, at most 4294967295 are accepted",
         ),
     ] {
-        refused_and_ended(&house, &bytes, &[part]).await;
+        refused_and_ended(&test_box, &bytes, &[part]).await;
     }
     // Announced were terabytes. Ssh and threads cost a little.
-    let grown = peak_kib(house.agent.pid()) - before;
+    let grown = peak_kib(test_box.agent.pid()) - before;
     assert!(grown < 16 << 10, "the agent grew by {grown} KiB");
-    house.close().await;
+    test_box.close().await;
 }
 
 #[tokio::test]
 async fn padding_must_be_zero() {
-    let house = House::open(&[]).await;
+    let test_box = TestBox::open(&[]).await;
     let bytes = [&numbers(&[1, 9])[..], b"/nix/stor\0\0\x01\0\0\0\0"].concat();
-    refused_and_ended(&house, &bytes, &["bad path in IsValidPath: the padding after 9 bytes is not zero"])
+    refused_and_ended(&test_box, &bytes, &["bad path in IsValidPath: the padding after 9 bytes is not zero"])
         .await;
-    house.close().await;
+    test_box.close().await;
 }
 
 #[tokio::test]
 async fn what_is_not_a_store_path_is_quoted() {
-    let house = House::open(&[]).await;
+    let test_box = TestBox::open(&[]).await;
     for text in [
         "",
         "/etc/passwd",
@@ -152,14 +152,14 @@ async fn what_is_not_a_store_path_is_quoted() {
     ] {
         let bytes = [numbers(&[1]), tokens(&[text.as_bytes()])].concat();
         let quoted = format!("\"{text}\" is not a store path: ");
-        refused_and_ended(&house, &bytes, &["bad path in IsValidPath: ", &quoted]).await;
+        refused_and_ended(&test_box, &bytes, &["bad path in IsValidPath: ", &quoted]).await;
     }
-    house.close().await;
+    test_box.close().await;
 }
 
 #[tokio::test]
 async fn a_client_that_hangs_up_anywhere_in_a_message_changes_nothing() {
-    let house = House::open(&[]).await;
+    let test_box = TestBox::open(&[]).await;
     let nar = nar(&file(&[7; 1000]));
     let request = Request::AddToStoreNar { info: info("cut", &nar), repair: false, dont_check_sigs: true };
     let arguments = encode_request(&request, Protocol::plain(MINOR));
@@ -169,30 +169,30 @@ async fn a_client_that_hangs_up_anywhere_in_a_message_changes_nothing() {
     let end = whole.len() - 8;
     let cuts = [1, 12, 40, arguments.len(), arguments.len() + 100, arguments.len() + 8 + 256, end - 1];
     for len in cuts {
-        let mut session = house.session().await;
+        let mut session = test_box.session().await;
         session.send(&whole[..len]).await;
         session.hang_up().await;
-        let mut session = house.session().await;
+        let mut session = test_box.session().await;
         assert!(!session.is_valid(&path("cut")).await, "valid after {len} of {} bytes", whole.len());
     }
     // In the greeting.
     for len in [0, 4, 8, 12] {
-        let (mut ssh, mut reader, mut writer) = house.pipe();
+        let (mut ssh, mut reader, mut writer) = test_box.pipe();
         writer.write_all(&numbers(&[CLIENT_MAGIC, 0x126])[..len]).await.expect("ssh reads");
         drop(writer);
         within("the end", reader.read_to_end(&mut Vec::new())).await.expect("read");
         within("ssh", ssh.wait()).await.expect("wait");
     }
-    let mut session = house.session().await;
+    let mut session = test_box.session().await;
     session.send(&whole).await;
     within("an answer", session.client.done()).await.expect("whole, it is taken");
     session.leave().await;
-    assert!(house.close().await.contains(&path("cut")));
+    assert!(test_box.close().await.contains(&path("cut")));
 }
 
 /// Uploads that the store refuses. The session goes on, and the path is not there.
-async fn refused_upload(house: &House, info: &PathInfo, body: &[u8], parts: &[&str]) {
-    let mut session = house.session().await;
+async fn refused_upload(test_box: &TestBox, info: &PathInfo, body: &[u8], parts: &[&str]) {
+    let mut session = test_box.session().await;
     session.add_nar(info, body).await;
     session.refused(parts).await;
     assert!(!session.is_valid(&info.path).await);
@@ -201,7 +201,7 @@ async fn refused_upload(house: &House, info: &PathInfo, body: &[u8], parts: &[&s
 
 #[tokio::test]
 async fn archives_with_impossible_names_or_order_are_refused() {
-    let house = House::open(&[]).await;
+    let test_box = TestBox::open(&[]).await;
     let f = || file(b"x");
     for (name, entries, parts) in [
         ("up", vec![("..", f())], ["entry name", "\"..\""]),
@@ -214,36 +214,36 @@ async fn archives_with_impossible_names_or_order_are_refused() {
         ("unsorted", vec![("b", f()), ("a", f())], ["\"a\"", "entries must be sorted and unique"]),
     ] {
         let nar = nar(&directory(&entries));
-        refused_upload(&house, &info(name, &nar), &nar, &parts).await;
+        refused_upload(&test_box, &info(name, &nar), &nar, &parts).await;
     }
-    let mut session = house.session().await;
+    let mut session = test_box.session().await;
     let fine = nar(&directory(&[("a", f()), ("b", directory(&[("a", f())]))]));
     session.add_nar(&info("fine", &fine), &fine).await;
     within("an answer", session.client.done()).await.expect("sorted and unique, it is taken");
     session.leave().await;
-    assert!(house.close().await.contains(&path("fine")));
+    assert!(test_box.close().await.contains(&path("fine")));
 }
 
 #[tokio::test]
 async fn a_tree_deeper_than_nix_allows_is_refused() {
-    let house = House::open(&[]).await;
+    let test_box = TestBox::open(&[]).await;
     let deep = (0..1000).fold(file(b"x"), |node, _| directory(&[("d", node)]));
     let nar = nar(&deep);
-    refused_upload(&house, &info("deep", &nar), &nar, &["nested too deep at byte", "at most 64 levels"])
+    refused_upload(&test_box, &info("deep", &nar), &nar, &["nested too deep at byte", "at most 64 levels"])
         .await;
-    house.close().await;
+    test_box.close().await;
 }
 
 #[tokio::test]
 async fn an_archive_that_is_not_what_was_announced_is_refused() {
-    let house = House::open(&["limits.max-nar-mib = 4"]).await;
+    let test_box = TestBox::open(&["limits.max-nar-mib = 4"]).await;
     let whole = nar(&file(&[7; 5000]));
     let good = info("a", &whole);
     let path = good.path.to_string();
-    refused_upload(&house, &good, &whole[..3000], &["NAR is truncated: it ends at byte 3000"]).await;
+    refused_upload(&test_box, &good, &whole[..3000], &["NAR is truncated: it ends at byte 3000"]).await;
     let other = nar(&file(&[8; 5000]));
     refused_upload(
-        &house,
+        &test_box,
         &good,
         &other,
         &["hash mismatch importing path", &path, "announced sha256:", "got sha256:"],
@@ -252,68 +252,68 @@ async fn an_archive_that_is_not_what_was_announced_is_refused() {
     let lie = PathInfo { nar_size: 42, ..good.clone() };
     let got = format!("got {}", whole.len());
     refused_upload(
-        &house,
+        &test_box,
         &lie,
         &whole,
         &["size mismatch importing path", &path, "announced 42 bytes", &got],
     )
     .await;
     refused_upload(
-        &house,
+        &test_box,
         &good,
         b"GET / HTTP/1.1\r\n\r\n and so on and so forth",
         &["invalid NAR at byte 0"],
     )
     .await;
-    house.close().await;
+    test_box.close().await;
 }
 
 #[tokio::test]
 async fn an_archive_over_the_limit_of_the_box_is_refused() {
-    let house = House::open(&["limits.max-nar-mib = 4"]).await;
+    let test_box = TestBox::open(&["limits.max-nar-mib = 4"]).await;
     let large = nar(&file(&vec![7; 5 << 20]));
-    let mut session = house.session().await;
+    let mut session = test_box.session().await;
     session.add_nar(&info("large", &large), &large).await;
     session.refused(&["4194304"]).await;
     drop(session);
-    let mut session = house.session().await;
+    let mut session = test_box.session().await;
     assert!(!session.is_valid(&path("large")).await);
     session.leave().await;
-    house.close().await;
+    test_box.close().await;
 }
 
 #[tokio::test]
 async fn a_content_address_that_does_not_hold_is_refused() {
-    let house = House::open(&[]).await;
+    let test_box = TestBox::open(&[]).await;
     let contents = nar(&file(b"contents"));
     let address = |nar: &[u8]| Some(CAHash::Nar(hash_bytes(HashAlgorithm::Sha256, nar)));
     let lie = PathInfo { ca: address(b"something else"), ..info("lie", &contents) };
     refused_upload(
-        &house,
+        &test_box,
         &lie,
         &contents,
         &["announces content address 'fixed:r:sha256:", "but its contents have"],
     )
     .await;
     let misplaced = PathInfo { ca: address(&contents), ..info("misplaced", &contents) };
-    refused_upload(&house, &misplaced, &contents, &["contents and references of", "belong at"]).await;
-    house.close().await;
+    refused_upload(&test_box, &misplaced, &contents, &["contents and references of", "belong at"]).await;
+    test_box.close().await;
 }
 
 #[tokio::test]
 async fn a_path_whose_reference_is_missing_is_refused() {
-    let house = House::open(&[]).await;
+    let test_box = TestBox::open(&[]).await;
     let contents = nar(&file(b"contents"));
     let missing = path("missing");
     let dangling = PathInfo { references: BTreeSet::from([missing.clone()]), ..info("dangling", &contents) };
     let parts = [&format!("its reference '{missing}' is not valid"), "upload that first"];
-    refused_upload(&house, &dangling, &contents, &parts.map(|part| part as &str)).await;
-    house.close().await;
+    refused_upload(&test_box, &dangling, &contents, &parts.map(|part| part as &str)).await;
+    test_box.close().await;
 }
 
 #[tokio::test]
 async fn of_several_paths_with_one_bad_none_becomes_visible() {
-    let house = House::open(&[]).await;
+    let test_box = TestBox::open(&[]).await;
     let good = nar(&file(b"good"));
     let bad = nar(&directory(&[("b", file(b"x")), ("a", file(b"x"))]));
     let up = nar(&directory(&[("..", file(b"x"))]));
@@ -328,7 +328,7 @@ async fn of_several_paths_with_one_bad_none_becomes_visible() {
         (items(2, &[first()]), "the body ended there", false),
         (items(u64::MAX, &[first()]), "18446744073709551615 entries, at most 500000 are accepted", false),
     ] {
-        let mut session = house.session().await;
+        let mut session = test_box.session().await;
         session.request(&Request::AddMultipleToStore { repair: false, dont_check_sigs: true }).await;
         session.send(&encode_frames(&body, 32 << 10)).await;
         session.refused(&[part]).await;
@@ -338,24 +338,24 @@ async fn of_several_paths_with_one_bad_none_becomes_visible() {
         } else {
             session.ended().await;
         }
-        let mut session = house.session().await;
+        let mut session = test_box.session().await;
         for name in ["first", "second"] {
             assert!(!session.is_valid(&path(name)).await, "{name} is visible");
         }
         session.leave().await;
     }
-    house.close().await;
+    test_box.close().await;
 }
 
 #[tokio::test]
 async fn an_upload_broken_off_in_the_middle_leaves_nothing() {
-    let house = House::open(&[]).await;
+    let test_box = TestBox::open(&[]).await;
     let large = nar(&file(&vec![7; 8 << 20]));
     for power_loss in [false, true] {
-        let mut session = house.session().await;
+        let mut session = test_box.session().await;
         session.announce(&info("large", &large)).await;
         session.send(&encode_frames(&large, 32 << 10)[..4 << 20]).await;
-        let temporary = house.store_dir().join("tmp");
+        let temporary = test_box.store_dir().join("tmp");
         until("the upload to reach the disk", || std::fs::read_dir(&temporary).expect("tmp").count() > 0)
             .await;
         if power_loss {
@@ -363,14 +363,14 @@ async fn an_upload_broken_off_in_the_middle_leaves_nothing() {
         } else {
             session.hang_up().await;
         }
-        house.still_serves().await;
-        let mut session = house.session().await;
+        test_box.still_serves().await;
+        let mut session = test_box.session().await;
         assert!(!session.is_valid(&path("large")).await);
         session.leave().await;
     }
-    let mut session = house.session().await;
+    let mut session = test_box.session().await;
     session.add_nar(&info("large", &large), &large).await;
     within("an answer", session.client.done()).await.expect("whole, it is taken");
     session.leave().await;
-    assert!(house.close().await.contains(&path("large")));
+    assert!(test_box.close().await.contains(&path("large")));
 }

@@ -1,8 +1,8 @@
 //! Many sessions on one connection, as `ssh -o ControlMaster` makes them.
 
 use e2e::hostile::*;
-use e2e::neighbours::{Line, Neighbours, WORKER};
 use e2e::process::status_kib;
+use e2e::shared_box::{Line, SharedBox, WORKER};
 use wire::client::encode_request;
 use wire::worker::{Protocol, Request};
 
@@ -33,15 +33,15 @@ async fn sessions(line: &Line, count: usize) -> Vec<Session> {
 
 #[tokio::test]
 async fn hundreds_of_sessions_on_one_connection_are_all_answered() {
-    let house = Neighbours::of(&["alice"]);
-    let mut alice = house.session("alice").await;
+    let shared_box = SharedBox::of(&["alice"]);
+    let mut alice = shared_box.session("alice").await;
     let there = alice.add("there", &nar(&file(b"there"))).await;
     alice.leave().await;
-    let line = house.line("alice");
-    let before = rss_kib(house.agent.pid());
+    let line = shared_box.line("alice");
+    let before = rss_kib(shared_box.agent.pid());
     // All are open before the first of them asks.
     let mut open = sessions(&line, SESSIONS).await;
-    let grown = rss_kib(house.agent.pid()).saturating_sub(before);
+    let grown = rss_kib(shared_box.agent.pid()).saturating_sub(before);
     println!("{SESSIONS} sessions cost the agent {grown} KiB");
     assert!(grown < SESSIONS as u64 * IDLE_KIB, "{SESSIONS} sessions cost {grown} KiB");
     let mut asking = tokio::task::JoinSet::new();
@@ -58,14 +58,14 @@ async fn hundreds_of_sessions_on_one_connection_are_all_answered() {
     while let Some(session) = asking.join_next().await {
         session.expect("a session");
     }
-    assert_eq!(house.agent.count("logged in"), 2, "one connection was enough");
+    assert_eq!(shared_box.agent.count("logged in"), 2, "one connection was enough");
 }
 
 #[tokio::test]
 async fn a_session_that_ends_makes_room_for_another_on_the_same_connection() {
     let setup = e2e::agent::Setup::default().setting("limits.max-sessions-per-connection = 4");
-    let house = Neighbours::with(&["alice"], setup);
-    let line = house.line("alice");
+    let shared_box = SharedBox::with(&["alice"], setup);
+    let line = shared_box.line("alice");
     for _ in 0..5 {
         let open = sessions(&line, 4).await;
         let (mut fifth, ..) = piped(line.ssh(WORKER));
@@ -75,7 +75,7 @@ async fn a_session_that_ends_makes_room_for_another_on_the_same_connection() {
             session.leave().await;
         }
     }
-    assert_eq!(house.agent.count("channel refused: limits.max-sessions-per-connection reached"), 5);
+    assert_eq!(shared_box.agent.count("channel refused: limits.max-sessions-per-connection reached"), 5);
     // What is refused for what it asks does not keep its place either.
     for _ in 0..10 {
         let (mut refused, ..) = piped(line.ssh(&["ls"]));
@@ -89,12 +89,12 @@ async fn a_session_that_ends_makes_room_for_another_on_the_same_connection() {
 #[tokio::test]
 async fn sessions_that_send_and_never_listen_cost_bounded_memory_and_nobody_else_waits() {
     const EACH: usize = 4 << 20;
-    let house = Neighbours::of(&["alice", "bob"]);
-    let mut alice = house.session("alice").await;
+    let shared_box = SharedBox::of(&["alice", "bob"]);
+    let mut alice = shared_box.session("alice").await;
     let large = alice.add("large", &nar(&file(&vec![7; 4 << 20]))).await;
     alice.leave().await;
-    let line = house.line("alice");
-    let before = rss_kib(house.agent.pid());
+    let line = shared_box.line("alice");
+    let before = rss_kib(shared_box.agent.pid());
     let mut flood = tokio::task::JoinSet::new();
     for mut session in sessions(&line, SESSIONS).await {
         let request = encode_request(&Request::NarFromPath { path: large.clone() }, Protocol::plain(MINOR));
@@ -109,7 +109,7 @@ async fn sessions_that_send_and_never_listen_cost_bounded_memory_and_nobody_else
     let (mut last, mut still, mut peak) = (0, 0, 0);
     while still < 10 {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        let now = rss_kib(house.agent.pid());
+        let now = rss_kib(shared_box.agent.pid());
         still = if now.abs_diff(last) < 256 { still + 1 } else { 0 };
         last = now;
         peak = peak.max(now);
@@ -121,12 +121,12 @@ async fn sessions_that_send_and_never_listen_cost_bounded_memory_and_nobody_else
     );
     assert!(grown < WAITING_KIB, "{grown} KiB wait to be read");
     // Another member notices nothing.
-    let mut bob = house.session("bob").await;
+    let mut bob = shared_box.session("bob").await;
     assert!(bob.is_valid(&large).await);
     bob.leave().await;
     drop(line);
     flood.abort_all();
     // The connection of the one who floods is over. (How much of its memory the allocator gives back, and when, is its
     // own affair; that nothing is lost is for `interrupted` to say, and the bound above holds in any case.)
-    until("the sessions to end", || house.agent.count("worker session ended") > SESSIONS).await;
+    until("the sessions to end", || shared_box.agent.count("worker session ended") > SESSIONS).await;
 }

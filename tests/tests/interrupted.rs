@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use e2e::agent::Setup;
 use e2e::hostile::*;
-use e2e::neighbours::{Neighbours, SERVE, WORKER};
 use e2e::process::status_kib;
+use e2e::shared_box::{SERVE, SharedBox, WORKER};
 use nix::PathInfo;
 use nix_derivation::StorePath;
 use tokio::io::AsyncWriteExt;
@@ -65,8 +65,13 @@ enum Way {
 
 impl Way {
     /// Logs in, greets and asks for it; the body comes next. What the box says is never read.
-    async fn begin(self, house: &Neighbours, port: u16, info: &PathInfo) -> (Child, ChildStdout, ChildStdin) {
-        let login = |words| piped(house.ssh_at("alice", port, words));
+    async fn begin(
+        self,
+        shared_box: &SharedBox,
+        port: u16,
+        info: &PathInfo,
+    ) -> (Child, ChildStdout, ChildStdin) {
+        let login = |words| piped(shared_box.ssh_at("alice", port, words));
         match self {
             Way::Nar | Way::Multiple => {
                 let (ssh, reader, writer) = login(WORKER);
@@ -166,8 +171,8 @@ fn idle(pid: u32) -> Idle {
 }
 
 /// All files of the store but its index.
-fn files(house: &Neighbours) -> Vec<PathBuf> {
-    let store = house.agent.state_dir().join("store");
+fn files(shared_box: &SharedBox) -> Vec<PathBuf> {
+    let store = shared_box.agent.state_dir().join("store");
     let mut found = Vec::new();
     for dir in ["tmp", "new", "objects"] {
         found.extend(
@@ -200,27 +205,27 @@ async fn piece(writer: &mut ChildStdin, way: Way, bytes: &[u8]) {
 }
 
 /// An upload of `len` bytes, of which `stop` get as far as the box, and then `end`.
-async fn interrupt(house: &mut Neighbours, path: &StorePath, way: Way, len: u64, stop: u64, end: End) {
+async fn interrupt(shared_box: &mut SharedBox, path: &StorePath, way: Way, len: u64, stop: u64, end: End) {
     println!("{way:?}: {stop} of {len} bytes, then {end:?}");
-    let relay = Relay::to(house.agent.port()).await;
+    let relay = Relay::to(shared_box.agent.port()).await;
     let info = PathInfo { path: path.clone(), ..announced("large", len) };
-    let (mut ssh, reader, mut writer) = way.begin(house, relay.port, &info).await;
+    let (mut ssh, reader, mut writer) = way.begin(shared_box, relay.port, &info).await;
     send_some(&mut writer, &info, way, len, stop).await;
     match end {
         End::ClientKilled => ssh.kill().await.expect("kill ssh"),
         End::ConnectionReset => drop(relay.broken.send(true)),
         End::ClientHangsUp => drop((reader, writer)),
         End::AgentKilled => {
-            house.agent.kill();
-            house.agent.restart();
+            shared_box.agent.kill();
+            shared_box.agent.restart();
         }
         End::MemberRemoved => {
-            house.keep_only(&["bob"]);
+            shared_box.keep_only(&["bob"]);
             within("the member to be thrown out", ssh.wait()).await.expect("wait");
-            house.keep_only(&["alice", "bob"]);
+            shared_box.keep_only(&["alice", "bob"]);
             // Let in again: within a second or so of the change.
             loop {
-                let status = house
+                let status = shared_box
                     .ssh("alice", WORKER)
                     .stdin(std::process::Stdio::null())
                     .stdout(std::process::Stdio::null())
@@ -239,54 +244,54 @@ async fn interrupt(house: &mut Neighbours, path: &StorePath, way: Way, len: u64,
 }
 
 /// Nothing is left of it.
-async fn nothing_is_left(house: &Neighbours, path: &StorePath, before: &[PathBuf], idle_before: Idle) {
+async fn nothing_is_left(shared_box: &SharedBox, path: &StorePath, before: &[PathBuf], idle_before: Idle) {
     for who in ["alice", "bob"] {
-        let mut session = house.session(who).await;
+        let mut session = shared_box.session(who).await;
         assert!(!session.is_valid(path).await, "visible to {who}");
         session.leave().await;
     }
-    until("temporary files and objects to be what they were", || files(house) == before).await;
-    let pid = house.agent.pid();
+    until("temporary files and objects to be what they were", || files(shared_box) == before).await;
+    let pid = shared_box.agent.pid();
     until("descriptors to be closed", || descriptors(pid) <= idle_before.descriptors).await;
     until("memory to be given back", || status_kib(pid, "VmRSS") <= idle_before.rss_kib + KEPT_KIB).await;
 }
 
 /// A box that has been used a little, so that what it allocates once is there.
-async fn warm() -> Neighbours {
+async fn warm() -> SharedBox {
     // A member who was removed knocks again and again here until it is let in.
     let setup = Setup::default().setting("limits.per-source-penalties = \"no\"");
-    let mut house = Neighbours::with(&["alice", "bob"], setup);
+    let mut shared_box = SharedBox::with(&["alice", "bob"], setup);
     let path = path("warm");
-    interrupt(&mut house, &path, Way::Nar, 4 << 20, 3 << 20, End::ClientHangsUp).await;
+    interrupt(&mut shared_box, &path, Way::Nar, 4 << 20, 3 << 20, End::ClientHangsUp).await;
     for who in ["alice", "bob"] {
-        let mut session = house.session(who).await;
+        let mut session = shared_box.session(who).await;
         assert!(!session.is_valid(&path).await);
         session.leave().await;
     }
-    until("connections to be closed", || house.agent.count("disconnected") >= 3).await;
-    house
+    until("connections to be closed", || shared_box.agent.count("disconnected") >= 3).await;
+    shared_box
 }
 
 /// Interrupts uploads one after the other.
 async fn leaves_nothing(runs: &[(Way, u64, u64, End)]) {
-    let mut house = warm().await;
+    let mut shared_box = warm().await;
     // What was uploaded to warm it up has its final name by then.
-    let new = house.agent.state_dir().join("store/new");
+    let new = shared_box.agent.state_dir().join("store/new");
     until("new objects to get their names", || std::fs::read_dir(&new).expect("a folder").next().is_none())
         .await;
-    let before = files(&house);
-    let mut idle_before = idle(house.agent.pid());
+    let before = files(&shared_box);
+    let mut idle_before = idle(shared_box.agent.pid());
     let path = path("large");
     for (way, len, stop, end) in runs {
-        interrupt(&mut house, &path, *way, *len, *stop, *end).await;
+        interrupt(&mut shared_box, &path, *way, *len, *stop, *end).await;
         if *end == End::AgentKilled {
             // Another process; it has not warmed up, so there is less to compare with than before.
-            idle_before.descriptors = idle_before.descriptors.max(idle(house.agent.pid()).descriptors);
+            idle_before.descriptors = idle_before.descriptors.max(idle(shared_box.agent.pid()).descriptors);
         } else {
-            let peak = status_kib(house.agent.pid(), "VmHWM").saturating_sub(idle_before.rss_kib);
+            let peak = status_kib(shared_box.agent.pid(), "VmHWM").saturating_sub(idle_before.rss_kib);
             assert!(peak < PEAK_KIB, "an upload of {len} bytes took {peak} KiB");
         }
-        nothing_is_left(&house, &path, &before, idle_before).await;
+        nothing_is_left(&shared_box, &path, &before, idle_before).await;
     }
 }
 

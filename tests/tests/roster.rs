@@ -21,11 +21,11 @@ const BAKED_IN: &str = "warning: the roster came with the image; the one in git 
 const DENIED: &str = "Permission denied (publickey)";
 
 /// A box as it boots: a folder for the roster and the memory of `access-manager`.
-struct House {
+struct BootedBox {
     dir: TempDir,
 }
 
-impl House {
+impl BootedBox {
     fn new() -> Self {
         Self { dir: place::scratch("roster") }
     }
@@ -82,14 +82,14 @@ fn goes_by(agent: &Agent, commit: &str) {
 #[test]
 fn an_added_member_gets_in_without_a_restart() {
     let (alice, bob) = (Key::new("alice"), Key::new("bob"));
-    let (house, repository) = (House::new(), Repository::new(&users(&[("alice", &alice)])));
-    house.sync(repository.path(), &[]).ok();
-    let agent = house.agent();
+    let (booted, repository) = (BootedBox::new(), Repository::new(&users(&[("alice", &alice)])));
+    booted.sync(repository.path(), &[]).ok();
+    let agent = booted.agent();
     knock(&agent, &alice).ok();
     knock(&agent, &bob).failed().says(&[DENIED]);
 
     let commit = repository.commit(&users(&[("alice", &alice), ("bob", &bob)]));
-    house.sync(repository.path(), &[]).ok();
+    booted.sync(repository.path(), &[]).ok();
     goes_by(&agent, &commit);
     knock(&agent, &bob).ok();
     knock(&agent, &alice).ok();
@@ -98,9 +98,9 @@ fn an_added_member_gets_in_without_a_restart() {
 #[test]
 fn a_key_nobody_in_the_roster_has_is_refused() {
     let alice = Key::new("alice");
-    let (house, repository) = (House::new(), Repository::new(&users(&[("alice", &alice)])));
-    house.sync(repository.path(), &[]).ok();
-    let agent = house.agent();
+    let (booted, repository) = (BootedBox::new(), Repository::new(&users(&[("alice", &alice)])));
+    booted.sync(repository.path(), &[]).ok();
+    let agent = booted.agent();
     knock(&agent, &Key::new("alice")).failed().says(&[DENIED]);
     assert_eq!(agent.count("logged in"), 0);
 }
@@ -108,9 +108,10 @@ fn a_key_nobody_in_the_roster_has_is_refused() {
 #[test]
 fn a_removed_member_is_logged_out_and_its_build_ends() {
     let (alice, bob) = (Key::new("alice"), Key::new("bob"));
-    let (house, repository) = (House::new(), Repository::new(&users(&[("alice", &alice), ("bob", &bob)])));
-    house.sync(repository.path(), &[]).ok();
-    let agent = house.agent();
+    let (booted, repository) =
+        (BootedBox::new(), Repository::new(&users(&[("alice", &alice), ("bob", &bob)])));
+    booted.sync(repository.path(), &[]).ok();
+    let agent = booted.agent();
     let (alices, bobs) = (client(&agent, &alice), client(&agent, &bob));
     let mut alices_build = Running::start(&mut alices.build_at_box(&endless("alices")));
     let bobs_build = Running::start(&mut bobs.build_at_box(&endless("bobs")));
@@ -119,7 +120,7 @@ fn a_removed_member_is_logged_out_and_its_build_ends() {
     assert!(builder_runs("alices") && builder_runs("bobs"));
 
     let commit = repository.commit(&users(&[("alice", &alice)]));
-    house.sync(repository.path(), &[]).ok();
+    booted.sync(repository.path(), &[]).ok();
     goes_by(&agent, &commit);
     bobs_build.finish().failed();
     let end = agent.wait_for("build finished");
@@ -134,22 +135,22 @@ fn a_removed_member_is_logged_out_and_its_build_ends() {
 #[test]
 fn a_malformed_users_nix_changes_nothing() {
     let (alice, bob) = (Key::new("alice"), Key::new("bob"));
-    let (house, repository) = (House::new(), Repository::new(&users(&[("alice", &alice)])));
-    house.sync(repository.path(), &[]).ok();
-    let before = house.roster_bytes();
-    let agent = house.agent();
+    let (booted, repository) = (BootedBox::new(), Repository::new(&users(&[("alice", &alice)])));
+    booted.sync(repository.path(), &[]).ok();
+    let before = booted.roster_bytes();
+    let agent = booted.agent();
 
     repository.commit(&users(&[("bob", &bob)]).replace(";\n", "\n"));
-    let said = house.sync(repository.path(), &[]);
+    let said = booted.sync(repository.path(), &[]);
     assert_eq!(said.status, REFUSED, "{said}");
     said.says(&["users.nix:3:1", "expected:"]);
-    assert!(house.roster_bytes() == before);
+    assert!(booted.roster_bytes() == before);
     knock(&agent, &alice).ok();
     knock(&agent, &bob).failed().says(&[DENIED]);
 
     // A good commit on top of it counts again.
     let commit = repository.commit(&users(&[("bob", &bob)]));
-    house.sync(repository.path(), &[]).ok();
+    booted.sync(repository.path(), &[]).ok();
     goes_by(&agent, &commit);
     knock(&agent, &bob).ok();
 }
@@ -157,21 +158,21 @@ fn a_malformed_users_nix_changes_nothing() {
 #[test]
 fn a_rewritten_branch_changes_nothing_until_it_is_accepted() {
     let (alice, mallory) = (Key::new("alice"), Key::new("mallory"));
-    let (house, repository) = (House::new(), Repository::new("{ }\n"));
+    let (booted, repository) = (BootedBox::new(), Repository::new("{ }\n"));
     repository.commit(&users(&[("alice", &alice)]));
-    house.sync(repository.path(), &[]).ok();
-    let before = house.roster_bytes();
-    let agent = house.agent();
+    booted.sync(repository.path(), &[]).ok();
+    let before = booted.roster_bytes();
+    let agent = booted.agent();
 
     let commit = repository.rewrite(&users(&[("mallory", &mallory)]));
-    let said = house.sync(repository.path(), &[]);
+    let said = booted.sync(repository.path(), &[]);
     assert_eq!(said.status, REWRITTEN, "{said}");
     said.says(&[&commit, "--accept"]);
-    assert!(house.roster_bytes() == before);
+    assert!(booted.roster_bytes() == before);
     knock(&agent, &alice).ok();
     knock(&agent, &mallory).failed().says(&[DENIED]);
 
-    house.sync(repository.path(), &["--accept", &commit]).ok();
+    booted.sync(repository.path(), &["--accept", &commit]).ok();
     goes_by(&agent, &commit);
     knock(&agent, &alice).failed().says(&[DENIED]);
 }
@@ -179,8 +180,8 @@ fn a_rewritten_branch_changes_nothing_until_it_is_accepted() {
 #[test]
 fn without_network_the_first_boot_uses_the_baked_in_roster_and_says_so() {
     let (alice, bob) = (Key::new("alice"), Key::new("bob"));
-    let (house, baked_in) = (House::new(), Repository::new(&users(&[("alice", &alice)])));
-    let image = house.dir.path().join("baked-in.json");
+    let (booted, baked_in) = (BootedBox::new(), Repository::new(&users(&[("alice", &alice)])));
+    let image = booted.dir.path().join("baked-in.json");
     let evaluated = process::run(
         Command::new(place::program("access-manager"))
             .args(["eval", "--json"])
@@ -192,39 +193,39 @@ fn without_network_the_first_boot_uses_the_baked_in_roster_and_says_so() {
     let nowhere = Path::new("http://127.0.0.1:1/roster.git");
 
     let fallback = ["--fallback", image.to_str().expect("a path in ASCII")];
-    house.sync(nowhere, &fallback).ok().says(&["warning"]);
-    let agent = house.agent();
+    booted.sync(nowhere, &fallback).ok().says(&["warning"]);
+    let agent = booted.agent();
     knock(&agent, &alice).ok().says(&[BAKED_IN]);
     knock(&agent, &bob).failed().says(&[DENIED]);
 
     // The network is back.
     let repository = Repository::new(&users(&[("alice", &alice), ("bob", &bob)]));
     let commit = repository.commit(&users(&[("bob", &bob)]));
-    house.sync(repository.path(), &fallback).ok();
+    booted.sync(repository.path(), &fallback).ok();
     goes_by(&agent, &commit);
     let said = knock(&agent, &bob).ok();
     assert!(!said.stderr.contains(BAKED_IN), "{said}");
 
     // And gone again: what was fetched stays, the image's roster does not come back.
-    let before = house.roster_bytes();
-    let said = house.sync(nowhere, &fallback);
+    let before = booted.roster_bytes();
+    let said = booted.sync(nowhere, &fallback);
     assert_eq!(said.status, UNREACHABLE, "{said}");
-    assert!(house.roster_bytes() == before);
+    assert!(booted.roster_bytes() == before);
 }
 
 #[test]
 fn without_any_roster_nobody_gets_in_until_there_is_one() {
     let alice = Key::new("alice");
-    let house = House::new();
-    let said = house.sync(Path::new("/does/not/exist"), &[]);
+    let booted = BootedBox::new();
+    let said = booted.sync(Path::new("/does/not/exist"), &[]);
     assert_eq!(said.status, UNREACHABLE, "{said}");
     said.says(&["/does/not/exist"]);
-    let agent = house.agent();
+    let agent = booted.agent();
     knock(&agent, &alice).failed().says(&[DENIED]);
 
     let repository = Repository::new("{ }\n");
     let commit = repository.commit(&users(&[("alice", &alice)]));
-    house.sync(repository.path(), &[]).ok();
+    booted.sync(repository.path(), &[]).ok();
     goes_by(&agent, &commit);
     knock(&agent, &alice).ok();
 }

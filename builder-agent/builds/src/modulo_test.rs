@@ -7,19 +7,19 @@ use store::{Member, Store, StoreConfig};
 use super::*;
 use crate::{Plan, Recipe};
 
-struct House {
+struct Fixture {
     _dir: tempfile::TempDir,
     view: View,
     known: Known,
 }
 
-fn house() -> House {
+fn fixture() -> Fixture {
     let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
     let store = Store::open(dir.path(), StoreConfig::default()).expect("a store");
-    House { _dir: dir, view: store.view(&Member::new("alice")), known: Known::default() }
+    Fixture { _dir: dir, view: store.view(&Member::new("alice")), known: Known::default() }
 }
 
-impl House {
+impl Fixture {
     /// Uploads a derivation's text the way clients do: its path follows from its contents.
     fn add(&self, drv: &nix_derivation::Derivation) -> StorePath {
         let references: BTreeSet<StorePath> =
@@ -49,8 +49,8 @@ impl House {
     }
 }
 
-/// A derivation with the right paths, whose inputs are in the house. The paths are the library's idea of them.
-fn honest(of: &House, name: &str, arg: &str, inputs: &[&StorePath]) -> nix_derivation::Derivation {
+/// A derivation with the right paths, whose inputs are in the fixture. The paths are the library's idea of them.
+fn honest(of: &Fixture, name: &str, arg: &str, inputs: &[&StorePath]) -> nix_derivation::Derivation {
     let mut drv = DerivationBuilder::new(name, "x86_64-linux", "/bin/sh").argument(arg);
     drv = drv.input_addressed_output("out").input_addressed_output("dev");
     for input in inputs {
@@ -74,19 +74,19 @@ fn altered(drv: &nix_derivation::Derivation, from: &str, to: &str) -> nix_deriva
 
 #[test]
 fn honest_derivations_pass_however_deep() {
-    let of = house();
+    let of = fixture();
     let mut below = of.add(&honest(&of, "base", "0", &[]));
     for level in 0..2_000 {
         below = of.add(&honest(&of, "level", &level.to_string(), &[&below]));
     }
     // From nothing, as after a restart.
-    let fresh = House { known: Known::default(), ..of };
+    let fresh = Fixture { known: Known::default(), ..of };
     assert!(fresh.passes(&below));
 }
 
 #[test]
 fn a_derivation_that_states_anothers_output_path_does_not_pass() {
-    let of = house();
+    let of = fixture();
     let (victim, evil) = (honest(&of, "tool", "good", &[]), honest(&of, "tool", "evil", &[]));
     let (theirs, own) = (path_of(&victim, "out"), path_of(&evil, "out"));
     let forged = altered(&evil, &own.to_absolute_path(), &theirs.to_absolute_path());
@@ -97,7 +97,7 @@ fn a_derivation_that_states_anothers_output_path_does_not_pass() {
 /// The values of these variables are not part of what output paths are computed from.
 #[test]
 fn a_derivation_whose_variable_for_an_output_says_something_else_does_not_pass() {
-    let of = house();
+    let of = fixture();
     let honest = honest(&of, "tool", "good", &[]);
     let variable = format!("(\"dev\",\"{}\")", path_of(&honest, "dev").to_absolute_path());
     assert!(!of.passes(&of.add(&altered(&honest, &variable, "(\"dev\",\"evil\")"))));
@@ -105,7 +105,7 @@ fn a_derivation_whose_variable_for_an_output_says_something_else_does_not_pass()
 
 #[test]
 fn a_forgery_anywhere_below_spoils_what_is_built_on_it() {
-    let of = house();
+    let of = fixture();
     let good = honest(&of, "tool", "good", &[]);
     let good_path = of.add(&good);
     let user = honest(&of, "user", "use", &[&good_path]);
@@ -121,7 +121,7 @@ fn a_forgery_anywhere_below_spoils_what_is_built_on_it() {
 
 #[test]
 fn a_recipe_that_differs_from_its_derivation_does_not_pass() {
-    let of = house();
+    let of = fixture();
     let drv = honest(&of, "tool", "good", &[]);
     let path = of.add(&drv);
     let sent = |change: fn(&mut BasicDerivation)| {
@@ -145,7 +145,7 @@ fn a_recipe_that_differs_from_its_derivation_does_not_pass() {
 
 #[test]
 fn a_derivation_that_only_one_member_claims_does_not_pass() {
-    let of = house();
+    let of = fixture();
     let drv = honest(&of, "tool", "good", &[]);
     let bytes = drv.to_aterm_bytes();
     let path = drv.drv_path().expect("a path");
@@ -181,7 +181,7 @@ fn a_derivation_that_only_one_member_claims_does_not_pass() {
 /// same inputs as one who uses either, and Nix gives it the same paths.
 #[test]
 fn inputs_that_count_as_one_are_taken_together() {
-    let of = house();
+    let of = fixture();
     let fetch = |url: &str| {
         let ca =
             "fixed:sha256:1b8m03r63zqhnjf7l5wnldhh7c134ap5vpj0850ymkq1iyzicy5s".parse().expect("an address");

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use e2e::hostile::*;
-use e2e::neighbours::{Neighbours, recipe};
+use e2e::shared_box::{SharedBox, recipe};
 use nix::PathInfo;
 use nix_derivation::StorePath;
 
@@ -24,7 +24,7 @@ async fn copies(who: &mut Session, name: &str, input: &StorePath) -> StorePath {
 
 /// The path of [`TRUE`], found out on another box.
 async fn true_path() -> StorePath {
-    let elsewhere = Neighbours::of(&["alice"]);
+    let elsewhere = SharedBox::of(&["alice"]);
     let mut alice = elsewhere.session("alice").await;
     let path = alice.add("line", &nar(&file(TRUE))).await;
     alice.leave().await;
@@ -34,8 +34,8 @@ async fn true_path() -> StorePath {
 #[tokio::test]
 async fn a_claim_gives_way_when_the_path_is_verified_and_what_stood_on_it_stays_a_claim() {
     let line = true_path().await;
-    let house = Neighbours::of(&["alice", "mallory"]);
-    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let shared_box = SharedBox::of(&["alice", "mallory"]);
+    let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
     let forged = nar(&file(FORGED));
     mallory.upload(&at(&line, &forged), &forged).await;
     assert_eq!(mallory.nar(&line).await, forged);
@@ -61,8 +61,8 @@ async fn a_claim_gives_way_when_the_path_is_verified_and_what_stood_on_it_stays_
 
 #[tokio::test]
 async fn a_claim_after_the_path_was_verified_changes_nothing() {
-    let house = Neighbours::of(&["alice", "mallory"]);
-    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let shared_box = SharedBox::of(&["alice", "mallory"]);
+    let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
     let line = alice.add("line", &nar(&file(TRUE))).await;
     let before = alice.path_info(&line).await.expect("valid");
     let forged = nar(&file(FORGED));
@@ -84,8 +84,8 @@ async fn a_claim_after_the_path_was_verified_changes_nothing() {
 
 #[tokio::test]
 async fn two_members_claim_one_path_with_different_contents_and_each_has_their_own() {
-    let house = Neighbours::of(&["alice", "bob"]);
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let shared_box = SharedBox::of(&["alice", "bob"]);
+    let (mut alice, mut bob) = (shared_box.session("alice").await, shared_box.session("bob").await);
     let both = path("both");
     let (hers, his) = (nar(&file(b"alice's\n")), nar(&file(b"bob's\n")));
     alice.upload(&at(&both, &hers), &hers).await;
@@ -98,5 +98,5 @@ async fn two_members_claim_one_path_with_different_contents_and_each_has_their_o
     assert_eq!(from_hers, from_his, "the same path, which is the point");
     assert_eq!(alice.nar(&from_hers).await, hers);
     assert_eq!(bob.nar(&from_his).await, his);
-    assert_eq!(house.agent.count("build started"), 2, "neither got the other's result");
+    assert_eq!(shared_box.agent.count("build started"), 2, "neither got the other's result");
 }

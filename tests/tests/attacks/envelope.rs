@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use e2e::agent::Setup;
 use e2e::hostile::*;
-use e2e::neighbours::{Neighbours, recipe};
+use e2e::shared_box::{SharedBox, recipe};
 use nix::derivation::BasicDerivation;
 use nix_derivation::store_path::{build_output_path, build_text_path};
 use nix_derivation::{DerivationModuloHash, HashAlgorithm, NixHash, StorePath, hash_bytes};
@@ -31,17 +31,17 @@ fn honest(name: &str, script: &str) -> (StorePath, StorePath, BasicDerivation) {
 }
 
 /// Mallory may have one processor of three, and half the memory.
-async fn house() -> Neighbours {
+async fn shared_box() -> SharedBox {
     let setup = Setup::default().setting("sandbox.vcpus = 3").setting("sandbox.memory-mib = 1024");
-    let house = Neighbours::with(&["alice", "mallory"], setup);
-    house.limit("mallory", json!({ "max-cpus": 1, "max-memory-mib": 512 })).await;
-    house
+    let shared_box = SharedBox::with(&["alice", "mallory"], setup);
+    shared_box.limit("mallory", json!({ "max-cpus": 1, "max-memory-mib": 512 })).await;
+    shared_box
 }
 
 #[tokio::test]
 async fn the_cores_a_client_asks_for_shape_nothing() {
-    let house = Neighbours::with(&["alice", "mallory"], Setup::default().setting("sandbox.vcpus = 3"));
-    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let shared_box = SharedBox::with(&["alice", "mallory"], Setup::default().setting("sandbox.vcpus = 3"));
+    let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
     let overrides = [("cores", "1"), ("build-cores", "1"), ("max-log-size", "9999"), ("system", "mallory")];
     let settings = ClientSettings {
         build_cores: 1,
@@ -55,13 +55,13 @@ async fn the_cores_a_client_asks_for_shape_nothing() {
     assert_eq!(mallory.nar(&out).await, nar(&file(b"3\n")));
     // The same for everybody, and so it is everybody's.
     assert_eq!(alice.nar(&out).await, nar(&file(b"3\n")));
-    assert_eq!(house.agent.count("build started"), 1);
+    assert_eq!(shared_box.agent.count("build started"), 1);
 }
 
 #[tokio::test]
 async fn what_was_built_under_a_members_lower_limits_stays_that_members() {
-    let house = house().await;
-    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let shared_box = shared_box().await;
+    let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
     let (out, drv, derivation) = honest("shaped", "echo $NIX_BUILD_CORES > $out");
     assert_eq!(mallory.build((drv.clone(), derivation.clone())).await.status, 0);
     assert_eq!(mallory.nar(&out).await, nar(&file(b"1\n")));
@@ -71,7 +71,7 @@ async fn what_was_built_under_a_members_lower_limits_stays_that_members() {
 
     assert_eq!(alice.build((drv.clone(), derivation.clone())).await.status, 0);
     assert_eq!(alice.nar(&out).await, nar(&file(b"3\n")));
-    assert_eq!(house.agent.count("build started"), 2);
+    assert_eq!(shared_box.agent.count("build started"), 2);
     // What the box built as it builds for everybody is Mallory's, too.
     assert_eq!(mallory.nar(&out).await, nar(&file(b"3\n")));
     assert!(!mallory.path_info(&out).await.expect("valid").signatures.is_empty());
@@ -79,11 +79,11 @@ async fn what_was_built_under_a_members_lower_limits_stays_that_members() {
 
 #[tokio::test]
 async fn a_running_build_under_lower_limits_is_not_joined() {
-    let house = house().await;
-    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let shared_box = shared_box().await;
+    let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
     let (out, drv, derivation) = honest("slow", "sleep 1; echo $NIX_BUILD_CORES > $out");
     mallory.start_build((drv.clone(), derivation.clone())).await;
-    house.agent.wait_for("build started");
+    shared_box.agent.wait_for("build started");
     assert_eq!(alice.build((drv, derivation)).await.status, 0);
     assert_eq!(alice.nar(&out).await, nar(&file(b"3\n")));
     assert_eq!(mallory.told().await.status, 0);
@@ -92,8 +92,8 @@ async fn a_running_build_under_lower_limits_is_not_joined() {
 
 #[tokio::test]
 async fn a_failure_under_other_limits_is_not_told_again() {
-    let house = house().await;
-    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let shared_box = shared_box().await;
+    let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
     let (_, drv, derivation) = honest("wants-more", "[ $NIX_BUILD_CORES -gt 1 ]; echo > $out");
     assert_ne!(mallory.build((drv.clone(), derivation.clone())).await.status, 0);
     let told = alice.build((drv, derivation)).await;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use e2e::hostile::*;
-use e2e::neighbours::{Line, Neighbours, WORKER, recipe};
+use e2e::shared_box::{Line, SharedBox, WORKER, recipe};
 use nix::derivation::BasicDerivation;
 use nix::{BuildMode, PathInfo, Realisation};
 use nix_derivation::{
@@ -434,11 +434,11 @@ fn minors(info: &OpInfo) -> Vec<u8> {
 
 #[tokio::test]
 async fn no_operation_of_the_worker_protocol_tells_of_what_another_member_has() {
-    let house = Neighbours::of(&["alice", "bob"]);
-    let mut alice = house.session("alice").await;
-    let mut prover = house.session("alice").await;
+    let shared_box = SharedBox::of(&["alice", "bob"]);
+    let mut alice = shared_box.session("alice").await;
+    let mut prover = shared_box.session("alice").await;
     let own = async |secret: &Secret| owned_by(&mut alice, secret).await;
-    let pairs = nothing_is_told(&mut prover, &house.line("bob"), usize::MAX, own).await;
+    let pairs = nothing_is_told(&mut prover, &shared_box.line("bob"), usize::MAX, own).await;
     println!("{pairs} pairs of answers are the same");
     // Nothing of this changed what Alice has.
     alice.leave().await;

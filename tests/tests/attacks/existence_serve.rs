@@ -1,7 +1,7 @@
 //! The same as `existence`, over `ssh://`: by every command of the serve protocol.
 
 use e2e::hostile::*;
-use e2e::neighbours::{Line, Neighbours, SERVE};
+use e2e::shared_box::{Line, SERVE, SharedBox};
 use nix::PathInfo;
 use tokio::io::AsyncReadExt;
 use wire::serve::{BodyShape, BuildOptions, ImportedInfo, OPS, Op, Request};
@@ -114,11 +114,11 @@ async fn see(ssh: std::process::Command, minor: u8, case: &Case) -> Seen {
 
 #[tokio::test]
 async fn no_command_of_the_serve_protocol_tells_of_what_another_member_has() {
-    let house = Neighbours::of(&["alice", "bob"]);
-    let mut alice = house.session("alice").await;
-    let mut prover = house.session("alice").await;
+    let shared_box = SharedBox::of(&["alice", "bob"]);
+    let mut alice = shared_box.session("alice").await;
+    let mut prover = shared_box.session("alice").await;
     let own = async |secret: &Secret| owned_by(&mut alice, secret).await;
-    let pairs = nothing_is_told(&mut prover, &house.line("bob"), true, own).await;
+    let pairs = nothing_is_told(&mut prover, &shared_box.line("bob"), true, own).await;
     println!("{pairs} pairs of answers are the same");
     alice.leave().await;
 }

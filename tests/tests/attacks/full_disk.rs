@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use e2e::agent::Setup;
 use e2e::disk::Disk;
 use e2e::hostile::*;
-use e2e::neighbours::{Neighbours, recipe};
+use e2e::shared_box::{SharedBox, recipe};
 use nix::derivation::BasicDerivation;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, Output, StorePath};
 
@@ -76,8 +76,8 @@ fn floating(name: &str) -> (StorePath, BasicDerivation) {
 #[tokio::test]
 async fn a_full_disk_is_trouble_of_the_box_and_nobodys_failure() {
     let disk = Disk::memory("size=48m,nr_inodes=2000");
-    let house = Neighbours::with(&["alice", "bob"], Setup::default().below(disk.path()));
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let shared_box = SharedBox::with(&["alice", "bob"], Setup::default().below(disk.path()));
+    let (mut alice, mut bob) = (shared_box.session("alice").await, shared_box.session("bob").await);
     let input = nar(&file(b"input\n"));
     alice.upload(&at(&path("input"), &input), &input).await;
     bob.upload(&at(&path("bobs"), &input), &input).await;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use e2e::agent::Setup;
 use e2e::hostile::*;
-use e2e::neighbours::{Neighbours, recipe};
+use e2e::shared_box::{SharedBox, recipe};
 use nix::PathInfo;
 use nix::derivation::BasicDerivation;
 use nix_derivation::StorePath;
@@ -14,13 +14,13 @@ use nix_derivation::StorePath;
 const TICKS: u64 = 100;
 
 /// Seconds of processor time that the agent itself has taken.
-fn processor_seconds(house: &Neighbours) -> u64 {
-    processor_ticks(house) / TICKS
+fn processor_seconds(shared_box: &SharedBox) -> u64 {
+    processor_ticks(shared_box) / TICKS
 }
 
 /// The same in clock ticks.
-fn processor_ticks(house: &Neighbours) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", house.agent.pid())).expect("a process");
+fn processor_ticks(shared_box: &SharedBox) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", shared_box.agent.pid())).expect("a process");
     let fields: Vec<&str> = stat.rsplit_once(')').expect("a name").1.split_whitespace().collect();
     // Fields 14 and 15, counted from the one behind the name, which is the third.
     let ticks = |at: usize| fields[at].parse::<u64>().expect("a number");
@@ -28,8 +28,9 @@ fn processor_ticks(house: &Neighbours) -> u64 {
 }
 
 /// The most memory that the agent has had, in MiB.
-fn peak_mib(house: &Neighbours) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", house.agent.pid())).expect("a process");
+fn peak_mib(shared_box: &SharedBox) -> u64 {
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", shared_box.agent.pid())).expect("a process");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") >> 10
 }
@@ -62,15 +63,15 @@ fn many_outputs() -> (StorePath, BasicDerivation) {
 
 #[tokio::test]
 async fn many_outputs_and_long_variables_cost_one_look_at_each() {
-    let house = Neighbours::of(&["alice", "mallory"]);
-    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
-    let before = processor_seconds(&house);
+    let shared_box = SharedBox::of(&["alice", "mallory"]);
+    let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
+    let before = processor_seconds(&shared_box);
     mallory.start_build(many_outputs()).await;
     works_as_always(&mut alice, "outputs").await;
     let told = mallory.told().await;
     assert_ne!(told.status, 0);
     assert!(told.message.contains("exit code 3"), "the builder ran: {told:?}");
-    let took = processor_seconds(&house) - before;
+    let took = processor_seconds(&shared_box) - before;
     assert!(took < 4, "{took} seconds of processor time for one derivation");
 }
 
@@ -91,8 +92,8 @@ async fn dense_closure(who: &mut Session, count: usize, long: usize) -> StorePat
 
 #[tokio::test]
 async fn graphs_that_would_fill_the_memory_are_refused_before_they_are_written() {
-    let house = Neighbours::of(&["alice", "mallory"]);
-    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let shared_box = SharedBox::of(&["alice", "mallory"]);
+    let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
     let root = dense_closure(&mut mallory, 60, 150).await;
     // A few hundred kilobytes that ask for a gigabyte.
     let full = root.to_absolute_path();
@@ -101,13 +102,13 @@ async fn graphs_that_would_fill_the_memory_are_refused_before_they_are_written()
     assert!(wanted.len() < 2 << 20);
     let (drv, mut derivation) = recipe(&path("bomb.drv"), &[("out", &path("bomb"))], &[&root], "echo > $out");
     derivation.env.insert(b"exportReferencesGraph".to_vec(), wanted);
-    let before = peak_mib(&house);
+    let before = peak_mib(&shared_box);
     mallory.start_build((drv.clone(), derivation.clone())).await;
     works_as_always(&mut alice, "graphs").await;
     let told = mallory.told().await;
     assert_ne!(told.status, 0);
     assert!(told.message.contains("'exportReferencesGraph'") && told.message.contains("64 MiB"), "{told:?}");
-    let grown = peak_mib(&house) - before;
+    let grown = peak_mib(&shared_box) - before;
     assert!(grown < 400, "{grown} MiB more for one derivation");
     // And nobody else's fault: what asks for little is built.
     derivation.env.insert(b"exportReferencesGraph".to_vec(), format!("g {full}").into_bytes());
@@ -116,18 +117,18 @@ async fn graphs_that_would_fill_the_memory_are_refused_before_they_are_written()
 
 #[tokio::test]
 async fn attributes_of_very_many_values_are_refused_before_they_are_parsed() {
-    let house = Neighbours::of(&["alice", "mallory"]);
-    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let shared_box = SharedBox::of(&["alice", "mallory"]);
+    let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
     let (drv, mut derivation) = recipe(&path("wide.drv"), &[("out", &path("wide"))], &[], "echo > $out");
     let json = format!("{{\"list\":[{}0]}}", "0,".repeat(8 << 20));
     derivation.env.insert(b"__json".to_vec(), json.into_bytes());
-    let before = peak_mib(&house);
+    let before = peak_mib(&shared_box);
     mallory.start_build((drv, derivation)).await;
     works_as_always(&mut alice, "values").await;
     let told = mallory.told().await;
     assert_ne!(told.status, 0);
     assert!(told.message.contains("more than 250000 values"), "{told:?}");
-    let grown = peak_mib(&house) - before;
+    let grown = peak_mib(&shared_box) - before;
     assert!(grown < 400, "{grown} MiB more for one derivation of 16");
 }
 
@@ -149,43 +150,44 @@ async fn what_is_prepared_for_a_client_who_hangs_up_ends_and_others_build_on() {
     let setup = Setup::default()
         .setting("limits.max-jobs = 8")
         .setting(&format!("limits.max-jobs-per-member = {AT_ONCE}"));
-    let house = Neighbours::with(&["alice", "mallory"], setup);
-    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let shared_box = SharedBox::with(&["alice", "mallory"], setup);
+    let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
     let root = dense_closure(&mut mallory, 500, 1).await;
-    let (begun, ended) = (|| house.agent.count("build started"), || house.agent.count("build finished"));
+    let (begun, ended) =
+        (|| shared_box.agent.count("build started"), || shared_box.agent.count("build finished"));
 
     // What it takes to the end.
-    let before = processor_ticks(&house);
+    let before = processor_ticks(&shared_box);
     let told = mallory.build(slow_to_prepare("whole", &root)).await;
     assert!(told.message.contains("exit code 3"), "the builder ran: {told:?}");
-    let whole = processor_ticks(&house) - before;
+    let whole = processor_ticks(&shared_box) - before;
 
     // Clients who are killed as soon as their builds have begun, one after the other.
-    let before = processor_ticks(&house);
+    let before = processor_ticks(&shared_box);
     for n in 0..AT_ONCE {
-        let mut client = house.session("mallory").await;
+        let mut client = shared_box.session("mallory").await;
         client.start_build(slow_to_prepare(&format!("cut-{n}"), &root)).await;
         until("the build to begin", || begun() == 2 + n).await;
         client.vanish().await;
         until("the build to end", || ended() == 2 + n).await;
     }
-    let cut = processor_ticks(&house) - before;
+    let cut = processor_ticks(&shared_box) - before;
     println!("{whole} clock ticks for one to the end, {cut} for {AT_ONCE} that were cut off");
     assert!(cut < AT_ONCE as u64 * whole * 2 / 3, "{cut} clock ticks, where a whole one takes {whole}");
 
     // All her slots at once, and as many that wait behind; Alice notices none of it.
     let mut clients = Vec::new();
     for n in 0..2 * AT_ONCE {
-        let mut client = house.session("mallory").await;
+        let mut client = shared_box.session("mallory").await;
         client.start_build(slow_to_prepare(&format!("all-{n}"), &root)).await;
         clients.push(client);
     }
     let accepted = 1 + AT_ONCE + 2 * AT_ONCE;
-    until("all to be accepted", || house.agent.count("build accepted") == accepted).await;
+    until("all to be accepted", || shared_box.agent.count("build accepted") == accepted).await;
     for client in clients {
         client.vanish().await;
     }
     works_as_always(&mut alice, "beside").await;
-    let gone = || ended() + house.agent.count("build cancelled before it started");
+    let gone = || ended() + shared_box.agent.count("build cancelled before it started");
     until("all of them to end", || gone() == accepted + 3).await;
 }

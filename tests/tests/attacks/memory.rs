@@ -3,8 +3,8 @@
 
 use e2e::agent::Setup;
 use e2e::hostile::*;
-use e2e::neighbours::{Neighbours, WORKER};
 use e2e::process::status_kib;
+use e2e::shared_box::{SharedBox, WORKER};
 use tokio::task::JoinSet;
 use wire::client::{End, encode_frames, encode_request};
 use wire::worker::{Protocol, Request};
@@ -18,21 +18,21 @@ const SESSIONS: usize = 40;
 /// What Alice uploads meanwhile, at the least.
 const HERS: usize = 20;
 
-fn house() -> Neighbours {
+fn shared_box() -> SharedBox {
     house_with(Setup::default())
 }
 
 /// With these settings besides.
-pub fn house_with(setup: Setup) -> Neighbours {
+pub fn house_with(setup: Setup) -> SharedBox {
     let setup = setup
         .setting("limits.max-session-memory-mib = 1024")
         .setting(&format!("limits.max-session-memory-per-member-mib = {BUDGET}"));
-    Neighbours::with(&["alice", "mallory"], setup)
+    SharedBox::with(&["alice", "mallory"], setup)
 }
 
 /// Memory of the agent that is not of files, in MiB.
-pub fn anonymous(house: &Neighbours) -> u64 {
-    status_kib(house.agent.pid(), "RssAnon") / 1024
+pub fn anonymous(shared_box: &SharedBox) -> u64 {
+    status_kib(shared_box.agent.pid(), "RssAnon") / 1024
 }
 
 /// Alice's next path, which has to be taken.
@@ -44,9 +44,9 @@ async fn upload_next(alice: &mut Session, round: &mut usize, attack: usize) {
 
 /// Sends these bytes in many sessions at once and keeps those that are not refused open; gives the refusals, and how much
 /// the agent grew at most.
-pub async fn in_many_sessions(house: &Neighbours, bytes: Vec<u8>) -> (Vec<String>, u64) {
-    let before = anonymous(house);
-    let line = house.line("mallory");
+pub async fn in_many_sessions(shared_box: &SharedBox, bytes: Vec<u8>) -> (Vec<String>, u64) {
+    let before = anonymous(shared_box);
+    let line = shared_box.line("mallory");
     let bytes: &'static [u8] = bytes.leak();
     // All of them are there before the first one begins: a session is charged for, too.
     let mut open = JoinSet::new();
@@ -65,7 +65,7 @@ pub async fn in_many_sessions(house: &Neighbours, bytes: Vec<u8>) -> (Vec<String
         });
     }
     let (mut peak, mut kept, mut refused) = (0, Vec::new(), Vec::new());
-    let mut alice = house.session("alice").await;
+    let mut alice = shared_box.session("alice").await;
     let mut round = 0;
     loop {
         tokio::select! {
@@ -82,7 +82,7 @@ pub async fn in_many_sessions(house: &Neighbours, bytes: Vec<u8>) -> (Vec<String
                 upload_next(&mut alice, &mut round, bytes.len()).await;
             }
         }
-        peak = peak.max(anonymous(house));
+        peak = peak.max(anonymous(shared_box));
     }
     // However soon the last of them was refused: those that were not are still there.
     while round < HERS {
@@ -105,17 +105,17 @@ pub fn bounded((refused, grown): (Vec<String>, u64)) {
 
 #[tokio::test]
 async fn arguments_of_many_sessions_stay_within_one_budget() {
-    let house = house();
+    let shared_box = shared_box();
     let paths = (0..200_000).map(|n| path(&format!("a-path-with-a-rather-long-name-{n}"))).collect();
     let request = Request::QueryValidPaths { paths, substitute: false };
     let bytes = encode_request(&request, Protocol::plain(MINOR));
     // All but the end, for which the agent waits with the rest in memory.
-    bounded(in_many_sessions(&house, bytes[..bytes.len() - 16].to_vec()).await);
+    bounded(in_many_sessions(&shared_box, bytes[..bytes.len() - 16].to_vec()).await);
 }
 
 #[tokio::test]
 async fn trees_of_many_uploads_stay_within_one_budget() {
-    let house = house();
+    let shared_box = shared_box();
     // Little in files, much in names.
     let names: Vec<String> = (0..20_000).map(|n| format!("{n:0240}")).collect();
     let entries: Vec<(&str, Vec<u8>)> = names.iter().map(|name| (name.as_str(), file(b""))).collect();
@@ -125,5 +125,5 @@ async fn trees_of_many_uploads_stay_within_one_budget() {
     let mut bytes = encode_request(&request, Protocol::plain(MINOR));
     let frames = encode_frames(&contents[..contents.len() - 64], 32 << 10);
     bytes.extend_from_slice(&frames[..frames.len() - 8]);
-    bounded(in_many_sessions(&house, bytes).await);
+    bounded(in_many_sessions(&shared_box, bytes).await);
 }

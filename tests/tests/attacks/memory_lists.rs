@@ -8,8 +8,8 @@ use std::time::Duration;
 use e2e::agent::Setup;
 use e2e::hostile::*;
 use e2e::http::FileServer;
-use e2e::neighbours::{Neighbours, WORKER, recipe};
 use e2e::place;
+use e2e::shared_box::{SharedBox, WORKER, recipe};
 use nix_derivation::{
     CAHash, DerivedPath, SingleDerivedPath, StorePath, nixbase32, store_path::build_ca_path,
 };
@@ -24,8 +24,8 @@ fn encoded(request: &Request) -> Vec<u8> {
 }
 
 /// Alice builds something small.
-async fn alice_builds(house: &Neighbours) {
-    let mut alice = house.session("alice").await;
+async fn alice_builds(shared_box: &SharedBox) {
+    let mut alice = shared_box.session("alice").await;
     let out = path("hers");
     let small = recipe(&path("hers.drv"), &[("out", &out)], &[], "echo hers > $out");
     assert_eq!(alice.build(small).await.status, 0);
@@ -58,15 +58,15 @@ fn outputs_of(drv: &StorePath) -> DerivedPath {
 
 #[tokio::test]
 async fn derivations_of_very_many_parts_stay_within_one_budget() {
-    let house = house_with(Setup::default());
+    let shared_box = house_with(Setup::default());
     let contents = nar(&file(&wide(150_000)));
     let info = info("wide.drv", &contents);
-    let mut mallory = house.session("mallory").await;
+    let mut mallory = shared_box.session("mallory").await;
     mallory.upload(&info, &contents).await;
     mallory.leave().await;
     let targets = vec![outputs_of(&info.path)];
-    bounded(in_many_sessions(&house, encoded(&Request::QueryMissing { targets })).await);
-    alice_builds(&house).await;
+    bounded(in_many_sessions(&shared_box, encoded(&Request::QueryMissing { targets })).await);
+    alice_builds(&shared_box).await;
 }
 
 #[tokio::test]
@@ -75,9 +75,9 @@ async fn builds_that_go_on_without_their_clients_stay_within_one_budget() {
         .setting("keep-builds-running = true")
         .setting("limits.max-jobs = 4")
         .setting("limits.max-jobs-per-member = 1");
-    let house = house_with(setup);
-    let before = anonymous(&house);
-    let line = house.line("mallory");
+    let shared_box = house_with(setup);
+    let before = anonymous(&shared_box);
+    let line = shared_box.line("mallory");
     let mut sent = 0;
     // The first one runs, the others wait for its slot.
     for n in 0..40 {
@@ -92,9 +92,9 @@ async fn builds_that_go_on_without_their_clients_stay_within_one_budget() {
         let request = Request::BuildDerivation { drv_path: drv, derivation, mode: nix::BuildMode::Normal };
         mallory.send(&encoded(&request)).await;
         // Taken, or she waits for memory, which is not told.
-        let accepted = house.agent.count("build accepted");
+        let accepted = shared_box.agent.count("build accepted");
         for _ in 0..10 {
-            if house.agent.count("build accepted") > accepted {
+            if shared_box.agent.count("build accepted") > accepted {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -102,11 +102,12 @@ async fn builds_that_go_on_without_their_clients_stay_within_one_budget() {
         mallory.vanish().await;
         sent += 1;
     }
-    let (accepted, grown) = (house.agent.count("build accepted"), anonymous(&house).saturating_sub(before));
+    let (accepted, grown) =
+        (shared_box.agent.count("build accepted"), anonymous(&shared_box).saturating_sub(before));
     println!("{sent} builds: {accepted} accepted, {grown} MiB held");
     assert!(accepted > 1, "as many as she has memory for");
     assert!(grown < BUDGET + BESIDE, "{grown} MiB");
-    alice_builds(&house).await;
+    alice_builds(&shared_box).await;
 }
 
 /// Paths that a cache has, content-addressed so that nobody needs to sign them, each with the same references.
@@ -133,7 +134,7 @@ fn cache_of(count: u8, references: u32) -> (TempDir, FileServer, Vec<StorePath>)
     (folder, server, paths)
 }
 
-fn house_by(cache: &FileServer) -> Neighbours {
+fn house_by(cache: &FileServer) -> SharedBox {
     let setup = Setup::default()
         .setting(&format!("substituters = [\"{}\"]", cache.url()))
         .setting("fetch.allow-private = true");
@@ -143,33 +144,33 @@ fn house_by(cache: &FileServer) -> Neighbours {
 #[tokio::test]
 async fn what_a_cache_says_of_its_paths_stays_within_one_budget() {
     let (_folder, cache, paths) = cache_of(60, 20_000);
-    let house = house_by(&cache);
+    let shared_box = house_by(&cache);
     let paths: BTreeMap<StorePath, Option<CAHash>> = paths.into_iter().map(|path| (path, None)).collect();
-    bounded(in_many_sessions(&house, encoded(&Request::QuerySubstitutablePathInfos { paths })).await);
-    alice_builds(&house).await;
+    bounded(in_many_sessions(&shared_box, encoded(&Request::QuerySubstitutablePathInfos { paths })).await);
+    alice_builds(&shared_box).await;
 }
 
 #[tokio::test]
 async fn closures_that_a_cache_tells_of_stay_within_one_budget() {
     let (_folder, cache, paths) = cache_of(60, 20_000);
-    let house = house_by(&cache);
+    let shared_box = house_by(&cache);
     let targets = paths.into_iter().map(DerivedPath::Opaque).collect();
-    bounded(in_many_sessions(&house, encoded(&Request::QueryMissing { targets })).await);
-    alice_builds(&house).await;
+    bounded(in_many_sessions(&shared_box, encoded(&Request::QueryMissing { targets })).await);
+    alice_builds(&shared_box).await;
 }
 
 #[tokio::test]
 async fn slow_readers_of_one_path_share_what_is_known_of_its_files() {
-    let house = house_with(Setup::default());
+    let shared_box = house_with(Setup::default());
     let names: Vec<String> = (0..150_000).map(|n| format!("{n:07}")).collect();
     let entries: Vec<(&str, Vec<u8>)> = names.iter().map(|name| (name.as_str(), file(b""))).collect();
     let contents = nar(&directory(&entries));
     let info = info("many-files", &contents);
-    let mut mallory = house.session("mallory").await;
+    let mut mallory = shared_box.session("mallory").await;
     mallory.upload(&info, &contents).await;
     mallory.leave().await;
-    let before = anonymous(&house);
-    let line = house.line("mallory");
+    let before = anonymous(&shared_box);
+    let line = shared_box.line("mallory");
     let mut readers = Vec::new();
     for _ in 0..20 {
         let mut reader = Session::over(line.ssh(WORKER), MINOR).await;
@@ -178,17 +179,17 @@ async fn slow_readers_of_one_path_share_what_is_known_of_its_files() {
         assert!(matches!(end, End::Last), "all of them together are within her budget: {end:?}");
         readers.push(reader);
     }
-    let grown = anonymous(&house).saturating_sub(before);
+    let grown = anonymous(&shared_box).saturating_sub(before);
     println!("{} readers: {grown} MiB held", readers.len());
     assert!(grown < BUDGET + BESIDE, "{grown} MiB");
-    alice_builds(&house).await;
+    alice_builds(&shared_box).await;
 }
 
 #[tokio::test]
 async fn paths_that_many_sessions_hold_stay_within_one_budget() {
-    let house = house_with(Setup::default());
-    let before = anonymous(&house);
-    let line = house.line("mallory");
+    let shared_box = house_with(Setup::default());
+    let before = anonymous(&shared_box);
+    let line = shared_box.line("mallory");
     let (mut sessions, mut refused) = (Vec::new(), 0);
     for session in 0..8 {
         let mut mallory = Session::over(line.ssh(WORKER), MINOR).await;
@@ -216,27 +217,27 @@ async fn paths_that_many_sessions_hold_stay_within_one_budget() {
         }
         sessions.push(mallory);
     }
-    let grown = anonymous(&house).saturating_sub(before);
+    let grown = anonymous(&shared_box).saturating_sub(before);
     println!("{refused} of {} sessions refused, {grown} MiB held", sessions.len());
     assert!(refused > 0);
     assert!(grown < BUDGET + BESIDE, "{grown} MiB");
-    alice_builds(&house).await;
+    alice_builds(&shared_box).await;
 }
 
 #[tokio::test]
 async fn one_long_message_told_very_often_stays_within_one_budget() {
-    let house = house_with(Setup::default());
+    let shared_box = house_with(Setup::default());
     // A name of an output that cannot be, which the message repeats.
     let bad = "x".repeat(40_000);
     let contents = nar(&file(format!(r#"Derive([("out","{}","","")],[],[],"x","y",[],[])"#, bad).as_bytes()));
     let info = info("long.drv", &contents);
-    let mut mallory = house.session("mallory").await;
+    let mut mallory = shared_box.session("mallory").await;
     mallory.upload(&info, &contents).await;
     mallory.leave().await;
     let paths = vec![outputs_of(&info.path); 40_000];
     let request = Request::BuildPathsWithResults { paths, mode: nix::BuildMode::Normal };
-    let (refused, grown) = in_many_sessions(&house, encoded(&request)).await;
+    let (refused, grown) = in_many_sessions(&shared_box, encoded(&request)).await;
     println!("{} refused, {grown} MiB: {:?}", refused.len(), refused.first().map(|m| &m[..m.len().min(200)]));
     assert!(grown < BUDGET + BESIDE, "{grown} MiB");
-    alice_builds(&house).await;
+    alice_builds(&shared_box).await;
 }

@@ -7,7 +7,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::time::{Duration, Instant};
 
-use e2e::hostile::{House, Session, derivation, info, nar, path, tokens, within};
+use e2e::hostile::{Session, TestBox, derivation, info, nar, path, tokens, within};
 use e2e::place;
 use e2e::published::LOOK_FOR_A_WAY_OUT;
 use wire::client::End;
@@ -23,20 +23,20 @@ async fn a_builder_finds_no_socket_and_no_writable_file_of_the_host() {
     let _listening = UnixListener::bind_addr(&address).expect("a socket");
     let sockets = std::fs::read_to_string("/proc/net/unix").expect("the sockets of this machine");
     assert!(sockets.contains("@barnraiser-"), "the script would see it if it were there");
-    let house = House::open(&[]).await;
-    let mut session = house.session().await;
-    let told = session.build(derivation(&house, "way-out", LOOK_FOR_A_WAY_OUT)).await;
+    let test_box = TestBox::open(&[]).await;
+    let mut session = test_box.session().await;
+    let told = session.build(derivation(&test_box, "way-out", LOOK_FOR_A_WAY_OUT)).await;
     assert_eq!(told.status, BUILT, "{told:?}");
     // Its own folder is nobody else's.
-    let told = session.build(derivation(&house, "own-folder", "$bb stat -c %a /build; echo > $out")).await;
+    let told = session.build(derivation(&test_box, "own-folder", "$bb stat -c %a /build; echo > $out")).await;
     assert_eq!((told.status, told.log[1].as_str()), (BUILT, "700"), "{told:?}");
     session.leave().await;
-    house.close().await;
+    test_box.close().await;
 }
 
 #[tokio::test]
 async fn an_output_that_is_a_link_is_kept_as_a_link_and_never_followed() {
-    let house = House::open(&[]).await;
+    let test_box = TestBox::open(&[]).await;
     let dir = place::scratch("target");
     let target = dir.path().join("passwd");
     std::fs::write(&target, "root:x:0:0").expect("a file of the host");
@@ -45,15 +45,15 @@ async fn an_output_that_is_a_link_is_kept_as_a_link_and_never_followed() {
     let script = format!(
         "echo evil > /build/evil; for l in $out $out.tmp $out.lock $out.chroot; do $bb ln -s {shown} $l; done"
     );
-    let mut session = house.session().await;
-    let told = session.build(derivation(&house, "link", &script)).await;
+    let mut session = test_box.session().await;
+    let told = session.build(derivation(&test_box, "link", &script)).await;
     assert_eq!(told.status, BUILT, "{told:?}");
     let kept = session.nar(&path("link")).await;
     let link = tokens(&[b"(", b"type", b"symlink", b"target", target.as_os_str().as_encoded_bytes(), b")"]);
     assert_eq!(kept, nar(&link));
     assert_eq!(std::fs::read_to_string(&target).expect("still there"), "root:x:0:0");
     session.leave().await;
-    house.close().await;
+    test_box.close().await;
 }
 
 /// Far more than any stack of a parser that calls itself would take.
@@ -67,10 +67,10 @@ fn nested() -> Vec<u8> {
 /// Before 1.21 an archive comes as it is; before 1.23 the server asks for it in pieces; since then it comes in frames.
 #[tokio::test]
 async fn an_archive_nested_without_end_is_refused_in_every_version_of_the_protocol() {
-    let house = House::open(&[]).await;
+    let test_box = TestBox::open(&[]).await;
     let archive = nested();
     for minor in [18, 20, 21, 22, 23, 38] {
-        let mut session = Session::open(&house, minor).await;
+        let mut session = Session::open(&test_box, minor).await;
         let name = format!("nested-{minor}");
         session.announce(&info(&name, &archive)).await;
         let sent = async {
@@ -94,9 +94,9 @@ async fn an_archive_nested_without_end_is_refused_in_every_version_of_the_protoc
         };
         let message = within("an error", sent).await;
         assert!(message.contains("nested"), "1.{minor}: {message}");
-        assert!(!house.session().await.is_valid(&path(&name)).await);
+        assert!(!test_box.session().await.is_valid(&path(&name)).await);
     }
-    house.close().await;
+    test_box.close().await;
 }
 
 /// Bytes from whoever has no key. What the agent answers, and that it hangs up.
@@ -122,26 +122,26 @@ const EACH_IS_HEARD: &str = "limits.per-source-penalties = \"no\"";
 
 #[tokio::test]
 async fn who_chats_before_saying_ssh_is_hung_up_on() {
-    let house = House::open(&[EACH_IS_HEARD]).await;
+    let test_box = TestBox::open(&[EACH_IS_HEARD]).await;
     let chatter = b"hello\r\n".repeat(100_000);
-    hung_up_on(house.agent.port(), &chatter);
-    hung_up_on(house.agent.port(), &[b'x'; 100_000]);
-    house.close().await;
+    hung_up_on(test_box.agent.port(), &chatter);
+    hung_up_on(test_box.agent.port(), &[b'x'; 100_000]);
+    test_box.close().await;
 }
 
 #[tokio::test]
 async fn a_packet_that_announces_gigabytes_costs_no_memory_and_ends_the_connection() {
-    let house = House::open(&[EACH_IS_HEARD]).await;
-    let before = resident_kib(house.agent.pid());
+    let test_box = TestBox::open(&[EACH_IS_HEARD]).await;
+    let before = resident_kib(test_box.agent.pid());
     for length in [0x7fff_fff0_u32, u32::MAX, 0x1000_0000] {
         let packet = [b"SSH-2.0-attack\r\n".as_slice(), &length.to_be_bytes(), &[4; 64]].concat();
         for _ in 0..20 {
-            hung_up_on(house.agent.port(), &packet);
+            hung_up_on(test_box.agent.port(), &packet);
         }
     }
-    let grown = resident_kib(house.agent.pid()).saturating_sub(before);
+    let grown = resident_kib(test_box.agent.pid()).saturating_sub(before);
     assert!(grown < 64 << 10, "{grown} KiB more");
-    house.close().await;
+    test_box.close().await;
 }
 
 fn resident_kib(pid: u32) -> u64 {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use e2e::hostile::*;
-use e2e::neighbours::Neighbours;
+use e2e::shared_box::SharedBox;
 use nix::{DrvKey, DrvOutputId, Realisation};
 use nix_derivation::{HashAlgorithm, StorePath, hash_bytes};
 use wire::client::End;
@@ -36,9 +36,9 @@ pub fn poisoned(path: &StorePath, signature: &str) -> Realisation {
 
 #[tokio::test]
 async fn a_poisoned_realisation_reaches_only_who_registered_it() {
-    let house = Neighbours::of(&["alice", "mallory"]);
-    let key = box_key(&house, "mallory");
-    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let shared_box = SharedBox::of(&["alice", "mallory"]);
+    let key = box_key(&shared_box, "mallory");
+    let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
     // One path that is only hers, and one that everybody has: neither is what the derivation makes.
     let claim = path("forged");
     let contents = nar(&file(b"forged"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use e2e::agent::Setup;
 use e2e::hostile::*;
-use e2e::neighbours::{Neighbours, WORKER, recipe};
+use e2e::shared_box::{SharedBox, WORKER, recipe};
 use nix::BuildMode;
 use serde_json::Value;
 use wire::client::Client;
@@ -17,8 +17,8 @@ use wire::worker::Request;
 const ROUNDS: usize = 3;
 
 /// Logs in, asks for a build that never ends, and is gone.
-async fn bob_hammers(house: &Neighbours, name: &str) {
-    let (mut ssh, reader, writer) = piped(house.ssh("bob", WORKER));
+async fn bob_hammers(shared_box: &SharedBox, name: &str) {
+    let (mut ssh, reader, writer) = piped(shared_box.ssh("bob", WORKER));
     let greeted =
         tokio::time::timeout(Duration::from_secs(60), Client::connect(reader, writer, MINOR, &[])).await;
     if let Ok(Ok(mut client)) = greeted {
@@ -33,12 +33,12 @@ async fn bob_hammers(house: &Neighbours, name: &str) {
 }
 
 /// The numbers in `field` of all events with one of these messages, of this member if one is named.
-fn numbers(house: &Neighbours, messages: &[&str], field: &str, member: Option<&str>) -> BTreeSet<u64> {
+fn numbers(shared_box: &SharedBox, messages: &[&str], field: &str, member: Option<&str>) -> BTreeSet<u64> {
     let fits = |event: &Value| {
         messages.contains(&event["message"].as_str().unwrap_or_default())
             && member.is_none_or(|member| event["member"] == member)
     };
-    house
+    shared_box
         .agent
         .events()
         .iter()
@@ -47,66 +47,66 @@ fn numbers(house: &Neighbours, messages: &[&str], field: &str, member: Option<&s
         .collect()
 }
 
-fn bobs_builds(house: &Neighbours) -> BTreeSet<u64> {
-    let begun = numbers(house, &["build accepted"], "build", Some("bob"));
-    let ended = numbers(house, &["build finished", "build cancelled before it started"], "build", None);
+fn bobs_builds(shared_box: &SharedBox) -> BTreeSet<u64> {
+    let begun = numbers(shared_box, &["build accepted"], "build", Some("bob"));
+    let ended = numbers(shared_box, &["build finished", "build cancelled before it started"], "build", None);
     &begun - &ended
 }
 
-fn bobs_connections(house: &Neighbours) -> BTreeSet<u64> {
-    let begun = numbers(house, &["logged in"], "connection", Some("bob"));
-    let ended = numbers(house, &["disconnected", "closing the connection"], "connection", None);
+fn bobs_connections(shared_box: &SharedBox) -> BTreeSet<u64> {
+    let begun = numbers(shared_box, &["logged in"], "connection", Some("bob"));
+    let ended = numbers(shared_box, &["disconnected", "closing the connection"], "connection", None);
     &begun - &ended
 }
 
 /// Until the agent goes by this roster.
-async fn follow(house: &Neighbours, members: &[&str]) {
-    let before = house.agent.count("roster loaded");
-    house.keep_only(members);
-    until("the roster to be loaded", || house.agent.count("roster loaded") > before).await;
+async fn follow(shared_box: &SharedBox, members: &[&str]) {
+    let before = shared_box.agent.count("roster loaded");
+    shared_box.keep_only(members);
+    until("the roster to be loaded", || shared_box.agent.count("roster loaded") > before).await;
 }
 
 #[tokio::test]
 async fn no_build_or_connection_outlives_a_removal_however_logins_and_removals_meet() {
     let setup = Setup::default().setting("keep-builds-running = true").setting("limits.max-jobs = 256");
-    let house = Neighbours::with(&["alice", "bob"], setup);
-    let mut alice = house.session("alice").await;
+    let shared_box = SharedBox::with(&["alice", "bob"], setup);
+    let mut alice = shared_box.session("alice").await;
     let out = path("alices");
     alice.start_build(recipe(&path("alices.drv"), &[("out", &out)], &[], "sleep 900")).await;
-    house.agent.wait_for("build started");
+    shared_box.agent.wait_for("build started");
 
     let (done, count) = (Cell::new(false), Cell::new(0));
     let hammer = async || {
         while !done.get() {
             count.set(count.get() + 1);
-            bob_hammers(&house, &format!("bobs-{}", count.get())).await;
+            bob_hammers(&shared_box, &format!("bobs-{}", count.get())).await;
         }
     };
     let remove = async {
         for _ in 0..ROUNDS {
-            let before = bobs_builds(&house).len();
-            until("builds of bob's", || bobs_builds(&house).len() > before + 2).await;
+            let before = bobs_builds(&shared_box).len();
+            until("builds of bob's", || bobs_builds(&shared_box).len() > before + 2).await;
             // He goes on knocking and asking all the while.
-            follow(&house, &["alice"]).await;
-            until("bob's builds to end", || bobs_builds(&house).is_empty()).await;
-            follow(&house, &["alice", "bob"]).await;
+            follow(&shared_box, &["alice"]).await;
+            until("bob's builds to end", || bobs_builds(&shared_box).is_empty()).await;
+            follow(&shared_box, &["alice", "bob"]).await;
         }
-        follow(&house, &["alice"]).await;
+        follow(&shared_box, &["alice"]).await;
         done.set(true);
     };
     tokio::join!(remove, hammer(), hammer(), hammer(), hammer());
 
-    until("bob's builds to end", || bobs_builds(&house).is_empty()).await;
-    until("bob's connections to end", || bobs_connections(&house).is_empty()).await;
+    until("bob's builds to end", || bobs_builds(&shared_box).is_empty()).await;
+    until("bob's connections to end", || bobs_connections(&shared_box).is_empty()).await;
     println!(
         "{} logins of bob's, {} builds",
         count.get(),
-        numbers(&house, &["build accepted"], "build", Some("bob")).len()
+        numbers(&shared_box, &["build accepted"], "build", Some("bob")).len()
     );
     assert_eq!(
-        house.agent.count("build finished"),
-        numbers(&house, &["build finished"], "build", Some("bob")).len(),
+        shared_box.agent.count("build finished"),
+        numbers(&shared_box, &["build finished"], "build", Some("bob")).len(),
         "alice's build ended"
     );
-    house.session("alice").await.leave().await;
+    shared_box.session("alice").await.leave().await;
 }

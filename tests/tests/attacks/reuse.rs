@@ -2,7 +2,7 @@
 //! or to leave a wrong answer under it.
 
 use e2e::hostile::*;
-use e2e::neighbours::{Neighbours, recipe};
+use e2e::shared_box::{SharedBox, recipe};
 use nix_derivation::StorePath;
 
 use crate::twins::at;
@@ -24,8 +24,9 @@ async fn has(who: &mut Session, input: &StorePath, contents: &[u8]) {
 #[tokio::test]
 async fn a_tampered_input_of_the_same_name_neither_meets_nor_poisons_anothers_build_key() {
     for mallory_first in [false, true] {
-        let house = Neighbours::of(&["alice", "mallory"]);
-        let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+        let shared_box = SharedBox::of(&["alice", "mallory"]);
+        let (mut alice, mut mallory) =
+            (shared_box.session("alice").await, shared_box.session("mallory").await);
         let input = path("input");
         has(&mut alice, &input, b"true\n").await;
         has(&mut mallory, &input, b"forged\n").await;
@@ -36,14 +37,14 @@ async fn a_tampered_input_of_the_same_name_neither_meets_nor_poisons_anothers_bu
         }
         assert_eq!(alice.nar(&path("reader")).await, nar(&file(b"true\n")));
         assert_eq!(mallory.nar(&path("reader")).await, nar(&file(b"forged\n")));
-        assert_eq!(house.agent.count("build started"), 2);
+        assert_eq!(shared_box.agent.count("build started"), 2);
     }
 }
 
 #[tokio::test]
 async fn a_failure_with_a_tampered_input_is_not_anothers_failure() {
-    let house = Neighbours::of(&["alice", "mallory"]);
-    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let shared_box = SharedBox::of(&["alice", "mallory"]);
+    let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
     let input = path("input");
     has(&mut alice, &input, b"true\n").await;
     has(&mut mallory, &input, b"bad\n").await;
@@ -55,8 +56,8 @@ async fn a_failure_with_a_tampered_input_is_not_anothers_failure() {
 
 #[tokio::test]
 async fn another_script_for_the_same_paths_is_another_build() {
-    let house = Neighbours::of(&["alice", "mallory"]);
-    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let shared_box = SharedBox::of(&["alice", "mallory"]);
+    let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
     let (drv, out) = (path("tool.drv"), path("tool"));
     let tampered = recipe(&drv, &[("out", &out)], &[], "echo forged > $out");
     assert_eq!(mallory.build(tampered).await.status, 0);
@@ -67,15 +68,15 @@ async fn another_script_for_the_same_paths_is_another_build() {
 
 #[tokio::test]
 async fn a_running_build_with_a_tampered_input_is_not_joined() {
-    let house = Neighbours::of(&["alice", "mallory"]);
-    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
+    let shared_box = SharedBox::of(&["alice", "mallory"]);
+    let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
     let input = path("input");
     has(&mut alice, &input, b"true\n").await;
     has(&mut mallory, &input, b"forged\n").await;
     let script = format!("read line < {}; sleep 1; echo $line > $out", input.to_absolute_path());
     let slow = || recipe(&path("slow.drv"), &[("out", &path("slow"))], &[&input], &script);
     mallory.start_build(slow()).await;
-    house.agent.wait_for("build started");
+    shared_box.agent.wait_for("build started");
     alice.start_build(slow()).await;
     assert_eq!(alice.told().await.status, 0);
     assert_eq!(mallory.told().await.status, 0);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use e2e::hostile::*;
-use e2e::neighbours::{Neighbours, recipe};
+use e2e::shared_box::{SharedBox, recipe};
 use nix::{PathInfo, Realisation};
 use wire::worker::Request;
 
@@ -13,32 +13,34 @@ use crate::twins::{Secret, at, aterm};
 
 #[tokio::test]
 async fn who_does_not_share_back_sees_nothing() {
-    let house = Neighbours::of(&["alice", "mallory", "bob"]);
-    let mut alice = house.session("alice").await;
+    let shared_box = SharedBox::of(&["alice", "mallory", "bob"]);
+    let mut alice = shared_box.session("alice").await;
     let secret = path("secret");
     let contents = nar(&file(b"alice's"));
     alice.upload(&at(&secret, &contents), &contents).await;
     // Mallory names Alice, who names Bob, who names Mallory: no two of them name each other.
-    house.share(&[("alice", &["bob"]), ("bob", &["mallory"]), ("mallory", &["alice"])]).await;
+    shared_box.share(&[("alice", &["bob"]), ("bob", &["mallory"]), ("mallory", &["alice"])]).await;
     for who in ["mallory", "bob"] {
-        assert!(!house.session(who).await.is_valid(&secret).await, "{who} sees what is alice's");
+        assert!(!shared_box.session(who).await.is_valid(&secret).await, "{who} sees what is alice's");
     }
     // Now Alice and Bob do; and what Bob sees does not go on to Mallory.
-    house.share(&[("alice", &["bob"]), ("bob", &["alice", "mallory"]), ("mallory", &["alice", "bob"])]).await;
-    let mut bob = house.session("bob").await;
+    shared_box
+        .share(&[("alice", &["bob"]), ("bob", &["alice", "mallory"]), ("mallory", &["alice", "bob"])])
+        .await;
+    let mut bob = shared_box.session("bob").await;
     assert_eq!(bob.nar(&secret).await, contents);
-    assert!(!house.session("mallory").await.is_valid(&secret).await, "sharing went one step too far");
+    assert!(!shared_box.session("mallory").await.is_valid(&secret).await, "sharing went one step too far");
     // A share that ends takes its paths along, in sessions that are open too.
-    house.share(&[("alice", &[]), ("bob", &["alice"]), ("mallory", &[])]).await;
+    shared_box.share(&[("alice", &[]), ("bob", &["alice"]), ("mallory", &[])]).await;
     assert!(!bob.is_valid(&secret).await);
     assert!(alice.is_valid(&secret).await);
 }
 
 /// Alice and Bob share, and so do Bob and Carol; Alice and Carol do not know each other.
-async fn a_chain() -> Neighbours {
-    let house = Neighbours::of(&["alice", "bob", "carol"]);
-    house.share(&[("alice", &["bob"]), ("bob", &["alice", "carol"]), ("carol", &["bob"])]).await;
-    house
+async fn a_chain() -> SharedBox {
+    let shared_box = SharedBox::of(&["alice", "bob", "carol"]);
+    shared_box.share(&[("alice", &["bob"]), ("bob", &["alice", "carol"]), ("carol", &["bob"])]).await;
+    shared_box
 }
 
 /// Alice has it, and Bob builds upon it in every way there is.
@@ -70,29 +72,32 @@ const MOST: usize = 10;
 
 #[tokio::test]
 async fn no_operation_of_the_worker_protocol_goes_two_steps_of_sharing() {
-    let house = a_chain().await;
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
-    let mut prover = house.session("alice").await;
+    let shared_box = a_chain().await;
+    let (mut alice, mut bob) = (shared_box.session("alice").await, shared_box.session("bob").await);
+    let mut prover = shared_box.session("alice").await;
     let own = async |secret: &Secret| built_upon(&mut alice, &mut bob, secret).await;
-    let pairs = existence::nothing_is_told(&mut prover, &house.line("carol"), MOST, own).await;
+    let pairs = existence::nothing_is_told(&mut prover, &shared_box.line("carol"), MOST, own).await;
     println!("{pairs} pairs of answers are the same");
 }
 
 #[tokio::test]
 async fn no_command_of_the_serve_protocol_goes_two_steps_of_sharing() {
-    let house = a_chain().await;
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
-    let mut prover = house.session("alice").await;
+    let shared_box = a_chain().await;
+    let (mut alice, mut bob) = (shared_box.session("alice").await, shared_box.session("bob").await);
+    let mut prover = shared_box.session("alice").await;
     let own = async |secret: &Secret| built_upon(&mut alice, &mut bob, secret).await;
-    let pairs = existence_serve::nothing_is_told(&mut prover, &house.line("carol"), false, own).await;
+    let pairs = existence_serve::nothing_is_told(&mut prover, &shared_box.line("carol"), false, own).await;
     println!("{pairs} pairs of answers are the same");
 }
 
 #[tokio::test]
 async fn a_build_upon_anothers_claim_is_shown_to_those_with_whom_its_owner_shares() {
-    let house = a_chain().await;
-    let [mut alice, mut bob, mut carol] =
-        [house.session("alice").await, house.session("bob").await, house.session("carol").await];
+    let shared_box = a_chain().await;
+    let [mut alice, mut bob, mut carol] = [
+        shared_box.session("alice").await,
+        shared_box.session("bob").await,
+        shared_box.session("carol").await,
+    ];
     let (secret, upon, own) = (path("secret"), path("upon"), path("own"));
     let contents = nar(&file(b"alice's\n"));
     alice.upload(&at(&secret, &contents), &contents).await;
@@ -109,24 +114,27 @@ async fn a_build_upon_anothers_claim_is_shown_to_those_with_whom_its_owner_share
     }
     // She cannot build with it; with her own copy she gets what was built, and that is hers then.
     assert_ne!(carol.build(build.clone()).await.status, 0);
-    let before = house.agent.count("build started");
+    let before = shared_box.agent.count("build started");
     carol.upload(&at(&secret, &contents), &contents).await;
     assert!(!carol.is_valid(&upon).await, "what bob built upon alice's is still of alice's");
     assert!(carol.build(build).await.status < 3, "a build that worked");
-    assert_eq!(house.agent.count("build started"), before, "the same build ran already");
+    assert_eq!(shared_box.agent.count("build started"), before, "the same build ran already");
     assert!(carol.is_valid(&upon).await);
-    house.share(&[("alice", &["bob"]), ("bob", &["alice"]), ("carol", &[])]).await;
+    shared_box.share(&[("alice", &["bob"]), ("bob", &["alice"]), ("carol", &[])]).await;
     assert!(carol.is_valid(&upon).await && !carol.is_valid(&own).await);
 }
 
 #[tokio::test]
 async fn who_shares_with_all_of_them_sees_what_they_built_together() {
-    let house = Neighbours::of(&["alice", "bob", "carol"]);
+    let shared_box = SharedBox::of(&["alice", "bob", "carol"]);
     let all: &[(&str, &[&str])] =
         &[("alice", &["bob", "carol"]), ("bob", &["alice", "carol"]), ("carol", &["alice", "bob"])];
-    house.share(all).await;
-    let [mut alice, mut bob, mut carol] =
-        [house.session("alice").await, house.session("bob").await, house.session("carol").await];
+    shared_box.share(all).await;
+    let [mut alice, mut bob, mut carol] = [
+        shared_box.session("alice").await,
+        shared_box.session("bob").await,
+        shared_box.session("carol").await,
+    ];
     let secret = Secret::new("together");
     existence::prove(&mut alice, &secret).await;
     built_upon(&mut alice, &mut bob, &secret).await;
@@ -134,7 +142,9 @@ async fn who_shares_with_all_of_them_sees_what_they_built_together() {
         assert!(carol.is_valid(path).await, "{path}");
     }
     // Who was left out by one of them sees nothing of that one's, in a session that is open.
-    house.share(&[("alice", &["bob"]), ("bob", &["alice", "carol"]), ("carol", &["alice", "bob"])]).await;
+    shared_box
+        .share(&[("alice", &["bob"]), ("bob", &["alice", "carol"]), ("carol", &["alice", "bob"])])
+        .await;
     for path in [&secret.plain, &secret.user, &secret.drv, &secret.output] {
         assert!(!carol.is_valid(path).await, "{path}");
     }

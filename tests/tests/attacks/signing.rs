@@ -1,13 +1,13 @@
 //! The box signs what it has proven, and nothing that anybody only says: every way we could think of to get another
-//! signature out of it, tried in one house, and then every signature in it looked at.
+//! signature out of it, tried in one shared_box, and then every signature in it looked at.
 
 use std::collections::BTreeSet;
 
 use e2e::clients::{Stock, outputs};
 use e2e::drv::Drv;
 use e2e::hostile::*;
-use e2e::neighbours::{Neighbours, recipe};
 use e2e::process;
+use e2e::shared_box::{SharedBox, recipe};
 use nix::{BuildMode, PathInfo};
 use nix_derivation::{
     CAHash, DerivedPath, HashAlgorithm, NixHash, Output, SingleDerivedPath, StorePath, hash_bytes,
@@ -32,8 +32,8 @@ fn is_signed(key: &PublicKey, info: &PathInfo) -> bool {
 }
 
 /// The box's public key, as `ssh box signing-key` prints it.
-pub fn box_key(house: &Neighbours, who: &str) -> PublicKey {
-    let said = process::run(&mut house.ssh(who, &["signing-key"])).ok();
+pub fn box_key(shared_box: &SharedBox, who: &str) -> PublicKey {
+    let said = process::run(&mut shared_box.ssh(who, &["signing-key"])).ok();
     said.answer().parse().unwrap_or_else(|error| panic!("no key ({error}): {said}"))
 }
 
@@ -52,8 +52,8 @@ fn forge(forged: &mut BTreeSet<StorePath>, name: &str) -> StorePath {
 }
 
 /// A path that the box built from whole derivations, and so signs.
-fn built(house: &Neighbours) -> StorePath {
-    let nix = house.machine("alice", Stock::NEWEST);
+fn built(shared_box: &SharedBox) -> StorePath {
+    let nix = shared_box.machine("alice", Stock::NEWEST);
     let drv = Drv::new("verified", "echo verified > $out");
     let said = process::run(&mut nix.build_at_box(&drv.expr())).ok();
     StorePath::from_absolute_path(outputs(&said)["out"].as_bytes()).expect("a path")
@@ -61,10 +61,10 @@ fn built(house: &Neighbours) -> StorePath {
 
 #[tokio::test]
 async fn the_box_signs_nothing_that_a_member_only_claims() {
-    let house = Neighbours::of(&["alice", "mallory"]);
-    let key = box_key(&house, "mallory");
-    let (mut alice, mut mallory) = (house.session("alice").await, house.session("mallory").await);
-    let verified = built(&house);
+    let shared_box = SharedBox::of(&["alice", "mallory"]);
+    let key = box_key(&shared_box, "mallory");
+    let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
+    let verified = built(&shared_box);
     // Proven by its contents, so everybody sees it, and nobody needs a signature.
     let addressed = alice.add("addressed", &nar(&file(b"addressed\n"))).await;
     let good = alice.path_info(&verified).await.expect("valid");
@@ -165,7 +165,7 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
             })
             .await;
         // The answer, whatever it is, belongs to this session only.
-        mallory = house.session("mallory").await;
+        mallory = shared_box.session("mallory").await;
     }
     // A fixed output that is not what it says.
     let (drv, mut fixed) = recipe(&path("fixed.drv"), &[], &[], "echo not this > $out");
@@ -187,14 +187,14 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
     within("an answer", mallory.client.done()).await.expect("added");
     let aimed_drv = mallory.client.path_info(None).await.expect("a path info").path;
     mallory.try_call(&build(&aimed_drv)).await;
-    let mut mallory = house.session("mallory").await;
+    let mut mallory = shared_box.session("mallory").await;
     // And one that is announced as what it is not.
     let file_of = |text: &[u8]| nar(&file(text));
     let lying = file_of(&aterm(&forge(&mut forged, "lying"), &[], &[], "echo lying > $out"));
     let liar = forge(&mut forged, "lying.drv");
     mallory.upload(&at(&liar, &lying), &lying).await;
     mallory.try_call(&build(&liar)).await;
-    let mut mallory = house.session("mallory").await;
+    let mut mallory = shared_box.session("mallory").await;
 
     // Realisations of derivations that nobody built.
     let poison = [verified.clone(), path("made-up")].map(|path| poisoned(&path, &made_up));

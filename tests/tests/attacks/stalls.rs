@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use e2e::agent::Setup;
 use e2e::hostile::*;
-use e2e::neighbours::{Line, Neighbours, SERVE, WORKER, recipe};
+use e2e::shared_box::{Line, SERVE, SharedBox, WORKER, recipe};
 use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::task::JoinSet;
 use wire::client::encode_frames;
@@ -22,9 +22,9 @@ const STALL: u64 = 10;
 
 type ServeClient = wire::serve_client::Client<ChildStdout, ChildStdin>;
 
-fn house(more: &[&str]) -> Neighbours {
+fn shared_box(more: &[&str]) -> SharedBox {
     let setup = Setup::default().setting(&format!("limits.client-stall-seconds = {STALL}"));
-    Neighbours::with(&["alice", "mallory"], more.iter().fold(setup, |setup, line| setup.setting(line)))
+    SharedBox::with(&["alice", "mallory"], more.iter().fold(setup, |setup, line| setup.setting(line)))
 }
 
 /// An upload of 1 MiB, all of it.
@@ -33,9 +33,9 @@ fn upload() -> Vec<u8> {
 }
 
 /// Alice uploads, builds and reads.
-async fn work(house: &Neighbours, round: usize) -> Duration {
+async fn work(shared_box: &SharedBox, round: usize) -> Duration {
     let start = Instant::now();
-    let mut alice = house.session("alice").await;
+    let mut alice = shared_box.session("alice").await;
     let (contents, name) = (upload(), format!("hers-{round}"));
     alice.upload(&info(&name, &contents), &contents).await;
     let (out, drv) = (path(&format!("built-{round}")), path(&format!("built-{round}.drv")));
@@ -76,9 +76,9 @@ async fn ended(ssh: &mut Child) {
 
 #[tokio::test]
 async fn uploads_that_stop_in_the_middle_hold_up_nobody_and_end() {
-    let house = house(&[]);
-    let quiet = work(&house, 0).await;
-    let line = house.line("mallory");
+    let shared_box = shared_box(&[]);
+    let quiet = work(&shared_box, 0).await;
+    let line = shared_box.line("mallory");
     let mut workers = open(&line, WORKER, SESSIONS / 2, |ssh| Session::over(ssh, MINOR)).await;
     let mut servers = open(&line, SERVE, SESSIONS / 2, serve_session).await;
     let contents = upload();
@@ -99,7 +99,7 @@ async fn uploads_that_stop_in_the_middle_hold_up_nobody_and_end() {
         client.send(&contents[..SENT]).await.expect("sent");
     }
     let stalled = Instant::now();
-    let busy = work(&house, 1).await;
+    let busy = work(&shared_box, 1).await;
     println!("alice took {quiet:?} alone, and {busy:?} beside {SESSIONS} stalled uploads");
     assert!(stalled.elapsed() < Duration::from_secs(STALL), "she had to wait for their end");
     // A few go on, a byte at a time, which buys them nothing.
@@ -113,23 +113,23 @@ async fn uploads_that_stop_in_the_middle_hold_up_nobody_and_end() {
     for (ssh, _client) in &mut servers {
         ended(ssh).await;
     }
-    let temporary = house.agent.state_dir().join("store/tmp");
+    let temporary = shared_box.agent.state_dir().join("store/tmp");
     until("temporary files to go away", || {
         std::fs::read_dir(&temporary).expect("the store's tmp").count() == 0
     })
     .await;
-    work(&house, 2).await;
+    work(&shared_box, 2).await;
 }
 
 #[tokio::test]
 async fn clients_who_read_nothing_keep_no_slot_and_end() {
     // One slot for all builds there are.
-    let house = house(&["limits.max-jobs = 1"]);
-    work(&house, 0).await;
-    let mut mallory = house.session("mallory").await;
+    let shared_box = shared_box(&["limits.max-jobs = 1"]);
+    work(&shared_box, 0).await;
+    let mut mallory = shared_box.session("mallory").await;
     let large = mallory.add("large", &nar(&file(&vec![7; 16 << 20]))).await;
     mallory.leave().await;
-    let line = house.line("mallory");
+    let line = shared_box.line("mallory");
     let mut readers = open(&line, WORKER, 20, |ssh| Session::over(ssh, MINOR)).await;
     for session in &mut readers {
         session.request(&Request::NarFromPath { path: large.clone() }).await;
@@ -141,10 +141,10 @@ async fn clients_who_read_nothing_keep_no_slot_and_end() {
         format!("i=0; while [ $i -lt 12000 ]; do echo {line_of_log}; i=$((i+1)); done; echo made > $out");
     let mut loud = Session::over(line.ssh(WORKER), MINOR).await;
     loud.start_build(recipe(&drv, &[("out", &out)], &[], &script)).await;
-    until("the build to begin", || house.agent.count("build started") > 1).await;
-    let busy = work(&house, 1).await;
+    until("the build to begin", || shared_box.agent.count("build started") > 1).await;
+    let busy = work(&shared_box, 1).await;
     println!("alice took {busy:?} beside clients who do not read");
     let ended = "session ended by an error";
-    until("those sessions to end", || house.agent.count(ended) >= 21).await;
-    work(&house, 2).await;
+    until("those sessions to end", || shared_box.agent.count(ended) >= 21).await;
+    work(&shared_box, 2).await;
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use e2e::agent::Setup;
 use e2e::hostile::*;
 use e2e::keys::Key;
-use e2e::neighbours::{Neighbours, WORKER};
 use e2e::process::{self, Transcript};
+use e2e::shared_box::{SharedBox, WORKER};
 use e2e::{PATIENCE, place};
 
 /// More than all places there are: `limits.max-startups` is 256 at most.
@@ -21,22 +21,22 @@ const SHARE: usize = 128;
 const MOST_LINES: usize = 250;
 
 /// A login of alice from an address of her own.
-fn alice_from_home(house: &Neighbours, words: &[&str]) -> Command {
-    let mut ssh = house.ssh("alice", &[]);
+fn alice_from_home(shared_box: &SharedBox, words: &[&str]) -> Command {
+    let mut ssh = shared_box.ssh("alice", &[]);
     ssh.args(["-b", "127.0.0.2"]).args(words);
     ssh
 }
 
 /// Logs in anew, uploads something and asks for it.
-async fn alice_works(house: &Neighbours, name: &str) {
-    let mut session = Session::over(alice_from_home(house, WORKER), MINOR).await;
+async fn alice_works(shared_box: &SharedBox, name: &str) {
+    let mut session = Session::over(alice_from_home(shared_box, WORKER), MINOR).await;
     let added = session.add(name, &nar(&file(name.as_bytes()))).await;
     assert!(session.is_valid(&added).await);
     session.leave().await;
 }
 
-fn connect(house: &Neighbours) -> TcpStream {
-    let stranger = TcpStream::connect(("127.0.0.1", house.agent.port())).expect("the box listens");
+fn connect(shared_box: &SharedBox) -> TcpStream {
+    let stranger = TcpStream::connect(("127.0.0.1", shared_box.agent.port())).expect("the box listens");
     stranger.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     stranger
 }
@@ -50,30 +50,30 @@ fn heard(mut stranger: TcpStream) -> String {
 }
 
 /// Lines that were logged since there were so many.
-fn logged_since(house: &Neighbours, before: usize) -> usize {
-    house.agent.events().len() - before
+fn logged_since(shared_box: &SharedBox, before: usize) -> usize {
+    shared_box.agent.events().len() - before
 }
 
 #[tokio::test]
 async fn idle_connections_of_a_stranger_keep_no_member_out() {
-    let house = Neighbours::of(&["alice"]);
-    let mut early = Session::over(alice_from_home(&house, WORKER), MINOR).await;
+    let shared_box = SharedBox::of(&["alice"]);
+    let mut early = Session::over(alice_from_home(&shared_box, WORKER), MINOR).await;
     let kept = early.add("kept", &nar(&file(b"kept"))).await;
-    let before = house.agent.events().len();
-    let crowd: Vec<TcpStream> = (0..CROWD).map(|_| connect(&house)).collect();
+    let before = shared_box.agent.events().len();
+    let crowd: Vec<TcpStream> = (0..CROWD).map(|_| connect(&shared_box)).collect();
     let start = Instant::now();
     for n in 0..5 {
-        alice_works(&house, &format!("work-{n}")).await;
+        alice_works(&shared_box, &format!("work-{n}")).await;
     }
     println!("five logins and uploads beside the crowd took {:?}", start.elapsed());
     assert!(early.is_valid(&kept).await, "a session that was there before");
     until("the crowd to be smaller", || open(&crowd) <= SHARE).await;
     // And they are held off from now on, and told for how long.
-    let said = heard(connect(&house));
+    let said = heard(connect(&shared_box));
     assert!(said.contains("limits.per-source-penalties") && said.contains("try again in"), "{said:?}");
-    assert!(logged_since(&house, before) < MOST_LINES, "{}", house.agent.log_text());
+    assert!(logged_since(&shared_box, before) < MOST_LINES, "{}", shared_box.agent.log_text());
     until("what was left out of the log to be counted", || {
-        house.agent.events().iter().any(|event| event["left_out"].as_u64().is_some())
+        shared_box.agent.events().iter().any(|event| event["left_out"].as_u64().is_some())
     })
     .await;
     drop(crowd);
@@ -99,32 +99,32 @@ fn open(crowd: &[TcpStream]) -> usize {
 
 #[tokio::test]
 async fn a_member_who_is_logged_in_goes_on_from_an_address_that_is_held_off() {
-    let house = Neighbours::of(&["alice"]);
+    let shared_box = SharedBox::of(&["alice"]);
     // Both behind one address, as in an office.
-    let mut session = house.session("alice").await;
-    let crowd: Vec<TcpStream> = (0..CROWD).map(|_| connect(&house)).collect();
+    let mut session = shared_box.session("alice").await;
+    let crowd: Vec<TcpStream> = (0..CROWD).map(|_| connect(&shared_box)).collect();
     until("the crowd to be smaller", || open(&crowd) <= SHARE).await;
     drop(crowd);
     assert!(!session.is_valid(&path("nothing")).await);
-    house.session("alice").await.leave().await;
+    shared_box.session("alice").await.leave().await;
     session.leave().await;
-    // Now nobody of the house is in, and the next one waits; not for ever, and other addresses do not.
-    house.agent.wait_for("worker session ended");
+    // Now nobody of the shared_box is in, and the next one waits; not for ever, and other addresses do not.
+    shared_box.agent.wait_for("worker session ended");
     until("the door to close for that address", || {
-        process::run(&mut house.ssh("alice", &["signing-key"])).status == Some(255)
+        process::run(&mut shared_box.ssh("alice", &["signing-key"])).status == Some(255)
     })
     .await;
-    alice_works(&house, "from-elsewhere").await;
+    alice_works(&shared_box, "from-elsewhere").await;
 }
 
 #[tokio::test]
 async fn who_tries_many_keys_is_held_off_and_members_are_not() {
-    let house = Neighbours::of(&["alice"]);
-    let before = house.agent.events().len();
+    let shared_box = SharedBox::of(&["alice"]);
+    let before = shared_box.agent.events().len();
     let keys: Vec<Key> = (0..8).map(|n| Key::new(&format!("mallory-{n}"))).collect();
     let known_hosts = place::scratch("mallory");
     let probe = || -> Transcript {
-        let mut ssh = keys[0].ssh(house.agent.port(), &known_hosts.path().join("known_hosts"), &[]);
+        let mut ssh = keys[0].ssh(shared_box.agent.port(), &known_hosts.path().join("known_hosts"), &[]);
         for key in &keys[1..] {
             ssh.arg("-i").arg(key.private());
         }
@@ -138,22 +138,22 @@ async fn who_tries_many_keys_is_held_off_and_members_are_not() {
         }
         denied += 1;
         assert!(denied < 10, "{said}");
-        alice_works(&house, &format!("meanwhile-{denied}")).await;
+        alice_works(&shared_box, &format!("meanwhile-{denied}")).await;
     };
     assert!(denied >= 1, "one who has no key yet must be told so:\n{last}");
     for n in 0..20 {
-        heard(connect(&house));
+        heard(connect(&shared_box));
         if n % 10 == 0 {
-            alice_works(&house, &format!("later-{n}")).await;
+            alice_works(&shared_box, &format!("later-{n}")).await;
         }
     }
-    assert!(logged_since(&house, before) < MOST_LINES, "{}", house.agent.log_text());
+    assert!(logged_since(&shared_box, before) < MOST_LINES, "{}", shared_box.agent.log_text());
 }
 
 #[tokio::test]
 async fn what_is_no_ssh_is_held_off_and_hurts_nobody() {
-    let house = Neighbours::of(&["alice"]);
-    let before = house.agent.events().len();
+    let shared_box = SharedBox::of(&["alice"]);
+    let before = shared_box.agent.events().len();
     // A packet that announces more than there is, one that is no key exchange, another protocol, no line end.
     let endless = vec![b'x'; 100_000];
     let noises: [&[u8]; 4] = [
@@ -163,22 +163,22 @@ async fn what_is_no_ssh_is_held_off_and_hurts_nobody() {
         &endless,
     ];
     for n in 0..300 {
-        let mut stranger = connect(&house);
+        let mut stranger = connect(&shared_box);
         let _ = stranger.write_all(noises[n % noises.len()]);
         heard(stranger);
         if n % 100 == 50 {
-            alice_works(&house, &format!("work-{n}")).await;
+            alice_works(&shared_box, &format!("work-{n}")).await;
         }
     }
-    let said = heard(connect(&house));
+    let said = heard(connect(&shared_box));
     assert!(said.starts_with("Not allowed at this time"), "{said:?}");
-    assert!(logged_since(&house, before) < MOST_LINES, "{}", house.agent.log_text());
+    assert!(logged_since(&shared_box, before) < MOST_LINES, "{}", shared_box.agent.log_text());
 }
 
 #[tokio::test]
 async fn the_deadline_for_a_login_holds_for_those_who_keep_talking() {
-    let house = Neighbours::with(&["alice"], Setup::default().setting("limits.login-seconds = 2"));
-    let mut slow = connect(&house);
+    let shared_box = SharedBox::with(&["alice"], Setup::default().setting("limits.login-seconds = 2"));
+    let mut slow = connect(&shared_box);
     let start = Instant::now();
     // A good greeting, a byte at a time, without ever ending it.
     while slow.write_all(b"S").is_ok() {
@@ -186,9 +186,9 @@ async fn the_deadline_for_a_login_holds_for_those_who_keep_talking() {
         std::thread::sleep(Duration::from_millis(100));
     }
     // And one that greets, and then says nothing.
-    let mut mute = connect(&house);
+    let mut mute = connect(&shared_box);
     mute.write_all(b"SSH-2.0-mute\r\n").expect("sent");
     heard(mute);
     assert!(start.elapsed() < Duration::from_secs(20), "took {:?}", start.elapsed());
-    alice_works(&house, "work").await;
+    alice_works(&shared_box, "work").await;
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use e2e::agent::Setup;
 use e2e::disk::Disk;
 use e2e::hostile::*;
-use e2e::neighbours::{Neighbours, recipe};
+use e2e::shared_box::{SharedBox, recipe};
 use nix_derivation::StorePath;
 use wire::client::End;
 use wire::types::{GcAction, GcOptions};
@@ -91,14 +91,14 @@ fn larger(a: &[u128], b: &[u128]) -> f64 {
 #[tokio::test]
 async fn a_question_about_anothers_path_takes_no_longer_and_reads_no_more() {
     const PATHS: usize = 50;
-    let house = Neighbours::of(&["alice", "bob"]);
-    let mut alice = house.session("alice").await;
+    let shared_box = SharedBox::of(&["alice", "bob"]);
+    let mut alice = shared_box.session("alice").await;
     // Large enough that reading one would show.
     let contents = nar(&file(&vec![7; 1 << 20]));
     for n in 0..PATHS {
         alice.upload(&at(&name("hers", n), &contents), &contents).await;
     }
-    let mut bob = house.session("bob").await;
+    let mut bob = shared_box.session("bob").await;
     let questions: [Question; 6] = [
         ("IsValidPath", |path| Request::IsValidPath { path }),
         ("QueryPathInfo", |path| Request::QueryPathInfo { path }),
@@ -114,9 +114,9 @@ async fn a_question_about_anothers_path_takes_no_longer_and_reads_no_more() {
         for n in 0..QUESTIONS {
             for kind in coin.order() {
                 let index = usize::from(kind == "nobodys");
-                let before = read_bytes(house.agent.pid());
+                let before = read_bytes(shared_box.agent.pid());
                 times[index].push(ask(&mut bob, &question(name(kind, n % PATHS))).await);
-                read[index] += read_bytes(house.agent.pid()) - before;
+                read[index] += read_bytes(shared_box.agent.pid()) - before;
             }
         }
         let slower = larger(&times[0], &times[1]);
@@ -149,8 +149,8 @@ fn fair(what: &str, times: &[Vec<u128>; 2], range: &std::ops::Range<f64>) {
 #[tokio::test]
 async fn an_upload_a_build_and_a_deletion_of_contents_that_another_has_take_no_longer() {
     let disk = Disk::ext4(1024);
-    let house = Neighbours::with(&["alice", "bob"], Setup::default().below(disk.path()));
-    let mut alice = house.session("alice").await;
+    let shared_box = SharedBox::with(&["alice", "bob"], Setup::default().below(disk.path()));
+    let mut alice = shared_box.session("alice").await;
     for n in 0..UPLOADS {
         let hers = nar(&file(&guess("hers", n)));
         alice.upload(&at(&name("hers", n), &hers), &hers).await;
@@ -161,7 +161,7 @@ async fn an_upload_a_build_and_a_deletion_of_contents_that_another_has_take_no_l
         alice.upload(&at(&name("hers-built", n), &hers), &hers).await;
     }
 
-    let mut bob = house.session("bob").await;
+    let mut bob = shared_box.session("bob").await;
     let mut coin = Coin::default();
     let mut times: [[Vec<u128>; 2]; 3] = Default::default();
     let mine = |kind: &str, n: usize| name(&format!("bobs-{kind}"), n);
@@ -186,7 +186,7 @@ async fn an_upload_a_build_and_a_deletion_of_contents_that_another_has_take_no_l
     }
     // What a session uploaded it holds.
     bob.leave().await;
-    let mut bob = house.session("bob").await;
+    let mut bob = shared_box.session("bob").await;
     for n in 0..UPLOADS {
         for kind in coin.order() {
             let delete = Request::CollectGarbage(GcOptions {

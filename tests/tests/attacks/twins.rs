@@ -1,7 +1,7 @@
 //! Pairs of paths that differ in their digest only: one that a member has for themselves, and one nobody has.
 
 use e2e::hostile::{info, nar};
-use e2e::neighbours::recipe;
+use e2e::shared_box::recipe;
 use nix::derivation::BasicDerivation;
 use nix::{DrvKey, DrvOutputId, PathInfo};
 use nix_derivation::store_path::{build_ca_path, build_text_path};

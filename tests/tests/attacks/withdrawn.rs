@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use e2e::agent::Setup;
 use e2e::hostile::*;
-use e2e::neighbours::{Neighbours, SERVE, recipe};
+use e2e::shared_box::{SERVE, SharedBox, recipe};
 use nix::{BuildMode, PathInfo};
 use nix_derivation::{ContentAddressMethod, DerivedPath, HashAlgorithm, SingleDerivedPath, StorePath};
 use tokio::io::AsyncReadExt;
@@ -49,13 +49,13 @@ impl Targets {
 }
 
 /// The two while they share, in a session each. Alice has claimed the old target.
-async fn sharing() -> (Neighbours, Session, Session, Targets) {
-    let house = Neighbours::of(&["alice", "mallory"]);
-    house.share(TOGETHER).await;
-    let (mut alice, mallory) = (house.session("alice").await, house.session("mallory").await);
+async fn sharing() -> (SharedBox, Session, Session, Targets) {
+    let shared_box = SharedBox::of(&["alice", "mallory"]);
+    shared_box.share(TOGETHER).await;
+    let (mut alice, mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
     let targets = Targets::new();
     claim(&mut alice, &targets.old).await;
-    (house, alice, mallory, targets)
+    (shared_box, alice, mallory, targets)
 }
 
 async fn claim(alice: &mut Session, target: &StorePath) {
@@ -64,8 +64,8 @@ async fn claim(alice: &mut Session, target: &StorePath) {
 }
 
 /// Alice withdraws the share, and goes on with her work.
-async fn withdraw(house: &Neighbours, alice: &mut Session, targets: &Targets) {
-    house.share(APART).await;
+async fn withdraw(shared_box: &SharedBox, alice: &mut Session, targets: &Targets) {
+    shared_box.share(APART).await;
     claim(alice, &targets.new).await;
 }
 
@@ -98,13 +98,13 @@ fn uploads(n: usize, target: &StorePath) -> Vec<(Request, Vec<u8>, Option<StoreP
 
 #[tokio::test]
 async fn an_upload_that_began_while_sharing_ends_by_the_shares_of_its_end() {
-    let (house, mut alice, mut mallory, targets) = sharing().await;
+    let (shared_box, mut alice, mut mallory, targets) = sharing().await;
     assert!(mallory.is_valid(&targets.old).await, "they share");
-    let line = house.line("mallory");
+    let line = shared_box.line("mallory");
     let mut begun = Vec::new();
     for (n, target) in [&targets.old, &targets.new, &targets.nobodys].into_iter().enumerate() {
         for (request, body, user) in uploads(n, target) {
-            let mut session = Session::over(line.ssh(e2e::neighbours::WORKER), MINOR).await;
+            let mut session = Session::over(line.ssh(e2e::shared_box::WORKER), MINOR).await;
             session.request(&request).await;
             let frames = encode_frames(&body, 32 << 10);
             let (first, rest) = frames.split_at(frames.len() - 1000);
@@ -112,7 +112,7 @@ async fn an_upload_that_began_while_sharing_ends_by_the_shares_of_its_end() {
             begun.push((session, rest.to_vec(), user));
         }
     }
-    withdraw(&house, &mut alice, &targets).await;
+    withdraw(&shared_box, &mut alice, &targets).await;
     let mut said = Vec::new();
     for (mut session, rest, user) in begun {
         session.send(&rest).await;
@@ -138,8 +138,8 @@ fn hidden(message: &str) -> String {
 
 #[tokio::test]
 async fn an_import_that_began_while_sharing_ends_by_the_shares_of_its_end() {
-    let (house, mut alice, mut mallory, targets) = sharing().await;
-    let line = house.line("mallory");
+    let (shared_box, mut alice, mut mallory, targets) = sharing().await;
+    let line = shared_box.line("mallory");
     let contents = contents();
     let mut begun = Vec::new();
     for (n, target) in [&targets.old, &targets.new, &targets.nobodys].into_iter().enumerate() {
@@ -162,7 +162,7 @@ async fn an_import_that_began_while_sharing_ends_by_the_shares_of_its_end() {
             begun.push((client, ssh, stderr, rest.to_vec(), user));
         }
     }
-    withdraw(&house, &mut alice, &targets).await;
+    withdraw(&shared_box, &mut alice, &targets).await;
     let mut said = Vec::new();
     for (mut client, mut ssh, stderr, rest, user) in begun {
         let _ = client.send(&rest).await;
@@ -186,10 +186,10 @@ async fn an_import_that_began_while_sharing_ends_by_the_shares_of_its_end() {
 #[tokio::test]
 async fn a_request_that_waits_for_its_builds_does_not_see_what_a_former_partner_claims() {
     let setup = Setup::default().setting("limits.max-jobs = 4").setting("limits.max-jobs-per-member = 1");
-    let house = Neighbours::with(&["alice", "mallory"], setup);
-    house.share(TOGETHER).await;
-    let mut alice = house.session("alice").await;
-    let [mut mallory, mut waits] = [house.session("mallory").await, house.session("mallory").await];
+    let shared_box = SharedBox::with(&["alice", "mallory"], setup);
+    shared_box.share(TOGETHER).await;
+    let mut alice = shared_box.session("alice").await;
+    let [mut mallory, mut waits] = [shared_box.session("mallory").await, shared_box.session("mallory").await];
     let (first, second) = (path("first"), path("second"));
     let (first_drv, second_drv) = (path("first.drv"), path("second.drv"));
     let script = format!("read line < {}; echo $line and second > $out", first.to_absolute_path());
@@ -203,21 +203,21 @@ async fn a_request_that_waits_for_its_builds_does_not_see_what_a_former_partner_
     }
     // Her only slot.
     mallory.start_build(recipe(&path("busy.drv"), &[("out", &path("busy"))], &[], "sleep 900")).await;
-    until("the slot to be taken", || house.agent.count("build started") == 1).await;
+    until("the slot to be taken", || shared_box.agent.count("build started") == 1).await;
     let paths = vec![DerivedPath::Built {
         drv_path: SingleDerivedPath::Opaque(second_drv),
         outputs: vec!["out".into()],
     }];
     waits.request(&Request::BuildPaths { paths, mode: BuildMode::Normal }).await;
-    until("the first build to wait", || house.agent.count("build accepted") == 2).await;
-    house.share(APART).await;
+    until("the first build to wait", || shared_box.agent.count("build accepted") == 2).await;
+    shared_box.share(APART).await;
     let alices = nar(&file(b"alice's\n"));
     alice.upload(&at(&second, &alices), &alices).await;
     mallory.vanish().await;
     let (_, end) = within("both builds", waits.client.log()).await.expect("an answer");
     assert!(matches!(end, End::Last), "{end:?}");
     assert_eq!(waits.client.u64().await.expect("an answer"), 1);
-    assert_eq!(house.agent.count("build started"), 3, "alice's claim was taken for what she asked for");
+    assert_eq!(shared_box.agent.count("build started"), 3, "alice's claim was taken for what she asked for");
     assert_eq!(waits.nar(&second).await, nar(&file(b"first and second\n")));
 }
 
@@ -225,21 +225,21 @@ async fn a_request_that_waits_for_its_builds_does_not_see_what_a_former_partner_
 #[tokio::test]
 async fn an_export_does_not_go_on_to_what_is_no_longer_shared() {
     const SIZE: usize = 16 << 20;
-    let house = Neighbours::of(&["alice", "mallory"]);
-    house.share(TOGETHER).await;
-    let mut alice = house.session("alice").await;
+    let shared_box = SharedBox::of(&["alice", "mallory"]);
+    shared_box.share(TOGETHER).await;
+    let mut alice = shared_box.session("alice").await;
     let large = nar(&file(&vec![7; SIZE]));
     let paths = vec![path("a"), path("b")];
     for path in &paths {
         alice.upload(&at(path, &large), &large).await;
     }
-    let (ssh, reader, writer) = piped(house.ssh("mallory", SERVE));
+    let (ssh, reader, writer) = piped(shared_box.ssh("mallory", SERVE));
     let mut client = within("a handshake", Client::connect(reader, writer, 7)).await.expect("a handshake");
     client.request(&serve::Request::ExportPaths { paths }).await.expect("sent");
     assert_eq!(within("the first", client.u64()).await.expect("a path"), 1);
     // All that fits between here and there is on its way.
     tokio::time::sleep(Duration::from_millis(500)).await;
-    house.share(APART).await;
+    shared_box.share(APART).await;
     let mut rest = Vec::new();
     within("the end", client.reader.read_to_end(&mut rest)).await.expect("read");
     drop(ssh);

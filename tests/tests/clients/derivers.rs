@@ -2,8 +2,8 @@
 
 use e2e::clients::{Nix, Protocol, Stock, outputs};
 use e2e::drv::Drv;
-use e2e::neighbours::Neighbours;
 use e2e::process::{self, Transcript};
+use e2e::shared_box::SharedBox;
 use serde_json::Value;
 
 /// A result of every kind: of a bare recipe, which is a claim; of one that is whole as it is; and a fixed output.
@@ -41,10 +41,10 @@ fn deriver_at_box(nix: &Nix, path: &str) -> String {
 
 /// As with a stock builder: `nix log` and `nix-store --query --deriver` on the client's own machine.
 pub fn a_result_of_builders_knows_its_derivation(stock: Stock) {
-    let house = Neighbours::of(&["alice", "bob"]);
+    let shared_box = SharedBox::of(&["alice", "bob"]);
     // The second to ask gets what is there, by a derivation that is named otherwise.
     for (who, note) in [("alice", "one"), ("bob", "two")] {
-        let nix = &house.machine(who, stock);
+        let nix = &shared_box.machine(who, stock);
         for (drv, line) in kinds(note).iter().zip(["of the input", "of nothing", "of the hash"]) {
             let (out, by) = made(&process::run(&mut nix.build_through_builders(&drv.expr())).ok());
             assert_eq!(deriver(nix, &out), by, "{who}, on the client");
@@ -60,7 +60,7 @@ pub fn a_result_of_builders_knows_its_derivation(stock: Stock) {
 
 /// The same build for two members, with derivations of their own: each reads the name of theirs.
 pub fn each_member_reads_their_own_derivation(stock: Stock) {
-    let house = Neighbours::of(&["alice", "bob"]);
+    let shared_box = SharedBox::of(&["alice", "bob"]);
     let fixed = |who: &str| {
         Drv::new("same", "printf same > $out")
             .attribute("outputHashAlgo", "\"sha256\"")
@@ -70,7 +70,7 @@ pub fn each_member_reads_their_own_derivation(stock: Stock) {
     };
     let mut told = Vec::new();
     for who in ["alice", "bob"] {
-        let nix = house.machine(who, stock);
+        let nix = shared_box.machine(who, stock);
         let (out, by) = made(&process::run(&mut nix.build_through_builders(&fixed(who).expr())).ok());
         told.push((nix, out, by));
     }
@@ -83,8 +83,8 @@ pub fn each_member_reads_their_own_derivation(stock: Stock) {
 
 /// `nix store sign`, read back by who signed and by nobody else.
 pub fn a_signature_that_a_member_adds_is_theirs_alone(stock: Stock) {
-    let house = Neighbours::of(&["alice", "bob"]);
-    let (alice, bob) = (&house.machine("alice", stock), &house.machine("bob", stock));
+    let shared_box = SharedBox::of(&["alice", "bob"]);
+    let (alice, bob) = (&shared_box.machine("alice", stock), &shared_box.machine("bob", stock));
     let made = process::run(&mut alice.build(&Drv::new("signed", "echo signed > $out").expr())).ok();
     let out = outputs(&made)["out"].clone();
     let secret = alice.run(["key", "generate-secret", "--key-name", "alices-1"]).ok().answer().to_owned();
@@ -114,14 +114,14 @@ pub fn a_signature_that_a_member_adds_is_theirs_alone(stock: Stock) {
     let copy = |nix: &Nix| {
         nix.run(["copy", "--from", nix.store(), &out, "--option", "trusted-public-keys", &public])
     };
-    copy(&house.machine("alice", stock)).ok();
+    copy(&shared_box.machine("alice", stock)).ok();
     copy(bob).failed();
 }
 
 /// Signatures and deriver of an upload come back to who uploaded it, also when everybody has come to see the path.
 pub fn an_upload_brings_its_deriver_and_signatures_along(stock: Stock) {
-    let house = Neighbours::of(&["alice", "bob"]);
-    let (alice, bob) = (&house.machine("alice", stock), &house.machine("bob", stock));
+    let shared_box = SharedBox::of(&["alice", "bob"]);
+    let (alice, bob) = (&shared_box.machine("alice", stock), &shared_box.machine("bob", stock));
     let drv = kinds("here")[1].expr();
     let (out, by) = made(&alice.run(["build", "--no-link", "--json", "--expr", &drv]).ok());
     let secret = alice.run(["key", "generate-secret", "--key-name", "alices-1"]).ok().answer().to_owned();

@@ -5,8 +5,8 @@
 
 use e2e::clients::{Nix, Protocol, Stock, outputs};
 use e2e::drv::Drv;
-use e2e::neighbours::Neighbours;
 use e2e::process;
+use e2e::shared_box::SharedBox;
 
 /// A derivation with two faces.
 fn two_faced(name: &str) -> Drv {
@@ -19,17 +19,17 @@ fn shows(name: &str, input: &Drv) -> Drv {
 }
 
 struct Scene {
-    house: Neighbours,
+    shared_box: SharedBox,
     mallory: Nix,
     alice: Nix,
 }
 
 impl Scene {
     fn with(stock: Stock) -> Self {
-        let house = Neighbours::of(&["alice", "mallory"]);
-        let (mallory, alice) = (house.machine("mallory", stock), house.machine("alice", stock));
+        let shared_box = SharedBox::of(&["alice", "mallory"]);
+        let (mallory, alice) = (shared_box.machine("mallory", stock), shared_box.machine("alice", stock));
         std::fs::write(mallory.home().join("forged"), "").expect("mallory's mark");
-        Self { house, mallory, alice }
+        Self { shared_box, mallory, alice }
     }
 
     /// Mallory builds this on her own machine and uploads the result.
@@ -49,7 +49,7 @@ impl Scene {
 
     /// The box's contents of this path, for this member.
     fn read(&self, who: &str, nix: &Nix, path: &str) -> String {
-        let elsewhere = self.house.machine(who, nix.stock());
+        let elsewhere = self.shared_box.machine(who, nix.stock());
         elsewhere.run(["copy", "--no-check-sigs", "--from", elsewhere.store(), path]).ok();
         std::fs::read_to_string(elsewhere.local(path)).expect("a file")
     }
@@ -60,11 +60,11 @@ pub fn a_forged_output_is_not_the_answer_to_anybody_elses_build(stock: Stock) {
     let drv = two_faced("tool");
     let path = scene.forge(&drv);
     assert_eq!(scene.read("mallory", &scene.mallory, &path), "forged\n", "she fools herself");
-    assert_eq!(scene.house.agent.count("build started"), 0);
+    assert_eq!(scene.shared_box.agent.count("build started"), 0);
     assert_eq!(scene.build("alice", &scene.alice, &drv), "true\n");
-    assert_eq!(scene.house.agent.count("build started"), 1, "alice's own build ran");
+    assert_eq!(scene.shared_box.agent.count("build started"), 1, "alice's own build ran");
     // The same through `--builders`, on a machine that never met the path.
-    let again = scene.house.machine("alice", stock);
+    let again = scene.shared_box.machine("alice", stock);
     outputs(&process::run(&mut again.build_through_builders(&drv.expr())).ok());
     assert_eq!(std::fs::read_to_string(again.local(&path)).expect("the result"), "true\n");
 }
@@ -75,7 +75,7 @@ pub fn a_forged_output_does_not_replace_what_was_built(stock: Stock) {
     assert_eq!(scene.build("alice", &scene.alice, &drv), "true\n");
     let path = scene.forge(&drv);
     assert_eq!(scene.read("alice", &scene.alice, &path), "true\n");
-    assert_eq!(scene.build("alice", &scene.house.machine("alice", stock), &drv), "true\n");
+    assert_eq!(scene.build("alice", &scene.shared_box.machine("alice", stock), &drv), "true\n");
 }
 
 pub fn a_forged_dependency_reaches_only_its_forger(stock: Stock) {
@@ -86,9 +86,9 @@ pub fn a_forged_dependency_reaches_only_its_forger(stock: Stock) {
     // She has the box build a legitimate derivation on top of it.
     let forged = scene.build("mallory", &scene.mallory, &product);
     assert_eq!(forged, "built from forged\n", "the attack itself must work");
-    assert_eq!(scene.house.agent.count("build started"), 1, "the forged tool was not built");
+    assert_eq!(scene.shared_box.agent.count("build started"), 1, "the forged tool was not built");
     assert_eq!(scene.build("alice", &scene.alice, &product), "built from true\n");
-    assert_eq!(scene.house.agent.count("build started"), 3, "alice's tool and product were");
+    assert_eq!(scene.shared_box.agent.count("build started"), 3, "alice's tool and product were");
     // And what comes after it does not see Mallory's either.
     let box_for = shows("box-for", &product);
     assert_eq!(scene.build("alice", &scene.alice, &box_for), "built from built from true\n");
@@ -102,7 +102,7 @@ pub fn what_mallory_built_on_a_forged_dependency_is_never_reused(stock: Stock) {
     assert_eq!(scene.build("mallory", &scene.mallory, &product), "same\n");
     // Even where the results are equal, hers is not taken: its inputs were others.
     assert_eq!(scene.build("alice", &scene.alice, &product), "same\n");
-    assert_eq!(scene.house.agent.count("build started"), 3);
+    assert_eq!(scene.shared_box.agent.count("build started"), 3);
 }
 
 /// Over `ssh://` there is no way to say what an output is, so Mallory lies over `ssh-ng://`; Alice asks over either.
@@ -118,9 +118,9 @@ pub fn a_lie_about_a_floating_output_is_not_the_answer_to_anybody_elses_build(st
     scene.mallory.run(["copy", "--to", scene.mallory.store(), "--impure", "--expr", &drv]).ok();
     let forged = outputs(&process::run(&mut scene.mallory.build_at_box(&drv)).ok())["out"].clone();
     assert_eq!(scene.read("mallory", &scene.mallory, &forged), "forged\n", "the attack itself must work");
-    assert_eq!(scene.house.agent.count("build started"), 0);
+    assert_eq!(scene.shared_box.agent.count("build started"), 0);
 
-    let mut alice = scene.house.machine("alice", stock);
+    let mut alice = scene.shared_box.machine("alice", stock);
     alice.enable("ca-derivations");
     let builders = format!("{} 1 ca-derivations", alice.builders());
     let mut ways = vec![alice.build_through_builders(&drv)];
@@ -134,6 +134,6 @@ pub fn a_lie_about_a_floating_output_is_not_the_answer_to_anybody_elses_build(st
         let out = outputs(&built)["out"].clone();
         assert_ne!(out, forged);
         assert_eq!(scene.read("alice", &alice, &out), "true\n", "{built}");
-        assert_eq!(scene.house.agent.count("build started"), 1, "alice's own build ran, once");
+        assert_eq!(scene.shared_box.agent.count("build started"), 1, "alice's own build ran, once");
     }
 }

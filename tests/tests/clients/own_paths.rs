@@ -2,8 +2,8 @@
 
 use e2e::clients::{Nix, Protocol, Stock, outputs};
 use e2e::drv::Drv;
-use e2e::neighbours::Neighbours;
 use e2e::process::{self, Transcript};
+use e2e::shared_box::SharedBox;
 
 /// Builds at home and uploads: nothing proves to the box what this is.
 fn claim(nix: &Nix, drv: &Drv) -> String {
@@ -18,8 +18,8 @@ fn at_box(nix: &Nix, path: &str) -> Transcript {
 }
 
 pub fn a_member_throws_away_what_is_theirs_and_nothing_else(stock: Stock) {
-    let house = Neighbours::of(&["alice", "bob"]);
-    let (alice, bob) = (&house.machine("alice", stock), &house.machine("bob", stock));
+    let shared_box = SharedBox::of(&["alice", "bob"]);
+    let (alice, bob) = (&shared_box.machine("alice", stock), &shared_box.machine("bob", stock));
     let [first, second] = ["first", "second"].map(|name| claim(alice, &Drv::new(name, "echo hers > $out")));
     let bobs = claim(bob, &Drv::new("bobs", "echo his > $out"));
     std::fs::write(alice.home().join("text"), "text").expect("a file");
@@ -45,11 +45,11 @@ pub fn a_member_throws_away_what_is_theirs_and_nothing_else(stock: Stock) {
 }
 
 pub fn two_members_who_share_use_each_others_paths_until_one_of_them_stops(stock: Stock) {
-    let house = Neighbours::of(&["alice", "bob"]);
-    let (alice, bob) = (&house.machine("alice", stock), &house.machine("bob", stock));
+    let shared_box = SharedBox::of(&["alice", "bob"]);
+    let (alice, bob) = (&shared_box.machine("alice", stock), &shared_box.machine("bob", stock));
     let time = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let share =
-        |alices: &[&str], bobs: &[&str]| time.block_on(house.share(&[("alice", alices), ("bob", bobs)]));
+        |alices: &[&str], bobs: &[&str]| time.block_on(shared_box.share(&[("alice", alices), ("bob", bobs)]));
     let base = Drv::new("base", "echo base > $out");
     let path = claim(alice, &base);
     share(&["bob"], &[]);

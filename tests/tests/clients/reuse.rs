@@ -4,20 +4,20 @@
 
 use e2e::clients::{Nix, Stock, outputs};
 use e2e::drv::Drv;
-use e2e::neighbours::Neighbours;
 use e2e::process::{self, Running};
+use e2e::shared_box::SharedBox;
 
 struct Pair {
-    house: Neighbours,
+    shared_box: SharedBox,
     alice: Nix,
     bob: Nix,
 }
 
 impl Pair {
     fn with(stock: Stock) -> Self {
-        let house = Neighbours::of(&["alice", "bob"]);
-        let (alice, bob) = (house.machine("alice", stock), house.machine("bob", stock));
-        Self { house, alice, bob }
+        let shared_box = SharedBox::of(&["alice", "bob"]);
+        let (alice, bob) = (shared_box.machine("alice", stock), shared_box.machine("bob", stock));
+        Self { shared_box, alice, bob }
     }
 }
 
@@ -34,9 +34,9 @@ fn frame() -> Drv {
 pub fn the_second_members_equal_build_does_not_run(stock: Stock) {
     let pair = Pair::with(stock);
     let path = built(&pair.alice, &frame());
-    assert_eq!(pair.house.agent.count("build started"), 2);
+    assert_eq!(pair.shared_box.agent.count("build started"), 2);
     assert_eq!(built(&pair.bob, &frame()), path);
-    assert_eq!(pair.house.agent.count("build started"), 2);
+    assert_eq!(pair.shared_box.agent.count("build started"), 2);
     pair.bob.run(["copy", "--no-check-sigs", "--from", pair.bob.store(), &path]).ok();
     assert_eq!(std::fs::read_to_string(pair.bob.local(&path)).expect("the result"), "frame of oak\n");
 }
@@ -66,7 +66,7 @@ pub fn a_failure_is_told_again_to_another_member(stock: Stock) {
         "no oak left",
         "BARNRAISER_REUSE_FAILURES=0",
     ]);
-    assert_eq!(pair.house.agent.count("build started"), 1);
+    assert_eq!(pair.shared_box.agent.count("build started"), 1);
 }
 
 pub fn another_member_joins_a_running_build_which_goes_on_when_the_first_leaves(stock: Stock) {
@@ -76,13 +76,13 @@ pub fn another_member_joins_a_running_build_which_goes_on_when_the_first_leaves(
     first.wait_for("first line");
     let mut second = Running::start(&mut pair.bob.build(&endless));
     second.wait_for("first line");
-    assert_eq!(pair.house.agent.count("build started"), 1);
+    assert_eq!(pair.shared_box.agent.count("build started"), 1);
     first.kill();
-    pair.house.agent.wait_for("build handed over");
+    pair.shared_box.agent.wait_for("build handed over");
     assert!(second.is_running());
-    assert_eq!(pair.house.agent.count("build finished"), 0);
+    assert_eq!(pair.shared_box.agent.count("build finished"), 0);
     second.kill();
-    let end = pair.house.agent.wait_for("build finished");
+    let end = pair.shared_box.agent.wait_for("build finished");
     assert_eq!(end["ok"], false, "{end}");
 }
 
@@ -99,7 +99,7 @@ pub fn a_rebuild_that_differs_is_reported_in_nixs_words(stock: Stock) {
     process::run(pair.alice.build(&differs.expr()).arg("--rebuild"))
         .failed()
         .says(&["may not be deterministic: output '/nix/store/"]);
-    assert_eq!(pair.house.agent.count("build started"), 4);
+    assert_eq!(pair.shared_box.agent.count("build started"), 4);
     pair.alice.run(["path-info", "--store", pair.alice.store(), &path]).ok();
 }
 

@@ -7,8 +7,8 @@ use e2e::clients::{Nix, Stock, Version, outputs};
 use e2e::drv::Drv;
 use e2e::http::FileServer;
 use e2e::keys::Key;
-use e2e::neighbours::Neighbours;
 use e2e::process::{self, Transcript};
+use e2e::shared_box::SharedBox;
 
 /// A cache that one machine filled with what it built at home.
 struct Cache {
@@ -253,7 +253,7 @@ pub fn what_was_fetched_is_copied_with_signatures_checked(stock: Stock) {
 /// The clients of one version are enough: here it is a box that asks another.
 #[test]
 fn another_box_is_a_substituter_by_its_host_key_and_signing_key() {
-    let first = Neighbours::of(&["alice", "second-box"]);
+    let first = SharedBox::of(&["alice", "second-box"]);
     let alice = first.machine("alice", Stock::NEWEST);
     let out = outputs(&process::run(&mut alice.build_at_box(&barn().expr())).ok())["out"].clone();
     let signing = process::run(alice.ssh().arg("signing-key")).ok().stdout;

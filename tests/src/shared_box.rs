@@ -23,14 +23,14 @@ pub const WORKER: &[&str] = &["nix-daemon", "--stdio"];
 pub const SERVE: &[&str] = &["nix-store", "--serve", "--write"];
 
 /// A box and its members.
-pub struct Neighbours {
+pub struct SharedBox {
     pub agent: Agent,
     keys: BTreeMap<String, Key>,
     /// Holds known hosts and the sockets of lines.
     dir: TempDir,
 }
 
-impl Neighbours {
+impl SharedBox {
     /// With the default configuration.
     pub fn of(names: &[&str]) -> Self {
         Self::with(names, Setup::default())
@@ -41,7 +41,7 @@ impl Neighbours {
             names.iter().map(|name| ((*name).to_owned(), Key::new(name))).collect();
         let members: Vec<(&str, &Key)> = keys.iter().map(|(name, key)| (name.as_str(), key)).collect();
         let agent = setup.start(&members);
-        Self { agent, keys, dir: place::scratch("neighbours") }
+        Self { agent, keys, dir: place::scratch("shared-box") }
     }
 
     #[track_caller]
@@ -88,7 +88,7 @@ impl Neighbours {
         self.ssh_at(who, self.agent.port(), words)
     }
 
-    /// As [`Neighbours::ssh`], through whatever listens on this port.
+    /// As [`SharedBox::ssh`], through whatever listens on this port.
     pub fn ssh_at(&self, who: &str, port: u16, words: &[&str]) -> Command {
         self.key(who).ssh(port, &self.dir.path().join("known_hosts"), words)
     }
