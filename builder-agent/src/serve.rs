@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use builds::SandboxIdentity;
 use builds::backend;
 use builds::kept::KeptLogs;
-use builds::scheduler::Embedded;
+use builds::schedule::Embedded;
 use daemon::Agent;
 use net::HttpClient;
 use settings::Config;

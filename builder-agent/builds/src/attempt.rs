@@ -1,8 +1,8 @@
 //! One attempt at one recipe: inputs into a sandbox, log and outputs out of it, outputs into the store.
 //!
 //! Blocking from start to end; runs on a thread of its own. The inputs are one snapshot, taken before: the builder sees
-//! exactly that, whatever happens to the view meanwhile. Not here: waiting for a slot (`run`), who shares the result
-//! (`scheduler`), and in which views the outputs become visible (`outputs`).
+//! exactly that, whatever happens to the view meanwhile. Not here: waiting for a slot and who shares the result
+//! (`schedule`), and in which views the outputs become visible (`outputs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

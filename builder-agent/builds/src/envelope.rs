@@ -4,7 +4,7 @@
 //! envelope is in the build key, and there is one for all builds whose results are for everybody: the box's. A client
 //! chooses nothing of it. A member whose limits in the roster are lower cannot be given all of it; what is built for them
 //! has the key of a smaller envelope, and stays their claim.
-//! Not here: limits that only end a build (time, silence, log, size of outputs), see `scheduler::limits`.
+//! Not here: limits that only end a build (time, silence, log, size of outputs), see `schedule::limits`.
 
 use members::MemberLimits;
 use settings::Config;

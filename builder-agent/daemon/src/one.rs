@@ -17,7 +17,7 @@ use builds::failure::sandbox_failed;
 use builds::kept::Reader;
 use builds::log::{Lines, LogReader, Notice};
 use builds::reuse::{self, Earlier, Known};
-use builds::scheduler::NotStarted;
+use builds::schedule::NotStarted;
 use builds::{Attached, BuildKey, Envelope, Failure, Outcome, Recipe, Request, outputs, realised};
 use shares::threads::Lost;
 

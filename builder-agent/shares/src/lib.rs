@@ -2,7 +2,7 @@
 //!
 //! Each piece of work and each charge has an owner, the id of a member. A member who asks for much makes only that
 //! member wait. Both parts count; neither knows what the work is.
-//! Not here: which limits a box has (`settings`), and places for builds (`builds::slots`).
+//! Not here: which limits a box has (`settings`), and places for builds (`builds::schedule`).
 
 pub mod budget;
 pub mod threads;

@@ -9,7 +9,7 @@
 //!
 //! tokio's own blocking pool is for nobody: whoever parked threads there would park the whole box. Only the threads that
 //! stand in for those in [`Crew::short`] come from it.
-//! Not here: memory (`budget`), and how many builds there are (`builds::scheduler`).
+//! Not here: memory (`budget`), and how many builds there are (`builds::schedule`).
 
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use builds::SandboxIdentity;
 use builds::kept::KeptLogs;
-use builds::scheduler::Embedded;
+use builds::schedule::Embedded;
 use daemon::Agent;
 use daemon::{Caller, SessionOptions};
 use members::{Member, MemberLimits, Role, Roster};

@@ -14,22 +14,28 @@ use std::time::{Duration, Instant};
 use nix_derivation::StorePath;
 use sandbox::{Cancel, JobRunner, Limits};
 use store::{Closure, RecordedOutput, Store, View};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::failure::{Cause, Limit};
 use super::kept::KeptLogs;
 use super::key::BuildKey;
 use super::log::{self, LogReader};
 use super::reuse::Known;
-use super::run::{self, Run};
-use super::running::{RunKey, Running, Table};
-use super::slots::{MemberSlots, Slots};
 use super::{Envelope, Failure, Recipe};
 use members::{Member, Roster};
 use net::HttpClient;
 use settings::Config;
 use shares::budget::Charge;
 use shares::threads::Threads;
+
+use queue::Queue;
+use run::Run;
+use share::{RunKey, Running, Table};
+
+mod admit;
+mod queue;
+mod run;
+mod share;
 
 /// What a client wants built, and under which limits of its own. Zero and `None` mean "the box's".
 #[derive(Clone)]
@@ -162,14 +168,13 @@ pub struct Embedded {
     shared: Arc<Shared>,
 }
 
-pub(super) struct Shared {
+struct Shared {
     pub config: Arc<Config>,
     pub backend: Arc<dyn JobRunner>,
     pub store: Store,
     pub kept: Arc<KeptLogs>,
     pub logs: PathBuf,
-    pub box_slots: Arc<Semaphore>,
-    member_slots: MemberSlots,
+    pub queue: Arc<Queue>,
     pub running: Table,
     /// Who is a member, and with which limits, at each moment.
     roster: watch::Receiver<Arc<Roster>>,
@@ -198,15 +203,14 @@ impl Shared {
         self.roster.borrow().current(member).cloned()
     }
 
-    /// The member's own slots, as many as the roster gives them now.
-    pub fn member_slots(&self, member: &Arc<Member>) -> Arc<Slots> {
-        let now = self.current(member).unwrap_or_else(|| member.clone());
-        self.member_slots.of(&now.id, self.jobs(&now))
+    /// How many builds this member may run at once, as the roster says now.
+    pub fn slots_now(&self, member: &Arc<Member>) -> usize {
+        self.slots(&self.current(member).unwrap_or_else(|| member.clone()))
     }
 
-    fn jobs(&self, member: &Member) -> u32 {
-        let most = self.config.limits.max_jobs_per_member as u32;
-        member.limits.max_jobs.unwrap_or(most).clamp(1, most)
+    fn slots(&self, member: &Member) -> usize {
+        let most = self.config.limits.max_jobs_per_member;
+        member.limits.max_jobs.map_or(most, |own| own as usize).clamp(1, most)
     }
 
     /// The store as who asked may see it now. Their request may have waited, and then built, for hours.
@@ -214,10 +218,10 @@ impl Shared {
         self.roster.borrow().view_of(&self.store, &request.member).holding_as(&request.view)
     }
 
-    /// What a build of this request is allowed if it starts now.
-    pub fn limits(&self, request: &Request) -> Limits {
+    /// What a build of this request is allowed if it starts now, in this envelope.
+    pub fn limits(&self, request: &Request, size: Envelope) -> Limits {
         let now = self.current(&request.member).unwrap_or_else(|| request.member.clone());
-        limits(&self.config, &now, request)
+        limits(&self.config, &now, request, size)
     }
 }
 
@@ -234,13 +238,12 @@ impl Embedded {
         threads: Threads,
     ) -> Arc<Self> {
         let shared = Arc::new(Shared {
-            box_slots: Arc::new(Semaphore::new(config.limits.max_jobs)),
+            queue: Queue::new(config.limits.max_jobs),
             config,
             backend,
             store,
             kept,
             logs,
-            member_slots: MemberSlots::default(),
             running: Table::default(),
             roster: roster.clone(),
             threads,
@@ -254,7 +257,7 @@ impl Embedded {
                 let now = roster.borrow_and_update().clone();
                 scheduler.retain(&|member| now.current(member).is_some());
                 let shared = &scheduler.shared;
-                shared.member_slots.follow(|id| now.by_id(id).map(|member| shared.jobs(member)));
+                shared.queue.follow(|id| now.by_id(id).map(|member| shared.slots(member)));
             }
         });
         scheduler
@@ -301,7 +304,7 @@ impl Embedded {
 impl Scheduler for Embedded {
     fn build(&self, request: Request) -> Result<Attached, NotStarted> {
         let key = (request.key, request.check);
-        let limits = self.shared.limits(&request);
+        let limits = self.shared.limits(&request, request.envelope);
         let request = Arc::new(request);
         let (member, drv) = (&request.member.name, request.recipe.drv_path.to_absolute_path());
         // With the table locked. Whoever is still in the roster then and leaves it later is found in the table by
@@ -338,22 +341,22 @@ impl Scheduler for Embedded {
 }
 
 /// The envelope, and of the limits that can only end a build the tightest of box, member and client.
-pub fn limits(config: &Config, member: &Member, request: &Request) -> Limits {
+fn limits(config: &Config, member: &Member, request: &Request, size: Envelope) -> Limits {
     let (of_box, own) = (&config.limits, &member.limits);
     let tighter =
         |ceiling: Duration, asked: Option<Duration>| asked.map_or(ceiling, |asked| asked.min(ceiling));
     let wall = tighter(of_box.max_build, own.max_build_seconds.map(Duration::from_secs));
     Limits {
-        vcpus: request.envelope.vcpus,
-        memory_mib: request.envelope.memory_mib,
+        vcpus: size.vcpus,
+        memory_mib: size.memory_mib,
         wall: Some(tighter(wall, request.wall)),
         silent: Some(tighter(of_box.max_silent, request.silent)),
         log_bytes: of_box.max_log_bytes.min(request.log.unwrap_or(u64::MAX)),
         output_bytes: of_box.max_output_bytes,
-        processes: request.envelope.processes,
+        processes: size.processes,
     }
 }
 
 #[cfg(test)]
-#[path = "scheduler_test.rs"]
-mod scheduler_test;
+#[path = "schedule_test.rs"]
+mod schedule_test;

@@ -9,21 +9,23 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use sandbox::{Cancel, Limits};
 use store::{BuildRecord, RecordEnd, RecordedOutput};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 
-use super::attempt::{self, AttemptContext, Outputs, Report};
-use super::failure::Cause;
-use super::log::{LogSource, LogWriter};
-use super::running::RunKey;
-use super::scheduler::{Built, Outcome, Request, Shared};
-use super::slots::Slot;
-use super::{Failure, outputs};
+use super::admit::{RunId, Start};
+use super::queue::Turn;
+use super::share::RunKey;
+use super::{Built, Outcome, Request, Shared};
+use crate::attempt::{self, AttemptContext, Outputs, Report};
+use crate::failure::Cause;
+use crate::log::{LogSource, LogWriter};
+use crate::{Failure, Recipe, outputs};
+use members::Member;
 use shares::threads::Workers;
 
 /// What a run begins with.
 pub(super) struct Run {
     /// Names it in logs.
-    pub id: u64,
+    pub id: RunId,
     pub key: RunKey,
     /// Who asked for it. They may have left before it came to this.
     pub first: Arc<Request>,
@@ -36,36 +38,36 @@ pub(super) struct Run {
     pub cancel: Cancel,
 }
 
-/// Slots a run holds while it builds. The member's may be missing after the owner has changed.
-struct Slots {
-    member: Arc<str>,
-    _own: Slot,
-    _of_box: OwnedSemaphorePermit,
+/// What a run has while it builds.
+struct Place {
+    turn: Turn,
+    /// Whose slot it is, which is not the owner's after a hand-over for which the new owner had no slot.
+    charged: Arc<Member>,
 }
 
 /// Makes the run happen, and tells everybody who waits.
 pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     let Run { id, key, first, mut owner, begun, outcome, log, source, cancel } = run;
-    let (build_key, check) = key;
+    let check = key.1;
     let accepted = Instant::now();
     let drv = first.recipe.drv_path.to_absolute_path();
     tracing::info!(build = id, member = %first.member.name, %drv, "build accepted");
 
-    let Some((request, mut slots)) = wait_for_slots(&shared, &mut owner).await else {
+    let Some((request, turn, start)) = wait_for_turn(&shared, id, &mut owner).await else {
         tracing::info!(build = id, member = %first.member.name, %drv, "build cancelled before it started");
         shared.running.remove(&key, id);
         let result = Err(Failure::cancelled(&first.recipe.drv_path));
-        let limits = shared.limits(&first);
+        let limits = shared.limits(&first, first.envelope);
         let drv = first.recipe.drv_path.clone();
         let ended = Outcome { result, drv, limits, log: None, start_time: 0, stop_time: 0 };
         outcome.send_replace(Some(Arc::new(ended)));
         return;
     };
-    let waited = accepted.elapsed();
+    let waited = start.waited;
     let start_time = now();
     let recipe = request.recipe.clone();
     let drv = recipe.drv_path.to_absolute_path();
-    let limits = shared.limits(&request);
+    let limits = shared.limits(&request, start.size);
     tracing::info!(build = id, member = %request.member.name, %drv, backend = shared.backend.name(), phase_slot_ms = millis(waited), "build started");
     begun.send_replace(Some(Instant::now()));
 
@@ -74,10 +76,11 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
         let (shared, request, limits) = (shared.clone(), request.clone(), limits.clone());
         move || attempted(&shared, &request, id, limits, &cancel, log)
     });
+    let mut place = Place { turn, charged: request.member.clone() };
     let result = loop {
         tokio::select! {
             result = &mut work => break result,
-            Ok(()) = owner.changed() => rehome(&shared, id, &mut owner, &mut slots),
+            Ok(()) = owner.changed() => rehome(&shared, id, &mut owner, &mut place),
         }
     };
     let (report, result) = result.unwrap_or_else(|error| {
@@ -85,9 +88,9 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
         let failure = Failure::transient(format!("building '{drv}' failed because of the box: {error}"));
         (Report::default(), Err(failure))
     });
-    drop(slots);
+    drop(place);
 
-    // Whoever owns it now. Their view takes the outputs in; the others adopt them.
+    // The owner at this moment. That member's view takes the outputs in; the others adopt them.
     let owner = owner.borrow().clone();
     let registering = Instant::now();
     let workers = shared.threads.of(&request.member.id);
@@ -106,83 +109,55 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     let registered = registering.elapsed();
     report_end(id, &request.member.name, &drv, waited, (accepted.elapsed(), registered), report, &result);
 
-    let stop_time = now();
-    let record = |end| BuildRecord { drv: recipe.drv_path.clone(), time: stop_time, end };
-    let to_record = match &result {
-        _ if check => None,
-        Ok(built) => Some((
-            *build_key.bytes(),
-            record(RecordEnd::Built { outputs: built.outputs.clone(), log: log.clone() }),
-        )),
-        // What a download gives is not in the key.
-        Err(_) if recipe.builder.starts_with(b"builtin:fetch") => None,
-        Err(failure) if failure.cause == Cause::Build => Some((
-            build_key.of_failure(),
-            record(RecordEnd::Failed {
-                status: failure.status as u32,
-                message: failure.message.clone(),
-                log: log.clone(),
-            }),
-        )),
-        Err(_) => None,
-    };
+    let ended = Outcome { result, drv: recipe.drv_path.clone(), limits, log, start_time, stop_time: now() };
     // Recorded, then unlisted, then told. Who comes before it is unlisted joins; who comes later finds the record, and so
     // does everybody who was told. The record is a turn in the queue for the index, and no flush.
-    if let Some((key, record)) = to_record {
-        let store = shared.store.clone();
-        let recorded = workers.commit(move || store.record_result(&key, record)).await;
-        match recorded {
-            // Outputs that were there already, with other contents: nothing to hand on.
-            Ok(Ok(()) | Err(store::RegisterError::NoObject { .. })) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(build = id, %error, "cannot record a result; it will be built again")
-            }
-            Err(error) => tracing::error!(build = id, %error, "recording a result was lost"),
-        }
-    }
+    record(&shared, &workers, id, key, &recipe, &ended).await;
     shared.running.remove(&key, id);
-    let ended = Outcome { result, drv: recipe.drv_path.clone(), limits, log, start_time, stop_time };
     outcome.send_replace(Some(Arc::new(ended)));
 }
 
-/// Slots for whoever owns the run; `None` when nobody does any more.
-async fn wait_for_slots(
+/// Waits until the run may start, for whoever owns it meanwhile; `None` when nobody does any more.
+async fn wait_for_turn(
     shared: &Shared,
+    id: RunId,
     owner: &mut watch::Receiver<Option<Arc<Request>>>,
-) -> Option<(Arc<Request>, Slots)> {
+) -> Option<(Arc<Request>, Turn, Start)> {
+    let mut request = owner.borrow_and_update().clone()?;
+    let slots = |request: &Request| shared.slots_now(&request.member);
+    let mut turn = shared.queue.enter(id, &request.member.id, || slots(&request), request.envelope);
     loop {
-        let request = owner.borrow_and_update().clone()?;
-        let slots = async {
-            // The member's first: whoever has many builds waits in a queue of their own, not at the head of everyone's.
-            let own = shared.member_slots(&request.member).take().await?;
-            let of_box = shared.box_slots.clone().acquire_owned().await.ok()?;
-            Some(Slots { member: request.member.name.clone(), _own: own, _of_box: of_box })
-        };
         tokio::select! {
-            slots = slots => return Some((request.clone(), slots?)),
-            changed = owner.changed() => changed.ok()?,
+            // A run that has just become nobody's does not start.
+            biased;
+            changed = owner.changed() => {
+                changed.ok()?;
+                request = owner.borrow_and_update().clone()?;
+                turn.hand_over(&request.member.id, || slots(&request));
+            }
+            start = turn.start() => return Some((request, turn, start?)),
         }
     }
 }
 
 /// Charges the run to its new owner, if that member has a slot to spare. Otherwise it stays charged to the member who
-/// started it: nobody ever has more runs than slots, and nobody's run stops because another member is busy.
-fn rehome(shared: &Shared, id: u64, owner: &mut watch::Receiver<Option<Arc<Request>>>, slots: &mut Slots) {
+/// started it: see `admit`.
+fn rehome(shared: &Shared, id: RunId, owner: &mut watch::Receiver<Option<Arc<Request>>>, place: &mut Place) {
     let Some(request) = owner.borrow_and_update().clone() else { return };
-    if request.member.name == slots.member {
+    let member = &request.member;
+    if member.id == place.charged.id {
         return;
     }
-    tracing::info!(build = id, from = %slots.member, member = %request.member.name, "build handed over");
-    if let Some(own) = shared.member_slots(&request.member).try_take() {
-        slots.member = request.member.name.clone();
-        slots._own = own;
+    tracing::info!(build = id, from = %place.charged.name, member = %member.name, "build handed over");
+    if place.turn.hand_over(&member.id, || shared.slots_now(member)) {
+        place.charged = member.clone();
     }
 }
 
 fn attempted(
     shared: &Shared,
     request: &Request,
-    id: u64,
+    id: RunId,
     limits: Limits,
     cancel: &Cancel,
     mut log: LogWriter,
@@ -226,6 +201,44 @@ async fn finish(
     Ok(Built { outputs: recorded })
 }
 
+/// Records what later requests with the same key need not run again for.
+async fn record(
+    shared: &Shared,
+    workers: &Workers,
+    id: RunId,
+    (key, check): RunKey,
+    recipe: &Recipe,
+    ended: &Outcome,
+) {
+    let (key, end) = match &ended.result {
+        _ if check => return,
+        Ok(built) => {
+            (*key.bytes(), RecordEnd::Built { outputs: built.outputs.clone(), log: ended.log.clone() })
+        }
+        // What a download gives is not in the key.
+        Err(_) if recipe.builder.starts_with(b"builtin:fetch") => return,
+        Err(failure) if failure.cause == Cause::Build => (
+            key.of_failure(),
+            RecordEnd::Failed {
+                status: failure.status as u32,
+                message: failure.message.clone(),
+                log: ended.log.clone(),
+            },
+        ),
+        Err(_) => return,
+    };
+    let record = BuildRecord { drv: recipe.drv_path.clone(), time: ended.stop_time, end };
+    let store = shared.store.clone();
+    match workers.commit(move || store.record_result(&key, record)).await {
+        // Outputs that were there already, with other contents: nothing to hand on.
+        Ok(Ok(()) | Err(store::RegisterError::NoObject { .. })) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(build = id, %error, "cannot record a result; it will be built again")
+        }
+        Err(error) => tracing::error!(build = id, %error, "recording a result was lost"),
+    }
+}
+
 /// Logs of cancelled builds are nobody's.
 async fn keep_log(
     shared: &Shared,
@@ -243,7 +256,7 @@ async fn keep_log(
 
 /// Writes the log line that `make bench` and operators read.
 fn report_end(
-    build: u64,
+    build: RunId,
     member: &str,
     drv: &str,
     waited: Duration,

@@ -10,9 +10,9 @@ use std::time::Instant;
 use sandbox::Cancel;
 use tokio::sync::watch;
 
-use super::key::BuildKey;
-use super::log::{LogReader, LogSource};
-use super::scheduler::{Outcome, Request};
+use super::{Outcome, Request};
+use crate::BuildKey;
+use crate::log::{LogReader, LogSource};
 use members::Member;
 
 /// What makes two requests the same run: the build, and whether it is made only to be compared.
