@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use builds::SandboxIdentity;
 use builds::backend;
 use builds::kept::KeptLogs;
-use builds::schedule::Embedded;
+use builds::schedule::{Embedded, Here, Parts, Snapshots};
 use daemon::Agent;
 use net::HttpClient;
 use settings::Config;
@@ -109,16 +109,27 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
     let kept = Arc::new(KeptLogs::new(logs.join("kept"), config.limits.max_kept_log_bytes));
     tokio::spawn(departed::drop_their_things(identities, store.clone(), kept.clone(), roster.clone()));
     let sandbox_identity = SandboxIdentity::of(&config.sandbox);
-    let scheduler = Embedded::new(
-        config.clone(),
-        backend,
-        store.clone(),
-        logs,
-        kept.clone(),
-        roster.clone(),
-        threads.clone(),
-    );
     let http = Arc::new(HttpClient::new(&config.fetch));
+    let snapshots = Snapshots::default();
+    let place = Here {
+        backend,
+        kind: config.sandbox.backend,
+        http: http.clone(),
+        store: store.clone(),
+        snapshots: snapshots.clone(),
+        scratch: logs.clone(),
+        threads: threads.clone(),
+    };
+    let scheduler = Embedded::new(Parts {
+        config: config.clone(),
+        place: Arc::new(place),
+        snapshots,
+        store: store.clone(),
+        kept: kept.clone(),
+        logs,
+        roster: roster.clone(),
+        threads: threads.clone(),
+    });
     let terms = config.terms_of_substitution();
     let substituters =
         Substituters::new(&config.substitution, &terms, &store, trusted, &http, threads.clone());
@@ -132,7 +143,6 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
         sandbox_identity,
         signing_key,
         substituters,
-        http,
         roster,
         drv_hashes,
         threads,

@@ -15,7 +15,7 @@ use sandbox::{
     BuilderStatus, Cancel, Host, Image, Inputs, Job, JobRunner, Limits, OutputSink, Phases, Run, Segment,
     Usage,
 };
-use store::{Closure, Ingest, Ingested, View};
+use store::{Closure, ClosureInfo, Ingest, Ingested, View};
 
 use super::checks;
 use super::environment::surroundings;
@@ -69,7 +69,7 @@ pub fn run(
 ) -> Result<Outputs, Failure> {
     let drv = recipe.drv_path.to_absolute_path();
     let began = Instant::now();
-    let closure: BTreeSet<StorePath> = context.inputs.paths().cloned().collect();
+    let closure: BTreeSet<StorePath> = context.inputs.info().paths.keys().cloned().collect();
     let watch = Watch::start(&recipe.drv_path, context.cancel, context.limits.wall);
     if builtin::is_fetch(recipe) {
         return fetch(recipe, context, closure, &watch, log, report);
@@ -148,7 +148,7 @@ pub fn run(
         return Err(failure);
     }
     let checking = Instant::now();
-    let outputs = settle(recipe, context.view, context.inputs, outputs, &watch)?;
+    let outputs = settle(recipe, context.view, context.inputs.info(), outputs, &watch)?;
     report.outputs_checked = Some(checking.elapsed());
     Ok(outputs)
 }
@@ -167,14 +167,14 @@ fn fetch(
     let fetched = builtin::fetch(recipe, context, &scan_for, log)?;
     report.phases.builder = Some(began.elapsed());
     let fetched = [("out".to_owned(), fetched)].into();
-    settle(recipe, context.view, context.inputs, fetched, watch)
+    settle(recipe, context.view, context.inputs.info(), fetched, watch)
 }
 
 /// Checks everything about the new outputs, and finds out where those belong that did not know.
 fn settle(
     recipe: &Recipe,
     view: &View,
-    inputs: &Closure,
+    inputs: &ClosureInfo,
     outputs: BTreeMap<String, Ingested>,
     watch: &Watch<'_>,
 ) -> Result<BTreeMap<String, Settled>, Failure> {

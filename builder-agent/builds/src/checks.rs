@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use nix_derivation::StorePath;
 use serde_json::Value;
-use store::Closure;
+use store::ClosureInfo;
 
 use super::outputs::Settled;
 use super::watch::{Steps, Watch};
@@ -32,7 +32,7 @@ struct Checks {
 /// Refuses outputs that are not as the derivation wants them. Nothing of the build is kept then.
 pub(super) fn check(
     recipe: &Recipe,
-    inputs: &Closure,
+    inputs: &ClosureInfo,
     outputs: &BTreeMap<String, Settled>,
     watch: &Watch<'_>,
 ) -> Result<(), Failure> {
@@ -114,7 +114,7 @@ fn demands(recipe: &Recipe, output: &str, outputs: &BTreeMap<String, Settled>) -
 type Count<'a> = &'a mut dyn FnMut(usize) -> Result<(), Failure>;
 
 fn check_one(
-    inputs: &Closure,
+    inputs: &ClosureInfo,
     new: &HashMap<&StorePath, &Settled>,
     output: &Settled,
     checks: &Checks,
@@ -166,7 +166,7 @@ fn check_one(
 
 /// Everything reachable from a new output, with NAR sizes.
 fn closure(
-    inputs: &Closure,
+    inputs: &ClosureInfo,
     new: &HashMap<&StorePath, &Settled>,
     own: &StorePath,
     count: Count<'_>,
@@ -177,7 +177,7 @@ fn closure(
         if known.contains_key(&path) {
             continue;
         }
-        let (size, references) = match (new.get(&path), inputs.info(&path)) {
+        let (size, references) = match (new.get(&path), inputs.get(&path)) {
             (Some(new), _) => (new.ingested.nar_size, &new.references),
             (None, Some(info)) => (info.nar_size, &info.references),
             (None, None) => {

@@ -11,7 +11,7 @@ use nix::PathInfo;
 use nix::derivation::Derivation;
 use nix_derivation::{StorePath, nixbase32};
 use serde_json::{Value, json};
-use store::Closure;
+use store::{Closure, ClosureInfo};
 
 use super::recipe::MAX_DRV_BYTES;
 use super::watch::{Steps, Watch};
@@ -35,7 +35,7 @@ pub(super) fn of(recipe: &Recipe, inputs: &Closure, watch: &Watch<'_>) -> Result
     let mut export = Export { recipe, inputs, steps: Steps::new(watch), bytes: 0 };
     let mut graphs = Graphs::new();
     for (name, texts) in wanted(recipe).map_err(|why| export.refused(why))? {
-        let roots = texts.iter().map(|text| input(inputs, text)).collect::<Result<Vec<_>, _>>();
+        let roots = texts.iter().map(|text| input(inputs.info(), text)).collect::<Result<Vec<_>, _>>();
         let roots = roots.map_err(|why| export.refused(why))?;
         let paths = export.closure(roots)?;
         let graph = match recipe.structured {
@@ -89,11 +89,11 @@ fn flatten(value: &Value, texts: &mut BTreeSet<String>) -> Result<(), String> {
 }
 
 /// The input that `text` names, or something inside of.
-fn input(inputs: &Closure, text: &str) -> Result<StorePath, String> {
+fn input(inputs: &ClosureInfo, text: &str) -> Result<StorePath, String> {
     let end = text.match_indices('/').nth(3).map_or(text.len(), |(at, _)| at);
     let path = StorePath::from_absolute_path(&text.as_bytes()[..end])
         .map_err(|_| format!("'{text}' in 'exportReferencesGraph' is not a store path"))?;
-    if inputs.contains(&path) {
+    if inputs.paths.contains_key(&path) {
         return Ok(path);
     }
     Err(format!(
@@ -162,10 +162,12 @@ impl Export<'_> {
             let parsed = Derivation::parse(&bytes, name).map_err(|e| bad(self, &e))?;
             for (output, spec) in &parsed.basic.outputs {
                 let path = spec.path(&parsed.name, output).map_err(|e| bad(self, &e))?;
-                let there = path.filter(|path| self.inputs.contains(path)).ok_or_else(|| {
-                    let why = format!("its output '{output}' is not in the input closure of the derivation");
-                    bad(self, &why)
-                })?;
+                let there =
+                    path.filter(|path| self.inputs.info().paths.contains_key(path)).ok_or_else(|| {
+                        let why =
+                            format!("its output '{output}' is not in the input closure of the derivation");
+                        bad(self, &why)
+                    })?;
                 self.reach(vec![there], &mut found)?;
             }
         }
@@ -178,8 +180,8 @@ impl Export<'_> {
             if found.contains(&path) {
                 continue;
             }
-            let inputs = self.inputs;
-            if let Some(info) = inputs.info(&path) {
+            let inputs = self.inputs.info();
+            if let Some(info) = inputs.get(&path) {
                 self.step(STEPS_PER_PATH * (1 + info.references.len()))?;
                 todo.extend(info.references.iter().filter(|path| !found.contains(path)).cloned());
             }
@@ -190,9 +192,9 @@ impl Export<'_> {
 
     /// Per path: itself, an empty deriver, the number of references, the references.
     fn registration(&mut self, paths: &BTreeSet<StorePath>) -> Result<String, Failure> {
-        let (inputs, mut text) = (self.inputs, String::new());
+        let (inputs, mut text) = (self.inputs.info(), String::new());
         for path in paths {
-            let Some(info) = inputs.info(path) else { continue };
+            let Some(info) = inputs.get(path) else { continue };
             self.room_for(length(info))?;
             self.step(STEPS_PER_PATH * info.references.len())?;
             let _ = write!(text, "{}\n\n{}\n", path.to_absolute_path(), info.references.len());
@@ -205,8 +207,8 @@ impl Export<'_> {
 
     /// Per path: what Nix knows about it, without when and by whom it was made.
     fn described(&mut self, paths: &BTreeSet<StorePath>) -> Result<String, Failure> {
-        let inputs = self.inputs;
-        let infos: Vec<_> = paths.iter().filter_map(|path| inputs.info(path)).collect();
+        let inputs = self.inputs.info();
+        let infos: Vec<_> = paths.iter().filter_map(|path| inputs.get(path)).collect();
         let sizes = self.closure_sizes(&infos)?;
         let mut text = String::from("[");
         for (i, (info, size)) in infos.iter().zip(sizes).enumerate() {

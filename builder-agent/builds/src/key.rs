@@ -8,7 +8,7 @@
 
 use nix_derivation::CAHash;
 use sha2::{Digest, Sha256};
-use store::Closure;
+use store::ClosureInfo;
 
 use super::{Envelope, Recipe};
 
@@ -25,7 +25,7 @@ impl BuildKey {
     #[must_use]
     pub fn of(
         recipe: &Recipe,
-        inputs: &Closure,
+        inputs: &ClosureInfo,
         sandbox_identity: SandboxIdentity,
         envelope: &Envelope,
     ) -> Self {
@@ -56,8 +56,8 @@ impl BuildKey {
             let floating = output.floating.map(|(method, algorithm)| format!("{method}:{algorithm}"));
             hash.put(floating.unwrap_or_default().as_bytes());
         }
-        hash.count(inputs.len());
-        for (info, _) in inputs.infos() {
+        hash.count(inputs.paths.len());
+        for (info, _) in inputs.paths.values() {
             hash.put(info.path.to_basename().as_bytes());
             hash.put(&info.nar_hash);
             // What an uploader says a path refers to need not follow from its contents, and a builder can be shown it
@@ -135,4 +135,4 @@ impl Parts {
 
 #[cfg(test)]
 #[path = "key_test.rs"]
-mod key_test;
+pub(crate) mod key_test;

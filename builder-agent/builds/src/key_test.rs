@@ -9,13 +9,13 @@ use super::*;
 use crate::recipe::OutputSpec;
 use crate::structured::Attributes;
 
-fn path(name: &str) -> StorePath {
+pub(crate) fn path(name: &str) -> StorePath {
     let mut digest = [3; 20];
     name.bytes().enumerate().for_each(|(i, byte)| digest[i % 20] ^= byte);
     StorePath::from_parts(digest, name).expect("a path")
 }
 
-fn recipe() -> Recipe {
+pub(crate) fn recipe() -> Recipe {
     Recipe {
         drv_path: path("tool.drv"),
         system: "x86_64-linux".into(),
@@ -36,7 +36,7 @@ fn recipe() -> Recipe {
 }
 
 /// Alice claims `input` with these contents and references.
-fn claim(view: &View, contents: &str, references: &[&StorePath]) {
+pub(crate) fn claim(view: &View, contents: &str, references: &[&StorePath]) {
     let mut nar = Vec::new();
     for word in ["nix-archive-1", "(", "type", "regular", "contents", contents, ")"] {
         nar.extend((word.len() as u64).to_le_bytes());
@@ -60,7 +60,7 @@ fn claim(view: &View, contents: &str, references: &[&StorePath]) {
     view.register(ingested, info, Provenance::Claimed(view.member().clone())).expect("a claim");
 }
 
-const ENVELOPE: Envelope = Envelope { vcpus: 2, memory_mib: 512, processes: 99, of_box: true };
+pub(crate) const ENVELOPE: Envelope = Envelope { vcpus: 2, memory_mib: 512, processes: 99, of_box: true };
 
 type Change = fn(&mut Recipe);
 
@@ -71,7 +71,7 @@ fn out(recipe: &mut Recipe) -> &mut OutputSpec {
 fn key_for(member: &str, store: &Store, recipe: &Recipe) -> BuildKey {
     let view = store.view(&Member::new(member));
     let inputs = view.snapshot(&recipe.inputs).expect("inputs");
-    BuildKey::of(recipe, &inputs, SandboxIdentity::default(), &ENVELOPE)
+    BuildKey::of(recipe, inputs.info(), SandboxIdentity::default(), &ENVELOPE)
 }
 
 #[test]
@@ -123,13 +123,13 @@ fn all_that_a_builder_is_told_or_sees_is_in_the_key() {
     }
     let view = store.view(&Member::new("alice"));
     let inputs = view.snapshot(&recipe().inputs).expect("inputs");
-    differs("the box", BuildKey::of(&recipe(), &inputs, SandboxIdentity([1; 32]), &ENVELOPE));
+    differs("the box", BuildKey::of(&recipe(), inputs.info(), SandboxIdentity([1; 32]), &ENVELOPE));
     for (what, envelope) in [
         ("processors", Envelope { vcpus: 1, ..ENVELOPE }),
         ("memory", Envelope { memory_mib: 511, ..ENVELOPE }),
         ("processes", Envelope { processes: 98, ..ENVELOPE }),
     ] {
-        differs(what, BuildKey::of(&recipe(), &inputs, SandboxIdentity::default(), &envelope));
+        differs(what, BuildKey::of(&recipe(), inputs.info(), SandboxIdentity::default(), &envelope));
     }
     assert_ne!(&key.of_failure(), key.bytes());
 }

@@ -34,4 +34,4 @@ pub use failure::Failure;
 pub use key::{BuildKey, SandboxIdentity};
 pub use plan::Plan;
 pub use recipe::Recipe;
-pub use schedule::{Attached, Outcome, Request, Scheduler};
+pub use schedule::{Attached, Held, Outcome, Request, Scheduler};

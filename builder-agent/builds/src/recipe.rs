@@ -11,7 +11,7 @@ use nix::modulo;
 use nix_derivation::store_path::build_text_path;
 use nix_derivation::{CAHash, ContentAddressMethod, HashAlgorithm, Output, StorePath};
 use sha2::{Digest, Sha256};
-use store::Closure;
+use store::ClosureInfo;
 
 use super::structured::Attributes;
 use super::{Failure, builtin, weight};
@@ -139,7 +139,7 @@ impl Recipe {
 
     /// Whether what it makes of `inputs` is what everybody with the same derivation gets: its paths were computed here,
     /// and all that its builder sees is Verified.
-    pub fn proven(&self, inputs: &Closure) -> bool {
+    pub fn proven(&self, inputs: &ClosureInfo) -> bool {
         self.verified_paths && inputs.all_verified()
     }
 

@@ -1,9 +1,14 @@
-//! When a build runs, and who shares it.
+//! When a build runs, where, and who shares it.
 //!
-//! [`Scheduler`] is the seam for schedulers of more than one box; [`Embedded`] is the one that needs no other service.
-//! Requests with the same build key share one run and its log, whoever they are from: the key covers all that goes
-//! into a build, so nobody learns from a shared run what a run of their own would not have told them. A build nobody waits
-//! for any more is cancelled, unless the box is told otherwise.
+//! Three parts, which know nothing of each other:
+//!
+//! - **share**: who waits for which run. Requests with the same build key share one run and its log, whoever they are from:
+//!   the key covers all that goes into a build, so nobody learns from a shared run what a run of their own would not have
+//!   told them. A run that nobody waits for is cancelled, unless the box is told otherwise.
+//! - **admit**: which runs may start, when, and how large: a state machine, which `queue` lets tasks wait for.
+//! - **place**: the machine that a run takes place on. What a place is told is plain data.
+//!
+//! [`Scheduler`] is what sessions see of them; [`Embedded`] needs no other service. `run` leads one run through the three.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,85 +17,34 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix_derivation::StorePath;
-use sandbox::{Cancel, JobRunner, Limits};
-use store::{Closure, RecordedOutput, Store, View};
+use sandbox::{Cancel, Limits};
+use store::Store;
 use tokio::sync::watch;
 
-use super::failure::{Cause, Limit};
-use super::kept::KeptLogs;
-use super::key::BuildKey;
-use super::log::{self, LogReader};
-use super::reuse::Known;
-use super::{Envelope, Failure, Recipe};
+use crate::Failure;
+use crate::failure::{Cause, Limit};
+use crate::kept::KeptLogs;
+use crate::log::{self, LogReader};
+use crate::reuse::Known;
 use members::{Member, Roster};
-use net::HttpClient;
 use settings::Config;
-use shares::budget::Charge;
 use shares::threads::Threads;
 
 use queue::Queue;
 use run::Run;
-use share::{RunKey, Running, Table};
+use share::{RunKey, Running, Table, Waiter};
+use shared::Shared;
+
+pub use place::{Done, Here, Place, Snapshots, Task};
+pub use request::{Built, Held, NotStarted, Outcome, Request};
 
 mod admit;
+mod place;
 mod queue;
+mod request;
 mod run;
 mod share;
-
-/// What a client wants built, and under which limits of its own. Zero and `None` mean "the box's".
-#[derive(Clone)]
-pub struct Request {
-    /// Who asks. Their limits are looked up anew wherever they count.
-    pub member: Arc<Member>,
-    pub view: View,
-    pub recipe: Arc<Recipe>,
-    pub http: Arc<HttpClient>,
-    /// All the builder will see, as it was in the view at one moment.
-    pub inputs: Arc<Closure>,
-    /// Of whoever asked, for all that the box keeps of this request.
-    pub memory: Arc<Charge>,
-    /// The box's, or what this member may have of it.
-    pub envelope: Envelope,
-    /// Of `recipe` with `inputs` in `envelope`.
-    pub key: BuildKey,
-    /// What was recorded of `key` when the requester looked, and decided to build.
-    pub known: Known,
-    /// Build to compare only: the outputs become visible to nobody.
-    pub check: bool,
-    pub wall: Option<Duration>,
-    pub silent: Option<Duration>,
-    /// Bytes of log.
-    pub log: Option<u64>,
-}
-
-impl Request {
-    /// Whether what comes of it is what everybody with the same derivation gets: see [`Recipe::proven`], and nothing of
-    /// the place it ran in was this member's.
-    #[must_use]
-    pub fn proven(&self) -> bool {
-        self.envelope.is_of_box() && self.recipe.proven(&self.inputs)
-    }
-}
-
-/// How a build ended, and when it ran (Unix seconds).
-#[derive(Debug)]
-pub struct Outcome {
-    pub result: Result<Built, Failure>,
-    /// The derivation that `result` speaks of.
-    pub drv: StorePath,
-    /// What the run was allowed.
-    pub limits: Limits,
-    /// Under which name the log was kept.
-    pub log: Option<String>,
-    pub start_time: i64,
-    pub stop_time: i64,
-}
-
-/// What a run made. Visible in the view of its owner; everybody else who waited adopts it.
-#[derive(Debug)]
-pub struct Built {
-    pub outputs: BTreeMap<String, RecordedOutput>,
-}
+mod shared;
 
 /// A share in a running build. Dropping it is leaving.
 pub struct Attached {
@@ -138,48 +92,32 @@ impl Attached {
     }
 }
 
-/// Why a request has no share in a run.
-#[derive(Debug)]
-pub enum NotStarted {
-    Refused(Failure),
-    /// An equal build has ended since the requester looked: what is recorded now may be the answer.
-    Known,
-}
-
-impl From<NotStarted> for Failure {
-    fn from(why: NotStarted) -> Self {
-        match why {
-            NotStarted::Refused(failure) => failure,
-            NotStarted::Known => Self::transient("an equal build has ended just now; ask again"),
-        }
-    }
-}
-
 /// Runs builds.
 pub trait Scheduler: Send + Sync {
-    /// Starts a build, or joins the one that runs, if the member is in the roster at this moment.
-    fn build(&self, request: Request) -> Result<Attached, NotStarted>;
+    /// Starts a build, or joins the one that runs, if the member is in the roster at this moment. `held` is of this request.
+    fn build(&self, request: Request, held: Arc<Held>) -> Result<Attached, NotStarted>;
     /// Takes all members for whom `keep` is false out of all builds; what nobody else waits for ends.
     fn retain(&self, keep: &dyn Fn(&Member) -> bool);
 }
 
-/// Builds on this machine, as many at once as configured.
+/// As many builds at once as configured, without another service.
 pub struct Embedded {
     shared: Arc<Shared>,
 }
 
-struct Shared {
+/// What a scheduler works with.
+pub struct Parts {
     pub config: Arc<Config>,
-    pub backend: Arc<dyn JobRunner>,
+    pub place: Arc<dyn Place>,
+    /// The table that `place` finds inputs in.
+    pub snapshots: Snapshots,
     pub store: Store,
     pub kept: Arc<KeptLogs>,
+    /// Logs of builds that run. An existing folder, on the file system of `kept`.
     pub logs: PathBuf,
-    pub queue: Arc<Queue>,
-    pub running: Table,
-    /// Who is a member, and with which limits, at each moment.
-    roster: watch::Receiver<Arc<Roster>>,
+    /// Members who are not in it start no builds, and the builds of those who leave it are ended.
+    pub roster: watch::Receiver<Arc<Roster>>,
     pub threads: Threads,
-    next_id: AtomicU64,
 }
 
 /// One waiter of one build.
@@ -197,50 +135,14 @@ impl Drop for Hold {
     }
 }
 
-impl Shared {
-    /// The member as the roster has them now; `None` once they have left.
-    pub fn current(&self, member: &Member) -> Option<Arc<Member>> {
-        self.roster.borrow().current(member).cloned()
-    }
-
-    /// How many builds this member may run at once, as the roster says now.
-    pub fn slots_now(&self, member: &Arc<Member>) -> usize {
-        self.slots(&self.current(member).unwrap_or_else(|| member.clone()))
-    }
-
-    fn slots(&self, member: &Member) -> usize {
-        let most = self.config.limits.max_jobs_per_member;
-        member.limits.max_jobs.map_or(most, |own| own as usize).clamp(1, most)
-    }
-
-    /// The store as who asked may see it now. Their request may have waited, and then built, for hours.
-    pub fn view_of(&self, request: &Request) -> View {
-        self.roster.borrow().view_of(&self.store, &request.member).holding_as(&request.view)
-    }
-
-    /// What a build of this request is allowed if it starts now, in this envelope.
-    pub fn limits(&self, request: &Request, size: Envelope) -> Limits {
-        let now = self.current(&request.member).unwrap_or_else(|| request.member.clone());
-        limits(&self.config, &now, request, size)
-    }
-}
-
 impl Embedded {
-    /// `logs` must be an existing folder, on the file system of `kept`. Members who are not in the roster start no builds,
-    /// and the builds of those who leave it are ended.
-    pub fn new(
-        config: Arc<Config>,
-        backend: Arc<dyn JobRunner>,
-        store: Store,
-        logs: PathBuf,
-        kept: Arc<KeptLogs>,
-        mut roster: watch::Receiver<Arc<Roster>>,
-        threads: Threads,
-    ) -> Arc<Self> {
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let Parts { config, place, snapshots, store, kept, logs, mut roster, threads } = parts;
         let shared = Arc::new(Shared {
             queue: Queue::new(config.limits.max_jobs),
             config,
-            backend,
+            place,
+            snapshots,
             store,
             kept,
             logs,
@@ -264,7 +166,8 @@ impl Embedded {
     }
 
     /// A new run for the table, and the task that makes it happen.
-    fn start(&self, request: &Arc<Request>, key: RunKey) -> Result<Running, NotStarted> {
+    fn start(&self, first: &Arc<Waiter>, key: RunKey) -> Result<Running, NotStarted> {
+        let request = &first.request;
         // With the table locked, and a run is recorded before it is unlisted: none can end unseen in between.
         if !request.check && !Known::look(&self.shared.store, &request.key).is(&request.known) {
             return Err(NotStarted::Known);
@@ -275,12 +178,12 @@ impl Embedded {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (outcome, outcome_seen) = watch::channel(None);
         let (begun, begun_seen) = watch::channel(None);
-        let (owner, followed) = watch::channel(Some(request.clone()));
+        let (owner, followed) = watch::channel(Some(first.clone()));
         let cancel = Cancel::new();
         let run = Run {
             id,
             key,
-            first: request.clone(),
+            first: first.clone(),
             owner: followed,
             begun,
             outcome,
@@ -302,34 +205,35 @@ impl Embedded {
 }
 
 impl Scheduler for Embedded {
-    fn build(&self, request: Request) -> Result<Attached, NotStarted> {
+    fn build(&self, request: Request, held: Arc<Held>) -> Result<Attached, NotStarted> {
         let key = (request.key, request.check);
         let limits = self.shared.limits(&request, request.envelope);
-        let request = Arc::new(request);
+        let waiter = Arc::new(Waiter { request, held });
+        let request = &waiter.request;
         let (member, drv) = (&request.member.name, request.recipe.drv_path.to_absolute_path());
         // With the table locked. Whoever is still in the roster then and leaves it later is found in the table by
         // `retain`, which runs after each change and needs the same lock.
-        let admit = || match self.shared.current(&request.member) {
+        let may = || match self.shared.current(&request.member) {
             Some(_) => Ok(()),
             None => Err(NotStarted::Refused(Failure::rejected(format!(
                 "'{drv}' is not built: {member} is no longer in the roster"
             )))),
         };
-        let (place, joined) = self.shared.running.join(key, &request, admit, || self.start(&request, key))?;
-        if joined {
-            tracing::info!(build = place.id, %member, %drv, "build joined");
+        let (joined, was_there) = self.shared.running.join(key, &waiter, may, || self.start(&waiter, key))?;
+        if was_there {
+            tracing::info!(build = joined.id, %member, %drv, "build joined");
         }
         Ok(Attached {
-            log: place.log,
-            outcome: place.outcome,
-            begun: place.begun,
-            joined,
+            log: joined.log,
+            outcome: joined.outcome,
+            begun: joined.begun,
+            joined: was_there,
             limits,
             hold: Hold {
                 shared: self.shared.clone(),
                 key,
-                id: place.id,
-                waiter: place.waiter,
+                id: joined.id,
+                waiter: joined.waiter,
                 drv: request.recipe.drv_path.clone(),
             },
         })
@@ -337,23 +241,6 @@ impl Scheduler for Embedded {
 
     fn retain(&self, keep: &dyn Fn(&Member) -> bool) {
         self.shared.running.retain(keep);
-    }
-}
-
-/// The envelope, and of the limits that can only end a build the tightest of box, member and client.
-fn limits(config: &Config, member: &Member, request: &Request, size: Envelope) -> Limits {
-    let (of_box, own) = (&config.limits, &member.limits);
-    let tighter =
-        |ceiling: Duration, asked: Option<Duration>| asked.map_or(ceiling, |asked| asked.min(ceiling));
-    let wall = tighter(of_box.max_build, own.max_build_seconds.map(Duration::from_secs));
-    Limits {
-        vcpus: size.vcpus,
-        memory_mib: size.memory_mib,
-        wall: Some(tighter(wall, request.wall)),
-        silent: Some(tighter(of_box.max_silent, request.silent)),
-        log_bytes: of_box.max_log_bytes.min(request.log.unwrap_or(u64::MAX)),
-        output_bytes: of_box.max_output_bytes,
-        processes: size.processes,
     }
 }
 

@@ -1,12 +1,13 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicUsize;
 
-use sandbox::{Host, Job, Run, SandboxError};
+use sandbox::{Host, Job, JobRunner, Run, SandboxError};
 use store::{BuildRecord, Member as Owner, RecordEnd, StoreConfig};
 
 use super::*;
-use crate::SandboxIdentity;
 use crate::recipe::OutputSpec;
+use crate::{BuildKey, Envelope, Recipe, SandboxIdentity};
+use net::HttpClient;
 use shares::budget::Budgets;
 
 /// Builders that run until they are cancelled.
@@ -50,9 +51,18 @@ impl Barn {
         let kept = Arc::new(KeptLogs::new(dir.path().join("kept"), 1 << 20));
         let backend = Arc::new(Endless::default());
         let (sender, roster) = watch::channel(roster(dir.path(), &[("alice", 4), ("bob", 4)]));
-        let logs = dir.path().to_owned();
-        let threads = Threads::new();
-        let scheduler = Embedded::new(config, backend.clone(), store.clone(), logs, kept, roster, threads);
+        let (logs, threads, snapshots) = (dir.path().to_owned(), Threads::new(), Snapshots::default());
+        let place = Arc::new(Here {
+            backend: backend.clone(),
+            kind: config.sandbox.backend,
+            http: Arc::new(HttpClient::new(&config.fetch)),
+            store: store.clone(),
+            snapshots: snapshots.clone(),
+            scratch: logs.clone(),
+            threads: threads.clone(),
+        });
+        let parts = Parts { config, place, snapshots, store: store.clone(), kept, logs, roster, threads };
+        let scheduler = Embedded::new(parts);
         Self { dir, store, backend, scheduler, roster: sender }
     }
 
@@ -61,7 +71,7 @@ impl Barn {
     }
 
     /// What this member's session would ask for, which looked the member up in this roster.
-    fn request(&self, roster: &Roster, member: &str, name: &str) -> Request {
+    fn request(&self, roster: &Roster, member: &str, name: &str) -> (Request, Arc<Held>) {
         let view = self.store.view(&Owner::new(member));
         let mut digest = [3; 20];
         name.bytes().enumerate().for_each(|(i, byte)| digest[i % 20] ^= byte);
@@ -83,16 +93,11 @@ impl Barn {
         };
         let envelope = Envelope::of_box(&self.scheduler.shared.config);
         let inputs = view.snapshot(&recipe.inputs).expect("no inputs");
-        let key = BuildKey::of(&recipe, &inputs, SandboxIdentity::default(), &envelope);
-        Request {
+        let key = BuildKey::of(&recipe, inputs.info(), SandboxIdentity::default(), &envelope);
+        let request = Request {
             member: roster.by_id(member).expect("a member").clone(),
-            view,
             recipe: Arc::new(recipe),
-            http: Arc::new(HttpClient::new(&self.scheduler.shared.config.fetch)),
-            inputs: Arc::new(inputs),
-            memory: Arc::new(
-                Budgets::new(1 << 30, 1 << 30).of(&"alice".into()).charge(0, "x").expect("nothing is held"),
-            ),
+            inputs: inputs.info().clone(),
             envelope,
             key,
             known: Known::default(),
@@ -100,7 +105,16 @@ impl Barn {
             wall: None,
             silent: None,
             log: None,
-        }
+        };
+        let memory = Budgets::new(1 << 30, 1 << 30).of(&"alice".into()).charge(0, "x");
+        let memory = memory.expect("nothing is held");
+        (request, Arc::new(Held { view, inputs: Arc::new(inputs), memory }))
+    }
+
+    /// As a session does.
+    fn build(&self, roster: &Roster, member: &str, name: &str) -> Result<Attached, NotStarted> {
+        let (request, held) = self.request(roster, member, name);
+        self.scheduler.build(request, held)
     }
 
     async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
@@ -141,13 +155,13 @@ async fn a_build_that_is_asked_for_in_the_moment_of_a_removal_does_not_start() {
     let house = Barn::open("");
     let before = house.roster.borrow().clone();
     house.set_roster(&[("alice", 4)]);
-    let refused = house.scheduler.build(house.request(&before, "bob", "late"));
+    let refused = house.build(&before, "bob", "late");
     let Err(NotStarted::Refused(failure)) = refused else { panic!("let in") };
     assert!(failure.message.contains("bob is no longer in the roster"), "{}", failure.message);
     assert_eq!(house.scheduler.shared.running.len(), 0);
     // The other order: it was let in, and then the member went, before anything of it happened.
     house.set_roster(&[("alice", 4), ("bob", 4)]);
-    let mut build = house.scheduler.build(house.request(&before, "bob", "early")).expect("let in");
+    let mut build = house.build(&before, "bob", "early").expect("let in");
     house.set_roster(&[("alice", 4)]);
     assert!(build.finished().await.result.as_ref().is_err_and(Failure::is_cancelled));
     house.until("a run is listed", |house| house.scheduler.shared.running.len() == 0).await;
@@ -158,17 +172,17 @@ async fn a_build_that_is_asked_for_in_the_moment_of_a_removal_does_not_start() {
 async fn who_looked_before_an_equal_build_was_recorded_looks_again_instead_of_building() {
     let house = Barn::open("");
     let roster = house.roster.borrow().clone();
-    let mut late = house.request(&roster, "bob", "x");
+    let (mut late, held) = house.request(&roster, "bob", "x");
     let end = RecordEnd::Failed { status: 3, message: "no oak".into(), log: None };
     let record = BuildRecord { drv: late.recipe.drv_path.clone(), time: 1, end };
     house.store.record_result(&late.key.of_failure(), record).expect("recorded");
-    assert!(matches!(house.scheduler.build(late.clone()), Err(NotStarted::Known)));
+    assert!(matches!(house.scheduler.build(late.clone(), held.clone()), Err(NotStarted::Known)));
     assert_eq!(house.scheduler.shared.running.len(), 0);
     // Who has seen it, and wants the build all the same, gets it; so does who builds to compare.
     late.known = Known::look(&house.store, &late.key);
-    let mut builds = vec![house.scheduler.build(late.clone()).expect("let in")];
+    let mut builds = vec![house.scheduler.build(late.clone(), held.clone()).expect("let in")];
     late = Request { known: Known::default(), check: true, ..late };
-    builds.push(house.scheduler.build(late).expect("let in"));
+    builds.push(house.scheduler.build(late, held).expect("let in"));
     house.until("not both run", |house| house.running() == 2).await;
     house.set_roster(&[]);
     house.until("a builder runs", |house| house.running() == 0).await;
@@ -180,14 +194,13 @@ async fn no_build_of_a_removed_member_goes_on_however_requests_and_removals_meet
     let before = house.roster.borrow().clone();
     for round in 0..60 {
         house.set_roster(&[("alice", 64), ("bob", 64)]);
-        let alices =
-            house.scheduler.build(house.request(&before, "alice", &format!("a{round}"))).expect("let in");
+        let alices = house.build(&before, "alice", &format!("a{round}")).expect("let in");
         let asking: Vec<_> = (0..4)
             .map(|n| {
-                let request = house.request(&before, "bob", &format!("b{round}-{n}"));
+                let (request, held) = house.request(&before, "bob", &format!("b{round}-{n}"));
                 let house = house.clone();
                 // Nobody waits for it: with `keep-builds-running` it goes on all the same.
-                tokio::task::spawn_blocking(move || drop(house.scheduler.build(request)))
+                tokio::task::spawn_blocking(move || drop(house.scheduler.build(request, held)))
             })
             .collect();
         if round % 2 == 0 {
@@ -211,8 +224,7 @@ async fn limits_are_those_of_the_roster_when_a_build_starts_and_not_when_its_mem
     let login = house.roster.borrow().clone();
     let mut builds = Vec::new();
     let mut ask = |house: &Barn, roster: &Roster| {
-        let request = house.request(roster, "bob", &format!("build-{}", builds.len()));
-        builds.push(house.scheduler.build(request).expect("let in"));
+        builds.push(house.build(roster, "bob", &format!("build-{}", builds.len())).expect("let in"));
     };
     house.set_roster(&[("bob", 1)]);
     let later = house.roster.borrow().clone();

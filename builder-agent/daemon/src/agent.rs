@@ -18,8 +18,6 @@ pub struct Agent {
     /// What every build here sees besides its inputs.
     pub sandbox_identity: builds::SandboxIdentity,
     pub substituters: substitute::Substituters,
-    /// For everything the box itself fetches.
-    pub http: Arc<net::HttpClient>,
     pub roster: watch::Receiver<Arc<members::Roster>>,
     /// Hashes of derivations that every member sees.
     pub drv_hashes: builds::modulo::Known,

@@ -18,7 +18,7 @@ use builds::kept::Reader;
 use builds::log::{Lines, LogReader, Notice};
 use builds::reuse::{self, Earlier, Known};
 use builds::schedule::NotStarted;
-use builds::{Attached, BuildKey, Envelope, Failure, Outcome, Recipe, Request, outputs, realised};
+use builds::{Attached, BuildKey, Envelope, Failure, Held, Outcome, Recipe, Request, outputs, realised};
 use shares::threads::Lost;
 
 /// What one path of a build's closure takes.
@@ -75,6 +75,7 @@ async fn name_deriver(desk: &Desk, view: &View, recipe: &Arc<Recipe>, paths: &BT
 struct One {
     context: Context,
     request: Request,
+    held: Arc<Held>,
     /// Of the same build in the box's own envelope: its result is as good for a member who may have less.
     key_of_box: BuildKey,
 }
@@ -97,25 +98,22 @@ impl One {
                     Failure::transient(format!("the box cannot prepare the inputs of this build: {error}"))
                 }
             })?;
-            let key = BuildKey::of(&looked_at, &inputs, sandbox_identity, &envelope);
+            let key = BuildKey::of(&looked_at, inputs.info(), sandbox_identity, &envelope);
             let of_box = match envelope.is_of_box() {
                 true => key,
-                false => BuildKey::of(&looked_at, &inputs, sandbox_identity, &envelope_of_box),
+                false => BuildKey::of(&looked_at, inputs.info(), sandbox_identity, &envelope_of_box),
             };
             Ok((inputs, key, of_box))
         };
         let (inputs, key, key_of_box) = lost(context.desk.workers.plan(looking).await)??;
         // Kept until the build has ended, however long it waits for a slot, and whether or not its client stays.
-        let need = RUN_BYTES + recipe.weight + inputs.len() as u64 * INPUT_BYTES;
+        let need = RUN_BYTES + recipe.weight + inputs.info().paths.len() as u64 * INPUT_BYTES;
         let memory = context.desk.budget.wait(need, "this build").await;
         let memory = memory.map_err(|over| Failure::transient(over.to_string()))?;
         let request = Request {
             member: context.member.clone(),
-            view: context.views.now(),
             recipe,
-            http: context.agent.http.clone(),
-            inputs: Arc::new(inputs),
-            memory: Arc::new(memory),
+            inputs: inputs.info().clone(),
             envelope,
             key,
             known: Known::default(),
@@ -124,7 +122,8 @@ impl One {
             silent: context.silent,
             log: context.log,
         };
-        Ok(Self { context, request, key_of_box })
+        let held = Arc::new(Held { view: context.views.now(), inputs: Arc::new(inputs), memory });
+        Ok(Self { context, request, held, key_of_box })
     }
 
     /// The end that an earlier build with the same key has already decided.
@@ -305,7 +304,7 @@ impl One {
     async fn run(&self, text: &str) -> Result<(Attached, Arc<Outcome>), NotStarted> {
         let id = self.context.ids.next();
         let drv = self.request.recipe.drv_path.to_absolute_path();
-        let mut attached = self.context.agent.scheduler.build(self.request.clone())?;
+        let mut attached = self.context.agent.scheduler.build(self.request.clone(), self.held.clone())?;
         // As a stock daemon has it: the builder is at the machine that says so.
         let fields = vec![drv.as_str().into(), "".into(), 1.into(), 1.into()];
         self.context.show(start(id, ActivityKind::Build, text.to_owned(), fields)).await;

@@ -54,7 +54,7 @@ pub use types::realisation::RealisationId;
 pub use types::result::{BuildRecord, RecordEnd, RecordedOutput};
 pub use types::{Member, Provenance};
 pub use upkeep::recovery::Recovery;
-pub use views::closure::{Closure, Composed};
+pub use views::closure::{Closure, ClosureInfo, Composed};
 pub use views::collect::{Collect, CollectAction, Collected};
 pub use views::staged::Staged;
 pub use views::view::View;

@@ -50,7 +50,7 @@ fn a_shared_claim_is_seen_in_every_question_and_named_as_its_owners() {
     assert_eq!(a.referrers(&dep), [top.clone()].into());
     assert_eq!(a.all_valid(), [dep.clone(), top.clone()].into());
     assert_eq!(a.read_file(&top, 10).unwrap(), b"top");
-    assert_eq!(a.snapshot([&top]).unwrap().len(), 2);
+    assert_eq!(a.snapshot([&top]).unwrap().info().paths.len(), 2);
     assert!(!a.all_verified(&[top.clone()].into()));
     unpacked(&a, &top);
     // Who does not share sees nothing, and neither does whoever shares with one of them only.
@@ -141,13 +141,14 @@ fn the_inputs_of_a_build_are_one_closure_however_the_view_changes() {
     // Somebody builds the real p, which refers to something else.
     verified(&b, &p, "proven");
     let after = a.snapshot([&top]).unwrap();
-    let names = |c: &store::Closure| c.paths().cloned().collect::<std::collections::BTreeSet<_>>();
+    let names =
+        |c: &store::Closure| c.info().paths.keys().cloned().collect::<std::collections::BTreeSet<_>>();
     assert_eq!(names(&before), [p.clone(), old.clone(), top.clone()].into());
     assert_eq!(names(&after), [p.clone(), top.clone()].into());
     // What was taken before the change was not proven, although each path asked for now may be.
-    assert!(!before.all_verified() && !after.all_verified());
+    assert!(!before.info().all_verified() && !after.info().all_verified());
     let only_p = a.snapshot([&p]).unwrap();
-    assert!(only_p.all_verified() && a.all_verified(&[p.clone()].into()));
+    assert!(only_p.info().all_verified() && a.all_verified(&[p.clone()].into()));
     let contents = |c: &store::Closure, p: &StorePath| std::fs::read(c.tree(p).unwrap()).unwrap();
     assert_eq!((contents(&before, &p), contents(&after, &p)), (b"claimed".to_vec(), b"proven".to_vec()));
     // What is being used is not collected, whether or not it is still seen.
@@ -194,9 +195,9 @@ fn a_build_can_refer_to_what_its_owner_deletes_while_it_runs() {
     a.register(ingest.finish().unwrap(), info, Provenance::Verified).unwrap();
     assert_eq!(provenance(&a, &path("out")), Provenance::Claimed(alice()));
     assert_eq!(store.view(&alice()).closure(&[path("out")]).unwrap().len(), 3);
-    assert!(!a.is_valid(&unused) && inputs.len() == 2 && !inputs.all_verified());
+    assert!(!a.is_valid(&unused) && inputs.info().paths.len() == 2 && !inputs.info().all_verified());
     // With nothing of others there is nothing to write, and what is missing is missing.
-    assert_eq!(a.snapshot_to_build([&path("out")]).unwrap().len(), 3);
+    assert_eq!(a.snapshot_to_build([&path("out")]).unwrap().info().paths.len(), 3);
     assert!(matches!(a.snapshot_to_build([&unused]), Err(store::RegisterError::NotValid(_))));
 }
 

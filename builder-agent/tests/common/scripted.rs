@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use builds::SandboxIdentity;
 use builds::kept::KeptLogs;
-use builds::schedule::Embedded;
+use builds::schedule::{Embedded, Here, Parts, Snapshots};
 use daemon::Agent;
 use daemon::{Caller, SessionOptions};
 use members::{Member, MemberLimits, Role, Roster};
@@ -142,17 +142,28 @@ impl Scripted {
         let logs = dir.path().to_owned();
         let kept = Arc::new(KeptLogs::new(logs.join("kept"), 1 << 20));
         let threads = Threads::new();
-        let scheduler = Embedded::new(
-            config.clone(),
-            script.clone(),
-            store.clone(),
-            logs,
-            kept.clone(),
-            roster.clone(),
-            threads.clone(),
-        );
-        let sandbox_identity = SandboxIdentity::default();
         let http = Arc::new(net::HttpClient::new(&config.fetch));
+        let snapshots = Snapshots::default();
+        let place = Here {
+            backend: script.clone(),
+            kind: config.sandbox.backend,
+            http: http.clone(),
+            store: store.clone(),
+            snapshots: snapshots.clone(),
+            scratch: logs.clone(),
+            threads: threads.clone(),
+        };
+        let scheduler = Embedded::new(Parts {
+            config: config.clone(),
+            place: Arc::new(place),
+            snapshots,
+            store: store.clone(),
+            kept: kept.clone(),
+            logs,
+            roster: roster.clone(),
+            threads: threads.clone(),
+        });
+        let sandbox_identity = SandboxIdentity::default();
         let signing_key =
             builder_agent::signing::load_or_create(&dir.path().join("signing-key"), "testbox-1")
                 .expect("a signing key")
@@ -169,7 +180,6 @@ impl Scripted {
             sandbox_identity,
             signing_key,
             substituters,
-            http,
             roster,
             drv_hashes,
             threads,

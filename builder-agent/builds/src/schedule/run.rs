@@ -1,21 +1,23 @@
-//! One run of one build: waits for slots, makes the attempt, registers and records what came of it.
+//! One run of one build: waits for its turn, takes place, registers and records what came of it.
 //!
 //! A run outlives the requests that wait for it: its owner may change while it waits and while it builds. Not here: who
-//! owns it (`running`), and what happens inside (`attempt`).
+//! owns it (`share`), when it may start (`admit`), and what happens where it runs (`place`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use sandbox::{Cancel, Limits};
+use sandbox::Cancel;
 use store::{BuildRecord, RecordEnd, RecordedOutput};
 use tokio::sync::watch;
 
 use super::admit::{RunId, Start};
+use super::place::{Done, Task};
 use super::queue::Turn;
-use super::share::RunKey;
-use super::{Built, Outcome, Request, Shared};
-use crate::attempt::{self, AttemptContext, Outputs, Report};
+use super::request::{Built, Outcome};
+use super::share::{RunKey, Waiter};
+use super::shared::Shared;
+use crate::attempt::{Outputs, Report};
 use crate::failure::Cause;
 use crate::log::{LogSource, LogWriter};
 use crate::{Failure, Recipe, outputs};
@@ -28,9 +30,9 @@ pub(super) struct Run {
     pub id: RunId,
     pub key: RunKey,
     /// Who asked for it. They may have left before it came to this.
-    pub first: Arc<Request>,
+    pub first: Arc<Waiter>,
     /// `None` once nobody wants it any more.
-    pub owner: watch::Receiver<Option<Arc<Request>>>,
+    pub owner: watch::Receiver<Option<Arc<Waiter>>>,
     pub begun: watch::Sender<Option<Instant>>,
     pub outcome: watch::Sender<Option<Arc<Outcome>>>,
     pub log: LogWriter,
@@ -38,62 +40,46 @@ pub(super) struct Run {
     pub cancel: Cancel,
 }
 
-/// What a run has while it builds.
-struct Place {
+/// A run's turn, and the member whose slot it uses: not the owner after a hand-over for which the owner had no free slot.
+struct Slot {
     turn: Turn,
-    /// Whose slot it is, which is not the owner's after a hand-over for which the new owner had no slot.
     charged: Arc<Member>,
 }
 
 /// Makes the run happen, and tells everybody who waits.
 pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     let Run { id, key, first, mut owner, begun, outcome, log, source, cancel } = run;
-    let check = key.1;
     let accepted = Instant::now();
-    let drv = first.recipe.drv_path.to_absolute_path();
-    tracing::info!(build = id, member = %first.member.name, %drv, "build accepted");
-
-    let Some((request, turn, start)) = wait_for_turn(&shared, id, &mut owner).await else {
-        tracing::info!(build = id, member = %first.member.name, %drv, "build cancelled before it started");
+    let drv = first.request.recipe.drv_path.to_absolute_path();
+    tracing::info!(build = id, member = %first.request.member.name, %drv, "build accepted");
+    let Some((waiter, slot, start)) = wait_for_turn(&shared, id, &mut owner).await else {
+        tracing::info!(build = id, member = %first.request.member.name, %drv, "build cancelled before it started");
         shared.running.remove(&key, id);
-        let result = Err(Failure::cancelled(&first.recipe.drv_path));
-        let limits = shared.limits(&first, first.envelope);
-        let drv = first.recipe.drv_path.clone();
-        let ended = Outcome { result, drv, limits, log: None, start_time: 0, stop_time: 0 };
-        outcome.send_replace(Some(Arc::new(ended)));
+        outcome.send_replace(Some(Arc::new(never_started(&shared, &first))));
         return;
     };
-    let waited = start.waited;
-    let start_time = now();
-    let recipe = request.recipe.clone();
+    let (member, recipe) = (&waiter.request.member, &waiter.request.recipe);
     let drv = recipe.drv_path.to_absolute_path();
-    let limits = shared.limits(&request, start.size);
-    tracing::info!(build = id, member = %request.member.name, %drv, backend = shared.backend.name(), phase_slot_ms = millis(waited), "build started");
-    begun.send_replace(Some(Instant::now()));
-
-    // Its slot bounds how many of these threads there are.
-    let mut work = shared.threads.alone("build", {
-        let (shared, request, limits) = (shared.clone(), request.clone(), limits.clone());
-        move || attempted(&shared, &request, id, limits, &cancel, log)
-    });
-    let mut place = Place { turn, charged: request.member.clone() };
-    let result = loop {
-        tokio::select! {
-            result = &mut work => break result,
-            Ok(()) = owner.changed() => rehome(&shared, id, &mut owner, &mut place),
-        }
+    let start_time = now();
+    let task = Task {
+        run: id,
+        member: member.id.clone(),
+        recipe: recipe.clone(),
+        inputs: waiter.request.inputs.clone(),
+        envelope: start.size,
+        limits: shared.limits(&waiter.request, start.size),
     };
-    let (report, result) = result.unwrap_or_else(|error| {
-        tracing::error!(build = id, %error, "a build was lost");
-        let failure = Failure::transient(format!("building '{drv}' failed because of the box: {error}"));
-        (Report::default(), Err(failure))
-    });
-    drop(place);
+    let limits = task.limits.clone();
+    tracing::info!(build = id, member = %member.name, %drv, backend = shared.place.name(), phase_slot_ms = millis(start.waited), "build started");
+    begun.send_replace(Some(Instant::now()));
+    let inputs = shared.snapshots.keep(id, waiter.held.inputs.clone());
+    let done = shared.place.run(task, log, cancel);
+    let Done { report, result } = follow(&shared, id, done, &mut owner, slot).await;
+    drop(inputs);
 
-    // The owner at this moment. That member's view takes the outputs in; the others adopt them.
     let owner = owner.borrow().clone();
     let registering = Instant::now();
-    let workers = shared.threads.of(&request.member.id);
+    let workers = shared.threads.of(&member.id);
     let (result, log) = match (result, owner) {
         (Err(failure), _) => {
             let log = keep_log(&shared, &workers, source, Some(&failure)).await;
@@ -102,97 +88,103 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
         (Ok(_), None) => (Err(Failure::cancelled(&recipe.drv_path)), None),
         (Ok(outputs), Some(owner)) => {
             // Both at once: the client waits for the longer one.
-            let finishing = finish(&shared, owner, check, outputs);
+            let finishing = finish(&shared, owner, key.1, outputs);
             tokio::join!(finishing, keep_log(&shared, &workers, source, None))
         }
     };
-    let registered = registering.elapsed();
-    report_end(id, &request.member.name, &drv, waited, (accepted.elapsed(), registered), report, &result);
+    let times = (accepted.elapsed(), registering.elapsed());
+    report_end(id, &member.name, &drv, start.waited, times, report, &result);
 
     let ended = Outcome { result, drv: recipe.drv_path.clone(), limits, log, start_time, stop_time: now() };
     // Recorded, then unlisted, then told. Who comes before it is unlisted joins; who comes later finds the record, and so
     // does everybody who was told. The record is a turn in the queue for the index, and no flush.
-    record(&shared, &workers, id, key, &recipe, &ended).await;
+    record(&shared, &workers, id, key, recipe, &ended).await;
     shared.running.remove(&key, id);
     outcome.send_replace(Some(Arc::new(ended)));
 }
 
-/// Waits until the run may start, for whoever owns it meanwhile; `None` when nobody does any more.
+fn never_started(shared: &Shared, first: &Waiter) -> Outcome {
+    let request = &first.request;
+    Outcome {
+        result: Err(Failure::cancelled(&request.recipe.drv_path)),
+        drv: request.recipe.drv_path.clone(),
+        limits: shared.limits(request, request.envelope),
+        log: None,
+        start_time: 0,
+        stop_time: 0,
+    }
+}
+
+/// Waits until the run may start, among the runs of the member who owns it; `None` when it has no owner any more.
 async fn wait_for_turn(
     shared: &Shared,
     id: RunId,
-    owner: &mut watch::Receiver<Option<Arc<Request>>>,
-) -> Option<(Arc<Request>, Turn, Start)> {
-    let mut request = owner.borrow_and_update().clone()?;
-    let slots = |request: &Request| shared.slots_now(&request.member);
-    let mut turn = shared.queue.enter(id, &request.member.id, || slots(&request), request.envelope);
+    owner: &mut watch::Receiver<Option<Arc<Waiter>>>,
+) -> Option<(Arc<Waiter>, Slot, Start)> {
+    let mut waiter = owner.borrow_and_update().clone()?;
+    let charged = waiter.request.member.clone();
+    let turn = shared.queue.enter(id, &charged.id, || shared.slots_now(&charged), waiter.request.envelope);
+    let mut slot = Slot { turn, charged };
     loop {
         tokio::select! {
-            // A run that has just become nobody's does not start.
+            // First: a run that has lost its last owner does not start.
             biased;
             changed = owner.changed() => {
                 changed.ok()?;
-                request = owner.borrow_and_update().clone()?;
-                turn.hand_over(&request.member.id, || slots(&request));
+                waiter = owner.borrow_and_update().clone()?;
+                slot.hand_over(shared, &waiter.request.member);
             }
-            start = turn.start() => return Some((request, turn, start?)),
+            start = slot.turn.start() => return Some((waiter, slot, start?)),
         }
     }
 }
 
-/// Charges the run to its new owner, if that member has a slot to spare. Otherwise it stays charged to the member who
-/// started it: see `admit`.
-fn rehome(shared: &Shared, id: RunId, owner: &mut watch::Receiver<Option<Arc<Request>>>, place: &mut Place) {
-    let Some(request) = owner.borrow_and_update().clone() else { return };
-    let member = &request.member;
-    if member.id == place.charged.id {
-        return;
-    }
-    tracing::info!(build = id, from = %place.charged.name, member = %member.name, "build handed over");
-    if place.turn.hand_over(&member.id, || shared.slots_now(member)) {
-        place.charged = member.clone();
+impl Slot {
+    /// Charges the run to its new owner. If it has started, and that member has no free slot, the charge stays: see `admit`.
+    fn hand_over(&mut self, shared: &Shared, owner: &Arc<Member>) {
+        if self.turn.hand_over(&owner.id, || shared.slots_now(owner)) {
+            self.charged = owner.clone();
+        }
     }
 }
 
-fn attempted(
+/// Waits until the task has ended, while the run may get other owners. The slot is free then.
+async fn follow(
     shared: &Shared,
-    request: &Request,
     id: RunId,
-    limits: Limits,
-    cancel: &Cancel,
-    mut log: LogWriter,
-) -> (Report, Result<Outputs, Failure>) {
-    let label = id.to_string();
-    let context = AttemptContext {
-        id: &label,
-        view: &request.view,
-        http: &request.http,
-        scratch: &shared.logs,
-        inputs: &request.inputs,
-        backend: &*shared.backend,
-        kind: shared.config.sandbox.backend,
-        limits,
-        cores: request.envelope.cores(),
-        cancel,
-    };
-    let mut report = Report::default();
-    let result = attempt::run(&request.recipe, &context, &mut log, &mut report);
-    (report, result)
+    mut done: impl Future<Output = Done> + Unpin,
+    owner: &mut watch::Receiver<Option<Arc<Waiter>>>,
+    mut slot: Slot,
+) -> Done {
+    loop {
+        tokio::select! {
+            done = &mut done => return done,
+            Ok(()) = owner.changed() => {
+                let Some(waiter) = owner.borrow_and_update().clone() else { continue };
+                let member = &waiter.request.member;
+                if member.id != slot.charged.id {
+                    tracing::info!(build = id, from = %slot.charged.name, member = %member.name, "build handed over");
+                    slot.hand_over(shared, member);
+                }
+            }
+        }
+    }
 }
 
-/// Makes the outputs visible to the owner. Those of a comparison are only looked at.
+/// Makes the outputs visible to the owner at the end of the run; the other waiters adopt them. Outputs of a comparison are
+/// only compared.
 async fn finish(
     shared: &Shared,
-    owner: Arc<Request>,
+    owner: Arc<Waiter>,
     check: bool,
     settled: Outputs,
 ) -> Result<Built, Failure> {
     let recorded: BTreeMap<String, RecordedOutput> =
         settled.iter().map(|(name, settled)| (name.clone(), settled.record())).collect();
     if !check {
-        let workers = shared.threads.of(&owner.member.id);
+        let workers = shared.threads.of(&owner.request.member.id);
         let view = shared.view_of(&owner);
-        let work = move || outputs::register(&owner.recipe, &view, owner.proven(), settled);
+        let work = move || outputs::register(&owner.request.recipe, &view, owner.request.proven(), settled);
         workers.commit(work).await.unwrap_or_else(|error| {
             tracing::error!(%error, "registering outputs was lost");
             Err(Failure::transient(format!("the outputs could not be kept because of the box: {error}")))
@@ -201,7 +193,7 @@ async fn finish(
     Ok(Built { outputs: recorded })
 }
 
-/// Records what later requests with the same key need not run again for.
+/// Records the result, if it is the answer to later requests with the same key.
 async fn record(
     shared: &Shared,
     workers: &Workers,

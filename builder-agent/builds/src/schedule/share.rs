@@ -1,4 +1,4 @@
-//! The builds that run or wait for a slot, and who waits for each.
+//! Sharing: the runs that build or wait for a slot, and who waits for each.
 //!
 //! A build has one owner, whose slots and limits it uses: the first who asked. When the owner leaves, the build goes
 //! over to the next who waits, and ends when there is none (unless the box is told to go on).
@@ -10,7 +10,8 @@ use std::time::Instant;
 use sandbox::Cancel;
 use tokio::sync::watch;
 
-use super::{Outcome, Request};
+use super::admit::RunId;
+use super::request::{Held, Outcome, Request};
 use crate::BuildKey;
 use crate::log::{LogReader, LogSource};
 use members::Member;
@@ -18,23 +19,29 @@ use members::Member;
 /// What makes two requests the same run: the build, and whether it is made only to be compared.
 pub(super) type RunKey = (BuildKey, bool);
 
+/// A request, and what is kept for it while it waits or owns a run.
+pub(super) struct Waiter {
+    pub request: Request,
+    pub held: Arc<Held>,
+}
+
 /// Listed from the first request until the outcome is known.
 pub(super) struct Running {
-    pub id: u64,
+    pub id: RunId,
     pub log: LogSource,
     pub outcome: watch::Receiver<Option<Arc<Outcome>>>,
     /// When the builder's sandbox was started.
     pub begun: watch::Receiver<Option<Instant>>,
     /// `None` when nobody wants it any more. Followed by the task that runs it.
-    pub owner: watch::Sender<Option<Arc<Request>>>,
+    pub owner: watch::Sender<Option<Arc<Waiter>>>,
     pub cancel: Cancel,
     /// In the order they came.
-    pub waiters: BTreeMap<u64, Arc<Request>>,
+    pub waiters: BTreeMap<u64, Arc<Waiter>>,
 }
 
-/// A place among those who wait.
+/// One waiter's share in a run.
 pub(super) struct Joined {
-    pub id: u64,
+    pub id: RunId,
     pub waiter: u64,
     pub log: LogReader,
     pub outcome: watch::Receiver<Option<Arc<Outcome>>>,
@@ -51,25 +58,25 @@ impl Table {
         self.builds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Joins the run with this key, or starts the one that `start` makes, which `request` owns. The flag says whether it
-    /// was there. `admit` is asked with the table locked, so that [`Table::retain`] comes either before or after it and
+    /// Joins the run with this key, or starts the one that `start` makes, which `new` owns. The flag says whether it
+    /// was there. `may` is asked with the table locked, so that [`Table::retain`] comes either before or after it and
     /// the join together.
     pub fn join<E>(
         &self,
         key: RunKey,
-        request: &Arc<Request>,
-        admit: impl FnOnce() -> Result<(), E>,
+        new: &Arc<Waiter>,
+        may: impl FnOnce() -> Result<(), E>,
         start: impl FnOnce() -> Result<Running, E>,
     ) -> Result<(Joined, bool), E> {
         use std::collections::hash_map::Entry;
         let mut builds = self.lock();
-        admit()?;
+        may()?;
         let (build, there) = match builds.entry(key) {
             Entry::Occupied(there) => (there.into_mut(), true),
             Entry::Vacant(free) => (free.insert(start()?), false),
         };
         let waiter = build.waiters.last_key_value().map_or(0, |(last, _)| last + 1);
-        build.waiters.insert(waiter, request.clone());
+        build.waiters.insert(waiter, new.clone());
         let joined = Joined {
             id: build.id,
             waiter,
@@ -81,7 +88,7 @@ impl Table {
     }
 
     /// One waiter less. The run goes on if another is left, or if `keep`.
-    pub fn leave(&self, key: &RunKey, id: u64, waiter: u64, keep: bool) {
+    pub fn leave(&self, key: &RunKey, id: RunId, waiter: u64, keep: bool) {
         let mut builds = self.lock();
         // The id tells a later run with the same key from the one that was joined.
         let Some(build) = builds.get_mut(key).filter(|build| build.id == id) else { return };
@@ -97,8 +104,8 @@ impl Table {
     /// Nobody for whom `keep` is false waits for, or owns, any run from now on.
     pub fn retain(&self, keep: &dyn Fn(&Member) -> bool) {
         self.lock().retain(|_, build| {
-            build.waiters.retain(|_, request| keep(&request.member));
-            build.settle_owner(|owner| keep(&owner.member));
+            build.waiters.retain(|_, waiter| keep(&waiter.request.member));
+            build.settle_owner(|owner| keep(&owner.request.member));
             let goes_on = build.owner.borrow().is_some();
             if !goes_on {
                 build.stop();
@@ -108,7 +115,7 @@ impl Table {
     }
 
     /// The run is over: who asks from now on starts another.
-    pub fn remove(&self, key: &RunKey, id: u64) {
+    pub fn remove(&self, key: &RunKey, id: RunId) {
         let mut builds = self.lock();
         if builds.get(key).is_some_and(|build| build.id == id) {
             builds.remove(key);
@@ -127,7 +134,7 @@ impl Table {
 impl Running {
     /// Hands the run to who waits longest when its owner has left. `stays`: whether an owner who does not wait any
     /// more and has no successor stays the owner.
-    fn settle_owner(&mut self, stays: impl Fn(&Request) -> bool) {
+    fn settle_owner(&mut self, stays: impl Fn(&Waiter) -> bool) {
         let Some(owner) = self.owner.borrow().clone() else { return };
         if self.waiters.values().any(|waiter| Arc::ptr_eq(waiter, &owner)) {
             return;

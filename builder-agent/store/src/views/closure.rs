@@ -32,11 +32,33 @@ pub struct Composed {
     pub len: u64,
 }
 
-/// Paths as a view had them at one moment. While this lives the member's own ones are not collected, and the contents
-/// of all stay readable, whatever their owners delete.
+/// Paths as a view had them at one moment, with what is known of each. The NAR hashes pin all contents, and no contents are
+/// here: this is plain data, which can be sent elsewhere and outlives the paths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClosureInfo {
+    /// In order; why each path is believed is what the view's member knew of it.
+    pub paths: BTreeMap<StorePath, (Arc<PathInfo>, Provenance)>,
+}
+
+impl ClosureInfo {
+    /// One of its paths.
+    #[must_use]
+    pub fn get(&self, path: &StorePath) -> Option<&Arc<PathInfo>> {
+        self.paths.get(path).map(|(info, _)| info)
+    }
+
+    /// Whether every path of it was Verified.
+    #[must_use]
+    pub fn all_verified(&self) -> bool {
+        self.paths.values().all(|(_, provenance)| *provenance == Provenance::Verified)
+    }
+}
+
+/// The contents of the paths in a [`ClosureInfo`]. While this lives the member's own ones are not collected, and the
+/// contents of all stay readable, whatever their owners delete.
 pub struct Closure {
     base: Arc<Base>,
-    paths: BTreeMap<StorePath, (Arc<PathInfo>, Provenance)>,
+    info: Arc<ClosureInfo>,
     _pinned: Pinned,
     _held: Hold,
 }
@@ -51,54 +73,21 @@ impl Closure {
         // Verified paths need no hold: they are not collected.
         let claims = paths.iter().filter(|(_, (_, provenance))| *provenance != Provenance::Verified);
         let held = Hold::new(base.index.holds(), member, claims.map(|(path, _)| path.clone()).collect());
-        Self { base: Arc::clone(base), paths, _pinned: pinned, _held: held }
+        let info = Arc::new(ClosureInfo { paths });
+        Self { base: Arc::clone(base), info, _pinned: pinned, _held: held }
     }
 
-    /// Its paths, in order.
-    pub fn paths(&self) -> impl Iterator<Item = &StorePath> {
-        self.paths.keys()
-    }
-
-    /// Its paths, in order, with what they were and why we believed it.
-    pub fn infos(&self) -> impl Iterator<Item = (&Arc<PathInfo>, &Provenance)> {
-        self.paths.values().map(|(info, provenance)| (info, provenance))
-    }
-
-    /// One of its paths.
+    /// Which paths these are.
     #[must_use]
-    pub fn info(&self, path: &StorePath) -> Option<&Arc<PathInfo>> {
-        self.paths.get(path).map(|(info, _)| info)
-    }
-
-    /// Whether `path` is in it.
-    #[must_use]
-    pub fn contains(&self, path: &StorePath) -> bool {
-        self.paths.contains_key(path)
-    }
-
-    /// How many paths it has.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.paths.len()
-    }
-
-    /// Whether it has none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.paths.is_empty()
-    }
-
-    /// Whether every path of it was Verified.
-    #[must_use]
-    pub fn all_verified(&self) -> bool {
-        self.paths.values().all(|(_, provenance)| *provenance == Provenance::Verified)
+    pub fn info(&self) -> &Arc<ClosureInfo> {
+        &self.info
     }
 
     /// An EROFS image whose root directory lists exactly the basenames of its paths. Only metadata is generated;
     /// the data stays in the objects. Keeps one open descriptor per path while it lives.
     pub fn compose(&self) -> Result<Composed, ComposeError> {
         // A StorePath sorts as its basename does, so the names are in the order that the directory needs.
-        let infos: Vec<&Arc<PathInfo>> = self.paths.values().map(|(info, _)| info).collect();
+        let infos: Vec<&Arc<PathInfo>> = self.info.paths.values().map(|(info, _)| info).collect();
         let damaged = |i: usize, why| ComposeError::Damaged { path: infos[i].path.clone(), why };
         let mut composer = Composer::new();
         for (i, info) in infos.iter().enumerate() {
@@ -124,13 +113,13 @@ impl Closure {
 
     /// The bytes of one of its paths that is a single file, at most `max`.
     pub fn read_file(&self, path: &StorePath, max: u64) -> Result<Vec<u8>, NarError> {
-        let info = self.info(path).ok_or_else(|| MissingPath(path.clone()))?;
+        let info = self.info.get(path).ok_or_else(|| MissingPath(path.clone()))?;
         Contents::of(&*self.base.objects, info)?.read_file(max)
     }
 
     /// An unpacked, read-only copy of one of its paths, made once and kept.
     pub fn tree(&self, path: &StorePath) -> Result<PathBuf, TreeError> {
-        let (info, provenance) = self.paths.get(path).ok_or_else(|| MissingPath(path.clone()))?;
+        let (info, provenance) = self.info.paths.get(path).ok_or_else(|| MissingPath(path.clone()))?;
         self.base.trees.unpacked(&*self.base.objects, info, provenance)
     }
 }

@@ -93,7 +93,7 @@ impl View {
         self.viewer.sees(&self.base.index.read()).info(path).is_some()
     }
 
-    /// Whether all of `paths` are valid and Verified. For the inputs of a build ask their [`Closure`] instead: this
+    /// Whether all of `paths` are valid and Verified. For the inputs of a build ask their [`Closure::info`] instead: this
     /// answer may be about other contents than those that were read before.
     #[must_use]
     pub fn all_verified(&self, paths: &BTreeSet<StorePath>) -> bool {
@@ -167,7 +167,7 @@ impl View {
             Provenance::Verified => false,
             Provenance::Claimed(owner) => *owner != self.viewer.member,
         };
-        let infos = inputs.infos().filter(|(_, provenance)| shared(provenance));
+        let infos = inputs.info().paths.values().filter(|(_, provenance)| shared(provenance));
         let theirs: Vec<StorePath> = infos.map(|(info, _)| info.path.clone()).collect();
         if theirs.is_empty() {
             return Ok(inputs);

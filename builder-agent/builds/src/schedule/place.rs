@@ -1,0 +1,101 @@
+//! Where a run takes place. [`Here`] is this machine.
+//!
+//! What a place is told is plain data ([`Task`]): no view, no connection, no open file. The list of inputs has the NAR hash
+//! of every path, so it pins their contents wherever they are. What comes back are streams: log bytes, and outputs, which
+//! are taken into this box's store as they arrive.
+//!
+//! A place for another machine would send the task to that machine and answer its requests for inputs from [`Snapshots`]:
+//! the machine gets the contents of the task's list and nothing else. The place would write the log bytes that come back into
+//! the run's log, and take in and check the outputs as `attempt` does with those of a sandbox. The machine needs the
+//! programs that the build key names ([`crate::SandboxIdentity`]). If the machine is lost, the run ends with an error of the
+//! box.
+//! Not here: when a run starts (`admit`), and who gets its outputs (`run`).
+
+mod here;
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sandbox::{Cancel, Limits};
+use store::{Closure, ClosureInfo};
+
+use super::admit::RunId;
+use crate::attempt::{Outputs, Report};
+use crate::log::LogWriter;
+use crate::{Envelope, Failure, Recipe};
+
+pub use here::Here;
+
+/// One run, as any machine can be told of it.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// Names the run in logs, and its inputs in [`Snapshots`].
+    pub run: RunId,
+    /// Identity of the member whose run it is.
+    pub member: Arc<str>,
+    pub recipe: Arc<Recipe>,
+    /// All the builder sees. The build key was computed from this list.
+    pub inputs: Arc<ClosureInfo>,
+    pub envelope: Envelope,
+    /// Beyond these the run ends.
+    pub limits: Limits,
+}
+
+/// How a task ended.
+#[derive(Debug)]
+pub struct Done {
+    pub report: Report,
+    /// Outputs that have been checked and are in the store. Nobody sees them yet.
+    pub result: Result<Outputs, Failure>,
+}
+
+/// Runs tasks.
+pub trait Place: Send + Sync {
+    /// Names the kind of sandbox in logs.
+    fn name(&self) -> &'static str;
+
+    /// Starts `task`. The future is ready when nothing of the task runs any more, which is soon after `cancel`. The place
+    /// writes the log as it arrives.
+    fn run(&self, task: Task, log: LogWriter, cancel: Cancel) -> Pin<Box<dyn Future<Output = Done> + Send>>;
+}
+
+/// Contents of the inputs of runs that have started, by run. Clones are one table.
+///
+/// A snapshot is taken once, when the build key is computed, and is kept here until the run has ended. So what a place
+/// finds is what is in the key, whatever has happened in the views since.
+#[derive(Clone, Default)]
+pub struct Snapshots(Arc<Mutex<HashMap<RunId, Arc<Closure>>>>);
+
+/// Keeps one snapshot in the table.
+pub(super) struct Kept {
+    snapshots: Snapshots,
+    run: RunId,
+}
+
+impl Snapshots {
+    fn lock(&self) -> MutexGuard<'_, HashMap<RunId, Arc<Closure>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn keep(&self, run: RunId, inputs: Arc<Closure>) -> Kept {
+        self.lock().insert(run, inputs);
+        Kept { snapshots: self.clone(), run }
+    }
+
+    /// The inputs of this task, if they are kept, and are those that it lists.
+    #[must_use]
+    pub fn of(&self, task: &Task) -> Option<Arc<Closure>> {
+        self.lock().get(&task.run).filter(|inputs| *inputs.info() == task.inputs).cloned()
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.snapshots.lock().remove(&self.run);
+    }
+}
+
+#[cfg(test)]
+#[path = "place_test.rs"]
+mod place_test;

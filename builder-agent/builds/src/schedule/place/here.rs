@@ -1,0 +1,75 @@
+//! This machine as a place: a thread for each task, and an attempt in the configured sandbox.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use sandbox::{Cancel, JobRunner};
+use store::{Closure, Member, Store};
+
+use super::{Done, Place, Snapshots, Task};
+use crate::Failure;
+use crate::attempt::{self, AttemptContext, Report};
+use crate::log::LogWriter;
+use net::HttpClient;
+use settings::BackendKind;
+use shares::threads::Threads;
+
+/// Runs tasks on this machine. Clones are the same place.
+#[derive(Clone)]
+pub struct Here {
+    pub backend: Arc<dyn JobRunner>,
+    pub kind: BackendKind,
+    /// For what builders that are part of Nix download.
+    pub http: Arc<HttpClient>,
+    /// Where outputs go.
+    pub store: Store,
+    /// Where inputs come from.
+    pub snapshots: Snapshots,
+    /// A folder of the box's state, for files without names.
+    pub scratch: PathBuf,
+    pub threads: Threads,
+}
+
+impl Place for Here {
+    fn name(&self) -> &'static str {
+        self.backend.name()
+    }
+
+    fn run(&self, task: Task, log: LogWriter, cancel: Cancel) -> Pin<Box<dyn Future<Output = Done> + Send>> {
+        let (run, drv) = (task.run, task.recipe.drv_path.to_absolute_path());
+        let trouble = move |why: &dyn std::fmt::Display| {
+            tracing::error!(build = run, error = %why, "a build was lost");
+            let result =
+                Err(Failure::transient(format!("building '{drv}' failed because of the box: {why}")));
+            Done { report: Report::default(), result }
+        };
+        let Some(inputs) = self.snapshots.of(&task) else {
+            return Box::pin(async move { trouble(&"its inputs are not kept; this is a bug of the box") });
+        };
+        // The slot of the run bounds how many of these threads there are.
+        let here = self.clone();
+        let work = self.threads.alone("build", move || here.attempt(&task, &inputs, log, &cancel));
+        Box::pin(async move { work.await.unwrap_or_else(|lost| trouble(&lost)) })
+    }
+}
+
+impl Here {
+    fn attempt(&self, task: &Task, inputs: &Closure, mut log: LogWriter, cancel: &Cancel) -> Done {
+        let context = AttemptContext {
+            id: &task.run.to_string(),
+            view: &self.store.view(&Member::new(&task.member)),
+            http: &self.http,
+            scratch: &self.scratch,
+            inputs,
+            backend: &*self.backend,
+            kind: self.kind,
+            limits: task.limits.clone(),
+            cores: task.envelope.cores(),
+            cancel,
+        };
+        let mut report = Report::default();
+        let result = attempt::run(&task.recipe, &context, &mut log, &mut report);
+        Done { report, result }
+    }
+}

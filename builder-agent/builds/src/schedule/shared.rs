@@ -1,0 +1,80 @@
+//! What all runs work with, and what the roster and the configuration allow them now.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use sandbox::Limits;
+use store::{Store, View};
+use tokio::sync::watch;
+
+use super::place::{Place, Snapshots};
+use super::queue::Queue;
+use super::request::Request;
+use super::share::{Table, Waiter};
+use crate::Envelope;
+use crate::kept::KeptLogs;
+use members::{Member, Roster};
+use settings::Config;
+use shares::threads::Threads;
+
+pub(super) struct Shared {
+    pub config: Arc<Config>,
+    pub place: Arc<dyn Place>,
+    pub snapshots: Snapshots,
+    pub store: Store,
+    pub kept: Arc<KeptLogs>,
+    pub logs: PathBuf,
+    pub queue: Arc<Queue>,
+    pub running: Table,
+    /// Who is a member, and with which limits, at each moment.
+    pub roster: watch::Receiver<Arc<Roster>>,
+    pub threads: Threads,
+    pub next_id: AtomicU64,
+}
+
+impl Shared {
+    /// The member as the roster has them now; `None` once they have left.
+    pub fn current(&self, member: &Member) -> Option<Arc<Member>> {
+        self.roster.borrow().current(member).cloned()
+    }
+
+    /// How many builds this member may run at once, as the roster says now.
+    pub fn slots_now(&self, member: &Arc<Member>) -> usize {
+        self.slots(&self.current(member).unwrap_or_else(|| member.clone()))
+    }
+
+    pub fn slots(&self, member: &Member) -> usize {
+        let most = self.config.limits.max_jobs_per_member;
+        member.limits.max_jobs.map_or(most, |own| own as usize).clamp(1, most)
+    }
+
+    /// The store as who asked may see it now. Their request may have waited, and then built, for hours.
+    pub fn view_of(&self, waiter: &Waiter) -> View {
+        self.roster.borrow().view_of(&self.store, &waiter.request.member).holding_as(&waiter.held.view)
+    }
+
+    /// What a build of this request is allowed if it starts now, in this envelope.
+    pub fn limits(&self, request: &Request, size: Envelope) -> Limits {
+        let now = self.current(&request.member).unwrap_or_else(|| request.member.clone());
+        limits(&self.config, &now, request, size)
+    }
+}
+
+/// The envelope, and of the limits that can only end a build the tightest of box, member and client.
+fn limits(config: &Config, member: &Member, request: &Request, size: Envelope) -> Limits {
+    let (of_box, own) = (&config.limits, &member.limits);
+    let tighter =
+        |ceiling: Duration, asked: Option<Duration>| asked.map_or(ceiling, |asked| asked.min(ceiling));
+    let wall = tighter(of_box.max_build, own.max_build_seconds.map(Duration::from_secs));
+    Limits {
+        vcpus: size.vcpus,
+        memory_mib: size.memory_mib,
+        wall: Some(tighter(wall, request.wall)),
+        silent: Some(tighter(of_box.max_silent, request.silent)),
+        log_bytes: of_box.max_log_bytes.min(request.log.unwrap_or(u64::MAX)),
+        output_bytes: of_box.max_output_bytes,
+        processes: size.processes,
+    }
+}
