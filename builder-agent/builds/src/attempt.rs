@@ -67,7 +67,6 @@ pub fn run(
     log: &mut LogWriter,
     report: &mut Report,
 ) -> Result<Outputs, Failure> {
-    let drv = recipe.drv_path.to_absolute_path();
     let began = Instant::now();
     let closure: BTreeSet<StorePath> = context.inputs.info().paths.keys().cloned().collect();
     let watch = Watch::start(&recipe.drv_path, context.cancel, context.limits.wall);
@@ -75,27 +74,7 @@ pub fn run(
         return fetch(recipe, context, closure, &watch, log, report);
     }
     let around = surroundings(recipe, graphs::of(recipe, context.inputs, &watch)?, context.cores, &watch)?;
-    let trouble = |error: &dyn std::fmt::Display| {
-        Failure::transient(format!("cannot prepare the inputs of '{drv}': {error}"))
-    };
-    let inputs = match context.kind {
-        BackendKind::Kvm => {
-            let composed = context.inputs.compose().map_err(|e| trouble(&e))?;
-            let segments = composed
-                .segments
-                .into_iter()
-                .map(|(file, offset, len)| Segment { file, offset, len })
-                .collect();
-            Inputs::Image(Image { segments })
-        }
-        BackendKind::Namespace => {
-            let tree = |path: &StorePath| {
-                watch.go_on()?;
-                Ok((path.to_absolute_path(), context.inputs.tree(path).map_err(|e| trouble(&e))?))
-            };
-            Inputs::Trees(closure.iter().map(tree).collect::<Result<_, Failure>>()?)
-        }
-    };
+    let inputs = inputs(recipe, context, &closure, &watch)?;
     watch.go_on()?;
     report.inputs_prepared = Some(began.elapsed());
     let places = recipe.places();
@@ -137,20 +116,54 @@ pub fn run(
     };
     report.kernel = Some(finished.kernel);
     if finished.status != BuilderStatus::Exited(0) {
-        let tail = receiver.log.tail();
-        let mut failure = builder_failed(&recipe.drv_path, finished.status, recipe.is_fixed(), &tail);
-        if recipe.is_fixed() {
-            failure.message.push_str(
-                "\nnote: builders have no network on this box, fixed-output ones neither; let the client build this one, \
-                 or fetch with `builtin:fetchurl` (<nix/fetchurl.nix>)",
-            );
-        }
-        return Err(failure);
+        return Err(exit_failure(recipe, finished.status, &receiver.log.tail()));
     }
     let checking = Instant::now();
     let outputs = settle(recipe, context.view, context.inputs.info(), outputs, &watch)?;
     report.outputs_checked = Some(checking.elapsed());
     Ok(outputs)
+}
+
+/// The builder's view of its inputs, as the sandbox takes it.
+fn inputs(
+    recipe: &Recipe,
+    context: &AttemptContext<'_>,
+    closure: &BTreeSet<StorePath>,
+    watch: &Watch<'_>,
+) -> Result<Inputs, Failure> {
+    let drv = recipe.drv_path.to_absolute_path();
+    let trouble = |error: &dyn std::fmt::Display| {
+        Failure::transient(format!("cannot prepare the inputs of '{drv}': {error}"))
+    };
+    match context.kind {
+        BackendKind::Kvm => {
+            let composed = context.inputs.compose().map_err(|e| trouble(&e))?;
+            let segments = composed
+                .segments
+                .into_iter()
+                .map(|(file, offset, len)| Segment { file, offset, len })
+                .collect();
+            Ok(Inputs::Image(Image { segments }))
+        }
+        BackendKind::Namespace => {
+            let tree = |path: &StorePath| {
+                watch.go_on()?;
+                Ok((path.to_absolute_path(), context.inputs.tree(path).map_err(|e| trouble(&e))?))
+            };
+            Ok(Inputs::Trees(closure.iter().map(tree).collect::<Result<_, Failure>>()?))
+        }
+    }
+}
+
+fn exit_failure(recipe: &Recipe, status: BuilderStatus, tail: &[String]) -> Failure {
+    let mut failure = builder_failed(&recipe.drv_path, status, recipe.is_fixed(), tail);
+    if recipe.is_fixed() {
+        failure.message.push_str(
+            "\nnote: builders have no network on this box, fixed-output ones neither; let the client build this one, \
+             or fetch with `builtin:fetchurl` (<nix/fetchurl.nix>)",
+        );
+    }
+    failure
 }
 
 /// `builtin:fetchurl`, which needs no sandbox.
