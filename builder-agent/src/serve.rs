@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use builds::SandboxIdentity;
 use builds::backend;
 use builds::kept::KeptLogs;
+use builds::realise::Realiser;
 use builds::schedule::{Embedded, Here, Parts, Snapshots};
 use daemon::Agent;
 use net::HttpClient;
@@ -133,18 +134,22 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
     let terms = config.terms_of_substitution();
     let substituters =
         Substituters::new(&config.substitution, &terms, &store, trusted, &http, threads.clone());
-    let drv_hashes = Default::default();
+    let realiser = Realiser {
+        config: config.clone(),
+        store: store.clone(),
+        scheduler,
+        kept,
+        sandbox_identity,
+        substituters,
+        drv_hashes: Default::default(),
+    };
     let budgets = Budgets::new(config.limits.max_session_bytes, config.limits.max_session_bytes_per_member);
     let agent = Arc::new(Agent {
         config: config.clone(),
         store,
-        scheduler,
-        kept,
-        sandbox_identity,
+        realiser: Arc::new(realiser),
         signing_key,
-        substituters,
         roster,
-        drv_hashes,
         threads,
         budgets,
         opened: Default::default(),
@@ -164,7 +169,7 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
         _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
         _ = &mut doors => tracing::error!("the ssh server ended by itself; this is a bug"),
     }
-    agent.scheduler.retain(&|_| false);
+    agent.realiser.scheduler.retain(&|_| false);
     stop.send_replace(true);
     if !doors.is_finished() && tokio::time::timeout(GRACE, doors).await.is_err() {
         tracing::warn!("some connections did not end in time");

@@ -184,8 +184,10 @@ async fn for_what_is_realised_nothing_is_fetched() {
     let nar = encode_file_nar(b"x", false);
     let (method, algorithm) = (ContentAddressMethod::Nar, HashAlgorithm::Sha256);
     let out = view.add_ca("above", method, algorithm, &BTreeSet::new(), &mut nar.as_slice()).expect("added");
-    let drv_hash =
-        Hasher::new(&view, &house.house.drv_hashes, &Study::default()).of(&above).expect("hashes").masked;
+    let drv_hash = Hasher::new(&view, &house.house.realiser.drv_hashes, &Study::default())
+        .of(&above)
+        .expect("hashes")
+        .masked;
     let id = RealisationId { drv_hash, output: "out".into() };
     let mine = Provenance::Claimed(Member::new("alice"));
     view.add_realisation(id, out.path.clone(), mine).expect("realised");

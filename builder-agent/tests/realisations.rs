@@ -91,7 +91,7 @@ impl Case {
     /// Of the derivation, and of what it resolves to.
     fn realisations(&self) -> [RealisationId; 2] {
         let view = self.view("alice");
-        let hash = Hasher::new(&view, &self.house.house.drv_hashes, &Study::default())
+        let hash = Hasher::new(&view, &self.house.house.realiser.drv_hashes, &Study::default())
             .of(&self.floating)
             .expect("a hash")
             .masked;

@@ -110,7 +110,7 @@ async fn an_equal_build_of_another_member_is_not_run_again() {
     // Both can read how it went.
     for member in ["alice", "bob"] {
         let mut log = String::new();
-        let mut file = house.house.kept.find(member, &path("t.drv")).expect("a log");
+        let mut file = house.house.realiser.kept.find(member, &path("t.drv")).expect("a log");
         std::io::Read::read_to_string(&mut file, &mut log).expect("readable");
         assert_eq!(log, "sawing\n");
     }

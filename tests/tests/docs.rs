@@ -124,6 +124,27 @@ fn every_source_file_that_a_page_names_exists() {
     assert!(missing.is_empty(), "source files that do not exist: {missing:#?}");
 }
 
+/// `crate::module::function`, one a line, is the function of that name in that file.
+#[test]
+fn every_function_on_the_way_of_a_build_exists() {
+    let page = read(&place::project().join("docs/design/architecture.md"));
+    let (_, rest) = page.split_once("<!-- way of a build: start -->").expect("a start mark");
+    let (way, _) = rest.split_once("<!-- way of a build: end -->").expect("an end mark");
+    let named: Vec<&str> = way.split('`').skip(1).step_by(2).filter(|word| word.contains("::")).collect();
+    assert!(named.len() > 15, "{named:?}");
+    let missing: Vec<&&str> = named
+        .iter()
+        .filter(|name| {
+            let parts: Vec<&str> = name.split("::").collect();
+            let [krate, modules @ .., function] = &parts[..] else { return true };
+            let file = format!("builder-agent/{krate}/src/{}.rs", modules.join("/"));
+            let code = std::fs::read_to_string(place::project().join(file)).unwrap_or_default();
+            !["(", "<"].iter().any(|after| code.contains(&format!("fn {function}{after}")))
+        })
+        .collect();
+    assert!(missing.is_empty(), "functions that do not exist: {missing:#?}");
+}
+
 /// Messages in the first column of the page's tables.
 fn messages(page: &str) -> Vec<&str> {
     let rows = page.lines().filter(|line| line.starts_with("| `"));

@@ -1,7 +1,7 @@
 //! What has to be built for some targets, and in which order.
 //!
 //! Walks `.drv` files of the member's view. They are the member's own, and may name anything, so the walk has bounds
-//! and never recurses; see `study` for those of the whole request. Blocking: reads files. Not here: running the plan (`daemon::realise`).
+//! and never recurses; see `study` for those of the whole request. Blocking: reads files. Not here: running the plan (`realise`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use store::View;
 use super::modulo::{self, Hasher, Known};
 use super::resolve::InputPaths;
 use super::study::{KEPT_BESIDE, Study};
-use super::{Failure, Recipe, realised};
+use super::{Failure, Recipe, realisations};
 use shares::budget::Charge;
 
 /// Derivations looked at for one request. A NixOS system with everything from source has about 20,000.
@@ -265,6 +265,18 @@ impl Plan {
         paths
     }
 
+    /// How many outputs an answer about this target names.
+    #[must_use]
+    pub fn outputs_of(&self, target: &DerivedPath) -> usize {
+        match target {
+            DerivedPath::Opaque(_) => 0,
+            DerivedPath::Built { outputs, .. } if outputs.is_empty() => {
+                self.nodes.get(target.base()).map_or(0, |node| node.recipe.outputs.len())
+            }
+            DerivedPath::Built { outputs, .. } => outputs.len(),
+        }
+    }
+
     pub fn will_build(&self) -> Vec<StorePath> {
         self.nodes.iter().filter(|(_, node)| node.needs_build).map(|(drv, _)| drv.clone()).collect()
     }
@@ -308,7 +320,7 @@ fn node(
         let hashes = hasher.of(drv)?;
         recipe.drv_hash = Some(hashes.masked);
         recipe.verified_paths = verified && hashes.verified;
-        outputs.extend(realised::path(view, &hashes.masked, name).map(|(path, _)| (name.clone(), path)));
+        outputs.extend(realisations::path(view, &hashes.masked, name).map(|(path, _)| (name.clone(), path)));
     }
     if !recipe.input_derivations.is_empty() {
         // A fixed output may be made from what is not known yet, too.
@@ -356,7 +368,7 @@ pub fn inputs_verified(
             let path = inputs.get(&(drv.clone(), output.clone()));
             match spec.path(&derivation.name, output) {
                 Ok(Some(stated)) => path == Some(&stated),
-                Ok(None) => realised::path(view, &hashes.masked, output)
+                Ok(None) => realisations::path(view, &hashes.masked, output)
                     .is_some_and(|(realised, verified)| verified && path == Some(&realised)),
                 Err(_) => false,
             }
@@ -378,7 +390,7 @@ pub fn outputs(
         let stated = output.path(&derivation.name, name);
         let path = match stated.map_err(|e| Failure::rejected(e.to_string()))? {
             Some(path) => Some(path),
-            None => realised::path(view, &hasher.of(drv)?.masked, name).map(|(path, _)| path),
+            None => realisations::path(view, &hasher.of(drv)?.masked, name).map(|(path, _)| path),
         };
         Ok((name.clone(), path))
     };

@@ -10,6 +10,7 @@ use sandbox::Cancel;
 
 use super::Failure;
 use shares::budget::{Budget, Charge, OverBudget};
+use shares::threads::Workers;
 
 /// Text of derivations parsed for one request, in bytes. A NixOS system with everything from source has 20,000 of 3 KiB
 /// each, and each is parsed up to three times: for substitutes, for its hash, and for the plan.
@@ -109,6 +110,31 @@ impl Study {
             limit >> 20
         )))
     }
+}
+
+/// Does `work`, which reads derivations, on a thread that is there for it and in the memory of `budget`. If this is
+/// dropped, the study is over soon.
+pub async fn studied<T: Send + 'static>(
+    workers: &Workers,
+    budget: &Budget,
+    work: impl FnOnce(&Study) -> T + Send + 'static,
+) -> Result<T, Failure> {
+    /// Cancels when it is dropped: nobody waits any more.
+    struct Gone(Cancel);
+
+    impl Drop for Gone {
+        fn drop(&mut self) {
+            self.0.cancel();
+        }
+    }
+
+    let cancel = Cancel::new();
+    let _gone = Gone(cancel.clone());
+    let study = Study::charged(cancel, budget).map_err(|over| Failure::transient(over.to_string()))?;
+    workers.plan(move || work(&study)).await.map_err(|error| {
+        tracing::error!(%error, "work for a request was lost");
+        Failure::transient(format!("the request failed because of the box: {error}"))
+    })
 }
 
 #[cfg(test)]

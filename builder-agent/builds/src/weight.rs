@@ -2,7 +2,7 @@
 //!
 //! A list of many short strings takes twenty times its text; a script in one variable takes its text. So the parts are
 //! counted, at what each takes at most with an allocator's rounding and half-full tree nodes.
-//! Not here: who is charged (`study`, and for what is built `daemon::one`).
+//! Not here: who is charged (`study`, and for what is built `realise::one`).
 
 /// A string beside its bytes: its header in a list or a tree, and what an allocator adds.
 const STRING: u64 = 64;

@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 
-use nix::{BuildResult, DrvKey, DrvOutputId, Missing, PathInfo, Realisation};
-use nix_derivation::{DerivedPath, NixHash, StorePath};
+use nix::{BuildResult, DrvKey, DrvOutputId, PathInfo, Realisation};
+use nix_derivation::{NixHash, StorePath};
 use store::{Member, Provenance, RealisationId, View};
 
 use wire::worker::Response;
 
 use super::desk::Desk;
-use super::studied::studied;
 use super::transfer::{RequestError, over};
 use crate::Agent;
 use builds::modulo::Hasher;
-use builds::{Plan, plan};
+use builds::plan;
+use builds::study::studied;
 use shares::budget::{Charge, OverBudget};
 
 /// Info of a path that the client takes to be valid.
@@ -90,30 +90,11 @@ pub(super) async fn outputs(
     path: StorePath,
 ) -> Result<BTreeMap<String, Option<StorePath>>, RequestError> {
     let (agent, view) = (agent.clone(), view.clone());
-    studied(desk, move |study| {
-        let outputs = plan::outputs(&view, &agent.drv_hashes, &path, study);
-        outputs.map_err(|failure| RequestError::Refused(failure.message))
+    studied(&desk.workers, &desk.budget, move |study| {
+        let outputs = plan::outputs(&view, &agent.realiser.drv_hashes, &path, study);
+        outputs.map_err(RequestError::from)
     })
     .await?
-}
-
-/// What building the targets would mean.
-pub(super) async fn missing(
-    desk: &Desk,
-    agent: &Arc<Agent>,
-    view: &View,
-    targets: Vec<DerivedPath>,
-) -> Result<Missing, RequestError> {
-    let (agent, view) = (agent.clone(), view.clone());
-    let plan = studied(desk, move |study| Plan::make(&view, &agent.drv_hashes, &targets, study)).await?;
-    let plan = plan.map_err(|failure| RequestError::Refused(failure.message))?;
-    Ok(Missing {
-        will_build: plan.will_build(),
-        will_substitute: Vec::new(),
-        unknown: plan.unknown.into_iter().chain(plan.rejected.into_keys()).collect(),
-        download_size: 0,
-        nar_size: 0,
-    })
 }
 
 /// What an output of a derivation turned out to be.
@@ -153,7 +134,7 @@ pub(super) async fn register(
     let Realisation { id: DrvOutputId { drv, output }, out_path, .. } = realisation;
     let (agent, view) = (agent.clone(), view.clone());
     let full = out_path.to_absolute_path();
-    studied(desk, move |study| {
+    studied(&desk.workers, &desk.budget, move |study| {
         let refused = |why: &dyn std::fmt::Display| {
             RequestError::Refused(format!(
                 "cannot register '{full}' as the output '{output}' of a derivation: {why}"
@@ -165,7 +146,7 @@ pub(super) async fn register(
                 return Err(refused(&format!("its derivation is named by a {} hash", other.algorithm())));
             }
             DrvKey::Path(drv) => {
-                let hashes = Hasher::new(&view, &agent.drv_hashes, study).of(&drv);
+                let hashes = Hasher::new(&view, &agent.realiser.drv_hashes, study).of(&drv);
                 hashes.map_err(|failure| refused(&failure.message))?.masked
             }
         };

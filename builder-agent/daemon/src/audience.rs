@@ -1,51 +1,62 @@
-//! Whoever waits for builds: sees their log while they run, and may hang up.
+//! A client that waits for builds and downloads: it sees what happens meanwhile, and may hang up.
 
 use std::future::Future;
 
+use builds::events::Event;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use wire::WireError;
-use wire::worker::{ActivityKind, Connection, Field, LogEvent, ResultKind};
+use wire::worker::Connection;
+
+use super::render::lines::Lines;
+use super::render::worker::{Ids, Renderer};
 
 /// Bytes of log in one write. More than ssh packets hold, so that waiting lines travel together.
 const MAX_WRITE: usize = 128 << 10;
 
-/// A client that waits for the end of some work. Builds know no more of the protocol than this.
+/// A client that waits for the end of some work. Requests know no more of the protocol than this.
 pub(super) trait Audience: Send {
-    /// Does `work` and shows what arrives in `shown` at once, also what is left in it when `work` is done. When the
+    /// Does `work` and shows what arrives in `events` at once, also what is left in it when `work` is done. When the
     /// client hangs up, `work` is dropped and this fails.
     fn run<F>(
         &mut self,
         work: F,
-        shown: &mut mpsc::Receiver<LogEvent>,
+        events: &mut mpsc::Receiver<Event>,
     ) -> impl Future<Output = Result<F::Output, WireError>> + Send
     where
         F: Future + Send,
         F::Output: Send;
 }
 
-impl<R, W> Audience for Connection<R, W>
+/// The client of a worker session.
+pub(super) struct WorkerClient<'a, R, W> {
+    pub conn: &'a mut Connection<R, W>,
+    pub ids: &'a Ids,
+    /// The name of the box.
+    pub machine: &'a str,
+}
+
+impl<R, W> Audience for WorkerClient<'_, R, W>
 where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
-    async fn run<F>(&mut self, work: F, shown: &mut mpsc::Receiver<LogEvent>) -> Result<F::Output, WireError>
+    async fn run<F>(&mut self, work: F, events: &mut mpsc::Receiver<Event>) -> Result<F::Output, WireError>
     where
         F: Future + Send,
         F::Output: Send,
     {
-        Connection::run(self, work, shown).await
+        let mut renderer = Renderer::new(self.ids, self.machine);
+        self.conn.run(work, events, |event, to| renderer.render(event, to)).await
     }
 }
 
 /// Does `work` and writes lines for what there is to show, at once.
-///
-/// `builds`: also one line for each build that starts.
 pub(super) async fn shown_on<E, F>(
     stderr: &mut E,
-    builds: bool,
+    mut lines: Lines<'_>,
     work: F,
-    shown: &mut mpsc::Receiver<LogEvent>,
+    events: &mut mpsc::Receiver<Event>,
 ) -> Result<F::Output, WireError>
 where
     E: AsyncWrite + Unpin,
@@ -56,13 +67,13 @@ where
     loop {
         tokio::select! {
             biased;
-            event = shown.recv(), if open => match event {
-                Some(event) => write_lines(stderr, builds, event, shown).await?,
+            event = events.recv(), if open => match event {
+                Some(event) => write_lines(stderr, &mut lines, event, events).await?,
                 None => open = false,
             },
             output = &mut work => {
-                while let Ok(event) = shown.try_recv() {
-                    write_lines(stderr, builds, event, shown).await?;
+                while let Ok(event) = events.try_recv() {
+                    write_lines(stderr, &mut lines, event, events).await?;
                 }
                 return Ok(output);
             }
@@ -73,37 +84,22 @@ where
 /// Writes what has arrived, the first of it included.
 async fn write_lines<E: AsyncWrite + Unpin>(
     stderr: &mut E,
-    builds: bool,
-    first: LogEvent,
-    shown: &mut mpsc::Receiver<LogEvent>,
+    lines: &mut Lines<'_>,
+    first: Event,
+    events: &mut mpsc::Receiver<Event>,
 ) -> Result<(), WireError> {
     let mut text = Vec::new();
     let mut next = Some(first);
     while let Some(event) = next {
-        if let Some(line) = line(&event, builds) {
-            text.extend_from_slice(line);
+        if let Some(line) = lines.line(event) {
+            text.extend_from_slice(&line);
             text.push(b'\n');
         }
-        next = if text.len() < MAX_WRITE { shown.try_recv().ok() } else { None };
+        next = if text.len() < MAX_WRITE { events.try_recv().ok() } else { None };
     }
     if !text.is_empty() {
         stderr.write_all(&text).await?;
         stderr.flush().await?;
     }
     Ok(())
-}
-
-/// What a person reads of an event. (Nix: `SimpleLogger` in logging.cc, as `nix-store` uses it.)
-fn line(event: &LogEvent, builds: bool) -> Option<&[u8]> {
-    match event {
-        LogEvent::Message(text) => Some(text),
-        LogEvent::StartActivity { kind: ActivityKind::Build, text, .. } if builds => Some(text.as_bytes()),
-        LogEvent::Result {
-            kind: ResultKind::BuildLogLine | ResultKind::PostBuildLogLine, fields, ..
-        } => match fields.first() {
-            Some(Field::Text(text)) => Some(text),
-            _ => None,
-        },
-        _ => None,
-    }
 }

@@ -4,7 +4,7 @@
 //! nixos-rebuild-ng: nix.py) asks for a temporary folder before and reads a link in it afterwards, so that the result
 //! is a garbage collector's root meanwhile. There are no files behind any of this: a link is a root of the member's, by
 //! name, and a temporary folder is what the names of some roots begin with.
-//! Not here: which words a client may write (`ssh::host_command`), running builders (`build`).
+//! Not here: which words a client may write (`ssh::host_command`), running builders (`builds`).
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -16,14 +16,15 @@ use nix_derivation::{DerivedPath, StorePath};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use wire::types::ClientSettings;
-use wire::worker::LogEvent;
 use wire::{PatientWriter, WireError};
 
 use super::audience::{Audience, shown_on};
 use super::desk::Desk;
+use super::render::lines::Lines;
 use super::transfer::{RequestError, bug};
 use super::{Caller, EndLogged, Running, Session, Writer};
 use crate::Agent;
+use builds::events::Event;
 
 /// What can be asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,8 +91,8 @@ async fn command_session(
             return 1;
         }
     };
-    let mut session = Session::open(agent, member, options);
-    let mut terminal = Terminal { stderr: &mut stderr, hung_up };
+    let mut session = Session::open(agent.clone(), member, options);
+    let mut terminal = Terminal { stderr: &mut stderr, hung_up, machine: &agent.config.name };
     let done = match session.follow_roster() {
         Ok(()) => session.host_command(command, &mut terminal).await,
         Err(gone) => Err(RequestError::Refused(gone)),
@@ -115,22 +116,40 @@ async fn command_session(
 struct Terminal<'a, E> {
     stderr: &'a mut E,
     hung_up: Running<'a, ()>,
+    /// The name of the box.
+    machine: &'a str,
 }
 
 impl<E: AsyncWrite + Unpin + Send> Audience for Terminal<'_, E> {
-    async fn run<F>(&mut self, work: F, shown: &mut mpsc::Receiver<LogEvent>) -> Result<F::Output, WireError>
+    async fn run<F>(&mut self, work: F, events: &mut mpsc::Receiver<Event>) -> Result<F::Output, WireError>
     where
         F: Future + Send,
         F::Output: Send,
     {
-        let work = shown_on(self.stderr, true, work, shown);
-        tokio::select! {
-            biased;
-            done = work => done,
-            () = self.hung_up.as_mut() => {
-                Err(WireError::Truncated { op: "a command", field: "its output's reader" })
-            }
-        }
+        let work = shown_on(self.stderr, Lines::new(self.machine, true), work, events);
+        unless_hung_up(&mut self.hung_up, work).await
+    }
+}
+
+impl<E: AsyncWrite + Unpin + Send> Terminal<'_, E> {
+    /// Shows a message.
+    async fn say(&mut self, text: &str) -> Result<(), WireError> {
+        let written = async {
+            self.stderr.write_all(format!("{text}\n").as_bytes()).await?;
+            Ok(self.stderr.flush().await?)
+        };
+        unless_hung_up(&mut self.hung_up, written).await
+    }
+}
+
+async fn unless_hung_up<T>(
+    hung_up: &mut Running<'_, ()>,
+    work: impl Future<Output = Result<T, WireError>>,
+) -> Result<T, WireError> {
+    tokio::select! {
+        biased;
+        done = work => done,
+        () = hung_up.as_mut() => Err(WireError::Truncated { op: "a command", field: "its output's reader" }),
     }
 }
 
@@ -139,13 +158,13 @@ impl Session {
     async fn host_command(
         mut self,
         command: HostCommand,
-        audience: &mut impl Audience,
+        terminal: &mut Terminal<'_, impl AsyncWrite + Unpin + Send>,
     ) -> Result<(Vec<String>, u32), RequestError> {
         let line = match command {
             HostCommand::Realise(realise) => {
                 self.settings = realise.settings.clone();
                 self.settings.keep_going |= self.agent.config.keep_going;
-                return self.realise(realise, audience).await;
+                return self.realise(realise, terminal).await;
             }
             HostCommand::MakeFolder { prefix } => {
                 let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
@@ -186,23 +205,23 @@ impl Session {
     async fn realise(
         &self,
         realise: Realise,
-        audience: &mut impl Audience,
+        terminal: &mut Terminal<'_, impl AsyncWrite + Unpin + Send>,
     ) -> Result<(Vec<String>, u32), RequestError> {
         let Realise { targets, mode, root, print, .. } = realise;
         if realise.dry_run {
-            let missing = self.missing(audience, targets).await?;
+            let missing = self.missing(terminal, targets).await?;
             let text = what_would_happen(&missing);
             if !text.is_empty() {
-                say(audience, text).await?;
+                terminal.say(&text).await?;
             }
             return Ok((Vec::new(), 0));
         }
-        let results = self.build_paths_with_results(audience, targets, mode).await?;
+        let results = self.build_paths_with_results(terminal, targets, mode).await?;
         let failed: Vec<_> = results.iter().filter(|(_, r)| !r.status.is_success()).collect();
         if let Some((_, first)) = failed.first() {
             let status = exit_status(first.status);
-            let message = super::realise::all_messages(failed.into_iter().map(|(_, r)| r.clone()).collect());
-            say(audience, format!("error: {message}")).await?;
+            let message = super::building::all_messages(failed.into_iter().map(|(_, r)| r.clone()).collect());
+            terminal.say(&format!("error: {message}")).await?;
             return Ok((Vec::new(), status));
         }
         let mut lines = BTreeSet::new();
@@ -235,15 +254,6 @@ impl Session {
         }
         Ok((if print { lines.into_iter().collect() } else { Vec::new() }, 0))
     }
-}
-
-/// Shows a message.
-async fn say(audience: &mut impl Audience, text: String) -> Result<(), WireError> {
-    let (events, mut shown) = mpsc::channel(1);
-    let told = async move {
-        let _ = events.send(LogEvent::message(text)).await;
-    };
-    audience.run(told, &mut shown).await
 }
 
 /// One line for each path, under a line for each kind.

@@ -22,7 +22,7 @@ impl Session {
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
     {
-        let (kept, member) = (self.agent.kept.clone(), self.member.id.clone());
+        let (kept, member) = (self.agent.realiser.kept.clone(), self.member.id.clone());
         let (max, full) = (self.agent.config.limits.max_log_bytes, drv.to_absolute_path());
         let open = move || Log::open(kept, member, drv, max);
         feed(&self.desk, conn.body(), open).await?.map_err(|error| match error.kind() {

@@ -3,7 +3,7 @@
 //! The protocol can say that a build or an upload failed, and nothing else. So a person reads on stderr what happened,
 //! and a request without a way to fail ends the session, as it does with Nix's own server. Build logs go to stderr, too,
 //! line by line and without decoration: `--builders` takes every line for a line of the log.
-//! Not here: bytes (`wire::serve`), contents (`store`), running builders (`build`).
+//! Not here: bytes (`wire::serve`), contents (`store`), running builders (`builds`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -16,14 +16,15 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use wire::serve::{BuildOptions, Connection, ImportedInfo, Request, Response};
 use wire::types::ClientSettings;
-use wire::worker::LogEvent;
 use wire::{PatientWriter, WireError};
 
 use super::audience::{Audience, shown_on};
 use super::desk::Desk;
+use super::render::lines::Lines;
 use super::transfer::{self, BATCH, RequestError, feed, unknown};
 use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, ask, garbage, in_words};
 use crate::Agent;
+use builds::events::Event;
 
 /// Serves one channel until the client hangs up. `stderr` is the other direction's second stream.
 ///
@@ -130,7 +131,10 @@ where
                     view.hold(&paths).map_err(garbage::failed)?;
                 }
                 let Self { conn, stderr, session, write } = self;
-                let (audience, fetch) = (&mut Listener { conn, stderr }, substitute && *write);
+                let (audience, fetch) = (
+                    &mut Listener { conn, stderr, machine: &session.agent.config.name },
+                    substitute && *write,
+                );
                 Response::Paths(session.valid_paths(audience, paths, fetch).await?)
             }
             Request::QueryPathInfos { paths } => {
@@ -178,7 +182,7 @@ where
             Request::BuildDerivation { drv_path, derivation, options } => {
                 self.session.settings = settings(options, self.session.agent.config.keep_going)?;
                 let Self { conn, stderr, session, .. } = self;
-                let audience = &mut Listener { conn, stderr };
+                let audience = &mut Listener { conn, stderr, machine: &session.agent.config.name };
                 let mode = BuildMode::Normal;
                 Response::BuildResult(session.build_derivation(audience, drv_path, derivation, mode).await?)
             }
@@ -264,13 +268,13 @@ where
     ) -> Result<(BuildStatus, String), RequestError> {
         self.session.settings = settings(options, self.session.agent.config.keep_going)?;
         let Self { conn, stderr, session, .. } = self;
-        let audience = &mut Listener { conn, stderr };
+        let audience = &mut Listener { conn, stderr, machine: &session.agent.config.name };
         let results = session.build_paths_with_results(audience, paths, BuildMode::Normal).await?;
         let failed: Vec<BuildResult> =
             results.into_iter().map(|(_, result)| result).filter(|r| !r.status.is_success()).collect();
         let Some(first) = failed.first() else { return Ok((BuildStatus::Built, String::new())) };
         let status = first.status;
-        Ok((status, super::realise::all_messages(failed)))
+        Ok((status, super::building::all_messages(failed)))
     }
 }
 
@@ -278,6 +282,8 @@ where
 struct Listener<'a, R, W, E> {
     conn: &'a mut Connection<R, W>,
     stderr: &'a mut E,
+    /// The name of the box.
+    machine: &'a str,
 }
 
 impl<R, W, E> Audience for Listener<'_, R, W, E>
@@ -286,12 +292,12 @@ where
     W: AsyncWrite + Unpin + Send,
     E: AsyncWrite + Unpin + Send,
 {
-    async fn run<F>(&mut self, work: F, shown: &mut mpsc::Receiver<LogEvent>) -> Result<F::Output, WireError>
+    async fn run<F>(&mut self, work: F, events: &mut mpsc::Receiver<Event>) -> Result<F::Output, WireError>
     where
         F: Future + Send,
         F::Output: Send,
     {
-        let work = shown_on(self.stderr, false, work, shown);
+        let work = shown_on(self.stderr, Lines::new(self.machine, false), work, events);
         self.conn.run(work).await?
     }
 }

@@ -14,7 +14,7 @@ use wire::worker::Connection;
 
 use super::Session;
 use super::desk::Desk;
-use super::views::Views;
+use members::Views;
 use shares::budget::OverBudget;
 use shares::threads::Lost;
 
@@ -45,6 +45,13 @@ pub(super) enum RequestError {
 impl From<WireError> for RequestError {
     fn from(error: WireError) -> Self {
         Self::Wire(error)
+    }
+}
+
+/// The client reads the message. The status is for answers that have one.
+impl From<builds::Failure> for RequestError {
+    fn from(failure: builds::Failure) -> Self {
+        Self::Refused(failure.message)
     }
 }
 

@@ -21,8 +21,10 @@ use identity::Listed;
 
 pub use ::roster::{MemberLimits, Role};
 pub use identity::Identities;
+pub use views::Views;
 
 mod identity;
+mod views;
 
 /// How often the file is looked at. Removal must bite within a minute; a stat per second costs nothing.
 const POLL: Duration = Duration::from_secs(1);

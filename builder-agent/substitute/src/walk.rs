@@ -32,7 +32,7 @@ const WHAT: &str = "the list of what could be fetched";
 /// Between two reports about one download.
 const REPORT: Duration = Duration::from_millis(200);
 
-/// What a request's client may want to show.
+/// What happens while paths are fetched. A caller that has more to report sends these in an enum of its own (`E: From<Event>`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// `size`: bytes of NAR. `from`: the source's name.
@@ -179,13 +179,13 @@ impl Substituters {
     }
 
     /// What there is of `paths` alone, without what they refer to, and the memory for that. `mass`: only sources that do not mind are asked.
-    pub async fn offers(
+    pub async fn offers<E: From<Event>>(
         &self,
         member: &Member,
         budget: &Budget,
         paths: &[StorePath],
         mass: bool,
-        events: &mpsc::Sender<Event>,
+        events: &mpsc::Sender<E>,
     ) -> Result<(BTreeMap<StorePath, Arc<Offer>>, Charge), OverBudget> {
         let mut memory = budget.charge(0, WHAT)?;
         let mut offers = BTreeMap::new();
@@ -216,12 +216,12 @@ impl Substituters {
 
     /// Fetches `paths` with all they refer to. Each ends Verified, or with the reason why not. Dropping this ends what
     /// nobody else waits for.
-    pub async fn fetch(
+    pub async fn fetch<E: From<Event> + Send + 'static>(
         &self,
         member: &Member,
         budget: &Budget,
         paths: &[StorePath],
-        events: &mpsc::Sender<Event>,
+        events: &mpsc::Sender<E>,
     ) -> Result<Fetched, OverBudget> {
         let mut walk = self.walk(member, budget, paths).await?;
         warn(std::mem::take(&mut walk.warnings), events).await;
@@ -281,23 +281,23 @@ impl Substituters {
     }
 }
 
-/// Tells whoever asked.
-pub async fn warn(warnings: impl IntoIterator<Item = Arc<str>>, events: &mpsc::Sender<Event>) {
+/// Reports these warnings.
+pub async fn warn<E: From<Event>>(warnings: impl IntoIterator<Item = Arc<str>>, events: &mpsc::Sender<E>) {
     for warning in warnings {
-        let _ = events.send(Event::Warning(warning)).await;
+        let _ = events.send(Event::Warning(warning).into()).await;
     }
 }
 
-/// Waits for one download and tells about it.
-async fn watched(
+/// Waits for one download and reports it.
+async fn watched<E: From<Event>>(
     all: Substituters,
     offer: Arc<Offer>,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<E>,
 ) -> (StorePath, Result<(), Arc<str>>) {
     let path = offer.info.path.clone();
     let size = offer.info.nar_size;
     let from = all.source(offer.source).name.clone();
-    let _ = events.send(Event::Started { path: path.clone(), from, size }).await;
+    let _ = events.send(Event::Started { path: path.clone(), from, size }.into()).await;
     let download = all.start(&offer);
     let mut state = download.state.clone();
     let mut reported = Instant::now();
@@ -308,16 +308,16 @@ async fn watched(
         }
         if reported.elapsed() >= REPORT {
             reported = Instant::now();
-            let _ = events.send(Event::Progress { path: path.clone(), received, size }).await;
+            let _ = events.send(Event::Progress { path: path.clone(), received, size }.into()).await;
         }
         if state.changed().await.is_err() {
             break Err("the download ended without a result; this is a bug of the box".into());
         }
     };
     if end.is_ok() {
-        let _ = events.send(Event::Progress { path: path.clone(), received: size, size }).await;
+        let _ = events.send(Event::Progress { path: path.clone(), received: size, size }.into()).await;
     }
-    let _ = events.send(Event::Ended { path: path.clone() }).await;
+    let _ = events.send(Event::Ended { path: path.clone() }.into()).await;
     (path, end)
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use builds::SandboxIdentity;
 use builds::kept::KeptLogs;
+use builds::realise::Realiser;
 use builds::schedule::{Embedded, Here, Parts, Snapshots};
 use daemon::Agent;
 use daemon::{Caller, SessionOptions};
@@ -171,17 +172,21 @@ impl Scripted {
         let terms = config.terms_of_substitution();
         let substituters =
             Substituters::new(&config.substitution, &terms, &store, trusted, &http, threads.clone());
-        let drv_hashes = Default::default();
-        let house = Arc::new(Agent {
-            config,
-            store,
+        let realiser = Realiser {
+            config: config.clone(),
+            store: store.clone(),
             scheduler,
             kept,
             sandbox_identity,
-            signing_key,
             substituters,
+            drv_hashes: Default::default(),
+        };
+        let house = Arc::new(Agent {
+            config,
+            store,
+            realiser: Arc::new(realiser),
+            signing_key,
             roster,
-            drv_hashes,
             threads,
             budgets: Budgets::new(1 << 30, 1 << 30),
             opened: Default::default(),

@@ -198,7 +198,10 @@ fn log_lines_arrive_while_the_work_goes_on() {
                 send.send(LogEvent::build_line(1, "last")).await.unwrap();
                 42
             };
-            assert_eq!(server.run(work, &mut receive).await.unwrap(), 42);
+            assert_eq!(
+                server.run(work, &mut receive, |event, rendered| rendered.push(event)).await.unwrap(),
+                42
+            );
             server.log(&LogEvent::stop(1)).await.unwrap();
             server.reply(&Response::Done).await.unwrap();
             assert_eq!(server.next_request().await.unwrap(), None);
@@ -257,7 +260,9 @@ fn work_is_dropped_when_the_client_hangs_up() {
         let serve = async {
             server.next_request().await.unwrap();
             let (_send, mut receive) = mpsc::channel(8);
-            server.run(std::future::pending::<()>(), &mut receive).await
+            server
+                .run(std::future::pending::<()>(), &mut receive, |event, rendered| rendered.push(event))
+                .await
         };
         let ask = async {
             client.request(&Request::OptimiseStore).await.unwrap();
@@ -278,7 +283,10 @@ fn requests_that_arrive_during_work_are_kept() {
         let serve = async {
             server.next_request().await.unwrap();
             let (_send, mut receive) = mpsc::channel(8);
-            server.run(async { wait.await.unwrap() }, &mut receive).await.unwrap();
+            server
+                .run(async { wait.await.unwrap() }, &mut receive, |event, rendered| rendered.push(event))
+                .await
+                .unwrap();
             server.reply(&Response::Done).await.unwrap();
             assert_eq!(server.next_request().await.unwrap(), Some(Request::IsValidPath { path: path(B) }));
         };

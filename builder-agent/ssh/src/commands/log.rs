@@ -55,13 +55,13 @@ async fn print(
         path.clone()
     } else {
         // Only of a path that is valid for this member do we know where it came from.
-        let view = agent.view_of(member, &agent.roster.borrow());
+        let view = agent.roster.borrow().view_of(&agent.store, member);
         match view.info(path).and_then(|info| info.deriver.clone()) {
             Some(drv) => drv,
             None => return Ok(false),
         }
     };
-    let Some(file) = agent.kept.find(&member.id, &drv) else { return Ok(false) };
+    let Some(file) = agent.realiser.kept.find(&member.id, &drv) else { return Ok(false) };
     let (workers, file, mut at) = (agent.threads.of(&member.id), Arc::new(file), 0);
     loop {
         let piece = workers.read_at(&file, at, PIECE).await.map_err(io::Error::other)??;

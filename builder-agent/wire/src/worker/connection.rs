@@ -125,42 +125,57 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         std::future::poll_fn(|cx| self.input.poll_closed(cx)).await
     }
 
-    /// Does `work` and shows the client what arrives from `logs` at once. Drops `work` and fails with
-    /// [`WireError::Truncated`] as soon as the client hangs up. After `work` is done, what is left in `logs` is
-    /// shown, too; senders may live on. The request still has to be answered.
-    pub async fn run<F: Future>(
+    /// Does `work` and shows the client what arrives from `events` at once. `render` says what each event is in this
+    /// protocol: nothing, or some log events. Drops `work` and fails with [`WireError::Truncated`] as soon as the
+    /// client hangs up. After `work` is done, what is left in `events` is shown, too; senders may live on. The request
+    /// still has to be answered.
+    pub async fn run<F: Future, E>(
         &mut self,
         work: F,
-        logs: &mut mpsc::Receiver<LogEvent>,
+        events: &mut mpsc::Receiver<E>,
+        mut render: impl FnMut(E, &mut Vec<LogEvent>),
     ) -> Result<F::Output, WireError> {
         let op = self.expect_pending("work outside of a request")?;
         let mut work = std::pin::pin!(work);
         // A hang-up is only watched for when the client has no more of this request to send.
         let watch = self.body.is_finished();
         let mut open = true;
+        let mut rendered = Vec::new();
         loop {
             tokio::select! {
                 biased;
-                event = logs.recv(), if open => match event {
+                event = events.recv(), if open => match event {
                     Some(event) => {
-                        self.log(&event).await?;
-                        while let Ok(event) = logs.try_recv() {
-                            self.log(&event).await?;
-                        }
+                        render(event, &mut rendered);
+                        self.log_all(&mut rendered, events, &mut render).await?;
                         self.flush().await?;
                     }
                     None => open = false,
                 },
                 output = &mut work => {
-                    while let Ok(event) = logs.try_recv() {
-                        self.log(&event).await?;
-                    }
+                    self.log_all(&mut rendered, events, &mut render).await?;
                     return Ok(output);
                 }
                 () = self.closed(), if watch => {
                     return Err(WireError::Truncated { op: op.name(), field: "the answer's reader" });
                 }
             }
+        }
+    }
+
+    /// Writes what has been rendered, and all events that have arrived.
+    async fn log_all<E>(
+        &mut self,
+        rendered: &mut Vec<LogEvent>,
+        events: &mut mpsc::Receiver<E>,
+        render: &mut impl FnMut(E, &mut Vec<LogEvent>),
+    ) -> Result<(), WireError> {
+        loop {
+            for event in rendered.drain(..) {
+                self.log(&event).await?;
+            }
+            let Ok(event) = events.try_recv() else { return Ok(()) };
+            render(event, rendered);
         }
     }
 

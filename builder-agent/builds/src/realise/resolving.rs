@@ -6,15 +6,14 @@ use std::sync::Arc;
 
 use nix::BuildStatus;
 use nix::derivation::Derivation;
-use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
+use nix_derivation::{ContentAddressMethod, HashAlgorithm};
 use store::View;
-use wire::worker::{ActivityKind, LogEvent, Verbosity};
 
-use super::context::{Context, Done, Ended};
 use super::one::build_one;
-use super::studied::studied;
-use builds::resolve::{InputPaths, Resolved, resolve};
-use builds::{Failure, Recipe, plan, realised};
+use super::{Context, Done, Ended};
+use crate::events::Event;
+use crate::resolve::{InputPaths, Resolved, resolve};
+use crate::{Failure, Recipe, plan, realisations};
 use shares::threads::Task;
 
 /// One derivation of a plan, when all it needs is there.
@@ -30,10 +29,10 @@ pub(super) async fn build(context: Context, work: Work, check: bool) -> Ended {
         return build_plain(context, work.recipe, check).await;
     };
     let drv = &work.recipe.drv_path;
-    let (agent, view) = (context.agent.clone(), context.views.now());
+    let (realiser, view) = (context.realiser.clone(), context.views.now());
     let original = work.recipe.clone();
-    let resolving = studied(&context.desk, move |study| {
-        let sure = plan::inputs_verified(&view, &agent.drv_hashes, &original, &inputs, study);
+    let resolving = context.study(move |study| {
+        let sure = plan::inputs_verified(&view, &realiser.drv_hashes, &original, &inputs, study);
         if study.is_over() {
             // The check did not end, so its answer means nothing: a Verified result would become a claim.
             return Err(Failure::transient(
@@ -45,11 +44,12 @@ pub(super) async fn build(context: Context, work: Work, check: bool) -> Ended {
     let (resolved, inputs_verified) = resolving.await.unwrap_or_else(|_| Err(bug()))?;
     let Resolved { recipe, text } = resolved;
     let recipe = Arc::new(recipe);
-    announce(&context, drv, &recipe.drv_path).await;
+    let (from, to) = (drv.clone(), recipe.drv_path.clone());
+    context.reporter.report(Event::Resolved { from, to }).await;
     {
         // Nix keeps it too: it is the deriver of what is built now.
         let (view, recipe) = (context.views.now(), recipe.clone());
-        done(context.desk.workers.commit(move || keep(&view, &recipe, &text))).await?;
+        done(context.workers.commit(move || keep(&view, &recipe, &text))).await?;
     }
     let mut done = build_plain(context.clone(), recipe.clone(), check).await?;
     if done.status == BuildStatus::AlreadyValid {
@@ -76,8 +76,8 @@ pub(super) async fn build_plain(context: Context, recipe: Arc<Recipe>, check: bo
 
 async fn remember(context: &Context, drv_hash: [u8; 32], done: &Done) -> Result<(), Failure> {
     let (view, outputs, proven) = (context.views.now(), done.outputs.clone(), done.proven);
-    let work = move || realised::record(&view, &drv_hash, &outputs, proven);
-    self::done(context.desk.workers.commit(work)).await
+    let work = move || realisations::record(&view, &drv_hash, &outputs, proven);
+    self::done(context.workers.commit(work)).await
 }
 
 async fn done<T>(work: Task<Result<T, Failure>>) -> Result<T, Failure> {
@@ -102,19 +102,4 @@ fn keep(view: &View, recipe: &Recipe, text: &[u8]) -> Result<(), Failure> {
             ))
         },
     )
-}
-
-async fn announce(context: &Context, from: &StorePath, to: &StorePath) {
-    let id = context.ids.next();
-    let (from, to) = (from.to_absolute_path(), to.to_absolute_path());
-    let start = LogEvent::StartActivity {
-        id,
-        level: Verbosity::Info,
-        kind: ActivityKind::BuildWaiting,
-        text: format!("resolved derivation: '{from}' -> '{to}'"),
-        fields: vec![from.into(), to.into()],
-        parent: 0,
-    };
-    context.show(start).await;
-    context.show(LogEvent::stop(id)).await;
 }

@@ -1,20 +1,19 @@
-//! The store as a session's member may see it, at each moment.
+//! The store as one member may see it, at each moment.
 //!
 //! A share can be withdrawn while a request waits: for the rest of an upload, for a client that reads slowly, for a
 //! build or a download. So a request takes a new view after each wait.
 
 use std::sync::Arc;
 
-use store::View;
+use store::{Store, View};
 use tokio::sync::watch;
 
-use crate::Agent;
-use members::{Member, Roster};
+use crate::{Member, Roster};
 
 /// Makes views of one member. Clones hold the same temporary roots.
 #[derive(Clone)]
-pub(super) struct Views {
-    agent: Arc<Agent>,
+pub struct Views {
+    store: Store,
     member: Arc<Member>,
     /// Says whether there was another roster since `view` was made.
     roster: watch::Receiver<Arc<Roster>>,
@@ -22,34 +21,39 @@ pub(super) struct Views {
 }
 
 impl Views {
-    pub fn open(agent: &Arc<Agent>, member: &Arc<Member>) -> Self {
-        let mut roster = agent.roster.clone();
-        let view = agent.view_of(member, &roster.borrow_and_update());
-        Self { agent: agent.clone(), member: member.clone(), roster, view }
+    /// For a session of `member` that begins.
+    #[must_use]
+    pub fn open(store: &Store, roster: &watch::Receiver<Arc<Roster>>, member: &Arc<Member>) -> Self {
+        let mut roster = roster.clone();
+        let view = roster.borrow_and_update().view_of(store, member);
+        Self { store: store.clone(), member: member.clone(), roster, view }
     }
 
     /// A view with the shares of the current roster. A member who has left the roster shares with nobody.
+    #[must_use]
     pub fn now(&self) -> View {
         // An error is a roster that nobody follows any more: the process is ending.
         if !self.roster.has_changed().unwrap_or(false) {
             return self.view.clone();
         }
-        self.agent.view_of(&self.member, &self.roster.borrow()).holding_as(&self.view)
+        self.roster.borrow().view_of(&self.store, &self.member).holding_as(&self.view)
     }
 
     /// Whose they are, as the store knows them.
+    #[must_use]
     pub fn owner(&self) -> &store::Member {
         self.view.member()
     }
 
     /// How many paths they keep from being collected.
+    #[must_use]
     pub fn held(&self) -> usize {
         self.view.held()
     }
 
     /// Makes the current roster the one that later calls of [`Views::now`] compare with, so that they need no new view.
     pub fn follow(&mut self) {
-        let view = self.agent.view_of(&self.member, &self.roster.borrow_and_update());
+        let view = self.roster.borrow_and_update().view_of(&self.store, &self.member);
         self.view = view.holding_as(&self.view);
     }
 }

@@ -1,0 +1,161 @@
+//! The log of a build on its way to the client, from the beginning to the end of the build.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandbox::SandboxError;
+use tokio::time::Instant;
+
+use super::one::One;
+use crate::events::{BuildKind, BuildNumber, Event};
+use crate::failure::sandbox_failed;
+use crate::log::{Lines, LogReader};
+use crate::schedule::NotStarted;
+use crate::{Attached, Failure, Outcome};
+
+/// Read from a kept log at once.
+const CHUNK: usize = 32 * 1024;
+
+impl One {
+    /// Starts a run or joins one, and shows it from the beginning to the end.
+    pub async fn run(&self, kind: BuildKind) -> Result<(Attached, Arc<Outcome>), NotStarted> {
+        let mut attached = self.context.realiser.scheduler.build(self.request.clone(), self.held.clone())?;
+        let number = self.started(kind).await;
+        let shown = self.follow(number, &mut attached).await;
+        let ended = match shown {
+            Ok(()) => Ok(attached.finished().await),
+            Err(failure) => Err(NotStarted::Refused(failure)),
+        };
+        self.context.reporter.report(Event::Stopped { number }).await;
+        Ok((attached, ended?))
+    }
+
+    /// Shows the log of a build that is not run again, as it was shown then.
+    pub async fn show_again(&self, log: &str) {
+        // It may have made room for others.
+        let Ok(file) = self.context.realiser.kept.open(log) else { return };
+        let (workers, file, mut at) = (&self.context.workers, Arc::new(file), 0);
+        let number = self.started(BuildKind::EarlierFailure).await;
+        let mut lines = Lines::default();
+        while let Ok(Ok(chunk)) = workers.read_at(&file, at, CHUNK).await
+            && !chunk.is_empty()
+        {
+            at += chunk.len() as u64;
+            self.show_lines(number, &mut lines, &chunk).await;
+        }
+        self.show_last(number, &mut lines).await;
+        self.context.reporter.report(Event::Stopped { number }).await;
+    }
+
+    async fn started(&self, kind: BuildKind) -> BuildNumber {
+        let (number, drv) = (self.context.reporter.number(), self.request.recipe.drv_path.clone());
+        self.context.reporter.report(Event::Started { number, drv, kind }).await;
+        number
+    }
+
+    /// Passes the log on, line by line, until it is complete. A run that was joined has the limits of the request that
+    /// started it, so this request's own are kept here: it stops waiting at them, and the run goes on for the others.
+    async fn follow(&self, number: BuildNumber, attached: &mut Attached) -> Result<(), Failure> {
+        let mut lines = Lines::default();
+        let mut clock = Clock::new(attached);
+        let mut left = attached.limits.log_bytes;
+        loop {
+            let read = clock.bound(&mut attached.log).await.map_err(|error| self.too_late(&error))?;
+            let chunk = match read {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot read a build log back");
+                    break;
+                }
+            };
+            self.show_lines(number, &mut lines, &chunk).await;
+            let limit = attached.limits.log_bytes;
+            left = left
+                .checked_sub(chunk.len() as u64)
+                .ok_or_else(|| self.too_late(&SandboxError::LogLimit { limit }))?;
+        }
+        self.show_last(number, &mut lines).await;
+        Ok(())
+    }
+
+    async fn show_lines(&self, number: BuildNumber, lines: &mut Lines, chunk: &[u8]) {
+        let mut events = Vec::new();
+        lines.push(chunk, |notice| events.extend(Event::of_log(number, notice)));
+        for event in events {
+            self.context.reporter.report(event).await;
+        }
+    }
+
+    async fn show_last(&self, number: BuildNumber, lines: &mut Lines) {
+        let mut last = None;
+        lines.finish(|notice| last = Event::of_log(number, notice));
+        if let Some(event) = last {
+            self.context.reporter.report(event).await;
+        }
+    }
+
+    fn too_late(&self, error: &SandboxError) -> Failure {
+        sandbox_failed(&self.request.recipe.drv_path, &[], error)
+    }
+}
+
+/// The time limits of a request that joined a run.
+struct Clock {
+    limits: Option<sandbox::Limits>,
+    begun: tokio::sync::watch::Receiver<Option<std::time::Instant>>,
+    joined_at: Instant,
+    last_line: Instant,
+}
+
+impl Clock {
+    fn new(attached: &Attached) -> Self {
+        // The sandbox keeps the limits of the request that starts a run.
+        let limits = attached.joined.then(|| attached.limits.clone());
+        let now = Instant::now();
+        Self { limits, begun: attached.begun.clone(), joined_at: now, last_line: now }
+    }
+
+    async fn bound(&mut self, log: &mut LogReader) -> Result<std::io::Result<Option<Vec<u8>>>, SandboxError> {
+        let Some(limits) = self.limits.clone() else { return Ok(log.next().await) };
+        let read = log.next();
+        tokio::pin!(read);
+        // Waiting for a slot is not building.
+        let begun = async {
+            let begun = self.begun.wait_for(Option::is_some).await.ok().and_then(|begun| *begun);
+            begun.map(Instant::from_std)
+        };
+        let begun = tokio::select! {
+            biased;
+            read = &mut read => {
+                self.last_line = Instant::now();
+                return Ok(read);
+            }
+            begun = begun => begun,
+        };
+        let Some(begun) = begun else { return Ok(read.await) };
+        let since = |start: Instant, limit: Option<Duration>| {
+            limit.map(|limit| (start.max(self.joined_at) + limit, limit))
+        };
+        let wall = since(begun, limits.wall);
+        let silent = since(self.last_line.max(begun), limits.silent);
+        let sleep = |until: Option<(Instant, Duration)>| async move {
+            match until {
+                Some((until, limit)) => {
+                    tokio::time::sleep_until(until).await;
+                    limit
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            read = &mut read => {
+                self.last_line = Instant::now();
+                Ok(read)
+            }
+            after = sleep(wall) => Err(SandboxError::Timeout { after }),
+            after = sleep(silent) => Err(SandboxError::Silent { after }),
+        }
+    }
+}

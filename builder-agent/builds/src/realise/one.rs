@@ -1,0 +1,296 @@
+//! One derivation of a request: valid already, known from an earlier build, or built.
+//!
+//! Not here: its log on the way to the client (`follow`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::BuildStatus;
+use nix_derivation::StorePath;
+use store::{Closure, Provenance, RecordedOutput, RegisterError, View};
+
+use super::{Context, Done, Ended};
+use crate::events::{BuildKind, Event};
+use crate::kept::Reader;
+use crate::reuse::{self, Earlier, Known};
+use crate::schedule::NotStarted;
+use crate::{BuildKey, Envelope, Failure, Held, Outcome, Recipe, Request, outputs, realisations};
+use shares::threads::{Lost, Workers};
+
+/// Memory of one path of a build's closure.
+const INPUT_BYTES: u64 = 256;
+
+/// Memory of a build beside its derivation and its closure: its tasks, and its places in lists of what waits.
+const RUN_BYTES: u64 = 16 << 10;
+
+/// Makes the outputs of `recipe` valid in the view of `context`; with `check`, builds them again and compares.
+pub(super) async fn build_one(context: Context, recipe: Arc<Recipe>, check: bool) -> Ended {
+    // Builds of the same request may have run for hours before this one.
+    let view = &context.views.now();
+    let stated = || {
+        let paths = recipe.known_paths()?;
+        let proven = recipe.verified_paths && view.all_verified(&paths.values().cloned().collect());
+        Some((paths, proven))
+    };
+    let realised = || realisations::paths(view, &recipe.drv_hash?, recipe.outputs.keys());
+    let known = stated().or_else(realised);
+    let valid = known.filter(|(paths, _)| paths.values().all(|path| view.is_valid(path)));
+    match valid {
+        Some((paths, proven)) if !check => {
+            name_deriver(&context.workers, view, &recipe, &paths).await;
+            return Ok(Done::already(paths, proven));
+        }
+        _ => {}
+    }
+    let config = &context.realiser.config;
+    recipe.check(&config.systems, &config.system_features)?;
+    let mut one = One::prepare(context, recipe).await?;
+    if check {
+        return one.check(valid.is_some()).await;
+    }
+    if let Some(ended) = one.reuse().await {
+        return ended;
+    }
+    one.build(false).await
+}
+
+/// As [`outputs::name_deriver`]; a thread is taken only if there is something to note.
+async fn name_deriver(
+    workers: &Workers,
+    view: &View,
+    recipe: &Arc<Recipe>,
+    paths: &BTreeMap<String, StorePath>,
+) {
+    let nameless = |path: &&StorePath| view.info(path).is_some_and(|info| info.deriver.is_none());
+    let paths: Vec<StorePath> = paths.values().filter(nameless).cloned().collect();
+    if !paths.is_empty() {
+        let (view, recipe) = (view.clone(), recipe.clone());
+        let _ = workers.commit(move || outputs::name_deriver(&recipe, &view, &paths)).await;
+    }
+}
+
+/// A derivation whose inputs are all there.
+pub(super) struct One {
+    pub context: Context,
+    pub request: Request,
+    pub held: Arc<Held>,
+    /// Of the same build in the box's own envelope: its result is as good for a member who may have less.
+    key_of_box: BuildKey,
+}
+
+impl One {
+    async fn prepare(context: Context, recipe: Arc<Recipe>) -> Result<Self, Failure> {
+        let (view, sandbox_identity) = (context.views.now(), context.realiser.sandbox_identity);
+        let envelope = Envelope::for_member(&context.realiser.config, &context.member.limits);
+        let envelope_of_box = Envelope::of_box(&context.realiser.config);
+        let looked_at = recipe.clone();
+        let looking = move || -> Result<(Closure, BuildKey, BuildKey), Failure> {
+            let inputs = view.snapshot_to_build(&looked_at.inputs).map_err(|error| match error {
+                RegisterError::NotValid(missing) => Failure::rejected(format!(
+                    "dependency '{}' of '{}' does not exist here; upload it, or let the box fetch it (`builders-use-substitutes`)",
+                    missing.0.to_absolute_path(),
+                    looked_at.drv_path.to_absolute_path()
+                )),
+                error => {
+                    tracing::error!(%error, "the store cannot take a change");
+                    Failure::transient(format!("the box cannot prepare the inputs of this build: {error}"))
+                }
+            })?;
+            let key = BuildKey::of(&looked_at, inputs.info(), sandbox_identity, &envelope);
+            let of_box = match envelope.is_of_box() {
+                true => key,
+                false => BuildKey::of(&looked_at, inputs.info(), sandbox_identity, &envelope_of_box),
+            };
+            Ok((inputs, key, of_box))
+        };
+        let (inputs, key, key_of_box) = lost(context.workers.plan(looking).await)??;
+        // Kept until the build has ended, however long it waits for a slot, and whether or not its client stays.
+        let need = RUN_BYTES + recipe.weight + inputs.info().paths.len() as u64 * INPUT_BYTES;
+        let memory = context.budget.wait(need, "this build").await;
+        let memory = memory.map_err(|over| Failure::transient(over.to_string()))?;
+        let request = Request {
+            member: context.member.clone(),
+            recipe,
+            inputs: inputs.info().clone(),
+            envelope,
+            key,
+            known: Known::default(),
+            check: false,
+            wall: context.options.wall,
+            silent: context.options.silent,
+            log: context.options.log,
+        };
+        let held = Arc::new(Held { view: context.views.now(), inputs: Arc::new(inputs), memory });
+        Ok(Self { context, request, held, key_of_box })
+    }
+
+    /// The end that an earlier build with the same key decides.
+    async fn reuse(&mut self) -> Option<Ended> {
+        self.look();
+        let (realiser, recipe) = (&self.context.realiser, &self.request.recipe);
+        let failures = match self.context.options.reuse_failures {
+            true => realiser.config.reuse_failures,
+            false => Duration::ZERO,
+        };
+        let of_box = match self.request.envelope.is_of_box() {
+            true => None,
+            false => reuse::built(&realiser.store, &self.key_of_box),
+        };
+        let proven = of_box.is_some() && recipe.proven(&self.request.inputs) || self.request.proven();
+        let earlier = match of_box {
+            Some(built) => built,
+            None => reuse::find(&self.request.known, &recipe.drv_path, failures)?,
+        };
+        let (member, drv) = (&self.context.member.name, recipe.drv_path.to_absolute_path());
+        match earlier {
+            Earlier::Built { outputs, log } => {
+                // The contents may be gone since; then it is built again.
+                let outputs = self.adopt(outputs, log, proven).await.ok()?;
+                tracing::info!(%member, %drv, ok = true, "build reused");
+                self.context.reporter.report(Event::Reused { drv: recipe.drv_path.clone() }).await;
+                Some(Ok(Done::without_run(BuildStatus::Substituted, outputs, proven)))
+            }
+            Earlier::Failed { failure, log } => {
+                tracing::info!(%member, %drv, ok = false, "build reused");
+                if let Some(log) = log {
+                    self.show_again(&log).await;
+                    self.give_log(Some(log), proven).await;
+                }
+                Some(Err(failure))
+            }
+        }
+    }
+
+    /// Notes what is recorded now.
+    fn look(&mut self) {
+        self.request.known = Known::look(&self.context.realiser.store, &self.request.key);
+    }
+
+    /// Builds again what is valid, and compares.
+    async fn check(mut self, valid: bool) -> Ended {
+        let recipe = self.request.recipe.clone();
+        let drv = recipe.drv_path.to_absolute_path();
+        if !valid {
+            self.look();
+            if self.request.known.has_failed() {
+                // The way to try a known failure again.
+                return self.build(true).await;
+            }
+            // Nix's words.
+            return Err(Failure::new(
+                BuildStatus::MiscFailure,
+                format!("some outputs of '{drv}' are not valid, so checking is not possible"),
+            ));
+        }
+        self.request.check = true;
+        let (_, outcome) = self.run(BuildKind::Checking).await?;
+        let built = outcome.result.as_ref().map_err(|failure| self.in_words_of_request(failure, &outcome))?;
+        outputs::compare(&recipe, &self.context.views.now(), &built.outputs)?;
+        Ok(self.built(paths(&built.outputs), &outcome))
+    }
+
+    /// Has the outputs made by a run. `again`: also if a result is recorded.
+    async fn build(&mut self, again: bool) -> Ended {
+        let drv = self.request.recipe.drv_path.to_absolute_path();
+        if again {
+            tracing::info!(member = %self.context.member.name, %drv, "a known failure is tried again");
+        }
+        loop {
+            let (attached, outcome) = match self.run(BuildKind::Building).await {
+                Ok(ended) => ended,
+                Err(NotStarted::Refused(failure)) => return Err(failure),
+                Err(NotStarted::Known) if again => {
+                    self.look();
+                    continue;
+                }
+                Err(NotStarted::Known) => match self.reuse().await {
+                    Some(ended) => return ended,
+                    None => continue,
+                },
+            };
+            if attached.is_not_ours(&outcome) {
+                let drv = self.request.recipe.drv_path.clone();
+                self.context.reporter.report(Event::LimitOfOthers { drv }).await;
+                continue;
+            }
+            let proven = self.request.proven();
+            let built = match &outcome.result {
+                Ok(built) => built,
+                Err(failure) => {
+                    self.give_log(outcome.log.clone(), proven).await;
+                    return Err(self.in_words_of_request(failure, &outcome));
+                }
+            };
+            match self.adopt(built.outputs.clone(), outcome.log.clone(), proven).await {
+                Ok(outputs) => return Ok(self.built(outputs, &outcome)),
+                // The owner of the run had another result already, so this one was kept nowhere. This request owns the
+                // next run.
+                Err(_) if attached.joined => {}
+                Err(why) => return Err(why),
+            }
+        }
+    }
+
+    fn built(&self, outputs: Arc<BTreeMap<String, StorePath>>, outcome: &Outcome) -> Done {
+        let (start_time, stop_time) = (outcome.start_time, outcome.stop_time);
+        let done = Done::without_run(BuildStatus::Built, outputs, self.request.proven());
+        Done { start_time, stop_time, ..done }
+    }
+
+    /// A failure with the name of this request's derivation in place of the one that was built.
+    fn in_words_of_request(&self, failure: &Failure, outcome: &Outcome) -> Failure {
+        failure.clone().about(&outcome.drv, &self.request.recipe.drv_path)
+    }
+
+    /// Makes the outputs of a run with this request's key valid in the view of its member, and its log readable.
+    async fn adopt(
+        &self,
+        outputs: BTreeMap<String, RecordedOutput>,
+        log: Option<String>,
+        proven: bool,
+    ) -> Result<Arc<BTreeMap<String, StorePath>>, Failure> {
+        let (recipe, view) = (self.request.recipe.clone(), self.context.views.now());
+        let give_log = self.giving_log(log, proven);
+        let adopting = move || {
+            let adopted = outputs::adopt(&recipe, &view, proven, &outputs);
+            adopted.map_err(|error| Failure::transient(error.to_string()))?;
+            give_log();
+            Ok(paths(&outputs))
+        };
+        lost(self.context.workers.commit(adopting).await)?
+    }
+
+    async fn give_log(&self, log: Option<String>, proven: bool) {
+        if log.is_some() {
+            let _ = self.context.workers.contents(self.giving_log(log, proven)).await;
+        }
+    }
+
+    /// Work that lets the member, or everybody, find the log. Blocking.
+    fn giving_log(&self, log: Option<String>, proven: bool) -> impl FnOnce() + Send + 'static {
+        let (recipe, view) = (self.request.recipe.clone(), self.context.views.now());
+        let (kept, member) = (self.context.realiser.kept.clone(), self.context.member.id.clone());
+        move || {
+            let Some(log) = log else { return };
+            // The log of a build that was made from Verified things alone holds nothing that others could not have.
+            let drv = view.info_with_provenance(&recipe.drv_path);
+            let public = proven && drv.is_some_and(|(_, provenance)| provenance == Provenance::Verified);
+            let reader = if public { Reader::Everybody } else { Reader::Member(&member) };
+            if let Err(error) = kept.give(&log, reader, &recipe.drv_path) {
+                tracing::warn!(%error, "cannot keep a build log");
+            }
+        }
+    }
+}
+
+fn paths(outputs: &BTreeMap<String, RecordedOutput>) -> Arc<BTreeMap<String, StorePath>> {
+    Arc::new(outputs.iter().map(|(name, output)| (name.clone(), output.path.clone())).collect())
+}
+
+fn lost<T>(done: Result<T, Lost>) -> Result<T, Failure> {
+    done.map_err(|error| {
+        tracing::error!(%error, "work for a build was lost");
+        Failure::transient(format!("the build failed because of the box: {error}"))
+    })
+}

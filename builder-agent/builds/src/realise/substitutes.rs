@@ -1,0 +1,275 @@
+//! What is fetched instead of being built, decided before anything is planned.
+//!
+//! From the targets downwards: an output that is missing and on offer is fetched, and nothing below it is looked at; only
+//! what is not on offer leads on to its inputs. The plan is made afterwards, on what is there then. So a
+//! download that fails costs a build, never a request.
+//! The derivations are the member's own and may name anything: the walk has bounds and does not recurse.
+//! Not here: where paths come from, and what makes them trustworthy (`substitute`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use nix::derivation::BasicDerivation;
+use nix_derivation::{DerivedPath, SingleDerivedPath, StorePath};
+use store::View;
+
+use super::{Context, lost};
+use crate::modulo::{self, Hasher};
+use crate::plan::MAX_DERIVATIONS;
+use crate::structured::Attributes;
+use crate::study::Study;
+use crate::{Failure, realisations};
+use shares::budget::{Charge, OverBudget};
+use substitute::{Fetched, Offer, Walk, warn};
+
+/// What an input of a derivation takes in the lists of what to look at and of what was seen, or an output in those of what
+/// to ask for.
+const LOOKED_BYTES: u64 = 512;
+
+/// What would be fetched for some targets, and what would still have to be built.
+#[derive(Debug, Default)]
+pub(super) struct FetchPlan {
+    /// Outputs and paths that are missing and on offer.
+    pub fetch: BTreeSet<StorePath>,
+    /// Derivations of which a wanted output is missing and not on offer.
+    pub build: BTreeSet<StorePath>,
+}
+
+/// Derivations, each with names of wanted outputs; none means all.
+type Wanted = Vec<(StorePath, Vec<String>)>;
+
+/// A derivation as far as it matters here.
+struct Looked {
+    drv: StorePath,
+    name: String,
+    /// Missing outputs that some target needs, if their paths are known.
+    missing: Vec<Option<StorePath>>,
+    allows: bool,
+    inputs: Wanted,
+}
+
+impl Context {
+    /// Whether paths and outputs called `name` may be fetched for this client.
+    #[must_use]
+    pub fn may_fetch(&self, name: &str) -> bool {
+        self.may_fetch_if(name, true)
+    }
+
+    fn may_fetch_if(&self, name: &str, derivation_allows: bool) -> bool {
+        self.realiser.substituters.may(name, self.options.use_substitutes && derivation_allows)
+    }
+
+    /// Fetches `paths` with all they refer to.
+    pub async fn fetch(&self, paths: &[StorePath]) -> Result<Fetched, Failure> {
+        let (member, events) = (self.views.owner(), self.reporter.channel());
+        self.realiser.substituters.fetch(member, &self.budget, paths, events).await.map_err(over)
+    }
+
+    /// Offers of `paths` alone, and the memory for that list. `mass`: the client asks about everything it has; then only
+    /// sources that accept such questions are asked.
+    pub async fn offers(
+        &self,
+        paths: &[StorePath],
+        mass: bool,
+    ) -> Result<(BTreeMap<StorePath, Arc<Offer>>, Charge), Failure> {
+        let (member, events) = (self.views.owner(), self.reporter.channel());
+        self.realiser.substituters.offers(member, &self.budget, paths, mass, events).await.map_err(over)
+    }
+}
+
+/// Fetches what the targets need and caches have.
+pub(super) async fn prefetch(context: &Context, targets: &[DerivedPath]) -> Result<(), Failure> {
+    let fetch_plan = fetch_plan(context, targets).await?;
+    if !fetch_plan.fetch.is_empty() {
+        // What fails is built, or reported by the plan; the client has been warned.
+        let paths: Vec<StorePath> = fetch_plan.fetch.into_iter().collect();
+        context.fetch(&paths).await?;
+    }
+    Ok(())
+}
+
+/// Fetches the outputs of a derivation that came without its inputs, if all of them can be fetched.
+pub(super) async fn prefetch_outputs(
+    context: &Context,
+    drv: &StorePath,
+    derivation: &BasicDerivation,
+) -> Result<(), Failure> {
+    if !context.realiser.substituters.any() {
+        return Ok(());
+    }
+    let name = drv.name().strip_suffix(".drv").unwrap_or(drv.name()).to_owned();
+    let paths = derivation.outputs.iter().map(|(output, spec)| spec.path(&name, output).ok().flatten());
+    let view = context.views.now();
+    let missing = paths.filter(|path| path.as_ref().is_none_or(|path| !view.is_valid(path))).collect();
+    // The text to parse comes from a client, and can be long.
+    let env = derivation.env.clone();
+    let allows = context.workers.plan(move || allows(&env)).await.map_err(lost)?;
+    let looked = Looked { drv: drv.clone(), name, missing, allows, inputs: Vec::new() };
+    let Some(paths) = candidates(context, &looked).filter(|paths| !paths.is_empty()) else { return Ok(()) };
+    let walk = offered(context, &paths).await?;
+    let all = paths.iter().all(|path| walk.offers.contains_key(path));
+    drop(walk);
+    if all {
+        context.fetch(&paths).await?;
+    }
+    Ok(())
+}
+
+/// What would be fetched, and what built.
+pub(super) async fn fetch_plan(context: &Context, targets: &[DerivedPath]) -> Result<FetchPlan, Failure> {
+    let mut fetch_plan = FetchPlan::default();
+    if !context.realiser.substituters.any() {
+        return Ok(fetch_plan);
+    }
+    let (plain, mut next) = sorted(context, targets);
+    let offered_plain = offered(context, &plain).await?;
+    fetch_plan.fetch.extend(plain.into_iter().filter(|path| offered_plain.offers.contains_key(path)));
+    let mut seen: BTreeMap<StorePath, BTreeSet<String>> = BTreeMap::new();
+    // For `seen` and `next`, until both are dropped.
+    let mut memory = Vec::new();
+    while !next.is_empty() {
+        keep_new(&mut seen, &mut next)?;
+        let (looked, held) = look_at(context, std::mem::take(&mut next)).await?;
+        memory.extend(held);
+        let candidates: Vec<Option<Vec<StorePath>>> =
+            looked.iter().map(|looked| candidates(context, looked)).collect();
+        let asked: Vec<StorePath> = candidates.iter().flatten().flatten().cloned().collect();
+        let offered = offered(context, &asked).await?;
+        for (looked, candidates) in looked.into_iter().zip(candidates) {
+            match candidates {
+                Some(paths) if paths.iter().all(|path| offered.offers.contains_key(path)) => {
+                    fetch_plan.fetch.extend(paths);
+                }
+                _ => {
+                    fetch_plan.build.insert(looked.drv);
+                    next.extend(looked.inputs);
+                }
+            }
+        }
+    }
+    Ok(fetch_plan)
+}
+
+/// Targets that are paths and may be fetched, and targets that are outputs of derivations.
+fn sorted(context: &Context, targets: &[DerivedPath]) -> (Vec<StorePath>, Wanted) {
+    let (mut plain, mut wanted) = (Vec::new(), Vec::new());
+    let view = context.views.now();
+    for target in targets {
+        match target {
+            DerivedPath::Opaque(path) if view.is_valid(path) => {}
+            DerivedPath::Opaque(path) if context.may_fetch(path.name()) => plain.push(path.clone()),
+            DerivedPath::Built { drv_path: SingleDerivedPath::Opaque(drv), outputs } => {
+                wanted.push((drv.clone(), outputs.clone()));
+            }
+            // Unknown or not supported: the plan says so.
+            _ => {}
+        }
+    }
+    (plain, wanted)
+}
+
+/// Takes out of `next` what has been seen before, and notes the rest.
+fn keep_new(seen: &mut BTreeMap<StorePath, BTreeSet<String>>, next: &mut Wanted) -> Result<(), Failure> {
+    next.retain(|(drv, outputs)| {
+        let known = seen.contains_key(drv);
+        let all = seen.entry(drv.clone()).or_default();
+        // Without names all outputs are wanted; `*` is no name of an output.
+        let names = if outputs.is_empty() { vec!["*".to_owned()] } else { outputs.clone() };
+        names.into_iter().fold(!known, |new, name| all.insert(name) || new)
+    });
+    if seen.len() > MAX_DERIVATIONS {
+        return Err(Failure::rejected(format!(
+            "the targets depend on more than {MAX_DERIVATIONS} derivations; build them in parts"
+        )));
+    }
+    Ok(())
+}
+
+/// Reads derivations. Those of which nothing is missing are left out. Also, the memory that the list takes.
+async fn look_at(context: &Context, level: Wanted) -> Result<(Vec<Looked>, Option<Charge>), Failure> {
+    let (realiser, view) = (context.realiser.clone(), context.views.now());
+    let studied = context.study(move |study| {
+        let mut hasher = Hasher::new(&view, &realiser.drv_hashes, study);
+        let look = |(drv, outputs): &(StorePath, Vec<String>)| {
+            look(&view, &mut hasher, study, drv, outputs).transpose()
+        };
+        let looked: Result<Vec<Looked>, Failure> = level.iter().filter_map(look).collect();
+        (looked, study.memory())
+    });
+    let (looked, held) = studied.await?;
+    Ok((looked?, held))
+}
+
+/// Offers of `paths`, with all they refer to. The reasons against other paths are reported.
+pub(super) async fn offered(context: &Context, paths: &[StorePath]) -> Result<Walk, Failure> {
+    let substituters = &context.realiser.substituters;
+    let walk = substituters.walk(context.views.owner(), &context.budget, paths).await;
+    let mut walk = walk.map_err(over)?;
+    warn(std::mem::take(&mut walk.warnings), context.reporter.channel()).await;
+    Ok(walk)
+}
+
+/// What to ask about instead of building it; `None` if it has to be built in any case.
+fn candidates(context: &Context, looked: &Looked) -> Option<Vec<StorePath>> {
+    let paths: Vec<StorePath> = looked.missing.iter().cloned().collect::<Option<_>>()?;
+    let may = |name: &str| context.may_fetch_if(name, looked.allows);
+    // By either name, as an operator may know the derivation or its output; each can forbid.
+    let substituters = &context.realiser.substituters;
+    let forbidden = |name: &str| !substituters.may(name, true);
+    let allowed = paths.iter().all(|path| !forbidden(path.name()) && (may(path.name()) || may(&looked.name)));
+    (allowed && !forbidden(&looked.name)).then_some(paths)
+}
+
+/// The member holds too much already.
+fn over(why: OverBudget) -> Failure {
+    Failure::transient(why.to_string())
+}
+
+/// `None` if nothing of it is missing, or nothing can be said about it. Fails if the study is over.
+fn look(
+    view: &View,
+    hasher: &mut Hasher<'_>,
+    study: &Study,
+    drv: &StorePath,
+    wanted: &[String],
+) -> Result<Option<Looked>, Failure> {
+    let parsed = match modulo::read(view, drv, study) {
+        Ok(parsed) => parsed,
+        Err(failure) if study.is_over() => return Err(failure),
+        Err(_) => return Ok(None),
+    };
+    let derivation = &parsed.derivation;
+    let name = &derivation.name;
+    let mut missing = Vec::new();
+    for (output, spec) in &derivation.basic.outputs {
+        if !wanted.is_empty() && !wanted.contains(output) {
+            continue;
+        }
+        let Ok(path) = spec.path(name, output) else { return Ok(None) };
+        let path = path.or_else(|| {
+            let realised = realisations::path(view, &hasher.of(drv).ok()?.masked, output);
+            realised.map(|(path, _)| path)
+        });
+        if !path.as_ref().is_some_and(|path| view.is_valid(path)) {
+            missing.push(path);
+        }
+    }
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    study.note((derivation.inputs.len() + missing.len()) as u64 * LOOKED_BYTES)?;
+    let allows = allows(&derivation.basic.env);
+    let inputs = derivation.inputs.iter();
+    let inputs = inputs.map(|(input, wanted)| (input.clone(), wanted.iter().cloned().collect()));
+    let inputs = inputs.collect();
+    Ok(Some(Looked { drv: drv.clone(), name: name.to_owned(), missing, allows, inputs }))
+}
+
+/// Unless it says `allowSubstitutes = false`, which is empty in an environment.
+fn allows(env: &BTreeMap<Vec<u8>, Vec<u8>>) -> bool {
+    let attributes = env.get(&b"__json"[..]).and_then(|json| Attributes::parse(json.clone()).ok());
+    match attributes {
+        Some(attributes) => attributes.get("allowSubstitutes") != Some(&false.into()),
+        None => !env.get(&b"allowSubstitutes"[..]).is_some_and(|value| value.is_empty()),
+    }
+}

@@ -1,0 +1,57 @@
+//! Events of builds and downloads as clients read them: words and forms.
+//!
+//! `worker` renders for the worker protocol, `lines` for people: on the stderr of a serve session, and of commands.
+//! Both use the words that are here, so that a failure reads the same through each of them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use builds::events::BuildKind;
+use nix_derivation::StorePath;
+
+pub mod lines;
+pub mod worker;
+
+/// Warnings shown for one request. A cache that is down would give one for every path.
+const MAX_WARNINGS: usize = 5;
+
+/// The headline of a build.
+fn started(kind: BuildKind, drv: &StorePath) -> String {
+    let drv = drv.to_absolute_path();
+    match kind {
+        BuildKind::Building => format!("building '{drv}'"),
+        BuildKind::Checking => format!("checking outputs of '{drv}'"),
+        BuildKind::EarlierFailure => format!("reporting the earlier failure of '{drv}'"),
+    }
+}
+
+fn limit_of_others(drv: &StorePath) -> String {
+    format!(
+        "note: '{}' reached a limit of another request for the same build; it starts again with your limits",
+        drv.to_absolute_path()
+    )
+}
+
+fn dependency_failed(message: &str) -> String {
+    format!("error: {message}")
+}
+
+/// `machine`: the name of the box.
+fn keep_failed_refused(machine: &str) -> String {
+    format!(
+        "warning: '--keep-failed' is refused: the folder of a failed build is removed with its sandbox on '{machine}'; \
+         build on your own machine to keep it"
+    )
+}
+
+/// The warnings that a request has shown.
+#[derive(Debug, Default)]
+struct Warnings(BTreeSet<Arc<str>>);
+
+impl Warnings {
+    /// A warning as it is shown; `None` if it has been shown already, or enough others have.
+    fn show(&mut self, warning: Arc<str>) -> Option<String> {
+        let show = self.0.len() < MAX_WARNINGS && self.0.insert(warning.clone());
+        show.then(|| format!("warning: {warning}"))
+    }
+}
