@@ -1,14 +1,17 @@
 //! Which paths floating outputs turned out to have, as one member may know it.
 //!
-//! A realisation is Verified when we built it ourselves from Verified inputs, out of derivations whose hash we computed
-//! ourselves from Verified files. Everything else is the claim of the member whose view this is.
+//! A realisation is Verified when the agent built it from Verified inputs, out of derivations whose hash it computed
+//! from Verified files. Everything else is the claim of the member whose view this is.
 
 use std::collections::BTreeMap;
 
-use nix_derivation::StorePath;
+use nix::{DrvKey, DrvOutputId, Realisation};
+use nix_derivation::{NixHash, StorePath};
 use store::{Member, Provenance, RealisationId, View};
 
 use super::Failure;
+use super::modulo::{Hasher, Known};
+use super::study::Study;
 
 /// The valid path of an output, and whether it is Verified that this is the right one.
 pub fn path(view: &View, drv_hash: &[u8; 32], output: &str) -> Option<(StorePath, bool)> {
@@ -33,7 +36,7 @@ pub fn paths<'a>(
     Some((paths, all_verified))
 }
 
-/// Remembers what the outputs turned out to be. `verified` is the caller's word for all that led here.
+/// Remembers what the outputs turned out to be. `verified`: whether all that led to them is.
 pub fn record(
     view: &View,
     drv_hash: &[u8; 32],
@@ -52,4 +55,33 @@ pub fn record(
         })?;
     }
     Ok(())
+}
+
+/// Records what a client says that an output turned out to be: its member's claim, whatever it is signed with. Blocking.
+pub fn claim(view: &View, known: &Known, realisation: Realisation, study: &Study) -> Result<(), Failure> {
+    let Realisation { id: DrvOutputId { drv, output }, out_path, .. } = realisation;
+    let refused = |why: &dyn std::fmt::Display| {
+        let path = out_path.to_absolute_path();
+        Failure::rejected(format!("cannot register '{path}' as the output '{output}' of a derivation: {why}"))
+    };
+    let drv_hash = match drv {
+        DrvKey::Hash(NixHash::Sha256(hash)) => hash,
+        DrvKey::Hash(other) => {
+            return Err(refused(&format!("its derivation is named by a {} hash", other.algorithm())));
+        }
+        DrvKey::Path(drv) => {
+            let hashes = Hasher::new(view, known, study).of(&drv);
+            hashes.map_err(|failure| refused(&failure.message))?.masked
+        }
+    };
+    let id = RealisationId { drv_hash, output: output.clone() };
+    if let Some((known, ..)) = view.realisation(&id) {
+        if known == out_path {
+            return Ok(());
+        }
+        // Nix refuses as well: which of the two later builds would use is not for chance to decide.
+        return Err(refused(&format!("it is known to be '{}' already", known.to_absolute_path())));
+    }
+    let provenance = Provenance::Claimed(Member::clone(view.member()));
+    view.add_realisation(id, out_path.clone(), provenance).map_err(|e| refused(&e))
 }

@@ -6,16 +6,15 @@ use std::sync::Arc;
 
 use nix::{BuildResult, DrvKey, DrvOutputId, PathInfo, Realisation};
 use nix_derivation::{NixHash, StorePath};
-use store::{Member, Provenance, RealisationId, View};
+use store::{RealisationId, View};
 
 use wire::worker::Response;
 
 use super::desk::Desk;
 use super::transfer::{RequestError, over};
 use crate::Agent;
-use builds::modulo::Hasher;
-use builds::plan;
 use builds::study::studied;
+use builds::{plan, realisations};
 use shares::budget::{Charge, OverBudget};
 
 /// Info of a path that the client takes to be valid.
@@ -30,8 +29,8 @@ const LISTED_BYTES: u64 = 320;
 /// An answer up to this size is one of a session's own buffers.
 const SHORT_BYTES: u64 = 64 << 10;
 
-/// A list that can be as long as the store, charged for as long as it is being sent. Whoever has no memory for it left waits
-/// without it, and then it is made again.
+/// A list that can be as long as the store, charged for as long as it is being sent. A member who has no memory left for it
+/// waits without it, and then it is made again.
 pub(super) async fn listed<F>(
     desk: &Desk,
     make: impl Fn() -> F,
@@ -90,11 +89,10 @@ pub(super) async fn outputs(
     path: StorePath,
 ) -> Result<BTreeMap<String, Option<StorePath>>, RequestError> {
     let (agent, view) = (agent.clone(), view.clone());
-    studied(&desk.workers, &desk.budget, move |study| {
-        let outputs = plan::outputs(&view, &agent.realiser.drv_hashes, &path, study);
-        outputs.map_err(RequestError::from)
-    })
-    .await?
+    let reading = studied(&desk.workers, &desk.budget, move |study| {
+        plan::outputs(&view, &agent.realiser.drv_hashes, &path, study)
+    });
+    Ok(reading.await??)
 }
 
 /// What an output of a derivation turned out to be.
@@ -124,42 +122,16 @@ pub(super) async fn realisation(
     }))
 }
 
-/// A client says what an output turned out to be: its member's claim, whatever it is signed with.
+/// A client says what an output turned out to be.
 pub(super) async fn register(
     desk: &Desk,
     agent: &Arc<Agent>,
     view: &View,
     realisation: Realisation,
 ) -> Result<(), RequestError> {
-    let Realisation { id: DrvOutputId { drv, output }, out_path, .. } = realisation;
     let (agent, view) = (agent.clone(), view.clone());
-    let full = out_path.to_absolute_path();
-    studied(&desk.workers, &desk.budget, move |study| {
-        let refused = |why: &dyn std::fmt::Display| {
-            RequestError::Refused(format!(
-                "cannot register '{full}' as the output '{output}' of a derivation: {why}"
-            ))
-        };
-        let drv_hash = match drv {
-            DrvKey::Hash(NixHash::Sha256(hash)) => hash,
-            DrvKey::Hash(other) => {
-                return Err(refused(&format!("its derivation is named by a {} hash", other.algorithm())));
-            }
-            DrvKey::Path(drv) => {
-                let hashes = Hasher::new(&view, &agent.realiser.drv_hashes, study).of(&drv);
-                hashes.map_err(|failure| refused(&failure.message))?.masked
-            }
-        };
-        let id = RealisationId { drv_hash, output: output.clone() };
-        if let Some((known, ..)) = view.realisation(&id) {
-            if known == out_path {
-                return Ok(());
-            }
-            // Nix refuses as well: which of the two later builds would use is not for chance to decide.
-            return Err(refused(&format!("it is known to be '{}' already", known.to_absolute_path())));
-        }
-        let provenance = Provenance::Claimed(Member::clone(view.member()));
-        view.add_realisation(id, out_path, provenance).map_err(|e| refused(&e))
-    })
-    .await?
+    let claiming = studied(&desk.workers, &desk.budget, move |study| {
+        realisations::claim(&view, &agent.realiser.drv_hashes, realisation, study)
+    });
+    Ok(claiming.await??)
 }
