@@ -152,92 +152,92 @@ fn roster(dir: &std::path::Path, members: &[(&str, u32)]) -> Arc<Roster> {
 /// One thread and no waiting: the task that ends builds of members who left does not run in between.
 #[tokio::test]
 async fn a_build_that_is_asked_for_in_the_moment_of_a_removal_does_not_start() {
-    let house = Barn::open("");
-    let before = house.roster.borrow().clone();
-    house.set_roster(&[("alice", 4)]);
-    let refused = house.build(&before, "bob", "late");
+    let barn = Barn::open("");
+    let before = barn.roster.borrow().clone();
+    barn.set_roster(&[("alice", 4)]);
+    let refused = barn.build(&before, "bob", "late");
     let Err(NotStarted::Refused(failure)) = refused else { panic!("let in") };
     assert!(failure.message.contains("bob is no longer in the roster"), "{}", failure.message);
-    assert_eq!(house.scheduler.shared.running.len(), 0);
+    assert_eq!(barn.scheduler.shared.running.len(), 0);
     // The other order: it was let in, and then the member went, before anything of it happened.
-    house.set_roster(&[("alice", 4), ("bob", 4)]);
-    let mut build = house.build(&before, "bob", "early").expect("let in");
-    house.set_roster(&[("alice", 4)]);
+    barn.set_roster(&[("alice", 4), ("bob", 4)]);
+    let mut build = barn.build(&before, "bob", "early").expect("let in");
+    barn.set_roster(&[("alice", 4)]);
     assert!(build.finished().await.result.as_ref().is_err_and(Failure::is_cancelled));
-    house.until("a run is listed", |house| house.scheduler.shared.running.len() == 0).await;
-    assert_eq!(house.running(), 0);
+    barn.until("a run is listed", |barn| barn.scheduler.shared.running.len() == 0).await;
+    assert_eq!(barn.running(), 0);
 }
 
 #[tokio::test]
 async fn who_looked_before_an_equal_build_was_recorded_looks_again_instead_of_building() {
-    let house = Barn::open("");
-    let roster = house.roster.borrow().clone();
-    let (mut late, held) = house.request(&roster, "bob", "x");
+    let barn = Barn::open("");
+    let roster = barn.roster.borrow().clone();
+    let (mut late, held) = barn.request(&roster, "bob", "x");
     let end = RecordEnd::Failed { status: 3, message: "no oak".into(), log: None };
     let record = BuildRecord { drv: late.recipe.drv_path.clone(), time: 1, end };
-    house.store.record_result(&late.key.of_failure(), record).expect("recorded");
-    assert!(matches!(house.scheduler.build(late.clone(), held.clone()), Err(NotStarted::Known)));
-    assert_eq!(house.scheduler.shared.running.len(), 0);
+    barn.store.record_result(&late.key.of_failure(), record).expect("recorded");
+    assert!(matches!(barn.scheduler.build(late.clone(), held.clone()), Err(NotStarted::Known)));
+    assert_eq!(barn.scheduler.shared.running.len(), 0);
     // Who has seen it, and wants the build all the same, gets it; so does who builds to compare.
-    late.known = Known::look(&house.store, &late.key);
-    let mut builds = vec![house.scheduler.build(late.clone(), held.clone()).expect("let in")];
+    late.known = Known::look(&barn.store, &late.key);
+    let mut builds = vec![barn.scheduler.build(late.clone(), held.clone()).expect("let in")];
     late = Request { known: Known::default(), check: true, ..late };
-    builds.push(house.scheduler.build(late, held).expect("let in"));
-    house.until("not both run", |house| house.running() == 2).await;
-    house.set_roster(&[]);
-    house.until("a builder runs", |house| house.running() == 0).await;
+    builds.push(barn.scheduler.build(late, held).expect("let in"));
+    barn.until("not both run", |barn| barn.running() == 2).await;
+    barn.set_roster(&[]);
+    barn.until("a builder runs", |barn| barn.running() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_build_of_a_removed_member_goes_on_however_requests_and_removals_meet() {
-    let house = Arc::new(Barn::open("[limits]\nmax-jobs = 64\nmax-jobs-per-member = 64"));
-    let before = house.roster.borrow().clone();
+    let barn = Arc::new(Barn::open("[limits]\nmax-jobs = 64\nmax-jobs-per-member = 64"));
+    let before = barn.roster.borrow().clone();
     for round in 0..60 {
-        house.set_roster(&[("alice", 64), ("bob", 64)]);
-        let alices = house.build(&before, "alice", &format!("a{round}")).expect("let in");
+        barn.set_roster(&[("alice", 64), ("bob", 64)]);
+        let alices = barn.build(&before, "alice", &format!("a{round}")).expect("let in");
         let asking: Vec<_> = (0..4)
             .map(|n| {
-                let (request, held) = house.request(&before, "bob", &format!("b{round}-{n}"));
-                let house = house.clone();
+                let (request, held) = barn.request(&before, "bob", &format!("b{round}-{n}"));
+                let barn = barn.clone();
                 // Nobody waits for it: with `keep-builds-running` it goes on all the same.
-                tokio::task::spawn_blocking(move || drop(house.scheduler.build(request, held)))
+                tokio::task::spawn_blocking(move || drop(barn.scheduler.build(request, held)))
             })
             .collect();
         if round % 2 == 0 {
             tokio::task::yield_now().await;
         }
-        house.set_roster(&[("alice", 64)]);
+        barn.set_roster(&[("alice", 64)]);
         for asked in asking {
             asked.await.expect("asked");
         }
-        house.until("a build of bob's goes on", |house| house.scheduler.shared.running.len() == 1).await;
-        house.set_roster(&[]);
-        house.until("a build goes on", |house| house.scheduler.shared.running.len() == 0).await;
+        barn.until("a build of bob's goes on", |barn| barn.scheduler.shared.running.len() == 1).await;
+        barn.set_roster(&[]);
+        barn.until("a build goes on", |barn| barn.scheduler.shared.running.len() == 0).await;
         drop(alices);
     }
-    house.until("a builder runs", |house| house.running() == 0).await;
+    barn.until("a builder runs", |barn| barn.running() == 0).await;
 }
 
 #[tokio::test]
 async fn limits_are_those_of_the_roster_when_a_build_starts_and_not_when_its_member_logged_in() {
-    let house = Barn::open("[limits]\nmax-jobs = 64\nmax-jobs-per-member = 64");
-    let login = house.roster.borrow().clone();
+    let barn = Barn::open("[limits]\nmax-jobs = 64\nmax-jobs-per-member = 64");
+    let login = barn.roster.borrow().clone();
     let mut builds = Vec::new();
-    let mut ask = |house: &Barn, roster: &Roster| {
-        builds.push(house.build(roster, "bob", &format!("build-{}", builds.len())).expect("let in"));
+    let mut ask = |barn: &Barn, roster: &Roster| {
+        builds.push(barn.build(roster, "bob", &format!("build-{}", builds.len())).expect("let in"));
     };
-    house.set_roster(&[("bob", 1)]);
-    let later = house.roster.borrow().clone();
+    barn.set_roster(&[("bob", 1)]);
+    let later = barn.roster.borrow().clone();
     // Two connections: one that logged in when there were four slots, and one that did since.
     for n in 0..8 {
-        ask(&house, if n % 2 == 0 { &login } else { &later });
+        ask(&barn, if n % 2 == 0 { &login } else { &later });
     }
-    house.until("nothing runs", |house| house.running() > 0).await;
+    barn.until("nothing runs", |barn| barn.running() > 0).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(house.running(), 1);
+    assert_eq!(barn.running(), 1);
     // Builds that wait already get the slots that are given now.
-    house.set_roster(&[("bob", 3)]);
-    house.until("the new slots are not used", |house| house.running() == 3).await;
-    house.set_roster(&[]);
-    house.until("a builder runs", |house| house.running() == 0).await;
+    barn.set_roster(&[("bob", 3)]);
+    barn.until("the new slots are not used", |barn| barn.running() == 3).await;
+    barn.set_roster(&[]);
+    barn.until("a builder runs", |barn| barn.running() == 0).await;
 }
