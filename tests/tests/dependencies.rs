@@ -212,14 +212,10 @@ fn layer(path: &str) -> Option<&'static str> {
     STORE_LAYERS.iter().map(|(name, _)| *name).find(of)
 }
 
-/// `index/memory.rs` is `index::memory`, and `index/index.rs` is `index`.
+/// `index/memory.rs` is `index::memory`.
 fn module(file: &Path) -> String {
-    let mut parts: Vec<&str> = file.iter().filter_map(|part| part.to_str()).collect();
-    let name = parts.pop().and_then(|name| name.strip_suffix(".rs")).expect("a source file");
-    if parts.last() != Some(&name) {
-        parts.push(name);
-    }
-    parts.join("::")
+    let file = file.with_extension("");
+    file.iter().filter_map(|part| part.to_str()).collect::<Vec<_>>().join("::")
 }
 
 /// All paths from the crate's root that some source text names after `crate::` or `super::`, as far as their first two
@@ -305,4 +301,29 @@ fn every_file_that_a_fuzz_target_includes_exists() {
         }
     }
     assert!(included > 0, "no target includes anything: remove this test");
+}
+
+/// The module `x` is in `x.rs`, and its parts are in the folder `x`. Only tests share a `common/mod.rs`: that is how cargo
+/// knows that a file is no test of its own.
+#[test]
+fn module_files_have_one_style() {
+    let mut folders: Vec<_> =
+        ["builder-agent", "access-manager", "image", "tests"].map(|name| place::project().join(name)).into();
+    let (mut files, mut odd) = (0, Vec::new());
+    while let Some(folder) = folders.pop() {
+        let is_of_tests = folder.parent().is_some_and(|parent| parent.ends_with("tests"));
+        for entry in std::fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                files += 1;
+                if path.file_stem() == folder.file_name() || path.ends_with("mod.rs") && !is_of_tests {
+                    odd.push(path);
+                }
+            }
+        }
+    }
+    assert!(files > 300, "only {files} source files found");
+    assert!(odd.is_empty(), "modules in another style: {odd:#?}");
 }

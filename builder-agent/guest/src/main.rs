@@ -5,9 +5,7 @@
 #![allow(unsafe_code)]
 
 mod builder;
-#[path = "builtin/builtin.rs"]
 mod builtin;
-#[path = "machine/machine.rs"]
 mod machine;
 mod namespace;
 mod outputs;

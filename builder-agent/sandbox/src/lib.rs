@@ -12,12 +12,9 @@ mod cancel;
 mod child;
 mod error;
 mod job;
-#[path = "kvm/kvm.rs"]
 pub mod kvm;
-#[path = "namespace/namespace.rs"]
 pub mod namespace;
 pub mod probe;
-#[path = "session/session.rs"]
 mod session;
 pub mod text;
 mod usage;

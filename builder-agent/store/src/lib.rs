@@ -23,21 +23,15 @@
 
 mod config;
 mod error;
-#[path = "format/format.rs"]
 mod format;
-#[path = "index/index.rs"]
 mod index;
-#[path = "objects/objects.rs"]
 mod objects;
 pub mod signing;
 mod store;
 #[cfg(test)]
 mod store_test;
-#[path = "types/types.rs"]
 mod types;
-#[path = "upkeep/upkeep.rs"]
 mod upkeep;
-#[path = "views/views.rs"]
 mod views;
 
 pub use config::{DEFAULT_MAX_ENTRIES, DEFAULT_MAX_NAR_BYTES, Durability, StoreConfig};

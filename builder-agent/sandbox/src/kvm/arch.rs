@@ -14,7 +14,6 @@ use super::bus::Bus;
 use super::vcpu::End;
 
 #[cfg(target_arch = "x86_64")]
-#[path = "x86_64/x86_64.rs"]
 mod x86_64;
 
 #[cfg(target_arch = "x86_64")]

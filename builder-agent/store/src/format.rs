@@ -3,7 +3,5 @@
 //! Not here: which objects exist, and where their files are (`objects`).
 
 pub(crate) mod git;
-#[path = "nar/nar.rs"]
 pub mod nar;
-#[path = "object/object.rs"]
 pub mod object;

@@ -14,7 +14,6 @@ pub(crate) mod database;
 pub(crate) mod holds;
 pub(crate) mod memory;
 pub(crate) mod rows;
-#[path = "sqlite/sqlite.rs"]
 pub(crate) mod sqlite;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -4,14 +4,11 @@
 //! VMM's side is `vmm`, its restrictions are in `jail`, and the hardware that the guest sees is in `devices` and `arch`.
 //! The VMM is trusted as little as the guest: its reports are bounded and used for messages and numbers only.
 
-#[path = "arch/arch.rs"]
 pub mod arch;
 mod bus;
-#[path = "devices/devices.rs"]
 pub mod devices;
 mod events;
 mod handover;
-#[path = "jail/jail.rs"]
 pub mod jail;
 mod launch;
 mod memory;

@@ -5,14 +5,12 @@
 
 pub mod blk;
 pub mod console;
-#[path = "mmio/mmio.rs"]
 pub mod mmio;
 pub mod pmem;
 pub mod rng;
 pub mod state;
 #[cfg(test)]
 pub mod testing;
-#[path = "vsock/vsock.rs"]
 pub mod vsock;
 
 use std::os::fd::RawFd;
