@@ -66,12 +66,39 @@ pub struct Diagnostic {
     pub notes: Vec<(String, Option<Place>)>,
 }
 
+impl Class {
+    /// For programs that sort messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Syntax => "syntax",
+            Class::Type => "type",
+            Class::Undefined => "undefined",
+            Class::Recursion => "recursion",
+            Class::Limit => "limit",
+            Class::Unsupported => "unsupported",
+            Class::Thrown => "thrown",
+            Class::File => "file",
+            Class::Outside => "outside",
+            Class::Roster => "roster",
+            Class::Key => "key",
+        }
+    }
+}
+
+/// `file:line:column`. The name of the file is a stranger's text as well.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file: String = self.file.chars().map(printable).collect();
+        write!(f, "{file}:{}:{}", self.line, self.column)
+    }
+}
+
 impl Diagnostic {
     /// In one line, for logs and `roster.json`: title, place, what to do.
     pub fn line(&self) -> String {
         let mut line = self.title.clone();
         if let Some(place) = &self.at {
-            line.push_str(&format!(" ({}:{}:{})", place.file, place.line, place.column));
+            line.push_str(&format!(" ({place})"));
         }
         if let Some(hint) = &self.hint {
             line.push_str(&format!("; hint: {hint}"));
@@ -96,8 +123,8 @@ impl fmt::Display for Diagnostic {
         }
         for (text, place) in &self.notes {
             write!(f, "\n{:>9} {text}", "note:")?;
-            if let Some(p) = place {
-                write!(f, " ({}:{}:{})", p.file, p.line, p.column)?;
+            if let Some(place) = place {
+                write!(f, " ({place})")?;
             }
         }
         Ok(())
@@ -105,7 +132,7 @@ impl fmt::Display for Diagnostic {
 }
 
 fn write_place(f: &mut fmt::Formatter<'_>, place: &Place, gutter: usize) -> fmt::Result {
-    write!(f, "\n{:gutter$}--> {}:{}:{}", "", place.file, place.line, place.column)?;
+    write!(f, "\n{:gutter$}--> {place}", "")?;
     let Some(text) = &place.text else {
         return write!(f, "\n{:gutter$} | (line not shown: it may hold a secret)", "");
     };

@@ -3,6 +3,8 @@
 //! What a member is and what `roster.json` looks like is the crate `roster`, which the agent compiles, too. Not here: how
 //! commits are accepted ([`crate::sync`]).
 
+mod evaluated;
+mod inspect;
 mod modules;
 mod read;
 mod sharing;
@@ -10,5 +12,7 @@ mod table;
 mod twins;
 
 pub use ::roster::{BAKED_IN, LIMITS, LeftOut, Member, MemberLimits, Role, Roster, SCHEMA};
-pub use read::{Evaluated, Mistake, evaluate};
+pub use evaluated::{Evaluated, Mistake, Warning};
+pub use inspect::{Groups, Inspected, TRUSTED_USERS, Unused};
+pub use read::{evaluate, inspect};
 pub use table::table;

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::atomic;
 use crate::diag::{Diagnostic, quoted};
 use crate::nix::Limits;
-use crate::roster::{self, BAKED_IN, Mistake, Roster, SCHEMA};
+use crate::roster::{self, BAKED_IN, Mistake, Roster, SCHEMA, Warning};
 use crate::source::GitTree;
 
 /// Most bytes one fetch may bring. Large infrastructure repositories with their whole history are a tenth of it.
@@ -51,7 +51,7 @@ pub struct Synced {
     pub members: usize,
     /// Whether `out` has other bytes than before.
     pub changed: bool,
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Warning>,
     /// Of single members, who are left out.
     pub mistakes: Vec<Mistake>,
 }

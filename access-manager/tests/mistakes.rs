@@ -48,6 +48,11 @@ fn mistakes() -> Vec<Mistake> {
         mistake("empty file", Syntax, "# nothing yet\n"),
         mistake("same member twice", Syntax, "{\n  alice.keys = \"x\";\n  alice.keys = \"y\";\n}\n"),
         mistake("unknown attribute", Roster, format!("{{\n  alice = {{\n    key = \"{A}\";\n  }};\n}}\n")),
+        mistake(
+            "right of an ordinary machine",
+            Roster,
+            format!("{{\n  alice = {{\n    keys = \"{A}\";\n    sudo = true;\n  }};\n}}\n"),
+        ),
         mistake("unknown limit", Roster, "{\n  alice.limits.max-jobs = 2;\n}\n"),
         mistake("limit out of range", Roster, "{\n  alice.limits.maxJobs = 0;\n}\n"),
         mistake("limit of wrong type", Roster, "{\n  alice.limits.maxJobs = \"many\";\n}\n"),

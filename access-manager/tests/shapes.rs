@@ -23,6 +23,10 @@ fn summary(roster: &Evaluated) -> Vec<(String, Vec<String>)> {
     roster.members.iter().map(|m| (m.name.clone(), m.keys.iter().map(short).collect())).collect()
 }
 
+fn warnings(roster: &Evaluated) -> Vec<String> {
+    roster.warnings.iter().map(|warning| warning.to_string()).collect()
+}
+
 fn alice_and_bob() -> Vec<(String, Vec<String>)> {
     vec![("alice".into(), vec![A.into()]), ("bob".into(), vec![A_OTHER.into(), B.into()])]
 }
@@ -131,7 +135,7 @@ fn share_with_names_members_that_come_later_and_warns_while_it_is_one_sided() {
     assert_eq!(roster.members[0].share_with, ["bob"]);
     assert!(roster.members[1].share_with.is_empty());
     assert_eq!(
-        roster.warnings,
+        warnings(&roster),
         [
             "`alice` shares with `bob`, but not the other way round: nothing is shared until both list each other"
         ]
@@ -154,7 +158,7 @@ fn every_accepted_key_type_is_accepted() {
 #[test]
 fn a_trusted_attribute_is_ignored_aloud() {
     let roster = read(&format!("{{ alice = {{ keys = \"{A}\"; trusted = true; }}; }}"));
-    assert!(roster.warnings[0].contains("`trusted` of `alice` is ignored"), "{:?}", roster.warnings);
+    assert!(roster.warnings[0].text.contains("`trusted` of `alice` is ignored"), "{:?}", roster.warnings);
 }
 
 #[test]
@@ -233,7 +237,7 @@ let users = [
     assert!(roster.mistakes.is_empty());
     assert_eq!(roster.warnings.len(), 1, "{:?}", roster.warnings);
     assert!(
-        roster.warnings[0].contains("`dora` and `dora-untrusted` have the same key"),
+        roster.warnings[0].text.contains("`dora` and `dora-untrusted` have the same key"),
         "{:?}",
         roster.warnings
     );
@@ -242,8 +246,9 @@ let users = [
 #[test]
 fn one_authority_of_many_members_warns_only_where_a_certificate_could_mean_two() {
     let users = |bobs: &str| {
-        read(&format!("{{ alice.keys = \"cert-authority {A}\"; bob.keys = \"cert-authority{bobs} {A}\"; }}"))
-            .warnings
+        warnings(&read(&format!(
+            "{{ alice.keys = \"cert-authority {A}\"; bob.keys = \"cert-authority{bobs} {A}\"; }}"
+        )))
     };
     assert!(users("").is_empty());
     assert!(users(",principals=\\\"ops\\\"").is_empty());
@@ -300,7 +305,7 @@ fn a_limit_that_nobody_enforces_is_not_set_without_a_word() {
         read(&format!("{{ alice = {{ keys = \"{A}\"; limits.maxStoreMib = 5; limits.maxJobs = 1; }}; }}"));
     assert_eq!(roster.warnings.len(), 1, "{:?}", roster.warnings);
     assert!(
-        roster.warnings[0].contains("`maxStoreMib` of `alice` is not enforced yet"),
+        roster.warnings[0].text.contains("`maxStoreMib` of `alice` is not enforced yet"),
         "{:?}",
         roster.warnings
     );

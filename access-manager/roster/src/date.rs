@@ -37,6 +37,12 @@ impl Day {
         today <= self
     }
 
+    /// The last second of this day.
+    pub fn end(self) -> Moment {
+        let next = u64::try_from(self.0 + 1).unwrap_or(1);
+        Moment(next * SECONDS_PER_DAY - 1)
+    }
+
     fn of(year: i64, month: i64, day: i64) -> Option<Day> {
         let length = [31, if is_leap(year) { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
         let in_month = *length.get(usize::try_from(month - 1).ok()?)?;
@@ -185,6 +191,7 @@ mod tests {
         let midnight = Moment::parse("20270201").expect("a moment").0;
         assert!(last.lets_in(Day::at(midnight - 1)), "until the last second of the day");
         assert!(!last.lets_in(Day::at(midnight)), "and not a second longer");
+        assert_eq!(last.end().to_string(), "20270131235959Z", "which is the key's expiry-time for that");
     }
 
     #[test]

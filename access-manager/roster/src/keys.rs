@@ -11,7 +11,7 @@ mod options;
 use std::net::IpAddr;
 
 use ssh_key::public::KeyData;
-use ssh_key::{Algorithm, EcdsaCurve, PublicKey};
+use ssh_key::{Algorithm, EcdsaCurve, HashAlg, PublicKey};
 
 use crate::addresses::Addresses;
 use crate::date::Moment;
@@ -73,6 +73,24 @@ impl Key {
             line.push_str(&self.comment);
         }
         line
+    }
+
+    /// As `ssh-keygen -l` prints it: `SHA256:…`.
+    pub fn fingerprint(&self) -> String {
+        self.data.fingerprint(HashAlg::Sha256).to_string()
+    }
+
+    /// The type as `ssh-keygen -l` prints it: `ED25519`.
+    pub fn kind(&self) -> &'static str {
+        match &self.data {
+            KeyData::Ed25519(_) => "ED25519",
+            KeyData::SkEd25519(_) => "ED25519-SK",
+            KeyData::Ecdsa(_) => "ECDSA",
+            KeyData::SkEcdsaSha2NistP256(_) => "ECDSA-SK",
+            KeyData::Rsa(_) => "RSA",
+            // `acceptable` refuses all others.
+            _ => "UNKNOWN",
+        }
     }
 
     /// Whether the line's own conditions let a login from `peer` at this moment pass. `Err` says which does not.

@@ -17,10 +17,11 @@ fn is_bidi(c: char) -> bool {
     matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
 }
 
-/// Someone else's text inside one of our sentences: in backticks, bounded, no control characters.
+/// Someone else's text inside one of our sentences: in backticks, bounded, no control characters. A backtick in it becomes
+/// an apostrophe, so that the quotation ends where we end it, also for those who turn the sentence into Markdown.
 pub fn quoted(text: &str) -> String {
     let mut out = String::from("`");
-    out.extend(text.chars().take(MAX_QUOTED).map(printable));
+    out.extend(text.chars().take(MAX_QUOTED).map(printable).map(|c| if c == '`' { '\'' } else { c }));
     if text.chars().nth(MAX_QUOTED).is_some() {
         out.push('…');
     }
@@ -88,6 +89,11 @@ mod tests {
     fn control_characters_of_a_stranger_do_not_reach_the_terminal() {
         let text = quoted("a\u{1b}[2Jb\u{202e}c");
         assert!(!text.contains('\u{1b}') && !text.contains('\u{202e}'), "{text:?}");
+    }
+
+    #[test]
+    fn a_quotation_ends_where_we_end_it() {
+        assert_eq!(quoted("a` b `c"), "`a' b 'c`");
     }
 
     #[test]

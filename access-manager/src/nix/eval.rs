@@ -5,7 +5,7 @@ mod files;
 mod names;
 mod spend;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
 use super::ast::*;
@@ -33,6 +33,8 @@ pub struct Evaluator<'s> {
     limits: Limits,
     thunks: Vec<Thunk>,
     files: Files,
+    /// Real paths of the files that were read.
+    read: BTreeSet<String>,
     imports: HashMap<String, ThunkId>,
     /// Directory of each file, by file number, for relative paths.
     directories: Vec<String>,
@@ -51,6 +53,7 @@ impl<'s> Evaluator<'s> {
             limits,
             thunks: Vec::new(),
             files: Files::default(),
+            read: BTreeSet::new(),
             imports: HashMap::new(),
             directories: vec![String::new()],
             base: None,

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use super::inspect::{Groups, TRUSTED_USERS};
 use crate::diag::{Class, Fault, Span, quoted};
 use crate::nix::{AttrMap, Evaluator, Slot, ThunkId, Value};
 
@@ -41,8 +42,8 @@ pub struct User {
 /// What was found of each user, by name; a fault in any definition of theirs is all that counts.
 type Found = BTreeMap<Rc<str>, R<User>>;
 
-/// All users a module and its imports define, in order of name.
-pub fn users(ev: &mut Evaluator, module: Rc<AttrMap>, at: Span) -> R<Found> {
+/// All users a module and its imports define, in order of name. `groups`, if asked for, gets the groups they are in.
+pub fn users(ev: &mut Evaluator, module: Rc<AttrMap>, at: Span, groups: &mut Option<Groups>) -> R<Found> {
     let mut found = Found::new();
     let mut parts = 0;
     let mut todo = vec![(module, 0usize)];
@@ -62,10 +63,13 @@ pub fn users(ev: &mut Evaluator, module: Rc<AttrMap>, at: Span) -> R<Found> {
             Some(slot) => definitions(ev, slot.thunk, at)?,
             None => vec![module],
         };
+        if let Some(groups) = groups {
+            note_trusted(ev, &root, at, groups);
+        }
         let outer = below(ev, root, "users", at)?;
         for users in below(ev, outer, "users", at)? {
             for (name, slot) in users.iter() {
-                if let Err(fault) = add_user(ev, &mut found, name, *slot, at) {
+                if let Err(fault) = add_user(ev, &mut found, name, *slot, at, groups) {
                     found.insert(name.clone(), Err(fault));
                 }
             }
@@ -74,8 +78,22 @@ pub fn users(ev: &mut Evaluator, module: Rc<AttrMap>, at: Span) -> R<Found> {
     Ok(found)
 }
 
-fn add_user(ev: &mut Evaluator, found: &mut Found, name: &Rc<str>, slot: Slot, at: Span) -> R<()> {
+fn add_user(
+    ev: &mut Evaluator,
+    found: &mut Found,
+    name: &Rc<str>,
+    slot: Slot,
+    at: Span,
+    groups: &mut Option<Groups>,
+) -> R<()> {
     let user = definitions(ev, slot.thunk, at)?;
+    if let Some(groups) = groups {
+        for set in &user {
+            for group in strings(ev, set, "extraGroups", at) {
+                groups.entry(group).or_default().insert(name.to_string());
+            }
+        }
+    }
     let openssh = below(ev, user, "openssh", at)?;
     for keys in below(ev, openssh, "authorizedKeys", at)? {
         let entry = found.entry(name.clone()).or_insert_with(|| {
@@ -91,6 +109,32 @@ fn add_user(ev: &mut Evaluator, found: &mut Found, name: &Rc<str>, slot: Slot, a
         }
     }
     Ok(())
+}
+
+/// `nix.settings.trusted-users`, as a group of that name.
+fn note_trusted(ev: &mut Evaluator, root: &[Rc<AttrMap>], at: Span, groups: &mut Groups) {
+    let settings = below(ev, root.to_vec(), "nix", at).and_then(|nix| below(ev, nix, "settings", at));
+    for set in settings.unwrap_or_default() {
+        for user in strings(ev, &set, TRUSTED_USERS, at) {
+            groups.entry(TRUSTED_USERS.to_owned()).or_default().insert(user);
+        }
+    }
+}
+
+/// The strings in a list that has no effect on the roster. What cannot be evaluated here is left away: no mistake in it
+/// keeps anybody out.
+fn strings(ev: &mut Evaluator, set: &Rc<AttrMap>, attribute: &str, at: Span) -> Vec<String> {
+    let mut out = Vec::new();
+    let Some(slot) = set.get(attribute) else { return out };
+    for value in contents(ev, slot.thunk, at, 0).unwrap_or_default() {
+        let Ok(items) = list(ev, value, at, attribute) else { continue };
+        for item in items.iter() {
+            if let Ok(Value::Str(text)) = ev.force(*item, at) {
+                out.push(text.to_string());
+            }
+        }
+    }
+    out
 }
 
 fn imported(ev: &mut Evaluator, id: ThunkId, at: Span) -> R<Rc<AttrMap>> {

@@ -6,9 +6,12 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use ::roster::words::printable;
 use ::roster::{Day, LIMITS, Limit, MAX_KEYS, MAX_MEMBERS, name as names};
 
-use super::{LeftOut, Member, MemberLimits, Role, modules, sharing, twins};
+use super::evaluated::{Evaluated, Mistake, Warning};
+use super::inspect::{self, Groups, Inspected};
+use super::{Member, MemberLimits, Role, modules, sharing, twins};
 use crate::diag::{Class, Diagnostic, Fault, Span, did_you_mean, one_of, quoted};
 use crate::nix::{self, AttrMap, Evaluator, Limits, ThunkId, Value};
 use crate::source::Source;
@@ -16,44 +19,10 @@ use crate::ssh_keys::{self, Key};
 
 type R<T> = Result<T, Fault>;
 
+/// Longest part of a name that is no member's name in a message.
+const MAX_SHOWN: usize = 80;
+
 const ATTRIBUTES: &[&str] = &["keys", "role", "limits", "shareWith", "expires"];
-
-/// A roster that was accepted, for those who have no mistake in their own lines.
-#[derive(Clone, Debug)]
-pub struct Evaluated {
-    /// Sorted by name.
-    pub members: Vec<Member>,
-    /// In the order of the file.
-    pub mistakes: Vec<Mistake>,
-    /// What is fine but probably not meant, one line each.
-    pub warnings: Vec<String>,
-}
-
-/// What is wrong with one member.
-#[derive(Clone, Debug)]
-pub struct Mistake {
-    /// The member's name, or which entry of a list it is.
-    pub name: String,
-    /// Whether it keeps the member out. If not, the part that is wrong does not count.
-    pub left_out: bool,
-    pub diagnostic: Box<Diagnostic>,
-}
-
-impl Evaluated {
-    /// For the check of a pull request: any mistake refuses the roster. The error is the first one.
-    pub fn strict(self) -> Result<Evaluated, Box<Diagnostic>> {
-        match self.mistakes.into_iter().next() {
-            Some(mistake) => Err(mistake.diagnostic),
-            None => Ok(Evaluated { mistakes: Vec::new(), ..self }),
-        }
-    }
-
-    /// Who is left out, as `roster.json` says it.
-    pub fn left_out(&self) -> Vec<LeftOut> {
-        let out = self.mistakes.iter().filter(|mistake| mistake.left_out);
-        out.map(|mistake| LeftOut::new(&mistake.name, &mistake.diagnostic.line())).collect()
-    }
-}
 
 /// Evaluates `file` of `source` (a path from the top of the repository) into a roster.
 pub fn evaluate<S: Source + Send>(
@@ -61,29 +30,21 @@ pub fn evaluate<S: Source + Send>(
     file: &str,
     limits: Limits,
 ) -> Result<Evaluated, Box<Diagnostic>> {
+    nix::with_evaluator(source, limits, |ev| Ok(Reader::read(ev, file, None)?.0))
+}
+
+/// As [`evaluate`]; and looks at what has no effect on the roster, but matters to those who keep it: order, key files,
+/// groups. `more_key_files` are files that nobody may have named, besides those in the folders of key files.
+pub fn inspect<S: Source + Send>(
+    source: S,
+    file: &str,
+    limits: Limits,
+    more_key_files: &[String],
+) -> Result<(Evaluated, Inspected), Box<Diagnostic>> {
     nix::with_evaluator(source, limits, |ev| {
-        let value = ev.import_file(file)?;
-        let value = ev.call_module(value)?;
-        let mut reader = Reader {
-            ev,
-            members: BTreeMap::new(),
-            mistakes: Vec::new(),
-            shares: BTreeMap::new(),
-            warnings: Vec::new(),
-        };
-        reader.top(value)?;
-        reader.leave_out_namesakes();
-        reader.settle_shares();
-        let members: Vec<Member> = reader.members.into_values().flatten().map(|(_, member)| member).collect();
-        if members.is_empty() {
-            if let Some(position) = reader.mistakes.iter().position(|mistake| mistake.left_out) {
-                return Err(reader.mistakes.swap_remove(position).fault);
-            }
-            reader.warnings.push("the roster has no members: nobody can log in".into());
-        }
-        reader.warnings.extend(twins::warnings(&members));
-        let mistakes = reader.mistakes.into_iter().map(|mistake| mistake.resolve(reader.ev)).collect();
-        Ok(Evaluated { members, mistakes, warnings: reader.warnings })
+        let (evaluated, inspected) = Reader::read(ev, file, Some(Groups::default()))?;
+        let unused = inspect::unused_key_files(ev, more_key_files);
+        Ok((evaluated, Inspected { unused, ..inspected }))
     })
 }
 
@@ -97,12 +58,14 @@ struct Found {
 impl Found {
     fn resolve(self, ev: &Evaluator) -> Mistake {
         let Found { name, left_out, fault } = self;
+        // A name with a mistake may be anything.
+        let who: String = name.chars().take(MAX_SHOWN).map(printable).collect();
         let fault = match left_out {
             true => fault.note(
-                format!("{name} is left out until this is corrected; the other members are not affected"),
+                format!("{who} is left out until this is corrected; the other members are not affected"),
                 None,
             ),
-            false => fault.note(format!("{name} can log in without it"), None),
+            false => fault.note(format!("{who} can log in without it"), None),
         };
         Mistake { name, left_out, diagnostic: Box::new(ev.resolve(fault)) }
     }
@@ -116,7 +79,42 @@ struct Reader<'a, 's> {
     mistakes: Vec<Found>,
     /// Who shares with whom, by name; the other may come later in the file.
     shares: BTreeMap<String, Vec<sharing::Share>>,
-    warnings: Vec<String>,
+    warnings: Vec<Warning>,
+    /// Groups of a module's users, where somebody asks for them.
+    groups: Option<Groups>,
+}
+
+impl<'a, 's> Reader<'a, 's> {
+    fn read(ev: &'a mut Evaluator<'s>, file: &str, groups: Option<Groups>) -> R<(Evaluated, Inspected)> {
+        let value = ev.import_file(file)?;
+        let value = ev.call_module(value)?;
+        let mut reader = Reader {
+            ev,
+            members: BTreeMap::new(),
+            mistakes: Vec::new(),
+            shares: BTreeMap::new(),
+            warnings: Vec::new(),
+            groups,
+        };
+        reader.top(value)?;
+        reader.leave_out_namesakes();
+        reader.settle_shares();
+        let places = match reader.groups {
+            Some(_) => inspect::places(reader.ev, reader.members.values().flatten()),
+            None => Vec::new(),
+        };
+        let members: Vec<Member> = reader.members.into_values().flatten().map(|(_, member)| member).collect();
+        if members.is_empty() {
+            if let Some(position) = reader.mistakes.iter().position(|mistake| mistake.left_out) {
+                return Err(reader.mistakes.swap_remove(position).fault);
+            }
+            reader.warnings.push("the roster has no members: nobody can log in".to_owned().into());
+        }
+        reader.warnings.extend(twins::warnings(&members).into_iter().map(Warning::from));
+        let mistakes = reader.mistakes.into_iter().map(|mistake| mistake.resolve(reader.ev)).collect();
+        let inspected = Inspected { places, groups: reader.groups.unwrap_or_default(), unused: Vec::new() };
+        Ok((Evaluated { members, mistakes, warnings: reader.warnings }, inspected))
+    }
 }
 
 impl Reader<'_, '_> {
@@ -187,7 +185,11 @@ impl Reader<'_, '_> {
         let members = self.members.values_mut().flatten().map(|(_, member)| member);
         let (faults, warnings) = sharing::settle(members.collect(), &self.shares);
         self.mistakes.extend(faults.into_iter().map(|(name, fault)| Found { name, left_out: false, fault }));
-        self.warnings.extend(warnings);
+        self.warnings.extend(warnings.into_iter().map(Warning::from));
+    }
+
+    fn warn(&mut self, at: Span, text: String) {
+        self.warnings.push(Warning { place: self.ev.place(at), text });
     }
 
     /// `name` is what the member would be called in a hint; empty in a list, where the name is not known yet.
@@ -243,7 +245,7 @@ impl Reader<'_, '_> {
     }
 
     fn module(&mut self, map: Rc<AttrMap>, at: Span) -> R<()> {
-        for (name, user) in modules::users(self.ev, map, at)? {
+        for (name, user) in modules::users(self.ev, map, at, &mut self.groups)? {
             let read = user.and_then(|user| self.user(user));
             self.or_left_out(&name, read)?;
         }
@@ -261,7 +263,8 @@ impl Reader<'_, '_> {
         }
         if keys.is_empty() {
             // Modules define users for services too; having no key is their normal state.
-            self.warnings.push(format!("{} has no authorized keys and is left out", quoted(&user.name)));
+            let text = format!("{} has no authorized keys and is left out", quoted(&user.name));
+            self.warnings.push(text.into());
             return Ok(());
         }
         let member = Member { keys: lines(&keys), ..nobody(&user.name) };
@@ -293,11 +296,10 @@ impl Reader<'_, '_> {
                 }
                 "expires" => member.expires = self.expires(value, slot.span, slot.thunk)?,
                 // Older community lists have it; dropping it silently would look like a grant.
-                "trusted" => self.warnings.push(format!(
-                    "{}: `trusted` of {} is ignored: no member has to be trusted here",
-                    self.ev.place(slot.span),
-                    quoted(name)
-                )),
+                "trusted" => self.warn(
+                    slot.span,
+                    format!("`trusted` of {} is ignored: no member has to be trusted here", quoted(name)),
+                ),
                 other => {
                     let fault = Fault::new(
                         Class::Roster,
@@ -308,6 +310,9 @@ impl Reader<'_, '_> {
                     .found(quoted(other));
                     return Err(match did_you_mean(other, ATTRIBUTES.iter().copied()) {
                         Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
+                        None if inspect::RIGHTS.contains(&other) => {
+                            fault.hint("leave it away: members have no account on the box, and nobody is root by the roster")
+                        }
                         None => fault.hint("docs/reference/roster.md lists what each attribute does"),
                     });
                 }
@@ -417,8 +422,7 @@ impl Reader<'_, '_> {
                     .expected(format!("at most {MAX_KEYS}")));
             }
             if out.iter().any(|other| Key { comment: key.comment.clone(), ..other.clone() } == key) {
-                let place = self.ev.place(span);
-                self.warnings.push(format!("{place}: {} lists the same key twice", quoted(member)));
+                self.warn(span, format!("{} lists the same key twice", quoted(member)));
             } else {
                 out.push(key);
             }
@@ -468,12 +472,12 @@ impl Reader<'_, '_> {
                 });
             };
             if !enforced {
-                let place = self.ev.place(slot.span);
-                self.warnings.push(format!(
-                    "{place}: the limit {} of {} is not enforced yet: it is recorded and has no effect",
+                let text = format!(
+                    "the limit {} of {} is not enforced yet: it is recorded and has no effect",
                     quoted(name),
                     quoted(member)
-                ));
+                );
+                self.warn(slot.span, text);
             }
             let value = self.ev.force(slot.thunk, slot.span)?;
             let range = format!("a whole number of {unit}, from {smallest} to {largest}");

@@ -1,12 +1,13 @@
 //! Files of the commit: reading, importing, and pointing at places in them.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use super::{Evaluator, LIB_FILE, R};
-use crate::diag::{Class, Diagnostic, Fault, Span, quoted};
+use crate::diag::{Class, Diagnostic, Fault, Place, Span, quoted};
 use crate::nix::lower;
 use crate::nix::value::*;
-use crate::source::{self, Node, ResolveError, SourceError};
+use crate::source::{self, Node, ResolveError, Source, SourceError};
 
 impl Evaluator<'_> {
     /// Finds `path` in the repository, links followed. `None`: there is no such thing.
@@ -50,6 +51,7 @@ impl Evaluator<'_> {
             e => path_fault(path, &e.into()),
         })?;
         self.pay_text(bytes.len())?;
+        self.read.insert(real.clone());
         match String::from_utf8(bytes) {
             Ok(text) => Ok((real, text.into())),
             Err(_) => Err(Fault::new(Class::File, format!("the file {} is not text", quoted(path)))
@@ -108,12 +110,19 @@ impl Evaluator<'_> {
         fault.resolve(&self.files, LIB_FILE)
     }
 
-    /// A resolved position in words, for warnings.
-    pub fn place(&self, span: Span) -> String {
-        match self.files.place(span, false) {
-            Some(p) if span.file != LIB_FILE => format!("{}:{}:{}", p.file, p.line, p.column),
-            _ => "users.nix".into(),
-        }
+    /// A resolved position, for warnings; nothing for what our own `lib` made.
+    pub fn place(&self, span: Span) -> Option<Place> {
+        self.files.place(span, false).filter(|_| span.file != LIB_FILE)
+    }
+
+    /// The files that were read so far, by their real paths.
+    pub fn files_read(&self) -> &BTreeSet<String> {
+        &self.read
+    }
+
+    /// What the expression may read, for those who look at what it did not read.
+    pub fn source(&self) -> &dyn Source {
+        self.source
     }
 }
 
