@@ -12,6 +12,7 @@
 //! Not here: who is logged in, and what a member may do on the box. The agent decides that from `roster.json`.
 
 pub mod atomic;
+pub mod check;
 pub mod diag;
 pub mod nix;
 pub mod roster;
@@ -19,3 +20,7 @@ pub mod source;
 pub mod sync;
 
 pub use ::roster::keys as ssh_keys;
+
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod test_keys;

@@ -1,9 +1,11 @@
-//! Command line: `access-manager eval` for people and checks, `access-manager sync` for the box.
+//! Command line: `access-manager check` for pull requests, `eval` for people, `sync` for the box.
 //!
-//! This file does all the talking. Messages go to stderr, rosters to stdout or the file asked for.
-//! Exit codes: see [`EXIT_CODES`], which `--help` prints.
+//! This file and `commands` do all the talking. Messages go to stderr; rosters and reports to stdout or the file asked
+//! for. Exit codes: see [`EXIT_CODES`] and `commands::check::EXIT_CODES`, which `--help` prints.
 
-use std::path::{Path, PathBuf};
+mod commands;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,7 @@ use access_manager::roster::{self, Roster, SCHEMA};
 use access_manager::source::WorkDir;
 use access_manager::sync::{self, SyncError};
 use clap::{Args, Parser, Subcommand};
+use commands::{LOCAL, REFUSED, REWRITTEN, UNREACHABLE, USAGE, complain, locate, print, refuse};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -24,12 +27,6 @@ Exit codes:
 
 A mistake in the lines of one member leaves that member out and is no reason to refuse the file, except with --strict
 or when nobody else is in it.";
-
-const LOCAL: u8 = 1;
-const USAGE: u8 = 2;
-const UNREACHABLE: u8 = 3;
-const REWRITTEN: u8 = 4;
-const REFUSED: u8 = 5;
 
 /// One attempt of `--watch` runs in a process of its own and is killed after this long: a connection that hangs inside
 /// the git library cannot be interrupted otherwise. Longer than the library's own limit for a transfer that moves.
@@ -45,6 +42,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Check users.nix and say what a change of it does (for pull requests)
+    #[command(after_help = commands::check::EXIT_CODES)]
+    Check(commands::check::CheckArgs),
     /// Evaluate users.nix and print who it lets in
     #[command(after_help = EXIT_CODES)]
     Eval(EvalArgs),
@@ -61,7 +61,7 @@ struct EvalArgs {
     /// Print roster.json instead of a table
     #[arg(long)]
     json: bool,
-    /// Refuse the whole file for any mistake, also one that leaves out a single member (for checks of pull requests)
+    /// Refuse the whole file for any mistake, also one that leaves out a single member
     #[arg(long)]
     strict: bool,
     /// Top of the repository, above which nothing may be named [default: the git repository around the file]
@@ -101,6 +101,7 @@ struct SyncArgs {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::Check(args) => commands::check::check(args),
         Command::Eval(args) => eval(&args),
         Command::Sync(args) => match args.watch {
             Some(seconds) => watch(Duration::from_secs(seconds)),
@@ -142,28 +143,6 @@ fn eval(args: &EvalArgs) -> ExitCode {
             print(&if args.json { roster.to_json() } else { roster::table(&roster) })
         }
         Err(diagnostic) => refuse(&diagnostic),
-    }
-}
-
-/// The top of the repository around `file`, and the file's path in it.
-fn locate(file: &Path, root: Option<&Path>) -> Result<(PathBuf, String), String> {
-    let cannot = |path: &Path, e: std::io::Error| {
-        format!("cannot open {}\n   cause: {e}\n    hint: give the path of a users.nix", path.display())
-    };
-    let full = file.canonicalize().map_err(|e| cannot(file, e))?;
-    let root = match root {
-        Some(root) => root.canonicalize().map_err(|e| cannot(root, e))?,
-        None => full
-            .ancestors()
-            .skip(1)
-            .find(|dir| dir.join(".git").exists())
-            .or(full.parent())
-            .unwrap_or(Path::new("/"))
-            .to_owned(),
-    };
-    match full.strip_prefix(&root).ok().and_then(Path::to_str) {
-        Some(inside) => Ok((root, inside.to_owned())),
-        None => Err(format!("{} is not inside {}\n    hint: check --root", file.display(), root.display())),
     }
 }
 
@@ -263,25 +242,4 @@ fn wait_or_kill(child: &mut std::process::Child) {
             }
         }
     }
-}
-
-/// A reader that stops early (`| head`) is no error of ours.
-fn print(text: &str) -> ExitCode {
-    use std::io::Write;
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            complain(LOCAL, &format!("cannot write: {e}"))
-        }
-        _ => ExitCode::SUCCESS,
-    }
-}
-
-fn refuse(diagnostic: &access_manager::diag::Diagnostic) -> ExitCode {
-    eprintln!("{diagnostic}");
-    ExitCode::from(REFUSED)
-}
-
-fn complain(code: u8, message: &str) -> ExitCode {
-    eprintln!("error: {message}");
-    ExitCode::from(code)
 }

@@ -1,0 +1,204 @@
+//! Before, after, and what a reviewer is told.
+
+use super::*;
+use crate::nix::Limits;
+use crate::roster::evaluate;
+use crate::source::Memory;
+use crate::test_keys::*;
+
+fn sentences(before: &str, after: &str) -> Vec<String> {
+    told(before, after).into_iter().map(|change| change.text).collect()
+}
+
+fn told(before: &str, after: &str) -> Vec<Change> {
+    let keys = [("$A", A), ("$B", B), ("$C", ECDSA_256), ("$R", RSA_3072)];
+    let read = |users: &str| {
+        let users = keys.iter().fold(users.to_owned(), |text, (name, key)| text.replace(name, key));
+        evaluate(Memory::with(&[("users.nix", &users)]), "users.nix", Limits::default())
+            .unwrap_or_else(|error| panic!("{users}\n{error}"))
+    };
+    let (before, after) = (read(before), read(after));
+    let today = Day::parse("2027-06-15").expect("a day");
+    changes(&super::super::side(&before), &super::super::side(&after), today)
+}
+
+const A_SHA: &str = "SHA256:gRB7Zzfl/21eakaxlzg0SzmSRTTKw1d4cbTF/jdjTvc";
+
+#[test]
+fn what_changes_nobodys_access_is_not_told() {
+    for (before, after) in [
+        ("{ a.keys = \"$A\"; }", "{ a.keys = [ \"$A another comment\" ]; }"),
+        ("{ a.keys = [ \"$A\" \"$B\" ]; }", "{ a.keys = [ \"$B\" \"$A\" ]; }"),
+        (
+            "{ a.keys = \"$A\"; b.keys = \"$B\"; }",
+            "[ { name = \"b\"; keys = \"$B\"; } { name = \"a\"; keys = \"$A\"; } ]",
+        ),
+        // One side alone shares nothing.
+        (
+            "{ a.keys = \"$A\"; b.keys = \"$B\"; }",
+            "{ a = { keys = \"$A\"; shareWith = [ \"b\" ]; }; b.keys = \"$B\"; }",
+        ),
+        // Their promise holds without them.
+        ("{ a.keys = \"$A\"; }", "{ a.keys = \"no-pty,restrict $A\"; }"),
+        // The member's name is what an authority without principals stands for.
+        ("{ a.keys = \"cert-authority $A\"; }", "{ a.keys = \"cert-authority,principals=\\\"a\\\" $A\"; }"),
+    ] {
+        assert_eq!(sentences(before, after), [""; 0], "{before} -> {after}");
+    }
+}
+
+#[test]
+fn each_effect_is_one_sentence() {
+    let plain = "{ a.keys = \"$A\"; z.keys = \"$R\"; }";
+    let with = |extra: &str| format!("{{ a = {{ keys = \"$A\"; {extra} }}; z.keys = \"$R\"; }}");
+    let keys = |keys: &str| format!("{{ a.keys = [ {keys} ]; z.keys = \"$R\"; }}");
+    let both = |one: &str, other: &str| {
+        format!("{{ a = {{ keys = \"$A\"; {one} }}; z = {{ keys = \"$R\"; {other} }}; }}")
+    };
+    let sharing = both("shareWith = [ \"z\" ];", "shareWith = [ \"a\" ];");
+    for (before, after, expected) in [
+        (
+            plain.to_owned(),
+            with("limits.maxJobs = 2;"),
+            "limits `maxJobs` of `a` to 2 (before: the limit of the box only)",
+        ),
+        (with("limits.maxJobs = 2;"), with("limits.maxJobs = 16;"), "raises `maxJobs` of `a` from 2 to 16"),
+        (with("limits.maxJobs = 16;"), with("limits.maxJobs = 2;"), "lowers `maxJobs` of `a` from 16 to 2"),
+        (
+            with("limits.maxCpus = 2;"),
+            plain.to_owned(),
+            "removes the limit `maxCpus` of `a`, which was 2: the limit of the box remains",
+        ),
+        (
+            plain.to_owned(),
+            with("role = \"maintainer\";"),
+            "makes `a` a maintainer (logged with each login; no extra rights yet)",
+        ),
+        (with("role = \"maintainer\";"), plain.to_owned(), "makes `a` a member who is no maintainer"),
+        (plain.to_owned(), with("expires = \"2027-07-01\";"), "the access of `a` now ends after 2027-07-01"),
+        (with("expires = \"2027-07-01\";"), plain.to_owned(), "the access of `a` no longer ends"),
+        (
+            with("expires = \"2027-07-01\";"),
+            with("expires = \"2028-07-01\";"),
+            "extends the access of `a` from 2027-07-01 to 2028-07-01",
+        ),
+        (
+            with("expires = \"2028-07-01\";"),
+            with("expires = \"2027-07-01\";"),
+            "shortens the access of `a` from 2028-07-01 to 2027-07-01",
+        ),
+        (
+            plain.to_owned(),
+            with("expires = \"2027-06-14\";"),
+            "ends the access of `a`, since 2027-06-14 has passed: ends their sessions and builds",
+        ),
+        (
+            with("expires = \"2027-06-14\";"),
+            with("expires = \"2027-06-15\";"),
+            "lets `a` in again, until 2027-06-15",
+        ),
+        (plain.to_owned(), sharing.clone(), "`a` and `z` now share claims: each sees the paths of the other"),
+        (sharing, plain.to_owned(), "`a` and `z` no longer share claims"),
+        (keys("\"$B\""), keys("\"$B\" \"$A a@b\""), &format!("adds a key to `a`: {A_SHA} (ED25519) `a@b`")),
+        (
+            keys("\"$B\" \"$A a@b\""),
+            keys("\"$B\""),
+            &format!("removes the key {A_SHA} (ED25519) `a@b` of `a`: sessions with it end"),
+        ),
+        (
+            keys("\"$B\" \"$A\""),
+            keys("\"$B\" \"from=\\\"192.0.2.0/24\\\" $A\""),
+            &format!(
+                "changes when the key {A_SHA} (ED25519) of `a` counts: only from `192.0.2.0/24` (before: always)"
+            ),
+        ),
+        (
+            keys("\"$B\" \"cert-authority $A\""),
+            keys("\"$B\" \"cert-authority,principals=\\\"x,y\\\" $A\""),
+            &format!(
+                "changes when the certificate authority {A_SHA} (ED25519) of `a` counts: always, with one of the \
+                 principals `x` and `y` (before: always, with the principal `a`)"
+            ),
+        ),
+        (
+            keys("\"$B\""),
+            keys("\"$B\" \"cert-authority $A\""),
+            &format!(
+                "adds a certificate authority for `a`: its holder can let in anybody as `a`, with the principal `a` in \
+                 the certificate: {A_SHA} (ED25519)"
+            ),
+        ),
+        (
+            keys("\"$B\" \"cert-authority $A\""),
+            keys("\"$B\""),
+            &format!(
+                "removes the certificate authority {A_SHA} (ED25519) of `a`: sessions with its certificates end"
+            ),
+        ),
+        (plain.to_owned(), "{ z.keys = \"$R\"; }".to_owned(), "removes `a`: ends their sessions and builds"),
+        (
+            "{ z.keys = \"$R\"; }".to_owned(),
+            with("limits = { maxJobs = 1; maxCpus = 8; maxMemoryMib = 20480; maxBuildSeconds = 7200; };"),
+            &format!(
+                "grants `a` 1 key, up to 1 build at a time, 20 GiB per build, 8 CPUs per build and 2 h per build: {A_SHA} \
+                 (ED25519)"
+            ),
+        ),
+        (
+            "{ z.keys = \"$R\"; }".to_owned(),
+            with("role = \"maintainer\"; expires = \"2028-01-01\";"),
+            &format!(
+                "grants `a` 1 key, with the limits of the box, as a maintainer, until 2028-01-01: {A_SHA} (ED25519)"
+            ),
+        ),
+        (
+            plain.to_owned(),
+            "{ a.key = \"$A\"; z.keys = \"$R\"; }".to_owned(),
+            "leaves out `a` because of a mistake in the entry: ends their sessions and builds until it is corrected",
+        ),
+    ] {
+        assert_eq!(sentences(&before, &after), [expected], "{before} -> {after}");
+    }
+}
+
+#[test]
+fn all_keys_at_once_make_another_person_and_one_kept_key_does_not() {
+    let kinds = |before: &str, after: &str| -> Vec<&str> {
+        told(before, after).into_iter().map(|change| change.kind).collect()
+    };
+    assert_eq!(
+        kinds("{ a.keys = \"$A\"; }", "{ a.keys = \"$B\"; }"),
+        ["replaces-keys", "adds-key", "removes-key"]
+    );
+    assert_eq!(
+        kinds("{ a.keys = [ \"$A\" \"$B\" ]; }", "{ a.keys = [ \"$B\" \"$C\" ]; }"),
+        ["adds-key", "removes-key"]
+    );
+    // An authority of several members tells nobody apart, as on the box; then the name decides.
+    let two = |one: &str| {
+        format!(
+            "{{ a.keys = [ \"cert-authority $A\" {one} ]; z.keys = [ \"cert-authority,principals=\\\"z\\\" $A\" \"$R\" ]; }}"
+        )
+    };
+    assert_eq!(kinds(&two("\"$B\""), &two("\"$C\"")), ["replaces-keys", "adds-key", "removes-key"]);
+    assert_eq!(kinds(&two(""), &two("\"$C\"")), ["adds-key"]);
+}
+
+#[test]
+fn another_name_for_the_same_keys_is_told() {
+    let told = told("{ a.keys = \"$A\"; z.keys = \"$R\"; }", "{ b.keys = \"$A\"; z.keys = \"$R\"; }");
+    let kinds: Vec<(&str, &str)> = told.iter().map(|change| (change.member.as_str(), change.kind)).collect();
+    assert_eq!(kinds, [("a", "removes-member"), ("b", "adds-member"), ("b", "renames-member")]);
+}
+
+#[test]
+fn many_keys_are_counted() {
+    let told = sentences(
+        "{ z.keys = \"$R\"; }",
+        &format!(
+            "{{ a.keys = [ \"$A\" \"$B\" \"$C\" \"{ECDSA_384}\" \"{ECDSA_521}\" \"{SK_ED25519}\" ]; z.keys = \"$R\"; }}"
+        ),
+    );
+    assert!(told[0].starts_with("grants `a` 6 keys, with the limits of the box: SHA256:"), "{told:?}");
+    assert!(told[0].ends_with("; 2 more"), "{told:?}");
+}
