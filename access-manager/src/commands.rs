@@ -1,6 +1,7 @@
 //! The commands, a file each, and what they share. `eval` and `sync` are still in `main.rs`.
 
 pub mod check;
+pub mod export;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -14,6 +14,7 @@
 pub mod atomic;
 pub mod check;
 pub mod diag;
+pub mod export;
 pub mod nix;
 pub mod roster;
 pub mod source;

@@ -1,4 +1,5 @@
-//! Command line: `access-manager check` for pull requests, `eval` for people, `sync` for the box.
+//! Command line: `access-manager check` for pull requests, `eval` for people, `export` for other machines, `sync` for the
+//! box.
 //!
 //! This file and `commands` do all the talking. Messages go to stderr; rosters and reports to stdout or the file asked
 //! for. Exit codes: see [`EXIT_CODES`] and `commands::check::EXIT_CODES`, which `--help` prints.
@@ -48,6 +49,9 @@ enum Command {
     /// Evaluate users.nix and print who it lets in
     #[command(after_help = EXIT_CODES)]
     Eval(EvalArgs),
+    /// Print the roster for machines that do not run the agent
+    #[command(after_help = EXIT_CODES)]
+    Export(commands::export::ExportArgs),
     /// Fetch the roster's repository and write roster.json
     #[command(after_help = EXIT_CODES)]
     Sync(SyncArgs),
@@ -103,6 +107,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Check(args) => commands::check::check(args),
         Command::Eval(args) => eval(&args),
+        Command::Export(args) => commands::export::export(&args),
         Command::Sync(args) => match args.watch {
             Some(seconds) => watch(Duration::from_secs(seconds)),
             None => sync_once(args),

@@ -1,9 +1,9 @@
-//! `access-manager check` through the program, on real repositories: what is compared, exit codes, formats.
+//! `access-manager check` and `export` through the program, on real repositories: what is compared, exit codes, formats.
 
 mod common;
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::*;
 use serde_json::Value;
@@ -215,4 +215,57 @@ fn thousands_of_new_members_are_reported_within_the_size_of_a_comment() {
     let (code, text, errors) = repo.check(&["--base", "HEAD~1", "--format", "markdown"]);
     assert_eq!(code, 0, "{errors}");
     assert!(text.len() < 60_000 && text.contains("- … and 6941 more\n"), "{}", text.len());
+}
+
+// --- export ------------------------------------------------------------------------------------------------------
+
+#[test]
+fn openssh_reads_every_exported_key() {
+    let repo = Repo::new();
+    let users = format!(
+        "{{ a = {{ keys = [ \"{A} x\" \"{SK_ED25519}\" \"{SK_ECDSA}\" ]; expires = \"2040-01-31\"; }}; b.keys = [ \"{B}\" \
+         \"from=\\\"192.0.2.0/24,!192.0.2.1\\\" {RSA_3072}\" ]; c.keys = \"cert-authority,principals=\\\"x,y\\\" {ECDSA_256}\"; }}"
+    );
+    repo.write("users.nix", &users);
+    let (code, keys, errors) = repo.run(&["export", "--format", "authorized-keys"]);
+    assert_eq!((code, errors.as_str()), (0, ""));
+    repo.write("authorized_keys", &keys);
+    let Ok(output) = Command::new("ssh-keygen")
+        .args(["-l", "-f"])
+        .arg(repo.path().join("authorized_keys"))
+        .stderr(Stdio::inherit())
+        .output()
+    else {
+        println!("skipped: no ssh-keygen in PATH");
+        return;
+    };
+    let listed = String::from_utf8(output.stdout).unwrap();
+    let owners: Vec<&str> = listed.lines().filter_map(|line| line.split(' ').nth(2)).collect();
+    assert_eq!(owners, ["a", "a", "a", "b", "b", "c"], "{listed}");
+}
+
+#[test]
+fn an_exported_module_is_a_roster_again_and_nix_reads_it() {
+    let repo = Repo::new();
+    let users = format!(
+        "{{ a.keys = \"{A} x\"; b.keys = \"cert-authority,principals=\\\"\\${{x}}\\\" {B}\"; c.key = 1; }}"
+    );
+    repo.write("users.nix", &users);
+    for format in ["nixos", "nix-darwin"] {
+        let (code, module, errors) =
+            repo.run(&["export", "--format", format, "--user", "builder", "users.nix"]);
+        assert!(code == 0 && errors.contains("`c` has an unknown attribute `key`"), "{errors}");
+        repo.write("module.nix", &module);
+        let (code, table, errors) = repo.run(&["eval", "--strict", "module.nix"]);
+        assert_eq!((code, errors.as_str()), (0, ""), "{module}");
+        assert!(table.contains("\nbuilder ") && table.contains("1 member"), "{table}");
+        let program = std::env::var_os("NIX_INSTANTIATE").unwrap_or_else(|| "nix-instantiate".into());
+        match Command::new(program).args(["--parse", "module.nix"]).current_dir(repo.path()).output() {
+            Ok(parsed) => assert!(parsed.status.success(), "{}", String::from_utf8_lossy(&parsed.stderr)),
+            Err(_) => println!("skipped: no nix-instantiate in PATH and NIX_INSTANTIATE is not set"),
+        }
+    }
+    assert_eq!(repo.run(&["export", "--format", "nixos", "--strict"]).0, 5);
+    assert_eq!(repo.run(&["export", "--format", "nixos", "--user", "a b"]).0, 2);
+    assert_eq!(repo.run(&["export", "--format", "nixos", "nowhere.nix"]).0, 1);
 }
