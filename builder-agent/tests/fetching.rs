@@ -59,6 +59,19 @@ async fn a_kept_connection_that_was_closed_meanwhile_is_replaced() {
 }
 
 #[tokio::test]
+async fn connections_are_kept_for_a_limited_number_of_servers() {
+    let client = client();
+    let (first, connections) = server(|_| ok("first")).await;
+    client.get_all(&url(first, "/"), SMALL).await.expect("an answer");
+    for _ in 0..64 {
+        let (address, _) = server(|_| ok("another")).await;
+        client.get_all(&url(address, "/"), SMALL).await.expect("an answer");
+    }
+    client.get_all(&url(first, "/"), SMALL).await.expect("an answer");
+    assert_eq!(connections.load(Ordering::Relaxed), 2, "the 65th server ended the connections of the others");
+}
+
+#[tokio::test]
 async fn redirects_are_followed_up_to_a_limit() {
     let (address, _) = server(|path| match path {
         "/start" => b"HTTP/1.1 302 Found\r\nLocation: next/one?x=1\r\nContent-Length: 0\r\n\r\n".to_vec(),

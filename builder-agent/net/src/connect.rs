@@ -4,18 +4,23 @@
 //! second time.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use hyper::Uri;
+use hyper::http::uri::Scheme;
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
+use tower_service::Service;
 use url::Host;
 
 use super::address::{is_own, is_public};
@@ -32,37 +37,25 @@ const MAX_ADDRESSES: usize = 16;
 const NAME_THREADS: usize = 64;
 
 /// Why there is no connection. One line each.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum ConnectError {
     #[error("cannot find the address of '{host}': {cause}")]
-    Unresolved { host: String, cause: io::Error },
+    Unresolved { host: String, cause: String },
     /// The address itself goes to the box's log: what a name means inside is not for everybody who can name it.
     #[error("'{host}' has no public address; set `fetch.allow-private = true` on the box if it may be used")]
     Private { host: String },
     #[error("cannot connect to '{host}' port {port}: {cause}")]
-    Refused { host: String, port: u16, cause: io::Error },
+    Refused { host: String, port: u16, cause: String },
     #[error("'{host}' port {port} did not answer within {} seconds", CONNECT_TIME.as_secs())]
     TimedOut { host: String, port: u16 },
     #[error("cannot agree on a TLS connection with '{host}': {cause}")]
-    Tls { host: String, cause: io::Error },
+    Tls { host: String, cause: String },
     #[error(
         "there are no certificate authorities in {}: {cause}; install ca-certificates, or set `fetch.certificates`",
         path.display()
     )]
     NoCertificates { path: PathBuf, cause: String },
 }
-
-/// Where connections go: what they may be pooled by.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Origin {
-    pub tls: bool,
-    pub host: Host<String>,
-    pub port: u16,
-}
-
-/// A connection, plain or encrypted.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 /// Makes connections. Public addresses only, unless configured otherwise.
 pub struct Dialer {
@@ -85,35 +78,11 @@ impl Dialer {
         tokio::time::timeout(CONNECT_TIME, self.dial(host, port)).await.map_err(late)?
     }
 
-    /// A connection as `origin` asks for it.
-    pub async fn connect(&self, origin: &Origin) -> Result<Box<dyn Stream>, ConnectError> {
-        let (host, port) = (&origin.host, origin.port);
-        let late = |_| ConnectError::TimedOut { host: host.to_string(), port };
-        tokio::time::timeout(CONNECT_TIME, async {
-            let tcp = self.dial(host, port).await?;
-            if !origin.tls {
-                return Ok(Box::new(tcp) as Box<dyn Stream>);
-            }
-            let failed = |cause| ConnectError::Tls { host: host.to_string(), cause };
-            let name = match host {
-                Host::Domain(name) => {
-                    ServerName::try_from(name.clone()).map_err(|e| failed(io::Error::other(e)))?
-                }
-                Host::Ipv4(address) => ServerName::IpAddress(IpAddr::V4(*address).into()),
-                Host::Ipv6(address) => ServerName::IpAddress(IpAddr::V6(*address).into()),
-            };
-            let stream = TlsConnector::from(self.tls()?).connect(name, tcp).await.map_err(failed)?;
-            Ok(Box::new(stream) as Box<dyn Stream>)
-        })
-        .await
-        .map_err(late)?
-    }
-
     async fn dial(&self, host: &Host<String>, port: u16) -> Result<TcpStream, ConnectError> {
         let addresses = self.addresses(host, port).await?;
         let mut addresses = addresses.into_iter().peekable();
         let mut tries = JoinSet::new();
-        let mut cause = io::Error::from(io::ErrorKind::NotFound);
+        let mut cause = String::new();
         loop {
             match addresses.next() {
                 Some(address) => drop(tries.spawn(TcpStream::connect(address))),
@@ -128,7 +97,7 @@ impl Dialer {
                         let _ = tcp.set_nodelay(true);
                         return Ok(tcp);
                     }
-                    Err(error) => cause = error,
+                    Err(error) => cause = error.to_string(),
                 },
                 () = tokio::time::sleep(HEAD_START), if addresses.peek().is_some() => {}
             }
@@ -141,7 +110,8 @@ impl Dialer {
             Host::Ipv4(address) => vec![(*address, port).into()],
             Host::Ipv6(address) => vec![(*address, port).into()],
             Host::Domain(name) => {
-                let failed = |cause| ConnectError::Unresolved { host: name.clone(), cause };
+                let failed =
+                    |e: io::Error| ConnectError::Unresolved { host: name.clone(), cause: e.to_string() };
                 self.look_up(name, port).await.map_err(failed)?
             }
         };
@@ -162,7 +132,7 @@ impl Dialer {
             }
             (true, None) => Err(ConnectError::Unresolved {
                 host: host.to_string(),
-                cause: io::Error::new(io::ErrorKind::NotFound, "the name has no addresses"),
+                cause: "the name has no addresses".into(),
             }),
         }
     }
@@ -185,6 +155,76 @@ impl Dialer {
         *tls = Some(config.clone());
         Ok(config)
     }
+}
+
+/// Connections for the HTTP client: plain, or with TLS where the URL says so.
+#[derive(Clone)]
+pub struct Connector(pub Arc<Dialer>);
+
+/// Only the TCP part, below TLS.
+#[derive(Clone)]
+struct Tcp(Arc<Dialer>);
+
+type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, ConnectError>> + Send>>;
+
+impl Service<Uri> for Connector {
+    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
+    type Error = ConnectError;
+    type Future = Connecting<Self::Response>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let mut tcp = Tcp(self.0.clone());
+        Box::pin(async move {
+            let (host, port) = place(&uri)?;
+            let late = |_| ConnectError::TimedOut { host: host.to_string(), port };
+            tokio::time::timeout(CONNECT_TIME, async {
+                if uri.scheme() == Some(&Scheme::HTTP) {
+                    return tcp.call(uri).await.map(MaybeHttpsStream::Http);
+                }
+                let tls = tcp.0.tls()?;
+                HttpsConnector::from((tcp, tls)).call(uri).await.map_err(|error| {
+                    let cause = |cause: Box<dyn std::error::Error + Send + Sync>| cause.to_string();
+                    error.downcast::<ConnectError>().map_or_else(
+                        |error| ConnectError::Tls { host: host.to_string(), cause: cause(error) },
+                        |error| *error,
+                    )
+                })
+            })
+            .await
+            .map_err(late)?
+        })
+    }
+}
+
+impl Service<Uri> for Tcp {
+    type Response = TokioIo<TcpStream>;
+    type Error = ConnectError;
+    type Future = Connecting<Self::Response>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let dialer = self.0.clone();
+        Box::pin(async move {
+            let (host, port) = place(&uri)?;
+            dialer.dial(&host, port).await.map(TokioIo::new)
+        })
+    }
+}
+
+/// Host and port of a URI. Numbers as hosts have become addresses before (`url::Url`), so none is left to the resolver.
+fn place(uri: &Uri) -> Result<(Host<String>, u16), ConnectError> {
+    let name = uri.host().unwrap_or_default();
+    let host = Host::parse(name)
+        .map_err(|e| ConnectError::Unresolved { host: name.to_owned(), cause: e.to_string() })?;
+    let default = if uri.scheme() == Some(&Scheme::HTTP) { 80 } else { 443 };
+    Ok((host, uri.port_u16().unwrap_or(default)))
 }
 
 fn client_config(path: &Path) -> Result<ClientConfig, ConnectError> {

@@ -1,16 +1,19 @@
 //! `GET`, and nothing else: bounded, with redirects, over connections that are kept.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
+use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{self, HeaderValue};
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::http::uri::Authority;
+use hyper::{Request, Response, StatusCode, Uri};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::capture_connection;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -18,7 +21,7 @@ use url::Url;
 
 use crate::Fetch;
 
-use super::connect::{ConnectError, Dialer, Origin};
+use super::connect::{ConnectError, Connector, Dialer};
 
 /// Longest chain of redirects; as in curl's and every browser's practice, one or two are normal.
 const MAX_REDIRECTS: usize = 10;
@@ -27,10 +30,8 @@ const MAX_URL_BYTES: usize = 8192;
 /// Kept connections of one server, and how long.
 const MAX_IDLE: usize = 32;
 const IDLE: Duration = Duration::from_secs(60);
-/// How long a kept connection may need to be ready again. Its task has the end of the last body yet to notice.
-const SOON: Duration = Duration::from_millis(100);
 /// Servers with kept connections.
-const MAX_ORIGINS: usize = 64;
+const MAX_SERVERS: usize = 64;
 /// How we introduce ourselves.
 const USER_AGENT: &str = concat!("barnraiser/", env!("CARGO_PKG_VERSION"));
 
@@ -95,23 +96,21 @@ pub struct Want {
     pub max_bytes: u64,
 }
 
-type Sender = SendRequest<Empty<Bytes>>;
-type Idle = HashMap<Origin, Vec<(Sender, Instant)>>;
-
 /// A client for the whole box. Cheap to share; keeps connections.
 pub struct HttpClient {
-    dialer: Dialer,
+    dialer: Arc<Dialer>,
     stall: Duration,
     whole: Duration,
-    idle: Arc<Mutex<Idle>>,
+    pool: Mutex<Pool>,
 }
 
 impl HttpClient {
     /// As configured in `[fetch]`.
     #[must_use]
     pub fn new(settings: &Fetch) -> Self {
-        let dialer = Dialer::new(settings.allow_private, settings.certificates.clone());
-        Self { dialer, stall: settings.stall, whole: settings.whole, idle: Arc::default() }
+        let dialer = Arc::new(Dialer::new(settings.allow_private, settings.certificates.clone()));
+        let pool = Mutex::new(Pool::new(&dialer));
+        Self { dialer, stall: settings.stall, whole: settings.whole, pool }
     }
 
     /// The dialer, for protocols other than HTTP under the same rule about addresses.
@@ -126,16 +125,15 @@ impl HttpClient {
         let late = |url: &Url| HttpError::TooSlow { url: url.to_string(), whole: self.whole, got: 0 };
         let mut at = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let (response, sender, origin) =
-                timeout_at(deadline, self.ask(&at)).await.map_err(|_| late(url))??;
+            let response = timeout_at(deadline, self.ask(&at)).await.map_err(|_| late(url))??;
             let status = response.status();
             if status.is_redirection() && status != StatusCode::NOT_MODIFIED {
                 at = redirected(&at, &response)?;
-                self.reuse_after(response, sender, origin);
+                reuse_after(response);
                 continue;
             }
             if status != StatusCode::OK {
-                self.reuse_after(response, sender, origin);
+                reuse_after(response);
                 return Err(HttpError::Status { url: at.to_string(), status });
             }
             if let Some(encoding) = response.headers().get(header::CONTENT_ENCODING)
@@ -151,7 +149,6 @@ impl HttpClient {
             }
             return Ok(Body {
                 incoming: response.into_body(),
-                kept: Some((sender, origin, self.idle.clone())),
                 length,
                 got: 0,
                 url: at,
@@ -175,103 +172,102 @@ impl HttpClient {
     }
 
     /// One request, without following redirects.
-    async fn ask(&self, url: &Url) -> Result<(Response<Incoming>, Sender, Origin), HttpError> {
-        let origin = origin(url)?;
-        let request = || {
-            let mut request = Request::new(Empty::new());
-            let target = match url.query() {
-                Some(query) => format!("{}?{query}", url.path()),
-                None => url.path().to_owned(),
-            };
-            *request.uri_mut() = target.parse().unwrap_or_default();
-            let host = match url.port() {
-                Some(port) => format!("{}:{port}", origin.host),
-                None => origin.host.to_string(),
-            };
-            let headers = request.headers_mut();
-            headers
-                .insert(header::HOST, HeaderValue::from_str(&host).unwrap_or(HeaderValue::from_static("")));
-            headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-            request
+    async fn ask(&self, url: &Url) -> Result<Response<Incoming>, HttpError> {
+        let uri = uri(url)?;
+        // The server may close a kept connection just when the request goes out on it. To ask again is harmless.
+        match self.try_ask(url, &uri).await {
+            Err(HttpError::Broken { .. }) => self.try_ask(url, &uri).await,
+            answer => answer,
+        }
+    }
+
+    async fn try_ask(&self, url: &Url, uri: &Uri) -> Result<Response<Incoming>, HttpError> {
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = uri.clone();
+        let headers = request.headers_mut();
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+
+        let mut connection = capture_connection(&mut request);
+        let client = self.pool.lock().unwrap_or_else(PoisonError::into_inner).client(&self.dialer, uri);
+        let mut answer = client.request(request);
+        // A connection has a limit of its own (`connect::CONNECT_TIME`); a stall is counted from then on.
+        let answered = tokio::select! {
+            biased;
+            answered = &mut answer => Some(answered),
+            () = async { drop(connection.wait_for_connection_metadata().await) } => None,
         };
-        let stalled = |_| HttpError::Stalled { url: url.to_string(), stall: self.stall, got: 0 };
-        let broken = |error: hyper::Error| HttpError::Broken { url: url.to_string(), cause: in_full(&error) };
-        while let Some(mut sender) = self.kept(&origin) {
-            if !matches!(timeout(SOON, sender.ready()).await, Ok(Ok(()))) {
-                continue;
+        let answered = match answered {
+            Some(answered) => answered,
+            None => timeout(self.stall, answer).await.map_err(|_| HttpError::Stalled {
+                url: url.to_string(),
+                stall: self.stall,
+                got: 0,
+            })?,
+        };
+        answered.map_err(|error| {
+            match error.source().and_then(|cause| cause.downcast_ref::<ConnectError>()) {
+                Some(cause) => HttpError::Connect { url: url.to_string(), cause: cause.clone() },
+                None => HttpError::Broken {
+                    url: url.to_string(),
+                    cause: in_full(error.source().unwrap_or(&error)),
+                },
             }
-            // The server may have closed it meanwhile. Asking again is harmless, so the next one is tried, and in the
-            // end a new one.
-            if let Ok(response) =
-                timeout(self.stall, sender.send_request(request())).await.map_err(stalled)?
-            {
-                return Ok((response, sender, origin));
-            }
-        }
-        let failed = |cause| HttpError::Connect { url: url.to_string(), cause };
-        let stream = self.dialer.connect(&origin).await.map_err(failed)?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        // Ends when sender and body are gone, or with the connection.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an HTTP connection ended");
-            }
-        });
-        let response =
-            timeout(self.stall, sender.send_request(request())).await.map_err(stalled)?.map_err(broken)?;
-        Ok((response, sender, origin))
-    }
-
-    fn kept(&self, origin: &Origin) -> Option<Sender> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let list = idle.get_mut(origin)?;
-        while let Some((sender, since)) = list.pop() {
-            if since.elapsed() < IDLE && !sender.is_closed() {
-                return Some(sender);
-            }
-        }
-        idle.remove(origin);
-        None
-    }
-
-    /// Keeps the connection if the rest of an answer nobody wants is short.
-    fn reuse_after(&self, response: Response<Incoming>, sender: Sender, origin: Origin) {
-        const SHORT: u64 = 64 << 10;
-        let idle = self.idle.clone();
-        tokio::spawn(async move {
-            let mut body = response.into_body();
-            let mut got = 0;
-            let rest = async {
-                while let Some(Ok(frame)) = body.frame().await {
-                    got += frame.data_ref().map_or(0, |data| data.len() as u64);
-                    if got > SHORT {
-                        return;
-                    }
-                }
-                keep(&idle, sender, origin);
-            };
-            let _ = timeout(Duration::from_secs(2), rest).await;
-        });
+        })
     }
 }
 
-fn keep(idle: &Mutex<Idle>, sender: Sender, origin: Origin) {
-    let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
-    if idle.len() >= MAX_ORIGINS && !idle.contains_key(&origin) {
-        idle.clear();
+/// hyper's client, which keeps connections, and the servers that it may have kept some of.
+struct Pool {
+    client: Client<Connector, Empty<Bytes>>,
+    servers: HashSet<(bool, Authority)>,
+}
+
+impl Pool {
+    fn new(dialer: &Arc<Dialer>) -> Self {
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(MAX_IDLE)
+            .build(Connector(dialer.clone()));
+        Self { client, servers: HashSet::new() }
     }
-    let list = idle.entry(origin).or_default();
-    list.retain(|(sender, since)| !sender.is_closed() && since.elapsed() < IDLE);
-    if list.len() < MAX_IDLE {
-        list.push((sender, Instant::now()));
+
+    /// hyper limits the connections of each server and not the number of servers, which members choose: so after
+    /// [`MAX_SERVERS`] another pool begins. The connections that are in use close when their answers end.
+    fn client(&mut self, dialer: &Arc<Dialer>, uri: &Uri) -> Client<Connector, Empty<Bytes>> {
+        let tls = uri.scheme_str() == Some("https");
+        if let Some(authority) = uri.authority()
+            && !self.servers.contains(&(tls, authority.clone()))
+        {
+            if self.servers.len() >= MAX_SERVERS {
+                *self = Self::new(dialer);
+            }
+            self.servers.insert((tls, authority.clone()));
+        }
+        self.client.clone()
     }
+}
+
+/// Reads the rest of an answer that nobody wants, if it is short: then the connection can be kept.
+fn reuse_after(response: Response<Incoming>) {
+    const SHORT: u64 = 64 << 10;
+    tokio::spawn(timeout(Duration::from_secs(2), async move {
+        let mut body = response.into_body();
+        let mut got = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            got += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if got > SHORT {
+                return;
+            }
+        }
+    }));
 }
 
 /// With its causes: hyper names only the outermost.
-fn in_full(error: &hyper::Error) -> String {
+fn in_full(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
+    let mut cause = error.source();
     while let Some(inner) = cause {
         text = format!("{text}: {inner}");
         cause = inner.source();
@@ -279,18 +275,24 @@ fn in_full(error: &hyper::Error) -> String {
     text
 }
 
-fn origin(url: &Url) -> Result<Origin, HttpError> {
+/// What of a URL goes to the server: no user name, no password, no fragment.
+fn uri(url: &Url) -> Result<Uri, HttpError> {
     if url.as_str().len() > MAX_URL_BYTES {
         return Err(HttpError::LongUrl { length: url.as_str().len() });
     }
     let scheme = || HttpError::Scheme { url: url.to_string() };
-    let tls = match url.scheme() {
-        "http" => false,
-        "https" => true,
-        _ => return Err(scheme()),
-    };
-    let host = url.host().ok_or_else(scheme)?.to_owned();
-    Ok(Origin { tls, host, port: url.port_or_known_default().ok_or_else(scheme)? })
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(scheme());
+    }
+    let host = url.host().ok_or_else(scheme)?;
+    let authority = url.port().map_or_else(|| host.to_string(), |port| format!("{host}:{port}"));
+    let target = url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()));
+    Uri::builder()
+        .scheme(url.scheme())
+        .authority(authority)
+        .path_and_query(target)
+        .build()
+        .map_err(|_| scheme())
 }
 
 fn redirected(from: &Url, response: &Response<Incoming>) -> Result<Url, HttpError> {
@@ -313,8 +315,6 @@ fn redirected(from: &Url, response: &Response<Incoming>) -> Result<Url, HttpErro
 /// A body on its way.
 pub struct Body {
     incoming: Incoming,
-    /// The connection goes back here when the body ends well.
-    kept: Option<(Sender, Origin, Arc<Mutex<Idle>>)>,
     length: Option<u64>,
     got: u64,
     url: Url,
@@ -339,12 +339,7 @@ impl Body {
             let url = || self.url.to_string();
             let frame = match timeout(wait, self.incoming.frame()).await {
                 Ok(Some(Ok(frame))) => frame,
-                Ok(None) => {
-                    if let Some((sender, origin, idle)) = self.kept.take() {
-                        keep(&idle, sender, origin);
-                    }
-                    return Ok(None);
-                }
+                Ok(None) => return Ok(None),
                 Ok(Some(Err(error))) => {
                     return Err(HttpError::Broken { url: url(), cause: in_full(&error) });
                 }
