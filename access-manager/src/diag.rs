@@ -5,7 +5,6 @@
 
 use std::fmt;
 
-use ::roster::words::printable;
 pub use ::roster::words::{did_you_mean, one_of, quoted};
 
 /// Widest part of a source line that is shown; a pasted RSA key alone is longer than this.
@@ -88,7 +87,7 @@ impl Class {
 /// `file:line:column`. The name of the file is a stranger's text as well.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let file: String = self.file.chars().map(printable).collect();
+        let file: String = self.file.chars().map(printable::character).collect();
         write!(f, "{file}:{}:{}", self.line, self.column)
     }
 }
@@ -138,7 +137,7 @@ fn write_place(f: &mut fmt::Formatter<'_>, place: &Place, gutter: usize) -> fmt:
     };
     // A window around the caret: a line may be a megabyte long.
     let skip = (place.column - 1).saturating_sub(MAX_LINE_SHOWN / 2);
-    let mut shown: String = text.chars().skip(skip).take(MAX_LINE_SHOWN).map(printable).collect();
+    let mut shown: String = text.chars().skip(skip).take(MAX_LINE_SHOWN).map(printable::character).collect();
     let cut_left = if skip > 0 { "…" } else { "" };
     if text.chars().count() > skip + MAX_LINE_SHOWN {
         shown.push('…');

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::words::{printable, quoted};
+use crate::words::quoted;
 use crate::{Day, Key, MAX_KEYS, MAX_MEMBERS, MAX_SHARES, MemberLimits, keys, name};
 
 /// The only schema there is; another number means another meaning, so it is refused.
@@ -81,7 +81,7 @@ pub struct LeftOut {
 
 impl LeftOut {
     pub fn new(name: &str, error: &str) -> LeftOut {
-        let one_line = |text: &str| text.chars().map(printable).take(MAX_ERROR).collect();
+        let one_line = |text: &str| text.chars().map(printable::character).take(MAX_ERROR).collect();
         LeftOut { name: one_line(name), error: one_line(error) }
     }
 }

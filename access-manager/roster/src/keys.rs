@@ -353,7 +353,7 @@ fn parse_key(kind: &str, rest: &str) -> Result<Key, KeyError> {
         .map_err(|e| KeyError::Damaged(e.to_string()))?
         .trim_end()
         .to_owned();
-    let comment = comment.chars().filter(|c| !c.is_control()).take(MAX_COMMENT).collect();
+    let comment = comment.chars().map(printable::character).take(MAX_COMMENT).collect();
     let data = parsed.key_data().clone();
     Ok(Key { data, key, comment, authority: None, from: None, until: None })
 }

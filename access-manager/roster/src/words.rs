@@ -1,32 +1,12 @@
-//! Other people's words inside our sentences: bounded, and free of what could rewrite a terminal.
+//! Other people's words inside our sentences: quoted, listed, and corrected.
 
 /// Longest piece of someone else's text in one of our sentences.
 const MAX_QUOTED: usize = 80;
 
-/// Tabs become one space so that the caret lines up; other control characters could rewrite a terminal.
-pub fn printable(c: char) -> char {
-    match c {
-        '\t' => ' ',
-        c if c.is_control() || is_bidi(c) => '\u{fffd}',
-        c => c,
-    }
-}
-
-/// Characters that make a terminal show text in another order than the computer reads it.
-fn is_bidi(c: char) -> bool {
-    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
-}
-
 /// Someone else's text inside one of our sentences: in backticks, bounded, no control characters. A backtick in it becomes
 /// an apostrophe, so that the quotation ends where we end it, also for those who turn the sentence into Markdown.
 pub fn quoted(text: &str) -> String {
-    let mut out = String::from("`");
-    out.extend(text.chars().take(MAX_QUOTED).map(printable).map(|c| if c == '`' { '\'' } else { c }));
-    if text.chars().nth(MAX_QUOTED).is_some() {
-        out.push('…');
-    }
-    out.push('`');
-    out
+    format!("`{}`", printable::start(text, MAX_QUOTED).replace('`', "'"))
 }
 
 /// `a`, `b` or `c`.

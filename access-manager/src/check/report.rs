@@ -5,7 +5,6 @@
 
 use std::fmt::Write;
 
-use ::roster::words::printable;
 use serde_json::{Value, json};
 
 use super::findings::{Finding, Severity};
@@ -190,7 +189,8 @@ impl Bounded {
 fn fenced(message: &str) -> String {
     let longest = message.split(|c| c != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest.max(2) + 1);
-    let lines: Vec<String> = message.lines().map(|line| line.chars().map(printable).collect()).collect();
+    let lines: Vec<String> =
+        message.lines().map(|line| line.chars().map(printable::character).collect()).collect();
     format!("{fence}text\n{}\n{fence}\n", lines.join("\n"))
 }
 
@@ -211,7 +211,7 @@ fn escaped(sentence: &str) -> String {
 /// Text in which Markdown and forges find nothing to act on.
 fn plain(text: &str) -> String {
     let mut out = String::new();
-    for c in text.chars().map(printable) {
+    for c in text.chars().map(printable::character) {
         // All that Markdown may give a meaning, except what is frequent and has none within a line.
         if c.is_ascii_punctuation() && !",;:()'\"/=-".contains(c) {
             out.push('\\');
@@ -227,7 +227,8 @@ fn plain(text: &str) -> String {
 
 /// A code span. Without a backtick in it, one on each side is enough.
 fn code(text: &str) -> String {
-    let inner: String = text.chars().map(printable).map(|c| if c == '`' { '\'' } else { c }).collect();
+    let inner: String =
+        text.chars().map(printable::character).map(|c| if c == '`' { '\'' } else { c }).collect();
     match inner.trim().is_empty() {
         true => "(nothing)".into(),
         false => format!("`{inner}`"),

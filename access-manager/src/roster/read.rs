@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use ::roster::words::printable;
 use ::roster::{Day, LIMITS, Limit, MAX_KEYS, MAX_MEMBERS, name as names};
 
 use super::evaluated::{Evaluated, Mistake, Warning};
@@ -59,7 +58,7 @@ impl Found {
     fn resolve(self, ev: &Evaluator) -> Mistake {
         let Found { name, left_out, fault } = self;
         // A name with a mistake may be anything.
-        let who: String = name.chars().take(MAX_SHOWN).map(printable).collect();
+        let who: String = name.chars().take(MAX_SHOWN).map(printable::character).collect();
         let fault = match left_out {
             true => fault.note(
                 format!("{who} is left out until this is corrected; the other members are not affected"),

@@ -229,7 +229,7 @@ impl<'a> Notice<'a> {
         match value.get("action").and_then(|action| action.as_str()) {
             Some("setPhase") => match value.get("phase").and_then(|phase| phase.as_str()) {
                 // Its length is that of the message, at most.
-                Some(phase) => Self::Phase(phase.chars().filter(|c| !c.is_control()).collect()),
+                Some(phase) => Self::Phase(printable::line(phase)),
                 None => Self::Line(line),
             },
             Some(_) => Self::Ignored,

@@ -137,7 +137,7 @@ impl Order {
 
     fn failed(&self, frame: &Frame) -> Result<Event, OrderError> {
         let mut failure: Failure = frame.parse()?;
-        failure.text = printable(&failure.text);
+        failure.text = bounded(&printable::line(&failure.text));
         if let FailureKind::OutputMissing { name } | FailureKind::OutputInvalid { name } = &failure.kind
             && !self.wanted.contains(name)
             && !self.seen.contains(name)
@@ -157,11 +157,6 @@ fn hello(frame: &Frame) -> Result<Hello, OrderError> {
     hello.kernel.retain(|c| c.is_ascii_graphic());
     hello.kernel.truncate(MAX_KERNEL);
     Ok(hello)
-}
-
-/// Bounded, on one line, without terminal escapes.
-fn printable(text: &str) -> String {
-    bounded(&text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>())
 }
 
 fn when(state: State) -> &'static str {

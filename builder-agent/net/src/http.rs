@@ -139,7 +139,7 @@ impl HttpClient {
             if let Some(encoding) = response.headers().get(header::CONTENT_ENCODING)
                 && encoding != "identity"
             {
-                let encoding = encoding.to_str().unwrap_or("?").chars().take(40).collect();
+                let encoding = printable::start(encoding.to_str().unwrap_or("?"), 40);
                 return Err(HttpError::Encoded { url: at.to_string(), encoding });
             }
             let length = response.headers().get(header::CONTENT_LENGTH);
@@ -298,10 +298,7 @@ fn uri(url: &Url) -> Result<Uri, HttpError> {
 fn redirected(from: &Url, response: &Response<Incoming>) -> Result<Url, HttpError> {
     let location = response.headers().get(header::LOCATION).map_or(&b""[..], HeaderValue::as_bytes);
     let location = String::from_utf8_lossy(location);
-    let bad = || HttpError::BadRedirect {
-        url: from.to_string(),
-        location: location.chars().take(200).map(|c| if c.is_control() { '?' } else { c }).collect(),
-    };
+    let bad = || HttpError::BadRedirect { url: from.to_string(), location: printable::start(&location, 200) };
     if location.is_empty() {
         return Err(bad());
     }

@@ -34,7 +34,7 @@ impl CacheInfo {
         for line in text.ok_or(CacheInfoError::NotText)?.lines() {
             let Some((name, value)) = line.split_once(':') else { continue };
             let value = value.trim();
-            let shown = || value.chars().take(120).map(|c| if c.is_control() { '?' } else { c }).collect();
+            let shown = || printable::start(value, 120);
             match name {
                 "StoreDir" if value != STORE_DIR => return Err(CacheInfoError::OtherStore { got: shown() }),
                 "WantMassQuery" => info.want_mass_query = value == "1",

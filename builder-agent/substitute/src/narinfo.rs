@@ -192,7 +192,7 @@ fn bad(field: &'static str, value: &str, why: &str) -> NarInfoError {
 /// The start of a stranger's text, fit for one line of ours.
 fn shown(text: &str) -> String {
     const LONGEST: usize = 120;
-    text.chars().take(LONGEST).map(|c| if c.is_control() { '?' } else { c }).collect()
+    printable::start(text, LONGEST)
 }
 
 #[cfg(test)]

@@ -189,8 +189,7 @@ impl SshStore {
     }
 
     fn broken(&self, error: &wire::WireError) -> SourceError {
-        let text: String =
-            error.to_string().chars().take(300).map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let text = printable::start(&error.to_string(), 300);
         SourceError::Trouble(format!("cannot fetch from {}: {text}", self.name))
     }
 }

@@ -129,8 +129,7 @@ impl Vmm {
         let mut stderr = vec![0; 4096];
         let n = std::os::unix::fs::FileExt::read_at(&self.stderr, &mut stderr, 0).unwrap_or(0);
         bytes.extend_from_slice(&stderr[..n]);
-        let text = String::from_utf8_lossy(&bytes);
-        text.chars().filter(|c| *c == '\n' || !c.is_control()).collect()
+        printable::lines(&String::from_utf8_lossy(&bytes))
     }
 
     /// Waits for a process that is ending, so that [`end`](Self::end) gives its own status and not that of the kill.

@@ -72,12 +72,7 @@ fn in_tmp(path: &str) -> bool {
     path.strip_prefix("/tmp/").is_some_and(|rest| !rest.is_empty())
 }
 
-/// The start of a peer's text, without control characters, for use in our own messages.
+/// The start of a peer's text, for use in our own messages.
 pub(crate) fn shown(text: &str) -> String {
-    const LONGEST: usize = 100;
-    let mut out: String = text.chars().take(LONGEST).map(|c| if c.is_control() { '?' } else { c }).collect();
-    if text.chars().nth(LONGEST).is_some() {
-        out.push_str("...");
-    }
-    out
+    printable::start(text, 100)
 }
