@@ -15,6 +15,7 @@ use builds::kept::KeptLogs;
 use builds::realise::Realiser;
 use builds::schedule::{Embedded, Here, Parts, Snapshots};
 use daemon::Agent;
+use members::{Identities, Roster};
 use net::HttpClient;
 use settings::Config;
 use shares::budget::Budgets;
@@ -75,13 +76,39 @@ fn raise_file_limit() {
 }
 
 async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> {
-    let folder = |name: &str| {
-        let path = config.state_dir.join(name);
-        std::fs::create_dir_all(&path).map_err(|cause| ServeError::Folder { path: path.clone(), cause })?;
-        Ok::<PathBuf, ServeError>(path)
-    };
-    let logs = folder("logs")?;
-    let store = folder("store")?;
+    let key = host_key::load_or_create(&config.host_key)?;
+    let fingerprint = key.public_key().fingerprint(Default::default());
+    let agent = open(config.clone(), threads).await?;
+    let listeners = ssh::bind(&config.listen)?;
+    if let Some(weaker) = backend::weaker(&config.sandbox) {
+        tracing::warn!("{weaker}");
+    }
+    for listener in &listeners {
+        let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
+        tracing::info!(address, name = config.name, host_key = %fingerprint, "listening");
+    }
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
+    let (stop, stopping) = watch::channel(false);
+    let mut doors = tokio::spawn(ssh::serve(agent.clone(), key, listeners, stopping));
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
+        _ = &mut doors => tracing::error!("the ssh server ended by itself; this is a bug"),
+    }
+    agent.realiser.scheduler.retain(&|_| false);
+    stop.send_replace(true);
+    if !doors.is_finished() && tokio::time::timeout(GRACE, doors).await.is_err() {
+        tracing::warn!("some connections did not end in time");
+    }
+    close(agent.store.clone()).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Opens everything behind the front door.
+async fn open(config: Arc<Config>, threads: Threads) -> Result<Arc<Agent>, ServeError> {
+    let logs = folder(&config, "logs")?;
     let signer = signing::load_or_create(&config.signing_key, &config.signing_key_name)?;
     let signing_key = signer.public();
     let trusted = Arc::new(signing::trusted(&config, &signing_key)?);
@@ -92,24 +119,10 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
         trusted: trusted.clone(),
         ..StoreConfig::default()
     };
-    let store = tokio::task::spawn_blocking(move || Store::open(&store, settings))
-        .await
-        .map_err(|panic| ServeError::Runtime(std::io::Error::other(panic)))??;
-    tracing::info!(recovery = ?store.recovery(), "store open");
-    let key = host_key::load_or_create(&config.host_key)?;
-    let fingerprint = key.public_key().fingerprint(Default::default());
+    let store = open_store(folder(&config, "store")?, settings).await?;
     let backend = backend::open(&config.sandbox)?;
-    let known = config.state_dir.join("identities.json");
-    let identities = members::Identities::open(known.clone())
-        .map_err(|cause| ServeError::Identities { path: known, cause })?;
-    let identities = Arc::new(identities);
-    let roster = members::follow(config.roster.clone(), identities.clone());
-    let listeners = ssh::bind(&config.listen)?;
-
-    let (stop, stopping) = watch::channel(false);
     let kept = Arc::new(KeptLogs::new(logs.join("kept"), config.limits.max_kept_log_bytes));
-    tokio::spawn(departed::drop_their_things(identities, store.clone(), kept.clone(), roster.clone()));
-    let sandbox_identity = SandboxIdentity::of(&config.sandbox);
+    let roster = follow_roster(&config, &store, &kept)?;
     let http = Arc::new(HttpClient::new(&config.fetch));
     let snapshots = Snapshots::default();
     let place = Here {
@@ -139,13 +152,13 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
         store: store.clone(),
         scheduler,
         kept,
-        sandbox_identity,
+        sandbox_identity: SandboxIdentity::of(&config.sandbox),
         substituters,
         drv_hashes: Default::default(),
     };
     let budgets = Budgets::new(config.limits.max_session_bytes, config.limits.max_session_bytes_per_member);
-    let agent = Arc::new(Agent {
-        config: config.clone(),
+    Ok(Arc::new(Agent {
+        config,
         store,
         realiser: Arc::new(realiser),
         signing_key,
@@ -153,34 +166,47 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
         threads,
         budgets,
         opened: Default::default(),
-    });
-    if let Some(weaker) = backend::weaker(&config.sandbox) {
-        tracing::warn!("{weaker}");
+    }))
+}
+
+/// A folder of the agent's state.
+fn folder(config: &Config, name: &str) -> Result<PathBuf, ServeError> {
+    let path = config.state_dir.join(name);
+    match std::fs::create_dir_all(&path) {
+        Ok(()) => Ok(path),
+        Err(cause) => Err(ServeError::Folder { path, cause }),
     }
-    for listener in &listeners {
-        let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
-        tracing::info!(address, name = config.name, host_key = %fingerprint, "listening");
-    }
-    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
-    let mut doors = tokio::spawn(ssh::serve(agent.clone(), key, listeners, stopping));
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
-        _ = &mut doors => tracing::error!("the ssh server ended by itself; this is a bug"),
-    }
-    agent.realiser.scheduler.retain(&|_| false);
-    stop.send_replace(true);
-    if !doors.is_finished() && tokio::time::timeout(GRACE, doors).await.is_err() {
-        tracing::warn!("some connections did not end in time");
-    }
-    // What is still held by threads that do not end in time is not closed; so that the next boot has nothing to check.
-    let store = agent.store.clone();
+}
+
+async fn open_store(folder: PathBuf, settings: StoreConfig) -> Result<Store, ServeError> {
+    let store = tokio::task::spawn_blocking(move || Store::open(&folder, settings))
+        .await
+        .map_err(|panic| ServeError::Runtime(std::io::Error::other(panic)))??;
+    tracing::info!(recovery = ?store.recovery(), "store open");
+    Ok(store)
+}
+
+/// Reads the roster and follows its changes; what former members left is dropped from now on.
+fn follow_roster(
+    config: &Config,
+    store: &Store,
+    kept: &Arc<KeptLogs>,
+) -> Result<watch::Receiver<Arc<Roster>>, ServeError> {
+    let path = config.state_dir.join("identities.json");
+    let identities =
+        Identities::open(path.clone()).map_err(|cause| ServeError::Identities { path, cause })?;
+    let identities = Arc::new(identities);
+    let roster = members::follow(config.roster.clone(), identities.clone());
+    tokio::spawn(departed::drop_their_things(identities, store.clone(), kept.clone(), roster.clone()));
+    Ok(roster)
+}
+
+/// Flushes the store. A thread that does not end in time keeps the store open, so this does not wait for its last user: the
+/// next start then has nothing to check.
+async fn close(store: Store) {
     match tokio::task::spawn_blocking(move || store.tidy()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::error!(%error, "the store could not be flushed; the next start checks it"),
         Err(panic) => tracing::error!(%panic, "flushing the store panicked; the next start checks it"),
     }
-    tracing::info!("stopped");
-    Ok(())
 }

@@ -7,14 +7,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use russh::keys::PrivateKey;
-use russh::server::{self, Handle};
-use russh::{Disconnect, MethodKind, MethodSet, Preferred, cipher, compression, kex};
+use russh::server;
+use russh::{MethodKind, MethodSet, Preferred, cipher, compression, kex};
 use rustix::net::SendFlags;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -25,6 +24,7 @@ use members::Roster;
 use shares::turned;
 
 mod commands;
+mod connection;
 mod gate;
 mod handler;
 mod login;
@@ -33,8 +33,7 @@ mod quiet;
 mod socket;
 mod terminal;
 
-use gate::{Ending, Gate, Visit};
-use handler::{Handler, LoggedIn};
+use gate::Gate;
 use quiet::{Line, Quiet};
 pub use socket::Socket;
 
@@ -48,9 +47,6 @@ const CHANNEL_BUFFER: usize = 16;
 /// A client that answers none of these is gone: its builds end after about two minutes.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVES_LOST: usize = 4;
-/// Time for a last message to reach a client before its socket is shut.
-const FAREWELL: Duration = Duration::from_secs(2);
-
 /// Messages that may wait for a connection's loop, which sends what has gathered in one piece: about 1 MiB of a NAR
 /// that a client does not take.
 const EVENT_BUFFER: usize = 32;
@@ -208,7 +204,7 @@ async fn accept(server: Arc<Server>, listener: TcpListener, mut stop: watch::Rec
             accepted = listener.accept() => match accepted {
                 Ok((tcp, peer)) => match server.gate.knock(peer.ip()) {
                     Ok(visit) => {
-                        connections.spawn(connection(server.clone(), tcp, peer, visit, stop.clone()));
+                        connections.spawn(connection::serve(server.clone(), tcp, peer, visit, stop.clone()));
                     }
                     Err(left) => hold_off(&server, &tcp, peer, left),
                 },
@@ -249,121 +245,6 @@ fn banner(name: &str, weaker: Option<&str>, roster: &Roster) -> String {
         text.push_str("warning: the roster came with the image; the one in git could not be fetched\n");
     }
     text
-}
-
-/// One connection, from accept to close.
-async fn connection(
-    server: Arc<Server>,
-    tcp: TcpStream,
-    peer: SocketAddr,
-    visit: Arc<Visit>,
-    mut stop: watch::Receiver<bool>,
-) {
-    let id = server.next_id.fetch_add(1, Ordering::Relaxed);
-    about_stranger!(server, info, connection = id, %peer, "connected");
-    let socket = match tcp.as_fd().try_clone_to_owned() {
-        Ok(socket) => socket,
-        Err(error) => return tracing::error!(connection = id, %error, "cannot keep a handle on the socket"),
-    };
-    let (login, mut logged_in) = watch::channel(None::<Arc<LoggedIn>>);
-    let (end, ended) = watch::channel(false);
-    let handler = Handler::new(id, peer, server.clone(), visit.clone(), login, ended);
-    let deadline = tokio::time::Instant::now() + server.agent.config.limits.login_time;
-    let started = tokio::select! {
-        started = tokio::time::timeout_at(
-            deadline,
-            server::run_stream(server.ssh.clone(), Socket::new(tcp), handler),
-        ) => started,
-        () = visit.must_leave() => {
-            about_stranger!(server, info, connection = id, %peer, "made room for another connection");
-            return;
-        }
-        () = turned(&mut stop) => return,
-    };
-    let mut session = match started {
-        Ok(Ok(session)) => session,
-        Ok(Err(error)) => {
-            visit.ends(blame(&error));
-            about_stranger!(server, info, connection = id, %peer, %error, "not an ssh client");
-            return;
-        }
-        Err(_) => {
-            visit.ends(Ending::Late);
-            about_stranger!(server, info, connection = id, %peer, "no ssh greeting in time");
-            return;
-        }
-    };
-    let handle = session.handle();
-    let mut roster = server.agent.roster.clone();
-    let reason = loop {
-        let is_in = logged_in.borrow_and_update().clone();
-        // Each time round, and by the roster as it is now: a change that came together with the login would be missed
-        // by whoever looks only when something changes.
-        if let Some(who) = &is_in
-            && !who.still_in(&roster.borrow_and_update())
-        {
-            break format!("{} or this key is no longer in the roster", who.member.name);
-        }
-        tokio::select! {
-            result = &mut session => {
-                let _ = end.send(true);
-                let error = result.err().filter(|error| !is_hang_up(error));
-                if is_in.is_some() {
-                    let error = error.map(|error| error.to_string());
-                    return tracing::info!(connection = id, %peer, error, "disconnected");
-                }
-                visit.ends_unless_known(error.as_ref().map_or(Ending::Gone, blame));
-                let error = error.map(|error| error.to_string());
-                about_stranger!(server, info, connection = id, %peer, error, "disconnected");
-                return;
-            }
-            () = tokio::time::sleep_until(deadline), if is_in.is_none() => {
-                visit.ends_unless_known(Ending::Late);
-                break format!("no login within limits.login-seconds ({})", server.agent.config.limits.login_time.as_secs());
-            }
-            () = visit.must_leave(), if is_in.is_none() => {
-                break "too many connections are not logged in yet; try again (limits.max-startups)".to_owned();
-            }
-            _ = logged_in.changed(), if is_in.is_none() => {}
-            Ok(()) = roster.changed() => {}
-            () = turned(&mut stop) => break "the box is shutting down".to_owned(),
-        }
-    };
-    match logged_in.borrow().is_some() {
-        true => tracing::info!(connection = id, %peer, reason, "closing the connection"),
-        false => about_stranger!(server, info, connection = id, %peer, reason, "closing the connection"),
-    }
-    close(&handle, &reason, socket).await;
-    // After the farewell: a closed channel would make the client leave before it hears why.
-    let _ = end.send(true);
-    let _ = tokio::time::timeout(FAREWELL, session).await;
-}
-
-/// Whose fault it is that a connection without a login ended so.
-fn blame(error: &russh::Error) -> Ending {
-    match error {
-        // Networks fail, and clients may want what we do not offer.
-        russh::Error::IO(_)
-        | russh::Error::Disconnect
-        | russh::Error::HUP
-        | russh::Error::NoCommonAlgo { .. }
-        | russh::Error::KeepaliveTimeout => Ending::Gone,
-        _ => Ending::Malformed,
-    }
-}
-
-/// Clients that are done, or killed, just close the socket.
-fn is_hang_up(error: &russh::Error) -> bool {
-    matches!(error, russh::Error::IO(error) if error.kind() == std::io::ErrorKind::UnexpectedEof)
-}
-
-/// Says why, then shuts the socket whether or not that was heard: the session's loop may be stuck behind a client that
-/// does not read.
-async fn close(handle: &Handle, reason: &str, socket: OwnedFd) {
-    let farewell = handle.disconnect(Disconnect::ByApplication, reason.to_owned(), String::new());
-    let _ = tokio::time::timeout(FAREWELL, farewell).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
 }
 
 /// A logged-in connection's place: one of all members' and one of its member's own. Dropping it frees both.
