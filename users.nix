@@ -12,7 +12,7 @@
 #      With more than one key, write `keys = [ "…" "…" ];`, or put them into a file, one per line, and name it:
 #      `keys = ./path/to/yourname.pub;`.
 #
-#   3. See what the box will see: `access-manager eval users.nix`. A mistake is shown with its line.
+#   3. Check it: `access-manager check users.nix`. A mistake is shown with its line.
 #
 #   4. Open a pull request. Once it is merged you can build within a minute; no restart, no further login.
 #

@@ -1,5 +1,5 @@
-//! What has no effect on who gets in and still interests those who keep the roster: where names are written, key files
-//! that nobody names, groups that mean something on an ordinary machine.
+//! What has no effect on who gets in and still concerns maintainers: where names are written, key files that nobody names,
+//! groups that have a meaning on an ordinary machine.
 //!
 //! Only `access-manager check` asks for it. The box's own evaluation does without, so nothing here can keep anybody out.
 
@@ -51,7 +51,7 @@ pub fn places<'a>(ev: &Evaluator, members: impl Iterator<Item = &'a (Span, Membe
         .values()
         .filter_map(|names| match names[..] {
             [(span, name)] => Some((name.to_owned(), ev.place(span)?)),
-            // One expression that makes several names: their order is its business.
+            // One expression makes several names: it has one place, so their order cannot be seen there.
             _ => None,
         })
         .collect()

@@ -32,7 +32,7 @@ pub fn evaluate<S: Source + Send>(
     nix::with_evaluator(source, limits, |ev| Ok(Reader::read(ev, file, None)?.0))
 }
 
-/// As [`evaluate`]; and looks at what has no effect on the roster, but matters to those who keep it: order, key files,
+/// As [`evaluate`]; and looks at what has no effect on the roster, but concerns maintainers: order, key files,
 /// groups. `more_key_files` are files that nobody may have named, besides those in the folders of key files.
 pub fn inspect<S: Source + Send>(
     source: S,
