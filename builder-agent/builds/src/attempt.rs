@@ -1,8 +1,9 @@
-//! One attempt at one recipe: inputs into a sandbox, log and outputs out of it, outputs into the store.
+//! One attempt at one recipe: inputs go into a sandbox, the log and the outputs come out of it, the outputs go into the
+//! store.
 //!
-//! Blocking from start to end; runs on a thread of its own. The inputs are one snapshot, taken before: the builder sees
-//! exactly that, whatever happens to the view meanwhile. Not here: waiting for a slot and who shares the result
-//! (`schedule`), and in which views the outputs become visible (`outputs`).
+//! An attempt blocks from start to end and runs on a thread of its own. Its inputs are one snapshot, taken before: the
+//! builder sees exactly that snapshot, even if the view changes meanwhile. Not here: waiting for a slot and sharing the
+//! result (`schedule`), and in which views the outputs become visible (`outputs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -32,9 +33,9 @@ use settings::BackendKind;
 pub struct AttemptContext<'a> {
     /// Names the build in logs.
     pub id: &'a str,
-    /// Takes in what the builder makes.
+    /// Takes in the outputs.
     pub view: &'a View,
-    /// What the builder sees.
+    /// The paths that the builder sees.
     pub inputs: &'a Closure,
     pub backend: &'a dyn JobRunner,
     pub http: &'a HttpClient,
@@ -49,7 +50,7 @@ pub struct AttemptContext<'a> {
 /// The outputs of a successful attempt, by name.
 pub type Outputs = BTreeMap<String, Settled>;
 
-/// What is known of an attempt, however it ended. A part that it did not come to is missing.
+/// The measurements of an attempt, however it ended. `None`: the attempt ended before that part.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// The kernel that the builder ran on.
@@ -57,7 +58,7 @@ pub struct Report {
     pub inputs_prepared: Option<Duration>,
     pub phases: Phases,
     pub outputs_checked: Option<Duration>,
-    /// None if nothing was started in a sandbox.
+    /// `None` if nothing was started in a sandbox.
     pub usage: Option<Usage>,
 }
 
@@ -80,7 +81,7 @@ pub fn run(
     let places = recipe.places();
     let job = Job {
         id: context.id.to_owned(),
-        // One of the box's own: `Recipe::check`.
+        // `Recipe::check` has seen that this is one of the box's systems, which are text.
         system: String::from_utf8_lossy(&recipe.system).into_owned(),
         builder: recipe.builder.clone(),
         args: around.args,
@@ -183,7 +184,7 @@ fn fetch(
     settle(recipe, context.view, context.inputs.info(), fetched, watch)
 }
 
-/// Checks everything about the new outputs, and finds out where those belong that did not know.
+/// Checks the new outputs, and computes the paths of floating ones.
 fn settle(
     recipe: &Recipe,
     view: &View,
@@ -194,7 +195,7 @@ fn settle(
     let drv = recipe.drv_path.to_absolute_path();
     for name in recipe.outputs.keys() {
         if !outputs.contains_key(name) {
-            // The sandbox promises this; half of a result must not become visible should it ever not hold.
+            // The sandbox promises all outputs. We check it, because half of a result must not become visible.
             return Err(Failure::transient(format!("the sandbox sent no output '{name}' of '{drv}'")));
         }
     }
@@ -207,7 +208,7 @@ fn settle(
     Ok(outputs)
 }
 
-/// Source of the words: Nix, `registerOutputs`.
+/// The error messages are those of Nix, `registerOutputs`.
 fn check_fixed(
     recipe: &Recipe,
     name: &str,
@@ -245,13 +246,13 @@ fn output_refused(recipe: &Recipe, name: &str, error: &store::ImportError) -> Fa
     Failure::of_import(what, error)
 }
 
-/// Where a sandbox sends what a builder makes.
+/// Takes the log and the outputs of a builder from the sandbox.
 struct Receiver<'a> {
     view: &'a View,
     scan_for: Vec<StorePath>,
     log: &'a mut LogWriter,
     outputs: Arc<Mutex<BTreeMap<String, Ingested>>>,
-    /// Why the store refused an output; `io::Error` on the way through the sandbox would lose it.
+    /// The store's reason to refuse an output. The sandbox passes on an `io::Error`, which would lose it.
     trouble: Arc<Mutex<Option<store::ImportError>>>,
 }
 
@@ -261,7 +262,7 @@ impl Receiver<'_> {
     }
 }
 
-/// Notes why an output was refused; what goes through the sandbox is its text.
+/// Notes the reason to refuse an output. Only its text goes through the sandbox.
 fn refused(trouble: &Mutex<Option<store::ImportError>>, error: store::ImportError) -> io::Error {
     let text = error.to_string();
     *trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
@@ -295,7 +296,7 @@ impl io::Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Some(ingest) = &mut self.ingest else { return Err(io::Error::other("output already complete")) };
         ingest.write(bytes).map_err(|e| match self.ingest.take().map(Ingest::finish) {
-            // The store knows whose fault it is.
+            // The store's error says whether the builder or the box is at fault.
             Some(Err(error)) => refused(&self.trouble, error),
             _ => e,
         })

@@ -1,4 +1,4 @@
-//! The sandbox that the configuration asks for. There is no fallback from one to the other.
+//! Opens the sandbox backend that the configuration names. There is no fallback from one backend to the other.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,8 +20,8 @@ pub enum BackendError {
     Jail(sandbox::SandboxError),
 }
 
-/// Opens the configured backend; for `kvm`, only if its jail is complete here or what is missing is allowed to be. Does
-/// not boot anything; that is what `builder-agent sandbox probe` is for.
+/// Opens the configured backend; for `kvm`, only if its jail is complete here or the configuration accepts an
+/// incomplete one. Does not boot anything; `builder-agent sandbox probe` does that.
 pub fn open(config: &Sandbox) -> Result<Arc<dyn JobRunner>, BackendError> {
     match config.backend {
         BackendKind::Kvm => {
@@ -51,7 +51,8 @@ pub fn open(config: &Sandbox) -> Result<Arc<dyn JobRunner>, BackendError> {
     }
 }
 
-/// What members must know before they trust this box: in which way its configuration makes it weaker than it could be.
+/// The ways in which the configuration makes this box weaker than it could be. Members must know them before they trust
+/// it.
 pub fn weaker(config: &Sandbox) -> Option<String> {
     match config.backend {
         BackendKind::Namespace => {
@@ -65,7 +66,7 @@ pub fn weaker(config: &Sandbox) -> Option<String> {
     }
 }
 
-/// Found now rather than by the first member's build.
+/// Checks a file at the start of the agent, so that the first build of a member is not the first to miss it.
 fn readable(what: &'static str, key: &'static str, path: &Path) -> Result<(), BackendError> {
     match std::fs::File::open(path) {
         Ok(_) => Ok(()),
@@ -73,7 +74,7 @@ fn readable(what: &'static str, key: &'static str, path: &Path) -> Result<(), Ba
     }
 }
 
-/// Boots a guest for real. Returns what there is to say about it, also about a jail in which no agent would run builds.
+/// Boots a guest. Returns a report on it, also if the jail is one in which no agent would run builds.
 pub fn probe(kernel: &Path, initrd: &Path, cgroup: Option<&Path>) -> Result<String, ProbeError> {
     readable("the guest kernel", "kernel", kernel)?;
     readable("the guest initrd", "initrd", initrd)?;

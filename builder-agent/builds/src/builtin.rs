@@ -1,9 +1,9 @@
 //! `builtin:` builders, which are part of Nix and not of any closure.
 //!
-//! `builtin:buildenv` and `builtin:unpack-channel` run inside the sandbox like any builder (crate `guest`): they walk
-//! what others wrote, and where that goes wrong, it goes wrong where it can do no harm. `builtin:fetchurl` needs the
-//! network, which a sandbox does not have, so the agent downloads for it; what comes goes into the store unread, except
-//! for the xz decoder, which is safe Rust with a bound on its memory.
+//! `builtin:buildenv` and `builtin:unpack-channel` run inside the sandbox like any builder (crate `guest`): they read
+//! trees that other people wrote, and a mistake in that does no harm there. `builtin:fetchurl` needs the network, which
+//! a sandbox does not have, so the agent downloads the file for it. The agent puts the download into the store unread,
+//! except for the xz decoder, which is safe Rust with a bound on its memory.
 
 mod fetchurl;
 
@@ -11,9 +11,9 @@ pub(super) use fetchurl::fetch;
 
 use super::Recipe;
 
-/// What runs in the sandbox.
+/// Builtins that run in the sandbox.
 const INSIDE: [&str; 2] = ["buildenv", "unpack-channel"];
-/// What the agent does itself.
+/// The builtin that the agent runs itself.
 const FETCHURL: &str = "fetchurl";
 
 /// Whether there is such a builder.

@@ -1,4 +1,4 @@
-//! What a derivation demands of its own outputs: `allowedReferences` and its relatives.
+//! Checks what a derivation demands of its own outputs: `allowedReferences` and its relatives.
 //!
 //! Source: Nix, `checkOutputs` in src/libstore/build/local-derivation-goal.cc. With structured attributes the
 //! demands are per output, in `outputChecks`.
@@ -13,8 +13,8 @@ use super::outputs::Settled;
 use super::watch::{Steps, Watch};
 use super::{Failure, Recipe};
 
-/// Paths looked at for the checks of one derivation, some seconds' work. Those of a NixOS system, as one output, take some
-/// thousand.
+/// Limit on the paths visited by the checks of one derivation: some seconds of work. The paths of a NixOS system, as
+/// one output, take some thousand.
 const MAX_STEPS: u64 = 20_000_000;
 
 /// The demands on one output. Lists hold store paths or output names.
@@ -29,7 +29,7 @@ struct Checks {
     max_closure_size: Option<u64>,
 }
 
-/// Refuses outputs that are not as the derivation wants them. Nothing of the build is kept then.
+/// Refuses outputs that break a demand of the derivation. No output of the build is kept then.
 pub(super) fn check(
     recipe: &Recipe,
     inputs: &ClosureInfo,
@@ -38,7 +38,7 @@ pub(super) fn check(
 ) -> Result<(), Failure> {
     let mut steps = Steps::new(watch);
     let new: HashMap<&StorePath, &Settled> = outputs.values().map(|output| (&output.path, output)).collect();
-    // Without structured attributes every output has the same, which may be long lists.
+    // Without structured attributes all outputs have the same demands. Those can be long lists, so they are read once.
     let mut same = None;
     for (name, output) in outputs {
         let own;
@@ -110,7 +110,7 @@ fn demands(recipe: &Recipe, output: &str, outputs: &BTreeMap<String, Settled>) -
     })
 }
 
-/// Counts paths that were looked at.
+/// Counts visited paths.
 type Count<'a> = &'a mut dyn FnMut(usize) -> Result<(), Failure>;
 
 fn check_one(
@@ -149,7 +149,7 @@ fn check_one(
             "output '{shown}' is not allowed to refer to the following paths:{list}"
         )))
     };
-    // Only here: a direct reference to itself has to be allowed by name.
+    // Only requisites skip the output itself: as a direct reference, it has to be allowed by name.
     let skip = |path: &&StorePath| !(checks.ignore_self && *path == own);
     let references = &output.references;
     let requisites = || closure.keys().filter(skip);
@@ -164,7 +164,7 @@ fn check_one(
     bad(requisites().filter(|path| checks.disallowed_requisites.contains(path)).collect())
 }
 
-/// Everything reachable from a new output, with NAR sizes.
+/// All paths reachable from a new output, with NAR sizes.
 fn closure(
     inputs: &ClosureInfo,
     new: &HashMap<&StorePath, &Settled>,
@@ -182,7 +182,7 @@ fn closure(
             (None, Some(info)) => (info.nar_size, &info.references),
             (None, None) => {
                 let path = path.to_absolute_path();
-                // Only what a builder could see can be found in what it made.
+                // An output can contain only paths that its builder could see.
                 return Err(Failure::transient(format!(
                     "path '{path}' is not an input; this is a bug of the box"
                 )));

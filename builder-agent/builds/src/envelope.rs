@@ -1,9 +1,9 @@
-//! The envelope of a build: what the box decides about the place it runs in, as far as its builder can tell.
+//! The envelope of a build: the properties of its sandbox that the box decides and that its builder can see.
 //!
 //! A builder sees how many processors and how much memory it has, and can make its result depend on that. So the whole
-//! envelope is in the build key, and there is one for all builds whose results are for everybody: the box's. A client
-//! chooses nothing of it. A member whose limits in the roster are lower cannot be given all of it; what is built for them
-//! has the key of a smaller envelope, and stays their claim.
+//! envelope is in the build key, and all builds whose results are for everybody have the same one: the box's. A client
+//! chooses no part of it. A member whose limits in the roster are lower cannot have all of it; a build for such a
+//! member has the key of a smaller envelope, and its result stays that member's claim.
 //! Not here: limits that only end a build (time, silence, log, size of outputs), see `schedule::limits`.
 
 use members::MemberLimits;
@@ -12,17 +12,17 @@ use settings::Config;
 /// Where a build runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Envelope {
-    /// Processors, and what the builder is told in `NIX_BUILD_CORES`.
+    /// Processors; also the value of `NIX_BUILD_CORES`.
     pub vcpus: u8,
     pub memory_mib: u32,
-    /// Processes and threads; a builder can ask the kernel (`ulimit -u`).
+    /// Limit on processes and threads; a builder can ask the kernel for it (`ulimit -u`).
     pub processes: u32,
-    /// Whether it is the box's own, and not made smaller for one member.
+    /// Whether this is the box's own envelope, not one made smaller for a member.
     pub(super) of_box: bool,
 }
 
 impl Envelope {
-    /// The one of every build whose result may become Verified.
+    /// The box's envelope: that of every build whose result may become Verified.
     #[must_use]
     pub fn of_box(config: &Config) -> Self {
         Self {
@@ -33,7 +33,7 @@ impl Envelope {
         }
     }
 
-    /// The box's, or as much of it as this member may have.
+    /// The box's envelope, reduced to the limits of this member.
     #[must_use]
     pub fn for_member(config: &Config, own: &MemberLimits) -> Self {
         let whole = Self::of_box(config);
@@ -43,7 +43,7 @@ impl Envelope {
         Self { vcpus, memory_mib, of_box, ..whole }
     }
 
-    /// Whether a result from here may be everybody's.
+    /// Whether the result of a build in this envelope may become Verified.
     #[must_use]
     pub fn is_of_box(&self) -> bool {
         self.of_box

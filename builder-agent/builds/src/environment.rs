@@ -1,4 +1,4 @@
-//! What a builder finds around it: variables, arguments and files, as Nix makes them.
+//! The environment of a builder: variables, arguments and files, as Nix makes them.
 //!
 //! Source: Nix, src/libstore/build/local-derivation-goal.cc (2.8 to 2.26) and src/libstore/unix/build/
 //! derivation-builder.cc (later): `initEnv`, `initTmpDir`, `writeStructuredAttrs`.
@@ -16,10 +16,10 @@ use super::recipe::Recipe;
 use super::structured;
 use super::watch::Watch;
 
-/// Where a build happens inside the sandbox.
+/// Working directory of a builder inside the sandbox.
 const BUILD_DIR: &str = "/build";
 
-/// What the sandbox puts in front of the builder.
+/// All that the sandbox gives to the builder.
 #[derive(Debug)]
 pub(super) struct Surroundings {
     pub args: Vec<Vec<u8>>,
@@ -28,7 +28,7 @@ pub(super) struct Surroundings {
     pub files: Vec<(String, Vec<u8>)>,
 }
 
-/// Computes all of it. `cores` is what the builder may use at once (`NIX_BUILD_CORES`).
+/// Computes the environment of a builder. `cores` is the value of `NIX_BUILD_CORES`.
 pub(super) fn surroundings(
     recipe: &Recipe,
     graphs: Graphs,
@@ -89,7 +89,7 @@ pub(super) fn surroundings(
     }
     if recipe.is_fixed() {
         set(b"NIX_OUTPUT_CHECKED", "1");
-        // The box has no proxies or tokens to hand out: every impure variable is empty, as on a clean machine.
+        // The box has no proxies or tokens to give away: every impure variable is empty, as on a clean machine.
         for name in recipe.byte_words("impureEnvVars").unwrap_or_default() {
             set(&name, "");
         }

@@ -1,8 +1,8 @@
-//! Events: what happens while a request is served, in this project's own terms.
+//! Events: all that happens while a request is served, in this project's own terms.
 //!
-//! A request has one channel for them. The side that knows the client (`daemon`) renders each event: as activities of the
-//! worker protocol, or as lines for a person. So an event says what happened and to which derivation; except for messages
-//! of failures, which are also answers, the words are the renderers'.
+//! Each request has one channel for its events. The side that knows the client (`daemon`) renders each event: as
+//! activities of the worker protocol, or as lines for a person. So an event says what happened and to which derivation.
+//! The renderers choose the words, except for the messages of failures, which are also answers.
 //! Not here: the log of the agent itself (`tracing`).
 
 use std::sync::Arc;
@@ -13,23 +13,23 @@ use tokio::sync::mpsc;
 
 use super::log::Notice;
 
-/// Names a build among those that one request shows. The same run can be shown twice, if two derivations of a request
-/// resolve to the same one; so this is not the number by which the box's log names a run.
+/// Names a build among those that one request shows. This is not the number by which the box's log names a run: a
+/// request shows the same run twice if two of its derivations resolve to the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BuildNumber(pub u64);
 
-/// Why the log of a build is shown.
+/// The reason for which the log of a build is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BuildKind {
-    /// It makes outputs.
+    /// The build makes outputs.
     Building,
-    /// It builds again what is valid, to compare.
+    /// The build is repeated to compare it with valid outputs.
     Checking,
-    /// It failed earlier and is not run again.
+    /// The build failed earlier and is not run again.
     EarlierFailure,
 }
 
-/// How far the builds of a request are.
+/// The progress of the builds of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BuildCounts {
     pub done: u64,
@@ -38,10 +38,10 @@ pub struct BuildCounts {
     pub failed: u64,
 }
 
-/// What happened.
+/// One event of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The request has derivations to build, and counts of them follow.
+    /// The request has derivations to build; counts of them follow.
     BuildsStarted,
     BuildsProgress(BuildCounts),
     BuildsEnded,
@@ -51,12 +51,12 @@ pub enum Event {
         drv: StorePath,
         kind: BuildKind,
     },
-    /// One line of its log, or a piece of one, as the builder wrote it.
+    /// One line of the log, or a piece of one, as the builder wrote it.
     Line {
         number: BuildNumber,
         text: Vec<u8>,
     },
-    /// Its builder says that it entered a phase.
+    /// The builder says that it entered a phase.
     Phase {
         number: BuildNumber,
         name: String,
@@ -68,18 +68,19 @@ pub enum Event {
     Reused {
         drv: StorePath,
     },
-    /// The run that was joined ended at a limit of another request, so the build starts again with this request's limits.
+    /// The run that this request joined ended at a limit of another request, so the build starts again with this
+    /// request's limits.
     LimitOfOthers {
         drv: StorePath,
     },
-    /// The client wants folders of failed builds kept, which this box does not do.
+    /// The client wants the folders of failed builds kept; this box does not keep them.
     KeepFailedRefused,
-    /// A derivation whose inputs have been built is built as another one, which names their paths.
+    /// A derivation whose inputs have been built is resolved to another one, which names their paths.
     Resolved {
         from: StorePath,
         to: StorePath,
     },
-    /// A derivation failed that others of the request need. The answer may not mention it.
+    /// A derivation failed that other derivations of the request need. The answer may not mention it.
     DependencyFailed {
         message: String,
     },
@@ -105,24 +106,24 @@ impl Reporter {
         Self { events, next: Arc::default() }
     }
 
-    /// Waits while the client is slow. A closed channel means that nobody looks any more.
+    /// Waits while the client is slow. A closed channel means that nobody reads the events.
     pub(super) async fn report(&self, event: Event) {
         let _ = self.events.send(event).await;
     }
 
-    /// For a build that is about to be shown.
+    /// A number for a build that is about to be shown.
     pub(super) fn number(&self) -> BuildNumber {
         BuildNumber(self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// For what substituters report themselves.
+    /// The channel, for substituters, which report events themselves.
     pub(super) fn channel(&self) -> &mpsc::Sender<Event> {
         &self.events
     }
 }
 
 impl Event {
-    /// What a line of log is to a client; `None` if it is nothing.
+    /// The event for a line of log; `None` if the client is shown nothing for it.
     pub(super) fn of_log(number: BuildNumber, notice: Notice<'_>) -> Option<Self> {
         match notice {
             Notice::Line(text) => Some(Self::Line { number, text: text.to_vec() }),

@@ -1,4 +1,4 @@
-//! Why a build gave no outputs, in the words Nix uses, with the status that drives the client's next step.
+//! The reason why a build gave no outputs, in Nix's words, with the status that decides the client's next step.
 
 use std::time::Duration;
 
@@ -13,24 +13,24 @@ pub const TAIL_LINES: usize = 10;
 /// Longest message, in bytes. Names and lists in it are a client's, and can be as long as a derivation.
 const MAX_MESSAGE: usize = 32 << 10;
 
-/// A build that did not work out.
+/// A failed build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     pub status: BuildStatus,
-    /// For the person who asked; may have several lines.
+    /// Text for the person who asked; may have several lines.
     pub message: String,
     pub cause: Cause,
 }
 
-/// What a failure says about the next attempt.
+/// The cause of a failure, which decides whether another attempt can end differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// The build itself: the same one ends the same way, for everybody.
+    /// The build itself: the same build fails the same way for everybody.
     Build,
-    /// A limit that may be another for another member or client.
+    /// A limit that can differ for another member or client.
     Limit(Limit),
     Cancelled,
-    /// Anything else: the request, the network, the box.
+    /// Any other cause: the request, the network, the box.
     Other,
 }
 
@@ -40,7 +40,7 @@ pub enum Limit {
     Wall,
     Silence,
     Log,
-    /// The same for every request that shares the run: set for the whole box, or part of the build key.
+    /// A limit that is the same for every request that shares the run: set for the whole box, or part of the build key.
     OfRun,
 }
 
@@ -55,22 +55,22 @@ impl Failure {
         Self { status, message, cause: Cause::Other }
     }
 
-    /// The derivation asks for something that cannot or must not be done here.
+    /// The derivation asks for something that this box cannot or must not do.
     pub fn rejected(message: impl Into<String>) -> Self {
         Self::new(BuildStatus::InputRejected, message)
     }
 
-    /// The box's own trouble: trying again, here or elsewhere, may work.
+    /// A failure of the box: trying again, here or elsewhere, may work.
     pub fn transient(message: impl Into<String>) -> Self {
         Self::new(BuildStatus::TransientFailure, message)
     }
 
-    /// An output is not what it must be.
+    /// An output breaks a rule.
     pub fn output(message: impl Into<String>) -> Self {
         Self::new(BuildStatus::OutputRejected, message).because(Cause::Build)
     }
 
-    /// Something that was built, or fetched to be built, could not be taken in. `what` is a clause without an end.
+    /// The store could not take in an output or a download. `what` is a clause without an end.
     pub fn of_import(what: String, error: &ImportError) -> Self {
         match error.is_callers_fault() {
             true => Self::output(format!("{what}: {error}")),
@@ -78,7 +78,7 @@ impl Failure {
         }
     }
 
-    /// Contents that the store has could not be read as what they must be.
+    /// Contents from the store could not be read in the format that they must have.
     pub fn of_contents(what: String, error: &NarError) -> Self {
         match error.is_the_boxs_fault() {
             false => Self::output(format!("{what}: {error}")),
@@ -86,7 +86,7 @@ impl Failure {
         }
     }
 
-    /// A disk, a limit of the kernel, the index: never the builder's, and never remembered.
+    /// A failure of a disk, a limit of the kernel or the index: never the builder's fault, and never recorded.
     fn of_box(what: String, error: &dyn std::error::Error) -> Self {
         tracing::error!(%error, "{what}");
         Self::transient(format!(
@@ -101,8 +101,8 @@ impl Failure {
         self
     }
 
-    /// As `mine` should read it: messages name the derivation that was built, and another one may be the same build.
-    /// Its name is for those who have it.
+    /// Rewrites the message for a request whose derivation is `mine`. A message names the derivation that was built;
+    /// that can be another one with the same build key, and only those who have it may learn its name.
     #[must_use]
     pub fn about(mut self, built: &StorePath, mine: &StorePath) -> Self {
         if built != mine {
@@ -111,7 +111,7 @@ impl Failure {
         self
     }
 
-    /// Nobody waits for the build any more, or its member is gone.
+    /// Nobody waits for the build any more, or its member left the roster.
     pub fn cancelled(drv: &StorePath) -> Self {
         Self::new(BuildStatus::MiscFailure, format!("build of '{}' was cancelled", drv.to_absolute_path()))
             .because(Cause::Cancelled)
@@ -141,7 +141,8 @@ pub fn builder_failed(drv: &StorePath, status: BuilderStatus, fixed: bool, tail:
     }
     let (status, cause) = match fixed {
         true => (BuildStatus::TransientFailure, Cause::Other),
-        // Whether it did that itself, or the kernel of a box that has run out of memory, nobody knows: told, not remembered.
+        // The builder may have killed itself, or the kernel did because the box ran out of memory. The agent cannot
+        // tell, so the failure is reported but not recorded.
         false if killed => (BuildStatus::PermanentFailure, Cause::Other),
         false => (BuildStatus::PermanentFailure, Cause::Build),
     };
@@ -163,7 +164,7 @@ fn signal_name(signal: i32) -> &'static str {
     }
 }
 
-/// The sandbox ended the build. Every limit is named with its value and what can be done about it.
+/// The sandbox ended the build. The message names the limit, its value, and what the reader can do about it.
 pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &SandboxError) -> Failure {
     let path = drv.to_absolute_path();
     let seconds = |d: &Duration| d.as_secs();
@@ -171,7 +172,7 @@ pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &
         SandboxError::Timeout { .. } => Cause::Limit(Limit::Wall),
         SandboxError::Silent { .. } => Cause::Limit(Limit::Silence),
         SandboxError::LogLimit { .. } => Cause::Limit(Limit::Log),
-        // The same for all who share a run.
+        // These limits are the same for all requests that share a run.
         SandboxError::OutOfMemory { .. }
         | SandboxError::OutputLimit { .. }
         | SandboxError::ProcessLimit { .. } => Cause::Limit(Limit::OfRun),
@@ -240,7 +241,7 @@ pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &
         ),
         SandboxError::Cancelled => Failure::cancelled(drv),
         other => {
-            // The reason may be one step down the chain, such as a disk that is full.
+            // The cause can be one step down the chain of errors, for example a full disk.
             let cause = std::error::Error::source(other).map(|e| format!(": {e}")).unwrap_or_default();
             Failure::transient(format!(
                 "the sandbox of '{path}' failed; this is not an error of the builder: {other}{cause}"

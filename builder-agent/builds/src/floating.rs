@@ -1,9 +1,9 @@
-//! Floating outputs get their paths: from their contents, once they are built.
+//! Computes the paths of floating outputs from their contents, once they are built.
 //!
-//! The builder wrote to scratch paths. Output by output, those it refers to first, the scratch paths in the contents
-//! give way to the final ones; its own counts as zeros while the contents are hashed, since the final path is made of
-//! that hash. Source: Nix, `registerOutputs` (src/libstore/unix/build/derivation-builder.cc; local-derivation-goal.cc
-//! before 2.30).
+//! The builder wrote to scratch paths. Each output is processed after those that it refers to: the scratch paths in its
+//! contents are replaced by the final ones. The output's own path counts as zeros while the contents are hashed, since
+//! the final path is made of that hash. Source: Nix, `registerOutputs` (src/libstore/unix/build/derivation-builder.cc;
+//! local-derivation-goal.cc before 2.30).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Read, Write};
@@ -17,12 +17,12 @@ use super::outputs::Settled;
 use super::watch::Watch;
 use super::{Failure, Recipe};
 
-/// What is read from an object at once.
+/// Bytes read from an object at once.
 const PIECE: usize = 256 << 10;
 /// Characters of the hash part of a store path.
 const HASH_PART: usize = 32;
 
-/// Finds out where each output belongs. Outputs with a path of their own stay as they are.
+/// Computes the path of each floating output. Outputs with a stated path stay as they are.
 pub(super) fn settle(
     recipe: &Recipe,
     view: &View,
@@ -66,7 +66,7 @@ pub(super) fn settle(
     Ok(settled)
 }
 
-/// Output names, each after those it refers to.
+/// Output names, each after the outputs that it refers to.
 fn sorted(
     recipe: &Recipe,
     outputs: &BTreeMap<String, Ingested>,
@@ -76,7 +76,7 @@ fn sorted(
         let used = ingested.references.iter().filter_map(|path| names.get(path).copied());
         used.filter(|other| *other != name && outputs.contains_key(*other)).collect()
     };
-    // How many it waits for, and who waits for it.
+    // Per output: the number of outputs that it waits for, and the outputs that wait for it.
     let mut waits: BTreeMap<&String, usize> = BTreeMap::new();
     let mut used_by: BTreeMap<&String, Vec<&String>> = BTreeMap::new();
     for (name, ingested) in outputs {
@@ -100,7 +100,8 @@ fn sorted(
         }
     }
     if let Some(parent) = waits.keys().next() {
-        // Every one that is left uses another that is left: the first and one of its own will do as an example.
+        // Every output that is left uses another that is left. The message names the first and one that it uses as an
+        // example.
         let used = outputs.get(*parent).map(|ingested| uses(ingested, parent)).unwrap_or_default();
         let used = used.into_iter().find(|other| waits.contains_key(other));
         return Err(Failure::output(format!(
@@ -112,18 +113,19 @@ fn sorted(
     Ok(order)
 }
 
-/// What it takes to find out where one output belongs.
+/// The data needed to compute the path of one output.
 struct Place<'a> {
     recipe: &'a Recipe,
     view: &'a View,
     name: &'a str,
-    /// Its scratch path.
+    /// The output's scratch path.
     own: &'a StorePath,
     watch: &'a Watch<'a>,
 }
 
 impl Place<'_> {
-    /// Rewrites it and computes its path. `others` are scratch paths it contains, with their final paths.
+    /// Rewrites the output and computes its path. `others` are the scratch paths that it contains, with their final
+    /// paths.
     fn settle(
         &self,
         mut ingested: Ingested,
@@ -134,7 +136,7 @@ impl Place<'_> {
         let (name, own) = (self.name, self.own);
         let drv = self.recipe.drv_path.to_absolute_path();
         let bad = |e: &dyn std::fmt::Display| Failure::output(format!("output '{name}' of '{drv}': {e}"));
-        // Found anywhere, also where it does not count as a reference.
+        // True if the path occurs anywhere, also where it does not count as a reference.
         let contains_itself = ingested.references.contains(own);
         let refers_to_itself = references.remove(own);
         if contains_itself && !refers_to_itself {
@@ -184,7 +186,8 @@ impl Place<'_> {
             if n == 0 {
                 break;
             }
-            // A NAR whose names are no longer in order, for one, ends here: `finish` says so, and knows whose fault it is.
+            // A write fails for example if the names in the NAR are no longer in order. `finish` returns the error,
+            // which says who is at fault.
             if to.push(&piece[..n]).is_err() {
                 break;
             }
@@ -194,7 +197,7 @@ impl Place<'_> {
     }
 }
 
-/// Hash of an output as a content address has it.
+/// Hash of an output in the form that a content address uses.
 pub(super) fn hash(
     recipe: &Recipe,
     name: &str,
@@ -222,7 +225,7 @@ pub(super) fn hash(
     })
 }
 
-/// Whether what is found in this output counts as a reference (`unsafeDiscardReferences`).
+/// Whether the paths found in this output count as references (`unsafeDiscardReferences`).
 fn discards_references(recipe: &Recipe, output: &str) -> bool {
     let attrs = recipe.structured.as_ref().and_then(|attrs| attrs.get("unsafeDiscardReferences"));
     attrs.and_then(|by_output| by_output.get(output)?.as_bool()).unwrap_or(false)
@@ -232,7 +235,7 @@ fn discards_references(recipe: &Recipe, output: &str) -> bool {
 struct Rewriter<W> {
     to: W,
     pairs: HashMap<Vec<u8>, Vec<u8>>,
-    /// May be the beginning of a hash part.
+    /// Bytes that may be the beginning of a hash part.
     held: Vec<u8>,
 }
 
@@ -242,7 +245,7 @@ impl<W: Write> Rewriter<W> {
         let mut at = 0;
         while at + HASH_PART <= self.held.len() {
             let window = &mut self.held[at..at + HASH_PART];
-            // From the back: one character that no hash part has rules out every window over it.
+            // Searches from the end: one character that occurs in no hash part rules out every window over it.
             if let Some(last) = window.iter().rposition(|byte| !is_base32(*byte)) {
                 at += last + 1;
             } else if let Some(new) = self.pairs.get(&*window) {
@@ -258,7 +261,7 @@ impl<W: Write> Rewriter<W> {
         Ok(())
     }
 
-    /// Passes on what was held. An error of that is one of `to`, which remembers it.
+    /// Writes the held bytes. If that fails, `to` keeps the error.
     fn finish(mut self) -> W {
         let _ = self.to.write_all(&self.held);
         self.to

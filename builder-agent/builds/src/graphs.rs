@@ -1,4 +1,4 @@
-//! `exportReferencesGraph`: the closures of some inputs, written down for the builder.
+//! `exportReferencesGraph`: writes the closures of some inputs into files for the builder.
 //!
 //! Sources: Nix, `Store::exportReferences` and `Store::makeValidityRegistration` (src/libstore/store-api.cc), and
 //! `pathInfoToJSON` (src/libstore/parsed-derivations.cc).
@@ -17,20 +17,21 @@ use super::recipe::MAX_DRV_BYTES;
 use super::watch::{Steps, Watch};
 use super::{Failure, Recipe};
 
-/// Steps taken for all graphs of one derivation, some seconds' work: references followed, and again to add up the sizes
-/// of closures. A NixOS system takes a tenth of it.
+/// Limit on the steps for all graphs of one derivation, some seconds of work: references followed, and again to add up
+/// the sizes of closures. A NixOS system takes a tenth of it.
 const MAX_STEPS: u64 = 500_000_000;
-/// A path that is found for a graph, in such steps.
+/// Cost of a path that is found for a graph, in steps.
 const STEPS_PER_PATH: usize = 50;
-/// All graphs of one derivation together. They travel into the sandbox and lie in its memory; that of a NixOS system
-/// has some megabytes.
+/// Bytes of all graphs of one derivation together. They are sent into the sandbox and kept in its memory; the graph of
+/// a NixOS system has some megabytes.
 const MAX_BYTES: usize = 64 << 20;
 
 /// By name: the text of a file in `/build`, or, with structured attributes, the JSON of an attribute.
 pub(super) type Graphs = BTreeMap<String, Vec<u8>>;
 
-/// What a recipe asks for. `inputs` is what its builder may see; nothing else can be exported. References are
-/// those of that snapshot, which the build key covers: an uploader's words about a claim can change meanwhile.
+/// The graphs that a recipe asks for. `inputs` is the snapshot that its builder sees; nothing else can be exported. The
+/// references come from that snapshot, which the build key covers: those that an uploader states for a claim can change
+/// meanwhile.
 pub(super) fn of(recipe: &Recipe, inputs: &Closure, watch: &Watch<'_>) -> Result<Graphs, Failure> {
     let mut export = Export { recipe, inputs, steps: Steps::new(watch), bytes: 0 };
     let mut graphs = Graphs::new();
@@ -50,7 +51,7 @@ pub(super) fn of(recipe: &Recipe, inputs: &Closure, watch: &Watch<'_>) -> Result
 /// Names, and the paths wanted under each.
 fn wanted(recipe: &Recipe) -> Result<BTreeMap<String, BTreeSet<String>>, String> {
     if let Some(attrs) = &recipe.structured {
-        // Anything but an object is no request, as in Nix.
+        // Like Nix, ignores a value that is not an object.
         let graphs = attrs.get("exportReferencesGraph").and_then(Value::as_object).into_iter().flatten();
         return graphs
             .map(|(name, value)| {
@@ -88,7 +89,7 @@ fn flatten(value: &Value, texts: &mut BTreeSet<String>) -> Result<(), String> {
     }
 }
 
-/// The input that `text` names, or something inside of.
+/// The input that `text` names, or the input that contains the file at `text`.
 fn input(inputs: &ClosureInfo, text: &str) -> Result<StorePath, String> {
     let end = text.match_indices('/').nth(3).map_or(text.len(), |(at, _)| at);
     let path = StorePath::from_absolute_path(&text.as_bytes()[..end])
@@ -102,14 +103,14 @@ fn input(inputs: &ClosureInfo, text: &str) -> Result<StorePath, String> {
     ))
 }
 
-/// About what a path takes in a graph, with its references: their names, and what stands around each.
+/// Approximate bytes of a path in a graph with its references: their names, and the syntax around each.
 fn length(info: &PathInfo) -> usize {
     const AROUND: usize = 64;
     let names = info.references.iter().map(|path| path.name().len() + AROUND);
     4 * AROUND + 2 * info.path.name().len() + names.sum::<usize>()
 }
 
-/// What it takes to write graphs, and what it has taken so far.
+/// The data needed to write graphs, and the cost so far.
 struct Export<'a> {
     recipe: &'a Recipe,
     inputs: &'a Closure,
@@ -131,7 +132,7 @@ impl Export<'_> {
         }
     }
 
-    /// To be asked before so much is written.
+    /// The caller must call this before it writes that many bytes.
     fn room_for(&mut self, bytes: usize) -> Result<(), Failure> {
         self.bytes += bytes;
         match self.bytes > MAX_BYTES {
@@ -144,7 +145,7 @@ impl Export<'_> {
         }
     }
 
-    /// `roots`, all they refer to, and what the derivations among that have as outputs.
+    /// `roots`, all paths they refer to, and the outputs of the derivations among those.
     fn closure(&mut self, roots: Vec<StorePath>) -> Result<BTreeSet<StorePath>, Failure> {
         let mut found = BTreeSet::new();
         self.reach(roots, &mut found)?;
@@ -174,7 +175,7 @@ impl Export<'_> {
         Ok(found)
     }
 
-    /// Adds `todo` and all it refers to.
+    /// Adds `todo` and all paths it refers to.
     fn reach(&mut self, mut todo: Vec<StorePath>, found: &mut BTreeSet<StorePath>) -> Result<(), Failure> {
         while let Some(path) = todo.pop() {
             if found.contains(&path) {
@@ -205,7 +206,7 @@ impl Export<'_> {
         Ok(text)
     }
 
-    /// Per path: what Nix knows about it, without when and by whom it was made.
+    /// Per path: its path info as Nix exports it, without deriver, registration time and signatures.
     fn described(&mut self, paths: &BTreeSet<StorePath>) -> Result<String, Failure> {
         let inputs = self.inputs.info();
         let infos: Vec<_> = paths.iter().filter_map(|path| inputs.get(path)).collect();
@@ -240,7 +241,7 @@ impl Export<'_> {
             .iter()
             .map(|info| info.references.iter().filter_map(|path| places.get(path).copied()).collect())
             .collect();
-        // In whose closure a path was found last.
+        // Per path: the last path in whose closure it was found.
         let mut seen = vec![usize::MAX; infos.len()];
         let mut todo = Vec::new();
         let mut sizes = Vec::with_capacity(infos.len());

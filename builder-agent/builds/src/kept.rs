@@ -1,14 +1,14 @@
-//! Logs of builds that ended, so that they can be read afterwards and come along with a reused result.
+//! Logs of builds that ended, kept so that they can be read later and shown with a reused result.
 //!
 //! ```text
 //! results/<name>          the log of one run, by the name that its record has in the store
-//! everybody/<drv>         of builds whose outputs everybody sees
-//! members/<member>/<drv>  of builds that only this member knows of, and logs this member uploaded
+//! everybody/<drv>         logs of builds whose outputs everybody sees
+//! members/<member>/<drv>  logs of builds that only this member knows of, and logs that this member uploaded
 //! ```
 //!
-//! The names of one log are hard links: a log is on the disk once, and as long as one of them is there. Each folder has
-//! the same budget, from which the oldest logs go first, so that nobody can push out another member's.
-//! A log lost in a crash is lost; nothing depends on it.
+//! The names of one log are hard links: a log takes its space once, and exists as long as one of its names. Each folder
+//! has the same budget; when it is used up, the oldest logs are removed, so one member's logs never displace another's.
+//! A crash can lose a log; nothing depends on it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
@@ -24,15 +24,15 @@ use nix_derivation::StorePath;
 use rustix::fs::{AtFlags, CWD, linkat};
 use sha2::{Digest, Sha256};
 
-/// What even an empty log counts for: an inode and a name.
+/// Smallest size that a log counts for, even an empty one: an inode and a name.
 const LEAST: u64 = 4096;
-/// Longest member name that becomes a folder's name as it is.
+/// Longest member name that is used as a folder name unchanged.
 const LONGEST_NAME: usize = 100;
 
-/// Who may read a log.
+/// The readers of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reader<'a> {
-    /// The outputs are Verified, and so was all that went into them.
+    /// Everybody: the outputs are Verified, and so were all inputs.
     Everybody,
     Member(&'a str),
 }
@@ -43,12 +43,12 @@ pub struct KeptLogs {
     folder: PathBuf,
     /// Budget of each folder below.
     max_bytes: u64,
-    /// By folder name, read when first used.
+    /// The folders that have been read, by name; each is read when it is first used.
     shelves: Mutex<HashMap<PathBuf, Shelf>>,
     next: AtomicU64,
 }
 
-/// What a folder holds.
+/// The contents of a folder.
 #[derive(Debug, Default)]
 struct Shelf {
     /// Name and size, oldest first.
@@ -66,7 +66,7 @@ pub struct Arriving {
 }
 
 impl Arriving {
-    /// The next bytes. A log of more than was allowed is refused with `FileTooLarge`.
+    /// Takes the next bytes. A log larger than its limit is refused with `FileTooLarge`.
     pub fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.size += bytes.len() as u64;
         if self.size > self.max {
@@ -77,10 +77,10 @@ impl Arriving {
 }
 
 impl KeptLogs {
-    /// Logs below `folder`, which is made when it is first needed.
+    /// Logs below `folder`, which is created when it is first needed.
     #[must_use]
     pub fn new(folder: PathBuf, max_bytes: u64) -> Self {
-        // Names of one process never meet those of the one before.
+        // Names start at the current time, so those of one process never repeat those of the process before.
         let start = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
         Self { folder, max_bytes, shelves: Mutex::default(), next: AtomicU64::new(start) }
     }
@@ -97,7 +97,7 @@ impl KeptLogs {
         Ok(name)
     }
 
-    /// Lets `reader` find the log `name` by its derivation, in place of an older one.
+    /// Lets `reader` find the log `name` by its derivation. Replaces an older log.
     pub fn give(&self, name: &str, reader: Reader<'_>, drv: &StorePath) -> io::Result<()> {
         let shelf = reader.shelf();
         let mut shelves = self.open_shelf(&shelf)?;
@@ -107,7 +107,7 @@ impl KeptLogs {
         if old.is_ok_and(|old| old.ino() == new.ino()) {
             return Ok(());
         }
-        // A link never replaces; a rename does.
+        // A hard link cannot replace a file; a rename can.
         let temporary = self.folder.join(&shelf).join(".new");
         let _ = fs::remove_file(&temporary);
         fs::hard_link(&from, &temporary)?;
@@ -116,14 +116,14 @@ impl KeptLogs {
         Ok(())
     }
 
-    /// A log that somebody sends. It has no name while it arrives, and no lock is held: how long that takes is up to the
-    /// sender.
+    /// A log that a client sends. While it arrives it has no name and no lock is held, since the client decides how
+    /// long that takes.
     pub fn arriving(&self, max: u64) -> io::Result<Arriving> {
         fs::create_dir_all(&self.folder)?;
         Ok(Arriving { file: tempfile::tempfile_in(&self.folder)?, size: 0, max })
     }
 
-    /// Keeps a log that a member has from elsewhere, for that member alone. As in Nix, one that is there stays.
+    /// Keeps a log that a member uploaded, for that member alone. As in Nix, an existing log stays.
     pub fn add(&self, member: &str, drv: &StorePath, log: Arriving) -> io::Result<()> {
         let Arriving { file, size, .. } = log;
         let shelf = Reader::Member(member).shelf();
@@ -161,7 +161,8 @@ impl KeptLogs {
         File::open(self.folder.join("results").join(name))
     }
 
-    /// Held while files of a shelf come and go, so that its account stays right.
+    /// Locks the folders and reads this one if needed. The lock is held while files come and go, so that the sizes stay
+    /// right.
     fn open_shelf(&self, name: &Path) -> io::Result<MutexGuard<'_, HashMap<PathBuf, Shelf>>> {
         let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
         if !shelves.contains_key(name) {
@@ -182,7 +183,7 @@ impl KeptLogs {
     ) {
         let Some(shelf) = shelves.get_mut(name) else { return };
         shelf.put(file, size.max(LEAST));
-        // The newest stays, however large.
+        // The newest log stays, even if it is larger than the budget.
         while shelf.bytes > self.max_bytes
             && shelf.by_age.len() > 1
             && let Some(oldest) = shelf.take_oldest()
@@ -198,7 +199,7 @@ impl KeptLogs {
 fn name(file: &File, to: &Path) -> io::Result<()> {
     let from = format!("/proc/self/fd/{}", file.as_raw_fd());
     if linkat(CWD, &from, CWD, to, AtFlags::SYMLINK_FOLLOW).is_err() {
-        // A file system that cannot do that.
+        // The file system does not support that, so the contents are copied.
         let mut copy = OpenOptions::new().write(true).create_new(true).open(to)?;
         io::copy(&mut File::open(&from)?, &mut copy)?;
     }
@@ -212,7 +213,7 @@ impl Reader<'_> {
         if plain && !name.is_empty() && name.len() <= LONGEST_NAME {
             return Path::new("members").join(name);
         }
-        // A dot is in no plain name.
+        // A name that is used unchanged contains no dot, so this one cannot equal it.
         let hash = nix_derivation::nixbase32::encode(&Sha256::digest(name.as_bytes()));
         Path::new("members").join(format!("sha256.{hash}"))
     }
@@ -236,7 +237,7 @@ impl Shelf {
         Ok(shelf)
     }
 
-    /// Adds the newest file, in place of an older one of that name.
+    /// Adds the newest file. Replaces an older one of the same name.
     fn put(&mut self, name: String, size: u64) {
         let age = self.by_age.last_key_value().map_or(0, |(last, _)| last + 1);
         if let Some(old) = self.ages.insert(name.clone(), age)
@@ -280,7 +281,7 @@ mod tests {
         Some(text)
     }
 
-    /// A log that somebody has sent.
+    /// A log that a client has sent.
     fn sent(logs: &KeptLogs, text: &[u8]) -> Arriving {
         let mut log = logs.arriving(100).expect("a log");
         log.push(text).expect("short enough");

@@ -1,10 +1,10 @@
-//! What decides how a build ends: equal keys, equal results, whoever asks.
+//! Build keys: builds with equal keys have equal results, for every member.
 //!
-//! A key covers what the builder is told (system, program, arguments, variables, output places), what it can see (each
-//! path of its input closure, by name and contents) and where it runs (the box's programs, and the envelope: processors,
-//! memory), so that knowing a key takes knowing all of that. Not covered are limits that can only end a build, which no
-//! result has met, and the time. The name of the `.drv` is not covered either: derivations that differ only in how their
-//! inputs came about are one build.
+//! A key covers what the builder is given (system, program, arguments, variables, output places), what it can see (each
+//! path of its input closure, by name and contents) and where it runs (the box's programs, and the envelope:
+//! processors, memory), so that knowing a key takes knowing all of that. A key does not cover the time, nor limits that
+//! can only end a build: a build that gave a result reached no such limit. It does not cover the name of the `.drv`
+//! either: derivations that differ only in how their inputs were made are one build.
 
 use nix_derivation::CAHash;
 use sha2::{Digest, Sha256};
@@ -12,16 +12,16 @@ use store::ClosureInfo;
 
 use super::{Envelope, Recipe};
 
-/// Changes when what follows is put together in another way.
+/// Must change whenever the data below is put together in another way.
 const FORMAT: &[u8] = b"barnraiser build key 2";
 
-/// Stands for everything that can influence the result of a build.
+/// A hash over all that can influence the result of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BuildKey([u8; 32]);
 
 impl BuildKey {
-    /// The key of `recipe` with these inputs in this envelope; `sandbox_identity` is what the box itself adds to every build (see
-    /// [`SandboxIdentity`]).
+    /// The key of `recipe` with these inputs in this envelope; `sandbox_identity` is the part that the box adds to
+    /// every build (see [`SandboxIdentity`]).
     #[must_use]
     pub fn of(
         recipe: &Recipe,
@@ -47,7 +47,7 @@ impl BuildKey {
         hash.count(usize::from(recipe.structured.is_some()));
         hash.put(recipe.structured.as_ref().map_or(b"", |attrs| attrs.raw()));
         hash.count(recipe.outputs.len());
-        // The places: where a floating output is written before it has its path is seen by the builder.
+        // The output places are in the key because the builder sees the scratch path of a floating output.
         for ((name, output), place) in recipe.outputs.iter().zip(recipe.places().values()) {
             hash.put(name.as_bytes());
             hash.put(place.to_basename().as_bytes());
@@ -60,7 +60,7 @@ impl BuildKey {
         for (info, _) in inputs.paths.values() {
             hash.put(info.path.to_basename().as_bytes());
             hash.put(&info.nar_hash);
-            // What an uploader says a path refers to need not follow from its contents, and a builder can be shown it
+            // The references that an uploader states need not follow from the contents, and a builder can read them
             // (`exportReferencesGraph`).
             hash.count(info.references.len());
             info.references.iter().for_each(|path| hash.put(path.to_basename().as_bytes()));
@@ -69,14 +69,14 @@ impl BuildKey {
         Self(hash.0.finalize().into())
     }
 
-    /// Under which a success is recorded.
+    /// The key under which a success is recorded.
     #[must_use]
     pub fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// Under which a failure is recorded. The envelope is in the key: with more memory the same build may work, even one
-    /// that did not notice that memory was what it lacked.
+    /// The key under which a failure is recorded. The envelope is part of it: the same build may work with more memory,
+    /// even if it did not notice that memory was too small.
     #[must_use]
     pub fn of_failure(&self) -> [u8; 32] {
         let mut hash = Parts(Sha256::new());
@@ -86,15 +86,15 @@ impl BuildKey {
     }
 }
 
-/// What every build here sees besides its inputs: the kind of sandbox and the programs in it, the kernel if it is the
-/// host's own, and the agent that says what a builder finds around it. After an update of the box, results of before are
-/// not known any more.
+/// All that every build here sees besides its inputs: the kind of sandbox and the programs in it, the kernel if it is
+/// the host's own, and the agent, which makes the builder's environment. After an update of the box, earlier results no
+/// longer apply.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SandboxIdentity([u8; 32]);
 
 impl SandboxIdentity {
-    /// Reads the files that this configuration puts into sandboxes. One that cannot be read counts as empty; the
-    /// sandbox says more about it than could be said here.
+    /// Reads the files that this configuration puts into sandboxes. A file that cannot be read counts as empty; the
+    /// sandbox reports it with more detail.
     #[must_use]
     pub fn of(sandbox: &settings::Sandbox) -> Self {
         use settings::BackendKind::{Kvm, Namespace};
@@ -119,7 +119,7 @@ impl SandboxIdentity {
     }
 }
 
-/// Every part with its length in front, so that no two lists of parts look alike.
+/// Puts the length in front of every part, so that different lists of parts never give the same bytes.
 struct Parts(Sha256);
 
 impl Parts {

@@ -1,4 +1,4 @@
-//! From a derivation to valid outputs: what to build, when, in which sandbox, and what came of it.
+//! From a derivation to valid outputs: what to build, when, in which sandbox, and with which result.
 //!
 //! Derivations come from clients, so every recipe is checked before a sandbox sees it. Logs and outputs come from a
 //! hostile builder; the store decides what an output is, and the paths it may claim come from the recipe alone.

@@ -1,8 +1,8 @@
 //! The log of one running build: written by its sandbox, read by every client that waits for it, from the start.
 //!
-//! Kept in an unnamed file, so that a log of any allowed size costs no memory and vanishes with its last reader.
-//! Builders write what they like: bytes stay as they are, text is cut into lines of bounded length, and control codes
-//! are left to the client's terminal, as Nix does.
+//! The log is in an unnamed file, so that a log of any allowed size costs no memory and vanishes with its last reader.
+//! Builders may write anything: bytes stay as they are, text is cut into lines of bounded length, and control codes are
+//! left to the client's terminal, as in Nix.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -16,17 +16,17 @@ use tokio::sync::watch;
 
 use super::failure::TAIL_LINES;
 
-/// Longer lines are shown in pieces. Progress bars without newlines would otherwise never be shown, or fill memory.
+/// Longer lines are shown in pieces. A progress bar without newlines would otherwise never be shown, or fill memory.
 pub const MAX_LINE: usize = 8 * 1024;
-/// Longest message to Nix (`@nix {...}`). A piece of one is none, so a message is held until it is whole, by every
-/// reader of the log; stdenv's have a hundred bytes.
+/// Longest message to Nix (`@nix {...}`). A piece of a message is useless, so every reader of the log holds a message
+/// until it is whole; stdenv's messages have about a hundred bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
-/// How a message begins. A line that begins so is never cut.
+/// The beginning of a message. A line that begins so is never cut.
 const MESSAGE: &[u8] = b"@nix {";
-/// Read from the file at once.
+/// Bytes read from the file at once.
 const CHUNK: usize = 32 * 1024;
 
-/// How far the log is written, and whether more may come.
+/// The length of the log so far, and whether it is complete.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Progress {
     len: u64,
@@ -42,14 +42,14 @@ pub struct LogWriter {
     tail: VecDeque<String>,
 }
 
-/// Makes readers. Held by whoever lists the running build.
+/// Makes readers. The entry of the running build holds it.
 #[derive(Debug, Clone)]
 pub struct LogSource {
     file: Arc<File>,
     progress: watch::Receiver<Progress>,
 }
 
-/// One reader's place in a log.
+/// One reader's position in a log.
 #[derive(Debug)]
 pub struct LogReader {
     source: LogSource,
@@ -65,7 +65,7 @@ pub fn create(folder: &Path) -> io::Result<(LogWriter, LogSource)> {
 }
 
 impl LogWriter {
-    /// Appends. A full disk loses log, not the build.
+    /// Appends. If the disk is full, the log loses bytes and the build goes on.
     pub fn write(&mut self, bytes: &[u8]) {
         let at = self.progress.borrow().len;
         if let Err(error) = self.file.write_all_at(bytes, at) {
@@ -101,7 +101,7 @@ impl Drop for LogWriter {
 }
 
 impl LogSource {
-    /// The file, complete once the writer is gone.
+    /// The file; complete once the writer is dropped.
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -115,14 +115,14 @@ impl LogReader {
     /// The next bytes, as soon as there are some; `None` at the end of a complete log.
     pub async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         let at = self.at;
-        // An error means that the writer is gone; what it wrote last is what there is.
+        // An error means that the writer was dropped; its last bytes are still read.
         let _ = self.source.progress.wait_for(|p| p.len > at || p.complete).await;
         let progress = *self.source.progress.borrow();
         let len = usize::try_from(progress.len.saturating_sub(at)).unwrap_or(CHUNK).min(CHUNK);
         if len == 0 {
             return Ok(None);
         }
-        // Written a moment ago, so this is a copy out of the page cache and does not need a thread of its own.
+        // The bytes were just written, so this copies from the page cache and needs no thread of its own.
         let mut chunk = vec![0; len];
         self.source.file.read_exact_at(&mut chunk, at)?;
         self.at += len as u64;
@@ -130,16 +130,16 @@ impl LogReader {
     }
 }
 
-/// Cuts bytes into lines, and knows messages among them. As in Nix, text after a carriage return overwrites the line
-/// from its start.
+/// Cuts bytes into lines and recognises messages among them. As in Nix, text after a carriage return overwrites the
+/// line from its start.
 #[derive(Debug, Default)]
 pub struct Lines {
     partial: Vec<u8>,
-    /// Where the next byte goes, at most the length of `partial`.
+    /// Position of the next byte, at most the length of `partial`.
     at: usize,
-    /// The line has begun in an earlier piece: this one is text, whatever it looks like.
+    /// The line began in an earlier piece, so this piece is text, even if it looks like a message.
     continued: bool,
-    /// Length so far of a message over [`MAX_MESSAGE`], of which nothing is kept.
+    /// Length so far of a message longer than [`MAX_MESSAGE`]; its bytes are not kept.
     oversized: Option<u64>,
 }
 
@@ -165,14 +165,14 @@ impl Lines {
         }
     }
 
-    /// The last line, if it has no newline.
+    /// Shows the last line, if it has no newline.
     pub fn finish(&mut self, mut show: impl FnMut(Notice<'_>)) {
         if !self.partial.is_empty() || self.oversized.is_some() {
             self.end_line(&mut show);
         }
     }
 
-    /// Shows a piece of a line that is as long as it may get.
+    /// Shows a piece of a line that has reached its longest length.
     fn bound(&mut self, show: &mut impl FnMut(Notice<'_>)) {
         if self.partial.len() < MAX_LINE {
             return;
@@ -198,7 +198,7 @@ impl Lines {
             );
             show(Notice::Line(instead.as_bytes()));
         } else if self.continued {
-            // A line that ends where it was cut has been shown.
+            // If the line ends exactly where it was cut, all of it has been shown.
             if !self.partial.is_empty() {
                 show(Notice::Line(&self.partial));
             }
@@ -211,14 +211,14 @@ impl Lines {
     }
 }
 
-/// What a line of log is: text, or a message that a builder sends to Nix (`@nix {...}`).
+/// A line of log: text, or a message that a builder sends to Nix (`@nix {...}`).
 #[derive(Debug, PartialEq, Eq)]
 pub enum Notice<'a> {
     /// A line, or a piece of one, as the builder wrote it; whole characters if it is UTF-8.
     Line(&'a [u8]),
-    /// stdenv announces its phases this way.
+    /// The name of a phase; stdenv announces its phases this way.
     Phase(String),
-    /// Well-formed, but nothing a builder may cause.
+    /// A well-formed message of a kind that a builder may not send.
     Ignored,
 }
 
@@ -228,7 +228,7 @@ impl<'a> Notice<'a> {
         let Ok(value) = serde_json::from_slice::<serde_json::Value>(json) else { return Self::Line(line) };
         match value.get("action").and_then(|action| action.as_str()) {
             Some("setPhase") => match value.get("phase").and_then(|phase| phase.as_str()) {
-                // Its length is that of the message, at most.
+                // No separate limit: the name is at most as long as the message.
                 Some(phase) => Self::Phase(printable::line(phase)),
                 None => Self::Line(line),
             },
@@ -242,7 +242,7 @@ impl<'a> Notice<'a> {
 mod tests {
     use super::*;
 
-    /// All that is shown of these chunks: text, and phases in brackets.
+    /// All that is shown for these chunks: text, and phases in brackets.
     fn shown(chunks: &[&[u8]]) -> Vec<Vec<u8>> {
         let mut out = Vec::new();
         let mut lines = Lines::default();

@@ -1,8 +1,8 @@
-//! Hashes of the derivations in a view, modulo fixed outputs: what input-addressed paths and realisations are made of.
+//! Hashes of the derivations in a view, modulo fixed outputs: input-addressed paths and realisations are made of them.
 //!
 //! A hash is a pure function ([`nix::modulo`]) of the contents of a `.drv` and of all `.drv` files below it. Those are
-//! content-addressed, so what was computed from Verified ones holds for every member and is kept; what came from anything
-//! less is forgotten.
+//! content-addressed, so a hash computed from Verified files alone holds for every member and is kept; every other hash
+//! is dropped with its request.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,12 +20,12 @@ use super::weight;
 
 /// Derivations whose hashes are kept, about 150 bytes each.
 const MAX_KEPT: usize = 300_000;
-/// What a request keeps of a derivation whose hashes it has computed: them, its path twice, places in maps.
+/// Memory that a request keeps for a derivation with hashes: the hashes, the path twice, places in maps.
 const HASHES_BYTES: u64 = 512;
 /// Derivations below one derivation. A NixOS system with everything from source has about 20,000.
 const MAX_BELOW: usize = 200_000;
-/// Text of the derivations on one way down, in bytes: each waits, parsed, for what is below it. A way has some hundred, of
-/// some kilobytes each.
+/// Text of the derivations on one way down, in bytes: each is held, parsed, until all below it is done. A way has some
+/// hundred derivations of some kilobytes each.
 const MAX_OPEN: usize = 128 << 20;
 
 /// Hashes of derivations read from Verified paths. Shared by all sessions.
@@ -51,11 +51,11 @@ pub struct Hasher<'a> {
     view: &'a View,
     known: &'a Known,
     study: &'a Study,
-    /// From Claimed files too, so for this member and this moment only.
+    /// Hashes that come from Claimed files too, so they hold for this member and this request only.
     local: HashMap<StorePath, Arc<Hashes>>,
 }
 
-/// A derivation whose inputs are being looked at.
+/// A derivation whose inputs are being processed.
 struct Open {
     path: StorePath,
     drv: Parsed,
@@ -63,14 +63,14 @@ struct Open {
     inputs: Vec<StorePath>,
 }
 
-/// A derivation as it stands in its file.
+/// A parsed `.drv` file.
 pub struct Parsed {
     pub derivation: Derivation,
-    /// Bytes of its text.
+    /// Bytes of the file's text.
     pub text: usize,
-    /// What it takes in memory.
+    /// Estimated memory of the derivation.
     pub weight: u64,
-    /// For that.
+    /// The charge for that memory.
     pub room: Option<Charge>,
 }
 
@@ -85,7 +85,7 @@ impl<'a> Hasher<'a> {
 
     /// Hashes of the valid derivation at `drv`. Fails if a derivation below is missing, malformed, or depends on itself.
     pub fn of(&mut self, drv: &StorePath) -> Result<Arc<Hashes>, Failure> {
-        // A stack of our own: how deep derivations nest is up to whoever wrote them.
+        // An explicit stack, not recursion: a stranger decides how deeply derivations nest.
         let mut open: Vec<Open> = Vec::new();
         let mut opened: HashSet<StorePath> = HashSet::new();
         let mut open_bytes = 0;
@@ -137,7 +137,7 @@ impl<'a> Hasher<'a> {
         })
     }
 
-    /// The hashes of a derivation whose inputs are done.
+    /// The hashes of a derivation whose inputs have theirs.
     fn close(&self, path: &StorePath, drv: &Derivation, verified: bool) -> Result<Hashes, Failure> {
         let mut hashes = modulo::of(drv, |input| self.done(input))
             .map_err(|why| Failure::rejected(format!("cannot build '{}': {why}", path.to_absolute_path())))?;
@@ -146,8 +146,8 @@ impl<'a> Hasher<'a> {
     }
 }
 
-/// To be asked before a file is read: a claim that is read first may give way to a Verified path with other contents,
-/// and what was read would then pass for that. What is Verified stays as it is.
+/// The caller must call this before it reads the file. A claim can give way to a Verified path with other contents
+/// after it was read, and the contents of the claim would pass for Verified. A Verified path stays Verified.
 pub fn is_verified(view: &View, path: &StorePath) -> bool {
     view.info_with_provenance(path).is_some_and(|(_, why)| why == Provenance::Verified)
 }

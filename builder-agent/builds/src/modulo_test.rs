@@ -20,7 +20,7 @@ fn fixture() -> Fixture {
 }
 
 impl Fixture {
-    /// Uploads a derivation's text the way clients do: its path follows from its contents.
+    /// Uploads a derivation's text as clients do: its path follows from its contents.
     fn add(&self, drv: &nix_derivation::Derivation) -> StorePath {
         let references: BTreeSet<StorePath> =
             drv.input_derivations().keys().chain(drv.input_sources()).cloned().collect();
@@ -38,7 +38,7 @@ impl Fixture {
         Hasher::new(&self.view, &self.known, &Study::default()).of(drv)
     }
 
-    /// Whether what the scheduler is asked to build may become Verified.
+    /// Whether the outputs of this derivation may become Verified.
     fn passes(&self, drv: &StorePath) -> bool {
         let target = nix_derivation::DerivedPath::Built {
             drv_path: nix_derivation::SingleDerivedPath::Opaque(drv.clone()),
@@ -49,7 +49,7 @@ impl Fixture {
     }
 }
 
-/// A derivation with the right paths, whose inputs are in the fixture. The paths are the library's idea of them.
+/// A derivation with the right paths, whose inputs are in the fixture. The `nix_derivation` library computes the paths.
 fn honest(of: &Fixture, name: &str, arg: &str, inputs: &[&StorePath]) -> nix_derivation::Derivation {
     let mut drv = DerivationBuilder::new(name, "x86_64-linux", "/bin/sh").argument(arg);
     drv = drv.input_addressed_output("out").input_addressed_output("dev");
@@ -79,7 +79,7 @@ fn honest_derivations_pass_however_deep() {
     for level in 0..2_000 {
         below = of.add(&honest(&of, "level", &level.to_string(), &[&below]));
     }
-    // From nothing, as after a restart.
+    // Starts with no known hashes, as after a restart.
     let fresh = Fixture { known: Known::default(), ..of };
     assert!(fresh.passes(&below));
 }
@@ -114,7 +114,7 @@ fn a_forgery_anywhere_below_spoils_what_is_built_on_it() {
     let spoilt = altered(&user, &good_path.to_absolute_path(), &evil_path.to_absolute_path());
     assert!(of.passes(&of.add(&user)));
     let spoilt = of.add(&spoilt);
-    // Its own paths would be right if the input's hash were computed from what the input says of itself.
+    // Its own paths would be right if the hash of the input were computed from the paths that the input states.
     assert!(!of.hashes(&spoilt).expect("hashes").verified);
     assert!(!of.passes(&spoilt));
 }
@@ -172,13 +172,13 @@ fn a_derivation_that_only_one_member_claims_does_not_pass() {
     let claim = Provenance::Claimed(of.view.member().clone());
     of.view.register(ingested, info, claim).expect("a claim");
     assert!(!of.passes(&path));
-    // The same bytes, checked.
+    // The same bytes, uploaded in the way that checks them.
     of.add(&drv);
     assert!(of.passes(&path));
 }
 
-/// Two derivations that differ in how some fixed output is fetched have the same output paths; who uses both sees the
-/// same inputs as one who uses either, and Nix gives it the same paths.
+/// Two derivations that differ only in how a fixed output is fetched have the same output paths. A derivation that uses
+/// both sees the same inputs as one that uses either, and Nix gives it the same paths.
 #[test]
 fn inputs_that_count_as_one_are_taken_together() {
     let of = fixture();

@@ -1,7 +1,7 @@
-//! From built outputs to valid paths: why they are believed, and in whose view they become visible.
+//! From built outputs to valid paths: their provenance, and the views in which they become visible.
 //!
-//! One run may have been asked for by several members. Each gets the outputs in their own view, under the provenance
-//! that follows from their own derivation and their own inputs; only the contents are shared.
+//! Several members can ask for one run. Each gets the outputs in their own view, with the provenance that follows from
+//! their own derivation and their own inputs; only the contents are shared.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,18 +12,18 @@ use store::{Ingested, Member, Provenance, RecordedOutput, RegisterError, View};
 use super::recipe::OutputSpec;
 use super::{Failure, Recipe};
 
-/// An output that has been checked and knows where it belongs. Nobody sees it yet.
+/// An output that has been checked and has its path. It is visible in no view yet.
 #[derive(Debug)]
 pub struct Settled {
     pub path: StorePath,
     pub ingested: Ingested,
     pub references: BTreeSet<StorePath>,
-    /// Of fixed and floating outputs.
+    /// The content address of fixed and floating outputs.
     pub ca: Option<CAHash>,
 }
 
 impl Settled {
-    /// What is recorded of it.
+    /// The part of it that the build's record keeps.
     #[must_use]
     pub fn record(&self) -> RecordedOutput {
         RecordedOutput {
@@ -54,14 +54,14 @@ pub fn register(
             staged.map_err(|e| Failure::transient(format!("cannot keep the outputs of '{drv}': {e}")))?;
         batch.push(staged.known_from(&recipe.drv_path));
     }
-    // What is valid already stays as it is, unless it is a claim and this is more.
+    // A path that is valid stays as it is, unless it is a claim and the new output is more.
     view.register_many(batch)
         .map_err(|e| Failure::transient(format!("cannot register the outputs of '{drv}': {e}")))?;
     Ok(())
 }
 
-/// Makes the outputs of another run with the same build key visible in `view`. Nothing is written when they are there
-/// already. Blocking. Fails if the contents are gone.
+/// Makes the outputs of another run with the same build key visible in `view`. Blocking. Writes nothing if they are
+/// visible already. Fails if the contents are gone.
 pub fn adopt(
     recipe: &Recipe,
     view: &View,
@@ -72,22 +72,23 @@ pub fn adopt(
         let recorded = outputs.get(name)?;
         Some(info(recipe, view, proven, spec, recorded))
     });
-    // Whatever others are told: a reader gets their own derivation's name.
+    // Other members may see another deriver: each member sees the name of their own derivation.
     view.adopt(batch.collect(), Some(&recipe.drv_path)).map(|_| ())
 }
 
-/// Whoever asks for a build of what is valid already, and of which nobody said where it came from, knows it from now on as
-/// what their own derivation makes. Blocking. Nothing depends on it but `nix log` and its like.
+/// Notes the requester's derivation as the deriver of `paths` that were valid before the request and have no deriver
+/// yet. Blocking. Only `nix log` and similar commands use it.
 pub fn name_deriver(recipe: &Recipe, view: &View, paths: &[StorePath]) {
     if let Err(error) = view.name_deriver(paths, &recipe.drv_path) {
         tracing::warn!(%error, drv = %recipe.drv_path.to_absolute_path(), "cannot note where outputs came from");
     }
 }
 
-/// Whether everything that goes into an output has been checked here, so that everybody may see it.
+/// Whether all that determines an output has been checked here, so that everybody may see it.
 fn is_verified(proven: bool, spec: &OutputSpec, recorded: &RecordedOutput) -> bool {
-    // A content address holds whatever it was made from. Not so that of contents with their own hash part: what Nix
-    // hashes since 2.26 does not tell it from zeros, and whoever knows the path can make other contents for it.
+    // A content address is right for any inputs. The exception: contents that contain their own hash part. Since 2.26,
+    // Nix's hash does not distinguish that part from zeros, so a person who knows the path can make other contents for
+    // it.
     if spec.floating.is_some() {
         return !recorded.references.contains(&recorded.path);
     }
@@ -105,7 +106,7 @@ fn info(
         true => Provenance::Verified,
         false => Provenance::Claimed(Member::clone(view.member())),
     };
-    // Everybody will read it there, so it must be true, and name nothing that is not for everybody.
+    // Everybody will read this deriver, so it must be true, and must not name a path that only some members see.
     let for_all = || {
         let why = view.info_with_provenance(&recipe.drv_path).map(|(_, provenance)| provenance);
         let makes_it = proven || (spec.fixed.is_some() && recipe.verified_paths);
@@ -126,9 +127,9 @@ fn info(
     (info, provenance)
 }
 
-/// Holds the outputs of a run against what is valid: each must be the same, byte for byte (`--check`).
+/// Compares the outputs of a run with the valid ones: each must be the same, byte for byte (`--check`).
 ///
-/// The words and the status are Nix's, from `registerOutputs`.
+/// The message and the status are Nix's, from `registerOutputs`.
 pub fn compare(
     recipe: &Recipe,
     view: &View,
@@ -136,7 +137,7 @@ pub fn compare(
 ) -> Result<(), Failure> {
     let drv = recipe.drv_path.to_absolute_path();
     for recorded in outputs.values() {
-        // A floating output that came out differently is at another path, where nothing may be.
+        // A floating output with other contents has another path, where nothing may be valid.
         let valid = view.info(&recorded.path);
         if valid.is_none_or(|info| info.nar_hash != recorded.nar_hash) {
             return Err(Failure::new(

@@ -1,7 +1,8 @@
-//! What has to be built for some targets, and in which order.
+//! The plan: which derivations have to be built for some targets, and in which order.
 //!
-//! Walks `.drv` files of the member's view. They are the member's own, and may name anything, so the walk has bounds
-//! and never recurses; see `study` for those of the whole request. Blocking: reads files. Not here: running the plan (`realise`).
+//! The plan walks `.drv` files of the member's view. The member wrote them and they may name anything, so the walk has
+//! bounds and never recurses; see `study` for the limits of the whole request. Blocking: reads files. Not here: running
+//! the plan (`realise`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,56 +17,56 @@ use super::study::{KEPT_BESIDE, Study};
 use super::{Failure, Recipe, realisations};
 use shares::budget::Charge;
 
-/// Derivations looked at for one request. A NixOS system with everything from source has about 20,000.
+/// Limit on derivations read for one request. A NixOS system with everything from source has about 20,000.
 pub const MAX_DERIVATIONS: usize = 200_000;
 
-/// What one more input derivation takes while a plan is made and carried out: places in the lists of what is to be looked
-/// at, of what waits, and of who waits for it.
+/// Memory of one more input derivation while a plan is made and carried out: places in the lists of derivations to
+/// read, of those that wait, and of their users.
 const INPUT_BYTES: u64 = 640;
-/// An output: its name, its path, and both again in the list of those that are there.
+/// Memory of an output: its name, its path, and both again in the list of valid outputs.
 const OUTPUT_BYTES: u64 = 512;
-/// A path of which nothing is known: its place, and the message that says so, for every target and user.
+/// Memory of an unknown path: its place, and the message about it, for every target and user.
 const UNKNOWN_BYTES: u64 = 1024;
 
 /// One derivation of a plan.
 #[derive(Debug)]
 pub struct Node {
     pub recipe: Arc<Recipe>,
-    /// Paths of its outputs: those it states, and of the others those that have been realised.
+    /// Paths of the outputs: those that the derivation states, and the realised ones of the others.
     pub outputs: BTreeMap<String, StorePath>,
-    /// Whether it was read from a Verified path.
+    /// Whether the derivation was read from a Verified path.
     verified: bool,
-    /// Set if it has to be resolved before it is built (see [`super::resolve`]).
+    /// The derivation, if it has to be resolved before it is built (see [`super::resolve`]).
     pub unresolved: Option<Arc<Derivation>>,
     /// Whether an output that somebody wants is missing.
     pub needs_build: bool,
-    /// Whether it is to be built although it is valid, and compared (`--check`).
+    /// Whether the derivation is to be built although it is valid, to compare the outputs (`--check`).
     pub again: bool,
-    /// Derivations of this plan that must be built before. Only those that need it.
+    /// Derivations of this plan that must be built before; only those that need to be built.
     pub after: BTreeSet<StorePath>,
 }
 
-/// What to do for the targets of one request.
+/// The builds for the targets of one request.
 #[derive(Debug, Default)]
 pub struct Plan {
     pub nodes: BTreeMap<StorePath, Node>,
-    /// Targets and derivations that are not valid, so that nothing is known about them.
+    /// Targets and derivations that are not valid, so that their contents are unknown.
     pub unknown: BTreeSet<StorePath>,
     /// Derivations that cannot be understood or are not supported, with the reason.
     pub rejected: BTreeMap<StorePath, Failure>,
     /// Targets to be built even if they are valid.
     again: BTreeSet<StorePath>,
-    /// For what is known of each derivation. As long as the plan is there.
+    /// The charge for the nodes; held as long as the plan.
     memory: Option<Charge>,
 }
 
 impl Plan {
-    /// Looks at everything the targets need.
+    /// Reads all derivations that the targets need.
     pub fn make(view: &View, known: &Known, targets: &[DerivedPath], study: &Study) -> Result<Self, Failure> {
         Self::make_with(view, known, targets, false, study)
     }
 
-    /// As [`Plan::make`], with the targets themselves to be built again.
+    /// As [`Plan::make`], but the targets themselves are built again.
     pub fn make_again(
         view: &View,
         known: &Known,
@@ -116,13 +117,13 @@ impl Plan {
         if let Some(memory) = &mut plan.memory
             && left < memory.bytes()
         {
-            // Less is always possible.
+            // Reducing a charge cannot fail.
             let _ = memory.set(left);
         }
         Ok(plan)
     }
 
-    /// About what is left of it in memory once it is made.
+    /// Approximate memory of the plan once it is made.
     fn bytes(&self) -> u64 {
         let nodes: u64 = self.nodes.values().map(|node| KEPT_BESIDE + node.memory()).sum();
         let rejected: u64 = self.rejected.values().map(rejected_bytes).sum();
@@ -159,7 +160,7 @@ impl Plan {
                     study.keep(text, node.memory())?;
                     self.nodes.insert(drv.clone(), node);
                 }
-                // The limits of the whole request, and nobody who waits, are not this derivation's fault.
+                // A limit of the whole request, or a client that left, is not the fault of this derivation.
                 Err(failure) if study.is_over() => return Err(failure),
                 Err(failure) => {
                     study.note(rejected_bytes(&failure))?;
@@ -193,7 +194,8 @@ impl Plan {
                 {
                     recipe.verified_paths = match hasher.of(drv) {
                         Ok(hashes) => hashes.verified,
-                        // Not for want of time or room: that would make a claim of what is none.
+                        // A study that ran out of time or memory must not end here: a Verified result would become a
+                        // claim.
                         Err(failure) if study.is_over() => return Err(failure),
                         Err(_) => false,
                     };
@@ -207,7 +209,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Fills in, for what is built, the paths of its inputs and what it waits for. Of the rest only the outputs matter.
+    /// Adds, for derivations to build, the paths of their inputs and the derivations they wait for. Of the others only
+    /// the outputs are kept.
     fn link(&mut self) {
         for node in self.nodes.values_mut().filter(|node| !node.needs_build) {
             node.unresolved = None;
@@ -229,7 +232,7 @@ impl Plan {
                             after.insert(input.clone());
                         }
                     }
-                    // Unknown or rejected: whoever runs the plan reports that for `input`.
+                    // The input is unknown or rejected. The code that runs the plan reports that for `input`.
                     None => {
                         after.insert(input.clone());
                     }
@@ -246,8 +249,8 @@ impl Plan {
         }
     }
 
-    /// The paths of the outputs that `drv` uses of its input derivations, as far as they are known. `built` knows
-    /// what this plan has built.
+    /// The known paths of the outputs that `drv` uses of its input derivations. `built` gives the outputs that this
+    /// plan has built.
     pub fn input_paths<'a>(
         &'a self,
         drv: &StorePath,
@@ -265,7 +268,7 @@ impl Plan {
         paths
     }
 
-    /// How many outputs an answer about this target names.
+    /// Number of outputs that an answer about this target names.
     #[must_use]
     pub fn outputs_of(&self, target: &DerivedPath) -> usize {
         match target {
@@ -282,23 +285,23 @@ impl Plan {
     }
 }
 
-/// What the plan and its answer take for it.
+/// Memory of a rejected derivation in the plan and in its answer.
 fn rejected_bytes(failure: &Failure) -> u64 {
     UNKNOWN_BYTES + 2 * failure.message.len() as u64
 }
 
 impl Node {
-    /// About what it takes in memory.
+    /// Approximate memory of this node.
     fn memory(&self) -> u64 {
         let recipe = &self.recipe;
         let inputs = recipe.input_derivations.len() as u64 * INPUT_BYTES;
-        // One that is to be resolved is there in both forms.
+        // A derivation that has to be resolved is held in both forms.
         inputs + recipe.weight * if self.unresolved.is_some() { 2 } else { 1 }
     }
 }
 
-/// Reads what is known about a derivation before anything is built.
-/// Also, how much text it has.
+/// Reads a derivation and the known paths of its outputs, before anything is built. Also returns the length of its
+/// text.
 fn node(
     view: &View,
     hasher: &mut Hasher<'_>,
@@ -323,11 +326,11 @@ fn node(
         outputs.extend(realisations::path(view, &hashes.masked, name).map(|(path, _)| (name.clone(), path)));
     }
     if !recipe.input_derivations.is_empty() {
-        // A fixed output may be made from what is not known yet, too.
+        // A fixed output, too, may depend on an output whose path is not known yet.
         let mut open = !all_stated;
         if recipe.is_fixed() {
             for input in recipe.input_derivations.keys() {
-                // One that is missing is reported in its own name.
+                // A missing input is reported under its own name.
                 open |= hasher.of(input).is_ok_and(|hashes| hashes.deferred);
             }
         }
@@ -348,8 +351,8 @@ fn node(
     Ok((node, text))
 }
 
-/// Whether it is Verified that these are the paths of the inputs. Those that a derivation states need no more proof
-/// than the path itself has.
+/// Whether these paths of the inputs are Verified. A path that a derivation states needs no proof beyond its own
+/// provenance.
 pub fn inputs_verified(
     view: &View,
     known: &Known,
@@ -376,7 +379,8 @@ pub fn inputs_verified(
     })
 }
 
-/// The outputs of the valid derivation at `drv`, with their paths: those it states, and those that have been realised.
+/// The outputs of the valid derivation at `drv` with their paths: those that it states, and those that have been
+/// realised.
 pub fn outputs(
     view: &View,
     known: &Known,

@@ -1,7 +1,7 @@
-//! Which paths floating outputs turned out to have, as one member may know it.
+//! Realisations: the paths of floating outputs, as one member may know them.
 //!
-//! A realisation is Verified when the agent built it from Verified inputs, out of derivations whose hash it computed
-//! from Verified files. Everything else is the claim of the member whose view this is.
+//! A realisation is Verified when the agent built it from Verified inputs, from derivations whose hash it computed from
+//! Verified files. Every other realisation is the claim of the member whose view this is.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ pub fn path(view: &View, drv_hash: &[u8; 32], output: &str) -> Option<(StorePath
     view.is_valid(&path).then_some((path, provenance == Provenance::Verified))
 }
 
-/// The paths of all these outputs, if every one is known, and whether all of them are Verified.
+/// The paths of all these outputs, if all are known, and whether all of them are Verified.
 pub fn paths<'a>(
     view: &View,
     drv_hash: &[u8; 32],
@@ -36,7 +36,7 @@ pub fn paths<'a>(
     Some((paths, all_verified))
 }
 
-/// Remembers what the outputs turned out to be. `verified`: whether all that led to them is.
+/// Records the realisations of these outputs. `verified`: whether everything that led to them is Verified.
 pub fn record(
     view: &View,
     drv_hash: &[u8; 32],
@@ -57,7 +57,8 @@ pub fn record(
     Ok(())
 }
 
-/// Records what a client says that an output turned out to be: its member's claim, whatever it is signed with. Blocking.
+/// Records a realisation that a client states. It is the claim of the client's member, whatever its signatures say.
+/// Blocking.
 pub fn claim(view: &View, known: &Known, realisation: Realisation, study: &Study) -> Result<(), Failure> {
     let Realisation { id: DrvOutputId { drv, output }, out_path, .. } = realisation;
     let refused = |why: &dyn std::fmt::Display| {
@@ -79,7 +80,7 @@ pub fn claim(view: &View, known: &Known, realisation: Realisation, study: &Study
         if known == out_path {
             return Ok(());
         }
-        // Nix refuses as well: which of the two later builds would use is not for chance to decide.
+        // Nix refuses this too: chance would decide which of the two realisations later builds use.
         return Err(refused(&format!("it is known to be '{}' already", known.to_absolute_path())));
     }
     let provenance = Provenance::Claimed(Member::clone(view.member()));

@@ -1,15 +1,15 @@
 //! Realising: making the targets of one request valid in the view of its member.
 //!
 //! ```text
-//! targets     fetch what caches have (substitutes), plan the rest, build it in order, say what became of each target
+//! targets     fetch what caches have (substitutes), plan the rest, build it in order, collect the result of each target
 //! └ order     which derivations may start, and which fail because of another one: no I/O
 //! └ resolving a derivation whose inputs had to be built first becomes one that names their paths
-//!   └ one     valid already, known from an earlier build, or built by the scheduler
-//!     └ follow  its log on the way to the client, under the limits of this request
+//!   └ one     the derivation is valid, known from an earlier build, or built by the scheduler
+//!     └ follow  the log goes to the client, under the limits of this request
 //! ```
 //!
-//! What happens meanwhile is reported as [`Event`](super::events::Event)s. A request that is dropped (its client hung up)
-//! leaves every build it waits for.
+//! All that happens meanwhile is reported as [`Event`](super::events::Event)s. A request that is dropped (its client
+//! closed the connection) leaves every build it waits for.
 //! Not here: how a client asked and what it reads (`daemon`); when a build runs, and for whom else (`schedule`).
 
 use std::collections::BTreeMap;
@@ -46,16 +46,16 @@ pub struct Realiser {
     pub config: Arc<Config>,
     pub store: Store,
     pub scheduler: Arc<dyn Scheduler>,
-    /// Logs of ended builds.
+    /// Logs of builds that ended.
     pub kept: Arc<KeptLogs>,
-    /// What every build here sees besides its inputs.
+    /// All that every build here sees besides its inputs.
     pub sandbox_identity: SandboxIdentity,
     pub substituters: Substituters,
     /// Hashes of derivations that every member sees.
     pub drv_hashes: modulo::Known,
 }
 
-/// What one client asked for beside its targets. `None` means "the box's".
+/// The options that a client sets for a request. `None` means "the box's".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// Longest time of a build.
@@ -64,25 +64,25 @@ pub struct Options {
     pub silent: Option<Duration>,
     /// Bytes of log.
     pub log: Option<u64>,
-    /// Whether a failure of an earlier build is an answer.
+    /// Whether the failure of an earlier build may be the answer.
     pub reuse_failures: bool,
     /// Whether other builds continue after a failure.
     pub keep_going: bool,
-    /// Whether the client wants folders of failed builds kept. It is told that they are not.
+    /// Whether the client wants the folders of failed builds kept. The client gets a message that they are not kept.
     pub keep_failed: bool,
     /// Whether the box fetches before it builds.
     pub use_substitutes: bool,
 }
 
-/// One request, as all its builds share it.
+/// One request, in the form that all its builds share.
 #[derive(Clone)]
 pub struct Context {
     pub realiser: Arc<Realiser>,
     pub member: Arc<Member>,
     pub views: Views,
-    /// The member's threads.
+    /// The threads that the member may use.
     pub workers: Workers,
-    /// The member's memory.
+    /// The memory budget of the member.
     pub budget: Budget,
     pub options: Options,
     pub reporter: Reporter,
@@ -91,19 +91,19 @@ pub struct Context {
 /// How one derivation ended.
 pub type Ended = Result<Done, Failure>;
 
-/// The outputs of a derivation are valid.
+/// The result of a derivation whose outputs are valid.
 #[derive(Debug, Clone)]
 pub struct Done {
     pub status: BuildStatus,
-    /// Where each output is now.
+    /// The path of each output.
     pub outputs: Arc<BTreeMap<String, StorePath>>,
-    /// Names the realisations of these outputs, if the derivation did not say where they would be.
+    /// The hash that names the realisations of these outputs, if the derivation did not state their paths.
     pub drv_hash: Option<[u8; 32]>,
-    /// Whether it is proven that exactly these outputs are what the derivation makes: it was built from a closure that
-    /// was Verified when the build began. To ask the view later is too late, since a claim that was built from can
-    /// have given way to a Verified path meanwhile.
+    /// Whether these outputs are proven to be those of the derivation: it was built from a closure that was Verified
+    /// when the build began. The view cannot answer this later: a claim among the inputs may have given way to a
+    /// Verified path meanwhile.
     pub proven: bool,
-    /// Unix seconds; 0 if nothing ran.
+    /// Unix seconds; 0 if no builder ran.
     pub start_time: i64,
     pub stop_time: i64,
 }
@@ -128,7 +128,7 @@ impl Context {
     }
 }
 
-/// Work for a request that gave no result; other requests do not notice.
+/// The work for a request ended without a result; other requests are not affected.
 fn lost(error: Lost) -> Failure {
     tracing::error!(%error, "work for a request was lost");
     Failure::transient(format!("the request failed because of the box: {error}"))

@@ -1,7 +1,7 @@
-//! One derivation, ready to be judged and run: all paths known, all inputs named.
+//! One derivation, ready to be checked and run: all paths known, all inputs named.
 //!
 //! A recipe comes from a `.drv` in the member's view, or from a `BasicDerivation` sent by a client. Both are the
-//! member's own claims: they decide what is built for that member, and nothing else.
+//! member's own statements: they decide what is built for that member, and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -30,30 +30,30 @@ const LISTS: [&str; 8] = [
     "passAsFile",
     "requiredSystemFeatures",
 ];
-/// Longest of these, in bytes. As words it takes some twenty times that in memory; the names of all paths of a NixOS
-/// system are a tenth.
+/// Longest value of such an attribute, in bytes. Its words take about twenty times that in memory; the names of all
+/// paths of a NixOS system are a tenth.
 const MAX_LIST_BYTES: usize = 2 << 20;
 
-/// An output, and how its path comes about.
+/// An output, and how its path is determined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutputSpec {
     /// `None` until the output has been built (`floating`), or until the derivation has been resolved (neither
     /// `fixed` nor `floating`: Nix calls it deferred).
     pub path: Option<StorePath>,
-    /// The content it must have.
+    /// The content address that the output must have.
     pub fixed: Option<CAHash>,
-    /// Its contents decide about its path.
+    /// How the path follows from the contents.
     pub floating: Option<(ContentAddressMethod, HashAlgorithm)>,
 }
 
 #[derive(Debug)]
 pub struct Recipe {
     pub drv_path: StorePath,
-    /// This and the following are strings of Nix, which may hold any bytes.
+    /// This field and the following ones are strings of Nix, which may hold any bytes.
     pub system: Vec<u8>,
     pub builder: Vec<u8>,
     pub args: Vec<Vec<u8>>,
-    /// As in the derivation: nothing substituted, nothing added. Without `__json`.
+    /// The variables as in the derivation, without `__json`: placeholders are not replaced, nothing is added.
     pub env: BTreeMap<Vec<u8>, Vec<u8>>,
     pub structured: Option<Arc<Attributes>>,
     pub outputs: BTreeMap<String, OutputSpec>,
@@ -61,18 +61,18 @@ pub struct Recipe {
     pub inputs: BTreeSet<StorePath>,
     /// Input derivations and the outputs wanted of each. Empty for a `BasicDerivation`.
     pub input_derivations: BTreeMap<StorePath, BTreeSet<String>>,
-    /// Whether we recomputed the output paths ourselves, from the derivation and all derivations below it, each
-    /// read from a Verified path. Only then may an input-addressed output become Verified.
+    /// Whether the agent computed the output paths itself, from the derivation and all derivations below it, each read
+    /// from a Verified path. Only then may an input-addressed output become Verified.
     pub verified_paths: bool,
-    /// The derivation's hash modulo fixed outputs, which names realisations; known if an output has no path.
+    /// The derivation's hash modulo fixed outputs, which names realisations; known if some output has no path.
     pub drv_hash: Option<[u8; 32]>,
-    /// About what all of this takes in memory.
+    /// Approximate memory of this recipe.
     pub weight: u64,
 }
 
 impl Recipe {
-    /// Parses the contents of the `.drv` at `drv_path`. Outputs of input derivations still have to be added to
-    /// `inputs`, by whoever can read those.
+    /// Parses the contents of the `.drv` at `drv_path`. The caller still has to add the outputs of input derivations to
+    /// `inputs`.
     pub fn from_drv(drv_path: &StorePath, bytes: &[u8]) -> Result<Self, Failure> {
         let full = drv_path.to_absolute_path();
         let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
@@ -82,7 +82,7 @@ impl Recipe {
         Self::from_derivation(drv_path, &derivation, weight::of_text(bytes))
     }
 
-    /// As [`Recipe::from_drv`], already parsed; `weight` is what its text was found to take.
+    /// As [`Recipe::from_drv`], from a parsed derivation; `weight` is the estimated memory of its text.
     pub fn from_derivation(drv_path: &StorePath, drv: &Derivation, weight: u64) -> Result<Self, Failure> {
         let full = drv_path.to_absolute_path();
         let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
@@ -104,7 +104,7 @@ impl Recipe {
         })
     }
 
-    /// Takes over what a client sent with `BuildDerivation`.
+    /// Takes the derivation that a client sent with `BuildDerivation`.
     pub fn from_basic(drv_path: &StorePath, basic: BasicDerivation) -> Result<Self, Failure> {
         let full = drv_path.to_absolute_path();
         let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot build '{full}': {why}"));
@@ -130,15 +130,15 @@ impl Recipe {
             structured,
             inputs: basic.input_sources,
             input_derivations: BTreeMap::new(),
-            // Also that `drv_path` is not just what a client calls it.
+            // The second condition: `drv_path` is the path of this derivation, not a name that the client chose.
             verified_paths: hashes.verified && belongs == *drv_path,
             drv_hash: floating.then_some(hashes.masked),
             drv_path: drv_path.clone(),
         })
     }
 
-    /// Whether what it makes of `inputs` is what everybody with the same derivation gets: its paths were computed here,
-    /// and all that its builder sees is Verified.
+    /// Whether building this recipe from `inputs` gives the outputs that everybody with the same derivation gets: its
+    /// paths were computed here, and all that its builder sees is Verified.
     pub fn proven(&self, inputs: &ClosureInfo) -> bool {
         self.verified_paths && inputs.all_verified()
     }
@@ -147,8 +147,8 @@ impl Recipe {
         self.outputs.values().any(|output| output.fixed.is_some())
     }
 
-    /// Where the builder writes each output: its path, or, while that is not known, a path of its own that becomes
-    /// the right one afterwards.
+    /// The path to which the builder writes each output: the output's path, or, while that is not known, a scratch path
+    /// that is replaced afterwards.
     pub fn places(&self) -> BTreeMap<String, StorePath> {
         self.outputs
             .iter()
@@ -164,7 +164,7 @@ impl Recipe {
         self.outputs.iter().map(|(name, output)| Some((name.clone(), output.path.clone()?))).collect()
     }
 
-    /// An attribute that is a string with and without structured attributes, where only text has a meaning.
+    /// An attribute that is a string both with and without structured attributes; for attributes that must be text.
     pub fn text(&self, name: &str) -> Option<String> {
         self.bytes(name).map(|value| String::from_utf8_lossy(value).into_owned())
     }
@@ -176,7 +176,7 @@ impl Recipe {
         }
     }
 
-    /// An attribute that is a list: words without, an array of strings (or words) with structured attributes.
+    /// An attribute that is a list: words without structured attributes, an array of strings (or words) with them.
     pub fn byte_words(&self, name: &str) -> Option<Vec<Vec<u8>>> {
         if let Some(list) = self.structured.as_ref().and_then(|attrs| attrs.get(name)?.as_array()) {
             return Some(list.iter().filter_map(|item| Some(item.as_str()?.as_bytes().to_vec())).collect());
@@ -186,7 +186,7 @@ impl Recipe {
         Some(words.filter(|word| !word.is_empty()).map(<[u8]>::to_vec).collect())
     }
 
-    /// As [`Recipe::byte_words`], where only text has a meaning.
+    /// As [`Recipe::byte_words`], for attributes that must be text.
     pub fn words(&self, name: &str) -> Option<Vec<String>> {
         let words = self.byte_words(name)?.into_iter();
         Some(words.map(|word| String::from_utf8_lossy(&word).into_owned()).collect())
@@ -200,7 +200,7 @@ impl Recipe {
         }
     }
 
-    /// Refuses what this box cannot or will not run.
+    /// Refuses a derivation that this box cannot or will not run.
     pub fn check(&self, systems: &[String], features: &[String]) -> Result<(), Failure> {
         let path = self.drv_path.to_absolute_path();
         if let Some(name) =
@@ -248,7 +248,7 @@ impl Recipe {
     }
 }
 
-/// Takes `__json` out of the variables.
+/// Removes `__json` from the variables and parses it.
 fn attributes(env: &mut BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Option<Arc<Attributes>>, String> {
     env.remove(&b"__json"[..]).map(|json| Attributes::parse(json).map(Arc::new)).transpose()
 }
@@ -268,7 +268,7 @@ fn outputs(
     let mut algorithms = BTreeSet::new();
     let mut kinds = BTreeSet::new();
     for (output_name, output) in outputs {
-        // Also refuses names that make no store path.
+        // This also refuses names that no store path can have.
         let wanted = nix_derivation::store_path::output_path_name(name, output_name).map_err(|e| bad(&e))?;
         let (kind, fixed, floating) = match output {
             Output::InputAddressed { .. } => (0, None, None),
@@ -313,7 +313,7 @@ fn outputs(
         if !taken.insert(path.clone()) {
             return Err(bad(&format!("two of its outputs are '{}'", path.to_absolute_path())));
         }
-        // An output may not pretend to be another derivation's.
+        // An output may not have the name of another derivation's output.
         if path.name() != wanted {
             return Err(bad(&format!(
                 "its output '{output_name}' is '{}', whose name should be '{wanted}'",
@@ -325,11 +325,11 @@ fn outputs(
     Ok(specs)
 }
 
-/// Where the builder writes an output whose path is not known yet. No other store path is made like it (Nix:
-/// `makeFallbackPath`), and its name and length are those of the final path, so that one can replace the other.
+/// The scratch path of an output whose path is not known yet. No other store path is computed this way (Nix:
+/// `makeFallbackPath`). Its name and length are those of the final path, so that one can replace the other.
 fn scratch_path(drv_path: &StorePath, output: &str) -> StorePath {
     let name = drv_path.name().strip_suffix(".drv").unwrap_or(drv_path.name());
-    // `outputs` refused names that make no store path.
+    // `outputs` refused names that no store path can have.
     let name =
         nix_derivation::store_path::output_path_name(name, output).unwrap_or_else(|_| output.to_owned());
     let zeros = "0".repeat(64);

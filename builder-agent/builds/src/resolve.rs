@@ -1,6 +1,6 @@
 //! Resolving: a derivation whose inputs have been built becomes one that names their paths and nothing else.
 //!
-//! Two derivations that differ only in how their inputs came about resolve to the same one, which is built once: early
+//! Two derivations that differ only in how their inputs were made resolve to the same one, which is built once: early
 //! cut-off. Source: Nix, `Derivation::tryResolve` and `shouldResolve` (src/libstore/derivations.cc).
 
 use std::collections::BTreeMap;
@@ -13,18 +13,18 @@ use nix_derivation::{DerivationModuloHash, Output, StorePath};
 
 use super::{Failure, Recipe};
 
-/// Where outputs of input derivations are: by derivation and output name.
+/// Paths of the outputs of input derivations, by derivation and output name.
 pub type InputPaths = BTreeMap<(StorePath, String), StorePath>;
 
 /// A resolved derivation.
 #[derive(Debug)]
 pub struct Resolved {
     pub recipe: Recipe,
-    /// Its `.drv`, which belongs at `recipe.drv_path`.
+    /// The text of its `.drv`, which belongs at `recipe.drv_path`.
     pub text: Vec<u8>,
 }
 
-/// Puts the paths of `inputs` (derivation, output name) where the derivation has placeholders for them.
+/// Replaces the derivation's placeholders by the paths of `inputs` (derivation, output name).
 pub fn resolve(drv_path: &StorePath, drv: &Derivation, inputs: &InputPaths) -> Result<Resolved, Failure> {
     let full = drv_path.to_absolute_path();
     let bad = |why: &dyn std::fmt::Display| Failure::rejected(format!("cannot resolve '{full}': {why}"));
@@ -45,7 +45,7 @@ pub fn resolve(drv_path: &StorePath, drv: &Derivation, inputs: &InputPaths) -> R
     basic.args = basic.args.into_iter().map(filled).collect();
     basic.env = basic.env.into_iter().map(|(name, value)| (filled(name), filled(value))).collect();
 
-    // Now that no input is unknown, neither are input-addressed outputs.
+    // All inputs are known now, so the paths of input-addressed outputs can be computed.
     let name = &drv.name;
     let Hashes { masked, .. } = modulo::of_basic(name, &basic).map_err(|e| bad(&e))?;
     for (output, spec) in &mut basic.outputs {

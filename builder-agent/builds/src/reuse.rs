@@ -1,7 +1,7 @@
-//! Results of earlier builds with the same key, whoever asked for them.
+//! Results of earlier builds with the same key, by any member.
 //!
-//! A success gives its outputs to everybody with the same key. A failure that was the build's own is told again, for a
-//! while, unless somebody asks to try again. Limits, cancelled builds and troubles of the box are never reused.
+//! A success gives its outputs to every request with the same key. A failure of the build itself is repeated for a
+//! while, unless the client asks to try again. Limits, cancelled builds and failures of the box are never reused.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use store::{BuildRecord, RecordEnd, RecordedOutput, Store};
 
 use super::{BuildKey, Failure};
 
-/// How to try again without waiting, for people who read a reused failure.
+/// The variable with which people who read a reused failure can try again without waiting.
 pub const RETRY_VARIABLE: &str = "BARNRAISER_REUSE_FAILURES";
 
-/// What is known of a build before it runs.
+/// The result of an earlier build.
 #[derive(Debug)]
 pub enum Earlier {
-    /// The outputs, to be adopted.
+    /// The build succeeded; the outputs can be adopted.
     Built { outputs: BTreeMap<String, RecordedOutput>, log: Option<String> },
-    /// It would fail again. The failure says so, and what to do.
+    /// The build would fail again. The message says so, and how to try again.
     Failed { failure: Failure, log: Option<String> },
 }
 
@@ -33,13 +33,13 @@ pub struct Known {
 }
 
 impl Known {
-    /// As it is now. Answered from memory.
+    /// The current records. Answered from memory.
     #[must_use]
     pub fn look(store: &Store, key: &BuildKey) -> Self {
         Self { success: store.result(key.bytes()), failure: store.result(&key.of_failure()) }
     }
 
-    /// Whether nothing has been recorded between the two.
+    /// Whether nothing has been recorded between `self` and `other`.
     #[must_use]
     pub fn is(&self, other: &Self) -> bool {
         let same = |a: &Option<Arc<BuildRecord>>, b: &Option<Arc<BuildRecord>>| match (a, b) {
@@ -49,15 +49,15 @@ impl Known {
         same(&self.success, &other.success) && same(&self.failure, &other.failure)
     }
 
-    /// Whether a failure is recorded that [`find`] may tell again.
+    /// Whether a failure is recorded, which [`find`] may return.
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.failure.is_some()
     }
 }
 
-/// What an earlier build with this key decides. `failures` is for how long failures hold; zero for not at all. `mine` is
-/// the derivation of whoever asks.
+/// The result of an earlier build with this key. `failures` is for how long failures are reused; zero means never.
+/// `mine` is the derivation of the request.
 #[must_use]
 pub fn find(known: &Known, mine: &StorePath, failures: Duration) -> Option<Earlier> {
     if let Some(success) = &known.success {
@@ -65,7 +65,7 @@ pub fn find(known: &Known, mine: &StorePath, failures: Duration) -> Option<Earli
     }
     let record = known.failure.as_ref()?;
     let RecordEnd::Failed { message, log, .. } = &record.end else { return None };
-    // A clock that was set back makes a failure look as if it were to come; such a one is not trusted either.
+    // After the clock was set back, a failure can lie in the future; it is not reused then.
     let age = u64::try_from(now() - record.time).ok().map(Duration::from_secs)?;
     if age >= failures {
         return None;
@@ -82,7 +82,7 @@ pub fn find(known: &Known, mine: &StorePath, failures: Duration) -> Option<Earli
     Some(Earlier::Failed { failure: Failure { message, ..failure }, log: log.clone() })
 }
 
-/// As [`find`], successes only.
+/// As [`find`], for successes only.
 #[must_use]
 pub fn built(store: &Store, key: &BuildKey) -> Option<Earlier> {
     success_of(&*store.result(key.bytes())?)
@@ -97,7 +97,7 @@ fn ago(age: Duration) -> String {
     if age.as_secs() < 2 { "a moment ago".into() } else { format!("{} ago", words(age)) }
 }
 
-/// A length of time as people say it.
+/// A duration as people say it.
 fn words(time: Duration) -> String {
     let seconds = time.as_secs();
     let (n, unit) = match seconds {

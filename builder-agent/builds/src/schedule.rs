@@ -1,14 +1,14 @@
-//! When a build runs, where, and who shares it.
+//! Scheduling: when a build runs, where, and which requests share it.
 //!
 //! Three parts, which know nothing of each other:
 //!
-//! - **share**: who waits for which run. Requests with the same build key share one run and its log, whoever they are from:
-//!   the key covers all that goes into a build, so nobody learns from a shared run what a run of their own would not have
-//!   told them. A run that nobody waits for is cancelled, unless the box is told otherwise.
+//! - **share**: which requests wait for which run. Requests of any member with the same build key share one run and its
+//!   log: the key covers all that goes into a build, so a shared run shows a member nothing that their own run would not.
+//!   A run that nobody waits for is cancelled, unless the configuration says otherwise.
 //! - **admit**: which runs may start, when, and how large: a state machine, which `queue` lets tasks wait for.
-//! - **place**: the machine that a run takes place on. What a place is told is plain data.
+//! - **place**: the machine on which a run is executed. A place gets plain data.
 //!
-//! [`Scheduler`] is what sessions see of them; [`Embedded`] needs no other service. `run` leads one run through the three.
+//! Sessions see only [`Scheduler`]; [`Embedded`] needs no other service. `run` leads one run through the three parts.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -46,21 +46,21 @@ mod run;
 mod share;
 mod shared;
 
-/// A share in a running build. Dropping it is leaving.
+/// A request's share in a run. Dropping it leaves the run.
 pub struct Attached {
     pub log: LogReader,
     pub outcome: watch::Receiver<Option<Arc<Outcome>>>,
     /// When the builder was started; `None` while the build waits for a slot.
     pub begun: watch::Receiver<Option<Instant>>,
-    /// Whether the build ran already when this request came.
+    /// Whether the run existed when this request came.
     pub joined: bool,
-    /// What this request is allowed, which is not what a joined run was started with.
+    /// The limits of this request; a joined run has those of the request that started it.
     pub limits: Limits,
     hold: Hold,
 }
 
 impl Attached {
-    /// Waits for the end.
+    /// Waits for the end of the run.
     pub async fn finished(&mut self) -> Arc<Outcome> {
         match self.outcome.wait_for(Option::is_some).await {
             Ok(outcome) => outcome.as_ref().map(Arc::clone).unwrap_or_else(|| unreachable!("waited for it")),
@@ -75,7 +75,7 @@ impl Attached {
         }
     }
 
-    /// Whether the run ended at a limit of somebody else's: under ours it might have gone on.
+    /// Whether the run ended at a limit that is higher for this request: with its own limits it might have gone on.
     pub fn is_not_ours(&self, outcome: &Outcome) -> bool {
         let Err(Failure { cause: Cause::Limit(limit), .. }) = &outcome.result else { return false };
         let (mine, theirs) = (&self.limits, &outcome.limits);
@@ -94,33 +94,34 @@ impl Attached {
 
 /// Runs builds.
 pub trait Scheduler: Send + Sync {
-    /// Starts a build, or joins the one that runs, if the member is in the roster at this moment. `held` is of this request.
+    /// Starts a build, or joins the run that exists, if the member is in the roster at this moment. `held` belongs to
+    /// `request`.
     fn build(&self, request: Request, held: Arc<Held>) -> Result<Attached, NotStarted>;
-    /// Takes all members for whom `keep` is false out of all builds; what nobody else waits for ends.
+    /// Removes all members for whom `keep` is false from all runs. A run that nobody else waits for ends.
     fn retain(&self, keep: &dyn Fn(&Member) -> bool);
 }
 
-/// As many builds at once as configured, without another service.
+/// A scheduler in this process: runs as many builds at once as configured.
 pub struct Embedded {
     shared: Arc<Shared>,
 }
 
-/// What a scheduler works with.
+/// The parts of the box that a scheduler uses.
 pub struct Parts {
     pub config: Arc<Config>,
     pub place: Arc<dyn Place>,
-    /// The table that `place` finds inputs in.
+    /// The table in which `place` finds inputs.
     pub snapshots: Snapshots,
     pub store: Store,
     pub kept: Arc<KeptLogs>,
-    /// Logs of builds that run. An existing folder, on the file system of `kept`.
+    /// Folder for the logs of running builds. It exists, on the file system of `kept`.
     pub logs: PathBuf,
-    /// Members who are not in it start no builds, and the builds of those who leave it are ended.
+    /// A member who is not in the roster starts no builds, and the builds of a member who leaves it end.
     pub roster: watch::Receiver<Arc<Roster>>,
     pub threads: Threads,
 }
 
-/// One waiter of one build.
+/// One waiter of one run.
 struct Hold {
     shared: Arc<Shared>,
     key: RunKey,
@@ -165,10 +166,11 @@ impl Embedded {
         scheduler
     }
 
-    /// A new run for the table, and the task that makes it happen.
+    /// A new run for the table, and the task that executes it.
     fn start(&self, first: &Arc<Waiter>, key: RunKey) -> Result<Running, NotStarted> {
         let request = &first.request;
-        // With the table locked, and a run is recorded before it is unlisted: none can end unseen in between.
+        // The caller holds the lock of the table, and a run is recorded before it is unlisted: so none can end
+        // unnoticed between.
         if !request.check && !Known::look(&self.shared.store, &request.key).is(&request.known) {
             return Err(NotStarted::Known);
         }
@@ -211,8 +213,8 @@ impl Scheduler for Embedded {
         let waiter = Arc::new(Waiter { request, held });
         let request = &waiter.request;
         let (member, drv) = (&request.member.name, request.recipe.drv_path.to_absolute_path());
-        // With the table locked. Whoever is still in the roster then and leaves it later is found in the table by
-        // `retain`, which runs after each change and needs the same lock.
+        // The caller holds the lock of the table. If a member leaves the roster after this check, `retain`, which runs
+        // after each change and needs the same lock, finds the request in the table.
         let may = || match self.shared.current(&request.member) {
             Some(_) => Ok(()),
             None => Err(NotStarted::Refused(Failure::rejected(format!(

@@ -39,7 +39,7 @@ struct Barn {
 }
 
 impl Barn {
-    /// Builds go on without anybody waiting for them. The roster names alice and bob.
+    /// A box where builds go on without waiters. The roster names alice and bob.
     fn open(settings: &str) -> Self {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
         let text = format!(
@@ -70,7 +70,7 @@ impl Barn {
         self.roster.send_replace(roster(self.dir.path(), members));
     }
 
-    /// What this member's session would ask for, which looked the member up in this roster.
+    /// The request of a session that looked the member up in this roster.
     fn request(&self, roster: &Roster, member: &str, name: &str) -> (Request, Arc<Held>) {
         let view = self.store.view(&Owner::new(member));
         let mut digest = [3; 20];
@@ -111,7 +111,7 @@ impl Barn {
         (request, Arc::new(Held { view, inputs: Arc::new(inputs), memory }))
     }
 
-    /// As a session does.
+    /// Builds as a session does.
     fn build(&self, roster: &Roster, member: &str, name: &str) -> Result<Attached, NotStarted> {
         let (request, held) = self.request(roster, member, name);
         self.scheduler.build(request, held)
@@ -130,7 +130,7 @@ impl Barn {
     }
 }
 
-/// Nobody logs in with these.
+/// An ssh key for the roster. No test logs in with it.
 fn key(member: &str) -> &'static str {
     match member {
         "alice" => "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG7z6PiwK1uDDzhy/72n5iOpsr/D8cxjjhwLx2FdEvtM",
@@ -149,7 +149,7 @@ fn roster(dir: &std::path::Path, members: &[(&str, u32)]) -> Arc<Roster> {
     Arc::new(members::load(&path).expect("a roster"))
 }
 
-/// One thread and no waiting: the task that ends builds of members who left does not run in between.
+/// One thread and no waiting, so the task that ends the builds of departed members does not run in between.
 #[tokio::test]
 async fn a_build_that_is_asked_for_in_the_moment_of_a_removal_does_not_start() {
     let barn = Barn::open("");
@@ -159,7 +159,7 @@ async fn a_build_that_is_asked_for_in_the_moment_of_a_removal_does_not_start() {
     let Err(NotStarted::Refused(failure)) = refused else { panic!("let in") };
     assert!(failure.message.contains("bob is no longer in the roster"), "{}", failure.message);
     assert_eq!(barn.scheduler.shared.running.len(), 0);
-    // The other order: it was let in, and then the member went, before anything of it happened.
+    // The other order: the request was accepted, and then the member left before the run did anything.
     barn.set_roster(&[("alice", 4), ("bob", 4)]);
     let mut build = barn.build(&before, "bob", "early").expect("let in");
     barn.set_roster(&[("alice", 4)]);
@@ -178,7 +178,7 @@ async fn who_looked_before_an_equal_build_was_recorded_looks_again_instead_of_bu
     barn.store.record_result(&late.key.of_failure(), record).expect("recorded");
     assert!(matches!(barn.scheduler.build(late.clone(), held.clone()), Err(NotStarted::Known)));
     assert_eq!(barn.scheduler.shared.running.len(), 0);
-    // Who has seen it, and wants the build all the same, gets it; so does who builds to compare.
+    // A requester who has seen the record and still wants the build gets it; so does one who builds to compare.
     late.known = Known::look(&barn.store, &late.key);
     let mut builds = vec![barn.scheduler.build(late.clone(), held.clone()).expect("let in")];
     late = Request { known: Known::default(), check: true, ..late };
@@ -199,7 +199,7 @@ async fn no_build_of_a_removed_member_goes_on_however_requests_and_removals_meet
             .map(|n| {
                 let (request, held) = barn.request(&before, "bob", &format!("b{round}-{n}"));
                 let barn = barn.clone();
-                // Nobody waits for it: with `keep-builds-running` it goes on all the same.
+                // Nobody waits for the run: with `keep-builds-running` it goes on all the same.
                 tokio::task::spawn_blocking(move || drop(barn.scheduler.build(request, held)))
             })
             .collect();
@@ -228,14 +228,14 @@ async fn limits_are_those_of_the_roster_when_a_build_starts_and_not_when_its_mem
     };
     barn.set_roster(&[("bob", 1)]);
     let later = barn.roster.borrow().clone();
-    // Two connections: one that logged in when there were four slots, and one that did since.
+    // Two connections: one logged in when there were four slots, the other later.
     for n in 0..8 {
         ask(&barn, if n % 2 == 0 { &login } else { &later });
     }
     barn.until("nothing runs", |barn| barn.running() > 0).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(barn.running(), 1);
-    // Builds that wait already get the slots that are given now.
+    // Builds that wait already get the new slots.
     barn.set_roster(&[("bob", 3)]);
     barn.until("the new slots are not used", |barn| barn.running() == 3).await;
     barn.set_roster(&[]);

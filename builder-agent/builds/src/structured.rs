@@ -1,8 +1,9 @@
 //! Structured attributes: `.attrs.json` and `.attrs.sh`, byte for byte as Nix writes them.
 //!
-//! The attributes are a client's JSON (`__json`). Nix parses it and writes it again: names sorted, of equal ones the last,
-//! numbers in digits of its own ([`nix::numbers`]). Sources: Nix, `ParsedDerivation` and `writeStructuredAttrsShell`
-//! (src/libstore/parsed-derivations.cc; derivation-options.cc and structured attributes since 2.31).
+//! The attributes are a client's JSON (`__json`). Nix parses it and writes it again: names are sorted, of equal names
+//! the last one stays, numbers are written in Nix's own format ([`nix::numbers`]). Sources: Nix, `ParsedDerivation` and
+//! `writeStructuredAttrsShell` (src/libstore/parsed-derivations.cc; derivation-options.cc and structured attributes
+//! since 2.31).
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,11 +17,11 @@ use serde_json::{Map, Value};
 
 use super::graphs::Graphs;
 
-/// Values in one derivation's attributes, names left out: parsed, each takes a hundred bytes. The largest in nixpkgs
-/// have some thousands.
+/// Limit on the values in one derivation's attributes, not counting names: each takes a hundred bytes when parsed. The
+/// largest in nixpkgs have some thousands.
 const MAX_VALUES: usize = 250_000;
 
-/// What one of them takes beside its text.
+/// Memory of one value besides its text.
 const VALUE_BYTES: u64 = 128;
 
 /// A derivation's `__json`.
@@ -28,12 +29,12 @@ const VALUE_BYTES: u64 = 128;
 pub struct Attributes {
     raw: Vec<u8>,
     values: usize,
-    /// Parsed when somebody asks: a plan holds thousands of derivations and looks into few.
+    /// Parsed at the first use: a plan holds thousands of derivations and reads the attributes of few.
     object: OnceLock<Map<String, Value>>,
 }
 
 impl Attributes {
-    /// Fails on what Nix does not take, and on what is too much.
+    /// Fails on JSON that Nix does not accept, and on too many values.
     pub fn parse(raw: Vec<u8>) -> Result<Self, String> {
         let bad = |why: String| format!("its structured attributes (__json) are not valid: {why}");
         let values = count(&raw);
@@ -44,31 +45,31 @@ impl Attributes {
         Ok(Self { raw, values, object: OnceLock::new() })
     }
 
-    /// What they take in memory once somebody has asked.
+    /// Memory of the attributes once they are parsed.
     #[must_use]
     pub fn memory(&self) -> u64 {
         2 * self.raw.len() as u64 + self.values as u64 * VALUE_BYTES
     }
 
-    /// As they came.
+    /// The text as the client sent it.
     #[must_use]
     pub fn raw(&self) -> &[u8] {
         &self.raw
     }
 
-    /// One of them.
+    /// One attribute.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Value> {
         self.object().get(name)
     }
 
     fn object(&self) -> &Map<String, Value> {
-        // `parse` saw that it is an object.
+        // `parse` has checked that the text is an object.
         self.object.get_or_init(|| serde_json::from_slice(&self.raw).unwrap_or_default())
     }
 }
 
-/// An object, looked at and forgotten.
+/// Checks that the text is an object, without keeping it.
 struct Checked;
 
 impl<'de> Deserialize<'de> for Checked {
@@ -90,7 +91,7 @@ impl<'de> Visitor<'de> for Checked {
     }
 }
 
-/// How many values there may be. It is JSON only if it is found to be afterwards.
+/// An upper bound of the number of values. The text may turn out not to be JSON.
 fn count(json: &[u8]) -> usize {
     let (mut values, mut in_string, mut escaped) = (1, false, false);
     for byte in json {
@@ -111,7 +112,7 @@ pub(super) struct Files {
     pub shell: Vec<u8>,
 }
 
-/// One attribute as the builder gets it.
+/// One attribute, in the form in which the builder gets it.
 enum Attribute<'a> {
     Own(&'a Value),
     Outputs(&'a BTreeMap<String, StorePath>),
@@ -154,7 +155,7 @@ pub(super) fn files(
     for (name, attribute) in all.iter().filter(|(name, _)| is_variable(name)) {
         let words = match attribute {
             Attribute::Own(own) => declared(own)?,
-            // A list of objects is nothing for the shell; one of nothing is.
+            // The shell file leaves out a list of objects; an empty list is an array.
             Attribute::Graph(graph) => (*graph == b"[]").then(|| ("-a ", "()".to_owned())),
             Attribute::Outputs(places) => {
                 let one = |(name, place): (&String, &StorePath)| {
@@ -170,7 +171,7 @@ pub(super) fn files(
     Ok(Files { json: placeholders.filled(json), shell: placeholders.filled(shell) })
 }
 
-/// The kind of variable and what it is set to; `None` for what bash has nothing for.
+/// The kind of variable and its value; `None` for a value that bash cannot express.
 fn declared(value: &Value) -> Result<Option<(&'static str, String)>, String> {
     Ok(match value {
         Value::Array(values) => {
@@ -190,7 +191,7 @@ fn declared(value: &Value) -> Result<Option<(&'static str, String)>, String> {
     })
 }
 
-/// A value as one word of the shell.
+/// A value as one word for the shell.
 fn simple(value: &Value) -> Result<Option<String>, String> {
     Ok(match value {
         Value::String(text) => Some(quoted(text)),
@@ -259,7 +260,7 @@ fn object<'a, T>(
     Ok(())
 }
 
-/// Both libraries escape the same: quotes, backslashes and what is below a space.
+/// Both libraries escape the same characters: quotes, backslashes and those below a space.
 fn string(json: &mut Vec<u8>, text: &str) {
     json.push(b'"');
     for byte in text.bytes() {

@@ -1,7 +1,8 @@
-//! Looking at the derivations of a request, before anything of it is built: how much of them, and for how long.
+//! Limits on reading the derivations of a request before any of them is built: how much is read, and for how long.
 //!
-//! This happens on the host and outside of any build's slot and clock, and what there is to look at is up to whoever asks.
-//! So what is read for one request has a limit, as has what stays in memory, and nothing goes on for a client that is gone.
+//! Reading happens on the host, outside of any build's slot and time limit, and the client decides how much there is to
+//! read. So there is a limit on the text read for one request and on the memory that it keeps, and reading stops when
+//! the client has left.
 
 use std::cell::{Cell, RefCell};
 
@@ -18,69 +19,69 @@ pub const MAX_PARSED: u64 = 1 << 30;
 /// Text of the derivations that one request keeps parsed until all of it is built, in bytes; four times that example.
 pub const MAX_KEPT: u64 = 256 << 20;
 
-/// What a plan keeps of a derivation beside its contents: its place in maps, and how it ended.
+/// Memory that a plan keeps for a derivation besides its contents: its place in maps, and its result.
 pub const KEPT_BESIDE: u64 = 2048;
 
-/// What is charged, for messages.
+/// The use of the memory, for messages.
 const WHAT: &str = "the plan of this request";
 
-/// What one request may still look at. Not shared between threads: a study is done on one.
+/// The remaining limits of one request. Not shared between threads: a study is done on one.
 #[derive(Debug, Default)]
 pub struct Study {
     cancel: Cancel,
     parsed: Cell<u64>,
     kept: Cell<u64>,
-    /// Whether the budget had no more.
+    /// Whether the member's memory budget had no room.
     over_budget: Cell<bool>,
-    /// For what is kept, if a member's budget has to bear it.
+    /// The charge for kept memory, if a member's budget is charged.
     memory: RefCell<Option<Charge>>,
     budget: Option<Budget>,
 }
 
 impl Study {
-    /// Ends soon after `cancel` is set.
+    /// A study that ends soon after `cancel` is set.
     #[must_use]
     pub fn new(cancel: Cancel) -> Self {
         Self { cancel, ..Self::default() }
     }
 
-    /// The same, with what is in memory charged to this budget as well.
+    /// A study whose memory is also charged to this budget.
     pub fn charged(cancel: Cancel, budget: &Budget) -> Result<Self, OverBudget> {
         let charge = budget.charge(0, WHAT)?;
         let (memory, budget) = (RefCell::new(Some(charge)), Some(budget.clone()));
         Ok(Self { memory, budget, ..Self::new(cancel) })
     }
 
-    /// What was charged, for whoever keeps what it is for. From then on nothing more is charged.
+    /// Hands over the charge to the owner of the kept data. Nothing is charged after this.
     pub fn memory(&self) -> Option<Charge> {
         self.memory.take()
     }
 
-    /// Whether somebody still waits for what `drv` is looked at for.
+    /// Fails if nobody waits any more for the request that reads `drv`.
     pub fn go_on(&self, drv: &StorePath) -> Result<(), Failure> {
         if self.cancel.is_cancelled() { Err(Failure::cancelled(drv)) } else { Ok(()) }
     }
 
-    /// To be asked before so many bytes of the derivation at `drv` are parsed.
+    /// The caller must call this before it parses that many bytes of the derivation at `drv`.
     pub fn parse(&self, drv: &StorePath, bytes: usize) -> Result<(), Failure> {
         self.go_on(drv)?;
         Self::charge(&self.parsed, bytes, MAX_PARSED, "have to be read")
     }
 
-    /// Whether it has come to its end: nobody waits, or a limit was met.
+    /// Whether the study has ended: nobody waits, or a limit was reached.
     #[must_use]
     pub fn is_over(&self) -> bool {
         let met = self.parsed.get() > MAX_PARSED || self.kept.get() > MAX_KEPT;
         met || self.over_budget.get() || self.cancel.is_cancelled()
     }
 
-    /// Memory for something that is there until what this gives is dropped.
+    /// Charges memory that is in use until the returned charge is dropped.
     pub fn room(&self, bytes: u64) -> Result<Option<Charge>, Failure> {
         let charge = self.budget.as_ref().map(|budget| budget.charge(bytes, WHAT));
         charge.transpose().map_err(|over| self.over(&over))
     }
 
-    /// Memory for something that is there as long as this study, or the plan that it is for.
+    /// Charges memory that is in use as long as this study, or the plan made by it.
     pub fn note(&self, bytes: u64) -> Result<(), Failure> {
         match &mut *self.memory.borrow_mut() {
             Some(memory) => memory.grow(bytes).map_err(|over| self.over(&over)),
@@ -88,13 +89,14 @@ impl Study {
         }
     }
 
-    /// To be asked before a derivation with so many bytes of text is kept, which take so many bytes of memory.
+    /// The caller must call this before it keeps a derivation. `text`: bytes of its text; `memory`: bytes that it
+    /// takes.
     pub fn keep(&self, text: usize, memory: u64) -> Result<(), Failure> {
         self.note(KEPT_BESIDE.saturating_add(memory))?;
         Self::charge(&self.kept, text, MAX_KEPT, "would have to be kept in memory")
     }
 
-    /// Nothing is wrong with the derivations.
+    /// A transient failure, since the derivations themselves have no fault.
     fn over(&self, why: &OverBudget) -> Failure {
         self.over_budget.set(true);
         Failure::transient(why.to_string())
@@ -112,14 +114,14 @@ impl Study {
     }
 }
 
-/// Does `work`, which reads derivations, on a thread that is there for it and in the memory of `budget`. If this is
-/// dropped, the study is over soon.
+/// Does `work`, which reads derivations, on its own thread, with its memory charged to `budget`. If the future is
+/// dropped, the study ends soon.
 pub async fn studied<T: Send + 'static>(
     workers: &Workers,
     budget: &Budget,
     work: impl FnOnce(&Study) -> T + Send + 'static,
 ) -> Result<T, Failure> {
-    /// Cancels when it is dropped: nobody waits any more.
+    /// Cancels when it is dropped, since nobody waits then.
     struct Gone(Cancel);
 
     impl Drop for Gone {

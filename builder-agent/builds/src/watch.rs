@@ -1,7 +1,7 @@
-//! The clock of one attempt, for work on the host: what a derivation has written into its sandbox, and what is looked at
-//! in its outputs.
+//! The time limit of one attempt for work on the host: writing files for the sandbox, and checking outputs.
 //!
-//! A derivation decides how much of that there is. It counts as building: it happens in the build's slot, ends when nobody
+//! A derivation decides how much of that work there is. So it counts as building: it uses the build's slot and the
+//! build's time, and ends when the build is cancelled.
 //! wants the build any more, and its time is the build's.
 
 use std::time::{Duration, Instant};
@@ -12,22 +12,22 @@ use sandbox::{Cancel, SandboxError};
 use super::Failure;
 use super::failure::sandbox_failed;
 
-/// Says whether to go on.
+/// Says whether the work may go on.
 pub(super) struct Watch<'a> {
     drv: &'a StorePath,
     cancel: &'a Cancel,
-    /// When the time is over, and how much it was.
+    /// The deadline, and the whole time limit.
     until: Option<(Instant, Duration)>,
 }
 
 impl<'a> Watch<'a> {
-    /// From now on, for `wall`.
+    /// Starts the time limit `wall`.
     pub fn start(drv: &'a StorePath, cancel: &'a Cancel, wall: Option<Duration>) -> Self {
         let until = wall.and_then(|wall| Some((Instant::now().checked_add(wall)?, wall)));
         Self { drv, cancel, until }
     }
 
-    /// To be asked every few milliseconds.
+    /// The caller must call this every few milliseconds.
     pub fn go_on(&self) -> Result<(), Failure> {
         if self.cancel.is_cancelled() {
             return Err(Failure::cancelled(self.drv));
@@ -38,12 +38,12 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// What is left of the time.
+    /// The remaining time.
     pub fn left(&self) -> Option<Duration> {
         self.until.map(|(until, _)| until.saturating_duration_since(Instant::now()))
     }
 
-    /// An error of the sandbox in terms of the whole time and not of what was left of it.
+    /// Rewrites a timeout of the sandbox, whose limit was the remaining time, to name the whole time limit.
     pub fn whole(&self, error: SandboxError) -> SandboxError {
         match (error, self.until) {
             (SandboxError::Timeout { .. }, Some((_, after))) => SandboxError::Timeout { after },
@@ -63,7 +63,7 @@ pub(super) struct Steps<'a> {
 }
 
 impl<'a> Steps<'a> {
-    /// Between two looks at the watch: well under a millisecond of the work that is counted here.
+    /// Steps between two checks of the watch: well under a millisecond of the work that is counted here.
     const GLANCE: u64 = 4096;
 
     pub fn new(watch: &'a Watch<'a>) -> Self {

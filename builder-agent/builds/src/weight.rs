@@ -1,12 +1,12 @@
 //! Estimates the memory that a derivation takes, from one pass over its text and before it is parsed.
 //!
 //! A list of many short strings takes twenty times its text; a script in one variable takes its text. So the parts are
-//! counted, at what each takes at most with an allocator's rounding and half-full tree nodes.
-//! Not here: who is charged (`study`, and for what is built `realise::one`).
+//! counted, each at the most it can take with the allocator's rounding and half-full tree nodes.
+//! Not here: whose budget is charged (`study`; for builds, `realise::one`).
 
-/// A string beside its bytes: its header in a list or a tree, and what an allocator adds.
+/// A string besides its bytes: its header in a list or a tree, and the allocator's overhead.
 const STRING: u64 = 64;
-/// Two of them in a tree, or an output.
+/// Two strings in a tree, or an output.
 const TUPLE: u64 = 64;
 /// A list: the outputs wanted of one input derivation are a tree of their own, whose first node has room for eleven.
 const LIST: u64 = 384;

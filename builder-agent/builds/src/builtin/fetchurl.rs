@@ -1,8 +1,8 @@
 //! `builtin:fetchurl`: one file from the network, whose hash the derivation knows.
 //!
-//! Source: Nix, src/libstore/builtins/fetchurl.cc. The URL is the derivation's, so it is a stranger's: `net` connects to
-//! public addresses only and bounds everything; the hash is checked like that of any fixed output.
-//! Not here: `netrc` and hashed mirrors (the box has neither), `file:` (nothing of the box is anybody's input).
+//! Source: Nix, src/libstore/builtins/fetchurl.cc. The URL comes from the derivation, so a stranger chose it: `net`
+//! connects to public addresses only and bounds everything; the hash is checked like that of any fixed output.
+//! Not here: `netrc` and hashed mirrors (the box has neither), `file:` (no file of the box may be an input).
 
 use std::io::{self, Read, Seek, Write};
 use std::sync::PoisonError;
@@ -22,12 +22,12 @@ use crate::log::LogWriter;
 use crate::{Failure, Recipe};
 use net::{HttpError, Want};
 
-/// Attempts while the server or the network is in trouble (Nix: `download-attempts`), and the wait after the first.
+/// Attempts while the server or the network fails (Nix: `download-attempts`), and the wait after the first.
 const ATTEMPTS: u32 = 4;
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// Largest dictionary of an xz file, in KiB: that of `xz -9`, with room for the decoder.
 const MAX_XZ_KIB: u32 = 80 << 10;
-/// How soon a cancelled download ends.
+/// Longest delay between the cancellation of a build and the end of its download.
 const GLANCE: Duration = Duration::from_millis(200);
 const PIECE: usize = 128 << 10;
 
@@ -47,7 +47,7 @@ pub(crate) fn fetch(
     let url =
         Url::parse(&url).map_err(|e| refused(&format!("its url '{}' is none: {e}", url.escape_debug())))?;
     let runtime = Handle::current();
-    // One for all attempts: it is the build that has so much time.
+    // One deadline for all attempts: the time limit is that of the build.
     let deadline = context.limits.wall.and_then(|wall| Instant::now().checked_add(wall));
     let over = over(&runtime, context.cancel.clone(), deadline);
     let job = Job { recipe, context, scan_for, runtime, deadline, over };
@@ -72,7 +72,7 @@ pub(crate) fn fetch(
     unreachable!("the last attempt returned")
 }
 
-/// Turns true when the build is no longer wanted or has had its time.
+/// Turns true when the build is cancelled or has used up its time.
 fn over(runtime: &Handle, cancel: Cancel, deadline: Option<Instant>) -> watch::Receiver<bool> {
     let (sender, receiver) = watch::channel(false);
     runtime.spawn(async move {
@@ -85,7 +85,7 @@ fn over(runtime: &Handle, cancel: Cancel, deadline: Option<Instant>) -> watch::R
         tokio::select! {
             () = cancelled(&cancel) => {}
             () = late => {}
-            // The download has ended before.
+            // The download ended before the deadline.
             () = sender.closed() => {}
         }
         sender.send_replace(true);
@@ -93,16 +93,16 @@ fn over(runtime: &Handle, cancel: Cancel, deadline: Option<Instant>) -> watch::R
     receiver
 }
 
-/// Ready when the build is no longer wanted. A flag for threads, so it is looked at now and then.
+/// Is ready when the build is cancelled. `Cancel` is a flag for threads and wakes no task, so it is polled.
 async fn cancelled(cancel: &Cancel) {
     while !cancel.is_cancelled() {
         tokio::time::sleep(GLANCE).await;
     }
 }
 
-/// Why an attempt gave nothing.
+/// The reasons for which an attempt gives no output.
 enum Stop {
-    /// Another may.
+    /// Another attempt may work.
     Http(HttpError),
     Failed(Failure),
 }
@@ -117,7 +117,7 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Fails if the build is no longer wanted or has had its time.
+    /// Fails if the build is cancelled or has used up its time.
     fn go_on(&self) -> Result<(), Failure> {
         let drv = &self.recipe.drv_path;
         if self.context.cancel.is_cancelled() {
@@ -172,7 +172,7 @@ impl Job<'_> {
         nar.end().map_err(trouble)?.finish().map_err(|e| self.trouble(&e))
     }
 
-    /// A NAR begins with its length. So the whole of it comes first, into a file without a name.
+    /// A NAR states the length of a file before its contents. So the whole download goes into an unnamed file first.
     fn file_of_unknown_length(&self, from: &mut dyn Read) -> Result<Ingested, Failure> {
         let trouble = |e: io::Error| self.trouble(&e);
         let mut file = tempfile::tempfile_in(self.context.scratch).map_err(trouble)?;
@@ -198,7 +198,8 @@ impl Job<'_> {
             left = left
                 .checked_sub(piece.len() as u64)
                 .ok_or_else(|| io::Error::other(format!("it is larger than {limit} bytes")))?;
-            // Little that comes may become much, which takes its time.
+            // A small download can unpack to a large file, which takes time; so the build's deadline is checked here
+            // too.
             ended = self.go_on();
             if ended.is_err() {
                 return Err(io::ErrorKind::TimedOut.into());
@@ -210,7 +211,7 @@ impl Job<'_> {
         if written {
             poured.map_err(|e| broken(&e))?;
         }
-        // Of a write that failed it knows whose fault that is.
+        // If a write failed, `finish` returns its error, which says who is at fault.
         ingest.finish().map_err(|e| Failure::of_import(format!("cannot unpack '{url}' for '{drv}'"), &e))
     }
 
@@ -229,7 +230,7 @@ fn pour(from: &mut dyn Read, mut to: impl FnMut(&[u8]) -> io::Result<()>) -> io:
     }
 }
 
-/// The NAR of a single file, while its contents arrive.
+/// Writes the NAR of a single file while its contents arrive.
 struct NarFile {
     to: Ingest,
     length: u64,

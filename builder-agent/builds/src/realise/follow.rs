@@ -1,4 +1,4 @@
-//! The log of a build on its way to the client, from the beginning to the end of the build.
+//! Sends the log of a build to the client, from the beginning to the end of the build.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use crate::log::{Lines, LogReader};
 use crate::schedule::NotStarted;
 use crate::{Attached, Failure, Outcome};
 
-/// Read from a kept log at once.
+/// Bytes read from a kept log at once.
 const CHUNK: usize = 32 * 1024;
 
 impl One {
-    /// Starts a run or joins one, and shows it from the beginning to the end.
+    /// Starts a run or joins one, and shows its log from the beginning to the end.
     pub async fn run(&self, kind: BuildKind) -> Result<(Attached, Arc<Outcome>), NotStarted> {
         let mut attached = self.context.realiser.scheduler.build(self.request.clone(), self.held.clone())?;
         let number = self.started(kind).await;
@@ -30,9 +30,9 @@ impl One {
         Ok((attached, ended?))
     }
 
-    /// Shows the log of a build that is not run again, as it was shown then.
+    /// Shows the kept log of a build that is not run again.
     pub async fn show_again(&self, log: &str) {
-        // It may have made room for others.
+        // The log may have been removed to make room for others.
         let Ok(file) = self.context.realiser.kept.open(log) else { return };
         let (workers, file, mut at) = (&self.context.workers, Arc::new(file), 0);
         let number = self.started(BuildKind::EarlierFailure).await;
@@ -53,8 +53,9 @@ impl One {
         number
     }
 
-    /// Passes the log on, line by line, until it is complete. A run that was joined has the limits of the request that
-    /// started it, so this request's own are kept here: it stops waiting at them, and the run goes on for the others.
+    /// Passes the log on, line by line, until it is complete. A joined run has the limits of the request that started
+    /// it, so this request's own limits are enforced here: the request stops waiting at them, and the run goes on for
+    /// the others.
     async fn follow(&self, number: BuildNumber, attached: &mut Attached) -> Result<(), Failure> {
         let mut lines = Lines::default();
         let mut clock = Clock::new(attached);
@@ -120,7 +121,7 @@ impl Clock {
         let Some(limits) = self.limits.clone() else { return Ok(log.next().await) };
         let read = log.next();
         tokio::pin!(read);
-        // Waiting for a slot is not building.
+        // The time limit of a build does not include the wait for a slot.
         let begun = async {
             let begun = self.begun.wait_for(Option::is_some).await.ok().and_then(|begun| *begun);
             begun.map(Instant::from_std)

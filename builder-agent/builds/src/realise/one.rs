@@ -1,6 +1,6 @@
-//! One derivation of a request: valid already, known from an earlier build, or built.
+//! One derivation of a request: it is valid, known from an earlier build, or built.
 //!
-//! Not here: its log on the way to the client (`follow`).
+//! Not here: sending its log to the client (`follow`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,12 +21,12 @@ use shares::threads::{Lost, Workers};
 /// Memory of one path of a build's closure.
 const INPUT_BYTES: u64 = 256;
 
-/// Memory of a build beside its derivation and its closure: its tasks, and its places in lists of what waits.
+/// Memory of a build besides its derivation and its closure: its tasks, and its places in waiting lists.
 const RUN_BYTES: u64 = 16 << 10;
 
 /// Makes the outputs of `recipe` valid in the view of `context`; with `check`, builds them again and compares.
 pub(super) async fn build_one(context: Context, recipe: Arc<Recipe>, check: bool) -> Ended {
-    // Builds of the same request may have run for hours before this one.
+    // A new view: builds of the same request may have run for hours before this one.
     let view = &context.views.now();
     let stated = || {
         let paths = recipe.known_paths()?;
@@ -55,7 +55,7 @@ pub(super) async fn build_one(context: Context, recipe: Arc<Recipe>, check: bool
     one.build(false).await
 }
 
-/// As [`outputs::name_deriver`]; a thread is taken only if there is something to note.
+/// As [`outputs::name_deriver`]; takes a thread only if there is something to note.
 async fn name_deriver(
     workers: &Workers,
     view: &View,
@@ -70,12 +70,13 @@ async fn name_deriver(
     }
 }
 
-/// A derivation whose inputs are all there.
+/// A derivation whose inputs are all valid.
 pub(super) struct One {
     pub context: Context,
     pub request: Request,
     pub held: Arc<Held>,
-    /// Of the same build in the box's own envelope: its result is as good for a member who may have less.
+    /// The key of the same build in the box's own envelope. A result with that key is also good for a member with lower
+    /// limits.
     key_of_box: BuildKey,
 }
 
@@ -105,7 +106,8 @@ impl One {
             Ok((inputs, key, of_box))
         };
         let (inputs, key, key_of_box) = lost(context.workers.plan(looking).await)??;
-        // Kept until the build has ended, however long it waits for a slot, and whether or not its client stays.
+        // The charge is held until the build has ended, even if it waits long for a slot, and even if its client
+        // leaves.
         let need = RUN_BYTES + recipe.weight + inputs.info().paths.len() as u64 * INPUT_BYTES;
         let memory = context.budget.wait(need, "this build").await;
         let memory = memory.map_err(|over| Failure::transient(over.to_string()))?;
@@ -125,7 +127,7 @@ impl One {
         Ok(Self { context, request, held, key_of_box })
     }
 
-    /// The end that an earlier build with the same key decides.
+    /// The result that an earlier build with the same key gives.
     async fn reuse(&mut self) -> Option<Ended> {
         self.look();
         let (realiser, recipe) = (&self.context.realiser, &self.request.recipe);
@@ -145,7 +147,7 @@ impl One {
         let (member, drv) = (&self.context.member.name, recipe.drv_path.to_absolute_path());
         match earlier {
             Earlier::Built { outputs, log } => {
-                // The contents may be gone since; then it is built again.
+                // If the contents have been removed since, the derivation is built again.
                 let outputs = self.adopt(outputs, log, proven).await.ok()?;
                 tracing::info!(%member, %drv, ok = true, "build reused");
                 self.context.reporter.report(Event::Reused { drv: recipe.drv_path.clone() }).await;
@@ -162,22 +164,22 @@ impl One {
         }
     }
 
-    /// Notes what is recorded now.
+    /// Notes the current records of the build key.
     fn look(&mut self) {
         self.request.known = Known::look(&self.context.realiser.store, &self.request.key);
     }
 
-    /// Builds again what is valid, and compares.
+    /// Builds valid outputs again, and compares.
     async fn check(mut self, valid: bool) -> Ended {
         let recipe = self.request.recipe.clone();
         let drv = recipe.drv_path.to_absolute_path();
         if !valid {
             self.look();
             if self.request.known.has_failed() {
-                // The way to try a known failure again.
+                // A check of outputs that are not valid is the way to try a known failure again.
                 return self.build(true).await;
             }
-            // Nix's words.
+            // The message is Nix's.
             return Err(Failure::new(
                 BuildStatus::MiscFailure,
                 format!("some outputs of '{drv}' are not valid, so checking is not possible"),
@@ -190,7 +192,7 @@ impl One {
         Ok(self.built(paths(&built.outputs), &outcome))
     }
 
-    /// Has the outputs made by a run. `again`: also if a result is recorded.
+    /// Makes the outputs with a run. `again`: even if a result is recorded.
     async fn build(&mut self, again: bool) -> Ended {
         let drv = self.request.recipe.drv_path.to_absolute_path();
         if again {
@@ -224,7 +226,7 @@ impl One {
             };
             match self.adopt(built.outputs.clone(), outcome.log.clone(), proven).await {
                 Ok(outputs) => return Ok(self.built(outputs, &outcome)),
-                // The owner of the run had another result already, so this one was kept nowhere. This request owns the
+                // The owner of the run had another result already, so the outputs were not kept. This request owns the
                 // next run.
                 Err(_) if attached.joined => {}
                 Err(why) => return Err(why),
@@ -238,12 +240,12 @@ impl One {
         Done { start_time, stop_time, ..done }
     }
 
-    /// A failure with the name of this request's derivation in place of the one that was built.
+    /// The failure with the name of this request's derivation in place of the one that was built.
     fn in_words_of_request(&self, failure: &Failure, outcome: &Outcome) -> Failure {
         failure.clone().about(&outcome.drv, &self.request.recipe.drv_path)
     }
 
-    /// Makes the outputs of a run with this request's key valid in the view of its member, and its log readable.
+    /// Makes the outputs of a run with this request's key valid in the member's view, and its log readable.
     async fn adopt(
         &self,
         outputs: BTreeMap<String, RecordedOutput>,
@@ -267,13 +269,13 @@ impl One {
         }
     }
 
-    /// Work that lets the member, or everybody, find the log. Blocking.
+    /// A function that lets the member, or everybody, find the log. The function blocks.
     fn giving_log(&self, log: Option<String>, proven: bool) -> impl FnOnce() + Send + 'static {
         let (recipe, view) = (self.request.recipe.clone(), self.context.views.now());
         let (kept, member) = (self.context.realiser.kept.clone(), self.context.member.id.clone());
         move || {
             let Some(log) = log else { return };
-            // The log of a build that was made from Verified things alone holds nothing that others could not have.
+            // A build from Verified paths alone has a log without secrets: everybody could make it.
             let drv = view.info_with_provenance(&recipe.drv_path);
             let public = proven && drv.is_some_and(|(_, provenance)| provenance == Provenance::Verified);
             let reader = if public { Reader::Everybody } else { Reader::Member(&member) };

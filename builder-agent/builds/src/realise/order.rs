@@ -1,13 +1,14 @@
 //! The order of the builds of one request: which derivations may start, and which fail because of another one.
 //!
-//! A state machine without I/O. Its caller starts what [`Order::next`] gives, and reports how each one ended.
+//! A state machine without I/O. The caller starts the derivations that [`Order::next`] returns, and reports how each
+//! one ended.
 //! Not here: how many builds run at once (`targets`, and the scheduler for all requests together).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use nix_derivation::StorePath;
 
-/// The builds of a request that have not started, and who waits for whom.
+/// The builds of a request that have not started, and the dependencies between them.
 #[derive(Debug)]
 pub(super) struct Order {
     keep_going: bool,
@@ -15,9 +16,9 @@ pub(super) struct Order {
     waiting: BTreeMap<StorePath, BTreeSet<StorePath>>,
     /// By input, all derivations that need it.
     needed_by: BTreeMap<StorePath, BTreeSet<StorePath>>,
-    /// The last one starts first.
+    /// The last derivation starts first.
     ready: Vec<StorePath>,
-    /// All that failed, for any reason.
+    /// All derivations that failed, for any reason.
     failed: BTreeSet<StorePath>,
     stopped: bool,
 }
@@ -25,14 +26,14 @@ pub(super) struct Order {
 /// The consequences of failures.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Consequences {
-    /// Those of the failures that some derivation of the request needs, in the order in which they are reported.
+    /// The failed derivations that others of the request need, in the order in which they are reported.
     pub needed: Vec<StorePath>,
-    /// Derivations that fail because of these, however indirectly, each with the number of its inputs that failed.
+    /// Derivations that fail because of those, also indirectly, each with the number of its inputs that failed.
     pub dependents: Vec<(StorePath, usize)>,
 }
 
 impl Order {
-    /// `builds`: what is to be built, each with the derivations that must be there before.
+    /// `builds`: the derivations to build, each with those that must be built before.
     pub fn new(builds: impl IntoIterator<Item = (StorePath, BTreeSet<StorePath>)>, keep_going: bool) -> Self {
         let mut waiting = BTreeMap::new();
         let mut needed_by: BTreeMap<StorePath, BTreeSet<StorePath>> = BTreeMap::new();
@@ -51,17 +52,17 @@ impl Order {
         Self { keep_going, waiting, needed_by, ready, failed: BTreeSet::new(), stopped: false }
     }
 
-    /// How many have not started.
+    /// The number of derivations that have not started.
     pub fn left(&self) -> usize {
         self.waiting.len() + self.ready.len()
     }
 
-    /// How many failed, by themselves or because of another one.
+    /// The number of derivations that failed, by themselves or because of another one.
     pub fn failures(&self) -> usize {
         self.failed.len()
     }
 
-    /// Whether a failure ended the request: nothing else starts, and what runs is of no use any more.
+    /// Whether a failure ended the request: no other derivation starts, and running builds are no longer needed.
     pub fn is_stopped(&self) -> bool {
         self.stopped
     }
@@ -71,7 +72,7 @@ impl Order {
         if self.stopped { None } else { self.ready.pop() }
     }
 
-    /// The outputs of `drv` are valid now.
+    /// Reports that the outputs of `drv` are valid.
     pub fn succeeded(&mut self, drv: &StorePath) {
         for user in self.needed_by.get(drv).into_iter().flatten() {
             if let Some(inputs) = self.waiting.get_mut(user) {
@@ -84,7 +85,7 @@ impl Order {
         }
     }
 
-    /// These failed by themselves. Those that need them fail too.
+    /// Reports derivations that failed by themselves. Derivations that need them fail too.
     pub fn failed(&mut self, failed: impl IntoIterator<Item = StorePath>) -> Consequences {
         let mut consequences = Consequences::default();
         let mut direct: Vec<StorePath> = failed.into_iter().collect();
@@ -182,7 +183,7 @@ mod tests {
             keep_going: bool,
         ) {
             let builds = inputs.iter().enumerate().map(|(n, inputs)| {
-                // Inputs come before, so there is no circle.
+                // Inputs have lower numbers, so there is no cycle.
                 (drv(n as u8), inputs.iter().filter(|i| usize::from(**i) < n).map(|i| drv(*i)).collect())
             });
             let builds: BTreeMap<StorePath, BTreeSet<StorePath>> = builds.collect();

@@ -1,4 +1,4 @@
-//! Builds of derivations whose output paths are not known before: resolved first, realised afterwards.
+//! Builds of derivations whose output paths are not known before the build: resolved first, realised afterwards.
 //!
 //! Source: Nix, `DerivationGoal::resolvedFinished` and `DerivationResolutionGoal` (src/libstore/build).
 
@@ -16,14 +16,14 @@ use crate::resolve::{InputPaths, Resolved, resolve};
 use crate::{Failure, Recipe, plan, realisations};
 use shares::threads::Task;
 
-/// One derivation of a plan, when all it needs is there.
+/// One derivation of a plan whose inputs are all valid.
 pub(super) struct Work {
     pub recipe: Arc<Recipe>,
-    /// What to resolve, and with which paths of its inputs.
+    /// The derivation to resolve, and the paths of its inputs.
     pub unresolved: Option<(Arc<Derivation>, InputPaths)>,
 }
 
-/// Resolves if needed, builds if needed, and remembers what floating outputs turned out to be.
+/// Resolves the derivation if needed, builds it if needed, and records the realisations of floating outputs.
 pub(super) async fn build(context: Context, work: Work, check: bool) -> Ended {
     let Some((derivation, inputs)) = work.unresolved else {
         return build_plain(context, work.recipe, check).await;
@@ -34,7 +34,7 @@ pub(super) async fn build(context: Context, work: Work, check: bool) -> Ended {
     let resolving = context.study(move |study| {
         let sure = plan::inputs_verified(&view, &realiser.drv_hashes, &original, &inputs, study);
         if study.is_over() {
-            // The check did not end, so its answer means nothing: a Verified result would become a claim.
+            // The check did not end, so its answer means nothing: going on would make a claim of a Verified result.
             return Err(Failure::transient(
                 "the box has no room to look at the inputs again; try it again later",
             ));
@@ -47,7 +47,7 @@ pub(super) async fn build(context: Context, work: Work, check: bool) -> Ended {
     let (from, to) = (drv.clone(), recipe.drv_path.clone());
     context.reporter.report(Event::Resolved { from, to }).await;
     {
-        // Nix keeps it too: it is the deriver of what is built now.
+        // Nix keeps the `.drv` too: it is the deriver of the outputs built now.
         let (view, recipe) = (context.views.now(), recipe.clone());
         done(context.workers.commit(move || keep(&view, &recipe, &text))).await?;
     }
@@ -62,7 +62,7 @@ pub(super) async fn build(context: Context, work: Work, check: bool) -> Ended {
     Ok(done)
 }
 
-/// A derivation whose inputs are paths: known already, or through the scheduler.
+/// Realises a derivation whose inputs are paths: from known outputs, or through the scheduler.
 pub(super) async fn build_plain(context: Context, recipe: Arc<Recipe>, check: bool) -> Ended {
     let mut done = build_one(context.clone(), recipe.clone(), check).await?;
     let Some(drv_hash) = recipe.drv_hash else { return Ok(done) };

@@ -1,4 +1,4 @@
-//! What became of each target of a request.
+//! The result of each target of a request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use nix_derivation::{DerivedPath, StorePath};
 use super::{Done, Ended};
 use crate::{Failure, Plan};
 
-/// How the derivations of a plan ended.
+/// The results of the derivations of a plan.
 #[derive(Debug)]
 pub struct Results {
     plan: Arc<Plan>,
-    /// Also what is not to be built: paths that are unknown, and derivations that are rejected.
+    /// Includes derivations that are not built: unknown paths and rejected derivations.
     ended: BTreeMap<StorePath, Ended>,
 }
 
@@ -22,7 +22,7 @@ impl Results {
         Self { plan, ended }
     }
 
-    /// What became of one target.
+    /// The result of one target.
     #[must_use]
     pub fn of(&self, target: &DerivedPath) -> BuildResult {
         let outputs = match target {
@@ -45,7 +45,7 @@ impl Results {
         }
     }
 
-    /// The length of the message about this target.
+    /// Length of the message about this target.
     #[must_use]
     pub fn message_bytes(&self, target: &DerivedPath) -> u64 {
         match self.ended.get(target.base()) {
@@ -88,7 +88,7 @@ fn success(done: &Done, wanted: &[String]) -> BuildResult {
     }
 }
 
-/// A target, or a derivation that one needs, that is not valid.
+/// The failure for a target, or a derivation that a target needs, that is not valid.
 pub(super) fn unknown(path: &StorePath) -> Failure {
     Failure::new(
         BuildStatus::NoSubstituters,

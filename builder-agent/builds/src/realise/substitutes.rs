@@ -1,9 +1,9 @@
-//! What is fetched instead of being built, decided before anything is planned.
+//! Substitution: which outputs are fetched instead of built. This is decided before the plan is made.
 //!
-//! From the targets downwards: an output that is missing and on offer is fetched, and nothing below it is looked at; only
-//! what is not on offer leads on to its inputs. The plan is made afterwards, on what is there then. So a
-//! download that fails costs a build, never a request.
-//! The derivations are the member's own and may name anything: the walk has bounds and does not recurse.
+//! The walk goes from the targets downwards. An output that is missing and on offer is fetched, and nothing below it is
+//! read; the walk goes on to the inputs only of derivations with an output that is not on offer. The plan is made
+//! afterwards, from the paths that are valid then. So a download that fails costs a build, never a request.
+//! The member wrote the derivations and they may name anything: the walk has bounds and does not recurse.
 //! Not here: where paths come from, and what makes them trustworthy (`substitute`).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,11 +22,11 @@ use crate::{Failure, realisations};
 use shares::budget::{Charge, OverBudget};
 use substitute::{Fetched, Offer, Walk, warn};
 
-/// What an input of a derivation takes in the lists of what to look at and of what was seen, or an output in those of what
-/// to ask for.
+/// Memory of an input of a derivation in the lists of derivations to read and of those that were read, or of an output
+/// in the lists of paths to ask for.
 const LOOKED_BYTES: u64 = 512;
 
-/// What would be fetched for some targets, and what would still have to be built.
+/// The paths to fetch for some targets, and the derivations that would still have to be built.
 #[derive(Debug, Default)]
 pub(super) struct FetchPlan {
     /// Outputs and paths that are missing and on offer.
@@ -35,14 +35,14 @@ pub(super) struct FetchPlan {
     pub build: BTreeSet<StorePath>,
 }
 
-/// Derivations, each with names of wanted outputs; none means all.
+/// Derivations, each with the names of the wanted outputs; no names means all.
 type Wanted = Vec<(StorePath, Vec<String>)>;
 
-/// A derivation as far as it matters here.
+/// The parts of a derivation that matter here.
 struct Looked {
     drv: StorePath,
     name: String,
-    /// Missing outputs that some target needs, if their paths are known.
+    /// Missing outputs that some target needs; `None` if the path is not known.
     missing: Vec<Option<StorePath>>,
     allows: bool,
     inputs: Wanted,
@@ -59,13 +59,13 @@ impl Context {
         self.realiser.substituters.may(name, self.options.use_substitutes && derivation_allows)
     }
 
-    /// Fetches `paths` with all they refer to.
+    /// Fetches `paths` and all paths they refer to.
     pub async fn fetch(&self, paths: &[StorePath]) -> Result<Fetched, Failure> {
         let (member, events) = (self.views.owner(), self.reporter.channel());
         self.realiser.substituters.fetch(member, &self.budget, paths, events).await.map_err(over)
     }
 
-    /// Offers of `paths` alone, and the memory for that list. `mass`: the client asks about everything it has; then only
+    /// Offers of `paths` alone, and the memory for that list. `mass`: the client asks about all paths it has; then only
     /// sources that accept such questions are asked.
     pub async fn offers(
         &self,
@@ -77,11 +77,11 @@ impl Context {
     }
 }
 
-/// Fetches what the targets need and caches have.
+/// Fetches those paths that the targets need and caches have.
 pub(super) async fn prefetch(context: &Context, targets: &[DerivedPath]) -> Result<(), Failure> {
     let fetch_plan = fetch_plan(context, targets).await?;
     if !fetch_plan.fetch.is_empty() {
-        // What fails is built, or reported by the plan; the client has been warned.
+        // A path that fails is built, or the plan reports it; the client has had a warning.
         let paths: Vec<StorePath> = fetch_plan.fetch.into_iter().collect();
         context.fetch(&paths).await?;
     }
@@ -101,7 +101,7 @@ pub(super) async fn prefetch_outputs(
     let paths = derivation.outputs.iter().map(|(output, spec)| spec.path(&name, output).ok().flatten());
     let view = context.views.now();
     let missing = paths.filter(|path| path.as_ref().is_none_or(|path| !view.is_valid(path))).collect();
-    // The text to parse comes from a client, and can be long.
+    // The text to parse comes from a client and can be long.
     let env = derivation.env.clone();
     let allows = context.workers.plan(move || allows(&env)).await.map_err(lost)?;
     let looked = Looked { drv: drv.clone(), name, missing, allows, inputs: Vec::new() };
@@ -115,7 +115,7 @@ pub(super) async fn prefetch_outputs(
     Ok(())
 }
 
-/// What would be fetched, and what built.
+/// The paths that would be fetched and the derivations that would be built.
 pub(super) async fn fetch_plan(context: &Context, targets: &[DerivedPath]) -> Result<FetchPlan, Failure> {
     let mut fetch_plan = FetchPlan::default();
     if !context.realiser.substituters.any() {
@@ -125,7 +125,7 @@ pub(super) async fn fetch_plan(context: &Context, targets: &[DerivedPath]) -> Re
     let offered_plain = offered(context, &plain).await?;
     fetch_plan.fetch.extend(plain.into_iter().filter(|path| offered_plain.offers.contains_key(path)));
     let mut seen: BTreeMap<StorePath, BTreeSet<String>> = BTreeMap::new();
-    // For `seen` and `next`, until both are dropped.
+    // The charges for `seen` and `next`, held until both are dropped.
     let mut memory = Vec::new();
     while !next.is_empty() {
         keep_new(&mut seen, &mut next)?;
@@ -150,7 +150,7 @@ pub(super) async fn fetch_plan(context: &Context, targets: &[DerivedPath]) -> Re
     Ok(fetch_plan)
 }
 
-/// Targets that are paths and may be fetched, and targets that are outputs of derivations.
+/// Splits the targets into paths that may be fetched and outputs of derivations.
 fn sorted(context: &Context, targets: &[DerivedPath]) -> (Vec<StorePath>, Wanted) {
     let (mut plain, mut wanted) = (Vec::new(), Vec::new());
     let view = context.views.now();
@@ -161,19 +161,19 @@ fn sorted(context: &Context, targets: &[DerivedPath]) -> (Vec<StorePath>, Wanted
             DerivedPath::Built { drv_path: SingleDerivedPath::Opaque(drv), outputs } => {
                 wanted.push((drv.clone(), outputs.clone()));
             }
-            // Unknown or not supported: the plan says so.
+            // The target is unknown or not supported; the plan reports it.
             _ => {}
         }
     }
     (plain, wanted)
 }
 
-/// Takes out of `next` what has been seen before, and notes the rest.
+/// Keeps in `next` only derivations and outputs that are not in `seen`, and adds those to `seen`.
 fn keep_new(seen: &mut BTreeMap<StorePath, BTreeSet<String>>, next: &mut Wanted) -> Result<(), Failure> {
     next.retain(|(drv, outputs)| {
         let known = seen.contains_key(drv);
         let all = seen.entry(drv.clone()).or_default();
-        // Without names all outputs are wanted; `*` is no name of an output.
+        // No names means all outputs; `*` stands for that, as no output can have this name.
         let names = if outputs.is_empty() { vec!["*".to_owned()] } else { outputs.clone() };
         names.into_iter().fold(!known, |new, name| all.insert(name) || new)
     });
@@ -185,7 +185,7 @@ fn keep_new(seen: &mut BTreeMap<StorePath, BTreeSet<String>>, next: &mut Wanted)
     Ok(())
 }
 
-/// Reads derivations. Those of which nothing is missing are left out. Also, the memory that the list takes.
+/// Reads derivations, and leaves out those without missing outputs. Also returns the memory that the list takes.
 async fn look_at(context: &Context, level: Wanted) -> Result<(Vec<Looked>, Option<Charge>), Failure> {
     let (realiser, view) = (context.realiser.clone(), context.views.now());
     let studied = context.study(move |study| {
@@ -200,7 +200,7 @@ async fn look_at(context: &Context, level: Wanted) -> Result<(Vec<Looked>, Optio
     Ok((looked?, held))
 }
 
-/// Offers of `paths`, with all they refer to. The reasons against other paths are reported.
+/// Offers of `paths` and all paths they refer to. Reports the reason for every path without an offer.
 pub(super) async fn offered(context: &Context, paths: &[StorePath]) -> Result<Walk, Failure> {
     let substituters = &context.realiser.substituters;
     let walk = substituters.walk(context.views.owner(), &context.budget, paths).await;
@@ -209,23 +209,23 @@ pub(super) async fn offered(context: &Context, paths: &[StorePath]) -> Result<Wa
     Ok(walk)
 }
 
-/// What to ask about instead of building it; `None` if it has to be built in any case.
+/// The paths to ask caches for instead of building this; `None` if it has to be built in any case.
 fn candidates(context: &Context, looked: &Looked) -> Option<Vec<StorePath>> {
     let paths: Vec<StorePath> = looked.missing.iter().cloned().collect::<Option<_>>()?;
     let may = |name: &str| context.may_fetch_if(name, looked.allows);
-    // By either name, as an operator may know the derivation or its output; each can forbid.
+    // The name of the derivation and that of its output both count, as an operator may know either; each can forbid.
     let substituters = &context.realiser.substituters;
     let forbidden = |name: &str| !substituters.may(name, true);
     let allowed = paths.iter().all(|path| !forbidden(path.name()) && (may(path.name()) || may(&looked.name)));
     (allowed && !forbidden(&looked.name)).then_some(paths)
 }
 
-/// The member holds too much already.
+/// The member's memory budget has no room.
 fn over(why: OverBudget) -> Failure {
     Failure::transient(why.to_string())
 }
 
-/// `None` if nothing of it is missing, or nothing can be said about it. Fails if the study is over.
+/// `None` if no output is missing, or if the derivation cannot be read. Fails if the study is over.
 fn look(
     view: &View,
     hasher: &mut Hasher<'_>,
@@ -265,7 +265,7 @@ fn look(
     Ok(Some(Looked { drv: drv.clone(), name: name.to_owned(), missing, allows, inputs }))
 }
 
-/// Unless it says `allowSubstitutes = false`, which is empty in an environment.
+/// Whether the derivation may be substituted: `allowSubstitutes = false` is an empty string in an environment.
 fn allows(env: &BTreeMap<Vec<u8>, Vec<u8>>) -> bool {
     let attributes = env.get(&b"__json"[..]).and_then(|json| Attributes::parse(json.clone()).ok());
     match attributes {

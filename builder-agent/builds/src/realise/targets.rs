@@ -1,4 +1,4 @@
-//! The targets of one request: fetched or planned, built in order, several at once.
+//! Realises the targets of one request: fetches and plans them, and builds several at once, in order.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use super::{Context, Ended, lost, substitutes};
 use crate::events::{BuildCounts, Event};
 use crate::{Failure, Plan, Recipe};
 
-/// Builds of one request handed to the scheduler at once. Each waits with an open log file.
+/// Limit on the builds of one request that are with the scheduler at once. Each waiting build has an open log file.
 const MAX_AT_ONCE: usize = 128;
 
-/// Fetches what the targets need and caches have, and plans the rest. With `check`, the targets themselves are to be
-/// built again, and nothing is fetched instead.
+/// Fetches those paths that the targets need and caches have, and plans the rest. With `check`, the targets themselves
+/// are built again, and no path is fetched for them.
 pub async fn plan(context: &Context, targets: &[DerivedPath], check: bool) -> Result<Plan, Failure> {
     if !check {
         substitutes::prefetch(context, targets).await?;
@@ -32,7 +32,7 @@ pub async fn plan(context: &Context, targets: &[DerivedPath], check: bool) -> Re
     planning.await?
 }
 
-/// Builds all that a plan needs.
+/// Builds all derivations that a plan needs.
 pub async fn build(context: &Context, plan: Arc<Plan>) -> Results {
     let rejected = plan.rejected.iter().map(|(drv, failure)| (drv.clone(), Err(failure.clone())));
     let unknown = plan.unknown.iter().map(|path| (path.clone(), Err(unknown(path))));
@@ -62,7 +62,7 @@ pub async fn build(context: &Context, plan: Arc<Plan>) -> Results {
             false => fail(context, &mut order, &mut ended, vec![drv]).await,
         }
     }
-    // Leaves the builds that still run.
+    // Dropping the running builds leaves them.
     drop(running);
     progress.report(&order, ended.len(), 0).await;
     progress.stop().await;
@@ -71,7 +71,7 @@ pub async fn build(context: &Context, plan: Arc<Plan>) -> Results {
             let why = if order.is_stopped() {
                 Failure::cancelled(drv)
             } else {
-                // Real derivations cannot: their names hash their inputs. An invented one can.
+                // Real derivations cannot form a cycle: their names hash their inputs. A made-up one can.
                 Failure::rejected(format!("derivation '{}' depends on itself", drv.to_absolute_path()))
             };
             ended.insert(drv.clone(), Err(why));
@@ -80,7 +80,7 @@ pub async fn build(context: &Context, plan: Arc<Plan>) -> Results {
     Results::new(plan, ended)
 }
 
-/// The build of one derivation of a plan, whose inputs have `ended`.
+/// The build of one derivation of a plan, whose inputs are in `ended`.
 fn work(
     context: &Context,
     plan: &Plan,
@@ -96,7 +96,7 @@ fn work(
     async move { (drv, resolving::build(context, work, again).await) }
 }
 
-/// Records and reports what `failed` means for the others.
+/// Records the failures in `failed`, and reports their consequences.
 async fn fail(
     context: &Context,
     order: &mut Order,
@@ -105,7 +105,7 @@ async fn fail(
 ) {
     let consequences = order.failed(failed);
     for path in consequences.needed {
-        // No answer tells the client: it asked for something that needs this.
+        // The answers do not show this failure: the client asked for a derivation that needs the failed one.
         if let Some(Err(failure)) = ended.get(&path) {
             let message = failure.message.clone();
             context.reporter.report(Event::DependencyFailed { message }).await;
@@ -137,15 +137,16 @@ pub async fn derivation(
     Ok(resolving::build_plain(context.clone(), recipe, check).await)
 }
 
-/// Nix keeps the folder of a failed build on the machine that built it, for people who can log in there. A build here has
-/// nothing that would outlive it, so this is refused; the build goes on without, as it would on a stock builder.
+/// Nix keeps the folder of a failed build on the machine that built it, for people who can log in there. A sandbox here
+/// has no folder that outlives the build, so this option is refused; the build goes on without it, as on a stock
+/// builder.
 async fn report_keep_failed(context: &Context) {
     if context.options.keep_failed {
         context.reporter.report(Event::KeepFailedRefused).await;
     }
 }
 
-/// What building the targets would mean.
+/// The paths to fetch and the derivations to build for these targets.
 pub async fn missing(context: &Context, targets: Vec<DerivedPath>) -> Result<Missing, Failure> {
     let mut missing = without_substitutes(context, targets.clone()).await?;
     if !context.realiser.substituters.any() {
@@ -161,7 +162,7 @@ pub async fn missing(context: &Context, targets: Vec<DerivedPath>) -> Result<Mis
     Ok(missing)
 }
 
-/// The same, if nothing were fetched.
+/// The answer if no path were fetched.
 async fn without_substitutes(context: &Context, targets: Vec<DerivedPath>) -> Result<Missing, Failure> {
     let (realiser, view) = (context.realiser.clone(), context.views.now());
     let planning = context.study(move |study| Plan::make(&view, &realiser.drv_hashes, &targets, study));
@@ -175,7 +176,7 @@ async fn without_substitutes(context: &Context, targets: Vec<DerivedPath>) -> Re
     })
 }
 
-/// The counts of builds that a client's progress bar shows; nothing if there is nothing to build.
+/// The counts of builds for a client's progress bar; no event if there is nothing to build.
 struct Progress<'a> {
     context: &'a Context,
     expected: u64,

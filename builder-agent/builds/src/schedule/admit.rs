@@ -1,11 +1,11 @@
 //! Admission: which runs may start, when, and how large.
 //!
-//! A state machine: events go in, starts come out. It has no task, no lock and no clock of its own, so that a test can play
-//! hours of a busy box in a millisecond.
+//! A state machine: it takes events and returns starts. It has no task, no lock and no clock of its own, so a test can
+//! simulate hours of a busy box in a millisecond.
 //!
-//! A run waits twice. First it waits for a slot of its member; then it keeps that slot and waits for a slot of the box. Both
-//! queues are first come, first served. So a member with many builds waits in a queue of that member, and not at the head of
-//! the queue of all. A run is *charged* to a member from the first slot on.
+//! A run waits twice. First it waits for a slot of its member; then it keeps that slot and waits for a slot of the box.
+//! Both queues are first come, first served. So a member with many builds waits in that member's own queue, and does
+//! not fill the head of the box's queue. A run is *charged* to a member from the first slot on.
 //!
 //! The number of slots can change at any time. More slots count at once. Fewer slots stop no run that has started; runs that
 //! have not started give their slots back, the last first. A run that gets another owner while it waits goes to the end of

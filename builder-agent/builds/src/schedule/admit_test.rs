@@ -7,7 +7,7 @@ use super::*;
 const NONE: [RunId; 0] = [];
 const SMALL: Envelope = Envelope { vcpus: 1, memory_mib: 512, processes: 99, of_box: false };
 
-/// A box whose clock goes on when the test says so.
+/// A box with a clock that the test advances.
 struct Scene {
     admission: Admission,
     now: Instant,
@@ -20,7 +20,7 @@ impl Scene {
         new
     }
 
-    /// The runs that start at that.
+    /// Handles an event. Returns the runs that start.
     fn happens(&mut self, event: Event) -> Vec<RunId> {
         self.admission.handle(event, self.now).into_iter().map(|start| start.run).collect()
     }
@@ -65,7 +65,7 @@ fn a_member_with_many_builds_waits_in_a_queue_of_that_member_and_not_at_the_head
     assert_eq!(scene.queued(10, "bob", 4), [10]);
     assert_eq!(scene.queued(11, "bob", 4), NONE);
     assert_eq!(scene.queued(12, "carol", 4), NONE);
-    // Alice's second gets her slot when her first ends; bob's and carol's wait for the box longer than that.
+    // Alice's second run gets her slot when her first ends; those of bob and carol have waited longer for the box.
     assert_eq!(scene.ended(1), [11]);
     assert_eq!(scene.ended(10), [12]);
     assert_eq!(scene.ended(12), [2]);
@@ -83,7 +83,7 @@ fn more_slots_count_at_once_and_fewer_as_builds_end() {
     assert_eq!(scene.ended(3), [4]);
 }
 
-/// Two connections, one of which logged in before the limit was changed: neither number adds to the other.
+/// A member has two connections, one of which logged in before the limit was changed. The two limits do not add up.
 #[test]
 fn a_member_who_is_queued_with_two_numbers_in_turn_has_the_slots_of_the_last() {
     let mut scene = Scene::with_slots(64);
@@ -102,7 +102,7 @@ fn fewer_slots_also_hold_for_runs_that_wait_for_the_box() {
     (2..5).for_each(|run| assert_eq!(scene.queued(run, "alice", 4), NONE));
     assert_eq!(scene.has("alice", 1), NONE);
     assert_eq!(scene.happens(Event::BoxSlots(8)), NONE);
-    // In the order in which they came, still.
+    // The runs still start in the order in which they came.
     assert_eq!(scene.ended(1), [2]);
     assert_eq!(scene.has("alice", 4), [3, 4]);
 }
@@ -117,7 +117,7 @@ fn a_run_that_is_handed_over_while_it_waits_waits_among_the_runs_of_its_new_owne
     assert_eq!(scene.charged_to(2), "bob");
     assert_eq!(scene.ended(1), [3]);
     assert_eq!(scene.ended(3), [2]);
-    // One that has a slot of its member and waits for the box.
+    // Run 4 has a slot of its member and waits for the box.
     assert_eq!(scene.queued(4, "alice", 1), NONE);
     assert_eq!(scene.queued(5, "alice", 1), NONE);
     assert_eq!(scene.handed_over(4, "carol", 1), NONE);
@@ -143,7 +143,7 @@ fn a_build_is_charged_to_its_new_owner_only_if_a_slot_is_free() {
     assert_eq!(scene.queued(3, "bob", 1), [3]);
     assert_eq!(scene.handed_over(1, "bob", 1), NONE);
     assert_eq!(scene.charged_to(1), "alice");
-    // Carol has one, and with it alice's is free again.
+    // Carol now has a run, and alice's slot is free again.
     assert_eq!(scene.handed_over(1, "carol", 1), [2]);
     assert_eq!(scene.charged_to(1), "carol");
     assert_eq!(scene.queued(4, "carol", 1), NONE);
@@ -166,14 +166,14 @@ fn members_without_runs_are_forgotten() {
     assert_eq!(scene.admission.started, 0);
 }
 
-/// The rules a second time, in the simplest form: lists, which are searched for every decision.
+/// The rules again, in the simplest form: lists, which are searched for every decision.
 #[derive(Default)]
 struct Rules {
     of_box: usize,
     of_member: BTreeMap<Arc<str>, usize>,
-    /// Without a slot of the member.
+    /// Runs without a slot of their member.
     waiting: Vec<(RunId, Arc<str>)>,
-    /// With one, in the order in which they got it.
+    /// Runs with such a slot, in the order in which they got it.
     ready: Vec<(RunId, Arc<str>)>,
     started: Vec<(RunId, Arc<str>)>,
 }
@@ -223,7 +223,8 @@ impl Rules {
         }
     }
 
-    /// Slots of members go to the first that wait; those that there are no more are given back by the last.
+    /// Gives the slots of members to their first waiting runs; if there are fewer slots now, the last runs give theirs
+    /// back.
     fn ready_up(&mut self) {
         while let Some(at) = self.waiting.iter().position(|(_, who)| self.has_free(who)) {
             let next = self.waiting.remove(at);
@@ -247,7 +248,7 @@ impl Rules {
         first.into_iter().map(|(run, _)| run).collect()
     }
 
-    /// Holds under any policy.
+    /// Checks rules that hold under any policy.
     fn hold(&self, starts: &[RunId]) -> Result<(), TestCaseError> {
         let charged = |who: &Arc<str>| self.started.iter().filter(|(_, other)| other == who).count();
         if !starts.is_empty() {
@@ -269,7 +270,7 @@ impl Rules {
     }
 }
 
-/// Runs are numbered as they come; the others choose among those that are there.
+/// Numbers for events: a new run gets the next number; other events choose among existing runs.
 fn events() -> impl Strategy<Value = Vec<(u8, usize, usize, usize)>> {
     prop::collection::vec((0..10u8, 0..4usize, 0..5usize, any::<usize>()), 1..120)
 }

@@ -1,8 +1,8 @@
-//! Where a run takes place. [`Here`] is this machine.
+//! The place of a run. [`Here`] is this machine.
 //!
-//! What a place is told is plain data ([`Task`]): no view, no connection, no open file. The list of inputs has the NAR hash
-//! of every path, so it pins their contents wherever they are. What comes back are streams: log bytes, and outputs, which
-//! are taken into this box's store as they arrive.
+//! A place gets plain data ([`Task`]): no view, no connection, no open file. The list of inputs has the NAR hash of
+//! every path, so it fixes their contents, wherever those are. A place returns streams: log bytes, and outputs, which
+//! go into this box's store as they arrive.
 //!
 //! A place for another machine would send the task to that machine and answer its requests for inputs from [`Snapshots`]:
 //! the machine gets the contents of the task's list and nothing else. The place would write the log bytes that come back into
@@ -27,7 +27,7 @@ use crate::{Envelope, Failure, Recipe};
 
 pub use here::Here;
 
-/// One run, as any machine can be told of it.
+/// One run, in a form that can be sent to another machine.
 #[derive(Debug, Clone)]
 pub struct Task {
     /// Names the run in logs, and its inputs in [`Snapshots`].
@@ -35,18 +35,18 @@ pub struct Task {
     /// Identity of the member whose run it is.
     pub member: Arc<str>,
     pub recipe: Arc<Recipe>,
-    /// All the builder sees. The build key was computed from this list.
+    /// The list of all paths that the builder sees. The build key was computed from this list.
     pub inputs: Arc<ClosureInfo>,
     pub envelope: Envelope,
-    /// Beyond these the run ends.
+    /// The run ends at these limits.
     pub limits: Limits,
 }
 
-/// How a task ended.
+/// The result of a task.
 #[derive(Debug)]
 pub struct Done {
     pub report: Report,
-    /// Outputs that have been checked and are in the store. Nobody sees them yet.
+    /// Outputs that have been checked and are in the store. They are visible in no view yet.
     pub result: Result<Outputs, Failure>,
 }
 
@@ -55,15 +55,15 @@ pub trait Place: Send + Sync {
     /// Names the kind of sandbox in logs.
     fn name(&self) -> &'static str;
 
-    /// Starts `task`. The future is ready when nothing of the task runs any more, which is soon after `cancel`. The place
-    /// writes the log as it arrives.
+    /// Starts `task`. The future is ready when no part of the task runs any more, which is soon after `cancel`. The
+    /// place writes the log as it arrives.
     fn run(&self, task: Task, log: LogWriter, cancel: Cancel) -> Pin<Box<dyn Future<Output = Done> + Send>>;
 }
 
-/// Contents of the inputs of runs that have started, by run. Clones are one table.
+/// Contents of the inputs of started runs, by run. Clones share one table.
 ///
-/// A snapshot is taken once, when the build key is computed, and is kept here until the run has ended. So what a place
-/// finds is what is in the key, whatever has happened in the views since.
+/// A snapshot is taken once, when the build key is computed, and is kept here until the run has ended. So the contents
+/// that a place finds are those in the key, even if the views have changed since.
 #[derive(Clone, Default)]
 pub struct Snapshots(Arc<Mutex<HashMap<RunId, Arc<Closure>>>>);
 
@@ -83,7 +83,7 @@ impl Snapshots {
         Kept { snapshots: self.clone(), run }
     }
 
-    /// The inputs of this task, if they are kept, and are those that it lists.
+    /// The inputs of this task, if the table has a snapshot that equals the list of the task.
     #[must_use]
     pub fn of(&self, task: &Task) -> Option<Arc<Closure>> {
         self.lock().get(&task.run).filter(|inputs| *inputs.info() == task.inputs).cloned()

@@ -11,8 +11,8 @@ use crate::recipe::OutputSpec;
 use crate::structured::Attributes;
 use crate::{BuildKey, SandboxIdentity};
 
-/// Values without handles, which another machine can be sent. A struct names all its fields here: one that is not plain does
-/// not compile.
+/// Values without handles, which can be sent to another machine. Each struct names all its fields here, so one with a
+/// field that is not plain does not compile.
 trait Plain {
     fn parts(&self) -> Vec<&dyn Plain> {
         Vec::new()
@@ -110,7 +110,7 @@ fn store() -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
-/// A run of alice's, whose input has these contents.
+/// A run for alice, with one input of these contents.
 fn task(store: &Store, contents: &str) -> (Task, Arc<Closure>) {
     let (view, recipe) = (store.view(&Owner::new(contents)), recipe());
     claim(&view, contents, &[&path("input")]);

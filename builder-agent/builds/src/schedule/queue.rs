@@ -17,11 +17,11 @@ pub(super) struct Queue {
 #[derive(Default)]
 struct State {
     admission: Admission,
-    /// Who waits for each start.
+    /// The receiver of each start.
     waiting: HashMap<RunId, oneshot::Sender<Start>>,
 }
 
-/// One run's place in the queues, and its slots once it has started. Dropping it gives them back.
+/// One run's place in the queues, and its slots once it has started. Dropping it leaves the queue or frees the slots.
 pub(super) struct Turn {
     queue: Arc<Queue>,
     run: RunId,
@@ -39,8 +39,8 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a run. `slots`, how many this member has, is asked with the queues locked, as in [`Queue::follow`]: the later
-    /// answer is the one that stays.
+    /// Queues a run. `slots` returns the member's number of slots. It is called with the queues locked, as in
+    /// [`Queue::follow`], so that the latest answer stays.
     pub fn enter(
         self: &Arc<Self>,
         run: RunId,
@@ -55,7 +55,7 @@ impl Queue {
         Turn { queue: self.clone(), run, start }
     }
 
-    /// Every member who has runs here has as many slots as `slots` says from now on. `None` changes nothing.
+    /// Sets the number of slots of every member who has runs here. If `slots` returns `None`, the number stays.
     pub fn follow(&self, slots: impl Fn(&str) -> Option<usize>) {
         let mut state = self.lock();
         let members: Vec<Arc<str>> = state.admission.members().cloned().collect();
@@ -71,7 +71,7 @@ impl State {
     fn handle(&mut self, event: Event) {
         for start in self.admission.handle(event, Instant::now()) {
             if let Some(waits) = self.waiting.remove(&start.run) {
-                // Nobody waits for it any more: its `Turn` is being dropped, which ends it.
+                // An error means that nobody waits for the start: the `Turn` is being dropped, which ends the run.
                 let _ = waits.send(start);
             }
         }
@@ -79,12 +79,12 @@ impl State {
 }
 
 impl Turn {
-    /// Waits until the run may start. Can be cancelled, and asked again until it has answered.
+    /// Waits until the run may start. The wait can be cancelled and repeated until it has returned a start.
     pub async fn start(&mut self) -> Option<Start> {
         (&mut self.start).await.ok()
     }
 
-    /// The run has another owner. Returns whether its slot is, or will be, that member's.
+    /// Gives the run to another owner. Returns whether the run is charged, or will be, to that member.
     pub fn hand_over(&self, member: &Arc<str>, slots: impl FnOnce() -> usize) -> bool {
         let mut state = self.queue.lock();
         state.handle(Event::HandedOver { run: self.run, member: member.clone(), slots: slots() });
@@ -112,7 +112,7 @@ mod tests {
         queue.enter(run, &"alice".into(), || 4, SIZE)
     }
 
-    /// Whether the run may start now. The wait ends here, as one that `select!` drops.
+    /// Whether the run may start now. Drops the wait, as `select!` does.
     fn starts(turn: &mut Turn) -> bool {
         let start = std::pin::pin!(turn.start());
         matches!(start.poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Some(_)))
@@ -126,7 +126,7 @@ mod tests {
         drop(second);
         drop(first);
         assert!(starts(&mut third));
-        // Started, and nobody has looked yet.
+        // This run has started, but its task has not read that yet.
         let mut fourth = enter(&queue, 4);
         let fifth = enter(&queue, 5);
         drop((third, fifth));

@@ -1,4 +1,4 @@
-//! What a session asks the scheduler for, and what it is answered.
+//! A session's request to the scheduler, and the scheduler's answer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,72 +13,73 @@ use crate::{BuildKey, Envelope, Failure, Recipe};
 use members::Member;
 use shares::budget::Charge;
 
-/// What a client wants built, and under which limits of its own: plain data. Zero and `None` mean "the box's".
+/// A build that a client wants, with the client's own limits: plain data. Zero and `None` mean "the box's".
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Who asks. Their limits are looked up anew wherever they count.
+    /// The member who asks. Their limits are looked up again wherever they apply.
     pub member: Arc<Member>,
     pub recipe: Arc<Recipe>,
-    /// All the builder will see, as it was in the member's view at one moment.
+    /// The list of all paths that the builder will see, as the member's view was at one moment.
     pub inputs: Arc<ClosureInfo>,
-    /// The box's, or what this member may have of it.
+    /// The box's envelope, or the part of it that this member may have.
     pub envelope: Envelope,
-    /// Of `recipe` with `inputs` in `envelope`.
+    /// The key of `recipe` with `inputs` in `envelope`.
     pub key: BuildKey,
-    /// What was recorded of `key` when the requester looked, and decided to build.
+    /// The records of `key` at the moment when the requester looked, and decided to build.
     pub known: Known,
-    /// Build to compare only: the outputs become visible to nobody.
+    /// Whether the build is only for comparison: its outputs become visible in no view.
     pub check: bool,
     pub wall: Option<Duration>,
     pub silent: Option<Duration>,
-    /// Bytes of log.
+    /// Limit on bytes of log.
     pub log: Option<u64>,
 }
 
 impl Request {
-    /// Whether what comes of it is what everybody with the same derivation gets: see [`Recipe::proven`], and nothing of
-    /// the place it ran in was this member's.
+    /// Whether everybody with the same derivation gets these outputs: see [`Recipe::proven`]; and the envelope is the
+    /// box's, not reduced for this member.
     #[must_use]
     pub fn proven(&self) -> bool {
         self.envelope.is_of_box() && self.recipe.proven(&self.inputs)
     }
 }
 
-/// What this box keeps for a request, until its run has ended, on the machine that has the store: it is sent nowhere.
+/// The part of a request that is never sent to another machine. This box, which has the store, keeps it until the run
+/// has ended.
 pub struct Held {
-    /// Has the temporary roots that keep the outputs for the requester.
+    /// The requester's view. It has the temporary roots that keep the outputs.
     pub view: View,
     /// Contents of the request's inputs.
     pub inputs: Arc<Closure>,
-    /// Of the requester, for all of this.
+    /// The charge to the requester's memory for all of this.
     pub memory: Charge,
 }
 
-/// How a build ended, and when it ran (Unix seconds).
+/// The result of a build, and when it ran (Unix seconds).
 #[derive(Debug)]
 pub struct Outcome {
     pub result: Result<Built, Failure>,
-    /// The derivation that `result` speaks of.
+    /// The derivation that `result` names.
     pub drv: StorePath,
-    /// What the run was allowed.
+    /// The limits of the run.
     pub limits: Limits,
-    /// Under which name the log was kept.
+    /// The name under which the log was kept.
     pub log: Option<String>,
     pub start_time: i64,
     pub stop_time: i64,
 }
 
-/// What a run made. Visible in the view of its owner; everybody else who waited adopts it.
+/// The outputs of a run. They are visible in the view of its owner; every other waiter adopts them.
 #[derive(Debug)]
 pub struct Built {
     pub outputs: BTreeMap<String, RecordedOutput>,
 }
 
-/// Why a request has no share in a run.
+/// The reason why a request has no share in a run.
 #[derive(Debug)]
 pub enum NotStarted {
     Refused(Failure),
-    /// An equal build has ended since the requester looked: what is recorded now may be the answer.
+    /// An equal build has ended since the requester looked: its record may be the answer.
     Known,
 }
 

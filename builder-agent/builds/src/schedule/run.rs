@@ -1,7 +1,7 @@
-//! One run of one build: waits for its turn, takes place, registers and records what came of it.
+//! One run of one build: waits for its turn, is executed, registers its outputs and records its result.
 //!
 //! A run outlives the requests that wait for it: its owner may change while it waits and while it builds. Not here: who
-//! owns it (`share`), when it may start (`admit`), and what happens where it runs (`place`).
+//! owns it (`share`), when it may start (`admit`), and how it is executed (`place`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,14 +24,14 @@ use crate::{Failure, Recipe, outputs};
 use members::Member;
 use shares::threads::Workers;
 
-/// What a run begins with.
+/// The data with which a run begins.
 pub(super) struct Run {
-    /// Names it in logs.
+    /// Names the run in logs.
     pub id: RunId,
     pub key: RunKey,
-    /// Who asked for it. They may have left before it came to this.
+    /// The first requester. They may have left before the run starts.
     pub first: Arc<Waiter>,
-    /// `None` once nobody wants it any more.
+    /// `None` once nobody wants the run any more.
     pub owner: watch::Receiver<Option<Arc<Waiter>>>,
     pub begun: watch::Sender<Option<Instant>>,
     pub outcome: watch::Sender<Option<Arc<Outcome>>>,
@@ -40,13 +40,14 @@ pub(super) struct Run {
     pub cancel: Cancel,
 }
 
-/// A run's turn, and the member whose slot it uses: not the owner after a hand-over for which the owner had no free slot.
+/// A run's turn, and the member whose slot it uses. This is not the owner if the run was handed over to an owner who
+/// had no free slot.
 struct Slot {
     turn: Turn,
     charged: Arc<Member>,
 }
 
-/// Makes the run happen, and tells everybody who waits.
+/// Executes the run, and sends the outcome to every waiter.
 pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     let Run { id, key, first, mut owner, begun, outcome, log, source, cancel } = run;
     let accepted = Instant::now();
@@ -87,7 +88,7 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
         }
         (Ok(_), None) => (Err(Failure::cancelled(&recipe.drv_path)), None),
         (Ok(outputs), Some(owner)) => {
-            // Both at once: the client waits for the longer one.
+            // Both at once, so that the client waits only for the longer one.
             let finishing = finish(&shared, owner, key.1, outputs);
             tokio::join!(finishing, keep_log(&shared, &workers, source, None))
         }
@@ -96,8 +97,9 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     report_end(id, &member.name, &drv, start.waited, times, report, &result);
 
     let ended = Outcome { result, drv: recipe.drv_path.clone(), limits, log, start_time, stop_time: now() };
-    // Recorded, then unlisted, then told. Who comes before it is unlisted joins; who comes later finds the record, and so
-    // does everybody who was told. The record is a turn in the queue for the index, and no flush.
+    // First the run is recorded, then it is unlisted, then its waiters get the outcome. A request that comes before the
+    // run is unlisted joins it; a later one finds the record, also if it comes from a waiter who has the outcome.
+    // Recording takes a turn in the queue of the index, and no flush.
     record(&shared, &workers, id, key, recipe, &ended).await;
     shared.running.remove(&key, id);
     outcome.send_replace(Some(Arc::new(ended)));
@@ -115,7 +117,7 @@ fn never_started(shared: &Shared, first: &Waiter) -> Outcome {
     }
 }
 
-/// Waits until the run may start, among the runs of the member who owns it; `None` when it has no owner any more.
+/// Waits until the run may start, among the runs of its owner; `None` when it has no owner any more.
 async fn wait_for_turn(
     shared: &Shared,
     id: RunId,
@@ -127,7 +129,7 @@ async fn wait_for_turn(
     let mut slot = Slot { turn, charged };
     loop {
         tokio::select! {
-            // First: a run that has lost its last owner does not start.
+            // The owner is checked first: a run that has lost its last owner must not start.
             biased;
             changed = owner.changed() => {
                 changed.ok()?;
@@ -140,7 +142,8 @@ async fn wait_for_turn(
 }
 
 impl Slot {
-    /// Charges the run to its new owner. If it has started, and that member has no free slot, the charge stays: see `admit`.
+    /// Charges the run to its new owner. If it has started and the new owner has no free slot, the charge stays: see
+    /// `admit`.
     fn hand_over(&mut self, shared: &Shared, owner: &Arc<Member>) {
         if self.turn.hand_over(&owner.id, || shared.slots_now(owner)) {
             self.charged = owner.clone();
@@ -148,7 +151,7 @@ impl Slot {
     }
 }
 
-/// Waits until the task has ended, while the run may get other owners. The slot is free then.
+/// Waits until the task has ended, while the run may get other owners. Frees the slot at the end.
 async fn follow(
     shared: &Shared,
     id: RunId,
@@ -171,8 +174,8 @@ async fn follow(
     }
 }
 
-/// Makes the outputs visible to the owner at the end of the run; the other waiters adopt them. Outputs of a comparison are
-/// only compared.
+/// Makes the outputs visible to the owner at the end of the run; the other waiters adopt them. The outputs of a check
+/// are only compared.
 async fn finish(
     shared: &Shared,
     owner: Arc<Waiter>,
@@ -207,7 +210,7 @@ async fn record(
         Ok(built) => {
             (*key.bytes(), RecordEnd::Built { outputs: built.outputs.clone(), log: ended.log.clone() })
         }
-        // What a download gives is not in the key.
+        // The key does not cover the contents of a download.
         Err(_) if recipe.builder.starts_with(b"builtin:fetch") => return,
         Err(failure) if failure.cause == Cause::Build => (
             key.of_failure(),
@@ -222,7 +225,7 @@ async fn record(
     let record = BuildRecord { drv: recipe.drv_path.clone(), time: ended.stop_time, end };
     let store = shared.store.clone();
     match workers.commit(move || store.record_result(&key, record)).await {
-        // Outputs that were there already, with other contents: nothing to hand on.
+        // `NoObject`: the paths were valid with other contents, so there is no result that others could reuse.
         Ok(Ok(()) | Err(store::RegisterError::NoObject { .. })) => {}
         Ok(Err(error)) => {
             tracing::warn!(build = id, %error, "cannot record a result; it will be built again")
@@ -231,7 +234,7 @@ async fn record(
     }
 }
 
-/// Logs of cancelled builds are nobody's.
+/// Logs of cancelled builds are not kept.
 async fn keep_log(
     shared: &Shared,
     workers: &Workers,
@@ -285,7 +288,7 @@ fn report_end(
     );
 }
 
-/// Fractions matter: some phases take well under a millisecond.
+/// Milliseconds with a fraction: some phases take well under a millisecond.
 fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }

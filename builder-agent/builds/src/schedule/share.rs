@@ -1,7 +1,7 @@
-//! Sharing: the runs that build or wait for a slot, and who waits for each.
+//! Sharing: the runs that build or wait for a slot, and the requests that wait for each.
 //!
-//! A build has one owner, whose slots and limits it uses: the first who asked. When the owner leaves, the build goes
-//! over to the next who waits, and ends when there is none (unless the box is told to go on).
+//! A run has one owner, whose slots and limits it uses: the member who asked first. When the owner leaves, the member
+//! who has waited longest becomes the owner. A run without waiters ends (unless the configuration lets it go on).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,26 +16,26 @@ use crate::BuildKey;
 use crate::log::{LogReader, LogSource};
 use members::Member;
 
-/// What makes two requests the same run: the build, and whether it is made only to be compared.
+/// Two requests with the same value share a run: the build key, and whether the build is only for comparison.
 pub(super) type RunKey = (BuildKey, bool);
 
-/// A request, and what is kept for it while it waits or owns a run.
+/// A request, and the data kept for it while it waits or owns a run.
 pub(super) struct Waiter {
     pub request: Request,
     pub held: Arc<Held>,
 }
 
-/// Listed from the first request until the outcome is known.
+/// A run that is listed from its first request until its outcome is known.
 pub(super) struct Running {
     pub id: RunId,
     pub log: LogSource,
     pub outcome: watch::Receiver<Option<Arc<Outcome>>>,
     /// When the builder's sandbox was started.
     pub begun: watch::Receiver<Option<Instant>>,
-    /// `None` when nobody wants it any more. Followed by the task that runs it.
+    /// `None` when nobody wants the run any more. The task of the run watches it.
     pub owner: watch::Sender<Option<Arc<Waiter>>>,
     pub cancel: Cancel,
-    /// In the order they came.
+    /// The waiters in the order in which they came.
     pub waiters: BTreeMap<u64, Arc<Waiter>>,
 }
 
@@ -58,9 +58,9 @@ impl Table {
         self.builds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Joins the run with this key, or starts the one that `start` makes, which `new` owns. The flag says whether it
-    /// was there. `may` is asked with the table locked, so that [`Table::retain`] comes either before or after it and
-    /// the join together.
+    /// Joins the run with this key, or starts the one that `start` makes, which `new` owns. The flag says whether the
+    /// run existed before. `may` is called with the table locked, so that [`Table::retain`] cannot run between it and
+    /// the join.
     pub fn join<E>(
         &self,
         key: RunKey,
@@ -87,10 +87,10 @@ impl Table {
         Ok((joined, there))
     }
 
-    /// One waiter less. The run goes on if another is left, or if `keep`.
+    /// Removes one waiter. The run goes on if another is left, or if `keep`.
     pub fn leave(&self, key: &RunKey, id: RunId, waiter: u64, keep: bool) {
         let mut builds = self.lock();
-        // The id tells a later run with the same key from the one that was joined.
+        // A later run can have the same key; the id is that of the joined run.
         let Some(build) = builds.get_mut(key).filter(|build| build.id == id) else { return };
         build.waiters.remove(&waiter);
         let ends = build.waiters.is_empty() && !keep;
@@ -101,7 +101,7 @@ impl Table {
         }
     }
 
-    /// Nobody for whom `keep` is false waits for, or owns, any run from now on.
+    /// Removes every member for whom `keep` is false, as waiter and as owner, from all runs.
     pub fn retain(&self, keep: &dyn Fn(&Member) -> bool) {
         self.lock().retain(|_, build| {
             build.waiters.retain(|_, waiter| keep(&waiter.request.member));
@@ -114,7 +114,7 @@ impl Table {
         });
     }
 
-    /// The run is over: who asks from now on starts another.
+    /// Unlists the run: a request from now on starts another.
     pub fn remove(&self, key: &RunKey, id: RunId) {
         let mut builds = self.lock();
         if builds.get(key).is_some_and(|build| build.id == id) {
@@ -132,8 +132,8 @@ impl Table {
 }
 
 impl Running {
-    /// Hands the run to who waits longest when its owner has left. `stays`: whether an owner who does not wait any
-    /// more and has no successor stays the owner.
+    /// If the owner has left, hands the run to the waiter who has waited longest. `stays`: whether an owner who no
+    /// longer waits and has no successor stays the owner.
     fn settle_owner(&mut self, stays: impl Fn(&Waiter) -> bool) {
         let Some(owner) = self.owner.borrow().clone() else { return };
         if self.waiters.values().any(|waiter| Arc::ptr_eq(waiter, &owner)) {

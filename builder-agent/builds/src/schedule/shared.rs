@@ -1,4 +1,4 @@
-//! What all runs work with, and what the roster and the configuration allow them now.
+//! The data that all runs share, and the current limits from the roster and the configuration.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,19 +28,19 @@ pub(super) struct Shared {
     pub logs: PathBuf,
     pub queue: Arc<Queue>,
     pub running: Table,
-    /// Who is a member, and with which limits, at each moment.
+    /// The roster, which can change at any time.
     pub roster: watch::Receiver<Arc<Roster>>,
     pub threads: Threads,
     pub next_id: AtomicU64,
 }
 
 impl Shared {
-    /// The member as the roster has them now; `None` once they have left.
+    /// The member's current entry in the roster; `None` once they have left.
     pub fn current(&self, member: &Member) -> Option<Arc<Member>> {
         self.roster.borrow().current(member).cloned()
     }
 
-    /// How many builds this member may run at once, as the roster says now.
+    /// The member's current number of slots.
     pub fn slots_now(&self, member: &Arc<Member>) -> usize {
         self.slots(&self.current(member).unwrap_or_else(|| member.clone()))
     }
@@ -50,19 +50,19 @@ impl Shared {
         member.limits.max_jobs.map_or(most, |own| own as usize).clamp(1, most)
     }
 
-    /// The store as who asked may see it now. Their request may have waited, and then built, for hours.
+    /// The current view of the member who asked. The request may have waited, and then built, for hours.
     pub fn view_of(&self, waiter: &Waiter) -> View {
         self.roster.borrow().view_of(&self.store, &waiter.request.member).holding_as(&waiter.held.view)
     }
 
-    /// What a build of this request is allowed if it starts now, in this envelope.
+    /// The limits of a build of this request if it starts now, in this envelope.
     pub fn limits(&self, request: &Request, size: Envelope) -> Limits {
         let now = self.current(&request.member).unwrap_or_else(|| request.member.clone());
         limits(&self.config, &now, request, size)
     }
 }
 
-/// The envelope, and of the limits that can only end a build the tightest of box, member and client.
+/// The envelope, and the tightest of the box's, the member's and the client's limits that can only end a build.
 fn limits(config: &Config, member: &Member, request: &Request, size: Envelope) -> Limits {
     let (of_box, own) = (&config.limits, &member.limits);
     let tighter =

@@ -1,4 +1,4 @@
-//! This machine as a place: a thread for each task, and an attempt in the configured sandbox.
+//! This machine as a place: each task has a thread, and is one attempt in the configured sandbox.
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -15,16 +15,16 @@ use net::HttpClient;
 use settings::BackendKind;
 use shares::threads::Threads;
 
-/// Runs tasks on this machine. Clones are the same place.
+/// Runs tasks on this machine. Clones share all parts.
 #[derive(Clone)]
 pub struct Here {
     pub backend: Arc<dyn JobRunner>,
     pub kind: BackendKind,
-    /// For what builders that are part of Nix download.
+    /// Downloads for builders that are part of Nix.
     pub http: Arc<HttpClient>,
-    /// Where outputs go.
+    /// The store that takes the outputs.
     pub store: Store,
-    /// Where inputs come from.
+    /// The contents of inputs.
     pub snapshots: Snapshots,
     /// A folder of the box's state, for files without names.
     pub scratch: PathBuf,
@@ -47,7 +47,7 @@ impl Place for Here {
         let Some(inputs) = self.snapshots.of(&task) else {
             return Box::pin(async move { trouble(&"its inputs are not kept; this is a bug of the box") });
         };
-        // The slot of the run bounds how many of these threads there are.
+        // Each run has a slot, which bounds the number of these threads.
         let here = self.clone();
         let work = self.threads.alone("build", move || here.attempt(&task, &inputs, log, &cancel));
         Box::pin(async move { work.await.unwrap_or_else(|lost| trouble(&lost)) })
