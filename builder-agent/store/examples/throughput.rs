@@ -1,4 +1,5 @@
-//! How fast the store is on this machine, in memory and on disk: `cargo run --release -p store --example throughput [DIR [small]]`.
+//! Measures the store's speed on this machine, in memory and on disk:
+//! `cargo run --release -p store --example throughput [DIR [small]]`.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};

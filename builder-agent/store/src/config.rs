@@ -1,34 +1,35 @@
-//! What a store is opened with.
+//! The settings with which a store is opened.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::signing::{Signer, TrustedKeys};
 
-/// What the store does for what it keeps to survive a power loss.
+/// How the store protects its contents against a power loss.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Durability {
-    /// Nothing: a boot forgets the store. For a store in memory, or on a disk that is wiped at boot. Found again after a
-    /// boot all the same, it is emptied.
+    /// No protection: a boot forgets the store. For a store in memory, or on a disk that is wiped at boot. If
+    /// the files are still there after a boot, the store is emptied.
     None,
-    /// It is flushed every few seconds, behind its users; what is newer is checked by hash after an unclean start.
+    /// The store is flushed every few seconds, in the background; after an unclean start newer objects are
+    /// checked by hash.
     #[default]
     Flush,
 }
 
-/// Limits of one store, each checked where the resource is spent, and the keys it believes and signs with.
+/// Limits of one store, each checked where the resource is spent, and the keys that it trusts and signs with.
 #[derive(Clone)]
 pub struct StoreConfig {
-    /// Largest NAR (and largest flat file) that is taken in, in bytes.
+    /// Largest accepted NAR (and largest flat file), in bytes.
     pub max_nar_bytes: u64,
     /// Most files, directories and symlinks in one NAR. Their metadata is in memory until the NAR ends.
     pub max_entries: u32,
-    /// What survives a power loss.
+    /// Whether the store survives a power loss.
     pub durability: Durability,
     /// Signs every realisation, and every path without a content address, at the moment it becomes Verified, and nothing
     /// else. `None`: no signatures.
     pub signer: Option<Arc<dyn Signer>>,
-    /// An upload with a right signature of one of these is Verified, if all its references are.
+    /// An upload with a valid signature of one of these keys is Verified, if all its references are.
     pub trusted: Arc<TrustedKeys>,
 }
 

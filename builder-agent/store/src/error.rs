@@ -1,7 +1,7 @@
-//! What can go wrong, one enum per operation.
+//! The errors of the store, one enum per operation.
 //!
-//! `is_callers_fault` draws the line the agent needs: a bad upload is answered to the client, trouble of the
-//! box is also logged.
+//! `is_callers_fault` tells the agent where an error belongs: a bad upload is reported to the client, a
+//! failure of the box is also logged.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::format::nar::ParseError;
 use crate::types::Member;
 
-/// Input or output on the box failed: says what was tried on which file.
+/// Input or output on the box failed. Names the action and the file.
 #[derive(Debug, Error)]
 #[error("cannot {what} {path}: {source}", path = path.display())]
 pub struct FileError {
@@ -21,7 +21,7 @@ pub struct FileError {
     pub what: &'static str,
     /// The file or folder.
     pub path: PathBuf,
-    /// What the kernel said.
+    /// The kernel's error.
     pub source: io::Error,
 }
 
@@ -31,7 +31,7 @@ impl FileError {
     }
 }
 
-/// The database of the index failed, in words of its own.
+/// The database of the index failed, with the database's own message.
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub struct DatabaseError(Box<dyn std::error::Error + Send + Sync>);
@@ -45,7 +45,8 @@ impl DatabaseError {
 /// The store cannot be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// Another process has it. Recovery removes temporary files, so two at once would eat each other's.
+    /// Another process has the store open. Recovery removes temporary files, so two processes would remove
+    /// each other's.
     #[error(
         "store {0} is in use by another process; stop the other builder-agent or choose another state-dir"
     )]
@@ -53,22 +54,22 @@ pub enum OpenError {
     /// A file of the store cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The index cannot be opened, and not because it is damaged (then it is moved aside).
+    /// The index cannot be opened although it is not damaged (a damaged index is moved aside).
     #[error("cannot use the path index {path}: {source}; move it away to start with an empty store", path = path.display())]
     Index {
         /// The database file.
         path: PathBuf,
-        /// What the database said.
+        /// The database's error.
         source: DatabaseError,
     },
-    /// Written by a newer version; guessing at its meaning could make Claimed paths public.
+    /// A newer version wrote the index; guessing at its meaning could make Claimed paths public.
     #[error("the path index {path} has schema {found}, this version knows {known}; run the newer builder-agent", path = path.display())]
     Schema {
         /// The database file.
         path: PathBuf,
         /// `user_version` in the file.
         found: i64,
-        /// Ours.
+        /// The newest schema that this version knows.
         known: i64,
     },
 }
@@ -81,21 +82,21 @@ pub struct MissingPath(pub StorePath);
 /// The contents of a valid path cannot be read.
 #[derive(Debug, Error)]
 pub enum NarError {
-    /// Not in this view (whether or not somebody else has it).
+    /// The path is not valid in this view (whether or not another member has it).
     #[error(transparent)]
     Missing(#[from] MissingPath),
     /// Reading the object failed.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The object is damaged: bytes that we wrote are not what we wrote.
+    /// The object is damaged: its bytes on disk are not those that the store wrote.
     #[error("object of '{path}' is damaged: {why}; the disk may be failing")]
     Damaged {
-        /// Whose contents.
+        /// The path with these contents.
         path: String,
-        /// What does not fit.
+        /// The check that failed.
         why: String,
     },
-    /// A single file was wanted. Also for a git hash, which does not say what kind of file its root is.
+    /// The caller needs a single file. Also for a git hash, which does not say what kind of file its root is.
     #[error(
         "'{path}' is a {found}, not a plain file; flat, text and git hashes exist only for a single non-executable file, git hashes also for a directory"
     )]
@@ -117,18 +118,18 @@ pub enum NarError {
     },
 }
 
-/// Bytes could not become an object, or are not what was claimed about them.
+/// Bytes could not become an object, or do not match what the client announced.
 #[derive(Debug, Error)]
 pub enum ImportError {
-    /// Not a canonical NAR. Nothing of it is kept.
+    /// Not a canonical NAR. No part of it is kept.
     #[error(transparent)]
     Nar(#[from] ParseError),
     /// The sender of the bytes failed.
     #[error("cannot read the contents of '{name}': {source}")]
     Source {
-        /// Path or name of what was being read.
+        /// Path or name of the upload.
         name: String,
-        /// What the reader said.
+        /// The reader's error.
         source: io::Error,
     },
     /// A flat or text upload was longer than a NAR may be.
@@ -139,7 +140,7 @@ pub enum ImportError {
         /// [`crate::StoreConfig::max_nar_bytes`].
         limit: u64,
     },
-    /// The NAR is not the one announced.
+    /// The NAR hash differs from the announced one.
     #[error("hash mismatch importing path '{path}': announced sha256:{announced}, got sha256:{got}")]
     HashMismatch {
         /// Which path.
@@ -159,7 +160,7 @@ pub enum ImportError {
         /// Bytes received.
         got: u64,
     },
-    /// The `ca` field cannot belong to a path like this one.
+    /// A path like this one cannot have this `ca` field.
     #[error("path '{path}' has the content address '{ca}', which is not valid: {why}")]
     BadContentAddress {
         /// Which path.
@@ -179,7 +180,7 @@ pub enum ImportError {
         /// From the contents.
         computed: String,
     },
-    /// The contents are right, but their path would be another one.
+    /// The contents have the announced content address, but that address gives another path.
     #[error("contents and references of '{announced}' belong at '{computed}'")]
     PathMismatch {
         /// As sent.
@@ -195,7 +196,7 @@ pub enum ImportError {
         /// What is wrong.
         why: String,
     },
-    /// Reading back what was just written failed.
+    /// The object could not be read back after it was written.
     #[error(transparent)]
     ReadBack(#[from] NarError),
     /// The box cannot write.
@@ -209,12 +210,12 @@ pub enum ImportError {
 /// A complete object could not be made visible. Nothing became visible.
 #[derive(Debug, Error)]
 pub enum RegisterError {
-    /// A path without its references would break whoever uses it.
+    /// Every user of a path without its references would fail.
     #[error("cannot register '{path}': its reference '{reference}' is not valid; upload that first")]
     MissingReference {
-        /// What was to be registered.
+        /// The path to be registered.
         path: StorePath,
-        /// What it needs.
+        /// The missing reference.
         reference: StorePath,
     },
     /// Info and object disagree.
@@ -236,9 +237,9 @@ pub enum RegisterError {
     /// A view registers for its own member only.
     #[error("cannot register a path claimed by {claimed} through the view of {view}")]
     ForeignMember {
-        /// In the provenance.
+        /// The member in the provenance.
         claimed: Member,
-        /// Of the view.
+        /// The member of the view.
         view: Member,
     },
     /// Info is kept in memory for as long as the path is valid.
@@ -253,7 +254,7 @@ pub enum RegisterError {
         /// How many may.
         limit: usize,
     },
-    /// Not of the form `name:base64`. It would be shown to clients as it is.
+    /// Not of the form `name:base64`. The signature would be shown to clients as it is.
     #[error("cannot register '{path}': {signature:?} is not a signature")]
     BadSignature {
         /// Which path.
@@ -261,16 +262,16 @@ pub enum RegisterError {
         /// As sent.
         signature: String,
     },
-    /// A realisation or a root of something that is not there.
+    /// A realisation or a root names a path that is not valid.
     #[error(transparent)]
     NotValid(#[from] MissingPath),
-    /// Adopted, but its contents are gone: whoever adopts has to make them again.
+    /// An adopted path whose contents are gone: the caller has to make them again.
     #[error("cannot register '{path}': the store has no object with its contents")]
     NoObject {
-        /// What was to be registered.
+        /// The path to be registered.
         path: StorePath,
     },
-    /// A derivation has no such output. It would be signed and shown as it is.
+    /// A derivation cannot have an output of this name. The name would be signed and shown as it is.
     #[error("cannot register a realisation of output {output:?}: that is no output name")]
     BadOutput {
         /// As sent.
@@ -279,9 +280,9 @@ pub enum RegisterError {
     /// The names of roots are kept in memory.
     #[error("cannot make a root: {why}, at most {limit} are accepted")]
     RootLimit {
-        /// What is too much, with its number.
+        /// The number or length that is too large.
         why: String,
-        /// How much may be.
+        /// The largest accepted value.
         limit: usize,
     },
     /// Realisations are kept in memory, too.
@@ -290,9 +291,9 @@ pub enum RegisterError {
          (`nix store gc`), which removes those of deleted paths"
     )]
     RealisationLimit {
-        /// Whose.
+        /// The member who claims them.
         member: Member,
-        /// How many may be.
+        /// The largest accepted number.
         limit: usize,
     },
     /// Claims are kept in memory, and all of them are read at each start.
@@ -306,33 +307,33 @@ pub enum RegisterError {
         what: &'static str,
         /// How many there would be.
         count: usize,
-        /// How many may be.
+        /// The largest accepted number.
         limit: usize,
     },
     /// Temporary roots are kept in memory for as long as the session lasts.
     #[error("cannot hold more paths for this session, at most {limit} are accepted; continue in a new one")]
     HoldLimit {
-        /// How many may be.
+        /// The largest accepted number.
         limit: usize,
     },
     /// Making the object durable failed.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The database failed. The object stays on disk, unseen, until the next start.
+    /// The database failed. The object stays on disk, invisible, until the next start.
     #[error("cannot write the path index: {0}")]
     Index(#[from] DatabaseError),
-    /// The commit failed that this was a part of.
+    /// The commit that included this change failed.
     #[error(transparent)]
     Shared(Arc<RegisterError>),
-    /// The thread that was writing the index panicked. What it wrote may be there after a restart.
+    /// The thread that was writing the index panicked. The change may be there after a restart.
     #[error("the store gave up this registration because of a bug of the box; try again")]
     Abandoned,
 }
 
-/// Paths could not be deleted. None was.
+/// Paths could not be deleted. None was deleted.
 #[derive(Debug, Error)]
 pub enum CollectError {
-    /// A root or something in use needs it.
+    /// A root, or a path in use, needs this path.
     #[error(
         "cannot delete path '{path}' since it is still alive; to find out why, use: nix-store --query --roots and nix-store --query --referrers"
     )]
@@ -340,7 +341,7 @@ pub enum CollectError {
         /// Which path.
         path: StorePath,
     },
-    /// Everybody sees it, so it is not one member's to delete.
+    /// The path is Verified: all members see it, so a single member may not delete it.
     #[error(
         "cannot delete path '{path}' since it is still alive: it is verified, and the box keeps it for all members"
     )]
@@ -348,14 +349,14 @@ pub enum CollectError {
         /// Which path.
         path: StorePath,
     },
-    /// Seen only because its owner shares it.
+    /// The view shows the path only because its owner shares it.
     #[error(
         "cannot delete path '{path}' since it is still alive: it belongs to {owner}, who shares it with you"
     )]
     Foreign {
         /// Which path.
         path: StorePath,
-        /// Whose it is.
+        /// The owner of the claim.
         owner: Member,
     },
     /// Not in this view.
@@ -366,7 +367,7 @@ pub enum CollectError {
     Write(#[from] RegisterError),
 }
 
-/// A closure image could not be put together.
+/// A closure image could not be composed.
 #[derive(Debug, Error)]
 pub enum ComposeError {
     /// Not in this view.
@@ -378,9 +379,9 @@ pub enum ComposeError {
     /// An object is damaged.
     #[error("object of '{path}' is damaged: {why}; the disk may be failing")]
     Damaged {
-        /// Whose contents.
+        /// The path with these contents.
         path: StorePath,
-        /// What does not fit.
+        /// The check that failed.
         why: String,
     },
     /// EROFS block numbers have 32 bits.
@@ -407,15 +408,15 @@ pub enum TreeError {
     /// The object is damaged.
     #[error("object of '{path}' is damaged: {why}; the disk may be failing")]
     Damaged {
-        /// Whose contents.
+        /// The path with these contents.
         path: StorePath,
-        /// What does not fit.
+        /// The check that failed.
         why: String,
     },
 }
 
 impl ImportError {
-    /// Whether what was sent is to blame, rather than the box.
+    /// Whether the uploaded data is to blame, rather than the box.
     #[must_use]
     pub fn is_callers_fault(&self) -> bool {
         match self {
@@ -428,7 +429,7 @@ impl ImportError {
 }
 
 impl NarError {
-    /// Whether the box is to blame, rather than what was asked or sent.
+    /// Whether the box is to blame, rather than the request or the uploaded data.
     #[must_use]
     pub fn is_the_boxs_fault(&self) -> bool {
         matches!(self, Self::File(_) | Self::Damaged { .. })
@@ -436,7 +437,7 @@ impl NarError {
 }
 
 impl RegisterError {
-    /// Whether what was sent is to blame, rather than the box.
+    /// Whether the uploaded data is to blame, rather than the box.
     #[must_use]
     pub fn is_callers_fault(&self) -> bool {
         !matches!(self, Self::File(_) | Self::Index(_) | Self::Shared(_) | Self::Abandoned)

@@ -1,10 +1,11 @@
-//! Which paths exist, for whom, and with which object.
+//! The index: which paths exist, which members see them, and which object each one has.
 //!
-//! Every question is answered from [`memory`]. Every change is written to a [`database`] first and then made in memory;
-//! [`commit`] does both, for all who wait at once. Temporary roots ([`holds`]) are in memory only.
+//! Every query is answered from [`memory`]. Every change is written to a [`database`] first and then made in
+//! memory; [`commit`] does both, for all waiting changes at once. Temporary roots ([`holds`]) are in memory
+//! only.
 //!
-//! The seam for another database is [`database::Database`], below the maps in memory: questions cost a lock for reading
-//! and no call through a trait, whatever the database is.
+//! Another database would implement [`database::Database`], below the maps in memory: a query costs a read
+//! lock and no call through a trait, whatever the database is.
 //!
 //! Not here: files of objects, and the rules that decide who may see and change what (`views`).
 
@@ -28,9 +29,11 @@ use memory::Memory;
 
 /// The index of one store.
 pub(crate) struct Index {
-    /// Locked for writing only to show what is already written, and to hide what is going to be deleted.
+    /// Locked for writing only to show changes that are already written, and to hide paths that are about to
+    /// be deleted.
     memory: RwLock<Memory>,
-    /// Locked during a commit and while objects are removed. Whoever needs both locks takes this one first.
+    /// Locked during a commit and while objects are removed. A thread that needs both locks takes this one
+    /// first.
     database: Mutex<Box<dyn Database>>,
     commits: Commits,
     holds: Arc<Holds>,
@@ -39,7 +42,7 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// An index whose `database` has what `memory` has.
+    /// An index for which `database` and `memory` have the same contents.
     pub(crate) fn new(memory: Memory, database: Box<dyn Database>) -> Self {
         Self {
             memory: RwLock::new(memory),
@@ -50,20 +53,20 @@ impl Index {
         }
     }
 
-    /// The index as it is now. Whoever has it must not wait for anything.
+    /// The current index. The caller must not wait for anything while it holds the lock.
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Memory> {
-        // A panic between two insertions leaves maps that lack paths, not wrong ones.
+        // A panic between two insertions leaves maps in which paths are missing, but no wrong ones.
         self.memory.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until nobody changes the index, and keeps everybody else from changing it.
+    /// Waits for other changes of the index to end, and prevents new ones.
     pub(crate) fn lock(&self) -> Locked<'_> {
-        // A transaction that was not committed has been rolled back by its drop.
+        // If a transaction was not committed, its drop has rolled it back.
         let database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
         Locked { index: self, database }
     }
 
-    /// From now on `database` is asked.
+    /// Replaces the database.
     #[cfg(test)]
     pub(crate) fn replace_database(&self, database: Box<dyn Database>) {
         *self.lock().database = database;
@@ -75,7 +78,7 @@ impl Index {
     }
 }
 
-/// The index, which nobody else can change meanwhile. Questions can still be asked of it.
+/// The index, locked against changes by others. Queries still work.
 pub(crate) struct Locked<'a> {
     index: &'a Index,
     database: MutexGuard<'a, Box<dyn Database>>,
@@ -90,7 +93,7 @@ impl Locked<'_> {
         self.index.memory.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes all changes or none. Nobody sees them before [`Locked::show`].
+    /// Writes all changes or none. They stay invisible until [`Locked::show`].
     pub(crate) fn write<'c>(
         &mut self,
         changes: impl IntoIterator<Item = &'c Change>,
@@ -98,7 +101,7 @@ impl Locked<'_> {
         self.database.write(&mut changes.into_iter())
     }
 
-    /// Makes in memory what is written.
+    /// Makes the written changes in memory.
     pub(crate) fn show(&self, changes: Vec<Change>) {
         let mut memory = self.memory_mut();
         changes.into_iter().for_each(|change| memory.apply(change));
@@ -108,12 +111,12 @@ impl Locked<'_> {
         self.index.committed.store(true, Ordering::Relaxed);
     }
 
-    /// Whether there was a commit since this was asked before.
+    /// Whether there was a commit since the last call.
     pub(crate) fn take_committed(&self) -> bool {
         self.index.committed.swap(false, Ordering::Relaxed)
     }
 
-    /// Number of the last row of a path, there or gone.
+    /// Number of the last row of a path, even if that row has been deleted.
     pub(crate) fn last_row(&self) -> i64 {
         self.database.last_row()
     }

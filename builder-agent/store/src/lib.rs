@@ -1,11 +1,11 @@
-//! Store paths as immutable objects, and who may see them.
+//! Store paths as immutable objects, and the rules for which member sees them.
 //!
-//! The way of the data, with the folder that has each step:
+//! The path of the data, with the folder of each step:
 //!
 //! 1. A NAR arrives in pieces and is parsed (`format::nar`), hashed, searched for references, and written as an [object]:
 //!    an uncompressed EROFS image in one file, named by the NAR's SHA-256 (`objects::ingest`).
-//! 2. The [`View`] of a member checks what was said about it, and decides whether the path is Verified or that member's
-//!    claim (`views`).
+//! 2. The [`View`] of a member checks the announced path info, and decides whether the path is Verified or
+//!    that member's claim (`views`).
 //! 3. A commit writes the row to the database, then shows it in the maps in memory (`index`).
 //! 4. Views answer from these maps: Verified paths, the member's own claims, and those of members who share with them.
 //!    A build takes a [`Closure`]: one image, composed of objects without a copy.
@@ -14,11 +14,11 @@
 //! Each of these folders uses only those below it: `views`, `upkeep`, `index` and `objects` beside each other, `format`, and
 //! `types`. Objects and database are each behind a trait, for a bucket or another database.
 //!
-//! Assumed of callers: nothing they pass in is believed. NAR bytes, announced hashes and content addresses are
-//! checked here; only [`View::register`] takes the caller's word for `Provenance::Verified`, because whether a
-//! build's result is verified is known to whoever ran it.
+//! Callers are not trusted: NAR bytes, announced hashes and content addresses are checked here. Only
+//! [`View::register`] relies on the caller for `Provenance::Verified`, because only the code that ran a build
+//! knows whether its result is verified.
 //!
-//! Not here: ssh, protocols, builds, and who shares with whom.
+//! Not here: ssh, protocols, builds, and the list of who shares with whom.
 //! `docs/design/store.md` has the format of an object, the argument for crash safety and the threat table.
 
 mod config;

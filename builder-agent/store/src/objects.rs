@@ -1,8 +1,8 @@
 //! The contents of store paths: one [object](crate::format::object) for each NAR hash.
 //!
-//! [`Objects`] is the seam: the embedded implementation is a [`directory`], and a bucket can stand behind the same eight
-//! functions. Bytes come in by [`intake`] and [`ingest`], questions are answered by [`contents`], and unpacked copies are
-//! in [`trees`].
+//! [`Objects`] is the interface: the embedded implementation is a [`directory`], and a bucket could implement
+//! the same eight functions. [`intake`] and [`ingest`] take bytes in, [`contents`] answers questions about
+//! contents, and [`trees`] has the unpacked copies.
 //!
 //! Not here: which objects rows name (`index`), and when one that no row names is removed (`upkeep`).
 
@@ -22,48 +22,49 @@ use crate::error::FileError;
 use crate::format::object::Object;
 use temporary::Temporary;
 
-/// Where objects are kept. All functions are for any thread at any time, unless they say otherwise.
+/// A place for objects. Any thread may call any function at any time, unless its comment says otherwise.
 ///
 /// The life of an object: [`create`](Self::create), written by the caller, [`complete`](Self::complete),
 /// [`keep`](Self::keep) when a row names it, [`settle`](Self::settle) when that row is durable, [`remove`](Self::remove)
 /// when no row names it any more.
 pub(crate) trait Objects: Send + Sync {
-    /// A new, empty file on this machine for one object. Nobody else knows of it.
+    /// A new, empty file on this machine for one object. Only the caller knows of it.
     fn create(&self) -> Result<(File, Temporary), FileError>;
 
-    /// The file is an object, and a row may name it soon. A start finds it from now on.
+    /// The file has become an object, and a row may name it soon. From now on a start finds it.
     fn complete(&self, new: &mut Temporary) -> Result<(), FileError>;
 
-    /// A row names it: [`Objects::open`] finds it from now on. Does the same whether or not there is such an object.
+    /// A row names the object: [`Objects::open`] finds it from now on. Does the same work whether or not such
+    /// an object exists.
     fn keep(&self, new: Temporary, nar_hash: [u8; 32]) -> Option<Kept>;
 
-    /// Puts it in its final place, instead of what may be there with the same contents. Called when the row that names it
-    /// is durable, so that nothing durable is replaced by something that is not.
+    /// Moves the object to its final place, where it replaces an object with the same contents. Called when
+    /// the row that names it is durable, so that nothing durable is replaced by something that is not.
     fn settle(&self, kept: &Kept) -> Result<(), FileError>;
 
-    /// An object that rows name. Its file is on this machine, because a build maps it: an implementation that keeps it
-    /// elsewhere fetches it first.
+    /// Opens an object that rows name. Its file is on this machine, because a build maps it: an
+    /// implementation that keeps objects elsewhere fetches it first.
     fn open(&self, nar_hash: &[u8; 32]) -> Result<Object, ObjectFailure>;
 
-    /// How many bytes of memory an object takes once it is open.
+    /// Memory of the object once it is open, in bytes.
     fn measure(&self, nar_hash: &[u8; 32]) -> Result<u64, ObjectFailure>;
 
     /// Removes an object that no row names and nobody uses. Returns before its space is free.
     fn remove(&self, nar_hash: &[u8; 32]);
 
-    /// When this returns, all objects that were completed before survive a power loss; and so does what is written beside
-    /// them on this machine.
+    /// When this returns, all objects completed before survive a power loss, and so does the data that is
+    /// written beside them on this machine.
     fn sync(&self) -> Result<(), FileError>;
 }
 
 /// An object that a row names and that is not in its final place yet.
 pub(crate) struct Kept {
     nar_hash: [u8; 32],
-    /// Which of possibly several with these contents.
+    /// Distinguishes several files with the same contents.
     name: String,
 }
 
-/// Why an object cannot be used.
+/// An object cannot be used.
 pub(crate) enum ObjectFailure {
     File(FileError),
     Damaged(String),

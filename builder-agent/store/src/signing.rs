@@ -1,12 +1,12 @@
-//! Signatures as Nix makes them: Ed25519 over a line of text that names everything a path is.
+//! Signatures in the format of Nix: Ed25519 over a line of text with all fields that define a path.
 //!
 //! Text forms (Nix: `src/libutil/signature/local-keys.cc`): a key is `name:base64`, with 64 bytes for the secret half
 //! (seed, then public key) and 32 for the public half; a signature is `name:base64` of 64 bytes. The name only says
 //! which key to try.
 //!
-//! Assumed of whoever sends a signature: nothing. What does not parse, has an unknown name or does not fit counts
-//! as no signature.
-//! Not here: where keys are kept, and which paths deserve a signature (`register`).
+//! Signatures are not trusted until they are checked. A signature that does not parse, has an unknown key
+//! name or does not verify counts as no signature. Not here: where keys are kept, and which paths get a
+//! signature (`register`).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -30,13 +30,13 @@ pub trait Signer: Send + Sync {
     fn sign(&self, fingerprint: &[u8]) -> String;
 }
 
-/// Text that is no key.
+/// A text is not a key.
 #[derive(Debug, Clone, Error, PartialEq, Eq)]
 pub enum KeyError {
     /// Not `name:base64`.
     #[error("a key looks like `name:base64`; there is no colon in this text, or no name before it")]
     NoName,
-    /// Names end up in every signature, separated by white space and colons from others.
+    /// Names are part of every signature, in lists that are separated by white space and colons.
     #[error("the key name {0:?} is too long or has white space in it; use one like `box.example.org-1`")]
     BadName(String),
     /// Not base64, or of another length.
@@ -44,10 +44,10 @@ pub enum KeyError {
     BadBytes {
         /// Name of the key.
         name: String,
-        /// Length of such a key.
+        /// Required length of such a key.
         want: usize,
     },
-    /// The public half inside the secret one is not the one that belongs to it.
+    /// The public half inside the secret key does not match the secret half.
     #[error("the two halves of the secret key {0} do not belong together; generate it again")]
     Mismatch(String),
     /// The kernel gave no random bytes.
@@ -81,7 +81,7 @@ fn check_name(name: &str) -> Result<(), KeyError> {
     Ok(())
 }
 
-/// The half of a key that everybody may know.
+/// The public half of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicKey {
     name: String,
@@ -89,13 +89,13 @@ pub struct PublicKey {
 }
 
 impl PublicKey {
-    /// What stands before the colon.
+    /// The part before the colon.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether `signature` is this key's over `fingerprint`.
+    /// Whether `signature` is this key's signature of `fingerprint`.
     #[must_use]
     pub fn verify(&self, fingerprint: &[u8], signature: &str) -> bool {
         split(signature, 64).is_ok_and(|(name, bytes)| name == self.name && self.fits(fingerprint, &bytes))
@@ -125,7 +125,7 @@ impl fmt::Display for PublicKey {
     }
 }
 
-/// The half of a key that signs. Never shown by `Debug`; wiped from memory when dropped.
+/// The secret half of a key. `Debug` never shows it; it is wiped from memory when dropped.
 pub struct SecretKey {
     name: String,
     key: SigningKey,
@@ -144,19 +144,19 @@ impl SecretKey {
         Ok(Self { name: name.to_owned(), key: SigningKey::from_bytes(&seed) })
     }
 
-    /// What stands before the colon.
+    /// The part before the colon.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The other half.
+    /// The public half.
     #[must_use]
     pub fn public(&self) -> PublicKey {
         PublicKey { name: self.name.clone(), key: self.key.verifying_key() }
     }
 
-    /// The text form, as `nix key generate-secret` prints it. For the file that keeps it.
+    /// The text form, as `nix key generate-secret` prints it, for the key file.
     #[must_use]
     pub fn to_secret_text(&self) -> String {
         format!("{}:{}", self.name, BASE64.encode(self.key.to_keypair_bytes()))
@@ -194,7 +194,7 @@ pub struct TrustedKeys {
 }
 
 impl TrustedKeys {
-    /// These keys. Of two with one name the later counts, as in Nix.
+    /// A set of these keys. Of two keys with the same name the later counts, as in Nix.
     #[must_use]
     pub fn new(keys: impl IntoIterator<Item = PublicKey>) -> Self {
         Self { by_name: keys.into_iter().map(|key| (key.name.clone(), key)).collect() }
@@ -211,27 +211,28 @@ impl TrustedKeys {
         self.by_name.is_empty()
     }
 
-    /// Whether `signature` over `fingerprint` is right and by one of these keys.
+    /// Whether `signature` is a valid signature of `fingerprint` by one of these keys.
     #[must_use]
     pub fn verify(&self, fingerprint: &[u8], signature: &str) -> bool {
         let Some((name, _)) = signature.split_once(':') else { return false };
         self.by_name.get(name).is_some_and(|key| key.verify(fingerprint, signature))
     }
 
-    /// Those of `signatures` that are right and by one of these keys.
+    /// The `signatures` that are valid and by one of these keys.
     #[must_use]
     pub fn good<'a>(&self, fingerprint: &[u8], signatures: &'a [String]) -> Vec<&'a String> {
         signatures.iter().filter(|s| self.verify(fingerprint, s)).collect()
     }
 }
 
-/// Whether `text` has the form of a signature. It says nothing about whose it is.
+/// Whether `text` has the form of a signature. It says nothing about the key.
 #[must_use]
 pub fn is_signature(text: &str) -> bool {
     split(text, 64).is_ok()
 }
 
-/// What a signature of a path is over (Nix: `ValidPathInfo::fingerprint` in `src/libstore/path-info.cc`).
+/// The text that the signature of a path covers (Nix: `ValidPathInfo::fingerprint` in
+/// `src/libstore/path-info.cc`).
 #[must_use]
 pub fn fingerprint(info: &PathInfo) -> String {
     // References sort by base name, which is the order of Nix's set of strings.
@@ -245,8 +246,9 @@ pub fn fingerprint(info: &PathInfo) -> String {
     )
 }
 
-/// What a signature of a realisation is over: JSON with sorted keys and without the signatures (Nix 2.8 to 2.34:
-/// `fingerprint` in `src/libstore/realisation.cc`; newer clients name realisations in another way).
+/// The text that the signature of a realisation covers: JSON with sorted keys and without the signatures (Nix
+/// 2.8 to 2.34: `fingerprint` in `src/libstore/realisation.cc`; newer clients name realisations in another
+/// way).
 #[must_use]
 pub fn realisation_fingerprint(id: &RealisationId, path: &StorePath) -> String {
     // Neither output names (`RealisationId::is_sound`) nor store paths have characters that JSON would escape.

@@ -13,7 +13,7 @@ use crate::views::records;
 use crate::views::seen::Viewer;
 use crate::views::view::View;
 
-/// One store on disk. Clones share it; the last one, view or reader to go releases the lock.
+/// One store on disk. Clones share it; the lock is released when the last clone, view and reader is dropped.
 #[derive(Clone)]
 pub struct Store {
     pub(crate) base: Arc<Base>,
@@ -25,7 +25,7 @@ impl Store {
         Ok(Self { base: Arc::new(Base::open(root, config)?) })
     }
 
-    /// What [`Store::open`] had to clean up.
+    /// The repairs that [`Store::open`] made.
     #[must_use]
     pub fn recovery(&self) -> &Recovery {
         &self.base.recovery
@@ -37,30 +37,32 @@ impl Store {
         self.view_sharing(member, &[])
     }
 
-    /// The store as `member` may see it who shares with `others`, and they with them. Where several know a path,
-    /// Verified comes first, then the member's own, then the others' in their order.
+    /// The store as seen by `member`, who shares with `others`, as they do with `member`. If several of them
+    /// have a path, the Verified one comes first, then the member's own claim, then those of `others` in
+    /// their order.
     #[must_use]
     pub fn view_sharing(&self, member: &Member, others: &[Member]) -> View {
         let others = others.iter().filter(|other| *other != member).cloned().collect();
         View::new(Arc::clone(&self.base), Viewer { member: member.clone(), others }, None)
     }
 
-    /// Does now what is otherwise done every few seconds: objects get their names, what nobody names any more goes, and,
-    /// where state survives a reboot, all that was committed is made durable. An error means that it may not be.
+    /// Does at once the work that is otherwise done every few seconds: renames objects, removes objects
+    /// without a row, and, where the store survives a reboot, makes all commits durable. After an error they
+    /// may not be durable.
     pub fn tidy(&self) -> Result<(), RegisterError> {
         self.base.upkeep.pass()
     }
 
-    /// What became of the build with this key. All outputs it names can be adopted.
+    /// The result of the build with this key. All outputs that it names can be adopted.
     #[must_use]
     pub fn result(&self, key: &[u8; 32]) -> Option<Arc<BuildRecord>> {
         let index = self.base.index.read();
-        // When its last path goes, so does the result; the row follows later (`upkeep`).
+        // When its last path goes, the result is hidden at once; its row is deleted later (`upkeep`).
         index.result(key).filter(|record| record.objects().all(|o| index.paths_with(o) > 0)).cloned()
     }
 
-    /// Records what became of the build with this key, in place of what was known. The
-    /// store must have the objects of all outputs; when one goes, the record goes with it.
+    /// Records the result of the build with this key, in place of an earlier one. The store must have the
+    /// objects of all outputs; when one of them is removed, the record is removed with it.
     pub fn record_result(&self, key: &[u8; 32], record: BuildRecord) -> Result<(), RegisterError> {
         records::record(&self.base, *key, record)
     }

@@ -1,4 +1,4 @@
-//! Commits that go wrong, or meet somebody, in a whole store.
+//! Commits that fail, or run at the same time as a session, in a whole store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -64,7 +64,7 @@ fn what_is_held_after_it_was_planned_to_go_is_planned_again() {
         if count.fetch_add(1, Ordering::Relaxed) > 0 {
             return Ok((Plan::default(), ()));
         }
-        // As another thread would, just after the plan.
+        // As another thread would do, just after the plan.
         session.hold([&held]).unwrap();
         Ok((drops(vec![drop.clone()]), ()))
     })

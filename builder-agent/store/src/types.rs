@@ -1,4 +1,4 @@
-//! The words of the store: who sees a path, and why we believe it.
+//! The store's basic types: members, and the provenance that decides which of them see a path.
 
 pub(crate) mod realisation;
 pub(crate) mod result;
@@ -6,10 +6,11 @@ pub(crate) mod result;
 use std::fmt;
 use std::sync::Arc;
 
-/// Who owns claims. Cheap to clone.
+/// An owner of claims. Cheap to clone.
 ///
-/// It begins with the member's name in the roster. What follows a `~` tells apart people who had that name one after the
-/// other: they are different members to the store, and people are shown the name.
+/// The identity begins with the member's name in the roster. The part after a `~` distinguishes people who
+/// had that name one after the other: the store treats them as different members, and messages show the name
+/// only.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member(Arc<str>);
 
@@ -33,11 +34,11 @@ impl fmt::Display for Member {
     }
 }
 
-/// Why we believe that a path has the contents it has; decides who can see it.
+/// The reason why the box believes that a path has its contents; decides which members see it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Provenance {
-    /// Checked here: everyone sees it. All its references are Verified too.
+    /// The agent established it: all members see the path. All its references are Verified too.
     Verified,
-    /// One member says so: that member alone sees it.
+    /// One member says so: only that member sees the path, and members who share with that member.
     Claimed(Member),
 }

@@ -1,7 +1,7 @@
-//! What goes on behind the users of a store: opening it, repairing it, flushing it, and removing what nothing names.
+//! Background work of a store: opening it, repairing it, flushing it, and removing objects that no row names.
 //!
-//! This is where [`objects`](crate::objects) and [`index`](crate::index) meet: neither knows of the other, and what has to
-//! happen in a certain order in both happens here.
+//! [`objects`](crate::objects) and [`index`](crate::index) do not know of each other; steps that must happen
+//! in a certain order in both of them are here.
 
 pub(crate) mod base;
 mod keeper;

@@ -1,5 +1,5 @@
-//! What one member can see and do. Everything that decides about provenance, sharing and limits is here, on top of objects
-//! and their index.
+//! Views: what one member can see and do. All decisions about provenance, sharing and limits are here, on top
+//! of objects and their index.
 
 mod address;
 mod annotation;

@@ -1,4 +1,4 @@
-//! What a member says about a path that is not theirs is told to that member, and to nobody else.
+//! A member's annotations of a path are shown to that member, and to nobody else.
 
 mod common;
 
@@ -51,11 +51,11 @@ fn an_annotation_is_its_members_alone_and_survives_a_restart() {
     let check = |store: &Store| {
         assert_eq!(said(&store.view(&alice()), &p), hers);
         assert_eq!(said(&store.view(&bob()), &p), nothing());
-        // Not to those who share with her, either.
+        // Members who share with her do not see it, either.
         assert_eq!(said(&store.view_sharing(&bob(), &[alice()]), &p), nothing());
     };
     check(&store);
-    // The deriver is a name. It is told when it is valid here, too.
+    // The deriver is only a name. It is returned once it is valid here, too.
     assert!(a.valid_derivers(&p).is_empty());
     drop((a, store));
     let store = open(dir.path());
@@ -64,7 +64,7 @@ fn an_annotation_is_its_members_alone_and_survives_a_restart() {
     verified(&store.view(&bob()), &drv);
     assert_eq!(store.view(&alice()).valid_derivers(&p), [drv].into());
     assert!(store.view(&bob()).valid_derivers(&p).is_empty());
-    // What is known is not asked for again; another name does not take its place.
+    // A path with a known deriver gets no other deriver.
     store.view(&alice()).name_deriver(std::slice::from_ref(&p), &path("other.drv")).unwrap();
     check(&store);
 }
@@ -87,10 +87,10 @@ fn an_upload_of_what_everybody_sees_leaves_its_deriver_and_signatures_with_its_m
     upload("q.drv", "k-2:c2ln");
     assert_eq!(said(&a, &p), (Some(path("q.drv")), vec!["k-1:c2ln".to_owned(), "k-2:c2ln".to_owned()]));
     assert_eq!(said(&b, &p), nothing());
-    // No derivation, no deriver.
+    // A path that is no derivation is not recorded as a deriver.
     upload("no-derivation", "k-2:c2ln");
     assert_eq!(said(&a, &p).0, Some(path("q.drv")));
-    // Contents prove themselves; what came with them does not.
+    // The contents prove themselves; the announced deriver and signatures are not proven.
     let mut text = PathInfo::clone(&a.add_ca("t", TEXT, SHA256, &[].into(), &mut &b"t"[..]).unwrap());
     (text.deriver, text.signatures) = (Some(path("t.drv")), vec!["k-3:c2ln".to_owned()]);
     let t = text.path.clone();
@@ -118,7 +118,7 @@ fn a_claim_that_gives_way_to_a_verified_path_leaves_what_it_said_with_its_member
     };
     a.import(hers, &mut &nar[..]).unwrap();
     let expected = (Some(path("p.drv")), vec!["k:c2ln".to_owned()]);
-    // Somebody else proves it: hers is hidden. Then she does: hers is gone.
+    // First bob proves the path: alice's claim is hidden. Then alice proves it: her claim is gone.
     verified(&b, &p);
     assert_eq!((said(&a, &p), said(&b, &p)), (expected.clone(), nothing()));
     a.add_root("r", &p).unwrap();
@@ -138,7 +138,7 @@ fn an_annotation_says_nothing_about_other_contents_of_the_same_name() {
     store.view(&bob()).import(info(&p, &nar, &[]), &mut &nar[..]).unwrap();
     a.add_signatures(&p, &["k:c2ln".to_owned()]).unwrap();
     assert_eq!(said(&a, &p).1, ["k:c2ln"]);
-    // Bob's claim is what bob says, and is still bob's.
+    // Bob's claim still has bob's deriver and signatures.
     assert_eq!(said(&store.view(&bob()), &p), nothing());
     assert_eq!(a.info_with_provenance(&p).unwrap().1, Provenance::Claimed(bob()));
     verified(&store.view(&Member::new("carol")), &p);
@@ -174,7 +174,7 @@ fn an_annotation_keeps_nothing_alive() {
     assert!(!a.is_valid(&p));
     drop((a, b, store));
     assert_eq!(count(&dir.path().join("objects")), 0);
-    // The next start drops what is about nothing.
+    // The next start drops annotations without a path.
     let store = open(dir.path());
     assert_eq!(store.recovery().lost_records, 1);
     drop(store);
@@ -191,6 +191,6 @@ fn a_member_adds_so_many_signatures_to_a_path_and_no_more() {
     let error = a.add_signatures(&p, &signatures(64..65)).unwrap_err();
     assert!(error.is_callers_fault() && error.to_string().contains("at most 64"), "{error}");
     assert_eq!(said(&a, &p).1.len(), 64);
-    // Another's room is another's.
+    // Each member has a limit of their own.
     store.view(&bob()).add_signatures(&p, &signatures(64..65)).unwrap();
 }

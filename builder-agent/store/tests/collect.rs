@@ -1,4 +1,5 @@
-//! A member deletes what is theirs and not needed, and nothing else; and cannot find out what others have by it.
+//! A member deletes their own claims that they do not need, and nothing else; and cannot learn what other
+//! members have.
 
 mod common;
 
@@ -43,7 +44,7 @@ fn names(paths: &[&StorePath]) -> BTreeSet<StorePath> {
     paths.iter().map(|p| (*p).clone()).collect()
 }
 
-/// Files are removed when there is time.
+/// Waits, because files are removed in the background.
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !holds() {
@@ -129,14 +130,14 @@ fn what_may_not_be_deleted_is_refused_with_the_reason_and_nothing_happens() {
     }
     assert!(said(&[&dep, &top, &rooted]).starts_with(&alive(&rooted)));
     assert!(said(&[&path("proven")]).starts_with(&alive(&path("proven"))));
-    // Another's claim and what nobody has are the same to her.
+    // Another member's claim and a path that does not exist give the same answer.
     assert_eq!(said(&[&path("bobs")]), format!("path '{}' is not valid", path("bobs")));
     assert_eq!(said(&[&path("nobodys")]), format!("path '{}' is not valid", path("nobodys")));
     let sharing = store.view_sharing(&alice(), &[bob()]);
     let error = delete(&sharing, &[&path("bobs")]).unwrap_err();
     assert!(error.to_string().ends_with("it belongs to bob, who shares it with you"), "{error}");
     assert_eq!(a.all_valid().len(), 4);
-    // Together with all that refers to it, it may go.
+    // Together with all its referrers, the path may be deleted.
     assert_eq!(delete(&a, &[&dep, &top]).unwrap().paths, names(&[&dep, &top]));
 }
 
@@ -171,7 +172,7 @@ fn what_a_session_uploads_or_names_is_held_until_it_ends() {
     session = store.view_sharing(&alice(), &[bob()]).holding_as(&session);
     assert!(other.collect(&wish(CollectAction::DeleteDead)).unwrap().paths.is_empty());
     assert!(delete(&other, &[&before]).unwrap_err().to_string().contains("still alive"));
-    // Another member's session holds nothing of hers.
+    // Another member's session holds nothing of alice's.
     let bobs = store.view(&bob()).holding();
     bobs.hold([&before]).unwrap();
     drop(session);
@@ -190,7 +191,7 @@ fn a_session_cannot_hold_without_end() {
     session.hold(&paths[1..]).unwrap();
     let error = session.hold(&paths[..1]).unwrap_err().to_string();
     assert!(error.contains("at most 200000 are accepted") && !error.contains('\n'), "{error}");
-    // Neither does it take in what it could not hold; what everybody sees needs no hold.
+    // It does not upload a path that it cannot hold either; Verified paths need no hold.
     let nar = file("x").nar();
     assert!(session.import(info(&paths[0], &nar, &[]), &mut &nar[..]).is_err());
     verified(&store.view(&bob()), &path("proven"), 7);
@@ -210,7 +211,7 @@ fn garbage_can_be_looked_for_among_some_paths_only() {
         a.collect(&Collect { paths: names(paths), ..wish(action) }).unwrap().paths
     };
     assert_eq!(among(CollectAction::ReturnDead, &[&dep, &other]), names(&[&dep, &other]));
-    // Garbage, but what is not to be looked at needs it.
+    // It is garbage, but a path that is excluded from this collection needs it.
     assert_eq!(among(CollectAction::DeleteDead, &[&dep, &other]), names(&[&other]));
     assert_eq!(among(CollectAction::DeleteDead, &[&dep, &top]), names(&[&dep, &top]));
 }
@@ -242,7 +243,7 @@ fn an_object_that_another_has_stays_and_the_bytes_reported_do_not_tell() {
     store.tidy().unwrap();
     eventually("the unshared object goes", || objects(dir.path()) == 1);
     b.verify(&path("other-name")).unwrap();
-    // And can be had again.
+    // And they can be uploaded again.
     claim(&a, &path("shared"), 1, &[]);
     a.verify(&path("shared")).unwrap();
 }
@@ -286,7 +287,7 @@ fn a_result_goes_with_the_last_path_that_has_its_object() {
     let record = built(&path("p"), 1);
     store.record_result(&[9; 32], record.clone()).unwrap();
     assert_eq!(store.result(&[9; 32]).as_deref(), Some(&record));
-    // Somebody else takes the result over, without a byte of data.
+    // Another member adopts the result, without uploading a byte.
     let nar = file(noise(1, BIG)).nar();
     let adopted = b.adopt(vec![(info(&path("p"), &nar, &[]), Provenance::Claimed(bob()))], None).unwrap();
     assert_eq!(adopted[0].path, path("p"));
@@ -355,7 +356,7 @@ fn collecting_while_others_upload_the_same_contents_never_loses_an_object() {
                     claim(&view, &p, 1, &[]);
                     let closure = friend.snapshot([&p]).unwrap();
                     assert_eq!(delete(&view, &[&p]).unwrap().paths.len(), 1);
-                    // Whoever holds it can still use it.
+                    // The closure is still usable.
                     closure.tree(&p).unwrap();
                     closure.compose().unwrap();
                     drop(closure);
@@ -374,7 +375,7 @@ fn collecting_while_others_upload_the_same_contents_never_loses_an_object() {
     assert_eq!(*open(dir.path()).recovery(), store::Recovery::default());
 }
 
-/// Each refers to the next; they share one object, of which `from` has a claim.
+/// A chain in which each path refers to the next; all share one object, of which `from` has a claim.
 fn chain(from: &View, length: usize) -> Vec<nix::PathInfo> {
     let nar = file("link").nar();
     from.import(info(&path("link"), &nar, &[]), &mut &nar[..]).unwrap();
@@ -382,8 +383,8 @@ fn chain(from: &View, length: usize) -> Vec<nix::PathInfo> {
     (0..length).map(|i| info(&paths[i], &nar, &paths.get(i + 1).into_iter().collect::<Vec<_>>())).collect()
 }
 
-/// All members wait while one's garbage is found. (If each link were found by a look at all others, the time limit of
-/// the test run would end this.)
+/// All members wait while one member's garbage is searched. (If each link required a look at all others, the
+/// time limit of the test run would end this.)
 #[test]
 fn a_long_chain_of_claims_is_looked_at_once() {
     const LENGTH: usize = 100_000;
@@ -393,7 +394,8 @@ fn a_long_chain_of_claims_is_looked_at_once() {
     let infos = chain(&a, LENGTH);
     let claimed = |info: &nix::PathInfo| (info.clone(), Provenance::Claimed(alice()));
     a.adopt(infos.iter().map(claimed).collect(), None).unwrap();
-    // The top is not to be looked at, so it stays, and needs the next, which needs the next.
+    // The top is excluded from the collection, so it stays; it needs the next path, which needs the next, and
+    // so on.
     let paths: BTreeSet<StorePath> = infos[1..].iter().map(|info| info.path.clone()).collect();
     let done = a.collect(&Collect { paths, ..wish(CollectAction::DeleteDead) }).unwrap();
     assert_eq!(done.paths, BTreeSet::new());
@@ -401,7 +403,7 @@ fn a_long_chain_of_claims_is_looked_at_once() {
     assert_eq!(done.paths.len(), LENGTH + 1);
 }
 
-/// As above, for a batch in which only the last of all leans on something unproven.
+/// As above, for a batch in which only the last path refers to something unproven.
 #[test]
 fn a_long_chain_in_one_batch_is_looked_at_once() {
     const LENGTH: usize = 100_000;
@@ -416,8 +418,8 @@ fn a_long_chain_in_one_batch_is_looked_at_once() {
     }
 }
 
-/// A session that holds a path and is then told that it is valid can rely on it, whatever another session of the same
-/// member deletes meanwhile.
+/// A session that holds a path and then learns that it is valid can rely on it, whatever another session of
+/// the same member deletes meanwhile.
 #[test]
 fn what_is_held_and_then_valid_stays_valid() {
     let dir = scratch();

@@ -1,4 +1,4 @@
-//! Killed at any moment, the store opens again, and everything that is visible is whole.
+//! A store whose process was killed at any moment opens again, and everything that is visible is complete.
 
 mod common;
 
@@ -11,9 +11,9 @@ use std::time::Duration;
 use common::*;
 use store::{Collect, CollectAction, Durability, Provenance, RealisationId, Store, StoreConfig};
 
-/// Set in the child, which then is no test but a process that ingests until it is killed.
+/// Set in the child process, which then does not test but uploads until it is killed.
 const CHILD: &str = "STORE_CRASH_CHILD";
-/// How often a child is killed, for each kind of durability. Each run takes as long as its delay.
+/// Number of times that a child is killed, for each kind of durability. Each run takes as long as its delay.
 const KILLS: u64 = 18;
 
 fn open_as(dir: &Path, durability: Durability) -> Store {
@@ -116,7 +116,7 @@ fn killed_at_any_moment_a_store_that_is_never_flushed_is_whole() {
     kill_again_and_again("killed_at_any_moment_a_store_that_is_never_flushed_is_whole", Durability::None);
 }
 
-/// `test` is the calling one: this file's program runs it again as the child.
+/// `test` is the name of the calling test: this test program runs it again as the child.
 fn kill_again_and_again(test: &str, durability: Durability) {
     if let Ok(value) = std::env::var(CHILD) {
         let (round, dir) = value.split_once(' ').unwrap();
@@ -133,7 +133,8 @@ fn kill_again_and_again(test: &str, durability: Durability) {
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         while lines.next().unwrap().unwrap() != "ready" {}
-        // Between any two registrations, at a moment of its own each time: in a file, a sync, a rename, a commit.
+        // Between any two registrations, at a different moment each time: during a write, a sync, a rename, a
+        // commit.
         let mut acknowledged = Vec::new();
         for _ in 0..round % 6 {
             acknowledged.push(lines.next().unwrap().unwrap());
@@ -148,7 +149,7 @@ fn kill_again_and_again(test: &str, durability: Durability) {
         assert_eq!((store.recovery().lost_paths, store.recovery().lost_records), (0, 0));
         let view = store.view(&alice());
         let paths = view.all_valid();
-        // What was recorded leads to something.
+        // Every recorded result, realisation and root names a valid path.
         for n in (0..=round).flat_map(|round| (0..200).map(move |i| round * 1000 + i)) {
             if let Some(result) = store.result(&key(n)) {
                 let store::RecordEnd::Built { outputs, .. } = &result.end else { panic!("{result:?}") };
@@ -162,9 +163,9 @@ fn kill_again_and_again(test: &str, durability: Durability) {
             view.verify(path).unwrap();
             assert!(view.closure(std::slice::from_ref(path)).is_ok());
         }
-        // What was reported as done is there; what is there has the contents it was given.
+        // Every path reported as registered is there; every path that is there has the right contents.
         for name in &acknowledged {
-            // The harness of the child says a few words of its own.
+            // The child's test harness prints lines of its own.
             if let Ok(path) = nix_derivation::StorePath::from_basename(name.as_bytes()) {
                 assert!(paths.contains(&path), "{name} was reported as registered");
                 let (round, i) = path.name()[1..].split_once('-').unwrap();
@@ -199,7 +200,7 @@ fn filled() -> (tempfile::TempDir, Vec<nix_derivation::StorePath>) {
         let refs: Vec<_> = if (1..3).contains(&i) { vec![&paths[i - 1]] } else { vec![] };
         view.import(info(p, &nar, &refs), &mut &nar[..]).unwrap();
     }
-    // Closed by now, so that all objects have their names.
+    // The store is closed by now, so all objects have their names.
     drop(view);
     (dir, paths)
 }
@@ -286,7 +287,7 @@ fn a_damaged_object_is_reported_and_never_followed() {
         noticed += usize::from(outcomes.contains(&true));
     }
     assert!(noticed > 40, "{noticed}");
-    // A flipped bit in the data is for the hash to find.
+    // Only the hash detects a flipped bit in the data.
     let mut bad = good.clone();
     bad[5000] ^= 1;
     write(&bad);
@@ -303,7 +304,7 @@ fn a_store_is_opened_by_one_process_at_a_time() {
     let store = open(dir.path());
     let Err(error) = Store::open(dir.path(), StoreConfig::default()) else { panic!("opened twice") };
     assert!(error.to_string().contains("is in use by another process"), "{error}");
-    // A reader keeps it open too: recovery would pull the files from under it.
+    // A reader also keeps the store open: recovery would remove the files that it reads.
     let view = store.view(&alice());
     drop(store);
     assert!(Store::open(dir.path(), StoreConfig::default()).is_err());
@@ -357,7 +358,8 @@ fn an_upload_interrupted_anywhere_leaves_no_file_and_nothing_visible() {
     let nar = dir([("large", file(noise(1, 700_000))), ("small", file("x"))]).nar();
     let left = || (count(&dir_.path().join("tmp")), count(&dir_.path().join("objects")));
     for cut in (0..nar.len()).step_by(nar.len() / 23).chain([nar.len() - 1]) {
-        // The sender goes away; a session is dropped in the middle; a whole upload is never registered.
+        // Three cases: an upload is cut off; an ingest is dropped in the middle; a complete upload is never
+        // registered.
         view.import(info(&path("p"), &nar, &[]), &mut &nar[..cut]).unwrap_err();
         let mut ingest = view.ingest(&[]).unwrap();
         ingest.write_all(&nar[..cut]).unwrap();
@@ -368,7 +370,7 @@ fn an_upload_interrupted_anywhere_leaves_no_file_and_nothing_visible() {
         .map(|i| view.stage(info(&path(&format!("p{i}")), &nar, &[]), &mut &nar[..]).unwrap())
         .collect();
     drop(batch);
-    // A batch of which one is refused.
+    // A batch in which one path is refused.
     let missing = path("missing");
     let bad = vec![
         view.stage(info(&path("good"), &nar, &[]), &mut &nar[..]).unwrap(),

@@ -1,4 +1,4 @@
-//! Git content addresses are git's own: real `git` is the referee.
+//! Git content addresses equal git's own: the tests compare with the real `git`.
 
 mod common;
 
@@ -27,7 +27,7 @@ fn git(repo: &Path, args: &[&str], input: &[u8]) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// What git says: type for `mktree`, mode, hash.
+/// Git's answer: type for `mktree`, mode, hash.
 fn oracle(repo: &Path, tree: &Tree) -> (&'static str, &'static str, String) {
     let blob = |bytes: &[u8]| git(repo, &["hash-object", "--stdin"], bytes);
     match tree {
@@ -96,9 +96,10 @@ proptest! {
 
     #[test]
     fn any_tree_hashes_as_in_git(tree in tree()) {
-        // git refuses names that it uses itself; the generator has no `.git`, and 40 nodes are enough of processes.
+        // git refuses names that it uses itself; the generator makes no `.git`. More than 40 nodes would take
+        // too many processes.
         prop_assume!(format!("{tree:?}").matches("contents").count() < 40);
-        // Without a directory around them these have no address; see below.
+        // As a root these have no address; see below.
         prop_assume!(!matches!(tree, Tree::File { executable: true, .. } | Tree::Symlink(_)));
         agree(&tree);
     }
@@ -129,12 +130,12 @@ fn an_upload_with_its_git_address_is_verified_and_with_another_refused() {
         let error = view.import(lie, &mut &nar[..]).unwrap_err();
         assert!(matches!(error, ImportError::ContentMismatch { .. }), "{error}");
     }
-    // git has two hashes only.
+    // git has only two hash algorithms.
     let none = [].into();
     assert!(a.add_ca("tree", ContentAddressMethod::Git, HashAlgorithm::Md5, &none, &mut &nar[..]).is_err());
 }
 
-/// Git keeps a file's mode in the directory above, so alone these have the hash of the plain file.
+/// Git keeps a file's mode in the parent directory, so as a root these have the hash of the plain file.
 #[test]
 fn a_bare_executable_or_symlink_is_not_what_the_address_of_the_plain_file_proves() {
     let (dir, other) = (scratch(), scratch());

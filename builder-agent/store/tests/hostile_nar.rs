@@ -1,4 +1,4 @@
-//! A NAR from a stranger: one clear error that says where and what, and nothing left behind.
+//! A hostile NAR: one clear error with the place and the reason, and no files left behind.
 
 mod common;
 
@@ -16,7 +16,7 @@ fn token(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A NAR of these tokens, whatever they are.
+/// A NAR of these tokens, valid or not.
 fn raw(words: &[&[u8]]) -> Vec<u8> {
     words.iter().flat_map(|w| token(w)).collect()
 }
@@ -72,7 +72,7 @@ fn small() -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
-/// The error for `nar`, whichever way and in whatever pieces it comes.
+/// The error for `nar`, which must be the same for every entry point and every size of pieces.
 fn refused(store: &Store, nar: &[u8]) -> ParseError {
     let view = store.view(&alice());
     let mut errors = Vec::new();
@@ -92,7 +92,7 @@ fn refused(store: &Store, nar: &[u8]) -> ParseError {
     let path = path("hostile");
     match view.import(info(&path, nar, &[]), &mut &nar[..]) {
         Err(ImportError::Nar(e)) => errors.push(e),
-        // Import stops at the end of the NAR; what follows belongs to the next message.
+        // `import` stops at the end of the NAR; the bytes after it belong to the next message.
         Err(ImportError::HashMismatch { .. }) if matches!(errors[0], ParseError::Trailing { .. }) => {}
         other => panic!("not refused as a NAR: {other:?}"),
     }
@@ -273,7 +273,8 @@ fn a_nar_that_is_not_the_announced_one_is_refused() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Two independent parsers: whatever ours accepts, theirs accepts too, and it comes back unchanged.
+    /// Compares two independent parsers: `nix-archive` accepts every NAR that the store accepts, and the NAR
+    /// comes back unchanged.
     #[test]
     fn a_damaged_nar_is_refused_or_is_a_nar(flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
         let (_dir, store) = small();

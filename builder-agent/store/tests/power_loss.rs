@@ -1,9 +1,10 @@
-//! What a power loss leaves of a store: everything up to its last flush, and of what came later whatever the disk chose.
+//! A power loss keeps everything up to the store's last flush, and any part of what was written later.
 //!
-//! Simulated. A store is copied right after a flush, and again when more was done to it. A disk that lost power has the
-//! first copy, and of every file that is new in the second: nothing, a part, pages of zeros, or all of it; of the write-ahead
-//! log its first part, and then blocks of either kind. Opened in another boot, whatever is served must hash, and all
-//! that was there at the flush must be.
+//! The power loss is simulated. A store is copied right after a flush, and again after more changes. The
+//! simulated disk has the first copy, and of every file that is new in the second: nothing, a part, pages of
+//! zeros, or all of it; of the write-ahead log its first part, and then blocks of either kind. After it is
+//! opened in another boot, every visible path must have the right hash, and everything that was there at the
+//! flush must be visible.
 
 mod common;
 
@@ -20,7 +21,7 @@ use store::{
     Recovery, Store, StoreConfig, View,
 };
 
-/// Disks that are made up. Each takes some milliseconds.
+/// Number of simulated disks. Each takes some milliseconds.
 const DISKS: u64 = 60;
 const PAGE: usize = 4096;
 
@@ -84,7 +85,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// As if the store's last process had run in another boot; and, if given, with another promise.
+/// Makes the store look as if its last process had run in another boot; and, if given, with another number in
+/// the marker.
 fn in_another_boot(dir: &Path, through: Option<i64>) {
     let line = fs::read_to_string(dir.join("durable")).unwrap();
     let mut words: Vec<&str> = line.split_whitespace().collect();
@@ -95,10 +97,10 @@ fn in_another_boot(dir: &Path, through: Option<i64>) {
     fs::write(dir.join("durable"), format!("{line:<255}\n")).unwrap();
 }
 
-/// A store as it was when it was flushed, and some time later, with nothing flushed in between.
+/// A store right after a flush, and some time later, with no flush in between.
 struct TwoMoments {
     dir: tempfile::TempDir,
-    /// What alice had at the flush and has not deleted since.
+    /// The paths that alice had at the flush and has not deleted since.
     old: BTreeSet<StorePath>,
 }
 
@@ -120,12 +122,12 @@ fn two_moments() -> TwoMoments {
         let flushed = Instant::now();
         copy(&root, &dir.path().join("flushed"));
 
-        // Deleted, and then made again: the name of an object that the marker vouches for gets new bytes.
+        // Deleted, and then made again: the name of an object that the marker covers gets new bytes.
         delete(&a, "goes");
         delete(&b, "bobs");
         claim(&a, "again", &noise(60, 40_000), &[]);
         claim(&b, "bobs", &noise(61, 40_000), &[]);
-        // The same contents as something old, under another name and for another member.
+        // The same contents as an old path, under another name and for another member.
         claim(&b, "same", &noise(2, 20_000), &[]);
         claim(&a, "same", &noise(3, 20_000), &["old-2"]);
         for n in 0..10_u64 {
@@ -137,7 +139,7 @@ fn two_moments() -> TwoMoments {
         record(&store, &a, "new-9", 2);
         record(&store, &a, "old-4", 3);
         copy(&root, &dir.path().join("later"));
-        // Otherwise a flush may have come in between.
+        // Later, a flush might have come in between.
         if flushed.elapsed() < Duration::from_secs(4) {
             return TwoMoments { dir, old };
         }
@@ -145,7 +147,7 @@ fn two_moments() -> TwoMoments {
     panic!("this machine is too busy to do so little within four seconds");
 }
 
-/// What the disk has of a file that was not flushed.
+/// The simulated disk's version of a file that was not flushed.
 fn damaged(random: &mut Random, good: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = good.to_vec();
     match random.below(5) {
@@ -170,7 +172,7 @@ fn damaged(random: &mut Random, good: &[u8]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The log at the flush, and then blocks of what was written later, as far as they arrived.
+/// The log at the flush, followed by those blocks written later that reached the disk.
 fn log(random: &mut Random, flushed: &[u8], later: &[u8]) -> Vec<u8> {
     assert!(later.starts_with(flushed), "there was a checkpoint");
     let mut bytes = later.to_vec();
@@ -204,7 +206,7 @@ fn disk(moments: &TwoMoments, seed: u64) -> std::path::PathBuf {
     root
 }
 
-/// How many paths are served that are not what they should be.
+/// Number of visible paths with wrong contents.
 fn wrong(store: &Store) -> usize {
     let mut wrong = 0;
     for member in [alice(), bob()] {
@@ -234,11 +236,11 @@ fn whatever_a_disk_has_after_a_power_loss_what_is_served_is_whole_and_what_was_f
     let (mut lost, mut believed_too_much, mut newer) = (0, 0, 0);
     for seed in 0..DISKS {
         let root = disk(&moments, seed);
-        // What a wrong promise would do: the simulated damage is real.
+        // With a wrong number in the marker the simulated damage becomes visible, so it is real.
         let naive = moments.dir.path().join("naive");
         copy(&root, &naive);
         in_another_boot(&naive, Some(i64::MAX / 2));
-        // Files below new/ are hashed all the same, so they get their names first.
+        // Files below new/ are hashed in any case, so this gives them their names first.
         for entry in fs::read_dir(naive.join("new")).unwrap() {
             let entry = entry.unwrap();
             let header = fs::read(entry.path()).unwrap();
@@ -257,13 +259,13 @@ fn whatever_a_disk_has_after_a_power_loss_what_is_served_is_whole_and_what_was_f
         assert!(store.view(&alice()).roots().contains_key("1"), "disk {seed}");
         newer += valid.difference(&moments.old).count();
         lost += store.recovery().lost_paths;
-        // It goes on as any other.
+        // The store works as any other afterwards.
         claim(&store.view(&alice()), "afterwards", b"x", &["old-0"]);
         drop(store);
         assert_eq!(*open(&root).recovery(), Recovery::default(), "disk {seed}");
         fs::remove_dir_all(&root).unwrap();
     }
-    // Otherwise nothing was at stake.
+    // Otherwise the test would prove nothing.
     println!(
         "{lost} paths lost, {newer} newer ones kept, {believed_too_much} would have been served damaged"
     );
@@ -283,7 +285,7 @@ fn a_store_that_is_never_flushed_is_forgotten_by_a_boot_and_by_nothing_else() {
     assert_eq!(store.view(&alice()).all_valid().len(), 1);
     drop(store);
     in_another_boot(dir.path(), None);
-    // Also if it is to be flushed from now on: nobody knows what is on the disk.
+    // Also if the store is flushed from now on: the state of the disk is unknown.
     let store = open(Durability::Flush);
     assert_eq!(*store.recovery(), Recovery { forgotten: true, ..Recovery::default() });
     assert!(store.view(&alice()).all_valid().is_empty());
@@ -310,7 +312,7 @@ fn without_a_marker_everything_is_hashed() {
     bytes[5000] ^= 1;
     fs::remove_file(&object).unwrap();
     fs::write(&object, bytes).unwrap();
-    // A store of an older version, or one whose marker was torn.
+    // A store of an older version, or one whose marker was only partly written.
     fs::remove_file(dir.path().join("durable")).unwrap();
     let store = open(dir.path());
     let found = store.recovery();

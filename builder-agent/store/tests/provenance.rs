@@ -1,4 +1,4 @@
-//! Who sees what. A Claimed path does not exist for anybody but who claims it.
+//! Visibility of paths: a Claimed path does not exist for anybody but its owner.
 
 mod common;
 
@@ -56,7 +56,7 @@ fn a_claimed_path_is_invisible_to_others_in_every_question() {
     assert!(b.closure(std::slice::from_ref(&user)).is_err());
     assert!(b.nar(&user).is_err() && b.read_file(&user, 100).is_err() && b.snapshot([&user]).is_err());
     assert!(b.verify(&user).is_err());
-    // Nor can it be built upon.
+    // Nor can another member build upon it.
     let nar = file("on top").nar();
     let error = b.import(info(&path("top"), &nar, &[&dep]), &mut &nar[..]).unwrap_err();
     assert!(matches!(error, ImportError::Register(RegisterError::MissingReference { .. })), "{error}");
@@ -79,7 +79,8 @@ fn copies_of_equal_claims_are_not_shared_between_members() {
     let (_dir, _store, a, b) = two_members();
     claim(&a, &path("p"), "equal", &[]);
     claim(&b, &path("p"), "equal", &[]);
-    // A shared copy would be there at once for the second: that time tells what the first one has.
+    // With a shared copy the second call would return at once, and its duration would show what the first
+    // member has.
     assert_ne!(unpacked(&a, &path("p")), unpacked(&b, &path("p")));
 }
 
@@ -151,7 +152,7 @@ fn an_entry_that_does_not_count_vouches_for_nothing() {
         ingest.write_all(&nar).unwrap();
         a.stage_built(ingest.finish().unwrap(), info(path, &nar, refs), provenance).unwrap()
     };
-    // The first p counts, and it is a lie; the second one is true and comes too late.
+    // The first p counts, and its contents are wrong; the second one is right and comes too late.
     let batch = vec![
         stage(&p, "lie", &[], Provenance::Claimed(alice())),
         stage(&p, "truth", &[], Provenance::Verified),
@@ -247,7 +248,7 @@ fn a_right_content_address_is_verified_for_everybody() {
     assert_eq!(b.referrers(&text.path), [on_top.path.clone()].into());
     b.verify(&text.path).unwrap();
 
-    // The same as an upload with an announced address; hearsay about it is dropped.
+    // The same as an upload with an announced address; unproven fields are dropped.
     let dir = scratch();
     let store = open(dir.path());
     let (a, b) = (store.view(&alice()), store.view(&bob()));
@@ -264,7 +265,7 @@ fn a_right_content_address_is_verified_for_everybody() {
     assert_eq!(b.info_with_provenance(&text.path).unwrap().1, Provenance::Verified);
 }
 
-/// Small ones are hashed while they come, large ones are read back.
+/// Small files are hashed while they arrive, large ones are read back.
 #[test]
 fn a_flat_address_is_of_the_contents_of_one_plain_file_of_any_size() {
     let (_dir, _store, a, b) = two_members();
@@ -338,7 +339,7 @@ fn content_addressed_on_top_of_a_claim_is_a_claim() {
     assert!(!b.is_valid(&got.path));
 }
 
-/// In whatever order, at once or one by one; and what is built on the last one at last.
+/// In any order, at once or one by one; and finally a path that refers to the last one.
 #[test]
 fn what_waited_for_its_references_only_follows_the_last_of_them() {
     for (order, size) in [([0, 1, 2, 3], 1), ([3, 2, 1, 0], 1), ([2, 0, 3, 1], 2), ([1, 3, 0, 2], 4)] {
@@ -376,7 +377,8 @@ fn a_content_address_with_self_reference_is_checked_modulo_itself() {
     assert_eq!(b.info_with_provenance(&announced.path).unwrap().1, Provenance::Verified);
 }
 
-/// Places are kept until the hash is complete, so there is a limit; what has more of them is not proven by its address.
+/// Places are kept until the hash is complete, so their number is limited; a path with more of them is not
+/// proven.
 #[test]
 fn self_references_without_end_prove_nothing() {
     let (_dir, _store, a, b) = two_members();

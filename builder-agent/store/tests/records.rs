@@ -1,4 +1,4 @@
-//! Results and realisations: kept over restarts, layered like paths, and an old index becomes a new one in place.
+//! Results and realisations survive restarts and are layered like paths; an old index is migrated in place.
 
 mod common;
 
@@ -65,7 +65,7 @@ fn a_realisation_has_layers_and_is_signed_only_when_verified() {
     let said = a.add_realisation(id("out"), path("proven"), Provenance::Claimed(bob())).unwrap_err();
     assert!(matches!(said, RegisterError::ForeignMember { .. }), "{said}");
 
-    // A poisoned one is seen by who made it, and by nobody else.
+    // A realisation with a false path is seen by its owner only.
     a.add_realisation(id("out"), path("claimed"), Provenance::Verified).unwrap();
     assert_eq!(a.realisation(&id("out")), Some((path("claimed"), Provenance::Claimed(alice()), vec![])));
     assert_eq!(b.realisation(&id("out")), None);
@@ -97,7 +97,7 @@ fn an_index_of_the_first_schema_is_brought_up_to_date_in_place() {
         claim(&store.view(&alice()), "claimed");
         verified(&store.view(&bob()), "proven");
     }
-    // Back to what the first version wrote.
+    // Changes the index back to the first version's schema.
     let db = rusqlite::Connection::open(dir.path().join("index.sqlite")).unwrap();
     db.execute_batch(
         "DROP TABLE realisations; DROP TABLE results; DROP TABLE result_outputs; DROP TABLE roots;
@@ -113,7 +113,7 @@ fn an_index_of_the_first_schema_is_brought_up_to_date_in_place() {
         assert_eq!(a.all_valid(), [path("claimed"), path("proven")].into());
         assert_eq!(a.info_with_provenance(&path("proven")).unwrap().1, Provenance::Verified);
         a.verify(&path("claimed")).unwrap();
-        // It may be a copy of anybody's, so it is not shown to those who share with alice.
+        // The claim may be a copy of any member's claim, so it is not shown to those who share with alice.
         let b = store.view_sharing(&bob(), &[alice()]);
         assert_eq!(b.all_valid(), [path("proven")].into());
         a.add_root("r", &path("claimed")).unwrap();

@@ -1,4 +1,4 @@
-//! What goes in comes out: the NAR of an object is the NAR it was made of, and standard tools read the object.
+//! The NAR of an object equals the NAR from which it was made, and standard tools can read the object.
 
 mod common;
 
@@ -128,7 +128,7 @@ fn compose(view: &View, paths: BTreeSet<nix_derivation::StorePath>, to: &Path) {
     assert_eq!(composed.len, image.metadata().unwrap().len());
 }
 
-/// Mounts `image` and returns the NAR of what the kernel shows, or why that is not possible here.
+/// Mounts `image` and returns the NAR of the mounted tree, or the reason why mounting is not possible here.
 fn mounted(image: &Path, below: &str) -> Result<Vec<u8>, String> {
     let at = image.with_extension("mounted");
     fs::create_dir(&at).unwrap();
@@ -149,7 +149,7 @@ fn many_entries() -> Tree {
     for i in 0..3000 {
         entries.insert(format!("entry-{i:05}-with-a-rather-long-name").into_bytes(), file(format!("{i}")));
     }
-    // Before and after `.` and `..` in the order of bytes.
+    // Names that sort before and after `.` and `..`.
     for name in ["!", "+x", "-", ".a", "..a", "...", "0"] {
         entries.insert(name.as_bytes().to_vec(), Tree::Dir(Default::default()));
     }

@@ -1,4 +1,4 @@
-//! Members who share see each other's claims, and lose nothing that they built when the sharing ends.
+//! Members who share see each other's claims, and keep what they have built when the sharing ends.
 
 mod common;
 
@@ -69,7 +69,7 @@ fn verified_comes_before_own_and_own_before_shared() {
         (a.read_file(&p, 10).unwrap(), b.read_file(&p, 10).unwrap()),
         (b"alice's".into(), b"bob's".into())
     );
-    // Of several who share the first one counts.
+    // If several members share the same path, the first one counts.
     let carol = Member::new("carol");
     assert_eq!(store.view_sharing(&carol, &[bob(), alice()]).read_file(&p, 10).unwrap(), b"bob's");
     assert_eq!(store.view_sharing(&carol, &[alice(), bob()]).read_file(&p, 10).unwrap(), b"alice's");
@@ -91,7 +91,7 @@ fn what_is_built_upon_a_shared_claim_survives_the_end_of_sharing_and_its_owner()
     claim(&b, &other, "other", &[]);
     claim(&a, &top, "top", &[&dep]);
     assert_eq!(provenance(&a, &base), Provenance::Claimed(alice()));
-    // Only what is needed became hers.
+    // Only the needed paths became alice's own.
     assert_eq!(provenance(&a, &other), Provenance::Claimed(bob()));
     delete(&b, &[&base, &dep, &other]);
     drop((a, b, store));
@@ -138,20 +138,20 @@ fn the_inputs_of_a_build_are_one_closure_however_the_view_changes() {
     claim(&a, &p, "claimed", &[&old]);
     claim(&a, &top, "top", &[&p]);
     let before = a.snapshot([&top]).unwrap();
-    // Somebody builds the real p, which refers to something else.
+    // Another member builds the real p, which refers to another path.
     verified(&b, &p, "proven");
     let after = a.snapshot([&top]).unwrap();
     let names =
         |c: &store::Closure| c.info().paths.keys().cloned().collect::<std::collections::BTreeSet<_>>();
     assert_eq!(names(&before), [p.clone(), old.clone(), top.clone()].into());
     assert_eq!(names(&after), [p.clone(), top.clone()].into());
-    // What was taken before the change was not proven, although each path asked for now may be.
+    // The snapshot from before the change is not proven, although each path may be now.
     assert!(!before.info().all_verified() && !after.info().all_verified());
     let only_p = a.snapshot([&p]).unwrap();
     assert!(only_p.info().all_verified() && a.all_verified(&[p.clone()].into()));
     let contents = |c: &store::Closure, p: &StorePath| std::fs::read(c.tree(p).unwrap()).unwrap();
     assert_eq!((contents(&before, &p), contents(&after, &p)), (b"claimed".to_vec(), b"proven".to_vec()));
-    // What is being used is not collected, whether or not it is still seen.
+    // A path in use is not collected, whether or not the view still shows it.
     let wish =
         Collect { paths: [top, old.clone()].into(), action: CollectAction::DeleteSpecific, ..everything() };
     assert!(a.collect(&wish).unwrap_err().to_string().contains("still alive"));
@@ -196,7 +196,7 @@ fn a_build_can_refer_to_what_its_owner_deletes_while_it_runs() {
     assert_eq!(provenance(&a, &path("out")), Provenance::Claimed(alice()));
     assert_eq!(store.view(&alice()).closure(&[path("out")]).unwrap().len(), 3);
     assert!(!a.is_valid(&unused) && inputs.info().paths.len() == 2 && !inputs.info().all_verified());
-    // With nothing of others there is nothing to write, and what is missing is missing.
+    // If no path belongs to other members, nothing is written; missing paths are still an error.
     assert_eq!(a.snapshot_to_build([&path("out")]).unwrap().info().paths.len(), 3);
     assert!(matches!(a.snapshot_to_build([&unused]), Err(store::RegisterError::NotValid(_))));
 }
@@ -209,7 +209,7 @@ fn carol() -> Member {
     Member::new("carol")
 }
 
-/// All that `view` tells of `p` by any question.
+/// Asserts that no query of `view` reveals `p`.
 fn is_unknown(view: &View, p: &StorePath) {
     assert!(!view.is_valid(p) && view.info(p).is_none() && view.info_with_provenance(p).is_none(), "{p:?}");
     assert_eq!(view.query_valid(std::slice::from_ref(p)), []);
@@ -233,12 +233,12 @@ fn is_unknown(view: &View, p: &StorePath) {
     assert!(view.import(info(&path("mine"), &nar, &[p]), &mut &nar[..]).is_err());
 }
 
-/// Whether every path that `view` shows has its closure there, too.
+/// Whether `view` shows the closure of every path that it shows.
 fn is_closed(view: &View) -> bool {
     view.all_valid().iter().all(|p| view.closure(std::slice::from_ref(p)).is_ok())
 }
 
-/// Alice shares with bob, and bob with carol; alice and carol do not know each other.
+/// Alice shares with bob, and bob with carol; alice and carol do not share.
 #[test]
 fn what_one_member_shares_goes_exactly_one_step_however_it_is_used() {
     let dir = scratch();
@@ -251,7 +251,7 @@ fn what_one_member_shares_goes_exactly_one_step_however_it_is_used() {
     for p in [&rooted, &realised, &input] {
         claim(&a, p, p.name(), &[]);
     }
-    // Bob builds upon alice's, in every way there is; and has things of his own.
+    // Bob builds upon alice's paths in every possible way, and has paths of his own.
     let (own, upon, upon_that) = (path("own"), path("upon"), path("upon-that"));
     claim(&b, &own, "own", &[]);
     claim(&b, &upon, "upon", &[&base, &own]);
@@ -261,7 +261,7 @@ fn what_one_member_shares_goes_exactly_one_step_however_it_is_used() {
     b.add_realisation(id("hers"), realised.clone(), Provenance::Claimed(bob())).unwrap();
     b.add_realisation(id("his"), own.clone(), Provenance::Claimed(bob())).unwrap();
     drop(b.snapshot_to_build([&input]).unwrap());
-    // A root, a realisation and a snapshot made them his: they outlive alice's.
+    // A root, a realisation and a snapshot copied these paths to bob's layer: they outlive alice's.
     let hers = [&dep, &base, &rooted, &realised, &input];
     assert!(hers.iter().all(|p| provenance(&b, p) == Provenance::Claimed(bob())));
 
@@ -277,11 +277,11 @@ fn what_one_member_shares_goes_exactly_one_step_however_it_is_used() {
             store.view_sharing(&bob(), &[]).closure(std::slice::from_ref(&upon_that)).unwrap().len(),
             5
         );
-        // Who shares with both has it all, also what alice does not have any more.
+        // A member who shares with both sees all paths, even those that alice does not have any more.
         let both = store.view_sharing(&carol(), &[bob(), alice()]);
         assert!(both.is_valid(&upon_that) && hers.iter().all(|p| both.is_valid(p)) && is_closed(&both));
         assert!(both.realisation(&id("hers")).is_some());
-        // And alice sees what was made of her own.
+        // And alice sees the paths that were built upon her own.
         assert!(store.view_sharing(&alice(), &[bob()]).is_valid(&upon_that));
     };
     check(&store);
@@ -305,7 +305,7 @@ fn a_copy_of_a_copy_is_still_its_first_owners() {
         "hers",
         &[&path("daves")],
     );
-    // Bob shares with alice, not with dave; and with both, and copies.
+    // Bob shares with alice, not with dave; then with both, and copies.
     let b = store.view_sharing(&bob(), &[alice()]);
     assert!(b.all_valid().is_empty());
     let b = store.view_sharing(&bob(), &[alice(), dave.clone()]);
@@ -348,7 +348,7 @@ fn what_was_built_from_anothers_bytes_does_not_become_open_when_their_name_is_pr
     let c = store.view_sharing(&carol(), &[bob()]);
     assert_eq!(c.all_valid(), [path("dep")].into());
     assert_eq!(c.read_file(&path("dep"), 10).unwrap(), b"proven");
-    // What is built upon the proven one is bob's alone to show.
+    // A path that bob builds upon the proven one belongs to bob alone, so he may share it.
     claim(&b, &path("next"), "next", &[&path("dep")]);
     assert!(c.is_valid(&path("next")) && is_closed(&c));
 }

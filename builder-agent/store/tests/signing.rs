@@ -1,4 +1,5 @@
-//! Keys and signatures are Nix's, byte for byte; only Verified paths are signed, and only trusted signatures count.
+//! Keys and signatures equal Nix's, byte for byte; only Verified paths are signed, and only trusted
+//! signatures count.
 
 mod common;
 
@@ -89,7 +90,7 @@ fn text_that_is_no_key_is_refused_with_the_reason() {
     for bad in ["k:", "k:AAAA", "k:????", &format!("k:{}", "A".repeat(1 << 20)), SECRET] {
         assert!(matches!(of(bad), KeyError::BadBytes { want: 32, .. }), "{bad:.40}");
     }
-    // Of two halves that do not belong together, signatures would give the secret one away.
+    // If the two halves did not belong together, signatures would reveal the secret one.
     let other = SecretKey::generate("x").unwrap().to_secret_text();
     let mixed = format!("x:{}{}", &SECRET[18..18 + 42], &other[2 + 42..]);
     assert!(matches!(mixed.parse::<SecretKey>(), Err(KeyError::Mismatch(_) | KeyError::BadBytes { .. })));
@@ -121,7 +122,7 @@ proptest! {
     }
 }
 
-/// Notes what it was asked to sign.
+/// A signer that records what it signed.
 struct Recorder(SecretKey, Mutex<Vec<String>>);
 
 impl Signer for Recorder {
@@ -177,7 +178,7 @@ fn only_verified_paths_are_signed() {
     let nar = file("x").nar();
     let (claimed, provenance) = import(&a, info(&path("claim"), &nar, &[]), &nar).unwrap();
     assert_eq!((provenance, claimed.signatures.len()), (Provenance::Claimed(alice()), 0));
-    // Verified by the caller's word, but on top of a claim.
+    // Verified by the caller's word, but with a claim as reference.
     assert_eq!(verified(&a, &path("top"), &nar, &[&path("claim")]), Provenance::Claimed(alice()));
     assert_eq!(s.signed(), Vec::<String>::new());
 
@@ -190,7 +191,8 @@ fn only_verified_paths_are_signed() {
     assert_eq!(s.signed().len(), 1);
 }
 
-/// They prove themselves to every client, and a signature takes longer than all else for a small path.
+/// Such paths prove themselves to every client, and a signature takes longer than all other work for a small
+/// path.
 #[test]
 fn a_content_addressed_path_is_not_signed_and_seen_by_everybody_all_the_same() {
     let s = Signing::new();
@@ -247,7 +249,7 @@ fn a_trusted_signature_makes_an_upload_verified_and_a_wrong_one_does_not() {
     assert_eq!(import(&a, signed(&path("bad2"), &[&right]), &nar).unwrap().1, Provenance::Claimed(alice()));
     let (got, provenance) = import(&a, signed(&path("p"), &[&stranger, &right]), &nar).unwrap();
     assert_eq!(provenance, Provenance::Verified);
-    // Others hear what was checked, and our own signature; hearsay is alice's alone.
+    // Other members see the checked fields and the box's signature; unproven fields are shown to alice only.
     let others = s.store.view(&bob()).info(&path("p")).unwrap();
     assert_eq!((&others.deriver, others.ultimate), (&None, false));
     assert_eq!(others.signatures[0], right);
@@ -263,7 +265,7 @@ fn a_signature_that_comes_later_lifts_the_claim_and_what_proves_itself_upon_it()
     let nar = file("x").nar();
     let base = info(&path("base"), &nar, &[]);
     import(&a, base.clone(), &nar).unwrap();
-    // Content-addressed on top of it, and an ordinary claim on top of that.
+    // A content-addressed path that refers to it, and an ordinary claim that refers to that.
     let refs = [path("base")].into();
     let text = a
         .add_ca("t", ContentAddressMethod::Text, HashAlgorithm::Sha256, &refs, &mut &b"t"[..])
@@ -290,7 +292,8 @@ fn a_signature_that_comes_later_lifts_the_claim_and_what_proves_itself_upon_it()
     assert_eq!((info.signatures.len(), &info.signatures[0]), (2, &right));
     assert_eq!(a.info_with_provenance(&path("top")).unwrap().1, Provenance::Claimed(alice()));
 
-    // On what everybody sees, others see only signatures that they can check; the wrong one from before is still alice's.
+    // On a Verified path other members see only signatures that can be checked; the earlier wrong one is
+    // shown to alice only.
     let other = SecretKey::generate("mine").unwrap().sign(fingerprint(&info).as_bytes());
     a.add_signatures(&path("base"), std::slice::from_ref(&other)).unwrap();
     assert_eq!(b.info(&path("base")).unwrap(), info);

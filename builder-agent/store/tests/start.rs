@@ -1,4 +1,4 @@
-//! What was stored cannot keep the store from opening: not what a member may store, nor what became of it on the disk.
+//! No stored data keeps the store from opening: neither what a member may store, nor damage on the disk.
 
 mod common;
 
@@ -13,7 +13,7 @@ use store::{Provenance, RealisationId, Recovery, Store, View};
 /// References of one path, as many as are accepted.
 const MOST: usize = 30_000;
 
-/// Alice claims `name` with the contents of something she has.
+/// Registers `name` as alice's claim with the contents of another of her paths.
 fn adopt(a: &View, name: &str, references: BTreeSet<StorePath>) -> Result<(), store::RegisterError> {
     let like = a.info(&path("link")).expect("it is there");
     let info = nix::PathInfo { path: path(name), references, ..nix::PathInfo::clone(&like) };
@@ -44,7 +44,7 @@ fn a_member_has_so_many_references_and_the_start_reads_them_in_good_time() {
     assert!(refused.is_callers_fault());
     let said = refused.to_string();
     assert!(said.contains("at most 1000000 are accepted") && said.contains("nix store gc"), "{said}");
-    // Who is at the limit can still do what adds nothing, and others are as free as before.
+    // At the limit a registration that adds nothing still works, and other members are not affected.
     adopt(&a, "small", BTreeSet::new()).unwrap();
     let nar = file("bob").nar();
     store.view(&bob()).import(info(&path("bobs"), &nar, &[]), &mut &nar[..]).unwrap();
@@ -108,7 +108,7 @@ fn a_damaged_index_is_moved_aside_and_the_store_starts_empty() {
         let _ = fs::remove_file(dir.path().join("index.sqlite-wal"));
         match garbage {
             true => bytes = noise(1, 50_000),
-            // The header is sound, the tables are not.
+            // The header is intact, the tables are not.
             false => bytes[4096..].fill(0xab),
         }
         fs::write(&index, &bytes).unwrap();

@@ -1,4 +1,4 @@
-//! Git's hash of an object: what `git hash-object` says of a file and `git write-tree` of a directory, by SHA-1 or
+//! Git's hash of an object: `git hash-object` of a file and `git write-tree` of a directory, by SHA-1 or
 //! SHA-256 (Nix: `dumpHash` in `src/libutil/git.cc`).
 //!
 //! A blob is a file's bytes or a symlink's target. A tree lists mode, name and hash of each entry, sorted as if the
@@ -8,8 +8,8 @@ use nix_derivation::{HashAlgorithm, NixHash, NixHasher};
 
 use crate::format::object::{Kind, Object, ObjectError, WalkGuard};
 
-/// The hash of an object whose root is a directory or a plain file: the caller has looked, since a root's mode is not
-/// part of this.
+/// The hash of an object whose root is a directory or a plain file. The caller has checked the kind of the
+/// root, since the hash does not cover a root's mode.
 pub(crate) fn hash(object: &Object, algorithm: HashAlgorithm) -> Result<NixHash, ObjectError> {
     let mut walk = Walk { object, algorithm, guard: object.walk_guard() };
     Ok(walk.node(object.root(), 0)?.1)

@@ -1,5 +1,5 @@
-//! NAR, the archive format of Nix, parsed strictly as it arrives. The other way, an object is read as a NAR by
-//! [`NarReader`](super::object::NarReader).
+//! NAR, the archive format of Nix: a strict parser that works while the bytes arrive. The opposite direction,
+//! reading an object as a NAR, is [`NarReader`](super::object::NarReader).
 
 mod parse;
 pub(crate) mod tokens;

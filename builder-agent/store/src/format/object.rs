@@ -10,8 +10,8 @@
 //! The root of the image is a directory with one entry, [`ROOT_ENTRY`], which is the root of the NAR (it may be
 //! a file or a symlink; the root of an EROFS may not). An object is a pure function of its NAR.
 //!
-//! Assumed of the other side: we wrote the file, but the disk may have changed it. The reader checks every
-//! offset it follows, and never trusts a count with memory or time.
+//! Assumption: the store wrote the file, but the disk may have damaged it. The reader checks every offset
+//! that it follows, and no count read from the file decides how much memory or time it spends.
 
 mod compose;
 mod emit;

@@ -1,5 +1,5 @@
-//! What can change in the index: each is written to the index on disk, in one transaction with others, and then done
-//! in memory. Both apply a list of them in order, and both ignore the same ones.
+//! The changes of the index. Each is written to the index on disk, in one transaction with others, and then
+//! made in memory. Both apply a list of changes in order, and both ignore the same ones.
 
 use std::sync::Arc;
 
@@ -19,15 +19,15 @@ pub(crate) enum Change {
         provenance: Provenance,
         proven: bool,
         object_size: u64,
-        /// Of a claim.
+        /// The origins of a claim.
         origins: Origins,
     },
-    /// Verified paths are never dropped: others may have built on them.
+    /// Verified paths are never dropped: other members may have built on them.
     DropClaim {
         member: Member,
         path: StorePath,
     },
-    /// Only the signatures of `info` differ from what is there.
+    /// Replaces the signatures of a path; the rest of `info` equals the registered one.
     SetSignatures {
         info: Arc<PathInfo>,
         provenance: Provenance,
@@ -39,7 +39,7 @@ pub(crate) enum Change {
         provenance: Provenance,
         realisation: Arc<Realisation>,
     },
-    /// `None`: a Verified one, which only repair drops.
+    /// `None`: a Verified realisation, which only repair drops.
     DropRealisation {
         id: RealisationId,
         member: Option<Member>,
@@ -62,7 +62,7 @@ pub(crate) enum Change {
         member: Member,
         name: String,
     },
-    /// Replaces what the member said about the path before.
+    /// Replaces the member's earlier annotation of the path.
     Annotate {
         member: Member,
         path: StorePath,

@@ -1,12 +1,14 @@
-//! One commit for all who wait: whoever comes first leads, and takes along what others have ready.
+//! One commit for many waiting changes: the first thread leads, and includes the jobs that other threads have
+//! ready.
 //!
-//! A commit is one transaction however much is in it. So registrations queue here; while one group is written the next
-//! one gathers. Order within a group: plans against the index, one transaction, then the maps in memory. What became
-//! visible survives this process, and a power loss as soon as the housekeeper has flushed it; no lock that readers need
-//! is held while the disk works.
+//! A commit is one transaction, however large. Therefore registrations queue here; while one group is written
+//! the next one gathers. Order within a group: plans against the index, one transaction, then the maps in
+//! memory. A visible change survives this process, and a power loss as soon as the housekeeper has flushed
+//! it; no lock that readers need is held while the disk works.
 //!
-//! Deleting is the other way round: what goes is out of sight before it is deleted, so that nobody who makes it a
-//! temporary root meanwhile is told that it is there. A crash in between brings back garbage and nothing else.
+//! Deletion has the opposite order: a path is hidden before it is deleted, so that a client that makes it a
+//! temporary root meanwhile does not get the answer that it is valid. A crash in between brings back garbage
+//! and nothing else.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,27 +22,28 @@ use crate::types::Member;
 /// Most jobs of one group. Each may bring a batch of hundreds of paths, and all wait for the slowest.
 const MAX_GROUP: usize = 256;
 
-/// What a job decided to do.
+/// The decision of a job.
 #[derive(Default)]
 pub(crate) struct Plan {
     pub(crate) changes: Vec<Change>,
-    /// Called once the changes are written, before anybody can see them: what they name has to be found then.
+    /// Called after the changes are written and before they are visible: the objects that they name must be
+    /// found by then.
     pub(crate) once_written: Option<Box<dyn FnOnce() + Send>>,
-    /// The changes only drop things, namely this member's claims and what goes with them.
+    /// Set if the changes only drop things: this member's claims and what belongs to them.
     pub(crate) drops_of: Option<Member>,
 }
 
-/// Which paths a job is about, by digest. Jobs that are about the same paths do not share a group, since the second
-/// has to see what the first did.
+/// The paths that a job is about, by digest. Jobs about the same paths do not share a group, since the second
+/// job has to see the result of the first.
 #[derive(Default)]
 pub(crate) struct About {
     pub(crate) adds: Vec<[u8; 20]>,
     pub(crate) reads: Vec<[u8; 20]>,
-    /// It may be about anything.
+    /// The job may be about any path.
     pub(crate) everything: bool,
 }
 
-/// May be asked again, with what was held meanwhile.
+/// May be called again, when paths were held after the first call.
 type Planner = Box<dyn FnMut(&Memory) -> Result<Plan, RegisterError> + Send>;
 type Outcome = Result<(), RegisterError>;
 
@@ -59,7 +62,7 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        // Only if the leader panicked: nobody may wait for ever.
+        // Happens only if the leader panicked: no thread may wait for ever.
         self.end(Err(RegisterError::Abandoned));
     }
 }
@@ -71,7 +74,7 @@ struct Queue {
 }
 
 impl Queue {
-    /// The first job, and all that can go with it.
+    /// The first job, and all later jobs that can share its group.
     fn group(&mut self) -> Vec<Job> {
         let mut group: Vec<Job> = self.waiting.pop_front().into_iter().collect();
         if self.waiting.is_empty() || group[0].about.everything {
@@ -81,7 +84,7 @@ impl Queue {
         let mut note = |about: &About| {
             let clash = about.adds.iter().any(|p| added.contains(p) || read.contains(p))
                 || about.reads.iter().any(|p| added.contains(p));
-            // Also of one that has to wait: nobody overtakes it.
+            // Also the paths of a job that has to wait: no later job may overtake it.
             added.extend(about.adds.iter().copied());
             read.extend(about.reads.iter().copied());
             clash
@@ -122,7 +125,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs `plan` against the index, writes down what it decided, then makes it visible. Blocks until then.
+/// Runs `plan` against the index, writes its changes, then makes them visible. Blocks until then.
 pub(crate) fn commit<T: Send + 'static>(
     index: &Index,
     about: About,
@@ -131,12 +134,13 @@ pub(crate) fn commit<T: Send + 'static>(
     let mut plan = Some(plan);
     commit_repeatable(index, about, move |memory| match plan.take() {
         Some(plan) => plan(memory),
-        // Only plans that drop something are made twice.
+        // Only a plan that drops something is called twice.
         None => Err(RegisterError::Abandoned),
     })
 }
 
-/// [`commit`] of a plan that can be made twice: the second one counts. For plans that drop what may be held.
+/// [`commit`] of a plan that can be called twice; the second result counts. For plans that drop paths that
+/// may be held.
 pub(crate) fn commit_repeatable<T: Send + 'static>(
     index: &Index,
     about: About,
@@ -175,17 +179,17 @@ pub(crate) fn commit_repeatable<T: Send + 'static>(
     }
 }
 
-/// A job whose plan is made.
+/// A job after its plan was called.
 struct Planned {
     job: Job,
     changes: Vec<Change>,
     once_written: Option<Box<dyn FnOnce() + Send>>,
-    /// If they are visible already: what takes them back.
+    /// Set if the changes are visible already: the changes that take them back.
     undo: Option<Vec<Change>>,
 }
 
 fn lead(index: &Index, group: Vec<Job>) {
-    // Held to the end: whoever removes objects takes it too.
+    // Held to the end: the thread that removes objects takes the same lock.
     let mut locked = index.lock();
     let mut planned = Vec::with_capacity(group.len());
     for mut job in group {
@@ -226,11 +230,12 @@ fn lead(index: &Index, group: Vec<Job>) {
     }
 }
 
-/// Takes what `plan` drops out of sight, before it is deleted, unless somebody has made one of these paths a temporary
-/// root since it was planned: then it is planned again. Returns what counts, and what takes it back.
+/// Hides what `plan` drops before it is deleted. If one of these paths has become a temporary root since the
+/// plan, the plan is called again. Returns the plan that counts, and the changes that take it back.
 ///
-/// With the index locked nobody is told that a path is valid, so whoever holds one afterwards hears that it is gone.
-/// The index cannot have changed since the plan, because only the leader changes it.
+/// While the index is locked no client gets the answer that a path is valid, so a client that holds a dropped
+/// path afterwards learns that it is not valid. The index cannot have changed since the plan, because only
+/// the leader changes it.
 fn drop_early(
     locked: &Locked<'_>,
     mut plan: Result<Plan, RegisterError>,
@@ -239,7 +244,7 @@ fn drop_early(
     let mut memory = locked.memory_mut();
     let held = match &plan {
         Ok(Plan { changes, drops_of: Some(member), .. }) => {
-            // What a Verified path hides stays valid by that.
+            // A path that also has a Verified row stays valid.
             let gone = |change: &Change| match change {
                 Change::DropClaim { path, .. } if !memory.is_verified(path) => {
                     locked.holds().has(member, path)

@@ -1,10 +1,11 @@
-//! Where the index survives the process. Embedded: SQLite (`sqlite`).
+//! The database that keeps the index when the process ends. Embedded: SQLite (`sqlite`).
 //!
-//! A database is read once, at the start, and written at each commit; all questions are answered from [`super::memory`].
-//! Rows of paths are numbered upwards and no number is used twice, so that one number says what is on stable storage.
+//! A database is read once, at the start, and written at each commit; all queries are answered from
+//! [`super::memory`]. Rows of paths have ascending numbers and no number is used twice, so that one number
+//! says what is on stable storage.
 //!
-//! One process writes. For a database that several boxes write (PostgreSQL), the leader of a commit would first take over
-//! what others have written; that step is not in this trait yet.
+//! One process writes. For a database that several boxes write (PostgreSQL), the leader of a commit would
+//! first read the changes of the others; that step is not in this trait yet.
 
 use nix::PathInfo;
 
@@ -18,10 +19,10 @@ pub(crate) trait Database: Send {
     /// Makes all changes or none. What is written survives this process, and a power loss as configured.
     fn write(&mut self, changes: &mut dyn Iterator<Item = &Change>) -> Result<(), DatabaseError>;
 
-    /// Number of the last row of a path, there or gone.
+    /// Number of the last row of a path, even if that row has been deleted.
     fn last_row(&self) -> i64;
 
-    /// Does what should not happen in the middle of a commit, if there is enough of it. Called after each flush.
+    /// Does work that should not happen during a commit, if there is enough of it. Called after each flush.
     fn checkpoint(&mut self) -> Result<(), DatabaseError>;
 }
 
@@ -35,11 +36,11 @@ pub(crate) struct Record {
     pub(crate) origins: Origins,
 }
 
-/// All that a database holds.
+/// The whole contents of a database.
 #[derive(Default)]
 pub(crate) struct Loaded {
     pub(crate) paths: Vec<Record>,
-    /// All that is not a path, as the changes that make it.
+    /// Everything but the paths, as the changes that create it.
     pub(crate) rest: Vec<Change>,
     /// How many rows could not be understood and were removed.
     pub(crate) unreadable: usize,

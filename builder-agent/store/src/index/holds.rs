@@ -1,6 +1,6 @@
-//! Temporary roots: what somebody needs for as long as they are there, like a session or a running build.
+//! Temporary roots: the paths that a session or a running build needs for as long as it exists.
 //!
-//! Kept in memory only: a process that ends needs nothing any more.
+//! In memory only: when the process ends, no session needs them any more.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,8 +10,8 @@ use nix_derivation::StorePath;
 use crate::error::RegisterError;
 use crate::types::Member;
 
-/// Most paths of one hold that are not Verified: nobody sends this many in one session (large closures have some ten
-/// thousand), and they take up to 60 MB.
+/// Most paths of one hold that are not Verified: no client sends this many in one session (large closures
+/// have some ten thousand), and they take up to 60 MB.
 const MAX_HELD: usize = 200_000;
 
 /// All holds of one store.
@@ -31,13 +31,13 @@ impl Holds {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is held for `member`.
+    /// The paths that are held for `member`.
     pub(crate) fn of(&self, member: &Member) -> BTreeSet<StorePath> {
         let state = self.state();
         state.by_member.get(member).into_iter().flat_map(BTreeMap::values).flatten().cloned().collect()
     }
 
-    /// Whether `path` is.
+    /// Whether `path` is held for `member`.
     pub(crate) fn has(&self, member: &Member, path: &StorePath) -> bool {
         let state = self.state();
         state.by_member.get(member).is_some_and(|holds| holds.values().any(|held| held.contains(path)))
@@ -67,7 +67,7 @@ impl Hold {
         state.by_member.get(&self.member).and_then(|holds| holds.get(&self.id)).map_or(0, BTreeSet::len)
     }
 
-    /// Holds these, too; or none of them if they are too many.
+    /// Also holds these paths; or none of them if they are too many.
     pub(crate) fn add<'a>(
         &self,
         paths: impl IntoIterator<Item = &'a StorePath>,

@@ -1,8 +1,8 @@
 //! The index in memory: every answer about validity comes from here.
 //!
-//! One layer for Verified paths and one per member, so that nothing looked up for one member depends on what
-//! another has, unless the two share. Held in a `RwLock` by the [`super::Index`]; no one keeps the lock during input or
-//! output. Changes come as [`Change`]s, the same that were written to the database before.
+//! One layer for Verified paths and one per member, so that no lookup for one member depends on another
+//! member's paths, unless the two share. Held in a `RwLock` by the [`super::Index`]; no thread keeps the lock
+//! during input or output. Changes come as [`Change`]s, the same that were written to the database before.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub(crate) struct Entry {
     pub(crate) info: Arc<PathInfo>,
     /// Its contents are proven by a content address or by a signature; it is Claimed only because of its references.
     pub(crate) proven: bool,
-    /// Whose it is, and what it refers to: who else may see it.
+    /// The owners of this claim and of all claims below it; they decide which other members may see it.
     pub(crate) origins: Origins,
 }
 
@@ -33,10 +33,10 @@ pub(crate) struct Layer {
     referrers: HashMap<StorePath, BTreeSet<StorePath>>,
     realisations: HashMap<RealisationId, Arc<Realisation>>,
     roots: BTreeMap<String, StorePath>,
-    /// Of all entries together.
+    /// Number of references of all entries together.
     references: usize,
     annotations: Annotations,
-    /// How many entries have something of others.
+    /// Number of entries that contain claims of other members.
     foreign: usize,
 }
 
@@ -54,7 +54,7 @@ impl Layer {
         (self.entries.len(), self.references)
     }
 
-    /// Whether some of its claims are made of others' claims.
+    /// Whether some of its claims depend on other members' claims.
     pub(crate) fn has_foreign(&self) -> bool {
         self.foreign > 0
     }
@@ -116,14 +116,14 @@ fn remove_from<K: std::hash::Hash + Eq>(
     }
 }
 
-/// Who needs an object.
+/// The paths and results that need an object.
 #[derive(Default)]
 struct Uses {
-    /// Paths of all layers.
+    /// Number of paths in all layers.
     paths: usize,
-    /// Keys of results. They do not keep an object: they go with it.
+    /// Keys of results. They do not keep an object: they are removed with it.
     results: BTreeSet<[u8; 32]>,
-    /// Bytes of its file.
+    /// Size of the object's file in bytes.
     size: u64,
 }
 
@@ -133,7 +133,7 @@ pub(crate) struct Memory {
     claimed: HashMap<Member, Layer>,
     objects: HashMap<[u8; 32], Uses>,
     results: HashMap<[u8; 32], Arc<BuildRecord>>,
-    /// Those of them that are failures, by time.
+    /// The results that are failures, by time.
     failures: BTreeSet<(i64, [u8; 32])>,
 }
 
@@ -145,7 +145,7 @@ impl Memory {
         }
     }
 
-    /// Does in memory what [`super::database::Database::write`] did on disk.
+    /// Makes in memory the change that [`super::database::Database::write`] made on disk.
     pub(crate) fn apply(&mut self, change: Change) {
         match change {
             Change::AddPath { info, provenance, proven, object_size, origins } => {
@@ -209,7 +209,7 @@ impl Memory {
         }
     }
 
-    /// What takes back a change that drops something which is there; of others `None`.
+    /// The change that takes back `change`, if that drops something that exists; else `None`.
     pub(crate) fn inverse(&self, change: &Change) -> Option<Change> {
         match change {
             Change::DropClaim { member, path } => {
@@ -230,7 +230,8 @@ impl Memory {
             Change::DropResult { key } => {
                 Some(Change::PutResult { key: *key, record: Arc::clone(self.results.get(key)?) })
             }
-            // What goes with its path: the claim that gave way to a Verified one is remembered by what it said.
+            // These go with their path: when a claim gave way to a Verified path, its annotation remembers
+            // what it said.
             Change::Annotate { member, path, .. } | Change::DropAnnotation { member, path } => {
                 let (member, path) = (member.clone(), path.clone());
                 let before = self.claimed.get(&member).and_then(|layer| layer.annotations.of(&path).cloned());
@@ -271,7 +272,7 @@ impl Memory {
         self.objects.get(nar_hash).filter(|uses| uses.paths > 0).map(|uses| uses.size)
     }
 
-    /// In how many layers and under how many names an object is somebody's path.
+    /// Number of rows of paths, in all layers and under all names, that have this object.
     pub(crate) fn paths_with(&self, nar_hash: &[u8; 32]) -> usize {
         self.objects.get(nar_hash).map_or(0, |uses| uses.paths)
     }
@@ -292,12 +293,12 @@ impl Memory {
         self.verified.entries.contains_key(path)
     }
 
-    /// What everybody sees.
+    /// The layer that all members see.
     pub(crate) fn verified(&self) -> &Layer {
         &self.verified
     }
 
-    /// What `member` claims, if anything.
+    /// The layer of `member`'s claims, if there is one.
     pub(crate) fn claims_of(&self, member: &Member) -> Option<&Layer> {
         self.claimed.get(member)
     }

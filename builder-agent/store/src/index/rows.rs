@@ -1,6 +1,6 @@
-//! What the index keeps about a path beside its info: whose claims a claim is made of, and what a member says about it.
+//! Parts of a row besides the path info: the origins of a claim, and a member's annotation of a path.
 //!
-//! Not here: the rules that decide what these are, and who is shown what because of them (`views`).
+//! Not here: the rules that compute them, and the rules for who sees what because of them (`views`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use crate::types::Member;
 pub(crate) struct Origins(Option<Arc<BTreeSet<Member>>>);
 
 impl Origins {
-    /// These owners, of a row in the layer of `layer`.
+    /// These owners, for a row in the layer of `layer`.
     pub(crate) fn new(members: BTreeSet<Member>, layer: &Member) -> Self {
         let own_only = members.len() == 1 && members.contains(layer);
         Self((!own_only).then(|| Arc::new(members)))
     }
 
-    /// These owners, in whatever layer the row is.
+    /// These owners, for a row in any layer.
     pub(crate) fn spelled_out(members: Arc<BTreeSet<Member>>) -> Self {
         Self(Some(members))
     }
@@ -35,44 +35,44 @@ impl Origins {
         self.0.as_ref().map_or_else(|| [layer.clone()].into(), |members| (**members).clone())
     }
 
-    /// Whether anybody but the layer's member is among them.
+    /// Whether members other than the layer's are among them.
     pub(crate) fn is_foreign(&self) -> bool {
         self.0.is_some()
     }
 
-    /// As the database has it: one name a line.
+    /// The form in the database: one name a line.
     pub(crate) fn to_text(&self) -> Option<String> {
         let members = self.0.as_ref()?;
         Some(members.iter().map(Member::name).collect::<Vec<_>>().join("\n"))
     }
 
-    /// An empty text is one nameless member, with whom nobody shares: of claims that older boxes wrote nobody knows
-    /// whose they were.
+    /// An empty text is one nameless member, with whom nobody shares: the owners of claims that older
+    /// versions wrote are not known.
     pub(crate) fn from_text(text: Option<&str>) -> Self {
         Self(text.map(|text| Arc::new(text.split('\n').map(Member::new).collect())))
     }
 }
 
-/// What a member says about a path: which derivation they had it from, and signatures.
+/// A member's statement about a path: the derivation it came from, and signatures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Annotation {
-    /// The contents it is about.
+    /// The NAR hash of the contents that it is about.
     pub(crate) nar_hash: [u8; 32],
     pub(crate) deriver: Option<StorePath>,
     pub(crate) signatures: Vec<String>,
 }
 
-/// What an annotation takes beside its texts: three copies of a path, and the maps.
+/// Memory of an annotation besides its texts: three copies of a path, and the maps.
 const ANNOTATION_OVERHEAD: usize = 320;
 
 impl Annotation {
-    /// About how many bytes of memory it takes.
+    /// About how many bytes of memory the annotation takes.
     pub(crate) fn weight(&self) -> usize {
         ANNOTATION_OVERHEAD + self.signatures.iter().map(|s| s.len() + size_of::<String>()).sum::<usize>()
     }
 }
 
-/// The annotations of one member, and how old each is.
+/// The annotations of one member, with their age.
 #[derive(Default)]
 pub(crate) struct Annotations {
     by_path: HashMap<StorePath, (u64, Arc<Annotation>)>,
@@ -95,7 +95,7 @@ impl Annotations {
         self.bytes
     }
 
-    /// Replaces what was said about `path` before. It is the newest one now.
+    /// Replaces the earlier annotation of `path`. The new one counts as the newest of all.
     pub(crate) fn put(&mut self, path: StorePath, annotation: Arc<Annotation>) {
         self.remove(&path);
         let age = self.by_age.last_key_value().map_or(0, |(last, _)| last + 1);

@@ -1,9 +1,9 @@
 //! The embedded database: SQLite, one file beside the objects.
 //!
-//! A commit that returned survives the process. What survives a power loss is decided by [`Durability`]: with `Flush` the
-//! write-ahead log is on the disk in the right order (`synchronous=NORMAL`), so that a start finds all commits up to some
-//! moment and none after it; the housekeeper's flush sees to it that this moment is not long ago. With `None` SQLite never
-//! waits for the disk, and after a power loss nothing here can be believed.
+//! A commit that returned survives the process. [`Durability`] decides what survives a power loss: with
+//! `Flush` the write-ahead log is on the disk in the right order (`synchronous=NORMAL`), so that a start
+//! finds all commits up to some moment and none after it; the housekeeper's flush makes that moment a recent
+//! one. With `None` SQLite never waits for the disk, and after a power loss the file cannot be trusted.
 
 mod read;
 mod schema;
@@ -20,27 +20,27 @@ use crate::index::database::{Database, Loaded};
 
 pub(crate) use schema::SCHEMA;
 
-/// Pages of the log at which SQLite checkpoints by itself, in the middle of a commit (64 MiB). The housekeeper is to come
-/// first.
+/// Pages of the log at which SQLite checkpoints by itself, during a commit (64 MiB). The housekeeper should
+/// checkpoint before that.
 const LOG_PAGES: u32 = 16_384;
-/// Changes after which the housekeeper checkpoints: about SQLite's own 1,000 pages.
+/// Number of changes after which the housekeeper checkpoints: about SQLite's own 1,000 pages.
 const CHECKPOINT_AFTER: usize = 300;
 
 pub(crate) struct Sqlite {
     connection: Connection,
-    /// Number of the last row of `paths`, there or gone.
+    /// Number of the last row of `paths`, even if that row has been deleted.
     last_row: i64,
-    /// Since the last checkpoint.
+    /// Number of changes since the last checkpoint.
     changes: usize,
 }
 
-/// Why a file cannot be used.
+/// An index file cannot be used.
 pub(crate) enum OpenFailure {
-    /// It has this schema, of a newer version.
+    /// A newer version wrote the file, with this schema.
     Newer(i64),
-    /// The file itself is at fault.
+    /// The file itself is damaged.
     Damaged(DatabaseError),
-    /// Something else is. A disk that cannot be read or is full is for the operator, and may pass.
+    /// Another failure: a disk that is full or cannot be read is the operator's problem, and may pass.
     Other(DatabaseError),
 }
 
@@ -60,10 +60,10 @@ impl From<rusqlite::Error> for DatabaseError {
 }
 
 impl Sqlite {
-    /// Opens the file, brings it to our schema and reads it.
+    /// Opens the file, migrates it to our schema and reads it.
     pub(crate) fn open(path: &Path, durability: Durability) -> Result<(Self, Loaded), OpenFailure> {
         let connection = Connection::open(path)?;
-        // The store has a lock of its own; SQLite's would be taken and released at each commit.
+        // The store has a lock of its own; SQLite would take and release its lock at each commit.
         connection.pragma_update(None, "locking_mode", "exclusive")?;
         connection.pragma_update(None, "journal_mode", "wal")?;
         let synchronous = match durability {
@@ -92,7 +92,7 @@ impl Sqlite {
         self.last_row = self.last_row.max(row);
     }
 
-    /// Removes rows of `paths`, for repair.
+    /// Deletes rows of `paths`, for repair.
     pub(crate) fn delete(&mut self, ids: &[i64]) -> Result<(), DatabaseError> {
         let transaction = self.connection.transaction()?;
         {
@@ -122,7 +122,7 @@ impl Database for Sqlite {
         self.last_row
     }
 
-    /// Moves the log into the file, if there is much in it.
+    /// Moves the log into the file, if the log is long.
     fn checkpoint(&mut self) -> Result<(), DatabaseError> {
         if self.changes >= CHECKPOINT_AFTER {
             self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
@@ -151,7 +151,7 @@ mod tests {
         db.write(&mut changes.iter()).unwrap();
     }
 
-    /// Panics if SQLite would look at all rows of a table. Called for every statement that a unit test runs.
+    /// Panics if SQLite would scan a whole table. Called for every statement that a unit test runs.
     pub(super) fn walks_no_table(transaction: &Transaction<'_>, sql: &str) {
         let mut query = transaction.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
         let mut rows = query.raw_query();

@@ -15,7 +15,7 @@ const PIECE: usize = 256 << 10;
 /// Most self references whose places are counted. No real path has this many; they take 8 MB.
 const MAX_PLACES: usize = 1_000_000;
 
-/// An object and what to call it in errors.
+/// An object with its name for errors.
 pub(crate) struct Contents {
     pub(crate) name: String,
     pub(crate) object: Arc<Object>,
@@ -48,7 +48,7 @@ impl Contents {
         }
     }
 
-    /// Place and size of the single file that this is.
+    /// Offset and size of the single file that this object is.
     fn file(&self, allow_executable: bool) -> Result<(u64, u64), NarError> {
         let found = match self.object.inode(self.object.root()).map_err(|e| self.failed(e))? {
             Kind::File { executable, at, size } if allow_executable || !executable => return Ok((at, size)),
@@ -70,9 +70,10 @@ impl Contents {
         Ok(out)
     }
 
-    /// Hash of the contents as `method` sees them. With `own`, occurrences of its hash part count as zeros. As in Nix
-    /// 2.26 and later, whose `RewritingSink` no longer notes their places: contents in which zeros and the hash part have
-    /// changed places have the same hash, so it proves nothing about contents that others chose.
+    /// Hash of the contents by `method`. With `own`, occurrences of the path's own hash part count as zeros,
+    /// as in Nix 2.26 and later, whose `RewritingSink` no longer notes their places. Contents in which zeros
+    /// and the hash part are exchanged have the same hash, so this hash proves nothing about contents that a
+    /// client chose.
     pub(crate) fn hash(
         &self,
         method: ContentAddressMethod,
@@ -99,9 +100,10 @@ impl Contents {
                 Some(path) => Ok(self.modulo(hasher, path)?.hasher.finalize()),
             },
             ContentAddressMethod::Git => {
-                // Git keeps a file's mode in the directory above. A root has none, so an executable or a symlink there
-                // would share hash and path with a plain file, and the address would not say which of them it is
-                // (Nix's manual refuses them for that: file-system-object/content-address, "Git").
+                // Git keeps a file's mode in the parent directory. A root has none, so an executable or a
+                // symlink as root would have the same hash and path as a plain file, and the address would
+                // not say which of them it is (Nix's manual refuses them for that:
+                // file-system-object/content-address, "Git").
                 let root = self.object.inode(self.object.root()).map_err(|e| self.failed(e))?;
                 if !matches!(root, Kind::Directory(_)) {
                     self.file(false)?;
@@ -111,8 +113,8 @@ impl Contents {
         }
     }
 
-    /// As [`Contents::hash`], with the places of self references, as in Nix 2.8: other contents have another hash. `None`
-    /// if there are too many of them to be sure.
+    /// Like [`Contents::hash`], but includes the places of self references, as in Nix 2.8: different contents
+    /// have different hashes. `None` if there are too many self references.
     pub(crate) fn counted_hash(
         &self,
         method: ContentAddressMethod,
@@ -132,10 +134,10 @@ impl Contents {
         Ok(modulo)
     }
 
-    /// Feeds the NAR to `to`.
+    /// Passes the NAR to `to`.
     pub(crate) fn read_nar(&self, mut to: impl FnMut(&[u8])) -> Result<(), NarError> {
         let mut reader = NarReader::new(Arc::clone(&self.object));
-        // Most paths are small, and clearing a large buffer for each takes longer than reading them.
+        // Most paths are small, and zeroing a large buffer for each would take longer than reading it.
         let mut piece = vec![0; reader.size().clamp(1, PIECE as u64) as usize];
         loop {
             let n = reader.read(&mut piece).map_err(|e| match e.kind() {
@@ -150,16 +152,16 @@ impl Contents {
     }
 }
 
-/// Hashes a stream in which each `needle` counts as zeros, and notes the places where it stood
+/// Hashes a stream in which each `needle` counts as zeros, and notes its places
 /// (Nix: `HashModuloSink` in `src/libstore/references.cc`).
 struct Modulo {
     hasher: NixHasher,
     needle: [u8; 32],
-    /// Bytes that may be the beginning of a needle.
+    /// The latest bytes, which may be the beginning of a needle.
     held: Vec<u8>,
     /// Offset of the first held byte.
     at: u64,
-    /// `None` from the first place on that is too many.
+    /// Places of the needle; `None` once there are too many.
     found: Option<Vec<u64>>,
 }
 
@@ -188,12 +190,12 @@ impl Modulo {
         self.held.drain(..safe);
     }
 
-    /// The stream is over.
+    /// Ends the stream.
     fn end(&mut self) {
         self.hasher.update(&self.held);
     }
 
-    /// The hash with the places behind it.
+    /// The hash of the stream and the places.
     fn counted(mut self) -> Option<NixHash> {
         for place in self.found? {
             self.hasher.update(format!("|{place}").as_bytes());

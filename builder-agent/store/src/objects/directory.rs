@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/objects/      one file per NAR hash (nixbase32)
-//! <root>/new/          complete ones, until they are settled
+//! <root>/new/          complete objects, until they are settled
 //! <root>/tmp/          objects being written; emptied when the store is opened
 //! ```
 
@@ -32,7 +32,7 @@ pub(crate) struct Directory {
     /// `<root>/objects`, open.
     objects: File,
     next_temporary: AtomicU64,
-    /// Kept objects that are not settled: their names below `new/`.
+    /// Names below `new/` of the objects that are kept and not yet settled.
     unsettled: Mutex<HashMap<[u8; 32], String>>,
     /// Open objects, so that builds with common inputs share descriptors.
     open: Mutex<HashMap<[u8; 32], Weak<File>>>,
@@ -48,7 +48,7 @@ impl Directory {
         Ok(())
     }
 
-    /// Opens what [`super::recovery`] has put in order.
+    /// Opens a directory that [`super::recovery`] has repaired.
     pub(crate) fn open(root: &Path, removal: &Arc<Removal>) -> Result<Self, FileError> {
         let path = root.join("objects");
         let objects = File::open(&path).map_err(|e| FileError::new("open", &path, e))?;
@@ -89,7 +89,7 @@ impl Directory {
         let new = self.unsettled().get(nar_hash).map(|name| self.new_place(name));
         let file = match new.map(File::open) {
             Some(Ok(file)) => file,
-            // It may just have been settled.
+            // The object may just have been settled.
             Some(Err(e)) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => File::open(self.place(nar_hash))?,
         };
@@ -137,7 +137,7 @@ impl Objects for Directory {
         let to = self.place(nar_hash);
         fs::rename(self.new_place(name), &to).map_err(|e| FileError::new("move an object to", &to, e))?;
         let mut unsettled = self.unsettled();
-        // A later one with these contents has its turn later.
+        // A later file with the same contents is settled in its own turn.
         if unsettled.get(nar_hash).is_some_and(|now| now == name) {
             unsettled.remove(nar_hash);
         }
@@ -162,7 +162,7 @@ impl Objects for Directory {
         self.removal.discard(&self.place(nar_hash));
     }
 
-    /// The whole file system is flushed: that is one call, and the index is on it, too.
+    /// Flushes the whole file system with one call; that includes the index.
     fn sync(&self) -> Result<(), FileError> {
         rustix::fs::syncfs(&self.objects).map_err(|e| FileError::new("sync", &self.root, e))
     }

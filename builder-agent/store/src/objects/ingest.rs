@@ -1,6 +1,6 @@
-//! Bytes become an object: NAR in, EROFS out, hashed and searched for references on the way, in one pass.
+//! Makes an object of an upload in one pass: NAR in, EROFS out, with its hash and its references.
 //!
-//! Nothing here is visible to anybody. What is dropped before it is registered takes its file with it.
+//! Nothing here is visible to any view. An upload that is dropped before it is registered removes its file.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::error::{FileError, ImportError, NarError};
 use crate::format::nar::{ParseError, Parser, PushError};
 use crate::format::object::{NarReader, Object, ObjectError, ObjectWriter, Written};
 
-/// What uploads are called in errors while they have no path.
+/// The name of an upload in errors, while it has no path.
 const UPLOAD: &str = "this upload";
 
 /// How large an upload may be: see [`crate::StoreConfig`].
@@ -28,10 +28,10 @@ pub(crate) struct Limits {
     pub(crate) max_entries: u32,
 }
 
-/// NAR bytes go in, an object comes out. Dropping it leaves nothing behind.
+/// Takes NAR bytes and makes an object. If it is dropped, nothing stays behind.
 ///
-/// A write after which the bytes cannot be a NAR any more fails with kind `InvalidData`; [`Ingest::finish`] gives the
-/// same error typed.
+/// A write after which the bytes cannot be a NAR any more fails with kind `InvalidData`; [`Ingest::finish`]
+/// returns the same error as a typed one.
 pub struct Ingest {
     parser: Parser,
     hash: Sha256,
@@ -84,14 +84,14 @@ impl Ingest {
         Ok(())
     }
 
-    /// Bytes that can be read from a stream without reading past the end of the NAR; 0 at its end.
+    /// Number of bytes that can be read from a stream without reading past the end of the NAR; 0 at its end.
     #[must_use]
     pub fn surely_left(&self) -> u64 {
         self.parser.surely_left()
     }
 
-    /// Takes in what belongs to the NAR of the beginning of `bytes`, and says how much that was; less than all is the
-    /// end of the NAR.
+    /// Takes the beginning of `bytes` that belongs to the NAR, and returns its length; if that is less than
+    /// all of `bytes`, the NAR has ended.
     pub(crate) fn take(&mut self, bytes: &[u8]) -> Result<usize, ImportError> {
         let mut taken = 0;
         while taken < bytes.len() {
@@ -188,14 +188,14 @@ impl Write for Ingest {
     }
 }
 
-/// A complete object that nobody sees yet. Dropping it removes it.
+/// A complete object that no view shows yet. Dropping it removes it.
 #[derive(Debug)]
 pub struct Ingested {
     /// SHA-256 of the NAR.
     pub nar_hash: [u8; 32],
     /// Bytes of the NAR.
     pub nar_size: u64,
-    /// Those of `scan_for` whose hash part occurs in the NAR.
+    /// The paths of `scan_for` whose hash part occurs in the NAR.
     pub references: BTreeSet<StorePath>,
     /// Bytes of the file.
     pub(crate) object_size: u64,
@@ -224,9 +224,9 @@ impl Ingested {
         Ok(Contents { name: UPLOAD.to_owned(), object: Arc::new(object) })
     }
 
-    /// Hash of the contents as `method` sees them, e.g. to compare with a fixed-output derivation. With
-    /// `self_path`, occurrences of its hash part count as zeros (Nix: `HashModuloSink` since 2.26); other contents may
-    /// have the same hash then, so a path made of it is Verified only for another reason.
+    /// Hash of the contents by `method`, e.g. to compare with a fixed-output derivation. With `self_path`,
+    /// occurrences of its hash part count as zeros (Nix: `HashModuloSink` since 2.26); then other contents
+    /// may have the same hash, so this hash alone does not make a path Verified.
     pub fn ca_hash(
         &self,
         method: ContentAddressMethod,

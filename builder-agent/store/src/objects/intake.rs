@@ -1,7 +1,8 @@
-//! Uploads taken in piece by piece: whoever has the bytes brings them, and nobody waits here for more.
+//! Uploads that are pushed piece by piece, so that no thread waits here for more bytes.
 //!
-//! A thread that *reads* an upload waits for its sender, for as long as the sender likes. So the store is pushed: each
-//! [`Intake::push`] does its work and returns, and between two of them there is only this value, which any thread may have.
+//! A thread that *reads* an upload would wait for the client, for as long as the client likes. Instead the
+//! caller pushes: each [`Intake::push`] does its work and returns, and between two calls there is only this
+//! value, which any thread may own.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead};
@@ -12,7 +13,7 @@ use super::temporary::Temporary;
 use crate::error::{FileError, ImportError};
 use crate::format::object::ObjectWriter;
 
-/// What comes.
+/// The form of an upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IntakeKind {
     /// A NAR.
@@ -21,7 +22,7 @@ pub enum IntakeKind {
     File,
 }
 
-/// An upload on its way in. Dropping it leaves nothing behind.
+/// An upload in progress. If it is dropped, nothing stays behind.
 pub struct Intake(Kind);
 
 enum Kind {
@@ -34,7 +35,7 @@ struct FlatFile {
     temporary: Temporary,
     size: u64,
     limit: u64,
-    /// For messages.
+    /// The name of the upload in messages.
     name: String,
 }
 
@@ -60,8 +61,8 @@ impl Intake {
         }))
     }
 
-    /// Takes in what belongs to the upload of the beginning of `bytes`. False: it is complete, and what follows is
-    /// something else. After an error there is nothing to do but to drop it.
+    /// Takes the beginning of `bytes` that belongs to the upload. False: the upload is complete, and the
+    /// remaining bytes are something else. After an error the caller can only drop it.
     pub fn push(&mut self, bytes: &[u8]) -> Result<bool, ImportError> {
         match &mut self.0 {
             Kind::Nar(ingest) => {
@@ -84,7 +85,7 @@ impl Intake {
         }
     }
 
-    /// The upload is complete: an object that nobody sees yet.
+    /// Ends the upload. The object is complete, and no view shows it yet.
     pub fn finish(self) -> Result<Ingested, ImportError> {
         match self.0 {
             Kind::Nar(ingest) => ingest.finish(),
@@ -96,7 +97,7 @@ impl Intake {
         }
     }
 
-    /// Takes in all of `from`, for callers that have it at hand.
+    /// Takes in all of `from`, for callers that have the whole upload at hand.
     pub(crate) fn read_all(&mut self, name: &str, from: &mut dyn BufRead) -> Result<(), ImportError> {
         loop {
             let piece = match from.fill_buf() {

@@ -1,11 +1,12 @@
-//! Objects and trees in use. They lose their rows like others, but their files stay until the last user is done.
+//! Objects and trees in use. They can lose their rows like others, but their files stay until the last user
+//! has finished.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::trees::Tree;
 
-/// Who uses what, by NAR hash.
+/// The numbers of users, by NAR hash.
 #[derive(Default)]
 pub(crate) struct Pins {
     state: Mutex<State>,
@@ -14,11 +15,11 @@ pub(crate) struct Pins {
 #[derive(Default)]
 struct State {
     users: HashMap<[u8; 32], usize>,
-    /// To be looked at when the last user is done: the object, and these trees of it.
+    /// Objects and trees to check when the last user has finished.
     doomed: HashMap<[u8; 32], HashSet<Tree>>,
 }
 
-/// An object to be looked at because it may have lost its last row, and trees that go in any case.
+/// An object that may have lost its last row, and trees of it that are removed in any case.
 pub(crate) type Doomed = ([u8; 32], HashSet<Tree>);
 
 impl Pins {
@@ -26,7 +27,7 @@ impl Pins {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the files of `objects` where they are, until they are released as often.
+    /// Keeps the files of `objects` until they are released as often as they were pinned.
     pub(crate) fn pin(&self, objects: &[[u8; 32]]) {
         let mut state = self.state();
         for object in objects {
@@ -34,7 +35,7 @@ impl Pins {
         }
     }
 
-    /// Returns what was to be removed meanwhile and has no user any more.
+    /// Returns the removals that waited for these objects and can happen now.
     pub(crate) fn release(&self, objects: &[[u8; 32]]) -> Vec<Doomed> {
         let mut released = Vec::new();
         let mut state = self.state();
@@ -50,7 +51,8 @@ impl Pins {
         released
     }
 
-    /// Calls `remove` if nobody uses the object, while nobody can begin to; else remembers it for the last user.
+    /// Calls `remove` if the object has no user, and prevents new users meanwhile; else remembers it for the
+    /// last user.
     pub(crate) fn remove_unless_used(&self, (object, trees): Doomed, remove: impl FnOnce(HashSet<Tree>)) {
         let mut state = self.state();
         if state.users.contains_key(&object) {

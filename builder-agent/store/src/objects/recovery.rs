@@ -1,4 +1,4 @@
-//! What a start does with the files of objects that an interrupted process left.
+//! Repairs the object files that an interrupted process left, at the start.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ use super::trees;
 use crate::error::FileError;
 use crate::format::object::{Object, ObjectError};
 
-/// Removes those files in `dir` whose names are `unwanted`; returns how many.
+/// Removes the files in `dir` whose names are `unwanted`; returns their number.
 pub(crate) fn clear(dir: &Path, unwanted: impl Fn(&[u8]) -> bool) -> Result<usize, FileError> {
     let failed = |e| FileError::new("clean up", dir, e);
     let mut count = 0;
@@ -29,7 +29,7 @@ pub(crate) fn clear(dir: &Path, unwanted: impl Fn(&[u8]) -> bool) -> Result<usiz
     Ok(count)
 }
 
-/// Removes objects that were being written; returns how many.
+/// Removes unfinished objects; returns their number.
 pub(crate) fn clear_unfinished(root: &Path) -> Result<usize, FileError> {
     clear(&root.join("tmp"), |_| true)
 }
@@ -42,22 +42,22 @@ pub(crate) fn forget(root: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// What became of the files below `new/`.
+/// The outcome for the files below `new/`.
 #[derive(Default)]
 pub(crate) struct Settled {
     /// Hashed and found whole.
     pub(crate) whole: HashSet<[u8; 32]>,
-    /// Hashed and removed, because they were not what they should be.
+    /// Hashed and removed, because their contents were wrong.
     pub(crate) damaged: usize,
     /// Removed, because no row names them.
     pub(crate) unneeded: usize,
 }
 
-/// Gives the files below `new/` that a row needs (`used`: the sizes of their files) their names, and removes the others.
-/// With `doubt` they are hashed first.
+/// Moves the files below `new/` that a row needs to their final names, and removes the others (`used`: the
+/// sizes of the needed files). With `doubt` they are hashed first.
 ///
-/// Which object a file is says its header. It is written last, and a row only after it, so that a file that a row needs is
-/// complete, unless there was a boot in between.
+/// The header of a file says which object it is. It is written last, and the row only after it, so a file
+/// that a row needs is complete, unless the machine was booted in between.
 pub(crate) fn settle_all(
     root: &Path,
     used: &HashMap<[u8; 32], u64>,
@@ -66,7 +66,7 @@ pub(crate) fn settle_all(
     let dir = root.join("new");
     let failed = |e| FileError::new("clean up", &dir, e);
     if fs::read_dir(&dir).map_err(failed)?.next().is_some() {
-        // What the marker vouches for is replaced by durable things only.
+        // A file that the marker covers is replaced only by a durable one.
         let opened = File::open(&dir).map_err(failed)?;
         rustix::fs::syncfs(&opened).map_err(|e| FileError::new("sync", root, e))?;
     }
@@ -92,12 +92,12 @@ pub(crate) fn settle_all(
     Ok(settled)
 }
 
-/// Whether the object's file has the NAR that it is named after. What cannot be read has not.
+/// Whether the object's file contains the NAR that it is named after. False also if it cannot be read.
 pub(crate) fn object_is_whole(root: &Path, nar_hash: &[u8; 32]) -> Result<bool, FileError> {
     is_whole(&root.join("objects").join(object_name(nar_hash)), nar_hash)
 }
 
-/// Which object a file says that it is, and its size.
+/// The object that a file claims to be, and its size.
 fn read(place: &Path) -> Result<Option<([u8; 32], u64)>, FileError> {
     let failed = |e: io::Error| FileError::new("read", place, e);
     let file = File::open(place).map_err(failed)?;
@@ -105,13 +105,13 @@ fn read(place: &Path) -> Result<Option<([u8; 32], u64)>, FileError> {
     match Object::open(Arc::new(file)) {
         Ok(object) => Ok(Some((*object.nar_hash(), size))),
         Err(ObjectError::Damaged(_)) => Ok(None),
-        // A short file is not an error of the disk.
+        // A file that is too short is not an error of the disk.
         Err(ObjectError::Io(e)) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
         Err(ObjectError::Io(e)) => Err(failed(e)),
     }
 }
 
-/// Whether the file is an object whose NAR has this hash. What cannot be read is not.
+/// Whether the file is an object whose NAR has this hash. False also if it cannot be read.
 fn is_whole(place: &Path, nar_hash: &[u8; 32]) -> Result<bool, FileError> {
     let file = File::open(place).map_err(|e| FileError::new("read", place, e))?;
     let Ok(object) = Object::open(Arc::new(file)) else { return Ok(false) };
@@ -123,7 +123,7 @@ fn is_whole(place: &Path, nar_hash: &[u8; 32]) -> Result<bool, FileError> {
     Ok(read.is_ok() && <[u8; 32]>::from(hash.finalize()) == *nar_hash)
 }
 
-/// Sizes of all objects on disk. Files that we did not name are left alone.
+/// Sizes of all objects on disk. Files with other names are left alone.
 pub(crate) fn object_sizes(root: &Path) -> Result<HashMap<[u8; 32], u64>, FileError> {
     let dir = root.join("objects");
     let failed = |e| FileError::new("list", &dir, e);

@@ -1,5 +1,5 @@
-//! Removing files, by a thread of its own, since it takes time in proportion to their size: no member can find out by the
-//! clock whether an object was removed or stays because somebody else has it.
+//! Removes files in a thread of its own, since that takes time in proportion to their size: no member can
+//! learn from the duration whether an object was removed or stays because another member has it.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use super::trees;
 
-/// Files and folders that are out of the way and wait for the thread.
+/// Files and folders that were moved aside and wait for the thread.
 pub(crate) struct Removal {
     /// On the same file system as what is removed.
     aside: PathBuf,
@@ -19,24 +19,24 @@ pub(crate) struct Removal {
 }
 
 impl Removal {
-    /// `aside` is a folder in which a start removes all that is called `old-*`.
+    /// `aside` is a folder; a start removes everything in it that is called `old-*`.
     pub(crate) fn start(aside: PathBuf) -> Self {
         Self { aside, next: AtomicU64::new(0), remover: Remover::start() }
     }
 
-    /// Takes something out of its place, to be removed when there is time.
+    /// Moves a file or folder aside, to be removed later.
     pub(crate) fn discard(&self, place: &Path) {
         let aside = self.aside.join(format!("old-{}", self.next.fetch_add(1, Ordering::Relaxed)));
         match fs::rename(place, &aside) {
             Ok(()) => self.remover.remove(aside),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            // The next start removes an object that nothing names; a tree is only a cache.
+            // The next start removes an object that no row names; a tree is only a cache.
             Err(e) => tracing::warn!(file = %place.display(), "cannot remove: {e}"),
         }
     }
 }
 
-/// The thread that removes.
+/// The handle of the removing thread.
 struct Remover {
     /// `None` once the store closes.
     queue: Option<Sender<PathBuf>>,
@@ -64,10 +64,10 @@ impl Remover {
         }
     }
 
-    /// Removes a file or a folder, some time soon; before the store is closed.
+    /// Removes a file or a folder soon; at the latest before the store is closed.
     fn remove(&self, path: PathBuf) {
         if let Some(queue) = &self.queue {
-            // Without the thread it stays until the next start.
+            // If the thread is gone, the file stays until the next start.
             let _ = queue.send(path);
         }
     }

@@ -1,4 +1,4 @@
-//! Files that go away unless they are kept.
+//! Files that are removed unless the caller keeps them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,12 +14,12 @@ impl Temporary {
         Self { path: Some(path) }
     }
 
-    /// Where it is, for messages.
+    /// The current place of the file, for messages.
     pub(crate) fn path(&self) -> &Path {
         self.path.as_deref().unwrap_or(Path::new(""))
     }
 
-    /// It is at `path` now.
+    /// The caller moved the file to `path`.
     pub(super) fn moved_to(&mut self, path: PathBuf) {
         self.path = Some(path);
     }

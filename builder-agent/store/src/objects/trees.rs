@@ -3,13 +3,13 @@
 //! ```text
 //! <root>/trees/boot                        boot in which the copies were made
 //! <root>/trees/verified-<NAR hash>         copy of a Verified path
-//! <root>/trees/claimed-<who>-<NAR hash>    copy for one member: whether it exists already takes time to find out
+//! <root>/trees/claimed-<who>-<NAR hash>    copy for one member; if it were shared, its speed would reveal it
 //! <root>/trees/new-<number>                being made
 //! <root>/trees/old-<number>                being removed, also objects
 //! ```
 //!
-//! A cache: nothing here is synced, so after a power loss all of it is thrown away. Everything is created relative
-//! to descriptors we hold, in folders only we can write, and never through a symlink.
+//! A cache: nothing here is synced, so after a power loss all of it is removed. Everything is created
+//! relative to open descriptors, in folders that only the agent can write, and never through a symlink.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -39,7 +39,7 @@ const MTIME: Timestamps = Timestamps {
     last_modification: Timespec { tv_sec: 1, tv_nsec: 0 },
 };
 
-/// Removes half-made copies, and all copies that a power loss may have damaged.
+/// Removes unfinished copies, and all copies that a power loss may have damaged.
 pub(crate) fn recover(trees: &Path) -> Result<(), FileError> {
     let failed = |e| FileError::new("clean up", trees, e);
     let marker = trees.join("boot");
@@ -56,11 +56,11 @@ pub(crate) fn recover(trees: &Path) -> Result<(), FileError> {
     fs::write(&marker, boot).map_err(|e| FileError::new("write", marker, e))
 }
 
-/// Which copy.
+/// The name of a copy.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Tree {
     nar_hash: [u8; 32],
-    /// `None`: of a Verified path.
+    /// `None`: the copy of a Verified path.
     member: Option<Member>,
 }
 
@@ -79,7 +79,7 @@ impl Tree {
         match &self.member {
             None => format!("verified-{hash}"),
             Some(member) => {
-                // A name is anything; its hash is a file name.
+                // A member's name may have any characters; its hash is a valid file name.
                 let who = Sha256::digest(member.name());
                 format!("claimed-{}-{hash}", nixbase32::encode(&who[..20]))
             }
@@ -87,7 +87,7 @@ impl Tree {
     }
 }
 
-/// The copies of one store. They are on this machine, wherever objects are.
+/// The unpacked copies of one store. They are on this machine, wherever the objects are.
 pub(crate) struct Trees {
     /// `<root>/trees`
     place: PathBuf,
@@ -100,7 +100,7 @@ impl Trees {
         Self { place, next: AtomicU64::new(0), removal: Arc::clone(removal) }
     }
 
-    /// Where the copy is. Makes it of the object in `objects` if there is none.
+    /// The place of the copy. Unpacks the object in `objects` if there is no copy yet.
     pub(crate) fn unpacked(
         &self,
         objects: &dyn Objects,
@@ -131,7 +131,7 @@ impl Trees {
             unpack.node(dir.as_fd(), name.as_bytes(), object.root(), 0)
         });
         let moved = made.and_then(|()| match fs::rename(&new, place) {
-            // Another thread was faster and made the same.
+            // Another thread was faster and made the same copy.
             Err(_) if fs::symlink_metadata(place).is_ok() => Ok(()),
             other => other.map_err(ObjectError::Io),
         });
@@ -202,7 +202,8 @@ fn finish(fd: OwnedFd, mode: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes a copy. Its directories are read-only, which root does not mind and everybody else does.
+/// Removes a copy. Its directories are read-only; root can delete in them, other users have to change their
+/// modes first.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.is_dir() {
         return fs::remove_file(path);

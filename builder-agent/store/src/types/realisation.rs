@@ -1,16 +1,17 @@
 //! Realisations: which store path an output of a content-addressed derivation turned out to be.
 //!
-//! Layered like paths: Verified ones are seen by everybody, Claimed ones by who claims them and those they share with.
-//! A realisation is as good as the path it names; a client's word never makes one Verified.
+//! Layered like paths: all members see Verified realisations; Claimed ones are seen by their owner and the
+//! members who share with the owner. A realisation is at most as trusted as its path; a client's word never
+//! makes one Verified.
 
 use std::fmt;
 
 use nix_derivation::StorePath;
 
-/// Longest output name; Nix has no limit, a store path's name has this one.
+/// Longest output name. Nix has no limit for it; this is the limit for the name of a store path.
 const MAX_OUTPUT_NAME: usize = 211;
 
-/// One output of one derivation, named by what the derivation says (Nix: `DrvOutput` in
+/// One output of one derivation, named by the derivation's hash (Nix: `DrvOutput` in
 /// `src/libstore/include/nix/store/realisation.hh`). Shown as `sha256:hex!output`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RealisationId {
@@ -39,10 +40,10 @@ impl fmt::Display for RealisationId {
     }
 }
 
-/// What the index knows of one.
+/// The index's data for one realisation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Realisation {
     pub(crate) path: StorePath,
-    /// `name:base64`; only of Verified ones.
+    /// `name:base64`; only for Verified realisations.
     pub(crate) signatures: Vec<String>,
 }

@@ -1,37 +1,38 @@
-//! What became of builds, by build key: the same key has the same result, whoever asks.
+//! Results of builds, by build key: the same key has the same result, whichever member asks.
 //!
-//! The store keeps what it is told; what a key covers, and which failures are worth keeping, is known to whoever builds.
+//! The store does not check the results; the caller decides what a key covers and which failures are worth
+//! keeping.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use nix_derivation::{CAHash, StorePath};
 
-/// How a build with some key ended.
+/// The end of a build with some key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildRecord {
     /// The derivation that was built. Another one may have the same key.
     pub drv: StorePath,
     /// When it ended, in Unix seconds.
     pub time: i64,
-    /// How.
+    /// The outcome.
     pub end: RecordEnd,
 }
 
-/// How a build ended.
+/// The outcome of a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordEnd {
-    /// With these outputs.
+    /// The build succeeded, with these outputs.
     Built {
         /// By output name.
         outputs: BTreeMap<String, RecordedOutput>,
         /// Name of the log file.
         log: Option<String>,
     },
-    /// With a failure of the build's own.
+    /// The build itself failed.
     Failed {
         /// Nix's number for it (`BuildResult::Status`).
         status: u32,
-        /// What the client was told.
+        /// The message for the client.
         message: String,
         /// Name of the log file.
         log: Option<String>,
@@ -41,13 +42,13 @@ pub enum RecordEnd {
 /// One output, with all that [`crate::View::adopt`] needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordedOutput {
-    /// Where it belongs.
+    /// Its path.
     pub path: StorePath,
     /// SHA-256 of its NAR, which names the object.
     pub nar_hash: [u8; 32],
     /// Bytes of the NAR.
     pub nar_size: u64,
-    /// What it refers to.
+    /// The paths that it refers to.
     pub references: BTreeSet<StorePath>,
     /// Its content address, if it has one.
     pub ca: Option<CAHash>,

@@ -1,4 +1,4 @@
-//! What is open as long as anybody uses the store: what all views stand on.
+//! The open store: the state that all views share.
 //!
 //! ```text
 //! <root>/lock          held while the store is open
@@ -28,9 +28,9 @@ use crate::objects::directory::Directory;
 use crate::objects::removal::Removal;
 use crate::objects::trees::{self, Trees};
 
-/// One open store. The last user to go closes it.
+/// One open store. It closes when its last user drops it.
 pub(crate) struct Base {
-    /// Ends first: its last pass needs all else.
+    /// Dropped first: its last pass needs all other fields.
     _keeper: Keeper,
     pub(crate) upkeep: Arc<Upkeep>,
     pub(crate) objects: Arc<dyn Objects>,
@@ -38,7 +38,7 @@ pub(crate) struct Base {
     pub(crate) index: Arc<Index>,
     pub(crate) config: StoreConfig,
     pub(crate) recovery: Recovery,
-    /// Released last.
+    /// Dropped last.
     _lock: File,
 }
 
@@ -57,8 +57,8 @@ impl Base {
 
         let removal = Arc::new(Removal::start(trees_place.clone()));
         let objects: Arc<dyn Objects> = Arc::new(Directory::open(root, &removal)?);
-        // Before anything is written that the marker of the process before says nothing about, and before anything
-        // is removed that it vouches for.
+        // Before the first write, about which the previous process's marker says nothing, and before anything
+        // is removed that the marker covers.
         if durability == Durability::Flush {
             objects.sync()?;
         }
@@ -75,7 +75,7 @@ impl Base {
     }
 }
 
-/// Keeps other processes out.
+/// Locks the store against other processes.
 fn lock(root: &Path) -> Result<File, OpenError> {
     let path = root.join("lock");
     let lock = OpenOptions::new()

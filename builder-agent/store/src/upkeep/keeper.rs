@@ -8,19 +8,20 @@ use super::work::Upkeep;
 use crate::config::Durability;
 use crate::error::RegisterError;
 
-/// How long what was committed may wait for the disk: as long as the journal of ext4 makes changes wait by default.
+/// Longest time between a commit and its flush: as long as the journal of ext4 waits by default.
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
-/// Without a flush: how long objects wait for their names, and removed ones for their end.
+/// Without flushes: the longest time until new objects get their names and unneeded ones are removed.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
 
-/// The thread. Dropping it ends the thread and makes the last pass.
+/// The thread. Dropping it makes the last pass and ends the thread.
 pub(crate) struct Keeper {
     upkeep: Arc<Upkeep>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Keeper {
-    /// Starts it. Without a thread the store works, and what it would have done is done when the store closes.
+    /// Starts the thread. If that fails the store works all the same, and the work is done when the store
+    /// closes.
     pub(crate) fn start(upkeep: &Arc<Upkeep>) -> Self {
         let work = {
             let upkeep = Arc::clone(upkeep);

@@ -1,13 +1,13 @@
-//! How much of the store is known to be on stable storage, in a file of one line.
+//! The marker: a file of one line that says how much of the store is known to be on stable storage.
 //!
 //! ```text
 //! <root>/durable    barnraiser-store 1 flush BOOT THROUGH CHECKSUM
 //! ```
 //!
-//! Written after what it speaks of, never before: all rows with a number up to THROUGH, and their objects, survive a power
-//! loss. BOOT is the kernel's boot id of the process that wrote it. As long as the machine has not been booted again,
-//! what a killed process wrote is in the page cache, and nothing has to be doubted. A line that cannot be
-//! read promises nothing.
+//! Always written after the data it covers: all rows with a number up to THROUGH, and their objects, survive
+//! a power loss. BOOT is the kernel's boot id at the time of writing. As long as the machine has not been
+//! booted again, the data that a killed process wrote is in the page cache, and nothing has to be checked. A
+//! line that cannot be read covers nothing.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -21,22 +21,22 @@ use crate::config::Durability;
 use crate::error::FileError;
 
 const MAGIC: &str = "barnraiser-store 1";
-/// Stands for a boot that no later one is equal to.
+/// A boot id that differs from every real one.
 const NO_BOOT: &str = "none";
-/// The line is padded to this and overwritten in place: one sector, which disks write whole, and no new block, which a
-/// full disk does not have.
+/// The line is padded to this length and overwritten in place: that is one sector, which disks write whole,
+/// and needs no new block, which a full disk does not have.
 const LINE: usize = 256;
 
-/// What the file says.
+/// The contents of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Marker {
     pub(crate) durability: Durability,
     boot: String,
-    /// Highest number of a row that is on stable storage with all before it.
+    /// Highest row number such that this row and all earlier ones are on stable storage.
     pub(crate) through: i64,
 }
 
-/// The machine's boot id; one that equals nothing if it cannot be read.
+/// The machine's boot id; [`NO_BOOT`] if it cannot be read.
 fn boot() -> String {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     match id.trim() {
@@ -50,13 +50,14 @@ impl Marker {
         Self { durability, boot: boot(), through }
     }
 
-    /// The next start shall doubt all that is newer, even without a boot in between.
+    /// Makes the next start check everything newer, even without a boot in between.
     pub(crate) fn doubtful(mut self) -> Self {
         self.boot = NO_BOOT.to_owned();
         self
     }
 
-    /// Whether the machine has been running ever since, so that its page cache has all that was written.
+    /// Whether the machine has been running since the marker was written, so that its page cache has all
+    /// written data.
     pub(crate) fn is_of_this_boot(&self) -> bool {
         self.boot != NO_BOOT && self.boot == boot()
     }
@@ -97,7 +98,7 @@ pub(crate) struct MarkerFile {
 }
 
 impl MarkerFile {
-    /// Opens the file below `root`, and says what it says.
+    /// Opens the file below `root`, and returns its contents.
     pub(crate) fn open(root: &Path) -> Result<(Self, Option<Marker>), FileError> {
         let path = root.join("durable");
         let failed = |what, e: io::Error| FileError::new(what, &path, e);

@@ -1,9 +1,11 @@
-//! What a start does about whatever ended the process before: nothing that is served afterwards is half there.
+//! Repairs the store at its start, however the previous process ended: afterwards no view shows anything
+//! incomplete.
 //!
-//! As long as the machine has not been booted again, all that was written is in the page cache, and a killed process only
-//! left files to be put in their places or removed. After a boot, what is newer than the marker (`marker`) may be
-//! cut off, full of zeros, or gone, in any combination: every such object is hashed, and whatever does not hash, with all that
-//! refers to it, is no longer valid. A store that never was flushed is emptied.
+//! As long as the machine has not been booted again, all written data is in the page cache, and a killed
+//! process only left files to be moved to their places or removed. After a boot, data newer than the marker
+//! (`marker`) may be cut off, full of zeros, or gone, in any combination: every such object is hashed, and an
+//! object with a wrong hash, with all paths that refer to it, is no longer valid. A store that never was
+//! flushed is emptied.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -23,39 +25,40 @@ use crate::index::sqlite::{OpenFailure, SCHEMA, Sqlite};
 use crate::objects::recovery as files;
 use crate::types::Provenance;
 
-/// What opening had to clean up.
+/// The repairs at the opening of a store.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recovery {
-    /// A boot came after a process that flushes nothing: the store was emptied.
+    /// The machine was booted after a process that flushes nothing: the store was emptied.
     pub forgotten: bool,
-    /// The index could not be read at all: it is beside the new one, as `index.damaged`, and the store was emptied.
+    /// The index could not be read: it was moved aside as `index.damaged`, and the store was emptied.
     pub damaged_index: bool,
     /// Rows of the index that could not be understood, removed.
     pub unreadable_rows: usize,
     /// Objects newer than the last flush, hashed because of a boot since then.
     pub checked_objects: usize,
-    /// Those of them that were not what they should be, removed.
+    /// The checked objects whose contents were wrong, removed.
     pub damaged_objects: usize,
     /// Temporary files of interrupted writes, removed.
     pub temporary_files: usize,
     /// Objects without a row, removed.
     pub unregistered_objects: usize,
-    /// Rows without an object, or with a reference that was lost this way, removed.
+    /// Rows without an object, or with a reference that was lost, removed.
     pub lost_paths: usize,
-    /// Realisations, roots and annotations that named what was lost, removed.
+    /// Realisations, roots and annotations of lost paths, removed.
     pub lost_records: usize,
-    /// Results without outputs, removed: lost like those, or of a deletion that was not tidied up.
+    /// Results without outputs, removed: their objects were lost, or a deletion had not removed the results
+    /// yet.
     pub stale_results: usize,
 }
 
-/// Removes all that a boot was to forget.
+/// Removes everything that a boot should forget.
 pub(crate) fn forget(root: &Path) -> Result<(), FileError> {
     files::forget(root)?;
     files::clear(root, |name| name.starts_with(b"index.sqlite")).map(|_| ())
 }
 
-/// Keeps a damaged index for whoever wants to look, in place of an earlier one. Without it nothing says whose an object
-/// is: all of them go.
+/// Keeps a damaged index for inspection, in place of an earlier one. Without the index the owners of objects
+/// are not known, so all objects are removed.
 fn set_aside(root: &Path) -> Result<(), FileError> {
     let failed = |e| FileError::new("set aside the index in", root, e);
     files::clear(root, |name| name.starts_with(b"index.damaged"))?;
@@ -71,16 +74,16 @@ fn set_aside(root: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// What a start found, once everything that is not in order is dropped.
+/// The contents of the store, after the start has dropped all that is not in order.
 pub(crate) struct Found {
     pub(crate) database: Sqlite,
     pub(crate) memory: Memory,
     pub(crate) recovery: Recovery,
-    /// Objects that no row names. Removed only when that is durable.
+    /// Objects that no row names. They are removed only when the absence of their rows is durable.
     pub(crate) unregistered: Vec<[u8; 32]>,
 }
 
-/// Repairs what is below `root`. `marker` is what the process before left.
+/// Repairs the store below `root`. `marker` is the previous process's marker.
 pub(crate) fn recover(
     root: &Path,
     durability: Durability,
@@ -140,8 +143,8 @@ fn open_index(
     })
 }
 
-/// Sizes of all objects whose files can be believed. With `doubted_after`, those that rows newer than that one need are
-/// hashed; what is damaged has a size that no row has.
+/// Sizes of all objects whose files can be trusted. With `doubted_after`, objects that newer rows need are
+/// hashed; a damaged object gets a size that no row has.
 fn find_objects(
     root: &Path,
     rows: &[Record],
@@ -163,7 +166,7 @@ fn find_objects(
         recovery.checked_objects += 1;
         if !files::object_is_whole(root, hash)? {
             recovery.damaged_objects += 1;
-            // Not valid from here on; its file goes with those that no row names.
+            // Not valid from here on; its file is removed with those that no row names.
             sizes.insert(*hash, u64::MAX);
         }
     }
@@ -183,7 +186,7 @@ fn drop_lost(database: &mut Sqlite, lost: &[Record], recovery: &mut Recovery) ->
     database.delete(&ids)
 }
 
-/// The maps in memory. What names something that is not there is dropped from the database, too.
+/// Builds the maps in memory. Changes that name something missing are dropped from the database, too.
 fn fill(
     rows: Vec<Record>,
     rest: Vec<Change>,
@@ -210,7 +213,7 @@ fn fill(
     Ok(memory)
 }
 
-/// How to remove from the disk what names something that is not there.
+/// The change that removes `change` from the database, if it names something that is missing.
 fn undo_if_stale(index: &Memory, change: &Change) -> Option<Change> {
     match change {
         Change::PutResult { key, record } => record
@@ -231,11 +234,11 @@ fn undo_if_stale(index: &Memory, change: &Change) -> Option<Change> {
     }
 }
 
-/// Separates the rows that can be kept: their object is there, whole, and so are all their references.
+/// Separates the rows that can be kept: their object is whole, and all their references are kept.
 fn split(records: Vec<Record>, sizes: &HashMap<[u8; 32], u64>) -> (Vec<Record>, Vec<Record>) {
     let (mut kept, mut lost): (Vec<_>, Vec<_>) =
         records.into_iter().partition(|r| sizes.get(&r.info.nar_hash) == Some(&r.object_size));
-    // Losing one path can take a reference from others; usually nothing is lost and this ends at once.
+    // The loss of one path can take a reference from others; usually nothing is lost and this ends at once.
     while !lost.is_empty() {
         let there: HashSet<(StorePath, Provenance)> =
             kept.iter().map(|r| (r.info.path.clone(), r.provenance.clone())).collect();

@@ -1,12 +1,13 @@
-//! The work behind the users of a store: everything that nobody waits for, done in passes.
+//! The background work of a store, for which no user waits, done in passes.
 //!
-//! A pass makes durable what was committed (where state survives a reboot), gives new objects their names, and removes
-//! what lost its last name. A commit leaves a new object below `new/`, and a deletion only drops rows, so both do the
-//! same work whether or not another member has the same contents; what depends on that happens here, later.
+//! A pass makes commits durable (where the store survives a reboot), gives new objects their names, and
+//! removes objects that no row names any more. A commit leaves a new object below `new/`, and a deletion only
+//! drops rows, so both do the same work whether or not another member has the same contents; the work that
+//! depends on that happens here, later.
 //!
-//! The order of one pass: note what is to do and the number of the last row; flush; write the marker; then, and only then,
-//! rename and remove. So an object that an older marker vouches for is replaced and removed by durable things only.
-//! Not here: what a start does with what a pass did not get to (`recovery`).
+//! The order of one pass: note the work and the number of the last row; flush; write the marker; only then
+//! rename and remove. So an object that an older marker covers is replaced and removed only when the newer
+//! state is durable. Not here: the start after a pass that did not finish (`recovery`).
 
 use std::collections::HashSet;
 use std::mem;
@@ -24,24 +25,25 @@ use crate::objects::temporary::Temporary;
 use crate::objects::trees::{Tree, Trees};
 use crate::objects::{Kept, Objects};
 
-/// A flush comes earlier when there is so much to write. After an unclean start all of it is hashed, at about 0.7 GB/s.
+/// Bytes of new objects that cause an early flush. After an unclean start all of them are hashed, at about
+/// 0.7 GB/s.
 const FLUSH_BYTES: u64 = 256 << 20;
 
-/// What the next pass has to do.
+/// The work of the next pass.
 #[derive(Default)]
 struct Work {
     /// Objects with rows that are not in their final places, in the order of their commits.
     settle: Vec<Kept>,
     /// Objects that lost a row, and trees made for it.
     gone: Vec<Doomed>,
-    /// Bytes of new objects.
+    /// Total size of the new objects in bytes.
     bytes: u64,
     stop: bool,
 }
 
 #[derive(Default)]
 struct Passing {
-    /// A flush failed. The kernel reports that once, so no later success means anything.
+    /// A flush failed. The kernel reports such a failure only once, so a later success means nothing.
     failed: bool,
 }
 
@@ -52,19 +54,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// An object that a commit gives a row: its file, its NAR hash, and the size of the file.
 pub(crate) type NewObject = (Temporary, [u8; 32], u64);
 
-/// What the housekeeper looks after, and the list of what there is to do.
+/// The parts of the store that the housekeeper looks after, and the list of its work.
 pub(crate) struct Upkeep {
     pub(crate) objects: Arc<dyn Objects>,
     pub(crate) trees: Arc<Trees>,
     pub(crate) index: Arc<Index>,
     pub(crate) durability: Durability,
     marker: MarkerFile,
-    /// As the marker says.
+    /// The number in the marker.
     through: AtomicI64,
     pins: Pins,
     work: Mutex<Work>,
     changed: Condvar,
-    /// Held during a pass: there is one at a time.
+    /// Held during a pass, so that there is only one at a time.
     passing: Mutex<Passing>,
 }
 
@@ -90,10 +92,11 @@ impl Upkeep {
         }
     }
 
-    /// Takes over objects that rows name now. Called during the commit, so that a pass sees all of it or nothing.
+    /// Takes over objects that rows name now. Called during the commit, so that a pass sees either all or
+    /// none of them.
     pub(crate) fn keep(&self, new: Vec<NewObject>) {
         let bytes = new.iter().map(|(.., size)| size).sum();
-        // Even if there is such an object already: what an upload does must not tell.
+        // Even if there is such an object already: the work of an upload must not show that.
         let kept = new.into_iter().filter_map(|(file, hash, _)| self.objects.keep(file, hash));
         let kept: Vec<Kept> = kept.collect();
         let mut work = lock(&self.work);
@@ -105,14 +108,15 @@ impl Upkeep {
         }
     }
 
-    /// Looks at objects that lost a path, some time soon: those that no path has any more go, and so do trees that were
-    /// made for paths that are gone. What is in use follows when it is not. Takes the same time whatever others have.
+    /// Schedules a check of objects that lost a path: an object without any path is removed, and so are trees
+    /// made for removed paths. Objects in use are removed when they have no user any more. Takes the same
+    /// time whatever other members have.
     pub(crate) fn look_at(&self, gone: impl IntoIterator<Item = Doomed>) {
         lock(&self.work).gone.extend(gone);
     }
 
-    /// Does what is to do. The error of a flush is told once; then nothing is promised, renamed or removed until the next
-    /// start, which checks by hash what is newer than the marker.
+    /// Does the scheduled work. The error of a flush is returned once; then no marker is written and nothing
+    /// is renamed or removed until the next start, which checks by hash everything newer than the marker.
     pub(crate) fn pass(&self) -> Result<(), RegisterError> {
         let mut passing = lock(&self.passing);
         if passing.failed {
@@ -137,30 +141,31 @@ impl Upkeep {
             return Err(e);
         }
         for kept in work.settle {
-            // It stays where it is, and readers know where. The next start tries again.
+            // The object stays below `new/`, where readers find it. The next start tries again.
             self.objects.settle(&kept).unwrap_or_else(|e| tracing::warn!("{e}"));
         }
         self.remove(work.gone);
         Ok(())
     }
 
-    /// Makes everything durable that was committed up to row `through`, and says so in the marker.
+    /// Makes everything durable that was committed up to row `through`, and writes that number to the marker.
     fn flush(&self, through: i64) -> Result<(), RegisterError> {
         self.objects.sync()?;
-        // After the flush, so that the write-ahead log is on the disk already and commits wait for little.
+        // After the flush: the write-ahead log is on the disk already, so commits wait only a short time.
         self.index.lock().checkpoint()?;
         match self.marker.write(&Marker::now(Durability::Flush, through)) {
             Ok(()) => self.through.store(through, Ordering::Relaxed),
-            // An old promise is a true one.
+            // The older marker is still true.
             Err(e) => tracing::warn!("{e}; after a power loss the start checks more than necessary"),
         }
         Ok(())
     }
 
-    /// Removes what no row names and nobody uses. Commits go on between two objects.
+    /// Removes objects that no row names and nobody uses. Commits can happen between two objects.
     fn remove(&self, gone: Vec<Doomed>) {
         for (object, trees) in gone {
-            // No registration can give an object a row meanwhile, and no one can start to use it: that takes a row.
+            // Under this lock no registration can give an object a row, and no one can start to use it: that
+            // requires a row.
             let mut index = self.index.lock();
             let (named, results) = {
                 let memory = self.index.read();
@@ -178,8 +183,8 @@ impl Upkeep {
             if !removed {
                 continue;
             }
-            // A result goes with its objects. Until now it was hidden by their having no path (`Store::result`), and a row
-            // that cannot be deleted now is found to lead nowhere at the next start.
+            // A result is removed with its objects. Until now it was hidden because they have no path
+            // (`Store::result`); if its row cannot be deleted now, the next start finds it without outputs.
             if !results.is_empty() {
                 match index.write(&results) {
                     Ok(()) => index.show(results),
@@ -190,7 +195,7 @@ impl Upkeep {
         }
     }
 
-    /// Waits for the next pass, at most for `longest`. False: there is none, because the store closes.
+    /// Waits for the next pass, at most for `longest`. False: the store closes, so there is none.
     pub(super) fn wait(&self, longest: Duration) -> bool {
         let begun = Instant::now();
         let mut work = lock(&self.work);
@@ -213,14 +218,14 @@ impl Upkeep {
     }
 }
 
-/// Keeps files of objects where they are while it lives.
+/// Keeps files of objects from being removed while it lives.
 pub(crate) struct Pinned {
     upkeep: Arc<Upkeep>,
     objects: Vec<[u8; 32]>,
 }
 
 impl Pinned {
-    /// The caller still holds the lock on the index in which it saw these objects.
+    /// The caller must still hold the lock on the index in which it saw these objects.
     pub(crate) fn new(upkeep: &Arc<Upkeep>, objects: Vec<[u8; 32]>) -> Self {
         upkeep.pins.pin(&objects);
         Self { upkeep: Arc::clone(upkeep), objects }

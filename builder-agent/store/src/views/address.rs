@@ -1,5 +1,5 @@
-//! Content addresses: what a path must be called because of what it contains. They are the reason why an upload
-//! can be Verified without trusting who sent it.
+//! Content addresses: they derive a path from its contents. Therefore an upload can be Verified although its
+//! sender is not trusted.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use crate::index::rows::Annotation;
 use crate::objects::ingest::Ingested;
 use crate::types::{Member, Provenance};
 
-/// Checks what a client announced about `ingested`.
+/// Checks a client's path info against `ingested`.
 pub(crate) fn stage(
     config: &StoreConfig,
     member: &Member,
@@ -37,7 +37,7 @@ pub(crate) fn stage(
     }
     info.nar_size = ingested.nar_size;
     info.registration_time = 0;
-    // "Built here" is ours to say.
+    // Only the box may say "built here".
     info.ultimate = false;
     limits::check_signatures(&info.path, &info.signatures)?;
     let sure = match &info.ca {
@@ -48,7 +48,7 @@ pub(crate) fn stage(
     let proven = sure || !good.is_empty();
     let said = Annotation::of(&info);
     let provenance = if proven {
-        // Everybody will see this info; only what was checked may stay in it.
+        // All members will see this info; only checked fields may stay in it.
         provenance::only_checked(&mut info, good);
         Provenance::Verified
     } else {
@@ -58,7 +58,8 @@ pub(crate) fn stage(
     Ok(Staged { ingested, info, provenance, proven, said })
 }
 
-/// Fails unless the contents have the content address and it gives the path. Returns whether no other contents could have it.
+/// Fails unless the contents have the content address and it gives the path. Returns whether it excludes
+/// other contents.
 fn check_address(ingested: &Ingested, info: &PathInfo, announced: &CAHash) -> Result<bool, ImportError> {
     let path = &info.path;
     let bad = |why: String| ImportError::BadContentAddress {
@@ -97,7 +98,7 @@ fn check_address(ingested: &Ingested, info: &PathInfo, announced: &CAHash) -> Re
     Ok(sure)
 }
 
-/// Contents without an announced path: finds out where they belong.
+/// Computes the path of contents that were uploaded without one.
 pub(crate) fn stage_new(
     ingested: Ingested,
     name: &str,

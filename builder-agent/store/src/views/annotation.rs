@@ -1,8 +1,9 @@
-//! What a member says about a path that is not theirs: which derivation they had it from, and signatures.
+//! Annotations: a member's deriver and signatures for a path that is not that member's claim.
 //!
-//! Kept beside the path, in the member's own layer, and told to nobody else: not to those who share with them, nor to
-//! the signer. An annotation is about contents, not about a name, so it never describes another object than the one it was made
-//! for. It keeps nothing alive. Not here: the deriver and the signatures that a claim came with; those are part of it.
+//! Kept in the member's own layer, and shown to no other member, not even to members who share, nor to the
+//! signer. An annotation is about contents, not about a name, so it never describes another object than the
+//! one it was made for. It keeps no path alive. Not here: the deriver and the signatures of a claim; those
+//! are part of the claim.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,18 +17,18 @@ use crate::index::change::Change;
 use crate::index::rows::{Annotation, Annotations};
 use crate::types::Member;
 
-/// Memory for one member's annotations; beyond it the oldest go. Room for a closure of 80,000 paths with a deriver and a
-/// signature each, several times what a large system has.
+/// Memory for one member's annotations; when it is full the oldest are removed. Room for a closure of 80,000
+/// paths with a deriver and a signature each, several times as many as a large system has.
 const MAX_BYTES: usize = 32 << 20;
 
 impl Annotation {
-    /// All that `info` says and nobody has proven.
+    /// The fields of `info` that are not proven.
     pub(crate) fn of(info: &PathInfo) -> Self {
         let (deriver, signatures) = (info.deriver.clone(), info.signatures.clone());
         Self { nar_hash: info.nar_hash, deriver, signatures }
     }
 
-    /// Only where contents came from.
+    /// An annotation with a deriver only.
     pub(crate) fn deriver(nar_hash: [u8; 32], deriver: Option<&StorePath>) -> Self {
         Self { nar_hash, deriver: deriver.cloned(), signatures: Vec::new() }
     }
@@ -36,7 +37,8 @@ impl Annotation {
         self.deriver.is_none() && self.signatures.is_empty()
     }
 
-    /// What this adds to `info`, on top of what `before` does. The latest deriver counts.
+    /// The annotation to store: this one without what `info` says, on top of `before`. The latest deriver
+    /// counts.
     fn beside(self, info: &PathInfo, before: Option<&Self>) -> Self {
         let said = self.deriver.filter(|drv| drv.is_derivation());
         let deriver = said.or_else(|| before.and_then(|before| before.deriver.clone()));
@@ -56,7 +58,7 @@ impl Annotation {
         }
     }
 
-    /// `info` as the member knows it who said this.
+    /// Completes `info` with the member's annotation.
     pub(crate) fn describe(&self, info: &mut PathInfo) {
         if let Some(deriver) = &self.deriver {
             info.deriver = Some(deriver.clone());
@@ -67,7 +69,7 @@ impl Annotation {
     }
 }
 
-/// The oldest of `all` that have to go for `more` bytes.
+/// The oldest of `all`, which must be removed to make room for `more` bytes.
 fn too_many(all: &Annotations, more: usize) -> impl Iterator<Item = &StorePath> {
     let mut left = all.bytes() + more;
     all.paths().take_while(move |path| {
@@ -77,13 +79,13 @@ fn too_many(all: &Annotations, more: usize) -> impl Iterator<Item = &StorePath> 
     })
 }
 
-/// What one change of the store brings, for each path once.
+/// The annotations of one change of the store, at most one for each path.
 #[derive(Default)]
 pub(crate) struct Notes(BTreeMap<StorePath, (Arc<PathInfo>, Annotation)>);
 
 impl Notes {
-    /// `said` about the path that the view shows as `info`, or will. Of two derivers the first counts. It counts for
-    /// nothing if it is about other contents.
+    /// Adds `said` about the path that the view shows, or will show, as `info`. Of two derivers the first
+    /// counts. Ignored if `said` is about other contents.
     pub(crate) fn add(&mut self, info: &Arc<PathInfo>, said: Annotation) {
         if said.is_empty() || said.nar_hash != info.nar_hash {
             return;
@@ -101,7 +103,7 @@ impl Notes {
         self.0.keys()
     }
 
-    /// What changes in the layer of `member`; nothing if all of it is known.
+    /// The changes in the layer of `member`; none if all annotations are known.
     pub(crate) fn changes(self, seen: &Seen<'_>, member: &Member) -> Vec<Change> {
         let mut changes = Vec::new();
         let mut more = 0;
@@ -119,7 +121,7 @@ impl Notes {
                 }
             }
         }
-        // Before the new ones, some of which may take the place of old ones.
+        // Before the new annotations, some of which may replace old ones.
         let old = seen.annotations().into_iter().flat_map(|all| too_many(all, more));
         let drops = old.map(|path| Change::DropAnnotation { member: member.clone(), path: path.clone() });
         drops.chain(changes).collect()

@@ -1,8 +1,8 @@
-//! One consistent closure: what a view shows for some paths and all they refer to, at one moment.
+//! One consistent closure: some paths of a view and all that they refer to, at one moment.
 //!
-//! What a path means in a view can change while a build is prepared: a Verified path appears in place of a claim. A
-//! build therefore takes its inputs from one snapshot, contents and provenance alike; its result is Verified only if
-//! all of that snapshot was.
+//! The meaning of a path in a view can change while a build is prepared: a Verified path appears in place of
+//! a claim. Therefore a build takes its inputs from one snapshot, contents and provenance alike; its result
+//! is Verified only if all paths of that snapshot were.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -32,30 +32,30 @@ pub struct Composed {
     pub len: u64,
 }
 
-/// Paths as a view had them at one moment, with what is known of each. The NAR hashes pin all contents, and no contents are
-/// here: this is plain data, which can be sent elsewhere and outlives the paths.
+/// Paths of a view at one moment, with their infos. The NAR hashes determine all contents, but the contents
+/// are not part of it: this is plain data, which can be sent elsewhere and outlives the paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClosureInfo {
-    /// In order; why each path is believed is what the view's member knew of it.
+    /// In order; the provenance of each path is the one that the view's member saw.
     pub paths: BTreeMap<StorePath, (Arc<PathInfo>, Provenance)>,
 }
 
 impl ClosureInfo {
-    /// One of its paths.
+    /// The info of one of its paths.
     #[must_use]
     pub fn get(&self, path: &StorePath) -> Option<&Arc<PathInfo>> {
         self.paths.get(path).map(|(info, _)| info)
     }
 
-    /// Whether every path of it was Verified.
+    /// Whether all its paths were Verified.
     #[must_use]
     pub fn all_verified(&self) -> bool {
         self.paths.values().all(|(_, provenance)| *provenance == Provenance::Verified)
     }
 }
 
-/// The contents of the paths in a [`ClosureInfo`]. While this lives the member's own ones are not collected, and the
-/// contents of all stay readable, whatever their owners delete.
+/// The contents of the paths in a [`ClosureInfo`]. While this lives the member's own paths are not collected,
+/// and all contents stay readable, even if their owners delete them.
 pub struct Closure {
     base: Arc<Base>,
     info: Arc<ClosureInfo>,
@@ -77,7 +77,7 @@ impl Closure {
         Self { base: Arc::clone(base), info, _pinned: pinned, _held: held }
     }
 
-    /// Which paths these are.
+    /// Its paths and their infos.
     #[must_use]
     pub fn info(&self) -> &Arc<ClosureInfo> {
         &self.info
@@ -86,7 +86,7 @@ impl Closure {
     /// An EROFS image whose root directory lists exactly the basenames of its paths. Only metadata is generated;
     /// the data stays in the objects. Keeps one open descriptor per path while it lives.
     pub fn compose(&self) -> Result<Composed, ComposeError> {
-        // A StorePath sorts as its basename does, so the names are in the order that the directory needs.
+        // A StorePath sorts like its basename, so the names are in the order that the directory needs.
         let infos: Vec<&Arc<PathInfo>> = self.info.paths.values().map(|(info, _)| info).collect();
         let damaged = |i: usize, why| ComposeError::Damaged { path: infos[i].path.clone(), why };
         let mut composer = Composer::new();
@@ -130,8 +130,8 @@ fn memory_file(bytes: &[u8]) -> std::io::Result<File> {
     let fd = memfd_create("closure", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut file = File::from(fd);
     file.write_all(bytes)?;
-    // A VM maps this; a smaller file would be SIGBUS. Not sealed against writing: kernels before 6.7 refuse
-    // shared mappings of such a file even for reading.
+    // A VM maps this file; if it became smaller, an access would raise SIGBUS. Not sealed against writing:
+    // kernels before 6.7 refuse shared mappings of such a file even for reading.
     fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
     File::open(path)

@@ -1,8 +1,9 @@
-//! Deleting what a member does not need any more: their own claims, and nothing else.
+//! Garbage collection: deletes a member's own claims that the member does not need any more, and nothing
+//! else.
 //!
-//! Verified paths stay, since anybody may have built on them. Another member's claims stay, since they are not this
-//! member's. Whatever a member builds on is their own (`copies`), so no one else's closure breaks.
-//! Not here: temporary roots (`index::holds`).
+//! Verified paths stay, since other members may have built on them. Other members' claims stay, since they
+//! belong to those members. A path that a member builds on becomes the member's own (`copies`), so no other
+//! member's closure breaks. Not here: temporary roots (`index::holds`).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -21,27 +22,28 @@ use crate::objects::trees::Tree;
 use crate::types::{Member, Provenance};
 use crate::upkeep::base::Base;
 
-/// What to do (Nix: `GCOptions::GCAction` in `src/libstore/include/nix/store/gc-store.hh`).
+/// The action (Nix: `GCOptions::GCAction` in `src/libstore/include/nix/store/gc-store.hh`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CollectAction {
-    /// Tell which of the member's claims are needed.
+    /// Return the member's claims that are needed.
     ReturnLive,
-    /// Tell which are not.
+    /// Return the member's claims that are not needed.
     ReturnDead,
-    /// Delete those that are not.
+    /// Delete the member's claims that are not needed.
     DeleteDead,
     /// Delete `paths`, all or none.
     DeleteSpecific,
 }
 
-/// A wish to collect garbage.
+/// A request to collect garbage.
 #[derive(Debug, Clone)]
 pub struct Collect {
-    /// What to do.
+    /// The action.
     pub action: CollectAction,
-    /// What [`CollectAction::DeleteSpecific`] deletes. For the others: look at these only; empty means all.
+    /// The paths that [`CollectAction::DeleteSpecific`] deletes. Other actions look at these paths only;
+    /// empty means all.
     pub paths: BTreeSet<StorePath>,
-    /// Stop after more than so many bytes; 0 deletes one path at least, as in Nix.
+    /// Stop after more than this many bytes; 0 deletes at least one path, as in Nix.
     pub max_freed: u64,
 }
 
@@ -51,12 +53,13 @@ impl Collect {
     }
 }
 
-/// What was found or deleted.
+/// The paths that were found or deleted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Collected {
     /// The paths.
     pub paths: BTreeSet<StorePath>,
-    /// Bytes of their NARs, if they were deleted. Not of the disk: how much that gains depends on what others have.
+    /// Bytes of their NARs, if they were deleted. The disk may gain less, depending on what other members
+    /// have.
     pub bytes_freed: u64,
 }
 
@@ -76,9 +79,10 @@ pub(crate) fn collect(base: &Arc<Base>, viewer: &Viewer, wish: &Collect) -> Resu
         CollectAction::DeleteDead | CollectAction::DeleteSpecific => {
             let (wish, planner, holds) = (wish.clone(), viewer.clone(), Arc::clone(base.index.holds()));
             let about = About { everything: true, ..About::default() };
-            // The planner runs in whichever thread leads the commit; a refusal is a value that changes nothing.
+            // The planner runs in the thread that leads the commit; a refusal is a value that changes
+            // nothing.
             let outcome = commit_repeatable(&base.index, about, move |index| {
-                // Now, not before the queue: what is held meanwhile is held.
+                // Read here and not before the queue, so that paths held meanwhile are included.
                 let holds = holds.of(&planner.member);
                 Ok(match plan(index, &planner, &wish, &holds) {
                     Ok((changes, collected, gone)) => {
@@ -97,7 +101,7 @@ pub(crate) fn collect(base: &Arc<Base>, viewer: &Viewer, wish: &Collect) -> Resu
     }
 }
 
-/// Roots, what is held, and all they refer to. A root whose path went away holds nothing.
+/// Roots, held paths, and all that they refer to. A root whose path is gone holds nothing.
 fn live(seen: &Seen<'_>, holds: &BTreeSet<StorePath>) -> HashSet<StorePath> {
     let mut live = HashSet::new();
     let mut todo: Vec<&StorePath> = seen.roots().values().chain(holds).collect();
@@ -121,7 +125,7 @@ fn plan(
 ) -> Result<Planned, CollectError> {
     let seen = viewer.sees(index);
     let live = live(&seen, holds);
-    // A claim that a Verified path hides is of no use to anybody.
+    // Nobody can use a claim that a Verified path hides.
     let hidden = |path: &StorePath| seen.is_verified(path);
     let mut dead: HashSet<StorePath> = match wish.action {
         CollectAction::DeleteSpecific => specific(&seen, &live, &wish.paths)?,
@@ -140,7 +144,7 @@ fn plan(
     let mut changes = Vec::new();
     let mut lost: HashMap<[u8; 32], usize> = HashMap::new();
     let mut notes = Notes::default();
-    // Referrers first, so that it can stop anywhere and leave nothing with a hole in its closure.
+    // Referrers first, so that the deletion can stop anywhere without a missing reference.
     for path in in_order(&seen, &dead) {
         if collected.bytes_freed > limit {
             dead.remove(&path);
@@ -153,7 +157,7 @@ fn plan(
         } else if live.contains(&path)
             && let Some(shown) = seen.entry(&path)
         {
-            // The path stays, and so does what was said of it.
+            // The path stays visible; deriver and signatures of the claim become the member's annotation.
             notes.add(&shown.0.info, Annotation::of(info));
         }
         if *lost.entry(info.nar_hash).and_modify(|n| *n += 1).or_insert(1) == 1 {
@@ -168,7 +172,8 @@ fn plan(
     Ok((changes, collected, lost.into_keys().collect()))
 }
 
-/// Annotations of what goes, and of what is not the member's own and nothing of theirs needs.
+/// Annotations of the paths that go, and of paths that are not the member's own and that none of the member's
+/// paths needs.
 fn unneeded(
     seen: &Seen<'_>,
     wish: &Collect,
@@ -183,7 +188,7 @@ fn unneeded(
     seen.annotations().into_iter().flat_map(|all| all.paths()).filter(|path| goes(path)).cloned().collect()
 }
 
-/// Which of `paths` and the hidden claims may go; an error if one of `paths` may not.
+/// The paths of `paths`, and the hidden claims, that may be deleted; an error if one of `paths` may not.
 fn specific(
     seen: &Seen<'_>,
     live: &HashSet<StorePath>,
@@ -206,8 +211,8 @@ fn specific(
     Ok(paths.iter().cloned().collect())
 }
 
-/// Leaves out what claims that stay refer to, however indirectly. Each claim and each reference is looked at once: all
-/// members wait for this.
+/// Leaves out paths that remaining claims refer to, directly or not. Each claim and each reference is looked
+/// at once, because all members wait for this.
 fn without_holes(seen: &Seen<'_>, mut dead: HashSet<StorePath>) -> HashSet<StorePath> {
     let own = seen.own_claims().map(|info| &info.path);
     let mut stays: Vec<&StorePath> =
@@ -223,14 +228,14 @@ fn without_holes(seen: &Seen<'_>, mut dead: HashSet<StorePath>) -> HashSet<Store
     dead
 }
 
-/// `dead`, each path before those it refers to.
+/// The paths of `dead`, each before those that it refers to.
 fn in_order(seen: &Seen<'_>, dead: &HashSet<StorePath>) -> Vec<StorePath> {
     let others = |path: &StorePath| {
         let own = seen.own_referrers(path);
         own.filter(|referrer| *referrer != path && dead.contains(*referrer)).count()
     };
     let mut left: HashMap<&StorePath, usize> = dead.iter().map(|path| (path, others(path))).collect();
-    // In the order of names, so that the same wish has the same outcome.
+    // In the order of names, so that the same request has the same outcome.
     let mut ready: BTreeSet<&StorePath> =
         left.iter().filter(|(_, count)| **count == 0).map(|(path, _)| *path).collect();
     let mut order = Vec::with_capacity(dead.len());
@@ -246,18 +251,19 @@ fn in_order(seen: &Seen<'_>, dead: &HashSet<StorePath>) -> Vec<StorePath> {
             }
         }
     }
-    // Claims may refer to each other in a circle, if their member made them up. They go together, at the end.
+    // Claims that a member made up may refer to each other in a circle. They are deleted together, at the
+    // end.
     let done: HashSet<&StorePath> = order.iter().collect();
     let circle: Vec<StorePath> = dead.iter().filter(|path| !done.contains(path)).cloned().collect();
     order.extend(circle);
     order
 }
 
-/// What named the paths that go. Results that name their objects go with these, later (`upkeep`): whether they
-/// do depends on what others have.
+/// Drops what names the deleted paths. Results that name their objects are removed later (`upkeep`): whether
+/// they are depends on what other members have.
 fn forget(seen: &Seen<'_>, member: &Member, dead: &HashSet<StorePath>) -> Vec<Change> {
     let gone = |path: &StorePath| dead.contains(path) && !seen.is_verified(path);
-    // As with paths: a claim that a Verified one hides is of no use to anybody.
+    // As with paths: nobody can use a claim that a Verified realisation hides.
     let hidden = |id| matches!(seen.realisation(id), Some((_, Whose::Everybodys)));
     let mut changes: Vec<Change> = Vec::new();
     for (id, realisation) in seen.own_realisations() {

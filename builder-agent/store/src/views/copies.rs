@@ -1,4 +1,5 @@
-//! What a member builds upon becomes their own, so that it stays when its owner stops sharing or deletes it.
+//! Copies of other members' claims: a path that a member builds upon stays when its owner stops sharing or
+//! deletes it.
 
 use nix_derivation::StorePath;
 
@@ -12,7 +13,7 @@ use crate::index::memory::Memory;
 use crate::types::Provenance;
 use crate::upkeep::base::Base;
 
-/// Makes those of `paths` the member's own that others share with them.
+/// Copies those of `paths` to the member's own layer that other members share.
 pub(crate) fn own(base: &Base, viewer: &Viewer, paths: Vec<StorePath>) -> Result<(), RegisterError> {
     let adds = paths.iter().map(|path| *path.digest()).collect();
     let viewer = viewer.clone();
@@ -22,8 +23,8 @@ pub(crate) fn own(base: &Base, viewer: &Viewer, paths: Vec<StorePath>) -> Result
     })
 }
 
-/// Copies the rows of those claims of others that `paths` and their closures need: what a member has built upon
-/// stays theirs when the other stops sharing or deletes it.
+/// Copies the rows of other members' claims that `paths` and their closures need, so that they stay when the
+/// owner stops sharing or deletes them.
 pub(crate) fn make_own<'a>(
     index: &Memory,
     viewer: &Viewer,
@@ -43,7 +44,7 @@ pub(crate) fn make_own<'a>(
             let (entry, whose) = seen.entry(&info.path)?;
             let (proven, object_size) = (entry.proven, index.object_size(&info.nar_hash)?);
             let provenance = Provenance::Claimed(viewer.member.clone());
-            // It stays the claim of whose it was.
+            // The copy remembers its original owner.
             let origins = match whose {
                 Whose::Shared(layer) => entry.origins.seen_from_outside(layer),
                 Whose::Everybodys | Whose::Own(_) => return None,

@@ -1,4 +1,4 @@
-//! What may be registered at all: limits of one path, and of all claims of one member.
+//! Limits for registration: those of one path, and those of all claims of one member.
 
 use nix::PathInfo;
 use nix_derivation::{StorePath, nixbase32};
@@ -13,14 +13,15 @@ use crate::types::{Member, Provenance};
 /// refers to all of it, and large closures have some ten thousand paths.
 const MAX_REFERENCES: usize = 30_000;
 /// Most claims of one member, and references of all of them together. They are in memory and read at every start: about
-/// 500 bytes each, and 250 for a reference. That is several large closures, with ten references for each path.
+/// 500 bytes for each claim and 250 for each reference. Room for several large closures, with ten references
+/// for each path.
 const MAX_CLAIMS: usize = 200_000;
 const MAX_CLAIMED_REFERENCES: usize = 1_000_000;
 /// Most signatures of one path, and bytes of one signature; an Ed25519 signature with its key name is about 120.
 pub(crate) const MAX_SIGNATURES: usize = 64;
 const MAX_SIGNATURE_BYTES: usize = 1024;
 
-/// Whether `info` may be registered for `ingested` at all.
+/// Checks whether `info` may be registered for `ingested`.
 pub(crate) fn check(
     member: &Member,
     ingested: &Ingested,
@@ -82,7 +83,8 @@ pub(crate) fn check_signature_count(path: &StorePath, count: usize) -> Result<()
     }
 }
 
-/// Refuses what would give a member more claims than anybody needs: all of them are loaded before anybody is served.
+/// Refuses a registration that gives a member too many claims: all claims are loaded before the agent serves
+/// anybody.
 pub(super) fn within_limits(
     seen: &Seen<'_>,
     viewer: &Viewer,

@@ -1,11 +1,13 @@
-//! Whose claims a claim is made of. A claim keeps its owner for ever, and sharing is exactly one step.
+//! Origins: the members whose claims a claim depends on. A claim keeps its owner for ever, and sharing is
+//! exactly one step.
 //!
-//! What a member builds upon is copied into their own layer, so that it stays when the other stops sharing. A copy is
-//! not theirs to pass on: it remembers whose it was, and so does everything that refers to it, however indirectly. So
-//! one look at a row says who may see it, and nobody walks a closure to answer a question.
+//! A path that a member builds upon is copied into the member's own layer, so that it stays when the other
+//! stops sharing. The member may not share such a copy further: it remembers its original owner, and so does
+//! everything that refers to it, directly or not. So one look at a row says who may see it, and no answer
+//! requires a walk through a closure.
 //!
-//! The rule: a row of another's layer is seen by those with whom *all* its origins share. Origins only grow towards
-//! referrers, so whoever sees a path sees its references, too.
+//! The rule: a member sees a row of another member's layer if *all* origins of the row share with that
+//! member. Origins only grow towards referrers, so a member who sees a path sees its references, too.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -18,21 +20,22 @@ use crate::index::rows::Origins;
 use crate::types::{Member, Provenance};
 
 impl Origins {
-    /// Origins of a row in the layer of `layer`, for its copy in another layer.
+    /// Origins for the copy of a row of `layer` in another layer.
     pub(crate) fn seen_from_outside(&self, layer: &Member) -> Self {
         let members = self.stored().cloned();
         Self::spelled_out(members.unwrap_or_else(|| Arc::new([layer.clone()].into())))
     }
 
-    /// Whether `viewer` may see such a row in the layer of one of `others`, who share with them.
+    /// Whether `viewer` may see such a row in the layer of one of `others`, who share with `viewer`.
     pub(crate) fn are_open_to(&self, viewer: &Member, others: &[Member]) -> bool {
         let Some(members) = self.stored() else { return true };
         members.iter().all(|member| member == viewer || others.contains(member))
     }
 }
 
-/// Completes the origins of the claims that `changes` add to the layer of `member`: with those of all they refer to.
-/// Each reference is looked at once or, if there is something of others, once for each origin it passes on.
+/// Completes the origins of the claims that `changes` add to the layer of `member` with those of all their
+/// references. Each reference is looked at once or, if it has foreign origins, once for each origin that it
+/// passes on.
 pub(crate) fn trace(index: &Memory, member: &Member, changes: &mut [Change]) {
     let own = index.claims_of(member);
     let added = |change: &Change| matches!(change, Change::AddPath { origins, .. } if origins.is_foreign());
@@ -46,7 +49,7 @@ pub(crate) fn trace(index: &Memory, member: &Member, changes: &mut [Change]) {
         if let Change::AddPath { info, provenance, origins, .. } = change {
             match provenance {
                 Provenance::Verified => drop(proven.insert(info.path.clone())),
-                // The layer ignores a second one.
+                // The layer ignores a second claim of the same path.
                 Provenance::Claimed(_) => {
                     sets.entry(info.path.clone()).or_insert_with(|| origins.members(member));
                 }

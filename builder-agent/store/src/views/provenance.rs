@@ -1,7 +1,7 @@
-//! What makes a path Verified, and what becomes Verified with it.
+//! Decides which paths become Verified, and which claims become Verified as a consequence.
 //!
-//! Three ways make a path Verified: the caller's word, a content address that its contents have, a signature of a
-//! trusted key. Each counts only if all that the path refers to is Verified.
+//! There are three ways to become Verified: the caller says so, the contents have the path's content address,
+//! or a trusted key signed the path. Each counts only if all references of the path are Verified.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::index::rows::{Annotation, Origins};
 use crate::signing;
 use crate::types::Provenance;
 
-/// Signatures of trusted keys that are right for `info`.
+/// The signatures of `info` that are valid and by trusted keys.
 pub(crate) fn trusted_signatures(config: &StoreConfig, info: &PathInfo) -> Vec<String> {
     if config.trusted.is_empty() || info.signatures.is_empty() {
         return Vec::new();
@@ -29,35 +29,36 @@ pub(crate) fn trusted_signatures(config: &StoreConfig, info: &PathInfo) -> Vec<S
     config.trusted.good(fingerprint.as_bytes(), &info.signatures).into_iter().cloned().collect()
 }
 
-/// What everybody may be told about a path that proves itself: only what was checked. `good` are the
-/// [`trusted_signatures`] of `info`.
+/// Removes the unchecked fields from the info of a path that proves itself, before all members see it. `good`
+/// are the [`trusted_signatures`] of `info`.
 pub(crate) fn only_checked(info: &mut PathInfo, good: Vec<String>) {
     info.signatures = good;
     info.deriver = None;
     info.ultimate = false;
 }
 
-/// Our signature of `info`, if the store has a key. Asked for Verified paths and nothing else.
+/// The box's signature of `info`, if the store has a key. Called for Verified paths only.
 ///
-/// Not of content-addressed paths: they prove themselves to every client, so Nix asks no signature of them
-/// (`ValidPathInfo::checkSignatures` in `src/libstore/path-info.cc`), and making one is most of the work for a small
-/// path.
+/// Content-addressed paths get none: they prove themselves to every client, so Nix requires no signature of
+/// them (`ValidPathInfo::checkSignatures` in `src/libstore/path-info.cc`), and making one is most of the work
+/// for a small path.
 pub(super) fn signature(config: &StoreConfig, info: &PathInfo) -> Option<String> {
     let signer = config.signer.as_ref().filter(|_| info.ca.is_none())?;
     Some(signer.sign(signing::fingerprint(info).as_bytes()))
 }
 
 pub(super) fn add_signature(info: &mut PathInfo, signature: Option<String>) {
-    // Signatures of Ed25519 do not vary, so one that is there already is the same.
+    // Ed25519 signatures are deterministic, so a signature by the same key that is there already is equal.
     info.signatures.extend(signature.filter(|s| !info.signatures.contains(s)));
 }
 
-/// Checks that all references are there, and lets a path be Verified only if all it refers to is. Otherwise others
-/// would see a path whose references they do not have, or, worse, combine it with their own idea of those references.
-/// Each reference is looked at once: all members wait for this.
+/// Checks that all references are valid, and lets a path be Verified only if all its references are.
+/// Otherwise other members would see a path whose references they do not have, or, worse, combine it with
+/// different contents of these references. Each reference is looked at once, because all members wait for
+/// this.
 pub(super) fn settle(index: &Memory, viewer: &Viewer, items: &mut [New]) -> Result<(), RegisterError> {
     let seen = viewer.sees(index);
-    // Of two with one name the first counts, so only that one may vouch for it.
+    // Of two items with the same path the first counts, so other items may rely only on that one.
     let mut ours: HashMap<StorePath, usize> = HashMap::with_capacity(items.len());
     for (i, New { info, .. }) in items.iter().enumerate() {
         ours.entry(info.path.clone()).or_insert(i);
@@ -71,7 +72,7 @@ pub(super) fn settle(index: &Memory, viewer: &Viewer, items: &mut [New]) -> Resu
         }
     }
     let verified = |new: &New| new.provenance == Provenance::Verified;
-    // By the place in the batch of what they refer to: those that are Verified only as long as it is.
+    // By place in the batch: the items that are Verified only as long as the item at that place is.
     let mut leaning: HashMap<usize, Vec<usize>> = HashMap::new();
     let mut bad = Vec::new();
     for (i, new) in items.iter().enumerate().filter(|(_, new)| verified(new)) {
@@ -91,11 +92,12 @@ pub(super) fn settle(index: &Memory, viewer: &Viewer, items: &mut [New]) -> Resu
     Ok(())
 }
 
-/// What becomes Verified because `verified` have: the member's own claims that prove themselves and waited for their
-/// references only. Also drops the member's claims that Verified ones replace with the same contents; what they said
-/// goes to `notes`.
+/// Makes claims Verified after `verified` have become so: the member's own claims that prove themselves and
+/// only waited for their references. Also drops the member's claims that Verified paths with the same
+/// contents replace; their deriver and signatures go to `notes`.
 ///
-/// Other members' claims wait until those members come back to them: how long this takes must not tell what they have.
+/// Other members' claims wait for the next registration of those members: the duration of this must not show
+/// what they have.
 pub(crate) fn follow(
     index: &Memory,
     config: &StoreConfig,
@@ -104,10 +106,11 @@ pub(crate) fn follow(
     notes: &mut Notes,
 ) -> Vec<Change> {
     let seen = viewer.sees(index);
-    // Verified by now, or about to be.
+    // Paths that are Verified by now, or about to be.
     let mut queued: HashSet<StorePath> = verified.iter().map(|info| info.path.clone()).collect();
     let mut done: HashSet<StorePath> = HashSet::new();
-    // How many references a claim still waits for. Each is counted once, however many become Verified here.
+    // Number of references that a claim still waits for. Each reference is counted once, however many become
+    // Verified here.
     let mut missing: HashMap<StorePath, usize> = HashMap::new();
     let mut changes = Vec::new();
     let mut todo = verified;
@@ -149,7 +152,7 @@ pub(crate) fn follow(
     changes
 }
 
-/// A claim that proves itself becomes Verified. `good` are its [`trusted_signatures`].
+/// Makes a claim that proves itself Verified. `good` are its [`trusted_signatures`].
 pub(crate) fn upgrade(
     index: &Memory,
     config: &StoreConfig,

@@ -1,4 +1,4 @@
-//! What is kept besides paths: results of builds, realisations, roots, and signatures that come later.
+//! Records besides paths: results of builds, realisations, roots, and signatures that are added later.
 
 use std::sync::Arc;
 
@@ -21,15 +21,16 @@ use crate::types::realisation::{Realisation, RealisationId};
 use crate::types::result::{BuildRecord, RecordEnd};
 use crate::upkeep::base::Base;
 
-/// Failures that are remembered. Each is a few kilobytes at most, and the oldest is the least likely to be asked for.
+/// Most remembered failures. Each takes a few kilobytes at most, and the oldest is the least likely to be
+/// asked for.
 const MAX_FAILURES: usize = 10_000;
-/// Longest message of a remembered failure. It holds the last lines of a log, not all of it.
+/// Longest message of a remembered failure. It contains the last lines of a log, not the whole log.
 const MAX_MESSAGE: usize = 16 << 10;
 /// Most roots of one member, and the length of a root's name: a path on a client's disk.
 const MAX_ROOTS: usize = 100_000;
 const MAX_ROOT_NAME: usize = 4096;
-/// Most claimed realisations of one member: one for each output of as many derivations as a large closure has, several
-/// times over. They are kept in memory.
+/// Most claimed realisations of one member. They are kept in memory. Room for one for each output of several
+/// times as many derivations as a large closure has.
 const MAX_REALISATIONS: usize = 100_000;
 
 fn about(paths: &[&StorePath]) -> About {
@@ -95,7 +96,7 @@ fn plan_realisation(
 ) -> Result<Vec<Change>, RegisterError> {
     let seen = viewer.sees(index);
     let provenance = match provenance {
-        // As with paths: no better than what it leads to.
+        // As with paths: a realisation is at most as trusted as its path.
         Provenance::Verified if index.is_verified(&path) => Provenance::Verified,
         _ => Provenance::Claimed(viewer.member.clone()),
     };
@@ -153,7 +154,7 @@ fn plan_root(
     if seen.info(&path).is_none() {
         return Err(MissingPath(path).into());
     }
-    // A root holds what is the member's own.
+    // A root keeps only the member's own paths.
     let mut todo = make_own(index, viewer, [&path])?;
     todo.push(Change::PutRoot { member: viewer.member.clone(), name, path });
     Ok(todo)
@@ -228,7 +229,7 @@ fn with_signatures(
         return Ok(upgrade.into_iter().chain(followers).chain(noted).collect());
     }
     if matches!(whose, Whose::Shared(_)) {
-        // Another's claim says what its owner says.
+        // Only its owner may change a claim, so this member gets an annotation.
         limits::check_signature_count(&path, count)?;
         notes.add(&entry.info, said);
         return Ok(notes.changes(&seen, &viewer.member));
@@ -238,7 +239,7 @@ fn with_signatures(
     Ok(vec![Change::SetSignatures { info: Arc::new(info), provenance, proven }])
 }
 
-/// Remembers for the member where these came from, as far as nothing is known.
+/// Notes for the member the deriver of those paths for which no deriver is known.
 pub(crate) fn name_deriver(
     base: &Base,
     viewer: &Viewer,

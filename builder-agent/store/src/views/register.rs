@@ -1,5 +1,5 @@
-//! Making objects visible: what may be registered, and what changes with it. What makes a path Verified is in
-//! `provenance`.
+//! Makes objects visible: checks what may be registered, and makes the changes. `provenance` decides what
+//! becomes Verified.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -24,16 +24,17 @@ use crate::index::rows::{Annotation, Origins};
 use crate::types::Provenance;
 use crate::upkeep::base::Base;
 
-/// A path on its way into the index.
+/// A path that is about to be registered.
 pub(super) struct New {
     pub(super) info: PathInfo,
     pub(super) provenance: Provenance,
     proven: bool,
-    /// `None`: the store has the object already, or it is an error.
+    /// `None`: the store must have the object already; otherwise registration fails.
     object_size: Option<u64>,
-    /// Ours, made before the queue so that nobody else waits for it; kept only if the path becomes Verified.
+    /// The box's signature, made before the queue so that other threads do not wait for it; kept only if the
+    /// path becomes Verified.
     signature: Option<String>,
-    /// What the member says of it, beside what is told to everybody.
+    /// The member's annotation, besides the info that all members see.
     said: Annotation,
 }
 
@@ -56,7 +57,7 @@ pub(crate) fn register(
     let (config, viewer, upkeep) = (base.config.clone(), viewer.clone(), Arc::clone(&base.upkeep));
     commit(&base.index, about(&items), move |index| {
         let Planned { changes, infos, new } = plan(index, &config, &viewer, items)?;
-        // Those that are valid already (somebody was faster) go.
+        // Objects of paths that are valid already (another thread was faster) are removed.
         let kept = objects.into_iter().zip(new).filter(|(_, new)| *new);
         let objects = kept.map(|(i, _)| (i.temporary, i.nar_hash, i.object_size)).collect::<Vec<_>>();
         let once_written = Some(Box::new(move || upkeep.keep(objects)) as _);
@@ -64,7 +65,7 @@ pub(crate) fn register(
     })
 }
 
-/// Registers paths whose objects the store has already. The member knows them as made by `deriver`.
+/// Registers paths whose objects the store has already. The member gets `deriver` as their deriver.
 pub(crate) fn adopt(
     base: &Base,
     viewer: &Viewer,
@@ -87,8 +88,8 @@ pub(crate) fn adopt(
     })
 }
 
-/// What can be done without the queue: finds out what is wrong, answers if all is there already, signs what is
-/// going to be Verified.
+/// The work that does not need the queue: finds errors, answers if all paths are registered already, and
+/// signs the paths that will be Verified.
 fn prepare(
     base: &Base,
     viewer: &Viewer,
@@ -114,14 +115,14 @@ fn prepare(
     Ok(None)
 }
 
-/// What the items say of paths that are there already, as `infos`.
+/// The annotations of the items for paths that are registered already, as `infos`.
 fn notes(infos: &[Arc<PathInfo>], items: &[New]) -> Notes {
     let mut notes = Notes::default();
     infos.iter().zip(items).for_each(|(info, new)| notes.add(info, new.said.clone()));
     notes
 }
 
-/// Keeps what the member says, and changes nothing else.
+/// Stores the member's annotations, and changes nothing else.
 pub(crate) fn note(base: &Base, viewer: &Viewer, notes: Notes) -> Result<(), RegisterError> {
     let viewer = viewer.clone();
     let about = About { adds: notes.paths().map(|path| *path.digest()).collect(), ..About::default() };
@@ -150,7 +151,7 @@ struct Planned {
     changes: Vec<Change>,
     /// In the order of the batch.
     infos: Vec<Arc<PathInfo>>,
-    /// Whose object is needed, in the order of the batch.
+    /// Whether the object of each item is needed, in the order of the batch.
     new: Vec<bool>,
 }
 
@@ -183,10 +184,11 @@ fn plan(
             info.registration_time = now();
         }
         if provenance == Provenance::Verified {
-            // `settle` never makes Verified what was not, so it is there if the store has a key.
+            // `settle` never makes an item Verified that was not, so the signature exists if the store has a
+            // key.
             add_signature(&mut info, made);
         } else {
-            // It says all of it itself, also what could not be told to everybody.
+            // A claim contains the member's whole statement, also the part that other members do not see.
             said.describe(&mut info);
             leaned_on.extend(info.references.iter().cloned());
         }

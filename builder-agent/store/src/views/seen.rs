@@ -1,6 +1,8 @@
-//! What one member may see of the index: Verified rows, their own, and what others share with them.
+//! The rows of the index that one member may see: Verified rows, the member's own, and those that others
+//! share.
 //!
-//! Every answer of a view comes from here, and depends on nothing that another member has and does not share.
+//! Every answer of a view comes from here, and does not depend on anything that other members have and do not
+//! share.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
@@ -14,7 +16,7 @@ use crate::index::rows::{Annotation, Annotations};
 use crate::types::realisation::{Realisation, RealisationId};
 use crate::types::{Member, Provenance};
 
-/// Whose view it is, and who shares with them.
+/// The member of a view, and the members who share with that member.
 #[derive(Clone)]
 pub(crate) struct Viewer {
     pub(crate) member: Member,
@@ -27,7 +29,7 @@ impl Viewer {
     }
 }
 
-/// Which layer an answer came from.
+/// The layer from which an answer came.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Whose<'a> {
     Everybodys,
@@ -44,13 +46,14 @@ impl Whose<'_> {
     }
 }
 
-/// The layers that one member sees: Verified, own, shared. Where several know a path, the first one counts.
+/// The layers that one member sees: Verified, own, shared. If several of them have a path, the first one
+/// counts.
 pub(crate) struct Seen<'a> {
     verified: &'a Layer,
     own: Option<&'a Layer>,
     others: Vec<(&'a Member, &'a Layer)>,
     member: &'a Member,
-    /// Who shares with the member, whether or not they have anything.
+    /// The members who share with the member, even those without claims.
     sharing: &'a [Member],
 }
 
@@ -80,7 +83,8 @@ impl<'a> Seen<'a> {
         self.layers().find_map(|(whose, layer)| Some((self.open(whose, layer.entry(path)?)?, whose)))
     }
 
-    /// `entry`, unless it is in another's layer and not theirs alone to show.
+    /// Returns `entry`, unless it is in another member's layer and depends on claims of members who do not
+    /// share.
     fn open(&self, whose: Whose<'a>, entry: &'a Entry) -> Option<&'a Entry> {
         let shown = match whose {
             Whose::Everybodys | Whose::Own(_) => true,
@@ -89,10 +93,10 @@ impl<'a> Seen<'a> {
         shown.then_some(entry)
     }
 
-    /// What this member knows of a path: its info, with what they said about it themselves.
+    /// The member's knowledge of a path: its info, completed with the member's own annotation.
     pub(crate) fn described(&self, path: &StorePath) -> Option<(Arc<PathInfo>, Whose<'a>)> {
         let (entry, whose) = self.entry(path)?;
-        // A claim that a Verified path hides still says where it came from.
+        // A claim that a Verified path hides still knows the deriver.
         let hidden = self.own_claim(path).filter(|_| whose == Whose::Everybodys);
         let hidden = hidden.filter(|claim| claim.info.nar_hash == entry.info.nar_hash);
         let added = self.annotation(path).filter(|added| added.nar_hash == entry.info.nar_hash);
@@ -109,7 +113,7 @@ impl<'a> Seen<'a> {
         Some((Arc::new(info), whose))
     }
 
-    /// What the member said about a path, perhaps about other contents than it has now.
+    /// The member's annotation of a path, which may be about other contents than the path has now.
     pub(crate) fn annotation(&self, path: &StorePath) -> Option<&'a Arc<Annotation>> {
         self.own?.annotations().of(path)
     }
@@ -127,12 +131,12 @@ impl<'a> Seen<'a> {
         self.own?.entry(path)
     }
 
-    /// All of them, also hidden ones.
+    /// All claims of the member, including hidden ones.
     pub(crate) fn own_claims(&self) -> impl Iterator<Item = &'a Arc<PathInfo>> {
         self.own.into_iter().flat_map(|layer| layer.entries().map(|(_, entry)| &entry.info))
     }
 
-    /// The member's own claims that refer to `path`, also hidden ones.
+    /// The member's own claims that refer to `path`, including hidden ones.
     pub(crate) fn own_referrers(&self, path: &StorePath) -> impl Iterator<Item = &'a StorePath> {
         self.own.into_iter().flat_map(|layer| layer.referrers(path))
     }
@@ -151,7 +155,7 @@ impl<'a> Seen<'a> {
     pub(crate) fn referrers(&self, path: &StorePath) -> BTreeSet<StorePath> {
         let mut out = BTreeSet::new();
         for (whose, layer) in self.layers() {
-            // What a hidden claim refers to is not what the path that is seen refers to.
+            // A hidden claim may have other references than the visible path.
             let seen = |p: &&StorePath| self.entry(p).is_some_and(|(_, w)| w == whose);
             out.extend(layer.referrers(path).filter(seen).cloned());
         }
@@ -168,7 +172,7 @@ impl<'a> Seen<'a> {
     pub(crate) fn realisation(&self, id: &RealisationId) -> Option<(&'a Arc<Realisation>, Whose<'a>)> {
         self.layers().find_map(|(whose, layer)| {
             let realisation = layer.realisations().get(id)?;
-            // Another's is as visible as the path it leads to.
+            // Another member's realisation is as visible as its path.
             let shown = match whose {
                 Whose::Everybodys | Whose::Own(_) => true,
                 Whose::Shared(_) if self.is_verified(&realisation.path) => true,
@@ -178,12 +182,12 @@ impl<'a> Seen<'a> {
         })
     }
 
-    /// The member's own claim of what an output is, even where a Verified one hides it.
+    /// The member's own claim of a realisation, even if a Verified one hides it.
     pub(crate) fn own_realisation(&self, id: &RealisationId) -> Option<&'a Arc<Realisation>> {
         self.own?.realisations().get(id)
     }
 
-    /// All of them, also hidden ones.
+    /// All claimed realisations of the member, including hidden ones.
     pub(crate) fn own_realisations(&self) -> &'a HashMap<RealisationId, Arc<Realisation>> {
         static NONE: LazyLock<HashMap<RealisationId, Arc<Realisation>>> = LazyLock::new(HashMap::new);
         self.own.map_or(&NONE, Layer::realisations)
@@ -198,7 +202,7 @@ impl<'a> Seen<'a> {
         self.own.map_or(&NONE, Layer::roots)
     }
 
-    /// `of` and all they refer to, as the view has them at this moment.
+    /// The closure of `of`, as the view has it at this moment.
     pub(crate) fn closure<'p>(
         &self,
         of: impl IntoIterator<Item = &'p StorePath>,

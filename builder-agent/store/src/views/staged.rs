@@ -1,4 +1,4 @@
-//! Objects on their way to being registered.
+//! Objects that are ready to be registered.
 
 use nix::PathInfo;
 use nix_derivation::StorePath;
@@ -15,32 +15,32 @@ pub struct Staged {
     pub(crate) provenance: Provenance,
     /// The contents are proven by their address or a trusted signature.
     pub(crate) proven: bool,
-    /// What the member says beside what is proven.
+    /// The member's statement besides the proven fields.
     pub(crate) said: Annotation,
 }
 
 impl Staged {
-    /// What will be registered.
+    /// The info that will be registered.
     #[must_use]
     pub fn info(&self) -> &PathInfo {
         &self.info
     }
 
-    /// The same, and nobody's word is kept but what is proven.
+    /// The same without any unproven field.
     #[must_use]
     pub fn proven_only(mut self) -> Self {
         self.said = Annotation::deriver(self.info.nar_hash, None);
         self
     }
 
-    /// The same, and this member knows it as made by `deriver`, whatever others are told.
+    /// The same, with `deriver` as the deriver that this member sees, whatever other members see.
     #[must_use]
     pub fn known_from(mut self, deriver: &StorePath) -> Self {
         self.said.deriver = Some(deriver.clone());
         self
     }
 
-    /// As what; Verified still depends on the references.
+    /// The provenance to register; Verified still depends on the references.
     #[must_use]
     pub fn provenance(&self) -> &Provenance {
         &self.provenance

@@ -1,4 +1,4 @@
-//! What one member can do with the store. Every question is answered from that member's layers only.
+//! The operations of one member on the store. Every query is answered from the layers that this member sees.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufRead;
@@ -38,22 +38,23 @@ impl View {
         Self { base, viewer, hold }
     }
 
-    /// The same view with temporary roots, as Nix's daemon keeps for each connection: what is registered through it
-    /// or its clones, and what [`View::hold`] names, is not collected while one of them lives.
+    /// The same view with temporary roots, as Nix's daemon keeps for each connection: paths that are
+    /// registered through it or its clones, or passed to [`View::hold`], are not collected while one of them
+    /// lives.
     #[must_use]
     pub fn holding(self) -> Self {
         let hold = Hold::new(self.base.index.holds(), &self.viewer.member, BTreeSet::new());
         Self { hold: Some(Arc::new(hold)), ..self }
     }
 
-    /// The same view with the temporary roots of another one of this member.
+    /// The same view with the temporary roots of another view of this member.
     #[must_use]
     pub fn holding_as(self, other: &Self) -> Self {
         Self { hold: other.hold.clone(), ..self }
     }
 
-    /// Makes temporary roots, if this view has them ([`View::holding`]). Paths need not be valid yet. There is a limit;
-    /// beyond it none of `paths` is held.
+    /// Makes temporary roots, if this view keeps them ([`View::holding`]). Paths need not be valid yet. If
+    /// the limit is exceeded, none of `paths` is held.
     pub fn hold<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> Result<(), RegisterError> {
         let Some(hold) = &self.hold else { return Ok(()) };
         let index = self.base.index.read();
@@ -61,25 +62,25 @@ impl View {
         hold.add(paths.into_iter().filter(|path| !index.is_verified(path)))
     }
 
-    /// How many paths this view's temporary roots are.
+    /// Number of temporary roots of this view.
     #[must_use]
     pub fn held(&self) -> usize {
         self.hold.as_ref().map_or(0, |hold| hold.len())
     }
 
-    /// Whose view this is.
+    /// The member whose view this is.
     #[must_use]
     pub fn member(&self) -> &Member {
         &self.viewer.member
     }
 
-    /// Info of a valid path, with the deriver and the signatures that this member knows of.
+    /// Info of a valid path, with the deriver and the signatures that this member knows.
     #[must_use]
     pub fn info(&self, path: &StorePath) -> Option<Arc<PathInfo>> {
         self.viewer.sees(&self.base.index.read()).described(path).map(|(info, _)| info)
     }
 
-    /// Info of a valid path and why we believe it.
+    /// Info and provenance of a valid path.
     #[must_use]
     pub fn info_with_provenance(&self, path: &StorePath) -> Option<(Arc<PathInfo>, Provenance)> {
         let index = self.base.index.read();
@@ -87,21 +88,21 @@ impl View {
         Some((info, whose.provenance()))
     }
 
-    /// Whether `path` is valid here.
+    /// Whether `path` is valid in this view.
     #[must_use]
     pub fn is_valid(&self, path: &StorePath) -> bool {
         self.viewer.sees(&self.base.index.read()).info(path).is_some()
     }
 
-    /// Whether all of `paths` are valid and Verified. For the inputs of a build ask their [`Closure::info`] instead: this
-    /// answer may be about other contents than those that were read before.
+    /// Whether all of `paths` are valid and Verified. For the inputs of a build use their [`Closure::info`]
+    /// instead: between two calls the contents of a path can change.
     #[must_use]
     pub fn all_verified(&self, paths: &BTreeSet<StorePath>) -> bool {
         let index = self.base.index.read();
         paths.iter().all(|path| index.is_verified(path))
     }
 
-    /// The valid ones of `paths`, in the same order.
+    /// The valid paths of `paths`, in the same order.
     #[must_use]
     pub fn query_valid(&self, paths: &[StorePath]) -> Vec<StorePath> {
         let index = self.base.index.read();
@@ -127,8 +128,8 @@ impl View {
         self.viewer.sees(&self.base.index.read()).all()
     }
 
-    /// The derivation that `path` says it came from, if that is valid. (Nix also finds other derivations with the
-    /// same output; we keep no map of outputs.)
+    /// The deriver of `path`, if it is valid. (Nix also finds other derivations with the same output; we keep
+    /// no map of outputs.)
     #[must_use]
     pub fn valid_derivers(&self, path: &StorePath) -> BTreeSet<StorePath> {
         let index = self.base.index.read();
@@ -137,13 +138,14 @@ impl View {
         deriver.filter(|d| seen.info(d).is_some()).into_iter().collect()
     }
 
-    /// `paths` and all they refer to, however indirectly.
+    /// `paths` and all that they refer to, directly or not.
     pub fn closure(&self, paths: &[StorePath]) -> Result<BTreeSet<StorePath>, MissingPath> {
         let index = self.base.index.read();
         Ok(self.viewer.sees(&index).closure(paths)?.into_keys().collect())
     }
 
-    /// `paths` and all they refer to, as they are now, to be used as one whole however the view changes.
+    /// `paths` and all that they refer to, as they are now. The snapshot stays the same however the view
+    /// changes.
     pub fn snapshot<'a>(
         &self,
         paths: impl IntoIterator<Item = &'a StorePath>,
@@ -155,8 +157,9 @@ impl View {
         Ok(Closure::new(&self.base, &self.viewer.member, infos.collect()))
     }
 
-    /// [`View::snapshot`] for a build. What others share becomes the member's own first, so that the result can refer to
-    /// it even if they delete it meanwhile. Writes nothing if there is nothing of others in it.
+    /// [`View::snapshot`] for a build. First copies shared claims of other members to the member's own layer,
+    /// so that the result can refer to them even if their owners delete them meanwhile. Writes nothing if
+    /// there are none.
     pub fn snapshot_to_build<'a>(
         &self,
         paths: impl IntoIterator<Item = &'a StorePath>,
@@ -172,7 +175,7 @@ impl View {
         if theirs.is_empty() {
             return Ok(inputs);
         }
-        // The snapshot holds their names while the rows are copied.
+        // The snapshot holds their paths while the rows are copied.
         copies::own(&self.base, &self.viewer, theirs)?;
         Ok(self.snapshot(paths)?)
     }
@@ -182,16 +185,16 @@ impl View {
         Limits { max_nar_bytes, max_entries }
     }
 
-    /// Starts taking in a NAR; `scan_for` are the paths whose hash parts are looked for in it.
+    /// Starts taking in a NAR; the hash parts of `scan_for` are searched for in it.
     pub fn ingest(&self, scan_for: &[StorePath]) -> Result<Ingest, ImportError> {
         Ok(Ingest::new(&*self.base.objects, self.limits(), scan_for)?)
     }
 
     /// Makes `ingested` visible as `info.path`. Durable when it returns.
     ///
-    /// `Verified` is the caller's word, with one exception: a path with a reference that is not Verified is
+    /// The caller decides on `Verified`, with one exception: a path with a reference that is not Verified is
     /// registered as Claimed. A path that is valid already under the same provenance stays as it is, whatever
-    /// `ingested` has; the info returned is the one that counts.
+    /// `ingested` contains; the info returned is the registered one.
     pub fn register(
         &self,
         ingested: Ingested,
@@ -203,10 +206,10 @@ impl View {
         Ok(infos.pop().expect("one path in, one info out"))
     }
 
-    /// Registers all or none, with one transaction; members of the batch may refer to each other in any order.
+    /// Registers all or none, with one transaction; paths of the batch may refer to each other in any order.
     /// The infos come in the order of the batch.
     pub fn register_many(&self, batch: Vec<Staged>) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
-        // Before it is visible, so that no collection comes in between.
+        // Before the paths are visible, so that no collection comes in between.
         self.hold(batch.iter().map(|staged| &staged.info.path))?;
         register::register(&self.base, &self.viewer, batch)
     }
@@ -220,34 +223,35 @@ impl View {
     ) -> Result<Staged, RegisterError> {
         limits::check(&self.viewer.member, &ingested, &info, &provenance)?;
         let said = match provenance {
-            // Only what was checked is in it.
+            // `info` has only checked fields.
             Provenance::Verified => Annotation::deriver(info.nar_hash, None),
             Provenance::Claimed(_) => Annotation::of(&info),
         };
         Ok(Staged { ingested, info, provenance, proven: false, said })
     }
 
-    /// Reads exactly one NAR and checks it against `info` as a client announced it; for [`View::register_many`].
-    /// The client's `registration_time` and `ultimate` are not used.
+    /// Reads exactly one NAR and checks it against a client's `info`; for [`View::register_many`]. The
+    /// client's `registration_time` and `ultimate` are not used.
     ///
-    /// Not a byte after the NAR is taken from `nar`.
+    /// Does not read beyond the end of the NAR.
     pub fn stage(&self, info: PathInfo, nar: &mut dyn BufRead) -> Result<Staged, ImportError> {
         let mut ingest = self.ingest(&[])?;
         ingest.read_all(&info.path.to_string(), nar)?;
         address::stage(&self.base.config, &self.viewer.member, ingest.finish()?, info)
     }
 
-    /// Starts taking in an upload whose bytes come piece by piece. `name` is for messages.
+    /// Starts taking in an upload that arrives piece by piece. `name` is for messages.
     pub fn intake(&self, kind: IntakeKind, name: &str) -> Result<Intake, ImportError> {
         Intake::new(&*self.base.objects, self.limits(), kind, name)
     }
 
-    /// Checks what [`Intake::finish`] gave against `info` as a client announced it; for [`View::register_many`].
+    /// Checks the outcome of [`Intake::finish`] against a client's `info`; for [`View::register_many`].
     pub fn stage_ingested(&self, ingested: Ingested, info: PathInfo) -> Result<Staged, ImportError> {
         address::stage(&self.base.config, &self.viewer.member, ingested, info)
     }
 
-    /// The same for contents whose path they and `references` give. May read them again, for other hashes than SHA-256.
+    /// The same for contents that determine their path together with `references`. May read them again, for
+    /// hashes other than SHA-256.
     pub fn stage_addressed(
         &self,
         ingested: Ingested,
@@ -261,14 +265,14 @@ impl View {
 
     /// [`View::stage`] and [`View::register_many`] of one path.
     ///
-    /// Verified if `info` has a content address that the contents really have (otherwise it is an error) or a right
-    /// signature of a trusted key, and all references are Verified; Claimed else.
+    /// Verified if all references are Verified, and `info` has a content address that matches the contents (a
+    /// wrong one is an error) or a valid signature of a trusted key; else Claimed.
     pub fn import(&self, info: PathInfo, nar: &mut dyn BufRead) -> Result<Arc<PathInfo>, ImportError> {
         self.register_one(self.stage(info, nar)?)
     }
 
-    /// Adds contents at the path that they and `references` give. `dump` is a NAR for `Nar`, else the bytes of the
-    /// file up to its end.
+    /// Adds contents at the path that they and `references` determine. `dump` is a NAR for `Nar`, else the
+    /// bytes of the file, up to the end of `dump`.
     pub fn add_ca(
         &self,
         name: &str,
@@ -307,7 +311,7 @@ impl View {
         Ok(NarReader::new(self.contents(path)?.object))
     }
 
-    /// How much memory the metadata of a valid path's object takes once [`View::nar`] has opened it.
+    /// Memory for the metadata of a valid path's object once [`View::nar`] has opened it, in bytes.
     pub fn nar_metadata(&self, path: &StorePath) -> Result<u64, NarError> {
         let info = self.info(path).ok_or_else(|| MissingPath(path.clone()))?;
         Contents::measure(&*self.base.objects, &info)
@@ -329,9 +333,9 @@ impl View {
         Err(NarError::Damaged { path: path.to_string(), why: "its NAR has another hash".to_owned() })
     }
 
-    /// Registers paths whose contents the store has already, by NAR hash, all or none. For the box's own use, with
-    /// what it recorded itself: whoever can choose the hash can read the contents. This member knows them as made by
-    /// `deriver`, whatever others are told.
+    /// Registers paths whose contents the store has already, by NAR hash, all or none. For hashes that the
+    /// box itself recorded only: a client that could choose the hash could read the contents. This member
+    /// gets `deriver` as their deriver, whatever other members see.
     pub fn adopt(
         &self,
         batch: Vec<(PathInfo, Provenance)>,
@@ -341,21 +345,21 @@ impl View {
         register::adopt(&self.base, &self.viewer, batch, deriver)
     }
 
-    /// This member knows those of `paths` as made by `deriver` that are valid and of which no deriver is known. Writes
+    /// Notes `deriver` for this member, for those of `paths` that are valid and have no known deriver. Writes
     /// nothing if there are none.
     pub fn name_deriver(&self, paths: &[StorePath], deriver: &StorePath) -> Result<(), RegisterError> {
         records::name_deriver(&self.base, &self.viewer, paths, deriver)
     }
 
-    /// Adds signatures to a valid path. A right one of a trusted key makes a claim Verified if its references are, and
-    /// is shown to everybody who sees the path; of a path that is not this member's claim, others are shown to this
-    /// member alone.
+    /// Adds signatures to a valid path. A valid signature of a trusted key makes a claim Verified if its
+    /// references are, and is shown to all members who see the path; if the path is not this member's claim,
+    /// other signatures are shown to this member only.
     pub fn add_signatures(&self, path: &StorePath, signatures: &[String]) -> Result<(), RegisterError> {
         records::add_signatures(&self.base, &self.viewer, path, signatures)
     }
 
-    /// The path that an output of a content-addressed derivation turned out to be, why we believe it, and the
-    /// signatures of that (`name:base64`).
+    /// The path, the provenance and the signatures (`name:base64`) of an output of a content-addressed
+    /// derivation.
     #[must_use]
     pub fn realisation(&self, id: &RealisationId) -> Option<(StorePath, Provenance, Vec<String>)> {
         let index = self.base.index.read();
@@ -363,8 +367,9 @@ impl View {
         Some((realisation.path.clone(), whose.provenance(), realisation.signatures.clone()))
     }
 
-    /// Registers that an output turned out to be `path`, which is valid here. Verified is the caller's word, and
-    /// becomes Claimed if the path is not Verified. The first one stays, as with paths.
+    /// Registers `path`, which is valid in this view, as the path of an output. The caller decides on
+    /// Verified, which becomes Claimed if the path is not Verified. An earlier realisation stays, as with
+    /// paths.
     pub fn add_realisation(
         &self,
         id: RealisationId,
@@ -374,8 +379,8 @@ impl View {
         records::add_realisation(&self.base, &self.viewer, id, path, provenance)
     }
 
-    /// Keeps `path` and all it refers to from being collected, under a name of the member's choice. A root of that name
-    /// is replaced.
+    /// Keeps `path` and all that it refers to from being collected, under a name that the member chose.
+    /// Replaces a root of that name.
     pub fn add_root(&self, name: &str, path: &StorePath) -> Result<(), RegisterError> {
         records::add_root(&self.base, &self.viewer, name.to_owned(), path.clone())
     }
@@ -392,8 +397,8 @@ impl View {
         records::remove_root(&self.base, &self.viewer, name)
     }
 
-    /// Finds or deletes those of the member's own claims that nothing needs: neither their roots, nor what
-    /// their views hold, nor a [`Closure`] taken in one of them.
+    /// Finds or deletes the member's own claims that neither a root, nor a temporary root of a view, nor a
+    /// [`Closure`] taken in one of these views needs.
     pub fn collect(&self, wish: &Collect) -> Result<Collected, CollectError> {
         collect::collect(&self.base, &self.viewer, wish)
     }

@@ -1,4 +1,4 @@
-//! Random trees, their NARs by an independent encoder, and stores on a file system that forgets.
+//! Random trees, their NARs by an independent encoder, and stores on a temporary file system.
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
 use std::collections::BTreeMap;
@@ -50,7 +50,7 @@ impl Tree {
     }
 }
 
-/// Bytes that some pseudo-random generator makes of `seed`; no two pages alike.
+/// Pseudo-random bytes from `seed`; no two pages are equal.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut x = seed.wrapping_mul(2) | 1;
     (0..len)
@@ -97,7 +97,7 @@ pub fn tree() -> impl Strategy<Value = Tree> {
     })
 }
 
-/// A folder in memory: the tests write a lot and need none of it tomorrow.
+/// A folder in memory: the tests write a lot and keep nothing of it.
 pub fn scratch() -> tempfile::TempDir {
     let shm = Path::new("/dev/shm");
     if shm.is_dir() { tempfile::tempdir_in(shm).unwrap() } else { tempfile::tempdir().unwrap() }
@@ -115,7 +115,7 @@ pub fn bob() -> Member {
     Member::new("bob")
 }
 
-/// A path with a digest made of `name`, as an input-addressed build would have.
+/// A path whose digest is made from `name`, as that of an input-addressed output.
 pub fn path(name: &str) -> StorePath {
     let digest = Sha256::digest(name);
     StorePath::from_parts(digest[..20].try_into().unwrap(), name).unwrap()
@@ -125,7 +125,7 @@ pub fn hash_part(path: &StorePath) -> String {
     nixbase32::encode(path.digest())
 }
 
-/// What an honest client would say about `nar`.
+/// The path info that an honest client announces for `nar`.
 pub fn info(path: &StorePath, nar: &[u8], references: &[&StorePath]) -> PathInfo {
     PathInfo {
         path: path.clone(),

@@ -1,4 +1,4 @@
-//! A strict NAR parser that is fed: bytes are pushed in pieces of any size, events come out.
+//! A strict push parser for NARs: the caller pushes bytes in pieces of any size, the parser emits events.
 //!
 //! The sender is hostile. Only the canonical form passes (names strictly ascending, zero padding, nothing after
 //! the end), so that a NAR and the tree in it determine each other. A length meets its limit before a byte behind
@@ -22,12 +22,12 @@ pub const MAX_TARGET: u64 = 4095;
 /// trees we know have a sixteenth of this.
 pub const MAX_METADATA_BYTES: u64 = 128 << 20;
 
-/// Longest piece of a stranger's bytes that we quote.
+/// Longest piece of a client's bytes that an error quotes.
 const MAX_QUOTE: usize = 64;
 
-/// What comes out of a [`Parser`]. The root has the empty name.
+/// The events of a [`Parser`]. The root has the empty name.
 pub trait Events {
-    /// Why an event could not be taken.
+    /// The error of a receiver that cannot accept an event.
     type Error;
     /// A directory begins.
     fn directory(&mut self, name: &[u8]) -> Result<(), Self::Error>;
@@ -44,22 +44,22 @@ pub trait Events {
 /// A NAR that is not canonical, or that exceeds a limit. Offsets count from the first byte of the NAR.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ParseError {
-    /// Another word was due.
+    /// The NAR has another token than the grammar requires here.
     #[error("invalid NAR at byte {at}: expected {expected}, got {got}")]
     Unexpected {
         /// Offset of the run of tokens.
         at: u64,
-        /// What was due.
+        /// The required token.
         expected: &'static str,
-        /// What came, quoted.
+        /// The received token, quoted.
         got: String,
     },
-    /// The sender stopped.
+    /// The NAR ended early.
     #[error("NAR is truncated: it ends at byte {at}, inside {inside}")]
     Truncated {
         /// Bytes received.
         at: u64,
-        /// What was being read.
+        /// The part that was being read.
         inside: &'static str,
     },
     /// Not a name for a directory entry.
@@ -69,7 +69,7 @@ pub enum ParseError {
         at: u64,
         /// The name, quoted.
         name: String,
-        /// What is wrong with it.
+        /// The rule that the name breaks.
         why: &'static str,
     },
     /// A name that does not come after the one before it. Accepting it would give one tree two NARs.
@@ -95,9 +95,9 @@ pub enum ParseError {
         what: &'static str,
         /// As sent.
         len: u64,
-        /// Least.
+        /// Smallest accepted length.
         min: u64,
-        /// Most.
+        /// Largest accepted length.
         max: u64,
     },
     /// Symlink targets are C strings everywhere else.
@@ -114,7 +114,7 @@ pub enum ParseError {
         /// Offset of the padding byte.
         at: u64,
     },
-    /// Something follows the archive.
+    /// Bytes follow the end of the archive.
     #[error("invalid NAR: {len} bytes or more follow its end at byte {at}")]
     Trailing {
         /// Where the NAR ended.
@@ -146,7 +146,7 @@ pub enum ParseError {
         /// [`MAX_METADATA_BYTES`].
         limit: u64,
     },
-    /// Larger than the box accepts, or announces a file that would make it so.
+    /// The NAR is larger than the box accepts, or announces a file that would make it so.
     #[error("NAR is too large: it needs at least {size} bytes, this box accepts {limit} (max-nar-mib)")]
     TooLarge {
         /// Bytes so far and announced.
@@ -159,13 +159,13 @@ pub enum ParseError {
 /// Why [`Parser::push`] stopped.
 #[derive(Debug)]
 pub enum PushError<E> {
-    /// The bytes are to blame.
+    /// The NAR is to blame.
     Parse(ParseError),
-    /// The consumer of the events is.
+    /// The receiver of the events is to blame.
     Events(E),
 }
 
-/// What follows a completed piece.
+/// The state that follows a completed piece.
 #[derive(Debug, Clone, Copy)]
 enum Then {
     Type,
@@ -179,13 +179,13 @@ enum Then {
 
 #[derive(Debug)]
 enum State {
-    /// A run of known bytes.
+    /// A run of fixed bytes.
     Fixed {
         run: &'static [u8],
         seen: usize,
         then: Then,
     },
-    /// Alternatives, all told apart by their first 16 bytes.
+    /// Alternatives, distinguished by their first 16 bytes.
     Choice {
         of: Then,
         buf: [u8; 16],
@@ -224,7 +224,7 @@ pub struct Parser {
     /// Last name of each open directory; the vectors are kept for reuse when a directory ends.
     names: Vec<Vec<u8>>,
     depth: usize,
-    /// Name or target that is arriving.
+    /// The name or symlink target that is arriving.
     token: Vec<u8>,
     executable: bool,
     entries: u32,
@@ -257,8 +257,8 @@ impl Parser {
         self.at
     }
 
-    /// A number of bytes that a valid NAR surely still has: reading that many from a stream cannot read past
-    /// its end. 0 at the end only.
+    /// A lower bound for the number of bytes that a valid NAR still has: a caller that reads so many bytes
+    /// from a stream cannot read past the end of the NAR. 0 only at the end.
     #[must_use]
     pub fn surely_left(&self) -> u64 {
         match &self.state {
@@ -273,9 +273,9 @@ impl Parser {
         }
     }
 
-    /// Fewest bytes of a valid NAR from the beginning of `then` on.
+    /// The smallest number of bytes that a valid NAR has from the beginning of `then` on.
     fn least_after(&self, then: Then) -> u64 {
-        // Each open directory ends with its own `)`; each but the root with that of its entry as well.
+        // Each open directory ends with its own `)`; each except the root also with the `)` of its entry.
         let closers = 32 * self.depth as u64;
         match then {
             Then::Type => 16 + 16 + closers,
@@ -297,7 +297,8 @@ impl Parser {
         Ok(())
     }
 
-    /// Takes the beginning of `input`, which is not empty, up to where the state changes; says how much that was.
+    /// Parses the beginning of `input`, which is not empty, up to the next change of state; returns the
+    /// number of bytes used.
     fn step<E: Events>(&mut self, input: &[u8], to: &mut E) -> Result<usize, PushError<E::Error>> {
         let used = match &mut self.state {
             State::Fixed { run, seen, then } => {
@@ -395,7 +396,7 @@ impl Parser {
         if pad == 0 { Self::after_token(then) } else { State::Padding { left: pad, then } }
     }
 
-    /// The run that follows a variable part.
+    /// The run of fixed bytes that follows a variable part.
     fn after_token(then: Then) -> State {
         match then {
             Then::Type => State::Fixed { run: NODE, seen: 0, then },
@@ -403,7 +404,7 @@ impl Parser {
         }
     }
 
-    /// A run of known bytes is complete: go on with `then`.
+    /// A run of fixed bytes is complete: continues with `then`.
     fn begin(&mut self, then: Then) {
         self.state = match then {
             Then::Type | Then::Regular | Then::Next => State::Choice { of: then, buf: [0; 16], seen: 0 },
@@ -477,7 +478,7 @@ impl Parser {
         let pad = padding(len);
         if let Then::Contents = of {
             self.count_entry()?;
-            // A file that cannot fit is refused before its first byte.
+            // A file that exceeds the limit is refused before its first byte.
             let size = self.at.saturating_add(len);
             if size > self.max_bytes {
                 return Err(PushError::Parse(ParseError::TooLarge { size, limit: self.max_bytes }));
@@ -507,7 +508,7 @@ impl Parser {
         Ok(())
     }
 
-    /// A name or a target has arrived whole.
+    /// A name or a target is complete.
     fn token_done<E: Events>(&mut self, to: &mut E) -> Result<(), PushError<E::Error>> {
         let at = self.at - self.token.len() as u64;
         match self.state {
@@ -540,12 +541,12 @@ impl Parser {
         Ok(())
     }
 
-    /// The bytes at `input` are not those of the current run.
+    /// The error when the bytes of `input` differ from the current run.
     fn unexpected<E>(&self, input: &[u8]) -> PushError<E> {
         let State::Fixed { run, seen, .. } = self.state else {
             unreachable!("called for a run of known bytes only")
         };
-        // The run began `seen` bytes ago, and those were right.
+        // The run began `seen` bytes ago, and those bytes matched.
         let mut got = run[..seen].to_vec();
         got.extend_from_slice(&input[..input.len().min(run.len() - seen)]);
         let differs = got.iter().zip(run).take_while(|(a, b)| a == b).count();
@@ -566,7 +567,7 @@ impl Parser {
     }
 }
 
-/// The name under which the node at `depth` stands.
+/// The name of the node at `depth`.
 fn current(names: &[Vec<u8>], depth: usize) -> &[u8] {
     if depth == 0 { b"" } else { &names[depth - 1] }
 }
@@ -585,7 +586,7 @@ fn check_name(at: u64, name: &[u8], previous: &[u8]) -> Result<(), ParseError> {
     Err(ParseError::Name { at, name: quote(name), why })
 }
 
-/// The word that `run` begins with, for people.
+/// The word that `run` begins with, for error messages.
 fn expected_word(run: &[u8]) -> &'static str {
     const WORDS: [&str; 11] = [
         "nix-archive-1",
@@ -619,7 +620,7 @@ fn expected_word(run: &[u8]) -> &'static str {
         .map_or("an empty token", |i| QUOTED[i])
 }
 
-/// The token that begins at `bytes`, as far as it is there.
+/// The token that begins at `bytes`, as far as it has arrived.
 fn quote_token(bytes: &[u8]) -> String {
     let Some(len) = bytes.first_chunk::<8>() else { return format!("the bytes {bytes:02x?}") };
     let len = u64::from_le_bytes(*len);

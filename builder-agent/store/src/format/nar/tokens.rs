@@ -1,4 +1,4 @@
-//! The words of the NAR grammar as they stand on the wire.
+//! The words of the NAR grammar in their wire form.
 //!
 //! A token is its length (u64, little endian), its bytes, and zeros up to a multiple of 8
 //! (Nix: `src/libutil/archive.cc`). Between two variable parts (name, target, contents) a NAR has fixed runs of
@@ -36,12 +36,12 @@ pub(crate) const ENTRY: &[u8] = &run::<48>(&["entry", "(", "name"]);
 pub(crate) const NODE: &[u8] = &run::<48>(&["node", "(", "type"]);
 pub(crate) const CLOSE: &[u8] = &run::<16>(&[")"]);
 
-/// Zeros after `len` bytes.
+/// Number of padding zeros after `len` bytes.
 pub(crate) const fn padding(len: u64) -> u8 {
     ((8 - len % 8) % 8) as u8
 }
 
-/// What stands before and behind the contents in the NAR of a single, non-executable file of `size` bytes.
+/// The bytes before and after the contents in the NAR of a single, non-executable file of `size` bytes.
 pub(crate) fn flat_frame(size: u64) -> (Vec<u8>, Vec<u8>) {
     let before = [START, REGULAR, CONTENTS, &size.to_le_bytes()].concat();
     let after = [&[0; 8][..usize::from(padding(size))], CLOSE].concat();

@@ -1,4 +1,4 @@
-//! One image out of many objects, without copying their data.
+//! Composes one image of many objects, without copying their data.
 //!
 //! ```text
 //! block 0           superblock
@@ -8,9 +8,10 @@
 //! then per object   its data blocks, as they are
 //! ```
 //!
-//! All but the data is generated into one memory file. Moving an object's metadata by whole blocks keeps every
-//! tail behind its inode; adding one number to its inode numbers and another to its block numbers makes it right
-//! again. The object's own root directory is wiped: `..` of the NAR's root leads to the new root instead.
+//! Everything but the data is generated into one memory file. The metadata of an object is moved by whole
+//! blocks, so every tail stays behind its inode; it becomes correct again when one number is added to its
+//! inode numbers and another to its block numbers. The object's own root directory is wiped: `..` of the
+//! NAR's root leads to the new root instead.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -41,15 +42,15 @@ struct Part {
     root: u64,
 }
 
-/// The finished image: its metadata, and whose data follows.
+/// The finished image: its metadata, and the objects whose data follows.
 pub(crate) struct Image {
     /// A multiple of the block size.
     pub(crate) meta: Vec<u8>,
-    /// Objects that have data, with the length of it; it begins at block 1 of the object's file.
+    /// Objects that have data, with its length; the data begins at block 1 of the object's file.
     pub(crate) data: Vec<(Arc<File>, u64)>,
 }
 
-/// Why [`Composer::finish`] failed.
+/// The errors of [`Composer::finish`].
 pub(crate) enum ComposeFailure {
     /// The object with this index is damaged.
     Damaged(usize, String),
@@ -139,7 +140,7 @@ impl Composer {
     }
 }
 
-/// What to add to the numbers in an object's metadata.
+/// The numbers to add to those in an object's metadata.
 struct Move {
     nids: u64,
     dir_blocks: i64,
@@ -154,7 +155,7 @@ impl Move {
         let meta = &mut out[base..];
         let area = (part.inode_blocks * BLOCK) as usize;
         let mut root_kind = None;
-        // Inodes stand in a row: each is followed by its tail, and by empty slots up to the next block.
+        // Inodes follow each other: each is followed by its tail, and by empty slots up to the next block.
         let mut at = (ROOT_NID * SLOT) as usize;
         while at + SLOT as usize <= area {
             if u16_at(meta, at + 4) == 0 {
@@ -230,7 +231,7 @@ impl Move {
             }
             for at in (0..names / DIRENT).map(|i| i * DIRENT) {
                 let nid = u64_at(block, at);
-                // The object's own root is gone; the new one has the same number.
+                // The object's own root directory is gone; the new root has the same number.
                 let nid = if nid == ROOT_NID { nid } else { nid.wrapping_add(self.nids) };
                 block[at..at + 8].copy_from_slice(&nid.to_le_bytes());
             }

@@ -1,7 +1,8 @@
-//! The NAR of an object, made again while it is read.
+//! Produces the NAR of an object again, while the caller reads it.
 //!
-//! Memory is the object's metadata, two buffers and one place per open directory. The object is from our disk,
-//! which may fail: depth is bounded as for a NAR that arrives, and work by the size the NAR had.
+//! Memory: the object's metadata, two buffers and one position per open directory. The object comes from the
+//! box's disk, which may be faulty: the depth is limited as for an uploaded NAR, and the work by the size of
+//! the original NAR.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -13,25 +14,25 @@ use crate::format::nar::tokens::{
     CLOSE, CONTENTS, DIRECTORY, ENTRY, EXECUTABLE, NODE, REGULAR, START, SYMLINK, TARGET, padding,
 };
 
-/// Structure and small files are collected up to this size before they are handed out.
+/// The structure and small files are collected up to this size before the caller gets them.
 const CHUNK: usize = 64 << 10;
-/// Files up to this size go through the buffers; larger ones are read straight into the caller's.
+/// Files up to this size go through the buffers; larger ones are read directly into the caller's buffer.
 const SMALL: u64 = 16 << 10;
-/// Small files are neighbours on disk, so they are read many at once.
+/// Small files are adjacent on disk, so many of them are read at once.
 const WINDOW: usize = 128 << 10;
 
-/// The NAR of one object, byte for byte as it was taken in.
+/// The NAR of one object, byte for byte as it was uploaded.
 ///
-/// A damaged object ends in an error of kind `InvalidData`. Not every damage can be noticed while reading: a
-/// flipped bit in a file comes out as it is, and the hash over the NAR tells ([`crate::View::verify`]).
+/// A damaged object ends in an error of kind `InvalidData`. Reading does not detect every damage: a flipped
+/// bit in a file is returned as it is, and only the hash over the NAR shows it ([`crate::View::verify`]).
 #[derive(Debug)]
 pub struct NarReader {
     object: Arc<Object>,
     out: Vec<u8>,
     out_at: usize,
-    /// Bytes of a large file that come after `out`: where in the object, and how many.
+    /// Bytes of a large file that follow `out`: offset in the object, and number.
     data: Option<(u64, u64)>,
-    /// What to do once `data` is through.
+    /// The step after the end of `data`.
     after_data: u8,
     open: Vec<Dir>,
     started: bool,
@@ -69,7 +70,7 @@ impl NarReader {
         self.object.nar_hash()
     }
 
-    /// The same NAR from its beginning. Both share the object's metadata.
+    /// The same NAR from its beginning. Both readers share the object's metadata.
     #[must_use]
     pub fn again(&self) -> Self {
         Self::new(Arc::clone(&self.object))
@@ -86,7 +87,7 @@ impl NarReader {
         self.put(&[0; 8][..usize::from(padding(bytes.len() as u64))]);
     }
 
-    /// Makes the next piece; false at the end of the NAR.
+    /// Produces the next piece; false at the end of the NAR.
     fn more(&mut self) -> Result<bool, ObjectError> {
         self.out.clear();
         self.out_at = 0;
@@ -128,7 +129,7 @@ impl NarReader {
         Ok(true)
     }
 
-    /// A node from its type on, as far as it can be made at once.
+    /// Produces a node from its type on, as far as one step can.
     fn node(&mut self, nid: u64) -> Result<(), ObjectError> {
         match self.object.inode(nid)? {
             Kind::Directory(dir) => {
@@ -163,7 +164,7 @@ impl NarReader {
         Ok(())
     }
 
-    /// The node that was begun last ends, and so does its entry.
+    /// Ends the innermost node and its entry.
     fn node_end(&mut self) {
         self.put(CLOSE);
         if !self.open.is_empty() {
@@ -181,7 +182,7 @@ impl NarReader {
             let data_end = (1 + self.object.data_blocks()) * BLOCK;
             let len = (data_end - at).min(WINDOW as u64) as usize;
             self.window.resize(len, 0);
-            // An error must not leave a window that claims bytes it did not get.
+            // After an error the window must not claim bytes that were not read.
             let mut window = std::mem::take(&mut self.window);
             self.object.read_data(&mut window, at)?;
             self.window = window;

@@ -1,4 +1,5 @@
-//! The bytes of EROFS that we use (Linux: `fs/erofs/erofs_fs.h`), and our header in front of it.
+//! The parts of EROFS that the store uses (Linux: `fs/erofs/erofs_fs.h`), and the store's own header before
+//! them.
 //!
 //! Used: the superblock without optional features, compact and extended inodes, the layouts FLAT_PLAIN and
 //! FLAT_INLINE, sorted directory blocks. All of it is read by Linux 5.4 and newer.
@@ -8,7 +9,7 @@ pub const BLOCK: u64 = 4096;
 /// The name of the NAR's root in the root directory of an object.
 pub const ROOT_ENTRY: &str = "root";
 
-/// Where the superblock stands; the 1024 bytes before it belong to whoever makes the image.
+/// Offset of the superblock; EROFS leaves the 1024 bytes before it to the program that makes the image.
 pub(super) const SUPERBLOCK_AT: usize = 1024;
 const EROFS_MAGIC: u32 = 0xE0F5_E1E2;
 /// Inodes are counted in units of this many bytes.
@@ -17,7 +18,8 @@ pub(super) const COMPACT: u64 = 32;
 pub(super) const EXTENDED: u64 = 64;
 /// Bytes of one directory entry without its name.
 pub(super) const DIRENT: usize = 12;
-/// The root directory of every image of ours. Slot 0 stays empty: an inode number 0 means "no entry" to readdir(3).
+/// The root directory of every image that the store makes. Slot 0 stays empty: inode number 0 means "no
+/// entry" to readdir(3).
 pub(super) const ROOT_NID: u64 = 1;
 
 pub(super) const S_IFMT: u16 = 0o170_000;
@@ -52,7 +54,7 @@ fn put(b: &mut [u8], at: usize, bytes: &[u8]) {
     b[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
-/// What the superblock of one image says.
+/// The fields of the superblock that differ between images.
 pub(super) struct Superblock {
     /// Block from which inode numbers count.
     pub(super) meta_block: u32,
@@ -60,7 +62,7 @@ pub(super) struct Superblock {
     pub(super) inodes: u64,
     /// Blocks of the whole image.
     pub(super) blocks: u32,
-    /// Shown by `blkid`; tells images apart.
+    /// Shown by `blkid`; distinguishes images.
     pub(super) uuid: [u8; 16],
 }
 
@@ -79,7 +81,7 @@ impl Superblock {
     }
 }
 
-/// Our header, at the very beginning of an object.
+/// The store's header, at the very beginning of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) nar_hash: [u8; 32],
@@ -133,7 +135,7 @@ impl Header {
     }
 }
 
-/// An inode as it stands on disk.
+/// An inode in its form on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RawInode {
     pub(super) mode: u16,
@@ -176,7 +178,8 @@ impl RawInode {
         }
     }
 
-    /// The inode at the beginning of `b`; `None` if it is cut off or of a kind that we never write.
+    /// Reads the inode at the beginning of `b`; `None` if it is cut off or of a kind that the store never
+    /// writes.
     pub(super) fn read(b: &[u8]) -> Option<Self> {
         if b.len() < COMPACT as usize {
             return None;
@@ -196,7 +199,7 @@ impl RawInode {
             Some(Self { mode, links, size, inline, block, number })
         } else if b.len() >= EXTENDED as usize {
             let inode = Self { mode, links: u32_at(b, 44), size: u64_at(b, 8), inline, block, number };
-            // Extended where compact would do: not ours, and `len` would be wrong.
+            // Extended although compact would do: the store never writes this, and `len` would be wrong.
             (!inode.is_compact()).then_some(inode)
         } else {
             None
@@ -217,7 +220,7 @@ impl RawInode {
     }
 }
 
-/// How many blocks, and bytes of the last one, a directory with names of these lengths takes.
+/// Number of blocks of a directory with names of these lengths, and number of bytes in its last block.
 ///
 /// Entries never cross a block: each block is a directory of its own, with its names behind its entries.
 pub(super) fn dir_size(name_lens: impl Iterator<Item = usize>) -> u64 {
@@ -242,7 +245,7 @@ pub(super) struct DirBlocks<'a> {
 }
 
 impl<'a> DirBlocks<'a> {
-    /// Names must come in ascending order, `.` and `..` included.
+    /// Names must come in ascending order, including `.` and `..`.
     pub(super) fn entry(&mut self, nid: u64, file_type: u8, name: &'a [u8]) {
         let need = (DIRENT + name.len()) as u64;
         if self.used + need > BLOCK {
@@ -274,13 +277,13 @@ impl<'a> DirBlocks<'a> {
     }
 }
 
-/// Hands out places for inodes so that none, and no tail, crosses a block (the kernel refuses such tails).
+/// Assigns places to inodes so that no inode and no tail crosses a block (the kernel refuses such tails).
 pub(super) struct Slots {
     at: u64,
 }
 
 impl Slots {
-    /// From [`ROOT_NID`] on.
+    /// The first place is [`ROOT_NID`].
     pub(super) fn new() -> Self {
         Self { at: ROOT_NID * SLOT }
     }
@@ -295,8 +298,8 @@ impl Slots {
         at
     }
 
-    /// Blocks handed out so far. One slot stays free at the end: erofs-utils 1.5 reads an attribute header behind
-    /// each inode, even one that has no attributes, and calls an image that ends there damaged.
+    /// Number of blocks used so far. One slot stays free at the end: erofs-utils 1.5 reads an attribute
+    /// header behind each inode, even one without attributes, and calls an image damaged that ends there.
     pub(super) fn blocks(&self) -> u64 {
         (self.at + SLOT).div_ceil(BLOCK)
     }

@@ -1,8 +1,8 @@
-//! Reading an object: its tree from memory, its file data straight from the file.
+//! Reads an object: its tree from memory, its file data directly from the file.
 //!
-//! Everything on disk is checked before it is followed: places, lengths, block numbers, names. What is not checked
-//! is that the tree is a tree; a caller that walks must bound its depth and its work (with a [`WalkGuard`]; `emit`
-//! by the size of the NAR).
+//! The reader checks everything on disk before it follows it: offsets, lengths, block numbers, names. It does
+//! not check that the tree is a tree; a caller that walks it must limit the depth and the work (with a
+//! [`WalkGuard`]; `emit` by the size of the NAR).
 
 use std::fs::File;
 use std::io;
@@ -18,16 +18,16 @@ use super::format::{
 };
 use crate::format::nar::{MAX_DEPTH, MAX_NAME, MAX_TARGET};
 
-/// Most metadata that an object can have: a million entries of the longest kind are well below.
+/// Largest metadata of an object: a million entries of the longest kind need much less.
 const MAX_META_BYTES: u64 = 1 << 30;
 
-/// What is read of a file at once.
+/// Size of one read of file data.
 const PIECE: u64 = 256 << 10;
 
-/// Why an object cannot be read.
+/// An object cannot be read.
 #[derive(Debug, Error)]
 pub enum ObjectError {
-    /// The kernel says so.
+    /// The kernel reported an error.
     #[error("{0}")]
     Io(#[from] io::Error),
     /// The bytes are not those of an object.
@@ -48,7 +48,7 @@ pub struct Object {
     meta: Vec<u8>,
 }
 
-/// What an inode is.
+/// The kind of an inode.
 #[derive(Debug, Clone)]
 pub enum Kind {
     /// A directory; read it with [`Object::next_entry`].
@@ -69,7 +69,7 @@ pub enum Kind {
     },
 }
 
-/// A place in a directory.
+/// A position in a directory.
 #[derive(Debug, Clone)]
 pub struct Dir {
     inode: RawInode,
@@ -102,12 +102,12 @@ impl Object {
         Ok(Self { file, header, meta })
     }
 
-    /// How much metadata the object in `file` has, which is what it takes in memory once it is open.
+    /// Size of the metadata of the object in `file`, which is the memory that the open object takes.
     pub fn measure(file: &File) -> Result<u64, ObjectError> {
         measured(file).map(|(_, meta_len)| meta_len)
     }
 
-    /// The NAR that this object was made of.
+    /// The NAR from which this object was made.
     #[must_use]
     pub fn into_nar(self) -> NarReader {
         NarReader::new(Arc::new(self))
@@ -156,7 +156,7 @@ impl Object {
         &self.meta
     }
 
-    /// What `nid` is.
+    /// The kind of inode `nid`.
     pub fn inode(&self, nid: u64) -> Result<Kind, ObjectError> {
         let area = self.header.inode_blocks as usize * BLOCK as usize;
         let bad = |why: &str| damaged(format!("inode {nid} {why}"));
@@ -218,7 +218,7 @@ impl Object {
             let end = if dir.entry < dir.entries {
                 usize::from(u16_at(block, at + DIRENT + 8))
             } else {
-                // The last name ends with the block, or where its padding begins.
+                // The last name ends at the end of the block, or where the padding begins.
                 let rest = block.get(begin..).unwrap_or_default();
                 begin + rest.iter().position(|&b| b == 0).unwrap_or(rest.len())
             };
@@ -265,7 +265,7 @@ impl Object {
         &self.meta[entry.name.clone()]
     }
 
-    /// Passes on the data of a file as [`Kind::File`] has it, in pieces.
+    /// Passes the data of a [`Kind::File`] to `to`, in pieces.
     pub(crate) fn pieces(
         &self,
         mut at: u64,
@@ -284,7 +284,7 @@ impl Object {
         Ok(())
     }
 
-    /// A guard for who walks through the directories of this object.
+    /// A guard for a walk through the directories of this object.
     pub(crate) fn walk_guard(&self) -> WalkGuard {
         WalkGuard { left: self.header.inodes }
     }
@@ -295,14 +295,14 @@ impl Object {
     }
 }
 
-/// Ends a walk through a damaged object whose directories contain each other.
+/// Stops a walk through a damaged object whose directories contain each other.
 pub(crate) struct WalkGuard {
-    /// Inodes that can still come.
+    /// Number of inodes that may still come.
     left: u32,
 }
 
 impl WalkGuard {
-    /// One more inode is looked at, so many directories deep.
+    /// Counts one more inode, at this depth.
     pub(crate) fn enter(&mut self, depth: usize) -> Result<(), ObjectError> {
         let left = self.left.checked_sub(1).filter(|_| depth < MAX_DEPTH);
         self.left = left.ok_or_else(|| damaged("its directories are not a tree"))?;
@@ -310,7 +310,7 @@ impl WalkGuard {
     }
 }
 
-/// The header, and bytes of metadata.
+/// The header, and the size of the metadata in bytes.
 fn measured(file: &File) -> Result<(Header, u64), ObjectError> {
     let mut first = [0; 72];
     file.read_exact_at(&mut first, 0).map_err(short)?;
@@ -322,7 +322,7 @@ fn measured(file: &File) -> Result<(Header, u64), ObjectError> {
     Ok((header, meta_len))
 }
 
-/// A file that ends too early is damaged; everything else is the kernel's word.
+/// A file that ends too early is damaged; every other error is the kernel's.
 fn short(e: io::Error) -> ObjectError {
     if e.kind() == io::ErrorKind::UnexpectedEof { damaged("it is cut off") } else { ObjectError::Io(e) }
 }

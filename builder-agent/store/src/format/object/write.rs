@@ -22,7 +22,7 @@ const LARGE: usize = 64 << 10;
 struct Node {
     name_at: u32,
     name_len: u8,
-    /// Index of the directory it is in; of no meaning for the root.
+    /// Index of the parent directory; unused for the root.
     parent: u32,
     kind: Kind,
 }
@@ -37,7 +37,7 @@ enum Kind {
         size: u64,
         block: u32,
     },
-    /// A target too long to stand behind its inode has a `block`; 0 is none.
+    /// A target that is too long to follow its inode has a `block`; 0 means none.
     Link {
         target_at: u32,
         target_len: u16,
@@ -45,7 +45,7 @@ enum Kind {
     },
 }
 
-/// Takes the events of one NAR and makes the object of them.
+/// Receives the events of one NAR and writes the object.
 pub(crate) struct ObjectWriter {
     file: File,
     buffer: Vec<u8>,
@@ -62,7 +62,7 @@ pub(crate) struct Written {
     pub(crate) file: File,
     /// Bytes of the file.
     pub(crate) size: u64,
-    /// SHA-256 of what is inside, if that is one small plain file.
+    /// SHA-256 of the file's contents, if the object is one small plain file.
     pub(crate) flat_hash: Option<[u8; 32]>,
 }
 
@@ -79,7 +79,8 @@ impl ObjectWriter {
         }
     }
 
-    /// Bytes that this keeps in memory. At the end the metadata is made of it, which takes about as much again.
+    /// Memory in use, in bytes. At the end the metadata is generated from it, which takes about as much
+    /// again.
     pub(crate) fn memory(&self) -> u64 {
         let tree = self.nodes.capacity() * size_of::<Node>() + self.names.capacity();
         (2 * tree + self.buffer.capacity()) as u64
@@ -118,15 +119,15 @@ impl ObjectWriter {
     }
 
     fn node(&mut self, name: &[u8], kind: Kind) {
-        // The parser bounds names to 255 bytes and all of them to MAX_METADATA_BYTES.
+        // The parser limits each name to 255 bytes and all of them to MAX_METADATA_BYTES.
         let name_at = self.names.len() as u32;
         self.names.extend_from_slice(name);
         let parent = self.open.last().copied().unwrap_or(0);
         self.nodes.push(Node { name_at, name_len: name.len() as u8, parent, kind });
     }
 
-    /// Starts a file whose length is known at its end only; for flat uploads, which have no NAR around them.
-    /// The data goes in through [`ObjectWriter::flat_data`] only.
+    /// Starts a file whose length is known only at its end; for flat uploads, which have no NAR around them.
+    /// Its data comes only through [`ObjectWriter::flat_data`].
     pub(crate) fn flat(file: File) -> Self {
         let mut writer = Self::new(file);
         writer.node(b"", Kind::File { executable: false, size: 0, block: 0 });
@@ -172,7 +173,7 @@ impl ObjectWriter {
     /// Writes the metadata. `nar_hash` names the object.
     pub(crate) fn finish(mut self, nar_hash: [u8; 32], nar_size: u64) -> io::Result<Written> {
         let meta_block = self.align()?;
-        // A small object is still here as a whole, and is written at once.
+        // A small object is still in the buffer as a whole, and is written at once.
         let whole = self.flushed == BLOCK;
         let flat_hash = match self.nodes[..] {
             [Node { kind: Kind::File { executable: false, size, .. }, .. }] if whole => {
@@ -224,7 +225,8 @@ impl ObjectWriter {
         self.nodes.get(node).is_some_and(|n| matches!(n.kind, Kind::Dir { .. }))
     }
 
-    /// All entries of the directory `dir` in order, `.` and `..` where they belong: `!` and `+` sort before them.
+    /// All entries of the directory `dir` in order, with `.` and `..` at their places: `!` and `+` sort
+    /// before them.
     fn list<'a>(&'a self, dir: usize, out: &mut Vec<(&'a [u8], usize)>) {
         out.clear();
         let Kind::Dir { end } = self.nodes[dir].kind else { return };
@@ -284,11 +286,12 @@ impl Events for ObjectWriter {
     }
 }
 
-/// Marks `.` and `..` among the children of a directory.
+/// Stands for `.` and `..` among the children of a directory.
 const SELF: usize = usize::MAX;
 const PARENT: usize = usize::MAX - 1;
 
-/// Where everything goes; made before a byte of metadata is written, since a directory names its children's inodes.
+/// The place of every inode and block. Made before any metadata is written, since a directory names its
+/// children's inodes.
 struct Plan {
     root: RawInode,
     root_at: u64,
@@ -331,9 +334,9 @@ impl Plan {
                     let below = list.iter().filter(|(_, c)| writer.is_dir(*c)).count() as u32;
                     let size = dir_size(list.iter().map(|(name, _)| name.len()));
                     let mut inode = RawInode { links: 2 + below, ..plain(S_IFDIR | 0o555, size, 0) };
-                    // A tail that fills its block, or nearly, has no room for the inode before it.
+                    // A tail that (nearly) fills its block leaves no room for the inode before it.
                     inode.inline = size % BLOCK != 0 && inode.len() + size % BLOCK <= BLOCK;
-                    // Relative for now: the inode area in front grows until the last inode has its place.
+                    // Relative for now: the inode area before it grows until the last inode has its place.
                     inode.block = dir_blocks as u32;
                     dir_blocks += inode.full_blocks();
                     inode

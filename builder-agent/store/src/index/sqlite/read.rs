@@ -1,4 +1,4 @@
-//! Reading the file, once, at the start.
+//! Reads the file, once, at the start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use crate::types::realisation::{Realisation, RealisationId};
 use crate::types::result::{BuildRecord, RecordEnd, RecordedOutput};
 use crate::types::{Member, Provenance};
 
-/// What was read so far.
+/// The rows read so far.
 #[derive(Default)]
 struct Reading {
     loaded: Loaded,
-    /// Rows that cannot be understood: the statement that removes each, and its number.
+    /// Rows that cannot be understood: the statement that deletes each, and its number.
     bad: Vec<(&'static str, i64)>,
 }
 
@@ -32,8 +32,8 @@ impl Reading {
 }
 
 impl Sqlite {
-    /// All that is in the file. Rows that cannot be understood are left out, and removed: each is one member's, or one
-    /// result, and the rest is everybody's.
+    /// Reads the whole file. Rows that cannot be understood are left out and deleted: each belongs to one
+    /// member or one result, and the other rows belong to everybody.
     pub(super) fn load(&mut self) -> rusqlite::Result<Loaded> {
         let mut reading = Reading::default();
         self.load_paths(&mut reading)?;
@@ -81,7 +81,7 @@ impl Sqlite {
             let of_key = outputs.entry(key).or_insert_with(|| Some(BTreeMap::new()));
             match read_output(row) {
                 Ok((name, output)) => drop(of_key.as_mut().map(|all| all.insert(name, output))),
-                // Half a result is none.
+                // A result with a missing output is useless.
                 Err(_) => *of_key = None,
             }
         }
@@ -89,13 +89,13 @@ impl Sqlite {
             self.connection.prepare("SELECT rowid, key, drv, time, status, message, log FROM results")?;
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
-            // An output whose key is lost may be anybody's.
+            // An output with an unreadable key may belong to any result.
             let known = |key: &[u8; 32]| if lost { None } else { outputs.get(key)?.clone() };
             match read_result(row, known) {
                 Ok((key, record)) => {
                     reading.loaded.rest.push(Change::PutResult { key, record: Arc::new(record) });
                 }
-                // Its outputs are replaced with it, should it be recorded again.
+                // If the result is recorded again, its outputs are replaced with it.
                 Err(e) => reading.leave_out("DELETE FROM results WHERE rowid = ?1", row.get(0)?, &e),
             }
         }
@@ -122,7 +122,7 @@ impl Sqlite {
         while let Some(row) = rows.next()? {
             match read_root(row) {
                 Ok(change) => reading.loaded.rest.push(change),
-                // Replaced when a root of that name is made.
+                // The row is replaced when a root of that name is made.
                 Err(e) => tracing::error!("a root in the index cannot be understood and is left out: {e}"),
             }
         }

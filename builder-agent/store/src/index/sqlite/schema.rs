@@ -1,9 +1,10 @@
-//! The tables, and how older ones become them.
+//! The tables, and the steps that migrate older ones.
 
 /// Version of the tables below.
 pub(crate) const SCHEMA: i64 = 3;
 
-// Lists (references, signatures) are in one column: nobody asks SQL about them, the maps in memory do that.
+// Lists (references, signatures) are in one column: no SQL query reads them, the maps in memory answer
+// instead.
 const CREATE_1: &str = "
     CREATE TABLE paths (
         id INTEGER PRIMARY KEY,
@@ -61,8 +62,9 @@ const CREATE_2: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
-/// Schema 2 becomes 3. Of old claims nobody knows which are copies of others', so none of them is shown to those who
-/// share with their members (see `Origins::from_text`), until they are collected and come again.
+/// Schema 2 becomes 3. The old schema does not say which claims are copies of other members' claims.
+/// Therefore no old claim is shown to members who share (see `Origins::from_text`), until it is collected and
+/// uploaded again.
 const CREATE_3: &str = "
     ALTER TABLE paths ADD COLUMN origins TEXT;  -- whose claims a claim is made of, one a line; NULL: its member's
     UPDATE paths SET origins = '' WHERE member IS NOT NULL;
@@ -77,7 +79,7 @@ const CREATE_3: &str = "
     CREATE UNIQUE INDEX annotations_by_path ON annotations (member, path);
 ";
 
-/// What brings a file of schema `found` to ours; `None` if it is a newer one.
+/// The SQL that migrates a file of schema `found` to ours; `None` if the schema is newer.
 pub(super) fn steps(found: i64) -> Option<String> {
     Some(match found {
         0 => [CREATE_1, CREATE_2, CREATE_3].concat(),

@@ -1,4 +1,4 @@
-//! Writing changes. Every statement is one that no table has to be walked for, since all members wait for a commit.
+//! Writes changes. No statement may scan a table, since all members wait for a commit.
 
 use std::collections::BTreeSet;
 
@@ -12,15 +12,15 @@ use crate::types::realisation::{Realisation, RealisationId};
 use crate::types::result::{BuildRecord, RecordEnd};
 use crate::types::{Member, Provenance};
 
-/// Every statement of a commit goes through here. None may walk a table, since all members wait for it.
+/// Runs one statement of a commit. All of them come through here, where tests check that none scans a table.
 fn run(transaction: &Transaction<'_>, sql: &str, params: &[&dyn ToSql]) -> rusqlite::Result<()> {
     #[cfg(test)]
     super::tests::walks_no_table(transaction, sql);
     transaction.prepare_cached(sql)?.execute(params).map(|_| ())
 }
 
-/// `member IS ?` would fit both layers, and neither of their indices: those are partial, and SQLite uses one only where
-/// the statement itself says which layer it is about.
+/// `member IS ?` would fit both layers, but neither of their indices: these are partial, and SQLite uses a
+/// partial index only if the statement itself says which layer it is about.
 pub(super) fn write(
     transaction: &Transaction<'_>,
     change: &Change,
@@ -142,7 +142,7 @@ fn add_realisation(
     )
 }
 
-/// The new one has a new id, and is the newest.
+/// The new annotation gets a new id, and is the newest.
 fn annotate(
     transaction: &Transaction<'_>,
     member: &Member,
