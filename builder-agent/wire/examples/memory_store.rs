@@ -1,4 +1,4 @@
-//! A store that keeps NARs in memory and believes everything, on a Unix socket. Shows how the crate is used, and
+//! A store that keeps NARs in memory and checks nothing, on a Unix socket. Shows how the crate is used, and
 //! lets a stock client be tried by hand against the protocol alone:
 //!
 //!     cargo run --release -p wire --example memory_store -- /tmp/memory.sock
@@ -61,7 +61,7 @@ async fn serve<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     }
 }
 
-/// `None`: already answered.
+/// `None`: the request is answered already.
 async fn answer<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     conn: &mut Connection<R, W>,
     paths: &mut Paths,

@@ -1,9 +1,9 @@
-//! The other end of the worker protocol: for asking other stores, and for tests, fuzzing and benchmarks. Behind the
-//! feature `client`.
+//! The client side of the worker protocol: for queries to other stores, and for tests, fuzzing and
+//! benchmarks. Behind the feature `client`.
 //!
-//! Enough of a client to ask everything, and to lie: [`Client::send`] takes any bytes. Each list and each string of an
-//! answer is bounded, so is each frame of its log as a whole, and at most [`Client::max_frames`] of those are kept; how
-//! long an answer may take is the caller's to decide.
+//! It can send every request, and invalid bytes too: [`Client::send`] takes any bytes. Each list and each
+//! string of an answer has a limit, so has each frame of its log as a whole, and at most
+//! [`Client::max_frames`] frames are kept. The caller decides how long an answer may take.
 
 use std::io;
 
@@ -33,12 +33,12 @@ pub struct Client<R, W> {
     pub nix_version: Option<String>,
     /// 1.35 and newer: 0 unknown, 1 trusted, 2 not trusted.
     pub trusted: Option<u64>,
-    /// Frames of one log that are kept; later ones are read and dropped. Without limit unless set; of the handshake's
-    /// log none are.
+    /// Number of frames of one log that are kept; later ones are read and dropped. No limit unless set; of
+    /// the handshake's log no frame is kept.
     pub max_frames: usize,
 }
 
-/// What the server sends while a request runs.
+/// A message of the server while a request runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
     Message(Vec<u8>),
@@ -49,19 +49,19 @@ pub enum Frame {
     Result(u64, u64, Vec<Vec<u8>>),
 }
 
-/// How the log of a request ended.
+/// The end of a request's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
     /// The answer follows.
     Last,
     /// The request failed with this message.
     Error(String),
-    /// The server wants so many bytes of the body.
+    /// The server asks for this many bytes of the body.
     Read(u64),
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
-    /// Greets like a client of version 1.`minor` with these features.
+    /// Performs the handshake of a client of version 1.`minor` with these features.
     pub async fn connect(reader: R, writer: W, minor: u8, features: &[&str]) -> Result<Self, WireError> {
         let ours = Version::new(minor);
         let protocol = Protocol { version: ours, features: Features::default() };
@@ -102,29 +102,30 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         }
     }
 
-    /// Any bytes.
+    /// Sends any bytes.
     pub async fn send(&mut self, bytes: &[u8]) -> Result<(), WireError> {
         self.writer.write_all(bytes).await?;
         Ok(self.writer.flush().await?)
     }
 
-    /// A request without its body.
+    /// Sends a request without its body.
     pub async fn request(&mut self, request: &Request) -> Result<(), WireError> {
         self.send(&encode_request(request, self.protocol)).await
     }
 
-    /// A request without a body, up to the end of its log; the messages of errors become errors.
+    /// Sends a request that has no body, and reads its log to the end. A failed request is an error with its
+    /// message.
     pub async fn call(&mut self, request: &Request) -> Result<Vec<Frame>, WireError> {
         self.request(request).await?;
         self.done().await
     }
 
-    /// A framed body.
+    /// Sends a framed body.
     pub async fn framed(&mut self, body: &[u8]) -> Result<(), WireError> {
         self.send(&encode_frames(body, 32 << 10)).await
     }
 
-    /// The log up to its end, which must be good.
+    /// Reads the log to its end; an error if the request failed.
     pub async fn done(&mut self) -> Result<Vec<Frame>, WireError> {
         match self.log().await? {
             (frames, End::Last) => Ok(frames),
@@ -132,13 +133,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         }
     }
 
-    /// The log up to its end.
+    /// Reads the log to its end.
     pub async fn log(&mut self) -> Result<(Vec<Frame>, End), WireError> {
         let mut frames = Vec::new();
         loop {
             frames.truncate(self.max_frames);
             let minor_26 = self.protocol.at_least(26);
-            // One budget for all the strings of a frame, however many it announces.
+            // One limit for all the strings of a frame, however many it announces.
             let mut f = Fields::within(&mut self.reader, "the log of an answer", MAX_LOG_FRAME_BYTES);
             let end = match f.u64("frame").await? {
                 STDERR_LAST => End::Last,
@@ -197,7 +198,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         Fields::new(&mut self.reader, "an answer").paths("paths").await
     }
 
-    /// As after `AddToStore`; after `QueryPathInfo` read the flag first and give the path.
+    /// Reads a path info as it follows `AddToStore`; for `QueryPathInfo` read the flag first and give the
+    /// path.
     pub async fn path_info(&mut self, path: Option<StorePath>) -> Result<PathInfo, WireError> {
         let mut fields = Fields::new(&mut self.reader, "an answer");
         match path {
@@ -206,7 +208,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         }
     }
 
-    /// A bare NAR.
+    /// Reads a bare NAR.
     pub async fn nar(&mut self) -> Result<Vec<u8>, WireError> {
         let mut scanner = crate::nar::NarScanner::new();
         let mut nar = Vec::new();
@@ -220,7 +222,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     }
 }
 
-/// An error from version 1.26 on, of which the message counts.
+/// Reads an error of version 1.26 or newer, and returns its message.
 async fn error<R: AsyncRead + Unpin>(f: &mut Fields<'_, R>) -> Result<String, WireError> {
     f.string("kind of error", MAX_LOG_FRAME_BYTES).await?;
     f.u64("level").await?;
@@ -234,7 +236,7 @@ async fn error<R: AsyncRead + Unpin>(f: &mut Fields<'_, R>) -> Result<String, Wi
     Ok(message)
 }
 
-/// The texts among the fields of an activity or a result.
+/// The strings among the fields of an activity or a result.
 async fn fields<R: AsyncRead + Unpin>(f: &mut Fields<'_, R>) -> Result<Vec<Vec<u8>>, WireError> {
     let mut texts = Vec::new();
     for _ in 0..f.count("fields", MAX_LOG_FIELDS).await? {
@@ -246,7 +248,7 @@ async fn fields<R: AsyncRead + Unpin>(f: &mut Fields<'_, R>) -> Result<Vec<Vec<u
     Ok(texts)
 }
 
-/// A body cut into frames of at most this many bytes, with its end.
+/// A body cut into frames of at most this many bytes, with the end mark.
 pub fn encode_frames(body: &[u8], frame_bytes: usize) -> Vec<u8> {
     let mut out = Vec::new();
     for frame in body.chunks(frame_bytes) {
@@ -257,7 +259,7 @@ pub fn encode_frames(body: &[u8], frame_bytes: usize) -> Vec<u8> {
     out
 }
 
-/// A path info as it stands before its NAR inside an `AddMultipleToStore`.
+/// A path info in the form that precedes its NAR in an `AddMultipleToStore`.
 pub fn encode_path_info(info: &PathInfo) -> Vec<u8> {
     let mut out = Vec::new();
     out.path(&info.path);
@@ -451,7 +453,7 @@ fn write_output(out: &mut Vec<u8>, output: &Output, drv_name: &str, name: &str) 
     out.str(&hash);
 }
 
-/// A derivation as `BuildDerivation` carries it, in both protocols.
+/// A derivation in the form of `BuildDerivation`, in both protocols.
 pub(crate) fn write_basic_derivation(
     out: &mut Vec<u8>,
     drv_path: &StorePath,
@@ -508,7 +510,7 @@ fn write_realisation_request(out: &mut Vec<u8>, protocol: Protocol, realisation:
     }
 }
 
-/// The operation a request is of.
+/// The operation of a request.
 pub fn op_of(request: &Request) -> Op {
     use Request as Q;
     match request {

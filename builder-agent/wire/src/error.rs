@@ -1,16 +1,16 @@
-//! What can go wrong between bytes and requests.
+//! The errors of reading requests and writing answers.
 
 use std::io;
 
 use crate::limits::MAX_QUOTE_BYTES;
 use crate::nar::NarError;
 
-/// Why a connection cannot go on. None of these leaves the stream in step: tell the client with
-/// [`Connection::refuse`](crate::worker::Connection::refuse) and close.
+/// A connection cannot go on. After each of these errors the position in the stream is lost: tell the client
+/// with [`Connection::refuse`](crate::worker::Connection::refuse) and close.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {
-    /// The client hung up inside a message.
+    /// The client hung up during a message.
     #[error("the client hung up while we read {field} of {op}")]
     Truncated { op: &'static str, field: &'static str },
 
@@ -18,7 +18,8 @@ pub enum WireError {
     #[error("the connection broke")]
     Io(#[source] io::Error),
 
-    /// Half a message keeps a session, its memory and its half-written file; a client could keep them for ever.
+    /// An unfinished message keeps a session, its memory and its unfinished file; without a limit a client
+    /// could keep them for ever.
     #[error(
         "less than 64 KiB of a request came in {} seconds of waiting, which is the limit here; connect again and send it \
          anew",
@@ -26,7 +27,7 @@ pub enum WireError {
     )]
     NothingSent { stall: std::time::Duration },
 
-    /// The same for what we send: nobody reads it.
+    /// The same for our answer: the client does not read it.
     #[error("the client took less than 64 KiB of an answer in {} seconds", stall.as_secs())]
     NothingTaken { stall: std::time::Duration },
 
@@ -35,19 +36,19 @@ pub enum WireError {
     )]
     NotNix { got: u64, expected: u64 },
 
-    /// Older clients write things we never learnt to read.
+    /// Older clients use forms that this crate cannot read.
     #[error(
         "the client speaks version {client} of the protocol and we need {oldest} or newer: use Nix 2.0 or newer"
     )]
     TooOld { client: crate::worker::Version, oldest: crate::worker::Version },
 
-    /// Its arguments cannot be skipped, since nothing says how long they are.
+    /// The arguments of an unknown operation cannot be skipped, since nothing says how long they are.
     #[error(
         "operation {op} is not known here, so its arguments cannot be read; is the client's Nix newer than ours?"
     )]
     Unsupported { op: u64 },
 
-    /// A field did not hold what it must. Going on would read arguments as operations.
+    /// A field had an invalid value. Going on would read arguments as operations.
     #[error("bad {field} in {op}: {problem}")]
     Field { op: &'static str, field: &'static str, problem: Problem },
 
@@ -59,12 +60,12 @@ pub enum WireError {
     #[error("cannot go on after the failed {op}: {why}")]
     OutOfStep { op: &'static str, why: &'static str },
 
-    /// A bug of ours: sending this would have been read as something else.
+    /// A bug in the agent: the client would misread this answer.
     #[error("bug: {what} (operation {op})")]
     Misuse { op: &'static str, what: &'static str },
 }
 
-/// What was wrong with a field.
+/// The defect of a field.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
@@ -103,14 +104,14 @@ pub enum Problem {
 }
 
 impl WireError {
-    /// The other side is gone or the transport is broken: nobody is left to be told.
+    /// The client is gone or the transport is broken: nobody can receive a message.
     pub fn is_disconnect(&self) -> bool {
         matches!(self, Self::Truncated { .. } | Self::Io(_) | Self::NothingTaken { .. })
     }
 }
 
 impl From<io::Error> for WireError {
-    /// Takes out again what [`into_io`](WireError::into_io) put in.
+    /// Takes the error out that [`into_io`](WireError::into_io) put in.
     fn from(error: io::Error) -> Self {
         if error.get_ref().is_some_and(|inner| inner.is::<WireError>()) {
             let inner = error.into_inner().and_then(|inner| inner.downcast::<WireError>().ok());
@@ -133,7 +134,7 @@ impl WireError {
     }
 }
 
-/// A value for an error text: bounded, and safe to print.
+/// A value quoted in an error: limited in length, and safe to print.
 pub(crate) fn quote(bytes: &[u8]) -> String {
     let shown = &bytes[..bytes.len().min(MAX_QUOTE_BYTES)];
     let dots = if shown.len() < bytes.len() { "..." } else { "" };

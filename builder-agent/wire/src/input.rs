@@ -1,4 +1,4 @@
-//! What comes from the client: one buffer, and primitives read from it or from a framed body.
+//! The bytes from the client: one buffer, and primitives that read from it or from a framed body.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -17,18 +17,18 @@ use crate::limits::{
 use crate::patience::Patience;
 use crate::terms::Meter;
 
-/// Reads of at least this size go past the buffer. The transport is an ssh channel, which has one of its own, so that
-/// this need not spare it anything.
+/// Reads of at least this size bypass the buffer. The transport is an ssh channel with a buffer of its own,
+/// so this crate does not have to reduce the number of its reads.
 const PAST_BUFFER_BYTES: usize = 4 << 10;
 
-/// A buffered reader that can say whether more has already arrived, and notice a hang-up without consuming.
+/// A buffered reader that knows whether more bytes have arrived, and notices a hang-up without reading.
 pub(crate) struct Input<R> {
     inner: R,
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
     eof: bool,
-    /// With the sender of a message that has begun.
+    /// The time limit for the rest of a message that has begun.
     patience: Patience,
 }
 
@@ -43,7 +43,7 @@ impl<R: AsyncRead + Unpin> Input<R> {
         self.patience.reset();
     }
 
-    /// Nothing has arrived that we have not read.
+    /// True if all bytes that arrived have been read.
     pub fn is_empty(&self) -> bool {
         self.start == self.end
     }
@@ -63,7 +63,8 @@ impl<R: AsyncRead + Unpin> Input<R> {
         Poll::Ready(Ok(got))
     }
 
-    /// Reads without reading ahead, for a few bytes in front of many: those many then go past the buffer.
+    /// Reads without reading ahead, for a few bytes that precede many: those many bytes then bypass the
+    /// buffer.
     pub fn poll_bare(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.is_empty() && !self.eof {
             return self.poll_past(cx, buf);
@@ -71,7 +72,7 @@ impl<R: AsyncRead + Unpin> Input<R> {
         Pin::new(self).poll_read(cx, buf)
     }
 
-    /// Reads past the buffer.
+    /// Reads directly from the transport.
     fn poll_past(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
@@ -89,8 +90,8 @@ impl<R: AsyncRead + Unpin> Input<R> {
         std::future::poll_fn(|cx| self.poll_fill(cx)).await.map(|got| got > 0)
     }
 
-    /// Ready when the client hung up or the transport failed. Keeps what arrives meanwhile; when the buffer is
-    /// full of it, a hang-up can no longer be seen and this waits for ever.
+    /// Ready when the client hung up or the transport failed. Keeps bytes that arrive meanwhile; when they
+    /// fill the buffer, a hang-up can no longer be seen and this waits for ever.
     pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if self.end == self.buffer.len() {
@@ -128,26 +129,27 @@ impl<R: AsyncRead + Unpin> AsyncRead for Input<R> {
     }
 }
 
-/// Reads the fields of one message. Counts what it read, so that many small fields cannot add up to more than
-/// one request may hold.
+/// Reads the fields of one message. Counts the bytes read, so that many small fields cannot exceed the limit
+/// of one request.
 pub(crate) struct Fields<'a, S> {
     source: &'a mut S,
     op: &'static str,
     left: u64,
     limit: u64,
-    /// Told what the message takes in memory.
+    /// Receives the memory that the message takes.
     meter: Option<&'a dyn Meter>,
-    /// What its values take beside their bytes.
+    /// Memory of its values besides their bytes.
     overhead: u64,
-    /// What the meter was told last.
+    /// The last number that the meter received.
     metered: u64,
 }
 
-/// How often the meter is told: each time this much has come together.
+/// The meter is called each time the memory has grown by this much.
 const METER_STEP: u64 = 256 << 10;
-/// What one value takes beside its bytes, in a list or a map: its header, its place, and what an allocator adds.
+/// Memory of one value in a list or a map besides its bytes: its header, its slot, and the allocator's
+/// overhead.
 const VALUE_OVERHEAD: u64 = 64;
-/// While a request is answered, lists of it are copied and sorted.
+/// Number of copies: while a request is answered, its lists are copied and sorted.
 const COPIES: u64 = 2;
 
 impl<'a, S: AsyncRead + Unpin> Fields<'a, S> {
@@ -155,18 +157,18 @@ impl<'a, S: AsyncRead + Unpin> Fields<'a, S> {
         Self::within(source, op, MAX_REQUEST_BYTES)
     }
 
-    /// Of a message that has at most `limit` bytes.
+    /// The fields of a message that has at most `limit` bytes.
     pub fn within(source: &'a mut S, op: &'static str, limit: u64) -> Self {
         Self { source, op, left: limit, limit, meter: None, overhead: 0, metered: UNMETERED_BYTES }
     }
 
-    /// Tells this meter what the message takes.
+    /// Reports the memory of the message to this meter.
     pub fn metered(mut self, meter: Option<&'a dyn Meter>) -> Self {
         self.meter = meter;
         self
     }
 
-    /// One more value of a list or a map, or what was made of it.
+    /// Counts one more value of a list or a map.
     pub fn one_more(&mut self, field: &'static str) -> Result<(), WireError> {
         self.overhead += VALUE_OVERHEAD;
         self.meter(field)
@@ -229,7 +231,7 @@ impl<'a, S: AsyncRead + Unpin> Fields<'a, S> {
         Ok(self.u64(field).await? != 0)
     }
 
-    /// How many entries follow.
+    /// The number of entries that follow.
     pub async fn count(&mut self, field: &'static str, limit: u64) -> Result<u64, WireError> {
         let count = self.u64(field).await?;
         if count > limit {
@@ -238,8 +240,8 @@ impl<'a, S: AsyncRead + Unpin> Fields<'a, S> {
         Ok(count)
     }
 
-    /// A length, that many bytes, and zeroes up to a multiple of 8. Memory grows with what arrives and not with
-    /// what is announced.
+    /// A length, that many bytes, and zeros up to a multiple of 8. Memory grows with the bytes that arrive
+    /// and not with the announced length.
     pub async fn bytes(&mut self, field: &'static str, limit: u64) -> Result<Vec<u8>, WireError> {
         self.overhead += VALUE_OVERHEAD;
         let len = self.u64(field).await?;
@@ -329,7 +331,7 @@ impl<'a, S: AsyncRead + Unpin> Fields<'a, S> {
         Ok(self.paths(field).await?.into_iter().collect())
     }
 
-    /// SHA-256, in any notation Nix has, with or without its name in front.
+    /// SHA-256, in any notation that Nix has, with or without the algorithm's name before it.
     pub async fn sha256(&mut self, field: &'static str) -> Result<[u8; 32], WireError> {
         let value = self.string(field, MAX_HASH_BYTES).await?;
         let parsed = match value.contains([':', '-']) {
@@ -357,7 +359,7 @@ impl<'a, S: AsyncRead + Unpin> Fields<'a, S> {
         self.strings(field, MAX_SIGNATURES, MAX_SIGNATURE_BYTES).await
     }
 
-    /// Pairs of strings; of equal keys the last wins.
+    /// Pairs of strings; of two equal keys the last counts.
     pub async fn byte_map(
         &mut self,
         field: &'static str,
@@ -374,7 +376,7 @@ impl<'a, S: AsyncRead + Unpin> Fields<'a, S> {
     }
 }
 
-/// Zero bytes after a string of this length.
+/// Number of padding bytes after a string of this length.
 pub(crate) fn padding_after(len: u64) -> usize {
     (8 - len % 8) as usize % 8
 }

@@ -1,10 +1,11 @@
 //! Nix's protocols as bytes to typed requests and back, over any tokio stream.
 //!
-//! The client is a stranger: every length, count and nesting depth it names meets a limit from [`limits`]
-//! before anything is allocated, and every error says which field of which operation was wrong.
+//! The client is not trusted: every length, count and nesting depth that it sends is checked against a limit
+//! from [`limits`] before anything is allocated, and every error says which field of which operation was
+//! wrong.
 //!
-//! Not here: who may ask for what (`builder-agent`), where paths are kept (`store`), and what ssh does with
-//! the bytes. This crate opens nothing and logs nothing.
+//! Not here: access rights (`builder-agent`), the storage of paths (`store`), and the transport by ssh. This
+//! crate opens no files or connections and writes no logs.
 
 #[cfg(feature = "client")]
 pub mod client;

@@ -1,16 +1,17 @@
-//! How much a stranger may ask us to hold. Every number here bounds something a client can make large.
+//! The limits of what a client can make the agent hold. Every number here limits something that a client can
+//! make large.
 
 /// All arguments of one request together, in bytes. A derivation's environment and the path lists of a large
 /// closure stay below a tenth of it; whatever is larger travels as a body, which is streamed.
 pub const MAX_REQUEST_BYTES: u64 = 64 << 20;
 
-/// Of these, what every connection may hold without being asked for more: nearly all requests are smaller.
+/// The part of it that every connection may hold without asking its meter: nearly all requests are smaller.
 pub const UNMETERED_BYTES: u64 = 64 << 10;
 
 /// One store path with its directory: `/nix/store/`, 32 + 1 characters of hash part, a name of up to 211.
 pub const MAX_STORE_PATH_BYTES: u64 = 11 + 33 + 211;
 
-/// Paths in one list. Our largest closures are a tenth of this.
+/// Paths in one list. The largest closures we know have a tenth of this.
 pub const MAX_PATHS: u64 = 500_000;
 
 /// A name: of a store path, an output, a feature, a setting, a system.
@@ -43,13 +44,13 @@ pub const MAX_SIGNATURES: u64 = 256;
 /// One signature: a key name and 88 characters.
 pub const MAX_SIGNATURE_BYTES: u64 = 1024;
 
-/// Derivations and paths to build or to look at in one request.
+/// Derivations and paths to build or to query in one request.
 pub const MAX_TARGETS: u64 = 100_000;
 
 /// One derived path with its list of outputs.
 pub const MAX_DERIVED_PATH_BYTES: u64 = 64 << 10;
 
-/// Steps in one dynamic derivation, as in `x.drv!a!b`. Nobody nests two yet; the type is recursive.
+/// Steps in one dynamic derivation, as in `x.drv!a!b`. No known client nests two yet; the type is recursive.
 pub const MAX_DERIVED_PATH_STEPS: usize = 16;
 
 /// A realisation as JSON.
@@ -61,43 +62,44 @@ pub const MAX_FEATURES: u64 = 256;
 /// Paths in one `AddMultipleToStore`.
 pub const MAX_ITEMS: u64 = MAX_PATHS;
 
-/// One frame of a framed body. Frames are streamed, never held; Nix reads this length into 32 bits.
+/// One frame of a framed body. Frames are streamed and never held as a whole; Nix reads this length into 32
+/// bits.
 pub const MAX_FRAME_BYTES: u64 = u32::MAX as u64;
 
-/// What one body may carry unless the server says otherwise.
+/// Largest body, unless the server sets another limit.
 pub const DEFAULT_MAX_BODY_BYTES: u64 = 64 << 30;
 
-/// How much of a refused body we read and drop so that the connection can go on. Current clients stop at the
-/// next frame; who sends more than this does not listen.
+/// Most bytes of a refused body that are read and dropped so that the connection can go on. Current clients
+/// stop at the next frame; a client that sends more than this ignores the error.
 pub const MAX_DISCARD_BYTES: u64 = 1 << 30;
 
-/// Asked for at once from clients that wait to be asked (1.21 and 1.22).
+/// Bytes of one request for data to clients that send on request only (1.21 and 1.22).
 pub const TUNNEL_CHUNK_BYTES: u64 = 64 << 10;
 
-/// Nodes inside nodes of a NAR. Nix refuses deeper ones, too.
+/// Nesting depth of a NAR. Nix refuses deeper ones, too.
 pub const MAX_NAR_DEPTH: usize = 64;
 
-/// A file name in a NAR: what Linux file systems allow.
+/// A file name in a NAR: the limit of Linux file systems.
 pub const MAX_NAR_NAME_BYTES: u64 = 255;
 
 /// The target of a symbolic link: `PATH_MAX` without its NUL.
 pub const MAX_NAR_TARGET_BYTES: u64 = 4095;
 
-/// Buffer for what comes in and for what goes out. Fits a frame as Nix cuts them (32 KiB) with room to pipeline.
+/// Input buffer and output buffer of a connection. Fits a frame of Nix's size (32 KiB) with room to pipeline.
 pub const BUFFER_BYTES: usize = 64 << 10;
 
-/// One frame of a log that a server sends us, all its strings together. The longest are lines of a builder's output;
-/// we show none, and a line of this length nobody reads.
+/// One frame of a log from another server, all its strings together. The longest are lines of a builder's
+/// output; the agent shows none of them, and nobody would read a line of this length.
 pub const MAX_LOG_FRAME_BYTES: u64 = 16 << 20;
 
-/// Fields of one activity or result in a log. Nix's have four at most.
+/// Fields of one activity or result in a log. Nix sends four at most.
 pub const MAX_LOG_FIELDS: u64 = 64;
 
-/// Traces of one error. Nix's have as many as nested calls in an expression, which a store does not evaluate.
+/// Traces of one error. Nix sends one for each nested call in an expression, and a store evaluates none.
 pub const MAX_TRACES: u64 = 10_000;
 
-/// Of a value quoted in one of our errors.
+/// A value quoted in an error.
 pub const MAX_QUOTE_BYTES: usize = 120;
 
-/// Of a message we send as an error.
+/// An error message for the client.
 pub const MAX_ERROR_BYTES: usize = 64 << 10;

@@ -1,11 +1,11 @@
 //! Finds the end of a NAR in a stream of bytes, and checks its structure on the way.
 //!
-//! A NAR does not say how long it is: whoever reads one from a stream with something behind it has to parse it.
-//! [`NarScanner`] is pushed bytes as they come, keeps nothing but its place (and one short string), and never
-//! takes a byte past the end. Format: a sequence of strings, each a length as 64 bits little endian, its bytes,
-//! and zeroes up to a multiple of 8. (Nix: src/libutil/archive.cc.)
+//! A NAR does not contain its own length: a reader has to parse it to find the bytes that follow it in a
+//! stream. [`NarScanner`] is pushed bytes as they come, keeps nothing but its position (and one short
+//! string), and never takes a byte beyond the end. Format: a sequence of strings, each a length as 64 bits
+//! little endian, its bytes, and zeros up to a multiple of 8. (Nix: src/libutil/archive.cc.)
 //!
-//! Not here: whether entries are sorted and what to do with them; that is `store`'s.
+//! Not here: the order of entries, and the use of their contents (`store`).
 
 use crate::error::quote;
 use crate::limits::{MAX_NAR_DEPTH, MAX_NAR_NAME_BYTES, MAX_NAR_TARGET_BYTES};
@@ -13,7 +13,7 @@ use crate::limits::{MAX_NAR_DEPTH, MAX_NAR_NAME_BYTES, MAX_NAR_TARGET_BYTES};
 /// Longest keyword: `nix-archive-1`.
 const MAX_KEYWORD_BYTES: u64 = 16;
 
-/// Why bytes are not a NAR.
+/// Bytes are not a NAR.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NarError {
@@ -31,7 +31,7 @@ pub enum NarError {
     NotFlat,
 }
 
-/// What the next string must be.
+/// The strings that may come next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expect {
     Magic,
@@ -87,7 +87,7 @@ impl Expect {
     }
 }
 
-/// Where in a string we are.
+/// The part of a string at the current position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     /// Bytes of the length seen so far.
@@ -95,26 +95,26 @@ enum Part {
         seen: u8,
         value: u64,
     },
-    /// Bytes of the string still to come.
+    /// Bytes of the string that are still missing.
     Body {
         left: u64,
         pad: u8,
     },
-    /// Zeroes still to come.
+    /// Zeros that are still missing.
     Padding {
         left: u8,
     },
     Finished,
 }
 
-/// The state of one scan. A few hundred bytes, whatever the NAR.
+/// The state of one scan. A few hundred bytes, for a NAR of any size.
 #[derive(Debug, Clone)]
 pub struct NarScanner {
     part: Part,
     expect: Expect,
     /// The string being read, unless it is the contents of a file.
     text: Vec<u8>,
-    /// Directories we are in.
+    /// Number of directories around the current position.
     depth: usize,
     at: u64,
     /// Refuse everything but a plain file without `executable`.
@@ -128,7 +128,7 @@ impl Default for NarScanner {
 }
 
 impl NarScanner {
-    /// At the start of a NAR.
+    /// A scanner at the start of a NAR.
     pub fn new() -> Self {
         Self {
             part: Part::Length { seen: 0, value: 0 },
@@ -140,12 +140,12 @@ impl NarScanner {
         }
     }
 
-    /// At the start of a NAR that must be one plain file.
+    /// A scanner at the start of a NAR that must be one plain file.
     pub fn flat() -> Self {
         Self { flat: true, ..Self::new() }
     }
 
-    /// The last byte has been seen.
+    /// Whether the last byte has been seen.
     pub fn is_finished(&self) -> bool {
         self.part == Part::Finished
     }
@@ -155,7 +155,8 @@ impl NarScanner {
         self.at
     }
 
-    /// How many bytes may be taken from the stream without passing the end of the NAR; 0 when it has ended.
+    /// Number of bytes that may be taken from the stream without passing the end of the NAR; 0 when it has
+    /// ended.
     pub fn need(&self) -> u64 {
         match self.part {
             Part::Length { seen, .. } => 8 - u64::from(seen),
@@ -170,7 +171,8 @@ impl NarScanner {
         self.expect == Expect::ContentsValue && matches!(self.part, Part::Body { .. })
     }
 
-    /// Takes the next bytes and returns how many belong to the NAR: fewer than given only when it ends among them.
+    /// Takes the next bytes and returns how many belong to the NAR: fewer than given only if the NAR ends
+    /// among them.
     pub fn push(&mut self, bytes: &[u8]) -> Result<usize, NarError> {
         let mut used = 0;
         while used < bytes.len() && !self.is_finished() {
@@ -255,7 +257,7 @@ impl NarScanner {
         Ok(())
     }
 
-    /// What follows the string just read; `None` after the last.
+    /// The strings that may follow the one just read; `None` after the last.
     fn after(&mut self, text: &[u8]) -> Result<Option<Expect>, NarError> {
         use Expect::*;
         let next = match (self.expect, text) {

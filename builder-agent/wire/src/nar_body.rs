@@ -1,5 +1,5 @@
-//! NARs in the middle of a stream: read to exactly their end, whether or not somebody said how long they are, and
-//! checked on their way out, because whoever reads them there finds the end by parsing.
+//! NARs in the middle of a stream: read exactly to their end, with or without an announced length, and
+//! checked while they are sent, because the client finds their end by parsing.
 
 use std::io;
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use crate::input::Input;
 use crate::nar::NarScanner;
 use crate::output::Output;
 
-/// A NAR on its way out.
+/// A NAR that is being sent.
 pub(crate) struct NarOut {
     op: &'static str,
     scanner: NarScanner,
@@ -37,7 +37,7 @@ impl NarOut {
         Ok(output.write_raw(bytes).await?)
     }
 
-    /// It has to be complete.
+    /// Fails unless the NAR is complete.
     pub fn finish(self) -> Result<(), WireError> {
         match self.scanner.is_finished() {
             true => Ok(()),
@@ -48,13 +48,13 @@ impl NarOut {
 
 pub(crate) type PollIo = Poll<io::Result<()>>;
 
-/// A NAR that ends where it ends.
+/// A NAR without an announced length.
 pub(crate) struct BareNar {
     op: &'static str,
     scanner: NarScanner,
-    /// Of a NAR that is one plain file, the caller sees the file.
+    /// Set for a NAR of one plain file, of which the caller reads only the contents.
     only_contents: bool,
-    /// Bytes it may still have, out of `limit`.
+    /// Bytes that the NAR may still have; at first `limit`.
     left: u64,
     limit: u64,
 }
@@ -64,7 +64,7 @@ impl BareNar {
         Self { op, scanner: NarScanner::new(), only_contents: false, left: limit, limit }
     }
 
-    /// One that must be a plain file, of which the caller sees the file.
+    /// A NAR that must be a plain file, of which the caller reads only the contents.
     pub fn flat(op: &'static str, limit: u64) -> Self {
         Self { only_contents: true, scanner: NarScanner::flat(), ..Self::new(op, limit) }
     }
@@ -73,7 +73,7 @@ impl BareNar {
         self.scanner.is_finished()
     }
 
-    /// Reads on, never more than the scanner needs for its next step. Fills nothing after the end.
+    /// Reads on, at most as much as the scanner needs for its next step. Fills nothing after the end.
     pub fn poll_read<R: AsyncRead + Unpin>(
         &mut self,
         input: &mut Input<R>,
@@ -84,7 +84,7 @@ impl BareNar {
         let nar = |source| WireError::Nar { op, source }.into_io();
         let started = buf.filled().len();
         while buf.remaining() > 0 && !self.scanner.is_finished() {
-            // What was read so far is returned at once; waiting for more is for the next call.
+            // The bytes read so far are returned at once; the next call may wait for more.
             if buf.filled().len() > started && input.is_empty() {
                 break;
             }
@@ -94,7 +94,8 @@ impl BareNar {
                 return Poll::Ready(Err(WireError::Field { op, field: "the NAR", problem }.into_io()));
             }
             if self.only_contents && !self.scanner.in_contents() {
-                // Read aside: the caller gets the file and not its wrapping.
+                // Read into a buffer of its own: the caller gets the contents of the file and not the NAR
+                // around them.
                 let mut aside = [0; 64];
                 let mut aside = ReadBuf::new(&mut aside);
                 self.left -= ready!(poll_some(input, cx, &mut aside, max, op))?;
@@ -122,17 +123,17 @@ impl SizedNar {
         Self { op, size, left: size, scanner: NarScanner::new() }
     }
 
-    /// Bytes still to come.
+    /// Bytes still missing.
     pub fn left(&self) -> u64 {
         self.left
     }
 
-    /// As announced.
+    /// The announced size.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Checks what was just read of it.
+    /// Checks the bytes just read.
     pub fn took(&mut self, bytes: &[u8]) -> io::Result<()> {
         let op = self.op;
         let nar = |source| WireError::Nar { op, source }.into_io();
@@ -164,8 +165,8 @@ impl SizedNar {
     }
 }
 
-/// Takes bytes back that were read before the error was seen: `AsyncRead` promises that there are none with an error,
-/// and tokio's `read_to_end` panics if there are.
+/// Removes bytes that were read before an error: `AsyncRead` promises that there are none with an error, and
+/// tokio's `read_to_end` panics if there are.
 pub(crate) fn nothing_with_an_error(read: PollIo, buf: &mut ReadBuf<'_>, before: usize) -> PollIo {
     if matches!(read, Poll::Ready(Err(_))) {
         buf.set_filled(before);
@@ -173,7 +174,7 @@ pub(crate) fn nothing_with_an_error(read: PollIo, buf: &mut ReadBuf<'_>, before:
     read
 }
 
-/// Reads at least one and at most `max` bytes; hanging up is an error.
+/// Reads at least one and at most `max` bytes; a hang-up is an error.
 pub(crate) fn poll_some<R: AsyncRead + Unpin>(
     input: &mut Input<R>,
     cx: &mut Context<'_>,

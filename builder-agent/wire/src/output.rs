@@ -1,4 +1,4 @@
-//! What goes to the client: one buffer, sent when it is full or when we are about to wait.
+//! The bytes to the client: one buffer, sent when it is full or when the connection is about to wait.
 
 use std::io;
 use std::pin::Pin;
@@ -11,12 +11,12 @@ use crate::input::padding_after;
 use crate::limits::BUFFER_BYTES;
 use crate::patience::Patience;
 
-/// A buffer to encode into. Fields are appended at once; the transport is touched by `relieve` and `flush` only.
+/// A buffer to encode into. Fields are appended at once; only `relieve` and `flush` use the transport.
 pub(crate) struct Output<W> {
     inner: W,
     pub buffer: Vec<u8>,
     sent: usize,
-    /// With who has to take it.
+    /// The time limit for the client to take the bytes.
     patience: Patience,
 }
 
@@ -25,7 +25,7 @@ impl<W: AsyncWrite + Unpin> Output<W> {
         Self { inner, buffer: Vec::new(), sent: 0, patience: Patience::new(stall) }
     }
 
-    /// Writes out what there is, if it is much.
+    /// Sends the buffer if it is large.
     pub async fn relieve(&mut self) -> io::Result<()> {
         if self.buffer.len() >= BUFFER_BYTES { self.write_out().await } else { Ok(()) }
     }
@@ -43,7 +43,7 @@ impl<W: AsyncWrite + Unpin> Output<W> {
         self.patience.reset();
         self.sent = 0;
         self.buffer.clear();
-        // One long answer must not keep its memory for the rest of a long connection.
+        // The memory of one long answer must not stay for the rest of a long connection.
         self.buffer.shrink_to(2 * BUFFER_BYTES);
         Poll::Ready(Ok(()))
     }
@@ -58,7 +58,7 @@ impl<W: AsyncWrite + Unpin> Output<W> {
         std::future::poll_fn(|cx| self.poll_flush(cx)).await
     }
 
-    /// Bytes that are long enough to go past the buffer.
+    /// Bytes that are long enough to bypass the buffer.
     pub async fn write_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
         if bytes.len() < BUFFER_BYTES {
             self.buffer.extend_from_slice(bytes);
@@ -78,7 +78,7 @@ impl<W: AsyncWrite + Unpin> Output<W> {
     }
 }
 
-/// What a write has moved, at least a byte.
+/// The number of bytes that a write has moved; at least one.
 fn moved(
     patience: &mut Patience,
     cx: &mut Context<'_>,

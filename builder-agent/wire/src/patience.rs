@@ -1,8 +1,9 @@
-//! How long we wait for the other side in the middle of a message, and what then.
+//! The longest wait for the client in the middle of a message, and the error after it.
 //!
-//! Only waiting counts, not what we do in between: the clock runs while there is nothing to read, or no room to write. Each
-//! [`PIECE`] that moves buys the whole time again. So a slow line is as good as a fast one, and neither silence nor a byte
-//! now and then keeps a session, its memory and its half-written file for ever. Between two requests nothing here runs.
+//! Only waiting counts, not the agent's own work: the clock runs while there is nothing to read, or no room
+//! to write. After each [`PIECE`] that moves, the whole time is available again. So a slow connection is
+//! served like a fast one, but a client that is silent, or sends a byte now and then, cannot keep a session,
+//! its memory and its unfinished file for ever. Between two requests there is no limit.
 
 use std::future::Future;
 use std::io;
@@ -15,19 +16,19 @@ use tokio::time::{Instant, Sleep};
 
 use crate::error::WireError;
 
-/// What has to move within the time, unless the message ends before.
+/// Number of bytes that have to move within the time, unless the message ends before.
 pub const PIECE: u64 = 64 << 10;
 
 /// The clock of one direction of one connection.
 pub(crate) struct Patience {
-    /// For one piece; `None` waits for ever.
+    /// Time for one piece; `None` waits for ever.
     stall: Option<Duration>,
-    /// Of the time for the current piece.
+    /// Remaining time for the current piece.
     left: Duration,
-    /// Of the current piece, in bytes.
+    /// Bytes of the current piece that have moved.
     moved: u64,
     waiting_since: Option<Instant>,
-    /// Made when it is first needed. May ring for an earlier wait, and is set anew then.
+    /// Made when it is first needed. May still be set for an earlier wait, and is set again before use.
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
@@ -53,7 +54,7 @@ impl Patience {
         }
     }
 
-    /// Nothing can move now. Ready when that has lasted too long.
+    /// No byte can move now. Ready when that has lasted too long.
     pub fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
         let Some(stall) = self.stall else { return Poll::Pending };
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
@@ -65,7 +66,7 @@ impl Patience {
         alarm.as_mut().poll(cx).map(|()| stall)
     }
 
-    /// `moving`, unless that waits for too long.
+    /// The result of `moving`, or an error if that waits too long.
     pub fn poll_read<T>(&mut self, cx: &mut Context<'_>, moving: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         match moving {
             Poll::Pending => self.poll_lost(cx).map(|stall| Err(WireError::NothingSent { stall }.into_io())),
@@ -73,7 +74,7 @@ impl Patience {
         }
     }
 
-    /// The same for what we write.
+    /// The same for a write.
     pub fn poll_write<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -86,14 +87,14 @@ impl Patience {
     }
 }
 
-/// A writer whose other side has to take what is written, as that of a connection.
+/// A writer that fails if the other side does not take the bytes in time.
 pub struct PatientWriter<W> {
     inner: W,
     patience: Patience,
 }
 
 impl<W> PatientWriter<W> {
-    /// `stall`: for each [`PIECE`].
+    /// `stall`: the time for each [`PIECE`].
     pub fn new(inner: W, stall: Duration) -> Self {
         Self { inner, patience: Patience::new(Some(stall)) }
     }

@@ -1,5 +1,5 @@
-//! Field groups that both protocols have. (Nix: common-protocol.cc, and what worker-protocol.cc and
-//! serve-protocol.cc write alike.)
+//! Groups of fields that both protocols share. (Nix: common-protocol.cc, and the parts that
+//! worker-protocol.cc and serve-protocol.cc write alike.)
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,8 @@ use crate::error::{Problem, WireError, quote};
 use crate::input::{Fields, Input};
 use crate::limits::*;
 
-/// The number of the next request; `None` when the client hung up instead. Sends what is buffered before it waits.
+/// The number of the next request; `None` if the client hung up instead. Sends the buffered answers before it
+/// waits.
 pub(crate) async fn next_number<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     input: &mut Input<R>,
     output: &mut crate::output::Output<W>,
@@ -27,7 +28,7 @@ pub(crate) async fn next_number<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     Fields::new(input, "the next request").u64("operation").await.map(Some)
 }
 
-/// What to build or to look at; `bare_builds` as in [`derived_path`].
+/// Targets to build or to query; `bare_builds` as in [`derived_path`].
 pub(crate) async fn targets<S: AsyncRead + Unpin>(
     f: &mut Fields<'_, S>,
     bare_builds: bool,
@@ -46,7 +47,7 @@ pub(crate) async fn targets<S: AsyncRead + Unpin>(
     Ok(targets)
 }
 
-/// A path info as inside an `AddMultipleToStore`: always in the form of version 1.16.
+/// A path info as in an `AddMultipleToStore`: always in the form of version 1.16.
 pub(crate) async fn path_info<S: AsyncRead + Unpin>(f: &mut Fields<'_, S>) -> Result<PathInfo, WireError> {
     let path = f.path("path").await?;
     path_info_of(f, path).await
@@ -93,7 +94,7 @@ pub(crate) fn hash_algorithm<S: AsyncRead + Unpin>(
     name.parse().map_err(|source| f.bad(field, Problem::Hash { value: quote(name.as_bytes()), source }))
 }
 
-/// `bare_builds`: a derivation alone means all its outputs, and not the derivation.
+/// `bare_builds`: a derivation without outputs means all its outputs, and not the derivation.
 ///
 /// `/nix/store/…`, or `/nix/store/….drv!out,dev`, or `/nix/store/….drv!*`.
 fn derived_path<S: AsyncRead + Unpin>(

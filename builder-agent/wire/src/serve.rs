@@ -1,4 +1,4 @@
-//! The serve protocol, server side: what `nix-store --serve --write` speaks behind `ssh://`.
+//! The server side of the serve protocol, which `nix-store --serve --write` speaks behind `ssh://`.
 //!
 //! ```text
 //! let mut conn = Connection::accept(reader, writer, limit).await?;
@@ -17,9 +17,9 @@
 //! }
 //! ```
 //!
-//! Requests and answers follow each other without any frame around them: there is no log and, but for builds and
-//! uploads, no way to say that a request failed. What a person should read goes to the stderr of the ssh channel, which
-//! is the agent's affair; a request that cannot be answered ends the connection.
+//! Requests and answers follow each other without frames: there is no log and, except for builds and uploads,
+//! no way to say that a request failed. Messages for the user go to the stderr of the ssh channel, which the
+//! agent writes; a request that cannot be answered ends the connection.
 //!
 //! Source of the facts: Nix's src/libstore/serve-protocol.{hh,cc}, serve-protocol-connection.cc, legacy-ssh-store.cc and
 //! export-import.cc, and `opServe` in nix-store.cc, in versions 2.8, 2.26, 2.34 and 2.35.
@@ -39,13 +39,13 @@ pub use request::{BuildOptions, ImportedInfo, Request};
 
 use crate::worker::Version;
 
-/// What a client sends first.
+/// The first word that a client sends.
 pub const CLIENT_MAGIC: u64 = 0x390c_9deb;
 
-/// What a server answers.
+/// The server's answer to it.
 pub const SERVER_MAGIC: u64 = 0x5452_eecb;
 
-/// Between a NAR and what is said of it, in an export stream ("NIXE"). (Nix: `exportMagic`.)
+/// Separates a NAR from its description in an export stream ("NIXE"). (Nix: `exportMagic`.)
 pub const EXPORT_MAGIC: u64 = 0x4558_494e;
 
 /// Version 2.`minor` of the serve protocol.
@@ -53,8 +53,8 @@ pub const fn version(minor: u8) -> Version {
     Version { major: 2, minor }
 }
 
-/// The oldest we speak.
+/// The oldest supported version.
 pub const OLDEST: Version = version(1);
 
-/// The newest: Nix 2.35. (Nix: `ServeProto::latest`.)
+/// The newest supported version: Nix 2.35. (Nix: `ServeProto::latest`.)
 pub const NEWEST: Version = version(8);

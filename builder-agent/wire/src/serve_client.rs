@@ -1,7 +1,8 @@
-//! The other end of the serve protocol, for tests, fuzzing and benchmarks. Behind the feature `test-client`.
+//! The client side of the serve protocol, for tests, fuzzing and benchmarks. Behind the feature
+//! `test-client`.
 //!
-//! Enough of a client to ask everything, and to lie: [`Client::send`] takes any bytes. It trusts the server and
-//! reads answers without haste; do not build a product on it.
+//! It can send every request, and invalid bytes too: [`Client::send`] takes any bytes. It trusts the server
+//! and has no time limits; do not use it outside of tests.
 
 use nix::PathInfo;
 use nix_derivation::{DerivedPath, StorePath};
@@ -27,7 +28,7 @@ pub struct Client<R, W> {
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
-    /// Greets like a client of version 2.`minor`.
+    /// Performs the handshake of a client of version 2.`minor`.
     pub async fn connect(reader: R, writer: W, minor: u8) -> Result<Self, WireError> {
         let mut client = Self { reader, writer, version: version(minor) };
         let mut hello = Vec::new();
@@ -43,13 +44,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         Ok(client)
     }
 
-    /// Any bytes.
+    /// Sends any bytes.
     pub async fn send(&mut self, bytes: &[u8]) -> Result<(), WireError> {
         self.writer.write_all(bytes).await?;
         Ok(self.writer.flush().await?)
     }
 
-    /// A request without its body.
+    /// Sends a request without its body.
     pub async fn request(&mut self, request: &Request) -> Result<(), WireError> {
         self.send(&encode_request(request, self.version)).await
     }
@@ -70,8 +71,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         self.fields().paths("paths").await
     }
 
-    /// The answer to `QueryPathInfos`. (Registration time and `ultimate` are not in it; before 2.4 nor are hash,
-    /// content address and signatures.)
+    /// Reads the answer to `QueryPathInfos`. (It has no registration time and no `ultimate`; before 2.4 it
+    /// has no hash, content address and signatures either.)
     pub async fn infos(&mut self) -> Result<Vec<PathInfo>, WireError> {
         let with_hash = self.version >= version(4);
         let mut infos = Vec::new();
@@ -101,7 +102,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         Ok(infos)
     }
 
-    /// The answer to `DumpStorePath`.
+    /// Reads the answer to `DumpStorePath`.
     pub async fn nar(&mut self) -> Result<Vec<u8>, WireError> {
         let (mut nar, mut scanner) = (Vec::new(), NarScanner::new());
         while scanner.need() > 0 {
@@ -113,7 +114,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         Ok(nar)
     }
 
-    /// The answer to `ExportPaths`.
+    /// Reads the answer to `ExportPaths`.
     pub async fn export(&mut self) -> Result<Vec<(ImportedInfo, Vec<u8>)>, WireError> {
         let mut items = Vec::new();
         while self.u64().await? == 1 {
@@ -189,7 +190,7 @@ pub fn encode_export(items: &[(ImportedInfo, Vec<u8>)]) -> Vec<u8> {
     out
 }
 
-/// Which command a request is.
+/// The command of a request.
 pub fn op_of(request: &Request) -> Op {
     match request {
         Request::QueryValidPaths { .. } => Op::QueryValidPaths,
@@ -204,7 +205,7 @@ pub fn op_of(request: &Request) -> Op {
     }
 }
 
-/// As Nix writes a `StorePathWithOutputs`: a derivation alone means all its outputs.
+/// A target in Nix's form of a `StorePathWithOutputs`: a derivation without outputs means all its outputs.
 fn target(target: &DerivedPath) -> String {
     match target {
         DerivedPath::Opaque(path) => path.to_absolute_path(),

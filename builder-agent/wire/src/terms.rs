@@ -1,4 +1,4 @@
-//! What a server accepts of a client, whatever the protocol.
+//! The limits that a server sets for its clients, in both protocols.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -6,30 +6,31 @@ use std::time::Duration;
 
 use crate::limits::DEFAULT_MAX_BODY_BYTES;
 
-/// Counts the memory that one connection's requests take. Whoever serves says how much there may be.
+/// Counts the memory of one connection's requests. The server decides how much there may be.
 pub trait Meter: Debug + Send + Sync {
-    /// From now on the request at hand takes this many bytes; 0 after it was answered. An error refuses the request
-    /// and ends the connection, since what is left of its arguments cannot be skipped; its text is for the client.
+    /// The current request takes this many bytes from now on; 0 after its answer. An error refuses the
+    /// request and ends the connection, since the rest of its arguments cannot be skipped; the client gets
+    /// its text.
     fn takes(&self, bytes: u64) -> Result<(), String>;
 }
 
-/// Bounds of one connection.
+/// Limits of one connection.
 #[derive(Debug, Clone)]
 pub struct Terms {
-    /// One NAR, file or log, in bytes.
+    /// Largest NAR, file or log, in bytes.
     pub max_body_bytes: u64,
     /// Longest wait for the next [`PIECE`](crate::PIECE) of a message that has begun, in either direction; `None` waits
     /// for ever.
     pub stall: Option<Duration>,
-    /// Told what arguments take beyond [`UNMETERED_BYTES`](crate::limits::UNMETERED_BYTES).
+    /// Receives the memory of arguments beyond [`UNMETERED_BYTES`](crate::limits::UNMETERED_BYTES).
     pub meter: Option<Arc<dyn Meter>>,
 }
 
 impl Terms {
-    /// What was read before is no longer held.
+    /// The arguments of the last request are no longer in memory.
     pub(crate) fn forget(&self) {
         if let Some(meter) = &self.meter {
-            // Less is always possible.
+            // A meter never refuses a smaller number.
             let _ = meter.takes(0);
         }
     }

@@ -17,14 +17,14 @@ pub struct ClientSettings {
     pub max_silent_time: u64,
     /// Send the log of a build while it runs.
     pub verbose_build: bool,
-    /// 0 is all there are.
+    /// Number of cores for one build; 0 means all.
     pub build_cores: u64,
     pub use_substitutes: bool,
     /// Everything else, by the names of `nix.conf`: for example `timeout`, `max-silent-time`, `build-timeout`.
     pub overrides: BTreeMap<String, String>,
 }
 
-/// What garbage collection should do.
+/// The action of a garbage collection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GcAction {
     ReturnLive,
@@ -37,11 +37,11 @@ pub enum GcAction {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GcOptions {
     pub action: GcAction,
-    /// `None` is the whole store.
+    /// `None` means the whole store.
     pub paths: Option<BTreeSet<StorePath>>,
-    /// With `paths`: whatever refers to them, too (Nix 2.35).
+    /// Delete the referrers of `paths`, too (Nix 2.35).
     pub delete_referrers: bool,
     pub ignore_liveness: bool,
-    /// Stop after so many bytes.
+    /// Stop after this many bytes.
     pub max_freed: u64,
 }

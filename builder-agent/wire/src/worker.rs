@@ -1,4 +1,4 @@
-//! The worker protocol, server side: what `nix-daemon --stdio` speaks behind `ssh-ng://`.
+//! The server side of the worker protocol, which `nix-daemon --stdio` speaks behind `ssh-ng://`.
 //!
 //! ```text
 //! let mut conn = Connection::accept(reader, writer, ServerInfo::new("2.34.0")).await?;
@@ -14,8 +14,8 @@
 //! }
 //! ```
 //!
-//! Every request is answered exactly once, by `reply`, `reply_nar` or `fail`; until then `log` and `run` can show
-//! the client what happens. Errors of this crate end the connection: pass them to [`Connection::refuse`].
+//! Every request is answered exactly once, by `reply`, `reply_nar` or `fail`; before that `log` and `run` can
+//! show progress to the client. Errors of this crate end the connection: pass them to [`Connection::refuse`].
 //!
 //! Source of the facts: Nix's src/libstore/worker-protocol.{hh,cc}, worker-protocol-connection.cc, daemon.cc and
 //! remote-store.cc, in versions 2.8, 2.26, 2.34 and 2.35.
@@ -42,7 +42,7 @@ pub use request::Request;
 pub use response::Response;
 pub use version::{CLIENT_MAGIC, Features, Protocol, SERVER_MAGIC, Version};
 
-/// What the test client shares with the server.
+/// Parts that the test client shares with the server.
 #[cfg(feature = "client")]
 pub(crate) mod internal {
     pub(crate) use super::log_write::*;

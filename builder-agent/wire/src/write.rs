@@ -1,11 +1,11 @@
-//! Values that both protocols write alike; the mirror of `read`.
+//! Values that both protocols write in the same form; the mirror of `read`.
 
 use nix::{BuildResult, BuiltOutput, PathInfo, hex};
 use nix_derivation::{DerivedPath, SingleDerivedPath};
 
 use crate::output::Encode;
 
-/// Everything but the path itself (Nix: `UnkeyedValidPathInfo`).
+/// A path info without the path itself (Nix: `UnkeyedValidPathInfo`).
 pub(crate) fn path_info(out: &mut Vec<u8>, info: &PathInfo) {
     out.maybe_path(info.deriver.as_ref());
     out.str(&hex::encode(&info.nar_hash));
@@ -47,7 +47,7 @@ fn built_id(name: &str, output: &BuiltOutput) -> String {
     format!("sha256:{}!{name}", hex::encode(&output.drv_hash.unwrap_or_default()))
 }
 
-/// With `!` between the steps, as every version reads it.
+/// A derived path with `!` between its steps, which every version can read.
 pub(crate) fn derived_path(out: &mut Vec<u8>, path: &DerivedPath) {
     match path {
         DerivedPath::Opaque(path) => out.path(path),

@@ -1,4 +1,4 @@
-//! Bodies end exactly where they end, in every form the versions have, and the next request is still found.
+//! Bodies end exactly at their end, in every form of every version, and the next request is read correctly.
 
 mod common;
 
@@ -28,7 +28,7 @@ fn add_flat() -> Request {
     }
 }
 
-/// The request, this behind it, and a ping.
+/// The request, its body, and a ping.
 fn stream(request: &Request, protocol: Protocol, body: &[u8]) -> Vec<u8> {
     [encode_request(request, protocol), body.to_vec(), encode_request(&PING, protocol)].concat()
 }
@@ -58,7 +58,7 @@ fn framed_bodies_of_any_cut_come_out_whole() {
 
 #[test]
 fn a_nar_that_breaks_off_its_format_is_an_error_for_whoever_reads_to_the_end() {
-    // Bare, and asked for piece by piece. Frames carry any bytes; the store finds out about those.
+    // Bare, and requested in pieces. Frames may carry any bytes; the store checks those.
     for minor in [20, 22] {
         let protocol = Protocol::plain(minor);
         let (mut server, _out) = serve(&stream(&add_nar(64), protocol, &[0; 64]), protocol);
@@ -235,7 +235,7 @@ fn items_come_one_by_one_and_unread_ones_are_skipped() {
     }
 }
 
-/// The error of reading all items of this body; afterwards the connection must live.
+/// The error of reading all items of this body; afterwards the connection must still work.
 fn bad_items(body: &[u8]) -> String {
     let protocol = Protocol::plain(34);
     let request = Request::AddMultipleToStore { repair: false, dont_check_sigs: true };
@@ -364,7 +364,7 @@ fn a_nar_is_answered_bare_and_only_whole() {
         out.read_to_end(&mut written).await.unwrap();
         assert_eq!(written, bytes().n(0x616c7473).raw(&nar).0);
 
-        // An answer that stops in the middle must not be followed by anything.
+        // Nothing may follow an answer that stops in the middle.
         let (mut server, _out) = serve(&sent, protocol);
         server.next_request().await.unwrap();
         let mut reply = server.reply_nar().await.unwrap();

@@ -1,4 +1,4 @@
-//! A whole client against a whole server, for every version: the handshake, pipelining, logs, and hanging up.
+//! The client against the server, for every version: the handshake, pipelining, logs, and hang-ups.
 
 mod common;
 
@@ -132,7 +132,7 @@ fn a_path_info_survives_the_way_there_and_back() {
     }
 }
 
-/// Counts how often it is flushed.
+/// Counts flushes.
 struct Flushes(DuplexStream, std::sync::Arc<std::sync::atomic::AtomicUsize>);
 
 impl tokio::io::AsyncWrite for Flushes {
@@ -173,7 +173,7 @@ fn answers_to_pipelined_requests_travel_together() {
             answered += 1;
         }
         assert_eq!(answered, 500);
-        // One before the first request, one after the last, one where the input buffer ran empty.
+        // One before the first request, one after the last, one where the input buffer was empty.
         assert!(flushes.load(std::sync::atomic::Ordering::Relaxed) <= 4);
         drop(server);
         let mut written = Vec::new();
@@ -193,7 +193,7 @@ fn log_lines_arrive_while_the_work_goes_on() {
             let work = async move {
                 send.send(LogEvent::start_build(1, DRV)).await.unwrap();
                 send.send(LogEvent::build_line(1, "first")).await.unwrap();
-                // Goes on only when the client has seen the line.
+                // Continues only after the client has seen the line.
                 wait.await.unwrap();
                 send.send(LogEvent::build_line(1, "last")).await.unwrap();
                 42

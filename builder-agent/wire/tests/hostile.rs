@@ -1,4 +1,5 @@
-//! Whatever bytes a client sends: an error that names the field, no panic, and no memory beyond the limits.
+//! Arbitrary bytes from a client cause an error that names the field, no panic, and no memory beyond the
+//! limits.
 
 mod common;
 
@@ -13,7 +14,7 @@ use wire::limits::*;
 use wire::types::{ClientSettings, GcAction, GcOptions};
 use wire::worker::{CLIENT_MAGIC, Connection, Failure, Features, OPS, Protocol, Request, ServerInfo};
 
-/// Requests of every shape of arguments.
+/// Requests with every form of arguments.
 fn samples() -> Vec<Request> {
     let target = DerivedPath::Built {
         drv_path: SingleDerivedPath::Opaque(path(DRV)),
@@ -250,7 +251,7 @@ fn what_is_announced_and_does_not_come_is_never_allocated() {
     });
 }
 
-/// Goes through a stream of anything as a server would.
+/// Handles a stream of arbitrary bytes as a server would.
 fn survive(bytes: &[u8], protocol: Protocol) {
     let (mut server, out) = serve(bytes, protocol);
     let drain = async {

@@ -1,4 +1,4 @@
-//! A server that lies: what it announces in a log is refused before it is held.
+//! A hostile server: a log frame that announces too much is refused before its memory is allocated.
 
 use tokio::io::sink;
 use wire::WireError;
@@ -14,14 +14,14 @@ fn numbers(numbers: &[u64]) -> Vec<u8> {
     numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
-/// A string of zero bytes as it travels.
+/// A string of zero bytes in its wire form.
 fn zeros(len: usize) -> Vec<u8> {
     let mut out = numbers(&[len as u64]);
     out.resize(8 + len.next_multiple_of(8), 0);
     out
 }
 
-/// What a client of 1.37 says after a good handshake and then `log`.
+/// The client's result at version 1.37, after a valid handshake and then `log`.
 async fn after(log: Vec<Vec<u8>>) -> Result<Vec<wire::client::Frame>, WireError> {
     let mut sent = numbers(&[SERVER_MAGIC, 1 << 8 | 37, 0, 1, STDERR_LAST]);
     sent.extend(log.concat());

@@ -1,4 +1,5 @@
-//! Whoever stops in the middle of a message is told so and left; whoever is slow, or has nothing to ask, is not.
+//! A client that stops in the middle of a message gets an error and is disconnected; a slow or idle client is
+//! not.
 
 use std::time::{Duration, Instant};
 
@@ -99,7 +100,7 @@ async fn a_slow_reader_that_takes_its_pieces_in_time_gets_everything() {
     let mut got = 0;
     let mut piece = vec![0; PIECE as usize];
     while got < sent {
-        // Each piece takes two thirds of what it may take.
+        // Each piece takes two thirds of the allowed time.
         tokio::time::sleep(STALL * 2 / 3).await;
         let want = piece.len().min(sent - got);
         got += theirs.read_exact(&mut piece[..want]).await.expect("it goes on");

@@ -1,4 +1,4 @@
-//! `docs/design/protocols.md` says what the table of operations says.
+//! `docs/design/protocols.md` agrees with the tables of operations.
 
 use wire::worker::{Answer, BodyShape, OPS, Version};
 
@@ -77,7 +77,7 @@ fn serve_table() -> String {
     text
 }
 
-/// One test for both tables, because both may be written.
+/// One test for both tables, because it may rewrite both.
 #[test]
 fn the_page_lists_exactly_the_operations_we_serve() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/design/protocols.md");

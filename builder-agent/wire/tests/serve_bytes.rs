@@ -1,4 +1,5 @@
-//! The serve protocol byte by byte, for every version: what Nix's own client writes is read, and the other way round.
+//! The serve protocol byte by byte, for every version: requests as Nix's own client writes them, and our
+//! answers.
 
 mod common;
 
@@ -18,13 +19,14 @@ use wire::{Terms, WireError};
 
 type Serving = Connection<Cursor<Vec<u8>>, DuplexStream>;
 
-/// A server of version 2.`minor` that is sent these bytes and then sees the client hang up; and where it writes.
+/// A server of version 2.`minor` that receives these bytes and then a hang-up; and the stream to which it
+/// writes.
 fn serving(bytes: &[u8], minor: u8) -> (Serving, DuplexStream) {
     let (ours, theirs) = tokio::io::duplex(1 << 20);
     (Connection::after_handshake(Cursor::new(bytes.to_vec()), ours, version(minor), 1 << 20), theirs)
 }
 
-/// What is written by `answer` to the one request in `request`.
+/// The bytes that `answer` writes for the one request in `request`.
 fn answered<F: AsyncFnOnce(&mut Serving)>(request: &[u8], minor: u8, answer: F) -> Vec<u8> {
     let (mut conn, mut out) = serving(request, minor);
     block_on(async {
@@ -276,7 +278,7 @@ fn export() -> Vec<(ImportedInfo, Vec<u8>)> {
 
 #[test]
 fn an_export_stream_is_imported_path_by_path_to_exactly_its_end() {
-    // Written down by hand once, so that both directions have something to be compared with.
+    // Written by hand once, so that both directions are compared with something independent.
     let nar = encode_file_nar(b"first", false);
     let by_hand = bytes().n(1).raw(&nar).n(0x4558_494e).s(A).n(0).s("").n(0).n(0).0;
     assert_eq!(encode_export(&export()[..1]), by_hand);
@@ -377,7 +379,7 @@ fn an_unfinished_answer_is_not_followed_by_another() {
 
 #[test]
 fn answers_to_pipelined_questions_travel_together() {
-    // The transport counts how often it is written to.
+    // A transport that counts writes.
     struct Counting(std::sync::Arc<std::sync::atomic::AtomicUsize>);
     impl tokio::io::AsyncWrite for Counting {
         fn poll_write(

@@ -1,5 +1,5 @@
-//! Whatever bytes a client of the serve protocol sends: an error that names the field, no panic, and no memory beyond
-//! the limits.
+//! Arbitrary bytes from a client of the serve protocol cause an error that names the field, no panic, and no
+//! memory beyond the limits.
 
 mod common;
 
@@ -16,7 +16,7 @@ use wire::limits::*;
 use wire::serve::*;
 use wire::serve_client::{encode_export, encode_request};
 
-/// Requests of every shape of arguments, each with its body.
+/// Requests with every form of arguments, each with its body.
 fn samples() -> Vec<(Request, Vec<u8>)> {
     let nar = encode_file_nar(b"contents", true);
     let options = BuildOptions { build_timeout: 3, keep_failed: true, ..BuildOptions::default() };
@@ -45,7 +45,7 @@ fn encoded(sample: &(Request, Vec<u8>), minor: u8) -> Vec<u8> {
     [encode_request(&sample.0, version(minor)), sample.1.clone()].concat()
 }
 
-/// Reads one request with its body, refusing what there is to refuse.
+/// Reads one request with its whole body.
 fn take(bytes: &[u8], minor: u8) -> Result<Option<Request>, WireError> {
     let input = Cursor::new(bytes.to_vec());
     let mut conn = Connection::after_handshake(input, tokio::io::sink(), version(minor), 1 << 20);
@@ -154,7 +154,7 @@ fn a_nar_in_an_export_stream_meets_the_limit_of_one_nar() {
 
 #[test]
 fn a_refused_upload_without_end_ends_the_connection() {
-    // 2 GiB that are never in memory at once: a NAR whose one file goes on and on.
+    // 2 GiB that are never in memory at once: a NAR with one very long file.
     let head = bytes().n(4).n(1).s("nix-archive-1").s("(").s("type").s("regular").s("contents").n(2 << 30).0;
     let endless = tokio::io::AsyncReadExt::chain(Cursor::new(head), tokio::io::repeat(0));
     let mut conn = Connection::after_handshake(endless, tokio::io::sink(), version(7), u64::MAX);

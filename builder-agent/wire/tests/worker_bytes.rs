@@ -32,7 +32,7 @@ fn nix_2_35() -> Protocol {
     Protocol { features: Features::ALL, ..Protocol::plain(38) }
 }
 
-/// These bytes are this request, both ways.
+/// Asserts that these bytes are this request, in both directions.
 fn request(protocol: Protocol, expected: Bytes, request: Request) {
     let encoded = encode_request(&request, protocol);
     assert_eq!(encoded, expected.0, "encoding {request:?}");
@@ -40,7 +40,7 @@ fn request(protocol: Protocol, expected: Bytes, request: Request) {
     assert_eq!(block_on(server.next_request()).unwrap(), Some(request));
 }
 
-/// This answer to this request is these bytes, after the end of the log.
+/// Asserts that this answer to this request is these bytes, after the end of the log.
 fn answer(protocol: Protocol, to: Request, response: Response, expected: Bytes) {
     let written = answered(protocol, &to, &response);
     assert_eq!(written, bytes().n(LAST).raw(&expected.0).0, "{response:?} for {protocol:?}");
@@ -284,7 +284,7 @@ fn path_infos_are_answered_with_a_flag_in_front() {
 fn what_was_added_is_answered_in_full_since_1_25() {
     let add = Request::AddTextToStore { name: "t".into(), text: b"x".to_vec(), references: path_set(&[]) };
     answer(Protocol::plain(24), add, Response::Added(info()), bytes().s(A));
-    // The body of the next two is empty frames, and a NAR that is left out: both are tested with bodies.
+    // The body of the next two is empty frames, and a missing NAR: other tests have them with bodies.
     let add = Request::AddToStore {
         name: "a".into(),
         method: ContentAddressMethod::Flat,
@@ -404,7 +404,7 @@ fn small_answers_have_their_shape() {
     answer(p, ask, Response::Substitutable(vec![known]), bytes().n(1).s(A).s("").n(1).s(B).n(1).n(2));
 }
 
-/// What is written for a log event or a failure, while a request of this version runs.
+/// The bytes written for a log event or a failure, while a request of this version runs.
 fn written<F>(minor: u8, act: F) -> Vec<u8>
 where
     F: AsyncFnOnce(&mut Server),

@@ -14,7 +14,7 @@ use crate::error::{Problem, WireError};
 use crate::limits::MAX_DISCARD_BYTES;
 use crate::nar_body::{BareNar, SizedNar, nothing_with_an_error};
 
-/// What is left of the body of the current request.
+/// The unread part of the body of the current request.
 pub(super) enum BodyState {
     None,
     Nar(SizedNar),
@@ -34,7 +34,7 @@ impl BodyState {
         }
     }
 
-    /// Nothing of it is left on the wire.
+    /// Whether the whole body has been read.
     pub fn is_finished(&self) -> bool {
         match self {
             Self::None => true,
@@ -44,7 +44,7 @@ impl BodyState {
     }
 }
 
-/// The NAR of a request, to be read until it ends. See [`Connection::body`].
+/// The NAR of a request, to be read to its end. See [`Connection::body`].
 pub struct Body<'a, R, W> {
     pub(super) conn: &'a mut Connection<R, W>,
 }
@@ -102,7 +102,7 @@ pub(super) async fn trailer<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     Ok(info)
 }
 
-/// Reads the body to its end, so that the next thing on the wire is the next request.
+/// Reads the body to its end, so that the next bytes are the next request.
 pub(super) async fn skip_rest<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     conn: &mut Connection<R, W>,
     op: Op,

@@ -1,4 +1,4 @@
-//! One connection: requests in, answers out, each exactly once and in order.
+//! One connection: reads requests and writes answers, each exactly once and in order.
 
 use std::future::Future;
 
@@ -17,21 +17,22 @@ use crate::read::next_number;
 use crate::terms::Terms;
 use crate::worker::Version;
 
-/// A client we shook hands with.
+/// A connection after the handshake.
 pub struct Connection<R, W> {
     pub(super) input: Input<R>,
     pub(super) output: Output<W>,
     pub(super) version: Version,
     pub(super) body: BodyState,
     pub(super) terms: Terms,
-    /// The request that still waits for its answer.
+    /// The operation of the request that still waits for its answer.
     pending: Option<Op>,
-    /// Set while an answer is half sent, and when the stream is no longer in step.
+    /// Set while an answer is only partly sent, and when the position in the stream is lost.
     pub(super) broken: Option<Op>,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
-    /// Shakes hands. Clients before [`OLDEST`] are refused; there is no way to tell them.
+    /// Performs the handshake. Clients before [`OLDEST`] are refused without a message, since the protocol
+    /// has none.
     pub async fn accept(reader: R, writer: W, terms: Terms) -> Result<Self, WireError> {
         let (mut input, mut output) = (Input::new(reader, terms.stall), Output::new(writer, terms.stall));
         let fields = &mut Fields::new(&mut input, "the handshake");
@@ -56,7 +57,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         Ok(Self::new(input, output, client.min(NEWEST), terms))
     }
 
-    /// As if a handshake had agreed on this.
+    /// A connection for which this version was agreed on, without a handshake.
     #[cfg(feature = "test-client")]
     pub fn after_handshake(reader: R, writer: W, version: Version, max_nar_bytes: u64) -> Self {
         let terms = Terms { max_body_bytes: max_nar_bytes, ..Terms::default() };
@@ -67,13 +68,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         Self { input, output, version, body: BodyState::None, terms, pending: None, broken: None }
     }
 
-    /// What was agreed on.
+    /// The agreed version.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// The next request, or `None` when the client hung up between two. Sends what is buffered before it waits,
-    /// and only then, so that answers to pipelined requests travel together. Not cancel safe.
+    /// The next request, or `None` if the client hung up between two. Sends the buffered answers before it
+    /// waits, and only then, so that answers to pipelined requests travel together. Not cancel safe.
     pub async fn next_request(&mut self) -> Result<Option<Request>, WireError> {
         if let Some(op) = self.pending {
             return Err(WireError::Misuse { op: op.name(), what: "the last request was not answered" });
@@ -95,42 +96,42 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         self.pending
     }
 
-    /// The NAR of this request, or the one [`next_nar`](Self::next_nar) just announced. Ends where it ends, checked;
-    /// may be dropped and taken up again. Empty for requests without one.
+    /// The NAR of this request, or the one that [`next_nar`](Self::next_nar) just announced. Ends at the end
+    /// of the NAR, which is checked; may be dropped and taken up again. Empty for requests without a body.
     pub fn body(&mut self) -> Body<'_, R, W> {
         Body { conn: self }
     }
 
-    /// Whether another NAR follows in an `ImportPaths`. It is the [`body`](Self::body), to be read to its end before
-    /// [`trailer`](Self::trailer) says what it is.
+    /// Whether another NAR follows in an `ImportPaths`. The caller reads it as the [`body`](Self::body) to
+    /// its end, before [`trailer`](Self::trailer) returns its path info.
     pub async fn next_nar(&mut self) -> Result<bool, WireError> {
         let op = self.expect_pending("a NAR outside of a request")?;
         body::next_nar(self, op).await
     }
 
-    /// What the NAR was that has just been read.
+    /// The path info of the NAR that has just been read.
     pub async fn trailer(&mut self) -> Result<ImportedInfo, WireError> {
         let op = self.expect_pending("a NAR outside of a request")?;
         body::trailer(self, op).await
     }
 
-    /// Sends what is buffered.
+    /// Sends the buffered answers.
     pub async fn flush(&mut self) -> Result<(), WireError> {
         Ok(self.output.flush().await?)
     }
 
-    /// Ready when the client has hung up. Cancel safe. (A client that pipelines more than a buffer while its
-    /// request runs is only noticed when we write.)
+    /// Ready when the client has hung up. Cancel safe. (If a client pipelines more than a buffer while its
+    /// request runs, the hang-up is noticed only at the next write.)
     pub async fn closed(&mut self) {
         std::future::poll_fn(|cx| self.input.poll_closed(cx)).await
     }
 
-    /// Does `work`; drops it and fails with [`WireError::Truncated`] as soon as the client hangs up. What was answered
-    /// before is sent first. The request still has to be answered.
+    /// Runs `work`; drops it and fails with [`WireError::Truncated`] as soon as the client hangs up. Sends
+    /// buffered answers first. The request still has to be answered.
     pub async fn run<F: Future>(&mut self, work: F) -> Result<F::Output, WireError> {
         let op = self.expect_pending("work outside of a request")?;
         self.output.flush().await?;
-        // A hang-up is only watched for when the client has no more of this request to send.
+        // A hang-up can be watched for only after the client has sent the whole request.
         let watch = self.body.is_finished();
         tokio::select! {
             biased;
@@ -141,11 +142,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         }
     }
 
-    /// Answers the request. What is left of its body is skipped first: clients send all of it before they listen.
+    /// Answers the request. Skips the rest of its body first: clients send all of it before they read the
+    /// answer.
     pub async fn reply(&mut self, response: &Response) -> Result<(), WireError> {
         let op = self.expect_pending("answer without a request")?;
         reply::check(op, response)?;
-        // What we did meanwhile was not the client's delay.
+        // The time of the agent's own work does not count as the client's delay.
         self.input.begin();
         body::skip_rest(self, op).await?;
         reply::write(&mut self.output, self.version, response).await?;
@@ -159,14 +161,14 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         Ok(InfosReply { conn: self })
     }
 
-    /// Answers `DumpStorePath`. Failures must be noticed before, since there is no way to report one in the middle:
-    /// then drop the answer and the connection.
+    /// Answers `DumpStorePath`. The caller must check for failures first: there is no way to report one in
+    /// the middle of a NAR, and the caller can only drop the answer and the connection.
     pub async fn reply_nar(&mut self) -> Result<NarReply<'_, R, W>, WireError> {
         let op = self.begin(Answer::Nar)?;
         Ok(NarReply { conn: self, nar: NarOut::new(op.name()) })
     }
 
-    /// Answers `ExportPaths`. The same holds for failures.
+    /// Answers `ExportPaths`. Failures as for `DumpStorePath`.
     pub async fn reply_export(&mut self) -> Result<ExportReply<'_, R, W>, WireError> {
         let op = self.begin(Answer::Export)?;
         Ok(ExportReply { conn: self, op, nar: None })

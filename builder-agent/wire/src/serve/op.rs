@@ -6,31 +6,31 @@ pub struct OpInfo {
     pub op: Op,
     pub number: u64,
     pub name: &'static str,
-    /// Who sends it, in words.
+    /// The clients that send it, in words.
     pub sent: &'static str,
-    /// Not without `--write`.
+    /// Refused without `--write`.
     pub writes: bool,
     pub body: BodyShape,
     pub answer: Answer,
 }
 
-/// What follows the arguments.
+/// The body that follows the arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyShape {
     None,
-    /// A bare NAR of the size that the arguments say.
+    /// A bare NAR whose size is among the arguments.
     Nar,
-    /// An export stream: NARs, each with what is known of it behind it.
+    /// An export stream: NARs, each followed by its path info.
     Export,
 }
 
-/// What comes back.
+/// The form of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// The number 1; 0 if it did not work.
+    /// The number 1, or 0 after a failure.
     One,
     Paths,
-    /// Path infos up to an empty path.
+    /// Path infos, ended by an empty path.
     PathInfos,
     /// A bare NAR.
     Nar,
@@ -43,13 +43,13 @@ pub enum Answer {
 
 macro_rules! ops {
     ($($number:literal $name:ident $sent:literal $writes:literal $body:ident $answer:ident,)*) => {
-        /// A command we know.
+        /// A known command.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Op {
             $($name = $number,)*
         }
 
-        /// Every command we know, by number.
+        /// All known commands, by number.
         pub const OPS: &[OpInfo] = &[
             $(OpInfo {
                 op: Op::$name,
@@ -63,7 +63,7 @@ macro_rules! ops {
         ];
 
         impl Op {
-            /// The command with this number, if we know it.
+            /// The command with this number, if it is known.
             pub fn from_number(number: u64) -> Option<Self> {
                 match number {
                     $($number => Some(Self::$name),)*
@@ -74,7 +74,7 @@ macro_rules! ops {
     };
 }
 
-// Numbers: Nix, src/libstore/serve-protocol.hh. Who sends them: its legacy-ssh-store.cc, and Hydra's queue runner.
+// Numbers: Nix, src/libstore/serve-protocol.hh. Clients: its legacy-ssh-store.cc, and Hydra's queue runner.
 ops! {
     1 QueryValidPaths "all" false None Paths,
     2 QueryPathInfos "all" false None PathInfos,
@@ -90,11 +90,11 @@ ops! {
 impl Op {
     /// Its row of the table.
     pub fn info(self) -> &'static OpInfo {
-        // Every `Op` comes from the table, so the search ends.
+        // Every `Op` comes from the table, so the search always finds it.
         OPS.iter().find(|info| info.op == self).unwrap_or(&OPS[0])
     }
 
-    /// As in Nix's `ServeProto::Command`.
+    /// The name in Nix's `ServeProto::Command`.
     pub fn name(self) -> &'static str {
         self.info().name
     }

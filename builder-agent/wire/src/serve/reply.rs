@@ -1,4 +1,4 @@
-//! Answers: those that fit in memory, and those that are streamed.
+//! Answers that fit in memory, and answers that are streamed.
 
 use nix::{BuildResult, BuildStatus, PathInfo};
 use nix_derivation::StorePath;
@@ -16,13 +16,14 @@ use crate::write::{built_outputs, built_outputs_json};
 /// An answer, one variant per shape. See [`Connection::reply`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Response {
-    /// `AddToStoreNar`, `ImportPaths`: it is there.
+    /// `AddToStoreNar`, `ImportPaths`: success.
     Done,
-    /// `AddToStoreNar`, `ImportPaths`: it is not. The client says which path and which host, and not why.
+    /// `AddToStoreNar`, `ImportPaths`: failure. The client's message names the path and the host, but not the
+    /// reason.
     Refused,
     /// `QueryValidPaths`, `QueryClosure`.
     Paths(Vec<StorePath>),
-    /// `BuildPaths`. The message is only sent with a status that is no success.
+    /// `BuildPaths`. The message is only sent with the status of a failure.
     ///
     /// Clients before Nix 2.34 make the status their exit code; Nix's own servers send an exit code there (100 and
     /// more), which newer clients cannot read.
@@ -31,7 +32,7 @@ pub enum Response {
     BuildResult(BuildResult),
 }
 
-/// Whether this shape answers this command.
+/// Whether an answer of this form fits this command.
 pub(super) fn check(op: Op, response: &Response) -> Result<(), WireError> {
     match (op.info().answer, response) {
         (Answer::One, Response::Done | Response::Refused)
@@ -42,7 +43,7 @@ pub(super) fn check(op: Op, response: &Response) -> Result<(), WireError> {
     }
 }
 
-/// Writes an answer that [`check`] let pass.
+/// Writes an answer that [`check`] accepted.
 pub(super) async fn write<W: AsyncWrite + Unpin>(
     output: &mut Output<W>,
     client: Version,
@@ -91,7 +92,7 @@ fn path_info(out: &mut Vec<u8>, client: Version, info: &PathInfo) {
     out.path(&info.path);
     out.maybe_path(info.deriver.as_ref());
     out.paths(&info.references);
-    // What a download would cost; nothing is compressed here.
+    // The size of a download; nothing is compressed here.
     out.u64(info.nar_size);
     out.u64(info.nar_size);
     if client >= version(4) {
@@ -101,7 +102,7 @@ fn path_info(out: &mut Vec<u8>, client: Version, info: &PathInfo) {
     }
 }
 
-/// The infos that answer a `QueryPathInfos`: [`add`](Self::add) those of valid paths, then
+/// The infos that answer a `QueryPathInfos`: [`add`](Self::add) those of valid paths, then call
 /// [`finish`](Self::finish).
 pub struct InfosReply<'a, R, W> {
     pub(super) conn: &'a mut Connection<R, W>,
@@ -120,19 +121,20 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> InfosReply<'_, R, W> {
     }
 }
 
-/// The NAR that answers a `DumpStorePath`. Checked as it passes, because the client finds the end by parsing.
+/// The NAR that answers a `DumpStorePath`. Checked while it is sent, because the client finds its end by
+/// parsing.
 pub struct NarReply<'a, R, W> {
     pub(super) conn: &'a mut Connection<R, W>,
     pub(super) nar: NarOut,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> NarReply<'_, R, W> {
-    /// The next bytes of the NAR.
+    /// Sends the next bytes of the NAR.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), WireError> {
         self.nar.write(&mut self.conn.output, bytes).await
     }
 
-    /// The NAR is complete.
+    /// Ends the answer; the NAR must be complete.
     pub async fn finish(self) -> Result<(), WireError> {
         self.nar.finish()?;
         self.conn.broken = None;
@@ -140,7 +142,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> NarReply<'_, R, W> {
     }
 }
 
-/// The export stream that answers an `ExportPaths`. For each path, references before what refers to them:
+/// The export stream that answers an `ExportPaths`. For each path, references before referrers:
 /// [`begin`](Self::begin), [`write`](Self::write) its NAR, [`end`](Self::end). Then [`finish`](Self::finish).
 /// (Nix: `exportPaths` in export-import.cc.)
 pub struct ExportReply<'a, R, W> {
@@ -150,7 +152,7 @@ pub struct ExportReply<'a, R, W> {
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> ExportReply<'_, R, W> {
-    /// A NAR follows.
+    /// Begins the next NAR.
     pub async fn begin(&mut self) -> Result<(), WireError> {
         if self.nar.is_some() {
             return Err(self.misuse("a NAR inside another"));
@@ -160,13 +162,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> ExportReply<'_, R, W> {
         Ok(())
     }
 
-    /// The next bytes of the NAR.
+    /// Sends the next bytes of the NAR.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), WireError> {
         let Some(nar) = &mut self.nar else { return Err(self.misuse("bytes outside of a NAR")) };
         nar.write(&mut self.conn.output, bytes).await
     }
 
-    /// The NAR is complete; this is what is known of it.
+    /// Ends the NAR, and sends its path info.
     pub async fn end(&mut self, info: &PathInfo) -> Result<(), WireError> {
         let Some(nar) = self.nar.take() else { return Err(self.misuse("an end without a NAR")) };
         nar.finish()?;
@@ -179,7 +181,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> ExportReply<'_, R, W> {
         Ok(self.conn.output.relieve().await?)
     }
 
-    /// There are no more paths.
+    /// Ends the stream.
     pub async fn finish(self) -> Result<(), WireError> {
         if self.nar.is_some() {
             return Err(self.misuse("the NAR is not complete"));

@@ -1,4 +1,4 @@
-//! What a client can ask, one variant per command.
+//! The requests of a client, one variant per command.
 
 use std::collections::BTreeSet;
 
@@ -6,14 +6,14 @@ use nix::PathInfo;
 use nix::derivation::BasicDerivation;
 use nix_derivation::{DerivedPath, StorePath};
 
-/// One request, its arguments read and checked. Where a body follows, it has not been read yet: see
+/// One request, its arguments read and checked. If a body follows, it has not been read yet: see
 /// [`Connection::body`](super::Connection::body) and [`Connection::next_nar`](super::Connection::next_nar).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     QueryValidPaths {
-        /// Keep them from garbage collection while this client is connected.
+        /// Keep the paths from garbage collection while this client is connected.
         lock: bool,
-        /// Fetch what is missing first.
+        /// Fetch missing paths first.
         substitute: bool,
         paths: Vec<StorePath>,
     },
@@ -36,7 +36,7 @@ pub enum Request {
         options: BuildOptions,
     },
     QueryClosure {
-        /// Of derivations among them, the outputs, too.
+        /// For derivations among the paths, include their outputs.
         include_outputs: bool,
         paths: Vec<StorePath>,
     },
@@ -51,24 +51,24 @@ pub enum Request {
     },
 }
 
-/// How to build: the settings of the client that this protocol knows. (Nix: `ServeProto::BuildOptions`.)
+/// The client's settings for a build, as far as this protocol has them. (Nix: `ServeProto::BuildOptions`.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BuildOptions {
     /// Seconds without output before a build is stopped; 0 is never.
     pub max_silent_time: u64,
-    /// Seconds; 0 is no limit.
+    /// Seconds for the whole build; 0 is no limit.
     pub build_timeout: u64,
-    /// Bytes; 0 is no limit. 2.2 and newer.
+    /// Largest log in bytes; 0 is no limit. 2.2 and newer.
     pub max_log_size: u64,
-    /// Build so many times more and compare. 2.3 and newer; current clients send 0.
+    /// Number of further builds for comparison. 2.3 and newer; current clients send 0.
     pub nr_repeats: u64,
-    /// 2.3 and newer; without repeats it means nothing.
+    /// 2.3 and newer; has no meaning without repeats.
     pub enforce_determinism: bool,
     /// 2.7 and newer.
     pub keep_failed: bool,
 }
 
-/// What an export stream says of the NAR before it.
+/// The path info that follows a NAR in an export stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImportedInfo {
     pub path: StorePath,

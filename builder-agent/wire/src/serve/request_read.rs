@@ -1,4 +1,4 @@
-//! Arguments from bytes. (Nix: `opServe` in nix-store.cc, and serve-protocol.cc.)
+//! Reads the arguments of requests. (Nix: `opServe` in nix-store.cc, and serve-protocol.cc.)
 
 use tokio::io::AsyncRead;
 
@@ -89,7 +89,7 @@ pub(super) async fn more<R: AsyncRead + Unpin>(
     Ok(Fields::new(input, op).at_most("the mark before a NAR", 1).await? == 1)
 }
 
-/// What stands behind a NAR in an export stream. (Nix: `importPaths` in export-import.cc.)
+/// Reads the path info that follows a NAR in an export stream. (Nix: `importPaths` in export-import.cc.)
 pub(super) async fn trailer<R: AsyncRead + Unpin>(
     input: &mut Input<R>,
     meter: Option<&dyn Meter>,
@@ -109,7 +109,7 @@ pub(super) async fn trailer<R: AsyncRead + Unpin>(
         references: f.path_set("references").await?,
         deriver: f.maybe_path("deriver").await?,
     };
-    // A signature of a kind that nobody checks any more.
+    // An obsolete kind of signature, which no current Nix checks.
     if f.at_most("whether there is a signature", 1).await? == 1 {
         f.bytes("signature", MAX_SIGNATURE_BYTES).await?;
     }

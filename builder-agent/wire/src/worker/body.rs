@@ -1,4 +1,4 @@
-//! Bodies: NARs, files and logs that are streamed, each until exactly its own end.
+//! Bodies: NARs, files and logs that are streamed, each read exactly to its end.
 
 use std::io;
 use std::pin::Pin;
@@ -20,14 +20,14 @@ use crate::nar_body::{BareNar, PollIo, SizedNar, nothing_with_an_error, poll_som
 use crate::output::{Encode, Output};
 use crate::terms::Meter;
 
-/// What is left of the body of the current request.
+/// The unread part of the body of the current request.
 pub(super) enum BodyState {
     None,
     /// Any bytes in frames.
     Framed(Frames),
     /// A bare NAR.
     Nar(BareNar),
-    /// A NAR that the client sends piece by piece as we ask.
+    /// A NAR that the client sends in pieces, each at our request.
     Asked(Asked),
     /// Path infos and NARs in frames.
     Items(Items),
@@ -36,12 +36,12 @@ pub(super) enum BodyState {
 /// The frames of a framed body: a length and that many bytes, until a length of 0. (Nix: `FramedSource`.)
 pub(super) struct Frames {
     op: &'static str,
-    /// Of the current frame.
+    /// Unread bytes of the current frame.
     left: u64,
     length: [u8; 8],
     length_seen: usize,
     done: bool,
-    /// Of the whole body.
+    /// Bytes that the whole body may still have.
     budget: u64,
     limit: u64,
 }
@@ -50,7 +50,7 @@ pub(super) struct Frames {
 pub(super) struct Asked {
     op: &'static str,
     size: u64,
-    /// Bytes of the NAR we have not asked for.
+    /// Bytes of the NAR that have not been requested yet.
     unasked: u64,
     step: AskStep,
 }
@@ -66,7 +66,7 @@ enum AskStep {
 /// State of [`BodyState::Items`].
 pub(super) struct Items {
     frames: Frames,
-    /// `None` before the count was read.
+    /// Number of items that follow; `None` before the count was read.
     left: Option<u64>,
     item: Option<SizedNar>,
     max_item_bytes: u64,
@@ -91,7 +91,7 @@ impl BodyState {
                     Self::Nar(BareNar::new(name, limit))
                 }
             }
-            // What all the items may hold together is not ours to say: each has its own limit.
+            // There is no limit for all items together: each has its own.
             (BodyShape::Items, _) => Self::Items(Items {
                 frames: Frames::new(name, u64::MAX),
                 left: None,
@@ -104,7 +104,7 @@ impl BodyState {
         }
     }
 
-    /// Nothing of it is left on the wire.
+    /// Whether the whole body has been read.
     pub fn is_finished(&self) -> bool {
         match self {
             Self::None => true,
@@ -244,7 +244,7 @@ impl Asked {
     }
 }
 
-/// The body of a request, to be read until it ends. See [`Connection::body`].
+/// The body of a request, to be read to its end. See [`Connection::body`].
 pub struct Body<'a, R, W> {
     pub(super) conn: &'a mut Connection<R, W>,
 }
@@ -305,7 +305,7 @@ pub(super) async fn next_item<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     if !matches!(conn.body, BodyState::Items(_)) {
         return Err(WireError::Misuse { op: "none", what: "this request has no items" });
     }
-    // No limit but the item's own, which was checked when it began.
+    // No limit except the item's own, which was checked when it began.
     skip(conn, u64::MAX).await?;
     conn.terms.forget();
     let Connection { input, body: BodyState::Items(items), terms, .. } = conn else { return Ok(None) };
@@ -314,7 +314,7 @@ pub(super) async fn next_item<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     let mut source = ItemsReader { frames: &mut items.frames, input };
     let read = item_info(&mut source, terms.meter.as_deref(), op, items.left, items.max_item_bytes).await;
     let (left, info) = match read {
-        // The frames ended, the connection did not.
+        // The frames ended although the connection did not.
         Err(WireError::Truncated { op, field }) if items.frames.done => {
             return Err(WireError::Field { op, field, problem: Problem::BodyEnded });
         }
@@ -325,7 +325,7 @@ pub(super) async fn next_item<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     Ok(info)
 }
 
-/// How many items follow the one that is returned, and the one.
+/// Reads the path info of the next item; returns it with the number of items after it.
 async fn item_info<S: AsyncRead + Unpin>(
     source: &mut S,
     meter: Option<&dyn Meter>,
@@ -369,16 +369,16 @@ async fn skip<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     }
 }
 
-/// After an answer: reads the body to its end, so that the next thing on the wire is the next request.
+/// After an answer: reads the body to its end, so that the next bytes are the next request.
 pub(super) async fn skip_rest<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     conn: &mut Connection<R, W>,
 ) -> Result<(), WireError> {
     finish_asking(conn).await?;
     match std::mem::replace(&mut conn.body, BodyState::None) {
         BodyState::None => return Ok(()),
-        // The items no longer matter, and may be what was wrong: the frames around them are what ends.
+        // The items are not needed any more, and may be invalid; only the frames around them have to be read.
         BodyState::Items(items) => conn.body = BodyState::Framed(items.frames),
-        // The client has stopped listening for questions, and sends nothing unasked.
+        // The client does not answer requests for data any more, and sends no data without them.
         BodyState::Asked(_) => return Ok(()),
         other => conn.body = other,
     }
@@ -390,12 +390,12 @@ pub(super) async fn skip_rest<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     Ok(())
 }
 
-/// Before an answer: if we asked the client for a piece of the body, its answer is on its way and has to be read.
+/// Before an answer: if a piece of the body was requested, the client is sending it, and it has to be read.
 pub(super) async fn finish_asking<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     conn: &mut Connection<R, W>,
 ) -> Result<(), WireError> {
     let BodyState::Asked(asked) = &mut conn.body else { return Ok(()) };
-    // Nothing more will be asked for.
+    // No further piece will be requested.
     match &asked.step {
         AskStep::Ask => return Ok(()),
         AskStep::Send { .. } | AskStep::Length { .. } | AskStep::Bytes { .. } | AskStep::Padding { .. } => {}
@@ -407,7 +407,7 @@ pub(super) async fn finish_asking<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
             return Ok(());
         }
         if matches!(asked.step, AskStep::Padding { .. }) {
-            // With nothing left to ask for, reading on stops after the padding.
+            // With nothing left to request, reading stops after the padding.
             asked.unasked = 0;
         }
         if conn.body().read(&mut buffer).await? == 0 {

@@ -1,4 +1,4 @@
-//! One connection: requests in, answers out, each exactly once and in order.
+//! One connection: reads requests and writes answers, each exactly once and in order.
 
 use std::future::Future;
 
@@ -20,7 +20,7 @@ use crate::output::Output;
 use crate::read::next_number;
 use crate::terms::Terms;
 
-/// What a server says of itself, and what it accepts.
+/// The server's name and version for the client, and its limits.
 #[derive(Debug, Clone)]
 pub struct ServerInfo {
     /// Shown by `nix store info`.
@@ -34,21 +34,22 @@ impl ServerInfo {
     }
 }
 
-/// A client we shook hands with.
+/// A connection after the handshake.
 pub struct Connection<R, W> {
     pub(super) input: Input<R>,
     pub(super) output: Output<W>,
     pub(super) protocol: Protocol,
     pub(super) body: BodyState,
     pub(super) terms: Terms,
-    /// The request that still waits for its answer.
+    /// The operation of the request that still waits for its answer.
     pending: Option<Op>,
-    /// Set when the stream is no longer in step; holds the operation that did it.
+    /// Set when the position in the stream is lost; holds the operation at which that happened.
     broken: Option<Op>,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
-    /// Shakes hands. Clients before [`Version::OLDEST`](super::Version::OLDEST) are told so and refused.
+    /// Performs the handshake. Clients before [`Version::OLDEST`](super::Version::OLDEST) get a message and
+    /// are refused.
     pub async fn accept(reader: R, writer: W, info: ServerInfo) -> Result<Self, WireError> {
         let ServerInfo { nix_version, terms } = info;
         let (mut input, mut output) = (Input::new(reader, terms.stall), Output::new(writer, terms.stall));
@@ -56,7 +57,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         Ok(Self::new(input, output, protocol, terms))
     }
 
-    /// As if a handshake had agreed on this.
+    /// A connection for which this protocol was agreed on, without a handshake.
     #[cfg(feature = "client")]
     pub fn after_handshake(reader: R, writer: W, protocol: Protocol, max_body_bytes: u64) -> Self {
         let terms = Terms { max_body_bytes, ..Terms::default() };
@@ -67,13 +68,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         Self { input, output, protocol, body: BodyState::None, terms, pending: None, broken: None }
     }
 
-    /// What was agreed on.
+    /// The agreed version and features.
     pub fn protocol(&self) -> Protocol {
         self.protocol
     }
 
-    /// The next request, or `None` when the client hung up between two. Sends what is buffered before it waits,
-    /// and only then, so that answers to pipelined requests travel together. Not cancel safe.
+    /// The next request, or `None` if the client hung up between two. Sends the buffered answers before it
+    /// waits, and only then, so that answers to pipelined requests travel together. Not cancel safe.
     pub async fn next_request(&mut self) -> Result<Option<Request>, WireError> {
         if let Some(op) = self.pending {
             return Err(WireError::Misuse { op: op.name(), what: "the last request was not answered" });
@@ -96,19 +97,19 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         self.pending
     }
 
-    /// The body of this request, or of the item [`next_item`](Self::next_item) just returned. Ends where it ends,
-    /// checked; may be dropped and taken up again. Empty for requests without one.
+    /// The body of this request, or of the item that [`next_item`](Self::next_item) just returned. Ends at
+    /// its own end, which is checked; may be dropped and taken up again. Empty for requests without a body.
     pub fn body(&mut self) -> Body<'_, R, W> {
         Body { conn: self }
     }
 
-    /// The next path of an `AddMultipleToStore`; its NAR is the [`body`](Self::body), and what the caller did not
-    /// read of the one before is skipped. `None` after the last.
+    /// The next path of an `AddMultipleToStore`; its NAR is the [`body`](Self::body). Skips the rest of the
+    /// previous NAR. `None` after the last path.
     pub async fn next_item(&mut self) -> Result<Option<PathInfo>, WireError> {
         super::body::next_item(self).await
     }
 
-    /// Shows the client something. Buffered: [`flush`](Self::flush) when there is nothing more to add for now.
+    /// Sends an event to the client. Buffered: call [`flush`](Self::flush) when no other event follows soon.
     pub async fn log(&mut self, event: &LogEvent) -> Result<(), WireError> {
         self.expect_pending("log event outside of a request")?;
         log_write::event(&mut self.output.buffer, self.protocol, event);
@@ -119,16 +120,16 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         Ok(self.output.flush().await?)
     }
 
-    /// Ready when the client has hung up. Cancel safe. (A client that pipelines more than a buffer while its
-    /// request runs is only noticed when we write.)
+    /// Ready when the client has hung up. Cancel safe. (If a client pipelines more than a buffer while its
+    /// request runs, the hang-up is noticed only at the next write.)
     pub async fn closed(&mut self) {
         std::future::poll_fn(|cx| self.input.poll_closed(cx)).await
     }
 
-    /// Does `work` and shows the client what arrives from `events` at once. `render` says what each event is in this
-    /// protocol: nothing, or some log events. Drops `work` and fails with [`WireError::Truncated`] as soon as the
-    /// client hangs up. After `work` is done, what is left in `events` is shown, too; senders may live on. The request
-    /// still has to be answered.
+    /// Runs `work` and sends each event that arrives from `events` to the client at once. `render` makes zero
+    /// or more log events of this protocol from an event. Drops `work` and fails with
+    /// [`WireError::Truncated`] as soon as the client hangs up. When `work` is done, the remaining `events`
+    /// are sent, too; senders may still exist. The request still has to be answered.
     pub async fn run<F: Future, E>(
         &mut self,
         work: F,
@@ -137,7 +138,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
     ) -> Result<F::Output, WireError> {
         let op = self.expect_pending("work outside of a request")?;
         let mut work = std::pin::pin!(work);
-        // A hang-up is only watched for when the client has no more of this request to send.
+        // A hang-up can be watched for only after the client has sent the whole request.
         let watch = self.body.is_finished();
         let mut open = true;
         let mut rendered = Vec::new();
@@ -163,7 +164,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         }
     }
 
-    /// Writes what has been rendered, and all events that have arrived.
+    /// Writes the rendered log events, and all events that have arrived.
     async fn log_all<E>(
         &mut self,
         rendered: &mut Vec<LogEvent>,
@@ -179,11 +180,11 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         }
     }
 
-    /// Answers the request. What is left of its body is skipped.
+    /// Answers the request. Skips the rest of its body.
     pub async fn reply(&mut self, response: &Response) -> Result<(), WireError> {
         let op = self.expect_pending("answer without a request")?;
         response_write::check(op, response)?;
-        // What we did meanwhile was not the client's delay.
+        // The time of the agent's own work does not count as the client's delay.
         self.input.begin();
         super::body::skip_rest(self).await?;
         log_write::last(&mut self.output.buffer);
@@ -192,8 +193,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         Ok(())
     }
 
-    /// Answers `NarFromPath`: write the NAR and [`finish`](NarReply::finish). Failures must be noticed before, since
-    /// there is no way to report one in the middle: then drop the answer and the connection.
+    /// Answers `NarFromPath`: write the NAR and call [`finish`](NarReply::finish). The caller must check for
+    /// failures first: there is no way to report one in the middle of a NAR, and the caller can only drop the
+    /// answer and the connection.
     pub async fn reply_nar(&mut self) -> Result<NarReply<'_, R, W>, WireError> {
         let op = self.expect_pending("answer without a request")?;
         if op.info().answer != Answer::Nar {
@@ -205,9 +207,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         Ok(NarReply { conn: self, nar: NarOut::new(op.name()) })
     }
 
-    /// Answers the request with an error. The error is sent at once, because the client may still be sending the
-    /// body and stops when it hears of it; then the rest of the body is skipped. When that is impossible the
-    /// error is still sent, and `OutOfStep` returned.
+    /// Answers the request with an error. Sends the error at once, because the client may still be sending
+    /// the body and stops when it reads the error; then skips the rest of the body. If that is impossible the
+    /// error is still sent, and `OutOfStep` is returned.
     pub async fn fail(&mut self, failure: &Failure) -> Result<(), WireError> {
         let op = self.expect_pending("error without a request")?;
         self.pending = None;
@@ -225,8 +227,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         Ok(())
     }
 
-    /// Tells the client why the connection ends, in these words. For errors of this crate; the connection is of no use
-    /// afterwards.
+    /// Sends the client the reason for the end of the connection, in these words. For errors of this crate;
+    /// the connection cannot be used afterwards.
     pub async fn refuse(&mut self, error: &WireError, message: String) -> Result<(), WireError> {
         self.pending = None;
         if error.is_disconnect() {
@@ -241,19 +243,20 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
     }
 }
 
-/// The NAR that answers a `NarFromPath`. Checked as it passes, because the client finds the end by parsing.
+/// The NAR that answers a `NarFromPath`. Checked while it is sent, because the client finds its end by
+/// parsing.
 pub struct NarReply<'a, R, W> {
     conn: &'a mut Connection<R, W>,
     nar: NarOut,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> NarReply<'_, R, W> {
-    /// The next bytes of the NAR.
+    /// Sends the next bytes of the NAR.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), WireError> {
         self.nar.write(&mut self.conn.output, bytes).await
     }
 
-    /// The NAR is complete.
+    /// Ends the answer; the NAR must be complete.
     pub async fn finish(self) -> Result<(), WireError> {
         self.nar.finish()?;
         self.conn.broken = None;

@@ -1,4 +1,4 @@
-//! The greeting: magic numbers, versions, features, and what is left of older handshakes.
+//! The handshake: magic numbers, versions, features, and remains of older handshakes.
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -12,8 +12,8 @@ use crate::output::{Encode, Output};
 
 const OP: &str = "the handshake";
 
-/// "Trusted", as `nix store info` shows it. Within their own view members may do what Nix reserves for trusted
-/// users; clients that are told otherwise refuse on their own.
+/// "Trusted", as `nix store info` shows it. Within their own view members may do everything that Nix reserves
+/// for trusted users; a client that gets another answer refuses such operations by itself.
 const TRUSTED: u64 = 1;
 
 /// Nix: `BasicServerConnection::handshake` and `postHandshake`.
@@ -37,7 +37,7 @@ pub(super) async fn accept<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     };
     let mut protocol = Protocol { version: client.min(Version::NEWEST), features: Features::default() };
     if client < Version::OLDEST {
-        // The only kind of error such a client understands, at the first place where it would look for one.
+        // The only form of error that such a client understands, at the first place where it expects one.
         let error = WireError::TooOld { client, oldest: Version::OLDEST };
         log_write::error(&mut output.buffer, protocol, &Failure::new(error.to_string()));
         output.flush().await?;

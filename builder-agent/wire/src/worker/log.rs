@@ -1,6 +1,6 @@
-//! What a client is told while its request runs, and how it is told that the request failed.
+//! The log that a client gets while its request runs, and the error of a failed request.
 
-/// How chatty a message is (Nix: `Verbosity`).
+/// The importance of a message (Nix: `Verbosity`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u64)]
 pub enum Verbosity {
@@ -14,7 +14,7 @@ pub enum Verbosity {
     Vomit = 7,
 }
 
-/// What an activity is about (Nix: `ActivityType`; the numbers are the wire's).
+/// The kind of an activity (Nix: `ActivityType`; the numbers are those on the wire).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 pub enum ActivityKind {
@@ -34,7 +34,7 @@ pub enum ActivityKind {
     BuildWaiting = 111,
 }
 
-/// What an activity reports (Nix: `ResultType`; the numbers are the wire's).
+/// The kind of a result (Nix: `ResultType`; the numbers are those on the wire).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 pub enum ResultKind {
@@ -77,13 +77,14 @@ impl From<String> for Field {
     }
 }
 
-/// Something to show while a request runs. Owned, so that it can cross a channel from the task that builds.
+/// An event for the client while a request runs. Owned, so that the task that builds can send it through a
+/// channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogEvent {
     /// Printed by the client as it is. A newline is added.
     Message(Vec<u8>),
-    /// Activity ids are chosen by the server and are unique on a connection; 0 as parent is none. Clients before
-    /// 1.20 get `text` as a message instead.
+    /// Activity ids are chosen by the server and are unique on a connection; 0 as parent means none. Clients
+    /// before 1.20 get `text` as a message instead.
     StartActivity {
         id: u64,
         level: Verbosity,
@@ -95,7 +96,7 @@ pub enum LogEvent {
     StopActivity {
         id: u64,
     },
-    /// Clients before 1.20 get the line of a `BuildLogLine` as a message, and no other results.
+    /// Clients before 1.20 get the line of a `BuildLogLine` as a message; other results are not sent to them.
     Result {
         id: u64,
         kind: ResultKind,
@@ -104,12 +105,12 @@ pub enum LogEvent {
 }
 
 impl LogEvent {
-    /// A line for the person at the other end.
+    /// A line for the user.
     pub fn message(text: impl Into<Vec<u8>>) -> Self {
         Self::Message(text.into())
     }
 
-    /// The activity under which a build's log lines appear.
+    /// The activity of a build, under which its log lines appear.
     pub fn start_build(id: u64, drv_path: &str) -> Self {
         Self::StartActivity {
             id,
@@ -131,18 +132,18 @@ impl LogEvent {
         Self::Result { id, kind: ResultKind::SetPhase, fields: vec![phase.into()] }
     }
 
-    /// The activity is over.
+    /// The activity has ended.
     pub fn stop(id: u64) -> Self {
         Self::StopActivity { id }
     }
 }
 
-/// Why a request failed, for the person who asked.
+/// The error of a failed request, for the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     pub level: Verbosity,
     pub message: String,
-    /// Context, outermost first. Clients before 1.26 do not see it.
+    /// Context, outermost first. Not sent to clients before 1.26.
     pub traces: Vec<String>,
 }
 

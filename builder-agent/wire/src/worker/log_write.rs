@@ -1,17 +1,17 @@
-//! Log events and errors as bytes. (Nix: `TunnelLogger` in src/libstore/daemon.cc.)
+//! Writes log events and errors. (Nix: `TunnelLogger` in src/libstore/daemon.cc.)
 
 use super::log::{Failure, Field, LogEvent, ResultKind, Verbosity};
 use super::version::Protocol;
 use crate::limits::MAX_ERROR_BYTES;
 use crate::output::Encode;
 
-/// The log is over, the answer follows.
+/// End of the log; the answer follows.
 pub(crate) const STDERR_LAST: u64 = 0x616c_7473;
-/// The log is over, and so is the request.
+/// End of the log; the request failed.
 pub(crate) const STDERR_ERROR: u64 = 0x6378_7470;
 /// A message to print.
 pub(crate) const STDERR_NEXT: u64 = 0x6f6c_6d67;
-/// Send me so many bytes of the body.
+/// Asks the client for this many bytes of the body.
 pub(crate) const STDERR_READ: u64 = 0x6461_7461;
 pub(crate) const STDERR_START_ACTIVITY: u64 = 0x5354_5254;
 pub(crate) const STDERR_STOP_ACTIVITY: u64 = 0x5354_4f50;
@@ -101,7 +101,8 @@ fn all_fields(out: &mut Vec<u8>, fields: &[Field]) {
     }
 }
 
-/// A builder can put its whole log into an error; the client shows it in one piece.
+/// Limits an error's text: a failed build can put its whole log into it, and the client shows it in one
+/// piece.
 fn bounded(text: &str) -> &str {
     let mut end = text.len().min(MAX_ERROR_BYTES);
     while !text.is_char_boundary(end) {
@@ -111,7 +112,7 @@ fn bounded(text: &str) -> &str {
 }
 
 impl Verbosity {
-    /// From the wire; larger numbers are the most chatty.
+    /// The level with this number; larger numbers are the most verbose level.
     pub fn from_number(number: u64) -> Self {
         match number {
             0 => Self::Error,

@@ -8,30 +8,30 @@ pub struct OpInfo {
     pub op: Op,
     pub number: u64,
     pub name: &'static str,
-    /// The first version whose clients send it; [`Version::OLDEST`] also for what is older than that.
+    /// The first version whose clients send it; [`Version::OLDEST`] also for older ones.
     pub since: Version,
-    /// The last version whose clients send it, if they stopped. May be older than any we accept: servers still
-    /// have to know what Nix's own still answers.
+    /// The last version whose clients send it, if later ones do not. May be older than any accepted version:
+    /// the table has all operations that Nix's own server still answers.
     pub until: Option<Version>,
     pub body: BodyShape,
     pub answer: Answer,
 }
 
-/// What follows the arguments.
+/// The body that follows the arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyShape {
     None,
     /// A NAR or a file: framed from 1.25 on, a bare NAR before.
     Dump,
-    /// A NAR: framed from 1.23 on, asked for piece by piece in 1.21 and 1.22, bare before.
+    /// A NAR: framed from 1.23 on, requested in pieces in 1.21 and 1.22, bare before.
     Nar,
-    /// Framed: a count, then that many times a path info and its NAR.
+    /// Framed: a count, then as many path infos, each with its NAR.
     Items,
     /// Framed: any bytes.
     Framed,
 }
 
-/// What comes back after the end of the log.
+/// The form of the answer, after the end of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     Nothing,
@@ -47,7 +47,7 @@ pub enum Answer {
     BuildResult,
     BuildResults,
     Missing,
-    /// Whether there is one, then one.
+    /// A flag, and one info if the flag is set.
     SubstitutableOne,
     SubstitutableMany,
     Roots,
@@ -60,13 +60,13 @@ pub enum Answer {
 
 macro_rules! ops {
     ($($number:literal $name:ident $since:literal..$($until:literal)? $body:ident $answer:ident,)*) => {
-        /// An operation we know.
+        /// A known operation.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Op {
             $($name = $number,)*
         }
 
-        /// Every operation we know, by number.
+        /// All known operations, by number.
         pub const OPS: &[OpInfo] = &[
             $(OpInfo {
                 op: Op::$name,
@@ -80,7 +80,7 @@ macro_rules! ops {
         ];
 
         impl Op {
-            /// The operation with this number, if we know it.
+            /// The operation with this number, if it is known.
             pub fn from_number(number: u64) -> Option<Self> {
                 match number {
                     $($number => Some(Self::$name),)*
@@ -94,7 +94,7 @@ macro_rules! ops {
 }
 
 // Numbers: Nix, src/libstore/worker-protocol.hh. Since and until: the version checks in its remote-store.cc.
-// 17 stands for anything before the oldest version we accept.
+// 17 stands for any version before the oldest accepted one.
 ops! {
     1 IsValidPath 18.. None Bool,
     5 QueryReferences 17..17 None Paths,
@@ -139,11 +139,11 @@ ops! {
 impl Op {
     /// Its row of the table.
     pub fn info(self) -> &'static OpInfo {
-        // Every `Op` comes from the table, so the search ends.
+        // Every `Op` comes from the table, so the search always finds it.
         OPS.iter().find(|info| info.op == self).unwrap_or(&OPS[0])
     }
 
-    /// As in Nix's `WorkerProto::Op`.
+    /// The name in Nix's `WorkerProto::Op`.
     pub fn name(self) -> &'static str {
         self.info().name
     }

@@ -1,4 +1,4 @@
-//! What a client can ask, one variant per operation.
+//! The requests of a client, one variant per operation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use nix_derivation::{CAHash, ContentAddressMethod, DerivedPath, HashAlgorithm, S
 
 use crate::types::{ClientSettings, GcOptions};
 
-/// One request, its arguments read and checked. Where a body follows, it has not been read yet: see
+/// One request, its arguments read and checked. If a body follows, it has not been read yet: see
 /// [`Connection::body`](super::Connection::body) and [`Connection::next_item`](super::Connection::next_item).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
@@ -24,8 +24,8 @@ pub enum Request {
     QueryDeriver {
         path: StorePath,
     },
-    /// A body follows: a NAR for the methods `Nar` and `Git`, the file's bytes for `Flat` and `Text`. (Clients
-    /// before 1.25 wrap a flat file in a NAR; the wrapping is taken off here.)
+    /// A body follows: a NAR for the methods `Nar` and `Git`, the file's bytes for `Flat` and `Text`.
+    /// (Clients before 1.25 send a flat file inside a NAR; this crate unwraps it.)
     AddToStore {
         name: String,
         method: ContentAddressMethod,
@@ -33,7 +33,7 @@ pub enum Request {
         references: BTreeSet<StorePath>,
         repair: bool,
     },
-    /// Clients before 1.25 only.
+    /// Sent by clients before 1.25 only.
     AddTextToStore {
         name: String,
         text: Vec<u8>,
@@ -93,7 +93,8 @@ pub enum Request {
     QueryDerivationOutputMap {
         path: StorePath,
     },
-    /// The 32 characters after `/nix/store/`, decoded. `None`: what was sent is no hash part, so no path has it.
+    /// The 32 characters after `/nix/store/`, decoded. `None` if the client's string is no hash part; then no
+    /// path has it.
     QueryPathFromHashPart {
         hash_part: Option<[u8; 20]>,
     },

@@ -1,4 +1,4 @@
-//! Arguments from bytes. (Nix: `performOp` in src/libstore/daemon.cc, and worker-protocol.cc.)
+//! Reads the arguments of requests. (Nix: `performOp` in src/libstore/daemon.cc, and worker-protocol.cc.)
 
 use std::collections::BTreeMap;
 
@@ -74,7 +74,7 @@ pub(super) async fn arguments<R: AsyncRead + Unpin>(
         Op::QueryDerivationOutputMap => Request::QueryDerivationOutputMap { path: f.path("path").await? },
         Op::QueryPathFromHashPart => {
             let bytes = f.bytes("hashPart", MAX_HASH_BYTES).await?;
-            // Nix compares the text; what decodes to something else could not be equal.
+            // Nix compares the strings; a string that decodes differently could not be equal.
             let hash_part = nixbase32::decode(&bytes).ok().and_then(|digest| digest.try_into().ok());
             Request::QueryPathFromHashPart { hash_part }
         }
@@ -135,7 +135,7 @@ async fn add_to_store<S: AsyncRead + Unpin>(
     let fixed = f.bool("fixed").await?;
     let recursive = f.at_most("recursive", 1).await? == 1;
     let algorithm = f.string("hashAlgo", MAX_NAME_BYTES).await?;
-    // What is not fixed is a source, whatever the other two fields say.
+    // A path that is not fixed-output is a source, whatever the other two fields say.
     let (method, algorithm) = match fixed {
         false => (ContentAddressMethod::Nar, HashAlgorithm::Sha256),
         true => {
@@ -158,7 +158,7 @@ async fn targets<S: AsyncRead + Unpin>(
     f: &mut Fields<'_, S>,
     protocol: Protocol,
 ) -> Result<Vec<DerivedPath>, WireError> {
-    // Before 1.30 a derivation alone meant all its outputs.
+    // Before 1.30 a derivation without outputs meant all its outputs.
     crate::read::targets(f, !protocol.at_least(30)).await
 }
 

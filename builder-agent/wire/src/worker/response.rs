@@ -1,13 +1,13 @@
-//! What a server can answer, one variant per shape of answer.
+//! The answers of a server, one variant per form.
 
 use std::collections::BTreeMap;
 
 use nix::{BuildResult, Missing, PathInfo, Realisation, SubstitutablePathInfo};
 use nix_derivation::{DerivedPath, StorePath};
 
-/// An answer. [`Connection::reply`](super::Connection::reply) knows which operation it answers and the
-/// negotiated version, so callers give everything they know and the writer leaves out what the client would not
-/// understand. A shape that does not answer the operation is refused before a byte of it is sent.
+/// An answer. [`Connection::reply`](super::Connection::reply) knows the operation and the negotiated version,
+/// so callers give all fields and the writer leaves out those that the client would not understand. An answer
+/// in the wrong form for the operation is refused before a byte of it is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Response {
     /// The operation worked and has no result of its own.
@@ -35,7 +35,7 @@ pub enum Response {
     Missing(Missing),
     /// `QuerySubstitutablePathInfo` (at most one), `QuerySubstitutablePathInfos`.
     Substitutable(Vec<SubstitutablePathInfo>),
-    /// `FindRoots`: link and what it keeps alive.
+    /// `FindRoots`: each root's link and its path.
     Roots(Vec<(String, StorePath)>),
     /// `CollectGarbage`.
     Garbage { paths: Vec<String>, bytes_freed: u64 },

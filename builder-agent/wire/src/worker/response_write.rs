@@ -1,4 +1,4 @@
-//! Answers as bytes, in the form the client's version reads. (Nix: src/libstore/worker-protocol.cc.)
+//! Writes answers in the form of the client's version. (Nix: src/libstore/worker-protocol.cc.)
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::error::WireError;
 use crate::output::{Encode, Output};
 use crate::write::{built_outputs, built_outputs_json, derived_path, path_info};
 
-/// Whether this shape answers this operation.
+/// Whether an answer of this form fits this operation.
 pub(super) fn check(op: Op, response: &Response) -> Result<(), WireError> {
     let fits = match (op.info().answer, response) {
         (Answer::Nothing | Answer::One, Response::Done)
@@ -40,7 +40,7 @@ pub(super) fn check(op: Op, response: &Response) -> Result<(), WireError> {
     }
 }
 
-/// Writes an answer that [`check`] let pass.
+/// Writes an answer that [`check`] accepted.
 pub(super) async fn write<W: AsyncWrite + Unpin>(
     output: &mut Output<W>,
     protocol: Protocol,
@@ -56,7 +56,7 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
         }
         Response::Bool(value) => out.bool(*value),
         Response::Paths(paths) => {
-            // This can be as large as the store; it leaves in pieces.
+            // This list can be as large as the store, so it is sent in pieces.
             out.u64(paths.len() as u64);
             for path in paths {
                 output.buffer.path(path);
@@ -100,7 +100,7 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
             out.u64(missing.nar_size);
         }
         Response::Substitutable(infos) => {
-            // How many there are, which for the older operation is whether there is one.
+            // The number of infos; for the older operation that is the flag whether there is one.
             out.u64(infos.len() as u64);
             for info in infos {
                 substitutable(&mut output.buffer, info, op.info().answer == Answer::SubstitutableMany);
@@ -191,7 +191,7 @@ pub(crate) fn realisation_json(realisation: &Realisation) -> String {
 pub(crate) fn drv_output_id(id: &DrvOutputId) -> String {
     match &id.drv {
         DrvKey::Hash(hash) => format!("{}!{}", hash.to_nix_base16_string(), id.output),
-        // Clients of this form never read it; it only has to parse.
+        // Clients of this version never use the hash; it only has to parse.
         DrvKey::Path(_) => format!("sha256:{}!{}", "0".repeat(64), id.output),
     }
 }

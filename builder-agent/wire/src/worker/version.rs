@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-/// What a client sends first ("nixc").
+/// The first word that a client sends ("nixc").
 pub const CLIENT_MAGIC: u64 = 0x6e69_7863;
 
-/// What a server answers ("dxio").
+/// The server's answer to it ("dxio").
 pub const SERVER_MAGIC: u64 = 0x6478_696f;
 
 /// A version of the worker protocol. On the wire: major in the second byte, minor in the first.
@@ -16,9 +16,10 @@ pub struct Version {
 }
 
 impl Version {
-    /// The oldest we speak: Nix 2.0.
+    /// The oldest supported version: Nix 2.0.
     pub const OLDEST: Self = Self::new(18);
-    /// The newest: later additions are named features. (Nix: src/libstore/worker-protocol.cc, `latest`.)
+    /// The newest supported version: later additions are named features. (Nix:
+    /// src/libstore/worker-protocol.cc, `latest`.)
     pub const NEWEST: Self = Self::new(38);
 
     /// Version 1.`minor`.
@@ -42,12 +43,12 @@ impl fmt::Display for Version {
     }
 }
 
-/// Additions both sides named in the handshake (1.38 and newer).
+/// Additions that both sides named in the handshake (1.38 and newer).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features {
     /// Realisations are keyed by derivation path and are no longer JSON (Nix 2.35).
     pub realisation_with_path: bool,
-    /// `CollectGarbage` of some paths and of their referrers (Nix 2.35).
+    /// `CollectGarbage` can delete some paths together with their referrers (Nix 2.35).
     pub delete_dead_specific_referrers: bool,
 }
 
@@ -55,10 +56,10 @@ impl Features {
     pub(crate) const REALISATION_WITH_PATH: &str = "realisation-with-path-not-hash";
     pub(crate) const DELETE_DEAD_SPECIFIC_REFERRERS: &str = "delete-dead-specific-referrers";
 
-    /// All that this crate can speak.
+    /// All features of this crate.
     pub const ALL: Self = Self { realisation_with_path: true, delete_dead_specific_referrers: true };
 
-    /// In the order of the wire: sorted.
+    /// The names in the order of the wire: sorted.
     pub fn names(self) -> Vec<&'static str> {
         let mut names = Vec::new();
         if self.delete_dead_specific_referrers {
@@ -70,7 +71,7 @@ impl Features {
         names
     }
 
-    /// What we know of what the other side named.
+    /// The known features among those that the other side named.
     pub(crate) fn known<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         let mut features = Self::default();
         for name in names {
@@ -92,7 +93,7 @@ impl Features {
     }
 }
 
-/// What both sides agreed on.
+/// The version and features that both sides agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Protocol {
     pub version: Version,

@@ -1,4 +1,4 @@
-//! What the tests of the worker protocol share: bytes by hand, and paths to talk about.
+//! Shared parts of the worker protocol's tests: bytes written by hand, and example paths.
 #![allow(dead_code)] // every test file uses its own half
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,7 +8,7 @@ use nix::derivation::BasicDerivation;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, Output, StorePath};
 use wire::worker::{Connection, Protocol};
 
-/// Bytes written down as the protocol's tokens. Independent of the crate's own encoder on purpose.
+/// Bytes written as tokens of the protocol. Deliberately independent of the crate's own encoder.
 #[derive(Default, Clone)]
 pub struct Bytes(pub Vec<u8>);
 
@@ -75,7 +75,7 @@ pub fn info() -> PathInfo {
     }
 }
 
-/// The fields of [`info`] behind its path.
+/// The fields of [`info`] after its path.
 pub fn info_bytes(out: Bytes) -> Bytes {
     out.s(DRV).s(HEX).n(2).s(A).s(B).n(1_700_000_000).n(120).n(1).n(1).s("k:c2ln").s("")
 }
@@ -100,7 +100,7 @@ pub fn derivation() -> BasicDerivation {
 
 pub type Server = Connection<std::io::Cursor<Vec<u8>>, tokio::io::DuplexStream>;
 
-/// A server that is sent these bytes and then sees the client hang up; and where it writes.
+/// A server that receives these bytes and then a hang-up; and the stream to which it writes.
 pub fn serve(bytes: &[u8], protocol: Protocol) -> (Server, tokio::io::DuplexStream) {
     let (ours, theirs) = tokio::io::duplex(1 << 20);
     (Connection::after_handshake(std::io::Cursor::new(bytes.to_vec()), ours, protocol, 1 << 20), theirs)
