@@ -1,4 +1,4 @@
-//! The parts that every session works with.
+//! The parts of the agent that every session uses.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use settings::Config;
 use store::Store;
 use tokio::sync::watch;
 
-/// What all sessions share. Lives as long as the process serves.
+/// The parts that all sessions share. They live as long as the process serves.
 pub struct Agent {
     pub config: Arc<Config>,
     pub store: Store,
@@ -16,10 +16,10 @@ pub struct Agent {
     /// The public half of the key that signs Verified paths.
     pub signing_key: store::signing::PublicKey,
     pub roster: watch::Receiver<Arc<members::Roster>>,
-    /// Where work that blocks is done.
+    /// Threads for work that blocks.
     pub threads: shares::threads::Threads,
-    /// How much memory each member's requests may take.
+    /// The memory budgets of the members.
     pub budgets: shares::budget::Budgets,
-    /// What is being read just now.
+    /// Objects that sessions are reading.
     pub opened: crate::Opened,
 }

@@ -17,20 +17,20 @@ use builds::study::studied;
 use builds::{plan, realisations};
 use shares::budget::{Charge, OverBudget};
 
-/// Info of a path that the client takes to be valid.
+/// Path info of a path. The client takes the path to be valid.
 pub(super) fn info(view: &View, path: &StorePath) -> Result<Arc<PathInfo>, RequestError> {
     view.info(path)
         .ok_or_else(|| RequestError::Refused(format!("path '{}' is not valid", path.to_absolute_path())))
 }
 
-/// What one path of a list takes, while the list is made out of a sorted set and then sent.
+/// Memory of one path of a list, while the list is made from a sorted set and then sent.
 const LISTED_BYTES: u64 = 320;
 
-/// An answer up to this size is one of a session's own buffers.
+/// An answer up to this size fits into the session's own buffers.
 const SHORT_BYTES: u64 = 64 << 10;
 
-/// A list that can be as long as the store, charged for as long as it is being sent. A member who has no memory left for it
-/// waits without it, and then it is made again.
+/// A list that can be as long as the store, charged while it is being sent. If the member's budget has no room, the
+/// list is dropped, the session waits for memory without it, and the list is made again.
 pub(super) async fn listed<F>(
     desk: &Desk,
     make: impl Fn() -> F,
@@ -52,7 +52,7 @@ where
     Ok((list, charge))
 }
 
-/// Memory for an answer that can be long, for as long as it is being sent.
+/// Charges an answer that can be long, while it is being sent.
 pub(super) fn charged(desk: &Desk, response: &Response) -> Result<Option<Charge>, OverBudget> {
     let bytes = match response {
         Response::Paths(paths) => paths.len() as u64 * LISTED_BYTES,
@@ -77,11 +77,11 @@ pub(super) fn charged(desk: &Desk, response: &Response) -> Result<Option<Charge>
         }
         _ => 0,
     };
-    // What is short is in what each session is charged for.
+    // Short answers are part of what each session is charged for.
     (bytes > SHORT_BYTES).then(|| desk.budget.charge(bytes, "this answer")).transpose()
 }
 
-/// Output names of the `.drv` at `path`, with their paths: those it states, and those that have been realised.
+/// Output names of the `.drv` at `path`, with their paths: those that it states, and those that have been realised.
 pub(super) async fn outputs(
     desk: &Desk,
     agent: &Arc<Agent>,
@@ -95,7 +95,7 @@ pub(super) async fn outputs(
     Ok(reading.await??)
 }
 
-/// What an output of a derivation turned out to be.
+/// The realisation of an output of a derivation.
 pub(super) async fn realisation(
     desk: &Desk,
     agent: &Arc<Agent>,
@@ -122,7 +122,7 @@ pub(super) async fn realisation(
     }))
 }
 
-/// A client says what an output turned out to be.
+/// Registers a realisation that a client states.
 pub(super) async fn register(
     desk: &Desk,
     agent: &Arc<Agent>,

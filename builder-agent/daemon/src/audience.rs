@@ -1,4 +1,4 @@
-//! A client that waits for builds and downloads: it sees what happens meanwhile, and may hang up.
+//! A client that waits for builds and downloads: it gets their events, and may close the connection.
 
 use std::future::Future;
 
@@ -11,13 +11,13 @@ use wire::worker::Connection;
 use super::render::lines::Lines;
 use super::render::worker::{Ids, Renderer};
 
-/// Bytes of log in one write. More than ssh packets hold, so that waiting lines travel together.
+/// Bytes of log in one write. Larger than an ssh packet, so that waiting lines are sent together.
 const MAX_WRITE: usize = 128 << 10;
 
-/// A client that waits for the end of some work. Requests know no more of the protocol than this.
+/// A client that waits for the end of some work. Requests know nothing else of the protocol.
 pub(super) trait Audience: Send {
-    /// Does `work` and shows what arrives in `events` at once, also what is left in it when `work` is done. When the
-    /// client hangs up, `work` is dropped and this fails.
+    /// Does `work` and shows events as they arrive, also those that are left when `work` is done. If the client closes
+    /// the connection, `work` is dropped and this fails.
     fn run<F>(
         &mut self,
         work: F,
@@ -51,7 +51,7 @@ where
     }
 }
 
-/// Does `work` and writes lines for what there is to show, at once.
+/// Does `work` and writes the lines for its events as they arrive.
 pub(super) async fn shown_on<E, F>(
     stderr: &mut E,
     mut lines: Lines<'_>,
@@ -81,7 +81,7 @@ where
     }
 }
 
-/// Writes what has arrived, the first of it included.
+/// Writes the lines that have arrived, `first` included.
 async fn write_lines<E: AsyncWrite + Unpin>(
     stderr: &mut E,
     lines: &mut Lines<'_>,

@@ -17,12 +17,13 @@ use super::transfer::{RequestError, over};
 use builds::events::{Event, Reporter};
 use builds::realise::{self, Context, Options};
 
-/// Events on their way to a client before a build's reader, or a download, waits. Each may be a line of 8 KiB.
+/// Events that may wait for a client before the reader of a build's log, or a download, has to wait. Each can be a line
+/// of 8 KiB.
 const EVENTS_AHEAD: usize = 64;
-/// What a request that builds takes: log on its way, and a piece of it for each of a few builds.
+/// Memory of a request that builds: log that waits to be sent, and a piece of log for each of a few builds.
 const LOG_BYTES: u64 = 1 << 20;
-/// Outputs that one answer names: the targets may be the same derivation again and again, with all its outputs. A NixOS
-/// system has some thousand.
+/// Limit on the outputs that one answer names: a client may name the same derivation, with all its outputs, any number
+/// of times. A NixOS system has some thousand.
 const MAX_OUTPUTS_TOLD: usize = 200_000;
 /// Failures repeated in one error message.
 const MAX_FAILURES_SHOWN: usize = 20;
@@ -50,7 +51,7 @@ impl Session {
         mode: BuildMode,
     ) -> Result<Vec<(DerivedPath, BuildResult)>, RequestError> {
         let check = is_check(mode)?;
-        // Before anything else is held.
+        // Charged first, so that the request holds nothing else while it waits for memory.
         let _charge = self.desk.budget.wait(LOG_BYTES, "the log of this build").await.map_err(over)?;
         let (context, mut events) = self.context();
         let plan = audience.run(realise::plan(&context, &targets, check), &mut events).await??;
@@ -62,7 +63,7 @@ impl Session {
             )));
         }
         let results = audience.run(realise::build(&context, Arc::new(plan)), &mut events).await?;
-        // The same target may be named again and again, and its error is a page long.
+        // A client may name the same target any number of times, and its message is a page long.
         let told: u64 = targets.iter().map(|target| results.message_bytes(target)).sum();
         let _charge = self.desk.budget.wait(told, "this answer").await.map_err(over)?;
         Ok(targets
@@ -82,7 +83,7 @@ impl Session {
         mode: BuildMode,
     ) -> Result<BuildResult, RequestError> {
         let check = is_check(mode)?;
-        // Before anything else is held.
+        // Charged first, so that the request holds nothing else while it waits for memory.
         let _charge = self.desk.budget.wait(LOG_BYTES, "the log of this build").await.map_err(over)?;
         let (context, mut events) = self.context();
         let work = realise::derivation(&context, drv_path, derivation, check);
@@ -90,7 +91,7 @@ impl Session {
         Ok(realise::result_of(&ended, &[]))
     }
 
-    /// Does work for a request. The client sees what happens meanwhile; when it hangs up, the work ends.
+    /// Does work for a request. The client gets the events meanwhile; if it closes the connection, the work is dropped.
     pub(super) async fn with_progress<A: Audience, F, T>(
         &self,
         audience: &mut A,
@@ -104,7 +105,7 @@ impl Session {
         Ok(audience.run(work(context), &mut events).await??)
     }
 
-    /// What `builds` has to know of a request of this client, and the events of that request.
+    /// The context of a request of this client for `builds`, and the events of that request.
     pub(super) fn context(&self) -> (Context, mpsc::Receiver<Event>) {
         let seconds = |n: u64| (n > 0).then(|| Duration::from_secs(n));
         let settings = &self.settings;
@@ -131,12 +132,12 @@ impl Session {
     }
 }
 
-/// A setting that has no place of its own in `SetOptions` and comes by name, the new or the old one.
+/// The number in a setting that has no field of its own in `SetOptions` and comes by name, the new or the old one.
 fn number(settings: &ClientSettings, names: &[&str]) -> Option<u64> {
     names.iter().find_map(|name| settings.overrides.get(*name)?.parse().ok())
 }
 
-/// One message out of those of failed targets.
+/// One message from the messages of the failed targets.
 pub(super) fn all_messages(failed: Vec<BuildResult>) -> String {
     let count = failed.len();
     let messages: Vec<String> =
@@ -147,7 +148,7 @@ pub(super) fn all_messages(failed: Vec<BuildResult>) -> String {
     }
 }
 
-/// Whether the targets are built to be compared.
+/// Whether the targets are built only for comparison.
 fn is_check(mode: BuildMode) -> Result<bool, RequestError> {
     match mode {
         BuildMode::Normal => Ok(false),

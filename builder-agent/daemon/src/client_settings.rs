@@ -1,23 +1,23 @@
-//! The settings of `nix.conf` that a client may send, and what becomes of each. `docs/design/protocols.md` is checked against
-//! the table.
+//! The settings of `nix.conf` that a client may send, and how each is treated. A test checks `docs/design/protocols.md`
+//! against the table.
 //!
-//! Stock Nix sends its settings to daemons on its own machine only, and none through `ssh-ng://` or (but for those of the
-//! serve protocol) `ssh://`; other clients may. A setting that is refused does not fail the request that sends it:
-//! it stands in a `nix.conf` that was written for another machine. Its sender is told in a line of the log.
+//! Stock Nix sends its settings only to daemons on its own machine: none through `ssh-ng://`, and through `ssh://` only
+//! those of the serve protocol. Other clients may send any. A refused setting does not fail its request, since the
+//! `nix.conf` with that setting was written for another machine; the client gets a line of the log about it.
 
 use wire::types::ClientSettings;
 
-/// Longest value that is remembered. All that are honoured are numbers.
+/// Longest value that is kept. All honoured settings are numbers.
 const MAX_VALUE: usize = 100;
 
-/// What becomes of a setting.
+/// The treatment of a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Treatment {
-    /// It does what it says, within the box's limits and the member's.
+    /// The setting has its usual meaning, within the limits of the box and of the member.
     Honoured,
-    /// It changes nothing here, and nobody would miss it.
+    /// The setting changes nothing here, and its user would not notice.
     Ignored,
-    /// It changes nothing here, and its sender might think that it does: they are told.
+    /// The setting changes nothing here, and its user may expect that it does, so the client gets a warning.
     Refused,
 }
 
@@ -27,7 +27,7 @@ pub struct Rule {
     /// The setting, and its older names.
     pub names: &'static [&'static str],
     pub treatment: Treatment,
-    /// What it does here, or why it does nothing.
+    /// The effect of the setting here, or the reason why it has none.
     pub why: &'static str,
 }
 
@@ -43,7 +43,7 @@ const fn refused(names: &'static [&'static str], why: &'static str) -> Rule {
     Rule { names, treatment: Treatment::Refused, why }
 }
 
-/// Every setting we know a treatment for. What is not in it is ignored.
+/// Every setting with a known treatment. Other settings are ignored.
 pub const RULES: &[Rule] = &[
     honoured(
         &["timeout", "build-timeout"],
@@ -116,7 +116,7 @@ pub const RULES: &[Rule] = &[
     ),
 ];
 
-/// What its sender has to be told about these settings, a line each.
+/// The warnings about these settings, a line each.
 pub(super) fn warnings(settings: &ClientSettings) -> Vec<String> {
     let rule = |name: &str| RULES.iter().find(|rule| rule.names.contains(&name));
     settings
@@ -129,8 +129,8 @@ pub(super) fn warnings(settings: &ClientSettings) -> Vec<String> {
         .collect()
 }
 
-/// What is remembered of them: the ones that something here looks up. Whatever else a client sends, in any length, would
-/// stay as long as its session.
+/// The settings that a session keeps: those that the agent looks up. Other settings, of any length, would use memory as
+/// long as the session.
 pub(super) fn kept(mut settings: ClientSettings) -> ClientSettings {
     let honoured = |name: &str| {
         RULES.iter().any(|rule| rule.treatment == Treatment::Honoured && rule.names.contains(&name))

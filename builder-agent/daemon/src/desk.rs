@@ -1,4 +1,4 @@
-//! Where one session's work is done, and what it may take: its member's threads and budget, and who is told of memory.
+//! The resources of one session: its member's threads and budget, and the objects that it reads.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,11 +8,11 @@ use settings::Limits;
 use shares::budget::{Budget, Charge, OverBudget};
 use shares::threads::Workers;
 
-/// What a session may take just by being there: what waits for it in its channel (`ssh`), the buffers of its connection
-/// in both directions, and what its tasks need.
+/// Memory of a session without requests: the data that waits for it in its channel (`ssh`), the buffers of its
+/// connection in both directions, and its tasks.
 const SESSION_BYTES: u64 = 640 << 10;
 
-/// Shared by everything that one session does.
+/// The resources that all requests of one session share.
 #[derive(Clone, Debug)]
 pub(super) struct Desk {
     pub workers: Workers,
@@ -29,12 +29,12 @@ impl Desk {
         }
     }
 
-    /// For a session that begins.
+    /// The charge for a new session.
     pub fn session(&self) -> Result<Charge, OverBudget> {
         self.budget.charge(SESSION_BYTES, "a session")
     }
 
-    /// What is accepted of a connection of this member.
+    /// The limits for a connection of this member.
     pub fn terms(&self, limits: &Limits) -> Result<wire::Terms, OverBudget> {
         let arguments = Arguments(Mutex::new(self.budget.charge(0, "this request")?));
         Ok(wire::Terms {
@@ -45,7 +45,7 @@ impl Desk {
     }
 }
 
-/// The arguments of the request at hand.
+/// The charge for the arguments of the current request.
 #[derive(Debug)]
 struct Arguments(Mutex<Charge>);
 

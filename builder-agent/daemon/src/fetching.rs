@@ -13,7 +13,7 @@ use super::{Session, ask};
 use builds::realise;
 
 impl Session {
-    /// The whole of `EnsurePath`: valid already, or fetched now.
+    /// Answers `EnsurePath`: the path is valid already, or it is fetched now.
     pub(super) async fn ensure<A: Audience>(
         &self,
         audience: &mut A,
@@ -33,7 +33,7 @@ impl Session {
         }
     }
 
-    /// The valid ones of `paths`, after fetching what of the others can be fetched if `substitute` is set.
+    /// The valid ones of `paths`. If `substitute` is set, first fetches those of the others that can be fetched.
     pub(super) async fn valid_paths<A: Audience>(
         &self,
         audience: &mut A,
@@ -51,7 +51,8 @@ impl Session {
         Ok(self.view().query_valid(&paths))
     }
 
-    /// What could be fetched. `mass`: the client asks about everything it has; then only sources that do not mind.
+    /// The paths that could be fetched. `mass`: the client asks about all paths it has; then only sources that accept
+    /// such questions are asked.
     pub(super) async fn substitutable<A: Audience>(
         &self,
         audience: &mut A,
@@ -74,7 +75,7 @@ impl Session {
         Ok(offers.values().map(info).collect())
     }
 
-    /// What building the targets would mean.
+    /// The paths to fetch and the derivations to build for these targets.
     pub(super) async fn missing<A: Audience>(
         &self,
         audience: &mut A,

@@ -1,7 +1,7 @@
-//! What a member keeps, signs and throws away: roots, signatures, garbage collection.
+//! The requests by which a member keeps, signs and deletes paths: roots, signatures, garbage collection.
 //!
-//! All of it is about the member's own claims; the store sees to that. Not here: temporary roots, which the session's
-//! view holds.
+//! All of them concern only the member's own claims; the store enforces that. Not here: temporary roots, which the
+//! session's view holds.
 
 use nix_derivation::StorePath;
 use store::{Collect, CollectAction, Collected, RegisterError, View};
@@ -53,7 +53,8 @@ pub(super) async fn collect(desk: &Desk, view: &View, options: GcOptions) -> Res
     })
 }
 
-/// Nix's words in the store's. Paths without an order to delete exactly them only narrow down what is garbage.
+/// Translates Nix's options to the store's. Paths without an order to delete exactly them only limit what may be
+/// deleted.
 fn wish(view: &View, options: GcOptions) -> Collect {
     let action = match options.action {
         GcAction::ReturnLive => CollectAction::ReturnLive,

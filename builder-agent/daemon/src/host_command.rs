@@ -1,9 +1,9 @@
 //! Commands that deployment tools run on the machine that builds, besides copying.
 //!
-//! `nixos-rebuild --build-host`, for one, copies a derivation here, has it realised, and copies the result from here. The newer one (nixpkgs,
-//! nixos-rebuild-ng: nix.py) asks for a temporary folder before and reads a link in it afterwards, so that the result
-//! is a garbage collector's root meanwhile. There are no files behind any of this: a link is a root of the member's, by
-//! name, and a temporary folder is what the names of some roots begin with.
+//! For example, `nixos-rebuild --build-host` copies a derivation to the box, has it realised, and copies the result
+//! back. The newer nixos-rebuild (nixpkgs, nixos-rebuild-ng: nix.py) asks for a temporary folder first and reads a link
+//! in it at the end, so that the result is a root meanwhile. None of these are files here: a link is a named root of
+//! the member, and a temporary folder is a prefix of such names.
 //! Not here: which words a client may write (`ssh::host_command`), running builders (`builds`).
 
 use std::collections::BTreeSet;
@@ -26,20 +26,21 @@ use super::{Caller, EndLogged, Running, Session, Writer};
 use crate::Agent;
 use builds::events::Event;
 
-/// What can be asked for.
+/// A command of a deployment tool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostCommand {
-    /// `nix-store --realise`, and `nix build` of a derivation: builds and prints where the outputs are.
+    /// `nix-store --realise`, and `nix build` of a derivation: builds and prints the paths of the outputs.
     Realise(Realise),
-    /// `mktemp -d`: prints a name that begins with this and that nobody else has.
+    /// `mktemp -d`: prints a new, unique name that begins with `prefix`.
     MakeFolder { prefix: String },
     /// `readlink -f`: prints the store path behind a root.
     ReadLink { link: String },
     /// `rm -rf`: forgets the roots whose names begin with this folder.
     RemoveFolder { folder: String },
-    /// `uname -m`: the processor builds run on.
+    /// `uname -m`: prints the processor architecture of builds.
     Machine,
-    /// `pkill` of a build whose client was interrupted: that build ended when its client hung up.
+    /// `pkill` of a build whose client was interrupted. That build ended when the connection closed, so this does
+    /// nothing.
     Interrupt,
 }
 
@@ -53,12 +54,12 @@ pub struct Realise {
     pub root: Option<String>,
     /// Whether anything is printed.
     pub print: bool,
-    /// Says what would be built and fetched, and does nothing of it.
+    /// Whether to print what would be built and fetched, without doing it.
     pub dry_run: bool,
 }
 
-/// Runs one command and returns its exit status. `hung_up` is ready when the client is gone, who may well close its
-/// own direction before.
+/// Runs one command and returns its exit status. `hung_up` is ready when the client has closed the connection; the end
+/// of the client's input may come earlier and does not count.
 pub fn run_host_command<'a>(
     command: HostCommand,
     stdout: Writer<'a>,
@@ -104,7 +105,7 @@ async fn command_session(
             let _ = stderr.write_all(format!("error: {message}\n").as_bytes()).await;
             (Vec::new(), 1)
         }
-        // Nobody is left who could read it.
+        // The connection is closed, so no message can be sent.
         Err(RequestError::Wire(_)) => return 1,
     };
     let text: String = lines.into_iter().map(|line| line + "\n").collect();
@@ -112,7 +113,7 @@ async fn command_session(
     if written { status } else { 1 }
 }
 
-/// A person, or a script, before an ssh client.
+/// The person or script that uses an ssh client.
 struct Terminal<'a, E> {
     stderr: &'a mut E,
     hung_up: Running<'a, ()>,
@@ -154,7 +155,7 @@ async fn unless_hung_up<T>(
 }
 
 impl Session {
-    /// What to print, and the exit status.
+    /// The text to print, and the exit status.
     async fn host_command(
         mut self,
         command: HostCommand,
@@ -190,7 +191,7 @@ impl Session {
         Ok((vec![line], 0))
     }
 
-    /// A root's store path; a store path is its own.
+    /// The store path of a root. A store path is returned as it is.
     fn read_link(&self, link: &str) -> Result<String, RequestError> {
         let view = self.view();
         let own = StorePath::from_absolute_path(link.as_bytes()).ok().filter(|path| view.is_valid(path));
@@ -272,7 +273,7 @@ fn what_would_happen(missing: &Missing) -> String {
     text.trim_end().to_owned()
 }
 
-/// As `nix-store --realise` documents its exit status.
+/// The exit status that `nix-store --realise` documents for this result.
 fn exit_status(status: BuildStatus) -> u32 {
     match status {
         BuildStatus::TimedOut => 101,

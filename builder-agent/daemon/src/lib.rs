@@ -1,7 +1,7 @@
-//! Sessions: what a client asks for in one channel, answered from its member's view.
+//! Sessions: the agent answers the requests that a client sends in one channel, from the view of its member.
 //!
-//! `worker_protocol` and `serve_protocol` are the two protocols of Nix; `host_command` is what deployment tools run
-//! besides. All three turn requests into calls of `store` and `builds`, and render what those report.
+//! `worker_protocol` and `serve_protocol` are the two protocols of Nix; `host_command` has the commands that deployment
+//! tools run besides. All three turn requests into calls of `store` and `builds`, and render their results and events.
 //! Not here: bytes (`wire`), contents (`store`), what is built and when (`builds`), who logs in (`ssh`).
 
 use std::pin::Pin;
@@ -40,7 +40,7 @@ pub use worker_protocol::serve;
 use desk::Desk;
 use render::worker::Ids;
 
-/// What a path takes that a session keeps from being collected.
+/// Memory of a path that a session keeps from being collected.
 const HELD_BYTES: u64 = 256;
 
 /// State of one session.
@@ -48,21 +48,21 @@ struct Session {
     agent: Arc<Agent>,
     member: Arc<Member>,
     views: Views,
-    /// Where its work is done.
+    /// The session's threads and memory budget.
     desk: Desk,
-    /// Who shares with the member can change between two requests.
+    /// The current roster: shares can change between two requests.
     roster: watch::Receiver<Arc<Roster>>,
-    /// What the client last sent with `SetOptions`.
+    /// The settings of the client's last `SetOptions`.
     settings: ClientSettings,
-    /// What the connection asked for besides.
+    /// The options that the client sent outside of the protocol.
     options: SessionOptions,
-    /// For the paths that this session keeps from being collected.
+    /// The charge for the paths that this session keeps from being collected.
     held: Option<Charge>,
-    /// Of the activities that the client is shown.
+    /// The ids of activities that the client is shown.
     ids: Ids,
 }
 
-/// Who is at the other end of a channel.
+/// The member at the other end of a channel.
 pub struct Caller {
     pub member: Arc<Member>,
     /// Names the ssh connection in logs.
@@ -70,10 +70,10 @@ pub struct Caller {
     pub options: SessionOptions,
 }
 
-/// What a client can say only around the protocol: in environment variables of its ssh channel.
+/// Options that have no place in the protocols: a client sends them as environment variables of its ssh channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionOptions {
-    /// Off with `BARNRAISER_REUSE_FAILURES=0`: builds that failed before are tried again.
+    /// False with `BARNRAISER_REUSE_FAILURES=0`: builds that failed before are tried again.
     pub reuse_failures: bool,
 }
 
@@ -84,7 +84,7 @@ impl Default for SessionOptions {
 }
 
 impl SessionOptions {
-    /// Takes in one variable; false if it means nothing here.
+    /// Sets the option of one variable; false if there is none of that name.
     pub fn set(&mut self, name: &str, value: &str) -> bool {
         if name != builds::reuse::RETRY_VARIABLE {
             return false;
@@ -94,29 +94,30 @@ impl SessionOptions {
     }
 }
 
-/// Why a session ended before its client hung up.
+/// The reason why a session ended before the client closed the connection.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// No greeting, so no protocol in which to say so: only a person who reads stderr can be told.
+    /// The client sent no greeting, so no protocol is agreed. The message can go only to stderr, where a person may
+    /// read it.
     #[error(transparent)]
     Greeting(WireError),
-    /// The client has been told, unless it is gone.
+    /// The client got the message, unless it has closed the connection.
     #[error(transparent)]
     Told(WireError),
-    /// The same, where a protocol has no other way to refuse a request than to end.
+    /// The request was refused, in a protocol where that ends the session.
     #[error("{0}")]
     Refused(String),
 }
 
-/// One direction of a channel. Not a type parameter: everything behind it would be compiled again for each kind of
-/// channel, in each program that has one.
+/// One direction of a channel. A boxed trait object, because with a type parameter all code behind it would be compiled
+/// again for each kind of channel in each program.
 pub type Reader<'a> = Box<dyn AsyncRead + Unpin + Send + 'a>;
 /// The other direction.
 pub type Writer<'a> = Box<dyn AsyncWrite + Unpin + Send + 'a>;
-/// A session that goes on while this is polled, and ends with its builds and half-done uploads when it is dropped.
+/// A session, which runs while it is polled. Dropping it ends the session with its builds and unfinished uploads.
 pub type Running<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What a client reads of an error that ends its connection. `wire` knows the limit and not where it is set.
+/// The message to a client for an error that ends its connection. `wire` does not know which key sets the limit.
 fn in_words(error: &WireError) -> String {
     match error {
         WireError::NothingSent { .. } => {
@@ -126,7 +127,7 @@ fn in_words(error: &WireError) -> String {
     }
 }
 
-/// Logs the end of a session, also of one that is dropped because its connection is gone.
+/// Logs the end of a session when it is dropped, also if the connection was lost.
 struct EndLogged {
     connection: u64,
     member: Arc<Member>,
@@ -145,12 +146,12 @@ impl Session {
         let now = roster.borrow_and_update().clone();
         let current = now.current(&member).cloned();
         if current.is_none() {
-            // The first request will find out.
+            // The session still opens; its first request is refused.
             roster.mark_changed();
         }
         let member = current.unwrap_or(member);
         let views = Views::open(&agent.store, &agent.roster, &member);
-        // Nix sends no settings through `ssh-ng://`; then those of the box hold, and it fetches what it can.
+        // Nix sends no settings through `ssh-ng://`. So the defaults are the box's settings, and substitution is on.
         let keep_going = agent.config.keep_going;
         let settings = ClientSettings { use_substitutes: true, keep_going, ..ClientSettings::default() };
         let desk = Desk::of(&agent, &member.id);
@@ -158,7 +159,8 @@ impl Session {
         Self { agent, member, views, desk, roster, settings, options, held, ids: Ids::new() }
     }
 
-    /// Before each request: whether the member is one still, and has memory for what the session holds by now.
+    /// Before each request: checks that the member is still in the roster, and charges the memory that the session
+    /// holds by now.
     fn admit(&mut self) -> Result<(), String> {
         if let Some(held) = &mut self.held {
             held.set(self.views.held() as u64 * HELD_BYTES).map_err(|over| over.to_string())?;
@@ -166,14 +168,14 @@ impl Session {
         self.follow_roster()
     }
 
-    /// The store as the member may see it at this moment. For one step: whatever waits takes another one afterwards.
+    /// The member's current view, for one step: after each wait, the caller must take a new one.
     fn view(&self) -> View {
         self.views.now()
     }
 
-    /// Looks up who the member is by now. Who has left the roster gets no further, with what to tell them.
+    /// Updates the member from the current roster. Fails, with a message for the client, if the member has left it.
     fn follow_roster(&mut self) -> Result<(), String> {
-        // An error is a roster that nobody follows any more: the process is ending.
+        // An error means that the sender of the roster is gone: the process is ending.
         if !self.roster.has_changed().unwrap_or(false) {
             return Ok(());
         }

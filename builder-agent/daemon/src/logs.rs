@@ -1,4 +1,5 @@
-//! Build logs that clients bring. Reading one is no operation of the protocol: that is `ssh <box> log` (`ssh::log`).
+//! Build logs that clients upload. No protocol has an operation to read one: the command `ssh <box> log` does that
+//! (`ssh::log`).
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use super::transfer::{RequestError, Sink, feed};
 use builds::kept::{Arriving, KeptLogs};
 
 impl Session {
-    /// Keeps the log that follows for this member; what others read comes from builds of the box alone.
+    /// Keeps the log that follows, for this member alone; other members read only logs of this box's own builds.
     pub(super) async fn add_log<R, W>(
         &self,
         conn: &mut Connection<R, W>,
@@ -37,7 +38,7 @@ impl Session {
     }
 }
 
-/// A log on its way in.
+/// A log that is being received.
 struct Log {
     arriving: Arriving,
     kept: Arc<KeptLogs>,

@@ -1,7 +1,7 @@
-//! Events of builds and downloads as clients read them: words and forms.
+//! Renders the events of builds and downloads for clients.
 //!
 //! `worker` renders for the worker protocol, `lines` for people: on the stderr of a serve session, and of commands.
-//! Both use the words that are here, so that a failure reads the same through each of them.
+//! Both use the texts here, so that a failure has the same text in each of them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use nix_derivation::StorePath;
 pub mod lines;
 pub mod worker;
 
-/// Warnings shown for one request. A cache that is down would give one for every path.
+/// Warnings shown for one request. A cache that does not answer would give one for every path.
 const MAX_WARNINGS: usize = 5;
 
 /// The headline of a build.
@@ -49,7 +49,7 @@ fn keep_failed_refused(machine: &str) -> String {
 struct Warnings(BTreeSet<Arc<str>>);
 
 impl Warnings {
-    /// A warning as it is shown; `None` if it has been shown already, or enough others have.
+    /// The text of a warning; `None` if it has been shown already, or if enough others have.
     fn show(&mut self, warning: Arc<str>) -> Option<String> {
         let show = self.0.len() < MAX_WARNINGS && self.0.insert(warning.clone());
         show.then(|| format!("warning: {warning}"))

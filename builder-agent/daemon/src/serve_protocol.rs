@@ -1,8 +1,9 @@
-//! A session of the serve protocol: the same store and the same builds as a worker session, asked for by `ssh://`.
+//! A session of the serve protocol: clients use `ssh://` to reach the same store and the same builds as in a worker
+//! session.
 //!
-//! The protocol can say that a build or an upload failed, and nothing else. So a person reads on stderr what happened,
-//! and a request without a way to fail ends the session, as it does with Nix's own server. Build logs go to stderr, too,
-//! line by line and without decoration: `--builders` takes every line for a line of the log.
+//! The protocol can say that a build or an upload failed, and nothing else. So messages for people go to stderr, and if
+//! a request that cannot fail in the protocol fails, the session ends, as with Nix's own server. Build logs go to
+//! stderr, too, line by line and without decoration: `--builders` takes every line for a line of the log.
 //! Not here: bytes (`wire::serve`), contents (`store`), running builders (`builds`).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,9 +27,9 @@ use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, a
 use crate::Agent;
 use builds::events::Event;
 
-/// Serves one channel until the client hangs up. `stderr` is the other direction's second stream.
+/// Serves one channel until the client closes it. `stderr` is the second stream to the client.
 ///
-/// `write`: whether the client asked for `--write`; without it nothing is imported or built.
+/// `write`: whether the client asked for `--write`; without it, imports and builds are refused.
 #[allow(clippy::too_many_arguments)] // the ends of one channel, and whose it is
 pub fn serve_store<'a>(
     reader: Reader<'a>,
@@ -66,7 +67,7 @@ async fn serve_session(
     let _end = EndLogged { connection, member: member.clone(), what: "serve session ended" };
     let mut serving = Serving { conn, stderr, write, session: Session::open(agent, member, options) };
     let result = serving.answer_all().await;
-    // Best effort in all of this: the client may be gone.
+    // Errors of these writes are ignored: the client may have closed the connection.
     let told = match &result {
         Ok(()) => None,
         Err(RequestError::Refused(message)) => Some(message.clone()),
@@ -125,7 +126,7 @@ where
     async fn answer(&mut self, request: Request) -> Result<Option<Response>, RequestError> {
         let view = &self.session.view();
         Ok(Some(match request {
-            // Questions, answered from memory.
+            // Questions that are answered from memory.
             Request::QueryValidPaths { lock, substitute, paths } => {
                 if lock {
                     view.hold(&paths).map_err(garbage::failed)?;
@@ -140,7 +141,7 @@ where
             Request::QueryPathInfos { paths } => {
                 let mut reply = self.conn.reply_infos().await?;
                 for path in paths {
-                    // A client may read as slowly as it likes.
+                    // A new view for each path, since a client may read slowly.
                     if let Some(info) = self.session.view().info(&path) {
                         reply.add(&info).await?;
                     }
@@ -189,7 +190,7 @@ where
         }))
     }
 
-    /// The request failed. Says so where the protocol can; ends the session where it cannot.
+    /// Refuses the request: with an answer where the protocol has one, else by ending the session.
     async fn refuse(&mut self, message: String) -> Result<(), RequestError> {
         use wire::serve::Answer;
         let Some(op) = self.conn.pending() else { return Err(RequestError::Refused(message)) };
@@ -197,7 +198,7 @@ where
             Answer::Status => Response::Status(BuildStatus::MiscFailure, message),
             Answer::BuildResult => Response::BuildResult(BuildResult::new(BuildStatus::MiscFailure, message)),
             Answer::One => {
-                // Now, and not after the rest of the upload.
+                // The message is sent now, and not after the rest of the upload.
                 self.tell(&message).await?;
                 Response::Refused
             }
@@ -208,7 +209,7 @@ where
         Ok(self.conn.reply(&response).await?)
     }
 
-    /// An error for the person at the other end.
+    /// Sends an error message for the person at the client.
     async fn tell(&mut self, message: &str) -> Result<(), WireError> {
         self.stderr.write_all(format!("error: {message}\n").as_bytes()).await?;
         Ok(self.stderr.flush().await?)
@@ -228,7 +229,7 @@ where
         let sorted = references_first(&views.now(), paths)?;
         let mut reply = self.conn.reply_export().await?;
         for info in sorted {
-            // The client may have taken its time over those before.
+            // A new view for each path: the client may have read the earlier ones slowly.
             let info = ask::info(&views.now(), &info.path)?;
             let mut chunks = transfer::read_nar(desk, views, info.path.clone()).await?;
             reply.begin().await?;
@@ -250,7 +251,7 @@ where
             let ingested = feed(desk, self.conn.body(), move || unknown(&taker)).await?;
             let ingested = ingested.map_err(transfer::import_failed)?;
             let info = imported(&ingested, self.conn.trailer().await?);
-            // Nothing in an export stream could prove what the path is, so it is what this member says it is.
+            // No part of an export stream can prove what the path is, so the path is a claim of this member.
             let provenance = Provenance::Claimed(view.member().clone());
             let staged = view.stage_built(ingested, info, provenance);
             batch.push(staged.map_err(|error| transfer::import_failed(ImportError::Register(error)))?);
@@ -302,7 +303,7 @@ where
     }
 }
 
-/// The settings of a worker session that mean the same. (Nix: `getBuildSettings` in `opServe`.)
+/// The settings of a worker session with the same meaning. (Nix: `getBuildSettings` in `opServe`.)
 fn settings(options: BuildOptions, keep_going: bool) -> Result<ClientSettings, RequestError> {
     if options.nr_repeats > 0 {
         return Err(RequestError::Refused(
@@ -313,18 +314,18 @@ fn settings(options: BuildOptions, keep_going: bool) -> Result<ClientSettings, R
     let overrides = [("timeout", options.build_timeout), ("max-log-size", options.max_log_size)];
     Ok(ClientSettings {
         keep_failed: options.keep_failed,
-        // Not in the protocol.
+        // The protocol does not have this one.
         keep_going,
         max_silent_time: options.max_silent_time,
         verbose_build: true,
-        // As Nix's own server: whoever asks for a build here has looked into the caches before.
+        // As in Nix's own server: a client that asks for a build here has asked the caches before.
         use_substitutes: false,
         overrides: overrides.into_iter().map(|(name, n)| (name.to_owned(), n.to_string())).collect(),
         ..ClientSettings::default()
     })
 }
 
-/// `paths` and all they refer to; with outputs, also the valid outputs of all derivations among them.
+/// `paths` and all paths they refer to; with outputs, also the valid outputs of all derivations among them.
 async fn closure(
     session: &Session,
     paths: &[StorePath],
@@ -347,15 +348,15 @@ async fn closure(
     Ok(closure.into_iter().collect())
 }
 
-/// Infos of `paths`, each after those of them that it refers to.
+/// Path infos of `paths`, each after those that it refers to.
 fn references_first(view: &View, paths: Vec<StorePath>) -> Result<Vec<Arc<PathInfo>>, RequestError> {
-    // As the store has them: copies of a long list would be many times what was asked.
+    // Shared with the store, because copies for a long list would take many times the memory of the request.
     let mut infos: BTreeMap<StorePath, Arc<PathInfo>> = BTreeMap::new();
     for path in paths {
         let info = ask::info(view, &path)?;
         infos.insert(path, info);
     }
-    // References have no circles but those to a path itself, so this ends.
+    // The only cycles of references are those of a path to itself, so this ends.
     let mut sorted = Vec::new();
     let mut visited = BTreeSet::new();
     let mut stack: Vec<(StorePath, bool)> = infos.keys().rev().map(|path| (path.clone(), false)).collect();

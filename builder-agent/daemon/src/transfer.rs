@@ -33,12 +33,12 @@ use sinks::{Address, addressed, announced};
 /// Paths of one upload that become visible together. Each commit is a transaction and a turn in the queue for the index; a batch shares them.
 pub(super) const BATCH: usize = 256;
 
-/// Why a request got no answer.
+/// The reason why a request got no answer.
 #[derive(Debug)]
 pub(super) enum RequestError {
-    /// The client is told, and may go on.
+    /// The client gets the message and may go on.
     Refused(String),
-    /// The connection is of no use any more.
+    /// The connection cannot be used any more.
     Wire(WireError),
 }
 
@@ -48,25 +48,25 @@ impl From<WireError> for RequestError {
     }
 }
 
-/// The client reads the message. The status is for answers that have one.
+/// The client gets the message. The status is for answers that have one.
 impl From<builds::Failure> for RequestError {
     fn from(failure: builds::Failure) -> Self {
         Self::Refused(failure.message)
     }
 }
 
-/// Work for one request that gave no result; the others do not notice.
+/// The work for a request ended without a result; other requests are not affected.
 pub(super) fn bug(error: Lost) -> RequestError {
     tracing::error!(%error, "work for a request was lost");
     RequestError::Refused(format!("the request failed because of the box: {error}"))
 }
 
-/// The member holds too much already.
+/// The member's memory budget has no room.
 pub(super) fn over(why: OverBudget) -> RequestError {
     RequestError::Refused(why.to_string())
 }
 
-/// The client is told all; the box's log gets what is the box's own trouble.
+/// The client gets the whole message; errors of the box itself are logged too.
 pub(super) fn import_failed(error: ImportError) -> RequestError {
     if !error.is_callers_fault() {
         tracing::error!(%error, "the store cannot take an upload");
@@ -112,7 +112,7 @@ impl Session {
         added.map_err(bug)?.map(|info| PathInfo::clone(&info)).map_err(import_failed)
     }
 
-    /// Takes in a NAR that was announced.
+    /// Receives a NAR whose path info came first.
     pub(super) async fn add_nar<B: AsyncRead + Unpin>(
         &self,
         body: B,
@@ -157,8 +157,8 @@ impl Session {
     }
 }
 
-/// What makes one path visible once it is taken in. What it refers to must be seen by then, whatever was seen when its
-/// upload began.
+/// Makes one received path visible. It uses a new view: references must be visible in that, not in the view from the
+/// start of the upload.
 fn one_visible(views: Views) -> impl FnOnce(Staged) -> Result<Arc<PathInfo>, ImportError> + Send + 'static {
     move |staged| {
         let mut infos = views.now().register_many(vec![staged]).map_err(ImportError::Register)?;
@@ -166,7 +166,7 @@ fn one_visible(views: Views) -> impl FnOnce(Staged) -> Result<Arc<PathInfo>, Imp
     }
 }
 
-/// Makes a batch visible, all of it or nothing.
+/// Makes all paths of a batch visible, or none.
 pub(super) async fn register(desk: &Desk, views: &Views, batch: Vec<Staged>) -> Result<(), RequestError> {
     if batch.is_empty() {
         return Ok(());

@@ -1,8 +1,8 @@
-//! A worker-protocol session: one client's requests, answered from its member's view. (`serve_protocol` is its sibling.)
+//! A worker-protocol session: answers one client's requests from its member's view. (`serve_protocol` is its sibling.)
 //!
-//! `wire` has parsed and bounded every request before it arrives here. A request that fails is answered with an error
-//! and the session goes on; only broken framing ends it. Every operation is in the one `match` of
-//! [`Session::answer`]; what is not supported says so by name.
+//! `wire` parses and bounds every request before it arrives here. A failed request is answered with an error and the
+//! session goes on; only broken framing ends it. Every operation is in the one `match` of [`Session::answer`];
+//! operations that are not supported are refused by name.
 //! Not here: bytes (`wire`), contents (`store`), running builders (`builds`).
 
 use std::future::Future;
@@ -21,10 +21,10 @@ use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, i
 use super::{ask, client_settings, garbage};
 use crate::Agent;
 
-/// What `nix store info` shows.
+/// The version that `nix store info` shows.
 const VERSION: &str = concat!("barnraiser-", env!("CARGO_PKG_VERSION"));
 
-/// Serves one channel until the client hangs up.
+/// Serves one channel until the client closes it.
 pub fn serve<'a>(
     reader: Reader<'a>,
     writer: Writer<'a>,
@@ -46,7 +46,7 @@ async fn worker_session(
     let mut info = ServerInfo::new(VERSION);
     info.terms = desk.terms(&agent.config.limits).map_err(|over| SessionError::Refused(over.to_string()))?;
     let mut conn = Connection::accept(reader, writer, info).await.map_err(|error| match error {
-        // The one refusal that has a place in the greeting.
+        // The greeting can express only this refusal.
         WireError::TooOld { .. } => SessionError::Told(error),
         _ => SessionError::Greeting(error),
     })?;
@@ -56,7 +56,7 @@ async fn worker_session(
     let mut session = Session::open(agent, member, options);
     let result = session.answer_all(&mut conn).await;
     if let Err(error) = &result {
-        // Best effort: the client may be gone.
+        // An error is ignored: the client may have closed the connection.
         let _ = conn.refuse(error, in_words(error)).await;
     }
     result.map_err(SessionError::Told)
@@ -86,7 +86,7 @@ impl Session {
         Ok(())
     }
 
-    /// The client as someone who waits for builds.
+    /// The client, as one that waits for builds.
     fn client<'a, R, W>(&'a self, conn: &'a mut Connection<R, W>) -> WorkerClient<'a, R, W> {
         WorkerClient { conn, ids: &self.ids, machine: &self.agent.config.name }
     }
@@ -119,7 +119,7 @@ impl Session {
     {
         let view = &self.view();
         Ok(Some(match request {
-            // Questions, answered from memory.
+            // Questions that are answered from memory.
             Request::IsValidPath { path } => Response::Bool(view.is_valid(&path)),
             Request::QueryValidPaths { paths, substitute } => {
                 Response::Paths(self.valid_paths(&mut self.client(conn), paths, substitute).await?)
@@ -170,7 +170,7 @@ impl Session {
                 Response::Missing(self.missing(&mut self.client(conn), targets).await?)
             }
 
-            // Questions that caches are asked for.
+            // Questions that are passed on to caches.
             Request::QuerySubstitutablePaths { paths } => {
                 let infos = self.substitutable(&mut self.client(conn), paths, true).await?;
                 Response::Paths(infos.into_iter().map(|info| info.path).collect())
@@ -230,13 +230,13 @@ impl Session {
                 self.build_derivation(&mut self.client(conn), drv_path, derivation, mode).await?,
             ),
 
-            // Garbage and what is not.
+            // Roots and garbage collection.
             Request::AddTempRoot { path } => {
                 view.hold([&path]).map_err(garbage::failed)?;
                 Response::Done
             }
-            // A link on the client's disk: nobody here can see whether it is still there, so it holds nothing for
-            // longer than this session, which holds what it uploads anyway.
+            // The root is a link on the client's disk, and the agent cannot see whether it still exists. So it keeps no
+            // path for longer than this session, which keeps its uploads anyway.
             Request::AddIndirectRoot { .. } | Request::SyncWithGc => Response::Done,
             Request::FindRoots => Response::Roots(view.roots().into_iter().collect()),
             Request::AddPermRoot { path, gc_root } => {
@@ -253,7 +253,7 @@ impl Session {
                 Response::Done
             }
 
-            // Refused by name.
+            // Operations that are refused by name.
             Request::OptimiseStore => {
                 return refused("the store of this box needs no optimising; a client cannot start it".into());
             }

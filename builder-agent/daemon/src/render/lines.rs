@@ -8,8 +8,8 @@ use super::Warnings;
 pub(crate) struct Lines<'a> {
     /// The name of the box.
     machine: &'a str,
-    /// Whether a build that starts is a line of its own. Not in a serve session: there `--builders` takes each line for
-    /// a line of the log.
+    /// Whether the start of a build has a line of its own. Not in a serve session: there `--builders` takes each line
+    /// for a line of the log.
     headlines: bool,
     warnings: Warnings,
 }
@@ -19,7 +19,7 @@ impl<'a> Lines<'a> {
         Self { machine, headlines, warnings: Warnings::default() }
     }
 
-    /// The line of this event, without its end; `None` if it is nothing to a person.
+    /// The line for this event, without its newline; `None` if a person is shown nothing for it.
     pub(crate) fn line(&mut self, event: Event) -> Option<Vec<u8>> {
         let text = match event {
             Event::Line { text, .. } => return Some(text),

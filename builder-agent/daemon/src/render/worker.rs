@@ -1,5 +1,5 @@
-//! Events in the worker protocol: activities, as Nix's own daemon has them (`PathSubstitutionGoal`, `copyStorePath`,
-//! `DerivationGoal`), so that progress bars look as they do there.
+//! Renders events for the worker protocol: as activities, like those of Nix's own daemon (`PathSubstitutionGoal`,
+//! `copyStorePath`, `DerivationGoal`), so that progress bars look the same.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
@@ -12,15 +12,15 @@ use wire::worker::{ActivityKind, Field, LogEvent, ResultKind, Verbosity};
 
 use super::Warnings;
 
-/// Activity ids. Clients show them among their own, which are process id and counter (Nix: `nextId` in logging.cc), so
-/// those of a session start at random.
+/// Activity ids. Clients show them among their own ids, which are made of process id and counter (Nix: `nextId` in
+/// logging.cc), so the ids of a session start at a random number.
 #[derive(Debug, Clone)]
 pub(crate) struct Ids(Arc<AtomicU64>);
 
 impl Ids {
     pub(crate) fn new() -> Self {
         let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
-        // The top bit stays clear: some clients print ids as signed numbers.
+        // The top bit is zero, because some clients print ids as signed numbers.
         Self(Arc::new(AtomicU64::new((random >> 1) & !0xffff_ffff | 1)))
     }
 
@@ -37,7 +37,7 @@ pub(crate) struct Renderer<'a> {
     /// The activity that counts builds.
     counts: u64,
     builds: BTreeMap<BuildNumber, u64>,
-    /// Substitution and, inside, the copy.
+    /// The ids of the substitution and of the copy inside it.
     fetches: BTreeMap<StorePath, (u64, u64)>,
     warnings: Warnings,
 }
@@ -54,7 +54,7 @@ impl<'a> Renderer<'a> {
         }
     }
 
-    /// Adds to `to` what this event is to the client.
+    /// Renders this event and appends the result to `to`.
     pub(crate) fn render(&mut self, event: Event, to: &mut Vec<LogEvent>) {
         match event {
             Event::BuildsStarted => {
@@ -69,7 +69,7 @@ impl<'a> Renderer<'a> {
             Event::Started { number, drv, kind } => {
                 let id = self.ids.next();
                 self.builds.insert(number, id);
-                // As a stock daemon has it: no machine name means the machine that reports the build.
+                // As in a stock daemon: an empty machine name means the machine that reports the build.
                 let fields = vec![drv.to_absolute_path().into(), "".into(), 1.into(), 1.into()];
                 let text = super::started(kind, &drv);
                 to.push(start(id, Verbosity::Info, ActivityKind::Build, text, fields));
@@ -134,13 +134,13 @@ impl<'a> Renderer<'a> {
         }
     }
 
-    /// An activity that is over at once.
+    /// An activity that ends at once.
     fn point(&self, kind: ActivityKind, text: String, fields: Vec<Field>, to: &mut Vec<LogEvent>) {
         let id = self.ids.next();
         to.extend([start(id, Verbosity::Info, kind, text, fields), LogEvent::stop(id)]);
     }
 
-    /// The activity of a build; 0, which is none, if it has not started.
+    /// The activity of a build; 0, which means none, if it has not started.
     fn build(&self, number: BuildNumber) -> u64 {
         self.builds.get(&number).copied().unwrap_or(0)
     }
@@ -165,7 +165,7 @@ mod tests {
         StorePath::from_parts([1; 20], name).expect("a path")
     }
 
-    /// Rendered as one request of a session that begins.
+    /// The events, rendered as those of one request of a new session.
     fn rendered(events: Vec<Event>) -> Vec<LogEvent> {
         let ids = Ids(Arc::new(AtomicU64::new(1)));
         let mut renderer = Renderer::new(&ids, "box");

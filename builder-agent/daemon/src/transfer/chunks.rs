@@ -1,7 +1,7 @@
-//! Contents on their way between a connection, which is async, and the store, which blocks.
+//! Moves contents between a connection, which is async, and the store, which blocks.
 //!
-//! They travel in large chunks, a few ahead and never more: a slow disk slows the sender, and a slow client the disk.
-//! Chunks are used again, since memory that is fresh from the kernel costs more than what is done with it here.
+//! Contents move in large chunks, with a bounded number ahead: a slow disk slows the sender, and a slow client slows
+//! the disk. Chunks are used again, since fresh memory from the kernel costs more than the work on it here.
 
 use std::io::{self, Read};
 use std::ops::Deref;
@@ -16,19 +16,20 @@ use super::{Desk, RequestError, Views, bug, opened, over};
 use shares::budget::Charge;
 use shares::threads::{Task, Workers};
 
-/// Size of a chunk. Large enough that handing one over is nothing beside hashing it.
+/// Size of a chunk. Large enough that the cost of handing it over is small compared to hashing it.
 pub(crate) const CHUNK: usize = 256 * 1024;
-/// What an upload holds beside its tree: a chunk that arrives, one that is taken in, and the store's own buffer.
+/// Memory of an upload besides its tree: a chunk that arrives, one that the store reads, and the store's own buffer.
 const UPLOAD_BYTES: u64 = 3 * CHUNK as u64;
-/// What a NAR on its way out holds beside its object's metadata: a chunk at the client, one that is read, and buffers.
+/// Memory of a NAR that is being sent besides its object's metadata: a chunk that the client reads, the next one, and
+/// buffers.
 const READ_BYTES: u64 = 3 * CHUNK as u64;
-/// An upload up to this size is received as a whole, and then given to the store in one step.
+/// An upload up to this size is received completely, and then given to the store in one step.
 pub(crate) const WHOLE: usize = 64 * 1024;
 
-/// A NAR up to this size is read where it is asked for, without a thread: it is a few blocks of one file.
+/// A NAR up to this size is read on the calling thread: it is a few blocks of one file.
 const AT_ONCE: u64 = 32 * 1024;
 
-/// Chunks to use again.
+/// Chunks that can be used again.
 #[derive(Clone, Default)]
 struct Pool(Arc<Mutex<Vec<Box<[u8]>>>>);
 
@@ -44,12 +45,12 @@ impl Pool {
 pub(crate) struct Chunk {
     bytes: Box<[u8]>,
     len: usize,
-    /// Where the memory goes afterwards.
+    /// The pool that gets the memory back.
     pool: Option<Pool>,
 }
 
 impl Chunk {
-    /// One that is not part of a stream.
+    /// A chunk that is not part of a stream.
     fn single(size: usize) -> Self {
         Self { bytes: vec![0; size].into_boxed_slice(), len: 0, pool: None }
     }
@@ -71,7 +72,8 @@ impl Drop for Chunk {
     }
 }
 
-/// Reads until the chunk is full or the body ends. May be dropped and called again: what was read is in the chunk.
+/// Reads until the chunk is full or the body ends. The future may be dropped and the call repeated: all bytes read so
+/// far are in the chunk.
 async fn fill<B: AsyncRead + Unpin>(body: &mut B, chunk: &mut Chunk) -> Result<(), WireError> {
     while chunk.len < chunk.bytes.len() {
         match body.read(&mut chunk.bytes[chunk.len..]).await? {
@@ -82,25 +84,24 @@ async fn fill<B: AsyncRead + Unpin>(body: &mut B, chunk: &mut Chunk) -> Result<(
     Ok(())
 }
 
-/// What takes a body in, a chunk at a time, each on whichever thread is free. Between two chunks nothing waits but the
-/// session.
+/// Receives a body, a chunk at a time, each on any free thread. While the next chunk arrives, only the session waits.
 pub(crate) trait Sink: Sized + Send + 'static {
-    /// How the whole ends.
+    /// The result when all of the body is there.
     type Done: Send + 'static;
     type Error: Send + 'static;
 
     /// Takes the next bytes; false if it needs no more of the body.
     fn push(&mut self, bytes: &[u8]) -> Result<bool, Self::Error>;
-    /// What it keeps in memory.
+    /// Bytes of memory that it holds.
     fn memory(&self) -> u64;
-    /// The body has ended, or `push` has said that it is enough.
+    /// Called when the body has ended, or when `push` has returned false.
     fn finish(self) -> Result<Self::Done, Self::Error>;
 }
 
-/// One step of a sink: itself, and whether it takes more.
+/// One step of a sink: the sink, and whether it needs more.
 type Step<S> = Result<(S, bool), <S as Sink>::Error>;
 
-/// Gives everything in `body` to the sink that `open` makes. If that ends early the rest of the body stays unread.
+/// Gives all of `body` to the sink that `open` makes. If the sink ends early, the rest of the body stays unread.
 pub(crate) async fn feed<B, S>(
     desk: &Desk,
     mut body: B,
@@ -118,8 +119,8 @@ where
     }
 }
 
-/// [`feed`], and what then changes the store. A small body is taken in and committed in one step, mostly on the thread that
-/// received it. `announced`: how much will come, if that is known.
+/// [`feed`], and then a change of the store. A small body is received and committed in one step, mostly on the thread
+/// that received it. `announced`: the size of the body, if it is known.
 pub(crate) async fn feed_and_commit<B, S, T>(
     desk: &Desk,
     mut body: B,
@@ -132,7 +133,7 @@ where
     S: Sink,
     T: Send + 'static,
 {
-    // Memory is cleared before it is read into, so no more of it than needed; and one byte more, to notice the end.
+    // The memory is cleared before it is used, so it is no larger than needed, with one more byte to notice the end.
     let size = announced.map_or(WHOLE as u64, |size| size.saturating_add(1)).min(WHOLE as u64);
     let mut first = Chunk::single(size as usize);
     fill(&mut body, &mut first).await?;
@@ -145,7 +146,7 @@ where
     }
 }
 
-/// Takes in a body of which nothing is missing.
+/// Gives a complete body to a sink.
 pub(crate) fn at_once<S: Sink>(
     open: impl FnOnce() -> Result<S, S::Error>,
     whole: &[u8],
@@ -155,7 +156,7 @@ pub(crate) fn at_once<S: Sink>(
     sink.finish()
 }
 
-/// A body of which this is the beginning.
+/// Gives a body to a sink; `first` is its beginning.
 async fn stream<B, S>(
     desk: &Desk,
     mut body: B,
@@ -174,7 +175,7 @@ where
         Ok((sink, more))
     });
     loop {
-        // The next chunk arrives while the store is at work on the one before.
+        // The next chunk arrives while the store processes the one before.
         let mut chunk = pool.take();
         let mut taken: Option<(S, bool)> = None;
         loop {
@@ -213,23 +214,24 @@ async fn finish<S: Sink>(desk: &Desk, sink: S) -> Result<Result<S::Done, S::Erro
     desk.workers.contents(move || sink.finish()).await.map_err(bug)
 }
 
-/// All of a body whose size was announced and is at most [`WHOLE`].
+/// All of a body whose size is known and at most [`WHOLE`].
 pub(crate) async fn whole<B: AsyncRead + Unpin>(mut body: B, size: usize) -> Result<Vec<u8>, WireError> {
     let mut bytes = Vec::with_capacity(size.min(WHOLE));
     body.read_to_end(&mut bytes).await?;
     Ok(bytes)
 }
 
-/// A path's NAR, read one chunk ahead of its client. No thread waits for the client: each chunk is work of its own.
+/// The NAR of a path, read one chunk ahead of the client. No thread waits for the client: each chunk is a separate
+/// piece of work.
 pub(crate) struct NarChunks {
     next: Next,
     pool: Pool,
     workers: Workers,
-    /// What is larger than a session's own buffers: the chunks, and the object's metadata until the client has all of it.
+    /// Memory beyond the session's own buffers: the chunks, and the object's metadata until the client has all of it.
     _held: Option<(Charge, opened::Held)>,
 }
 
-/// A chunk, and what is left to read behind it. An error of the store cannot be told to the client any more.
+/// A chunk, and the reader for the rest. An error of the store comes too late for a message to the client.
 type ReadAhead = io::Result<(Chunk, Option<NarReader>)>;
 
 enum Next {
@@ -251,19 +253,19 @@ fn read(mut nar: NarReader, mut chunk: Chunk) -> ReadAhead {
 /// Opens a path's NAR, and reads the beginning.
 pub(crate) async fn read_nar(desk: &Desk, views: &Views, path: StorePath) -> Result<NarChunks, RequestError> {
     let (pool, workers) = (Pool::default(), desk.workers.clone());
-    // Until something was read, the client can be told of a failure.
+    // A failure before the first byte is sent can still be reported to the client.
     let failed = |error: store::NarError| RequestError::Refused(error.to_string());
     let view = views.now();
     if view.info(&path).is_some_and(|info| info.nar_size <= AT_ONCE) {
-        // Three short reads of one file. A thread of their own would cost several times what they do.
+        // Three short reads of one file. A thread would cost several times as much.
         let nar = view.nar(&path).map_err(failed)?;
-        // One byte more than it has, to notice its end.
+        // One byte more than the NAR has, to notice its end.
         let chunk = Chunk::single(usize::try_from(nar.size()).unwrap_or(CHUNK).min(CHUNK) + 1);
         return Ok(NarChunks { next: Next::Ready(read(nar, chunk)), pool, workers, _held: None });
     }
     let (nar, held) = opened::open(desk, views, &path).await?;
     let charge = desk.budget.wait(READ_BYTES, "this NAR").await.map_err(over)?;
-    // Those were waits for whatever else this member does.
+    // The path is checked again, because this function waited for other work of this member.
     opened::is_still(&nar, &views.now(), &path)?;
     let empty = pool.take();
     let next = Next::Ready(workers.contents(move || read(nar, empty)).await.map_err(bug)?);

@@ -1,5 +1,5 @@
-//! What a body carries is what the store gets, however large; no more of it is held than a few chunks; and no thread is
-//! held while there is nothing to take in.
+//! The store gets exactly the contents of a body of any size; at most a few chunks of it are in memory; and no thread
+//! is held while no bytes arrive.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,11 +22,11 @@ fn desk() -> Desk {
     }
 }
 
-/// Keeps what it is given, up to `enough` bytes.
+/// Keeps the bytes it gets, up to `enough`.
 struct Keep {
     got: Vec<u8>,
     enough: usize,
-    /// Dropped with it.
+    /// Closes its channel when the sink is dropped.
     _alive: mpsc::Sender<()>,
 }
 
@@ -55,7 +55,7 @@ impl Sink for Keep {
     }
 }
 
-/// Counts what was read of endless zeroes; fails after `breaks_at`.
+/// A reader of endless zeroes that counts the bytes read; fails after `breaks_at`.
 struct Endless {
     read: Arc<AtomicUsize>,
     breaks_at: usize,
@@ -96,7 +96,7 @@ async fn the_store_never_takes_half_a_body_for_a_whole_one() {
 async fn a_sink_that_has_enough_does_not_wait_for_the_rest() {
     let (mut sender, body) = tokio::io::duplex(1 << 20);
     sender.write_all(&vec![0; WHOLE + 10]).await.expect("sent");
-    // The sender stays, and sends nothing more.
+    // The sender stays connected and sends nothing more.
     let (desk, keep) = (desk(), Keep::new(10).0);
     let fed = feed(&desk, body, || Ok(keep));
     let got = tokio::time::timeout(Duration::from_secs(30), fed).await.expect("no waiting");
@@ -141,7 +141,7 @@ async fn a_store_that_is_slow_slows_the_sender() {
     let body = Endless { read: read.clone(), breaks_at: usize::MAX };
     let desk = desk();
     let mut feeding = std::pin::pin!(feed(&desk, body, move || Ok(Slow(wait))));
-    // Everything that can be read without waiting is read by polling until it waits.
+    // Polls until the reader waits: by then it has read all it can read ahead.
     for _ in 0..100 {
         assert!(poll_once(feeding.as_mut()).is_pending());
         tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! Objects that sessions read: one copy of the metadata of an object for each member, for any number of sessions.
+//! Objects that sessions read: each member has one copy of the metadata of an object, for any number of sessions.
 //!
 //! The metadata of a path with a million files takes a hundred MiB, and a slow client can keep it for a long time. It
 //! is charged once, before it is read, and kept until the last reader ends. Members do not share copies, so the time of
@@ -19,11 +19,11 @@ use shares::budget::Charge;
 #[derive(Clone, Debug, Default)]
 pub struct Opened(Arc<Mutex<HashMap<Key, Weak<Cell>>>>);
 
-/// Whose it is, and the hash of the NAR.
+/// The member's identity, and the hash of the NAR.
 type Key = (Arc<str>, [u8; 32]);
 type Cell = OnceCell<Shared>;
 
-/// An open object. Nothing is read through this reader itself.
+/// An open object. Readers are made from this one, which is not used for reading.
 #[derive(Debug)]
 struct Shared {
     nar: NarReader,
@@ -48,7 +48,7 @@ impl Opened {
     }
 }
 
-/// A reader of the NAR of a valid path. This may have been a wait: [`is_still`] has to be asked.
+/// A reader of the NAR of a valid path. Opening may have waited, so the caller must call [`is_still`].
 pub(super) async fn open(
     desk: &Desk,
     views: &Views,
@@ -64,19 +64,19 @@ pub(super) async fn open(
         let charge = desk.budget.wait(need, "the list of files of this NAR").await.map_err(over)?;
         let (view, of) = (views.now(), path.clone());
         let nar = desk.workers.contents(move || view.nar(&of)).await.map_err(bug)?.map_err(failed)?;
-        // Who else waits here means these contents.
+        // Other sessions that wait for this cell asked for the contents with this hash.
         if *nar.hash() == hash { Ok(Shared { nar, _charge: charge }) } else { Err(replaced(path)) }
     });
     let nar = shared.await?.nar.again();
     Ok((nar, Held(cell)))
 }
 
-/// Fails if the path has other contents by now, or is none of this view.
+/// Fails if the path has other contents by now, or is not valid in this view.
 pub(super) fn is_still(nar: &NarReader, view: &View, path: &StorePath) -> Result<(), RequestError> {
     if ask::info(view, path)?.nar_hash == *nar.hash() { Ok(()) } else { Err(replaced(path)) }
 }
 
-/// A claim that gave way to a Verified path in this moment.
+/// The error for a claim that has just given way to a Verified path.
 fn replaced(path: &StorePath) -> RequestError {
     let path = path.to_absolute_path();
     RequestError::Refused(format!("path '{path}' has just been replaced; ask for it again"))

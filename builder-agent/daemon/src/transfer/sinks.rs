@@ -1,4 +1,4 @@
-//! What takes uploads in: the store's intake, with what is known of the upload.
+//! The sinks of uploads: the store's intake, with the path info of the upload.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use store::{ImportError, Ingested, Intake, IntakeKind, Staged, View};
 
 use super::chunks::Sink;
 
-/// The store's intake, and what is done with the contents once all of them are there.
+/// The store's intake, and the step that follows when all of the contents are there.
 pub(crate) struct Taking<F> {
     intake: Intake,
     end: F,
@@ -35,14 +35,14 @@ where
     }
 }
 
-/// A NAR of which nothing is known yet: in an export stream its path follows it.
+/// A NAR without path info: in an export stream, the path comes after it.
 pub(crate) fn unknown(
     view: &View,
 ) -> Result<impl Sink<Done = Ingested, Error = ImportError> + use<>, ImportError> {
     Ok(Taking { intake: view.intake(IntakeKind::Nar, "an imported path")?, end: Ok })
 }
 
-/// A NAR that was announced. It is staged at its end.
+/// A NAR with path info. It is staged at its end.
 pub(super) fn announced(
     view: View,
     info: PathInfo,
@@ -51,7 +51,7 @@ pub(super) fn announced(
     Ok(Taking { intake, end: move |contents| view.stage_ingested(contents, info) })
 }
 
-/// What decides a path, beside the contents.
+/// All that determines the path, besides the contents.
 pub(super) struct Address {
     pub name: String,
     pub method: ContentAddressMethod,
@@ -59,7 +59,7 @@ pub(super) struct Address {
     pub references: BTreeSet<StorePath>,
 }
 
-/// Contents that decide their own path. They are staged at their end.
+/// Contents whose path follows from them. They are staged at their end.
 pub(super) fn addressed(
     view: View,
     what: Address,

@@ -1,8 +1,8 @@
-//! An upload of many paths: received, taken in and registered at the same time, each by its own thread.
+//! An upload of many paths: receiving, staging and registering happen at the same time, each on its own thread.
 //!
-//! Small paths are handed to the store many at a time. While it takes in one handful the next one arrives, and while a
-//! batch is made durable the batch behind it is taken in. No thread waits for the client.
-//! What waits in memory is bounded: two handfuls of [`CHUNK`], and what is known of a batch that is not yet registered.
+//! Small paths are given to the store in groups. While the store stages one group the next one arrives, and while a
+//! batch is made durable the next batch is staged. No thread waits for the client.
+//! Waiting data is bounded: two groups of [`CHUNK`], and the path infos of a batch that is not yet registered.
 
 use nix::PathInfo;
 use store::{ImportError, Staged};
@@ -14,31 +14,31 @@ use super::{BATCH, Desk, RequestError, Views, bug, import_failed, over};
 use shares::budget::Charge;
 use shares::threads::Task;
 
-/// What one path counts beside its contents, and each of its references and signatures: about what they take in memory.
+/// Approximate memory of a path besides its contents, and of each of its references and signatures.
 const PATH_WEIGHT: usize = 512;
 const PART_WEIGHT: usize = 128;
 
-/// References of a batch, in bytes of memory; then it is registered, however few paths it has.
+/// Limit on the memory for the references of a batch; at this limit the batch is registered, even with few paths.
 const MOST_KNOWN: u64 = 1 << 20;
 
-/// The state of one upload. Dropping it keeps what was registered and forgets the rest.
+/// The state of one upload. Dropping it keeps the registered paths and drops the others.
 pub(super) struct Upload {
     views: Views,
     desk: Desk,
-    /// Received, for the next handful.
+    /// Received paths of the next group.
     small: Vec<(PathInfo, Vec<u8>)>,
     weight: usize,
     staging: Option<Task<Result<Vec<Staged>, ImportError>>>,
     batch: Vec<Staged>,
     registering: Option<Task<Result<(), ImportError>>>,
-    /// What is known of the paths that are not registered yet, and of those that are just being registered.
+    /// Memory of the path infos that are not registered yet, and of those that are being registered.
     known: u64,
     leaving: u64,
     charge: Charge,
 }
 
-/// What an upload is charged for, beside large paths: one handful that arrives, one that is taken in, and about as much
-/// for what is known of two batches.
+/// The charge of an upload, besides large paths: one group that arrives, one that is staged, and about as much for the
+/// path infos of two batches.
 const UPLOAD_BYTES: u64 = 3 * CHUNK as u64;
 
 impl Upload {
@@ -58,7 +58,7 @@ impl Upload {
         })
     }
 
-    /// Takes the next path. Its references have come before it.
+    /// Takes the next path. Its references must come before it.
     pub(super) async fn add<B: AsyncRead + Unpin>(
         &mut self,
         info: PathInfo,
@@ -81,7 +81,7 @@ impl Upload {
         if self.weight >= CHUNK { self.hand_over().await } else { Ok(()) }
     }
 
-    /// Ends when everything is registered.
+    /// Ends when all paths are registered.
     pub(super) async fn finish(mut self) -> Result<(), RequestError> {
         self.hand_over().await?;
         self.staged().await?;
@@ -89,7 +89,7 @@ impl Upload {
         self.registered().await
     }
 
-    /// Gives the small paths to the store once it is done with those before.
+    /// Gives the small paths to the store when it has staged those before.
     async fn hand_over(&mut self) -> Result<(), RequestError> {
         self.staged().await?;
         if self.small.is_empty() {
@@ -111,8 +111,9 @@ impl Upload {
         self.register_if(BATCH).await
     }
 
-    /// Starts to register what there is, if it is this much. Batches become visible one after the other, since later
-    /// ones refer to earlier ones. A client decides how long that takes: each goes by the shares of its own moment.
+    /// Starts to register the batch if it has at least `least` paths. Batches become visible one after the other, since
+    /// later ones refer to earlier ones. The client decides how long that takes, so each batch uses a new view, with
+    /// the shares of that moment.
     async fn register_if(&mut self, least: usize) -> Result<(), RequestError> {
         if self.batch.len() < least && self.known < MOST_KNOWN || self.batch.is_empty() {
             return Ok(());
