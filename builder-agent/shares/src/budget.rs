@@ -1,12 +1,13 @@
-//! Memory that requests make the agent hold: each member has a budget, and it is charged where memory is taken.
+//! Memory that requests take in the agent: each member has a budget, which is charged where memory is taken.
 //!
-//! A limit on one request multiplies with sessions and connections; this one does not. Whatever a client can make large
-//! (arguments, lists, the tree of an upload, what is read for an answer) is charged to its member before it is kept, or
-//! as it grows, and released when its [`Charge`] is dropped. Who is over the budget waits ([`Budget::wait`]), if what
-//! is held ends by itself, or is refused ([`Budget::charge`]) with the limit, its value and what to do.
+//! A limit on one request multiplies with sessions and connections; a budget does not. All data that a client can make
+//! large (arguments, lists, the tree of an upload, contents read for an answer) is charged to its member before it is
+//! kept, or as it grows, and released when its [`Charge`] is dropped. A request over the budget waits
+//! ([`Budget::wait`]), if the charged work ends by itself, or is refused ([`Budget::charge`]) with the limit, its value
+//! and what the member can do.
 //!
-//! The box has a total beside the members' own limits. When that is used up, those go on who hold little themselves
-//! ([`SPARE`]), so that several members together cannot keep another one out.
+//! The box has a total besides the members' own limits. When the total is used up, members who hold little still get
+//! memory ([`SPARE`]), so that several members together cannot keep another one out.
 //! Not here: memory of builds (their sandboxes have it), and buffers of a fixed size that every connection has (`ssh`).
 
 use std::collections::HashMap;
@@ -16,14 +17,14 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-/// What a member may hold when the box as a whole has none left: a few sessions, and what they are doing.
+/// Memory that a member may hold even if the box's total is used up: a few sessions and their requests.
 pub const SPARE: u64 = 16 << 20;
-/// How long who is over the budget waits for what they hold otherwise. Then they are told.
+/// Longest wait of a request over the budget for other charges of its member to end. Then it is refused.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The key of a member's limit, for messages.
 const OF_MEMBER: &str = "limits.max-session-memory-per-member-mib";
-/// The key of the box's.
+/// The key of the box's limit.
 const OF_BOX: &str = "limits.max-session-memory-mib";
 
 /// All budgets of the box. Clones share them.
@@ -35,28 +36,28 @@ struct Inner {
     of_box: u64,
     of_member: u64,
     used: Mutex<Used>,
-    /// Told whenever something is released.
+    /// Notified on every release.
     released: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Used {
     whole: u64,
-    /// Who holds nothing is not listed.
+    /// Members who hold nothing are not listed.
     members: HashMap<Arc<str>, u64>,
 }
 
-/// Why memory was not given. The text is for the member.
+/// The reason why memory was refused. The text is for the member.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OverBudget {
-    /// Going on would let one member's sessions push out everybody else's.
+    /// Granting it would let one member's sessions leave no memory for all others.
     #[error(
         "{what} needs {} MiB of the box's memory, and your sessions hold {} of the {} MiB that one member may have \
          (the box's `{OF_MEMBER}`); send less at once, or open fewer sessions",
         mib(*.bytes), mib(*.held), mib(*.limit)
     )]
     Member { what: &'static str, bytes: u64, held: u64, limit: u64 },
-    /// Going on would let the kernel choose what to end.
+    /// Granting it would make the box run out of memory, and then the kernel chooses a process to kill.
     #[error(
         "{what} needs {} MiB of the box's memory, and all sessions together hold {} of {} MiB (the box's `{OF_BOX}`); \
          try again later, or send less at once",
@@ -65,13 +66,13 @@ pub enum OverBudget {
     Box { what: &'static str, bytes: u64, held: u64, limit: u64 },
 }
 
-/// Rounded up: nobody is told that they need 0 MiB.
+/// Rounded up, so that no message says 0 MiB.
 fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }
 
 impl Budgets {
-    /// `of_box`: bytes that all members may hold together; `of_member`: each of them.
+    /// `of_box`: limit in bytes for all members together; `of_member`: for each of them.
     #[must_use]
     pub fn new(of_box: u64, of_member: u64) -> Self {
         Self(Arc::new(Inner { of_box, of_member, used: Mutex::default(), released: Notify::new() }))
@@ -98,15 +99,15 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Takes `bytes` for `what` (the beginning of a sentence), or says why not.
+    /// Charges `bytes` for `what` (the beginning of a sentence), or returns the reason against it.
     pub fn charge(&self, bytes: u64, what: &'static str) -> Result<Charge, OverBudget> {
         let mut charge = Charge { budget: self.clone(), bytes: 0, what };
         charge.set(bytes)?;
         Ok(charge)
     }
 
-    /// As [`Budget::charge`], after waiting for what this member, or the box, holds otherwise. For work whose
-    /// predecessors end by themselves; whoever waits must hold nothing that others need.
+    /// As [`Budget::charge`], but waits until other charges of this member, or of the box, are released. Only for work
+    /// whose predecessors end by themselves. The caller must hold nothing that others need.
     pub async fn wait(&self, bytes: u64, what: &'static str) -> Result<Charge, OverBudget> {
         self.wait_for(PATIENCE, bytes, what).await
     }
@@ -125,14 +126,14 @@ impl Budget {
                 Ok(charge) => return Ok(charge),
                 Err(over) => over,
             };
-            // What is more than the limit does not become less by waiting.
+            // Waiting cannot help a charge above the member's limit.
             if bytes > self.all.of_member || timeout_at(deadline, released).await.is_err() {
                 return Err(over);
             }
         }
     }
 
-    /// Whose it is.
+    /// The member whose budget this is.
     #[must_use]
     pub fn member(&self) -> &Arc<str> {
         &self.member
@@ -154,7 +155,7 @@ pub struct Charge {
 }
 
 impl Charge {
-    /// From now on it is this much. On an error it stays what it was.
+    /// Changes the charge to `bytes`. On an error it stays as it was.
     pub fn set(&mut self, bytes: u64) -> Result<(), OverBudget> {
         let Budget { all, member } = &self.budget;
         if bytes == self.bytes {
@@ -187,12 +188,12 @@ impl Charge {
         Ok(())
     }
 
-    /// Adds to it.
+    /// Increases the charge.
     pub fn grow(&mut self, bytes: u64) -> Result<(), OverBudget> {
         self.set(self.bytes.saturating_add(bytes))
     }
 
-    /// How much it is.
+    /// The size of the charge.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -201,7 +202,7 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        // Less is always possible.
+        // Reducing a charge cannot fail.
         let _ = self.set(0);
     }
 }

@@ -1,7 +1,7 @@
-//! What members share, and how it is divided: threads for work that blocks, and memory that requests take.
+//! Resources that members share, and their division: threads for work that blocks, and memory that requests take.
 //!
-//! Each piece of work and each charge has an owner, the id of a member. A member who asks for much makes only that
-//! member wait. Both parts count; neither knows what the work is.
+//! Each piece of work and each charge has an owner, the identity of a member. A member who asks for much makes only
+//! their own work wait. Neither part knows what the work is.
 //! Not here: which limits a box has (`settings`), and places for builds (`builds::schedule`).
 
 pub mod budget;
@@ -9,7 +9,7 @@ pub mod threads;
 
 use tokio::sync::watch;
 
-/// Ready when a flag turns true, or when nobody is left who could set it.
+/// Ready when the flag turns true, or when its sender is dropped.
 pub async fn turned(flag: &mut watch::Receiver<bool>) {
     let _ = flag.wait_for(|set| *set).await;
 }

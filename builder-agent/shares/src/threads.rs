@@ -1,14 +1,14 @@
 //! Threads for work that blocks: files, hashing, the store's commits, names, builds.
 //!
-//! Work here waits for this machine's disk and processor, never for a client or a guest's leisure, and it belongs to
-//! somebody. A [`Crew`] is a fixed number of threads for one kind of short work. Each owner has a queue of their own; the
-//! queues are served in turn, and no owner has more than half of the threads, so that whoever fills a crew with work
-//! waits for themselves. Kinds have crews of their own, since they wait for different things: a long transaction holds
-//! up commits, and nobody's reading. What takes hours ([`Threads::alone`]: a build, a download) has a thread of its own;
-//! slots bound how many there are.
+//! Work here waits for this machine's disk and processor, never for a client or a guest, and it has an owner. A
+//! [`Crew`] is a fixed number of threads for one kind of short work. Each owner has a queue; the queues are served in
+//! turn, and no owner has more than half of the threads, so a member who fills a crew with work delays only their own
+//! work. Each kind of work has its own crew, since kinds wait for different things: a long transaction delays commits,
+//! but no reads. Work that takes hours ([`Threads::alone`]: a build, a download) has a thread of its own; slots bound
+//! the number of those.
 //!
-//! tokio's own blocking pool is for nobody: whoever parked threads there would park the whole box. Only the threads that
-//! stand in for those in [`Crew::short`] come from it.
+//! tokio's own blocking pool is not used for such work: an owner who blocked all its threads would block the whole box.
+//! Only the threads that replace the callers of [`Crew::short`] come from it.
 //! Not here: memory (`budget`), and how many builds there are (`builds::schedule`).
 
 use std::any::Any;
@@ -26,27 +26,28 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
 
-/// Threads for pieces of contents, for each processor. They hash and copy, and sometimes wait for a disk.
+/// Threads for pieces of contents, per processor. They hash and copy, and sometimes wait for a disk.
 const CONTENTS_PER_CPU: usize = 2;
 const LEAST_CONTENTS: usize = 8;
-/// Threads for commits. They wait for one another in the store, which makes one transaction of many: the more the better.
+/// Threads for commits. Waiting commits become one transaction in the store, so more threads make it faster.
 const COMMITS: usize = 32;
-/// Threads for reading derivations: as `CONTENTS_PER_CPU`, with large plans in mind.
+/// Least number of threads for reading derivations, since plans can be large; else [`CONTENTS_PER_CPU`] for each
+/// processor.
 const LEAST_PLANS: usize = 4;
 
-/// Why there is no result.
+/// The reason why a task has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum Lost {
-    /// A bug: the others do not notice.
+    /// A bug; other tasks are not affected.
     #[error("it panicked: {0}")]
     Panicked(String),
-    /// The kernel gave no thread. Waiting for one could take for ever.
+    /// The kernel refused to start a thread. Waiting for one could take for ever.
     #[error("the box has no thread for it")]
     NoThread,
 }
 
-/// Work in progress: a future of its result. If this is dropped before the work has begun, it never does; work that has
-/// begun ends, and its result is dropped on its thread.
+/// Work in progress: a future of its result. If the future is dropped before the work has begun, the work never begins;
+/// work that has begun ends, and its result is dropped on its thread.
 #[derive(Debug)]
 pub struct Task<T>(oneshot::Receiver<Result<T, Lost>>);
 
@@ -60,7 +61,7 @@ impl<T> Future for Task<T> {
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A job, and where its result will be.
+/// A job, and the future of its result.
 fn job<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> (Job, Task<T>) {
     let (tell, told) = oneshot::channel();
     let job = move || {
@@ -68,13 +69,13 @@ fn job<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> (Job, Ta
             return;
         }
         let result = here(work);
-        // Nobody waits any more: what was made is dropped here.
+        // An error means that the future was dropped; the result is dropped here.
         let _ = tell.send(result);
     };
     (Box::new(job), Task(told))
 }
 
-/// Does `work` where the caller is, as a thread of a crew would: a panic is told and ends nothing else.
+/// Does `work` on the calling thread. As on a thread of a crew, a panic becomes an error and affects nothing else.
 fn here<T>(work: impl FnOnce() -> T) -> Result<T, Lost> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| Lost::Panicked(said(&*panic)))
 }
@@ -96,7 +97,7 @@ pub struct Threads {
     lone: Arc<Lone>,
 }
 
-/// Counts threads that have one work each.
+/// Counts the threads with a single piece of work each.
 #[derive(Debug, Default)]
 struct Lone {
     running: Mutex<usize>,
@@ -110,7 +111,7 @@ impl Default for Threads {
 }
 
 impl Threads {
-    /// As many as fit this machine. They are started when they are needed.
+    /// Crews that fit this machine. Their threads are started when they are needed.
     #[must_use]
     pub fn new() -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -122,13 +123,13 @@ impl Threads {
         }
     }
 
-    /// For the work of one member.
+    /// The threads for the work of one member.
     #[must_use]
     pub fn of(&self, owner: &Arc<str>) -> Workers {
         Workers { threads: self.clone(), owner: owner.clone() }
     }
 
-    /// Does `work` on a thread of its own, inside of the runtime at hand.
+    /// Does `work` on a thread of its own, inside of the current runtime.
     pub fn alone<T: Send + 'static>(&self, name: &str, work: impl FnOnce() -> T + Send + 'static) -> Task<T> {
         let runtime = tokio::runtime::Handle::current();
         let (job, task) = job(work);
@@ -138,13 +139,13 @@ impl Threads {
             job();
         };
         if let Err(error) = std::thread::Builder::new().name(name.into()).spawn(run) {
-            // The job is gone with its thread, which its task notices.
+            // The job was dropped with the thread, so its future returns an error.
             tracing::error!(%error, name, "cannot start a thread");
         }
         task
     }
 
-    /// Waits until no [`Threads::alone`] runs any more, but no longer than this.
+    /// Waits until no [`Threads::alone`] runs any more, at most for `longest`.
     pub fn wait(&self, longest: Duration) {
         let deadline = Instant::now() + longest;
         let mut running = self.lone.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -182,12 +183,12 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Takes in or reads a piece of contents.
+    /// Receives or reads a piece of contents.
     pub fn contents<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Task<T> {
         self.threads.contents.start(&self.owner, work)
     }
 
-    /// Reads a piece of a file; an empty one is its end.
+    /// Reads a piece of a file; an empty one means its end.
     pub fn read_at(&self, file: &Arc<File>, at: u64, longest: usize) -> Task<io::Result<Vec<u8>>> {
         let file = file.clone();
         self.contents(move || {
@@ -198,12 +199,12 @@ impl Workers {
         })
     }
 
-    /// Changes what the store says.
+    /// Commits a change of the store.
     pub fn commit<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Task<T> {
         self.threads.commits.start(&self.owner, work)
     }
 
-    /// The same for work of some hundred microseconds. See [`Crew::short`].
+    /// As [`Workers::commit`], for work of some hundred microseconds. See [`Crew::short`].
     pub async fn commit_short<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -226,7 +227,7 @@ struct Inner {
     name: &'static str,
     most: usize,
     state: Mutex<State>,
-    /// Told when there may be something to do.
+    /// Notified when there may be work.
     to_do: Condvar,
 }
 
@@ -234,11 +235,11 @@ struct Inner {
 struct State {
     threads: usize,
     idle: usize,
-    /// Threads of others that are at work here.
+    /// Threads of callers that do work here.
     entered: usize,
-    /// Owners with something to do or being done.
+    /// Owners with waiting or running work.
     lanes: HashMap<Arc<str>, Lane>,
-    /// Owners with something to do and a thread to spare, in turn. Each once.
+    /// Owners with waiting work and a free thread, in turn; each is listed once.
     turns: VecDeque<Arc<str>>,
 }
 
@@ -252,7 +253,7 @@ impl std::fmt::Debug for State {
 struct Lane {
     jobs: VecDeque<Job>,
     running: usize,
-    /// Whether it stands in `turns`.
+    /// Whether the owner is in `turns`.
     listed: bool,
 }
 
@@ -263,8 +264,8 @@ impl Crew {
         Self(Arc::new(Inner { name, most, state: Mutex::default(), to_do: Condvar::new() }))
     }
 
-    /// Does `work` when it is its owner's turn. What waits is bounded by who waits for it: a session has at most three
-    /// works at a time.
+    /// Does `work` when it is its owner's turn. The callers bound the length of the queue: a session has at most three
+    /// pieces of work at a time.
     pub fn start<T: Send + 'static>(
         &self,
         owner: &Arc<str>,
@@ -278,17 +279,18 @@ impl Crew {
         task
     }
 
-    /// Does short work on the caller's own thread, where waking a thread and being woken by it would take about as long as
-    /// the work. The thread counts as one of the owner's. If the owner has no room for it, or somebody waits, this is
-    /// [`Crew::start`].
+    /// Does short work on the caller's own thread; to wake another thread and to be woken by it would take about as
+    /// long as the work. The thread counts as one of the owner's. If the owner has no free thread, or other work waits,
+    /// this is [`Crew::start`].
     ///
-    /// The work may wait for a disk or for other commits: the runtime gives the other tasks of this thread to another one.
+    /// The work may wait for a disk or for other commits: the runtime moves the other tasks of this thread to another
+    /// one.
     pub async fn short<T: Send + 'static>(
         &self,
         owner: &Arc<str>,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Lost> {
-        // A runtime with one thread has no other one to give tasks to.
+        // A runtime with one thread cannot move tasks to another one.
         let hands_over = Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
         match hands_over.then(|| self.enter(owner)).flatten() {
             Some(_entered) => tokio::task::block_in_place(|| here(work)),
@@ -296,7 +298,7 @@ impl Crew {
         }
     }
 
-    /// Lets the caller's thread work here as one of the owner's, if nobody waits and there is room.
+    /// Lets the caller's thread work here as one of the owner's, if no work waits and a thread is free.
     fn enter(&self, owner: &Arc<str>) -> Option<Entered<'_>> {
         let mut state = self.0.lock();
         let running = state.lanes.get(owner).map_or(0, |lane| lane.running);
@@ -309,8 +311,8 @@ impl Crew {
         Some(Entered { crew: self, owner: owner.clone() })
     }
 
-    /// Sees to it that somebody comes, if there is something to do that may be begun. Takes the lock with it: who is woken
-    /// needs it at once, and would go to sleep again.
+    /// Wakes or starts a thread if there is work that may begin. Releases the lock before it wakes one, because the
+    /// woken thread needs the lock and would have to wait again.
     fn summon(&self, mut state: MutexGuard<'_, State>) {
         if state.turns.is_empty() {
             return;
@@ -329,7 +331,7 @@ impl Crew {
             Err(error) => {
                 tracing::error!(%error, name = self.0.name, "cannot start a thread");
                 if state.threads == 0 {
-                    // Nobody would ever come. Those who wait are told.
+                    // No thread exists to do the work. Dropping the jobs returns an error to everybody who waits.
                     state.lanes.clear();
                     state.turns.clear();
                 }
@@ -337,7 +339,7 @@ impl Crew {
         }
     }
 
-    /// A thread's whole life.
+    /// The main loop of a thread.
     fn work(&self) {
         let mut state = self.0.lock();
         loop {
@@ -352,7 +354,7 @@ impl Crew {
             let Some(job) = lane.jobs.pop_front() else { continue };
             lane.running += 1;
             self.0.list(&mut state, &owner);
-            // For what is left: whoever was told of it before may have been told twice of the same.
+            // For the rest of the queue: two earlier notifications may have been for the same job.
             self.summon(state);
             job();
             state = self.0.lock();
@@ -364,7 +366,7 @@ impl Crew {
     }
 }
 
-/// A thread that works in a crew for a moment.
+/// The caller's thread while it does work of a crew.
 struct Entered<'a> {
     crew: &'a Crew,
     owner: Arc<str>,
@@ -392,7 +394,7 @@ impl Inner {
         (self.most / 2).max(1)
     }
 
-    /// Gives `owner` a turn if there is something to do for it and it has a thread to spare.
+    /// Puts `owner` into `turns` if work waits and the owner has a free thread.
     fn list(&self, state: &mut State, owner: &Arc<str>) {
         let of_one = self.of_one();
         let Some(lane) = state.lanes.get_mut(owner) else { return };

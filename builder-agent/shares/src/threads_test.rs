@@ -1,4 +1,4 @@
-//! Whoever fills a crew with work waits for themselves.
+//! A member who fills a crew with work delays only their own work.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -9,7 +9,7 @@ fn owner(name: &str) -> Arc<str> {
     Arc::from(name)
 }
 
-/// A work that lasts until the sender of the pair is dropped.
+/// Work that lasts until the sender of the pair is dropped.
 fn parked() -> (mpsc::Sender<()>, impl FnOnce() + Send + 'static) {
     let (hold, held) = mpsc::channel::<()>();
     (hold, move || assert!(held.recv().is_err(), "only dropped"))
@@ -33,7 +33,7 @@ async fn one_owner_never_has_more_than_half_of_the_threads() {
     for task in tasks {
         task.await.expect("done");
     }
-    // The last thread may not have said so yet.
+    // The last thread may not have updated the state yet.
     while !crew.0.lock().lanes.is_empty() {
         tokio::task::yield_now().await;
     }
@@ -54,7 +54,7 @@ async fn owners_are_served_in_turn_however_much_one_has_asked_for() {
     };
     let many: Vec<_> = (0..20).map(|_| note("mallory")).collect();
     let few: Vec<_> = (0..3).map(|_| note("alice")).collect();
-    // One thread alone, so that the order in which it is served is the order in which it is noted.
+    // Only one thread runs, so the order of the notes is the order in which the work was done.
     drop(gate);
     for task in few.into_iter().chain(many) {
         task.await.expect("done");
@@ -103,7 +103,7 @@ async fn long_work_has_a_thread_of_its_own_and_is_waited_for_at_the_end() {
     task.await.expect("done");
 }
 
-/// With one worker thread: whatever stops that one stops everything.
+/// With one worker thread, blocking that thread would stop everything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn short_work_that_waits_stops_no_other_task() {
     let crew = Crew::new("test", 4);
