@@ -1,17 +1,18 @@
-//! Which person a name of the roster means. A name is what people write; what owns claims, logs and results is an identity,
-//! so that somebody who joins under the name of somebody who left inherits nothing.
+//! Identities: which person a name of the roster means. People write names, but claims, logs and results belong to an
+//! identity, so that a person who joins under the name of one who left inherits nothing.
 //!
-//! A name keeps its identity for as long as each roster has a key or certificate authority for it that the one before had,
-//! and when it comes back with one that it had when it left. With none of them it is somebody else, whether it was away or
-//! not: two changes of the roster, one that takes a person out and one that gives their name to another, arrive here as one
-//! when they come close together. So whoever replaces all keys at once starts anew; who keeps an old one beside the new ones
-//! for one version of the roster does not.
+//! A name keeps its identity as long as each roster shares at least one key or certificate authority of that name with
+//! the roster before, and also when the name comes back with one that it had when it left. Without a shared one, the
+//! name means another person, even if it was never away: if one change of the roster removes a person and the next
+//! gives the name to another, and both come close together, the agent sees one change. So a member who replaces all
+//! keys at once gets a new identity; a member who keeps an old key beside the new ones for one version of the roster
+//! does not.
 //!
-//! An authority of several members tells nobody apart. Who has nothing else is known by their name, for which that
-//! authority vouches, while the name stays in the roster.
+//! An authority of several members identifies none of them. A member who has nothing else is identified by the name,
+//! for which that authority vouches, while the name stays in the roster.
 //!
-//! Kept in one small file that is replaced in one step, before the roster that needs it takes effect.
-//! Not here: dropping what belonged to an identity that is gone for good (the agent, `departed`), and who logs in.
+//! Identities are kept in one small file that is replaced in one step, before the roster that needs it takes effect.
+//! Not here: deleting what belonged to a former identity (the agent, `departed`), and who logs in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -20,18 +21,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-/// Stands between a name and the number that makes it an identity. No name has it (crate `roster`, `name`).
+/// Separates a name from the number of an identity. No name contains it (crate `roster`, `name`).
 pub const MARK: char = '~';
-/// Names remembered, those that left among them: twice the members of the largest roster. Who left longest ago is
-/// forgotten first, and what they left behind goes with them.
+/// Limit on remembered names, including those that left: twice the members of the largest roster. The name that left
+/// longest ago is forgotten first, and all that belongs to its identity is deleted.
 const MAX_PEOPLE: usize = 2 * ::roster::MAX_MEMBERS;
 /// The format of the file.
 const SCHEMA: u64 = 1;
 
-/// What one roster says of a name: its keys, or `None` if they could not be understood.
+/// The keys of each name in one roster; `None` if they could not be understood.
 pub type Listed = BTreeMap<Arc<str>, Option<BTreeSet<String>>>;
 
-/// The file, and what it says.
+/// The file, and its contents.
 #[derive(Debug)]
 pub struct Identities {
     path: PathBuf,
@@ -41,7 +42,7 @@ pub struct Identities {
 #[derive(Debug)]
 struct States {
     now: State,
-    /// As the file has it. Only this may let anybody in as somebody new.
+    /// The state on disk. A new identity can log in only once it is in here.
     saved: State,
 }
 
@@ -49,10 +50,10 @@ struct States {
 #[serde(deny_unknown_fields)]
 struct State {
     schema: u64,
-    /// The number of the next identity. Never used twice.
+    /// The number of the next identity. No number is used twice.
     next: u64,
     people: BTreeMap<String, Person>,
-    /// Identities that nobody has any more and that still own something.
+    /// Identities that have no name any more and may still own data.
     gone: BTreeSet<String>,
 }
 
@@ -60,15 +61,15 @@ struct State {
 #[serde(deny_unknown_fields)]
 struct Person {
     id: String,
-    /// Fingerprints of keys and authorities that are this name's alone, from the last roster that had any.
+    /// Fingerprints of keys and authorities that only this name has, from the last roster that listed any.
     keys: BTreeSet<String>,
-    /// Whether the name is in the roster; if not, `next` when it left, which orders those who are away.
+    /// `None` if the name is in the roster; else the value of `next` when the name left, which orders the absent names.
     away_since: Option<u64>,
 }
 
 impl Identities {
-    /// Reads the file. Without one, everybody in the first roster is who the store says they are. A damaged one is put
-    /// aside, and everybody is somebody new: to guess could give one person's claims to another.
+    /// Reads the file. Without a file, identities are names, as in the store. A damaged file is put aside and every
+    /// name gets a new identity, because a guess could give one person's claims to another.
     pub fn open(path: PathBuf) -> std::io::Result<Identities> {
         let empty = |next| State { schema: SCHEMA, next, people: BTreeMap::new(), gone: BTreeSet::new() };
         let state = match std::fs::read(&path) {
@@ -80,7 +81,8 @@ impl Identities {
                     tracing::error!(path = %path.display(), error, aside = %aside.display(),
                         "the identities cannot be read; the file is moved aside, and earlier claims belong to nobody");
                     std::fs::rename(&path, &aside)?;
-                    // Numbers of the damaged file were smaller: it counts, and time is ahead of any count.
+                    // Must be above all numbers of the damaged file: those are counts, and the time is larger than any
+                    // count.
                     empty(::roster::date::now().max(1))
                 }
             },
@@ -90,8 +92,8 @@ impl Identities {
         Ok(Identities { path, states: Mutex::new(States { now: state.clone(), saved: state }) })
     }
 
-    /// The identity of each name. A name whose identity is new has none until that is on disk: after a crash it would be
-    /// somebody else's. Who leaves has left in any case.
+    /// The identity of each name. A name with a new identity is left out until that is on disk: otherwise, after a
+    /// crash, its claims could belong to another identity. A name that left the roster is removed in any case.
     pub fn assign(&self, listed: &Listed) -> BTreeMap<Arc<str>, Arc<str>> {
         let mut states = self.lock();
         let mut ids = states.now.assign(listed);
@@ -103,18 +105,18 @@ impl Identities {
         ids
     }
 
-    /// Whether something is still to be written.
+    /// Whether a change still has to be written.
     pub fn is_unsaved(&self) -> bool {
         let states = self.lock();
         states.now != states.saved
     }
 
-    /// Identities whose belongings are to be dropped.
+    /// Identities whose data must be deleted.
     pub fn gone(&self) -> Vec<String> {
         self.lock().saved.gone.iter().cloned().collect()
     }
 
-    /// Nothing is left of this one.
+    /// Reports that this identity owns nothing any more.
     pub fn dropped(&self, id: &str) -> std::io::Result<()> {
         let mut states = self.lock();
         states.now.gone.remove(id);
@@ -136,14 +138,14 @@ impl Identities {
 
 impl State {
     fn assign(&mut self, listed: &Listed) -> BTreeMap<Arc<str>, Arc<str>> {
-        // Before there was this file, names were identities.
+        // Before this file existed, names were identities.
         let first = self.next == 0;
         self.next = self.next.max(1);
         let mut ids = BTreeMap::new();
         for (name, keys) in listed {
             let known = self.people.get(&**name);
             let same = known.is_some_and(|person| match keys {
-                // Who it is will show once the entry can be read.
+                // The identity can be decided only when the entry can be read.
                 None => person.away_since.is_none(),
                 Some(keys) => {
                     let nothing_to_compare = keys.is_empty() || person.keys.is_empty();
@@ -151,7 +153,7 @@ impl State {
                 }
             });
             if !same {
-                // Who it is will show once the entry can be read; nobody logs in by it until then.
+                // The identity can be decided only when the entry can be read; with an unreadable entry no login works.
                 let Some(keys) = keys else { continue };
                 let id = if first { name.to_string() } else { self.number(name) };
                 let person = Person { id, keys: keys.clone(), away_since: None };
@@ -201,12 +203,12 @@ impl State {
     }
 }
 
-/// Replaces the file in one step. On error the one before it is still there.
+/// Replaces the file in one step. On error the old file stays.
 fn write(path: &Path, state: &State) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     file.write_all(&serde_json::to_vec_pretty(state)?)?;
-    // Once in a while, and small: whoever is somebody else must be so after a power cut, too.
+    // This write is rare and small, and a new identity must survive a power cut.
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     std::fs::File::open(folder)?.sync_all()

@@ -16,7 +16,8 @@ impl Box {
         self.identities = Identities::open(self.dir.path().join("identities.json")).expect("opened");
     }
 
-    /// Identities by a roster of these names with these keys; no keys at all: they could not be understood.
+    /// The identities after a roster with these names and keys; an empty list stands for keys that could not be
+    /// understood.
     fn roster(&self, members: &[(&str, &[&str])]) -> BTreeMap<String, String> {
         let listed = members
             .iter()
@@ -44,7 +45,7 @@ fn a_name_that_comes_back_with_other_keys_is_somebody_else() {
     assert!(second.starts_with("alice~"), "{second}");
     assert_eq!(house.identities.gone(), ["alice"]);
     house.roster(&[("bob", &["b"])]);
-    // Even with the first one's keys: what belonged to the first is gone for good.
+    // Even with the first one's keys: the data of the first identity is deleted.
     let third = house.roster(&[("alice", &["a"]), ("bob", &["b"])])["alice"].clone();
     assert!(third.starts_with("alice~") && third != second);
     house.identities.dropped("alice").expect("written");
@@ -71,7 +72,7 @@ fn a_name_that_stays_or_comes_back_with_a_key_it_had_is_the_same_person() {
     house.restart();
     assert!(is_alice(&house, &["e", "d"]), "back with the key she had");
     house.roster(&[]);
-    // Not even known as somebody before the entry can be read.
+    // The name has no identity before its entry can be read.
     assert!(house.roster(&[("alice", &[])]).is_empty());
     assert!(is_alice(&house, &["d"]));
     assert!(house.identities.gone().is_empty());
@@ -84,7 +85,7 @@ fn a_name_whose_keys_are_all_replaced_at_once_is_somebody_else() {
     let second = house.roster(&[("alice", &["x"]), ("bob", &["b2"])]);
     assert!(second["alice"].starts_with("alice~") && second["bob"] == "bob", "{second:?}");
     assert_eq!(house.identities.gone(), ["alice"]);
-    // A mistake in the entry is no bridge to somebody else's keys, nor is a restart.
+    // Neither an unreadable entry nor a restart connects the name to another person's keys.
     house.roster(&[("alice", &[]), ("bob", &["b2"])]);
     house.restart();
     let third = house.roster(&[("alice", &["y"]), ("bob", &["b2"])]);
@@ -99,9 +100,9 @@ fn who_has_an_authority_of_several_members_and_nothing_else_is_known_by_their_na
         house.identities.assign(&BTreeMap::from([("alice".into(), Some(keys))]))["alice"].to_string()
     };
     let alice = ids(&["ca"]);
-    // Another member gets the same authority: nothing of hers has changed.
+    // Another member gets the same authority; alice's identity stays.
     assert_eq!((ids(&[]), ids(&[]), ids(&["ca"])), (alice.clone(), alice.clone(), alice.clone()));
-    // But that is no bridge to somebody else's keys.
+    // But the shared authority does not connect the name to another person's keys.
     assert_eq!(ids(&[]), alice);
     assert_ne!(ids(&["x"]), alice);
 }

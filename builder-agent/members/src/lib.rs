@@ -1,9 +1,10 @@
-//! Who may log in, read from `roster.json` and kept current while the agent runs.
+//! Who may log in: reads `roster.json` and follows its changes while the agent runs.
 //!
-//! The file is written by `access-manager`, which already judged every entry. It is still parsed with bounds (by the crate
-//! `roster`, as on the other side), since a disk or a hand edit may hold anything. A member whose entry is wrong is left
-//! out; a file that does not load changes nothing: the roster before it stays.
-//! Who a name means is kept apart from the name ([`identity`]). Not here: where the file comes from, whom a login is for (`ssh::login`), and what a session may do.
+//! `access-manager` writes the file and has checked every entry. The agent still parses it with bounds (by the crate
+//! `roster`, as the access manager does), since a disk error or a hand edit can put anything into it. A member whose
+//! entry has a mistake is left out; if a file does not load, the roster before it stays.
+//! Who a name means is kept apart from the name ([`identity`]). Not here: where the file comes from, which member a
+//! login is for (`ssh::login`), and what a session may do.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
@@ -26,18 +27,20 @@ pub use views::Views;
 mod identity;
 mod views;
 
-/// How often the file is looked at. Removal must bite within a minute; a stat per second costs nothing.
+/// Interval between checks of the file. Removal of a member must take effect within a minute; a stat per second costs
+/// nothing.
 const POLL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Member {
     pub name: Arc<str>,
-    /// Owns what this member has: two members of one name, one after the other, have two. See [`identity`].
+    /// The owner of this member's claims, logs and results: two people who use one name in turn have two. See
+    /// [`identity`].
     pub id: Arc<str>,
-    /// Nothing on the box asks for it yet; it is logged with each login.
+    /// The box does not use the role yet, except in the log line of each login.
     pub role: Role,
     pub limits: MemberLimits,
-    /// Whose paths this member is willing to see and to show.
+    /// The members whose paths this member wants to see, and to whom this member's paths may be shown.
     pub share_with: BTreeSet<Arc<str>>,
 }
 
@@ -48,27 +51,27 @@ pub struct Holder {
     pub key: Arc<Key>,
 }
 
-/// One accepted roster, members past their date already left out.
+/// One accepted roster, without members past their expiry date.
 #[derive(Debug, Default)]
 pub struct Roster {
     pub source: String,
     pub commit: Option<String>,
-    /// One key may have several members, who are told apart by the ssh user name.
+    /// The holders of each key. Several members can have one key; the ssh user name then says which one logs in.
     keys: HashMap<KeyData, Vec<Holder>>,
-    /// Certificate authorities, likewise.
+    /// The holders of each certificate authority, likewise.
     authorities: HashMap<KeyData, Vec<Holder>>,
     by_name: BTreeMap<Arc<str>, Arc<Member>>,
-    /// Who has a mistake in their entry, and which.
+    /// The members with a mistake in their entry, and the mistake.
     pub left_out: Vec<LeftOut>,
 }
 
 impl Roster {
-    /// Who has this key.
+    /// The members with this key.
     pub fn holders(&self, key: &KeyData) -> &[Holder] {
         self.keys.get(key).map_or(&[], Vec::as_slice)
     }
 
-    /// Whose certificates this key signs.
+    /// The members for whom this authority signs certificates.
     pub fn holders_of_authority(&self, key: &KeyData) -> &[Holder] {
         self.authorities.get(key).map_or(&[], Vec::as_slice)
     }
@@ -86,21 +89,21 @@ impl Roster {
         self.by_name.contains_key(name)
     }
 
-    /// Who has this identity.
+    /// The member with this identity.
     pub fn by_id(&self, id: &str) -> Option<&Arc<Member>> {
         let name = id.split(identity::MARK).next().unwrap_or(id);
         self.by_name.get(name).filter(|member| &*member.id == id)
     }
 
-    /// The same person as this roster has them, with today's limits; `None` for who has left.
+    /// The same member in this roster, with current limits; `None` if they have left.
     ///
-    /// A member that was looked up earlier says who it was and nothing else: wherever something is allowed or limited, it
-    /// goes through here.
+    /// A member from an earlier look-up is only an identity: every permission and every limit must be read from the
+    /// result of this function.
     pub fn current(&self, member: &Member) -> Option<&Arc<Member>> {
         self.by_name.get(&member.name).filter(|now| now.id == member.id)
     }
 
-    /// The identities of those who share with `member` and with whom `member` shares.
+    /// The identities of the members who share with `member` and with whom `member` shares.
     pub fn ids_sharing_with(&self, member: &Member) -> Vec<Arc<str>> {
         if self.current(member).is_none() {
             return Vec::new();
@@ -109,16 +112,15 @@ impl Roster {
         others.iter().filter_map(|name| self.by_name.get(name)).map(|other| other.id.clone()).collect()
     }
 
-    /// The store as `member` may see it by this roster: with the claims of those who share with them and they with. What
-    /// is registered through this view is not collected while it lives.
+    /// The view of `member` by this roster: it includes the claims of members with mutual shares. Paths that are
+    /// registered through this view are not collected while it lives.
     pub fn view_of(&self, store: &store::Store, member: &Member) -> store::View {
         let others: Vec<store::Member> =
             self.ids_sharing_with(member).iter().map(|id| store::Member::new(id)).collect();
         store.view_sharing(&store::Member::new(&member.id), &others).holding()
     }
 
-    /// The members who share with `name` and with whom `name` shares, in order. Somebody who is not in the roster, or
-    /// no longer, shares nothing.
+    /// The members who share with `name` and with whom `name` shares, in order; none if `name` is not in the roster.
     pub fn sharing_with(&self, name: &str) -> Vec<Arc<str>> {
         let Some(member) = self.by_name.get(name) else { return Vec::new() };
         let mutual = |other: &&Arc<str>| {
@@ -149,7 +151,7 @@ pub enum RosterError {
     File { path: PathBuf, cause: FileError },
 }
 
-/// The roster in `bytes` as of `today`. `identify` says who each name is; who is nobody is left out.
+/// The roster in `bytes` as of `today`. `identify` gives the identity of each name; a name without one is left out.
 fn parse(
     bytes: &[u8],
     today: Day,
@@ -189,8 +191,8 @@ fn parse(
     Ok(roster)
 }
 
-/// Everybody the file names: who has expired, or has a mistake in their entry, has not left. An authority of several
-/// members says of none of them who they are.
+/// All names of the file: a member who has expired, or whose entry has a mistake, has not left. An authority of several
+/// members is left out, as it identifies none of them.
 fn listed(read: &::roster::Read) -> Listed {
     let mut authorities: HashMap<&KeyData, usize> = HashMap::new();
     for key in read.members.iter().flat_map(|(_, keys)| keys).filter(|key| key.authority.is_some()) {
@@ -208,18 +210,18 @@ fn listed(read: &::roster::Read) -> Listed {
     listed
 }
 
-/// Names as identities, for who keeps none.
+/// Names as identities, for a caller that keeps no identities.
 fn by_name(listed: &Listed) -> BTreeMap<Arc<str>, Arc<str>> {
     listed.keys().map(|name| (name.clone(), name.clone())).collect()
 }
 
-/// What tells one version of the file from the next. Replacing by rename changes the inode.
+/// Distinguishes versions of the file. Replacing by rename changes the inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     inode: u64,
     size: u64,
     modified: (i64, i64),
-    /// Expiry dates pass without the file changing.
+    /// Part of the stamp because expiry dates pass while the file stays the same.
     day: Day,
 }
 
@@ -229,7 +231,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some(Stamp { inode: meta.ino(), size: meta.len(), modified, day: Day::today() })
 }
 
-/// Reads a roster file once, with names for identities.
+/// Reads a roster file once; names are identities.
 pub fn load(path: &Path) -> Result<Roster, RosterError> {
     load_with(path, by_name)
 }
@@ -260,7 +262,7 @@ pub fn follow(path: PathBuf, identities: Arc<Identities>) -> watch::Receiver<Arc
                 _ = sender.closed() => return,
             }
             let now = stamp(&path);
-            // Who joined while that could not be written down is still outside.
+            // Members whose new identity could not be written yet still have to be let in.
             if now != last || identities.is_unsaved() {
                 last = now;
                 publish(&path, &identities, &sender);

@@ -30,7 +30,7 @@ fn a_key_leads_to_its_member_and_the_comment_does_not_matter() {
     assert!(roster.holders(&data(ED2)).is_empty());
 }
 
-/// The other side's half of this rule is in the crate `roster`, whose `Day` both use.
+/// The access manager's half of this rule is in the crate `roster`, whose `Day` both use.
 #[test]
 fn the_day_of_expiry_is_the_last_day_in() {
     let text = roster(&alice(r#","expires":"2027-02-28""#));
@@ -92,7 +92,7 @@ fn members_share_only_if_both_say_so() {
     assert_eq!(shares(""), none());
     assert_eq!(shares(r#","share-with":["carol"]"#), none());
     assert_eq!(shares(r#","share-with":["bob"]"#), (vec!["bob".to_owned()], vec!["alice".to_owned()]));
-    // Who has expired is not there, and shares nothing.
+    // An expired member is not in the roster, and shares nothing.
     assert_eq!(shares(r#","share-with":["bob"],"expires":"2027-01-01""#), none());
 }
 
@@ -110,7 +110,7 @@ async fn a_bad_file_keeps_the_roster_before_it_and_a_good_one_replaces_it() {
     let mut following = follow(path.clone(), identities);
     assert!(following.borrow_and_update().contains("alice"));
     put("{ this is not json");
-    // Nothing must be published for the bad file: the next change we see is the good one after it.
+    // The bad file must not be published: the next change is the good file after it.
     tokio::time::sleep(POLL * 2).await;
     assert!(!following.has_changed().expect("alive"));
     assert!(following.borrow().contains("alice"));

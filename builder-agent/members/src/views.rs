@@ -1,4 +1,4 @@
-//! The store as one member may see it, at each moment.
+//! The current view of one member.
 //!
 //! A share can be withdrawn while a request waits: for the rest of an upload, for a client that reads slowly, for a
 //! build or a download. So a request takes a new view after each wait.
@@ -10,18 +10,18 @@ use tokio::sync::watch;
 
 use crate::{Member, Roster};
 
-/// Makes views of one member. Clones hold the same temporary roots.
+/// Makes views of one member. Clones share the temporary roots.
 #[derive(Clone)]
 pub struct Views {
     store: Store,
     member: Arc<Member>,
-    /// Says whether there was another roster since `view` was made.
+    /// Tells whether the roster has changed since `view` was made.
     roster: watch::Receiver<Arc<Roster>>,
     view: View,
 }
 
 impl Views {
-    /// For a session of `member` that begins.
+    /// Views for a new session of `member`.
     #[must_use]
     pub fn open(store: &Store, roster: &watch::Receiver<Arc<Roster>>, member: &Arc<Member>) -> Self {
         let mut roster = roster.clone();
@@ -32,20 +32,20 @@ impl Views {
     /// A view with the shares of the current roster. A member who has left the roster shares with nobody.
     #[must_use]
     pub fn now(&self) -> View {
-        // An error is a roster that nobody follows any more: the process is ending.
+        // An error means that the sender of the roster is gone: the process is ending.
         if !self.roster.has_changed().unwrap_or(false) {
             return self.view.clone();
         }
         self.roster.borrow().view_of(&self.store, &self.member).holding_as(&self.view)
     }
 
-    /// Whose they are, as the store knows them.
+    /// The member of these views, as the store knows them.
     #[must_use]
     pub fn owner(&self) -> &store::Member {
         self.view.member()
     }
 
-    /// How many paths they keep from being collected.
+    /// Number of paths that these views keep from being collected.
     #[must_use]
     pub fn held(&self) -> usize {
         self.view.held()
