@@ -1,8 +1,8 @@
-//! What can be wrong with a configuration file, in words an operator can act on.
+//! The mistakes that a configuration file can have, with messages that an operator can act on.
 
 use std::path::PathBuf;
 
-/// Shown when there is no file: the least that works.
+/// Shown when there is no file: the smallest working configuration.
 pub const EXAMPLE: &str = r#"roster = "/run/barnraiser/roster.json"
 state-dir = "/var/lib/barnraiser"
 [sandbox]
@@ -20,7 +20,7 @@ pub enum ConfigError {
     Unreadable { path: PathBuf, cause: std::io::Error },
     #[error("{} is not TOML: {message}", path.display())]
     NotToml { path: PathBuf, message: String },
-    /// Ignoring it would leave an operator believing in a setting that does nothing.
+    /// Ignoring an unknown key would let an operator believe in a setting that does nothing.
     #[error("{}:{line}: unknown key `{key}` (its value is {value})\nhint: {accepted}", path.display())]
     UnknownKey { path: PathBuf, line: usize, key: String, value: String, accepted: String },
     #[error("{}:{line}: `{key}` is {value}, but {wanted}", path.display())]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-/// What a value may be. Ranges are inclusive.
+/// The kind of a value. Ranges are inclusive.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
     Text,
@@ -34,14 +34,14 @@ pub enum Kind {
     Networks,
 }
 
-/// What stands in when the key is absent.
+/// The value of an absent key.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fallback {
     /// The key must be set.
     None,
     /// A TOML value.
     Toml(&'static str),
-    /// Worked out at start, described in words.
+    /// Computed at start; the text describes how.
     Derived(&'static str),
 }
 
@@ -58,9 +58,9 @@ const fn key(name: &'static str, kind: Kind, default: Fallback, help: &'static s
     Key { name, kind, default, help }
 }
 
-/// A week. Longer than any build we have met; a wall clock that never rings is no limit.
+/// A week. Longer than any build we have met; a longer time limit would never take effect.
 const WEEK: i64 = 7 * 24 * 3600;
-/// One tebibyte in MiB, far above any disk a box of ours has.
+/// One tebibyte in MiB, far more than the disk of any of our boxes.
 const TIB: i64 = 1024 * 1024;
 
 use Fallback::{Derived, None as Required, Toml};

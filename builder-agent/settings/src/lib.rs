@@ -1,8 +1,8 @@
 //! The configuration file: one table of keys, checked before anything starts.
 //!
-//! [`keys::KEYS`] is the only list of keys. The parser, the error messages and the table in `docs/reference/settings.md` come
-//! from it, so they cannot disagree. The file is written by an operator or baked into an image: it is
-//! trusted, but mistakes in it must be easy to see. Not here: what the settings do.
+//! [`keys::KEYS`] is the only list of keys. The parser, the error messages and the table in
+//! `docs/reference/settings.md` come from it, so they cannot disagree. An operator writes the file, or it is part of an
+//! image: it is trusted, but mistakes in it must be easy to see. Not here: what the settings do.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ pub mod strangers;
 pub use error::ConfigError;
 use strangers::{NetBlocks, Network, Penalties, Startups};
 
-/// Everything an operator can decide. Fields carry the unit in their type or name.
+/// All settings of an operator. Fields carry the unit in their type or name.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub name: String,
@@ -37,11 +37,11 @@ pub struct Config {
     pub systems: Vec<String>,
     pub system_features: Vec<String>,
     pub keep_builds_running: bool,
-    /// What the store does to survive a power loss.
+    /// How the store survives a power loss.
     pub durability: Durability,
-    /// For clients that do not say.
+    /// The value for clients that do not set it.
     pub keep_going: bool,
-    /// For how long a failure that was the build's own is told again. Zero: never.
+    /// The time for which a failure of the build itself is reused. Zero: never.
     pub reuse_failures: Duration,
     pub sandbox: Sandbox,
     pub fetch: Fetch,
@@ -49,7 +49,7 @@ pub struct Config {
     pub limits: Limits,
 }
 
-/// Which isolation builds run in. There is no automatic choice: see `sandbox.backend` in the guide.
+/// The isolation of builds. There is no automatic choice: see `sandbox.backend` in the guide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendKind {
     Kvm,
@@ -57,7 +57,7 @@ pub enum BackendKind {
 }
 
 impl BackendKind {
-    /// As `sandbox.backend` has it.
+    /// The value of `sandbox.backend`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -75,7 +75,7 @@ pub struct Sandbox {
     pub guest: PathBuf,
     pub shell: PathBuf,
     pub cgroup: Option<PathBuf>,
-    /// Steps of the jail without which VMs run all the same.
+    /// Steps of the jail that may be missing; VMs run without them.
     pub allow_missing: Vec<Step>,
     pub vcpus: u8,
     pub memory_mib: u32,
@@ -104,15 +104,15 @@ pub struct Limits {
     pub net_blocks: NetBlocks,
     pub penalties: Penalties,
     pub penalty_exempt: Vec<Network>,
-    /// For the next piece of a request, or of an answer.
+    /// Longest wait for the next piece of a request, or until the client takes the next piece of an answer.
     pub client_stall: Duration,
-    /// Memory that sessions may hold, all of them and those of one member.
+    /// Memory that all sessions together may hold; the next field is for those of one member.
     pub max_session_bytes: u64,
     pub max_session_bytes_per_member: u64,
 }
 
 impl Config {
-    /// How the box asks caches and other stores.
+    /// The host key and the limits for requests to caches and other stores.
     #[must_use]
     pub fn terms_of_substitution(&self) -> Terms {
         let (host_key, stall) = (self.host_key.clone(), self.fetch.stall);

@@ -31,7 +31,7 @@ enum Value {
     Texts(Vec<String>),
 }
 
-/// Checked values by key name; absent keys without a fixed default are absent here as well.
+/// Checked values by key name. Absent keys are included only if their default is fixed.
 struct Values<'a> {
     path: &'a Path,
     found: BTreeMap<&'static str, Value>,
@@ -168,7 +168,7 @@ impl Values<'_> {
         }
     }
 
-    /// For keys whose default is in the table, so that the value is always there.
+    /// For keys whose default is in the table, so that there is always a value.
     fn int_of(&self, key: &str) -> i64 {
         self.int(key).unwrap_or_else(|| unreachable!("`{key}` has a default in the table of keys"))
     }
@@ -177,14 +177,14 @@ impl Values<'_> {
         matches!(self.found.get(key), Some(Value::Bool(true)))
     }
 
-    /// A text that was parsed once already, to check it, and whose default is in the table.
+    /// A text whose default is in the table. Its check has parsed it before, so this cannot fail.
     fn one<T: FromStr>(&self, key: &str) -> T {
         self.text(key)
             .and_then(|text| text.parse().ok())
             .unwrap_or_else(|| unreachable!("`{key}` has a default in the table of keys, and was checked"))
     }
 
-    /// A list whose items were parsed once already, to check them.
+    /// A list of texts. Their check has parsed them before, so this cannot fail.
     fn parsed<T: FromStr>(&self, key: &str) -> Vec<T> {
         self.texts(key).unwrap_or_default().iter().filter_map(|text| text.parse().ok()).collect()
     }
@@ -306,7 +306,7 @@ impl File<'_> {
         self.text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1
     }
 
-    /// The value as the operator wrote it, cut where it gets long.
+    /// The value as the operator wrote it, shortened if it is long.
     fn shown(&self, value: &Spanned<DeValue<'_>>) -> String {
         const LONGEST: usize = 80;
         let raw = self.text.get(value.span()).unwrap_or("?");
@@ -341,7 +341,7 @@ fn text_of<T: FromStr<Err = String>>(value: &DeValue<'_>) -> Result<Value, Strin
     }
 }
 
-/// Which keys exist where the unknown one was written.
+/// The keys that are accepted where the unknown one was written.
 fn accepted(name: &str) -> String {
     let section = name.split_once('.').map(|(section, _)| section);
     let inside: Vec<&str> = KEYS

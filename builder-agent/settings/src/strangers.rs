@@ -1,19 +1,19 @@
-//! How connections are held that are not logged in yet, in the words of OpenSSH's `sshd_config`.
+//! Settings for connections that are not logged in, with the names of OpenSSH's `sshd_config`.
 //!
-//! Values are short texts as sshd has them (`start:rate:full`), so that what an operator knows from there holds here.
-//! Not here: what the numbers do (`ssh::gate`).
+//! Values are short texts as in sshd (`start:rate:full`), so that an operator's knowledge of sshd applies here. Not
+//! here: the effect of the numbers (`ssh::gate`).
 
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A day. Longer than anybody has patience for; a penalty without end would be a lock.
+/// A day. A longer penalty would not be a penalty but a lock-out.
 const LONGEST_PENALTY: u64 = 24 * 3600;
-/// Most connections that may wait for a login: each can hold up to 256 KiB of a packet it has announced.
+/// Most connections that may wait for a login: each can hold up to 256 KiB of an announced packet.
 const MOST_STARTUPS: usize = 100_000;
 
-/// `MaxStartups`: from `start` on, a newcomer costs another its place with a chance of `rate` percent, which rises to
-/// certainty at `full`.
+/// `MaxStartups`: from `start` connections on, a new one displaces another with a probability of `rate` percent, which
+/// rises to certainty at `full`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Startups {
     pub start: usize,
@@ -43,7 +43,7 @@ impl FromStr for Startups {
     }
 }
 
-/// `PerSourceNetBlockSize`: how many leading bits of an address make one source.
+/// `PerSourceNetBlockSize`: the number of leading bits of an address that make one source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NetBlocks {
     pub v4: u8,
@@ -64,13 +64,13 @@ impl FromStr for NetBlocks {
 }
 
 impl NetBlocks {
-    /// The first address of the block that this one is in.
+    /// The first address of the block that contains `address`.
     pub fn block_of(&self, address: IpAddr) -> IpAddr {
         masked(address.to_canonical(), |v4| if v4 { self.v4 } else { self.v6 })
     }
 }
 
-/// The address with all but its first bits zero; `bits` is asked with whether it is an IPv4 address.
+/// The address with all but its first bits zero; the argument of `bits` is true for an IPv4 address.
 fn masked(address: IpAddr, bits: impl Fn(bool) -> u8) -> IpAddr {
     match address {
         IpAddr::V4(v4) => {
@@ -119,28 +119,28 @@ impl FromStr for Network {
     }
 }
 
-/// `PerSourcePenalties`: what a connection that ends without a login costs the source it came from, and when that
-/// source is no longer let in.
+/// `PerSourcePenalties`: the penalty of a connection that ends without a login for its source, and the limits from
+/// which on a source is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Penalties {
-    /// What arrived is no ssh, or breaks the protocol.
+    /// The client sent something other than ssh, or broke the protocol.
     pub crash: Duration,
-    /// Keys were offered, and none let anybody in.
+    /// The client offered keys, and none of them could log in.
     pub authfail: Duration,
     /// Each of those keys.
     pub probe: Duration,
-    /// Gone before any key was offered.
+    /// The client closed the connection before it offered a key.
     pub noauth: Duration,
-    /// Still not logged in at `limits.login-seconds`.
+    /// The client was not logged in after `limits.login-seconds`.
     pub grace_exceeded: Duration,
-    /// Below this much in all, a source is let in all the same.
+    /// A source with a smaller sum is not refused.
     pub min: Duration,
-    /// A source never gathers more.
+    /// Limit on the sum of one source.
     pub max: Duration,
 }
 
 impl Penalties {
-    /// Of `no`.
+    /// The value of `no`.
     const NONE: Self = Self {
         crash: Duration::ZERO,
         authfail: Duration::ZERO,
@@ -155,7 +155,7 @@ impl Penalties {
 impl FromStr for Penalties {
     type Err = String;
 
-    /// `no`, or words like `authfail:5`; what is not named costs nothing. `min` and `max` must be there.
+    /// `no`, or words like `authfail:5`; causes that are not named cost nothing. `min` and `max` are required.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut penalties = Self::NONE;
         if text == "no" {
