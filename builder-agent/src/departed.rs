@@ -1,7 +1,7 @@
-//! Drops what belonged to somebody whose name is somebody else's now: claims, roots, logs. Nobody sees them any more; they
-//! only take space.
+//! Deletes the data of identities that no name has any more: claims, roots, logs. No member sees this data; it only
+//! takes space.
 //!
-//! A session of theirs that is still ending may hold some of it, so what is left is tried again.
+//! A session of such an identity that is still ending may hold some of it, so the rest is tried again later.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use builds::kept::KeptLogs;
 use members::{Identities, Roster};
 
-/// Between two tries. Nothing waits for it but disk space.
+/// Time between two tries. Only disk space depends on it.
 const AGAIN: Duration = Duration::from_secs(60);
 
 /// Runs for as long as the roster is followed.
@@ -46,7 +46,7 @@ pub async fn drop_their_things(
     }
 }
 
-/// Whether nothing is left.
+/// Whether all data of this identity is deleted.
 fn drop_things(store: &Store, kept: &KeptLogs, id: &str) -> Result<bool, String> {
     let view = store.view(&Member::new(id));
     for name in view.roots().into_keys() {

@@ -16,15 +16,15 @@ pub enum HostKeyError {
         path.display()
     )]
     Format { path: PathBuf, cause: russh::keys::ssh_key::Error },
-    /// Anyone on the machine could pretend to be this box.
+    /// Other users of the machine could pretend to be this box.
     #[error("the host key {} can be read by others (mode {mode:o})\nhint: chmod 600 it, and replace it if others had access", path.display())]
     Open { path: PathBuf, mode: u32 },
     #[error("cannot make a host key: {cause}")]
     Make { cause: russh::keys::ssh_key::Error },
 }
 
-/// Reads the key, or makes an ed25519 key when there is no file. A crash while making it leaves either no key
-/// or a whole one.
+/// Reads the key, or creates an ed25519 key if there is no file. A crash while creating it leaves either no key or a
+/// complete one.
 pub fn load_or_create(path: &Path) -> Result<PrivateKey, HostKeyError> {
     let owned = || path.to_owned();
     let failed = |error| match error {

@@ -1,8 +1,8 @@
-//! The builder agent as a process: what it opens, who it is, and how it ends.
+//! The builder agent as a process: the parts it opens, its keys, and how it ends.
 //!
-//! The parts are crates of their own, one folder each: `ssh` (who logs in, which command) over `daemon` (sessions of both
-//! protocols) over `builds` (derivations to outputs), which stand on `substitute`, `sandbox` and `store`. This crate
-//! opens them with the configuration, keeps the box's keys, and drops what former members left.
+//! The parts are crates, one folder each: `ssh` (who logs in, which command) over `daemon` (sessions of both protocols)
+//! over `builds` (derivations to outputs), which use `substitute`, `sandbox` and `store`. This crate opens them with
+//! the configuration, keeps the box's keys, and deletes the data of former members.
 //! `docs/guides/operator.md` is the operator's guide; `docs/design/architecture.md` has the arrows.
 
 pub mod departed;

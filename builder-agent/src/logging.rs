@@ -6,8 +6,8 @@ use tracing_subscriber::EnvFilter;
 
 /// Starts logging to stderr. `BARNRAISER_LOG` chooses what is logged, in the syntax of `tracing`'s `EnvFilter`.
 pub fn start() {
-    // Its errors reach us as values; besides, it tells of packets, rekeys and bad certificates, as often as a stranger
-    // likes.
+    // The agent gets russh's errors as values. Besides, russh logs packets, rekeys and bad certificates, as often as a
+    // stranger sends them.
     let default = "info,russh=off";
     let filter = EnvFilter::try_from_env("BARNRAISER_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

@@ -1,6 +1,6 @@
 //! `builder-agent`: command line, exit codes.
 //!
-//! 0: done. 1: it went wrong while running. 2: the command line or the configuration is wrong.
+//! 0: success. 1: a failure while running. 2: the command line or the configuration is wrong.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -73,8 +73,8 @@ enum ConfigCommand {
 }
 
 fn main() -> ExitCode {
-    // The agent runs itself again as the process around each micro-VM. That must be decided before anything else has
-    // threads, open files or memory that a guest could gain from.
+    // The agent starts itself again as the process around each micro-VM. This check must come first, before the process
+    // has threads, open files or memory that a guest could misuse.
     sandbox::child_main_if_requested();
 
     match Cli::parse().command {

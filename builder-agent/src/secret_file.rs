@@ -1,18 +1,18 @@
-//! Files that hold secrets: made once, whole or not at all, and nobody else's to read.
+//! Files that hold secrets: created once, completely or not at all, and readable only by the agent.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-/// Why there is no secret. The callers know what it is called.
+/// The reason why there is no secret. The callers add its name.
 #[derive(Debug)]
 pub enum SecretFileError {
     Io {
         action: &'static str,
         cause: io::Error,
     },
-    /// Its mode lets others read it.
+    /// The file's mode lets other users read it.
     Open {
         mode: u32,
     },
@@ -22,7 +22,7 @@ fn io(action: &'static str) -> impl Fn(io::Error) -> SecretFileError {
     move |cause| SecretFileError::Io { action, cause }
 }
 
-/// What the file holds; `None` if there is none.
+/// The contents of the file; `None` if there is no file.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, SecretFileError> {
     let text = match fs::read(path) {
         Ok(text) => text,
@@ -36,7 +36,7 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, SecretFileError> {
     Ok(Some(text))
 }
 
-/// Makes the file, and its folder. A crash leaves no file or a whole one.
+/// Creates the file and its folder. A crash leaves no file or a complete one.
 pub fn create(path: &Path, secret: &[u8]) -> Result<(), SecretFileError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder).map_err(io("make the folder of"))?;

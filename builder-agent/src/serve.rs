@@ -25,11 +25,11 @@ use crate::{departed, host_key, signing};
 use shares::threads::Threads;
 use substitute::Substituters;
 
-/// How long builds and sessions get to end after a signal. Whatever is left then is cut off, which is safe: the store
+/// Time for builds and sessions to end after a signal. Those that are left then are cut off, which is safe: the store
 /// is consistent at every instant.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How long the process then waits for threads.
+/// Time for which the process then waits for threads.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +46,7 @@ pub enum ServeError {
     Backend(#[from] backend::BackendError),
     #[error("cannot make the folder {}: {cause}", path.display())]
     Folder { path: PathBuf, cause: std::io::Error },
-    /// Whoever logged in could get what is somebody else's.
+    /// Going on could give a member the claims of another person.
     #[error("cannot read the identities from {}: {cause}", path.display())]
     Identities { path: PathBuf, cause: std::io::Error },
     #[error("cannot start: {0}")]
@@ -60,13 +60,14 @@ pub fn run(config: Config) -> Result<(), ServeError> {
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(ServeError::Runtime)?;
     let threads = Threads::new();
     let result = runtime.block_on(serve(Arc::new(config), threads.clone()));
-    // Threads that still block (a sandbox being killed) must not hold up the exit for long.
+    // Threads that still block (for example, killing a sandbox) may delay the exit only briefly.
     threads.wait(FAREWELL);
     runtime.shutdown_timeout(FAREWELL);
     result
 }
 
-/// A connection takes two descriptors and a build several; many services start with leave for 1,024, and may have more.
+/// Raises the limit on open files. A connection takes two descriptors and a build several; many services start with a
+/// limit of 1,024 and may raise it.
 fn raise_file_limit() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let all = Rlimit { current: limit.maximum, ..limit };
@@ -201,8 +202,8 @@ fn follow_roster(
     Ok(roster)
 }
 
-/// Flushes the store. A thread that does not end in time keeps the store open, so this does not wait for its last user: the
-/// next start then has nothing to check.
+/// Flushes the store, so that the next start has nothing to check. Threads that do not end in time still hold the store, so
+/// it is not closed.
 async fn close(store: Store) {
     match tokio::task::spawn_blocking(move || store.tidy()).await {
         Ok(Ok(())) => {}

@@ -1,4 +1,5 @@
-//! The box's signing key: made once, then kept. What it signs is decided in `store`: Verified paths, and nothing else.
+//! The box's signing key: created once, then kept. The `store` decides what is signed: Verified paths, and nothing
+//! else.
 //!
 //! The file has Nix's form, `name:base64`, so `nix key convert-secret-to-public` and friends work on it.
 
@@ -18,10 +19,10 @@ pub enum SigningKeyError {
         path.display()
     )]
     Format { path: PathBuf, cause: KeyError },
-    /// Anyone on the machine could sign in this box's name.
+    /// Other users of the machine could sign as this box.
     #[error("the signing key {} can be read by others (mode {mode:o})\nhint: chmod 600 it, and replace it if others had access", path.display())]
     Open { path: PathBuf, mode: u32 },
-    /// Keys are told apart by name, so one of the two would be without effect.
+    /// Keys are distinguished by name, so one of the two would have no effect.
     #[error(
         "`trusted-public-keys` has another key called {name}, which is the name of this box's own\nhint: give this box a \
          name of its own with `signing-key-name`, and move {} away to have a key of that name made", path.display()
@@ -31,8 +32,8 @@ pub enum SigningKeyError {
     Make { name: String, cause: KeyError },
 }
 
-/// Reads the key, or makes one called `name` when there is no file. A crash while making it leaves either no
-/// key or a whole one.
+/// Reads the key, or creates one called `name` if there is no file. A crash while creating it leaves either no key or a
+/// complete one.
 pub fn load_or_create(path: &Path, name: &str) -> Result<SecretKey, SigningKeyError> {
     let owned = || path.to_owned();
     let failed = |error| match error {
@@ -45,14 +46,14 @@ pub fn load_or_create(path: &Path, name: &str) -> Result<SecretKey, SigningKeyEr
     }
     let key =
         SecretKey::generate(name).map_err(|cause| SigningKeyError::Make { name: name.to_owned(), cause })?;
-    // No newline: that is how `nix key generate-secret` prints it.
+    // Without a newline, as `nix key generate-secret` prints it.
     secret_file::create(path, key.to_secret_text().as_bytes()).map_err(failed)?;
     tracing::info!(path = %path.display(), key = %key.public(), "signing key made");
     Ok(key)
 }
 
-/// The keys that make a path Verified: the configured ones, and our own, since what this box signed before it forgot
-/// everything is as good as what it would sign now.
+/// The keys that make a path Verified: the configured ones, and the box's own. A path that this box signed before it
+/// lost its store is as trustworthy as one that it would sign now.
 pub fn trusted(config: &settings::Config, own: &PublicKey) -> Result<TrustedKeys, SigningKeyError> {
     let others = &config.trusted_public_keys;
     if others.iter().any(|other| other.name() == own.name() && other != own) {
