@@ -1,8 +1,8 @@
 //! The commands that a member can run over ssh: one table. Everything else is refused.
 //!
-//! There is no shell on the other side. A request is split into words the way a client's shell quoting needs it, its
-//! first word is looked up in [`COMMANDS`], and that row's parser reads the others. Nothing in a request is ever
-//! executed. A file of this folder is one command, or one family of them.
+//! There is no shell on the other side. A request is split into words as a client's shell quotes them, its first word
+//! is looked up in [`COMMANDS`], and the parser of that row reads the other words. No part of a request is ever
+//! executed. Each file of this folder has one command, or one family of commands.
 
 use std::sync::Arc;
 
@@ -21,29 +21,29 @@ mod store_session;
 pub(crate) use host::shown;
 pub use store_session::StoreSession;
 
-/// Longest request we look at. A stock client's is about 30 bytes.
+/// Longest request that is parsed. A stock client's is about 30 bytes.
 pub const MAX_REQUEST: usize = 4096;
 
-/// A command with its words read, ready to run.
+/// A parsed command, ready to run.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     /// The public half of the key that signs Verified paths.
     SigningKey,
     /// The log of a build, by its derivation or by one of its outputs.
     Log(StorePath),
-    /// Which box this is, and which roster it goes by.
+    /// The name of this box and its roster.
     Status {
         json: bool,
     },
     Help,
-    /// One of Nix's protocols on a member's view.
+    /// A session of one of Nix's protocols with the member's view.
     Store(StoreSession),
-    /// What deployment tools run on the machine that builds.
+    /// A command that deployment tools run on the machine that builds.
     Host(HostCommand),
 }
 
 impl Command {
-    /// Runs it for `caller`. Dropping this ends it, with everything it has begun.
+    /// Runs the command for `caller`. Dropping the future ends it, with all work that it has begun.
     pub async fn run(self, terminal: Terminal<'_>, agent: Arc<Agent>, caller: Caller) -> ExitStatus {
         let stall = agent.config.limits.client_stall;
         match self {
@@ -60,12 +60,12 @@ impl Command {
     }
 }
 
-/// Why a request is no command.
+/// The reason why a request is not a command.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Wrong {
     /// No command has this name.
     Unknown,
-    /// The command exists, and its words are wrong for this reason.
+    /// The command exists, but its words are wrong for this reason.
     Words(String),
 }
 
@@ -75,21 +75,21 @@ impl From<String> for Wrong {
     }
 }
 
-/// Who uses a command.
+/// The users of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum For {
-    /// Typed by people.
+    /// People type it.
     People,
-    /// Sent by Nix, written into configurations by people.
+    /// Nix sends it; people write it into configurations.
     Stores,
-    /// Run by deployment tools and by nobody else.
+    /// Only deployment tools run it.
     Tools,
 }
 
-/// One command. All of them may be run by every member.
+/// One command. Every member may run every command.
 pub(crate) struct Row {
     pub name: &'static str,
-    /// The words behind the name.
+    /// The words after the name.
     pub usage: &'static str,
     pub readers: For,
     /// One line.
@@ -98,7 +98,7 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// How the command is called.
+    /// The name with its words.
     fn call(&self) -> String {
         format!("{} {}", self.name, self.usage).trim_end().to_owned()
     }
@@ -114,7 +114,7 @@ const fn row(
     Row { name, usage, readers, help, parse }
 }
 
-/// All commands. Which tools send which words is the table of `commands_test.rs`.
+/// All commands. The table in `commands_test.rs` lists the tools and the words that they send.
 #[rustfmt::skip]
 pub(crate) const COMMANDS: &[Row] = &[
     row("nix-daemon", "--stdio", For::Stores, "Nix's worker protocol, for stores and builders named ssh-ng://", nix::nix_daemon),
@@ -142,7 +142,7 @@ pub(crate) fn possible() -> String {
     )
 }
 
-/// What an `exec` request asks for, or the line that tells the person what would have worked.
+/// The command of an `exec` request, or an error line that names the possible commands.
 pub(crate) fn parse(request: &[u8]) -> Result<Command, String> {
     if request.len() > MAX_REQUEST {
         return Err(format!("a command longer than {MAX_REQUEST} bytes; {}", possible()));
@@ -165,7 +165,7 @@ pub(crate) fn parse(request: &[u8]) -> Result<Command, String> {
     })
 }
 
-/// A command without words behind it.
+/// A command without further words.
 fn none(words: &[&str], command: Command) -> Result<Command, Wrong> {
     if words.is_empty() { Ok(command) } else { Err(Wrong::Unknown) }
 }
@@ -188,7 +188,7 @@ fn log(words: &[&str]) -> Result<Command, Wrong> {
     })
 }
 
-/// A store path, with or without its folder, and with what people leave behind it (`/nix/store/x/bin/y`, `x^out`).
+/// A store path, with or without its folder. Also accepts what people leave at its end (`/nix/store/x/bin/y`, `x^out`).
 fn store_path(text: &str) -> Option<StorePath> {
     let name = text.strip_prefix("/nix/store/").unwrap_or(text);
     let name = name.split(['/', '^', '!']).next().unwrap_or(name);
@@ -237,7 +237,8 @@ fn words(text: &str) -> Option<Vec<String>> {
                 }
             }
             '\\' => word.get_or_insert_default().push(chars.next()?),
-            // What nixos-rebuild writes before a command, in both of its spellings. Kept as it is: nothing is looked up.
+            // nixos-rebuild writes this variable before a command, in two spellings. It is kept as text: no variable is
+            // looked up.
             '$' => {
                 let known =
                     ["PATH", "{PATH-}"].into_iter().find(|known| chars.as_str().starts_with(known))?;

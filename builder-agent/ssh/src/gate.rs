@@ -1,12 +1,13 @@
-//! Who may knock, and who has to make room: connections that are not logged in.
+//! Limits for connections that are not logged in (strangers): which are accepted, and which are closed to make room.
 //!
-//! Members and strangers share nothing here: a connection counts among the strangers until its login succeeds, and from
-//! then on no stranger can cost it its place. Strangers are told apart by their source, which is a block of addresses.
-//! When there are too many, the oldest connection of the source that has most gives way: whoever really logs in needs a
-//! second, and who sits there doing nothing goes first. What ends without a login costs its source time (`penalties`),
-//! unless a member is logged in from there, who must not be locked out by neighbours behind one address.
+//! Members and strangers share no places: a connection counts as a stranger until its login succeeds, and after that no
+//! stranger can displace it. Strangers are distinguished by their source, which is a block of addresses. When there are
+//! too many, the oldest connection of the source that has most is closed: a real login needs a second, so the
+//! connections that do nothing are closed first. A connection that ends without a login costs its source a penalty
+//! (`penalties`), unless a member is logged in from there: a member must not be locked out by neighbours behind one
+//! address.
 //!
-//! Nothing here waits for anybody. Not here: sockets, deadlines and words (`ssh`), and who is a member (`roster`).
+//! Nothing here waits. Not here: sockets, deadlines and messages (`ssh`), and who is a member (`members`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -20,7 +21,7 @@ use super::penalties::Table;
 use settings::Limits;
 use settings::strangers::{NetBlocks, Network, Penalties, Startups};
 
-/// What the configuration says about strangers.
+/// The configured limits for strangers.
 struct Rules {
     startups: Startups,
     per_source: usize,
@@ -35,7 +36,7 @@ pub(super) struct Gate {
 }
 
 struct State {
-    /// Connections that are not logged in, in the order they came.
+    /// Connections that are not logged in, in the order in which they came.
     strangers: BTreeMap<u64, Knocking>,
     by_source: HashMap<IpAddr, BTreeSet<u64>>,
     /// Logged-in connections by source.
@@ -50,26 +51,27 @@ struct Knocking {
     leave: Arc<Notify>,
 }
 
-/// How a connection ended that never logged in.
+/// How a connection ended without a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// It hung up, or had to make room.
+    /// The client closed the connection, or it was closed to make room.
     Gone,
-    /// What it sent was no ssh.
+    /// The client sent something other than ssh.
     Malformed,
-    /// `limits.login-seconds` were over.
+    /// The login took longer than `limits.login-seconds`.
     Late,
-    /// A key of the roster was proven, but something else was in the way; that is nobody's fault.
+    /// The client proved to hold a key of the roster, but could not log in for another reason, so there is no penalty.
     Known,
 }
 
-/// One connection's place at the gate, shared by its task and its handler. The last of them to drop it settles.
+/// One connection's place at the gate, shared by its task and its handler. The last of them to drop it charges the
+/// penalty.
 pub(super) struct Visit {
     gate: Arc<Gate>,
     id: u64,
     source: IpAddr,
     exempt: bool,
-    /// Told once when another takes this one's place.
+    /// Notified once, when the connection must make room for another.
     leave: Arc<Notify>,
     conduct: Mutex<Conduct>,
 }
@@ -101,7 +103,7 @@ impl Gate {
         Arc::new(Self { rules, state: Mutex::new(state) })
     }
 
-    /// A place for a connection from this address, or for how long there is none.
+    /// A place for a connection from this address, or the time for which the address is refused.
     pub fn knock(self: &Arc<Self>, peer: IpAddr) -> Result<Arc<Visit>, Duration> {
         self.knock_at(peer, Instant::now())
     }
@@ -137,7 +139,7 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a connection that did not log in costs.
+    /// The penalty of a connection that did not log in.
     fn price(&self, conduct: &Conduct) -> Duration {
         let penalties = &self.rules.penalties;
         let ended = match conduct.ending {
@@ -152,7 +154,7 @@ impl Gate {
 }
 
 impl State {
-    /// Whether one more stranger costs another its place: OpenSSH's random early drop.
+    /// Whether one more stranger displaces another: OpenSSH's random early drop.
     fn is_crowded(&mut self, startups: Startups) -> bool {
         let Startups { start, rate, full } = startups;
         let there = self.strangers.len();
@@ -166,7 +168,7 @@ impl State {
         self.roll() < chance as u64
     }
 
-    /// Evenly from 0 to 99 (xorshift64). Whoever could guess it would gain nothing but a place among the strangers.
+    /// Evenly from 0 to 99 (xorshift64). Guessing it would gain an attacker only a place among the strangers.
     fn roll(&mut self) -> u64 {
         self.dice ^= self.dice << 13;
         self.dice ^= self.dice >> 7;
@@ -174,13 +176,13 @@ impl State {
         self.dice % 100
     }
 
-    /// The source with most strangers; of several, the one whose oldest has been here longest.
+    /// The source with most strangers; if there are several, the one with the oldest connection.
     fn busiest(&self) -> Option<IpAddr> {
         let oldest = |of_it: &BTreeSet<u64>| std::cmp::Reverse(of_it.first().copied());
         self.by_source.iter().max_by_key(|(_, of_it)| (of_it.len(), oldest(of_it))).map(|(source, _)| *source)
     }
 
-    /// The oldest stranger of this source has to leave, and counts no longer.
+    /// Asks the oldest stranger of this source to leave, and no longer counts it.
     fn make_room(&mut self, source: IpAddr) {
         let Some(oldest) = self.by_source.get(&source).and_then(|of_it| of_it.first().copied()) else {
             return;
@@ -208,19 +210,19 @@ impl Visit {
         self.leave.notified().await;
     }
 
-    /// Counts a key that was offered, and says how many there were.
+    /// Counts an offered key, and returns the number of offers so far.
     pub fn offered(&self) -> u32 {
         let mut conduct = self.conduct();
         conduct.offers = conduct.offers.saturating_add(1);
         conduct.offers
     }
 
-    /// What is to be charged if nobody logs in.
+    /// Sets the ending for which the source is charged if no login follows.
     pub fn ends(&self, ending: Ending) {
         self.conduct().ending = ending;
     }
 
-    /// The same, unless it has turned out to be a member.
+    /// As [`Visit::ends`], unless the client has proved to be a member.
     pub fn ends_unless_known(&self, ending: Ending) {
         let mut conduct = self.conduct();
         if conduct.ending != Ending::Known {
@@ -228,8 +230,8 @@ impl Visit {
         }
     }
 
-    /// This is a member from now on, and what it took to find the right key is forgiven. False if it had to leave in
-    /// the same moment.
+    /// Makes this connection a member's, and charges nothing for keys that were offered before the right one. False if
+    /// it was asked to leave at the same moment.
     pub fn admit(&self) -> bool {
         let mut state = self.gate.lock();
         if state.remove(self.id).is_none() {

@@ -42,7 +42,7 @@ fn left(visit: &Visit) -> bool {
     pin!(visit.must_leave()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
 
-/// Fails a login with so many keys.
+/// Fails a login with this many offered keys.
 fn fails(gate: &Arc<Gate>, n: u8, offers: u32) {
     let visit = knock(gate, n);
     for _ in 0..offers {
@@ -62,7 +62,7 @@ fn who_fills_the_gate_pushes_out_their_own_and_no_member() {
     assert!(!newest.iter().any(|visit| left(visit)));
     assert!(!left(&member) && !left(&other), "somebody else had to leave");
     assert_eq!(gate.lock().strangers.len(), 4);
-    // Two crowds, and a newcomer of whom there is one: the larger crowd makes room, whoever came first.
+    // Two large sources and a newcomer from a third: the larger of the two makes room, whichever came first.
     let late = knock(&gate, 4);
     assert!(!left(&other) && !left(&late));
     assert!(left(&newest[0]));
@@ -142,7 +142,7 @@ fn what_is_no_ssh_is_held_off_at_once_and_who_hangs_up_after_many() {
     let gate = gate();
     knock(&gate, 1).ends(Ending::Malformed);
     assert!(gate.knock(peer(1)).is_err());
-    // One who connects to see whether somebody answers, as monitors do.
+    // A client that only checks whether the port answers, like a monitor.
     for _ in 0..29 {
         drop(knock(&gate, 2));
     }

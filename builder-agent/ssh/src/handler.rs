@@ -1,4 +1,4 @@
-//! One connection's answers to ssh requests. Read top to bottom: login, channels, and what is refused.
+//! Answers to the ssh requests of one connection, in order: login, channels, and refused requests.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -17,11 +17,11 @@ use super::{MemberSlot, Server, about_stranger};
 use daemon::{Agent, Caller, SessionOptions};
 use members::{Member, Roster};
 
-/// Sessions one connection may open before it has to be made anew, finished ones included. The ssh library keeps about
-/// a kilobyte for each channel that we were the first to close, as long as the connection lives.
+/// Limit on the sessions that one connection may open in its life, finished ones included. The ssh library keeps about
+/// a kilobyte for each channel that the box closed first, as long as the connection lives.
 const MAX_SESSIONS_EVER: usize = 50_000;
 
-/// Who a connection belongs to, and how they showed it.
+/// The member of a connection, and the credential of its login.
 pub(super) struct LoggedIn {
     pub member: Arc<Member>,
     login: Login,
@@ -32,7 +32,7 @@ impl LoggedIn {
         self.current(roster).is_some()
     }
 
-    /// The member as this roster has them, with today's limits; `None` if this login would not be let in any more.
+    /// The member in this roster, with current limits; `None` if this roster would refuse the login.
     pub fn current(&self, roster: &Roster) -> Option<Arc<Member>> {
         self.login.decide(roster).ok().filter(|member| member.id == self.member.id)
     }
@@ -43,19 +43,19 @@ pub(super) struct Handler {
     peer: SocketAddr,
     server: Arc<Server>,
     visit: Arc<Visit>,
-    /// Tells the connection's task that somebody logged in.
+    /// Tells the connection's task about the login.
     login: watch::Sender<Option<Arc<LoggedIn>>>,
-    /// True when the connection is being closed by us.
+    /// True when the box closes the connection.
     ended: watch::Receiver<bool>,
-    /// What a login got: a place, or why there is none.
+    /// The result of the login: a place, or the reason why there is none.
     slot: Option<Result<MemberSlot, String>>,
     offers: Offers,
-    /// Why a login that proved its key is not let in: told once the client listens.
+    /// The reason why a login with a proven key is refused. It is sent as soon as the client reads messages.
     refusal: Option<Refusal>,
-    /// Channels that wait for a command, which takes them: a channel runs one.
+    /// Channels that wait for a command. A channel runs one command.
     channels: HashMap<ChannelId, Waiting>,
-    /// Sessions that may still be opened. Not a count of `channels`: nobody tells us that a channel is closed which we
-    /// were the first to close.
+    /// Permits for the sessions that may still be opened. Not a count of `channels`: the library does not report the
+    /// closing of a channel that the box closed first.
     free: Arc<Semaphore>,
     opened: usize,
 }
@@ -80,8 +80,7 @@ impl Handler {
         Self { id, peer, server, visit, login, ended, slot, offers, refusal, channels, free, opened: 0 }
     }
 
-    /// The channel for its one command, and who it is for, by the roster of this moment. Otherwise the channel gets its
-    /// refusal.
+    /// The channel for its one command, and its member by the current roster. Otherwise refuses the channel.
     fn take(
         &mut self,
         id: ChannelId,
@@ -101,15 +100,16 @@ impl Handler {
         Ok(taken.map(|(opened, options)| (opened, Caller { member, connection: self.id, options })))
     }
 
-    /// The client holds `key`; `credential` is what it showed.
+    /// The client holds `key`; `credential` is the key or certificate that it sent.
     fn proven(&mut self, user: &str, credential: Credential, key: &PublicKey) -> Auth {
         let at = ::roster::date::now();
         let login = Login { user: user.to_owned(), peer: self.peer.ip(), credential, at };
-        // Looked up again: the roster may have changed since the key was offered.
+        // Decided again, because the roster may have changed since the key was offered.
         let decided = login.decide(&self.server.agent.roster.borrow());
         match decided {
             Ok(member) => self.log_in(LoggedIn { member, login }, key),
-            // Said where the person reads it: a key that is refused is tried silently, and the next one after it.
+            // The message is sent later, where the person reads it: a client tries the next key without showing why one
+            // was refused.
             Err(refusal @ Refusal::Ambiguous(_)) => {
                 self.visit.ends(Ending::Known);
                 self.denied(user, key, &refusal);
@@ -120,11 +120,11 @@ impl Handler {
         }
     }
 
-    /// Who has proven to be a member is in, if there is room for one more connection of theirs.
+    /// Logs a proven member in, if there is room for one more of their connections.
     fn log_in(&mut self, who: LoggedIn, key: &PublicKey) -> Auth {
         let fingerprint = key.fingerprint(Default::default());
         let member = &who.member.name;
-        // Found out to be no stranger: whatever comes now costs their source nothing.
+        // The client is no stranger, so its source gets no penalty from now on.
         self.visit.ends(Ending::Known);
         let slot = self.server.member_slot(member);
         if slot.is_ok() {
@@ -137,7 +137,8 @@ impl Handler {
         } else {
             tracing::info!(connection = self.id, peer = %self.peer, %member, %fingerprint, "login refused: too many connections");
         }
-        // Who is over a limit is let in as far as it takes to hear so. For the gate that is a stranger still.
+        // A login over a limit succeeds, but only so that the client gets the message. The gate still counts it as a
+        // stranger.
         self.slot = Some(slot);
         Auth::Accept
     }
@@ -147,7 +148,7 @@ impl Handler {
             (&self.server, self.id, self.peer, key.fingerprint(Default::default()));
         let roster = server.agent.roster.borrow();
         let left_out_of_it = roster.left_out.iter().find(|left| left.name == user);
-        // As long as a stranger likes, and with whatever in it.
+        // A stranger chooses the length and the contents of the user name.
         let user = shown(user);
         if let Some(left) = left_out_of_it {
             about_stranger!(server, info, connection = id, %peer, user, %fingerprint, error = left.error, "login denied: left out of the roster");
@@ -159,8 +160,8 @@ impl Handler {
         Auth::reject()
     }
 
-    /// A packet of a channel's data. The ssh library takes larger ones than we have asked for, and what waits for a
-    /// session is counted in packets.
+    /// Checks a packet of a channel's data. The ssh library takes packets larger than the agreed size, and the data
+    /// that waits for a session is limited by number of packets.
     fn packet(&self, id: ChannelId, data: &[u8], session: &mut Session) -> Result<(), russh::Error> {
         if data.len() <= super::PACKET as usize {
             return Ok(());
@@ -174,7 +175,8 @@ impl Handler {
         tracing::info!(connection = self.id, line, "command refused");
         self.channels.remove(&id);
         session.channel_success(id)?;
-        // A client that asked for a terminal has its own in raw mode, where a bare newline makes stairs.
+        // A client that asked for a terminal has its own in raw mode, where a newline does not return to the first
+        // column.
         session.extended_data(id, STDERR, format!("{line}\r\n"))?;
         session.exit_status_request(id, ExitStatus::NOT_FOUND.0)?;
         session.eof(id)?;
@@ -194,7 +196,7 @@ impl RusshHandler for Handler {
         user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Self::Error> {
-        // Keys of members are public, so knowing one is nothing: each offer counts until one is proven.
+        // Keys of members are public, so offering one proves nothing: each offer counts until one is proven.
         if self.visit.offered() as usize > self.server.agent.config.limits.max_auth_tries {
             return Ok(Auth::reject());
         }
@@ -311,8 +313,8 @@ impl RusshHandler for Handler {
         _modes: &[(Pty, u32)],
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        // There is no terminal. But OpenSSH hangs up when it is told so, before the shell is refused, and the person
-        // never reads what would have worked.
+        // There is no terminal. The request still succeeds: if it failed, OpenSSH would close the connection before the
+        // shell is refused, and the person would not read which commands are possible.
         session.channel_success(id)
     }
 
@@ -341,12 +343,12 @@ impl RusshHandler for Handler {
         session.channel_failure(id)
     }
 
-    // Not overridden, because their defaults refuse: agent forwarding, port and socket forwarding in both directions,
-    // X11 channels, passwords, keyboard-interactive.
+    // These are not overridden, because their defaults refuse: agent forwarding, port and socket forwarding in both
+    // directions, X11 channels, passwords, keyboard-interactive.
 }
 
-/// Runs a command on a channel, then closes the channel with the command's exit status. When the connection ends, so does
-/// the command, wherever it is.
+/// Runs a command on a channel, then closes the channel with the command's exit status. When the connection ends, the
+/// command is dropped, wherever it is.
 async fn run(
     command: Command,
     (mut channel, _place): Opened,

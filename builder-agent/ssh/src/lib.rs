@@ -1,9 +1,9 @@
-//! The front door: ssh with public keys, and nothing behind it but the commands of [`commands`].
+//! The front door: ssh with public keys, which leads only to the commands of [`commands`].
 //!
-//! Whoever connects is a stranger until a signature by a key of the roster, or a certificate, proves otherwise
-//! ([`login`]). Strangers have places of their own ([`gate`]), so no number of them keeps a member out. A connection lives
-//! only as long as the roster maps what was proven to the same member.
-//! Not here: what a session may ask for (`daemon`), and how the roster gets its contents (`roster`).
+//! A client is a stranger until a signature by a key of the roster, or a certificate, proves that it is a member's
+//! ([`login`]). Strangers have places of their own ([`gate`]), so no number of them keeps a member out. A connection
+//! lives only as long as the roster maps its credential to the same member.
+//! Not here: what a session may ask for (`daemon`), and how the roster gets its contents (`members`).
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -37,22 +37,23 @@ use gate::Gate;
 use quiet::{Line, Quiet};
 pub use socket::Socket;
 
-/// Bytes a client may send ahead on one channel. Uploads over a wide, distant link need it large.
+/// Bytes that a client may send ahead on one channel. Large, for uploads over a fast link with a high latency.
 const WINDOW: u32 = 8 * 1024 * 1024;
 /// Largest data packet a client may send. OpenSSH never sends more.
 const PACKET: u32 = 32_768;
-/// Packets that wait for a channel's session: 512 KiB, and then a slow store slows the sender. Every session of a member is
-/// charged for them (`daemon::desk`), whether they are there or not.
+/// Packets that may wait for a channel's session: 512 KiB; beyond that, a slow store slows the sender. Every session of
+/// a member is charged for all of them (`daemon::desk`).
 const CHANNEL_BUFFER: usize = 16;
-/// A client that answers none of these is gone: its builds end after about two minutes.
+/// A client that answers none of these is lost: its builds end after about two minutes.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVES_LOST: usize = 4;
-/// Messages that may wait for a connection's loop, which sends what has gathered in one piece: about 1 MiB of a NAR
-/// that a client does not take.
+/// Messages that may wait for a connection's loop, which sends waiting ones together: about 1 MiB of a NAR that a
+/// client does not read.
 const EVENT_BUFFER: usize = 32;
 
-/// The client's preference decides, so what is slow cannot be offered last: only left out. Of the post-quantum exchanges
-/// that leaves ML-KEM, whose cost cannot be seen in the time of a login; sntrup761 costs an OpenSSH 9.2 client about 70 ms.
+/// The client's order of preference decides, so a slow method cannot be listed last, only left out. Of the post-quantum
+/// exchanges only ML-KEM is offered: it does not make a login measurably slower, while sntrup761 costs an OpenSSH 9.2
+/// client about 70 ms.
 const KEX: &[kex::Name] = &[
     kex::MLKEM768X25519_SHA256,
     kex::CURVE25519,
@@ -61,16 +62,16 @@ const KEX: &[kex::Name] = &[
     kex::EXTENSION_SUPPORT_AS_SERVER,
     kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
 ];
-/// AES-GCM alone, which every OpenSSH since 6.2 has. Most clients prefer ChaCha20-Poly1305, which takes three times the
-/// processor time here; and before AES-GCM most prefer AES-CTR with a hash beside it.
+/// Only AES-GCM, which every OpenSSH since 6.2 has. Most clients prefer ChaCha20-Poly1305, which takes three times the
+/// processor time here, and prefer AES-CTR with a separate hash to AES-GCM.
 const CIPHERS: &[cipher::Name] = &[cipher::AES_128_GCM, cipher::AES_256_GCM];
 
-/// How we speak ssh, with this host key. Public for the benchmark's floor, which speaks it the same way.
+/// The ssh configuration with this host key. Public for the baseline of the benchmark, which uses the same.
 pub fn settings(key: PrivateKey) -> server::Config {
     server::Config {
         server_id: russh::SshId::Standard("SSH-2.0-barnraiser".into()),
         methods: MethodSet::from([MethodKind::PublicKey].as_slice()),
-        // A key is either in a hash map or not; there is nothing to hide behind a delay, and a client with ten keys
+        // The comparison of keys is a look-up in a hash map, so a delay would hide nothing, and a client with ten keys
         // would wait ten times.
         auth_rejection_time: Duration::from_millis(20),
         auth_rejection_time_initial: Some(Duration::ZERO),
@@ -131,7 +132,7 @@ pub fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ListenError> {
         .collect()
 }
 
-/// Logs one line about somebody who is not logged in, if there is room for it.
+/// Logs one line about a connection that is not logged in, if the budget for such lines allows it.
 macro_rules! about_stranger {
     ($server:expr, $level:ident, $($field:tt)*) => {
         if let Some($crate::quiet::Line { left_out }) = $server.quiet.line() {
@@ -141,14 +142,14 @@ macro_rules! about_stranger {
 }
 use about_stranger;
 
-/// What all connections share.
+/// The state that all connections share.
 struct Server {
     agent: Arc<Agent>,
     ssh: Arc<server::Config>,
     banner: Box<dyn Fn(&Roster) -> String + Send + Sync>,
     /// Places of connections that are not logged in.
     gate: Arc<Gate>,
-    /// Leave to log lines about those.
+    /// The budget for log lines about those.
     quiet: Quiet,
     /// Held by each logged-in connection until it is closed.
     slots: Arc<Semaphore>,
@@ -157,7 +158,8 @@ struct Server {
     next_id: AtomicU64,
 }
 
-/// Answers until `stop` turns true, then says goodbye to everyone and returns when the last connection is closed.
+/// Serves until `stop` turns true, then sends a last message to every client and returns when the last connection is
+/// closed.
 pub async fn serve(
     agent: Arc<Agent>,
     key: PrivateKey,
@@ -167,7 +169,7 @@ pub async fn serve(
     let name = agent.config.name.clone();
     let weaker = builds::backend::weaker(&agent.config.sandbox);
     let limits = &agent.config.limits;
-    // Most clients begin by asking what is possible, which counts as a try.
+    // Most clients first ask for the possible methods, which counts as an attempt.
     let ssh = server::Config { max_auth_attempts: limits.max_auth_tries + 1, ..settings(key) };
     let server = Arc::new(Server {
         ssh: Arc::new(ssh),
@@ -194,7 +196,7 @@ pub async fn serve(
     }
 }
 
-/// Nothing in this loop waits for a client: a connection gets a task of its own, or is dropped.
+/// This loop never waits for a client: each connection gets a task of its own, or is dropped.
 async fn accept(server: Arc<Server>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     loop {
@@ -209,7 +211,8 @@ async fn accept(server: Arc<Server>, listener: TcpListener, mut stop: watch::Rec
                     Err(left) => hold_off(&server, &tcp, peer, left),
                 },
                 Err(error) => {
-                    // Out of descriptors, most likely: existing connections must end before new ones can start.
+                    // Most likely there are no free descriptors: existing connections must end before new ones can
+                    // start.
                     tracing::error!(%error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -220,7 +223,7 @@ async fn accept(server: Arc<Server>, listener: TcpListener, mut stop: watch::Rec
     while connections.join_next().await.is_some() {}
 }
 
-/// Says in one line, before any ssh, why nobody from there is let in just now. `ssh -v` shows it.
+/// Sends one line, before any ssh, with the reason why this address is refused for now. `ssh -v` shows it.
 fn hold_off(server: &Server, tcp: &TcpStream, peer: SocketAddr, left: Duration) {
     let seconds = left.as_secs() + 1;
     if let Some(Line { left_out }) = server.quiet.line() {
@@ -229,8 +232,8 @@ fn hold_off(server: &Server, tcp: &TcpStream, peer: SocketAddr, left: Duration) 
     let line = format!(
         "Not allowed at this time: too many logins from your address failed (limits.per-source-penalties); try again in {seconds} seconds\r\n"
     );
-    // Straight to the socket: the runtime does not know yet that it can be written to. What does not fit into the empty
-    // buffer of a new connection is not sent.
+    // Written directly to the socket, because the runtime does not know yet that the socket is writable. Bytes that do
+    // not fit into the empty buffer of a new connection are not sent.
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     let _ = rustix::net::send(tcp, line.as_bytes(), flags);
 }
@@ -255,7 +258,7 @@ struct MemberSlot {
 }
 
 impl Server {
-    /// Or which limit is reached, and what to do.
+    /// A place for a connection of this member, or the message about the limit that is reached.
     fn member_slot(self: &Arc<Self>, name: &Arc<str>) -> Result<MemberSlot, String> {
         let limits = &self.agent.config.limits;
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,12 +1,12 @@
-//! Whom a login is for: decided from the roster, the ssh user name, the key or certificate, the peer's address and the time,
-//! and from nothing else.
+//! Decides which member a login is for, from the roster, the ssh user name, the key or certificate, the peer's address
+//! and the time, and from nothing else.
 //!
-//! That the client holds the private key is proven by the ssh library; everything else about a certificate is judged here,
-//! as sshd judges one by a `cert-authority` line (OpenSSH: `auth2-pubkeyfile.c`, `sshkey_cert_check_authority`).
+//! The ssh library proves that the client holds the private key; everything else about a certificate is checked here,
+//! as sshd checks one by a `cert-authority` line (OpenSSH: `auth2-pubkeyfile.c`, `sshkey_cert_check_authority`).
 //!
-//! **The user name.** A key of one member means that member, whatever the user name. Where several members could be meant,
-//! the user name says which. A certificate is asked for before we see it (see [`Offers`]), so who has one logs in under
-//! their own name if they also offer other keys first.
+//! **The user name.** A key of one member means that member, with any user name. If several members are possible, the
+//! user name decides. The box has to accept a certificate's key before it sees the certificate (see [`Offers`]), so a
+//! member with a certificate who also offers other keys first must log in under their own name.
 //! Not here: counting tries and connections (`ssh`).
 
 use std::net::IpAddr;
@@ -19,36 +19,36 @@ use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey};
 
 use members::{Holder, Member, Roster};
 
-/// Offers remembered per connection, to know a second one of the same key. A client with more has its certificate refused
-/// unless it says who it is.
+/// Limit on the offers remembered per connection, to recognise the second offer of a key. If a client offers more keys,
+/// its certificate is refused unless it gives the member's user name.
 const MAX_OFFERS: usize = 64;
 
-/// What a client proved to hold.
+/// A key or certificate that a client proved to hold.
 #[derive(Debug, Clone)]
 pub enum Credential {
     Key(PublicKey),
     Certificate(Box<Certificate>),
 }
 
-/// A login, complete: deciding it again later shows whether the roster still lets it in.
+/// A complete login. It can be decided again later, to see whether the roster still allows it.
 #[derive(Debug, Clone)]
 pub struct Login {
     pub user: String,
     pub peer: IpAddr,
     pub credential: Credential,
-    /// Unix seconds. A certificate, or an `expiry-time`, that ends later does not end the session, as with sshd: people
+    /// Unix seconds. The end of a certificate, or of an `expiry-time`, does not end a session, as with sshd: people
     /// have certificates for five minutes and builds for an hour.
     pub at: u64,
 }
 
-/// Why nobody is logged in.
+/// The reason why a login is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// Not a key of the roster.
+    /// The key is not in the roster.
     Unknown,
-    /// A key of several members, and the user name is none of theirs.
+    /// Several members have the key, and the user name is none of theirs.
     Ambiguous(Vec<String>),
-    /// A key of the roster that does not fit here and now.
+    /// The key is in the roster, but a condition of its line is not met.
     Unfit(String),
 }
 
@@ -69,7 +69,7 @@ impl std::fmt::Display for Refusal {
 }
 
 impl Login {
-    /// Whom this login is for by `roster`.
+    /// The member whom this login is for, by `roster`.
     pub fn decide(&self, roster: &Roster) -> Result<Arc<Member>, Refusal> {
         match &self.credential {
             Credential::Key(key) => self.by_key(roster, key),
@@ -106,7 +106,7 @@ impl Login {
         })
     }
 
-    /// The one holder whose conditions are met, or the one of them that the user name says.
+    /// The only holder whose conditions are met; if there are several, the one with this user name.
     fn choose(
         &self,
         holders: &[Holder],
@@ -136,12 +136,12 @@ impl Login {
     }
 }
 
-/// What sshd checks of a certificate, whoever its authority belongs to. `Err` finishes a sentence.
+/// The checks that sshd makes for a certificate of any authority. `Err` is the end of a sentence.
 fn check(certificate: &Certificate, peer: IpAddr, at: u64) -> Result<(), String> {
     if certificate.cert_type() != CertType::User {
         return Err("is for a host, not for a user".into());
     }
-    // As sshd does since OpenSSH 8.2: SHA-1 signatures can be forged for a price.
+    // As sshd since OpenSSH 8.2: SHA-1 signatures can be forged at a known cost.
     if is_sha1(&certificate.signature().algorithm()) {
         return Err("is signed with SHA-1".into());
     }
@@ -156,7 +156,7 @@ fn check(certificate: &Certificate, peer: IpAddr, at: u64) -> Result<(), String>
     if at >= certificate.valid_before() {
         return Err("has expired".into());
     }
-    // To OpenSSH before 10.3 it meant everybody.
+    // OpenSSH before 10.3 let an empty list mean everybody.
     if certificate.valid_principals().is_empty() {
         return Err("lists no principals".into());
     }
@@ -182,12 +182,13 @@ fn is_sha1(algorithm: &Algorithm) -> bool {
     matches!(algorithm, Algorithm::Rsa { hash: None })
 }
 
-/// What a client offered on one connection, before it proved anything.
+/// The keys that a client offered on one connection, before it proved any.
 ///
-/// An offer of a certificate reaches us as an offer of the key inside of it: the ssh library does not say which it was. To
-/// accept every unknown key would have clients sign (and ask for a touch) in vain with each key they have. So one is
-/// accepted only where a certificate is likely: from who says to be a member with a certificate authority, and when the
-/// same key is offered a second time, which clients do with a key and its certificate.
+/// The ssh library reports the offer of a certificate as an offer of the key inside of it, and does not say which it
+/// was. If every unknown key were accepted, clients would sign (and ask for a touch) in vain with each key they have.
+/// So an unknown key is accepted only where a certificate is likely: if the user name is that of a member with a
+/// certificate authority, and when the same key is offered a second time, which clients do with a key and its
+/// certificate.
 #[derive(Default)]
 pub struct Offers {
     /// Fingerprints.
@@ -195,7 +196,7 @@ pub struct Offers {
 }
 
 impl Offers {
-    /// Whether to let the client sign with `key`, and if not, why.
+    /// Whether to let the client sign with `key`, or the reason against it.
     pub fn consider(
         &mut self,
         roster: &Roster,
@@ -209,7 +210,7 @@ impl Offers {
         let login =
             Login { user: user.to_owned(), peer, credential: Credential::Key(key.clone()), at: date::now() };
         match login.decide(roster) {
-            // Worth a proof: who proves it is told what to do.
+            // The client may prove its key: then it gets a message that says what to do.
             Ok(_) | Err(Refusal::Ambiguous(_)) => Ok(()),
             Err(refusal) if !roster.has_authorities() => Err(refusal),
             Err(refusal) => {

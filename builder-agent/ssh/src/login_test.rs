@@ -27,7 +27,7 @@ fn roster(members: &[(&str, &[String])]) -> Roster {
     roster
 }
 
-/// A certificate of authority 9 for key 1 that is in order for alice, but for what `change` does.
+/// A valid certificate for alice of authority 9 and key 1, as modified by `change`.
 fn certificate(change: impl FnOnce(&mut Builder)) -> Certificate {
     let mut builder =
         Builder::new(vec![7; 16], key(1).public_key(), NOON - 60, NOON + 60).expect("a builder");
@@ -78,7 +78,7 @@ fn the_user_name_counts_only_where_a_key_could_mean_several_members() {
     }
     assert_eq!(decide(&roster, "dora", show(2)), Ok("dora".into()));
     assert_eq!(decide(&roster, "dora-untrusted", show(2)), Ok("dora-untrusted".into()));
-    // Naming somebody whose key it is not helps nobody.
+    // Another user name than the owner's does not help.
     for user in ["anyone", "alice", "Dora"] {
         let refusal = decide(&roster, user, show(2)).expect_err("ambiguous");
         assert_eq!(refusal, Refusal::Ambiguous(vec!["dora".into(), "dora-untrusted".into()]));
@@ -101,7 +101,7 @@ fn a_keys_own_conditions_hold() {
 fn a_certificate_lets_in_whom_its_authority_and_a_principal_name() {
     let authority = [format!("cert-authority {}", line(9))];
     let roster = roster(&[("alice", &authority), ("bob", &authority), ("carol", &[line(3)])]);
-    // The user name does not matter: the principal says it.
+    // The user name does not matter, because the principal names the member.
     assert_eq!(decide(&roster, "root", shown(certificate(for_alice))), Ok("alice".into()));
     let both = |builder: &mut Builder| {
         for_alice(builder);
@@ -109,7 +109,7 @@ fn a_certificate_lets_in_whom_its_authority_and_a_principal_name() {
     };
     assert_eq!(decide(&roster, "bob", shown(certificate(both))), Ok("bob".into()));
     assert!(matches!(decide(&roster, "root", shown(certificate(both))), Err(Refusal::Ambiguous(_))));
-    // A member without the authority is not helped by being named.
+    // A member without the authority cannot use the certificate, even if it names them.
     let carols = certificate(|builder| named(builder, "carol"));
     assert!(unfit(decide(&roster, "carol", shown(carols))).contains("lists no principal"));
     // Neither the authority's own key nor the certified one logs in by itself.

@@ -1,20 +1,20 @@
-//! What sources have to pay for connections that ended without a login: a table of times, bounded in size.
+//! The penalties of sources for connections that ended without a login: a table of times, bounded in size.
 //!
-//! As OpenSSH's `PerSourcePenalties`: penalties of one source add up, and once there are `min` of them nobody from there
-//! is let in until the last has passed. Not here: what costs how much (`config::strangers`), and who asks (`gate`).
+//! As OpenSSH's `PerSourcePenalties`: penalties of one source add up, and once they reach `min`, the source is refused
+//! until the last has passed. Not here: the size of each penalty (`settings::strangers`), and the caller (`gate`).
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Sources that are remembered, about 2 MiB of them. Beyond, those go first whose penalty would have ended first: a
-/// table that is full must let people in, or filling it would lock everybody out.
+/// Limit on the sources in the table, about 2 MiB. Beyond it, those whose penalty would end first are removed: a full
+/// table must let people in, or filling it would lock everybody out.
 const MAX_SOURCES: usize = 16_384;
 
 #[derive(Debug, Clone, Copy)]
 struct Penalty {
     until: Instant,
-    /// There was as much as `min` once; from then on it holds until it has passed.
+    /// The sum has reached `min`; the source is refused until all of it has passed.
     holds: bool,
 }
 
@@ -22,7 +22,7 @@ pub(super) struct Table {
     min: Duration,
     max: Duration,
     sources: HashMap<IpAddr, Penalty>,
-    /// The same, by their ends.
+    /// The same sources, ordered by the ends of their penalties.
     ends: BTreeSet<(Instant, IpAddr)>,
 }
 
@@ -31,7 +31,7 @@ impl Table {
         Self { min, max, sources: HashMap::new(), ends: BTreeSet::new() }
     }
 
-    /// Adds to what this source has gathered. True if that is what closes the door for it.
+    /// Adds to the penalty of this source. True if the source is refused from now on.
     pub fn charge(&mut self, source: IpAddr, amount: Duration, now: Instant) -> bool {
         if amount.is_zero() {
             return false;
@@ -46,7 +46,7 @@ impl Table {
         holds && !held
     }
 
-    /// For how long nobody from there is let in.
+    /// The time for which this source is refused.
     pub fn left(&self, source: IpAddr, now: Instant) -> Option<Duration> {
         let penalty = self.sources.get(&source)?;
         (penalty.holds && penalty.until > now).then(|| penalty.until - now)
@@ -63,7 +63,7 @@ impl Table {
         self.ends.insert((penalty.until, source));
     }
 
-    /// Drops what has passed, and the first ends of a table that is too large.
+    /// Removes penalties that have passed, and those that end first while the table is too large.
     fn forget_the_past(&mut self, now: Instant) {
         while let Some(&(until, source)) = self.ends.first()
             && (until <= now || self.ends.len() > MAX_SOURCES)
@@ -95,10 +95,10 @@ mod tests {
         assert!(table.charge(source(1), 6 * SECOND, now));
         assert_eq!(table.left(source(1), now), Some(12 * SECOND));
         assert_eq!(table.left(source(2), now), None, "another source pays for it");
-        // It holds to its end, not only while there is more left than the minimum.
+        // The refusal lasts to the end of the penalty, not only while more than the minimum is left.
         assert_eq!(table.left(source(1), now + 11 * SECOND), Some(SECOND));
         assert_eq!(table.left(source(1), now + 12 * SECOND), None);
-        // A new one starts from nothing.
+        // A new penalty starts from zero.
         assert!(!table.charge(source(1), 6 * SECOND, now + 20 * SECOND));
         assert_eq!(table.left(source(1), now + 20 * SECOND), None);
     }

@@ -1,17 +1,17 @@
-//! Log lines about strangers, as many as a person could read.
+//! Limits log lines about strangers to a number that a person can read.
 //!
-//! Whoever can connect can make us log, and a journal that is full of one address hides everything else. So such lines
-//! have a budget, and what did not fit is counted and told. Lines about members are not held back: each names somebody
-//! who can be asked. Not here: the lines themselves.
+//! Anybody who can connect can make the agent log, and a journal full of lines about one address hides everything else.
+//! So such lines have a budget, and the lines that exceed it are counted and the count is logged. Lines about members
+//! have no limit: each names a person who can be asked. Not here: the lines themselves.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Lines at once, for a burst that is worth reading whole.
+/// Lines at once, for a burst that is worth reading completely.
 const BURST: f64 = 100.0;
-/// And from then on per second.
+/// Lines per second after a burst.
 const PER_SECOND: f64 = 2.0;
-/// How often lines that were left out are told about when no other line tells.
+/// Interval for logging the number of left-out lines, if no other line logs it.
 pub(super) const REPORT: Duration = Duration::from_secs(10);
 
 pub(super) struct Quiet {
@@ -24,10 +24,10 @@ struct Budget {
     left_out: u64,
 }
 
-/// Leave to log one line.
+/// The permission to log one line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Line {
-    /// How many lines did not get one since the last that did.
+    /// Number of lines left out since the last line.
     pub left_out: Option<u64>,
 }
 
@@ -36,7 +36,7 @@ impl Quiet {
         Self { budget: Mutex::new(Budget { lines: BURST, at: Instant::now(), left_out: 0 }) }
     }
 
-    /// For one line about a stranger; `None` if it has to be left out.
+    /// Permission for one line about a stranger; `None` if it has to be left out.
     pub fn line(&self) -> Option<Line> {
         self.line_at(Instant::now())
     }
@@ -55,7 +55,7 @@ impl Quiet {
         Some(Line { left_out: (left_out > 0).then_some(left_out) })
     }
 
-    /// Lines that were left out since anybody told.
+    /// Number of left-out lines that has not been logged yet.
     pub fn untold(&self) -> Option<u64> {
         let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
         Some(std::mem::take(&mut budget.left_out)).filter(|count| *count > 0)

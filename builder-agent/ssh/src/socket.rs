@@ -1,10 +1,10 @@
-//! A connection's socket as ssh wants it: acknowledged at once, and read in large pieces.
+//! A connection's socket for ssh: received data is acknowledged at once and read in large pieces.
 //!
 //! An ssh client that does not switch Nagle's algorithm off (OpenSSH does so for interactive sessions only) holds a
-//! small packet back until the one before it is acknowledged, and Linux acknowledges late when it has nothing to
-//! send: about 40 ms, twice per login. `TCP_NODELAY` concerns only what *we* send. `TCP_QUICKACK` concerns what we
-//! receive, but the kernel forgets it, above all when we send something; so it is set again after each write, and
-//! before the next read after one that got something.
+//! small packet back until the one before is acknowledged, and Linux delays an acknowledgement if it has nothing to
+//! send: about 40 ms, twice per login. `TCP_NODELAY` concerns only data that *we* send. `TCP_QUICKACK` concerns data
+//! that we receive, but the kernel resets it, above all when we send something; so it is set again after each write,
+//! and before the next read after one that returned data.
 //! Not here: what the bytes mean (`russh`).
 
 use std::io;
@@ -15,30 +15,30 @@ use rustix::net::sockopt::set_tcp_quickack;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// What is read ahead. The ssh layer reads four bytes and then the packet behind them; without this buffer these are
-/// two system calls for each 32 KiB that a client sends.
+/// Bytes to read ahead. The ssh layer reads four bytes and then the packet behind them; without this buffer, that would
+/// be two system calls for each 32 KiB that a client sends.
 const BUFFER: usize = 128 * 1024;
-/// What an idle connection keeps of it: there may be hundreds, and their requests are small.
+/// Size of the buffer of an idle connection: there may be hundreds, and their requests are small.
 const BUFFER_AT_REST: usize = 8 * 1024;
 /// Small reads in a row after which a connection counts as idle.
 const QUIET: u32 = 64;
 
-/// A TCP stream, see the module.
+/// A TCP stream as the module describes it.
 pub struct Socket {
     tcp: TcpStream,
     buffer: Vec<u8>,
-    /// The part of `buffer` that was received and not yet read.
+    /// Position in `buffer` up to which received bytes have been read.
     at: usize,
     end: usize,
-    /// Small reads since the last one that filled the resting buffer.
+    /// Number of small reads since the last one that filled the small buffer.
     quiet: u32,
-    /// Nothing was received since we last asked for acknowledgements at once.
+    /// `TCP_QUICKACK` was set, and nothing has been received since.
     armed: bool,
 }
 
 impl Socket {
     pub fn new(tcp: TcpStream) -> Self {
-        // For what we send: an answer must not wait for the acknowledgement of the one before.
+        // For data that we send: an answer must not wait for the acknowledgement of the one before.
         let _ = tcp.set_nodelay(true);
         Self { tcp, buffer: Vec::new(), at: 0, end: 0, quiet: QUIET, armed: false }
     }
@@ -82,7 +82,7 @@ impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let wrote = ready!(Pin::new(&mut this.tcp).poll_write(cx, bytes))?;
-        // A read may be waiting already, and will not come by again before the next packet has arrived.
+        // A read may already be waiting, and would set the option only after the next packet has arrived.
         this.arm();
         Poll::Ready(Ok(wrote))
     }

@@ -1,4 +1,4 @@
-//! The far end of a channel that runs a command: what the client reads, what it sends, and whether it is still there.
+//! The client's end of a channel that runs a command: its output, its input, and whether it is still connected.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use wire::PatientWriter;
 
 use daemon::{Reader, Running, Writer};
 
-/// The one kind of extended data there is (RFC 4254, 5.2).
+/// The only type of extended data (RFC 4254, 5.2).
 pub(crate) const STDERR: u32 = 1;
 
-/// What a command is run on. A command either reads what the client sends or waits for its end; there is one stream of
-/// messages to take both from.
+/// The terminal of a command. A command either reads the client's input or waits until the client has closed the
+/// connection, because both come from one stream of messages.
 pub(crate) struct Terminal<'a> {
     channel: &'a mut Channel<Msg>,
     pub stdout: Writer<'a>,
@@ -27,7 +27,7 @@ impl<'a> Terminal<'a> {
         Self { channel, stdout, stderr }
     }
 
-    /// For a command that only prints `text`. A client that takes nothing for as long as `stall` has failed.
+    /// For a command that only prints `text`. Fails if the client reads nothing for as long as `stall`.
     pub async fn print(self, text: &str, stall: Duration) -> ExitStatus {
         let mut stdout = PatientWriter::new(self.stdout, stall);
         let written = stdout.write_all(text.as_bytes()).await.is_ok() && stdout.flush().await.is_ok();
@@ -39,8 +39,8 @@ impl<'a> Terminal<'a> {
         (Box::new(self.channel.make_reader()), self.stdout, self.stderr)
     }
 
-    /// For a command that does not: stdout, stderr, and what is ready when the client is gone. The end of what a client
-    /// sends is not the end of the client: `ssh -n` sends nothing.
+    /// For a command that does not read: stdout, stderr, and a future that is ready when the client has closed the
+    /// connection. The end of a client's input does not count: `ssh -n` sends none.
     pub fn with_hung_up(self) -> (Writer<'a>, Writer<'a>, Running<'a, ()>) {
         let channel = self.channel;
         let hung_up = async move { while !matches!(channel.wait().await, None | Some(ChannelMsg::Close)) {} };
@@ -48,13 +48,13 @@ impl<'a> Terminal<'a> {
     }
 }
 
-/// What a client's shell sees in `$?`.
+/// The exit status that a client's shell shows in `$?`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ExitStatus(pub u32);
 
 impl ExitStatus {
     pub const DONE: Self = Self(0);
     pub const FAILED: Self = Self(1);
-    /// As of a shell that does not know the command.
+    /// The status of a shell that does not know the command.
     pub const NOT_FOUND: Self = Self(127);
 }

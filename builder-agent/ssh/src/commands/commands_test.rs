@@ -6,10 +6,10 @@ use daemon::Realise;
 
 const DRV: &str = "/nix/store/22222222222222222222222222222222-x.drv";
 
-/// What tools of others run over ssh on a machine that builds: source file, the line as ssh sends it, what it is here.
-/// `docs/design/protocols.md` has the same lines. Read in the sources named, but for three that are written from what their
-/// documentation says: common-ssh-store-config.hh, nix-copy-closure.in, and the newer nixos-rebuild's words about roots
-/// and temporary folders. Tools that only open a store (deploy-rs, `nix copy`) send what Nix itself sends.
+/// Commands that other tools run over ssh on a machine that builds: source file, the line as ssh sends it, its meaning
+/// here. `docs/design/protocols.md` has the same lines. They come from the sources named, except for three that follow
+/// the documentation: common-ssh-store-config.hh, nix-copy-closure.in, and the newer nixos-rebuild's words about roots
+/// and temporary folders. Tools that only open a store (deploy-rs, `nix copy`) send the same lines as Nix.
 #[rustfmt::skip]
 const LINES: &[(&str, &str, Meant)] = &[
     // Nix's stores. Newer versions quote each word.
@@ -21,11 +21,11 @@ const LINES: &[(&str, &str, Meant)] = &[
     ("nix: src/libstore/common-ssh-store-config.hh", "/run/current-system/sw/bin/nix-store --serve --write", Meant::Serve),
     ("nix: src/libstore/common-ssh-store-config.hh", "sudo -n nix-daemon --stdio", Meant::Worker),
     ("nix: src/libstore/common-ssh-store-config.hh", "nix --extra-experimental-features nix-command daemon --stdio", Meant::Worker),
-    // The perl program up to Nix 2.3, before it became a copy between stores.
+    // The perl program up to Nix 2.3, before it was replaced by a copy between stores.
     ("nix: scripts/nix-copy-closure.in", "nix-store --serve --write", Meant::Serve),
     ("hydra: src/hydra-queue-runner/build-remote.cc", "nix-store --serve --write", Meant::Serve),
     ("hydra: src/hydra-queue-runner/build-remote.cc", "nix-store --builders '' --serve --write", Meant::Serve),
-    // The older nixos-rebuild: `buildHostCmd`, also with what it was given on its command line.
+    // The older nixos-rebuild: `buildHostCmd`, also with options from its own command line.
     ("nixpkgs: nixos-rebuild.sh", "nix-store -r DRV", Meant::Realise),
     ("nixpkgs: nixos-rebuild.sh", "nix-store -r DRV -k --option sandbox true -j 4 --log-format raw -vv", Meant::Realise),
     ("nixpkgs: nixos-rebuild.sh", "nix-store -r DRV --add-root result --indirect --keep-going", Meant::Realise),
@@ -46,7 +46,7 @@ const LINES: &[(&str, &str, Meant)] = &[
     ("nixpkgs: nixos-rebuild-ng, nix.py", "readlink -f /tmp/n.1/abc", Meant::Host),
     ("nixpkgs: nixos-rebuild-ng, nix.py", "rm -rf /tmp/n.1", Meant::Host),
     ("nixpkgs: nixos-rebuild-ng, process.py", "pkill --signal SIGINT --full -- 'nix\\-store\\ \\-\\-realise'", Meant::Host),
-    // Whoever is not root puts `privilegeEscalationCommand` before it.
+    // For users other than root, colmena puts `privilegeEscalationCommand` before it.
     ("colmena: src/nix/host/ssh.rs", "nix-store --no-gc-warning --realise DRV", Meant::Realise),
     ("colmena: src/nix/host/ssh.rs", "sudo -H -- nix-store --no-gc-warning --realise DRV", Meant::Realise),
     ("colmena: src/nix/host/ssh.rs", "doas -- nix-store --no-gc-warning --realise DRV", Meant::Realise),
@@ -152,7 +152,7 @@ fn options_mean_the_same_in_any_place() {
     }
     assert_eq!(parsed("nix-store --serve"), Ok(Command::Store(StoreSession::Serve { write: false })));
     assert_eq!(parsed("nix-daemon --store daemon --stdio"), Ok(Command::Store(StoreSession::Worker)));
-    // The word behind an option that takes one is no operation, and what stands behind `--` no option.
+    // The word after an option with an argument is not an operation, and a word after `--` is not an option.
     assert!(refusal("nix-store --log-format --realise DRV").contains("this box answers"));
     assert!(refusal("nix-store --realise -- --keep-going").contains("`--keep-going` is not a store path"));
 }

@@ -1,8 +1,8 @@
-//! `help`: the commands that a person has a reason to type, from the table.
+//! `help`: the commands that people type, from the table.
 
 use super::{COMMANDS, For};
 
-/// One line for each command of the table that is not for tools alone.
+/// One line for each command of the table, without those that only tools run.
 pub(super) fn text() -> String {
     let rows = || COMMANDS.iter().filter(|row| row.readers != For::Tools);
     let width = rows().map(|row| row.call().len()).max().unwrap_or_default();

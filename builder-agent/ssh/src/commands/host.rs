@@ -1,4 +1,4 @@
-//! What deployment tools run around a build on the machine that builds: a few words, read strictly.
+//! Commands that deployment tools run around a build on the machine that builds: a few words, parsed strictly.
 //!
 //! Not here: the Nix programs (`nix`), and what the commands do (`daemon::host_command`).
 
@@ -9,14 +9,14 @@ use super::{Command, Wrong};
 /// Longest name of a temporary folder.
 const MAX_TEMPLATE: usize = 100;
 
-/// Variables that tools set before a command. There is nothing here that would read them.
+/// Variables that tools set before a command. No command here reads them.
 const VARIABLES: &[&str] = &["PATH=", "LOCALE_ARCHIVE=", "TMPDIR=", "NIXOS_INSTALL_BOOTLOADER="];
-/// Options of `sudo` and `doas` without an argument, which tools use so that nobody is asked anything.
+/// Options of `sudo` and `doas` without an argument, which tools use to avoid a prompt.
 const SUDO_OPTIONS: &[&str] =
     &["-H", "--set-home", "-E", "--preserve-env", "-n", "--non-interactive", "-S", "--stdin", "--prompt="];
 
-/// The words of the command itself, without what says as whom, where from and with which environment it is to run.
-/// `None` if these say something else.
+/// The words of the command itself, without the prefixes that set the user, the folder and the environment. `None` if a
+/// prefix is not one of the known ones.
 pub(super) fn without_prefixes<'a>(words: &'a [&'a str]) -> Option<&'a [&'a str]> {
     match words {
         ["sudo" | "doas", rest @ ..] => {
@@ -38,7 +38,7 @@ fn is_variable(word: &str) -> bool {
     VARIABLES.iter().any(|variable| word.starts_with(variable))
 }
 
-/// What this program with these words is, or why it is nothing.
+/// The command of this program with these words, or the reason why there is none.
 pub(super) fn parse(program: &str, words: &[&str]) -> Result<Command, Wrong> {
     let command = match (program, words) {
         ("mktemp", ["-d"]) => make_folder("tmp.XXXXXXXXXX")?,
@@ -54,7 +54,7 @@ pub(super) fn parse(program: &str, words: &[&str]) -> Result<Command, Wrong> {
     Ok(Command::Host(command))
 }
 
-/// As `mktemp -t`: below `/tmp`, with other letters for the X at the end.
+/// As `mktemp -t`: a name below `/tmp`, with other letters for each X at the end.
 fn make_folder(template: &str) -> Result<HostCommand, String> {
     let prefix = template.trim_end_matches('X');
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');

@@ -14,7 +14,7 @@ use wire::PatientWriter;
 
 use crate::terminal::{ExitStatus, Terminal};
 
-/// Read of a log at once.
+/// Bytes of a log read at once.
 const PIECE: usize = 64 << 10;
 
 /// Prints the log of `path` if this member may read it.
@@ -54,7 +54,7 @@ async fn print(
     let drv = if path.is_derivation() {
         path.clone()
     } else {
-        // Only of a path that is valid for this member do we know where it came from.
+        // The deriver is known only for a path that is valid in this member's view.
         let view = agent.roster.borrow().view_of(&agent.store, member);
         match view.info(path).and_then(|info| info.deriver.clone()) {
             Some(drv) => drv,

@@ -1,10 +1,10 @@
-//! The words of `nix-store`, `nix-daemon` and `nix` as tools run them over ssh: an operation, and options before and
-//! behind it, as Nix takes them.
+//! Parses the words of `nix-store`, `nix-daemon` and `nix` as tools run them over ssh: an operation, and options before
+//! and after it, as Nix takes them.
 //!
-//! One table says of every option how many words belong to it and what becomes of it. Options that mean nothing on a
-//! box, or that a member's limits decide, are read and dropped, because tools pass on whatever they were started with.
-//! An option that is not in the table is refused, and so is an operation.
-//! Not here: what is done (`daemon`), and quoting (`command`).
+//! One table lists for every option the number of words that belong to it and its treatment. Options without a meaning
+//! on a box, or whose value a member's limits decide, are parsed and dropped, because tools pass on all options they
+//! got. Options and operations that are not in the table are refused.
+//! Not here: running the command (`daemon`), and quoting (`commands`).
 
 use nix::BuildMode;
 use nix_derivation::{DerivedPath, SingleDerivedPath, StorePath};
@@ -13,16 +13,16 @@ use daemon::{HostCommand, Realise};
 
 use super::{Command, StoreSession, Wrong, shown};
 
-/// What becomes of an option.
+/// The treatment of an option.
 #[derive(Clone, Copy)]
 enum Meaning {
-    /// Nothing, and neither of this many words behind it.
+    /// Dropped, with this many words after it.
     Dropped(usize),
-    /// The word behind it is the value of this setting.
+    /// The word after it is the value of this setting.
     Setting(&'static str),
-    /// A name and a value of a setting.
+    /// The two words after it are the name and the value of a setting.
     Option,
-    /// The store to be opened, of which there is one.
+    /// The store to open; the box has only one.
     Store,
     KeepGoing,
     KeepFailed,
@@ -35,8 +35,8 @@ enum Meaning {
 
 use Meaning::{AddRoot, Check, Dropped, DryRun, KeepFailed, KeepGoing, Print, Repair, Setting, Store};
 
-/// Those of Nix 2.8 to 2.34 (libmain: shared.cc, common-args.cc; nix-store.cc; libcmd: installables.cc) that tools have
-/// a reason to pass on.
+/// The options of Nix 2.8 to 2.34 (libmain: shared.cc, common-args.cc; nix-store.cc; libcmd: installables.cc) that
+/// tools have a reason to pass on.
 const OPTIONS: &[(&str, Meaning)] = &[
     ("--keep-going", KeepGoing),
     ("-k", KeepGoing),
@@ -95,7 +95,7 @@ const OPTIONS: &[(&str, Meaning)] = &[
     ("--override-input", Dropped(2)),
 ];
 
-/// `nix-store` with these words behind it, or what is wrong with them.
+/// The command of `nix-store` with these words, or the mistake in them.
 pub(super) fn nix_store(words: &[&str]) -> Result<Command, Wrong> {
     let (mut realise, mut serve, mut write) = (false, false, false);
     let read = read(words, true, |word| {
@@ -114,7 +114,7 @@ pub(super) fn nix_store(words: &[&str]) -> Result<Command, Wrong> {
     }
 }
 
-/// `nix-daemon`, or `nix daemon`.
+/// The command of `nix-daemon`, or of `nix daemon`.
 pub(super) fn nix_daemon(words: &[&str]) -> Result<Command, Wrong> {
     let mut stdio = false;
     let read = read(words, true, |word| {
@@ -128,7 +128,7 @@ pub(super) fn nix_daemon(words: &[&str]) -> Result<Command, Wrong> {
     }
 }
 
-/// `nix`: its subcommand is the first word that is neither an option nor belongs to one.
+/// The command of `nix`: its subcommand is the first word that is neither an option nor belongs to one.
 pub(super) fn nix(words: &[&str]) -> Result<Command, Wrong> {
     let mut at = 0;
     while let Some(word) = words.get(at).filter(|word| word.starts_with('-')) {
@@ -148,7 +148,7 @@ fn meaning(word: &str) -> Option<Meaning> {
     named.or_else(|| (is_verbose(word) || is_jobs(word)).then_some(Dropped(0)))
 }
 
-/// How many words behind an option belong to it.
+/// The number of words after an option that belong to it.
 fn operands(word: &str) -> usize {
     match meaning(word) {
         Some(Dropped(count)) => count,
@@ -158,16 +158,17 @@ fn operands(word: &str) -> usize {
     }
 }
 
-/// All that was said besides the operation.
+/// The words of a command besides its operation.
 struct Said<'a> {
     realise: Realise,
     targets: Vec<&'a str>,
     store: Option<&'a str>,
-    /// Something that changes how builds are made, which a session has no place for.
+    /// An option that changes how builds are made; a session cannot take one.
     changes: Option<&'a str>,
 }
 
-/// Reads words in any order; `is_operation` takes those that say what to do. `print`: the older program prints unasked.
+/// Reads words in any order; `is_operation` recognises operations. `print`: the older program prints without being
+/// asked.
 fn read<'a>(
     words: &[&'a str],
     print: bool,
@@ -197,7 +198,7 @@ fn read<'a>(
             continue;
         }
         let Some(meaning) = meaning(word) else {
-            // Read on: which operation it is decides who says so.
+            // Parsing goes on, because the operation decides which program reports the mistake.
             wrong.get_or_insert_with(|| format!("the option `{}` is not supported here", shown(word)));
             continue;
         };
@@ -234,7 +235,7 @@ fn read<'a>(
 }
 
 impl Said<'_> {
-    /// A session of one of the protocols takes nothing but the name of the store there is.
+    /// A session of one of the protocols. The only option is the name of the one store.
     fn session(self, kind: StoreSession) -> Result<Command, Wrong> {
         self.the_one_store()?;
         match (self.targets.first().copied(), self.changes) {
@@ -285,7 +286,7 @@ fn is_jobs(word: &str) -> bool {
     word.strip_prefix("-j").is_some_and(|rest| !rest.is_empty())
 }
 
-/// A store path; a derivation alone, with `!` or with `^`, means its outputs.
+/// A store path; a plain derivation, or one with `!` or `^`, means its outputs.
 fn target(word: &str) -> Result<DerivedPath, String> {
     let wrong =
         || format!("`{}` is not a store path; evaluate on the client and copy the derivation", shown(word));

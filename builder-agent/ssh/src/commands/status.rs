@@ -1,7 +1,7 @@
-//! `status`: which box this is, which roster it goes by, and who is left out of that roster because of a mistake.
+//! `status`: the name of the box, its roster, and the members who are left out of that roster because of a mistake.
 //!
-//! Every member may read it: rosters are public, and a member who is left out cannot log in to ask. With `--json` it is one
-//! object on one line; fields are added, never renamed.
+//! Every member may read it: rosters are public, and a member who is left out cannot log in to ask. With `--json` the
+//! answer is one object on one line; fields are added, never renamed.
 
 use daemon::Agent;
 use serde::Serialize;
@@ -71,11 +71,11 @@ impl Status {
     }
 }
 
-/// What the command prints.
+/// The output of the command.
 pub(super) fn text(agent: &Agent, json: bool) -> String {
     let status = Status::of(agent);
     match json {
-        // Strings and numbers alone: cannot fail.
+        // Strings and numbers alone, so this cannot fail.
         true => serde_json::to_string(&status).unwrap_or_default() + "\n",
         false => status.text(),
     }

@@ -1,4 +1,4 @@
-//! `nix-daemon --stdio` and `nix-store --serve`: Nix's own protocols on a member's view.
+//! `nix-daemon --stdio` and `nix-store --serve`: sessions of Nix's own protocols with the member's view.
 
 use std::sync::Arc;
 
@@ -8,16 +8,16 @@ use wire::PatientWriter;
 
 use crate::terminal::{ExitStatus, Terminal};
 
-/// Which of Nix's protocols.
+/// One of Nix's protocols.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreSession {
     /// `nix-daemon --stdio`: the worker protocol.
     Worker,
-    /// `nix-store --serve`, which only reads, or with `--write`.
+    /// `nix-store --serve`: only reads, unless `--write` is set.
     Serve { write: bool },
 }
 
-/// Dropping this drops the session with its builds and its half-done uploads.
+/// Runs a session. Dropping the future ends it with its builds and unfinished uploads.
 pub(super) async fn run(
     kind: StoreSession,
     terminal: Terminal<'_>,
