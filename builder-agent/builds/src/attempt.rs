@@ -29,7 +29,7 @@ use super::{Failure, Recipe, builtin, graphs};
 use net::HttpClient;
 use settings::BackendKind;
 
-/// What an attempt needs besides the recipe.
+/// The parts that an attempt needs besides the recipe.
 pub struct AttemptContext<'a> {
     /// Names the build in logs.
     pub id: &'a str,

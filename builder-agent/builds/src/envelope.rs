@@ -4,12 +4,12 @@
 //! envelope is in the build key, and all builds whose results are for everybody have the same one: the box's. A client
 //! chooses no part of it. A member whose limits in the roster are lower cannot have all of it; a build for such a
 //! member has the key of a smaller envelope, and its result stays that member's claim.
-//! Not here: limits that only end a build (time, silence, log, size of outputs), see `schedule::limits`.
+//! Not here: limits that only end a build (time, silence, log, size of outputs), see `schedule::shared::limits`.
 
 use members::MemberLimits;
 use settings::Config;
 
-/// Where a build runs.
+/// The size of the sandbox of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Envelope {
     /// Processors; also the value of `NIX_BUILD_CORES`.

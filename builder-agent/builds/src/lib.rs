@@ -2,7 +2,7 @@
 //!
 //! Derivations come from clients, so every recipe is checked before a sandbox sees it. Logs and outputs come from a
 //! hostile builder; the store decides what an output is, and the paths it may claim come from the recipe alone.
-//! Not here: how a client asked (`daemon`), and how a builder is locked in (`sandbox`).
+//! Not here: how a client asked (`daemon`), and how a builder is isolated (`sandbox`).
 
 pub mod attempt;
 pub mod backend;

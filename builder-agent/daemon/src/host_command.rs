@@ -4,7 +4,7 @@
 //! back. The newer nixos-rebuild (nixpkgs, nixos-rebuild-ng: nix.py) asks for a temporary folder first and reads a link
 //! in it at the end, so that the result is a root meanwhile. None of these are files here: a link is a named root of
 //! the member, and a temporary folder is a prefix of such names.
-//! Not here: which words a client may write (`ssh::host_command`), running builders (`builds`).
+//! Not here: which words a client may write (`ssh::commands`), running builders (`builds`).
 
 use std::collections::BTreeSet;
 use std::future::Future;

@@ -1,5 +1,5 @@
 //! Build logs that clients upload. No protocol has an operation to read one: the command `ssh <box> log` does that
-//! (`ssh::log`).
+//! (`ssh::commands::log`).
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;

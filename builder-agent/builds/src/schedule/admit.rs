@@ -72,7 +72,7 @@ struct Account {
 
 #[derive(Debug)]
 struct Entry {
-    /// Who the run is charged to, or will be.
+    /// The member to whom the run is charged, or will be.
     member: Arc<str>,
     size: Envelope,
     queued: Instant,
