@@ -54,12 +54,13 @@ impl Status {
             "box          {}, barnraiser {}\n\
              builds       {}, in sandboxes of kind {}\n\
              signing key  {}\n\
-             roster       {source}{commit}, {members} members\n",
+             roster       {source}{commit}, {members} {}\n",
             self.name,
             self.version,
             self.systems.join(" "),
             self.sandbox,
             self.signing_key,
+            if *members == 1 { "member" } else { "members" },
         );
         if let Some(weaker) = &self.weaker {
             text.push_str(&format!("warning      {weaker}\n"));
