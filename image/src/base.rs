@@ -218,7 +218,7 @@ fn choice(packages: &[&str]) -> String {
         hash.update(part);
         hash.update([0]);
     }
-    crate::files::hex(&hash.finalize())[..8].to_owned()
+    hex::encode(hash.finalize())[..8].to_owned()
 }
 
 /// The signed index of each source names every package file by hash, so it stands for the whole archive; versions that
@@ -236,7 +236,7 @@ fn state(archive: &Archive) -> Result<String, BaseError> {
     for index in indexes {
         hash.update(std::fs::read(&index).map_err(failed("read", &index))?);
     }
-    Ok(crate::files::hex(&hash.finalize())[..16].to_owned())
+    Ok(hex::encode(hash.finalize())[..16].to_owned())
 }
 
 /// Bases of older archive states are large and will not be asked for again.

@@ -23,15 +23,10 @@ pub fn replace(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     written
 }
 
-/// Lower-case hex digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// SHA-256 and length of all that a reader gives.
 pub fn digest(reader: &mut dyn io::Read) -> io::Result<(String, u64)> {
     use sha2::{Digest, Sha256};
     let mut hash = Sha256::new();
     let size = io::copy(reader, &mut hash)?;
-    Ok((hex(&hash.finalize()), size))
+    Ok((hex::encode(hash.finalize()), size))
 }

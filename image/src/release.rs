@@ -333,7 +333,7 @@ fn inputs_hash(base: &str, inputs: &Inputs) -> Result<String, BuildError> {
     for folder in &inputs.rootfs {
         hash_tree(folder, &mut field)?;
     }
-    Ok(files::hex(&hash.finalize()))
+    Ok(hex::encode(hash.finalize()))
 }
 
 fn hash_tree(dir: &Path, field: &mut dyn FnMut(&[u8])) -> Result<(), BuildError> {

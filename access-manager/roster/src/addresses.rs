@@ -6,6 +6,8 @@
 
 use std::net::IpAddr;
 
+use wildmatch::WildMatch;
+
 /// Patterns of one list. sshd has no bound but its longest line, which holds fewer than this.
 const MAX_PATTERNS: usize = 256;
 
@@ -110,7 +112,7 @@ impl What {
                 let width = if network.is_ipv4() { 32 } else { 128 };
                 network.is_ipv4() == peer.is_ipv4() && bits_of(peer) & mask(*bits, width) == bits_of(*network)
             }
-            What::Wildcard(glob) => glob_fits(glob.as_bytes(), peer.to_string().as_bytes()),
+            What::Wildcard(glob) => WildMatch::new(glob).matches(&peer.to_string()),
         }
     }
 }
@@ -127,32 +129,6 @@ fn mask(bits: u8, width: u8) -> u128 {
     let all = if width == 32 { u128::from(u32::MAX) } else { u128::MAX };
     let rest = u32::from(width - bits);
     all & u128::MAX.checked_shl(rest).unwrap_or(0)
-}
-
-/// In time proportional to both lengths multiplied: the pattern is a stranger's.
-fn glob_fits(glob: &[u8], text: &[u8]) -> bool {
-    let (mut g, mut t) = (0, 0);
-    // Where the last `*` was, and how much of the text it has swallowed.
-    let mut star: Option<(usize, usize)> = None;
-    while t < text.len() {
-        match glob.get(g) {
-            Some(b'*') => {
-                star = Some((g, t));
-                g += 1;
-            }
-            Some(c) if *c == b'?' || *c == text[t] => {
-                g += 1;
-                t += 1;
-            }
-            _ => {
-                let Some((at, swallowed)) = star else { return false };
-                star = Some((at, swallowed + 1));
-                g = at + 1;
-                t = swallowed + 1;
-            }
-        }
-    }
-    glob[g..].iter().all(|c| *c == b'*')
 }
 
 #[cfg(test)]

@@ -9,8 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nix_derivation::{CAHash, ContentAddressMethod, HashAlgorithm, Output, StorePath};
 
-use crate::hex;
-
 /// Outputs of one derivation. Each costs an object, a place in the sandbox and a check of its own; real derivations have
 /// a dozen at most.
 pub const MAX_OUTPUTS: usize = 1024;
@@ -244,8 +242,7 @@ impl Parser<'_> {
             digits => {
                 // Where it says it is counts for nothing: that follows from its hash.
                 self.store_path(&path)?;
-                let digest =
-                    hex::decode(digits).ok_or_else(|| self.malformed("a hash that is not base 16"))?;
+                let digest = hex::decode(digits).map_err(|_| self.malformed("a hash that is not base 16"))?;
                 let ca = CAHash::from_parts(method, hash_algorithm, &digest).map_err(|e| bad(&e))?;
                 let spec = Output::Fixed { ca };
                 spec.path(drv_name, &name).map_err(|e| bad(&e))?;

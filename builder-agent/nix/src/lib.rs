@@ -9,7 +9,6 @@
 
 mod build_result;
 pub mod derivation;
-pub mod hex;
 pub mod modulo;
 pub mod numbers;
 mod path_info;

@@ -11,7 +11,6 @@ use nix_derivation::{DerivationModuloHash, Output, StorePath};
 use sha2::{Digest, Sha256};
 
 use crate::derivation::{BasicDerivation, Derivation, aterm, prefixed};
-use crate::hex;
 
 /// The hashes of one derivation.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,7 @@
 
 use std::io;
 
-use nix::{DrvKey, DrvOutputId, PathInfo, Realisation, hex};
+use nix::{DrvKey, DrvOutputId, PathInfo, Realisation};
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, Output, StorePath};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 

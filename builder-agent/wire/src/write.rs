@@ -1,6 +1,6 @@
 //! Values that both protocols write in the same form; the mirror of `read`.
 
-use nix::{BuildResult, BuiltOutput, PathInfo, hex};
+use nix::{BuildResult, BuiltOutput, PathInfo};
 use nix_derivation::{DerivedPath, SingleDerivedPath};
 
 use crate::output::Encode;
@@ -8,7 +8,7 @@ use crate::output::Encode;
 /// A path info without the path itself (Nix: `UnkeyedValidPathInfo`).
 pub(crate) fn path_info(out: &mut Vec<u8>, info: &PathInfo) {
     out.maybe_path(info.deriver.as_ref());
-    out.str(&hex::encode(&info.nar_hash));
+    out.str(&hex::encode(info.nar_hash));
     out.paths(&info.references);
     out.u64(info.registration_time as u64);
     out.u64(info.nar_size);
@@ -44,7 +44,7 @@ pub(crate) fn built_outputs_json(out: &mut Vec<u8>, result: &BuildResult) {
 }
 
 fn built_id(name: &str, output: &BuiltOutput) -> String {
-    format!("sha256:{}!{name}", hex::encode(&output.drv_hash.unwrap_or_default()))
+    format!("sha256:{}!{name}", hex::encode(output.drv_hash.unwrap_or_default()))
 }
 
 /// A derived path with `!` between its steps, which every version can read.
