@@ -11,7 +11,6 @@
 //!
 //! Not here: who is logged in, and what a member may do on the box. The agent decides that from `roster.json`.
 
-pub mod atomic;
 pub mod check;
 pub mod diag;
 pub mod export;

@@ -17,7 +17,6 @@ use ::roster::MAX_FILE;
 use git2::Oid;
 use serde::{Deserialize, Serialize};
 
-use crate::atomic;
 use crate::diag::{Diagnostic, quoted};
 use crate::nix::Limits;
 use crate::roster::{self, BAKED_IN, Mistake, Roster, SCHEMA, Warning};
@@ -27,6 +26,8 @@ use crate::source::GitTree;
 const MAX_FETCH: usize = 1 << 30;
 /// A fetch that takes longer is given up; the timer tries again.
 const MAX_FETCH_TIME: Duration = Duration::from_secs(300);
+/// Of the files that are written: the agent reads them as another user, and nothing in them is secret.
+const MODE: u32 = 0o644;
 
 /// What to synchronise, and where to.
 #[derive(Clone, Debug)]
@@ -163,7 +164,7 @@ fn write_roster(out: &Path, roster: &Roster) -> Result<bool, SyncError> {
     if std::fs::read(out).is_ok_and(|old| old == text.as_bytes()) {
         return Ok(false);
     }
-    atomic::write(out, text.as_bytes())
+    atomic_file::write(out, text.as_bytes(), MODE)
         .map_err(|e| local("write", out, &e, "its directory must exist and be writable"))?;
     Ok(true)
 }
@@ -190,7 +191,7 @@ fn write_accepted(options: &Options, commit: Oid) -> Result<(), SyncError> {
     let accepted =
         Accepted { commit: commit.to_string(), url: options.repo.clone(), branch: options.branch.clone() };
     let text = serde_json::to_string_pretty(&accepted).expect("three strings");
-    atomic::write(&path, format!("{text}\n").as_bytes())
+    atomic_file::write(&path, format!("{text}\n").as_bytes(), MODE)
         .map_err(|e| local("write", &path, &e, "the state directory must be writable"))
 }
 

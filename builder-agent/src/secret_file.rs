@@ -1,8 +1,8 @@
 //! Files that hold secrets: created once, completely or not at all, and readable only by the agent.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// The reason why there is no secret. The callers add its name.
@@ -40,14 +40,5 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, SecretFileError> {
 pub fn create(path: &Path, secret: &[u8]) -> Result<(), SecretFileError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder).map_err(io("make the folder of"))?;
-    let temp = path.with_extension("new");
-    match fs::remove_file(&temp) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io("replace")(error)),
-        _ => {}
-    }
-    let mut file =
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp).map_err(io("create"))?;
-    file.write_all(secret).and_then(|()| file.sync_all()).map_err(io("write"))?;
-    fs::rename(&temp, path).map_err(io("put in place"))?;
-    File::open(folder).and_then(|dir| dir.sync_all()).map_err(io("write"))
+    atomic_file::write(path, secret, 0o600).map_err(io("write"))
 }

@@ -226,7 +226,7 @@ impl Archive {
 
     fn write(&self, name: &str, text: &str) -> Result<(), ArchiveError> {
         let path = self.root.join(name);
-        crate::files::replace(&path, text.as_bytes(), 0o644).map_err(failed("write", &path))
+        atomic_file::write(&path, text.as_bytes(), 0o644).map_err(failed("write", &path))
     }
 
     fn command(&self, program: &str) -> Command {

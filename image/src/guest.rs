@@ -97,7 +97,7 @@ pub fn write(files: &GuestFiles, out: &Path) -> Result<(), GuestError> {
         ("kernel-version", 0o644, version.as_bytes()),
     ] {
         let path = out.join(name);
-        crate::files::replace(&path, contents, mode).map_err(|source| GuestError::Write { path, source })?;
+        atomic_file::write(&path, contents, mode).map_err(|source| GuestError::Write { path, source })?;
     }
     Ok(())
 }

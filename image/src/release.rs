@@ -364,7 +364,7 @@ fn sorted(dir: &Path) -> Result<Vec<PathBuf>, BuildError> {
 }
 
 fn put(path: &Path, contents: &[u8], mode: u32) -> Result<(), BuildError> {
-    files::replace(path, contents, mode).map_err(failed("write", path))?;
+    atomic_file::write(path, contents, mode).map_err(failed("write", path))?;
     chmod(path, mode)
 }
 

@@ -156,7 +156,7 @@ pub fn run(options: &Options) -> Result<(), TryError> {
     };
     let path = state.join("box.json");
     let json = serde_json::to_vec(&running).expect("numbers always serialize");
-    crate::files::replace(&path, &json, 0o644).map_err(failed("write", &path))?;
+    atomic_file::write(&path, &json, 0o644).map_err(failed("write", &path))?;
 
     watch(options, started, &serial, &log, &mut qemu)?;
     if options.daemonize {

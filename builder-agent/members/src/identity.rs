@@ -15,7 +15,6 @@
 //! Not here: deleting what belonged to a former identity (the agent, `departed`), and who logs in.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -203,15 +202,10 @@ impl State {
     }
 }
 
-/// Replaces the file in one step. On error the old file stays.
+/// Replaces the file in one step. On error the old file stays. A new identity must survive a power cut, so this waits for the
+/// disk.
 fn write(path: &Path, state: &State) -> std::io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(&serde_json::to_vec_pretty(state)?)?;
-    // This write is rare and small, and a new identity must survive a power cut.
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    std::fs::File::open(folder)?.sync_all()
+    atomic_file::write(path, &serde_json::to_vec_pretty(state)?, 0o600)
 }
 
 #[cfg(test)]

@@ -3,15 +3,15 @@
 //! A stranger chose the bytes: window sizes are bounded, the NAR ends where it was said to end, and whatever follows
 //! the last frame counts against the file's announced size.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader, Read};
 
 use nix_derivation::{HashAlgorithm, NixHash};
 use sha2::{Digest, Sha256};
 
 use super::narinfo::Compression;
 
-/// Window of one decoder. `xz -9` and `zstd --ultra` need 64 and 128 MiB; a bomb asks for gigabytes.
-const MAX_WINDOW: u64 = 128 << 20;
+/// Memory of the xz decoder. `xz -9` needs 64 MiB; a bomb asks for gigabytes.
+const MAX_XZ_KIB: u32 = 128 << 10;
 const BUFFER: usize = 64 << 10;
 
 /// What is behind a URL, counted and hashed while it is read.
@@ -69,10 +69,8 @@ pub fn nar<'a, R: Read>(from: &'a mut R, compression: Compression, nar_size: u64
     let packed = BufReader::with_capacity(BUFFER, from);
     let unpacked: Box<dyn Read + 'a> = match compression {
         Compression::None => Box::new(packed),
-        Compression::Xz => {
-            Box::new(lzma_rust2::XzReader::new_mem_limit(packed, true, (MAX_WINDOW >> 10) as u32))
-        }
-        Compression::Zstd => Box::new(Zstd::Between(packed)),
+        Compression::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(packed, true, MAX_XZ_KIB)),
+        Compression::Zstd => Box::new(zstd_frames::Frames::new(packed)),
         Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(packed)),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),
         // Windows of this format end at 16 MiB.
@@ -112,39 +110,6 @@ impl<R: Read> Read for Exactly<R> {
             }
         }
         Ok(n)
-    }
-}
-
-/// Frames of zstd, one after the other; the decoder knows one.
-enum Zstd<R: Read> {
-    Between(R),
-    Inside(Box<ruzstd::decoding::StreamingDecoder<R, ruzstd::decoding::FrameDecoder>>),
-    Gone,
-}
-
-impl<R: BufRead> Read for Zstd<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            *self = match std::mem::replace(self, Self::Gone) {
-                Self::Between(mut packed) => {
-                    if packed.fill_buf()?.is_empty() {
-                        *self = Self::Between(packed);
-                        return Ok(0);
-                    }
-                    let decoder =
-                        ruzstd::decoding::StreamingDecoder::new_with_max_window_size(packed, MAX_WINDOW);
-                    Self::Inside(Box::new(decoder.map_err(|e| invalid(format!("not zstd data: {e}")))?))
-                }
-                Self::Inside(mut frame) => match frame.read(buf)? {
-                    0 => Self::Between(frame.into_inner()),
-                    n => {
-                        *self = Self::Inside(frame);
-                        return Ok(n);
-                    }
-                },
-                Self::Gone => return Err(invalid("the decoder has failed before".into())),
-            }
-        }
     }
 }
 

@@ -111,7 +111,7 @@ fn decompressed(mut file: impl BufRead + 'static) -> io::Result<Box<dyn Read>> {
     } else if start.starts_with(b"BZh") {
         Box::new(bzip2::bufread::MultiBzDecoder::new(file))
     } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        Box::new(Zstd { frame: Some(zstd_frame(file)?) })
+        Box::new(zstd_frames::Frames::new(file))
     } else if start.starts_with(b"PK\x03\x04") {
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,
@@ -120,34 +120,6 @@ fn decompressed(mut file: impl BufRead + 'static) -> io::Result<Box<dyn Read>> {
     } else {
         Box::new(file)
     })
-}
-
-type Frame<R> = ruzstd::decoding::StreamingDecoder<R, ruzstd::decoding::FrameDecoder>;
-
-fn zstd_frame<R: BufRead>(file: R) -> io::Result<Frame<R>> {
-    Frame::new(file).map_err(io::Error::other)
-}
-
-/// One zstd frame after the other; the decoder knows one.
-struct Zstd<R: BufRead> {
-    frame: Option<Frame<R>>,
-}
-
-impl<R: BufRead> Read for Zstd<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while let Some(frame) = &mut self.frame {
-            let n = frame.read(buffer)?;
-            if n > 0 || buffer.is_empty() {
-                return Ok(n);
-            }
-            let Some(frame) = self.frame.take() else { break };
-            let mut file = frame.into_inner();
-            if !file.fill_buf()?.is_empty() {
-                self.frame = Some(zstd_frame(file)?);
-            }
-        }
-        Ok(0)
-    }
 }
 
 #[cfg(test)]
