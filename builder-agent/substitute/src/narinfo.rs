@@ -2,7 +2,8 @@
 //!
 //! The cache is a stranger; all that is read here is a claim. Stricter than Nix where that costs nothing: a field
 //! comes once, and what cannot be understood is refused rather than skipped. Unknown fields are skipped, since Nix
-//! adds some now and then.
+//! adds some now and then. The crate `nix-narinfo` reads the same text with wider limits; `docs/design/architecture.md`
+//! says why it is not used.
 //! Not here: signatures, which are compared with the trusted keys later, over a fingerprint of our own.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -259,6 +260,32 @@ mod tests {
         assert_eq!(refusal(&"Sig: a:b\n".repeat(65)), "has more than 64 signatures");
         assert_eq!(NarInfo::parse(&[0xff]), Err(NarInfoError::NotText));
         assert_eq!(NarInfo::parse(&vec![b'\n'; MAX_BYTES + 1]), Err(NarInfoError::TooLarge));
+    }
+
+    /// `nix-narinfo` 0.4 accepts each of these, or repeats all of a megabyte of a stranger's text in its refusal.
+    #[test]
+    fn the_limits_are_narrower_than_those_of_the_library() {
+        let with = |from: &str, to: &str| refusal(&HELLO.replace(from, to));
+        let long = "x".repeat(100_000);
+        assert_eq!(
+            refusal(&format!("{HELLO}{}", "Sig: a:b\n".repeat(100_000))),
+            "has more than 64 signatures"
+        );
+        assert!(with("URL: nar/", &format!("URL: {long}")).starts_with("has a bad URL"));
+        assert!(
+            with(
+                "NarHash: sha256:0zaq1x7p5wm6dkfnpnxs8w1rnpjzxgm9kygpqd20jmhnzh93r7yl",
+                &format!("NarHash: sha1:{}", "0".repeat(40))
+            )
+            .ends_with("it must be a SHA-256")
+        );
+        assert!(with("Compression: xz", "Compression: lzip").contains("unpacks none, xz"));
+        assert_eq!(
+            with("NarSize: 226488", "Future: 1\nFuture: 2\nNarSize: 226488"),
+            "has the field Future twice"
+        );
+        assert!(with("NarHash: sha256:", &format!("NarHash: {long}:")).len() < 500);
+        assert!(with("-glibc-2.37", &format!("-{long}")).len() < 500);
     }
 
     #[test]
