@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::signing::{Signer, TrustedKeys};
 
-/// How the store protects its contents against a power loss.
+/// The way in which the store protects its contents against a power loss.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Durability {
     /// No protection: a boot forgets the store. For a store in memory, or on a disk that is wiped at boot. If

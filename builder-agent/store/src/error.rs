@@ -167,7 +167,7 @@ pub enum ImportError {
         path: StorePath,
         /// As sent.
         ca: String,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
     /// The contents do not have the content address announced for them.
@@ -193,7 +193,7 @@ pub enum ImportError {
     BadName {
         /// The name given by the client.
         name: String,
-        /// What is wrong.
+        /// The reason.
         why: String,
     },
     /// The object could not be read back after it was written.
@@ -249,9 +249,9 @@ pub enum RegisterError {
         path: StorePath,
         /// References, signatures or signature bytes.
         what: &'static str,
-        /// How many came.
+        /// Their number.
         count: usize,
-        /// How many may.
+        /// The largest accepted number.
         limit: usize,
     },
     /// Not of the form `name:base64`. The signature would be shown to clients as it is.
@@ -301,11 +301,11 @@ pub enum RegisterError {
         "cannot register this: {member} would have {count} {what} of their own, at most {limit} are accepted; collect garbage (`nix store gc`)"
     )]
     ClaimLimit {
-        /// Whose.
+        /// The member who would own them.
         member: Member,
         /// Paths or references.
         what: &'static str,
-        /// How many there would be.
+        /// Their number with the new ones.
         count: usize,
         /// The largest accepted number.
         limit: usize,

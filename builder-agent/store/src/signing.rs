@@ -5,8 +5,8 @@
 //! which key to try.
 //!
 //! Signatures are not trusted until they are checked. A signature that does not parse, has an unknown key
-//! name or does not verify counts as no signature. Not here: where keys are kept, and which paths get a
-//! signature (`register`).
+//! name or does not verify counts as no signature.
+//! Not here: where keys are kept, and which paths get a signature (`register`).
 
 use std::collections::HashMap;
 use std::fmt;

@@ -53,7 +53,7 @@ fn a_shared_claim_is_seen_in_every_question_and_named_as_its_owners() {
     assert_eq!(a.snapshot([&top]).unwrap().info().paths.len(), 2);
     assert!(!a.all_verified(&[top.clone()].into()));
     unpacked(&a, &top);
-    // Who does not share sees nothing, and neither does whoever shares with one of them only.
+    // A member who shares with nobody, or with one of the two only, does not see the path.
     assert!(!store.view(&alice()).is_valid(&top));
     assert!(!store.view_sharing(&Member::new("carol"), &[alice()]).is_valid(&top));
 }

@@ -61,7 +61,7 @@ impl Hold {
         Self { holds: Arc::clone(holds), member: member.clone(), id }
     }
 
-    /// How many paths it holds.
+    /// Number of paths that it holds.
     pub(crate) fn len(&self) -> usize {
         let state = self.holds.state();
         state.by_member.get(&self.member).and_then(|holds| holds.get(&self.id)).map_or(0, BTreeSet::len)

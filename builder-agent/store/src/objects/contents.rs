@@ -34,7 +34,7 @@ impl Contents {
         Ok(Self { name: info.path.to_string(), object: Arc::new(object) })
     }
 
-    /// How much memory [`Contents::of`] takes.
+    /// Memory that [`Contents::of`] takes, in bytes.
     pub(crate) fn measure(objects: &dyn Objects, info: &PathInfo) -> Result<u64, NarError> {
         objects.measure(&info.nar_hash).map_err(|failure| unreadable(info, failure))
     }

@@ -7,7 +7,8 @@
 //!
 //! The order of one pass: note the work and the number of the last row; flush; write the marker; only then
 //! rename and remove. So an object that an older marker covers is replaced and removed only when the newer
-//! state is durable. Not here: the start after a pass that did not finish (`recovery`).
+//! state is durable.
+//! Not here: the start after a pass that did not finish (`recovery`).
 
 use std::collections::HashSet;
 use std::mem;

@@ -3,7 +3,8 @@
 //!
 //! Verified paths stay, since other members may have built on them. Other members' claims stay, since they
 //! belong to those members. A path that a member builds on becomes the member's own (`copies`), so no other
-//! member's closure breaks. Not here: temporary roots (`index::holds`).
+//! member's closure breaks.
+//! Not here: temporary roots (`index::holds`).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;

@@ -117,7 +117,7 @@ pub enum ParseError {
     /// Bytes follow the end of the archive.
     #[error("invalid NAR: {len} bytes or more follow its end at byte {at}")]
     Trailing {
-        /// Where the NAR ended.
+        /// Offset of the NAR's end.
         at: u64,
         /// Bytes seen after it.
         len: u64,
@@ -156,7 +156,7 @@ pub enum ParseError {
     },
 }
 
-/// Why [`Parser::push`] stopped.
+/// The errors of [`Parser::push`].
 #[derive(Debug)]
 pub enum PushError<E> {
     /// The NAR is to blame.

@@ -206,7 +206,7 @@ impl RawInode {
         }
     }
 
-    /// Where the block number stands in the inode.
+    /// Offset of the block number in the inode.
     pub(super) const BLOCK_AT: usize = 16;
 
     /// Blocks of the contents outside of the inode.

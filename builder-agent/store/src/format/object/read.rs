@@ -57,7 +57,7 @@ pub enum Kind {
     File {
         /// Mode 555 rather than 444.
         executable: bool,
-        /// Where the data begins.
+        /// Offset of the data.
         at: u64,
         /// Bytes.
         size: u64,
