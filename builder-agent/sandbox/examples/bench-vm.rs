@@ -1,4 +1,5 @@
-//! How fast a builder runs, and what the VMM costs: ours beside `qemu-system-x86_64 -M microvm`, run by run in turn.
+//! Measures how fast a builder runs and what the VMM costs: this VMM beside `qemu-system-x86_64 -M microvm`,
+//! in turn.
 //!
 //! ```text
 //! bench-vm --guest DIR [--runs N] [--memory MIB] [--qemu PROGRAM]
@@ -45,7 +46,7 @@ fn main() -> Result<(), Failure> {
     }
     let guest = guest.ok_or("--guest DIR is needed")?;
     let mut config = KvmConfig::new(format!("{guest}/vmlinux"), format!("{guest}/initrd"));
-    // To be measured on machines of developers.
+    // The example runs on developers' machines, which may lack steps of the jail.
     config.allow_missing = jail::Step::ALL.to_vec();
     let backend = KvmBackend::new(config);
     let qemu = QemuBackend { program: qemu, guest, listener: vsock_listener()? };
@@ -63,7 +64,8 @@ fn main() -> Result<(), Failure> {
     }
     println!("micro-VM, {memory_mib} MiB, 1 processor, median of {runs} runs in turn:");
     println!("  {:<28} {:>12} {:>14} {:>8}", "", "barnraiser", "qemu microvm", "ratio");
-    // QEMU's machine has started when its guest connected, ours when its processor runs: so both together.
+    // QEMU's machine counts as started when its guest has connected, ours when its processor runs: so both
+    // phases together.
     row("guest ready", ours.to_ready(), theirs.to_ready(), "ms");
     for phase in ["job sent", "builder started"] {
         row(phase, ours.phase(phase), theirs.phase(phase), "ms");
@@ -158,8 +160,9 @@ fn job(memory_mib: u32) -> Job {
     }
 }
 
-/// QEMU's smallest machine, as one more backend. Its command line for the kernel is ours, apart from `pci=off`, which
-/// QEMU's own tables make needless. "machine started" ends when the guest has connected: its boot is in it.
+/// QEMU's smallest machine, as one more backend. It gets our kernel command line, apart from `pci=off`, which
+/// QEMU's own tables make needless. Its "machine started" ends when the guest has connected, so it includes
+/// the boot.
 struct QemuBackend {
     program: String,
     guest: String,
@@ -223,7 +226,7 @@ impl Drop for Qemu {
     }
 }
 
-/// Resident memory of all mappings but the one that is the guest's, recognised by its size.
+/// Resident memory of all mappings except the guest's, which is recognised by its size.
 fn overhead(pid: u32, guest: u64) -> Option<u64> {
     let smaps = BufReader::new(File::open(format!("/proc/{pid}/smaps")).ok()?);
     let (mut total, mut own) = (0, true);

@@ -1,4 +1,4 @@
-//! Runs one command in a micro-VM and prints what it says: for debugging and measuring, without an agent.
+//! Runs one command in a micro-VM and prints its output: for debugging and measuring, without an agent.
 //!
 //! ```text
 //! run-vm --guest DIR [--image FILE.erofs]… [--memory MIB] [--vcpus N] [--device pmem|blk] [--cmdline WORDS] [--processes N] [--probe]
@@ -94,7 +94,7 @@ fn main() -> Result<(), Failure> {
     let mut config = KvmConfig::new(format!("{guest}/vmlinux"), format!("{guest}/initrd"));
     config.closure_device = device;
     config.extra_cmdline = cmdline;
-    // For looking at, on machines of developers.
+    // The example runs on developers' machines, which may lack steps of the jail.
     config.allow_missing = jail::Step::ALL.to_vec();
     let backend = KvmBackend::new(config);
     if probing {

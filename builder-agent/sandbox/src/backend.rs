@@ -48,10 +48,11 @@ pub struct Segment {
 
 /// Starts machines.
 pub trait Backend: Send + Sync {
-    /// For logs.
+    /// The name in logs.
     fn name(&self) -> &'static str;
 
-    /// Returns when the machine runs, long before anything in it has answered. On error nothing of it is left.
+    /// Starts a machine. Returns when it runs, long before a program in it answers. On error nothing of the
+    /// machine is left.
     fn start(&self, machine: Machine<'_>, cancel: &Cancel) -> Result<Started, SandboxError>;
 }
 
@@ -63,13 +64,14 @@ pub struct Started {
 
 /// Byte streams between the agent and the programs in the machine.
 pub struct Streams {
-    /// The guest program's conversation with the session. A session that needs a network adds a stream beside it.
+    /// Connects the guest program with the session. A session that needs a network adds a stream beside it.
     pub guest: UnixStream,
 }
 
 /// The machine seen from outside. Dropping it ends the machine.
 pub trait FarEnd {
-    /// The last it said outside the streams (console, stderr), bounded. Asked once, when the stream ended early.
+    /// The machine's last output besides the streams (console, stderr), limited in length. Called once, if a
+    /// stream ended early.
     fn last_words(&mut self) -> String;
 
     /// Whether the machine ended because it had no memory left. `last_words` are its own.

@@ -20,7 +20,7 @@ struct CancelState {
 #[derive(Debug, Default)]
 struct Waiters {
     cancelled: bool,
-    /// Eventfds of those who wait in poll(2); each is owned by its waiter and gone when the waiter is.
+    /// Eventfds of threads that wait in poll(2). Each thread owns its eventfd, and a dropped one is removed.
     events: Vec<Weak<OwnedFd>>,
 }
 
@@ -53,7 +53,8 @@ impl Cancel {
             .unwrap_or_else(|e| e.into_inner().0.cancelled)
     }
 
-    /// A descriptor that polls readable from the moment of cancelling on, for those who wait for other things too.
+    /// A descriptor that polls readable from the cancellation on, for threads that also wait for other
+    /// events.
     pub fn event(&self) -> io::Result<Arc<OwnedFd>> {
         let event = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let mut waiters = self.lock();
@@ -67,12 +68,12 @@ impl Cancel {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiters> {
-        // A panic elsewhere leaves a bool and a list behind, both whole.
+        // A panic elsewhere leaves a bool and a list behind, both valid.
         self.0.cancelled.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
-/// Adding one to a counter of zero cannot block or overflow, so there is nothing to report.
+/// Adding one to a counter of zero cannot block or overflow, so no error can happen.
 fn raise(event: &OwnedFd) {
     let _ = rustix::io::write(event, &1u64.to_ne_bytes());
 }

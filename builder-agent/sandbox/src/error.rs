@@ -28,12 +28,12 @@ pub enum SandboxError {
     OutputMissing { name: String },
     #[error("the builder's output '{name}' cannot be stored: {why}")]
     OutputInvalid { name: String, why: String },
-    /// Its program is missing, not executable, or for another system.
+    /// The builder's program is missing, not executable, or for another system.
     #[error("the builder could not be started: {why}")]
     CannotStart { why: String },
     #[error("cannot store output '{name}'")]
     Sink { name: String, source: io::Error },
-    /// The far end ran but could not prepare a place for the builder.
+    /// The guest, or the process that runs it, could not prepare the sandbox for the builder.
     #[error("the sandbox could not be set up: {why}")]
     Setup { why: String },
     #[error("no sandbox can be started here: {why}")]

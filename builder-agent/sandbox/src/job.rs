@@ -2,7 +2,7 @@
 //!
 //! Everything in a [`Job`] was decided by the agent; nothing in it comes from a guest. Everything in a [`Run`] was
 //! learned from a hostile guest, or measured, and has been bounded on the way here.
-//! Not here: the machine that a job runs in (`backend`) and how the guest is talked to (`session`).
+//! Not here: the machine that a job runs in (`backend`) and the conversation with the guest (`session`).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,11 +15,11 @@ use crate::usage::Usage;
 /// One builder to run, once.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// Names the job in logs; means nothing to the guest.
+    /// Names the job in logs; the guest does not get it.
     pub id: String,
     /// Nix system, such as `x86_64-linux`.
     pub system: String,
-    /// Absolute path of the builder as the builder sees it. This and the following are any bytes but NUL.
+    /// Absolute path of the builder inside the sandbox. This and the following may have any bytes except NUL.
     pub builder: Vec<u8>,
     pub args: Vec<Vec<u8>>,
     /// The final environment, complete: the guest adds nothing.
@@ -58,7 +58,7 @@ pub struct Limits {
     pub processes: u32,
 }
 
-/// Where a running job's results go, as they arrive.
+/// Receives the results of a running job, as they arrive.
 pub trait Host: Send {
     fn log(&mut self, bytes: &[u8]);
     /// Opens the sink for the NAR of one output. Only called for names in [`Job::outputs`].
@@ -67,7 +67,7 @@ pub trait Host: Send {
 
 /// Takes the NAR bytes of one output.
 pub trait OutputSink: io::Write + Send {
-    /// The NAR is complete. A sink dropped without this was cut short.
+    /// Ends the NAR, which is complete. If a sink is dropped without this call, its NAR was cut short.
     fn finish(self: Box<Self>) -> io::Result<()>;
 }
 
@@ -77,10 +77,10 @@ pub enum BuilderStatus {
     Signalled(i32),
 }
 
-/// How long each part of a run took, in the order they happen. None for a part that did not come to its end.
+/// The duration of each part of a run, in their order. None for a part that did not end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Phases {
-    /// From nothing to a machine that runs.
+    /// From the start of the run to a running machine.
     pub machine_started: Option<Duration>,
     /// To the guest's first frame.
     pub guest_ready: Option<Duration>,
@@ -91,7 +91,7 @@ pub struct Phases {
 }
 
 impl Phases {
-    /// Those that came to their end, by name.
+    /// The parts that ended, by name.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, Duration)> {
         [
             ("machine started", self.machine_started),
@@ -106,7 +106,7 @@ impl Phases {
     }
 }
 
-/// A builder that ran to its end; its outputs were streamed only if it exited 0.
+/// The outcome of a builder that ended; its outputs were streamed only if it exited with 0.
 #[derive(Debug, Clone)]
 pub struct Finished {
     pub status: BuilderStatus,
@@ -122,7 +122,7 @@ pub struct Run {
     pub usage: Usage,
 }
 
-/// A run that used nothing: no machine was started for it.
+/// A run without usage: no machine was started for it.
 impl From<Result<Finished, SandboxError>> for Run {
     fn from(result: Result<Finished, SandboxError>) -> Run {
         Run { result, phases: Phases::default(), usage: Usage::default() }

@@ -39,9 +39,9 @@ use crate::usage::Usage;
 
 /// From starting the process to running vCPUs. It takes milliseconds; a VM inside a VM takes a second.
 const START_PATIENCE: Duration = Duration::from_secs(60);
-/// How long a dying VMM gets to say why, before it is killed.
+/// Time for an ending VMM to report its reason, before it is killed.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// Kernel, initrd and its unpacked copy do not fit below.
+/// With less memory the kernel, the initrd and its unpacked copy do not fit.
 const MEMORY_MIN_MIB: u32 = 128;
 /// First uid for VMs; the process id is added, so that no two VMs share one. Above what systemd hands out
 /// (uids.systemd.io), below the 2^31 at which some tools give up.
@@ -76,9 +76,9 @@ pub struct KvmConfig {
     pub extra_cmdline: String,
     /// The executable that answers to `__vmm`: normally this one.
     pub executable: PathBuf,
-    /// The cgroup for VMs; none: below the agent's own.
+    /// The cgroup for VMs; none means below the agent's own.
     pub cgroup: Option<PathBuf>,
-    /// Steps of the jail without which VMs are run all the same.
+    /// Steps of the jail that may be missing.
     pub allow_missing: Vec<jail::Step>,
 }
 
@@ -99,9 +99,10 @@ impl KvmConfig {
 
 pub struct KvmBackend {
     config: KvmConfig,
-    /// Where VMs get a cgroup, or why they cannot: their memory would be bounded by the VM's own size alone.
+    /// The parent of the VMs' cgroups, or the reason why there is none: then only the VM's own size limits
+    /// its memory.
     cgroups: Result<Hierarchy, String>,
-    /// See [`keep_kvm_on`]. None where KVM is missing; a job will say so.
+    /// See [`keep_kvm_on`]. None if KVM is missing; the first job reports that.
     _keeper: Option<kvm_ioctls::VmFd>,
 }
 
@@ -115,7 +116,8 @@ impl KvmBackend {
         KvmBackend { config, cgroups, _keeper }
     }
 
-    /// Enters the jail as a VM would, without one: which steps are in force here, or that this is not enough.
+    /// Enters the jail as a VM would, without a VM. Returns the steps that are in force, or an error if a
+    /// required one is missing.
     ///
     /// Needs neither KVM nor a guest, and takes milliseconds.
     pub fn check_jail(&self) -> Result<jail::Report, SandboxError> {
@@ -137,7 +139,8 @@ impl KvmBackend {
         Ok(running.jail)
     }
 
-    /// Starts a VMM process in a cgroup; gives it with the parts of its configuration that do not depend on inputs.
+    /// Starts a VMM process in a cgroup; returns it with the parts of its configuration that do not depend on
+    /// inputs.
     fn launch(&self, shape: Shape) -> Result<(Running, Config), SandboxError> {
         let mut vmm = Vmm::launch(&self.config.executable).map_err(cannot("start a VMM process"))?;
         let mut jail = jail::Report::default();
@@ -189,7 +192,7 @@ impl KvmBackend {
             console: running.vmm.console(),
         };
         let segments: Vec<_> = image.segments.iter().map(|s| s.file.as_fd()).collect();
-        // A VMM that died early says why in a report; that is a better answer than "broken pipe".
+        // A VMM that ended early sends the reason in a report; that is a better message than "broken pipe".
         let sent = handover::send(&running.vmm.control, &config, &files, &segments);
         drop(theirs);
         running.wait_for_start(cancel)?;
@@ -258,7 +261,7 @@ impl Running {
                 Next::Report(Report::Started { jail, guest, micros }) => {
                     tracing::debug!(?micros, "VMM: received, jailed, loaded, started");
                     self.vmm.set_guest_ranges(guest);
-                    // After the steps taken from outside.
+                    // Added to the steps that the agent took from outside.
                     self.jail.active.extend(jail.active);
                     self.jail.missing.extend(jail.missing);
                     return Ok(());
@@ -294,7 +297,7 @@ impl Running {
             return Next::Interrupted;
         }
         match self.reports.read(&self.vmm.control) {
-            // One line is expected at a time; of several the last is the one that ended it.
+            // One report is expected at a time; of several the last one contains the reason of the end.
             Ok(Some(mut reports)) => reports.pop().map_or(Next::Interrupted, Next::Report),
             Ok(None) | Err(_) => Next::Gone,
         }
@@ -303,7 +306,7 @@ impl Running {
 
 impl FarEnd for Running {
     fn last_words(&mut self) -> String {
-        // The stream ends a moment before the VMM has said why.
+        // The stream ends a moment before the VMM's report arrives.
         let deadline = Instant::now() + LAST_WORDS;
         if let Ok(nothing) = Cancel::new().event() {
             loop {
@@ -328,7 +331,8 @@ impl FarEnd for Running {
     }
 
     fn ran_out_of_memory(&self, last_words: &str) -> bool {
-        // The words of mm/oom_kill.c. A guest that prints them without being out of memory fools only its owner.
+        // The message of mm/oom_kill.c. A guest that prints it without being out of memory deceives only its
+        // owner.
         self.vmm.was_killed_for_memory()
             || [
                 "Out of memory: Killed process",
@@ -346,9 +350,9 @@ impl FarEnd for Running {
 
 enum Next {
     Report(Report),
-    /// Something else may have happened; look and ask again.
+    /// No report yet; try again.
     Interrupted,
-    /// The VMM closed its socket or broke its rules.
+    /// The VMM closed its socket or broke the rules of the messages.
     Gone,
     Late,
 }
@@ -357,7 +361,7 @@ fn cannot<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Sandbox
     move |e| SandboxError::Unavailable { why: format!("cannot {what}: {e}") }
 }
 
-/// Each part of a closure is one mapping of the VMM's.
+/// Each segment of a closure is one mapping in the VMM.
 fn check_inputs(segments: usize) -> Result<(), SandboxError> {
     if segments <= memory::SEGMENTS_MAX {
         return Ok(());

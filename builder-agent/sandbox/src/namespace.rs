@@ -1,7 +1,8 @@
 //! The weaker sandbox, for machines without KVM: Linux namespaces, made by bubblewrap, with the guest as PID 1.
 //!
-//! The builder shares the host's kernel. It gets no capability, no user namespace, no network but its own loopback,
-//! and an unprivileged user outside too: an agent that is root gives that up before bubblewrap starts.
+//! The builder shares the host's kernel. It gets no capability, no user namespace, no network but its own
+//! loopback, and an unprivileged user outside of the sandbox too: an agent that is root becomes that user
+//! before bubblewrap starts.
 //! Not here: the conversation with the guest (`session`), and the guest itself (crate `guest`).
 
 mod arguments;
@@ -27,15 +28,15 @@ pub struct NamespaceConfig {
     pub shell: PathBuf,
     /// bubblewrap, found in PATH if it has no slash.
     pub bwrap: PathBuf,
-    /// For a few small files. Every user must be able to reach it.
+    /// A directory for a few small files. Every user must be able to reach it.
     pub scratch: PathBuf,
-    /// Who bubblewrap is outside the sandbox when the agent is root: user and group. Root would be exempt from
-    /// the process limit, and a mistake in the kernel's namespaces would end as root.
+    /// User and group of bubblewrap outside of the sandbox when the agent is root. Root would be exempt from
+    /// the process limit, and an error in the kernel's namespaces would make the builder root on the host.
     pub user: (u32, u32),
 }
 
 impl NamespaceConfig {
-    /// bubblewrap from PATH, the system's temporary directory, the user `nobody`.
+    /// Uses bubblewrap from PATH, the system's temporary directory, and the user `nobody`.
     pub fn new(guest: PathBuf, shell: PathBuf) -> NamespaceConfig {
         NamespaceConfig {
             guest,
@@ -47,11 +48,11 @@ impl NamespaceConfig {
     }
 }
 
-/// Runs jobs under bubblewrap. Cheap; any number of jobs at a time.
+/// Runs jobs under bubblewrap. Cheap to keep; runs any number of jobs at a time.
 #[derive(Debug)]
 pub struct NamespaceBackend {
     config: NamespaceConfig,
-    /// Made when the first job needs it; shared with the jobs that run.
+    /// Created for the first job, and shared by all running jobs.
     scratch: Mutex<Option<Arc<Scratch>>>,
 }
 

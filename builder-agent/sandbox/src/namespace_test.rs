@@ -15,16 +15,16 @@ const OUT: &str = "/nix/store/00000000000000000000000000000000-out";
 const BUSYBOX: &str = "/nix/store/11111111111111111111111111111111-busybox";
 const SECRET: &str = "/nix/store/22222222222222222222222222222222-data";
 
-/// Longer than anything here takes on a busy machine; reaching it is a failure, not a measurement.
+/// Longer than every test here takes on a busy machine; reaching it is a failure.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Default, Clone)]
 struct Recorded {
     log: Arc<Mutex<Vec<u8>>>,
     outputs: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
-    /// Where a cancel is asked for once this text is in the log.
+    /// Cancels the job once this text is in the log.
     cancel_at: Option<(String, Cancel)>,
-    /// Count the bytes of outputs instead of keeping them.
+    /// Counts the bytes of outputs instead of keeping them.
     count_only: Option<Arc<Mutex<u64>>>,
 }
 
@@ -76,7 +76,7 @@ impl Recorded {
     }
 }
 
-/// The static guest: `BARNRAISER_GUEST`, or where cargo puts it.
+/// The static guest: `BARNRAISER_GUEST`, or cargo's output.
 fn guest_binary() -> PathBuf {
     let path = std::env::var_os("BARNRAISER_GUEST").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/x86_64-unknown-linux-gnu/release/guest"),
@@ -101,7 +101,7 @@ fn shell_binary() -> PathBuf {
     path
 }
 
-/// A store in a directory that only its owner may enter, as an agent's is.
+/// A store in a directory that only its owner may enter, like an agent's.
 struct Store {
     dir: PathBuf,
 }
@@ -205,7 +205,7 @@ fn build_with(name: &str, script: &str, change: impl FnOnce(&mut Job)) -> Build 
 fn what_a_build_used_is_counted_whether_it_works_or_fails() {
     let idle = build("usage-idle", "true > $out");
     assert_eq!(idle.exited(), 0);
-    // The work is a child's, and the memory another's: what the build's processes had together counts.
+    // A child computes and another takes memory: the total of all processes of the build counts.
     let script = r#"sh -c 'i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done'
         $bb dd if=/dev/zero of=/dev/null bs=100M count=1
         echo 0123456789 > $out; exit 3"#;
@@ -278,7 +278,8 @@ fn a_failing_builder_gives_its_exit_code_and_log_and_no_outputs() {
 
 #[test]
 fn a_builder_that_kills_itself_is_reported_with_its_signal() {
-    // As PID 1 the builder's own shell is immune; a program it becomes is too, so a fatal fault is used.
+    // As PID 1 the builder's shell, and a program that replaces it, ignore signals of their own. A fatal one
+    // is needed.
     let build = build("signal", "ulimit -t 1; while :; do :; done");
     assert!(
         matches!(build.result, Ok(Finished { status: BuilderStatus::Signalled(9 | 24), .. })),
@@ -341,7 +342,7 @@ fn an_input_that_is_a_symlink_is_shown_as_one() {
     assert_eq!(build.host.outputs.lock().unwrap()["out"], nar_of(b"data-target\n", false));
 }
 
-/// More than bubblewrap takes arguments.
+/// More inputs than bubblewrap takes arguments.
 const MANY: usize = 10_000;
 
 #[test]
@@ -393,7 +394,7 @@ fn an_input_that_cannot_be_shown_is_named() {
     job.inputs = Inputs::Trees(vec![(SECRET.into(), gone.clone())]);
     let text = run_job(job.clone(), Recorded::default(), &Cancel::new()).error().to_string();
     assert!(text.contains(&format!("{}: No such file", gone.display())), "{text}");
-    // One of them twice: the child finds out, and says so before it becomes bubblewrap.
+    // One input twice: the child finds the conflict, and reports it before it becomes bubblewrap.
     job.inputs = Inputs::Trees(vec![store.trees().remove(1); 2]);
     let text = run_job(job, Recorded::default(), &Cancel::new()).error().to_string();
     assert!(text.contains("cannot make room for /dev/shm/") && text.contains("File exists"), "{text}");
@@ -442,7 +443,7 @@ fn a_builder_sees_what_nix_shows_and_nothing_of_the_host() {
     assert_eq!(line("passwd"), "3");
     assert_eq!(line("caps"), "0");
     assert_eq!(line("newprivs"), "NoNewPrivs:1");
-    // The shell and what is in its pipe: neither the guest nor anything of the host.
+    // The shell and the processes of its pipe: neither the guest nor a process of the host.
     assert!(line("procs").parse::<u32>().unwrap() <= 4, "{log}");
     assert_eq!(line("env"), "HOME NIX_BUILD_TOP OLDPWD PATH PWD SHLVL out".replace("OLDPWD ", ""));
 }
@@ -567,7 +568,7 @@ fn cancelling_ends_every_process_of_the_build() {
 #[test]
 fn what_a_builder_leaves_behind_ends_with_it() {
     let word = format!("87654.{}", std::process::id());
-    // One in the background, one twice removed in a session of its own that holds the log open.
+    // One process in the background, and one twice removed in a session of its own that holds the log open.
     let build =
         build("left", &format!(": > $out; $bb sleep {word} & ($bb setsid $bb sleep {word} &) ; exit 0"));
     assert_eq!(build.exited(), 0, "{}", build.host.text());
@@ -620,7 +621,7 @@ fn a_large_output_streams_through_bounded_memory() {
     assert!(peak_memory() - before < 16 << 20, "{} bytes more", peak_memory() - before);
 }
 
-/// Of this process, in bytes. Each test has a process of its own under nextest.
+/// Peak memory of this process, in bytes. Under nextest each test has a process of its own.
 fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
@@ -664,13 +665,13 @@ fn a_builder_outside_is_nobody_even_if_the_agent_is_root() {
     assert_eq!(*owner.lock().unwrap(), Some(65534));
 }
 
-/// Says that this process is the one below.
+/// Set in the process of the ordinary user, which the next test starts.
 const ORDINARY: &str = "BARNRAISER_TEST_AS_ORDINARY_USER";
 
 #[test]
 fn an_agent_that_is_not_root_builds_in_a_user_namespace() {
     if rustix::process::geteuid().is_root() && std::env::var_os(ORDINARY).is_none() {
-        // Once more, as somebody who owns nothing but what the test makes.
+        // The test runs once more, as a user who owns nothing but the files that the test makes.
         let programs = Store::new("programs");
         rustix::fs::chmod(&programs.dir, rustix::fs::Mode::from_raw_mode(0o755)).unwrap();
         let copy = |from: &Path, name: &str| {
@@ -704,7 +705,7 @@ fn an_agent_that_is_not_root_builds_in_a_user_namespace() {
     assert_eq!(build.host.outputs.lock().unwrap()["out"], nar_of(b"input data\n", false));
 }
 
-/// The real user, outside, of the process with this word on its command line.
+/// The real user, outside of the sandbox, of the process with this word on its command line.
 fn owner_of(word: &str) -> Option<u32> {
     let dir = std::fs::read_dir("/proc").ok()?.flatten().find(|e| {
         std::fs::read(e.path().join("cmdline"))

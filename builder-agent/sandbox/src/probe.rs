@@ -1,5 +1,5 @@
-//! Can this machine really run a guest? The only honest answer comes from running one: a `/dev/kvm` that opens, and
-//! whose every ioctl succeeds, may still hang or crash a Linux guest.
+//! The probe: runs a guest to find out whether this machine can. No cheaper check is reliable: a `/dev/kvm`
+//! that opens, and whose every ioctl succeeds, may still hang or crash a Linux guest.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,21 +14,21 @@ use crate::job::{BuilderStatus, Host, Job, Limits, OutputSink, Phases, Run};
 use crate::kvm::{KvmBackend, jail};
 use crate::session::build::run_in;
 
-/// A guest that has not run a shell by then will not, for any practical purpose. Hardware takes under a second;
-/// a VM in an emulated VM on a busy machine, ten.
+/// A guest that has not run a shell by then is useless in practice. Hardware takes under a second; a VM in an
+/// emulated VM on a busy machine, ten.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 const MEMORY_MIB: u32 = 256;
 
-/// A guest ran here.
+/// The result of a successful probe.
 #[derive(Debug, Clone)]
 pub struct Probed {
     /// `uname -r` of the guest.
     pub kernel: String,
-    /// From nothing to the end of a builder that does nothing.
+    /// Time from the start to the end of a builder that does nothing.
     pub took: Duration,
     pub phases: Phases,
-    /// Steps of the VMM's jail that were in force, and those this host could not give.
+    /// Steps of the VMM's jail that were in force, and those that this host could not provide.
     pub jail_active: Vec<String>,
     pub jail_missing: Vec<jail::Missing>,
 }
@@ -39,7 +39,7 @@ impl std::fmt::Display for Probed {
     }
 }
 
-/// Boots a guest, runs `/bin/sh -c 'exit 0'` in it, and ends it. Comes back within `patience` and a second.
+/// Boots a guest, runs `/bin/sh -c 'exit 0'` in it, and ends it. Returns within `patience` and a second.
 pub fn probe(backend: &KvmBackend, patience: Duration) -> Result<Probed, SandboxError> {
     let job = Job {
         id: "probe".to_owned(),
@@ -78,7 +78,7 @@ pub fn probe(backend: &KvmBackend, patience: Duration) -> Result<Probed, Sandbox
     let (run, console, jail) = run(backend, &job, &mut log, &cancel);
     let took = began.elapsed();
     cancel.cancel();
-    // It only sleeps; the cancel above woke it.
+    // The thread only sleeps; the cancel above woke it.
     let _ = timer.join();
     judge(run, took, late.load(Ordering::SeqCst).then_some(patience), &console, jail, &log)
 }
@@ -138,7 +138,7 @@ fn judge(
     }
 }
 
-/// Keeps the little the probe's builder may say; the session bounds it.
+/// Keeps the output of the probe's builder; the session limits it.
 #[derive(Default)]
 struct Log(Vec<u8>);
 

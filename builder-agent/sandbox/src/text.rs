@@ -8,7 +8,7 @@ const LONGEST: usize = 4;
 pub fn cut(bytes: &[u8], at: usize) -> usize {
     for back in 1..LONGEST.min(at + 1) {
         let length = match bytes[at - back] {
-            // Continues a character that begins before it.
+            // This byte continues a character that begins before it.
             0x80..=0xbf => continue,
             0xc2..=0xdf => 2,
             0xe0..=0xef => 3,

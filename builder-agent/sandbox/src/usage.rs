@@ -12,14 +12,15 @@ pub struct Usage {
     /// Processor time of every process of the machine, and of the host's kernel on its behalf. From wait4(2), which
     /// adds up a process and all its descendants that were waited for.
     pub cpu: Duration,
-    /// The most memory at one time. For a micro-VM: memory that the host gave to it, from its cgroup, or, without a
-    /// cgroup, from its process. For a namespace sandbox: the guest's own count, which it makes several times a second.
+    /// The peak of its memory. For a micro-VM: memory that the host gave to it, from its cgroup, or, without
+    /// a cgroup, from its process. For a namespace sandbox: the guest's own count, which it makes several
+    /// times a second.
     pub peak_memory: Option<u64>,
-    /// Memory of the VMM process that is neither guest memory nor closure; only a micro-VM has that.
+    /// Memory of the VMM process that is neither guest memory nor closure; None except for a micro-VM.
     pub vmm_overhead: Option<u64>,
-    /// To the machine: the job and its files. Inputs are mapped and not sent.
+    /// Bytes sent to the machine: the job and its files. Inputs are mapped and not sent.
     pub bytes_in: u64,
-    /// From the machine: log and outputs.
+    /// Bytes received from the machine: log and outputs.
     pub bytes_out: u64,
 }
 
@@ -39,11 +40,11 @@ pub(crate) fn reap(child: Child) -> io::Result<(ExitStatus, Duration)> {
     }
     // SAFETY: zeroed above, and rusage is integers only, so it is initialised whatever the kernel wrote.
     let used = unsafe { used.assume_init() };
-    // Not `ru_maxrss`: it begins with the size of the agent when it started the process.
+    // Not `ru_maxrss`: it starts at the size that the agent had when it started the process.
     Ok((ExitStatus::from_raw(status), duration(used.ru_utime) + duration(used.ru_stime)))
 }
 
-/// The kernel gives neither number below zero, nor a million microseconds.
+/// The kernel never returns negative numbers here, nor a million microseconds.
 fn duration(time: libc::timeval) -> Duration {
     Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0))
         + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0))

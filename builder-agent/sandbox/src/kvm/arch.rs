@@ -36,9 +36,9 @@ pub trait Architecture {
     /// Most vCPUs that the interrupt controller and the description of the hardware can name.
     const VCPUS_MAX: u8;
 
-    /// Where the registers of the first virtio-mmio device are in guest memory.
+    /// Guest address of the registers of the first virtio-mmio device.
     const MMIO_BASE: u64;
-    /// From the registers of one device to those of the next.
+    /// Distance between the registers of one device and the next.
     const MMIO_STRIDE: u64;
     /// Interrupt line of the first virtio-mmio device; each other device has the next one.
     const FIRST_GSI: u32;
@@ -63,8 +63,8 @@ pub trait Architecture {
     /// Puts kernel, initrd, command line and the description of the hardware into guest memory.
     fn load(memory: &GuestMemoryMmap, hardware: &Hardware, boot: Boot<'_>) -> Result<Entry, LoadError>;
 
-    /// Serves an exit that only this architecture has, such as port I/O or a processor that has shut down. Gives back
-    /// those that all architectures have.
+    /// Serves an exit that only this architecture has, such as port I/O or a processor that has shut down.
+    /// Returns the exits that all architectures have.
     fn serve<'a>(exit: VcpuExit<'a>, machine: &Bus) -> Served<'a>;
 }
 
@@ -77,13 +77,13 @@ pub trait Processor {
     fn prepare_vcpu(&self, vcpu: &VcpuFd, id: u8, entry: Entry) -> Result<(), SetupError>;
 }
 
-/// How a vCPU's exit was handled.
+/// The outcome of handling a vCPU's exit.
 pub enum Served<'a> {
     /// The vCPU goes on.
     Done,
     /// The VM is over.
     End(End),
-    /// Not an exit of this architecture's own.
+    /// An exit that all architectures have.
     Common(VcpuExit<'a>),
 }
 
@@ -95,7 +95,7 @@ pub struct MmioSlot {
     pub gsi: u32,
 }
 
-/// Where the boot vCPU starts. Only the architecture knows what the numbers mean.
+/// The start address of the boot vCPU, in the architecture's own form.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry {
     pub instruction: u64,

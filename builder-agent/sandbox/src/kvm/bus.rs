@@ -1,4 +1,4 @@
-//! Which device of the VM an access to an address, or a notification, is for.
+//! Finds the device of an access to an address, or of a notification.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,7 +12,7 @@ pub struct Bus {
     transports: Vec<Mutex<Transport>>,
 }
 
-/// Register pages and interrupt lines for `count` devices, in order.
+/// Register addresses and interrupt lines for `count` devices, in order.
 pub fn slots(count: usize) -> Vec<MmioSlot> {
     (0..count)
         .map(|i| MmioSlot {
@@ -44,7 +44,7 @@ impl Bus {
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
         match self.find(address) {
             Some((device, offset)) => device.read(offset, data),
-            // No device is there.
+            // No device has this address.
             None => data.fill(0xff),
         }
     }

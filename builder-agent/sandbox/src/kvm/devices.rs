@@ -1,7 +1,7 @@
 //! The devices of the guest. None of them trusts the guest.
 //!
-//! A device knows no host beyond the traits it is given: interrupts are [`Interrupt`], the vsock stream is
-//! `Read + Write`. So register and queue tests need no KVM.
+//! A device uses the host only through traits: interrupts are [`Interrupt`], the vsock stream is `Read +
+//! Write`. So register and queue tests need no KVM.
 
 pub mod blk;
 pub mod console;
@@ -37,7 +37,7 @@ impl From<virtio_queue::Error> for Broken {
     }
 }
 
-/// Whether the driver should be told that it has something to collect.
+/// Whether the driver must be notified of used buffers.
 pub type Used = Result<bool, Broken>;
 
 /// A virtio device behind a transport. Called with the transport's lock held.
@@ -45,7 +45,7 @@ pub trait Device: Send {
     /// Virtio 1.2, section 5: device types.
     fn kind(&self) -> u32;
 
-    /// Offered beside VERSION_1.
+    /// Features offered besides VERSION_1.
     fn features(&self) -> u64 {
         0
     }
@@ -58,7 +58,7 @@ pub trait Device: Send {
     /// The driver offered buffers on queue `index`. Only called once every queue is valid.
     fn kicked(&mut self, index: usize, queues: &mut [Queue], memory: &GuestMemoryMmap) -> Used;
 
-    /// Descriptor to wait on and for what; asked again after every call.
+    /// The descriptor to wait on, with its events; called again after every other call.
     fn watch(&self) -> Option<(RawFd, EventSet)> {
         None
     }

@@ -9,7 +9,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::Bus;
 
-/// Set in the tag of a watched descriptor; the rest is the device. Otherwise the tag is an index of `kicks`.
+/// Set in the tag of a watched descriptor; the other bits are the device. Without it the tag is an index of
+/// `kicks`.
 const WATCHED: u64 = 1 << 32;
 
 /// A queue notification. KVM delivers it without an exit of the vCPU to this process.
@@ -62,7 +63,7 @@ impl Events {
             device
         } else {
             let kick = &self.kicks[event.data() as usize];
-            // Before the queue is looked at: a notification that comes meanwhile counts again.
+            // Before the queue is read: a notification that arrives meanwhile counts again.
             match kick.event.read() {
                 Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
                 _ => {}

@@ -44,7 +44,7 @@ pub enum DeviceKind {
     Rng,
 }
 
-/// How the guest sees the closure.
+/// The kind of device with the closure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ClosureDevice {
@@ -62,7 +62,7 @@ pub struct Config {
     pub cmdline: String,
     /// The closure: offset and length of each segment, in the order of the descriptors.
     pub segments: Vec<(u64, u64)>,
-    /// The id to run as; none if the agent is not root and cannot choose.
+    /// The uid of the VMM; none if the agent is not root and cannot choose.
     pub uid: Option<u32>,
     /// Steps of the jail that the operator accepts to be without.
     pub allow_missing: Vec<jail::Step>,
@@ -70,7 +70,7 @@ pub struct Config {
     pub only_jail: bool,
 }
 
-/// The descriptors every VM has.
+/// The descriptors that every VM has.
 pub struct Files<Fd> {
     pub kvm: Fd,
     pub kernel: Fd,
@@ -79,16 +79,16 @@ pub struct Files<Fd> {
     pub console: Fd,
 }
 
-/// From the VMM.
+/// A message from the VMM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Report {
-    /// Jailed and loaded; the vCPUs run.
+    /// The jail is complete, the guest is loaded, the vCPUs run.
     Started {
         jail: jail::Report,
         /// Address ranges of this process that are guest RAM or closure: not the VMM's own memory.
         guest: Vec<(u64, u64)>,
-        /// Microseconds from the start of the process to: descriptors received, jailed, loaded, started.
+        /// Microseconds from the start of the process until: descriptors received, jailed, loaded, started.
         micros: [u64; 4],
     },
     Stopped {
@@ -100,7 +100,7 @@ pub enum Report {
     },
 }
 
-/// Agent to VMM.
+/// Sends the configuration and the descriptors from the agent to the VMM.
 pub fn send(
     mut socket: &UnixStream,
     config: &Config,
@@ -130,7 +130,8 @@ fn send_batch(socket: &UnixStream, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     Ok(())
 }
 
-/// VMM from agent. Segments are received one batch at a time by [`Segments`], so that they need not all be open.
+/// Receives them in the VMM. [`Segments`] receives the closure one batch at a time, so that not all files are
+/// open at once.
 pub fn receive(mut socket: &UnixStream) -> io::Result<(Config, Files<OwnedFd>)> {
     let mut len = [0; 4];
     socket.read_exact(&mut len)?;
@@ -198,7 +199,7 @@ fn receive_batch(socket: &UnixStream) -> io::Result<Vec<OwnedFd>> {
     Ok(fds)
 }
 
-/// VMM to agent. Errors are ignored: an agent that is gone takes this process with it.
+/// Sends a report to the agent. Errors are ignored: if the agent is gone, this process is killed.
 pub fn report(mut socket: &UnixStream, report: &Report) {
     if let Ok(mut line) = serde_json::to_vec(report) {
         line.push(b'\n');
@@ -214,7 +215,7 @@ pub struct Reports {
 }
 
 impl Reports {
-    /// Reads once from `socket`; gives the reports that are complete. An empty read means the VMM is gone.
+    /// Reads once from `socket`; returns the complete reports. An empty read means that the VMM is gone.
     pub fn read(&mut self, mut socket: &UnixStream) -> io::Result<Option<Vec<Report>>> {
         let mut chunk = [0; 4096];
         let n = socket.read(&mut chunk)?;

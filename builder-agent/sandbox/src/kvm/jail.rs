@@ -53,7 +53,7 @@ impl Step {
     pub const ALL: [Step; 5] =
         [Step::Cgroup, Step::Namespaces, Step::PidNamespace, Step::OwnUid, Step::Landlock];
 
-    /// As the configuration spells it.
+    /// The name in the configuration.
     pub fn name(self) -> &'static str {
         match self {
             Step::Cgroup => "cgroup",
@@ -64,7 +64,7 @@ impl Step {
         }
     }
 
-    /// How the operator can make the host give it.
+    /// The advice to the operator for a missing step.
     fn hint(self) -> &'static str {
         match self {
             Step::Cgroup => {
@@ -87,7 +87,7 @@ impl std::str::FromStr for Step {
     }
 }
 
-/// Which steps are in force. For the log, the probe and the tests.
+/// The steps that are in force. For the log, the probe and the tests.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     pub active: Vec<String>,

@@ -1,4 +1,4 @@
-//! The jail is complete or refused: each step is taken away from a process of its own, as a host would.
+//! The jail is complete or refused: each test takes a step away from a process, as a host would.
 
 use std::io::Read;
 
@@ -28,7 +28,7 @@ fn a_step_that_is_missing_refuses_the_vm_unless_it_is_named() {
     assert!("seccomp".parse::<Step>().unwrap_err().contains("the steps are cgroup, namespaces"));
 }
 
-/// How a process that entered the jail found it.
+/// The result of entering the jail in a child process.
 #[derive(Debug, Serialize, Deserialize)]
 enum Entered {
     In(Report),
@@ -109,7 +109,7 @@ fn an_agent_that_has_no_uid_to_give_is_found_out() {
     assert!(steps(&report).contains(&Step::OwnUid), "{report:?}");
 }
 
-/// Whatever is allowed to be missing: half a step is none.
+/// Not even a step that may be missing can be taken by half.
 #[test]
 fn what_cannot_be_left_out_fails_in_words() {
     for (call, word) in [

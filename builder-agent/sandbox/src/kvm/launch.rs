@@ -1,8 +1,9 @@
 //! Starts a VMM process and makes sure that it ends.
 //!
-//! The process is this executable again, with `__vmm` as its argument: no second binary to install, version, or
-//! find. A thread of the agent starts the process and waits for its end, because the kernel ties two things to the
-//! thread that makes a process: the PID namespace of its children, and the signal that kills them when it ends.
+//! The process is this executable again, with `__vmm` as its argument: no second binary to install, version,
+//! or find. A thread of the agent starts the process and waits for its end, because the kernel ties two
+//! things to the thread that creates a process: the PID namespace of its children, and the signal that kills
+//! them when the thread ends.
 
 use std::fs::File;
 use std::io;
@@ -29,7 +30,7 @@ pub const ARGUMENT: &str = "__vmm";
 pub struct Vmm {
     pid: u32,
     pidfd: OwnedFd,
-    /// Gives how the process ended, and its processor time. None once it was asked.
+    /// Returns the process's exit status and processor time. None after it was joined.
     keeper: Option<JoinHandle<io::Result<(ExitStatus, Duration)>>>,
     status: Option<ExitStatus>,
     usage: Usage,
@@ -38,7 +39,7 @@ pub struct Vmm {
     pub control: UnixStream,
     console: File,
     stderr: File,
-    /// After the process: a cgroup can be removed only when it is empty.
+    /// Dropped after the process: a cgroup can be removed only when it is empty.
     group: Option<Group>,
 }
 
@@ -66,17 +67,18 @@ impl Vmm {
         let (started, start) = mpsc::channel();
         let keeper = std::thread::Builder::new().name("vmm-keeper".to_owned()).spawn(move || {
             if is_root() {
-                // Only this thread's children are affected. Without the right to it the VM does without, and its
-                // report says so.
-                // SAFETY: unshare takes no pointers; CLONE_NEWPID changes nothing for the threads we have.
+                // Only this thread's children are affected. Without the right to it the VM has no PID
+                // namespace, and its report says so. SAFETY: unshare takes no pointers; CLONE_NEWPID changes
+                // nothing for the threads we have.
                 unsafe { libc::unshare(libc::CLONE_NEWPID) };
             }
             let spawned = command.spawn().and_then(|child| {
-                // Before anybody can reap it, so that the descriptor means this process and no later one.
+                // Before the process can be reaped, so that the descriptor refers to this process and no
+                // later one.
                 let pid = Pid::from_child(&child);
                 Ok((pidfd_open(pid, PidfdFlags::empty())?, child))
             });
-            // Our copies of its descriptors would keep its socket open after its death.
+            // The agent's copies of its descriptors would keep the socket open after the process has ended.
             drop(command);
             match spawned {
                 Ok((pidfd, child)) => {
@@ -112,7 +114,8 @@ impl Vmm {
         self.console.as_fd()
     }
 
-    /// Puts the process under the limits of a cgroup. Before it is told anything, so before it can use memory.
+    /// Puts the process under the limits of a cgroup. Called before it gets its configuration, so before it
+    /// can use memory.
     pub fn limit(&mut self, hierarchy: &Hierarchy, memory_mib: u32, vcpus: u8) -> io::Result<()> {
         self.group = Some(hierarchy.place(self.pid, memory_mib.into(), vcpus)?);
         Ok(())
@@ -122,7 +125,7 @@ impl Vmm {
         self.group.as_ref().is_some_and(Group::was_out_of_memory)
     }
 
-    /// The last of the guest's console, then of the VMM's stderr; printable, bounded.
+    /// The end of the guest's console output, then of the VMM's stderr; printable, limited in length.
     pub fn last_words(&self) -> String {
         let mut bytes = console::tail(&self.console).unwrap_or_default();
         // Its size is limited by the VMM's RLIMIT_FSIZE, and no more than this is read in any case.
@@ -144,13 +147,13 @@ impl Vmm {
         self.guest = guest;
     }
 
-    /// Kills and reaps the process; gives its status and its usage. Later calls give the same.
+    /// Kills and reaps the process; returns its status and its usage. Later calls return the same.
     pub fn end(&mut self) -> (Option<ExitStatus>, Usage) {
         if let Some(keeper) = self.keeper.take() {
             // Read before the kill, while the process has memory. If it has ended by itself and was reaped, its number
             // may belong to another process. The signal through the descriptor fails then, and the numbers are dropped.
             let (overhead, peak) = (overhead::of_process(self.pid, &self.guest), overhead::peak(self.pid));
-            // Fails only if it is dead already.
+            // Fails only if the process has ended already.
             if pidfd_send_signal(&self.pidfd, Signal::KILL).is_ok() {
                 (self.usage.vmm_overhead, self.usage.peak_memory) = (overhead, peak);
             }
@@ -187,7 +190,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("vmm-usage-test-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let script = dir.join("vmm");
-        // Works, then takes memory, and tells when it has both.
+        // Computes, then takes memory, and reports when both are done.
         let work = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done";
         let text = format!(
             "#!/bin/bash\n{work}; x=$(head -c 50000000 /dev/zero | tr '\\0' x); echo ok >&0; sleep 600"

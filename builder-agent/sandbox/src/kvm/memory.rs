@@ -1,8 +1,8 @@
 //! Guest memory: RAM, which the guest may change at any moment, and the closure, which it may only read.
 //!
-//! RAM is anonymous memory owned by vm-memory; the VMM copies out of it and into it and never borrows it.
-//! The closure is a run of read-only file mappings, stitched into one reserved range so that one KVM slot shows
-//! them to the guest as one contiguous image. All VMs of a box share its pages through the host's page cache.
+//! RAM is anonymous memory owned by vm-memory; the VMM copies out of it and into it and never borrows it. The
+//! closure is a sequence of read-only file mappings in one reserved range, so that one KVM slot shows them to
+//! the guest as one contiguous image. All VMs of a box share its pages through the host's page cache.
 
 use std::fs::File;
 use std::io;
@@ -58,8 +58,8 @@ pub fn ram(mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
     let memory =
         GuestMemoryMmap::from_ranges(&ranges).map_err(|e| MemoryError::Ram { mib, why: e.to_string() })?;
     for region in memory.iter() {
-        // Huge pages save most second-level page faults. Best effort: a host may have them switched off.
-        // SAFETY: the range is the mapping of `region`, alive here; the advice changes no contents.
+        // Huge pages avoid most second-level page faults. An error is ignored: a host may have them switched
+        // off. SAFETY: the range is the mapping of `region`, alive here; the advice changes no contents.
         let _ = unsafe {
             rustix::mm::madvise(region.as_ptr().cast(), region.size(), rustix::mm::Advice::LinuxHugepage)
         };
@@ -70,9 +70,9 @@ pub fn ram(mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
 /// The closure's image in this process' memory.
 pub struct Closure {
     start: NonNull<u8>,
-    /// Whole reservation.
+    /// Length of the whole reservation.
     len: NonZeroUsize,
-    /// Part of it that is file; the rest reads as zeros.
+    /// Length of the image; the rest of the reservation reads as zeros.
     image_len: u64,
 }
 
@@ -82,7 +82,7 @@ unsafe impl Send for Closure {}
 unsafe impl Sync for Closure {}
 
 impl Closure {
-    /// Reserves the range for an image of `image_len` bytes. Nothing in it is a file yet.
+    /// Reserves the range for an image of `image_len` bytes. No file is mapped in it yet.
     pub fn reserve(image_len: u64) -> Result<Closure, MemoryError> {
         if image_len > CLOSURE_MAX {
             return Err(MemoryError::TooLarge { bytes: image_len, max: CLOSURE_MAX });
@@ -148,7 +148,7 @@ impl Closure {
         self.image_len
     }
 
-    /// Bytes shown to the guest: the image and its padding.
+    /// Number of bytes that the guest sees: the image and its padding.
     pub fn len(&self) -> u64 {
         self.len.get() as u64
     }
@@ -182,7 +182,7 @@ impl Drop for Closure {
     }
 }
 
-/// Gives RAM and closure to the VM. `closure_at` is where the guest sees it, or nothing if it is not mapped.
+/// Gives RAM and closure to the VM. `closure_at` is its guest address, or none if it is not mapped.
 ///
 /// The caller keeps `memory` and `closure` alive as long as the VM: KVM holds their addresses, not their mappings.
 pub fn give_to_kvm(
@@ -276,7 +276,7 @@ mod tests {
         let file = file(&pages);
         let mut closure = Closure::reserve(SEGMENTS_MAX as u64 * PAGE).unwrap();
         for index in 0..SEGMENTS_MAX {
-            // Alternating, so that no two are one mapping to the kernel.
+            // Alternating offsets, so that the kernel does not merge two of them into one mapping.
             let offset = (index as u64 + 1) % 2 * PAGE;
             closure.map(index, index as u64 * PAGE, &file, offset, PAGE).unwrap();
         }

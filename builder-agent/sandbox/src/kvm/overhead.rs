@@ -1,13 +1,15 @@
-//! How much memory a VMM process takes: with the guest's, and beside it.
+//! The memory of a VMM process: with the guest's, and without it.
 //!
-//! Beside it: resident pages of every mapping that is neither guest RAM nor closure: code (which all VMs share with the
-//! agent, and which is counted here all the same), heap, stacks, device buffers. Measured once, when the job ends:
-//! the VMM gives no memory back, so that is its peak. The kernel's own memory for KVM is not in it.
+//! Without it: resident pages of every mapping that is neither guest RAM nor closure: code (which all VMs
+//! share with the agent, and which is counted here nevertheless), heap, stacks, device buffers. Measured
+//! once, when the job ends: the VMM gives no memory back, so that is its peak. The kernel's own memory for
+//! KVM is not included.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 
-/// A VMM has some hundred mappings. A hostile one may have 65,530 (vm.max_map_count); we read no further than this.
+/// A VMM has some hundred mappings. A hostile one may have 65,530 (vm.max_map_count); no more than this is
+/// read.
 const SMAPS_MAX: u64 = 4 << 20;
 
 pub fn of_process(pid: u32, guest: &[(u64, u64)]) -> Option<u64> {

@@ -5,30 +5,30 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use super::arch::{Architecture, Native, Served};
 use super::bus::Bus;
 
-/// Why the guest wants the machine to stop.
+/// The guest's request to stop the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
     PowerOff,
     Reset,
 }
 
-/// Why the VM is over.
+/// The reason for the end of a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
-    /// The guest asked for it, in one of the ways the platform has.
+    /// The guest requested it, in one of the ways of the platform.
     Guest(Stop),
-    /// The guest's processor cannot go on; the architecture's name for that.
+    /// The guest's processor cannot continue; the architecture's name for that.
     Crashed(&'static str),
-    /// KVM could not go on.
+    /// KVM could not continue.
     Kvm(String),
 }
 
-/// Returns when the machine must stop.
+/// Runs the vCPU. Returns when the machine must stop.
 pub fn run(vcpu: &mut VcpuFd, machine: &Bus) -> End {
     loop {
         let exit = match vcpu.run() {
             Ok(exit) => exit,
-            // A signal, or KVM wants to be called again.
+            // A signal arrived, or KVM must be called again.
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => continue,
             Err(e) => return End::Kvm(format!("KVM_RUN failed: {e}")),
         };
@@ -48,7 +48,7 @@ pub fn run(vcpu: &mut VcpuFd, machine: &Bus) -> End {
                 ));
             }
             VcpuExit::InternalError => {
-                // The suberror is the kernel's; it is all there is to tell two of these apart.
+                // The kernel's suberror is the only thing that distinguishes two such exits.
                 // SAFETY: KVM filled this member of the union for this exit reason.
                 let suberror = unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror };
                 return End::Kvm(format!("KVM gave up with internal error {suberror}"));

@@ -1,4 +1,4 @@
-//! A VM: made of a [`Shape`], then filled with something to run.
+//! A VM: created from a [`Shape`], then loaded with a program.
 //!
 //! [`Vm::new`] makes everything that a shape describes, memory and devices; it does not know which program will run.
 //! [`Vm::boot`] then loads a kernel and makes vCPUs that start at its entry point. A snapshot would take its place: it
@@ -60,7 +60,7 @@ pub struct Parts {
     pub closure: Closure,
     /// The agent's end of the vsock connection.
     pub stream: UnixStream,
-    /// The ring in which the console's output ends.
+    /// The ring that keeps the end of the console's output.
     pub console: File,
 }
 
@@ -69,11 +69,11 @@ pub struct Vm {
     processor: <Native as Architecture>::Processor,
     hardware: Hardware,
     memory: GuestMemoryMmap,
-    /// KVM uses its mapping.
+    /// Kept because KVM uses its mapping.
     closure: Arc<Closure>,
     pub bus: Arc<Bus>,
     pub kicks: Vec<Kick>,
-    /// None before there is something to run.
+    /// Empty before [`Vm::boot`].
     pub vcpus: Vec<VcpuFd>,
 }
 
@@ -140,7 +140,7 @@ impl Vm {
     }
 }
 
-/// Puts each device behind its registers, and connects its interrupt and the notifications of its queues.
+/// Puts each device behind its registers, and connects its interrupt and its queue notifications.
 fn connect(
     vm: &VmFd,
     memory: &GuestMemoryMmap,
@@ -163,7 +163,7 @@ struct Irq(EventFd);
 
 impl Interrupt for Irq {
     fn trigger(&self) {
-        // Fails only at 2^64 - 1 untaken interrupts.
+        // Fails only at 2^64 - 1 pending interrupts.
         let _ = self.0.write(1);
     }
 }

@@ -75,7 +75,7 @@ fn say(report: &Report) {
 }
 
 fn quit(code: i32) -> ! {
-    // Not `std::process::exit`: no destructor has anything to save, and other threads are in the guest.
+    // Not `std::process::exit`: no destructor has anything to save, and other threads are inside the guest.
     // SAFETY: _exit takes a number and does not return.
     unsafe { libc::_exit(code) }
 }
@@ -114,13 +114,13 @@ fn start(agent: &UnixStream, born: Instant) -> Result<Never, VmmError> {
     jail_report.active("seccomp");
     say(&Report::Started { jail: jail_report, guest, micros: [received, jailed, loaded, micros(born)] });
     gate.wait();
-    // The threads end the process. `vm` stays: KVM uses its memory.
+    // The other threads end the process. `vm` stays alive, because KVM uses its memory.
     loop {
         std::thread::park();
     }
 }
 
-/// A machine of the shape that the agent wants, and the guest kernel in it, ready to run.
+/// A machine of the agent's shape, with the guest kernel loaded, ready to run.
 fn boot(config: &Config, files: Files<OwnedFd>, closure: Closure) -> Result<Vm, VmmError> {
     // SAFETY: the descriptor is /dev/kvm, opened by the agent, and ownership passes to `Kvm` here.
     let hypervisor = unsafe { Kvm::from_raw_fd(files.kvm.into_raw_fd()) };

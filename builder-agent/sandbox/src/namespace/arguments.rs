@@ -9,7 +9,7 @@ use std::path::PathBuf;
 /// The host's files that the builder sees, apart from the store.
 #[derive(Debug)]
 pub struct View {
-    /// A directory with the files of /etc.
+    /// A directory with the files for /etc.
     pub etc: PathBuf,
     /// The guest's program.
     pub guest: PathBuf,
@@ -22,34 +22,36 @@ pub struct View {
 pub struct Inherited {
     /// The guest's end of the conversation.
     pub stream: RawFd,
-    /// Where bubblewrap tells the pid of its child.
+    /// Pipe on which bubblewrap reports the pid of its child.
     pub info: RawFd,
     /// The tree of `/nix/store`.
     pub store: RawFd,
 }
 
-/// Room in each of the writable file systems, in bytes.
+/// Size of each of the writable file systems, in bytes.
 ///
-/// Half of the memory each: one full disk is "no space left", and only two full ones are out of memory.
+/// Half of the memory each: if one is full, the builder gets "no space left"; only two full ones exhaust the
+/// memory.
 pub fn disk(memory_mib: u32) -> u64 {
     u64::from(memory_mib) << 19
 }
 
 impl View {
-    /// Every path of the host's that bubblewrap will look up.
+    /// All paths of the host that bubblewrap will look up.
     pub fn sources(&mut self) -> Vec<&mut PathBuf> {
         vec![&mut self.etc, &mut self.guest, &mut self.shell]
     }
 
-    /// Everything after the program's name.
+    /// All arguments after the program's name.
     pub fn arguments(&self, memory_mib: u32, inherited: Inherited) -> Vec<OsString> {
         let disk = disk(memory_mib).to_string();
         let mut args = Args::default();
-        // Each by name: what `--unshare-all` cannot have it does without, and says nothing.
+        // Each namespace by name: `--unshare-all` silently omits those that it cannot create.
         args.add(["--unshare-user", "--unshare-ipc", "--unshare-pid"]);
         args.add(["--unshare-net", "--unshare-uts", "--unshare-cgroup"]);
         args.add(["--uid", "1000", "--gid", "100"]);
-        // For the guest, inside its user namespace; the builder gets none. With it goes a reaper of bubblewrap's own.
+        // For the guest, inside its user namespace; the builder gets none. `--as-pid-1` omits bubblewrap's
+        // own init process.
         args.add(["--cap-add", "ALL", "--as-pid-1"]);
         args.add(["--die-with-parent", "--new-session", "--clearenv", "--hostname", "localhost"]);
         args.add(["--info-fd", &inherited.info.to_string()]);

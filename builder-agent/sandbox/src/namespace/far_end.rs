@@ -22,28 +22,28 @@ use crate::error::SandboxError;
 use crate::text;
 use crate::usage::{self, Usage};
 
-/// How much of bubblewrap's and the guest's stderr we repeat.
+/// Most bytes of bubblewrap's and the guest's stderr that an error quotes.
 const LAST_WORDS: u64 = 2048;
 
-/// bubblewrap forks at once; only a machine in trouble needs longer.
+/// bubblewrap forks at once; only an overloaded machine needs longer.
 const INFO_WAIT: Duration = Duration::from_secs(30);
 
-/// A pid and a few namespace numbers.
+/// Size of the message: a pid and a few namespace numbers.
 const MAX_INFO: usize = 4096;
 
-/// A bubblewrap and all below it. Dropping it ends them.
+/// A bubblewrap process and all its descendants. Dropping it ends them.
 pub struct Running {
     /// None once it was ended.
     child: Option<Child>,
     /// PID 1 of the sandbox, once bubblewrap has reported it.
     init: Option<OwnedFd>,
     stderr: File,
-    /// Its files are mounted.
+    /// Kept because its files are mounted in the sandbox.
     _scratch: Arc<Scratch>,
     usage: Usage,
 }
 
-/// Starts the guest; the stream is our end of the conversation.
+/// Starts the guest; returns our end of the stream, too.
 pub fn start(
     config: &NamespaceConfig,
     scratch: Arc<Scratch>,
@@ -92,7 +92,8 @@ pub fn start(
         },
         step => SandboxError::Setup { why: format!("{step}: {e}") },
     })?;
-    // The closure has numbers and no descriptors. The agent's copies close here, so that only the child has them.
+    // The closure has numbers, not descriptors. The agent's copies are closed here, so that only the child
+    // has them.
     drop((command, far_stream, far_info, store));
     let mut running =
         Running { child: Some(child), init: None, stderr, _scratch: scratch, usage: Usage::default() };
@@ -142,7 +143,7 @@ impl Running {
         let Some(mut child) = self.child.take() else { return };
         match &self.init {
             Some(init) => {
-                // Its end is the end of the pid namespace; bubblewrap outside then ends by itself.
+                // The end of this process ends the PID namespace; then bubblewrap outside ends by itself.
                 let _ = pidfd_send_signal(init.as_fd(), Signal::KILL);
                 let mut fds = [PollFd::new(init, PollFlags::IN)];
                 while let Err(rustix::io::Errno::INTR) = poll(&mut fds, None) {}
@@ -151,7 +152,8 @@ impl Running {
                 let _ = child.kill();
             }
         }
-        // bubblewrap has waited for the first process of the sandbox, and that one's kernel for all others.
+        // bubblewrap has waited for the first process of the sandbox, and the kernel ended all others with
+        // that process.
         if let Ok((_, cpu)) = usage::reap(child) {
             self.usage.cpu = cpu;
         }

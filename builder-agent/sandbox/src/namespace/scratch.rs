@@ -1,5 +1,5 @@
-//! The files of ours that every job is shown, and the place where jobs put their mounts together: one directory for all
-//! jobs of a process. Jobs see it through read-only mounts; nothing of a job is ever written there.
+//! The agent's files that every job sees, and the directory over which jobs mount: one directory for all jobs
+//! of a process. Jobs see it through read-only mounts; no data of a job is ever written there.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
-/// What our directories are called; two numbers follow, the process's and one of its own.
+/// Beginning of the directory's name; two numbers follow, the process id and a counter.
 const PREFIX: &str = "barnraiser-job-";
 
-/// A directory that goes away when dropped. Its lock says that somebody still uses it.
+/// A directory that is removed when dropped. Its lock shows that a process still uses it.
 #[derive(Debug)]
 pub struct Scratch {
     dir: PathBuf,
@@ -20,7 +20,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// A new one below `parent`.
+    /// Creates a directory below `parent`.
     pub fn new(parent: &Path) -> io::Result<Scratch> {
         let scratch = unique_dir(parent)?;
         fs::set_permissions(&scratch.dir, Permissions::from_mode(0o711))?;
@@ -45,7 +45,7 @@ impl Scratch {
         self.dir.join("stage")
     }
 
-    /// False if somebody has cleaned up around us.
+    /// False if another program has removed a part of it, as cleaners of temporary directories do.
     pub fn is_whole(&self) -> bool {
         let files = guest::etc::FILES.iter().map(|(name, _)| self.etc().join(name));
         self.stage().is_dir() && files.into_iter().all(|file| file.exists())
@@ -58,7 +58,7 @@ impl Drop for Scratch {
     }
 }
 
-/// mkdir decides who gets a name, so a name that can be guessed can only be in the way.
+/// mkdir fails if the name exists, so an attacker who guesses the name can only cause another try.
 fn unique_dir(parent: &Path) -> io::Result<Scratch> {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -69,7 +69,7 @@ fn unique_dir(parent: &Path) -> io::Result<Scratch> {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
             other => other?,
         }
-        // A sweep may have found it before it was locked; then it is the sweep's.
+        // A sweep may have found the directory before it was locked; then the sweep removes it.
         if let Some(lock) = lock(&dir)
             && dir.exists()
         {
@@ -78,7 +78,7 @@ fn unique_dir(parent: &Path) -> io::Result<Scratch> {
     }
 }
 
-/// None if somebody else has it, or if it is no directory.
+/// None if another process holds the lock, or if `dir` is no directory.
 fn lock(dir: &Path) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::open(dir, flags, Mode::empty()).ok()?;
@@ -86,7 +86,8 @@ fn lock(dir: &Path) -> Option<OwnedFd> {
     Some(fd)
 }
 
-/// Removes what processes that were killed left behind. Others may write in `parent`, so only what is ours counts.
+/// Removes the directories of killed processes. Other users may write in `parent`, so only our own
+/// directories count.
 pub fn sweep(parent: &Path) {
     let own = rustix::process::geteuid().as_raw();
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {

@@ -1,11 +1,12 @@
 //! Assembles the parts of a build's file system before bubblewrap starts.
 //!
-//! The store is below directories that only the agent may enter, and bubblewrap and the guest run as `nobody`; also,
-//! bubblewrap takes at most 9,000 arguments and compares every mount with every other. So the forked child, while it
-//! still may, gets a mount namespace of its own, binds each input into a `/nix/store` in memory, and keeps that as one
-//! detached tree behind a descriptor. bubblewrap passes the descriptor on, and the guest puts the tree in its place.
-//! An agent that is root becomes `nobody` afterwards; any other agent gets the right to mount from a user namespace.
-//! The mounts are gone with the last process of the job.
+//! The store is below directories that only the agent may enter, but bubblewrap and the guest run as
+//! `nobody`; also, bubblewrap takes at most 9,000 arguments and compares every mount with every other.
+//! Therefore the forked child, while it still has the right, gets a mount namespace of its own, binds each
+//! input into a `/nix/store` in memory, and keeps that as one detached tree behind a descriptor. bubblewrap
+//! passes the descriptor on, and the guest mounts the tree. An agent that is root becomes `nobody`
+//! afterwards; any other agent gets the right to mount from a user namespace. The mounts disappear with the
+//! last process of the job.
 //!
 //! `Stage::enter` runs between fork and exec of a process with threads: system calls only, nothing allocated.
 
@@ -25,13 +26,13 @@ use crate::error::SandboxError;
 /// and the machine has mounts of its own.
 pub const MAX_INPUTS: usize = 50_000;
 
-/// How willingly the kernel ends a build when the machine is out of memory (-1000 to 1000), as for a VM.
+/// The kernel's preference to kill a build when the machine is out of memory (-1000 to 1000), as for a VM.
 const OOM_SCORE: &CStr = c"900";
 
-/// Everything the child needs, made beforehand.
+/// Everything that the child needs, prepared before the fork.
 pub struct Stage {
     dir: CString,
-    /// Shown by bubblewrap.
+    /// Mounts that bubblewrap shows to the builder.
     binds: Vec<Bind>,
     store: CString,
     store_options: CString,
@@ -48,16 +49,16 @@ struct Bind {
 /// One entry of `/nix/store`.
 enum Input {
     Bind(Bind),
-    /// A symlink is shown as itself; a bind mount would follow it.
+    /// A symlink stays a symlink; a bind mount would follow it.
     Link {
         target: CString,
         at: CString,
     },
 }
 
-/// Where the right to mount comes from.
+/// The source of the right to mount.
 enum Rights {
-    /// Root has it, and gives it up for this user and group.
+    /// The process is root, and becomes this user and group afterwards.
     Root(u32, u32),
     /// A user namespace in which user and group keep their numbers: the contents of `uid_map` and `gid_map`.
     UserNamespace { uid_map: CString, gid_map: CString },

@@ -20,7 +20,7 @@ use crate::job::{Finished, Host, Job, Run};
 
 /// Runs jobs to their end. The agent uses a sandbox through this trait, which every [`Backend`] implements.
 pub trait JobRunner: Send + Sync {
-    /// For logs.
+    /// The name in logs.
     fn name(&self) -> &'static str;
 
     /// Blocks until the job is over. Nothing of the machine is left running when it returns.
@@ -45,7 +45,8 @@ impl<B: Backend> JobRunner for B {
 
 /// Runs a job in a machine whose start took `started`, and ends the machine.
 ///
-/// On error sinks of complete outputs have been finished, and a half one was dropped unfinished.
+/// On error the sinks of complete outputs have been finished, and that of an incomplete one was dropped
+/// unfinished.
 pub(crate) fn run_in(
     far_end: &mut dyn FarEnd,
     streams: Streams,
@@ -58,7 +59,7 @@ pub(crate) fn run_in(
     let used = far_end.end();
     run.usage.cpu = used.cpu;
     run.usage.vmm_overhead = used.vmm_overhead;
-    // The host's count where there is one, otherwise the guest's.
+    // The host's number if there is one, otherwise the guest's.
     run.usage.peak_memory = used.peak_memory.or(run.usage.peak_memory);
     run.phases.machine_started = Some(started);
     match &run.result {
@@ -70,7 +71,7 @@ pub(crate) fn run_in(
     run
 }
 
-/// Talks to the guest until the job is over. The machine may still be running then.
+/// Runs the protocol with the guest until the job is over. The machine may still be running then.
 pub(super) fn drive(
     patience: Patience,
     stream: UnixStream,
@@ -135,7 +136,7 @@ fn follow(
     }
 }
 
-/// Waits for the guest, for the cancellation or for the timeout; gives the events of the stream.
+/// Waits for the guest, for the cancellation or for the timeout; returns the events of the stream.
 fn wait(
     stream: &UnixStream,
     cancelled: &OwnedFd,
@@ -144,7 +145,7 @@ fn wait(
 ) -> Result<PollFlags, SandboxError> {
     let interest = if writing { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
     let mut fds = [PollFd::new(stream, interest), PollFd::new(cancelled, PollFlags::IN)];
-    // Rounded up, so that a deadline is over when poll says so and we do not spin towards it.
+    // Rounded up, so that the deadline has passed when poll returns, and the loop does not spin until then.
     let timeout = timeout.map(|t| t + Duration::from_millis(1));
     let timespec = timeout.and_then(|t| Timespec::try_from(t).ok());
     match poll(&mut fds, timespec.as_ref()) {

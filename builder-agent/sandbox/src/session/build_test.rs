@@ -1,4 +1,4 @@
-//! A fake far end on a socket pair says all that a guest must not.
+//! A fake guest on a socket pair sends everything that a guest must not send.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -15,7 +15,7 @@ use crate::backend::Inputs;
 use crate::job::{BuilderStatus, Limits, OutputSink};
 use crate::usage::Usage;
 
-/// Ends a test that would hang; none comes near it.
+/// Ends a test that hangs; no working test takes nearly as long.
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(100);
 
@@ -103,12 +103,12 @@ fn job() -> Job {
     }
 }
 
-/// The far end's half of a conversation.
+/// The guest's side of a conversation.
 struct Fake(UnixStream);
 
 impl Fake {
     fn raw(&mut self, bytes: &[u8]) {
-        // The host may have hung up on us already; then the test looks at why.
+        // The host may have hung up already; then the test checks the reason.
         let _ = self.0.write_all(bytes);
     }
 
@@ -122,7 +122,7 @@ impl Fake {
         self.raw(&json_frame(Tag::Hello, &hello).unwrap());
     }
 
-    /// Reads the job and its files; gives both.
+    /// Reads the job and its files; returns both.
     fn read_job(&mut self) -> (protocol::Job, Vec<u8>) {
         let (mut job, mut contents) = (None::<protocol::Job>, Vec::new());
         loop {
@@ -190,7 +190,7 @@ impl Case {
         run.result
     }
 
-    /// The whole session, as a backend's machine is used.
+    /// Runs the whole session, as with a backend's machine.
     fn run_in(&self, far: impl FnOnce(&mut Fake) + Send + 'static) -> Run {
         let (guest, far_stream) = UnixStream::pair().unwrap();
         let thread = thread::spawn(move || far(&mut Fake(far_stream)));
@@ -245,7 +245,7 @@ fn a_run_reports_its_phases_and_what_it_used() {
     let names: Vec<_> = run.phases.named().map(|(name, _)| name).collect();
     let all = ["machine started", "guest ready", "job sent", "builder started", "builder", "outputs"];
     assert_eq!((names, run.phases.machine_started), (all.to_vec(), Some(SHORT)));
-    // What the host did not measure is the guest's word.
+    // For values that the host did not measure, the guest's report counts.
     let Usage { cpu, peak_memory, vmm_overhead, bytes_in, bytes_out } = run.usage;
     assert_eq!((cpu, peak_memory, vmm_overhead), (SHORT, Some(12345), Some(3)));
     assert!((600_000..610_000).contains(&bytes_in), "{bytes_in}");
@@ -255,7 +255,7 @@ fn a_run_reports_its_phases_and_what_it_used() {
 #[test]
 fn a_run_that_failed_reports_what_it_used_and_the_phases_it_came_to() {
     let run = case().run_in(|fake| fake.hello());
-    // The machine says that it had no memory left; the stream only knows that the guest is gone.
+    // The machine reports that it had no memory left; the stream only ended.
     assert!(matches!(run.result, Err(SandboxError::OutOfMemory { mib: 64 })), "{:?}", run.result);
     let names: Vec<_> = run.phases.named().map(|(name, _)| name).collect();
     assert_eq!(names, ["machine started", "guest ready"]);
@@ -274,7 +274,7 @@ fn an_oversized_frame_is_refused_before_its_body_comes() {
     let why = protocol_error(case().run(|fake| {
         fake.started();
         fake.raw(&[Tag::Log as u8, 0xff, 0xff, 0xff, 0xff]);
-        // Not a byte of the body: the host must not wait for it.
+        // No byte of the body: the host must not wait for it.
         fake.wait_for_hangup();
     }));
     assert!(why.contains("over the limit"), "{why}");
@@ -374,7 +374,7 @@ fn a_guest_that_does_not_read_its_job_is_given_up() {
     case.job.files[0].1 = vec![0; 16 << 20];
     let result = case.run(|fake| {
         fake.hello();
-        // Stays, and reads nothing, until the host hangs up.
+        // Stays connected without reading, until the host hangs up.
         poll(&mut [PollFd::new(&fake.0, PollFlags::empty())], None).unwrap();
     });
     assert!(

@@ -16,12 +16,13 @@ use crate::job::{BuilderStatus, Finished, Host, Job, OutputSink, Phases};
 use crate::text;
 use crate::usage::Usage;
 
-/// How long the guest's own work may take, where no limit of the job applies.
+/// Time limits for the guest's own work, where no limit of the job applies.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// From the start of the machine to its hello. A VM in a VM without hardware help boots in 4 s when idle.
+    /// From the start of the machine to its `Hello`. A VM in a VM without hardware support boots in 4 s on an
+    /// idle host.
     pub hello: Duration,
-    /// Between two signs of progress while the job is sent or outputs come.
+    /// Between two signs of progress while the job is sent or outputs arrive.
     pub stall: Duration,
     /// From the last byte of the job to the start of the builder: mounts and a few files.
     pub start: Duration,
@@ -48,11 +49,11 @@ pub(super) struct Conversation<'a> {
     job: &'a Job,
     host: &'a mut dyn Host,
     order: Order,
-    /// The job on its way to the guest; from the hello on.
+    /// The rest of the job to send; set from the `Hello` on.
     outgoing: Option<Outgoing<'a>>,
-    /// When the guest must have made its next step, and the message if it has not.
+    /// The deadline for the guest's next step, and the message if it is missed.
     step: Option<(Instant, &'static str)>,
-    /// When the guest must be done with its outputs.
+    /// The deadline for all outputs.
     outputs_end: Option<Instant>,
     started: Option<Instant>,
     last_log: Instant,
@@ -63,7 +64,7 @@ pub(super) struct Conversation<'a> {
     exit: Option<protocol::Exit>,
     pub(super) phases: Phases,
     phase_began: Instant,
-    /// Bytes on the stream, both ways, and the guest's own count of its memory.
+    /// Bytes on the stream in both directions, and the guest's own count of its memory.
     pub(super) usage: Usage,
 }
 
@@ -97,7 +98,7 @@ impl<'a> Conversation<'a> {
         let limits = &self.job.limits;
         let mut nearest: Option<Duration> = None;
         let mut check = |from: Instant, after: Duration, late: Late| {
-            // `None`: so far in the future that the clock cannot say it.
+            // `None`: further in the future than the clock can represent.
             let Some(at) = from.checked_add(after) else { return Ok(()) };
             if at <= now {
                 return Err(late);
@@ -144,7 +145,7 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Handles the next frame. Gives the result of the job if this was the last frame.
+    /// Handles the next frame. Returns the result of the job if this was the last frame.
     pub(super) fn accept(&mut self, frame: Frame) -> Result<Option<Finished>, SandboxError> {
         let event = self.order.accept(frame).map_err(hostile)?;
         self.handle(event)
@@ -244,7 +245,7 @@ impl<'a> Conversation<'a> {
         })
     }
 
-    /// Ends the running phase and begins the next; gives how long it took.
+    /// Ends the running phase and begins the next; returns its duration.
     fn next_phase(&mut self) -> Duration {
         let now = Instant::now();
         let took = now - self.phase_began;

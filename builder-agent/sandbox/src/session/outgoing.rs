@@ -1,4 +1,4 @@
-//! The job on its way to the guest.
+//! Sends the job to the guest.
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
@@ -34,7 +34,7 @@ impl<'a> Outgoing<'a> {
         Ok(Outgoing { frame, written: 0, files: job.files.iter(), rest: &[] })
     }
 
-    /// Makes the next frame when the last is written; false at the end.
+    /// Makes the next frame when the last one is written; false at the end.
     pub(super) fn has_more(&mut self) -> bool {
         while self.written == self.frame.len() {
             if self.rest.is_empty() {
@@ -54,7 +54,7 @@ impl<'a> Outgoing<'a> {
         true
     }
 
-    /// One write; gives how many bytes it took, and whether there is more.
+    /// Writes once; returns the number of bytes written, and whether there are more.
     pub(super) fn write_some(&mut self, stream: &mut UnixStream) -> io::Result<(usize, bool)> {
         let n = stream.write(&self.frame[self.written..])?;
         self.written += n;

@@ -87,8 +87,8 @@ pub struct Cpu {
     vcpus: u8,
 }
 
-/// No performance counter works in this VM, whatever its guest believes to have. Kernels from 5.18 on can; before, the
-/// guest is only not told of any.
+/// Switches performance counters off, whatever CPUID tells the guest. Possible from Linux 5.18 on; on older
+/// kernels CPUID only hides them.
 fn switch_counters_off(vm: &VmFd) -> Result<(), SetupError> {
     let offered = vm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
     if offered <= 0 || offered as u32 & KVM_PMU_CAP_DISABLE == 0 {

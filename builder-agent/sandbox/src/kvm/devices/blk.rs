@@ -26,8 +26,8 @@ const STATUS_OK: u8 = 0;
 const STATUS_IO_ERROR: u8 = 1;
 const STATUS_UNSUPPORTED: u8 = 2;
 
-/// Most bytes one request may read. Linux asks for at most 128 descriptors of up to 64 KiB; a chain of
-/// 4 GiB descriptors would hold the event thread, which serves only this guest, but for a long time.
+/// Most bytes one request may read. Linux asks for at most 128 descriptors of up to 64 KiB. A chain of 4 GiB
+/// descriptors would keep the event thread busy for a long time (it serves this guest only).
 const MAX_REQUEST: u64 = 8 << 20;
 /// Copies go through a buffer of this size.
 const BOUNCE: usize = 64 << 10;
@@ -52,7 +52,7 @@ impl Blk {
     fn serve(&mut self, chain: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemoryMmap) -> u32 {
         let mut chain = chain;
         let Some(header) = chain.next().filter(|d| !d.is_write_only() && d.len() >= HEADER) else { return 0 };
-        // One copy of the header, then only the copy is looked at.
+        // Copy the header once, and use only the copy.
         let mut bytes = [0u8; HEADER as usize];
         if memory.read_slice(&mut bytes, header.addr()).is_err() {
             return 0;
@@ -142,7 +142,7 @@ impl Device for Blk {
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
-        // A request is over when `kicked` returns, so none is ever under way.
+        // A request ends before `kicked` returns, so none is ever in progress.
         state::same("blk", state, self.save())
     }
 }
@@ -190,7 +190,8 @@ mod tests {
         offer_read(&mut d, DATA);
         assert_eq!(sector(&d), [0; 512]);
         d.kick(0);
-        // The register access that began it has ended it: nothing is left to complete into a queue that is gone.
+        // The register access that began the request also ended it: no completion is left for a queue that is
+        // gone.
         assert_eq!(d.used(0), [(0, 513)]);
         assert_eq!(sector(&d), [7; 512]);
         let interrupts = d.interrupt.get();

@@ -30,13 +30,13 @@ pub const FILE_SIZE: u64 = HEADER + RING;
 pub struct ConsoleState {
     /// In the order of vm-superio's `SerialState`.
     registers: [u8; 9],
-    /// Received and not yet read by the guest.
+    /// Received bytes that the guest has not read yet.
     input: Vec<u8>,
-    /// Printed and not yet in the ring.
+    /// Printed bytes that are not in the ring yet.
     line: Vec<u8>,
 }
 
-/// Where serial output goes.
+/// The destination of the serial output.
 pub struct Ring {
     file: File,
     written: u64,

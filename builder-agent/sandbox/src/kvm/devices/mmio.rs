@@ -1,8 +1,8 @@
 //! The virtio-mmio transport, version 2 (virtio 1.2, section 4.2.2): one page of registers in front of a device.
 //!
-//! The guest writes any value to any offset in any order. A register access that is not four aligned bytes, or to
-//! nothing, does nothing; a step out of order leaves the state as it was. Queues reach the device only when the
-//! driver has said DRIVER_OK and each one lies inside guest RAM.
+//! The guest writes any value to any offset in any order. A register access that is not four aligned bytes,
+//! or that has no register, has no effect; a step out of order leaves the state unchanged. The device gets
+//! its queues only when the driver has set DRIVER_OK and each queue lies inside guest RAM.
 
 mod state;
 
@@ -167,7 +167,7 @@ impl Transport {
             self.reset();
             return;
         }
-        // Bits are only ever added, each after those it builds on.
+        // Bits can only be added, each one after the bits that it requires.
         let added = value & !self.status;
         if value & self.status != self.status & !status::NEEDS_RESET {
             return;
@@ -177,7 +177,7 @@ impl Transport {
             status::FAILED | status::ACKNOWLEDGE => true,
             status::DRIVER => self.has(status::ACKNOWLEDGE),
             status::FEATURES_OK => {
-                // Refused by not showing the bit: virtio 1.2, 3.1.1 step 6.
+                // A refusal is shown by the missing bit: virtio 1.2, 3.1.1 step 6.
                 self.has(status::DRIVER)
                     && self.driver_features & !self.offered() == 0
                     && self.driver_features & FEATURE_VERSION_1 != 0
@@ -261,7 +261,7 @@ impl Transport {
     }
 
     fn interrupt(&self, why: u32) {
-        // The reason first: the guest reads it as soon as the interrupt arrives.
+        // Set the reason first: the guest reads it as soon as the interrupt arrives.
         self.interrupt_status.fetch_or(why, Ordering::SeqCst);
         self.interrupt.trigger();
     }

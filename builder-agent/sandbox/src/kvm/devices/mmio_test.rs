@@ -76,7 +76,7 @@ fn features_never_offered_are_refused() {
     d.set(register::DRIVER_FEATURES, 0b11);
     d.add_status(status::FEATURES_OK);
     assert_eq!(d.get(register::STATUS) & status::FEATURES_OK, 0);
-    // Page 7 does not exist and must not land in another one.
+    // Page 7 does not exist; the write must not change another page.
     d.set(register::DRIVER_FEATURES, 1);
     d.set(register::DRIVER_FEATURES_SELECT, 7);
     d.set(register::DRIVER_FEATURES, u32::MAX);
@@ -120,7 +120,7 @@ fn queue_registers_are_deaf_before_features_and_after_driver_ok() {
     assert_eq!(d.get(register::QUEUE_READY), 1);
 }
 
-/// All that a device reads of its queues.
+/// The values that a device reads from its queues.
 fn queues(d: &Driver) -> Vec<(bool, u16, u64, u64, u64)> {
     let seen = |q: &Queue| (q.ready(), q.size(), q.desc_table(), q.avail_ring(), q.used_ring());
     d.transport.queues.iter().map(seen).collect()
@@ -128,7 +128,7 @@ fn queues(d: &Driver) -> Vec<(bool, u16, u64, u64, u64)> {
 
 const VALUES: [u32; 9] = [0, 1, 2, 8, 0x4_0000, RAM as u32 - 16, 0x7fff_fff0, 0xffff_fff0, u32::MAX];
 
-/// Every register but those that end or acknowledge something, with every value, for every queue.
+/// Writes every value to every register, for every queue, except registers that end or acknowledge something.
 fn write_everywhere(d: &mut Driver) {
     for queue in [0, 1, u32::MAX] {
         d.set(register::QUEUE_SELECT, queue);
@@ -146,7 +146,7 @@ fn size_and_addresses_of_a_queue_stay_as_they_were_when_the_device_was_started()
     d.start();
     let before = queues(&d);
     write_everywhere(&mut d);
-    // Bits of the status that are there already, that come too early, or that are no driver's to set.
+    // Status bits that are set already, that come too early, or that no driver may set.
     for status in VALUES.into_iter().chain([status::DRIVER_OK, status::FEATURES_OK]).filter(|s| *s != 0) {
         if status & status::FAILED == 0 {
             d.set(register::STATUS, status);
@@ -156,7 +156,7 @@ fn size_and_addresses_of_a_queue_stay_as_they_were_when_the_device_was_started()
     write_everywhere(&mut d);
     assert_eq!(queues(&d), before);
     assert_eq!(d.transport.driver_features, FEATURE_VERSION_1);
-    // And it is at those places that the device works.
+    // The device uses exactly these addresses.
     d.offer(0, &[writable(0x8_0000, 64)]);
     d.kick(0);
     assert_eq!(d.used(0), [(0, 64)]);
@@ -228,7 +228,7 @@ fn a_reset_device_starts_again() {
     assert_ne!(again.get(register::STATUS) & status::DRIVER_OK, 0);
 }
 
-/// What a hostile driver does with descriptors. The device must come back from each, and use only guest RAM.
+/// A hostile driver's descriptors. The device must return from each, and use only guest RAM.
 mod hostile_queue {
     use super::*;
     use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT};
@@ -273,7 +273,7 @@ mod hostile_queue {
         d.start();
         d.offer_head(0, u16::MAX);
         d.kick(0);
-        // virtio-queue refuses to return an index the driver cannot have: the device stops.
+        // virtio-queue refuses to return an impossible index: the device stops.
         assert!(d.used(0).is_empty());
         assert_ne!(d.get(register::STATUS) & status::NEEDS_RESET, 0);
     }
@@ -310,7 +310,7 @@ mod hostile_queue {
     }
 }
 
-/// Random register accesses and queue memory: nothing panics, whatever comes in.
+/// Random register accesses and queue memory never cause a panic.
 #[test]
 fn random_drivers_do_not_stop_the_process() {
     use proptest::prelude::*;

@@ -46,7 +46,8 @@ impl Device for Pmem {
         let mut used = Vec::with_capacity(QUEUE_SIZE.into());
         for chain in queues[0].iter(memory)? {
             let head = chain.head_index();
-            // The answer goes to the first writable place that is large enough; the contents of the request do not matter.
+            // The answer goes to the first writable buffer that is large enough; the contents of the request
+            // do not matter.
             let answer = chain.writable().find(|d| d.len() >= 4);
             let written = answer.is_some_and(|d| memory.write_obj(STATUS_OK.to_le(), d.addr()).is_ok());
             used.push((head, if written { 4 } else { 0 }));

@@ -13,7 +13,7 @@ use super::vsock::connection;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "device", rename_all = "lowercase")]
 pub enum DeviceState {
-    /// Remembers nothing.
+    /// This device has no state.
     Rng,
     /// The region that the guest has mapped.
     Pmem {
@@ -27,7 +27,7 @@ pub enum DeviceState {
     Vsock(connection::State),
 }
 
-/// The state does not fit this device. With it the guest would get a device that contradicts its driver.
+/// The state does not fit this device. With it the guest's driver and the device would contradict each other.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot restore the {device}: {why}")]
 pub struct RestoreError {

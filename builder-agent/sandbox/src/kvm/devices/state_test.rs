@@ -1,4 +1,4 @@
-//! A device that takes the place of another one answers as that one would have.
+//! A device restored from another one's state answers as the other would have.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -79,13 +79,14 @@ fn requests_before_and_after_are_answered_in_one_order() {
     let mut d = Driver::new(blk(7));
     d.start();
     for round in 0..40u64 {
-        // Rings of 16: they wrap several times, and the second device goes on in the middle.
+        // Rings of 16 entries: they wrap several times, and the second device continues in the middle.
         let (request, data, result) = (OUT, IN, IN + 0x1000);
         d.memory.write_slice(&[0; 16], GuestAddress(request)).unwrap();
         d.memory.write_slice(&[0; 512], GuestAddress(data)).unwrap();
         let head = d.offer(0, &[readable(request, 16), writable(data, 512), writable(result, 1)]);
         if round % 3 == 0 {
-            // Offered, and not yet seen by the device: its notification is lost with the old one.
+            // The request was offered, and the device has not seen it: its notification is lost with the old
+            // device.
             d.move_to(blk(7)).unwrap();
         } else {
             d.kick(0);
@@ -130,7 +131,7 @@ fn an_open_connection_goes_on_with_all_that_was_under_way() {
     d.offer(RX, &[writable(IN, 4096)]);
     send(&mut d, op::REQUEST, &[]);
     assert_eq!(received(&mut d).0.op, op::RESPONSE);
-    // Both ways: bytes that have left the one side and not reached the other.
+    // In both directions: bytes that have left one side and not reached the other.
     send(&mut d, op::RW, b"first");
     old_agent.write_all(b"for the guest").unwrap();
     d.transport.ready(EventSet::IN);
@@ -138,7 +139,7 @@ fn an_open_connection_goes_on_with_all_that_was_under_way() {
     let (second, mut agent) = vsock();
     d.move_to(second).unwrap();
     let (fd, events) = d.transport.watch().unwrap();
-    // Not before the guest has what is held.
+    // It does not read more before the guest has the bytes that it holds.
     assert!(fd >= 0 && !events.contains(EventSet::IN));
     d.offer(RX, &[writable(IN, 4096)]);
     d.kick(RX);
@@ -148,7 +149,7 @@ fn an_open_connection_goes_on_with_all_that_was_under_way() {
     let mut bytes = [0; 64];
     let n = agent.read(&mut bytes).unwrap();
     assert_eq!(&bytes[..n], b"second");
-    // No second connection, as before.
+    // As before, a second connection is refused.
     let (third, _agent) = vsock();
     d.move_to(third).unwrap();
     d.offer(RX, &[writable(IN, 4096)]);
@@ -166,7 +167,7 @@ fn a_device_takes_the_state_of_no_other() {
         for (other, device) in others.into_iter().enumerate() {
             let mut d = Driver::new(device);
             assert_eq!(d.transport.restore(state).is_ok(), index == other, "{index} {other}");
-            // Nor with the right kind before the wrong state.
+            // Nor a state that names the right kind and has the state of another device.
             let kind = d.transport.save().kind;
             let mixed = TransportState { kind, ..state.clone() };
             assert_eq!(d.transport.restore(&mixed).is_ok(), index == other, "{index} {other}");
@@ -219,7 +220,7 @@ fn nonsense_is_an_error_and_changes_nothing() {
 }
 
 proptest! {
-    /// Whatever a driver did: its device can be saved, and goes on as it was.
+    /// Whatever a driver did, its device can be saved, and continues from the same state.
     #[test]
     fn every_state_that_a_driver_can_reach_can_be_restored(
         starts in any::<bool>(),
@@ -239,7 +240,7 @@ proptest! {
         prop_assert_eq!(before, after);
     }
 
-    /// Positions that no device reached lead to a device that stops, at most.
+    /// Queue positions that no device could reach stop the device, but cause no panic.
     #[test]
     fn no_state_makes_a_device_panic(
         status in any::<u32>(),

@@ -95,8 +95,8 @@ impl Driver {
         }
     }
 
-    /// Puts this device, which must be of the same kind, into the place of the one that was there: as a snapshot does,
-    /// with the state through its text form, and the memory as it is.
+    /// Replaces the device by this one of the same kind, as restoring a snapshot does: the state goes through
+    /// its text form, and the memory stays.
     pub fn move_to(&mut self, device: Box<dyn Device>) -> Result<(), RestoreError> {
         let text = serde_json::to_string(&self.transport.save()).unwrap();
         let state: TransportState = serde_json::from_str(&text).unwrap();
@@ -122,7 +122,7 @@ impl Driver {
         self.set(register::STATUS, value);
     }
 
-    /// All offered features, all queues, as virtio 1.2, 3.1.1 asks.
+    /// Starts the device with all offered features and all queues, in the order of virtio 1.2, 3.1.1.
     pub fn start(&mut self) {
         self.negotiate();
         for queue in 0..self.available.len() as u32 {

@@ -1,8 +1,9 @@
 //! virtio-vsock (virtio 1.2, 5.10): carries one byte stream between the guest and the agent's socket.
 //!
-//! This file moves packets between the queues and [`Connection`](connection::Connection), which decides what they
-//! mean. Payloads are copied once out of guest memory and once into it.
-//! Not virtio-vsock's `VsockPacket`: it wants a payload in one descriptor, and Linux sends large ones in several.
+//! This file moves packets between the queues and [`Connection`](connection::Connection), which interprets
+//! them. Payloads are copied once out of guest memory and once into it.
+//! Not virtio-vsock's `VsockPacket`: it needs a payload in one descriptor, and Linux sends large ones in
+//! several.
 
 pub mod connection;
 
@@ -32,7 +33,7 @@ pub struct Vsock<S> {
 }
 
 impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
-    /// Connects the guest's port `port` of the host to `stream`. The guest may connect once.
+    /// Connects the guest's connections to the host's port `port` with `stream`. The guest may connect once.
     pub fn new(stream: S, port: u32) -> Vsock<S> {
         Vsock {
             connection: Connection::new(stream, GUEST_CID, port),
@@ -41,7 +42,7 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
         }
     }
 
-    /// Moves everything that can move, both ways.
+    /// Moves all packets that can move, in both directions.
     fn pump(&mut self, queues: &mut [Queue], memory: &GuestMemoryMmap) -> Used {
         let mut used = false;
         loop {
@@ -59,13 +60,13 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
     /// Takes the guest's packets. Stops when the limit of unsent answers is reached: the guest must offer buffers first.
     fn take_guest_packets(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Used {
         let mut moved = false;
-        // One at a time, so that a stop leaves the rest where it is.
+        // One packet at a time, so that after a stop the others are still in the queue.
         while self.connection.can_take() {
             let Some(chain) = queue.iter(memory)?.next() else { break };
             let head = chain.head_index();
             match self.read_packet(chain, memory) {
                 Some((header, len)) => self.connection.from_guest(header, &self.payload[..len]),
-                // Going on without it would leave a hole in the stream.
+                // Without this packet the stream would have a gap.
                 None => self.connection.reset(),
             }
             queue.add_used(memory, head, 0)?;
@@ -81,14 +82,15 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
             let Some(chain) = queue.iter(memory)?.next() else { break };
             let head = chain.head_index();
             let len = self.write_packet(chain, memory);
-            // A buffer that cannot hold a packet is handed back empty: the guest only loses its own buffer.
+            // A buffer that cannot hold a packet is returned empty: the guest only loses its own buffer.
             queue.add_used(memory, head, len)?;
             moved = true;
         }
         Ok(moved)
     }
 
-    /// Copies one packet out of guest memory; its payload, of the length given back, into `self.payload`.
+    /// Copies one packet out of guest memory, its payload into `self.payload`; returns the header and the
+    /// payload's length.
     fn read_packet(
         &mut self,
         chain: DescriptorChain<&GuestMemoryMmap>,
@@ -126,7 +128,7 @@ pub trait Hangup {
 
 impl Hangup for std::os::unix::net::UnixStream {
     fn hang_up(&mut self) {
-        // Fails only if the agent is gone, and then so are we.
+        // Fails only if the agent is gone; then this process ends, too.
         let _ = self.shutdown(std::net::Shutdown::Write);
     }
 }

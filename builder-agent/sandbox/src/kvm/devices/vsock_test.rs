@@ -1,4 +1,4 @@
-//! Packets through real queues, with the layouts that Linux uses and those that only a liar would.
+//! Packets through real queues, in the layouts that Linux uses and in those of a hostile driver.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -43,7 +43,7 @@ impl Guest {
         assert_eq!(self.received(), [(op::RESPONSE, 44)]);
     }
 
-    /// Operation and length of each packet that came; all of them lie at `IN`.
+    /// Operation and length of each received packet; all of them lie at `IN`.
     fn received(&mut self) -> Vec<(u16, u32)> {
         let used = self.driver.used(RX);
         used.into_iter()
@@ -164,6 +164,6 @@ fn a_flood_of_questions_waits_in_the_guests_own_queue() {
             break;
         }
     }
-    // The connection's own packet, and as many questions as it keeps answers for.
+    // The connection's own packet, and as many answers as it keeps.
     assert!((1..=65).contains(&answered), "{answered}");
 }

@@ -23,13 +23,13 @@ pub struct Hierarchy {
 }
 
 impl Hierarchy {
-    /// `chosen`: the cgroup for VMs, as a path below /sys/fs/cgroup. Why not, if there is none.
+    /// `chosen`: the cgroup for VMs, as a path below /sys/fs/cgroup. The error says why VMs have no cgroup.
     pub fn prepare(chosen: Option<&Path>) -> Result<Hierarchy, String> {
         let own = fs::read_to_string("/proc/self/cgroup").map_err(|e| format!("/proc/self/cgroup: {e}"))?;
         Self::below(Path::new(ROOT), &own, chosen)
     }
 
-    /// `top` is the mounted hierarchy, `own` what /proc/self/cgroup says.
+    /// `top` is the mounted hierarchy, `own` the contents of /proc/self/cgroup.
     fn below(top: &Path, own: &str, chosen: Option<&Path>) -> Result<Hierarchy, String> {
         let step = |what: &Path, e: io::Error| format!("{}: {e}", what.display());
         let own = own
@@ -37,7 +37,7 @@ impl Hierarchy {
             .find_map(|line| line.strip_prefix("0::"))
             .ok_or("this host has no cgroup v2 hierarchy")?;
         let mut own = top.join(own.trim_start_matches('/'));
-        // A second backend of the same agent finds it moved already.
+        // A second backend of the same agent finds the agent in that child already.
         if own.file_name().is_some_and(|name| name == OTHERS) {
             own.pop();
         }
@@ -59,7 +59,8 @@ impl Hierarchy {
             let others = root.join(OTHERS);
             fs::create_dir(&others).or_else(exists).map_err(|e| step(&others, e))?;
             let procs = others.join("cgroup.procs");
-            // Our own children of before, such as a shell that started us by hand, would keep the cgroup busy.
+            // Other processes of our cgroup, such as a shell that started the agent by hand, would keep it
+            // busy.
             let members = fs::read_to_string(root.join("cgroup.procs")).map_err(|e| step(&root, e))?;
             for pid in members.lines() {
                 fs::write(&procs, pid).map_err(|e| step(&procs, e))?;
@@ -90,7 +91,8 @@ impl Hierarchy {
         Ok(())
     }
 
-    /// Cgroups of VMs whose agent was killed. One with a process in it (another agent's) cannot be removed.
+    /// Removes cgroups of VMs whose agent was killed. A cgroup with a process in it (another agent's) cannot
+    /// be removed.
     fn remove_leftovers(&self) {
         for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with("vm-") {
@@ -153,7 +155,7 @@ impl Drop for Group {
 mod tests {
     use super::*;
 
-    /// A hierarchy as the kernel shows it, but of plain files.
+    /// A hierarchy with the kernel's layout, made of plain files.
     struct Fake(tempdir::Dir);
 
     impl Fake {

@@ -6,7 +6,8 @@ use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetEr
 
 use super::{Report, Step};
 
-/// The rules we name. An older kernel enforces those it knows, which is not all of the step.
+/// The newest rules that we request. An older kernel enforces only those it knows; then the step is
+/// incomplete.
 const NEWEST: ABI = ABI::V6;
 
 pub fn deny_all(report: &mut Report) {

@@ -1,8 +1,8 @@
 //! Own namespaces and an empty root.
 //!
-//! Started by root, the agent has already put us into a PID namespace (a process cannot move itself). Started by
-//! anybody else, a user namespace gives the right to the others; a PID namespace would then need a second process
-//! per VM and is left out.
+//! If root started the agent, the agent has already put this process into a PID namespace (a process cannot
+//! move itself). If another user started it, a user namespace gives the right to the other namespaces; a PID
+//! namespace would then need a second process per VM and is left out.
 
 use std::io;
 
@@ -13,7 +13,8 @@ use rustix::mount::{
 
 use super::{JailError, Report, Step, cannot};
 
-/// Directories that exist on any Linux; the first that can be covered becomes, for a moment, the way to the new root.
+/// Directories that exist on any Linux; the new root is mounted over the first one that can be covered, for a
+/// moment.
 const COVERABLE: [&str; 3] = ["/tmp", "/run", "/proc"];
 
 pub fn enter(privileged: bool, report: &mut Report) -> Result<(), JailError> {
@@ -41,7 +42,7 @@ pub fn enter(privileged: bool, report: &mut Report) -> Result<(), JailError> {
     Ok(())
 }
 
-/// Whether the agent could put us into a PID namespace of our own, where we are process 1.
+/// Notes whether the agent put this process into a PID namespace of its own, where it is process 1.
 pub fn note_pid_namespace(report: &mut Report) {
     // SAFETY: getpid only returns a number.
     if unsafe { libc::getpid() } == 1 {
@@ -65,7 +66,7 @@ fn empty_root() -> Result<(), JailError> {
         })?;
     rustix::process::chdir(*at).map_err(cannot("enter the empty root"))?;
     match rustix::process::pivot_root(".", ".") {
-        // The old root ends up on top of the new one and is then taken away. pivot_root(2), NOTES.
+        // The old root ends up on top of the new one and is then unmounted. pivot_root(2), NOTES.
         Ok(()) => unmount(".", UnmountFlags::DETACH).map_err(cannot("unmount the old root"))?,
         // The root is the initramfs, which cannot be pivoted: cover it as switch_root does. Without capabilities
         // no process can leave a chroot at the top of the mount tree.

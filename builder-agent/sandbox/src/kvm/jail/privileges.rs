@@ -6,12 +6,12 @@ use super::{JailError, Report, Step, cannot};
 
 /// Highest capability the kernel may know; those it does not know are refused with EINVAL and skipped.
 const LAST_CAPABILITY: i32 = 63;
-/// Nothing here writes files. The console ring (16 KiB) and stderr are the only ones that could.
+/// The VMM writes no files but the console ring (16 KiB) and stderr.
 const FILE_SIZE: u64 = 64 * 1024;
 /// Devices, vCPUs and eventfds of the largest VM, with room.
 const OPEN_FILES: u64 = 1024;
 
-/// Resource limits. They are lowered before there is anything to abuse them.
+/// Sets resource limits. They are lowered before any hostile code can run.
 pub fn set_limits() -> Result<(), JailError> {
     for (resource, limit, what) in [
         // A core file would hold a member's sources.
@@ -61,22 +61,23 @@ pub fn drop_all(uid: Option<u32>, report: &mut Report) -> Result<(), JailError> 
     // SAFETY: numbers only.
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, "forbid new privileges")?;
     report.active("no new privileges");
-    // Changing ids cleared it (prctl(2), PR_SET_PDEATHSIG).
+    // The change of ids cleared it (prctl(2), PR_SET_PDEATHSIG).
     die_with_parent()?;
     Ok(())
 }
 
-/// How willingly the kernel ends a VM when the machine is out of memory (-1000 to 1000). The agent's unit asks for -900,
-/// which a child would inherit: so a VM goes before the agent, and before anything of the machine's own.
+/// The kernel's preference to kill a VM when the machine is out of memory (-1000 to 1000). The agent's unit
+/// sets -900, which a child would inherit. With this value a VM is killed before the agent, and before other
+/// programs of the machine.
 pub const OOM_SCORE: &str = "900";
 
-/// While there is still a /proc.
+/// Sets [`OOM_SCORE`]; must be called while /proc exists.
 pub fn go_first_when_memory_is_short() -> Result<(), JailError> {
     std::fs::write("/proc/self/oom_score_adj", OOM_SCORE)
         .map_err(cannot("raise the score by which the kernel chooses what to end when memory is short"))
 }
 
-/// The VM dies with the agent, even if the agent is killed.
+/// Makes the kernel kill the VM when the agent ends, even if the agent is killed.
 pub fn die_with_parent() -> Result<(), JailError> {
     // SAFETY: numbers only.
     check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }, "ask to die with the agent")

@@ -23,7 +23,7 @@ pub enum SeccompError {
     Install(#[from] seccompiler::Error),
 }
 
-/// Calls allowed with any arguments, each with who needs it. The architecture adds those that only it has.
+/// Calls allowed with any arguments, each with the code that needs it. The architecture adds its own.
 #[rustfmt::skip]
 const ALLOWED: &[(libc::c_long, &str)] = &[
     (libc::SYS_read, "eventfds of the event thread"),
@@ -72,7 +72,7 @@ fn argument(
     Ok(SeccompRule::new(vec![SeccompCondition::new(index, len, op, value)?])?)
 }
 
-/// For this thread and all others of the process.
+/// Installs the filter in this thread and all others of the process.
 pub fn install(filter: &BpfProgram) -> Result<(), SeccompError> {
     Ok(seccompiler::apply_filter_all_threads(filter)?)
 }

@@ -33,7 +33,7 @@ const SLEEP_TYPE_S5: u8 = 5;
 /// All tables as one block to be placed at `base`; the RSDP is its first byte.
 pub fn tables(base: u64, vcpus: u8, slots: &[MmioSlot]) -> Vec<u8> {
     let mut block = Block { base, bytes: Vec::new() };
-    // The RSDP goes first but must name the XSDT, which comes last: keep its place.
+    // The RSDP comes first but contains the address of the XSDT, which comes last: reserve its place.
     block.place(&[0; 36]);
     let dsdt = block.place(dsdt(slots).as_slice());
     let madt = block.place_aml(&madt(vcpus));
@@ -134,7 +134,7 @@ fn virtio(index: usize, slot: &MmioSlot, out: &mut dyn AmlSink) {
         vec![
             &Name::new("_HID".into(), &"LNRO0005"),
             &Name::new("_UID".into(), &(index as u32)),
-            // Linux maps the device's memory with the cache attribute of the parent: say it is coherent.
+            // Linux takes the cache attribute of device memory from the parent: declare it coherent.
             &Name::new("_CCA".into(), &aml::ONE),
             &Name::new(
                 "_CRS".into(),

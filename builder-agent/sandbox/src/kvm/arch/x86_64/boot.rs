@@ -77,7 +77,7 @@ pub fn load(memory: &GuestMemoryMmap, hardware: &Hardware, boot: Boot<'_>) -> Re
     Ok(Entry { instruction: entry.0, argument: layout::START_INFO })
 }
 
-/// As high in low memory as it goes, so that it never meets the kernel growing from below.
+/// Loads the initrd at the top of low memory, so that the kernel, which grows from below, does not reach it.
 fn load_initrd(
     memory: &GuestMemoryMmap,
     initrd: &mut File,

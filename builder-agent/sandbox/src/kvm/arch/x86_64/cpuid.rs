@@ -23,7 +23,7 @@ enum Register {
 }
 use Register::{Ebx, Ecx, Edx};
 
-/// Feature bits that no guest sees: leaf, subleaf, register, bits, and their names.
+/// Feature bits that are hidden from every guest: leaf, subleaf, register, bits, and their names.
 /// Sources: Intel SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E.
 #[rustfmt::skip]
 const HIDDEN: &[(u32, u32, Register, u32, &str)] = &[
@@ -78,7 +78,7 @@ pub fn for_vcpu(supported: &CpuId, tsc_deadline: bool, id: u8, vcpus: u8) -> Cpu
     let mut cpuid = supported.clone();
     let apic = u32::from(id);
     let count = u32::from(vcpus);
-    // Bits of an APIC id that tell cores of the package apart.
+    // Number of APIC id bits that distinguish the cores of the package.
     let core_bits = u8::BITS - (vcpus - 1).leading_zeros();
     for entry in cpuid.as_mut_slice() {
         hide(entry);
@@ -108,7 +108,8 @@ pub fn for_vcpu(supported: &CpuId, tsc_deadline: bool, id: u8, vcpus: u8) -> Cpu
                     index => (0, 0, index & 0xff),
                 };
             }
-            // The host tells the guest when its memory is paged in; a builder's guest just waits.
+            // Without it the host would notify the guest when its memory is paged in; a builder's guest just
+            // waits.
             0x4000_0001 => entry.eax &= !(KVM_ASYNC_PF | KVM_ASYNC_PF_INT),
             0x8000_0008 => entry.ecx = (entry.ecx & 0xffff_0000) | core_bits << 12 | (count - 1),
             0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (apic, apic & 0xff, 0),
@@ -163,7 +164,7 @@ mod tests {
         *cpuid.as_slice().iter().find(|e| e.function == function && e.index == index).unwrap()
     }
 
-    /// By name and not by the table above, so that a slip in it is found.
+    /// Checks by name and not by the table above, so that a mistake in the table is found.
     #[test]
     fn nested_virtualisation_and_enclaves_are_hidden() {
         let cpuid = for_vcpu(&host(), true, 0, 1);

@@ -19,12 +19,12 @@ pub fn read(port: u16, data: &mut [u8], machine: &Bus) {
         Some(offset) => machine.console().read(offset, data),
         // The keyboard controller's status must say "ready", or the kernel polls it before it asks for a reset.
         None if matches!(port, KEYBOARD | SLEEP_STATUS) => data.fill(0),
-        // An absent device floats high.
+        // A read from an absent device returns all ones.
         None => data.fill(0xff),
     }
 }
 
-/// A write to anything but the console and the ways to stop goes nowhere.
+/// Handles a write. A write to any port but the console and those that stop the machine has no effect.
 pub fn write(port: u16, data: &[u8], machine: &Bus) -> Option<Stop> {
     match (port, data) {
         (SLEEP, [_]) => return Some(Stop::PowerOff),

@@ -8,7 +8,7 @@ use virtio_queue::{Queue, QueueState, QueueT};
 use super::{FEATURE_VERSION_1, INTERRUPT_CONFIG, INTERRUPT_USED, Transport, status};
 use crate::kvm::devices::state::{DeviceState, RestoreError};
 
-/// All that a driver can have changed, and the device behind it.
+/// All state that a driver can change, and that of the device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransportState {
     pub kind: u32,
@@ -22,7 +22,7 @@ pub struct TransportState {
     pub device: DeviceState,
 }
 
-/// Where a queue is in guest memory, and how far the device has come in it.
+/// The addresses of a queue in guest memory, and the device's position in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedQueue {
     pub max_size: u16,
@@ -105,7 +105,7 @@ impl Transport {
         self.driver_features_page = state.driver_features_page;
         self.queue = state.selected_queue;
         self.interrupt_status.store(state.interrupt_status, Ordering::SeqCst);
-        // Interrupts and notifications may have been under way. One too many does no harm.
+        // Interrupts and notifications may have been on their way. A superfluous one does no harm.
         if state.interrupt_status != 0 {
             self.interrupt.trigger();
         }
@@ -129,7 +129,7 @@ impl Transport {
         restored.collect()
     }
 
-    /// Only what [`Transport::write`] can lead to.
+    /// Accepts only states that [`Transport::write`] can reach.
     fn check_status(&self, state: &TransportState) -> Result<(), RestoreError> {
         use status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET};
         let has = |bit| state.status & bit != 0;

@@ -1,9 +1,10 @@
-//! The vsock state machine: which packet means what, and who may send how much.
+//! The vsock state machine: the meaning of each packet, and the credit of both sides.
 //!
-//! A VM has one connection in all, begun by the guest, to the `port` of [`Connection::new`]. Any other packet is
-//! answered with a reset, as by a host without a listener. Credit (virtio 1.2, 5.10.6.3) works both ways: the guest may
-//! have [`BUFFER`] bytes here that the agent has not taken, and we send what the guest says it has room for.
-//! Memory here is [`BUFFER`] + [`MAX_PAYLOAD`] + a few headers, whatever the guest does.
+//! A VM has one connection in all, begun by the guest, to the `port` of [`Connection::new`]. Any other packet
+//! is answered with a reset, as by a host without a listener. Credit (virtio 1.2, 5.10.6.3) works in both
+//! directions: the guest may have sent [`BUFFER`] bytes that the agent has not taken, and the device sends as
+//! much as the guest has room for. Memory here is [`BUFFER`] + [`MAX_PAYLOAD`] + a few headers, whatever the
+//! guest does.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -111,37 +112,37 @@ enum Phase {
     Open {
         guest_port: u32,
     },
-    /// Over. There is no second connection: the agent's stream has had its end.
+    /// The connection has ended. There is no second one: the agent's stream has ended, too.
     Closed,
 }
 
-/// Where a connection is. All that it remembers apart from its stream.
+/// The state of a connection, apart from its stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     phase: Phase,
     answers: VecDeque<Header>,
-    /// From the guest, not yet taken by the agent. At most [`BUFFER`] bytes.
+    /// Bytes from the guest that the agent has not taken yet. At most [`BUFFER`].
     to_agent: VecDeque<u8>,
-    /// From the agent, not yet given to the guest. At most [`MAX_PAYLOAD`] bytes.
+    /// Bytes from the agent that the guest has not received yet. At most [`MAX_PAYLOAD`].
     to_guest: VecDeque<u8>,
-    /// Bytes of the guest that the agent took: our `fwd_cnt`.
+    /// Bytes of the guest that the agent has taken: our `fwd_cnt`.
     forwarded: Wrapping<u32>,
-    /// The `forwarded` that the guest knows.
+    /// The value of `forwarded` that was last sent to the guest.
     told: Wrapping<u32>,
     sent: Wrapping<u32>,
     guest_buffer: u32,
     guest_forwarded: Wrapping<u32>,
     /// The guest will send no more.
     guest_done: bool,
-    /// The agent took our hanging up.
+    /// The agent's stream has been shut down for writing.
     hung_up: bool,
     /// The guest will receive no more.
     guest_deaf: bool,
     /// The agent will send no more.
     agent_done: bool,
-    /// And the guest was told so.
+    /// The guest has been informed of that.
     said_agent_done: bool,
-    /// The agent takes no more.
+    /// The agent receives no more.
     agent_deaf: bool,
 }
 
@@ -178,7 +179,7 @@ impl<S: Read + Write + Hangup> Connection<S> {
         &self.at
     }
 
-    /// Goes on where another connection stopped, on a stream of its own. On error nothing has changed.
+    /// Continues from the state of another connection, on a stream of its own. On error nothing has changed.
     pub fn restore(&mut self, state: &State) -> Result<(), RestoreError> {
         let held = [
             ("answers", state.answers.len(), MAX_ANSWERS),
@@ -191,7 +192,7 @@ impl<S: Read + Write + Hangup> Connection<S> {
             }
         }
         self.at = state.clone();
-        // The stream is another one, and has not been told.
+        // The stream is a new one, and has not been shut down yet.
         if self.at.hung_up {
             self.stream.hang_up();
         }
@@ -229,13 +230,13 @@ impl<S: Read + Write + Hangup> Connection<S> {
         }
     }
 
-    /// A packet on the open connection.
+    /// Handles a packet on the open connection.
     fn packet(&mut self, op: u16, header: &Header, payload: &[u8]) {
         match op {
             op::RW => {
                 let room = BUFFER as usize - self.at.to_agent.len();
                 if self.at.guest_done || payload.len() > room {
-                    // It sent without credit, or after its own end.
+                    // The guest sent without credit, or after it had ended its direction.
                     self.answer(header.answer(op::RST));
                     self.close();
                 } else if self.at.agent_deaf {
@@ -280,11 +281,12 @@ impl<S: Read + Write + Hangup> Connection<S> {
         if header.op == op::RESPONSE || header.op == op::CREDIT_UPDATE {
             header.buf_alloc = BUFFER;
         }
-        // `can_take` kept a place for it.
+        // `can_take` reserved a place for this answer.
         self.at.answers.push_back(header);
     }
 
-    /// Ends the connection. The bytes that the guest has sent still reach the agent, and then the end of the stream does.
+    /// Ends the connection. The agent still receives the bytes that the guest has sent, and then the end of
+    /// the stream.
     fn close(&mut self) {
         self.at.phase = Phase::Closed;
         self.at.guest_done = true;
@@ -301,7 +303,7 @@ impl<S: Read + Write + Hangup> Connection<S> {
         }
     }
 
-    /// Writes as many bytes to the agent as its socket takes.
+    /// Writes as many bytes as the agent's socket takes.
     pub fn flush(&mut self) {
         while !self.at.to_agent.is_empty() && !self.at.agent_deaf {
             match self.stream.write(self.at.to_agent.as_slices().0) {
@@ -324,7 +326,7 @@ impl<S: Read + Write + Hangup> Connection<S> {
         }
     }
 
-    /// Bytes waiting here, both ways. At most [`BUFFER`] + [`MAX_PAYLOAD`].
+    /// Number of bytes held in both directions. At most [`BUFFER`] + [`MAX_PAYLOAD`].
     pub fn held(&self) -> usize {
         self.at.to_agent.len() + self.at.to_guest.len()
     }
@@ -333,7 +335,7 @@ impl<S: Read + Write + Hangup> Connection<S> {
         !self.at.to_agent.is_empty()
     }
 
-    /// Whether reading from the agent would help now. False where the guest has no room, or the agent is done.
+    /// Whether it is useful to read from the agent now. False if the guest has no room, or the agent is done.
     pub fn wants_input(&self) -> bool {
         matches!(self.at.phase, Phase::Open { .. })
             && !self.at.agent_done
@@ -365,14 +367,14 @@ impl<S: Read + Write + Hangup> Connection<S> {
         }
     }
 
-    /// Bytes that the guest can still take by its own account. A guest whose numbers contradict each other gets nothing.
+    /// Number of bytes that the guest can still receive, by its own numbers. 0 if they contradict each other.
     fn guest_room(&self) -> usize {
         let in_flight = (self.at.sent - self.at.guest_forwarded).0;
         self.at.guest_buffer.saturating_sub(in_flight) as usize
     }
 
     fn owes_credit(&self) -> bool {
-        // Half the buffer: at that point the guest, at the latest, may think there is no room.
+        // At half the buffer: the guest may believe that there is no room left.
         matches!(self.at.phase, Phase::Open { .. }) && (self.at.forwarded - self.at.told).0 >= BUFFER / 2
     }
 

@@ -1,4 +1,4 @@
-//! A guest's packets, one at a time, against a stream that is a pair of buffers.
+//! Single packets of a guest, with a pair of buffers as the agent's stream.
 
 use std::io;
 
@@ -8,7 +8,7 @@ const GUEST: u64 = 3;
 const PORT: u32 = 1024;
 const GUEST_PORT: u32 = 5000;
 
-/// The agent's end: takes up to `room` bytes, gives what is in `input`.
+/// The agent's end: takes up to `room` bytes, and returns the bytes of `input`.
 #[derive(Default)]
 struct Agent {
     taken: Vec<u8>,
