@@ -1,7 +1,7 @@
-//! Starts the builder in a pid namespace of its own, as its PID 1, as Nix does: when it ends, the kernel ends all
-//! that it left behind, and nothing in there can see or signal the guest.
+//! Starts the builder in a PID namespace of its own, as its PID 1, as Nix does: when the builder ends, the
+//! kernel ends all its remaining processes, and no process in the namespace can see or signal the guest.
 //!
-//! The child goes from all rights to none in an order that matters; each step says why it is where it is.
+//! The order in which the child gives up its rights matters; each step gives its reason.
 //! Not here: the files the builder sees (`root`, `namespace`).
 
 use std::ffi::{CString, OsStr};
@@ -19,7 +19,7 @@ use crate::sys::{self, Fork};
 pub const BUILD_UID: u32 = 1000;
 pub const BUILD_GID: u32 = 100;
 
-/// Where a builder finds its files and itself, inside.
+/// The builder's working directory, as the builder sees it.
 pub const BUILD_DIR: &str = "/build";
 
 /// The differences between the two kinds of sandbox.
@@ -33,17 +33,17 @@ pub enum Place {
 /// A builder that has been started.
 pub struct Running {
     pub pid: libc::pid_t,
-    /// Its stdout and stderr.
+    /// The pipe with its stdout and stderr.
     pub output: OwnedFd,
-    /// Its mount namespace, so that its end is not the end of that, too: the kernel then waits until no processor can be
-    /// looking at the mounts, for milliseconds, before anybody hears that the builder has ended. No process of the
-    /// builder's is kept by this. `None` if the builder has ended already.
+    /// Keeps its mount namespace beyond the builder's end. Otherwise the kernel would destroy the namespace
+    /// first, which takes milliseconds, before the guest learns that the builder has ended. It keeps no
+    /// process of the builder alive. `None` if the builder has ended already.
     pub mounts: Option<File>,
 }
 
 /// The reason why a builder was not started.
 pub enum StartError {
-    /// The program could not be executed: the derivation's problem.
+    /// The program could not be executed; the derivation is to blame.
     Exec(String),
     Setup(io::Error),
 }
@@ -58,7 +58,8 @@ impl From<io::Error> for StartError {
 const FAILED_SETUP: u8 = 1;
 const FAILED_EXEC: u8 = 2;
 
-/// Starts it. `before` gets the pid and runs to its end before the child takes its first step (cgroups).
+/// Starts the builder. `before` is called with its pid and returns before the child takes its first step
+/// (cgroups).
 pub fn start(
     job: &Job,
     place: &Place,
@@ -81,7 +82,7 @@ pub fn start(
     drop((output_child, report_child, go_child));
     let started = before(pid).and_then(|()| File::from(go).write_all(&[1])).and_then(|()| {
         let mut text = Vec::new();
-        // Ends with nothing when exec closes the other end.
+        // Empty if exec succeeds, which closes the other end.
         File::from(report).take(4096).read_to_end(&mut text)?;
         Ok(text)
     });
@@ -104,7 +105,7 @@ pub fn start(
     }
 }
 
-/// Becomes the builder, or gives the error.
+/// Becomes the builder, or returns the error.
 fn child(job: &Job, place: &Place, go: OwnedFd, output: OwnedFd) -> (u8, io::Error) {
     if let Err(e) = prepare(job, place, go, output) {
         return (FAILED_SETUP, e);
@@ -129,15 +130,16 @@ fn prepare(job: &Job, place: &Place, go: OwnedFd, output: OwnedFd) -> io::Result
         Place::Machine { root } => {
             sys::mount("proc", &root.join("proc"), "proc", proc_flags, "")?;
             std::env::set_current_dir(root)?;
-            // Over the initrd rather than beside it: paths below the initrd's root cannot be named any more. pivot_root(2)
-            // cannot be used, the kernel's first root is not a mount it could move.
+            // Mounted over the initrd rather than beside it: then no path leads to the initrd any more.
+            // pivot_root(2) cannot be used, because the kernel's first root is not a mount that it could
+            // move.
             sys::mount(".", Path::new("/"), "", libc::MS_MOVE, "")?;
             sys::chroot(Path::new("."))?;
             std::env::set_current_dir("/")?;
         }
         Place::Namespace { own_dir } => {
             sys::mount("proc", Path::new("/proc"), "proc", proc_flags, "")?;
-            // Our program. Covered, not unmounted: a mount that an outer user namespace made is locked.
+            // Hides our program. Covered, not unmounted: a mount of an outer user namespace is locked.
             let flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
             sys::mount("tmpfs", own_dir, "tmpfs", flags, "size=4k,mode=0555")?;
         }
@@ -152,8 +154,8 @@ fn prepare(job: &Job, place: &Place, go: OwnedFd, output: OwnedFd) -> io::Result
     sys::reset_signals();
 
     if let Place::Machine { .. } = place {
-        // We may be exempt from the killer of those who use too much memory; the builder is not. (In a namespace
-        // sandbox all of us have the score of a build already, and may not lower it.)
+        // The guest may be exempt from the kernel's out-of-memory killer; the builder is not. (In a namespace
+        // sandbox all processes have the score of a build already, and may not lower it.)
         OpenOptions::new()
             .write(true)
             .open("/proc/self/oom_score_adj")
@@ -162,17 +164,19 @@ fn prepare(job: &Job, place: &Place, go: OwnedFd, output: OwnedFd) -> io::Result
     }
     sys::set_limit(libc::RLIMIT_CORE, 0)?;
     let most_processes = match place {
-        // The cgroup counts, and tells us when it refused one. A second limit would refuse without a word.
+        // The cgroup counts processes, and reports a refusal. A second limit here would refuse without a
+        // report.
         Place::Machine { .. } => libc::RLIM_INFINITY,
-        // A step above the limit that ends the build, so that reaching the limit is seen and not survived.
+        // Slightly above the limit that ends the build, so that the watch thread sees that the limit was
+        // reached.
         Place::Namespace { .. } => u64::from(job.limits.processes) + 16,
     };
     sys::set_limit(libc::RLIMIT_NPROC, most_processes)?;
     sys::set_umask(0o022);
     sys::set_personality(persona(&job.system))?;
 
-    // The bounding set while we still have the right to; then the user; then, for a user namespace in which that
-    // changed nothing, what is left of our own rights.
+    // First the bounding set, which needs a right that the next step removes; then the user; then, for a user
+    // namespace in which that changed nothing, the remaining rights.
     sys::drop_bounding_set().map_err(|e| named("capabilities", e))?;
     if let Place::Machine { .. } = place {
         sys::become_user(BUILD_UID, BUILD_GID).map_err(|e| named("setuid", e))?;
@@ -182,8 +186,8 @@ fn prepare(job: &Job, place: &Place, go: OwnedFd, output: OwnedFd) -> io::Result
     std::env::set_current_dir(BUILD_DIR).map_err(|e| named(BUILD_DIR, e))
 }
 
-/// Nix runs builders without address space randomisation, for results that can be repeated, and tells 32-bit
-/// builders that the machine is one (Nix: src/libstore/unix/build/linux-derivation-builder.cc).
+/// Nix runs builders without address space randomisation, for reproducible results, and on a 64-bit machine
+/// lets 32-bit builders see a 32-bit one (Nix: src/libstore/unix/build/linux-derivation-builder.cc).
 fn persona(system: &str) -> libc::c_ulong {
     let linux32 = cfg!(target_arch = "x86_64") && system == "i686-linux";
     // linux/personality.h: PER_LINUX, PER_LINUX32, ADDR_NO_RANDOMIZE.
@@ -198,7 +202,7 @@ fn exec(job: &Job) -> io::Error {
         if let Some(builtin) = builder.strip_prefix(b"builtin:") {
             let out = job.outputs.get("out").map_or("", String::as_str);
             let args = [b"guest", &b"--builtin"[..], builtin, out.as_bytes()].into_iter().map(text);
-            // The file has no name in here; the kernel still knows it.
+            // No path leads to the guest's program in this root; the kernel still has the open file.
             let program = text(b"/proc/self/exe")?;
             return Ok((program, args.collect::<io::Result<_>>()?, env.collect::<io::Result<_>>()?));
         }
@@ -228,7 +232,8 @@ pub fn write_files(
 ) -> io::Result<()> {
     let dir = root.join(BUILD_DIR.trim_start_matches('/'));
     for (name, length) in &job.files {
-        // From the agent, so a slip and no attack; but it would leave /build.
+        // The agent sends these names, so this would be a bug and no attack; but the file would be outside of
+        // /build.
         if name.is_empty() || name.contains('/') || name == "." || name == ".." {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,

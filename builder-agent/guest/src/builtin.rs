@@ -1,9 +1,9 @@
 //! Builders that are part of Nix: `builtin:buildenv` and `builtin:unpack-channel`.
 //!
-//! They run here, inside the sandbox, as the builder: with its user, its files, its limits, and in a fresh image of
-//! this program (`exec` of ourselves), so that nothing of the guest is within reach of an archive that goes wrong.
-//! Attributes come as environment variables, as for any builder. Not here: `builtin:fetchurl`, which needs a network
-//! that a sandbox does not have.
+//! They run inside the sandbox, as the builder: with its user, its files, its limits, and in a fresh image of
+//! this program (`exec` of itself), so that a malicious archive can reach nothing of the guest. Attributes
+//! come as environment variables, as for any builder. Not here: `builtin:fetchurl`, which needs a network,
+//! and a sandbox has none.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -14,10 +14,10 @@ mod buildenv;
 mod channel;
 mod unpacked;
 
-/// Why a builder gave up: one line for the log.
+/// The error is one line for the log.
 type Outcome = Result<(), String>;
 
-/// Runs one of them to its end. `out` is where it writes.
+/// Runs the builtin of this name to its end. It writes to `out`.
 pub fn main(name: &str, out: &Path) -> ExitCode {
     let done = match name {
         "buildenv" => buildenv::run(out),

@@ -1,6 +1,6 @@
-//! The files of /etc that a builder sees: the same in every kind of sandbox, and none of the host's.
+//! The files of /etc that a builder sees: the same in every kind of sandbox, independent of the host's.
 //!
-//! As Nix writes it (src/libstore/unix/build/linux-derivation-builder.cc), for the user 1000, group 100.
+//! Contents as in Nix (src/libstore/unix/build/linux-derivation-builder.cc), for the user 1000, group 100.
 
 /// File name and contents.
 pub const FILES: [(&str, &str); 3] = [

@@ -1,8 +1,8 @@
 //! The inner side of a sandbox: the program that runs beside the builder, and its protocol with the agent.
 //!
-//! `protocol` and `order` are compiled by both sides. Everything else runs inside, as PID 1 of a micro-VM
-//! or of a bubblewrap sandbox, and is reached through the binary `guest` only.
-//! Not here: how a sandbox is started and when the host gives up on it (crate `sandbox`).
+//! `protocol` and `order` are compiled by both sides. Everything else runs inside, as PID 1 of a micro-VM or
+//! of a bubblewrap sandbox, and is used by the binary `guest` only.
+//! Not here: the start of a sandbox, and the host's time limits (crate `sandbox`).
 #![allow(unsafe_code)]
 
 pub mod etc;

@@ -22,7 +22,7 @@ use crate::stream::Stream;
 use crate::sys;
 use crate::watch::Meter;
 
-/// How long the vsock device may take to appear and the host to listen.
+/// Most attempts to connect, until the vsock device has appeared and the host listens.
 const CONNECT_TRIES: u32 = 200;
 const CONNECT_PAUSE: Duration = Duration::from_millis(25);
 
@@ -61,7 +61,7 @@ fn serve(init_ns: u64) -> io::Result<()> {
     stream.send(Tag::Log, run::banner(&format!("a {}micro-VM", hypervisor())).as_bytes())?;
     let place = Place::Machine { root };
     run::run(&mut stream, &job, &place, Meter::Cgroup(group.dir().to_owned()), |pid| group.join(pid))?;
-    // With the power off, bytes that the host has not read yet would be lost.
+    // If the power goes off first, bytes that the host has not read yet are lost.
     stream.wait_for_hangup();
     Ok(())
 }
@@ -86,13 +86,13 @@ fn mount_own() -> io::Result<()> {
             other => other?,
         }
     }
-    // An initrd without /dev/console starts us with no descriptors at all.
+    // From an initrd without /dev/console the kernel starts the guest without any descriptors.
     if let Ok(console) = OpenOptions::new().read(true).write(true).open("/dev/console") {
         for fd in 0..3 {
             sys::dup_to(console.as_raw_fd(), fd)?;
         }
         if console.as_raw_fd() < 3 {
-            // It is one of the three now and must stay open.
+            // It is one of the three standard descriptors now and must stay open.
             std::mem::forget(console);
         }
     }
@@ -112,7 +112,7 @@ fn connect() -> io::Result<Stream> {
     Err(io::Error::other(format!("cannot connect to the host on vsock port {VSOCK_PORT}: {why}")))
 }
 
-/// The hypervisor's name, as it gives it to its guests; empty or with a space behind it.
+/// The hypervisor's name from CPUID; empty, or followed by a space.
 #[cfg(target_arch = "x86_64")]
 fn hypervisor() -> String {
     use std::arch::x86_64::__cpuid;
@@ -130,7 +130,7 @@ fn hypervisor() -> String {
     }
 }
 
-/// Other machines have no such question to ask; the device tree or ACPI would tell.
+/// Other architectures have no such instruction; the device tree or ACPI would have the name.
 #[cfg(not(target_arch = "x86_64"))]
 fn hypervisor() -> String {
     String::new()

@@ -1,7 +1,7 @@
 //! The program inside a sandbox. As PID 1 of a micro-VM it is `/init`; in the weaker namespace sandbox it is started
 //! by bubblewrap as `guest --stream-fd N --store-fd N`. Both run one job and end.
 //!
-//! Everything here trusts the host and nothing the builder does.
+//! The program trusts the host, but nothing that the builder does.
 #![allow(unsafe_code)]
 
 mod builder;
@@ -30,9 +30,9 @@ fn main() -> ExitCode {
                 Err(e) => fail(&format!("--stream-fd {stream} --store-fd {store}: {e}")),
             }
         }
-        // Ourselves again, as a builder: in its own pid namespace that is PID 1, too.
+        // Started again by ourselves, as a builder: in its own PID namespace that is PID 1, too.
         ["--builtin", name, out] => builtin::main(name, std::path::Path::new(out)),
-        // The kernel passes words of its command line that it does not know.
+        // The kernel passes on those words of its command line that it does not know.
         _ if std::process::id() == 1 => machine::main(init_ns),
         _ => fail(
             "this runs inside a sandbox: as /init of a micro-VM, or with --stream-fd N --store-fd N; see docs/design/guest.md",

@@ -1,6 +1,6 @@
-//! The guest as PID 1 of a bubblewrap sandbox: bubblewrap made the file system and the namespaces, and left us all
-//! capabilities in a user namespace of one user, none of which the builder gets. `/nix/store` comes as a tree of mounts
-//! behind a descriptor.
+//! The guest as PID 1 of a bubblewrap sandbox: bubblewrap has made the file system and the namespaces, and
+//! has given the guest all capabilities in a user namespace of one user; the builder gets none of them.
+//! `/nix/store` comes as a tree of mounts behind a descriptor.
 
 use std::fs;
 use std::io;
@@ -16,10 +16,10 @@ use crate::stream::Stream;
 use crate::sys;
 use crate::watch::Meter;
 
-/// Where the backend puts this program; taken away before the builder starts.
+/// The directory of this program, which the backend made; hidden before the builder starts.
 const OWN_DIR: &str = "/.guest";
 
-/// The writable file systems; they are memory, so they count as memory.
+/// The writable file systems; their contents are in memory and count as memory.
 const DISKS: [&str; 4] = ["/build", "/tmp", "/nix/store", "/dev/shm"];
 
 /// Serves one job on `fd`. `store` is the tree that becomes `/nix/store`. Errors are those of the stream, over which they cannot be reported.
@@ -43,7 +43,7 @@ pub fn main(fd: OwnedFd, store: OwnedFd, init_ns: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// In a mount namespace of our own, because the one we are in belongs to an outer user namespace.
+/// Mounts the store in a new mount namespace, because the current one belongs to an outer user namespace.
 fn show_store(tree: OwnedFd) -> io::Result<()> {
     let place = "/nix/store";
     let named = |e: io::Error| io::Error::new(e.kind(), format!("cannot show the inputs at {place}: {e}"));
@@ -53,7 +53,8 @@ fn show_store(tree: OwnedFd) -> io::Result<()> {
     move_mount(tree, "", rustix::fs::CWD, place, flags).map_err(|e| named(e.into()))
 }
 
-/// With a user namespace of its own a builder reaches much more of the kernel, and it is the host's kernel.
+/// A builder with a user namespace of its own could reach much more of the kernel, which is the host's kernel
+/// here.
 fn forbid_user_namespaces() -> io::Result<()> {
     let knob = "/proc/sys/user/max_user_namespaces";
     fs::write(knob, "0").map_err(|e| io::Error::new(e.kind(), format!("cannot write {knob}: {e}")))

@@ -1,13 +1,13 @@
-//! Which frame may follow which, seen from the host. Pure: frames in, events out, no clock and no I/O.
+//! The order of frames, seen from the host. Pure: frames in, events out, no clock and no I/O.
 //!
 //! ```text
 //! Hello  Started  Log* Exit  ( OutputBegin OutputData* OutputEnd )*  Done
 //!        '-- Log may also come between Hello and Started
 //! Failed in place of any frame but the first; nothing follows Done or Failed.
 //! ```
-//! Outputs come only after an exit with 0, each asked-for name at most once, and Done only when all came.
-//! Anything else is a hostile or broken guest: the first such frame ends the conversation.
-//! Not here: how much and how long (`sandbox::session`), and whether NAR bytes are a NAR (`store`).
+//! Outputs come only after an exit with 0, each requested name at most once, and Done only after all of them.
+//! Any other order means a hostile or broken guest: the first wrong frame ends the conversation.
+//! Not here: limits of size and time (`sandbox::session`), and whether NAR bytes are a NAR (`store`).
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use crate::protocol::{
     Exit, ExitStatus, Failure, FailureKind, Frame, FrameError, Hello, Tag, VERSION, bounded,
 };
 
-/// Longest kernel release we repeat to anybody. `uname` has room for 64.
+/// Longest kernel release that is passed on. `uname` has room for 64.
 const MAX_KERNEL: usize = 64;
 
 /// The meaning of a frame.
@@ -25,12 +25,12 @@ pub enum Event {
     Started,
     Log(Vec<u8>),
     Exit(Exit),
-    /// The name is one we asked for.
+    /// The host requested an output of this name.
     OutputBegin(String),
     OutputData(Vec<u8>),
     OutputEnd,
     Done,
-    /// A name inside is one we asked for; the text is bounded.
+    /// An output name in it is one that the host requested; the text is limited in length.
     Failed(Failure),
 }
 
@@ -51,7 +51,7 @@ pub enum OrderError {
     /// Storing it would let the second bytes replace the first.
     #[error("output '{name}' was sent twice")]
     DuplicateOutput { name: String },
-    /// Registering the ones that came would let other builds start from half a result.
+    /// Registering only the received outputs would let other builds start from an incomplete result.
     #[error("the guest finished without output '{name}'")]
     OutputsMissing { name: String },
 }
@@ -61,10 +61,10 @@ enum State {
     Connected,
     Greeted,
     Running,
-    /// Exited with 0: outputs follow.
+    /// The builder exited with 0: outputs follow.
     Outputs,
     InOutput,
-    /// Exited otherwise: only Done follows.
+    /// The builder failed: only Done follows.
     NoOutputs,
     Over,
 }
@@ -73,9 +73,9 @@ enum State {
 #[derive(Debug)]
 pub struct Order {
     state: State,
-    /// Outputs not yet begun.
+    /// Outputs that have not begun.
     wanted: BTreeSet<String>,
-    /// Outputs begun; the last may still be arriving.
+    /// Outputs that have begun; the last may still be arriving.
     seen: BTreeSet<String>,
 }
 
@@ -84,7 +84,7 @@ impl Order {
         Order { state: State::Connected, wanted: outputs.into_iter().collect(), seen: BTreeSet::new() }
     }
 
-    /// Judges the next frame. After an error the conversation is over and every further frame is refused.
+    /// Checks the next frame. After an error the conversation is over and every further frame is refused.
     pub fn accept(&mut self, frame: Frame) -> Result<Event, OrderError> {
         let result = self.step(frame);
         if result.is_err() {
@@ -153,7 +153,7 @@ fn hello(frame: &Frame) -> Result<Hello, OrderError> {
     if hello.version != VERSION {
         return Err(OrderError::Version { got: hello.version });
     }
-    // It ends up in logs and terminals; a kernel release needs no more than this.
+    // The text is shown in logs and terminals; a kernel release needs no other characters.
     hello.kernel.retain(|c| c.is_ascii_graphic());
     hello.kernel.truncate(MAX_KERNEL);
     Ok(hello)

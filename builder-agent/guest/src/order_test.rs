@@ -25,7 +25,7 @@ fn exit_frame(code: i32) -> Frame {
     json(Tag::Exit, &exit)
 }
 
-/// A conversation about outputs `out` and `dev` that has got as far as these frames.
+/// A conversation about outputs `out` and `dev` after these frames.
 fn after(frames: &[Frame]) -> Order {
     let mut order = Order::new(["out".to_owned(), "dev".to_owned()]);
     for frame in frames {
@@ -86,7 +86,7 @@ fn every_frame_is_refused_wherever_it_does_not_belong() {
             let result = order.accept(candidate.clone());
             assert_eq!(result.is_ok(), allowed.contains(&candidate.tag), "{name}: {candidate:?}: {result:?}");
             if result.is_err() {
-                // And nothing is believed afterwards, not even what would have been right.
+                // After an error every frame is refused, even one that would have been valid before.
                 for next in &candidates {
                     assert!(order.accept(next.clone()).is_err(), "{name}: {next:?} after an error");
                 }
@@ -158,7 +158,7 @@ fn an_oversized_frame_is_refused_by_its_header() {
     for tag in (0..=u8::MAX).filter_map(Tag::from_byte) {
         let length = u32::try_from(tag.limit()).unwrap() + 1;
         let bytes = [vec![tag as u8], length.to_le_bytes().to_vec()].concat();
-        // Five bytes are all that ever came: nothing could have been allocated for the rest.
+        // Only five bytes arrived: no memory can have been allocated for the announced length.
         let mut input = bytes.as_slice();
         assert_eq!(Decoder::new().next(&mut input), Err(FrameError::TooLong { tag, length }));
         assert_eq!(parse_header(header(tag, tag.limit())), Ok((tag, tag.limit())));

@@ -1,7 +1,7 @@
-//! Sends the outputs. Runs when no process of the build is left, so no file changes meanwhile.
+//! Sends the outputs. Runs after the last process of the build has ended, so no file changes meanwhile.
 //!
-//! A NAR holds names, contents, one executable bit and symlink targets; owners, times, set-user-id bits and
-//! extended attributes are left behind by not being part of it.
+//! A NAR has names, contents, one executable bit and symlink targets, and so no owners, times, set-user-id
+//! bits or extended attributes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,12 +15,12 @@ use nix_archive::nar::{CaseHack, Error as NarError, encode_path};
 use crate::stream::{OutputWriter, Stream};
 use crate::sys;
 
-/// The archive writer refuses deeper trees with an error of its own; no need to walk them before.
+/// The archive writer refuses deeper trees with an error of its own, so this does not have to look deeper.
 const MAX_DEPTH: usize = 64;
 
 /// Streams every output below `root`, or one failure. Errors are those of the stream.
 pub fn send(stream: &mut Stream, root: &Path, outputs: &BTreeMap<String, String>) -> io::Result<()> {
-    // All are checked before the first is sent: a part of a result costs time and is of no use.
+    // All outputs are checked before the first is sent: an incomplete result would waste time.
     for (name, path) in outputs {
         if let Err(e) = fs::symlink_metadata(inside(root, path)) {
             let kind = match e.kind() {
@@ -55,7 +55,7 @@ pub fn send(stream: &mut Stream, root: &Path, outputs: &BTreeMap<String, String>
     stream.send(Tag::Done, &[])
 }
 
-/// An output that cannot be read is the builder's fault, unless the machine has run out of a resource.
+/// If an output cannot be read, the builder is to blame, unless the machine has run out of a resource.
 fn blame(name: &str, error: &io::Error) -> FailureKind {
     match sys::is_of_the_machine(error) {
         true => FailureKind::Sandbox,
@@ -67,8 +67,8 @@ fn inside(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }
 
-/// A builder may leave files that it could not read itself; Nix reads them as root. Without root, as their owner,
-/// we give ourselves the right first. NARs do not carry it.
+/// A builder may leave files that it could not read itself; Nix reads them as root. A guest without root
+/// rights owns them, and first gives itself the right to read. A NAR does not contain it.
 fn make_readable(path: &Path, depth: usize) -> io::Result<()> {
     if depth > MAX_DEPTH {
         return Ok(());
@@ -99,7 +99,7 @@ fn explain(root: &Path, output: &Path, error: NarError) -> String {
     };
     match error {
         NarError::UnsupportedFileType(path) => {
-            // The error may name the entry below the output, or the whole path.
+            // The error may have the path relative to the output, or the whole path.
             let path = if path.is_absolute() { path } else { output.join(path) };
             let kind = match fs::symlink_metadata(&path).map(|m| m.file_type()) {
                 Ok(t) if t.is_fifo() => "a fifo",

@@ -6,8 +6,8 @@
 //! +-----+-----------------+------------------+
 //! ```
 //!
-//! The host believes nothing: a length meets the limit of its tag before anything is allocated, and `order`
-//! decides which frame may follow which. The guest trusts the host, with the same limits as a seat belt.
+//! The host does not trust the guest: a length is checked against the limit of its tag before memory is
+//! allocated, and `order` checks the order of frames. The guest trusts the host, but uses the same limits.
 //! Small structured bodies are JSON; logs, files and NARs are raw bytes.
 //! Not here: deadlines and byte budgets of a whole build (`sandbox::session`).
 
@@ -17,7 +17,7 @@ use std::io;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Both sides come from one build of the workspace; this catches an image that mixes two.
+/// Both sides come from one build of the workspace; this number detects an image that mixes two.
 pub const VERSION: u32 = 2;
 
 /// The guest connects here: the host's well-known context id ...
@@ -28,8 +28,8 @@ pub const VSOCK_PORT: u32 = 1024;
 /// Tag and length.
 pub const HEADER: usize = 5;
 
-/// Largest body of raw bytes (log, file, NAR). Large enough that frames cost nothing, small enough that a
-/// frame in memory costs nothing either.
+/// Largest body of raw bytes (log, file, NAR). Large enough that the overhead of frames is negligible, small
+/// enough to keep a frame in memory.
 pub const MAX_DATA: usize = 256 * 1024;
 
 /// Largest small JSON body the guest may send: a few numbers and one bounded string.
@@ -39,7 +39,7 @@ pub const MAX_NOTE: usize = 16 * 1024;
 /// JSON can make each byte six (`\u0001`).
 pub const MAX_JOB: usize = 64 * 1024 * 1024;
 
-/// Longest text of an error we send or quote.
+/// Longest text of an error that is sent or quoted.
 pub const MAX_TEXT: usize = 4096;
 
 /// The kind of a frame. The numbers are part of the protocol; never reuse one.
@@ -110,19 +110,19 @@ pub struct Job {
     pub builder: Bytes,
     /// Arguments after argv[0].
     pub args: Vec<Bytes>,
-    /// The whole environment; nothing is added.
+    /// The whole environment; the guest adds nothing.
     pub env: BTreeMap<Bytes, Bytes>,
     /// Name below /build and length of its contents.
     pub files: Vec<(String, u64)>,
     /// Output name to the absolute store path where the builder writes it.
     pub outputs: BTreeMap<String, String>,
-    /// Is there a closure image to mount? (VM only.)
+    /// Whether there is a closure image to mount (VM only).
     pub closure: bool,
     pub limits: GuestLimits,
 }
 
-/// A string of Nix, which may hold any bytes. JSON has characters, so each byte is the character of its number: ASCII
-/// stays as it is, and other bytes take two.
+/// A Nix string, which may have any bytes. JSON has characters, so each byte becomes the character with its
+/// number: ASCII stays the same, and other bytes take two.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bytes(pub Vec<u8>);
 
@@ -146,7 +146,7 @@ impl<'de> Deserialize<'de> for Bytes {
     }
 }
 
-/// The limits that only the inside can enforce. All others are the host's.
+/// The limits that only the guest can enforce. The host enforces all others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestLimits {
     /// Most processes and threads at one time. Reaching it ends the build.
@@ -167,14 +167,14 @@ pub struct Hello {
     pub ready_ns: u64,
 }
 
-/// How the builder ended.
+/// The end of the builder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
     pub status: ExitStatus,
-    /// The memory limit ended it (or one of its processes).
+    /// The memory limit ended the builder (or one of its processes).
     #[serde(default)]
     pub out_of_memory: bool,
-    /// It reached the process limit and was ended for it.
+    /// The build reached the process limit and was ended because of it.
     #[serde(default)]
     pub process_limit: bool,
     /// The most memory of the build at one time, in bytes, as far as the guest saw it.
@@ -182,7 +182,7 @@ pub struct Exit {
     pub peak_memory: Option<u64>,
 }
 
-/// As wait(2) tells it.
+/// The status of wait(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitStatus {
     Exited(i32),
@@ -197,16 +197,16 @@ pub struct Failure {
     pub text: String,
 }
 
-/// The kind of a [`Failure`], which decides whose fault it is.
+/// The kind of a [`Failure`], which decides what is to blame.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FailureKind {
-    /// The builder exited with 0 and left nothing at an output's path.
+    /// The builder exited with 0 without creating this output.
     OutputMissing { name: String },
-    /// An output that cannot be archived: a fifo, a socket, a device.
+    /// This output cannot be archived: it has a fifo, a socket or a device.
     OutputInvalid { name: String },
     /// The builder's program could not be executed.
     CannotStart,
-    /// The sandbox itself: a mount failed, a module is missing.
+    /// The sandbox failed: for example a mount, or a missing module.
     Sandbox,
 }
 
@@ -241,7 +241,7 @@ pub fn header(tag: Tag, length: usize) -> [u8; HEADER] {
     [tag as u8, length[0], length[1], length[2], length[3]]
 }
 
-/// Checks the five bytes of a header; gives the tag and the length of the body.
+/// Checks the five bytes of a header; returns the tag and the length of the body.
 pub fn parse_header(header: [u8; HEADER]) -> Result<(Tag, usize), FrameError> {
     let tag = Tag::from_byte(header[0]).ok_or(FrameError::UnknownTag(header[0]))?;
     let length = u32::from_le_bytes([header[1], header[2], header[3], header[4]]);
@@ -253,7 +253,7 @@ pub fn parse_header(header: [u8; HEADER]) -> Result<(Tag, usize), FrameError> {
 
 /// A frame with a JSON body.
 ///
-/// Fails when the body is over the limit of the tag: the caller's data is too large to send.
+/// Fails if the body exceeds the limit of the tag: the caller's data is too large to send.
 pub fn json_frame(tag: Tag, value: &impl Serialize) -> Result<Vec<u8>, FrameError> {
     let body = serde_json::to_vec(value).map_err(|e| FrameError::BadBody { tag, why: e.to_string() })?;
     if body.len() > tag.limit() {
@@ -289,7 +289,7 @@ pub fn bounded(text: &str) -> String {
 pub struct Decoder {
     header: [u8; HEADER],
     header_len: usize,
-    /// The frame whose body is arriving, and how many bytes it still lacks.
+    /// The frame whose body is arriving, and the number of its missing bytes.
     pending: Option<(Frame, usize)>,
 }
 
@@ -300,7 +300,7 @@ impl Decoder {
 
     /// Takes bytes from the front of `input`, moving it forward, until one frame is complete or `input` is empty.
     ///
-    /// After an error the stream is beyond repair; drop the decoder with it.
+    /// After an error the position in the stream is lost; drop the decoder and the stream.
     pub fn next(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, FrameError> {
         loop {
             if self.pending.is_none() {
@@ -313,7 +313,7 @@ impl Decoder {
                 }
                 self.header_len = 0;
                 let (tag, length) = parse_header(self.header)?;
-                // Grows with the bytes that really arrive: a header alone reserves nothing.
+                // The body grows with the bytes that arrive: a header alone allocates nothing.
                 self.pending = Some((Frame { tag, body: Vec::new() }, length));
             }
             let Some((frame, lacking)) = &mut self.pending else { unreachable!("set above") };
@@ -330,7 +330,7 @@ impl Decoder {
         }
     }
 
-    /// Is the stream between two frames, so that its end would not cut one?
+    /// Whether the stream is between two frames, so that its end would not cut one.
     pub fn is_between_frames(&self) -> bool {
         self.header_len == 0 && self.pending.is_none()
     }

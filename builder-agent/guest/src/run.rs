@@ -1,7 +1,7 @@
 //! One job from its start to its last frame, the same in both kinds of sandbox.
 //!
-//! Log bytes go to the host as they come; if the host does not take them, the builder waits, and the watch thread
-//! goes on watching. If the host hangs up, the build ends.
+//! Log bytes are sent to the host as they come; if the host does not read them, the builder waits, and the
+//! watch thread continues. If the host hangs up, the build ends.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,7 +20,7 @@ use crate::stream::Stream;
 use crate::sys;
 use crate::watch::{self, Meter};
 
-/// The first line of every log: the kind of the sandbox, with the properties that this kernel reports.
+/// The first line of every log: the kind of the sandbox, with properties of this kernel.
 pub fn banner(kind: &str) -> String {
     format!(
         "barnraiser: building in {kind}, kernel {}, network devices: {}\n",
@@ -29,7 +29,7 @@ pub fn banner(kind: &str) -> String {
     )
 }
 
-/// From our own network namespace, which is the builder's too.
+/// Devices of our own network namespace, which is the builder's, too.
 fn network_devices() -> String {
     let Ok(text) = std::fs::read_to_string("/proc/self/net/dev") else { return "unknown".into() };
     let names: Vec<_> =
@@ -37,7 +37,7 @@ fn network_devices() -> String {
     if names.is_empty() { "none".into() } else { names.join(" ") }
 }
 
-/// Runs the builder and sends everything that follows `Hello`. Errors are those of the stream.
+/// Runs the builder and sends all frames after `Hello`. Errors are those of the stream.
 pub fn run(
     stream: &mut Stream,
     job: &Job,
@@ -54,7 +54,7 @@ pub fn run(
     let verdict = watch::spawn(Arc::clone(&meter), job.limits.clone(), running.pid)?;
     stream.send(Tag::Started, &[])?;
 
-    // Held to the end of this function.
+    // Kept until the end of this function.
     let _mounts = running.mounts;
     let status = match follow(stream, running.pid, running.output) {
         Ok(status) => process::ExitStatus::from_raw(status),
@@ -84,7 +84,7 @@ pub fn run(
     outputs::send(stream, root, &job.outputs)
 }
 
-/// Forwards output until the builder has ended and all it wrote was sent. Gives its wait status.
+/// Forwards output until the builder has ended and all its output was sent. Returns its wait status.
 fn follow(stream: &mut Stream, pid: libc::pid_t, output: OwnedFd) -> io::Result<i32> {
     let ended = sys::pidfd(pid)?;
     let mut output = File::from(output);
@@ -107,7 +107,7 @@ fn follow(stream: &mut Stream, pid: libc::pid_t, output: OwnedFd) -> io::Result<
             (open && !fds[2].revents().is_empty(), !fds[0].revents().is_empty(), !fds[1].revents().is_empty())
         };
         if hung_up {
-            // The host sends nothing after the job. If the stream is readable, the host has ended or cancelled.
+            // The host sends nothing after the job. If the stream is readable, the host has hung up.
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         if readable {
@@ -115,11 +115,11 @@ fn follow(stream: &mut Stream, pid: libc::pid_t, output: OwnedFd) -> io::Result<
                 0 => open = false,
                 n => stream.send(Tag::Log, &buffer[..n])?,
             }
-            // The pipe before the end: when both are ready, there may be more to read.
+            // Read the pipe before the end is handled: when both are ready, there may be more to read.
             continue;
         }
         if over {
-            // No process that could write is left, and the pipe is empty.
+            // The pipe is empty, and no process is left that could write.
             return sys::wait(pid);
         }
     }

@@ -1,4 +1,5 @@
-//! The guest's end of the stream: blocking frames out, the job in. The host is trusted, its bytes are still bounded.
+//! The guest's end of the stream: sends frames, blocking, and reads the job. The host is trusted; limits
+//! still apply.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -40,7 +41,7 @@ impl Stream {
     pub fn read_file(&mut self, mut length: u64, to: &mut dyn Write) -> io::Result<()> {
         while length > 0 {
             let frame = self.read_frame()?;
-            // The host never lets a frame span two files.
+            // The host never sends a frame with bytes of two files.
             if frame.tag != Tag::FileData || frame.body.is_empty() || frame.body.len() as u64 > length {
                 return Err(unexpected(frame.tag));
             }
@@ -50,7 +51,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Raw bytes, in as many frames as they need. Sends one empty frame for no bytes if the tag has no body.
+    /// Sends raw bytes, in as many frames as needed. If `body` is empty, sends one empty frame.
     pub fn send(&mut self, tag: Tag, body: &[u8]) -> io::Result<()> {
         if body.is_empty() {
             return self.0.write_all(&protocol::header(tag, 0));
@@ -88,11 +89,11 @@ fn unexpected(tag: Tag) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("unexpected {tag:?} frame from the host"))
 }
 
-/// Packs bytes into `OutputData` frames of a good size.
+/// Collects bytes into `OutputData` frames of a good size.
 pub struct OutputWriter<'a> {
     stream: &'a mut Stream,
     buffer: Vec<u8>,
-    /// The stream failed. The error that the archive writer then reports has this cause and is not the output's fault.
+    /// The stream failed. The archive writer's error then has this cause, and the output is not to blame.
     pub broken: bool,
 }
 

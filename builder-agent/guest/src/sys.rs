@@ -1,4 +1,5 @@
-//! The system calls the guest needs and std does not offer, each behind a safe function. All `unsafe` of this crate.
+//! System calls that the guest needs and std does not offer, each behind a safe function. All `unsafe` of
+//! this crate.
 //!
 //! The guest is single-threaded until the builder is forked, so the child may allocate and use std.
 
@@ -19,7 +20,7 @@ fn cvt_long(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// For the kernel: no NUL inside.
+/// A C string for the kernel; fails if the text has a NUL.
 pub fn c_string(text: &OsStr) -> io::Result<CString> {
     CString::new(text.as_bytes())
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("{text:?} contains a NUL byte")))
@@ -52,7 +53,7 @@ pub fn chroot(path: &Path) -> io::Result<()> {
     std::os::unix::fs::chroot(path)
 }
 
-/// Loads a kernel module; one that is already there is fine.
+/// Loads a kernel module; succeeds if it is loaded already.
 pub fn load_module(file: &File) -> io::Result<()> {
     let none: &CStr = c"";
     // SAFETY: the descriptor is open for the whole call, the parameter string is static.
@@ -64,7 +65,7 @@ pub fn load_module(file: &File) -> io::Result<()> {
     }
 }
 
-/// A character device node.
+/// Creates a character device node.
 pub fn make_device(path: &Path, major: u32, minor: u32) -> io::Result<()> {
     let path = c_string(path.as_os_str())?;
     // SAFETY: a NUL-terminated string that lives until the call returns.
@@ -107,7 +108,7 @@ pub fn loopback_up() -> io::Result<()> {
 }
 
 pub fn unshare(flags: c_int) -> io::Result<()> {
-    // SAFETY: no pointers; the guest is single-threaded here, so no thread is left with another view.
+    // SAFETY: no pointers; the guest is single-threaded here, so no other thread keeps the old namespaces.
     cvt(unsafe { libc::unshare(flags) }).map(drop)
 }
 
@@ -118,7 +119,8 @@ pub enum Fork {
 
 /// fork(2), with the child as PID 1 of a new pid namespace. Must be called before any thread is started.
 ///
-/// Not unshare(2) and fork(2): after that unshare the kernel refuses to start threads, and we need one.
+/// Not unshare(2) and fork(2): after that unshare the kernel refuses to start threads, and the guest needs
+/// one.
 pub fn fork_into_pid_namespace() -> io::Result<Fork> {
     let flags = (libc::SIGCHLD | libc::CLONE_NEWPID) as libc::c_long;
     // SAFETY: without a stack of its own the child gets a copy of ours, as with fork. The process has one thread, so
@@ -161,7 +163,8 @@ pub fn run_before_others() -> io::Result<()> {
     .map(drop)
 }
 
-/// The most memory that one process had, of all that ended and were waited for, in bytes. Zero if none was.
+/// The largest memory of a single process, of all children that ended and were waited for, in bytes. Zero if
+/// there are none.
 pub fn largest_child() -> u64 {
     // SAFETY: rusage is integers only; zero is valid for each.
     let mut used: libc::rusage = unsafe { std::mem::zeroed() };
@@ -171,7 +174,7 @@ pub fn largest_child() -> u64 {
     u64::try_from(used.ru_maxrss).unwrap_or(0).saturating_mul(1024)
 }
 
-/// Waits for one child; gives the raw status of wait(2).
+/// Waits for one child; returns the raw status of wait(2).
 pub fn wait(pid: pid_t) -> io::Result<c_int> {
     let mut status = 0;
     loop {
@@ -215,7 +218,7 @@ pub fn dup_to(fd: RawFd, number: RawFd) -> io::Result<()> {
     cvt(unsafe { libc::dup2(fd, number) }).map(drop)
 }
 
-/// No descriptor from 3 on survives the next exec.
+/// Makes the next exec close all descriptors from 3 on.
 pub fn close_others_on_exec() -> io::Result<()> {
     // SAFETY: no pointers; marking descriptors does not close any that Rust still owns.
     cvt_long(unsafe {
@@ -243,7 +246,7 @@ pub fn reset_signals() {
     }
 }
 
-/// Soft and hard limit alike.
+/// Sets soft and hard limit to the same value.
 pub fn set_limit(resource: libc::__rlimit_resource_t, value: u64) -> io::Result<()> {
     let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
     // SAFETY: `limit` lives until the call returns.
@@ -264,7 +267,7 @@ pub fn set_host_name(host: &str, domain: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// The user and group of this process from now on, with no other groups. Needs root.
+/// Changes user and group of this process, and removes all other groups. Needs root.
 pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
     // SAFETY: an empty list needs no pointer; the others take integers. Groups first: without root they stay.
     unsafe {
@@ -280,7 +283,7 @@ fn prctl(option: c_int, a: c_ulong, b: c_ulong) -> io::Result<c_int> {
     cvt(unsafe { libc::prctl(option, a, b, 0 as c_ulong, 0 as c_ulong) })
 }
 
-/// Empties the capability bounding set. Needs CAP_SETPCAP, so before the user changes.
+/// Empties the capability bounding set. Needs CAP_SETPCAP, so it must be called before the user changes.
 pub fn drop_bounding_set() -> io::Result<()> {
     for capability in 0..64 {
         match prctl(libc::PR_CAPBSET_DROP, capability, 0) {
@@ -303,12 +306,12 @@ pub fn drop_capabilities() -> io::Result<()> {
     cvt_long(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) }).map(drop)
 }
 
-/// Set-user-id programs give nothing from now on.
+/// Makes set-user-id programs gain no rights from now on.
 pub fn no_new_privileges() -> io::Result<()> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop)
 }
 
-/// This process dies when its parent does.
+/// Makes the kernel kill this process when its parent ends.
 pub fn die_with_parent() -> io::Result<()> {
     prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as c_ulong, 0).map(drop)
 }
@@ -319,7 +322,7 @@ pub fn set_personality(persona: c_ulong) -> io::Result<()> {
     cvt(unsafe { libc::personality(persona) }).map(drop)
 }
 
-/// Replaces this process. Only returns on failure.
+/// Replaces the program of this process. Only returns on failure.
 pub fn exec(program: &CStr, args: &[CString], env: &[CString]) -> io::Error {
     let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
         strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
@@ -335,7 +338,7 @@ pub fn kernel_release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
-/// Nanoseconds of the monotonic clock; since boot, for a machine that never sleeps.
+/// Nanoseconds of the monotonic clock: the time since boot, on a machine that never sleeps.
 pub fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     (now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64)
@@ -347,14 +350,14 @@ pub fn used_bytes(path: &Path) -> io::Result<u64> {
     Ok((stat.f_blocks - stat.f_bfree).saturating_mul(stat.f_frsize))
 }
 
-/// Ends the machine. A micro-VM has no power switch to ask for; its VMM takes a reset for the end.
+/// Ends the machine. A micro-VM has no power switch; its VMM treats a reset as the end.
 pub fn power_off() -> ! {
     // SAFETY: no pointers. There is nothing on disk to sync.
     unsafe {
         libc::reboot(libc::RB_AUTOBOOT);
         libc::reboot(libc::RB_POWER_OFF);
     }
-    // Both return only without the right to, which PID 1 of a machine has.
+    // Both calls return only if the right is missing, and PID 1 of a machine has it.
     loop {
         std::thread::park();
     }

@@ -1,8 +1,10 @@
-//! Ends a build that takes more memory or processes than it may, from a thread that nothing else can block.
+//! Ends a build that exceeds its memory or its number of processes, from a thread that nothing else can
+//! block.
 //!
-//! In a machine the kernel counts exactly (cgroup v2) and enforces memory by itself; we read its verdict. In a
-//! namespace sandbox there may be no cgroup to use: there we add up what /proc shows, many times a second. A build
-//! that grows fast can exceed its memory by the amount that it allocates in one interval; see docs/design/guest.md.
+//! In a machine the kernel counts exactly (cgroup v2) and enforces the memory limit by itself; this thread
+//! reads the result. In a namespace sandbox there may be no usable cgroup: there it adds up the numbers in
+//! /proc, many times a second. A build that grows fast can exceed its memory by the amount that it allocates
+//! in one interval; see docs/design/guest.md.
 
 use std::fs;
 use std::io;
@@ -15,16 +17,16 @@ use guest::protocol::GuestLimits;
 
 use crate::sys;
 
-/// Between two checks. A builder fills about 100 MiB in this time.
+/// Time between two checks. A builder fills about 100 MiB in this time.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// The limit that ended the build, if one did, and the most memory that the build had at a check. Shared by the watching
-/// thread and the one that reports.
+/// The limit that ended the build, if one did, and the peak of the build's memory at a check. Shared by the
+/// watching thread and the reporting one.
 #[derive(Default)]
 pub struct Verdict {
     out_of_memory: AtomicBool,
     process_limit: AtomicBool,
-    /// The most bytes at one check.
+    /// The peak of all checks, in bytes.
     peak_memory: AtomicU64,
 }
 
@@ -42,7 +44,7 @@ impl Verdict {
 pub enum Meter {
     /// The build's cgroup directory, with the pids and memory controllers.
     Cgroup(PathBuf),
-    /// All processes in /proc but ourselves, and these file systems.
+    /// All processes in /proc except our own, and these file systems.
     Proc { disks: Vec<PathBuf> },
 }
 
@@ -51,7 +53,7 @@ enum Excess {
     Processes,
 }
 
-/// Watches until the guest ends, and ends a build that is over a limit.
+/// Watches until the guest ends, and ends a build that exceeds a limit.
 pub fn spawn(meter: Arc<Meter>, limits: GuestLimits, pid: libc::pid_t) -> io::Result<Arc<Verdict>> {
     let verdict = Arc::new(Verdict::default());
     let shared = Arc::clone(&verdict);
@@ -77,12 +79,12 @@ impl Meter {
     /// Ends the build, of which `first` is the first process.
     pub fn kill(&self, first: libc::pid_t) {
         if let Meter::Cgroup(dir) = self {
-            // All at once. Killing only the first would do, but it has to be scheduled among all the others before
-            // it takes them along, and meanwhile they go on forking.
+            // Kills all at once. Killing only the first process would suffice, but it has to be scheduled
+            // among all the others before it takes them along, and meanwhile they continue to fork.
             let _ = fs::write(dir.join("cgroup.kill"), "1");
         }
-        // Fails only when it is gone already. Its pid is not used again: the guest starts nothing else, and in a
-        // machine the kernel hands pids out in turn.
+        // Fails only if the process is gone already. Its pid is not used again: the guest starts no other
+        // process, and in a machine the kernel assigns pids in turn.
         let _ = sys::kill(first, libc::SIGKILL);
     }
 
@@ -98,8 +100,8 @@ impl Meter {
         }
     }
 
-    /// The most memory of the build at one time. In a machine as the kernel counted it (Linux 5.19 and later). Elsewhere
-    /// the largest sum at one check, or the largest process, which may have started and ended between two checks.
+    /// The peak of the build's memory. In a machine the kernel's number (Linux 5.19 and later). Elsewhere the
+    /// largest sum of one check, or the largest process, which may have started and ended between two checks.
     pub fn peak_memory(&self, seen: &Verdict) -> Option<u64> {
         match self {
             Meter::Cgroup(dir) => fs::read_to_string(dir.join("memory.peak")).ok()?.trim().parse().ok(),
@@ -107,7 +109,8 @@ impl Meter {
         }
     }
 
-    /// Whether the kernel ended a process of the build because of its memory. Exact only in a machine; asked after the end.
+    /// Whether the kernel killed a process of the build because of its memory. Exact only in a machine;
+    /// called after the end.
     pub fn kernel_killed_for_memory(&self) -> bool {
         match self {
             Meter::Cgroup(dir) => oom_kills(dir) > 0,
@@ -115,7 +118,7 @@ impl Meter {
         }
     }
 
-    /// Whether a fork failed because of the limit. Asked after the end.
+    /// Whether a fork failed because of the limit. Called after the end.
     pub fn kernel_refused_process(&self) -> bool {
         match self {
             Meter::Cgroup(dir) => counter(&dir.join("pids.events"), "max") > 0,
@@ -124,12 +127,12 @@ impl Meter {
     }
 }
 
-/// Of the cgroup, and of the whole machine: it was empty but for the build.
+/// Out-of-memory kills of the cgroup and of the whole machine, in which nothing but the build ran.
 fn oom_kills(dir: &Path) -> u64 {
     counter(&dir.join("memory.events"), "oom_kill").max(counter(Path::new("/proc/vmstat"), "oom_kill"))
 }
 
-/// A number from a file of `name number` lines; 0 when there is none.
+/// A number from a file of `name number` lines; 0 if it has no such line.
 fn counter(file: &Path, name: &str) -> u64 {
     let Ok(text) = fs::read_to_string(file) else { return 0 };
     text.lines()
@@ -143,7 +146,7 @@ fn proc_excess(disks: &[PathBuf], limits: &GuestLimits, peak: &AtomicU64) -> Opt
     let limit = u64::from(limits.memory_mib) << 20;
     let disk: u64 = disks.iter().filter_map(|d| sys::used_bytes(d).ok()).sum();
     let Ok(pids) = pids() else {
-        // Without /proc nothing can be measured, and a build that cannot be measured counts as over its limit.
+        // Without /proc there are no numbers, and a build that cannot be measured counts as over its limit.
         return Some(Excess::Memory);
     };
     let (mut private, mut threads) = (0u64, 0u64);
@@ -158,14 +161,14 @@ fn proc_excess(disks: &[PathBuf], limits: &GuestLimits, peak: &AtomicU64) -> Opt
         peak.fetch_max(private.saturating_add(disk), Ordering::AcqRel);
         return None;
     }
-    // Counted so, a page that forked processes share counts once for each. Only now the exact and slow count.
+    // This sum counts a shared page once for each process. The exact count is slow, so it comes only now.
     let exact: u64 = pids.iter().map(|pid| proportional_bytes(*pid)).sum();
     let exact = exact.saturating_add(disk);
     peak.fetch_max(exact, Ordering::AcqRel);
     (exact > limit).then_some(Excess::Memory)
 }
 
-/// Every process we can see but ourselves.
+/// Every visible process except our own.
 fn pids() -> io::Result<Vec<u32>> {
     let own = std::process::id();
     Ok(fs::read_dir("/proc")?
@@ -184,7 +187,7 @@ fn proportional_bytes(pid: u32) -> u64 {
     match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
         Ok(rollup) => field_kib(&rollup, "Pss_Anon:") + field_kib(&rollup, "Pss_Shmem:"),
         Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
-        // A process whose mappings cannot be read is counted as if it shared none of its memory.
+        // A process whose mappings cannot be read counts as if it shared no memory.
         Err(_) => private_bytes(pid),
     }
 }
@@ -199,7 +202,7 @@ fn field_kib(text: &str, name: &str) -> u64 {
 
 fn thread_count(pid: u32) -> u64 {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return 0 };
-    // The name, in parentheses, may hold anything; num_threads is the 20th field, the 18th after it.
+    // The name, in parentheses, may have any characters; num_threads is the 20th field, the 18th after it.
     stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(17)?.parse().ok()).unwrap_or(0)
 }
 
@@ -210,7 +213,7 @@ mod tests {
     #[test]
     fn own_memory_and_threads_are_seen_as_the_kernel_counts_them() {
         let me = std::process::id();
-        // Hidden from the optimiser, which would not take memory that nobody reads.
+        // Hidden from the optimiser, which would remove an allocation that is never read.
         let block = std::hint::black_box(vec![1u8; 64 << 20]);
         assert!(private_bytes(me) >= block.len() as u64, "{}", private_bytes(me));
         assert!(proportional_bytes(me) >= block.len() as u64);

@@ -1,7 +1,8 @@
-//! `builtin:buildenv`: a tree of links to packages; what `nix-env` and `nix profile` make.
+//! `builtin:buildenv`: makes a tree of links to packages, for `nix-env` and `nix profile`.
 //!
-//! Source: Nix, src/libstore/builtins/buildenv.cc. Where packages have the same directory, it is made and filled from
-//! both; where they have the same file, the one with the smaller priority number wins, and equal ones are an error.
+//! Source: Nix, src/libstore/builtins/buildenv.cc. If packages have the same directory, it is created and
+//! filled from both; if they have the same file, the one with the smaller priority number is used, and equal
+//! priorities are an error.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -11,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use super::{Outcome, attribute, failed, text};
 
-/// The first priority of packages that come with others, after all that a person chose.
+/// First priority of propagated packages, after all packages that the user chose.
 const PROPAGATED: i64 = 1000;
-/// Not linked: useless in an environment, or a sure collision.
+/// Not linked: these files have no use in an environment, or always collide.
 const LEFT_OUT: [&str; 7] = [
     "/propagated-build-inputs",
     "/nix-support",
@@ -32,7 +33,7 @@ struct Package {
 
 #[derive(Default)]
 struct Links {
-    /// Of each link made.
+    /// Priority of each link.
     priorities: HashMap<PathBuf, i64>,
 }
 
@@ -57,7 +58,8 @@ pub fn run(out: &Path) -> Outcome {
     symlink(attribute("manifest")?, &manifest).map_err(failed("create", &manifest))
 }
 
-/// Groups of words: whether it is active, its priority, how many outputs, and those.
+/// Parses groups of words: whether the package is active, its priority, the number of its outputs, and the
+/// outputs.
 fn packages(words: &str) -> Result<Vec<Package>, String> {
     let mut packages = Vec::new();
     let mut words = words.split_ascii_whitespace();
@@ -142,7 +144,8 @@ impl Links {
         match there {
             Some(kind) if found.is_dir() && kind.is_dir() => return self.link_all(from, to, priority),
             Some(kind) if found.is_dir() && kind.is_symlink() => {
-                // So far a link to one package's directory: it becomes a directory with the contents of both.
+                // So far a link to one package's directory: replace it by a directory with the contents of
+                // both.
                 let before = fs::canonicalize(to).map_err(failed("resolve", to))?;
                 if !before.is_dir() {
                     return Err(format!(
@@ -182,7 +185,7 @@ impl Links {
     }
 }
 
-/// Source of the words: Nix, `BuildEnvFileConflictError`.
+/// Source of the text: Nix, `BuildEnvFileConflictError`.
 fn conflict(to: &Path, from: &Path, priority: i64) -> String {
     let before = fs::read_link(to).unwrap_or_else(|_| to.to_owned());
     format!(

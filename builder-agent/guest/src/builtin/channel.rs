@@ -1,4 +1,4 @@
-//! `builtin:unpack-channel`: the one directory of a tarball, under the name of the channel.
+//! `builtin:unpack-channel`: unpacks the single directory of a tarball, and names it after the channel.
 //!
 //! Source: Nix, src/libstore/builtins/unpack-channel.cc.
 

@@ -1,7 +1,7 @@
-//! Tarballs, plain or compressed, unpacked below a directory.
+//! Unpacks tarballs, plain or compressed, below a directory.
 //!
-//! The archive is hostile. Nothing is written through a link that it brought along, names with `..` are refused, and
-//! only files, directories and links are made. How much it may write is the sandbox's business.
+//! The archive is hostile. Nothing is written through a link from the archive, names with `..` are refused,
+//! and only files, directories and links are created. The sandbox limits the size.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::{Outcome, failed};
 
-/// Read ahead of a decompressor.
+/// Buffer size in front of a decompressor.
 const AHEAD: usize = 64 << 10;
 /// Largest dictionary of an xz file, in KiB: that of `xz -9`, with room for the decoder itself.
 const MAX_XZ_KIB: u32 = 80 << 10;
@@ -33,7 +33,7 @@ pub fn unpack(archive: &Path, to: &Path) -> Outcome {
         }
         let Some(inner) = inner(&name) else { return Err(wrong("has '..' in its name")) };
         if inner.as_os_str().is_empty() {
-            // The archive's own top directory, `./`.
+            // The archive's own root directory, `./`.
             continue;
         }
         let place = to.join(&inner);
@@ -73,7 +73,7 @@ pub fn unpack(archive: &Path, to: &Path) -> Outcome {
     Ok(())
 }
 
-/// The name below the directory; `None` if it leads out of it.
+/// The name relative to the directory; `None` if it leads out of it.
 fn inner(name: &[u8]) -> Option<PathBuf> {
     let mut inner = PathBuf::new();
     for part in Path::new(std::ffi::OsStr::from_bytes(name)).components() {
@@ -101,7 +101,7 @@ fn real_parents(to: &Path, inner: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// The contents of a file that is compressed with anything people use, told by its first bytes.
+/// The contents of a file, decompressed; the format is detected by the first bytes.
 fn decompressed(mut file: impl BufRead + 'static) -> io::Result<Box<dyn Read>> {
     let start = file.fill_buf()?;
     Ok(if start.starts_with(&[0x1f, 0x8b]) {

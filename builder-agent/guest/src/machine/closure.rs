@@ -1,4 +1,4 @@
-//! Finds and mounts the closure: one read-only EROFS image on a device that is memory of the host.
+//! Finds and mounts the closure: one read-only EROFS image on a device that is backed by the host's memory.
 
 use std::fs;
 use std::io;
@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use crate::sys;
 
-/// How long the kernel may take to find its devices. It needs milliseconds; emulated machines need more.
+/// Time for the kernel to find its devices. It needs milliseconds; emulated machines need more.
 const DEVICE_WAIT: Duration = Duration::from_secs(20);
 
 /// Persistent memory first: reads from it are reads of the host's page cache, without a copy.
 const DEVICES: [&str; 2] = ["/dev/pmem0", "/dev/vda"];
 
-/// Mounts the closure; gives the directory that lists its store paths.
+/// Mounts the closure; returns the directory that lists its store paths.
 pub fn mount() -> io::Result<PathBuf> {
     let target = PathBuf::from("/closure");
     fs::create_dir_all(&target)?;
@@ -22,7 +22,7 @@ pub fn mount() -> io::Result<PathBuf> {
     if device.starts_with("/dev/pmem")
         && let Err(e) = sys::mount(device, &target, "erofs", flags, "dax=always")
     {
-        // Works as well through the page cache of this machine, at the price of a copy.
+        // Without direct access the closure works through this machine's page cache, at the price of a copy.
         eprintln!("guest: no direct access to the closure: {e}");
     } else if device.starts_with("/dev/pmem") {
         return Ok(target);

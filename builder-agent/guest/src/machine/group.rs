@@ -1,4 +1,4 @@
-//! The cgroup that holds the builder and all its children: how many they may be, and how much memory they may take.
+//! The cgroup of the builder and all its children: it limits their number and their memory.
 
 use std::fs;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::sys;
 
-/// Memory that stays with the kernel and the guest when the build has taken all of its own, at least.
+/// Least memory that remains for the kernel and the guest when the build has used all of its own.
 const RESERVE: u64 = 24 << 20;
 
 /// A cgroup v2 directory. It exists until the machine ends.
@@ -17,14 +17,15 @@ impl Group {
         let base = Path::new("/cgroup");
         fs::create_dir_all(base)?;
         sys::mount("cgroup2", base, "cgroup2", libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, "")?;
-        // With the cpu controller the scheduler counts the whole build as one against each thread of the guest and the
-        // kernel.
+        // With the cpu controller the scheduler treats the whole build as one competitor of the guest's and
+        // the kernel's threads.
         write(&base.join("cgroup.subtree_control"), "+pids +memory +cpu")?;
         let dir = base.join("build");
         fs::create_dir(&dir)?;
         write(&dir.join("pids.max"), &processes.to_string())?;
         write(&dir.join("memory.max"), &memory.saturating_sub(RESERVE.max(memory / 32)).to_string())?;
-        // A builder that lost a part of itself and went on would give a result that depends on luck.
+        // If only a part of the builder were killed, the rest could continue and give a result that depends
+        // on chance.
         write(&dir.join("memory.oom.group"), "1")?;
         Ok(Group(dir))
     }

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use crate::sys;
 
-/// Loads each file named in `dir`/order. A module that is missing or refused causes a warning only: its device is built
-/// into this kernel, or a later step fails and names the device.
+/// Loads each file named in `dir`/order. A module that is missing or refused causes a warning only: either
+/// its device is built into this kernel, or a later step fails and names the device.
 pub fn load_all(dir: &Path) {
     let order = match fs::read_to_string(dir.join("order")) {
         Ok(order) => order,

@@ -1,7 +1,7 @@
-//! The builder's root file system in a micro-VM: made from nothing, with the files that Nix's sandbox has.
+//! The builder's root file system in a micro-VM, with the files that Nix's sandbox has.
 //!
-//! All that a builder can write lies on one tmpfs (`/rw`), so that one size bounds it: a full disk is "no space
-//! left on device" and not a dead machine.
+//! Everything that a builder can write lies on one tmpfs (`/rw`), so that one size limits it: a full disk
+//! causes "no space left on device" and does not exhaust the machine's memory.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::builder::{self, BUILD_GID, BUILD_UID};
 use crate::sys;
 
-/// The part of all memory that files may take, in percent. The rest is for the programs that write them.
+/// Share of the memory that files may use, in percent. The rest is for programs.
 const DISK_PERCENT: u64 = 75;
 
 /// Devices, with their Linux numbers (Documentation/admin-guide/devices.txt).
@@ -64,7 +64,7 @@ fn store(rw: &Path, root: &Path, closure: Option<&Path>) -> io::Result<()> {
     let (upper, work, store) = (rw.join("upper"), rw.join("work"), root.join("nix/store"));
     fs::create_dir(&upper)?;
     fs::create_dir(&work)?;
-    // As Nix has it: the builder may add to the store and may not take away from it.
+    // As in Nix: the builder may add entries to the store and may not remove any.
     chown(&upper, Some(0), Some(BUILD_GID))?;
     fs::set_permissions(&upper, Permissions::from_mode(0o1775))?;
     let Some(closure) = closure else { return bind(&upper, &store) };
