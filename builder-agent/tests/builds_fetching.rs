@@ -1,5 +1,5 @@
-//! Builds and the network: what is fetched instead of being built, and `builtin:fetchurl`. In one process; builders are
-//! played by a script.
+//! Builds and the network: outputs that are fetched instead of built, and `builtin:fetchurl`. All in one
+//! process; a script plays the builders.
 
 mod common;
 
@@ -32,7 +32,7 @@ use wire::worker::Request;
 
 type Drv = (StorePath, BasicDerivation);
 
-/// What a client learns of a build.
+/// A client's view of a build.
 #[derive(Debug)]
 struct Told {
     frames: Vec<Frame>,
@@ -86,7 +86,7 @@ async fn set_timeout(client: &mut TestClient, seconds: u64) {
     client.call(&Request::SetOptions(settings)).await.expect("taken");
 }
 
-/// Waits until a condition holds that another task makes true.
+/// Waits until a condition holds, which another task makes true.
 async fn until(mut condition: impl FnMut() -> bool) {
     let wait = async {
         while !condition() {
@@ -104,7 +104,7 @@ fn alices(house: &Scripted) -> View {
     house.house.store.view(&Member::new("alice"))
 }
 
-/// Puts a `.drv` into the view; returns its path.
+/// Uploads a `.drv` to the view; returns its path.
 fn stored(view: &View, name: &str, drv: &BasicDerivation, inputs: &[&StorePath]) -> StorePath {
     let named: BTreeMap<String, BTreeSet<String>> =
         inputs.iter().map(|input| (input.to_absolute_path(), ["out".to_owned()].into())).collect();
@@ -151,7 +151,7 @@ async fn what_a_cache_has_is_not_built_whichever_way_it_is_asked_for() {
     let (drv, _, out) = drvs.next().expect("a derivation");
     let frames =
         alice.call(&Request::BuildPaths { paths: vec![outputs_of(&drv)], mode }).await.expect("built");
-    // As a stock daemon shows it: 108 is a substitution, 100 the copy.
+    // The activities of a stock daemon: 108 is a substitution, 100 the copy.
     for kind in [108, 100] {
         assert!(frames.iter().any(|f| matches!(f, Frame::Start(_, k, _) if *k == kind)), "{frames:?}");
     }
@@ -220,7 +220,7 @@ async fn a_client_that_hangs_up_while_caches_are_asked_is_noticed() {
         alice.request(&request).await.expect("sent");
         until(|| connections.load(Ordering::Relaxed) > before).await;
         drop(alice);
-        // Of the house only what this test holds is left: the session is gone.
+        // Only this test still holds the house: the session is gone.
         until(|| Arc::strong_count(&house.house) == 1).await;
     }
 }
@@ -249,7 +249,7 @@ async fn why_a_cache_is_not_used_is_said_where_its_paths_are_wanted() {
     }
 }
 
-/// A derivation that downloads what has this content address.
+/// A derivation that downloads the file with this content address.
 fn fetchurl(url: &str, ca: &str, more: &[(&str, &str)]) -> Drv {
     let ca = CAHash::parse(ca).expect("a content address");
     let out = Output::Fixed { ca };
@@ -271,7 +271,8 @@ fn flat(contents: &[u8]) -> String {
     format!("fixed:sha256:{}", nixbase32::encode(&Sha256::digest(contents)))
 }
 
-/// A server that gives each connection, after its request, to `serve`, with the number of those before it.
+/// A server that passes each connection, after its request, to `serve`, with the number of earlier
+/// connections.
 async fn scripted_server<F>(
     serve: impl Fn(usize, TcpStream) -> F + Send + 'static,
 ) -> (String, Arc<AtomicUsize>)
@@ -329,7 +330,7 @@ async fn all_attempts_of_a_download_share_one_limit() {
     build(&mut alice, fetchurl(&url, &flat(b"contents"), &[])).await.is(BuildStatus::TimedOut);
 }
 
-/// Where a file is open that holds exactly this.
+/// The path of an open file with exactly these contents.
 fn holding(contents: &[u8]) -> Option<PathBuf> {
     let open = std::fs::read_dir("/proc/self/fd").expect("open files");
     let links = open.filter_map(|entry| Some(entry.ok()?.path()));
@@ -386,7 +387,7 @@ async fn an_unpacked_download_is_tried_again_when_it_was_cut_short() {
     let (drv, derivation) = fetchurl(&url, &ca, &[("unpack", "1"), ("executable", "1")]);
     build(&mut alice, (drv, derivation)).await.is(BuildStatus::Built);
     assert_eq!(connections.load(Ordering::SeqCst), 2);
-    // What is no NAR is the sender's fault; nothing is tried again.
+    // A download that is no NAR is the server's fault, so it is not repeated.
     let (url, connections) = scripted_server(|_, mut stream| async move {
         stream.write_all(&ok("this is no NAR")).await.expect("sent");
     })

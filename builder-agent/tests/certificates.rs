@@ -1,4 +1,4 @@
-//! Logging in with OpenSSH certificates, made by the real ssh-keygen and shown by the real client.
+//! Logins with OpenSSH certificates, made by the real ssh-keygen and offered by the real client.
 
 mod common;
 
@@ -39,7 +39,7 @@ fn start() -> Agent {
     agent
 }
 
-/// Until the agent has loaded this many rosters.
+/// Waits until the agent has loaded this many rosters.
 fn wait_for_roster(agent: &Agent, number: usize) {
     let deadline = std::time::Instant::now() + common::PATIENCE;
     while agent.log_text().matches("roster loaded").count() < number {
@@ -48,7 +48,7 @@ fn wait_for_roster(agent: &Agent, number: usize) {
     }
 }
 
-/// Signs `key.pub` anew; the client finds `key-cert.pub` by itself.
+/// Signs `key.pub` again; the client finds `key-cert.pub` by itself.
 fn certify(agent: &Agent, authority: &str, options: &[&str]) {
     let made = Command::new("ssh-keygen")
         .args(["-q", "-s"])
@@ -61,7 +61,7 @@ fn certify(agent: &Agent, authority: &str, options: &[&str]) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
-/// What the client says when it asks for something small.
+/// Logs in and sends a small request; returns the client's error.
 fn knock(agent: &Agent, user: &str) -> Result<(), String> {
     let output = ssh_as(agent, user, "key").arg("signing-key").output().expect("ssh");
     match output.status.success() {
@@ -70,7 +70,8 @@ fn knock(agent: &Agent, user: &str) -> Result<(), String> {
     }
 }
 
-/// A client that logs in under this name. Options come first: the last word of [`Agent::ssh`] is the host.
+/// A client that logs in with this user name. Options come first: the last word of [`Agent::ssh`] is the
+/// host.
 fn ssh_as(agent: &Agent, user: &str, key: &str) -> Command {
     let mut ssh = Command::new("ssh");
     ssh.args(["-l", user]);
@@ -82,7 +83,7 @@ fn ssh_as(agent: &Agent, user: &str, key: &str) -> Command {
     ssh
 }
 
-/// A worker session that has been answered.
+/// A worker session whose handshake was answered.
 fn session(mut ssh: Command) -> Child {
     ssh.args(["nix-daemon", "--stdio"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = ssh.spawn().expect("ssh");
@@ -100,7 +101,7 @@ fn a_certificate_of_the_rosters_authority_lets_its_member_in_and_no_other_does()
     let good = ["-n", "alice"];
     certify(&agent, "ca", &good);
     knock(&agent, "alice").expect("a good certificate");
-    // Whatever the user name: the client offers the key first, then its certificate.
+    // With any user name: the client offers the key first, then its certificate.
     knock(&agent, "root").expect("a good certificate");
     knock(&agent, "bob").expect("a good certificate");
     assert_eq!(agent.wait_for("logged in")["member"], "alice");

@@ -1,4 +1,4 @@
-//! The box's own HTTP client against servers that behave, and servers that do not.
+//! The box's own HTTP client, with correct and with hostile servers.
 
 mod common;
 

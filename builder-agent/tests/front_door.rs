@@ -1,4 +1,4 @@
-//! Who gets in and what they can ask for, with the real OpenSSH client.
+//! Logins and the commands that they may run, with the real OpenSSH client.
 
 mod common;
 
@@ -156,7 +156,7 @@ fn a_removed_member_is_put_out_at_once_and_the_others_stay() {
         child
     };
     let (mut alice, mut bob) = (session("alice"), session("bob"));
-    // Kept open: it must be the agent who ends this.
+    // Kept open, so that only the agent can end this.
     let _stdin = alice.stdin.take();
     write_roster(agent.path(), &["bob"]);
     let output = alice.wait_with_output().expect("ended");
@@ -187,7 +187,7 @@ struct KeyAgent {
 }
 
 impl KeyAgent {
-    /// Holds these keys, in this order.
+    /// Starts an ssh-agent with these keys, in this order.
     fn with(agent: &Agent, keys: &[String]) -> Self {
         let socket = agent.path().join("agent.socket");
         let mut process = std::process::Command::new("ssh-agent");
@@ -204,7 +204,7 @@ impl KeyAgent {
         Self { process, socket }
     }
 
-    /// A login that has nothing but the agent to choose from.
+    /// A login with only the keys of the ssh-agent.
     fn ssh(&self, agent: &Agent, words: &[&str]) -> std::process::Output {
         let mut ssh = std::process::Command::new("ssh");
         ssh.args([
@@ -242,7 +242,7 @@ fn a_member_with_many_keys_in_the_agent_gets_in_by_the_last_again_and_again() {
     }
     keys.push("alice".into());
     let key_agent = KeyAgent::with(&agent, &keys);
-    // More often than a source could fail: what it took to find the right key is forgiven.
+    // Repeated: rejected keys before the right one do not count as failures of the source address.
     for _ in 0..5 {
         let output = key_agent.ssh(&agent, &["signing-key"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -290,7 +290,7 @@ fn a_member_with_as_many_connections_as_allowed_is_told_which_limit_that_is() {
         fourth.contains("3 connections of members") && fourth.contains("limits.max-connections)"),
         "{fourth}"
     );
-    // A place that is free again is free for the next.
+    // A place that becomes free can be used again.
     let mut first = all.remove(0);
     first.kill().expect("killed");
     first.wait().expect("ended");

@@ -1,6 +1,7 @@
-//! An agent that runs micro-VMs starts only where their jail is complete, or where its configuration names what is missing.
+//! An agent that runs micro-VMs starts only if their jail is complete, or if its configuration names the
+//! missing steps.
 //!
-//! No VM runs here and no KVM is needed: the agent tries the jail on a process of its own before it answers anybody.
+//! No VM runs here and no KVM is needed: the agent tests the jail with a process of its own before it serves.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -8,9 +9,10 @@ use std::process::{Command, Stdio};
 
 const STEPS: [&str; 5] = ["cgroup", "namespaces", "pid-namespace", "own-uid", "landlock"];
 
-/// What an agent did with this list of steps that may be missing, on a host that has no cgroup to give.
+/// The outcome of starting an agent with this list of steps that may be missing, on a host without a usable
+/// cgroup.
 enum Started {
-    /// It answers, and has warned of these.
+    /// The agent serves, and has warned of these steps.
     Yes(BTreeSet<String>),
     No(String),
 }

@@ -1,4 +1,4 @@
-//! A client may ask for less log than the box allows, and only its own request ends at that.
+//! A client may set a smaller log limit than the box's; reaching it ends that client's request only.
 
 mod common;
 
@@ -36,7 +36,7 @@ async fn a_run_has_the_log_limit_of_who_started_it() {
     let mut alice = client(&house, "alice", "5").await;
     send(&mut alice, "log:planing write:x").await;
     assert_eq!(status(&mut alice).await, BuildStatus::LogLimitExceeded as u64);
-    // Zero is none of its own.
+    // Zero means no limit of his own.
     let mut bob = client(&house, "bob", "0").await;
     send(&mut bob, "log:planing write:x").await;
     assert_eq!(status(&mut bob).await, BuildStatus::Built as u64);

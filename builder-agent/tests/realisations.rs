@@ -1,4 +1,5 @@
-//! What a floating output turned out to be is everybody's only if it was built from what was Verified then.
+//! A realisation of a floating output is Verified only if the output was built from inputs that were Verified
+//! then.
 
 mod common;
 
@@ -88,7 +89,7 @@ impl Case {
         view.info_with_provenance(&self.input_path()).expect("there").1
     }
 
-    /// Of the derivation, and of what it resolves to.
+    /// The realisations of the derivation and of its resolved form.
     fn realisations(&self) -> [RealisationId; 2] {
         let view = self.view("alice");
         let hash = Hasher::new(&view, &self.house.house.realiser.drv_hashes, &Study::default())
@@ -103,7 +104,7 @@ impl Case {
         [hash, resolved.expect("floating")].map(|drv_hash| RealisationId { drv_hash, output: "out".into() })
     }
 
-    /// Builds as alice; `meanwhile` happens while the builder runs.
+    /// Builds as alice; `meanwhile` runs while the builder runs.
     async fn build(&self, meanwhile: impl FnOnce()) {
         let mut alice = self.house.session("alice").await;
         let drv_path = SingleDerivedPath::Opaque(self.floating.clone());
@@ -137,8 +138,8 @@ async fn what_was_built_from_verified_inputs_is_everybodys() {
     }
 }
 
-/// Else a member could have the box vouch for a result made of anything: claim, build, prove the claim's path with other
-/// contents, let the build end.
+/// Otherwise a member could have the box sign a result of arbitrary inputs: claim, build, prove the claimed
+/// path with other contents, let the build end.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_input_that_is_verified_too_late_proves_nothing() {
     let case = Case::new();

@@ -1,5 +1,5 @@
-//! One build for all who ask for the same: joined while it runs, reused when it has ended, and never anybody's who asked
-//! for something else. Real wire, store and scheduler; builders are played by a script.
+//! Equal requests share one build: they join it while it runs, and reuse its result when it has ended. A
+//! request for something else never gets it. Real wire, store and scheduler; a script plays the builders.
 
 mod common;
 
@@ -15,7 +15,7 @@ use wire::client::{End, Frame};
 use wire::types::ClientSettings;
 use wire::worker::Request;
 
-/// What a client learns of a build.
+/// A client's view of a build.
 #[derive(Debug)]
 struct Told {
     frames: Vec<Frame>,
@@ -80,7 +80,7 @@ async fn set_timeout(client: &mut TestClient, seconds: u64) {
     client.call(&Request::SetOptions(settings)).await.expect("taken");
 }
 
-/// Waits until a condition holds that another task makes true.
+/// Waits until a condition holds, which another task makes true.
 async fn until(mut condition: impl FnMut() -> bool) {
     let wait = async {
         while !condition() {
@@ -107,7 +107,7 @@ async fn an_equal_build_of_another_member_is_not_run_again() {
         client.call(&Request::NarFromPath { path: path("t") }).await.expect("an answer");
         assert_eq!(client.nar().await.expect("a nar"), wire::client::encode_file_nar(b"x", false));
     }
-    // Both can read how it went.
+    // Both can read its log.
     for member in ["alice", "bob"] {
         let mut log = String::new();
         let mut file = house.house.realiser.kept.find(member, &path("t.drv")).expect("a log");
@@ -135,7 +135,7 @@ async fn whoever_asks_for_something_else_gets_something_else() {
     let house = Scripted::open("");
     let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
     build(&mut alice, derivation("t", "write:x", &[])).await.is(BuildStatus::Built);
-    // The same output path, another builder; then another variable.
+    // The same output path with another builder, and then with another variable.
     build(&mut bob, derivation("t", "write:y", &[])).await.is(BuildStatus::Built);
     assert_eq!(runs(&house), 2);
     build(&mut bob, derivation("u", "write:x", &[("a", "1")])).await.is(BuildStatus::Built);
@@ -170,7 +170,7 @@ async fn a_failure_of_the_builds_own_is_told_again_to_everybody_with_how_to_try_
     for way in ["--rebuild", "BARNRAISER_REUSE_FAILURES=0"] {
         assert!(message.contains(way), "{message}");
     }
-    // Each of the ways works.
+    // Every way of asking works.
     check(&mut bob, (bobs_drv.clone(), recipe.clone())).await.is(BuildStatus::PermanentFailure);
     assert_eq!(runs(&house), 2);
     let mut wishes = daemon::SessionOptions::default();
@@ -211,7 +211,7 @@ async fn another_member_joins_a_running_build_and_gets_its_log_from_the_start() 
     send(&mut alice, derivation("t", "log:early gate log:late write:x", &[]), BuildMode::Normal).await;
     until(|| runs(&house) == 1).await;
     send(&mut bob, derivation("t", "log:early gate log:late write:x", &[]), BuildMode::Normal).await;
-    // Bob is among those who wait once his log begins.
+    // Once his log begins, bob waits for the run, too.
     wait_for_line(&mut bob, "early").await;
     house.script.gate.cancel();
     let (alices, bobs) = (told(&mut alice).await, told(&mut bob).await);
@@ -285,7 +285,7 @@ async fn a_build_goes_on_for_who_still_waits_when_the_first_one_hangs_up() {
     send(&mut bob, drv(), BuildMode::Normal).await;
     wait_for_line(&mut bob, "early").await;
     drop(alice);
-    // Alice has her slot back, and her session is gone for good.
+    // Alice has her slot back, and her session has ended.
     let mut later = house.session("alice").await;
     build(&mut later, derivation("u", "write:u", &[])).await.is(BuildStatus::Built);
     assert_eq!(house.script.cancelled.load(Ordering::SeqCst), 0);
@@ -305,7 +305,7 @@ async fn a_build_goes_on_for_who_still_waits_when_the_first_one_is_removed() {
     until(|| runs(&house) == 1).await;
     send(&mut bob, drv(), BuildMode::Normal).await;
     wait_for_line(&mut bob, "early").await;
-    // Nobody but alice waits for this one: its end shows that the roster is followed.
+    // Only alice waits for this one: its end shows that the agent follows the roster.
     let mut alices = house.session("alice").await;
     send(&mut alices, derivation("hers", "log:early wait", &[]), BuildMode::Normal).await;
     wait_for_line(&mut alices, "early").await;
@@ -384,7 +384,7 @@ async fn a_check_builds_again_and_keeps_what_was_valid() {
     let (drv, out) = (path("other.drv").to_absolute_path(), path("other").to_absolute_path());
     assert_eq!(told.message, format!("derivation '{drv}' may not be deterministic: output '{out}' differs"));
     assert_eq!(nar(&mut alice, "other").await, before);
-    // Nobody gets the result of a check.
+    // Other members never get the result of a check.
     let mut bob = house.session("bob").await;
     build(&mut bob, other()).await.is(BuildStatus::Substituted);
     assert_eq!(nar(&mut bob, "other").await, before);

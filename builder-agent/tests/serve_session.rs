@@ -1,5 +1,5 @@
-//! Sessions of the serve protocol, and the commands beside it: real wire, real store, real scheduler; builders are
-//! played by a script.
+//! Sessions of the serve protocol, and the commands beside it: real wire, real store, real scheduler; a
+//! script plays the builders.
 
 mod common;
 
@@ -35,7 +35,7 @@ fn info(name: &str, nar: &[u8], references: &[StorePath]) -> PathInfo {
     }
 }
 
-/// Uploads a file and returns what the server says: 1 or 0.
+/// Uploads a file and returns the server's answer: 1 or 0.
 async fn add(client: &mut ServeClient, name: &str, contents: &[u8], references: &[StorePath]) -> u64 {
     let nar = encode_file_nar(contents, false);
     let info = info(name, &nar, references);
@@ -50,7 +50,7 @@ async fn valid(client: &mut ServeClient, paths: &[StorePath]) -> Vec<StorePath> 
     client.paths().await.expect("an answer")
 }
 
-/// Everything written to a stream whose writer is gone.
+/// Everything written to a stream whose writer has been dropped.
 async fn all(mut stream: DuplexStream) -> String {
     let mut text = String::new();
     stream.read_to_string(&mut text).await.expect("UTF-8");
@@ -64,7 +64,7 @@ async fn some(stream: &mut DuplexStream) -> String {
     String::from_utf8_lossy(&bytes[..read.expect("read")]).into_owned()
 }
 
-/// Waits until a condition holds that another task makes true.
+/// Waits until a condition holds, which another task makes true.
 async fn until(mut condition: impl FnMut() -> bool) {
     let wait = async {
         while !condition() {
@@ -139,7 +139,7 @@ async fn an_export_stream_goes_in_and_comes_out() {
     alice.send(&encode_export(&items)).await.expect("sent");
     assert_eq!(alice.u64().await.expect("an answer"), 1);
 
-    // Asked for in the wrong order, they come in one that can be imported.
+    // The paths are requested in the wrong order, and sent in an order that can be imported.
     let paths = vec![path("b"), path("a"), path("z")];
     alice.request(&Request::ExportPaths { paths }).await.expect("sent");
     assert_eq!(alice.export().await.expect("a stream"), items);
@@ -259,7 +259,7 @@ async fn paths_are_built_and_failures_have_their_status() {
     assert!(alice.string().await.expect("a message").contains("repeat"));
 }
 
-/// Runs a command of alice's: stdout, stderr, exit status.
+/// Runs a command as alice: stdout, stderr, exit status.
 async fn run(house: &Scripted, command: HostCommand) -> (String, String, u32) {
     let (stdout, out) = tokio::io::duplex(64 * 1024);
     let (stderr, err) = tokio::io::duplex(64 * 1024);

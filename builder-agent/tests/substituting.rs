@@ -1,5 +1,5 @@
-//! Substitution with caches that lie, break or stall, and what members get to see of it. In one process; stock Nix's
-//! own caches are in `tests/tests/clients/substitution.rs`.
+//! Substitution from caches that lie, break or stall, and the members' view of it. All in one process; the
+//! caches of stock Nix are in `tests/tests/clients/substitution.rs`.
 
 mod common;
 
@@ -15,7 +15,7 @@ use store::signing::SecretKey;
 use wire::client::{End, encode_file_nar};
 use wire::worker::Request;
 
-/// `EnsurePath`: nothing, or the error.
+/// Sends `EnsurePath`; returns its error.
 async fn ensure(client: &mut TestClient, path: &StorePath) -> Result<(), String> {
     client.request(&Request::EnsurePath { path: path.clone() }).await.expect("sent");
     match client.log().await.expect("an answer").1 {
@@ -46,7 +46,7 @@ async fn a_signed_path_is_fetched_with_its_references_and_everybody_sees_it() {
     for path in [&lib, &app] {
         assert!(is_valid(&mut alice, path).await && is_valid(&mut bob, path).await, "{path:?}");
     }
-    // What is there is not asked for again.
+    // A valid path is not requested again.
     let asked = cache.all_asked();
     assert_eq!(ensure(&mut bob, &app).await, Ok(()));
     assert_eq!(cache.all_asked(), asked);
@@ -60,7 +60,7 @@ async fn each_lie_of_a_cache_is_refused_in_one_line_and_the_box_goes_on() {
     let unsigned = cache.publish("unsigned", "x", &[], None, as_it_is);
     let unknown = cache.publish("unknown", "x", &[], Some(&other), as_it_is);
     let forged = cache.publish("forged", "x", &[], Some(&impostor), as_it_is);
-    // The signature covers what would be changed here.
+    // The signature covers the field that is changed here.
     let references = cache.publish("references", "x", &[], Some(&key), |info| {
         info.replace("References: ", &format!("References: {}", path("unsigned").to_basename()))
     });
@@ -123,7 +123,7 @@ async fn each_lie_of_a_cache_is_refused_in_one_line_and_the_box_goes_on() {
         assert!(error.contains(said), "{name}: {error}");
         assert!(error.len() < 700 && !error.contains('\n'), "{name}: {error}");
         assert!(!is_valid(&mut alice, what).await, "{name}");
-        // A cache that lies about one thing may be honest about the next.
+        // A cache that lies about one path may be honest about the next.
         let good = cache.publish(&format!("good-{name}"), name, &[], Some(&key), as_it_is);
         assert_eq!(ensure(&mut alice, &good).await, Ok(()), "after {name}");
     }
@@ -145,7 +145,7 @@ async fn a_cache_for_another_store_is_never_asked_for_a_path() {
 #[tokio::test]
 async fn a_cache_that_is_down_or_stalls_costs_a_clear_line_and_is_left_alone_for_a_while() {
     let key = key();
-    // Nobody listens there any more.
+    // No server listens there any more.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     drop(listener);
@@ -157,7 +157,7 @@ async fn a_cache_that_is_down_or_stalls_costs_a_clear_line_and_is_left_alone_for
     assert!(error.contains("is not asked for another"), "{error}");
     assert!(!is_valid(&mut alice, &path("app")).await, "the box serves");
 
-    // It takes the question and says nothing.
+    // It reads the request and never answers.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let silent = house(listener.local_addr().expect("an address"), &key, "");
     let mut alice = silent.session("alice").await;
@@ -173,7 +173,7 @@ async fn a_cache_that_hangs_is_waited_for_once_whatever_is_wanted() {
     let paths: Vec<StorePath> = (0..100).map(|n| path(&format!("path-{n}"))).collect();
     alice.call(&Request::QueryValidPaths { paths, substitute: true }).await.expect("an answer");
     assert_eq!(alice.paths().await.expect("paths"), []);
-    // One, unless the machine is so slow that the first pause is over before all have asked.
+    // One, unless the machine is so slow that the first pause ends before all have asked.
     let asked = connections.load(Ordering::Relaxed);
     assert!(asked <= 3, "{asked} connections");
     let error = ensure(&mut alice, &path("app")).await.expect_err("no answer");
@@ -201,7 +201,7 @@ async fn a_cache_that_wants_no_mass_queries_gets_none_and_is_not_taken_to_have_n
     alice.call(&Request::QuerySubstitutablePaths { paths }).await.expect("an answer");
     assert_eq!(alice.paths().await.expect("paths"), std::slice::from_ref(&common));
     assert_eq!((shy.asked(&narinfo_of(&common)), shy.asked(&narinfo_of(&rare))), (0, 0));
-    // A question about one path goes to all, the one with the better priority first.
+    // A request for one path goes to all caches, first to the one with the better priority.
     for path in [&rare, &common] {
         assert_eq!(ensure(&mut alice, path).await, Ok(()));
         assert_eq!(shy.asked(&narinfo_of(path)), 1);
@@ -234,7 +234,7 @@ async fn what_is_wanted_by_two_members_is_downloaded_once() {
     let (one, two) = tokio::join!(ensure(&mut alice, &app), ensure(&mut bob, &app));
     assert_eq!((one, two), (Ok(()), Ok(())));
     assert_eq!(cache.asked("nar/app.nar"), 1);
-    // Each asked for it: how fast the answer came told neither about the other.
+    // Both sessions asked the cache, so the speed of the answer reveals nothing about the other.
     assert_eq!(cache.asked(&narinfo_of(&app)), 2);
 }
 

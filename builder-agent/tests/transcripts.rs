@@ -1,4 +1,4 @@
-//! What an operator sees when the command line or the configuration is wrong.
+//! The messages for an operator whose command line or configuration is wrong.
 
 use std::fs;
 use std::process::Command;

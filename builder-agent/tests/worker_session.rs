@@ -1,4 +1,4 @@
-//! Sessions and builds: real wire, real store, real scheduler; builders are played by a script.
+//! Sessions and builds: real wire, real store, real scheduler; a script plays the builders.
 
 mod common;
 
@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use wire::client::{End, Frame};
 use wire::worker::Request;
 
-/// What a client learns of a build.
+/// A client's view of a build.
 #[derive(Debug)]
 struct Told {
     log: Vec<String>,
@@ -66,7 +66,7 @@ async fn is_valid(client: &mut TestClient, path: &StorePath) -> bool {
     client.u64().await.expect("a bool") == 1
 }
 
-/// Waits until a condition holds that another task makes true.
+/// Waits until a condition holds, which another task makes true.
 async fn until(mut condition: impl FnMut() -> bool) {
     let wait = async {
         while !condition() {
@@ -110,7 +110,7 @@ async fn a_built_path_is_its_members_own_and_says_nothing_to_others() {
     let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
     build(&mut alice, derivation("t", "write:x", &[])).await;
     assert!(is_valid(&mut alice, &path("t")).await && !is_valid(&mut bob, &path("t")).await);
-    // Bob's build of the same derivation runs on its own, and may give something else.
+    // Bob's build of the same derivation runs separately, and may have another result.
     let told = build(&mut bob, derivation("t", "write:y", &[])).await;
     assert_eq!(told.status, BuildStatus::Built as u64);
     for (client, contents) in [(&mut alice, "x"), (&mut bob, "y")] {
@@ -141,12 +141,12 @@ async fn a_second_request_joins_the_running_build_and_gets_its_log_from_the_star
     send_build(&mut first, derivation("t", "log:early gate log:late write:x", &[])).await;
     until(|| house.script.runs.load(Ordering::SeqCst) == 1).await;
     send_build(&mut second, derivation("t", "log:early gate log:late write:x", &[])).await;
-    // It has joined when its log arrives.
+    // Once its log arrives, the request has joined the run.
     let mut start = [0; 8];
     tokio::io::AsyncReadExt::read_exact(&mut second.reader, &mut start).await.expect("a log frame");
     house.script.gate.cancel();
     assert_eq!(told(&mut first).await.log, ["early", "late"]);
-    // The frame whose kind we just read is the start of the activity.
+    // The frame whose kind was just read is the start of the activity.
     assert_eq!(u64::from_le_bytes(start), 0x5354_5254);
     for _ in 0..3 {
         second.u64().await.expect("id, level, kind");

@@ -1,4 +1,5 @@
-//! A binary cache made by hand, and a house that fetches from it.
+//! A binary cache made by hand, and a house that fetches from it. A house is an agent without ssh
+//! (`scripted`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -12,7 +13,7 @@ use wire::client::encode_file_nar;
 use super::http::{ok, server, status};
 use super::scripted::{Scripted, path};
 
-/// A cache made by hand: what it answers by path, and what it was asked for.
+/// A cache made by hand: its answers by path, and the requests that it got.
 #[derive(Clone, Default)]
 pub struct Cache {
     files: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
@@ -40,13 +41,13 @@ impl Cache {
         self.asked.lock().expect("asked").iter().filter(|asked| *asked == path).count()
     }
 
-    /// How many questions there were.
+    /// The number of requests.
     pub fn all_asked(&self) -> usize {
         self.asked.lock().expect("asked").len()
     }
 
-    /// Everything that makes `path` a file with this text, as an honest cache would have it; then `change` has its way
-    /// with the narinfo.
+    /// Publishes `path` as a file with this text, as an honest cache would; then `change` may change the
+    /// narinfo.
     pub fn publish(
         &self,
         name: &str,
@@ -97,7 +98,7 @@ pub fn key() -> SecretKey {
     SecretKey::generate("cache.example.org-1").expect("a key")
 }
 
-/// A house that fetches from there and trusts this key.
+/// A house that fetches from this cache and trusts this key.
 pub fn house(address: SocketAddr, key: &SecretKey, more: &str) -> Scripted {
     Scripted::open(&format!(
         "substituters = [\"http://{address}\"]\ntrusted-public-keys = [\"{}\"]\nfetch.allow-private = true\n\

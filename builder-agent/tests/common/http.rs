@@ -1,4 +1,4 @@
-//! A server of the HTTP that a test wants to see, honest or not.
+//! An HTTP server whose answers the test chooses, honest or not.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub async fn server(
     (address, count)
 }
 
-/// Takes every question and never answers. Counts connections.
+/// Reads every request and never answers. Counts connections.
 pub async fn silent() -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -41,7 +41,7 @@ pub async fn silent() -> (SocketAddr, Arc<AtomicUsize>) {
     (address, count)
 }
 
-/// One connection of [`server`]. An answer that ends with [`ENDLESS`] goes on with zeros for ever.
+/// Serves one connection of [`server`]. An answer that ends with [`ENDLESS`] continues with zeros for ever.
 pub async fn converse<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, answer: impl Fn(&str) -> Vec<u8>) {
     let mut request = Vec::new();
     loop {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// Upper bound for things that take milliseconds, on a machine that does other work.
+/// Upper bound for steps that take milliseconds, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An agent that serves until dropped.
@@ -28,7 +28,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts an agent whose roster holds the members by name, each with a key in `<name>` and `<name>.pub`.
+    /// Starts an agent whose roster has the members by name, each with a key in `<name>` and `<name>.pub`.
     /// `config` goes before the first section.
     pub fn start(members: &[&str], config: &str) -> Agent {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
@@ -36,7 +36,7 @@ impl Agent {
             make_key(&dir.path().join(name));
         }
         write_roster(dir.path(), members);
-        // The front door needs no working sandbox: any readable file will do.
+        // The front door needs no working sandbox: any readable file is sufficient.
         let path = dir.path().display();
         let text = format!(
             "name = \"testbox\"\nlisten = [\"127.0.0.1:0\"]\nroster = \"{path}/roster.json\"\nstate-dir = \"{path}/state\"\n\
@@ -70,7 +70,7 @@ impl Agent {
         self.dir.path()
     }
 
-    /// The first log event with this message; fails when it does not come.
+    /// The first log event with this message; fails if there is none in time.
     pub fn wait_for(&self, message: &str) -> serde_json::Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -102,7 +102,8 @@ impl Agent {
         ssh
     }
 
-    /// Runs a command and gives the transcript a person would see, without the lines that differ each time.
+    /// Runs a command and returns the transcript that a user would see, without the lines that differ each
+    /// time.
     pub fn transcript(&self, key: &str, args: &[&str]) -> String {
         let output = self.ssh(key).args(args).output().expect("ssh");
         transcript(args, &output, self)
@@ -136,7 +137,7 @@ impl Drop for Agent {
 fn transcript(args: &[&str], output: &Output, agent: &Agent) -> String {
     let mut text = format!("$ ssh box {}\n", args.join(" "));
     for line in String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).lines() {
-        // Said by the client about itself.
+        // Messages of the client itself.
         if line.starts_with("Warning: Permanently added") || line.starts_with("Pseudo-terminal") {
             continue;
         }

@@ -1,6 +1,8 @@
-//! A house without ssh and without a real sandbox: sessions in memory, builds played by a script.
+//! A house: an agent without ssh and without a real sandbox. Sessions are in memory, and a script plays the
+//! builders.
 //!
-//! The script is the derivation's first argument, so a test says next to its derivation how the builder behaves.
+//! The script is the derivation's first argument, so that a test has the builder's behaviour next to its
+//! derivation.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,16 +32,19 @@ use tokio::sync::watch;
 use wire::client::{Client, encode_file_nar};
 
 /// Plays builders. Words of the script, separated by spaces:
-/// `log:X` prints a line (longer than the limit of the log: ends as the sandbox would), `write:X` makes every output a file that holds X, `refer` makes it hold the inputs' paths,
-/// `count` makes it hold the number of runs so far, `timeout`, `memory` and `broken` end as the sandbox would, `limit` waits
-/// for the gate and ends if it may run for a second only,
-/// `exit:N` ends, `wait` waits until cancelled, `gate` waits until the test opens the gate.
+///
+/// - `log:X` prints a line (longer than the limit of the log: ends as the sandbox would);
+/// - `write:X` makes every output a file that holds X, `refer` one that holds the inputs' paths, `count` one
+///   that holds the number of runs so far;
+/// - `timeout`, `memory` and `broken` end as the sandbox would, `exit:N` ends with this status;
+/// - `limit` waits for the gate and ends if it may run for a second only;
+/// - `wait` waits until cancelled, `gate` waits until the test opens the gate.
 #[derive(Default)]
 pub struct Script {
     pub runs: AtomicUsize,
     pub cancelled: AtomicUsize,
     pub gate: Cancel,
-    /// What the last build got to see: store paths of trees, or the bytes of an image.
+    /// The inputs of the last build: store paths of trees, or the bytes of an image.
     pub inputs: Mutex<Option<Inputs>>,
 }
 
@@ -75,7 +80,7 @@ impl Script {
                 ("broken", _) => return Err(SandboxError::GuestDied { console: String::new() }),
                 ("limit", _) => {
                     assert!(self.gate.wait(Duration::from_secs(60)), "nobody opened the gate");
-                    // A little of its second is gone before the sandbox starts.
+                    // A part of its second passes before the sandbox starts.
                     if let Some(after) = job.limits.wall.filter(|wall| wall.as_secs() < 2) {
                         return Err(SandboxError::Timeout { after });
                     }
@@ -123,7 +128,7 @@ impl Scripted {
         Self::open_for("namespace", config)
     }
 
-    /// As if builds ran in this sandbox.
+    /// The same, with the configuration of this sandbox backend.
     pub fn open_for(backend: &str, config: &str) -> Scripted {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
         for name in ["alice", "bob"] {
@@ -199,7 +204,7 @@ impl Scripted {
         self.session_with(name, SessionOptions::default()).await
     }
 
-    /// A session of a client that set variables.
+    /// A session of a client that set environment variables.
     pub async fn session_with(&self, name: &str, options: SessionOptions) -> TestClient {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let (reader, writer) = tokio::io::split(theirs);
@@ -213,7 +218,7 @@ impl Scripted {
         Client::connect(reader, writer, 35, &[]).await.expect("a handshake")
     }
 
-    /// A session of the serve protocol, 2.7 like most stock clients, and what it writes to stderr.
+    /// A session of the serve protocol, 2.7 like most stock clients, and the stream of its stderr.
     pub async fn serve_session(&self, name: &str, write: bool) -> (ServeClient, DuplexStream) {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let (reader, writer) = tokio::io::split(theirs);
@@ -241,7 +246,7 @@ impl Scripted {
     }
 }
 
-/// A member with nothing special.
+/// A member without special settings.
 pub fn member(name: &str) -> Arc<Member> {
     Arc::new(Member {
         name: name.into(),
@@ -257,7 +262,7 @@ fn read_roster(dir: &Path, names: &[&str]) -> Arc<Roster> {
     Arc::new(members::load(&dir.join("roster.json")).expect("a roster"))
 }
 
-/// Some store path with this name. Different names have different digests.
+/// A store path with this name. Different names have different digests.
 pub fn path(name: &str) -> StorePath {
     let mut digest = [7; 20];
     for (i, byte) in name.bytes().enumerate() {
@@ -266,7 +271,7 @@ pub fn path(name: &str) -> StorePath {
     StorePath::from_parts(digest, name).expect("a path")
 }
 
-/// A derivation whose builder plays `script`; its one output is `path(name)`.
+/// A derivation whose builder runs `script`; its one output is `path(name)`.
 pub fn derivation(name: &str, script: &str, env: &[(&str, &str)]) -> (StorePath, BasicDerivation) {
     let derivation = BasicDerivation {
         outputs: BTreeMap::from([("out".to_owned(), Output::InputAddressed { path: path(name) })]),
