@@ -1,4 +1,5 @@
-//! A real agent with the namespace sandbox, on a free port of the loopback interface, its state in memory unless told.
+//! A real agent with the namespace sandbox, on a free port of the loopback interface, its state in memory by
+//! default.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,10 +13,10 @@ use crate::keys::Key;
 use crate::log::Log;
 use crate::{PATIENCE, place, roster};
 
-/// How often a process is asked whether it has ended.
+/// Interval between checks whether a process has ended.
 const GLANCE: Duration = Duration::from_millis(10);
 
-/// How an agent is to run.
+/// The settings with which an agent is started.
 #[derive(Default)]
 pub struct Setup {
     settings: String,
@@ -31,7 +32,7 @@ impl Setup {
         self
     }
 
-    /// Reads this roster, which somebody else writes.
+    /// Reads this roster, which another program writes.
     pub fn roster_at(mut self, path: &Path) -> Self {
         self.roster = Some(path.to_owned());
         self
@@ -43,7 +44,7 @@ impl Setup {
         self
     }
 
-    /// Starts it with these members in its own roster file (which is not used after `roster_at`).
+    /// Starts the agent with these members in its own roster file (which is not used after `roster_at`).
     pub fn start(self, members: &[(&str, &Key)]) -> Agent {
         let dir = match &self.below {
             Some(folder) => place::scratch_below(folder, "agent"),
@@ -56,7 +57,7 @@ impl Setup {
     }
 }
 
-/// An agent that serves until dropped. A test that fails while it lives shows its log.
+/// An agent that serves until dropped. If a test fails meanwhile, the log is shown.
 pub struct Agent {
     dir: TempDir,
     setup: Setup,
@@ -67,7 +68,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// With the default configuration.
+    /// Starts an agent with the default configuration.
     pub fn start(members: &[(&str, &Key)]) -> Self {
         Setup::default().start(members)
     }
@@ -76,32 +77,32 @@ impl Agent {
         self.port
     }
 
-    /// Holds the store, the logs and the host key.
+    /// The folder with the store, the logs and the host key.
     pub fn state_dir(&self) -> PathBuf {
         self.dir.path().join("state")
     }
 
-    /// Replaces the roster file of an agent that was not given another's.
+    /// Replaces the roster file, unless `roster_at` was used.
     pub fn set_roster(&self, members: &[(&str, &Key)]) {
         roster::write(&self.dir.path().join("roster.json"), &roster::roster(members));
     }
 
-    /// As [`Agent::set_roster`], whatever the roster says.
+    /// As [`Agent::set_roster`], with any contents.
     pub fn set_roster_to(&self, roster: &Value) {
         roster::write(&self.dir.path().join("roster.json"), roster);
     }
 
-    /// The process, for looking at it from outside.
+    /// The id of its process.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("a running agent").id()
     }
 
-    /// All log events so far, over all starts.
+    /// All log events so far, of all starts.
     pub fn events(&self) -> Vec<Value> {
         self.log.events()
     }
 
-    /// How often this message was logged.
+    /// Number of log events with this message.
     pub fn count(&self, message: &str) -> usize {
         self.log.events().iter().filter(|event| event["message"] == message).count()
     }
@@ -116,7 +117,7 @@ impl Agent {
         self.wait_for_event(message, |event| event["message"] == message)
     }
 
-    /// The first event that fits; `what` is for the message when none comes.
+    /// The first event for which `fits` is true; `what` names it in the message if none comes.
     #[track_caller]
     pub fn wait_for_event(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
         self.log
@@ -124,17 +125,17 @@ impl Agent {
             .unwrap_or_else(|| panic!("the agent did not log {what:?}"))
     }
 
-    /// Ends it as the service manager does, and waits for that.
+    /// Ends the agent as the service manager does, and waits for its end.
     pub fn stop(&mut self) -> ExitStatus {
         self.end(Signal::TERM)
     }
 
-    /// `kill -9`: nothing is tidied up.
+    /// Kills the agent with `kill -9`: it cannot clean up.
     pub fn kill(&mut self) {
         self.end(Signal::KILL);
     }
 
-    /// Starts it again on the same state and port. One that still runs is stopped before.
+    /// Starts it again with the same state and port. A running agent is stopped first.
     pub fn restart(&mut self) {
         if self.child.is_some() {
             self.stop();

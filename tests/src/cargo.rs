@@ -1,4 +1,4 @@
-//! What cargo says of this workspace.
+//! Cargo's information about this workspace.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::place;
 
-/// `cargo metadata` with these arguments besides, from the lock file as it is committed.
+/// `cargo metadata` with these additional arguments, from the committed lock file.
 pub fn metadata(arguments: &[&str]) -> Value {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--locked"])

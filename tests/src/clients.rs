@@ -27,7 +27,7 @@ pub enum Version {
 impl Version {
     pub const ALL: [Version; 3] = [Version::V2_8, Version::V2_26, Version::V2_34];
 
-    /// As `tests/scripts/nix-client` names it.
+    /// The name in `tests/scripts/nix-client`.
     pub fn name(self) -> &'static str {
         match self {
             Version::V2_8 => "2.8",
@@ -37,7 +37,7 @@ impl Version {
     }
 }
 
-/// The two ways stock Nix names a store behind ssh.
+/// The two kinds of stores behind ssh in stock Nix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// `ssh-ng://`: the worker protocol, behind `nix-daemon --stdio`.
@@ -55,7 +55,7 @@ impl Protocol {
     }
 }
 
-/// A version of Nix, and how it reaches the box. Every rule of stock clients holds for every one of these.
+/// A version of Nix with a protocol. Every rule for stock clients is tested with each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stock {
     pub version: Version,
@@ -63,17 +63,17 @@ pub struct Stock {
 }
 
 impl Stock {
-    /// The newest client over the protocol that can do everything.
+    /// The newest client with the protocol that has all operations.
     pub const NEWEST: Stock = Stock { version: Version::V2_34, protocol: Protocol::SshNg };
 
-    /// Whether it can build in the box's own store (`nix build --store`). No stock client can over `ssh://`: it
-    /// would have to ask such a store for more than the protocol has (see [`UNSUPPORTED_BY_CLIENT`]).
+    /// Whether it can build in the box's own store (`nix build --store`). No stock client can over `ssh://`:
+    /// it would need operations that the protocol does not have (see [`UNSUPPORTED_BY_CLIENT`]).
     pub fn builds_at_the_box(self) -> bool {
         self.protocol == Protocol::SshNg
     }
 }
 
-/// What stock Nix says of `ssh://` stores when it is asked to build in one, before it asks the box for a build.
+/// Stock Nix's error for a build in an `ssh://` store, before it sends the box a request.
 pub const UNSUPPORTED_BY_CLIENT: &str = "nable to build with a primary store that isn't a local store";
 
 /// A client machine of one member: private `/nix`, private home, the member's key, and the box's port.
@@ -84,7 +84,7 @@ pub struct Nix {
     dir: Arc<TempDir>,
     keys: PathBuf,
     port: u16,
-    /// Lines for `nix.conf`.
+    /// Additional lines of `nix.conf`.
     more_config: String,
 }
 
@@ -99,7 +99,7 @@ impl Nix {
         Self { protocol: stock.protocol, ..Self::new(stock.version, agent, key) }
     }
 
-    /// A client of whatever answers ssh on this port of the loopback interface, over `ssh-ng://`.
+    /// A client of any ssh server on this port of the loopback interface, over `ssh-ng://`.
     pub fn at(version: Version, port: u16, key: &Key) -> Self {
         let tree = suite::tree(version.name());
         let dir = place::scratch("client");
@@ -117,7 +117,7 @@ impl Nix {
         }
     }
 
-    /// The same machine and store, talking to another port.
+    /// The same machine and store, for another port.
     pub fn with_port(&self, port: u16) -> Self {
         let (version, protocol) = (self.version, self.protocol);
         let (tree, keys) = (self.tree.clone(), self.keys.clone());
@@ -142,8 +142,8 @@ impl Nix {
         format!("{} x86_64-linux /root/keys/key 4", self.store())
     }
 
-    /// Switches features of Nix on that are still experiments, for all that this client starts (hooks, too, which do
-    /// not get what is said on a command line).
+    /// Enables experimental features of Nix, for all programs that this client starts (also hooks, which do
+    /// not get the options of a command line).
     pub fn enable(&mut self, features: &str) {
         self.more_config = format!("extra-experimental-features = {features}\n");
     }
@@ -170,7 +170,7 @@ impl Nix {
         Running::start(self.command("nix").args(args))
     }
 
-    /// `nix build --store` of an expression, evaluated here.
+    /// `nix build --store` of an expression, evaluated on the client.
     pub fn build_at_box(&self, expression: &str) -> Command {
         let mut command = self.command("nix");
         command.args(["build", "--store", self.store(), "--eval-store", "auto"]);
@@ -178,7 +178,7 @@ impl Nix {
         command
     }
 
-    /// `nix build` with the box as the only builder; the outputs end up in the client's store.
+    /// `nix build` with the box as the only builder; the client's store receives the outputs.
     pub fn build_through_builders(&self, expression: &str) -> Command {
         let mut command = self.command("nix");
         command.args(["build", "--builders", &self.builders(), "--max-jobs", "0"]);
@@ -186,7 +186,8 @@ impl Nix {
         command
     }
 
-    /// The best way to build over this protocol: at the box where stock Nix can, else through `--builders`.
+    /// The best way to build over this protocol: in the box's store if stock Nix can, else through
+    /// `--builders`.
     pub fn build(&self, expression: &str) -> Command {
         match self.stock().builds_at_the_box() {
             true => self.build_at_box(expression),
@@ -201,13 +202,13 @@ impl Nix {
         command
     }
 
-    /// The hash of what is at this path of the client's machine, as a NAR.
+    /// The NAR hash of a file or folder on the client's machine.
     #[track_caller]
     pub fn hash_path(&self, path: &str) -> String {
         self.run(["hash", "path", path]).ok().answer().to_owned()
     }
 
-    /// The stock `ssh` with the member's key, logging in to the box; add the remote command.
+    /// The stock `ssh` with the member's key, logging in to the box; the caller adds the remote command.
     pub fn ssh(&self) -> Command {
         let mut command = self.command("ssh");
         command.args(self.ssh_options()).args(["-o", "BatchMode=yes", "-o", "LogLevel=ERROR"]);
@@ -250,7 +251,7 @@ impl Nix {
     }
 }
 
-/// What `nix build --json` said it built, by output name. One derivation only.
+/// The outputs in the answer of `nix build --json`, by output name. One derivation only.
 #[track_caller]
 pub fn outputs(built: &Transcript) -> BTreeMap<String, String> {
     let answer: serde_json::Value =
@@ -259,7 +260,8 @@ pub fn outputs(built: &Transcript) -> BTreeMap<String, String> {
     outputs.iter().map(|(name, path)| (name.clone(), path.as_str().expect("a path").to_owned())).collect()
 }
 
-/// Nothing comes from anywhere but the box, and nothing is built on the client by mistake in a sandbox it cannot make.
+/// Nothing is fetched except from the box, and nothing is built on the client, where Nix cannot make a
+/// sandbox.
 const CONFIG: &str = "experimental-features = nix-command
 build-users-group =
 sandbox = false

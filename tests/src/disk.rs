@@ -1,5 +1,5 @@
-//! An ext4 file system with a journal of its own, in a file on this machine's disk: what a box with a disk has. And a small
-//! one in memory, which is full as soon as a test wants it to be.
+//! File systems for tests: ext4 with a journal, in a file on this machine's disk, as on a box with a disk;
+//! and a small one in memory, which a test can fill quickly.
 //!
 //! The other tests keep their stores in memory ([`place`](crate::place)), where nothing is ever flushed. Needs root, and
 //! loop devices.
@@ -16,7 +16,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// One in memory, with options of tmpfs(5) such as `size=48m,nr_inodes=2000`: one that is soon full.
+    /// A file system in memory, with options of tmpfs(5) such as `size=48m,nr_inodes=2000`, which is full
+    /// soon.
     #[track_caller]
     pub fn memory(options: &str) -> Self {
         let mount = Self::place();
@@ -25,7 +26,7 @@ impl Disk {
         Self { mount }
     }
 
-    /// A fresh one of this size, as `mkfs.ext4` makes it: `data=ordered`, barriers, a journal.
+    /// A new file system of this size, as `mkfs.ext4` makes it: `data=ordered`, barriers, a journal.
     #[track_caller]
     pub fn ext4(mib: u64) -> Self {
         let mount = Self::place();
@@ -35,7 +36,7 @@ impl Disk {
         file.set_len(mib << 20).expect("a sparse file");
         process::run(Command::new("mkfs.ext4").args(["-q", "-F", "-J", "size=64"]).arg(&image)).ok();
         process::run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount)).ok();
-        // The loop device holds it open; with the mount it goes.
+        // The loop device keeps the file open; it disappears with the mount.
         std::fs::remove_file(&image).expect("the image has another owner now");
         Self { mount }
     }
@@ -57,13 +58,13 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Lazily: whatever still holds a file of it delays the end and not this test.
+        // Lazily: a process that still has a file of it open delays the unmount and not this test.
         let _ = Command::new("umount").arg("-l").arg(&self.mount).status();
         let _ = std::fs::remove_dir(&self.mount);
     }
 }
 
-/// Frees what tests that were killed have left.
+/// Frees the file systems of killed tests.
 fn sweep(all: &Path) {
     for entry in std::fs::read_dir(all).into_iter().flatten().flatten() {
         let name = entry.file_name().into_string().unwrap_or_default();

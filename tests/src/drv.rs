@@ -1,7 +1,7 @@
-//! Small derivations, written as people write them, whose builder is the sandbox's own `/bin/sh`.
+//! Small derivations as Nix expressions, whose builder is the sandbox's own `/bin/sh`.
 //!
-//! That shell is busybox and finds its own applets (`mkdir`, `sleep`, `cat`, ...) without a `PATH`, so nothing has to
-//! be uploaded before a first build.
+//! That shell is busybox and finds its own applets (`mkdir`, `sleep`, `cat`, ...) without a `PATH`, so
+//! nothing has to be uploaded before the first build.
 
 use std::fmt::Write;
 
@@ -30,7 +30,7 @@ impl Drv {
         self
     }
 
-    /// More outputs than `out`, which stays the first.
+    /// Outputs in addition to `out`, which stays the first.
     pub fn outputs(self, more: &[&str]) -> Self {
         let names: String = more.iter().map(|name| format!(" {}", quoted(name))).collect();
         self.attribute("outputs", &format!("[ \"out\"{names} ]"))
@@ -42,7 +42,7 @@ impl Drv {
         self
     }
 
-    /// Another derivation whose path the builder finds in this variable.
+    /// Adds another derivation; the builder finds its path in this variable.
     pub fn input(self, name: &str, input: &Drv) -> Self {
         let value = input.expr();
         self.attribute(name, &value)

@@ -1,4 +1,4 @@
-//! A git repository with a roster in it, changed the way people change it.
+//! A git repository with a roster, and the usual changes of it.
 
 use std::path::Path;
 use std::process::Command;
@@ -25,7 +25,7 @@ impl Repository {
         self.dir.path()
     }
 
-    /// One more commit; gives its id.
+    /// Adds a commit; returns its id.
     pub fn commit(&self, users: &str) -> String {
         std::fs::write(self.path().join("users.nix"), users).expect("users.nix");
         self.git(&["add", "users.nix"]);
@@ -45,7 +45,7 @@ impl Repository {
         self.git(&["rev-parse", "HEAD"])
     }
 
-    /// Nothing of the person's own git configuration matters.
+    /// Runs git without the user's own configuration.
     fn git(&self, args: &[&str]) -> String {
         let mut command = Command::new("git");
         command.arg("-C").arg(self.path()).args(args);

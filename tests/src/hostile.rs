@@ -1,8 +1,10 @@
-//! A client that lies: raw worker-protocol bytes through the stock OpenSSH client, and what must hold afterwards.
+//! A hostile client: raw worker-protocol bytes through the stock OpenSSH client, and checks of the box
+//! afterwards.
 //!
-//! [`TestBox`] is a box with one member and one good path in its store. A test does its worst, then calls
-//! [`TestBox::still_serves`] and [`TestBox::close`], which looks at the store from outside: every path that is visible
-//! must be whole. Not here: how an agent is started (`agent`), and the bytes of good requests (`wire::client`).
+//! [`TestBox`] is a box with one member and one good path in its store. A test attacks it, then calls
+//! [`TestBox::still_serves`] and [`TestBox::close`], which checks the store from outside: every visible path
+//! must be whole. Not here: the start of an agent (`agent`), and the bytes of valid requests
+//! (`wire::client`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -29,15 +31,15 @@ use crate::{PATIENCE, place, roster};
 /// The one member of a [`TestBox`].
 pub const MEMBER: &str = "alice";
 
-/// Current clients speak this.
+/// The version of current clients.
 pub const MINOR: u8 = 38;
 
-/// A box, one member, and in the store a busybox that must still be there in the end.
+/// A box, one member, and a busybox in the store that must still be there at the end.
 pub struct TestBox {
     pub agent: Agent,
     pub busybox: StorePath,
     key: Key,
-    /// Holds the roster and the known hosts.
+    /// The folder of the roster and the known hosts.
     dir: TempDir,
 }
 
@@ -47,7 +49,7 @@ impl TestBox {
         Self::open_with(settings, json!({})).await
     }
 
-    /// The member has limits of its own, as in `roster.json`.
+    /// The member has its own limits, as in `roster.json`.
     pub async fn open_with(settings: &[&str], limits: Value) -> TestBox {
         let (key, dir) = (Key::new(MEMBER), place::scratch("hostile"));
         let roster = dir.path().join("roster.json");
@@ -66,12 +68,12 @@ impl TestBox {
         test_box
     }
 
-    /// The OpenSSH client of this machine, with the command that stores ask for.
+    /// The OpenSSH client of this machine, with the remote command of stock clients.
     pub fn ssh(&self) -> std::process::Command {
         self.key.ssh(self.agent.port(), &self.dir.path().join("known_hosts"), WORKER)
     }
 
-    /// A session with nothing sent yet.
+    /// A session on which nothing has been sent.
     pub fn pipe(&self) -> (Child, ChildStdout, ChildStdin) {
         piped(self.ssh())
     }
@@ -80,7 +82,7 @@ impl TestBox {
         Session::open(self, MINOR).await
     }
 
-    /// A new session finds the good path, and nothing is left of interrupted writes.
+    /// Checks that a new session finds the good path, and that no files of interrupted writes remain.
     pub async fn still_serves(&self) {
         let mut session = self.session().await;
         assert!(session.is_valid(&self.busybox).await, "the good path is gone");
@@ -96,7 +98,7 @@ impl TestBox {
         self.agent.state_dir().join("store")
     }
 
-    /// Stops the agent as an operator would, opens its store and reads everything in it.
+    /// Stops the agent as an operator would, opens its store and reads all paths in it.
     pub async fn close(mut self) -> BTreeSet<StorePath> {
         self.still_serves().await;
         self.agent.stop();
@@ -113,7 +115,7 @@ impl TestBox {
     }
 }
 
-/// Starts a login with pipes to it. It is killed when its handle is dropped.
+/// Starts a login with pipes. Dropping its handle kills it.
 pub fn piped(mut ssh: std::process::Command) -> (Child, ChildStdout, ChildStdin) {
     ssh.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut ssh = Command::from(ssh).kill_on_drop(true).spawn().expect("ssh");
@@ -121,7 +123,7 @@ pub fn piped(mut ssh: std::process::Command) -> (Child, ChildStdout, ChildStdin)
     (ssh, reader, writer)
 }
 
-/// As [`piped`], and all that is said on stderr until its end. It is read all the while: a builder may print more than
+/// As [`piped`], and its stderr until the end. It is read all the time, because a builder may print more than
 /// a pipe holds.
 pub fn piped_with_stderr(
     mut ssh: std::process::Command,
@@ -144,7 +146,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// Greets as version 1.`minor`.
+    /// Performs the handshake of version 1.`minor`.
     pub async fn open(test_box: &TestBox, minor: u8) -> Session {
         Self::over(test_box.ssh(), minor).await
     }
@@ -161,12 +163,12 @@ impl Session {
         self.client.request(request).await.expect("the box reads");
     }
 
-    /// Sends bytes as they are. A box that has heard enough may hang up while we write; what it said is read later.
+    /// Sends bytes as they are. The box may hang up during the write; its answer is read later.
     pub async fn send(&mut self, bytes: &[u8]) {
         let _ = self.client.send(bytes).await;
     }
 
-    /// The error that answers the last request. It must hold all `parts`.
+    /// Reads the error that answers the last request. It must contain all `parts`.
     pub async fn refused(&mut self, parts: &[&str]) -> String {
         let (frames, end) =
             within("an error", self.client.log()).await.expect("an error and not the end of the stream");
@@ -178,24 +180,24 @@ impl Session {
         message
     }
 
-    /// The box has hung up after its one error.
+    /// Checks that the box has hung up after its one error.
     pub async fn ended(self) {
         let Session { client, ssh } = self;
         ended(client, ssh).await;
     }
 
-    /// Hangs up in the middle; then the box must end the session too, without a word.
+    /// Hangs up in the middle of a message; then the box must end the session too, without output.
     pub async fn hang_up(self) {
         let Session { client, ssh } = self;
         ended(client, ssh).await;
     }
 
-    /// Like a client whose machine lost its power: ssh is killed and nothing is said.
+    /// Ends like a client whose machine lost power: ssh is killed without a message.
     pub async fn vanish(mut self) {
         self.ssh.kill().await.expect("kill ssh");
     }
 
-    /// Ends a good session, between two requests.
+    /// Ends a session properly, between two requests.
     pub async fn leave(self) {
         let Session { client, mut ssh } = self;
         drop(client);
@@ -208,7 +210,7 @@ impl Session {
         self.client.u64().await.expect("an answer") == 1
     }
 
-    /// What the box knows of this path, if that is valid for this member.
+    /// The box's path info of this path, if that is valid for this member.
     pub async fn path_info(&mut self, path: &StorePath) -> Option<PathInfo> {
         self.call(&Request::QueryPathInfo { path: path.clone() }).await;
         match self.client.u64().await.expect("an answer") {
@@ -229,13 +231,13 @@ impl Session {
         within("a NAR", self.client.nar()).await.expect("a NAR")
     }
 
-    /// Uploads and has it accepted.
+    /// Uploads a path, which must be accepted.
     pub async fn upload(&mut self, info: &PathInfo, nar: &[u8]) {
         self.add_nar(info, nar).await;
         within("an answer", self.client.done()).await.expect("added");
     }
 
-    /// How a request without a body ended; a good answer is left unread.
+    /// The end of a request without a body; an answer is left unread.
     pub async fn try_call(&mut self, request: &Request) -> End {
         self.request(request).await;
         let (_, end) = within("an answer", self.client.log()).await.expect("an answer");
@@ -247,7 +249,7 @@ impl Session {
         within("an answer", self.client.call(request)).await.expect("a good answer")
     }
 
-    /// Adds a NAR at the place its contents give.
+    /// Adds a NAR at the path that its contents determine.
     pub async fn add(&mut self, name: &str, nar: &[u8]) -> StorePath {
         self.request(&Request::AddToStore {
             name: name.to_owned(),
@@ -268,7 +270,7 @@ impl Session {
         let _ = self.client.framed(body).await;
     }
 
-    /// Announces a NAR; its frames come after.
+    /// Announces a NAR; the caller sends its frames.
     pub async fn announce(&mut self, info: &PathInfo) {
         let request = Request::AddToStoreNar { info: info.clone(), repair: false, dont_check_sigs: true };
         self.request(&request).await;
@@ -278,13 +280,13 @@ impl Session {
         self.request(&Request::BuildDerivation { drv_path, derivation, mode: BuildMode::Normal }).await;
     }
 
-    /// Builds, and gives what the client learns.
+    /// Builds, and returns the client's view of it.
     pub async fn build(&mut self, what: (StorePath, BasicDerivation)) -> Told {
         self.start_build(what).await;
         self.told().await
     }
 
-    /// The answer to a build: the rest of its log and its result, read to the last byte.
+    /// Reads the answer to a build: the rest of its log and its result, to the last byte.
     pub async fn told(&mut self) -> Told {
         let client = &mut self.client;
         let frames = within("a build", client.done()).await.expect("a result");
@@ -308,7 +310,7 @@ impl Session {
     }
 }
 
-/// What a client learns of a build.
+/// A client's view of a build.
 #[derive(Debug)]
 pub struct Told {
     pub log: Vec<String>,
@@ -332,12 +334,12 @@ async fn ended(client: Client<ChildStdout, ChildStdin>, mut ssh: Child) {
     assert_eq!(status.code(), Some(1), "a session that was cut short has exit status 1");
 }
 
-/// A bound on what must happen sooner or later.
+/// Fails if `work` takes longer than the test's patience.
 pub async fn within<F: Future>(what: &str, work: F) -> F::Output {
     tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
 }
 
-/// Waits until `done` says so.
+/// Waits until `done` returns true.
 pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
@@ -346,7 +348,7 @@ pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// The lines of the builder; our own first line, which says what it runs in, included.
+/// The lines of the builder's log, including the first line, in which the guest describes the sandbox.
 pub fn lines(frames: &[Frame]) -> Vec<String> {
     const BUILD_LOG_LINE: u64 = 101;
     let texts = frames.iter().filter_map(|frame| match frame {
@@ -356,13 +358,13 @@ pub fn lines(frames: &[Frame]) -> Vec<String> {
     texts.map(|text| String::from_utf8_lossy(text).into_owned()).collect()
 }
 
-/// Some store path with this name. Different names have different digests.
+/// A store path with this name. Different names have different digests.
 pub fn path(name: &str) -> StorePath {
     let NixHash::Sha256(digest) = hash_bytes(HashAlgorithm::Sha256, name.as_bytes()) else { unreachable!() };
     StorePath::from_parts(digest[..20].try_into().expect("20 bytes"), name).expect("a path")
 }
 
-/// A true announcement of `nar` as `path(name)`.
+/// A correct announcement of `nar` as `path(name)`.
 pub fn info(name: &str, nar: &[u8]) -> PathInfo {
     let NixHash::Sha256(nar_hash) = hash_bytes(HashAlgorithm::Sha256, nar) else { unreachable!() };
     PathInfo {
@@ -388,7 +390,7 @@ pub fn derivation(test_box: &TestBox, name: &str, script: &str) -> (StorePath, B
     (drv, derivation)
 }
 
-/// Strings as they travel: a length, the bytes, zeroes up to a multiple of 8.
+/// Strings in their wire form: a length, the bytes, zeros up to a multiple of 8.
 pub fn tokens(tokens: &[&[u8]]) -> Vec<u8> {
     let mut out = Vec::new();
     for token in tokens {
@@ -412,7 +414,7 @@ pub fn executable(contents: &[u8]) -> Vec<u8> {
     tokens(&[b"(", b"type", b"regular", b"executable", b"", b"contents", contents, b")"])
 }
 
-/// A directory with these entries, in this order, whatever their names.
+/// A directory with these entries, in this order and with any names.
 pub fn directory(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let mut out = tokens(&[b"(", b"type", b"directory"]);
     for (name, node) in entries {
@@ -424,7 +426,7 @@ pub fn directory(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
     out
 }
 
-/// The body of an `AddMultipleToStore` that announces `count` paths and holds these.
+/// The body of an `AddMultipleToStore` that announces `count` paths and contains these.
 pub fn items(count: u64, items: &[(PathInfo, Vec<u8>)]) -> Vec<u8> {
     let mut out = count.to_le_bytes().to_vec();
     for (info, nar) in items {
@@ -434,7 +436,7 @@ pub fn items(count: u64, items: &[(PathInfo, Vec<u8>)]) -> Vec<u8> {
     out
 }
 
-/// A process and all that came from it, with the times they were started: a number alone may be used again.
+/// A process and all its descendants, with their start times: a process id alone may be used again.
 pub fn family(pid: u32) -> Vec<(u32, u64)> {
     let mut stats = BTreeMap::new();
     for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
@@ -460,14 +462,15 @@ pub fn family(pid: u32) -> Vec<(u32, u64)> {
     }
 }
 
-/// Whether this process still runs. One that waits to be collected by its parent does not.
+/// Whether this process still runs. A zombie does not.
 pub fn runs((pid, started): (u32, u64)) -> bool {
     let zombie = std::fs::read_to_string(format!("/proc/{pid}/status"))
         .is_ok_and(|status| status.lines().any(|line| line.starts_with("State:\tZ")));
     stat(pid).is_some_and(|(_, now)| now == started) && !zombie
 }
 
-/// Parent and start time (proc(5): stat, fields 4 and 22; the name before them, in parentheses, may hold anything).
+/// Parent and start time (proc(5): stat, fields 4 and 22; the name before them, in parentheses, may have any
+/// characters).
 fn stat(pid: u32) -> Option<(u32, u64)> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();

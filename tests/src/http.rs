@@ -1,4 +1,4 @@
-//! A plain file server, as people put a binary cache behind one. Counts what it sends.
+//! A plain file server for binary caches. Counts the files that it sends.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -30,12 +30,12 @@ impl FileServer {
         format!("http://{}", self.address)
     }
 
-    /// Files that were sent and whose name ends like this.
+    /// Number of files sent whose name has this ending.
     pub fn sent(&self, suffix: &str) -> usize {
         self.sent.lock().expect("log").iter().filter(|path| path.ends_with(suffix)).count()
     }
 
-    /// Files of NARs that were sent, however packed.
+    /// Number of NAR files sent, with any compression.
     pub fn nars(&self) -> usize {
         self.sent.lock().expect("log").iter().filter(|path| path.starts_with("nar/")).count()
     }

@@ -1,4 +1,4 @@
-//! Ssh keys as members make them.
+//! Ssh keys of members.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -28,7 +28,7 @@ impl Key {
         Self { dir, public: public.trim().to_owned() }
     }
 
-    /// Holds `key` and `key.pub`.
+    /// The folder of `key` and `key.pub`.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -37,8 +37,8 @@ impl Key {
         self.dir.path().join("key")
     }
 
-    /// The OpenSSH client of this machine, logging in with this key to what listens on a port of the loopback
-    /// interface, and asking for `words` there. A host that was met before must have the same key.
+    /// The OpenSSH client of this machine, which logs in with this key to a port of the loopback interface
+    /// and runs `words` there. The key of a host that is known already must be the same.
     pub fn ssh(&self, port: u16, known_hosts: &Path, words: &[&str]) -> Command {
         let mut ssh = Command::new("ssh");
         ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes"])

@@ -1,10 +1,11 @@
-//! What the end-to-end tests are written with: real agents, stock Nix clients, real keys and real git repositories.
+//! The tools of the end-to-end tests: real agents, stock Nix clients, real keys and real git repositories.
 //!
-//! Everything here runs the built programs and looks at what a person or a log reader would see; nothing reaches into
-//! the crates. Helpers panic with the whole story (transcripts, the agent's log), because their callers are tests.
+//! Everything here runs the built programs and checks what a user or a reader of the log would see; no test
+//! uses the crates' internals. Helpers panic with all information (transcripts, the agent's log), because
+//! their callers are tests.
 //!
-//! Assumed: root, bubblewrap, apt, a static busybox, OpenSSH and git on this machine, and `tests/scripts/build` done
-//! before. Not here: the netbooted box, whose tests start it themselves.
+//! Assumed: root, bubblewrap, apt, a static busybox, OpenSSH and git on this machine, and
+//! `tests/scripts/build` was run before. Not here: the netbooted box, whose tests start it themselves.
 
 pub mod agent;
 pub mod cargo;

@@ -1,4 +1,4 @@
-//! The agent's log: one JSON object per line, collected as it comes.
+//! The agent's log: one JSON object per line, collected while the agent runs.
 
 use std::io::{BufRead, BufReader, Read};
 use std::sync::{Arc, Condvar, Mutex};
@@ -13,7 +13,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// Adds everything from `stream`, from a thread that ends with it. Lines that are no JSON are kept as `text`.
+    /// Adds all lines of `stream`, in a thread that ends with it. Lines that are not JSON are kept as `text`.
     pub fn follow(&self, stream: impl Read + Send + 'static) {
         let log = self.clone();
         std::thread::spawn(move || {
@@ -33,7 +33,7 @@ impl Log {
         self.events().iter().map(|event| format!("{event}\n")).collect()
     }
 
-    /// Waits until `find` has something to say about the events so far; `None` when it does not in time.
+    /// Waits until `find` returns a value for the events so far; `None` if it does not in time.
     pub fn wait<T>(&self, mut find: impl FnMut(&[Value]) -> Option<T>) -> Option<T> {
         let (events, changed) = &*self.shared;
         let mut found = None;

@@ -1,4 +1,4 @@
-//! Where things are: built programs, caches, and scratch space in memory.
+//! Places on disk: built programs, caches, and scratch space in memory.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,8 @@ pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| project().join("target"), PathBuf::from)
 }
 
-/// A program of this workspace, built in the same profile as the test that runs (`tests/scripts/build`: `release`).
+/// A program of this workspace, built in the same profile as the running test (`tests/scripts/build`:
+/// `release`).
 pub fn program(name: &str) -> PathBuf {
     built(target().join(profile()).join(name))
 }
@@ -55,7 +56,8 @@ pub fn memory() -> PathBuf {
     path
 }
 
-/// A folder in memory that is gone when the test is over. `what` helps to tell the folders apart while it runs.
+/// A folder in memory that is removed after the test. `what` is a part of its name, to recognise it while the
+/// test runs.
 pub fn scratch(what: &str) -> TempDir {
     scratch_below(&memory(), what)
 }

@@ -1,4 +1,4 @@
-//! Programs watched while they run, and what they said when they are done.
+//! Runs programs, watches them, and returns their transcripts.
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use crate::PATIENCE;
 
-/// How often a process is asked whether it has ended.
+/// Interval between checks whether a process has ended.
 const GLANCE: Duration = Duration::from_millis(10);
 
-/// What a person at a terminal would have seen.
+/// The output that a user at a terminal would have seen.
 #[derive(Debug, Clone)]
 pub struct Transcript {
     pub command: String,
@@ -29,7 +29,7 @@ impl Transcript {
         self
     }
 
-    /// Whether it ended well.
+    /// Whether the program succeeded.
     pub fn ok_or_not(&self) -> bool {
         self.status == Some(0)
     }
@@ -41,7 +41,7 @@ impl Transcript {
         self
     }
 
-    /// Requires each of these texts in what was said on stderr.
+    /// Requires each of these texts on stderr.
     #[track_caller]
     pub fn says(self, parts: &[&str]) -> Self {
         for part in parts {
@@ -72,7 +72,7 @@ pub fn run(command: &mut Command) -> Transcript {
     Running::start(command).finish()
 }
 
-/// A size that the kernel knows of a process, such as `VmRSS` or `VmHWM`, in KiB (proc(5): status).
+/// A size from the kernel's status of a process, such as `VmRSS` or `VmHWM`, in KiB (proc(5): status).
 #[track_caller]
 pub fn status_kib(pid: u32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process");
@@ -80,7 +80,7 @@ pub fn status_kib(pid: u32, field: &str) -> u64 {
     line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
-/// A program under way. Dropping it kills it.
+/// A running program. Dropping it kills it.
 pub struct Running {
     command: String,
     child: Child,
@@ -107,7 +107,7 @@ impl Running {
         self.child.try_wait().expect("wait").is_none()
     }
 
-    /// Waits until `part` was printed on stderr. Panics when the program ends without having done so.
+    /// Waits until `part` was printed on stderr. Panics if the program ends without printing it.
     #[track_caller]
     pub fn wait_for(&self, part: &str) {
         if !self.stderr.wait_for(part) {
@@ -115,7 +115,7 @@ impl Running {
         }
     }
 
-    /// Ends it the hard way, as a closed laptop would.
+    /// Kills the program, as a closed laptop would.
     pub fn kill(mut self) -> Transcript {
         let _ = self.child.kill();
         self.finish()
@@ -156,7 +156,7 @@ impl Drop for Running {
     }
 }
 
-/// One output of a program, read as it comes.
+/// One output of a program, read while it runs.
 struct Stream {
     shared: Arc<(Mutex<Collected>, Condvar)>,
     reader: Option<JoinHandle<()>>,

@@ -1,8 +1,8 @@
-//! A long line: a TCP relay on the loopback interface that delivers every byte later, in both directions.
+//! A long line: a TCP relay on the loopback interface that delays every byte, in both directions.
 //!
-//! It delays and does nothing else: no loss, no limit to the bandwidth but what may be on its way at once. What arrives
-//! together is delivered together, so that a client which waits for an answer pays the whole round trip, and one
-//! that sends on pays it once.
+//! It only delays: it loses nothing, and the only limit to the bandwidth is the amount of data on its way.
+//! Data that arrives together is delivered together, so that a client that waits for an answer each time pays
+//! the round trip each time, and one that continues to send pays it once.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -10,9 +10,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Read at once.
+/// Size of one read.
 const PIECE: usize = 64 << 10;
-/// Pieces on their way in one direction: at 50 ms more than a line of 2.5 Gbit/s holds.
+/// Most pieces on their way in one direction: at 50 ms more than a line of 2.5 Gbit/s holds.
 const PIECES: usize = 256;
 
 /// Answers on a port of its own until the program ends.
@@ -21,7 +21,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// To this port of the loopback interface. `round_trip`: there and back.
+    /// A relay to this port of the loopback interface. `round_trip`: the sum of both directions.
     pub fn to(port: u16, round_trip: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let relay = Self { port: listener.local_addr().expect("an address").port() };
@@ -44,7 +44,7 @@ impl Relay {
     }
 }
 
-/// Starts to move what comes out of `from` into `to`, so much later.
+/// Starts to copy from `from` to `to`, with this delay.
 fn delayed(mut from: TcpStream, mut to: TcpStream, delay: Duration) {
     let (sender, pieces) = mpsc::sync_channel::<(Instant, Vec<u8>)>(PIECES);
     thread::spawn(move || {

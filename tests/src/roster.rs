@@ -17,7 +17,7 @@ pub fn roster(members: &[(&str, &Key)]) -> Value {
     json!({ "schema": 1, "commit": null, "source": "test", "members": members })
 }
 
-/// Puts a roster in place in one step.
+/// Replaces the roster file atomically.
 pub fn write(path: &Path, roster: &Value) {
     let temporary = path.with_extension("new");
     std::fs::write(&temporary, roster.to_string()).expect("a roster");

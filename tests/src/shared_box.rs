@@ -1,7 +1,8 @@
-//! A box with several members, each with machines, and with a line of their own for messages no stock client sends.
+//! A box with several members; each has machines with stock Nix, and raw sessions for messages that no stock
+//! client sends.
 //!
-//! Here one member does their worst and the others look at what they get. Every login is a real one: the OpenSSH client
-//! of this machine with that member's key. Not here: what is sent (`hostile`), and stock Nix (`clients`).
+//! One member attacks, and the others check their own results. Every login is a real one: the OpenSSH client
+//! of this machine with that member's key. Not here: the messages (`hostile`), and stock Nix (`clients`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -17,21 +18,21 @@ use crate::hostile::{MINOR, Session, until};
 use crate::keys::Key;
 use crate::{PATIENCE, place, process};
 
-/// What a login asks for to speak the worker protocol.
+/// The remote command for the worker protocol.
 pub const WORKER: &[&str] = &["nix-daemon", "--stdio"];
-/// What a login asks for to speak the serve protocol.
+/// The remote command for the serve protocol.
 pub const SERVE: &[&str] = &["nix-store", "--serve", "--write"];
 
 /// A box and its members.
 pub struct SharedBox {
     pub agent: Agent,
     keys: BTreeMap<String, Key>,
-    /// Holds known hosts and the sockets of lines.
+    /// The folder of known hosts and of the lines' sockets.
     dir: TempDir,
 }
 
 impl SharedBox {
-    /// With the default configuration.
+    /// A box with the default configuration.
     pub fn of(names: &[&str]) -> Self {
         Self::with(names, Setup::default())
     }
@@ -54,13 +55,13 @@ impl SharedBox {
         Nix::over(stock, &self.agent, self.key(who))
     }
 
-    /// The roster from now on: these of the members only.
+    /// Sets the roster to these members only.
     pub fn keep_only(&self, names: &[&str]) {
         let members: Vec<(&str, &Key)> = names.iter().map(|name| (*name, self.key(name))).collect();
         self.agent.set_roster(&members);
     }
 
-    /// The roster from now on, and when this returns what the agent goes by: who names whom in `shareWith`.
+    /// Sets the roster with these `shareWith` lists; returns when the agent uses it.
     pub async fn share(&self, shares: &[(&str, &[&str])]) {
         let members: Vec<(&str, &Key)> = shares.iter().map(|(name, _)| (*name, self.key(name))).collect();
         let mut roster = crate::roster::roster(&members);
@@ -72,7 +73,7 @@ impl SharedBox {
         until("the roster to be loaded", || self.agent.count("roster loaded") > before).await;
     }
 
-    /// The roster with limits for this member, as in `roster.json`; when this returns the agent goes by it.
+    /// Sets the roster with limits for this member, as in `roster.json`; returns when the agent uses it.
     pub async fn limit(&self, who: &str, limits: serde_json::Value) {
         let members: Vec<(&str, &Key)> = self.keys.iter().map(|(name, key)| (name.as_str(), key)).collect();
         let at = members.iter().position(|(name, _)| *name == who).expect("a member");
@@ -83,12 +84,12 @@ impl SharedBox {
         until("the roster to be loaded", || self.agent.count("roster loaded") > before).await;
     }
 
-    /// A login of this member that asks for `words`.
+    /// A login of this member with `words` as the remote command.
     pub fn ssh(&self, who: &str, words: &[&str]) -> Command {
         self.ssh_at(who, self.agent.port(), words)
     }
 
-    /// As [`SharedBox::ssh`], through whatever listens on this port.
+    /// As [`SharedBox::ssh`], through the server on this port.
     pub fn ssh_at(&self, who: &str, port: u16, words: &[&str]) -> Command {
         self.key(who).ssh(port, &self.dir.path().join("known_hosts"), words)
     }
@@ -98,11 +99,11 @@ impl SharedBox {
         Session::over(self.ssh(who, WORKER), MINOR).await
     }
 
-    /// One connection that any number of sessions share, as people set it up with `ControlMaster`.
+    /// One connection that any number of sessions share, as with `ControlMaster`.
     pub fn line(&self, who: &str) -> Line {
         let socket = self.dir.path().join(format!("line-{who}"));
         let mut master = self.ssh(who, &[]);
-        // The client takes options behind the host, too.
+        // The client accepts options after the host, too.
         master.args(["-M", "-N", "-S"]).arg(&socket).stdin(Stdio::null());
         let master = master.spawn().expect("ssh");
         let line = Line { socket, master };
@@ -122,9 +123,9 @@ pub struct Line {
 }
 
 impl Line {
-    /// One more session on this connection, which asks for `words`.
+    /// One more session on this connection, with `words` as the remote command.
     pub fn ssh(&self, words: &[&str]) -> Command {
-        // Without its master it must fail and not open a connection of its own.
+        // If the master is gone the session must fail, and not open a connection of its own.
         let mut ssh = self.command(&["-o", "ProxyCommand=false"]);
         ssh.args(words);
         ssh
@@ -140,7 +141,7 @@ impl Line {
         ssh
     }
 
-    /// The process that holds the connection.
+    /// The process that owns the connection.
     pub fn pid(&self) -> u32 {
         self.master.id()
     }
@@ -153,8 +154,8 @@ impl Drop for Line {
     }
 }
 
-/// A derivation without its inputs' derivations, as `--builders` sends it: the sandbox's shell runs `script`, and
-/// each output is wherever its maker says.
+/// A derivation without its input derivations, as `--builders` sends it: the sandbox's shell runs `script`,
+/// and each output has the path that the client chose.
 pub fn recipe(
     drv: &StorePath,
     outputs: &[(&str, &StorePath)],

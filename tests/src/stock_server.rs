@@ -1,8 +1,9 @@
-//! What people have today: OpenSSH's sshd and `nix-daemon --stdio` (or `nix-store --serve`) behind it, of the same Debian
-//! release as the newest client, on a free port of the loopback interface, its store in memory unless told.
+//! The server that people use today: OpenSSH's sshd and `nix-daemon --stdio` (or `nix-store --serve`) behind
+//! it, of the same Debian release as the newest client, on a free port of the loopback interface, its store
+//! in memory by default.
 //!
-//! Everybody logs in as `anyone`, which is another name of root here: that spares it the way over the daemon's socket,
-//! and makes everybody trusted, which its users would have to be for what is compared.
+//! Everybody logs in as `anyone`, which is another name for root here: this avoids the daemon's socket, and
+//! makes everybody a trusted user, which the comparison requires.
 
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +15,7 @@ use tempfile::TempDir;
 use crate::keys::Key;
 use crate::{PATIENCE, place, suite};
 
-/// Build users of the daemon. It kills whatever runs as one of them, in its own process namespace.
+/// Number of build users of the daemon. It kills all processes of these users, in its own process namespace.
 const BUILD_USERS: u32 = 8;
 const FIRST_BUILD_USER: u32 = 327_000;
 
@@ -26,7 +27,7 @@ pub struct StockServer {
 }
 
 impl StockServer {
-    /// Who has one of these keys gets in.
+    /// Starts a server that admits these keys.
     pub fn start(keys: &[&Key]) -> Self {
         Self::start_in(place::scratch("stock"), keys)
     }
@@ -34,7 +35,7 @@ impl StockServer {
     /// The same with its store in this folder.
     pub fn start_in(dir: TempDir, keys: &[&Key]) -> Self {
         let tree = suite::tree("stock-server");
-        // Files of the daemon's user must be reachable through the folder.
+        // The daemon's build users must be able to reach files in this folder.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("permissions");
         let etc = dir.path().join("nix/etc");
         std::fs::create_dir_all(&etc).expect("a folder");
@@ -112,7 +113,7 @@ impl StockServer {
         self.port
     }
 
-    /// The process that everything else descends from.
+    /// The process from which all others descend.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -6,12 +6,12 @@ use std::process::Command;
 use crate::lock::locked;
 use crate::{place, process};
 
-/// The shared tree of this version of Nix, made when it is not there.
+/// The shared tree of this version of Nix; made if it does not exist.
 pub fn tree(version: &str) -> PathBuf {
     let clients = place::target().join("cache/clients");
     let tree = clients.join(version);
     locked(&clients.join(format!("{version}.lock")), || {
-        // The script writes this last.
+        // The script creates this file last.
         if !tree.join(".complete").exists() {
             eprintln!("making the client tree of Nix {version} (about half a minute)");
             let script = place::project().join("tests/scripts/nix-client");

@@ -1,6 +1,8 @@
-//! The arrows between this project's crates: `docs/design/architecture.md` draws them, `cargo metadata` says what they are.
+//! The arrows between this project's crates: `docs/design/architecture.md` draws them, and `cargo metadata`
+//! must agree.
 //!
-//! A crate that needs an arrow which is not drawn is a sign to move a type. Where the arrow is right, it is drawn first.
+//! If a crate needs an arrow that is not drawn, usually a type has to move. If the arrow is right, draw it
+//! first.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +12,7 @@ use serde_json::Value;
 const START: &str = "<!-- arrows: start -->";
 const END: &str = "<!-- arrows: end -->";
 
-/// What each member of the workspace links of the others, tests and examples left out.
+/// The dependencies of each member of the workspace on others, without tests and examples.
 fn linked() -> BTreeMap<String, BTreeSet<String>> {
     let metadata = cargo::metadata(&["--no-deps"]);
     let packages = metadata["packages"].as_array().expect("packages");
@@ -65,7 +67,7 @@ fn crates_use_what_the_architecture_page_says_and_nothing_else() {
     assert!(differ.is_empty(), "docs/design/architecture.md and Cargo.toml disagree:\n{}", differ.join("\n"));
 }
 
-/// The list is in order: no crate stands above one that uses it.
+/// The list is ordered: no crate comes before one that it uses.
 #[test]
 fn the_list_is_in_order_so_there_is_no_circle() {
     let mut above: BTreeSet<String> = BTreeSet::new();

@@ -1,5 +1,5 @@
-//! Builders that fail, or that try to take more than they may, each in the namespace sandbox of a real agent. The
-//! client hears why, once; no output becomes visible; nothing runs on; the next build works.
+//! Builders that fail, or that try to exceed their limits, each in the namespace sandbox of a real agent. The
+//! client gets the reason, once; no output becomes visible; no process remains; the next build works.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -8,7 +8,7 @@ use nix::BuildStatus;
 use wire::types::ClientSettings;
 use wire::worker::Request;
 
-/// Builds something bad, then something good; the bad one's answer.
+/// Builds a bad derivation, then a good one; returns the answer for the bad one.
 async fn bad_build(test_box: &TestBox, script: &str) -> Told {
     bad_build_with(test_box, ClientSettings::default(), script).await
 }
@@ -53,7 +53,7 @@ async fn a_builder_that_fails_is_reported_with_its_exit_code_and_last_lines() {
 #[tokio::test]
 async fn a_builder_killed_by_a_signal_is_reported_with_the_signal() {
     let test_box = TestBox::open(&[]).await;
-    // As PID 1 the shell is immune to signals of its own; the kernel's limit on CPU time is not its own.
+    // As PID 1 the shell ignores signals that it sends itself; the kernel's limit on CPU time still kills it.
     let told = bad_build(&test_box, "ulimit -t 1; while :; do :; done").await;
     assert_told(&told, BuildStatus::PermanentFailure, &["failed due to signal 9 (Killed)"]);
     test_box.close().await;
@@ -118,7 +118,8 @@ async fn a_builder_that_fills_memory_is_ended_and_the_limit_named() {
 #[tokio::test]
 async fn a_builder_that_forks_without_end_is_ended_and_the_limit_named() {
     let test_box = TestBox::open(&["limits.max-processes = 100"]).await;
-    // What was forked stays: the namespace sandbox counts many times a second, and may miss what comes and goes in between.
+    // The children stay: the namespace sandbox counts many times a second, and may miss processes that end in
+    // between.
     let told = bad_build(&test_box, "$bb sleep 1000 & (while :; do $bb sleep 1000 & done) || wait").await;
     assert_told(&told, BuildStatus::PermanentFailure, &["more than 100 processes", "`limits.max-processes`"]);
     test_box.close().await;
@@ -227,7 +228,7 @@ async fn what_a_builder_leaves_running_ends_with_it_and_cannot_change_its_output
 #[tokio::test]
 async fn a_builder_finds_no_network_but_its_own_loopback() {
     let test_box = TestBox::open(&[]).await;
-    // The agent itself listens on the host's loopback: a builder must not reach even that.
+    // The agent itself listens on the host's loopback: a builder must not be able to connect to it.
     let script = format!(
         "$bb tail -n +3 /proc/net/dev | $bb cut -d: -f1; \
          for to in '127.0.0.1 {port}' '192.0.2.1 80' '8.8.8.8 53'; do \
@@ -272,7 +273,7 @@ async fn a_builder_cannot_change_its_inputs() {
     test_box.close().await;
 }
 
-/// More than fit on the command line of the program that makes the sandbox, if each were named there.
+/// More inputs than would fit on bubblewrap's command line, if each were named there.
 const MANY: usize = 4_000;
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! An agent that dies by SIGKILL in the middle of things, and comes back on the same state. What was visible is still
-//! there, what was half done is gone, and it can be done again.
+//! An agent that is killed by SIGKILL at different moments, and started again with the same state. Visible
+//! paths are still there, unfinished work is gone, and it can be repeated.
 
 use e2e::PATIENCE;
 use e2e::hostile::*;
@@ -8,7 +8,7 @@ use store::{Member, Store, StoreConfig};
 use wire::client::encode_frames;
 use wire::worker::Request;
 
-/// Looks at every path in the store of the killed agent, and starts it again.
+/// Checks every path in the store of the killed agent, and starts the agent again.
 async fn come_back(test_box: &mut TestBox) {
     {
         let store = Store::open(&test_box.store_dir(), StoreConfig::default()).expect("the store opens");
@@ -57,7 +57,7 @@ async fn an_agent_killed_in_the_middle_of_an_upload_forgets_it_and_nothing_else(
 #[tokio::test]
 async fn of_many_paths_in_one_upload_a_kill_leaves_whole_ones_only() {
     let mut test_box = TestBox::open(&[]).await;
-    // References first, as clients send them; several times what becomes visible together.
+    // References first, as clients send them; several times as many as become visible at once.
     let all: Vec<_> = (0..1500)
         .map(|n| {
             let nar = nar(&file(format!("contents {n}").as_bytes()));
@@ -73,7 +73,7 @@ async fn of_many_paths_in_one_upload_a_kill_leaves_whole_ones_only() {
     session.request(&Request::AddMultipleToStore { repair: false, dont_check_sigs: true }).await;
     session.send(&body[..body.len() - 1000]).await;
     let mut other = test_box.session().await;
-    // The first batch is visible, the upload as a whole is not over.
+    // The first batch is visible, and the upload has not ended.
     let deadline = std::time::Instant::now() + PATIENCE;
     while !other.is_valid(&path("p0")).await {
         assert!(std::time::Instant::now() < deadline, "no batch became visible");
@@ -95,7 +95,7 @@ async fn of_many_paths_in_one_upload_a_kill_leaves_whole_ones_only() {
     assert!(all.iter().all(|(info, _)| paths.contains(&info.path)));
 }
 
-/// How many folders of running builds this agent has.
+/// Number of folders of this agent's running builds.
 fn scratch_of(agent: u32) -> usize {
     let prefix = format!("barnraiser-job-{agent}-");
     let entries = std::fs::read_dir(std::env::temp_dir()).expect("the temporary folder").flatten();
@@ -110,7 +110,7 @@ async fn an_agent_killed_in_the_middle_of_a_build_takes_the_builder_with_it() {
     let mut session = test_box.session().await;
     session.start_build(derivation(&test_box, "victim", script)).await;
     let agent = test_box.agent.pid();
-    // bubblewrap twice or once, the guest, the shell, two sleepers.
+    // bubblewrap once or twice, the guest, the shell, two sleepers.
     until("the builder to run", || family(agent).len() >= 5).await;
     let others: Vec<_> = family(agent).into_iter().filter(|(pid, _)| *pid != agent).collect();
     assert!(others.iter().all(|process| runs(*process)));

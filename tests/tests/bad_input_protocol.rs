@@ -1,8 +1,8 @@
-//! Messages and archives that a correct client never sends, through the stock ssh client to a real agent. Each gives
-//! one error that names the value; nothing of it becomes visible; the box goes on serving.
+//! Messages and archives that a correct client never sends, through the stock ssh client to a real agent.
+//! Each causes one error that names the value; nothing of it becomes visible; the box continues to serve.
 //!
-//! Every field of every request is held to its limits in `wire/tests/hostile.rs`, every rule of NARs in
-//! `store/tests/hostile_nar.rs`; here is what only the whole can show.
+//! `wire/tests/hostile.rs` tests the limits of every field of every request, `store/tests/hostile_nar.rs`
+//! every rule of NARs; the tests here are those that need the whole box.
 
 use std::collections::BTreeSet;
 use std::process::Stdio;
@@ -19,14 +19,14 @@ fn numbers(numbers: &[u64]) -> Vec<u8> {
     numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
-/// What ssh shows to whoever sends these bytes and then listens.
+/// The output of ssh for a client that sends these bytes and then only reads.
 async fn greeted_with(test_box: &TestBox, bytes: &[u8]) -> (Vec<u8>, String) {
     let mut ssh = test_box.ssh();
     ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut ssh = tokio::process::Command::from(ssh).spawn().expect("ssh");
     let mut stdin = ssh.stdin.take().expect("piped");
     stdin.write_all(bytes).await.expect("ssh reads");
-    // The end must come from the box: our side stays open.
+    // The box must end the connection: our side stays open.
     let output = within("the box to hang up", ssh.wait_with_output()).await.expect("output");
     drop(stdin);
     assert_eq!(output.status.code(), Some(1));
@@ -70,7 +70,7 @@ async fn an_ancient_client_is_told_to_upgrade() {
     test_box.close().await;
 }
 
-/// A session in which these bytes stand where a request should.
+/// A session that sends these bytes in place of a request.
 async fn refused_and_ended(test_box: &TestBox, bytes: &[u8], parts: &[&str]) {
     let mut session = test_box.session().await;
     session.send(bytes).await;
@@ -90,7 +90,7 @@ async fn an_operation_that_does_not_exist_is_named() {
     test_box.close().await;
 }
 
-/// The most memory this process ever had.
+/// Peak memory of this process, in KiB.
 fn peak_kib(pid: u32) -> u64 {
     status_kib(pid, "VmHWM")
 }
@@ -123,7 +123,7 @@ async fn oversized_messages_are_refused_before_they_are_allocated() {
     ] {
         refused_and_ended(&test_box, &bytes, &[part]).await;
     }
-    // Announced were terabytes. Ssh and threads cost a little.
+    // Terabytes were announced. Ssh and threads need a little memory.
     let grown = peak_kib(test_box.agent.pid()) - before;
     assert!(grown < 16 << 10, "the agent grew by {grown} KiB");
     test_box.close().await;
@@ -164,8 +164,9 @@ async fn a_client_that_hangs_up_anywhere_in_a_message_changes_nothing() {
     let request = Request::AddToStoreNar { info: info("cut", &nar), repair: false, dont_check_sigs: true };
     let arguments = encode_request(&request, Protocol::plain(MINOR));
     let whole = [&arguments[..], &encode_frames(&nar, 256)].concat();
-    // In the number, in the first length, in a path, before the first frame, in one, between two, and in the last. (A
-    // NAR that is whole and as announced may be taken even if the end of its message never comes.)
+    // In the number, in the first length, in a path, before the first frame, in one, between two, and in the
+    // last. (A NAR that is complete and as announced may be accepted even if the end of its message never
+    // comes.)
     let end = whole.len() - 8;
     let cuts = [1, 12, 40, arguments.len(), arguments.len() + 100, arguments.len() + 8 + 256, end - 1];
     for len in cuts {
@@ -175,7 +176,7 @@ async fn a_client_that_hangs_up_anywhere_in_a_message_changes_nothing() {
         let mut session = test_box.session().await;
         assert!(!session.is_valid(&path("cut")).await, "valid after {len} of {} bytes", whole.len());
     }
-    // In the greeting.
+    // In the handshake.
     for len in [0, 4, 8, 12] {
         let (mut ssh, mut reader, mut writer) = test_box.pipe();
         writer.write_all(&numbers(&[CLIENT_MAGIC, 0x126])[..len]).await.expect("ssh reads");
@@ -190,7 +191,7 @@ async fn a_client_that_hangs_up_anywhere_in_a_message_changes_nothing() {
     assert!(test_box.close().await.contains(&path("cut")));
 }
 
-/// Uploads that the store refuses. The session goes on, and the path is not there.
+/// Uploads a path that the store refuses. The session continues, and the path is not valid.
 async fn refused_upload(test_box: &TestBox, info: &PathInfo, body: &[u8], parts: &[&str]) {
     let mut session = test_box.session().await;
     session.add_nar(info, body).await;

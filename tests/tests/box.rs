@@ -1,9 +1,11 @@
 //! The whole box: netbooted in QEMU through iPXE and HTTP, roster from git, builds in real KVM micro-VMs, stock Nix
 //! clients of every version.
 //!
-//! One test and one boot, because a boot under software emulation takes a minute: the cases run in order and each says
-//! how long it took. The box and its git server are those of `make up` (`tests/scripts/box`), on ports of their own.
-//! Not here: what does not need the box (the other tests run an agent on this machine, and that is much faster).
+//! One test and one boot, because a boot under software emulation takes a minute: the cases run in order and
+//! each prints its duration. The box and its git server are those of `make up` (`tests/scripts/box`), on
+//! ports of their own.
+//! Not here: tests that do not need the box (the other files run an agent on this machine, which is much
+//! faster).
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -16,9 +18,9 @@ use e2e::place;
 use e2e::published::{LOOK_FOR_A_WAY_OUT, LOOK_FOR_COUNTERS};
 use tempfile::TempDir;
 
-/// Upper bound of one command, in seconds: software emulation twice over, on a machine that may be busy.
+/// Upper bound of one command, in seconds: nested software emulation, on a machine that may be busy.
 const PATIENCE: &str = "1500";
-/// The box looks at its roster every minute; the agent at the file every second.
+/// The box fetches its roster every minute; the agent checks the file every second.
 const ROSTER: Duration = Duration::from_secs(300);
 
 #[test]
@@ -27,7 +29,7 @@ fn a_netbooted_box_builds_in_micro_vms_for_every_stock_nix() {
     let first = Machine::new(&barn, Version::V2_26);
 
     barn.case("the roster from git lets its member in", || {
-        // The image's own roster does not have this key.
+        // The roster in the image does not have this key.
         first.nix(&["store", "ping", "--store", "ssh-ng://box"]).ok();
     });
     barn.case("a key nobody merged stays out", || {
@@ -73,7 +75,7 @@ fn a_netbooted_box_builds_in_micro_vms_for_every_stock_nix() {
         first.build(Way::Store, &["--expr", &shell("hog", hog)]).fails(&["memory", "MiB"]);
         first.nix(&["store", "ping", "--store", "ssh-ng://box"]).ok();
     });
-    // Stock clients send no time-out of their own through ssh-ng, so the limit is the roster's.
+    // Stock clients send no time-out of their own through ssh-ng, so the limit comes from the roster.
     barn.case("a limit merged into the roster holds, and a builder that never ends is ended by it", || {
         let key = std::fs::read_to_string(barn.state.path().join("key.pub")).expect("the public key");
         barn.merge(&format!(
@@ -85,7 +87,8 @@ fn a_netbooted_box_builds_in_micro_vms_for_every_stock_nix() {
             .build(Way::Store, &["--expr", &endless])
             .fails(&["timed out after 20 seconds", "max-build-seconds"]);
     });
-    // The script is that of the namespace sandbox (`attacks/published.rs`); and the processor, which only a VM has.
+    // The script is that of the namespace sandbox (`attacks/published.rs`), with a check of the processor for
+    // VMs only.
     barn.case("a builder finds no way out of its micro-VM, and the box still builds after all that", || {
         let script = format!("{LOOK_FOR_COUNTERS}{LOOK_FOR_A_WAY_OUT}");
         first.build(Way::Store, &["--expr", &shell("after", &script)]).ok();
@@ -100,7 +103,8 @@ fn a_netbooted_box_builds_in_micro_vms_for_every_stock_nix() {
     });
 }
 
-/// The box, its git server and its boot server. Ended when dropped, with the console's end shown after a failure.
+/// The box, its git server and its boot server. Ended when dropped; after a failure the end of the console is
+/// shown.
 struct Barn {
     state: TempDir,
     port: u16,
@@ -116,7 +120,7 @@ impl Barn {
         barn
     }
 
-    /// `tests/scripts/box` with the arguments it wants.
+    /// Runs `tests/scripts/box` with its arguments.
     fn script(&self, verb: &str) -> Ran {
         let mut command = Command::new(place::project().join("tests/scripts/box"));
         command.arg(verb).arg(self.state.path());
@@ -137,7 +141,7 @@ impl Barn {
         );
     }
 
-    /// Commits this `users.nix` to the roster's repository; gives the commit.
+    /// Commits this `users.nix` to the roster's repository; returns the commit.
     fn commit(&self, users: &str) -> String {
         let repository = self.state.path().join("roster");
         std::fs::write(repository.join("users.nix"), users).expect("the roster can be written");
@@ -150,7 +154,7 @@ impl Barn {
         git(&["rev-parse", "HEAD"]).trim().to_owned()
     }
 
-    /// Commits, and waits until the agent says on the console that it goes by this roster.
+    /// Commits, and waits until the agent reports on the console that it uses this roster.
     fn merge(&self, users: &str) {
         let commit = self.commit(users);
         let deadline = Instant::now() + ROSTER;
@@ -184,7 +188,7 @@ impl Drop for Barn {
     }
 }
 
-/// How a client uses the box.
+/// A client's way of using the box.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     /// `--store`: the box's own store.
@@ -237,7 +241,7 @@ impl Machine {
         self.nix(&[&["build", "-L", "--no-link", "--json", "--impure"], by, what].concat())
     }
 
-    /// Never the same derivation twice, so that each version and way has its own build in its own micro-VM.
+    /// A different derivation each time, so that each version and way has its own build in its own micro-VM.
     fn builds_and_runs_hello(&self, way: Way) {
         let expression = format!(
             "let e = import /src/examples {{ }}; in import /src/examples/hello.nix (e // {{ \
@@ -255,7 +259,7 @@ impl Machine {
         let answer: serde_json::Value = serde_json::from_str(&built.stdout).expect("JSON");
         let hello = answer[0]["outputs"]["out"].as_str().expect("an output").to_owned();
         if let Way::Store = way {
-            // All of it was built on the box from derivations, so the box signed it, and its key is enough.
+            // The box built all of it from derivations and signed it, so the client needs only its key.
             let key = self.run(&["ssh", "box", "signing-key"]).ok().stdout;
             let trusted = ["--option", "trusted-public-keys", key.trim()];
             self.nix(&[&["copy", "--from", "ssh-ng://box"][..], &trusted, &[&hello]].concat()).ok();
@@ -265,7 +269,7 @@ impl Machine {
     }
 }
 
-/// A derivation that runs the sandbox's own `/bin/sh`, which knows builtins only.
+/// A derivation for the sandbox's own `/bin/sh`, using only builtins.
 fn shell(name: &str, script: &str) -> String {
     let script = script.replace('\\', "\\\\").replace('"', "\\\"");
     format!(
@@ -273,7 +277,7 @@ fn shell(name: &str, script: &str) -> String {
     )
 }
 
-/// Two free ports next to each other: ssh, and git on the next one.
+/// Two adjacent free ports: the first for ssh, the second for git.
 fn free_ports() -> u16 {
     for _ in 0..100 {
         let first = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
@@ -285,7 +289,8 @@ fn free_ports() -> u16 {
     panic!("no two free ports next to each other on loopback");
 }
 
-/// A finished command. Unlike `e2e::process`, its time is bounded by `timeout`, since builds on the box take long.
+/// A finished command. Unlike in `e2e::process`, `timeout` limits its time, since builds on the box take
+/// long.
 struct Ran {
     command: String,
     success: bool,

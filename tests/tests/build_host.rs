@@ -1,6 +1,6 @@
-//! The box as `--build-host` of `nixos-rebuild`, and as the other end of `nix-copy-closure`: the very commands, with stock
-//! programs of every version. The commands are those of nixpkgs' nixos-rebuild.sh and nixos-rebuild-ng (nix.py), and of
-//! colmena (src/nix/host/ssh.rs).
+//! The box as `--build-host` of `nixos-rebuild`, and as the remote side of `nix-copy-closure`: the same
+//! commands, with stock programs of every version. The commands are those of nixpkgs' nixos-rebuild.sh and
+//! nixos-rebuild-ng (nix.py), and of colmena (src/nix/host/ssh.rs).
 
 use std::process::Command;
 
@@ -12,7 +12,7 @@ use e2e::process::{self, Transcript};
 
 const HOST: &str = "anyone@127.0.0.1";
 
-/// Somebody with a configuration, and a box to build it.
+/// A client with a configuration, and a box to build it.
 struct Rebuild {
     agent: Agent,
     _key: Key,
@@ -41,7 +41,7 @@ impl Rebuild {
         said.answer().to_owned()
     }
 
-    /// A command on the box, as one string, which is what ssh makes of its arguments.
+    /// Runs a command on the box, given as one string, since ssh joins its arguments.
     fn on_box(&self, command: &str) -> Transcript {
         process::run(self.nix.ssh().arg(command))
     }
@@ -72,7 +72,7 @@ fn the_older_nixos_rebuild_builds_here(version: Version) {
     assert!(built.stderr.contains("a line of log"), "{built}");
     rebuild.run("nix-copy-closure", &["--from", HOST, system]).ok();
     assert_eq!(kernel(&rebuild.nix, system), "linux\n");
-    // With a Nix of its own choice, which it looks up first.
+    // With a Nix of its own choice, whose path it queries first.
     assert_eq!(rebuild.on_box("uname -m").ok().answer(), "x86_64");
     let again = rebuild.on_box(&format!("env PATH=/nix/store/x-nix/bin:$PATH nix-store -r {drv}")).ok();
     assert_eq!(again.answer(), system);
@@ -110,7 +110,7 @@ fn colmena_builds_here_as_somebody_who_is_not_root(version: Version) {
     let rebuild = Rebuild::with(version);
     let drv = rebuild.instantiate(SYSTEM);
     rebuild.run("nix-copy-closure", &["--to", HOST, &drv]).ok();
-    // What nixos-rebuild dry-build asks for first.
+    // The first command of nixos-rebuild dry-build.
     let planned = rebuild.on_box(&format!("nix-store --no-gc-warning -r {drv} --dry-run")).ok();
     assert_eq!(planned.stdout, "", "{planned}");
     assert!(

@@ -6,18 +6,18 @@ use e2e::shared_box::{Line, SharedBox, WORKER};
 use wire::client::encode_request;
 use wire::worker::{Protocol, Request};
 
-/// Open at once. A client that evaluates in parallel may well have as many.
+/// Number of open sessions. A client that evaluates in parallel may have as many.
 const SESSIONS: usize = 300;
-/// What an open session that does nothing may cost the agent, in KiB.
+/// Most memory of the agent for an idle session, in KiB.
 const IDLE_KIB: u64 = 128;
-/// What all sessions of a connection together may have waiting to be read, in KiB.
+/// Most unread data of all sessions of a connection together, in KiB.
 const WAITING_KIB: u64 = 256 << 10;
 
 fn rss_kib(pid: u32) -> u64 {
     status_kib(pid, "VmRSS")
 }
 
-/// A session for each of so many clients that start at once.
+/// A session for each of this many clients, which start at once.
 async fn sessions(line: &Line, count: usize) -> Vec<Session> {
     let mut opening = tokio::task::JoinSet::new();
     for _ in 0..count {
@@ -39,7 +39,7 @@ async fn hundreds_of_sessions_on_one_connection_are_all_answered() {
     alice.leave().await;
     let line = shared_box.line("alice");
     let before = rss_kib(shared_box.agent.pid());
-    // All are open before the first of them asks.
+    // All sessions are open before the first of them sends a request.
     let mut open = sessions(&line, SESSIONS).await;
     let grown = rss_kib(shared_box.agent.pid()).saturating_sub(before);
     println!("{SESSIONS} sessions cost the agent {grown} KiB");
@@ -76,7 +76,7 @@ async fn a_session_that_ends_makes_room_for_another_on_the_same_connection() {
         }
     }
     assert_eq!(shared_box.agent.count("channel refused: limits.max-sessions-per-connection reached"), 5);
-    // What is refused for what it asks does not keep its place either.
+    // A session whose command is refused does not keep its place either.
     for _ in 0..10 {
         let (mut refused, ..) = piped(line.ssh(&["ls"]));
         let status = within("ssh to end", refused.wait()).await.expect("wait");
@@ -85,7 +85,7 @@ async fn a_session_that_ends_makes_room_for_another_on_the_same_connection() {
     sessions(&line, 4).await;
 }
 
-/// Each session asks for a large answer that nobody reads, and goes on sending.
+/// Each session requests a large answer that nobody reads, and continues to send.
 #[tokio::test]
 async fn sessions_that_send_and_never_listen_cost_bounded_memory_and_nobody_else_waits() {
     const EACH: usize = 4 << 20;
@@ -101,11 +101,11 @@ async fn sessions_that_send_and_never_listen_cost_bounded_memory_and_nobody_else
         flood.spawn(async move {
             session.send(&request).await;
             session.send(&vec![0; EACH]).await;
-            // Kept open until the test is over.
+            // Kept open until the end of the test.
             std::future::pending::<()>().await;
         });
     }
-    // Until nothing moves any more: the agent has taken what it takes.
+    // Wait until memory does not change any more: the agent has buffered as much as it will.
     let (mut last, mut still, mut peak) = (0, 0, 0);
     while still < 10 {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
@@ -120,13 +120,13 @@ async fn sessions_that_send_and_never_listen_cost_bounded_memory_and_nobody_else
         (SESSIONS * EACH) >> 20
     );
     assert!(grown < WAITING_KIB, "{grown} KiB wait to be read");
-    // Another member notices nothing.
+    // Another member is not affected.
     let mut bob = shared_box.session("bob").await;
     assert!(bob.is_valid(&large).await);
     bob.leave().await;
     drop(line);
     flood.abort_all();
-    // The connection of the one who floods is over. (How much of its memory the allocator gives back, and when, is its
-    // own affair; that nothing is lost is for `interrupted` to say, and the bound above holds in any case.)
+    // The flooding connection is closed. (The allocator decides how much of its memory it gives back, and
+    // when. `interrupted` tests for leaks, and the bound above holds in any case.)
     until("the sessions to end", || shared_box.agent.count("worker session ended") > SESSIONS).await;
 }

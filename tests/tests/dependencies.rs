@@ -1,7 +1,7 @@
-//! Licences and duplicates of everything we link, judged by `deny.toml`: what cargo-deny does, where it is not installed.
-//! And the layers of the store.
+//! Licences and duplicates of all linked crates, checked against `deny.toml`: the checks of cargo-deny, for
+//! machines without it. And the layers of the store.
 //!
-//! Reads only the parts of `deny.toml` that this project uses, and refuses the others by not finding them.
+//! Reads only those parts of `deny.toml` that this project uses, and fails if it has others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -25,7 +25,7 @@ fn deny() -> toml::Table {
         .expect("deny.toml is TOML")
 }
 
-/// What is compiled for the target that deny.toml names.
+/// The packages that are compiled for the target in deny.toml.
 fn packages() -> Vec<Package> {
     let deny = deny();
     let target = deny["graph"]["targets"][0].as_str().expect("a target").to_owned();
@@ -103,8 +103,8 @@ fn everything_comes_from_the_registry_or_this_workspace() {
     assert!(elsewhere.is_empty(), "from elsewhere:\n{}", elsewhere.join("\n"));
 }
 
-/// Without a lock file that knows all, whoever builds on another day builds with what is newest on that day. The fuzz
-/// targets are a workspace of their own, which changes with the crates it links and is easily forgotten.
+/// Without a complete lock file, each build would use the versions that are newest on its day. The fuzz
+/// targets are a workspace of their own, which changes with the crates that it links and is easily forgotten.
 #[test]
 fn every_crate_has_its_version_in_a_lock_file() {
     for manifest in ["Cargo.toml", "fuzz/Cargo.toml"] {
@@ -122,7 +122,7 @@ fn every_crate_has_its_version_in_a_lock_file() {
     }
 }
 
-/// Does an SPDX expression leave us a choice of allowed licences only? The old `A/B` means `A OR B`.
+/// Whether an SPDX expression can be satisfied with allowed licences only. The old `A/B` means `A OR B`.
 fn permits(expression: &str, allowed: &BTreeSet<&str>) -> bool {
     let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let words: Vec<&str> = spaced.split_whitespace().collect();
@@ -133,7 +133,7 @@ fn permits(expression: &str, allowed: &BTreeSet<&str>) -> bool {
 fn any_of(words: &mut &[&str], allowed: &BTreeSet<&str>) -> bool {
     let mut good = all_of(words, allowed);
     while take(words, "OR") {
-        // Not `||` alone: the words must be read in any case.
+        // Not `||` alone: `all_of` must always consume its words.
         let other = all_of(words, allowed);
         good = good || other;
     }
@@ -189,8 +189,8 @@ fn licence_expressions_are_read_as_written() {
     }
 }
 
-/// The modules of the store, from the lowest layer to the highest, and the others of them that each may use. A module
-/// that has no row belongs to the one around it.
+/// The modules of the store, from the lowest layer to the highest, with the other modules that each may use.
+/// A module without a row belongs to its parent.
 const STORE_LAYERS: [(&str, &[&str]); 12] = [
     ("types", &[]),
     ("format::nar", &[]),
@@ -206,7 +206,7 @@ const STORE_LAYERS: [(&str, &[&str]); 12] = [
     ("store", &["types", "error", "config", "upkeep", "views"]),
 ];
 
-/// The row that a path like `index::memory::Memory` belongs to.
+/// The row of a path like `index::memory::Memory`.
 fn layer(path: &str) -> Option<&'static str> {
     let of = |name: &&str| path == *name || path.starts_with(&format!("{name}::"));
     STORE_LAYERS.iter().map(|(name, _)| *name).find(of)
@@ -218,8 +218,8 @@ fn module(file: &Path) -> String {
     file.iter().filter_map(|part| part.to_str()).collect::<Vec<_>>().join("::")
 }
 
-/// All paths from the crate's root that some source text names after `crate::` or `super::`, as far as their first two
-/// names. Comments and unit tests do not count.
+/// All paths from the crate's root that a source text names after `crate::` or `super::`, up to their first
+/// two names. Comments and unit tests do not count.
 fn named(text: &str, module: &str) -> BTreeSet<String> {
     let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
     let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
@@ -230,7 +230,7 @@ fn named(text: &str, module: &str) -> BTreeSet<String> {
             let rest = &code[at + start.len()..];
             let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':').unwrap_or(rest.len());
             match rest.strip_prefix('{') {
-                // A list: what stands before the inner lists is enough.
+                // A list: its part before the inner lists is sufficient.
                 Some(list) => {
                     let list = list.split(['}', ';']).next().unwrap_or_default();
                     found.extend(list.split(',').map(|name| format!("{root}{}", name.trim())));
@@ -256,7 +256,7 @@ fn the_stores_modules_use_only_those_of_lower_layers() {
                 continue;
             }
             let module = module(file);
-            // The crate's root only lists modules, and a file of tests may use all of them.
+            // The crate's root only lists modules, and a test file may use all of them.
             if module == "lib" || module.ends_with("_test") || module == "format" {
                 continue;
             }
@@ -283,7 +283,8 @@ fn the_stores_modules_use_only_those_of_lower_layers() {
     }
 }
 
-/// The fuzz targets are a workspace of their own, so nothing that is compiled often notices when a parser moves.
+/// The fuzz targets are a workspace of their own, which is rarely compiled, so nothing else notices when a
+/// parser moves.
 #[test]
 fn every_file_that_a_fuzz_target_includes_exists() {
     let targets = place::project().join("fuzz/fuzz_targets");
@@ -303,8 +304,8 @@ fn every_file_that_a_fuzz_target_includes_exists() {
     assert!(included > 0, "no target includes anything: remove this test");
 }
 
-/// The module `x` is in `x.rs`, and its parts are in the folder `x`. Only tests share a `common/mod.rs`: that is how cargo
-/// knows that a file is no test of its own.
+/// The module `x` is in `x.rs`, and its parts are in the folder `x`. Only tests share a `common/mod.rs`:
+/// cargo takes that file for a module and not for a test of its own.
 #[test]
 fn module_files_have_one_style() {
     let mut folders: Vec<_> =

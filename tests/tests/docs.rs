@@ -1,8 +1,9 @@
-//! What the pages say about files, sections, settings, `make` targets and log lines is so. Links between pages are looked
-//! up, and so are names of source files; `docs/reference/logs.md` is compared with the messages in the code.
+//! The pages are right about files, sections, settings, `make` targets and log lines. The tests resolve links
+//! between pages and names of source files, and compare `docs/reference/logs.md` with the messages in the
+//! code.
 //!
-//! Not here: the table of settings (`config_test.rs`), the tables of the protocols (`protocols_doc.rs`), the tests that
-//! pages name (`trust_page.rs`).
+//! Not here: the table of settings (`config_test.rs`), the tables of the protocols (`protocols_doc.rs`), the
+//! tests that pages name (`trust_page.rs`).
 
 use std::path::{Path, PathBuf};
 
@@ -31,14 +32,14 @@ fn prose(page: &str) -> String {
     page.split("```").step_by(2).collect()
 }
 
-/// The anchor that forges make of a heading.
+/// The anchor that git forges generate for a heading.
 fn anchor(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();
     let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
     text.chars().filter(kept).map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
-/// Targets of the links of a page that lead to files of this project.
+/// Targets of a page's links to files of this project.
 fn links(page: &str) -> Vec<String> {
     let targets = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     targets.filter(|target| !target.contains("://") && !target.contains(' ')).map(str::to_owned).collect()
@@ -71,7 +72,7 @@ fn every_link_of_a_page_leads_to_a_file_and_a_section() {
     assert!(broken.is_empty(), "links that lead nowhere: {broken:#?}");
 }
 
-/// Words in backticks, with the page each is from.
+/// Words in backticks, each with its page.
 fn quoted() -> Vec<(PathBuf, String)> {
     let mut pages = Vec::new();
     files(place::project(), "md", &mut pages);
@@ -94,7 +95,7 @@ fn every_setting_and_make_target_that_a_page_names_exists() {
             (Some(("limits" | "sandbox" | "fetch" | "store", key)), _)
                 if !key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'-') =>
             {
-                // A page's name, such as `store.md`, is none.
+                // The name of a page, such as `store.md`, is no setting.
                 key == "md" || settings.contains(&format!("| `{name}` |"))
             }
             (_, Some(target)) => makefile.lines().any(|line| line.split(':').next() == Some(target)),
@@ -124,7 +125,7 @@ fn every_source_file_that_a_page_names_exists() {
     assert!(missing.is_empty(), "source files that do not exist: {missing:#?}");
 }
 
-/// `crate::module::function`, one a line, is the function of that name in that file.
+/// `crate::module::function`, one a line, names an existing function in that file.
 #[test]
 fn every_function_on_the_way_of_a_build_and_of_a_roster_exists() {
     let page = read(&place::project().join("docs/design/architecture.md"));

@@ -1,5 +1,5 @@
-//! An upload of a gigabyte that ends anywhere, in any way: nothing becomes visible, nothing is left on disk, and the
-//! agent holds no descriptor and no memory more than before. Over both protocols.
+//! An upload of a gigabyte that ends at any point, in any way: nothing becomes visible, nothing remains on
+//! disk, and the agent has no more open descriptors and no more memory than before. Over both protocols.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,9 +19,9 @@ use wire::worker::Request;
 use wire::{serve, serve_client};
 
 const GIB: u64 = 1 << 30;
-/// What the agent may have grown by when all is over, in KiB: the allocator keeps some of what it had.
+/// Most growth of the agent after all sessions have ended, in KiB: the allocator keeps some memory.
 const KEPT_KIB: u64 = 24 << 10;
-/// What it may have held at its peak, whatever the size of the upload, in KiB.
+/// Most growth at the peak, for an upload of any size, in KiB.
 const PEAK_KIB: u64 = 96 << 10;
 
 /// The NAR of one file of `len` bytes, up to where its contents begin.
@@ -31,7 +31,7 @@ fn nar_head(len: u64) -> Vec<u8> {
     head
 }
 
-/// Bytes that nothing can make smaller.
+/// Bytes that cannot be compressed.
 fn noise(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut out = Vec::with_capacity(len + 8);
@@ -45,26 +45,27 @@ fn noise(len: usize) -> Vec<u8> {
     out
 }
 
-/// An announcement of a file of `len` bytes. Its hash is never found out.
+/// An announcement of a file of `len` bytes. Its hash is wrong, but is never checked.
 fn announced(name: &str, len: u64) -> PathInfo {
     let tail = tokens(&[b")"]).len() as u64;
     let nar_size = nar_head(len).len() as u64 + len.next_multiple_of(8) + tail;
     PathInfo { nar_size, ..info(name, b"some hash") }
 }
 
-/// How an upload travels.
+/// The form of an upload.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Way {
     Nar,
     Multiple,
-    /// Over `ssh://`, as Nix 2.26 and 2.34 send it.
+    /// Over `ssh://`, in the form of Nix 2.26 and 2.34.
     ServeNar,
-    /// Over `ssh://`, as Nix 2.8 sends it: as an export.
+    /// Over `ssh://`, in the form of Nix 2.8: an export stream.
     Import,
 }
 
 impl Way {
-    /// Logs in, greets and asks for it; the body comes next. What the box says is never read.
+    /// Logs in, performs the handshake and sends the request; the body comes next. The box's output is never
+    /// read.
     async fn begin(
         self,
         shared_box: &SharedBox,
@@ -100,7 +101,7 @@ impl Way {
         }
     }
 
-    /// What comes before the NAR.
+    /// The bytes before the NAR.
     fn prelude(self, info: &PathInfo) -> Vec<u8> {
         match self {
             Way::Nar | Way::ServeNar => Vec::new(),
@@ -115,7 +116,7 @@ impl Way {
     }
 }
 
-/// How it ends.
+/// The way in which an upload ends.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum End {
     ClientKilled,
@@ -143,7 +144,7 @@ impl Relay {
             tokio::select! {
                 _ = tokio::io::copy_bidirectional(&mut client, &mut agent) => {}
                 _ = is_broken.wait_for(|broken| *broken) => {
-                    // Closing with a linger time of nothing sends RST.
+                    // Closing with a linger time of zero sends RST.
                     for socket in [client, agent] {
                         rustix::net::sockopt::set_socket_linger(&socket, Some(std::time::Duration::ZERO))
                             .expect("linger");
@@ -155,7 +156,7 @@ impl Relay {
     }
 }
 
-/// What an idle agent looks like from outside.
+/// The state of an idle agent, seen from outside.
 #[derive(Debug, Clone, Copy)]
 struct Idle {
     descriptors: usize,
@@ -170,7 +171,7 @@ fn idle(pid: u32) -> Idle {
     Idle { descriptors: descriptors(pid), rss_kib: status_kib(pid, "VmRSS") }
 }
 
-/// All files of the store but its index.
+/// All files of the store except its index.
 fn files(shared_box: &SharedBox) -> Vec<PathBuf> {
     let store = shared_box.agent.state_dir().join("store");
     let mut found = Vec::new();
@@ -183,7 +184,7 @@ fn files(shared_box: &SharedBox) -> Vec<PathBuf> {
     found
 }
 
-/// Sends a body piece by piece: all of it is `len` bytes, and `stop` of them leave.
+/// Sends the first `stop` bytes of a body of `len` bytes, piece by piece.
 async fn send_some(writer: &mut ChildStdin, info: &PathInfo, way: Way, len: u64, stop: u64) {
     let head = [way.prelude(info), nar_head(len)].concat();
     piece(writer, way, &head).await;
@@ -196,7 +197,7 @@ async fn send_some(writer: &mut ChildStdin, info: &PathInfo, way: Way, len: u64,
     }
 }
 
-/// The box may be gone already; whether it is shows later.
+/// Sends a piece. Errors are ignored, since the box may have hung up; later checks find out.
 async fn piece(writer: &mut ChildStdin, way: Way, bytes: &[u8]) {
     if way.is_framed() {
         let _ = writer.write_all(&(bytes.len() as u64).to_le_bytes()).await;
@@ -204,7 +205,7 @@ async fn piece(writer: &mut ChildStdin, way: Way, bytes: &[u8]) {
     let _ = writer.write_all(bytes).await;
 }
 
-/// An upload of `len` bytes, of which `stop` get as far as the box, and then `end`.
+/// Uploads the first `stop` of `len` bytes, and then ends with `end`.
 async fn interrupt(shared_box: &mut SharedBox, path: &StorePath, way: Way, len: u64, stop: u64, end: End) {
     println!("{way:?}: {stop} of {len} bytes, then {end:?}");
     let relay = Relay::to(shared_box.agent.port()).await;
@@ -223,7 +224,7 @@ async fn interrupt(shared_box: &mut SharedBox, path: &StorePath, way: Way, len: 
             shared_box.keep_only(&["bob"]);
             within("the member to be thrown out", ssh.wait()).await.expect("wait");
             shared_box.keep_only(&["alice", "bob"]);
-            // Let in again: within a second or so of the change.
+            // The member can log in again within about a second of the change.
             loop {
                 let status = shared_box
                     .ssh("alice", WORKER)
@@ -232,7 +233,7 @@ async fn interrupt(shared_box: &mut SharedBox, path: &StorePath, way: Way, len: 
                     .stderr(std::process::Stdio::null())
                     .status()
                     .expect("ssh");
-                // Not ssh's own status for "not let in".
+                // ssh's own status means that the login was refused.
                 if status.code() != Some(255) {
                     break;
                 }
@@ -243,7 +244,7 @@ async fn interrupt(shared_box: &mut SharedBox, path: &StorePath, way: Way, len: 
     let _ = ssh.kill().await;
 }
 
-/// Nothing is left of it.
+/// Checks that nothing of the upload remains.
 async fn nothing_is_left(shared_box: &SharedBox, path: &StorePath, before: &[PathBuf], idle_before: Idle) {
     for who in ["alice", "bob"] {
         let mut session = shared_box.session(who).await;
@@ -256,9 +257,9 @@ async fn nothing_is_left(shared_box: &SharedBox, path: &StorePath, before: &[Pat
     until("memory to be given back", || status_kib(pid, "VmRSS") <= idle_before.rss_kib + KEPT_KIB).await;
 }
 
-/// A box that has been used a little, so that what it allocates once is there.
+/// A box after some use, so that its one-time allocations are done.
 async fn warm() -> SharedBox {
-    // A member who was removed knocks again and again here until it is let in.
+    // A member who was removed tries to log in again and again here.
     let setup = Setup::default().setting("limits.per-source-penalties = \"no\"");
     let mut shared_box = SharedBox::with(&["alice", "bob"], setup);
     let path = path("warm");
@@ -272,10 +273,10 @@ async fn warm() -> SharedBox {
     shared_box
 }
 
-/// Interrupts uploads one after the other.
+/// Interrupts uploads one after the other, and checks that nothing remains.
 async fn leaves_nothing(runs: &[(Way, u64, u64, End)]) {
     let mut shared_box = warm().await;
-    // What was uploaded to warm it up has its final name by then.
+    // By then the paths uploaded for warming up have their final names.
     let new = shared_box.agent.state_dir().join("store/new");
     until("new objects to get their names", || std::fs::read_dir(&new).expect("a folder").next().is_none())
         .await;
@@ -285,7 +286,8 @@ async fn leaves_nothing(runs: &[(Way, u64, u64, End)]) {
     for (way, len, stop, end) in runs {
         interrupt(&mut shared_box, &path, *way, *len, *stop, *end).await;
         if *end == End::AgentKilled {
-            // Another process; it has not warmed up, so there is less to compare with than before.
+            // The agent is a new process here, without the earlier allocations, so its numbers are lower than
+            // before.
             idle_before.descriptors = idle_before.descriptors.max(idle(shared_box.agent.pid()).descriptors);
         } else {
             let peak = status_kib(shared_box.agent.pid(), "VmHWM").saturating_sub(idle_before.rss_kib);

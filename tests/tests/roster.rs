@@ -1,4 +1,4 @@
-//! From a commit in git to the front door: `access-manager sync` feeds an agent that runs all the while.
+//! From a commit in git to the front door: `access-manager sync` updates an agent that runs all the time.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,7 +20,7 @@ const REFUSED: Option<i32> = Some(5);
 const BAKED_IN: &str = "warning: the roster came with the image; the one in git could not be fetched";
 const DENIED: &str = "Permission denied (publickey)";
 
-/// A box as it boots: a folder for the roster and the memory of `access-manager`.
+/// A box after its boot: a folder for the roster and the state of `access-manager`.
 struct BootedBox {
     dir: TempDir,
 }
@@ -72,7 +72,7 @@ fn knock(agent: &Agent, key: &Key) -> Transcript {
     nix.run(["store", "info", "--store", nix.store()])
 }
 
-/// Waits until the agent goes by the roster of this commit.
+/// Waits until the agent uses the roster of this commit.
 fn goes_by(agent: &Agent, commit: &str) {
     agent.wait_for_event(&format!("a roster of commit {commit}"), |event| {
         event["message"] == "roster loaded" && event["commit"] == commit
@@ -127,7 +127,7 @@ fn a_removed_member_is_logged_out_and_its_build_ends() {
     assert_eq!((&end["member"], &end["ok"]), (&"bob".into(), &false.into()), "{end}");
     assert!(gone(|| builder_runs("bobs")), "bob's builder still runs");
     knock(&agent, &bob).failed().says(&[DENIED]);
-    // Nobody else noticed.
+    // Other members are not affected.
     assert!(alices_build.is_running());
     assert!(builder_runs("alices"));
 }
@@ -148,7 +148,7 @@ fn a_malformed_users_nix_changes_nothing() {
     knock(&agent, &alice).ok();
     knock(&agent, &bob).failed().says(&[DENIED]);
 
-    // A good commit on top of it counts again.
+    // A valid commit after it is used again.
     let commit = repository.commit(&users(&[("bob", &bob)]));
     booted.sync(repository.path(), &[]).ok();
     goes_by(&agent, &commit);
@@ -189,7 +189,7 @@ fn without_network_the_first_boot_uses_the_baked_in_roster_and_says_so() {
     )
     .ok();
     std::fs::write(&image, evaluated.stdout).expect("the image's roster");
-    // Nothing listens on this port.
+    // No server listens on this port.
     let nowhere = Path::new("http://127.0.0.1:1/roster.git");
 
     let fallback = ["--fallback", image.to_str().expect("a path in ASCII")];
@@ -198,7 +198,7 @@ fn without_network_the_first_boot_uses_the_baked_in_roster_and_says_so() {
     knock(&agent, &alice).ok().says(&[BAKED_IN]);
     knock(&agent, &bob).failed().says(&[DENIED]);
 
-    // The network is back.
+    // The network works again.
     let repository = Repository::new(&users(&[("alice", &alice), ("bob", &bob)]));
     let commit = repository.commit(&users(&[("bob", &bob)]));
     booted.sync(repository.path(), &fallback).ok();
@@ -206,7 +206,7 @@ fn without_network_the_first_boot_uses_the_baked_in_roster_and_says_so() {
     let said = knock(&agent, &bob).ok();
     assert!(!said.stderr.contains(BAKED_IN), "{said}");
 
-    // And gone again: what was fetched stays, the image's roster does not come back.
+    // And it fails again: the fetched roster stays, and the image's roster does not come back.
     let before = booted.roster_bytes();
     let said = booted.sync(nowhere, &fallback);
     assert_eq!(said.status, UNREACHABLE, "{said}");
@@ -239,9 +239,9 @@ fn mark(name: &str) -> String {
     format!(": {name}-of-{}", std::process::id())
 }
 
-/// Whether the builder with this mark is a process of this machine: in the namespace sandbox it is.
+/// Whether the builder with this mark runs: in the namespace sandbox it is a process of this machine.
 fn builder_runs(name: &str) -> bool {
-    // With the separators of a real argument list, which the client's copy of the recipe does not have.
+    // With the separators of a real argument list, which the client's copy of the derivation does not have.
     let arguments = format!("\0-e\0-c\0{};", mark(name)).into_bytes();
     std::fs::read_dir("/proc").expect("/proc").flatten().any(|process| {
         std::fs::read(process.path().join("cmdline"))

@@ -1,12 +1,12 @@
-//! `docs/design/trust.md` names the test behind each step of its argument, `docs/design/published-attacks.md` the test that tries each
-//! attack. A name without a test would be a promise.
+//! `docs/design/trust.md` names the test behind each step of its argument, `docs/design/published-attacks.md`
+//! the test of each attack. Every named test must exist.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use e2e::place;
 
-/// Words in backticks that look like the name of a test: long, with underscores, nothing else.
+/// Words in backticks that look like test names: long, with underscores, nothing else.
 fn named(page: &str) -> BTreeSet<&str> {
     let words = page.split('`').skip(1).step_by(2);
     words
@@ -15,7 +15,7 @@ fn named(page: &str) -> BTreeSet<&str> {
         .collect()
 }
 
-/// All text of Rust files below this folder.
+/// The text of all Rust files below this folder.
 fn sources(dir: &Path, text: &mut String) {
     for entry in std::fs::read_dir(dir).expect("a folder").flatten() {
         let path = entry.path();
@@ -49,7 +49,7 @@ fn every_test_that_the_trust_page_names_exists() {
     }
 }
 
-/// The attacks that this project set out to answer by name.
+/// The published attacks that the page must answer by name.
 const PUBLISHED: [&str; 17] = [
     "CVE-2024-27297",
     "CVE-2024-38531",

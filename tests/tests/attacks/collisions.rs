@@ -1,4 +1,4 @@
-//! The same store path twice: as a member claims it, and as the box knows it to be.
+//! Two contents for the same store path: a member's claim, and the Verified ones.
 
 use std::collections::BTreeSet;
 
@@ -9,11 +9,11 @@ use nix_derivation::StorePath;
 
 use crate::twins::at;
 
-/// The true contents of a path that is named by its contents, and what Mallory says they are.
+/// The true contents of a content-addressed path, and Mallory's forged ones.
 const TRUE: &[u8] = b"true\n";
 const FORGED: &[u8] = b"forged\n";
 
-/// Builds something that copies `input`; the path of the result.
+/// Builds a derivation that copies `input`; returns the path of the result.
 async fn copies(who: &mut Session, name: &str, input: &StorePath) -> StorePath {
     let (out, drv) = (path(name), path(&format!("{name}.drv")));
     let script = format!("read line < {}; echo $line > $out", input.to_absolute_path());
@@ -22,7 +22,7 @@ async fn copies(who: &mut Session, name: &str, input: &StorePath) -> StorePath {
     out
 }
 
-/// The path of [`TRUE`], found out on another box.
+/// The path of [`TRUE`], computed by another box.
 async fn true_path() -> StorePath {
     let elsewhere = SharedBox::of(&["alice"]);
     let mut alice = elsewhere.session("alice").await;
@@ -47,13 +47,13 @@ async fn a_claim_gives_way_when_the_path_is_verified_and_what_stood_on_it_stays_
     for who in [&mut alice, &mut mallory] {
         assert_eq!(who.nar(&line).await, nar(&file(TRUE)), "what is proven counts for everyone");
     }
-    // What Mallory built before is what it was, and nobody else's.
+    // Mallory's earlier result has not changed, and nobody else sees it.
     assert_eq!(mallory.nar(&hers).await, forged);
     assert!(!alice.is_valid(&hers).await);
-    // The same recipe, by Alice: her own build of the true input, at the same path.
+    // Alice builds the same recipe: her own build from the true input, at the same path.
     assert_eq!(copies(&mut alice, "hers", &line).await, hers);
     assert_eq!(alice.nar(&hers).await, nar(&file(TRUE)));
-    // What is built on Mallory's old result does not become more than a claim.
+    // A result that is built from Mallory's old result stays a claim.
     let later = copies(&mut mallory, "later", &hers).await;
     assert_eq!(mallory.nar(&later).await, forged);
     assert!(!alice.is_valid(&later).await);
@@ -71,7 +71,7 @@ async fn a_claim_after_the_path_was_verified_changes_nothing() {
         let request = wire::worker::Request::AddToStoreNar { info, repair, dont_check_sigs: true };
         mallory.request(&request).await;
         mallory.client.framed(&forged).await.expect("the box reads");
-        // Taken or refused: it does not matter to anybody.
+        // The upload may be accepted or refused: nobody else is affected.
         within("an answer", mallory.client.log()).await.expect("an answer");
     }
     for who in [&mut alice, &mut mallory] {
@@ -92,7 +92,7 @@ async fn two_members_claim_one_path_with_different_contents_and_each_has_their_o
     bob.upload(&at(&both, &his), &his).await;
     assert_eq!(alice.nar(&both).await, hers);
     assert_eq!(bob.nar(&both).await, his);
-    // And so have their builds.
+    // The results of their builds differ, too.
     let (from_hers, from_his) =
         (copies(&mut alice, "copy", &both).await, copies(&mut bob, "copy", &both).await);
     assert_eq!(from_hers, from_his, "the same path, which is the point");

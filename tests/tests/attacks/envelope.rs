@@ -1,5 +1,5 @@
-//! A builder can tell how many processors and how much memory it has. Here one member chooses as little of both as the
-//! box lets them, by their client's settings and by limits of their own, and the others look at what they get.
+//! A builder can see its number of processors and its memory. Here Mallory chooses the smallest of both that
+//! the box allows, by client settings and by limits in the roster, and the others check what they get.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use wire::worker::Request;
 
 use crate::twins::aterm;
 
-/// A derivation without inputs, and every path of it where Nix would have it: what it gives becomes Verified.
+/// A derivation without inputs, whose paths are all computed as in Nix: its result becomes Verified.
 fn honest(name: &str, script: &str) -> (StorePath, StorePath, BasicDerivation) {
     let draft = path(name).to_absolute_path();
     let text = String::from_utf8(aterm(&path(name), &[], &[], script)).expect("text");
@@ -30,7 +30,7 @@ fn honest(name: &str, script: &str) -> (StorePath, StorePath, BasicDerivation) {
     (out, drv, derivation)
 }
 
-/// Mallory may have one processor of three, and half the memory.
+/// A box on which Mallory may use one processor of three, and half the memory.
 async fn shared_box() -> SharedBox {
     let setup = Setup::default().setting("sandbox.vcpus = 3").setting("sandbox.memory-mib = 1024");
     let shared_box = SharedBox::with(&["alice", "mallory"], setup);
@@ -53,7 +53,7 @@ async fn the_cores_a_client_asks_for_shape_nothing() {
     let (out, drv, derivation) = honest("cores", "echo $NIX_BUILD_CORES > $out");
     assert_eq!(mallory.build((drv.clone(), derivation.clone())).await.status, 0);
     assert_eq!(mallory.nar(&out).await, nar(&file(b"3\n")));
-    // The same for everybody, and so it is everybody's.
+    // The envelope does not depend on the member, so the result is for everybody.
     assert_eq!(alice.nar(&out).await, nar(&file(b"3\n")));
     assert_eq!(shared_box.agent.count("build started"), 1);
 }
@@ -72,7 +72,7 @@ async fn what_was_built_under_a_members_lower_limits_stays_that_members() {
     assert_eq!(alice.build((drv.clone(), derivation.clone())).await.status, 0);
     assert_eq!(alice.nar(&out).await, nar(&file(b"3\n")));
     assert_eq!(shared_box.agent.count("build started"), 2);
-    // What the box built as it builds for everybody is Mallory's, too.
+    // A result that was built with the usual envelope is valid for Mallory, too.
     assert_eq!(mallory.nar(&out).await, nar(&file(b"3\n")));
     assert!(!mallory.path_info(&out).await.expect("valid").signatures.is_empty());
 }

@@ -1,8 +1,8 @@
-//! Bob asks, by every operation there is, about what only Alice has; and gets, byte for byte, what he gets for a path
-//! that nobody has.
+//! Bob asks, by every operation, about paths that only Alice has; and gets, byte for byte, the same answers
+//! as for paths that nobody has.
 //!
-//! Every operation of the protocol's own table has its cases in a `match` without a default, so that a new one does not
-//! compile until somebody has thought about what it tells.
+//! Every operation of the protocol's table has its cases in a `match` without a default, so that a new
+//! operation does not compile until somebody has considered what its answers reveal.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -22,9 +22,9 @@ use wire::worker::{BodyShape, OPS, Op, OpInfo, Request};
 use crate::realisations;
 use crate::twins::{Secret, at, aterm};
 
-/// One question of Bob's.
+/// One request of Bob's.
 struct Case {
-    /// What he uploads before he asks, in a session of its own.
+    /// Bob's uploads before the request, in a session of their own.
     before: Uploads,
     request: Request,
     /// Sent after the request, in the frames of current clients.
@@ -50,13 +50,13 @@ fn outputs_of(drv: &StorePath) -> DerivedPath {
 /// Paths with their NARs.
 pub type Uploads = Vec<(PathInfo, Vec<u8>)>;
 
-/// Things to build that lead to the secret, and what Bob uploads before.
+/// Targets that lead to the secret, and Bob's uploads before.
 pub fn targets(secret: &Secret) -> Vec<(Uploads, DerivedPath)> {
     let mut targets: Vec<_> = [&secret.plain, &secret.user, &secret.drv, &secret.output]
         .map(|path| (Vec::new(), DerivedPath::Opaque(path.clone())))
         .into();
     targets.push((Vec::new(), outputs_of(&secret.drv)));
-    // Derivations of Bob's own that say they need it. What he announces of them does not have to be true.
+    // Derivations of Bob's own that claim to need it. His announcements do not have to be true.
     for (drvs, sources) in [
         (vec![], vec![&secret.plain]),
         (vec![&secret.drv], vec![]),
@@ -70,7 +70,7 @@ pub fn targets(secret: &Secret) -> Vec<(Uploads, DerivedPath)> {
     targets
 }
 
-/// Derivations that Bob may send whole.
+/// Derivations that Bob can send as a whole.
 pub fn recipes(secret: &Secret) -> Vec<(StorePath, BasicDerivation)> {
     let Secret { plain, drv, output, spare, spare_drv, user, .. } = secret;
     let look =
@@ -80,7 +80,7 @@ pub fn recipes(secret: &Secret) -> Vec<(StorePath, BasicDerivation)> {
         recipe(spare_drv, &[("out", spare)], &[user], "echo bob > $out"),
         recipe(spare_drv, &[("out", spare)], &[drv], "echo bob > $out"),
         recipe(spare_drv, &[("out", spare)], &[output], "echo bob > $out"),
-        // Not the recipe that Alice had built there.
+        // Not the recipe from which Alice built this path.
         recipe(drv, &[("out", output)], &[], "echo built for bob > $out"),
         recipe(spare_drv, &[("out", spare)], &[], &look),
     ];
@@ -104,11 +104,11 @@ fn garbage(action: GcAction, paths: Option<BTreeSet<StorePath>>, ignore_liveness
     }))
 }
 
-/// All that `op` can be asked about `secret`.
+/// All requests of `op` about `secret`.
 fn cases(op: Op, secret: &Secret) -> Vec<Case> {
     use Request as Q;
     let Secret { plain, user, drv, output, realised, spare, proven, .. } = secret.clone();
-    // Every kind of thing Alice has.
+    // Every kind of path that Alice has.
     let each = |make: &dyn Fn(StorePath) -> Request| -> Vec<Case> {
         [&plain, &user, &drv, &output, &proven].iter().map(|path| ask(make((*path).clone()))).collect()
     };
@@ -185,7 +185,8 @@ fn cases(op: Op, secret: &Secret) -> Vec<Case> {
             vec![
                 add(refers, &mine, false),
                 add(derived, &mine, false),
-                // What Alice has, bit for bit; something else in its place; and announced as what it is not.
+                // The same contents as Alice's; other contents at the same path; and contents that do not
+                // match the announcement.
                 add(at(&plain, &contents), &contents, false),
                 add(at(&user, &mine), &mine, true),
                 add(at(&output, &contents), &mine, false),
@@ -255,7 +256,7 @@ fn cases(op: Op, secret: &Secret) -> Vec<Case> {
             })
             .collect(),
         Op::QueryRealisation => vec![ask(Q::QueryRealisation { id: realised })],
-        // These ask about everything at once. What Alice does between two of them must not show.
+        // These requests are about the whole store. Alice's work between two of them must not show.
         Op::SyncWithGc => vec![ask(Q::SyncWithGc)],
         Op::FindRoots => vec![ask(Q::FindRoots)],
         Op::SetOptions => vec![ask(Q::SetOptions(ClientSettings::default()))],
@@ -267,7 +268,7 @@ fn cases(op: Op, secret: &Secret) -> Vec<Case> {
     }
 }
 
-/// What everybody sees of it is there.
+/// Uploads the Verified part of the secret.
 pub async fn prove(anyone: &mut Session, secret: &Secret) {
     anyone
         .request(&Request::AddToStore {
@@ -284,7 +285,7 @@ pub async fn prove(anyone: &mut Session, secret: &Secret) {
     assert_eq!(added, secret.proven);
 }
 
-/// Alice says where she has from what everybody sees, and signs it: with an upload, and afterwards.
+/// Alice annotates the Verified path with a deriver and a signature: by an upload, and afterwards.
 pub async fn annotated_by(alice: &mut Session, secret: &Secret) {
     let contents = nar(&file(Secret::PROVEN));
     let signature = |name: &str| format!("{name}:{}==", "A".repeat(86));
@@ -302,7 +303,7 @@ pub async fn annotated_by(alice: &mut Session, secret: &Secret) {
     assert_eq!(told.signatures, [signature("first"), signature("second")]);
 }
 
-/// Alice gets it, in all the ways there are.
+/// Alice gets the paths, in every possible way.
 pub async fn owned_by(alice: &mut Session, secret: &Secret) {
     annotated_by(alice, secret).await;
     let contents = Secret::contents();
@@ -333,7 +334,7 @@ pub async fn owned_by(alice: &mut Session, secret: &Secret) {
     assert!(alice.is_valid(&secret.plain).await && alice.is_valid(&secret.output).await);
 }
 
-/// What comes before a question, in a session of its own.
+/// Sends the uploads before a request, in a session of their own.
 pub async fn upload_before(line: &Line, uploads: &Uploads) {
     if uploads.is_empty() {
         return;
@@ -345,7 +346,7 @@ pub async fn upload_before(line: &Line, uploads: &Uploads) {
     bob.leave().await;
 }
 
-/// All that a client can see of an answer. Ids and clock times are what they are, so they are taken out.
+/// Everything that a client can see of an answer. Ids and clock times always differ, so they are removed.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     frames: Vec<Frame>,
@@ -381,7 +382,7 @@ impl Seen {
     }
 }
 
-/// Takes out numbers that are times of now.
+/// Replaces numbers that are current times.
 pub fn without_clock_times(answer: &mut [u8]) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
     for word in answer.chunks_exact_mut(8) {
@@ -392,7 +393,7 @@ pub fn without_clock_times(answer: &mut [u8]) {
     }
 }
 
-/// Sends one request over a session of its own and reads to the last byte.
+/// Sends one request in a session of its own and reads to the last byte.
 async fn see(ssh: std::process::Command, minor: u8, info: &OpInfo, case: &Case) -> Seen {
     let (mut ssh, reader, writer, stderr) = piped_with_stderr(ssh);
     let mut client =
@@ -423,7 +424,8 @@ async fn see(ssh: std::process::Command, minor: u8, info: &OpInfo, case: &Case) 
     Seen { frames, end, rest, stderr }
 }
 
-/// The versions in which clients send this: the newest, and the oldest if its body is not another's.
+/// The versions in which clients send this operation: the newest, and the oldest if its body has the same
+/// form.
 fn minors(info: &OpInfo) -> Vec<u8> {
     let newest = info.until.map_or(MINOR, |until| until.minor.clamp(18, MINOR));
     match info.body {
@@ -440,12 +442,13 @@ async fn no_operation_of_the_worker_protocol_tells_of_what_another_member_has() 
     let own = async |secret: &Secret| owned_by(&mut alice, secret).await;
     let pairs = nothing_is_told(&mut prover, &shared_box.line("bob"), usize::MAX, own).await;
     println!("{pairs} pairs of answers are the same");
-    // Nothing of this changed what Alice has.
+    // None of these requests changed Alice's paths.
     alice.leave().await;
 }
 
-/// Asks everything about what `own` gives to somebody else, and about what nobody has, and compares. Of each
-/// operation `most` cases are tried, and those only with the newest clients if that is a limit.
+/// Sends every request about the paths that `own` gives to another member, and about paths that nobody has,
+/// and compares the answers. At most `most` cases of each operation; with that limit only in the newest
+/// version.
 pub async fn nothing_is_told(
     prover: &mut Session,
     line: &Line,
@@ -469,7 +472,7 @@ pub async fn nothing_is_told(
                     if std::ptr::eq(secret, &hers) {
                         own(&hers).await;
                     } else if info.op == Op::CollectGarbage {
-                        // What Bob left lying about is gone before the first of the two.
+                        // Bob's leftovers are removed before the first of the two requests.
                         see(line.ssh(WORKER), minor, info, &garbage(GcAction::DeleteDead, None, false)).await;
                     }
                     let case = cases(info.op, secret).swap_remove(index);
@@ -477,7 +480,7 @@ pub async fn nothing_is_told(
                     seen.push(see(line.ssh(WORKER), minor, info, &case).await);
                 }
                 let expected = match info.op {
-                    // Lists what is proven of both, and neither's secret.
+                    // Lists the Verified paths of both secrets, and no other path of either.
                     Op::QueryAllValidPaths => seen[0].renamed(&nobodys, &nobodys),
                     _ => seen[0].renamed(&nobodys, &hers),
                 };

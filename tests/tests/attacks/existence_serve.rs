@@ -1,4 +1,4 @@
-//! The same as `existence`, over `ssh://`: by every command of the serve protocol.
+//! The same as `existence`, for every command of the serve protocol (`ssh://`).
 
 use e2e::hostile::*;
 use e2e::shared_box::{Line, SERVE, SharedBox};
@@ -10,9 +10,9 @@ use wire::serve_client::{Client, encode_export};
 use crate::existence::{Uploads, owned_by, prove, recipes, set, targets, upload_before, without_clock_times};
 use crate::twins::{Secret, at};
 
-/// One question of Bob's.
+/// One request of Bob's.
 struct Case {
-    /// What he uploads before he asks.
+    /// Bob's uploads before the request.
     before: Uploads,
     request: Request,
     /// Sent after the request.
@@ -23,7 +23,7 @@ fn ask(request: Request) -> Case {
     Case { before: Vec::new(), request, body: Vec::new() }
 }
 
-/// All that `op` can be asked about `secret`.
+/// All requests of `op` about `secret`.
 fn cases(op: Op, secret: &Secret) -> Vec<Case> {
     use Request as Q;
     let Secret { plain, user, drv, output, spare, proven, .. } = secret.clone();
@@ -84,21 +84,21 @@ fn cases(op: Op, secret: &Secret) -> Vec<Case> {
     }
 }
 
-/// The answer, and what a person would read on the terminal.
+/// The answer, and the messages on the user's terminal.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     answer: Vec<u8>,
     stderr: String,
 }
 
-/// Sends one request over a session of its own and reads to the last byte.
+/// Sends one request in a session of its own and reads to the last byte.
 async fn see(ssh: std::process::Command, minor: u8, case: &Case) -> Seen {
     let (mut ssh, reader, writer, stderr) = piped_with_stderr(ssh);
     let client = within("a handshake", Client::connect(reader, writer, minor)).await;
     let mut client = client.expect("a handshake");
     client.request(&case.request).await.expect("the box reads");
     let _ = client.send(&case.body).await;
-    // Every answer has a first number, unless the session ends instead. Until then a build may run.
+    // Every answer begins with a number, unless the session ends instead. Until then a build may run.
     let mut answer = vec![0; 8];
     if within("an answer", client.reader.read_exact(&mut answer)).await.is_err() {
         answer.clear();
@@ -123,7 +123,8 @@ async fn no_command_of_the_serve_protocol_tells_of_what_another_member_has() {
     alice.leave().await;
 }
 
-/// Asks everything about what `own` gives to somebody else, and about what nobody has, and compares.
+/// Sends every request about the paths that `own` gives to another member, and about paths that nobody has,
+/// and compares.
 pub async fn nothing_is_told(
     prover: &mut Session,
     line: &Line,
@@ -132,7 +133,7 @@ pub async fn nothing_is_told(
 ) -> usize {
     let mut pairs = 0;
     for info in OPS {
-        // The newest, and the oldest where the two send the same.
+        // The newest version, and the oldest if both send the same bytes.
         let both = old_clients_too && info.body == BodyShape::None;
         let minors: &[u8] = if both { &[8, 1] } else { &[8] };
         for minor in minors {

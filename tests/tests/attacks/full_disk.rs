@@ -1,5 +1,6 @@
-//! The box's disk is full, of bytes or of files. That is trouble of the box: whoever builds meanwhile is told so and may try
-//! again, nothing of it is remembered as the build's own failure, and who only asks is answered.
+//! The box's disk is full, of bytes or of files. That is a failure of the box: a member who builds meanwhile
+//! gets an error that allows another try, it is not remembered as the build's own failure, and queries still
+//! work.
 
 use std::path::{Path, PathBuf};
 
@@ -14,14 +15,14 @@ use crate::twins::at;
 
 /// Nix: `BuildResult::TransientFailure`.
 const TRANSIENT: u64 = 6;
-/// Bytes of the outputs here, larger than anything else that a build needs room for.
+/// Size of the outputs here, larger than any other file that a build writes.
 const OUTPUT: u64 = 4 << 20;
 
-/// What takes the room. Dropping it gives it back.
+/// Files that fill the disk. Dropping it removes them.
 struct Filler(Vec<PathBuf>);
 
 impl Filler {
-    /// Leaves room for so many bytes.
+    /// Leaves this many bytes free.
     fn bytes(disk: &Path, but: u64) -> Self {
         let path = disk.join("filler");
         let free = rustix::fs::statvfs(disk).expect("a file system");
@@ -54,7 +55,8 @@ impl Drop for Filler {
     }
 }
 
-/// The shell makes an output of `OUTPUT` bytes that names itself, so that a floating one has to be rewritten.
+/// The shell writes an output of `OUTPUT` bytes that contains its own path, so that a floating one has to be
+/// rewritten.
 fn large(name: &str) -> (StorePath, BasicDerivation) {
     let doublings = (OUTPUT / 16).ilog2();
     let script = format!(
@@ -67,7 +69,7 @@ fn floating(name: &str) -> (StorePath, BasicDerivation) {
     let (drv, mut derivation) = large(name);
     let out = Output::Floating { method: ContentAddressMethod::Nar, hash_algorithm: HashAlgorithm::Sha256 };
     derivation.outputs = [("out".to_owned(), out)].into();
-    // A placeholder, as Nix writes it: the box puts the scratch path there.
+    // A placeholder in Nix's form: the box replaces it by the scratch path.
     let placeholder = nix_derivation::store_path::hash_placeholder("out");
     derivation.env = [(b"out".to_vec(), placeholder.into_bytes())].into();
     (drv, derivation)
@@ -86,8 +88,8 @@ async fn a_full_disk_is_trouble_of_the_box_and_nobodys_failure() {
         let script = format!("read line < {}; echo $line > $out", path("input").to_absolute_path());
         recipe(&path("reader.drv"), &[("out", &path("reader"))], &[&path("input")], &script)
     };
-    // The output has no room; its second copy, with its final path, has none; and no file can be made at all, first for
-    // the copy of an input.
+    // Three cases: the output has no room; its second copy, with its final path, has none; and no file can be
+    // created, beginning with the copy of an input.
     let cases = [
         ("output", large("large"), Filler::bytes as fn(&Path, u64) -> Filler, OUTPUT / 2),
         ("rewrite", floating("floating"), Filler::bytes, OUTPUT + OUTPUT / 2),
@@ -99,7 +101,8 @@ async fn a_full_disk_is_trouble_of_the_box_and_nobodys_failure() {
             let told = alice.build(build.clone()).await;
             assert_eq!(told.status, TRANSIENT, "{what}: {told:?}");
             assert!(told.message.contains("No space left on device"), "{what}: {told:?}");
-            // Another member's questions are answered, and one who asks for the same build gets no remembered failure.
+            // Another member's queries work, and a member who requests the same build gets no remembered
+            // failure.
             assert!(bob.is_valid(&path("bobs")).await, "{what}");
             assert_eq!(bob.nar(&path("bobs")).await, input, "{what}");
         }

@@ -1,5 +1,5 @@
-//! Derivations that cost the box much before their builder runs: many outputs, long strings, graphs that grow. Mallory
-//! sends them while Alice builds as always.
+//! Derivations that cost the box much work before their builder runs: many outputs, long strings, growing
+//! graphs. Mallory sends them while Alice builds normally.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use nix_derivation::StorePath;
 /// Clock ticks in a second (proc(5): `sysconf(_SC_CLK_TCK)`, a hundred on every Linux).
 const TICKS: u64 = 100;
 
-/// Seconds of processor time that the agent itself has taken.
+/// Processor time of the agent itself, in seconds.
 fn processor_seconds(shared_box: &SharedBox) -> u64 {
     processor_ticks(shared_box) / TICKS
 }
@@ -22,12 +22,12 @@ fn processor_seconds(shared_box: &SharedBox) -> u64 {
 fn processor_ticks(shared_box: &SharedBox) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", shared_box.agent.pid())).expect("a process");
     let fields: Vec<&str> = stat.rsplit_once(')').expect("a name").1.split_whitespace().collect();
-    // Fields 14 and 15, counted from the one behind the name, which is the third.
+    // Fields 14 and 15, counted from the one after the name, which is the third.
     let ticks = |at: usize| fields[at].parse::<u64>().expect("a number");
     ticks(11) + ticks(12)
 }
 
-/// The most memory that the agent has had, in MiB.
+/// Peak memory of the agent, in MiB.
 fn peak_mib(shared_box: &SharedBox) -> u64 {
     let status =
         std::fs::read_to_string(format!("/proc/{}/status", shared_box.agent.pid())).expect("a process");
@@ -35,7 +35,7 @@ fn peak_mib(shared_box: &SharedBox) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") >> 10
 }
 
-/// Builds something small, again and again; what Mallory does meanwhile changes nothing about it.
+/// Builds something small again and again; Mallory's attack must not change the results.
 async fn works_as_always(who: &mut Session, round: &str) {
     for n in 0..3 {
         let name = format!("small-{round}-{n}");
@@ -46,13 +46,14 @@ async fn works_as_always(who: &mut Session, round: &str) {
     }
 }
 
-/// A thousand outputs, and four megabytes that look like placeholders wherever one looks.
+/// A derivation with a thousand outputs, and four megabytes of text that looks like placeholders at every
+/// position.
 fn many_outputs() -> (StorePath, BasicDerivation) {
     let outputs: Vec<(String, StorePath)> =
         (0..1000).map(|n| (format!("o{n}"), path(&format!("heavy-o{n}")))).collect();
     let named: Vec<(&str, &StorePath)> = outputs.iter().map(|(name, path)| (name.as_str(), path)).collect();
     let (drv, mut derivation) = recipe(&path("heavy.drv"), &named, &[], "exit 3");
-    // As files, so that the program can be started at all.
+    // Passed as files, so that the program can be started at all.
     let variables: Vec<String> = (0..4).map(|n| format!("big{n}")).collect();
     for name in &variables {
         derivation.env.insert(name.clone().into_bytes(), b"/x".repeat(1 << 19));
@@ -75,7 +76,7 @@ async fn many_outputs_and_long_variables_cost_one_look_at_each() {
     assert!(took < 4, "{took} seconds of processor time for one derivation");
 }
 
-/// Paths that refer to all before them. Their names are about this long.
+/// Paths that refer to all earlier ones. Their names have about this length.
 async fn dense_closure(who: &mut Session, count: usize, long: usize) -> StorePath {
     let mut references = BTreeSet::new();
     let mut last = None;
@@ -95,7 +96,7 @@ async fn graphs_that_would_fill_the_memory_are_refused_before_they_are_written()
     let shared_box = SharedBox::of(&["alice", "mallory"]);
     let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
     let root = dense_closure(&mut mallory, 60, 150).await;
-    // A few hundred kilobytes that ask for a gigabyte.
+    // A few hundred kilobytes that would expand to a gigabyte.
     let full = root.to_absolute_path();
     let wanted: Vec<String> = (0..4000).map(|n| format!("g{n} {full}")).collect();
     let wanted = wanted.join(" ").into_bytes();
@@ -110,7 +111,7 @@ async fn graphs_that_would_fill_the_memory_are_refused_before_they_are_written()
     assert!(told.message.contains("'exportReferencesGraph'") && told.message.contains("64 MiB"), "{told:?}");
     let grown = peak_mib(&shared_box) - before;
     assert!(grown < 400, "{grown} MiB more for one derivation");
-    // And nobody else's fault: what asks for little is built.
+    // A small request on the same paths is built.
     derivation.env.insert(b"exportReferencesGraph".to_vec(), format!("g {full}").into_bytes());
     assert_eq!(mallory.build((drv, derivation)).await.status, 0);
 }
@@ -132,7 +133,7 @@ async fn attributes_of_very_many_values_are_refused_before_they_are_parsed() {
     assert!(grown < 400, "{grown} MiB more for one derivation of 16");
 }
 
-/// A derivation for which the box adds up closures for a second or so before its builder runs, which fails.
+/// A derivation whose closures take the box about a second before its builder runs, which fails.
 fn slow_to_prepare(name: &str, root: &StorePath) -> (StorePath, BasicDerivation) {
     const GRAPHS: usize = 5;
     let (drv, mut derivation) =
@@ -156,13 +157,13 @@ async fn what_is_prepared_for_a_client_who_hangs_up_ends_and_others_build_on() {
     let (begun, ended) =
         (|| shared_box.agent.count("build started"), || shared_box.agent.count("build finished"));
 
-    // What it takes to the end.
+    // The cost of one such build to its end.
     let before = processor_ticks(&shared_box);
     let told = mallory.build(slow_to_prepare("whole", &root)).await;
     assert!(told.message.contains("exit code 3"), "the builder ran: {told:?}");
     let whole = processor_ticks(&shared_box) - before;
 
-    // Clients who are killed as soon as their builds have begun, one after the other.
+    // One after the other, clients are killed as soon as their builds have begun.
     let before = processor_ticks(&shared_box);
     for n in 0..AT_ONCE {
         let mut client = shared_box.session("mallory").await;
@@ -175,7 +176,7 @@ async fn what_is_prepared_for_a_client_who_hangs_up_ends_and_others_build_on() {
     println!("{whole} clock ticks for one to the end, {cut} for {AT_ONCE} that were cut off");
     assert!(cut < AT_ONCE as u64 * whole * 2 / 3, "{cut} clock ticks, where a whole one takes {whole}");
 
-    // All her slots at once, and as many that wait behind; Alice notices none of it.
+    // Builds in all her slots, and as many in the queue; Alice is not affected.
     let mut clients = Vec::new();
     for n in 0..2 * AT_ONCE {
         let mut client = shared_box.session("mallory").await;

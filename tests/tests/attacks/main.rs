@@ -1,7 +1,8 @@
-//! Members against members: what Mallory can send, and that nobody else can tell.
+//! Members against members: Mallory sends everything that she can, and other members do not notice.
 //!
-//! Each test runs a real agent and real logins. Where stock Nix can express the attack, `clients/forged.rs` does it with
-//! every version; here are the messages no stock client sends. `docs/design/trust.md` names these tests as its proofs.
+//! Each test runs a real agent and real logins. If stock Nix can carry out the attack, `clients/forged.rs`
+//! does it with every version; the messages here are those that no stock client sends. `docs/design/trust.md`
+//! names these tests as its proofs.
 
 mod collisions;
 mod envelope;

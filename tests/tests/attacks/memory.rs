@@ -1,5 +1,5 @@
-//! Requests that make the agent hold much more than they are, in many sessions at once: what one member's sessions hold
-//! together stays within that member's budget, and who is over it is told.
+//! Requests that make the agent hold much more memory than they are long, in many sessions at once: all
+//! sessions of one member stay within that member's budget, and a session that exceeds it gets an error.
 
 use e2e::agent::Setup;
 use e2e::hostile::*;
@@ -9,20 +9,20 @@ use tokio::task::JoinSet;
 use wire::client::{End, encode_frames, encode_request};
 use wire::worker::{Protocol, Request};
 
-/// What one member may hold, in MiB.
+/// The memory budget of one member, in MiB.
 pub const BUDGET: u64 = 64;
-/// What the agent may take beside it: chunks on their way, allocators, another member's work.
+/// Memory that the agent may use in addition: data in transfer, allocators, another member's work.
 pub const BESIDE: u64 = 64;
-/// Mallory's, each of which tries to have the agent hold a third of her budget.
+/// Number of Mallory's sessions, each of which tries to make the agent hold a third of her budget.
 const SESSIONS: usize = 40;
-/// What Alice uploads meanwhile, at the least.
+/// Number of paths that Alice uploads meanwhile, at least.
 const HERS: usize = 20;
 
 fn shared_box() -> SharedBox {
     house_with(Setup::default())
 }
 
-/// With these settings besides.
+/// A box with these additional settings.
 pub fn house_with(setup: Setup) -> SharedBox {
     let setup = setup
         .setting("limits.max-session-memory-mib = 1024")
@@ -30,25 +30,25 @@ pub fn house_with(setup: Setup) -> SharedBox {
     SharedBox::with(&["alice", "mallory"], setup)
 }
 
-/// Memory of the agent that is not of files, in MiB.
+/// Anonymous memory of the agent, in MiB.
 pub fn anonymous(shared_box: &SharedBox) -> u64 {
     status_kib(shared_box.agent.pid(), "RssAnon") / 1024
 }
 
-/// Alice's next path, which has to be taken.
+/// Uploads Alice's next path, which must be accepted.
 async fn upload_next(alice: &mut Session, round: &mut usize, attack: usize) {
     let contents = nar(&file(round.to_string().as_bytes()));
     alice.upload(&info(&format!("hers-{attack}-{round}"), &contents), &contents).await;
     *round += 1;
 }
 
-/// Sends these bytes in many sessions at once and keeps those that are not refused open; gives the refusals, and how much
-/// the agent grew at most.
+/// Sends these bytes in many sessions at once and keeps sessions open that are not refused; returns the
+/// refusals, and the largest growth of the agent.
 pub async fn in_many_sessions(shared_box: &SharedBox, bytes: Vec<u8>) -> (Vec<String>, u64) {
     let before = anonymous(shared_box);
     let line = shared_box.line("mallory");
     let bytes: &'static [u8] = bytes.leak();
-    // All of them are there before the first one begins: a session is charged for, too.
+    // All sessions are open before the first attack begins: a session itself counts, too.
     let mut open = JoinSet::new();
     for _ in 0..SESSIONS {
         open.spawn(Session::over(line.ssh(WORKER), MINOR));
@@ -59,7 +59,7 @@ pub async fn in_many_sessions(shared_box: &SharedBox, bytes: Vec<u8>) -> (Vec<St
             session.send(bytes).await;
             match tokio::time::timeout(std::time::Duration::from_secs(5), session.client.log()).await {
                 Ok(Ok((_, End::Error(message)))) => (session, Some(message)),
-                // It waits for the rest.
+                // The agent waits for the rest of the message.
                 _ => (session, None),
             }
         });
@@ -78,13 +78,13 @@ pub async fn in_many_sessions(shared_box: &SharedBox, bytes: Vec<u8>) -> (Vec<St
                 None => break,
             },
             () = tokio::time::sleep(std::time::Duration::from_millis(50)) => {
-                // Alice does something all the while.
+                // Alice uploads all the time.
                 upload_next(&mut alice, &mut round, bytes.len()).await;
             }
         }
         peak = peak.max(anonymous(shared_box));
     }
-    // However soon the last of them was refused: those that were not are still there.
+    // However early the last refusal came: the sessions that were not refused are still open.
     while round < HERS {
         upload_next(&mut alice, &mut round, bytes.len()).await;
     }
@@ -109,14 +109,14 @@ async fn arguments_of_many_sessions_stay_within_one_budget() {
     let paths = (0..200_000).map(|n| path(&format!("a-path-with-a-rather-long-name-{n}"))).collect();
     let request = Request::QueryValidPaths { paths, substitute: false };
     let bytes = encode_request(&request, Protocol::plain(MINOR));
-    // All but the end, for which the agent waits with the rest in memory.
+    // Everything except the end, for which the agent waits with the rest in memory.
     bounded(in_many_sessions(&shared_box, bytes[..bytes.len() - 16].to_vec()).await);
 }
 
 #[tokio::test]
 async fn trees_of_many_uploads_stay_within_one_budget() {
     let shared_box = shared_box();
-    // Little in files, much in names.
+    // Small files with long names.
     let names: Vec<String> = (0..20_000).map(|n| format!("{n:0240}")).collect();
     let entries: Vec<(&str, Vec<u8>)> = names.iter().map(|name| (name.as_str(), file(b""))).collect();
     let contents = nar(&directory(&entries));

@@ -1,5 +1,6 @@
-//! Memory by amplification, beyond what is sent (see `memory`): derivations of very many parts, builds that go on without
-//! their clients, caches that name very many paths. What comes of it is charged to who asked for it.
+//! Memory by amplification, beyond the size of a request (see `memory`): derivations with very many parts,
+//! builds that continue without their clients, caches that name very many paths. The memory counts against
+//! the member who sent the request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -33,7 +34,7 @@ async fn alice_builds(shared_box: &SharedBox) {
     alice.leave().await;
 }
 
-/// A derivation with this many input derivations, none of which is there.
+/// A derivation with this many input derivations, none of which exists.
 fn wide(inputs: u32) -> Vec<u8> {
     let mut text = format!(r#"Derive([("out","{}","","")],["#, path("wide").to_absolute_path());
     for n in 0..inputs {
@@ -44,7 +45,7 @@ fn wide(inputs: u32) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Made without hashing.
+/// A store path from a number, without hashing.
 fn numbered(n: u32, name: &str) -> StorePath {
     let mut digest = [7; 20];
     digest[..4].copy_from_slice(&n.to_be_bytes());
@@ -79,19 +80,19 @@ async fn builds_that_go_on_without_their_clients_stay_within_one_budget() {
     let before = anonymous(&shared_box);
     let line = shared_box.line("mallory");
     let mut sent = 0;
-    // The first one runs, the others wait for its slot.
+    // The first build runs, the others wait for its slot.
     for n in 0..40 {
         let name = format!("long-{n}");
         let script = "while :; do sleep 1; done";
         let (drv, mut derivation) =
             recipe(&path(&format!("{name}.drv")), &[("out", &path(&name))], &[], script);
-        // As a file, so that the builder can be started at all.
+        // Passed as a file, so that the builder can be started at all.
         derivation.env.insert(b"ballast".to_vec(), vec![b'x'; 4 << 20]);
         derivation.env.insert(b"passAsFile".to_vec(), b"ballast".to_vec());
         let mut mallory = Session::over(line.ssh(WORKER), MINOR).await;
         let request = Request::BuildDerivation { drv_path: drv, derivation, mode: nix::BuildMode::Normal };
         mallory.send(&encoded(&request)).await;
-        // Taken, or she waits for memory, which is not told.
+        // The request is accepted, or waits for memory, of which the client gets no message.
         let accepted = shared_box.agent.count("build accepted");
         for _ in 0..10 {
             if shared_box.agent.count("build accepted") > accepted {
@@ -110,7 +111,7 @@ async fn builds_that_go_on_without_their_clients_stay_within_one_budget() {
     alice_builds(&shared_box).await;
 }
 
-/// Paths that a cache has, content-addressed so that nobody needs to sign them, each with the same references.
+/// Paths of a cache, content-addressed so that they need no signature, each with the same references.
 fn cache_of(count: u8, references: u32) -> (TempDir, FileServer, Vec<StorePath>) {
     let folder = place::scratch("cache");
     let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).expect("room");
@@ -174,7 +175,7 @@ async fn slow_readers_of_one_path_share_what_is_known_of_its_files() {
     let mut readers = Vec::new();
     for _ in 0..20 {
         let mut reader = Session::over(line.ssh(WORKER), MINOR).await;
-        // The NAR begins, and she reads no more of it.
+        // The NAR begins, and she does not read the rest.
         let end = reader.try_call(&Request::NarFromPath { path: info.path.clone() }).await;
         assert!(matches!(end, End::Last), "all of them together are within her budget: {end:?}");
         readers.push(reader);
@@ -227,7 +228,7 @@ async fn paths_that_many_sessions_hold_stay_within_one_budget() {
 #[tokio::test]
 async fn one_long_message_told_very_often_stays_within_one_budget() {
     let shared_box = house_with(Setup::default());
-    // A name of an output that cannot be, which the message repeats.
+    // An impossible output name, which the error message quotes.
     let bad = "x".repeat(40_000);
     let contents = nar(&file(format!(r#"Derive([("out","{}","","")],[],[],"x","y",[],[])"#, bad).as_bytes()));
     let info = info("long.drv", &contents);

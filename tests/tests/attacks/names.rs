@@ -1,4 +1,4 @@
-//! A name is not a person: whoever joins under the name of somebody who left starts with nothing.
+//! A member who joins under the name of a member who left inherits nothing.
 
 use e2e::agent::Setup;
 use e2e::hostile::*;
@@ -7,7 +7,7 @@ use e2e::shared_box::{SharedBox, recipe};
 
 use crate::twins::at;
 
-/// The roster from now on: names, and whose key each has. Returns when the agent goes by it.
+/// Sets the roster: names, and the owner of each one's key. Returns when the agent uses it.
 async fn roster(shared_box: &SharedBox, members: &[(&str, &str)]) {
     let members: Vec<(&str, &Key)> = members.iter().map(|(name, key)| (*name, shared_box.key(key))).collect();
     let before = shared_box.agent.count("roster loaded");
@@ -22,7 +22,7 @@ async fn who_takes_the_name_of_somebody_who_left_inherits_nothing() {
     let (secret, contents) = (path("secret"), nar(&file(b"alice's")));
     shared_box.session("alice").await.upload(&at(&secret, &contents), &contents).await;
     roster(&shared_box, &[("bob", "bob")]).await;
-    // Bob works all the while.
+    // Bob works all the time.
     let (bobs, mut bob) = (path("bobs"), shared_box.session("bob").await);
     bob.upload(&at(&bobs, &contents), &contents).await;
 
@@ -31,7 +31,7 @@ async fn who_takes_the_name_of_somebody_who_left_inherits_nothing() {
     assert!(!mallory.is_valid(&secret).await, "inherited");
     assert!(mallory.path_info(&secret).await.is_none());
     assert!(!mallory.all_paths().await.contains(&secret));
-    // What was the first one's is dropped, and nothing else is.
+    // The first one's claims are dropped, and no others.
     until("the claims to be dropped", || {
         shared_box.agent.count("claims of a former member are removed") == 1
     })
@@ -39,7 +39,7 @@ async fn who_takes_the_name_of_somebody_who_left_inherits_nothing() {
     assert!(bob.is_valid(&bobs).await);
     mallory.upload(&at(&secret, &contents), &contents).await;
     assert!(mallory.is_valid(&secret).await);
-    // The first one comes back to a name that is somebody else's now, and finds nothing of either.
+    // The first one returns under a name that belongs to somebody else now, and finds no paths of either.
     roster(&shared_box, &[("bob", "bob")]).await;
     roster(&shared_box, &[("alice", "alice"), ("bob", "bob")]).await;
     assert!(!shared_box.session("alice").await.is_valid(&secret).await, "inherited back");
@@ -57,7 +57,8 @@ async fn who_comes_back_with_a_key_they_had_finds_what_they_left() {
     assert!(shared_box.session("alice").await.is_valid(&secret).await);
 }
 
-/// One change of the roster takes Alice out and gives her name to Mallory. Two that come close together look the same.
+/// One change of the roster removes Alice and gives her name to Mallory. Two changes in quick succession look
+/// the same.
 #[tokio::test]
 async fn who_is_given_a_name_in_the_change_that_takes_its_owner_out_inherits_nothing() {
     let setup = Setup::default().setting("keep-builds-running = true");
@@ -76,7 +77,7 @@ async fn who_is_given_a_name_in_the_change_that_takes_its_owner_out_inherits_not
     assert!(!mallory.is_valid(&secret).await, "inherited");
     assert!(mallory.path_info(&secret).await.is_none());
     assert!(!mallory.all_paths().await.contains(&secret));
-    // What the first one had begun ends with her sessions.
+    // The first one's builds end with her sessions.
     until("her build to end", || shared_box.agent.count("build finished") == 1).await;
     assert!(within("her session to end", alice.client.done()).await.is_err());
     assert!(bob.is_valid(&bobs).await, "bob's session and claims are as they were");

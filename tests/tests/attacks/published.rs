@@ -1,5 +1,5 @@
-//! Attacks that were published on Nix, on micro-VMs and on the ssh library, by name. `docs/design/published-attacks.md` has the whole
-//! list; here are those that take a real agent.
+//! Attacks that were published on Nix, on micro-VMs and on the ssh library, by name.
+//! `docs/design/published-attacks.md` has the whole list; the tests here need a real agent.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -17,7 +17,7 @@ const BUILT: u64 = 0;
 
 #[tokio::test]
 async fn a_builder_finds_no_socket_and_no_writable_file_of_the_host() {
-    // Whoever shares a network namespace with this process can connect to it.
+    // A process in the same network namespace could connect to it.
     let address =
         SocketAddr::from_abstract_name(format!("barnraiser-{}", std::process::id())).expect("an address");
     let _listening = UnixListener::bind_addr(&address).expect("a socket");
@@ -27,7 +27,7 @@ async fn a_builder_finds_no_socket_and_no_writable_file_of_the_host() {
     let mut session = test_box.session().await;
     let told = session.build(derivation(&test_box, "way-out", LOOK_FOR_A_WAY_OUT)).await;
     assert_eq!(told.status, BUILT, "{told:?}");
-    // Its own folder is nobody else's.
+    // Other users cannot read the builder's own folder.
     let told = session.build(derivation(&test_box, "own-folder", "$bb stat -c %a /build; echo > $out")).await;
     assert_eq!((told.status, told.log[1].as_str()), (BUILT, "700"), "{told:?}");
     session.leave().await;
@@ -41,7 +41,7 @@ async fn an_output_that_is_a_link_is_kept_as_a_link_and_never_followed() {
     let target = dir.path().join("passwd");
     std::fs::write(&target, "root:x:0:0").expect("a file of the host");
     let shown = target.display();
-    // Beside the output, too, under the names that builders use for copies.
+    // Also beside the output, under the names that builders use for copies.
     let script = format!(
         "echo evil > /build/evil; for l in $out $out.tmp $out.lock $out.chroot; do $bb ln -s {shown} $l; done"
     );
@@ -56,7 +56,7 @@ async fn an_output_that_is_a_link_is_kept_as_a_link_and_never_followed() {
     test_box.close().await;
 }
 
-/// Far more than any stack of a parser that calls itself would take.
+/// Far more levels than the stack of a recursive parser would survive.
 const LEVELS: usize = 50_000;
 
 fn nested() -> Vec<u8> {
@@ -64,7 +64,8 @@ fn nested() -> Vec<u8> {
     [tokens(&[b"nix-archive-1"]), level.repeat(LEVELS)].concat()
 }
 
-/// Before 1.21 an archive comes as it is; before 1.23 the server asks for it in pieces; since then it comes in frames.
+/// Before 1.21 an archive is sent bare; before 1.23 the server requests it in pieces; since then it is sent
+/// in frames.
 #[tokio::test]
 async fn an_archive_nested_without_end_is_refused_in_every_version_of_the_protocol() {
     let test_box = TestBox::open(&[]).await;
@@ -99,12 +100,12 @@ async fn an_archive_nested_without_end_is_refused_in_every_version_of_the_protoc
     test_box.close().await;
 }
 
-/// Bytes from whoever has no key. What the agent answers, and that it hangs up.
+/// Sends bytes without a key. Returns the agent's answer, after which the agent must hang up.
 fn hung_up_on(port: u16, bytes: &[u8]) -> Vec<u8> {
     let began = Instant::now();
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
     stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
-    // It may hang up while we still talk.
+    // The agent may hang up during the write.
     let _ = stream.write_all(bytes);
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
@@ -112,12 +113,12 @@ fn hung_up_on(port: u16, bytes: &[u8]) -> Vec<u8> {
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
         Err(error) => panic!("{error} after {:?}", began.elapsed()),
     }
-    // Not only because the time for a login was over.
+    // The agent must hang up earlier than at the login time-out.
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     answer
 }
 
-/// Without it the second attempt from an address would not be listened to at all.
+/// Without this setting the second attempt from an address would be refused at once.
 const EACH_IS_HEARD: &str = "limits.per-source-penalties = \"no\"";
 
 #[tokio::test]
@@ -150,7 +151,7 @@ fn resident_kib(pid: u32) -> u64 {
     line.trim().trim_end_matches("kB").trim().parse().expect("a number")
 }
 
-/// Libraries we link in which a hole was published, and the first version that mended it.
+/// Libraries that we link and in which a vulnerability was published, and the first version with the fix.
 const MENDED: [(&str, &str, [u32; 3]); 4] = [
     ("CVE-2024-43410", "russh", [0, 44, 1]),
     ("CVE-2026-42189", "russh", [0, 60, 1]),

@@ -1,4 +1,4 @@
-//! Which path an output of a content-addressed derivation is: what one member says does not decide it for another.
+//! Realisations of content-addressed derivations: one member's statement does not decide it for another.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use wire::worker::Request;
 use crate::signing::box_key;
 use crate::twins::at;
 
-/// What the box says this output is.
+/// The box's answer for this output.
 pub async fn realisation(who: &mut Session, id: &DrvOutputId) -> Vec<String> {
     who.call(&Request::QueryRealisation { id: id.clone() }).await;
     let count = who.client.u64().await.expect("an answer");
@@ -23,7 +23,8 @@ pub async fn realisation(who: &mut Session, id: &DrvOutputId) -> Vec<String> {
     found
 }
 
-/// A realisation with this as its only signature: `path` as what a derivation gives that nobody ever wrote.
+/// A realisation with this as its only signature: `path` as the output of a derivation that nobody ever
+/// wrote.
 pub fn poisoned(path: &StorePath, signature: &str) -> Realisation {
     let hash = hash_bytes(HashAlgorithm::Sha256, path.to_basename().as_bytes());
     Realisation {
@@ -39,7 +40,7 @@ async fn a_poisoned_realisation_reaches_only_who_registered_it() {
     let shared_box = SharedBox::of(&["alice", "mallory"]);
     let key = box_key(&shared_box, "mallory");
     let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
-    // One path that is only hers, and one that everybody has: neither is what the derivation makes.
+    // A path that only she has, and a path that everybody has: the derivation produces neither.
     let claim = path("forged");
     let contents = nar(&file(b"forged"));
     mallory.upload(&at(&claim, &contents), &contents).await;

@@ -1,5 +1,5 @@
-//! Somebody is taken out of the roster while they log in and start builds, as fast as they can. The box lets builds go on
-//! that nobody waits for; not those of people who left.
+//! A member is removed from the roster while they log in and start builds, as fast as they can. The box
+//! continues builds for which no client waits; but not those of members who were removed.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -13,10 +13,10 @@ use serde_json::Value;
 use wire::client::Client;
 use wire::worker::Request;
 
-/// How often Bob is taken out.
+/// Number of times that Bob is removed.
 const ROUNDS: usize = 3;
 
-/// Logs in, asks for a build that never ends, and is gone.
+/// Logs in, requests a build that never ends, and disconnects.
 async fn bob_hammers(shared_box: &SharedBox, name: &str) {
     let (mut ssh, reader, writer) = piped(shared_box.ssh("bob", WORKER));
     let greeted =
@@ -32,7 +32,7 @@ async fn bob_hammers(shared_box: &SharedBox, name: &str) {
     let _ = ssh.kill().await;
 }
 
-/// The numbers in `field` of all events with one of these messages, of this member if one is named.
+/// The numbers in `field` of all events with one of these messages, optionally of this member only.
 fn numbers(shared_box: &SharedBox, messages: &[&str], field: &str, member: Option<&str>) -> BTreeSet<u64> {
     let fits = |event: &Value| {
         messages.contains(&event["message"].as_str().unwrap_or_default())
@@ -59,7 +59,7 @@ fn bobs_connections(shared_box: &SharedBox) -> BTreeSet<u64> {
     &begun - &ended
 }
 
-/// Until the agent goes by this roster.
+/// Waits until the agent uses this roster.
 async fn follow(shared_box: &SharedBox, members: &[&str]) {
     let before = shared_box.agent.count("roster loaded");
     shared_box.keep_only(members);
@@ -86,7 +86,7 @@ async fn no_build_or_connection_outlives_a_removal_however_logins_and_removals_m
         for _ in 0..ROUNDS {
             let before = bobs_builds(&shared_box).len();
             until("builds of bob's", || bobs_builds(&shared_box).len() > before + 2).await;
-            // He goes on knocking and asking all the while.
+            // He continues to log in and to request builds all the time.
             follow(&shared_box, &["alice"]).await;
             until("bob's builds to end", || bobs_builds(&shared_box).is_empty()).await;
             follow(&shared_box, &["alice", "bob"]).await;

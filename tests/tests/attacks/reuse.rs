@@ -1,5 +1,5 @@
-//! Results are reused between members by their build key. Here somebody tries to meet another's key with other inputs,
-//! or to leave a wrong answer under it.
+//! Members reuse each other's results by their build key. Here Mallory tries to get the same key with other
+//! inputs, or to store a wrong result under it.
 
 use e2e::hostile::*;
 use e2e::shared_box::{SharedBox, recipe};
@@ -7,7 +7,7 @@ use nix_derivation::StorePath;
 
 use crate::twins::at;
 
-/// A recipe that reads `input` and fails if that says so.
+/// A recipe that reads `input`, and fails if that says so.
 fn reads(input: &StorePath) -> (StorePath, nix::derivation::BasicDerivation) {
     let script = format!(
         "read line < {}; echo read $line; [ $line != bad ]; echo $line > $out",

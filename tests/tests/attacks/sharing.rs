@@ -1,4 +1,4 @@
-//! Sharing takes two. One who opens their own door does not open another's.
+//! Sharing must be mutual: a member who shares with another does not get access to the other's paths.
 
 use std::collections::BTreeMap;
 
@@ -23,27 +23,27 @@ async fn who_does_not_share_back_sees_nothing() {
     for who in ["mallory", "bob"] {
         assert!(!shared_box.session(who).await.is_valid(&secret).await, "{who} sees what is alice's");
     }
-    // Now Alice and Bob do; and what Bob sees does not go on to Mallory.
+    // Now Alice and Bob name each other; paths that Bob sees this way are not shown to Mallory.
     shared_box
         .share(&[("alice", &["bob"]), ("bob", &["alice", "mallory"]), ("mallory", &["alice", "bob"])])
         .await;
     let mut bob = shared_box.session("bob").await;
     assert_eq!(bob.nar(&secret).await, contents);
     assert!(!shared_box.session("mallory").await.is_valid(&secret).await, "sharing went one step too far");
-    // A share that ends takes its paths along, in sessions that are open too.
+    // When a share ends its paths disappear, in open sessions too.
     shared_box.share(&[("alice", &[]), ("bob", &["alice"]), ("mallory", &[])]).await;
     assert!(!bob.is_valid(&secret).await);
     assert!(alice.is_valid(&secret).await);
 }
 
-/// Alice and Bob share, and so do Bob and Carol; Alice and Carol do not know each other.
+/// Alice and Bob share, and so do Bob and Carol; Alice and Carol do not share.
 async fn a_chain() -> SharedBox {
     let shared_box = SharedBox::of(&["alice", "bob", "carol"]);
     shared_box.share(&[("alice", &["bob"]), ("bob", &["alice", "carol"]), ("carol", &["bob"])]).await;
     shared_box
 }
 
-/// Alice has it, and Bob builds upon it in every way there is.
+/// Alice has the path, and Bob builds upon it in every possible way.
 async fn built_upon(alice: &mut Session, bob: &mut Session, secret: &Secret) {
     annotated_by(alice, secret).await;
     let contents = Secret::contents();
@@ -67,7 +67,8 @@ async fn built_upon(alice: &mut Session, bob: &mut Session, secret: &Secret) {
     bob.call(&Request::RegisterDrvOutput { realisation }).await;
 }
 
-/// All that matters is in the first cases of an operation; builds have many more that differ in their mode.
+/// Number of cases per operation: the first ones contain all that matters; builds have many more with other
+/// modes.
 const MOST: usize = 10;
 
 #[tokio::test]
@@ -105,14 +106,14 @@ async fn a_build_upon_anothers_claim_is_shown_to_those_with_whom_its_owner_share
     let build = recipe(&path("upon.drv"), &[("out", &upon)], &[&secret], &script);
     assert_eq!(bob.build(build.clone()).await.status, 0);
     assert_eq!(bob.path_info(&upon).await.expect("valid").references, set([secret.clone()]));
-    // Something of Bob's alone he may show.
+    // Bob may share a path that is his alone.
     let his = recipe(&path("own.drv"), &[("out", &own)], &[], "echo bob > $out");
     assert_eq!(bob.build(his).await.status, 0);
     assert!(carol.is_valid(&own).await);
     for path in [&secret, &upon] {
         assert!(!carol.is_valid(path).await, "carol sees {path}");
     }
-    // She cannot build with it; with her own copy she gets what was built, and that is hers then.
+    // She cannot build with it; with a copy of her own she gets the result, and that is hers then.
     assert_ne!(carol.build(build.clone()).await.status, 0);
     let before = shared_box.agent.count("build started");
     carol.upload(&at(&secret, &contents), &contents).await;
@@ -141,7 +142,7 @@ async fn who_shares_with_all_of_them_sees_what_they_built_together() {
     for path in [&secret.plain, &secret.user, &secret.drv, &secret.output] {
         assert!(carol.is_valid(path).await, "{path}");
     }
-    // Who was left out by one of them sees nothing of that one's, in a session that is open.
+    // Alice stops sharing with Carol, who then sees no path that depends on Alice's, in an open session.
     shared_box
         .share(&[("alice", &["bob"]), ("bob", &["alice", "carol"]), ("carol", &["alice", "bob"])])
         .await;
@@ -149,7 +150,7 @@ async fn who_shares_with_all_of_them_sees_what_they_built_together() {
         assert!(!carol.is_valid(path).await, "{path}");
     }
     assert!(bob.is_valid(&secret.user).await);
-    // What a member adds to what everybody sees is not shared at all.
+    // A member's annotations of a Verified path are not shared at all.
     let told = bob.path_info(&secret.proven).await.expect("valid");
     assert_eq!((told.deriver, told.signatures), (None, Vec::new()));
 }

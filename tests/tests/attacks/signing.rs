@@ -1,5 +1,5 @@
-//! The box signs what it has proven, and nothing that anybody only says: every way we could think of to get another
-//! signature out of it, tried in one shared_box, and then every signature in it looked at.
+//! The box signs only what it has proven, never a member's statement: this tries every known way to get
+//! another signature, in one box, and then checks every signature in it.
 
 use std::collections::BTreeSet;
 
@@ -19,8 +19,8 @@ use wire::worker::Request;
 use crate::realisations::{poisoned, realisation};
 use crate::twins::{at, aterm};
 
-/// What a signature of this path is over (Nix: `ValidPathInfo::fingerprint`); written again here, so that a mistake in
-/// the box's own does not hide in both.
+/// The text that the signature of this path covers (Nix: `ValidPathInfo::fingerprint`); implemented again
+/// here, so that the test does not repeat a mistake of the box.
 fn fingerprint(info: &PathInfo) -> String {
     let references: Vec<String> = info.references.iter().map(StorePath::to_absolute_path).collect();
     let hash = nix_derivation::nixbase32::encode(&info.nar_hash);
@@ -44,14 +44,14 @@ fn build(drv: &StorePath) -> Request {
     Request::BuildPaths { paths, mode: BuildMode::Normal }
 }
 
-/// `path(name)`, noted down as one that is forged.
+/// Returns `path(name)`, and adds it to the forged ones.
 fn forge(forged: &mut BTreeSet<StorePath>, name: &str) -> StorePath {
     let path = path(name);
     forged.insert(path.clone());
     path
 }
 
-/// A path that the box built from whole derivations, and so signs.
+/// A path that the box built from whole derivations, and therefore signs.
 fn built(shared_box: &SharedBox) -> StorePath {
     let nix = shared_box.machine("alice", Stock::NEWEST);
     let drv = Drv::new("verified", "echo verified > $out");
@@ -65,16 +65,17 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
     let key = box_key(&shared_box, "mallory");
     let (mut alice, mut mallory) = (shared_box.session("alice").await, shared_box.session("mallory").await);
     let verified = built(&shared_box);
-    // Proven by its contents, so everybody sees it, and nobody needs a signature.
+    // Proven by its contents: everybody sees it, and it needs no signature.
     let addressed = alice.add("addressed", &nar(&file(b"addressed\n"))).await;
     let good = alice.path_info(&verified).await.expect("valid");
     assert!(is_signed(&key, &good), "the box signs at all: {good:?}");
     let genuine = good.signatures[0].clone();
     let claim = nar(&file(b"a claim\n"));
-    // Whatever place Mallory wants something at.
+    // All paths at which Mallory wants forged contents.
     let mut forged = BTreeSet::new();
 
-    // A signature by the box's name: made up; of another path; with a key of Mallory's that has the same name.
+    // Signatures with the name of the box's key: made up; of another path; by a key of Mallory's with the
+    // same name.
     let made_up = format!("{}:{}==", key.name(), "A".repeat(86));
     let her_key = store::signing::SecretKey::generate(key.name()).expect("a key");
     for (name, signature) in [("made-up", made_up.clone()), ("transplanted", genuine.clone())] {
@@ -90,7 +91,7 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
     mallory.client.framed(&encode_items(&[(multiple, claim.clone())])).await.expect("the box reads");
     within("an answer", mallory.client.done()).await.expect("added");
 
-    // Signatures that come later.
+    // Signatures that are added later.
     for signatures in [vec![made_up.clone()], vec![genuine.clone()], homemade.signatures.clone()] {
         for target in [path("made-up"), path("homemade"), verified.clone()] {
             if mallory
@@ -103,7 +104,8 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
         }
     }
 
-    // Content addresses: of other contents, of other references, of a kind that needs other contents, at another path.
+    // Content addresses: of other contents, of other references, of a method that requires other contents, at
+    // another path.
     let digest = |nar: &[u8]| hash_bytes(HashAlgorithm::Sha256, nar);
     let sha1 = hash_bytes(HashAlgorithm::Sha1, &claim);
     let addresses = [
@@ -131,7 +133,7 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
             within("an answer", mallory.client.log()).await.expect("an answer");
         }
     }
-    // A true content address, on a closure that is not proven.
+    // A correct content address, but with a closure that is not proven.
     mallory
         .request(&Request::AddToStore {
             name: "refers".into(),
@@ -146,16 +148,16 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
     let refers = mallory.client.path_info(None).await.expect("a path info").path;
     forged.insert(refers.clone());
 
-    // Other contents for a name that is proven.
+    // Other contents for a path that is proven.
     mallory.add_nar(&PathInfo { signatures: vec![genuine.clone()], ..at(&verified, &claim) }, &claim).await;
     within("an answer", mallory.client.log()).await.expect("an answer");
 
-    // Builds that say where their outputs are: at a free place, at one that is taken, at another's.
+    // Builds that choose their output paths: a free path, an existing one, another member's.
     for (n, out) in [forge(&mut forged, "chosen"), path("made-up"), refers].iter().enumerate() {
         let drv = path(&format!("chosen-{n}.drv"));
         let mut what = recipe(&drv, &[("out", out)], &[], "echo chosen > $out");
         mallory.build(what.clone()).await;
-        // The same, announced as the derivation of a proven path.
+        // The same, sent as the derivation of a proven path.
         what.0 = verified.clone();
         mallory
             .try_call(&Request::BuildDerivation {
@@ -164,14 +166,14 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
                 mode: BuildMode::Normal,
             })
             .await;
-        // The answer, whatever it is, belongs to this session only.
+        // The answer, whatever it is, concerns this session only.
         mallory = shared_box.session("mallory").await;
     }
-    // A fixed output that is not what it says.
+    // A fixed output with other contents than announced.
     let (drv, mut fixed) = recipe(&path("fixed.drv"), &[], &[], "echo not this > $out");
     fixed.outputs.insert("out".into(), Output::Fixed { ca: CAHash::Flat(digest(b"but this")) });
     assert_ne!(mallory.build((drv, fixed)).await.status, 0);
-    // A derivation file, proven itself, that says its output is where it likes.
+    // A derivation file, itself proven, with an output path of Mallory's choice.
     let aim = forge(&mut forged, "aimed");
     let text = aterm(&aim, &[], &[], "echo aimed > $out");
     mallory
@@ -188,7 +190,7 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
     let aimed_drv = mallory.client.path_info(None).await.expect("a path info").path;
     mallory.try_call(&build(&aimed_drv)).await;
     let mut mallory = shared_box.session("mallory").await;
-    // And one that is announced as what it is not.
+    // And a file with a wrong announcement.
     let file_of = |text: &[u8]| nar(&file(text));
     let lying = file_of(&aterm(&forge(&mut forged, "lying"), &[], &[], "echo lying > $out"));
     let liar = forge(&mut forged, "lying.drv");
@@ -196,13 +198,13 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
     mallory.try_call(&build(&liar)).await;
     let mut mallory = shared_box.session("mallory").await;
 
-    // Realisations of derivations that nobody built.
+    // Realisations of derivations that nobody has built.
     let poison = [verified.clone(), path("made-up")].map(|path| poisoned(&path, &made_up));
     for realisation in &poison {
         mallory.call(&Request::RegisterDrvOutput { realisation: realisation.clone() }).await;
     }
 
-    // Now every signature there is.
+    // Now check every signature in the store.
     for realised in &poison {
         let told = realisation(&mut mallory, &realised.id).await.concat();
         assert!(told.contains(&realised.out_path.to_basename()), "{told}");
@@ -216,12 +218,12 @@ async fn the_box_signs_nothing_that_a_member_only_claims() {
     for path in mallory.all_paths().await {
         let info = mallory.path_info(&path).await.expect("valid");
         if proven.contains(&path) {
-            // What is content-addressed proves itself; the rest is proven by this box alone.
+            // Content-addressed paths prove themselves; all others are proven by this box alone.
             assert!(
                 info.ca.is_some() || is_signed(&key, &info),
                 "everybody sees what nothing proves: {info:?}"
             );
-            // What Mallory adds to it, she alone is told.
+            // Mallory's additions to the path are shown to her only.
             let alices = alice.path_info(&path).await.expect("valid");
             let added = |s: &String| !alices.signatures.contains(s);
             assert!(

@@ -1,6 +1,8 @@
-//! Clients who begin something and do not go on, by the hundred, hold up nobody, and are gone after a while.
+//! Hundreds of clients who begin a message and do not continue hold up nobody, and are disconnected after a
+//! while.
 //!
-//! What is looked at is what another member gets done meanwhile; and afterwards, that nothing is left of them.
+//! The tests measure another member's work meanwhile, and check afterwards that nothing of these clients
+//! remains.
 
 use std::time::{Duration, Instant};
 
@@ -13,11 +15,11 @@ use wire::client::encode_frames;
 use wire::serve;
 use wire::worker::Request;
 
-/// As many as one connection may have, half of them for each protocol.
+/// The most sessions of one connection, half of them for each protocol.
 const SESSIONS: usize = 512;
-/// What is sent of each upload: more than is taken in at once, and not the whole.
+/// The sent part of each upload: more than the box buffers, and less than the whole.
 const SENT: usize = 300 << 10;
-/// Seconds. Long enough that all of them are stalled at the same time.
+/// Seconds. Long enough that all clients are stalled at the same time.
 const STALL: u64 = 10;
 
 type ServeClient = wire::serve_client::Client<ChildStdout, ChildStdin>;
@@ -27,7 +29,7 @@ fn shared_box(more: &[&str]) -> SharedBox {
     SharedBox::with(&["alice", "mallory"], more.iter().fold(setup, |setup, line| setup.setting(line)))
 }
 
-/// An upload of 1 MiB, all of it.
+/// A complete upload of 1 MiB.
 fn upload() -> Vec<u8> {
     nar(&file(&vec![7; 1 << 20]))
 }
@@ -46,7 +48,7 @@ async fn work(shared_box: &SharedBox, round: usize) -> Duration {
     start.elapsed()
 }
 
-/// Opens so many sessions on this line at once.
+/// Opens this many sessions on this line at once.
 async fn open<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
     line: &Line,
     words: &[&str],
@@ -61,14 +63,14 @@ async fn open<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
 }
 
 async fn serve_session(mut ssh: std::process::Command) -> (Child, ServeClient) {
-    // They all say the same in the end.
+    // All of them print the same message at the end.
     ssh.stderr(std::process::Stdio::null());
     let (ssh, reader, writer) = piped(ssh);
     let client = within("a handshake", ServeClient::connect(reader, writer, 7)).await;
     (ssh, client.expect("a handshake"))
 }
 
-/// The session has been ended with an error.
+/// Checks that the session was ended with an error.
 async fn ended(ssh: &mut Child) {
     let status = within("a stalled session to end", ssh.wait()).await.expect("wait");
     assert_eq!(status.code(), Some(1));
@@ -85,7 +87,7 @@ async fn uploads_that_stop_in_the_middle_hold_up_nobody_and_end() {
     let frames = encode_frames(&contents[..SENT], 32 << 10);
     for (n, session) in workers.iter_mut().enumerate() {
         session.announce(&info(&format!("half-{n}"), &contents)).await;
-        // All but the empty frame, which would be the end.
+        // Everything except the empty frame, which would be the end.
         session.send(&frames[..frames.len() - 8]).await;
     }
     for (n, (_, client)) in servers.iter_mut().enumerate() {
@@ -102,7 +104,7 @@ async fn uploads_that_stop_in_the_middle_hold_up_nobody_and_end() {
     let busy = work(&shared_box, 1).await;
     println!("alice took {quiet:?} alone, and {busy:?} beside {SESSIONS} stalled uploads");
     assert!(stalled.elapsed() < Duration::from_secs(STALL), "she had to wait for their end");
-    // A few go on, a byte at a time, which buys them nothing.
+    // A few send a byte now and then, which does not extend their time.
     for session in workers.iter_mut().take(4) {
         session.send(&[0]).await;
     }
@@ -123,7 +125,7 @@ async fn uploads_that_stop_in_the_middle_hold_up_nobody_and_end() {
 
 #[tokio::test]
 async fn clients_who_read_nothing_keep_no_slot_and_end() {
-    // One slot for all builds there are.
+    // One slot for all builds.
     let shared_box = shared_box(&["limits.max-jobs = 1"]);
     work(&shared_box, 0).await;
     let mut mallory = shared_box.session("mallory").await;
@@ -134,7 +136,7 @@ async fn clients_who_read_nothing_keep_no_slot_and_end() {
     for session in &mut readers {
         session.request(&Request::NarFromPath { path: large.clone() }).await;
     }
-    // A build whose log is more than all buffers between here and there.
+    // A build whose log is larger than all buffers between the builder and the client.
     let (out, drv) = (path("loud"), path("loud.drv"));
     let line_of_log = "x".repeat(1000);
     let script =

@@ -1,5 +1,6 @@
-//! People without a key: what they can hold, make the box log, or make a member wait for. All of them come from
-//! 127.0.0.1, the member they want to harm from 127.0.0.2.
+//! People without a key: the connections that they can hold, the log lines that they can cause, and the time
+//! that a member waits because of them. All of them come from 127.0.0.1, the member whom they attack from
+//! 127.0.0.2.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -13,21 +14,21 @@ use e2e::process::{self, Transcript};
 use e2e::shared_box::{SharedBox, WORKER};
 use e2e::{PATIENCE, place};
 
-/// More than all places there are: `limits.max-startups` is 256 at most.
+/// More than the number of places for logins: `limits.max-startups` is 256 at most.
 const CROWD: usize = 600;
-/// What one source may hold at once, `limits.per-source-max-startups`.
+/// The most logins of one source at once, `limits.per-source-max-startups`.
 const SHARE: usize = 128;
-/// Log lines about strangers, however many there are: a burst, and two for each second that such a test takes.
+/// Most log lines about strangers, however many there are: a burst, and two for each second of such a test.
 const MOST_LINES: usize = 250;
 
-/// A login of alice from an address of her own.
+/// A login of alice from her own address.
 fn alice_from_home(shared_box: &SharedBox, words: &[&str]) -> Command {
     let mut ssh = shared_box.ssh("alice", &[]);
     ssh.args(["-b", "127.0.0.2"]).args(words);
     ssh
 }
 
-/// Logs in anew, uploads something and asks for it.
+/// Logs in again, uploads a path and queries it.
 async fn alice_works(shared_box: &SharedBox, name: &str) {
     let mut session = Session::over(alice_from_home(shared_box, WORKER), MINOR).await;
     let added = session.add(name, &nar(&file(name.as_bytes()))).await;
@@ -41,15 +42,15 @@ fn connect(shared_box: &SharedBox) -> TcpStream {
     stranger
 }
 
-/// All that the box says until it closes the connection.
+/// Everything that the box sends until it closes the connection.
 fn heard(mut stranger: TcpStream) -> String {
     let mut said = Vec::new();
-    // A connection that is reset said what it said.
+    // A reset after the data is no failure here.
     let _ = stranger.read_to_end(&mut said);
     String::from_utf8_lossy(&said).into_owned()
 }
 
-/// Lines that were logged since there were so many.
+/// Number of lines logged after the first `before`.
 fn logged_since(shared_box: &SharedBox, before: usize) -> usize {
     shared_box.agent.events().len() - before
 }
@@ -68,7 +69,7 @@ async fn idle_connections_of_a_stranger_keep_no_member_out() {
     println!("five logins and uploads beside the crowd took {:?}", start.elapsed());
     assert!(early.is_valid(&kept).await, "a session that was there before");
     until("the crowd to be smaller", || open(&crowd) <= SHARE).await;
-    // And they are held off from now on, and told for how long.
+    // From now on this source is refused, with a message that says for how long.
     let said = heard(connect(&shared_box));
     assert!(said.contains("limits.per-source-penalties") && said.contains("try again in"), "{said:?}");
     assert!(logged_since(&shared_box, before) < MOST_LINES, "{}", shared_box.agent.log_text());
@@ -80,7 +81,7 @@ async fn idle_connections_of_a_stranger_keep_no_member_out() {
     early.leave().await;
 }
 
-/// How many of these the box has not closed.
+/// Number of these connections that the box has not closed.
 fn open(crowd: &[TcpStream]) -> usize {
     let is_open = |stranger: &&TcpStream| {
         let mut stranger: &TcpStream = stranger;
@@ -100,7 +101,7 @@ fn open(crowd: &[TcpStream]) -> usize {
 #[tokio::test]
 async fn a_member_who_is_logged_in_goes_on_from_an_address_that_is_held_off() {
     let shared_box = SharedBox::of(&["alice"]);
-    // Both behind one address, as in an office.
+    // Both are behind one address, as in an office.
     let mut session = shared_box.session("alice").await;
     let crowd: Vec<TcpStream> = (0..CROWD).map(|_| connect(&shared_box)).collect();
     until("the crowd to be smaller", || open(&crowd) <= SHARE).await;
@@ -108,7 +109,8 @@ async fn a_member_who_is_logged_in_goes_on_from_an_address_that_is_held_off() {
     assert!(!session.is_valid(&path("nothing")).await);
     shared_box.session("alice").await.leave().await;
     session.leave().await;
-    // Now nobody of the shared_box is in, and the next one waits; not for ever, and other addresses do not.
+    // Now no member is logged in from this address, so its next login waits; but not for ever, and logins
+    // from other addresses do not wait.
     shared_box.agent.wait_for("worker session ended");
     until("the door to close for that address", || {
         process::run(&mut shared_box.ssh("alice", &["signing-key"])).status == Some(255)
@@ -154,7 +156,7 @@ async fn who_tries_many_keys_is_held_off_and_members_are_not() {
 async fn what_is_no_ssh_is_held_off_and_hurts_nobody() {
     let shared_box = SharedBox::of(&["alice"]);
     let before = shared_box.agent.events().len();
-    // A packet that announces more than there is, one that is no key exchange, another protocol, no line end.
+    // A packet shorter than it announces, one that is no key exchange, another protocol, a missing line end.
     let endless = vec![b'x'; 100_000];
     let noises: [&[u8]; 4] = [
         b"SSH-2.0-x\r\n\xff\xff\xff\xff rubbish",
@@ -180,12 +182,12 @@ async fn the_deadline_for_a_login_holds_for_those_who_keep_talking() {
     let shared_box = SharedBox::with(&["alice"], Setup::default().setting("limits.login-seconds = 2"));
     let mut slow = connect(&shared_box);
     let start = Instant::now();
-    // A good greeting, a byte at a time, without ever ending it.
+    // A valid greeting, a byte at a time, which never ends.
     while slow.write_all(b"S").is_ok() {
         assert!(start.elapsed() < Duration::from_secs(20), "still being read");
         std::thread::sleep(Duration::from_millis(100));
     }
-    // And one that greets, and then says nothing.
+    // And a client that greets, and then sends nothing.
     let mut mute = connect(&shared_box);
     mute.write_all(b"SSH-2.0-mute\r\n").expect("sent");
     heard(mute);

@@ -1,9 +1,9 @@
-//! The time an answer takes, and what the agent reads for it, tell Bob nothing about what Alice has.
+//! Neither the duration of an answer nor the files that the agent reads for it reveal to Bob what Alice has.
 //!
-//! Nothing here is compared with a clock alone: questions of both kinds are asked in turn, thousands of times, and what
-//! is looked at is how often the one kind was slower than the other. If they do the same work that is half of the time
-//! whatever else the machine does, since it does it to both. A read of one of them from disk, or a walk that the other
-//! does not make, moves it to nearly always.
+//! No duration is compared with a fixed limit: requests of both kinds are sent in turn, thousands of times,
+//! and the test counts how often one kind was slower than the other. If both do the same work that is half of
+//! the time, whatever else the machine does, since it affects both. If one kind causes an additional read
+//! from disk, or an additional walk, it is slower nearly always.
 
 use std::time::Instant;
 
@@ -18,22 +18,24 @@ use wire::worker::Request;
 
 use crate::twins::at;
 
-/// Of each kind, for each operation.
+/// Number of requests of each kind, for each operation.
 const QUESTIONS: usize = 1500;
-/// How often one kind may be the slower one. By chance alone, with so many questions, it stays within 0.47 to 0.53.
+/// Accepted share of requests of one kind that are slower. By chance alone it stays within 0.47 to 0.53.
 const FAIR: std::ops::Range<f64> = 0.40..0.60;
-/// Bytes read from files for one question, on top of the other kind's. A look at an object is 4096 at least.
+/// Accepted difference of the bytes read from files per request. Reading a part of an object takes at least
+/// 4096.
 const READ_MORE: u64 = 256;
 
-/// Contents of each kind that are uploaded and deleted, and how often one kind may be the slower one: by chance alone
+/// Number of contents of each kind that are uploaded and deleted. By chance alone the share of slower ones is
 /// within 0.47 to 0.53.
 const UPLOADS: usize = 700;
 const FAIR_CHANGES: std::ops::Range<f64> = 0.43..0.57;
-/// And that are built, which takes long: by chance alone within 0.40 to 0.60 of so few.
+/// Number of builds of each kind, which take long: by chance alone the share is within 0.40 to 0.60 of so
+/// few.
 const BUILDS: usize = 60;
 const FAIR_BUILDS: std::ops::Range<f64> = 0.28..0.72;
 
-/// An operation's name, and how to ask it about a path.
+/// An operation's name, and its request for a path.
 type Question = (&'static str, fn(StorePath) -> Request);
 
 fn name(kind: &str, n: usize) -> StorePath {
@@ -47,7 +49,7 @@ fn read_bytes(pid: u32) -> u64 {
     line.parse().expect("a number")
 }
 
-/// Asks once; the answer is the same for both kinds, so it is read by its first two numbers only.
+/// Sends one request; the answer is the same for both kinds, so only its first two numbers are read.
 async fn ask(bob: &mut Session, request: &Request) -> u128 {
     let start = Instant::now();
     bob.request(request).await;
@@ -59,7 +61,8 @@ async fn ask(bob: &mut Session, request: &Request) -> u128 {
     start.elapsed().as_nanos()
 }
 
-/// Decides which of the two kinds comes first: that must not follow a pattern that something else may have as well.
+/// Decides at random which of the two kinds comes first, so that the order has no pattern in common with
+/// other work.
 struct Coin(u64);
 
 impl Default for Coin {
@@ -77,7 +80,8 @@ impl Coin {
     }
 }
 
-/// How often something of `a` is larger than something of `b` (the Mann-Whitney statistic, between 0 and 1).
+/// The probability that a value of `a` is larger than one of `b` (the Mann-Whitney statistic, between 0 and
+/// 1).
 fn larger(a: &[u128], b: &[u128]) -> f64 {
     let mut b = b.to_vec();
     b.sort_unstable();
@@ -93,7 +97,7 @@ async fn a_question_about_anothers_path_takes_no_longer_and_reads_no_more() {
     const PATHS: usize = 50;
     let shared_box = SharedBox::of(&["alice", "bob"]);
     let mut alice = shared_box.session("alice").await;
-    // Large enough that reading one would show.
+    // Large enough that a read of it would show.
     let contents = nar(&file(&vec![7; 1 << 20]));
     for n in 0..PATHS {
         alice.upload(&at(&name("hers", n), &contents), &contents).await;
@@ -133,7 +137,7 @@ async fn a_question_about_anothers_path_takes_no_longer_and_reads_no_more() {
     }
 }
 
-/// Contents that nobody guesses by chance, and that Bob guesses. As many bytes for either kind.
+/// Contents that nobody guesses by chance, but Bob does. The size is the same for both kinds.
 fn guess(kind: &str, n: usize) -> Vec<u8> {
     format!("{kind:7} {n}\n").repeat(400).into_bytes()
 }
@@ -144,8 +148,9 @@ fn fair(what: &str, times: &[Vec<u128>; 2], range: &std::ops::Range<f64>) {
     assert!(range.contains(&slower), "{what}: with contents that alice has slower in {slower} of the cases");
 }
 
-/// Bob guesses what Alice has: he uploads it, builds it and deletes it under names of his own, and looks at the clock. On
-/// a disk with a journal, where a rename that finds the name taken, or a change that turns out to be none, takes less.
+/// Bob guesses Alice's contents: he uploads, builds and deletes them under names of his own, and measures the
+/// time. On a disk with a journal, where a rename to a name that exists, or a change that turns out to be
+/// none, takes less time.
 #[tokio::test]
 async fn an_upload_a_build_and_a_deletion_of_contents_that_another_has_take_no_longer() {
     let disk = Disk::ext4(1024);
@@ -184,7 +189,7 @@ async fn an_upload_a_build_and_a_deletion_of_contents_that_another_has_take_no_l
             times[1][usize::from(kind == "nobodys")].push(begun.elapsed().as_nanos());
         }
     }
-    // What a session uploaded it holds.
+    // A session holds the paths that it uploaded.
     bob.leave().await;
     let mut bob = shared_box.session("bob").await;
     for n in 0..UPLOADS {

@@ -1,4 +1,4 @@
-//! Pairs of paths that differ in their digest only: one that a member has for themselves, and one nobody has.
+//! Pairs of paths that differ in their digest only: one that a single member has, and one that nobody has.
 
 use e2e::hostile::{info, nar};
 use e2e::shared_box::recipe;
@@ -7,10 +7,10 @@ use nix::{DrvKey, DrvOutputId, PathInfo};
 use nix_derivation::store_path::{build_ca_path, build_text_path};
 use nix_derivation::{CAHash, HashAlgorithm, NixHash, StorePath, hash_bytes, nixbase32};
 
-/// What one member has and no other should hear of.
+/// The paths of one member, of which others must not learn.
 #[derive(Clone)]
 pub struct Secret {
-    /// An upload nobody can check.
+    /// An upload that cannot be proven.
     pub plain: StorePath,
     /// Another, which refers to `plain`.
     pub user: StorePath,
@@ -18,12 +18,12 @@ pub struct Secret {
     pub drv: StorePath,
     /// Its output, which was built on the box.
     pub output: StorePath,
-    /// Which output of which derivation was registered as `plain`.
+    /// The output of a derivation that was registered as `plain`.
     pub realised: DrvOutputId,
-    /// Somewhere for the other member to put things of their own.
+    /// A path for the other member's own contents.
     pub spare: StorePath,
     pub spare_drv: StorePath,
-    /// What everybody sees. What its owner adds to it is the secret.
+    /// A Verified path. Its owner's annotations of it are the secret.
     pub proven: StorePath,
 }
 
@@ -39,7 +39,7 @@ fn path(salt: &str, name: &str) -> StorePath {
     StorePath::from_parts(digest(salt, name)[..20].try_into().expect("20 bytes"), name).expect("a path")
 }
 
-/// One with the same contents for every salt, so that nothing but its name tells it from others.
+/// A Verified path with the same contents for every salt, so that only its name differs from others.
 fn proven(salt: &str) -> StorePath {
     let tag = nixbase32::encode(&digest(salt, "proven")[..10]);
     build_text_path(&format!("{PROVEN_NAME}{tag}"), Secret::PROVEN, []).expect("a path")
@@ -62,7 +62,7 @@ impl Secret {
         }
     }
 
-    /// The NAR of `plain`: for everyone who might have it, the same.
+    /// The NAR of `plain`: the same for every owner.
     pub fn contents() -> Vec<u8> {
         nar(&e2e::hostile::file(b"what nobody else should see\n"))
     }
@@ -70,7 +70,7 @@ impl Secret {
     /// The text at `proven`.
     pub const PROVEN: &[u8] = b"everybody's";
 
-    /// What the other member brings of their own.
+    /// The other member's own contents.
     pub const MINE: &[u8] = b"bob's own";
 
     pub fn mine() -> Vec<u8> {
@@ -101,7 +101,7 @@ impl Secret {
         let paths =
             [&self.plain, &self.user, &self.drv, &self.output, &self.spare, &self.spare_drv, &self.proven];
         let digests = paths.iter().map(|path| nixbase32::encode(path.digest()).into_bytes());
-        // Where contents of the other member's own belong that refer to it.
+        // Paths of the other member's own contents that refer to the secret.
         let mine = [&self.plain, &self.drv, &self.output].into_iter().flat_map(|reference| {
             let ca = CAHash::Nar(hash_bytes(HashAlgorithm::Sha256, &Self::mine()));
             [

@@ -1,5 +1,6 @@
-//! A share that is withdrawn while a request of Mallory's waits has ended for that request, too. She keeps an upload, a build
-//! or a download open, and tries to find out by it what Alice claims later, and to build upon it.
+//! A share that is withdrawn while Mallory's request waits has ended for that request, too. She keeps an
+//! upload, a build or a download open, and tries to learn by it what Alice claims later, and to build upon
+//! it.
 
 use std::time::Duration;
 
@@ -18,18 +19,18 @@ use wire::worker::Request;
 use crate::existence::set;
 use crate::twins::{at, aterm};
 
-/// More than the box takes in at once, so that it waits in the middle of an upload.
+/// More than the box buffers, so that it waits in the middle of an upload.
 const LARGE: usize = 300 << 10;
 
 const TOGETHER: &[(&str, &[&str])] = &[("alice", &["mallory"]), ("mallory", &["alice"])];
-/// It takes both, so one of them ends it.
+/// Sharing must be mutual, so one of them can end it.
 const APART: &[(&str, &[&str])] = &[("alice", &[]), ("mallory", &["alice"])];
 
 fn contents() -> Vec<u8> {
     nar(&file(&vec![7; LARGE]))
 }
 
-/// Alice's, before the share ends and after it; and nobody's.
+/// Alice's paths before and after the end of the share; and a path that nobody has.
 struct Targets {
     old: StorePath,
     new: StorePath,
@@ -41,14 +42,14 @@ impl Targets {
         Self { old: path("the-old-one"), new: path("the-new-one"), nobodys: path("nobodys-one") }
     }
 
-    /// What differs with the target only.
+    /// Removes the parts of a message that depend on the target.
     fn without_names(&self, message: &str) -> String {
         let all = [&self.old, &self.new, &self.nobodys].into_iter();
         all.fold(message.to_owned(), |text, path| text.replace(&path.to_absolute_path(), "TARGET"))
     }
 }
 
-/// The two while they share, in a session each. Alice has claimed the old target.
+/// Alice and Mallory while they share, in a session each. Alice has claimed the old target.
 async fn sharing() -> (SharedBox, Session, Session, Targets) {
     let shared_box = SharedBox::of(&["alice", "mallory"]);
     shared_box.share(TOGETHER).await;
@@ -63,13 +64,13 @@ async fn claim(alice: &mut Session, target: &StorePath) {
     alice.upload(&at(target, &secret), &secret).await;
 }
 
-/// Alice withdraws the share, and goes on with her work.
+/// Alice withdraws the share, and continues to work.
 async fn withdraw(shared_box: &SharedBox, alice: &mut Session, targets: &Targets) {
     shared_box.share(APART).await;
     claim(alice, &targets.new).await;
 }
 
-/// What Mallory uploads: it refers to `target`. With the path that must not become valid.
+/// Mallory's uploads, which refer to `target`, each with the path that must not become valid.
 fn uploads(n: usize, target: &StorePath) -> Vec<(Request, Vec<u8>, Option<StorePath>)> {
     let contents = contents();
     let user = |way: &str| {
@@ -130,7 +131,7 @@ async fn an_upload_that_began_while_sharing_ends_by_the_shares_of_its_end() {
     }
 }
 
-/// Store paths of the requests themselves, which differ.
+/// Removes the store paths of the requests themselves, which differ.
 fn hidden(message: &str) -> String {
     let words = message.split_inclusive(' ');
     words.map(|word| if word.contains("/nix/store/") { "PATH " } else { word }).collect()
@@ -182,7 +183,7 @@ async fn an_import_that_began_while_sharing_ends_by_the_shares_of_its_end() {
     }
 }
 
-/// A request that builds several, one after the other, looks at each when its turn has come.
+/// A request that builds several targets, one after the other, checks each one when its turn comes.
 #[tokio::test]
 async fn a_request_that_waits_for_its_builds_does_not_see_what_a_former_partner_claims() {
     let setup = Setup::default().setting("limits.max-jobs = 4").setting("limits.max-jobs-per-member = 1");
@@ -221,7 +222,7 @@ async fn a_request_that_waits_for_its_builds_does_not_see_what_a_former_partner_
     assert_eq!(waits.nar(&second).await, nar(&file(b"first and second\n")));
 }
 
-/// What she reads when the share ends she may read to its end; nothing behind it begins.
+/// A path that Mallory is reading when the share ends may be read to its end; the next one does not begin.
 #[tokio::test]
 async fn an_export_does_not_go_on_to_what_is_no_longer_shared() {
     const SIZE: usize = 16 << 20;
@@ -237,7 +238,7 @@ async fn an_export_does_not_go_on_to_what_is_no_longer_shared() {
     let mut client = within("a handshake", Client::connect(reader, writer, 7)).await.expect("a handshake");
     client.request(&serve::Request::ExportPaths { paths }).await.expect("sent");
     assert_eq!(within("the first", client.u64()).await.expect("a path"), 1);
-    // All that fits between here and there is on its way.
+    // By now all buffers between the two are full.
     tokio::time::sleep(Duration::from_millis(500)).await;
     shared_box.share(APART).await;
     let mut rest = Vec::new();

@@ -1,4 +1,4 @@
-//! Derivations are built, at the box's own store and through `--builders`, and results come back.
+//! Derivations are built, in the box's own store and through `--builders`, and results come back.
 
 use e2e::agent::Setup;
 use e2e::clients::{Nix, Stock, outputs};
@@ -8,7 +8,7 @@ use e2e::process::{self, Running};
 
 use crate::Alice;
 
-/// Three derivations, the first with two outputs that the others use one by one.
+/// Three derivations; the others use the two outputs of the first separately.
 fn chain() -> Drv {
     let beams = Drv::new("beams", "mkdir $out $dev; echo oak > $out/wood; echo plan > $dev/drawing")
         .outputs(&["dev"]);
@@ -33,11 +33,11 @@ pub fn a_chain_of_derivations_builds_at_the_box_and_its_result_is_read_back(stoc
     let frame = the_frame_it_needs(&alice, &out);
 
     let other = alice.other_machine();
-    // The box signs what it built from whole derivations.
+    // The box signs results that it built from whole derivations.
     let key = process::run(other.ssh().arg("signing-key")).ok().stdout;
     other.run(["copy", "--from", other.store(), &out, "--option", "trusted-public-keys", key.trim()]).ok();
     assert_eq!(std::fs::read_to_string(other.local(&out).join("barn")).expect("the result"), BARN);
-    // The reference was found, so the closure came along.
+    // The reference was found, so the closure was copied, too.
     assert!(other.local(&frame).join("done").exists());
 }
 
@@ -50,7 +50,7 @@ pub fn a_chain_of_derivations_builds_through_builders(stock: Stock) {
     the_frame_it_needs(&alice, &out);
 }
 
-/// Asks the box for the references of the barn: exactly the frame it names.
+/// Asks the box for the references of the barn: it must be exactly the frame that it names.
 fn the_frame_it_needs(alice: &Alice, out: &str) -> String {
     let closure = process::run(&mut alice.nix.closure_at_box(out)).ok();
     let mut others: Vec<&str> = closure.stdout.lines().filter(|path| *path != out).collect();
@@ -82,7 +82,7 @@ pub fn a_derivation_for_another_system_is_refused_naming_both(stock: Stock) {
         let said = process::run(&mut alice.nix.build_at_box(&expression)).failed();
         said.says(&["'aarch64-linux'", "'x86_64-linux'"]);
     }
-    // A client that was told wrong what this box is.
+    // A client with a wrong system for this box in its configuration.
     let wrong = format!("{} aarch64-linux /root/keys/key 4", alice.nix.store());
     alice
         .nix
@@ -92,7 +92,7 @@ pub fn a_derivation_for_another_system_is_refused_naming_both(stock: Stock) {
     assert_eq!(alice.agent.count("build started"), 0);
 }
 
-/// A derivation whose result was announced to be the file with these contents.
+/// A derivation with a fixed output: the hash of these contents.
 fn fixed(name: &str, script: &str, announced: &str) -> Drv {
     Drv::new(name, script)
         .attribute("outputHashMode", "\"flat\"")
@@ -116,7 +116,7 @@ pub fn a_fixed_output_with_the_right_hash_is_accepted(stock: Stock) {
     let alice = Alice::with(stock);
     let drv = fixed("tarball", "echo as announced > $out", "as announced\n").expr();
     let out = outputs(&process::run(&mut alice.nix.build(&drv)).ok())["out"].clone();
-    // It is content-addressed, so nobody needs to sign it.
+    // It is content-addressed, so it needs no signature.
     let other = alice.other_machine();
     other.run(["copy", "--from", other.store(), &out]).ok();
     assert_eq!(std::fs::read_to_string(other.local(&out)).expect("the result"), "as announced\n");
@@ -134,7 +134,7 @@ pub fn clients_that_ask_at_once_share_one_build(stock: Stock) {
 }
 
 pub fn what_does_not_need_a_failed_build_is_built_all_the_same(stock: Stock) {
-    // Through `--builders` a client asks for each build on its own, and stops by itself.
+    // With `--builders` a client requests each build separately, and stops by itself.
     if !stock.builds_at_the_box() {
         return;
     }
@@ -157,7 +157,7 @@ pub fn what_does_not_need_a_failed_build_is_built_all_the_same(stock: Stock) {
 /// A client opens one ssh connection for each build of `--builders`.
 pub fn a_builder_with_forty_slots_takes_forty_builds_of_one_member_at_once(stock: Stock) {
     let key = Key::new("alice");
-    // Half of them wait for a slot, with their connection open.
+    // Half of them wait for a slot, with their connections open.
     let agent = Setup::default().setting("limits.max-jobs = 20").start(&[("alice", &key)]);
     let nix = Nix::over(stock, &agent, &key);
     let parts: String = (0..40)

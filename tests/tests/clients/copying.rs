@@ -1,4 +1,4 @@
-//! Paths go to the box and come back.
+//! Paths are copied to the box and back.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -13,9 +13,9 @@ pub fn the_store_answers_who_it_is(stock: Stock) {
     let alice = Alice::with(stock);
     let verb = if stock.version == Version::V2_8 { "ping" } else { "info" };
     let said = alice.nix.run(["store", verb, "--store", alice.nix.store()]).ok();
-    // The serve protocol has no place for it; there the greeting is all that is asked for.
+    // The serve protocol has no field for the version; there only the handshake is tested.
     if stock.protocol == Protocol::SshNg {
-        // The versions disagree on which stream this is for.
+        // The versions differ in the stream that they print it to.
         assert!(format!("{said}").contains("Version: barnraiser-"), "{said}");
     }
 }
@@ -29,7 +29,7 @@ pub fn a_copied_tree_comes_back_byte_for_byte(stock: Stock) {
     let other = alice.other_machine();
     other.run(["copy", "--from", other.store(), &path]).ok();
     assert_eq!(other.hash_path(&path), alice.nix.hash_path(&path), "the hash of {path}");
-    // The hash is the proof; these show what kind of thing was compared.
+    // The hash is the proof; these checks show which kinds of files were compared.
     let copy = other.local(&path);
     assert_eq!(std::fs::read_to_string(copy.join("größe/日本語")).expect("a unicode name"), "東京");
     assert_eq!(
@@ -75,7 +75,7 @@ pub fn path_info_says_what_the_client_knows_about_the_same_path(stock: Stock) {
     assert!(there["references"].as_array().is_some_and(|paths| paths.len() == 2), "{there}");
 }
 
-/// Everything a NAR can express, with the sizes and names that are easy to get wrong.
+/// Every kind of entry that a NAR can have, with sizes and names that are error-prone.
 fn make_tree(tree: &Path) {
     for dir in ["bin", "größe", "empty", "deep/er/still"] {
         std::fs::create_dir_all(tree.join(dir)).expect("a folder");
@@ -107,7 +107,8 @@ fn three_texts(nix: &Nix) -> String {
     nix.run(["eval", "--raw", "--expr", expression]).ok().answer().to_owned()
 }
 
-/// The one path in `nix path-info --json`: a list in old versions, an object by path in newer ones.
+/// The one path info in `nix path-info --json`: in a list in old versions, in an object by path in newer
+/// ones.
 fn info(said: &Transcript) -> Value {
     let all: Value = serde_json::from_str(&said.stdout).unwrap_or_else(|e| panic!("no JSON ({e}):\n{said}"));
     match &all {

@@ -1,4 +1,5 @@
-//! Derivations of every kind give the outputs that the same client builds at home: the same paths, the same contents.
+//! Derivations of every kind have the same outputs as when the same client builds them at home: same paths,
+//! same contents.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -14,7 +15,7 @@ use e2e::process::{self, Transcript};
 
 use crate::Alice;
 
-/// The programs of a script: of the client's machine when it builds at home, of the sandbox's shell at the box.
+/// The programs of a script: those of the client's machine at home, those of the sandbox's shell on the box.
 pub const PROGRAMS: &str = "PATH=/usr/bin:/bin;";
 
 fn floating(drv: Drv) -> Drv {
@@ -23,13 +24,14 @@ fn floating(drv: Drv) -> Drv {
         .attribute("outputHashAlgo", "\"sha256\"")
 }
 
-/// What an output says of itself. Nix 2.8 hashes contents with their own path in a way that later versions gave up (see
-/// `build::floating`), so there it says nothing.
+/// An output's reference to itself. Nix 2.8 hashes contents with their own path in a way that later versions
+/// dropped (see `build::floating`), so with it there is none.
 fn itself(stock: Stock) -> &'static str {
     if stock.version == Version::V2_8 { "" } else { "$out" }
 }
 
-/// Two floating outputs, of which `out` names itself and `dev`. The note changes the derivation, not its outputs.
+/// Two floating outputs; `out` refers to itself and to `dev`. The note changes the derivation, not its
+/// outputs.
 fn base(stock: Stock, note: &str) -> Drv {
     let own = itself(stock);
     let script = format!(
@@ -48,26 +50,27 @@ fn top(stock: Stock, note: &str) -> Drv {
         .attribute("plan", &format!("{}.dev", base.expr()))
 }
 
-/// A client that knows of content-addressed derivations.
+/// A client with content-addressed derivations enabled.
 fn with_ca(stock: Stock) -> Alice {
     let mut alice = Alice::with(stock);
     alice.nix.enable("ca-derivations");
     alice
 }
 
-/// `nix build` at home, which needs nothing of the box.
+/// `nix build` at home, without the box.
 fn at_home(nix: &Nix, expression: &str) -> Command {
     let mut command = nix.command("nix");
     command.args(["build", "--no-link", "--json", "--impure", "--expr", expression]);
     command
 }
 
-/// The ways of this client to have something content-addressed built. Builders have to be said to know about that.
+/// The ways of this client to have a content-addressed derivation built. Builders must be declared to support
+/// it.
 fn ways(alice: &Alice, expression: &str) -> Vec<Command> {
     let builders = format!("{} 1 ca-derivations", alice.nix.builders());
     let mut commands = alice.ways_to_build(expression);
     if let Some(through_builders) = commands.last_mut() {
-        // The last one on a command line counts.
+        // Of several options on a command line the last counts.
         through_builders.args(["--builders", &builders]);
     }
     commands
@@ -137,10 +140,11 @@ pub fn outputs_that_refer_to_each_other_are_refused(stock: Stock) {
     }
 }
 
-/// A hash that nothing has.
+/// A hash that no contents have.
 const NO_HASH: &str = "sha256 = \"0000000000000000000000000000000000000000000000000000\";";
 
-/// A derivation with one fixed output. An empty hash is one that nothing has.
+/// A derivation with one fixed output. With an empty hash, which matches no contents, Nix prints the right
+/// one.
 fn fixed(name: &str, mode: &str, algorithm: &str, hash: &str, script: &str) -> Drv {
     Drv::new(name, &format!("{PROGRAMS} {script}"))
         .attribute("outputHashMode", &quoted(mode))
@@ -167,12 +171,12 @@ pub fn fixed_outputs_of_every_kind_have_the_hash_that_the_client_computes(stock:
     ];
     let git = [("git", "sha1", tree), ("git", "sha256", tree), ("git", "sha1", "echo flat > $out")];
     let mut alice = Alice::with(stock);
-    // Nix 2.8 does not know of it.
+    // Nix 2.8 does not know git hashes.
     let git = if stock.version == Version::V2_8 { &[][..] } else { &git[..] };
     if !git.is_empty() {
         alice.nix.enable("git-hashing");
     }
-    // Nor did 2.26 know that git has SHA-256 by now.
+    // Nor does 2.26 know git hashes with SHA-256.
     let unknown = |algorithm: &str| stock.version == Version::V2_26 && algorithm == "sha256";
     let git = git.iter().filter(|(_, algorithm, _)| !unknown(algorithm));
     for (mode, algorithm, script) in kinds.iter().chain(git).copied() {
@@ -183,14 +187,14 @@ pub fn fixed_outputs_of_every_kind_have_the_hash_that_the_client_computes(stock:
             let hash = got(&process::run(&mut wrong).failed().says(&["hash mismatch in fixed-output"]));
             let right = fixed(&name, mode, algorithm, &hash, script).expr();
             let built = process::run(&mut alice.ways_to_build(&right).remove(way)).ok();
-            // What the client itself makes of it.
+            // The client's own result.
             let mut home = alice.other_machine();
             if mode == "git" {
                 home.enable("git-hashing");
             }
             if mode == "git" && stock.version == Version::V2_26 {
-                // It looks for what its own builder made in a folder that never was (local-derivation-goal.cc), so it
-                // is asked for the hash alone.
+                // This version looks for the output of its own builder in a folder that never existed
+                // (local-derivation-goal.cc), so only the hash is compared.
                 let out = &outputs(&built)["out"];
                 home.run(["copy", "--from", home.store(), out]).ok();
                 let hashed = home.run(["hash", "path", "--mode", "git", "--algo", algorithm, out]).ok();
@@ -203,7 +207,8 @@ pub fn fixed_outputs_of_every_kind_have_the_hash_that_the_client_computes(stock:
     }
 }
 
-/// Answers every request for a known path with 200, for `/there` with a redirect, and for others with 404.
+/// A server that answers a request for a known path with 200, for `/there` with a redirect, and for others
+/// with 404.
 struct Server {
     port: u16,
 }
@@ -257,7 +262,7 @@ fn fetchurl(url: &str, more: &str) -> String {
 pub fn the_box_fetches_what_the_client_would_fetch(stock: Stock) {
     let alice = member_of_a_box_that_fetches_from_here(stock);
     let body = b"from afar\n".repeat(100_000);
-    // What `unpack` takes: a NAR, compressed or not.
+    // Input for `unpack`: a NAR, compressed or not.
     std::fs::create_dir_all(alice.nix.home().join("tree/bin")).expect("a folder");
     std::fs::write(alice.nix.home().join("tree/bin/run"), "#!/bin/sh\n").expect("a file");
     let dump = process::run(alice.nix.command("nix-store").args(["--dump", "/root/tree"])).ok();
@@ -307,7 +312,7 @@ pub fn the_box_fetches_nothing_from_its_own_network(stock: Stock) {
     }
 }
 
-/// What a program of this machine makes of some bytes.
+/// The output of a program of this machine for this input.
 fn piped(program: &str, input: &[u8]) -> Vec<u8> {
     let mut child = Command::new(program)
         .arg("-c")
@@ -321,12 +326,12 @@ fn piped(program: &str, input: &[u8]) -> Vec<u8> {
     output.stdout
 }
 
-/// Builds `expression` at home and in every way at the box; the same paths, the same contents.
+/// Builds `expression` at home and in every way on the box, and compares paths and contents.
 pub fn same_as_at_home(alice: &Alice, expression: &str) {
     same_as_built_by(&alice.other_machine(), alice, expression);
 }
 
-/// `home` builds it, too, for itself; it forgets the result then.
+/// The same with `home` as the machine that builds at home; it deletes the result afterwards.
 pub fn same_as_built_by(home: &Nix, alice: &Alice, expression: &str) {
     let out = outputs(&process::run(&mut at_home(home, expression)).ok())["out"].clone();
     let expected = home.hash_path(&out);
@@ -340,7 +345,7 @@ pub fn same_as_built_by(home: &Nix, alice: &Alice, expression: &str) {
     }
 }
 
-/// Three derivations, each with the one before as an input.
+/// Three derivations, each with the previous one as an input.
 fn three() -> [String; 3] {
     let base = Drv::new("base", &format!("{PROGRAMS} echo base > $out"));
     let lib = Drv::new("lib", &format!("{PROGRAMS} echo $base $out > $out")).input("base", &base);
@@ -351,7 +356,7 @@ fn three() -> [String; 3] {
 pub fn a_builder_is_shown_the_closures_that_it_asks_for(stock: Stock) {
     let alice = Alice::with(stock);
     let [base, lib, tool] = three();
-    // The derivation itself brings what it was made of, and their outputs.
+    // The closure of a derivation file includes its input derivations and their outputs.
     let graphs = format!("[ \"tool\" {tool} \"base\" {base} \"all\" {lib}.drvPath ]");
     let script = format!("{PROGRAMS} mkdir $out; cp tool base all $out");
     same_as_at_home(&alice, &Drv::new("graphs", &script).attribute("exportReferencesGraph", &graphs).expr());
@@ -377,12 +382,12 @@ pub fn structured_attributes_describe_the_closures_that_are_asked_for(stock: Sto
             .attribute("replaced", "\"by a graph\"")
             .expr()
     };
-    // Nix 2.8 does not say `"valid": true` of each path yet (store-api.cc: `pathInfoToJSON`).
+    // Nix 2.8 does not print `"valid": true` for each path yet (store-api.cc: `pathInfoToJSON`).
     let is_old = stock.version == Version::V2_8;
     let keep = if is_old { "cp .attrs.sh $out" } else { "cp .attrs.json .attrs.sh $out" };
     let graphs = format!("{{ closure = [ {tool} {base} ]; all = [ {lib}.drvPath ]; replaced = {lib}; }}");
     same_as_at_home(&alice, &drv(&graphs, keep));
-    // Only strings, which a shell can have.
+    // Only strings, which a shell can read.
     same_as_at_home(&alice, &drv(&format!("{{ closure = {lib}; }}"), keep));
 }
 
@@ -446,7 +451,7 @@ pub fn a_channel_is_unpacked_whatever_it_is_compressed_with(stock: Stock) {
             "(derivation {{ name = \"channel\"; system = \"builtin\"; builder = \"builtin:unpack-channel\"; \
              channelName = \"nixos\"; src = builtins.storePath {source}; }})"
         );
-        // The source is on this machine only.
+        // Only this machine has the source.
         same_as_built_by(&alice.nix, &alice, &expression);
     }
 }

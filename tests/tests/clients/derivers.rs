@@ -1,4 +1,4 @@
-//! What a client knows of a result besides its contents: which derivation made it, and who signed it.
+//! A client's knowledge of a result besides its contents: the deriver and the signatures.
 
 use e2e::clients::{Nix, Protocol, Stock, outputs};
 use e2e::drv::Drv;
@@ -6,7 +6,7 @@ use e2e::process::{self, Transcript};
 use e2e::shared_box::SharedBox;
 use serde_json::Value;
 
-/// A result of every kind: of a bare recipe, which is a claim; of one that is whole as it is; and a fixed output.
+/// A result of every kind: of a bare recipe, which is a claim; of a whole derivation; and a fixed output.
 fn kinds(note: &str) -> [Drv; 3] {
     let input = Drv::new("input", &format!("echo known {note} > $out"));
     let claim =
@@ -15,13 +15,13 @@ fn kinds(note: &str) -> [Drv; 3] {
     let fixed = Drv::new("fixed", "echo of the hash; printf fixed > $out")
         .attribute("outputHashAlgo", "\"sha256\"")
         .attribute("outputHashMode", "\"flat\"")
-        // Of the five bytes.
+        // The hash of the five bytes that the builder writes.
         .attribute("outputHash", "builtins.hashString \"sha256\" \"fixed\"")
         .attribute("note", &format!("\"{note}\""));
     [claim, whole, fixed]
 }
 
-/// Output and derivation of what `nix build --json` said.
+/// Output and derivation in the answer of `nix build --json`.
 fn made(built: &Transcript) -> (String, String) {
     let answer: Value = serde_json::from_str(&built.stdout).expect("JSON");
     (outputs(built)["out"].clone(), answer[0]["drvPath"].as_str().expect("a path").to_owned())
@@ -34,7 +34,7 @@ fn deriver(nix: &Nix, path: &str) -> String {
 fn deriver_at_box(nix: &Nix, path: &str) -> String {
     let said = nix.run(["path-info", "--json", "--store", nix.store(), path]).ok();
     let answer: Value = serde_json::from_str(&said.stdout).expect("JSON");
-    // The versions disagree on the shape: a list, or by path.
+    // The versions differ in the form: a list, or an object by path.
     let info = answer.get(0).or_else(|| answer.get(path)).unwrap_or_else(|| panic!("no info: {said}"));
     info["deriver"].as_str().unwrap_or_default().to_owned()
 }
@@ -42,14 +42,14 @@ fn deriver_at_box(nix: &Nix, path: &str) -> String {
 /// As with a stock builder: `nix log` and `nix-store --query --deriver` on the client's own machine.
 pub fn a_result_of_builders_knows_its_derivation(stock: Stock) {
     let shared_box = SharedBox::of(&["alice", "bob"]);
-    // The second to ask gets what is there, by a derivation that is named otherwise.
+    // The second member gets the existing result, by a derivation with another name.
     for (who, note) in [("alice", "one"), ("bob", "two")] {
         let nix = &shared_box.machine(who, stock);
         for (drv, line) in kinds(note).iter().zip(["of the input", "of nothing", "of the hash"]) {
             let (out, by) = made(&process::run(&mut nix.build_through_builders(&drv.expr())).ok());
             assert_eq!(deriver(nix, &out), by, "{who}, on the client");
             assert_eq!(deriver_at_box(nix, &out), by, "{who}, at the box");
-            // A result that was there already has no log at home, as with a stock builder.
+            // A result that existed already has no log at home, as with a stock builder.
             if who == "alice" {
                 let log = nix.run(["log", &out]).ok();
                 assert!(log.stdout.contains(line), "{log}");
@@ -58,7 +58,7 @@ pub fn a_result_of_builders_knows_its_derivation(stock: Stock) {
     }
 }
 
-/// The same build for two members, with derivations of their own: each reads the name of theirs.
+/// Two members request the same build by derivations of their own: each sees the name of their own.
 pub fn each_member_reads_their_own_derivation(stock: Stock) {
     let shared_box = SharedBox::of(&["alice", "bob"]);
     let fixed = |who: &str| {
@@ -81,7 +81,7 @@ pub fn each_member_reads_their_own_derivation(stock: Stock) {
     }
 }
 
-/// `nix store sign`, read back by who signed and by nobody else.
+/// A signature by `nix store sign` is shown to the member who added it, and to nobody else.
 pub fn a_signature_that_a_member_adds_is_theirs_alone(stock: Stock) {
     let shared_box = SharedBox::of(&["alice", "bob"]);
     let (alice, bob) = (&shared_box.machine("alice", stock), &shared_box.machine("bob", stock));
@@ -96,7 +96,7 @@ pub fn a_signature_that_a_member_adds_is_theirs_alone(stock: Stock) {
 
     let sign = alice.run(["store", "sign", "--store", alice.store(), "--key-file", "/root/secret", &out]);
     if stock.protocol == Protocol::Ssh {
-        // The serve protocol has no way to say it, and stock Nix says so. An upload brings signatures along.
+        // The serve protocol has no such operation, and stock Nix says so. An upload includes signatures.
         sign.failed();
         return;
     }
@@ -110,7 +110,7 @@ pub fn a_signature_that_a_member_adds_is_theirs_alone(stock: Stock) {
         |nix: &Nix| nix.run([&["store", "verify", "--store", nix.store(), &out][..], &trusted].concat());
     verify(alice).ok();
     verify(bob).failed();
-    // Another machine of hers copies with it, and nothing else would do.
+    // Another machine of the same member copies with this signature, and could not without it.
     let copy = |nix: &Nix| {
         nix.run(["copy", "--from", nix.store(), &out, "--option", "trusted-public-keys", &public])
     };
@@ -118,7 +118,7 @@ pub fn a_signature_that_a_member_adds_is_theirs_alone(stock: Stock) {
     copy(bob).failed();
 }
 
-/// Signatures and deriver of an upload come back to who uploaded it, also when everybody has come to see the path.
+/// The uploader sees signatures and deriver of an upload, also after the path has become Verified.
 pub fn an_upload_brings_its_deriver_and_signatures_along(stock: Stock) {
     let shared_box = SharedBox::of(&["alice", "bob"]);
     let (alice, bob) = (&shared_box.machine("alice", stock), &shared_box.machine("bob", stock));
@@ -133,7 +133,7 @@ pub fn an_upload_brings_its_deriver_and_signatures_along(stock: Stock) {
         said.stdout.contains("alices-1:")
     };
     assert_eq!((signed(alice), deriver_at_box(alice, &out)), (true, by.clone()));
-    // All of what this is made of is in the recipe, so what is built is for everybody.
+    // The recipe contains everything that this is built from, so the result is Verified.
     process::run(&mut bob.build(&drv)).ok();
     assert_eq!((signed(alice), deriver_at_box(alice, &out)), (true, by));
     assert!(!signed(bob));

@@ -1,19 +1,21 @@
-//! Mallory lies with a stock client, Alice builds, and Alice gets what she would have got without Mallory.
+//! Mallory forges results with a stock client, Alice builds, and Alice gets the same results as without
+//! Mallory.
 //!
-//! Mallory's own machine is under her control, so what she builds there from a legitimate derivation is what she likes:
-//! the derivations here write `forged` where a file of hers exists, and `true` in the box's sandbox, where it does not.
+//! Mallory controls her own machine, so she can build arbitrary results there from a legitimate derivation:
+//! the derivations here write `forged` if a file of hers exists, and `true` in the box's sandbox, where it
+//! does not.
 
 use e2e::clients::{Nix, Protocol, Stock, outputs};
 use e2e::drv::Drv;
 use e2e::process;
 use e2e::shared_box::SharedBox;
 
-/// A derivation with two faces.
+/// A derivation with a different result on Mallory's machine.
 fn two_faced(name: &str) -> Drv {
     Drv::new(name, "if [ -e /root/forged ]; then echo forged > $out; else echo true > $out; fi")
 }
 
-/// One that shows what it was built from.
+/// A derivation that prints the contents of its input.
 fn shows(name: &str, input: &Drv) -> Drv {
     Drv::new(name, "read line < $input; echo built from $line > $out").input("input", input)
 }
@@ -41,7 +43,7 @@ impl Scene {
         path
     }
 
-    /// Has it built and gives the contents, as read on another machine of the same member.
+    /// Builds on the box and returns the contents, as read on another machine of the same member.
     fn build(&self, who: &str, nix: &Nix, drv: &Drv) -> String {
         let path = outputs(&process::run(&mut nix.build(&drv.expr())).ok())["out"].clone();
         self.read(who, nix, &path)
@@ -63,7 +65,7 @@ pub fn a_forged_output_is_not_the_answer_to_anybody_elses_build(stock: Stock) {
     assert_eq!(scene.shared_box.agent.count("build started"), 0);
     assert_eq!(scene.build("alice", &scene.alice, &drv), "true\n");
     assert_eq!(scene.shared_box.agent.count("build started"), 1, "alice's own build ran");
-    // The same through `--builders`, on a machine that never met the path.
+    // The same through `--builders`, on a machine that never had the path.
     let again = scene.shared_box.machine("alice", stock);
     outputs(&process::run(&mut again.build_through_builders(&drv.expr())).ok());
     assert_eq!(std::fs::read_to_string(again.local(&path)).expect("the result"), "true\n");
@@ -83,13 +85,13 @@ pub fn a_forged_dependency_reaches_only_its_forger(stock: Stock) {
     let tool = two_faced("tool");
     let product = shows("product", &tool);
     scene.forge(&tool);
-    // She has the box build a legitimate derivation on top of it.
+    // She has the box build a legitimate derivation that uses it.
     let forged = scene.build("mallory", &scene.mallory, &product);
     assert_eq!(forged, "built from forged\n", "the attack itself must work");
     assert_eq!(scene.shared_box.agent.count("build started"), 1, "the forged tool was not built");
     assert_eq!(scene.build("alice", &scene.alice, &product), "built from true\n");
     assert_eq!(scene.shared_box.agent.count("build started"), 3, "alice's tool and product were");
-    // And what comes after it does not see Mallory's either.
+    // And a result that is built from Alice's does not contain Mallory's either.
     let box_for = shows("box-for", &product);
     assert_eq!(scene.build("alice", &scene.alice, &box_for), "built from built from true\n");
 }
@@ -100,12 +102,13 @@ pub fn what_mallory_built_on_a_forged_dependency_is_never_reused(stock: Stock) {
     let product = product.input("input", &tool);
     scene.forge(&tool);
     assert_eq!(scene.build("mallory", &scene.mallory, &product), "same\n");
-    // Even where the results are equal, hers is not taken: its inputs were others.
+    // Although the results are equal, hers is not used: its inputs differ.
     assert_eq!(scene.build("alice", &scene.alice, &product), "same\n");
     assert_eq!(scene.shared_box.agent.count("build started"), 3);
 }
 
-/// Over `ssh://` there is no way to say what an output is, so Mallory lies over `ssh-ng://`; Alice asks over either.
+/// Over `ssh://` a client cannot register a realisation, so Mallory does it over `ssh-ng://`; Alice asks over
+/// either.
 pub fn a_lie_about_a_floating_output_is_not_the_answer_to_anybody_elses_build(stock: Stock) {
     let mut scene = Scene::with(Stock { protocol: Protocol::SshNg, ..stock });
     scene.mallory.enable("ca-derivations");
@@ -114,7 +117,7 @@ pub fn a_lie_about_a_floating_output_is_not_the_answer_to_anybody_elses_build(st
         .attribute("outputHashMode", "\"recursive\"")
         .attribute("outputHashAlgo", "\"sha256\"")
         .expr();
-    // Named by what it is built from, it is copied with its realisation.
+    // As a content-addressed derivation's output, it is copied with its realisation.
     scene.mallory.run(["copy", "--to", scene.mallory.store(), "--impure", "--expr", &drv]).ok();
     let forged = outputs(&process::run(&mut scene.mallory.build_at_box(&drv)).ok())["out"].clone();
     assert_eq!(scene.read("mallory", &scene.mallory, &forged), "forged\n", "the attack itself must work");
@@ -124,7 +127,7 @@ pub fn a_lie_about_a_floating_output_is_not_the_answer_to_anybody_elses_build(st
     alice.enable("ca-derivations");
     let builders = format!("{} 1 ca-derivations", alice.builders());
     let mut ways = vec![alice.build_through_builders(&drv)];
-    // The last one on a command line counts.
+    // Of several options on a command line the last counts.
     ways[0].args(["--builders", &builders]);
     if stock.builds_at_the_box() {
         ways.insert(0, alice.build_at_box(&drv));

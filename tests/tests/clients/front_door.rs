@@ -1,4 +1,4 @@
-//! What people see who come with anything but `nix-daemon --stdio`, or with the wrong key.
+//! The messages for users who run any command but `nix-daemon --stdio`, or who have the wrong key.
 
 use e2e::clients::{Nix, Stock};
 use e2e::keys::Key;
@@ -9,7 +9,7 @@ use crate::Alice;
 const WORKS: &str = "this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://), \
                      `nix-store --serve --write` (for those named ssh://), \
                      `status [--json]`, `log PATH`, `signing-key`, `help`";
-/// The exit status of a shell that does not know a command.
+/// The exit status of a shell for an unknown command.
 const NOT_FOUND: Option<i32> = Some(127);
 
 pub fn a_login_without_a_command_is_told_what_works(stock: Stock) {

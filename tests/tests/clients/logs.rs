@@ -1,7 +1,7 @@
-//! What builders print is seen while they run, and again when they fail.
+//! A builder's output is shown while it runs, and again when it fails.
 //!
-//! The builders here print a line and then work for longer than any test waits, so that a line which only arrived at
-//! the end would never be seen. The test ends them by ending the client.
+//! The builders here print a line and then work for longer than any test waits, so that a line that only
+//! arrived at the end would never be seen. The test ends them by ending the client.
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
@@ -41,11 +41,11 @@ fn sees_the_line_and_takes_the_build_along(alice: &Alice, build: &mut Command) {
     assert!(client.is_running());
     assert_eq!(alice.agent.count("build finished"), 0);
     client.kill();
-    // Nobody waits for it any more.
+    // No client waits for it any more.
     let end = alice.agent.wait_for("build finished");
     assert_eq!(end["ok"], false, "{end}");
     assert!(end["error"].as_str().is_some_and(|error| error.contains("cancelled")), "{end}");
-    // What it used until then is reported all the same.
+    // The resources used until then are logged nevertheless.
     for used in ["cpu_ms", "bytes_in", "bytes_out", "phase_machine_started_ms", "phase_builder_started_ms"] {
         assert!(end[used].as_f64().is_some_and(|number| number > 0.0), "{used} of {end}");
     }
@@ -60,7 +60,7 @@ pub fn a_second_client_joins_a_running_build_and_sees_its_log(stock: Stock) {
     let mut second = Running::start(&mut second_machine.build(&expression));
     second.wait_for(LINE);
     assert_eq!(alice.agent.count("build started"), 1);
-    // The build belongs to whoever still waits for it.
+    // The build continues for the client that still waits.
     first.kill();
     alice.wait_for_the_end_of_a_session();
     assert!(second.is_running());
@@ -73,26 +73,27 @@ pub fn a_failing_builder_shows_its_status_and_last_lines(stock: Stock) {
     let alice = Alice::with(stock);
     let script =
         "i=1; while [ $i -le 30 ]; do echo line $i; i=$((i + 1)); done; echo no oak left >&2; exit 77";
-    // A derivation for each way: the same one would be answered with the failure that is known by then.
+    // A derivation for each way: otherwise the second request would be answered with the remembered failure.
     for way in 0..alice.ways_to_build("").len() {
         let drv = Drv::new("broken", script).attribute("way", &format!("\"{way}\"")).expr();
         process::run(&mut alice.ways_to_build(&drv)[way]).failed().says(&[
             "-broken.drv' failed with exit code 77",
-            // The log as it came, from the first line on.
+            // The log as it arrived, from the first line on.
             "broken> line 1\n",
-            // The end of it again, in the error.
+            // Its end again, in the error.
             "> line 30\n",
             "> no oak left",
         ]);
     }
 }
 
-/// More than is shown at once, and with all the rest less than a pipe holds (64 KiB): ssh makes the stderr that it shares
-/// with Nix's build hook non-blocking, and the hook drops what the pipe has no room for, whatever the server.
+/// More than is shown at once, but with everything else less than a pipe holds (64 KiB): ssh makes the stderr
+/// that it shares with Nix's build hook non-blocking, and the hook drops what the pipe has no room for, with
+/// any server.
 const LETTERS: usize = 12_000;
 
-/// A line of two-byte letters that begins at an odd offset, bytes that are no text, and a message to Nix: each longer than
-/// what is shown at once.
+/// A line of two-byte letters that begins at an odd offset, bytes that are not text, and a message to Nix:
+/// each longer than the amount that is shown at once.
 const LONG: &str = r#"printf x; yes "$(printf '\303\251')" | head -n 12000 | tr -d '\n'; echo
 printf 'raw\377\200bytes\n'
 printf '@nix {"action":"setPhase","phase":"'; yes p | head -n 9000 | tr -d '\n'; printf '"}\n'
@@ -102,7 +103,8 @@ pub fn long_lines_are_cut_between_characters_and_messages_nowhere(stock: Stock) 
     let alice = Alice::with(stock);
     for way in 0..alice.ways_to_build("").len() {
         let drv = Drv::new("long", LONG).attribute("way", &format!("\"{way}\"")).expr();
-        // Into a file: ssh makes the stderr that it shares with Nix non-blocking, and what a pipe has no room for is lost.
+        // Into a file: ssh makes the stderr that it shares with Nix non-blocking, and data that a pipe has no
+        // room for is lost.
         let (dir, mut build) = (place::scratch("said"), alice.ways_to_build(&drv).remove(way));
         let said = dir.path().join("stderr");
         let stderr = std::fs::File::create(&said).expect("a file");
@@ -117,13 +119,13 @@ pub fn long_lines_are_cut_between_characters_and_messages_nowhere(stock: Stock) 
         let read = alice.nix.ssh().arg(format!("log {path}")).output().expect("ssh");
         let line = [b"x".to_vec(), "\u{e9}".repeat(LETTERS).into_bytes()].concat();
         let kept: Vec<&[u8]> = read.stdout.split(|byte| *byte == b'\n').collect();
-        // As the builder wrote it, after the sandbox's own line.
+        // As the builder wrote it, after the sandbox's first line.
         assert!(kept[1] == line && kept[2] == b"raw\xff\x80bytes" && kept[4] == b"and on");
         assert!(kept[3].starts_with(b"@nix {") && kept[3].ends_with(b"ppp\"}"));
     }
 }
 
-/// What the same client says when the box and when a stock daemon does it, over `ssh-ng://`: stderr, line by line.
+/// The same client's stderr with the box and with a stock daemon, over `ssh-ng://`, line by line.
 fn beside_a_stock_daemon(stock: Stock, run: impl Fn(&Nix) -> Command) -> [Vec<String>; 2] {
     let alice = Alice::with(stock);
     let server = StockServer::start(&[&alice.key]);
@@ -135,7 +137,7 @@ fn beside_a_stock_daemon(stock: Stock, run: impl Fn(&Nix) -> Command) -> [Vec<St
     })
 }
 
-/// Said by ssh or by the box about itself, once.
+/// Whether the line is a message of ssh or of the box about itself.
 fn is_of_one_server(line: &str) -> bool {
     line.starts_with("Warning: Permanently added")
         || line == "testbox: a Barnraiser community builder"
@@ -157,7 +159,7 @@ pub fn a_build_looks_as_with_a_stock_daemon(stock: Stock) {
     }
 }
 
-/// The words of the error itself are another in each version of Nix; ours are those of 2.8 to 2.26.
+/// The words of the error differ between versions of Nix; the box uses those of 2.8 to 2.26.
 pub fn a_failing_build_looks_as_with_a_stock_daemon(stock: Stock) {
     if !stock.builds_at_the_box() {
         return;
@@ -179,7 +181,7 @@ pub fn a_failing_build_looks_as_with_a_stock_daemon(stock: Stock) {
     }
 }
 
-/// Kinds of activities, and of results in them, by Nix's numbers (`src/libutil/include/nix/util/logging.hh`).
+/// Kinds of activities and results, by Nix's numbers (`src/libutil/include/nix/util/logging.hh`).
 fn kinds(lines: &[String]) -> BTreeSet<(String, u64)> {
     let events = lines.iter().filter_map(|line| line.strip_prefix("@nix "));
     let events = events.map(|event| serde_json::from_str::<Value>(event).expect("JSON"));
@@ -202,7 +204,7 @@ pub fn the_activities_of_a_build_are_those_of_a_stock_daemon(stock: Stock) {
         assert!(ours.contains(&(kind.0.to_owned(), kind.1)), "{ours:?}");
     }
     assert!(ours.is_subset(&stocks), "{ours:?} are not all of {stocks:?}");
-    // No client shows these: a whole request, what is expected of it, and the daemon's look at its own store.
+    // No client shows these: a whole request, its expected results, and the daemon's query of its own store.
     let unseen = [("start", 102), ("result", 106), ("start", 0)].map(|(what, kind)| (what.to_owned(), kind));
     let missing: Vec<_> = stocks.difference(&ours).filter(|kind| !unseen.contains(kind)).collect();
     assert!(missing.is_empty(), "{missing:?}");

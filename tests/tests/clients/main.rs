@@ -1,9 +1,11 @@
-//! Stock Nix clients against a real agent: every rule holds for every version people have, over both protocols.
+//! Stock Nix clients against a real agent: every rule is tested with every supported version, over both
+//! protocols.
 //!
-//! A few rules are about things that a stock client cannot ask for over `ssh://`. There the test shows that the client
-//! itself refuses (see [`Alice::refuses_by_itself`]), so that a version which learns it would fail the test.
+//! A few rules are about operations that a stock client cannot request over `ssh://`. There the test shows
+//! that the client itself refuses (see [`Alice::refuses_by_itself`]), so that the test fails if a new version
+//! can.
 //!
-//! Builds run in the namespace sandbox, so that this needs no KVM; the netbooted box has tests of its own.
+//! Builds run in the namespace sandbox, so these tests need no KVM; the netbooted box has tests of its own.
 
 mod building;
 mod copying;
@@ -45,19 +47,19 @@ impl Alice {
         Nix::over(self.nix.stock(), &self.agent, &self.key)
     }
 
-    /// Stock Nix refused this on the client's side, so there is nothing for the box to do right or wrong.
+    /// Checks that stock Nix refused this on the client's side, so that the box got no request.
     fn refuses_by_itself(&self, said: Transcript) {
         println!("nothing to test: {:?} cannot ask for this; it says so itself:\n{said}", self.nix.stock());
         said.failed().says(&[UNSUPPORTED_BY_CLIENT]);
     }
 
-    /// All the ways this client can have something built.
+    /// All ways in which this client can request a build.
     fn ways_to_build(&self, expression: &str) -> Vec<Command> {
         let at_box = self.nix.stock().builds_at_the_box().then(|| self.nix.build_at_box(expression));
         at_box.into_iter().chain([self.nix.build_through_builders(expression)]).collect()
     }
 
-    /// The end of a session of either protocol.
+    /// Waits for the end of a session of either protocol.
     fn wait_for_the_end_of_a_session(&self) {
         self.agent.wait_for_event("the end of a session", |event| {
             event["message"].as_str().is_some_and(|text| text.ends_with("session ended"))
@@ -65,7 +67,8 @@ impl Alice {
     }
 }
 
-/// Makes a test of each rule for each version and protocol, so that a report reads `nix_2_8::ssh_ng::rule`.
+/// Makes a test of each rule for each version and protocol, so that a report has names like
+/// `nix_2_8::ssh_ng::rule`.
 macro_rules! for_every_client {
     ($($file:ident::$rule:ident,)*) => {
         for_every_client!(@version nix_2_8 V2_8 [$($file::$rule,)*]);

@@ -1,11 +1,11 @@
-//! What a member does with paths that are theirs alone: throws them away, and shares them.
+//! A member's operations on their own claims: deleting and sharing them.
 
 use e2e::clients::{Nix, Protocol, Stock, outputs};
 use e2e::drv::Drv;
 use e2e::process::{self, Transcript};
 use e2e::shared_box::SharedBox;
 
-/// Builds at home and uploads: nothing proves to the box what this is.
+/// Builds at home and uploads: the box cannot verify the contents.
 fn claim(nix: &Nix, drv: &Drv) -> String {
     let built = nix.run(["build", "--no-link", "--json", "--expr", &drv.expr()]).ok();
     let path = outputs(&built)["out"].clone();
@@ -28,14 +28,14 @@ pub fn a_member_throws_away_what_is_theirs_and_nothing_else(stock: Stock) {
 
     let delete = |path: &str| alice.run(["store", "delete", "--store", alice.store(), path]);
     if stock.protocol == Protocol::Ssh {
-        // The serve protocol has no way to say it, and stock Nix says so.
+        // The serve protocol has no such operation, and stock Nix says so.
         delete(&first).failed();
         at_box(alice, &first).ok();
         return;
     }
     delete(&first).ok();
     at_box(alice, &first).failed().says(&["is not valid"]);
-    // Newer clients ask for what is alive first, and say themselves why not.
+    // Newer clients query the live paths first, and print the reason themselves.
     delete(&bobs).failed();
     delete(&proven).failed();
     alice.run(["store", "gc", "--store", alice.store()]).ok();
@@ -57,7 +57,7 @@ pub fn two_members_who_share_use_each_others_paths_until_one_of_them_stops(stock
     share(&["bob"], &["alice"]);
     at_box(bob, &path).ok();
     bob.run(["copy", "--no-check-sigs", "--from", bob.store(), &path]).ok();
-    // Bob uploads something that needs it; it becomes his.
+    // Bob uploads a path that refers to it; so it is copied to his own.
     let top = claim(bob, &Drv::new("top", "read line < $base; echo $base > $out").input("base", &base));
     share(&[], &["alice"]);
     at_box(alice, &top).failed().says(&["is not valid"]);

@@ -1,6 +1,7 @@
-//! One build for all who ask for the same: whose it is first, who joins it, and what others get of it.
+//! Equal requests share one build: its owner, the requests that join it, and what other members see of it.
 //!
-//! Derivations evaluated on two machines are the same, so two members who build the same expression ask for the same.
+//! An expression gives the same derivation on two machines, so two members who build it request the same
+//! build.
 
 use e2e::clients::{Nix, Stock, outputs};
 use e2e::drv::Drv;
@@ -25,7 +26,7 @@ fn built(nix: &Nix, drv: &Drv) -> String {
     outputs(&process::run(&mut nix.build(&drv.expr())).ok())["out"].clone()
 }
 
-/// A derivation on top of another, so that paths have to be computed through both.
+/// A derivation with another as input, so that paths have to be computed through both.
 fn frame() -> Drv {
     let beams = Drv::new("beams", "echo oak > $out");
     Drv::new("frame", "read wood < $beams; echo frame of $wood > $out").input("beams", &beams)
@@ -41,17 +42,17 @@ pub fn the_second_members_equal_build_does_not_run(stock: Stock) {
     assert_eq!(std::fs::read_to_string(pair.bob.local(&path)).expect("the result"), "frame of oak\n");
 }
 
-/// What the box built from derivations it could follow to the ground is for everybody, and signed.
+/// A result that the box built from whole derivations is for everybody, and signed.
 pub fn what_was_built_from_whole_derivations_is_signed_and_valid_for_everybody(stock: Stock) {
     if !stock.builds_at_the_box() {
-        // Without the derivations below there is nothing to compute paths from; `privacy` has that case.
+        // Without the input derivations the box cannot compute paths; `privacy` tests that case.
         return;
     }
     let pair = Pair::with(stock);
     let path = built(&pair.alice, &frame());
     let info = pair.bob.run(["path-info", "--json", "--store", pair.bob.store(), &path]).ok();
     assert!(info.stdout.contains("\"testbox"), "signed by the box:\n{info}");
-    // And the key that the box prints is all that a client needs.
+    // And a client needs only the key that the box prints.
     let key = process::run(pair.bob.ssh().arg("signing-key")).ok().stdout;
     let trusted = ["--option", "trusted-public-keys", key.trim()];
     pair.bob.run([&["copy", "--from", pair.bob.store(), &path][..], &trusted].concat()).ok();
@@ -111,13 +112,13 @@ pub fn a_log_can_be_read_afterwards_by_those_who_may_see_the_build(stock: Stock)
     let path = answer[0]["drvPath"].as_str().expect("a derivation").to_owned();
     let read = |nix: &Nix| process::run(nix.ssh().arg(format!("log {path}")));
     let log = read(&pair.alice).ok().stdout;
-    // The first line is the sandbox's own.
+    // The first line is the sandbox's.
     assert_eq!(log.lines().skip(1).collect::<Vec<_>>(), ["sawing"]);
     if stock.builds_at_the_box() {
-        // Whole and built from what is Verified: it is what everybody's own build would have printed.
+        // A whole derivation with Verified inputs: everybody's own build would have printed the same.
         assert_eq!(read(&pair.bob).ok().stdout, log);
     } else {
-        // A bare recipe: nobody else's business.
+        // The result of a bare recipe: other members do not see its log.
         read(&pair.bob).failed().says(&["there is no log of"]);
     }
 }

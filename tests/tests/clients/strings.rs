@@ -1,5 +1,5 @@
-//! What a derivation says reaches its builder byte for byte, as at home: strings that are no text, and structured
-//! attributes as Nix writes them.
+//! The strings of a derivation reach its builder byte for byte, as at home: strings that are not text, and
+//! structured attributes in Nix's form.
 
 use e2e::clients::Stock;
 use e2e::drv::{Drv, quoted};
@@ -11,7 +11,7 @@ pub fn bytes_that_are_no_text_reach_the_builder(stock: Stock) {
     let alice = Alice::with(stock);
     let read = "(builtins.readFile /root/bytes)";
     let bytes = b"D\xfcsseldorf \xfe\xed\xfa\xce \x80\"\\\n";
-    // Whoever builds at home is another machine.
+    // Another machine builds at home.
     let home = alice.other_machine();
     for machine in [&alice.nix, &home] {
         std::fs::write(machine.home().join("bytes"), bytes).expect("a file");
@@ -30,14 +30,14 @@ pub fn bytes_that_are_no_text_reach_the_builder(stock: Stock) {
     for expression in [variable.expr(), file.expr(), argument, placeholder.expr()] {
         crate::derivations::same_as_built_by(&home, &alice, &expression);
     }
-    // And in what a builder says.
+    // Also in a builder's output.
     let says = drv("says", r#"printf '%s\n' "$text"; false"#).attribute("text", read);
     for mut way in alice.ways_to_build(&says.expr()) {
         e2e::process::run(&mut way).failed().says(&["sseldorf"]);
     }
 }
 
-/// Keeps the files as they are. With the shell alone: there is no `sed` at home.
+/// Keeps the files unchanged. With the shell alone: there is no `sed` at home.
 const KEEP: &str = r#"read -r json < .attrs.json || :; json=${json#*'"outputs":{"out":"'}; out=${json%%'"'*}; mkdir $out; cp .attrs.json .attrs.sh $out"#;
 
 fn with_json(name: &str, json: &str) -> String {
@@ -58,7 +58,7 @@ pub fn structured_attributes_are_written_as_at_home(stock: Stock) {
     ];
     same_as_at_home(&alice, &with_json("odd", &format!("{{ {}, \"deep\" : {deep} }}", odd.join(" ,\t"))));
 
-    // Numbers of every size, from a generator that always gives the same.
+    // Numbers of every size, from a generator with a fixed seed.
     let mut bits = 88_172_645_463_325_252_u64;
     let mut next = || {
         bits ^= bits << 13;

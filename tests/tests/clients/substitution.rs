@@ -1,4 +1,4 @@
-//! Caches made by stock Nix, used by the box: what they have is neither uploaded nor built.
+//! Caches made by stock Nix and used by the box: the paths that they have are neither uploaded nor built.
 
 use std::process::Command;
 
@@ -10,19 +10,19 @@ use e2e::keys::Key;
 use e2e::process::{self, Transcript};
 use e2e::shared_box::SharedBox;
 
-/// A cache that one machine filled with what it built at home.
+/// A cache with the results that one machine built at home.
 struct Cache {
     server: FileServer,
-    /// As `trusted-public-keys` wants it.
+    /// In the form of `trusted-public-keys`.
     key: String,
-    /// The path that was published, with all it needs.
+    /// The published path; the cache has its closure.
     out: String,
-    /// The machine that filled it and has everything; it knows no box yet.
+    /// The machine that filled the cache and has all its paths; it has no box yet.
     machine: Nix,
     owner: Key,
 }
 
-/// Each client packs its cache in another way.
+/// The compression of the cache, another one for each client.
 fn compression(stock: Stock) -> &'static str {
     match (stock.version, stock.builds_at_the_box()) {
         (Version::V2_8, true) => "xz",
@@ -34,7 +34,7 @@ fn compression(stock: Stock) -> &'static str {
     }
 }
 
-/// Makes a key pair in the machine's home; gives the public half.
+/// Makes a key pair in the machine's home; returns the public half.
 fn generate_key(nix: &Nix, file: &str) -> String {
     let secret = nix.run(["key", "generate-secret", "--key-name", "cache.example.org-1"]).ok().stdout;
     std::fs::write(nix.home().join(file), secret.trim()).expect("a key");
@@ -42,7 +42,7 @@ fn generate_key(nix: &Nix, file: &str) -> String {
     process::run(nix.command("sh").args(["-c", &convert])).ok().stdout.trim().to_owned()
 }
 
-/// Builds at home, without a box.
+/// Builds at home, without the box.
 fn at_home(nix: &Nix, drv: &Drv) -> String {
     let said = nix.run(["build", "--no-link", "--json", "--impure", "--expr", &drv.expr()]).ok();
     outputs(&said)["out"].clone()
@@ -56,7 +56,7 @@ impl Cache {
         cache
     }
 
-    /// Its key exists, and signed nothing.
+    /// A cache whose key exists, but signed nothing.
     fn unsigned(stock: Stock, drv: &Drv) -> Self {
         let owner = Key::new("alice");
         let mut machine = Nix::at(stock.version, 0, &owner);
@@ -76,7 +76,7 @@ struct Scene {
     cache: Cache,
     /// The machine that filled the cache.
     alice: Nix,
-    /// Has nothing yet.
+    /// A machine with an empty store.
     bob: Nix,
     _bobs: Key,
 }
@@ -94,19 +94,19 @@ impl Scene {
         Self { agent, cache, alice, bob, _bobs: bobs }
     }
 
-    /// Whether everybody sees this path at the box: only what is Verified, as everything is that was fetched.
+    /// Whether all members see this path on the box: it must be Verified, as every fetched path is.
     fn is_for_everybody(&self, path: &str) -> bool {
         process::run(&mut self.bob.closure_at_box(path)).ok_or_not()
     }
 
-    /// What happened: builds that were started, and NARs that were fetched.
+    /// Numbers of builds started and of NARs fetched.
     fn built_and_fetched(&self) -> (usize, usize) {
         (self.agent.count("build started"), self.cache.server.nars())
     }
 
     fn copy_or_substitute(&self) -> Transcript {
         let wish = match self.alice.version {
-            // Over `ssh-ng://`, this version sends that setting and not what the command line says.
+            // Over `ssh-ng://`, this version sends `builders-use-substitutes` and not the other option.
             Version::V2_8 => {
                 &["--substitute-on-destination", "--option", "builders-use-substitutes", "true"][..]
             }
@@ -120,7 +120,7 @@ fn frame() -> Drv {
     Drv::new("frame", "echo frame of oak > $out")
 }
 
-/// Needs the frame, when it is built and for ever after.
+/// Refers to the frame, as a build input and at run time.
 fn barn() -> Drv {
     Drv::new("barn", "read line < $frame; echo $line in $frame > $out").input("frame", &frame())
 }
@@ -132,7 +132,7 @@ pub fn what_a_cache_has_is_not_uploaded(stock: Stock) {
     // An upload would be the uploader's own claim.
     assert!(scene.is_for_everybody(&scene.cache.out));
 
-    // The same without the wish for it.
+    // The same without the setting.
     let other = Scene::with(stock, scene.cache);
     other.alice.run(["copy", "--to", other.alice.store(), &other.cache.out]).ok();
     assert_eq!(other.built_and_fetched(), (0, 2), "nothing more was fetched");
@@ -161,8 +161,8 @@ pub fn inputs_that_a_cache_has_are_not_uploaded_for_a_build(stock: Stock) {
     assert!(scene.is_for_everybody(&scene.cache.out));
 }
 
-/// Has the box build `drv` with the commands that `nixos-rebuild --build-host` sends. Stock clients have no better way
-/// over `ssh://`, and none to send settings over `ssh-ng://`.
+/// Has the box build `drv` with the commands of `nixos-rebuild --build-host`. Stock clients have no better
+/// way over `ssh://`, and none to send settings over `ssh-ng://`.
 fn realise_at_box(nix: &Nix, drv: &Drv, options: &str) -> Transcript {
     let said = process::run(nix.command("nix-instantiate").args(["--expr", &drv.expr()])).ok();
     let path = said.answer();
@@ -178,11 +178,11 @@ pub fn what_a_cache_has_is_not_built(stock: Stock) {
     };
     assert_eq!(built, scene.cache.out);
     assert_eq!(scene.built_and_fetched(), (0, 2));
-    // Alice sees what bob's request brought.
+    // Alice sees the path that bob's request fetched.
     process::run(&mut scene.alice.closure_at_box(&built)).ok();
 }
 
-/// `nix-store --serve` builds what it is asked to build, as Nix's own does: the client has looked before.
+/// `nix-store --serve` builds every requested target, as Nix's own does: the client has queried it before.
 pub fn through_builders_only_the_newer_protocol_fetches_outputs(stock: Stock) {
     let scene = Scene::with(stock, Cache::of(stock, &barn()));
     let built = process::run(&mut scene.bob.build_through_builders(&barn().expr())).ok();
@@ -208,7 +208,7 @@ pub fn a_client_or_a_derivation_that_wants_nothing_substituted_gets_a_build(stoc
 pub fn what_nobody_trusted_signed_is_refused_in_one_line_and_uploaded(stock: Stock) {
     let unsigned = Cache::unsigned(stock, &frame());
     let mut forged = Cache::unsigned(stock, &frame());
-    // Another key of the same name.
+    // Another key with the same name.
     generate_key(&forged.machine, "others");
     let files = "file:///root/cache";
     forged.machine.run(["store", "sign", "--store", files, "-k", "/root/others", "-r", &forged.out]).ok();
@@ -224,7 +224,7 @@ pub fn what_nobody_trusted_signed_is_refused_in_one_line_and_uploaded(stock: Sto
         let copied = scene.copy_or_substitute();
         let about: Vec<&str> = copied.stderr.lines().filter(|line| line.contains("signature")).collect();
         assert!(about.len() == 1 && about[0].contains(said), "{copied}");
-        // It was taken as an upload is, and nothing else.
+        // It was accepted as an upload, which is only a claim.
         process::run(&mut scene.alice.closure_at_box(&scene.cache.out)).ok();
         assert!(!scene.is_for_everybody(&scene.cache.out));
         if stock.builds_at_the_box() {
@@ -250,7 +250,7 @@ pub fn what_was_fetched_is_copied_with_signatures_checked(stock: Stock) {
     assert!(copied.contains("-frame"), "{copied}");
 }
 
-/// The clients of one version are enough: here it is a box that asks another.
+/// One version of the client is sufficient: here a box is the client of another.
 #[test]
 fn another_box_is_a_substituter_by_its_host_key_and_signing_key() {
     let first = SharedBox::of(&["alice", "second-box"]);
@@ -274,7 +274,7 @@ fn another_box_is_a_substituter_by_its_host_key_and_signing_key() {
             .setting(&format!("substituters = [\"{url}\"]"))
             .setting(&format!("trusted-public-keys = [\"{}\"]", signing.trim()))
             .setting("fetch.allow-private = true")
-            // A key by the name of another would take its place.
+            // A second key with the same name would replace the first.
             .setting("signing-key-name = \"second-1\"")
             .start(&[("bob", &bobs)]);
         let bob = Nix::over(Stock::NEWEST, &second, &bobs);
@@ -285,7 +285,7 @@ fn another_box_is_a_substituter_by_its_host_key_and_signing_key() {
     let (builds, built) =
         build_at_second(&public_half(&first.agent.state_dir().join("ssh_host_ed25519_key")));
     assert_eq!(builds, 0, "{built}");
-    // Another machine at that address is not believed, and asked for nothing.
+    // A machine with another host key at that address is not trusted, and gets no request.
     let (builds, built) = build_at_second(&public_half(&bobs.private()));
     assert_eq!(builds, 2, "{built}");
     assert!(built.stderr.contains("is not the machine it should be"), "{built}");

@@ -1,7 +1,8 @@
-//! Stock OpenSSH and nix-daemon, the agent, and the client's own floor: the same work, in turn, on one machine.
+//! Compares stock OpenSSH with nix-daemon, the agent, and the least that the client itself costs, in turn, on
+//! one machine.
 //!
-//! `tests/scripts/bench-protocol` builds what this needs and runs it. It prints medians and judges nothing;
-//! `docs/benchmarks.md` says what the figures mean. Sizes come from the environment, see [`Sizes`].
+//! `tests/scripts/bench-protocol` builds the programs and runs this one. It prints medians and checks
+//! nothing; `docs/benchmarks.md` explains the figures. Sizes come from the environment, see [`Sizes`].
 
 mod scene;
 mod servers;
@@ -11,7 +12,7 @@ mod work;
 use scene::Scene;
 use servers::{ALL, Kind};
 
-/// How much of everything; each from the variable of that name.
+/// Sizes of the work; each comes from the environment variable of its name.
 pub struct Sizes {
     pub runs: usize,
     pub bulk_mib: u64,
@@ -20,7 +21,8 @@ pub struct Sizes {
     pub builds: usize,
     pub members: usize,
     pub logins: usize,
-    /// Words separated by commas: only what has one of them in its name, and nothing that has one with a `!` before it.
+    /// Words separated by commas: run only the work whose name has one of the words, and none whose name has
+    /// one with a `!` before it.
     pub only: Vec<String>,
 }
 
@@ -43,7 +45,8 @@ impl Sizes {
         }
     }
 
-    /// Where each small path may cost a round trip, a tenth of the paths says as much in a tenth of the time.
+    /// Smaller sizes for a long line: if each small path costs a round trip, a tenth of the paths shows the
+    /// same.
     fn for_a_long_line(&self) -> Self {
         let tenth = |n: usize| (n / 10).max(1);
         let bulk_mib = (self.bulk_mib / 8).max(1);
@@ -61,13 +64,13 @@ impl Sizes {
 /// One measured piece of work.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Figures {
-    /// Seconds until the client was done.
+    /// Seconds until the client ended.
     pub wall: f64,
-    /// Seconds of the server and its children.
+    /// Processor seconds of the server and its children.
     pub cpu: f64,
-    /// Seconds of the client.
+    /// Processor seconds of the client.
     pub client_cpu: f64,
-    /// Bytes of the server and its children, page cache of its own files left out.
+    /// Peak memory of the server and its children in bytes, without the page cache of its own files.
     pub peak: f64,
 }
 

@@ -1,4 +1,5 @@
-//! Under which conditions a piece of work is measured: the protocol, what the server's store is on, and the line between.
+//! The conditions of a measurement: the protocol, the file system of the server's store, and the line between
+//! them.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,7 +7,7 @@ use std::time::Duration;
 use e2e::clients::Protocol;
 use e2e::relay::Relay;
 
-/// What the server's store is on. (The client's is always in memory.)
+/// The file system of the server's store. (The client's store is always in memory.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ground {
     /// A tmpfs: a box that forgets everything.
@@ -19,15 +20,15 @@ pub enum Ground {
 pub struct Scene {
     pub protocol: Protocol,
     pub ground: Ground,
-    /// Zero: the loopback interface as it is.
+    /// Zero means the loopback interface without a relay.
     pub round_trip: Duration,
-    /// `?max-connections=`, where it is asked for.
+    /// `?max-connections=`, if it is set.
     pub connections: Option<u32>,
 }
 
-/// There and back over a continent.
+/// The round trip across a continent.
 const FAR: Duration = Duration::from_millis(50);
-/// How many connections a client of the far box may open where it is told to.
+/// Number of connections that a client of the far box may open, where the scene allows several.
 const CONNECTIONS: u32 = 8;
 
 impl Scene {
@@ -38,7 +39,7 @@ impl Scene {
         connections: None,
     };
 
-    /// Both protocols on both grounds, as near as can be.
+    /// Both protocols with both kinds of store, without delay.
     pub fn near() -> Vec<Scene> {
         let mut all = Vec::new();
         for ground in [Ground::Memory, Ground::Disk] {
@@ -64,7 +65,7 @@ impl Scene {
         !self.round_trip.is_zero()
     }
 
-    /// The port that leads to a server's port under these conditions.
+    /// The port that leads to a server's port in this scene.
     pub fn port(&self, server: u16) -> u16 {
         match self.is_far() {
             true => Relay::to(server, self.round_trip).port(),

@@ -1,4 +1,4 @@
-//! The three servers that are compared, each fresh, on a free port of the loopback interface.
+//! The three servers to compare, each started anew, on a free port of the loopback interface.
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
@@ -25,22 +25,22 @@ pub enum Kind {
 
 pub const ALL: [Kind; 3] = [Kind::Stock, Kind::Ours, Kind::Floor];
 
-/// Of the disks that stores are on, one for each server: more than all that is copied there.
+/// Size of the disks for stores, one for each server: more than all copied data.
 const DISK_MIB: u64 = 16 << 10;
 
 /// A running server. Dropping it ends it and removes its store.
 pub struct Server {
-    /// Where clients reach it: its own port, or that of the line to it.
+    /// The port for clients: the server's own, or that of the relay to it.
     pub port: u16,
     pub pid: u32,
-    /// Below this is its store, whose files are not its memory.
+    /// The folder of its store, whose files do not count as its memory.
     pub state: PathBuf,
     _process: Process,
-    /// Freed last.
+    /// Dropped last.
     _disk: Option<Disk>,
 }
 
-/// Only held.
+/// Kept only to be dropped.
 #[allow(dead_code)]
 enum Process {
     Stock(StockServer),
@@ -68,7 +68,7 @@ impl Drop for Reaped {
 }
 
 impl Kind {
-    /// `keep`: the floor keeps what it is sent, however large.
+    /// `keep`: the floor keeps all data that it receives, however large.
     pub fn start(self, scene: &Scene, keys: &[&Key], keep: bool) -> Server {
         // The floor has no store.
         let disk = (scene.ground == Ground::Disk && self != Kind::Floor).then(|| Disk::ext4(DISK_MIB));

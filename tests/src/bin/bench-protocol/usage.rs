@@ -1,4 +1,4 @@
-//! What a server and its children cost: processor time and memory, read from /proc.
+//! Processor time and memory of a server and its children, read from /proc.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Between two looks at memory. Peaks shorter than this may be missed; a look takes up to a millisecond.
+/// Interval between two readings of memory. Shorter peaks may be missed; a reading takes up to a millisecond.
 const GLANCE: Duration = Duration::from_millis(50);
-/// How long a server may take to fall silent after its client left.
+/// Longest time until a server becomes idle after its client left.
 const SILENCE: Duration = Duration::from_secs(5);
-/// Clock ticks per second in /proc on every Linux there is.
+/// Clock ticks per second in /proc on every known Linux.
 const TICKS: f64 = 100.0;
 
 fn children(pid: u32) -> Vec<u32> {
@@ -21,7 +21,7 @@ fn children(pid: u32) -> Vec<u32> {
     list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// A process, its children, theirs, and so on.
+/// A process and all its descendants.
 fn family(pid: u32) -> Vec<u32> {
     let mut all = vec![pid];
     let mut at = 0;
@@ -32,7 +32,7 @@ fn family(pid: u32) -> Vec<u32> {
     all
 }
 
-/// Seconds that these fields of /proc/PID/stat (counted as in proc(5)) add up to.
+/// The sum of these fields of /proc/PID/stat (counted as in proc(5)), in seconds.
 fn ticks(pid: u32, fields: &[usize]) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name in parentheses may hold spaces.
@@ -42,10 +42,11 @@ fn ticks(pid: u32, fields: &[usize]) -> f64 {
     ticks as f64 / TICKS
 }
 
-/// Seconds of processor time of a family, those of its dead members included.
+/// Seconds of processor time of a family, including its members that have ended.
 ///
-/// Most of them were waited for by their parents, which inherit their time. bubblewrap leaves without waiting for the
-/// inside of its namespace; that falls to us, see [`adopt_orphans`], and stays a zombie that can be counted.
+/// Most members were waited for by their parents, which inherit their time. bubblewrap ends without waiting
+/// for the processes in its namespace; this process adopts those, see [`adopt_orphans`], and keeps them as
+/// zombies to be counted.
 pub fn cpu(pid: u32) -> f64 {
     let all = [14, 15, 16, 17];
     let ours: f64 = family(pid).into_iter().map(|pid| ticks(pid, &all)).sum();
@@ -57,13 +58,13 @@ fn is_dead(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
 }
 
-/// From now on this process is the parent of those of its descendants whose own parent died.
+/// Makes this process the parent of all descendants whose own parent ends.
 pub fn adopt_orphans() {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).expect("to be a subreaper");
 }
 
-/// Runs a client's command, waits for everything it leaves behind, writes the seconds of processor time of all of it
-/// to `report`, and returns the command's exit status. Runs in a process of its own, which `main` starts.
+/// Runs a client's command, waits for all its remaining processes, writes their processor time in seconds to
+/// `report`, and returns the command's exit status. Runs in a process of its own, which `main` starts.
 pub fn reap(report: &str, command: &[String]) -> i32 {
     adopt_orphans();
     let mut child = std::process::Command::new(&command[0]).args(&command[1..]).spawn().expect("a client");
@@ -73,13 +74,14 @@ pub fn reap(report: &str, command: &[String]) -> i32 {
     status
 }
 
-/// Memory of a family: everything resident, code and shared memory included, each page counted once, but for the pages
-/// of files below `state`. Those are the page cache of its store, which the kernel takes back when it likes.
+/// Memory of a family: everything resident, including code and shared memory, each page counted once, except
+/// pages of files below `state`. These are the page cache of its store, which the kernel can take back at any
+/// time.
 fn memory(pid: u32, state: &Path) -> u64 {
     family(pid).into_iter().map(|pid| proportional(pid, state)).sum()
 }
 
-/// Bytes of one process (proc(5): smaps), a page that n processes share counted as an n-th.
+/// Bytes of one process (proc(5): smaps); a page that n processes share counts as an n-th.
 fn proportional(pid: u32, state: &Path) -> u64 {
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
     let (mut kib, mut counts) = (0, true);
@@ -89,7 +91,8 @@ fn proportional(pid: u32, state: &Path) -> u64 {
                 kib += size.trim().split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
             }
             Some(_) => {}
-            // The first line of a mapping: five fields, and the file if there is one. Others begin with a capital.
+            // The first line of a mapping has five fields, and the file if there is one. Other lines begin
+            // with a capital.
             None if line.starts_with(|c: char| c.is_ascii_digit() || c.is_ascii_lowercase()) => {
                 counts =
                     !line.split_whitespace().nth(5).is_some_and(|file| Path::new(file).starts_with(state));
@@ -100,7 +103,7 @@ fn proportional(pid: u32, state: &Path) -> u64 {
     kib * 1024
 }
 
-/// Waits until a family has no more to do.
+/// Waits until a family is idle.
 pub fn settle(pid: u32) {
     let deadline = Instant::now() + SILENCE;
     let mut last = (0.0, 0);
@@ -114,7 +117,7 @@ pub fn settle(pid: u32) {
     }
 }
 
-/// Watches a family's memory until it is stopped.
+/// Measures a family's memory until it is stopped.
 pub struct Watch {
     peak: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
@@ -134,7 +137,7 @@ impl Watch {
         Self { peak, stop, thread: Some(thread) }
     }
 
-    /// The most there was, in bytes.
+    /// The peak, in bytes.
     pub fn peak(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {

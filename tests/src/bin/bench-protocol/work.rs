@@ -1,4 +1,4 @@
-//! The work: what a stock client is asked to do, and the measuring around it.
+//! The work of the stock clients, and its measurement.
 
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -13,11 +13,11 @@ use crate::usage::{self, Watch};
 use crate::{Figures, Row, Sizes};
 
 const VERSION: Version = Version::V2_34;
-/// Repetitions measured as one where one is too short for clock ticks.
+/// Number of repetitions that are measured as one, for work that is too short for clock ticks.
 const REPEAT: usize = 5;
 
-/// Runs a client's command to its end, which must be success, and measures both sides. `times`: how often the command
-/// does its work.
+/// Runs a client's command, which must succeed, and measures both sides. `times`: how often the command does
+/// its work.
 fn measure(server: &Server, command: Command, times: usize) -> Figures {
     measure_all(server, &[command], times)
 }
@@ -66,13 +66,14 @@ fn repeated(nix: &Nix, command: &str, times: usize) -> Command {
     shell
 }
 
-/// The first connection makes databases and folders; nobody's work should pay for that. (`nix store ping`: what every
-/// version understands for both kinds of store.)
+/// Makes the first connection, which creates databases and folders, outside of the measurement. (`nix store
+/// ping` works with every version and both kinds of store.)
 fn warm(nix: &Nix, scene: &Scene) {
     run(nix.command("nix").args(["store", "ping", "--store", &scene.store()])).ok();
 }
 
-/// A login, a command that ends at once, and a goodbye. (The agent refuses it in one line.)
+/// A login, a command that ends at once, and the end of the connection. (The agent refuses the command in one
+/// line.)
 pub fn logins(sizes: &Sizes, rows: &mut Vec<Row>) {
     let name = "ssh box true";
     if !sizes.wants(name) {
@@ -90,7 +91,7 @@ pub fn logins(sizes: &Sizes, rows: &mut Vec<Row>) {
                 repeated(&nix, &format!("{ssh} 2>/dev/null || true"), sizes.logins),
                 sizes.logins,
             );
-            // The first warms caches.
+            // The first run fills caches.
             if run > 0 {
                 row.add(kind, figures);
             }
@@ -103,7 +104,7 @@ pub fn logins(sizes: &Sizes, rows: &mut Vec<Row>) {
 struct Cargo {
     name: String,
     path: String,
-    /// Whether it comes back as well.
+    /// Whether it is also copied back.
     both_ways: bool,
 }
 
@@ -119,7 +120,7 @@ fn instantiate(nix: &Nix, expression: &str) -> String {
     made.answer().trim_matches('"').to_owned()
 }
 
-/// `count` small files, each referring to the one before.
+/// `count` small files, each referring to the previous one.
 fn chain(count: usize, name: &str) -> String {
     format!(
         "builtins.foldl' (before: n: builtins.toFile \"{name}-${{toString n}}\" \"${{before}} ${{toString n}}\")
@@ -128,7 +129,7 @@ fn chain(count: usize, name: &str) -> String {
     )
 }
 
-/// Layers of derivations, each referring to three of the layer before.
+/// Layers of derivations, each referring to three of the previous layer.
 fn derivations(count: usize) -> String {
     let wide = (count / 10).max(1);
     format!(
@@ -142,7 +143,7 @@ fn derivations(count: usize) -> String {
     )
 }
 
-/// Copies in each of these scenes.
+/// Measures copies in each of these scenes.
 pub fn copies(sizes: &Sizes, scenes: &[Scene], rows: &mut Vec<Row>) {
     let wanted = |name: &str| scenes.iter().any(|scene| sizes.wants(&format!("{name} {scene}")));
     let key = Key::new("bench");
@@ -199,7 +200,7 @@ fn copy(sizes: &Sizes, scene: &Scene, rows: &mut Vec<Row>, source: &Nix, key: &K
             if !cargo.both_ways {
                 continue;
             }
-            // The floor has dropped what is large.
+            // The floor does not keep large data.
             let server = if kind == Kind::Floor {
                 let keeping = kind.start(scene, &[key], true);
                 run(&mut copy(&source.with_port(keeping.port), "--to")).ok();
@@ -219,7 +220,7 @@ fn copy(sizes: &Sizes, scene: &Scene, rows: &mut Vec<Row>, source: &Nix, key: &K
     }
 }
 
-/// Trivial builds, new ones each time.
+/// Measures trivial builds, new ones each time.
 pub fn builds(sizes: &Sizes, scenes: &[Scene], rows: &mut Vec<Row>) {
     for scene in scenes {
         builds_in(sizes, scene, rows);
@@ -232,7 +233,7 @@ fn builds_in(sizes: &Sizes, scene: &Scene, rows: &mut Vec<Row>) {
     for (shape, chained) in [("independent", false), ("chained", true)] {
         for way in ["--builders", "--store"] {
             let row = Row::new(format!("{n} {shape} builds, {way} {scene}"));
-            // No stock client builds in a store named ssh://.
+            // No stock client can build in an ssh:// store.
             let possible = way == "--builders" || scene.protocol == Protocol::SshNg;
             if possible && sizes.wants(&row.name) {
                 works.push((row, chained, way));
@@ -287,7 +288,7 @@ fn expression(n: usize, chained: bool, nonce: &str) -> String {
     text + "}\n"
 }
 
-/// Everybody sends paths of their own at the same time.
+/// All members send paths of their own at the same time.
 pub fn crowd(sizes: &Sizes, scenes: &[Scene], rows: &mut Vec<Row>) {
     let each = (sizes.paths / 10).max(1);
     let name = format!("{} members at once, {each} small paths each", sizes.members);
