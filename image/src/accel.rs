@@ -1,13 +1,14 @@
-//! How QEMU can run a box here: with the hardware's KVM where that truly works, in software otherwise.
+//! Chooses how QEMU runs a box: with the hardware's KVM if that really works, otherwise in software.
 //!
-//! A `/dev/kvm` that opens proves little: some cannot run a Linux kernel at all. So we boot the release's kernel and
-//! wait for its first words. Not here: whether KVM works *inside* the box (`builder-agent sandbox probe`).
+//! A `/dev/kvm` that opens proves little: some cannot run a Linux kernel at all. So this boots the release's
+//! kernel and waits for its first words. Not here: whether KVM works *inside* the box (`builder-agent sandbox
+//! probe`).
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A kernel on working KVM says its first word within a second; a broken one never does.
+/// A kernel on working KVM prints its first line within a second; on broken KVM it never does.
 const PROBE: Duration = Duration::from_secs(8);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -35,7 +36,7 @@ impl Accel {
     }
 }
 
-/// Decides, and says why.
+/// Chooses, and returns the reason.
 pub fn choose(choice: Choice, kernel: &Path, scratch: &Path) -> (Accel, String) {
     match choice {
         Choice::Kvm => (Accel::Kvm, "as asked".into()),
@@ -52,13 +53,13 @@ fn why_not_kvm(kernel: &Path, scratch: &Path) -> Option<String> {
         return Some("no usable /dev/kvm".into());
     }
     let nested = |vendor| std::fs::read_to_string(format!("/sys/module/kvm_{vendor}/parameters/nested"));
-    // Without it the box would boot fast and then build nothing.
+    // Without nested virtualisation the box would boot fast but could not build.
     if let Ok(nested) = nested("intel").or_else(|_| nested("amd"))
         && !matches!(nested.trim(), "Y" | "1")
     {
         return Some("hardware KVM is not nested, the box could not run micro-VMs".into());
     }
-    // The answer holds until the machine restarts.
+    // The result is valid until the machine restarts.
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let memory = scratch.join("kvm-probe");
     if let Ok(answer) = std::fs::read_to_string(&memory)
@@ -67,7 +68,7 @@ fn why_not_kvm(kernel: &Path, scratch: &Path) -> Option<String> {
         return (!why.is_empty()).then(|| why.to_owned());
     }
     let why = boots_with_kvm(kernel, &scratch.join("kvm-probe.log")).err();
-    // Only saves the next probe.
+    // An error only costs another probe.
     drop(std::fs::write(&memory, boot + why.as_deref().unwrap_or_default()));
     why
 }
@@ -99,7 +100,7 @@ fn boots_with_kvm(kernel: &Path, log: &Path) -> Result<(), String> {
         }
         std::thread::sleep(Duration::from_millis(50));
     };
-    // Gone already, or we do not want it any more.
+    // Fails only if the child has ended.
     drop(child.kill());
     drop(child.wait());
     answer

@@ -1,12 +1,12 @@
-//! Debian's archive, as it is: a moving thing whose index may name a file that the mirror does not have.
+//! Debian's archive, which changes all the time: its index may name a file that the mirror does not have.
 //!
-//! A mirror is honest or it is found out: every list is signed by a key of the keyring, and every file is one of a list,
-//! by SHA-256. But files may be missing, cut short or damaged at any moment, because an archive is copied while it
-//! changes. So the newest version that can be had is taken (`obtain`), and what was downloaded once is kept.
+//! A mirror cannot deceive us: every list is signed by a key of the keyring, and every file is in a list,
+//! with its SHA-256. But files may be missing, cut short or damaged at any moment, because an archive is
+//! copied while it changes. So the newest available version is used (`obtain`), and each download is kept.
 //!
 //! apt does the work, in a private folder: the machine's own apt configuration decides where packages come from (mirror,
-//! proxy; `sources`), its own package lists are neither used nor changed. Not here: what an earlier run left in unpacked
-//! form (`base`, `kernel_package`, `fetch`), which is what a caller falls back to.
+//! proxy; `sources`), its own package lists are neither used nor changed. Not here: the unpacked results of
+//! earlier runs (`base`, `kernel_package`, `fetch`), to which a caller falls back.
 
 mod download;
 mod obtain;
@@ -28,9 +28,10 @@ pub const SUITE: &str = "trixie";
 pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Lists younger than this are not fetched again; a build straight after a build should not wait for the network.
 const LISTS_STAY_FRESH: Duration = Duration::from_secs(3600);
-/// How the names of folders begin that hold half-done things.
+/// Prefix of the names of folders with unfinished contents.
 const SCRATCH: &str = "partial-";
-/// Tries of apt for each file, with growing pauses between them. A mirror that is being updated is whole again within seconds.
+/// Number of apt's tries for each file, with growing pauses between them. An update of a mirror takes
+/// seconds.
 const RETRIES: u32 = 3;
 
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +44,7 @@ pub enum ArchiveError {
         "the Debian keyring {0} is missing, so packages cannot be checked\nhint:  apt-get install debian-archive-keyring"
     )]
     NoKeyring(PathBuf),
-    /// Without any list there is nothing that a file could be checked against.
+    /// Without any list there is no checksum for any file.
     #[error(
         "cannot read the package lists of {place}: {source}\nhint:  is the mirror reachable from here, and does it have that suite? name another one with --mirror or in /etc/apt/sources.list"
     )]
@@ -72,40 +73,40 @@ fn lacking_files(lacking: &[String]) -> String {
     format!("\nthe mirror does not have these as its index describes them: {}", lacking.join(", "))
 }
 
-/// How to open an archive.
+/// The settings of an archive.
 pub struct Options<'a> {
-    /// Lists and downloads of all suites live below it, kept between runs.
+    /// Folder for lists and downloads of all suites, kept between runs.
     pub cache: &'a Path,
     pub suite: &'a str,
     pub kind: Kind,
-    /// In place of the mirrors this machine's apt is set up with.
+    /// Used instead of the mirrors in this machine's apt configuration.
     pub mirror: Option<&'a str>,
     pub keyring: &'a Path,
     /// Fetch the lists even when those at hand are fresh.
     pub update: bool,
 }
 
-/// apt pointed at one suite, its state below one private folder.
+/// apt with the configuration of one suite, its state below one private folder.
 pub struct Archive {
     root: PathBuf,
     files: PathBuf,
     suite: String,
     mirror: String,
     sources: String,
-    /// Lists were fetched by this process: what they name and the mirror lacks will not come by asking again.
+    /// This process has fetched the lists: fetching them again would not find files that the mirror lacks.
     refreshed: bool,
     /// Versions that the mirror lacks, as paragraphs of apt's preferences.
     pins: Vec<String>,
-    /// The files those are about, for the error that ends it all.
+    /// The files of these versions, for the final error.
     lacking: Vec<String>,
-    /// Two programs would change lists and preferences under each other. Freed when dropped.
+    /// Two programs would change each other's lists and preferences. Released when dropped.
     _lock: File,
 }
 
 impl Archive {
-    /// Opens (or makes) the private state, and refreshes the lists when they are old or `update` asks.
+    /// Opens (or creates) the private state, and refreshes the lists if they are old or `update` is set.
     ///
-    /// With lists at hand a failing refresh is only a warning: old lists still build a working box.
+    /// If there are lists already, a failed refresh is only a warning: a box built from old lists works.
     pub fn open(options: &Options) -> Result<Self, ArchiveError> {
         let Options { suite, kind, keyring, .. } = options;
         if !keyring.exists() {
@@ -148,8 +149,8 @@ impl Archive {
         Ok(archive)
     }
 
-    /// Fetches the lists. An index that cannot be had whole (a mirror in the middle of an update) leaves the one from
-    /// before in place; only without any list of the suite itself is that an error.
+    /// Fetches the lists. If an index is incomplete (a mirror during an update), the previous one stays in
+    /// place; it is an error only if there is no list of the suite itself.
     fn refresh(&mut self) -> Result<(), ArchiveError> {
         tracing::info!(suite = self.suite, mirror = self.mirror, "fetching package lists");
         let mut update = self.command("apt-get");
@@ -179,12 +180,12 @@ impl Archive {
         }))
     }
 
-    /// For errors.
+    /// The place of the packages, for errors.
     fn place(&self) -> String {
         format!("{} at {}", self.suite, self.mirror)
     }
 
-    /// A folder for what is half there. Gone when dropped, or with the next [`Archive::open`].
+    /// A folder for unfinished files. Removed when dropped, or by the next [`Archive::open`].
     pub fn scratch(&self) -> Result<tempfile::TempDir, ArchiveError> {
         tempfile::Builder::new()
             .prefix(SCRATCH)
@@ -192,7 +193,8 @@ impl Archive {
             .map_err(failed("make a folder in", &self.root))
     }
 
-    /// What a process that was killed left of [`Archive::scratch`]; the lock says that it is nobody's.
+    /// Removes the [`Archive::scratch`] folders of killed processes; under the lock no other process uses
+    /// them.
     fn sweep(&self) {
         for entry in std::fs::read_dir(&self.root).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(SCRATCH) {
@@ -201,17 +203,18 @@ impl Archive {
         }
     }
 
-    /// The lines of `sources.list` in use, for `mmdebstrap`.
+    /// The lines of `sources.list` that are in use, for `mmdebstrap`.
     pub fn sources(&self) -> &str {
         &self.sources
     }
 
-    /// The lists of all sources. Their signed indexes name every file by hash: "the archive as we know it".
+    /// The lists of all sources. Their signed indexes contain the hash of every file, so they stand for the
+    /// archive's state.
     pub fn lists(&self) -> PathBuf {
         self.root.join("state/lists")
     }
 
-    /// apt's preferences that keep it from versions the mirror lacks: empty on most days.
+    /// apt's preferences that exclude versions that the mirror lacks: empty on most days.
     pub fn preferences(&self) -> PathBuf {
         self.root.join("preferences")
     }
@@ -242,7 +245,7 @@ impl Archive {
             "Dir::Etc::preferencesparts=/dev/null".into(),
             "Acquire::Languages=none".into(),
             format!("Acquire::Retries={RETRIES}"),
-            // The strongest hash of the signed list is what a file is checked against.
+            // Files are checked against the strongest hash of the signed list.
             "Acquire::ForceHash=SHA256".into(),
             "APT::Sandbox::User=root".into(),
             "APT::Architecture=amd64".into(),
@@ -251,8 +254,8 @@ impl Archive {
         ] {
             command.args(["-o", &option]);
         }
-        // Mirrors may be frozen, and the lists of a suite that never is released expire within a week. Their date is
-        // not checked; their signature is.
+        // Mirrors may be frozen, and the lists of a suite that is never released expire within a week. So
+        // their date is not checked; their signature is.
         if self.suite == "sid" {
             command.args(["-o", "Acquire::Check-Valid-Until=false"]);
         }
@@ -261,11 +264,11 @@ impl Archive {
     }
 }
 
-/// Waits until no other process of ours works in the folder.
+/// Waits until no other process uses the folder.
 fn lock(path: &Path) -> Result<File, ArchiveError> {
     use rustix::fs::{FlockOperation, flock};
     use std::os::unix::fs::OpenOptionsExt;
-    // For reading: the folder may have been made by root, and this be somebody else.
+    // Opened for reading: root may have made the folder, and this process may run as another user.
     let file = File::open(path)
         .or_else(|_| {
             let mut options = std::fs::OpenOptions::new();

@@ -1,10 +1,10 @@
 //! The base system: a Debian tree made by mmdebstrap, kept as one tar per state of the archive.
 //!
-//! mmdebstrap is handed the packages that `archive` could get, with its lists and its preferences, so that a file the
-//! mirror lacks is taken in an older version here, too. apt checks each of them once more inside.
+//! mmdebstrap gets the packages that `archive` has obtained, with its lists and its preferences, so that it
+//! also uses an older version of a file that the mirror lacks. apt checks each package once more inside.
 //!
-//! Not here: what is ours (`release`), and the kernel, which comes from its package directly so that neither its
-//! install scripts nor initramfs-tools have to run (`kernel_package`).
+//! Not here: our own files (`release`), and the kernel, which comes directly from its package so that neither
+//! its install scripts nor initramfs-tools have to run (`kernel_package`).
 
 use crate::archive::{Archive, ArchiveError, Listed, SUITE, Wish};
 use crate::progress::Progress;
@@ -14,11 +14,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// On top of the packages Debian calls essential. Each is started, linked or called by something in the box.
+/// Packages besides those that Debian calls essential. Each is started, linked or called by a program in the
+/// box.
 pub const PACKAGES: [&str; 12] = [
     "systemd",
     "systemd-sysv",
-    // DNS servers from DHCP end up in resolv.conf through it.
+    // Writes the DNS servers from DHCP to resolv.conf.
     "systemd-resolved",
     "udev",
     "kmod",
@@ -32,10 +33,10 @@ pub const PACKAGES: [&str; 12] = [
     "libzstd1",
 ];
 
-/// apt's pattern for what Debian calls essential.
+/// apt's pattern for the packages that Debian calls essential.
 const ESSENTIAL: &str = "?essential";
 
-/// Left out while unpacking: what only people reading or translating need.
+/// Not unpacked: files for documentation and translation.
 const EXCLUDED: [&str; 6] = [
     "/usr/share/doc/*",
     "/usr/share/man/*",
@@ -63,17 +64,19 @@ pub enum BaseError {
 /// A finished base system.
 pub struct Base {
     pub tar: PathBuf,
-    /// Changes when the archive's indexes or our choice of packages do.
+    /// Changes with the archive's indexes and with our choice of packages.
     pub key: String,
 }
 
-/// Makes the base system, or finds the one made from the same package lists. `extra` packages come on top of ours.
-/// When the archive does not have what is needed, the base an earlier run made of the same packages serves.
+/// Makes the base system, or finds the one made from the same package lists. `extra` packages are added to
+/// ours. If the archive lacks the needed files, returns the base that an earlier run made of the same
+/// packages.
 pub fn make(archive: &mut Archive, cache: &Path, extra: &[String]) -> Result<Base, BaseError> {
     if !rustix::process::geteuid().is_root() {
         return Err(BaseError::NotRoot);
     }
-    // A folder keeps one base. A box with extra packages must not push out the plain one, which every build wants.
+    // A folder keeps one base. A box with extra packages must not replace the plain base, which every other
+    // build needs.
     let dir = cache.join(if extra.is_empty() { "base" } else { "base-with-extras" });
     std::fs::create_dir_all(&dir).map_err(failed("make", &dir))?;
     let packages: Vec<&str> = PACKAGES.into_iter().chain(extra.iter().map(String::as_str)).collect();
@@ -91,7 +94,7 @@ pub fn make(archive: &mut Archive, cache: &Path, extra: &[String]) -> Result<Bas
             return Ok(base);
         }
     };
-    // Lists may be newer, and versions left out, than when we looked.
+    // The lists may have been refreshed, and versions excluded, since the first check.
     if let Some(base) = at_hand(archive, &dir, &choice)? {
         return Ok(base);
     }
@@ -109,7 +112,7 @@ pub fn make(archive: &mut Archive, cache: &Path, extra: &[String]) -> Result<Bas
         .args(["--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Languages \"none\""])
         .args(EXCLUDED.map(|path| format!("--dpkgopt=path-exclude={path}")))
         .args(["--skip=update", SETUP_HOOK])
-        // What was there before, mmdebstrap leaves there.
+        // mmdebstrap does not remove files that existed before.
         .arg("--customize-hook=rm -f \"$1\"/var/cache/apt/archives/*.deb \"$1/etc/apt/preferences\"")
         .args([SUITE.as_ref(), staging.as_os_str(), sources.as_os_str()])
         .env("HANDED", handed.path())
@@ -131,15 +134,15 @@ pub fn make(archive: &mut Archive, cache: &Path, extra: &[String]) -> Result<Bas
     Ok(Base { tar, key })
 }
 
-/// Puts what [`hand_over`] collected where mmdebstrap's apt looks for it.
+/// Copies the files of [`hand_over`] to the places where mmdebstrap's apt looks for them.
 const SETUP_HOOK: &str = concat!(
     r#"--setup-hook=mkdir -p "$1/var/cache/apt/archives" && cp "$HANDED"/lists/* "$1/var/lib/apt/lists/""#,
     r#" && cp "$HANDED"/archives/*.deb "$1/var/cache/apt/archives/" && cp "$HANDED/preferences" "$1/etc/apt/preferences""#
 );
 
-/// A folder with the lists, packages and preferences that mmdebstrap is to use.
+/// A folder with the lists, packages and preferences for mmdebstrap.
 fn hand_over(archive: &Archive, files: &[Listed]) -> Result<tempfile::TempDir, BaseError> {
-    // Beside the downloads, so that links do instead of copies; the hook copies once.
+    // On the file system of the downloads, so that links replace copies; the hook copies once.
     let handed = archive.scratch()?;
     let [lists, debs] = ["lists", "archives"].map(|dir| handed.path().join(dir));
     for dir in [&lists, &debs] {
@@ -162,7 +165,7 @@ fn hand_over(archive: &Archive, files: &[Listed]) -> Result<tempfile::TempDir, B
     Ok(handed)
 }
 
-/// The base of this choice and the archive's present state.
+/// The base for this choice and the current state of the archive.
 fn at_hand(archive: &Archive, dir: &Path, choice: &str) -> Result<Option<Base>, BaseError> {
     let key = format!("{choice}-{}", state(archive)?);
     let tar = dir.join(format!("{SUITE}-{key}.tar"));
@@ -173,7 +176,7 @@ fn at_hand(archive: &Archive, dir: &Path, choice: &str) -> Result<Option<Base>, 
     Ok(Some(Base { tar, key }))
 }
 
-/// The base of this choice and any state of the archive.
+/// The base for this choice and any state of the archive.
 fn left(dir: &Path, choice: &str) -> Option<Base> {
     let prefix = format!("{SUITE}-{choice}-");
     std::fs::read_dir(dir).ok()?.find_map(|entry| {
@@ -187,7 +190,7 @@ fn left(dir: &Path, choice: &str) -> Option<Base> {
 /// Unpacks a base into an empty folder.
 pub fn unpack(base: &Base, tree: &Path) -> Result<(), BaseError> {
     let mut command = Command::new("tar");
-    // Devices come from devtmpfs, and tar must not need the right to make them.
+    // Devices come from devtmpfs, and tar must not need the right to create them.
     command.args(["-x", "--numeric-owner", "--same-permissions", "--exclude=./dev/*", "-f"]);
     tool::output(command.arg(&base.tar).arg("-C").arg(tree), "unpack the base system")?;
     Ok(())
@@ -210,7 +213,7 @@ fn parse_status(status: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// What we ask for, whatever the archive has: packages, exclusions, times.
+/// Our choice, independent of the archive: packages, exclusions, times.
 fn choice(packages: &[&str]) -> String {
     let mut hash = Sha256::new();
     hash.update(SOURCE_DATE_EPOCH);
@@ -221,8 +224,8 @@ fn choice(packages: &[&str]) -> String {
     hex::encode(hash.finalize())[..8].to_owned()
 }
 
-/// The signed index of each source names every package file by hash, so it stands for the whole archive; versions that
-/// the mirror lacks are told in the preferences.
+/// The signed index of each source has the hash of every package file, so it stands for the whole archive;
+/// the preferences say which versions the mirror lacks.
 fn state(archive: &Archive) -> Result<String, BaseError> {
     let lists = archive.lists();
     let mut indexes: Vec<PathBuf> = std::fs::read_dir(&lists)
@@ -239,7 +242,7 @@ fn state(archive: &Archive) -> Result<String, BaseError> {
     Ok(hex::encode(hash.finalize())[..16].to_owned())
 }
 
-/// Bases of older archive states are large and will not be asked for again.
+/// Bases for older states of the archive are large and will not be needed again.
 fn remove_others(dir: &Path, keep: &Path) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();

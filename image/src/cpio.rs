@@ -1,4 +1,4 @@
-//! A writer for "newc" cpio archives, the format the kernel unpacks an initramfs from.
+//! A writer for "newc" cpio archives, the format of an initramfs.
 //!
 //! Entries come out sorted by path, owned by root, with time 0 and inode numbers by position, so that equal
 //! contents give equal bytes. Format: kernel `Documentation/driver-api/early-userspace/buffer-format.rst`.
@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-/// The kernel's reader takes file sizes from eight hex digits.
+/// The kernel reads file sizes from eight hex digits.
 const MAX_FILE: u64 = u32::MAX as u64;
 const TRAILER: &str = "TRAILER!!!";
 
@@ -18,7 +18,7 @@ enum Node {
     CharDevice { major: u32, minor: u32 },
 }
 
-/// An archive being put together in memory. Parent directories are added as needed.
+/// An archive that is assembled in memory. Parent directories are added as needed.
 #[derive(Default)]
 pub struct Archive {
     /// Path without leading slash -> permissions and contents. The map's order is the archive's order, and a
@@ -55,7 +55,8 @@ impl Archive {
         self.entries.insert(path.into(), (mode, node));
     }
 
-    /// Writes the archive. Refuses a file the format cannot hold before any of its bytes go out.
+    /// Writes the archive. Refuses a file that is too large for the format before any of its bytes are
+    /// written.
     pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let mut written = 0;
         for (position, (path, (mode, node))) in self.entries.iter().enumerate() {
@@ -72,7 +73,7 @@ impl Archive {
             written += entry(out, path, inode, kind | mode, data, device)?;
         }
         written += entry(out, TRAILER, 0, 0, &[], (0, 0))?;
-        // Boot loaders place the archives of several `initrd` lines one after the other on such borders.
+        // Boot loaders place the archives of several `initrd` lines one after the other at such boundaries.
         out.write_all(&vec![0; written.next_multiple_of(512) - written])
     }
 

@@ -1,7 +1,7 @@
-//! Named packages and upstream sources as files with plain names: what the examples are built from.
+//! Fetches named packages and upstream sources as files with plain names, from which the examples are built.
 //!
-//! A version in a file's name would change the derivation that reads it. Names here are `debs/NAME.deb` and
-//! `sources/NAME.tar`. Not here: which ones (`examples/packages.list`), and what becomes of them.
+//! A version in a file's name would change the derivation that reads it, so names are `debs/NAME.deb` and
+//! `sources/NAME.tar`. Not here: the list of them (`examples/packages.list`), and their use.
 
 use crate::archive::{Archive, ArchiveError, Wish};
 use std::path::{Path, PathBuf};
@@ -34,7 +34,8 @@ pub fn sources(archive: &mut Archive, sources: &[String], out: &Path) -> Result<
     replace(&out.join("sources"), &files)
 }
 
-/// Makes `dir` hold exactly these files. On error it holds what it did, or, in the worst moment, nothing.
+/// Makes `dir` hold exactly these files. On error it holds the previous files or, if only the last step
+/// failed, nothing.
 fn replace(dir: &Path, files: &[(PathBuf, String)]) -> Result<(), FetchError> {
     let staging = dir.with_extension(format!("partial-{}", std::process::id()));
     std::fs::create_dir_all(&staging).map_err(failed("make", &staging))?;

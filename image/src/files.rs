@@ -2,7 +2,7 @@
 
 use std::io;
 
-/// SHA-256 and length of all that a reader gives.
+/// SHA-256 and length of everything that a reader returns.
 pub fn digest(reader: &mut dyn io::Read) -> io::Result<(String, u64)> {
     use sha2::{Digest, Sha256};
     let mut hash = Sha256::new();

@@ -1,8 +1,9 @@
-//! What a micro-VM boots: `vmlinux`, `initrd`, and beside them the binaries the namespace backend uses.
+//! The files that a micro-VM boots: `vmlinux`, `initrd`, and beside them the binaries for the namespace
+//! backend.
 //!
-//! The initrd is left uncompressed: it is mapped, not downloaded, and unpacking would cost every build.
-//! Format: `/init` is the guest binary, `/bin/busybox` the shell for builds, `/modules/order` lists the files in
-//! `/modules` one a line in the order to load them. Not here: what the guest does with it.
+//! The initrd is not compressed: it is mapped, not downloaded, and unpacking would take time in every build.
+//! Format: `/init` is the guest binary, `/bin/busybox` the shell for builds, `/modules/order` lists the files
+//! in `/modules` one a line in the order to load them. Not here: the guest program.
 
 use crate::cpio::Archive;
 use crate::kernel::{self, ExtractError};
@@ -28,7 +29,7 @@ pub enum GuestError {
     Read { what: &'static str, path: PathBuf, source: std::io::Error, hint: &'static str },
     #[error("cannot write {path}: {source}")]
     Write { path: PathBuf, source: std::io::Error },
-    /// Inside the guest there is no dynamic loader; such a binary would fail as "no such file".
+    /// The guest has no dynamic loader; a dynamic binary would fail there with "no such file".
     #[error("{path} needs a dynamic loader, but a guest has none\nhint:  {hint}")]
     NotStatic { path: PathBuf, hint: &'static str },
     #[error("cannot unpack {path}: {source}")]
@@ -37,9 +38,9 @@ pub enum GuestError {
     Modules(#[from] ModulesError),
 }
 
-/// How to make a guest binary.
+/// The command that makes a guest binary.
 pub const GUEST_HINT: &str = "RUSTFLAGS='-C target-feature=+crt-static' cargo build --release -p guest --target x86_64-unknown-linux-gnu";
-/// How to get a busybox.
+/// The command that installs a busybox.
 pub const BUSYBOX_HINT: &str = "apt-get install busybox-static";
 
 /// Everything of [`assemble`], in memory.
@@ -48,11 +49,11 @@ pub struct GuestFiles {
     pub initrd: Vec<u8>,
     pub guest: Vec<u8>,
     pub busybox: Vec<u8>,
-    /// As `uname -r` will say it inside.
+    /// The guest's `uname -r`.
     pub kernel_version: String,
 }
 
-/// Puts the guest's files together; the same inputs give the same bytes.
+/// Assembles the guest's files; the same inputs give the same bytes.
 pub fn assemble(kernel: &KernelPackage, guest: &Path, busybox: &Path) -> Result<GuestFiles, GuestError> {
     let guest = static_binary("guest binary", guest, GUEST_HINT)?;
     let busybox = static_binary("busybox", busybox, BUSYBOX_HINT)?;
@@ -69,7 +70,7 @@ pub fn assemble(kernel: &KernelPackage, guest: &Path, busybox: &Path) -> Result<
     for dir in ["dev", "proc", "sys", "run", "tmp"] {
         archive.directory(dir, 0o755);
     }
-    // The kernel opens this for init's stdin, stdout and stderr before anything could mount /dev.
+    // The kernel opens this for init's stdin, stdout and stderr before /dev can be mounted.
     archive.char_device("dev/console", 0o600, 5, 1);
     archive.file("init", 0o755, guest.clone());
     archive.file("bin/busybox", 0o755, busybox.clone());
@@ -85,7 +86,8 @@ pub fn assemble(kernel: &KernelPackage, guest: &Path, busybox: &Path) -> Result<
     Ok(GuestFiles { vmlinux, initrd, guest, busybox, kernel_version: kernel.version.clone() })
 }
 
-/// Writes the files into `out`, each through a temporary name, so that a reader never sees half of one.
+/// Writes the files into `out`, each under a temporary name first, so that a reader never sees an incomplete
+/// one.
 pub fn write(files: &GuestFiles, out: &Path) -> Result<(), GuestError> {
     std::fs::create_dir_all(out).map_err(|source| GuestError::Write { path: out.into(), source })?;
     let version = format!("{}\n", files.kernel_version);

@@ -1,9 +1,9 @@
-//! Taking a distribution kernel apart: the ELF `vmlinux` inside a bzImage.
+//! Extracts the ELF `vmlinux` from a distribution kernel's bzImage.
 //!
-//! Our VMM enters the kernel through the PVH note of the ELF file, which saves the guest the time of
-//! decompressing itself. Layout: kernel `Documentation/arch/x86/boot.rst`, "The Real-Mode Kernel Header".
-//! The image comes from a signed package, yet every offset in it is checked before use.
-//! Not here: where the package comes from (`apt`).
+//! Our VMM enters the kernel through the PVH note of the ELF file, so the guest does not spend time on
+//! decompression. Layout: kernel `Documentation/arch/x86/boot.rst`, "The Real-Mode Kernel Header". The image
+//! comes from a signed package; nevertheless every offset in it is checked before use.
+//! Not here: the source of the package (`archive`).
 
 use crate::tool::{self, ToolError};
 use std::process::Command;
@@ -13,7 +13,7 @@ const HEADER_MAGIC: usize = 0x202;
 const PROTOCOL_VERSION: usize = 0x206;
 const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
-/// Boot protocol 2.08 brought `payload_offset`.
+/// Boot protocol 2.08 introduced `payload_offset`.
 const PROTOCOL_WITH_PAYLOAD: u16 = 0x0208;
 
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +26,7 @@ pub enum ExtractError {
         "the kernel's payload starts with {magic:02x?}, which is not zstd, xz or gzip\nhint:  add that compression to image/src/kernel.rs"
     )]
     UnknownCompression { magic: Vec<u8> },
-    /// A kernel cut short would boot and then crash somewhere else.
+    /// An incomplete kernel would boot and crash later.
     #[error("the unpacked kernel has {got} bytes, its trailer promises {want}")]
     WrongSize { got: usize, want: usize },
     #[error("the unpacked kernel is not an ELF file")]
@@ -38,7 +38,8 @@ pub enum ExtractError {
 /// Unpacks the ELF kernel from the bytes of a bzImage (`/boot/vmlinuz-*`).
 pub fn vmlinux(image: &[u8]) -> Result<Vec<u8>, ExtractError> {
     let payload = payload(image)?;
-    // The build appends the unpacked size to each payload except gzip, which has its own copy at the same place.
+    // The kernel's build appends the unpacked size to each payload except gzip, which has its own copy at the
+    // same place.
     let (body, trailer) = payload
         .split_last_chunk::<4>()
         .ok_or(ExtractError::NotBzImage("the payload is shorter than its size field"))?;
@@ -84,7 +85,7 @@ fn payload(image: &[u8]) -> Result<&[u8], ExtractError> {
     let (Some(offset), Some(length)) = (word(PAYLOAD_OFFSET), word(PAYLOAD_LENGTH)) else {
         return Err(ExtractError::NotBzImage("it ends within the setup header"));
     };
-    // Zero stands for four, a leftover of the format's first version.
+    // Zero means four, for compatibility with the first version of the format.
     let sectors = match image[SETUP_SECTS] {
         0 => 4,
         n => usize::from(n),

@@ -19,7 +19,8 @@ pub enum KernelPackageError {
     Tool(#[from] ToolError),
 }
 
-/// Which of Debian's kernels: `cloud` is small and knows virtual machines only, `generic` knows real hardware.
+/// Kind of Debian kernel: `cloud` is small and supports virtual machines only, `generic` supports real
+/// hardware.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Flavour {
     Cloud,
@@ -37,7 +38,7 @@ impl Flavour {
 
 #[derive(Clone)]
 pub struct KernelPackage {
-    /// As `uname -r` says it, e.g. `6.12.107+deb13-cloud-amd64`.
+    /// The kernel's `uname -r`, e.g. `6.12.107+deb13-cloud-amd64`.
     pub version: String,
     /// The bzImage.
     pub vmlinuz: PathBuf,
@@ -46,11 +47,12 @@ pub struct KernelPackage {
 }
 
 impl KernelPackage {
-    /// Fetches the newest kernel of a flavour that can be had; unpacked once per version below `cache`.
-    /// One that an earlier run unpacked serves when none can be had.
+    /// Fetches the newest available kernel of a flavour; it is unpacked once per version below `cache`. If
+    /// none is available, returns one that an earlier run unpacked.
     pub fn fetch(archive: &mut Archive, cache: &Path, flavour: Flavour) -> Result<Self, KernelPackageError> {
         let kernels = cache.join("kernels");
-        // The flavour's own package is empty and depends on the real one, which has the kernel's version in its name.
+        // The flavour's own package is empty and depends on the real one, whose name contains the kernel's
+        // version.
         let is_kernel = |package: &str| package.starts_with("linux-image-") && package != flavour.package();
         let wish = Wish { what: "kernel", packages: &[flavour.package()], keep: &is_kernel };
         let deb = match archive.obtain(&wish) {
@@ -71,7 +73,7 @@ impl KernelPackage {
         Self::open(&dir)
     }
 
-    /// A package someone else unpacked.
+    /// Opens a package that is unpacked already.
     pub fn open(root: &Path) -> Result<Self, KernelPackageError> {
         let missing = |missing| KernelPackageError::NoKernel { root: root.into(), missing };
         let vmlinuz = only_entry(&root.join("boot"), "vmlinuz-").ok_or_else(|| missing("boot/vmlinuz-*"))?;
@@ -86,7 +88,7 @@ impl KernelPackage {
     }
 }
 
-/// The kernel of this flavour that was unpacked last.
+/// The kernel of this flavour that was unpacked most recently.
 fn newest_left(kernels: &Path, flavour: Flavour) -> Option<PathBuf> {
     let cloud = |name: &str| name.contains("-cloud-");
     std::fs::read_dir(kernels)
@@ -101,9 +103,9 @@ fn newest_left(kernels: &Path, flavour: Flavour) -> Option<PathBuf> {
         .map(|(_, path)| path)
 }
 
-/// Unpacks a .deb so that `dir` is there whole or not at all.
+/// Unpacks a .deb so that `dir` is either complete or missing.
 fn unpack(deb: &Path, dir: &Path) -> Result<(), KernelPackageError> {
-    // Not `with_extension`: a version has dots.
+    // Not `with_extension`: a version contains dots.
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
     let staging = dir.with_file_name(format!("{name}.partial-{}", std::process::id()));
     let failed = |action, path: &Path| {
@@ -113,7 +115,7 @@ fn unpack(deb: &Path, dir: &Path) -> Result<(), KernelPackageError> {
     std::fs::create_dir_all(&staging).map_err(failed("make", &staging))?;
     tool::output(Command::new("dpkg-deb").arg("-x").arg(deb).arg(&staging), "unpack the kernel package")?;
     match std::fs::rename(&staging, dir) {
-        // Someone unpacked the same version meanwhile; theirs is as good.
+        // Another process unpacked the same version meanwhile.
         Err(_) if dir.is_dir() => std::fs::remove_dir_all(&staging).map_err(failed("remove", &staging)),
         other => other.map_err(failed("move into place", dir)),
     }

@@ -1,7 +1,7 @@
 //! From a root file system to a netboot release, and the tools to serve and try one.
 //!
-//! Knows Debian packages, EROFS, cpio, iPXE and QEMU. Knows of the agent and of access-manager only where their
-//! binaries and files go (`docs/design/image.md`).
+//! Uses Debian packages, EROFS, cpio, iPXE and QEMU. Of the agent and of access-manager it only knows the
+//! places of their binaries and files (`docs/design/image.md`).
 
 pub mod accel;
 pub mod archive;

@@ -268,7 +268,7 @@ fn make_guest(args: GuestArgs) -> Result<(), Failure> {
 
 fn make_release(args: BuildArgs) -> Result<(), Failure> {
     let started = std::time::Instant::now();
-    // Before the long steps, so that a forgotten build is noticed at once.
+    // Checked before the long steps, so that a missing build is noticed at once.
     for (path, hint) in [
         (&args.agent, "cargo build --release -p builder-agent"),
         (&args.access_manager, "cargo build --release -p access-manager"),
@@ -341,7 +341,7 @@ fn make_tree(args: TreeArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The commit of the sources in the current folder, and whether files that git knows were changed since.
+/// The commit of the sources in the current folder, and whether tracked files have changes.
 fn source_commit() -> (Option<String>, bool) {
     let git =
         |args: &[&str]| tool::output(std::process::Command::new("git").args(args), "ask git for the commit");

@@ -1,18 +1,19 @@
-//! `manifest.json`: what a release consists of. Written last, so a folder with a manifest is a whole release.
+//! `manifest.json`: the contents of a release. Written last, so a folder with a manifest is a complete
+//! release.
 //!
-//! Readers refuse formats they do not know and ignore fields they do not know. Not here: signatures.
+//! Readers refuse unknown formats and ignore unknown fields. Not here: signatures.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-/// Raised when an older reader would misunderstand a newer release.
+/// Increased when an older reader would misunderstand a newer release.
 pub const FORMAT: u32 = 1;
 pub const FILE_NAME: &str = "manifest.json";
 /// The files of a release, without the manifest.
 pub const FILES: [&str; 3] = ["boot.ipxe", "initrd", "kernel"];
-/// A manifest of ours has about 10 KiB; what is far larger is something else.
+/// A real manifest has about 10 KiB; a much larger file is something else.
 const MAX_MANIFEST: u64 = 1 << 20;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,13 +22,13 @@ pub struct Manifest {
     pub format: u32,
     /// Commit of the sources it was built from; absent outside of a git checkout.
     pub commit: Option<String>,
-    /// The checkout had changes that are in no commit.
+    /// The checkout had uncommitted changes.
     pub modified: bool,
     pub suite: String,
     pub architecture: String,
-    /// As `uname -r` says it, on the box and in its micro-VMs.
+    /// `uname -r` on the box and in its micro-VMs.
     pub kernel_version: String,
-    /// Hash over everything that went in. Equal inputs, equal release.
+    /// Hash over all inputs. Equal inputs give an equal release.
     pub inputs: String,
     /// File name -> hash and size.
     pub files: BTreeMap<String, Entry>,
@@ -55,17 +56,17 @@ pub enum ReleaseError {
         "{path} has format {found}, this program knows format {FORMAT}\nhint:  use the netboot-image that made the release"
     )]
     UnknownFormat { path: PathBuf, found: u32 },
-    /// A box that boots half of one release and half of another fails somewhere far from the cause.
+    /// A box that boots parts of two releases fails far from the cause.
     #[error(
         "{path} is not the file the manifest names ({what} differs)\nhint:  build or copy the release again"
     )]
     Mismatch { path: PathBuf, what: &'static str },
 }
 
-/// A release whose files were all checked, kept open: replacing files on disk does not change it.
+/// A release whose files were all checked, with open files: replacing them on disk does not change it.
 pub struct Release {
     pub manifest: Manifest,
-    /// The manifest's own bytes, as they lie on disk.
+    /// The exact bytes of the manifest's file.
     pub manifest_bytes: Vec<u8>,
     pub files: BTreeMap<String, File>,
 }

@@ -1,7 +1,7 @@
-//! Kernel modules as they lie in a Debian kernel package: finding them, what they need, in which order to load.
+//! Finds kernel modules in a Debian kernel package, with their dependencies and the order to load them.
 //!
-//! The package carries no `modules.dep` (depmod writes that on the target), so the needs are read from each
-//! module's own `.modinfo`. Not here: loading, and the aliases udev uses.
+//! The package has no `modules.dep` (depmod writes that on the target), so the dependencies are read from
+//! each module's own `.modinfo`. Not here: loading, and the aliases that udev uses.
 
 use crate::tool::{self, ToolError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,14 +20,15 @@ pub enum ModulesError {
     Tool(#[from] ToolError),
 }
 
-/// A module, unpacked.
+/// An unpacked module.
 pub struct Module {
     /// File name ending in `.ko`, e.g. `virtio-rng.ko`.
     pub file: String,
     pub contents: Vec<u8>,
 }
 
-/// The modules named in `wanted` and all they need, each after what it needs. Built-in ones are left out.
+/// The modules in `wanted` with all their dependencies, each after those it needs. Built-in ones are left
+/// out.
 ///
 /// `tree` is `/usr/lib/modules/<version>` of an unpacked package.
 pub fn load_order(tree: &Path, wanted: &[&str]) -> Result<Vec<Module>, ModulesError> {
@@ -51,7 +52,7 @@ pub fn load_order(tree: &Path, wanted: &[&str]) -> Result<Vec<Module>, ModulesEr
 #[derive(Clone, Copy, PartialEq)]
 enum Need {
     Hard,
-    /// `softdep=pre:`: better first, but the module does without.
+    /// `softdep=pre:`: should be loaded before, but the module works without it.
     Soft,
 }
 
@@ -64,7 +65,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// Depth is bounded by the number of modules: each name is entered once.
+    /// The number of modules limits the depth: each name is entered once.
     fn visit(&mut self, name: &str, need: Need) -> Result<(), ModulesError> {
         let name = module_name(name);
         if self.builtin.contains(&name) || !self.done.insert(name.clone()) {
@@ -72,8 +73,9 @@ impl Search<'_> {
         }
         let Some(path) = self.files.get(&name).cloned() else {
             return match need {
-                // Ciphers and sums are asked for by algorithm, an alias; the portable one is named like this. Without it
-                // libcrc32c, and so erofs, cannot start on a kernel that has none built in.
+                // Ciphers and checksums are requested by algorithm, which is an alias; the portable module
+                // has this name. Without it libcrc32c, and so erofs, cannot start on a kernel that has none
+                // built in.
                 Need::Soft if self.files.contains_key(&format!("{name}_generic")) => {
                     self.visit(&format!("{name}_generic"), Need::Soft)
                 }
@@ -132,15 +134,16 @@ fn plain_file_name(path: &Path) -> String {
     name.trim_end_matches(".xz").trim_end_matches(".zst").to_string()
 }
 
-/// The kernel takes `-` and `_` in module names for the same.
+/// The kernel treats `-` and `_` in module names as equal.
 fn module_name(path: &str) -> String {
     plain_file_name(Path::new(path)).trim_end_matches(".ko").replace('-', "_")
 }
 
-/// The `key=value` strings of a module's `.modinfo`, found by their spelling.
+/// The `key=value` strings of a module's `.modinfo`, found by searching for the keys.
 ///
 /// Reading the ELF section table would be stricter; but modinfo strings are the only NUL-separated text in a
-/// module that starts with these keys, and a false find could only add a module that does not exist, which is loud.
+/// module that starts with these keys, and a wrong match could only add a module that does not exist, which
+/// is an error.
 fn modinfo(module: &[u8]) -> impl Iterator<Item = (&str, &str)> {
     module.split(|byte| *byte == 0).filter_map(|text| {
         let (key, value) = std::str::from_utf8(text).ok()?.split_once('=')?;

@@ -1,22 +1,22 @@
-//! Processes that outlive the command that started them: remembering them, and ending exactly those.
+//! Processes that outlive the command that started them: identifies them, and ends exactly those.
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// How long a process may take to end after SIGTERM before it is killed.
+/// Time for a process to end after SIGTERM, before it is killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A process by its id and the time it started: ids are used again, the pair is not.
+/// A process by its id and its start time: ids are used again, the pair is not.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Process {
     pid: i32,
-    /// Clock ticks after boot, field 22 of /proc/PID/stat.
+    /// Start time in clock ticks after boot, field 22 of /proc/PID/stat.
     started: u64,
 }
 
 impl Process {
-    /// Of a child that was just spawned and not waited for yet.
+    /// A child that was just spawned and not waited for yet.
     pub fn of(child: &std::process::Child) -> Option<Self> {
         let pid = i32::try_from(child.id()).ok()?;
         Some(Self { pid, started: start_time(pid)? })
@@ -26,7 +26,8 @@ impl Process {
         start_time(self.pid) == Some(self.started)
     }
 
-    /// Asks it to end, then insists. Does nothing if it is gone or another process has its id by now.
+    /// Sends SIGTERM, and later SIGKILL. Does nothing if the process is gone or another process has its id by
+    /// now.
     pub fn stop(&self) {
         let deadline = Instant::now() + PATIENCE;
         for signal in [Signal::TERM, Signal::KILL] {
@@ -34,7 +35,7 @@ impl Process {
                 return;
             }
             let Some(pid) = Pid::from_raw(self.pid) else { return };
-            // It may have ended since we looked; then there is nothing left to do.
+            // Fails only if the process has ended since the check.
             let _ = kill_process(pid, signal);
             while self.is_alive() && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(50));
@@ -43,13 +44,13 @@ impl Process {
     }
 }
 
-/// None for a process that is gone or only waits to be reaped.
+/// None for a process that is gone or a zombie.
 fn start_time(pid: i32) -> Option<u64> {
     parse_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
 fn parse_stat(stat: &str) -> Option<u64> {
-    // The name is in parentheses and may itself hold spaces and parentheses.
+    // The name is in parentheses and may itself contain spaces and parentheses.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?;
     if matches!(state, "Z" | "X") {

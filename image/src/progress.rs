@@ -1,12 +1,12 @@
-//! How far of how much, for whoever waits: a line that moves on a terminal, a line now and then in a log.
+//! Shows progress: one line that is updated on a terminal, a line from time to time in a log.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// A log that shows every percent is not read.
+/// Interval between lines in a log. More lines would hide other messages.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
-/// Goes to stderr, since stdout may be for a program.
+/// Written to stderr, since a program may read stdout.
 pub struct Progress<'a> {
     what: &'a str,
     total: u64,
@@ -23,7 +23,7 @@ impl<'a> Progress<'a> {
         })
     }
 
-    /// Things that are counted.
+    /// Progress of countable things.
     pub fn count(what: &'a str, total: u64) -> Self {
         Self::new(what, total, |done, total| format!("{done} of {total}"))
     }
@@ -55,7 +55,7 @@ impl<'a> Progress<'a> {
     fn show(&mut self, before: &str, after: &str, done: u64) {
         let text = (self.write)(done.min(self.total), self.total);
         let mut stderr = std::io::stderr().lock();
-        // A closed stderr is its owner's business.
+        // A closed stderr is no reason to stop.
         drop(write!(stderr, "{before}{}: {text}{after}", self.what).and_then(|()| stderr.flush()));
         self.last = Some((Instant::now(), done));
     }

@@ -1,30 +1,30 @@
-//! The command line of a box in QEMU: firmware, iPXE in the network card, DHCP that points to the boot server.
+//! The QEMU command line of a box: firmware, iPXE in the network card, DHCP that points to the boot server.
 //!
-//! Nothing is shortened: kernel and initrd reach the box over HTTP, as they would on a rack.
+//! No step is skipped: kernel and initrd reach the box over HTTP, as on real hardware.
 
 use crate::accel::Accel;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where QEMU's user network shows the host's loopback to the box.
+/// The address under which QEMU's user network shows the host's loopback to the box.
 const HOST_FROM_INSIDE: &str = "10.0.2.2";
 
 pub struct Machine {
     pub accel: Accel,
     pub memory_mib: u32,
     pub cpus: u32,
-    /// Where `/boot.ipxe` is served, as the box sees it.
+    /// The URL of `/boot.ipxe`, as the box sees it.
     pub boot_url: String,
     /// Port on the host's loopback that leads to the box's port 22.
     pub ssh_port: u16,
-    /// Raw disk images the box finds as virtio disks.
+    /// Raw disk images, which the box sees as virtio disks.
     pub disks: Vec<PathBuf>,
-    /// systemd credentials, name and value, handed over through the firmware.
+    /// Names and values of systemd credentials, passed through the firmware.
     pub credentials: Vec<(String, String)>,
 }
 
-/// The URL under which a boot server on the host's loopback is seen from inside.
+/// The URL, as seen by the box, of a boot server on the host's loopback.
 pub fn url_from_inside(server: SocketAddr) -> String {
     format!("http://{HOST_FROM_INSIDE}:{}/boot.ipxe", server.port())
 }
@@ -34,7 +34,8 @@ impl Machine {
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-name", "barnraiser", "-nodefaults", "-display", "none"])
-            // graphics=off: firmware and iPXE speak on the serial line too. No SATA: probing its empty ports takes time.
+            // graphics=off: firmware and iPXE print on the serial line too. No SATA: probing its empty ports
+            // takes time.
             .args(["-machine", "q35,graphics=off,sata=off"])
             .args(self.accel.arguments())
             .args(["-m", &self.memory_mib.to_string(), "-smp", &self.cpus.to_string()])
@@ -62,7 +63,7 @@ impl Machine {
     }
 }
 
-/// In QEMU's option syntax a comma ends a value, and two commas are one.
+/// Escapes a value for QEMU's options: a comma ends a value, and two commas stand for one.
 fn escape(value: &str) -> String {
     value.replace(',', ",,")
 }

@@ -1,7 +1,7 @@
 //! `netboot-image build`: base system + our files -> kernel, initrd, boot.ipxe, manifest.json.
 //!
-//! Equal inputs give equal bytes: times, file-system id and order are fixed, and nothing of the building machine
-//! enters. Not here: the base system itself (`base`), the guest's files (`guest`).
+//! Equal inputs give equal bytes: times, file-system id and order are fixed, and nothing depends on the
+//! building machine. Not here: the base system itself (`base`), the guest's files (`guest`).
 
 use crate::archive::SUITE;
 use crate::base::{self, Base, BaseError};
@@ -18,18 +18,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// First program of the box, from the kernel's point of view.
+/// The first program that the kernel starts on the box.
 const INIT: &str = include_str!("../initrd/init");
-/// What it needs to reach the root file system; and the virtual network card, so that it is there when udev looks for
-/// network cards, which it does before it looks at everything else.
+/// Modules that it needs to reach the root file system; and the virtual network card, so that it exists when
+/// udev looks for network cards, which it does before all other devices.
 const BOX_MODULES: [&str; 4] = ["loop", "erofs", "overlay", "virtio_net"];
-/// All files of the root carry this time (2025-01-01), the file system this id.
+/// Time of all files of the root (2025-01-01); the file system's id is fixed, too.
 const FIXED_TIME: &str = "1735689600";
 const FIXED_UUID: &str = "62617261-6973-6572-8000-000000000001";
-/// Where our files live on the box.
+/// The folder of our files on the box.
 const HOME: &str = "usr/lib/barnraiser";
 
-/// Removed from the tree after everything is in: no program on the box reads these.
+/// Removed from the finished tree: no program on the box reads these.
 const PRUNED: [&str; 12] = [
     // The package database: a box is never upgraded in place; the manifest has the versions.
     "var/lib/dpkg",
@@ -37,7 +37,7 @@ const PRUNED: [&str; 12] = [
     "var/cache",
     "var/log",
     "etc/apt",
-    // Names of hardware for people; udev's rules that matter here do not look anything up in it.
+    // Hardware names for messages; udev's rules that matter here do not use them.
     "usr/lib/udev/hwdb.d",
     "usr/lib/udev/hwdb.bin",
     // Text encodings other than UTF-8.
@@ -66,7 +66,7 @@ pub enum BuildError {
     Tool(#[from] ToolError),
 }
 
-/// All that goes into a release. Paths are read, never written.
+/// All inputs of a release. They are read, never written.
 pub struct Inputs {
     pub kernel: KernelPackage,
     /// Kernel of the micro-VMs.
@@ -85,15 +85,15 @@ pub struct Inputs {
     pub modified: bool,
 }
 
-/// What [`build`] did.
+/// The outcome of [`build`].
 pub enum Outcome {
     Built(Manifest),
     /// The folder already held the release of these inputs.
     UpToDate(Manifest),
 }
 
-/// Makes the release in `out`. Files appear under their names when whole, the manifest last;
-/// on error an older release's files may be partly replaced, which its manifest then shows.
+/// Makes the release in `out`. Files get their names when they are complete, the manifest last; on error an
+/// older release's files may be partly replaced, which a check against its manifest detects.
 pub fn build(base: &Base, inputs: &Inputs, out: &Path) -> Result<Outcome, BuildError> {
     let hash = inputs_hash(&base.key, inputs)?;
     if let Ok(release) = manifest::open(out)
@@ -101,7 +101,7 @@ pub fn build(base: &Base, inputs: &Inputs, out: &Path) -> Result<Outcome, BuildE
     {
         return Ok(Outcome::UpToDate(release.manifest));
     }
-    // Thousands of small files: in memory where there is some.
+    // Thousands of small files: in memory if possible.
     let memory = PathBuf::from("/dev/shm");
     let parent = if memory.is_dir() { memory } else { std::env::temp_dir() };
     let staging = tempfile::Builder::new()
@@ -123,7 +123,7 @@ pub fn build(base: &Base, inputs: &Inputs, out: &Path) -> Result<Outcome, BuildE
     write_release(inputs, &hash, packages, root, out).map(Outcome::Built)
 }
 
-/// The kernel's modules, with the indexes modprobe and udev look things up in.
+/// Installs the kernel's modules, with the indexes for modprobe and udev.
 fn install_modules(kernel: &KernelPackage, tree: &Path) -> Result<(), BuildError> {
     let modules = tree.join("usr/lib/modules");
     std::fs::create_dir_all(&modules).map_err(failed("make", &modules))?;
@@ -131,7 +131,7 @@ fn install_modules(kernel: &KernelPackage, tree: &Path) -> Result<(), BuildError
         Command::new("cp").arg("-dR").arg(&kernel.modules).arg(&modules),
         "copy the kernel modules",
     )?;
-    // The tree's own depmod: the building machine's may be older than the module format.
+    // The tree's own depmod, since the building machine's may be too old for the module format.
     tool::output(
         Command::new("chroot").arg(tree).args(["/usr/sbin/depmod", &kernel.version]),
         "index the kernel modules",
@@ -139,7 +139,7 @@ fn install_modules(kernel: &KernelPackage, tree: &Path) -> Result<(), BuildError
     Ok(())
 }
 
-/// Lays our files over the base system and removes what a box does not need.
+/// Copies our files over the base system and removes files that a box does not need.
 fn lay_out(inputs: &Inputs, tree: &Path) -> Result<(), BuildError> {
     for path in PRUNED {
         remove(&tree.join(path))?;
@@ -164,7 +164,7 @@ fn lay_out(inputs: &Inputs, tree: &Path) -> Result<(), BuildError> {
     put(&home.join("roster.json"), &inputs.roster, 0o644)?;
     let repo = inputs.roster_repo.as_deref().unwrap_or_default();
     for text in [repo, &inputs.roster_branch] {
-        // The file is read by a shell.
+        // A shell reads this file.
         if text.contains(['\'', '"', '\\', '\n', '\r', ' ', '$', '`']) {
             return Err(BuildError::RosterAddress(text.into()));
         }
@@ -184,7 +184,8 @@ fn lay_out(inputs: &Inputs, tree: &Path) -> Result<(), BuildError> {
     put(&home.join("release.json"), format!("{about}\n").as_bytes(), 0o644)
 }
 
-/// The root as one EROFS image. lz4hc: what Debian bookworm's mkfs can write, and quick to read on slow machines.
+/// Packs the root as one EROFS image. lz4hc: Debian bookworm's mkfs can write it, and slow machines read it
+/// quickly.
 fn pack_root(tree: &Path, image: &Path) -> Result<Vec<u8>, BuildError> {
     let mut command = Command::new("mkfs.erofs");
     command.args(["--quiet", "-zlz4hc,9", "-C65536", "-T", FIXED_TIME, "-U", FIXED_UUID, "-x-1"]);
@@ -192,7 +193,7 @@ fn pack_root(tree: &Path, image: &Path) -> Result<Vec<u8>, BuildError> {
     std::fs::read(image).map_err(failed("read", image))
 }
 
-/// kernel, initrd, boot.ipxe and, when they lie there, the manifest.
+/// Writes kernel, initrd, boot.ipxe and, after these, the manifest.
 fn write_release(
     inputs: &Inputs,
     hash: &str,
@@ -252,7 +253,7 @@ fn initrd(inputs: &Inputs, root: Vec<u8>) -> Result<Vec<u8>, BuildError> {
     archive.to_bytes().map_err(failed("pack", Path::new("initrd")))
 }
 
-/// Relative names: the script works from wherever it is served.
+/// Uses relative names, so that the script works at any address.
 pub fn boot_script(commit: Option<&str>) -> String {
     let build = commit.map_or("an unknown commit", |commit| &commit[..commit.len().min(12)]);
     format!(
@@ -270,8 +271,8 @@ pub fn boot_script(commit: Option<&str>) -> String {
     )
 }
 
-/// Copies `from` over `tree`: folders merge, links and files replace. Permissions are reduced to "may be
-/// executed" or not, so that the umask of a checkout does not show. `.keep` files stand for empty folders.
+/// Copies `from` over `tree`: folders merge, links and files replace. Permissions are reduced to executable
+/// or not, so that the umask of a checkout has no effect. `.keep` files stand for empty folders.
 fn overlay(from: &Path, tree: &Path) -> Result<(), BuildError> {
     for entry in sorted(from)? {
         let target = tree.join(entry.file_name().unwrap_or_default());
@@ -297,7 +298,7 @@ fn overlay(from: &Path, tree: &Path) -> Result<(), BuildError> {
     Ok(())
 }
 
-/// Hash over all that decides the release's bytes.
+/// Hash over everything that determines the release's bytes.
 fn inputs_hash(base: &str, inputs: &Inputs) -> Result<String, BuildError> {
     let mut hash = Sha256::new();
     let mut field = |bytes: &[u8]| {
@@ -305,7 +306,7 @@ fn inputs_hash(base: &str, inputs: &Inputs) -> Result<String, BuildError> {
         hash.update(bytes);
     };
     field(base.as_bytes());
-    // This program decides the rest: arguments of tools, lists of files.
+    // This program determines the rest: arguments of tools, lists of files.
     let own =
         std::env::current_exe().and_then(std::fs::read).map_err(failed("read", Path::new("this program")))?;
     field(&own);
@@ -372,7 +373,7 @@ fn chmod(path: &Path, mode: u32) -> Result<(), BuildError> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed("chmod", path))
 }
 
-/// Removes a file, link or whole folder; nothing there is fine.
+/// Removes a file, link or whole folder; succeeds if there is none.
 fn remove(path: &Path) -> Result<(), BuildError> {
     let removed = match path.symlink_metadata() {
         Err(error) => Err(error),

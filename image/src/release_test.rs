@@ -1,4 +1,5 @@
-//! Releases from a small made-up base system: enough to see what we lay over it, and that two runs agree.
+//! Releases from a small fake base system: the files that we copy over it, and that two runs give equal
+//! bytes.
 
 use super::*;
 

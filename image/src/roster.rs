@@ -1,4 +1,4 @@
-//! The roster baked into a release, for boots without network. We look at no more than its outermost shape.
+//! The roster in a release, for boots without network. Only its outermost structure is checked here.
 
 use crate::tool::{self, ToolError};
 use std::path::{Path, PathBuf};
@@ -8,20 +8,20 @@ use std::process::Command;
 pub enum RosterError {
     #[error("cannot read the roster {path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
-    /// A box without a usable roster lets nobody in, and we would learn that after a boot.
+    /// Without a usable roster nobody could log in to the box, and this would show only after a boot.
     #[error("{origin} is not a roster: {why}\nhint:  `access-manager eval users.nix --json` makes one")]
     Malformed { origin: String, why: String },
     #[error(transparent)]
     Tool(#[from] ToolError),
 }
 
-/// A roster.json made earlier.
+/// Reads an existing roster.json.
 pub fn read(path: &Path) -> Result<Vec<u8>, RosterError> {
     let bytes = std::fs::read(path).map_err(|source| RosterError::Read { path: path.into(), source })?;
     check(&bytes, &path.display().to_string())
 }
 
-/// The roster that access-manager finds in a `users.nix`.
+/// Evaluates a `users.nix` with access-manager.
 pub fn evaluate(access_manager: &Path, users: &Path) -> Result<Vec<u8>, RosterError> {
     let json = tool::output(
         Command::new(access_manager).arg("eval").arg(users).arg("--json"),
@@ -30,7 +30,8 @@ pub fn evaluate(access_manager: &Path, users: &Path) -> Result<Vec<u8>, RosterEr
     check(&json, &users.display().to_string())
 }
 
-/// Accepts `{"schema": 1, "members": [...]}` and marks it as baked in: the box must not call it fresh.
+/// Accepts `{"schema": 1, "members": [...]}` and marks it as part of the image: the box must not treat it as
+/// fresh.
 fn check(bytes: &[u8], origin: &str) -> Result<Vec<u8>, RosterError> {
     let malformed = |why: String| RosterError::Malformed { origin: origin.into(), why };
     let mut roster: serde_json::Value =

@@ -1,8 +1,9 @@
-//! The boot server: hands one release to whoever asks, over HTTP.
+//! The boot server: serves one release over HTTP, to everybody.
 //!
-//! Anyone on the network may ask, so a request can only name a file of the manifest, exactly; there is no path to
-//! walk. Files are held open from the start: a release replaced on disk does not reach a box half-way through its
-//! download. Not here: deciding who may boot (a release holds no secrets), TLS, several releases.
+//! Anyone on the network may send requests, so a request can only name a file of the manifest, exactly; there
+//! are no other paths. Files are held open from the start: if a release is replaced on disk, a running
+//! download still gets the old one. Not here: access control (a release contains no secrets), TLS, several
+//! releases.
 
 use crate::files;
 use crate::manifest::{self, Release};
@@ -21,10 +22,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Read at once and handed to the network; large enough that the disk is not asked too often.
+/// Size of one read; large enough to need few reads from disk.
 const CHUNK: u64 = 256 * 1024;
 
-/// What can be downloaded.
+/// The contents of a download.
 enum Source {
     File(Arc<File>),
     Memory(Bytes),
@@ -41,7 +42,7 @@ struct Site {
     items: BTreeMap<String, Item>,
 }
 
-/// The server for one release, to be run with connect info of type [`SocketAddr`].
+/// The server for one release; run it with connect info of type [`SocketAddr`].
 pub fn router(release: Release) -> Router {
     let (sha256, size) = files::digest(&mut release.manifest_bytes.as_slice()).expect("memory can be read");
     let mut items: BTreeMap<String, Item> = BTreeMap::new();
@@ -56,7 +57,7 @@ pub fn router(release: Release) -> Router {
     }
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
-        // GET answers HEAD too.
+        // GET also answers HEAD.
         .route("/{name}", get(download))
         .fallback(unknown)
         .with_state(Arc::new(Site { items }))
@@ -69,7 +70,7 @@ pub async fn run(listener: tokio::net::TcpListener, release: Release) -> std::io
 }
 
 async fn unknown(ConnectInfo(client): ConnectInfo<SocketAddr>, uri: axum::http::Uri) -> Response {
-    // Debug form: the path is the client's text and must not write lines of its own into our log.
+    // Debug form: the path is the client's text and must not add lines to our log.
     tracing::warn!(%client, path = ?uri.path(), status = 404, "refused");
     (StatusCode::NOT_FOUND, "no such file; a release has kernel, initrd, boot.ipxe and manifest.json\n")
         .into_response()
@@ -104,7 +105,7 @@ async fn download(
         log.status = 304;
         return (StatusCode::NOT_MODIFIED, common).into_response();
     }
-    // A range of a file that changed meanwhile would be glued to the wrong beginning (RFC 9110, If-Range).
+    // A range of a file that has changed meanwhile would not fit its beginning (RFC 9110, If-Range).
     let range = text(header::RANGE).filter(|_| text(header::IF_RANGE).is_none_or(|tag| tag == item.etag));
     let (status, start, length) = match range.map(|range| parse_range(range, item.size)) {
         None | Some(Range::Whole) => (StatusCode::OK, 0, item.size),
@@ -127,7 +128,7 @@ async fn download(
     response
 }
 
-/// A part of a file as a body, read as the client takes it.
+/// A part of a file as a body, read at the client's speed.
 fn stream(source: &Source, start: u64, length: u64, mut log: Log) -> Body {
     let file = match source {
         Source::Memory(bytes) => {
@@ -149,7 +150,7 @@ fn stream(source: &Source, start: u64, length: u64, mut log: Log) -> Body {
             });
             let chunk = read.await.unwrap_or_else(|panic| Err(std::io::Error::other(panic)));
             log.bytes += if chunk.is_ok() { want } else { 0 };
-            // After an error the connection is cut: the length we promised cannot be kept.
+            // After an error the connection is closed, since the announced length cannot be sent.
             let left = if chunk.is_ok() { left - want } else { 0 };
             Some((chunk, (at + want, left, log)))
         }
@@ -157,7 +158,7 @@ fn stream(source: &Source, start: u64, length: u64, mut log: Log) -> Body {
     Body::from_stream(chunks)
 }
 
-/// One line per request, written when the answer is through or the client is gone.
+/// One line per request, written when the answer has been sent or the client is gone.
 struct Log {
     client: SocketAddr,
     method: Method,
@@ -177,7 +178,7 @@ impl Drop for Log {
 
 #[derive(Debug, PartialEq)]
 enum Range {
-    /// No range, or one we may ignore: several at once, other units (RFC 9110, 14.2).
+    /// No range, or one that may be ignored: several at once, other units (RFC 9110, 14.2).
     Whole,
     Part {
         start: u64,
@@ -193,7 +194,7 @@ fn parse_range(text: &str, size: u64) -> Range {
     };
     let number = |text: &str| match text {
         "" => Ok(None),
-        // Rust would read a sign too; HTTP has none.
+        // Rust's parser would accept a sign; HTTP has none.
         digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
             digits.parse::<u64>().map(Some).map_err(drop)
         }
@@ -210,7 +211,7 @@ fn parse_range(text: &str, size: u64) -> Range {
                 Range::Part { start: first, length: last - first + 1 }
             }
         }
-        // The last so many bytes.
+        // `-count`: the last `count` bytes.
         (Ok(None), Ok(Some(0))) => Range::Outside,
         (Ok(None), Ok(Some(_))) if size == 0 => Range::Outside,
         (Ok(None), Ok(Some(count))) => {

@@ -1,4 +1,4 @@
-//! The boot server over a real socket: raw requests, because clients would tidy up the hostile ones.
+//! The boot server over a real socket: raw requests, because HTTP clients would correct the hostile ones.
 
 use super::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -1,4 +1,4 @@
-//! Small stand-ins for the unit tests: a kernel package that holds no kernel.
+//! Fakes for the unit tests: a kernel package without a kernel.
 
 use crate::kernel_package::KernelPackage;
 use std::path::Path;

@@ -1,13 +1,15 @@
-//! Running the system tools we stand on (apt-get, mmdebstrap, zstd, ...), with errors a person can act on.
+//! Runs system tools (apt-get, mmdebstrap, zstd, ...), with errors that a person can act on.
 //!
-//! Assumes the tool is honest but may be absent or fail; its last lines of stderr become part of our error.
-//! Not here: what a tool is for.
+//! Assumes that the tool is honest but may be absent or fail; its last lines of stderr become part of our
+//! error.
+//! Not here: the purpose of a tool.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
-/// How much of a failed tool's stderr we repeat. The cause is nearly always in the last lines.
+/// Number of lines that an error quotes from a failed tool's stderr. The cause is nearly always in the last
+/// lines.
 const STDERR_LINES: usize = 15;
 
 #[derive(Debug, thiserror::Error)]
@@ -31,9 +33,10 @@ pub fn output_with_input(command: &mut Command, input: &[u8], action: &str) -> R
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = spawn(command, action)?;
     let mut stdin = child.stdin.take().expect("stdin was piped above");
-    // The tool may answer before it has read everything, so feeding and draining go on side by side.
+    // The tool may write output before it has read everything, so both directions run at the same time.
     let finished = std::thread::scope(|scope| {
-        // A tool that stops reading early says why on stderr; the broken pipe itself is no news.
+        // A tool that stops reading early gives the reason on stderr; the broken pipe needs no error of its
+        // own.
         scope.spawn(move || drop(stdin.write_all(input)));
         child.wait_with_output()
     })
@@ -49,14 +52,14 @@ pub fn output_with_input(command: &mut Command, input: &[u8], action: &str) -> R
     })
 }
 
-/// Runs `command` to its end and shows each line of its stdout and stderr to `on_line` as it comes.
+/// Runs `command` to its end and passes each line of its stdout and stderr to `on_line` as it comes.
 pub fn watch(command: &mut Command, action: &str, on_line: &mut dyn FnMut(&str)) -> Result<(), ToolError> {
     let tool = command.get_program().to_string_lossy().into_owned();
     let failed = |source| ToolError::Start { action: action.into(), tool: tool.clone(), source };
     let (reader, writer) = std::io::pipe().map_err(failed)?;
     command.stdin(Stdio::null()).stdout(writer.try_clone().map_err(failed)?).stderr(writer);
     let mut child = spawn(command, action)?;
-    // Our own copies of the writing end: without this the lines would never end.
+    // The command holds copies of the writing end: without this the reader would never reach the end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut last = VecDeque::new();
     for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {

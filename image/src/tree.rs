@@ -1,7 +1,7 @@
-//! A tree of unpacked packages: somebody else's programs, to be run from it and not installed.
+//! Unpacks packages into a tree, from which their programs run without being installed.
 //!
-//! Nothing is configured and no script of a package runs, so neither root nor a chroot is needed; what a package
-//! does when it is installed (users, alternatives) is missing. Not here: a system that boots (`base`).
+//! Nothing is configured and no script of a package runs, so neither root nor a chroot is needed; the effects
+//! of these scripts (users, alternatives) are missing. Not here: a system that boots (`base`).
 
 use crate::archive::{Archive, ArchiveError, Wish};
 use crate::progress::Progress;
@@ -21,10 +21,12 @@ pub enum TreeError {
     Tool(#[from] ToolError),
 }
 
-/// Top folders that are links into `/usr` on every Debian since bookworm; older packages still ship files in them.
+/// Top folders that are links into `/usr` on every Debian since bookworm; older packages still have files in
+/// them.
 const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
 
-/// Unpacks `packages` and all they depend on into the empty or new folder `out`. On error a part of it is there.
+/// Unpacks `packages` and all their dependencies into the empty or new folder `out`. On error a part of them
+/// is there.
 pub fn make(archive: &mut Archive, packages: &[String], out: &Path) -> Result<usize, TreeError> {
     if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(TreeError::NotEmpty(out.into()));
@@ -46,7 +48,8 @@ pub fn make(archive: &mut Archive, packages: &[String], out: &Path) -> Result<us
     Ok(files.len())
 }
 
-/// Through `tar` instead of `dpkg-deb -x`, which would replace a link to a folder by the folder of the package.
+/// Unpacks with `tar` instead of `dpkg-deb -x`, which would replace a link to a folder by the folder of the
+/// package.
 fn unpack(deb: &Path, out: &Path) -> Result<(), ToolError> {
     let contents = tool::output(Command::new("dpkg-deb").arg("--fsys-tarfile").arg(deb), "read a package")?;
     let mut tar = Command::new("tar");

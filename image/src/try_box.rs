@@ -1,7 +1,7 @@
 //! `netboot-image try`: a box in QEMU with its boot server beside it, watched until ssh answers.
 //!
-//! What is left in the state folder: `serial.log` (all the box says), `serve.log` (who downloaded what), `qemu.log`,
-//! and `box.json` (what is running, for `--stop`). Not here: the machine itself (`qemu`).
+//! The state folder keeps `serial.log` (the box's console), `serve.log` (the downloads), `qemu.log`, and
+//! `box.json` (the running processes, for `--stop`). Not here: the machine itself (`qemu`).
 
 use crate::accel::{self, Choice};
 use crate::manifest::{self, ReleaseError};
@@ -18,14 +18,15 @@ use std::time::{Duration, Instant};
 
 /// Lines of the console shown when a boot fails.
 const CONSOLE_TAIL: usize = 30;
-/// Between two looks at the console.
+/// Interval between two reads of the console.
 const GLANCE: Duration = Duration::from_millis(100);
-/// A stage that takes longer than this is named again, so that nobody takes a slow machine for a dead one.
+/// A stage that takes longer than this is printed again, so that nobody mistakes a slow machine for a dead
+/// one.
 const STILL: Duration = Duration::from_secs(20);
-/// How long a port may take to greet before we look again.
+/// Longest wait for the greeting of a port, before the next try.
 const GREETING: Duration = Duration::from_secs(2);
 
-/// What the console says on the way, in this order, and what that means.
+/// Messages on the console during a boot, in this order, with their meanings.
 const STAGES: [(&str, &str); 5] = [
     ("iPXE", "firmware is through, iPXE runs"),
     ("Barnraiser, built from", "boot script is loaded; downloading kernel and initrd"),
@@ -33,7 +34,7 @@ const STAGES: [(&str, &str); 5] = [
     ("barnraiser: root file system is up", "root file system is up; starting services"),
     ("barnraiser: ready", "agent listens"),
 ];
-/// Words after which waiting is in vain.
+/// Messages after which the boot cannot succeed.
 const HOPELESS: [&str; 3] = ["Kernel panic", "barnraiser: cannot", "You are in emergency mode"];
 
 pub struct Options {
@@ -48,7 +49,7 @@ pub struct Options {
     pub disks: Vec<PathBuf>,
     pub credentials: Vec<(String, String)>,
     pub patience: Duration,
-    /// The box outlives this program.
+    /// The box continues to run after this program.
     pub daemonize: bool,
 }
 
@@ -83,7 +84,7 @@ struct Running {
     ssh_port: u16,
 }
 
-/// A child that is ended when dropped, unless the box is to stay.
+/// A child that is ended when dropped, unless the box is to continue.
 struct Guarded {
     child: Child,
     process: Process,
@@ -93,15 +94,15 @@ struct Guarded {
 impl Drop for Guarded {
     fn drop(&mut self) {
         if !self.stays {
-            // A zombie until we wait, and `stop` takes those for gone.
+            // It stays a zombie until it is waited for, and `stop` treats a zombie as gone.
             self.process.stop();
             drop(self.child.wait());
         }
     }
 }
 
-/// Starts a box and waits until ssh answers. Then returns (`daemonize`) or stays until the box or we are ended.
-/// On error nothing of it keeps running.
+/// Starts a box and waits until ssh answers. Then returns (`daemonize`) or waits for the end of the box or of
+/// this program. On error no process of it keeps running.
 pub fn run(options: &Options) -> Result<(), TryError> {
     let started = Instant::now();
     let release = manifest::open(&options.dir)?;
@@ -110,7 +111,7 @@ pub fn run(options: &Options) -> Result<(), TryError> {
     if read_state(state).is_some_and(|running| running.qemu.is_alive()) {
         return Err(TryError::Running(state.clone()));
     }
-    // QEMU would say this too, but only in its log.
+    // QEMU would report this too, but only in its log.
     TcpListener::bind(("127.0.0.1", options.ssh_port))
         .map_err(|source| TryError::PortTaken { port: options.ssh_port, source })?;
 
@@ -186,18 +187,18 @@ fn read_state(state: &Path) -> Option<Running> {
     serde_json::from_slice(&std::fs::read(state.join("box.json")).ok()?).ok()
 }
 
-/// Our own program again, as the boot server: it stays when we go, and keeps serving reboots.
+/// Starts this program again as the boot server, which continues after this program and serves reboots.
 fn start_server(options: &Options) -> Result<(Guarded, SocketAddr), TryError> {
     let log = options.state.join("serve.log");
     let program = std::env::current_exe().map_err(failed("find", Path::new("this program")))?;
-    // A free port: taken here, given back, and taken again by the server a moment later.
+    // A free port: taken here, released, and taken again by the server a moment later.
     let address = TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .map_err(failed("listen on", Path::new("loopback")))?;
     let mut command = Command::new(program);
     command.arg("serve").arg("--dir").arg(&options.dir).arg("--listen").arg(address.to_string());
     let mut server = start(&mut command, &log, options.daemonize, "is it still there?")?;
-    // It checks every file before it listens.
+    // The server checks every file before it listens.
     while TcpStream::connect(address).is_err() {
         if server.child.try_wait().ok().flatten().is_some() {
             return Err(TryError::NoServer { log });
@@ -218,7 +219,7 @@ fn start(
     let err = out.try_clone().map_err(failed("write", log))?;
     command.stdin(Stdio::null()).stdout(out).stderr(err);
     if daemonize {
-        // Ctrl-C in our terminal is not meant for a box that stays.
+        // Ctrl-C in the terminal must not end a box that is to continue.
         command.process_group(0);
     }
     let failed = |source| TryError::Start { program: program.clone(), source, hint };
@@ -247,7 +248,7 @@ fn watch(
     let of = STAGES.len();
     loop {
         let console = std::fs::read(serial).map(|bytes| plain_text(&bytes)).unwrap_or_default();
-        // A stage may pass unseen (firmware without serial output): take the last one that shows.
+        // A stage may be missed (firmware without serial output): use the last one that is visible.
         if let Some(last) = (next_stage..STAGES.len()).rev().find(|stage| console.contains(STAGES[*stage].0))
         {
             for (number, stage) in STAGES.iter().enumerate().take(last + 1).skip(next_stage) {
@@ -281,7 +282,8 @@ fn watch(
     }
 }
 
-/// QEMU takes connections before anything inside listens; only the greeting counts.
+/// Whether the ssh server has sent its greeting. QEMU accepts connections before any server in the box
+/// listens.
 fn greets(port: u16) -> bool {
     let Ok(mut socket) = TcpStream::connect(("127.0.0.1", port)) else { return false };
     let mut greeting = [0; 4];
@@ -290,7 +292,7 @@ fn greets(port: u16) -> bool {
         && &greeting == b"SSH-"
 }
 
-/// What the box announced about itself.
+/// The box's own lines about itself on the console.
 fn banner(console: &str) -> Vec<&str> {
     let wanted = ["  address ", "  host key ", "  roster ", "  warning "];
     let mut lines: Vec<&str> = Vec::new();
@@ -328,7 +330,7 @@ fn wait_for_the_end(qemu: &mut Guarded) {
 
 fn say(started: Instant, what: &str) {
     println!("[{:6.1} s] {what}", started.elapsed().as_secs_f32());
-    // Someone may be reading through a pipe; a closed one is their business.
+    // stdout may be a closed pipe, which is no error here.
     drop(std::io::stdout().flush());
 }
 

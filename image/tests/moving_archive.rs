@@ -1,5 +1,5 @@
-//! A newcomer's first minute must not depend on a mirror being whole: real apt and our real downloads, against a small
-//! archive of our own whose newest version is missing, half there, or damaged.
+//! The first build must work even if a mirror is incomplete: real apt and our real downloads, against a small
+//! archive whose newest version is missing, cut short, or damaged.
 
 mod local_archive;
 
@@ -7,11 +7,11 @@ use local_archive::{Deb, LocalArchive, Mishap, SUITE, run, sha256};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Who may build is of no interest here.
+/// The roster does not matter here.
 const ROSTER: &str = r#"{"schema":1,"members":[]}"#;
 
-/// An archive with two versions of everything: a library and its headers, which want each other in the same version,
-/// a program, a kernel behind its meta package, and two source packages.
+/// An archive with two versions of everything: a library and its headers, which depend on each other in the
+/// same version, a program, a kernel behind its meta package, and two source packages.
 fn archive() -> LocalArchive {
     let archive = LocalArchive::new();
     for version in ["1.0-1", "1.0-1+u1"] {
@@ -50,7 +50,7 @@ fn archive() -> LocalArchive {
     archive
 }
 
-/// apt's configuration for this archive and nothing else: neither this machine's proxies nor its hooks.
+/// apt's configuration for this archive only: without this machine's proxies and hooks.
 fn with_apt<'a>(archive: &LocalArchive, command: &'a mut Command) -> &'a mut Command {
     let conf = archive.folder("conf").join("apt.conf");
     let text = "Dir::Etc::main \"/dev/null\"; Dir::Etc::parts \"/dev/null\"; Acquire::http::Proxy \"DIRECT\"; \
@@ -86,7 +86,7 @@ fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// The version inside of a fetched package.
+/// The version in a fetched package.
 fn version(archive: &LocalArchive, package: &str) -> String {
     let deb = out(archive).join("debs").join(format!("{package}.deb"));
     let shown = run(Command::new("dpkg-deb").args(["-f"]).arg(deb).arg("Version"));
@@ -100,7 +100,7 @@ fn upstream(archive: &LocalArchive, source: &str) -> String {
 #[test]
 fn of_a_source_package_only_the_upstream_archive_is_asked_for() {
     let archive = archive();
-    // What stopped `make up` on the day of a point release.
+    // This made `make up` fail on the day of a point release.
     archive.befall(Mishap::Missing, "zlib_1.1", ".dsc");
     archive.befall(Mishap::Missing, "zlib_1.1", ".debian.tar.xz");
     let output = fetch(&archive, &[], &["zlib"]);
@@ -129,7 +129,7 @@ fn a_package_that_is_not_there_is_taken_in_the_next_version_with_all_of_its_sour
         archive.befall(mishap, "libx-dev_1.0-1+u1", ".deb");
         let output = fetch(&archive, &["libx", "libx-dev", "tool"], &[]);
         assert!(output.status.success(), "{mishap:?}");
-        // Headers of one version and a library of another would be found out much later, in a build.
+        // Headers of one version and a library of another would be noticed much later, in a build.
         let versions = ["libx", "libx-dev", "tool"].map(|package| version(&archive, package));
         assert_eq!(versions, ["1.0-1", "1.0-1", "1.0-1+u1"], "{mishap:?}");
     }
@@ -186,7 +186,7 @@ fn what_was_downloaded_once_is_not_asked_for_again() {
 fn lists_from_before_the_archive_moved_are_fetched_anew() {
     let archive = archive();
     assert!(fetch(&archive, &["tool"], &[]).status.success());
-    // Within the hour in which lists are not fetched again, the archive replaces a version by another.
+    // While the lists are still considered fresh, the archive replaces a version by another.
     archive.befall(Mishap::Missing, "libx", ".deb");
     let (name, source, version) = ("libx", "x", "2.0-1");
     archive.add(&Deb { name, version, source, depends: "", more: "", files: &[] });
@@ -195,7 +195,7 @@ fn lists_from_before_the_archive_moved_are_fetched_anew() {
     assert!(output.status.success());
     assert_eq!(self::version(&archive, "libx"), "2.0-1");
     assert!(said(&output).contains("fetching the package lists anew"));
-    // A name that the lists at hand have never heard of is no reason to give up either.
+    // Nor is a name that the existing lists do not contain a reason to fail.
     archive.add(&Deb { name: "novel", version: "1", source: "novel", depends: "", more: "", files: &[] });
     archive.add_source("novel", "1.0", "1");
     archive.publish();
@@ -243,7 +243,7 @@ fn a_kernel_that_is_not_there_is_taken_in_the_next_version_or_as_an_earlier_run_
     };
     local.befall(Mishap::Damaged, "linux-image-6.2-cloud-amd64", ".deb");
     assert_eq!(kernel().unwrap().version, "6.1");
-    // Neither: the one that was unpacked serves, although its download is gone, too.
+    // Neither is available: the unpacked one is used, although its download is gone, too.
     local.befall(Mishap::Missing, "linux-image-6.1-cloud-amd64", ".deb");
     std::fs::remove_dir_all(cache.join("apt/archives")).unwrap();
     assert_eq!(kernel().unwrap().version, "6.1");
@@ -266,7 +266,8 @@ fn a_tree_has_all_that_its_packages_depend_on_in_versions_that_are_there() {
     assert!(said(&again).contains("not empty"), "{}", said(&again));
 }
 
-/// mmdebstrap itself needs packages that can be installed; here a script in its place says what it was handed.
+/// The real mmdebstrap needs packages that can be installed; here a script replaces it and prints the files
+/// that it got.
 #[test]
 fn the_base_system_is_made_of_what_is_there_and_one_from_before_serves_when_nothing_is() {
     let archive = archive();
@@ -297,7 +298,7 @@ fn the_base_system_is_made_of_what_is_there_and_one_from_before_serves_when_noth
     run(Command::new("chmod").arg("755").arg(tools.join("mmdebstrap")));
     let roster = archive.folder("conf").join("roster.json");
     std::fs::write(&roster, ROSTER).unwrap();
-    // Root, because a base has files of many owners; `env`, because sudo keeps no variables.
+    // Run as root, because a base has files of many owners; `env`, because sudo drops variables.
     let build = |more: &[&str]| {
         let path = format!("PATH={}:{}", tools.display(), std::env::var("PATH").unwrap());
         let build = tool(&archive, "build");
@@ -335,7 +336,7 @@ fn the_base_system_is_made_of_what_is_there_and_one_from_before_serves_when_noth
     assert_eq!(bases(), before);
 }
 
-/// The script a newcomer runs, with all that the examples want.
+/// Runs the script of the examples, with all packages that they need.
 #[test]
 fn the_examples_are_fetched_from_a_mirror_that_lacks_what_is_newest_and_go_on_with_what_was_left() {
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -381,7 +382,7 @@ fn the_examples_are_fetched_from_a_mirror_that_lacks_what_is_newest_and_go_on_wi
     assert!(!script(&["--update"]).status.success(), "half of what is needed does not serve");
 }
 
-/// The step before a compiler is there: this machine's own apt, here with a system of its own where nothing is.
+/// The step before a compiler is installed: this machine's own apt, here with an empty system of its own.
 #[test]
 fn a_dependency_of_a_tool_to_install_is_taken_in_the_next_version() {
     for mishap in Mishap::ALL {
@@ -394,7 +395,7 @@ fn a_dependency_of_a_tool_to_install_is_taken_in_the_next_version() {
         let sources =
             format!("deb [signed-by={}] {} {SUITE} main\n", archive.keyring().display(), archive.url());
         std::fs::write(system.join("etc/sources.list"), sources).unwrap();
-        // In place of dpkg: says what it is told to install.
+        // Replaces dpkg: prints the packages that it should install.
         let dpkg = system.join("dpkg");
         let installed = system.join("installed");
         std::fs::write(&dpkg, format!("#!/bin/sh\necho \"$@\" >> {}\n", installed.display())).unwrap();

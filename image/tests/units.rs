@@ -1,4 +1,4 @@
-//! The units of the box keep builds and the agent apart: what one uses up, the other does not die of.
+//! The units of the box separate builds from the agent: the agent survives when builds use up a resource.
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
-//! Files of the lists, downloaded by apt (its mirrors, proxies and retries), checked by us, and kept.
+//! Downloads files of the lists by apt (with its mirrors, proxies and retries), checks them, and keeps them.
 //!
-//! Nothing has its final name before its SHA-256 was that of the list. On error everything that was whole stays, and
-//! the next run asks for the rest.
+//! A file gets its final name only after its SHA-256 was compared with the list. On error all complete files
+//! stay, and the next run downloads the others.
 
 use super::plan::{Listed, megabytes};
 use super::{Archive, ArchiveError, failed};
@@ -13,22 +13,23 @@ use std::time::Duration;
 
 /// Not in PATH; a part of apt since 1.1.
 const APT_HELPER: &str = "/usr/lib/apt/apt-helper";
-/// Between two looks at how much has come.
+/// Interval between two updates of the progress.
 const GLANCE: Duration = Duration::from_millis(200);
 
-/// A file that the mirror does not have as its index describes it.
+/// A file that the mirror lacks, or has with other contents than its index says.
 pub(super) struct Missing {
     pub file: Listed,
     pub reason: String,
 }
 
 impl Archive {
-    /// Where a file of the lists is kept.
+    /// The place of a downloaded file.
     pub fn path(&self, file: &Listed) -> PathBuf {
         self.files.join(&file.name)
     }
 
-    /// Downloads what is not at hand, and returns what cannot be had. A mirror that has nothing at all is an error.
+    /// Downloads the missing files, and returns those that the mirror lacks. It is an error if the mirror has
+    /// none at all.
     pub(super) fn download(&self, what: &str, files: &[Listed]) -> Result<Vec<Missing>, ArchiveError> {
         let wanted: Vec<&Listed> = files.iter().filter(|file| !is(&self.path(file), file)).collect();
         if wanted.is_empty() {
@@ -61,7 +62,7 @@ impl Archive {
         Ok(missing)
     }
 
-    /// One call of apt for all files; returns what it complained of.
+    /// Calls apt once for all files; returns its error messages.
     fn fetch_into(
         &self,
         dir: &Path,
@@ -89,13 +90,13 @@ impl Archive {
         });
         match finished {
             Ok(_) => Ok(String::new()),
-            // Which files did not come is seen by looking at them.
+            // The caller checks which files have arrived.
             Err(ToolError::Failed { stderr, .. }) => Ok(stderr),
             Err(other) => Err(other.into()),
         }
     }
 
-    /// Whether the mirror gives anything at all: the index of the suite, which is its first file.
+    /// Whether the mirror answers at all: it must have the index of the suite, which is its first file.
     fn answers(&self, dir: &Path) -> Result<bool, ArchiveError> {
         let index = format!("{}/dists/{}/InRelease", self.mirror.trim_end_matches('/'), self.suite);
         let mut command = self.command(APT_HELPER);
@@ -108,7 +109,7 @@ impl Archive {
     }
 }
 
-/// Whether the file at this path is the one of the list.
+/// Whether the file at this path has the checksum of the list.
 fn is(path: &Path, file: &Listed) -> bool {
     let Ok(mut opened) = std::fs::File::open(path) else { return false };
     opened.metadata().is_ok_and(|meta| meta.is_file() && meta.len() == file.size)
@@ -120,12 +121,12 @@ fn size_of(dir: &Path) -> u64 {
     entries.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum()
 }
 
-/// apt's own words on a file: the line that names it and, for a wrong hash, those below.
+/// apt's message about a file: the line that names it and, for a wrong hash, the lines below.
 fn reason(words: &str, file: &Listed) -> String {
     let mut lines = words.lines().skip_while(|line| !line.contains(&file.uri));
     let Some(first) = lines.next() else { return "it did not come as the index describes it".into() };
     let first = first.split_once(&file.uri).map_or(first, |(_, rest)| rest);
-    // The address of the server behind a name says nothing to a person.
+    // The server's IP address is of no use to the reader.
     let first = first.split(" [IP:").next().unwrap_or(first);
     first.trim().to_owned()
 }

@@ -1,8 +1,9 @@
-//! The newest version that can be had.
+//! Obtains the newest available versions.
 //!
-//! When the mirror lacks a file, the lists are fetched once more (they may be from before the archive moved); then
-//! apt is told to leave that version alone and plans anew, so that what is taken always fits together: a version is
-//! left out with everything of the same source package, because such packages want each other in the same version.
+//! When the mirror lacks a file, the lists are fetched once more (they may be older than the archive's last
+//! change); then apt is told to exclude that version and plans again, so that the chosen versions always fit
+//! together. A version is excluded with all packages of the same source, because such packages depend on each
+//! other in the same version.
 
 use super::download::Missing;
 use super::plan::{self, Listed};
@@ -11,27 +12,28 @@ use crate::tool::{self, ToolError};
 use std::cmp::Ordering;
 use std::process::Command;
 
-/// How often apt plans anew. An archive has two or three versions of a package; more rounds than this are a mirror
-/// that lost a whole corner, and a person should look.
+/// Most plans of apt. An archive has two or three versions of a package; if more rounds are needed, the
+/// mirror lacks a large part, and a person should look at it.
 const ROUNDS: usize = 12;
 
-/// Packages to have.
+/// A request for packages.
 pub struct Wish<'a> {
-    /// For messages: what this is for.
+    /// The purpose, for messages.
     pub what: &'a str,
-    /// Names, or patterns as apt knows them (`?essential`).
+    /// Names, or apt's patterns (`?essential`).
     pub packages: &'a [&'a str],
-    /// Which of the planned packages to download. apt plans with all that they depend on, so that versions agree.
+    /// Chooses the packages to download. apt plans with all their dependencies, so that versions agree.
     pub keep: &'a dyn Fn(&str) -> bool,
 }
 
 impl Archive {
-    /// Downloads the newest versions of packages that can be had and fit together, in the order apt would install them.
+    /// Downloads the newest available versions that fit together, in the order in which apt would install
+    /// them.
     pub fn obtain(&mut self, wish: &Wish) -> Result<Vec<Listed>, ArchiveError> {
         for _ in 0..ROUNDS {
             let files = match self.plan(wish) {
                 Ok(files) => files,
-                // A list from before may name neither the package nor what it has come to depend on.
+                // An older list may lack the package or one of its new dependencies.
                 Err(ArchiveError::NothingLeft { .. }) if !self.refreshed => {
                     self.refresh()?;
                     continue;
@@ -56,8 +58,9 @@ impl Archive {
         Err(self.nothing_left(wish.packages.join(" "), "too many versions are not there".into()))
     }
 
-    /// Downloads the upstream archive of a source package: of the newest version whose archive can be had.
-    /// What only rebuilding it the Debian way needs (.dsc, .debian.tar) is not asked for.
+    /// Downloads the upstream archive of a source package, of the newest version whose archive is available.
+    /// The files that are needed only to rebuild the package as Debian does (.dsc, .debian.tar) are not
+    /// downloaded.
     pub fn obtain_upstream(&mut self, source: &str) -> Result<Listed, ArchiveError> {
         let mut reason = "the lists name no upstream archive of it".to_owned();
         loop {
@@ -70,7 +73,8 @@ impl Archive {
                 )?;
                 let mut files = plan::parse(&String::from_utf8_lossy(&printed));
                 files.retain(|file| is_upstream_archive(&file.name));
-                // Debian's revisions share one upstream archive; what is known to be missing stays so.
+                // Debian's revisions share one upstream archive, so a missing archive is missing for all of
+                // them.
                 files.retain(|file| !self.lacking.contains(&file.uri));
                 let Some(file) = files.pop() else { continue };
                 let Some(missing) = self.download(source, std::slice::from_ref(&file))?.pop() else {
@@ -90,7 +94,7 @@ impl Archive {
         }
     }
 
-    /// What apt would download for a system with nothing installed.
+    /// apt's downloads for a system without any package.
     fn plan(&self, wish: &Wish) -> Result<Vec<Listed>, ArchiveError> {
         let mut command = self.command("apt-get");
         command.args(["-qq", "-y", "--print-uris", "install"]).args(wish.packages);
@@ -113,7 +117,7 @@ impl Archive {
             "look up a source package",
         ) {
             Ok(shown) => shown,
-            // The lists know none.
+            // The lists have no version.
             Err(ToolError::Failed { .. }) => return Ok(Vec::new()),
             Err(other) => return Err(other.into()),
         };
@@ -125,7 +129,7 @@ impl Archive {
         Ok(versions)
     }
 
-    /// Keeps apt from this version of the package and of all that was built from the same source.
+    /// Excludes this version of the package and all packages of the same source version.
     fn leave_out(&mut self, file: &Listed) -> Result<(), ArchiveError> {
         let (package, version) = (file.package(), file.version());
         let shown = tool::output(
@@ -155,12 +159,13 @@ impl Archive {
     }
 }
 
-/// `NAME_VERSION.orig.tar.COMPRESSION`, and neither its signature nor a component beside it.
+/// Whether the name is `NAME_VERSION.orig.tar.COMPRESSION`, and not that of a signature or of an additional
+/// component.
 fn is_upstream_archive(name: &str) -> bool {
     name.split_once(".orig.tar.").is_some_and(|(_, compression)| !compression.contains('.'))
 }
 
-/// dpkg's order: no string comparison knows `~` and epochs.
+/// dpkg's order of versions: a string comparison would not know `~` and epochs.
 fn newer_first(one: &str, other: &str) -> Ordering {
     if one == other {
         return Ordering::Equal;

@@ -1,29 +1,29 @@
-//! What apt would download, as apt prints it: address, name, size and SHA-256 of each file, from the signed lists.
+//! Parses apt's list of downloads: address, name, size and SHA-256 of each file, from the signed lists.
 
 /// A file that a signed list names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
     pub uri: String,
-    /// As it is kept: unlike in the address, a colon of the version is spelt `%3a`.
+    /// The name of the kept file: other than in the address, a colon of the version is written `%3a`.
     pub name: String,
     pub size: u64,
     pub sha256: String,
 }
 
 impl Listed {
-    /// Of a .deb: the package's name.
+    /// The package's name (for a .deb).
     pub fn package(&self) -> &str {
         self.name.split('_').next().unwrap_or_default()
     }
 
-    /// Of a .deb: its version, as apt writes it elsewhere.
+    /// The package's version in apt's usual form (for a .deb).
     pub fn version(&self) -> String {
         self.name.split('_').nth(1).unwrap_or_default().replace("%3a", ":").replace("%5f", "_")
     }
 }
 
-/// Reads lines of `'URI' NAME SIZE SHA256:HEX`; apt prints nothing else to stdout with `-qq --print-uris`, and a file
-/// without a SHA-256 is none that we would take.
+/// Reads lines of `'URI' NAME SIZE SHA256:HEX`; apt prints nothing else to stdout with `-qq --print-uris`. A
+/// file without a SHA-256 is ignored, since it could not be checked.
 pub(super) fn parse(printed: &str) -> Vec<Listed> {
     printed
         .lines()
@@ -40,7 +40,7 @@ pub(super) fn parse(printed: &str) -> Vec<Listed> {
         .collect()
 }
 
-/// Bytes for people.
+/// A number of bytes, for messages.
 pub fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }

@@ -1,17 +1,18 @@
-//! Where packages come from: the mirrors this machine's apt is set up with, with our suite in place of its own.
+//! The sources of packages: the mirrors in this machine's apt configuration, with our suite in place of its
+//! own.
 //!
-//! No host name of an archive is written here; apt was set up by whoever owns this machine.
+//! This file contains no host name of an archive; the machine's owner has configured apt.
 
 use super::ArchiveError;
 use crate::tool;
 use std::path::Path;
 use std::process::Command;
 
-/// What the lists are to name.
+/// The kind of packages in the lists.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Packages,
-    /// Source packages. Lists of their own, because few need them and they are large.
+    /// Source packages. They have lists of their own, because few commands need them and they are large.
     Sources,
 }
 
@@ -27,11 +28,11 @@ impl Kind {
 pub(super) struct Sites {
     pub mirror: String,
     pub security: Option<String>,
-    /// Somebody's own archive, which has the suite itself and promises nothing else.
+    /// A custom mirror, which has the suite itself; nothing else can be expected.
     only_the_suite: bool,
 }
 
-/// `mirror`, or what apt says.
+/// The sites of `mirror`, or of apt's configuration.
 pub(super) fn sites(mirror: Option<&str>) -> Result<Sites, ArchiveError> {
     if let Some(mirror) = mirror {
         return Ok(Sites { mirror: mirror.to_owned(), security: None, only_the_suite: true });
@@ -47,8 +48,8 @@ pub(super) fn sites(mirror: Option<&str>) -> Result<Sites, ArchiveError> {
     sites_from(&String::from_utf8_lossy(&targets)).ok_or(ArchiveError::NoMirror)
 }
 
-/// Reads lines of "Packages <site> <suite> main". The first site with a plain suite is the mirror, the first with a
-/// `-security` suite serves the security updates; sites of other projects have suites of other names.
+/// Reads lines of "Packages <site> <suite> main". The first site with a plain suite is the mirror, the first
+/// with a `-security` suite has the security updates; suites of other projects have other names.
 fn sites_from(targets: &str) -> Option<Sites> {
     const RELEASES: [&str; 10] = [
         "bookworm",
@@ -85,7 +86,7 @@ pub(super) fn lines(sites: &Sites, kind: Kind, suite: &str, keyring: &Path) -> S
     let line =
         |site: &str, suite: &str| format!("{word} [signed-by={}] {site} {suite} main\n", keyring.display());
     let mut lines = line(&sites.mirror, suite);
-    // What is still being put together has no updates beside it.
+    // An unreleased suite has no separate updates.
     if sites.only_the_suite || ["sid", "forky"].contains(&suite) {
         return lines;
     }

@@ -1,7 +1,7 @@
-//! A Debian archive of our own: a few small packages, signed with a key made for the occasion, served over HTTP on the
-//! loopback interface. Real dpkg-deb, apt-ftparchive and gpg make it; real apt reads it.
+//! A Debian archive for tests: a few small packages, signed with a new key, served over HTTP on the loopback
+//! interface. Real dpkg-deb, apt-ftparchive and gpg make it; real apt reads it.
 //!
-//! A file of it can be lost, cut short or damaged after the index was made, as happens on mirrors every week.
+//! After the index is made, a file can be removed, cut short or damaged, as happens regularly on mirrors.
 
 use netboot_image::files;
 use std::collections::BTreeSet;
@@ -22,13 +22,13 @@ pub struct LocalArchive {
     asked: Arc<Mutex<BTreeSet<String>>>,
 }
 
-/// What may happen to a file of an archive.
+/// A defect of a file in an archive.
 #[derive(Clone, Copy, Debug)]
 pub enum Mishap {
     Missing,
     HalfThere,
     Damaged,
-    /// The server promises all of it and hangs up in the middle, each time.
+    /// The server announces the whole length and hangs up in the middle, each time.
     CutOff,
 }
 
@@ -36,13 +36,13 @@ impl Mishap {
     pub const ALL: [Mishap; 4] = [Mishap::Missing, Mishap::HalfThere, Mishap::Damaged, Mishap::CutOff];
 }
 
-/// A package to put in.
+/// A package to add.
 pub struct Deb<'a> {
     pub name: &'a str,
     pub version: &'a str,
     pub source: &'a str,
     pub depends: &'a str,
-    /// More lines of its control file.
+    /// Additional lines of its control file.
     pub more: &'a str,
     pub files: &'a [(&'a str, &'a str)],
 }
@@ -50,7 +50,7 @@ pub struct Deb<'a> {
 impl LocalArchive {
     /// Serves an empty archive.
     pub fn new() -> Self {
-        // gpg-agent's socket must have a short name, so not wherever TMPDIR is.
+        // gpg-agent's socket must have a short name, so the folder is not below TMPDIR.
         let dir = tempfile::Builder::new().prefix("archive-").tempdir_in("/tmp").unwrap();
         let root = dir.path().join("www");
         std::fs::create_dir_all(root.join("pool")).unwrap();
@@ -69,10 +69,10 @@ impl LocalArchive {
         archive
     }
 
-    /// Makes a key, which signs from now on; `keyring` is left with the first.
+    /// Makes a key that signs from now on; `keyring` still has the first one only.
     pub fn new_key(&self) {
         let home = self.gnupg();
-        // It holds on to the socket of a folder that goes.
+        // The agent would keep the socket of a folder that is removed.
         self.stop_agent();
         drop(std::fs::remove_dir_all(&home));
         std::fs::create_dir_all(&home).unwrap();
@@ -99,14 +99,14 @@ impl LocalArchive {
         self.dir.path().join("keyring.gpg")
     }
 
-    /// A folder beside the archive, for whoever reads it.
+    /// A folder beside the archive, for a test's downloads.
     pub fn folder(&self, name: &str) -> PathBuf {
         let dir = self.dir.path().join(name);
         std::fs::create_dir_all(&dir).unwrap();
         dir
     }
 
-    /// Whether somebody asked for a file whose name starts and ends so.
+    /// Whether a file was requested whose name starts and ends like this.
     pub fn was_asked_for(&self, start: &str, end: &str) -> bool {
         let asked = self.asked.lock().unwrap();
         asked.iter().any(|path| {
@@ -135,7 +135,7 @@ impl LocalArchive {
         run(Command::new("dpkg-deb").args(["--build", "-Znone", "--root-owner-group"]).arg(&tree).arg(deb));
     }
 
-    /// A source package: an upstream archive, which revisions share, and two files of Debian's.
+    /// A source package: an upstream archive, which revisions share, and two files that Debian adds.
     pub fn add_source(&self, name: &str, upstream: &str, revision: &str) {
         let tar = format!("{name}_{upstream}.orig.tar.gz");
         std::fs::write(self.pool().join(&tar), format!("upstream of {name} {upstream}")).unwrap();
@@ -157,7 +157,7 @@ impl LocalArchive {
         std::fs::write(self.pool().join(format!("{name}_{upstream}-{revision}.dsc")), dsc).unwrap();
     }
 
-    /// Makes and signs the index of all that is in the pool.
+    /// Makes and signs the index of all files in the pool.
     pub fn publish(&self) {
         let root = self.root();
         let dists = root.join("dists").join(SUITE);
@@ -184,7 +184,7 @@ impl LocalArchive {
         run(self.gpg().arg("--clearsign").arg("--output").arg(dists.join("InRelease")).arg(&plain));
     }
 
-    /// Lets something happen to every file of the pool whose name starts and ends so.
+    /// Applies a defect to every file of the pool whose name starts and ends like this.
     pub fn befall(&self, mishap: Mishap, start: &str, end: &str) {
         let mut met = 0;
         for entry in std::fs::read_dir(self.pool()).unwrap() {
@@ -209,7 +209,7 @@ impl LocalArchive {
         assert!(met > 0, "the archive has no file {start}*{end}");
     }
 
-    /// The list of packages, whatever the signed index says of it.
+    /// Damages the list of packages, so that it does not match the signed index.
     pub fn spoil_list(&self) {
         let list = self.root().join("dists").join(SUITE).join("main/binary-amd64/Packages");
         let mut contents = std::fs::read(&list).unwrap();
@@ -265,12 +265,12 @@ pub fn sha256(path: &Path) -> String {
     files::digest(&mut std::fs::File::open(path).unwrap()).unwrap().0
 }
 
-/// The mark of a file that is never served whole.
+/// The file that marks another as never served to its end.
 fn cut_off(path: &Path) -> PathBuf {
     PathBuf::from(format!("{}.cut-off", path.display()))
 }
 
-/// One connection of apt's; several requests, which it may send before it has the answers.
+/// Serves one connection of apt; it may send several requests before it has the answers.
 fn serve(stream: TcpStream, root: &Path, asked: &Mutex<BTreeSet<String>>) {
     let mut writer = stream.try_clone().unwrap();
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
@@ -281,7 +281,7 @@ fn serve(stream: TcpStream, root: &Path, asked: &Mutex<BTreeSet<String>>) {
         if lines.by_ref().take_while(|line| !line.is_empty()).count() == 0 {
             return;
         }
-        // apt writes `+` and `~` of versions in percent signs.
+        // apt percent-encodes `+` and `~` of versions.
         let path = path.replace("%2b", "+").replace("%7e", "~");
         let (status, body) = match std::fs::read(root.join(&path)) {
             Ok(body) => ("200 OK", body),
