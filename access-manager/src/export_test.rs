@@ -64,6 +64,23 @@ fn a_module_is_read_again_as_one_user_with_all_keys() {
     }
 }
 
+/// `tests/agree.rs` compares what Nix says to these files with what our evaluator says. After a deliberate change,
+/// `UPDATE=1` rewrites them; then `tests/agree/record.sh` asks Nix again.
+#[test]
+fn the_modules_that_nix_was_asked_about_are_what_is_exported() {
+    let users = "{ a = { keys = [ \"$A\" \"$R\" ]; expires = \"2028-02-29\"; }; \
+                 b.keys = \"cert-authority,principals=\\\"\\${x},$\\${y},$$,$\\\" $B\"; \
+                 c.keys = \"from=\\\"192.0.2.0/24\\\" $C\"; }";
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/agree/exported");
+    for (format, file) in [(Format::Nixos, "nixos.nix"), (Format::NixDarwin, "nix-darwin.nix")] {
+        let (path, text) = (folder.join(file), exported(users, format).text);
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(&path, &text).expect("the folder of the questions");
+        }
+        assert_eq!(text, std::fs::read_to_string(&path).unwrap_or_default(), "{}", path.display());
+    }
+}
+
 #[test]
 fn a_string_is_read_as_it_was() {
     for text in ["", "a\"b\\c", "${x}", "$${x}", "$$${x}", "\\${x}", "$", "{", "a\nb\tc\rd", "''${x}''", "ä€"]
