@@ -28,7 +28,8 @@ pub fn text(report: &Report) -> String {
         let _ = writeln!(out, "{}", text_of(finding));
     }
     if !old.is_empty() {
-        out.push_str("\nNot from this change, but still so:\n");
+        out.push_str(if out.is_empty() { "" } else { "\n" });
+        out.push_str("Not from this change, but still so:\n");
         for finding in old {
             let _ = writeln!(out, "{}", text_of(finding));
         }
@@ -130,6 +131,7 @@ pub fn markdown(report: &Report) -> String {
         (false, Severity::Error, "Errors"),
         (false, Severity::Warning, "Warnings"),
         (false, Severity::Note, "Notes"),
+        // Notes that were there before are nothing that a reviewer of this change acts on.
         (true, Severity::Error, "Errors that were there before"),
         (true, Severity::Warning, "Warnings that were there before"),
     ] {

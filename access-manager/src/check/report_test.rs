@@ -177,9 +177,36 @@ fn what_was_there_before_is_told_apart() {
     told[0].old = true;
     let report = report_of(told, vec![]);
     assert!(
-        text(&report)
-            .starts_with("\nNot from this change, but still so:\nwarning: users.nix:1:3: `b` is not")
+        text(&report).starts_with("Not from this change, but still so:\nwarning: users.nix:1:3: `b` is not")
     );
     assert!(markdown(&report).contains("**Warnings that were there before**"));
     assert!(markdown(&report).contains("It changes nobody's access."));
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(300))]
+
+    /// Pieces of what forges and terminals act on, in any order, as a comment, a name, an attribute, a file and a message.
+    #[test]
+    fn no_mixture_of_what_forges_act_on_is_acted_on(
+        pieces in proptest::collection::vec(
+            proptest::sample::select(vec![
+                "`", "``", "```", "\n", " ", "@everyone", "evil", "://", "https://evil.example", "<b onerror>", "](", "[", "!",
+                "\\", "#", "\u{1b}", "\u{202e}", "\u{85}", "\u{2028}", "::", "##[", "|", "~~~", "<!--", "$", "\"", "'", "&lt;",
+            ]),
+            1..12,
+        )
+    ) {
+        let text = pieces.concat();
+        let nix = text.replace('\\', "\\\\").replace('"', "\\\"").replace('$', "\\$");
+        let file = format!("keys/{}.pub", text.replace('/', "_"));
+        let comment = text.replace(['\n', '\u{85}', '\u{2028}'], " ");
+        let users = format!(
+            "{{ a.keys = ./keys/a; \"{nix}\" = {{ }}; b.\"{nix}\" = 1; c.keys = \"{nix}\"; d.keys = throw \"{nix}\"; \
+             e.keys = ./. + \"/{nix}\"; f.limits.\"{nix}\" = 1; g.role = \"{nix}\"; }} # {comment}\n"
+        );
+        let told = findings(&users, &[("keys/a", A), (file.as_str(), B)]);
+        proptest::prop_assert!(told.len() > 5, "{told:?}");
+        assert_harmless(&report_of(told, vec![change(format!("adds a key to `a`: {}", quoted(&text)))]));
+    }
 }
