@@ -8,6 +8,7 @@ use rustix::process::{Resource, Rlimit};
 use store::{Store, StoreConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use builds::SandboxIdentity;
 use builds::backend;
@@ -90,15 +91,15 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
     }
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
-    let (stop, stopping) = watch::channel(false);
-    let mut doors = tokio::spawn(ssh::serve(agent.clone(), key, listeners, stopping));
+    let stop = CancellationToken::new();
+    let mut doors = tokio::spawn(ssh::serve(agent.clone(), key, listeners, stop.clone()));
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
         _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
         _ = &mut doors => tracing::error!("the ssh server ended by itself; this is a bug"),
     }
     agent.realiser.scheduler.retain(&|_| false);
-    stop.send_replace(true);
+    stop.cancel();
     if !doors.is_finished() && tokio::time::timeout(GRACE, doors).await.is_err() {
         tracing::warn!("some connections did not end in time");
     }

@@ -15,8 +15,8 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::capture_connection;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::Fetch;
@@ -360,9 +360,9 @@ impl Body {
         }
     }
 
-    /// For threads that block, such as the store's. Ends with an error when `cancel` turns true or its sender is gone.
+    /// For threads that block, such as the store's. Ends with an error when `cancel` is cancelled.
     #[must_use]
-    pub fn blocking(self, runtime: Handle, cancel: watch::Receiver<bool>) -> Blocking {
+    pub fn blocking(self, runtime: Handle, cancel: CancellationToken) -> Blocking {
         Blocking { body: self, runtime, cancel, current: Bytes::new(), failed: Arc::default() }
     }
 }
@@ -371,7 +371,7 @@ impl Body {
 pub struct Blocking {
     body: Body,
     runtime: Handle,
-    cancel: watch::Receiver<bool>,
+    cancel: CancellationToken,
     current: Bytes,
     failed: Arc<Mutex<Option<HttpError>>>,
 }
@@ -391,7 +391,7 @@ impl io::Read for Blocking {
             let next = self.runtime.block_on(async {
                 tokio::select! {
                     biased;
-                    () = shares::turned(cancel) => {
+                    () = cancel.cancelled() => {
                         Err(HttpError::Cancelled { url: body.url.to_string() })
                     }
                     next = body.next() => next,

@@ -6,10 +6,3 @@
 
 pub mod budget;
 pub mod threads;
-
-use tokio::sync::watch;
-
-/// Ready when the flag turns true, or when its sender is dropped.
-pub async fn turned(flag: &mut watch::Receiver<bool>) {
-    let _ = flag.wait_for(|set| *set).await;
-}

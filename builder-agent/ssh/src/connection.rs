@@ -14,11 +14,11 @@ use russh::server::{self, Handle, RunningSession};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::gate::{Ending, Visit};
 use super::handler::{Handler, LoggedIn};
 use super::{Server, Socket, about_stranger};
-use shares::turned;
 
 /// Time for a last message to reach a client before its socket is shut.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -28,7 +28,7 @@ struct Connection {
     peer: SocketAddr,
     server: Arc<Server>,
     visit: Arc<Visit>,
-    stop: watch::Receiver<bool>,
+    stop: CancellationToken,
     /// The login has to succeed by then.
     deadline: Instant,
     logged_in: watch::Receiver<Option<Arc<LoggedIn>>>,
@@ -40,7 +40,7 @@ pub(super) async fn serve(
     tcp: TcpStream,
     peer: SocketAddr,
     visit: Arc<Visit>,
-    stop: watch::Receiver<bool>,
+    stop: CancellationToken,
 ) {
     let id = server.next_id.fetch_add(1, Ordering::Relaxed);
     about_stranger!(server, info, connection = id, %peer, "connected");
@@ -49,8 +49,10 @@ pub(super) async fn serve(
         Err(error) => return tracing::error!(connection = id, %error, "cannot keep a handle on the socket"),
     };
     let (login, logged_in) = watch::channel(None::<Arc<LoggedIn>>);
-    let (end, ended) = watch::channel(false);
-    let handler = Handler::new(id, peer, server.clone(), visit.clone(), login, ended);
+    let end = CancellationToken::new();
+    // Commands end with the connection, however it ends.
+    let _end = end.clone().drop_guard();
+    let handler = Handler::new(id, peer, server.clone(), visit.clone(), login, end.clone());
     let deadline = Instant::now() + server.agent.config.limits.login_time;
     let mut connection = Connection { id, peer, server, visit, stop, deadline, logged_in };
     let Some(mut session) = connection.greet(tcp, handler).await else { return };
@@ -60,7 +62,7 @@ pub(super) async fn serve(
     connection.log_close(&reason);
     close(&handle, &reason, socket).await;
     // After the farewell: a closed channel would make the client leave before it receives the reason.
-    let _ = end.send(true);
+    end.cancel();
     let _ = timeout(FAREWELL, session).await;
 }
 
@@ -75,7 +77,7 @@ impl Connection {
                 about_stranger!(server, info, connection = id, %peer, "made room for another connection");
                 return None;
             }
-            () = turned(stop) => return None,
+            () = stop.cancelled() => return None,
         };
         match started {
             Ok(Ok(session)) => return Some(session),
@@ -95,7 +97,7 @@ impl Connection {
     async fn attend(
         &mut self,
         session: &mut RunningSession<Handler>,
-        end: &watch::Sender<bool>,
+        end: &CancellationToken,
     ) -> Option<String> {
         let mut roster = self.server.agent.roster.clone();
         loop {
@@ -109,7 +111,7 @@ impl Connection {
             }
             tokio::select! {
                 result = &mut *session => {
-                    let _ = end.send(true);
+                    end.cancel();
                     self.hung_up(result.err().filter(|error| !is_hang_up(error)), is_in.is_some());
                     return None;
                 }
@@ -124,7 +126,7 @@ impl Connection {
                 }
                 _ = self.logged_in.changed(), if is_in.is_none() => {}
                 Ok(()) = roster.changed() => {}
-                () = turned(&mut self.stop) => return Some("the box is shutting down".to_owned()),
+                () = self.stop.cancelled() => return Some("the box is shutting down".to_owned()),
             }
         }
     }

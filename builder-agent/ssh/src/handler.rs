@@ -8,6 +8,7 @@ use russh::keys::{Certificate, PublicKey};
 use russh::server::{Auth, Handler as RusshHandler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Pty};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::commands::{self, Command, shown};
 use super::gate::{Ending, Visit};
@@ -46,7 +47,7 @@ pub(super) struct Handler {
     /// Tells the connection's task about the login.
     login: watch::Sender<Option<Arc<LoggedIn>>>,
     /// True when the box closes the connection.
-    ended: watch::Receiver<bool>,
+    ended: CancellationToken,
     /// The result of the login: a place, or the reason why there is none.
     slot: Option<Result<MemberSlot, String>>,
     offers: Offers,
@@ -73,7 +74,7 @@ impl Handler {
         server: Arc<Server>,
         visit: Arc<Visit>,
         login: watch::Sender<Option<Arc<LoggedIn>>>,
-        ended: watch::Receiver<bool>,
+        ended: CancellationToken,
     ) -> Self {
         let free = Arc::new(Semaphore::new(server.agent.config.limits.max_sessions_per_connection));
         let (slot, offers, refusal, channels) = (None, Offers::default(), None, HashMap::new());
@@ -354,13 +355,13 @@ async fn run(
     (mut channel, _place): Opened,
     agent: Arc<Agent>,
     caller: Caller,
-    mut ended: watch::Receiver<bool>,
+    ended: CancellationToken,
 ) {
     let status = {
         let terminal = Terminal::of(&mut channel);
         tokio::select! {
             status = command.run(terminal, agent, caller) => status,
-            () = shares::turned(&mut ended) => return,
+            () = ended.cancelled() => return,
         }
     };
     let _ = channel.exit_status(status.0).await;

@@ -16,12 +16,12 @@ use russh::server;
 use russh::{MethodKind, MethodSet, Preferred, cipher, compression, kex};
 use rustix::net::SendFlags;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use daemon::Agent;
 use members::Roster;
-use shares::turned;
 
 mod commands;
 mod connection;
@@ -160,12 +160,7 @@ struct Server {
 
 /// Serves until `stop` turns true, then sends a last message to every client and returns when the last connection is
 /// closed.
-pub async fn serve(
-    agent: Arc<Agent>,
-    key: PrivateKey,
-    listeners: Vec<TcpListener>,
-    stop: watch::Receiver<bool>,
-) {
+pub async fn serve(agent: Arc<Agent>, key: PrivateKey, listeners: Vec<TcpListener>, stop: CancellationToken) {
     let name = agent.config.name.clone();
     let weaker = builds::backend::weaker(&agent.config.sandbox);
     let limits = &agent.config.limits;
@@ -197,11 +192,11 @@ pub async fn serve(
 }
 
 /// This loop never waits for a client: each connection gets a task of its own, or is dropped.
-async fn accept(server: Arc<Server>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+async fn accept(server: Arc<Server>, listener: TcpListener, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            () = turned(&mut stop) => break,
+            () = stop.cancelled() => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((tcp, peer)) => match server.gate.knock(peer.ip()) {

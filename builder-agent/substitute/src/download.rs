@@ -11,6 +11,7 @@ use store::{Provenance, View};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::offer::{Offer, Place};
 use super::source::{Kind, Source, SourceError};
@@ -38,7 +39,7 @@ pub struct Download {
     pub state: watch::Receiver<State>,
     task: AbortHandle,
     /// Its end tells the thread that reads.
-    _cancel: watch::Sender<bool>,
+    _cancel: DropGuard,
 }
 
 impl Drop for Download {
@@ -73,7 +74,8 @@ impl Downloads {
         }
         running.retain(|_, download| download.strong_count() > 0);
         let (progress, state) = watch::channel(State::default());
-        let (cancel, cancelled) = watch::channel(false);
+        let cancelled = CancellationToken::new();
+        let cancel = cancelled.clone().drop_guard();
         let (offer, source) = (offer.clone(), source.clone());
         let (slots, public, threads) = (self.slots.clone(), self.public.clone(), self.threads.clone());
         let task = tokio::spawn(async move {
@@ -92,7 +94,7 @@ async fn attempts(
     source: &Arc<Source>,
     (public, threads): (&View, &Threads),
     progress: &watch::Sender<State>,
-    cancelled: &watch::Receiver<bool>,
+    cancelled: &CancellationToken,
 ) -> Result<(), String> {
     let mut attempt = 1;
     loop {
@@ -118,7 +120,7 @@ async fn one(
     source: &Arc<Source>,
     (public, threads): (&View, &Threads),
     progress: &watch::Sender<State>,
-    cancelled: &watch::Receiver<bool>,
+    cancelled: &CancellationToken,
 ) -> Result<(), SourceError> {
     let runtime = Handle::current();
     let (offer, source, public) = (offer.clone(), source.clone(), public.clone());

@@ -14,8 +14,9 @@ use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey};
 use russh::{ChannelStream, client};
 use tokio::io::{AsyncReadExt, ReadHalf, WriteHalf};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use wire::client::Client;
 use wire::worker::Request;
 
@@ -204,7 +205,7 @@ pub struct Borrowed {
 pub struct Piped {
     pub borrowed: Borrowed,
     pub runtime: Handle,
-    pub cancel: watch::Receiver<bool>,
+    pub cancel: CancellationToken,
     pub stall: Duration,
 }
 
@@ -214,7 +215,7 @@ impl Read for Piped {
         runtime.block_on(async {
             tokio::select! {
                 biased;
-                () = shares::turned(cancel) => Err(io::Error::other("cancelled")),
+                () = cancel.cancelled() => Err(io::Error::other("cancelled")),
                 read = timeout(*stall, borrowed.session.client.reader.read(buf)) => {
                     read.map_err(|_| io::Error::other("nothing came for too long (`fetch.stall-seconds`)"))?
                 }

@@ -12,8 +12,8 @@ use nix_derivation::StorePath;
 use sandbox::{Cancel, SandboxError};
 use store::{Ingest, Ingested};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use url::Url;
 
 use crate::attempt::AttemptContext;
@@ -49,7 +49,7 @@ pub(crate) fn fetch(
     let runtime = Handle::current();
     // One deadline for all attempts: the time limit is that of the build.
     let deadline = context.limits.wall.and_then(|wall| Instant::now().checked_add(wall));
-    let over = over(&runtime, context.cancel.clone(), deadline);
+    let (over, _guard) = over(&runtime, context.cancel.clone(), deadline);
     let job = Job { recipe, context, scan_for, runtime, deadline, over };
     let mut wait = FIRST_WAIT;
     for attempt in 1.. {
@@ -72,9 +72,11 @@ pub(crate) fn fetch(
     unreachable!("the last attempt returned")
 }
 
-/// Turns true when the build is cancelled or has used up its time.
-fn over(runtime: &Handle, cancel: Cancel, deadline: Option<Instant>) -> watch::Receiver<bool> {
-    let (sender, receiver) = watch::channel(false);
+/// Is cancelled when the build is cancelled or has used up its time. The guard ends the wait for that.
+fn over(runtime: &Handle, cancel: Cancel, deadline: Option<Instant>) -> (CancellationToken, DropGuard) {
+    let over = CancellationToken::new();
+    let guard = over.clone().drop_guard();
+    let token = over.clone();
     runtime.spawn(async move {
         let late = async {
             match deadline {
@@ -86,11 +88,11 @@ fn over(runtime: &Handle, cancel: Cancel, deadline: Option<Instant>) -> watch::R
             () = cancelled(&cancel) => {}
             () = late => {}
             // The download ended before the deadline.
-            () = sender.closed() => {}
+            () = token.cancelled() => {}
         }
-        sender.send_replace(true);
+        token.cancel();
     });
-    receiver
+    (over, guard)
 }
 
 /// Is ready when the build is cancelled. `Cancel` is a flag for threads and wakes no task, so it is polled.
@@ -113,7 +115,7 @@ struct Job<'a> {
     scan_for: &'a [StorePath],
     runtime: Handle,
     deadline: Option<Instant>,
-    over: watch::Receiver<bool>,
+    over: CancellationToken,
 }
 
 impl Job<'_> {
@@ -142,11 +144,11 @@ impl Job<'_> {
 
     fn download(&self, url: &Url) -> Result<Ingested, Stop> {
         let want = Want { max_bytes: self.context.limits.output_bytes };
-        let mut over = self.over.clone();
+        let over = self.over.clone();
         let body = self.runtime.block_on(async {
             tokio::select! {
                 biased;
-                () = shares::turned(&mut over) => Err(HttpError::Cancelled { url: url.to_string() }),
+                () = over.cancelled() => Err(HttpError::Cancelled { url: url.to_string() }),
                 body = self.context.http.get(url, want) => body,
             }
         });
