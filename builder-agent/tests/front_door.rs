@@ -350,7 +350,7 @@ fn a_command_for_people_says_what_the_box_is_and_what_it_answers() {
     for says in [
         "box          testbox, barnraiser ",
         "in sandboxes of kind namespace",
-        ", 1 members",
+        ", 1 member\n",
         "warning      ",
     ] {
         assert!(status.contains(says), "{says}\n{status}");
