@@ -79,10 +79,10 @@ fn main() -> ExitCode {
 
     match Cli::parse().command {
         Command::Serve { config } => {
-            logging::start();
+            let log = logging::start();
             match load(&config) {
                 Err(code) => code,
-                Ok(config) => done(serve::run(config)),
+                Ok(config) => done(serve::run(config, &log)),
             }
         }
         Command::Sandbox { command: SandboxCommand::Probe { config, kernel, initrd } } => {

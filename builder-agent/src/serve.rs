@@ -21,6 +21,7 @@ use net::HttpClient;
 use settings::Config;
 use shares::budget::Budgets;
 
+use crate::logging::Log;
 use crate::{departed, host_key, signing};
 
 use shares::threads::Threads;
@@ -55,10 +56,11 @@ pub enum ServeError {
 }
 
 /// Serves until SIGTERM or SIGINT.
-pub fn run(config: Config) -> Result<(), ServeError> {
+pub fn run(config: Config, log: &Log) -> Result<(), ServeError> {
     raise_file_limit();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(ServeError::Runtime)?;
+    runtime.spawn(log.report_losses());
     let threads = Threads::new();
     let result = runtime.block_on(serve(Arc::new(config), threads.clone()));
     // Threads that still block (for example, killing a sandbox) may delay the exit only briefly.

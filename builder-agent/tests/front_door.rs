@@ -263,6 +263,20 @@ fn who_offers_more_keys_than_allowed_is_told_so_and_cut_off() {
     assert!(!output.status.success() && text.contains("Too many authentication"), "{text}");
 }
 
+/// A journal that hangs must not stop the box: all tasks log.
+#[test]
+fn the_agent_does_not_wait_for_the_reader_of_its_log() {
+    let agent = Agent::start(&["alice"], "");
+    let unread = agent.unread_log();
+    // Far more than fits into the pipe and the reader's buffer: some 800 bytes each.
+    for login in 0..200 {
+        let told = agent.ssh("alice").arg("signing-key").output().expect("ssh");
+        assert!(told.status.success(), "login {login}: {}", String::from_utf8_lossy(&told.stderr));
+    }
+    drop(unread);
+    agent.wait_for("logged in");
+}
+
 #[test]
 fn a_member_with_as_many_connections_as_allowed_is_told_which_limit_that_is() {
     let agent =

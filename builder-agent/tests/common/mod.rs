@@ -11,7 +11,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -86,6 +86,11 @@ impl Agent {
 
     pub fn log_text(&self) -> String {
         self.log.lock().expect("log").iter().map(|event| format!("{event}\n")).collect()
+    }
+
+    /// Nobody reads the agent's log while the returned guard lives.
+    pub fn unread_log(&self) -> MutexGuard<'_, Vec<serde_json::Value>> {
+        self.log.lock().expect("log")
     }
 
     /// The stock client with the key in `key`, ready for a command.
