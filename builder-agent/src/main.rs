@@ -82,7 +82,12 @@ fn main() -> ExitCode {
             let log = logging::start();
             match load(&config) {
                 Err(code) => code,
-                Ok(config) => done(serve::run(config, &log)),
+                Ok(config) => {
+                    let served = serve::run(config, &log);
+                    // Writes the lines that still wait, so that the error comes after them.
+                    drop(log);
+                    done(served)
+                }
             }
         }
         Command::Sandbox { command: SandboxCommand::Probe { config, kernel, initrd } } => {
