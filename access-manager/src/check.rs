@@ -8,7 +8,7 @@
 //! ```
 //!
 //! All sentences quote the words of strangers with [`crate::diag::quoted`] and contain them nowhere else, so that a
-//! format can tell them from ours. Not here: the command line (`commands/check.rs`).
+//! format can distinguish them from the words of this program. Not here: the command line (`commands/check.rs`).
 
 pub mod change;
 pub mod findings;
@@ -28,7 +28,7 @@ use crate::source::{GitTree, Source, WorkDir};
 use change::{Change, Side};
 use findings::{Bound, Finding, Severity};
 
-/// What to check.
+/// The input of a check.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Top of the repository.
@@ -43,7 +43,7 @@ pub struct Options {
     pub now: u64,
 }
 
-/// What the check found.
+/// The result of a check.
 #[derive(Debug)]
 pub struct Report {
     pub file: String,
@@ -59,9 +59,9 @@ pub struct Report {
 pub struct Comparison {
     /// As it was asked for.
     pub rev: String,
-    /// Where the change began.
+    /// The commit at which the change began.
     pub commit: Oid,
-    /// Why the roster of that commit does not count. Then the whole roster is new.
+    /// The reason why the roster of that commit cannot be compared, if so. Then the whole roster is new.
     pub problem: Option<String>,
     /// `None` if the roster as it is now is refused: nothing can be said about it.
     pub changes: Option<Vec<Change>>,
@@ -73,7 +73,7 @@ impl Report {
     }
 }
 
-/// Why nothing can be said about the roster.
+/// The reasons why there is no report.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     #[error("cannot open {}\n   cause: {cause}", path.display())]
@@ -170,7 +170,7 @@ struct Base {
     repository: Repository,
 }
 
-/// Where the current commit and `rev` parted.
+/// The last common ancestor of the current commit and `rev`.
 fn find_base(root: &Path, rev: &str) -> Result<Base, CheckError> {
     let repository = Repository::open(root).map_err(|e| {
         let cause = e.message().to_owned();

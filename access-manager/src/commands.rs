@@ -34,7 +34,7 @@ pub fn locate(file: &Path, root: Option<&Path>) -> Result<(PathBuf, String), Str
     }
 }
 
-/// A reader that stops early (`| head`) is no error of ours.
+/// A reader that stops early (`| head`) is not an error.
 pub fn print(text: &str) -> ExitCode {
     use std::io::Write;
     match std::io::stdout().write_all(text.as_bytes()) {

@@ -87,7 +87,7 @@ impl Class {
 /// `file:line:column`. The name of the file is a stranger's text as well.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let file: String = self.file.chars().map(printable::character).collect();
+        let file = printable::line(&self.file);
         write!(f, "{file}:{}:{}", self.line, self.column)
     }
 }

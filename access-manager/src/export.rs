@@ -54,12 +54,12 @@ pub fn export(members: &[Member], format: Format, account: &Account, now: u64) -
     let mut warnings = Vec::new();
     let mut lines = Vec::new();
     for member in members {
-        if let Some(day) = member.expires.filter(|day| !day.lets_in(Day::at(now))) {
+        if let Some(day) = member.expired(Day::at(now)) {
             warnings.push(format!("{} has expired on {day} and is left out", quoted(&member.name)));
             continue;
         }
         for key in member.keys.iter().filter_map(|line| keys::parse_line(line).ok()) {
-            match key.until.filter(|until| until.0 < now) {
+            match key.expired(now) {
                 Some(until) => warnings.push(format!(
                     "the key {} of {} has expired at {until} and is left out",
                     key.fingerprint(),

@@ -14,7 +14,7 @@ use builds::SandboxIdentity;
 use builds::backend;
 use builds::kept::KeptLogs;
 use builds::realise::Realiser;
-use builds::schedule::{Embedded, Here, Parts, Snapshots};
+use builds::schedule::{Embedded, Parts};
 use daemon::Agent;
 use members::{Identities, Roster};
 use net::HttpClient;
@@ -94,15 +94,15 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
     let stop = CancellationToken::new();
-    let mut doors = tokio::spawn(ssh::serve(agent.clone(), key, listeners, stop.clone()));
+    let mut server = tokio::spawn(ssh::serve(agent.clone(), key, listeners, stop.clone()));
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
         _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
-        _ = &mut doors => tracing::error!("the ssh server ended by itself; this is a bug"),
+        _ = &mut server => tracing::error!("the ssh server ended by itself; this is a bug"),
     }
     agent.realiser.scheduler.retain(&|_| false);
     stop.cancel();
-    if !doors.is_finished() && tokio::time::timeout(GRACE, doors).await.is_err() {
+    if !server.is_finished() && tokio::time::timeout(GRACE, server).await.is_err() {
         tracing::warn!("some connections did not end in time");
     }
     close(agent.store.clone()).await;
@@ -128,26 +128,15 @@ async fn open(config: Arc<Config>, threads: Threads) -> Result<Arc<Agent>, Serve
     let kept = Arc::new(KeptLogs::new(logs.join("kept"), config.limits.max_kept_log_bytes));
     let roster = follow_roster(&config, &store, &kept)?;
     let http = Arc::new(HttpClient::new(&config.fetch));
-    let snapshots = Snapshots::default();
-    let place = Here {
-        backend,
-        kind: config.sandbox.backend,
-        http: http.clone(),
-        store: store.clone(),
-        snapshots: snapshots.clone(),
-        scratch: logs.clone(),
-        threads: threads.clone(),
-    };
-    let scheduler = Embedded::new(Parts {
+    let parts = Parts {
         config: config.clone(),
-        place: Arc::new(place),
-        snapshots,
         store: store.clone(),
         kept: kept.clone(),
         logs,
         roster: roster.clone(),
         threads: threads.clone(),
-    });
+    };
+    let scheduler = Embedded::here(parts, backend, http.clone());
     let terms = config.terms_of_substitution();
     let substituters =
         Substituters::new(&config.substitution, &terms, &store, trusted, &http, threads.clone());

@@ -51,6 +51,13 @@ pub struct Member {
     pub expires: Option<Day>,
 }
 
+impl Member {
+    /// The last day of the member's access, if it has passed.
+    pub fn expired(&self, today: Day) -> Option<Day> {
+        self.expires.filter(|last| !last.lets_in(today))
+    }
+}
+
 /// What a member may do besides building. Nothing on the box asks for it yet: there is no command that only maintainers
 /// may use. The agent knows it and logs it with each login.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -93,11 +93,14 @@ impl Key {
         }
     }
 
+    /// The moment at which the key expired, if it has.
+    pub fn expired(&self, unix_seconds: u64) -> Option<Moment> {
+        self.until.filter(|until| until.0 < unix_seconds)
+    }
+
     /// Whether the line's own conditions let a login from `peer` at this moment pass. `Err` says which does not.
     pub fn conditions(&self, peer: IpAddr, unix_seconds: u64) -> Result<(), String> {
-        if let Some(until) = self.until
-            && unix_seconds > until.0
-        {
+        if let Some(until) = self.expired(unix_seconds) {
             return Err(format!("the key's expiry-time {until} has passed"));
         }
         match &self.from {

@@ -10,6 +10,7 @@
 //! addresses.rs  from="…" and a certificate's source-address
 //! limits.rs     a member's own limits and their bounds
 //! date.rs       `expires`, `expiry-time`
+//! person.rs     which keys tell one person of a name from another
 //! ```
 //! Not here: where a roster comes from (`access-manager`), and who is let in by it (the agent's `ssh/login.rs`).
 
@@ -19,6 +20,7 @@ mod file;
 pub mod keys;
 mod limits;
 pub mod name;
+pub mod person;
 pub mod words;
 
 pub use date::Day;

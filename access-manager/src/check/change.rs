@@ -1,15 +1,16 @@
-//! What a change of the roster does, as sentences that a reviewer can act on. A pure function of two states.
+//! The effects of a change of the roster, as sentences that a reviewer can act on. A pure function of two states.
 //!
-//! Each sentence names one effect on the box. What has no effect (comments, order, the file a key is in) is not told.
+//! Each sentence names one effect on the box. There is no sentence for a difference without an effect (comments, order,
+//! the file of a key).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ::roster::words::{all_of, quoted};
-use ::roster::{Day, Key, LIMITS, Limit, Member, MemberLimits, Role, keys};
+use ::roster::{Day, Key, LIMITS, Limit, Member, MemberLimits, Role, keys, person};
 
 use super::words;
 
-/// Keys of a new member that are told one by one.
+/// Keys of a new member that are listed one by one.
 const MAX_KEYS_TOLD: usize = 4;
 
 /// Whether somebody gets more, less, or something else.
@@ -89,19 +90,12 @@ fn parsed(member: &Member) -> Vec<Key> {
     member.keys.iter().filter_map(|line| keys::parse_line(line).ok()).collect()
 }
 
-/// The keys by which the box tells one person of a name from another: all but authorities of several members
-/// (crate `members`, `identity`).
+/// See [`person::personal_keys`].
 fn personal_keys<'a>(side: &Side<'a>) -> BTreeMap<&'a str, BTreeSet<String>> {
-    let keys: Vec<(&str, Vec<Key>)> =
-        side.members.iter().map(|member| (member.name.as_str(), parsed(member))).collect();
-    let mut authorities: BTreeMap<&str, usize> = BTreeMap::new();
-    for key in keys.iter().flat_map(|(_, keys)| keys).filter(|key| key.authority.is_some()) {
-        *authorities.entry(&key.key).or_default() += 1;
-    }
-    let personal = |key: &&Key| key.authority.is_none() || authorities.get(key.key.as_str()) == Some(&1);
-    keys.iter()
-        .map(|(name, keys)| (*name, keys.iter().filter(personal).map(|key| key.key.clone()).collect()))
-        .collect()
+    let parsed: Vec<Vec<Key>> = side.members.iter().map(parsed).collect();
+    let names = side.members.iter().map(|member| member.name.as_str());
+    let members: Vec<(&str, &[Key])> = names.zip(parsed.iter().map(Vec::as_slice)).collect();
+    person::personal_keys(&members)
 }
 
 /// Names who share with each other, each pair once.
@@ -140,12 +134,10 @@ impl Told {
         if member.role == Role::Maintainer {
             text.push_str(", as a maintainer");
         }
-        match member.expires {
-            Some(day) if !day.lets_in(today) => {
-                text.push_str(&format!(", but has expired on {day}: nobody gets in"))
-            }
-            Some(day) => text.push_str(&format!(", until {day}")),
-            None => {}
+        match (member.expired(today), member.expires) {
+            (Some(day), _) => text.push_str(&format!(", but has expired on {day}: nobody gets in")),
+            (None, Some(day)) => text.push_str(&format!(", until {day}")),
+            (None, None) => {}
         }
         if before.left_out.contains(member.name.as_str()) {
             text.push_str(" (the entry had a mistake before, which kept its owner out)");
@@ -202,8 +194,7 @@ impl Told {
         let name = &other.name;
         let (old, new) = (by_key(one), by_key(other));
         let (before, after) = personal;
-        // As the box decides it: with nothing to compare, the name decides.
-        if !before.is_empty() && !after.is_empty() && before.is_disjoint(after) {
+        if !person::is_same(before, after) {
             let who = quoted(name);
             let text = format!(
                 "replaces all keys of {who}: the box takes {who} for another person, and claims, logs and shares are not \

@@ -1,4 +1,4 @@
-//! What is wrong, or probably not meant, with one state of the roster.
+//! Mistakes in one state of the roster, and entries that are probably not meant.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use super::Diagnostic;
 use crate::diag::{Place, did_you_mean, quoted};
 use crate::roster::{Evaluated, Groups, Inspected, TRUSTED_USERS, Unused};
 
-/// Names out of order that are told one by one. With more, the roster is in an order of its own.
+/// Names out of order that are listed one by one. With more of them, the roster has an order of its own.
 const MAX_MISPLACED: usize = 5;
 /// Names in one note.
 const MAX_NAMES: usize = 5;
@@ -144,11 +144,11 @@ fn above_bounds(member: &Member, bounds: &[Bound]) -> Vec<Finding> {
 fn expired(member: &Member, now: u64) -> Vec<Finding> {
     let name = quoted(&member.name);
     let warning = |text| Finding::new(Severity::Warning, "expired", text);
-    let day = member.expires.filter(|day| !day.lets_in(Day::at(now)));
+    let day = member.expired(Day::at(now));
     let mut out: Vec<Finding> =
         day.map(|day| warning(format!("the access of {name} has expired on {day}"))).into_iter().collect();
     for key in member.keys.iter().filter_map(|line| keys::parse_line(line).ok()) {
-        if let Some(until) = key.until.filter(|until| until.0 < now) {
+        if let Some(until) = key.expired(now) {
             let text = format!("the key {} of {name} has expired at {until}", key.fingerprint());
             out.push(warning(text));
         }

@@ -1,6 +1,6 @@
 //! The report as text for terminals, as Markdown for a comment or a summary, as JSON for programs.
 //!
-//! What strangers wrote stands in backticks in every sentence, and nowhere else. In Markdown that is a code span, in which
+//! In every sentence, the words of strangers stand in backticks and nowhere else. In Markdown that is a code span, in which
 //! forges look for no mentions, links or HTML; the rest is escaped all the same.
 
 use std::fmt::Write;
@@ -8,12 +8,13 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use super::findings::{Finding, Severity};
+use super::words;
 use super::{Comparison, Report};
 use crate::diag::quoted;
 
 /// The version of the JSON report. Fields are added without a new number.
 pub const SCHEMA: u64 = 1;
-/// Longest Markdown. A comment on GitHub ends at 65,536 characters, and other text may stand around ours.
+/// Longest Markdown. A comment on GitHub ends at 65,536 characters, and other text may stand around the report.
 const MAX_MARKDOWN: usize = 48_000;
 /// Longest list in it.
 const MAX_ITEMS: usize = 60;
@@ -84,16 +85,13 @@ fn since(comparison: &Comparison) -> String {
 
 fn problem(comparison: &Comparison) -> Option<String> {
     let problem = comparison.problem.as_ref()?;
-    Some(format!("there is nothing to compare with: {problem}; so everybody is told as new"))
+    Some(format!("there is nothing to compare with: {problem}; so every member is listed as new"))
 }
 
 fn verdict(report: &Report) -> String {
     let count = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
-    let some = |number: usize, word: &str| match number {
-        0 => None,
-        1 => Some(format!("1 {word}")),
-        _ => Some(format!("{number} {word}s")),
-    };
+    let some =
+        |number: usize, word: &str| (number > 0).then(|| words::count(number, word, &format!("{word}s")));
     let found: Vec<String> = [
         report.members.and_then(|members| some(members, "member")),
         some(count(Severity::Error), "error"),
@@ -229,8 +227,7 @@ fn plain(text: &str) -> String {
 
 /// A code span. Without a backtick in it, one on each side is enough.
 fn code(text: &str) -> String {
-    let inner: String =
-        text.chars().map(printable::character).map(|c| if c == '`' { '\'' } else { c }).collect();
+    let inner = printable::line(text).replace('`', "'");
     match inner.trim().is_empty() {
         true => "(nothing)".into(),
         false => format!("`{inner}`"),

@@ -1,4 +1,4 @@
-//! What evaluating a roster gives: members, mistakes of those who are left out, warnings.
+//! The result of evaluating a roster: members, mistakes of those who are left out, warnings.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ pub struct Evaluated {
     pub members: Vec<Member>,
     /// In the order of the file.
     pub mistakes: Vec<Mistake>,
-    /// What is fine but probably not meant.
+    /// Accepted entries that are probably not meant.
     pub warnings: Vec<Warning>,
 }
 
@@ -38,7 +38,7 @@ impl fmt::Display for Warning {
     }
 }
 
-/// What is wrong with one member.
+/// A mistake in the entry of one member.
 #[derive(Clone, Debug)]
 pub struct Mistake {
     /// The member's name, or which entry of a list it is.
@@ -57,7 +57,7 @@ impl Evaluated {
         }
     }
 
-    /// Who is left out, as `roster.json` says it.
+    /// The members who are left out, as `roster.json` lists them.
     pub fn left_out(&self) -> Vec<LeftOut> {
         let out = self.mistakes.iter().filter(|mistake| mistake.left_out);
         out.map(|mistake| LeftOut::new(&mistake.name, &mistake.diagnostic.line())).collect()

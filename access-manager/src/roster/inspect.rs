@@ -1,4 +1,4 @@
-//! What has no effect on who gets in and still concerns maintainers: where names are written, key files that nobody names,
+//! Facts that do not decide who gets in and still concern maintainers: where names are written, key files that nobody names,
 //! groups that have a meaning on an ordinary machine.
 //!
 //! Only `access-manager check` asks for it. The box's own evaluation does without, so nothing here can keep anybody out.
@@ -41,7 +41,7 @@ pub struct Unused {
     pub private: bool,
 }
 
-/// Where each member's name is written, in the order of the files.
+/// The place of each member's name, in the order of the files.
 pub fn places<'a>(ev: &Evaluator, members: impl Iterator<Item = &'a (Span, Member)>) -> Vec<(String, Place)> {
     let mut by_place: BTreeMap<(u32, u32), Vec<(Span, &str)>> = BTreeMap::new();
     for (span, member) in members {

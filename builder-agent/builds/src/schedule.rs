@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix_derivation::StorePath;
-use sandbox::{Cancel, Limits};
+use sandbox::{Cancel, JobRunner, Limits};
 use store::Store;
 use tokio::sync::watch;
 
@@ -27,15 +27,16 @@ use crate::kept::KeptLogs;
 use crate::log::{self, LogReader};
 use crate::reuse::Known;
 use members::{Member, Roster};
+use net::HttpClient;
 use settings::Config;
 use shares::threads::Threads;
 
+use place::{Here, Place, Snapshots};
 use queue::Queue;
 use run::Run;
 use share::{RunKey, Running, Table, Waiter};
 use shared::Shared;
 
-pub use place::{Done, Here, Place, Snapshots, Task};
 pub use request::{Built, Held, NotStarted, Outcome, Request};
 
 mod admit;
@@ -106,12 +107,9 @@ pub struct Embedded {
     shared: Arc<Shared>,
 }
 
-/// The parts of the box that a scheduler uses.
+/// The parts of the box that a scheduler uses, wherever it places builds.
 pub struct Parts {
     pub config: Arc<Config>,
-    pub place: Arc<dyn Place>,
-    /// The table in which `place` finds inputs.
-    pub snapshots: Snapshots,
     pub store: Store,
     pub kept: Arc<KeptLogs>,
     /// Folder for the logs of running builds. It exists, on the file system of `kept`.
@@ -132,24 +130,40 @@ struct Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.shared.running.leave(&self.key, self.id, self.waiter, self.shared.config.keep_builds_running);
+        self.shared.running.leave(
+            &self.key,
+            self.id,
+            self.waiter,
+            self.shared.parts.config.keep_builds_running,
+        );
     }
 }
 
 impl Embedded {
-    pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, place, snapshots, store, kept, logs, mut roster, threads } = parts;
+    /// A scheduler that places all builds on this machine. `http` is for the builders that download.
+    pub fn here(parts: Parts, backend: Arc<dyn JobRunner>, http: Arc<HttpClient>) -> Arc<Self> {
+        let snapshots = Snapshots::default();
+        let here = Here {
+            backend,
+            kind: parts.config.sandbox.backend,
+            http,
+            store: parts.store.clone(),
+            snapshots: snapshots.clone(),
+            scratch: parts.logs.clone(),
+            threads: parts.threads.clone(),
+        };
+        Self::new(parts, Arc::new(here), snapshots)
+    }
+
+    /// `place` finds the inputs of its tasks in `snapshots`.
+    fn new(parts: Parts, place: Arc<dyn Place>, snapshots: Snapshots) -> Arc<Self> {
+        let mut roster = parts.roster.clone();
         let shared = Arc::new(Shared {
-            queue: Queue::new(config.limits.max_jobs),
-            config,
+            queue: Queue::new(parts.config.limits.max_jobs),
+            parts,
             place,
             snapshots,
-            store,
-            kept,
-            logs,
             running: Table::default(),
-            roster: roster.clone(),
-            threads,
             next_id: AtomicU64::new(1),
         });
         let scheduler = Arc::new(Self { shared });
@@ -171,10 +185,10 @@ impl Embedded {
         let request = &first.request;
         // The caller holds the lock of the table, and a run is recorded before it is unlisted: so none can end
         // unnoticed between.
-        if !request.check && !Known::look(&self.shared.store, &request.key).is(&request.known) {
+        if !request.check && !Known::look(&self.shared.parts.store, &request.key).is(&request.known) {
             return Err(NotStarted::Known);
         }
-        let (writer, log) = log::create(&self.shared.logs).map_err(|error| {
+        let (writer, log) = log::create(&self.shared.parts.logs).map_err(|error| {
             NotStarted::Refused(Failure::transient(format!("cannot create a build log: {error}")))
         })?;
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);

@@ -7,7 +7,6 @@ use store::{BuildRecord, Member as Owner, RecordEnd, StoreConfig};
 use super::*;
 use crate::recipe::OutputSpec;
 use crate::{BuildKey, Envelope, Recipe, SandboxIdentity};
-use net::HttpClient;
 use shares::budget::Budgets;
 
 /// Builders that run until they are cancelled.
@@ -51,18 +50,10 @@ impl Barn {
         let kept = Arc::new(KeptLogs::new(dir.path().join("kept"), 1 << 20));
         let backend = Arc::new(Endless::default());
         let (sender, roster) = watch::channel(roster(dir.path(), &[("alice", 4), ("bob", 4)]));
-        let (logs, threads, snapshots) = (dir.path().to_owned(), Threads::new(), Snapshots::default());
-        let place = Arc::new(Here {
-            backend: backend.clone(),
-            kind: config.sandbox.backend,
-            http: Arc::new(HttpClient::new(&config.fetch)),
-            store: store.clone(),
-            snapshots: snapshots.clone(),
-            scratch: logs.clone(),
-            threads: threads.clone(),
-        });
-        let parts = Parts { config, place, snapshots, store: store.clone(), kept, logs, roster, threads };
-        let scheduler = Embedded::new(parts);
+        let (logs, threads) = (dir.path().to_owned(), Threads::new());
+        let http = Arc::new(HttpClient::new(&config.fetch));
+        let parts = Parts { config, store: store.clone(), kept, logs, roster, threads };
+        let scheduler = Embedded::here(parts, backend.clone(), http);
         Self { dir, store, backend, scheduler, roster: sender }
     }
 
@@ -91,7 +82,7 @@ impl Barn {
             drv_hash: None,
             weight: 0,
         };
-        let envelope = Envelope::of_box(&self.scheduler.shared.config);
+        let envelope = Envelope::of_box(&self.scheduler.shared.parts.config);
         let inputs = view.snapshot(&recipe.inputs).expect("no inputs");
         let key = BuildKey::of(&recipe, inputs.info(), SandboxIdentity::default(), &envelope);
         let request = Request {

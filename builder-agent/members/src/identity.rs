@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ::roster::person;
 use serde::{Deserialize, Serialize};
 
 /// Separates a name from the number of an identity. No name contains it (crate `roster`, `name`).
@@ -146,10 +147,8 @@ impl State {
             let same = known.is_some_and(|person| match keys {
                 // The identity can be decided only when the entry can be read.
                 None => person.away_since.is_none(),
-                Some(keys) => {
-                    let nothing_to_compare = keys.is_empty() || person.keys.is_empty();
-                    !keys.is_disjoint(&person.keys) || person.away_since.is_none() && nothing_to_compare
-                }
+                Some(keys) if person.away_since.is_none() => person::is_same(&person.keys, keys),
+                Some(keys) => !keys.is_disjoint(&person.keys),
             });
             if !same {
                 // The identity can be decided only when the entry can be read; with an unreadable entry no login works.

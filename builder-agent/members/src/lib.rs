@@ -13,8 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::roster::{BAKED_IN, Day, FileError, Key, LeftOut, MAX_FILE};
-use russh::keys::ssh_key::HashAlg;
+use ::roster::{BAKED_IN, Day, FileError, Key, LeftOut, MAX_FILE, person};
 use russh::keys::ssh_key::public::KeyData;
 use tokio::sync::watch;
 
@@ -167,7 +166,7 @@ fn parse(
             roster.left_out.push(LeftOut::new(&entry.name, why));
             continue;
         };
-        if entry.expires.is_some_and(|last| !last.lets_in(today)) {
+        if entry.expired(today).is_some() {
             continue;
         }
         let name: Arc<str> = entry.name.as_str().into();
@@ -191,22 +190,15 @@ fn parse(
     Ok(roster)
 }
 
-/// All names of the file: a member who has expired, or whose entry has a mistake, has not left. An authority of several
-/// members is left out, as it identifies none of them.
+/// All names of the file: a member who has expired, or whose entry has a mistake, has not left.
 fn listed(read: &::roster::Read) -> Listed {
-    let mut authorities: HashMap<&KeyData, usize> = HashMap::new();
-    for key in read.members.iter().flat_map(|(_, keys)| keys).filter(|key| key.authority.is_some()) {
-        *authorities.entry(&key.data).or_default() += 1;
-    }
-    let personal = |key: &&Key| key.authority.is_none() || authorities.get(&key.data) == Some(&1);
     let named = |left: &LeftOut| ::roster::name::check(&left.name).is_ok();
     let mut listed: Listed =
         read.errors.iter().filter(|left| named(left)).map(|left| (left.name.as_str().into(), None)).collect();
-    for (member, keys) in &read.members {
-        let fingerprint = |key: &Key| key.data.fingerprint(HashAlg::Sha256).to_string();
-        let fingerprints = keys.iter().filter(personal).map(fingerprint).collect();
-        listed.insert(member.name.as_str().into(), Some(fingerprints));
-    }
+    let members: Vec<(&str, &[Key])> =
+        read.members.iter().map(|(member, keys)| (member.name.as_str(), keys.as_slice())).collect();
+    let personal = person::personal_keys(&members).into_iter();
+    listed.extend(personal.map(|(name, keys)| (name.into(), Some(keys))));
     listed
 }
 

@@ -36,7 +36,7 @@ const MAX_ADDRESSES: usize = 16;
 /// Lookups at once. They only wait; a member has at most as many as builds, and a few that were given up.
 const NAME_THREADS: usize = 64;
 
-/// Why there is no connection. One line each.
+/// The reasons why there is no connection, each in one line.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ConnectError {
     #[error("cannot find the address of '{host}': {cause}")]
@@ -63,7 +63,7 @@ pub struct Dialer {
     certificates: PathBuf,
     /// Read at the first use, so that a box without certificates can still use what needs none.
     tls: Mutex<Option<Arc<ClientConfig>>>,
-    /// Where names are looked up.
+    /// The threads that look up names.
     names: Crew,
 }
 
@@ -138,7 +138,7 @@ impl Dialer {
     }
 
     /// Asks the system. That blocks, for as long as a name's servers like: so there are threads for nothing else, and no
-    /// name has more than half of them. Whoever waits gives up with the connection ([`CONNECT_TIME`]).
+    /// name has more than half of them. A caller stops waiting after [`CONNECT_TIME`].
     async fn look_up(&self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let asked = (name.to_owned(), port);
         let domain: Arc<str> = name.rsplit('.').take(2).collect::<Vec<_>>().join(".").into();

@@ -35,7 +35,7 @@ const MAX_SERVERS: usize = 64;
 /// How we introduce ourselves.
 const USER_AGENT: &str = concat!("barnraiser/", env!("CARGO_PKG_VERSION"));
 
-/// Why nothing, or not all, was received. One line each; they name the URL.
+/// The reasons why a body was not received completely, each in one line that names the URL.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     #[error("cannot fetch '{url}': this box fetches http:// and https:// only")]
@@ -275,7 +275,7 @@ fn in_full(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// What of a URL goes to the server: no user name, no password, no fragment.
+/// The part of a URL that goes to the server: no user name, no password, no fragment.
 fn uri(url: &Url) -> Result<Uri, HttpError> {
     if url.as_str().len() > MAX_URL_BYTES {
         return Err(HttpError::LongUrl { length: url.as_str().len() });
@@ -377,7 +377,7 @@ pub struct Blocking {
 }
 
 impl Blocking {
-    /// Where the error will be, in full, if there is one: what reads through us passes on its text at best.
+    /// The complete error, if there is one. A library that reads from this passes on at most its text.
     #[must_use]
     pub fn failure(&self) -> Arc<Mutex<Option<HttpError>>> {
         self.failed.clone()

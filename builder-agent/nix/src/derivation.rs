@@ -37,7 +37,7 @@ pub struct Derivation {
     pub inputs: BTreeMap<StorePath, BTreeSet<String>>,
 }
 
-/// Why a file is no derivation that can be built here.
+/// The reasons why a file is not a derivation that can be built here.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DerivationError {
     #[error("it is not a derivation: {what} at byte {at}")]
@@ -270,15 +270,14 @@ pub fn aterm(
         };
         let (how, hash) = match spec {
             Output::InputAddressed { .. } | Output::Deferred => (String::new(), String::new()),
-            Output::Fixed { ca } => (
-                prefixed(ca.method(), &ca.hash().algorithm().to_string()),
-                hex::encode(ca.hash().digest_as_bytes()),
-            ),
+            Output::Fixed { ca } => {
+                (prefixed(ca.method(), ca.hash().algorithm()), hex::encode(ca.hash().digest_as_bytes()))
+            }
             Output::Floating { method, hash_algorithm } => {
-                (prefixed(*method, &hash_algorithm.to_string()), String::new())
+                (prefixed(*method, *hash_algorithm), String::new())
             }
             Output::Impure { method, hash_algorithm } => {
-                (prefixed(*method, &hash_algorithm.to_string()), "impure".to_owned())
+                (prefixed(*method, *hash_algorithm), "impure".to_owned())
             }
         };
         text.push(b'(');
@@ -345,7 +344,8 @@ fn quoted(text: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 /// `r:sha256` and its relatives (Nix: `printMethodAlgo`).
-pub(crate) fn prefixed(method: ContentAddressMethod, algorithm: &str) -> String {
+#[must_use]
+pub fn prefixed(method: ContentAddressMethod, algorithm: HashAlgorithm) -> String {
     let prefix = match method {
         ContentAddressMethod::Flat => "",
         ContentAddressMethod::Nar => "r:",

@@ -58,7 +58,7 @@ fn of_parts(
     if let (1, Some(Output::Fixed { ca })) = (drv.outputs.len(), drv.outputs.get("out")) {
         let path = Output::Fixed { ca: ca.clone() }.path(name, "out").map_err(|e| e.to_string())?;
         let path = path.map(|path| path.to_absolute_path()).unwrap_or_default();
-        let (method, hash) = (prefixed(ca.method(), &ca.hash().algorithm().to_string()), ca.hash());
+        let (method, hash) = (prefixed(ca.method(), ca.hash().algorithm()), ca.hash());
         let text = format!("fixed:out:{method}:{}:{path}", hex::encode(hash.digest_as_bytes()));
         let hash = Sha256::digest(text.as_bytes()).into();
         return Ok(Hashes { input: hash, masked: hash, deferred: false, verified: true });

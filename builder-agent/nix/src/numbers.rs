@@ -17,7 +17,7 @@ pub enum Number {
 }
 
 impl Number {
-    /// What the text of a number means. `None` if it is larger than any floating-point number, which Nix refuses.
+    /// The value of the text of a number. `None` if it is larger than any floating-point number, which Nix refuses.
     pub fn parse(text: &str) -> Option<Self> {
         if !text.contains(['.', 'e', 'E']) {
             if text.starts_with('-') {
@@ -52,7 +52,7 @@ impl Number {
     }
 }
 
-/// What the processor makes of a number that is no `int`: C++ does not say, so Nix's answer is that of its machine.
+/// The processor's conversion of a number that is no `int`: C++ does not define it, so Nix's answer is that of its machine.
 fn int_of(number: f64) -> i32 {
     match cfg!(target_arch = "x86_64") && !(-2_147_483_649.0 < number && number < 2_147_483_648.0) {
         true => i32::MIN,

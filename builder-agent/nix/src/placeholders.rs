@@ -9,12 +9,12 @@ use std::collections::HashMap;
 /// A slash, and a SHA-256 hash.
 const LENGTH: usize = 1 + 52;
 
-/// What to put where.
+/// Placeholders and their replacements.
 #[derive(Debug, Default)]
 pub struct Placeholders(HashMap<[u8; LENGTH], Vec<u8>>);
 
 impl Placeholders {
-    /// Of equal placeholders the last counts. What has not the form of one is nowhere.
+    /// Of equal placeholders the last counts. A text without the form of a placeholder is ignored.
     pub fn insert(&mut self, placeholder: &str, path: String) {
         if let Ok(placeholder) = placeholder.as_bytes().try_into() {
             self.0.insert(placeholder, path.into_bytes());

@@ -1,4 +1,4 @@
-//! Which paths the outputs of content-addressed derivations have.
+//! The paths of the outputs of content-addressed derivations.
 
 use std::collections::BTreeMap;
 

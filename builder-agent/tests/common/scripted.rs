@@ -13,7 +13,7 @@ use std::time::Duration;
 use builds::SandboxIdentity;
 use builds::kept::KeptLogs;
 use builds::realise::Realiser;
-use builds::schedule::{Embedded, Here, Parts, Snapshots};
+use builds::schedule::{Embedded, Parts};
 use daemon::Agent;
 use daemon::{Caller, SessionOptions};
 use members::{Member, MemberLimits, Role, Roster};
@@ -149,26 +149,15 @@ impl Scripted {
         let kept = Arc::new(KeptLogs::new(logs.join("kept"), 1 << 20));
         let threads = Threads::new();
         let http = Arc::new(net::HttpClient::new(&config.fetch));
-        let snapshots = Snapshots::default();
-        let place = Here {
-            backend: script.clone(),
-            kind: config.sandbox.backend,
-            http: http.clone(),
-            store: store.clone(),
-            snapshots: snapshots.clone(),
-            scratch: logs.clone(),
-            threads: threads.clone(),
-        };
-        let scheduler = Embedded::new(Parts {
+        let parts = Parts {
             config: config.clone(),
-            place: Arc::new(place),
-            snapshots,
             store: store.clone(),
             kept: kept.clone(),
             logs,
             roster: roster.clone(),
             threads: threads.clone(),
-        });
+        };
+        let scheduler = Embedded::here(parts, script.clone(), http.clone());
         let sandbox_identity = SandboxIdentity::default();
         let signing_key =
             builder_agent::signing::load_or_create(&dir.path().join("signing-key"), "testbox-1")

@@ -7,6 +7,7 @@
 
 use std::io;
 
+use nix::derivation::prefixed;
 use nix::{DrvKey, DrvOutputId, PathInfo, Realisation};
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, Output, StorePath};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -317,7 +318,7 @@ pub fn encode_request(request: &Request, protocol: Protocol) -> Vec<u8> {
         Q::AddToStore { name, method, algorithm, references, repair } if protocol.at_least(25) => {
             out.str(name);
             let prefix = if *method == ContentAddressMethod::Text { "" } else { "fixed:" };
-            out.str(&format!("{prefix}{}", method_text(*method, *algorithm)));
+            out.str(&format!("{prefix}{}", prefixed(*method, *algorithm)));
             out.paths(references);
             out.bool(*repair);
         }
@@ -443,10 +444,10 @@ fn write_output(out: &mut Vec<u8>, output: &Output, drv_name: &str, name: &str) 
         Output::InputAddressed { .. } | Output::Deferred => (String::new(), String::new()),
         Output::Fixed { ca } => {
             let hash = ca.hash();
-            (method_text(ca.method(), hash.algorithm()), hex::encode(hash.digest_as_bytes()))
+            (prefixed(ca.method(), hash.algorithm()), hex::encode(hash.digest_as_bytes()))
         }
-        Output::Floating { method, hash_algorithm } => (method_text(*method, *hash_algorithm), String::new()),
-        Output::Impure { method, hash_algorithm } => (method_text(*method, *hash_algorithm), "impure".into()),
+        Output::Floating { method, hash_algorithm } => (prefixed(*method, *hash_algorithm), String::new()),
+        Output::Impure { method, hash_algorithm } => (prefixed(*method, *hash_algorithm), "impure".into()),
     };
     out.maybe_path(path.as_ref());
     out.str(&method);
@@ -475,16 +476,6 @@ pub(crate) fn write_basic_derivation(
         out.bytes(key);
         out.bytes(value);
     }
-}
-
-fn method_text(method: ContentAddressMethod, algorithm: HashAlgorithm) -> String {
-    let prefix = match method {
-        ContentAddressMethod::Flat => "",
-        ContentAddressMethod::Nar => "r:",
-        ContentAddressMethod::Text => "text:",
-        ContentAddressMethod::Git => "git:",
-    };
-    format!("{prefix}{algorithm}")
 }
 
 fn write_drv_output_id(out: &mut Vec<u8>, protocol: Protocol, id: &DrvOutputId) {

@@ -1,15 +1,15 @@
 //! Zstandard data of any number of frames, one after the other, as one reader. The decoder of the library reads one frame.
 //!
-//! A stranger chose the bytes: the window of each frame is bounded. How much comes out is for the caller to bound.
+//! A stranger chose the bytes: the window of each frame is bounded. The caller limits the size of the output.
 
 use std::io::{self, BufRead, Read};
 
 use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 
-/// Largest window. `zstd --ultra -22` needs this much; a bomb asks for gigabytes.
+/// Largest window. `zstd --ultra -22` needs this much; a decompression bomb requests gigabytes.
 const MAX_WINDOW: u64 = 128 << 20;
 
-/// What all frames of `R` hold.
+/// A reader of the contents of all frames of `R`.
 pub struct Frames<R: BufRead>(State<R>);
 
 enum State<R: BufRead> {
@@ -30,7 +30,7 @@ impl<R: BufRead> Read for Frames<R> {
             return Ok(0);
         }
         loop {
-            // After an error the state is `Failed`, so that nobody takes the rest for the end.
+            // After an error the state is `Failed`, so that a later read is not mistaken for the end of the data.
             self.0 = match std::mem::replace(&mut self.0, State::Failed) {
                 State::Between(mut packed) => {
                     if packed.fill_buf()?.is_empty() {

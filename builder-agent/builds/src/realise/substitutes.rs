@@ -50,8 +50,7 @@ struct Looked {
 
 impl Context {
     /// Whether paths and outputs called `name` may be fetched for this client.
-    #[must_use]
-    pub fn may_fetch(&self, name: &str) -> bool {
+    fn may_fetch(&self, name: &str) -> bool {
         self.may_fetch_if(name, true)
     }
 

@@ -80,7 +80,7 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
 
     let owner = owner.borrow().clone();
     let registering = Instant::now();
-    let workers = shared.threads.of(&member.id);
+    let workers = shared.parts.threads.of(&member.id);
     let (result, log) = match (result, owner) {
         (Err(failure), _) => {
             let log = keep_log(&shared, &workers, source, Some(&failure)).await;
@@ -185,7 +185,7 @@ async fn finish(
     let recorded: BTreeMap<String, RecordedOutput> =
         settled.iter().map(|(name, settled)| (name.clone(), settled.record())).collect();
     if !check {
-        let workers = shared.threads.of(&owner.request.member.id);
+        let workers = shared.parts.threads.of(&owner.request.member.id);
         let view = shared.view_of(&owner);
         let work = move || outputs::register(&owner.request.recipe, &view, owner.request.proven(), settled);
         workers.commit(work).await.unwrap_or_else(|error| {
@@ -223,7 +223,7 @@ async fn record(
         Err(_) => return,
     };
     let record = BuildRecord { drv: recipe.drv_path.clone(), time: ended.stop_time, end };
-    let store = shared.store.clone();
+    let store = shared.parts.store.clone();
     match workers.commit(move || store.record_result(&key, record)).await {
         // `NoObject`: the paths were valid with other contents, so there is no result that others could reuse.
         Ok(Ok(()) | Err(store::RegisterError::NoObject { .. })) => {}
@@ -244,7 +244,7 @@ async fn keep_log(
     if failure.is_some_and(Failure::is_cancelled) {
         return None;
     }
-    let kept = shared.kept.clone();
+    let kept = shared.parts.kept.clone();
     let name = workers.contents(move || kept.keep(source.file())).await.ok()?;
     name.inspect_err(|error| tracing::warn!(%error, "cannot keep a build log")).ok()
 }

@@ -1,43 +1,34 @@
 //! The data that all runs share, and the current limits from the roster and the configuration.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use sandbox::Limits;
-use store::{Store, View};
-use tokio::sync::watch;
+use store::View;
 
+use super::Parts;
 use super::place::{Place, Snapshots};
 use super::queue::Queue;
 use super::request::Request;
 use super::share::{Table, Waiter};
 use crate::Envelope;
-use crate::kept::KeptLogs;
-use members::{Member, Roster};
+use members::Member;
 use settings::Config;
-use shares::threads::Threads;
 
 pub(super) struct Shared {
-    pub config: Arc<Config>,
+    pub parts: Parts,
     pub place: Arc<dyn Place>,
     pub snapshots: Snapshots,
-    pub store: Store,
-    pub kept: Arc<KeptLogs>,
-    pub logs: PathBuf,
     pub queue: Arc<Queue>,
     pub running: Table,
-    /// The roster, which can change at any time.
-    pub roster: watch::Receiver<Arc<Roster>>,
-    pub threads: Threads,
     pub next_id: AtomicU64,
 }
 
 impl Shared {
     /// The member's current entry in the roster; `None` once they have left.
     pub fn current(&self, member: &Member) -> Option<Arc<Member>> {
-        self.roster.borrow().current(member).cloned()
+        self.parts.roster.borrow().current(member).cloned()
     }
 
     /// The member's current number of slots.
@@ -46,19 +37,23 @@ impl Shared {
     }
 
     pub fn slots(&self, member: &Member) -> usize {
-        let most = self.config.limits.max_jobs_per_member;
+        let most = self.parts.config.limits.max_jobs_per_member;
         member.limits.max_jobs.map_or(most, |own| own as usize).clamp(1, most)
     }
 
     /// The current view of the member who asked. The request may have waited, and then built, for hours.
     pub fn view_of(&self, waiter: &Waiter) -> View {
-        self.roster.borrow().view_of(&self.store, &waiter.request.member).holding_as(&waiter.held.view)
+        self.parts
+            .roster
+            .borrow()
+            .view_of(&self.parts.store, &waiter.request.member)
+            .holding_as(&waiter.held.view)
     }
 
     /// The limits of a build of this request if it starts now, in this envelope.
     pub fn limits(&self, request: &Request, size: Envelope) -> Limits {
         let now = self.current(&request.member).unwrap_or_else(|| request.member.clone());
-        limits(&self.config, &now, request, size)
+        limits(&self.parts.config, &now, request, size)
     }
 }
 
