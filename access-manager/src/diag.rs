@@ -1,7 +1,7 @@
-//! Errors as a person reads them: what is wrong, where, the line itself, what was expected and found, what to do.
+//! Errors for people: what is wrong, where, the line itself, what was expected and found, and what to do.
 //!
-//! The text comes from strangers and ends up in terminals and CI logs, so every quotation is bounded and free of
-//! control characters, and a line that may hold a secret is not repeated.
+//! The quoted text comes from strangers and is printed to terminals and CI logs. So every quotation is bounded and has
+//! no control characters, and a line that may hold a secret is not repeated.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ pub use ::roster::words::{did_you_mean, one_of, quoted};
 /// Widest part of a source line that is shown; a pasted RSA key alone is longer than this.
 const MAX_LINE_SHOWN: usize = 120;
 
-/// Which class of mistake it is. Stable, for tests and for tools that sort messages.
+/// The class of a mistake. The classes are stable, for tests and for tools that sort messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// The text is not Nix.
@@ -19,11 +19,11 @@ pub enum Class {
     Type,
     /// A name or an attribute that does not exist.
     Undefined,
-    /// A value that needs itself.
+    /// A value that depends on itself.
     Recursion,
     /// One of the evaluator's limits was reached.
     Limit,
-    /// Something Nix can do and a roster may not (or that we do not know).
+    /// A feature of Nix that rosters may not use, or that this evaluator does not have.
     Unsupported,
     /// `throw`, `abort`, or a failed `assert` in the roster.
     Thrown,
@@ -33,7 +33,7 @@ pub enum Class {
     Outside,
     /// The value is not a roster: unknown attributes, bad names, bad limits, duplicates.
     Roster,
-    /// An ssh key we cannot accept.
+    /// An ssh key that is not acceptable.
     Key,
 }
 
@@ -61,12 +61,12 @@ pub struct Diagnostic {
     pub expected: Option<String>,
     pub found: Option<String>,
     pub hint: Option<String>,
-    /// Other places that belong to the story, such as the first of two duplicates.
+    /// Other places that explain the mistake, such as the first of two duplicates.
     pub notes: Vec<(String, Option<Place>)>,
 }
 
 impl Class {
-    /// For programs that sort messages.
+    /// The name of the class, for programs that sort messages.
     pub fn name(self) -> &'static str {
         match self {
             Class::Syntax => "syntax",
@@ -84,7 +84,7 @@ impl Class {
     }
 }
 
-/// `file:line:column`. The name of the file is a stranger's text as well.
+/// `file:line:column`. The name of the file comes from a stranger too, so it is made printable.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let file = printable::line(&self.file);
@@ -93,7 +93,7 @@ impl fmt::Display for Place {
 }
 
 impl Diagnostic {
-    /// In one line, for logs and `roster.json`: title, place, what to do.
+    /// The message in one line, for logs and `roster.json`: title, place, what to do.
     pub fn line(&self) -> String {
         let mut line = self.title.clone();
         if let Some(place) = &self.at {
@@ -135,7 +135,7 @@ fn write_place(f: &mut fmt::Formatter<'_>, place: &Place, gutter: usize) -> fmt:
     let Some(text) = &place.text else {
         return write!(f, "\n{:gutter$} | (line not shown: it may hold a secret)", "");
     };
-    // A window around the caret: a line may be a megabyte long.
+    // Only the part around the caret is shown: a line may be a megabyte long.
     let skip = (place.column - 1).saturating_sub(MAX_LINE_SHOWN / 2);
     let mut shown: String = text.chars().skip(skip).take(MAX_LINE_SHOWN).map(printable::character).collect();
     let cut_left = if skip > 0 { "…" } else { "" };
@@ -157,7 +157,7 @@ pub struct Span {
     pub end: u32,
 }
 
-/// The files read so far, so that a [`Span`] stays three numbers.
+/// The files that were read so far. A [`Span`] names one by its number.
 #[derive(Default)]
 pub struct Files(Vec<(String, std::rc::Rc<str>)>);
 
@@ -197,7 +197,8 @@ fn floor_char(text: &str, at: usize) -> usize {
     at
 }
 
-/// A [`Diagnostic`] on its way up, its positions still spans. Boxed: it travels in every `Result` of the evaluator.
+/// A [`Diagnostic`] with positions that are not resolved yet. Boxed, since every `Result` of the evaluator has room
+/// for one.
 #[derive(Clone, Debug)]
 pub struct Fault(Box<Inner>);
 
@@ -256,7 +257,7 @@ impl Fault {
         self
     }
 
-    /// The line at fault may hold a secret: do not repeat it.
+    /// Leaves out the text of the line, since it may hold a secret.
     pub fn secret(mut self) -> Fault {
         self.0.secret = true;
         self

@@ -1,9 +1,9 @@
 //! The roster: from `users.nix` in a git repository to `roster.json` on the box.
 //!
-//! `users.nix` is written by people we do not know yet (it arrives in pull requests), so it is hostile input: it is
-//! evaluated by a small pure evaluator ([`nix`]) with bounds on time, memory, depth and text, and it can name only
-//! files of its own repository ([`source`]). Whatever is wrong with it is told as a [`diag::Diagnostic`]: where, which
-//! line, what was expected, what was found, what to do.
+//! `users.nix` comes in pull requests from people whom nobody knows yet, so it is hostile input. A small pure
+//! evaluator ([`nix`]) with limits on time, memory, depth and text evaluates it, and it can name only files of its own
+//! repository ([`source`]). Every mistake in it is reported as a [`diag::Diagnostic`]: the place, the line, what was
+//! expected, what was found, and what to do.
 //!
 //! ```text
 //! git remote --sync--> bare repository --source--> nix (evaluator) --roster--> roster.json --> the agent

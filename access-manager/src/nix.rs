@@ -1,8 +1,9 @@
 //! A pure, bounded evaluator for the part of Nix that rosters are written in.
 //!
 //! It is lazy as Nix is, and agrees with `nix-instantiate --eval --strict --json` on what both accept
-//! (`tests/agree.rs`). The expression is hostile: see [`Limits`] for what it may spend. There are no derivations, no
-//! network, no environment and no clock; those builtins exist and fail with a message that names them.
+//! (`tests/agree.rs`). The expression is hostile: [`Limits`] bounds the resources that it uses. There are no
+//! derivations, no network, no environment and no clock: those builtins exist, and fail with a message that names
+//! them.
 //!
 //! Not here: what a roster looks like ([`crate::roster`]) and where files come from ([`crate::source`]).
 
@@ -24,8 +25,8 @@ pub use value::{AttrMap, Slot, ThunkId, Value};
 use crate::diag::Diagnostic;
 use crate::source::Source;
 
-/// Stack of the evaluation thread. Address space only, touched as needed: [`Limits::depth`] levels of the largest
-/// frames (an unoptimised build's) fit in it.
+/// Size of the evaluation thread's stack. [`Limits::depth`] levels of the largest frames (those of an unoptimised
+/// build) fit in it. It is address space; memory is used only for the part that an evaluation reaches.
 const STACK: usize = 1 << 30;
 
 /// Runs `work` with a fresh evaluator over `source`, on a thread whose stack fits [`Limits::depth`].
@@ -49,7 +50,7 @@ where
     })
 }
 
-/// Evaluates `file` completely and gives what `nix-instantiate --eval --strict --json` prints.
+/// Evaluates `file` completely and returns what `nix-instantiate --eval --strict --json` prints.
 /// A function at the top is called with `{ lib, pkgs, … }` as a NixOS module would be.
 pub fn to_json<S: Source + Send>(
     source: S,

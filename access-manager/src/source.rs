@@ -1,34 +1,34 @@
-//! Where the roster's files come from: a working directory, or a commit in git without a checkout.
+//! The source of the roster's files: a working directory, or a commit in git without a checkout.
 //!
 //! Paths here are relative to the top of the repository, normalised, with `/` between names; `""` is the top. The
-//! repository is hostile: symbolic links are followed by [`resolve`] itself, one name at a time, so that none leads out.
-//! A working directory belongs to the person who runs the command; we do not defend it against changing meanwhile.
-//! A git tree cannot change.
+//! repository is hostile: [`resolve`] itself follows symbolic links, one name at a time, so that no link leads out of
+//! the repository. A working directory belongs to the person who runs the command, so there is no defence against
+//! changes to it meanwhile. A git tree cannot change.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Symbolic links followed for one path. The kernel's own bound (`MAXSYMLINKS`, path_resolution(7)).
+/// Most symbolic links that are followed for one path: the kernel's own limit (`MAXSYMLINKS`, path_resolution(7)).
 const MAX_LINKS: usize = 40;
 /// Longest path, as in `PATH_MAX`.
 const MAX_PATH: usize = 4096;
 /// Most entries of one directory; a directory of keys has one per member.
 const MAX_ENTRIES: usize = 20_000;
 
-/// What a name in the repository is.
+/// The kind of a name in the repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {
     File,
     Directory,
-    /// With its target as written.
+    /// The link's target, as it is written.
     Symlink(String),
-    /// Neither of these, in words: "a git submodule".
+    /// Another kind, in words: "a git submodule".
     Other(&'static str),
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// The file would not fit the budget; reading it anyway lets a pull request fill our memory.
+    /// The file is larger than the limit. Reading it anyway would let a pull request fill the memory.
     #[error("it is larger than {limit} bytes")]
     TooLarge { limit: u64 },
     #[error("the directory has more than {MAX_ENTRIES} entries")]
@@ -39,9 +39,9 @@ pub enum SourceError {
     Git(#[from] git2::Error),
 }
 
-/// The files of one repository. None of the three follows a symbolic link in the last name of `path`.
+/// The files of one repository. None of the three functions follows a symbolic link in the last name of `path`.
 pub trait Source {
-    /// What `path` is; `None` when there is no such thing.
+    /// The kind of `path`; `None` if it does not exist.
     fn look(&self, path: &str) -> Result<Option<Node>, SourceError>;
     /// The contents of a regular file of at most `limit` bytes.
     fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, SourceError>;
@@ -49,7 +49,7 @@ pub trait Source {
     fn list(&self, path: &str) -> Result<Vec<(String, Node)>, SourceError>;
 }
 
-/// Why a path has no place in the repository.
+/// The reason why a path cannot be resolved.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
     #[error("it leaves the repository")]
@@ -64,7 +64,7 @@ pub enum ResolveError {
     Source(#[from] SourceError),
 }
 
-/// `relative` as seen from the directory `dir`, normalised by its letters alone, as Nix does.
+/// Resolves `relative` against the directory `dir`. As in Nix, the text alone is normalised; links are not followed.
 pub fn join(dir: &str, relative: &str) -> Result<String, ResolveError> {
     if dir.len() + relative.len() > MAX_PATH {
         return Err(ResolveError::TooLong);
@@ -87,7 +87,7 @@ pub fn parent(path: &str) -> &str {
     path.rfind('/').map_or("", |i| &path[..i])
 }
 
-/// Follows symbolic links, inside the repository only. Returns the real path and what is there (never a link).
+/// Follows symbolic links, inside the repository only. Returns the real path and its kind, which is never a link.
 pub fn resolve(source: &dyn Source, path: &str) -> Result<Option<(String, Node)>, ResolveError> {
     let mut todo: Vec<String> = path.split('/').rev().map(str::to_owned).collect();
     let mut done = String::new();
@@ -124,7 +124,7 @@ pub fn resolve(source: &dyn Source, path: &str) -> Result<Option<(String, Node)>
                 if target.starts_with('/') || join(&done, &target).is_err() {
                     return Err(ResolveError::LinkEscapes { link: next, target });
                 }
-                // The link's directory is `done` already; its target's names come next.
+                // `done` is the link's directory already; the names of its target come next.
                 todo.extend(target.split('/').rev().map(str::to_owned));
             }
             Some(found) => {
@@ -136,7 +136,7 @@ pub fn resolve(source: &dyn Source, path: &str) -> Result<Option<(String, Node)>
     Ok(Some((done, node)))
 }
 
-/// Files as they are on disk, uncommitted changes included.
+/// Files as they are on disk, with uncommitted changes.
 pub struct WorkDir {
     root: PathBuf,
 }
@@ -242,7 +242,7 @@ impl GitTree {
     }
 
     fn blob(&self, id: git2::Oid, limit: u64) -> Result<Vec<u8>, SourceError> {
-        // The header tells the size before the object is unpacked into memory.
+        // The header has the size, so a large object is never unpacked into memory.
         let (size, _) = self.repository.odb()?.read_header(id)?;
         if size as u64 > limit {
             return Err(SourceError::TooLarge { limit });

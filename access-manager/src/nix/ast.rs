@@ -1,4 +1,4 @@
-//! The expression tree the evaluator walks: the parser's tree with syntax, comments and sugar removed.
+//! The expression tree that the evaluator walks: the parser's tree without comments and without syntactic sugar.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -20,7 +20,7 @@ pub enum Kind {
     Float(f64),
     Str(Rc<str>),
     Interpolated(Vec<Part>),
-    /// A path relative to the directory of its file; literal and computed pieces.
+    /// A path relative to the directory of its file, in literal and computed pieces.
     Path(Vec<Part>),
     Var(Sym),
     Select {
@@ -86,9 +86,9 @@ pub struct AttrSet {
 
 #[derive(Debug)]
 pub struct Attr {
-    /// Where the name is written.
+    /// The position of the name.
     pub span: Span,
-    /// The value sees the scope around the set, even if the set is recursive (`inherit x;`).
+    /// Whether the value is evaluated in the scope around the set, even if the set is recursive (`inherit x;`).
     pub outer: bool,
     pub value: ExprRef,
 }

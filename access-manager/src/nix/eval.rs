@@ -1,4 +1,4 @@
-//! The evaluator: expressions to values, thunks forced once, every step paid for.
+//! The evaluator: turns expressions into values, computes each thunk at most once, and charges for every step.
 
 mod calls;
 mod files;
@@ -21,10 +21,10 @@ pub(super) use files::path_fault;
 
 pub type R<T> = Result<T, Fault>;
 
-/// `toString ./x` must give text that can become a path again, and no real path starts like this.
+/// The prefix of the text that `toString ./x` returns. The text can become a path again, since no other path has it.
 pub(super) const TOP: &str = "/<repository>";
 
-/// The file that holds our `lib`; messages point at its caller instead.
+/// The number of the file with the built-in `lib`. Messages show the position of its caller instead.
 const LIB_FILE: u32 = 0;
 const LIB_TEXT: &str = include_str!("lib.nix");
 
@@ -93,18 +93,18 @@ impl<'s> Evaluator<'s> {
         Ok(self.alloc(span, State::Done(value)))
     }
 
-    /// Where the value's expression is written.
+    /// The position of the value's expression.
     pub fn span(&self, id: ThunkId) -> Span {
         self.thunks[id.0 as usize].span
     }
 
-    /// The position to blame for a value: its own, unless that is inside our `lib`.
+    /// The position that messages about a value show: its own, or `otherwise` if its own is inside `lib`.
     pub fn blame(&self, id: ThunkId, otherwise: Span) -> Span {
         let span = self.span(id);
         if span.file == LIB_FILE { otherwise } else { span }
     }
 
-    /// The value of a thunk, computed at most once. `at` is who wants it.
+    /// The value of a thunk, computed at most once. `at` is the expression that needs it.
     pub fn force(&mut self, id: ThunkId, at: Span) -> R<Value> {
         let index = id.0 as usize;
         if let State::Done(value) = &self.thunks[index].state {
@@ -152,7 +152,7 @@ impl<'s> Evaluator<'s> {
         self.deeper(expr.span)?;
         let result = self.eval_inner(expr, env);
         self.depth -= 1;
-        // A fault raised without a position (a limit, a built-in) belongs to the innermost expression.
+        // A fault raised without a position (a limit, a built-in) gets the position of the innermost expression.
         result.map_err(|fault| if fault.span().is_none() { fault.at(expr.span) } else { fault })
     }
 
@@ -262,7 +262,7 @@ impl<'s> Evaluator<'s> {
         Ok(Value::string(out))
     }
 
-    /// What `${value}` puts into a string.
+    /// The text that `${value}` adds to a string.
     pub(super) fn interpolated(&mut self, value: &Value, at: Span) -> R<Rc<str>> {
         match value {
             Value::Str(s) => Ok(s.clone()),

@@ -1,4 +1,4 @@
-//! Values as JSON and back: what `nix-instantiate --eval --strict --json` prints.
+//! Turns values into JSON, as `nix-instantiate --eval --strict --json` prints it, and JSON into values.
 
 use std::rc::Rc;
 
@@ -9,7 +9,7 @@ use super::value::*;
 use crate::diag::{Class, Fault, Span};
 
 impl Evaluator<'_> {
-    /// Forces everything. Functions and paths have no JSON here (Nix would copy a path into its store).
+    /// Forces the whole value. Functions and paths are refused (Nix would copy a path into its store).
     pub fn json(&mut self, value: &Value) -> R<Json> {
         let nowhere = Span { file: 0, start: 0, end: 0 };
         self.json_at(value, nowhere)
@@ -54,7 +54,7 @@ impl Evaluator<'_> {
         self.nested(blame, |ev| ev.json_at(&value, blame))
     }
 
-    /// serde_json bounds the nesting of what it parses (128 levels), so this recursion is bounded too.
+    /// serde_json bounds the nesting of the text that it parses (128 levels), so this recursion is bounded too.
     pub(super) fn value_of_json(&mut self, json: Json, at: Span) -> R<Value> {
         self.pay_values(1)?;
         Ok(match json {

@@ -1,6 +1,6 @@
-# The part of nixpkgs' `lib` that rosters use, with its meaning. Each function is written from its documentation
-# (nixpkgs manual, "Functions reference"); tests/agree checks them against the real one. Keep it small: a function
-# belongs here once a real roster needs it.
+# The part of nixpkgs' `lib` that rosters use, with the same meaning. Each function is written from its documentation
+# (nixpkgs manual, "Functions reference"); tests/agree compares them with the real one. Add a function only when a real
+# roster needs it.
 #
 # Besides the builtins this file sees `splitString`, `trim`, `hasInfix` and `toInt` from natives_text.rs.
 let
@@ -163,7 +163,7 @@ let
       if stringLength s >= width then s else fixedWidthString width filler (filler + s);
     isStringLike = x: isString x || isPath x;
 
-    # modules: as much as a roster's definitions need; access-manager reads the results
+    # modules: only what definitions in rosters need; access-manager reads the results
     mkIf = condition: content: { _type = "if"; inherit condition content; };
     mkMerge = contents: { _type = "merge"; inherit contents; };
     mkOverride = priority: content: { _type = "override"; inherit priority content; };

@@ -1,19 +1,19 @@
-//! What one evaluation may spend. A roster of ten thousand members stays under a fifth of each.
+//! Limits of one evaluation. A roster of ten thousand members uses less than a fifth of each.
 
-/// Every number is enforced where the resource is spent, and the error names the limit.
+/// Each limit is enforced where the resource is used, and the error names the limit.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Expressions evaluated, values looked at. Bounds time: ten million take a few seconds.
+    /// Expressions that are evaluated and values that are examined. Bounds the time: ten million take a few seconds.
     pub steps: u64,
-    /// Evaluations inside evaluations. Bounds the stack ([`super::with_evaluator`]).
+    /// Evaluations nested in each other. Bounds the stack ([`super::with_evaluator`]).
     pub depth: u32,
-    /// Values, list elements and attributes ever made; none is freed before the end. About 100 bytes each.
+    /// Values, list elements and attributes that are made; none is freed before the end. Each takes about 100 bytes.
     pub values: u64,
-    /// Bytes of text ever made or read: strings, files.
+    /// Bytes of text that are made or read: strings and files.
     pub text: u64,
-    /// One `.nix` file. The largest shared user lists are a hundredth of it.
+    /// Bytes of one `.nix` file. The largest known user lists have a hundredth of that.
     pub source_file: u64,
-    /// Any other file: key files hold a handful of lines.
+    /// Bytes of any other file. A key file has a few lines.
     pub data_file: u64,
 }
 
@@ -30,6 +30,6 @@ impl Default for Limits {
     }
 }
 
-/// Brackets, operators and arguments inside each other, in one file. The parser recurses on some of them without a
-/// bound of its own, and trees of this depth are walked recursively.
+/// Greatest depth of brackets, operators and arguments in one file. The parser recurses on some of them without a
+/// bound, and the evaluator walks the tree recursively.
 pub const MAX_NESTING: u32 = 1_500;

@@ -1,4 +1,5 @@
-//! From the parser's tree to ours: merges `a.b = …; a.c = …;`, finds duplicates, unescapes strings.
+//! Turns the parser's tree into that of [`super::ast`]: merges `a.b = …; a.c = …;`, finds duplicates, unescapes
+//! strings.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -29,7 +30,7 @@ struct Lower {
     file: u32,
 }
 
-/// An attribute while its set is being put together; nested sets stay open for `a.b = …; a.c = …;`.
+/// An attribute of a set that is still being made: `a.b = …; a.c = …;` adds to a nested set one name at a time.
 enum Draft {
     Value { span: Span, outer: bool, value: ExprRef },
     Set { span: Span, set: DraftSet },
@@ -50,7 +51,7 @@ impl Lower {
     }
 
     fn need<N: AstNode, T>(&self, parent: &N, part: Option<T>) -> R<T> {
-        // The parser reports these as errors already; this keeps us honest if it ever does not.
+        // The parser has reported a missing part already. This error is for a case that it may overlook.
         part.ok_or_else(|| Fault::new(Class::Syntax, "this expression is incomplete").at(self.span(parent)))
     }
 
@@ -318,7 +319,7 @@ impl Lower {
         Ok(())
     }
 
-    /// `a.b.c = value;`
+    /// Adds `a.b.c = value;`.
     fn define(&self, set: &mut DraftSet, path: Vec<Name>, value: &ast::Expr) -> R<()> {
         let mut draft = self.draft(value, &path)?;
         let mut path = path.into_iter();
@@ -418,7 +419,7 @@ impl Draft {
     }
 }
 
-/// The text of a `"…"` string. A line break is `\n` however the file writes it (Nix: src/libexpr/lexer.l, unescapeStr).
+/// The text of a `"…"` string. Every kind of line break becomes `\n` (Nix: src/libexpr/lexer.l, unescapeStr).
 fn unescape(raw: &str) -> String {
     let mut out = String::with_capacity(raw.len());
     let mut chars = raw.chars().peekable();

@@ -11,7 +11,7 @@ use super::value::*;
 use super::{natives_list, natives_text};
 use crate::diag::{Class, Fault, Span};
 
-/// Every built-in function. The list is the documentation of what exists.
+/// Every built-in function. There is no other list of them.
 fn table() -> impl Iterator<Item = &'static Native> {
     NATIVES.iter().chain(natives_list::NATIVES).chain(natives_text::NATIVES)
 }
@@ -20,7 +20,7 @@ fn table() -> impl Iterator<Item = &'static Native> {
 const GLOBAL: &[&str] =
     &["abort", "baseNameOf", "dirOf", "import", "isNull", "map", "removeAttrs", "throw", "toString"];
 
-/// Names that exist in Nix and will not exist here, by reason.
+/// Names that exist in Nix and are refused here, with the reason.
 const FORBIDDEN: &[(&str, &[&str])] = &[
     (
         "it reaches for the network, and reading a roster does not",
@@ -110,14 +110,14 @@ const NATIVES: &[Native] = &[
     Native { name: "floor", arity: 1, run: |ev, a, at| round(ev, a, at, f64::floor) },
 ];
 
-/// The scope every file starts in.
+/// The scope in which every file is evaluated.
 pub(super) fn base_scope(ev: &mut Evaluator) -> Env {
     let nowhere = Span { file: 0, start: 0, end: 0 };
     let mut names: HashMap<Rc<str>, ThunkId> = HashMap::new();
     let mut builtins = AttrMap::new();
     let mut add = |ev: &mut Evaluator, name: &str, state| {
         let thunk = ev.alloc(nowhere, state);
-        // `__name` is the old spelling of every built-in, and it works everywhere.
+        // `__name` is the old spelling of every built-in, and needs no `builtins.`.
         if let Some(plain) = name.strip_prefix("__") {
             builtins.insert(plain.into(), Slot { thunk, span: nowhere });
         } else {
@@ -156,7 +156,7 @@ pub(super) fn base_scope(ev: &mut Evaluator) -> Env {
     Some(Rc::new(EnvNode { scope: Scope::Names(RefCell::new(names)), parent: None }))
 }
 
-/// What our `lib.nix` sees besides: helpers without a name of their own in Nix.
+/// The scope of `lib.nix`. It has helpers that are no builtins of Nix.
 pub(super) fn lib_scope(ev: &mut Evaluator) -> Env {
     let nowhere = Span { file: 0, start: 0, end: 0 };
     let mut names = HashMap::new();
@@ -201,7 +201,7 @@ impl Evaluator<'_> {
         }
     }
 
-    /// A path, or text that `toString` made of one.
+    /// A path, or the text that `toString` made from one.
     pub(super) fn arg_path(&mut self, id: ThunkId, at: Span, what: &str) -> R<Rc<str>> {
         match self.force(id, at)? {
             Value::Path(path) => Ok(path),
@@ -242,7 +242,7 @@ fn overflow(at: Span) -> Fault {
     Fault::new(Class::Type, "this number does not fit in 64 bits").at(at)
 }
 
-/// Every binary operator that needs both sides.
+/// Applies a binary operator that needs both operands.
 pub(super) fn operator(ev: &mut Evaluator, op: Op, a: (Value, Span), b: (Value, Span), at: Span) -> R<Value> {
     let ((left, left_at), (right, right_at)) = (a, b);
     Ok(match op {
@@ -290,7 +290,7 @@ fn add_text(ev: &mut Evaluator, a: (Value, Span), b: (Value, Span), at: Span) ->
     match (&a.0, &b.0) {
         (Value::Path(path), Value::Str(more)) => {
             ev.pay_text(path.len() + more.len())?;
-            // Text first, then normalising: `./keys + ".old"` is a name beside `keys`.
+            // The text is appended before the path is normalised: `./keys + ".old"` is a name beside `keys`.
             let joined = crate::source::join("", &format!("/{path}{more}"));
             joined.map(|p| Value::Path(p.into())).map_err(|e| super::eval::path_fault(more, &e).at(at))
         }
@@ -341,7 +341,8 @@ fn arithmetic(op: Op, a: (Value, Span), b: (Value, Span), at: Span) -> R<Value> 
     }))
 }
 
-/// Nix's `==`: functions equal nothing, not even themselves. (Nix compares pointers first in places; no roster can tell.)
+/// Nix's `==`. A function equals nothing, not even itself. (Nix compares pointers first in some places; this makes no
+/// difference to rosters.)
 pub(super) fn equal(ev: &mut Evaluator, a: &Value, b: &Value, at: Span) -> R<bool> {
     ev.step(1)?;
     Ok(match (a, b) {
@@ -495,7 +496,7 @@ fn bits(ev: &mut Evaluator, a: &[ThunkId], at: Span, f: fn(i64, i64) -> i64) -> 
 fn round(ev: &mut Evaluator, a: &[ThunkId], at: Span, f: fn(f64) -> f64) -> R<Value> {
     match ev.force(a[0], at)? {
         Value::Int(i) => Ok(Value::Int(i)),
-        // `as` saturates; a float beyond 64 bits is nobody's job count.
+        // `as` saturates; no number in a roster needs more than 64 bits.
         Value::Float(x) => Ok(Value::Int(f(x) as i64)),
         other => Err(wrong_type("the argument", "a number", &other, ev.blame(a[0], at))),
     }

@@ -127,7 +127,7 @@ fn gen_list(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
     let count = ev.arg_int(a[1], at, "the length")?;
     let count = usize::try_from(count)
         .map_err(|_| Fault::new(Class::Type, format!("a list cannot have {count} elements")).at(at))?;
-    // Before anything is made: the length is the author's to choose.
+    // Charged before anything is made, since the author of the roster chooses the length.
     ev.pay_values(count)?;
     let mut out = Vec::with_capacity(count);
     for i in 0..count {
@@ -204,7 +204,7 @@ fn partition(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
     Ok(Value::Attrs(Rc::new(map)))
 }
 
-/// Stable merge sort of our own: the order function is the author's, may fail, and may be nonsense.
+/// A stable merge sort. Not `sort_by`: the roster's order function may fail, and may be inconsistent.
 fn sort(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
     let mut items = ev.arg_list(a[1], at, "the second argument of `sort`")?.to_vec();
     let mut width = 1;
@@ -214,7 +214,7 @@ fn sort(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
         for run in items.chunks(width * 2) {
             let (mut left, mut right) = run.split_at(width.min(run.len()));
             while let (Some(x), Some(y)) = (left.first(), right.first()) {
-                // The right one goes first only when it is strictly less: equal elements keep their order.
+                // The right element goes first only when it is strictly less: equal elements keep their order.
                 let less = match ev.call_thunk(a[0], &[*y, *x], at)? {
                     Value::Bool(b) => b,
                     other => return Err(wrong_type("the order's answer", "true or false", &other, at)),
@@ -303,7 +303,7 @@ fn list_to_attrs(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
         let (name, value) = (need("name")?, need("value")?);
         let key = ev.arg_string(name.thunk, at, "the `name` of an element for `listToAttrs`")?;
         ev.pay_values(1)?;
-        // Nix: the first of two equal names wins. The roster's own check then never sees the second.
+        // As in Nix, the first of two equal names wins. So the roster's check for duplicates never sees the second.
         map.entry(key).or_insert(Slot { thunk: value.thunk, span: ev.blame(name.thunk, blame) });
     }
     Ok(Value::Attrs(Rc::new(map)))

@@ -23,7 +23,7 @@ pub(super) const NATIVES: &[Native] = &[
     Native { name: "pathExists", arity: 1, run: path_exists },
     Native { name: "readFile", arity: 1, run: read_file },
     Native { name: "readDir", arity: 1, run: read_dir },
-    // Not in Nix's own builtins: `lib.nix` writes them with regular expressions, which we leave out.
+    // Not builtins of Nix. nixpkgs' `lib` defines them with regular expressions, which are not available here.
     Native { name: "lib.splitString", arity: 2, run: split_string },
     Native { name: "lib.trim", arity: 1, run: trim },
     Native { name: "lib.hasInfix", arity: 2, run: has_infix },
@@ -31,7 +31,7 @@ pub(super) const NATIVES: &[Native] = &[
 ];
 
 impl Evaluator<'_> {
-    /// What `toString` gives.
+    /// The text that `toString` returns.
     pub(super) fn stringify(&mut self, value: &Value, at: Span) -> R<Rc<str>> {
         Ok(match value {
             Value::Str(s) => s.clone(),
@@ -46,7 +46,7 @@ impl Evaluator<'_> {
                 for (i, item) in items.iter().enumerate() {
                     let value = self.force(*item, at)?;
                     out.push_str(&self.nested(at, |ev| ev.stringify(&value, at))?);
-                    // Nix: no space after an empty list inside a list.
+                    // As in Nix, there is no space after an empty list inside a list.
                     if i + 1 < items.len() && !matches!(&value, Value::List(l) if l.is_empty()) {
                         out.push(' ');
                     }
@@ -86,7 +86,7 @@ fn string_length(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
     Ok(Value::Int(ev.arg_string(a[0], at, "the argument of `stringLength`")?.len() as i64))
 }
 
-/// Counts bytes, as Nix does; half a character is refused instead of made.
+/// Counts bytes, as Nix does; an end inside of a character is refused.
 fn substring(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
     let start = ev.arg_int(a[0], at, "the start")?;
     let length = ev.arg_int(a[1], at, "the length")?;
@@ -96,7 +96,7 @@ fn substring(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
         .min(text.len());
     let end = match usize::try_from(length) {
         Ok(length) => start.saturating_add(length).min(text.len()),
-        // Nix: a negative length means all the rest.
+        // As in Nix, a negative length means the rest of the text.
         Err(_) => text.len(),
     };
     match text.get(start..end) {
@@ -119,14 +119,15 @@ fn concat_strings_sep(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
         let value = ev.force(*item, at)?;
         let blame = ev.blame(*item, at);
         let piece = ev.interpolated(&value, blame)?;
-        // Each piece is paid before the string grows by it.
+        // Each piece is charged before it is appended.
         ev.pay_text(piece.len() + separator.len())?;
         out.push_str(&piece);
     }
     Ok(Value::string(out))
 }
 
-/// At each place the first pattern that fits wins; an empty pattern fits everywhere (Nix: primops.cc, replaceStrings).
+/// At each place the first pattern that matches wins; an empty pattern matches everywhere (Nix: primops.cc,
+/// replaceStrings).
 fn replace_strings(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
     let mut lists = [Vec::new(), Vec::new()];
     for (side, out) in lists.iter_mut().enumerate() {

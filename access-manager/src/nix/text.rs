@@ -1,4 +1,4 @@
-//! Text of a file before it becomes a tree: nesting is measured, syntax errors are put into words.
+//! The text of a file before it becomes a tree: bounds its nesting, and words syntax errors.
 
 use rnix::{ParseError, SyntaxKind, SyntaxKind::*, TextRange};
 
@@ -8,7 +8,7 @@ use crate::diag::{Class, Fault, Span, quoted};
 /// Refuses text nested so deeply that parsing it, or walking or dropping its tree, could exhaust the stack.
 ///
 /// The parser bounds `let`, `if`, lambdas and the like itself, but not lists in lists, chains of operators, or
-/// chains of arguments. This is an upper estimate of the tree's depth, made on tokens alone.
+/// chains of arguments. The tokens give an upper bound of the tree's depth.
 pub fn check_nesting(file: u32, text: &str) -> Result<(), Fault> {
     struct Level {
         list: bool,
@@ -31,7 +31,7 @@ pub fn check_nesting(file: u32, text: &str) -> Result<(), Fault> {
                 if levels.len() > 1 {
                     depth -= 1 + levels.pop().map_or(0, |l| l.chain);
                 }
-                // The closed bracket is itself an argument or element.
+                // The expression in the brackets is itself an argument or element.
                 bump(&mut levels, &mut depth, false, |l| (l.list, &mut l.chain));
             }
             TOKEN_SEMICOLON | TOKEN_COMMA => {
@@ -57,7 +57,7 @@ pub fn check_nesting(file: u32, text: &str) -> Result<(), Fault> {
     }
     return Ok(());
 
-    /// One more link in the chain at this level. Elements of a list stand side by side and add none.
+    /// Makes the chain of operators or arguments at this level longer. Elements of a list are no chain.
     fn bump<L>(levels: &mut [L], depth: &mut u32, always: bool, parts: impl Fn(&mut L) -> (bool, &mut u32)) {
         if let Some(level) = levels.last_mut() {
             let (list, chain) = parts(level);
@@ -69,13 +69,13 @@ pub fn check_nesting(file: u32, text: &str) -> Result<(), Fault> {
     }
 }
 
-/// The parser's first complaint, in the words of someone reading the file.
+/// The parser's first error, in words for a reader of the file.
 pub fn syntax_fault(file: u32, text: &str, error: &ParseError) -> Fault {
     let end = text.trim_end().len() as u32;
     let eof = Span { file, start: end.saturating_sub(1), end };
     let span = |range: &TextRange| {
         let (start, stop) = (u32::from(range.start()), u32::from(range.end()));
-        // The range covers all that was skipped; its first word is where the reader should look.
+        // The range covers all skipped text; the message points at its first word.
         let skipped = &text[start as usize..stop as usize];
         let lead = (skipped.len() - skipped.trim_start().len()) as u32;
         let word = skipped.split_whitespace().next().map_or(1, str::len) as u32;

@@ -1,7 +1,7 @@
 //! Values, thunks and scopes.
 //!
 //! Thunks live in the evaluator's arena and are named by number, so that cyclic values (`rec`, `let`) need no cycle of
-//! counted pointers: everything goes when the evaluator goes.
+//! counted pointers. All are freed with the evaluator.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -21,7 +21,7 @@ pub enum Value {
     Int(i64),
     Float(f64),
     Str(Rc<str>),
-    /// Relative to the top of the repository, normalised.
+    /// The path is relative to the top of the repository, and normalised.
     Path(Rc<str>),
     List(Rc<Vec<ThunkId>>),
     Attrs(Rc<AttrMap>),
@@ -31,7 +31,7 @@ pub enum Value {
 
 pub type AttrMap = BTreeMap<Sym, Slot>;
 
-/// An attribute: its value, and where its name is written.
+/// An attribute: its value, and the position of its name.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot {
     pub thunk: ThunkId,
@@ -43,7 +43,7 @@ pub struct Closure {
     pub(super) env: Env,
 }
 
-/// A built-in function with the arguments it has so far.
+/// A built-in function with the arguments that it has so far.
 pub struct NativeCall {
     pub(super) native: &'static Native,
     pub(super) args: Vec<ThunkId>,
@@ -62,9 +62,9 @@ pub(super) struct Thunk {
 
 pub(super) enum State {
     Pending(ExprRef, Env),
-    /// A call a built-in function left for later, such as one element of `map`.
+    /// A call that a built-in function leaves for later, such as one element of `map`.
     Call(ThunkId, Vec<ThunkId>),
-    /// Something that exists by name only; needing it is this fault.
+    /// A name without a value. Forcing it returns this fault.
     Forbidden(Fault),
     Running,
     Done(Value),
@@ -79,7 +79,7 @@ pub(super) struct EnvNode {
 }
 
 pub(super) enum Scope {
-    /// Filled in after the thunks that see it are made.
+    /// Filled after the thunks that refer to it are made.
     Names(RefCell<HashMap<Sym, ThunkId>>),
     With(ThunkId),
 }
@@ -89,7 +89,7 @@ impl Value {
         Value::Str(text.as_ref().into())
     }
 
-    /// With its article, for messages: "a list".
+    /// The kind of the value with its article, for messages: "a list".
     pub fn kind(&self) -> &'static str {
         match self {
             Value::Null => "null",
@@ -104,7 +104,7 @@ impl Value {
         }
     }
 
-    /// As `builtins.typeOf` says it.
+    /// The name that `builtins.typeOf` returns.
     pub fn type_of(&self) -> &'static str {
         match self {
             Value::Null => "null",

@@ -1,4 +1,4 @@
-//! Calls: functions of the file, our own, and modules at the top.
+//! Calls of functions: those that files define, the built-in ones, and a whole file that is a NixOS module.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -36,7 +36,7 @@ impl Evaluator<'_> {
             Value::Attrs(map) if map.contains_key("__functor") => {
                 let functor = map["__functor"].thunk;
                 let this = self.done(Value::Attrs(map), at)?;
-                // A functor may give itself again: without an expression in between, nothing else counts the levels.
+                // A functor may return itself. There is no expression in between, so the levels are counted here.
                 self.nested(at, |ev| ev.call_thunk(functor, &[this, arg], at))
             }
             other => Err(Fault::new(Class::Type, format!("{} is called as a function", other.kind()))
@@ -99,8 +99,8 @@ impl Evaluator<'_> {
         self.eval(&closure.lambda.body, &env)
     }
 
-    /// Calls `value`, if it is a function, the way a NixOS module is called: with `lib`, `pkgs.lib`, and names that
-    /// exist but may not be used.
+    /// Calls `value`, if it is a function, as a NixOS module is called: with `lib`, `pkgs.lib`, and arguments that
+    /// fail when they are used.
     pub fn call_module(&mut self, value: Value) -> R<Value> {
         let Value::Lambda(closure) = &value else { return Ok(value) };
         let Param::Formals { formals, .. } = &closure.lambda.param else {
@@ -130,7 +130,7 @@ impl Evaluator<'_> {
                 map.insert(name, slot(thunk));
             }
         }
-        // A module without `...` gets exactly what it names.
+        // A module without `...` gets only the arguments that it names.
         if let Param::Formals { open: false, formals, .. } = &closure.lambda.param {
             map.retain(|name, _| formals.iter().any(|f| f.name == *name));
         }
@@ -139,7 +139,7 @@ impl Evaluator<'_> {
     }
 }
 
-/// A fault inside our `lib` is the fault of whoever called it.
+/// Gives a fault inside `lib` the position of the caller, since that is where a mistake can be corrected.
 pub(super) fn point_out_of_lib(fault: Fault, at: Span) -> Fault {
     match fault.span() {
         Some(span) if span.file != LIB_FILE => fault,

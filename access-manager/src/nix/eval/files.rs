@@ -1,4 +1,4 @@
-//! Files of the commit: reading, importing, and pointing at places in them.
+//! The repository's files: reads and imports them, and resolves positions in them.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use crate::nix::value::*;
 use crate::source::{self, Node, ResolveError, Source, SourceError};
 
 impl Evaluator<'_> {
-    /// Finds `path` in the repository, links followed. `None`: there is no such thing.
+    /// Finds `path` in the repository and follows links. `None` means that it does not exist.
     pub fn find(&mut self, path: &str) -> R<Option<(String, Node)>> {
         self.step(10)?;
         source::resolve(self.source, path).map_err(|e| path_fault(path, &e))
@@ -22,7 +22,7 @@ impl Evaluator<'_> {
         Ok(names)
     }
 
-    /// The text of a regular file (links followed); gives its real path too.
+    /// The real path and the text of a regular file. Links are followed.
     pub fn read(&mut self, path: &str, limit: u64) -> R<(String, Rc<str>)> {
         let missing = || {
             Fault::new(Class::File, format!("the file {} does not exist", quoted(path)))
@@ -66,7 +66,7 @@ impl Evaluator<'_> {
         Ok(self.read(path, limit)?.1)
     }
 
-    /// A key file: its text, and its number for positions.
+    /// The text of a key file, and the file's number for positions.
     pub fn read_for_positions(&mut self, path: &str) -> R<(u32, Rc<str>)> {
         let limit = self.limits.data_file;
         let (real, text) = self.read(path, limit)?;
@@ -101,7 +101,7 @@ impl Evaluator<'_> {
         self.force(id, span)
     }
 
-    /// A span of a file that was read.
+    /// The text of a file that was read.
     pub fn text_at(&self, file: u32) -> &str {
         self.files.text(file)
     }
@@ -110,7 +110,7 @@ impl Evaluator<'_> {
         fault.resolve(&self.files, LIB_FILE)
     }
 
-    /// A resolved position, for warnings; nothing for what our own `lib` made.
+    /// A resolved position, for warnings; `None` for a position inside `lib`.
     pub fn place(&self, span: Span) -> Option<Place> {
         self.files.place(span, false).filter(|_| span.file != LIB_FILE)
     }
@@ -120,7 +120,7 @@ impl Evaluator<'_> {
         &self.read
     }
 
-    /// What the expression may read, for those who look at what it did not read.
+    /// The files that the expression may read, for callers that look for files that it did not read.
     pub fn source(&self) -> &dyn Source {
         self.source
     }

@@ -23,7 +23,7 @@ impl Evaluator<'_> {
             scope = node.parent.as_deref();
         }
         self.step(walked / 16)?;
-        // Names that are written out win over every `with`, then the innermost `with` wins.
+        // Names in the lexical scope take precedence over every `with`, and an inner `with` over an outer one.
         let mut scope = env.clone();
         let mut with_seen = false;
         while let Some(node) = scope {
@@ -71,7 +71,7 @@ impl Evaluator<'_> {
         None
     }
 
-    /// Makes the attributes of a set literal; also the scope its recursive parts see.
+    /// Makes the attributes of a set literal. Also returns the scope of its values.
     pub(super) fn attr_set(&mut self, set: &AttrSet, env: &Env) -> R<(AttrMap, Env)> {
         self.pay_values(set.known.len())?;
         let mut map = AttrMap::new();
@@ -95,7 +95,7 @@ impl Evaluator<'_> {
             let name_value = self.eval(name, &inner)?;
             let key = match name_value {
                 Value::Str(s) => s,
-                // Nix: an attribute whose computed name is null is left out.
+                // As in Nix, an attribute whose computed name is null is left out.
                 Value::Null => continue,
                 other => return Err(wrong_type("an attribute's name", "a string", &other, name.span)),
             };
@@ -119,7 +119,7 @@ impl Evaluator<'_> {
         }
     }
 
-    /// Follows `.a.b.c` to the last attribute without needing its value; the inner error is for `or` and `?`.
+    /// Follows `.a.b.c` to the last attribute without forcing it. The inner error is for `or` and `?`.
     pub(super) fn walk(
         &mut self,
         base: Value,
@@ -179,7 +179,7 @@ impl Evaluator<'_> {
     }
 }
 
-/// Where an attribute path ended early.
+/// The first attribute of a path that does not exist.
 pub(super) struct Missing {
     pub(super) inside: Value,
     pub(super) name: Sym,

@@ -1,10 +1,10 @@
-//! What an evaluation may spend: steps, values, text, depth. Everything that grows is paid for before it is made.
+//! Charges an evaluation for steps, values, text and depth. Whatever grows is charged before it is made.
 
 use super::{Evaluator, R};
 use crate::diag::{Class, Fault, Span};
 
 impl Evaluator<'_> {
-    /// Whether something is used up that no later evaluation gets back.
+    /// Whether a limit is used up for all later evaluations too.
     pub fn is_spent(&self) -> bool {
         self.steps > self.limits.steps || self.values > self.limits.values || self.text > self.limits.text
     }
