@@ -1,7 +1,7 @@
-//! Files that are replaced whole: a reader, or a power cut, sees the old contents or the new, never half.
+//! Replaces a file as a whole: a reader sees the old contents or the new ones, never a part, also after a power cut.
 //!
 //! Each write waits for the disk twice (file and folder). So this is for files that are small and change rarely.
-//! Not here: objects of the store, which have a durability of their own.
+//! Not here: objects of the store, which `builder-agent/store` makes durable.
 
 use std::ffi::OsString;
 use std::fs::{File, Permissions};
@@ -12,8 +12,8 @@ use std::path::Path;
 /// Replaces `path` by a file with these contents and this mode (less the umask): a new file beside it, fsync, rename,
 /// fsync of the folder.
 ///
-/// On error `path` is as it was, and the new file is gone. Only a crash leaves one, under a name of its own
-/// (`.NAME.RANDOM.new`).
+/// On error `path` is unchanged and the new file is removed. Only a crash can leave the new file, as
+/// `.NAME.RANDOM.new`.
 pub fn write(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
     let folder = match path.parent() {
@@ -44,7 +44,7 @@ mod tests {
     fn a_failed_write_leaves_the_old_file_and_no_other() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("roster.json");
-        // What is in place of the file cannot be replaced by a rename, for root neither.
+        // A rename cannot replace a folder with a file, not even for root.
         fs::create_dir(&path).expect("a folder");
         write(&path, b"new", 0o644).expect_err("a folder is in the way");
         assert!(path.is_dir());

@@ -1,14 +1,15 @@
-//! Text of strangers, made fit for messages, logs and terminals.
+//! Makes text of strangers safe to show in messages, logs and terminals.
 //!
 //! A control character can move the cursor, change a title or hide a line. A bidirectional control makes a terminal show
 //! text in another order than the computer reads it. Both are replaced by a visible sign, so that a reader sees that
 //! something was there.
 //! Not here: quotation marks and the wording around the text.
 
-/// The character that takes the place of one that must not be shown.
+/// Replaces a character that must not be shown.
 const REPLACEMENT: char = '\u{fffd}';
 
-/// One character of one line. Tabs and line breaks become a space: so a caret below the line still points at its place.
+/// Makes one character of a line printable. A tab or line break becomes one space, so that the line keeps its number
+/// of characters, and a caret below it still points at the same place.
 #[must_use]
 pub fn character(c: char) -> char {
     match c {
@@ -18,7 +19,7 @@ pub fn character(c: char) -> char {
     }
 }
 
-/// All of a text, on one line.
+/// The whole text, on one line.
 #[must_use]
 pub fn line(text: &str) -> String {
     text.chars().map(character).collect()
@@ -35,7 +36,7 @@ pub fn start(text: &str, longest: usize) -> String {
     out
 }
 
-/// All of a text, with its line breaks.
+/// The whole text, with its line breaks.
 #[must_use]
 pub fn lines(text: &str) -> String {
     let mut out: String = text.lines().flat_map(|text| text.chars().map(character).chain(['\n'])).collect();
