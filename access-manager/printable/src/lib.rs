@@ -1,7 +1,7 @@
 //! Makes text of strangers safe to show in messages, logs and terminals.
 //!
-//! A control character can move the cursor, change a title or hide a line. A bidirectional control makes a terminal show
-//! text in another order than the computer reads it. Both are replaced by a visible sign, so that a reader sees that
+//! A control character can move the cursor, change a title or hide a line. A bidirectional control makes a terminal
+//! show text in another order than that of its bytes. Both are replaced by a visible sign, so that a reader sees that
 //! something was there.
 //! Not here: quotation marks and the wording around the text.
 
