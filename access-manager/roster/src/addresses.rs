@@ -1,14 +1,14 @@
-//! Where a key may be used from: `from="…"` in front of a key, `source-address` in a certificate.
+//! The addresses from which a key may be used: `from="…"` in front of a key, `source-address` in a certificate.
 //!
-//! Meant and matched as by sshd without DNS: addresses, networks (`10.0.0.0/8`), and in `from=` also wildcards over the
-//! address as text and `!` in front of what is left out. Host names are refused: the box looks up nobody's name, and a
-//! rule that can never match would keep its owner out without a word.
+//! Patterns match as in sshd without DNS: addresses, networks (`10.0.0.0/8`), and in `from=` also wildcards over the
+//! address as text, and `!` in front of a pattern that excludes. Host names are refused: the box does not look up the
+//! name of a peer, so the rule would never match, and the key's owner would not see why.
 
 use std::net::IpAddr;
 
 use wildmatch::WildMatch;
 
-/// Patterns of one list. sshd has no bound but its longest line, which holds fewer than this.
+/// Most patterns of one list. In sshd only the length of the line bounds them, to fewer than this.
 const MAX_PATTERNS: usize = 256;
 
 /// A list of patterns, not empty.
@@ -26,14 +26,14 @@ struct Pattern {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum What {
-    /// Its first so many bits count. The others are zero.
+    /// The address of the network, and the number of leading bits that count. The other bits are zero.
     Network(IpAddr, u8),
     /// `*` and `?` over the address as text.
     Wildcard(String),
 }
 
 impl Addresses {
-    /// The value of `from=`. `Err` says which pattern is none.
+    /// The value of `from=`. `Err` says which pattern is invalid.
     pub fn from_option(text: &str) -> Result<Addresses, String> {
         parse(text, pattern)
     }
@@ -43,7 +43,7 @@ impl Addresses {
         parse(text, |text| Ok(Pattern { excludes: false, what: network(text)? }))
     }
 
-    /// As it was written.
+    /// The list as it was written.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -81,7 +81,8 @@ fn pattern(text: &str) -> Result<Pattern, String> {
     Ok(Pattern { excludes, what })
 }
 
-/// An address, or a network whose host bits are zero: sshd refuses `10.1.2.3/8`, since it is not clear what was meant.
+/// An address, or a network whose host bits are zero: sshd refuses `10.1.2.3/8`, since it is not clear which one is
+/// meant.
 fn network(text: &str) -> Result<What, String> {
     let wrong = |why: &str| format!("{} {why}", crate::words::quoted(text));
     let (address, bits) = match text.split_once('/') {
@@ -124,7 +125,7 @@ fn bits_of(address: IpAddr) -> u128 {
     }
 }
 
-/// Ones for the first `bits` of `width`.
+/// A mask with ones in the first `bits` of `width`.
 fn mask(bits: u8, width: u8) -> u128 {
     let all = if width == 32 { u128::from(u32::MAX) } else { u128::MAX };
     let rest = u32::from(width - bits);
@@ -179,7 +180,7 @@ mod tests {
         ] {
             assert!(Addresses::from_option(list).is_err(), "{list}");
         }
-        // A certificate may not even have what `from=` may.
+        // A certificate may use fewer forms than `from=`.
         for list in ["!10.0.0.0/8", "10.*", "10.1.2.3/8", "10.0.0.0/8,"] {
             assert!(Addresses::from_certificate(list).is_err(), "{list}");
         }

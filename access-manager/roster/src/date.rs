@@ -1,8 +1,8 @@
 //! Days and moments, in UTC: `expires = "2027-01-31"` of a member, `expiry-time="20270131"` of a key.
 //!
-//! **A member's `expires` is the last day in.** The member gets in until that day ends in UTC. A key's `expiry-time` is a
-//! moment, as for sshd: `20270131` is the first second of that day. sshd reads it in the machine's time zone unless it
-//! ends in `Z`; a box's time zone is UTC.
+//! **A member's `expires` is the last day with access.** The member can log in until that day ends in UTC. A key's
+//! `expiry-time` is a moment, as for sshd: `20270131` is the first second of that day. sshd reads it in the machine's
+//! time zone unless it ends in `Z`; a box's time zone is UTC.
 
 use std::fmt;
 
@@ -10,9 +10,9 @@ use jiff::SignedDuration;
 use jiff::civil::{Date, DateTime, date};
 use serde::{Deserialize, Serialize};
 
-/// The first moment that is counted. Nobody in a roster has left before there were rosters.
+/// The first moment that can be written. No roster is older.
 const EPOCH: DateTime = date(1970, 1, 1).at(0, 0, 0, 0);
-/// How a key's `expiry-time` is written in full.
+/// The longest form of a key's `expiry-time`.
 const MOMENT: &str = "%Y%m%d%H%M%S";
 
 /// A day of the Gregorian calendar, 1970-01-01 or later.
@@ -23,7 +23,7 @@ pub struct Day(Date);
 impl Day {
     /// Reads `YYYY-MM-DD`, a day that exists; nothing else.
     pub fn parse(text: &str) -> Option<Day> {
-        // jiff reads more forms than this one, which is the one that it writes.
+        // jiff reads other forms too, but it writes only this one.
         let day: Date = text.parse().ok()?;
         (day >= EPOCH.date() && day.to_string() == text).then_some(Day(day))
     }
@@ -37,14 +37,14 @@ impl Day {
         Day::at(now())
     }
 
-    /// Whether a member who expires on this day still gets in `today`.
+    /// Whether a member who expires on this day can still log in `today`.
     pub fn lets_in(self, today: Day) -> bool {
         today <= self
     }
 
     /// The last second of this day.
     pub fn end(self) -> Moment {
-        // A day before 1970 is never made, so the default is never used.
+        // No `Day` is before 1970, so the default is never used.
         Moment::of(self.0.at(23, 59, 59, 0)).unwrap_or(Moment(0))
     }
 }
@@ -70,7 +70,7 @@ impl From<Day> for String {
     }
 }
 
-/// A moment, in seconds since 1970. Written as sshd reads it, with `Z`.
+/// A moment, in seconds since 1970. It is written as sshd reads it, with `Z`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(pub u64);
 
@@ -83,7 +83,7 @@ impl Moment {
         }
         let full = format!("{digits:0<14}");
         let moment = DateTime::strptime(MOMENT, &full).ok()?;
-        // jiff takes signs and spaces, and a second 60 as 59.
+        // jiff accepts signs and spaces, and reads a second 60 as 59.
         if moment.strftime(MOMENT).to_string() != full {
             return None;
         }

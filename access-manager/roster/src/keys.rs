@@ -1,9 +1,10 @@
 //! Public keys as people paste them: `authorized_keys` lines, `.pub` files, whole files of them. `roster.json` has the
 //! same lines, written anew ([`Key::line`]), so that both sides read options with one parser.
 //!
-//! A key opens the box, so nothing is guessed: a line that is not surely one acceptable key is refused, with what it
-//! looks like instead. Each option has one of three fates ([`options`]): the box enforces it, or it takes away what the box
-//! does not give through a key anyway, or the line is refused, since whoever wrote it counts on a check nobody makes.
+//! A key lets its owner log in, so nothing is guessed: a line that is not certainly one acceptable key is refused, and
+//! the error says what it seems to be. There are three kinds of options ([`options`]). The box enforces some. Others
+//! forbid what the box gives to no key; they are left out. With any other option the line is refused, since its author
+//! relies on a check that the box does not make.
 //! Not here: which file a key came from (`access-manager`), and whether a login fits the key (the agent).
 
 mod options;
@@ -17,18 +18,18 @@ use crate::addresses::Addresses;
 use crate::date::Moment;
 use crate::words::{did_you_mean, quoted};
 
-/// Factoring below this is within reach of the well funded; NIST SP 800-131A has disallowed it since 2014.
+/// Smallest RSA key. Smaller ones can be factored at a high cost; NIST SP 800-131A has disallowed them since 2014.
 const MIN_RSA_BITS: usize = 2048;
-/// OpenSSH's own ceiling (SSHBUF_MAX_BIGNUM); a larger key makes each login cost us seconds.
+/// Largest RSA key: OpenSSH's own limit (SSHBUF_MAX_BIGNUM). A login with a larger key would cost the box seconds.
 const MAX_RSA_BITS: usize = 16_384;
-/// Longest line: an RSA key of 16384 bits is under 3 KiB of base64; options and comment fit in the rest.
+/// Longest line in bytes: an RSA key of 16384 bits is under 3 KiB of base64; options and comment fit in the rest.
 const MAX_LINE: usize = 8 << 10;
-/// Digits of base64 that a comment may not hold in a row behind `AAAA`. The shortest key has 68.
+/// A comment with so many digits of base64 in a row, from `AAAA` on, holds a key. The shortest key has 68.
 const SHORTEST_KEY: usize = 34;
-/// Longest comment that is kept; comments label log lines.
+/// Longest comment that is kept, in characters. Comments are written to the log.
 const MAX_COMMENT: usize = 200;
 
-/// The key types the box accepts, by the name that starts the line.
+/// The key types that the box accepts, by the name that starts the line.
 pub const KEY_TYPES: &[&str] = &[
     "ssh-ed25519",
     "ecdsa-sha2-nistp256",
@@ -47,23 +48,23 @@ pub struct Key {
     pub key: String,
     /// May be empty. No control characters.
     pub comment: String,
-    /// Not a key that logs in, but one whose signature under a certificate lets the certificate's owner in.
+    /// Set for a certificate authority: the key itself lets nobody in, but certificates that it has signed do.
     pub authority: Option<Authority>,
-    /// Where it may be used from; anywhere if there is nothing.
+    /// The addresses from which the key may be used; `None` means all.
     pub from: Option<Addresses>,
-    /// `expiry-time`: it logs nobody in after this.
+    /// `expiry-time`: the key lets nobody in after this moment.
     pub until: Option<Moment>,
 }
 
 /// `cert-authority`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {
-    /// One of these must be among a certificate's principals; the member's own name if there is nothing.
+    /// A certificate must have one of these principals; `None` means the member's own name.
     pub principals: Option<Vec<String>>,
 }
 
 impl Key {
-    /// As in `roster.json`: `options type base64 comment`.
+    /// The line in `roster.json`: `options type base64 comment`.
     pub fn line(&self) -> String {
         let options = options::write(self);
         let mut line = if options.is_empty() { String::new() } else { format!("{options} ") };
@@ -75,7 +76,7 @@ impl Key {
         line
     }
 
-    /// As `ssh-keygen -l` prints it: `SHA256:…`.
+    /// The fingerprint as `ssh-keygen -l` prints it: `SHA256:…`.
     pub fn fingerprint(&self) -> String {
         self.data.fingerprint(HashAlg::Sha256).to_string()
     }
@@ -98,7 +99,7 @@ impl Key {
         self.until.filter(|until| until.0 < unix_seconds)
     }
 
-    /// Whether the line's own conditions let a login from `peer` at this moment pass. `Err` says which does not.
+    /// Checks the line's own conditions for a login from `peer` at this moment. `Err` says which one is not met.
     pub fn conditions(&self, peer: IpAddr, unix_seconds: u64) -> Result<(), String> {
         if let Some(until) = self.expired(unix_seconds) {
             return Err(format!("the key's expiry-time {until} has passed"));
@@ -110,40 +111,41 @@ impl Key {
     }
 }
 
-/// Why a line is not a key. Texts from the line are quoted by the caller's diagnostics, not repeated whole.
+/// The reason why a line is not an acceptable key. Messages quote the start of a text from the line, never the whole
+/// line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyError {
-    /// Publishing it would let anybody log in as its owner: the one mistake that must be said loudly.
+    /// Whoever reads a private key can log in as its owner, so this message must not be overlooked.
     PrivateKey,
-    /// OpenSSL's or RFC 4716's way of writing a public key.
+    /// A public key in the format of OpenSSL or RFC 4716.
     OtherFormat,
     UnknownType(String),
     /// DSA: 1024 bits, removed from OpenSSH.
     Dsa,
     Certificate(String),
-    /// The key itself without its type in front.
+    /// A key without its type in front.
     TypeMissing,
-    /// The type is there, the key is not.
+    /// A type without a key.
     KeyMissing(String),
     /// The base64 text is cut, wrapped over lines, or altered.
     Damaged(String),
     WeakRsa(usize),
     HugeRsa(usize),
-    /// An option whose owner expects us to enforce it, and we do not.
+    /// An option that the box would have to enforce, and cannot.
     Option(String),
-    /// An option that we enforce, with a value we do not understand.
+    /// An option that the box enforces, with a value that it does not understand.
     OptionValue {
         option: &'static str,
         why: String,
     },
-    /// Files without a last line end put behind one another: the second key would vanish as a comment of the first, and
-    /// its owner would be locked out without a word.
+    /// Two files joined where the first has no last line end. The second key would become a comment of the first, and
+    /// its owner could not log in and would not see why.
     TwoKeys,
     LineTooLong(usize),
 }
 
 impl KeyError {
-    /// (title, expected, hint)
+    /// The parts of the message: title, expected, hint.
     pub fn explain(&self) -> (String, String, String) {
         let types = format!("one of {}", KEY_TYPES.join(", "));
         match self {
@@ -230,12 +232,13 @@ impl KeyError {
     }
 }
 
-/// What may follow: each line of `text` that is not blank or a comment, with the byte offset where it starts.
+/// Reads each line of `text` that is neither blank nor a comment, up to the first error. Each result has the byte
+/// offset of the line's start.
 pub fn parse(text: &str) -> Vec<(usize, Result<Key, KeyError>)> {
     let mut keys = Vec::new();
     let mut start = 0;
     for line in text.split_inclusive('\n') {
-        // A byte order mark is what some Windows editors put before the first line.
+        // Some Windows editors put a byte order mark before the first line.
         let trimmed = line.trim_start_matches('\u{feff}').trim();
         let offset = start + line.find(trimmed).unwrap_or(0);
         start += line.len();
@@ -246,14 +249,14 @@ pub fn parse(text: &str) -> Vec<(usize, Result<Key, KeyError>)> {
         let stop = key.is_err();
         keys.push((offset, key));
         if stop {
-            // The first error is what the person fixes first; a private key's further lines would be noise.
+            // Otherwise each further line of a private key would be another error.
             break;
         }
     }
     keys
 }
 
-/// One line, without its line end: not blank, not a comment.
+/// Reads one line without its line end. The line is neither blank nor a comment.
 pub fn parse_line(line: &str) -> Result<Key, KeyError> {
     if looks_private(line) {
         return Err(KeyError::PrivateKey);
@@ -269,7 +272,7 @@ pub fn parse_line(line: &str) -> Result<Key, KeyError> {
         return parse_key(first, rest);
     }
     check_type(first)?;
-    // Not a type: options, then.
+    // The first word is no type, so the line begins with options.
     let (options, rest) = split_options(line);
     let (kind, rest) = split_word(rest);
     if rest.is_empty() && !KEY_TYPES.contains(&kind) {
@@ -293,7 +296,7 @@ fn looks_private(line: &str) -> bool {
         || line.contains("b3BlbnNzaC1rZXktdjE")
 }
 
-/// The type words we know and refuse.
+/// Refuses a first word that is known and cannot begin an acceptable line.
 fn check_type(word: &str) -> Result<(), KeyError> {
     match word {
         "ssh-dss" => Err(KeyError::Dsa),
@@ -310,7 +313,8 @@ fn split_word(text: &str) -> (&str, &str) {
     }
 }
 
-/// Comma separated, with `"…"` around values that hold commas or spaces, `\"` inside them (sshd(8)).
+/// Splits off the options: separated by commas, `"…"` around values with commas or spaces, `\"` inside those
+/// (sshd(8)).
 fn split_options(line: &str) -> (Vec<&str>, &str) {
     let mut options = Vec::new();
     let (mut start, mut quoted, mut escaped) = (0, false, false);
@@ -338,7 +342,7 @@ fn parse_key(kind: &str, rest: &str) -> Result<Key, KeyError> {
     if base64.is_empty() {
         return Err(KeyError::KeyMissing(kind.to_owned()));
     }
-    // A key without a comment, with another line glued to it: `-` is no digit of base64.
+    // A key without a comment, directly followed by another line: `-` is no digit of base64.
     if base64.split_once('-').is_some_and(|(_, rest)| rest.starts_with("ed25519") || rest.starts_with("rsa"))
         || holds_key(comment)
     {
@@ -346,7 +350,8 @@ fn parse_key(kind: &str, rest: &str) -> Result<Key, KeyError> {
     }
     let parsed =
         PublicKey::from_openssh(&format!("{kind} {base64}")).map_err(|e| KeyError::Damaged(e.to_string()))?;
-    // The text said one type, the bytes must agree; `from_openssh` compares them, and this is the list that counts.
+    // The bytes must have the type that the text names. `from_openssh` compares them too, but with its own list of
+    // types.
     if type_of(parsed.key_data()).as_deref() != Some(kind) {
         return Err(KeyError::Damaged("its bytes are of another type than its first word".into()));
     }
@@ -361,8 +366,8 @@ fn parse_key(kind: &str, rest: &str) -> Result<Key, KeyError> {
     Ok(Key { data, key, comment, authority: None, from: None, until: None })
 }
 
-/// Whether a comment holds what every key's base64 begins with: the length of a type's name, three zero bytes and one of
-/// at most 63. Thirty digits of base64 after it are not somebody's name.
+/// Whether a comment holds a key. A key begins with the length of its type's name in four bytes, three of which are
+/// zero: `AAAA` in base64. Thirty more digits of base64 in a row are unlikely in any other comment.
 fn holds_key(comment: &str) -> bool {
     let is_digit = |b: &u8| b.is_ascii_alphanumeric() || b"+/=".contains(b);
     comment
@@ -370,7 +375,7 @@ fn holds_key(comment: &str) -> bool {
         .any(|(at, _)| comment.as_bytes()[at..].iter().take_while(|b| is_digit(b)).count() >= SHORTEST_KEY)
 }
 
-/// Whether it is a kind of key that logs anybody in, and strong enough; also asked of the key in a certificate.
+/// Checks that a key is strong enough and has an accepted type. The key in a certificate is checked with this too.
 pub fn acceptable(key: &KeyData) -> Result<(), KeyError> {
     match (key, type_of(key)) {
         (KeyData::Dsa(_), _) => Err(KeyError::Dsa),
@@ -384,7 +389,7 @@ pub fn acceptable(key: &KeyData) -> Result<(), KeyError> {
     }
 }
 
-/// The word that starts a line with this key.
+/// The type that a line with this key begins with; `None` if the type is not accepted.
 fn type_of(key: &KeyData) -> Option<String> {
     match key {
         KeyData::Ed25519(_) => Some("ssh-ed25519".into()),

@@ -1,17 +1,17 @@
 //! Names of members. They appear in logs, file names, prompts and `ssh` command lines: letters, digits, `_`, `.` and `-`
-//! do no harm there. `~` is not among them: the agent tells people of one name apart with it.
+//! do no harm there. `~` is not allowed: the agent uses it to tell apart people with the same name.
 
 use crate::words::quoted;
 
-/// Longest member name; Linux user names end here too.
+/// Longest member name, in bytes; Linux has the same limit for user names.
 pub const MAX_NAME: usize = 32;
 
-/// What [`check`] wants, as messages say it.
+/// Describes the names that [`check`] accepts, for messages.
 pub fn expected() -> String {
     format!("1 to {MAX_NAME} letters, digits, `_`, `.` or `-`, starting with a letter, a digit or `_`")
 }
 
-/// `Err` says what was found instead.
+/// Checks a name. `Err` describes the mistake.
 pub fn check(name: &str) -> Result<(), String> {
     if name.is_empty() {
         return Err("an empty name".into());

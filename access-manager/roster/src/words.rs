@@ -1,10 +1,10 @@
-//! Other people's words inside our sentences: quoted, listed, and corrected.
+//! Strangers' text in messages: quotes and lists it, and suggests corrections.
 
-/// Longest piece of someone else's text in one of our sentences.
+/// Longest quotation in a message, in characters.
 const MAX_QUOTED: usize = 80;
 
-/// Someone else's text inside one of our sentences: in backticks, bounded, no control characters. A backtick in it becomes
-/// an apostrophe, so that the quotation ends where we end it, also for those who turn the sentence into Markdown.
+/// A stranger's text as a quotation in a message: in backticks, bounded, without control characters. A backtick in it
+/// becomes an apostrophe, so that the text cannot end the quotation, also where the message is shown as Markdown.
 pub fn quoted(text: &str) -> String {
     format!("`{}`", printable::start(text, MAX_QUOTED).replace('`', "'"))
 }
@@ -30,7 +30,7 @@ fn listed<S: AsRef<str>>(names: &[S], word: &str) -> String {
 
 /// The candidate a person probably meant, if one is close enough to offer.
 pub fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    // Distance is quadratic; nobody mistypes a word of this length.
+    // The time is quadratic in the length, so long words and long candidates are left out.
     if word.len() > 40 {
         return None;
     }

@@ -5,14 +5,14 @@ use super::{Authority, Key, KeyError};
 use crate::addresses::Addresses;
 use crate::date::Moment;
 
-/// Options that take away what the box does not give through a key, or that give such a thing back, or that ask for less
-/// than the box asks for: their promise holds without our doing, so they are left out of what we write.
+/// Options that change nothing here: they forbid or allow something that the box gives to no key, or they waive a
+/// check that the box does not make. They are left out of `roster.json`.
 const HARMLESS: &[&str] = &[
     "agent-forwarding",
     "no-agent-forwarding",
     "no-port-forwarding",
     "no-pty",
-    // The box never asks for a touch: what a security key demands is between it and its owner.
+    // The box never asks for a touch; a security key may ask its owner for one.
     "no-touch-required",
     "no-user-rc",
     "no-x11-forwarding",
@@ -25,7 +25,7 @@ const HARMLESS: &[&str] = &[
     "x11-forwarding",
 ];
 
-/// Principals of one authority; with more, the line would be too long anyway.
+/// Most principals of one authority; with more, the line would be too long anyway.
 const MAX_PRINCIPALS: usize = 100;
 
 #[derive(Default)]
@@ -58,7 +58,7 @@ pub(super) fn read(options: &[&str]) -> Result<Options, KeyError> {
     match (authority, principals) {
         (true, principals) => read.authority = Some(Authority { principals }),
         (false, None) => {}
-        // sshd ignores it. But the key of an authority without `cert-authority` in front would be let in itself.
+        // sshd ignores such an option. But if `cert-authority` was forgotten, the authority's own key could log in.
         (false, Some(_)) => {
             let why = "it means something after `cert-authority` only".into();
             return Err(KeyError::OptionValue { option: "principals", why });
@@ -82,7 +82,7 @@ fn once<T>(
     Ok(())
 }
 
-/// What stands between quotes; `\"` is a quote.
+/// The text between the quotes; `\"` stands for a quote.
 fn unquoted(value: &str) -> Option<String> {
     let inner = value.strip_prefix('"')?.strip_suffix('"')?;
     let text = inner.replace("\\\"", "\u{0}");
@@ -94,7 +94,7 @@ fn principals_of(text: &str) -> Result<Vec<String>, String> {
     if names.len() > MAX_PRINCIPALS {
         return Err(format!("{} principals, at most {MAX_PRINCIPALS} are accepted", names.len()));
     }
-    // A quote or a backslash would be written in a way that other readers of the file may understand otherwise.
+    // Other programs that read the file may understand a quote or a backslash in another way.
     match names
         .iter()
         .find(|name| name.is_empty() || name.contains(|c: char| c.is_control() || "\"\\".contains(c)))
@@ -104,7 +104,7 @@ fn principals_of(text: &str) -> Result<Vec<String>, String> {
     }
 }
 
-/// The options of a key as we write them: only those that mean something here.
+/// The options of a key for `roster.json`: only those that the box enforces.
 pub(super) fn write(key: &Key) -> String {
     let mut options = Vec::new();
     if let Some(authority) = &key.authority {
@@ -122,7 +122,7 @@ pub(super) fn write(key: &Key) -> String {
     options.join(",")
 }
 
-/// What the value of an option that we enforce looks like.
+/// Describes the value of an option that the box enforces.
 pub(super) fn expected(option: &str) -> String {
     match option {
         "from" => {
@@ -134,7 +134,7 @@ pub(super) fn expected(option: &str) -> String {
     }
 }
 
-/// What to do about an option that we cannot enforce.
+/// The hint for an option that the box cannot enforce.
 pub(super) fn way_out(name: &str) -> String {
     match name {
         "command" => {
