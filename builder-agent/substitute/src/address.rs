@@ -1,4 +1,4 @@
-//! Where substituters are, as the configuration names them: Nix's store URLs, as far as they make sense for a box.
+//! Addresses of substituters in the configuration: those of Nix's store URLs that are useful for a box.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -9,10 +9,10 @@ use url::{Host, Url};
 /// One entry of `substituters`.
 #[derive(Debug, Clone)]
 pub struct Address {
-    /// Without parameters; how it is called in messages.
+    /// The URL without parameters, as the name in messages.
     pub name: String,
     pub kind: AddressKind,
-    /// `?priority=`, which counts more than what the cache says.
+    /// `?priority=`, which replaces the cache's own priority.
     pub priority: Option<u32>,
     /// `?want-mass-query=`.
     pub want_mass_query: Option<bool>,
@@ -20,24 +20,24 @@ pub struct Address {
 
 #[derive(Debug, Clone)]
 pub enum AddressKind {
-    /// Ends with a slash.
+    /// The URL ends with a slash.
     Http(Url),
     Ssh(SshAddress),
 }
 
-/// Another machine's store behind ssh.
+/// Another machine's store, which is reached by ssh.
 #[derive(Debug, Clone)]
 pub struct SshAddress {
     pub user: String,
     pub host: Host<String>,
     pub port: u16,
-    /// The machine is known by this, and by nothing else.
+    /// The machine must have this host key.
     pub host_key: PublicKey,
-    /// The key to log in with, if not the box's own.
+    /// The file of the key for the login, if it is not the box's own key.
     pub key: Option<PathBuf>,
 }
 
-/// Why an entry is of no use. Completes "it must be …" in the configuration's errors.
+/// The reason why an entry cannot be used. Completes "it must be …" in the configuration's errors.
 #[derive(Debug, thiserror::Error)]
 pub enum AddressError {
     #[error("{entry:?} is not a URL: {cause}")]
@@ -109,7 +109,7 @@ impl FromStr for Address {
                 let host = url.host_str().filter(|host| !host.is_empty());
                 let host =
                     host.ok_or(AddressError::NotUrl { entry: owned(), cause: url::ParseError::EmptyHost })?;
-                // For a scheme it does not know, the parser leaves addresses as names.
+                // With an unknown scheme, the parser does not turn addresses in text form into addresses.
                 let host =
                     Host::parse(host).map_err(|cause| AddressError::NotUrl { entry: owned(), cause })?;
                 let user = match url.username() {
@@ -130,10 +130,10 @@ impl FromStr for Address {
     }
 }
 
-/// Nix's form: the base64 of a line as it stands in a `.pub` file.
+/// Reads Nix's form of a host key: the base64 of a line of a `.pub` file.
 fn host_key_of(value: &str) -> Result<PublicKey, String> {
     use base64::Engine;
-    // A `+` in a query is read as a space.
+    // The parser reads a `+` in a query as a space.
     let value = value.replace(' ', "+");
     let engine = base64::engine::GeneralPurpose::new(
         &base64::alphabet::STANDARD,

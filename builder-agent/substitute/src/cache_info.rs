@@ -1,21 +1,21 @@
-//! `nix-cache-info`: what a binary cache says about itself (Nix: `src/libstore/binary-cache-store.cc`).
+//! `nix-cache-info`: a binary cache's description of itself (Nix: `src/libstore/binary-cache-store.cc`).
 
-/// Largest one that is read. They have three short lines.
+/// Largest file that is read. Usual ones have three short lines.
 pub const MAX_BYTES: usize = 64 << 10;
 
-/// The one store directory this box has.
+/// The store directory of this box.
 const STORE_DIR: &str = "/nix/store";
 
-/// What matters of it.
+/// The fields that the box uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CacheInfo {
-    /// The lower, the earlier it is asked.
+    /// Caches with a lower number are asked earlier.
     pub priority: Option<u32>,
-    /// It does not mind being asked about everything.
+    /// Whether the cache may be asked about every path of a plan.
     pub want_mass_query: bool,
 }
 
-/// Why a cache cannot be used. Completes the sentence "its nix-cache-info …".
+/// The reason why a cache cannot be used. Completes the sentence "its nix-cache-info …".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CacheInfoError {
     #[error("is not text of at most {MAX_BYTES} bytes")]
@@ -27,7 +27,7 @@ pub enum CacheInfoError {
 }
 
 impl CacheInfo {
-    /// Reads a whole one. Without a `StoreDir` Nix takes its own, and so do we.
+    /// Reads a whole file. As in Nix, the default for `StoreDir` is the reader's own.
     pub fn parse(bytes: &[u8]) -> Result<Self, CacheInfoError> {
         let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= MAX_BYTES);
         let mut info = Self::default();

@@ -1,5 +1,5 @@
-//! One path on its way into the store. Whoever wants the same path meanwhile waits for the same download; when nobody
-//! waits any more it ends.
+//! Downloads of paths into the store. Everybody who wants the same path meanwhile waits for the same download; it ends
+//! when nobody waits any more.
 
 use std::collections::HashMap;
 use std::io::{self, BufReader, Read};
@@ -19,26 +19,26 @@ use super::ssh_store::Piped;
 use super::unpack;
 use shares::threads::Threads;
 
-/// Downloads at once on the whole box. Each holds a decoder and a thread.
+/// Most downloads at once on the whole box. Each needs a decoder and a thread.
 const MAX_DOWNLOADS: usize = 16;
-/// Attempts for one path from one source, if the network is to blame.
+/// Attempts for one path from one source after errors of the network or the server.
 const ATTEMPTS: u32 = 3;
-/// Before the second attempt; twice as long before the third.
+/// The pause before the second attempt; the pause before the third is twice as long.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// How far a download is.
+/// The progress of a download.
 #[derive(Debug, Clone, Default)]
 pub struct State {
-    /// Bytes of NAR.
+    /// Bytes of the NAR.
     pub received: u64,
     pub end: Option<Result<(), Arc<str>>>,
 }
 
-/// A running download. The last to let go of it ends it.
+/// A running download. It ends when the last reference to it is dropped.
 pub struct Download {
     pub state: watch::Receiver<State>,
     task: AbortHandle,
-    /// Its end tells the thread that reads.
+    /// Cancels the thread that reads when it is dropped.
     _cancel: DropGuard,
 }
 
@@ -52,7 +52,7 @@ impl Drop for Download {
 pub struct Downloads {
     running: Mutex<HashMap<StorePath, Weak<Download>>>,
     slots: Arc<Semaphore>,
-    /// The view of nobody: what it registers is Verified or nothing.
+    /// The view of no member: it registers only Verified paths.
     public: View,
     threads: Threads,
 }
@@ -63,7 +63,7 @@ impl Downloads {
         Self { running: Mutex::default(), slots, public, threads }
     }
 
-    /// Joins the download of `offer`'s path, or starts it. Its references must be Verified already.
+    /// Joins the download of `offer`'s path, or starts it. The path's references must be Verified already.
     pub fn start(&self, offer: &Arc<Offer>, source: &Arc<Source>) -> Arc<Download> {
         let path = &offer.info.path;
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -134,7 +134,7 @@ async fn one(
     };
     match (&source.kind, &offer.place) {
         (Kind::Http(cache), Place::Http { url, compression, hash, size }) => {
-            // Without a size no file of a NAR is much larger than the NAR.
+            // If no size is announced: a compressed file is never much larger than its NAR.
             let most = size.unwrap_or(offer.info.nar_size.saturating_add(1 << 20));
             let body = cache.open(url, most).await.map_err(|error| match SourceError::from(error) {
                 SourceError::Refused(why) => failed(why),
@@ -172,7 +172,8 @@ async fn one(
             let (into, what, stall) = (public, offer.clone(), store.stall());
             let taken = blocking(threads, move || {
                 let piped = Piped { borrowed, runtime, cancel, stall };
-                // Reads at most what is there, and asks only while the NAR lasts: nothing behind it is touched.
+                // A read returns the bytes that have arrived, and the store reads no further when the NAR has ended.
+                // So the thread never waits for bytes after the NAR.
                 let limited = unpack::exactly(piped, what.info.nar_size);
                 let mut nar = BufReader::with_capacity(128 << 10, Counted { inner: limited, progress });
                 let staged = into.stage(what.info.clone(), &mut nar).map_err(|error| error.to_string())?;
@@ -188,16 +189,16 @@ async fn one(
     }
 }
 
-/// Verified or not at all.
+/// Registers the path if it is Verified; otherwise returns an error.
 fn register(public: &View, staged: store::Staged) -> Result<(), String> {
     if *staged.provenance() != Provenance::Verified {
         return Err("it has neither a valid trusted signature nor a matching content address".into());
     }
-    // A cache's word for the deriver would be kept for a member who does not exist.
+    // The deriver is only a claim of the cache, and would be kept for a member who does not exist.
     public.register_many(vec![staged.proven_only()]).map(|_| ()).map_err(|error| error.to_string())
 }
 
-/// On a thread of its own, which waits for the cache at the pace of the cache. [`MAX_DOWNLOADS`] bounds how many there are.
+/// Does `work` on a thread of its own, since it waits for the cache. [`MAX_DOWNLOADS`] bounds the number of threads.
 async fn blocking<T: Send + 'static>(
     threads: &Threads,
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
@@ -208,7 +209,7 @@ async fn blocking<T: Send + 'static>(
     })
 }
 
-/// Tells how much went by.
+/// Reports the number of bytes that were read.
 struct Counted<R> {
     inner: R,
     progress: watch::Sender<State>,

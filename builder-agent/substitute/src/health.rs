@@ -1,12 +1,13 @@
-//! A source in trouble is left alone for a while: longer each time, up to some minutes. Otherwise every question of every
-//! member would wait for it.
+//! Pauses after failures of a source: each is longer than the one before, up to some minutes. Otherwise every question
+//! of every member would wait for a source that fails.
 //!
-//! Questions are asked many at once, and one outage fails them all: what fails during a pause makes it no longer.
+//! Many questions are asked at once, and one outage makes all of them fail. So a failure during a pause does not make
+//! the pause longer.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The first pause. Twice as long after each failure that follows without success.
+/// The first pause. Each failure that follows without a success doubles it.
 const FIRST: Duration = Duration::from_secs(1);
 /// The longest pause.
 const LONGEST: Duration = Duration::from_secs(300);
@@ -22,7 +23,7 @@ struct State {
 }
 
 impl Health {
-    /// Why it is not asked now.
+    /// The reason why the source is not asked now.
     #[must_use]
     pub fn pause(&self, name: &str) -> Option<String> {
         self.pause_at(name, Instant::now())

@@ -13,17 +13,18 @@ use super::offer::{Offer, Place};
 use super::source::SourceError;
 use net::{Body, HttpClient, HttpError, Want};
 
-/// How long a cache's word about itself holds.
+/// How long a cache's description of itself is remembered.
 const INFO_HOLDS: Duration = Duration::from_secs(3600);
-/// How long it holds that a cache gave no answer: for those who have waited in line meanwhile, and no longer than the
-/// shortest pause that follows.
+/// How long a cache's failure to answer is remembered: long enough for requests that waited meanwhile, and no longer
+/// than the shortest pause that follows.
 const TROUBLE_HOLDS: Duration = Duration::from_secs(1);
 
 pub struct HttpCache {
     name: String,
     base: Url,
     http: Arc<HttpClient>,
-    /// What it says about itself, and since when. Held while it is asked, so that it is asked once.
+    /// The cache's description of itself and when it was received. The lock is held during the request, so that there
+    /// is only one request.
     info: Mutex<Option<(Instant, Result<CacheInfo, SourceError>)>>,
 }
 
@@ -32,7 +33,7 @@ impl HttpCache {
         Self { name, base, http, info: Mutex::new(None) }
     }
 
-    /// What it says about itself; an error if it cannot be used.
+    /// The cache's description of itself; an error if the cache cannot be used.
     pub async fn about(&self) -> Result<CacheInfo, SourceError> {
         let mut known = self.info.lock().await;
         if let Some((since, info)) = &*known {
@@ -64,7 +65,7 @@ impl HttpCache {
         }
     }
 
-    /// What it has for `path`. Whether it can be used at all has been asked before.
+    /// The cache's offer for `path`. The caller has checked with [`HttpCache::about`] that the cache can be used.
     pub async fn offer(&self, path: &StorePath, source: usize) -> Result<Option<Offer>, SourceError> {
         let url = self.url(&format!("{}.narinfo", nixbase32::encode(path.digest())))?;
         let bytes = match self.http.get_all(&url, Want { max_bytes: narinfo::MAX_BYTES as u64 }).await {
@@ -83,7 +84,7 @@ impl HttpCache {
         if info.path != *path {
             return Err(bad(format!("its narinfo is about '{}'", info.path.to_absolute_path())));
         }
-        // Relative to the cache, as Nix takes it; an absolute one may be anywhere that is public.
+        // As in Nix, the URL is relative to the cache; an absolute one may name any public server.
         let file =
             self.base.join(&info.url).map_err(|error| bad(format!("its narinfo has a bad URL: {error}")))?;
         let (compression, hash, size) = (info.compression, info.file_hash.clone(), info.file_size);

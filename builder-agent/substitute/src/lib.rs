@@ -1,10 +1,10 @@
 //! Substitution: fetching paths from caches and other stores instead of building them or having them uploaded.
 //!
-//! Sources are strangers with a signature. What they say about a path (its hash, its references) counts only if a key
-//! that the *box* trusts signed it, or if the path's name follows from its contents; the client has no say in that. So
-//! all that is fetched is Verified, everybody may see it, and downloads are shared between members. References are
-//! fetched before what refers to them, and must be Verified too.
-//! Not here: what a build would do instead (`builds::plan`), and HTTP itself (`net`).
+//! Sources are not trusted. Their claims about a path (its hash, its references) count only if a key that the *box*
+//! trusts signed them, or if the path's name follows from its contents; the client cannot change this. So every path
+//! that is fetched is Verified and everybody may see it, and members share downloads. References of a path are fetched
+//! before it, and must be Verified too.
+//! Not here: the choice between fetching and building (`builds::plan`), and HTTP itself (`net`).
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -36,7 +36,7 @@ use address::Address;
 pub use offer::Offer;
 pub use walk::{Event, Fetched, Walk, warn};
 
-/// What the box fetches instead of building it.
+/// The settings: which paths the box fetches, and from where.
 #[derive(Debug, Clone)]
 pub struct Substitution {
     pub enabled: bool,
@@ -46,7 +46,7 @@ pub struct Substitution {
     pub never: Vec<String>,
 }
 
-/// How the box asks, whatever it asks for.
+/// Settings for all requests to sources.
 #[derive(Debug, Clone)]
 pub struct Terms {
     /// The key with which the box logs in to ssh stores: its host key.
@@ -62,22 +62,22 @@ use lookup::Lookups;
 use pattern::Patterns;
 use source::{Source, SourceError};
 
-/// No member of a roster can be called this, so this view sees Verified paths and nothing else.
+/// No member of a roster can have this name, so this view sees only Verified paths.
 const NOBODY: &str = "";
 
-/// What is known about a path.
+/// The answer of the sources about a path.
 #[derive(Debug, Clone)]
 pub enum Answer {
-    /// It can be fetched, as far as its description goes.
+    /// According to its description, the path can be fetched.
     Offer(Arc<Offer>),
-    /// Some source has it, but it may not be used, for this reason.
+    /// A source has the path, but the box may not use it, for this reason.
     Refused(Arc<str>),
-    /// No source has it. `trouble`: one could not be asked.
+    /// No source has the path. `trouble`: the reason why a source could not be asked.
     Nowhere { trouble: Option<Arc<str>> },
 }
 
 impl Answer {
-    /// What a person should hear of it: more than that nobody has it.
+    /// The text for a person, unless the answer is only that no source has the path.
     fn warning(&self) -> Option<Arc<str>> {
         match self {
             Self::Refused(why) | Self::Nowhere { trouble: Some(why) } => Some(why.clone()),
@@ -85,7 +85,7 @@ impl Answer {
         }
     }
 
-    /// Why there is no offer, in one line.
+    /// The reason why there is no offer, in one line.
     fn reason(&self, path: &StorePath) -> Arc<str> {
         let path = path.to_absolute_path();
         match self {
@@ -118,7 +118,7 @@ struct Inner {
 }
 
 impl Substituters {
-    /// As configured.
+    /// The substituters of the configuration.
     #[must_use]
     pub fn new(
         settings: &Substitution,
@@ -149,8 +149,8 @@ impl Substituters {
         self.0.enabled && !self.0.sources.is_empty()
     }
 
-    /// Whether what is called `name` (a path, or a derivation without `.drv`) may be fetched, when client and
-    /// derivation together are for it (`asked`) or not.
+    /// Whether a path or a derivation with this name (without `.drv`) may be fetched. `asked`: whether client and
+    /// derivation both allow it; names in `always` do not need that.
     #[must_use]
     pub fn may(&self, name: &str, asked: bool) -> bool {
         self.any() && !self.0.never.matches(name) && (asked || self.0.always.matches(name))
@@ -172,8 +172,8 @@ impl Substituters {
         self.0.lookups.lock().unwrap_or_else(PoisonError::into_inner).forget(path);
     }
 
-    /// Asks the sources about one path, the one with the lowest priority first. `mass`: only those that do not mind
-    /// being asked about whatever comes along.
+    /// Asks the sources about one path, the one with the lowest priority first. `mass`: only those with
+    /// `WantMassQuery`.
     async fn ask(&self, member: &Member, path: &StorePath, mass: bool) -> Answer {
         if !self.any() {
             return Answer::Nowhere {
@@ -192,7 +192,7 @@ impl Substituters {
         }
         let answer = self.ask_sources(path, mass).await;
         if mass {
-            // Those who were left out may have it, or have it first.
+            // Not remembered: a source that was left out may have the path too, and may come first.
             return answer;
         }
         self.0.lookups.lock().unwrap_or_else(PoisonError::into_inner).put(member, path, &answer);
@@ -205,7 +205,7 @@ impl Substituters {
         for (index, source) in self.0.sources.iter().enumerate() {
             match source.about().await {
                 Ok(about) if mass && !about.want_mass_query => {}
-                // One that says nothing has 0, as in Nix.
+                // As in Nix, the default is 0.
                 Ok(about) => order.push((about.priority.unwrap_or(0), index)),
                 Err(error) => trouble = trouble.or(Some(Arc::from(error.to_string()))),
             }

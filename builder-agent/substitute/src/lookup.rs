@@ -1,8 +1,9 @@
-//! Answers of sources, remembered for a while.
+//! Remembers the answers of sources for a while.
 //!
-//! Answers are kept for each member: the time of an answer must not tell one member what another one asked for. Their total
-//! size is bounded, because a cache may name ten thousand references of each path. Above the bound the member with the most
-//! bytes loses the oldest answer, so no member can push out the answers of others. A forgotten question is asked again.
+//! Answers are kept for each member: the time of an answer must not tell one member which paths another one asked for.
+//! Their total size is bounded, because a cache may name ten thousand references of each path. Above the bound the
+//! member with the most bytes loses the oldest answer, so no member can push out the answers of others. A forgotten
+//! question is asked again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -14,11 +15,11 @@ use super::Answer;
 
 /// Bytes of all answers that are kept: those for some fifty thousand paths as they are in nixpkgs.
 const MAX_BYTES: u64 = 64 << 20;
-/// What an answer takes beside what it says.
+/// Memory of an answer without its text or offer.
 const ANSWER_BYTES: u64 = 384;
-/// How long an offer holds. Caches delete rarely, and a file that is gone is noticed.
+/// How long an offer is remembered. Caches delete files rarely, and a download notices a missing file.
 const FOUND: Duration = Duration::from_secs(3600);
-/// How long "nowhere" holds: somebody may be about to push it.
+/// How long it is remembered that no source has a path: somebody may push it soon.
 const NOWHERE: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
@@ -28,11 +29,11 @@ pub struct Lookups {
     next: u64,
 }
 
-/// What is remembered for one member.
+/// The answers that are remembered for one member.
 #[derive(Default)]
 struct Shelf {
     answers: HashMap<StorePath, Known>,
-    /// In the order in which they came.
+    /// The paths in the order in which the answers came.
     order: BTreeMap<u64, StorePath>,
     bytes: u64,
 }
@@ -54,7 +55,7 @@ impl Lookups {
         let holds = match answer {
             Answer::Offer(_) => FOUND,
             Answer::Refused(_) | Answer::Nowhere { trouble: None } => NOWHERE,
-            // A source was not heard; that is for its own pause to remember.
+            // A source could not be asked. Its pause (`health`) remembers that.
             Answer::Nowhere { trouble: Some(_) } => return,
         };
         let bytes = ANSWER_BYTES
@@ -82,14 +83,14 @@ impl Lookups {
         true
     }
 
-    /// After an offer that turned out to be wrong.
+    /// Forgets all answers about a path, after an offer that was wrong.
     pub fn forget(&mut self, path: &StorePath) {
         self.bytes -= self.members.values_mut().map(|shelf| shelf.take(path)).sum::<u64>();
     }
 }
 
 impl Shelf {
-    /// Forgets this answer; gives its bytes.
+    /// Forgets this answer; returns the number of its bytes.
     fn take(&mut self, path: &StorePath) -> u64 {
         let Some(known) = self.answers.remove(path) else { return 0 };
         self.order.remove(&known.place);

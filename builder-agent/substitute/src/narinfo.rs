@@ -1,10 +1,10 @@
-//! `<hash>.narinfo`: what a binary cache says about one store path (Nix: `src/libstore/nar-info.cc`).
+//! `<hash>.narinfo`: a binary cache's description of one store path (Nix: `src/libstore/nar-info.cc`).
 //!
-//! The cache is a stranger; all that is read here is a claim. Stricter than Nix where that costs nothing: a field
-//! comes once, and what cannot be understood is refused rather than skipped. Unknown fields are skipped, since Nix
-//! adds some now and then. The crate `nix-narinfo` reads the same text with wider limits; `docs/design/architecture.md`
-//! says why it is not used.
-//! Not here: signatures, which are compared with the trusted keys later, over a fingerprint of our own.
+//! The cache is a stranger; every field is only a claim. The parser is stricter than Nix where that costs nothing: a
+//! field comes once, and a value that cannot be understood is refused and not skipped. Unknown fields are skipped,
+//! since Nix sometimes adds one. The crate `nix-narinfo` reads the same text with wider limits;
+//! `docs/design/architecture.md` says why it is not used.
+//! Not here: signatures, which are compared with the trusted keys later, over a fingerprint that the box computes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,12 +13,12 @@ use nix_derivation::{CAHash, HashAlgorithm, NixHash, StorePath};
 
 /// Largest narinfo. A path with 10,000 references has one of about 600 KiB.
 pub const MAX_BYTES: usize = 1 << 20;
-/// Signatures kept; real narinfos have one or two. The store has the same limit for each path.
+/// Most signatures that are kept; usual narinfos have one or two. The store has the same limit for each path.
 const MAX_SIGNATURES: usize = 64;
 /// Longest `URL` and longest signature.
 const MAX_VALUE: usize = 4096;
 
-/// How a file in a cache is packed.
+/// The compression of a file in a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
     None,
@@ -47,10 +47,10 @@ impl Compression {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NarInfo {
     pub path: StorePath,
-    /// Relative to the cache, or absolute.
+    /// The URL of the file, relative to the cache or absolute.
     pub url: String,
     pub compression: Compression,
-    /// Of the file behind `url`.
+    /// Hash of the file behind `url`.
     pub file_hash: Option<NixHash>,
     /// Bytes of the file behind `url`.
     pub file_size: Option<u64>,
@@ -58,12 +58,12 @@ pub struct NarInfo {
     pub nar_size: u64,
     pub references: BTreeSet<StorePath>,
     pub deriver: Option<StorePath>,
-    /// `name:base64`, unchecked.
+    /// `name:base64`, not verified.
     pub signatures: Vec<String>,
     pub ca: Option<CAHash>,
 }
 
-/// Why a narinfo is refused. Completes the sentence "its narinfo …".
+/// The reason why a narinfo is refused. Completes the sentence "its narinfo …".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NarInfoError {
     #[error("is larger than {MAX_BYTES} bytes")]
@@ -108,7 +108,7 @@ impl NarInfo {
         if nar_size == 0 {
             return Err(bad("NarSize", "0", "no NAR is empty"));
         }
-        // Nix's default, from the time when there was only one.
+        // Nix's default, from the time when there was only this one.
         let compression = get("Compression").unwrap_or("bzip2");
         let references = get("References").unwrap_or("").split_ascii_whitespace();
         let deriver = get("Deriver").filter(|deriver| *deriver != "unknown-deriver");
@@ -149,7 +149,7 @@ impl NarInfo {
     }
 }
 
-/// Fields by name, and the one that may repeat.
+/// The fields by name, and the signatures, since `Sig` may come more than once.
 fn fields(text: &str) -> Result<(BTreeMap<&str, &str>, Vec<String>), NarInfoError> {
     let mut fields = BTreeMap::new();
     let mut signatures = Vec::new();
@@ -190,7 +190,7 @@ fn bad(field: &'static str, value: &str, why: &str) -> NarInfoError {
     NarInfoError::Bad { field, value: shown(value), why: shown(why) }
 }
 
-/// The start of a stranger's text, fit for one line of ours.
+/// The start of a stranger's text, printable in one line.
 fn shown(text: &str) -> String {
     const LONGEST: usize = 120;
     printable::start(text, LONGEST)
@@ -262,7 +262,7 @@ mod tests {
         assert_eq!(NarInfo::parse(&vec![b'\n'; MAX_BYTES + 1]), Err(NarInfoError::TooLarge));
     }
 
-    /// `nix-narinfo` 0.4 accepts each of these, or repeats all of a megabyte of a stranger's text in its refusal.
+    /// `nix-narinfo` 0.4 accepts each of these, or repeats a megabyte of a stranger's text in its error.
     #[test]
     fn the_limits_are_narrower_than_those_of_the_library() {
         let with = |from: &str, to: &str| refusal(&HELLO.replace(from, to));

@@ -1,4 +1,4 @@
-//! What a source has to offer for a path, and whether this box may take it.
+//! A source's offer of a path, and whether this box may accept it.
 
 use std::collections::BTreeSet;
 
@@ -9,12 +9,12 @@ use url::Url;
 
 use super::narinfo::Compression;
 
-/// What an offer takes beside its references and signatures, addresses of some length included.
+/// Memory of an offer without its references and signatures, with addresses of usual length.
 const OFFER_BYTES: u64 = 1024;
-/// What each of its references takes: a path of some length in a tree.
+/// Memory of each of its references: a path of usual length in a tree.
 const REFERENCE_BYTES: u64 = 160;
 
-/// One path as one source describes it. Only claims, until its NAR has been received and hashed.
+/// One path as one source describes it. All fields are claims until the NAR has been received and hashed.
 #[derive(Debug)]
 pub struct Offer {
     pub info: PathInfo,
@@ -23,7 +23,7 @@ pub struct Offer {
     pub place: Place,
 }
 
-/// Where its NAR is.
+/// The place of its NAR.
 #[derive(Debug)]
 pub enum Place {
     Http { url: Url, compression: Compression, hash: Option<NixHash>, size: Option<u64> },
@@ -40,20 +40,20 @@ impl Offer {
         }
     }
 
-    /// About what it takes in memory.
+    /// Estimate of the memory of the offer, in bytes.
     #[must_use]
     pub fn memory(&self) -> u64 {
         let signatures: usize = self.info.signatures.iter().map(|signature| signature.len() + 64).sum();
         OFFER_BYTES + signatures as u64 + self.info.references.len() as u64 * REFERENCE_BYTES
     }
 
-    /// What it refers to, without itself.
+    /// The references of the path, without itself.
     pub fn references(&self) -> impl Iterator<Item = &StorePath> {
         self.info.references.iter().filter(|path| **path != self.info.path)
     }
 
-    /// `None` if the path may become Verified once its contents have turned out to be as described; else why not, in
-    /// one line that says what would help. `name`: of the source.
+    /// `None` if the path becomes Verified when its contents are as described. Otherwise the reason, in one line that
+    /// says what would help. `name`: the source's name.
     #[must_use]
     pub fn objection(&self, name: &str, trusted: &TrustedKeys, max_nar_bytes: u64) -> Option<String> {
         let info = &self.info;
@@ -69,7 +69,7 @@ impl Offer {
         {
             return None;
         }
-        // Names of keys are a stranger's text: a few, short, and printable.
+        // The names of keys are a stranger's text: they are limited in number and length, and made printable.
         let by: BTreeSet<String> = info
             .signatures
             .iter()
@@ -90,8 +90,8 @@ impl Offer {
     }
 }
 
-/// Whether the path is the one that its content address gives. That the contents have that address is checked by the
-/// store when they are there.
+/// Whether the path has the name that its content address gives. The store checks that the contents have that address
+/// when it has received them.
 fn is_content_addressed(info: &PathInfo) -> bool {
     let Some(ca) = &info.ca else { return false };
     if ca.method() == ContentAddressMethod::Git {

@@ -1,4 +1,4 @@
-//! Globs over names, as operators write them: `*` for any run of characters, `?` for one.
+//! Globs over names, from the configuration: `*` stands for any number of characters, `?` for one.
 
 use wildmatch::WildMatch;
 

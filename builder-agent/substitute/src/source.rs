@@ -1,4 +1,4 @@
-//! One configured substituter, whatever its kind: asked with care, left alone while it is in trouble.
+//! One configured substituter of any kind. Limits the questions to it, and asks nothing while it fails.
 
 use std::sync::Arc;
 
@@ -14,19 +14,19 @@ use super::ssh_store::SshStore;
 use crate::Terms;
 use net::{HttpClient, HttpError};
 
-/// Questions to one source at once. Each may hold a connection.
+/// Most questions to one source at once. Each may need a connection.
 const MAX_QUESTIONS: usize = 25;
 
-/// Why a source gave no answer. One line each, for people.
+/// The reason why a source gave no answer, in one line for people.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
-    /// It cannot be used as it is; asking again changes nothing.
+    /// The source cannot be used with this configuration; asking again changes nothing.
     #[error("{0}")]
     Useless(String),
-    /// It said something about this path that cannot be used.
+    /// The source's answer about this path cannot be used.
     #[error("{0}")]
     Refused(String),
-    /// Network or server; it may get better.
+    /// An error of the network or the server. A later attempt may succeed.
     #[error("{0}")]
     Trouble(String),
 }
@@ -36,7 +36,7 @@ impl From<HttpError> for SourceError {
         match &error {
             error if error.is_passing() => Self::Trouble(error.to_string()),
             HttpError::Connect { .. } => Self::Useless(error.to_string()),
-            // About this one file: too large, oddly encoded, moved to nowhere.
+            // The error is about this one file: for example, it is too large, or a redirect leads to nothing.
             _ => Self::Refused(error.to_string()),
         }
     }
@@ -77,8 +77,8 @@ impl Source {
         }
     }
 
-    /// What it says about itself, and what the configuration says instead. An error if it is not to be asked for
-    /// anything now.
+    /// The source's description of itself, with the settings that replace it. An error if the source must not be asked
+    /// now.
     pub async fn about(&self) -> Result<CacheInfo, SourceError> {
         self.not_paused()?;
         let about = match &self.kind {
@@ -86,7 +86,8 @@ impl Source {
             Kind::Ssh(_) => Ok(CacheInfo::default()),
         };
         if about.is_err() {
-            // Only failures: what is remembered is no sign of health.
+            // Success is not noted: the description may be a remembered one, which says nothing about the source's
+            // present state.
             self.note(&about);
         }
         let about = about?;
@@ -100,7 +101,8 @@ impl Source {
         self.health.pause(&self.name).map_or(Ok(()), |pause| Err(SourceError::Trouble(pause)))
     }
 
-    /// What it has for `path`, after [`Source::about`] went well. `index` is its place among the sources.
+    /// The source's offer for `path`; called after [`Source::about`] has succeeded. `index` is the source's place in
+    /// the list.
     pub async fn offer(&self, path: &StorePath, index: usize) -> Result<Option<Offer>, SourceError> {
         let _slot = self.questions.acquire().await;
         self.not_paused()?;
@@ -112,7 +114,7 @@ impl Source {
         answer
     }
 
-    /// Remembers whether it worked.
+    /// Records success or failure, for pauses.
     pub fn note<T>(&self, answer: &Result<T, SourceError>) {
         match answer {
             Err(SourceError::Trouble(why)) => {

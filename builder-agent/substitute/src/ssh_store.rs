@@ -1,7 +1,7 @@
-//! Other machines' stores behind ssh: the worker protocol, from its other end.
+//! Stores of other machines, reached by ssh: the client's side of the worker protocol.
 //!
-//! The machine is known by the host key in the configuration. Beyond that it is a stranger like any cache: what it
-//! says about a path counts only with a signature that the box trusts, and every answer has to come in time.
+//! The machine must have the host key of the configuration. Apart from that, it is a stranger like any cache: its
+//! claims about a path count only with a signature that the box trusts, and every answer must come in time.
 
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -25,12 +25,12 @@ use super::offer::{Offer, Place};
 use super::source::SourceError;
 use net::HttpClient;
 
-/// Connections to one machine at once; each serves one question or one NAR at a time.
+/// Most connections to one machine at once; each serves one question or one NAR at a time.
 const MAX_CONNECTIONS: usize = 4;
-/// The version we speak: the last one without features, which every Nix since 2.16 knows, and older ones answer with
-/// their own.
+/// The protocol version of the box: the last one without features. Every Nix since 2.16 knows it, and an older one
+/// answers with its own version.
 const MINOR: u8 = 37;
-/// Log frames of an answer that are kept: none are shown.
+/// Log frames of an answer that are kept: none, since none is shown.
 const FRAMES: usize = 0;
 
 type Stream = ChannelStream<client::Msg>;
@@ -45,7 +45,7 @@ pub struct Session {
 pub struct SshStore {
     name: String,
     address: SshAddress,
-    /// The file of the key to log in with.
+    /// The file of the key for the login.
     key: PathBuf,
     http: Arc<HttpClient>,
     stall: Duration,
@@ -68,7 +68,7 @@ impl client::Handler for KnownHost {
 }
 
 impl SshStore {
-    /// `key`: used when the address names none.
+    /// `key`: the key for addresses that name none.
     pub fn new(
         name: String,
         address: SshAddress,
@@ -81,7 +81,7 @@ impl SshStore {
         Self { name, address, key, http, stall, idle: Mutex::default(), slots }
     }
 
-    /// What it has for `path`.
+    /// The machine's offer for `path`.
     pub async fn offer(&self, path: &StorePath, source: usize) -> Result<Option<Offer>, SourceError> {
         let mut borrowed = self.borrow().await?;
         let asked = timeout(self.stall, async {
@@ -97,7 +97,7 @@ impl SshStore {
         Ok(info.map(|info| Offer { source, place: Place::Ssh, info }))
     }
 
-    /// A session in which the NAR of `path` comes next.
+    /// Opens a session in which the NAR of `path` comes next.
     pub async fn open(&self, path: &StorePath) -> Result<Borrowed, SourceError> {
         let mut borrowed = self.borrow().await?;
         let request = Request::NarFromPath { path: path.clone() };
@@ -106,12 +106,12 @@ impl SshStore {
         Ok(borrowed)
     }
 
-    /// Longest silence.
+    /// Longest silence of the machine.
     pub fn stall(&self) -> Duration {
         self.stall
     }
 
-    /// For the next one, after everything that was asked has been read.
+    /// Keeps the session for the next request. Every answer on it must have been read.
     pub fn give_back(&self, borrowed: Borrowed) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(borrowed.session);
     }
@@ -195,13 +195,14 @@ impl SshStore {
     }
 }
 
-/// A session in use. Dropped unless it is given back, since half an answer may still be on its way.
+/// A session in use. Dropping it closes the session, since a part of an answer may still follow;
+/// [`SshStore::give_back`] keeps it.
 pub struct Borrowed {
     session: Session,
     _slot: OwnedSemaphorePermit,
 }
 
-/// The bytes of a session, for a thread that blocks and knows where to stop.
+/// The bytes of a session, for a blocking thread that knows how many bytes to read.
 pub struct Piped {
     pub borrowed: Borrowed,
     pub runtime: Handle,

@@ -1,7 +1,7 @@
-//! What a cache sends becomes a NAR again, in the same pass in which the store takes it in.
+//! Decodes the file of a cache into a NAR, in the same pass in which the store reads it.
 //!
-//! A stranger chose the bytes: window sizes are bounded, the NAR ends where it was said to end, and whatever follows
-//! the last frame counts against the file's announced size.
+//! The bytes come from a stranger: window sizes are bounded, the NAR must have its announced size, and bytes after the
+//! last frame count against the file's announced size.
 
 use std::io::{self, BufReader, Read};
 
@@ -10,27 +10,27 @@ use sha2::{Digest, Sha256};
 
 use super::narinfo::Compression;
 
-/// Memory of the xz decoder. `xz -9` needs 64 MiB; a bomb asks for gigabytes.
+/// Most memory of the xz decoder. `xz -9` needs 64 MiB; a hostile file asks for gigabytes.
 const MAX_XZ_KIB: u32 = 128 << 10;
 const BUFFER: usize = 64 << 10;
 
-/// What is behind a URL, counted and hashed while it is read.
+/// The file behind a URL, which is counted and hashed while it is read.
 pub struct File<R> {
     inner: R,
     hash: Option<(Sha256, NixHash)>,
-    /// Bytes that may come, if the cache said how many.
+    /// The size of the file, if the cache announced it.
     size: Option<u64>,
     got: u64,
 }
 
 impl<R: Read> File<R> {
-    /// `hash` is compared if it is a SHA-256, as Nix writes it; the NAR's own hash counts in any case.
+    /// `hash` is compared if it is a SHA-256, as Nix writes it; the hash of the NAR is checked in any case.
     pub fn new(inner: R, hash: Option<&NixHash>, size: Option<u64>) -> Self {
         let hash = hash.filter(|hash| hash.algorithm() == HashAlgorithm::Sha256).cloned();
         Self { inner, hash: hash.map(|hash| (Sha256::new(), hash)), size, got: 0 }
     }
 
-    /// Reads what the decoder left, and compares.
+    /// Reads the bytes that the decoder has not read, and compares size and hash.
     pub fn finish(mut self) -> io::Result<()> {
         io::copy(&mut self, &mut io::sink())?;
         if let Some(size) = self.size.filter(|size| *size != self.got) {
@@ -64,7 +64,7 @@ impl<R: Read> Read for File<R> {
     }
 }
 
-/// Reads `nar_size` bytes of NAR out of `from`; more is an error when it is met.
+/// Reads `nar_size` bytes of NAR out of `from`; a further byte is an error.
 pub fn nar<'a, R: Read>(from: &'a mut R, compression: Compression, nar_size: u64) -> impl Read + 'a {
     let packed = BufReader::with_capacity(BUFFER, from);
     let unpacked: Box<dyn Read + 'a> = match compression {
@@ -73,18 +73,18 @@ pub fn nar<'a, R: Read>(from: &'a mut R, compression: Compression, nar_size: u64
         Compression::Zstd => Box::new(zstd_frames::Frames::new(packed)),
         Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(packed)),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),
-        // Windows of this format end at 16 MiB.
+        // The format's largest window has 16 MiB.
         Compression::Brotli => Box::new(brotli_decompressor::Decompressor::new(packed, BUFFER)),
     };
     exactly(unpacked, nar_size)
 }
 
-/// At most `size` bytes, with an error in place of the next one.
+/// A reader of at most `size` bytes, with an error in place of a further one.
 pub fn exactly<R: Read>(inner: R, size: u64) -> Exactly<R> {
     Exactly { inner, left: size, size }
 }
 
-/// Not more than was announced.
+/// A reader that refuses more bytes than were announced.
 pub struct Exactly<R> {
     inner: R,
     left: u64,

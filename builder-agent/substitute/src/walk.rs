@@ -1,7 +1,7 @@
-//! Closures: what has to be fetched for some paths, and fetching it, references first.
+//! Closures: finds all paths that have to be fetched for some paths, and fetches them, references first.
 //!
-//! A cache describes its paths as it likes, so the walk has bounds, and references that go in circles are found instead
-//! of waited for.
+//! A cache can describe its paths in any way, so the walk has limits, and it detects references that form a circle
+//! instead of waiting for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,22 +17,24 @@ use super::offer::Offer;
 use super::{Answer, Substituters};
 use shares::budget::{Budget, Charge, OverBudget};
 
-/// Paths of one request. A large NixOS system has about 20,000.
+/// Most paths of one request. A large NixOS system has about 20,000.
 const MAX_PATHS: usize = 100_000;
-/// Questions of one request at once.
+/// Most questions of one request at once.
 const MAX_QUESTIONS: usize = 32;
-/// Downloads of one request at once, so that a large one leaves room for others.
+/// Most downloads of one request at once, so that a large request leaves room for others.
 const MAX_DOWNLOADS: usize = 8;
-/// What a path takes that a walk has come to, whatever is found of it: its places in lists, and the reason why not.
+/// Memory of each path that a walk has reached, found or not: its places in lists, and the reason why it cannot be
+/// fetched.
 const SEEN_BYTES: u64 = 1024;
-/// What one more reference to a path takes, in the lists of who needs what.
+/// Memory of one more reference to a path, in [`Walk::needed_by`].
 const NEEDED_BYTES: u64 = 192;
-/// What is charged, for messages.
+/// The thing that memory is charged for, in messages.
 const WHAT: &str = "the list of what could be fetched";
-/// Between two reports about one download.
+/// Time between two reports about one download.
 const REPORT: Duration = Duration::from_millis(200);
 
-/// What happens while paths are fetched. A caller that has more to report sends these in an enum of its own (`E: From<Event>`).
+/// An event while paths are fetched. A caller with more kinds of events wraps these in its own enum (`E:
+/// From<Event>`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// `size`: bytes of NAR. `from`: the source's name.
@@ -49,24 +51,24 @@ pub enum Event {
     Ended {
         path: StorePath,
     },
-    /// For a person: why something that is somewhere was not taken, or somewhere could not be asked.
+    /// For a person: the reason why an offered path was not taken, or why a source could not be asked.
     Warning(Arc<str>),
 }
 
-/// How each path ended: Verified, or with the reason why not.
+/// The result for each path: it is Verified, or the reason why it is not.
 pub type Fetched = BTreeMap<StorePath, Result<(), Arc<str>>>;
 
-/// What would have to be fetched.
+/// The paths that would have to be fetched.
 #[derive(Debug, Default)]
 pub struct Walk {
     pub offers: BTreeMap<StorePath, Arc<Offer>>,
     /// Paths that cannot be fetched, with the reason.
     pub refused: BTreeMap<StorePath, Arc<str>>,
-    /// Reasons that are more than "nobody has it".
+    /// Reasons other than that no source has a path.
     pub warnings: BTreeSet<Arc<str>>,
-    /// By path, the offered ones that refer to it.
+    /// For each path, the offered paths that refer to it.
     needed_by: BTreeMap<StorePath, Vec<StorePath>>,
-    /// For all of this.
+    /// The charge for the memory of all these fields.
     memory: Option<Charge>,
 }
 
@@ -90,8 +92,8 @@ impl Walk {
         self.offers.insert(path.clone(), offer);
     }
 
-    /// Takes out what needs one of these, which were refused, however indirectly. Each path is looked at once, however
-    /// deep a cache's references go.
+    /// Removes every offered path that needs one of these refused paths, directly or not. Each path is visited once,
+    /// so the time does not grow with the depth of a cache's references.
     fn settle(&mut self, mut lost: Vec<StorePath>) {
         while let Some(path) = lost.pop() {
             let Some(why) = self.refused.get(&path).cloned() else { continue };
@@ -99,7 +101,7 @@ impl Walk {
                 if self.offers.remove(&user).is_none() {
                     continue;
                 }
-                // The reason of the first one is the reason of all; it is not nested again.
+                // All users get the reason of the first one; reasons are not nested.
                 let text = match why.starts_with("a reference ") {
                     true => why.clone(),
                     false => {
@@ -114,8 +116,8 @@ impl Walk {
 }
 
 impl Substituters {
-    /// What would have to be fetched to have `paths` Verified with all they refer to. How much that is, is up to the caches
-    /// and to who asks: it is charged to `budget`.
+    /// Finds all paths that would have to be fetched to make the closure of `paths` Verified. The caches and the
+    /// requester determine how many these are, so their memory is charged to `budget`.
     pub async fn walk(
         &self,
         member: &Member,
@@ -178,7 +180,8 @@ impl Substituters {
         Ok(walk)
     }
 
-    /// What there is of `paths` alone, without what they refer to, and the memory for that. `mass`: only sources that do not mind are asked.
+    /// The offers for `paths`, without those for their references, and the charge for their memory. `mass`: only
+    /// sources with `WantMassQuery` are asked.
     pub async fn offers<E: From<Event>>(
         &self,
         member: &Member,
@@ -203,7 +206,7 @@ impl Substituters {
             }
             match asked.join_next().await {
                 Some(Ok((path, Answer::Offer(offer)))) => {
-                    // Twice: it is copied for the answer.
+                    // Twice, since the offer is copied for the answer.
                     memory.grow(2 * offer.memory())?;
                     offers.insert(path, offer);
                 }
@@ -214,8 +217,7 @@ impl Substituters {
         }
     }
 
-    /// Fetches `paths` with all they refer to. Each ends Verified, or with the reason why not. Dropping this ends what
-    /// nobody else waits for.
+    /// Fetches the closure of `paths`. Dropping the future ends the downloads that nobody else waits for.
     pub async fn fetch<E: From<Event> + Send + 'static>(
         &self,
         member: &Member,
@@ -350,7 +352,7 @@ mod tests {
         Arc::new(Offer { info, source: 0, place: Place::Ssh })
     }
 
-    /// As deep as a walk goes: looking at everything once for every step would not end.
+    /// The depth is the limit of a walk: a search that visits every path once for each step would not end.
     #[test]
     fn what_needs_something_lost_is_lost_however_deep_it_is() {
         let mut walk = Walk::default();
