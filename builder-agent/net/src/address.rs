@@ -1,22 +1,22 @@
-//! Which addresses belong to the public internet, by the registries of special-purpose addresses (RFC 6890 and what
-//! came after it).
+//! Tells public addresses from others, by the registries of special-purpose addresses (RFC 6890 and its successors).
 //!
-//! Whoever may name a URL must not reach what only the box can: its own services, its neighbours, a cloud's metadata
-//! service. Everything that is not plainly public is therefore private here.
+//! A person who names a URL must not reach services that only the box can reach: its own, those of its network, a
+//! cloud's metadata service. So every address that is not certainly public counts as private.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
-/// Serves metadata and more to machines in Azure, from an address like any other.
+/// Serves metadata and more to machines in Azure. By the registries it is a public address.
 const AZURE_HOST: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 
-/// Whether `address` is one of this machine's own. Its firewall guards those against others, not against itself.
+/// Whether `address` is one of this machine's own. The machine's firewall protects those against other machines, not
+/// against itself.
 #[must_use]
 pub fn is_own(address: IpAddr) -> bool {
-    // The kernel lets a socket have those and no others. No packet is sent.
+    // The kernel binds sockets only to the machine's own addresses. No packet is sent.
     UdpSocket::bind((address.to_canonical(), 0)).is_ok()
 }
 
-/// Whether packets to `address` leave for the public internet, so far as the address tells.
+/// Whether `address` belongs to the public internet, as far as the address alone can tell.
 #[must_use]
 pub fn is_public(address: IpAddr) -> bool {
     match address {
@@ -53,14 +53,14 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
         return is_public_v4(inner);
     }
     match (a, b, c) {
-        // NAT64: the gateway sends it to the IPv4 address at the end.
+        // NAT64: the gateway sends the packet to the IPv4 address in the last four bytes.
         (0x64, 0xff9b, 0) if address.segments()[3..6] == [0; 3] => is_public_v4(last_four(address)),
-        // 6to4 carries an IPv4 address in the middle; nobody needs it, and it could lead inside.
+        // 6to4 has an IPv4 address in the middle, which could be a private one. 6to4 is not in use any more.
         (0x2002, ..) => false,
         // Protocol assignments, Teredo among them.
         (0x2001, 0..=0x1ff, _) => false,
         (0x2001, 0xdb8, _) | (0x3fff, 0..=0xfff, _) => false, // documentation
-        // All that has been handed out as global unicast.
+        // All blocks that have been assigned as global unicast.
         (0x2000..=0x3fff, ..) => true,
         _ => false,
     }

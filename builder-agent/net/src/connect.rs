@@ -1,7 +1,7 @@
-//! From a name to a connection: resolve, refuse what is private, dial, and speak TLS where the URL says so.
+//! Makes connections: resolves the name, refuses private addresses, connects, and uses TLS if the URL says so.
 //!
-//! The address that was checked is the address that is dialled, so a name server cannot answer differently the
-//! second time.
+//! The box connects to the address that it has checked and does not resolve the name again, so a name server cannot
+//! give another answer the second time.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -26,14 +26,16 @@ use url::Host;
 use super::address::{is_own, is_public};
 use shares::threads::Crew;
 
-/// For resolving, dialling and TLS together.
+/// Longest time for the name, the connection and TLS together.
 const CONNECT_TIME: Duration = Duration::from_secs(15);
-/// How long one address may take before the next is tried beside it (RFC 8305, 5: the connection attempt delay).
+/// How long an attempt with one address lasts before one with the next address begins beside it (RFC 8305, 5: the
+/// connection attempt delay).
 const HEAD_START: Duration = Duration::from_millis(250);
-/// Addresses of one name that are tried. Large services give a dozen.
+/// Most addresses of one name that are tried. Large services have a dozen.
 const MAX_ADDRESSES: usize = 16;
 
-/// Lookups at once. They only wait; a member has at most as many as builds, and a few that were given up.
+/// Most lookups of names at once. Their threads only wait. A member has at most as many lookups as builds, and some
+/// whose caller has stopped waiting.
 const NAME_THREADS: usize = 64;
 
 /// The reasons why there is no connection, each in one line.
@@ -41,7 +43,8 @@ const NAME_THREADS: usize = 64;
 pub enum ConnectError {
     #[error("cannot find the address of '{host}': {cause}")]
     Unresolved { host: String, cause: String },
-    /// The address itself goes to the box's log: what a name means inside is not for everybody who can name it.
+    /// The address itself is written only to the box's log: not everybody who can name a host may know its private
+    /// address.
     #[error("'{host}' has no public address; set `fetch.allow-private = true` on the box if it may be used")]
     Private { host: String },
     #[error("cannot connect to '{host}' port {port}: {cause}")]
@@ -57,11 +60,11 @@ pub enum ConnectError {
     NoCertificates { path: PathBuf, cause: String },
 }
 
-/// Makes connections. Public addresses only, unless configured otherwise.
+/// Makes connections. Only public addresses are allowed, unless the configuration allows private ones.
 pub struct Dialer {
     allow_private: bool,
     certificates: PathBuf,
-    /// Read at the first use, so that a box without certificates can still use what needs none.
+    /// Read at the first use, so that a box without certificates can still make connections without TLS.
     tls: Mutex<Option<Arc<ClientConfig>>>,
     /// The threads that look up names.
     names: Crew,
@@ -104,7 +107,8 @@ impl Dialer {
         }
     }
 
-    /// Allowed addresses, the two families in turn, so that one broken family costs one head start.
+    /// The allowed addresses, alternating between IPv4 and IPv6, so that a broken family costs only one
+    /// [`HEAD_START`].
     async fn addresses(&self, host: &Host<String>, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
         let found: Vec<SocketAddr> = match host {
             Host::Ipv4(address) => vec![(*address, port).into()],
@@ -137,8 +141,8 @@ impl Dialer {
         }
     }
 
-    /// Asks the system. That blocks, for as long as a name's servers like: so there are threads for nothing else, and no
-    /// name has more than half of them. A caller stops waiting after [`CONNECT_TIME`].
+    /// Resolves a name with the system's resolver. This blocks for as long as the name's servers choose: so it has
+    /// threads of its own, and no domain has more than half of them. A caller stops waiting after [`CONNECT_TIME`].
     async fn look_up(&self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let asked = (name.to_owned(), port);
         let domain: Arc<str> = name.rsplit('.').take(2).collect::<Vec<_>>().join(".").into();
@@ -161,7 +165,7 @@ impl Dialer {
 #[derive(Clone)]
 pub struct Connector(pub Arc<Dialer>);
 
-/// Only the TCP part, below TLS.
+/// The TCP connections below TLS.
 #[derive(Clone)]
 struct Tcp(Arc<Dialer>);
 
@@ -218,7 +222,8 @@ impl Service<Uri> for Tcp {
     }
 }
 
-/// Host and port of a URI. Numbers as hosts have become addresses before (`url::Url`), so none is left to the resolver.
+/// Host and port of a URI. `url::Url` has turned hosts in numeric forms into addresses, so the resolver never reads
+/// such a form.
 fn place(uri: &Uri) -> Result<(Host<String>, u16), ConnectError> {
     let name = uri.host().unwrap_or_default();
     let host = Host::parse(name)
@@ -238,7 +243,7 @@ fn client_config(path: &Path) -> Result<ClientConfig, ConnectError> {
     if roots.is_empty() {
         return Err(failed("none can be read".into()));
     }
-    // The same cryptography as ssh uses; named, since a process-wide default is nobody's decision.
+    // The same cryptography as for ssh. It is named here, because a default for the process could be set elsewhere.
     let provider = Arc::new(crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -1,4 +1,4 @@
-//! `GET`, and nothing else: bounded, with redirects, over connections that are kept.
+//! An HTTP client for `GET` only: with limits, with redirects, and with connections that are kept.
 
 use std::collections::HashSet;
 use std::error::Error;
@@ -23,16 +23,16 @@ use crate::Fetch;
 
 use super::connect::{ConnectError, Connector, Dialer};
 
-/// Longest chain of redirects; as in curl's and every browser's practice, one or two are normal.
+/// Longest chain of redirects. One or two are usual.
 const MAX_REDIRECTS: usize = 10;
-/// Of a URL we are asked for or sent to.
+/// Longest URL, of a request or of a redirect.
 const MAX_URL_BYTES: usize = 8192;
-/// Kept connections of one server, and how long.
+/// Most kept connections of one server, and how long they are kept.
 const MAX_IDLE: usize = 32;
 const IDLE: Duration = Duration::from_secs(60);
-/// Servers with kept connections.
+/// Most servers with kept connections.
 const MAX_SERVERS: usize = 64;
-/// How we introduce ourselves.
+/// The `User-Agent` of all requests.
 const USER_AGENT: &str = concat!("barnraiser/", env!("CARGO_PKG_VERSION"));
 
 /// The reasons why a body was not received completely, each in one line that names the URL.
@@ -65,14 +65,15 @@ pub enum HttpError {
 }
 
 impl HttpError {
-    /// The server says that it has no such thing. Caches on object storage answer 403 to who may not list them.
+    /// Whether the server says that it has no such file. Caches on object storage answer 403 if the requester may not
+    /// list their files.
     #[must_use]
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Status { status, .. }
             if matches!(*status, StatusCode::NOT_FOUND | StatusCode::GONE | StatusCode::FORBIDDEN))
     }
 
-    /// Another attempt may go better: the network or the server is in trouble, rather than the request.
+    /// Whether another attempt may succeed: the error is one of the network or the server, not of the request.
     #[must_use]
     pub fn is_passing(&self) -> bool {
         match self {
@@ -89,7 +90,7 @@ impl HttpError {
     }
 }
 
-/// Bounds of one request.
+/// Limits of one request.
 #[derive(Debug, Clone, Copy)]
 pub struct Want {
     /// Largest body in bytes.
@@ -105,7 +106,7 @@ pub struct HttpClient {
 }
 
 impl HttpClient {
-    /// As configured in `[fetch]`.
+    /// A client with the settings of `[fetch]`.
     #[must_use]
     pub fn new(settings: &Fetch) -> Self {
         let dialer = Arc::new(Dialer::new(settings.allow_private, settings.certificates.clone()));
@@ -161,7 +162,7 @@ impl HttpClient {
         Err(HttpError::Redirects { url: url.to_string(), last: at.to_string() })
     }
 
-    /// All of a small body.
+    /// The whole of a small body.
     pub async fn get_all(&self, url: &Url, want: Want) -> Result<Vec<u8>, HttpError> {
         let mut body = self.get(url, want).await?;
         let mut all = Vec::new();
@@ -171,10 +172,10 @@ impl HttpClient {
         Ok(all)
     }
 
-    /// One request, without following redirects.
+    /// Makes one request, without following redirects.
     async fn ask(&self, url: &Url) -> Result<Response<Incoming>, HttpError> {
         let uri = uri(url)?;
-        // The server may close a kept connection just when the request goes out on it. To ask again is harmless.
+        // The server may close a kept connection just when the request goes out on it. Asking again is harmless.
         match self.try_ask(url, &uri).await {
             Err(HttpError::Broken { .. }) => self.try_ask(url, &uri).await,
             answer => answer,
@@ -191,7 +192,7 @@ impl HttpClient {
         let mut connection = capture_connection(&mut request);
         let client = self.pool.lock().unwrap_or_else(PoisonError::into_inner).client(&self.dialer, uri);
         let mut answer = client.request(request);
-        // A connection has a limit of its own (`connect::CONNECT_TIME`); a stall is counted from then on.
+        // The time for a connection has its own limit (`connect::CONNECT_TIME`); the time of a stall begins after it.
         let answered = tokio::select! {
             biased;
             answered = &mut answer => Some(answered),
@@ -217,7 +218,7 @@ impl HttpClient {
     }
 }
 
-/// hyper's client, which keeps connections, and the servers that it may have kept some of.
+/// hyper's client, which keeps connections, and the servers to which it may have kept some.
 struct Pool {
     client: Client<Connector, Empty<Bytes>>,
     servers: HashSet<(bool, Authority)>,
@@ -233,8 +234,8 @@ impl Pool {
         Self { client, servers: HashSet::new() }
     }
 
-    /// hyper limits the connections of each server and not the number of servers, which members choose: so after
-    /// [`MAX_SERVERS`] another pool begins. The connections that are in use close when their answers end.
+    /// hyper limits the connections to each server, but not the number of servers, which members choose. So after
+    /// [`MAX_SERVERS`] a new pool replaces this one. Connections that are in use close when their answers end.
     fn client(&mut self, dialer: &Arc<Dialer>, uri: &Uri) -> Client<Connector, Empty<Bytes>> {
         let tls = uri.scheme_str() == Some("https");
         if let Some(authority) = uri.authority()
@@ -249,7 +250,7 @@ impl Pool {
     }
 }
 
-/// Reads the rest of an answer that nobody wants, if it is short: then the connection can be kept.
+/// Reads the rest of an answer that is not needed, if it is short, so that the connection can be kept.
 fn reuse_after(response: Response<Incoming>) {
     const SHORT: u64 = 64 << 10;
     tokio::spawn(timeout(Duration::from_secs(2), async move {
@@ -264,7 +265,7 @@ fn reuse_after(response: Response<Incoming>) {
     }));
 }
 
-/// With its causes: hyper names only the outermost.
+/// The error with its causes; hyper's text has only the outermost.
 fn in_full(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -309,7 +310,7 @@ fn redirected(from: &Url, response: &Response<Incoming>) -> Result<Url, HttpErro
     }
 }
 
-/// A body on its way.
+/// A body that is being received.
 pub struct Body {
     incoming: Incoming,
     length: Option<u64>,
@@ -322,7 +323,7 @@ pub struct Body {
 }
 
 impl Body {
-    /// Bytes, if the server said so.
+    /// The length in bytes, if the server announced it.
     #[must_use]
     pub fn length(&self) -> Option<u64> {
         self.length
@@ -345,7 +346,7 @@ impl Body {
                 }
                 Err(_) => return Err(HttpError::Stalled { url: url(), stall: self.stall, got: self.got }),
             };
-            // A server that drips never stalls; the deadline is for it.
+            // A server that sends a little all the time never stalls; the deadline ends its answer.
             if Instant::now() >= self.deadline {
                 return Err(HttpError::TooSlow { url: url(), whole: self.whole, got: self.got });
             }
@@ -360,7 +361,7 @@ impl Body {
         }
     }
 
-    /// For threads that block, such as the store's. Ends with an error when `cancel` is cancelled.
+    /// The body for blocking threads, such as the store's. Reading ends with an error when `cancel` is cancelled.
     #[must_use]
     pub fn blocking(self, runtime: Handle, cancel: CancellationToken) -> Blocking {
         Blocking { body: self, runtime, cancel, current: Bytes::new(), failed: Arc::default() }
