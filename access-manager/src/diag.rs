@@ -48,7 +48,7 @@ pub struct Place {
     pub column: usize,
     /// The line, unless it may hold a secret.
     text: Option<String>,
-    /// How many characters the caret underlines.
+    /// The number of characters that the caret underlines.
     width: usize,
 }
 
