@@ -5,8 +5,8 @@ use std::io;
 use crate::limits::MAX_QUOTE_BYTES;
 use crate::nar::NarError;
 
-/// A connection cannot go on. After each of these errors the position in the stream is lost: tell the client
-/// with [`Connection::refuse`](crate::worker::Connection::refuse) and close.
+/// The reason why a connection cannot continue. After each of these errors the position in the stream is lost: tell
+/// the client with [`Connection::refuse`](crate::worker::Connection::refuse) and close.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {
@@ -27,7 +27,7 @@ pub enum WireError {
     )]
     NothingSent { stall: std::time::Duration },
 
-    /// The same for our answer: the client does not read it.
+    /// The same for an answer, which the client does not read.
     #[error("the client took less than 64 KiB of an answer in {} seconds", stall.as_secs())]
     NothingTaken { stall: std::time::Duration },
 
@@ -111,7 +111,7 @@ impl WireError {
 }
 
 impl From<io::Error> for WireError {
-    /// Takes the error out that [`into_io`](WireError::into_io) put in.
+    /// Returns the error that [`into_io`](WireError::into_io) has wrapped.
     fn from(error: io::Error) -> Self {
         if error.get_ref().is_some_and(|inner| inner.is::<WireError>()) {
             let inner = error.into_inner().and_then(|inner| inner.downcast::<WireError>().ok());

@@ -38,7 +38,7 @@ impl<R: AsyncRead + Unpin> Input<R> {
         Self { inner, buffer, start: 0, end: 0, eof: false, patience: Patience::new(stall) }
     }
 
-    /// A new message begins.
+    /// Starts the time limit anew, for a new message.
     pub fn begin(&mut self) {
         self.patience.reset();
     }
@@ -307,13 +307,13 @@ impl<'a, S: AsyncRead + Unpin> Fields<'a, S> {
         if bytes.is_empty() { Ok(None) } else { self.parse_path(field, &bytes).map(Some) }
     }
 
-    /// `/nix/store/<hash>-<name>`.
+    /// Parses `/nix/store/<hash>-<name>`.
     pub fn parse_path(&self, field: &'static str, bytes: &[u8]) -> Result<StorePath, WireError> {
         StorePath::from_absolute_path(bytes)
             .map_err(|source| self.bad(field, Problem::StorePath { value: quote(bytes), source }))
     }
 
-    /// `<hash>-<name>`.
+    /// Parses `<hash>-<name>`.
     pub fn parse_base_name(&self, field: &'static str, bytes: &[u8]) -> Result<StorePath, WireError> {
         StorePath::from_basename(bytes)
             .map_err(|source| self.bad(field, Problem::StorePath { value: quote(bytes), source }))

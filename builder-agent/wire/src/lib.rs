@@ -1,4 +1,4 @@
-//! Nix's protocols as bytes to typed requests and back, over any tokio stream.
+//! Nix's protocols: turns bytes into typed requests, and answers into bytes, over any tokio stream.
 //!
 //! The client is not trusted: every length, count and nesting depth that it sends is checked against a limit
 //! from [`limits`] before anything is allocated, and every error says which field of which operation was

@@ -1,17 +1,17 @@
-//! The limits of what a client can make the agent hold. Every number here limits something that a client can
-//! make large.
+//! Limits on the memory and the data that a client can make the agent hold. A client can make each of these large.
 
 /// All arguments of one request together, in bytes. A derivation's environment and the path lists of a large
-/// closure stay below a tenth of it; whatever is larger travels as a body, which is streamed.
+/// closure stay below a tenth of it; larger data is sent as a body, which is streamed.
 pub const MAX_REQUEST_BYTES: u64 = 64 << 20;
 
-/// The part of it that every connection may hold without asking its meter: nearly all requests are smaller.
+/// The part of [`MAX_REQUEST_BYTES`] that every connection may hold without asking its meter. Nearly all requests are
+/// smaller.
 pub const UNMETERED_BYTES: u64 = 64 << 10;
 
 /// One store path with its directory: `/nix/store/`, 32 + 1 characters of hash part, a name of up to 211.
 pub const MAX_STORE_PATH_BYTES: u64 = 11 + 33 + 211;
 
-/// Paths in one list. The largest closures we know have a tenth of this.
+/// Paths in one list. The largest known closures have a tenth of this.
 pub const MAX_PATHS: u64 = 500_000;
 
 /// A name: of a store path, an output, a feature, a setting, a system.

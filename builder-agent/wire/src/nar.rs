@@ -1,9 +1,9 @@
 //! Finds the end of a NAR in a stream of bytes, and checks its structure on the way.
 //!
 //! A NAR does not contain its own length: a reader has to parse it to find the bytes that follow it in a
-//! stream. [`NarScanner`] is pushed bytes as they come, keeps nothing but its position (and one short
-//! string), and never takes a byte beyond the end. Format: a sequence of strings, each a length as 64 bits
-//! little endian, its bytes, and zeros up to a multiple of 8. (Nix: src/libutil/archive.cc.)
+//! stream. [`NarScanner`] takes bytes as they arrive, keeps only its position (and one short string), and never takes
+//! a byte beyond the end. Format: a sequence of strings, each a length as 64 bits little endian, its bytes, and zeros
+//! up to a multiple of 8. (Nix: src/libutil/archive.cc.)
 //!
 //! Not here: the order of entries, and the use of their contents (`store`).
 
@@ -13,7 +13,7 @@ use crate::limits::{MAX_NAR_DEPTH, MAX_NAR_NAME_BYTES, MAX_NAR_TARGET_BYTES};
 /// Longest keyword: `nix-archive-1`.
 const MAX_KEYWORD_BYTES: u64 = 16;
 
-/// Bytes are not a NAR.
+/// The reason why bytes are not a NAR.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NarError {

@@ -37,12 +37,12 @@ impl Patience {
         Self { stall, left: stall.unwrap_or_default(), moved: 0, waiting_since: None, alarm: None }
     }
 
-    /// A new message begins.
+    /// Starts the time anew, for a new message.
     pub fn reset(&mut self) {
         (self.left, self.moved, self.waiting_since) = (self.stall.unwrap_or_default(), 0, None);
     }
 
-    /// Bytes have moved.
+    /// Counts bytes that have moved.
     pub fn moved(&mut self, bytes: u64) {
         let Some(stall) = self.stall else { return };
         if let Some(since) = self.waiting_since.take() {
@@ -54,7 +54,7 @@ impl Patience {
         }
     }
 
-    /// No byte can move now. Ready when that has lasted too long.
+    /// Called while no byte can move. Ready when that has lasted too long.
     pub fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
         let Some(stall) = self.stall else { return Poll::Pending };
         let since = *self.waiting_since.get_or_insert_with(Instant::now);

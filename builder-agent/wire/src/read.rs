@@ -70,7 +70,7 @@ pub(crate) async fn path_info_of<S: AsyncRead + Unpin>(
     })
 }
 
-/// `r:sha256`, `text:sha256`, `git:sha1`, `sha256`.
+/// Parses a method with its algorithm: `r:sha256`, `text:sha256`, `git:sha1`, `sha256`.
 pub(crate) fn method_and_algorithm<S: AsyncRead + Unpin>(
     f: &Fields<'_, S>,
     field: &'static str,
@@ -94,7 +94,7 @@ pub(crate) fn hash_algorithm<S: AsyncRead + Unpin>(
     name.parse().map_err(|source| f.bad(field, Problem::Hash { value: quote(name.as_bytes()), source }))
 }
 
-/// `bare_builds`: a derivation without outputs means all its outputs, and not the derivation.
+/// Parses one target. `bare_builds`: a derivation without outputs means all its outputs, and not the derivation.
 ///
 /// `/nix/store/…`, or `/nix/store/….drv!out,dev`, or `/nix/store/….drv!*`.
 fn derived_path<S: AsyncRead + Unpin>(

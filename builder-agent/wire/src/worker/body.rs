@@ -27,7 +27,7 @@ pub(super) enum BodyState {
     Framed(Frames),
     /// A bare NAR.
     Nar(BareNar),
-    /// A NAR that the client sends in pieces, each at our request.
+    /// A NAR that the client sends in pieces, each after a request of the agent.
     Asked(Asked),
     /// Path infos and NARs in frames.
     Items(Items),
