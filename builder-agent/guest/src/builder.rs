@@ -139,7 +139,8 @@ fn prepare(job: &Job, place: &Place, go: OwnedFd, output: OwnedFd) -> io::Result
         }
         Place::Namespace { own_dir } => {
             sys::mount("proc", Path::new("/proc"), "proc", proc_flags, "")?;
-            // Hides our program. Covered, not unmounted: a mount of an outer user namespace is locked.
+            // Hides the guest's program. The directory is covered and not unmounted: a mount of an outer user
+            // namespace is locked.
             let flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
             sys::mount("tmpfs", own_dir, "tmpfs", flags, "size=4k,mode=0555")?;
         }

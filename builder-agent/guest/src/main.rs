@@ -30,7 +30,7 @@ fn main() -> ExitCode {
                 Err(e) => fail(&format!("--stream-fd {stream} --store-fd {store}: {e}")),
             }
         }
-        // Started again by ourselves, as a builder: in its own PID namespace that is PID 1, too.
+        // The guest has started this program again, as a builder. The builder is PID 1 too, of its own PID namespace.
         ["--builtin", name, out] => builtin::main(name, std::path::Path::new(out)),
         // The kernel passes on those words of its command line that it does not know.
         _ if std::process::id() == 1 => machine::main(init_ns),

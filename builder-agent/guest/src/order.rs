@@ -1,4 +1,4 @@
-//! The order of frames, seen from the host. Pure: frames in, events out, no clock and no I/O.
+//! The order of frames, seen from the host. This module turns frames into events; it has no clock and no I/O.
 //!
 //! ```text
 //! Hello  Started  Log* Exit  ( OutputBegin OutputData* OutputEnd )*  Done

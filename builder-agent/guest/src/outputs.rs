@@ -1,7 +1,7 @@
 //! Sends the outputs. Runs after the last process of the build has ended, so no file changes meanwhile.
 //!
-//! A NAR has names, contents, one executable bit and symlink targets, and so no owners, times, set-user-id
-//! bits or extended attributes.
+//! A NAR has names, contents, one executable bit and symlink targets, but no owners, times, set-user-id bits or
+//! extended attributes.
 
 use std::collections::BTreeMap;
 use std::fs;

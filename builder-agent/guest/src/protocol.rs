@@ -20,9 +20,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// Both sides come from one build of the workspace; this number detects an image that mixes two.
 pub const VERSION: u32 = 2;
 
-/// The guest connects here: the host's well-known context id ...
+/// The host's well-known context id, to which the guest connects.
 pub const VSOCK_CID: u32 = 2;
-/// ... and our port on it.
+/// The port at the host to which the guest connects.
 pub const VSOCK_PORT: u32 = 1024;
 
 /// Tag and length.

@@ -29,7 +29,7 @@ pub fn banner(kind: &str) -> String {
     )
 }
 
-/// Devices of our own network namespace, which is the builder's, too.
+/// Devices of the guest's network namespace, which is also the builder's.
 fn network_devices() -> String {
     let Ok(text) = std::fs::read_to_string("/proc/self/net/dev") else { return "unknown".into() };
     let names: Vec<_> =

@@ -44,7 +44,7 @@ impl Verdict {
 pub enum Meter {
     /// The build's cgroup directory, with the pids and memory controllers.
     Cgroup(PathBuf),
-    /// All processes in /proc except our own, and these file systems.
+    /// All processes in /proc except the guest itself, and these file systems.
     Proc { disks: Vec<PathBuf> },
 }
 
@@ -79,12 +79,13 @@ impl Meter {
     /// Ends the build, of which `first` is the first process.
     pub fn kill(&self, first: libc::pid_t) {
         if let Meter::Cgroup(dir) = self {
-            // Kills all at once. Killing only the first process would suffice, but it has to be scheduled
-            // among all the others before it takes them along, and meanwhile they continue to fork.
+            // Kills all processes at once. Killing only the first process would suffice, since the kernel then kills
+            // the others. But the first has to be scheduled among all of them before that, and meanwhile they continue
+            // to fork.
             let _ = fs::write(dir.join("cgroup.kill"), "1");
         }
-        // Fails only if the process is gone already. Its pid is not used again: the guest starts no other
-        // process, and in a machine the kernel assigns pids in turn.
+        // Fails only if the process has ended already. Its pid is not used again: the guest starts no other process,
+        // and in a machine the kernel assigns pids in turn.
         let _ = sys::kill(first, libc::SIGKILL);
     }
 
@@ -168,7 +169,7 @@ fn proc_excess(disks: &[PathBuf], limits: &GuestLimits, peak: &AtomicU64) -> Opt
     (exact > limit).then_some(Excess::Memory)
 }
 
-/// Every visible process except our own.
+/// Every visible process except the guest itself.
 fn pids() -> io::Result<Vec<u32>> {
     let own = std::process::id();
     Ok(fs::read_dir("/proc")?
