@@ -1,8 +1,7 @@
 //! Chooses how QEMU runs a box: with the hardware's KVM if that really works, otherwise in software.
 //!
-//! A `/dev/kvm` that opens proves little: some cannot run a Linux kernel at all. So this boots the release's
-//! kernel and waits for its first words. Not here: whether KVM works *inside* the box (`builder-agent sandbox
-//! probe`).
+//! A `/dev/kvm` that opens proves little: some cannot run a Linux kernel at all. So this module boots the release's
+//! kernel and waits for its first line. Not here: whether KVM works *inside* the box (`builder-agent sandbox probe`).
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -29,7 +28,7 @@ impl Accel {
         match self {
             Accel::Kvm => ["-accel", "kvm", "-cpu", "host"],
             // QEMU's software EPYC has AMD's virtualisation, so the box's own /dev/kvm works.
-            // Without cx16: QEMU 7.2 computes wrong flags after cmpxchg16b, which the kernel's allocator then believes
+            // Without cx16: QEMU 7.2 computes wrong flags after cmpxchg16b, which mislead the kernel's allocator
             // ("double fault" in __kmalloc, in the box and in its micro-VMs).
             Accel::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt,-cx16"],
         }

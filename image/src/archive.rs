@@ -1,8 +1,8 @@
 //! Debian's archive, which changes all the time: its index may name a file that the mirror does not have.
 //!
-//! A mirror cannot deceive us: every list is signed by a key of the keyring, and every file is in a list,
-//! with its SHA-256. But files may be missing, cut short or damaged at any moment, because an archive is
-//! copied while it changes. So the newest available version is used (`obtain`), and each download is kept.
+//! A mirror cannot forge a file: every list is signed by a key of the keyring, and every file is in a list, with its
+//! SHA-256. But files may be missing, cut short or damaged at any moment, because an archive is copied while it
+//! changes. So the newest available version is used (`obtain`), and each download is kept.
 //!
 //! apt does the work, in a private folder: the machine's own apt configuration decides where packages come from (mirror,
 //! proxy; `sources`), its own package lists are neither used nor changed. Not here: the unpacked results of
@@ -23,7 +23,7 @@ pub use obtain::Wish;
 pub use plan::Listed;
 pub use sources::Kind;
 
-/// The Debian release boxes and guests are made of.
+/// The Debian release that boxes and guests are made of.
 pub const SUITE: &str = "trixie";
 pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Lists younger than this are not fetched again; a build straight after a build should not wait for the network.
@@ -86,14 +86,14 @@ pub struct Options<'a> {
     pub update: bool,
 }
 
-/// apt with the configuration of one suite, its state below one private folder.
+/// apt with the configuration of one suite, and with its state below one private folder.
 pub struct Archive {
     root: PathBuf,
     files: PathBuf,
     suite: String,
     mirror: String,
     sources: String,
-    /// This process has fetched the lists: fetching them again would not find files that the mirror lacks.
+    /// Whether this process has fetched the lists. Fetching them again would not find files that the mirror lacks.
     refreshed: bool,
     /// Versions that the mirror lacks, as paragraphs of apt's preferences.
     pins: Vec<String>,

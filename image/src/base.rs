@@ -3,8 +3,8 @@
 //! mmdebstrap gets the packages that `archive` has obtained, with its lists and its preferences, so that it
 //! also uses an older version of a file that the mirror lacks. apt checks each package once more inside.
 //!
-//! Not here: our own files (`release`), and the kernel, which comes directly from its package so that neither
-//! its install scripts nor initramfs-tools have to run (`kernel_package`).
+//! Not here: the files of this repository (`release`), and the kernel, which comes directly from its package so that
+//! neither its install scripts nor initramfs-tools have to run (`kernel_package`).
 
 use crate::archive::{Archive, ArchiveError, Listed, SUITE, Wish};
 use crate::progress::Progress;
@@ -26,7 +26,7 @@ pub const PACKAGES: [&str; 12] = [
     "iproute2",
     "ca-certificates",
     "bubblewrap",
-    // Linked by our binaries.
+    // Linked by this repository's programs.
     "libssl3t64",
     "libgcc-s1",
     "zlib1g",
@@ -69,7 +69,7 @@ pub struct Base {
 }
 
 /// Makes the base system, or finds the one made from the same package lists. `extra` packages are added to
-/// ours. If the archive lacks the needed files, returns the base that an earlier run made of the same
+/// [`PACKAGES`]. If the archive lacks the needed files, returns the base that an earlier run made of the same
 /// packages.
 pub fn make(archive: &mut Archive, cache: &Path, extra: &[String]) -> Result<Base, BaseError> {
     if !rustix::process::geteuid().is_root() {
@@ -213,7 +213,7 @@ fn parse_status(status: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Our choice, independent of the archive: packages, exclusions, times.
+/// The part of the key that does not depend on the archive: packages, exclusions, times.
 fn choice(packages: &[&str]) -> String {
     let mut hash = Sha256::new();
     hash.update(SOURCE_DATE_EPOCH);

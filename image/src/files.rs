@@ -1,4 +1,4 @@
-//! Sums of files, as all commands write them.
+//! Checksums of files, in the form that all commands write.
 
 use std::io;
 

@@ -1,7 +1,7 @@
 //! Extracts the ELF `vmlinux` from a distribution kernel's bzImage.
 //!
-//! Our VMM enters the kernel through the PVH note of the ELF file, so the guest does not spend time on
-//! decompression. Layout: kernel `Documentation/arch/x86/boot.rst`, "The Real-Mode Kernel Header". The image
+//! The VMM of the crate `sandbox` enters the kernel through the PVH note of the ELF file, so the guest does not spend
+//! time on decompression. Layout: kernel `Documentation/arch/x86/boot.rst`, "The Real-Mode Kernel Header". The image
 //! comes from a signed package; nevertheless every offset in it is checked before use.
 //! Not here: the source of the package (`archive`).
 

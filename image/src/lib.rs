@@ -1,4 +1,4 @@
-//! From a root file system to a netboot release, and the tools to serve and try one.
+//! Makes a netboot release from a root file system, and has the tools to serve and try a release.
 //!
 //! Uses Debian packages, EROFS, cpio, iPXE and QEMU. Of the agent and of access-manager it only knows the
 //! places of their binaries and files (`docs/design/image.md`).

@@ -1,4 +1,4 @@
-//! `netboot-image build`: base system + our files -> kernel, initrd, boot.ipxe, manifest.json.
+//! `netboot-image build`: base system + files of this repository -> kernel, initrd, boot.ipxe, manifest.json.
 //!
 //! Equal inputs give equal bytes: times, file-system id and order are fixed, and nothing depends on the
 //! building machine. Not here: the base system itself (`base`), the guest's files (`guest`).
@@ -26,7 +26,7 @@ const BOX_MODULES: [&str; 4] = ["loop", "erofs", "overlay", "virtio_net"];
 /// Time of all files of the root (2025-01-01); the file system's id is fixed, too.
 const FIXED_TIME: &str = "1735689600";
 const FIXED_UUID: &str = "62617261-6973-6572-8000-000000000001";
-/// The folder of our files on the box.
+/// The folder of this repository's files on the box.
 const HOME: &str = "usr/lib/barnraiser";
 
 /// Removed from the finished tree: no program on the box reads these.
@@ -139,7 +139,7 @@ fn install_modules(kernel: &KernelPackage, tree: &Path) -> Result<(), BuildError
     Ok(())
 }
 
-/// Copies our files over the base system and removes files that a box does not need.
+/// Copies this repository's files over the base system and removes files that a box does not need.
 fn lay_out(inputs: &Inputs, tree: &Path) -> Result<(), BuildError> {
     for path in PRUNED {
         remove(&tree.join(path))?;

@@ -1,5 +1,4 @@
-//! Releases from a small fake base system: the files that we copy over it, and that two runs give equal
-//! bytes.
+//! Releases from a small fake base system: which files are copied over it, and that two runs give equal bytes.
 
 use super::*;
 

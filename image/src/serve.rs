@@ -70,7 +70,7 @@ pub async fn run(listener: tokio::net::TcpListener, release: Release) -> std::io
 }
 
 async fn unknown(ConnectInfo(client): ConnectInfo<SocketAddr>, uri: axum::http::Uri) -> Response {
-    // Debug form: the path is the client's text and must not add lines to our log.
+    // Debug form: the path is the client's text and must not add lines to the server's log.
     tracing::warn!(%client, path = ?uri.path(), status = 404, "refused");
     (StatusCode::NOT_FOUND, "no such file; a release has kernel, initrd, boot.ipxe and manifest.json\n")
         .into_response()

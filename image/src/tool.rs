@@ -1,7 +1,6 @@
 //! Runs system tools (apt-get, mmdebstrap, zstd, ...), with errors that a person can act on.
 //!
-//! Assumes that the tool is honest but may be absent or fail; its last lines of stderr become part of our
-//! error.
+//! Assumes that the tool is honest but may be absent or fail; its last lines of stderr become part of the error.
 //! Not here: the purpose of a tool.
 
 use std::collections::VecDeque;

@@ -1,4 +1,4 @@
-//! `netboot-image try`: a box in QEMU with its boot server beside it, watched until ssh answers.
+//! `netboot-image try`: starts a box in QEMU with its boot server beside it, and watches the boot until ssh answers.
 //!
 //! The state folder keeps `serial.log` (the box's console), `serve.log` (the downloads), `qemu.log`, and
 //! `box.json` (the running processes, for `--stop`). Not here: the machine itself (`qemu`).

@@ -1,5 +1,5 @@
-//! The sources of packages: the mirrors in this machine's apt configuration, with our suite in place of its
-//! own.
+//! The sources of packages: the mirrors in this machine's apt configuration, with the box's suite in place of the
+//! machine's.
 //!
 //! This file contains no host name of an archive; the machine's owner has configured apt.
 
@@ -28,7 +28,7 @@ impl Kind {
 pub(super) struct Sites {
     pub mirror: String,
     pub security: Option<String>,
-    /// A custom mirror, which has the suite itself; nothing else can be expected.
+    /// Set for a custom mirror: it has the suite itself, and perhaps nothing else.
     only_the_suite: bool,
 }
 
