@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit};
-use store::{Store, StoreConfig};
+use store::{LongWork, Store, StoreConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -121,9 +121,12 @@ async fn open(config: Arc<Config>, threads: Threads) -> Result<Arc<Agent>, Serve
         durability: config.durability,
         signer: Some(Arc::new(signer)),
         trusted: trusted.clone(),
+        long_work: LongWork::new(shares::threads::hand_over),
         ..StoreConfig::default()
     };
     let store = open_store(folder(&config, "store")?, settings).await?;
+    // On a disk each commit may wait, also where the store does not notice.
+    let threads = if store.is_in_memory() { threads.whose_commits_hand_over() } else { threads };
     let backend = backend::open(&config.sandbox)?;
     let kept = Arc::new(KeptLogs::new(logs.join("kept"), config.limits.max_kept_log_bytes));
     let roster = follow_roster(&config, &store, &kept)?;

@@ -80,6 +80,21 @@ fn here<T>(work: impl FnOnce() -> T) -> Result<T, Lost> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| Lost::Panicked(said(&*panic)))
 }
 
+/// Whether this thread is one of an async runtime that can move its tasks to another one. A runtime with one thread
+/// cannot.
+fn can_hand_over() -> bool {
+    Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread)
+}
+
+/// Does `work`, which may wait or take long. On a thread of the async runtime the other tasks of that thread move to
+/// another one first. That takes about as long as to wake a thread, so short work that waits for nothing does without.
+pub fn hand_over(work: &mut dyn FnMut()) {
+    match can_hand_over() {
+        true => tokio::task::block_in_place(work),
+        false => work(),
+    }
+}
+
 fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
@@ -121,6 +136,14 @@ impl Threads {
             plans: Crew::new("plans", (CONTENTS_PER_CPU * cpus).max(LEAST_PLANS)),
             lone: Arc::default(),
         }
+    }
+
+    /// The same threads, for a store that calls [`hand_over`] before long work: the thread of a caller of
+    /// [`Workers::commit_short`] keeps its other tasks until then.
+    #[must_use]
+    pub fn whose_commits_hand_over(self) -> Self {
+        let commits = Crew(Arc::new(Inner { hands_over: true, ..Inner::new("commits", COMMITS) }));
+        Self { commits, ..self }
     }
 
     /// The threads for the work of one member.
@@ -204,7 +227,8 @@ impl Workers {
         self.threads.commits.start(&self.owner, work)
     }
 
-    /// As [`Workers::commit`], for work of some hundred microseconds. See [`Crew::short`].
+    /// As [`Workers::commit`], for work of some hundred microseconds. See [`Crew::short`] and
+    /// [`Threads::whose_commits_hand_over`].
     pub async fn commit_short<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -226,6 +250,8 @@ pub struct Crew(Arc<Inner>);
 struct Inner {
     name: &'static str,
     most: usize,
+    /// Whether short work calls [`hand_over`] itself where it waits.
+    hands_over: bool,
     state: Mutex<State>,
     /// Notified when there may be work.
     to_do: Condvar,
@@ -261,7 +287,7 @@ impl Crew {
     /// At most `most` threads, half of them for one owner.
     #[must_use]
     pub fn new(name: &'static str, most: usize) -> Self {
-        Self(Arc::new(Inner { name, most, state: Mutex::default(), to_do: Condvar::new() }))
+        Self(Arc::new(Inner::new(name, most)))
     }
 
     /// Does `work` when it is its owner's turn. The callers bound the length of the queue: a session has at most three
@@ -284,15 +310,14 @@ impl Crew {
     /// this is [`Crew::start`].
     ///
     /// The work may wait for a disk or for other commits: the runtime moves the other tasks of this thread to another
-    /// one.
+    /// one first ([`hand_over`]), unless the work does that itself.
     pub async fn short<T: Send + 'static>(
         &self,
         owner: &Arc<str>,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Lost> {
-        // A runtime with one thread cannot move tasks to another one.
-        let hands_over = Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
-        match hands_over.then(|| self.enter(owner)).flatten() {
+        match can_hand_over().then(|| self.enter(owner)).flatten() {
+            Some(_entered) if self.0.hands_over => here(work),
             Some(_entered) => tokio::task::block_in_place(|| here(work)),
             None => self.start(owner, work).await,
         }
@@ -385,6 +410,10 @@ impl Drop for Entered<'_> {
 }
 
 impl Inner {
+    fn new(name: &'static str, most: usize) -> Self {
+        Self { name, most, hands_over: false, state: Mutex::default(), to_do: Condvar::new() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -158,3 +158,39 @@ async fn short_work_that_panics_gives_its_place_back() {
     assert!(crew.0.lock().lanes.is_empty());
     assert_eq!(crew.0.lock().entered, 0);
 }
+
+/// With one worker thread: short work that keeps the thread's other tasks has them moved where it waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn short_work_that_hands_over_where_it_waits_stops_no_other_task() {
+    let threads = Threads::new().whose_commits_hand_over();
+    let (hold, work) = parked();
+    let waiting = tokio::spawn({
+        let mallory = threads.of(&owner("mallory"));
+        let mut work = Some(work);
+        async move { mallory.commit_short(move || hand_over(&mut || work.take().expect("once")())).await }
+    });
+    while threads.commits.0.lock().entered == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(tokio::spawn(async { 1 }).await.expect("it went on"), 1);
+    let thread = std::thread::current().id();
+    let alice = threads.of(&owner("alice"));
+    let same = tokio::spawn(async move {
+        let here = std::thread::current().id();
+        (here, alice.commit_short(|| std::thread::current().id()).await.expect("done"))
+    });
+    let (here, there) = same.await.expect("no panic");
+    assert_eq!(here, there, "short work that does not wait is done by the thread that has it");
+    assert_ne!(here, thread, "that is a thread of the runtime");
+    drop(hold);
+    waiting.await.expect("no panic").expect("done");
+}
+
+#[test]
+fn handing_over_outside_of_a_runtime_only_does_the_work() {
+    let mut done = 0;
+    hand_over(&mut || done += 1);
+    let alone = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    alone.block_on(async { hand_over(&mut || done += 1) });
+    assert_eq!(done, 2);
+}

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::long_work::LongWork;
 use crate::signing::{Signer, TrustedKeys};
 
 /// The way in which the store protects its contents against a power loss.
@@ -31,6 +32,8 @@ pub struct StoreConfig {
     pub signer: Option<Arc<dyn Signer>>,
     /// An upload with a valid signature of one of these keys is Verified, if all its references are.
     pub trusted: Arc<TrustedKeys>,
+    /// Called around work that takes longer than a small commit.
+    pub long_work: LongWork,
 }
 
 impl fmt::Debug for StoreConfig {
@@ -59,6 +62,7 @@ impl Default for StoreConfig {
             durability: Durability::default(),
             signer: None,
             trusted: Arc::default(),
+            long_work: LongWork::default(),
         }
     }
 }

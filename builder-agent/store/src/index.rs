@@ -18,9 +18,12 @@ pub(crate) mod rows;
 pub(crate) mod sqlite;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
+};
 
 use crate::error::DatabaseError;
+use crate::long_work::LongWork;
 use change::Change;
 use commit::Commits;
 use database::Database;
@@ -39,17 +42,19 @@ pub(crate) struct Index {
     holds: Arc<Holds>,
     /// Whether there was a commit since [`Locked::take_committed`].
     committed: AtomicBool,
+    long_work: LongWork,
 }
 
 impl Index {
     /// An index for which `database` and `memory` have the same contents.
-    pub(crate) fn new(memory: Memory, database: Box<dyn Database>) -> Self {
+    pub(crate) fn new(memory: Memory, database: Box<dyn Database>, long_work: LongWork) -> Self {
         Self {
             memory: RwLock::new(memory),
             database: Mutex::new(database),
             commits: Commits::default(),
             holds: Arc::default(),
             committed: AtomicBool::new(false),
+            long_work,
         }
     }
 
@@ -64,6 +69,16 @@ impl Index {
         // If a transaction was not committed, its drop has rolled it back.
         let database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
         Locked { index: self, database }
+    }
+
+    /// As [`Index::lock`]; `None` if another thread changes the index.
+    fn try_lock(&self) -> Option<Locked<'_>> {
+        let database = match self.database.try_lock() {
+            Ok(database) => database,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(Locked { index: self, database })
     }
 
     /// Replaces the database.

@@ -25,6 +25,7 @@ mod config;
 mod error;
 mod format;
 mod index;
+mod long_work;
 mod objects;
 pub mod signing;
 mod store;
@@ -41,6 +42,7 @@ pub use error::{
 };
 pub use format::object::NarReader;
 pub use format::{nar, object};
+pub use long_work::LongWork;
 pub use objects::ingest::{Ingest, Ingested};
 pub use objects::intake::{Intake, IntakeKind};
 pub use store::Store;

@@ -31,6 +31,12 @@ impl Store {
         &self.base.recovery
     }
 
+    /// Whether no file of the store is on a disk: then no work on a small path waits for one.
+    #[must_use]
+    pub fn is_in_memory(&self) -> bool {
+        self.base.in_memory
+    }
+
     /// The store as `member` may see it.
     #[must_use]
     pub fn view(&self, member: &Member) -> View {

@@ -6,6 +6,8 @@
 //! memory. A visible change survives this process, and a power loss as soon as the housekeeper has flushed
 //! it; no lock that readers need is held while the disk works.
 //!
+//! A commit that waits for no other thread, because no other commit is under way, is short work ([`crate::LongWork`]).
+//!
 //! Deletion has the opposite order: a path is hidden before it is deleted, so that a client that makes it a
 //! temporary root meanwhile does not get the answer that it is valid. A crash in between brings back garbage
 //! and nothing else.
@@ -157,26 +159,43 @@ pub(crate) fn commit_repeatable<T: Send + 'static>(
         }
     };
     let job = Job { about, plan: Some(Box::new(planner)), outcome: Arc::clone(&outcome) };
+    let mut queue = lock(&index.commits.queue);
+    let alone = !queue.led && queue.waiting.is_empty();
+    queue.waiting.push_back(job);
+    // With the queue locked no other job can join the group.
+    match alone.then(|| index.try_lock()).flatten() {
+        Some(locked) => lead(index, queue, Some(locked)),
+        None => {
+            drop(queue);
+            index.long_work.run(|| wait_or_lead(index, &outcome));
+        }
+    }
+    // Jobs in the same group end together, and a leader's group has the leader's job, or an earlier one.
+    let outcome = lock(&outcome).take().unwrap_or(Err(RegisterError::Abandoned));
+    outcome.and_then(|()| lock(&value).take().ok_or(RegisterError::Abandoned))
+}
+
+/// Returns when this outcome is there. Leads when no other thread does.
+fn wait_or_lead(index: &Index, outcome: &Mutex<Option<Outcome>>) {
     let commits = &index.commits;
     let mut queue = lock(&commits.queue);
-    queue.waiting.push_back(job);
-    loop {
-        if let Some(outcome) = lock(&outcome).take() {
-            drop(queue);
-            return outcome.and_then(|()| lock(&value).take().ok_or(RegisterError::Abandoned));
-        }
+    while lock(outcome).is_none() {
         if queue.led {
             queue = commits.turn.wait(queue).unwrap_or_else(PoisonError::into_inner);
             continue;
         }
-        queue.led = true;
-        let group = queue.group();
-        drop(queue);
-        let lead_ends = Lead(commits);
-        lead(index, group);
-        drop(lead_ends);
+        lead(index, queue, None);
         queue = lock(&commits.queue);
     }
+}
+
+/// Commits the first group of the queue, whose lead is free. If the index is not locked yet, this waits for that.
+fn lead(index: &Index, mut queue: MutexGuard<'_, Queue>, locked: Option<Locked<'_>>) {
+    queue.led = true;
+    let group = queue.group();
+    drop(queue);
+    let _lead_ends = Lead(&index.commits);
+    commit_group(locked.unwrap_or_else(|| index.lock()), group);
 }
 
 /// A job after its plan was called.
@@ -188,13 +207,12 @@ struct Planned {
     undo: Option<Vec<Change>>,
 }
 
-fn lead(index: &Index, group: Vec<Job>) {
-    // Held to the end: the thread that removes objects takes the same lock.
-    let mut locked = index.lock();
+/// The index is locked to the end: the thread that removes objects takes the same lock.
+fn commit_group(mut locked: Locked<'_>, group: Vec<Job>) {
     let mut planned = Vec::with_capacity(group.len());
     for mut job in group {
         let Some(mut planner) = job.plan.take() else { continue };
-        let mut plan = planner(&index.read());
+        let mut plan = planner(&locked.index.read());
         let mut undo = None;
         if let Ok(Plan { drops_of: Some(_), .. }) = &plan {
             (plan, undo) = drop_early(&locked, plan, &mut planner);

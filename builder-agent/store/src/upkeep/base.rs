@@ -37,6 +37,8 @@ pub(crate) struct Base {
     pub(crate) trees: Arc<Trees>,
     pub(crate) index: Arc<Index>,
     pub(crate) config: StoreConfig,
+    /// Whether no file of the store is on a disk.
+    pub(crate) in_memory: bool,
     pub(crate) recovery: Recovery,
     /// Dropped last.
     _lock: File,
@@ -67,12 +69,20 @@ impl Base {
         unregistered.iter().for_each(|hash| objects.remove(hash));
 
         let trees = Arc::new(Trees::new(trees_place, &removal));
-        let index = Arc::new(Index::new(memory, Box::new(database)));
+        let index = Arc::new(Index::new(memory, Box::new(database), config.long_work));
         let parts = (Arc::clone(&objects), Arc::clone(&trees), Arc::clone(&index));
         let upkeep = Arc::new(Upkeep::new(parts, durability, marker, through));
         let keeper = Keeper::start(&upkeep);
-        Ok(Self { _keeper: keeper, upkeep, objects, trees, index, config, recovery, _lock: lock })
+        let in_memory = is_in_memory(root)?;
+        Ok(Self { _keeper: keeper, upkeep, objects, trees, index, config, in_memory, recovery, _lock: lock })
     }
+}
+
+/// Whether the file system keeps everything in memory: `TMPFS_MAGIC` and `RAMFS_MAGIC` of linux/magic.h.
+fn is_in_memory(path: &Path) -> Result<bool, FileError> {
+    let stat = rustix::fs::statfs(path).map_err(|e| FileError::new("look at", path, e))?;
+    // The type of the field depends on the architecture.
+    Ok(matches!(stat.f_type as u32, 0x0102_1994 | 0x8584_58f6))
 }
 
 /// Locks the store against other processes.

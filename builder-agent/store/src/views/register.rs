@@ -21,6 +21,8 @@ use crate::index::change::Change;
 use crate::index::commit::{About, Plan, commit};
 use crate::index::memory::Memory;
 use crate::index::rows::{Annotation, Origins};
+use crate::long_work::SHORT;
+use crate::objects::ingest::Ingested;
 use crate::types::Provenance;
 use crate::upkeep::base::Base;
 
@@ -50,13 +52,30 @@ pub(crate) fn register(
         items.push(New { info, provenance, proven, object_size, signature: None, said });
         objects.push(ingested);
     }
+    let long_work = base.config.long_work;
+    let weight = |new: &New| 1 + new.info.references.len() + new.info.signatures.len();
+    if items.iter().map(weight).sum::<usize>() > SHORT {
+        return long_work.run(|| register_items(base, viewer, items, objects));
+    }
+    register_items(base, viewer, items, objects)
+}
+
+/// `objects` are those of `items`.
+fn register_items(
+    base: &Base,
+    viewer: &Viewer,
+    mut items: Vec<New>,
+    mut objects: Vec<Ingested>,
+) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
     if let Some(infos) = prepare(base, viewer, &mut items)? {
         return Ok(infos);
     }
     objects.iter_mut().try_for_each(|ingested| base.objects.complete(&mut ingested.temporary))?;
     let (config, viewer, upkeep) = (base.config.clone(), viewer.clone(), Arc::clone(&base.upkeep));
     commit(&base.index, about(&items), move |index| {
-        let Planned { changes, infos, new } = plan(index, &config, &viewer, items)?;
+        let far = goes_far(index, &viewer, &items);
+        let plan = || plan(index, &config, &viewer, items);
+        let Planned { changes, infos, new } = if far { config.long_work.run(plan) } else { plan() }?;
         // Objects of paths that are valid already (another thread was faster) are removed.
         let kept = objects.into_iter().zip(new).filter(|(_, new)| *new);
         let objects = kept.map(|(i, _)| (i.temporary, i.nar_hash, i.object_size)).collect::<Vec<_>>();
@@ -130,6 +149,13 @@ pub(crate) fn note(base: &Base, viewer: &Viewer, notes: Notes) -> Result<(), Reg
         let changes = notes.changes(&viewer.sees(index), &viewer.member);
         Ok((Plan { changes, ..Plan::default() }, ()))
     })
+}
+
+/// Whether a plan may go through a closure of the member's: copy it from others, or make claims Verified that waited for
+/// one of these paths.
+fn goes_far(index: &Memory, viewer: &Viewer, items: &[New]) -> bool {
+    let seen = viewer.sees(index);
+    !viewer.others.is_empty() || items.iter().any(|new| seen.own_referrers(&new.info.path).next().is_some())
 }
 
 fn about(items: &[New]) -> About {
