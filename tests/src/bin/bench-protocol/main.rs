@@ -4,6 +4,7 @@
 //! `tests/scripts/bench-protocol` builds the programs and runs this one. It prints medians and checks
 //! nothing; `docs/benchmarks.md` explains the figures. Sizes come from the environment, see [`Sizes`].
 
+mod neighbour;
 mod scene;
 mod servers;
 mod usage;
@@ -151,6 +152,7 @@ fn main() {
     work::copies(&sizes, &near, &mut rows);
     work::builds(&sizes, &near, &mut rows);
     work::crowd(&sizes, &near, &mut rows);
+    neighbour::beside(&sizes, &near, &mut rows);
     work::copies(&sizes.for_a_long_line(), &Scene::far(), &mut rows);
     print(&rows);
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();

@@ -12,13 +12,13 @@ use crate::servers::{ALL, Kind, Server};
 use crate::usage::{self, Watch};
 use crate::{Figures, Row, Sizes};
 
-const VERSION: Version = Version::V2_34;
+pub const VERSION: Version = Version::V2_34;
 /// Number of repetitions that are measured as one, for work that is too short for clock ticks.
 const REPEAT: usize = 5;
 
 /// Runs a client's command, which must succeed, and measures both sides. `times`: how often the command does
 /// its work.
-fn measure(server: &Server, command: Command, times: usize) -> Figures {
+pub fn measure(server: &Server, command: Command, times: usize) -> Figures {
     measure_all(server, &[command], times)
 }
 
@@ -68,7 +68,7 @@ fn repeated(nix: &Nix, command: &str, times: usize) -> Command {
 
 /// Makes the first connection, which creates databases and folders, outside of the measurement. (`nix store
 /// ping` works with every version and both kinds of store.)
-fn warm(nix: &Nix, scene: &Scene) {
+pub fn warm(nix: &Nix, scene: &Scene) {
     run(nix.command("nix").args(["store", "ping", "--store", &scene.store()])).ok();
 }
 
@@ -108,7 +108,7 @@ struct Cargo {
     both_ways: bool,
 }
 
-fn instantiate(nix: &Nix, expression: &str) -> String {
+pub fn instantiate(nix: &Nix, expression: &str) -> String {
     let made = run(nix.command("nix-instantiate").args([
         "--eval",
         "--strict",
@@ -121,7 +121,7 @@ fn instantiate(nix: &Nix, expression: &str) -> String {
 }
 
 /// `count` small files, each referring to the previous one.
-fn chain(count: usize, name: &str) -> String {
+pub fn chain(count: usize, name: &str) -> String {
     format!(
         "builtins.foldl' (before: n: builtins.toFile \"{name}-${{toString n}}\" \"${{before}} ${{toString n}}\")
            (builtins.toFile \"{name}\" \"0\") (builtins.genList (n: n) {})",
