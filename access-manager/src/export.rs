@@ -7,6 +7,7 @@
 //! Not here: reading the roster, and telling about mistakes in it.
 
 use ::roster::keys::{self, Authority};
+use ::roster::nix_text::nix_string;
 use ::roster::words::quoted;
 use ::roster::{Day, Key, Member};
 
@@ -152,24 +153,6 @@ fn nix_darwin(lines: &[String], account: &str) -> String {
 
 fn items(lines: &[String]) -> String {
     lines.iter().map(|line| format!("      {}\n", nix_string(line))).collect()
-}
-
-/// A string as Nix writes it, in which nothing is evaluated.
-fn nix_string(text: &str) -> String {
-    let mut out = String::from("\"");
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '"' | '\\' => out.extend(['\\', c]),
-            '$' if chars.peek() == Some(&'{') => out.push_str("\\$"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
 }
 
 #[cfg(test)]

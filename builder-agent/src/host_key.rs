@@ -43,6 +43,12 @@ pub fn load_or_create(path: &Path) -> Result<PrivateKey, HostKeyError> {
     Ok(key)
 }
 
+/// The public half, `type base64`.
+pub fn public(key: &PrivateKey) -> String {
+    let public = key.public_key().to_openssh().unwrap_or_default();
+    public.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

@@ -82,7 +82,8 @@ fn raise_file_limit() {
 async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> {
     let key = host_key::load_or_create(&config.host_key)?;
     let fingerprint = key.public_key().fingerprint(Default::default());
-    let agent = open(config.clone(), threads).await?;
+    let public = host_key::public(&key);
+    let agent = open(config.clone(), public, threads).await?;
     let listeners = ssh::bind(&config.listen)?;
     if let Some(weaker) = backend::weaker(&config.sandbox) {
         tracing::warn!("{weaker}");
@@ -111,7 +112,7 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
 }
 
 /// Opens everything behind the front door.
-async fn open(config: Arc<Config>, threads: Threads) -> Result<Arc<Agent>, ServeError> {
+async fn open(config: Arc<Config>, host_key: String, threads: Threads) -> Result<Arc<Agent>, ServeError> {
     let logs = folder(&config, "logs")?;
     let signer = signing::load_or_create(&config.signing_key, &config.signing_key_name)?;
     let signing_key = signer.public();
@@ -158,6 +159,7 @@ async fn open(config: Arc<Config>, threads: Threads) -> Result<Arc<Agent>, Serve
         store,
         realiser: Arc::new(realiser),
         signing_key,
+        host_key,
         roster,
         threads,
         budgets,

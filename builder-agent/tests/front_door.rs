@@ -12,7 +12,7 @@ const BANNER: &str = "testbox: a Barnraiser community builder\n\
 
 const WORKS: &str = "this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://), \
                      `nix-store --serve --write` (for those named ssh://), \
-                     `status [--json]`, `log PATH`, `signing-key`, `help`";
+                     `status`, `log`, `whoami`, `keys`, `client-config`, `signing-key`, `help`";
 
 #[test]
 fn a_command_that_is_not_possible_is_refused_in_one_line_that_names_what_is() {
@@ -377,16 +377,12 @@ fn a_command_for_people_says_what_the_box_is_and_what_it_answers() {
 #[test]
 fn the_status_names_who_is_left_out_of_the_roster_and_why() {
     let agent = Agent::start(&["alice"], "");
-    let path = agent.path().join("roster.json");
-    let mut roster: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(&path).expect("a roster")).expect("JSON");
-    let members = roster["members"].as_array_mut().expect("members");
-    let mut bob = members[0].clone();
-    (bob["name"], bob["keys"]) = ("bob".into(), serde_json::json!(["ssh-ed25519 nonsense"]));
-    members.push(bob);
-    let new = agent.path().join("roster.new");
-    std::fs::write(&new, roster.to_string()).expect("written");
-    std::fs::rename(&new, &path).expect("replaced");
+    agent.edit_roster(|roster| {
+        let members = roster["members"].as_array_mut().expect("members");
+        let mut bob = members[0].clone();
+        (bob["name"], bob["keys"]) = ("bob".into(), serde_json::json!(["ssh-ed25519 nonsense"]));
+        members.push(bob);
+    });
     agent.wait_for("left out of the roster; the other members can log in");
     let status = agent.ssh("alice").args(["status", "--json"]).output().expect("ssh");
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("JSON");

@@ -20,6 +20,7 @@ mod file;
 pub mod keys;
 mod limits;
 pub mod name;
+pub mod nix_text;
 pub mod person;
 pub mod words;
 

@@ -15,6 +15,8 @@ pub struct Agent {
     pub realiser: Arc<Realiser>,
     /// The public half of the key that signs Verified paths.
     pub signing_key: store::signing::PublicKey,
+    /// The public half of the ssh host key: `type base64`.
+    pub host_key: String,
     pub roster: watch::Receiver<Arc<members::Roster>>,
     /// Threads for work that blocks.
     pub threads: shares::threads::Threads,

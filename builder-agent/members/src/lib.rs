@@ -128,6 +128,12 @@ impl Roster {
         member.share_with.iter().filter(mutual).cloned().collect()
     }
 
+    /// The keys and certificate authorities of this member.
+    pub fn keys_of(&self, member: &Member) -> Vec<&Arc<Key>> {
+        let holders = self.keys.values().chain(self.authorities.values()).flatten();
+        holders.filter(|holder| holder.member.id == member.id).map(|holder| &holder.key).collect()
+    }
+
     pub fn len(&self) -> usize {
         self.by_name.len()
     }

@@ -19,6 +19,8 @@ pub enum Kind {
     Bool,
     /// `address:port`, IPv6 addresses in brackets.
     Addresses,
+    /// `host` or `host:port`.
+    Address,
     Texts,
     /// `name:base64` each.
     PublicKeys,
@@ -65,7 +67,7 @@ const TIB: i64 = 1024 * 1024;
 
 use Fallback::{Derived, None as Required, Toml};
 use Kind::{
-    Addresses, Bool, Int, JailSteps, NetBlocks, Networks, Path, Penalties, PublicKeys, Startups,
+    Address, Addresses, Bool, Int, JailSteps, NetBlocks, Networks, Path, Penalties, PublicKeys, Startups,
     Substituters, Text, Texts, Word,
 };
 
@@ -74,6 +76,7 @@ pub const KEYS: &[Key] = &[
     key("name", Text, Derived("the host name"), "the name of the box in the login banner and in logs"),
     key("listen", Addresses, Toml(r#"["0.0.0.0:22", "[::]:22"]"#), "the addresses on which the agent answers ssh; port 0 takes a free port, which is logged"),
     key("roster", Path, Required, "the `roster.json` that `access-manager sync` writes; read again within a second of a change"),
+    key("address", Address, Derived("`name`, and the first port of `listen`"), "the `host` or `host:port` under which members reach the box; `ssh box client-config` prints it"),
     key("state-dir", Path, Toml(r#""/var/lib/barnraiser""#), "the folder of `store/`, `logs/`, `identities.json` and, by default, of the two keys"),
     key("host-key", Path, Derived("`<state-dir>/ssh_host_ed25519_key`"), "the ssh host key; the agent creates it with mode 0600 if the file does not exist"),
     key("signing-key", Path, Derived("`<state-dir>/signing-key`"), "the secret key that signs Verified paths, except content-addressed ones; the format is that of `nix key generate-secret`; the agent creates it with mode 0600 if the file does not exist"),
@@ -139,6 +142,7 @@ pub fn markdown() -> String {
             Word(words) => words.iter().map(|w| format!("`\"{w}\"`")).collect::<Vec<_>>().join(" or "),
             Int { min, max } => format!("{min} to {max}"),
             Bool => "`true` or `false`".into(),
+            Address => "text".into(),
             Addresses => "list of `address:port`".into(),
             Texts => "list of text".into(),
             JailSteps => "list of steps".into(),

@@ -18,9 +18,11 @@ use substitute::{Substitution, Terms};
 mod error;
 pub mod keys;
 mod parse;
+mod reached;
 pub mod strangers;
 
 pub use error::ConfigError;
+pub use reached::Reached;
 use strangers::{NetBlocks, Network, Penalties, Startups};
 
 /// All settings of an operator. Fields carry the unit in their type or name.
@@ -28,6 +30,8 @@ use strangers::{NetBlocks, Network, Penalties, Startups};
 pub struct Config {
     pub name: String,
     pub listen: Vec<SocketAddr>,
+    /// The address under which members reach the box. `None`: the name of the box, and its first port.
+    pub address: Option<Reached>,
     pub roster: PathBuf,
     pub state_dir: PathBuf,
     pub host_key: PathBuf,
@@ -117,6 +121,16 @@ impl Config {
     pub fn terms_of_substitution(&self) -> Terms {
         let (host_key, stall) = (self.host_key.clone(), self.fetch.stall);
         Terms { host_key, stall, max_nar_bytes: self.limits.max_nar_bytes }
+    }
+
+    /// The address under which members reach the box, as far as the configuration says it. A name that cannot be a host
+    /// name is replaced by `box`.
+    #[must_use]
+    pub fn reached(&self) -> Reached {
+        let port = self.listen.first().map_or(22, SocketAddr::port);
+        let by_name = || format!("{}:{port}", self.name).parse().ok();
+        let unnamed = || Reached { host: "box".to_owned(), port };
+        self.address.clone().or_else(by_name).unwrap_or_else(unnamed)
     }
 
     /// Reads and checks a file. Nothing is created or changed.

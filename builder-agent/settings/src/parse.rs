@@ -18,7 +18,7 @@ use super::strangers::{NetBlocks, Network, Penalties, Startups};
 use net::Fetch;
 use substitute::Substitution;
 
-use super::{BackendKind, Config, ConfigError, Limits, Sandbox};
+use super::{BackendKind, Config, ConfigError, Limits, Reached, Sandbox};
 use substitute::address::Address;
 
 const MIB: u64 = 1024 * 1024;
@@ -56,6 +56,7 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
         signing_key_name: values.text("signing-key-name").unwrap_or_else(|| format!("{name}-1")),
         name,
         listen: values.parsed("listen"),
+        address: values.text("address").and_then(|text| text.parse().ok()),
         roster: values.required_path("roster")?,
         host_key: values.path("host-key").unwrap_or_else(|| state_dir.join("ssh_host_ed25519_key")),
         signing_key: values.path("signing-key").unwrap_or_else(|| state_dir.join("signing-key")),
@@ -295,6 +296,7 @@ impl File<'_> {
             Kind::JailSteps => each::<Step>(plain, "steps of the jail").map_err(bad),
             Kind::Texts => each::<String>(plain, "texts").map_err(bad),
             Kind::Networks => each::<Network>(plain, "addresses and networks").map_err(bad),
+            Kind::Address => text_of::<Reached>(plain).map_err(bad),
             Kind::Startups => text_of::<Startups>(plain).map_err(bad),
             Kind::NetBlocks => text_of::<NetBlocks>(plain).map_err(bad),
             Kind::Penalties => text_of::<Penalties>(plain).map_err(bad),
@@ -333,7 +335,7 @@ fn each<T: FromStr<Err: Display>>(value: &DeValue<'_>, what: &str) -> Result<Val
 }
 
 /// A text in quotes that is a `T`.
-fn text_of<T: FromStr<Err = String>>(value: &DeValue<'_>) -> Result<Value, String> {
+fn text_of<T: FromStr<Err: Display>>(value: &DeValue<'_>) -> Result<Value, String> {
     let text = value.as_str().ok_or("it must be a text in quotes")?;
     match text.parse::<T>() {
         Ok(_) => Ok(Value::Text(text.into())),

@@ -11,14 +11,20 @@ use nix_derivation::StorePath;
 
 use crate::terminal::{ExitStatus, Terminal};
 
+mod arguments;
+mod client_config;
 mod help;
 mod host;
+mod keys;
 mod log;
 mod nix;
+mod printing;
 mod status;
 mod store_session;
+mod whoami;
 
 pub(crate) use host::shown;
+use printing::{Print, json_line};
 pub use store_session::StoreSession;
 
 /// Longest request that is parsed. A stock client's is about 30 bytes.
@@ -27,15 +33,10 @@ pub const MAX_REQUEST: usize = 4096;
 /// A parsed command, ready to run.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// The public half of the key that signs Verified paths.
-    SigningKey,
+    /// A command that only prints.
+    Print(Print),
     /// The log of a build, by its derivation or by one of its outputs.
     Log(StorePath),
-    /// The name of this box and its roster.
-    Status {
-        json: bool,
-    },
-    Help,
     /// A session of one of Nix's protocols with the member's view.
     Store(StoreSession),
     /// A command that deployment tools run on the machine that builds.
@@ -47,15 +48,13 @@ impl Command {
     pub async fn run(self, terminal: Terminal<'_>, agent: Arc<Agent>, caller: Caller) -> ExitStatus {
         let stall = agent.config.limits.client_stall;
         match self {
-            Self::SigningKey => terminal.print(&format!("{}\n", agent.signing_key), stall).await,
             Self::Log(path) => log::run(&path, terminal, &agent, &caller.member).await,
-            Self::Status { json } => terminal.print(&status::text(&agent, json), stall).await,
-            Self::Help => terminal.print(&help::text(), stall).await,
             Self::Store(kind) => store_session::run(kind, terminal, agent, caller).await,
             Self::Host(command) => {
                 let (stdout, stderr, hung_up) = terminal.with_hung_up();
                 ExitStatus(daemon::run_host_command(command, stdout, stderr, hung_up, agent, caller).await)
             }
+            Self::Print(print) => terminal.print(&print.text(&agent, &caller.member), stall).await,
         }
     }
 }
@@ -94,7 +93,7 @@ pub(crate) struct Row {
     pub readers: For,
     /// One line.
     pub help: &'static str,
-    parse: fn(&[&str]) -> Result<Command, Wrong>,
+    parse: fn(&Row, &[&str]) -> Result<Command, Wrong>,
 }
 
 impl Row {
@@ -109,7 +108,7 @@ const fn row(
     usage: &'static str,
     readers: For,
     help: &'static str,
-    parse: fn(&[&str]) -> Result<Command, Wrong>,
+    parse: fn(&Row, &[&str]) -> Result<Command, Wrong>,
 ) -> Row {
     Row { name, usage, readers, help, parse }
 }
@@ -117,24 +116,27 @@ const fn row(
 /// All commands. The table in `commands_test.rs` lists the tools and the words that they send.
 #[rustfmt::skip]
 pub(crate) const COMMANDS: &[Row] = &[
-    row("nix-daemon", "--stdio", For::Stores, "Nix's worker protocol, for stores and builders named ssh-ng://", nix::nix_daemon),
-    row("nix-store", "--serve --write", For::Stores, "Nix's serve protocol, for stores and builders named ssh://", nix::nix_store),
-    row("nix", "build 'DRV^*'", For::Tools, "builds a derivation that is here, and prints its outputs", nix::nix),
-    row("status", "[--json]", For::People, "which box this is, which roster it goes by, and who is left out of it", status),
-    row("log", "PATH", For::People, "the log of a build, by its derivation or by one of its outputs", log),
-    row("signing-key", "", For::People, "the key for `trusted-public-keys`", |words| none(words, Command::SigningKey)),
-    row("help", "", For::People, "this list", |words| none(words, Command::Help)),
-    row("mktemp", "-d [-t TEMPLATE]", For::Tools, "prints a name for roots", |words| host::parse("mktemp", words)),
-    row("readlink", "-f ROOT", For::Tools, "prints the store path behind a root", |words| host::parse("readlink", words)),
-    row("rm", "-rf /tmp/FOLDER", For::Tools, "forgets the roots in a folder", |words| host::parse("rm", words)),
-    row("uname", "-m", For::Tools, "the processor that builds run on", |words| host::parse("uname", words)),
-    row("pkill", "--signal SIGINT --full -- WORDS", For::Tools, "nothing: a build ends when its client hangs up", |words| host::parse("pkill", words)),
+    row("nix-daemon", "--stdio", For::Stores, "Nix's worker protocol, for stores and builders named ssh-ng://", |_, words| nix::nix_daemon(words)),
+    row("nix-store", "--serve --write", For::Stores, "Nix's serve protocol, for stores and builders named ssh://", |_, words| nix::nix_store(words)),
+    row("nix", "build 'DRV^*'", For::Tools, "builds a derivation that is here, and prints its outputs", |_, words| nix::nix(words)),
+    row("status", "[--json]", For::People, "which box this is, which roster it goes by, and who is left out of it", printing::status),
+    row("log", "PATH", For::People, "the log of a build, by its derivation or by one of its outputs", printing::log),
+    row("whoami", "[--json]", For::People, "who you are here, and the limits that hold for you", printing::whoami),
+    row("keys", "list [--json]", For::People, "the keys with which you can log in; the roster is in git, so they change there", printing::keys),
+    row("client-config", "[--format FORMAT]", For::People, "your configuration for this box, ready to paste", printing::client_config),
+    row("signing-key", "[--json]", For::People, "the key for `trusted-public-keys`", printing::signing_key),
+    row("help", "[--json]", For::People, "this list; `COMMAND --help` describes one command", printing::help),
+    row("mktemp", "-d [-t TEMPLATE]", For::Tools, "prints a name for roots", host::parse),
+    row("readlink", "-f ROOT", For::Tools, "prints the store path behind a root", host::parse),
+    row("rm", "-rf /tmp/FOLDER", For::Tools, "forgets the roots in a folder", host::parse),
+    row("uname", "-m", For::Tools, "the processor that builds run on", host::parse),
+    row("pkill", "--signal SIGINT --full -- WORDS", For::Tools, "nothing: a build ends when its client hangs up", host::parse),
 ];
 
 /// The part of a refusal that names the possible commands.
 pub(crate) fn possible() -> String {
     let people = COMMANDS.iter().filter(|row| row.readers == For::People);
-    let people: Vec<String> = people.map(|row| format!("`{}`", row.call())).collect();
+    let people: Vec<String> = people.map(|row| format!("`{}`", row.name)).collect();
     format!(
         "this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://), \
          `nix-store --serve --write` (for those named ssh://), {}",
@@ -155,36 +157,13 @@ pub(crate) fn parse(request: &[u8]) -> Result<Command, String> {
     let found = match host::without_prefixes(&words) {
         Some([program, rest @ ..]) => {
             let row = COMMANDS.iter().find(|row| row.name == base(program));
-            row.map_or(Err(Wrong::Unknown), |row| (row.parse)(rest))
+            row.map_or(Err(Wrong::Unknown), |row| (row.parse)(row, rest))
         }
         _ => Err(Wrong::Unknown),
     };
     found.map_err(|wrong| match wrong {
         Wrong::Unknown => format!("cannot run `{}`; {}", shown(&text), possible()),
         Wrong::Words(why) => format!("cannot run `{}`: {why}", shown(&text)),
-    })
-}
-
-/// A command without further words.
-fn none(words: &[&str], command: Command) -> Result<Command, Wrong> {
-    if words.is_empty() { Ok(command) } else { Err(Wrong::Unknown) }
-}
-
-fn status(words: &[&str]) -> Result<Command, Wrong> {
-    match words {
-        [] => Ok(Command::Status { json: false }),
-        ["--json"] => Ok(Command::Status { json: true }),
-        _ => Err(Wrong::Words("`status` takes no words but `--json`".into())),
-    }
-}
-
-fn log(words: &[&str]) -> Result<Command, Wrong> {
-    let [path] = words else { return Err(Wrong::Unknown) };
-    store_path(path).map(Command::Log).ok_or_else(|| {
-        Wrong::Words(format!(
-            "`{}` is not a store path; try `log /nix/store/<hash>-<name>.drv`, or an output path",
-            shown(path)
-        ))
     })
 }
 

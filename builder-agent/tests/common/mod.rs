@@ -70,6 +70,22 @@ impl Agent {
         self.dir.path()
     }
 
+    /// Changes the roster, and waits until the agent has loaded it.
+    pub fn edit_roster(&self, edit: impl FnOnce(&mut serde_json::Value)) {
+        let path = self.path().join("roster.json");
+        let mut roster = serde_json::from_str(&fs::read_to_string(&path).expect("a roster")).expect("JSON");
+        edit(&mut roster);
+        let loaded =
+            || self.log.lock().expect("log").iter().filter(|e| e["message"] == "roster loaded").count();
+        let before = loaded();
+        put_roster(self.path(), &roster);
+        let deadline = Instant::now() + PATIENCE;
+        while loaded() == before {
+            assert!(Instant::now() < deadline, "the roster is not loaded:\n{}", self.log_text());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// The first log event with this message; fails if there is none in time.
     pub fn wait_for(&self, message: &str) -> serde_json::Value {
         let deadline = Instant::now() + PATIENCE;
@@ -174,7 +190,17 @@ pub fn write_roster(dir: &Path, members: &[&str]) {
         })
         .collect();
     let roster = serde_json::json!({ "schema": 1, "commit": null, "source": "test", "members": members });
+    put_roster(dir, &roster);
+}
+
+fn put_roster(dir: &Path, roster: &serde_json::Value) {
     let temp: PathBuf = dir.join("roster.new");
     fs::write(&temp, roster.to_string()).expect("roster");
     fs::rename(&temp, dir.join("roster.json")).expect("roster");
+}
+
+/// The fingerprint of a public key file, as `ssh-keygen` prints it.
+pub fn fingerprint(path: &Path) -> String {
+    let output = Command::new("ssh-keygen").arg("-lf").arg(path).output().expect("ssh-keygen");
+    String::from_utf8_lossy(&output.stdout).split(' ').nth(1).expect("a fingerprint").to_owned()
 }

@@ -180,6 +180,7 @@ impl Scripted {
             store,
             realiser: Arc::new(realiser),
             signing_key,
+            host_key: String::new(),
             roster,
             threads,
             budgets: Budgets::new(1 << 30, 1 << 30),

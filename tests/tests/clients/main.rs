@@ -8,6 +8,7 @@
 //! Builds run in the namespace sandbox, so these tests need no KVM; the netbooted box has tests of its own.
 
 mod building;
+mod configuring;
 mod copying;
 mod derivations;
 mod derivers;
@@ -96,6 +97,8 @@ macro_rules! for_every_client {
 }
 
 for_every_client! {
+    configuring::what_the_box_prints_is_a_configuration_that_works,
+    configuring::the_modules_that_the_box_prints_evaluate,
     copying::the_store_answers_who_it_is,
     copying::a_copied_tree_comes_back_byte_for_byte,
     copying::a_closure_is_copied_with_its_references,

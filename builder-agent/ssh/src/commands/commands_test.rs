@@ -1,6 +1,7 @@
 use ::nix::BuildMode;
 use nix_derivation::{DerivedPath, SingleDerivedPath};
 
+use super::printing::Json;
 use super::*;
 use daemon::Realise;
 
@@ -174,7 +175,8 @@ fn settings_are_kept_where_a_build_has_them() {
 #[test]
 fn the_signing_key_is_asked_for_by_one_word() {
     for request in ["signing-key", " 'signing-key' "] {
-        assert_eq!(parsed(request), Ok(Command::SigningKey), "{request}");
+        let key = Command::Print(Print::SigningKey(Json { json: false }));
+        assert_eq!(parsed(request), Ok(key), "{request}");
     }
     refusal("signing-key --secret");
 }
@@ -186,7 +188,7 @@ fn a_log_is_asked_for_by_any_spelling_of_a_store_path_and_nothing_else() {
         let Ok(Command::Log(path)) = parsed(&format!("log {path}")) else { panic!("refused: {path}") };
         assert_eq!(path.to_basename(), name);
     }
-    for request in ["log", "log ../../etc/passwd", "log --help", &format!("log {name} {name}")] {
+    for request in ["log", "log ../../etc/passwd", "log --now", &format!("log {name} {name}")] {
         refusal(request);
     }
 }
@@ -194,19 +196,41 @@ fn a_log_is_asked_for_by_any_spelling_of_a_store_path_and_nothing_else() {
 #[test]
 fn what_the_table_says_of_a_command_is_how_it_is_called() {
     for row in COMMANDS {
-        let words = row.usage.replace(['[', ']'], "").replace("DRV", DRV).replace("PATH", DRV);
+        let words = row
+            .usage
+            .replace(['[', ']'], "")
+            .replace("DRV", DRV)
+            .replace("PATH", DRV)
+            .replace("FORMAT", "nixos");
         let words = words.replace("TEMPLATE", "x.XXXXX");
         let request = format!("{} {words}", row.name);
         assert!(parse(request.as_bytes()).is_ok(), "{request}: {:?}", parse(request.as_bytes()));
     }
-    assert_eq!(parsed("status"), Ok(Command::Status { json: false }));
-    assert_eq!(parsed("status --json"), Ok(Command::Status { json: true }));
-    assert!(refusal("status --yaml").contains("--json"));
+    for json in [false, true] {
+        let request = if json { "status --json" } else { "status" };
+        assert_eq!(parsed(request), Ok(Command::Print(Print::Status(Json { json }))));
+    }
+    let line = refusal("status --yaml");
+    assert!(
+        line.contains("unexpected argument '--yaml'") && line.contains("`ssh box status --help`"),
+        "{line}"
+    );
+}
+
+#[test]
+fn each_command_for_people_describes_itself() {
+    for row in COMMANDS.iter().filter(|row| row.readers == For::People) {
+        let Ok(Command::Print(Print::Text(text))) = parsed(&format!("{} --help", row.name)) else {
+            panic!("{} --help", row.name)
+        };
+        let about = row.help.split(';').next().unwrap_or_default();
+        assert!(text.contains(about) && text.contains(&format!("Usage: ssh box {}", row.name)), "{text}");
+    }
 }
 
 #[test]
 fn help_has_a_line_for_each_command_that_people_type_or_write_down() {
-    let text = help::text();
+    let text = help::text(false);
     for row in COMMANDS {
         let listed = text.lines().any(|line| line.starts_with(row.name) && line.ends_with(row.help));
         assert_eq!(listed, row.readers != For::Tools, "{}:\n{text}", row.name);

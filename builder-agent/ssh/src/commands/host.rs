@@ -4,7 +4,7 @@
 
 use daemon::HostCommand;
 
-use super::{Command, Wrong};
+use super::{Command, Row, Wrong};
 
 /// Longest name of a temporary folder.
 const MAX_TEMPLATE: usize = 100;
@@ -39,8 +39,8 @@ fn is_variable(word: &str) -> bool {
 }
 
 /// The command of this program with these words, or the reason why there is none.
-pub(super) fn parse(program: &str, words: &[&str]) -> Result<Command, Wrong> {
-    let command = match (program, words) {
+pub(super) fn parse(row: &Row, words: &[&str]) -> Result<Command, Wrong> {
+    let command = match (row.name, words) {
         ("mktemp", ["-d"]) => make_folder("tmp.XXXXXXXXXX")?,
         ("mktemp", ["-d", "-t", template] | ["-t", "-d", template]) => make_folder(template)?,
         ("readlink", ["-f" | "-e", link]) => HostCommand::ReadLink { link: (*link).to_owned() },

@@ -76,8 +76,7 @@ impl Status {
 pub(super) fn text(agent: &Agent, json: bool) -> String {
     let status = Status::of(agent);
     match json {
-        // Strings and numbers alone, so this cannot fail.
-        true => serde_json::to_string(&status).unwrap_or_default() + "\n",
+        true => super::json_line(&status),
         false => status.text(),
     }
 }
