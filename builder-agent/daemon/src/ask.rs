@@ -11,7 +11,7 @@ use store::{RealisationId, View};
 use wire::worker::Response;
 
 use super::desk::Desk;
-use super::transfer::{RequestError, over};
+use super::request_error::{RequestError, over};
 use crate::Agent;
 use builds::study::studied;
 use builds::{plan, realisations};
@@ -19,8 +19,7 @@ use shares::budget::{Charge, OverBudget};
 
 /// Path info of a path. The client takes the path to be valid.
 pub(super) fn info(view: &View, path: &StorePath) -> Result<Arc<PathInfo>, RequestError> {
-    view.info(path)
-        .ok_or_else(|| RequestError::Refused(format!("path '{}' is not valid", path.to_absolute_path())))
+    view.info(path).ok_or_else(|| RequestError::not_valid(path))
 }
 
 /// Memory of one path of a list, while the list is made from a sorted set and then sent.

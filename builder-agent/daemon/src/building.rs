@@ -13,7 +13,7 @@ use wire::types::ClientSettings;
 
 use super::Session;
 use super::audience::Audience;
-use super::transfer::{RequestError, over};
+use super::request_error::{RequestError, over};
 use builds::events::{Event, Reporter};
 use builds::realise::{self, Context, Options};
 

@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::transfer::Opened;
-use crate::Agent;
+use super::agent::Agent;
+use super::opened::Opened;
 use settings::Limits;
 use shares::budget::{Budget, Charge, OverBudget};
 use shares::threads::Workers;

@@ -8,7 +8,7 @@ use nix::{Missing, SubstitutablePathInfo};
 use nix_derivation::{DerivedPath, StorePath};
 
 use super::audience::Audience;
-use super::transfer::RequestError;
+use super::request_error::RequestError;
 use super::{Session, ask};
 use builds::realise;
 

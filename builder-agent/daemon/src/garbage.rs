@@ -8,7 +8,7 @@ use store::{Collect, CollectAction, Collected, RegisterError, View};
 use wire::types::{GcAction, GcOptions};
 
 use super::desk::Desk;
-use super::transfer::{RequestError, bug};
+use super::request_error::{RequestError, bug};
 
 pub(super) fn failed(error: RegisterError) -> RequestError {
     if !error.is_callers_fault() {

@@ -21,7 +21,7 @@ use wire::{PatientWriter, WireError};
 use super::audience::{Audience, shown_on};
 use super::desk::Desk;
 use super::render::lines::Lines;
-use super::transfer::{RequestError, bug};
+use super::request_error::{RequestError, bug};
 use super::{Caller, EndLogged, Running, Session, Writer};
 use crate::Agent;
 use builds::events::Event;

@@ -26,15 +26,17 @@ mod fetching;
 mod garbage;
 mod host_command;
 mod logs;
+mod opened;
 mod render;
+mod request_error;
 mod serve_protocol;
 mod transfer;
 mod worker_protocol;
 
 pub use agent::Agent;
 pub use host_command::{HostCommand, Realise, run_host_command};
+pub use opened::Opened;
 pub use serve_protocol::serve_store;
-pub use transfer::Opened;
 pub use worker_protocol::serve;
 
 use desk::Desk;

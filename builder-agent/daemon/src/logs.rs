@@ -9,7 +9,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use wire::worker::Connection;
 
 use super::Session;
-use super::transfer::{RequestError, Sink, feed};
+use super::request_error::RequestError;
+use super::transfer::{Sink, feed};
 use builds::kept::{Arriving, KeptLogs};
 
 impl Session {

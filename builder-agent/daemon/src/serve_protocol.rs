@@ -22,7 +22,8 @@ use wire::{PatientWriter, WireError};
 use super::audience::{Audience, shown_on};
 use super::desk::Desk;
 use super::render::lines::Lines;
-use super::transfer::{self, BATCH, RequestError, feed, unknown};
+use super::request_error::{RequestError, import_failed};
+use super::transfer::{self, BATCH, feed, unknown};
 use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, ask, garbage, in_words};
 use crate::Agent;
 use builds::events::Event;
@@ -249,12 +250,12 @@ where
             let view = views.now();
             let taker = view.clone();
             let ingested = feed(desk, self.conn.body(), move || unknown(&taker)).await?;
-            let ingested = ingested.map_err(transfer::import_failed)?;
+            let ingested = ingested.map_err(import_failed)?;
             let info = imported(&ingested, self.conn.trailer().await?);
             // No part of an export stream can prove what the path is, so the path is a claim of this member.
             let provenance = Provenance::Claimed(view.member().clone());
             let staged = view.stage_built(ingested, info, provenance);
-            batch.push(staged.map_err(|error| transfer::import_failed(ImportError::Register(error)))?);
+            batch.push(staged.map_err(|error| import_failed(ImportError::Register(error)))?);
             if batch.len() >= BATCH {
                 transfer::register(desk, views, std::mem::take(&mut batch)).await?;
             }

@@ -9,22 +9,18 @@ use nix::PathInfo;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
 use store::{ImportError, RegisterError, Staged};
 use tokio::io::{AsyncRead, AsyncWrite};
-use wire::WireError;
 use wire::worker::Connection;
 
 use super::Session;
 use super::desk::Desk;
+use super::request_error::{RequestError, bug, import_failed};
 use members::Views;
-use shares::budget::OverBudget;
-use shares::threads::Lost;
 
 mod chunks;
-mod opened;
 mod sinks;
 mod upload;
 
 pub(super) use chunks::{Sink, feed, next_chunk, read_nar};
-pub use opened::Opened;
 pub(super) use sinks::unknown;
 
 use chunks::{WHOLE, at_once, feed_and_commit};
@@ -32,47 +28,6 @@ use sinks::{Address, addressed, announced};
 
 /// Paths of one upload that become visible together. Each commit is a transaction and a turn in the queue for the index; a batch shares them.
 pub(super) const BATCH: usize = 256;
-
-/// The reason why a request got no answer.
-#[derive(Debug)]
-pub(super) enum RequestError {
-    /// The client gets the message and may go on.
-    Refused(String),
-    /// The connection cannot be used any more.
-    Wire(WireError),
-}
-
-impl From<WireError> for RequestError {
-    fn from(error: WireError) -> Self {
-        Self::Wire(error)
-    }
-}
-
-/// The client gets the message. The status is for answers that have one.
-impl From<builds::Failure> for RequestError {
-    fn from(failure: builds::Failure) -> Self {
-        Self::Refused(failure.message)
-    }
-}
-
-/// The work for a request ended without a result; other requests are not affected.
-pub(super) fn bug(error: Lost) -> RequestError {
-    tracing::error!(%error, "work for a request was lost");
-    RequestError::Refused(format!("the request failed because of the box: {error}"))
-}
-
-/// The member's memory budget has no room.
-pub(super) fn over(why: OverBudget) -> RequestError {
-    RequestError::Refused(why.to_string())
-}
-
-/// The client gets the whole message; errors of the box itself are logged too.
-pub(super) fn import_failed(error: ImportError) -> RequestError {
-    if !error.is_callers_fault() {
-        tracing::error!(%error, "the store cannot take an upload");
-    }
-    RequestError::Refused(error.to_string())
-}
 
 impl Session {
     pub(super) async fn add_to_store<R, W>(

@@ -16,7 +16,7 @@ use wire::worker::{Connection, Failure, LogEvent, Request, Response, ServerInfo}
 
 use super::audience::WorkerClient;
 use super::desk::Desk;
-use super::transfer::RequestError;
+use super::request_error::RequestError;
 use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, in_words};
 use super::{ask, client_settings, garbage};
 use crate::Agent;

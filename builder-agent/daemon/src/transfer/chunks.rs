@@ -12,7 +12,10 @@ use store::NarReader;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use wire::WireError;
 
-use super::{Desk, RequestError, Views, bug, opened, over};
+use crate::desk::Desk;
+use crate::opened;
+use crate::request_error::{RequestError, bug, over};
+use members::Views;
 use shares::budget::Charge;
 use shares::threads::{Task, Workers};
 
@@ -263,7 +266,7 @@ pub(crate) async fn read_nar(desk: &Desk, views: &Views, path: StorePath) -> Res
         let chunk = Chunk::single(usize::try_from(nar.size()).unwrap_or(CHUNK).min(CHUNK) + 1);
         return Ok(NarChunks { next: Next::Ready(read(nar, chunk)), pool, workers, _held: None });
     }
-    let (nar, held) = opened::open(desk, views, &path).await?;
+    let (nar, held) = desk.opened.open(&desk.workers, &desk.budget, views, &path).await?;
     let charge = desk.budget.wait(READ_BYTES, "this NAR").await.map_err(over)?;
     // The path is checked again, because this function waited for other work of this member.
     opened::is_still(&nar, &views.now(), &path)?;

@@ -8,9 +8,12 @@ use nix::PathInfo;
 use store::{ImportError, Staged};
 use tokio::io::AsyncRead;
 
+use super::BATCH;
 use super::chunks::{self, CHUNK, WHOLE};
 use super::sinks::announced;
-use super::{BATCH, Desk, RequestError, Views, bug, import_failed, over};
+use crate::desk::Desk;
+use crate::request_error::{RequestError, bug, import_failed, over};
+use members::Views;
 use shares::budget::Charge;
 use shares::threads::Task;
 

@@ -11,9 +11,10 @@ use nix_derivation::StorePath;
 use store::{NarError, NarReader, View};
 use tokio::sync::OnceCell;
 
-use super::{Desk, RequestError, Views, bug, over};
-use crate::ask;
-use shares::budget::Charge;
+use super::request_error::{RequestError, bug, over};
+use members::Views;
+use shares::budget::{Budget, Charge};
+use shares::threads::Workers;
 
 /// All open objects of the box. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -46,34 +47,40 @@ impl Opened {
         map.insert(key, Arc::downgrade(&cell));
         cell
     }
-}
 
-/// A reader of the NAR of a valid path. Opening may have waited, so the caller must call [`is_still`].
-pub(super) async fn open(
-    desk: &Desk,
-    views: &Views,
-    path: &StorePath,
-) -> Result<(NarReader, Held), RequestError> {
-    let failed = |error: NarError| RequestError::Refused(error.to_string());
-    let hash = ask::info(&views.now(), path)?.nar_hash;
-    let cell = desk.opened.cell((desk.budget.member().clone(), hash));
-    let shared = cell.get_or_try_init(|| async {
-        let (view, of) = (views.now(), path.clone());
-        let measured = desk.workers.contents(move || view.nar_metadata(&of)).await;
-        let need = measured.map_err(bug)?.map_err(failed)?;
-        let charge = desk.budget.wait(need, "the list of files of this NAR").await.map_err(over)?;
-        let (view, of) = (views.now(), path.clone());
-        let nar = desk.workers.contents(move || view.nar(&of)).await.map_err(bug)?.map_err(failed)?;
-        // Other sessions that wait for this cell asked for the contents with this hash.
-        if *nar.hash() == hash { Ok(Shared { nar, _charge: charge }) } else { Err(replaced(path)) }
-    });
-    let nar = shared.await?.nar.again();
-    Ok((nar, Held(cell)))
+    /// A reader of the NAR of a valid path. Opening may have waited, so the caller must call [`is_still`].
+    pub(super) async fn open(
+        &self,
+        workers: &Workers,
+        budget: &Budget,
+        views: &Views,
+        path: &StorePath,
+    ) -> Result<(NarReader, Held), RequestError> {
+        let failed = |error: NarError| RequestError::Refused(error.to_string());
+        let hash = nar_hash(&views.now(), path)?;
+        let cell = self.cell((budget.member().clone(), hash));
+        let shared = cell.get_or_try_init(|| async {
+            let (view, of) = (views.now(), path.clone());
+            let measured = workers.contents(move || view.nar_metadata(&of)).await;
+            let need = measured.map_err(bug)?.map_err(failed)?;
+            let charge = budget.wait(need, "the list of files of this NAR").await.map_err(over)?;
+            let (view, of) = (views.now(), path.clone());
+            let nar = workers.contents(move || view.nar(&of)).await.map_err(bug)?.map_err(failed)?;
+            // Other sessions that wait for this cell asked for the contents with this hash.
+            if *nar.hash() == hash { Ok(Shared { nar, _charge: charge }) } else { Err(replaced(path)) }
+        });
+        let nar = shared.await?.nar.again();
+        Ok((nar, Held(cell)))
+    }
 }
 
 /// Fails if the path has other contents by now, or is not valid in this view.
 pub(super) fn is_still(nar: &NarReader, view: &View, path: &StorePath) -> Result<(), RequestError> {
-    if ask::info(view, path)?.nar_hash == *nar.hash() { Ok(()) } else { Err(replaced(path)) }
+    if nar_hash(view, path)? == *nar.hash() { Ok(()) } else { Err(replaced(path)) }
+}
+
+fn nar_hash(view: &View, path: &StorePath) -> Result<[u8; 32], RequestError> {
+    view.info(path).map(|info| info.nar_hash).ok_or_else(|| RequestError::not_valid(path))
 }
 
 /// The error for a claim that has just given way to a Verified path.
