@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 
 use libfuzzer_sys::fuzz_target;
-use sandbox::kvm::devices::vsock::connection::{BUFFER, Connection, HEADER, Header, MAX_PAYLOAD};
-use sandbox::kvm::devices::vsock::{GUEST_CID, Hangup};
+use sandbox::kvm::devices::vsock::GUEST_CID;
+use sandbox::kvm::devices::vsock::connection::{BUFFER, Connection, HEADER, Hangup, Header, MAX_PAYLOAD};
 
 const PORT: u32 = 1024;
 

@@ -7,6 +7,7 @@
 pub mod arch;
 mod bus;
 pub mod devices;
+mod end;
 mod events;
 mod handover;
 pub mod jail;

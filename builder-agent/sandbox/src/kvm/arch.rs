@@ -6,12 +6,13 @@
 
 use std::error::Error;
 use std::fs::File;
+use std::sync::Mutex;
 
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 
-use super::bus::Bus;
-use super::vcpu::End;
+use super::devices::console::Console;
+use super::end::End;
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -19,13 +20,11 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::X86_64 as Native;
 
-/// Stands for an architecture that is not implemented yet.
 #[cfg(not(target_arch = "x86_64"))]
-pub struct Native;
+mod missing;
 
-// The compiler's error for this line is the list of what `arch/<architecture>/` must define.
 #[cfg(not(target_arch = "x86_64"))]
-impl Architecture for Native {}
+pub use missing::Missing as Native;
 
 /// The functions and constants that the VMM needs from an architecture.
 pub trait Architecture {
@@ -64,8 +63,8 @@ pub trait Architecture {
     fn load(memory: &GuestMemoryMmap, hardware: &Hardware, boot: Boot<'_>) -> Result<Entry, LoadError>;
 
     /// Serves an exit that only this architecture has, such as port I/O or a processor that has shut down.
-    /// Returns the exits that all architectures have.
-    fn serve<'a>(exit: VcpuExit<'a>, machine: &Bus) -> Served<'a>;
+    /// Returns the exits that all architectures have. The console is the only device that an architecture finds itself.
+    fn serve<'a>(exit: VcpuExit<'a>, console: &Mutex<Console>) -> Served<'a>;
 }
 
 /// The properties that the vCPUs of one VM share.

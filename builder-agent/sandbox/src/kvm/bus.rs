@@ -1,14 +1,15 @@
 //! Finds the device of an access to an address, or of a notification.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::arch::{Architecture, MmioSlot, Native};
 use super::devices::console::Console;
+use super::devices::lock;
 use super::devices::mmio::Transport;
 
 /// Held by each vCPU thread and the event thread; lives as long as the process.
 pub struct Bus {
-    console: Mutex<Console>,
+    pub console: Mutex<Console>,
     transports: Vec<Mutex<Transport>>,
 }
 
@@ -37,10 +38,6 @@ impl Bus {
         lock(&self.transports[index])
     }
 
-    pub fn console(&self) -> MutexGuard<'_, Console> {
-        lock(&self.console)
-    }
-
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
         match self.find(address) {
             Some((device, offset)) => device.read(offset, data),
@@ -61,9 +58,4 @@ impl Bus {
         let transport = self.transports.get(usize::try_from(at / Native::MMIO_STRIDE).ok()?)?;
         Some((lock(transport), at % Native::MMIO_STRIDE))
     }
-}
-
-/// A panic ends the process (see `vmm`), so a poisoned lock is never seen.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,6 +7,7 @@ pub mod blk;
 pub mod console;
 pub mod mmio;
 pub mod pmem;
+pub mod restore_error;
 pub mod rng;
 pub mod state;
 #[cfg(test)]
@@ -14,12 +15,14 @@ pub mod testing;
 pub mod vsock;
 
 use std::os::fd::RawFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
-use state::{DeviceState, RestoreError};
+use restore_error::RestoreError;
+use state::DeviceState;
 
 /// Tells the guest that a device wants its attention.
 pub trait Interrupt: Send {
@@ -76,4 +79,9 @@ pub trait Device: Send {
 
     /// Continues from the state of another device of this kind. On error nothing has changed.
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError>;
+}
+
+/// Locks a device that several threads use. A panic ends the process (see `vmm`), so a poisoned lock is never seen.
+pub fn lock<D>(device: &Mutex<D>) -> MutexGuard<'_, D> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,24 +4,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::arch::{Architecture, Native, Served};
 use super::bus::Bus;
-
-/// The guest's request to stop the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stop {
-    PowerOff,
-    Reset,
-}
-
-/// The reason for the end of a VM.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
-    /// The guest requested it, in one of the ways of the platform.
-    Guest(Stop),
-    /// The guest's processor cannot continue; the architecture's name for that.
-    Crashed(&'static str),
-    /// KVM could not continue.
-    Kvm(String),
-}
+use super::end::{End, Stop};
 
 /// Runs the vCPU. Returns when the machine must stop.
 pub fn run(vcpu: &mut VcpuFd, machine: &Bus) -> End {
@@ -32,7 +15,7 @@ pub fn run(vcpu: &mut VcpuFd, machine: &Bus) -> End {
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => continue,
             Err(e) => return End::Kvm(format!("KVM_RUN failed: {e}")),
         };
-        let exit = match Native::serve(exit, machine) {
+        let exit = match Native::serve(exit, &machine.console) {
             Served::Done => continue,
             Served::End(end) => return end,
             Served::Common(exit) => exit,

@@ -12,11 +12,13 @@ use std::time::Instant;
 use kvm_ioctls::Kvm;
 
 use super::arch::Boot;
+use super::devices::lock;
+use super::end::End;
 use super::events::Events;
 use super::handover::{self, Config, Files, Report};
 use super::jail::{self, seccomp};
 use super::memory::{Closure, MemoryError};
-use super::vcpu::{self, End};
+use super::vcpu;
 use super::vm::{self, Parts, Vm, VmError};
 
 /// The socket to the agent. Static, because a panic hook takes no arguments.
@@ -171,7 +173,7 @@ fn start_threads(vm: &mut Vm, gate: &Arc<Barrier>) -> Result<(), VmmError> {
             gate.wait();
             gate.wait();
             let end = vcpu::run(&mut vcpu, &bus);
-            bus.console().sync();
+            lock(&bus.console).sync();
             match end {
                 End::Guest(stop) => say(&Report::Stopped { why: format!("{stop:?}") }),
                 End::Crashed(how) => say(&Report::Stopped { why: how.to_owned() }),

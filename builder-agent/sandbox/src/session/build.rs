@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use guest::protocol::{self, Decoder, MAX_DATA};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::conversation::{Conversation, Late, PATIENCE, Patience};
+use super::conversation::{Conversation, Late, PATIENCE, Patience, hostile};
 use crate::backend::{Backend, FarEnd, Started, Streams};
 use crate::cancel::Cancel;
 use crate::error::SandboxError;
@@ -156,10 +156,6 @@ fn wait(
 
 fn unavailable(what: &str, error: io::Error) -> SandboxError {
     SandboxError::Unavailable { why: format!("{what}: {error}") }
-}
-
-pub(super) fn hostile(error: impl std::error::Error) -> SandboxError {
-    SandboxError::GuestProtocol { why: error.to_string() }
 }
 
 /// The error for a guest that has ended or does not continue, with the last output of the machine outside the stream.

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use guest::order::{Event, Order};
 use guest::protocol::{self, ExitStatus, Failure, FailureKind, Frame};
 
-use super::build::hostile;
 use super::outgoing::Outgoing;
 use crate::error::SandboxError;
 use crate::job::{BuilderStatus, Finished, Host, Job, OutputSink, Phases};
@@ -270,4 +269,9 @@ fn failed(failure: Failure) -> SandboxError {
         FailureKind::CannotStart => SandboxError::CannotStart { why },
         FailureKind::Sandbox => SandboxError::Setup { why },
     }
+}
+
+/// The error for a guest that does not follow the protocol.
+pub(super) fn hostile(error: impl std::error::Error) -> SandboxError {
+    SandboxError::GuestProtocol { why: error.to_string() }
 }

@@ -7,13 +7,15 @@ mod layout;
 mod ports;
 mod registers;
 
+use std::sync::Mutex;
+
 use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 
 use super::{Architecture, Boot, Entry, Hardware, LoadError, Processor, Served, SetupError};
-use crate::kvm::bus::Bus;
-use crate::kvm::vcpu::End;
+use crate::kvm::devices::console::Console;
+use crate::kvm::end::End;
 
 pub struct X86_64;
 
@@ -60,11 +62,11 @@ impl Architecture for X86_64 {
         boot::load(memory, hardware, boot).map_err(|error| LoadError(error.into()))
     }
 
-    fn serve<'a>(exit: VcpuExit<'a>, machine: &Bus) -> Served<'a> {
+    fn serve<'a>(exit: VcpuExit<'a>, console: &Mutex<Console>) -> Served<'a> {
         match exit {
-            VcpuExit::IoIn(port, data) => ports::read(port, data, machine),
+            VcpuExit::IoIn(port, data) => ports::read(port, data, console),
             VcpuExit::IoOut(port, data) => {
-                if let Some(stop) = ports::write(port, data, machine) {
+                if let Some(stop) = ports::write(port, data, console) {
                     return Served::End(End::Guest(stop));
                 }
             }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
-use super::state::{self, DeviceState, RestoreError};
+use super::restore_error::RestoreError;
+use super::state::{self, DeviceState};
 use super::{Device, Used};
 use crate::kvm::memory::Closure;
 

@@ -12,7 +12,7 @@ use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 
 use super::Interrupt;
-use super::state::RestoreError;
+use super::restore_error::RestoreError;
 use crate::text;
 
 /// Enough for a kernel's panic message with its call trace; small enough to quote in an error.

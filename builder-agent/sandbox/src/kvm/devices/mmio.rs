@@ -4,7 +4,7 @@
 //! or that has no register, has no effect; a step out of order leaves the state unchanged. The device gets
 //! its queues only when the driver has set DRIVER_OK and each queue lies inside guest RAM.
 
-mod state;
+mod transport_state;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,7 +14,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
 use super::{Broken, Device, Interrupt, Used};
-pub use state::TransportState;
+pub use transport_state::TransportState;
 
 pub mod register {
     pub const MAGIC: u64 = 0x00;

@@ -3,7 +3,8 @@
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
-use super::state::{self, DeviceState, RestoreError};
+use super::restore_error::RestoreError;
+use super::state::{self, DeviceState};
 use super::{Device, Used};
 
 const KIND: u32 = 4;

@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::restore_error::RestoreError;
 use super::vsock::connection;
 
 /// One device behind a transport.
@@ -25,25 +26,6 @@ pub enum DeviceState {
         bytes: u64,
     },
     Vsock(connection::State),
-}
-
-/// The state does not fit this device. With it the guest's driver and the device would contradict each other.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("cannot restore the {device}: {why}")]
-pub struct RestoreError {
-    pub device: &'static str,
-    pub why: String,
-}
-
-impl RestoreError {
-    pub fn new(device: &'static str, why: impl Into<String>) -> RestoreError {
-        RestoreError { device, why: why.into() }
-    }
-
-    /// The saved value of `what` is not the value of this device.
-    pub fn differs<T: std::fmt::Debug>(device: &'static str, what: &str, saved: T, here: T) -> RestoreError {
-        RestoreError { device, why: format!("its {what} was {saved:?} and is {here:?} here") }
-    }
 }
 
 /// For a device without state of its own: its properties must be those of the saved device.

@@ -7,7 +7,7 @@ use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRI
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::mmio::{Transport, TransportState, register, status};
-use super::state::RestoreError;
+use super::restore_error::RestoreError;
 use super::vsock::GUEST_CID;
 use super::vsock::connection::{HOST_CID, Header, TYPE_STREAM};
 use super::{Device, Interrupt};

@@ -14,9 +14,10 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
-use super::state::{DeviceState, RestoreError};
+use super::restore_error::RestoreError;
+use super::state::DeviceState;
 use super::{Device, Used};
-use connection::{Connection, HEADER, Header, MAX_PAYLOAD};
+use connection::{Connection, HEADER, Hangup, Header, MAX_PAYLOAD};
 
 const KIND: u32 = 19;
 const RX: usize = 0;
@@ -118,18 +119,6 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
             Ok(()) => (HEADER + payload.len()) as u32,
             Err(_) => 0,
         }
-    }
-}
-
-/// A stream whose sending half can be closed.
-pub trait Hangup {
-    fn hang_up(&mut self);
-}
-
-impl Hangup for std::os::unix::net::UnixStream {
-    fn hang_up(&mut self) {
-        // Fails only if the agent is gone; then this process ends, too.
-        let _ = self.shutdown(std::net::Shutdown::Write);
     }
 }
 

@@ -1,7 +1,10 @@
 //! Port I/O: the console (COM1), and the ways in which the guest stops the machine. No other port exists.
 
-use crate::kvm::bus::Bus;
-use crate::kvm::vcpu::Stop;
+use std::sync::Mutex;
+
+use crate::kvm::devices::console::Console;
+use crate::kvm::devices::lock;
+use crate::kvm::end::Stop;
 
 const COM1: u16 = 0x3f8;
 const COM1_LEN: u16 = 8;
@@ -14,9 +17,9 @@ pub const RESET: u16 = 0x602;
 const KEYBOARD: u16 = 0x64;
 const KEYBOARD_RESET: u8 = 0xfe;
 
-pub fn read(port: u16, data: &mut [u8], machine: &Bus) {
+pub fn read(port: u16, data: &mut [u8], console: &Mutex<Console>) {
     match com1(port) {
-        Some(offset) => machine.console().read(offset, data),
+        Some(offset) => lock(console).read(offset, data),
         // The keyboard controller's status must say "ready", or the kernel polls it before it asks for a reset.
         None if matches!(port, KEYBOARD | SLEEP_STATUS) => data.fill(0),
         // A read from an absent device returns all ones.
@@ -25,14 +28,14 @@ pub fn read(port: u16, data: &mut [u8], machine: &Bus) {
 }
 
 /// Handles a write. A write to any port but the console and those that stop the machine has no effect.
-pub fn write(port: u16, data: &[u8], machine: &Bus) -> Option<Stop> {
+pub fn write(port: u16, data: &[u8], console: &Mutex<Console>) -> Option<Stop> {
     match (port, data) {
         (SLEEP, [_]) => return Some(Stop::PowerOff),
         (RESET, [_]) | (KEYBOARD, [KEYBOARD_RESET]) => return Some(Stop::Reset),
         _ => {}
     }
     if let Some(offset) = com1(port) {
-        machine.console().write(offset, data);
+        lock(console).write(offset, data);
     }
     None
 }
@@ -46,38 +49,38 @@ mod tests {
     use std::fs::File;
 
     use super::*;
-    use crate::kvm::devices::console::{self, Console, Ring};
+    use crate::kvm::devices::console::{self, Ring};
     use crate::kvm::devices::testing::Count;
 
-    fn machine() -> (std::sync::Arc<Bus>, File) {
+    fn console() -> (Mutex<Console>, File) {
         let file = File::from(rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
         file.set_len(console::FILE_SIZE).unwrap();
         let console = Console::new(Ring::new(file.try_clone().unwrap()), Box::new(Count::default()));
-        (Bus::new(console, Vec::new()), file)
+        (Mutex::new(console), file)
     }
 
     #[test]
     fn only_the_three_ways_to_stop_stop_the_machine() {
-        let (machine, _) = machine();
-        assert_eq!(write(SLEEP, &[0x34], &machine), Some(Stop::PowerOff));
-        assert_eq!(write(RESET, &[1], &machine), Some(Stop::Reset));
-        assert_eq!(write(KEYBOARD, &[0xfe], &machine), Some(Stop::Reset));
+        let (console, _) = console();
+        assert_eq!(write(SLEEP, &[0x34], &console), Some(Stop::PowerOff));
+        assert_eq!(write(RESET, &[1], &console), Some(Stop::Reset));
+        assert_eq!(write(KEYBOARD, &[0xfe], &console), Some(Stop::Reset));
         for port in 0..=u16::MAX {
             if ![SLEEP, RESET].contains(&port) {
-                assert_eq!(write(port, &[1], &machine), None, "{port:#x}");
+                assert_eq!(write(port, &[1], &console), None, "{port:#x}");
             }
-            assert_eq!(write(port, &[], &machine), None);
-            assert_eq!(write(port, &[1, 2, 3, 4], &machine), None);
+            assert_eq!(write(port, &[], &console), None);
+            assert_eq!(write(port, &[1, 2, 3, 4], &console), None);
         }
     }
 
     #[test]
     fn the_console_answers_at_com1_and_nowhere_else() {
-        let (machine, file) = machine();
+        let (console, file) = console();
         // Line status: the transmitter is empty. Both neighbours of the eight registers are absent.
         let read_byte = |port| {
             let mut byte = [7];
-            read(port, &mut byte, &machine);
+            read(port, &mut byte, &console);
             byte[0]
         };
         assert_eq!(
@@ -86,9 +89,9 @@ mod tests {
         );
         assert_eq!((read_byte(KEYBOARD), read_byte(SLEEP_STATUS)), (0, 0));
         for byte in b"hi\n" {
-            write(COM1, &[*byte], &machine);
-            write(COM1 - 1, &[*byte], &machine);
-            write(COM1 + 8, &[*byte], &machine);
+            write(COM1, &[*byte], &console);
+            write(COM1 - 1, &[*byte], &console);
+            write(COM1 + 8, &[*byte], &console);
         }
         assert_eq!(console::tail(&file).unwrap(), b"hi\n");
     }

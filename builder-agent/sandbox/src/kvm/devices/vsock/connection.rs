@@ -12,8 +12,7 @@ use std::num::Wrapping;
 
 use serde::{Deserialize, Serialize};
 
-use super::Hangup;
-use crate::kvm::devices::state::RestoreError;
+use crate::kvm::devices::restore_error::RestoreError;
 
 /// Bytes of a packet's header. Virtio 1.2, 5.10.6: struct virtio_vsock_hdr.
 pub const HEADER: usize = 44;
@@ -144,6 +143,18 @@ pub struct State {
     said_agent_done: bool,
     /// The agent receives no more.
     agent_deaf: bool,
+}
+
+/// A stream whose sending half can be closed.
+pub trait Hangup {
+    fn hang_up(&mut self);
+}
+
+impl Hangup for std::os::unix::net::UnixStream {
+    fn hang_up(&mut self) {
+        // Fails only if the agent is gone; then this process ends, too.
+        let _ = self.shutdown(std::net::Shutdown::Write);
+    }
 }
 
 pub struct Connection<S> {

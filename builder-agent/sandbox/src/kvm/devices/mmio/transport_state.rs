@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueState, QueueT};
 
 use super::{FEATURE_VERSION_1, INTERRUPT_CONFIG, INTERRUPT_USED, Transport, status};
-use crate::kvm::devices::state::{DeviceState, RestoreError};
+use crate::kvm::devices::restore_error::RestoreError;
+use crate::kvm::devices::state::DeviceState;
 
 /// All state that a driver can change, and that of the device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
