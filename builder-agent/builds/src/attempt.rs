@@ -7,16 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix_derivation::StorePath;
-use sandbox::{
-    BuilderStatus, Cancel, Host, Image, Inputs, Job, JobRunner, Limits, OutputSink, Phases, Run, Segment,
-    Usage,
-};
-use store::{Closure, ClosureInfo, Ingest, Ingested, View};
+use sandbox::{BuilderStatus, Host, Image, Inputs, Job, Limits, OutputSink, Phases, Run, Segment, Usage};
+use store::{ClosureInfo, Ingest, Ingested, View};
 
 use super::checks;
 use super::environment::surroundings;
@@ -26,26 +22,11 @@ use super::log::LogWriter;
 use super::outputs::Settled;
 use super::watch::Watch;
 use super::{Failure, Recipe, builtin, graphs};
-use net::HttpClient;
 use settings::BackendKind;
 
-/// The parts that an attempt needs besides the recipe.
-pub struct AttemptContext<'a> {
-    /// Names the build in logs.
-    pub id: &'a str,
-    /// Takes in the outputs.
-    pub view: &'a View,
-    /// The paths that the builder sees.
-    pub inputs: &'a Closure,
-    pub backend: &'a dyn JobRunner,
-    pub http: &'a HttpClient,
-    /// A folder of the box's state, for files without names.
-    pub scratch: &'a Path,
-    pub kind: BackendKind,
-    pub limits: Limits,
-    pub cores: u32,
-    pub cancel: &'a Cancel,
-}
+mod context;
+
+pub use context::AttemptContext;
 
 /// The outputs of a successful attempt, by name.
 pub type Outputs = BTreeMap<String, Settled>;
@@ -78,7 +59,7 @@ pub fn run(
     let inputs = inputs(recipe, context, &closure, &watch)?;
     watch.go_on()?;
     report.inputs_prepared = Some(began.elapsed());
-    let places = recipe.places();
+    let scratch_paths = recipe.scratch_paths();
     let job = Job {
         id: context.id.to_owned(),
         // `Recipe::check` has seen that this is one of the box's systems, which are text.
@@ -87,13 +68,13 @@ pub fn run(
         args: around.args,
         env: around.env,
         files: around.files,
-        outputs: places.iter().map(|(name, place)| (name.clone(), place.to_absolute_path())).collect(),
+        outputs: scratch_paths.iter().map(|(name, path)| (name.clone(), path.to_absolute_path())).collect(),
         inputs,
         limits: Limits { wall: watch.left(), ..context.limits.clone() },
     };
 
     let mut scan_for: BTreeSet<StorePath> = closure;
-    scan_for.extend(places.values().cloned());
+    scan_for.extend(scratch_paths.values().cloned());
     let mut receiver = Receiver {
         view: context.view,
         scan_for: scan_for.into_iter().collect(),
@@ -111,8 +92,8 @@ pub fn run(
             if let (Some(refused), sandbox::SandboxError::Sink { name, .. }) = (refused, &error) {
                 return Err(output_refused(recipe, name, &refused));
             }
-            let places: Vec<_> = places.into_iter().collect();
-            return Err(sandbox_failed(&recipe.drv_path, &places, &watch.whole(error)));
+            let outputs: Vec<_> = scratch_paths.into_iter().collect();
+            return Err(sandbox_failed(&recipe.drv_path, &outputs, &watch.whole(error)));
         }
     };
     report.kernel = Some(finished.kernel);
@@ -177,7 +158,7 @@ fn fetch(
     report: &mut Report,
 ) -> Result<Outputs, Failure> {
     let began = Instant::now();
-    let scan_for: Vec<StorePath> = closure.into_iter().chain(recipe.places().into_values()).collect();
+    let scan_for: Vec<StorePath> = closure.into_iter().chain(recipe.scratch_paths().into_values()).collect();
     let fetched = builtin::fetch(recipe, context, &scan_for, log)?;
     report.phases.builder = Some(began.elapsed());
     let fetched = [("out".to_owned(), fetched)].into();

@@ -35,10 +35,10 @@ pub(super) fn surroundings(
     cores: u32,
     watch: &Watch<'_>,
 ) -> Result<Surroundings, Failure> {
-    let places = recipe.places();
+    let scratch_paths = recipe.scratch_paths();
     let mut placeholders = Placeholders::default();
-    for (name, place) in &places {
-        placeholders.insert(&hash_placeholder(name), place.to_absolute_path());
+    for (name, path) in &scratch_paths {
+        placeholders.insert(&hash_placeholder(name), path.to_absolute_path());
     }
     let mut env = BTreeMap::new();
     let mut files = Vec::new();
@@ -55,7 +55,7 @@ pub(super) fn surroundings(
         Failure::rejected(format!("cannot build '{}': {why}", recipe.drv_path.to_absolute_path()))
     };
     if let Some(attrs) = &recipe.structured {
-        let made = structured::files(attrs, &graphs, &places, &placeholders).map_err(refused)?;
+        let made = structured::files(attrs, &graphs, &scratch_paths, &placeholders).map_err(refused)?;
         for (variable, name, bytes) in [
             ("NIX_ATTRS_SH_FILE", ".attrs.sh", made.shell),
             ("NIX_ATTRS_JSON_FILE", ".attrs.json", made.json),

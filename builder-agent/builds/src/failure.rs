@@ -225,9 +225,9 @@ pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &
             ),
         ),
         SandboxError::OutputMissing { name } => {
-            let place = outputs.iter().find(|(output, _)| output == name);
+            let output = outputs.iter().find(|(output, _)| output == name);
             let place =
-                place.map(|(_, path)| format!(" at '{}'", path.to_absolute_path())).unwrap_or_default();
+                output.map(|(_, path)| format!(" at '{}'", path.to_absolute_path())).unwrap_or_default();
             Failure::output(format!(
                 "builder for '{path}' failed to produce output path for output '{name}'{place}"
             ))

@@ -29,8 +29,9 @@ pub(super) fn settle(
     mut outputs: BTreeMap<String, Ingested>,
     watch: &Watch<'_>,
 ) -> Result<BTreeMap<String, Settled>, Failure> {
-    let places = recipe.places();
-    let names: BTreeMap<&StorePath, &String> = places.iter().map(|(name, place)| (place, name)).collect();
+    let scratch_paths = recipe.scratch_paths();
+    let names: BTreeMap<&StorePath, &String> =
+        scratch_paths.iter().map(|(name, path)| (path, name)).collect();
     let mut settled: BTreeMap<String, Settled> = BTreeMap::new();
     for name in sorted(recipe, &outputs, &names)? {
         let Some(ingested) = outputs.remove(&name) else { continue };
@@ -42,16 +43,16 @@ pub(super) fn settle(
         let spec = &recipe.outputs[&name];
         let one = match (&spec.path, spec.floating) {
             (_, Some((method, algorithm))) => {
-                let own = &places[&name];
+                let own = &scratch_paths[&name];
                 let others: Vec<(&StorePath, &StorePath)> = ingested
                     .references
                     .iter()
-                    .filter(|place| *place != own)
-                    .filter_map(|place| names.get_key_value(place))
-                    .filter_map(|(place, other)| Some((*place, &settled.get(*other)?.path)))
+                    .filter(|path| *path != own)
+                    .filter_map(|path| names.get_key_value(path))
+                    .filter_map(|(path, other)| Some((*path, &settled.get(*other)?.path)))
                     .collect();
-                let to = Place { recipe, view, name: &name, own, watch };
-                to.settle(ingested, references, &others, (method, algorithm))?
+                let output = FloatingOutput { recipe, view, name: &name, own, watch };
+                output.settle(ingested, references, &others, (method, algorithm))?
             }
             (Some(path), None) => {
                 Settled { path: path.clone(), ingested, references, ca: spec.fixed.clone() }
@@ -114,7 +115,7 @@ fn sorted(
 }
 
 /// The data needed to compute the path of one output.
-struct Place<'a> {
+struct FloatingOutput<'a> {
     recipe: &'a Recipe,
     view: &'a View,
     name: &'a str,
@@ -123,7 +124,7 @@ struct Place<'a> {
     watch: &'a Watch<'a>,
 }
 
-impl Place<'_> {
+impl FloatingOutput<'_> {
     /// Rewrites the output and computes its path. `others` are the scratch paths that it contains, with their final
     /// paths.
     fn settle(
@@ -192,8 +193,8 @@ impl Place<'_> {
                 break;
             }
         }
-        let unplaced = format!("output '{name}' of '{drv}' cannot get its final path");
-        to.finish().finish().map_err(|e| Failure::of_import(unplaced, &e))
+        let unsettled = format!("output '{name}' of '{drv}' cannot get its final path");
+        to.finish().finish().map_err(|e| Failure::of_import(unsettled, &e))
     }
 }
 

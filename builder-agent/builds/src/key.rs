@@ -1,6 +1,6 @@
 //! Build keys: builds with equal keys have equal results, for every member.
 //!
-//! A key covers what the builder is given (system, program, arguments, variables, output places), what it can see (each
+//! A key covers what the builder is given (system, program, arguments, variables, scratch paths), what it can see (each
 //! path of its input closure, by name and contents) and where it runs (the box's programs, and the envelope:
 //! processors, memory), so that knowing a key takes knowing all of that. A key does not cover the time, nor limits that
 //! can only end a build: a build that gave a result reached no such limit. It does not cover the name of the `.drv`
@@ -47,10 +47,10 @@ impl BuildKey {
         hash.count(usize::from(recipe.structured.is_some()));
         hash.put(recipe.structured.as_ref().map_or(b"", |attrs| attrs.raw()));
         hash.count(recipe.outputs.len());
-        // The output places are in the key because the builder sees the scratch path of a floating output.
-        for ((name, output), place) in recipe.outputs.iter().zip(recipe.places().values()) {
+        // The scratch paths are in the key because the builder sees the scratch path of a floating output.
+        for ((name, output), path) in recipe.outputs.iter().zip(recipe.scratch_paths().values()) {
             hash.put(name.as_bytes());
-            hash.put(place.to_basename().as_bytes());
+            hash.put(path.to_basename().as_bytes());
             let fixed = output.fixed.as_ref().map(CAHash::to_nix_string);
             hash.put(fixed.unwrap_or_default().as_bytes());
             let floating = output.floating.map(|(method, algorithm)| format!("{method}:{algorithm}"));

@@ -147,14 +147,14 @@ impl Recipe {
         self.outputs.values().any(|output| output.fixed.is_some())
     }
 
-    /// The path to which the builder writes each output: the output's path, or, while that is not known, a scratch path
-    /// that is replaced afterwards.
-    pub fn places(&self) -> BTreeMap<String, StorePath> {
+    /// The path to which the builder writes each output (Nix: `scratchOutputs`): the output's path, or, while that is not
+    /// known, one that is replaced afterwards.
+    pub fn scratch_paths(&self) -> BTreeMap<String, StorePath> {
         self.outputs
             .iter()
             .map(|(name, output)| {
-                let place = output.path.clone().unwrap_or_else(|| scratch_path(&self.drv_path, name));
-                (name.clone(), place)
+                let path = output.path.clone().unwrap_or_else(|| scratch_path(&self.drv_path, name));
+                (name.clone(), path)
             })
             .collect()
     }

@@ -124,12 +124,12 @@ enum Attribute<'a> {
 pub(super) fn files(
     attrs: &Attributes,
     graphs: &Graphs,
-    places: &BTreeMap<String, StorePath>,
+    outputs: &BTreeMap<String, StorePath>,
     placeholders: &Placeholders,
 ) -> Result<Files, String> {
     let mut all: BTreeMap<&str, Attribute<'_>> =
         attrs.object().iter().map(|(name, value)| (name.as_str(), Attribute::Own(value))).collect();
-    all.insert("outputs", Attribute::Outputs(places));
+    all.insert("outputs", Attribute::Outputs(outputs));
     for (name, graph) in graphs {
         if name == "outputs" {
             return Err("a graph of 'exportReferencesGraph' cannot be called 'outputs'".into());
@@ -141,10 +141,10 @@ pub(super) fn files(
         match attribute {
             Attribute::Own(own) => return value(json, own),
             Attribute::Graph(graph) => json.extend_from_slice(graph),
-            Attribute::Outputs(places) => {
-                let places = places.iter().map(|(name, place)| (name.as_str(), place));
-                object(json, places, |json, place| {
-                    string(json, &place.to_absolute_path());
+            Attribute::Outputs(outputs) => {
+                let outputs = outputs.iter().map(|(name, path)| (name.as_str(), path));
+                object(json, outputs, |json, path| {
+                    string(json, &path.to_absolute_path());
                     Ok(())
                 })?;
             }
@@ -157,11 +157,11 @@ pub(super) fn files(
             Attribute::Own(own) => declared(own)?,
             // The shell file leaves out a list of objects; an empty list is an array.
             Attribute::Graph(graph) => (*graph == b"[]").then(|| ("-a ", "()".to_owned())),
-            Attribute::Outputs(places) => {
-                let one = |(name, place): (&String, &StorePath)| {
-                    format!("[{}]={} ", quoted(name), quoted(&place.to_absolute_path()))
+            Attribute::Outputs(outputs) => {
+                let one = |(name, path): (&String, &StorePath)| {
+                    format!("[{}]={} ", quoted(name), quoted(&path.to_absolute_path()))
                 };
-                Some(("-A ", format!("({})", places.iter().map(one).collect::<String>())))
+                Some(("-A ", format!("({})", outputs.iter().map(one).collect::<String>())))
             }
         };
         if let Some((kind, words)) = words {

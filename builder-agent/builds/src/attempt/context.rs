@@ -1,0 +1,27 @@
+//! The context of an attempt. Both kinds of attempts take it: a builder in a sandbox (`attempt`), and a download by the
+//! agent itself (`builtin`).
+
+use std::path::Path;
+
+use net::HttpClient;
+use sandbox::{Cancel, JobRunner, Limits};
+use settings::BackendKind;
+use store::{Closure, View};
+
+/// The parts that an attempt needs besides the recipe.
+pub struct AttemptContext<'a> {
+    /// Names the build in logs.
+    pub id: &'a str,
+    /// Takes in the outputs.
+    pub view: &'a View,
+    /// The paths that the builder sees.
+    pub inputs: &'a Closure,
+    pub backend: &'a dyn JobRunner,
+    pub http: &'a HttpClient,
+    /// A folder of the box's state, for files without names.
+    pub scratch: &'a Path,
+    pub kind: BackendKind,
+    pub limits: Limits,
+    pub cores: u32,
+    pub cancel: &'a Cancel,
+}
