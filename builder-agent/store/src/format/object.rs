@@ -15,12 +15,12 @@
 
 mod compose;
 mod emit;
-mod format;
+mod erofs;
 mod read;
 mod write;
 
 pub use emit::NarReader;
-pub use format::{BLOCK, ROOT_ENTRY};
+pub use erofs::{BLOCK, ROOT_ENTRY};
 pub use read::{Dir, Entry, Kind, Object, ObjectError};
 
 pub(crate) use compose::{ComposeFailure, Composer};

@@ -5,9 +5,9 @@
 //! finds all commits up to some moment and none after it; the housekeeper's flush makes that moment a recent
 //! one. With `None` SQLite never waits for the disk, and after a power loss the file cannot be trusted.
 
-mod read;
+mod apply;
+mod load;
 mod schema;
-mod write;
 
 use std::path::Path;
 
@@ -110,7 +110,7 @@ impl Database for Sqlite {
         let transaction = self.connection.transaction()?;
         let mut last_row = self.last_row;
         for change in changes {
-            write::write(&transaction, change, &mut last_row)?;
+            apply::write(&transaction, change, &mut last_row)?;
             self.changes += 1;
         }
         transaction.commit()?;

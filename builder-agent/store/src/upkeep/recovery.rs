@@ -22,7 +22,7 @@ use crate::index::change::Change;
 use crate::index::database::{Database, Loaded, Record};
 use crate::index::memory::Memory;
 use crate::index::sqlite::{OpenFailure, SCHEMA, Sqlite};
-use crate::objects::recovery as files;
+use crate::objects::leftovers as files;
 use crate::types::Provenance;
 
 /// The repairs at the opening of a store.

@@ -16,7 +16,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use super::format::{
+use super::erofs::{
     BLOCK, DIRENT, DirBlocks, FT_DIR, FT_REG, FT_SYMLINK, ROOT_NID, RawInode, S_IFDIR, S_IFLNK, S_IFMT,
     S_IFREG, SLOT, SUPERBLOCK_AT, Superblock, u16_at, u32_at, u64_at,
 };

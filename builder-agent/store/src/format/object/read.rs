@@ -13,7 +13,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::emit::NarReader;
-use super::format::{
+use super::erofs::{
     BLOCK, DIRENT, Header, RawInode, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, SLOT, u16_at, u64_at,
 };
 use crate::format::nar::{MAX_DEPTH, MAX_NAME, MAX_TARGET};

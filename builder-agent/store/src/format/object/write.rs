@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use sha2::{Digest, Sha256};
 
-use super::format::{
+use super::erofs::{
     BLOCK, DirBlocks, FT_DIR, FT_REG, FT_SYMLINK, Header, ROOT_ENTRY, ROOT_NID, RawInode, S_IFDIR, S_IFLNK,
     S_IFREG, SLOT, Slots, Superblock, dir_size,
 };
