@@ -13,7 +13,7 @@ use std::time::Duration;
 use builds::modulo::Hasher;
 use builds::study::Study;
 use common::PATIENCE;
-use common::cache::{Cache, as_it_is, house, key};
+use common::cache::{Cache, as_it_is, fetching_agent, key};
 use common::http::{ok, silent};
 use common::scripted::{Scripted, TestClient, derivation, member, path};
 use daemon::{Caller, HostCommand, Realise, SessionOptions, run_host_command};
@@ -96,12 +96,12 @@ async fn until(mut condition: impl FnMut() -> bool) {
     tokio::time::timeout(PATIENCE, wait).await.expect("never became true");
 }
 
-fn runs(house: &Scripted) -> usize {
-    house.script.runs.load(Ordering::SeqCst)
+fn runs(scripted: &Scripted) -> usize {
+    scripted.script.runs.load(Ordering::SeqCst)
 }
 
-fn alices(house: &Scripted) -> View {
-    house.house.store.view(&Member::new("alice"))
+fn alices(scripted: &Scripted) -> View {
+    scripted.agent.store.view(&Member::new("alice"))
 }
 
 /// Uploads a `.drv` to the view; returns its path.
@@ -123,8 +123,8 @@ fn outputs_of(drv: &StorePath) -> DerivedPath {
 async fn what_a_cache_has_is_not_built_whichever_way_it_is_asked_for() {
     let (cache, address) = Cache::open().await;
     let key = key();
-    let house = house(address, &key, "");
-    let view = alices(&house);
+    let scripted = fetching_agent(address, &key, "");
+    let view = alices(&scripted);
     let mut drvs = ["command", "paths", "results", "derivation"].into_iter().map(|name| {
         cache.publish(name, name, &[], Some(&key), as_it_is);
         let (_, derivation) = derivation(name, "exit:9", &[]);
@@ -138,15 +138,21 @@ async fn what_a_cache_has_is_not_built_whichever_way_it_is_asked_for() {
     let (stderr, mut said) = tokio::io::duplex(4096);
     let caller = Caller { member: member("alice"), connection: 0, options: SessionOptions::default() };
     let (command, hung_up) = (HostCommand::Realise(realise), Box::pin(std::future::pending()));
-    let status =
-        run_host_command(command, Box::new(stdout), Box::new(stderr), hung_up, house.house.clone(), caller)
-            .await;
+    let status = run_host_command(
+        command,
+        Box::new(stdout),
+        Box::new(stderr),
+        hung_up,
+        scripted.agent.clone(),
+        caller,
+    )
+    .await;
     let (mut text, mut errors) = (String::new(), String::new());
     printed.read_to_string(&mut text).await.expect("stdout");
     said.read_to_string(&mut errors).await.expect("stderr");
     assert_eq!((status, text), (0, format!("{}\n", out.to_absolute_path())), "{errors}");
 
-    let mut alice = house.session("alice").await;
+    let mut alice = scripted.session("alice").await;
     let mode = BuildMode::Normal;
     let (drv, _, out) = drvs.next().expect("a derivation");
     let frames =
@@ -161,18 +167,18 @@ async fn what_a_cache_has_is_not_built_whichever_way_it_is_asked_for() {
     let paths = vec![outputs_of(&drv)];
     alice.call(&Request::BuildPathsWithResults { paths, mode }).await.expect("built");
     assert!(view.is_valid(&out));
-    let mut alice = house.session("alice").await;
+    let mut alice = scripted.session("alice").await;
     let (drv, derivation, _) = drvs.next().expect("a derivation");
     build(&mut alice, (drv, derivation)).await.is(BuildStatus::AlreadyValid);
-    assert_eq!(runs(&house), 0);
+    assert_eq!(runs(&scripted), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn for_what_is_realised_nothing_is_fetched() {
     let (cache, address) = Cache::open().await;
     let key = key();
-    let house = house(address, &key, "");
-    let view = alices(&house);
+    let scripted = fetching_agent(address, &key, "");
+    let view = alices(&scripted);
     let input = cache.publish("input", "input", &[], Some(&key), as_it_is);
     let (_, below) = derivation("input", "write:input", &[]);
     let below = stored(&view, "input", &below, &[]);
@@ -184,7 +190,7 @@ async fn for_what_is_realised_nothing_is_fetched() {
     let nar = encode_file_nar(b"x", false);
     let (method, algorithm) = (ContentAddressMethod::Nar, HashAlgorithm::Sha256);
     let out = view.add_ca("above", method, algorithm, &BTreeSet::new(), &mut nar.as_slice()).expect("added");
-    let drv_hash = Hasher::new(&view, &house.house.realiser.drv_hashes, &Study::default())
+    let drv_hash = Hasher::new(&view, &scripted.agent.realiser.drv_hashes, &Study::default())
         .of(&above)
         .expect("hashes")
         .masked;
@@ -192,17 +198,17 @@ async fn for_what_is_realised_nothing_is_fetched() {
     let mine = Provenance::Claimed(Member::new("alice"));
     view.add_realisation(id, out.path.clone(), mine).expect("realised");
 
-    let mut alice = house.session("alice").await;
+    let mut alice = scripted.session("alice").await;
     let (paths, mode) = (vec![outputs_of(&above)], BuildMode::Normal);
     alice.call(&Request::BuildPaths { paths, mode }).await.expect("built");
-    assert_eq!((cache.all_asked(), runs(&house)), (0, 0));
+    assert_eq!((cache.all_asked(), runs(&scripted)), (0, 0));
     assert!(!view.is_valid(&input));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_hangs_up_while_caches_are_asked_is_noticed() {
     let (address, connections) = silent().await;
-    let house = Scripted::open(&format!(
+    let scripted = Scripted::open(&format!(
         "substituters = [\"http://{address}\"]\nfetch.allow-private = true\nfetch.stall-seconds = 3600\n"
     ));
     let (drv, derivation) = derivation("app", "exit:9", &[]);
@@ -216,12 +222,12 @@ async fn a_client_that_hangs_up_while_caches_are_asked_is_noticed() {
         Request::BuildDerivation { drv_path: drv.clone(), derivation: derivation.clone(), mode },
     ] {
         let before = connections.load(Ordering::Relaxed);
-        let mut alice = house.session("alice").await;
+        let mut alice = scripted.session("alice").await;
         alice.request(&request).await.expect("sent");
         until(|| connections.load(Ordering::Relaxed) > before).await;
         drop(alice);
-        // Only this test still holds the house: the session is gone.
-        until(|| Arc::strong_count(&house.house) == 1).await;
+        // Only this test still holds the agent: the session is gone.
+        until(|| Arc::strong_count(&scripted.agent) == 1).await;
     }
 }
 
@@ -229,8 +235,8 @@ async fn a_client_that_hangs_up_while_caches_are_asked_is_noticed() {
 async fn why_a_cache_is_not_used_is_said_where_its_paths_are_wanted() {
     let (cache, address) = Cache::open().await;
     cache.publish("app", "x", &[], None, as_it_is);
-    let house = house(address, &key(), "");
-    let mut alice = house.session("alice").await;
+    let scripted = fetching_agent(address, &key(), "");
+    let mut alice = scripted.session("alice").await;
     let (drv_path, derivation) = derivation("app", "write:x", &[]);
     let targets = vec![DerivedPath::Opaque(path("app"))];
     let frames = alice.call(&Request::QueryMissing { targets }).await.expect("an answer");
@@ -304,8 +310,8 @@ async fn a_download_that_somebody_elses_limit_ended_starts_again() {
         }
     })
     .await;
-    let house = Scripted::open("fetch.allow-private = true\n");
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let scripted = Scripted::open("fetch.allow-private = true\n");
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     set_timeout(&mut alice, 3).await;
     let what = || fetchurl(&url, &flat(b"contents"), &[]);
     send(&mut alice, what()).await;
@@ -324,8 +330,8 @@ async fn all_attempts_of_a_download_share_one_limit() {
         std::future::pending().await
     })
     .await;
-    let house = Scripted::open("fetch.allow-private = true\nfetch.stall-seconds = 1\n");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("fetch.allow-private = true\nfetch.stall-seconds = 1\n");
+    let mut alice = scripted.session("alice").await;
     set_timeout(&mut alice, 2).await;
     build(&mut alice, fetchurl(&url, &flat(b"contents"), &[])).await.is(BuildStatus::TimedOut);
 }
@@ -355,8 +361,8 @@ async fn a_download_of_unknown_length_waits_in_the_state_folder() {
         }
     })
     .await;
-    let house = Scripted::open("fetch.allow-private = true\n");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("fetch.allow-private = true\n");
+    let mut alice = scripted.session("alice").await;
     send(&mut alice, fetchurl(&url, &flat(whole.as_bytes()), &[])).await;
     let mut place = None;
     until(|| {
@@ -367,7 +373,7 @@ async fn a_download_of_unknown_length_waits_in_the_state_folder() {
     gate.notify_one();
     told(&mut alice).await.is(BuildStatus::Built);
     let place = place.expect("found");
-    assert!(place.starts_with(house.dir.path()), "{}", place.display());
+    assert!(place.starts_with(scripted.dir.path()), "{}", place.display());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -382,8 +388,8 @@ async fn an_unpacked_download_is_tried_again_when_it_was_cut_short() {
         }
     })
     .await;
-    let house = Scripted::open("fetch.allow-private = true\n");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("fetch.allow-private = true\n");
+    let mut alice = scripted.session("alice").await;
     let (drv, derivation) = fetchurl(&url, &ca, &[("unpack", "1"), ("executable", "1")]);
     build(&mut alice, (drv, derivation)).await.is(BuildStatus::Built);
     assert_eq!(connections.load(Ordering::SeqCst), 2);

@@ -27,7 +27,7 @@ use wire::worker::Request;
 
 /// An input-addressed derivation, a floating one that uses it and waits for the gate, and a key that the box trusts.
 struct Case {
-    house: Scripted,
+    scripted: Scripted,
     key: SecretKey,
     input: Derivation,
     floating: StorePath,
@@ -45,8 +45,8 @@ fn add(view: &View, drv: &Derivation) -> StorePath {
 impl Case {
     fn new() -> Self {
         let key = SecretKey::generate("cache-1").expect("a key");
-        let house = Scripted::open(&format!("trusted-public-keys = [\"{}\"]", key.public()));
-        let view = house.house.store.view(&Member::new("alice"));
+        let scripted = Scripted::open(&format!("trusted-public-keys = [\"{}\"]", key.public()));
+        let view = scripted.agent.store.view(&Member::new("alice"));
         let input = DerivationBuilder::new("input", "x86_64-linux", "/bin/sh").argument("write:input");
         let input = input.input_addressed_output("out").build().expect("a derivation").into_derivation();
         let text = format!(
@@ -56,11 +56,11 @@ impl Case {
         );
         let floating = Derivation::from_aterm_bytes(text.as_bytes(), "floating").expect("a derivation");
         let floating = add(&view, &floating);
-        Self { house, key, input, floating }
+        Self { scripted, key, input, floating }
     }
 
     fn view(&self, member: &str) -> View {
-        self.house.house.store.view(&Member::new(member))
+        self.scripted.agent.store.view(&Member::new(member))
     }
 
     fn input_path(&self) -> StorePath {
@@ -92,7 +92,7 @@ impl Case {
     /// The realisations of the derivation and of its resolved form.
     fn realisations(&self) -> [RealisationId; 2] {
         let view = self.view("alice");
-        let hash = Hasher::new(&view, &self.house.house.realiser.drv_hashes, &Study::default())
+        let hash = Hasher::new(&view, &self.scripted.agent.realiser.drv_hashes, &Study::default())
             .of(&self.floating)
             .expect("a hash")
             .masked;
@@ -106,19 +106,19 @@ impl Case {
 
     /// Builds as alice; `meanwhile` runs while the builder runs.
     async fn build(&self, meanwhile: impl FnOnce()) {
-        let mut alice = self.house.session("alice").await;
+        let mut alice = self.scripted.session("alice").await;
         let drv_path = SingleDerivedPath::Opaque(self.floating.clone());
         let target = DerivedPath::Built { drv_path, outputs: vec!["out".into()] };
         let request = Request::BuildPaths { paths: vec![target], mode: BuildMode::Normal };
         alice.request(&request).await.expect("sent");
         let started = async {
-            while self.house.script.runs.load(Ordering::SeqCst) == 0 {
+            while self.scripted.script.runs.load(Ordering::SeqCst) == 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         tokio::time::timeout(PATIENCE, started).await.expect("the builder never ran");
         meanwhile();
-        self.house.script.gate.cancel();
+        self.scripted.script.gate.cancel();
         alice.done().await.expect("built");
     }
 

@@ -90,18 +90,18 @@ async fn until(mut condition: impl FnMut() -> bool) {
     tokio::time::timeout(PATIENCE, wait).await.expect("never became true");
 }
 
-fn runs(house: &Scripted) -> usize {
-    house.script.runs.load(Ordering::SeqCst)
+fn runs(scripted: &Scripted) -> usize {
+    scripted.script.runs.load(Ordering::SeqCst)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_equal_build_of_another_member_is_not_run_again() {
-    let house = Scripted::open("");
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let scripted = Scripted::open("");
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     build(&mut alice, derivation("t", "log:sawing write:x", &[])).await.is(BuildStatus::Built);
     assert!(!is_valid(&mut bob, &path("t")).await, "nothing is handed out unasked");
     build(&mut bob, derivation("t", "log:sawing write:x", &[])).await.is(BuildStatus::Substituted);
-    assert_eq!(runs(&house), 1);
+    assert_eq!(runs(&scripted), 1);
     assert!(is_valid(&mut bob, &path("t")).await);
     for client in [&mut alice, &mut bob] {
         client.call(&Request::NarFromPath { path: path("t") }).await.expect("an answer");
@@ -110,7 +110,7 @@ async fn an_equal_build_of_another_member_is_not_run_again() {
     // Both can read its log.
     for member in ["alice", "bob"] {
         let mut log = String::new();
-        let mut file = house.house.realiser.kept.find(member, &path("t.drv")).expect("a log");
+        let mut file = scripted.agent.realiser.kept.find(member, &path("t.drv")).expect("a log");
         std::io::Read::read_to_string(&mut file, &mut log).expect("readable");
         assert_eq!(log, "sawing\n");
     }
@@ -118,8 +118,8 @@ async fn an_equal_build_of_another_member_is_not_run_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_asks_when_an_end_has_been_told_finds_it_recorded() {
-    let house = Scripted::open("");
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let scripted = Scripted::open("");
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     for round in 0..200 {
         let (good, bad) = (format!("good-{round}"), format!("bad-{round}"));
         build(&mut alice, derivation(&good, "write:x", &[])).await.is(BuildStatus::Built);
@@ -127,32 +127,32 @@ async fn who_asks_when_an_end_has_been_told_finds_it_recorded() {
         build(&mut bob, derivation(&bad, "exit:1", &[])).await.is(BuildStatus::PermanentFailure);
         build(&mut alice, derivation(&bad, "exit:1", &[])).await.is(BuildStatus::CachedFailure);
     }
-    assert_eq!(runs(&house), 400);
+    assert_eq!(runs(&scripted), 400);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_asks_for_something_else_gets_something_else() {
-    let house = Scripted::open("");
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let scripted = Scripted::open("");
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     build(&mut alice, derivation("t", "write:x", &[])).await.is(BuildStatus::Built);
     // The same output path with another builder, and then with another variable.
     build(&mut bob, derivation("t", "write:y", &[])).await.is(BuildStatus::Built);
-    assert_eq!(runs(&house), 2);
+    assert_eq!(runs(&scripted), 2);
     build(&mut bob, derivation("u", "write:x", &[("a", "1")])).await.is(BuildStatus::Built);
     build(&mut alice, derivation("u", "write:x", &[("a", "2")])).await.is(BuildStatus::Built);
-    assert_eq!(runs(&house), 4);
+    assert_eq!(runs(&scripted), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_of_the_builds_own_is_told_again_to_everybody_with_how_to_try_again() {
-    let house = Scripted::open("");
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let scripted = Scripted::open("");
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     build(&mut alice, derivation("t", "log:no-oak exit:3", &[])).await.is(BuildStatus::PermanentFailure);
     let (alices_drv, recipe) = derivation("t", "log:no-oak exit:3", &[]);
     let bobs_drv = StorePath::from_parts([9; 20], "t.drv").expect("a path");
     let bobs = build(&mut bob, (bobs_drv.clone(), recipe.clone())).await;
     bobs.is(BuildStatus::CachedFailure);
-    assert_eq!(runs(&house), 1);
+    assert_eq!(runs(&scripted), 1);
     assert_eq!(bobs.log(), ["no-oak"], "the log is shown again");
     let message = &bobs.message;
     assert!(
@@ -172,53 +172,53 @@ async fn a_failure_of_the_builds_own_is_told_again_to_everybody_with_how_to_try_
     }
     // Every way of asking works.
     check(&mut bob, (bobs_drv.clone(), recipe.clone())).await.is(BuildStatus::PermanentFailure);
-    assert_eq!(runs(&house), 2);
+    assert_eq!(runs(&scripted), 2);
     let mut wishes = daemon::SessionOptions::default();
     assert!(wishes.set("BARNRAISER_REUSE_FAILURES", "0") && !wishes.set("PATH", "0"));
-    let mut again = house.session_with("bob", wishes).await;
+    let mut again = scripted.session_with("bob", wishes).await;
     build(&mut again, (bobs_drv.clone(), recipe)).await.is(BuildStatus::PermanentFailure);
-    assert_eq!(runs(&house), 3);
+    assert_eq!(runs(&scripted), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_box_that_reuses_no_failures_builds_again() {
-    let house = Scripted::open("reuse-failures = false");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("reuse-failures = false");
+    let mut alice = scripted.session("alice").await;
     for _ in 0..2 {
         build(&mut alice, derivation("t", "exit:3", &[])).await.is(BuildStatus::PermanentFailure);
     }
-    assert_eq!(runs(&house), 2);
+    assert_eq!(runs(&scripted), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_not_the_builds_own_fault_is_tried_again() {
-    let house = Scripted::open("");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("");
+    let mut alice = scripted.session("alice").await;
     for (name, script) in [("late", "timeout"), ("big", "memory"), ("box", "broken")] {
-        let before = runs(&house);
+        let before = runs(&scripted);
         for _ in 0..2 {
             let told = build(&mut alice, derivation(name, script, &[])).await;
             assert_ne!(told.status, BuildStatus::CachedFailure as u64, "{told:?}");
         }
-        assert_eq!(runs(&house), before + 2, "{name}");
+        assert_eq!(runs(&scripted), before + 2, "{name}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_member_joins_a_running_build_and_gets_its_log_from_the_start() {
-    let house = Scripted::open("");
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let scripted = Scripted::open("");
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     send(&mut alice, derivation("t", "log:early gate log:late write:x", &[]), BuildMode::Normal).await;
-    until(|| runs(&house) == 1).await;
+    until(|| runs(&scripted) == 1).await;
     send(&mut bob, derivation("t", "log:early gate log:late write:x", &[]), BuildMode::Normal).await;
     // Once his log begins, bob waits for the run, too.
     wait_for_line(&mut bob, "early").await;
-    house.script.gate.cancel();
+    scripted.script.gate.cancel();
     let (alices, bobs) = (told(&mut alice).await, told(&mut bob).await);
     alices.is(BuildStatus::Built);
     bobs.is(BuildStatus::Built);
     assert_eq!((alices.log(), bobs.log()), (vec!["early".into(), "late".into()], vec!["late".into()]));
-    assert_eq!(runs(&house), 1);
+    assert_eq!(runs(&scripted), 1);
     assert!(is_valid(&mut alice, &path("t")).await && is_valid(&mut bob, &path("t")).await);
 }
 
@@ -277,82 +277,82 @@ async fn fields(client: &mut TestClient) -> Vec<Vec<u8>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_goes_on_for_who_still_waits_when_the_first_one_hangs_up() {
-    let house = Scripted::open("limits.max-jobs-per-member = 1");
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let scripted = Scripted::open("limits.max-jobs-per-member = 1");
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     let drv = || derivation("t", "log:early gate write:x", &[]);
     send(&mut alice, drv(), BuildMode::Normal).await;
-    until(|| runs(&house) == 1).await;
+    until(|| runs(&scripted) == 1).await;
     send(&mut bob, drv(), BuildMode::Normal).await;
     wait_for_line(&mut bob, "early").await;
     drop(alice);
     // Alice has her slot back, and her session has ended.
-    let mut later = house.session("alice").await;
+    let mut later = scripted.session("alice").await;
     build(&mut later, derivation("u", "write:u", &[])).await.is(BuildStatus::Built);
-    assert_eq!(house.script.cancelled.load(Ordering::SeqCst), 0);
-    house.script.gate.cancel();
+    assert_eq!(scripted.script.cancelled.load(Ordering::SeqCst), 0);
+    scripted.script.gate.cancel();
     told(&mut bob).await.is(BuildStatus::Built);
     assert!(is_valid(&mut bob, &path("t")).await);
     assert!(!is_valid(&mut later, &path("t")).await, "it was bob's in the end");
-    assert_eq!(runs(&house), 2);
+    assert_eq!(runs(&scripted), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_goes_on_for_who_still_waits_when_the_first_one_is_removed() {
-    let house = Scripted::open("limits.max-jobs = 2");
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let scripted = Scripted::open("limits.max-jobs = 2");
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     let drv = || derivation("t", "log:early gate write:x", &[]);
     send(&mut alice, drv(), BuildMode::Normal).await;
-    until(|| runs(&house) == 1).await;
+    until(|| runs(&scripted) == 1).await;
     send(&mut bob, drv(), BuildMode::Normal).await;
     wait_for_line(&mut bob, "early").await;
     // Only alice waits for this one: its end shows that the agent follows the roster.
-    let mut alices = house.session("alice").await;
+    let mut alices = scripted.session("alice").await;
     send(&mut alices, derivation("hers", "log:early wait", &[]), BuildMode::Normal).await;
     wait_for_line(&mut alices, "early").await;
-    house.set_roster(&["bob"]);
-    until(|| house.script.cancelled.load(Ordering::SeqCst) == 1).await;
-    house.script.gate.cancel();
+    scripted.set_roster(&["bob"]);
+    until(|| scripted.script.cancelled.load(Ordering::SeqCst) == 1).await;
+    scripted.script.gate.cancel();
     told(&mut bob).await.is(BuildStatus::Built);
-    assert_eq!(house.script.cancelled.load(Ordering::SeqCst), 1, "only the one that was alice's alone");
+    assert_eq!(scripted.script.cancelled.load(Ordering::SeqCst), 1, "only the one that was alice's alone");
     assert!(is_valid(&mut bob, &path("t")).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_all_have_left_the_build_ends() {
-    let house = Scripted::open("");
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let scripted = Scripted::open("");
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     for client in [&mut alice, &mut bob] {
         send(client, derivation("t", "log:early wait", &[]), BuildMode::Normal).await;
         wait_for_line(client, "early").await;
     }
     drop(alice);
     drop(bob);
-    until(|| house.script.cancelled.load(Ordering::SeqCst) == 1).await;
-    assert_eq!(runs(&house), 1);
+    until(|| scripted.script.cancelled.load(Ordering::SeqCst) == 1).await;
+    assert_eq!(runs(&scripted), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_has_more_time_is_not_held_to_the_first_ones_limit() {
-    let house = Scripted::open("");
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let scripted = Scripted::open("");
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     set_timeout(&mut alice, 1).await;
     let drv = || derivation("t", "log:early limit write:x", &[]);
     send(&mut alice, drv(), BuildMode::Normal).await;
     wait_for_line(&mut alice, "early").await;
     send(&mut bob, drv(), BuildMode::Normal).await;
     wait_for_line(&mut bob, "early").await;
-    house.script.gate.cancel();
+    scripted.script.gate.cancel();
     told(&mut alice).await.is(BuildStatus::TimedOut);
     // The script lets the second run through.
     let bobs = told(&mut bob).await;
     bobs.is(BuildStatus::Built);
-    assert_eq!(runs(&house), 2);
+    assert_eq!(runs(&scripted), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_asked_for_less_time_stops_waiting_alone() {
-    let house = Scripted::open("");
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let scripted = Scripted::open("");
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     set_timeout(&mut bob, 1).await;
     let drv = || derivation("t", "log:early gate write:x", &[]);
     send(&mut alice, drv(), BuildMode::Normal).await;
@@ -360,21 +360,21 @@ async fn whoever_asked_for_less_time_stops_waiting_alone() {
     let bobs = build(&mut bob, drv()).await;
     bobs.is(BuildStatus::TimedOut);
     assert!(bobs.message.contains("timed out after 1 seconds"), "{}", bobs.message);
-    house.script.gate.cancel();
+    scripted.script.gate.cancel();
     told(&mut alice).await.is(BuildStatus::Built);
-    assert_eq!(runs(&house), 1);
+    assert_eq!(runs(&scripted), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_builds_again_and_keeps_what_was_valid() {
-    let house = Scripted::open("");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("");
+    let mut alice = scripted.session("alice").await;
     let same = || derivation("same", "write:x", &[]);
     let nothing = check(&mut alice, same()).await;
     assert!(nothing.message.contains("not valid, so checking is not possible"), "{}", nothing.message);
     build(&mut alice, same()).await.is(BuildStatus::Built);
     check(&mut alice, same()).await.is(BuildStatus::Built);
-    assert_eq!(runs(&house), 2);
+    assert_eq!(runs(&scripted), 2);
 
     let other = || derivation("other", "count", &[]);
     build(&mut alice, other()).await.is(BuildStatus::Built);
@@ -385,7 +385,7 @@ async fn a_check_builds_again_and_keeps_what_was_valid() {
     assert_eq!(told.message, format!("derivation '{drv}' may not be deterministic: output '{out}' differs"));
     assert_eq!(nar(&mut alice, "other").await, before);
     // Other members never get the result of a check.
-    let mut bob = house.session("bob").await;
+    let mut bob = scripted.session("bob").await;
     build(&mut bob, other()).await.is(BuildStatus::Substituted);
     assert_eq!(nar(&mut bob, "other").await, before);
 }
@@ -397,18 +397,18 @@ async fn nar(client: &mut TestClient, name: &str) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn repairing_is_refused_by_name() {
-    let house = Scripted::open("");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("");
+    let mut alice = scripted.session("alice").await;
     send(&mut alice, derivation("t", "write:x", &[]), BuildMode::Repair).await;
     let (_, end) = alice.log().await.expect("an answer");
     assert!(matches!(&end, End::Error(message) if message.contains("--repair is refused")), "{end:?}");
-    assert_eq!(runs(&house), 0);
+    assert_eq!(runs(&scripted), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keeping_a_failed_build_is_refused_with_a_reason_and_the_build_goes_on() {
-    let house = Scripted::open("");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("");
+    let mut alice = scripted.session("alice").await;
     let settings = ClientSettings { keep_failed: true, ..ClientSettings::default() };
     alice.call(&Request::SetOptions(settings)).await.expect("taken");
     let told = build(&mut alice, derivation("t", "exit:1", &[])).await;
@@ -422,8 +422,8 @@ async fn keeping_a_failed_build_is_refused_with_a_reason_and_the_build_goes_on()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fixed_output_of_a_bare_recipe_names_no_derivation_to_others() {
-    let house = Scripted::open("");
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let scripted = Scripted::open("");
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     let (drv, mut recipe) = derivation("t", "write:x", &[]);
     let hash = <sha2::Sha256 as sha2::Digest>::digest(b"x");
     let ca = nix_derivation::CAHash::from_parts(

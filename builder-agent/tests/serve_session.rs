@@ -93,8 +93,8 @@ async fn result(client: &mut ServeClient) -> (u64, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_uploaded_is_valid_has_an_info_and_comes_back() {
-    let house = Scripted::open("");
-    let (mut alice, _stderr) = house.serve_session("alice", true).await;
+    let scripted = Scripted::open("");
+    let (mut alice, _stderr) = scripted.serve_session("alice", true).await;
     assert_eq!(add(&mut alice, "a", b"first", &[]).await, 1);
     assert_eq!(add(&mut alice, "b", b"second", &[path("a"), path("b")]).await, 1);
     assert_eq!(valid(&mut alice, &[path("b"), path("c"), path("a")]).await, [path("b"), path("a")]);
@@ -111,14 +111,14 @@ async fn what_is_uploaded_is_valid_has_an_info_and_comes_back() {
     let closure: BTreeSet<_> = alice.paths().await.expect("paths").into_iter().collect();
     assert_eq!(closure, BTreeSet::from([path("a"), path("b")]));
 
-    let (mut bob, _stderr) = house.serve_session("bob", true).await;
+    let (mut bob, _stderr) = scripted.serve_session("bob", true).await;
     assert_eq!(valid(&mut bob, &[path("a"), path("b")]).await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_upload_says_why_and_the_session_goes_on() {
-    let house = Scripted::open("");
-    let (mut alice, mut stderr) = house.serve_session("alice", true).await;
+    let scripted = Scripted::open("");
+    let (mut alice, mut stderr) = scripted.serve_session("alice", true).await;
     assert_eq!(add(&mut alice, "a", b"first", &[path("missing")]).await, 0);
     let told = some(&mut stderr).await;
     assert!(told.starts_with("error: ") && told.contains("-missing"), "{told}");
@@ -127,8 +127,8 @@ async fn a_refused_upload_says_why_and_the_session_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_stream_goes_in_and_comes_out() {
-    let house = Scripted::open("");
-    let (mut alice, _stderr) = house.serve_session("alice", true).await;
+    let scripted = Scripted::open("");
+    let (mut alice, _stderr) = scripted.serve_session("alice", true).await;
     let item = |name: &str, references: &[&str], contents: &[u8]| {
         let references = references.iter().map(|name| path(name)).collect();
         (ImportedInfo { path: path(name), references, deriver: None }, encode_file_nar(contents, true))
@@ -147,12 +147,12 @@ async fn an_export_stream_goes_in_and_comes_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_import_cannot_change_what_is_verified() {
-    let house = Scripted::open("");
-    let bob = house.house.store.view(&store::Member::new("bob"));
+    let scripted = Scripted::open("");
+    let bob = scripted.agent.store.view(&store::Member::new("bob"));
     let (method, algorithm) = (ContentAddressMethod::Text, HashAlgorithm::Sha256);
     let text = bob.add_ca("t", method, algorithm, &BTreeSet::new(), &mut &b"true"[..]).expect("added");
 
-    let (mut alice, _stderr) = house.serve_session("alice", true).await;
+    let (mut alice, _stderr) = scripted.serve_session("alice", true).await;
     let forged = ImportedInfo { path: text.path.clone(), references: BTreeSet::new(), deriver: None };
     alice.request(&Request::ImportPaths).await.expect("sent");
     alice.send(&encode_export(&[(forged, encode_file_nar(b"forged", false))])).await.expect("sent");
@@ -164,8 +164,8 @@ async fn an_import_cannot_change_what_is_verified() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_write_nothing_is_added_or_built() {
-    let house = Scripted::open("");
-    let (mut alice, mut stderr) = house.serve_session("alice", false).await;
+    let scripted = Scripted::open("");
+    let (mut alice, mut stderr) = scripted.serve_session("alice", false).await;
     assert_eq!(add(&mut alice, "a", b"first", &[]).await, 0);
     assert!(some(&mut stderr).await.contains("--write"));
     alice.request(&Request::ImportPaths).await.expect("sent");
@@ -180,8 +180,8 @@ async fn without_write_nothing_is_added_or_built() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_question_that_cannot_be_answered_ends_the_session_with_a_reason() {
-    let house = Scripted::open("");
-    let (mut alice, stderr) = house.serve_session("alice", true).await;
+    let scripted = Scripted::open("");
+    let (mut alice, stderr) = scripted.serve_session("alice", true).await;
     alice.request(&Request::DumpStorePath { path: path("nowhere") }).await.expect("sent");
     alice.nar().await.expect_err("nothing");
     let told = all(stderr).await;
@@ -190,11 +190,11 @@ async fn a_question_that_cannot_be_answered_ends_the_session_with_a_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_shows_its_log_on_stderr_while_it_runs() {
-    let house = Scripted::open("");
-    let (mut alice, mut stderr) = house.serve_session("alice", true).await;
+    let scripted = Scripted::open("");
+    let (mut alice, mut stderr) = scripted.serve_session("alice", true).await;
     alice.request(&build(derivation("t", "log:one gate log:two write:x", &[]))).await.expect("sent");
     assert_eq!(some(&mut stderr).await, "one\n");
-    house.script.gate.cancel();
+    scripted.script.gate.cancel();
     assert_eq!(result(&mut alice).await, (BuildStatus::Built as u64, String::new()));
     assert_eq!(some(&mut stderr).await, "two\n");
     assert_eq!(valid(&mut alice, &[path("t")]).await, [path("t")]);
@@ -202,17 +202,17 @@ async fn a_build_shows_its_log_on_stderr_while_it_runs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_hangs_up_cancels_its_build() {
-    let house = Scripted::open("");
-    let (mut alice, mut stderr) = house.serve_session("alice", true).await;
+    let scripted = Scripted::open("");
+    let (mut alice, mut stderr) = scripted.serve_session("alice", true).await;
     alice.request(&build(derivation("t", "log:started wait", &[]))).await.expect("sent");
     assert_eq!(some(&mut stderr).await, "started\n");
     drop(alice);
-    until(|| house.script.cancelled.load(Ordering::SeqCst) == 1).await;
+    until(|| scripted.script.cancelled.load(Ordering::SeqCst) == 1).await;
 }
 
 /// A derivation in the store of `alice`, and its output.
-fn stored(house: &Scripted, name: &str, script: &str) -> (StorePath, StorePath) {
-    let view = house.house.store.view(&store::Member::new("alice"));
+fn stored(scripted: &Scripted, name: &str, script: &str) -> (StorePath, StorePath) {
+    let view = scripted.agent.store.view(&store::Member::new("alice"));
     let out = path(name).to_absolute_path();
     let text = format!(
         "Derive([(\"out\",\"{out}\",\"\",\"\")],[],[],\"x86_64-linux\",\"/bin/sh\",[\"{script}\"],[(\"out\",\"{out}\")])"
@@ -231,10 +231,10 @@ fn all_outputs(drv: StorePath) -> DerivedPath {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn paths_are_built_and_failures_have_their_status() {
-    let house = Scripted::open("");
-    let (good, out) = stored(&house, "good", "write:x");
-    let (bad, _) = stored(&house, "bad", "log:why exit:3");
-    let (mut alice, mut stderr) = house.serve_session("alice", true).await;
+    let scripted = Scripted::open("");
+    let (good, out) = stored(&scripted, "good", "write:x");
+    let (bad, _) = stored(&scripted, "bad", "log:why exit:3");
+    let (mut alice, mut stderr) = scripted.serve_session("alice", true).await;
     let options = BuildOptions::default();
     let paths = vec![all_outputs(good.clone())];
     alice.request(&Request::BuildPaths { paths, options }).await.expect("sent");
@@ -260,23 +260,29 @@ async fn paths_are_built_and_failures_have_their_status() {
 }
 
 /// Runs a command as alice: stdout, stderr, exit status.
-async fn run(house: &Scripted, command: HostCommand) -> (String, String, u32) {
+async fn run(scripted: &Scripted, command: HostCommand) -> (String, String, u32) {
     let (stdout, out) = tokio::io::duplex(64 * 1024);
     let (stderr, err) = tokio::io::duplex(64 * 1024);
     let hung_up = Box::pin(std::future::pending());
     let caller = Caller { member: member("alice"), connection: 0, options: SessionOptions::default() };
-    let status =
-        run_host_command(command, Box::new(stdout), Box::new(stderr), hung_up, house.house.clone(), caller)
-            .await;
+    let status = run_host_command(
+        command,
+        Box::new(stdout),
+        Box::new(stderr),
+        hung_up,
+        scripted.agent.clone(),
+        caller,
+    )
+    .await;
     (all(out).await, all(err).await, status)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_derivation_is_realised_under_a_root_until_its_folder_is_removed() {
-    let house = Scripted::open("");
-    let (drv, out) = stored(&house, "system", "log:working write:x");
-    let view = house.house.store.view(&store::Member::new("alice"));
-    let (folder, _, status) = run(&house, HostCommand::MakeFolder { prefix: "/tmp/n.".into() }).await;
+    let scripted = Scripted::open("");
+    let (drv, out) = stored(&scripted, "system", "log:working write:x");
+    let view = scripted.agent.store.view(&store::Member::new("alice"));
+    let (folder, _, status) = run(&scripted, HostCommand::MakeFolder { prefix: "/tmp/n.".into() }).await;
     assert_eq!(status, 0);
     let link = format!("{}/abc", folder.trim_end());
     assert!(link.starts_with("/tmp/n."), "{link}");
@@ -287,27 +293,27 @@ async fn a_derivation_is_realised_under_a_root_until_its_folder_is_removed() {
         print: true,
         ..Realise::default()
     };
-    let (stdout, stderr, status) = run(&house, HostCommand::Realise(realise)).await;
+    let (stdout, stderr, status) = run(&scripted, HostCommand::Realise(realise)).await;
     assert_eq!((stdout, status), (format!("{link}\n"), 0));
     assert!(stderr.contains("building '") && stderr.contains("\nworking\n"), "{stderr}");
     assert_eq!(view.roots().get(&link), Some(&out));
 
     let read = HostCommand::ReadLink { link: link.clone() };
-    let (stdout, _, status) = run(&house, read.clone()).await;
+    let (stdout, _, status) = run(&scripted, read.clone()).await;
     assert_eq!((stdout, status), (format!("{}\n", out.to_absolute_path()), 0));
 
     let folder = folder.trim_end().to_owned();
-    assert_eq!(run(&house, HostCommand::RemoveFolder { folder }).await.2, 0);
+    assert_eq!(run(&scripted, HostCommand::RemoveFolder { folder }).await.2, 0);
     assert!(view.roots().is_empty());
-    assert_eq!(run(&house, read).await.2, 1);
+    assert_eq!(run(&scripted, read).await.2, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_realisation_has_nix_exit_status_and_prints_no_path() {
-    let house = Scripted::open("");
-    let (drv, _) = stored(&house, "bad", "exit:1");
+    let scripted = Scripted::open("");
+    let (drv, _) = stored(&scripted, "bad", "exit:1");
     let realise = Realise { targets: vec![all_outputs(drv)], print: true, ..Realise::default() };
-    let (stdout, stderr, status) = run(&house, HostCommand::Realise(realise)).await;
+    let (stdout, stderr, status) = run(&scripted, HostCommand::Realise(realise)).await;
     assert_eq!((stdout.as_str(), status), ("", 100));
     assert!(stderr.contains("exit code 1"), "{stderr}");
 }

@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
-use common::cache::{Cache, as_it_is, house, key, narinfo_of};
+use common::cache::{Cache, as_it_is, fetching_agent, key, narinfo_of};
 use common::http::{ENDLESS, ok, silent, status};
 use common::scripted::{Scripted, TestClient, path};
 use nix_derivation::StorePath;
@@ -39,10 +39,10 @@ async fn a_signed_path_is_fetched_with_its_references_and_everybody_sees_it() {
     let key = key();
     let lib = cache.publish("lib", "library", &[], Some(&key), as_it_is);
     let app = cache.publish("app", "application", &[lib.clone(), path("app")], Some(&key), as_it_is);
-    let house = house(address, &key, "");
-    let mut alice = house.session("alice").await;
+    let scripted = fetching_agent(address, &key, "");
+    let mut alice = scripted.session("alice").await;
     assert_eq!(ensure(&mut alice, &app).await, Ok(()));
-    let mut bob = house.session("bob").await;
+    let mut bob = scripted.session("bob").await;
     for path in [&lib, &app] {
         assert!(is_valid(&mut alice, path).await && is_valid(&mut bob, path).await, "{path:?}");
     }
@@ -96,8 +96,8 @@ async fn each_lie_of_a_cache_is_refused_in_one_line_and_the_box_goes_on() {
     cache.publish("two", "2", std::slice::from_ref(&one), Some(&key), as_it_is);
     let lacking = cache.publish("lacking", "x", &[path("nowhere")], Some(&key), as_it_is);
 
-    let house = house(address, &key, "limits.max-nar-mib = 1\n");
-    let mut alice = house.session("alice").await;
+    let scripted = fetching_agent(address, &key, "limits.max-nar-mib = 1\n");
+    let mut alice = scripted.session("alice").await;
     for (what, said) in [
         (&unsigned, "has no signature; sign it there"),
         (&unknown, "(signed by other-1); add the key to `trusted-public-keys` of the box"),
@@ -135,8 +135,8 @@ async fn a_cache_for_another_store_is_never_asked_for_a_path() {
     cache.put("nix-cache-info", ok("StoreDir: /gnu/store\n"));
     let key = key();
     let app = cache.publish("app", "x", &[], Some(&key), as_it_is);
-    let house = house(address, &key, "");
-    let mut alice = house.session("alice").await;
+    let scripted = fetching_agent(address, &key, "");
+    let mut alice = scripted.session("alice").await;
     let error = ensure(&mut alice, &app).await.expect_err("no use");
     assert!(error.contains("says that its paths are below '/gnu/store'"), "{error}");
     assert_eq!(cache.asked(&narinfo_of(&app)), 0);
@@ -149,7 +149,7 @@ async fn a_cache_that_is_down_or_stalls_costs_a_clear_line_and_is_left_alone_for
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     drop(listener);
-    let down = house(address, &key, "");
+    let down = fetching_agent(address, &key, "");
     let mut alice = down.session("alice").await;
     let error = ensure(&mut alice, &path("app")).await.expect_err("down");
     assert!(error.contains("not all substituters could be asked: cannot fetch 'http://127.0.0.1"), "{error}");
@@ -159,7 +159,7 @@ async fn a_cache_that_is_down_or_stalls_costs_a_clear_line_and_is_left_alone_for
 
     // It reads the request and never answers.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let silent = house(listener.local_addr().expect("an address"), &key, "");
+    let silent = fetching_agent(listener.local_addr().expect("an address"), &key, "");
     let mut alice = silent.session("alice").await;
     let error = ensure(&mut alice, &path("app")).await.expect_err("silent");
     assert!(error.contains("nothing came for 1 seconds (`fetch.stall-seconds`)"), "{error}");
@@ -168,8 +168,8 @@ async fn a_cache_that_is_down_or_stalls_costs_a_clear_line_and_is_left_alone_for
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_that_hangs_is_waited_for_once_whatever_is_wanted() {
     let (address, connections) = silent().await;
-    let house = house(address, &key(), "");
-    let mut alice = house.session("alice").await;
+    let scripted = fetching_agent(address, &key(), "");
+    let mut alice = scripted.session("alice").await;
     let paths: Vec<StorePath> = (0..100).map(|n| path(&format!("path-{n}"))).collect();
     alice.call(&Request::QueryValidPaths { paths, substitute: true }).await.expect("an answer");
     assert_eq!(alice.paths().await.expect("paths"), []);
@@ -191,12 +191,12 @@ async fn a_cache_that_wants_no_mass_queries_gets_none_and_is_not_taken_to_have_n
         cache.publish("common", "x", &[], Some(&key), as_it_is);
     }
     shy.publish("rare", "x", &[], Some(&key), as_it_is);
-    let house = Scripted::open(&format!(
+    let scripted = Scripted::open(&format!(
         "substituters = [\"http://{address}\", \"http://{other}\"]\ntrusted-public-keys = [\"{}\"]\n\
          fetch.allow-private = true\n",
         key.public()
     ));
-    let mut alice = house.session("alice").await;
+    let mut alice = scripted.session("alice").await;
     let paths = vec![common.clone(), rare.clone()];
     alice.call(&Request::QuerySubstitutablePaths { paths }).await.expect("an answer");
     assert_eq!(alice.paths().await.expect("paths"), std::slice::from_ref(&common));
@@ -213,11 +213,11 @@ async fn private_addresses_are_not_fetched_from_by_default() {
     let (cache, address) = Cache::open().await;
     let key = key();
     let app = cache.publish("app", "x", &[], Some(&key), as_it_is);
-    let house = Scripted::open(&format!(
+    let scripted = Scripted::open(&format!(
         "substituters = [\"http://{address}\"]\ntrusted-public-keys = [\"{}\"]\n",
         key.public()
     ));
-    let mut alice = house.session("alice").await;
+    let mut alice = scripted.session("alice").await;
     let error = ensure(&mut alice, &app).await.expect_err("private");
     assert!(error.contains("set `fetch.allow-private = true` on the box"), "{error}");
     assert!(cache.all_asked() == 0);
@@ -229,8 +229,8 @@ async fn what_is_wanted_by_two_members_is_downloaded_once() {
     let key = key();
     let big = "x".repeat(8 << 20);
     let app = cache.publish("app", &big, &[], Some(&key), as_it_is);
-    let house = house(address, &key, "");
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let scripted = fetching_agent(address, &key, "");
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     let (one, two) = tokio::join!(ensure(&mut alice, &app), ensure(&mut bob, &app));
     assert_eq!((one, two), (Ok(()), Ok(())));
     assert_eq!(cache.asked("nar/app.nar"), 1);
@@ -244,8 +244,9 @@ async fn names_can_be_substituted_always_or_never_whatever_the_client_wants() {
     let key = key();
     let [hello, source, secret] = ["hello-2.12", "hello-src", "secret-tool"]
         .map(|name| cache.publish(name, name, &[], Some(&key), as_it_is));
-    let house = house(address, &key, "always-substitute = [\"*-src\"]\nnever-substitute = [\"secret-*\"]\n");
-    let mut alice = house.session("alice").await;
+    let scripted =
+        fetching_agent(address, &key, "always-substitute = [\"*-src\"]\nnever-substitute = [\"secret-*\"]\n");
+    let mut alice = scripted.session("alice").await;
     let error = ensure(&mut alice, &secret).await.expect_err("never");
     assert!(error.contains("is not valid"), "{error}");
     let settings = wire::types::ClientSettings { use_substitutes: false, ..Default::default() };
@@ -261,8 +262,8 @@ async fn a_fetched_path_wins_over_a_claim_to_the_same_name() {
     let key = key();
     let lib = cache.publish("lib", "honest", &[], Some(&key), as_it_is);
     let app = cache.publish("app", "application", std::slice::from_ref(&lib), Some(&key), as_it_is);
-    let house = house(address, &key, "");
-    let view = house.house.store.view(&store::Member::new("alice"));
+    let scripted = fetching_agent(address, &key, "");
+    let view = scripted.agent.store.view(&store::Member::new("alice"));
     let nar = encode_file_nar(b"mine", false);
     let mine = nix::PathInfo {
         path: lib.clone(),
@@ -276,7 +277,7 @@ async fn a_fetched_path_wins_over_a_claim_to_the_same_name() {
         ca: None,
     };
     view.import(mine, &mut nar.as_slice()).expect("a claim");
-    let mut alice = house.session("alice").await;
+    let mut alice = scripted.session("alice").await;
     assert_eq!(ensure(&mut alice, &app).await, Ok(()));
     assert_eq!(view.read_file(&lib, 100).expect("contents"), b"honest");
 }

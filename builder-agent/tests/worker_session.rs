@@ -93,21 +93,21 @@ async fn add_text(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_shows_its_log_and_its_outputs_become_valid() {
-    let house = Scripted::open("");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("");
+    let mut alice = scripted.session("alice").await;
     assert_eq!(alice.trusted, Some(1));
     let told = build(&mut alice, derivation("t", "log:one log:two write:x", &[])).await;
     assert_eq!((told.status, told.log), (BuildStatus::Built as u64, vec!["one".into(), "two".into()]));
     assert!(is_valid(&mut alice, &path("t")).await);
     let again = build(&mut alice, derivation("t", "log:one log:two write:x", &[])).await;
     assert_eq!(again.status, BuildStatus::AlreadyValid as u64);
-    assert_eq!(house.script.runs.load(Ordering::SeqCst), 1);
+    assert_eq!(scripted.script.runs.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_built_path_is_its_members_own_and_says_nothing_to_others() {
-    let house = Scripted::open("");
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let scripted = Scripted::open("");
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     build(&mut alice, derivation("t", "write:x", &[])).await;
     assert!(is_valid(&mut alice, &path("t")).await && !is_valid(&mut bob, &path("t")).await);
     // Bob's build of the same derivation runs separately, and may have another result.
@@ -122,8 +122,8 @@ async fn a_built_path_is_its_members_own_and_says_nothing_to_others() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_builder_is_reported_in_nixs_words_and_leaves_nothing() {
-    let house = Scripted::open("");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("");
+    let mut alice = scripted.session("alice").await;
     let told = build(&mut alice, derivation("t", "log:oops exit:3", &[])).await;
     assert_eq!(told.status, BuildStatus::PermanentFailure as u64);
     let drv = path("t.drv").to_absolute_path();
@@ -136,15 +136,15 @@ async fn a_failed_builder_is_reported_in_nixs_words_and_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_request_joins_the_running_build_and_gets_its_log_from_the_start() {
-    let house = Scripted::open("");
-    let (mut first, mut second) = (house.session("alice").await, house.session("alice").await);
+    let scripted = Scripted::open("");
+    let (mut first, mut second) = (scripted.session("alice").await, scripted.session("alice").await);
     send_build(&mut first, derivation("t", "log:early gate log:late write:x", &[])).await;
-    until(|| house.script.runs.load(Ordering::SeqCst) == 1).await;
+    until(|| scripted.script.runs.load(Ordering::SeqCst) == 1).await;
     send_build(&mut second, derivation("t", "log:early gate log:late write:x", &[])).await;
     // Once its log arrives, the request has joined the run.
     let mut start = [0; 8];
     tokio::io::AsyncReadExt::read_exact(&mut second.reader, &mut start).await.expect("a log frame");
-    house.script.gate.cancel();
+    scripted.script.gate.cancel();
     assert_eq!(told(&mut first).await.log, ["early", "late"]);
     // The frame whose kind was just read is the start of the activity.
     assert_eq!(u64::from_le_bytes(start), 0x5354_5254);
@@ -162,42 +162,42 @@ async fn a_second_request_joins_the_running_build_and_gets_its_log_from_the_star
     second.u64().await.expect("parent");
     let told = told(&mut second).await;
     assert_eq!((told.log, told.status), (vec!["early".into(), "late".into()], BuildStatus::Built as u64));
-    assert_eq!(house.script.runs.load(Ordering::SeqCst), 1);
+    assert_eq!(scripted.script.runs.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_nobody_waits_for_is_cancelled() {
-    let house = Scripted::open("");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("");
+    let mut alice = scripted.session("alice").await;
     send_build(&mut alice, derivation("t", "wait", &[])).await;
-    until(|| house.script.runs.load(Ordering::SeqCst) == 1).await;
+    until(|| scripted.script.runs.load(Ordering::SeqCst) == 1).await;
     drop(alice);
-    until(|| house.script.cancelled.load(Ordering::SeqCst) == 1).await;
+    until(|| scripted.script.cancelled.load(Ordering::SeqCst) == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_keep_builds_running_it_goes_on() {
-    let house = Scripted::open("keep-builds-running = true");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("keep-builds-running = true");
+    let mut alice = scripted.session("alice").await;
     send_build(&mut alice, derivation("t", "gate write:x", &[])).await;
-    until(|| house.script.runs.load(Ordering::SeqCst) == 1).await;
+    until(|| scripted.script.runs.load(Ordering::SeqCst) == 1).await;
     drop(alice);
-    house.script.gate.cancel();
-    let mut alice = house.session("alice").await;
+    scripted.script.gate.cancel();
+    let mut alice = scripted.session("alice").await;
     let told = build(&mut alice, derivation("t", "gate write:x", &[])).await;
     let reused = [BuildStatus::Built, BuildStatus::AlreadyValid, BuildStatus::Substituted].map(|s| s as u64);
     assert!(reused.contains(&told.status), "{told:?}");
-    assert_eq!(house.script.cancelled.load(Ordering::SeqCst), 0);
-    assert_eq!(house.script.runs.load(Ordering::SeqCst), 1);
+    assert_eq!(scripted.script.cancelled.load(Ordering::SeqCst), 0);
+    assert_eq!(scripted.script.runs.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_member_keeps_no_running_build() {
-    let house = Scripted::open("keep-builds-running = true");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("keep-builds-running = true");
+    let mut alice = scripted.session("alice").await;
     send_build(&mut alice, derivation("t", "wait", &[])).await;
-    until(|| house.script.runs.load(Ordering::SeqCst) == 1).await;
-    house.set_roster(&["bob"]);
+    until(|| scripted.script.runs.load(Ordering::SeqCst) == 1).await;
+    scripted.set_roster(&["bob"]);
     let told = told(&mut alice).await;
     assert_eq!(told.status, BuildStatus::MiscFailure as u64);
     assert!(told.message.contains("was cancelled"), "{told:?}");
@@ -205,25 +205,25 @@ async fn a_removed_member_keeps_no_running_build() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_member_cannot_take_all_slots_and_a_waiting_build_can_be_left() {
-    let house = Scripted::open("[limits]\nmax-jobs = 2\nmax-jobs-per-member = 1");
-    let (mut one, mut two) = (house.session("alice").await, house.session("alice").await);
+    let scripted = Scripted::open("[limits]\nmax-jobs = 2\nmax-jobs-per-member = 1");
+    let (mut one, mut two) = (scripted.session("alice").await, scripted.session("alice").await);
     send_build(&mut one, derivation("a", "gate write:x", &[])).await;
-    until(|| house.script.runs.load(Ordering::SeqCst) == 1).await;
+    until(|| scripted.script.runs.load(Ordering::SeqCst) == 1).await;
     send_build(&mut two, derivation("b", "write:x", &[])).await;
-    let mut bob = house.session("bob").await;
+    let mut bob = scripted.session("bob").await;
     assert_eq!(build(&mut bob, derivation("c", "write:x", &[])).await.status, BuildStatus::Built as u64);
-    assert_eq!(house.script.runs.load(Ordering::SeqCst), 2, "alice's second build must wait");
+    assert_eq!(scripted.script.runs.load(Ordering::SeqCst), 2, "alice's second build must wait");
     drop(two);
-    house.script.gate.cancel();
+    scripted.script.gate.cancel();
     assert_eq!(told(&mut one).await.status, BuildStatus::Built as u64);
     assert_eq!(build(&mut one, derivation("d", "write:x", &[])).await.status, BuildStatus::Built as u64);
-    assert_eq!(house.script.runs.load(Ordering::SeqCst), 3, "the build that was left must not run");
+    assert_eq!(scripted.script.runs.load(Ordering::SeqCst), 3, "the build that was left must not run");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_built_here_is_refused_by_name_and_the_session_goes_on() {
-    let house = Scripted::open("");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("");
+    let mut alice = scripted.session("alice").await;
     let with = |change: &dyn Fn(&mut BasicDerivation)| {
         let (drv, mut derivation) = derivation("t", "write:x", &[]);
         change(&mut derivation);
@@ -262,7 +262,7 @@ async fn what_cannot_be_built_here_is_refused_by_name_and_the_session_goes_on() 
         assert_eq!(told.status, BuildStatus::InputRejected as u64, "{told:?}");
         assert!(told.message.contains(part), "{told:?}");
     }
-    assert_eq!(house.script.runs.load(Ordering::SeqCst), 0);
+    assert_eq!(scripted.script.runs.load(Ordering::SeqCst), 0);
     for request in [Request::OptimiseStore, Request::VerifyStore { check_contents: true, repair: false }] {
         alice.request(&request).await.expect("sent");
         assert!(matches!(alice.log().await.expect("an answer").1, End::Error(_)));
@@ -278,8 +278,8 @@ fn fixed(name: &str, script: &str, hash: NixHash) -> (StorePath, BasicDerivation
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fixed_output_is_checked_and_the_right_one_is_there_for_everyone() {
-    let house = Scripted::open("");
-    let (mut alice, mut bob) = (house.session("alice").await, house.session("bob").await);
+    let scripted = Scripted::open("");
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     let right = NixHash::Sha256(Sha256::digest(b"x").into());
     let wrong = NixHash::Sha256(Sha256::digest(b"y").into());
     let told = build(&mut alice, fixed("f", "write:x", wrong.clone())).await;
@@ -303,8 +303,8 @@ async fn a_fixed_output_is_checked_and_the_right_one_is_there_for_everyone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn references_are_found_in_outputs_and_held_against_the_derivations_demands() {
-    let house = Scripted::open("");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("");
+    let mut alice = scripted.session("alice").await;
     let input = add_text(&mut alice, "input", "text", BTreeSet::new()).await;
     let full = input.to_absolute_path();
     let referring = |name: &str, demands: &[(&str, &str)]| {
@@ -348,8 +348,8 @@ fn target(drv: &StorePath) -> DerivedPath {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dependencies_are_built_first_and_only_what_is_missing() {
-    let house = Scripted::open("");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("");
+    let mut alice = scripted.session("alice").await;
     let bottom = add_drv(&mut alice, "bottom", "log:bottom write:x", &[]).await;
     let left = add_drv(&mut alice, "left", "log:left write:x", &[&bottom]).await;
     let right = add_drv(&mut alice, "right", "log:right write:x", &[&bottom]).await;
@@ -368,13 +368,13 @@ async fn dependencies_are_built_first_and_only_what_is_missing() {
     assert_eq!((log[0].as_str(), log[3].as_str()), ("bottom", "top"));
     alice.call(&request).await.expect("built already");
     assert_eq!(alice.u64().await.expect("a result"), 1);
-    assert_eq!(house.script.runs.load(Ordering::SeqCst), 4);
+    assert_eq!(scripted.script.runs.load(Ordering::SeqCst), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_dependency_is_shown_and_fails_what_needs_it() {
-    let house = Scripted::open("");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("");
+    let mut alice = scripted.session("alice").await;
     let bottom = add_drv(&mut alice, "bottom", "exit:1", &[]).await;
     let top = add_drv(&mut alice, "top", "write:x", &[&bottom]).await;
     alice
@@ -392,8 +392,8 @@ async fn a_failed_dependency_is_shown_and_fails_what_needs_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_targets_are_named() {
-    let house = Scripted::open("");
-    let mut alice = house.session("alice").await;
+    let scripted = Scripted::open("");
+    let mut alice = scripted.session("alice").await;
     for target in [DerivedPath::Opaque(path("absent")), target(&path("absent.drv"))] {
         alice
             .request(&Request::BuildPaths { paths: vec![target], mode: BuildMode::Normal })
@@ -407,8 +407,8 @@ async fn unknown_targets_are_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_sandbox_gets_the_closure_in_its_own_form_and_nothing_else() {
     for backend in ["kvm", "namespace"] {
-        let house = Scripted::open_for(backend, "");
-        let mut alice = house.session("alice").await;
+        let scripted = Scripted::open_for(backend, "");
+        let mut alice = scripted.session("alice").await;
         let deep = add_text(&mut alice, "deep", "text", BTreeSet::new()).await;
         let text = deep.to_absolute_path();
         let input = add_text(&mut alice, "input", &text, BTreeSet::from([deep.clone()])).await;
@@ -416,7 +416,7 @@ async fn each_sandbox_gets_the_closure_in_its_own_form_and_nothing_else() {
         let (drv, mut derivation) = derivation("t", "write:x", &[]);
         derivation.input_sources.insert(input.clone());
         assert_eq!(build(&mut alice, (drv, derivation)).await.status, BuildStatus::Built as u64);
-        let inputs = house.script.inputs.lock().expect("inputs").take().expect("a build ran");
+        let inputs = scripted.script.inputs.lock().expect("inputs").take().expect("a build ran");
         match inputs {
             Inputs::Trees(trees) => {
                 assert_eq!(backend, "namespace");

@@ -1,5 +1,4 @@
-//! A binary cache made by hand, and a house that fetches from it. A house is an agent without ssh
-//! (`scripted`).
+//! A binary cache made by hand, and an agent without ssh (`scripted`) that fetches from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -98,8 +97,8 @@ pub fn key() -> SecretKey {
     SecretKey::generate("cache.example.org-1").expect("a key")
 }
 
-/// A house that fetches from this cache and trusts this key.
-pub fn house(address: SocketAddr, key: &SecretKey, more: &str) -> Scripted {
+/// An agent that fetches from this cache and trusts this key.
+pub fn fetching_agent(address: SocketAddr, key: &SecretKey, more: &str) -> Scripted {
     Scripted::open(&format!(
         "substituters = [\"http://{address}\"]\ntrusted-public-keys = [\"{}\"]\nfetch.allow-private = true\n\
          fetch.stall-seconds = 1\n{more}",

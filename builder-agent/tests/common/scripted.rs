@@ -1,4 +1,4 @@
-//! A house: an agent without ssh and without a real sandbox. Sessions are in memory, and a script plays the
+//! An agent without ssh and without a real sandbox. Sessions are in memory, and a script plays the
 //! builders.
 //!
 //! The script is the derivation's first argument, so that a test has the builder's behaviour next to its
@@ -113,7 +113,7 @@ impl Script {
 
 pub struct Scripted {
     pub dir: TempDir,
-    pub house: Arc<Agent>,
+    pub agent: Arc<Agent>,
     pub script: Arc<Script>,
     pub roster: watch::Sender<Arc<Roster>>,
 }
@@ -175,7 +175,7 @@ impl Scripted {
             substituters,
             drv_hashes: Default::default(),
         };
-        let house = Arc::new(Agent {
+        let agent = Arc::new(Agent {
             config,
             store,
             realiser: Arc::new(realiser),
@@ -186,7 +186,7 @@ impl Scripted {
             budgets: Budgets::new(1 << 30, 1 << 30),
             opened: Default::default(),
         });
-        Scripted { dir, house, script, roster: sender }
+        Scripted { dir, agent, script, roster: sender }
     }
 
     /// A worker session of this member, as ssh would start one.
@@ -199,10 +199,10 @@ impl Scripted {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let (reader, writer) = tokio::io::split(theirs);
         let member = member(name);
-        let house = self.house.clone();
+        let agent = self.agent.clone();
         tokio::spawn(async move {
             let caller = Caller { member, connection: 0, options };
-            let _ = daemon::serve(Box::new(reader), Box::new(writer), house, caller).await;
+            let _ = daemon::serve(Box::new(reader), Box::new(writer), agent, caller).await;
         });
         let (reader, writer) = tokio::io::split(ours);
         Client::connect(reader, writer, 35, &[]).await.expect("a handshake")
@@ -214,7 +214,7 @@ impl Scripted {
         let (reader, writer) = tokio::io::split(theirs);
         let (stderr, shown) = tokio::io::duplex(64 * 1024);
         let member = member(name);
-        let house = self.house.clone();
+        let agent = self.agent.clone();
         tokio::spawn(async move {
             let caller = Caller { member, connection: 0, options: SessionOptions::default() };
             let _ = daemon::serve_store(
@@ -222,7 +222,7 @@ impl Scripted {
                 Box::new(writer),
                 Box::new(stderr),
                 write,
-                house,
+                agent,
                 caller,
             )
             .await;
