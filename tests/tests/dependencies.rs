@@ -1,5 +1,5 @@
 //! Licences and duplicates of all linked crates, checked against `deny.toml`: the checks of cargo-deny, for
-//! machines without it. And the layers of the store.
+//! machines without it. And the layers of the store, and circles of files in any crate (`circles`).
 //!
 //! Reads only those parts of `deny.toml` that this project uses, and fails if it has others.
 
@@ -9,6 +9,13 @@ use std::process::Command;
 
 use e2e::{cargo, place};
 use serde_json::Value;
+
+#[path = "dependencies/circles.rs"]
+mod circles;
+#[path = "dependencies/modules.rs"]
+mod modules;
+#[path = "dependencies/tokens.rs"]
+mod tokens;
 
 struct Package {
     name: String,
