@@ -72,6 +72,7 @@ fn every_command_for_people_has_json_and_help() {
         match name.as_str() {
             // The log is the builder's output, which has no form.
             "log" => {}
+            "builds" => drop(json(&agent, &["builds", "list", "--json"])),
             "keys" => drop(json(&agent, &["keys", "list", "--json"])),
             _ => drop(json(&agent, &[name, "--json"])),
         }

@@ -198,18 +198,22 @@ fn licence_expressions_are_read_as_written() {
 
 /// The modules of the store, from the lowest layer to the highest, with the other modules that each may use.
 /// A module without a row belongs to its parent.
-const STORE_LAYERS: [(&str, &[&str]); 12] = [
+const STORE_LAYERS: [(&str, &[&str]); 13] = [
     ("types", &[]),
     ("format::nar", &[]),
     ("format::object", &["format::nar"]),
     ("format::git", &["format::object"]),
     ("signing", &["types"]),
-    ("config", &["signing"]),
+    ("long_work", &[]),
+    ("config", &["signing", "long_work"]),
     ("error", &["types", "format::nar"]),
     ("objects", &["types", "error", "format::nar", "format::object", "format::git"]),
-    ("index", &["types", "error", "config"]),
+    ("index", &["types", "error", "config", "long_work"]),
     ("upkeep", &["types", "error", "config", "objects", "index"]),
-    ("views", &["types", "error", "config", "signing", "format::object", "objects", "index", "upkeep"]),
+    (
+        "views",
+        &["types", "error", "config", "signing", "long_work", "format::object", "objects", "index", "upkeep"],
+    ),
     ("store", &["types", "error", "config", "upkeep", "views"]),
 ];
 

@@ -36,4 +36,4 @@ pub use failure::Failure;
 pub use key::{BuildKey, SandboxIdentity};
 pub use plan::Plan;
 pub use recipe::Recipe;
-pub use schedule::{Attached, Held, Outcome, Request, Scheduler};
+pub use schedule::{Attached, Held, Listed, Outcome, Request, Scheduler};

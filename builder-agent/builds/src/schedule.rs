@@ -20,6 +20,7 @@ use nix_derivation::StorePath;
 use sandbox::{Cancel, JobRunner, Limits};
 use store::Store;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::Failure;
 use crate::failure::{Cause, Limit};
@@ -37,9 +38,11 @@ use run::Run;
 use share::{RunKey, Running, Table, Waiter};
 use shared::Shared;
 
+pub use listing::Listed;
 pub use request::{Built, Held, NotStarted, Outcome, Request};
 
 mod admit;
+mod listing;
 mod place;
 mod queue;
 mod request;
@@ -57,6 +60,8 @@ pub struct Attached {
     pub joined: bool,
     /// The limits of this request; a joined run has those of the request that started it.
     pub limits: Limits,
+    /// The member has ended this request with a command.
+    cancelled: CancellationToken,
     hold: Hold,
 }
 
@@ -74,6 +79,11 @@ impl Attached {
                 stop_time: 0,
             }),
         }
+    }
+
+    /// Is cancelled when the member ends this request with a command.
+    pub fn cancellation(&self) -> CancellationToken {
+        self.cancelled.clone()
     }
 
     /// Whether the run ended at a limit that is higher for this request: with its own limits it might have gone on.
@@ -100,6 +110,10 @@ pub trait Scheduler: Send + Sync {
     fn build(&self, request: Request, held: Arc<Held>) -> Result<Attached, NotStarted>;
     /// Removes all members for whom `keep` is false from all runs. A run that nobody else waits for ends.
     fn retain(&self, keep: &dyn Fn(&Member) -> bool);
+    /// The runs for which one of these members waits.
+    fn list(&self, of: &dyn Fn(&Member) -> bool) -> Vec<Listed>;
+    /// Ends the requests of these members for a run. Returns the number of requests that ended.
+    fn cancel(&self, run: u64, of: &dyn Fn(&Member) -> bool) -> usize;
 }
 
 /// A scheduler in this process: runs as many builds at once as configured.
@@ -210,6 +224,7 @@ impl Embedded {
         tokio::spawn(run::run(self.shared.clone(), run));
         Ok(Running {
             id,
+            accepted: Instant::now(),
             log,
             outcome: outcome_seen,
             begun: begun_seen,
@@ -224,7 +239,8 @@ impl Scheduler for Embedded {
     fn build(&self, request: Request, held: Arc<Held>) -> Result<Attached, NotStarted> {
         let key = (request.key, request.check);
         let limits = self.shared.limits(&request, request.envelope);
-        let waiter = Arc::new(Waiter { request, held });
+        let cancelled = CancellationToken::new();
+        let waiter = Arc::new(Waiter { request, held, cancelled: cancelled.clone() });
         let request = &waiter.request;
         let (member, drv) = (&request.member.name, request.recipe.drv_path.to_absolute_path());
         // The caller holds the lock of the table. If a member leaves the roster after this check, `retain`, which runs
@@ -245,6 +261,7 @@ impl Scheduler for Embedded {
             begun: joined.begun,
             joined: was_there,
             limits,
+            cancelled,
             hold: Hold {
                 shared: self.shared.clone(),
                 key,
@@ -257,6 +274,14 @@ impl Scheduler for Embedded {
 
     fn retain(&self, keep: &dyn Fn(&Member) -> bool) {
         self.shared.running.retain(keep);
+    }
+
+    fn list(&self, of: &dyn Fn(&Member) -> bool) -> Vec<Listed> {
+        self.shared.running.list(of)
+    }
+
+    fn cancel(&self, run: u64, of: &dyn Fn(&Member) -> bool) -> usize {
+        self.shared.running.cancel(run, of)
     }
 }
 

@@ -12,6 +12,7 @@ use nix_derivation::StorePath;
 use crate::terminal::{ExitStatus, Terminal};
 
 mod arguments;
+mod builds;
 mod client_config;
 mod help;
 mod host;
@@ -37,6 +38,8 @@ pub(crate) enum Command {
     Print(Print),
     /// The log of a build, by its derivation or by one of its outputs.
     Log(StorePath),
+    /// The member's builds at this moment.
+    Builds(builds::Arguments),
     /// A session of one of Nix's protocols with the member's view.
     Store(StoreSession),
     /// A command that deployment tools run on the machine that builds.
@@ -49,6 +52,7 @@ impl Command {
         let stall = agent.config.limits.client_stall;
         match self {
             Self::Log(path) => log::run(&path, terminal, &agent, &caller.member).await,
+            Self::Builds(arguments) => builds::run(arguments, terminal, &agent, &caller.member).await,
             Self::Store(kind) => store_session::run(kind, terminal, agent, caller).await,
             Self::Host(command) => {
                 let (stdout, stderr, hung_up) = terminal.with_hung_up();
@@ -121,6 +125,7 @@ pub(crate) const COMMANDS: &[Row] = &[
     row("nix", "build 'DRV^*'", For::Tools, "builds a derivation that is here, and prints its outputs", |_, words| nix::nix(words)),
     row("status", "[--json]", For::People, "which box this is, which roster it goes by, and who is left out of it", printing::status),
     row("log", "PATH", For::People, "the log of a build, by its derivation or by one of its outputs", printing::log),
+    row("builds", "list [--json]", For::People, "your builds that run or wait, and `builds cancel ID`", builds::parse),
     row("whoami", "[--json]", For::People, "who you are here, and the limits that hold for you", printing::whoami),
     row("keys", "list [--json]", For::People, "the keys with which you can log in; the roster is in git, so they change there", printing::keys),
     row("client-config", "[--format FORMAT]", For::People, "your configuration for this box, ready to paste", printing::client_config),

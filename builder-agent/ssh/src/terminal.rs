@@ -34,6 +34,11 @@ impl<'a> Terminal<'a> {
         if written { ExitStatus::DONE } else { ExitStatus::FAILED }
     }
 
+    /// One line on stderr, which says why the command failed.
+    pub async fn fail(self, why: &str, stall: Duration) -> ExitStatus {
+        fail(self.stderr, why, stall).await
+    }
+
     /// For a command that reads: stdin, stdout, stderr.
     pub fn with_stdin(self) -> (Reader<'a>, Writer<'a>, Writer<'a>) {
         (Box::new(self.channel.make_reader()), self.stdout, self.stderr)
@@ -46,6 +51,14 @@ impl<'a> Terminal<'a> {
         let hung_up = async move { while !matches!(channel.wait().await, None | Some(ChannelMsg::Close)) {} };
         (self.stdout, self.stderr, Box::pin(hung_up))
     }
+}
+
+/// Writes one line that says why a command failed.
+pub(crate) async fn fail(stderr: Writer<'_>, why: &str, stall: Duration) -> ExitStatus {
+    let mut stderr = PatientWriter::new(stderr, stall);
+    // The client may be gone; the exit status is the same.
+    let _ = stderr.write_all(format!("error: {why}\n").as_bytes()).await;
+    ExitStatus::FAILED
 }
 
 /// The exit status that a client's shell shows in `$?`.

@@ -8,6 +8,7 @@
 //! Builds run in the namespace sandbox, so these tests need no KVM; the netbooted box has tests of its own.
 
 mod building;
+mod commands;
 mod configuring;
 mod copying;
 mod derivations;
@@ -97,6 +98,7 @@ macro_rules! for_every_client {
 }
 
 for_every_client! {
+    commands::a_member_lists_and_cancels_the_requests_of_that_member_alone,
     configuring::what_the_box_prints_is_a_configuration_that_works,
     configuring::the_modules_that_the_box_prints_evaluate,
     copying::the_store_answers_who_it_is,

@@ -21,13 +21,23 @@ impl One {
     pub async fn run(&self, kind: BuildKind) -> Result<(Attached, Arc<Outcome>), NotStarted> {
         let mut attached = self.context.realiser.scheduler.build(self.request.clone(), self.held.clone())?;
         let number = self.started(kind).await;
-        let shown = self.follow(number, &mut attached).await;
-        let ended = match shown {
-            Ok(()) => Ok(attached.finished().await),
-            Err(failure) => Err(NotStarted::Refused(failure)),
+        let cancelled = attached.cancellation();
+        let ended = tokio::select! {
+            shown = self.follow_to_the_end(number, &mut attached) => shown,
+            () = cancelled.cancelled() => Err(Failure::cancelled(&self.request.recipe.drv_path)),
         };
+        let ended = ended.map_err(NotStarted::Refused);
         self.context.reporter.report(Event::Stopped { number }).await;
         Ok((attached, ended?))
+    }
+
+    async fn follow_to_the_end(
+        &self,
+        number: BuildNumber,
+        attached: &mut Attached,
+    ) -> Result<Arc<Outcome>, Failure> {
+        self.follow(number, attached).await?;
+        Ok(attached.finished().await)
     }
 
     /// Shows the kept log of a build that is not run again.

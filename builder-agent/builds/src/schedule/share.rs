@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use sandbox::Cancel;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::admit::RunId;
 use super::request::{Held, Outcome, Request};
@@ -23,11 +24,14 @@ pub(super) type RunKey = (BuildKey, bool);
 pub(super) struct Waiter {
     pub request: Request,
     pub held: Arc<Held>,
+    /// The member has ended this request with a command.
+    pub cancelled: CancellationToken,
 }
 
 /// A run that is listed from its first request until its outcome is known.
 pub(super) struct Running {
     pub id: RunId,
+    pub accepted: Instant,
     pub log: LogSource,
     pub outcome: watch::Receiver<Option<Arc<Outcome>>>,
     /// When the builder's sandbox was started.
@@ -54,7 +58,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    fn lock(&self) -> MutexGuard<'_, HashMap<RunKey, Running>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<RunKey, Running>> {
         self.builds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -134,7 +138,7 @@ impl Table {
 impl Running {
     /// If the owner has left, hands the run to the waiter who has waited longest. `stays`: whether an owner who no
     /// longer waits and has no successor stays the owner.
-    fn settle_owner(&mut self, stays: impl Fn(&Waiter) -> bool) {
+    pub(super) fn settle_owner(&mut self, stays: impl Fn(&Waiter) -> bool) {
         let Some(owner) = self.owner.borrow().clone() else { return };
         if self.waiters.values().any(|waiter| Arc::ptr_eq(waiter, &owner)) {
             return;
@@ -146,7 +150,7 @@ impl Running {
         }
     }
 
-    fn stop(&self) {
+    pub(super) fn stop(&self) {
         self.owner.send_replace(None);
         self.cancel.cancel();
     }

@@ -12,7 +12,7 @@ use nix_derivation::StorePath;
 use tokio::io::AsyncWriteExt;
 use wire::PatientWriter;
 
-use crate::terminal::{ExitStatus, Terminal};
+use crate::terminal::{self, ExitStatus, Terminal};
 
 /// Bytes of a log read at once.
 const PIECE: usize = 64 << 10;
@@ -31,12 +31,11 @@ pub(super) async fn run(
         Ok(true) => ExitStatus::DONE,
         Ok(false) => {
             let line = format!(
-                "error: there is no log of '{}' here that you may read: the box keeps logs of builds \
-                 that it ran for you and of builds that everybody may see\n",
+                "there is no log of '{}' here that you may read: the box keeps logs of builds that it ran for you \
+                 and of builds that everybody may see",
                 path.to_absolute_path()
             );
-            let _ = PatientWriter::new(stderr, stall).write_all(line.as_bytes()).await;
-            ExitStatus::FAILED
+            terminal::fail(stderr, &line, stall).await
         }
         Err(error) => {
             tracing::info!(member = %member.name, %error, "a log was not read to its end");

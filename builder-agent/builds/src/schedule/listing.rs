@@ -1,0 +1,79 @@
+//! The runs that exist at a moment, for a list that people read, and the end of a request by its own member.
+//!
+//! A member sees the runs for which that member waits, and nothing of other members' waiting for the same run.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix_derivation::StorePath;
+
+use super::admit::RunId;
+use super::share::{Running, Table};
+use members::Member;
+
+/// One run.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// The number of the build in the log of the box.
+    pub id: RunId,
+    pub drv: StorePath,
+    /// The member who has waited longest, of those that were asked for.
+    pub member: Arc<str>,
+    /// Requests that wait for the run, of the members that were asked for.
+    pub requests: usize,
+    /// Time since the run was accepted.
+    pub age: Duration,
+    /// Time since the builder was started; `None` while the run waits for a slot.
+    pub running: Option<Duration>,
+}
+
+impl Table {
+    /// The runs for which one of the members waits for whom `of` is true, in the order in which they were accepted.
+    pub fn list(&self, of: &dyn Fn(&Member) -> bool) -> Vec<Listed> {
+        let now = Instant::now();
+        let mut listed: Vec<Listed> =
+            self.lock().values().filter_map(|build| Listed::of(build, of, now)).collect();
+        listed.sort_by_key(|run| run.id);
+        listed
+    }
+
+    /// Ends the requests for this run of the members for whom `of` is true, as if their clients had disconnected. The
+    /// run goes on if other requests wait for it. Returns the number of requests that ended.
+    pub fn cancel(&self, id: RunId, of: &dyn Fn(&Member) -> bool) -> usize {
+        let mut builds = self.lock();
+        let Some((key, build)) = builds.iter_mut().find(|(_, build)| build.id == id) else { return 0 };
+        let key = *key;
+        let before = build.waiters.len();
+        build.waiters.retain(|_, waiter| {
+            let ends = of(&waiter.request.member);
+            if ends {
+                waiter.cancelled.cancel();
+            }
+            !ends
+        });
+        let ended = before - build.waiters.len();
+        if ended > 0 && build.waiters.is_empty() {
+            // Also where builds go on without waiters: somebody has asked for the end of this one.
+            build.stop();
+            builds.remove(&key);
+        } else {
+            build.settle_owner(|_| true);
+        }
+        ended
+    }
+}
+
+impl Listed {
+    fn of(build: &Running, of: &dyn Fn(&Member) -> bool, now: Instant) -> Option<Self> {
+        let mut requests = build.waiters.values().map(|waiter| &waiter.request).filter(|r| of(&r.member));
+        let first = requests.next()?;
+        Some(Self {
+            id: build.id,
+            drv: first.recipe.drv_path.clone(),
+            member: first.member.name.clone(),
+            requests: 1 + requests.count(),
+            age: now.saturating_duration_since(build.accepted),
+            running: build.begun.borrow().map(|begun| now.saturating_duration_since(begun)),
+        })
+    }
+}
