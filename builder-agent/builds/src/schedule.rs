@@ -5,7 +5,8 @@
 //! - **share**: which requests wait for which run. Requests of any member with the same build key share one run and its
 //!   log: the key covers all that goes into a build, so a shared run shows a member nothing that their own run would not.
 //!   A run that nobody waits for is cancelled, unless the configuration says otherwise.
-//! - **admit**: which runs may start, when, and how large: a state machine, which `queue` lets tasks wait for.
+//! - **admit**: which runs may start, and when: a state machine, which `queue` lets tasks wait for. Members share the box
+//!   by weight and recent usage.
 //! - **place**: the machine on which a run is executed. A place gets plain data.
 //!
 //! Sessions see only [`Scheduler`]; [`Embedded`] needs no other service. `run` leads one run through the three parts.
@@ -22,11 +23,11 @@ use store::Store;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::Failure;
 use crate::failure::{Cause, Limit};
 use crate::kept::KeptLogs;
 use crate::log::{self, LogReader};
 use crate::reuse::Known;
+use crate::{Envelope, Failure};
 use members::{Member, Roster};
 use net::HttpClient;
 use settings::Config;
@@ -36,12 +37,13 @@ use place::{Here, Place, Snapshots};
 use queue::Queue;
 use run::Run;
 use share::{RunKey, Running, Table, Waiter};
-use shared::Shared;
+use shared::{Shared, size_of};
 
 pub use listing::Listed;
 pub use request::{Built, Held, NotStarted, Outcome, Request};
 
-mod admit;
+#[doc(hidden)]
+pub mod admit;
 mod listing;
 mod place;
 mod queue;
@@ -173,7 +175,7 @@ impl Embedded {
     fn new(parts: Parts, place: Arc<dyn Place>, snapshots: Snapshots) -> Arc<Self> {
         let mut roster = parts.roster.clone();
         let shared = Arc::new(Shared {
-            queue: Queue::new(parts.config.limits.max_jobs),
+            queue: Queue::new(parts.config.limits.max_jobs, size_of(&Envelope::of_box(&parts.config))),
             parts,
             place,
             snapshots,
@@ -188,7 +190,7 @@ impl Embedded {
                 let now = roster.borrow_and_update().clone();
                 scheduler.retain(&|member| now.current(member).is_some());
                 let shared = &scheduler.shared;
-                shared.queue.follow(|id| now.by_id(id).map(|member| shared.slots(member)));
+                shared.queue.follow(|id| now.by_id(id).map(|member| shared.terms(member)));
             }
         });
         scheduler
@@ -238,7 +240,7 @@ impl Embedded {
 impl Scheduler for Embedded {
     fn build(&self, request: Request, held: Arc<Held>) -> Result<Attached, NotStarted> {
         let key = (request.key, request.check);
-        let limits = self.shared.limits(&request, request.envelope);
+        let limits = self.shared.limits(&request);
         let cancelled = CancellationToken::new();
         let waiter = Arc::new(Waiter { request, held, cancelled: cancelled.clone() });
         let request = &waiter.request;

@@ -93,6 +93,7 @@ impl Barn {
             key,
             known: Known::default(),
             check: false,
+            before: 0,
             wall: None,
             silent: None,
             log: None,

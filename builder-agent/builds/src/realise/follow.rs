@@ -11,7 +11,7 @@ use crate::events::{BuildKind, BuildNumber, Event};
 use crate::failure::sandbox_failed;
 use crate::log::{Lines, LogReader};
 use crate::schedule::NotStarted;
-use crate::{Attached, Failure, Outcome};
+use crate::{Attached, Failure, Outcome, Request};
 
 /// Bytes read from a kept log at once.
 const CHUNK: usize = 32 * 1024;
@@ -19,8 +19,10 @@ const CHUNK: usize = 32 * 1024;
 impl One {
     /// Starts a run or joins one, and shows its log from the beginning to the end.
     pub async fn run(&self, kind: BuildKind) -> Result<(Attached, Arc<Outcome>), NotStarted> {
-        let mut attached = self.context.realiser.scheduler.build(self.request.clone(), self.held.clone())?;
-        let number = self.started(kind).await;
+        let number = self.context.reporter.number();
+        let request = Request { before: number.0, ..self.request.clone() };
+        let mut attached = self.context.realiser.scheduler.build(request, self.held.clone())?;
+        self.started(number, kind).await;
         let cancelled = attached.cancellation();
         let ended = tokio::select! {
             shown = self.follow_to_the_end(number, &mut attached) => shown,
@@ -45,7 +47,8 @@ impl One {
         // The log may have been removed to make room for others.
         let Ok(file) = self.context.realiser.kept.open(log) else { return };
         let (workers, file, mut at) = (&self.context.workers, Arc::new(file), 0);
-        let number = self.started(BuildKind::EarlierFailure).await;
+        let number = self.context.reporter.number();
+        self.started(number, BuildKind::EarlierFailure).await;
         let mut lines = Lines::default();
         while let Ok(Ok(chunk)) = workers.read_at(&file, at, CHUNK).await
             && !chunk.is_empty()
@@ -57,10 +60,9 @@ impl One {
         self.context.reporter.report(Event::Stopped { number }).await;
     }
 
-    async fn started(&self, kind: BuildKind) -> BuildNumber {
-        let (number, drv) = (self.context.reporter.number(), self.request.recipe.drv_path.clone());
+    async fn started(&self, number: BuildNumber, kind: BuildKind) {
+        let drv = self.request.recipe.drv_path.clone();
         self.context.reporter.report(Event::Started { number, drv, kind }).await;
-        number
     }
 
     /// Passes the log on, line by line, until it is complete. A joined run has the limits of the request that started

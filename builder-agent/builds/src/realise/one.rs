@@ -119,6 +119,7 @@ impl One {
             key,
             known: Known::default(),
             check: false,
+            before: 0,
             wall: context.options.wall,
             silent: context.options.silent,
             log: context.options.log,

@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::admit::{Admission, Event, RunId, Start};
-use crate::Envelope;
+use super::admit::{Admission, Class, Event, Owner, RunId, Size, Start, Terms};
 
 /// The queues of the box. One per scheduler.
 pub(super) struct Queue {
@@ -29,9 +28,10 @@ pub(super) struct Turn {
 }
 
 impl Queue {
-    pub fn new(slots: usize) -> Arc<Self> {
+    /// For a box with so many slots of this size.
+    pub fn new(slots: usize, slot: Size) -> Arc<Self> {
         let queue = Self { state: Mutex::default() };
-        queue.lock().handle(Event::BoxSlots(slots));
+        queue.lock().handle(Event::Box { slots, slot });
         Arc::new(queue)
     }
 
@@ -39,29 +39,29 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a run. `slots` returns the member's number of slots. It is called with the queues locked, as in
+    /// Queues a run. `owner` returns the owner with the current terms. It is called with the queues locked, as in
     /// [`Queue::follow`], so that the latest answer stays.
     pub fn enter(
         self: &Arc<Self>,
         run: RunId,
-        member: &Arc<str>,
-        slots: impl FnOnce() -> usize,
-        size: Envelope,
+        owner: impl FnOnce() -> Owner,
+        class: Class,
+        size: Size,
     ) -> Turn {
         let (tell, start) = oneshot::channel();
         let mut state = self.lock();
         state.waiting.insert(run, tell);
-        state.handle(Event::Queued { run, member: member.clone(), slots: slots(), size });
+        state.handle(Event::Queued { run, owner: owner(), class, size });
         Turn { queue: self.clone(), run, start }
     }
 
-    /// Sets the number of slots of every member who has runs here. If `slots` returns `None`, the number stays.
-    pub fn follow(&self, slots: impl Fn(&str) -> Option<usize>) {
+    /// Sets the terms of every member who has runs here. If `terms` returns `None`, they stay.
+    pub fn follow(&self, terms: impl Fn(&str) -> Option<Terms>) {
         let mut state = self.lock();
         let members: Vec<Arc<str>> = state.admission.members().cloned().collect();
         for member in members {
-            if let Some(slots) = slots(&member) {
-                state.handle(Event::MemberSlots { member, slots });
+            if let Some(terms) = terms(&member) {
+                state.handle(Event::Member { member, terms });
             }
         }
     }
@@ -85,10 +85,12 @@ impl Turn {
     }
 
     /// Gives the run to another owner. Returns whether the run is charged, or will be, to that member.
-    pub fn hand_over(&self, member: &Arc<str>, slots: impl FnOnce() -> usize) -> bool {
+    pub fn hand_over(&self, owner: impl FnOnce() -> Owner) -> bool {
         let mut state = self.queue.lock();
-        state.handle(Event::HandedOver { run: self.run, member: member.clone(), slots: slots() });
-        state.admission.charged_to(self.run) == Some(member)
+        let owner = owner();
+        let member = owner.member.name.clone();
+        state.handle(Event::HandedOver { run: self.run, owner });
+        state.admission.charged_to(self.run) == Some(&member)
     }
 }
 
@@ -106,10 +108,10 @@ mod tests {
 
     use super::*;
 
-    const SIZE: Envelope = Envelope { vcpus: 1, memory_mib: 512, processes: 99, of_box: true };
+    const SIZE: Size = Size { vcpus: 1, memory_mib: 512 };
 
     fn enter(queue: &Arc<Queue>, run: RunId) -> Turn {
-        queue.enter(run, &"alice".into(), || 4, SIZE)
+        queue.enter(run, || Owner::member(&"alice".into(), Terms::slots(4)), Class::Interactive, SIZE)
     }
 
     /// Whether the run may start now. Drops the wait, as `select!` does.
@@ -120,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_turn_that_is_dropped_gives_its_slot_to_the_next_and_a_wait_can_be_cancelled() {
-        let queue = Queue::new(1);
+        let queue = Queue::new(1, SIZE);
         let (mut first, mut second, mut third) = (enter(&queue, 1), enter(&queue, 2), enter(&queue, 3));
         assert!(starts(&mut first) && !starts(&mut second) && !starts(&mut third));
         drop(second);
@@ -137,10 +139,10 @@ mod tests {
 
     #[test]
     fn slots_follow_the_roster() {
-        let queue = Queue::new(8);
+        let queue = Queue::new(8, SIZE);
         let mut turns: Vec<Turn> = (0..6).map(|run| enter(&queue, run)).collect();
         assert_eq!(turns.iter_mut().map(starts).filter(|starts| *starts).count(), 4);
-        queue.follow(|member| (member == "alice").then_some(5));
+        queue.follow(|member| (member == "alice").then_some(Terms::slots(5)));
         assert!(starts(&mut turns[4]) && !starts(&mut turns[5]));
     }
 }

@@ -8,6 +8,7 @@ use nix_derivation::StorePath;
 use sandbox::Limits;
 use store::{Closure, ClosureInfo, RecordedOutput, View};
 
+use super::admit::Class;
 use crate::reuse::Known;
 use crate::{BuildKey, Envelope, Failure, Recipe};
 use members::Member;
@@ -29,6 +30,8 @@ pub struct Request {
     pub known: Known,
     /// Whether the build is only for comparison: its outputs become visible in no view.
     pub check: bool,
+    /// Number of runs that the client asked for before this one in the same call.
+    pub before: u64,
     pub wall: Option<Duration>,
     pub silent: Option<Duration>,
     /// Limit on bytes of log.
@@ -36,6 +39,11 @@ pub struct Request {
 }
 
 impl Request {
+    /// How urgent the run is among those of its member.
+    pub(super) fn class(&self) -> Class {
+        Class::of_run_after(self.before)
+    }
+
     /// Whether everybody with the same derivation gets these outputs: see [`Recipe::proven`]; and the envelope is the
     /// box's, not reduced for this member.
     #[must_use]

@@ -16,7 +16,7 @@ use super::place::{Done, Task};
 use super::queue::Turn;
 use super::request::{Built, Outcome};
 use super::share::{RunKey, Waiter};
-use super::shared::Shared;
+use super::shared::{Shared, size_of};
 use crate::attempt::{Outputs, Report};
 use crate::failure::Cause;
 use crate::log::{LogSource, LogWriter};
@@ -67,8 +67,8 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
         member: member.id.clone(),
         recipe: recipe.clone(),
         inputs: waiter.request.inputs.clone(),
-        envelope: start.size,
-        limits: shared.limits(&waiter.request, start.size),
+        envelope: waiter.request.envelope,
+        limits: shared.limits(&waiter.request),
     };
     let limits = task.limits.clone();
     tracing::info!(build = id, member = %member.name, %drv, backend = shared.place.name(), phase_slot_ms = millis(start.waited), "build started");
@@ -110,7 +110,7 @@ fn never_started(shared: &Shared, first: &Waiter) -> Outcome {
     Outcome {
         result: Err(Failure::cancelled(&request.recipe.drv_path)),
         drv: request.recipe.drv_path.clone(),
-        limits: shared.limits(request, request.envelope),
+        limits: shared.limits(request),
         log: None,
         start_time: 0,
         stop_time: 0,
@@ -125,7 +125,8 @@ async fn wait_for_turn(
 ) -> Option<(Arc<Waiter>, Slot, Start)> {
     let mut waiter = owner.borrow_and_update().clone()?;
     let charged = waiter.request.member.clone();
-    let turn = shared.queue.enter(id, &charged.id, || shared.slots_now(&charged), waiter.request.envelope);
+    let (class, size) = (waiter.request.class(), size_of(&waiter.request.envelope));
+    let turn = shared.queue.enter(id, || shared.owner_now(&charged), class, size);
     let mut slot = Slot { turn, charged };
     loop {
         tokio::select! {
@@ -145,7 +146,7 @@ impl Slot {
     /// Charges the run to its new owner. If it has started and the new owner has no free slot, the charge stays: see
     /// `admit`.
     fn hand_over(&mut self, shared: &Shared, owner: &Arc<Member>) {
-        if self.turn.hand_over(&owner.id, || shared.slots_now(owner)) {
+        if self.turn.hand_over(|| shared.owner_now(owner)) {
             self.charged = owner.clone();
         }
     }

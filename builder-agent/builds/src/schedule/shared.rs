@@ -8,6 +8,7 @@ use sandbox::Limits;
 use store::View;
 
 use super::Parts;
+use super::admit::{Owner, Size, Terms};
 use super::place::{Place, Snapshots};
 use super::queue::Queue;
 use super::request::Request;
@@ -31,14 +32,16 @@ impl Shared {
         self.parts.roster.borrow().current(member).cloned()
     }
 
-    /// The member's current number of slots.
-    pub fn slots_now(&self, member: &Arc<Member>) -> usize {
-        self.slots(&self.current(member).unwrap_or_else(|| member.clone()))
+    /// The member as the owner of runs, with current terms. The roster names no groups and no weights yet, and a request
+    /// does not say with which key its member logged in.
+    pub fn owner_now(&self, member: &Arc<Member>) -> Owner {
+        let now = self.current(member).unwrap_or_else(|| member.clone());
+        Owner::member(&member.id, self.terms(&now))
     }
 
-    pub fn slots(&self, member: &Member) -> usize {
+    pub fn terms(&self, member: &Member) -> Terms {
         let most = self.parts.config.limits.max_jobs_per_member;
-        member.limits.max_jobs.map_or(most, |own| own as usize).clamp(1, most)
+        Terms::slots(member.limits.max_jobs.map_or(most, |own| own as usize).clamp(1, most))
     }
 
     /// The current view of the member who asked. The request may have waited, and then built, for hours.
@@ -50,16 +53,21 @@ impl Shared {
             .holding_as(&waiter.held.view)
     }
 
-    /// The limits of a build of this request if it starts now, in this envelope.
-    pub fn limits(&self, request: &Request, size: Envelope) -> Limits {
+    /// The limits of a build of this request if it starts now.
+    pub fn limits(&self, request: &Request) -> Limits {
         let now = self.current(&request.member).unwrap_or_else(|| request.member.clone());
-        limits(&self.parts.config, &now, request, size)
+        limits(&self.parts.config, &now, request)
     }
 }
 
-/// The envelope, and the tightest of the box's, the member's and the client's limits that can only end a build.
-fn limits(config: &Config, member: &Member, request: &Request, size: Envelope) -> Limits {
-    let (of_box, own) = (&config.limits, &member.limits);
+/// What a build in this envelope takes of the box.
+pub(super) fn size_of(envelope: &Envelope) -> Size {
+    Size { vcpus: envelope.vcpus.into(), memory_mib: envelope.memory_mib }
+}
+
+/// The request's envelope, and the tightest of the box's, the member's and the client's limits that can only end a build.
+fn limits(config: &Config, member: &Member, request: &Request) -> Limits {
+    let (of_box, own, size) = (&config.limits, &member.limits, request.envelope);
     let tighter =
         |ceiling: Duration, asked: Option<Duration>| asked.map_or(ceiling, |asked| asked.min(ceiling));
     let wall = tighter(of_box.max_build, own.max_build_seconds.map(Duration::from_secs));

@@ -1,0 +1,87 @@
+//! The owner of a run as admission sees it: up to three levels, each a name with terms.
+//!
+//! Names are opaque. Whoever calls makes sure that no two members have the same one: a name is all that usage hangs on.
+//! Not here: what the roster says of each (`shared`), and what an owner has used (`tree`).
+
+use std::sync::Arc;
+
+/// Largest weight. The charge of a run is divided by the weights of its owner; with this limit it stays far above one
+/// unit, so that rounding cannot give a share away.
+pub const MAX_WEIGHT: u32 = 1000;
+
+/// What a run takes of the box, or what one slot of the box is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Size {
+    pub vcpus: u32,
+    pub memory_mib: u32,
+}
+
+/// What holds for one level of an owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// Shares are in proportion to it, among the owners of one level. Counts for runs that start from now on.
+    pub weight: u32,
+    /// Limit on runs that have started, of all below this level together.
+    pub slots: usize,
+}
+
+/// A group, a member or a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Level {
+    pub name: Arc<str>,
+    pub terms: Terms,
+}
+
+/// Who is charged for a run. Members without a group share with groups as equals.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    pub group: Option<Level>,
+    pub member: Level,
+    /// What the member acts with.
+    pub key: Level,
+}
+
+/// Parts of a slot in which sizes are measured.
+const PARTS: u64 = 1000;
+
+impl Size {
+    /// The larger of the parts that this is of a slot's processors and of its memory, in thousandths of a slot: the
+    /// dominant share. A run takes a slot in any case, so it is never nothing.
+    pub(super) fn of(self, slot: Self) -> u64 {
+        let part = |own: u32, whole: u32| (u64::from(own) * PARTS).div_ceil(u64::from(whole.max(1)));
+        let dominant = part(self.vcpus, slot.vcpus).max(part(self.memory_mib, slot.memory_mib));
+        dominant.clamp(1, PARTS * PARTS)
+    }
+}
+
+impl Terms {
+    #[must_use]
+    pub fn slots(slots: usize) -> Self {
+        Self { slots, ..Self::default() }
+    }
+
+    pub(super) fn divisor(self) -> u64 {
+        self.weight.clamp(1, MAX_WEIGHT).into()
+    }
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { weight: 1, slots: usize::MAX }
+    }
+}
+
+impl Level {
+    #[must_use]
+    pub fn new(name: &Arc<str>, terms: Terms) -> Self {
+        Self { name: name.clone(), terms }
+    }
+}
+
+impl Owner {
+    /// A member without a group, who acts with one key.
+    #[must_use]
+    pub fn member(name: &Arc<str>, terms: Terms) -> Self {
+        Self { group: None, member: Level::new(name, terms), key: Level::new(name, Terms::default()) }
+    }
+}

@@ -1,0 +1,365 @@
+//! The rules again, in the simplest form: lists, which are searched and summed up for every decision.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::admit_test::{SLOT, Scene};
+use super::*;
+
+/// An owner as the names from the outside in.
+type Path = Vec<String>;
+
+const SCALE: i128 = 1 << 20;
+
+struct Run {
+    id: RunId,
+    path: Path,
+    class: Class,
+    size: Size,
+    came: Instant,
+    number: u64,
+    started: Option<Instant>,
+}
+
+/// A run's time with one owner.
+struct Charge {
+    run: RunId,
+    path: Path,
+    /// Per level, from the outside in.
+    rates: Vec<i128>,
+    from: Instant,
+    to: Option<(Instant, Duration)>,
+}
+
+struct Rules {
+    base: Instant,
+    slots: usize,
+    runs: Vec<Run>,
+    charges: Vec<Charge>,
+    terms: BTreeMap<Path, Terms>,
+    lifts: BTreeMap<Path, i128>,
+    floors: BTreeMap<Path, i128>,
+    since: BTreeMap<Path, u64>,
+    classes: BTreeMap<Path, Class>,
+    last: u64,
+    swept: Instant,
+    /// Owners with a waiting run, and a free slot on each level from theirs inwards.
+    ready: BTreeSet<Path>,
+}
+
+fn path(owner: &Owner) -> Path {
+    let group = owner.group.as_ref().map(|group| format!("group {}", group.name));
+    let member = format!("member {}", owner.member.name);
+    group.into_iter().chain([member, format!("key {}", owner.key.name)]).collect()
+}
+
+fn prefixes(path: &Path) -> impl DoubleEndedIterator<Item = Path> {
+    (1..=path.len()).map(|n| path[..n].to_vec())
+}
+
+/// Milliseconds in an eighth of the half-life.
+const STEP: i128 = HALF_LIFE.as_millis() as i128 / 8;
+
+/// The worth of a millisecond in this step.
+fn worth(step: i128) -> i128 {
+    let within = (65_536.0 * (f64::from((step % 8) as u8) / 8.0).exp2()).round() as i128;
+    within * (1 << (step / 8))
+}
+
+impl Rules {
+    fn counted(&self, at: Instant) -> i128 {
+        let millis = (at - self.base).as_millis() as i128;
+        let full = millis / STEP;
+        (0..full).map(|step| STEP * worth(step)).sum::<i128>() + millis % STEP * worth(full)
+    }
+
+    fn worth(&self, at: Instant) -> i128 {
+        worth((at - self.base).as_millis() as i128 / STEP)
+    }
+
+    fn used(&self, owner: &Path, now: Instant) -> i128 {
+        let below = self.charges.iter().filter(|charge| charge.path.starts_with(owner));
+        let charged = below.map(|charge| {
+            let (to, missing) = charge.to.unwrap_or((now, Duration::ZERO));
+            let time = self.counted(to) - self.counted(charge.from);
+            let missing = missing.as_millis() as i128 * self.worth(to);
+            charge.rates[owner.len() - 1] * (time + missing)
+        });
+        charged.sum::<i128>() + self.lifts.get(owner).copied().unwrap_or(0)
+    }
+
+    fn floor(&self, owner: &[String]) -> i128 {
+        self.floors.get(owner).copied().unwrap_or(0)
+    }
+
+    fn started(&self, owner: &Path) -> usize {
+        self.charges.iter().filter(|charge| charge.to.is_none() && charge.path.starts_with(owner)).count()
+    }
+
+    fn has_room(&self, owner: &Path) -> bool {
+        self.started(owner) < self.terms[owner].slots
+    }
+
+    fn learn(&mut self, owner: &Owner) {
+        let levels = owner.group.iter().chain([&owner.member, &owner.key]);
+        for (path, level) in prefixes(&path(owner)).zip(levels) {
+            self.terms.insert(path, level.terms);
+        }
+    }
+
+    fn queue(&mut self, mut run: Run, now: Instant) {
+        self.last += 1;
+        (run.number, run.came) = (self.last, now);
+        for owner in prefixes(&run.path) {
+            if !self.runs.iter().any(|other| other.started.is_none() && other.path.starts_with(&owner)) {
+                self.since.insert(owner.clone(), run.number);
+                self.classes.remove(&owner);
+            }
+        }
+        self.runs.push(run);
+    }
+
+    fn begin(&mut self, run: RunId, path: Path, size: Size, now: Instant) {
+        let parts = i128::from((size.vcpus * 1000).div_ceil(4).max((size.memory_mib * 1000).div_ceil(8192)));
+        for owner in prefixes(&path) {
+            let missing = self.floor(&owner[..owner.len() - 1]) - self.used(&owner, now);
+            *self.lifts.entry(owner).or_default() += missing.max(0);
+        }
+        let rate = |owner: Path| parts * (SCALE / i128::from(self.terms[&owner].weight));
+        let rates = prefixes(&path).map(rate).collect();
+        self.charges.push(Charge { run, path, rates, from: now, to: None });
+    }
+
+    fn stop(&mut self, run: RunId, now: Instant, missing: Duration) {
+        for charge in self.charges.iter_mut().filter(|charge| charge.run == run && charge.to.is_none()) {
+            charge.to = Some((now, missing));
+        }
+    }
+
+    fn hand_over(&mut self, id: RunId, owner: &Owner, now: Instant) {
+        let Some(at) = self.runs.iter().position(|run| run.id == id) else { return };
+        self.learn(owner);
+        let (from, to) = (self.runs[at].path.clone(), path(owner));
+        if from == to {
+            return;
+        }
+        if self.runs[at].started.is_none() {
+            let run = self.runs.remove(at);
+            return self.queue(Run { path: to, ..run }, now);
+        }
+        let old: Vec<Path> = prefixes(&from).collect();
+        let at_level = prefixes(&from).zip(prefixes(&to)).find(|(from, to)| from != to);
+        let used = |owner: &Path| self.used(owner, now).max(self.floor(&owner[..owner.len() - 1]));
+        let is_ahead = at_level.is_some_and(|(from, to)| used(&to) > used(&from));
+        if !is_ahead && prefixes(&to).filter(|owner| !old.contains(owner)).all(|owner| self.has_room(&owner))
+        {
+            self.stop(id, now, Duration::ZERO);
+            self.begin(id, to.clone(), self.runs[at].size, now);
+            self.runs[at].path = to;
+        }
+    }
+
+    /// Among the waiting runs with a free slot on every level.
+    fn next(&mut self, now: Instant) -> Option<usize> {
+        let may = |run: &Run| run.started.is_none() && prefixes(&run.path).all(|owner| self.has_room(&owner));
+        let mut left: Vec<usize> = (0..self.runs.len()).filter(|at| may(&self.runs[*at])).collect();
+        let mut owner = Path::new();
+        while left.first().is_some_and(|at| self.runs[*at].path != owner) {
+            if owner.last().is_some_and(|name| name.starts_with("member")) {
+                let class = self.class(&owner, &left, now);
+                left.retain(|at| self.runs[*at].class == class);
+                self.classes.insert(owner.clone(), class);
+            }
+            let children: BTreeSet<Path> =
+                left.iter().map(|at| self.runs[*at].path[..=owner.len()].to_vec()).collect();
+            let floor = self.floor(&owner);
+            let used = |child: &Path| self.used(child, now).max(floor);
+            let ahead = |child: &Path| {
+                let running = self.charges.iter().filter(|c| c.to.is_none() && c.path.starts_with(child));
+                let rate = running.map(|charge| charge.rates[child.len() - 1]).sum::<i128>();
+                rate * ADVANCE.as_millis() as i128 * self.worth(now)
+            };
+            let rank = |child: &&Path| (used(child) + ahead(child), self.since[*child]);
+            let first = children.iter().min_by_key(rank).expect("a child").clone();
+            let credit = CREDIT.as_millis() as i128 * self.worth(now) * 1000 * SCALE;
+            let least = children.iter().map(used).min().expect("a child") - credit;
+            self.floors.insert(owner, floor.max(least));
+            left.retain(|at| self.runs[*at].path.starts_with(&first));
+            owner = first;
+        }
+        left.into_iter().min_by_key(|at| self.runs[*at].number)
+    }
+
+    fn class(&self, member: &Path, left: &[usize], now: Instant) -> Class {
+        let runs = || left.iter().map(|at| &self.runs[*at]);
+        let aged = runs().any(|run| run.class == Class::Bulk && now - run.came >= BULK_PATIENCE);
+        let last = self.classes.get(member).copied().unwrap_or_default();
+        match runs().any(|run| run.class == Class::Interactive) {
+            true if aged && last == Class::Interactive => Class::Bulk,
+            true => Class::Interactive,
+            false => Class::Bulk,
+        }
+    }
+
+    /// Once an hour, who has no runs and is at the floor comes back there, and all below are level again.
+    fn sweep(&mut self, now: Instant) {
+        if now - self.swept < Duration::from_secs(3600) {
+            return;
+        }
+        self.swept = now;
+        let all: Vec<Path> = self.terms.keys().cloned().collect();
+        for owner in &all {
+            let is_idle = !self.runs.iter().any(|run| run.path.starts_with(owner));
+            if is_idle && self.used(owner, now) <= self.floor(&owner[..owner.len() - 1]) {
+                for below in all.iter().filter(|path| path.starts_with(owner) && path != &owner) {
+                    *self.lifts.entry(below.clone()).or_default() -= self.used(below, now);
+                    self.floors.remove(below);
+                }
+                self.floors.remove(owner);
+            }
+        }
+    }
+
+    fn apply(&mut self, event: &Event, now: Instant) -> Vec<RunId> {
+        self.sweep(now);
+        let named = |kind: &str, name: &str| format!("{kind} {name}");
+        match event {
+            Event::Box { slots, .. } => self.slots = *slots,
+            Event::Group { group, terms } => {
+                self.terms.insert(vec![named("group", group)], *terms);
+            }
+            Event::Member { member, terms } => {
+                let name = named("member", member);
+                let paths: Vec<Path> =
+                    self.terms.keys().filter(|path| path.last() == Some(&name)).cloned().collect();
+                self.terms.extend(paths.into_iter().map(|path| (path, *terms)));
+            }
+            Event::Queued { run, owner, class, size } => {
+                self.learn(owner);
+                let (class, size) = (*class, *size);
+                let run =
+                    Run { id: *run, path: path(owner), class, size, came: now, number: 0, started: None };
+                self.queue(run, now);
+            }
+            Event::HandedOver { run, owner } => self.hand_over(*run, owner, now),
+            Event::Ended { run } => {
+                if let Some(at) = self.runs.iter().position(|there| there.id == *run) {
+                    let run = self.runs.remove(at);
+                    let ran = run.started.map_or(Duration::ZERO, |started| now - started);
+                    self.stop(run.id, now, SHORTEST.saturating_sub(ran));
+                }
+            }
+        }
+        for owner in self.ready_now().difference(&self.ready.clone()) {
+            let missing = self.floor(&owner[..owner.len() - 1]) - self.used(owner, now);
+            *self.lifts.entry(owner.clone()).or_default() += missing.max(0);
+        }
+        let mut starts = Vec::new();
+        while self.runs.iter().filter(|run| run.started.is_some()).count() < self.slots
+            && let Some(at) = self.next(now)
+        {
+            self.last += 1;
+            self.runs[at].started = Some(now);
+            let (id, path, size) = (self.runs[at].id, self.runs[at].path.clone(), self.runs[at].size);
+            self.since.extend(prefixes(&path).map(|owner| (owner, self.last)));
+            self.begin(id, path, size, now);
+            starts.push(id);
+        }
+        self.ready = self.ready_now();
+        starts
+    }
+
+    fn ready_now(&self) -> BTreeSet<Path> {
+        let waiting = self.runs.iter().filter(|run| run.started.is_none());
+        let ready =
+            waiting.flat_map(|run| prefixes(&run.path).rev().take_while(|owner| self.has_room(owner)));
+        ready.collect()
+    }
+
+    /// Checks rules that hold under any policy.
+    fn hold(&self, starts: &[RunId]) -> Result<(), TestCaseError> {
+        let busy = self.runs.iter().filter(|run| run.started.is_some()).count();
+        prop_assert!(starts.is_empty() || busy <= self.slots, "more than the box has");
+        for run in &self.runs {
+            let full: Vec<Path> = prefixes(&run.path).filter(|owner| !self.has_room(owner)).collect();
+            if starts.contains(&run.id) {
+                let over = |owner: &Path| self.started(owner) > self.terms[owner].slots;
+                prop_assert!(!prefixes(&run.path).any(|owner| over(&owner)), "more than {:?} has", run.path);
+            }
+            let waits = run.started.is_none();
+            prop_assert!(!waits || busy >= self.slots || !full.is_empty(), "{} may start", run.id);
+        }
+        Ok(())
+    }
+}
+
+/// An owner by numbers: groups have fixed members, and a member has two keys.
+fn owner(who: usize, weight: u32, slots: usize) -> Owner {
+    let name = ["alice", "bob", "carol", "dave", "erin"][who % 5];
+    let level = |name: &str, terms: Terms| Level::new(&name.into(), terms);
+    let group = (who % 5 > 2).then(|| level("ci", Terms { weight: 3, slots: 4 }));
+    let key = level(["laptop", "phone"][who / 5], Terms { weight, slots: usize::MAX });
+    Owner { group, member: level(name, Terms { weight, slots }), key }
+}
+
+const SIZES: [Size; 3] = [SLOT, Size { vcpus: 1, memory_mib: 1024 }, Size { vcpus: 2, memory_mib: 8192 }];
+
+/// Numbers for events: a new run gets the next number; other events choose among existing runs.
+fn events() -> impl Strategy<Value = Vec<(u8, usize, u32, usize, usize, u64)>> {
+    // Mostly seconds, sometimes longer than bulk has patience, or than an owner is remembered.
+    let pause = prop_oneof![4 => 0..90_000u64, 1 => 0..1_500_000u64, 1 => 0..90_000_000u64];
+    let event = (0..14u8, 0..10usize, 1..4u32, 0..5usize, any::<usize>(), pause);
+    prop::collection::vec(event, 1..90)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #[test]
+    fn runs_start_as_the_rules_say_and_limits_hold_and_no_slot_stays_free_while_a_run_may_start(script in events()) {
+        let mut scene = Scene::with_slots(3);
+        let (floors, since) = Default::default();
+        let ready = BTreeSet::new();
+        let (runs, charges, terms, lifts, classes) = Default::default();
+        let swept = scene.now;
+        let mut rules =
+            Rules { ready, swept, base: scene.now, slots: 3, runs, charges, terms, lifts, floors, since, classes, last: 0 };
+        let (mut next, mut there) = (0, Vec::new());
+        for (kind, who, weight, slots, which, pause) in script {
+            scene.now += Duration::from_millis(pause);
+            let run = there.get(which % there.len().max(1)).copied();
+            let owner = owner(who, weight, slots);
+            let event = match (kind, run) {
+                (0..6, _) | (_, None) => {
+                    next += 1;
+                    there.push(next);
+                    let class = if which.is_multiple_of(2) { Class::Interactive } else { Class::Bulk };
+                    Event::Queued { run: next, owner, class, size: SIZES[which % 3] }
+                }
+                (6..10, Some(run)) => {
+                    there.retain(|other| *other != run);
+                    Event::Ended { run }
+                }
+                (10..12, Some(run)) => Event::HandedOver { run, owner },
+                (12, _) => Event::Member { member: owner.member.name, terms: owner.member.terms },
+                _ => Event::Box { slots, slot: SLOT },
+            };
+            let starts = scene.happens(event.clone());
+            prop_assert_eq!(&starts, &rules.apply(&event, scene.now), "at {:?}", event);
+            rules.hold(&starts)?;
+            for run in &rules.runs {
+                let member = &run.path[run.path.len() - 2];
+                prop_assert_eq!(&format!("member {}", scene.admission.charged_to(run.id).expect("there")), member);
+            }
+        }
+        // No run is lost: with room for all of them, all start.
+        let mut started = rules.runs.iter().filter(|run| run.started.is_some()).count();
+        started += scene.happens(Event::Box { slots: there.len(), slot: SLOT }).len();
+        started += scene.happens(Event::Group { group: "ci".into(), terms: Terms::default() }).len();
+        for who in 0..5 {
+            let member = owner(who, 1, 0).member.name;
+            started += scene.happens(Event::Member { member, terms: Terms::default() }).len();
+        }
+        prop_assert_eq!(started, there.len());
+    }
+}

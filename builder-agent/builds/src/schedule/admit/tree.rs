@@ -1,0 +1,312 @@
+//! The tree of owners: the box, below it groups and members without a group, below them members, and below them keys.
+//!
+//! A free slot goes down from the box, at each level to the owner with the smallest usage per weight among those who can
+//! give a run. An owner who begins to wait with less usage than the *floor* of the level is lifted to it. The floor is
+//! [`CREDIT`] below the smallest usage among those who could have got the last slot, and never falls. So nobody saves up
+//! more than that, and an owner who has been forgotten comes back to the same place.
+//!
+//! Owners with equal usage go by who has waited longest since the last start. It follows that an owner who begins to wait
+//! at the floor with nothing running is passed only by those in the same position who waited before, by one run each.
+//! Not here: the slots of the box, and the runs themselves (`admit`).
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::RunId;
+use super::decay::{Decay, Moment, OCTAVES};
+use super::line::{Class, Line};
+use super::node::{Node, NodeId, Nodes, ROOT};
+use super::owner::{Level, Owner, Terms};
+use super::usage::{self, CREDIT, SHORTEST};
+
+/// Levels below the box.
+const DEPTH: usize = 3;
+
+/// Interval between looks for owners who can be forgotten.
+const SWEEP: Duration = Duration::from_secs(3600);
+
+/// A key of a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leaf(NodeId);
+
+/// What a started run is charged, from its key upwards.
+#[derive(Debug)]
+pub struct Charge {
+    leaf: Leaf,
+    rates: [i128; DEPTH],
+}
+
+#[derive(Debug, Default)]
+pub struct Tree {
+    nodes: Nodes,
+    groups: HashMap<Arc<str>, NodeId>,
+    members: HashMap<Arc<str>, NodeId>,
+    keys: HashMap<(NodeId, Arc<str>), NodeId>,
+    /// Counts what comes and what starts.
+    last: u64,
+    clock: Option<Clock>,
+}
+
+#[derive(Debug)]
+struct Clock {
+    latest: Instant,
+    decay: Decay,
+    /// When owners were last forgotten.
+    swept: Instant,
+}
+
+impl Tree {
+    /// Returns `now`, or the latest moment there was. Once an hour, forgets the owners for whom that changes
+    /// nothing.
+    pub fn advance_to(&mut self, now: Instant) -> Instant {
+        let clock =
+            self.clock.get_or_insert_with(|| Clock { latest: now, decay: Decay::from(now), swept: now });
+        clock.latest = clock.latest.max(now);
+        let now = clock.latest;
+        while let Some(passed) = clock.decay.rebase(now) {
+            self.nodes.each(|node| {
+                node.usage.rebase(passed);
+                node.floor >>= OCTAVES;
+            });
+        }
+        if now.saturating_duration_since(clock.swept) >= SWEEP {
+            clock.swept = now;
+            self.forget(now);
+        }
+        now
+    }
+
+    fn moment(&self, now: Instant) -> Moment {
+        self.clock.as_ref().map_or_else(|| Decay::from(now), |clock| clock.decay).at(now)
+    }
+
+    /// The members who have runs here.
+    pub fn members(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.members.iter().filter(|(_, id)| !self.nodes[**id].is_idle()).map(|(name, _)| name)
+    }
+
+    /// Who is not known here has no runs; the next one brings the terms.
+    pub fn set_group(&mut self, group: &Arc<str>, terms: Terms, now: Instant) {
+        if let Some(id) = self.groups.get(group) {
+            self.set_terms(*id, terms, now);
+        }
+    }
+
+    pub fn set_member(&mut self, member: &Arc<str>, terms: Terms, now: Instant) {
+        if let Some(id) = self.members.get(member) {
+            self.set_terms(*id, terms, now);
+        }
+    }
+
+    fn set_terms(&mut self, id: NodeId, terms: Terms, now: Instant) {
+        self.nodes[id].terms = terms;
+        self.refresh(id, now);
+    }
+
+    /// The key of this owner, with the owner's current terms.
+    pub fn leaf_of(&mut self, owner: &Owner, now: Instant) -> Leaf {
+        let Self { nodes, groups, members, keys, .. } = self;
+        let above = owner.group.as_ref().map_or(ROOT, |group| {
+            let new = || nodes.add(Node { parent: ROOT, is_group: true, ..Node::default() });
+            *groups.entry(group.name.clone()).or_insert_with(new)
+        });
+        let new = || nodes.add(Node { parent: above, ..Node::default() });
+        let member = *members.entry(owner.member.name.clone()).or_insert_with(new);
+        let line = Some(Line::default());
+        let new = || nodes.add(Node { parent: member, line, ..Node::default() });
+        let leaf = *keys.entry((member, owner.key.name.clone())).or_insert_with(new);
+        self.regroup(member, above);
+        let mut set = |id: NodeId, level: &Level| self.nodes[id].terms = level.terms;
+        set(leaf, &owner.key);
+        set(member, &owner.member);
+        if let Some(group) = &owner.group {
+            set(above, group);
+            self.refresh(above, now);
+        }
+        self.refresh(leaf, now);
+        Leaf(leaf)
+    }
+
+    /// Moves a member to another group, with what the member is ahead of the floor. A member who has runs moves later: it
+    /// would be unclear whose slots they take.
+    fn regroup(&mut self, member: NodeId, to: NodeId) {
+        let from = self.nodes[member].parent;
+        if from == to || !self.nodes[member].is_idle() {
+            return;
+        }
+        let moved = self.nodes[to].floor - self.nodes[from].floor;
+        self.nodes[member].usage.shift(moved);
+        self.nodes[member].parent = to;
+    }
+
+    /// Puts a run at the end of a line. Returns its number there.
+    pub fn enqueue(&mut self, leaf: Leaf, run: RunId, class: Class, now: Instant) -> u64 {
+        self.last += 1;
+        let number = self.last;
+        if let Some(line) = &mut self.nodes[leaf.0].line {
+            line.push(number, run, class, now);
+        }
+        self.each(leaf, |node| {
+            if node.queued == 0 {
+                (node.since, node.class) = (number, Class::default());
+            }
+            node.queued += 1;
+        });
+        self.refresh(leaf.0, now);
+        number
+    }
+
+    /// Takes a run out of its line.
+    pub fn leave(&mut self, leaf: Leaf, class: Class, number: u64, now: Instant) {
+        if let Some(line) = &mut self.nodes[leaf.0].line {
+            line.remove(class, number);
+        }
+        self.each(leaf, |node| node.queued -= 1);
+        self.refresh(leaf.0, now);
+    }
+
+    /// Whether a run of `from` that has started can become one of `to`: there is a slot on every level, and `to` has not
+    /// used more. Otherwise a member could have all runs started at the front of the queue, and then charged to a friend
+    /// who has nothing to build.
+    pub fn can_take(&self, to: Leaf, from: Leaf, now: Instant) -> bool {
+        let (old, new): (Vec<_>, Vec<_>) = (self.path(from).collect(), self.path(to).collect());
+        let (own, its) = (|id: &&NodeId| !old.contains(id), |id: &&NodeId| !new.contains(id));
+        let moment = self.moment(now);
+        let used = |id: NodeId| self.nodes[id].usage.at(moment).max(self.nodes[self.nodes[id].parent].floor);
+        // The outermost level on which they differ, below the same owner.
+        let (first, second) = (new.iter().rfind(own), old.iter().rfind(its));
+        let is_ahead = first.zip(second).is_some_and(|(to, from)| used(*to) > used(*from));
+        !is_ahead && new.iter().filter(own).all(|id| self.nodes[*id].has_room())
+    }
+
+    /// The run that is to start now, which leaves its line.
+    pub fn next(&mut self, now: Instant) -> Option<(Leaf, RunId)> {
+        let moment = self.moment(now);
+        let mut member = self.choose(ROOT, moment, |_| true)?;
+        if self.nodes[member].is_group {
+            member = self.choose(member, moment, |_| true)?;
+        }
+        let class = self.class_of_next(member, now);
+        let key = self.choose(member, moment, |key| key.has(class))?;
+        self.nodes[member].class = class;
+        let run = self.nodes[key].line.as_mut()?.pop(class)?;
+        self.last += 1;
+        let since = self.last;
+        self.each(Leaf(key), |node| {
+            node.queued -= 1;
+            node.since = since;
+        });
+        self.refresh(key, now);
+        Some((Leaf(key), run))
+    }
+
+    /// The child to whom the slot goes, among those who can give a run and `may`; and the new floor.
+    fn choose(&mut self, parent: NodeId, now: Moment, may: impl Fn(&Node) -> bool) -> Option<NodeId> {
+        let floor = self.nodes[parent].floor;
+        let children = self.nodes[parent].ready.iter().map(|id| (*id, &self.nodes[*id]));
+        let (mut least, mut first) = (None, None);
+        for (id, node) in children.filter(|(_, node)| may(node)) {
+            let used = node.usage.at(now).max(floor);
+            let rank = (used + node.usage.advance(now), node.since, id);
+            least = Some(least.map_or(used, |least: i128| least.min(used)));
+            first = Some(first.map_or(rank, |first: (i128, u64, NodeId)| first.min(rank)));
+        }
+        self.nodes[parent].floor = floor.max(least? - usage::of_a_slot(CREDIT, now));
+        first.map(|(_, _, id)| id)
+    }
+
+    /// Interactive before bulk; if bulk has waited for long, in turns.
+    fn class_of_next(&self, member: NodeId, now: Instant) -> Class {
+        let keys = || self.nodes[member].ready.iter().map(|id| &self.nodes[*id]);
+        let its_turn = self.nodes[member].class == Class::Interactive;
+        match keys().any(|key| key.has(Class::Interactive)) {
+            true if its_turn && keys().any(|key| key.has_aged(now)) => Class::Bulk,
+            true => Class::Interactive,
+            false => Class::Bulk,
+        }
+    }
+
+    /// Charges a run that starts, or gets this owner, to the key and to all above it.
+    pub fn begin(&mut self, leaf: Leaf, parts: u64, now: Instant) -> Charge {
+        let moment = self.moment(now);
+        let mut rates = [0; DEPTH];
+        let path: Vec<NodeId> = self.path(leaf).collect();
+        for (id, rate) in path.into_iter().zip(&mut rates) {
+            let floor = self.nodes[self.nodes[id].parent].floor;
+            let node = &mut self.nodes[id];
+            *rate = usage::rate(parts, node.terms.divisor());
+            node.usage.lift(floor, moment);
+            node.usage.begin(*rate, moment);
+            node.started += 1;
+        }
+        self.refresh(leaf.0, now);
+        Charge { leaf, rates }
+    }
+
+    /// Ends a charge. `ran` is for how long the run ran.
+    pub fn stop(&mut self, charge: &Charge, ran: Duration, now: Instant) {
+        let moment = self.moment(now);
+        let missing = SHORTEST.saturating_sub(ran);
+        let mut rates = charge.rates.iter();
+        self.each(charge.leaf, |node| {
+            node.usage.stop(*rates.next().unwrap_or(&0), missing, moment);
+            node.started -= 1;
+        });
+        self.refresh(charge.leaf.0, now);
+    }
+
+    /// From a key up to the last below the box.
+    fn path(&self, leaf: Leaf) -> impl Iterator<Item = NodeId> {
+        let above = |id: &NodeId| Some(self.nodes[*id].parent).filter(|parent| *parent != ROOT);
+        std::iter::successors(Some(leaf.0), above)
+    }
+
+    fn each(&mut self, leaf: Leaf, mut change: impl FnMut(&mut Node)) {
+        let mut id = leaf.0;
+        while id != ROOT {
+            change(&mut self.nodes[id]);
+            id = self.nodes[id].parent;
+        }
+    }
+
+    /// Lists this node, and those above it, with their parents if they can give a run. Whoever is so from now on has at least
+    /// the floor's usage: so the floor is never above the usage of those who can.
+    fn refresh(&mut self, mut id: NodeId, now: Instant) {
+        while id != ROOT {
+            let (can, parent) = (self.nodes[id].can_give(), self.nodes[id].parent);
+            if !can {
+                self.nodes[parent].ready.remove(&id);
+            } else if self.nodes[parent].ready.insert(id) {
+                let (floor, moment) = (self.nodes[parent].floor, self.moment(now));
+                self.nodes[id].usage.lift(floor, moment);
+            }
+            id = parent;
+        }
+    }
+
+    /// Forgets owners without runs who are at the floor, where they would come back, with all below them. The others are a
+    /// few hundred bytes for each name of the rosters of some weeks.
+    fn forget(&mut self, now: Instant) {
+        let moment = self.moment(now);
+        let Self { nodes, groups, members, keys, .. } = self;
+        let mut gone = BTreeSet::new();
+        let mut stays = |id: NodeId| {
+            let node = &nodes[id];
+            let is_at_floor = node.is_idle() && node.usage.at(moment) <= nodes[node.parent].floor;
+            !(is_at_floor || gone.contains(&node.parent)) || !gone.insert(id)
+        };
+        groups.retain(|_, id| stays(*id));
+        members.retain(|_, id| stays(*id));
+        keys.retain(|_, id| stays(*id));
+        nodes.remove(gone);
+    }
+}
+
+#[cfg(test)]
+impl Tree {
+    /// Whether the usage of this member is remembered.
+    pub fn is_known(&self, member: &str) -> bool {
+        self.members.contains_key(member)
+    }
+}
