@@ -1,5 +1,5 @@
 # The few commands of this project. Each is a script under tests/scripts, which says what it does.
-.PHONY: help plan up down test lint bench bench-protocol deps image
+.PHONY: help plan up down test lint bench bench-protocol simulate deps image
 help:
 	@echo 'make up      try it: netboot a box in QEMU, build a real C program on it, leave it running'
 	@echo 'make down    end the box of `make up`'
@@ -8,6 +8,7 @@ help:
 	@echo 'make bench   measure it: boot, build start, memory, and all of bench-protocol; no thresholds'
 	@echo 'make bench-protocol   copies and builds over ssh beside stock OpenSSH + nix-daemon; BENCH_RUNS=1 and'
 	@echo '             smaller BENCH_* sizes (see the script) for a first look within a minute'
+	@echo 'make simulate   the queue of a busy box on a simulated clock, beside other policies; prints Markdown'
 	@echo 'make image   the netboot release alone, in target/image'
 	@echo 'make plan    what `make up` would install, download and compile, and how large that is'
 	@echo 'make deps    what the above install with apt when it is missing'
@@ -26,6 +27,9 @@ bench:
 	@tests/scripts/bench-protocol
 bench-protocol:
 	@tests/scripts/bench-protocol
+simulate:
+	@cargo build --quiet --release --workspace --example simulate
+	@target/release/examples/simulate
 image: deps
 	@tests/scripts/build --image
 deps:
