@@ -16,7 +16,7 @@
 #
 #   4. Open a pull request. Once it is merged you can build within a minute; no restart, no further login.
 #
-# Everything else (roles, limits, dates, lists, NixOS modules) is in docs/reference/roster.md.
+# Everything else (roles, limits, groups, dates, other shapes) is in docs/reference/roster.md of Barnraiser.
 #
 # The people below are examples. Their private keys were thrown away when this file was written, so nobody gets in
 # as one of them: replace them when you run a box of your own.

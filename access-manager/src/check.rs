@@ -3,6 +3,7 @@
 //! ```text
 //! check/findings.rs   mistakes, warnings and notes about one state of the roster
 //! check/change.rs     two states of the roster, as sentences for a reviewer; a pure function
+//! check/vouching.rs   who vouches for whom, and who needs somebody to
 //! check/words.rs      keys, limits and dates inside these sentences
 //! check/report.rs     the report as text, Markdown or JSON
 //! ```
@@ -13,6 +14,7 @@
 pub mod change;
 pub mod findings;
 pub mod report;
+mod vouching;
 mod words;
 
 use std::collections::BTreeSet;
@@ -39,6 +41,8 @@ pub struct Options {
     pub base: Option<String>,
     /// The largest limits that one member may have here.
     pub bounds: Vec<Bound>,
+    /// Whether every new member needs a member who vouches for them.
+    pub require_vouch: bool,
     /// Seconds since 1970: which dates have passed.
     pub now: u64,
 }
@@ -102,7 +106,10 @@ pub fn check(options: &Options) -> Result<Report, CheckError> {
     let (now, mut findings) = examine(source, options, &added);
     let comparison = match base {
         Some(base) => Some(compare(base, now.as_ref(), &mut findings, options)?),
-        None => None,
+        None => {
+            findings.extend(now.iter().flat_map(|now| vouching::findings(now, None, options)));
+            None
+        }
     };
     let members = now.map(|evaluated| evaluated.members.len());
     findings.sort_by_key(|finding| (finding.severity, finding.old));
@@ -127,7 +134,7 @@ fn examine<S: Source + Send>(
 fn compare(
     base: Base,
     now: Option<&Evaluated>,
-    findings: &mut [Finding],
+    findings: &mut Vec<Finding>,
     options: &Options,
 ) -> Result<Comparison, CheckError> {
     let Base { rev, commit, repository } = base;
@@ -135,11 +142,17 @@ fn compare(
         .map_err(|e| CheckError::Commit { commit, cause: e.message().to_owned() })?;
     let exists = tree.look(&options.file).is_ok_and(|node| node.is_some());
     let (before, problem) = match exists {
-        false => (None, Some(format!("there is no {} in it", quoted(&options.file)))),
+        false => {
+            findings.extend(now.iter().flat_map(|now| vouching::findings(now, None, options)));
+            (None, Some(format!("there is no {} in it", quoted(&options.file))))
+        }
         true => {
             let (before, old) = examine(tree, options, &[]);
+            let old_vouching = before.iter().flat_map(|before| vouching::findings(before, None, options));
+            let old: Vec<Finding> = old.into_iter().chain(old_vouching).collect();
+            findings.extend(now.iter().flat_map(|now| vouching::findings(now, before.as_ref(), options)));
             let known: BTreeSet<&str> = old.iter().map(|finding| finding.text.as_str()).collect();
-            for finding in findings {
+            for finding in findings.iter_mut() {
                 finding.old = known.contains(finding.text.as_str());
             }
             let problem = before.is_none().then(|| first_line(&old));
@@ -148,8 +161,8 @@ fn compare(
     };
     let changes = now.map(|now| {
         let nobody = Side::default();
-        let before = before.as_ref().map_or(nobody, side);
-        change::changes(&before, &side(now), Day::at(options.now))
+        let before = before.as_ref().map_or(nobody, Side::of);
+        change::changes(&before, &Side::of(now), Day::at(options.now))
     });
     Ok(Comparison { rev, commit, problem, changes })
 }
@@ -157,11 +170,6 @@ fn compare(
 fn first_line(findings: &[Finding]) -> String {
     let first = findings.first().map_or("it cannot be evaluated", |finding| finding.text.as_str());
     format!("its roster is refused: {first}")
-}
-
-fn side(evaluated: &Evaluated) -> Side<'_> {
-    let left_out = evaluated.mistakes.iter().filter(|mistake| mistake.left_out);
-    Side { members: &evaluated.members, left_out: left_out.map(|mistake| mistake.name.as_str()).collect() }
 }
 
 struct Base {

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use access_manager::nix::{self, Limits};
-use access_manager::roster::{self, Roster, SCHEMA};
+use access_manager::roster;
 use access_manager::source::WorkDir;
 use access_manager::sync::{self, SyncError};
 use clap::{Args, Parser, Subcommand};
@@ -68,6 +68,9 @@ struct EvalArgs {
     /// Refuse the whole file for any mistake, also one that leaves out a single member
     #[arg(long)]
     strict: bool,
+    /// Leave out members who are for other boxes than this one [default: leave out nobody]
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
     /// Top of the repository, above which nothing may be named [default: the git repository around the file]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -89,6 +92,9 @@ struct SyncArgs {
     /// The roster's path in the repository
     #[arg(long, default_value = "users.nix", value_name = "PATH")]
     file: String,
+    /// The name of this box: members whose `hosts` do not include it are left out [default: leave out nobody]
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
     /// Keeps the fetched repository and the last accepted commit
     #[arg(long, default_value = "/var/lib/barnraiser/access-manager", value_name = "DIR")]
     state_dir: PathBuf,
@@ -133,6 +139,7 @@ fn eval(args: &EvalArgs) -> ExitCode {
     }
     match roster::evaluate(source, &inside, Limits::default()) {
         Ok(evaluated) => {
+            let evaluated = evaluated.for_host(args.host.as_deref());
             for warning in &evaluated.warnings {
                 eprintln!("warning: {warning}");
             }
@@ -142,9 +149,7 @@ fn eval(args: &EvalArgs) -> ExitCode {
             if args.strict && !evaluated.mistakes.is_empty() {
                 return ExitCode::from(REFUSED);
             }
-            let errors = evaluated.left_out();
-            let source = file.display().to_string();
-            let roster = Roster { schema: SCHEMA, commit: None, source, members: evaluated.members, errors };
+            let roster = evaluated.roster(None, file.display().to_string());
             print(&if args.json { roster.to_json() } else { roster::table(&roster) })
         }
         Err(diagnostic) => refuse(&diagnostic),
@@ -156,6 +161,7 @@ fn sync_once(args: SyncArgs) -> ExitCode {
         repo: args.repo,
         branch: args.branch,
         file: args.file,
+        host: args.host,
         out: args.out,
         state_dir: args.state_dir,
         fallback: args.fallback,

@@ -6,13 +6,14 @@
 mod evaluated;
 mod inspect;
 mod modules;
+mod names;
 mod read;
 mod sharing;
 mod table;
 mod twins;
 
 pub use ::roster::{BAKED_IN, LIMITS, LeftOut, Member, MemberLimits, Role, Roster, SCHEMA};
-pub use evaluated::{Evaluated, Mistake, Warning};
+pub use evaluated::{About, Evaluated, GroupEntry, KeySource, Mistake, Warning};
 pub use inspect::{Groups, Inspected, TRUSTED_USERS, Unused};
 pub use read::{evaluate, inspect};
 pub use table::table;

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::diag::{Diagnostic, quoted};
 use crate::nix::Limits;
-use crate::roster::{self, BAKED_IN, Mistake, Roster, SCHEMA, Warning};
+use crate::roster::{self, BAKED_IN, Mistake, Roster, Warning};
 use crate::source::GitTree;
 
 /// Most bytes one fetch may bring. Large infrastructure repositories with their whole history are a tenth of it.
@@ -37,6 +37,8 @@ pub struct Options {
     pub branch: String,
     /// The roster's path in the repository.
     pub file: String,
+    /// The name of this box, for members who are for some boxes only.
+    pub host: Option<String>,
     pub out: PathBuf,
     pub state_dir: PathBuf,
     /// `roster.json` format; written to `out` if no roster can be had otherwise.
@@ -112,13 +114,9 @@ pub fn sync(options: &Options) -> Result<Synced, SyncError> {
     let tree = GitTree::new(repository, found).map_err(unreadable)?;
     let evaluated = roster::evaluate(tree, &options.file, Limits::default())
         .map_err(|d| SyncError::Refused { repo: options.repo.clone(), commit: found, diagnostic: d })?;
-    let roster = Roster {
-        schema: SCHEMA,
-        commit: Some(found.to_string()),
-        source: options.repo.clone(),
-        errors: evaluated.left_out(),
-        members: evaluated.members,
-    };
+    let mut evaluated = evaluated.for_host(options.host.as_deref());
+    let (warnings, mistakes) = (std::mem::take(&mut evaluated.warnings), evaluated.mistakes.clone());
+    let roster = evaluated.roster(Some(found.to_string()), options.repo.clone());
 
     // First what we will insist on from now on, then the roster: a crash between the two costs one repetition,
     // the other order could forget a removal.
@@ -126,13 +124,7 @@ pub fn sync(options: &Options) -> Result<Synced, SyncError> {
         write_accepted(options, found)?;
     }
     let changed = write_roster(&options.out, &roster)?;
-    Ok(Synced {
-        commit: found.to_string(),
-        members: roster.members.len(),
-        changed,
-        warnings: evaluated.warnings,
-        mistakes: evaluated.mistakes,
-    })
+    Ok(Synced { commit: found.to_string(), members: roster.members.len(), changed, warnings, mistakes })
 }
 
 /// Puts the baked-in roster in place, unless there is a roster already. Returns whether it did.

@@ -217,6 +217,55 @@ fn thousands_of_new_members_are_reported_within_the_size_of_a_comment() {
     assert!(text.len() < 60_000 && text.contains("- … and 6941 more\n"), "{}", text.len());
 }
 
+#[test]
+fn a_site_may_ask_for_a_member_who_vouches_for_each_newcomer() {
+    let repo = Repo::new();
+    repo.commit(&[("users.nix", &alice())]);
+    let with = |bob: &str| {
+        format!("{{\n  alice.keys = \"{A} alice@laptop\";\n  bob = {{\n    keys = \"{B}\";{bob}\n  }};\n}}\n")
+    };
+    repo.commit(&[("users.nix", &with(""))]);
+    let rule = ["--base", "HEAD~1", "--require-vouch"];
+    let (code, text, _) = repo.check(&rule);
+    assert!(
+        code == 1 && text.starts_with("error: `bob` is new, and nobody vouches for them\n    hint: "),
+        "{text}"
+    );
+    assert_eq!(repo.check(&rule[..2]).0, 0, "no site asks for it unless it says so");
+    repo.commit(&[("users.nix", &with("\n    vouchedBy = \"alice\";"))]);
+    let (code, text, _) = repo.check(&["--base", "HEAD~2", "--require-vouch"]);
+    assert!(
+        code == 0 && text.contains("with the limits of the box, vouched for by `alice`: SHA256:"),
+        "{text}"
+    );
+    // Who is new cannot be seen without a base.
+    assert_eq!(repo.check(&rule[2..]).0, 2);
+}
+
+#[test]
+fn members_for_other_boxes_are_left_out_where_the_box_is_named() {
+    let repo = Repo::new();
+    let users = format!("{{ alice = {{ keys = \"{A}\"; hosts = [ \"mac\" ]; }}; bob.keys = \"{B}\"; }}");
+    repo.commit(&[("users.nix", &users)]);
+    let export = |more: &[&str]| repo.run(&[&["export", "--format", "authorized-keys"], more].concat());
+    let (code, keys, errors) = export(&["--host", "box"]);
+    assert!(code == 0 && !keys.contains(A) && keys.contains(B) && errors.is_empty(), "{keys}{errors}");
+    let (_, keys, errors) = export(&["--host", "mac"]);
+    assert!(keys.contains(A) && keys.contains(B) && errors.is_empty(), "{keys}{errors}");
+    let (_, keys, errors) = export(&[]);
+    assert!(keys.contains(A) && errors.contains("for some boxes only: `alice`"), "{errors}");
+    let (_, json, _) = repo.run(&["eval", "--json", "--host", "box", "users.nix"]);
+    assert!(!json.contains("alice") && json.contains("bob"), "{json}");
+    let out = repo.path().join("roster.json");
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    let (top, file, state) = (path(repo.path()), path(&out), path(&repo.path().join("state")));
+    let sync = ["sync", "--repo", &top, "--out", &file, "--state-dir", &state];
+    assert_eq!(repo.run(&[&sync[..], &["--host", "box"]].concat()).0, 0);
+    assert!(!std::fs::read_to_string(&out).unwrap().contains("alice"));
+    assert_eq!(repo.run(&sync).0, 0);
+    assert!(std::fs::read_to_string(&out).unwrap().contains("alice"));
+}
+
 // --- export ------------------------------------------------------------------------------------------------------
 
 #[test]

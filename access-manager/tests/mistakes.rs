@@ -72,6 +72,43 @@ fn mistakes() -> Vec<Mistake> {
         ),
         mistake("shares with itself", Roster, "{\n  alice.shareWith = [ \"alice\" ];\n}\n"),
         mistake("shareWith is no list", Roster, "{\n  alice.shareWith = \"bob\";\n}\n"),
+        mistake(
+            "unknown attribute of a roster",
+            Roster,
+            "{\n  users.alice.keys = \"x\";\n  group.ci.limits.maxJobs = 2;\n}\n",
+        ),
+        mistake("groups beside members", Roster, "{\n  groups.ci.limits.maxJobs = 2;\n}\n"),
+        mistake(
+            "unknown group",
+            Roster,
+            format!(
+                "{{\n  users.alice = {{\n    keys = \"{A}\";\n    groups = [ \"cii\" ];\n  }};\n  groups.ci = {{ }};\n}}\n"
+            ),
+        ),
+        mistake(
+            "a limit that nobody can share",
+            Roster,
+            format!("{{\n  users.alice.keys = \"{A}\";\n  groups.ci.limits.maxBuildSeconds = 60;\n}}\n"),
+        ),
+        mistake(
+            "unknown attribute of a group",
+            Roster,
+            format!("{{\n  users.alice.keys = \"{A}\";\n  groups.ci.member = [ \"alice\" ];\n}}\n"),
+        ),
+        mistake(
+            "stranger in a group",
+            Roster,
+            format!("{{\n  users.alice.keys = \"{A}\";\n  groups.ci.members = [ \"alcie\" ];\n}}\n"),
+        ),
+        mistake(
+            "unknown box",
+            Roster,
+            format!(
+                "{{\n  hosts = [ \"box\" ];\n  users.alice = {{\n    keys = \"{A}\";\n    hosts = [ \"boxx\" ];\n  }};\n}}\n"
+            ),
+        ),
+        mistake("no box at all", Roster, "{\n  alice.hosts = [ ];\n}\n"),
+        mistake("vouches for itself", Roster, "{\n  alice.vouchedBy = \"alice\";\n}\n"),
         mistake("keys of wrong type", Roster, "{\n  alice.keys = 5;\n}\n"),
         mistake("member is a path", Roster, "{\n  alice = ./keys/alice.pub;\n}\n"),
         mistake("member without keys", Roster, "{\n  alice = { role = \"member\"; };\n}\n"),

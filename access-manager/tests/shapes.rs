@@ -124,6 +124,119 @@ fn every_attribute_reaches_roster_json_under_its_name() {
     assert_eq!(read(&format!("{{ bob.keys = \"{B}\"; }}")).members[0].role, Role::Member);
 }
 
+fn whole(users: &str, rest: &str) -> String {
+    let users = users.replace("$A", A).replace("$B", B).replace("$C", ECDSA_256);
+    format!("{{ users = {users}; {rest} }}")
+}
+
+#[test]
+fn a_group_has_members_by_its_own_list_and_by_theirs() {
+    let users = "{ alice = { keys = \"$A\"; groups = [ \"ci\" \"dev\" ]; limits.maxCpus = 8; }; bob.keys = \"$B\"; carol.keys = \"$C\"; }";
+    let groups = "groups = { ci = { members = [ \"bob\" \"alice\" ]; limits = { maxJobs = 16; }; memberLimits = { maxCpus = 4; \
+                  maxJobs = 3; }; }; dev = { memberLimits.maxJobs = 2; }; unused = { }; };";
+    let roster = read(&whole(users, groups));
+    assert!(roster.mistakes.is_empty());
+    assert!(
+        warnings(&roster)[0]
+            .contains("`maxJobs` that the members of the group `ci` share is not enforced yet")
+    );
+    let json = serde_json::to_value(roster.roster(None, "test".into())).unwrap();
+    assert_eq!(json["schema"], 2);
+    // A group that nobody is in is not the agent's business.
+    assert_eq!(
+        json["groups"],
+        serde_json::json!([{ "name": "ci", "limits": { "max-jobs": 16 } }, { "name": "dev", "limits": {} }])
+    );
+    let members: Vec<(&str, serde_json::Value, serde_json::Value)> = json["members"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|member| (member["name"].as_str().unwrap(), member["groups"].clone(), member["limits"].clone()))
+        .collect();
+    use serde_json::{Value::Null, json};
+    // The member's own limit counts; of two groups' defaults the smaller one.
+    assert_eq!(
+        members,
+        [
+            ("alice", json!(["ci", "dev"]), json!({ "max-cpus": 8, "max-jobs": 2 })),
+            ("bob", json!(["ci"]), json!({ "max-cpus": 4, "max-jobs": 3 })),
+            ("carol", Null, json!({})),
+        ]
+    );
+}
+
+#[test]
+fn members_below_users_have_every_form() {
+    let expected = [("alice".into(), vec![A.to_owned()]), ("bob".into(), vec![B.to_owned()])];
+    for users in [
+        "{ alice.keys = \"$A\"; bob.keys = \"$B\"; }",
+        "[ { name = \"bob\"; keys = \"$B\"; } { name = \"alice\"; keys = [ \"$A\" ]; } ]",
+        "builtins.mapAttrs (name: keys: { inherit keys; }) { alice = \"$A\"; bob = \"$B\"; }",
+    ] {
+        assert_eq!(summary(&read(&whole(users, ""))), expected, "{users}");
+        assert_eq!(summary(&read(&format!("{{ lib, ... }}: {}", whole(users, "groups = { };")))), expected);
+    }
+    // Members may be called as these attributes are.
+    for name in ["users", "groups", "hosts", "config", "keys"] {
+        let users = format!("{{ {name}.keys = \"$A\"; }}").replace("$A", A);
+        assert_eq!(summary(&read(&users)), [(name.into(), vec![A.into()])], "{users}");
+        assert_eq!(summary(&read(&format!("{{ users = {users}; }}"))), [(name.into(), vec![A.into()])]);
+    }
+}
+
+#[test]
+fn a_mistake_in_a_group_leaves_out_its_members_and_nobody_else() {
+    let users =
+        "{ alice = { keys = \"$A\"; groups = [ \"ci\" ]; }; bob.keys = \"$B\"; carol.keys = \"$C\"; }";
+    for group in [
+        "ci = { members = [ \"bob\" ]; limits.maxJobs = 0; }",
+        "ci = { members = [ \"bob\" ]; limits.maxBuildSeconds = 60; }",
+        "ci = { members = [ \"bob\" ]; weight = 3; }",
+        "ci = { members = [ \"bob\" ]; hosts = [ ]; }",
+    ] {
+        let roster = read(&whole(users, &format!("groups = {{ {group}; }};")));
+        assert_eq!(summary(&roster), [("carol".into(), vec![ECDSA_256.into()])], "{group}");
+        let left: Vec<String> = roster.left_out().into_iter().map(|left| left.name).collect();
+        assert_eq!(left, ["alice", "bob"], "{group}");
+        roster.strict().expect_err(group);
+    }
+    // Nobody is without the limits of a group by a name that is mistyped.
+    let roster = read(&whole(&users.replace("ci", "cii"), "groups.ci = { };"));
+    assert_eq!(
+        roster.left_out()[0].error,
+        "there is no group `cii` (users.nix:1:125); hint: did you mean `ci`?"
+    );
+    // A stranger in the list costs nobody anything.
+    let roster = read(&whole(users, "groups.ci.members = [ \"dave\" ];"));
+    assert_eq!((roster.members.len(), roster.left_out().len(), roster.mistakes.len()), (3, 0, 1));
+}
+
+#[test]
+fn hosts_say_which_boxes_let_a_member_in() {
+    let users = "{ alice = { keys = \"$A\"; hosts = [ \"box\" \"mac\" ]; }; bob = { keys = \"$B\"; groups = [ \"x86\" ]; }; carol.keys = \"$C\"; }";
+    let rest = "hosts = [ \"box\" \"mac\" \"arm.example.org\" ]; groups.x86.hosts = [ \"box\" ];";
+    let on = |host: Option<&str>| read(&whole(users, rest)).for_host(host);
+    let names =
+        |roster: &Evaluated| roster.members.iter().map(|member| member.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&on(Some("box"))), ["alice", "bob", "carol"]);
+    assert_eq!(names(&on(Some("mac"))), ["alice", "carol"]);
+    assert_eq!(names(&on(Some("arm.example.org"))), ["carol"]);
+    assert!(warnings(&on(Some("mac"))).is_empty());
+    assert!(warnings(&on(Some("boxx")))[0].ends_with("no box `boxx` in `hosts` (did you mean `box`?)"));
+    assert_eq!(names(&on(None)), ["alice", "bob", "carol"]);
+    assert!(
+        warnings(&on(None))[0].contains("for some boxes only: `alice` and `bob`"),
+        "{:?}",
+        warnings(&on(None))
+    );
+    // The agent needs no list of boxes, so an agent of any age can read what is left.
+    let json = serde_json::to_string(&on(Some("mac")).roster(None, "test".into())).unwrap();
+    assert!(!json.contains("hosts") && json.contains("\"schema\":1"), "{json}");
+    // Without a list of its own, a roster may name any box.
+    let free = read(&whole("{ alice = { keys = \"$A\"; hosts = [ \"any\" ]; }; }", ""));
+    assert_eq!(names(&free.for_host(Some("any"))), ["alice"]);
+}
+
 #[test]
 fn share_with_names_members_that_come_later_and_warns_while_it_is_one_sided() {
     let users = |bobs: &str| {

@@ -9,6 +9,7 @@ fuzz_target!(|bytes: &[u8]| {
     for (member, keys) in &first.members {
         assert!(name::check(&member.name).is_ok() && member.limits.check().is_ok());
         assert!(!keys.is_empty() && keys.len() == member.keys.len());
+        assert!(member.groups.iter().all(|name| first.groups.iter().any(|group| group.name == *name)));
     }
     for left in &first.errors {
         assert!(!left.error.contains('\n'));

@@ -7,11 +7,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::group::{Group, Groups};
 use crate::words::quoted;
-use crate::{Day, Key, MAX_KEYS, MAX_MEMBERS, MAX_SHARES, MemberLimits, keys, name};
+use crate::{
+    Day, Key, MAX_GROUPS, MAX_GROUPS_OF_MEMBER, MAX_KEYS, MAX_MEMBERS, MAX_SHARES, MemberLimits, keys, name,
+};
 
-/// The only schema there is; another number means another meaning, so it is refused.
+/// The schema of a roster without groups; a number that is not known means another meaning, so it is refused.
 pub const SCHEMA: u64 = 1;
+/// The schema of a roster with groups. An agent that knows no groups refuses it by this number and keeps the roster
+/// that it has; it must not let members in without the limits that they share.
+pub const SCHEMA_WITH_GROUPS: u64 = 2;
 /// What `source` says when the roster came with the image.
 pub const BAKED_IN: &str = "baked-in";
 /// Ten thousand members with three RSA keys each fit in a tenth of this.
@@ -28,6 +34,9 @@ pub struct Roster {
     /// The repository's url, or [`BAKED_IN`].
     pub source: String,
     pub members: Vec<Member>,
+    /// Sorted by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Group>,
     /// Who is left out, and why. The others get in regardless.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<LeftOut>,
@@ -43,6 +52,9 @@ pub struct Member {
     pub role: Role,
     #[serde(default, deserialize_with = "or_default")]
     pub limits: MemberLimits,
+    /// The groups whose limits this member shares. Sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
     /// Members who may see this one's own store paths, if they list this one too. Sorted.
     #[serde(default, rename = "share-with", skip_serializing_if = "Vec::is_empty")]
     pub share_with: Vec<String>,
@@ -98,8 +110,9 @@ impl LeftOut {
 pub struct Read {
     pub commit: Option<String>,
     pub source: String,
-    /// Each with their keys, parsed.
+    /// Each with their keys, parsed. Every group that one of them names is in `groups`.
     pub members: Vec<(Member, Vec<Key>)>,
+    pub groups: Vec<Group>,
     /// Whom the writer left out, then whom this reader does.
     pub errors: Vec<LeftOut>,
 }
@@ -112,14 +125,28 @@ pub enum FileError {
     #[error("it is not what `access-manager sync` writes: {0}")]
     Shape(serde_json::Error),
     #[error(
-        "it has schema {0}, and only {SCHEMA} is known here\nhint: update the agent and access-manager together"
+        "it has schema {0}, and only {SCHEMA} and {SCHEMA_WITH_GROUPS} are known here\nhint: update the agent and \
+         access-manager together"
     )]
     Schema(u64),
     #[error("it has {0} members, at most {MAX_MEMBERS} are accepted")]
     TooMany(usize),
+    #[error("it has {0} groups, at most {MAX_GROUPS} are accepted")]
+    TooManyGroups(usize),
 }
 
 impl Roster {
+    /// `members` and `groups` are sorted by name, and each group that a member names is among `groups`.
+    pub fn new(
+        (commit, source): (Option<String>, String),
+        members: Vec<Member>,
+        groups: Vec<Group>,
+        errors: Vec<LeftOut>,
+    ) -> Roster {
+        let schema = if groups.is_empty() { SCHEMA } else { SCHEMA_WITH_GROUPS };
+        Roster { schema, commit, source, members, groups, errors }
+    }
+
     /// The file's text. Members are sorted, so that equal rosters have equal bytes.
     pub fn to_json(&self) -> String {
         let mut text = serde_json::to_string_pretty(self).expect("a roster has only text and numbers");
@@ -131,7 +158,7 @@ impl Roster {
 impl From<Read> for Roster {
     fn from(read: Read) -> Roster {
         let members = read.members.into_iter().map(|(member, _)| member).collect();
-        Roster { schema: SCHEMA, commit: read.commit, source: read.source, members, errors: read.errors }
+        Roster::new((read.commit, read.source), members, read.groups, read.errors)
     }
 }
 
@@ -153,6 +180,8 @@ pub fn read(bytes: &[u8]) -> Result<Read, FileError> {
         source: String,
         #[serde(borrow)]
         members: Vec<&'a RawValue>,
+        #[serde(default, borrow)]
+        groups: Vec<&'a RawValue>,
         #[serde(default)]
         errors: Vec<LeftOut>,
     }
@@ -160,7 +189,7 @@ pub fn read(bytes: &[u8]) -> Result<Read, FileError> {
         return Err(FileError::TooLarge);
     }
     let version: Version = serde_json::from_slice(bytes).map_err(FileError::Shape)?;
-    if version.schema != SCHEMA {
+    if ![SCHEMA, SCHEMA_WITH_GROUPS].contains(&version.schema) {
         return Err(FileError::Schema(version.schema));
     }
     let file: File = serde_json::from_slice(bytes).map_err(FileError::Shape)?;
@@ -168,26 +197,31 @@ pub fn read(bytes: &[u8]) -> Result<Read, FileError> {
     if count > MAX_MEMBERS {
         return Err(FileError::TooMany(count));
     }
+    if file.groups.len() > MAX_GROUPS {
+        return Err(FileError::TooManyGroups(file.groups.len()));
+    }
+    let groups = Groups::read(&file.groups);
     let mut read = Read {
         commit: file.commit,
         source: file.source,
         errors: file.errors.iter().map(|left| LeftOut::new(&left.name, &left.error)).collect(),
-        members: Vec::new(),
+        ..Read::default()
     };
     for (number, entry) in file.members.iter().enumerate() {
-        match member(entry) {
+        match member(entry, &groups) {
             Ok(member) => read.members.push(member),
             Err(error) => read.errors.push(LeftOut::new(&who(entry, number), &error)),
         }
     }
     leave_out_namesakes(&mut read);
+    read.groups = groups.groups;
     // The writer's and ours together: what we write must be read again.
     read.errors.truncate(MAX_MEMBERS);
     Ok(read)
 }
 
 /// One entry on its own.
-fn member(entry: &RawValue) -> Result<(Member, Vec<Key>), String> {
+fn member(entry: &RawValue, groups: &Groups) -> Result<(Member, Vec<Key>), String> {
     let member: Member = serde_json::from_str(entry.get()).map_err(|e| e.to_string())?;
     name::check(&member.name)
         .map_err(|found| format!("{found} where a name was expected: {}", name::expected()))?;
@@ -204,6 +238,10 @@ fn member(entry: &RawValue) -> Result<(Member, Vec<Key>), String> {
             member.share_with.len()
         ));
     }
+    if member.groups.len() > MAX_GROUPS_OF_MEMBER {
+        return Err(format!("{} groups, at most {MAX_GROUPS_OF_MEMBER} are accepted", member.groups.len()));
+    }
+    groups.check(&member.groups)?;
     let keys = member
         .keys
         .iter()
@@ -248,7 +286,9 @@ fn leave_out_namesakes(read: &mut Read) {
 }
 
 /// `null` is as good as nothing.
-fn or_default<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<MemberLimits, D::Error> {
+pub(crate) fn or_default<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<MemberLimits, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 

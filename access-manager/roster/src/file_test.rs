@@ -44,7 +44,7 @@ fn a_mistake_in_one_entry_leaves_that_member_out_and_nobody_else() {
 fn what_makes_the_file_ambiguous_is_refused_whole() {
     for (text, why) in [
         ("{ this is not json".to_owned(), "not what `access-manager sync` writes"),
-        (r#"{"schema":2,"people":{}}"#.to_owned(), "schema 2"),
+        (r#"{"schema":3,"people":{}}"#.to_owned(), "schema 3"),
         (file("").replace("\"source\"", "\"only-on\""), "unknown field `only-on`"),
         (file(&vec!["1"; MAX_MEMBERS + 1].join(",")), "10001 members"),
     ] {
@@ -60,16 +60,46 @@ fn what_is_written_is_read_as_it_was() {
     member.expires = Day::parse("2028-02-29");
     member.share_with = vec!["bob".into()];
     let errors = vec![LeftOut::new("bob", "a line\nand\u{1b}[2J another")];
-    let roster = Roster {
-        schema: SCHEMA,
-        commit: Some("c".into()),
-        source: "s".into(),
-        members: vec![member],
-        errors,
-    };
+    member.groups = vec!["ci".into()];
+    let ci = Group { name: "ci".into(), limits: MemberLimits { max_jobs: Some(16), ..Default::default() } };
+    let roster = Roster::new((Some("c".into()), "s".into()), vec![member], vec![ci], errors);
     assert!(!roster.errors[0].error.contains(['\n', '\u{1b}']));
     let again: Roster = read(roster.to_json().as_bytes()).expect("our own").into();
     assert_eq!(again, roster);
+}
+
+fn with_groups(members: &str, groups: &str) -> String {
+    format!(r#"{{"schema":2,"source":"test","members":[{members}],"groups":[{groups}]}}"#)
+}
+
+#[test]
+fn a_group_that_cannot_be_read_leaves_out_its_members_and_nobody_else() {
+    let members =
+        format!("{},{}", entry("alice", r#","groups":["ci"]"#), entry("bob", r#","groups":["dev"]"#));
+    let dev = r#"{"name":"dev","limits":{"max-jobs":2}}"#;
+    for (broken, why) in [
+        (r#"{"name":"ci","limits":{"max-jobs":0}}"#, "the group `ci` has a mistake: `max-jobs` is 0"),
+        (r#"{"name":"ci","limits":{"max-cake":1}}"#, "unknown field `max-cake`"),
+        (r#"{"name":"ci","limits":{"max-build-seconds":1}}"#, "`max-build-seconds` cannot be shared"),
+        (r#"{"name":"ci","weight":3}"#, "unknown field `weight`"),
+        (r#"{"name":"ci"},{"name":"ci"}"#, "two groups of this name"),
+        (r#"{"limits":{}}"#, "there is no group `ci`"),
+        ("42", "there is no group `ci`"),
+    ] {
+        let read = read(with_groups(&members, &format!("{dev},{broken}")).as_bytes()).expect(broken);
+        assert_eq!(names(&read), ["bob"], "{broken}");
+        assert!(read.errors[0].name == "alice" && read.errors[0].error.contains(why), "{:?}", read.errors);
+        assert_eq!(read.groups.len(), 1);
+    }
+    let many = vec![dev; MAX_GROUPS + 1].join(",");
+    assert!(matches!(read(with_groups("", &many).as_bytes()), Err(FileError::TooManyGroups(1001))));
+}
+
+#[test]
+fn a_roster_with_groups_has_a_schema_that_older_agents_refuse() {
+    let schema = |groups| Roster::new((None, String::new()), vec![], groups, vec![]).schema;
+    let ci = Group { name: "ci".into(), limits: MemberLimits::default() };
+    assert_eq!((schema(vec![]), schema(vec![ci])), (SCHEMA, SCHEMA_WITH_GROUPS));
 }
 
 proptest::proptest! {

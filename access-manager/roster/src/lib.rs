@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! file.rs       roster.json: members, those left out, reading and writing
+//! group.rs      groups: members who share limits
 //! keys.rs       lines of authorized_keys: keys, certificate authorities, their options
 //! addresses.rs  from="…" and a certificate's source-address
 //! limits.rs     a member's own limits and their bounds
@@ -17,6 +18,7 @@
 pub mod addresses;
 pub mod date;
 mod file;
+mod group;
 pub mod keys;
 mod limits;
 pub mod name;
@@ -25,13 +27,20 @@ pub mod person;
 pub mod words;
 
 pub use date::Day;
-pub use file::{BAKED_IN, FileError, LeftOut, MAX_FILE, Member, Read, Role, Roster, SCHEMA, read};
+pub use file::{
+    BAKED_IN, FileError, LeftOut, MAX_FILE, Member, Read, Role, Roster, SCHEMA, SCHEMA_WITH_GROUPS, read,
+};
+pub use group::Group;
 pub use keys::Key;
-pub use limits::{LIMITS, Limit, MemberLimits};
+pub use limits::{LIMITS, Limit, MemberLimits, Together};
 
 /// Members of one roster; ten times the largest community builder.
 pub const MAX_MEMBERS: usize = 10_000;
 /// Keys of one member. sshd tries them in order and clients offer six; people with thirty exist.
 pub const MAX_KEYS: usize = 100;
+/// Groups of one roster: a tenth of its members.
+pub const MAX_GROUPS: usize = 1_000;
+/// Groups of one member. Each build is counted in each of them.
+pub const MAX_GROUPS_OF_MEMBER: usize = 20;
 /// Members that one member shares with. Every question to the store looks at each of them.
 pub const MAX_SHARES: usize = 100;

@@ -37,17 +37,33 @@ pub struct Limit {
     pub unit: &'static str,
     /// Whether the agent holds anybody to it. One that is not must not be set without a warning.
     pub enforced: bool,
+    /// The same for what the members of a group have together.
+    pub together: Together,
+}
+
+/// A limit as one for all members of a group together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Together {
+    /// It bounds one build and nothing that adds up, so there is nothing to share.
+    Never,
+    /// Carried to the agent, which holds nobody to it yet.
+    NotEnforced,
+    Enforced,
 }
 
 const fn limit(name: &'static str, json: &'static str, range: (i64, i64), unit: &'static str) -> Limit {
-    Limit { name, json, smallest: range.0, largest: range.1, unit, enforced: true }
+    let together = Together::NotEnforced;
+    Limit { name, json, smallest: range.0, largest: range.1, unit, enforced: true, together }
 }
 
 pub const LIMITS: &[Limit] = &[
     limit("maxJobs", "max-jobs", (1, 1024), "builds"),
     limit("maxMemoryMib", "max-memory-mib", (64, 16 << 20), "MiB"),
     limit("maxCpus", "max-cpus", (1, 255), "processors"),
-    limit("maxBuildSeconds", "max-build-seconds", (1, 31 * 24 * 3600), "seconds"),
+    Limit {
+        together: Together::Never,
+        ..limit("maxBuildSeconds", "max-build-seconds", (1, 31 * 24 * 3600), "seconds")
+    },
     Limit { enforced: false, ..limit("maxStoreMib", "max-store-mib", (1, 1 << 30), "MiB") },
 ];
 
@@ -74,6 +90,33 @@ impl MemberLimits {
             self.max_store_mib,
         ];
         LIMITS.iter().zip(values).filter_map(|(limit, value)| Some((limit, value?)))
+    }
+
+    /// These limits, and those of `others` where there is none.
+    #[must_use]
+    pub fn or(&self, others: &MemberLimits) -> MemberLimits {
+        MemberLimits {
+            max_jobs: self.max_jobs.or(others.max_jobs),
+            max_memory_mib: self.max_memory_mib.or(others.max_memory_mib),
+            max_cpus: self.max_cpus.or(others.max_cpus),
+            max_build_seconds: self.max_build_seconds.or(others.max_build_seconds),
+            max_store_mib: self.max_store_mib.or(others.max_store_mib),
+        }
+    }
+
+    /// The smaller of each two; a limit that only one side has counts.
+    #[must_use]
+    pub fn smaller(&self, others: &MemberLimits) -> MemberLimits {
+        fn min<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+            one.into_iter().chain(other).min()
+        }
+        MemberLimits {
+            max_jobs: min(self.max_jobs, others.max_jobs),
+            max_memory_mib: min(self.max_memory_mib, others.max_memory_mib),
+            max_cpus: min(self.max_cpus, others.max_cpus),
+            max_build_seconds: min(self.max_build_seconds, others.max_build_seconds),
+            max_store_mib: min(self.max_store_mib, others.max_store_mib),
+        }
     }
 
     /// `Err` names the limit that has a value outside of its range.
@@ -109,6 +152,16 @@ mod tests {
             );
         }
         assert_eq!(json.as_object().expect("an object").len(), LIMITS.len());
+    }
+
+    #[test]
+    fn a_default_fills_only_what_is_missing_and_the_smaller_of_two_counts() {
+        let one = MemberLimits { max_jobs: Some(8), max_cpus: Some(2), ..MemberLimits::default() };
+        let other = MemberLimits { max_jobs: Some(4), max_store_mib: Some(9), ..MemberLimits::default() };
+        let filled = one.or(&other);
+        assert_eq!((filled.max_jobs, filled.max_cpus, filled.max_store_mib), (Some(8), Some(2), Some(9)));
+        let both = one.smaller(&other);
+        assert_eq!((both.max_jobs, both.max_cpus, both.max_store_mib), (Some(4), Some(2), Some(9)));
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! Names of members. They appear in logs, file names, prompts and `ssh` command lines: letters, digits, `_`, `.` and `-`
-//! do no harm there. `~` is not allowed: the agent uses it to tell apart people with the same name.
+//! Names of members, of groups, and of the boxes that one roster serves. They appear in logs, file names, prompts and
+//! `ssh` command lines: letters, digits, `_`, `.` and `-` do no harm there. `~` is not allowed: the agent uses it to tell
+//! apart people with the same name.
 
 use crate::words::quoted;
 
@@ -26,4 +27,20 @@ pub fn check(name: &str) -> Result<(), String> {
         return Err(format!("{} at the start", quoted(&name[..1])));
     }
     Ok(())
+}
+
+/// Longest name of a box: a host name (RFC 1035).
+const MAX_HOST: usize = 253;
+
+/// `Err` says what the name of a box may be.
+pub fn check_host(name: &str) -> Result<(), String> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    match !name.is_empty()
+        && name.len() <= MAX_HOST
+        && name.chars().all(fine)
+        && !name.starts_with(['.', '-'])
+    {
+        true => Ok(()),
+        false => Err(format!("1 to {MAX_HOST} letters, digits, `_`, `.` or `-`, such as \"box\"")),
+    }
 }

@@ -9,6 +9,10 @@ use ::roster::words::{all_of, quoted};
 use ::roster::{Day, Key, LIMITS, Limit, Member, MemberLimits, Role, keys, person};
 
 use super::words;
+use crate::roster::Evaluated;
+
+mod groups;
+mod trust;
 
 /// Keys of a new member that are listed one by one.
 const MAX_KEYS_TOLD: usize = 4;
@@ -37,6 +41,7 @@ pub struct Change {
     pub effect: Effect,
     /// Stable, for programs: `adds-member`, `removes-key` …
     pub kind: &'static str,
+    /// The member, or the group for the kinds that are about a whole group.
     pub member: String,
     /// One sentence without a subject ("grants `alice` 2 keys"), or with a member as its subject.
     pub text: String,
@@ -45,10 +50,23 @@ pub struct Change {
 /// One state of the roster.
 #[derive(Clone, Debug, Default)]
 pub struct Side<'a> {
-    /// Sorted by name.
-    pub members: &'a [Member],
+    /// `None` if there was no roster.
+    pub evaluated: Option<&'a Evaluated>,
     /// Names whose entries have mistakes, so that nobody gets in by them.
     pub left_out: BTreeSet<&'a str>,
+}
+
+impl<'a> Side<'a> {
+    pub fn of(evaluated: &'a Evaluated) -> Side<'a> {
+        let left_out = evaluated.mistakes.iter().filter(|mistake| mistake.left_out);
+        let left_out = left_out.map(|mistake| mistake.name.as_str()).collect();
+        Side { evaluated: Some(evaluated), left_out }
+    }
+
+    /// Sorted by name.
+    fn members(&self) -> &'a [Member] {
+        self.evaluated.map_or(&[], |evaluated| &evaluated.members)
+    }
 }
 
 /// The effects of replacing `before` by `after`, by member.
@@ -60,7 +78,7 @@ pub fn changes(before: &Side, after: &Side, today: Day) -> Vec<Change> {
     for name in old.keys().chain(new.keys()).copied().collect::<BTreeSet<&str>>() {
         match (old.get(name), new.get(name)) {
             (None, Some(member)) => {
-                told.added(member, before, today);
+                told.added(member, before, after, today);
                 let keys = &new_personal[name];
                 let left =
                     |other: &&&str| !new.contains_key(**other) && !old_personal[**other].is_disjoint(keys);
@@ -68,22 +86,28 @@ pub fn changes(before: &Side, after: &Side, today: Day) -> Vec<Change> {
                     told.renamed(name, other);
                 }
             }
-            (Some(_), None) => told.removed(name, after),
+            (Some(_), None) => {
+                told.removed(name, after);
+                told.voucher_removed(name, after);
+            }
             (Some(one), Some(other)) => {
                 told.keys(one, other, (&old_personal[name], &new_personal[name]));
                 told.role(name, one.role, other.role);
-                told.limits(name, &one.limits, &other.limits);
+                told.limits(Whom::Member(name), &one.limits, &other.limits);
                 told.expires(name, one.expires, other.expires, today);
+                told.hosts((before, one), (after, other));
+                told.vouchers(name, before, after);
             }
             (None, None) => {}
         }
     }
+    told.groups(before, after);
     told.shares(&old, &new);
     told.0
 }
 
 fn by_name<'a>(side: &Side<'a>) -> BTreeMap<&'a str, &'a Member> {
-    side.members.iter().map(|member| (member.name.as_str(), member)).collect()
+    side.members().iter().map(|member| (member.name.as_str(), member)).collect()
 }
 
 fn parsed(member: &Member) -> Vec<Key> {
@@ -92,8 +116,8 @@ fn parsed(member: &Member) -> Vec<Key> {
 
 /// See [`person::personal_keys`].
 fn personal_keys<'a>(side: &Side<'a>) -> BTreeMap<&'a str, BTreeSet<String>> {
-    let parsed: Vec<Vec<Key>> = side.members.iter().map(parsed).collect();
-    let names = side.members.iter().map(|member| member.name.as_str());
+    let parsed: Vec<Vec<Key>> = side.members().iter().map(parsed).collect();
+    let names = side.members().iter().map(|member| member.name.as_str());
     let members: Vec<(&str, &[Key])> = names.zip(parsed.iter().map(Vec::as_slice)).collect();
     person::personal_keys(&members)
 }
@@ -113,6 +137,13 @@ fn shared(members: &BTreeMap<&str, &Member>) -> BTreeSet<(String, String)> {
     pairs
 }
 
+/// Whose limits are compared.
+#[derive(Clone, Copy)]
+enum Whom<'a> {
+    Member(&'a str),
+    Group(&'a str),
+}
+
 #[derive(Default)]
 struct Told(Vec<Change>);
 
@@ -121,7 +152,7 @@ impl Told {
         self.0.push(Change { effect, kind, member: member.to_owned(), text });
     }
 
-    fn added(&mut self, member: &Member, before: &Side, today: Day) {
+    fn added(&mut self, member: &Member, before: &Side, after: &Side, today: Day) {
         let name = quoted(&member.name);
         let (authorities, keys): (Vec<Key>, Vec<Key>) =
             parsed(member).into_iter().partition(|key| key.authority.is_some());
@@ -139,6 +170,7 @@ impl Told {
             (None, Some(day)) => text.push_str(&format!(", until {day}")),
             (None, None) => {}
         }
+        text.push_str(&trust::conditions(member, after));
         if before.left_out.contains(member.name.as_str()) {
             text.push_str(" (the entry had a mistake before, which kept its owner out)");
         }
@@ -274,32 +306,42 @@ impl Told {
         self.say(effect, "changes-role", name, text);
     }
 
-    fn limits(&mut self, name: &str, before: &MemberLimits, after: &MemberLimits) {
+    fn limits(&mut self, whom: Whom, before: &MemberLimits, after: &MemberLimits) {
         let value = |limits: &MemberLimits, limit: &Limit| {
             limits.values().find(|(other, _)| other.name == limit.name).map(|(_, value)| value)
         };
-        let who = quoted(name);
+        let (name, kind, who, rest) = match whom {
+            Whom::Member(name) => {
+                (name, "changes-limit", format!("of {}", quoted(name)), "the limit of the box")
+            }
+            Whom::Group(name) => (
+                name,
+                "changes-group-limit",
+                format!("that the members of the group {} share", quoted(name)),
+                "the limits of each member",
+            ),
+        };
         for limit in LIMITS {
             let what = quoted(limit.name);
             let (effect, text) = match (value(before, limit), value(after, limit)) {
                 (Some(one), Some(other)) if one != other => {
                     let (effect, verb) =
                         if other > one { (Effect::Grants, "raises") } else { (Effect::Revokes, "lowers") };
-                    (effect, format!("{verb} {what} of {who} from {one} to {other}"))
+                    (effect, format!("{verb} {what} {who} from {one} to {other}"))
                 }
-                (None, Some(value)) => (
-                    Effect::Revokes,
-                    format!("limits {what} of {who} to {value} (before: the limit of the box only)"),
-                ),
+                (None, Some(value)) => {
+                    (Effect::Revokes, format!("limits {what} {who} to {value} (before: {rest} only)"))
+                }
                 (Some(value), None) => (
                     Effect::Grants,
                     format!(
-                        "removes the limit {what} of {who}, which was {value}: the limit of the box remains"
+                        "removes the limit {what} {who}, which was {value}: {rest} {}",
+                        if matches!(whom, Whom::Group(_)) { "remain" } else { "remains" }
                     ),
                 ),
                 _ => continue,
             };
-            self.say(effect, "changes-limit", name, text);
+            self.say(effect, kind, name, text);
         }
     }
 

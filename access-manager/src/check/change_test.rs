@@ -19,7 +19,7 @@ fn told(before: &str, after: &str) -> Vec<Change> {
     };
     let (before, after) = (read(before), read(after));
     let today = Day::parse("2027-06-15").expect("a day");
-    changes(&super::super::side(&before), &super::super::side(&after), today)
+    changes(&Side::of(&before), &Side::of(&after), today)
 }
 
 const A_SHA: &str = "SHA256:gRB7Zzfl/21eakaxlzg0SzmSRTTKw1d4cbTF/jdjTvc";
@@ -201,4 +201,92 @@ fn many_keys_are_counted() {
     );
     assert!(told[0].starts_with("grants `a` 6 keys, with the limits of the box: SHA256:"), "{told:?}");
     assert!(told[0].ends_with("; 2 more"), "{told:?}");
+}
+
+#[test]
+fn who_shares_limits_with_whom_is_told() {
+    let roster = |groups: &str, a: &str, z: &str| {
+        format!(
+            "{{ users = {{ a = {{ keys = \"$A\"; {a} }}; b.keys = \"$B\"; z = {{ keys = \"$R\"; {z} }}; }}; groups = {{ {groups} }}; }}"
+        )
+    };
+    let ci = "ci = { members = [ \"b\" ]; limits.maxJobs = 16; };";
+    let of = "groups = [ \"ci\" ];";
+    let share = "16 builds at a time (not enforced yet)";
+    let bare = roster("", "", "");
+    for (before, after, expected) in [
+        (bare.clone(), roster(ci, "", of), vec![
+            format!("adds the group `ci`: 2 members of it share {share}"),
+            format!("adds `b` to the group `ci`: shares {share} with 1 other"),
+            format!("adds `z` to the group `ci`: shares {share} with 1 other"),
+        ]),
+        (roster(ci, "", ""), roster(ci, of, ""), vec![
+            format!("adds `a` to the group `ci`: shares {share} with 1 other"),
+        ]),
+        (roster(ci, of, of), roster(ci, of, ""), vec![
+            format!("takes `z` out of the group `ci`: no longer shares {share}"),
+        ]),
+        (roster(ci, of, ""), bare.clone(), vec![
+            format!("removes the group `ci`: 2 members no longer share {share}"),
+        ]),
+        (roster(ci, of, ""), roster(&ci.replace("16", "32"), of, ""), vec![
+            "raises `maxJobs` that the members of the group `ci` share from 16 to 32".into(),
+        ]),
+        (roster(ci, of, ""), roster(&ci.replace("limits.maxJobs = 16;", ""), of, ""), vec![
+            "removes the limit `maxJobs` that the members of the group `ci` share, which was 16: the limits of each \
+             member remain".into(),
+        ]),
+        // What a group gives each of its members is told for each of them.
+        (roster(ci, of, "limits.maxCpus = 3;"), roster(&ci.replace("limits.maxJobs", "memberLimits.maxCpus = 2; limits.maxJobs"), of, "limits.maxCpus = 3;"), vec![
+            "limits `maxCpus` of `a` to 2 (before: the limit of the box only)".into(),
+            "limits `maxCpus` of `b` to 2 (before: the limit of the box only)".into(),
+        ]),
+    ] {
+        assert_eq!(sentences(&before, &after), expected, "{before} -> {after}");
+    }
+}
+
+#[test]
+fn which_boxes_and_which_vouchers_are_told() {
+    let roster = |a: &str, groups: &str| {
+        format!(
+            "{{ users = {{ a = {{ keys = \"$A\"; {a} }}; z.keys = \"$R\"; }}; groups = {{ {groups} }}; hosts = [ \"box\" \"mac\" ]; }}"
+        )
+    };
+    let (bare, both) = (roster("", ""), roster("hosts = [ \"mac\" \"box\" ];", ""));
+    let one = roster("hosts = [ \"box\" ];", "");
+    let none = roster("hosts = [ \"box\" ]; groups = [ \"g\" ];", "g.hosts = [ \"mac\" ];");
+    let vouched = |names: &str| roster(&format!("vouchedBy = {names};"), "");
+    for (before, after, expected) in [
+        (bare.clone(), one.clone(), "lets `a` in on the box `box` only (before: on all boxes)"),
+        (
+            one.clone(),
+            both.clone(),
+            "lets `a` in on the boxes `box` and `mac` only (before: on the box `box` only)",
+        ),
+        (both, bare.clone(), "lets `a` in on all boxes (before: on the boxes `box` and `mac` only)"),
+        (bare.clone(), vouched("\"z\""), "says that `z` vouched for `a` (before: nobody)"),
+        (vouched("\"z\""), vouched("[ \"y\" \"x\" ]"), "says that `x` and `y` vouched for `a` (before: `z`)"),
+    ] {
+        assert_eq!(sentences(&before, &after), [expected], "{before} -> {after}");
+    }
+    assert!(
+        sentences(&one, &none)[0].starts_with("lets `a` in on no box at all (their own `hosts`"),
+        "{:?}",
+        sentences(&one, &none)
+    );
+    assert_eq!(
+        sentences(&vouched("\"z\""), &vouched("\"z\"").replace("z.keys = \"$R\";", "")),
+        [
+            "removes `z`: ends their sessions and builds",
+            "`z`, who leaves, had vouched for `a`: look whether these may stay"
+        ]
+    );
+    let new = roster("hosts = [ \"box\" ]; vouchedBy = \"z\";", "");
+    assert_eq!(
+        sentences("{ z.keys = \"$R\"; }", &new),
+        [format!(
+            "grants `a` 1 key, with the limits of the box, on the box `box` only, vouched for by `z`: {A_SHA} (ED25519)"
+        )]
+    );
 }

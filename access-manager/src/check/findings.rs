@@ -59,7 +59,7 @@ impl Finding {
         .with(diagnostic)
     }
 
-    fn new(severity: Severity, kind: &'static str, text: String) -> Finding {
+    pub(super) fn new(severity: Severity, kind: &'static str, text: String) -> Finding {
         Finding { severity, kind, text, place: None, hint: None, diagnostic: None, old: false }
     }
 
@@ -67,7 +67,7 @@ impl Finding {
         Finding { diagnostic: Some(diagnostic), ..self }
     }
 
-    fn hint(self, hint: &str) -> Finding {
+    pub(super) fn hint(self, hint: &str) -> Finding {
         Finding { hint: Some(hint.to_owned()), ..self }
     }
 }

@@ -122,7 +122,7 @@ fn dates_that_have_passed_are_told() {
 fn rights_of_an_ordinary_machine_are_explained() {
     let module = "{ lib, pkgs, ... }: { users.users.a = { extraGroups = [ \"wheel\" \"trusted\" \"docker\" ]; shell = pkgs.fish; \
                   openssh.authorizedKeys.keys = [ \"$A\" ]; }; users.users.b = { extraGroups = lib.mkIf true [ \"wheel\" ]; \
-                  openssh.authorizedKeys.keys = [ \"$B\" ]; }; nix.settings.trusted-users = [ \"root\" \"@wheel\" ]; }";
+                  openssh.authorizedKeys.keys = [ \"$B\" ]; }; users.groups.docker.members = [ \"b\" ]; nix.settings.trusted-users = [ \"root\" \"@wheel\" ]; }";
     let told = found(module, &[], &[]);
     assert_eq!(told.len(), 4, "{told:#?}");
     assert_eq!(

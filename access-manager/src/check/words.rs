@@ -1,7 +1,7 @@
 //! Keys, limits and dates inside the sentences of a report.
 
 use ::roster::words::{all_of, quoted};
-use ::roster::{Key, Limit, MemberLimits};
+use ::roster::{Key, Limit, MemberLimits, Together};
 
 /// `SHA256:… (ED25519) `comment``, and its conditions.
 pub fn key(key: &Key) -> String {
@@ -46,6 +46,24 @@ pub fn limits(limits: &MemberLimits) -> String {
             "maxJobs" => format!("{} at a time", amount(limit, value)),
             "maxStoreMib" => format!("{} of store (not enforced yet)", amount(limit, value)),
             _ => format!("{} per build", amount(limit, value)),
+        })
+        .collect();
+    list(&words)
+}
+
+/// Limits that several members have together: `16 builds at a time and 64 GiB of memory (not enforced yet)`.
+pub fn shared_limits(limits: &MemberLimits) -> String {
+    let words: Vec<String> = limits
+        .values()
+        .map(|(limit, value)| {
+            let what = match limit.name {
+                "maxJobs" => " at a time",
+                "maxMemoryMib" => " of memory",
+                "maxStoreMib" => " of store",
+                _ => "",
+            };
+            let not_yet = if limit.together == Together::Enforced { "" } else { " (not enforced yet)" };
+            format!("{}{what}{not_yet}", amount(limit, value))
         })
         .collect();
     list(&words)

@@ -34,6 +34,9 @@ pub struct CheckArgs {
     /// Refuse a member with more than this, such as `maxJobs=8`; may be repeated
     #[arg(long = "bound", value_name = "LIMIT=VALUE")]
     bounds: Vec<Bound>,
+    /// With --base: refuse a new member for whom no member vouches (`vouchedBy`)
+    #[arg(long, requires = "base")]
+    require_vouch: bool,
     /// Top of the repository, above which nothing may be named [default: the git repository around the file]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -55,7 +58,8 @@ pub fn check(args: CheckArgs) -> ExitCode {
         Err(message) => return complain(UNCHECKED, &message),
     };
     let now = roster::date::now();
-    let options = Options { root, file, base: args.base, bounds: args.bounds, now };
+    let (bounds, require_vouch) = (args.bounds, args.require_vouch);
+    let options = Options { root, file, base: args.base, bounds, require_vouch, now };
     let report = match check::check(&options) {
         Ok(report) => report,
         Err(error) => return complain(UNCHECKED, &error.to_string()),

@@ -21,6 +21,9 @@ pub struct ExportArgs {
     /// The account of the machine that all members log in to
     #[arg(long, default_value = "nix-builder", value_name = "NAME")]
     user: Account,
+    /// The name of the machine: members whose `hosts` do not include it are left out [default: leave out nobody]
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
     /// Export nothing if any member has a mistake [default: leave that member out]
     #[arg(long)]
     strict: bool,
@@ -57,6 +60,11 @@ pub fn export(args: &ExportArgs) -> ExitCode {
     }
     if args.strict && !evaluated.mistakes.is_empty() {
         return ExitCode::from(REFUSED);
+    }
+    let known = evaluated.warnings.len();
+    let evaluated = evaluated.for_host(args.host.as_deref());
+    for warning in &evaluated.warnings[known..] {
+        eprintln!("warning: {warning}");
     }
     let format = match args.format {
         FormatArg::AuthorizedKeys => Format::AuthorizedKeys,

@@ -21,7 +21,9 @@ pub fn is_module(ev: &mut Evaluator, map: &AttrMap, at: Span) -> R<bool> {
     let set_with = |ev: &mut Evaluator, name: &str, inner: &str| -> R<bool> {
         let Some(slot) = map.get(name) else { return Ok(false) };
         let Value::Attrs(value) = ev.force(slot.thunk, at)? else { return Ok(false) };
-        Ok(value.contains_key(inner) || value.contains_key("_type"))
+        let Some(slot) = value.get(inner) else { return Ok(value.contains_key("_type")) };
+        // `{ users = { users.keys = "…"; }; }` is a member of this name.
+        Ok(!super::read::is_member(ev, slot.thunk, at))
     };
     if let Some(slot) = map.get("imports")
         && matches!(ev.force(slot.thunk, at)?, Value::List(_))
@@ -67,6 +69,9 @@ pub fn users(ev: &mut Evaluator, module: Rc<AttrMap>, at: Span, groups: &mut Opt
             note_trusted(ev, &root, at, groups);
         }
         let outer = below(ev, root, "users", at)?;
+        if let Some(groups) = groups {
+            note_groups(ev, &outer, at, groups);
+        }
         for users in below(ev, outer, "users", at)? {
             for (name, slot) in users.iter() {
                 if let Err(fault) = add_user(ev, &mut found, name, *slot, at, groups) {
@@ -109,6 +114,19 @@ fn add_user(
         }
     }
     Ok(())
+}
+
+/// `users.groups.<name>.members`.
+fn note_groups(ev: &mut Evaluator, users: &[Rc<AttrMap>], at: Span, groups: &mut Groups) {
+    for set in below(ev, users.to_vec(), "groups", at).unwrap_or_default() {
+        for (name, slot) in set.iter() {
+            for group in definitions(ev, slot.thunk, at).unwrap_or_default() {
+                for user in strings(ev, &group, "members", at) {
+                    groups.entry(name.to_string()).or_default().insert(user);
+                }
+            }
+        }
+    }
 }
 
 /// `nix.settings.trusted-users`, as a group of that name.

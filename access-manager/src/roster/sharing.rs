@@ -6,51 +6,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use ::roster::MAX_SHARES;
 
 use super::Member;
+use super::names::{self, List, Named};
 use crate::diag::{Class, Fault, Span, did_you_mean, quoted};
 use crate::nix::{Evaluator, ThunkId, Value};
 
 type R<T> = Result<T, Fault>;
 
-/// A name in somebody's `shareWith`, and where it is written.
-pub struct Share {
-    pub with: String,
-    pub at: Span,
-}
-
 /// Reads `shareWith = [ "bob" ];` of `member`.
-pub fn read(ev: &mut Evaluator, value: Value, id: ThunkId, at: Span, member: &str) -> R<Vec<Share>> {
+pub fn read(ev: &mut Evaluator, value: Value, id: ThunkId, at: Span, member: &str) -> R<Vec<Named>> {
     let expected = "a list of members' names such as `[ \"bob\" ]`";
-    let wrong = |at: Span, found: String| {
-        Fault::new(Class::Roster, format!("`shareWith` of {} has the wrong type", quoted(member)))
-            .at(at)
-            .expected(expected)
-            .found(found)
-    };
-    let items = match value {
-        Value::List(items) => items,
-        other => return Err(wrong(ev.blame(id, at), other.kind().to_owned())),
-    };
-    if items.len() > MAX_SHARES {
-        return Err(Fault::new(Class::Limit, format!("{} shares with too many members", quoted(member)))
-            .at(at)
-            .expected(format!("at most {MAX_SHARES}"))
-            .found(items.len().to_string()));
+    let list = List { attribute: "shareWith", of: member, expected, most: MAX_SHARES };
+    let shares = names::read(ev, value, id, at, &list)?;
+    match shares.iter().find(|share| share.name == member) {
+        None => Ok(shares),
+        Some(own) => Err(Fault::new(Class::Roster, format!("{} shares with itself", quoted(member)))
+            .at(own.at)
+            .expected("names of other members")),
     }
-    let mut shares = Vec::with_capacity(items.len());
-    for item in items.iter() {
-        let value = ev.force(*item, at)?;
-        let at = ev.blame(*item, at);
-        match value {
-            Value::Str(name) if *name == *member => {
-                return Err(Fault::new(Class::Roster, format!("{} shares with itself", quoted(member)))
-                    .at(at)
-                    .expected("names of other members"));
-            }
-            Value::Str(name) => shares.push(Share { with: name.to_string(), at }),
-            other => return Err(wrong(at, other.kind().to_owned())),
-        }
-    }
-    Ok(shares)
 }
 
 /// Puts what was read into the members, once all of them are known. Returns faults by member, and warnings.
@@ -59,21 +31,21 @@ pub fn read(ev: &mut Evaluator, value: Value, id: ThunkId, at: Span, member: &st
 /// shared with them.
 pub fn settle(
     members: Vec<&mut Member>,
-    shares: &BTreeMap<String, Vec<Share>>,
+    shares: &BTreeMap<String, Vec<Named>>,
 ) -> (Vec<(String, Fault)>, Vec<String>) {
     let names: BTreeSet<String> = members.iter().map(|member| member.name.clone()).collect();
     let lists = |one: &str, other: &str| {
-        shares.get(one).is_some_and(|list| list.iter().any(|share| share.with == other))
+        shares.get(one).is_some_and(|list| list.iter().any(|share| share.name == other))
     };
     let (mut faults, mut warnings) = (Vec::new(), Vec::new());
     for member in members {
         let list = shares.get(&member.name).map_or(&[][..], Vec::as_slice);
-        let (known, unknown): (Vec<&Share>, Vec<&Share>) =
-            list.iter().partition(|share| names.contains(&share.with));
+        let (known, unknown): (Vec<&Named>, Vec<&Named>) =
+            list.iter().partition(|share| names.contains(&share.name));
         faults.extend(
             unknown.into_iter().map(|share| (member.name.clone(), stranger(&member.name, share, &names))),
         );
-        let with: BTreeSet<&str> = known.into_iter().map(|share| share.with.as_str()).collect();
+        let with: BTreeSet<&str> = known.into_iter().map(|share| share.name.as_str()).collect();
         for other in with.iter().filter(|other| !lists(other, &member.name)) {
             warnings.push(format!(
                 "{} shares with {}, but not the other way round: nothing is shared until both list each other",
@@ -86,13 +58,13 @@ pub fn settle(
     (faults, warnings)
 }
 
-fn stranger(who: &str, share: &Share, names: &BTreeSet<String>) -> Fault {
+fn stranger(who: &str, share: &Named, names: &BTreeSet<String>) -> Fault {
     let fault = Fault::new(
         Class::Roster,
-        format!("{} shares with {}, who is not in this roster", quoted(who), quoted(&share.with)),
+        format!("{} shares with {}, who is not in this roster", quoted(who), quoted(&share.name)),
     )
     .at(share.at);
-    match did_you_mean(&share.with, names.iter().map(String::as_str)) {
+    match did_you_mean(&share.name, names.iter().map(String::as_str)) {
         Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
         None => fault.expected("names of this roster").hint("remove former members from `shareWith` too"),
     }

@@ -4,20 +4,30 @@ use ::roster::{MemberLimits, keys};
 
 use super::Roster;
 
+/// The column of groups, which rosters without any do not have.
+const GROUPS: usize = 4;
+
 /// One line per member. Key types are named, keys themselves are not: nobody compares base64 by eye.
 pub fn table(roster: &Roster) -> String {
-    let mut rows = vec![["NAME", "ROLE", "KEYS", "LIMITS", "SHARES WITH", "EXPIRES"].map(String::from)];
+    let with_groups = !roster.groups.is_empty();
+    let mut rows = vec![
+        ["NAME", "ROLE", "KEYS", "LIMITS", "GROUPS", "SHARES WITH", "EXPIRES"].map(String::from).to_vec(),
+    ];
     for member in &roster.members {
-        rows.push([
+        rows.push(vec![
             member.name.clone(),
             member.role.name().into(),
             key_kinds(&member.keys),
             limits(&member.limits),
-            if member.share_with.is_empty() { "-".into() } else { member.share_with.join(", ") },
+            names(&member.groups),
+            names(&member.share_with),
             member.expires.map_or_else(|| "-".into(), |day| day.to_string()),
         ]);
     }
-    let mut widths = [0; 6];
+    if !with_groups {
+        rows.iter_mut().for_each(|row| drop(row.remove(GROUPS)));
+    }
+    let mut widths = vec![0; rows[0].len()];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
@@ -26,13 +36,17 @@ pub fn table(roster: &Roster) -> String {
     let mut out = String::new();
     for row in rows {
         let cells: Vec<String> =
-            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         out.push_str(cells.join("  ").trim_end());
         out.push('\n');
     }
     let count = roster.members.len();
     out.push_str(&format!("{count} member{}\n", if count == 1 { "" } else { "s" }));
     out
+}
+
+fn names(names: &[String]) -> String {
+    if names.is_empty() { "-".into() } else { names.join(", ") }
 }
 
 fn key_kinds(keys: &[String]) -> String {

@@ -13,13 +13,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::roster::{BAKED_IN, Day, FileError, Key, LeftOut, MAX_FILE, person};
+use ::roster::{BAKED_IN, Day, FileError, Key, LeftOut, MAX_FILE, Together, person};
 use russh::keys::ssh_key::public::KeyData;
 use tokio::sync::watch;
 
 use identity::Listed;
 
-pub use ::roster::{MemberLimits, Role};
+pub use ::roster::{Group, MemberLimits, Role};
 pub use identity::Identities;
 pub use views::Views;
 
@@ -39,6 +39,8 @@ pub struct Member {
     /// The box does not use the role yet, except in the log line of each login.
     pub role: Role,
     pub limits: MemberLimits,
+    /// The groups of this member, in order of name. A group's limits count for all its members together.
+    pub groups: Vec<Arc<Group>>,
     /// The members whose paths this member wants to see, and to whom this member's paths may be shown.
     pub share_with: BTreeSet<Arc<str>>,
 }
@@ -134,6 +136,17 @@ impl Roster {
         holders.filter(|holder| holder.member.id == member.id).map(|holder| &holder.key).collect()
     }
 
+    /// The groups that have members, in order of name.
+    pub fn groups(&self) -> impl Iterator<Item = &Arc<Group>> {
+        let groups: BTreeMap<&str, &Arc<Group>> = self
+            .by_name
+            .values()
+            .flat_map(|member| &member.groups)
+            .map(|group| (group.name.as_str(), group))
+            .collect();
+        groups.into_values()
+    }
+
     pub fn len(&self) -> usize {
         self.by_name.len()
     }
@@ -164,6 +177,9 @@ fn parse(
 ) -> Result<Roster, FileError> {
     let read = ::roster::read(bytes)?;
     let ids = identify(&listed(&read));
+    // Held by each member of the group.
+    let groups: HashMap<String, Arc<Group>> =
+        read.groups.into_iter().map(|group| (group.name.clone(), Arc::new(group))).collect();
     let mut roster =
         Roster { source: read.source, commit: read.commit, left_out: read.errors, ..Roster::default() };
     for (entry, keys) in read.members {
@@ -181,6 +197,7 @@ fn parse(
             id: id.clone(),
             role: entry.role,
             limits: entry.limits,
+            groups: entry.groups.iter().filter_map(|name| groups.get(name)).cloned().collect(),
             share_with: entry.share_with.iter().map(|other| other.as_str().into()).collect(),
         });
         for key in keys {
@@ -288,6 +305,18 @@ fn publish(path: &Path, identities: &Identities, sender: &watch::Sender<Arc<Rost
             for member in roster.by_name.values() {
                 for (limit, value) in member.limits.values().filter(|(limit, _)| !limit.enforced) {
                     tracing::warn!(member = %member.name, limit = limit.json, value, "a limit that is not enforced yet");
+                }
+            }
+            for group in roster.groups() {
+                for (limit, value) in group.limits.values() {
+                    if limit.together != Together::Enforced {
+                        tracing::warn!(
+                            group = group.name,
+                            limit = limit.json,
+                            value,
+                            "a limit of a group that is not enforced yet"
+                        );
+                    }
                 }
             }
             sender.send_replace(Arc::new(roster));

@@ -40,8 +40,8 @@ fn the_day_of_expiry_is_the_last_day_in() {
 
 #[test]
 fn a_newer_schema_is_refused_as_such() {
-    let error = read(r#"{"schema":2,"people":{}}"#, "2026-01-01").expect_err("refused");
-    assert!(matches!(error, FileError::Schema(2)), "{error}");
+    let error = read(r#"{"schema":3,"people":{}}"#, "2026-01-01").expect_err("refused");
+    assert!(matches!(error, FileError::Schema(3)), "{error}");
 }
 
 #[test]
@@ -94,6 +94,20 @@ fn members_share_only_if_both_say_so() {
     assert_eq!(shares(r#","share-with":["bob"]"#), (vec!["bob".to_owned()], vec!["alice".to_owned()]));
     // An expired member is not in the roster, and shares nothing.
     assert_eq!(shares(r#","share-with":["bob"],"expires":"2027-01-01""#), none());
+}
+
+#[test]
+fn all_members_of_a_group_hold_the_same_one() {
+    let bob = format!(r#"{{"name":"bob","keys":["{ED2}"],"groups":["ci"]}}"#);
+    let text = format!(
+        r#"{{"schema":2,"source":"test","members":[{},{bob}],"groups":[{{"name":"ci","limits":{{"max-jobs":16}}}},{{"name":"none"}}]}}"#,
+        alice(r#","groups":["ci"]"#)
+    );
+    let roster = read(&text, "2027-01-02").expect("good");
+    let [alice] = &roster.by_name["alice"].groups[..] else { panic!("one group") };
+    let [bob] = &roster.by_name["bob"].groups[..] else { panic!("one group") };
+    assert!(Arc::ptr_eq(alice, bob) && alice.limits.max_jobs == Some(16));
+    assert_eq!(roster.groups().map(|group| group.name.as_str()).collect::<Vec<_>>(), ["ci"]);
 }
 
 #[tokio::test]

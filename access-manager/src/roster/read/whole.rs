@@ -1,0 +1,267 @@
+//! `{ users = …; groups = …; hosts = …; }`: a roster with more than members.
+//!
+//! A mistake in a group leaves out its members, as the group may take something away. What is wrong with the list of
+//! its members costs only whom it concerns.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ::roster::{Group, MAX_GROUPS, MAX_MEMBERS, MemberLimits, name as names};
+
+use super::attributes::Whose;
+use super::{Costs, Found, MAX_HOSTS, R, Reader};
+use crate::diag::{Class, Fault, Span, did_you_mean, one_of, quoted};
+use crate::nix::{AttrMap, Evaluator, ThunkId, Value};
+use crate::roster::evaluated::GroupEntry;
+use crate::roster::names::{self as lists, List, Named};
+
+const ATTRIBUTES: &[&str] = &["users", "groups", "hosts"];
+const GROUP_ATTRIBUTES: &[&str] = &["members", "limits", "memberLimits", "hosts"];
+
+/// Whether a set at the top is this shape. A member named `users` has `keys`; a set of members has a set below each
+/// name.
+pub(super) fn is_whole(ev: &mut Evaluator, map: &AttrMap, at: Span) -> R<bool> {
+    let Some(slot) = map.get("users") else { return Ok(false) };
+    Ok(match ev.force(slot.thunk, at) {
+        Ok(Value::List(_)) => true,
+        Ok(Value::Attrs(_)) => !is_member(ev, slot.thunk, at),
+        // Told with the member of this name.
+        _ => false,
+    })
+}
+
+/// Whether it is a set with `keys` that are no set of their own.
+pub(in crate::roster) fn is_member(ev: &mut Evaluator, id: ThunkId, at: Span) -> bool {
+    let Ok(Value::Attrs(map)) = ev.force(id, at) else { return false };
+    map.get("keys").is_some_and(|keys| !matches!(ev.force(keys.thunk, at), Ok(Value::Attrs(_))))
+}
+
+/// What the `groups` of a roster say, before members are known.
+#[derive(Default)]
+pub(super) struct Groups {
+    sound: BTreeMap<String, GroupEntry>,
+    /// Those with a mistake.
+    broken: BTreeSet<String>,
+    /// Who is in it by its own `members`.
+    members: BTreeMap<String, Vec<Named>>,
+}
+
+impl Reader<'_, '_> {
+    pub(super) fn whole(&mut self, map: &AttrMap, at: Span) -> R<()> {
+        if let Some((name, slot)) = map.iter().find(|(name, _)| !ATTRIBUTES.contains(&&***name)) {
+            let fault = Fault::new(Class::Roster, format!("a roster has no attribute {}", quoted(name)))
+                .at(slot.span)
+                .expected(one_of(ATTRIBUTES))
+                .found(quoted(name));
+            return Err(match did_you_mean(name, ATTRIBUTES.iter().copied()) {
+                Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
+                None => fault.hint("members belong into `users`"),
+            });
+        }
+        if let Some(slot) = map.get("hosts") {
+            let value = self.ev.force(slot.thunk, slot.span)?;
+            let hosts = self.hosts_of(value, slot.thunk, slot.span, "the roster")?;
+            self.hosts = hosts;
+        }
+        if let Some(slot) = map.get("groups") {
+            let value = self.ev.force(slot.thunk, slot.span)?;
+            self.read_groups(value, slot.span)?;
+        }
+        match map.get("users") {
+            Some(slot) => {
+                let users = self.ev.force(slot.thunk, slot.span)?;
+                self.users(users, slot.span)
+            }
+            None => Err(Fault::new(Class::Roster, "this roster has no `users`").at(at)),
+        }
+    }
+
+    fn read_groups(&mut self, value: Value, at: Span) -> R<()> {
+        let Value::Attrs(map) = value else {
+            return Err(Fault::new(Class::Roster, "`groups` must be an attribute set")
+                .at(at)
+                .expected("a set such as `{ ci.limits.maxJobs = 16; }`")
+                .found(value.kind()));
+        };
+        if map.len() > MAX_GROUPS {
+            return Err(Fault::new(Class::Limit, "the roster has too many groups")
+                .at(at)
+                .expected(format!("at most {MAX_GROUPS}"))
+                .found(map.len().to_string()));
+        }
+        for (name, slot) in map.iter() {
+            let read =
+                self.ev.force(slot.thunk, slot.span).and_then(|value| self.group(name, value, slot.span));
+            match read {
+                Ok(group) => {
+                    self.sets.sound.insert(name.to_string(), group);
+                }
+                Err(fault) if self.ev.is_spent() => return Err(fault),
+                Err(fault) => {
+                    self.sets.broken.insert(name.to_string());
+                    self.mistakes.push(Found::new(name, Costs::Group, fault));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn group(&mut self, name: &str, value: Value, at: Span) -> R<GroupEntry> {
+        let Value::Attrs(map) = value else {
+            return Err(Fault::new(
+                Class::Roster,
+                format!("the group {} must be an attribute set", quoted(name)),
+            )
+            .at(at)
+            .expected("a set such as `{ members = [ \"alice\" ]; limits.maxJobs = 16; }`")
+            .found(value.kind()));
+        };
+        // First, so that a mistake in another attribute leaves out those who are listed.
+        if let Some(slot) = map.get("members") {
+            let value = self.ev.force(slot.thunk, slot.span)?;
+            let expected = "a list of members' names such as `[ \"alice\" ]`";
+            let list = List { attribute: "members", of: name, expected, most: MAX_MEMBERS };
+            let members = lists::read(self.ev, value, slot.thunk, slot.span, &list)?;
+            self.sets.members.insert(name.to_owned(), members);
+        }
+        names::check(name).map_err(|found| {
+            Fault::new(Class::Roster, format!("{} cannot be a group's name", quoted(name)))
+                .at(at)
+                .expected(names::expected())
+                .found(found)
+        })?;
+        let mut entry = GroupEntry {
+            group: Group { name: name.to_owned(), limits: MemberLimits::default() },
+            member_limits: MemberLimits::default(),
+            hosts: Vec::new(),
+        };
+        for (attribute, slot) in map.iter() {
+            let value = self.ev.force(slot.thunk, slot.span)?;
+            match &**attribute {
+                "members" => {}
+                "limits" => entry.group.limits = self.limits(value, slot.span, Whose::Group(name))?,
+                "memberLimits" => entry.member_limits = self.limits(value, slot.span, Whose::EachOf(name))?,
+                "hosts" => entry.hosts = self.hosts_of(value, slot.thunk, slot.span, name)?,
+                other => {
+                    let title =
+                        format!("the group {} has an unknown attribute {}", quoted(name), quoted(other));
+                    let fault = Fault::new(Class::Roster, title)
+                        .at(slot.span)
+                        .expected(one_of(GROUP_ATTRIBUTES))
+                        .found(quoted(other));
+                    return Err(match did_you_mean(other, GROUP_ATTRIBUTES.iter().copied()) {
+                        Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
+                        None => fault.hint("docs/reference/roster.md lists what each attribute does"),
+                    });
+                }
+            }
+        }
+        Ok(entry)
+    }
+
+    /// Names of boxes, each of which the roster's own `hosts` has, if there is such a list.
+    pub(super) fn hosts_of(&mut self, value: Value, id: ThunkId, at: Span, of: &str) -> R<Vec<String>> {
+        let expected = "a list of boxes such as `[ \"box\" ]`";
+        let list = List { attribute: "hosts", of, expected, most: MAX_HOSTS };
+        let listed = lists::read(self.ev, value, id, at, &list)?;
+        if listed.is_empty() {
+            return Err(Fault::new(Class::Roster, format!("`hosts` of {} is empty", quoted(of)))
+                .at(at)
+                .expected("at least one box")
+                .hint("leave `hosts` away for all boxes"));
+        }
+        for Named { name, at } in &listed {
+            names::check_host(name).map_err(|expected| {
+                Fault::new(Class::Roster, format!("{} cannot be the name of a box", quoted(name)))
+                    .at(*at)
+                    .expected(expected)
+            })?;
+            if !self.hosts.is_empty() && !self.hosts.contains(name) {
+                let fault =
+                    Fault::new(Class::Roster, format!("there is no box {} in `hosts`", quoted(name))).at(*at);
+                return Err(match did_you_mean(name, self.hosts.iter().map(String::as_str)) {
+                    Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
+                    None => fault.expected("a name in the `hosts` of the roster"),
+                });
+            }
+        }
+        let names: BTreeSet<String> = listed.into_iter().map(|named| named.name).collect();
+        Ok(names.into_iter().collect())
+    }
+
+    /// Puts members into their groups, once both are known. Returns the groups.
+    pub(super) fn settle_groups(&mut self) -> Vec<GroupEntry> {
+        let Groups { sound, broken, members: listed } = std::mem::take(&mut self.sets);
+        let mut by_member: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (group, named) in &listed {
+            for Named { name, .. } in named {
+                by_member.entry(name).or_default().push(group);
+            }
+        }
+        for (at, member) in self.members.values_mut().flatten() {
+            let own = self.memberships.remove(&member.name).unwrap_or_default();
+            match groups_of(&own, by_member.get(member.name.as_str()), (&sound, &broken), *at) {
+                Ok(names) => {
+                    let entries = names.iter().filter_map(|name| sound.get(name));
+                    let defaults = entries
+                        .map(|entry| entry.member_limits.clone())
+                        .reduce(|one, other| one.smaller(&other))
+                        .unwrap_or_default();
+                    member.limits = member.limits.or(&defaults);
+                    member.groups = names.into_iter().collect();
+                }
+                Err(fault) => self.mistakes.push(Found::new(&member.name, Costs::Member, fault)),
+            }
+        }
+        let out: BTreeSet<&str> =
+            self.mistakes.iter().filter(|found| found.left_out()).map(|found| found.name.as_str()).collect();
+        for members in self.members.values_mut() {
+            members.retain(|(_, member)| !out.contains(member.name.as_str()));
+        }
+        self.members.retain(|_, members| !members.is_empty());
+        let known: BTreeSet<&str> =
+            self.members.values().flatten().map(|(_, member)| member.name.as_str()).collect();
+        let strangers: Vec<Found> = listed
+            .iter()
+            .flat_map(|(group, named)| named.iter().map(move |named| (group, named)))
+            .filter(|(_, named)| !known.contains(named.name.as_str()) && !out.contains(named.name.as_str()))
+            .map(|(group, named)| Found::new(group, Costs::NobodyElse, stranger(group, named, &known)))
+            .collect();
+        self.mistakes.extend(strangers);
+        sound.into_values().collect()
+    }
+}
+
+/// All groups of one member. `Err` if one of them does not count.
+fn groups_of(
+    own: &[Named],
+    listed: Option<&Vec<&str>>,
+    (sound, broken): (&BTreeMap<String, GroupEntry>, &BTreeSet<String>),
+    at: Span,
+) -> R<BTreeSet<String>> {
+    let own = own.iter().map(|named| (named.name.as_str(), named.at));
+    let listed = listed.into_iter().flatten().map(|name| (*name, at));
+    let mut names = BTreeSet::new();
+    for (name, at) in own.chain(listed) {
+        if broken.contains(name) {
+            return Err(Fault::new(Class::Roster, format!("the group {} has a mistake", quoted(name))).at(at));
+        }
+        if !sound.contains_key(name) {
+            let fault = Fault::new(Class::Roster, format!("there is no group {}", quoted(name))).at(at);
+            return Err(match did_you_mean(name, sound.keys().map(String::as_str)) {
+                Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
+                None => fault.hint("define it: `{ users = { … }; groups.NAME.limits.maxJobs = 16; }`"),
+            });
+        }
+        names.insert(name.to_owned());
+    }
+    Ok(names)
+}
+
+fn stranger(group: &str, Named { name, at }: &Named, known: &BTreeSet<&str>) -> Fault {
+    let title = format!("the group {} lists {}, who is not in this roster", quoted(group), quoted(name));
+    let fault = Fault::new(Class::Roster, title).at(*at);
+    match did_you_mean(name, known.iter().copied()) {
+        Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
+        None => fault.expected("names of this roster").hint("remove former members from `members` too"),
+    }
+}
