@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod export;
+pub mod import;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -7,9 +7,10 @@
 //! Not here: reading the roster, and telling about mistakes in it.
 
 use ::roster::keys::{self, Authority};
-use ::roster::nix_text::nix_string;
 use ::roster::words::quoted;
 use ::roster::{Day, Key, Member};
+
+use crate::nix_text;
 
 /// Longest name of an account; Linux has no longer ones.
 const MAX_ACCOUNT: usize = 32;
@@ -152,7 +153,7 @@ fn nix_darwin(lines: &[String], account: &str) -> String {
 }
 
 fn items(lines: &[String]) -> String {
-    lines.iter().map(|line| format!("      {}\n", nix_string(line))).collect()
+    lines.iter().map(|line| format!("      {}\n", nix_text::string(line))).collect()
 }
 
 #[cfg(test)]

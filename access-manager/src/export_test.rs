@@ -1,5 +1,5 @@
 use super::*;
-use crate::nix::{Limits, to_json};
+use crate::nix::Limits;
 use crate::roster::evaluate;
 use crate::source::Memory;
 use crate::test_keys::*;
@@ -78,20 +78,6 @@ fn the_modules_that_nix_was_asked_about_are_what_is_exported() {
             std::fs::write(&path, &text).expect("the folder of the questions");
         }
         assert_eq!(text, std::fs::read_to_string(&path).unwrap_or_default(), "{}", path.display());
-    }
-}
-
-#[test]
-fn a_string_is_read_as_it_was() {
-    for text in ["", "a\"b\\c", "${x}", "$${x}", "$$${x}", "\\${x}", "$", "{", "a\nb\tc\rd", "''${x}''", "ä€"]
-    {
-        let file = nix_string(text);
-        let read = to_json(Memory::with(&[("x.nix", &file)]), "x.nix", Limits::default());
-        assert_eq!(
-            read.unwrap_or_else(|error| panic!("{file}\n{error}")),
-            serde_json::Value::from(text),
-            "{file}"
-        );
     }
 }
 

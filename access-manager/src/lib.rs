@@ -14,7 +14,9 @@
 pub mod check;
 pub mod diag;
 pub mod export;
+pub mod import;
 pub mod nix;
+mod nix_text;
 pub mod roster;
 pub mod source;
 pub mod sync;

@@ -1,5 +1,5 @@
-//! Command line: `access-manager check` for pull requests, `eval` for people, `export` for other machines, `sync` for the
-//! box.
+//! Command line: `access-manager check` for pull requests, `eval` for people, `export` for other machines, `import` from other
+//! shapes, `sync` for the box.
 //!
 //! This file and `commands` do all the talking. Messages go to stderr; rosters and reports to stdout or the file asked
 //! for. Exit codes: see [`EXIT_CODES`] and `commands::check::EXIT_CODES`, which `--help` prints.
@@ -24,7 +24,7 @@ Exit codes:
   2  wrong arguments
   3  the repository cannot be reached or read; roster.json is as it was
   4  the branch was rewritten and is refused; roster.json is as it was
-  5  users.nix is refused; roster.json is as it was
+  5  users.nix is refused; roster.json is as it was. For `import`: it has mistakes, and nothing is written
 
 A mistake in the lines of one member leaves that member out and is no reason to refuse the file, except with --strict
 or when nobody else is in it.";
@@ -52,6 +52,9 @@ enum Command {
     /// Print the roster for machines that do not run the agent
     #[command(after_help = EXIT_CODES)]
     Export(commands::export::ExportArgs),
+    /// Rewrite a roster of any shape into the recommended one, without changing who gets in
+    #[command(after_help = EXIT_CODES)]
+    Import(commands::import::ImportArgs),
     /// Fetch the roster's repository and write roster.json
     #[command(after_help = EXIT_CODES)]
     Sync(SyncArgs),
@@ -114,6 +117,7 @@ fn main() -> ExitCode {
         Command::Check(args) => commands::check::check(args),
         Command::Eval(args) => eval(&args),
         Command::Export(args) => commands::export::export(&args),
+        Command::Import(args) => commands::import::import(&args),
         Command::Sync(args) => match args.watch {
             Some(seconds) => watch(Duration::from_secs(seconds)),
             None => sync_once(args),

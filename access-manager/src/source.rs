@@ -329,3 +329,37 @@ impl Source for Memory {
         Ok(names.into_iter().collect())
     }
 }
+
+/// Files of another source, some of them replaced.
+pub struct Overlay<'a, S> {
+    under: &'a S,
+    replaced: std::collections::BTreeMap<String, String>,
+}
+
+impl<'a, S: Source> Overlay<'a, S> {
+    pub fn new(under: &'a S, replaced: std::collections::BTreeMap<String, String>) -> Self {
+        Overlay { under, replaced }
+    }
+}
+
+impl<S: Source> Source for Overlay<'_, S> {
+    fn look(&self, path: &str) -> Result<Option<Node>, SourceError> {
+        match self.replaced.contains_key(path) {
+            true => Ok(Some(Node::File)),
+            false => self.under.look(path),
+        }
+    }
+
+    fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, SourceError> {
+        match self.replaced.get(path) {
+            Some(text) if text.len() as u64 <= limit => Ok(text.clone().into_bytes()),
+            Some(_) => Err(SourceError::TooLarge { limit }),
+            None => self.under.read(path, limit),
+        }
+    }
+
+    /// Replaced files exist already.
+    fn list(&self, path: &str) -> Result<Vec<(String, Node)>, SourceError> {
+        self.under.list(path)
+    }
+}

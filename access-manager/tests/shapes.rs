@@ -1,7 +1,8 @@
-//! Every shape of users.nix that communities use is understood, and gives the members one expects.
+//! Every shape of users.nix that communities use is understood, gives the members one expects, and can be imported.
 
 mod common;
 
+use access_manager::import::{KeyFiles, import};
 use access_manager::nix::Limits;
 use access_manager::roster::{Evaluated, Role, evaluate};
 use access_manager::source::{Memory, WorkDir};
@@ -14,7 +15,17 @@ fn read(users: &str) -> Evaluated {
 fn read_with(users: &str, files: &[(&str, &str)]) -> Evaluated {
     let mut all = vec![("users.nix", users)];
     all.extend_from_slice(files);
-    evaluate(Memory::with(&all), "users.nix", Limits::default()).unwrap_or_else(|d| panic!("{d}"))
+    let files = Memory::with(&all);
+    let roster = evaluate(files, "users.nix", Limits::default()).unwrap_or_else(|d| panic!("{d}"));
+    // Whatever is read can be rewritten; `import` itself compares both.
+    if roster.mistakes.is_empty() && roster.members.len() < 1000 {
+        for keys in [KeyFiles::InPlace, KeyFiles::Copied] {
+            let imported =
+                import(&Memory::with(&all), "users.nix", keys).unwrap_or_else(|e| panic!("{users}\n{e}"));
+            assert_eq!(imported.members, roster.members.len());
+        }
+    }
+    roster
 }
 
 /// `name: key key, name: key`, without comments.

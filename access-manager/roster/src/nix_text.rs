@@ -2,7 +2,7 @@
 
 /// A string as Nix writes it, in which nothing is evaluated.
 #[must_use]
-pub fn nix_string(text: &str) -> String {
+pub fn string(text: &str) -> String {
     let mut out = String::from("\"");
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {

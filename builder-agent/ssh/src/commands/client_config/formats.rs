@@ -6,7 +6,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use roster::nix_text::nix_string;
+use roster::nix_text::string as nix_string;
 
 use super::Values;
 
