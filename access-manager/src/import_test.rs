@@ -194,8 +194,8 @@ fn member() -> impl Strategy<Value = serde_json::Value> {
             0 => format!("{key} {comment}"),
             1 => format!("from=\"192.0.2.0/24\",no-pty {key} {comment}"),
             _ => format!(
-                "cert-authority,principals=\"a,{}\" {key}",
-                comment.replace(['"', '\\', ',', '\u{1b}', '\u{85}'], "_")
+                "cert-authority,principals=\"a,p{}\" {key}",
+                comment.replace(['"', '\\', ',', '\t', '\u{1b}', '\u{85}'], "_")
             ),
         });
     let rest =
@@ -239,15 +239,11 @@ proptest! {
         let users = "builtins.fromJSON (builtins.readFile ./users.json)";
         let json = roster.to_string();
         let memory = Memory::with(&[("users.nix", users), ("users.json", &json)]);
-        match import(&memory, "users.nix", KeyFiles::InPlace) {
-            Ok(first) => {
-                let memory = Memory::with(&[("users.nix", &first.text)]);
-                let second = import(&memory, "users.nix", KeyFiles::InPlace).map_err(|error| TestCaseError::fail(error.to_string()))?;
-                prop_assert_eq!(first.text, second.text);
-            }
-            // A principal may be made of what cannot be one.
-            Err(ImportError::Mistakes(_) | ImportError::Refused(_)) => {}
-            Err(error) => return Err(TestCaseError::fail(error.to_string())),
-        }
+        let again = |memory: &Memory| {
+            import(memory, "users.nix", KeyFiles::InPlace).map_err(|error| TestCaseError::fail(error.to_string()))
+        };
+        let first = again(&memory)?;
+        let second = again(&Memory::with(&[("users.nix", &first.text)]))?;
+        prop_assert_eq!(first.text, second.text);
     }
 }

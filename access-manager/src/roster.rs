@@ -14,6 +14,6 @@ mod twins;
 
 pub use ::roster::{BAKED_IN, LIMITS, LeftOut, Member, MemberLimits, Role, Roster, SCHEMA};
 pub use evaluated::{About, Evaluated, GroupEntry, KeySource, Mistake, Warning};
-pub use inspect::{Groups, Inspected, TRUSTED_USERS, Unused};
+pub use inspect::{ALLOWED_USERS, Groups, Inspected, TRUSTED_USERS, Unused};
 pub use read::{evaluate, inspect};
 pub use table::table;

@@ -74,6 +74,7 @@ pub fn changes(before: &Side, after: &Side, today: Day) -> Vec<Change> {
     let old: BTreeMap<&str, &Member> = by_name(before);
     let new: BTreeMap<&str, &Member> = by_name(after);
     let (old_personal, new_personal) = (personal_keys(before), personal_keys(after));
+    let vouched = trust::vouched(after);
     let mut told = Told::default();
     for name in old.keys().chain(new.keys()).copied().collect::<BTreeSet<&str>>() {
         match (old.get(name), new.get(name)) {
@@ -88,7 +89,7 @@ pub fn changes(before: &Side, after: &Side, today: Day) -> Vec<Change> {
             }
             (Some(_), None) => {
                 told.removed(name, after);
-                told.voucher_removed(name, after);
+                told.voucher_removed(name, &vouched);
             }
             (Some(one), Some(other)) => {
                 told.keys(one, other, (&old_personal[name], &new_personal[name]));

@@ -7,7 +7,7 @@ use ::roster::{Day, LIMITS, Limit, Member, keys};
 
 use super::Diagnostic;
 use crate::diag::{Place, did_you_mean, quoted};
-use crate::roster::{Evaluated, Groups, Inspected, TRUSTED_USERS, Unused};
+use crate::roster::{ALLOWED_USERS, Evaluated, Groups, Inspected, TRUSTED_USERS, Unused};
 
 /// Names out of order that are listed one by one. With more of them, the roster has an order of its own.
 const MAX_MISPLACED: usize = 5;
@@ -111,6 +111,7 @@ pub fn all(evaluated: &Evaluated, inspected: &Inspected, bounds: &[Bound], now: 
     findings.extend(inspected.unused.iter().map(unused));
     findings.extend(evaluated.members.iter().flat_map(|member| above_bounds(member, bounds)));
     findings.extend(evaluated.members.iter().flat_map(|member| expired(member, now)));
+    findings.extend(evaluated.members.iter().filter_map(|member| nowhere(evaluated, member)));
     findings.extend(misplaced(&inspected.places));
     findings.extend(groups(&inspected.groups));
     findings
@@ -139,6 +140,15 @@ fn above_bounds(member: &Member, bounds: &[Bound]) -> Vec<Finding> {
         Some(Finding::new(Severity::Error, "above-bound", text))
     };
     member.limits.values().filter_map(above).collect()
+}
+
+fn nowhere(evaluated: &Evaluated, member: &Member) -> Option<Finding> {
+    evaluated.boxes(member).filter(BTreeSet::is_empty)?;
+    let text = format!(
+        "no box lets in {}: their own `hosts` and those of their groups have none in common",
+        quoted(&member.name)
+    );
+    Some(Finding::new(Severity::Warning, "not-meant", text))
 }
 
 fn expired(member: &Member, now: u64) -> Vec<Finding> {
@@ -227,6 +237,10 @@ fn groups(groups: &Groups) -> Vec<Finding> {
         match group.as_str() {
             "wheel" | "sudo" | "admin" => out.push(note(format!(
                 "{} ({who}) has no effect here: members have no account on the box, and the roster makes nobody root",
+                quoted(group)
+            ))),
+            ALLOWED_USERS => out.push(note(format!(
+                "{} ({who}) has no effect here: every member may build, and nobody else",
                 quoted(group)
             ))),
             "trusted" | TRUSTED_USERS => out.push(note(format!(

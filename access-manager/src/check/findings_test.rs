@@ -141,6 +141,21 @@ fn rights_of_an_ordinary_machine_are_explained() {
     // What cannot be evaluated has no effect either.
     let broken = "{ config, ... }: { users.users.a = { extraGroups = config.groups; openssh.authorizedKeys.keys = [ \"$A\" ]; }; }";
     assert_eq!(found(broken, &[], &[]), NOTHING);
+    let allowed = "{ ... }: { nix.settings.allowed-users = [ \"@users\" ]; users.users.a.openssh.authorizedKeys.keys = [ \"$A\" ]; }";
+    assert_eq!(
+        found(allowed, &[], &[]),
+        ["no-effect: `allowed-users` (`@users`) has no effect here: every member may build, and nobody else"]
+    );
     let set = found("{ a = { keys = \"$A\"; trusted = true; }; }", &[], &[]);
     assert_eq!(set, ["not-meant: `trusted` of `a` is ignored: no member has to be trusted here"]);
+}
+
+#[test]
+fn a_member_whom_no_box_lets_in_is_told() {
+    let users = "{ users = { a = { keys = \"$A\"; hosts = [ \"box\" ]; groups = [ \"g\" ]; }; b = { keys = \"$B\"; groups = [ \"g\" ]; }; }; \
+                 groups.g.hosts = [ \"mac\" ]; }";
+    assert_eq!(
+        found(users, &[], &[]),
+        ["not-meant: no box lets in `a`: their own `hosts` and those of their groups have none in common"]
+    );
 }

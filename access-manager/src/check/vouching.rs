@@ -5,13 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ::roster::Day;
 use ::roster::words::all_of;
+use ::roster::{Day, Member};
 
 use super::Options;
 use super::findings::{Finding, Severity};
 use crate::diag::{did_you_mean, quoted};
 use crate::roster::Evaluated;
+
+/// Suggestions for mistyped names: each compares with many.
+const MAX_SUGGESTIONS: usize = 20;
 
 /// The vouchers of each member.
 type Vouchers<'a> = BTreeMap<&'a str, &'a [String]>;
@@ -35,17 +38,21 @@ pub(super) fn findings(now: &Evaluated, before: Option<&Evaluated>, options: &Op
             Finding::new(severity, "vouching", text)
         })
         .collect();
+    let members: BTreeMap<&str, &Member> =
+        now.members.iter().map(|member| (member.name.as_str(), member)).collect();
+    let mut suggestions = 0;
     for (name, names) in &vouchers {
         if is_bound(name) {
-            findings.extend(missing(name, names, now, before, today));
+            findings.extend(missing(name, names, &members, before, today));
             continue;
         }
         for voucher in names.iter().filter(|voucher| !is_member(now, voucher)) {
             let text = format!("{} vouched for {}, and is not in this roster", quoted(voucher), quoted(name));
             let finding = Finding::new(Severity::Note, "vouching", text);
             // A former member is no typing mistake.
-            let near = did_you_mean(voucher, now.members.iter().map(|member| member.name.as_str()));
-            findings.push(match near.filter(|_| !was_member(voucher)) {
+            let asked = !was_member(voucher) && suggestions < MAX_SUGGESTIONS;
+            suggestions += usize::from(asked);
+            findings.push(match asked.then(|| did_you_mean(voucher, members.keys().copied())).flatten() {
                 Some(near) => finding.hint(&format!("did you mean {}?", quoted(near))),
                 None => finding,
             });
@@ -58,13 +65,13 @@ pub(super) fn findings(now: &Evaluated, before: Option<&Evaluated>, options: &Op
 fn missing(
     name: &str,
     vouchers: &[String],
-    now: &Evaluated,
+    members: &BTreeMap<&str, &Member>,
     before: Option<&Evaluated>,
     today: Day,
 ) -> Option<Finding> {
     let reason = |voucher: &String| -> Option<String> {
         let word = quoted(voucher);
-        match now.members.iter().find(|member| member.name == *voucher) {
+        match members.get(voucher.as_str()) {
             None => Some(format!("{word} is not in this roster")),
             Some(member) if member.expired(today).is_some() => {
                 Some(format!("the access of {word} has expired"))

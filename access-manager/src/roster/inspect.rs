@@ -16,6 +16,9 @@ pub const RIGHTS: &[&str] = &["sudo", "wheel", "extraGroups", "isAdmin", "admin"
 /// The setting of Nix that names trusted users; also their group in [`Groups`].
 pub const TRUSTED_USERS: &str = "trusted-users";
 
+/// The setting of Nix that names who may use the daemon at all.
+pub const ALLOWED_USERS: &str = "allowed-users";
+
 /// Largest file that is looked at for a key; the evaluator's own bound for key files.
 const MAX_KEY_FILE: u64 = 256 << 10;
 /// Bytes read of files that nobody names. What comes after is not looked at.

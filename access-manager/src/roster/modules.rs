@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::inspect::{Groups, TRUSTED_USERS};
+use super::inspect::{ALLOWED_USERS, Groups, TRUSTED_USERS};
 use crate::diag::{Class, Fault, Span, quoted};
 use crate::nix::{AttrMap, Evaluator, Slot, ThunkId, Value};
 
@@ -66,7 +66,7 @@ pub fn users(ev: &mut Evaluator, module: Rc<AttrMap>, at: Span, groups: &mut Opt
             None => vec![module],
         };
         if let Some(groups) = groups {
-            note_trusted(ev, &root, at, groups);
+            note_settings(ev, &root, at, groups);
         }
         let outer = below(ev, root, "users", at)?;
         if let Some(groups) = groups {
@@ -129,12 +129,14 @@ fn note_groups(ev: &mut Evaluator, users: &[Rc<AttrMap>], at: Span, groups: &mut
     }
 }
 
-/// `nix.settings.trusted-users`, as a group of that name.
-fn note_trusted(ev: &mut Evaluator, root: &[Rc<AttrMap>], at: Span, groups: &mut Groups) {
+/// `nix.settings.trusted-users` and `allowed-users`, as groups of these names.
+fn note_settings(ev: &mut Evaluator, root: &[Rc<AttrMap>], at: Span, groups: &mut Groups) {
     let settings = below(ev, root.to_vec(), "nix", at).and_then(|nix| below(ev, nix, "settings", at));
     for set in settings.unwrap_or_default() {
-        for user in strings(ev, &set, TRUSTED_USERS, at) {
-            groups.entry(TRUSTED_USERS.to_owned()).or_default().insert(user);
+        for setting in [TRUSTED_USERS, ALLOWED_USERS] {
+            for user in strings(ev, &set, setting, at) {
+                groups.entry(setting.to_owned()).or_default().insert(user);
+            }
         }
     }
 }

@@ -24,7 +24,7 @@ use super::evaluated::{About, Evaluated, Mistake, Warning};
 use super::inspect::{self, Groups, Inspected};
 use super::names::Named;
 use super::{Member, modules, sharing, twins};
-use crate::diag::{Class, Diagnostic, Fault, Span, quoted};
+use crate::diag::{Class, Diagnostic, Fault, Span, did_you_mean, quoted};
 use crate::nix::{self, Evaluator, Limits, Value};
 use crate::source::Source;
 
@@ -35,6 +35,9 @@ type R<T> = Result<T, Fault>;
 /// Longest part of a name that is no member's name in a message.
 const MAX_SHOWN: usize = 80;
 
+/// Suggestions for mistyped names of members, groups and boxes. Each compares with up to 2000 names, and a hostile roster
+/// may mistype each of a hundred thousand.
+const MAX_SUGGESTIONS: u32 = 100;
 /// Boxes in one list. A fleet that one roster serves is smaller.
 const MAX_HOSTS: usize = 1_000;
 
@@ -128,6 +131,18 @@ struct Reader<'a, 's> {
     warnings: Vec<Warning>,
     /// Groups of a module's users, where somebody asks for them.
     groups: Option<Groups>,
+    suggestions: Suggestions,
+}
+
+/// How many suggestions are left.
+struct Suggestions(u32);
+
+impl Suggestions {
+    /// The candidate that was probably meant.
+    fn near<'c>(&mut self, word: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
+        self.0 = self.0.checked_sub(1)?;
+        did_you_mean(word, candidates)
+    }
 }
 
 impl<'a, 's> Reader<'a, 's> {
@@ -145,6 +160,7 @@ impl<'a, 's> Reader<'a, 's> {
             about: BTreeMap::new(),
             warnings: Vec::new(),
             groups,
+            suggestions: Suggestions(MAX_SUGGESTIONS),
         };
         reader.top(value)?;
         reader.leave_out_namesakes();
@@ -249,7 +265,9 @@ impl Reader<'_, '_> {
 
     fn settle_shares(&mut self) {
         let members = self.members.values_mut().flatten().map(|(_, member)| member);
-        let (faults, warnings) = sharing::settle(members.collect(), &self.shares);
+        let (faults, warnings) = sharing::settle(members.collect(), &self.shares, |word, names| {
+            self.suggestions.near(word, names.iter().map(String::as_str))
+        });
         self.mistakes.extend(faults.into_iter().map(|(name, fault)| Found::new(&name, Costs::Part, fault)));
         self.warnings.extend(warnings.into_iter().map(Warning::from));
     }

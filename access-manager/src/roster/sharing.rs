@@ -7,7 +7,7 @@ use ::roster::MAX_SHARES;
 
 use super::Member;
 use super::names::{self, List, Named};
-use crate::diag::{Class, Fault, Span, did_you_mean, quoted};
+use crate::diag::{Class, Fault, Span, quoted};
 use crate::nix::{Evaluator, ThunkId, Value};
 
 type R<T> = Result<T, Fault>;
@@ -25,13 +25,15 @@ pub fn read(ev: &mut Evaluator, value: Value, id: ThunkId, at: Span, member: &st
     }
 }
 
-/// Puts what was read into the members, once all of them are known. Returns faults by member, and warnings.
+/// Puts what was read into the members, once all of them are known. `near` gives the name that was probably meant.
+/// Returns faults by member, and warnings.
 ///
 /// A name that is not in the roster does not count, and its owner stays: otherwise who leaves would keep out all who
 /// shared with them.
 pub fn settle(
     members: Vec<&mut Member>,
     shares: &BTreeMap<String, Vec<Named>>,
+    mut near: impl for<'n> FnMut(&str, &'n BTreeSet<String>) -> Option<&'n str>,
 ) -> (Vec<(String, Fault)>, Vec<String>) {
     let names: BTreeSet<String> = members.iter().map(|member| member.name.clone()).collect();
     let lists = |one: &str, other: &str| {
@@ -43,7 +45,9 @@ pub fn settle(
         let (known, unknown): (Vec<&Named>, Vec<&Named>) =
             list.iter().partition(|share| names.contains(&share.name));
         faults.extend(
-            unknown.into_iter().map(|share| (member.name.clone(), stranger(&member.name, share, &names))),
+            unknown
+                .into_iter()
+                .map(|share| (member.name.clone(), stranger(&member.name, share, near(&share.name, &names)))),
         );
         let with: BTreeSet<&str> = known.into_iter().map(|share| share.name.as_str()).collect();
         for other in with.iter().filter(|other| !lists(other, &member.name)) {
@@ -58,13 +62,13 @@ pub fn settle(
     (faults, warnings)
 }
 
-fn stranger(who: &str, share: &Named, names: &BTreeSet<String>) -> Fault {
+fn stranger(who: &str, share: &Named, near: Option<&str>) -> Fault {
     let fault = Fault::new(
         Class::Roster,
         format!("{} shares with {}, who is not in this roster", quoted(who), quoted(&share.name)),
     )
     .at(share.at);
-    match did_you_mean(&share.name, names.iter().map(String::as_str)) {
+    match near {
         Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
         None => fault.expected("names of this roster").hint("remove former members from `shareWith` too"),
     }

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ::roster::MemberLimits;
 use ::roster::words::quoted;
-use ::roster::{Member, MemberLimits};
 
 use super::{Effect, Side, Told, Whom, words};
 use crate::roster::GroupEntry;
@@ -13,18 +13,22 @@ type Groups<'a> = BTreeMap<&'a str, (&'a GroupEntry, BTreeSet<&'a str>)>;
 
 fn groups<'a>(side: &Side<'a>) -> Groups<'a> {
     let entries = side.evaluated.map_or(&[][..], |evaluated| &evaluated.groups);
-    let members = |name: &str| -> BTreeSet<&'a str> {
-        let inside = |member: &&Member| member.groups.iter().any(|group| group == name);
-        side.members().iter().filter(inside).map(|member| member.name.as_str()).collect()
-    };
-    let named = entries.iter().map(|entry| (entry.group.name.as_str(), (entry, members(&entry.group.name))));
-    named.collect()
+    let mut groups: Groups<'a> =
+        entries.iter().map(|entry| (entry.group.name.as_str(), (entry, BTreeSet::new()))).collect();
+    for member in side.members() {
+        for group in &member.groups {
+            if let Some((_, members)) = groups.get_mut(group.as_str()) {
+                members.insert(&member.name);
+            }
+        }
+    }
+    groups
 }
 
 impl Told {
     pub(super) fn groups(&mut self, before: &Side, after: &Side) {
         let (old, new) = (groups(before), groups(after));
-        let present = |side: &Side, name: &str| side.members().iter().any(|member| member.name == name);
+        let after: BTreeSet<&str> = after.members().iter().map(|member| member.name.as_str()).collect();
         for (name, (entry, members)) in &new {
             let none = (None, BTreeSet::new());
             let (previous, were) =
@@ -39,12 +43,12 @@ impl Told {
                 self.joined(member, entry, members.len() - 1);
             }
             // Who leaves the roster leaves the group with it.
-            for member in were.difference(members).filter(|member| present(after, member)) {
+            for member in were.difference(members).filter(|member| after.contains(*member)) {
                 self.left(member, entry);
             }
         }
         for (name, (entry, members)) in old.iter().filter(|(name, _)| !new.contains_key(*name)) {
-            let still = members.iter().filter(|member| present(after, member)).count();
+            let still = members.iter().filter(|member| after.contains(*member)).count();
             let text = format!(
                 "removes the group {}: {}",
                 quoted(name),

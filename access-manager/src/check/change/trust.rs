@@ -1,6 +1,6 @@
 //! Sentences about which boxes let a member in, and who vouched for whom.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ::roster::Member;
 use ::roster::words::{all_of, quoted};
@@ -9,6 +9,19 @@ use super::{Effect, Side, Told};
 
 /// Names in one sentence.
 const MAX_NAMES: usize = 10;
+
+/// Whom each member vouched for.
+pub(super) type Vouched<'a> = BTreeMap<&'a str, Vec<&'a str>>;
+
+pub(super) fn vouched<'a>(side: &Side<'a>) -> Vouched<'a> {
+    let mut vouched = Vouched::new();
+    for member in side.members() {
+        for voucher in vouchers(side, &member.name) {
+            vouched.entry(voucher).or_default().push(&member.name);
+        }
+    }
+    vouched
+}
 
 /// What is added to the sentence about a new member.
 pub(super) fn conditions(member: &Member, after: &Side) -> String {
@@ -72,13 +85,8 @@ impl Told {
     }
 
     /// Whom a member who leaves had vouched for: they stay, and a reviewer may want to know.
-    pub(super) fn voucher_removed(&mut self, name: &str, after: &Side) {
-        let vouched: Vec<&str> = after
-            .members()
-            .iter()
-            .map(|member| member.name.as_str())
-            .filter(|other| vouchers(after, other).iter().any(|voucher| voucher == name))
-            .collect();
+    pub(super) fn voucher_removed(&mut self, name: &str, vouched: &Vouched) {
+        let vouched = vouched.get(name).map_or(&[][..], Vec::as_slice);
         if vouched.is_empty() {
             return;
         }

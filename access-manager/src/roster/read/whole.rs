@@ -8,11 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use ::roster::{Group, MAX_GROUPS, MAX_MEMBERS, MemberLimits, name as names};
 
 use super::attributes::Whose;
-use super::{Costs, Found, MAX_HOSTS, R, Reader};
+use super::{Costs, Found, MAX_HOSTS, R, Reader, Suggestions};
 use crate::diag::{Class, Fault, Span, did_you_mean, one_of, quoted};
 use crate::nix::{AttrMap, Evaluator, ThunkId, Value};
 use crate::roster::evaluated::GroupEntry;
 use crate::roster::names::{self as lists, List, Named};
+
+/// Names of nobody in groups that are told. Lists of groups can have ten million names together.
+const MAX_STRANGERS: usize = 100;
 
 const ATTRIBUTES: &[&str] = &["users", "groups", "hosts"];
 const GROUP_ATTRIBUTES: &[&str] = &["members", "limits", "memberLimits", "hosts"];
@@ -178,7 +181,7 @@ impl Reader<'_, '_> {
             if !self.hosts.is_empty() && !self.hosts.contains(name) {
                 let fault =
                     Fault::new(Class::Roster, format!("there is no box {} in `hosts`", quoted(name))).at(*at);
-                return Err(match did_you_mean(name, self.hosts.iter().map(String::as_str)) {
+                return Err(match self.suggestions.near(name, self.hosts.iter().map(String::as_str)) {
                     Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
                     None => fault.expected("a name in the `hosts` of the roster"),
                 });
@@ -199,7 +202,13 @@ impl Reader<'_, '_> {
         }
         for (at, member) in self.members.values_mut().flatten() {
             let own = self.memberships.remove(&member.name).unwrap_or_default();
-            match groups_of(&own, by_member.get(member.name.as_str()), (&sound, &broken), *at) {
+            match groups_of(
+                &own,
+                by_member.get(member.name.as_str()),
+                (&sound, &broken),
+                &mut self.suggestions,
+                *at,
+            ) {
                 Ok(names) => {
                     let entries = names.iter().filter_map(|name| sound.get(name));
                     let defaults = entries
@@ -224,7 +233,11 @@ impl Reader<'_, '_> {
             .iter()
             .flat_map(|(group, named)| named.iter().map(move |named| (group, named)))
             .filter(|(_, named)| !known.contains(named.name.as_str()) && !out.contains(named.name.as_str()))
-            .map(|(group, named)| Found::new(group, Costs::NobodyElse, stranger(group, named, &known)))
+            .take(MAX_STRANGERS)
+            .map(|(group, named)| {
+                let near = self.suggestions.near(&named.name, known.iter().copied());
+                Found::new(group, Costs::NobodyElse, stranger(group, named, near))
+            })
             .collect();
         self.mistakes.extend(strangers);
         sound.into_values().collect()
@@ -236,6 +249,7 @@ fn groups_of(
     own: &[Named],
     listed: Option<&Vec<&str>>,
     (sound, broken): (&BTreeMap<String, GroupEntry>, &BTreeSet<String>),
+    suggestions: &mut Suggestions,
     at: Span,
 ) -> R<BTreeSet<String>> {
     let own = own.iter().map(|named| (named.name.as_str(), named.at));
@@ -247,7 +261,7 @@ fn groups_of(
         }
         if !sound.contains_key(name) {
             let fault = Fault::new(Class::Roster, format!("there is no group {}", quoted(name))).at(at);
-            return Err(match did_you_mean(name, sound.keys().map(String::as_str)) {
+            return Err(match suggestions.near(name, sound.keys().map(String::as_str)) {
                 Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
                 None => fault.hint("define it: `{ users = { … }; groups.NAME.limits.maxJobs = 16; }`"),
             });
@@ -257,10 +271,10 @@ fn groups_of(
     Ok(names)
 }
 
-fn stranger(group: &str, Named { name, at }: &Named, known: &BTreeSet<&str>) -> Fault {
+fn stranger(group: &str, Named { name, at }: &Named, near: Option<&str>) -> Fault {
     let title = format!("the group {} lists {}, who is not in this roster", quoted(group), quoted(name));
     let fault = Fault::new(Class::Roster, title).at(*at);
-    match did_you_mean(name, known.iter().copied()) {
+    match near {
         Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
         None => fault.expected("names of this roster").hint("remove former members from `members` too"),
     }
