@@ -131,6 +131,11 @@ fn mistakes() -> Vec<Mistake> {
             Outside,
             "{\n  alice.keys = ../../home/alice/.ssh/id_ed25519.pub;\n}\n",
         ),
+        mistake(
+            "space in a path",
+            Syntax,
+            "{ lib, ... }:\nlib.genAttrs [ \"alice\" ] (name: {\n  keys = ./keys ${name}.pub;\n})\n",
+        ),
         mistake("absolute path", Outside, "{\n  alice.keys = /etc/ssh/alice.pub;\n}\n"),
         mistake("path in home", Unsupported, "{\n  alice.keys = ~/.ssh/id_ed25519.pub;\n}\n"),
         mistake(

@@ -30,6 +30,15 @@ struct Lower {
     file: u32,
 }
 
+// Both methods belong to a trait of rowan, which rnix re-exports under the name `AstNode`.
+fn children<N: AstNode>(node: &N) -> rnix::SyntaxElementChildren {
+    node.syntax().children_with_tokens()
+}
+
+fn node_of<N: AstNode>(node: rnix::SyntaxNode) -> Option<N> {
+    N::cast(node)
+}
+
 /// An attribute of a set that is still being made: `a.b = …; a.c = …;` adds to a nested set one name at a time.
 enum Draft {
     Value { span: Span, outer: bool, value: ExprRef },
@@ -114,7 +123,7 @@ impl Lower {
                 }
             }
             ast::Expr::BinOp(b) => self.binary(b)?,
-            ast::Expr::PathRel(p) => self.path(p.parts())?,
+            ast::Expr::PathRel(p) => self.path(p)?,
             ast::Expr::PathAbs(p) => {
                 let text = p.to_string();
                 return Err(Fault::new(
@@ -188,12 +197,21 @@ impl Lower {
         Ok(())
     }
 
-    fn path(&self, pieces: Vec<InterpolPart<ast::PathContent>>) -> R<Kind> {
+    /// Not by rnix's own `parts`, which panics at `./keys ${name}`: it accepts the space and makes it a token of the path.
+    fn path(&self, node: &ast::PathRel) -> R<Kind> {
         let mut parts = Vec::new();
-        for piece in pieces {
-            parts.push(match piece {
-                InterpolPart::Literal(token) => Part::Text(token.text().into()),
-                InterpolPart::Interpolation(i) => Part::Expr(self.sub(&i, i.expr())?),
+        for piece in children(node) {
+            let content = piece.as_token().cloned().and_then(ast::PathContent::cast);
+            let interpolation = piece.as_node().cloned().and_then(node_of::<ast::Interpol>);
+            parts.push(match (content, interpolation) {
+                (Some(token), _) => Part::Text(token.text().into()),
+                (None, Some(i)) => Part::Expr(self.sub(&i, i.expr())?),
+                (None, None) => {
+                    return Err(Fault::new(Class::Syntax, "this path is not valid Nix")
+                        .at(self.span(node))
+                        .expected("letters, digits, `.`, `_`, `-`, `+`, `/` and `${…}`, without spaces")
+                        .hint("for a file with other characters in its name write `./. + \"/the name\"`"));
+                }
             });
         }
         Ok(Kind::Path(parts))
