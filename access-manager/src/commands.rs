@@ -1,8 +1,9 @@
-//! The commands, a file each, and what they share. `eval` and `sync` are still in `main.rs`.
+//! The commands, a file each, and what they share. `eval` is still in `main.rs`.
 
 pub mod check;
 pub mod export;
 pub mod import;
+pub mod sync;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

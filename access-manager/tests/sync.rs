@@ -79,6 +79,18 @@ impl World {
         (output.status.code().unwrap(), text)
     }
 
+    /// The folders of a box that has just booted: only what is kept is left.
+    fn reboot(&self) {
+        std::fs::remove_dir_all(self.path("state")).unwrap();
+        for name in ["roster.json", "roster-status.json"] {
+            std::fs::remove_file(self.path(name)).unwrap();
+        }
+    }
+
+    fn status(&self) -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(self.path("roster-status.json")).unwrap()).unwrap()
+    }
+
     fn roster(&self) -> serde_json::Value {
         serde_json::from_slice(&std::fs::read(self.path("roster.json")).unwrap()).unwrap()
     }
@@ -134,7 +146,13 @@ fn members_come_and_go_with_commits() {
     let (code, text) = w.sync(&[]);
     assert_eq!(
         (code, text.as_str()),
-        (0, &*format!("wrote TMP/roster.json: 2 members, commit {}\n", &first.to_string()[..12]))
+        (
+            0,
+            &*format!(
+                "wrote TMP/roster.json: 2 members, commit {} of 1970-01-01 00:00:01Z\n",
+                &first.to_string()[..12]
+            )
+        )
     );
     assert_eq!(w.roster()["commit"], first.to_string());
     assert_eq!(w.roster()["schema"], 1);
@@ -253,6 +271,91 @@ fn the_baked_in_roster_serves_only_where_there_is_none() {
     let (code, text) = w.sync_from("http://127.0.0.1:1/r", &["--fallback", fallback]);
     assert!(code == 3 && text.contains("keeping the roster that is there"), "{text}");
     assert_eq!(w.names(), ["alice"]);
+}
+
+/// A carol who is in no commit, as `roster.json` has her.
+fn baked_in(w: &World) -> String {
+    let baked = serde_json::json!({ "schema": 1, "commit": null, "source": "users.nix", "members":
+        [{ "name": "carol", "keys": [B], "role": "member", "limits": {}, "expires": null }] });
+    std::fs::write(w.path("baked.json"), baked.to_string()).unwrap();
+    w.path("baked.json").to_str().unwrap().to_owned()
+}
+
+#[test]
+fn what_was_accepted_survives_a_reboot_where_the_disk_does() {
+    let w = World::new();
+    let (keep, baked) = (w.path("keep"), baked_in(&w));
+    let keep = ["--keep-dir", keep.to_str().unwrap(), "--fallback", &baked];
+    let old = w.commit(&[("users.nix", &both()), ("keys/bob.pub", B)]);
+    w.commit(&[("users.nix", &alice())]);
+    assert_eq!(w.sync(&keep).0, 0);
+    let checked = w.status()["checked"].clone();
+
+    // Without network: neither bob nor the image's carol come back.
+    w.reboot();
+    let (code, text) = w.sync_from("/nowhere/at/all", &keep);
+    assert!(code == 3 && text.contains("using the last accepted roster, commit "), "{code} {text}");
+    assert_eq!((w.names(), &w.status()["checked"]), (vec!["alice".to_owned()], &checked));
+
+    // With an attacker on the line who offers the history before the removal.
+    w.repo.reference("refs/heads/main", old, true, "rewind").unwrap();
+    w.reboot();
+    assert_eq!(w.sync(&keep).0, 4);
+    assert_eq!(w.names(), ["alice"]);
+}
+
+#[test]
+fn the_baked_in_roster_does_not_come_back_when_the_kept_one_is_lost() {
+    let w = World::new();
+    let (keep, baked) = (w.path("keep"), baked_in(&w));
+    let keep = ["--keep-dir", keep.to_str().unwrap(), "--fallback", &baked];
+    w.commit(&[("users.nix", &alice())]);
+    assert_eq!(w.sync(&keep).0, 0);
+    w.reboot();
+    std::fs::write(w.path("keep/roster.json"), "{").unwrap();
+    let (code, text) = w.sync_from("/nowhere/at/all", &keep);
+    assert!(code == 1 && text.contains("another roster was accepted before"), "{code} {text}");
+    assert!(!w.path("roster.json").exists());
+    assert_eq!(w.sync(&keep).0, 0);
+    assert_eq!(w.names(), ["alice"]);
+}
+
+#[test]
+fn the_status_says_which_commit_counts_and_why_a_newer_one_does_not() {
+    let w = World::new();
+    let before = roster::date::now();
+    let good = w.commit(&[("users.nix", &alice())]);
+    assert_eq!(w.sync(&[]).0, 0);
+    let status = w.status();
+    let accepted = &status["accepted"];
+    assert_eq!((&accepted["commit"], &accepted["committed"]), (&good.to_string().into(), &1.into()));
+    assert!(
+        accepted["accepted"].as_u64().unwrap() >= before && status["checked"].as_u64().unwrap() >= before
+    );
+    assert_eq!(status["problem"], serde_json::Value::Null);
+
+    let bad = w.commit(&[("users.nix", "{ bob.keys = 1; }")]);
+    assert_eq!(w.sync(&[]).0, 5);
+    let refused = w.status();
+    assert_eq!((&refused["accepted"], &refused["checked"]), (accepted, &status["checked"]));
+    let problem = &refused["problem"];
+    assert_eq!(problem["commit"], bad.to_string());
+    assert!(problem["reason"].as_str().unwrap().contains("users.nix:1:14"), "{problem}");
+
+    assert_eq!(w.sync_from("/nowhere/at/all", &[]).0, 3);
+    let problem = &w.status()["problem"];
+    assert!(
+        problem["commit"].is_null() && problem["reason"].as_str().unwrap().contains("/nowhere"),
+        "{problem}"
+    );
+
+    let next = w.commit(&[("users.nix", &both()), ("keys/bob.pub", B)]);
+    assert_eq!(w.sync(&[]).0, 0);
+    let status = w.status();
+    assert_eq!(
+        (&status["accepted"]["commit"], &status["problem"]),
+        (&next.to_string().into(), &serde_json::Value::Null)
+    );
 }
 
 #[test]

@@ -107,6 +107,11 @@ fn civil(unix_seconds: u64) -> DateTime {
     EPOCH.saturating_add(since)
 }
 
+/// A moment for people, in UTC: `2027-01-31 08:30:00Z`.
+pub fn shown(unix_seconds: u64) -> String {
+    civil(unix_seconds).strftime("%Y-%m-%d %H:%M:%SZ").to_string()
+}
+
 /// Seconds since 1970. A clock before that counts as 1970: nothing has expired then, and nothing is valid yet.
 pub fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs()

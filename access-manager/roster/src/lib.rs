@@ -12,6 +12,7 @@
 //! limits.rs     a member's own limits and their bounds
 //! date.rs       `expires`, `expiry-time`
 //! person.rs     which keys tell one person of a name from another
+//! status.rs     roster-status.json: which commit is in force, and why a newer one is not
 //! ```
 //! Not here: where a roster comes from (`access-manager`), and who is let in by it (the agent's `ssh/login.rs`).
 
@@ -24,6 +25,7 @@ mod limits;
 pub mod name;
 pub mod nix_text;
 pub mod person;
+pub mod status;
 pub mod words;
 
 pub use date::Day;
@@ -33,6 +35,7 @@ pub use file::{
 pub use group::Group;
 pub use keys::Key;
 pub use limits::{LIMITS, Limit, MemberLimits, Together};
+pub use status::Status;
 
 /// Members of one roster; ten times the largest community builder.
 pub const MAX_MEMBERS: usize = 10_000;
