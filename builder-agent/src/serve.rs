@@ -16,7 +16,7 @@ use builds::kept::KeptLogs;
 use builds::realise::Realiser;
 use builds::schedule::{Embedded, Parts};
 use daemon::Agent;
-use members::{Identities, Roster};
+use members::{Checks, Identities, Roster};
 use net::HttpClient;
 use settings::Config;
 use shares::budget::Budgets;
@@ -131,6 +131,7 @@ async fn open(config: Arc<Config>, host_key: String, threads: Threads) -> Result
     let backend = backend::open(&config.sandbox)?;
     let kept = Arc::new(KeptLogs::new(logs.join("kept"), config.limits.max_kept_log_bytes));
     let roster = follow_roster(&config, &store, &kept)?;
+    let checks = Checks::follow(&config.roster, config.roster_max_age);
     let http = Arc::new(HttpClient::new(&config.fetch));
     let parts = Parts {
         config: config.clone(),
@@ -161,6 +162,7 @@ async fn open(config: Arc<Config>, host_key: String, threads: Threads) -> Result
         signing_key,
         host_key,
         roster,
+        checks,
         threads,
         budgets,
         opened: Default::default(),

@@ -390,3 +390,122 @@ fn the_status_names_who_is_left_out_of_the_roster_and_why() {
     assert_eq!(status["roster"]["left_out"][0]["name"], "bob", "{status}");
     assert!(!status["roster"]["left_out"][0]["error"].as_str().expect("why").is_empty());
 }
+
+/// Puts a status beside the roster, as `access-manager sync` does.
+fn write_status(agent: &Agent, status: &roster::Status) {
+    let new = agent.path().join("status.new");
+    std::fs::write(&new, status.to_json()).expect("written");
+    std::fs::rename(&new, roster::Status::path_beside(&agent.path().join("roster.json"))).expect("replaced");
+}
+
+fn accepted() -> roster::status::Accepted {
+    roster::status::Accepted { commit: "a".repeat(40), committed: 1_700_000_000, accepted: 1_700_000_060 }
+}
+
+/// Waits until `ssh` of this member ends in this way, and returns its output.
+fn until(agent: &Agent, member: &str, lets_in: bool) -> String {
+    let deadline = std::time::Instant::now() + common::PATIENCE;
+    loop {
+        let output = agent.ssh(member).arg("status").output().expect("ssh");
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        if output.status.success() == lets_in {
+            return text;
+        }
+        assert!(std::time::Instant::now() < deadline, "{member} {lets_in}\n{text}");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_roster_that_was_not_checked_for_too_long_lets_in_maintainers_only_and_says_why() {
+    let agent = Agent::start(&["alice", "bob"], "roster-max-age-seconds = 3600");
+    let why = "was never compared with its repository, and roster-max-age-seconds is 3600: until that works again, \
+               this box lets in maintainers only";
+    let text = until(&agent, "alice", false);
+    assert!(text.contains(&format!("warning: the roster {why}")), "the banner: {text}");
+    assert!(
+        text.contains(&format!(
+            "Received disconnect from 127.0.0.1 port {}:14: the roster {why}",
+            agent.port
+        )),
+        "{text}"
+    );
+
+    let now = roster::date::now();
+    let mut status = roster::Status::default();
+    status.succeeded(accepted(), now);
+    write_status(&agent, &status);
+    assert!(!until(&agent, "alice", true).contains("maintainers only"));
+
+    // A session that runs goes on, and its member cannot open another one.
+    let mut session = agent.ssh("alice");
+    session
+        .args(["nix-daemon", "--stdio"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut session = session.spawn().expect("ssh");
+    agent.wait_for("logged in");
+    let hello = [0x6e69_7863u64.to_le_bytes(), 0x112u64.to_le_bytes()].concat();
+    session.stdin.as_mut().expect("piped").write_all(&hello[..8]).expect("sent");
+    status.succeeded(accepted(), now - 3700);
+    status.failed(None, "cannot fetch branch main\n   cause: no network", now);
+    write_status(&agent, &status);
+    let text = until(&agent, "alice", false);
+    assert!(text.contains("was last compared with its repository at "), "{text}");
+    session.stdin.as_mut().expect("piped").write_all(&hello[8..]).expect("sent");
+    let mut answer = [0; 8];
+    session.stdout.as_mut().expect("piped").read_exact(&mut answer).expect("an answer");
+    assert_eq!(session.try_wait().expect("wait"), None);
+
+    // A maintainer gets in and reads what is wrong.
+    let path = agent.path().join("roster.json");
+    let maintained =
+        std::fs::read_to_string(&path).expect("a roster").replace("\"member\"", "\"maintainer\"");
+    std::fs::write(agent.path().join("roster.new"), maintained).expect("written");
+    std::fs::rename(agent.path().join("roster.new"), &path).expect("replaced");
+    let text = until(&agent, "bob", true);
+    for part in ["closed       the roster was last", "not checked  since ", "cause: no network"] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    drop(session.stdin.take());
+    session.wait().expect("ended");
+}
+
+#[test]
+fn the_status_says_which_commit_counts_since_when_and_why_a_newer_one_does_not() {
+    let agent = Agent::start(&["alice"], "");
+    let text = until(&agent, "alice", true);
+    assert!(text.contains("in force     since 2") && !text.contains("checked"), "{text}");
+    let path = agent.path().join("roster.json");
+    let roster = std::fs::read_to_string(&path).expect("a roster");
+    let commit = accepted().commit;
+    std::fs::write(
+        agent.path().join("roster.new"),
+        roster.replace("\"commit\":null", &format!("\"commit\":\"{commit}\"")),
+    )
+    .expect("written");
+    std::fs::rename(agent.path().join("roster.new"), &path).expect("replaced");
+    let mut status = roster::Status::default();
+    status.succeeded(accepted(), 1_700_000_120);
+    status.failed(Some("b".repeat(40)), "error: there is a second key\n hint: remove it", 1_700_000_180);
+    write_status(&agent, &status);
+    let deadline = std::time::Instant::now() + common::PATIENCE;
+    let refused = format!(
+        "refused      commit {} since 2023-11-14 22:16:20Z:\n             error: there is a second key\n              hint: remove it\n",
+        "b".repeat(40)
+    );
+    let mut text = String::new();
+    while !(text.contains(&commit) && text.contains(&refused)) {
+        assert!(std::time::Instant::now() < deadline, "{refused}\n{text}");
+        text = until(&agent, "alice", true);
+    }
+    assert!(text.contains("; committed 2023-11-14 22:13:20Z, accepted 2023-11-14 22:14:20Z\n"), "{text}");
+    assert!(text.contains("checked      2023-11-14 22:15:20Z\n"), "{text}");
+    let json = agent.ssh("alice").args(["status", "--json"]).output().expect("ssh");
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    let synchronisation = &json["roster"]["synchronisation"];
+    assert_eq!(synchronisation["accepted"]["accepted"], 1_700_000_060u64);
+    assert_eq!(synchronisation["problem"]["commit"], "b".repeat(40));
+    assert!(json["roster"]["loaded"].as_u64().expect("a time") > 1_700_000_000);
+}

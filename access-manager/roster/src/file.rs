@@ -70,8 +70,8 @@ impl Member {
     }
 }
 
-/// What a member may do besides building. Nothing on the box asks for it yet: there is no command that only maintainers
-/// may use. The agent knows it and logs it with each login.
+/// What a member may do besides building. A maintainer gets in when the roster is too old for others; there is no command
+/// that only maintainers may use yet. The agent logs the role with each login.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {

@@ -18,6 +18,8 @@ pub struct Agent {
     /// The public half of the ssh host key: `type base64`.
     pub host_key: String,
     pub roster: watch::Receiver<Arc<members::Roster>>,
+    /// When the roster was last compared with its repository.
+    pub checks: members::Checks,
     /// Threads for work that blocks.
     pub threads: shares::threads::Threads,
     /// The memory budgets of the members.

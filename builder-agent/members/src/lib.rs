@@ -13,16 +13,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::roster::{BAKED_IN, Day, FileError, Key, LeftOut, MAX_FILE, Together, person};
+use ::roster::{BAKED_IN, Day, FileError, Key, LeftOut, MAX_FILE, Together, date, person};
 use russh::keys::ssh_key::public::KeyData;
 use tokio::sync::watch;
 
 use identity::Listed;
 
-pub use ::roster::{Group, MemberLimits, Role};
+pub use ::roster::{Group, MemberLimits, Role, Status};
+pub use checks::Checks;
 pub use identity::Identities;
 pub use views::Views;
 
+mod checks;
 mod identity;
 mod views;
 
@@ -36,7 +38,7 @@ pub struct Member {
     /// The owner of this member's claims, logs and results: two people who use one name in turn have two. See
     /// [`identity`].
     pub id: Arc<str>,
-    /// The box does not use the role yet, except in the log line of each login.
+    /// A maintainer gets in when the roster is too old for others ([`Checks`]). The log line of each login has the role.
     pub role: Role,
     pub limits: MemberLimits,
     /// The groups of this member, in order of name. A group's limits count for all its members together.
@@ -57,6 +59,8 @@ pub struct Holder {
 pub struct Roster {
     pub source: String,
     pub commit: Option<String>,
+    /// When this agent began to use it, in seconds since 1970.
+    pub loaded: u64,
     /// The holders of each key. Several members can have one key; the ssh user name then says which one logs in.
     keys: HashMap<KeyData, Vec<Holder>>,
     /// The holders of each certificate authority, likewise.
@@ -180,8 +184,13 @@ fn parse(
     // Held by each member of the group.
     let groups: HashMap<String, Arc<Group>> =
         read.groups.into_iter().map(|group| (group.name.clone(), Arc::new(group))).collect();
-    let mut roster =
-        Roster { source: read.source, commit: read.commit, left_out: read.errors, ..Roster::default() };
+    let mut roster = Roster {
+        source: read.source,
+        commit: read.commit,
+        loaded: date::now(),
+        left_out: read.errors,
+        ..Roster::default()
+    };
     for (entry, keys) in read.members {
         let Some(id) = ids.get(entry.name.as_str()) else {
             let why = "the identity of this member cannot be recorded at the moment; see the errors before this one";

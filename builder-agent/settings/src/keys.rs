@@ -62,6 +62,8 @@ const fn key(name: &'static str, kind: Kind, default: Fallback, help: &'static s
 
 /// A week. Longer than any build we have met; a longer time limit would never take effect.
 const WEEK: i64 = 7 * 24 * 3600;
+/// Longer than anybody wants to wait for a removal to count.
+const YEAR: i64 = 366 * 24 * 3600;
 /// One tebibyte in MiB, far more than the disk of any of our boxes.
 const TIB: i64 = 1024 * 1024;
 
@@ -77,6 +79,7 @@ pub const KEYS: &[Key] = &[
     key("listen", Addresses, Toml(r#"["0.0.0.0:22", "[::]:22"]"#), "the addresses on which the agent answers ssh; port 0 takes a free port, which is logged"),
     key("roster", Path, Required, "the `roster.json` that `access-manager sync` writes; read again within a second of a change"),
     key("address", Address, Derived("`name`, and the first port of `listen`"), "the `host` or `host:port` under which members reach the box; `ssh box client-config` prints it"),
+    key("roster-max-age-seconds", Int { min: 0, max: YEAR }, Toml("0"), "when `access-manager` has not succeeded for this long, the box lets in only members with the role `maintainer`, and says why; sessions and builds that run go on; 0: the roster never gets too old"),
     key("state-dir", Path, Toml(r#""/var/lib/barnraiser""#), "the folder of `store/`, `logs/`, `identities.json` and, by default, of the two keys"),
     key("host-key", Path, Derived("`<state-dir>/ssh_host_ed25519_key`"), "the ssh host key; the agent creates it with mode 0600 if the file does not exist"),
     key("signing-key", Path, Derived("`<state-dir>/signing-key`"), "the secret key that signs Verified paths, except content-addressed ones; the format is that of `nix key generate-secret`; the agent creates it with mode 0600 if the file does not exist"),

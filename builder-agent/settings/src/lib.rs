@@ -33,6 +33,9 @@ pub struct Config {
     /// The address under which members reach the box. `None`: the name of the box, and its first port.
     pub address: Option<Reached>,
     pub roster: PathBuf,
+    /// Age of the last successful check from which on the roster counts for maintainers only. `None`: it never gets too
+    /// old.
+    pub roster_max_age: Option<Duration>,
     pub state_dir: PathBuf,
     pub host_key: PathBuf,
     pub signing_key: PathBuf,

@@ -58,6 +58,10 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
         listen: values.parsed("listen"),
         address: values.text("address").and_then(|text| text.parse().ok()),
         roster: values.required_path("roster")?,
+        roster_max_age: match values.int_of("roster-max-age-seconds") {
+            0 => None,
+            seconds => Some(Duration::from_secs(seconds as u64)),
+        },
         host_key: values.path("host-key").unwrap_or_else(|| state_dir.join("ssh_host_ed25519_key")),
         signing_key: values.path("signing-key").unwrap_or_else(|| state_dir.join("signing-key")),
         trusted_public_keys: values.parsed("trusted-public-keys"),

@@ -108,17 +108,22 @@ impl Handler {
         // Decided again, because the roster may have changed since the key was offered.
         let decided = login.decide(&self.server.agent.roster.borrow());
         match decided {
-            Ok(member) => self.log_in(LoggedIn { member, login }, key),
-            // The message is sent later, where the person reads it: a client tries the next key without showing why one
-            // was refused.
-            Err(refusal @ Refusal::Ambiguous(_)) => {
-                self.visit.ends(Ending::Known);
-                self.denied(user, key, &refusal);
-                self.refusal = Some(refusal);
-                Auth::Accept
-            }
+            Ok(member) => match self.server.agent.checks.closed_to(&member) {
+                Some(why) => self.refuse_known(user, key, Refusal::Closed(why)),
+                None => self.log_in(LoggedIn { member, login }, key),
+            },
+            Err(refusal @ Refusal::Ambiguous(_)) => self.refuse_known(user, key, refusal),
             Err(refusal) => self.denied(user, key, &refusal),
         }
+    }
+
+    /// Refuses somebody whose key is a member's. The message is sent later, where the person reads it: a client tries the
+    /// next key without showing why one was refused.
+    fn refuse_known(&mut self, user: &str, key: &PublicKey, refusal: Refusal) -> Auth {
+        self.visit.ends(Ending::Known);
+        self.denied(user, key, &refusal);
+        self.refusal = Some(refusal);
+        Auth::Accept
     }
 
     /// Logs a proven member in, if there is room for one more of their connections.
@@ -189,7 +194,7 @@ impl RusshHandler for Handler {
     type Error = russh::Error;
 
     async fn authentication_banner(&mut self) -> Result<Option<String>, Self::Error> {
-        Ok(Some((self.server.banner)(&self.server.agent.roster.borrow())))
+        Ok(Some((self.server.banner)(&self.server.agent)))
     }
 
     async fn auth_publickey_offered(

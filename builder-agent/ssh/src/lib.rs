@@ -21,7 +21,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use daemon::Agent;
-use members::Roster;
 
 mod commands;
 mod connection;
@@ -146,7 +145,7 @@ use about_stranger;
 struct Server {
     agent: Arc<Agent>,
     ssh: Arc<server::Config>,
-    banner: Box<dyn Fn(&Roster) -> String + Send + Sync>,
+    banner: Box<dyn Fn(&Agent) -> String + Send + Sync>,
     /// Places of connections that are not logged in.
     gate: Arc<Gate>,
     /// The budget for log lines about those.
@@ -168,7 +167,7 @@ pub async fn serve(agent: Arc<Agent>, key: PrivateKey, listeners: Vec<TcpListene
     let ssh = server::Config { max_auth_attempts: limits.max_auth_tries + 1, ..settings(key) };
     let server = Arc::new(Server {
         ssh: Arc::new(ssh),
-        banner: Box::new(move |roster| banner(&name, weaker.as_deref(), roster)),
+        banner: Box::new(move |agent| banner(&name, weaker.as_deref(), agent)),
         gate: Gate::new(limits),
         quiet: Quiet::new(),
         slots: Arc::new(Semaphore::new(limits.max_connections)),
@@ -234,13 +233,16 @@ fn hold_off(server: &Server, tcp: &TcpStream, peer: SocketAddr, left: Duration) 
 }
 
 /// The banner is shown before login, on every connection, in the middle of Nix's own output: one line per fact.
-fn banner(name: &str, weaker: Option<&str>, roster: &Roster) -> String {
+fn banner(name: &str, weaker: Option<&str>, agent: &Agent) -> String {
     let mut text = format!("{name}: a Barnraiser community builder\n");
     if let Some(weaker) = weaker {
         text.push_str(&format!("warning: {weaker}\n"));
     }
-    if roster.is_baked_in() {
+    if agent.roster.borrow().is_baked_in() {
         text.push_str("warning: the roster came with the image; the one in git could not be fetched\n");
+    }
+    if let Some(why) = agent.checks.too_old() {
+        text.push_str(&format!("warning: {why}\n"));
     }
     text
 }

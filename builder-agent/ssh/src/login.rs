@@ -50,6 +50,8 @@ pub enum Refusal {
     Ambiguous(Vec<String>),
     /// The key is in the roster, but a condition of its line is not met.
     Unfit(String),
+    /// The member is in the roster, but the roster is too old (`members::Checks`).
+    Closed(String),
 }
 
 impl std::fmt::Display for Refusal {
@@ -63,7 +65,7 @@ impl std::fmt::Display for Refusal {
                     "this key belongs to {names}; say which one with the ssh user name, as in {first}@host"
                 )
             }
-            Refusal::Unfit(why) => f.write_str(why),
+            Refusal::Unfit(why) | Refusal::Closed(why) => f.write_str(why),
         }
     }
 }

@@ -182,6 +182,7 @@ impl Scripted {
             signing_key,
             host_key: String::new(),
             roster,
+            checks: members::Checks::none(),
             threads,
             budgets: Budgets::new(1 << 30, 1 << 30),
             opened: Default::default(),

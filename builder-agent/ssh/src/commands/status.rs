@@ -3,6 +3,9 @@
 //! Every member may read it: rosters are public, and a member who is left out cannot log in to ask. With `--json` the
 //! answer is one object on one line; fields are added, never renamed.
 
+use std::fmt::Write as _;
+
+use ::roster::date;
 use daemon::Agent;
 use serde::Serialize;
 
@@ -24,7 +27,15 @@ struct Roster {
     source: String,
     commit: Option<String>,
     members: usize,
+    /// When the agent began to use this roster, in seconds since 1970.
+    loaded: u64,
     left_out: Vec<roster::LeftOut>,
+    /// What the synchroniser reports; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    synchronisation: Option<roster::Status>,
+    /// The reason why the box lets in maintainers only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    closed: Option<String>,
 }
 
 impl Status {
@@ -42,33 +53,73 @@ impl Status {
                 source: now.source.clone(),
                 commit: now.commit.clone(),
                 members: now.len(),
+                loaded: now.loaded,
                 left_out: now.left_out.clone(),
+                synchronisation: agent.checks.report().map(|report| (*report).clone()),
+                closed: agent.checks.too_old(),
             },
         }
     }
 
     fn text(&self) -> String {
-        let Roster { source, commit, members, left_out } = &self.roster;
-        let commit = commit.as_ref().map(|commit| format!(", commit {commit}")).unwrap_or_default();
         let mut text = format!(
             "box          {}, barnraiser {}\n\
              builds       {}, in sandboxes of kind {}\n\
-             signing key  {}\n\
-             roster       {source}{commit}, {members} {}\n",
+             signing key  {}\n",
             self.name,
             self.version,
             self.systems.join(" "),
             self.sandbox,
             self.signing_key,
-            if *members == 1 { "member" } else { "members" },
         );
+        self.roster.text(&mut text);
         if let Some(weaker) = &self.weaker {
             text.push_str(&format!("warning      {weaker}\n"));
         }
-        for roster::LeftOut { name, error } in left_out {
+        for roster::LeftOut { name, error } in &self.roster.left_out {
             text.push_str(&format!("left out     {name}: {error}\n"));
         }
         text
+    }
+}
+
+impl Roster {
+    fn text(&self, text: &mut String) {
+        let Roster { source, commit, members, .. } = self;
+        let commit = commit.as_ref().map(|commit| format!(", commit {commit}")).unwrap_or_default();
+        let members = format!("{members} {}", if *members == 1 { "member" } else { "members" });
+        let _ = writeln!(text, "roster       {source}{commit}, {members}");
+        let report = self.synchronisation.as_ref();
+        let loaded = date::shown(self.loaded);
+        match report
+            .and_then(|report| report.accepted.as_ref())
+            .filter(|a| Some(&a.commit) == self.commit.as_ref())
+        {
+            Some(roster::status::Accepted { committed, accepted, .. }) => {
+                let (committed, accepted) = (date::shown(*committed), date::shown(*accepted));
+                let _ =
+                    writeln!(text, "in force     since {loaded}; committed {committed}, accepted {accepted}");
+            }
+            None => {
+                let _ = writeln!(text, "in force     since {loaded}");
+            }
+        }
+        if let Some(report) = report {
+            let checked = report.checked.map_or("never".to_owned(), date::shown);
+            let _ = writeln!(text, "checked      {checked}");
+        }
+        if let Some(problem) = report.and_then(|report| report.problem.as_ref()) {
+            let what = match &problem.commit {
+                Some(commit) => format!("refused      commit {commit}"),
+                None => "not checked ".to_owned(),
+            };
+            let (since, reason) =
+                (date::shown(problem.since), problem.reason.replace('\n', "\n             "));
+            let _ = writeln!(text, "{what} since {since}:\n             {reason}");
+        }
+        if let Some(closed) = &self.closed {
+            let _ = writeln!(text, "closed       {closed}");
+        }
     }
 }
 
