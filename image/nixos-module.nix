@@ -51,6 +51,21 @@ in
         type = lib.types.str;
         default = "main";
       };
+      fallback = lib.mkOption {
+        type = lib.types.bool;
+        default = false;
+        description = "Whether `baked` serves until the repository was read for the first time.";
+      };
+      allowedSigners = lib.mkOption {
+        type = lib.types.nullOr lib.types.path;
+        default = null;
+        description = "Commits must be signed by one of these ssh keys (ssh-keygen(1), ALLOWED SIGNERS).";
+      };
+      mergeSigners = lib.mkOption {
+        type = lib.types.nullOr lib.types.path;
+        default = null;
+        description = "Further ssh keys, which may sign merge commits only.";
+      };
       baked = lib.mkOption {
         type = lib.types.nullOr lib.types.path;
         default = null;
@@ -95,8 +110,20 @@ in
       "barnraiser/roster.conf".text = ''
         ROSTER_REPO=${lib.escapeShellArg cfg.roster.repository}
         ROSTER_BRANCH=${lib.escapeShellArg cfg.roster.branch}
+        ROSTER_FALLBACK=${if cfg.roster.fallback then "yes" else "no"}
       '';
+      "barnraiser/allowed-signers" = lib.mkIf (cfg.roster.allowedSigners != null) {
+        source = cfg.roster.allowedSigners;
+      };
+      "barnraiser/merge-signers" = lib.mkIf (cfg.roster.mergeSigners != null) {
+        source = cfg.roster.mergeSigners;
+      };
     };
+    users.users.barnraiser-roster = {
+      isSystemUser = true;
+      group = "barnraiser-roster";
+    };
+    users.groups.barnraiser-roster = { };
     boot.kernelModules = [
       "kvm-amd"
       "kvm-intel"

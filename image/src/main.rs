@@ -206,6 +206,9 @@ struct TryArgs {
     /// Branch of the roster's repository.
     #[arg(long)]
     roster_branch: Option<String>,
+    /// A further systemd credential for the box. May be repeated.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = credential)]
+    credential: Vec<(String, String)>,
     /// Raw disk image for the box; one with a file system labelled `persist` keeps its identity. May be repeated.
     #[arg(long)]
     disk: Vec<PathBuf>,
@@ -370,6 +373,11 @@ fn serve_release(args: ServeArgs) -> Result<(), Failure> {
     })
 }
 
+fn credential(text: &str) -> Result<(String, String), &'static str> {
+    let (name, value) = text.split_once('=').ok_or("there is no `=` between name and value")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
 fn try_release(args: TryArgs) -> Result<(), Failure> {
     if args.stop {
         let was = if try_box::stop(&args.state) { "the box is off" } else { "no box was running" };
@@ -389,6 +397,7 @@ fn try_release(args: TryArgs) -> Result<(), Failure> {
         credentials: credentials
             .into_iter()
             .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+            .chain(args.credential)
             .collect(),
         patience: std::time::Duration::from_secs(args.wait),
         daemonize: args.daemonize,

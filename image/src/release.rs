@@ -28,6 +28,8 @@ const FIXED_TIME: &str = "1735689600";
 const FIXED_UUID: &str = "62617261-6973-6572-8000-000000000001";
 /// The folder of this repository's files on the box.
 const HOME: &str = "usr/lib/barnraiser";
+/// The user of barnraiser-roster.service.
+const ROSTER_USER: &str = "barnraiser-roster";
 
 /// Removed from the finished tree: no program on the box reads these.
 const PRUNED: [&str; 12] = [
@@ -151,6 +153,7 @@ fn lay_out(inputs: &Inputs, tree: &Path) -> Result<(), BuildError> {
     for folder in &inputs.rootfs {
         overlay(folder, tree)?;
     }
+    add_user(tree, ROSTER_USER, "Barnraiser: who may build here")?;
     let home = tree.join(HOME);
     std::fs::create_dir_all(&home).map_err(failed("make", &home))?;
     for (from, name) in [(&inputs.agent, "builder-agent"), (&inputs.access_manager, "access-manager")] {
@@ -182,6 +185,26 @@ fn lay_out(inputs: &Inputs, tree: &Path) -> Result<(), BuildError> {
     put(&conf, text.as_bytes(), 0o644)?;
     let about = serde_json::json!({ "commit": inputs.commit, "kernel-version": inputs.kernel.version });
     put(&home.join("release.json"), format!("{about}\n").as_bytes(), 0o644)
+}
+
+/// Adds a user and a group of this name, who cannot log in. The tree's own tools are not used: a release has to be the
+/// same whichever machine makes it.
+fn add_user(tree: &Path, name: &str, about: &str) -> Result<(), BuildError> {
+    let lines = |file: &str| match std::fs::read_to_string(tree.join(file)) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        read => read.map_err(failed("read", &tree.join(file))),
+    };
+    let (passwd, group) = (lines("etc/passwd")?, lines("etc/group")?);
+    let taken: Vec<&str> =
+        passwd.lines().chain(group.lines()).filter_map(|line| line.split(':').nth(2)).collect();
+    // Debian gives numbers of system users from 999 downwards.
+    let free = (100..=899u32).rev().map(|id| id.to_string()).find(|id| !taken.contains(&id.as_str()));
+    let id = free.ok_or_else(|| {
+        failed("add a user to", &tree.join("etc/passwd"))(std::io::Error::other("no number is free"))
+    })?;
+    let user = format!("{passwd}{name}:x:{id}:{id}:{about}:/nonexistent:/usr/sbin/nologin\n");
+    put(&tree.join("etc/passwd"), user.as_bytes(), 0o644)?;
+    put(&tree.join("etc/group"), format!("{group}{name}:x:{id}:\n").as_bytes(), 0o644)
 }
 
 /// Packs the root as one EROFS image. lz4hc: Debian bookworm's mkfs can write it, and slow machines read it

@@ -29,6 +29,8 @@ fn tree(dir: &Path, name: &str) -> PathBuf {
     }
     std::os::unix::fs::symlink("usr/lib", tree.join("lib")).unwrap();
     std::fs::write(tree.join("etc/hostname"), "from-the-base\n").unwrap();
+    std::fs::write(tree.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nx:x:899:1::/:/bin/sh\n").unwrap();
+    std::fs::write(tree.join("etc/group"), "root:x:0:\ny:x:898:\n").unwrap();
     std::fs::write(tree.join("usr/bin/tool"), vec![7; 100_000]).unwrap();
     tree
 }
@@ -82,6 +84,26 @@ fn our_files_win_over_the_bases_and_the_package_database_goes() {
     assert!(tree.join("persist").is_dir() && !tree.join("persist/.keep").exists());
     let conf = std::fs::read_to_string(tree.join("etc/barnraiser/roster.conf")).unwrap();
     assert!(conf.contains("ROSTER_REPO='https://example.org/roster.git'\n"), "{conf}");
+}
+
+#[test]
+fn the_user_of_the_roster_exists_and_is_nobody_else() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let tree = tree(dir.path(), "tree");
+    lay_out(&inputs(dir.path()), &tree).unwrap();
+    let last = |file: &str| {
+        let text = std::fs::read_to_string(tree.join(file)).unwrap();
+        assert!(text.starts_with("root:x:0:"), "{text}");
+        text.lines().last().unwrap().to_owned()
+    };
+    let user = last("etc/passwd");
+    assert!(
+        user.starts_with("barnraiser-roster:x:897:897:") && user.ends_with(":/usr/sbin/nologin"),
+        "{user}"
+    );
+    assert_eq!(last("etc/group"), "barnraiser-roster:x:897:");
+    let unit = std::fs::read_to_string(tree.join("etc/systemd/system/barnraiser-roster.service")).unwrap();
+    assert!(unit.contains(&format!("\nUser={ROSTER_USER}\nGroup={ROSTER_USER}\n")), "{unit}");
 }
 
 #[test]
