@@ -13,6 +13,7 @@ pub const USAGE: u8 = 2;
 pub const UNREACHABLE: u8 = 3;
 pub const REWRITTEN: u8 = 4;
 pub const REFUSED: u8 = 5;
+pub const UNSIGNED: u8 = 6;
 
 /// The top of the repository around `file`, and the file's path in it.
 pub fn locate(file: &Path, root: Option<&Path>) -> Result<(PathBuf, String), String> {

@@ -19,10 +19,11 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0  done; or, with --fallback, the baked-in roster was put in place because none was ever accepted
   1  something on this machine is in the way (state directory, output file)
-  2  wrong arguments
+  2  wrong arguments; or a repository over http:// or git://, without signed commits
   3  the repository cannot be reached or read; roster.json is as it was
   4  the branch was rewritten and is refused; roster.json is as it was
   5  users.nix is refused; roster.json is as it was. For `import`: it has mistakes, and nothing is written
+  6  a commit is not signed as it must be; roster.json is as it was
 
 A mistake in the lines of one member leaves that member out and is no reason to refuse the file, except with --strict
 or when nobody else is in it.";

@@ -7,6 +7,8 @@
 //! ```text
 //! fetch.rs      the branch, into a bare repository: STATE/repo.git, which may be deleted at any time
 //! kept.rs       what survives: the accepted commit, its roster, the status
+//! signatures.rs who signed the new commits
+//! transport.rs  whether somebody on the line could change what arrives
 //! ```
 //! Not here: when to run, and what to do about a failure (`main`).
 
@@ -21,10 +23,16 @@ use crate::nix::Limits;
 use crate::roster::{self, Mistake, Warning};
 use crate::source::GitTree;
 
+use signatures::{Failure, Unchecked, Unsigned};
+use transport::Transport;
+
 mod fetch;
 mod kept;
+pub mod signatures;
+mod transport;
 
 pub use kept::{Substitute, fall_back};
+pub use signatures::Signing;
 
 /// What to synchronise, and where to.
 #[derive(Clone, Debug)]
@@ -43,7 +51,9 @@ pub struct Options {
     pub keep_dir: PathBuf,
     /// `roster.json` format; written to `out` if no roster can be had otherwise and none was ever accepted.
     pub fallback: Option<PathBuf>,
-    /// A commit to accept although it does not follow the last one: somebody looked at it.
+    /// Whose signatures the commits need, if any.
+    pub signing: Signing,
+    /// A commit to accept although it does not follow the last one, or is not signed: somebody looked at it.
     pub accept: Option<Oid>,
 }
 
@@ -75,6 +85,19 @@ pub enum SyncError {
     NotDescendant { repo: String, branch: String, accepted: Oid, found: Oid },
     #[error("the commit given with --accept is {wanted}, but branch {branch} at {repo} is at {found}")]
     NotTheAccepted { repo: String, branch: String, wanted: Oid, found: Oid },
+    /// Accepting it would let whoever can write to the branch, or answer in place of its host, decide who gets in.
+    #[error(
+        "commit {commit} of {repo} does not count: {reason}\n    hint: the keys are in the files given with \
+         --allowed-signers, --gpg-keyring, --merge-signers and --merge-gpg-keyring; to accept what you looked at, run \
+         once with --accept {tip}"
+    )]
+    Unsigned { repo: String, commit: Oid, tip: Oid, reason: String },
+    /// Somebody on the line could bring in anybody.
+    #[error(
+        "{repo} is read over {scheme}://, where anybody on the line can change what arrives\n    hint: use an https:// \
+         url, or require signed commits with --allowed-signers or --gpg-keyring"
+    )]
+    OpenTransport { repo: String, scheme: &'static str },
     #[error("{diagnostic}\n    note: in commit {commit} of {repo}")]
     Refused { repo: String, commit: Oid, diagnostic: Box<Diagnostic> },
     #[error("cannot {action} {path}\n   cause: {cause}\n    hint: {hint}")]
@@ -107,9 +130,16 @@ pub fn sync(options: &Options, restored: impl FnOnce(&Substitute)) -> Result<Syn
 }
 
 fn attempt(options: &Options) -> Result<(Synced, Accepted), SyncError> {
+    if let Transport::Open(scheme) = Transport::of(&options.repo)
+        && !options.signing.required()
+    {
+        return Err(SyncError::OpenTransport { repo: options.repo.clone(), scheme });
+    }
     let before = kept::accepted(&options.keep_dir)?;
     let (repository, found) = fetch::fetch(options)?;
-    follows(options, &repository, before.as_ref().map(|(commit, _)| *commit), found)?;
+    let last = before.as_ref().map(|(commit, _)| *commit);
+    follows(options, &repository, last, found)?;
+    signed(options, &repository, last, found)?;
 
     let unreadable = |e: git2::Error| fetch::unreachable(options, e.message().to_owned());
     let committed = repository.find_commit(found).map_err(unreadable)?.time().seconds();
@@ -163,13 +193,34 @@ fn follows(
     }
 }
 
+/// Whether the new commits are signed as the options ask for.
+fn signed(
+    options: &Options,
+    repository: &git2::Repository,
+    accepted: Option<Oid>,
+    found: Oid,
+) -> Result<(), SyncError> {
+    if options.accept.is_some() {
+        return Ok(());
+    }
+    options.signing.check(repository, accepted, found, &options.state_dir).map_err(|failure| match failure {
+        Failure::Unsigned(Unsigned { commit, reason }) => {
+            SyncError::Unsigned { repo: options.repo.clone(), commit, tip: found, reason }
+        }
+        Failure::Unchecked(Unchecked { action, path, cause, hint }) => {
+            SyncError::Local { action, path, cause, hint }
+        }
+    })
+}
+
 impl SyncError {
     /// The commit that was refused.
     fn commit(&self) -> Option<Oid> {
         match self {
             SyncError::NotDescendant { found, .. } | SyncError::NotTheAccepted { found, .. } => Some(*found),
             SyncError::Refused { commit, .. } => Some(*commit),
-            SyncError::Unreachable { .. } | SyncError::Local { .. } => None,
+            SyncError::Unsigned { tip, .. } => Some(*tip),
+            SyncError::Unreachable { .. } | SyncError::OpenTransport { .. } | SyncError::Local { .. } => None,
         }
     }
 }

@@ -228,7 +228,7 @@ fn an_unreachable_remote_is_named_and_changes_nothing() {
     let before = std::fs::read(w.path("roster.json")).unwrap();
     // Port 1 of loopback: refused at once, no name to resolve.
     for (repo, hint) in [
-        ("http://127.0.0.1:1/roster.git", "check the network and --repo"),
+        ("https://127.0.0.1:1/roster.git", "check the network and --repo"),
         ("/nowhere/at/all", "is there a git repository at `/nowhere/at/all`?"),
         ("ssh://git@example.org/x", "use an https:// url"),
     ] {
@@ -257,9 +257,9 @@ fn the_baked_in_roster_serves_only_where_there_is_none() {
     let fallback = w.path("baked.json");
     let fallback = fallback.to_str().unwrap();
 
-    let (code, text) = w.sync_from("http://127.0.0.1:1/r", &[]);
+    let (code, text) = w.sync_from("https://127.0.0.1:1/r", &[]);
     assert!(code == 3 && !w.path("roster.json").exists(), "{text}");
-    let (code, text) = w.sync_from("http://127.0.0.1:1/r", &["--fallback", fallback]);
+    let (code, text) = w.sync_from("https://127.0.0.1:1/r", &["--fallback", fallback]);
     assert_eq!(code, 0, "{text}");
     assert!(text.contains("warning: using the roster baked into the image"), "{text}");
     assert_eq!((&w.roster()["source"], w.names()), (&"baked-in".into(), vec!["carol".to_owned()]));
@@ -268,7 +268,7 @@ fn the_baked_in_roster_serves_only_where_there_is_none() {
     w.commit(&[("users.nix", &alice())]);
     assert_eq!(w.sync(&["--fallback", fallback]).0, 0);
     assert_eq!(w.names(), ["alice"]);
-    let (code, text) = w.sync_from("http://127.0.0.1:1/r", &["--fallback", fallback]);
+    let (code, text) = w.sync_from("https://127.0.0.1:1/r", &["--fallback", fallback]);
     assert!(code == 3 && text.contains("keeping the roster that is there"), "{text}");
     assert_eq!(w.names(), ["alice"]);
 }

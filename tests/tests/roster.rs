@@ -190,7 +190,7 @@ fn without_network_the_first_boot_uses_the_baked_in_roster_and_says_so() {
     .ok();
     std::fs::write(&image, evaluated.stdout).expect("the image's roster");
     // No server listens on this port.
-    let nowhere = Path::new("http://127.0.0.1:1/roster.git");
+    let nowhere = Path::new("https://127.0.0.1:1/roster.git");
 
     let fallback = ["--fallback", image.to_str().expect("a path in ASCII")];
     booted.sync(nowhere, &fallback).ok().says(&["warning"]);

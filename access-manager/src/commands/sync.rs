@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use access_manager::sync::{self, Options, Substitute, SyncError, Synced};
+use access_manager::sync::{self, Options, Signing, Substitute, SyncError, Synced};
 use clap::Args;
 use roster::date;
 
-use super::{LOCAL, REFUSED, REWRITTEN, UNREACHABLE, complain};
+use super::{LOCAL, REFUSED, REWRITTEN, UNREACHABLE, UNSIGNED, USAGE, complain};
 
 /// One attempt of `--watch` runs in a process of its own and is killed after this long: a connection that hangs inside
 /// the git library cannot be interrupted otherwise. Longer than the library's own limit for a transfer that moves.
@@ -39,7 +39,19 @@ pub struct SyncArgs {
     /// A roster.json to use if no roster can be had and none was ever accepted
     #[arg(long, value_name = "PATH")]
     fallback: Option<PathBuf>,
-    /// Accept this commit (40 hexadecimal digits) although the branch was rewritten
+    /// Accept only commits that are signed by these ssh keys (format: ssh-keygen(1), ALLOWED SIGNERS)
+    #[arg(long, value_name = "FILE")]
+    allowed_signers: Option<PathBuf>,
+    /// Accept only commits that are signed by these OpenPGP keys (as `gpg --export` writes them; needs gpgv)
+    #[arg(long, value_name = "FILE")]
+    gpg_keyring: Option<PathBuf>,
+    /// Ssh keys that may sign merge commits, and nothing else
+    #[arg(long, value_name = "FILE")]
+    merge_signers: Option<PathBuf>,
+    /// OpenPGP keys that may sign merge commits, and nothing else: a forge's own key
+    #[arg(long, value_name = "FILE")]
+    merge_gpg_keyring: Option<PathBuf>,
+    /// Accept this commit (40 hexadecimal digits) although the branch was rewritten or a signature is missing
     #[arg(long, value_name = "COMMIT")]
     accept: Option<git2::Oid>,
     /// Do it again every so many seconds, forever; failures are reported and tried again
@@ -58,6 +70,12 @@ impl SyncArgs {
             keep_dir: self.keep_dir.unwrap_or_else(|| self.state_dir.clone()),
             state_dir: self.state_dir,
             fallback: self.fallback,
+            signing: Signing {
+                allowed_signers: self.allowed_signers,
+                gpg_keyring: self.gpg_keyring,
+                merge_signers: self.merge_signers,
+                merge_gpg_keyring: self.merge_gpg_keyring,
+            },
             accept: self.accept,
         }
     }
@@ -91,6 +109,8 @@ fn once(options: &Options) -> ExitCode {
         SyncError::Unreachable { .. } => UNREACHABLE,
         SyncError::NotDescendant { .. } | SyncError::NotTheAccepted { .. } => REWRITTEN,
         SyncError::Refused { .. } => REFUSED,
+        SyncError::Unsigned { .. } => UNSIGNED,
+        SyncError::OpenTransport { .. } => USAGE,
         SyncError::Local { .. } => LOCAL,
     };
     let message = error.to_string();
