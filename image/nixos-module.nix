@@ -28,7 +28,7 @@ let
     mkdir -p $out/lib/systemd/system
     cd ${./rootfs/etc/systemd/system}
     cp builder-agent.service barnraiser-builds.service barnraiser-roster.service barnraiser-roster.timer \
-      $out/lib/systemd/system/
+      barnraiser-webhook.service $out/lib/systemd/system/
     chmod -R u+w $out
     substituteInPlace $out/lib/systemd/system/*.service --replace-quiet /usr/lib/barnraiser ${home} \
       --replace-quiet /bin/true ${pkgs.coreutils}/bin/true
@@ -60,6 +60,17 @@ in
         type = lib.types.nullOr lib.types.path;
         default = null;
         description = "Commits must be signed by one of these ssh keys (ssh-keygen(1), ALLOWED SIGNERS).";
+      };
+      webhook = {
+        listen = lib.mkOption {
+          type = lib.types.str;
+          default = "0.0.0.0:8080";
+        };
+        secretFile = lib.mkOption {
+          type = lib.types.nullOr lib.types.str;
+          default = null;
+          description = "File with the secrets of webhooks, one in a line. Not in the Nix store, which everybody reads.";
+        };
       };
       mergeSigners = lib.mkOption {
         type = lib.types.nullOr lib.types.path;
@@ -110,6 +121,7 @@ in
       "barnraiser/roster.conf".text = ''
         ROSTER_REPO=${lib.escapeShellArg cfg.roster.repository}
         ROSTER_BRANCH=${lib.escapeShellArg cfg.roster.branch}
+        ROSTER_WEBHOOK=${lib.escapeShellArg cfg.roster.webhook.listen}
         ROSTER_FALLBACK=${if cfg.roster.fallback then "yes" else "no"}
       '';
       "barnraiser/allowed-signers" = lib.mkIf (cfg.roster.allowedSigners != null) {
@@ -137,6 +149,13 @@ in
       serviceConfig.StateDirectory = "barnraiser";
     };
     systemd.services.barnraiser-roster.path = [ pkgs.coreutils ];
+    systemd.services.barnraiser-webhook = lib.mkIf (cfg.roster.webhook.secretFile != null) {
+      path = [ pkgs.coreutils ];
+      wantedBy = [ "multi-user.target" ];
+      # The image gets the secret from the machine's manager, and starts the unit only then.
+      unitConfig.ConditionCredential = lib.mkForce [ ];
+      serviceConfig.LoadCredential = "barnraiser.webhook-secret:${cfg.roster.webhook.secretFile}";
+    };
     systemd.timers.barnraiser-roster.wantedBy = [ "timers.target" ];
   };
 }

@@ -4,6 +4,7 @@ pub mod check;
 pub mod export;
 pub mod import;
 pub mod sync;
+pub mod watch;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -20,6 +20,7 @@ mod nix_text;
 pub mod roster;
 pub mod source;
 pub mod sync;
+pub mod watch;
 
 pub use ::roster::keys as ssh_keys;
 

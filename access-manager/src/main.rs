@@ -1,5 +1,5 @@
 //! Command line: `access-manager check` for pull requests, `eval` for people, `export` for other machines, `import` from other
-//! shapes, `sync` for the box.
+//! shapes, `sync` and `watch` for the box.
 //!
 //! This file and `commands` do all the talking. Messages go to stderr; rosters and reports to stdout or the file asked
 //! for. Exit codes: see [`EXIT_CODES`] and `commands::check::EXIT_CODES`, which `--help` prints.
@@ -53,6 +53,8 @@ enum Command {
     /// Fetch the roster's repository and write roster.json
     #[command(after_help = EXIT_CODES)]
     Sync(commands::sync::SyncArgs),
+    /// Synchronise again and again, and at once when a webhook asks for it
+    Watch(commands::watch::WatchArgs),
 }
 
 #[derive(Args)]
@@ -84,6 +86,7 @@ fn main() -> ExitCode {
         Command::Export(args) => commands::export::export(&args),
         Command::Import(args) => commands::import::import(&args),
         Command::Sync(args) => commands::sync::sync(args),
+        Command::Watch(args) => commands::watch::watch(args),
     }
 }
 

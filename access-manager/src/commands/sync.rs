@@ -1,8 +1,8 @@
-//! `access-manager sync`: one synchronisation, or one after the other.
+//! `access-manager sync`: one synchronisation.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use access_manager::sync::{self, Options, Signing, Substitute, SyncError, Synced};
 use clap::Args;
@@ -10,12 +10,9 @@ use roster::date;
 
 use super::{LOCAL, REFUSED, REWRITTEN, UNREACHABLE, UNSIGNED, USAGE, complain};
 
-/// One attempt of `--watch` runs in a process of its own and is killed after this long: a connection that hangs inside
-/// the git library cannot be interrupted otherwise. Longer than the library's own limit for a transfer that moves.
-const ATTEMPT: Duration = Duration::from_secs(360);
-
+/// The options of `sync` and `watch`.
 #[derive(Args)]
-pub struct SyncArgs {
+pub struct SourceArgs {
     /// Url or path of the roster's git repository
     #[arg(long)]
     repo: String,
@@ -51,16 +48,19 @@ pub struct SyncArgs {
     /// OpenPGP keys that may sign merge commits, and nothing else: a forge's own key
     #[arg(long, value_name = "FILE")]
     merge_gpg_keyring: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct SyncArgs {
+    #[command(flatten)]
+    source: SourceArgs,
     /// Accept this commit (40 hexadecimal digits) although the branch was rewritten or a signature is missing
     #[arg(long, value_name = "COMMIT")]
     accept: Option<git2::Oid>,
-    /// Do it again every so many seconds, forever; failures are reported and tried again
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400), conflicts_with = "accept")]
-    watch: Option<u64>,
 }
 
-impl SyncArgs {
-    fn options(self) -> Options {
+impl SourceArgs {
+    fn options(self, accept: Option<git2::Oid>) -> Options {
         Options {
             repo: self.repo,
             branch: self.branch,
@@ -76,16 +76,40 @@ impl SyncArgs {
                 merge_signers: self.merge_signers,
                 merge_gpg_keyring: self.merge_gpg_keyring,
             },
-            accept: self.accept,
+            accept,
         }
+    }
+
+    /// The same options for a process of `sync`.
+    pub fn arguments(self) -> Vec<OsString> {
+        let SourceArgs { repo, branch, out, file, state_dir, keep_dir, fallback, .. } = self;
+        let given = [
+            ("--repo", Some(repo.into())),
+            ("--branch", Some(branch.into())),
+            ("--out", Some(out)),
+            ("--file", Some(file.into())),
+            ("--state-dir", Some(state_dir)),
+            ("--keep-dir", keep_dir),
+            ("--fallback", fallback),
+            ("--allowed-signers", self.allowed_signers),
+            ("--gpg-keyring", self.gpg_keyring),
+            ("--merge-signers", self.merge_signers),
+            ("--merge-gpg-keyring", self.merge_gpg_keyring),
+        ];
+        let given = given.into_iter().filter_map(|(name, value): (_, Option<PathBuf>)| Some((name, value?)));
+        // One word each: a value may begin with a dash.
+        given
+            .map(|(name, value)| {
+                let mut word = OsString::from(format!("{name}="));
+                word.push(value);
+                word
+            })
+            .collect()
     }
 }
 
 pub fn sync(args: SyncArgs) -> ExitCode {
-    match args.watch {
-        Some(seconds) => watch(Duration::from_secs(seconds)),
-        None => once(&args.options()),
-    }
+    once(&args.source.options(args.accept))
 }
 
 fn once(options: &Options) -> ExitCode {
@@ -158,45 +182,4 @@ fn report(options: &Options, done: &Synced) {
 
 fn short(commit: &str) -> &str {
     commit.get(..12).unwrap_or(commit)
-}
-
-/// Repeats this command without `--watch`, each time in a new process.
-fn watch(pause: Duration) -> ExitCode {
-    let mut arguments = Vec::new();
-    let mut given = std::env::args_os().skip(1);
-    while let Some(argument) = given.next() {
-        if argument == "--watch" {
-            given.next();
-        } else if !argument.to_string_lossy().starts_with("--watch=") {
-            arguments.push(argument);
-        }
-    }
-    let Ok(program) = std::env::current_exe() else {
-        return complain(LOCAL, "cannot find this program's own file");
-    };
-    loop {
-        match std::process::Command::new(&program).args(&arguments).spawn() {
-            Ok(mut child) => wait_or_kill(&mut child),
-            Err(e) => eprintln!("error: cannot start {}\n   cause: {e}", program.display()),
-        }
-        std::thread::sleep(pause);
-    }
-}
-
-/// The child has said what went wrong, if anything did.
-fn wait_or_kill(child: &mut std::process::Child) {
-    let deadline = Instant::now() + ATTEMPT;
-    loop {
-        match child.try_wait() {
-            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(100)),
-            Ok(Some(_)) => return,
-            _ => {
-                eprintln!("error: this attempt took longer than {} s and was ended", ATTEMPT.as_secs());
-                // Either fails only if the child is gone already.
-                let _ = child.kill();
-                let _ = child.wait();
-                return;
-            }
-        }
-    }
 }

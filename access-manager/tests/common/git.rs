@@ -1,4 +1,5 @@
 //! A repository made with stock git, ssh-keygen and gpg, and the program that synchronises from it.
+#![allow(dead_code)] // each test file uses some of it
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
