@@ -233,3 +233,22 @@ async fn limits_are_those_of_the_roster_when_a_build_starts_and_not_when_its_mem
     barn.set_roster(&[]);
     barn.until("a builder runs", |barn| barn.running() == 0).await;
 }
+
+/// One thread: the task of a run has queued it after one `yield_now`.
+#[tokio::test]
+async fn a_first_build_starts_when_a_build_of_another_member_ends_and_before_all_that_that_member_has_queued()
+{
+    let barn = Barn::open("[limits]\nmax-jobs = 2");
+    let roster = barn.roster.borrow().clone();
+    let ask = |member, name: String| barn.build(&roster, member, &name).expect("let in");
+    let alices: Vec<Attached> = (0..8).map(|n| ask("alice", format!("a{n}"))).collect();
+    barn.until("not both slots are used", |barn| barn.running() == 2).await;
+    let bobs = ask("bob", "b".to_owned());
+    tokio::task::yield_now().await;
+    let ended = &alices[0].hold;
+    barn.scheduler.shared.running.leave(&ended.key, ended.id, ended.waiter, false);
+    barn.until("bob waits", |_| bobs.begun.borrow().is_some()).await;
+    assert_eq!(alices.iter().filter(|build| build.begun.borrow().is_some()).count(), 2);
+    barn.set_roster(&[]);
+    barn.until("a builder runs", |barn| barn.running() == 0).await;
+}

@@ -92,6 +92,29 @@ fn a_first_build_is_next_however_many_builds_of_others_wait() {
     assert_eq!(scene.ended(2), [5001]);
 }
 
+/// The run of a small build of many hours ends. Its member has used little for its time, waits for another run, and waited
+/// before the member with the first build.
+#[test]
+fn a_first_build_goes_before_the_next_of_a_member_who_has_had_one() {
+    let mut scene = Scene::with_slots(2);
+    let small = |run| {
+        let size = Size { vcpus: 1, memory_mib: 1024 };
+        Event::Queued { run, owner: member("alice", 8), class: Class::Interactive, size }
+    };
+    assert_eq!(scene.happens(small(1)), [1]);
+    assert_eq!(scene.queued(10, "bob", 8), [10]);
+    for run in 11..20 {
+        assert_eq!(scene.queued(run, "bob", 8), NONE);
+        scene.passes(3600);
+        assert_eq!(scene.ended(run - 1), [run]);
+    }
+    assert_eq!(scene.happens(small(2)), NONE);
+    scene.passes(60);
+    assert_eq!(scene.queued(30, "carol", 8), NONE);
+    assert_eq!(scene.ended(1), [30]);
+    assert_eq!(scene.ended(19), [2]);
+}
+
 #[test]
 fn members_with_equal_weights_take_turns_and_a_weight_of_two_has_two_turns() {
     let mut scene = Scene::with_slots(1);
