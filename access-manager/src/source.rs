@@ -5,8 +5,11 @@
 //! the repository. A working directory belongs to the person who runs the command, so there is no defence against
 //! changes to it meanwhile. A git tree cannot change.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Most symbolic links that are followed for one path: the kernel's own limit (`MAXSYMLINKS`, path_resolution(7)).
 const MAX_LINKS: usize = 40;
@@ -14,6 +17,8 @@ const MAX_LINKS: usize = 40;
 const MAX_PATH: usize = 4096;
 /// Most entries of one directory; a directory of keys has one per member.
 const MAX_ENTRIES: usize = 20_000;
+/// Most entries of directories that are kept: some MiB. Beyond, a directory is read anew.
+const MAX_KNOWN: usize = 100_000;
 
 /// The kind of a name in the repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -213,25 +218,57 @@ impl Source for WorkDir {
 pub struct GitTree {
     repository: git2::Repository,
     tree: git2::Oid,
+    /// Directories that were looked into, by path. The library reads a directory anew for each name in it, which takes a
+    /// minute for ten thousand key files.
+    known: RefCell<HashMap<String, Arc<Entries>>>,
 }
+
+/// The mode and the object of each name in a directory.
+type Entries = HashMap<Vec<u8>, (i32, git2::Oid)>;
 
 impl GitTree {
     pub fn new(repository: git2::Repository, commit: git2::Oid) -> Result<GitTree, git2::Error> {
         let tree = repository.find_commit(commit)?.tree_id();
-        Ok(GitTree { repository, tree })
+        Ok(GitTree { repository, tree, known: RefCell::default() })
     }
 
-    fn entry(&self, path: &str) -> Result<Option<git2::TreeEntry<'static>>, SourceError> {
-        match self.repository.find_tree(self.tree)?.get_path(Path::new(path)) {
-            Ok(entry) => Ok(Some(entry)),
-            Err(e) if e.code() == git2::ErrorCode::NotFound => Ok(None),
-            Err(e) => Err(e.into()),
+    /// The directory; `None` if there is none at this path.
+    fn entries(&self, dir: &str) -> Result<Option<Arc<Entries>>, SourceError> {
+        if let Some(known) = self.known.borrow().get(dir) {
+            return Ok(Some(known.clone()));
         }
+        let id = match dir {
+            "" => self.tree,
+            dir => match self.repository.find_tree(self.tree)?.get_path(Path::new(dir)) {
+                Ok(entry) if entry.kind() == Some(git2::ObjectType::Tree) => entry.id(),
+                Ok(_) => return Ok(None),
+                Err(e) if e.code() == git2::ErrorCode::NotFound => return Ok(None),
+                Err(e) => return Err(e.into()),
+            },
+        };
+        let tree = self.repository.find_tree(id)?;
+        if tree.len() > MAX_ENTRIES {
+            return Err(SourceError::TooManyEntries);
+        }
+        let entries =
+            tree.iter().map(|entry| (entry.name_bytes().to_vec(), (entry.filemode(), entry.id()))).collect();
+        let entries: Arc<Entries> = Arc::new(entries);
+        let mut known = self.known.borrow_mut();
+        if known.values().map(|entries| entries.len()).sum::<usize>() + entries.len() > MAX_KNOWN {
+            known.clear();
+        }
+        known.insert(dir.to_owned(), entries.clone());
+        Ok(Some(entries))
     }
 
-    fn node(&self, entry: &git2::TreeEntry<'_>) -> Result<Node, SourceError> {
-        Ok(match entry.filemode() {
-            0o120000 => match String::from_utf8(self.blob(entry.id(), MAX_PATH as u64)?) {
+    fn entry(&self, path: &str) -> Result<Option<(i32, git2::Oid)>, SourceError> {
+        let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+        Ok(self.entries(dir)?.and_then(|entries| entries.get(name.as_bytes()).copied()))
+    }
+
+    fn node(&self, (mode, id): (i32, git2::Oid)) -> Result<Node, SourceError> {
+        Ok(match mode {
+            0o120000 => match String::from_utf8(self.blob(id, MAX_PATH as u64)?) {
                 Ok(target) => Node::Symlink(target),
                 Err(_) => Node::Other("a symbolic link whose target is not UTF-8"),
             },
@@ -249,14 +286,6 @@ impl GitTree {
         }
         Ok(self.repository.find_blob(id)?.content().to_vec())
     }
-
-    fn tree(&self, path: &str) -> Result<git2::Tree<'_>, SourceError> {
-        let id = match path {
-            "" => self.tree,
-            path => self.repository.find_tree(self.tree)?.get_path(Path::new(path))?.id(),
-        };
-        Ok(self.repository.find_tree(id)?)
-    }
 }
 
 impl Source for GitTree {
@@ -264,27 +293,26 @@ impl Source for GitTree {
         if path.is_empty() {
             return Ok(Some(Node::Directory));
         }
-        self.entry(path)?.map(|entry| self.node(&entry)).transpose()
+        self.entry(path)?.map(|entry| self.node(entry)).transpose()
     }
 
     fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, SourceError> {
         match self.entry(path)? {
-            Some(entry) => self.blob(entry.id(), limit),
+            Some((_, id)) => self.blob(id, limit),
             None => Err(std::io::Error::from(std::io::ErrorKind::NotFound).into()),
         }
     }
 
     fn list(&self, path: &str) -> Result<Vec<(String, Node)>, SourceError> {
-        let tree = self.tree(path)?;
-        if tree.len() > MAX_ENTRIES {
-            return Err(SourceError::TooManyEntries);
-        }
+        let not_found = || std::io::Error::from(std::io::ErrorKind::NotFound);
         let mut out = Vec::new();
-        for entry in tree.iter() {
-            if let Ok(name) = std::str::from_utf8(entry.name_bytes()) {
-                out.push((name.to_owned(), self.node(&entry)?));
+        for (name, entry) in self.entries(path)?.ok_or_else(not_found)?.iter() {
+            if let Ok(name) = std::str::from_utf8(name) {
+                out.push((name.to_owned(), self.node(*entry)?));
             }
         }
+        // The order of git; equal commits give equal errors.
+        out.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(out)
     }
 }
