@@ -8,6 +8,7 @@
 //! fetch.rs      the branch, into a bare repository: STATE/repo.git, which may be deleted at any time
 //! kept.rs       what survives: the accepted commit, its roster, the status
 //! signatures.rs who signed the new commits
+//! ssh.rs        host keys and our own key
 //! transport.rs  whether somebody on the line could change what arrives
 //! ```
 //! Not here: when to run, and what to do about a failure (`main`).
@@ -29,10 +30,12 @@ use transport::Transport;
 mod fetch;
 mod kept;
 pub mod signatures;
+pub mod ssh;
 mod transport;
 
 pub use kept::{Substitute, fall_back};
 pub use signatures::Signing;
+pub use ssh::Ssh;
 
 /// What to synchronise, and where to.
 #[derive(Clone, Debug)]
@@ -51,6 +54,8 @@ pub struct Options {
     pub keep_dir: PathBuf,
     /// `roster.json` format; written to `out` if no roster can be had otherwise and none was ever accepted.
     pub fallback: Option<PathBuf>,
+    /// For a repository over ssh.
+    pub ssh: Ssh,
     /// Whose signatures the commits need, if any.
     pub signing: Signing,
     /// A commit to accept although it does not follow the last one, or is not signed: somebody looked at it.
@@ -95,9 +100,14 @@ pub enum SyncError {
     /// Somebody on the line could bring in anybody.
     #[error(
         "{repo} is read over {scheme}://, where anybody on the line can change what arrives\n    hint: use an https:// \
-         url, or require signed commits with --allowed-signers or --gpg-keyring"
+         url, or ssh:// with --known-hosts, or require signed commits with --allowed-signers or --gpg-keyring"
     )]
     OpenTransport { repo: String, scheme: &'static str },
+    #[error(
+        "{repo} is read over ssh, which needs the server's host key and a key of our own\n    hint: give --known-hosts and \
+         --ssh-key; or use an https:// url, if the repository can be read without login"
+    )]
+    NoHostKey { repo: String },
     #[error("{diagnostic}\n    note: in commit {commit} of {repo}")]
     Refused { repo: String, commit: Oid, diagnostic: Box<Diagnostic> },
     #[error("cannot {action} {path}\n   cause: {cause}\n    hint: {hint}")]
@@ -220,7 +230,10 @@ impl SyncError {
             SyncError::NotDescendant { found, .. } | SyncError::NotTheAccepted { found, .. } => Some(*found),
             SyncError::Refused { commit, .. } => Some(*commit),
             SyncError::Unsigned { tip, .. } => Some(*tip),
-            SyncError::Unreachable { .. } | SyncError::OpenTransport { .. } | SyncError::Local { .. } => None,
+            SyncError::Unreachable { .. }
+            | SyncError::OpenTransport { .. }
+            | SyncError::NoHostKey { .. }
+            | SyncError::Local { .. } => None,
         }
     }
 }

@@ -230,7 +230,7 @@ fn an_unreachable_remote_is_named_and_changes_nothing() {
     for (repo, hint) in [
         ("https://127.0.0.1:1/roster.git", "check the network and --repo"),
         ("/nowhere/at/all", "is there a git repository at `/nowhere/at/all`?"),
-        ("ssh://git@example.org/x", "use an https:// url"),
+        ("ftp://127.0.0.1:1/x", "use an https:// url"),
     ] {
         let (code, text) = w.sync_from(repo, &[]);
         assert_eq!(code, 3, "{text}");
@@ -389,6 +389,30 @@ fn a_damaged_copy_is_fetched_again_and_a_damaged_memory_is_not_guessed() {
     std::fs::write(w.path("state/accepted.json"), "{").unwrap();
     let (code, text) = w.sync(&[]);
     assert!(code == 1 && text.contains("accepted.json") && text.contains("hint:"), "{text}");
+}
+
+/// The figure in docs/reference/roster.md is that of this test (`--no-capture`, an idle machine).
+#[test]
+fn ten_thousand_members_with_key_files_are_read_from_a_commit() {
+    use base64::Engine;
+    let w = World::new();
+    let key = |i: u32| {
+        let mut blob = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
+        blob.extend((0..8).flat_map(|_| i.to_be_bytes()));
+        format!("ssh-ed25519 {} m{i}\n", base64::prelude::BASE64_STANDARD.encode(blob))
+    };
+    let members = 0..10_000u32;
+    let users: String = members.clone().map(|i| format!("  m{i:05}.keys = ./keys/m{i:05}.pub;\n")).collect();
+    let users = format!("{{\n{users}}}\n");
+    let files: Vec<(String, String)> = members.map(|i| (format!("keys/m{i:05}.pub"), key(i + 1))).collect();
+    let mut files: Vec<(&str, &str)> = files.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();
+    files.push(("users.nix", &users));
+    w.commit(&files);
+    let started = std::time::Instant::now();
+    let (code, text) = w.sync(&[]);
+    eprintln!("fetched, evaluated and written in {:?}", started.elapsed());
+    assert!(code == 0 && text.contains("10000 members"), "{text}");
+    assert_eq!(w.names().len(), 10_000);
 }
 
 #[test]

@@ -215,7 +215,12 @@ fn a_repository_that_anybody_on_the_line_can_change_is_refused_unless_commits_ar
     for repo in ["http://127.0.0.1:1/r.git", "git://127.0.0.1:1/r.git"] {
         let (code, text) = scene.sync_from(repo, &[]);
         assert!(code == 2 && text.contains("anybody on the line can change what arrives"), "{text}");
-        assert!(text.contains("hint: use an https:// url, or require signed commits"), "{text}");
+        assert!(
+            text.contains(
+                "hint: use an https:// url, or ssh:// with --known-hosts, or require signed commits"
+            ),
+            "{text}"
+        );
         assert_eq!(scene.sync_from(repo, &["--allowed-signers", &allowed]).0, 3);
     }
 }

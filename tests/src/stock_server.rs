@@ -7,13 +7,14 @@
 
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use crate::keys::Key;
-use crate::{PATIENCE, place, suite};
+use crate::{PATIENCE, place, process, suite};
 
 /// Number of build users of the daemon. It kills all processes of these users, in its own process namespace.
 const BUILD_USERS: u32 = 8;
@@ -34,6 +35,21 @@ impl StockServer {
 
     /// The same with its store in this folder.
     pub fn start_in(dir: TempDir, keys: &[&Key]) -> Self {
+        let authorized: Vec<String> = keys.iter().map(|key| key.public.clone()).collect();
+        Self::run(dir, &authorized, &[])
+    }
+
+    /// A server where this key can fetch this repository, whatever the client asks for: a deploy key of a forge.
+    pub fn sharing(repository: &Path, key: &Key) -> Self {
+        let git = process::run(Command::new("sh").args(["-c", "command -v git"])).ok().answer().to_owned();
+        let command = "PATH=/run/git:/usr/bin GIT_EXEC_PATH=/run/git git upload-pack /run/repository";
+        let line = format!("command=\"{command}\" {}", key.public);
+        let binds = [(Path::new(&git), "/run/git/git"), (repository, "/run/repository")];
+        Self::run(place::scratch("stock"), &[line], &binds)
+    }
+
+    /// `binds` are files of this machine, and their names in the server's.
+    fn run(dir: TempDir, authorized: &[String], binds: &[(&Path, &str)]) -> Self {
         let tree = suite::tree("stock-server");
         // The daemon's build users must be able to reach files in this folder.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("permissions");
@@ -61,7 +77,6 @@ impl StockServer {
              max-jobs = auto\nexperimental-features = nix-command\n",
         );
         std::fs::copy(place::busybox(), etc.join("busybox")).expect("busybox");
-        let authorized: Vec<&str> = keys.iter().map(|key| key.public.as_str()).collect();
         put("authorized_keys", &(authorized.join("\n") + "\n"));
         let host = Key::new("stock");
         std::fs::copy(host.private(), etc.join("host_key")).expect("a host key");
@@ -95,6 +110,9 @@ impl StockServer {
         ]);
         command.args(["--tmpfs", "/root", "--tmpfs", "/var/tmp"]);
         command.arg("--bind").arg(dir.path().join("nix")).arg("/nix");
+        for (from, to) in binds {
+            command.arg("--ro-bind").arg(from).arg(to);
+        }
         for name in ["passwd", "group"] {
             command.arg("--ro-bind").arg(etc.join(name)).arg(format!("/etc/{name}"));
         }

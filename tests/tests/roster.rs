@@ -9,6 +9,7 @@ use e2e::drv::Drv;
 use e2e::git::Repository;
 use e2e::keys::Key;
 use e2e::process::{self, Running, Transcript};
+use e2e::stock_server::StockServer;
 use e2e::{PATIENCE, place};
 use tempfile::TempDir;
 
@@ -228,6 +229,60 @@ fn without_any_roster_nobody_gets_in_until_there_is_one() {
     booted.sync(repository.path(), &[]).ok();
     goes_by(&agent, &commit);
     knock(&agent, &alice).ok();
+}
+
+#[test]
+fn over_ssh_the_roster_comes_from_the_server_whose_host_key_is_known_and_from_no_other() {
+    let (alice, deploy) = (Key::new("alice"), Key::new("deploy"));
+    let repository = Repository::new(&users(&[("alice", &alice)]));
+    let (booted, server) = (BootedBox::new(), StockServer::sharing(repository.path(), &deploy));
+    let url = format!("ssh://anyone@127.0.0.1:{}/roster.git", server.port());
+    let url = Path::new(&url);
+    let file = |name: &str, text: &str| {
+        let path = booted.dir.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.to_str().expect("ASCII").to_owned()
+    };
+    let port = server.port().to_string();
+    let scanned = process::run(Command::new("ssh-keyscan").args(["-p", &port, "127.0.0.1"])).ok().stdout;
+    let (known, key) = (file("known_hosts", &scanned), deploy.private());
+    let key = key.to_str().expect("ASCII");
+
+    let said = booted.sync(url, &["--ssh-key", key]);
+    assert_eq!(said.status, Some(2), "{said}");
+    said.says(&["give --known-hosts and --ssh-key"]);
+
+    // The known key is that of another server, or this server is known at another port only.
+    let other = Key::new("other").public;
+    let other = other.split(' ').take(2).collect::<Vec<_>>().join(" ");
+    let wrong = file("wrong", &format!("[127.0.0.1]:{port} {other}\n"));
+    let said = booted.sync(url, &["--ssh-key", key, "--known-hosts", &wrong]);
+    assert_eq!(said.status, UNREACHABLE, "{said}");
+    said.says(&[
+        "shows the host key ssh-ed25519 SHA256:",
+        "compare it with the keys that the host publishes",
+    ]);
+    let elsewhere = file("elsewhere", &scanned.replace(&port, "22"));
+    let said = booted.sync(url, &["--ssh-key", key, "--known-hosts", &elsewhere]);
+    said.failed().says(&["it has no key of [127.0.0.1]:"]);
+
+    // A key that the server does not accept.
+    let stranger = Key::new("stranger");
+    let strangers = stranger.private();
+    let said = booted.sync(url, &["--ssh-key", strangers.to_str().expect("ASCII"), "--known-hosts", &known]);
+    assert_eq!(said.status, UNREACHABLE, "{said}");
+    said.says(&["the server does not accept the key", "deploy key"]);
+    assert!(!booted.roster().exists());
+
+    booted.sync(url, &["--ssh-key", key, "--known-hosts", &known]).ok();
+    let agent = booted.agent();
+    knock(&agent, &alice).ok();
+    // The next fetch finds what is new.
+    let bob = Key::new("bob");
+    let commit = repository.commit(&users(&[("bob", &bob)]));
+    booted.sync(url, &["--ssh-key", key, "--known-hosts", &known]).ok();
+    goes_by(&agent, &commit);
+    knock(&agent, &alice).failed().says(&[DENIED]);
 }
 
 /// A builder that never ends by itself. Its arguments carry a mark that no other test's builder has.

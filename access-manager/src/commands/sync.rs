@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use access_manager::sync::{self, Options, Signing, Substitute, SyncError, Synced};
+use access_manager::sync::{self, Options, Signing, Ssh, Substitute, SyncError, Synced};
 use clap::Args;
 use roster::date;
 
@@ -36,6 +36,12 @@ pub struct SourceArgs {
     /// A roster.json to use if no roster can be had and none was ever accepted
     #[arg(long, value_name = "PATH")]
     fallback: Option<PathBuf>,
+    /// Host keys of servers, for a repository over ssh (format: sshd(8), SSH_KNOWN_HOSTS FILE FORMAT)
+    #[arg(long, value_name = "FILE")]
+    known_hosts: Option<PathBuf>,
+    /// A private key without passphrase, for a repository over ssh
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Option<PathBuf>,
     /// Accept only commits that are signed by these ssh keys (format: ssh-keygen(1), ALLOWED SIGNERS)
     #[arg(long, value_name = "FILE")]
     allowed_signers: Option<PathBuf>,
@@ -70,6 +76,7 @@ impl SourceArgs {
             keep_dir: self.keep_dir.unwrap_or_else(|| self.state_dir.clone()),
             state_dir: self.state_dir,
             fallback: self.fallback,
+            ssh: Ssh { known_hosts: self.known_hosts, key: self.ssh_key },
             signing: Signing {
                 allowed_signers: self.allowed_signers,
                 gpg_keyring: self.gpg_keyring,
@@ -91,6 +98,8 @@ impl SourceArgs {
             ("--state-dir", Some(state_dir)),
             ("--keep-dir", keep_dir),
             ("--fallback", fallback),
+            ("--known-hosts", self.known_hosts),
+            ("--ssh-key", self.ssh_key),
             ("--allowed-signers", self.allowed_signers),
             ("--gpg-keyring", self.gpg_keyring),
             ("--merge-signers", self.merge_signers),
@@ -134,7 +143,7 @@ fn once(options: &Options) -> ExitCode {
         SyncError::NotDescendant { .. } | SyncError::NotTheAccepted { .. } => REWRITTEN,
         SyncError::Refused { .. } => REFUSED,
         SyncError::Unsigned { .. } => UNSIGNED,
-        SyncError::OpenTransport { .. } => USAGE,
+        SyncError::OpenTransport { .. } | SyncError::NoHostKey { .. } => USAGE,
         SyncError::Local { .. } => LOCAL,
     };
     let message = error.to_string();
