@@ -153,7 +153,7 @@ in
       path = [ pkgs.coreutils ];
       wantedBy = [ "multi-user.target" ];
       # The image gets the secret from the machine's manager, and starts the unit only then.
-      unitConfig.ConditionCredential = lib.mkForce [ ];
+      unitConfig.ConditionCredential = [ "" ];
       serviceConfig.LoadCredential = "barnraiser.webhook-secret:${cfg.roster.webhook.secretFile}";
     };
     systemd.timers.barnraiser-roster.wantedBy = [ "timers.target" ];

@@ -62,6 +62,23 @@ fn the_jail_of_the_image_is_complete() {
 }
 
 #[test]
+fn what_fetches_the_roster_sees_neither_the_keys_nor_the_store() {
+    for name in ["barnraiser-roster.service", "barnraiser-webhook.service"] {
+        for key in ["User", "Group"] {
+            assert_eq!(unit(name, key), ["barnraiser-roster"], "{name}");
+        }
+        assert_eq!(unit(name, "InaccessiblePaths"), ["-/persist", "-/var/lib/barnraiser"], "{name}");
+        assert_eq!(unit(name, "ProtectSystem"), ["strict"], "{name}");
+        assert_eq!(unit(name, "NoNewPrivileges"), ["yes"], "{name}");
+        assert_eq!(unit(name, "CapabilityBoundingSet"), [""; 0], "{name}");
+        // Its folder of the disk is mounted by then.
+        assert!(unit(name, "After").contains(&"barnraiser-persist.service".to_owned()), "{name}");
+    }
+    let persist = text("rootfs/usr/lib/barnraiser/persist");
+    assert!(persist.contains("mount --bind /persist/roster \"$kept\""), "{persist}");
+}
+
+#[test]
 fn nixos_has_the_same_units_and_changes_none_of_their_limits() {
     let module = text("nixos-module.nix");
     for part in [
