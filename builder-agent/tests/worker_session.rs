@@ -221,6 +221,37 @@ async fn one_member_cannot_take_all_slots_and_a_waiting_build_can_be_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn members_of_a_group_share_its_slots_delay_nobody_else_and_get_new_ones_at_once() {
+    let scripted = Scripted::open("[limits]\nmax-jobs = 4");
+    common::make_key(&scripted.dir.path().join("carol"));
+    scripted.set_roster(&["alice", "bob", "carol"]);
+    scripted.edit_roster(|roster| {
+        roster["schema"] = 2.into();
+        roster["groups"] = serde_json::json!([{ "name": "ci", "limits": { "max-jobs": 1 } }]);
+        (0..2).for_each(|n| roster["members"][n]["groups"] = serde_json::json!(["ci"]));
+    });
+    let runs = || scripted.script.runs.load(Ordering::SeqCst);
+    let mut alice = scripted.session("alice").await;
+    send_build(&mut alice, derivation("a", "gate write:x", &[])).await;
+    until(|| runs() == 1).await;
+    let mut bob = scripted.session("bob").await;
+    send_build(&mut bob, derivation("b", "gate write:x", &[])).await;
+    let bobs = || scripted.agent.realiser.scheduler.list(&|member| &*member.name == "bob");
+    until(|| bobs().len() == 1).await;
+    let mut carol = scripted.session("carol").await;
+    for (n, name) in ["c", "d", "e"].into_iter().enumerate() {
+        let told = build(&mut carol, derivation(name, "write:x", &[])).await;
+        assert_eq!((told.status, runs()), (BuildStatus::Built as u64, n + 2), "bob's build must wait");
+    }
+    scripted.edit_roster(|roster| roster["groups"][0]["limits"]["max-jobs"] = 2.into());
+    until(|| runs() == 5).await;
+    scripted.script.gate.cancel();
+    for client in [&mut alice, &mut bob] {
+        assert_eq!(told(client).await.status, BuildStatus::Built as u64);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_built_here_is_refused_by_name_and_the_session_goes_on() {
     let scripted = Scripted::open("");
     let mut alice = scripted.session("alice").await;

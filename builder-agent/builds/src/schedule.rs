@@ -6,7 +6,7 @@
 //!   log: the key covers all that goes into a build, so a shared run shows a member nothing that their own run would not.
 //!   A run that nobody waits for is cancelled, unless the configuration says otherwise.
 //! - **admit**: which runs may start, and when: a state machine, which `queue` lets tasks wait for. Members share the box
-//!   by weight and recent usage.
+//!   by weight and recent usage; groups are limits on it.
 //! - **place**: the machine on which a run is executed. A place gets plain data.
 //!
 //! Sessions see only [`Scheduler`]; [`Embedded`] needs no other service. `run` leads one run through the three parts.
@@ -190,7 +190,7 @@ impl Embedded {
                 let now = roster.borrow_and_update().clone();
                 scheduler.retain(&|member| now.current(member).is_some());
                 let shared = &scheduler.shared;
-                shared.queue.follow(|id| now.by_id(id).map(|member| shared.terms(member)));
+                shared.queue.follow(|id| now.by_id(id).map(|member| shared.owner(member)));
             }
         });
         scheduler

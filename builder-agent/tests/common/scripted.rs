@@ -235,6 +235,15 @@ impl Scripted {
     pub fn set_roster(&self, names: &[&str]) {
         self.roster.send_replace(read_roster(self.dir.path(), names));
     }
+
+    pub fn edit_roster(&self, edit: impl FnOnce(&mut serde_json::Value)) {
+        let path = self.dir.path().join("roster.json");
+        let text = std::fs::read_to_string(&path).expect("a roster");
+        let mut roster = serde_json::from_str(&text).expect("JSON");
+        edit(&mut roster);
+        super::put_roster(self.dir.path(), &roster);
+        self.roster.send_replace(Arc::new(members::load(&path).expect("a roster")));
+    }
 }
 
 /// A member without special settings.

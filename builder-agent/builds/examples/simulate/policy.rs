@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use builds::schedule::admit::{Admission, Class, Event, Level, Owner, Terms};
+use builds::schedule::admit::{Admission, Class, Event, Owner, Terms};
 
 use super::workload::{SLOT, Workload};
 
@@ -56,7 +56,7 @@ impl<'a> Fair<'a> {
         let owner = |(n, member): (usize, &super::workload::Member)| {
             let name: Arc<str> = format!("member {n}").into();
             let terms = Terms { weight: member.weight, ..Terms::default() };
-            Owner { member: Level::new(&name, terms), ..Owner::member(&name, terms) }
+            Owner::member(&name, terms)
         };
         let owners = workload.members.iter().enumerate().map(owner).collect();
         let (mut admission, start) = (Admission::default(), Instant::now());

@@ -5,9 +5,9 @@
 //!
 //! The rules, from the outside in (`docs/design/scheduling.md` gives the reasons and the proofs):
 //!
-//! 1. A run *may start* if every level of its owner (group, member, key) has a free slot. A free slot of the box never
-//!    stays empty while a run may start.
-//! 2. The slot goes down the tree of owners, at each level to the one with the smallest weighted recent usage (`tree`).
+//! 1. A run *may start* if its owner has a free slot: the key, the member, and each group of the member. A free slot of
+//!    the box never stays empty while a run may start.
+//! 2. The slot goes down the tree of owners (members, then keys), at each level to the one with the smallest weighted recent usage (`tree`).
 //!    Usage is what runs took of the box, in time that counts less the longer ago it is (`decay`).
 //! 3. Within a member interactive runs go before bulk, and bulk that waits for long takes turns; within a class first
 //!    come, first served (`line`).
@@ -15,11 +15,11 @@
 //! The number of slots can change at any time. More slots count at once. Fewer slots stop no run that has started. A run
 //! that gets another owner while it waits goes to the end of the new owner's line. A run that gets another owner after
 //! its start is charged to that owner from then on, but only if the owner has a free slot and has not used more than who
-//! started it. Otherwise the charge stays: no member has more runs than slots or gets rid of a charge, and no run stops
-//! because another member is busy.
+//! started it. Otherwise the charge stays: no member and no group has more runs than slots, no member gets rid of a charge,
+//! and no run stops because another member is busy. A group counts the runs that are charged to its members.
 //!
-//! Numbers of runs do not matter for speed: an event costs at most a look at each owner that may start a run, and the
-//! logarithm of the length of a line.
+//! Numbers of runs do not matter for speed: an event costs at most a look at each owner that waits with a slot of its own, and at its
+//! groups, and the logarithm of the length of a line.
 //! Not here: who owns a run (`share`), and waiting itself (`queue`). This module is public for the simulator alone.
 
 use std::collections::HashMap;
@@ -35,7 +35,7 @@ mod usage;
 
 pub use decay::HALF_LIFE;
 pub use line::{BULK_PATIENCE, Class};
-pub use owner::{Level, MAX_WEIGHT, Owner, Size, Terms};
+pub use owner::{Group, Level, MAX_WEIGHT, Owner, Size, Terms};
 pub use usage::{ADVANCE, CREDIT, SHORTEST};
 
 use tree::{Charge, Leaf, Tree};
@@ -48,10 +48,9 @@ pub type RunId = u64;
 pub enum Event {
     /// The box has so many slots from now on, each of this size. Before the first of these it has none.
     Box { slots: usize, slot: Size },
-    /// These are the terms of this group from now on.
-    Group { group: Arc<str>, terms: Terms },
-    /// These are the terms of this member from now on.
-    Member { member: Arc<str>, terms: Terms },
+    /// These are the terms and groups, from now on, of the owners who have runs here; the others are passed over. One
+    /// event for all of them: nothing starts by half of a change.
+    Terms { owners: Vec<Owner> },
     /// A new run for this owner, whose current terms are in it.
     Queued { run: RunId, owner: Owner, class: Class, size: Size },
     /// The run has another owner, whose current terms are in it.
@@ -105,8 +104,7 @@ impl Admission {
         let now = self.tree.advance_to(now);
         match event {
             Event::Box { slots, slot } => (self.slots, self.slot) = (slots, slot),
-            Event::Group { group, terms } => self.tree.set_group(&group, terms, now),
-            Event::Member { member, terms } => self.tree.set_member(&member, terms, now),
+            Event::Terms { owners } => owners.iter().for_each(|owner| self.tree.update(owner, now)),
             Event::Queued { run, owner, class, size } => {
                 let leaf = self.tree.leaf_of(&owner, now);
                 let number = self.tree.enqueue(leaf, run, class, now);

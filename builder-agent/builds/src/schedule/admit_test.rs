@@ -10,9 +10,15 @@ pub struct Scene {
     pub now: Instant,
 }
 
-/// A member without a group.
+/// A member of no group.
 pub fn member(name: &str, slots: usize) -> Owner {
     Owner::member(&name.into(), Terms::slots(slots))
+}
+
+/// A member of these groups, with their slots.
+pub fn in_groups(name: &str, groups: &[(&str, usize)]) -> Owner {
+    let groups = groups.iter().map(|(name, slots)| Group { name: (*name).into(), slots: *slots });
+    Owner { groups: groups.collect(), ..member(name, 8) }
 }
 
 impl Scene {
@@ -44,7 +50,7 @@ impl Scene {
     }
 
     fn has(&mut self, member: &str, slots: usize) -> Vec<RunId> {
-        self.happens(Event::Member { member: member.into(), terms: Terms::slots(slots) })
+        self.happens(Event::Terms { owners: vec![self::member(member, slots)] })
     }
 
     pub fn ended(&mut self, run: RunId) -> Vec<RunId> {
@@ -149,30 +155,39 @@ fn a_run_of_half_a_slots_size_is_charged_half() {
 }
 
 #[test]
-fn groups_share_as_one_with_members_who_have_none_and_keys_share_within_their_member() {
+fn keys_share_within_their_member() {
     let mut scene = Scene::with_slots(1);
     assert_eq!(scene.queued(0, "zoe", 1), [0]);
-    let group = Level::new(&"ci".into(), Terms::default());
-    let of_group = |name: &str| Owner { group: Some(group.clone()), ..member(name, 8) };
     let with_key = |key: &str| Owner { key: Level::new(&key.into(), Terms::default()), ..member("alice", 8) };
     for run in 1..=40 {
-        scene.queued_by(run, of_group("bob"), Class::Bulk);
-        scene.queued_by(100 + run, of_group("carol"), Class::Bulk);
-        scene.queued_by(200 + run, with_key("laptop"), Class::Bulk);
-        scene.queued_by(300 + run, with_key("phone"), Class::Bulk);
+        scene.queued_by(run, member("bob", 8), Class::Bulk);
+        scene.queued_by(100 + run, with_key("laptop"), Class::Bulk);
+        scene.queued_by(200 + run, with_key("phone"), Class::Bulk);
     }
     let order = scene.order(0, 40);
     let turns = |from| order.iter().filter(|run| (from..from + 100).contains(*run)).count();
-    assert_eq!((turns(1), turns(101), turns(201), turns(301)), (10, 10, 10, 10));
+    assert_eq!((turns(1), turns(101), turns(201)), (20, 10, 10));
+}
+
+#[test]
+fn members_of_a_large_group_have_the_shares_of_members_without_a_group() {
+    let mut scene = Scene::with_slots(1);
+    assert_eq!(scene.queued(0, "zoe", 1), [0]);
+    for run in 1..=40 {
+        scene.queued(run, "alice", 8);
+        for (n, name) in (1..).zip(["bob", "carol", "dave"]) {
+            scene.queued_by(100 * n + run, in_groups(name, &[("ci", 8)]), Class::Interactive);
+        }
+    }
+    let order = scene.order(0, 40);
+    let turns = |from| order.iter().filter(|run| (from..from + 100).contains(*run)).count();
+    assert_eq!([turns(1), turns(101), turns(201), turns(301)], [10; 4]);
 }
 
 #[test]
 fn a_group_has_no_more_runs_than_slots_and_its_members_wait_for_nobody_elses() {
     let mut scene = Scene::with_slots(8);
-    let of_group = |name: &str, slots| {
-        let group = Some(Level::new(&"ci".into(), Terms::slots(slots)));
-        Owner { group, ..member(name, 8) }
-    };
+    let of_group = |name: &str, slots| in_groups(name, &[("ci", slots)]);
     assert_eq!(scene.queued_by(1, of_group("alice", 2), Class::Bulk), [1]);
     assert_eq!(scene.queued_by(2, of_group("bob", 2), Class::Bulk), [2]);
     assert_eq!(scene.queued_by(3, of_group("alice", 2), Class::Bulk), NONE);
@@ -182,28 +197,67 @@ fn a_group_has_no_more_runs_than_slots_and_its_members_wait_for_nobody_elses() {
     assert_eq!(scene.charged_to(1), "dave");
     assert_eq!(scene.happens(Event::HandedOver { run: 4, owner: of_group("dave", 2) }), NONE);
     assert_eq!(scene.charged_to(4), "carol");
-    assert_eq!(scene.happens(Event::Group { group: "ci".into(), terms: Terms::slots(3) }), [3]);
+    // To an owner outside of it: the group's slot is free.
+    assert_eq!(scene.handed_over(1, "erin", 8), [3]);
+    assert_eq!(scene.charged_to(1), "erin");
+    // The slots are those that came last, also with another member of the group.
+    assert_eq!(scene.queued_by(5, of_group("bob", 2), Class::Bulk), NONE);
+    assert_eq!(scene.queued_by(6, of_group("frank", 3), Class::Bulk), [6]);
+    assert_eq!(scene.happens(Event::Terms { owners: vec![of_group("bob", 4)] }), [5]);
+    assert_eq!(scene.happens(Event::Terms { owners: vec![of_group("bob", 1)] }), NONE);
+    assert_eq!(scene.queued_by(7, of_group("alice", 1), Class::Bulk), NONE);
+    assert_eq!([2, 3, 5].map(|run| scene.ended(run)), [NONE; 3]);
+    assert_eq!(scene.ended(6), [7]);
 }
 
 #[test]
-fn a_member_who_changes_groups_does_so_when_no_run_is_left_and_takes_the_usage_along() {
-    let mut scene = Scene::with_slots(2);
-    let of_group = |name: &str, group: &str, slots| {
-        let group = Some(Level::new(&group.into(), Terms::slots(slots)));
-        Owner { group, ..member(name, 8) }
-    };
-    assert_eq!(scene.queued_by(1, of_group("alice", "old", 1), Class::Bulk), [1]);
-    // The slots are still those of the old group.
-    assert_eq!(scene.queued_by(2, of_group("alice", "new", 1), Class::Bulk), NONE);
-    assert_eq!(scene.queued_by(3, of_group("bob", "new", 1), Class::Bulk), [3]);
-    scene.passes(3600);
-    assert_eq!(scene.ended(1), [2]);
+fn a_member_of_several_groups_starts_a_run_when_each_has_a_free_slot_and_counts_in_each() {
+    let mut scene = Scene::with_slots(8);
+    let both = || in_groups("alice", &[("ci", 2), ("students", 1)]);
+    assert_eq!(scene.queued_by(1, both(), Class::Bulk), [1]);
+    assert_eq!(scene.queued_by(2, in_groups("bob", &[("students", 1)]), Class::Bulk), NONE);
+    assert_eq!(scene.queued_by(3, in_groups("carol", &[("ci", 2)]), Class::Bulk), [3]);
+    assert_eq!(scene.queued_by(4, in_groups("carol", &[("ci", 2)]), Class::Bulk), NONE);
+    assert_eq!(scene.queued_by(5, both(), Class::Bulk), NONE);
+    // Bob has used nothing. Then one of alice's groups is full again, and carol is the next.
+    assert_eq!(scene.ended(1), [2, 4]);
+    // One of alice's two groups has a free slot.
     assert_eq!(scene.ended(2), NONE);
-    assert_eq!(scene.queued_by(4, of_group("alice", "new", 1), Class::Bulk), NONE);
-    assert_eq!(scene.queued_by(5, of_group("carol", "new", 1), Class::Bulk), NONE);
-    // Carol came later, and has used nothing.
     assert_eq!(scene.ended(3), [5]);
-    assert_eq!(scene.ended(5), [4]);
+}
+
+/// A group's runs are those of its members: also those that started before a member joined.
+#[test]
+fn who_joins_a_group_brings_started_runs_along_and_who_leaves_takes_them_away() {
+    let mut scene = Scene::with_slots(8);
+    assert_eq!(scene.queued(1, "alice", 8), [1]);
+    assert_eq!(scene.queued_by(2, in_groups("bob", &[("ci", 1)]), Class::Bulk), [2]);
+    assert_eq!(scene.queued_by(3, in_groups("carol", &[("ci", 1)]), Class::Bulk), NONE);
+    // One event: no run starts between bob's leaving and alice's joining.
+    let owners = vec![member("bob", 8), in_groups("alice", &[("ci", 1)])];
+    assert_eq!(scene.happens(Event::Terms { owners }), NONE);
+    assert_eq!(scene.ended(2), NONE);
+    assert_eq!(scene.happens(Event::Terms { owners: vec![member("alice", 8)] }), [3]);
+    // What started in the group and ends outside of it is not subtracted from it.
+    assert_eq!(scene.queued_by(4, in_groups("bob", &[("ci", 1)]), Class::Bulk), NONE);
+    assert_eq!(scene.ended(1), NONE);
+    assert_eq!(scene.ended(3), [4]);
+}
+
+/// A free slot never waits for a run that cannot start: so who needs two groups can be passed by while one of them is full.
+#[test]
+fn a_slot_of_a_group_is_not_kept_for_a_member_whose_other_group_is_full() {
+    let mut scene = Scene::with_slots(8);
+    let (one, two) = (in_groups("bob", &[("one", 1)]), in_groups("carol", &[("two", 1)]));
+    assert_eq!(scene.queued_by(1, one.clone(), Class::Bulk), [1]);
+    assert_eq!(scene.queued_by(2, two, Class::Bulk), [2]);
+    assert_eq!(scene.queued_by(3, in_groups("alice", &[("one", 1), ("two", 1)]), Class::Bulk), NONE);
+    assert_eq!(scene.queued_by(4, one, Class::Bulk), NONE);
+    scene.passes(60);
+    assert_eq!(scene.ended(1), [4]);
+    scene.passes(60);
+    assert_eq!(scene.ended(2), NONE);
+    assert_eq!(scene.ended(4), [3]);
 }
 
 #[test]
@@ -349,7 +403,8 @@ fn members_without_runs_are_forgotten_when_they_would_come_back_to_the_same_plac
     scene.has("nobody", 3);
     scene.queued(1, "alice", 1);
     scene.queued(2, "alice", 1);
-    scene.queued(3, "bob", 1);
+    scene.queued_by(3, in_groups("bob", &[("ci", 1)]), Class::Interactive);
+    assert_eq!(scene.admission.tree.groups(), 1);
     scene.handed_over(1, "carol", 1);
     scene.handed_over(3, "carol", 1);
     let names = |scene: &Scene| scene.admission.members().count();
@@ -367,4 +422,5 @@ fn members_without_runs_are_forgotten_when_they_would_come_back_to_the_same_plac
     scene.passes(3600);
     assert_eq!(scene.ended(5), NONE);
     assert!(!scene.admission.tree.is_known("carol") && scene.admission.tree.is_known("dave"));
+    assert_eq!(scene.admission.tree.groups(), 0);
 }

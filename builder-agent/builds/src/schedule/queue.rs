@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::admit::{Admission, Class, Event, Owner, RunId, Size, Start, Terms};
+use super::admit::{Admission, Class, Event, Owner, RunId, Size, Start};
 
 /// The queues of the box. One per scheduler.
 pub(super) struct Queue {
@@ -55,15 +55,11 @@ impl Queue {
         Turn { queue: self.clone(), run, start }
     }
 
-    /// Sets the terms of every member who has runs here. If `terms` returns `None`, they stay.
-    pub fn follow(&self, terms: impl Fn(&str) -> Option<Terms>) {
+    /// Sets the terms and groups of every member who has runs here. If `owner` returns `None`, they stay.
+    pub fn follow(&self, owner: impl Fn(&str) -> Option<Owner>) {
         let mut state = self.lock();
-        let members: Vec<Arc<str>> = state.admission.members().cloned().collect();
-        for member in members {
-            if let Some(terms) = terms(&member) {
-                state.handle(Event::Member { member, terms });
-            }
-        }
+        let owners = state.admission.members().filter_map(|member| owner(member)).collect();
+        state.handle(Event::Terms { owners });
     }
 }
 
@@ -106,12 +102,17 @@ impl Drop for Turn {
 mod tests {
     use std::task::{Context, Poll, Waker};
 
+    use super::super::admit::{Group, Terms};
     use super::*;
 
     const SIZE: Size = Size { vcpus: 1, memory_mib: 512 };
 
+    fn alice(slots: usize) -> Owner {
+        Owner::member(&"alice".into(), Terms::slots(slots))
+    }
+
     fn enter(queue: &Arc<Queue>, run: RunId) -> Turn {
-        queue.enter(run, || Owner::member(&"alice".into(), Terms::slots(4)), Class::Interactive, SIZE)
+        queue.enter(run, || alice(4), Class::Interactive, SIZE)
     }
 
     /// Whether the run may start now. Drops the wait, as `select!` does.
@@ -142,7 +143,12 @@ mod tests {
         let queue = Queue::new(8, SIZE);
         let mut turns: Vec<Turn> = (0..6).map(|run| enter(&queue, run)).collect();
         assert_eq!(turns.iter_mut().map(starts).filter(|starts| *starts).count(), 4);
-        queue.follow(|member| (member == "alice").then_some(Terms::slots(5)));
+        queue.follow(|member| (member == "alice").then(|| alice(5)));
         assert!(starts(&mut turns[4]) && !starts(&mut turns[5]));
+        let groups = vec![Group { name: "ci".into(), slots: 5 }];
+        queue.follow(|_| Some(Owner { groups: groups.clone(), ..alice(8) }));
+        assert!(!starts(&mut turns[5]));
+        queue.follow(|_| Some(alice(8)));
+        assert!(starts(&mut turns[5]));
     }
 }

@@ -8,7 +8,7 @@ use sandbox::Limits;
 use store::View;
 
 use super::Parts;
-use super::admit::{Owner, Size, Terms};
+use super::admit::{Group, Owner, Size, Terms};
 use super::place::{Place, Snapshots};
 use super::queue::Queue;
 use super::request::Request;
@@ -32,16 +32,26 @@ impl Shared {
         self.parts.roster.borrow().current(member).cloned()
     }
 
-    /// The member as the owner of runs, with current terms. The roster names no groups and no weights yet, and a request
-    /// does not say with which key its member logged in.
-    pub fn owner_now(&self, member: &Arc<Member>) -> Owner {
-        let now = self.current(member).unwrap_or_else(|| member.clone());
-        Owner::member(&member.id, self.terms(&now))
+    /// The member as the owner of runs, with current terms. Who has left the roster is in no group: an old entry would
+    /// bring back the old slots of a group for its other members.
+    pub fn owner_now(&self, member: &Member) -> Owner {
+        match self.current(member) {
+            Some(now) => self.owner(&now),
+            None => Owner { groups: Vec::new(), ..self.owner(member) },
+        }
     }
 
-    pub fn terms(&self, member: &Member) -> Terms {
+    /// A member with a current entry as the owner of runs. The roster names no weights, and a request does not say with
+    /// which key its member logged in.
+    pub fn owner(&self, member: &Member) -> Owner {
         let most = self.parts.config.limits.max_jobs_per_member;
-        Terms::slots(member.limits.max_jobs.map_or(most, |own| own as usize).clamp(1, most))
+        let slots = member.limits.max_jobs.map_or(most, |own| own as usize).clamp(1, most);
+        let limited = |group: &Arc<members::Group>| {
+            let slots = group.limits.max_jobs? as usize;
+            Some(Group { name: group.name.as_str().into(), slots })
+        };
+        let groups = member.groups.iter().filter_map(limited).collect();
+        Owner { groups, ..Owner::member(&member.id, Terms::slots(slots)) }
     }
 
     /// The current view of the member who asked. The request may have waited, and then built, for hours.

@@ -1,4 +1,4 @@
-//! One node of the tree of owners, and the list of all.
+//! One node of the tree of owners, or a group beside the tree, and the list of all.
 //!
 //! Not here: how nodes depend on each other (`tree`).
 
@@ -18,8 +18,6 @@ pub const ROOT: NodeId = 0;
 #[derive(Debug, Default)]
 pub struct Node {
     pub parent: NodeId,
-    /// Whether its children are members.
-    pub is_group: bool,
     pub terms: Terms,
     pub usage: Usage,
     /// Runs that wait below this node.
@@ -27,7 +25,10 @@ pub struct Node {
     pub started: usize,
     /// Since when it waits without a start: a number that grows.
     pub since: u64,
-    /// The children that can give a run: one that waits, with a free slot on each level.
+    /// A member's groups.
+    pub groups: Vec<NodeId>,
+    /// The children that can give a run as far as slots of their own matter: one that waits, with a free slot on each
+    /// level.
     pub ready: BTreeSet<NodeId>,
     /// No child counts as having less usage than this.
     pub floor: i128,

@@ -1,6 +1,7 @@
-//! The owner of a run as admission sees it: up to three levels, each a name with terms.
+//! The owner of a run as admission sees it: a member and a key, each a name with terms, and the member's groups.
 //!
 //! Names are opaque. Whoever calls makes sure that no two members have the same one: a name is all that usage hangs on.
+//! A group is a limit and has no share: members of a large group would otherwise have less than those of a small one.
 //! Not here: what the roster says of each (`shared`), and what an owner has used (`tree`).
 
 use std::sync::Arc;
@@ -25,18 +26,26 @@ pub struct Terms {
     pub slots: usize,
 }
 
-/// A group, a member or a key.
+/// A member or a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Level {
     pub name: Arc<str>,
     pub terms: Terms,
 }
 
-/// Who is charged for a run. Members without a group share with groups as equals.
+/// A limit on the runs that all its members have started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    pub name: Arc<str>,
+    pub slots: usize,
+}
+
+/// Who is charged for a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
-    pub group: Option<Level>,
     pub member: Level,
+    /// All groups of the member. Those of one name have the slots that were named last.
+    pub groups: Vec<Group>,
     /// What the member acts with.
     pub key: Level,
 }
@@ -82,6 +91,7 @@ impl Owner {
     /// A member without a group, who acts with one key.
     #[must_use]
     pub fn member(name: &Arc<str>, terms: Terms) -> Self {
-        Self { group: None, member: Level::new(name, terms), key: Level::new(name, Terms::default()) }
+        let (member, key) = (Level::new(name, terms), Level::new(name, Terms::default()));
+        Self { member, groups: Vec::new(), key }
     }
 }

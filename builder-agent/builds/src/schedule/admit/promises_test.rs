@@ -16,6 +16,8 @@ const PARTS: [u64; 3] = [1000, 250, 750];
 struct Simulated {
     scene: Scene,
     slots: usize,
+    /// The groups of each owner.
+    groups: BTreeMap<usize, Vec<Group>>,
     next: RunId,
     /// Ends to come.
     running: BTreeSet<(Instant, RunId)>,
@@ -34,8 +36,23 @@ fn owner(who: usize) -> Owner {
 
 impl Simulated {
     fn with_slots(slots: usize) -> Self {
-        let (running, runs, begun, got, waiting) = Default::default();
-        Self { scene: Scene::with_slots(slots), slots, next: 0, running, runs, begun, got, waiting }
+        let (groups, running, runs, begun, got, waiting) = Default::default();
+        Self { scene: Scene::with_slots(slots), slots, groups, next: 0, running, runs, begun, got, waiting }
+    }
+
+    /// Eight owners, each in those of the groups, with so many slots, for which `is_in` is true.
+    fn group(&mut self, slots: &[usize], is_in: impl Fn(usize, usize) -> bool) {
+        let group = |(n, slots): (usize, &usize)| Group { name: format!("group {n}").into(), slots: *slots };
+        let all: Vec<Group> = slots.iter().enumerate().map(group).collect();
+        for who in 0..8 {
+            let own = (0..all.len()).filter(|n| is_in(who, *n)).map(|n| all[n].clone());
+            self.groups.insert(who, own.collect());
+        }
+    }
+
+    fn owner(&self, who: usize) -> Owner {
+        let groups = self.groups.get(&who).cloned().unwrap_or_default();
+        Owner { groups, ..owner(who) }
     }
 
     fn note(&mut self, starts: &[RunId]) {
@@ -103,7 +120,7 @@ impl Simulated {
     /// Gives these owners, in proportion to the slots, more waiting runs than can start at once.
     fn refill(&mut self, who: usize, seconds: u64) {
         while self.waits(who) < self.slots {
-            self.queue(who, owner(who), Class::Bulk, seconds, 0);
+            self.queue(who, self.owner(who), Class::Bulk, seconds, 0);
         }
     }
 }
@@ -128,7 +145,7 @@ impl Simulated {
         let there = self.scene.admission.charged_to(u64::from(what) * 5 + self.next / 2).is_some();
         match what {
             7 if there => self.end(u64::from(what) * 5 + self.next / 2),
-            _ => drop(self.queue(who, owner(who), class_of(what), seconds, size)),
+            _ => drop(self.queue(who, self.owner(who), class_of(what), seconds, size)),
         }
     }
 }
@@ -136,23 +153,27 @@ impl Simulated {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
-    /// The first build of a member waits for one end, and one more for each member who waits with nothing running and came
-    /// before. How many builds the others have queued does not matter.
+    /// The first build of a member waits for one end, and one more for each member who waits and came before, and has nothing
+    /// running or waits for a slot of a group. How many builds the others have queued does not matter.
     #[test]
     fn a_first_build_starts_when_one_build_has_ended_and_those_who_came_before_have_one_each(
         before in history(), after in history(), slots in 1..5usize, size in 0..3usize,
+        of_groups in prop::collection::vec(1..4usize, 0..=3),
     ) {
         let mut at = Simulated::with_slots(slots);
+        // Owner 0 is in none of them, and owner 7 in all.
+        at.group(&of_groups, |who, group| (who >> group) % 2 == 1);
         before.into_iter().for_each(|event| at.happens(event));
         while at.running.len() < slots {
             at.refill(0, 1000);
         }
-        let ahead = (0..8).filter(|who| at.waits(*who) > 0 && !at.has_started(*who)).count();
+        let may_be_held_up = |who: &usize| !at.owner(*who).groups.is_empty();
+        let ahead = (0..8).filter(|who| at.waits(*who) > 0 && (!at.has_started(*who) || may_be_held_up(who))).count();
         let first = at.queue(99, owner(99), Class::Bulk, 60, size);
         for event in after.into_iter().cycle().take(8 * (ahead + 1)) {
             // The others go on asking.
             let (who, seconds, size, what, _) = event;
-            at.queue(who, owner(who), class_of(what), seconds, size);
+            at.queue(who, at.owner(who), class_of(what), seconds, size);
         }
         for _ in 0..=ahead {
             at.step();
@@ -161,15 +182,18 @@ proptest! {
     }
 
     /// The bound: before each start of the run's own member, every other member gets at most what that member is ahead by,
-    /// which is at most all that the box can do in the history, and overshoots by what runs at once.
+    /// which is at most all that the box can do in the history, and overshoots by what runs at once. No member is in two
+    /// groups here: see the design.
     #[test]
     fn every_run_starts_after_a_bounded_time_whatever_the_others_ask_for(
         before in history(), slots in 1..5usize, which in any::<usize>(), lengths in prop::collection::vec(1..600u64, 1..9),
+        of_groups in prop::collection::vec(1..4usize, 0..=3),
     ) {
         let mut at = Simulated::with_slots(slots);
+        at.group(&of_groups, |who, group| who % 4 == group);
         let start = at.scene.now;
         before.into_iter().for_each(|event| at.happens(event));
-        at.queue(0, owner(0), Class::Bulk, 600, 0);
+        at.queue(0, at.owner(0), Class::Bulk, 600, 0);
         let waiting: Vec<RunId> =
             at.runs.keys().filter(|run| !at.begun.contains_key(run) && at.scene.admission.charged_to(**run).is_some()).copied().collect();
         prop_assume!(!waiting.is_empty());

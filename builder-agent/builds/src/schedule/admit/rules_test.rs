@@ -38,6 +38,10 @@ struct Rules {
     runs: Vec<Run>,
     charges: Vec<Charge>,
     terms: BTreeMap<Path, Terms>,
+    /// The slots of each group.
+    groups: BTreeMap<Arc<str>, usize>,
+    /// The groups of each member.
+    groups_of: BTreeMap<Path, BTreeSet<Arc<str>>>,
     lifts: BTreeMap<Path, i128>,
     floors: BTreeMap<Path, i128>,
     since: BTreeMap<Path, u64>,
@@ -49,9 +53,7 @@ struct Rules {
 }
 
 fn path(owner: &Owner) -> Path {
-    let group = owner.group.as_ref().map(|group| format!("group {}", group.name));
-    let member = format!("member {}", owner.member.name);
-    group.into_iter().chain([member, format!("key {}", owner.key.name)]).collect()
+    vec![format!("member {}", owner.member.name), format!("key {}", owner.key.name)]
 }
 
 fn prefixes(path: &Path) -> impl DoubleEndedIterator<Item = Path> {
@@ -101,9 +103,31 @@ impl Rules {
         self.started(owner) < self.terms[owner].slots
     }
 
+    fn started_in(&self, group: &Arc<str>) -> usize {
+        let members = self.groups_of.iter().filter(|(_, groups)| groups.contains(group));
+        members.map(|(member, _)| self.started(member)).sum()
+    }
+
+    fn groups(&self, owner: &Path) -> &BTreeSet<Arc<str>> {
+        &self.groups_of[&owner[..1]]
+    }
+
+    fn group_has_room(&self, group: &Arc<str>) -> bool {
+        self.started_in(group) < self.groups[group]
+    }
+
+    /// Whether a run of this owner may start: there is a free slot on every level and in every group.
+    fn may_start(&self, owner: &Path) -> bool {
+        prefixes(owner).all(|owner| self.has_room(&owner))
+            && self.groups(owner).iter().all(|group| self.group_has_room(group))
+    }
+
     fn learn(&mut self, owner: &Owner) {
-        let levels = owner.group.iter().chain([&owner.member, &owner.key]);
-        for (path, level) in prefixes(&path(owner)).zip(levels) {
+        let path = path(owner);
+        self.groups.extend(owner.groups.iter().map(|group| (group.name.clone(), group.slots)));
+        let groups = owner.groups.iter().map(|group| group.name.clone()).collect();
+        self.groups_of.insert(path[..1].to_vec(), groups);
+        for (path, level) in prefixes(&path).zip([&owner.member, &owner.key]) {
             self.terms.insert(path, level.terms);
         }
     }
@@ -152,7 +176,10 @@ impl Rules {
         let at_level = prefixes(&from).zip(prefixes(&to)).find(|(from, to)| from != to);
         let used = |owner: &Path| self.used(owner, now).max(self.floor(&owner[..owner.len() - 1]));
         let is_ahead = at_level.is_some_and(|(from, to)| used(&to) > used(&from));
-        if !is_ahead && prefixes(&to).filter(|owner| !old.contains(owner)).all(|owner| self.has_room(&owner))
+        let mut groups = self.groups(&to).difference(self.groups(&from));
+        if !is_ahead
+            && prefixes(&to).filter(|owner| !old.contains(owner)).all(|owner| self.has_room(&owner))
+            && groups.all(|group| self.group_has_room(group))
         {
             self.stop(id, now, Duration::ZERO);
             self.begin(id, to.clone(), self.runs[at].size, now);
@@ -160,9 +187,9 @@ impl Rules {
         }
     }
 
-    /// Among the waiting runs with a free slot on every level.
+    /// Among the waiting runs that may start.
     fn next(&mut self, now: Instant) -> Option<usize> {
-        let may = |run: &Run| run.started.is_none() && prefixes(&run.path).all(|owner| self.has_room(&owner));
+        let may = |run: &Run| run.started.is_none() && self.may_start(&run.path);
         let mut left: Vec<usize> = (0..self.runs.len()).filter(|at| may(&self.runs[*at])).collect();
         let mut owner = Path::new();
         while left.first().is_some_and(|at| self.runs[*at].path != owner) {
@@ -223,17 +250,14 @@ impl Rules {
 
     fn apply(&mut self, event: &Event, now: Instant) -> Vec<RunId> {
         self.sweep(now);
-        let named = |kind: &str, name: &str| format!("{kind} {name}");
         match event {
             Event::Box { slots, .. } => self.slots = *slots,
-            Event::Group { group, terms } => {
-                self.terms.insert(vec![named("group", group)], *terms);
-            }
-            Event::Member { member, terms } => {
-                let name = named("member", member);
-                let paths: Vec<Path> =
-                    self.terms.keys().filter(|path| path.last() == Some(&name)).cloned().collect();
-                self.terms.extend(paths.into_iter().map(|path| (path, *terms)));
+            Event::Terms { owners } => {
+                for owner in owners {
+                    if self.runs.iter().any(|run| run.path[0] == path(owner)[0]) {
+                        self.learn(owner);
+                    }
+                }
             }
             Event::Queued { run, owner, class, size } => {
                 self.learn(owner);
@@ -270,6 +294,7 @@ impl Rules {
         starts
     }
 
+    /// Groups do not matter to it: who waits for the slot of a group begins to wait only once.
     fn ready_now(&self) -> BTreeSet<Path> {
         let waiting = self.runs.iter().filter(|run| run.started.is_none());
         let ready =
@@ -282,25 +307,28 @@ impl Rules {
         let busy = self.runs.iter().filter(|run| run.started.is_some()).count();
         prop_assert!(starts.is_empty() || busy <= self.slots, "more than the box has");
         for run in &self.runs {
-            let full: Vec<Path> = prefixes(&run.path).filter(|owner| !self.has_room(owner)).collect();
             if starts.contains(&run.id) {
                 let over = |owner: &Path| self.started(owner) > self.terms[owner].slots;
                 prop_assert!(!prefixes(&run.path).any(|owner| over(&owner)), "more than {:?} has", run.path);
+                let over = |group: &Arc<str>| self.started_in(group) > self.groups[group];
+                prop_assert!(!self.groups(&run.path).iter().any(over), "more than a group of {:?}", run.path);
             }
             let waits = run.started.is_none();
-            prop_assert!(!waits || busy >= self.slots || !full.is_empty(), "{} may start", run.id);
+            prop_assert!(!waits || busy >= self.slots || !self.may_start(&run.path), "{} may start", run.id);
         }
         Ok(())
     }
 }
 
-/// An owner by numbers: groups have fixed members, and a member has two keys.
-fn owner(who: usize, weight: u32, slots: usize) -> Owner {
+/// An owner by numbers: a member has two keys. The slots of groups, and who is in which, change with each owner.
+fn owner(who: usize, weight: u32, slots: usize, groups: usize) -> Owner {
     let name = ["alice", "bob", "carol", "dave", "erin"][who % 5];
     let level = |name: &str, terms: Terms| Level::new(&name.into(), terms);
-    let group = (who % 5 > 2).then(|| level("ci", Terms { weight: 3, slots: 4 }));
-    let key = level(["laptop", "phone"][who / 5], Terms { weight, slots: usize::MAX });
-    Owner { group, member: level(name, Terms { weight, slots }), key }
+    let in_group = |n: &usize| (groups >> n) % 2 == 1;
+    let group = |n: usize| Group { name: ["ci", "students", "all"][n].into(), slots: (groups / 8 + n) % 4 };
+    let groups = (0..3).filter(in_group).map(group).collect();
+    let key = level(["laptop", "phone"][who / 5 % 2], Terms { weight, slots: usize::MAX });
+    Owner { groups, member: level(name, Terms { weight, slots }), key }
 }
 
 const SIZES: [Size; 3] = [SLOT, Size { vcpus: 1, memory_mib: 1024 }, Size { vcpus: 2, memory_mib: 8192 }];
@@ -320,15 +348,15 @@ proptest! {
         let mut scene = Scene::with_slots(3);
         let (floors, since) = Default::default();
         let ready = BTreeSet::new();
-        let (runs, charges, terms, lifts, classes) = Default::default();
+        let (runs, charges, terms, groups, groups_of, lifts, classes) = Default::default();
         let swept = scene.now;
         let mut rules =
-            Rules { ready, swept, base: scene.now, slots: 3, runs, charges, terms, lifts, floors, since, classes, last: 0 };
+            Rules { ready, swept, base: scene.now, slots: 3, runs, charges, terms, groups, groups_of, lifts, floors, since, classes, last: 0 };
         let (mut next, mut there) = (0, Vec::new());
         for (kind, who, weight, slots, which, pause) in script {
             scene.now += Duration::from_millis(pause);
             let run = there.get(which % there.len().max(1)).copied();
-            let owner = owner(who, weight, slots);
+            let owner = owner(who, weight, slots, which % 32);
             let event = match (kind, run) {
                 (0..6, _) | (_, None) => {
                     next += 1;
@@ -341,25 +369,22 @@ proptest! {
                     Event::Ended { run }
                 }
                 (10..12, Some(run)) => Event::HandedOver { run, owner },
-                (12, _) => Event::Member { member: owner.member.name, terms: owner.member.terms },
+                (12, _) => Event::Terms { owners: vec![owner, self::owner(who + 1, weight, slots, which % 29)] },
                 _ => Event::Box { slots, slot: SLOT },
             };
             let starts = scene.happens(event.clone());
             prop_assert_eq!(&starts, &rules.apply(&event, scene.now), "at {:?}", event);
             rules.hold(&starts)?;
             for run in &rules.runs {
-                let member = &run.path[run.path.len() - 2];
-                prop_assert_eq!(&format!("member {}", scene.admission.charged_to(run.id).expect("there")), member);
+                let member = scene.admission.charged_to(run.id).expect("there");
+                prop_assert_eq!(&format!("member {member}"), &run.path[0]);
             }
         }
         // No run is lost: with room for all of them, all start.
         let mut started = rules.runs.iter().filter(|run| run.started.is_some()).count();
         started += scene.happens(Event::Box { slots: there.len(), slot: SLOT }).len();
-        started += scene.happens(Event::Group { group: "ci".into(), terms: Terms::default() }).len();
-        for who in 0..5 {
-            let member = owner(who, 1, 0).member.name;
-            started += scene.happens(Event::Member { member, terms: Terms::default() }).len();
-        }
+        let owners = (0..5).map(|who| owner(who, 1, usize::MAX, 0)).collect();
+        started += scene.happens(Event::Terms { owners }).len();
         prop_assert_eq!(started, there.len());
     }
 }

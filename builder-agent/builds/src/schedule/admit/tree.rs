@@ -1,9 +1,11 @@
-//! The tree of owners: the box, below it groups and members without a group, below them members, and below them keys.
+//! The tree of owners: the box, below it members, and below them keys. Beside the tree: groups, which count the started
+//! runs of their members.
 //!
 //! A free slot goes down from the box, at each level to the owner with the smallest usage per weight among those who can
-//! give a run. An owner who begins to wait with less usage than the *floor* of the level is lifted to it. The floor is
-//! [`CREDIT`] below the smallest usage among those who could have got the last slot, and never falls. So nobody saves up
-//! more than that, and an owner who has been forgotten comes back to the same place.
+//! give a run: to a member only if each of the member's groups has a free slot, too. An owner who begins to wait with
+//! less usage than the *floor* of the level is lifted to it. The floor is [`CREDIT`] below the smallest usage among those
+//! who could have got the last slot, and never falls. So nobody saves up more than that, and an owner who has been
+//! forgotten comes back to the same place.
 //!
 //! Owners with equal usage go by who has waited longest since the last start. It follows that an owner who begins to wait
 //! at the floor with nothing running is passed only by those in the same position who waited before, by one run each.
@@ -17,11 +19,11 @@ use super::RunId;
 use super::decay::{Decay, Moment, OCTAVES};
 use super::line::{Class, Line};
 use super::node::{Node, NodeId, Nodes, ROOT};
-use super::owner::{Level, Owner, Terms};
+use super::owner::{Group, Owner};
 use super::usage::{self, CREDIT, SHORTEST};
 
 /// Levels below the box.
-const DEPTH: usize = 3;
+const DEPTH: usize = 2;
 
 /// Interval between looks for owners who can be forgotten.
 const SWEEP: Duration = Duration::from_secs(3600);
@@ -40,9 +42,9 @@ pub struct Charge {
 #[derive(Debug, Default)]
 pub struct Tree {
     nodes: Nodes,
-    groups: HashMap<Arc<str>, NodeId>,
     members: HashMap<Arc<str>, NodeId>,
     keys: HashMap<(NodeId, Arc<str>), NodeId>,
+    groups: HashMap<Arc<str>, NodeId>,
     /// Counts what comes and what starts.
     last: u64,
     clock: Option<Clock>,
@@ -86,58 +88,51 @@ impl Tree {
         self.members.iter().filter(|(_, id)| !self.nodes[**id].is_idle()).map(|(name, _)| name)
     }
 
-    /// Who is not known here has no runs; the next one brings the terms.
-    pub fn set_group(&mut self, group: &Arc<str>, terms: Terms, now: Instant) {
-        if let Some(id) = self.groups.get(group) {
-            self.set_terms(*id, terms, now);
-        }
-    }
-
-    pub fn set_member(&mut self, member: &Arc<str>, terms: Terms, now: Instant) {
-        if let Some(id) = self.members.get(member) {
-            self.set_terms(*id, terms, now);
-        }
-    }
-
-    fn set_terms(&mut self, id: NodeId, terms: Terms, now: Instant) {
-        self.nodes[id].terms = terms;
-        self.refresh(id, now);
-    }
-
-    /// The key of this owner, with the owner's current terms.
+    /// The key of this owner, with the owner's current terms and groups.
     pub fn leaf_of(&mut self, owner: &Owner, now: Instant) -> Leaf {
-        let Self { nodes, groups, members, keys, .. } = self;
-        let above = owner.group.as_ref().map_or(ROOT, |group| {
-            let new = || nodes.add(Node { parent: ROOT, is_group: true, ..Node::default() });
-            *groups.entry(group.name.clone()).or_insert_with(new)
-        });
-        let new = || nodes.add(Node { parent: above, ..Node::default() });
+        let Self { nodes, members, keys, .. } = self;
+        let new = || nodes.add(Node { parent: ROOT, ..Node::default() });
         let member = *members.entry(owner.member.name.clone()).or_insert_with(new);
         let line = Some(Line::default());
         let new = || nodes.add(Node { parent: member, line, ..Node::default() });
-        let leaf = *keys.entry((member, owner.key.name.clone())).or_insert_with(new);
-        self.regroup(member, above);
-        let mut set = |id: NodeId, level: &Level| self.nodes[id].terms = level.terms;
-        set(leaf, &owner.key);
-        set(member, &owner.member);
-        if let Some(group) = &owner.group {
-            set(above, group);
-            self.refresh(above, now);
-        }
-        self.refresh(leaf, now);
-        Leaf(leaf)
+        let key = *keys.entry((member, owner.key.name.clone())).or_insert_with(new);
+        self.set_terms(member, Some(key), owner, now);
+        Leaf(key)
     }
 
-    /// Moves a member to another group, with what the member is ahead of the floor. A member who has runs moves later: it
-    /// would be unclear whose slots they take.
-    fn regroup(&mut self, member: NodeId, to: NodeId) {
-        let from = self.nodes[member].parent;
-        if from == to || !self.nodes[member].is_idle() {
-            return;
+    /// These are the terms and groups of this owner from now on. An owner who has no runs here brings nothing: the next run
+    /// does.
+    pub fn update(&mut self, owner: &Owner, now: Instant) {
+        let known = |member: &NodeId| !self.nodes[*member].is_idle();
+        let Some(member) = self.members.get(&owner.member.name).copied().filter(known) else { return };
+        let key = self.keys.get(&(member, owner.key.name.clone())).copied();
+        self.set_terms(member, key, owner, now);
+    }
+
+    fn set_terms(&mut self, member: NodeId, key: Option<NodeId>, owner: &Owner, now: Instant) {
+        if let Some(key) = key {
+            self.nodes[key].terms = owner.key.terms;
         }
-        let moved = self.nodes[to].floor - self.nodes[from].floor;
-        self.nodes[member].usage.shift(moved);
-        self.nodes[member].parent = to;
+        self.nodes[member].terms = owner.member.terms;
+        self.set_groups(member, &owner.groups);
+        self.refresh(key.unwrap_or(member), now);
+    }
+
+    /// The started runs of a member count in the groups that the member has now, whichever they were at the start.
+    fn set_groups(&mut self, member: NodeId, groups: &[Group]) {
+        let started = self.nodes[member].started;
+        let mut ids = std::mem::take(&mut self.nodes[member].groups);
+        ids.drain(..).for_each(|id| self.nodes[id].started -= started);
+        for Group { name, slots } in groups {
+            let new = || self.nodes.add(Node::default());
+            let id = *self.groups.entry(name.clone()).or_insert_with(new);
+            self.nodes[id].terms.slots = *slots;
+            if !ids.contains(&id) {
+                self.nodes[id].started += started;
+                ids.push(id);
+            }
+        }
+        self.nodes[member].groups = ids;
     }
 
     /// Puts a run at the end of a line. Returns its number there.
@@ -166,9 +161,9 @@ impl Tree {
         self.refresh(leaf.0, now);
     }
 
-    /// Whether a run of `from` that has started can become one of `to`: there is a slot on every level, and `to` has not
-    /// used more. Otherwise a member could have all runs started at the front of the queue, and then charged to a friend
-    /// who has nothing to build.
+    /// Whether a run of `from` that has started can become one of `to`: there is a slot on every level and in every group,
+    /// and `to` has not used more. Otherwise a member could have all runs started at the front of the queue, and then
+    /// charged to a friend who has nothing to build.
     pub fn can_take(&self, to: Leaf, from: Leaf, now: Instant) -> bool {
         let (old, new): (Vec<_>, Vec<_>) = (self.path(from).collect(), self.path(to).collect());
         let (own, its) = (|id: &&NodeId| !old.contains(id), |id: &&NodeId| !new.contains(id));
@@ -177,18 +172,19 @@ impl Tree {
         // The outermost level on which they differ, below the same owner.
         let (first, second) = (new.iter().rfind(own), old.iter().rfind(its));
         let is_ahead = first.zip(second).is_some_and(|(to, from)| used(*to) > used(*from));
-        !is_ahead && new.iter().filter(own).all(|id| self.nodes[*id].has_room())
+        let groups = |of: Leaf| &self.nodes[self.nodes[of.0].parent].groups;
+        let others = groups(to).iter().filter(|group| !groups(from).contains(group));
+        !is_ahead && new.iter().filter(own).chain(others).all(|id| self.nodes[*id].has_room())
     }
 
     /// The run that is to start now, which leaves its line.
     pub fn next(&mut self, now: Instant) -> Option<(Leaf, RunId)> {
         let moment = self.moment(now);
-        let mut member = self.choose(ROOT, moment, |_| true)?;
-        if self.nodes[member].is_group {
-            member = self.choose(member, moment, |_| true)?;
-        }
+        let member = self.choose(ROOT, moment, |nodes, member| {
+            member.groups.iter().all(|group| nodes[*group].has_room())
+        })?;
         let class = self.class_of_next(member, now);
-        let key = self.choose(member, moment, |key| key.has(class))?;
+        let key = self.choose(member, moment, |_, key| key.has(class))?;
         self.nodes[member].class = class;
         let run = self.nodes[key].line.as_mut()?.pop(class)?;
         self.last += 1;
@@ -202,11 +198,11 @@ impl Tree {
     }
 
     /// The child to whom the slot goes, among those who can give a run and `may`; and the new floor.
-    fn choose(&mut self, parent: NodeId, now: Moment, may: impl Fn(&Node) -> bool) -> Option<NodeId> {
+    fn choose(&mut self, parent: NodeId, now: Moment, may: impl Fn(&Nodes, &Node) -> bool) -> Option<NodeId> {
         let floor = self.nodes[parent].floor;
         let children = self.nodes[parent].ready.iter().map(|id| (*id, &self.nodes[*id]));
         let (mut least, mut first) = (None, None);
-        for (id, node) in children.filter(|(_, node)| may(node)) {
+        for (id, node) in children.filter(|(_, node)| may(&self.nodes, node)) {
             let used = node.usage.at(now).max(floor);
             let rank = (used + node.usage.advance(now), node.since, id);
             least = Some(least.map_or(used, |least: i128| least.min(used)));
@@ -227,7 +223,7 @@ impl Tree {
         }
     }
 
-    /// Charges a run that starts, or gets this owner, to the key and to all above it.
+    /// Charges a run that starts, or gets this owner, to the key and the member, and counts it in the member's groups.
     pub fn begin(&mut self, leaf: Leaf, parts: u64, now: Instant) -> Charge {
         let moment = self.moment(now);
         let mut rates = [0; DEPTH];
@@ -240,6 +236,7 @@ impl Tree {
             node.usage.begin(*rate, moment);
             node.started += 1;
         }
+        self.each_group(leaf, |group| group.started += 1);
         self.refresh(leaf.0, now);
         Charge { leaf, rates }
     }
@@ -253,6 +250,7 @@ impl Tree {
             node.usage.stop(*rates.next().unwrap_or(&0), missing, moment);
             node.started -= 1;
         });
+        self.each_group(charge.leaf, |group| group.started -= 1);
         self.refresh(charge.leaf.0, now);
     }
 
@@ -270,8 +268,16 @@ impl Tree {
         }
     }
 
-    /// Lists this node, and those above it, with their parents if they can give a run. Whoever is so from now on has at least
-    /// the floor's usage: so the floor is never above the usage of those who can.
+    fn each_group(&mut self, leaf: Leaf, mut change: impl FnMut(&mut Node)) {
+        let member = self.nodes[leaf.0].parent;
+        let groups = std::mem::take(&mut self.nodes[member].groups);
+        groups.iter().for_each(|id| change(&mut self.nodes[*id]));
+        self.nodes[member].groups = groups;
+    }
+
+    /// Lists this node, and those above it, with their parents if they can give a run as far as slots of their own matter.
+    /// Whoever is so from now on has at least the floor's usage. While a group holds up a member, the floor can rise above
+    /// the member's usage; then the floor counts, in `choose` and `begin`.
     fn refresh(&mut self, mut id: NodeId, now: Instant) {
         while id != ROOT {
             let (can, parent) = (self.nodes[id].can_give(), self.nodes[id].parent);
@@ -285,20 +291,21 @@ impl Tree {
         }
     }
 
-    /// Forgets owners without runs who are at the floor, where they would come back, with all below them. The others are a
-    /// few hundred bytes for each name of the rosters of some weeks.
+    /// Forgets owners without runs who are at the floor, where they would come back, with all below them, and then groups
+    /// without members. The others are a few hundred bytes for each name of the rosters of some weeks.
     fn forget(&mut self, now: Instant) {
         let moment = self.moment(now);
-        let Self { nodes, groups, members, keys, .. } = self;
+        let Self { nodes, members, keys, groups, .. } = self;
         let mut gone = BTreeSet::new();
         let mut stays = |id: NodeId| {
             let node = &nodes[id];
             let is_at_floor = node.is_idle() && node.usage.at(moment) <= nodes[node.parent].floor;
             !(is_at_floor || gone.contains(&node.parent)) || !gone.insert(id)
         };
-        groups.retain(|_, id| stays(*id));
         members.retain(|_, id| stays(*id));
         keys.retain(|_, id| stays(*id));
+        let named: BTreeSet<NodeId> = members.values().flat_map(|id| &nodes[*id].groups).copied().collect();
+        groups.retain(|_, id| named.contains(id) || !gone.insert(*id));
         nodes.remove(gone);
     }
 }
@@ -308,5 +315,10 @@ impl Tree {
     /// Whether the usage of this member is remembered.
     pub fn is_known(&self, member: &str) -> bool {
         self.members.contains_key(member)
+    }
+
+    /// How many groups are remembered.
+    pub fn groups(&self) -> usize {
+        self.groups.len()
     }
 }

@@ -1,4 +1,4 @@
-//! The recent usage of one group, member or key: the part of the box that its runs take, times counted time.
+//! The recent usage of one member or key: the part of the box that its runs take, times counted time.
 //!
 //! A run is charged while it runs: usage is a sum that stands still and a rate that goes on. What is known only at the end
 //! is put right at the end.
@@ -52,10 +52,6 @@ impl Usage {
     /// What the runs that have started count in advance.
     pub fn advance(&self, now: Moment) -> i128 {
         self.rate * now.worth_of(ADVANCE)
-    }
-
-    pub fn shift(&mut self, by: i128) {
-        self.standing += by;
     }
 
     /// Whoever is further behind than `floor` is so no longer.
