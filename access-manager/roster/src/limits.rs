@@ -1,7 +1,8 @@
 //! A member's own limits: their names in `users.nix` and in `roster.json`, and their range.
 //!
 //! The box's limits apply besides these; the smaller one wins. Where each is enforced: see the agent's documentation.
-//! `max-store-mib` is carried but not enforced yet, which `access-manager` and the agent both say wherever it is set.
+//! `max-store-mib`, and limits of a group other than `max-jobs`, are carried but not enforced yet, which `access-manager`
+//! and the agent both say wherever one is set.
 
 use serde::{Deserialize, Serialize};
 
@@ -57,7 +58,7 @@ const fn limit(name: &'static str, json: &'static str, range: (i64, i64), unit: 
 }
 
 pub const LIMITS: &[Limit] = &[
-    limit("maxJobs", "max-jobs", (1, 1024), "builds"),
+    Limit { together: Together::Enforced, ..limit("maxJobs", "max-jobs", (1, 1024), "builds") },
     limit("maxMemoryMib", "max-memory-mib", (64, 16 << 20), "MiB"),
     limit("maxCpus", "max-cpus", (1, 255), "processors"),
     Limit {

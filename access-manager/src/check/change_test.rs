@@ -212,7 +212,7 @@ fn who_shares_limits_with_whom_is_told() {
     };
     let ci = "ci = { members = [ \"b\" ]; limits.maxJobs = 16; };";
     let of = "groups = [ \"ci\" ];";
-    let share = "16 builds at a time (not enforced yet)";
+    let share = "16 builds at a time";
     let bare = roster("", "", "");
     for (before, after, expected) in [
         (bare.clone(), roster(ci, "", of), vec![
@@ -225,6 +225,11 @@ fn who_shares_limits_with_whom_is_told() {
         ]),
         (roster(ci, of, of), roster(ci, of, ""), vec![
             format!("takes `z` out of the group `ci`: no longer shares {share}"),
+        ]),
+        (roster(ci, of, ""), roster(&ci.replace("16;", "16; limits.maxCpus = 8;"), of, "groups = [ \"ci\" ];"), vec![
+            "limits `maxCpus` that the members of the group `ci` share to 8 (before: the limits of each member only)"
+                .into(),
+            format!("adds `z` to the group `ci`: shares {share} and 8 CPUs (not enforced yet) with 2 others"),
         ]),
         (roster(ci, of, ""), bare.clone(), vec![
             format!("removes the group `ci`: 2 members no longer share {share}"),
