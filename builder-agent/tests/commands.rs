@@ -37,7 +37,14 @@ fn whoami_says_which_limits_hold_and_who_set_them() {
         (jobs(&answer)["value"].as_u64(), jobs(&answer)["set_by"].as_str()),
         (Some(2), Some("roster"))
     );
+    agent.edit_roster(|roster| {
+        roster["schema"] = 2.into();
+        roster["groups"] = serde_json::json!([{ "name": "ci", "limits": { "max-jobs": 3 } }]);
+        roster["members"][0]["groups"] = serde_json::json!(["ci"]);
+    });
     let text = output(&agent, &["whoami"]);
+    let group = "group               ci, 3 builds for all its members together, set by the roster";
+    assert!(text.lines().any(|line| line == group), "{text}");
     assert!(text.lines().any(|line| line == "max-jobs            2 builds, set by the roster"), "{text}");
 }
 

@@ -16,6 +16,12 @@ const MAX_PARTS: usize = 1000;
 /// How deep `imports` and `mkMerge` nest. Ours never pass three.
 const MAX_DEPTH: usize = 50;
 
+/// Whether a value is a member's entry: a set with `keys` that are no set of their own.
+pub fn is_member(ev: &mut Evaluator, id: ThunkId, at: Span) -> bool {
+    let Ok(Value::Attrs(map)) = ev.force(id, at) else { return false };
+    map.get("keys").is_some_and(|keys| !matches!(ev.force(keys.thunk, at), Ok(Value::Attrs(_))))
+}
+
 /// Whether a set at the top of a file is a NixOS module and not a roster: no member's attributes look like this.
 pub fn is_module(ev: &mut Evaluator, map: &AttrMap, at: Span) -> R<bool> {
     let set_with = |ev: &mut Evaluator, name: &str, inner: &str| -> R<bool> {
@@ -23,7 +29,7 @@ pub fn is_module(ev: &mut Evaluator, map: &AttrMap, at: Span) -> R<bool> {
         let Value::Attrs(value) = ev.force(slot.thunk, at)? else { return Ok(false) };
         let Some(slot) = value.get(inner) else { return Ok(value.contains_key("_type")) };
         // `{ users = { users.keys = "…"; }; }` is a member of this name.
-        Ok(!super::read::is_member(ev, slot.thunk, at))
+        Ok(!is_member(ev, slot.thunk, at))
     };
     if let Some(slot) = map.get("imports")
         && matches!(ev.force(slot.thunk, at)?, Value::List(_))

@@ -28,8 +28,6 @@ use crate::diag::{Class, Diagnostic, Fault, Span, did_you_mean, quoted};
 use crate::nix::{self, Evaluator, Limits, Value};
 use crate::source::Source;
 
-pub(super) use whole::is_member;
-
 type R<T> = Result<T, Fault>;
 
 /// Longest part of a name that is no member's name in a message.

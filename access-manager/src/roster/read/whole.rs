@@ -12,6 +12,7 @@ use super::{Costs, Found, MAX_HOSTS, R, Reader, Suggestions};
 use crate::diag::{Class, Fault, Span, did_you_mean, one_of, quoted};
 use crate::nix::{AttrMap, Evaluator, ThunkId, Value};
 use crate::roster::evaluated::GroupEntry;
+use crate::roster::modules;
 use crate::roster::names::{self as lists, List, Named};
 
 /// Names of nobody in groups that are told. Lists of groups can have ten million names together.
@@ -26,16 +27,10 @@ pub(super) fn is_whole(ev: &mut Evaluator, map: &AttrMap, at: Span) -> R<bool> {
     let Some(slot) = map.get("users") else { return Ok(false) };
     Ok(match ev.force(slot.thunk, at) {
         Ok(Value::List(_)) => true,
-        Ok(Value::Attrs(_)) => !is_member(ev, slot.thunk, at),
+        Ok(Value::Attrs(_)) => !modules::is_member(ev, slot.thunk, at),
         // Told with the member of this name.
         _ => false,
     })
-}
-
-/// Whether it is a set with `keys` that are no set of their own.
-pub(in crate::roster) fn is_member(ev: &mut Evaluator, id: ThunkId, at: Span) -> bool {
-    let Ok(Value::Attrs(map)) = ev.force(id, at) else { return false };
-    map.get("keys").is_some_and(|keys| !matches!(ev.force(keys.thunk, at), Ok(Value::Attrs(_))))
 }
 
 /// What the `groups` of a roster say, before members are known.

@@ -1,5 +1,7 @@
 //! `whoami`: the member of this connection, and the limits of this member with their origin.
 
+use std::sync::Arc;
+
 use daemon::Agent;
 use members::{Member, Roster};
 use serde::Serialize;
@@ -11,6 +13,15 @@ struct WhoAmI {
     /// The members whose claims this member sees, and who see those of this member.
     shares_with: Vec<String>,
     limits: Vec<Limit>,
+    groups: Vec<Group>,
+}
+
+/// A group of the member. Its limit is for all members of the group together.
+#[derive(Serialize)]
+struct Group {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_jobs: Option<u32>,
 }
 
 /// A limit that holds for this member: the smaller one of the member's own and the box's.
@@ -30,6 +41,7 @@ pub(super) fn text(agent: &Agent, member: &Member, json: bool) -> String {
         role: member.role.name(),
         shares_with: roster.sharing_with(&member.name).iter().map(ToString::to_string).collect(),
         limits: limits(agent, member, &roster),
+        groups: groups(member, &roster),
     };
     match json {
         true => super::json_line(&answer),
@@ -57,6 +69,13 @@ fn limits(agent: &Agent, member: &Member, roster: &Roster) -> Vec<Limit> {
     ]
 }
 
+fn groups(member: &Member, roster: &Roster) -> Vec<Group> {
+    let Some(now) = roster.current(member) else { return Vec::new() };
+    let group =
+        |group: &Arc<members::Group>| Group { name: group.name.clone(), max_jobs: group.limits.max_jobs };
+    now.groups.iter().map(group).collect()
+}
+
 impl WhoAmI {
     fn text(&self) -> String {
         let shares = match self.shares_with.as_slice() {
@@ -69,6 +88,11 @@ impl WhoAmI {
         );
         for Limit { name, value, unit, set_by } in &self.limits {
             text.push_str(&format!("{name:<18}  {value} {unit}, set by the {set_by}\n"));
+        }
+        for Group { name, max_jobs } in &self.groups {
+            let jobs = max_jobs
+                .map(|jobs| format!(", {jobs} builds for all its members together, set by the roster"));
+            text.push_str(&format!("group               {name}{}\n", jobs.unwrap_or_default()));
         }
         text
     }
