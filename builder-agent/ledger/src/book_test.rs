@@ -1,0 +1,131 @@
+use super::*;
+use crate::Resource;
+
+const BOUNDS: Bounds = Bounds { principals: 3, rows: 6, months: 13 };
+
+fn who(name: &str) -> Principal {
+    Principal::member(name)
+}
+
+fn day(text: &str) -> Day {
+    text.parse().expect("a day")
+}
+
+fn builds(count: u64) -> Amounts {
+    Amounts::from_iter([(Resource::Builds, count)])
+}
+
+fn charge(book: &mut Book, name: &str, on: &str, count: u64) {
+    book.charge(&who(name), day(on), &builds(count));
+}
+
+fn names(book: &Book) -> Vec<String> {
+    let mut names: Vec<String> = book.of.keys().map(|who| who.member.to_string()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn sums_end_at_the_borders_of_days_and_months() {
+    let mut book = Book::new(Bounds::default());
+    for on in ["2026-10-31", "2026-11-01", "2026-11-30", "2026-11-30", "2026-12-01"] {
+        charge(&mut book, "alice", on, 1);
+    }
+    charge(&mut book, "bob", "2026-11-02", 5);
+    let sums = |who: Option<&str>, by, within: Option<&str>| -> Vec<(String, String, u64)> {
+        let within = within.map(|text| Month::parse(text).expect("a month"));
+        let sums = book.sums(who.map(Principal::member).as_ref(), by, within).into_iter();
+        sums.map(|((who, day), sum)| (who.member.to_string(), day.to_string(), sum.get(Resource::Builds)))
+            .collect()
+    };
+    let row = |name: &str, day: &str, count| (name.to_owned(), day.to_owned(), count);
+    let months = [("2026-10-01", 1), ("2026-11-01", 3), ("2026-12-01", 1)];
+    assert_eq!(sums(Some("alice"), By::Month, None), months.map(|(day, count)| row("alice", day, count)));
+    let days = [("2026-11-01", 1), ("2026-11-30", 2)];
+    assert_eq!(
+        sums(Some("alice"), By::Day, Some("2026-11")),
+        days.map(|(day, count)| row("alice", day, count))
+    );
+    let all = [row("alice", "2026-11-01", 3), row("bob", "2026-11-01", 5)];
+    assert_eq!(sums(None, By::Month, Some("2026-11")), all);
+    assert_eq!(sums(Some("carol"), By::Day, None), []);
+    assert_eq!(book.in_month(&who("alice"), Month::parse("2026-11").expect("a month")), builds(3));
+}
+
+#[test]
+fn thirteen_months_are_kept() {
+    let mut book = Book::new(Bounds::default());
+    for on in ["2025-10-31", "2025-11-01", "2026-11-28"] {
+        charge(&mut book, "alice", on, 1);
+    }
+    charge(&mut book, "bob", "2025-10-31", 1);
+    book.roll(day("2026-11-30"));
+    assert_eq!((names(&book), book.rows), (vec!["alice".to_owned()], 2));
+    let changes = book.take_changes();
+    assert_eq!((changes.before, changes.rows.len()), (Some(day("2025-11-01")), 2));
+    // In the next month, November of the year before is too old.
+    book.roll(day("2026-12-01"));
+    assert_eq!(book.rows, 1);
+}
+
+#[test]
+fn one_principal_too_many_takes_the_place_of_who_used_nothing_for_longest() {
+    let mut book = Book::new(BOUNDS);
+    for (name, on) in
+        [("alice", "2026-11-01"), ("bob", "2026-11-02"), ("carol", "2026-11-03"), ("alice", "2026-11-04")]
+    {
+        charge(&mut book, name, on, 1);
+    }
+    charge(&mut book, "dave", "2026-11-04", 1);
+    assert_eq!((names(&book), book.rows), (vec!["alice".into(), "carol".into(), "dave".into()], 4));
+    assert_eq!(book.take_changes().gone, [who("bob")]);
+}
+
+#[test]
+fn one_day_too_many_takes_the_place_of_the_oldest_day_of_all() {
+    let mut book = Book::new(BOUNDS);
+    for on in ["2026-11-01", "2026-11-02", "2026-11-03"] {
+        charge(&mut book, "alice", on, 1);
+        charge(&mut book, "bob", on, 1);
+    }
+    charge(&mut book, "alice", "2026-11-04", 1);
+    assert_eq!(book.rows, 5, "both lost the first day");
+    assert_eq!(book.take_changes().before, Some(day("2026-11-02")));
+}
+
+#[test]
+fn changes_that_could_not_be_written_are_written_the_next_time() {
+    let mut book = Book::new(BOUNDS);
+    charge(&mut book, "alice", "2026-11-01", 1);
+    let failed = book.take_changes();
+    charge(&mut book, "alice", "2026-11-01", 2);
+    book.put_back(failed);
+    let changes = book.take_changes();
+    assert_eq!(changes.rows, [(who("alice"), day("2026-11-01"), builds(3))], "as it is now");
+    assert!(book.take_changes().is_empty());
+}
+
+#[test]
+fn rows_that_are_loaded_late_add_to_what_was_charged_meanwhile() {
+    let mut book = Book::new(BOUNDS);
+    charge(&mut book, "alice", "2026-11-02", 1);
+    let row = |name: &str, on: &str, count| (who(name), day(on), builds(count));
+    book.load(vec![row("alice", "2026-11-02", 10), row("bob", "2026-11-01", 4)]);
+    let changes = book.take_changes();
+    assert_eq!(changes.rows, [row("alice", "2026-11-02", 11)], "what the file has is not written again");
+    assert_eq!(book.rows, 2);
+}
+
+#[test]
+fn of_too_many_loaded_principals_the_idlest_are_left_out() {
+    let mut book = Book::new(BOUNDS);
+    let rows = [
+        ("a", "2026-11-05"),
+        ("b", "2026-11-04"),
+        ("c", "2026-11-03"),
+        ("d", "2026-11-02"),
+        ("e", "2026-11-01"),
+    ];
+    book.load(rows.map(|(name, on)| (who(name), day(on), builds(1))).into());
+    assert_eq!(names(&book), ["a", "b", "c"]);
+}
