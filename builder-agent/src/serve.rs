@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit};
-use store::{LongWork, Store, StoreConfig};
+use store::{Durability, LongWork, Store, StoreConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +16,7 @@ use builds::kept::KeptLogs;
 use builds::realise::Realiser;
 use builds::schedule::{Embedded, Parts};
 use daemon::Agent;
+use ledger::Ledger;
 use members::{Checks, Identities, Roster};
 use net::HttpClient;
 use settings::Config;
@@ -107,6 +108,8 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
         tracing::warn!("some connections did not end in time");
     }
     close(agent.store.clone()).await;
+    let ledger = agent.ledger.clone();
+    let _ = tokio::task::spawn_blocking(move || ledger.close()).await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -133,6 +136,7 @@ async fn open(config: Arc<Config>, host_key: String, threads: Threads) -> Result
     let roster = follow_roster(&config, &store, &kept)?;
     let checks = Checks::follow(&config.roster, config.roster_max_age);
     let http = Arc::new(HttpClient::new(&config.fetch));
+    let ledger = open_ledger(&config).await?;
     let parts = Parts {
         config: config.clone(),
         store: store.clone(),
@@ -140,6 +144,7 @@ async fn open(config: Arc<Config>, host_key: String, threads: Threads) -> Result
         logs,
         roster: roster.clone(),
         threads: threads.clone(),
+        ledger: ledger.clone(),
     };
     let scheduler = Embedded::here(parts, backend, http.clone());
     let terms = config.terms_of_substitution();
@@ -165,6 +170,7 @@ async fn open(config: Arc<Config>, host_key: String, threads: Threads) -> Result
         checks,
         threads,
         budgets,
+        ledger,
         opened: Default::default(),
     }))
 }
@@ -184,6 +190,14 @@ async fn open_store(folder: PathBuf, settings: StoreConfig) -> Result<Store, Ser
         .map_err(|panic| ServeError::Runtime(std::io::Error::other(panic)))??;
     tracing::info!(recovery = ?store.recovery(), "store open");
     Ok(store)
+}
+
+/// The ledger, in the folder of the state, which exists by now.
+async fn open_ledger(config: &Config) -> Result<Ledger, ServeError> {
+    let flush = config.durability == Durability::Flush;
+    let settings = ledger::Settings::new(config.state_dir.join("ledger.sqlite"), flush);
+    let opened = tokio::task::spawn_blocking(move || Ledger::open(settings)).await;
+    opened.map_err(|panic| ServeError::Runtime(std::io::Error::other(panic)))
 }
 
 /// Reads the roster and follows its changes; what former members left is dropped from now on.

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::PATIENCE;
-use common::scripted::{Scripted, TestClient, derivation, path};
+use common::scripted::{Scripted, TestClient, derivation, path, wait_for_line};
 use nix::derivation::BasicDerivation;
 use nix::{BuildMode, BuildStatus};
 use nix_derivation::StorePath;
@@ -220,59 +220,6 @@ async fn another_member_joins_a_running_build_and_gets_its_log_from_the_start() 
     assert_eq!((alices.log(), bobs.log()), (vec!["early".into(), "late".into()], vec!["late".into()]));
     assert_eq!(runs(&scripted), 1);
     assert!(is_valid(&mut alice, &path("t")).await && is_valid(&mut bob, &path("t")).await);
-}
-
-/// Reads a client's stream up to a line of log.
-async fn wait_for_line(client: &mut TestClient, wanted: &str) {
-    let reading = async {
-        loop {
-            if line(client).await.is_some_and(|line| line == wanted) {
-                return;
-            }
-        }
-    };
-    tokio::time::timeout(PATIENCE, reading).await.expect("the line never came");
-}
-
-/// Reads one frame; a line of log is returned. (Nix: src/libstore/worker-protocol.hh has the numbers.)
-async fn line(client: &mut TestClient) -> Option<String> {
-    let number = |n: Result<u64, _>| n.expect("a number");
-    match number(client.u64().await) {
-        0x5354_5254 => {
-            for _ in 0..3 {
-                number(client.u64().await);
-            }
-            client.bytes().await.expect("text");
-            fields(client).await;
-            number(client.u64().await);
-            None
-        }
-        0x5354_4f50 => {
-            number(client.u64().await);
-            None
-        }
-        0x5253_4c54 => {
-            let (_, kind) = (number(client.u64().await), number(client.u64().await));
-            let texts = fields(client).await;
-            (kind == 101).then(|| String::from_utf8_lossy(&texts[0]).into_owned())
-        }
-        0x6f6c_6d67 => {
-            client.bytes().await.expect("a message");
-            None
-        }
-        other => panic!("the log ended: {other:#x}"),
-    }
-}
-
-async fn fields(client: &mut TestClient) -> Vec<Vec<u8>> {
-    let mut texts = Vec::new();
-    for _ in 0..client.u64().await.expect("a count") {
-        match client.u64().await.expect("a kind") {
-            0 => drop(client.u64().await.expect("a number")),
-            _ => texts.push(client.bytes().await.expect("text")),
-        }
-    }
-    texts
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -40,6 +40,8 @@ pub enum Limit {
     Wall,
     Silence,
     Log,
+    /// The processor time of the owner of the run in this month.
+    Month,
     /// A limit that is the same for every request that shares the run: set for the whole box, or part of the build key.
     OfRun,
 }

@@ -18,6 +18,7 @@ pub mod kept;
 pub mod key;
 pub mod log;
 pub mod modulo;
+pub mod monthly;
 pub mod outputs;
 pub mod plan;
 pub mod realisations;

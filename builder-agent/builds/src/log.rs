@@ -106,6 +106,11 @@ impl LogSource {
         &self.file
     }
 
+    /// Bytes so far.
+    pub fn written(&self) -> u64 {
+        self.progress.borrow().len
+    }
+
     pub fn reader(&self) -> LogReader {
         LogReader { source: self.clone(), at: 0 }
     }

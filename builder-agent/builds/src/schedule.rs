@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use ledger::Ledger;
 use nix_derivation::StorePath;
 use sandbox::{Cancel, JobRunner, Limits};
 use store::Store;
@@ -44,6 +45,7 @@ pub use request::{Built, Held, NotStarted, Outcome, Request};
 
 #[doc(hidden)]
 pub mod admit;
+mod charges;
 mod listing;
 mod place;
 mod queue;
@@ -100,6 +102,8 @@ impl Attached {
             Limit::Wall => more(mine.wall, theirs.wall),
             Limit::Silence => more(mine.silent, theirs.silent),
             Limit::Log => mine.log_bytes > theirs.log_bytes,
+            // The member who owned the run has used up their month, and others have not.
+            Limit::Month => self.joined,
             Limit::OfRun => false,
         }
     }
@@ -133,6 +137,8 @@ pub struct Parts {
     /// A member who is not in the roster starts no builds, and the builds of a member who leaves it end.
     pub roster: watch::Receiver<Arc<Roster>>,
     pub threads: Threads,
+    /// Runs are charged to it when they end.
+    pub ledger: Ledger,
 }
 
 /// One waiter of one run.
@@ -203,6 +209,9 @@ impl Embedded {
         // unnoticed between.
         if !request.check && !Known::look(&self.shared.parts.store, &request.key).is(&request.known) {
             return Err(NotStarted::Known);
+        }
+        if let Some(failure) = self.shared.month_is_over(request) {
+            return Err(NotStarted::Refused(failure));
         }
         let (writer, log) = log::create(&self.shared.parts.logs).map_err(|error| {
             NotStarted::Refused(Failure::transient(format!("cannot create a build log: {error}")))

@@ -52,7 +52,8 @@ impl Barn {
         let (sender, roster) = watch::channel(roster(dir.path(), &[("alice", 4), ("bob", 4)]));
         let (logs, threads) = (dir.path().to_owned(), Threads::new());
         let http = Arc::new(HttpClient::new(&config.fetch));
-        let parts = Parts { config, store: store.clone(), kept, logs, roster, threads };
+        let ledger = ledger::Ledger::in_memory();
+        let parts = Parts { config, store: store.clone(), kept, logs, roster, threads, ledger };
         let scheduler = Embedded::here(parts, backend.clone(), http);
         Self { dir, store, backend, scheduler, roster: sender }
     }

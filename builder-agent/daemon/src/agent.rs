@@ -24,6 +24,8 @@ pub struct Agent {
     pub threads: shares::threads::Threads,
     /// The memory budgets of the members.
     pub budgets: shares::budget::Budgets,
+    /// What members have used.
+    pub ledger: ledger::Ledger,
     /// Objects that sessions are reading.
     pub opened: crate::Opened,
 }

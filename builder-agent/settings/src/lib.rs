@@ -92,6 +92,8 @@ pub struct Sandbox {
 pub struct Limits {
     pub max_jobs: usize,
     pub max_jobs_per_member: usize,
+    /// Processor time of one member's builds in a month; `None`: as much as they can.
+    pub max_cpu_hours_per_month: Option<u64>,
     pub max_build: Duration,
     pub max_silent: Duration,
     pub max_log_bytes: u64,

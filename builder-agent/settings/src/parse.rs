@@ -104,6 +104,7 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
         limits: Limits {
             max_jobs: max_jobs as usize,
             max_jobs_per_member: values.int("limits.max-jobs-per-member").unwrap_or(max_jobs) as usize,
+            max_cpu_hours_per_month: values.int("limits.max-cpu-hours-per-month").map(|hours| hours as u64),
             max_build: Duration::from_secs(values.int_of("limits.max-build-seconds") as u64),
             max_silent: Duration::from_secs(values.int_of("limits.max-silent-seconds") as u64),
             max_log_bytes: values.int_of("limits.max-log-mib") as u64 * MIB,

@@ -52,7 +52,8 @@ pub(super) async fn serve(
     let end = CancellationToken::new();
     // Commands end with the connection, however it ends.
     let _end = end.clone().drop_guard();
-    let handler = Handler::new(id, peer, server.clone(), visit.clone(), login, end.clone());
+    let tcp = Socket::new(tcp);
+    let handler = Handler::new(id, peer, server.clone(), visit.clone(), login, (end.clone(), tcp.traffic()));
     let deadline = Instant::now() + server.agent.config.limits.login_time;
     let mut connection = Connection { id, peer, server, visit, stop, deadline, logged_in };
     let Some(mut session) = connection.greet(tcp, handler).await else { return };
@@ -68,9 +69,9 @@ pub(super) async fn serve(
 
 impl Connection {
     /// Exchanges the first messages of ssh. `None` if there is no ssh session to attend to.
-    async fn greet(&mut self, tcp: TcpStream, handler: Handler) -> Option<RunningSession<Handler>> {
+    async fn greet(&mut self, tcp: Socket, handler: Handler) -> Option<RunningSession<Handler>> {
         let Self { id, peer, server, visit, stop, deadline, .. } = self;
-        let starting = server::run_stream(server.ssh.clone(), Socket::new(tcp), handler);
+        let starting = server::run_stream(server.ssh.clone(), tcp, handler);
         let started = tokio::select! {
             started = timeout_at(*deadline, starting) => started,
             () = visit.must_leave() => {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use ledger::{Meter, Principal, Resource, Traffic};
 use russh::keys::{Certificate, PublicKey};
 use russh::server::{Auth, Handler as RusshHandler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Pty};
@@ -48,6 +49,9 @@ pub(super) struct Handler {
     login: watch::Sender<Option<Arc<LoggedIn>>>,
     /// True when the box closes the connection.
     ended: CancellationToken,
+    traffic: Arc<Traffic>,
+    /// Charges the connection's bytes to the member who logged in.
+    meter: Option<Meter>,
     /// The result of the login: a place, or the reason why there is none.
     slot: Option<Result<MemberSlot, String>>,
     offers: Offers,
@@ -74,11 +78,27 @@ impl Handler {
         server: Arc<Server>,
         visit: Arc<Visit>,
         login: watch::Sender<Option<Arc<LoggedIn>>>,
-        ended: CancellationToken,
+        (ended, traffic): (CancellationToken, Arc<Traffic>),
     ) -> Self {
         let free = Arc::new(Semaphore::new(server.agent.config.limits.max_sessions_per_connection));
         let (slot, offers, refusal, channels) = (None, Offers::default(), None, HashMap::new());
-        Self { id, peer, server, visit, login, ended, slot, offers, refusal, channels, free, opened: 0 }
+        let (meter, opened) = (None, 0);
+        Self {
+            id,
+            peer,
+            server,
+            visit,
+            login,
+            ended,
+            traffic,
+            meter,
+            slot,
+            offers,
+            refusal,
+            channels,
+            free,
+            opened,
+        }
     }
 
     /// The channel for its one command, and its member by the current roster. Otherwise refuses the channel.
@@ -139,6 +159,9 @@ impl Handler {
             }
             let (role, user) = (who.member.role.name(), shown(&who.login.user));
             tracing::info!(connection = self.id, peer = %self.peer, %member, role, user, %fingerprint, "logged in");
+            let (ledger, principal) = (&self.server.agent.ledger, Principal::of(&who.member.id));
+            ledger.charge(&principal, [(Resource::Connections, 1)]);
+            self.meter = Some(ledger.meter(principal, self.traffic.clone()));
             self.login.send_replace(Some(Arc::new(who)));
         } else {
             tracing::info!(connection = self.id, peer = %self.peer, %member, %fingerprint, "login refused: too many connections");
@@ -272,6 +295,7 @@ impl RusshHandler for Handler {
         };
         let Some((opened, caller)) = self.take(id, session)? else { return Ok(()) };
         session.channel_success(id)?;
+        self.server.agent.ledger.charge(&Principal::of(&caller.member.id), [(Resource::Sessions, 1)]);
         tokio::spawn(run(command, opened, self.server.agent.clone(), caller, self.ended.clone()));
         Ok(())
     }

@@ -9,8 +9,10 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use ledger::Traffic;
 use rustix::net::sockopt::set_tcp_quickack;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -34,13 +36,19 @@ pub struct Socket {
     quiet: u32,
     /// `TCP_QUICKACK` was set, and nothing has been received since.
     armed: bool,
+    traffic: Arc<Traffic>,
 }
 
 impl Socket {
     pub fn new(tcp: TcpStream) -> Self {
         // For data that we send: an answer must not wait for the acknowledgement of the one before.
         let _ = tcp.set_nodelay(true);
-        Self { tcp, buffer: Vec::new(), at: 0, end: 0, quiet: QUIET, armed: false }
+        Self { tcp, buffer: Vec::new(), at: 0, end: 0, quiet: QUIET, armed: false, traffic: Arc::default() }
+    }
+
+    /// Counts the bytes of this connection.
+    pub fn traffic(&self) -> Arc<Traffic> {
+        self.traffic.clone()
     }
 
     fn arm(&mut self) {
@@ -56,7 +64,9 @@ impl AsyncRead for Socket {
                 this.arm();
             }
             if buf.remaining() >= BUFFER {
+                let before = buf.filled().len();
                 ready!(Pin::new(&mut this.tcp).poll_read(cx, buf))?;
+                this.traffic.came(buf.filled().len() - before);
                 this.armed = false;
                 return Poll::Ready(Ok(()));
             }
@@ -68,6 +78,7 @@ impl AsyncRead for Socket {
             (this.at, this.end) = (0, 0);
             ready!(Pin::new(&mut this.tcp).poll_read(cx, &mut room))?;
             this.end = room.filled().len();
+            this.traffic.came(this.end);
             this.armed = false;
             this.quiet = if this.end >= BUFFER_AT_REST { 0 } else { this.quiet.saturating_add(1) };
         }
@@ -82,6 +93,7 @@ impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let wrote = ready!(Pin::new(&mut this.tcp).poll_write(cx, bytes))?;
+        this.traffic.went(wrote);
         // A read may already be waiting, and would set the option only after the next packet has arrived.
         this.arm();
         Poll::Ready(Ok(wrote))
@@ -98,6 +110,7 @@ impl AsyncWrite for Socket {
 
 #[cfg(test)]
 mod tests {
+    use ledger::{Ledger, Principal, Resource};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -129,6 +142,12 @@ mod tests {
             }
         }
         sending.await.expect("sent");
+        socket.write_all(b"thanks").await.expect("sent");
+        let (traffic, ledger) = (socket.traffic(), Ledger::in_memory());
+        drop(ledger.meter(Principal::member("alice"), traffic));
+        let moved = ledger.used_this_month(&Principal::member("alice"));
+        let counted = (moved.get(Resource::BytesUp), moved.get(Resource::BytesDown));
+        assert_eq!(counted, (sent.len() as u64, 6), "each byte is counted once");
         assert!(got == sent, "{} of {} bytes came, or in another order", got.len(), sent.len());
     }
 }

@@ -24,7 +24,7 @@ pub struct Agent {
     pub dir: TempDir,
     pub port: u16,
     child: Child,
-    log: Arc<Mutex<Vec<serde_json::Value>>>,
+    log: Log,
 }
 
 impl Agent {
@@ -43,27 +43,23 @@ impl Agent {
              {config}\n[sandbox]\nbackend = \"namespace\"\nguest = \"{path}/roster.json\"\nshell = \"{path}/roster.json\"\n"
         );
         fs::write(dir.path().join("agent.toml"), text).expect("config");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_builder-agent"))
-            .args(["serve", "--config"])
-            .arg(dir.path().join("agent.toml"))
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the agent");
-        let stderr = BufReader::new(child.stderr.take().expect("piped"));
-        let log: Arc<Mutex<Vec<serde_json::Value>>> = Arc::default();
-        let lines = log.clone();
-        std::thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                let event =
-                    serde_json::from_str(&line).unwrap_or_else(|_| serde_json::json!({ "text": line }));
-                lines.lock().expect("log").push(event);
-            }
-        });
+        let (child, log) = launch(dir.path());
         let mut agent = Agent { dir, port: 0, child, log };
-        let listening = agent.wait_for("listening");
-        let address = listening["address"].as_str().expect("an address").to_owned();
-        agent.port = address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+        agent.find_port();
         agent
+    }
+
+    /// Starts the agent again, with the state that it has left.
+    pub fn start_again(&mut self) {
+        self.wait();
+        (self.child, self.log) = launch(self.path());
+        self.find_port();
+    }
+
+    fn find_port(&mut self) {
+        let listening = self.wait_for("listening");
+        let address = listening["address"].as_str().expect("an address").to_owned();
+        self.port = address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
     }
 
     pub fn path(&self) -> &Path {
@@ -111,16 +107,7 @@ impl Agent {
 
     /// The stock client with the key in `key`, ready for a command.
     pub fn ssh(&self, key: &str) -> Command {
-        let mut ssh = Command::new("ssh");
-        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"])
-            .args(["-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=30"])
-            .args(["-o", &format!("UserKnownHostsFile={}", self.path().join("known_hosts").display())])
-            .arg("-i")
-            .arg(self.path().join(key))
-            .args(["-p", &self.port.to_string(), "anyone@127.0.0.1"])
-            .env_remove("SSH_AUTH_SOCK")
-            .stdin(Stdio::null());
-        ssh
+        ssh(self.path(), key, self.port)
     }
 
     /// Runs a command and returns the transcript that a user would see, without the lines that differ each
@@ -153,6 +140,42 @@ impl Drop for Agent {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+type Log = Arc<Mutex<Vec<serde_json::Value>>>;
+
+/// Starts the agent whose configuration is in this folder, and collects its log.
+fn launch(dir: &Path) -> (Child, Log) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_builder-agent"))
+        .args(["serve", "--config"])
+        .arg(dir.join("agent.toml"))
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the agent");
+    let stderr = BufReader::new(child.stderr.take().expect("piped"));
+    let log = Log::default();
+    let lines = log.clone();
+    std::thread::spawn(move || {
+        for line in stderr.lines().map_while(Result::ok) {
+            let event = serde_json::from_str(&line).unwrap_or_else(|_| serde_json::json!({ "text": line }));
+            lines.lock().expect("log").push(event);
+        }
+    });
+    (child, log)
+}
+
+/// The stock client with the key `key` of this folder, ready for a command.
+pub fn ssh(dir: &Path, key: &str, port: u16) -> Command {
+    let mut ssh = Command::new("ssh");
+    ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"])
+        .args(["-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=30"])
+        .args(["-o", &format!("UserKnownHostsFile={}", dir.join("known_hosts").display())])
+        .arg("-i")
+        .arg(dir.join(key))
+        .args(["-p", &port.to_string(), "anyone@127.0.0.1"])
+        .env_remove("SSH_AUTH_SOCK")
+        .stdin(Stdio::null());
+    ssh
 }
 
 fn transcript(args: &[&str], output: &Output, agent: &Agent) -> String {

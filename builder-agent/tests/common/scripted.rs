@@ -16,10 +16,13 @@ use builds::realise::Realiser;
 use builds::schedule::{Embedded, Parts};
 use daemon::Agent;
 use daemon::{Caller, SessionOptions};
+use ledger::Ledger;
 use members::{Member, MemberLimits, Role, Roster};
 use nix::derivation::BasicDerivation;
 use nix_derivation::{Output, StorePath};
-use sandbox::{BuilderStatus, Cancel, Finished, Host, Inputs, Job, JobRunner, Run, SandboxError};
+use sandbox::{
+    BuilderStatus, Cancel, Finished, Host, Inputs, Job, JobRunner, Phases, Run, SandboxError, Usage,
+};
 use settings::Config;
 use shares::budget::Budgets;
 use shares::threads::Threads;
@@ -27,7 +30,7 @@ use store::signing::TrustedKeys;
 use store::{Store, StoreConfig};
 use substitute::Substituters;
 use tempfile::TempDir;
-use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::watch;
 use wire::client::{Client, encode_file_nar};
 
@@ -36,6 +39,7 @@ use wire::client::{Client, encode_file_nar};
 /// - `log:X` prints a line (longer than the limit of the log: ends as the sandbox would);
 /// - `write:X` makes every output a file that holds X, `refer` one that holds the inputs' paths, `count` one
 ///   that holds the number of runs so far;
+/// - `cpu:N` uses N seconds of processor time, by the sandbox's account;
 /// - `timeout`, `memory` and `broken` end as the sandbox would, `exit:N` ends with this status;
 /// - `limit` waits for the gate and ends if it may run for a second only;
 /// - `wait` waits until cancelled, `gate` waits until the test opens the gate.
@@ -54,12 +58,20 @@ impl JobRunner for Script {
     }
 
     fn run(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Run {
-        self.play(job, host, cancel).into()
+        let mut usage = Usage::default();
+        let result = self.play(&mut usage, job, host, cancel);
+        Run { result, phases: Phases::default(), usage }
     }
 }
 
 impl Script {
-    fn play(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Result<Finished, SandboxError> {
+    fn play(
+        &self,
+        usage: &mut Usage,
+        job: Job,
+        host: &mut dyn Host,
+        cancel: &Cancel,
+    ) -> Result<Finished, SandboxError> {
         let run = self.runs.fetch_add(1, Ordering::SeqCst);
         *self.inputs.lock().expect("inputs") = Some(job.inputs.clone());
         let mut contents = String::new();
@@ -72,6 +84,7 @@ impl Script {
                         return Err(SandboxError::LogLimit { limit: job.limits.log_bytes });
                     }
                 }
+                ("cpu", seconds) => usage.cpu = Duration::from_secs(seconds.parse().expect("a number")),
                 ("write", text) => contents.push_str(text),
                 ("refer", _) => contents.push_str(&String::from_utf8_lossy(&job.env[&b"inputs"[..]])),
                 ("count", _) => contents.push_str(&run.to_string()),
@@ -148,6 +161,7 @@ impl Scripted {
         let logs = dir.path().to_owned();
         let kept = Arc::new(KeptLogs::new(logs.join("kept"), 1 << 20));
         let threads = Threads::new();
+        let ledger = Ledger::open(ledger::Settings::new(dir.path().join("ledger.sqlite"), true));
         let http = Arc::new(net::HttpClient::new(&config.fetch));
         let parts = Parts {
             config: config.clone(),
@@ -156,6 +170,7 @@ impl Scripted {
             logs,
             roster: roster.clone(),
             threads: threads.clone(),
+            ledger: ledger.clone(),
         };
         let scheduler = Embedded::here(parts, script.clone(), http.clone());
         let sandbox_identity = SandboxIdentity::default();
@@ -185,6 +200,7 @@ impl Scripted {
             checks: members::Checks::none(),
             threads,
             budgets: Budgets::new(1 << 30, 1 << 30),
+            ledger,
             opened: Default::default(),
         });
         Scripted { dir, agent, script, roster: sender }
@@ -283,4 +299,70 @@ pub fn derivation(name: &str, script: &str, env: &[(&str, &str)]) -> (StorePath,
         env: env.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec())).collect(),
     };
     (path(&format!("{name}.drv")), derivation)
+}
+
+/// One message that a client gets while it waits for an answer.
+enum Message {
+    Start,
+    Line(String),
+    Other,
+}
+
+/// Reads a client's stream up to a line of log.
+pub async fn wait_for_line(
+    client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
+    wanted: &str,
+) {
+    let reading = async { while !matches!(message(client).await, Message::Line(line) if line == wanted) {} };
+    tokio::time::timeout(super::PATIENCE, reading).await.expect("the line never came");
+}
+
+/// Reads a client's stream up to the start of an activity. A client that builds gets one as soon as it waits for a run.
+pub async fn wait_for_start(client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>) {
+    let reading = async { while !matches!(message(client).await, Message::Start) {} };
+    tokio::time::timeout(super::PATIENCE, reading).await.expect("nothing was started");
+}
+
+/// Reads one message. (Nix: src/libstore/worker-protocol.hh has the numbers.)
+async fn message(client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>) -> Message {
+    let number = |n: Result<u64, _>| n.expect("a number");
+    match number(client.u64().await) {
+        0x5354_5254 => {
+            for _ in 0..3 {
+                number(client.u64().await);
+            }
+            client.bytes().await.expect("text");
+            fields(client).await;
+            number(client.u64().await);
+            Message::Start
+        }
+        0x5354_4f50 => {
+            number(client.u64().await);
+            Message::Other
+        }
+        0x5253_4c54 => {
+            let (_, kind) = (number(client.u64().await), number(client.u64().await));
+            let texts = fields(client).await;
+            match kind {
+                101 => Message::Line(String::from_utf8_lossy(&texts[0]).into_owned()),
+                _ => Message::Other,
+            }
+        }
+        0x6f6c_6d67 => {
+            client.bytes().await.expect("a message");
+            Message::Other
+        }
+        other => panic!("the log ended: {other:#x}"),
+    }
+}
+
+async fn fields(client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>) -> Vec<Vec<u8>> {
+    let mut texts = Vec::new();
+    for _ in 0..client.u64().await.expect("a count") {
+        match client.u64().await.expect("a kind") {
+            0 => drop(client.u64().await.expect("a number")),
+            _ => texts.push(client.bytes().await.expect("text")),
+        }
+    }
+    texts
 }

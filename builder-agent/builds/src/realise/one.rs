@@ -187,7 +187,13 @@ impl One {
             ));
         }
         self.request.check = true;
-        let (_, outcome) = self.run(BuildKind::Checking).await?;
+        let outcome = loop {
+            let (attached, outcome) = self.run(BuildKind::Checking).await?;
+            if !attached.is_not_ours(&outcome) {
+                break outcome;
+            }
+            self.context.reporter.report(Event::LimitOfOthers { drv: recipe.drv_path.clone() }).await;
+        };
         let built = outcome.result.as_ref().map_err(|failure| self.in_words_of_request(failure, &outcome))?;
         outputs::compare(&recipe, &self.context.views.now(), &built.outputs)?;
         Ok(self.built(paths(&built.outputs), &outcome))

@@ -12,6 +12,7 @@ use store::{BuildRecord, RecordEnd, RecordedOutput};
 use tokio::sync::watch;
 
 use super::admit::{RunId, Start};
+use super::charges::{self, Owners, Used};
 use super::place::{Done, Task};
 use super::queue::Turn;
 use super::request::{Built, Outcome};
@@ -53,12 +54,20 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     let accepted = Instant::now();
     let drv = first.request.recipe.drv_path.to_absolute_path();
     tracing::info!(build = id, member = %first.request.member.name, %drv, "build accepted");
-    let Some((waiter, slot, start)) = wait_for_turn(&shared, id, &mut owner).await else {
+    let Some((waiter, mut slot, start)) = wait_for_turn(&shared, id, &mut owner).await else {
         tracing::info!(build = id, member = %first.request.member.name, %drv, "build cancelled before it started");
         shared.running.remove(&key, id);
-        outcome.send_replace(Some(Arc::new(never_started(&shared, &first))));
+        let cancelled = Failure::cancelled(&first.request.recipe.drv_path);
+        outcome.send_replace(Some(Arc::new(never_started(&shared, &first, cancelled))));
         return;
     };
+    // Again, because other builds of the member may have ended while this one waited.
+    if let Some(failure) = shared.month_is_over(&waiter.request) {
+        tracing::info!(build = id, member = %waiter.request.member.name, %drv, "build not started: limits.max-cpu-hours-per-month");
+        shared.running.remove(&key, id);
+        outcome.send_replace(Some(Arc::new(never_started(&shared, &waiter, failure))));
+        return;
+    }
     let (member, recipe) = (&waiter.request.member, &waiter.request.recipe);
     let drv = recipe.drv_path.to_absolute_path();
     let start_time = now();
@@ -74,9 +83,15 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     tracing::info!(build = id, member = %member.name, %drv, backend = shared.place.name(), phase_slot_ms = millis(start.waited), "build started");
     begun.send_replace(Some(Instant::now()));
     let inputs = shared.snapshots.keep(id, waiter.held.inputs.clone());
+    let mut owners = Owners::new(&member.id);
     let done = shared.place.run(task, log, cancel);
-    let Done { report, result } = follow(&shared, id, done, &mut owner, slot).await;
+    let Done { report, result } = follow(&shared, id, done, &mut owner, (&mut slot, &mut owners)).await;
     drop(inputs);
+    // Charged before the slot is free: the next run that starts in it has to find the charge.
+    let (log_bytes, failed) = (source.written(), result.is_err());
+    let used = Used { usage: report.usage, envelope: waiter.request.envelope, log_bytes, failed };
+    charges::charge(&shared.parts.ledger, &owners.end(), &used);
+    drop(slot);
 
     let owner = owner.borrow().clone();
     let registering = Instant::now();
@@ -105,10 +120,10 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     outcome.send_replace(Some(Arc::new(ended)));
 }
 
-fn never_started(shared: &Shared, first: &Waiter) -> Outcome {
-    let request = &first.request;
+fn never_started(shared: &Shared, waiter: &Waiter, failure: Failure) -> Outcome {
+    let request = &waiter.request;
     Outcome {
-        result: Err(Failure::cancelled(&request.recipe.drv_path)),
+        result: Err(failure),
         drv: request.recipe.drv_path.clone(),
         limits: shared.limits(request),
         log: None,
@@ -152,13 +167,13 @@ impl Slot {
     }
 }
 
-/// Waits until the task has ended, while the run may get other owners. Frees the slot at the end.
+/// Waits until the task has ended, while the run may get other owners, which `owners` notes.
 async fn follow(
     shared: &Shared,
     id: RunId,
     mut done: impl Future<Output = Done> + Unpin,
     owner: &mut watch::Receiver<Option<Arc<Waiter>>>,
-    mut slot: Slot,
+    (slot, owners): (&mut Slot, &mut Owners),
 ) -> Done {
     loop {
         tokio::select! {
@@ -166,6 +181,7 @@ async fn follow(
             Ok(()) = owner.changed() => {
                 let Some(waiter) = owner.borrow_and_update().clone() else { continue };
                 let member = &waiter.request.member;
+                owners.hand_over(&member.id);
                 if member.id != slot.charged.id {
                     tracing::info!(build = id, from = %slot.charged.name, member = %member.name, "build handed over");
                     slot.hand_over(shared, member);

@@ -13,7 +13,7 @@ use super::place::{Place, Snapshots};
 use super::queue::Queue;
 use super::request::Request;
 use super::share::{Table, Waiter};
-use crate::Envelope;
+use crate::{Envelope, Failure, monthly};
 use members::Member;
 use settings::Config;
 
@@ -61,6 +61,12 @@ impl Shared {
             .borrow()
             .view_of(&self.parts.store, &waiter.request.member)
             .holding_as(&waiter.held.view)
+    }
+
+    /// The refusal of a run that this request would start now, if its member has used up the month's processor time.
+    pub fn month_is_over(&self, request: &Request) -> Option<Failure> {
+        let member = self.current(&request.member).unwrap_or_else(|| request.member.clone());
+        monthly::refusal(&self.parts.ledger, &self.parts.config, &member, &request.recipe.drv_path)
     }
 
     /// The limits of a build of this request if it starts now.

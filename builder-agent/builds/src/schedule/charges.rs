@@ -1,0 +1,137 @@
+//! The charges of a run to the ledger: what it used, divided among the members who owned it.
+//!
+//! A run is one charge, however many requests wait for it. Its owner can change while it builds; then each owner is
+//! charged for the part of the time in which the run was theirs. So nobody avoids a charge by leaving shortly before the
+//! end. It counts as one build of the member for whom it was started.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ledger::{Ledger, Principal, Resource};
+use sandbox::Usage;
+
+use crate::Envelope;
+
+/// Who owns a started run, and who owned it before.
+pub(super) struct Owners {
+    /// In the order in which they first owned it, each once.
+    times: Vec<(Arc<str>, Duration)>,
+    now: Arc<str>,
+    since: Instant,
+}
+
+/// What a run used.
+pub(super) struct Used {
+    /// `None` if nothing was started in a sandbox.
+    pub usage: Option<Usage>,
+    pub envelope: Envelope,
+    pub log_bytes: u64,
+    pub failed: bool,
+}
+
+impl Owners {
+    pub fn new(first: &Arc<str>) -> Self {
+        Self { times: vec![(first.clone(), Duration::ZERO)], now: first.clone(), since: Instant::now() }
+    }
+
+    pub fn hand_over(&mut self, next: &Arc<str>) {
+        self.note(self.since.elapsed());
+        (self.now, self.since) = (next.clone(), Instant::now());
+    }
+
+    /// The run has ended: how long each owned it.
+    pub fn end(mut self) -> Vec<(Arc<str>, Duration)> {
+        self.note(self.since.elapsed());
+        self.times
+    }
+
+    fn note(&mut self, time: Duration) {
+        match self.times.iter_mut().find(|(owner, _)| *owner == self.now) {
+            Some((_, sum)) => *sum += time,
+            None => self.times.push((self.now.clone(), time)),
+        }
+    }
+}
+
+/// Charges a run that has ended. The first of `owners` is the member for whom it was started.
+pub(super) fn charge(ledger: &Ledger, owners: &[(Arc<str>, Duration)], used: &Used) {
+    let wall: Duration = owners.iter().map(|(_, time)| *time).sum();
+    let wall_millis = millis(wall);
+    let reserved = used.usage.map_or(0, |_| u64::from(used.envelope.memory_mib).saturating_mul(wall_millis));
+    let resources = [
+        (Resource::CpuSeconds, used.usage.map_or(0, |usage| millis(usage.cpu))),
+        (Resource::WallSeconds, wall_millis),
+        (Resource::MemoryMibSeconds, reserved),
+        (Resource::LogBytes, used.log_bytes),
+    ];
+    let times: Vec<Duration> = owners.iter().map(|(_, time)| *time).collect();
+    let divided = resources.map(|(resource, amount)| (resource, divide(amount, &times)));
+    for (place, (owner, _)) in owners.iter().enumerate() {
+        let parts = divided.iter().map(|(resource, parts)| (*resource, parts[place]));
+        let builds = u64::from(place == 0);
+        let numbers = [(Resource::Builds, builds), (Resource::FailedBuilds, builds * u64::from(used.failed))];
+        ledger.charge(&Principal::of(owner), parts.chain(numbers));
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Parts of `amount` in proportion to `times`. Their sum is `amount`: the last one gets what rounding leaves.
+fn divide(amount: u64, times: &[Duration]) -> Vec<u64> {
+    let all: u128 = times.iter().map(Duration::as_nanos).sum();
+    let mut left = amount;
+    let last = times.len().saturating_sub(1);
+    let part = |(place, time): (usize, &Duration)| {
+        let exact = (u128::from(amount) * time.as_nanos()).checked_div(all).unwrap_or(0);
+        let part = if place == last { left } else { u64::try_from(exact).unwrap_or(left).min(left) };
+        left -= part;
+        part
+    };
+    times.iter().enumerate().map(part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENVELOPE: Envelope = Envelope { vcpus: 1, memory_mib: 512, processes: 99, of_box: true };
+
+    #[test]
+    fn parts_add_up_to_the_whole() {
+        let seconds = |list: &[u64]| list.iter().map(|s| Duration::from_secs(*s)).collect::<Vec<_>>();
+        assert_eq!(divide(100, &seconds(&[1, 3])), [25, 75]);
+        assert_eq!(divide(100, &seconds(&[1, 1, 1])), [33, 33, 34]);
+        assert_eq!(divide(7, &seconds(&[0, 0])), [0, 7]);
+        assert_eq!(divide(u64::MAX, &seconds(&[1, 1])).iter().sum::<u64>(), u64::MAX);
+    }
+
+    #[test]
+    fn owners_are_charged_for_their_part_of_the_time_and_the_build_is_the_firsts() {
+        let ledger = Ledger::in_memory();
+        let owners = [("alice".into(), Duration::from_secs(1)), ("bob".into(), Duration::from_secs(3))];
+        let usage = Usage { cpu: Duration::from_secs(8), ..Usage::default() };
+        charge(
+            &ledger,
+            &owners,
+            &Used { usage: Some(usage), envelope: ENVELOPE, log_bytes: 40, failed: true },
+        );
+        let used = |name| {
+            let used = ledger.used_this_month(&Principal::member(name));
+            ledger::RESOURCES.iter().map(|row| used.get(row.resource)).take(6).collect::<Vec<_>>()
+        };
+        assert_eq!(used("alice"), [2000, 1000, 512_000, 1, 1, 10]);
+        assert_eq!(used("bob"), [6000, 3000, 3 * 512_000, 0, 0, 30]);
+    }
+
+    #[test]
+    fn an_owner_who_comes_back_is_one_owner() {
+        let (alice, bob): (Arc<str>, Arc<str>) = ("alice".into(), "bob".into());
+        let mut owners = Owners::new(&alice);
+        owners.hand_over(&bob);
+        owners.hand_over(&alice);
+        let names: Vec<Arc<str>> = owners.end().into_iter().map(|(owner, _)| owner).collect();
+        assert_eq!(names, [alice, bob]);
+    }
+}
