@@ -23,7 +23,7 @@
 {
   alice = {
     keys = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJV7rRib2e36t2hunyspCZColVrqjTOaCfF4Y/e4cJJl alice@laptop";
-    # Logged with each login. There is no command for maintainers alone yet.
+    # Sees what every member uses, and sees and cancels every member's builds.
     role = "maintainer";
   };
 

@@ -300,7 +300,10 @@ impl Told {
         let (effect, text) = match after {
             Role::Maintainer => (
                 Effect::Grants,
-                format!("makes {who} a maintainer (logged with each login; no extra rights yet)"),
+                format!(
+                    "makes {who} a maintainer: sees what every member uses, sees and cancels every member's builds, \
+                     and gets in when the roster is too old for others"
+                ),
             ),
             Role::Member => (Effect::Revokes, format!("makes {who} a member who is no maintainer")),
         };

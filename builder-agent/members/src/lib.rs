@@ -38,7 +38,8 @@ pub struct Member {
     /// The owner of this member's claims, logs and results: two people who use one name in turn have two. See
     /// [`identity`].
     pub id: Arc<str>,
-    /// A maintainer gets in when the roster is too old for others ([`Checks`]). The log line of each login has the role.
+    /// A maintainer gets in when the roster is too old for others ([`Checks`]), and sees the usage and the builds of every
+    /// member.
     pub role: Role,
     pub limits: MemberLimits,
     /// The groups of this member, in order of name. A group's limits count for all its members together.
@@ -92,6 +93,10 @@ impl Roster {
 
     pub fn contains(&self, name: &str) -> bool {
         self.by_name.contains_key(name)
+    }
+
+    pub fn by_name(&self, name: &str) -> Option<&Arc<Member>> {
+        self.by_name.get(name)
     }
 
     /// The member with this identity.

@@ -22,6 +22,7 @@ mod nix;
 mod printing;
 mod status;
 mod store_session;
+mod usage;
 mod whoami;
 
 pub(crate) use host::shown;
@@ -40,6 +41,8 @@ pub(crate) enum Command {
     Log(StorePath),
     /// The member's builds at this moment.
     Builds(builds::Arguments),
+    /// What members have used.
+    Usage(usage::Arguments),
     /// A session of one of Nix's protocols with the member's view.
     Store(StoreSession),
     /// A command that deployment tools run on the machine that builds.
@@ -53,6 +56,7 @@ impl Command {
         match self {
             Self::Log(path) => log::run(&path, terminal, &agent, &caller.member).await,
             Self::Builds(arguments) => builds::run(arguments, terminal, &agent, &caller.member).await,
+            Self::Usage(arguments) => usage::run(&arguments, terminal, &agent, &caller.member).await,
             Self::Store(kind) => store_session::run(kind, terminal, agent, caller).await,
             Self::Host(command) => {
                 let (stdout, stderr, hung_up) = terminal.with_hung_up();
@@ -127,6 +131,7 @@ pub(crate) const COMMANDS: &[Row] = &[
     row("log", "PATH", For::People, "the log of a build, by its derivation or by one of its outputs", printing::log),
     row("builds", "list [--json]", For::People, "your builds that run or wait, and `builds cancel ID`", builds::parse),
     row("whoami", "[--json]", For::People, "who you are here, and the limits that hold for you", printing::whoami),
+    row("usage", "[--month YYYY-MM] [--by PERIOD] [--format FORMAT]", For::People, "what you have used, by day or month; maintainers see every member", usage::parse),
     row("keys", "list [--json]", For::People, "the keys with which you can log in; the roster is in git, so they change there", printing::keys),
     row("client-config", "[--format FORMAT]", For::People, "your configuration for this box, ready to paste", printing::client_config),
     row("signing-key", "[--json]", For::People, "the key for `trusted-public-keys`", printing::signing_key),

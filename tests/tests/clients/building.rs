@@ -5,6 +5,7 @@ use e2e::clients::{Nix, Stock, outputs};
 use e2e::drv::{Drv, quoted};
 use e2e::keys::Key;
 use e2e::process::{self, Running};
+use serde_json::Value;
 
 use crate::Alice;
 
@@ -172,4 +173,26 @@ pub fn a_builder_with_forty_slots_takes_forty_builds_of_one_member_at_once(stock
     let result = std::fs::read_to_string(nix.local(&outputs(&built)["out"])).expect("the result");
     assert_eq!(result.lines().count(), 40, "{result}");
     assert_eq!(agent.count("build started"), 41);
+}
+
+pub fn what_a_build_used_is_charged_to_its_member(stock: Stock) {
+    let alice = Alice::with(stock);
+    let work = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done; echo sawing; echo sawn > $out";
+    process::run(&mut alice.nix.build_through_builders(&Drv::new("used", work).expr())).ok();
+    let finished = alice.agent.wait_for("build finished");
+    let said = process::run(alice.nix.ssh().args(["usage", "--json"])).ok().stdout;
+    let report: Value = serde_json::from_str(&said).expect("JSON");
+    let used = &report["usage"][0];
+    let number = |name: &str| used[name].as_f64().unwrap_or_else(|| panic!("{name} of {report}"));
+    assert_eq!((number("builds"), number("failed_builds")), (1.0, 0.0), "{report}");
+    // The ledger has whole milliseconds.
+    let logged = finished["cpu_ms"].as_f64().expect("processor time") / 1e3;
+    assert!(
+        number("cpu_seconds") > 0.0 && (number("cpu_seconds") - logged).abs() < 0.0015,
+        "{logged}: {report}"
+    );
+    for some in ["wall_seconds", "memory_mib_seconds", "bytes_up", "bytes_down"] {
+        assert!(number(some) > 0.0, "{some} of {report}");
+    }
+    assert!(number("log_bytes") >= 7.0, "{report}");
 }

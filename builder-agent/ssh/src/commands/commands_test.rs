@@ -201,7 +201,9 @@ fn what_the_table_says_of_a_command_is_how_it_is_called() {
             .replace(['[', ']'], "")
             .replace("DRV", DRV)
             .replace("PATH", DRV)
-            .replace("FORMAT", "nixos");
+            .replace("YYYY-MM", "2026-11")
+            .replace("PERIOD", "day")
+            .replace("FORMAT", if row.name == "usage" { "csv" } else { "nixos" });
         let words = words.replace("TEMPLATE", "x.XXXXX");
         let request = format!("{} {words}", row.name);
         assert!(parse(request.as_bytes()).is_ok(), "{request}: {:?}", parse(request.as_bytes()));

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use builds::monthly::Monthly;
 use daemon::Agent;
 use members::{Member, Roster};
 use serde::Serialize;
@@ -57,8 +58,14 @@ fn limits(agent: &Agent, member: &Member, roster: &Roster) -> Vec<Limit> {
         Some(value) => Limit { name, value, unit, set_by: "roster" },
         None => Limit { name, value: of_box, unit, set_by: "box" },
     };
+    let monthly = Monthly::of(&agent.config, &own).map(|limit| Limit {
+        name: "max-cpu-hours-per-month",
+        value: limit.hours,
+        unit: "CPU hours",
+        set_by: if limit.own { "roster" } else { "box" },
+    });
     let jobs = of_box.max_jobs_per_member.min(of_box.max_jobs) as u64;
-    vec![
+    let mut limits = vec![
         limit("max-jobs", "builds", own.max_jobs.map(u64::from), jobs),
         limit("max-cpus", "processors", own.max_cpus.map(u64::from), of_box.max_vcpus.into()),
         limit("max-memory-mib", "MiB", own.max_memory_mib.map(u64::from), of_box.max_memory_mib.into()),
@@ -66,7 +73,9 @@ fn limits(agent: &Agent, member: &Member, roster: &Roster) -> Vec<Limit> {
         limit("max-silent-seconds", "seconds", None, of_box.max_silent.as_secs()),
         limit("max-output-mib", "MiB", None, of_box.max_output_bytes >> 20),
         limit("max-connections", "connections", None, of_box.max_connections_per_member as u64),
-    ]
+    ];
+    limits.extend(monthly);
+    limits
 }
 
 fn groups(member: &Member, roster: &Roster) -> Vec<Group> {

@@ -1,0 +1,255 @@
+//! A report in its three forms: a table for people; JSON and CSV with plain numbers in the units of the table of resources.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use builds::monthly::{self, Monthly};
+use daemon::Agent;
+use ledger::{Amounts, By, Month, Principal, RESOURCES, Resource};
+use members::Member;
+use serde::Serialize;
+
+use super::units::human;
+
+pub(super) struct Report {
+    pub by: By,
+    /// Lines are of several members.
+    pub everybody: bool,
+    pub lines: Vec<Line>,
+    pub limits: Vec<Limit>,
+}
+
+/// What one member used in one period.
+pub(super) struct Line {
+    pub member: Arc<str>,
+    /// No member of the roster has this identity; `member` is the identity.
+    pub former: bool,
+    pub period: String,
+    pub amounts: Amounts,
+}
+
+/// A limit on what is in the ledger.
+#[derive(Serialize)]
+pub(super) struct Limit {
+    name: &'static str,
+    value: u64,
+    unit: &'static str,
+    set_by: &'static str,
+    used: f64,
+    /// The first day of the next month, when counting begins anew.
+    until: String,
+    #[serde(skip)]
+    month: Month,
+}
+
+/// The monthly limit of this member, if there is one.
+pub(super) fn limit_of(agent: &Agent, member: &Member) -> Option<Limit> {
+    let limit = Monthly::of(&agent.config, &member.limits)?;
+    let month = agent.ledger.this_month();
+    Some(Limit {
+        name: "max-cpu-hours-per-month",
+        value: limit.hours,
+        unit: "CPU hours",
+        set_by: if limit.own { "roster" } else { "box" },
+        used: monthly::hours(&agent.ledger.used_this_month(&Principal::of(&member.id))),
+        until: month.next().first().to_string(),
+        month,
+    })
+}
+
+/// A number without a unit: whole, or with a fraction.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Number {
+    Whole(u64),
+    Fraction(f64),
+}
+
+fn number(resource: Resource, amount: u64) -> Number {
+    match resource.row().unit.parts() {
+        1 => Number::Whole(amount),
+        parts => Number::Fraction(amount as f64 / parts as f64),
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct JsonReport<'a> {
+    by: &'static str,
+    usage: Vec<JsonLine<'a>>,
+    limits: &'a [Limit],
+}
+
+#[derive(Serialize)]
+struct JsonLine<'a> {
+    member: &'a str,
+    former: bool,
+    period: &'a str,
+    #[serde(flatten)]
+    amounts: BTreeMap<&'static str, Number>,
+}
+
+/// The columns of the table for people.
+#[rustfmt::skip]
+const COLUMNS: &[(&str, Resource)] = &[
+    ("builds", Resource::Builds),
+    ("failed", Resource::FailedBuilds),
+    ("CPU time", Resource::CpuSeconds),
+    ("wall", Resource::WallSeconds),
+    ("memory", Resource::MemoryMibSeconds),
+    ("log", Resource::LogBytes),
+    ("up", Resource::BytesUp),
+    ("down", Resource::BytesDown),
+    ("logins", Resource::Connections),
+    ("sessions", Resource::Sessions),
+];
+
+impl Report {
+    fn by(&self) -> &'static str {
+        match self.by {
+            By::Day => "day",
+            By::Month => "month",
+        }
+    }
+
+    /// The object that `--json` prints.
+    pub fn json(&self) -> JsonReport<'_> {
+        let usage = self.lines.iter().map(|Line { member, former, period, amounts }| {
+            let number = |resource: Resource| number(resource, amounts.get(resource));
+            let amounts = RESOURCES.iter().map(|row| (row.name, number(row.resource))).collect();
+            JsonLine { member, former: *former, period, amounts }
+        });
+        JsonReport { by: self.by(), usage: usage.collect(), limits: &self.limits }
+    }
+
+    pub fn csv(&self) -> String {
+        let names = ["member", "former", "period"].into_iter().chain(RESOURCES.iter().map(|row| row.name));
+        let mut text = csv_line(names);
+        for Line { member, former, period, amounts } in &self.lines {
+            let numbers = RESOURCES.iter().map(|row| match number(row.resource, amounts.get(row.resource)) {
+                Number::Whole(number) => number.to_string(),
+                Number::Fraction(number) => format!("{number:.3}"),
+            });
+            let cells = [member.to_string(), former.to_string(), period.clone()].into_iter().chain(numbers);
+            text.push_str(&csv_line(cells));
+        }
+        text
+    }
+
+    pub fn text(&self) -> String {
+        let head = self.everybody.then_some("member").into_iter().chain([self.by()]);
+        let mut rows: Vec<Vec<String>> =
+            vec![head.chain(COLUMNS.iter().map(|(name, _)| *name)).map(str::to_owned).collect()];
+        for Line { member, former, period, amounts } in &self.lines {
+            let name = match former {
+                true => format!("{} (former)", printable::line(member)),
+                false => member.to_string(),
+            };
+            let head = self.everybody.then_some(name).into_iter().chain([period.clone()]);
+            let amounts = COLUMNS.iter().map(|(_, resource)| human(*resource, amounts.get(*resource)));
+            rows.push(head.chain(amounts).collect());
+        }
+        let mut text = match self.lines.is_empty() {
+            true => "nothing was used in this time\n".to_owned(),
+            false => table(&rows, rows[0].len() - COLUMNS.len()),
+        };
+        for Limit { value, set_by, used, until, month, .. } in &self.limits {
+            text.push_str(&format!(
+                "\n{used:.1} of {value} CPU hours used in {month} (max-cpu-hours-per-month, set by the {set_by}); \
+                 a new month begins on {until} (UTC)\n"
+            ));
+        }
+        text
+    }
+}
+
+/// The first `left` columns are aligned to the left, the others to the right.
+fn table(rows: &[Vec<String>], left: usize) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
+    let cell = |(column, cell): (usize, &String)| match column < left {
+        true => format!("{cell:<width$}", width = widths[column]),
+        false => format!("{cell:>width$}", width = widths[column]),
+    };
+    let line = |row: &Vec<String>| row.iter().enumerate().map(cell).collect::<Vec<_>>().join("  ") + "\n";
+    rows.iter().map(line).collect()
+}
+
+/// Cells as RFC 4180 has them.
+fn csv_line(cells: impl Iterator<Item = impl AsRef<str>>) -> String {
+    let quoted = |cell: &str| match cell.contains([',', '"', '\r', '\n']) {
+        true => format!("\"{}\"", cell.replace('"', "\"\"")),
+        false => cell.to_owned(),
+    };
+    let cells: Vec<String> = cells.map(|cell| quoted(cell.as_ref())).collect();
+    cells.join(",") + "\r\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(member: &str) -> Report {
+        let amounts =
+            [(Resource::CpuSeconds, 11_520_500), (Resource::Builds, 12), (Resource::BytesUp, 1_288_490_189)];
+        let line = |member: &str, former| Line {
+            member: member.into(),
+            former,
+            period: "2026-11".into(),
+            amounts: Amounts::from_iter(amounts),
+        };
+        Report {
+            by: By::Month,
+            everybody: true,
+            lines: vec![line(member, false), line("bob~2", true)],
+            limits: vec![],
+        }
+    }
+
+    #[test]
+    fn the_table_is_aligned_and_has_units() {
+        assert_eq!(
+            report("alice").text(),
+            "member          month    builds  failed    CPU time  wall  memory  log       up  down  logins  sessions\n\
+             alice           2026-11      12       0  3 h 12 min     0       0    0  1.2 GiB     0       0         0\n\
+             bob~2 (former)  2026-11      12       0  3 h 12 min     0       0    0  1.2 GiB     0       0         0\n"
+        );
+    }
+
+    #[test]
+    fn the_reference_page_has_a_row_for_each_resource_and_no_other() {
+        let page = include_str!("../../../../../docs/reference/commands.md");
+        let (_, table) = page.split_once("| name | meaning |\n").expect("the table");
+        let listed: Vec<&str> = table.lines().skip(1).take_while(|line| line.starts_with('|')).collect();
+        let rows = RESOURCES.iter().map(|row| format!("| `{}` | {} |", row.name, row.help));
+        assert_eq!(listed, rows.collect::<Vec<_>>(), "docs/reference/commands.md");
+    }
+
+    #[test]
+    fn json_has_plain_numbers() {
+        let text = serde_json::to_string(&report("alice").json()).expect("JSON");
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let line = &json["usage"][0];
+        assert_eq!(
+            (line["cpu_seconds"].as_f64(), line["builds"].as_u64()),
+            (Some(11_520.5), Some(12)),
+            "{text}"
+        );
+        assert_eq!(
+            (line["bytes_up"].as_u64(), line["period"].as_str()),
+            (Some(1_288_490_189), Some("2026-11"))
+        );
+    }
+
+    #[test]
+    fn a_cell_of_csv_stays_one_cell() {
+        let text = report("a,\"b\"").csv();
+        let mut lines = text.split("\r\n");
+        let names = lines.next().expect("names");
+        assert!(names.starts_with("member,former,period,cpu_seconds,wall_seconds,"), "{names}");
+        assert!(
+            lines.next().expect("a line").starts_with("\"a,\"\"b\"\"\",false,2026-11,11520.500,0.000,"),
+            "{text}"
+        );
+        assert_eq!(lines.next().map(|line| line.matches(',').count()), Some(names.matches(',').count()));
+    }
+}

@@ -1,0 +1,368 @@
+//! What members use is charged to them, and the limit of a month holds. Real OpenSSH, front door, protocol and scheduler; a
+//! script plays the builders.
+
+mod common;
+
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use common::scripted::{Scripted, derivation, path, wait_for_line, wait_for_start};
+use common::{Agent, PATIENCE, ssh};
+use ledger::{By, Ledger, Principal, Settings};
+use nix::derivation::BasicDerivation;
+use nix::{BuildMode, BuildStatus};
+use nix_derivation::StorePath;
+use serde_json::Value;
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio_util::sync::CancellationToken;
+use wire::client::Client;
+use wire::worker::Request;
+
+/// A scripted agent behind the real front door.
+struct Served {
+    scripted: Scripted,
+    port: u16,
+    stop: CancellationToken,
+}
+
+/// `nix-daemon --stdio` through OpenSSH, and the client that speaks with it.
+struct Session {
+    client: Client<ChildStdout, ChildStdin>,
+    /// Killed when it is dropped.
+    _ssh: Child,
+}
+
+impl Served {
+    async fn open(config: &str) -> Self {
+        let scripted = Scripted::open(config);
+        let listeners = ::ssh::bind(&["127.0.0.1:0".parse().expect("an address")]).expect("a free port");
+        let port = listeners[0].local_addr().expect("bound").port();
+        let key =
+            builder_agent::host_key::load_or_create(&scripted.dir.path().join("host-key")).expect("a key");
+        let stop = CancellationToken::new();
+        tokio::spawn(::ssh::serve(scripted.agent.clone(), key, listeners, stop.clone()));
+        Self { scripted, port, stop }
+    }
+
+    fn dir(&self) -> &Path {
+        self.scripted.dir.path()
+    }
+
+    async fn session(&self, member: &str) -> Session {
+        let mut command = Command::from(ssh(self.dir(), member, self.port));
+        command
+            .args(["nix-daemon", "--stdio"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut ssh = command.kill_on_drop(true).spawn().expect("ssh");
+        let (reader, writer) = (ssh.stdout.take().expect("piped"), ssh.stdin.take().expect("piped"));
+        let client = Client::connect(reader, writer, 35, &[]).await.expect("a handshake");
+        Session { client, _ssh: ssh }
+    }
+
+    async fn run(&self, member: &str, words: &[&str]) -> Output {
+        Command::from(ssh(self.dir(), member, self.port)).args(words).output().await.expect("ssh")
+    }
+
+    async fn output(&self, member: &str, words: &[&str]) -> String {
+        let output = self.run(member, words).await;
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// The line of this month in `usage --json`.
+    async fn used(&self, member: &str) -> Value {
+        let report: Value =
+            serde_json::from_str(&self.output(member, &["usage", "--json"]).await).expect("JSON");
+        let lines = report["usage"].as_array().expect("lines");
+        assert_eq!(lines.len(), 1, "{report}");
+        assert_eq!(lines[0]["member"], member);
+        lines[0].clone()
+    }
+
+    async fn until_runs(&self, count: usize) {
+        let started = async {
+            while self.scripted.script.runs.load(Ordering::SeqCst) < count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, started).await.expect("a builder never ran");
+    }
+
+    /// Gives a member of the roster this role.
+    fn set_role(&self, name: &str, role: &str) {
+        let path = self.dir().join("roster.json");
+        let mut roster: Value =
+            serde_json::from_slice(&std::fs::read(&path).expect("a roster")).expect("JSON");
+        let members = roster["members"].as_array_mut().expect("members");
+        members.iter_mut().find(|member| member["name"] == name).expect("a member")["role"] = role.into();
+        std::fs::write(&path, roster.to_string()).expect("written");
+        self.scripted.roster.send_replace(std::sync::Arc::new(members::load(&path).expect("a roster")));
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+type Drv = (StorePath, BasicDerivation);
+
+impl Session {
+    async fn send(&mut self, (drv_path, derivation): Drv) {
+        let mode = BuildMode::Normal;
+        self.client.request(&Request::BuildDerivation { drv_path, derivation, mode }).await.expect("sent");
+    }
+
+    /// The status and the message of the answer.
+    async fn told(&mut self) -> (u64, String) {
+        self.client.done().await.expect("an answer");
+        let (status, message) = (self.client.u64().await, self.client.string().await);
+        for _ in 0..4 {
+            self.client.u64().await.expect("times and counts");
+        }
+        for _ in 0..self.client.u64().await.expect("outputs") {
+            self.client.string().await.expect("id");
+            self.client.string().await.expect("realisation");
+        }
+        (status.expect("a status"), message.expect("a message"))
+    }
+
+    async fn is(&mut self, status: BuildStatus) {
+        let told = self.told().await;
+        assert_eq!(told.0, status as u64, "{told:?}");
+    }
+
+    async fn build(&mut self, drv: Drv, status: BuildStatus) {
+        self.send(drv).await;
+        self.is(status).await;
+    }
+
+    async fn refused(&mut self, drv: Drv) -> String {
+        self.send(drv).await;
+        let (status, message) = self.told().await;
+        assert_eq!(status, BuildStatus::TransientFailure as u64, "{message}");
+        message
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_is_charged_to_who_asked_first_and_to_nobody_who_joins_or_reuses_it() {
+    let served = Served::open("").await;
+    let (mut alice, mut bob) = (served.session("alice").await, served.session("bob").await);
+    let drv = || derivation("t", "cpu:90 log:sawing gate write:x", &[]);
+    alice.send(drv()).await;
+    served.until_runs(1).await;
+    bob.send(drv()).await;
+    wait_for_line(&mut bob.client, "sawing").await;
+    served.scripted.script.gate.cancel();
+    alice.is(BuildStatus::Built).await;
+    bob.is(BuildStatus::Built).await;
+    bob.build(derivation("bad", "cpu:5 exit:1", &[]), BuildStatus::PermanentFailure).await;
+    alice.build(derivation("bad", "cpu:5 exit:1", &[]), BuildStatus::CachedFailure).await;
+
+    let (alices, bobs) = (served.used("alice").await, served.used("bob").await);
+    let of = |used: &Value| {
+        let number = |name: &str| used[name].as_u64();
+        (used["cpu_seconds"].as_f64(), number("builds"), number("failed_builds"), number("log_bytes"))
+    };
+    assert_eq!(of(&alices), (Some(90.0), Some(1), Some(0), Some(7)), "{alices}");
+    assert_eq!(of(&bobs), (Some(5.0), Some(1), Some(1), Some(0)), "{bobs}");
+    let (wall, memory) = (alices["wall_seconds"].as_f64(), alices["memory_mib_seconds"].as_f64());
+    assert!(wall.zip(memory).is_some_and(|(wall, memory)| (memory - 1024.0 * wall).abs() < 1.0), "{alices}");
+    // The session and the command `usage`, each in a connection of its own.
+    for used in [&alices, &bobs] {
+        assert_eq!((used["connections"].as_u64(), used["sessions"].as_u64()), (Some(2), Some(2)), "{used}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bytes_of_a_connection_are_charged_while_it_is_open() {
+    let served = Served::open("").await;
+    let (mut alice, _bob) = (served.session("alice").await, served.session("bob").await);
+    let size = 3_000_000;
+    let contents = "y".repeat(size);
+    let add = derivation("t", "write:x", &[("padding", &contents)]);
+    alice.build(add, BuildStatus::Built).await;
+    let (alices, bobs) = (served.used("alice").await, served.used("bob").await);
+    let up = |used: &Value| used["bytes_up"].as_u64().expect("a number");
+    assert!((size as u64..size as u64 + 200_000).contains(&up(&alices)), "{alices}");
+    assert!(up(&bobs) > 0 && up(&bobs) < 100_000, "{bobs}");
+    assert!(bobs["bytes_down"].as_u64().is_some_and(|bytes| bytes > 0), "{bobs}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_used_the_month_starts_no_build_and_others_do() {
+    let served = Served::open("limits.max-cpu-hours-per-month = 1").await;
+    let (mut alice, mut other, mut bob) =
+        (served.session("alice").await, served.session("alice").await, served.session("bob").await);
+    let running = || derivation("running", "cpu:1 gate write:x", &[]);
+    other.send(running()).await;
+    served.until_runs(1).await;
+    alice.build(derivation("t", "cpu:3600 write:x", &[]), BuildStatus::Built).await;
+
+    let message = alice.refused(derivation("u", "write:u", &[])).await;
+    let month = served.scripted.agent.ledger.this_month();
+    let until = month.next().first();
+    let drv = path("u.drv").to_absolute_path();
+    assert!(
+        message.starts_with(&format!(
+            "'{drv}' is not built: you have used 1.0 of 1 CPU hours in {month}, which is the limit \
+             (the box's `limits.max-cpu-hours-per-month`); it ends on {until} (UTC)"
+        )),
+        "{message}"
+    );
+    assert!(message.contains("ask the operator of the box for more"), "{message}");
+
+    // A build that ran before goes on, and a result of somebody else is not refused.
+    served.scripted.script.gate.cancel();
+    other.is(BuildStatus::Built).await;
+    bob.build(derivation("u", "write:u", &[]), BuildStatus::Built).await;
+    alice.build(derivation("u", "write:u", &[]), BuildStatus::Substituted).await;
+    assert_eq!(served.scripted.script.runs.load(Ordering::SeqCst), 3);
+    let text = served.output("alice", &["usage"]).await;
+    let limit = format!("1.0 of 1 CPU hours used in {month} (max-cpu-hours-per-month, set by the box)");
+    assert!(text.contains(&limit), "{text}");
+    let limits = served.output("alice", &["whoami"]).await;
+    assert!(limits.contains("max-cpu-hours-per-month  1 CPU hours, set by the box\n"), "{limits}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_waited_is_refused_at_its_turn_and_who_joined_it_builds_it() {
+    let served = Served::open("limits.max-cpu-hours-per-month = 1\nlimits.max-jobs = 1").await;
+    let (mut first, mut second, mut bob) =
+        (served.session("alice").await, served.session("alice").await, served.session("bob").await);
+    first.send(derivation("t", "cpu:3600 gate write:x", &[])).await;
+    served.until_runs(1).await;
+    let queued = || derivation("u", "cpu:2 write:u", &[]);
+    second.send(queued()).await;
+    wait_for_start(&mut second.client).await;
+    bob.send(queued()).await;
+    wait_for_start(&mut bob.client).await;
+    served.scripted.script.gate.cancel();
+    first.is(BuildStatus::Built).await;
+    let (status, message) = second.told().await;
+    assert_eq!(status, BuildStatus::TransientFailure as u64, "{message}");
+    assert!(message.contains("you have used 1.0 of 1 CPU hours"), "{message}");
+    bob.is(BuildStatus::Built).await;
+    assert_eq!(served.used("bob").await["cpu_seconds"].as_f64(), Some(2.0));
+    assert_eq!(served.used("alice").await["builds"].as_u64(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_who_leaves_is_charged_for_the_time_in_which_the_build_was_theirs() {
+    let served = Served::open("limits.max-jobs-per-member = 1").await;
+    let (mut alice, mut bob) = (served.session("alice").await, served.session("bob").await);
+    let drv = || derivation("t", "cpu:100 log:sawing gate write:x", &[]);
+    alice.send(drv()).await;
+    served.until_runs(1).await;
+    bob.send(drv()).await;
+    wait_for_line(&mut bob.client, "sawing").await;
+    drop(alice);
+    // She has one slot, so this build starts when the other one is bob's.
+    let mut later = served.session("alice").await;
+    later.build(derivation("u", "write:u", &[]), BuildStatus::Built).await;
+    served.scripted.script.gate.cancel();
+    bob.is(BuildStatus::Built).await;
+    let (alices, bobs) = (served.used("alice").await, served.used("bob").await);
+    let cpu = |used: &Value| used["cpu_seconds"].as_f64().expect("a number");
+    assert!((cpu(&alices) + cpu(&bobs) - 100.0).abs() < 1e-6, "{alices} {bobs}");
+    assert!(cpu(&alices) > 0.0 && cpu(&bobs) > 0.0, "{alices} {bobs}");
+    assert_eq!((alices["builds"].as_u64(), bobs["builds"].as_u64()), (Some(2), Some(0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_maintainers_see_what_others_use() {
+    let served = Served::open("").await;
+    let mut bob = served.session("bob").await;
+    bob.build(derivation("t", "cpu:7 write:x", &[]), BuildStatus::Built).await;
+    for words in [["usage", "--all", "--json"], ["usage", "--member", "bob"]] {
+        let refused = served.run("alice", &words).await;
+        let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!((refused.status.code(), refused.stdout.len()), (Some(1), 0), "{words:?}");
+        assert!(error.contains("error: only maintainers see what others use"), "{error}");
+    }
+    served.output("alice", &["usage", "--member", "alice"]).await;
+
+    served.set_role("alice", "maintainer");
+    let csv = served.output("alice", &["usage", "--all", "--by", "day", "--format", "csv"]).await;
+    let lines: Vec<&str> = csv.split("\r\n").collect();
+    assert_eq!(lines.len(), 4, "names, two members, and the end: {csv}");
+    assert!(lines[1].starts_with("alice,false,20") && lines[2].starts_with("bob,false,20"), "{csv}");
+    assert!(lines[2].contains(",7.000,"), "{csv}");
+    let text = served.output("alice", &["usage", "--member", "bob"]).await;
+    assert!(text.contains("7.0 s"), "{text}");
+    let unknown = served.run("alice", &["usage", "--member", "carol"]).await;
+    assert_eq!(unknown.status.code(), Some(1));
+
+    // What somebody used who has left stays, under the identity.
+    served.scripted.set_roster(&["alice"]);
+    served.set_role("alice", "maintainer");
+    let text = served.output("alice", &["usage", "--all"]).await;
+    assert!(text.contains("bob (former)"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_start_finds_what_builds_have_used() {
+    let served = Served::open("").await;
+    let mut alice = served.session("alice").await;
+    alice.build(derivation("t", "cpu:90 write:x", &[]), BuildStatus::Built).await;
+    let ledger = &served.scripted.agent.ledger;
+    ledger.close();
+    let before = ledger.usage(None, By::Day, None);
+    // A copy, as the file belongs to the agent that runs.
+    let copy = served.dir().join("copy.sqlite");
+    for ending in ["", "-wal"] {
+        let from = served.dir().join(format!("ledger.sqlite{ending}"));
+        if from.exists() {
+            std::fs::copy(from, format!("{}{ending}", copy.display())).expect("copied");
+        }
+    }
+    let again = Ledger::open(Settings::new(copy, false));
+    let cpu = |sums: &std::collections::BTreeMap<(Principal, ledger::Day), ledger::Amounts>| -> Vec<_> {
+        sums.iter().map(|(key, sum)| (key.clone(), sum.get(ledger::Resource::CpuSeconds))).collect()
+    };
+    assert_eq!(cpu(&again.usage(None, By::Day, None)), cpu(&before));
+}
+
+#[test]
+fn a_restart_keeps_the_ledger_and_kill_9_loses_seconds_only() {
+    let mut agent = Agent::start(&["alice"], "");
+    let connections = |agent: &Agent| {
+        let output = agent.ssh("alice").args(["usage", "--json"]).output().expect("ssh");
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        report["usage"][0]["connections"].as_u64()
+    };
+    assert_eq!((connections(&agent), connections(&agent)), (Some(1), Some(2)));
+    agent.signal("-TERM");
+    agent.start_again();
+    assert_eq!(connections(&agent), Some(3));
+    let log = agent.path().join("state/ledger.sqlite-wal");
+    let deadline = Instant::now() + PATIENCE;
+    // The name of a resource is in the log of the database once something is written.
+    let name = b"connections";
+    while !std::fs::read(&log).is_ok_and(|bytes| bytes.windows(name.len()).any(|part| part == name)) {
+        assert!(Instant::now() < deadline, "nothing is written to {}", log.display());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    agent.signal("-KILL");
+    agent.start_again();
+    assert_eq!(connections(&agent), Some(4));
+}
+
+#[test]
+fn a_damaged_ledger_does_not_stop_the_agent() {
+    let mut agent = Agent::start(&["alice"], "");
+    agent.signal("-TERM");
+    agent.wait();
+    let path = agent.path().join("state/ledger.sqlite");
+    std::fs::write(&path, "no database ".repeat(1000)).expect("written");
+    agent.start_again();
+    let said = agent.wait_for("the ledger's file cannot be read; it is moved aside, and a new one is begun");
+    assert_eq!(said["aside"].as_str(), path.with_extension("damaged").to_str());
+    assert!(agent.ssh("alice").args(["usage"]).output().expect("ssh").status.success());
+}
