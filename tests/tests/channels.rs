@@ -10,8 +10,9 @@ use wire::worker::{Protocol, Request};
 const SESSIONS: usize = 300;
 /// Most memory of the agent for an idle session, in KiB.
 const IDLE_KIB: u64 = 128;
-/// Most unread data of all sessions of a connection together, in KiB.
-const WAITING_KIB: u64 = 256 << 10;
+/// Most memory of the agent for all sessions that send and never read, in KiB. Each may have 512 KiB that wait to be read
+/// (`CHANNEL_BUFFER` in `ssh`), and three pieces of 256 KiB of an answer that wait to be sent (`READ_BYTES` in `daemon`).
+const WAITING_KIB: u64 = SESSIONS as u64 * (512 + 3 * 256);
 
 fn rss_kib(pid: u32) -> u64 {
     status_kib(pid, "VmRSS")
