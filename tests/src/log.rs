@@ -2,10 +2,16 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::PATIENCE;
+
+/// Time without a line after which the log is taken to be complete.
+const MOMENT: Duration = Duration::from_millis(25);
+/// An agent that is being attacked may never stop to write lines.
+const MOST_MOMENTS: usize = 10;
 
 #[derive(Clone, Default)]
 pub struct Log {
@@ -25,7 +31,18 @@ impl Log {
         });
     }
 
+    /// All events so far. The agent writes its log on a thread of its own, so a line can come after the client has the
+    /// answer that the line is about. Therefore this waits until no line comes for a moment.
     pub fn events(&self) -> Vec<Value> {
+        let mut before = usize::MAX;
+        for _ in 0..MOST_MOMENTS {
+            let now = self.shared.0.lock().expect("log").len();
+            if now == before {
+                break;
+            }
+            before = now;
+            std::thread::sleep(MOMENT);
+        }
         self.shared.0.lock().expect("log").clone()
     }
 

@@ -96,7 +96,17 @@ impl Agent {
         }
     }
 
+    /// The log so far. The agent writes it on a thread of its own, so a line can come after the client has the answer
+    /// that the line is about. Therefore this waits until no line comes for a moment.
     pub fn log_text(&self) -> String {
+        let lines = || self.log.lock().expect("log").len();
+        for _ in 0..10 {
+            let before = lines();
+            std::thread::sleep(Duration::from_millis(25));
+            if lines() == before {
+                break;
+            }
+        }
         self.log.lock().expect("log").iter().map(|event| format!("{event}\n")).collect()
     }
 
