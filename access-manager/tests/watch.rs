@@ -31,11 +31,17 @@ struct Watch {
 
 impl Watch {
     fn start() -> Watch {
+        Self::of(&users("alice", A), &[])
+    }
+
+    /// A watch with more options, on a roster that lets in alice.
+    fn of(users: &str, options: &[&str]) -> Watch {
         let scene = Scene::new();
-        scene.commit(&users("alice", A), &[]);
+        scene.commit(users, &[]);
         std::fs::write(scene.path("secret"), format!("{SECRET}\n")).unwrap();
         let secret = scene.at("secret");
         let more = ["--every", "86400", "--listen", "127.0.0.1:0", "--secret-file", &secret];
+        let more = [&more, options].concat();
         let repo = scene.repository();
         let mut command = scene.command("watch", repo.to_str().unwrap(), &more);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
@@ -130,6 +136,16 @@ fn a_push_counts_at_once_when_the_webhook_of_any_forge_says_so() {
     }
     std::fs::write(watch.scene.path("secret"), format!("{next}\n")).unwrap();
     assert_eq!(watch.send(body, &["-H", &format!("X-Gitlab-Token: {SECRET}")]), "403");
+}
+
+#[test]
+fn members_for_other_boxes_stay_out_under_watch_as_under_sync() {
+    let roster = format!(
+        "{{ alice = {{ keys = \"{A}\"; hosts = [ \"here\" ]; }}; bob = {{ keys = \"{B}\"; hosts = [ \"there\" ]; }}; }}"
+    );
+    // `of` waits until the roster has alice, and nobody else.
+    let watch = Watch::of(&roster, &["--host", "here"]);
+    assert_eq!(watch.scene.names(), ["alice"]);
 }
 
 #[test]

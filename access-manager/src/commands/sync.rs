@@ -89,21 +89,38 @@ impl SourceArgs {
 
     /// The same options for a process of `sync`.
     pub fn arguments(self) -> Vec<OsString> {
-        let SourceArgs { repo, branch, out, file, state_dir, keep_dir, fallback, .. } = self;
+        // Without `..`: a new option must not be left out, such as one that keeps somebody out.
+        let SourceArgs {
+            repo,
+            branch,
+            out,
+            file,
+            host,
+            state_dir,
+            keep_dir,
+            fallback,
+            known_hosts,
+            ssh_key,
+            allowed_signers,
+            gpg_keyring,
+            merge_signers,
+            merge_gpg_keyring,
+        } = self;
         let given = [
             ("--repo", Some(repo.into())),
             ("--branch", Some(branch.into())),
             ("--out", Some(out)),
             ("--file", Some(file.into())),
+            ("--host", host.map(PathBuf::from)),
             ("--state-dir", Some(state_dir)),
             ("--keep-dir", keep_dir),
             ("--fallback", fallback),
-            ("--known-hosts", self.known_hosts),
-            ("--ssh-key", self.ssh_key),
-            ("--allowed-signers", self.allowed_signers),
-            ("--gpg-keyring", self.gpg_keyring),
-            ("--merge-signers", self.merge_signers),
-            ("--merge-gpg-keyring", self.merge_gpg_keyring),
+            ("--known-hosts", known_hosts),
+            ("--ssh-key", ssh_key),
+            ("--allowed-signers", allowed_signers),
+            ("--gpg-keyring", gpg_keyring),
+            ("--merge-signers", merge_signers),
+            ("--merge-gpg-keyring", merge_gpg_keyring),
         ];
         let given = given.into_iter().filter_map(|(name, value): (_, Option<PathBuf>)| Some((name, value?)));
         // One word each: a value may begin with a dash.
