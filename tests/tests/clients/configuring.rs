@@ -28,10 +28,14 @@ pub fn what_the_box_prints_is_a_configuration_that_works(stock: Stock) {
     let known: String = known.map(|key| format!("testbox {key}\n")).collect();
     std::fs::write(ssh.join("known_hosts"), known).expect("written");
 
-    // The host key is checked. The shared connection would end with this machine's processes, at a moment when the next
-    // command may already rely on it, so it is closed first.
-    let whoami = "ssh -o StrictHostKeyChecking=yes testbox whoami; ssh -O exit testbox";
-    let said = configured(&alice, &["bash", "-euc", whoami]).ok();
+    // The host key is checked, and commands of a person share a connection.
+    let logins = alice.agent.count("logged in");
+    let whoami = "ssh -o StrictHostKeyChecking=yes testbox-shared whoami";
+    let twice = format!("{whoami}; {whoami} > again; ssh -O exit testbox-shared");
+    let said = configured(&alice, &["bash", "-euc", &twice]).ok();
+    assert_eq!(alice.agent.count("logged in"), logins + 1);
+    let said_again = std::fs::read_to_string(alice.nix.home().join("again")).expect("written");
+    assert_eq!(said.stdout, said_again);
     assert!(said.stdout.starts_with("member              alice\n"), "{said}");
 
     let machines = printed(&alice, "machines");

@@ -3,6 +3,11 @@
 //! Nix knows the box by its alias in every format, and ssh finds address, port and host key under that name. So all
 //! versions of Nix can use a port other than 22, and the store has the same name in every configuration.
 //! `src/libstore/machines.cc` of Nix documents the fields of a line of machines.
+//!
+//! A shared connection (`ControlMaster`) has an alias of its own, for people. Nix must not share one that ssh manages: it
+//! starts ssh with a command that prints `started`, and reads that line only if no other connection is open when it looks
+//! a moment later (`SSHMaster::startCommand` in `src/libstore/ssh.cc`). With `ControlMaster` its own connection may be
+//! open by then, and the line stands in front of the protocol.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -13,19 +18,21 @@ use super::Values;
 /// The key of the Nix daemon, which the member guide tells members to make.
 const DAEMON_KEY: &str = "/root/.ssh/barnraiser";
 const DARWIN_DAEMON_KEY: &str = "/var/root/.ssh/barnraiser";
-/// Seconds for which a shared connection stays open after its last session: long enough for the next command of a
-/// person, and for the next build of a queue.
+/// Seconds for which a shared connection stays open after its last session: long enough for a person's next command.
 const PERSIST: u32 = 60;
 
-/// A block of an ssh configuration: how to reach the box, over one connection for all sessions.
-fn host_block(values: &Values) -> String {
+/// The part of an ssh configuration that says how to reach the box. `more` are further lines for both aliases.
+fn hosts(values: &Values, more: &str) -> String {
     let Values { alias, host, port, user, .. } = values;
     format!(
-        "Host {alias}
+        "Host {alias} {alias}-shared
   HostName {host}
   Port {port}
   User {user}
   HostKeyAlias {alias}
+{more}
+# For your own commands: `ssh {alias}-shared …` opens one connection for all of them. Not for Nix.
+Host {alias}-shared
   ControlMaster auto
   ControlPath ~/.ssh/control-%C
   ControlPersist {PERSIST}
@@ -35,17 +42,15 @@ fn host_block(values: &Values) -> String {
 
 pub(super) fn ssh(values: &Values) -> String {
     let Values { alias, host_key, .. } = values;
-    let block = host_block(values);
     let key = values.key.as_deref().unwrap_or("~/.ssh/id_ed25519");
     format!(
         "# ~/.ssh/config; for the Nix daemon also /root/.ssh/config (macOS: /var/root/.ssh/config),
 # with a key that has no passphrase.
-{block}  IdentityFile {key}
-  IdentitiesOnly yes
-
+{}
 # ~/.ssh/known_hosts (without the `# `):
 # {alias} {host_key}
-"
+",
+        hosts(values, &format!("  IdentityFile {key}\n  IdentitiesOnly yes\n"))
     )
 }
 
@@ -62,22 +67,23 @@ fn machine(values: &Values) -> String {
     format!("ssh-ng://{user}@{alias} {systems} {key} {max_jobs} 1 {features} - {host_key}")
 }
 
-/// Where ssh learns what the alias means.
+/// Says where ssh learns what the alias means.
 fn needs_ssh(values: &Values) -> String {
-    format!("# `{}` is the host that `client-config --format ssh` describes.\n", values.alias)
+    format!("`{}` is the host that `client-config --format ssh` describes.", values.alias)
 }
 
 pub(super) fn machines(values: &Values) -> String {
-    format!("# /etc/nix/machines. {}{}\n", &needs_ssh(values)[2..], machine(values))
+    format!("# /etc/nix/machines. {}\n{}\n", needs_ssh(values), machine(values))
 }
 
 pub(super) fn nix_conf(values: &Values) -> String {
     format!(
-        "# /etc/nix/nix.conf. {}builders = {}
+        "# /etc/nix/nix.conf. {}
+builders = {}
 builders-use-substitutes = true
 extra-trusted-public-keys = {}
 ",
-        &needs_ssh(values)[2..],
+        needs_ssh(values),
         machine(values),
         values.signing_key
     )
@@ -122,7 +128,7 @@ fn nix_options(values: &Values, key: &str) -> String {
 /// The ssh configuration of the whole machine, as a string in Nix. It names no key: Nix uses `sshKey`, and people have
 /// their own. Connections are shared by user, below each home.
 fn ssh_of_machine(values: &Values) -> String {
-    nix_string(&host_block(values))
+    nix_string(&hosts(values, ""))
 }
 
 fn known_host(values: &Values) -> String {
