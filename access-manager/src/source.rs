@@ -218,9 +218,16 @@ impl Source for WorkDir {
 pub struct GitTree {
     repository: git2::Repository,
     tree: git2::Oid,
-    /// Directories that were looked into, by path. The library reads a directory anew for each name in it, which takes a
-    /// minute for ten thousand key files.
-    known: RefCell<HashMap<String, Arc<Entries>>>,
+    known: RefCell<Known>,
+}
+
+/// Directories that were looked into, by path. The library reads a directory anew for each name in it, which takes a
+/// minute for ten thousand key files.
+#[derive(Default)]
+struct Known {
+    directories: HashMap<String, Arc<Entries>>,
+    /// The number of entries of all of them.
+    entries: usize,
 }
 
 /// The mode and the object of each name in a directory.
@@ -233,20 +240,27 @@ impl GitTree {
     }
 
     /// The directory; `None` if there is none at this path.
+    fn directory(&self, dir: &str) -> Result<Option<git2::Tree<'_>>, SourceError> {
+        let top = self.repository.find_tree(self.tree)?;
+        if dir.is_empty() {
+            return Ok(Some(top));
+        }
+        match top.get_path(Path::new(dir)) {
+            Ok(entry) if entry.kind() == Some(git2::ObjectType::Tree) => {
+                Ok(Some(self.repository.find_tree(entry.id())?))
+            }
+            Ok(_) => Ok(None),
+            Err(e) if e.code() == git2::ErrorCode::NotFound => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// All entries of a directory; `None` if there is none at this path.
     fn entries(&self, dir: &str) -> Result<Option<Arc<Entries>>, SourceError> {
-        if let Some(known) = self.known.borrow().get(dir) {
+        if let Some(known) = self.known.borrow().directories.get(dir) {
             return Ok(Some(known.clone()));
         }
-        let id = match dir {
-            "" => self.tree,
-            dir => match self.repository.find_tree(self.tree)?.get_path(Path::new(dir)) {
-                Ok(entry) if entry.kind() == Some(git2::ObjectType::Tree) => entry.id(),
-                Ok(_) => return Ok(None),
-                Err(e) if e.code() == git2::ErrorCode::NotFound => return Ok(None),
-                Err(e) => return Err(e.into()),
-            },
-        };
-        let tree = self.repository.find_tree(id)?;
+        let Some(tree) = self.directory(dir)? else { return Ok(None) };
         if tree.len() > MAX_ENTRIES {
             return Err(SourceError::TooManyEntries);
         }
@@ -254,16 +268,25 @@ impl GitTree {
             tree.iter().map(|entry| (entry.name_bytes().to_vec(), (entry.filemode(), entry.id()))).collect();
         let entries: Arc<Entries> = Arc::new(entries);
         let mut known = self.known.borrow_mut();
-        if known.values().map(|entries| entries.len()).sum::<usize>() + entries.len() > MAX_KNOWN {
-            known.clear();
+        if known.entries + entries.len() > MAX_KNOWN {
+            *known = Known::default();
         }
-        known.insert(dir.to_owned(), entries.clone());
+        known.entries += entries.len();
+        known.directories.insert(dir.to_owned(), entries.clone());
         Ok(Some(entries))
     }
 
     fn entry(&self, path: &str) -> Result<Option<(i32, git2::Oid)>, SourceError> {
         let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
-        Ok(self.entries(dir)?.and_then(|entries| entries.get(name.as_bytes()).copied()))
+        match self.entries(dir) {
+            // Too large to be kept, so the library looks for the name.
+            Err(SourceError::TooManyEntries) => {
+                let tree = self.directory(dir)?;
+                let found = tree.as_ref().and_then(|tree| tree.get_name_bytes(name.as_bytes()));
+                Ok(found.map(|entry| (entry.filemode(), entry.id())))
+            }
+            entries => Ok(entries?.and_then(|entries| entries.get(name.as_bytes()).copied())),
+        }
     }
 
     fn node(&self, (mode, id): (i32, git2::Oid)) -> Result<Node, SourceError> {
@@ -391,3 +414,7 @@ impl<S: Source> Source for Overlay<'_, S> {
         self.under.list(path)
     }
 }
+
+#[cfg(test)]
+#[path = "source_test.rs"]
+mod source_test;
