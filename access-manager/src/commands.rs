@@ -9,6 +9,8 @@ pub mod watch;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use access_manager::source::WorkDir;
+
 pub const LOCAL: u8 = 1;
 pub const USAGE: u8 = 2;
 pub const UNREACHABLE: u8 = 3;
@@ -35,6 +37,15 @@ pub fn locate(file: &Path, root: Option<&Path>) -> Result<(PathBuf, String), Str
     match full.strip_prefix(&root).ok().and_then(Path::to_str) {
         Some(inside) => Ok((root, inside.to_owned())),
         None => Err(format!("{} is not inside {}\n    hint: check --root", file.display(), root.display())),
+    }
+}
+
+/// The working directory around `file`, its top, and the file's path in it. The error was printed.
+pub fn open(file: &Path, root: Option<&Path>) -> Result<(WorkDir, PathBuf, String), ExitCode> {
+    let (root, inside) = locate(file, root).map_err(|message| complain(LOCAL, &message))?;
+    match WorkDir::new(&root) {
+        Ok(source) => Ok((source, root, inside)),
+        Err(e) => Err(complain(LOCAL, &format!("cannot open {}\n   cause: {e}", root.display()))),
     }
 }
 

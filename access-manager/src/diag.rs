@@ -249,6 +249,14 @@ impl Fault {
         self
     }
 
+    /// Hints at the name that was meant, in place of another hint; `None`: no known name is near the wrong one.
+    pub fn did_you_mean(self, near: Option<&str>) -> Fault {
+        match near {
+            Some(near) => self.hint(format!("did you mean {}?", quoted(near))),
+            None => self,
+        }
+    }
+
     pub fn note(mut self, text: impl Into<String>, span: Option<Span>) -> Fault {
         // A fault that passes through a deep recursion would otherwise collect a note per level.
         if self.0.notes.len() < 6 {

@@ -84,7 +84,7 @@ fn line(member: &Member, mut key: Key) -> String {
     key.comment = member.name.clone();
     key.until = key.until.into_iter().chain(member.expires.map(Day::end)).min();
     if let Some(Authority { principals }) = &mut key.authority {
-        // Without the option, sshd expects the name of the account, which is nobody's.
+        // Without the option, sshd expects the name of the account as principal, and no certificate has that.
         principals.get_or_insert_with(|| vec![member.name.clone()]);
     }
     let line = key.line();

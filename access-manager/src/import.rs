@@ -143,10 +143,10 @@ fn read_key_file(source: &dyn Source, path: &str) -> Result<String, ImportError>
     String::from_utf8(bytes).map_err(|e| cannot(e.to_string()))
 }
 
-/// Every difference between two rosters that anybody could notice, in words.
+/// Every difference between two rosters, in words; comments of the Nix code and names of files do not count.
 fn differences(before: &Evaluated, after: &Evaluated) -> Vec<String> {
     let mut told: Vec<String> = after.mistakes.iter().map(|mistake| mistake.diagnostic.line()).collect();
-    // On this day no date has passed, so each of them is told apart.
+    // On this day no date has passed, so two different dates make a difference.
     let day = Day::at(0);
     told.extend(
         change::changes(&Side::of(before), &Side::of(after), day).into_iter().map(|change| change.text),

@@ -154,7 +154,7 @@ fn what_would_not_be_the_same_is_named() {
     assert!(differences(&before, &before).is_empty());
 }
 
-/// What strangers write into comments, principals and names.
+/// Text of strangers, in comments, principals and names.
 fn hostile() -> serde_json::Value {
     let ca = format!("cert-authority,principals=\"${{x}},$${{y}},$$,$\" {ECDSA_256} ''${{z}}''");
     json!({

@@ -11,7 +11,9 @@
 //!
 //! Not here: who is logged in, and what a member may do on the box. The agent decides that from `roster.json`.
 
+mod bounded;
 pub mod check;
+pub mod children;
 pub mod diag;
 pub mod export;
 pub mod import;

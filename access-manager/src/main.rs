@@ -11,9 +11,8 @@ use std::process::ExitCode;
 
 use access_manager::nix::{self, Limits};
 use access_manager::roster;
-use access_manager::source::WorkDir;
 use clap::{Args, Parser, Subcommand};
-use commands::{LOCAL, REFUSED, USAGE, complain, locate, print, refuse};
+use commands::{REFUSED, USAGE, open, print, refuse};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -92,13 +91,9 @@ fn main() -> ExitCode {
 
 fn eval(args: &EvalArgs) -> ExitCode {
     let Some(file) = args.expr_json.as_deref().or(args.file.as_deref()) else { return ExitCode::from(USAGE) };
-    let (root, inside) = match locate(file, args.root.as_deref()) {
-        Ok(found) => found,
-        Err(message) => return complain(LOCAL, &message),
-    };
-    let source = match WorkDir::new(&root) {
-        Ok(source) => source,
-        Err(e) => return complain(LOCAL, &format!("cannot open {}\n   cause: {e}", root.display())),
+    let (source, _, inside) = match open(file, args.root.as_deref()) {
+        Ok(opened) => opened,
+        Err(code) => return code,
     };
     if args.expr_json.is_some() {
         return match nix::to_json(source, &inside, Limits::default()) {

@@ -116,7 +116,7 @@ pub enum SyncError {
 
 /// Runs one synchronisation. On error the roster in force stays, and so does what was accepted; the status says why.
 ///
-/// `restored` is told when the last accepted roster took the place of a missing `roster.json`, before the network is used.
+/// Calls `restored` when the last accepted roster took the place of a missing `roster.json`, before the network is used.
 pub fn sync(options: &Options, restored: impl FnOnce(&Substitute)) -> Result<Synced, SyncError> {
     for dir in [&options.state_dir, &options.keep_dir] {
         std::fs::create_dir_all(dir).map_err(|e| local("create", dir, &e, "choose another directory"))?;

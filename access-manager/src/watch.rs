@@ -1,8 +1,8 @@
 //! When to synchronise: every so often, and at once when a forge says that something was pushed.
 //!
-//! A webhook only asks for a synchronisation. Nothing in it is believed: not the branch, not the commit, not the sender.
-//! Whoever knows the secret, or repeats a request that was seen on the line, can make the box look at its repository, at
-//! most once a second.
+//! A webhook only requests a synchronisation. Nothing else in it is used: not the branch, not the commit, not the sender.
+//! A person who knows the secret, or who repeats a request that was seen on the line, can make the box look at its
+//! repository, at most once a second.
 //!
 //! ```text
 //! http.rs        the server: limits, and answers
@@ -18,35 +18,35 @@ pub mod http;
 pub mod secrets;
 pub mod signature;
 
-/// Shortest time between two synchronisations. What is asked for meanwhile is done by the next one.
+/// Shortest time between two synchronisations. The next one serves all requests that came meanwhile.
 const GAP: Duration = Duration::from_secs(1);
 
-/// Asks for a synchronisation. Requests that wait are one.
+/// Requests a synchronisation. All requests that wait at the same time are one.
 #[derive(Clone)]
-pub struct Bell(SyncSender<()>);
+pub struct Requester(SyncSender<()>);
 
-impl Bell {
-    pub fn ring(&self) {
-        // Full: one is waiting already. Disconnected: the process is ending.
+impl Requester {
+    pub fn request(&self) {
+        // Full: a request is waiting already. Disconnected: the process is ending.
         let _ = self.0.try_send(());
     }
 }
 
-/// The other end of [`Bell`].
-pub struct Ear(Receiver<()>);
+/// Receives the requests of a [`Requester`].
+pub struct Requests(Receiver<()>);
 
-pub fn bell() -> (Bell, Ear) {
+pub fn requests() -> (Requester, Requests) {
     let (sender, receiver) = sync_channel(1);
-    (Bell(sender), Ear(receiver))
+    (Requester(sender), Requests(receiver))
 }
 
-/// Calls `synchronise` now, then after each `pause` or when the bell rings, forever.
-pub fn watch(pause: Duration, ear: &Ear, mut synchronise: impl FnMut()) -> ! {
+/// Calls `synchronise` now, then after each `pause` and after each request, forever.
+pub fn watch(pause: Duration, requests: &Requests, mut synchronise: impl FnMut()) -> ! {
     loop {
         synchronise();
         std::thread::sleep(GAP);
-        if let Err(std::sync::mpsc::RecvTimeoutError::Disconnected) = ear.0.recv_timeout(pause) {
-            // Without a server nobody rings.
+        if let Err(std::sync::mpsc::RecvTimeoutError::Disconnected) = requests.0.recv_timeout(pause) {
+            // Without a server for webhooks there are no requests.
             std::thread::sleep(pause);
         }
     }

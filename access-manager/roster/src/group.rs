@@ -40,7 +40,7 @@ impl Groups {
         let mut read = Groups::default();
         let mut seen = BTreeSet::new();
         for entry in entries {
-            // A group without a name is nobody's.
+            // No member can name a group without a name.
             let Ok(Name { name }) = serde_json::from_str(entry.get()) else { continue };
             if !seen.insert(name.clone()) {
                 read.groups.retain(|group| group.name != name);

@@ -241,7 +241,7 @@ fn who_shares_limits_with_whom_is_told() {
             "removes the limit `maxJobs` that the members of the group `ci` share, which was 16: the limits of each \
              member remain".into(),
         ]),
-        // What a group gives each of its members is told for each of them.
+        // The defaults that a group gives to its members are listed with each of them.
         (roster(ci, of, "limits.maxCpus = 3;"), roster(&ci.replace("limits.maxJobs", "memberLimits.maxCpus = 2; limits.maxJobs"), of, "limits.maxCpus = 3;"), vec![
             "limits `maxCpus` of `a` to 2 (before: the limit of the box only)".into(),
             "limits `maxCpus` of `b` to 2 (before: the limit of the box only)".into(),

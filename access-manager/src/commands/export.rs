@@ -6,10 +6,9 @@ use std::process::ExitCode;
 use access_manager::export::{self, Account, Format};
 use access_manager::nix::Limits;
 use access_manager::roster;
-use access_manager::source::WorkDir;
 use clap::{Args, ValueEnum};
 
-use super::{LOCAL, REFUSED, complain, locate, print, refuse};
+use super::{REFUSED, open, print, refuse};
 
 #[derive(Args)]
 pub struct ExportArgs {
@@ -43,13 +42,9 @@ enum FormatArg {
 }
 
 pub fn export(args: &ExportArgs) -> ExitCode {
-    let (root, file) = match locate(&args.file, args.root.as_deref()) {
-        Ok(found) => found,
-        Err(message) => return complain(LOCAL, &message),
-    };
-    let source = match WorkDir::new(&root) {
-        Ok(source) => source,
-        Err(e) => return complain(LOCAL, &format!("cannot open {}\n   cause: {e}", root.display())),
+    let (source, _, file) = match open(&args.file, args.root.as_deref()) {
+        Ok(opened) => opened,
+        Err(code) => return code,
     };
     let evaluated = match roster::evaluate(source, &file, Limits::default()) {
         Ok(evaluated) => evaluated,

@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use access_manager::import::{self, ImportError, Imported, KeyFiles};
-use access_manager::source::WorkDir;
 use clap::Args;
 
-use super::{LOCAL, REFUSED, complain, locate, print};
+use super::{LOCAL, REFUSED, complain, open, print};
 
 /// Of the new roster: public, as the old one.
 const MODE: u32 = 0o644;
@@ -30,13 +29,9 @@ pub struct ImportArgs {
 }
 
 pub fn import(args: &ImportArgs) -> ExitCode {
-    let (root, file) = match locate(&args.file, args.root.as_deref()) {
-        Ok(found) => found,
-        Err(message) => return complain(LOCAL, &message),
-    };
-    let source = match WorkDir::new(&root) {
-        Ok(source) => source,
-        Err(e) => return complain(LOCAL, &format!("cannot open {}\n   cause: {e}", root.display())),
+    let (source, root, file) = match open(&args.file, args.root.as_deref()) {
+        Ok(opened) => opened,
+        Err(code) => return code,
     };
     let keys = if args.out.is_some() { KeyFiles::Copied } else { KeyFiles::InPlace };
     let imported = match import::import(&source, &file, keys) {
@@ -78,7 +73,7 @@ fn done(path: &Path, imported: &Imported) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Only new files: what is in the folder already is somebody's.
+/// Makes new files only, and replaces none that is in the folder.
 fn write_all(folder: &Path, imported: &Imported) -> Result<(), String> {
     let users = ("users.nix".to_owned(), imported.text.clone());
     for (name, text) in imported.files.clone().into_iter().chain([users]) {

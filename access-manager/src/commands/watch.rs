@@ -2,9 +2,10 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode};
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
 
+use access_manager::children;
 use access_manager::watch::{self, http, secrets};
 use clap::Args;
 
@@ -14,6 +15,9 @@ use super::{LOCAL, complain};
 /// One attempt runs in a process of its own and is killed after this long: a connection that hangs inside the git library
 /// cannot be interrupted otherwise. Longer than the library's own limit for a transfer that moves.
 const ATTEMPT: Duration = Duration::from_secs(360);
+
+/// Interval between looks whether an attempt has ended.
+const GLANCE: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
 pub struct WatchArgs {
@@ -34,7 +38,7 @@ pub fn watch(args: WatchArgs) -> ExitCode {
     let Ok(program) = std::env::current_exe() else {
         return complain(LOCAL, "cannot find this program's own file");
     };
-    let (bell, ear) = watch::bell();
+    let (requester, requests) = watch::requests();
     if let (Some(address), Some(file)) = (args.listen, args.secret_file) {
         if let Err(e) = secrets::read(&file) {
             let text = format!("cannot use the secrets of the webhook in {}\n   cause: {e}", file.display());
@@ -48,33 +52,19 @@ pub fn watch(args: WatchArgs) -> ExitCode {
         };
         eprintln!("webhooks are answered on {address}");
         std::thread::spawn(move || {
-            let Err(e) = http::serve(listener, file, bell);
+            let Err(e) = http::serve(listener, file, requester);
             eprintln!("error: webhooks are no longer answered\n   cause: {e}");
         });
     }
     let arguments = args.source.arguments();
-    watch::watch(Duration::from_secs(args.every), &ear, || {
-        match Command::new(&program).arg("sync").args(&arguments).spawn() {
-            Ok(mut child) => wait_or_kill(&mut child),
-            Err(e) => eprintln!("error: cannot start {}\n   cause: {e}", program.display()),
+    watch::watch(Duration::from_secs(args.every), &requests, || {
+        let mut child = match Command::new(&program).arg("sync").args(&arguments).spawn() {
+            Ok(child) => child,
+            Err(e) => return eprintln!("error: cannot start {}\n   cause: {e}", program.display()),
+        };
+        // A child that ends by itself has said what went wrong, if anything did.
+        if children::wait(&mut child, ATTEMPT, GLANCE).is_none() {
+            eprintln!("error: this attempt took longer than {} s and was ended", ATTEMPT.as_secs());
         }
     })
-}
-
-/// The child has said what went wrong, if anything did.
-fn wait_or_kill(child: &mut Child) {
-    let deadline = Instant::now() + ATTEMPT;
-    loop {
-        match child.try_wait() {
-            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(100)),
-            Ok(Some(_)) => return,
-            _ => {
-                eprintln!("error: this attempt took longer than {} s and was ended", ATTEMPT.as_secs());
-                // Either fails only if the child is gone already.
-                let _ = child.kill();
-                let _ = child.wait();
-                return;
-            }
-        }
-    }
 }

@@ -153,7 +153,7 @@ fn names(names: &[String]) -> String {
     format!("[ {} ]", names.join(" "))
 }
 
-/// No value has a line end, so every line is ours.
+/// No value has a line end, so no value can begin a new line.
 fn indented(lines: &str) -> String {
     lines.lines().map(|line| if line.is_empty() { "\n".into() } else { format!("  {line}\n") }).collect()
 }

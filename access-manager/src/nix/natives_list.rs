@@ -267,10 +267,7 @@ fn get_attr(ev: &mut Evaluator, a: &[ThunkId], at: Span) -> R<Value> {
         None => {
             let fault =
                 Fault::new(Class::Undefined, format!("there is no attribute {}", quoted(&name))).at(at);
-            Err(match did_you_mean(&name, map.keys().map(|k| &**k)) {
-                Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
-                None => fault,
-            })
+            Err(fault.did_you_mean(did_you_mean(&name, map.keys().map(|k| &**k))))
         }
     }
 }

@@ -26,7 +26,7 @@ pub struct Evaluated {
     pub warnings: Vec<Warning>,
 }
 
-/// The part of a member's entry that no box is told.
+/// The part of a member's entry that is not in `roster.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct About {
     /// The boxes that let the member in; all if empty. Sorted.
@@ -49,7 +49,7 @@ pub struct KeySource {
 /// A group as the roster has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupEntry {
-    /// As the box is told.
+    /// As in `roster.json`.
     pub group: Group,
     /// For each member who has none of their own.
     pub member_limits: MemberLimits,

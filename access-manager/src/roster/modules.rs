@@ -13,7 +13,7 @@ type R<T> = Result<T, Fault>;
 
 /// Modules one roster may import, and definitions one option may have.
 const MAX_PARTS: usize = 1000;
-/// How deep `imports` and `mkMerge` nest. Ours never pass three.
+/// How deep `imports` and `mkMerge` nest. Modules of communities do not nest deeper than three.
 const MAX_DEPTH: usize = 50;
 
 /// Whether a value is a member's entry: a set with `keys` that are no set of their own.

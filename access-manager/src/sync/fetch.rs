@@ -77,7 +77,7 @@ fn fetch_into(
         proxy.auto();
         let mut fetch = git2::FetchOptions::new();
         fetch.remote_callbacks(callbacks).proxy_options(proxy).download_tags(git2::AutotagOption::None);
-        // `+`: the check for descent is ours, against what was accepted, not against what was fetched last.
+        // `+`: the caller checks for descent, from the accepted commit and not from the one that was fetched last.
         let refspec = format!("+refs/heads/{}:{target}", options.branch);
         // The old target goes first: a branch that vanished must not look unchanged.
         if let Ok(mut old) = repository.find_reference(target) {

@@ -10,7 +10,7 @@
 //! roster that is newer than what descent is compared with, never an older one.
 //! Not here: whether a commit is accepted (`sync`).
 
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use ::roster::status::{Accepted, MAX_STATUS};
@@ -19,6 +19,7 @@ use git2::Oid;
 use serde::{Deserialize, Serialize};
 
 use super::{Options, SyncError, local};
+use crate::bounded;
 use crate::roster::{BAKED_IN, Roster};
 
 /// Of the files that are written: the agent reads them as another user, and nothing in them is secret.
@@ -104,7 +105,7 @@ pub fn fall_back(options: &Options) -> Result<Option<Substitute>, SyncError> {
     if roster_at(&options.out).is_ok() {
         return Ok(None);
     }
-    // Whoever was removed since the image was built must not come back because the kept roster was lost.
+    // A member who was removed since the image was built must not come back because the kept roster was lost.
     if accepted(&options.keep_dir)?.is_some() {
         let why = "another roster was accepted before, and it is not here";
         return Err(local(
@@ -155,17 +156,11 @@ fn kept_status(options: &Options) -> PathBuf {
 }
 
 fn roster_at(path: &Path) -> Result<Roster, String> {
-    let text = bounded(path, MAX_FILE).map_err(|e| e.to_string())?;
+    let text = bounded::start(path, MAX_FILE).map_err(|e| e.to_string())?;
     ::roster::read(&text).map(Roster::from).map_err(|e| e.to_string())
 }
 
 /// A status that cannot be read is as good as none: it says nothing that would be taken for a check.
 fn status_at(path: &Path) -> Option<Status> {
-    Status::read(&bounded(path, MAX_STATUS).ok()?).ok()
-}
-
-fn bounded(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    Status::read(&bounded::start(path, MAX_STATUS).ok()?).ok()
 }

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use git2::{Commit, Oid, Repository, Sort};
 use ssh_key::{Algorithm, PublicKey, SshSig};
 
+use crate::bounded;
 use allowed::Signer;
 
 pub mod allowed;
@@ -234,15 +235,9 @@ impl Keys {
 }
 
 fn load(path: &Path) -> Result<Vec<Signer>, Failure> {
-    use std::io::Read;
     let hint = "one signer in a line: NAME [options] KEY-TYPE KEY, as in ssh-keygen(1), ALLOWED SIGNERS";
     let wrong =
         |action, cause: String| Failure::Unchecked(Unchecked { action, path: path.to_owned(), cause, hint });
-    let mut text = String::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
-    read.map_err(|e| wrong("read the signers in", e.to_string()))?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(wrong("read the signers in", format!("it is larger than {MAX_FILE} bytes")));
-    }
+    let text = bounded::text(path, MAX_FILE).map_err(|e| wrong("read the signers in", e.to_string()))?;
     allowed::parse(&text).map_err(|e| wrong("understand the signers in", e.to_string()))
 }

@@ -1,10 +1,9 @@
 //! Repositories over ssh: the server must show a host key of the `known_hosts` file, and gets a signature of our own key.
 //!
-//! Neither `~/.ssh` nor an agent is used, and a host that is not known is refused: on a box nobody could answer a question.
+//! Neither `~/.ssh` nor an agent is used, and a host that is not known is refused: a box has no user who could confirm its key.
 //! The connection itself is the git library's (libssh2). Not here: when ssh is used (`transport`).
 
 use std::cell::RefCell;
-use std::io::Read;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -14,6 +13,7 @@ use ssh_key::{HashAlg, PublicKey};
 use wildmatch::WildMatch;
 
 use super::{SyncError, local};
+use crate::bounded;
 
 /// Port of ssh. Another one is part of a host's name in the file.
 const PORT: u16 = 22;
@@ -50,10 +50,8 @@ impl Server {
         };
         let name = host_of(repo).ok_or_else(|| SyncError::NoHostKey { repo: repo.to_owned() })?;
         let hint = "make it with: ssh-keyscan HOST; and compare the keys with those that the host publishes";
-        let mut text = String::new();
-        std::fs::File::open(file)
-            .and_then(|file| file.take(MAX_FILE).read_to_string(&mut text))
-            .map_err(|e| local("read the known hosts in", file, &e, hint))?;
+        let text =
+            bounded::text(file, MAX_FILE).map_err(|e| local("read the known hosts in", file, &e, hint))?;
         let keys = keys_of(&name, &text).map_err(|e| local("use the known hosts in", file, &e, hint))?;
         // The library's own message names neither the file nor the reason.
         std::fs::File::open(key).map_err(|e| {

@@ -13,7 +13,7 @@ pub(super) enum Transport {
     Local,
     Https,
     Ssh,
-    /// Nobody proves who answers.
+    /// Without a proof of which host answers.
     Open(&'static str),
     Unknown,
 }

@@ -1,8 +1,8 @@
 //! The server for webhooks: a few connections at a time, one request each, and no work for strangers but a hash over a
 //! bounded body.
 //!
-//! It speaks HTTP without TLS. Signatures need none; GitLab's token and a proxy in front are the operator's to think about.
-//! A flood can keep webhooks away. Then the timer synchronises, as without webhooks.
+//! It speaks HTTP without TLS. Signatures need no TLS. GitLab's token does: the operator puts a proxy with TLS in front.
+//! A flood of requests can keep webhooks away. Then the timer synchronises, as without webhooks.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use super::signature::Proofs;
-use super::{Bell, secrets};
+use super::{Requester, secrets};
 
 /// Open connections. A forge needs one.
 const MAX_CONNECTIONS: usize = 16;
@@ -43,16 +43,20 @@ const QUIET: Duration = Duration::from_secs(10);
 
 struct Server {
     secrets: PathBuf,
-    bell: Bell,
+    requester: Requester,
     budget: Mutex<Budget>,
     quiet: Mutex<Quiet>,
 }
 
 /// Serves until the process ends.
-pub fn serve(listener: std::net::TcpListener, secrets: PathBuf, bell: Bell) -> std::io::Result<Infallible> {
+pub fn serve(
+    listener: std::net::TcpListener,
+    secrets: PathBuf,
+    requester: Requester,
+) -> std::io::Result<Infallible> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let budget = Mutex::new(Budget { left: BURST, at: Instant::now() });
-    let server = Arc::new(Server { secrets, bell, budget, quiet: Mutex::default() });
+    let server = Arc::new(Server { secrets, requester, budget, quiet: Mutex::default() });
     runtime.block_on(async {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
@@ -96,7 +100,7 @@ impl Server {
         match self.examine(request).await {
             Ok(()) => {
                 eprintln!("webhook from {}: synchronising", peer.ip());
-                self.bell.ring();
+                self.requester.request();
                 respond(StatusCode::ACCEPTED, "synchronising\n")
             }
             Err((status, why)) => {

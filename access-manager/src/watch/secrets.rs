@@ -1,8 +1,9 @@
 //! The file of webhook secrets: one in a line, so that a secret can be replaced while both count. It is read anew for each
 //! request.
 
-use std::io::Read;
 use std::path::Path;
+
+use crate::bounded;
 
 /// A shorter secret could be guessed from one request that was seen on the line.
 const SHORTEST: usize = 16;
@@ -15,8 +16,6 @@ const MAX_FILE: u64 = 16 << 10;
 pub enum SecretsError {
     #[error("cannot read it: {0}")]
     Read(#[from] std::io::Error),
-    #[error("it is larger than {MAX_FILE} bytes")]
-    TooLarge,
     #[error("it has {0} secrets; one to {MOST} are accepted, each in a line")]
     Number(usize),
     #[error("the secret in line {0} is shorter than {SHORTEST} bytes")]
@@ -25,11 +24,7 @@ pub enum SecretsError {
 
 /// The secrets in the file.
 pub fn read(path: &Path) -> Result<Vec<String>, SecretsError> {
-    let mut text = String::new();
-    std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(SecretsError::TooLarge);
-    }
+    let text = bounded::text(path, MAX_FILE)?;
     let lines = text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty());
     let lines: Vec<(usize, &str)> = lines.collect();
     if lines.is_empty() || lines.len() > MOST {

@@ -23,7 +23,7 @@ pub(super) fn vouched<'a>(side: &Side<'a>) -> Vouched<'a> {
     vouched
 }
 
-/// What is added to the sentence about a new member.
+/// The end of the sentence about a new member.
 pub(super) fn conditions(member: &Member, after: &Side) -> String {
     let mut text = String::new();
     if let Some(boxes) = boxes(after, member) {

@@ -130,8 +130,5 @@ fn known_limit(name: &str, at: Span) -> R<&'static Limit> {
         .at(at)
         .expected(one_of(&names))
         .found(quoted(name));
-    Err(match did_you_mean(&camel, names.iter().copied()) {
-        Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
-        None => fault,
-    })
+    Err(fault.did_you_mean(did_you_mean(&camel, names.iter().copied())))
 }

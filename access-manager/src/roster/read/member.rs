@@ -154,14 +154,12 @@ impl Reader<'_, '_> {
                     )
                     .at(slot.span)
                     .expected(one_of(ATTRIBUTES))
-                    .found(quoted(other));
-                    return Err(match did_you_mean(other, ATTRIBUTES.iter().copied()) {
-                        Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
-                        None if inspect::RIGHTS.contains(&other) => {
-                            fault.hint("leave it away: members have no account on the box, and nobody is root by the roster")
-                        }
-                        None => fault.hint("docs/reference/roster.md lists what each attribute does"),
+                    .found(quoted(other))
+                    .hint(match inspect::RIGHTS.contains(&other) {
+                        true => "leave it away: members have no account on the box, and nobody is root by the roster",
+                        false => "docs/reference/roster.md lists what each attribute does",
                     });
+                    return Err(fault.did_you_mean(did_you_mean(other, ATTRIBUTES.iter().copied())));
                 }
             }
         }

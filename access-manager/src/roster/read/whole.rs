@@ -15,7 +15,7 @@ use crate::roster::evaluated::GroupEntry;
 use crate::roster::modules;
 use crate::roster::names::{self as lists, List, Named};
 
-/// Names of nobody in groups that are told. Lists of groups can have ten million names together.
+/// Most messages about names in groups that no member has. Lists of groups can have ten million names together.
 const MAX_STRANGERS: usize = 100;
 
 const ATTRIBUTES: &[&str] = &["users", "groups", "hosts"];
@@ -28,12 +28,12 @@ pub(super) fn is_whole(ev: &mut Evaluator, map: &AttrMap, at: Span) -> R<bool> {
     Ok(match ev.force(slot.thunk, at) {
         Ok(Value::List(_)) => true,
         Ok(Value::Attrs(_)) => !modules::is_member(ev, slot.thunk, at),
-        // Told with the member of this name.
+        // The mistake is reported with the member of this name.
         _ => false,
     })
 }
 
-/// What the `groups` of a roster say, before members are known.
+/// The groups of a roster, before its members are known.
 #[derive(Default)]
 pub(super) struct Groups {
     sound: BTreeMap<String, GroupEntry>,
@@ -49,11 +49,9 @@ impl Reader<'_, '_> {
             let fault = Fault::new(Class::Roster, format!("a roster has no attribute {}", quoted(name)))
                 .at(slot.span)
                 .expected(one_of(ATTRIBUTES))
-                .found(quoted(name));
-            return Err(match did_you_mean(name, ATTRIBUTES.iter().copied()) {
-                Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
-                None => fault.hint("members belong into `users`"),
-            });
+                .found(quoted(name))
+                .hint("members belong into `users`");
+            return Err(fault.did_you_mean(did_you_mean(name, ATTRIBUTES.iter().copied())));
         }
         if let Some(slot) = map.get("hosts") {
             let value = self.ev.force(slot.thunk, slot.span)?;
@@ -145,11 +143,9 @@ impl Reader<'_, '_> {
                     let fault = Fault::new(Class::Roster, title)
                         .at(slot.span)
                         .expected(one_of(GROUP_ATTRIBUTES))
-                        .found(quoted(other));
-                    return Err(match did_you_mean(other, GROUP_ATTRIBUTES.iter().copied()) {
-                        Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
-                        None => fault.hint("docs/reference/roster.md lists what each attribute does"),
-                    });
+                        .found(quoted(other))
+                        .hint("docs/reference/roster.md lists what each attribute does");
+                    return Err(fault.did_you_mean(did_you_mean(other, GROUP_ATTRIBUTES.iter().copied())));
                 }
             }
         }
@@ -255,11 +251,10 @@ fn groups_of(
             return Err(Fault::new(Class::Roster, format!("the group {} has a mistake", quoted(name))).at(at));
         }
         if !sound.contains_key(name) {
-            let fault = Fault::new(Class::Roster, format!("there is no group {}", quoted(name))).at(at);
-            return Err(match suggestions.near(name, sound.keys().map(String::as_str)) {
-                Some(near) => fault.hint(format!("did you mean {}?", quoted(near))),
-                None => fault.hint("define it: `{ users = { … }; groups.NAME.limits.maxJobs = 16; }`"),
-            });
+            let fault = Fault::new(Class::Roster, format!("there is no group {}", quoted(name)))
+                .at(at)
+                .hint("define it: `{ users = { … }; groups.NAME.limits.maxJobs = 16; }`");
+            return Err(fault.did_you_mean(suggestions.near(name, sound.keys().map(String::as_str))));
         }
         names.insert(name.to_owned());
     }

@@ -6,12 +6,15 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Failure, Unchecked};
+use crate::children;
 
 /// A verification takes milliseconds.
 const TIME: Duration = Duration::from_secs(20);
+/// Interval between looks whether it has ended.
+const GLANCE: Duration = Duration::from_millis(2);
 /// Lines of `--status-fd` that say that a signature does not count.
 const NOT_GOOD: [&str; 6] = ["BADSIG", "ERRSIG", "EXPSIG", "EXPKEYSIG", "REVKEYSIG", "FAILURE"];
 
@@ -52,18 +55,7 @@ pub(super) fn verify(
     let text = text.to_owned();
     // gpgv may end before it has read everything; its answer says why.
     let feed = std::thread::spawn(move || input.as_mut().map(|input| input.write_all(&text)));
-    let deadline = Instant::now() + TIME;
-    let ended = loop {
-        match child.try_wait() {
-            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
-            Ok(Some(status)) => break Some(status),
-            _ => {
-                let _ = child.kill();
-                let _ = child.wait();
-                break None;
-            }
-        }
-    };
+    let ended = children::wait(&mut child, TIME, GLANCE);
     let _ = feed.join();
     let Some(status) = ended else { return Ok(Err("gpgv did not end in time".into())) };
     let mut answer = String::new();
