@@ -1,6 +1,6 @@
 //! The monthly limit: processor time of a member's builds in one calendar month (UTC).
 //!
-//! Whoever has used it starts no new run; running ones go on, so a month can end above the limit. Results that exist,
+//! A member who has used it starts no new run; running ones go on, so a month can end above the limit. Results that exist,
 //! joined runs, copies and downloads need no run, so they still work. A run counts when it has ended (`schedule`).
 
 use ledger::{Amounts, Ledger, Principal, Resource, Unit};

@@ -171,10 +171,14 @@ impl Book {
         self.gone.clear();
     }
 
-    /// The sums of `who`, or of every principal, by period. `within`: of this month only.
+    pub fn principals(&self) -> Vec<Principal> {
+        self.of.keys().cloned().collect()
+    }
+
+    /// The sums of `who` by period. `within`: of this month only.
     pub fn sums(
         &self,
-        who: Option<&Principal>,
+        who: &Principal,
         by: By,
         within: Option<Month>,
     ) -> BTreeMap<(Principal, Day), Amounts> {
@@ -183,16 +187,12 @@ impl Book {
             Some(month) => month.first()..=month.last(),
             None => Day::MIN..=Day::MAX,
         };
-        let one = who.into_iter().filter_map(|who| self.of.get_key_value(who));
-        let all = self.of.iter().filter(|_| who.is_none());
-        for (who, days) in one.chain(all) {
-            for (day, amounts) in days.range(range.clone()) {
-                let period = match by {
-                    By::Day => *day,
-                    By::Month => Month::of(*day).first(),
-                };
-                sums.entry((who.clone(), period)).or_default().add_all(amounts);
-            }
+        for (day, amounts) in self.of.get(who).into_iter().flat_map(|days| days.range(range.clone())) {
+            let period = match by {
+                By::Day => *day,
+                By::Month => Month::of(*day).first(),
+            };
+            sums.entry((who.clone(), period)).or_default().add_all(amounts);
         }
         sums
     }

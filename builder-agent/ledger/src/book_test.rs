@@ -34,7 +34,9 @@ fn sums_end_at_the_borders_of_days_and_months() {
     charge(&mut book, "bob", "2026-11-02", 5);
     let sums = |who: Option<&str>, by, within: Option<&str>| -> Vec<(String, String, u64)> {
         let within = within.map(|text| Month::parse(text).expect("a month"));
-        let sums = book.sums(who.map(Principal::member).as_ref(), by, within).into_iter();
+        let whose = who.map_or_else(|| book.principals(), |who| vec![Principal::member(who)]);
+        let sums: BTreeMap<_, _> = whose.iter().flat_map(|who| book.sums(who, by, within)).collect();
+        let sums = sums.into_iter();
         sums.map(|((who, day), sum)| (who.member.to_string(), day.to_string(), sum.get(Resource::Builds)))
             .collect()
     };

@@ -25,14 +25,14 @@ struct Writer {
     file: Option<File>,
     /// The rows of the file are in memory, and must not be added again.
     loaded: bool,
-    /// The error of the last try. It is logged once, and not every few seconds.
-    trouble: Option<String>,
+    /// The error of the last try, if it failed. An error is logged once, and not every few seconds.
+    last_error: Option<String>,
 }
 
 impl Keeper {
     /// Opens and reads the file. If no thread can be started, the changes are written at the end.
     pub fn start(state: Arc<State>, settings: Settings) -> Self {
-        let mut writer = Writer { state, settings, file: None, loaded: false, trouble: None };
+        let mut writer = Writer { state, settings, file: None, loaded: false, last_error: None };
         writer.pass();
         let writer = Arc::new(Mutex::new(writer));
         let (stop, stopped) = mpsc::channel::<()>();
@@ -144,7 +144,7 @@ impl Writer {
     }
 
     fn works(&mut self) {
-        if self.trouble.take().is_some() {
+        if self.last_error.take().is_some() {
             tracing::info!(path = %self.settings.path.display(), "the ledger is written to its file again");
         }
     }
@@ -153,7 +153,7 @@ impl Writer {
     /// gets all that is in memory.
     fn failed(&mut self, failure: &Failure) {
         let (path, error) = (&self.settings.path, failure.to_string());
-        let new = self.trouble.as_ref() != Some(&error);
+        let new = self.last_error.as_ref() != Some(&error);
         if let Failure::Contents(_) = failure {
             self.file = None;
             match move_aside(path) {
@@ -179,6 +179,6 @@ impl Writer {
                 "the ledger cannot be written; it goes on in memory, and writing is tried again every few seconds"
             );
         }
-        self.trouble = Some(error);
+        self.last_error = Some(error);
     }
 }

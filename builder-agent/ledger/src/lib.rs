@@ -1,6 +1,6 @@
 //! The ledger: what was used, by whom, on which day (UTC).
 //!
-//! Whoever spends something charges it here, at the place where it is spent ([`Ledger::charge`]; for a connection,
+//! The code that spends something charges it here, at the place where it is spent ([`Ledger::charge`]; for a connection,
 //! [`Ledger::meter`]). Reading is from memory. A thread writes the changes to one small file every [`WRITE_EVERY`], and
 //! [`Ledger::close`] writes the last ones. So `kill -9` loses at most what was charged in the five seconds before it, and
 //! the file is whole at each instant. No failure of the file stops the agent: the ledger goes on in memory, says what is
@@ -8,7 +8,7 @@
 //!
 //! The number of principals, of days, and of months is bounded, in memory and in the file ([`Bounds`]).
 //! A charge counts for the day on which it is made: a build that runs over midnight belongs to the day of its end.
-//! Not here: limits (who charges compares), names of members (an identity is any text), and how amounts are shown.
+//! Not here: limits (the caller compares), names of members (an identity is any text), and how amounts are shown.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -179,7 +179,12 @@ impl Ledger {
         within: Option<Month>,
     ) -> BTreeMap<(Principal, Day), Amounts> {
         self.state.settle();
-        self.state.with_book(|book| book.sums(who, by, within))
+        if let Some(who) = who {
+            return self.state.with_book(|book| book.sums(who, by, within));
+        }
+        // One after the other: whoever charges meanwhile does not wait for the sums of all.
+        let all = self.state.with_book(|book| book.principals());
+        all.iter().flat_map(|who| self.state.with_book(|book| book.sums(who, by, within))).collect()
     }
 
     /// Ends the thread, and writes what is left to write. The ledger still works, in memory. Blocks.

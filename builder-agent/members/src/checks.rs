@@ -5,8 +5,7 @@
 //! With `roster-max-age-seconds`, such a box lets in maintainers only after that time, since maintainers can repair it.
 //! Not here: what a login is (`ssh::login`), and sessions and builds that run already, which go on.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +13,8 @@ use ::roster::status::MAX_STATUS;
 use ::roster::{Role, Status, date};
 use tokio::sync::watch;
 
-use super::{Member, POLL, stamp};
+use super::Member;
+use super::followed::{self, Version};
 
 /// A check that is this much ahead of the clock counts as one of now. With more, the clock was set back, and the age of
 /// the roster is unknown. A clock that only drifts stays within it between two checks.
@@ -38,22 +38,11 @@ impl Checks {
     #[must_use]
     pub fn follow(roster: &Path, max_age: Option<Duration>) -> Self {
         let path = Status::path_beside(roster);
-        let mut last = stamp(&path);
+        let seen = Version::of(&path);
         let (sender, report) = watch::channel(load(&path));
         tokio::spawn(async move {
-            let mut ticks = tokio::time::interval(POLL);
-            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                tokio::select! {
-                    _ = ticks.tick() => {}
-                    _ = sender.closed() => return,
-                }
-                let now = stamp(&path);
-                if now != last {
-                    last = now;
-                    sender.send_replace(load(&path));
-                }
-            }
+            let load = || drop(sender.send_replace(load(&path)));
+            followed::each_change(&path, seen, sender.closed(), || false, load).await;
         });
         Self { report, max_age }
     }
@@ -95,11 +84,9 @@ fn too_old(checked: Option<u64>, max_age: Duration, now: u64) -> Option<String> 
     ))
 }
 
-fn load(path: &PathBuf) -> Option<Arc<Status>> {
-    let mut bytes = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(MAX_STATUS + 1).read_to_end(&mut bytes));
-    let status = match read {
-        Ok(_) => Status::read(&bytes).map_err(|error| error.to_string()),
+fn load(path: &Path) -> Option<Arc<Status>> {
+    let status = match followed::read(path, MAX_STATUS) {
+        Ok(bytes) => Status::read(&bytes).map_err(|error| error.to_string()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
         Err(error) => Err(error.to_string()),
     };

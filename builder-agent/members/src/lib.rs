@@ -7,16 +7,14 @@
 //! login is for (`ssh::login`), and what a session may do.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ::roster::{BAKED_IN, Day, FileError, Key, LeftOut, MAX_FILE, Together, date, person};
 use russh::keys::ssh_key::public::KeyData;
 use tokio::sync::watch;
 
+use followed::Version;
 use identity::Listed;
 
 pub use ::roster::{Group, MemberLimits, Role, Status};
@@ -25,12 +23,9 @@ pub use identity::Identities;
 pub use views::Views;
 
 mod checks;
+mod followed;
 mod identity;
 mod views;
-
-/// Interval between checks of the file. Removal of a member must take effect within a minute; a stat per second costs
-/// nothing.
-const POLL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Member {
@@ -244,22 +239,6 @@ fn by_name(listed: &Listed) -> BTreeMap<Arc<str>, Arc<str>> {
     listed.keys().map(|name| (name.clone(), name.clone())).collect()
 }
 
-/// Distinguishes versions of the file. Replacing by rename changes the inode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    /// Part of the stamp because expiry dates pass while the file stays the same.
-    day: Day,
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let meta = std::fs::metadata(path).ok()?;
-    let modified = (meta.mtime(), meta.mtime_nsec());
-    Some(Stamp { inode: meta.ino(), size: meta.len(), modified, day: Day::today() })
-}
-
 /// Reads a roster file once; names are identities.
 pub fn load(path: &Path) -> Result<Roster, RosterError> {
     load_with(path, by_name)
@@ -270,9 +249,7 @@ fn load_with(
     identify: impl FnOnce(&Listed) -> BTreeMap<Arc<str>, Arc<str>>,
 ) -> Result<Roster, RosterError> {
     let read = |cause| RosterError::Read { path: path.to_owned(), cause };
-    let file = std::fs::File::open(path).map_err(read)?;
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(read)?;
+    let bytes = followed::read(path, MAX_FILE).map_err(read)?;
     parse(&bytes, Day::today(), identify).map_err(|cause| RosterError::File { path: path.to_owned(), cause })
 }
 
@@ -280,23 +257,13 @@ fn load_with(
 /// good one it holds an empty roster, with which nobody can log in.
 pub fn follow(path: PathBuf, identities: Arc<Identities>) -> watch::Receiver<Arc<Roster>> {
     let (sender, receiver) = watch::channel(Arc::new(Roster::default()));
-    let mut last = stamp(&path);
+    let seen = Version::of(&path);
     publish(&path, &identities, &sender);
     tokio::spawn(async move {
-        let mut ticks = tokio::time::interval(POLL);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                _ = sender.closed() => return,
-            }
-            let now = stamp(&path);
-            // Members whose new identity could not be written yet still have to be let in.
-            if now != last || identities.is_unsaved() {
-                last = now;
-                publish(&path, &identities, &sender);
-            }
-        }
+        // Members whose new identity could not be written yet still have to be let in.
+        let is_due = || identities.is_unsaved();
+        let publish = || publish(&path, &identities, &sender);
+        followed::each_change(&path, seen, sender.closed(), is_due, publish).await;
     });
     receiver
 }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 
 const ED1: &str =
@@ -125,7 +127,7 @@ async fn a_bad_file_keeps_the_roster_before_it_and_a_good_one_replaces_it() {
     assert!(following.borrow_and_update().contains("alice"));
     put("{ this is not json");
     // The bad file must not be published: the next change is the good file after it.
-    tokio::time::sleep(POLL * 2).await;
+    tokio::time::sleep(followed::POLL * 2).await;
     assert!(!following.has_changed().expect("alive"));
     assert!(following.borrow().contains("alice"));
     put(&roster(&alice("").replace("alice\"", "carol\"")));

@@ -236,7 +236,7 @@ impl Workers {
         self.threads.commits.short(&self.owner, work).await
     }
 
-    /// Reads derivations.
+    /// Reads derivations, or makes a report that takes as long.
     pub fn plan<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Task<T> {
         self.threads.plans.start(&self.owner, work)
     }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use daemon::{Agent, Caller, HostCommand};
+use members::{Member, Role, Roster};
 use nix_derivation::StorePath;
 
 use crate::terminal::{ExitStatus, Terminal};
@@ -56,7 +57,7 @@ impl Command {
         match self {
             Self::Log(path) => log::run(&path, terminal, &agent, &caller.member).await,
             Self::Builds(arguments) => builds::run(arguments, terminal, &agent, &caller.member).await,
-            Self::Usage(arguments) => usage::run(&arguments, terminal, &agent, &caller.member).await,
+            Self::Usage(arguments) => usage::run(arguments, terminal, agent, caller.member).await,
             Self::Store(kind) => store_session::run(kind, terminal, agent, caller).await,
             Self::Host(command) => {
                 let (stdout, stderr, hung_up) = terminal.with_hung_up();
@@ -65,6 +66,11 @@ impl Command {
             Self::Print(print) => terminal.print(&print.text(&agent, &caller.member), stall).await,
         }
     }
+}
+
+/// Whether this member has the role by the roster of now, whatever it was at the login.
+fn is_maintainer(roster: &Roster, member: &Member) -> bool {
+    roster.current(member).is_some_and(|now| now.role == Role::Maintainer)
 }
 
 /// The reason why a request is not a command.

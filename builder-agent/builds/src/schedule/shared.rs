@@ -32,6 +32,11 @@ impl Shared {
         self.parts.roster.borrow().current(member).cloned()
     }
 
+    /// The member who asks, with the current entry if there is still one.
+    fn requester(&self, request: &Request) -> Arc<Member> {
+        self.current(&request.member).unwrap_or_else(|| request.member.clone())
+    }
+
     /// The member as the owner of runs, with current terms. Who has left the roster is in no group: an old entry would
     /// bring back the old slots of a group for its other members.
     pub fn owner_now(&self, member: &Member) -> Owner {
@@ -65,13 +70,13 @@ impl Shared {
 
     /// The refusal of a run that this request would start now, if its member has used up the month's processor time.
     pub fn month_is_over(&self, request: &Request) -> Option<Failure> {
-        let member = self.current(&request.member).unwrap_or_else(|| request.member.clone());
+        let member = self.requester(request);
         monthly::refusal(&self.parts.ledger, &self.parts.config, &member, &request.recipe.drv_path)
     }
 
     /// The limits of a build of this request if it starts now.
     pub fn limits(&self, request: &Request) -> Limits {
-        let now = self.current(&request.member).unwrap_or_else(|| request.member.clone());
+        let now = self.requester(request);
         limits(&self.parts.config, &now, request)
     }
 }

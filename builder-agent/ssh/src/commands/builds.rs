@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use builds::Listed;
 use daemon::Agent;
-use members::{Member, Role};
+use members::Member;
 use serde::Serialize;
 
 use super::{Command, Row, Wrong, arguments, json_line};
@@ -105,7 +105,7 @@ pub(super) async fn run(
     let stall = agent.config.limits.client_stall;
     let wants_all =
         matches!(arguments.action, Action::List { all: true, .. } | Action::Cancel { all: true, .. });
-    if wants_all && member.role != Role::Maintainer {
+    if wants_all && !super::is_maintainer(&agent.roster.borrow(), member) {
         return terminal
             .fail("`--all` is for maintainers; without it the command is about your builds", stall)
             .await;

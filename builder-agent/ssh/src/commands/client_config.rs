@@ -74,8 +74,7 @@ fn key_file(text: &str) -> Result<String, &'static str> {
 /// The output of the command.
 pub(super) fn text(arguments: &Arguments, agent: &Agent, member: &Member) -> String {
     let values = Values::of(arguments, agent, member);
-    match arguments.format {
-        _ if arguments.json => super::json_line(&values),
+    match if arguments.json { Format::Json } else { arguments.format } {
         Format::Json => super::json_line(&values),
         Format::Nixos => formats::nixos(&values),
         Format::NixDarwin => formats::nix_darwin(&values),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use daemon::Agent;
 use ledger::{By, Month, Principal};
-use members::{Member, Role, Roster};
+use members::{Member, Roster};
 
 use super::{Command, Row, Wrong, arguments};
 use crate::terminal::{ExitStatus, Terminal};
@@ -61,17 +61,22 @@ pub(super) fn parse(row: &Row, words: &[&str]) -> Result<Command, Wrong> {
     arguments::parse(row, words, Command::Usage)
 }
 
-/// Prints the report, or one line on stderr if it is refused.
+/// Prints the report, or one line on stderr if it is refused. A report about every member can take a second, so a thread of
+/// the caller's share makes it.
 pub(super) async fn run(
-    arguments: &Arguments,
+    arguments: Arguments,
     terminal: Terminal<'_>,
-    agent: &Agent,
-    member: &Member,
+    agent: Arc<Agent>,
+    member: Arc<Member>,
 ) -> ExitStatus {
-    let stall = agent.config.limits.client_stall;
-    match text(arguments, agent, member) {
-        Ok(text) => terminal.print(&text, stall).await,
-        Err(why) => terminal.fail(&why, stall).await,
+    let (stall, workers) = (agent.config.limits.client_stall, agent.threads.of(&member.id));
+    match workers.plan(move || text(&arguments, &agent, &member)).await {
+        Ok(Ok(text)) => terminal.print(&text, stall).await,
+        Ok(Err(why)) => terminal.fail(&why, stall).await,
+        Err(lost) => {
+            tracing::error!(error = %lost, "a report on usage was lost");
+            terminal.fail(&format!("the report was lost because of the box: {lost}"), stall).await
+        }
     }
 }
 
@@ -108,9 +113,9 @@ fn text(arguments: &Arguments, agent: &Agent, member: &Member) -> Result<String,
         lines: lines.collect(),
         limits: who.and_then(|who| report::limit_of(agent, roster.by_id(&who.member)?)).into_iter().collect(),
     };
-    Ok(match arguments.format {
+    let format = if arguments.json { Format::Json } else { arguments.format };
+    Ok(match format {
         Format::Json => super::json_line(&report.json()),
-        _ if arguments.json => super::json_line(&report.json()),
         Format::Text => report.text(),
         Format::Csv => report.csv(),
     })
@@ -127,8 +132,7 @@ fn whose(
     if !arguments.all && other.is_none() {
         return Ok(Some(Principal::of(&member.id)));
     }
-    // The role as it is now, not as it was at the login.
-    if roster.current(member).is_none_or(|now| now.role != Role::Maintainer) {
+    if !super::is_maintainer(roster, member) {
         return Err("only maintainers see what others use (`role = \"maintainer\"` in the roster); without --all and \
                     --member, `usage` shows what you use"
             .to_owned());

@@ -1,6 +1,6 @@
 //! The owner of a run as admission sees it: a member and a key, each a name with terms, and the member's groups.
 //!
-//! Names are opaque. Whoever calls makes sure that no two members have the same one: a name is all that usage hangs on.
+//! Names are opaque. The caller makes sure that no two members have the same name: usage is charged to a name.
 //! A group is a limit and has no share: members of a large group would otherwise have less than those of a small one.
 //! Not here: what the roster says of each (`shared`), and what an owner has used (`tree`).
 

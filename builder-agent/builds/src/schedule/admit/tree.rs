@@ -276,7 +276,7 @@ impl Tree {
     }
 
     /// Lists this node, and those above it, with their parents if they can give a run as far as slots of their own matter.
-    /// Whoever is so from now on has at least the floor's usage. While a group holds up a member, the floor can rise above
+    /// A node that is listed now gets at least the floor's usage. While a group holds up a member, the floor can rise above
     /// the member's usage; then the floor counts, in `choose` and `begin`.
     fn refresh(&mut self, mut id: NodeId, now: Instant) {
         while id != ROOT {

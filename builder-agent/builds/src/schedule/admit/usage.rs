@@ -54,7 +54,7 @@ impl Usage {
         self.rate * now.worth_of(ADVANCE)
     }
 
-    /// Whoever is further behind than `floor` is so no longer.
+    /// Raises the usage of an owner who is further behind than `floor`.
     pub fn lift(&mut self, floor: i128, now: Moment) {
         self.standing += (floor - self.at(now)).max(0);
     }
