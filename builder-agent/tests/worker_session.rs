@@ -209,11 +209,14 @@ async fn one_member_cannot_take_all_slots_and_a_waiting_build_can_be_left() {
     let (mut one, mut two) = (scripted.session("alice").await, scripted.session("alice").await);
     send_build(&mut one, derivation("a", "gate write:x", &[])).await;
     until(|| scripted.script.runs.load(Ordering::SeqCst) == 1).await;
+    let alices = || scripted.agent.realiser.scheduler.list(&|member| &*member.name == "alice").len();
     send_build(&mut two, derivation("b", "write:x", &[])).await;
+    until(|| alices() == 2).await;
     let mut bob = scripted.session("bob").await;
     assert_eq!(build(&mut bob, derivation("c", "write:x", &[])).await.status, BuildStatus::Built as u64);
     assert_eq!(scripted.script.runs.load(Ordering::SeqCst), 2, "alice's second build must wait");
     drop(two);
+    until(|| alices() == 1).await;
     scripted.script.gate.cancel();
     assert_eq!(told(&mut one).await.status, BuildStatus::Built as u64);
     assert_eq!(build(&mut one, derivation("d", "write:x", &[])).await.status, BuildStatus::Built as u64);
