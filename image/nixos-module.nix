@@ -51,6 +51,11 @@ in
         type = lib.types.str;
         default = "main";
       };
+      host = lib.mkOption {
+        type = lib.types.str;
+        default = "";
+        description = "Name of this machine in `hosts` of a roster for several boxes. Empty: members of other boxes get in too.";
+      };
       fallback = lib.mkOption {
         type = lib.types.bool;
         default = false;
@@ -121,6 +126,7 @@ in
       "barnraiser/roster.conf".text = ''
         ROSTER_REPO=${lib.escapeShellArg cfg.roster.repository}
         ROSTER_BRANCH=${lib.escapeShellArg cfg.roster.branch}
+        ROSTER_HOST=${lib.escapeShellArg cfg.roster.host}
         ROSTER_WEBHOOK=${lib.escapeShellArg cfg.roster.webhook.listen}
         ROSTER_FALLBACK=${if cfg.roster.fallback then "yes" else "no"}
       '';

@@ -16,7 +16,7 @@ use std::process::Command;
 
 /// Packages besides those that Debian calls essential. Each is started, linked or called by a program in the
 /// box.
-pub const PACKAGES: [&str; 12] = [
+pub const PACKAGES: [&str; 13] = [
     "systemd",
     "systemd-sysv",
     // Writes the DNS servers from DHCP to resolv.conf.
@@ -26,6 +26,8 @@ pub const PACKAGES: [&str; 12] = [
     "iproute2",
     "ca-certificates",
     "bubblewrap",
+    // Verifies OpenPGP signatures of the roster's commits.
+    "gpgv",
     // Linked by this repository's programs.
     "libssl3t64",
     "libgcc-s1",

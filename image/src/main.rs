@@ -147,6 +147,9 @@ struct BuildArgs {
     /// Branch of the roster repository.
     #[arg(long, default_value = "main")]
     branch: String,
+    /// The name of this box in `hosts` of a roster for several boxes: leaves out the members of the others.
+    #[arg(long, value_name = "NAME")]
+    roster_host: Option<String>,
     #[command(flatten)]
     baked: BakedRoster,
     /// Which of Debian's kernels the box boots; its micro-VMs always run the cloud kernel.
@@ -284,7 +287,7 @@ fn make_release(args: BuildArgs) -> Result<(), Failure> {
     }
     let roster = match (&args.baked.baked_roster, &args.baked.users) {
         (Some(path), _) => roster::read(path)?,
-        (None, Some(users)) => roster::evaluate(&args.access_manager, users)?,
+        (None, Some(users)) => roster::evaluate(&args.access_manager, users, args.roster_host.as_deref())?,
         (None, None) => unreachable!("clap asks for one of the two"),
     };
     let packages = &args.packages;
@@ -306,6 +309,7 @@ fn make_release(args: BuildArgs) -> Result<(), Failure> {
         roster,
         roster_repo: args.roster_repo,
         roster_branch: args.branch,
+        roster_host: args.roster_host,
         commit,
         modified,
     };

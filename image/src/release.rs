@@ -55,9 +55,10 @@ pub enum BuildError {
     #[error("cannot {action} {path}: {source}")]
     File { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error(
-        "`{0}` cannot be the address of the roster's repository: it has a quote, a space or a line break"
+        "`{0}` cannot be the address or the branch of the roster's repository, or the name of a box: it has a quote, a \
+         space or a line break"
     )]
-    RosterAddress(String),
+    RosterSetting(String),
     #[error(transparent)]
     Base(#[from] BaseError),
     #[error(transparent)]
@@ -83,6 +84,8 @@ pub struct Inputs {
     pub roster: Vec<u8>,
     pub roster_repo: Option<String>,
     pub roster_branch: String,
+    /// The name of the box in the roster; `None`: the roster is for one box.
+    pub roster_host: Option<String>,
     pub commit: Option<String>,
     pub modified: bool,
 }
@@ -166,10 +169,11 @@ fn lay_out(inputs: &Inputs, tree: &Path) -> Result<(), BuildError> {
     )?;
     put(&home.join("roster.json"), &inputs.roster, 0o644)?;
     let repo = inputs.roster_repo.as_deref().unwrap_or_default();
-    for text in [repo, &inputs.roster_branch] {
+    let host = inputs.roster_host.as_deref().unwrap_or_default();
+    for text in [repo, &inputs.roster_branch, host] {
         // A shell reads this file.
         if text.contains(['\'', '"', '\\', '\n', '\r', ' ', '$', '`']) {
-            return Err(BuildError::RosterAddress(text.into()));
+            return Err(BuildError::RosterSetting(text.into()));
         }
     }
     let conf = tree.join("etc/barnraiser/roster.conf");
@@ -178,6 +182,7 @@ fn lay_out(inputs: &Inputs, tree: &Path) -> Result<(), BuildError> {
         .lines()
         .map(|line| match line.split_once('=').map(|(key, _)| key) {
             Some("ROSTER_REPO") => format!("ROSTER_REPO='{repo}'\n"),
+            Some("ROSTER_HOST") => format!("ROSTER_HOST='{host}'\n"),
             Some("ROSTER_BRANCH") => format!("ROSTER_BRANCH='{}'\n", inputs.roster_branch),
             _ => format!("{line}\n"),
         })
@@ -340,6 +345,7 @@ fn inputs_hash(base: &str, inputs: &Inputs) -> Result<String, BuildError> {
         if inputs.modified { "modified" } else { "" },
         inputs.roster_repo.as_deref().unwrap_or_default(),
         &inputs.roster_branch,
+        inputs.roster_host.as_deref().unwrap_or_default(),
     ] {
         field(text.as_bytes());
     }

@@ -17,6 +17,7 @@ fn inputs(dir: &Path) -> Inputs {
         roster: br#"{"schema":1,"members":[]}"#.to_vec(),
         roster_repo: Some("https://example.org/roster.git".into()),
         roster_branch: "main".into(),
+        roster_host: Some("box".into()),
         commit: Some("0123456789abcdef0123456789abcdef01234567".into()),
         modified: false,
     }
@@ -113,7 +114,7 @@ fn a_roster_address_that_a_shell_would_run_is_refused() {
         let mut inputs = inputs(dir.path());
         inputs.roster_repo = Some(evil.into());
         let error = lay_out(&inputs, &tree(tempfile::tempdir().unwrap().path(), "t")).unwrap_err();
-        assert!(matches!(error, BuildError::RosterAddress(_)), "{error}");
+        assert!(matches!(error, BuildError::RosterSetting(_)), "{error}");
     }
 }
 
