@@ -96,6 +96,11 @@ fn mistakes() -> Vec<Mistake> {
             format!("{{\n  users.alice.keys = \"{A}\";\n  groups.ci.member = [ \"alice\" ];\n}}\n"),
         ),
         mistake(
+            "another unknown attribute of a group",
+            Roster,
+            format!("{{\n  users.alice.keys = \"{A}\";\n  groups.ci.weight = 3;\n}}\n"),
+        ),
+        mistake(
             "stranger in a group",
             Roster,
             format!("{{\n  users.alice.keys = \"{A}\";\n  groups.ci.members = [ \"alcie\" ];\n}}\n"),

@@ -217,6 +217,18 @@ fn a_mistake_in_a_group_leaves_out_its_members_and_nobody_else() {
         roster.left_out()[0].error,
         "there is no group `cii` (users.nix:1:125); hint: did you mean `ci`?"
     );
+    // Nor by a list of members that nobody can read: then there is no roster, and a box keeps the one it has.
+    for group in [
+        "ci = { members = [ \"bob\" 3 ]; limits.maxJobs = 2; }",
+        "ci = { members = bob; limits.maxJobs = 2; }",
+        "ci = { memers = [ \"bob\" ]; limits.maxJobs = 2; }",
+        "ci = [ \"bob\" ]",
+    ] {
+        let roster = whole(users, &format!("groups = {{ {group}; }};"));
+        let files = Memory::with(&[("users.nix", &roster)]);
+        let error = evaluate(files, "users.nix", Limits::default()).expect_err(group).to_string();
+        assert!(error.contains("nobody can say who shares the limits of the group `ci`"), "{group}: {error}");
+    }
     // A stranger in the list costs nobody anything.
     let roster = read(&whole(users, "groups.ci.members = [ \"dave\" ];"));
     assert_eq!((roster.members.len(), roster.left_out().len(), roster.mistakes.len()), (3, 0, 1));

@@ -1,9 +1,10 @@
 //! `{ users = …; groups = …; hosts = …; }`: a roster with more than members.
 //!
-//! A mistake in a group leaves out its members, as the group may take something away. What is wrong with the list of
-//! its members costs only whom it concerns.
+//! A mistake in a group leaves out its members, as the group may take something away. If the list of its members cannot
+//! be read, nobody can say whom that concerns, so there is no roster. A name in it that no member has costs nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use ::roster::{Group, MAX_GROUPS, MAX_MEMBERS, MemberLimits, name as names};
 
@@ -85,9 +86,14 @@ impl Reader<'_, '_> {
                 .found(map.len().to_string()));
         }
         for (name, slot) in map.iter() {
-            let read =
-                self.ev.force(slot.thunk, slot.span).and_then(|value| self.group(name, value, slot.span));
-            match read {
+            let map = self.listed_in(name, slot.thunk, slot.span).map_err(|fault| {
+                let note = format!(
+                    "nobody can say who shares the limits of the group {}, so the whole roster is refused",
+                    quoted(name)
+                );
+                fault.note(note, None)
+            })?;
+            match self.group(name, &map, slot.span) {
                 Ok(group) => {
                     self.sets.sound.insert(name.to_string(), group);
                 }
@@ -101,17 +107,18 @@ impl Reader<'_, '_> {
         Ok(())
     }
 
-    fn group(&mut self, name: &str, value: Value, at: Span) -> R<GroupEntry> {
-        let Value::Attrs(map) = value else {
-            return Err(Fault::new(
-                Class::Roster,
-                format!("the group {} must be an attribute set", quoted(name)),
-            )
-            .at(at)
-            .expected("a set such as `{ members = [ \"alice\" ]; limits.maxJobs = 16; }`")
-            .found(value.kind()));
+    /// Reads who is in the group by its own list. Returns its attributes.
+    fn listed_in(&mut self, name: &str, group: ThunkId, at: Span) -> R<Rc<AttrMap>> {
+        let map = match self.ev.force(group, at)? {
+            Value::Attrs(map) => map,
+            other => {
+                let title = format!("the group {} must be an attribute set", quoted(name));
+                return Err(Fault::new(Class::Roster, title)
+                    .at(at)
+                    .expected("a set such as `{ members = [ \"alice\" ]; limits.maxJobs = 16; }`")
+                    .found(other.kind()));
+            }
         };
-        // First, so that a mistake in another attribute leaves out those who are listed.
         if let Some(slot) = map.get("members") {
             let value = self.ev.force(slot.thunk, slot.span)?;
             let expected = "a list of members' names such as `[ \"alice\" ]`";
@@ -119,6 +126,17 @@ impl Reader<'_, '_> {
             let members = lists::read(self.ev, value, slot.thunk, slot.span, &list)?;
             self.sets.members.insert(name.to_owned(), members);
         }
+        let mistyped = |word: &str| {
+            !GROUP_ATTRIBUTES.contains(&word)
+                && did_you_mean(word, GROUP_ATTRIBUTES.iter().copied()) == Some("members")
+        };
+        match map.iter().find(|(word, _)| mistyped(word)) {
+            Some((word, slot)) => Err(unknown_attribute(name, word, slot.span)),
+            None => Ok(map),
+        }
+    }
+
+    fn group(&mut self, name: &str, map: &AttrMap, at: Span) -> R<GroupEntry> {
         names::check(name).map_err(|found| {
             Fault::new(Class::Roster, format!("{} cannot be a group's name", quoted(name)))
                 .at(at)
@@ -137,16 +155,7 @@ impl Reader<'_, '_> {
                 "limits" => entry.group.limits = self.limits(value, slot.span, Whose::Group(name))?,
                 "memberLimits" => entry.member_limits = self.limits(value, slot.span, Whose::EachOf(name))?,
                 "hosts" => entry.hosts = self.hosts_of(value, slot.thunk, slot.span, name)?,
-                other => {
-                    let title =
-                        format!("the group {} has an unknown attribute {}", quoted(name), quoted(other));
-                    let fault = Fault::new(Class::Roster, title)
-                        .at(slot.span)
-                        .expected(one_of(GROUP_ATTRIBUTES))
-                        .found(quoted(other))
-                        .hint("docs/reference/roster.md lists what each attribute does");
-                    return Err(fault.did_you_mean(did_you_mean(other, GROUP_ATTRIBUTES.iter().copied())));
-                }
+                other => return Err(unknown_attribute(name, other, slot.span)),
             }
         }
         Ok(entry)
@@ -233,6 +242,16 @@ impl Reader<'_, '_> {
         self.mistakes.extend(strangers);
         sound.into_values().collect()
     }
+}
+
+fn unknown_attribute(group: &str, attribute: &str, at: Span) -> Fault {
+    let title = format!("the group {} has an unknown attribute {}", quoted(group), quoted(attribute));
+    let fault = Fault::new(Class::Roster, title)
+        .at(at)
+        .expected(one_of(GROUP_ATTRIBUTES))
+        .found(quoted(attribute))
+        .hint("docs/reference/roster.md lists what each attribute does");
+    fault.did_you_mean(did_you_mean(attribute, GROUP_ATTRIBUTES.iter().copied()))
 }
 
 /// All groups of one member. `Err` if one of them does not count.
