@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::PATIENCE;
-use common::scripted::{Scripted, TestClient, derivation, path};
+use common::scripted::{Scripted, TestClient, derivation, path, wait_for_reason};
 use nix::derivation::BasicDerivation;
 use nix::{BuildMode, BuildStatus};
 use nix_derivation::{
@@ -221,6 +221,56 @@ async fn one_member_cannot_take_all_slots_and_a_waiting_build_can_be_left() {
     assert_eq!(told(&mut one).await.status, BuildStatus::Built as u64);
     assert_eq!(build(&mut one, derivation("d", "write:x", &[])).await.status, BuildStatus::Built as u64);
     assert_eq!(scripted.script.runs.load(Ordering::SeqCst), 3, "the build that was left must not run");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_waits_says_for_what() {
+    let scripted = Scripted::open("[limits]\nmax-jobs = 4\nmax-jobs-per-member = 2");
+    let names = ["alice", "bob", "carol", "dora"];
+    names[2..].iter().for_each(|name| common::make_key(&scripted.dir.path().join(name)));
+    scripted.set_roster(&names);
+    scripted.edit_roster(|roster| {
+        roster["schema"] = 2.into();
+        roster["groups"] = serde_json::json!([{ "name": "ci", "limits": { "max-jobs": 1 } }]);
+        roster["members"][1]["limits"]["max-jobs"] = 1.into();
+        roster["members"][2]["groups"] = serde_json::json!(["ci"]);
+    });
+    let runs = || scripted.script.runs.load(Ordering::SeqCst);
+    let mut clients = Vec::new();
+    // Each line: a member, and why the build of this member's next request waits.
+    let (ending, full) =
+        ("' run, as many as it may have (its `maxJobs` in the roster)", "builds run in all 4 slots");
+    for (number, (name, reason)) in [
+        ("bob", None),
+        ("bob", Some("1 of your builds run, as many as you may have (your `maxJobs` in the roster)".to_owned())),
+        ("carol", None),
+        ("carol", Some(format!("1 builds of the group 'ci{ending}"))),
+        ("alice", None),
+        ("alice", None),
+        ("alice", Some("2 of your builds run, as many as one member may have (the box's `limits.max-jobs-per-member`)".to_owned())),
+        ("dora", Some(format!("{full} of the box (its `limits.max-jobs`)"))),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (mut client, before) = (scripted.session(name).await, runs());
+        let drv = derivation(&format!("t{number}"), "gate write:x", &[]);
+        let named = drv.0.to_absolute_path();
+        send_build(&mut client, drv).await;
+        match reason {
+            Some(reason) => {
+                let told = wait_for_reason(&mut client).await;
+                assert_eq!(told, format!("waiting for a slot to build '{named}': {reason}"), "{name}");
+                assert_eq!(runs(), before);
+            }
+            None => until(|| runs() == before + 1).await,
+        }
+        clients.push(client);
+    }
+    scripted.script.gate.cancel();
+    for client in &mut clients {
+        assert_eq!(told(client).await.status, BuildStatus::Built as u64);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,7 @@ use nix_derivation::StorePath;
 use tokio::sync::mpsc;
 
 use super::log::Notice;
+use super::schedule::Why;
 
 /// Names a build among those that one request shows. This is not the number by which the box's log names a run: a
 /// request shows the same run twice if two of its derivations resolve to the same one.
@@ -50,6 +51,15 @@ pub enum Event {
         number: BuildNumber,
         drv: StorePath,
         kind: BuildKind,
+    },
+    /// The build has waited for some time; shown from here to its [`Event::WaitEnded`].
+    Waiting {
+        number: BuildNumber,
+        drv: StorePath,
+        why: Why,
+    },
+    WaitEnded {
+        number: BuildNumber,
     },
     /// One line of the log, or a piece of one, as the builder wrote it.
     Line {

@@ -42,6 +42,7 @@ use shared::{Shared, size_of};
 
 pub use listing::Listed;
 pub use request::{Built, Held, NotStarted, Outcome, Request};
+pub use waiting::{Wait, Why};
 
 #[doc(hidden)]
 pub mod admit;
@@ -53,6 +54,7 @@ mod request;
 mod run;
 mod share;
 mod shared;
+mod waiting;
 
 /// A request's share in a run. Dropping it leaves the run.
 pub struct Attached {

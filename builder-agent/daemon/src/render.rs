@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use builds::events::BuildKind;
+use builds::schedule::Why;
 use nix_derivation::StorePath;
 
 pub mod lines;
@@ -23,6 +24,28 @@ fn started(kind: BuildKind, drv: &StorePath) -> String {
         BuildKind::Checking => format!("checking outputs of '{drv}'"),
         BuildKind::EarlierFailure => format!("reporting the earlier failure of '{drv}'"),
     }
+}
+
+/// Why a build has not started yet.
+fn waiting(why: &Why, drv: &StorePath) -> String {
+    let why = match why {
+        Why::Box { slots } => format!("builds run in all {slots} slots of the box (its `limits.max-jobs`)"),
+        Why::Member { slots } => {
+            format!(
+                "{slots} of your builds run, as many as one member may have (the box's `limits.max-jobs-per-member`)"
+            )
+        }
+        Why::Own { slots } => {
+            format!("{slots} of your builds run, as many as you may have (your `maxJobs` in the roster)")
+        }
+        Why::Group { name, slots } => {
+            format!(
+                "{slots} builds of the group '{name}' run, as many as it may have (its `maxJobs` in the roster)"
+            )
+        }
+        Why::Slot => "none is free for it yet".to_owned(),
+    };
+    format!("waiting for a slot to build '{}': {why}", drv.to_absolute_path())
 }
 
 fn limit_of_others(drv: &StorePath) -> String {

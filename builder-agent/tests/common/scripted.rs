@@ -303,7 +303,8 @@ pub fn derivation(name: &str, script: &str, env: &[(&str, &str)]) -> (StorePath,
 
 /// One message that a client gets while it waits for an answer.
 enum Message {
-    Start,
+    /// The text of an activity.
+    Start(String),
     Line(String),
     Other,
 }
@@ -319,8 +320,22 @@ pub async fn wait_for_line(
 
 /// Reads a client's stream up to the start of an activity. A client that builds gets one as soon as it waits for a run.
 pub async fn wait_for_start(client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>) {
-    let reading = async { while !matches!(message(client).await, Message::Start) {} };
+    let reading = async { while !matches!(message(client).await, Message::Start(_)) {} };
     tokio::time::timeout(super::PATIENCE, reading).await.expect("nothing was started");
+}
+
+/// Reads a client's stream up to an activity that says why a build waits. Returns its text.
+pub async fn wait_for_reason(client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>) -> String {
+    let reading = async {
+        loop {
+            if let Message::Start(text) = message(client).await
+                && text.starts_with("waiting for a slot")
+            {
+                return text;
+            }
+        }
+    };
+    tokio::time::timeout(super::PATIENCE, reading).await.expect("nobody said why the build waits")
 }
 
 /// Reads one message. (Nix: src/libstore/worker-protocol.hh has the numbers.)
@@ -331,10 +346,10 @@ async fn message(client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + U
             for _ in 0..3 {
                 number(client.u64().await);
             }
-            client.bytes().await.expect("text");
+            let text = client.bytes().await.expect("text");
             fields(client).await;
             number(client.u64().await);
-            Message::Start
+            Message::Start(String::from_utf8_lossy(&text).into_owned())
         }
         0x5354_4f50 => {
             number(client.u64().await);

@@ -4,14 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sandbox::SandboxError;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::one::One;
 use crate::events::{BuildKind, BuildNumber, Event};
 use crate::failure::sandbox_failed;
 use crate::log::{Lines, LogReader};
-use crate::schedule::NotStarted;
+use crate::schedule::{NotStarted, Wait};
 use crate::{Attached, Failure, Outcome, Request};
+
+/// A build that waits longer than this for its start says why. Most waits are shorter, and not worth a line.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Bytes read from a kept log at once.
 const CHUNK: usize = 32 * 1024;
@@ -24,8 +28,10 @@ impl One {
         let mut attached = self.context.realiser.scheduler.build(request, self.held.clone())?;
         self.started(number, kind).await;
         let cancelled = attached.cancellation();
+        let (begun, wait) = (attached.begun.clone(), attached.wait(&self.request.member));
+        let told = self.tell_of_wait(number, begun, wait);
         let ended = tokio::select! {
-            shown = self.follow_to_the_end(number, &mut attached) => shown,
+            shown = async { tokio::join!(self.follow_to_the_end(number, &mut attached), told).0 } => shown,
             () = cancelled.cancelled() => Err(Failure::cancelled(&self.request.recipe.drv_path)),
         };
         let ended = ended.map_err(NotStarted::Refused);
@@ -40,6 +46,25 @@ impl One {
     ) -> Result<Arc<Outcome>, Failure> {
         self.follow(number, attached).await?;
         Ok(attached.finished().await)
+    }
+
+    /// Says why the run has not started, if that takes long, and when it has.
+    async fn tell_of_wait(
+        &self,
+        number: BuildNumber,
+        mut begun: watch::Receiver<Option<std::time::Instant>>,
+        wait: Wait,
+    ) {
+        // An error means that the run has ended.
+        let mut has_begun = std::pin::pin!(begun.wait_for(Option::is_some));
+        if tokio::time::timeout(PATIENCE, &mut has_begun).await.is_ok() {
+            return;
+        }
+        let Some(why) = wait.why() else { return };
+        let drv = self.request.recipe.drv_path.clone();
+        self.context.reporter.report(Event::Waiting { number, drv, why }).await;
+        let _ = has_begun.await;
+        self.context.reporter.report(Event::WaitEnded { number }).await;
     }
 
     /// Shows the kept log of a build that is not run again.
@@ -116,7 +141,7 @@ impl One {
 /// The time limits of a request that joined a run.
 struct Clock {
     limits: Option<sandbox::Limits>,
-    begun: tokio::sync::watch::Receiver<Option<std::time::Instant>>,
+    begun: watch::Receiver<Option<std::time::Instant>>,
     joined_at: Instant,
     last_line: Instant,
 }

@@ -59,6 +59,15 @@ pub enum Event {
     Ended { run: RunId },
 }
 
+/// What has no free slot for a run that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Full {
+    Key,
+    Member,
+    Group(Arc<str>),
+    Box,
+}
+
 /// A run may start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Start {
@@ -121,6 +130,15 @@ impl Admission {
     #[must_use]
     pub fn charged_to(&self, run: RunId) -> Option<&Arc<str>> {
         self.runs.get(&run).map(|entry| &entry.member)
+    }
+
+    /// Why this run has not started: of what has no free slot for it, the nearest to its owner. `None`: it has started, or
+    /// is unknown.
+    #[must_use]
+    pub fn kept_by(&self, run: RunId) -> Option<Full> {
+        let entry = self.runs.get(&run)?;
+        let waits = matches!(entry.stage, Stage::Waiting(_));
+        waits.then(|| self.tree.full(entry.leaf).unwrap_or(Full::Box))
     }
 
     /// The members who have runs here.

@@ -85,6 +85,28 @@ fn a_start_says_how_long_it_waited() {
 }
 
 #[test]
+fn a_run_that_waits_is_kept_by_the_nearest_that_is_full() {
+    let mut scene = Scene::with_slots(3);
+    let start = |scene: &mut Scene, run, owner: Owner| scene.queued_by(run, owner, Class::Interactive);
+    let with_key = |slots| {
+        let key = Level::new(&"laptop".into(), Terms::slots(slots));
+        Owner { key, ..member("alice", 2) }
+    };
+    assert_eq!(start(&mut scene, 1, with_key(1)), [1]);
+    start(&mut scene, 2, with_key(1));
+    assert_eq!(scene.admission.kept_by(2), Some(Full::Key));
+    assert_eq!(start(&mut scene, 3, member("alice", 2)), [3]);
+    start(&mut scene, 4, member("alice", 2));
+    assert_eq!(scene.admission.kept_by(4), Some(Full::Member));
+    assert_eq!(start(&mut scene, 5, in_groups("bob", &[("dev", 4), ("ci", 1)])), [5]);
+    start(&mut scene, 6, in_groups("bob", &[("dev", 4), ("ci", 1)]));
+    assert_eq!(scene.admission.kept_by(6), Some(Full::Group("ci".into())));
+    start(&mut scene, 7, member("carol", 1));
+    assert_eq!(scene.admission.kept_by(7), Some(Full::Box));
+    assert_eq!((scene.admission.kept_by(1), scene.admission.kept_by(99)), (None, None));
+}
+
+#[test]
 fn a_first_build_is_next_however_many_builds_of_others_wait() {
     let mut scene = Scene::with_slots(2);
     assert_eq!(scene.queued(1, "alice", 8), [1]);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::admit::{Admission, Class, Event, Owner, RunId, Size, Start};
+use super::admit::{Admission, Class, Event, Full, Owner, RunId, Size, Start};
 
 /// The queues of the box. One per scheduler.
 pub(super) struct Queue {
@@ -53,6 +53,12 @@ impl Queue {
         state.waiting.insert(run, tell);
         state.handle(Event::Queued { run, owner: owner(), class, size });
         Turn { queue: self.clone(), run, start }
+    }
+
+    /// Why this run has not started, and the member whose slot it waits for; `None` if it waits no more.
+    pub fn kept_by(&self, run: RunId) -> Option<(Full, Arc<str>)> {
+        let state = self.lock();
+        state.admission.kept_by(run).zip(state.admission.charged_to(run).cloned())
     }
 
     /// Sets the terms and groups of every member who has runs here. If `owner` returns `None`, they stay.

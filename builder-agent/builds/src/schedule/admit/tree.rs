@@ -15,12 +15,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::RunId;
 use super::decay::{Decay, Moment, OCTAVES};
 use super::line::{Class, Line};
 use super::node::{Node, NodeId, Nodes, ROOT};
 use super::owner::{Group, Owner};
 use super::usage::{self, CREDIT, SHORTEST};
+use super::{Full, RunId};
 
 /// Levels below the box.
 const DEPTH: usize = 2;
@@ -175,6 +175,20 @@ impl Tree {
         let groups = |of: Leaf| &self.nodes[self.nodes[of.0].parent].groups;
         let others = groups(to).iter().filter(|group| !groups(from).contains(group));
         !is_ahead && new.iter().filter(own).chain(others).all(|id| self.nodes[*id].has_room())
+    }
+
+    /// What has no free slot for this key: the nearest to it. `None`: only the box can.
+    pub fn full(&self, leaf: Leaf) -> Option<Full> {
+        let member = self.nodes[leaf.0].parent;
+        let is_full = |id: NodeId| !self.nodes[id].has_room();
+        if is_full(leaf.0) {
+            return Some(Full::Key);
+        }
+        if is_full(member) {
+            return Some(Full::Member);
+        }
+        let group = *self.nodes[member].groups.iter().find(|group| is_full(**group))?;
+        self.groups.iter().find(|(_, id)| **id == group).map(|(name, _)| Full::Group(name.clone()))
     }
 
     /// The run that is to start now, which leaves its line.
