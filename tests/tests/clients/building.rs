@@ -175,6 +175,33 @@ pub fn a_builder_with_forty_slots_takes_forty_builds_of_one_member_at_once(stock
     assert_eq!(agent.count("build started"), 41);
 }
 
+pub fn a_build_that_waits_for_a_slot_says_why(stock: Stock) {
+    let key = Key::new("alice");
+    let agent = Setup::default().setting("limits.max-jobs = 1").start(&[("alice", &key)]);
+    let nix = Nix::over(stock, &agent, &key);
+    for protocol in ["store", "builders"] {
+        let build = |name: &str, script: &str| {
+            let expr = Drv::new(&format!("{protocol}-{name}"), script).expr();
+            match protocol {
+                "store" => nix.build_at_box(&expr),
+                _ => nix.build_through_builders(&expr),
+            }
+        };
+        if protocol == "store" && !stock.builds_at_the_box() {
+            continue;
+        }
+        // Much longer than a build waits before it says so.
+        let long = Running::start(&mut build("long", "sleep 8; echo > $out"));
+        agent.wait_for_event("the start of the long build", |event| {
+            let drv = event["drv"].as_str().unwrap_or_default();
+            event["message"] == "build started" && drv.ends_with(&format!("-{protocol}-long.drv"))
+        });
+        let waited = process::run(build("short", "echo > $out").arg("--print-build-logs")).ok();
+        assert!(waited.stderr.contains("builds run in all 1 slots of the box"), "{protocol}: {waited}");
+        long.finish().ok();
+    }
+}
+
 pub fn what_a_build_used_is_charged_to_its_member(stock: Stock) {
     let alice = Alice::with(stock);
     let work = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done; echo sawing; echo sawn > $out";

@@ -114,6 +114,7 @@ for_every_client! {
     building::what_does_not_need_a_failed_build_is_built_all_the_same,
     building::clients_that_ask_at_once_share_one_build,
     building::a_builder_with_forty_slots_takes_forty_builds_of_one_member_at_once,
+    building::a_build_that_waits_for_a_slot_says_why,
     building::what_a_build_used_is_charged_to_its_member,
     derivations::a_floating_chain_gets_the_paths_that_the_client_gives_it_at_home,
     derivations::what_resolves_to_something_built_is_not_built_again,
