@@ -202,6 +202,7 @@ fn a_mistake_in_a_group_leaves_out_its_members_and_nobody_else() {
     for group in [
         "ci = { members = [ \"bob\" ]; limits.maxJobs = 0; }",
         "ci = { members = [ \"bob\" ]; limits.maxBuildSeconds = 60; }",
+        "ci = { members = [ \"bob\" ]; limits.maxUploadMib = 60; }",
         "ci = { members = [ \"bob\" ]; weight = 3; }",
         "ci = { members = [ \"bob\" ]; hosts = [ ]; }",
     ] {

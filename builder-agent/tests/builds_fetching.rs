@@ -319,7 +319,11 @@ async fn a_download_that_somebody_elses_limit_ended_starts_again() {
     send(&mut bob, what()).await;
     let alices = told(&mut alice).await;
     alices.is(BuildStatus::TimedOut);
-    assert!(alices.message.contains("timed out after 3 seconds; the limit is"), "{}", alices.message);
+    assert!(
+        alices.message.contains("timed out after 3 seconds, which is the limit (the client's `timeout`)"),
+        "{}",
+        alices.message
+    );
     told(&mut bob).await.is(BuildStatus::Built);
 }
 
@@ -402,4 +406,30 @@ async fn an_unpacked_download_is_tried_again_when_it_was_cut_short() {
     told.is(BuildStatus::OutputRejected);
     assert!(told.message.contains("cannot unpack"), "{}", told.message);
     assert_eq!(connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_over_its_members_limit_on_outputs_says_so_and_others_get_theirs() {
+    let contents = "f".repeat(2 << 20);
+    let answer = ok(&contents);
+    let (url, _) = scripted_server(move |_, mut stream| {
+        let answer = answer.clone();
+        async move {
+            // The box may hang up before it has all.
+            let _ = stream.write_all(&answer).await;
+        }
+    })
+    .await;
+    let scripted = Scripted::open("fetch.allow-private = true\n");
+    scripted.limit("alice", serde_json::json!({ "max-output-mib": 1 }));
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
+    let what = || fetchurl(&url, &flat(contents.as_bytes()), &[]);
+    send(&mut alice, what()).await;
+    let alices = told(&mut alice).await;
+    alices.is(BuildStatus::TransientFailure);
+    let limit = "(your `max-output-mib` in the roster); ask a maintainer of the roster for more";
+    assert!(alices.message.contains("larger than 1048576 bytes"), "{}", alices.message);
+    assert!(alices.message.contains(limit), "{}", alices.message);
+    send(&mut bob, what()).await;
+    told(&mut bob).await.is(BuildStatus::Built);
 }

@@ -43,7 +43,7 @@ fn whoami_says_which_limits_hold_and_who_set_them() {
         roster["members"][0]["groups"] = serde_json::json!(["ci"]);
     });
     let text = output(&agent, &["whoami"]);
-    let group = "group               ci, 3 builds for all its members together, set by the roster";
+    let group = "group               ci, max-jobs 3 builds for all its members together, set by the roster";
     assert!(text.lines().any(|line| line == group), "{text}");
     assert!(text.lines().any(|line| line == "max-jobs            2 builds, set by the roster"), "{text}");
 }

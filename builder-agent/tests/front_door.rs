@@ -301,7 +301,7 @@ fn a_member_with_as_many_connections_as_allowed_is_told_which_limit_that_is() {
     all.push(held("bob"));
     let fourth = agent.transcript("bob", &["signing-key"]);
     assert!(
-        fourth.contains("3 connections of members") && fourth.contains("limits.max-connections)"),
+        fourth.contains("3 connections of members") && fourth.contains("`limits.max-connections`)"),
         "{fourth}"
     );
     // A place that becomes free can be used again.

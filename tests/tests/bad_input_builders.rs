@@ -109,7 +109,7 @@ async fn a_builder_that_fills_memory_is_ended_and_the_limit_named() {
         assert_told(
             &told,
             BuildStatus::PermanentFailure,
-            &["ran out of memory: the limit is 64 MiB", "`max-memory-mib`"],
+            &["ran out of memory: the limit is 64 MiB", "`limits.max-memory-mib`"],
         );
     }
     test_box.close().await;
@@ -157,6 +157,25 @@ async fn an_output_over_the_limit_is_refused_and_the_limit_named() {
         &told,
         BuildStatus::OutputRejected,
         &["larger than 1048576 bytes", "`limits.max-output-mib`"],
+    );
+    test_box.close().await;
+}
+
+#[tokio::test]
+async fn a_silent_builder_and_a_large_output_meet_the_limits_of_their_member() {
+    let limits = serde_json::json!({ "max-silent-seconds": 1, "max-output-mib": 1 });
+    let test_box = TestBox::open_with(&[], limits).await;
+    let told = bad_build(&test_box, "echo first; $bb sleep 1000").await;
+    assert_told(
+        &told,
+        BuildStatus::TimedOut,
+        &["1 seconds of silence (your `max-silent-seconds` in the roster)"],
+    );
+    let told = bad_build(&test_box, "$bb dd if=/dev/zero of=$out bs=1M count=3 2>/dev/null").await;
+    assert_told(
+        &told,
+        BuildStatus::OutputRejected,
+        &["larger than 1048576 bytes (your `max-output-mib` in the roster)"],
     );
     test_box.close().await;
 }

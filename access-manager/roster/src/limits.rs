@@ -1,8 +1,8 @@
 //! A member's own limits: their names in `users.nix` and in `roster.json`, and their range.
 //!
-//! The box's limits apply besides these; the smaller one wins. Where each is enforced: see the agent's documentation.
-//! `max-store-mib`, and limits of a group other than `max-jobs`, are carried but not enforced yet, which `access-manager`
-//! and the agent both say wherever one is set.
+//! The box's limits apply besides these; the smaller one wins, except where a limit `replaces` that of the
+//! box. Where each is enforced: see the agent's documentation. `enforced` and `together` in the table say which
+//! ones are carried but not enforced yet; `access-manager` and the agent both say so wherever one is set.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,24 @@ pub struct MemberLimits {
     /// Processors of one build.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_cpus: Option<u8>,
+    /// Processor time of all builds of a calendar month (UTC), in hours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_cpu_hours_per_month: Option<u64>,
+    /// All outputs of one build together, as NARs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_output_mib: Option<u64>,
+    /// One uploaded NAR or file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_upload_mib: Option<u64>,
+    /// Commands that run over ssh at the same time, over all connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_sessions: Option<u32>,
+    /// Open ssh connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+    /// Time without output of one build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_silent_seconds: Option<u64>,
     /// Wall clock of one build.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_build_seconds: Option<u64>,
@@ -40,12 +58,14 @@ pub struct Limit {
     pub enforced: bool,
     /// The same for what the members of a group have together.
     pub together: Together,
+    /// A member's own takes the place of the box's, also if it is higher. Of all others the smaller one counts.
+    pub replaces: bool,
 }
 
 /// A limit as one for all members of a group together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Together {
-    /// It bounds one build and nothing that adds up, so there is nothing to share.
+    /// It bounds one build or one upload and nothing that adds up, so there is nothing to share.
     Never,
     /// Carried to the agent, which holds nobody to it yet.
     NotEnforced,
@@ -54,17 +74,33 @@ pub enum Together {
 
 const fn limit(name: &'static str, json: &'static str, range: (i64, i64), unit: &'static str) -> Limit {
     let together = Together::NotEnforced;
-    Limit { name, json, smallest: range.0, largest: range.1, unit, enforced: true, together }
+    Limit { name, json, smallest: range.0, largest: range.1, unit, enforced: true, together, replaces: false }
+}
+
+/// One that the members of a group have together, too.
+const fn shared(limit: Limit) -> Limit {
+    Limit { together: Together::Enforced, ..limit }
+}
+
+/// One that adds up to nothing.
+const fn single(limit: Limit) -> Limit {
+    Limit { together: Together::Never, ..limit }
 }
 
 pub const LIMITS: &[Limit] = &[
-    Limit { together: Together::Enforced, ..limit("maxJobs", "max-jobs", (1, 1024), "builds") },
+    shared(limit("maxJobs", "max-jobs", (1, 1024), "builds")),
     limit("maxMemoryMib", "max-memory-mib", (64, 16 << 20), "MiB"),
     limit("maxCpus", "max-cpus", (1, 255), "processors"),
     Limit {
-        together: Together::Never,
-        ..limit("maxBuildSeconds", "max-build-seconds", (1, 31 * 24 * 3600), "seconds")
+        replaces: true,
+        ..shared(limit("maxCpuHoursPerMonth", "max-cpu-hours-per-month", (1, 10_000_000), "CPU hours"))
     },
+    single(limit("maxOutputMib", "max-output-mib", (1, 1 << 30), "MiB")),
+    single(limit("maxUploadMib", "max-upload-mib", (1, 1 << 30), "MiB")),
+    shared(limit("maxSessions", "max-sessions", (1, 1 << 20), "sessions")),
+    shared(limit("maxConnections", "max-connections", (1, 10_000), "connections")),
+    single(limit("maxSilentSeconds", "max-silent-seconds", (1, 31 * 24 * 3600), "seconds")),
+    single(limit("maxBuildSeconds", "max-build-seconds", (1, 31 * 24 * 3600), "seconds")),
     Limit { enforced: false, ..limit("maxStoreMib", "max-store-mib", (1, 1 << 30), "MiB") },
 ];
 
@@ -75,6 +111,12 @@ impl MemberLimits {
             "maxJobs" => self.max_jobs = u32::try_from(value).ok(),
             "maxMemoryMib" => self.max_memory_mib = u32::try_from(value).ok(),
             "maxCpus" => self.max_cpus = u8::try_from(value).ok(),
+            "maxCpuHoursPerMonth" => self.max_cpu_hours_per_month = u64::try_from(value).ok(),
+            "maxOutputMib" => self.max_output_mib = u64::try_from(value).ok(),
+            "maxUploadMib" => self.max_upload_mib = u64::try_from(value).ok(),
+            "maxSessions" => self.max_sessions = u32::try_from(value).ok(),
+            "maxConnections" => self.max_connections = u32::try_from(value).ok(),
+            "maxSilentSeconds" => self.max_silent_seconds = u64::try_from(value).ok(),
             "maxBuildSeconds" => self.max_build_seconds = u64::try_from(value).ok(),
             "maxStoreMib" => self.max_store_mib = u64::try_from(value).ok(),
             _ => {}
@@ -87,6 +129,12 @@ impl MemberLimits {
             self.max_jobs.map(u64::from),
             self.max_memory_mib.map(u64::from),
             self.max_cpus.map(u64::from),
+            self.max_cpu_hours_per_month,
+            self.max_output_mib,
+            self.max_upload_mib,
+            self.max_sessions.map(u64::from),
+            self.max_connections.map(u64::from),
+            self.max_silent_seconds,
             self.max_build_seconds,
             self.max_store_mib,
         ];
@@ -100,6 +148,12 @@ impl MemberLimits {
             max_jobs: self.max_jobs.or(others.max_jobs),
             max_memory_mib: self.max_memory_mib.or(others.max_memory_mib),
             max_cpus: self.max_cpus.or(others.max_cpus),
+            max_cpu_hours_per_month: self.max_cpu_hours_per_month.or(others.max_cpu_hours_per_month),
+            max_output_mib: self.max_output_mib.or(others.max_output_mib),
+            max_upload_mib: self.max_upload_mib.or(others.max_upload_mib),
+            max_sessions: self.max_sessions.or(others.max_sessions),
+            max_connections: self.max_connections.or(others.max_connections),
+            max_silent_seconds: self.max_silent_seconds.or(others.max_silent_seconds),
             max_build_seconds: self.max_build_seconds.or(others.max_build_seconds),
             max_store_mib: self.max_store_mib.or(others.max_store_mib),
         }
@@ -115,6 +169,12 @@ impl MemberLimits {
             max_jobs: min(self.max_jobs, others.max_jobs),
             max_memory_mib: min(self.max_memory_mib, others.max_memory_mib),
             max_cpus: min(self.max_cpus, others.max_cpus),
+            max_cpu_hours_per_month: min(self.max_cpu_hours_per_month, others.max_cpu_hours_per_month),
+            max_output_mib: min(self.max_output_mib, others.max_output_mib),
+            max_upload_mib: min(self.max_upload_mib, others.max_upload_mib),
+            max_sessions: min(self.max_sessions, others.max_sessions),
+            max_connections: min(self.max_connections, others.max_connections),
+            max_silent_seconds: min(self.max_silent_seconds, others.max_silent_seconds),
             max_build_seconds: min(self.max_build_seconds, others.max_build_seconds),
             max_store_mib: min(self.max_store_mib, others.max_store_mib),
         }
@@ -163,6 +223,20 @@ mod tests {
         assert_eq!((filled.max_jobs, filled.max_cpus, filled.max_store_mib), (Some(8), Some(2), Some(9)));
         let both = one.smaller(&other);
         assert_eq!((both.max_jobs, both.max_cpus, both.max_store_mib), (Some(4), Some(2), Some(9)));
+    }
+
+    #[test]
+    fn every_limit_takes_part_in_defaults_and_in_the_smaller_of_two() {
+        for limit in LIMITS {
+            let set = |value| {
+                let mut limits = MemberLimits::default();
+                limits.set(limit.name, value);
+                limits
+            };
+            let (few, many, none) = (set(limit.smallest), set(limit.largest), MemberLimits::default());
+            assert_eq!((none.or(&few), many.or(&few)), (few.clone(), many.clone()), "{}", limit.name);
+            assert_eq!((many.smaller(&few), few.smaller(&none)), (few.clone(), few), "{}", limit.name);
+        }
     }
 
     #[test]

@@ -333,6 +333,10 @@ impl Told {
                         if other > one { (Effect::Grants, "raises") } else { (Effect::Revokes, "lowers") };
                     (effect, format!("{verb} {what} {who} from {one} to {other}"))
                 }
+                // It can be more than the box's, which the repository does not know.
+                (None, Some(value)) if limit.replaces && matches!(whom, Whom::Member(_)) => {
+                    (Effect::Grants, format!("sets {what} {who} to {value}, in place of {rest}"))
+                }
                 (None, Some(value)) => {
                     (Effect::Revokes, format!("limits {what} {who} to {value} (before: {rest} only)"))
                 }

@@ -65,6 +65,16 @@ fn each_effect_is_one_sentence() {
         (with("limits.maxJobs = 2;"), with("limits.maxJobs = 16;"), "raises `maxJobs` of `a` from 2 to 16"),
         (with("limits.maxJobs = 16;"), with("limits.maxJobs = 2;"), "lowers `maxJobs` of `a` from 16 to 2"),
         (
+            with("limits.maxCpuHoursPerMonth = 2;"),
+            with("limits.maxCpuHoursPerMonth = 16;"),
+            "raises `maxCpuHoursPerMonth` of `a` from 2 to 16",
+        ),
+        (
+            plain.to_owned(),
+            with("limits.maxCpuHoursPerMonth = 2;"),
+            "sets `maxCpuHoursPerMonth` of `a` to 2, in place of the limit of the box",
+        ),
+        (
             with("limits.maxCpus = 2;"),
             plain.to_owned(),
             "removes the limit `maxCpus` of `a`, which was 2: the limit of the box remains",
@@ -142,6 +152,17 @@ fn each_effect_is_one_sentence() {
             &format!(
                 "grants `a` 1 key, up to 1 build at a time, 20 GiB per build, 8 CPUs per build and 2 h per build: {A_SHA} \
                  (ED25519)"
+            ),
+        ),
+        (
+            "{ z.keys = \"$R\"; }".to_owned(),
+            with(
+                "limits = { maxCpuHoursPerMonth = 1; maxOutputMib = 1024; maxUploadMib = 5; maxSessions = 8; \
+                 maxConnections = 1; maxSilentSeconds = 60; };",
+            ),
+            &format!(
+                "grants `a` 1 key, up to 1 CPU hour a month, 1 GiB of outputs per build, 5 MiB per upload, 8 sessions at a \
+                 time, 1 connection at a time and 1 min without output per build: {A_SHA} (ED25519)"
             ),
         ),
         (
@@ -230,6 +251,10 @@ fn who_shares_limits_with_whom_is_told() {
             "limits `maxCpus` that the members of the group `ci` share to 8 (before: the limits of each member only)"
                 .into(),
             format!("adds `z` to the group `ci`: shares {share} and 8 CPUs (not enforced yet) with 2 others"),
+        ]),
+        (bare.clone(), roster("ci = { members = [ \"b\" ]; limits = { maxCpuHoursPerMonth = 9; maxSessions = 4; }; };", "", ""), vec![
+            "adds the group `ci`: 1 member of it has for all its members 9 CPU hours a month and 4 sessions at a time".into(),
+            "adds `b` to the group `ci`: shares 9 CPU hours a month and 4 sessions at a time with nobody yet".into(),
         ]),
         (roster(ci, of, ""), bare.clone(), vec![
             format!("removes the group `ci`: 2 members no longer share {share}"),

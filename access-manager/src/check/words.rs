@@ -43,7 +43,11 @@ pub fn limits(limits: &MemberLimits) -> String {
     let words: Vec<String> = limits
         .values()
         .map(|(limit, value)| match limit.name {
-            "maxJobs" => format!("{} at a time", amount(limit, value)),
+            "maxJobs" | "maxSessions" | "maxConnections" => format!("{} at a time", amount(limit, value)),
+            "maxCpuHoursPerMonth" => format!("{} a month", amount(limit, value)),
+            "maxOutputMib" => format!("{} of outputs per build", amount(limit, value)),
+            "maxUploadMib" => format!("{} per upload", amount(limit, value)),
+            "maxSilentSeconds" => format!("{} without output per build", amount(limit, value)),
             "maxStoreMib" => format!("{} of store (not enforced yet)", amount(limit, value)),
             _ => format!("{} per build", amount(limit, value)),
         })
@@ -57,7 +61,8 @@ pub fn shared_limits(limits: &MemberLimits) -> String {
         .values()
         .map(|(limit, value)| {
             let what = match limit.name {
-                "maxJobs" => " at a time",
+                "maxJobs" | "maxSessions" | "maxConnections" => " at a time",
+                "maxCpuHoursPerMonth" => " a month",
                 "maxMemoryMib" => " of memory",
                 "maxStoreMib" => " of store",
                 _ => "",
@@ -73,7 +78,9 @@ pub fn shared_limits(limits: &MemberLimits) -> String {
 pub fn amount(limit: &Limit, value: u64) -> String {
     match limit.unit {
         "MiB" if value.is_multiple_of(1024) => format!("{} GiB", value / 1024),
-        "builds" if value == 1 => "1 build".into(),
+        "builds" | "sessions" | "connections" | "CPU hours" if value == 1 => {
+            format!("1 {}", limit.unit.trim_end_matches('s'))
+        }
         "processors" if value == 1 => "1 CPU".into(),
         "processors" => format!("{value} CPUs"),
         "seconds" if value.is_multiple_of(3600) => format!("{} h", value / 3600),

@@ -51,7 +51,8 @@ pub fn run(
 ) -> Result<Outputs, Failure> {
     let began = Instant::now();
     let closure: BTreeSet<StorePath> = context.inputs.info().paths.keys().cloned().collect();
-    let watch = Watch::start(&recipe.drv_path, context.cancel, context.limits.wall);
+    let limits = &context.limits;
+    let watch = Watch::start(&recipe.drv_path, context.cancel, limits.of_sandbox.wall, &limits.set_by);
     if builtin::is_fetch(recipe) {
         return fetch(recipe, context, closure, &watch, log, report);
     }
@@ -70,7 +71,7 @@ pub fn run(
         files: around.files,
         outputs: scratch_paths.iter().map(|(name, path)| (name.clone(), path.to_absolute_path())).collect(),
         inputs,
-        limits: Limits { wall: watch.left(), ..context.limits.clone() },
+        limits: Limits { wall: watch.left(), ..limits.of_sandbox.clone() },
     };
 
     let mut scan_for: BTreeSet<StorePath> = closure;
@@ -93,7 +94,7 @@ pub fn run(
                 return Err(output_refused(recipe, name, &refused));
             }
             let outputs: Vec<_> = scratch_paths.into_iter().collect();
-            return Err(sandbox_failed(&recipe.drv_path, &outputs, &watch.whole(error)));
+            return Err(sandbox_failed(&recipe.drv_path, &outputs, &watch.whole(error), &limits.set_by));
         }
     };
     report.kernel = Some(finished.kernel);

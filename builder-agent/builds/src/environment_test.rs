@@ -12,7 +12,12 @@ const OUT: &str = "/nix/store/8hx7m9l0k5bmhlkd7w4vcz9v5s6c5c0v-t";
 
 fn around(recipe: &Recipe, graphs: Graphs, cores: u32) -> Result<Surroundings, Failure> {
     let cancel = sandbox::Cancel::new();
-    surroundings(recipe, graphs, cores, &Watch::start(&recipe.drv_path, &cancel, None))
+    surroundings(
+        recipe,
+        graphs,
+        cores,
+        &Watch::start(&recipe.drv_path, &cancel, None, &crate::limits::Origins::default()),
+    )
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -1,11 +1,12 @@
 //! The reason why a build gave no outputs, in Nix's words, with the status that decides the client's next step.
 
-use std::time::Duration;
-
+use members::SetBy;
 use nix::BuildStatus;
 use nix_derivation::StorePath;
 use sandbox::{BuilderStatus, SandboxError};
 use store::{ImportError, NarError};
+
+use crate::limits::Origins;
 
 /// Lines of log repeated in the error of a failed builder (Nix: `log-lines`, 25 in newer versions, 10 before).
 pub const TAIL_LINES: usize = 10;
@@ -40,7 +41,8 @@ pub enum Limit {
     Wall,
     Silence,
     Log,
-    /// The processor time of the owner of the run in this month.
+    Output,
+    /// The processor time of the owner of the run, or of a group of the owner, in this month.
     Month,
     /// A limit that is the same for every request that shares the run: set for the whole box, or part of the build key.
     OfRun,
@@ -113,6 +115,27 @@ impl Failure {
         self
     }
 
+    /// Rewrites the message about a limit for a request with an equal limit that somebody else set.
+    #[must_use]
+    pub fn limited_by(mut self, theirs: &Origins, mine: &Origins) -> Self {
+        let of = |origins: &Origins| {
+            Some(match self.cause {
+                Cause::Limit(Limit::Wall) => origins.wall.clone(),
+                Cause::Limit(Limit::Silence) => origins.silent.clone(),
+                Cause::Limit(Limit::Log) => origins.log.clone(),
+                Cause::Limit(Limit::Output) => origins.output.clone(),
+                _ => return None,
+            })
+        };
+        if let (Some(theirs), Some(mine)) = (of(theirs), of(mine))
+            && theirs != mine
+        {
+            let message = self.message.replacen(&theirs.to_string(), &mine.to_string(), 1);
+            self.message = message.replacen(theirs.ask(), mine.ask(), 1);
+        }
+        self
+    }
+
     /// Nobody waits for the build any more, or its member left the roster.
     pub fn cancelled(drv: &StorePath) -> Self {
         Self::new(BuildStatus::MiscFailure, format!("build of '{}' was cancelled", drv.to_absolute_path()))
@@ -166,18 +189,21 @@ fn signal_name(signal: i32) -> &'static str {
     }
 }
 
-/// The sandbox ended the build. The message names the limit, its value, and what the reader can do about it.
-pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &SandboxError) -> Failure {
+/// The sandbox ended the build. The message names the limit, its value, who set it, and what the reader can do about it.
+pub fn sandbox_failed(
+    drv: &StorePath,
+    outputs: &[(String, StorePath)],
+    error: &SandboxError,
+    set_by: &Origins,
+) -> Failure {
     let path = drv.to_absolute_path();
-    let seconds = |d: &Duration| d.as_secs();
     let cause = match error {
         SandboxError::Timeout { .. } => Cause::Limit(Limit::Wall),
         SandboxError::Silent { .. } => Cause::Limit(Limit::Silence),
         SandboxError::LogLimit { .. } => Cause::Limit(Limit::Log),
+        SandboxError::OutputLimit { .. } => Cause::Limit(Limit::Output),
         // These limits are the same for all requests that share a run.
-        SandboxError::OutOfMemory { .. }
-        | SandboxError::OutputLimit { .. }
-        | SandboxError::ProcessLimit { .. } => Cause::Limit(Limit::OfRun),
+        SandboxError::OutOfMemory { .. } | SandboxError::ProcessLimit { .. } => Cause::Limit(Limit::OfRun),
         SandboxError::OutputMissing { .. }
         | SandboxError::OutputInvalid { .. }
         | SandboxError::CannotStart { .. } => Cause::Build,
@@ -185,47 +211,12 @@ pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &
         _ => Cause::Other,
     };
     let failure = match error {
-        SandboxError::Timeout { after } => Failure::new(
-            BuildStatus::TimedOut,
-            format!(
-                "building of '{path}' timed out after {} seconds; the limit is the smallest of your `max-build-seconds` in \
-                 the roster, the box's `limits.max-build-seconds`, and the client's `timeout`",
-                seconds(after)
-            ),
-        ),
-        SandboxError::Silent { after } => Failure::new(
-            BuildStatus::TimedOut,
-            format!(
-                "building of '{path}' timed out after {} seconds of silence (the box's `limits.max-silent-seconds`, or the \
-                 client's `max-silent-time` if that is less); have the builder print its progress",
-                seconds(after)
-            ),
-        ),
-        SandboxError::LogLimit { limit } => Failure::new(
-            BuildStatus::LogLimitExceeded,
-            format!(
-                "builder for '{path}' killed after writing more than {limit} bytes of log output \
-                 (the box's `limits.max-log-mib`, or the client's `max-log-size` if that is less); make the build quieter"
-            ),
-        ),
-        SandboxError::OutputLimit { limit } => Failure::output(format!(
-            "the outputs of '{path}' are larger than {limit} bytes (the box's `limits.max-output-mib`); \
-             install less, or split the derivation"
-        )),
-        SandboxError::OutOfMemory { mib } => Failure::new(
-            BuildStatus::PermanentFailure,
-            format!(
-                "builder for '{path}' ran out of memory: the limit is {mib} MiB (the box's `sandbox.memory-mib` \
-                 within your `max-memory-mib` in the roster); build with fewer parallel jobs, or ask for more"
-            ),
-        ),
-        SandboxError::ProcessLimit { limit } => Failure::new(
-            BuildStatus::PermanentFailure,
-            format!(
-                "builder for '{path}' started more than {limit} processes (the box's `limits.max-processes`); \
-                 build with fewer parallel jobs"
-            ),
-        ),
+        SandboxError::Timeout { .. }
+        | SandboxError::Silent { .. }
+        | SandboxError::LogLimit { .. }
+        | SandboxError::OutputLimit { .. }
+        | SandboxError::OutOfMemory { .. }
+        | SandboxError::ProcessLimit { .. } => limit_reached(&path, error, set_by),
         SandboxError::OutputMissing { name } => {
             let output = outputs.iter().find(|(output, _)| output == name);
             let place =
@@ -253,8 +244,69 @@ pub fn sandbox_failed(drv: &StorePath, outputs: &[(String, StorePath)], error: &
     failure.because(cause)
 }
 
+/// The message of a build that was ended at a limit.
+fn limit_reached(path: &str, error: &SandboxError, set_by: &Origins) -> Failure {
+    // The limit, and what to do about it.
+    let told = |limit: String, set_by: &SetBy, instead: &str| {
+        format!("{limit} ({set_by}); {instead}, or {}", set_by.ask())
+    };
+    match error {
+        SandboxError::Timeout { after } => Failure::new(
+            BuildStatus::TimedOut,
+            told(
+                format!(
+                    "building of '{path}' timed out after {} seconds, which is the limit",
+                    after.as_secs()
+                ),
+                &set_by.wall,
+                "split the derivation",
+            ),
+        ),
+        SandboxError::Silent { after } => Failure::new(
+            BuildStatus::TimedOut,
+            told(
+                format!("building of '{path}' timed out after {} seconds of silence", after.as_secs()),
+                &set_by.silent,
+                "have the builder print its progress",
+            ),
+        ),
+        SandboxError::LogLimit { limit } => Failure::new(
+            BuildStatus::LogLimitExceeded,
+            told(
+                format!("builder for '{path}' killed after writing more than {limit} bytes of log output"),
+                &set_by.log,
+                "make the build quieter",
+            ),
+        ),
+        SandboxError::OutputLimit { limit } => Failure::output(told(
+            format!("the outputs of '{path}' are larger than {limit} bytes"),
+            &set_by.output,
+            "install less, split the derivation",
+        )),
+        SandboxError::OutOfMemory { mib } => Failure::new(
+            BuildStatus::PermanentFailure,
+            told(
+                format!("builder for '{path}' ran out of memory: the limit is {mib} MiB"),
+                &set_by.memory,
+                "build with fewer parallel jobs",
+            ),
+        ),
+        SandboxError::ProcessLimit { limit } => Failure::new(
+            BuildStatus::PermanentFailure,
+            told(
+                format!("builder for '{path}' started more than {limit} processes"),
+                &SetBy::Box("limits.max-processes"),
+                "build with fewer parallel jobs",
+            ),
+        ),
+        other => Failure::transient(other.to_string()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn drv() -> StorePath {
@@ -292,7 +344,7 @@ mod tests {
             (
                 SandboxError::Timeout { after: Duration::from_secs(7) },
                 BuildStatus::TimedOut,
-                "timed out after 7 seconds;",
+                "timed out after 7 seconds, which is the limit (the client's `timeout`)",
             ),
             (
                 SandboxError::Silent { after: Duration::from_secs(8) },
@@ -312,10 +364,25 @@ mod tests {
                 "more than 96 processes",
             ),
         ] {
-            let failure = sandbox_failed(&drv(), &[], &error);
+            let origins = Origins { wall: SetBy::Client("timeout"), ..Origins::default() };
+            let failure = sandbox_failed(&drv(), &[], &error, &origins);
             assert_eq!(failure.status, status);
-            assert!(failure.message.contains(part) && failure.message.contains(';'), "{}", failure.message);
+            assert!(failure.message.contains(part) && failure.message.contains("; "), "{}", failure.message);
+            let more = ["set a higher one", "ask the operator of the box for more"];
+            assert!(more.iter().any(|more| failure.message.ends_with(more)), "{}", failure.message);
         }
+    }
+
+    #[test]
+    fn who_joined_a_run_is_told_who_set_the_limit_of_their_own() {
+        let theirs = Origins { output: SetBy::Member("max-output-mib"), ..Origins::default() };
+        let error = SandboxError::OutputLimit { limit: 98 };
+        let failure = sandbox_failed(&drv(), &[], &error, &theirs);
+        assert!(failure.message.contains("(your `max-output-mib` in the roster)"), "{}", failure.message);
+        let mine = failure.clone().limited_by(&theirs, &Origins::default());
+        assert_eq!(mine, sandbox_failed(&drv(), &[], &error, &Origins::default()));
+        let unlike = Origins { wall: SetBy::Client("timeout"), ..theirs.clone() };
+        assert_eq!(failure.clone().limited_by(&theirs, &unlike), failure);
     }
 
     #[test]
@@ -326,7 +393,7 @@ mod tests {
             SandboxError::OutputMissing { name: "out".into() },
         ] {
             assert!(error.is_builders_fault());
-            let failure = sandbox_failed(&drv(), &[], &error);
+            let failure = sandbox_failed(&drv(), &[], &error, &Origins::default());
             assert_ne!(failure.status, BuildStatus::TransientFailure, "{}", failure.message);
             assert!(!failure.message.contains("not an error of the builder"), "{}", failure.message);
         }
@@ -337,8 +404,18 @@ mod tests {
         let full = || std::io::Error::from_raw_os_error(enospc());
         let file = || store::FileError { what: "write object", path: "/s/tmp/1".into(), source: full() };
         for failure in [
-            sandbox_failed(&drv(), &[], &SandboxError::Unavailable { why: "no kvm".into() }),
-            sandbox_failed(&drv(), &[], &SandboxError::Sink { name: "out".into(), source: full() }),
+            sandbox_failed(
+                &drv(),
+                &[],
+                &SandboxError::Unavailable { why: "no kvm".into() },
+                &Origins::default(),
+            ),
+            sandbox_failed(
+                &drv(),
+                &[],
+                &SandboxError::Sink { name: "out".into(), source: full() },
+                &Origins::default(),
+            ),
             Failure::of_import("cannot take it in".into(), &ImportError::File(file())),
             Failure::of_import("cannot take it in".into(), &ImportError::ReadBack(NarError::File(file()))),
             Failure::of_contents("cannot hash it".into(), &NarError::File(file())),

@@ -16,6 +16,7 @@ mod floating;
 mod graphs;
 pub mod kept;
 pub mod key;
+pub mod limits;
 pub mod log;
 pub mod modulo;
 pub mod monthly;

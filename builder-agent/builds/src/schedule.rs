@@ -19,13 +19,14 @@ use std::time::{Duration, Instant};
 
 use ledger::Ledger;
 use nix_derivation::StorePath;
-use sandbox::{Cancel, JobRunner, Limits};
+use sandbox::{Cancel, JobRunner};
 use store::Store;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::{Cause, Limit};
 use crate::kept::KeptLogs;
+use crate::limits::RunLimits;
 use crate::log::{self, LogReader};
 use crate::reuse::Known;
 use crate::{Envelope, Failure};
@@ -65,7 +66,7 @@ pub struct Attached {
     /// Whether the run existed when this request came.
     pub joined: bool,
     /// The limits of this request; a joined run has those of the request that started it.
-    pub limits: Limits,
+    pub limits: RunLimits,
     /// The member has ended this request with a command.
     cancelled: CancellationToken,
     hold: Hold,
@@ -95,7 +96,7 @@ impl Attached {
     /// Whether the run ended at a limit that is higher for this request: with its own limits it might have gone on.
     pub fn is_not_ours(&self, outcome: &Outcome) -> bool {
         let Err(Failure { cause: Cause::Limit(limit), .. }) = &outcome.result else { return false };
-        let (mine, theirs) = (&self.limits, &outcome.limits);
+        let (mine, theirs) = (&self.limits.of_sandbox, &outcome.limits.of_sandbox);
         let more = |mine: Option<Duration>, theirs: Option<Duration>| match (mine, theirs) {
             (Some(mine), Some(theirs)) => mine > theirs,
             (mine, theirs) => mine.is_none() && theirs.is_some(),
@@ -104,6 +105,7 @@ impl Attached {
             Limit::Wall => more(mine.wall, theirs.wall),
             Limit::Silence => more(mine.silent, theirs.silent),
             Limit::Log => mine.log_bytes > theirs.log_bytes,
+            Limit::Output => mine.output_bytes > theirs.output_bytes,
             // The member who owned the run has used up their month, and others have not.
             Limit::Month => self.joined,
             Limit::OfRun => false,

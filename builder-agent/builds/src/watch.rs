@@ -2,7 +2,6 @@
 //!
 //! A derivation decides how much of that work there is. So it counts as building: it uses the build's slot and the
 //! build's time, and ends when the build is cancelled.
-//! wants the build any more, and its time is the build's.
 
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use sandbox::{Cancel, SandboxError};
 
 use super::Failure;
 use super::failure::sandbox_failed;
+use super::limits::Origins;
 
 /// Says whether the work may go on.
 pub(super) struct Watch<'a> {
@@ -18,13 +18,19 @@ pub(super) struct Watch<'a> {
     cancel: &'a Cancel,
     /// The deadline, and the whole time limit.
     until: Option<(Instant, Duration)>,
+    set_by: &'a Origins,
 }
 
 impl<'a> Watch<'a> {
     /// Starts the time limit `wall`.
-    pub fn start(drv: &'a StorePath, cancel: &'a Cancel, wall: Option<Duration>) -> Self {
+    pub fn start(
+        drv: &'a StorePath,
+        cancel: &'a Cancel,
+        wall: Option<Duration>,
+        set_by: &'a Origins,
+    ) -> Self {
         let until = wall.and_then(|wall| Some((Instant::now().checked_add(wall)?, wall)));
-        Self { drv, cancel, until }
+        Self { drv, cancel, until, set_by }
     }
 
     /// The caller must call this every few milliseconds.
@@ -52,7 +58,7 @@ impl<'a> Watch<'a> {
     }
 
     fn late(&self, after: Duration) -> Failure {
-        sandbox_failed(self.drv, &[], &SandboxError::Timeout { after })
+        sandbox_failed(self.drv, &[], &SandboxError::Timeout { after }, self.set_by)
     }
 }
 
@@ -92,10 +98,10 @@ mod tests {
     #[test]
     fn work_on_the_host_ends_with_the_builds_time_and_when_nobody_wants_it() {
         let drv = StorePath::from_parts([1; 20], "x.drv").expect("a path");
-        let cancel = Cancel::new();
-        let over = Watch::start(&drv, &cancel, Some(Duration::ZERO));
+        let (cancel, set_by) = (Cancel::new(), Origins::default());
+        let over = Watch::start(&drv, &cancel, Some(Duration::ZERO), &set_by);
         assert_eq!(over.go_on().expect_err("late").cause, Cause::Limit(Limit::Wall));
-        let watch = Watch::start(&drv, &cancel, None);
+        let watch = Watch::start(&drv, &cancel, None, &set_by);
         let mut steps = Steps::new(&watch);
         steps.take(1).expect("in time");
         cancel.cancel();

@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::agent::Agent;
 use super::opened::Opened;
+use super::upload_limit::UploadLimits;
+use members::Member;
 use settings::Limits;
 use shares::budget::{Budget, Charge, OverBudget};
 use shares::threads::Workers;
@@ -18,14 +20,17 @@ pub(super) struct Desk {
     pub workers: Workers,
     pub budget: Budget,
     pub opened: Opened,
+    pub uploads: UploadLimits,
 }
 
 impl Desk {
-    pub fn of(agent: &Agent, member: &Arc<str>) -> Self {
+    pub fn of(agent: &Agent, member: &Arc<Member>) -> Self {
+        let (roster, of_box) = (agent.roster.clone(), agent.config.limits.max_nar_bytes);
         Self {
-            workers: agent.threads.of(member),
-            budget: agent.budgets.of(member),
+            workers: agent.threads.of(&member.id),
+            budget: agent.budgets.of(&member.id),
             opened: agent.opened.clone(),
+            uploads: UploadLimits::new(member.clone(), roster, of_box),
         }
     }
 

@@ -85,7 +85,7 @@ async fn command_session(
     let stall = agent.config.limits.client_stall;
     let mut stdout = PatientWriter::new(stdout, stall);
     let mut stderr = PatientWriter::new(stderr, stall);
-    let _charge = match Desk::of(&agent, &member.id).session() {
+    let _charge = match Desk::of(&agent, &member).session() {
         Ok(charge) => charge,
         Err(over) => {
             let _ = stderr.write_all(format!("error: {over}\n").as_bytes()).await;

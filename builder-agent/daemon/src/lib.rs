@@ -31,6 +31,7 @@ mod render;
 mod request_error;
 mod serve_protocol;
 mod transfer;
+mod upload_limit;
 mod worker_protocol;
 
 pub use agent::Agent;
@@ -125,6 +126,9 @@ fn in_words(error: &WireError) -> String {
         WireError::NothingSent { .. } => {
             format!("{error} (the box's `limits.client-stall-seconds`)")
         }
+        error if error.is_too_large_a_body() => format!(
+            "{error} (the box's `limits.max-nar-mib`); send smaller paths, or ask the operator of the box for more"
+        ),
         error => error.to_string(),
     }
 }
@@ -156,7 +160,7 @@ impl Session {
         // Nix sends no settings through `ssh-ng://`. So the defaults are the box's settings, and substitution is on.
         let keep_going = agent.config.keep_going;
         let settings = ClientSettings { use_substitutes: true, keep_going, ..ClientSettings::default() };
-        let desk = Desk::of(&agent, &member.id);
+        let desk = Desk::of(&agent, &member);
         let held = desk.budget.charge(0, "the list of paths that a session needs").ok();
         Self { agent, member, views, desk, roster, settings, options, held, ids: Ids::new() }
     }

@@ -8,6 +8,8 @@ use shares::threads::Lost;
 use store::ImportError;
 use wire::WireError;
 
+use super::upload_limit::TooLarge;
+
 /// The reason why a request got no answer.
 #[derive(Debug)]
 pub(super) enum RequestError {
@@ -48,8 +50,31 @@ pub(super) fn over(why: OverBudget) -> RequestError {
     RequestError::Refused(why.to_string())
 }
 
+/// The reason why contents that a client sent are not in the store.
+#[derive(Debug)]
+pub(super) enum UploadError {
+    Import(ImportError),
+    TooLarge(TooLarge),
+}
+
+impl From<ImportError> for UploadError {
+    fn from(error: ImportError) -> Self {
+        Self::Import(error)
+    }
+}
+
+impl From<TooLarge> for UploadError {
+    fn from(why: TooLarge) -> Self {
+        Self::TooLarge(why)
+    }
+}
+
 /// The client gets the whole message; errors of the box itself are logged too.
-pub(super) fn import_failed(error: ImportError) -> RequestError {
+pub(super) fn import_failed(error: impl Into<UploadError>) -> RequestError {
+    let error = match error.into() {
+        UploadError::TooLarge(TooLarge(why)) => return RequestError::Refused(why),
+        UploadError::Import(error) => error,
+    };
     if !error.is_callers_fault() {
         tracing::error!(%error, "the store cannot take an upload");
     }

@@ -53,7 +53,7 @@ async fn serve_session(
 ) -> Result<(), SessionError> {
     let Caller { member, connection, options } = caller;
     let mut stderr = PatientWriter::new(stderr, agent.config.limits.client_stall);
-    let desk = Desk::of(&agent, &member.id);
+    let desk = Desk::of(&agent, &member);
     let admitted = desk.session().and_then(|charge| Ok((charge, desk.terms(&agent.config.limits)?)));
     let (_charge, terms) = match admitted {
         Ok(admitted) => admitted,
@@ -248,8 +248,8 @@ where
         let mut batch = Vec::new();
         while self.conn.next_nar().await? {
             let view = views.now();
-            let taker = view.clone();
-            let ingested = feed(desk, self.conn.body(), move || unknown(&taker)).await?;
+            let (taker, limit) = (view.clone(), desk.uploads.now());
+            let ingested = feed(desk, self.conn.body(), move || unknown(&taker, limit)).await?;
             let ingested = ingested.map_err(import_failed)?;
             let info = imported(&ingested, self.conn.trailer().await?);
             // No part of an export stream can prove what the path is, so the path is a claim of this member.

@@ -13,7 +13,7 @@ use wire::worker::Connection;
 
 use super::Session;
 use super::desk::Desk;
-use super::request_error::{RequestError, bug, import_failed};
+use super::request_error::{RequestError, UploadError, bug, import_failed};
 use members::Views;
 
 mod chunks;
@@ -43,7 +43,8 @@ impl Session {
         W: AsyncWrite + Unpin + Send,
     {
         let (view, what) = (self.view(), Address { name, method, algorithm, references });
-        let open = move || addressed(view, what);
+        let limit = self.desk.uploads.now();
+        let open = move || addressed(view, what, limit);
         let added =
             feed_and_commit(&self.desk, conn.body(), open, one_visible(self.views.clone()), None).await?;
         added.map(|info| PathInfo::clone(&info)).map_err(import_failed)
@@ -58,8 +59,8 @@ impl Session {
         let (method, algorithm) = (ContentAddressMethod::Text, HashAlgorithm::Sha256);
         let (view, what) = (self.view(), Address { name, method, algorithm, references });
         let visible = one_visible(self.views.clone());
-        let is_small = text.len() < WHOLE;
-        let work = move || at_once(|| addressed(view, what), &text).and_then(visible);
+        let (is_small, limit) = (text.len() < WHOLE, self.desk.uploads.now());
+        let work = move || at_once(|| addressed(view, what, limit), &text).and_then(visible);
         let added = match is_small {
             true => self.desk.workers.commit_short(work).await,
             false => self.desk.workers.commit(work).await,
@@ -74,8 +75,9 @@ impl Session {
         info: PathInfo,
     ) -> Result<(), RequestError> {
         let view = self.view();
-        let size = Some(info.nar_size).filter(|size| *size > 0);
-        let open = move || announced(view, info);
+        let (size, limit) = (Some(info.nar_size).filter(|size| *size > 0), self.desk.uploads.now());
+        limit.check(&info.path.to_string(), info.nar_size).map_err(import_failed)?;
+        let open = move || announced(view, info, limit);
         let visible = one_visible(self.views.clone());
         let added = feed_and_commit(&self.desk, body, open, visible, size).await?;
         added.map(|_| ()).map_err(import_failed)
@@ -114,7 +116,7 @@ impl Session {
 
 /// Makes one received path visible. It uses a new view: references must be visible in that, not in the view from the
 /// start of the upload.
-fn one_visible(views: Views) -> impl FnOnce(Staged) -> Result<Arc<PathInfo>, ImportError> + Send + 'static {
+fn one_visible(views: Views) -> impl FnOnce(Staged) -> Result<Arc<PathInfo>, UploadError> + Send + 'static {
     move |staged| {
         let mut infos = views.now().register_many(vec![staged]).map_err(ImportError::Register)?;
         Ok(infos.pop().expect("one path in, one info out"))

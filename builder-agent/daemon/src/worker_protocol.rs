@@ -41,7 +41,7 @@ async fn worker_session(
     caller: Caller,
 ) -> Result<(), SessionError> {
     let Caller { member, connection, options } = caller;
-    let desk = Desk::of(&agent, &member.id);
+    let desk = Desk::of(&agent, &member);
     let _charge = desk.session().map_err(|over| SessionError::Refused(over.to_string()))?;
     let mut info = ServerInfo::new(VERSION);
     info.terms = desk.terms(&agent.config.limits).map_err(|over| SessionError::Refused(over.to_string()))?;

@@ -10,21 +10,23 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ::roster::{BAKED_IN, Day, FileError, Key, LeftOut, MAX_FILE, Together, date, person};
+use ::roster::{BAKED_IN, Day, FileError, Key, LeftOut, MAX_FILE, date, person};
 use russh::keys::ssh_key::public::KeyData;
 use tokio::sync::watch;
 
 use followed::Version;
 use identity::Listed;
 
-pub use ::roster::{Group, MemberLimits, Role, Status};
+pub use ::roster::{Group, MemberLimits, Role, Status, Together};
 pub use checks::Checks;
 pub use identity::Identities;
+pub use limits::{Effective, SetBy};
 pub use views::Views;
 
 mod checks;
 mod followed;
 mod identity;
+mod limits;
 mod views;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -149,6 +151,12 @@ impl Roster {
             .map(|group| (group.name.as_str(), group))
             .collect();
         groups.into_values()
+    }
+
+    /// The members of a group of this roster, in order of name.
+    pub fn members_of(&self, group: &Arc<Group>) -> impl Iterator<Item = &Arc<Member>> {
+        let is_in = |member: &&Arc<Member>| member.groups.iter().any(|its| Arc::ptr_eq(its, group));
+        self.by_name.values().filter(is_in)
     }
 
     pub fn len(&self) -> usize {

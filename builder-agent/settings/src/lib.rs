@@ -105,6 +105,7 @@ pub struct Limits {
     pub max_processes: u32,
     pub max_connections: usize,
     pub max_connections_per_member: usize,
+    pub max_sessions_per_member: usize,
     pub max_sessions_per_connection: usize,
     pub login_time: Duration,
     pub max_auth_tries: usize,

@@ -116,6 +116,7 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
             max_processes: values.int_of("limits.max-processes") as u32,
             max_connections: values.int_of("limits.max-connections") as usize,
             max_connections_per_member: values.int_of("limits.max-connections-per-member") as usize,
+            max_sessions_per_member: values.int_of("limits.max-sessions-per-member") as usize,
             max_sessions_per_connection: values.int_of("limits.max-sessions-per-connection") as usize,
             login_time: Duration::from_secs(values.int_of("limits.login-seconds") as u64),
             max_auth_tries: values.int_of("limits.max-auth-tries") as usize,

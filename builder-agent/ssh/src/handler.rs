@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::commands::{self, Command, shown};
 use super::gate::{Ending, Visit};
 use super::login::{Credential, Login, Offers, Refusal};
+use super::places::{Kind, Place};
 use super::terminal::{ExitStatus, STDERR, Terminal};
 use super::{MemberSlot, Server, about_stranger};
 use daemon::{Agent, Caller, SessionOptions};
@@ -65,11 +66,12 @@ pub(super) struct Handler {
     opened: usize,
 }
 
-/// A channel, and its place among the connection's sessions. Both end with the command.
-type Opened = (Channel<Msg>, OwnedSemaphorePermit);
+/// A channel without a command yet, its place in the connection, and what the client set in its environment.
+type Waiting = (Channel<Msg>, OwnedSemaphorePermit, SessionOptions);
 
-/// A channel without a command yet, and what the client set in its environment.
-type Waiting = (Opened, SessionOptions);
+/// A channel that gets its command, its place in the connection, and its place among all sessions of the member. All end
+/// with the command.
+type Opened = (Channel<Msg>, (OwnedSemaphorePermit, Place));
 
 impl Handler {
     pub fn new(
@@ -112,13 +114,22 @@ impl Handler {
             session.channel_failure(id)?;
             return Ok(None);
         };
-        let Some(member) = who.current(&self.server.agent.roster.borrow()) else {
+        let roster = self.server.agent.roster.borrow().clone();
+        let Some(member) = who.current(&roster) else {
             let line = format!("{} or this key is no longer in the roster", who.member.name);
             self.refuse(id, &line, session)?;
             return Ok(None);
         };
+        let place = match self.server.place(Kind::Session, &roster, &member) {
+            Ok(place) => place,
+            Err(line) => {
+                self.refuse(id, &line, session)?;
+                return Ok(None);
+            }
+        };
         let taken = self.channels.remove(&id);
-        Ok(taken.map(|(opened, options)| (opened, Caller { member, connection: self.id, options })))
+        let caller = |options| Caller { member, connection: self.id, options };
+        Ok(taken.map(|(channel, permit, options)| ((channel, (permit, place)), caller(options))))
     }
 
     /// The client holds `key`; `credential` is the key or certificate that it sent.
@@ -126,11 +137,12 @@ impl Handler {
         let at = ::roster::date::now();
         let login = Login { user: user.to_owned(), peer: self.peer.ip(), credential, at };
         // Decided again, because the roster may have changed since the key was offered.
-        let decided = login.decide(&self.server.agent.roster.borrow());
+        let roster = self.server.agent.roster.borrow().clone();
+        let decided = login.decide(&roster);
         match decided {
             Ok(member) => match self.server.agent.checks.closed_to(&member) {
                 Some(why) => self.refuse_known(user, key, Refusal::Closed(why)),
-                None => self.log_in(LoggedIn { member, login }, key),
+                None => self.log_in(LoggedIn { member, login }, key, &roster),
             },
             Err(refusal @ Refusal::Ambiguous(_)) => self.refuse_known(user, key, refusal),
             Err(refusal) => self.denied(user, key, &refusal),
@@ -147,12 +159,12 @@ impl Handler {
     }
 
     /// Logs a proven member in, if there is room for one more of their connections.
-    fn log_in(&mut self, who: LoggedIn, key: &PublicKey) -> Auth {
+    fn log_in(&mut self, who: LoggedIn, key: &PublicKey, roster: &Roster) -> Auth {
         let fingerprint = key.fingerprint(Default::default());
         let member = &who.member.name;
         // The client is no stranger, so its source gets no penalty from now on.
         self.visit.ends(Ending::Known);
-        let slot = self.server.member_slot(member);
+        let slot = self.server.member_slot(roster, &who.member);
         if slot.is_ok() {
             if !self.visit.admit() {
                 return Auth::reject();
@@ -271,7 +283,7 @@ impl RusshHandler for Handler {
             _ if self.login.borrow().is_none() => "nobody is logged in",
             Ok(permit) if self.opened < MAX_SESSIONS_EVER => {
                 self.opened += 1;
-                self.channels.insert(channel.id(), ((channel, permit), SessionOptions::default()));
+                self.channels.insert(channel.id(), (channel, permit, SessionOptions::default()));
                 reply.accept().await;
                 return Ok(());
             }
@@ -355,7 +367,7 @@ impl RusshHandler for Handler {
         value: &str,
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        if self.channels.get_mut(&id).is_some_and(|(_, options)| options.set(name, value)) {
+        if self.channels.get_mut(&id).is_some_and(|(_, _, options)| options.set(name, value)) {
             return session.channel_success(id);
         }
         session.channel_failure(id)

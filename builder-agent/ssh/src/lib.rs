@@ -5,10 +5,9 @@
 //! lives only as long as the roster maps its credential to the same member.
 //! Not here: what a session may ask for (`daemon`), and how the roster gets its contents (`members`).
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use russh::keys::PrivateKey;
@@ -28,11 +27,14 @@ mod gate;
 mod handler;
 mod login;
 mod penalties;
+mod places;
 mod quiet;
 mod socket;
 mod terminal;
 
 use gate::Gate;
+use members::{Member, Roster};
+use places::{Kind, Place, Places};
 use quiet::{Line, Quiet};
 pub use socket::Socket;
 
@@ -152,8 +154,8 @@ struct Server {
     quiet: Quiet,
     /// Held by each logged-in connection until it is closed.
     slots: Arc<Semaphore>,
-    /// Logged-in connections per member name.
-    members: Mutex<HashMap<Arc<str>, usize>>,
+    /// Places of members, for connections and for sessions.
+    places: Arc<Places>,
     next_id: AtomicU64,
 }
 
@@ -171,7 +173,7 @@ pub async fn serve(agent: Arc<Agent>, key: PrivateKey, listeners: Vec<TcpListene
         gate: Gate::new(limits),
         quiet: Quiet::new(),
         slots: Arc::new(Semaphore::new(limits.max_connections)),
-        members: Mutex::default(),
+        places: Arc::default(),
         next_id: AtomicU64::new(1),
         agent,
     });
@@ -249,43 +251,26 @@ fn banner(name: &str, weaker: Option<&str>, agent: &Agent) -> String {
 
 /// A logged-in connection's place: one of all members' and one of its member's own. Dropping it frees both.
 struct MemberSlot {
-    server: Arc<Server>,
-    name: Arc<str>,
-    _place: OwnedSemaphorePermit,
+    _all: OwnedSemaphorePermit,
+    _own: Place,
 }
 
 impl Server {
-    /// A place for a connection of this member, or the message about the limit that is reached.
-    fn member_slot(self: &Arc<Self>, name: &Arc<str>) -> Result<MemberSlot, String> {
-        let limits = &self.agent.config.limits;
-        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = members.entry(name.clone()).or_default();
-        if *count >= limits.max_connections_per_member {
+    /// A place for a connection of this member of the roster, or the message about the limit that is reached.
+    fn member_slot(&self, roster: &Roster, member: &Member) -> Result<MemberSlot, String> {
+        let own = self.place(Kind::Connection, roster, member)?;
+        let Ok(all) = self.slots.clone().try_acquire_owned() else {
             return Err(format!(
-                "you have {} connections open already, which is the limit (limits.max-connections-per-member); close one \
-                 and try again",
-                limits.max_connections_per_member
-            ));
-        }
-        let Ok(place) = self.slots.clone().try_acquire_owned() else {
-            return Err(format!(
-                "the box has {} connections of members open, which is the limit (limits.max-connections); try again later",
-                limits.max_connections
+                "the box has {} connections of members open, which is the limit (the box's `limits.max-connections`); \
+                 try again later",
+                self.agent.config.limits.max_connections
             ));
         };
-        *count += 1;
-        Ok(MemberSlot { server: self.clone(), name: name.clone(), _place: place })
+        Ok(MemberSlot { _all: all, _own: own })
     }
-}
 
-impl Drop for MemberSlot {
-    fn drop(&mut self) {
-        let mut members = self.server.members.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = members.get_mut(&self.name) {
-            *count -= 1;
-            if *count == 0 {
-                members.remove(&self.name);
-            }
-        }
+    /// One of the member's own places, likewise.
+    fn place(&self, kind: Kind, roster: &Roster, member: &Member) -> Result<Place, String> {
+        self.places.take(kind, &self.agent.config.limits, roster, member)
     }
 }

@@ -6,6 +6,7 @@
 pub mod cache;
 pub mod http;
 pub mod scripted;
+pub mod served;
 
 use std::fs;
 use std::io::{BufRead, BufReader};

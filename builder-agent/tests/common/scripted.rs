@@ -39,6 +39,8 @@ use wire::client::{Client, encode_file_nar};
 /// - `log:X` prints a line (longer than the limit of the log: ends as the sandbox would);
 /// - `write:X` makes every output a file that holds X, `refer` one that holds the inputs' paths, `count` one
 ///   that holds the number of runs so far;
+/// - `mib:N` adds N MiB to what `write` writes (more than the limit of the outputs: ends as the sandbox would);
+/// - `quiet:N` is silent for N seconds, by the sandbox's clock;
 /// - `cpu:N` uses N seconds of processor time, by the sandbox's account;
 /// - `timeout`, `memory` and `broken` end as the sandbox would, `exit:N` ends with this status;
 /// - `limit` waits for the gate and ends if it may run for a second only;
@@ -87,6 +89,16 @@ impl Script {
                 ("cpu", seconds) => usage.cpu = Duration::from_secs(seconds.parse().expect("a number")),
                 ("write", text) => contents.push_str(text),
                 ("refer", _) => contents.push_str(&String::from_utf8_lossy(&job.env[&b"inputs"[..]])),
+                ("mib", number) => {
+                    contents
+                        .extend(std::iter::repeat_n('m', number.parse::<usize>().expect("a number") << 20));
+                }
+                ("quiet", seconds) => {
+                    let quiet = Duration::from_secs(seconds.parse().expect("a number"));
+                    if let Some(after) = job.limits.silent.filter(|silent| *silent < quiet) {
+                        return Err(SandboxError::Silent { after });
+                    }
+                }
                 ("count", _) => contents.push_str(&run.to_string()),
                 ("timeout", _) => return Err(SandboxError::Timeout { after: Duration::from_secs(1) }),
                 ("memory", _) => return Err(SandboxError::OutOfMemory { mib: job.limits.memory_mib }),
@@ -113,6 +125,10 @@ impl Script {
             }
         }
         if status == 0 {
+            let limit = job.limits.output_bytes;
+            if (contents.len() * job.outputs.len()) as u64 > limit {
+                return Err(SandboxError::OutputLimit { limit });
+            }
             for name in job.outputs.keys() {
                 let sink = |source| SandboxError::Sink { name: name.clone(), source };
                 let mut output = host.output(name).map_err(sink)?;
@@ -250,6 +266,27 @@ impl Scripted {
 
     pub fn set_roster(&self, names: &[&str]) {
         self.roster.send_replace(read_roster(self.dir.path(), names));
+    }
+
+    /// Sets the limits of a member of the roster.
+    pub fn limit(&self, name: &str, limits: serde_json::Value) {
+        self.edit_roster(|roster| {
+            let members = roster["members"].as_array_mut().expect("members");
+            let member = members.iter_mut().find(|member| member["name"] == name).expect("a member");
+            member["limits"] = limits;
+        });
+    }
+
+    /// Puts these members in the group `ci` with these limits.
+    pub fn group(&self, names: &[&str], limits: serde_json::Value) {
+        self.edit_roster(|roster| {
+            roster["schema"] = 2.into();
+            roster["groups"] = serde_json::json!([{ "name": "ci", "limits": limits }]);
+            for member in roster["members"].as_array_mut().expect("members") {
+                let is_in = names.iter().any(|name| member["name"] == *name);
+                member["groups"] = if is_in { serde_json::json!(["ci"]) } else { serde_json::json!([]) };
+            }
+        });
     }
 
     pub fn edit_roster(&self, edit: impl FnOnce(&mut serde_json::Value)) {

@@ -65,6 +65,9 @@ pub enum WireError {
     Misuse { op: &'static str, what: &'static str },
 }
 
+/// The field that a refused body is; its rest is read up to a limit of its own.
+pub(crate) const REFUSED_BODY: &str = "the rest of a refused body";
+
 /// The defect of a field.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -107,6 +110,12 @@ impl WireError {
     /// The client is gone or the transport is broken: nobody can receive a message.
     pub fn is_disconnect(&self) -> bool {
         matches!(self, Self::Truncated { .. } | Self::Io(_) | Self::NothingTaken { .. })
+    }
+
+    /// The client sends, or announces, more than [`Terms::max_body_bytes`](crate::Terms).
+    pub fn is_too_large_a_body(&self) -> bool {
+        let Self::Field { field, problem: Problem::BodyTooLarge { .. }, .. } = self else { return false };
+        *field != REFUSED_BODY
     }
 }
 

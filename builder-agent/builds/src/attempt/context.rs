@@ -4,9 +4,11 @@
 use std::path::Path;
 
 use net::HttpClient;
-use sandbox::{Cancel, JobRunner, Limits};
+use sandbox::{Cancel, JobRunner};
 use settings::BackendKind;
 use store::{Closure, View};
+
+use crate::limits::RunLimits;
 
 /// The parts that an attempt needs besides the recipe.
 pub struct AttemptContext<'a> {
@@ -21,7 +23,7 @@ pub struct AttemptContext<'a> {
     /// A folder of the box's state, for files without names.
     pub scratch: &'a Path,
     pub kind: BackendKind,
-    pub limits: Limits,
+    pub limits: RunLimits,
     pub cores: u32,
     pub cancel: &'a Cancel,
 }

@@ -17,7 +17,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use url::Url;
 
 use crate::attempt::AttemptContext;
-use crate::failure::sandbox_failed;
+use crate::failure::{Cause, Limit, sandbox_failed};
 use crate::log::LogWriter;
 use crate::{Failure, Recipe};
 use net::{HttpError, Want};
@@ -48,7 +48,7 @@ pub(crate) fn fetch(
         Url::parse(&url).map_err(|e| refused(&format!("its url '{}' is none: {e}", url.escape_debug())))?;
     let runtime = Handle::current();
     // One deadline for all attempts: the time limit is that of the build.
-    let deadline = context.limits.wall.and_then(|wall| Instant::now().checked_add(wall));
+    let deadline = context.limits.of_sandbox.wall.and_then(|wall| Instant::now().checked_add(wall));
     let (over, _guard) = over(&runtime, context.cancel.clone(), deadline);
     let job = Job { recipe, context, scan_for, runtime, deadline, over };
     let mut wait = FIRST_WAIT;
@@ -61,6 +61,9 @@ pub(crate) fn fetch(
             Err(Stop::Http(error)) => error,
         };
         job.go_on()?;
+        if matches!(error, HttpError::TooLarge { .. }) {
+            return Err(job.too_large(&format!("builder for '{drv}' failed: {error}")));
+        }
         log.write(format!("error: {error}\n").as_bytes());
         if attempt >= ATTEMPTS || !error.is_passing() {
             return Err(Failure::transient(format!("builder for '{drv}' failed: {error}")));
@@ -125,12 +128,20 @@ impl Job<'_> {
         if self.context.cancel.is_cancelled() {
             return Err(Failure::cancelled(drv));
         }
-        match (self.deadline, self.context.limits.wall) {
+        match (self.deadline, self.context.limits.of_sandbox.wall) {
             (Some(deadline), Some(after)) if Instant::now() >= deadline => {
-                Err(sandbox_failed(drv, &[], &SandboxError::Timeout { after }))
+                let set_by = &self.context.limits.set_by;
+                Err(sandbox_failed(drv, &[], &SandboxError::Timeout { after }, set_by))
             }
             _ => Ok(()),
         }
+    }
+
+    /// `what` is a clause without an end. Another attempt, or another member, can have a higher limit.
+    fn too_large(&self, what: &str) -> Failure {
+        let set_by = &self.context.limits.set_by.output;
+        Failure::transient(format!("{what} ({set_by}); {}", set_by.ask()))
+            .because(Cause::Limit(Limit::Output))
     }
 
     fn trouble(&self, error: &dyn std::fmt::Display) -> Failure {
@@ -143,7 +154,7 @@ impl Job<'_> {
     }
 
     fn download(&self, url: &Url) -> Result<Ingested, Stop> {
-        let want = Want { max_bytes: self.context.limits.output_bytes };
+        let want = Want { max_bytes: self.context.limits.of_sandbox.output_bytes };
         let over = self.over.clone();
         let body = self.runtime.block_on(async {
             tokio::select! {
@@ -187,19 +198,20 @@ impl Job<'_> {
     /// `unpack`: the file is a NAR, or the xz of one.
     fn unpacked(&self, from: impl Read, url: &Url) -> Result<Ingested, Failure> {
         let drv = self.recipe.drv_path.to_absolute_path();
-        let broken =
-            |e: &dyn std::fmt::Display| Failure::output(format!("cannot unpack '{url}' for '{drv}': {e}"));
+        let what = format!("cannot unpack '{url}' for '{drv}'");
+        let broken = |e: &dyn std::fmt::Display| Failure::output(format!("{what}: {e}"));
         let mut from: Box<dyn Read + '_> = match url.path().ends_with(".xz") {
             true => Box::new(lzma_rust2::XzReader::new_mem_limit(io::BufReader::new(from), true, MAX_XZ_KIB)),
             false => Box::new(from),
         };
         let mut ingest = self.ingest()?;
-        let limit = self.context.limits.output_bytes;
-        let (mut left, mut ended, mut written) = (limit, Ok(()), true);
+        let limit = self.context.limits.of_sandbox.output_bytes;
+        let (mut left, mut ended, mut written) = (Some(limit), Ok(()), true);
         let poured = pour(&mut from, |piece| {
-            left = left
-                .checked_sub(piece.len() as u64)
-                .ok_or_else(|| io::Error::other(format!("it is larger than {limit} bytes")))?;
+            left = left.and_then(|left| left.checked_sub(piece.len() as u64));
+            if left.is_none() {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
             // A small download can unpack to a large file, which takes time; so the build's deadline is checked here
             // too.
             ended = self.go_on();
@@ -210,11 +222,14 @@ impl Job<'_> {
             if written { Ok(()) } else { Err(io::ErrorKind::Other.into()) }
         });
         ended?;
+        if left.is_none() {
+            return Err(self.too_large(&format!("{what}: it is larger than {limit} bytes")));
+        }
         if written {
             poured.map_err(|e| broken(&e))?;
         }
         // If a write failed, `finish` returns its error, which says who is at fault.
-        ingest.finish().map_err(|e| Failure::of_import(format!("cannot unpack '{url}' for '{drv}'"), &e))
+        ingest.finish().map_err(|e| Failure::of_import(what.clone(), &e))
     }
 
     fn ingest(&self) -> Result<Ingest, Failure> {

@@ -96,9 +96,10 @@ impl One {
     async fn follow(&self, number: BuildNumber, attached: &mut Attached) -> Result<(), Failure> {
         let mut lines = Lines::default();
         let mut clock = Clock::new(attached);
-        let mut left = attached.limits.log_bytes;
+        let mut left = attached.limits.of_sandbox.log_bytes;
         loop {
-            let read = clock.bound(&mut attached.log).await.map_err(|error| self.too_late(&error))?;
+            let read =
+                clock.bound(&mut attached.log).await.map_err(|error| self.too_late(&error, attached))?;
             let chunk = match read {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => break,
@@ -108,10 +109,10 @@ impl One {
                 }
             };
             self.show_lines(number, &mut lines, &chunk).await;
-            let limit = attached.limits.log_bytes;
+            let limit = attached.limits.of_sandbox.log_bytes;
             left = left
                 .checked_sub(chunk.len() as u64)
-                .ok_or_else(|| self.too_late(&SandboxError::LogLimit { limit }))?;
+                .ok_or_else(|| self.too_late(&SandboxError::LogLimit { limit }, attached))?;
         }
         self.show_last(number, &mut lines).await;
         Ok(())
@@ -133,8 +134,8 @@ impl One {
         }
     }
 
-    fn too_late(&self, error: &SandboxError) -> Failure {
-        sandbox_failed(&self.request.recipe.drv_path, &[], error)
+    fn too_late(&self, error: &SandboxError, attached: &Attached) -> Failure {
+        sandbox_failed(&self.request.recipe.drv_path, &[], error, &attached.limits.set_by)
     }
 }
 
@@ -149,7 +150,7 @@ struct Clock {
 impl Clock {
     fn new(attached: &Attached) -> Self {
         // The sandbox keeps the limits of the request that starts a run.
-        let limits = attached.joined.then(|| attached.limits.clone());
+        let limits = attached.joined.then(|| attached.limits.of_sandbox.clone());
         let now = Instant::now();
         Self { limits, begun: attached.begun.clone(), joined_at: now, last_line: now }
     }

@@ -14,7 +14,7 @@ use super::{Context, Done, Ended};
 use crate::events::{BuildKind, Event};
 use crate::kept::Reader;
 use crate::reuse::{self, Earlier, Known};
-use crate::schedule::NotStarted;
+use crate::schedule::{Attached, NotStarted};
 use crate::{BuildKey, Envelope, Failure, Held, Outcome, Recipe, Request, outputs, realisations};
 use shares::threads::{Lost, Workers};
 
@@ -187,14 +187,17 @@ impl One {
             ));
         }
         self.request.check = true;
-        let outcome = loop {
+        let (attached, outcome) = loop {
             let (attached, outcome) = self.run(BuildKind::Checking).await?;
             if !attached.is_not_ours(&outcome) {
-                break outcome;
+                break (attached, outcome);
             }
             self.context.reporter.report(Event::LimitOfOthers { drv: recipe.drv_path.clone() }).await;
         };
-        let built = outcome.result.as_ref().map_err(|failure| self.in_words_of_request(failure, &outcome))?;
+        let built = outcome
+            .result
+            .as_ref()
+            .map_err(|failure| self.in_words_of_request(failure, &outcome, &attached))?;
         outputs::compare(&recipe, &self.context.views.now(), &built.outputs)?;
         Ok(self.built(paths(&built.outputs), &outcome))
     }
@@ -228,7 +231,7 @@ impl One {
                 Ok(built) => built,
                 Err(failure) => {
                     self.give_log(outcome.log.clone(), proven).await;
-                    return Err(self.in_words_of_request(failure, &outcome));
+                    return Err(self.in_words_of_request(failure, &outcome, &attached));
                 }
             };
             match self.adopt(built.outputs.clone(), outcome.log.clone(), proven).await {
@@ -247,9 +250,11 @@ impl One {
         Done { start_time, stop_time, ..done }
     }
 
-    /// The failure with the name of this request's derivation in place of the one that was built.
-    fn in_words_of_request(&self, failure: &Failure, outcome: &Outcome) -> Failure {
-        failure.clone().about(&outcome.drv, &self.request.recipe.drv_path)
+    /// The failure with the name of this request's derivation in place of the one that was built, and with this request's
+    /// limits.
+    fn in_words_of_request(&self, failure: &Failure, outcome: &Outcome, attached: &Attached) -> Failure {
+        let failure = failure.clone().limited_by(&outcome.limits.set_by, &attached.limits.set_by);
+        failure.about(&outcome.drv, &self.request.recipe.drv_path)
     }
 
     /// Makes the outputs of a run with this request's key valid in the member's view, and its log readable.

@@ -17,11 +17,12 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sandbox::{Cancel, Limits};
+use sandbox::Cancel;
 use store::{Closure, ClosureInfo};
 
 use super::admit::RunId;
 use crate::attempt::{Outputs, Report};
+use crate::limits::RunLimits;
 use crate::log::LogWriter;
 use crate::{Envelope, Failure, Recipe};
 
@@ -39,7 +40,7 @@ pub struct Task {
     pub inputs: Arc<ClosureInfo>,
     pub envelope: Envelope,
     /// The run ends at these limits.
-    pub limits: Limits,
+    pub limits: RunLimits,
 }
 
 /// The result of a task.

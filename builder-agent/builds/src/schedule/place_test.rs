@@ -1,12 +1,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use members::SetBy;
 use nix::PathInfo;
 use nix_derivation::{CAHash, ContentAddressMethod, HashAlgorithm, StorePath};
+use sandbox::Limits;
 use store::{Member as Owner, Provenance, Store, StoreConfig};
 
 use super::*;
 use crate::key::key_test::{ENVELOPE, claim, path, recipe};
+use crate::limits::Origins;
 use crate::recipe::OutputSpec;
 use crate::structured::Attributes;
 use crate::{BuildKey, SandboxIdentity};
@@ -24,7 +27,7 @@ macro_rules! leaves {
 }
 
 leaves!(bool, u8, u32, u64, i64, str, String, Duration, [u8; 32]);
-leaves!(StorePath, CAHash, ContentAddressMethod, HashAlgorithm, Owner, Attributes);
+leaves!(SetBy, StorePath, CAHash, ContentAddressMethod, HashAlgorithm, Owner, Attributes);
 
 macro_rules! structs {
     ($($name:ident { $($field:ident),* $(,)? })*) => { $(
@@ -49,7 +52,9 @@ structs! {
         path, nar_hash, nar_size, references, deriver, registration_time, ultimate, signatures, ca,
     }
     Envelope { vcpus, memory_mib, processes, of_box }
+    RunLimits { of_sandbox, set_by }
     Limits { vcpus, memory_mib, wall, silent, log_bytes, output_bytes, processes }
+    Origins { memory, wall, silent, log, output }
 }
 
 impl Plain for Provenance {
@@ -115,7 +120,7 @@ fn task(store: &Store, contents: &str) -> (Task, Arc<Closure>) {
     let (view, recipe) = (store.view(&Owner::new(contents)), recipe());
     claim(&view, contents, &[&path("input")]);
     let inputs = view.snapshot(&recipe.inputs).expect("inputs");
-    let limits = Limits {
+    let of_sandbox = Limits {
         vcpus: ENVELOPE.vcpus,
         memory_mib: ENVELOPE.memory_mib,
         wall: Some(Duration::from_secs(60)),
@@ -130,7 +135,7 @@ fn task(store: &Store, contents: &str) -> (Task, Arc<Closure>) {
         recipe: Arc::new(recipe),
         inputs: inputs.info().clone(),
         envelope: ENVELOPE,
-        limits,
+        limits: RunLimits { of_sandbox, set_by: Origins::default() },
     };
     (task, Arc::new(inputs))
 }

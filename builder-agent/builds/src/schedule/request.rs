@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix_derivation::StorePath;
-use sandbox::Limits;
 use store::{Closure, ClosureInfo, RecordedOutput, View};
 
 use super::admit::Class;
+use crate::limits::RunLimits;
 use crate::reuse::Known;
 use crate::{BuildKey, Envelope, Failure, Recipe};
 use members::Member;
@@ -70,7 +70,7 @@ pub struct Outcome {
     /// The derivation that `result` names.
     pub drv: StorePath,
     /// The limits of the run.
-    pub limits: Limits,
+    pub limits: RunLimits,
     /// The name under which the log was kept.
     pub log: Option<String>,
     pub start_time: i64,

@@ -63,7 +63,7 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     };
     // Again, because other builds of the member may have ended while this one waited.
     if let Some(failure) = shared.month_is_over(&waiter.request) {
-        tracing::info!(build = id, member = %waiter.request.member.name, %drv, "build not started: limits.max-cpu-hours-per-month");
+        tracing::info!(build = id, member = %waiter.request.member.name, %drv, "build not started: max-cpu-hours-per-month");
         shared.running.remove(&key, id);
         outcome.send_replace(Some(Arc::new(never_started(&shared, &waiter, failure))));
         return;

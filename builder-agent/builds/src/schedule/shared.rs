@@ -13,8 +13,9 @@ use super::place::{Place, Snapshots};
 use super::queue::Queue;
 use super::request::Request;
 use super::share::{Table, Waiter};
+use crate::limits::{Origins, RunLimits};
 use crate::{Envelope, Failure, monthly};
-use members::Member;
+use members::{Effective, Member, SetBy};
 use settings::Config;
 
 pub(super) struct Shared {
@@ -70,12 +71,13 @@ impl Shared {
 
     /// The refusal of a run that this request would start now, if its member has used up the month's processor time.
     pub fn month_is_over(&self, request: &Request) -> Option<Failure> {
-        let member = self.requester(request);
-        monthly::refusal(&self.parts.ledger, &self.parts.config, &member, &request.recipe.drv_path)
+        let (member, roster) = (self.requester(request), self.parts.roster.borrow());
+        let (ledger, config) = (&self.parts.ledger, &self.parts.config);
+        monthly::refusal(ledger, config, &roster, &member, &request.recipe.drv_path)
     }
 
     /// The limits of a build of this request if it starts now.
-    pub fn limits(&self, request: &Request) -> Limits {
+    pub fn limits(&self, request: &Request) -> RunLimits {
         let now = self.requester(request);
         limits(&self.parts.config, &now, request)
     }
@@ -87,18 +89,40 @@ pub(super) fn size_of(envelope: &Envelope) -> Size {
 }
 
 /// The request's envelope, and the tightest of the box's, the member's and the client's limits that can only end a build.
-fn limits(config: &Config, member: &Member, request: &Request) -> Limits {
+fn limits(config: &Config, member: &Member, request: &Request) -> RunLimits {
     let (of_box, own, size) = (&config.limits, &member.limits, request.envelope);
-    let tighter =
-        |ceiling: Duration, asked: Option<Duration>| asked.map_or(ceiling, |asked| asked.min(ceiling));
-    let wall = tighter(of_box.max_build, own.max_build_seconds.map(Duration::from_secs));
-    Limits {
-        vcpus: size.vcpus,
-        memory_mib: size.memory_mib,
-        wall: Some(tighter(wall, request.wall)),
-        silent: Some(tighter(of_box.max_silent, request.silent)),
-        log_bytes: of_box.max_log_bytes.min(request.log.unwrap_or(u64::MAX)),
-        output_bytes: of_box.max_output_bytes,
-        processes: size.processes,
+    let seconds = |seconds: Option<u64>| seconds.map(Duration::from_secs);
+    let wall = Effective::of_box("limits.max-build-seconds", of_box.max_build)
+        .and(seconds(own.max_build_seconds), SetBy::Member("max-build-seconds"))
+        .and(request.wall, SetBy::Client("timeout"));
+    let silent = Effective::of_box("limits.max-silent-seconds", of_box.max_silent)
+        .and(seconds(own.max_silent_seconds), SetBy::Member("max-silent-seconds"))
+        .and(request.silent, SetBy::Client("max-silent-time"));
+    let log = Effective::of_box("limits.max-log-mib", of_box.max_log_bytes)
+        .and(request.log, SetBy::Client("max-log-size"));
+    let output = Effective::of_box("limits.max-output-mib", of_box.max_output_bytes)
+        .and(own.max_output_mib.map(|mib| mib << 20), SetBy::Member("max-output-mib"));
+    let memory = match size.is_of_box() || own.max_memory_mib.is_none_or(|own| own > size.memory_mib) {
+        true if of_box.max_memory_mib < config.sandbox.memory_mib => SetBy::Box("limits.max-memory-mib"),
+        true => SetBy::Box("sandbox.memory-mib"),
+        false => SetBy::Member("max-memory-mib"),
+    };
+    RunLimits {
+        of_sandbox: Limits {
+            vcpus: size.vcpus,
+            memory_mib: size.memory_mib,
+            wall: Some(wall.value),
+            silent: Some(silent.value),
+            log_bytes: log.value,
+            output_bytes: output.value,
+            processes: size.processes,
+        },
+        set_by: Origins {
+            memory,
+            wall: wall.set_by,
+            silent: silent.set_by,
+            log: log.set_by,
+            output: output.set_by,
+        },
     }
 }

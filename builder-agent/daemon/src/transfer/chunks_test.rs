@@ -10,16 +10,28 @@ use std::time::Duration;
 use tokio::io::{AsyncWriteExt, ReadBuf};
 
 use super::*;
+use crate::upload_limit::UploadLimits;
+use members::{Member, MemberLimits, Role};
 use shares::budget::Budgets;
 use shares::threads::Threads;
 
 fn desk() -> Desk {
-    let alice = Arc::from("alice");
+    let alice: Arc<str> = Arc::from("alice");
     Desk {
         workers: Threads::new().of(&alice),
         budget: Budgets::new(1 << 30, 1 << 30).of(&alice),
         opened: Default::default(),
+        uploads: UploadLimits::new(
+            alice_herself(alice),
+            tokio::sync::watch::channel(Arc::default()).1,
+            u64::MAX,
+        ),
     }
+}
+
+fn alice_herself(id: Arc<str>) -> Arc<Member> {
+    let (name, role, limits) = (id.clone(), Role::Member, MemberLimits::default());
+    Arc::new(Member { name, id, role, limits, groups: Vec::new(), share_with: Default::default() })
 }
 
 /// Keeps the bytes it gets, up to `enough`.

@@ -7,11 +7,26 @@ use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
 use store::{ImportError, Ingested, Intake, IntakeKind, Staged, View};
 
 use super::chunks::Sink;
+use crate::request_error::UploadError;
+use crate::upload_limit::UploadLimit;
 
 /// The store's intake, and the step that follows when all of the contents are there.
 pub(crate) struct Taking<F> {
     intake: Intake,
     end: F,
+    name: String,
+    taken: u64,
+    limit: UploadLimit,
+}
+
+impl<F> Taking<F> {
+    fn begin(
+        (view, kind, name): (&View, IntakeKind, String),
+        limit: UploadLimit,
+        end: F,
+    ) -> Result<Self, UploadError> {
+        Ok(Self { intake: view.intake(kind, &name)?, end, name, taken: 0, limit })
+    }
 }
 
 impl<T, F> Sink for Taking<F>
@@ -20,35 +35,40 @@ where
     F: FnOnce(Ingested) -> Result<T, ImportError> + Send + 'static,
 {
     type Done = T;
-    type Error = ImportError;
+    type Error = UploadError;
 
-    fn push(&mut self, bytes: &[u8]) -> Result<bool, ImportError> {
-        self.intake.push(bytes)
+    fn push(&mut self, bytes: &[u8]) -> Result<bool, UploadError> {
+        self.taken = self.taken.saturating_add(bytes.len() as u64);
+        self.limit.check(&self.name, self.taken)?;
+        Ok(self.intake.push(bytes)?)
     }
 
     fn memory(&self) -> u64 {
         self.intake.memory()
     }
 
-    fn finish(self) -> Result<T, ImportError> {
-        (self.end)(self.intake.finish()?)
+    fn finish(self) -> Result<T, UploadError> {
+        Ok((self.end)(self.intake.finish()?)?)
     }
 }
 
 /// A NAR without path info: in an export stream, the path comes after it.
 pub(crate) fn unknown(
     view: &View,
-) -> Result<impl Sink<Done = Ingested, Error = ImportError> + use<>, ImportError> {
-    Ok(Taking { intake: view.intake(IntakeKind::Nar, "an imported path")?, end: Ok })
+    limit: UploadLimit,
+) -> Result<impl Sink<Done = Ingested, Error = UploadError> + use<>, UploadError> {
+    Taking::begin((view, IntakeKind::Nar, "an imported path".into()), limit, Ok)
 }
 
 /// A NAR with path info. It is staged at its end.
 pub(super) fn announced(
     view: View,
     info: PathInfo,
-) -> Result<impl Sink<Done = Staged, Error = ImportError>, ImportError> {
-    let intake = view.intake(IntakeKind::Nar, &info.path.to_string())?;
-    Ok(Taking { intake, end: move |contents| view.stage_ingested(contents, info) })
+    limit: UploadLimit,
+) -> Result<impl Sink<Done = Staged, Error = UploadError>, UploadError> {
+    let name = info.path.to_string();
+    let taker = view.clone();
+    Taking::begin((&taker, IntakeKind::Nar, name), limit, move |contents| view.stage_ingested(contents, info))
 }
 
 /// All that determines the path, besides the contents.
@@ -63,15 +83,15 @@ pub(super) struct Address {
 pub(super) fn addressed(
     view: View,
     what: Address,
-) -> Result<impl Sink<Done = Staged, Error = ImportError>, ImportError> {
+    limit: UploadLimit,
+) -> Result<impl Sink<Done = Staged, Error = UploadError>, UploadError> {
     let Address { name, method, algorithm, references } = what;
     let kind = match method {
         ContentAddressMethod::Flat | ContentAddressMethod::Text => IntakeKind::File,
         ContentAddressMethod::Nar | ContentAddressMethod::Git => IntakeKind::Nar,
     };
-    let intake = view.intake(kind, &name)?;
-    Ok(Taking {
-        intake,
-        end: move |contents| view.stage_addressed(contents, &name, method, algorithm, &references),
+    let (taker, named) = (view.clone(), name.clone());
+    Taking::begin((&taker, kind, named), limit, move |contents| {
+        view.stage_addressed(contents, &name, method, algorithm, &references)
     })
 }

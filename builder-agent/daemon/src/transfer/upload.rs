@@ -67,6 +67,8 @@ impl Upload {
         info: PathInfo,
         body: B,
     ) -> Result<(), RequestError> {
+        let limit = self.desk.uploads.now();
+        limit.check(&info.path.to_string(), info.nar_size).map_err(import_failed)?;
         let parts = info.references.len() + info.signatures.len();
         self.known += (PART_WEIGHT * parts) as u64;
         self.charge.set(UPLOAD_BYTES + self.known + self.leaving).map_err(over)?;
@@ -74,7 +76,7 @@ impl Upload {
             self.hand_over().await?;
             self.staged().await?;
             let view = self.views.now();
-            let staged = chunks::feed(&self.desk, body, move || announced(view, info)).await?;
+            let staged = chunks::feed(&self.desk, body, move || announced(view, info, limit)).await?;
             self.batch.push(staged.map_err(import_failed)?);
             return self.register_if(BATCH).await;
         }

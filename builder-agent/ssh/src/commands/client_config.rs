@@ -10,6 +10,8 @@ use members::Member;
 use serde::Serialize;
 use settings::Reached;
 
+use crate::places::Kind;
+
 #[derive(Debug, PartialEq, Eq, clap::Parser)]
 pub(crate) struct Arguments {
     /// The file to print; `json` prints the values
@@ -89,8 +91,13 @@ impl Values {
         let config = &agent.config;
         let Reached { host, port } = arguments.host.clone().unwrap_or_else(|| config.reached());
         let limits = &config.limits;
-        let own = agent.roster.borrow().current(member).and_then(|member| member.limits.max_jobs);
-        let max_jobs = limits.max_jobs.min(limits.max_jobs_per_member);
+        let own =
+            agent.roster.borrow().current(member).map(|member| member.limits.clone()).unwrap_or_default();
+        let builds = limits.max_jobs.min(limits.max_jobs_per_member);
+        let builds = own.max_jobs.map_or(builds, |own| builds.min(own as usize));
+        // Stock Nix opens a connection with a session for each build that it sends, and a refused one fails the build.
+        let most = |kind: Kind| kind.most(limits, &own).value;
+        let max_jobs = builds.min(most(Kind::Connection)).min(most(Kind::Session));
         Self {
             alias: alias(&config.name),
             host,
@@ -100,7 +107,7 @@ impl Values {
             signing_key: agent.signing_key.to_string(),
             systems: config.systems.clone(),
             features: config.system_features.clone(),
-            max_jobs: own.map_or(max_jobs, |own| max_jobs.min(own as usize)),
+            max_jobs,
             key: arguments.key.clone(),
         }
     }

@@ -111,7 +111,10 @@ fn text(arguments: &Arguments, agent: &Agent, member: &Member) -> Result<String,
         by,
         everybody: who.is_none(),
         lines: lines.collect(),
-        limits: who.and_then(|who| report::limit_of(agent, roster.by_id(&who.member)?)).into_iter().collect(),
+        limits: match who.and_then(|who| roster.by_id(&who.member)) {
+            Some(member) => report::limits_of(agent, &roster, member),
+            None => Vec::new(),
+        },
     };
     let format = if arguments.json { Format::Json } else { arguments.format };
     Ok(match format {

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use builds::monthly::Monthly;
 use daemon::Agent;
-use members::{Member, Roster};
+use members::{Effective, Member, Roster, SetBy, Together};
 use serde::Serialize;
+
+use crate::places::Kind;
 
 #[derive(Serialize)]
 struct WhoAmI {
@@ -17,21 +19,28 @@ struct WhoAmI {
     groups: Vec<Group>,
 }
 
-/// A group of the member. Its limit is for all members of the group together.
+/// A group of the member. Its limits are for all members of the group together.
 #[derive(Serialize)]
 struct Group {
     name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_jobs: Option<u32>,
+    limits: Vec<Shared>,
 }
 
-/// A limit that holds for this member: the smaller one of the member's own and the box's.
+#[derive(Serialize)]
+struct Shared {
+    name: &'static str,
+    value: u64,
+    unit: &'static str,
+    enforced: bool,
+}
+
+/// A limit that holds for this member: mostly the smaller one of the member's own and the box's.
 #[derive(Serialize)]
 struct Limit {
     name: &'static str,
     value: u64,
     unit: &'static str,
-    set_by: &'static str,
+    set_by: String,
 }
 
 /// The output of the command.
@@ -53,35 +62,52 @@ pub(super) fn text(agent: &Agent, member: &Member, json: bool) -> String {
 fn limits(agent: &Agent, member: &Member, roster: &Roster) -> Vec<Limit> {
     let of_box = &agent.config.limits;
     // As they are now, not as they were at the login.
-    let own = roster.current(member).map_or_else(Default::default, |member| member.limits.clone());
-    let limit = |name, unit, own: Option<u64>, of_box: u64| match own.filter(|own| *own <= of_box) {
-        Some(value) => Limit { name, value, unit, set_by: "roster" },
-        None => Limit { name, value: of_box, unit, set_by: "box" },
+    let Some(member) = roster.current(member) else { return Vec::new() };
+    let own = &member.limits;
+    let limit = |name, unit, Effective { value, set_by }: Effective<u64>| {
+        let set_by = set_by.short();
+        Limit { name, value, unit, set_by }
     };
-    let monthly = Monthly::of(&agent.config, &own).map(|limit| Limit {
-        name: "max-cpu-hours-per-month",
-        value: limit.hours,
-        unit: "CPU hours",
-        set_by: if limit.own { "roster" } else { "box" },
-    });
+    let smaller = |name: &'static str, unit, own: Option<u64>, of_box: u64| {
+        limit(name, unit, Effective::of_box(name, of_box).and(own, SetBy::Member(name)))
+    };
+    let places = |kind: Kind| {
+        let Effective { value, set_by } = kind.most(of_box, own);
+        limit(kind.limit(), kind.words(), Effective { value: value as u64, set_by })
+    };
     let jobs = of_box.max_jobs_per_member.min(of_box.max_jobs) as u64;
+    let memory = own.max_memory_mib.map(u64::from);
     let mut limits = vec![
-        limit("max-jobs", "builds", own.max_jobs.map(u64::from), jobs),
-        limit("max-cpus", "processors", own.max_cpus.map(u64::from), of_box.max_vcpus.into()),
-        limit("max-memory-mib", "MiB", own.max_memory_mib.map(u64::from), of_box.max_memory_mib.into()),
-        limit("max-build-seconds", "seconds", own.max_build_seconds, of_box.max_build.as_secs()),
-        limit("max-silent-seconds", "seconds", None, of_box.max_silent.as_secs()),
-        limit("max-output-mib", "MiB", None, of_box.max_output_bytes >> 20),
-        limit("max-connections", "connections", None, of_box.max_connections_per_member as u64),
+        smaller("max-jobs", "builds", own.max_jobs.map(u64::from), jobs),
+        smaller("max-cpus", "processors", own.max_cpus.map(u64::from), of_box.max_vcpus.into()),
+        smaller("max-memory-mib", "MiB", memory, of_box.max_memory_mib.into()),
+        smaller("max-build-seconds", "seconds", own.max_build_seconds, of_box.max_build.as_secs()),
+        smaller("max-silent-seconds", "seconds", own.max_silent_seconds, of_box.max_silent.as_secs()),
+        smaller("max-output-mib", "MiB", own.max_output_mib, of_box.max_output_bytes >> 20),
+        smaller("max-upload-mib", "MiB", own.max_upload_mib, of_box.max_nar_bytes >> 20),
+        places(Kind::Connection),
+        places(Kind::Session),
     ];
-    limits.extend(monthly);
+    // Those of groups are listed with the groups.
+    let monthly = Monthly::of(&agent.config, member).into_iter();
+    let monthly = monthly.filter(|limit| !matches!(limit.set_by, SetBy::Group { .. }));
+    limits.extend(monthly.map(|Monthly { hours: value, set_by, .. }| {
+        limit("max-cpu-hours-per-month", "CPU hours", Effective { value, set_by })
+    }));
     limits
 }
 
 fn groups(member: &Member, roster: &Roster) -> Vec<Group> {
     let Some(now) = roster.current(member) else { return Vec::new() };
-    let group =
-        |group: &Arc<members::Group>| Group { name: group.name.clone(), max_jobs: group.limits.max_jobs };
+    let group = |group: &Arc<members::Group>| {
+        let limits = group.limits.values().map(|(limit, value)| Shared {
+            name: limit.json,
+            value,
+            unit: limit.unit,
+            enforced: limit.together == Together::Enforced,
+        });
+        Group { name: group.name.clone(), limits: limits.collect() }
+    };
     now.groups.iter().map(group).collect()
 }
 
@@ -98,10 +124,17 @@ impl WhoAmI {
         for Limit { name, value, unit, set_by } in &self.limits {
             text.push_str(&format!("{name:<18}  {value} {unit}, set by the {set_by}\n"));
         }
-        for Group { name, max_jobs } in &self.groups {
-            let jobs = max_jobs
-                .map(|jobs| format!(", {jobs} builds for all its members together, set by the roster"));
-            text.push_str(&format!("group               {name}{}\n", jobs.unwrap_or_default()));
+        for Group { name, limits } in &self.groups {
+            if limits.is_empty() {
+                text.push_str(&format!("group               {name}\n"));
+            }
+            for Shared { name: limit, value, unit, enforced } in limits {
+                let not_yet = if *enforced { "" } else { " (not enforced yet)" };
+                text.push_str(&format!(
+                    "group               {name}, {limit} {value} {unit} for all its members together, set by the \
+                     roster{not_yet}\n"
+                ));
+            }
         }
         text
     }

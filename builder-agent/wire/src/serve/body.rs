@@ -10,7 +10,7 @@ use super::connection::Connection;
 use super::op::{BodyShape, Op};
 use super::request::{ImportedInfo, Request};
 use super::request_read;
-use crate::error::{Problem, WireError};
+use crate::error::{Problem, REFUSED_BODY, WireError};
 use crate::limits::MAX_DISCARD_BYTES;
 use crate::nar_body::{BareNar, SizedNar, nothing_with_an_error};
 
@@ -139,7 +139,7 @@ async fn skip_nar<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
         }
         *left = left.checked_sub(got).ok_or(WireError::Field {
             op: op.name(),
-            field: "the rest of a refused body",
+            field: REFUSED_BODY,
             problem: Problem::BodyTooLarge { limit: MAX_DISCARD_BYTES },
         })?;
     }

@@ -13,7 +13,7 @@ use super::log_write::STDERR_READ;
 use super::op::{BodyShape, Op};
 use super::request::Request;
 use super::version::Protocol;
-use crate::error::{Problem, WireError};
+use crate::error::{Problem, REFUSED_BODY, WireError};
 use crate::input::{Fields, Input, padding_after};
 use crate::limits::{MAX_DISCARD_BYTES, MAX_FRAME_BYTES, MAX_ITEMS, TUNNEL_CHUNK_BYTES};
 use crate::nar_body::{BareNar, PollIo, SizedNar, nothing_with_an_error, poll_some, truncated};
@@ -364,7 +364,7 @@ async fn skip<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
         if dropped > limit {
             let op = conn.pending().map_or("none", Op::name);
             let problem = Problem::BodyTooLarge { limit };
-            return Err(WireError::Field { op, field: "the rest of a refused body", problem });
+            return Err(WireError::Field { op, field: REFUSED_BODY, problem });
         }
     }
 }

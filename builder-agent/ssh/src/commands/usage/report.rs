@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use builds::monthly::{self, Monthly};
 use daemon::Agent;
-use ledger::{Amounts, By, Month, Principal, RESOURCES, Resource};
-use members::Member;
+use ledger::{Amounts, By, Month, RESOURCES, Resource};
+use members::{Member, Roster};
 use serde::Serialize;
 
 use super::units::human;
@@ -34,7 +34,7 @@ pub(super) struct Limit {
     name: &'static str,
     value: u64,
     unit: &'static str,
-    set_by: &'static str,
+    set_by: String,
     used: f64,
     /// The first day of the next month, when counting begins anew.
     until: String,
@@ -42,19 +42,19 @@ pub(super) struct Limit {
     month: Month,
 }
 
-/// The monthly limit of this member, if there is one.
-pub(super) fn limit_of(agent: &Agent, member: &Member) -> Option<Limit> {
-    let limit = Monthly::of(&agent.config, &member.limits)?;
+/// The monthly limits of this member of the roster, and of the member's groups.
+pub(super) fn limits_of(agent: &Agent, roster: &Roster, member: &Member) -> Vec<Limit> {
     let month = agent.ledger.this_month();
-    Some(Limit {
+    let limit = |limit: Monthly| Limit {
         name: "max-cpu-hours-per-month",
         value: limit.hours,
         unit: "CPU hours",
-        set_by: if limit.own { "roster" } else { "box" },
-        used: monthly::hours(&agent.ledger.used_this_month(&Principal::of(&member.id))),
+        set_by: limit.set_by.short(),
+        used: monthly::hours(&limit.used(&agent.ledger, roster, member)),
         until: month.next().first().to_string(),
         month,
-    })
+    };
+    Monthly::of(&agent.config, member).into_iter().map(limit).collect()
 }
 
 /// A number without a unit: whole, or with a fraction.
