@@ -13,8 +13,8 @@ fn the_new_text_is_what_a_person_would_write() {
     let users = format!(
         "{{ users = {{ bob = {{ keys = [ ./k/bob \"{B} desk\" ]; limits = {{ maxJobs = 2 * 1; maxCpus = 4; }}; groups = [ \"ci\" ]; \
          vouchedBy = [ \"alice\" ]; shareWith = [ \"alice\" ]; }}; alice = {{ keys = ./k/alice; role = \"maintainer\"; \
-         expires = \"2030-01-01\"; shareWith = [ \"bob\" ]; limits.maxJobs = 9; hosts = [ \"box\" ]; }}; }}; \
-         groups.ci = {{ members = [ \"alice\" ]; limits.maxJobs = 16; memberLimits.maxJobs = 3; }}; hosts = [ \"mac\" \"box\" ]; }}"
+         expires = \"2030-01-01\"; shareWith = [ \"bob\" ]; limits.maxJobs = 9; settings = {{ timeout = 60 * 60; keep-going = false; }}; hosts = [ \"box\" ]; }}; }}; \
+         groups.ci = {{ members = [ \"alice\" ]; limits.maxJobs = 16; memberLimits.maxJobs = 3; settings.never-substitute = [ \"a*\" ]; }}; hosts = [ \"mac\" \"box\" ]; }}"
     );
     let files = [
         ("users.nix", &*users),
@@ -32,6 +32,7 @@ fn the_new_text_is_what_a_person_would_write() {
     ci = {{
       limits.maxJobs = 16;
       memberLimits.maxJobs = 3;
+      settings.never-substitute = [ "a*" ];
     }};
   }};
 
@@ -40,6 +41,10 @@ fn the_new_text_is_what_a_person_would_write() {
       keys = ./k/alice;
       role = "maintainer";
       limits.maxJobs = 9;
+      settings = {{
+        keep-going = false;
+        timeout = 3600;
+      }};
       groups = [ "ci" ];
       hosts = [ "box" ];
       shareWith = [ "bob" ];

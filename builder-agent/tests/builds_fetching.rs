@@ -320,7 +320,7 @@ async fn a_download_that_somebody_elses_limit_ended_starts_again() {
     let alices = told(&mut alice).await;
     alices.is(BuildStatus::TimedOut);
     assert!(
-        alices.message.contains("timed out after 3 seconds, which is the limit (the client's `timeout`)"),
+        alices.message.contains("timed out after 3 seconds, which is the limit (the client's `timeout`"),
         "{}",
         alices.message
     );

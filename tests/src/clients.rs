@@ -86,6 +86,8 @@ pub struct Nix {
     port: u16,
     /// Additional lines of `nix.conf`.
     more_config: String,
+    /// Whether there is a configuration of ssh, see [`Nix::set_env`].
+    ssh_config: bool,
 }
 
 impl Nix {
@@ -114,6 +116,7 @@ impl Nix {
             keys: key.dir().to_owned(),
             port,
             more_config: String::new(),
+            ssh_config: false,
         }
     }
 
@@ -122,7 +125,8 @@ impl Nix {
         let (version, protocol) = (self.version, self.protocol);
         let (tree, keys) = (self.tree.clone(), self.keys.clone());
         let more_config = self.more_config.clone();
-        Self { version, protocol, tree, dir: self.dir.clone(), keys, port, more_config }
+        let ssh_config = self.ssh_config;
+        Self { version, protocol, tree, dir: self.dir.clone(), keys, port, more_config, ssh_config }
     }
 
     /// The box as a store: the value of `--store`, `--to` and `--from`.
@@ -146,6 +150,13 @@ impl Nix {
     /// not get the options of a command line).
     pub fn enable(&mut self, features: &str) {
         self.more_config = format!("extra-experimental-features = {features}\n");
+    }
+
+    /// Has ssh send these variables, `NAME=VALUE` each, to every server: `SetEnv` of a configuration file.
+    pub fn set_env(&mut self, variables: &str) {
+        let config = self.home().join("ssh_config");
+        std::fs::write(config, format!("SetEnv {variables}\n")).expect("a configuration");
+        self.ssh_config = true;
     }
 
     /// The folder of this machine that the client sees as `/root`, where its commands run.
@@ -243,7 +254,8 @@ impl Nix {
 
     fn ssh_options(&self) -> Vec<String> {
         let port = self.port.to_string();
-        ["-F", "none", "-p", &port, "-i", "/root/keys/key", "-o", "IdentitiesOnly=yes"]
+        let config = if self.ssh_config { "/root/ssh_config" } else { "none" };
+        ["-F", config, "-p", &port, "-i", "/root/keys/key", "-o", "IdentitiesOnly=yes"]
             .into_iter()
             .chain(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
             .map(str::to_owned)

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::group::{Group, Groups};
+use crate::settings::{Layer, Level};
 use crate::words::quoted;
 use crate::{
     Day, Key, MAX_GROUPS, MAX_GROUPS_OF_MEMBER, MAX_KEYS, MAX_MEMBERS, MAX_SHARES, MemberLimits, keys, name,
@@ -52,6 +53,8 @@ pub struct Member {
     pub role: Role,
     #[serde(default, deserialize_with = "or_default")]
     pub limits: MemberLimits,
+    #[serde(default, skip_serializing_if = "Layer::is_empty")]
+    pub settings: Layer,
     /// The groups whose limits this member shares. Sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
@@ -226,6 +229,7 @@ fn member(entry: &RawValue, groups: &Groups) -> Result<(Member, Vec<Key>), Strin
     name::check(&member.name)
         .map_err(|found| format!("{found} where a name was expected: {}", name::expected()))?;
     member.limits.check()?;
+    member.settings.check(Level::Member)?;
     if member.keys.is_empty() {
         return Err("no keys".into());
     }

@@ -26,6 +26,8 @@ fn a_mistake_in_one_entry_leaves_that_member_out_and_nobody_else() {
         (entry("alice", "").replace("\"member\"", "\"king\""), "alice", "unknown variant `king`"),
         (entry("alice", r#","limits":{"max-jobs":0}"#), "alice", "`max-jobs` is 0"),
         (entry("alice", r#","limits":{"max-cake":1}"#), "alice", "unknown field `max-cake`"),
+        (entry("alice", r#","settings":{"keep-goin":true}"#), "alice", "did you mean `keep-going`"),
+        (entry("alice", r#","settings":{"timeout":true}"#), "alice", "the setting `timeout` must be"),
         (entry("alice", r#","no-builds-on":"sunday""#), "alice", "unknown field `no-builds-on`"),
         (entry("alice~2", ""), "entry 2", "where a name was expected"),
         (entry("", ""), "entry 2", "an empty name"),
@@ -59,9 +61,14 @@ fn what_is_written_is_read_as_it_was() {
     member.limits.max_cpus = Some(3);
     member.expires = Day::parse("2028-02-29");
     member.share_with = vec!["bob".into()];
+    member.settings = serde_json::from_str(r#"{"timeout":600}"#).expect("settings");
     let errors = vec![LeftOut::new("bob", "a line\nand\u{1b}[2J another")];
     member.groups = vec!["ci".into()];
-    let ci = Group { name: "ci".into(), limits: MemberLimits { max_jobs: Some(16), ..Default::default() } };
+    let ci = Group {
+        name: "ci".into(),
+        limits: MemberLimits { max_jobs: Some(16), ..Default::default() },
+        settings: member.settings.clone(),
+    };
     let roster = Roster::new((Some("c".into()), "s".into()), vec![member], vec![ci], errors);
     assert!(!roster.errors[0].error.contains(['\n', '\u{1b}']));
     let again: Roster = read(roster.to_json().as_bytes()).expect("our own").into();
@@ -81,6 +88,7 @@ fn a_group_that_cannot_be_read_leaves_out_its_members_and_nobody_else() {
         (r#"{"name":"ci","limits":{"max-jobs":0}}"#, "the group `ci` has a mistake: `max-jobs` is 0"),
         (r#"{"name":"ci","limits":{"max-cake":1}}"#, "unknown field `max-cake`"),
         (r#"{"name":"ci","limits":{"max-build-seconds":1}}"#, "`max-build-seconds` cannot be shared"),
+        (r#"{"name":"ci","settings":{"keep-going":3}}"#, "the setting `keep-going` must be"),
         (r#"{"name":"ci","weight":3}"#, "unknown field `weight`"),
         (r#"{"name":"ci"},{"name":"ci"}"#, "two groups of this name"),
         (r#"{"limits":{}}"#, "there is no group `ci`"),
@@ -98,7 +106,7 @@ fn a_group_that_cannot_be_read_leaves_out_its_members_and_nobody_else() {
 #[test]
 fn a_roster_with_groups_has_a_schema_that_older_agents_refuse() {
     let schema = |groups| Roster::new((None, String::new()), vec![], groups, vec![]).schema;
-    let ci = Group { name: "ci".into(), limits: MemberLimits::default() };
+    let ci = Group { name: "ci".into(), limits: MemberLimits::default(), settings: Layer::default() };
     assert_eq!((schema(vec![]), schema(vec![ci])), (SCHEMA, SCHEMA_WITH_GROUPS));
 }
 

@@ -1,4 +1,4 @@
-//! Groups: members who share limits.
+//! Groups: members who share limits, and have settings in common.
 //!
 //! A member whose group cannot be read is left out, as the group may take something away. Not here: who counts what a
 //! group uses (the agent's scheduler).
@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::file::or_default;
 use crate::limits::Together;
+use crate::settings::{Layer, Level};
 use crate::words::quoted;
 use crate::{MemberLimits, name};
 
@@ -21,6 +22,9 @@ pub struct Group {
     /// For all members together: `max_jobs` counts the builds of all of them.
     #[serde(default, deserialize_with = "or_default")]
     pub limits: MemberLimits,
+    /// For each member, below their own.
+    #[serde(default, skip_serializing_if = "Layer::is_empty")]
+    pub settings: Layer,
 }
 
 /// The groups of a file, and why others do not count.
@@ -75,6 +79,7 @@ fn group(entry: &RawValue) -> Result<Group, String> {
     let group: Group = serde_json::from_str(entry.get()).map_err(|e| e.to_string())?;
     name::check(&group.name).map_err(|found| format!("{found} in its name"))?;
     group.limits.check()?;
+    group.settings.check(Level::Group)?;
     let single = group.limits.values().find(|(limit, _)| limit.together == Together::Never);
     if let Some((limit, _)) = single {
         return Err(format!("`{}` cannot be shared", limit.json));

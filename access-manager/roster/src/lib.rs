@@ -10,6 +10,7 @@
 //! keys.rs       lines of authorized_keys: keys, certificate authorities, their options
 //! addresses.rs  from="…" and a certificate's source-address
 //! limits.rs     a member's own limits and their bounds
+//! settings.rs   settings on levels: the table, variables of clients, which level wins
 //! date.rs       `expires`, `expiry-time`
 //! person.rs     which keys tell one person of a name from another
 //! status.rs     roster-status.json: which commit is in force, and why a newer one is not
@@ -25,6 +26,7 @@ mod limits;
 pub mod name;
 pub mod nix_text;
 pub mod person;
+pub mod settings;
 pub mod status;
 pub mod words;
 

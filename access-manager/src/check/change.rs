@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ::roster::settings::Layer;
 use ::roster::words::{all_of, quoted};
 use ::roster::{Day, Key, LIMITS, Limit, Member, MemberLimits, Role, keys, person};
 
@@ -12,6 +13,7 @@ use super::words;
 use crate::roster::Evaluated;
 
 mod groups;
+mod settings;
 mod trust;
 
 /// Keys of a new member that are listed one by one.
@@ -95,6 +97,7 @@ pub fn changes(before: &Side, after: &Side, today: Day) -> Vec<Change> {
                 told.keys(one, other, (&old_personal[name], &new_personal[name]));
                 told.role(name, one.role, other.role);
                 told.limits(Whom::Member(name), &one.limits, &other.limits);
+                told.settings(Whom::Member(name), &one.settings, &other.settings);
                 told.expires(name, one.expires, other.expires, today);
                 told.hosts((before, one), (after, other));
                 told.vouchers(name, before, after);
@@ -183,6 +186,7 @@ impl Told {
             text.push_str(&format!(": {}", told.join("; ")));
         }
         self.say(Effect::Grants, "adds-member", &member.name, text);
+        self.settings(Whom::Member(&member.name), &Layer::default(), &member.settings);
         for key in &authorities {
             self.authority(&member.name, key);
         }

@@ -320,3 +320,51 @@ fn which_boxes_and_which_vouchers_are_told() {
         )]
     );
 }
+
+#[test]
+fn what_a_setting_does_is_told_where_it_changes() {
+    let member = |settings: &str| format!("{{ a = {{ keys = \"$A\"; settings = {{ {settings} }}; }}; }}");
+    let group = |settings: &str| {
+        format!(
+            "{{ users.a = {{ keys = \"$A\"; groups = [ \"ci\" ]; }}; groups.ci.settings = {{ {settings} }}; }}"
+        )
+    };
+    let shell = "whether the member may run the commands for people; without it only stores and deployment tools are served";
+    for (before, after, expected) in [
+        (
+            member(""),
+            member("allow-shell = false;"),
+            format!("sets `allow-shell` of `a` to `false` (before: not set): {shell}"),
+        ),
+        (
+            member("timeout = 60;"),
+            member("timeout = 600;"),
+            "sets `timeout` of `a` to 600 s (before: 60 s): longest time of a build; the limit `maxBuildSeconds` of the \
+             member counts too"
+                .into(),
+        ),
+        (
+            member("never-substitute = [ \"a*\" \"b\" ];"),
+            member(""),
+            "no longer sets `never-substitute` of `a`, which was `a*` `b`: an earlier level decides".into(),
+        ),
+        (
+            group(""),
+            group("allow-shell = false;"),
+            format!("sets `allow-shell` of each member of the group `ci` to `false` (before: not set): {shell}"),
+        ),
+    ] {
+        assert_eq!(sentences(&before, &after), [expected], "{before} -> {after}");
+    }
+    // Who joins a group is told with the settings that come with it.
+    let joined = |groups: &str| {
+        format!(
+            "{{ users.a = {{ keys = \"$A\"; groups = [ {groups} ]; }}; groups.ci.settings.keep-going = false; }}"
+        )
+    };
+    let join =
+        "adds `a` to the group `ci`: shares no limits with nobody yet; its settings count: `keep-going`";
+    assert_eq!(sentences(&joined(""), &joined("\"ci\"")), [join]);
+    let left = "takes `a` out of the group `ci`; its settings no longer count: `keep-going`";
+    assert_eq!(sentences(&joined("\"ci\""), &joined("")), [left]);
+}

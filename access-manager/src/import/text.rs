@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use ::roster::settings::{Layer, Value};
 use ::roster::{Member, MemberLimits, Role};
 
 use crate::nix_text::{attribute, string};
@@ -67,6 +68,7 @@ fn attributes(member: &Member, about: &About, path: &dyn Fn(&str, &str) -> Strin
         let _ = writeln!(out, "role = {};", string(member.role.name()));
     }
     out.push_str(&limits("limits", &about.own_limits));
+    out.push_str(&settings(&member.settings));
     for (attribute, listed) in
         [("groups", &member.groups), ("hosts", &about.hosts), ("shareWith", &member.share_with)]
     {
@@ -109,6 +111,7 @@ fn keys(member: &Member, about: &About, path: &dyn Fn(&str, &str) -> String) -> 
 fn group_attributes(group: &GroupEntry) -> String {
     let mut out = limits("limits", &group.group.limits);
     out.push_str(&limits("memberLimits", &group.member_limits));
+    out.push_str(&settings(&group.group.settings));
     if !group.hosts.is_empty() {
         let _ = writeln!(out, "hosts = {};", names(&group.hosts));
     }
@@ -122,6 +125,21 @@ fn limits(attribute: &str, limits: &MemberLimits) -> String {
         [] => String::new(),
         [one] => format!("{attribute}.{one}"),
         several => format!("{attribute} = {};\n", set(&several.concat())),
+    }
+}
+
+fn settings(layer: &Layer) -> String {
+    let value = |value: &Value| match value {
+        Value::Words(words) if words.is_empty() => "[ ]".to_owned(),
+        Value::Words(words) => names(words),
+        value => value.to_string(),
+    };
+    let values: Vec<String> =
+        layer.iter().map(|(setting, set)| format!("{} = {};\n", setting.name, value(set))).collect();
+    match &values[..] {
+        [] => String::new(),
+        [one] => format!("settings.{one}"),
+        several => format!("settings = {};\n", set(&several.concat())),
     }
 }
 

@@ -9,11 +9,13 @@
 //! read/member.rs      the entry of one member, in each shape
 //! read/keys.rs        keys of a member
 //! read/attributes.rs  role, limits, date
+//! read/settings.rs    settings of members and groups
 //! ```
 
 mod attributes;
 mod keys;
 mod member;
+mod settings;
 mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -344,7 +344,7 @@ mod tests {
             (
                 SandboxError::Timeout { after: Duration::from_secs(7) },
                 BuildStatus::TimedOut,
-                "timed out after 7 seconds, which is the limit (the client's `timeout`)",
+                "timed out after 7 seconds, which is the limit (the client's `timeout`, or that of `ssh box settings`)",
             ),
             (
                 SandboxError::Silent { after: Duration::from_secs(8) },

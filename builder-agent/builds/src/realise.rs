@@ -37,9 +37,11 @@ mod resolving;
 mod results;
 mod substitutes;
 mod targets;
+mod wishes;
 
 pub use results::{Results, result_of};
 pub use targets::{build, derivation, missing, plan};
+pub use wishes::Wishes;
 
 /// The parts of the box that make paths valid. One per process.
 pub struct Realiser {
@@ -55,8 +57,9 @@ pub struct Realiser {
     pub drv_hashes: modulo::Known,
 }
 
-/// The options that a client sets for a request. `None` means "the box's".
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The options of a request: what its client says in the protocol, and the settings of its session. `None` means
+/// "the box's".
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Longest time of a build.
     pub wall: Option<Duration>,
@@ -64,14 +67,14 @@ pub struct Options {
     pub silent: Option<Duration>,
     /// Bytes of log.
     pub log: Option<u64>,
-    /// Whether the failure of an earlier build may be the answer.
-    pub reuse_failures: bool,
     /// Whether other builds continue after a failure.
     pub keep_going: bool,
     /// Whether the client wants the folders of failed builds kept. The client gets a message that they are not kept.
     pub keep_failed: bool,
     /// Whether the box fetches before it builds.
     pub use_substitutes: bool,
+    /// The settings of the session.
+    pub wishes: Arc<Wishes>,
 }
 
 /// One request, in the form that all its builds share.

@@ -4,7 +4,7 @@
 //!
 //! - **share**: which requests wait for which run. Requests of any member with the same build key share one run and its
 //!   log: the key covers all that goes into a build, so a shared run shows a member nothing that their own run would not.
-//!   A run that nobody waits for is cancelled, unless the configuration says otherwise.
+//!   A run that nobody waits for is cancelled, unless the last who waited for it wants it to go on (`keep-builds-running`).
 //! - **admit**: which runs may start, and when: a state machine, which `queue` lets tasks wait for. Members share the box
 //!   by weight and recent usage; groups are limits on it.
 //! - **place**: the machine on which a run is executed. A place gets plain data.
@@ -152,16 +152,12 @@ struct Hold {
     id: u64,
     waiter: u64,
     drv: StorePath,
+    keep_running: bool,
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.shared.running.leave(
-            &self.key,
-            self.id,
-            self.waiter,
-            self.shared.parts.config.keep_builds_running,
-        );
+        self.shared.running.leave(&self.key, self.id, self.waiter, self.keep_running);
     }
 }
 
@@ -283,6 +279,7 @@ impl Scheduler for Embedded {
                 id: joined.id,
                 waiter: joined.waiter,
                 drv: request.recipe.drv_path.clone(),
+                keep_running: request.keep_running,
             },
         })
     }

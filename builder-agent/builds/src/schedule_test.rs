@@ -98,6 +98,7 @@ impl Barn {
             wall: None,
             silent: None,
             log: None,
+            keep_running: false,
         };
         let memory = Budgets::new(1 << 30, 1 << 30).of(&"alice".into()).charge(0, "x");
         let memory = memory.expect("nothing is held");

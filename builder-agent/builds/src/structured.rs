@@ -63,6 +63,11 @@ impl Attributes {
         self.object().get(name)
     }
 
+    /// The attributes whose names `wanted` accepts, in order of name.
+    pub fn of(&self, wanted: fn(&str) -> bool) -> impl Iterator<Item = (&str, &Value)> {
+        self.object().iter().filter(move |(name, _)| wanted(name)).map(|(name, value)| (name.as_str(), value))
+    }
+
     fn object(&self) -> &Map<String, Value> {
         // `parse` has checked that the text is an object.
         self.object.get_or_init(|| serde_json::from_slice(&self.raw).unwrap_or_default())

@@ -113,10 +113,14 @@ impl Session {
             wall: number(settings, &["timeout", "build-timeout"]).and_then(seconds),
             silent: seconds(settings.max_silent_time),
             log: number(settings, &["max-log-size", "build-max-log-size"]).filter(|bytes| *bytes > 0),
-            reuse_failures: self.options.reuse_failures,
-            keep_going: settings.keep_going,
+            // A client's word comes after all levels, so a level that locks later ones locks it too.
+            keep_going: match self.wishes.effective.allow_override {
+                true => settings.keep_going,
+                false => self.wishes.effective.keep_going,
+            },
             keep_failed: settings.keep_failed,
             use_substitutes: settings.use_substitutes,
+            wishes: self.wishes.clone(),
         };
         let (sender, events) = mpsc::channel(EVENTS_AHEAD);
         let context = Context {

@@ -59,7 +59,7 @@ pub const RULES: &[Rule] = &[
     ),
     honoured(
         &["keep-going"],
-        "whether other builds continue after a failure; if a client does not send it, the box's `keep-going` applies",
+        "whether other builds continue after a failure; if a client does not send it, the setting `keep-going` of its session applies",
     ),
     honoured(&["substitute", "build-use-substitutes"], "whether the box fetches before it builds"),
     ignored(

@@ -87,6 +87,8 @@ impl Session {
 
     /// Whether the client may have this path fetched.
     fn may_fetch(&self, path: &StorePath) -> bool {
-        self.agent.realiser.substituters.may(path.name(), self.settings.use_substitutes)
+        let name = path.name();
+        let asked = self.settings.use_substitutes || self.wishes.want_to_fetch(name);
+        !self.wishes.forbid_to_fetch(name) && self.agent.realiser.substituters.may(name, asked)
     }
 }

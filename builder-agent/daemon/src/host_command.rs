@@ -164,7 +164,7 @@ impl Session {
         let line = match command {
             HostCommand::Realise(realise) => {
                 self.settings = realise.settings.clone();
-                self.settings.keep_going |= self.agent.config.keep_going;
+                self.settings.keep_going |= self.wishes.effective.keep_going;
                 return self.realise(realise, terminal).await;
             }
             HostCommand::MakeFolder { prefix } => {

@@ -25,6 +25,7 @@ mod desk;
 mod fetching;
 mod garbage;
 mod host_command;
+mod levels;
 mod logs;
 mod opened;
 mod render;
@@ -36,10 +37,12 @@ mod worker_protocol;
 
 pub use agent::Agent;
 pub use host_command::{HostCommand, Realise, run_host_command};
+pub use levels::{SessionOptions, layers};
 pub use opened::Opened;
 pub use serve_protocol::serve_store;
 pub use worker_protocol::serve;
 
+use builds::realise::Wishes;
 use desk::Desk;
 use render::worker::Ids;
 
@@ -59,6 +62,8 @@ struct Session {
     settings: ClientSettings,
     /// The options that the client sent outside of the protocol.
     options: SessionOptions,
+    /// The settings of the member and of the client, by the current roster.
+    wishes: Arc<Wishes>,
     /// The charge for the paths that this session keeps from being collected.
     held: Option<Charge>,
     /// The ids of activities that the client is shown.
@@ -71,30 +76,6 @@ pub struct Caller {
     /// Names the ssh connection in logs.
     pub connection: u64,
     pub options: SessionOptions,
-}
-
-/// Options that have no place in the protocols: a client sends them as environment variables of its ssh channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SessionOptions {
-    /// False with `BARNRAISER_REUSE_FAILURES=0`: builds that failed before are tried again.
-    pub reuse_failures: bool,
-}
-
-impl Default for SessionOptions {
-    fn default() -> Self {
-        Self { reuse_failures: true }
-    }
-}
-
-impl SessionOptions {
-    /// Sets the option of one variable; false if there is none of that name.
-    pub fn set(&mut self, name: &str, value: &str) -> bool {
-        if name != builds::reuse::RETRY_VARIABLE {
-            return false;
-        }
-        self.reuse_failures = !matches!(value, "0" | "false" | "no");
-        true
-    }
 }
 
 /// The reason why a session ended before the client closed the connection.
@@ -157,12 +138,13 @@ impl Session {
         }
         let member = current.unwrap_or(member);
         let views = Views::open(&agent.store, &agent.roster, &member);
-        // Nix sends no settings through `ssh-ng://`. So the defaults are the box's settings, and substitution is on.
-        let keep_going = agent.config.keep_going;
+        // Nix sends no settings through `ssh-ng://`. So the defaults are those of all levels, and substitution is on.
+        let wishes = Arc::new(Wishes::of(layers(&agent.config, &member, &options)));
+        let keep_going = wishes.effective.keep_going;
         let settings = ClientSettings { use_substitutes: true, keep_going, ..ClientSettings::default() };
         let desk = Desk::of(&agent, &member);
         let held = desk.budget.charge(0, "the list of paths that a session needs").ok();
-        Self { agent, member, views, desk, roster, settings, options, held, ids: Ids::new() }
+        Self { agent, member, views, desk, roster, settings, options, wishes, held, ids: Ids::new() }
     }
 
     /// Before each request: checks that the member is still in the roster, and charges the memory that the session
@@ -191,6 +173,7 @@ impl Session {
             return Err(format!("{} is no longer in the roster", self.member.name));
         };
         self.member = member.clone();
+        self.wishes = Arc::new(Wishes::of(layers(&self.agent.config, &self.member, &self.options)));
         self.views.follow();
         Ok(())
     }

@@ -182,7 +182,7 @@ where
                 Response::Status(status, message)
             }
             Request::BuildDerivation { drv_path, derivation, options } => {
-                self.session.settings = settings(options, self.session.agent.config.keep_going)?;
+                self.session.settings = settings(options, self.session.wishes.effective.keep_going)?;
                 let Self { conn, stderr, session, .. } = self;
                 let audience = &mut Listener { conn, stderr, machine: &session.agent.config.name };
                 let mode = BuildMode::Normal;
@@ -268,7 +268,7 @@ where
         paths: Vec<DerivedPath>,
         options: BuildOptions,
     ) -> Result<(BuildStatus, String), RequestError> {
-        self.session.settings = settings(options, self.session.agent.config.keep_going)?;
+        self.session.settings = settings(options, self.session.wishes.effective.keep_going)?;
         let Self { conn, stderr, session, .. } = self;
         let audience = &mut Listener { conn, stderr, machine: &session.agent.config.name };
         let results = session.build_paths_with_results(audience, paths, BuildMode::Normal).await?;

@@ -17,10 +17,12 @@ use tokio::sync::watch;
 use followed::Version;
 use identity::Listed;
 
+pub use ::roster::settings;
 pub use ::roster::{Group, MemberLimits, Role, Status, Together};
 pub use checks::Checks;
 pub use identity::Identities;
 pub use limits::{Effective, SetBy};
+use settings::Layer;
 pub use views::Views;
 
 mod checks;
@@ -39,6 +41,8 @@ pub struct Member {
     /// member.
     pub role: Role,
     pub limits: MemberLimits,
+    /// What the roster says on the level of the member.
+    pub settings: Layer,
     /// The groups of this member, in order of name. A group's limits count for all its members together.
     pub groups: Vec<Arc<Group>>,
     /// The members whose paths this member wants to see, and to whom this member's paths may be shown.
@@ -214,6 +218,7 @@ fn parse(
             id: id.clone(),
             role: entry.role,
             limits: entry.limits,
+            settings: entry.settings,
             groups: entry.groups.iter().filter_map(|name| groups.get(name)).cloned().collect(),
             share_with: entry.share_with.iter().map(|other| other.as_str().into()).collect(),
         });

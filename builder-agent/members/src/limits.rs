@@ -13,7 +13,7 @@ pub enum SetBy {
     Member(&'static str),
     /// The limit that all members of a group share, likewise.
     Group { limit: &'static str, group: String },
-    /// A setting that the client sent.
+    /// A setting that the client sent, or that one of the levels of settings has.
     Client(&'static str),
 }
 
@@ -46,7 +46,7 @@ impl fmt::Display for SetBy {
             Self::Box(key) => write!(f, "the box's `{key}`"),
             Self::Member(limit) => write!(f, "your `{limit}` in the roster"),
             Self::Group { limit, group } => write!(f, "the `{limit}` of the group '{group}' in the roster"),
-            Self::Client(setting) => write!(f, "the client's `{setting}`"),
+            Self::Client(setting) => write!(f, "the client's `{setting}`, or that of `ssh box settings`"),
         }
     }
 }
@@ -86,7 +86,7 @@ mod tests {
         let told = |limit: Effective<i32>| (limit.value, limit.set_by.to_string());
         assert_eq!(told(both(None, None)), (9, "the box's `limits.max-cake`".into()));
         assert_eq!(told(both(Some(9), None)), (9, "your `max-cake` in the roster".into()));
-        assert_eq!(told(both(Some(10), Some(3))), (3, "the client's `cake`".into()));
+        assert_eq!(told(both(Some(10), Some(3))), (3, "the client's `cake`, or that of `ssh box settings`".into()));
         assert_eq!(told(both(Some(2), Some(3))), (2, "your `max-cake` in the roster".into()));
     }
 }

@@ -110,3 +110,43 @@ fn guide_has_the_table_of_keys_as_the_code_has_it() {
     let rows = guide.lines().filter(|line| line.starts_with("| `") && line.matches('|').count() == 5).count();
     assert_eq!(rows, KEYS.len(), "docs/reference/settings.md has rows for keys that do not exist");
 }
+
+/// Each setting on levels has a key of the box with the same default and a range inside of its own.
+#[test]
+fn every_setting_on_levels_has_its_key() {
+    use super::keys::{Fallback, Kind};
+    use roster::settings::{Kind as OfLevels, SETTINGS, Value};
+    let defaults = load("roster = \"/r\"\n").expect("the defaults").settings;
+    for setting in SETTINGS {
+        let key =
+            KEYS.iter().find(|key| key.name == setting.key).unwrap_or_else(|| panic!("{}", setting.key));
+        match (setting.kind, key.kind, key.default) {
+            (OfLevels::Flag { default }, Kind::Bool, Fallback::Toml(text)) => {
+                assert_eq!(default.to_string(), text, "{}", key.name);
+                assert_eq!(defaults.get(setting.id), Some(&Value::Flag(default)));
+            }
+            (OfLevels::Seconds { largest }, Kind::Int { min: 1, max }, _) => assert!(max as u64 <= largest),
+            (OfLevels::Globs, Kind::Globs, _) => {}
+            other => panic!("{}: {other:?}", setting.name),
+        }
+    }
+}
+
+#[test]
+fn the_system_level_is_what_the_keys_say() {
+    use roster::settings::{Id, Value};
+    let text = "roster = \"/r\"\nkeep-going = false\nnever-substitute = [\"a*\"]\n[settings]\nallow-override = false\n\
+                [limits]\nmax-build-seconds = 60\n";
+    let settings = load(text).expect("a good file").settings;
+    assert_eq!(settings.get(Id::KeepGoing), Some(&Value::Flag(false)));
+    assert_eq!(settings.get(Id::AllowOverride), Some(&Value::Flag(false)));
+    assert_eq!(settings.get(Id::Timeout), Some(&Value::Number(60)));
+    assert_eq!(settings.get(Id::NeverSubstitute), Some(&Value::Words(vec!["a*".into()])));
+    for globs in ["[\"a/b\"]", "[\"\"]", "[1]", "\"a\""] {
+        let message = refusal(&format!("roster = \"/r\"\nnever-substitute = {globs}\n"));
+        assert!(
+            message.contains("`never-substitute` is") && message.contains("a list of at most 100"),
+            "{message}"
+        );
+    }
+}

@@ -22,6 +22,8 @@ pub enum Kind {
     /// `host` or `host:port`.
     Address,
     Texts,
+    /// Globs over names of store paths, as `roster::settings` checks them.
+    Globs,
     /// `name:base64` each.
     PublicKeys,
     /// URLs of substituters.
@@ -69,8 +71,8 @@ const TIB: i64 = 1024 * 1024;
 
 use Fallback::{Derived, None as Required, Toml};
 use Kind::{
-    Address, Addresses, Bool, Int, JailSteps, NetBlocks, Networks, Path, Penalties, PublicKeys, Startups,
-    Substituters, Text, Texts, Word,
+    Address, Addresses, Bool, Globs, Int, JailSteps, NetBlocks, Networks, Path, Penalties, PublicKeys,
+    Startups, Substituters, Text, Texts, Word,
 };
 
 #[rustfmt::skip]
@@ -87,14 +89,19 @@ pub const KEYS: &[Key] = &[
     key("trusted-public-keys", PublicKeys, Toml("[]"), "a signature by one of these keys makes an uploaded or substituted path Verified; the box's own key is always one of them"),
     key("substitute", Bool, Toml("true"), "whether the box fetches paths from `substituters`"),
     key("substituters", Substituters, Toml("[]"), "binary caches and stores to fetch from: `http://`, `https://` or `ssh-ng://`; the order is that of their priorities, then that of this list"),
-    key("always-substitute", Texts, Toml("[]"), "globs over names; matching paths are fetched even if the client or the derivation disables substitution"),
-    key("never-substitute", Texts, Toml("[]"), "globs over names; matching paths are never fetched; it takes precedence over `always-substitute`"),
+    key("always-substitute", Globs, Toml("[]"), "globs over names; matching paths are fetched even if the client or the derivation disables substitution"),
+    key("never-substitute", Globs, Toml("[]"), "globs over names; matching paths are never fetched; it takes precedence over `always-substitute`"),
     key("systems", Texts, Derived("the host's, e.g. `[\"x86_64-linux\"]`"), "the `system` values that this box builds"),
     key("system-features", Texts, Toml(r#"["big-parallel", "benchmark"]"#), "the values that a derivation's `requiredSystemFeatures` may contain"),
-    key("keep-builds-running", Bool, Toml("false"), "whether a build continues when the last client that waits for it has disconnected"),
-    key("keep-going", Bool, Toml("true"), "whether the other derivations of a request are still built after one has failed, for clients that do not send this setting; stock Nix does not send it over ssh, not even with `--keep-going`"),
-    key("reuse-failures", Bool, Toml("true"), "whether the failure of an earlier equal build is the answer instead of a new build; successful results are always reused"),
+    key("keep-builds-running", Bool, Toml("false"), "whether a build continues when the last client that waits for it has disconnected; [levels](#settings-on-levels) can override it"),
+    key("keep-going", Bool, Toml("true"), "whether the other derivations of a request are still built after one has failed, for clients that do not send this setting; stock Nix does not send it over ssh, not even with `--keep-going`; [levels](#settings-on-levels) can override it"),
+    key("reuse-failures", Bool, Toml("true"), "whether the failure of an earlier equal build is the answer instead of a new build; successful results are always reused; [levels](#settings-on-levels) can override it"),
     key("reuse-failures-seconds", Int { min: 1, max: WEEK }, Toml("3600"), "how long a failure is reused"),
+    key("settings.allow-builds", Bool, Toml("true"), "the box's value of the [setting](#settings-on-levels) `allow-builds`"),
+    key("settings.allow-override", Bool, Toml("true"), "the same for `allow-override`: with `false` the roster and clients change no setting"),
+    key("settings.allow-shell", Bool, Toml("true"), "the same for `allow-shell`"),
+    key("settings.settings-from-drv-env", Bool, Toml("false"), "the same for `settings-from-drv-env`"),
+    key("settings.settings-from-ssh-env", Bool, Toml("true"), "the same for `settings-from-ssh-env`"),
     key("store.durability", Word(&["flush", "none"]), Toml(r#""flush""#), "`flush`: the store survives a power loss, except for its last seconds; `none`: the agent never flushes, and the store is empty after a reboot (for a store in memory, or on a disk that is erased at boot)"),
     key("sandbox.backend", Word(&["kvm", "namespace"]), Toml(r#""kvm""#), "`kvm`: one micro-VM per build; `namespace`: bubblewrap, which isolates less and is named in the banner"),
     key("sandbox.kernel", Path, Toml(r#""/usr/lib/barnraiser/guest/vmlinux""#), "kvm: the guest kernel (ELF)"),
@@ -150,6 +157,7 @@ pub fn markdown() -> String {
             Address => "text".into(),
             Addresses => "list of `address:port`".into(),
             Texts => "list of text".into(),
+            Globs => "list of globs".into(),
             JailSteps => "list of steps".into(),
             Substituters => "list of store URLs".into(),
             PublicKeys => "list of `name:base64`".into(),

@@ -13,6 +13,7 @@ use store::Durability;
 use store::signing::PublicKey;
 
 use net::Fetch;
+use roster::settings::Layer;
 use substitute::{Substitution, Terms};
 
 mod error;
@@ -43,12 +44,11 @@ pub struct Config {
     pub trusted_public_keys: Vec<PublicKey>,
     pub systems: Vec<String>,
     pub system_features: Vec<String>,
-    pub keep_builds_running: bool,
     /// How the store survives a power loss.
     pub durability: Durability,
-    /// The value for clients that do not set it.
-    pub keep_going: bool,
-    /// The time for which a failure of the build itself is reused. Zero: never.
+    /// The values of the settings that groups, members and clients can override (`roster::settings`).
+    pub settings: Layer,
+    /// The time for which a failure of the build itself is reused, where a request reuses failures.
     pub reuse_failures: Duration,
     pub sandbox: Sandbox,
     pub fetch: Fetch,

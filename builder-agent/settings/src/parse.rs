@@ -16,6 +16,7 @@ use toml::de::{DeTable, DeValue};
 use super::keys::{Fallback, KEYS, Key, Kind};
 use super::strangers::{NetBlocks, Network, Penalties, Startups};
 use net::Fetch;
+use roster::settings::{self as levels, Layer, MAX_WORDS, SETTINGS};
 use substitute::Substitution;
 
 use super::{BackendKind, Config, ConfigError, Limits, Reached, Sandbox};
@@ -68,16 +69,12 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
         state_dir,
         systems: values.texts("systems").unwrap_or_else(|| vec![format!("{}-linux", std::env::consts::ARCH)]),
         system_features: values.texts("system-features").unwrap_or_default(),
-        keep_builds_running: values.bool_of("keep-builds-running"),
         durability: match values.text("store.durability").as_deref() {
             Some("none") => Durability::None,
             _ => Durability::Flush,
         },
-        keep_going: values.bool_of("keep-going"),
-        reuse_failures: match values.found.get("reuse-failures") {
-            Some(Value::Bool(false)) => Duration::ZERO,
-            _ => Duration::from_secs(values.int_of("reuse-failures-seconds") as u64),
-        },
+        settings: values.layer(),
+        reuse_failures: Duration::from_secs(values.int_of("reuse-failures-seconds") as u64),
         sandbox: Sandbox {
             backend,
             kernel: values.required_path("sandbox.kernel")?,
@@ -182,6 +179,21 @@ impl Values<'_> {
 
     fn bool_of(&self, key: &str) -> bool {
         matches!(self.found.get(key), Some(Value::Bool(true)))
+    }
+
+    /// The system level of the settings on levels, each from its key.
+    fn layer(&self) -> Layer {
+        let mut layer = Layer::default();
+        for setting in SETTINGS {
+            let value = match setting.kind {
+                levels::Kind::Flag { .. } => levels::Value::Flag(self.bool_of(setting.key)),
+                levels::Kind::Seconds { .. } => levels::Value::Number(self.int_of(setting.key) as u64),
+                levels::Kind::Globs => levels::Value::Words(self.texts(setting.key).unwrap_or_default()),
+            };
+            let set = layer.set(setting, value);
+            set.unwrap_or_else(|error| unreachable!("the range of a key is in that of its setting: {error}"));
+        }
+        layer
     }
 
     /// A text whose default is in the table. Its check has parsed it before, so this cannot fail.
@@ -300,6 +312,11 @@ impl File<'_> {
             Kind::Substituters => each::<Address>(plain, "store URLs").map_err(bad),
             Kind::PublicKeys => each::<PublicKey>(plain, "public keys").map_err(bad),
             Kind::JailSteps => each::<Step>(plain, "steps of the jail").map_err(bad),
+            Kind::Globs => {
+                strings(plain).filter(|globs| is_globs(key.name, globs)).map(Value::Texts).ok_or_else(|| {
+                    bad(format!("it must be a list of at most {MAX_WORDS} names, with `*` and `?`"))
+                })
+            }
             Kind::Texts => each::<String>(plain, "texts").map_err(bad),
             Kind::Networks => each::<Network>(plain, "addresses and networks").map_err(bad),
             Kind::Address => text_of::<Reached>(plain).map_err(bad),
@@ -329,6 +346,12 @@ impl File<'_> {
 
 fn strings(value: &DeValue<'_>) -> Option<Vec<String>> {
     value.as_array()?.iter().map(|item| item.get_ref().as_str().map(str::to_owned)).collect()
+}
+
+/// Whether the setting whose system level this key is accepts these globs.
+fn is_globs(key: &str, globs: &[String]) -> bool {
+    let value = levels::Value::Words(globs.to_vec());
+    SETTINGS.iter().find(|setting| setting.key == key).is_some_and(|setting| value.check(setting).is_ok())
 }
 
 /// A list of texts in quotes, each of which is a `T`.
@@ -363,7 +386,7 @@ fn accepted(name: &str) -> String {
     match section.filter(|_| !inside.is_empty()) {
         Some(section) => format!("accepted in [{section}]: {}", inside.join(", ")),
         None => format!(
-            "accepted at the top: {}; sections: [store], [sandbox], [fetch], [limits]",
+            "accepted at the top: {}; sections: [settings], [store], [sandbox], [fetch], [limits]",
             inside.join(", ")
         ),
     }

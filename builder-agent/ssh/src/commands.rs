@@ -21,6 +21,8 @@ mod keys;
 mod log;
 mod nix;
 mod printing;
+mod settings;
+mod settle;
 mod status;
 mod store_session;
 mod usage;
@@ -28,6 +30,7 @@ mod whoami;
 
 pub(crate) use host::shown;
 use printing::{Print, json_line};
+pub(crate) use settle::{admit, warnings};
 pub use store_session::StoreSession;
 
 /// Longest request that is parsed. A stock client's is about 30 bytes.
@@ -44,6 +47,8 @@ pub(crate) enum Command {
     Builds(builds::Arguments),
     /// What members have used.
     Usage(usage::Arguments),
+    /// The settings of this session.
+    Settings(settings::Arguments),
     /// A session of one of Nix's protocols with the member's view.
     Store(StoreSession),
     /// A command that deployment tools run on the machine that builds.
@@ -58,6 +63,9 @@ impl Command {
             Self::Log(path) => log::run(&path, terminal, &agent, &caller.member).await,
             Self::Builds(arguments) => builds::run(arguments, terminal, &agent, &caller.member).await,
             Self::Usage(arguments) => usage::run(arguments, terminal, agent, caller.member).await,
+            Self::Settings(arguments) => {
+                terminal.print(&settings::text(&arguments, &agent, &caller), stall).await
+            }
             Self::Store(kind) => store_session::run(kind, terminal, agent, caller).await,
             Self::Host(command) => {
                 let (stdout, stderr, hung_up) = terminal.with_hung_up();
@@ -138,6 +146,7 @@ pub(crate) const COMMANDS: &[Row] = &[
     row("builds", "list [--json]", For::People, "your builds that run or wait, and `builds cancel ID`", builds::parse),
     row("whoami", "[--json]", For::People, "who you are here, and the limits that hold for you", printing::whoami),
     row("usage", "[--month YYYY-MM] [--by PERIOD] [--format FORMAT]", For::People, "what you have used, by day or month; maintainers see every member", usage::parse),
+    row("settings", "[--explain NAME] [--json]", For::People, "your settings, and which level each comes from", settings::parse),
     row("keys", "list [--json]", For::People, "the keys with which you can log in; the roster is in git, so they change there", printing::keys),
     row("client-config", "[--format FORMAT]", For::People, "your configuration for this box, ready to paste", printing::client_config),
     row("signing-key", "[--json]", For::People, "the key for `trusted-public-keys`", printing::signing_key),

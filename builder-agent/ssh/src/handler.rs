@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ledger::{Meter, Principal, Resource, Traffic};
 use russh::keys::{Certificate, PublicKey};
 use russh::server::{Auth, Handler as RusshHandler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
-use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Pty};
+use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure, Disconnect, Pty};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -306,6 +306,9 @@ impl RusshHandler for Handler {
             Err(line) => return self.refuse(id, &line, session),
         };
         let Some((opened, caller)) = self.take(id, session)? else { return Ok(()) };
+        if let Err(line) = commands::admit(&command, &self.server.agent, &caller) {
+            return self.refuse(id, &line, session);
+        }
         session.channel_success(id)?;
         self.server.agent.ledger.charge(&Principal::of(&caller.member.id), [(Resource::Sessions, 1)]);
         tokio::spawn(run(command, opened, self.server.agent.clone(), caller, self.ended.clone()));
@@ -367,10 +370,23 @@ impl RusshHandler for Handler {
         value: &str,
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        if self.channels.get_mut(&id).is_some_and(|(_, _, options)| options.set(name, value)) {
-            return session.channel_success(id);
+        let Some((channel, _, options)) = self.channels.get_mut(&id) else {
+            return session.channel_failure(id);
+        };
+        let known = options.set(name, value);
+        // The library has also put the variable into the channel's buffer, which has few places and no reader before the
+        // command. When it is full, the whole connection waits for ever.
+        tokio::select! {
+            biased;
+            first = channel.wait() => if let Some(ChannelMsg::Data { .. }) = first {
+                return self.refuse(id, "the client sent data before a command", session);
+            },
+            () = std::future::ready(()) => {}
         }
-        session.channel_failure(id)
+        match known {
+            true => session.channel_success(id),
+            false => session.channel_failure(id),
+        }
     }
 
     async fn x11_request(
@@ -399,9 +415,14 @@ async fn run(
     ended: CancellationToken,
 ) {
     let status = {
-        let terminal = Terminal::of(&mut channel);
+        let mut terminal = Terminal::of(&mut channel);
+        let work = async {
+            let stall = agent.config.limits.client_stall;
+            terminal.warn(&commands::warnings(&agent, &caller), stall).await;
+            command.run(terminal, agent, caller).await
+        };
         tokio::select! {
-            status = command.run(terminal, agent, caller) => status,
+            status = work => status,
             () = ended.cancelled() => return,
         }
     };

@@ -39,6 +39,14 @@ impl<'a> Terminal<'a> {
         fail(self.stderr, why, stall).await
     }
 
+    /// Lines on stderr, before the command. A client that is gone, or does not read, is the command's to notice.
+    pub async fn warn(&mut self, lines: &[String], stall: Duration) {
+        let mut stderr = PatientWriter::new(&mut self.stderr, stall);
+        for line in lines {
+            let _ = stderr.write_all(format!("warning: {line}\n").as_bytes()).await;
+        }
+    }
+
     /// For a command that reads: stdin, stdout, stderr.
     pub fn with_stdin(self) -> (Reader<'a>, Writer<'a>, Writer<'a>) {
         (Box::new(self.channel.make_reader()), self.stdout, self.stderr)

@@ -59,7 +59,7 @@ pub struct Terms {
 
 use download::{Download, Downloads};
 use lookup::Lookups;
-use pattern::Patterns;
+pub use pattern::Patterns;
 use source::{Source, SourceError};
 
 /// No member of a roster can have this name, so this view sees only Verified paths.

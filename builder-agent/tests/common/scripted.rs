@@ -306,6 +306,7 @@ pub fn member(name: &str) -> Arc<Member> {
         id: name.into(),
         role: Role::Member,
         limits: MemberLimits::default(),
+        settings: Default::default(),
         groups: Default::default(),
         share_with: Default::default(),
     })

@@ -19,6 +19,7 @@ mod logs;
 mod own_paths;
 mod privacy;
 mod reuse;
+mod settings;
 mod strings;
 mod substitution;
 
@@ -157,6 +158,9 @@ for_every_client! {
     reuse::another_member_joins_a_running_build_which_goes_on_when_the_first_leaves,
     reuse::a_rebuild_that_differs_is_reported_in_nixs_words,
     reuse::a_log_can_be_read_afterwards_by_those_who_may_see_the_build,
+    settings::variables_of_ssh_decide_about_the_builds_of_their_client,
+    settings::a_variable_that_is_no_setting_is_refused_by_name_before_anything_is_built,
+    settings::a_derivation_can_bring_its_own_settings,
     substitution::what_a_cache_has_is_not_uploaded,
     substitution::inputs_that_a_cache_has_are_not_uploaded_for_a_build,
     substitution::what_a_cache_has_is_not_built,

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ::roster::MemberLimits;
-use ::roster::words::quoted;
+use ::roster::settings::Layer;
+use ::roster::words::{all_of, quoted};
 
 use super::{Effect, Side, Told, Whom, words};
 use crate::roster::GroupEntry;
@@ -34,9 +35,13 @@ impl Told {
             let (previous, were) =
                 old.get(name).map_or(none, |(entry, members)| (Some(*entry), members.clone()));
             match previous {
-                None => self.group_added(entry, members.len()),
+                None => {
+                    self.group_added(entry, members.len());
+                    self.settings(Whom::Group(name), &Layer::default(), &entry.group.settings);
+                }
                 Some(previous) => {
                     self.limits(Whom::Group(name), &previous.group.limits, &entry.group.limits);
+                    self.settings(Whom::Group(name), &previous.group.settings, &entry.group.settings);
                 }
             }
             for member in members.difference(&were) {
@@ -59,6 +64,9 @@ impl Told {
                 }
             );
             self.say(Effect::Changes, "removes-group", name, text);
+            if still > 0 {
+                self.settings(Whom::Group(name), &entry.group.settings, &Layer::default());
+            }
         }
     }
 
@@ -98,6 +106,7 @@ impl Told {
                 None => format!("shares no limits {with}"),
             }
         );
+        let text = format!("{text}{}", settings_of(entry, "count"));
         self.say(Effect::Changes, "joins-group", member, text);
     }
 
@@ -108,6 +117,7 @@ impl Told {
             quoted(&entry.group.name),
             shared(&entry.group.limits).map(|what| format!(": no longer shares {what}")).unwrap_or_default()
         );
+        let text = format!("{text}{}", settings_of(entry, "no longer count"));
         self.say(Effect::Changes, "leaves-group", member, text);
     }
 }
@@ -116,6 +126,15 @@ impl Told {
 fn shared(limits: &MemberLimits) -> Option<String> {
     let words = words::shared_limits(limits);
     (!words.is_empty()).then_some(words)
+}
+
+/// The settings that come or go with the group; empty if it has none.
+fn settings_of(entry: &GroupEntry, verb: &str) -> String {
+    let names: Vec<&str> = entry.group.settings.iter().map(|(setting, _)| setting.name).collect();
+    match names.is_empty() {
+        true => String::new(),
+        false => format!("; its settings {verb}: {}", all_of(&names)),
+    }
 }
 
 fn members_of(count: usize) -> String {

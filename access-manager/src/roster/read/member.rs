@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use ::roster::settings::{Layer, Level};
 use ::roster::{MAX_GROUPS_OF_MEMBER, MAX_MEMBERS, Member, MemberLimits, Role, name as names};
 
 use super::attributes::Whose;
@@ -15,7 +16,7 @@ use crate::roster::names::{self as lists, List, Named};
 use crate::roster::{inspect, modules, sharing};
 
 const ATTRIBUTES: &[&str] =
-    &["keys", "role", "limits", "groups", "hosts", "shareWith", "vouchedBy", "expires"];
+    &["keys", "role", "limits", "settings", "groups", "hosts", "shareWith", "vouchedBy", "expires"];
 
 /// Names in one `vouchedBy`. One is the rule; a community may ask for two or three.
 const MAX_VOUCHERS: usize = 20;
@@ -125,6 +126,7 @@ impl Reader<'_, '_> {
                 }
                 "role" => member.role = self.role(value, slot.span, slot.thunk)?,
                 "limits" => member.limits = self.limits(value, slot.span, Whose::Member(name))?,
+                "settings" => member.settings = self.settings(value, slot.span, name, Level::Member)?,
                 "groups" => {
                     let list = List {
                         attribute,
@@ -215,6 +217,7 @@ fn nobody(name: &str) -> Member {
         keys: Vec::new(),
         role: Role::Member,
         limits: MemberLimits::default(),
+        settings: Layer::default(),
         groups: Vec::new(),
         share_with: Vec::new(),
         expires: None,

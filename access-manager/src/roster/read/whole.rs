@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use ::roster::settings::{Layer, Level};
 use ::roster::{Group, MAX_GROUPS, MAX_MEMBERS, MemberLimits, name as names};
 
 use super::attributes::Whose;
@@ -20,7 +21,7 @@ use crate::roster::names::{self as lists, List, Named};
 const MAX_STRANGERS: usize = 100;
 
 const ATTRIBUTES: &[&str] = &["users", "groups", "hosts"];
-const GROUP_ATTRIBUTES: &[&str] = &["members", "limits", "memberLimits", "hosts"];
+const GROUP_ATTRIBUTES: &[&str] = &["members", "limits", "memberLimits", "settings", "hosts"];
 
 /// Whether a set at the top is this shape. A member named `users` has `keys`; a set of members has a set below each
 /// name.
@@ -144,7 +145,11 @@ impl Reader<'_, '_> {
                 .found(found)
         })?;
         let mut entry = GroupEntry {
-            group: Group { name: name.to_owned(), limits: MemberLimits::default() },
+            group: Group {
+                name: name.to_owned(),
+                limits: MemberLimits::default(),
+                settings: Layer::default(),
+            },
             member_limits: MemberLimits::default(),
             hosts: Vec::new(),
         };
@@ -154,6 +159,7 @@ impl Reader<'_, '_> {
                 "members" => {}
                 "limits" => entry.group.limits = self.limits(value, slot.span, Whose::Group(name))?,
                 "memberLimits" => entry.member_limits = self.limits(value, slot.span, Whose::EachOf(name))?,
+                "settings" => entry.group.settings = self.settings(value, slot.span, name, Level::Group)?,
                 "hosts" => entry.hosts = self.hosts_of(value, slot.thunk, slot.span, name)?,
                 other => return Err(unknown_attribute(name, other, slot.span)),
             }

@@ -23,6 +23,9 @@ const CHUNK: usize = 32 * 1024;
 impl One {
     /// Starts a run or joins one, and shows its log from the beginning to the end.
     pub async fn run(&self, kind: BuildKind) -> Result<(Attached, Arc<Outcome>), NotStarted> {
+        if let Some(refusal) = self.context.options.wishes.refusal(&self.request.recipe) {
+            return Err(NotStarted::Refused(refusal));
+        }
         let number = self.context.reporter.number();
         let request = Request { before: number.0, ..self.request.clone() };
         let mut attached = self.context.realiser.scheduler.build(request, self.held.clone())?;

@@ -16,6 +16,7 @@ use crate::kept::Reader;
 use crate::reuse::{self, Earlier, Known};
 use crate::schedule::{Attached, NotStarted};
 use crate::{BuildKey, Envelope, Failure, Held, Outcome, Recipe, Request, outputs, realisations};
+use members::settings::Effective;
 use shares::threads::{Lost, Workers};
 
 /// Memory of one path of a build's closure.
@@ -78,10 +79,13 @@ pub(super) struct One {
     /// The key of the same build in the box's own envelope. A result with that key is also good for a member with lower
     /// limits.
     key_of_box: BuildKey,
+    /// The settings for this derivation.
+    settings: Arc<Effective>,
 }
 
 impl One {
     async fn prepare(context: Context, recipe: Arc<Recipe>) -> Result<Self, Failure> {
+        let settings = context.options.wishes.for_build(&recipe)?;
         let (view, sandbox_identity) = (context.views.now(), context.realiser.sandbox_identity);
         let envelope = Envelope::for_member(&context.realiser.config, &context.member.limits);
         let envelope_of_box = Envelope::of_box(&context.realiser.config);
@@ -120,19 +124,20 @@ impl One {
             known: Known::default(),
             check: false,
             before: 0,
-            wall: context.options.wall,
-            silent: context.options.silent,
+            wall: smaller(context.options.wall, settings.timeout),
+            silent: smaller(context.options.silent, settings.max_silent_time),
             log: context.options.log,
+            keep_running: settings.keep_builds_running,
         };
         let held = Arc::new(Held { view: context.views.now(), inputs: Arc::new(inputs), memory });
-        Ok(Self { context, request, held, key_of_box })
+        Ok(Self { context, request, held, key_of_box, settings })
     }
 
     /// The result that an earlier build with the same key gives.
     async fn reuse(&mut self) -> Option<Ended> {
         self.look();
         let (realiser, recipe) = (&self.context.realiser, &self.request.recipe);
-        let failures = match self.context.options.reuse_failures {
+        let failures = match self.settings.reuse_build_failures {
             true => realiser.config.reuse_failures,
             false => Duration::ZERO,
         };
@@ -296,6 +301,11 @@ impl One {
             }
         }
     }
+}
+
+/// The smaller of the client's limit and of a setting in seconds.
+fn smaller(client: Option<Duration>, setting: Option<u64>) -> Option<Duration> {
+    client.into_iter().chain(setting.map(Duration::from_secs)).min()
 }
 
 fn paths(outputs: &BTreeMap<String, RecordedOutput>) -> Arc<BTreeMap<String, StorePath>> {

@@ -55,7 +55,14 @@ impl Context {
     }
 
     fn may_fetch_if(&self, name: &str, derivation_allows: bool) -> bool {
-        self.realiser.substituters.may(name, self.options.use_substitutes && derivation_allows)
+        let wishes = &self.options.wishes;
+        let asked = self.options.use_substitutes && derivation_allows || wishes.want_to_fetch(name);
+        !wishes.forbid_to_fetch(name) && self.realiser.substituters.may(name, asked)
+    }
+
+    /// Whether nothing called `name` is ever fetched for this session.
+    fn may_never_fetch(&self, name: &str) -> bool {
+        self.options.wishes.forbid_to_fetch(name) || !self.realiser.substituters.may(name, true)
     }
 
     /// Fetches `paths` and all paths they refer to.
@@ -212,9 +219,8 @@ pub(super) async fn offered(context: &Context, paths: &[StorePath]) -> Result<Wa
 fn candidates(context: &Context, looked: &Looked) -> Option<Vec<StorePath>> {
     let paths: Vec<StorePath> = looked.missing.iter().cloned().collect::<Option<_>>()?;
     let may = |name: &str| context.may_fetch_if(name, looked.allows);
-    // The name of the derivation and that of its output both count, as an operator may know either; each can forbid.
-    let substituters = &context.realiser.substituters;
-    let forbidden = |name: &str| !substituters.may(name, true);
+    // The name of the derivation and that of its output both count, as people may know either; each can forbid.
+    let forbidden = |name: &str| context.may_never_fetch(name);
     let allowed = paths.iter().all(|path| !forbidden(path.name()) && (may(path.name()) || may(&looked.name)));
     (allowed && !forbidden(&looked.name)).then_some(paths)
 }

@@ -36,6 +36,8 @@ pub struct Request {
     pub silent: Option<Duration>,
     /// Limit on bytes of log.
     pub log: Option<u64>,
+    /// Whether the run goes on if this request is the last that waits for it, and its client disconnects.
+    pub keep_running: bool,
 }
 
 impl Request {

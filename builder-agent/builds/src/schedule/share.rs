@@ -1,7 +1,7 @@
 //! Sharing: the runs that build or wait for a slot, and the requests that wait for each.
 //!
 //! A run has one owner, whose slots and limits it uses: the member who asked first. When the owner leaves, the member
-//! who has waited longest becomes the owner. A run without waiters ends (unless the configuration lets it go on).
+//! who has waited longest becomes the owner. A run without waiters ends, unless the request that left last lets it go on.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -202,6 +202,7 @@ fn what_the_table_says_of_a_command_is_how_it_is_called() {
             .replace("DRV", DRV)
             .replace("PATH", DRV)
             .replace("YYYY-MM", "2026-11")
+            .replace("NAME", "timeout")
             .replace("PERIOD", "day")
             .replace("FORMAT", if row.name == "usage" { "csv" } else { "nixos" });
         let words = words.replace("TEMPLATE", "x.XXXXX");

@@ -1,0 +1,242 @@
+//! Which value a setting has, by which level, and why others do not count. A pure function of the layers.
+//!
+//! Levels come in their order. A level counts unless an earlier one has locked it (`allow-override`), or the two levels
+//! of variables are switched off (`settings-from-ssh-env`, `settings-from-drv-env`). Of the levels that count, the last
+//! one decides about a flag, the smallest value about a time, and lists are put together. Groups are one level: where
+//! two of a member's groups differ, `false` counts.
+
+use super::layer::Layer;
+use super::table::{Id, Kind, Level, SETTINGS, Setting};
+use super::value::Value;
+
+/// What all levels say for one session. The levels are in order; several entries of one level are its groups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layers(Vec<Said>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Said {
+    level: Level,
+    /// The name of a group; empty for others.
+    by: String,
+    layer: Layer,
+}
+
+/// What became of one value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is the value of the setting, or a part of it.
+    Counts,
+    /// A later level says something else; or another group of the same level.
+    Overridden(Level),
+    /// Another level has a smaller value.
+    NotSmallest(Level),
+    /// This level has `allow-override = false`.
+    Locked(Level),
+    /// This setting is `false`.
+    Off(&'static str),
+}
+
+/// What one level says about one setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vote {
+    pub level: Level,
+    /// The name of a group; empty for others.
+    pub by: String,
+    pub value: Value,
+    pub verdict: Verdict,
+}
+
+/// One setting with its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settled {
+    pub setting: &'static Setting,
+    pub value: Value,
+    /// The level that decided.
+    pub level: Level,
+    /// All that was said, in the order of the levels.
+    pub votes: Vec<Vote>,
+}
+
+/// The value of every setting, in the order of [`SETTINGS`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved(Vec<Settled>);
+
+/// The values alone, for those who act by them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Effective {
+    pub allow_builds: bool,
+    /// Whether no level has locked those after it.
+    pub allow_override: bool,
+    pub allow_shell: bool,
+    pub keep_builds_running: bool,
+    pub keep_going: bool,
+    pub reuse_build_failures: bool,
+    pub settings_from_ssh_env: bool,
+    pub settings_from_drv_env: bool,
+    /// Seconds; `None` means that no level sets one.
+    pub timeout: Option<u64>,
+    pub max_silent_time: Option<u64>,
+    pub always_substitute: Vec<String>,
+    pub never_substitute: Vec<String>,
+}
+
+impl Layers {
+    /// Adds a level. Levels are added in their order, and the groups of a member one by one.
+    #[must_use]
+    pub fn with(mut self, level: Level, by: &str, layer: &Layer) -> Layers {
+        debug_assert!(self.0.last().is_none_or(|last| last.level <= level));
+        if !layer.is_empty() {
+            self.0.push(Said { level, by: by.to_owned(), layer: layer.clone() });
+        }
+        self
+    }
+
+    /// The values for the session.
+    pub fn resolve(&self) -> Resolved {
+        let locked_by = |before: Level| {
+            let locks = |said: &&Said| said.layer.get(Id::AllowOverride) == Some(&Value::Flag(false));
+            self.0.iter().filter(locks).map(|said| said.level).find(|level| *level < before)
+        };
+        // First what decides about later levels, by the levels before these.
+        let from_ssh =
+            self.flag(Id::SettingsFromSshEnv, &|level| level < Level::Ssh && locked_by(level).is_none());
+        let from_drv = self.flag(Id::SettingsFromDrvEnv, &|level| {
+            level < Level::Derivation && locked_by(level).is_none() && (level != Level::Ssh || from_ssh)
+        });
+        let verdict = |level: Level| match (level, locked_by(level)) {
+            (_, Some(by)) => Verdict::Locked(by),
+            (Level::Ssh, None) if !from_ssh => Verdict::Off("settings-from-ssh-env"),
+            (Level::Derivation, None) if !from_drv => Verdict::Off("settings-from-drv-env"),
+            _ => Verdict::Counts,
+        };
+        Resolved(SETTINGS.iter().map(|setting| self.settle(setting, &verdict)).collect())
+    }
+
+    /// The value of a flag by the levels that count.
+    fn flag(&self, id: Id, counts: &dyn Fn(Level) -> bool) -> bool {
+        let verdict = |level| if counts(level) { Verdict::Counts } else { Verdict::Off("") };
+        self.settle(&SETTINGS[id as usize], &verdict).value == Value::Flag(true)
+    }
+
+    fn settle(&self, setting: &'static Setting, verdict: &dyn Fn(Level) -> Verdict) -> Settled {
+        let votes = self.0.iter().filter_map(|said| {
+            let value = said.layer.get(setting.id)?.clone();
+            Some(Vote { level: said.level, by: said.by.clone(), value, verdict: verdict(said.level) })
+        });
+        let mut votes: Vec<Vote> = votes.collect();
+        let counting = votes.iter().filter(|vote| vote.verdict == Verdict::Counts);
+        let (value, level) = match setting.kind {
+            Kind::Flag { default } => last(counting).unwrap_or((Value::Flag(default), Level::System)),
+            Kind::Seconds { .. } => smallest(counting),
+            Kind::Globs => together(counting),
+        };
+        for vote in votes.iter_mut().filter(|vote| vote.verdict == Verdict::Counts) {
+            vote.verdict = match setting.kind {
+                Kind::Flag { .. } if vote.level != level || vote.value != value => Verdict::Overridden(level),
+                Kind::Seconds { .. } if vote.value != value => Verdict::NotSmallest(level),
+                _ => Verdict::Counts,
+            };
+        }
+        Settled { setting, value, level, votes }
+    }
+}
+
+/// The value of the last level; `false` if two groups differ.
+fn last<'a>(votes: impl Iterator<Item = &'a Vote>) -> Option<(Value, Level)> {
+    votes.fold(None, |before, vote| match before {
+        Some((Value::Flag(false), level)) if level == vote.level => before,
+        _ => Some((vote.value.clone(), vote.level)),
+    })
+}
+
+/// The smallest number but zero, by the first level that has it.
+fn smallest<'a>(votes: impl Iterator<Item = &'a Vote>) -> (Value, Level) {
+    let numbers = votes.filter_map(|vote| match vote.value {
+        Value::Number(number @ 1..) => Some((number, vote.level)),
+        _ => None,
+    });
+    let (number, level) = numbers.min().unwrap_or((0, Level::System));
+    (Value::Number(number), level)
+}
+
+/// All words once, in order; the level is the last one that has any.
+fn together<'a>(votes: impl Iterator<Item = &'a Vote>) -> (Value, Level) {
+    let (mut all, mut by) = (Vec::new(), Level::System);
+    for vote in votes {
+        if let Value::Words(words) = &vote.value
+            && !words.is_empty()
+        {
+            by = vote.level;
+            all.extend(words.iter().cloned());
+        }
+    }
+    all.sort();
+    all.dedup();
+    (Value::Words(all), by)
+}
+
+impl Resolved {
+    pub fn iter(&self) -> impl Iterator<Item = &Settled> {
+        self.0.iter()
+    }
+
+    pub fn get(&self, id: Id) -> &Settled {
+        &self.0[id as usize]
+    }
+
+    /// The votes of this level that do not count although they are on a level that may say them: locked or switched off.
+    pub fn in_vain(&self, level: Level) -> impl Iterator<Item = (&'static Setting, &Vote)> {
+        let votes =
+            self.0.iter().flat_map(|settled| settled.votes.iter().map(|vote| (settled.setting, vote)));
+        votes.filter(move |(_, vote)| {
+            vote.level == level && matches!(vote.verdict, Verdict::Locked(_) | Verdict::Off(_))
+        })
+    }
+
+    pub fn effective(&self) -> Effective {
+        let flag = |id: Id| self.get(id).value == Value::Flag(true);
+        let seconds = |id: Id| match self.get(id).value {
+            Value::Number(seconds @ 1..) => Some(seconds),
+            _ => None,
+        };
+        let words = |id: Id| match &self.get(id).value {
+            Value::Words(words) => words.clone(),
+            _ => Vec::new(),
+        };
+        Effective {
+            allow_builds: flag(Id::AllowBuilds),
+            allow_override: flag(Id::AllowOverride),
+            allow_shell: flag(Id::AllowShell),
+            keep_builds_running: flag(Id::KeepBuildsRunning),
+            keep_going: flag(Id::KeepGoing),
+            reuse_build_failures: flag(Id::ReuseBuildFailures),
+            settings_from_ssh_env: flag(Id::SettingsFromSshEnv),
+            settings_from_drv_env: flag(Id::SettingsFromDrvEnv),
+            timeout: seconds(Id::Timeout),
+            max_silent_time: seconds(Id::MaxSilentTime),
+            always_substitute: words(Id::AlwaysSubstitute),
+            never_substitute: words(Id::NeverSubstitute),
+        }
+    }
+}
+
+impl Vote {
+    /// The end of a sentence: why the value does not count; `None` if it does.
+    pub fn why_not(&self) -> Option<String> {
+        match self.verdict {
+            Verdict::Counts => None,
+            Verdict::Overridden(level) if level == self.level => Some("another group says `false`".into()),
+            Verdict::Overridden(level) => Some(format!("overridden by {}", level.words())),
+            Verdict::NotSmallest(_) if self.value == Value::Number(0) => Some("0 sets none".into()),
+            Verdict::NotSmallest(level) => Some(format!("the smaller value of {} counts", level.words())),
+            Verdict::Locked(level) => {
+                Some(format!("locked: `allow-override` is `false` in {}", level.words()))
+            }
+            Verdict::Off(setting) => Some(format!("`{setting}` is `false`")),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "resolve_test.rs"]
+mod resolve_test;

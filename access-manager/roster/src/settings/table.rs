@@ -1,0 +1,279 @@
+//! The table of settings.
+
+use std::fmt::{self, Write as _};
+
+use crate::words::{did_you_mean, quoted};
+
+/// A place where settings are written. Later ones override earlier ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// The configuration of the box.
+    System,
+    /// A group in the roster. A member can be in several.
+    Group,
+    /// A member in the roster.
+    Member,
+    /// The variables that an ssh client sends.
+    Ssh,
+    /// The variables of a derivation.
+    Derivation,
+}
+
+impl Level {
+    pub const ALL: [Level; 5] = [Level::System, Level::Group, Level::Member, Level::Ssh, Level::Derivation];
+
+    /// One word, for programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::System => "system",
+            Level::Group => "group",
+            Level::Member => "member",
+            Level::Ssh => "ssh",
+            Level::Derivation => "derivation",
+        }
+    }
+
+    /// For sentences.
+    pub fn words(self) -> &'static str {
+        match self {
+            Level::System => "the configuration of the box",
+            Level::Group => "a group",
+            Level::Member => "the member's entry in the roster",
+            Level::Ssh => "the ssh environment",
+            Level::Derivation => "the derivation",
+        }
+    }
+}
+
+/// The place of a setting in [`SETTINGS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Id {
+    AllowBuilds,
+    AllowOverride,
+    AllowShell,
+    AlwaysSubstitute,
+    KeepBuildsRunning,
+    KeepGoing,
+    MaxSilentTime,
+    NeverSubstitute,
+    ReuseBuildFailures,
+    SettingsFromDrvEnv,
+    SettingsFromSshEnv,
+    Timeout,
+}
+
+/// The kind of a value, and how the values of several levels become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `true` or `false`; the last level counts.
+    Flag {
+        /// The default of the key of the box.
+        default: bool,
+    },
+    /// Seconds; zero means that this level sets none. The smallest counts: no level can give more than an earlier one.
+    Seconds { largest: u64 },
+    /// Globs over names of store paths. Those of all levels count together.
+    Globs,
+}
+
+/// One setting.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Setting {
+    pub id: Id,
+    pub name: &'static str,
+    pub kind: Kind,
+    /// The key of `builder-agent.toml` that is the system level.
+    pub key: &'static str,
+    /// The last level that may set it; every earlier one may too.
+    pub last: Level,
+    pub help: &'static str,
+}
+
+impl Setting {
+    /// Whether this level may set it.
+    pub fn may_be_on(&self, level: Level) -> bool {
+        level <= self.last
+    }
+
+    /// The values that it may have, for sentences.
+    pub fn expected(&self) -> String {
+        match self.kind {
+            Kind::Flag { .. } => "`true` or `false`".into(),
+            Kind::Seconds { largest } => format!("a whole number of seconds, from 0 to {largest}"),
+            Kind::Globs => "a list of names, in which `*` stands for any text".into(),
+        }
+    }
+}
+
+const fn setting(
+    id: Id,
+    (name, key): (&'static str, &'static str),
+    kind: Kind,
+    last: Level,
+    help: &'static str,
+) -> Setting {
+    Setting { id, name, kind, key, last, help }
+}
+
+const fn flag(default: bool) -> Kind {
+    Kind::Flag { default }
+}
+
+/// A month, as for the limit `maxBuildSeconds`.
+const SECONDS: Kind = Kind::Seconds { largest: 31 * 24 * 3600 };
+
+/// All settings that have an effect, in order of name.
+#[rustfmt::skip]
+pub const SETTINGS: &[Setting] = &[
+    setting(Id::AllowBuilds, ("allow-builds", "settings.allow-builds"), flag(true), Level::Member, "whether builders run for the member; without it, paths are fetched, and results of earlier builds are given"),
+    setting(Id::AllowOverride, ("allow-override", "settings.allow-override"), flag(true), Level::Member, "`false` locks all settings for the levels after the one that says it"),
+    setting(Id::AllowShell, ("allow-shell", "settings.allow-shell"), flag(true), Level::Member, "whether the member may run the commands for people; without it only stores and deployment tools are served"),
+    setting(Id::AlwaysSubstitute, ("always-substitute", "always-substitute"), Kind::Globs, Level::Ssh, "names of paths that are fetched even if the client or the derivation disables substitution"),
+    setting(Id::KeepBuildsRunning, ("keep-builds-running", "keep-builds-running"), flag(false), Level::Derivation, "whether a build goes on when its last client has disconnected; of several clients the last one's setting counts"),
+    setting(Id::KeepGoing, ("keep-going", "keep-going"), flag(true), Level::Ssh, "whether the other derivations of a request are still built after one has failed; what a client says in the protocol comes last"),
+    setting(Id::MaxSilentTime, ("max-silent-time", "limits.max-silent-seconds"), SECONDS, Level::Derivation, "longest time without output from a build"),
+    setting(Id::NeverSubstitute, ("never-substitute", "never-substitute"), Kind::Globs, Level::Ssh, "names of paths that are never fetched for the member; it takes precedence over `always-substitute`"),
+    setting(Id::ReuseBuildFailures, ("reuse-build-failures", "reuse-failures"), flag(true), Level::Derivation, "whether the failure of an earlier equal build is the answer instead of a new build"),
+    setting(Id::SettingsFromDrvEnv, ("settings-from-drv-env", "settings.settings-from-drv-env"), flag(false), Level::Ssh, "whether variables of derivations are settings of their builds"),
+    setting(Id::SettingsFromSshEnv, ("settings-from-ssh-env", "settings.settings-from-ssh-env"), flag(true), Level::Member, "whether variables of ssh clients are settings of their sessions"),
+    setting(Id::Timeout, ("timeout", "limits.max-build-seconds"), SECONDS, Level::Derivation, "longest time of a build; the limit `maxBuildSeconds` of the member counts too"),
+];
+
+/// Settings of nixbuild.net that have no effect here, and why. They are refused, as their users would expect an effect.
+pub const NOT_HERE: &[(&str, &str)] = &[
+    ("allow-home", "there are no homes on this box yet"),
+    ("cache-build-failures", "it is called `reuse-build-failures`"),
+    ("cache-build-timeouts", "a build that ended at a time limit is never the answer to another request"),
+    ("default-cpu", "every build has the processors of the box's configuration"),
+    ("default-mem-per-cpu", "every build has the memory of the box's configuration"),
+    ("inject-fs-randomness", "the order of files in a sandbox cannot be changed yet"),
+    ("max-build-restarts", "a build that runs out of memory is not started again yet"),
+    (
+        "max-cpu",
+        "every build has the processors of the box's configuration; the limit `maxCpus` can lower it",
+    ),
+    ("max-cpu-hours-per-month", "it is a limit, and not a setting"),
+    (
+        "max-mem",
+        "every build has the memory of the box's configuration; the limit `maxMemoryMib` can lower it",
+    ),
+    ("min-cpu", "every build has the processors of the box's configuration"),
+    ("min-mem", "every build has the memory of the box's configuration"),
+    ("priority", "the builds of a member have no priorities yet"),
+    ("reuse-build-timeouts", "a build that ended at a time limit is never the answer to another request"),
+    ("substituters", "the configuration of the box decides where it fetches from"),
+    ("tags", "builds have no tags yet"),
+    ("trusted-public-keys", "the configuration of the box decides which keys it trusts"),
+];
+
+/// Why a name is not that of a setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unknown {
+    name: String,
+    /// Another service knows it; it has no effect here for this reason.
+    pub reason: Option<&'static str>,
+    /// The setting that was probably meant.
+    pub near: Option<&'static str>,
+}
+
+impl fmt::Display for Unknown {
+    /// A sentence, without the suggestion.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = quoted(&self.name);
+        match self.reason {
+            Some(reason) => write!(f, "the setting {name} has no effect on this box: {reason}"),
+            None => write!(f, "there is no setting {name}"),
+        }
+    }
+}
+
+impl Unknown {
+    /// The sentence with the suggestion.
+    pub fn in_full(&self) -> String {
+        match self.near {
+            Some(near) => format!("{self}; did you mean `{near}`?"),
+            None => self.to_string(),
+        }
+    }
+}
+
+/// The setting of this name.
+pub fn find(name: &str) -> Result<&'static Setting, Unknown> {
+    if let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) {
+        return Ok(setting);
+    }
+    let reason = NOT_HERE.iter().find(|(other, _)| *other == name).map(|(_, reason)| *reason);
+    let near = match reason {
+        Some(_) => None,
+        None => did_you_mean(name, SETTINGS.iter().map(|setting| setting.name)),
+    };
+    // The suggestion borrows from a table of static texts, which `did_you_mean` cannot say.
+    let near =
+        near.and_then(|near| SETTINGS.iter().find(|setting| setting.name == near)).map(|near| near.name);
+    Err(Unknown { name: name.to_owned(), reason, near })
+}
+
+/// The reference table of `docs/reference/settings.md`.
+pub fn markdown() -> String {
+    let mut out = String::from(
+        "| setting | value | last level | key of the box, default | meaning |\n|---|---|---|---|---|\n",
+    );
+    for Setting { name, kind, key, last, help, .. } in SETTINGS {
+        let (value, default) = match kind {
+            Kind::Flag { default } => ("`true` or `false`".to_owned(), format!(": `{default}`")),
+            Kind::Seconds { largest } => {
+                (format!("seconds, 0 to {largest}; the smallest of all levels counts"), String::new())
+            }
+            Kind::Globs => ("globs; those of all levels count".to_owned(), String::new()),
+        };
+        let _ = writeln!(out, "| `{name}` | {value} | {} | `{key}`{default} | {help} |", last.name());
+    }
+    let _ = writeln!(out, "\n| refused | why |\n|---|---|");
+    for (name, reason) in NOT_HERE {
+        let _ = writeln!(out, "| `{name}` | {reason} |");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: &str = "<!-- levels: start -->\n";
+    const END: &str = "<!-- levels: end -->\n";
+
+    #[test]
+    fn the_page_lists_exactly_these_settings() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/settings.md");
+        let page = std::fs::read_to_string(file).expect("the page");
+        let (before, rest) = page.split_once(START).expect("a start mark");
+        let (listed, after) = rest.split_once(END).expect("an end mark");
+        if std::env::var_os("WRITE_DOCS").is_some() {
+            std::fs::write(file, format!("{before}{START}{}{END}{after}", markdown())).expect("written");
+            return;
+        }
+        assert_eq!(listed, markdown(), "run this test again with WRITE_DOCS=1 to write the table");
+    }
+
+    #[test]
+    fn each_setting_is_in_the_table_where_its_id_says_and_has_one_meaning() {
+        for (place, setting) in SETTINGS.iter().enumerate() {
+            assert_eq!(setting.id as usize, place, "{}", setting.name);
+            assert!(NOT_HERE.iter().all(|(name, _)| *name != setting.name), "{}", setting.name);
+        }
+        assert!(SETTINGS.windows(2).all(|pair| pair[0].name < pair[1].name));
+        assert!(NOT_HERE.windows(2).all(|pair| pair[0].0 < pair[1].0));
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_what_was_probably_meant_or_why_it_has_no_effect() {
+        assert_eq!(find("timeout").expect("a setting").id, Id::Timeout);
+        for (name, said) in [
+            ("keep-goin", "there is no setting `keep-goin`; did you mean `keep-going`?"),
+            ("colour", "there is no setting `colour`"),
+            ("tags", "the setting `tags` has no effect on this box: builds have no tags yet"),
+        ] {
+            assert_eq!(find(name).expect_err(name).in_full(), said);
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! A value of a setting.
+
+use serde::Serialize;
+
+use super::table::{Kind, Setting};
+use crate::words::quoted;
+
+/// Words in one list. A roster of rules is shorter.
+pub const MAX_WORDS: usize = 100;
+/// Longest word, in bytes: the longest name of a store path (Nix: `StorePath::MaxPathLen`).
+pub const MAX_WORD: usize = 211;
+
+/// A value. Its JSON is a boolean, a number or a list of texts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Value {
+    Flag(bool),
+    Number(u64),
+    Words(Vec<String>),
+}
+
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Value::Flag(flag) => write!(f, "{flag}"),
+            Value::Number(number) => write!(f, "{number}"),
+            Value::Words(words) if words.is_empty() => f.write_str("none"),
+            Value::Words(words) => f.write_str(&words.join(" ")),
+        }
+    }
+}
+
+impl Value {
+    /// `Err` says what the setting expects and what it got.
+    pub fn check(self, setting: &Setting) -> Result<Value, String> {
+        let wrong = |found: String| Err(wrong(setting, &found));
+        match (&setting.kind, &self) {
+            (Kind::Flag { .. }, Value::Flag(_)) => {}
+            (Kind::Seconds { largest }, Value::Number(number)) if number <= largest => {}
+            (Kind::Globs, Value::Words(words)) => {
+                if words.len() > MAX_WORDS {
+                    return wrong(format!("{} names, at most {MAX_WORDS} are accepted", words.len()));
+                }
+                if let Some(word) = words.iter().find(|word| !is_glob(word)) {
+                    return wrong(format!("{}, which no store path can be called", quoted(word)));
+                }
+            }
+            (_, value) => return wrong(quoted(&value.to_string())),
+        }
+        Ok(self)
+    }
+
+    /// A value in `roster.json`.
+    pub fn from_json(setting: &Setting, json: &serde_json::Value) -> Result<Value, String> {
+        let value = match json {
+            serde_json::Value::Bool(flag) => Some(Value::Flag(*flag)),
+            serde_json::Value::Number(number) => number.as_u64().map(Value::Number),
+            serde_json::Value::Array(items) if items.len() > MAX_WORDS => {
+                return Err(wrong(setting, &format!("{} values", items.len())));
+            }
+            serde_json::Value::Array(items) => {
+                let words = items.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<_>>();
+                words.map(Value::Words)
+            }
+            _ => None,
+        };
+        value.ok_or_else(|| wrong(setting, &quoted(&json.to_string())))?.check(setting)
+    }
+
+    /// A value in a variable. A flag is written as Nix writes a boolean into a derivation, or as a word; the words of a
+    /// list are separated by spaces or commas.
+    pub fn from_text(setting: &Setting, text: &str) -> Result<Value, String> {
+        let value = match setting.kind {
+            Kind::Flag { .. } => match text {
+                "true" | "1" | "yes" => Some(Value::Flag(true)),
+                "false" | "0" | "no" | "" => Some(Value::Flag(false)),
+                _ => None,
+            },
+            // Not what `u64` accepts besides: a sign.
+            Kind::Seconds { .. } if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+                text.parse().ok().map(Value::Number)
+            }
+            Kind::Seconds { .. } => None,
+            Kind::Globs => {
+                let words = text.split([' ', '\t', '\n', ',']).filter(|word| !word.is_empty());
+                Some(Value::Words(words.take(MAX_WORDS + 1).map(str::to_owned).collect()))
+            }
+        };
+        value.ok_or_else(|| wrong(setting, &quoted(text)))?.check(setting)
+    }
+}
+
+fn wrong(setting: &Setting, found: &str) -> String {
+    format!("the setting `{}` must be {}, not {found}", setting.name, setting.expected())
+}
+
+/// Characters of names of store paths (Nix: `checkName`), and the two that stand for others.
+fn is_glob(word: &str) -> bool {
+    (1..=MAX_WORD).contains(&word.len())
+        && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-._?=*".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::find;
+
+    #[test]
+    fn a_text_is_a_value_of_the_kind_of_its_setting_or_refused_by_name() {
+        let read = |name: &str, text: &str| Value::from_text(find(name).expect(name), text);
+        for (text, flag) in [("true", true), ("1", true), ("false", false), ("0", false), ("", false)] {
+            assert_eq!(read("keep-going", text), Ok(Value::Flag(flag)), "{text:?}");
+        }
+        assert_eq!(read("timeout", "600"), Ok(Value::Number(600)));
+        let words = Value::Words(vec!["a*".into(), "b-?".into()]);
+        assert_eq!(read("never-substitute", " a*, b-?\n"), Ok(words));
+        for (name, text) in [
+            ("keep-going", "maybe"),
+            ("keep-going", "TRUE"),
+            ("timeout", ""),
+            ("timeout", "+5"),
+            ("timeout", "5 min"),
+            ("timeout", "99999999"),
+            ("timeout", "99999999999999999999999"),
+            ("never-substitute", "a/b"),
+            ("never-substitute", "\u{1b}[2J"),
+        ] {
+            let why = read(name, text).expect_err(text);
+            assert!(why.starts_with(&format!("the setting `{name}` must be ")) && why.len() < 400, "{why}");
+            assert!(!why.contains('\u{1b}'), "{why}");
+        }
+        let many = "a ".repeat(MAX_WORDS + 1);
+        assert!(read("never-substitute", &many).is_err() && read("never-substitute", &many[2..]).is_ok());
+        assert!(read("never-substitute", &"a".repeat(MAX_WORD + 1)).is_err());
+    }
+}

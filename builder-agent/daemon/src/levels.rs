@@ -1,0 +1,41 @@
+//! The levels of settings of one session: the box, the roster, and the variables that the client sent.
+//!
+//! Not here: the table and the rules (`roster::settings`), what a setting does (`builds`, `ssh`).
+
+use members::Member;
+use members::settings::{Layer, Layers, Level, Variables};
+use settings::Config;
+
+/// What a client says outside of the protocols: it sends environment variables for its ssh channel.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SessionOptions {
+    variables: Variables,
+}
+
+impl SessionOptions {
+    /// Takes one variable; false if it is not meant to be a setting. A wrong one is taken too, and remembered.
+    pub fn set(&mut self, name: &str, value: &str) -> bool {
+        self.variables.take(Level::Ssh, name, value.as_bytes())
+    }
+
+    /// The first variable that is no setting, or has no such value, as a sentence.
+    #[must_use]
+    pub fn wrong(&self) -> Option<&str> {
+        self.variables.wrong()
+    }
+
+    fn layer(&self) -> Layer {
+        self.variables.layer()
+    }
+}
+
+/// What all levels but the derivation say. `member` is as in the current roster.
+#[must_use]
+pub fn layers(config: &Config, member: &Member, options: &SessionOptions) -> Layers {
+    let system = Layers::default().with(Level::System, "", &config.settings);
+    let groups = member
+        .groups
+        .iter()
+        .fold(system, |layers, group| layers.with(Level::Group, &group.name, &group.settings));
+    groups.with(Level::Member, "", &member.settings).with(Level::Ssh, "", &options.layer())
+}

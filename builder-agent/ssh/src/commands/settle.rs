@@ -1,0 +1,49 @@
+//! What the settings of a session allow before its command begins.
+//!
+//! OpenSSH shows nothing when a server refuses a variable. So a wrong one refuses the command, and one that does not
+//! count is told on stderr. Not here: what settings do to builds (`builds::realise`).
+
+use daemon::{Agent, Caller};
+use members::settings::{Id, Level, Resolved};
+
+use super::Command;
+
+fn resolved(agent: &Agent, caller: &Caller) -> Resolved {
+    daemon::layers(&agent.config, &caller.member, &caller.options).resolve()
+}
+
+/// `Err` is the line for a command that the session may not run.
+pub(crate) fn admit(command: &Command, agent: &Agent, caller: &Caller) -> Result<(), String> {
+    let resolved = resolved(agent, caller);
+    let effective = resolved.effective();
+    if effective.settings_from_ssh_env
+        && let Some(wrong) = caller.options.wrong()
+    {
+        return Err(format!("{wrong}; remove it from `SetEnv` of your ssh configuration"));
+    }
+    let for_people = match command {
+        Command::Store(_) | Command::Host(_) => false,
+        Command::Print(_)
+        | Command::Log(_)
+        | Command::Builds(_)
+        | Command::Usage(_)
+        | Command::Settings(_) => true,
+    };
+    if for_people && !effective.allow_shell {
+        return Err(format!(
+            "commands for people are refused: the setting `allow-shell` is `false` in {}; stores are served",
+            resolved.get(Id::AllowShell).level.words()
+        ));
+    }
+    Ok(())
+}
+
+/// The variables of the client that do not count, a line each.
+pub(crate) fn warnings(agent: &Agent, caller: &Caller) -> Vec<String> {
+    let resolved = resolved(agent, caller);
+    let in_vain = resolved.in_vain(Level::Ssh).map(|(setting, vote)| {
+        let why = vote.why_not().unwrap_or_default();
+        format!("the setting `{}` of your ssh environment does not count: {why}", setting.name)
+    });
+    in_vain.collect()
+}

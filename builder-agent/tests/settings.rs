@@ -1,0 +1,338 @@
+//! Settings on levels: what the box, the roster and the variables of a client say, and what comes of it. With the real
+//! ssh client where variables travel, and with scripted builders where builds follow.
+
+mod common;
+
+use std::process::Output;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use common::scripted::{Scripted, TestClient, derivation, wait_for_line};
+use common::{Agent, PATIENCE};
+use daemon::SessionOptions;
+use nix::derivation::BasicDerivation;
+use nix::{BuildMode, BuildStatus};
+use nix_derivation::StorePath;
+use serde_json::{Value, json};
+use wire::worker::Request;
+
+fn ssh(agent: &Agent, variables: &str, command: &str) -> Output {
+    let mut ssh = agent.ssh("alice");
+    if !variables.is_empty() {
+        // The client accepts options after the host, too.
+        ssh.args(["-o", &format!("SetEnv={variables}")]);
+    }
+    ssh.arg(command).output().expect("ssh")
+}
+
+fn text(output: &Output) -> (String, String, Option<i32>) {
+    let of = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace('\r', "");
+    (of(&output.stdout), of(&output.stderr), output.status.code())
+}
+
+fn explained(agent: &Agent, variables: &str, name: &str) -> Value {
+    let (stdout, stderr, status) = text(&ssh(agent, variables, &format!("settings --explain {name} --json")));
+    assert_eq!(status, Some(0), "{stderr}");
+    serde_json::from_str(&stdout).expect("JSON")
+}
+
+fn set(agent: &Agent, settings: Value) {
+    agent.edit_roster(|roster| roster["members"][0]["settings"] = settings);
+}
+
+#[test]
+fn explain_says_which_level_won_and_why_the_others_did_not() {
+    let agent = Agent::start(&["alice"], "keep-going = false");
+    agent.edit_roster(|roster| {
+        roster["schema"] = json!(2);
+        roster["groups"] = json!([{ "name": "ci", "settings": { "keep-going": true, "timeout": 600 } }]);
+        roster["members"][0]["groups"] = json!(["ci"]);
+        roster["members"][0]["settings"] = json!({ "timeout": 1200 });
+    });
+    let told = explained(&agent, "NIXBUILDNET_KEEP_GOING=false LANG=C", "keep-going");
+    assert_eq!((&told["value"], &told["level"]), (&json!(false), &json!("ssh")));
+    let said = told["said"].as_array().expect("levels");
+    let levels: Vec<(&str, bool)> =
+        said.iter().map(|said| (said["level"].as_str().expect("a name"), said["counts"] == true)).collect();
+    assert_eq!(levels, [("system", false), ("group", false), ("ssh", true)]);
+    assert_eq!(
+        (&said[1]["group"], &said[1]["why"]),
+        (&json!("ci"), &json!("overridden by the ssh environment"))
+    );
+
+    let (stdout, ..) = text(&ssh(&agent, "BARN_TIMEOUT=900", "settings --explain timeout"));
+    assert_eq!(
+        stdout,
+        "timeout is 600 seconds, by a group\n\
+         longest time of a build; the limit `maxBuildSeconds` of the member counts too\n\n\
+         system            14400 seconds  the smaller value of a group counts (`limits.max-build-seconds` in builder-agent.toml)\n\
+         group ci          600 seconds   counts\n\
+         member            1200 seconds  the smaller value of a group counts\n\
+         ssh               900 seconds   the smaller value of a group counts\n\n\
+         levels that may set it: system, group, member, ssh, derivation\n"
+    );
+    let (all, ..) = text(&ssh(&agent, "", "settings"));
+    assert!(
+        all.lines().any(|line| line.split_whitespace().eq(["timeout", "600", "seconds", "group"])),
+        "{all}"
+    );
+    let (_, stderr, status) = text(&ssh(&agent, "", "settings --explain tags"));
+    assert!(stderr.contains("the setting `tags` has no effect on this box"), "{stderr}");
+    assert_eq!(status, Some(127));
+}
+
+#[test]
+fn a_wrong_variable_refuses_every_command_by_name_and_other_variables_are_nobodys_business() {
+    let agent = Agent::start(&["alice"], "");
+    for (variables, why) in [
+        (
+            "BARN_KEEP_GOIN=1",
+            "the variable `BARN_KEEP_GOIN` is refused: there is no setting `keep-goin`; did you mean `keep-going`?",
+        ),
+        (
+            "BARN_TIMEOUT=soon",
+            "the variable `BARN_TIMEOUT` is refused: the setting `timeout` must be a whole number",
+        ),
+        (
+            "NIXBUILDNET_MAX_CPU=4",
+            "the variable `NIXBUILDNET_MAX_CPU` is refused: the setting `max-cpu` has no effect",
+        ),
+        ("BARN_ALLOW_SHELL=1", "cannot be set by the ssh environment"),
+        ("BARNRAISER_REUSE_FAILURES=perhaps", "the variable `BARNRAISER_REUSE_FAILURES` is refused"),
+    ] {
+        for command in ["nix-daemon --stdio", "whoami"] {
+            let (stdout, stderr, status) = text(&ssh(&agent, variables, command));
+            assert!(stdout.is_empty() && stderr.contains(why) && stderr.contains("`SetEnv`"), "{stderr}");
+            assert_eq!(status, Some(127));
+        }
+    }
+    let (_, stderr, status) = text(&ssh(&agent, "LANG=C BARN=1 XBARN_TIMEOUT=soon", "whoami"));
+    assert_eq!(status, Some(0), "{stderr}");
+}
+
+#[test]
+fn what_the_roster_locks_or_switches_off_does_not_count_and_the_client_is_told() {
+    let agent = Agent::start(&["alice"], "");
+    set(&agent, json!({ "allow-override": false }));
+    let locked = "warning: the setting `timeout` of your ssh environment does not count: locked: `allow-override` is `false`";
+    let (stdout, stderr, _) = text(&ssh(&agent, "BARN_TIMEOUT=5", "settings --explain timeout"));
+    assert!(stdout.starts_with("timeout is 14400 seconds, by the configuration of the box"), "{stdout}");
+    assert!(stderr.contains(locked), "{stderr}");
+    set(&agent, json!({ "settings-from-ssh-env": false }));
+    let (_, stderr, status) = text(&ssh(&agent, "BARN_TIMEOUT=5 BARN_KEEP_GOIN=1", "whoami"));
+    assert!(stderr.contains("does not count: `settings-from-ssh-env` is `false`"), "{stderr}");
+    assert_eq!(status, Some(0), "what is switched off is not read: {stderr}");
+    set(&agent, json!({}));
+    assert_eq!(explained(&agent, "BARN_TIMEOUT=5", "timeout")["value"], 5);
+}
+
+#[test]
+fn the_box_can_lock_everything() {
+    let agent = Agent::start(&["alice"], "settings.allow-override = false");
+    set(&agent, json!({ "timeout": 5, "allow-override": true }));
+    let told = explained(&agent, "BARN_TIMEOUT=4", "timeout");
+    assert_eq!((&told["value"], &told["level"]), (&json!(14400), &json!("system")));
+}
+
+#[test]
+fn without_allow_shell_only_stores_and_tools_are_served() {
+    let agent = Agent::start(&["alice", "bob"], "");
+    set(&agent, json!({ "allow-shell": false }));
+    for command in ["whoami", "status", "settings", "builds list", "help", "usage", "log x.drv"] {
+        let (stdout, stderr, status) = text(&ssh(&agent, "", command));
+        assert!(stdout.is_empty() && status == Some(127), "{command}: {stdout}");
+        let log = command.starts_with("log");
+        assert!(log || stderr.contains("`allow-shell` is `false` in the member's entry"), "{stderr}");
+    }
+    assert_eq!(text(&ssh(&agent, "", "uname -m")).2, Some(0));
+    assert_eq!(agent.ssh("bob").arg("whoami").output().expect("ssh").status.code(), Some(0));
+}
+
+/// Many, long, and bytes that are no text: each ends that session at most, and the box goes on.
+#[test]
+fn a_hostile_environment_costs_only_its_own_session() {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+    let agent = Agent::start(&["alice", "bob"], "");
+    let many = (0..300).map(|n| format!("BARN_TIMEOUT={n}")).collect::<Vec<_>>().join(" ");
+    let (_, stderr, status) = text(&ssh(&agent, &many, "whoami"));
+    assert!(status == Some(0) || stderr.contains("more than 200 variables"), "{stderr}");
+    let named = (0..300).map(|n| format!("BARN_X{n}={n}")).collect::<Vec<_>>().join(" ");
+    let (_, stderr, _) = text(&ssh(&agent, &named, "whoami"));
+    assert!(stderr.contains("the variable `BARN_X0` is refused"), "the first one only: {stderr}");
+    let long = format!("BARN_NEVER_SUBSTITUTE={}", "a".repeat(60_000));
+    let (_, stderr, _) = text(&ssh(&agent, &long, "whoami"));
+    assert!(stderr.contains("at most 8192 are accepted") && stderr.len() < 1000, "{stderr}");
+    let mut bytes = OsString::from("SetEnv=BARN_TIMEOUT=").into_vec();
+    bytes.extend([0xff, 0xfe]);
+    let said =
+        agent.ssh("alice").arg("-o").arg(OsString::from_vec(bytes)).arg("whoami").output().expect("ssh");
+    assert!(!said.status.success(), "{said:?}");
+    assert_eq!(agent.ssh("bob").arg("whoami").output().expect("ssh").status.code(), Some(0));
+}
+
+type Drv = (StorePath, BasicDerivation);
+
+fn from_client(variables: &[(&str, &str)]) -> SessionOptions {
+    let mut options = SessionOptions::default();
+    for (name, value) in variables {
+        assert!(options.set(name, value), "{name}");
+    }
+    assert_eq!(options.wrong(), None);
+    options
+}
+
+async fn send(client: &mut TestClient, (drv_path, derivation): Drv) {
+    let request = Request::BuildDerivation { drv_path, derivation, mode: BuildMode::Normal };
+    client.request(&request).await.expect("sent");
+}
+
+async fn told(client: &mut TestClient) -> (u64, String) {
+    client.done().await.expect("an answer");
+    let (status, message) = (client.u64().await.expect("status"), client.string().await.expect("message"));
+    for _ in 0..4 {
+        client.u64().await.expect("times and counts");
+    }
+    for _ in 0..client.u64().await.expect("outputs") {
+        client.string().await.expect("id");
+        client.string().await.expect("realisation");
+    }
+    (status, message)
+}
+
+#[track_caller]
+fn is((status, message): &(u64, String), expected: BuildStatus) {
+    assert_eq!(*status, expected as u64, "{message}");
+}
+
+async fn build(client: &mut TestClient, drv: Drv) -> (u64, String) {
+    send(client, drv).await;
+    told(client).await
+}
+
+async fn until(mut condition: impl FnMut() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("never became true");
+}
+
+fn runs(scripted: &Scripted) -> usize {
+    scripted.script.runs.load(Ordering::SeqCst)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_goes_on_without_clients_if_the_last_one_says_so() {
+    let scripted = Scripted::open("[limits]\nmax-jobs = 4");
+    let keeps = || from_client(&[("NIXBUILDNET_KEEP_BUILDS_RUNNING", "true")]);
+    let mut alice = scripted.session_with("alice", keeps()).await;
+    send(&mut alice, derivation("kept", "log:early gate write:x", &[])).await;
+    wait_for_line(&mut alice, "early").await;
+    drop(alice);
+    // Bob's own build, without that setting, ends with him; alice's wish is not his.
+    let mut bob = scripted.session("bob").await;
+    send(&mut bob, derivation("left", "log:early wait", &[])).await;
+    wait_for_line(&mut bob, "early").await;
+    drop(bob);
+    until(|| scripted.script.cancelled.load(Ordering::SeqCst) == 1).await;
+    // The other way round: whoever leaves first decides nothing.
+    let (mut first, mut last) =
+        (scripted.session_with("alice", keeps()).await, scripted.session("bob").await);
+    send(&mut first, derivation("shared", "log:early wait", &[])).await;
+    wait_for_line(&mut first, "early").await;
+    send(&mut last, derivation("shared", "log:early wait", &[])).await;
+    wait_for_line(&mut last, "early").await;
+    drop(first);
+    let waiting = |name: &str| {
+        let runs = scripted.agent.realiser.scheduler.list(&|member| &*member.name == name);
+        runs.iter().filter(|run| run.drv.to_absolute_path().contains("shared")).count()
+    };
+    until(|| waiting("alice") == 0).await;
+    assert_eq!(waiting("bob"), 1);
+    drop(last);
+    until(|| scripted.script.cancelled.load(Ordering::SeqCst) == 2).await;
+    scripted.script.gate.cancel();
+    let mut again = scripted.session("alice").await;
+    let answer = build(&mut again, derivation("kept", "log:early gate write:x", &[])).await;
+    let given = [BuildStatus::Built, BuildStatus::AlreadyValid, BuildStatus::Substituted];
+    assert!(given.iter().any(|status| answer.0 == *status as u64), "{answer:?}");
+    assert_eq!(runs(&scripted), 3, "the kept run was the only one of its build");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeout_of_the_environment_ends_the_wait_of_its_member_alone() {
+    let scripted = Scripted::open("");
+    let mut alice = scripted.session("alice").await;
+    let mut bob = scripted.session_with("bob", from_client(&[("BARN_TIMEOUT", "1")])).await;
+    let drv = || derivation("t", "log:early gate write:x", &[]);
+    send(&mut alice, drv()).await;
+    wait_for_line(&mut alice, "early").await;
+    is(&build(&mut bob, drv()).await, BuildStatus::TimedOut);
+    scripted.script.gate.cancel();
+    is(&told(&mut alice).await, BuildStatus::Built);
+    assert_eq!(runs(&scripted), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_roster_entry_forbids_builds_gets_results_and_no_runs() {
+    let scripted = Scripted::open("");
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
+    scripted.edit_roster(|roster| roster["members"][1]["settings"] = json!({ "allow-builds": false }));
+    let refused = build(&mut bob, derivation("t", "write:x", &[])).await;
+    assert!(refused.1.contains("`allow-builds` is `false` in the member's entry"), "{refused:?}");
+    assert_eq!(runs(&scripted), 0);
+    is(&build(&mut alice, derivation("t", "write:x", &[])).await, BuildStatus::Built);
+    let given = build(&mut bob, derivation("t", "write:x", &[])).await;
+    is(&given, BuildStatus::Substituted);
+    assert_eq!(runs(&scripted), 1);
+    // A variable does not lift it, and the open session follows the roster.
+    assert!({
+        let mut options = SessionOptions::default();
+        options.set("BARN_ALLOW_BUILDS", "true") && options.wrong().is_some()
+    });
+    scripted.edit_roster(|roster| roster["members"][1]["settings"] = json!({}));
+    is(&build(&mut bob, derivation("u", "write:x", &[])).await, BuildStatus::Built);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whether_failures_are_reused_is_each_members_own_choice_unless_it_is_locked() {
+    let scripted = Scripted::open("");
+    let again = || from_client(&[("BARN_REUSE_BUILD_FAILURES", "false")]);
+    let drv = || derivation("t", "exit:3", &[]);
+    let mut alice = scripted.session_with("alice", again()).await;
+    let mut bob = scripted.session("bob").await;
+    is(&build(&mut alice, drv()).await, BuildStatus::PermanentFailure);
+    is(&build(&mut alice, drv()).await, BuildStatus::PermanentFailure);
+    is(&build(&mut bob, drv()).await, BuildStatus::CachedFailure);
+    assert_eq!(runs(&scripted), 2);
+    scripted.edit_roster(|roster| roster["members"][0]["settings"] = json!({ "allow-override": false }));
+    is(&build(&mut alice, drv()).await, BuildStatus::CachedFailure);
+    // The box's default can be the other one, for each member to change.
+    let off = Scripted::open("reuse-failures = false");
+    let mut bob = off.session_with("bob", from_client(&[("BARN_REUSE_BUILD_FAILURES", "1")])).await;
+    is(&build(&mut bob, drv()).await, BuildStatus::PermanentFailure);
+    is(&build(&mut bob, drv()).await, BuildStatus::CachedFailure);
+    let mut alice = off.session("alice").await;
+    is(&build(&mut alice, drv()).await, BuildStatus::PermanentFailure);
+    assert_eq!(runs(&off), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_derivation_sets_what_its_session_lets_it_set() {
+    let scripted = Scripted::open("");
+    let drv =
+        |name| derivation(name, "exit:3", &[("BARN_REUSE_BUILD_FAILURES", ""), ("NIXBUILDNET_TAGS", "x")]);
+    let mut plain = scripted.session("alice").await;
+    is(&build(&mut plain, drv("t")).await, BuildStatus::PermanentFailure);
+    is(&build(&mut plain, drv("t")).await, BuildStatus::CachedFailure);
+    let mut alice = scripted.session_with("alice", from_client(&[("BARN_SETTINGS_FROM_DRV_ENV", "1")])).await;
+    let refused = build(&mut alice, drv("t")).await;
+    assert!(refused.1.contains("the variable `NIXBUILDNET_TAGS` is refused"), "{refused:?}");
+    let drv = || derivation("u", "exit:3", &[("BARN_REUSE_BUILD_FAILURES", "")]);
+    is(&build(&mut alice, drv()).await, BuildStatus::PermanentFailure);
+    is(&build(&mut alice, drv()).await, BuildStatus::PermanentFailure);
+    is(&build(&mut plain, drv()).await, BuildStatus::CachedFailure);
+    assert_eq!(runs(&scripted), 3);
+}
