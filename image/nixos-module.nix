@@ -28,7 +28,7 @@ let
     mkdir -p $out/lib/systemd/system
     cd ${./rootfs/etc/systemd/system}
     cp builder-agent.service barnraiser-builds.service barnraiser-roster.service barnraiser-roster.timer \
-      barnraiser-webhook.service $out/lib/systemd/system/
+      barnraiser-webhook.service barnraiser-sync.path $out/lib/systemd/system/
     chmod -R u+w $out
     substituteInPlace $out/lib/systemd/system/*.service --replace-quiet /usr/lib/barnraiser ${home} \
       --replace-quiet /bin/true ${pkgs.coreutils}/bin/true
@@ -163,5 +163,6 @@ in
       serviceConfig.LoadCredential = "barnraiser.webhook-secret:${cfg.roster.webhook.secretFile}";
     };
     systemd.timers.barnraiser-roster.wantedBy = [ "timers.target" ];
+    systemd.paths.barnraiser-sync.wantedBy = [ "multi-user.target" ];
   };
 }

@@ -12,7 +12,7 @@ const BANNER: &str = "testbox: a Barnraiser community builder\n\
 
 const WORKS: &str = "this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://), \
                      `nix-store --serve --write` (for those named ssh://), \
-                     `status`, `log`, `builds`, `whoami`, `usage`, `settings`, `keys`, `client-config`, `signing-key`, `help`";
+                     `status`, `log`, `builds`, `who`, `whoami`, `usage`, `settings`, `keys`, `client-config`, `signing-key`, `help`";
 
 #[test]
 fn a_command_that_is_not_possible_is_refused_in_one_line_that_names_what_is() {
@@ -32,14 +32,10 @@ fn a_command_that_is_not_possible_is_refused_in_one_line_that_names_what_is() {
 }
 
 #[test]
-fn there_is_no_shell_with_or_without_a_terminal_and_no_subsystem() {
+fn a_login_that_sends_no_command_is_told_what_is_possible_and_there_is_no_subsystem() {
     let agent = Agent::start(&["alice"], "");
-    let line = format!("there is no shell yet; {WORKS}\n");
+    let line = format!("no command was sent; {WORKS}\n");
     assert_eq!(agent.transcript("alice", &[]), format!("$ ssh box \n{BANNER}{line}[exit 127]\n"));
-    let with_terminal = agent.ssh("alice").arg("-tt").output().expect("ssh");
-    assert_eq!(with_terminal.status.code(), Some(127));
-    let text = String::from_utf8_lossy(&with_terminal.stderr);
-    assert!(text.contains(line.trim_end()), "{text}");
     let subsystem = agent.ssh("alice").args(["-s", "sftp"]).output().expect("ssh");
     assert!(!subsystem.status.success());
     let text = String::from_utf8_lossy(&subsystem.stderr);
@@ -355,7 +351,7 @@ fn a_command_for_people_says_what_the_box_is_and_what_it_answers() {
     let agent = Agent::start(&["alice"], "");
     let help = agent.ssh("alice").arg("help").output().expect("ssh");
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
-    assert!(help.lines().any(|line| line.starts_with("status [--json]")), "{help}");
+    assert!(help.lines().any(|line| line.starts_with("status [--watch] [--json]")), "{help}");
     assert!(!help.contains("mktemp"), "only deployment tools run that:\n{help}");
 
     let status = agent.ssh("alice").arg("status").output().expect("ssh");

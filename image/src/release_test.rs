@@ -118,6 +118,21 @@ fn a_roster_address_that_a_shell_would_run_is_refused() {
     }
 }
 
+/// `ssh box sync` replaces this file in the state directory of the agent (`ssh::commands::sync`).
+#[test]
+fn the_unit_that_waits_for_a_maintainer_waits_for_the_file_of_the_agent() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let unit = read("rootfs/etc/systemd/system/barnraiser-sync.path");
+    let command = read("../builder-agent/ssh/src/commands/sync.rs");
+    assert!(
+        unit.contains("PathChanged=/var/lib/barnraiser/sync-requested\nUnit=barnraiser-roster.service"),
+        "{unit}"
+    );
+    assert!(command.contains("const REQUEST: &str = \"sync-requested\";"));
+    assert!(root.join("rootfs/etc/systemd/system/multi-user.target.wants/barnraiser-sync.path").exists());
+}
+
 #[test]
 fn every_enabled_unit_of_ours_exists() {
     let system = Path::new(env!("CARGO_MANIFEST_DIR")).join("rootfs/etc/systemd/system");

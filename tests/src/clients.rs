@@ -88,6 +88,8 @@ pub struct Nix {
     more_config: String,
     /// Whether there is a configuration of ssh, see [`Nix::set_env`].
     ssh_config: bool,
+    /// Variables that its ssh client sets for the box.
+    variables: Vec<String>,
 }
 
 impl Nix {
@@ -117,6 +119,7 @@ impl Nix {
             port,
             more_config: String::new(),
             ssh_config: false,
+            variables: Vec::new(),
         }
     }
 
@@ -124,9 +127,19 @@ impl Nix {
     pub fn with_port(&self, port: u16) -> Self {
         let (version, protocol) = (self.version, self.protocol);
         let (tree, keys) = (self.tree.clone(), self.keys.clone());
-        let more_config = self.more_config.clone();
-        let ssh_config = self.ssh_config;
-        Self { version, protocol, tree, dir: self.dir.clone(), keys, port, more_config, ssh_config }
+        let (more_config, ssh_config, variables) =
+            (self.more_config.clone(), self.ssh_config, self.variables.clone());
+        Self {
+            version,
+            protocol,
+            tree,
+            dir: self.dir.clone(),
+            keys,
+            port,
+            more_config,
+            ssh_config,
+            variables,
+        }
     }
 
     /// The box as a store: the value of `--store`, `--to` and `--from`.
@@ -162,6 +175,20 @@ impl Nix {
     /// The folder of this machine that the client sees as `/root`, where its commands run.
     pub fn home(&self) -> PathBuf {
         self.dir.path().join("root")
+    }
+
+    /// Another machine of the same member, with an empty store.
+    pub fn other_store(&self) -> Self {
+        let dir = place::scratch("client");
+        for sub in ["nix", "root"] {
+            std::fs::create_dir(dir.path().join(sub)).expect("a folder");
+        }
+        Self { dir: Arc::new(dir), ..self.with_port(self.port) }
+    }
+
+    /// Sets a variable for the box, such as `NAME=1`, in all its connections.
+    pub fn set_for_box(&mut self, variable: &str) {
+        self.variables.push(variable.to_owned());
     }
 
     /// The file behind a path of the client's own store.
@@ -259,6 +286,7 @@ impl Nix {
             .into_iter()
             .chain(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
             .map(str::to_owned)
+            .chain(self.variables.iter().flat_map(|variable| ["-o".to_owned(), format!("SetEnv={variable}")]))
             .collect()
     }
 }

@@ -115,6 +115,14 @@ impl Running {
         }
     }
 
+    /// As [`Running::wait_for`], for stdout.
+    #[track_caller]
+    pub fn wait_for_stdout(&self, part: &str) {
+        if !self.stdout.wait_for(part) {
+            panic!("{part:?} was not printed by `{}`; it said:\n{}", self.command, self.stdout.text());
+        }
+    }
+
     /// Kills the program, as a closed laptop would.
     pub fn kill(mut self) -> Transcript {
         let _ = self.child.kill();

@@ -12,9 +12,10 @@
 //! Sessions see only [`Scheduler`]; [`Embedded`] needs no other service. `run` leads one run through the three parts.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ledger::Ledger;
@@ -24,6 +25,7 @@ use store::Store;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::drain::{Drain, Drained};
 use crate::failure::{Cause, Limit};
 use crate::kept::KeptLogs;
 use crate::limits::RunLimits;
@@ -41,6 +43,7 @@ use run::Run;
 use share::{RunKey, Running, Table, Waiter};
 use shared::{Shared, size_of};
 
+pub use draining::Left;
 pub use listing::Listed;
 pub use request::{Built, Held, NotStarted, Outcome, Request};
 pub use waiting::{Wait, Why};
@@ -48,6 +51,7 @@ pub use waiting::{Wait, Why};
 #[doc(hidden)]
 pub mod admit;
 mod charges;
+mod draining;
 mod listing;
 mod place;
 mod queue;
@@ -122,8 +126,17 @@ pub trait Scheduler: Send + Sync {
     fn retain(&self, keep: &dyn Fn(&Member) -> bool);
     /// The runs for which one of these members waits.
     fn list(&self, of: &dyn Fn(&Member) -> bool) -> Vec<Listed>;
+    /// The log of a run for which one of these members waits, from its start to its end.
+    fn log(&self, run: u64, of: &dyn Fn(&Member) -> bool) -> Option<LogReader>;
     /// Ends the requests of these members for a run. Returns the number of requests that ended.
     fn cancel(&self, run: u64, of: &dyn Fn(&Member) -> bool) -> usize;
+    /// Starts no runs from now on, also after a start of the agent in the same boot. Waiting runs end at once, running ones
+    /// at the deadline. On error nothing has changed. Waits for the disk.
+    fn drain(&self, drained: Drained) -> io::Result<Left>;
+    /// Starts runs again. Returns why it did not; `None` if it did. On error nothing has changed.
+    fn undrain(&self) -> io::Result<Option<Arc<Drained>>>;
+    /// Why no runs are started, if so.
+    fn drained(&self) -> Option<Arc<Drained>>;
 }
 
 /// A scheduler in this process: runs as many builds at once as configured.
@@ -180,15 +193,19 @@ impl Embedded {
     /// `place` finds the inputs of its tasks in `snapshots`.
     fn new(parts: Parts, place: Arc<dyn Place>, snapshots: Snapshots) -> Arc<Self> {
         let mut roster = parts.roster.clone();
+        let drain = Drain::open(&parts.config.state_dir);
+        let drains = drain.follow();
         let shared = Arc::new(Shared {
             queue: Queue::new(parts.config.limits.max_jobs, size_of(&Envelope::of_box(&parts.config))),
             parts,
             place,
             snapshots,
+            drain,
             running: Table::default(),
             next_id: AtomicU64::new(1),
         });
         let scheduler = Arc::new(Self { shared });
+        tokio::spawn(draining::keep_deadlines(Arc::downgrade(&scheduler.shared), drains));
         let weak = Arc::downgrade(&scheduler);
         tokio::spawn(async move {
             while roster.changed().await.is_ok() {
@@ -210,7 +227,8 @@ impl Embedded {
         if !request.check && !Known::look(&self.shared.parts.store, &request.key).is(&request.known) {
             return Err(NotStarted::Known);
         }
-        if let Some(failure) = self.shared.month_is_over(request) {
+        let refused = self.shared.is_drained(request).or_else(|| self.shared.month_is_over(request));
+        if let Some(failure) = refused {
             return Err(NotStarted::Refused(failure));
         }
         let (writer, log) = log::create(&self.shared.parts.logs).map_err(|error| {
@@ -221,6 +239,7 @@ impl Embedded {
         let (begun, begun_seen) = watch::channel(None);
         let (owner, followed) = watch::channel(Some(first.clone()));
         let cancel = Cancel::new();
+        let drained = Arc::new(OnceLock::new());
         let run = Run {
             id,
             key,
@@ -231,6 +250,7 @@ impl Embedded {
             log: writer,
             source: log.clone(),
             cancel: cancel.clone(),
+            drained: drained.clone(),
         };
         tokio::spawn(run::run(self.shared.clone(), run));
         Ok(Running {
@@ -241,6 +261,7 @@ impl Embedded {
             begun: begun_seen,
             owner,
             cancel,
+            drained,
             waiters: BTreeMap::new(),
         })
     }
@@ -292,8 +313,24 @@ impl Scheduler for Embedded {
         self.shared.running.list(of)
     }
 
+    fn log(&self, run: u64, of: &dyn Fn(&Member) -> bool) -> Option<LogReader> {
+        self.shared.running.log(run, of)
+    }
+
     fn cancel(&self, run: u64, of: &dyn Fn(&Member) -> bool) -> usize {
         self.shared.running.cancel(run, of)
+    }
+
+    fn drain(&self, drained: Drained) -> io::Result<Left> {
+        self.shared.begin_drain(drained)
+    }
+
+    fn undrain(&self) -> io::Result<Option<Arc<Drained>>> {
+        self.shared.drain.end()
+    }
+
+    fn drained(&self) -> Option<Arc<Drained>> {
+        self.shared.drain.now()
     }
 }
 

@@ -254,3 +254,48 @@ async fn a_first_build_starts_when_a_build_of_another_member_ends_and_before_all
     barn.set_roster(&[]);
     barn.until("a builder runs", |barn| barn.running() == 0).await;
 }
+
+fn drained(deadline: Option<u64>) -> crate::drain::Drained {
+    crate::drain::Drained { by: "carol".into(), since: 0, deadline, reason: Some("new disk".into()) }
+}
+
+/// The failure of this build, which the box caused: nothing for the record.
+async fn failure_of(build: &mut Attached) -> Failure {
+    let outcome = build.finished().await;
+    let failure = outcome.result.as_ref().expect_err("ended by the box").clone();
+    assert_eq!((failure.status, failure.cause), (nix::BuildStatus::TransientFailure, Cause::Other));
+    failure
+}
+
+#[tokio::test]
+async fn a_drained_box_ends_what_waits_and_starts_nothing_and_what_runs_can_still_be_joined() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let barn = Barn::open(&format!("state-dir = {:?}\n[limits]\nmax-jobs = 1", dir.path()));
+    let roster = barn.roster.borrow().clone();
+    let ask = |member, name: &str| barn.build(&roster, member, name);
+    let mut runs = ask("alice", "runs").expect("let in");
+    barn.until("nothing runs", |barn| barn.running() == 1).await;
+    let mut waits = ask("bob", "waits").expect("let in");
+
+    let left = barn.scheduler.drain(drained(None)).expect("written");
+    assert_eq!(left, Left { running: 1, ended: 1 });
+    let failure = failure_of(&mut waits).await;
+    assert!(failure.message.contains("is not built: the box is drained"), "{}", failure.message);
+    assert!(failure.message.contains("(by carol: new disk)"), "{}", failure.message);
+    let Err(NotStarted::Refused(failure)) = ask("bob", "new") else { panic!("let in") };
+    assert!(failure.message.contains("is not built: the box is drained"), "{}", failure.message);
+    let joined = ask("bob", "runs").expect("joined");
+    assert!(joined.joined && runs.outcome.borrow().is_none());
+
+    // The deadline is now.
+    barn.scheduler.drain(drained(Some(1))).expect("written");
+    let failure = failure_of(&mut runs).await;
+    assert!(failure.message.contains("was ended at the deadline"), "{}", failure.message);
+    barn.until("a builder runs", |barn| barn.running() == 0).await;
+
+    assert!(barn.scheduler.undrain().expect("removed").is_some());
+    let _again = ask("bob", "new").expect("let in");
+    barn.until("nothing runs", |barn| barn.running() == 1).await;
+    barn.set_roster(&[]);
+    barn.until("a builder runs", |barn| barn.running() == 0).await;
+}

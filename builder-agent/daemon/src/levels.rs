@@ -6,16 +6,28 @@ use members::Member;
 use members::settings::{Layer, Layers, Level, Variables};
 use settings::Config;
 
+use crate::drained;
+
 /// What a client says outside of the protocols: it sends environment variables for its ssh channel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SessionOptions {
     variables: Variables,
+    /// Sessions are opened also while the box is drained.
+    while_drained: bool,
 }
 
 impl SessionOptions {
     /// Takes one variable; false if it is not meant to be a setting. A wrong one is taken too, and remembered.
     pub fn set(&mut self, name: &str, value: &str) -> bool {
+        if name == drained::VARIABLE {
+            self.while_drained = matches!(value, "1" | "true" | "yes");
+            return true;
+        }
         self.variables.take(Level::Ssh, name, value.as_bytes())
+    }
+
+    pub(crate) fn while_drained(&self) -> bool {
+        self.while_drained
     }
 
     /// The first variable that is no setting, or has no such value, as a sentence.

@@ -22,6 +22,7 @@ mod audience;
 mod building;
 mod client_settings;
 mod desk;
+mod drained;
 mod fetching;
 mod garbage;
 mod host_command;

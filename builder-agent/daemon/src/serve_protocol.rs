@@ -24,7 +24,9 @@ use super::desk::Desk;
 use super::render::lines::Lines;
 use super::request_error::{RequestError, import_failed};
 use super::transfer::{self, BATCH, feed, unknown};
-use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, ask, garbage, in_words};
+use super::{
+    Caller, EndLogged, Reader, Running, Session, SessionError, Writer, ask, drained, garbage, in_words,
+};
 use crate::Agent;
 use builds::events::Event;
 
@@ -62,6 +64,11 @@ async fn serve_session(
             return Err(SessionError::Refused(over.to_string()));
         }
     };
+    if let Some(why) = drained::closed(&agent, &options).filter(|_| write) {
+        // Before the greeting, which can express no error: the client fails to connect, and shows this line.
+        let _ = stderr.write_all(format!("error: {why}\n").as_bytes()).await;
+        return Err(SessionError::Refused(why));
+    }
     let conn = Connection::accept(reader, writer, terms).await.map_err(SessionError::Greeting)?;
     let protocol = conn.version().to_string();
     tracing::info!(connection, member = %member.name, protocol, write, "serve session started");

@@ -18,7 +18,7 @@ use super::audience::WorkerClient;
 use super::desk::Desk;
 use super::request_error::RequestError;
 use super::{Caller, EndLogged, Reader, Running, Session, SessionError, Writer, in_words};
-use super::{ask, client_settings, garbage};
+use super::{ask, client_settings, drained, garbage};
 use crate::Agent;
 
 /// The version that `nix store info` shows.
@@ -44,10 +44,11 @@ async fn worker_session(
     let desk = Desk::of(&agent, &member);
     let _charge = desk.session().map_err(|over| SessionError::Refused(over.to_string()))?;
     let mut info = ServerInfo::new(VERSION);
+    info.closed = drained::closed(&agent, &options);
     info.terms = desk.terms(&agent.config.limits).map_err(|over| SessionError::Refused(over.to_string()))?;
     let mut conn = Connection::accept(reader, writer, info).await.map_err(|error| match error {
         // The greeting can express only this refusal.
-        WireError::TooOld { .. } => SessionError::Told(error),
+        WireError::TooOld { .. } | WireError::Closed { .. } => SessionError::Told(error),
         _ => SessionError::Greeting(error),
     })?;
     let version = conn.protocol().version.to_string();

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ::roster::{BAKED_IN, Day, FileError, Key, LeftOut, MAX_FILE, date, person};
+use ::roster::{BAKED_IN, Day, FileError, Key, LeftOut, MAX_FILE, person};
 use russh::keys::ssh_key::public::KeyData;
 use tokio::sync::watch;
 
@@ -18,7 +18,7 @@ use followed::Version;
 use identity::Listed;
 
 pub use ::roster::settings;
-pub use ::roster::{Group, MemberLimits, Role, Status, Together};
+pub use ::roster::{Group, MemberLimits, Role, Status, Together, date};
 pub use checks::Checks;
 pub use identity::Identities;
 pub use limits::{Effective, SetBy};
@@ -163,6 +163,11 @@ impl Roster {
         self.by_name.values().filter(is_in)
     }
 
+    /// All members, in order of name.
+    pub fn everybody(&self) -> impl Iterator<Item = &Arc<Member>> {
+        self.by_name.values()
+    }
+
     pub fn len(&self) -> usize {
         self.by_name.len()
     }
@@ -174,6 +179,27 @@ impl Roster {
     /// Whether this roster came with the image because the real one could not be fetched.
     pub fn is_baked_in(&self) -> bool {
         self.source == BAKED_IN
+    }
+}
+
+/// What is different in `now`, in a few words: who came, who left, and who has another role or is another person.
+pub fn differences(before: &Roster, now: &Roster) -> String {
+    let mut words = Vec::new();
+    for member in now.everybody() {
+        match before.by_name(&member.name) {
+            None => words.push(format!("+{} ({})", member.name, member.role.name())),
+            Some(old) if old.id != member.id => words.push(format!("{} is another person", member.name)),
+            Some(old) if old.role != member.role => {
+                words.push(format!("{} is {} now", member.name, member.role.name()));
+            }
+            Some(_) => {}
+        }
+    }
+    let left = before.everybody().filter(|member| !now.contains(&member.name));
+    words.extend(left.map(|member| format!("-{}", member.name)));
+    match words.is_empty() {
+        true => "the same members and roles".to_owned(),
+        false => words.join(", "),
     }
 }
 

@@ -86,7 +86,10 @@ mod tests {
         let told = |limit: Effective<i32>| (limit.value, limit.set_by.to_string());
         assert_eq!(told(both(None, None)), (9, "the box's `limits.max-cake`".into()));
         assert_eq!(told(both(Some(9), None)), (9, "your `max-cake` in the roster".into()));
-        assert_eq!(told(both(Some(10), Some(3))), (3, "the client's `cake`, or that of `ssh box settings`".into()));
+        assert_eq!(
+            told(both(Some(10), Some(3))),
+            (3, "the client's `cake`, or that of `ssh box settings`".into())
+        );
         assert_eq!(told(both(Some(2), Some(3))), (2, "your `max-cake` in the roster".into()));
     }
 }

@@ -10,22 +10,32 @@ use daemon::{Agent, Caller, HostCommand};
 use members::{Member, Role, Roster};
 use nix_derivation::StorePath;
 
+use crate::records::Records;
 use crate::terminal::{ExitStatus, Terminal};
 
 mod arguments;
+mod audit;
 mod builds;
 mod client_config;
+mod drain;
 mod help;
 mod host;
 mod keys;
+mod kick;
 mod log;
+mod maintainers;
 mod nix;
 mod printing;
 mod settings;
 mod settle;
 mod status;
 mod store_session;
+mod sync;
+mod table;
+mod units;
 mod usage;
+mod watching;
+mod who;
 mod whoami;
 
 pub(crate) use host::shown;
@@ -41,6 +51,12 @@ pub const MAX_REQUEST: usize = 4096;
 pub(crate) enum Command {
     /// A command that only prints.
     Print(Print),
+    /// The name of this box, its builds and its roster.
+    Status(status::Arguments),
+    /// The connections of this moment.
+    Who(printing::Json),
+    /// A command that only maintainers can run.
+    Maintaining(maintainers::Maintaining),
     /// The log of a build, by its derivation or by one of its outputs.
     Log(StorePath),
     /// The member's builds at this moment.
@@ -57,11 +73,25 @@ pub(crate) enum Command {
 
 impl Command {
     /// Runs the command for `caller`. Dropping the future ends it, with all work that it has begun.
-    pub async fn run(self, terminal: Terminal<'_>, agent: Arc<Agent>, caller: Caller) -> ExitStatus {
+    pub async fn run(
+        self,
+        terminal: Terminal<'_>,
+        agent: Arc<Agent>,
+        caller: Caller,
+        records: &Records,
+    ) -> ExitStatus {
         let stall = agent.config.limits.client_stall;
         match self {
             Self::Log(path) => log::run(&path, terminal, &agent, &caller.member).await,
-            Self::Builds(arguments) => builds::run(arguments, terminal, &agent, &caller.member).await,
+            Self::Status(arguments) => status::run(arguments, terminal, &agent).await,
+            Self::Who(json) => who::run(json, terminal, &agent, &caller.member, records).await,
+            Self::Maintaining(command) => {
+                let desk = maintainers::Desk { agent: &agent, caller: &caller, records };
+                maintainers::run(command, terminal, desk).await
+            }
+            Self::Builds(arguments) => {
+                builds::run(arguments, terminal, &agent, &caller.member, records).await
+            }
             Self::Usage(arguments) => usage::run(arguments, terminal, agent, caller.member).await,
             Self::Settings(arguments) => {
                 terminal.print(&settings::text(&arguments, &agent, &caller), stall).await
@@ -77,7 +107,7 @@ impl Command {
 }
 
 /// Whether this member has the role by the roster of now, whatever it was at the login.
-fn is_maintainer(roster: &Roster, member: &Member) -> bool {
+pub(crate) fn is_maintainer(roster: &Roster, member: &Member) -> bool {
     roster.current(member).is_some_and(|now| now.role == Role::Maintainer)
 }
 
@@ -101,13 +131,15 @@ impl From<String> for Wrong {
 pub(crate) enum For {
     /// People type it.
     People,
+    /// Maintainers type it; nobody else can run it.
+    Maintainers,
     /// Nix sends it; people write it into configurations.
     Stores,
     /// Only deployment tools run it.
     Tools,
 }
 
-/// One command. Every member may run every command.
+/// One command. Every member may run every command, but for those of maintainers.
 pub(crate) struct Row {
     pub name: &'static str,
     /// The words after the name.
@@ -141,9 +173,10 @@ pub(crate) const COMMANDS: &[Row] = &[
     row("nix-daemon", "--stdio", For::Stores, "Nix's worker protocol, for stores and builders named ssh-ng://", |_, words| nix::nix_daemon(words)),
     row("nix-store", "--serve --write", For::Stores, "Nix's serve protocol, for stores and builders named ssh://", |_, words| nix::nix_store(words)),
     row("nix", "build 'DRV^*'", For::Tools, "builds a derivation that is here, and prints its outputs", |_, words| nix::nix(words)),
-    row("status", "[--json]", For::People, "which box this is, which roster it goes by, and who is left out of it", printing::status),
+    row("status", "[--watch] [--json]", For::People, "which box this is, how many builds it has, which roster it goes by, and who is left out of it", status::parse),
     row("log", "PATH", For::People, "the log of a build, by its derivation or by one of its outputs", printing::log),
-    row("builds", "list [--json]", For::People, "your builds that run or wait, and `builds cancel ID`", builds::parse),
+    row("builds", "list [--json]", For::People, "your builds that run or wait; `builds show`, `log`, `watch` and `cancel` take an ID", builds::parse),
+    row("who", "[--json]", For::People, "your connections, and what runs on them; maintainers see every member's", who::parse),
     row("whoami", "[--json]", For::People, "who you are here, and the limits that hold for you", printing::whoami),
     row("usage", "[--month YYYY-MM] [--by PERIOD] [--format FORMAT]", For::People, "what you have used, by day or month; maintainers see every member", usage::parse),
     row("settings", "[--explain NAME] [--json]", For::People, "your settings, and which level each comes from", settings::parse),
@@ -151,6 +184,11 @@ pub(crate) const COMMANDS: &[Row] = &[
     row("client-config", "[--format FORMAT]", For::People, "your configuration for this box, ready to paste", printing::client_config),
     row("signing-key", "[--json]", For::People, "the key for `trusted-public-keys`", printing::signing_key),
     row("help", "[--json]", For::People, "this list; `COMMAND --help` describes one command", printing::help),
+    row("drain", "[--deadline DURATION] [--reason TEXT] [--json]", For::Maintainers, "starts no more builds; what runs goes on until it ends, or the deadline", drain::parse),
+    row("undrain", "[--json]", For::Maintainers, "starts builds again", drain::parse_end),
+    row("kick", "WHOM [--reason TEXT] [--json]", For::Maintainers, "ends the connections of a member, or one connection; they can log in again", kick::parse),
+    row("sync", "[--json]", For::Maintainers, "fetches the roster now, and says what came of it", sync::parse),
+    row("audit", "[--last N] [--since DURATION] [--member NAME] [--json]", For::Maintainers, "logins, refused logins, changes of the roster, and what maintainers did", audit::parse),
     row("mktemp", "-d [-t TEMPLATE]", For::Tools, "prints a name for roots", host::parse),
     row("readlink", "-f ROOT", For::Tools, "prints the store path behind a root", host::parse),
     row("rm", "-rf /tmp/FOLDER", For::Tools, "forgets the roots in a folder", host::parse),
@@ -192,6 +230,31 @@ pub(crate) fn parse(request: &[u8]) -> Result<Command, String> {
     })
 }
 
+/// The name of the command in this request, for a list that others see; the other words are its member's own.
+pub(crate) fn name(request: &[u8]) -> &'static str {
+    let words = words(&String::from_utf8_lossy(request)).unwrap_or_default();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let program =
+        host::without_prefixes(&words).and_then(|words| words.first()).map_or("", |word| base(word));
+    COMMANDS.iter().find(|row| row.name == program).map_or("", |row| row.name)
+}
+
+/// The help of a command with these words after its name; `None` if there is no such command.
+pub(crate) fn help_of(name: &str, words: &[&str]) -> Option<String> {
+    let row = COMMANDS
+        .iter()
+        .find(|row| row.name == name && matches!(row.readers, For::People | For::Maintainers))?;
+    // Words that are no subcommands (options, names) have no help of their own.
+    let before = words.iter().take_while(|word| !word.starts_with('-')).count();
+    (0..=before).rev().find_map(|count| {
+        let words: Vec<&str> = words[..count].iter().copied().chain(["--help"]).collect();
+        match (row.parse)(row, &words) {
+            Ok(Command::Print(Print::Text(help))) => Some(help),
+            _ => None,
+        }
+    })
+}
+
 /// A store path, with or without its folder. Also accepts what people leave at its end (`/nix/store/x/bin/y`, `x^out`).
 fn store_path(text: &str) -> Option<StorePath> {
     let name = text.strip_prefix("/nix/store/").unwrap_or(text);
@@ -199,9 +262,9 @@ fn store_path(text: &str) -> Option<StorePath> {
     StorePath::from_basename(name.as_bytes()).ok()
 }
 
-/// The answer to a login without a command.
-pub(crate) fn no_shell() -> String {
-    format!("there is no shell yet; {}", possible())
+/// The answer to a login that sends no command at all.
+pub(crate) fn none() -> String {
+    format!("no command was sent; {}", possible())
 }
 
 /// The last part of a path: some configurations write the program with its folder.

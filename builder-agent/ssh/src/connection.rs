@@ -127,6 +127,7 @@ impl Connection {
                 }
                 _ = self.logged_in.changed(), if is_in.is_none() => {}
                 Ok(()) = roster.changed() => {}
+                why = kicked(is_in.as_deref()) => return Some(why.to_string()),
                 () = self.stop.cancelled() => return Some("the box is shutting down".to_owned()),
             }
         }
@@ -149,6 +150,14 @@ impl Connection {
             true => tracing::info!(connection = id, %peer, reason, "closing the connection"),
             false => about_stranger!(server, info, connection = id, %peer, reason, "closing the connection"),
         }
+    }
+}
+
+/// Waits until a maintainer ends this connection of a member.
+async fn kicked(is_in: Option<&LoggedIn>) -> Arc<str> {
+    match is_in {
+        Some(who) => who.seat.kicked().await,
+        None => std::future::pending().await,
     }
 }
 

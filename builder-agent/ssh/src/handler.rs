@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use ledger::{Meter, Principal, Resource, Traffic};
 use russh::keys::{Certificate, PublicKey};
@@ -14,8 +15,10 @@ use tokio_util::sync::CancellationToken;
 use super::commands::{self, Command, shown};
 use super::gate::{Ending, Visit};
 use super::login::{Credential, Login, Offers, Refusal};
-use super::places::{Kind, Place};
-use super::terminal::{ExitStatus, STDERR, Terminal};
+use super::places::{self, Place};
+use super::records::{Event, Kind, Records, Seat, SessionGuard};
+use super::shell;
+use super::terminal::{ExitStatus, STDERR, Screen, Terminal};
 use super::{MemberSlot, Server, about_stranger};
 use daemon::{Agent, Caller, SessionOptions};
 use members::{Member, Roster};
@@ -28,6 +31,8 @@ const MAX_SESSIONS_EVER: usize = 50_000;
 pub(super) struct LoggedIn {
     pub member: Arc<Member>,
     login: Login,
+    /// The connection's place in the list of connections.
+    pub seat: Seat,
 }
 
 impl LoggedIn {
@@ -66,12 +71,51 @@ pub(super) struct Handler {
     opened: usize,
 }
 
-/// A channel without a command yet, its place in the connection, and what the client set in its environment.
-type Waiting = (Channel<Msg>, OwnedSemaphorePermit, SessionOptions);
-
 /// A channel that gets its command, its place in the connection, and its place among all sessions of the member. All end
 /// with the command.
 type Opened = (Channel<Msg>, (OwnedSemaphorePermit, Place));
+
+/// A channel without a command yet, its place in the connection, and what the client set for it.
+struct Waiting {
+    channel: Channel<Msg>,
+    permit: OwnedSemaphorePermit,
+    options: SessionOptions,
+    screen: Screen,
+}
+
+/// What a channel runs.
+enum Task {
+    Command(Command),
+    /// The interactive shell, or commands from a pipe.
+    Shell,
+}
+
+/// A channel that runs something, and for whom.
+struct Running {
+    opened: Opened,
+    screen: Screen,
+    caller: Caller,
+    agent: Arc<Agent>,
+    records: Records,
+    ended: CancellationToken,
+}
+
+impl Waiting {
+    /// Takes out what the ssh library has put into the channel's buffer beside calling the handler. The buffer has few
+    /// places, and no reader before the command: when it is full, the whole connection waits for ever.
+    fn take_out(&mut self) -> Result<(), &'static str> {
+        loop {
+            let message = std::pin::pin!(self.channel.wait()).poll(&mut Context::from_waker(Waker::noop()));
+            match message {
+                Poll::Ready(Some(ChannelMsg::Data { .. })) => {
+                    return Err("the client sent data before a command");
+                }
+                Poll::Ready(Some(_)) => {}
+                Poll::Ready(None) | Poll::Pending => return Ok(()),
+            }
+        }
+    }
+}
 
 impl Handler {
     pub fn new(
@@ -104,11 +148,7 @@ impl Handler {
     }
 
     /// The channel for its one command, and its member by the current roster. Otherwise refuses the channel.
-    fn take(
-        &mut self,
-        id: ChannelId,
-        session: &mut Session,
-    ) -> Result<Option<(Opened, Caller)>, russh::Error> {
+    fn take(&mut self, id: ChannelId, session: &mut Session) -> Result<Option<Running>, russh::Error> {
         let who = self.login.borrow().clone();
         let Some((who, true)) = who.map(|who| (who, self.channels.contains_key(&id))) else {
             session.channel_failure(id)?;
@@ -120,7 +160,7 @@ impl Handler {
             self.refuse(id, &line, session)?;
             return Ok(None);
         };
-        let place = match self.server.place(Kind::Session, &roster, &member) {
+        let place = match self.server.place(places::Kind::Session, &roster, &member) {
             Ok(place) => place,
             Err(line) => {
                 self.refuse(id, &line, session)?;
@@ -128,8 +168,14 @@ impl Handler {
             }
         };
         let taken = self.channels.remove(&id);
-        let caller = |options| Caller { member, connection: self.id, options };
-        Ok(taken.map(|(channel, permit, options)| ((channel, (permit, place)), caller(options))))
+        Ok(taken.map(|Waiting { channel, permit, options, screen }| Running {
+            opened: (channel, (permit, place)),
+            screen,
+            caller: Caller { member, connection: self.id, options },
+            agent: self.server.agent.clone(),
+            records: self.server.records.clone(),
+            ended: self.ended.clone(),
+        }))
     }
 
     /// The client holds `key`; `credential` is the key or certificate that it sent.
@@ -142,7 +188,7 @@ impl Handler {
         match decided {
             Ok(member) => match self.server.agent.checks.closed_to(&member) {
                 Some(why) => self.refuse_known(user, key, Refusal::Closed(why)),
-                None => self.log_in(LoggedIn { member, login }, key, &roster),
+                None => self.log_in(member, login, key, &roster),
             },
             Err(refusal @ Refusal::Ambiguous(_)) => self.refuse_known(user, key, refusal),
             Err(refusal) => self.denied(user, key, &refusal),
@@ -159,22 +205,25 @@ impl Handler {
     }
 
     /// Logs a proven member in, if there is room for one more of their connections.
-    fn log_in(&mut self, who: LoggedIn, key: &PublicKey, roster: &Roster) -> Auth {
+    fn log_in(&mut self, who: Arc<Member>, login: Login, key: &PublicKey, roster: &Roster) -> Auth {
         let fingerprint = key.fingerprint(Default::default());
-        let member = &who.member.name;
+        let member = &who.name;
         // The client is no stranger, so its source gets no penalty from now on.
         self.visit.ends(Ending::Known);
-        let slot = self.server.member_slot(roster, &who.member);
+        let slot = self.server.member_slot(roster, &who);
         if slot.is_ok() {
             if !self.visit.admit() {
                 return Auth::reject();
             }
-            let (role, user) = (who.member.role.name(), shown(&who.login.user));
+            let (role, user) = (who.role.name(), shown(&login.user));
             tracing::info!(connection = self.id, peer = %self.peer, %member, role, user, %fingerprint, "logged in");
-            let (ledger, principal) = (&self.server.agent.ledger, Principal::of(&who.member.id));
+            let (ledger, principal) = (&self.server.agent.ledger, Principal::of(&who.id));
             ledger.charge(&principal, [(Resource::Connections, 1)]);
             self.meter = Some(ledger.meter(principal, self.traffic.clone()));
-            self.login.send_replace(Some(Arc::new(who)));
+            let event = Event::now(Kind::Login).by(member).on(self.id).from(self.peer.ip());
+            self.server.records.audit.note(event.saying(&fingerprint.to_string()));
+            let seat = self.server.records.connections.add(self.id, who.clone(), self.peer.ip());
+            self.login.send_replace(Some(Arc::new(LoggedIn { member: who, login, seat })));
         } else {
             tracing::info!(connection = self.id, peer = %self.peer, %member, %fingerprint, "login refused: too many connections");
         }
@@ -184,6 +233,30 @@ impl Handler {
         Auth::Accept
     }
 
+    /// Runs a task on the channel, which gets no other one. `name` is for the list of connections.
+    fn start(
+        &mut self,
+        id: ChannelId,
+        task: Task,
+        name: &'static str,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        let Some(running) = self.take(id, session)? else { return Ok(()) };
+        let command = match &task {
+            Task::Command(command) => Some(command),
+            Task::Shell => None,
+        };
+        if let Err(line) = commands::admit(command, &running.agent, &running.caller) {
+            return self.refuse(id, &line, session);
+        }
+        session.channel_success(id)?;
+        let principal = Principal::of(&running.caller.member.id);
+        self.server.agent.ledger.charge(&principal, [(Resource::Sessions, 1)]);
+        let listed = self.server.records.connections.session(self.id, name);
+        tokio::spawn(run(task, running, listed));
+        Ok(())
+    }
+
     fn denied(&self, user: &str, key: &PublicKey, refusal: &Refusal) -> Auth {
         let (server, id, peer, fingerprint) =
             (&self.server, self.id, self.peer, key.fingerprint(Default::default()));
@@ -191,6 +264,10 @@ impl Handler {
         let left_out_of_it = roster.left_out.iter().find(|left| left.name == user);
         // A stranger chooses the length and the contents of the user name.
         let user = shown(user);
+        server.records.audit.note_stranger(|| {
+            let text = format!("user {user}, {fingerprint}: {refusal}");
+            Event::now(Kind::LoginRefused).on(id).from(peer.ip()).saying(&text)
+        });
         if let Some(left) = left_out_of_it {
             about_stranger!(server, info, connection = id, %peer, user, %fingerprint, error = left.error, "login denied: left out of the roster");
         } else if *refusal == Refusal::Unknown {
@@ -283,7 +360,8 @@ impl RusshHandler for Handler {
             _ if self.login.borrow().is_none() => "nobody is logged in",
             Ok(permit) if self.opened < MAX_SESSIONS_EVER => {
                 self.opened += 1;
-                self.channels.insert(channel.id(), (channel, permit, SessionOptions::default()));
+                let (options, screen) = (SessionOptions::default(), Screen::default());
+                self.channels.insert(channel.id(), Waiting { channel, permit, options, screen });
                 reply.accept().await;
                 return Ok(());
             }
@@ -305,14 +383,7 @@ impl RusshHandler for Handler {
             Ok(command) => command,
             Err(line) => return self.refuse(id, &line, session),
         };
-        let Some((opened, caller)) = self.take(id, session)? else { return Ok(()) };
-        if let Err(line) = commands::admit(&command, &self.server.agent, &caller) {
-            return self.refuse(id, &line, session);
-        }
-        session.channel_success(id)?;
-        self.server.agent.ledger.charge(&Principal::of(&caller.member.id), [(Resource::Sessions, 1)]);
-        tokio::spawn(run(command, opened, self.server.agent.clone(), caller, self.ended.clone()));
-        Ok(())
+        self.start(id, Task::Command(command), commands::name(data), session)
     }
 
     async fn data(&mut self, id: ChannelId, data: &[u8], session: &mut Session) -> Result<(), Self::Error> {
@@ -330,7 +401,7 @@ impl RusshHandler for Handler {
     }
 
     async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), Self::Error> {
-        self.refuse(id, &commands::no_shell(), session)
+        self.start(id, Task::Shell, "shell", session)
     }
 
     async fn channel_close(&mut self, id: ChannelId, _session: &mut Session) -> Result<(), Self::Error> {
@@ -350,17 +421,20 @@ impl RusshHandler for Handler {
     async fn pty_request(
         &mut self,
         id: ChannelId,
-        _term: &str,
-        _columns: u32,
+        term: &str,
+        columns: u32,
         _rows: u32,
         _width: u32,
         _height: u32,
         _modes: &[(Pty, u32)],
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        // There is no terminal. The request still succeeds: if it failed, OpenSSH would close the connection before the
-        // shell is refused, and the person would not read which commands are possible.
-        session.channel_success(id)
+        let Some(waiting) = self.channels.get_mut(&id) else { return session.channel_failure(id) };
+        waiting.screen.open(term, columns);
+        match waiting.take_out() {
+            Ok(()) => session.channel_success(id),
+            Err(line) => self.refuse(id, line, session),
+        }
     }
 
     async fn env_request(
@@ -370,22 +444,12 @@ impl RusshHandler for Handler {
         value: &str,
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        let Some((channel, _, options)) = self.channels.get_mut(&id) else {
-            return session.channel_failure(id);
-        };
-        let known = options.set(name, value);
-        // The library has also put the variable into the channel's buffer, which has few places and no reader before the
-        // command. When it is full, the whole connection waits for ever.
-        tokio::select! {
-            biased;
-            first = channel.wait() => if let Some(ChannelMsg::Data { .. }) = first {
-                return self.refuse(id, "the client sent data before a command", session);
-            },
-            () = std::future::ready(()) => {}
-        }
-        match known {
-            true => session.channel_success(id),
-            false => session.channel_failure(id),
+        let Some(waiting) = self.channels.get_mut(&id) else { return session.channel_failure(id) };
+        let known = waiting.options.set(name, value) || waiting.screen.set(name, value);
+        match waiting.take_out() {
+            Ok(()) if known => session.channel_success(id),
+            Ok(()) => session.channel_failure(id),
+            Err(line) => self.refuse(id, line, session),
         }
     }
 
@@ -405,27 +469,27 @@ impl RusshHandler for Handler {
     // directions, X11 channels, passwords, keyboard-interactive.
 }
 
-/// Runs a command on a channel, then closes the channel with the command's exit status. When the connection ends, the
-/// command is dropped, wherever it is.
-async fn run(
-    command: Command,
-    (mut channel, _place): Opened,
-    agent: Arc<Agent>,
-    caller: Caller,
-    ended: CancellationToken,
-) {
+/// Runs a task on its channel, then closes the channel with the exit status. When the connection ends, the task is dropped,
+/// wherever it is.
+async fn run(task: Task, running: Running, listed: SessionGuard) {
+    let Running { opened: (mut channel, _place), screen, caller, agent, records, ended } = running;
     let status = {
-        let mut terminal = Terminal::of(&mut channel);
         let work = async {
-            let stall = agent.config.limits.client_stall;
-            terminal.warn(&commands::warnings(&agent, &caller), stall).await;
-            command.run(terminal, agent, caller).await
+            let warnings = commands::warnings(&agent, &caller);
+            Terminal::of(&mut channel, screen).warn(&warnings, agent.config.limits.client_stall).await;
+            match task {
+                Task::Command(command) => {
+                    command.run(Terminal::of(&mut channel, screen), agent, caller, &records).await
+                }
+                Task::Shell => shell::run(&mut channel, screen, &agent, &caller, &records).await,
+            }
         };
         tokio::select! {
             status = work => status,
             () = ended.cancelled() => return,
         }
     };
+    drop(listed);
     let _ = channel.exit_status(status.0).await;
     let _ = channel.eof().await;
     let _ = channel.close().await;

@@ -29,13 +29,16 @@ mod login;
 mod penalties;
 mod places;
 mod quiet;
+mod records;
+mod shell;
 mod socket;
 mod terminal;
 
 use gate::Gate;
 use members::{Member, Roster};
-use places::{Kind, Place, Places};
+use places::{Place, Places};
 use quiet::{Line, Quiet};
+use records::{Event, Kind, Records};
 pub use socket::Socket;
 
 /// Bytes that a client may send ahead on one channel. Large, for uploads over a fast link with a high latency.
@@ -152,6 +155,7 @@ struct Server {
     gate: Arc<Gate>,
     /// The budget for log lines about those.
     quiet: Quiet,
+    records: Records,
     /// Held by each logged-in connection until it is closed.
     slots: Arc<Semaphore>,
     /// Places of members, for connections and for sessions.
@@ -172,11 +176,17 @@ pub async fn serve(agent: Arc<Agent>, key: PrivateKey, listeners: Vec<TcpListene
         banner: Box::new(move |agent| banner(&name, weaker.as_deref(), agent)),
         gate: Gate::new(limits),
         quiet: Quiet::new(),
+        records: Records::open(&agent.config.state_dir),
         slots: Arc::new(Semaphore::new(limits.max_connections)),
         places: Arc::default(),
         next_id: AtomicU64::new(1),
         agent,
     });
+    server
+        .records
+        .audit
+        .note(Event::now(Kind::Started).saying(concat!("barnraiser ", env!("CARGO_PKG_VERSION"))));
+    tokio::spawn(note_rosters(server.clone(), stop.clone()));
     let mut accepting = JoinSet::new();
     for listener in listeners {
         accepting.spawn(accept(server.clone(), listener, stop.clone()));
@@ -189,6 +199,23 @@ pub async fn serve(agent: Arc<Agent>, key: PrivateKey, listeners: Vec<TcpListene
                 tracing::warn!(left_out, "log lines about clients before login were left out");
             },
         }
+    }
+}
+
+/// Notes each change of who may use the box.
+async fn note_rosters(server: Arc<Server>, stop: CancellationToken) {
+    let mut roster = server.agent.roster.clone();
+    let mut before = roster.borrow_and_update().clone();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = roster.changed() => if changed.is_err() { return },
+        }
+        let now = roster.borrow_and_update().clone();
+        let commit = now.commit.as_deref().unwrap_or("without a commit");
+        let text = format!("{commit}: {}", members::differences(&before, &now));
+        server.records.audit.note(Event::now(Kind::Roster).saying(&text));
+        before = now;
     }
 }
 
@@ -258,7 +285,7 @@ struct MemberSlot {
 impl Server {
     /// A place for a connection of this member of the roster, or the message about the limit that is reached.
     fn member_slot(&self, roster: &Roster, member: &Member) -> Result<MemberSlot, String> {
-        let own = self.place(Kind::Connection, roster, member)?;
+        let own = self.place(places::Kind::Connection, roster, member)?;
         let Ok(all) = self.slots.clone().try_acquire_owned() else {
             return Err(format!(
                 "the box has {} connections of members open, which is the limit (the box's `limits.max-connections`); \
@@ -270,7 +297,7 @@ impl Server {
     }
 
     /// One of the member's own places, likewise.
-    fn place(&self, kind: Kind, roster: &Roster, member: &Member) -> Result<Place, String> {
+    fn place(&self, kind: places::Kind, roster: &Roster, member: &Member) -> Result<Place, String> {
         self.places.take(kind, &self.agent.config.limits, roster, member)
     }
 }

@@ -57,6 +57,10 @@ pub enum WireError {
     Nar { op: &'static str, source: NarError },
 
     /// An error was sent, but the rest of the refused body could not be skipped.
+    /// The server opens no sessions now; the client got the reason.
+    #[error("no session is opened: {why}")]
+    Closed { why: String },
+
     #[error("cannot go on after the failed {op}: {why}")]
     OutOfStep { op: &'static str, why: &'static str },
 

@@ -8,14 +8,14 @@ use crate::Alice;
 
 const WORKS: &str = "this box answers `nix-daemon --stdio` (for stores and builders named ssh-ng://), \
                      `nix-store --serve --write` (for those named ssh://), \
-                     `status`, `log`, `builds`, `whoami`, `usage`, `settings`, `keys`, `client-config`, `signing-key`, `help`";
+                     `status`, `log`, `builds`, `who`, `whoami`, `usage`, `settings`, `keys`, `client-config`, `signing-key`, `help`";
 /// The exit status of a shell for an unknown command.
 const NOT_FOUND: Option<i32> = Some(127);
 
 pub fn a_login_without_a_command_is_told_what_works(stock: Stock) {
     let alice = Alice::with(stock);
     let said = process::run(&mut alice.nix.ssh());
-    assert_eq!(said.stderr, format!("there is no shell yet; {WORKS}\r\n"), "{said}");
+    assert_eq!(said.stderr, format!("no command was sent; {WORKS}\n"), "{said}");
     assert_eq!(said.stdout, "");
     assert_eq!(said.status, NOT_FOUND, "{said}");
 }

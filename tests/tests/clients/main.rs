@@ -13,6 +13,8 @@ mod configuring;
 mod copying;
 mod derivations;
 mod derivers;
+mod drained;
+mod following;
 mod forged;
 mod front_door;
 mod logs;
@@ -168,6 +170,9 @@ for_every_client! {
     substitution::a_client_or_a_derivation_that_wants_nothing_substituted_gets_a_build,
     substitution::what_nobody_trusted_signed_is_refused_in_one_line_and_uploaded,
     substitution::what_was_fetched_is_copied_with_signatures_checked,
+    drained::builders_pass_over_a_drained_box_and_others_are_told_why,
+    drained::what_runs_ends_well_and_what_is_there_can_be_fetched_from_a_drained_box,
+    following::a_member_follows_a_build_of_their_own_and_nobody_elses,
     front_door::a_login_without_a_command_is_told_what_works,
     front_door::any_other_command_is_refused_in_one_line,
     front_door::a_key_that_is_not_in_the_roster_gets_nothing,

@@ -6,9 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix_derivation::StorePath;
+use tokio::sync::watch;
 
 use super::admit::RunId;
+use super::request::Outcome;
 use super::share::{Running, Table};
+use crate::log::LogReader;
 use members::Member;
 
 /// One run.
@@ -25,6 +28,15 @@ pub struct Listed {
     pub age: Duration,
     /// Time since the builder was started; `None` while the run waits for a slot.
     pub running: Option<Duration>,
+    /// Store paths that the builder sees.
+    pub inputs: usize,
+    /// Processors and memory of the sandbox.
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    /// Bytes that the builder has written to its log.
+    pub log_bytes: u64,
+    /// The result, once there is one.
+    pub outcome: watch::Receiver<Option<Arc<Outcome>>>,
 }
 
 impl Table {
@@ -35,6 +47,14 @@ impl Table {
             self.lock().values().filter_map(|build| Listed::of(build, of, now)).collect();
         listed.sort_by_key(|run| run.id);
         listed
+    }
+
+    /// The log of this run, from its start to its end, if one of the members waits for it for whom `of` is true.
+    pub fn log(&self, id: RunId, of: &dyn Fn(&Member) -> bool) -> Option<LogReader> {
+        let builds = self.lock();
+        let build = builds.values().find(|build| build.id == id)?;
+        let waits = build.waiters.values().any(|waiter| of(&waiter.request.member));
+        waits.then(|| build.log.reader())
     }
 
     /// Ends the requests for this run of the members for whom `of` is true, as if their clients had disconnected. The
@@ -74,6 +94,11 @@ impl Listed {
             requests: 1 + requests.count(),
             age: now.saturating_duration_since(build.accepted),
             running: build.begun.borrow().map(|begun| now.saturating_duration_since(begun)),
+            inputs: first.inputs.paths.len(),
+            vcpus: first.envelope.vcpus,
+            memory_mib: first.envelope.memory_mib,
+            log_bytes: build.log.written(),
+            outcome: build.outcome.clone(),
         })
     }
 }

@@ -4,9 +4,10 @@
 //! owns it (`share`), when it may start (`admit`), and how it is executed (`place`).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use nix_derivation::StorePath;
 use sandbox::Cancel;
 use store::{BuildRecord, RecordEnd, RecordedOutput};
 use tokio::sync::watch;
@@ -19,6 +20,7 @@ use super::request::{Built, Outcome};
 use super::share::{RunKey, Waiter};
 use super::shared::{Shared, size_of};
 use crate::attempt::{Outputs, Report};
+use crate::drain::Drained;
 use crate::failure::Cause;
 use crate::log::{LogSource, LogWriter};
 use crate::{Failure, Recipe, outputs};
@@ -39,6 +41,8 @@ pub(super) struct Run {
     pub log: LogWriter,
     pub source: LogSource,
     pub cancel: Cancel,
+    /// Why the run ends early, if it is because the box is drained.
+    pub drained: Arc<OnceLock<Arc<Drained>>>,
 }
 
 /// A run's turn, and the member whose slot it uses. This is not the owner if the run was handed over to an owner who
@@ -50,15 +54,16 @@ struct Slot {
 
 /// Executes the run, and sends the outcome to every waiter.
 pub(super) async fn run(shared: Arc<Shared>, run: Run) {
-    let Run { id, key, first, mut owner, begun, outcome, log, source, cancel } = run;
+    let Run { id, key, first, mut owner, begun, outcome, log, source, cancel, drained } = run;
     let accepted = Instant::now();
     let drv = first.request.recipe.drv_path.to_absolute_path();
     tracing::info!(build = id, member = %first.request.member.name, %drv, "build accepted");
     let Some((waiter, mut slot, start)) = wait_for_turn(&shared, id, &mut owner).await else {
         tracing::info!(build = id, member = %first.request.member.name, %drv, "build cancelled before it started");
         shared.running.remove(&key, id);
-        let cancelled = Failure::cancelled(&first.request.recipe.drv_path);
-        outcome.send_replace(Some(Arc::new(never_started(&shared, &first, cancelled))));
+        let drv = &first.request.recipe.drv_path;
+        let why = drained.get().map_or_else(|| Failure::cancelled(drv), |drained| drained.refusal(drv));
+        outcome.send_replace(Some(Arc::new(never_started(&shared, &first, why))));
         return;
     };
     // Again, because other builds of the member may have ended while this one waited.
@@ -98,10 +103,14 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     let workers = shared.parts.threads.of(&member.id);
     let (result, log) = match (result, owner) {
         (Err(failure), _) => {
+            let failure = of_drain(failure, &drained, &recipe.drv_path);
             let log = keep_log(&shared, &workers, source, Some(&failure)).await;
             (Err(failure), log)
         }
-        (Ok(_), None) => (Err(Failure::cancelled(&recipe.drv_path)), None),
+        (Ok(_), None) => {
+            let cancelled = Failure::cancelled(&recipe.drv_path);
+            (Err(of_drain(cancelled, &drained, &recipe.drv_path)), None)
+        }
         (Ok(outputs), Some(owner)) => {
             // Both at once, so that the client waits only for the longer one.
             let finishing = finish(&shared, owner, key.1, outputs);
@@ -118,6 +127,14 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     record(&shared, &workers, id, key, recipe, &ended).await;
     shared.running.remove(&key, id);
     outcome.send_replace(Some(Arc::new(ended)));
+}
+
+/// The end of a cancelled run, with the reason if the box ended it because it is drained.
+fn of_drain(failure: Failure, drained: &OnceLock<Arc<Drained>>, drv: &StorePath) -> Failure {
+    match drained.get() {
+        Some(drained) if failure.is_cancelled() => drained.ended(drv),
+        _ => failure,
+    }
 }
 
 fn never_started(shared: &Shared, waiter: &Waiter, failure: Failure) -> Outcome {

@@ -4,7 +4,7 @@
 //! who has waited longest becomes the owner. A run without waiters ends, unless the request that left last lets it go on.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use sandbox::Cancel;
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::admit::RunId;
 use super::request::{Held, Outcome, Request};
 use crate::BuildKey;
+use crate::drain::Drained;
 use crate::log::{LogReader, LogSource};
 use members::Member;
 
@@ -39,6 +40,8 @@ pub(super) struct Running {
     /// `None` when nobody wants the run any more. The task of the run watches it.
     pub owner: watch::Sender<Option<Arc<Waiter>>>,
     pub cancel: Cancel,
+    /// Set when the run is ended because the box is drained.
+    pub drained: Arc<OnceLock<Arc<Drained>>>,
     /// The waiters in the order in which they came.
     pub waiters: BTreeMap<u64, Arc<Waiter>>,
 }

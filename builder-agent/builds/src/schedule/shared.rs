@@ -13,6 +13,7 @@ use super::place::{Place, Snapshots};
 use super::queue::Queue;
 use super::request::Request;
 use super::share::{Table, Waiter};
+use crate::drain::Drain;
 use crate::limits::{Origins, RunLimits};
 use crate::{Envelope, Failure, monthly};
 use members::{Effective, Member, SetBy};
@@ -23,6 +24,7 @@ pub(super) struct Shared {
     pub place: Arc<dyn Place>,
     pub snapshots: Snapshots,
     pub queue: Arc<Queue>,
+    pub drain: Drain,
     pub running: Table,
     pub next_id: AtomicU64,
 }

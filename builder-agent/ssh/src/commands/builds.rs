@@ -1,18 +1,26 @@
-//! `builds list` and `builds cancel`: the builds that run or wait at this moment.
+//! `builds`: those that run or wait at this moment: a list, one of them with its log, their changes, and their end.
 //!
 //! A member sees and cancels the requests of that member only, also where another member waits for the same build.
 //! Maintainers can name all members' with `--all`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use builds::Listed;
 use daemon::Agent;
 use members::Member;
 use serde::Serialize;
+use tokio::io::AsyncWriteExt;
+use wire::PatientWriter;
 
-use super::{Command, Row, Wrong, arguments, json_line};
-use crate::terminal::{ExitStatus, Terminal};
+use super::table::{Kind, Table};
+use super::{Command, Row, Wrong, arguments, json_line, units, watching};
+use crate::records::{Event, Records};
+use crate::terminal::{ExitStatus, Screen, Terminal};
+use changes::Changes;
+use line::Line;
+
+mod changes;
+mod line;
 
 #[derive(Debug, PartialEq, Eq, clap::Parser)]
 pub(crate) struct Arguments {
@@ -20,76 +28,126 @@ pub(crate) struct Arguments {
     action: Action,
 }
 
+/// Options of every action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
+struct Options {
+    /// Those of all members; for maintainers
+    #[arg(long)]
+    all: bool,
+    /// Print JSON: one value on one line, or one object a line for `watch`
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(Debug, PartialEq, Eq, clap::Subcommand)]
 enum Action {
     /// List your builds that run or wait
     List {
-        /// Those of all members; for maintainers
+        #[command(flatten)]
+        options: Options,
+    },
+    /// What is known about one build
+    Show {
+        /// The number of the build in `builds list`
+        id: u64,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// The log of a build from its start, and on until it ends; `log PATH` has the logs of builds that have ended
+    Log {
+        /// The number of the build in `builds list`
+        id: u64,
+        /// Also of another member's build; for maintainers
         #[arg(long)]
         all: bool,
-        /// Print one JSON array on one line
-        #[arg(long)]
-        json: bool,
+    },
+    /// Print each change of your builds, or of one of them until it ends; until you hang up or press Ctrl-C
+    Watch {
+        /// The number of the build in `builds list`
+        id: Option<u64>,
+        #[command(flatten)]
+        options: Options,
     },
     /// End your requests for a build, as if your clients had disconnected
     Cancel {
         /// The number of the build in `builds list`
         id: u64,
-        /// The requests of all members; for maintainers
-        #[arg(long)]
-        all: bool,
-        /// Print one JSON object on one line
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        options: Options,
     },
 }
 
-#[derive(Serialize)]
-struct Line {
-    id: u64,
-    drv: String,
-    member: String,
-    /// `running` or `waiting`.
-    state: &'static str,
-    /// Seconds since the builder was started, or since the build began to wait.
-    seconds: u64,
-    requests: usize,
+impl Action {
+    fn wants_all(&self) -> bool {
+        match self {
+            Self::List { options } | Self::Show { options, .. } => options.all,
+            Self::Watch { options, .. } | Self::Cancel { options, .. } => options.all,
+            Self::Log { all, .. } => *all,
+        }
+    }
 }
 
-impl Line {
+/// What `builds show` prints.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    line: Line,
+    /// Seconds since the build was accepted.
+    age_seconds: u64,
+    inputs: usize,
+    processors: u32,
+    memory_mib: u32,
+    log_bytes: u64,
+}
+
+impl Shown {
     fn of(listed: &Listed) -> Self {
-        let (state, time) = match listed.running {
-            Some(time) => ("running", time),
-            None => ("waiting", listed.age),
-        };
         Self {
-            id: listed.id,
-            drv: listed.drv.to_absolute_path(),
-            member: listed.member.to_string(),
-            state,
-            seconds: time.as_secs(),
-            requests: listed.requests,
+            line: Line::of(listed),
+            age_seconds: listed.age.as_secs(),
+            inputs: listed.inputs,
+            processors: listed.vcpus.into(),
+            memory_mib: listed.memory_mib,
+            log_bytes: listed.log_bytes,
         }
     }
 
-    /// `all`: the line names the member.
-    fn text(&self, all: bool) -> String {
-        let Self { id, drv, member, state, seconds, requests } = self;
-        let time = time(Duration::from_secs(*seconds));
-        let member = if all { format!("{member:<16}  ") } else { String::new() };
-        let requests = if *requests > 1 { format!("  ({requests} requests)") } else { String::new() };
-        format!("{id:<6}  {state}  {time:>8}  {member}{drv}{requests}\n")
+    fn text(&self) -> String {
+        let Self { line, age_seconds, inputs, processors, memory_mib, log_bytes } = self;
+        let Line { id, drv, member, state, seconds, requests } = line;
+        format!(
+            "build        {id}\n\
+             derivation   {drv}\n\
+             member       {member}\n\
+             state        {state} for {}\n\
+             accepted     {} ago\n\
+             requests     {requests}\n\
+             inputs       {inputs} store paths\n\
+             sandbox      {processors} processors, {memory_mib} MiB of memory\n\
+             log          {}; `builds log {id}` prints it\n",
+            units::seconds(*seconds),
+            units::seconds(*age_seconds),
+            units::bytes(*log_bytes),
+        )
     }
 }
 
-/// `2 h 05 m`, `3 m 07 s` or `12 s`.
-fn time(time: Duration) -> String {
-    let (seconds, minutes) = (time.as_secs() % 60, time.as_secs() / 60);
-    match minutes {
-        0 => format!("{seconds} s"),
-        1..60 => format!("{minutes} m {seconds:02} s"),
-        _ => format!("{} h {:02} m", minutes / 60, minutes % 60),
+/// `all`: the table names the members.
+fn table(lines: &[Line], all: bool, screen: Screen) -> String {
+    if lines.is_empty() {
+        return "no builds run or wait\n".to_owned();
     }
+    let member = all.then_some(("member", Kind::Text));
+    let head = [("id", Kind::Number), ("state", Kind::Text), ("for", Kind::Number)];
+    let tail = [("requests", Kind::Number), ("derivation", Kind::Path)];
+    let mut table = Table::new(head.into_iter().chain(member).chain(tail).collect());
+    for Line { id, drv, member, state, seconds, requests } in lines {
+        let head = [id.to_string(), (*state).to_owned(), units::seconds(*seconds)];
+        let member = all.then(|| member.clone());
+        let tail = [requests.to_string(), drv.clone()];
+        table.row(head.into_iter().chain(member).chain(tail).collect());
+    }
+    table.text(screen)
 }
 
 pub(super) fn parse(row: &Row, words: &[&str]) -> Result<Command, Wrong> {
@@ -101,56 +159,94 @@ pub(super) async fn run(
     terminal: Terminal<'_>,
     agent: &Agent,
     member: &Arc<Member>,
+    records: &Records,
 ) -> ExitStatus {
     let stall = agent.config.limits.client_stall;
-    let wants_all =
-        matches!(arguments.action, Action::List { all: true, .. } | Action::Cancel { all: true, .. });
-    if wants_all && !super::is_maintainer(&agent.roster.borrow(), member) {
+    let Arguments { action } = arguments;
+    let all = action.wants_all();
+    if all && !super::is_maintainer(&agent.roster.borrow(), member) {
         return terminal
             .fail("`--all` is for maintainers; without it the command is about your builds", stall)
             .await;
     }
-    let of = |other: &Member| wants_all || other.id == member.id;
+    // Whoever stops being a maintainer stops seeing the builds of others, also while a command runs.
+    let of =
+        |other: &Member| other.id == member.id || all && super::is_maintainer(&agent.roster.borrow(), member);
     let scheduler = &agent.realiser.scheduler;
-    match arguments.action {
-        Action::List { all, json } => {
+    let find = |id: u64| scheduler.list(&of).into_iter().find(|listed| listed.id == id);
+    match action {
+        Action::List { options } => {
             let lines: Vec<Line> = scheduler.list(&of).iter().map(Line::of).collect();
-            let text = match json {
-                true => json_line(&lines),
-                false => lines.iter().map(|line| line.text(all)).collect(),
-            };
+            let text = if options.json { json_line(&lines) } else { table(&lines, all, terminal.screen) };
             terminal.print(&text, stall).await
         }
-        Action::Cancel { id, json, .. } => match scheduler.cancel(id, &of) {
-            0 => {
-                let line = format!("no build {id} runs or waits for you; `builds list` has the numbers");
-                terminal.fail(&line, stall).await
+        Action::Show { id, options } => match find(id).as_ref().map(Shown::of) {
+            None => terminal.fail(&nothing(id), stall).await,
+            Some(shown) => {
+                let text = if options.json { json_line(&shown) } else { shown.text() };
+                terminal.print(&text, stall).await
             }
+        },
+        Action::Log { id, .. } => match scheduler.log(id, &of) {
+            None => terminal.fail(&nothing(id), stall).await,
+            Some(log) => follow_log(log, terminal, stall).await,
+        },
+        Action::Watch { id, options } => {
+            if let Some(id) = id
+                && find(id).is_none()
+            {
+                return terminal.fail(&nothing(id), stall).await;
+            }
+            let mut changes = Changes::of(id);
+            let next = |_| changes.next(scheduler.list(&of), options.json);
+            watching::watch(terminal, stall, next).await
+        }
+        Action::Cancel { id, options } => match scheduler.cancel(id, &of) {
+            0 => terminal.fail(&nothing(id), stall).await,
             requests => {
                 tracing::info!(build = id, member = %member.name, requests, "build cancelled by a command");
-                let text = match json {
-                    true => json_line(&serde_json::json!({ "id": id, "requests": requests })),
-                    false => format!(
-                        "build {id}: ended {requests} {}\n",
-                        if requests == 1 { "request" } else { "requests" }
-                    ),
-                };
-                terminal.print(&text, stall).await
+                if all {
+                    let event = Event::now(crate::records::Kind::Cancel).by(&member.name);
+                    records.audit.note(event.saying(&format!("build {id}, {requests} requests")));
+                }
+                terminal.print(&cancelled(id, requests, options.json), stall).await
             }
         },
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The same answer for a build that does not exist and for one that is not the caller's.
+fn nothing(id: u64) -> String {
+    format!("no build {id} runs or waits for you; `builds list` has the numbers")
+}
 
-    #[test]
-    fn times_are_as_exact_as_people_read_them() {
-        for (seconds, text) in
-            [(0, "0 s"), (59, "59 s"), (187, "3 m 07 s"), (7500, "2 h 05 m"), (360_000, "100 h 00 m")]
-        {
-            assert_eq!(time(Duration::from_secs(seconds)), text);
+fn cancelled(id: u64, requests: usize, json: bool) -> String {
+    match json {
+        true => json_line(&serde_json::json!({ "id": id, "requests": requests })),
+        false => {
+            format!("build {id}: ended {requests} {}\n", if requests == 1 { "request" } else { "requests" })
         }
+    }
+}
+
+/// Prints a log until its build has ended. On a terminal without control characters: the builder is a stranger.
+async fn follow_log(
+    mut log: builds::log::LogReader,
+    terminal: Terminal<'_>,
+    stall: std::time::Duration,
+) -> ExitStatus {
+    let screen = terminal.screen;
+    let (stdout, _, mut hung_up) = terminal.with_hung_up();
+    let mut stdout = PatientWriter::new(stdout, stall);
+    let printing = async {
+        while let Some(bytes) = log.next().await? {
+            stdout.write_all(&screen.log(&bytes)).await?;
+            stdout.flush().await?;
+        }
+        std::io::Result::Ok(())
+    };
+    tokio::select! {
+        printed = printing => if printed.is_ok() { ExitStatus::DONE } else { ExitStatus::FAILED },
+        () = &mut hung_up => ExitStatus::DONE,
     }
 }

@@ -125,6 +125,7 @@ fn the_reference_page_has_a_row_for_each_command_and_no_other() {
     let rows = COMMANDS.iter().map(|row| {
         let readers = match row.readers {
             For::People => "people",
+            For::Maintainers => "maintainers",
             For::Stores => "stores",
             For::Tools => "tools",
         };
@@ -203,6 +204,8 @@ fn what_the_table_says_of_a_command_is_how_it_is_called() {
             .replace("PATH", DRV)
             .replace("YYYY-MM", "2026-11")
             .replace("NAME", "timeout")
+            .replace("DURATION", "30m")
+            .replace("--last N", "--last 5")
             .replace("PERIOD", "day")
             .replace("FORMAT", if row.name == "usage" { "csv" } else { "nixos" });
         let words = words.replace("TEMPLATE", "x.XXXXX");
@@ -210,8 +213,8 @@ fn what_the_table_says_of_a_command_is_how_it_is_called() {
         assert!(parse(request.as_bytes()).is_ok(), "{request}: {:?}", parse(request.as_bytes()));
     }
     for json in [false, true] {
-        let request = if json { "status --json" } else { "status" };
-        assert_eq!(parsed(request), Ok(Command::Print(Print::Status(Json { json }))));
+        let request = if json { "signing-key --json" } else { "signing-key" };
+        assert_eq!(parsed(request), Ok(Command::Print(Print::SigningKey(Json { json }))));
     }
     let line = refusal("status --yaml");
     assert!(
@@ -222,7 +225,7 @@ fn what_the_table_says_of_a_command_is_how_it_is_called() {
 
 #[test]
 fn each_command_for_people_describes_itself() {
-    for row in COMMANDS.iter().filter(|row| row.readers == For::People) {
+    for row in COMMANDS.iter().filter(|row| matches!(row.readers, For::People | For::Maintainers)) {
         let Ok(Command::Print(Print::Text(text))) = parsed(&format!("{} --help", row.name)) else {
             panic!("{} --help", row.name)
         };
@@ -233,8 +236,10 @@ fn each_command_for_people_describes_itself() {
 
 #[test]
 fn help_has_a_line_for_each_command_that_people_type_or_write_down() {
-    let text = help::text(false);
+    let (text, of_member) = (help::text(false, true), help::text(false, false));
     for row in COMMANDS {
+        let shown = of_member.lines().any(|line| line.starts_with(&row.call()));
+        assert_eq!(shown, matches!(row.readers, For::People | For::Stores), "{}:\n{of_member}", row.name);
         let listed = text.lines().any(|line| line.starts_with(row.name) && line.ends_with(row.help));
         assert_eq!(listed, row.readers != For::Tools, "{}:\n{text}", row.name);
     }

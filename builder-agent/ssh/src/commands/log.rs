@@ -12,7 +12,7 @@ use nix_derivation::StorePath;
 use tokio::io::AsyncWriteExt;
 use wire::PatientWriter;
 
-use crate::terminal::{self, ExitStatus, Terminal};
+use crate::terminal::{self, ExitStatus, Screen, Terminal};
 
 /// Bytes of a log read at once.
 const PIECE: usize = 64 << 10;
@@ -25,9 +25,9 @@ pub(super) async fn run(
     member: &Member,
 ) -> ExitStatus {
     let stall = agent.config.limits.client_stall;
-    let Terminal { stdout, stderr, .. } = terminal;
+    let Terminal { stdout, stderr, screen, .. } = terminal;
     let mut stdout = PatientWriter::new(stdout, stall);
-    match print(&mut stdout, agent, member, path).await {
+    match print(&mut stdout, screen, agent, member, path).await {
         Ok(true) => ExitStatus::DONE,
         Ok(false) => {
             let line = format!(
@@ -35,7 +35,7 @@ pub(super) async fn run(
                  and of builds that everybody may see",
                 path.to_absolute_path()
             );
-            terminal::fail(stderr, &line, stall).await
+            terminal::fail(stderr, screen, &line, stall).await
         }
         Err(error) => {
             tracing::info!(member = %member.name, %error, "a log was not read to its end");
@@ -46,6 +46,7 @@ pub(super) async fn run(
 
 async fn print(
     stdout: &mut (impl AsyncWriteExt + Unpin),
+    screen: Screen,
     agent: &Agent,
     member: &Member,
     path: &StorePath,
@@ -69,6 +70,6 @@ async fn print(
             return Ok(true);
         }
         at += piece.len() as u64;
-        stdout.write_all(&piece).await?;
+        stdout.write_all(&screen.log(&piece)).await?;
     }
 }

@@ -5,15 +5,13 @@ use members::Member;
 use nix_derivation::StorePath;
 use serde::Serialize;
 
-use super::{Command, Row, Wrong, arguments, client_config, help, keys, status, store_path, whoami};
+use super::{Command, Row, Wrong, arguments, client_config, help, keys, store_path, whoami};
 
 /// A command that only prints.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Print {
     /// The public half of the key that signs Verified paths.
     SigningKey(Json),
-    /// The name of this box and its roster.
-    Status(Json),
     WhoAmI(Json),
     Keys(keys::Arguments),
     ClientConfig(client_config::Arguments),
@@ -49,11 +47,12 @@ impl Print {
         match self {
             Self::SigningKey(Json { json: true }) => json_line(&agent.signing_key.to_string()),
             Self::SigningKey(Json { json: false }) => format!("{}\n", agent.signing_key),
-            Self::Status(Json { json }) => status::text(agent, *json),
             Self::WhoAmI(Json { json }) => whoami::text(agent, member, *json),
             Self::Keys(arguments) => keys::text(arguments, agent, member),
             Self::ClientConfig(arguments) => client_config::text(arguments, agent, member),
-            Self::Help(Json { json }) => help::text(*json),
+            Self::Help(Json { json }) => {
+                help::text(*json, super::is_maintainer(&agent.roster.borrow(), member))
+            }
             Self::Text(text) => text.clone(),
         }
     }
@@ -66,10 +65,6 @@ pub(super) fn json_line(value: &impl Serialize) -> String {
 
 pub(super) fn signing_key(row: &Row, words: &[&str]) -> Result<Command, Wrong> {
     arguments::parse(row, words, |json| Command::Print(Print::SigningKey(json)))
-}
-
-pub(super) fn status(row: &Row, words: &[&str]) -> Result<Command, Wrong> {
-    arguments::parse(row, words, |json| Command::Print(Print::Status(json)))
 }
 
 pub(super) fn whoami(row: &Row, words: &[&str]) -> Result<Command, Wrong> {

@@ -12,8 +12,8 @@ fn resolved(agent: &Agent, caller: &Caller) -> Resolved {
     daemon::layers(&agent.config, &caller.member, &caller.options).resolve()
 }
 
-/// `Err` is the line for a command that the session may not run.
-pub(crate) fn admit(command: &Command, agent: &Agent, caller: &Caller) -> Result<(), String> {
+/// `Err` is the line for a command that the session may not run. `None`: the shell.
+pub(crate) fn admit(command: Option<&Command>, agent: &Agent, caller: &Caller) -> Result<(), String> {
     let resolved = resolved(agent, caller);
     let effective = resolved.effective();
     if effective.settings_from_ssh_env
@@ -22,12 +22,18 @@ pub(crate) fn admit(command: &Command, agent: &Agent, caller: &Caller) -> Result
         return Err(format!("{wrong}; remove it from `SetEnv` of your ssh configuration"));
     }
     let for_people = match command {
-        Command::Store(_) | Command::Host(_) => false,
-        Command::Print(_)
-        | Command::Log(_)
-        | Command::Builds(_)
-        | Command::Usage(_)
-        | Command::Settings(_) => true,
+        Some(Command::Store(_) | Command::Host(_)) => false,
+        None
+        | Some(
+            Command::Print(_)
+            | Command::Status(_)
+            | Command::Who(_)
+            | Command::Maintaining(_)
+            | Command::Log(_)
+            | Command::Builds(_)
+            | Command::Usage(_)
+            | Command::Settings(_),
+        ) => true,
     };
     if for_people && !effective.allow_shell {
         return Err(format!(

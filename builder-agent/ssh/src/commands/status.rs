@@ -1,4 +1,5 @@
-//! `status`: the name of the box, its roster, and the members who are left out of that roster because of a mistake.
+//! `status`: the name of the box, its builds, its roster, and the members who are left out of that roster because of a
+//! mistake. With `--watch` it is printed again whenever it changes.
 //!
 //! Every member may read it: rosters are public, and a member who is left out cannot log in to ask. With `--json` the
 //! answer is one object on one line; fields are added, never renamed.
@@ -6,8 +7,23 @@
 use std::fmt::Write as _;
 
 use ::roster::date;
+use builds::drain::Drained;
 use daemon::Agent;
 use serde::Serialize;
+
+use super::watching;
+use super::{Command, Row, Wrong, arguments};
+use crate::terminal::{ExitStatus, Screen, Terminal};
+
+#[derive(Debug, PartialEq, Eq, clap::Parser)]
+pub(crate) struct Arguments {
+    /// Print it again whenever it changes, until you hang up or press Ctrl-C
+    #[arg(long)]
+    watch: bool,
+    /// Print one JSON object on one line
+    #[arg(long)]
+    json: bool,
+}
 
 #[derive(Serialize)]
 struct Status {
@@ -19,7 +35,19 @@ struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     weaker: Option<String>,
     signing_key: String,
+    builds: Builds,
+    /// Why the box starts no builds, if a maintainer has drained it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drained: Option<Drained>,
     roster: Roster,
+}
+
+/// How many builds of everybody there are, and how many can run.
+#[derive(Serialize)]
+struct Builds {
+    running: usize,
+    waiting: usize,
+    slots: usize,
 }
 
 #[derive(Serialize)]
@@ -42,6 +70,8 @@ impl Status {
     fn of(agent: &Agent) -> Self {
         let config = &agent.config;
         let now = agent.roster.borrow();
+        let builds = agent.realiser.scheduler.list(&|_| true);
+        let running = builds.iter().filter(|build| build.running.is_some()).count();
         Self {
             name: config.name.clone(),
             version: env!("CARGO_PKG_VERSION"),
@@ -49,6 +79,8 @@ impl Status {
             sandbox: config.sandbox.backend.name(),
             weaker: builds::backend::weaker(&config.sandbox),
             signing_key: agent.signing_key.to_string(),
+            builds: Builds { running, waiting: builds.len() - running, slots: config.limits.max_jobs },
+            drained: agent.realiser.scheduler.drained().map(|drained| (*drained).clone()),
             roster: Roster {
                 source: now.source.clone(),
                 commit: now.commit.clone(),
@@ -72,6 +104,14 @@ impl Status {
             self.sandbox,
             self.signing_key,
         );
+        let Builds { running, waiting, slots } = self.builds;
+        let _ = writeln!(text, "load         {running} of {slots} slots in use, {waiting} waiting");
+        if let Some(drained) = &self.drained {
+            let _ = writeln!(text, "drained      {drained}");
+            if let Some(deadline) = drained.deadline {
+                let _ = writeln!(text, "             what still runs is ended at {}", date::shown(deadline));
+            }
+        }
         self.roster.text(&mut text);
         if let Some(weaker) = &self.weaker {
             text.push_str(&format!("warning      {weaker}\n"));
@@ -124,10 +164,38 @@ impl Roster {
 }
 
 /// The output of the command.
-pub(super) fn text(agent: &Agent, json: bool) -> String {
+fn text(agent: &Agent, json: bool) -> String {
     let status = Status::of(agent);
     match json {
         true => super::json_line(&status),
         false => status.text(),
     }
+}
+
+pub(super) fn parse(row: &Row, words: &[&str]) -> Result<Command, Wrong> {
+    arguments::parse(row, words, Command::Status)
+}
+
+pub(super) async fn run(arguments: Arguments, terminal: Terminal<'_>, agent: &Agent) -> ExitStatus {
+    let Arguments { watch, json } = arguments;
+    let stall = agent.config.limits.client_stall;
+    if !watch {
+        return terminal.print(&text(agent, json), stall).await;
+    }
+    let mut shown = String::new();
+    let next = |screen: Screen| {
+        let now = text(agent, json);
+        if now == shown {
+            return None;
+        }
+        shown.clone_from(&now);
+        // On a terminal in the same place, else one after the other.
+        let place = match (screen.is_terminal(), json) {
+            (true, false) => watching::CLEAR,
+            (false, false) => "\n",
+            (_, true) => "",
+        };
+        Some(format!("{place}{now}"))
+    };
+    watching::watch(terminal, stall, next).await
 }

@@ -7,7 +7,7 @@ use ledger::{By, Month, Principal};
 use members::{Member, Roster};
 
 use super::{Command, Row, Wrong, arguments};
-use crate::terminal::{ExitStatus, Terminal};
+use crate::terminal::{ExitStatus, Screen, Terminal};
 use report::{Line, Report};
 
 mod report;
@@ -70,7 +70,8 @@ pub(super) async fn run(
     member: Arc<Member>,
 ) -> ExitStatus {
     let (stall, workers) = (agent.config.limits.client_stall, agent.threads.of(&member.id));
-    match workers.plan(move || text(&arguments, &agent, &member)).await {
+    let screen = terminal.screen;
+    match workers.plan(move || text(&arguments, &agent, &member, screen)).await {
         Ok(Ok(text)) => terminal.print(&text, stall).await,
         Ok(Err(why)) => terminal.fail(&why, stall).await,
         Err(lost) => {
@@ -80,7 +81,7 @@ pub(super) async fn run(
     }
 }
 
-fn text(arguments: &Arguments, agent: &Agent, member: &Member) -> Result<String, String> {
+fn text(arguments: &Arguments, agent: &Agent, member: &Member, screen: Screen) -> Result<String, String> {
     let roster = agent.roster.borrow().clone();
     let who = whose(arguments, agent, &roster, member)?;
     let by = match arguments.by {
@@ -119,7 +120,7 @@ fn text(arguments: &Arguments, agent: &Agent, member: &Member) -> Result<String,
     let format = if arguments.json { Format::Json } else { arguments.format };
     Ok(match format {
         Format::Json => super::json_line(&report.json()),
-        Format::Text => report.text(),
+        Format::Text => report.text(screen),
         Format::Csv => report.csv(),
     })
 }

@@ -26,11 +26,13 @@ pub struct ServerInfo {
     /// Shown by `nix store info`.
     pub nix_version: String,
     pub terms: Terms,
+    /// Why no session is opened; the client gets it as the error of the handshake.
+    pub closed: Option<String>,
 }
 
 impl ServerInfo {
     pub fn new(nix_version: impl Into<String>) -> Self {
-        Self { nix_version: nix_version.into(), terms: Terms::default() }
+        Self { nix_version: nix_version.into(), terms: Terms::default(), closed: None }
     }
 }
 
@@ -51,9 +53,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
     /// Performs the handshake. Clients before [`Version::OLDEST`](super::Version::OLDEST) get a message and
     /// are refused.
     pub async fn accept(reader: R, writer: W, info: ServerInfo) -> Result<Self, WireError> {
-        let ServerInfo { nix_version, terms } = info;
+        let ServerInfo { nix_version, terms, closed } = info;
         let (mut input, mut output) = (Input::new(reader, terms.stall), Output::new(writer, terms.stall));
-        let protocol = handshake::accept(&mut input, &mut output, &nix_version).await?;
+        let protocol = handshake::accept(&mut input, &mut output, &nix_version, closed).await?;
         Ok(Self::new(input, output, protocol, terms))
     }
 

@@ -21,6 +21,7 @@ pub(super) async fn accept<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     input: &mut Input<R>,
     output: &mut Output<W>,
     nix_version: &str,
+    closed: Option<String>,
 ) -> Result<Protocol, WireError> {
     let mut fields = Fields::new(input, OP);
     let magic = fields.u64("magic number").await?;
@@ -59,6 +60,13 @@ pub(super) async fn accept<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     }
     if protocol.at_least(35) {
         output.buffer.u64(TRUSTED);
+    }
+    if let Some(why) = closed {
+        // Clients read messages here for the first time. `nix build --builders` connects before it takes on a build, so
+        // it goes on to the next machine; after this place it would fail with the build.
+        log_write::error(&mut output.buffer, protocol, &Failure::new(why.clone()));
+        output.flush().await?;
+        return Err(WireError::Closed { why });
     }
     log_write::last(&mut output.buffer);
     output.flush().await?;

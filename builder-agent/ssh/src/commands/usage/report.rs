@@ -9,7 +9,9 @@ use ledger::{Amounts, By, Month, RESOURCES, Resource};
 use members::{Member, Roster};
 use serde::Serialize;
 
+use super::super::table::{Kind, Table};
 use super::units::human;
+use crate::terminal::Screen;
 
 pub(super) struct Report {
     pub by: By,
@@ -135,22 +137,23 @@ impl Report {
         text
     }
 
-    pub fn text(&self) -> String {
+    pub fn text(&self, screen: Screen) -> String {
         let head = self.everybody.then_some("member").into_iter().chain([self.by()]);
-        let mut rows: Vec<Vec<String>> =
-            vec![head.chain(COLUMNS.iter().map(|(name, _)| *name)).map(str::to_owned).collect()];
+        let head = head.map(|name| (name, Kind::Text));
+        let mut table =
+            Table::new(head.chain(COLUMNS.iter().map(|(name, _)| (*name, Kind::Number))).collect());
         for Line { member, former, period, amounts } in &self.lines {
             let name = match former {
-                true => format!("{} (former)", printable::line(member)),
+                true => format!("{member} (former)"),
                 false => member.to_string(),
             };
             let head = self.everybody.then_some(name).into_iter().chain([period.clone()]);
             let amounts = COLUMNS.iter().map(|(_, resource)| human(*resource, amounts.get(*resource)));
-            rows.push(head.chain(amounts).collect());
+            table.row(head.chain(amounts).collect());
         }
         let mut text = match self.lines.is_empty() {
             true => "nothing was used in this time\n".to_owned(),
-            false => table(&rows, rows[0].len() - COLUMNS.len()),
+            false => table.text(screen),
         };
         for Limit { value, set_by, used, until, month, .. } in &self.limits {
             text.push_str(&format!(
@@ -160,18 +163,6 @@ impl Report {
         }
         text
     }
-}
-
-/// The first `left` columns are aligned to the left, the others to the right.
-fn table(rows: &[Vec<String>], left: usize) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
-    let cell = |(column, cell): (usize, &String)| match column < left {
-        true => format!("{cell:<width$}", width = widths[column]),
-        false => format!("{cell:>width$}", width = widths[column]),
-    };
-    let line = |row: &Vec<String>| row.iter().enumerate().map(cell).collect::<Vec<_>>().join("  ") + "\n";
-    rows.iter().map(line).collect()
 }
 
 /// Cells as RFC 4180 has them.
@@ -208,7 +199,7 @@ mod tests {
     #[test]
     fn the_table_is_aligned_and_has_units() {
         assert_eq!(
-            report("alice").text(),
+            report("alice").text(Screen::default()),
             "member          month    builds  failed    CPU time  wall  memory  log       up  down  logins  sessions\n\
              alice           2026-11      12       0  3 h 12 min     0       0    0  1.2 GiB     0       0         0\n\
              bob~2 (former)  2026-11      12       0  3 h 12 min     0       0    0  1.2 GiB     0       0         0\n"

@@ -1,6 +1,10 @@
-//! Amounts for people: three digits are enough.
+//! Amounts of the ledger for people.
+
+use std::time::Duration;
 
 use ledger::{Resource, Unit};
+
+use super::super::units::{bytes, bytes_of, duration};
 
 /// An amount of this resource.
 pub(super) fn human(resource: Resource, amount: u64) -> String {
@@ -8,40 +12,8 @@ pub(super) fn human(resource: Resource, amount: u64) -> String {
         _ if amount == 0 => "0".to_owned(),
         Unit::Number => amount.to_string(),
         Unit::Bytes => bytes(amount),
-        Unit::Seconds => duration(amount),
+        Unit::Seconds => duration(Duration::from_millis(amount)),
         Unit::MibSeconds => format!("{} h", bytes_of(amount as f64 / 3_600_000.0 * f64::from(1 << 20))),
-    }
-}
-
-fn bytes(bytes: u64) -> String {
-    bytes_of(bytes as f64)
-}
-
-fn bytes_of(mut amount: f64) -> String {
-    let mut units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"].into_iter();
-    let mut unit = units.next().unwrap_or_default();
-    // What would be rounded to 1024 is written in the next unit.
-    while amount >= 1023.5
-        && let Some(larger) = units.next()
-    {
-        (amount, unit) = (amount / 1024.0, larger);
-    }
-    match unit {
-        "B" => format!("{amount:.0} B"),
-        unit if amount < 9.95 => format!("{amount:.1} {unit}"),
-        unit => format!("{amount:.0} {unit}"),
-    }
-}
-
-fn duration(millis: u64) -> String {
-    let seconds = millis / 1000;
-    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
-    match seconds {
-        0..10 => format!("{}.{} s", seconds, millis / 100 % 10),
-        10..60 => format!("{seconds} s"),
-        60..3600 => format!("{minutes} min {} s", seconds % 60),
-        3600..360_000 => format!("{hours} h {minutes} min"),
-        _ => format!("{hours} h"),
     }
 }
 

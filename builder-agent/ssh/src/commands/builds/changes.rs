@@ -1,0 +1,77 @@
+//! What has changed between two looks at the builds, one line for each change.
+
+use std::collections::BTreeMap;
+
+use ::roster::date;
+use builds::Listed;
+use serde::Serialize;
+
+use super::line::Line;
+use crate::commands::units;
+
+/// One change. Fields are added, never renamed.
+#[derive(Serialize)]
+struct Change<'a> {
+    /// In seconds since 1970.
+    time: u64,
+    /// `waiting`, `running`, `built`, `failed`, or `ended` for a build that was cancelled or left.
+    event: &'static str,
+    #[serde(flatten)]
+    line: &'a Line,
+}
+
+impl Change<'_> {
+    /// Texts and numbers, which cannot fail.
+    fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default() + "\n"
+    }
+
+    fn text(&self) -> String {
+        let Line { id, drv, member, seconds, .. } = self.line;
+        let time = date::shown(self.time);
+        format!("{time}  {id:>6}  {:<7}  {:>12}  {member}  {drv}\n", self.event, units::seconds(*seconds))
+    }
+}
+
+/// The builds of the last look.
+pub(super) struct Changes {
+    /// Only this build.
+    only: Option<u64>,
+    before: BTreeMap<u64, Listed>,
+}
+
+impl Changes {
+    pub fn of(only: Option<u64>) -> Self {
+        Self { only, before: BTreeMap::new() }
+    }
+
+    /// The lines for what has changed since the last look; `None` if nothing has. The first look lists everything.
+    pub fn next(&mut self, builds: Vec<Listed>, json: bool) -> Option<String> {
+        let wanted = builds.into_iter().filter(|build| self.only.is_none_or(|only| only == build.id));
+        let now: BTreeMap<u64, Listed> = wanted.map(|build| (build.id, build)).collect();
+        let mut text = String::new();
+        let mut tell = |event, build: &Listed| {
+            let change = Change { time: date::now(), event, line: &Line::of(build) };
+            text.push_str(&if json { change.json() } else { change.text() });
+        };
+        for (id, build) in &self.before {
+            if !now.contains_key(id) {
+                let outcome = build.outcome.borrow();
+                let ended = outcome.as_ref().map(|outcome| match &outcome.result {
+                    Ok(_) => "built",
+                    Err(failure) if failure.is_cancelled() => "ended",
+                    Err(_) => "failed",
+                });
+                tell(ended.unwrap_or("ended"), build);
+            }
+        }
+        for (id, build) in &now {
+            let was = self.before.get(id).map(|before| before.running.is_some());
+            if was != Some(build.running.is_some()) {
+                tell(if build.running.is_some() { "running" } else { "waiting" }, build);
+            }
+        }
+        self.before = now;
+        (!text.is_empty()).then_some(text)
+    }
+}
