@@ -344,3 +344,43 @@ async fn the_members_of_a_group_share_its_connections_and_sessions() {
         served.output("alice", &["signing-key"]).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_running_builds_of_a_group_share_its_memory_and_others_do_not_wait() {
+    let served = served("limits.max-jobs = 8").await;
+    served.scripted.group(&["alice", "bob"], json!({ "max-memory-mib": 1500 }));
+    let (mut alice, mut bob, mut carol) =
+        (served.session("alice").await, served.session("bob").await, served.session("carol").await);
+    alice.send(derivation("a", "gate write:a", &[])).await;
+    served.until_runs(1).await;
+    // Each build has 1024 MiB.
+    bob.send(derivation("b", "gate write:b", &[])).await;
+    let listed = async || served.output("bob", &["builds", "list", "--json"]).await;
+    let state = async |wanted: &str| {
+        let waiting = async {
+            while !listed().await.contains(wanted) {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(common::PATIENCE, waiting).await.expect(wanted);
+    };
+    state("waiting").await;
+    carol.build(derivation("c", "write:c", &[]), BuildStatus::Built).await;
+    assert_eq!(served.scripted.script.runs.load(std::sync::atomic::Ordering::SeqCst), 2);
+    served.scripted.group(&["alice", "bob"], json!({ "max-memory-mib": 2048 }));
+    served.until_runs(3).await;
+    served.scripted.script.gate.cancel();
+    alice.is(BuildStatus::Built).await;
+    bob.is(BuildStatus::Built).await;
+
+    // One build has no more than all of them together.
+    served.scripted.group(&["alice", "bob"], json!({ "max-memory-mib": 700 }));
+    alice.send(derivation("m", "memory", &[])).await;
+    said(
+        &alice.told().await.1,
+        &[
+            "the limit is 700 MiB (the `max-memory-mib` of the group 'ci' in the roster)",
+            "ask a maintainer of the roster",
+        ],
+    );
+}

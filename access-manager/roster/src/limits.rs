@@ -89,8 +89,8 @@ const fn single(limit: Limit) -> Limit {
 
 pub const LIMITS: &[Limit] = &[
     shared(limit("maxJobs", "max-jobs", (1, 1024), "builds")),
-    limit("maxMemoryMib", "max-memory-mib", (64, 16 << 20), "MiB"),
-    limit("maxCpus", "max-cpus", (1, 255), "processors"),
+    shared(limit("maxMemoryMib", "max-memory-mib", (64, 16 << 20), "MiB")),
+    shared(limit("maxCpus", "max-cpus", (1, 255), "processors")),
     Limit {
         replaces: true,
         ..shared(limit("maxCpuHoursPerMonth", "max-cpu-hours-per-month", (1, 10_000_000), "CPU hours"))

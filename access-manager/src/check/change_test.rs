@@ -250,7 +250,7 @@ fn who_shares_limits_with_whom_is_told() {
         (roster(ci, of, ""), roster(&ci.replace("16;", "16; limits.maxCpus = 8;"), of, "groups = [ \"ci\" ];"), vec![
             "limits `maxCpus` that the members of the group `ci` share to 8 (before: the limits of each member only)"
                 .into(),
-            format!("adds `z` to the group `ci`: shares {share} and 8 CPUs (not enforced yet) with 2 others"),
+            format!("adds `z` to the group `ci`: shares {share} and 8 CPUs with 2 others"),
         ]),
         (bare.clone(), roster("ci = { members = [ \"b\" ]; limits = { maxCpuHoursPerMonth = 9; maxSessions = 4; }; };", "", ""), vec![
             "adds the group `ci`: 1 member of it has for all its members 9 CPU hours a month and 4 sessions at a time".into(),

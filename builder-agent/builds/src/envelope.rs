@@ -33,7 +33,7 @@ impl Envelope {
         }
     }
 
-    /// The box's envelope, reduced to the limits of this member.
+    /// The box's envelope, reduced to these limits of one build of a member.
     #[must_use]
     pub fn for_member(config: &Config, own: &MemberLimits) -> Self {
         let whole = Self::of_box(config);

@@ -43,6 +43,10 @@ fn waiting(why: &Why, drv: &StorePath) -> String {
                 "{slots} builds of the group '{name}' run, as many as it may have (its `maxJobs` in the roster)"
             )
         }
+        Why::Size { name } => format!(
+            "builds of the group '{name}' run with all processors or memory that it may have (its `maxCpus` and \
+             `maxMemoryMib` in the roster)"
+        ),
         Why::Slot => "none is free for it yet".to_owned(),
     };
     format!("waiting for a slot to build '{}': {why}", drv.to_absolute_path())

@@ -76,7 +76,7 @@ impl Session {
     ) -> Result<(), RequestError> {
         let view = self.view();
         let (size, limit) = (Some(info.nar_size).filter(|size| *size > 0), self.desk.uploads.now());
-        limit.check(&info.path.to_string(), info.nar_size).map_err(import_failed)?;
+        limit.check(&info.path, info.nar_size).map_err(import_failed)?;
         let open = move || announced(view, info, limit);
         let visible = one_visible(self.views.clone());
         let added = feed_and_commit(&self.desk, body, open, visible, size).await?;

@@ -4,6 +4,7 @@
 //! here: an announced size before anything is read, and the bytes as they come. It is that of the roster at the moment when
 //! the upload begins.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use members::{Effective, Member, Roster, SetBy};
@@ -40,7 +41,7 @@ impl UploadLimits {
 
 impl UploadLimit {
     /// Fails if `name` has more bytes than one upload may have. `bytes` may be those of its beginning.
-    pub fn check(&self, name: &str, bytes: u64) -> Result<(), TooLarge> {
+    pub fn check(&self, name: &dyn Display, bytes: u64) -> Result<(), TooLarge> {
         let Effective { value, set_by } = &self.0;
         if bytes <= *value {
             return Ok(());

@@ -10,6 +10,7 @@ mod existence;
 mod existence_serve;
 mod full_disk;
 mod heavy_derivations;
+mod limits;
 mod memory;
 mod memory_lists;
 mod names;

@@ -87,7 +87,7 @@ impl One {
     async fn prepare(context: Context, recipe: Arc<Recipe>) -> Result<Self, Failure> {
         let settings = context.options.wishes.for_build(&recipe)?;
         let (view, sandbox_identity) = (context.views.now(), context.realiser.sandbox_identity);
-        let envelope = Envelope::for_member(&context.realiser.config, &context.member.limits);
+        let envelope = Envelope::for_member(&context.realiser.config, &context.member.limits_of_a_build());
         let envelope_of_box = Envelope::of_box(&context.realiser.config);
         let looked_at = recipe.clone();
         let looking = move || -> Result<(Closure, BuildKey, BuildKey), Failure> {

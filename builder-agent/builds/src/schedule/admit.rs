@@ -5,8 +5,8 @@
 //!
 //! The rules, from the outside in (`docs/design/scheduling.md` gives the reasons and the proofs):
 //!
-//! 1. A run *may start* if its owner has a free slot: the key, the member, and each group of the member. A free slot of
-//!    the box never stays empty while a run may start.
+//! 1. A member's next run *may start* if its owner has a free slot: the key, the member, and each group of the member, which
+//!    also has the processors and the memory that the run takes. A free slot of the box never stays empty while a run may start.
 //! 2. The slot goes down the tree of owners (members, then keys), at each level to the one with the smallest weighted recent usage (`tree`).
 //!    Usage is what runs took of the box, in time that counts less the longer ago it is (`decay`).
 //! 3. Within a member interactive runs go before bulk, and bulk that waits for long takes turns; within a class first
@@ -65,6 +65,8 @@ pub enum Full {
     Key,
     Member,
     Group(Arc<str>),
+    /// Not the slots of the group, but its processors or its memory.
+    Size(Arc<str>),
     Box,
 }
 
@@ -116,7 +118,7 @@ impl Admission {
             Event::Terms { owners } => owners.iter().for_each(|owner| self.tree.update(owner, now)),
             Event::Queued { run, owner, class, size } => {
                 let leaf = self.tree.leaf_of(&owner, now);
-                let number = self.tree.enqueue(leaf, run, class, now);
+                let number = self.tree.enqueue(leaf, (run, size), class, now);
                 let (member, stage) = (owner.member.name, Stage::Waiting(number));
                 self.runs.insert(run, Entry { member, leaf, class, size, queued: now, stage });
             }
@@ -138,7 +140,7 @@ impl Admission {
     pub fn kept_by(&self, run: RunId) -> Option<Full> {
         let entry = self.runs.get(&run)?;
         let waits = matches!(entry.stage, Stage::Waiting(_));
-        waits.then(|| self.tree.full(entry.leaf).unwrap_or(Full::Box))
+        waits.then(|| self.tree.full(entry.leaf, entry.size).unwrap_or(Full::Box))
     }
 
     /// The members who have runs here.
@@ -155,14 +157,14 @@ impl Admission {
         match &mut entry.stage {
             Stage::Waiting(number) => {
                 self.tree.leave(entry.leaf, entry.class, *number, now);
-                *number = self.tree.enqueue(leaf, run, entry.class, now);
+                *number = self.tree.enqueue(leaf, (run, entry.size), entry.class, now);
             }
             Stage::Started { charge, .. } => {
-                if !self.tree.can_take(leaf, entry.leaf, now) {
+                if !self.tree.can_take(leaf, entry.leaf, entry.size, now) {
                     return;
                 }
                 self.tree.stop(charge, Duration::MAX, now);
-                *charge = self.tree.begin(leaf, entry.size.of(self.slot), now);
+                *charge = self.tree.begin(leaf, entry.size, entry.size.of(self.slot), now);
             }
         }
         entry.leaf = leaf;
@@ -187,7 +189,7 @@ impl Admission {
             && let Some((leaf, run)) = self.tree.next(now)
         {
             let Some(entry) = self.runs.get_mut(&run) else { continue };
-            let charge = self.tree.begin(leaf, entry.size.of(self.slot), now);
+            let charge = self.tree.begin(leaf, entry.size, entry.size.of(self.slot), now);
             entry.stage = Stage::Started { at: now, charge };
             self.started += 1;
             starts.push(Start { run, waited: now.saturating_duration_since(entry.queued) });

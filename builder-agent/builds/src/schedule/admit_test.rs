@@ -17,7 +17,8 @@ pub fn member(name: &str, slots: usize) -> Owner {
 
 /// A member of these groups, with their slots.
 pub fn in_groups(name: &str, groups: &[(&str, usize)]) -> Owner {
-    let groups = groups.iter().map(|(name, slots)| Group { name: (*name).into(), slots: *slots });
+    let groups =
+        groups.iter().map(|(name, slots)| Group { name: (*name).into(), slots: *slots, most: Size::ALL });
     Owner { groups: groups.collect(), ..member(name, 8) }
 }
 
@@ -101,6 +102,14 @@ fn a_run_that_waits_is_kept_by_the_nearest_that_is_full() {
     assert_eq!(start(&mut scene, 5, in_groups("bob", &[("dev", 4), ("ci", 1)])), [5]);
     start(&mut scene, 6, in_groups("bob", &[("dev", 4), ("ci", 1)]));
     assert_eq!(scene.admission.kept_by(6), Some(Full::Group("ci".into())));
+    let small = || {
+        let most = Size { vcpus: 2 * SLOT.vcpus - 1, ..Size::ALL };
+        Owner { groups: vec![Group { name: "small".into(), slots: 4, most }], ..member("dora", 8) }
+    };
+    let mut wide = Scene::with_slots(3);
+    assert_eq!(start(&mut wide, 1, small()), [1]);
+    start(&mut wide, 2, small());
+    assert_eq!(wide.admission.kept_by(2), Some(Full::Size("small".into())));
     start(&mut scene, 7, member("carol", 1));
     assert_eq!(scene.admission.kept_by(7), Some(Full::Box));
     assert_eq!((scene.admission.kept_by(1), scene.admission.kept_by(99)), (None, None));
@@ -264,6 +273,67 @@ fn who_joins_a_group_brings_started_runs_along_and_who_leaves_takes_them_away() 
     assert_eq!(scene.queued_by(4, in_groups("bob", &[("ci", 1)]), Class::Bulk), NONE);
     assert_eq!(scene.ended(1), NONE);
     assert_eq!(scene.ended(3), [4]);
+}
+
+#[test]
+fn the_runs_of_a_group_take_no_more_processors_and_memory_together_than_it_has() {
+    let mut scene = Scene::with_slots(9);
+    let most = Size { vcpus: 6, memory_mib: 9 << 10 };
+    let of_group = |name: &str, most| {
+        let groups = vec![Group { name: "ci".into(), slots: 9, most }];
+        Owner { groups, ..member(name, 8) }
+    };
+    let queued = |scene: &mut Scene, run, name: &str, size| {
+        let owner = of_group(name, most);
+        scene.happens(Event::Queued { run, owner, class: Class::Interactive, size })
+    };
+    assert_eq!(queued(&mut scene, 1, "alice", HALF), [1]);
+    assert_eq!(queued(&mut scene, 2, "bob", HALF), [2]);
+    // The processors are enough for another half, and the memory is not; the next one is not passed by.
+    assert_eq!(queued(&mut scene, 3, "alice", HALF), NONE);
+    assert_eq!(queued(&mut scene, 4, "alice", Size { vcpus: 1, memory_mib: 64 }), NONE);
+    assert_eq!(queued(&mut scene, 5, "bob", Size { vcpus: 1, memory_mib: 1024 }), [5]);
+    // Others do not notice.
+    assert_eq!(scene.queued(6, "carol", 8), [6]);
+    // With the first half gone there is room for one, not for both.
+    assert_eq!(scene.ended(1), [3]);
+    let owners = |most| vec![of_group("alice", most), of_group("bob", most)];
+    assert_eq!(scene.happens(Event::Terms { owners: owners(Size { vcpus: 6, memory_mib: 9280 }) }), [4]);
+
+    // A run that has become larger than all that the group may have starts alone.
+    assert_eq!(queued(&mut scene, 7, "bob", SLOT), NONE);
+    let less = Size { vcpus: 3, memory_mib: 4096 };
+    assert_eq!(scene.happens(Event::Terms { owners: owners(less) }), NONE);
+    for run in [2, 3, 5] {
+        assert_eq!(scene.ended(run), NONE);
+    }
+    assert_eq!(scene.ended(4), [7]);
+    assert_eq!(
+        scene.happens(Event::Queued {
+            run: 8,
+            owner: of_group("alice", less),
+            class: Class::Bulk,
+            size: HALF
+        }),
+        NONE
+    );
+    // Who leaves the group takes the run along.
+    assert_eq!(scene.happens(Event::Terms { owners: vec![member("bob", 8), of_group("alice", less)] }), [8]);
+}
+
+#[test]
+fn a_started_run_is_handed_over_only_into_a_group_that_has_room_for_it() {
+    let mut scene = Scene::with_slots(9);
+    let groups = vec![Group { name: "ci".into(), slots: 9, most: SLOT }];
+    let bob = || Owner { groups: groups.clone(), ..member("bob", 8) };
+    assert_eq!(scene.queued(1, "alice", 8), [1]);
+    scene.passes(100);
+    assert_eq!(scene.happens(Event::Queued { run: 2, owner: bob(), class: Class::Bulk, size: HALF }), [2]);
+    assert_eq!(scene.happens(Event::HandedOver { run: 1, owner: bob() }), NONE);
+    assert_eq!(scene.charged_to(1), "alice");
+    scene.ended(2);
+    scene.happens(Event::HandedOver { run: 1, owner: bob() });
+    assert_eq!(scene.charged_to(1), "bob");
 }
 
 /// A free slot never waits for a run that cannot start: so who needs two groups can be passed by while one of them is full.

@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(turns.iter_mut().map(starts).filter(|starts| *starts).count(), 4);
         queue.follow(|member| (member == "alice").then(|| alice(5)));
         assert!(starts(&mut turns[4]) && !starts(&mut turns[5]));
-        let groups = vec![Group { name: "ci".into(), slots: 5 }];
+        let groups = vec![Group { name: "ci".into(), slots: 5, most: Size::ALL }];
         queue.follow(|_| Some(Owner { groups: groups.clone(), ..alice(8) }));
         assert!(!starts(&mut turns[5]));
         queue.follow(|_| Some(alice(8)));

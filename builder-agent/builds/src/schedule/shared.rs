@@ -16,7 +16,7 @@ use super::share::{Table, Waiter};
 use crate::drain::Drain;
 use crate::limits::{Origins, RunLimits};
 use crate::{Envelope, Failure, monthly};
-use members::{Effective, Member, SetBy};
+use members::{Effective, Member, MemberLimits, SetBy};
 use settings::Config;
 
 pub(super) struct Shared {
@@ -55,8 +55,12 @@ impl Shared {
         let most = self.parts.config.limits.max_jobs_per_member;
         let slots = member.limits.max_jobs.map_or(most, |own| own as usize).clamp(1, most);
         let limited = |group: &Arc<members::Group>| {
-            let slots = group.limits.max_jobs? as usize;
-            Some(Group { name: group.name.as_str().into(), slots })
+            let limits = &group.limits;
+            let slots = limits.max_jobs.map_or(usize::MAX, |jobs| jobs as usize);
+            let vcpus = limits.max_cpus.map_or(u32::MAX, u32::from);
+            let most = Size { vcpus, memory_mib: limits.max_memory_mib.unwrap_or(u32::MAX) };
+            let is_limited = slots != usize::MAX || most != Size::ALL;
+            is_limited.then(|| Group { name: group.name.as_str().into(), slots, most })
         };
         let groups = member.groups.iter().filter_map(limited).collect();
         Owner { groups, ..Owner::member(&member.id, Terms::slots(slots)) }
@@ -73,7 +77,7 @@ impl Shared {
 
     /// The refusal of a run that this request would start now, if its member has used up the month's processor time.
     pub fn month_is_over(&self, request: &Request) -> Option<Failure> {
-        let (member, roster) = (self.requester(request), self.parts.roster.borrow());
+        let (member, roster) = (self.requester(request), self.parts.roster.borrow().clone());
         let (ledger, config) = (&self.parts.ledger, &self.parts.config);
         monthly::refusal(ledger, config, &roster, &member, &request.recipe.drv_path)
     }
@@ -104,11 +108,6 @@ fn limits(config: &Config, member: &Member, request: &Request) -> RunLimits {
         .and(request.log, SetBy::Client("max-log-size"));
     let output = Effective::of_box("limits.max-output-mib", of_box.max_output_bytes)
         .and(own.max_output_mib.map(|mib| mib << 20), SetBy::Member("max-output-mib"));
-    let memory = match size.is_of_box() || own.max_memory_mib.is_none_or(|own| own > size.memory_mib) {
-        true if of_box.max_memory_mib < config.sandbox.memory_mib => SetBy::Box("limits.max-memory-mib"),
-        true => SetBy::Box("sandbox.memory-mib"),
-        false => SetBy::Member("max-memory-mib"),
-    };
     RunLimits {
         of_sandbox: Limits {
             vcpus: size.vcpus,
@@ -120,11 +119,29 @@ fn limits(config: &Config, member: &Member, request: &Request) -> RunLimits {
             processes: size.processes,
         },
         set_by: Origins {
-            memory,
+            memory: memory_set_by(config, member, size),
             wall: wall.set_by,
             silent: silent.set_by,
             log: log.set_by,
             output: output.set_by,
         },
+    }
+}
+
+/// Who set the memory of a build in this envelope.
+fn memory_set_by(config: &Config, member: &Member, size: Envelope) -> SetBy {
+    let limit = "max-memory-mib";
+    let is_it = |limits: &MemberLimits| limits.max_memory_mib.is_some_and(|own| own <= size.memory_mib);
+    if size.memory_mib < Envelope::of_box(config).memory_mib {
+        if is_it(&member.limits) {
+            return SetBy::Member(limit);
+        }
+        if let Some(group) = member.groups.iter().find(|group| is_it(&group.limits)) {
+            return SetBy::Group { limit, group: group.name.clone() };
+        }
+    }
+    match config.limits.max_memory_mib < config.sandbox.memory_mib {
+        true => SetBy::Box("limits.max-memory-mib"),
+        false => SetBy::Box("sandbox.memory-mib"),
     }
 }

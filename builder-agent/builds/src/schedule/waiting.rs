@@ -20,6 +20,8 @@ pub enum Why {
     Own { slots: usize },
     /// The members of this group have as many running builds as the roster allows them together.
     Group { name: Arc<str>, slots: usize },
+    /// The running builds of this group have the processors or the memory that the roster allows them together.
+    Size { name: Arc<str> },
     /// The run is another member's.
     Slot,
 }
@@ -58,7 +60,10 @@ impl Wait {
                 let slots = group.and_then(|group| group.limits.max_jobs).unwrap_or_default() as usize;
                 Why::Group { name, slots }
             }
-            _ => own.map_or(Why::Member { slots: of_box }, |slots| Why::Own { slots }),
+            Full::Size(name) => Why::Size { name },
+            Full::Key | Full::Member | Full::Box => {
+                own.map_or(Why::Member { slots: of_box }, |slots| Why::Own { slots })
+            }
         })
     }
 }

@@ -68,7 +68,7 @@ impl Upload {
         body: B,
     ) -> Result<(), RequestError> {
         let limit = self.desk.uploads.now();
-        limit.check(&info.path.to_string(), info.nar_size).map_err(import_failed)?;
+        limit.check(&info.path, info.nar_size).map_err(import_failed)?;
         let parts = info.references.len() + info.signatures.len();
         self.known += (PART_WEIGHT * parts) as u64;
         self.charge.set(UPLOAD_BYTES + self.known + self.leaving).map_err(over)?;

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::RunId;
+use super::{RunId, Size};
 
 /// Bulk that has waited for so long takes turns with interactive runs of the same member. A person waits for an
 /// interactive build, and hardly longer than this; a queue of bulk should move at least this often.
@@ -36,8 +36,8 @@ impl Class {
     }
 }
 
-/// Runs by their number, with the time at which each came.
-type Runs = BTreeMap<u64, (RunId, Instant)>;
+/// Runs by their number, with their size and the time at which each came.
+type Runs = BTreeMap<u64, (RunId, Size, Instant)>;
 
 #[derive(Debug, Default)]
 pub struct Line {
@@ -63,12 +63,12 @@ impl Line {
     /// Whether the first bulk run has waited for long.
     pub fn has_aged(&self, now: Instant) -> bool {
         let first = self.bulk.first_key_value();
-        first.is_some_and(|(_, (_, came))| now.saturating_duration_since(*came) >= BULK_PATIENCE)
+        first.is_some_and(|(_, (_, _, came))| now.saturating_duration_since(*came) >= BULK_PATIENCE)
     }
 
     /// `number` is larger than that of every run that came before.
-    pub fn push(&mut self, number: u64, run: RunId, class: Class, now: Instant) {
-        self.of(class).insert(number, (run, now));
+    pub fn push(&mut self, number: u64, (run, size): (RunId, Size), class: Class, now: Instant) {
+        self.of(class).insert(number, (run, size, now));
     }
 
     pub fn remove(&mut self, class: Class, number: u64) {
@@ -76,6 +76,15 @@ impl Line {
     }
 
     pub fn pop(&mut self, class: Class) -> Option<RunId> {
-        self.of(class).pop_first().map(|(_, (run, _))| run)
+        self.of(class).pop_first().map(|(_, (run, _, _))| run)
+    }
+
+    /// The size of the next run.
+    pub fn first(&self, class: Class) -> Option<Size> {
+        let runs = match class {
+            Class::Interactive => &self.interactive,
+            Class::Bulk => &self.bulk,
+        };
+        runs.first_key_value().map(|(_, (_, size, _))| *size)
     }
 }

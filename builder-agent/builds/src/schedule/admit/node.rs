@@ -7,7 +7,7 @@ use std::ops::{Index, IndexMut};
 use std::time::Instant;
 
 use super::line::{Class, Line};
-use super::owner::Terms;
+use super::owner::{Size, Terms};
 use super::usage::Usage;
 
 pub type NodeId = usize;
@@ -23,6 +23,10 @@ pub struct Node {
     /// Runs that wait below this node.
     pub queued: usize,
     pub started: usize,
+    /// What the started runs take of the box.
+    pub taken: Taken,
+    /// Limit on that. Only groups have one.
+    pub most: Option<Size>,
     /// Since when it waits without a start: a number that grows.
     pub since: u64,
     /// A member's groups.
@@ -36,6 +40,13 @@ pub struct Node {
     pub class: Class,
     /// Only keys have one.
     pub line: Option<Line>,
+}
+
+/// A sum of sizes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Taken {
+    vcpus: u64,
+    memory_mib: u64,
 }
 
 /// All nodes. The numbers of those that are gone are given again.
@@ -97,8 +108,23 @@ impl Node {
         self.queued > 0 && below && self.has_room()
     }
 
+    pub fn began(&mut self, size: Size) {
+        self.started += 1;
+        self.taken = self.taken.with(size);
+    }
+
+    pub fn ended(&mut self, size: Size) {
+        self.started -= 1;
+        self.taken = self.taken.without(size);
+    }
+
     pub fn has_room(&self) -> bool {
         self.started < self.terms.slots
+    }
+
+    /// Whether a group has room for a run of this size besides those that have started.
+    pub fn has_room_for(&self, size: Size) -> bool {
+        self.has_room() && self.most.is_none_or(|most| self.started == 0 || self.taken.with(size).fits(most))
     }
 
     pub fn has(&self, class: Class) -> bool {
@@ -107,5 +133,28 @@ impl Node {
 
     pub fn has_aged(&self, now: Instant) -> bool {
         self.line.as_ref().is_some_and(|line| line.has_aged(now))
+    }
+}
+
+impl From<Size> for Taken {
+    fn from(size: Size) -> Self {
+        Self { vcpus: size.vcpus.into(), memory_mib: size.memory_mib.into() }
+    }
+}
+
+impl Taken {
+    pub fn with(self, more: impl Into<Self>) -> Self {
+        let more = more.into();
+        Self { vcpus: self.vcpus + more.vcpus, memory_mib: self.memory_mib + more.memory_mib }
+    }
+
+    /// `less` is a part of this sum.
+    pub fn without(self, less: impl Into<Self>) -> Self {
+        let less = less.into();
+        Self { vcpus: self.vcpus - less.vcpus, memory_mib: self.memory_mib - less.memory_mib }
+    }
+
+    pub fn fits(self, most: Size) -> bool {
+        self.vcpus <= most.vcpus.into() && self.memory_mib <= most.memory_mib.into()
     }
 }

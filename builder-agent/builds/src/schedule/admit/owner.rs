@@ -33,18 +33,21 @@ pub struct Level {
     pub terms: Terms,
 }
 
-/// A limit on the runs that all its members have started.
+/// A limit on the runs that all its members have started: on their number, and on what they take together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
     pub name: Arc<str>,
     pub slots: usize,
+    /// Both parts are limits of their own. A run that is larger than this can start when the group has no other: its size
+    /// was right when it was asked for, and it must not wait for ever.
+    pub most: Size,
 }
 
 /// Who is charged for a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
     pub member: Level,
-    /// All groups of the member. Those of one name have the slots that were named last.
+    /// All groups of the member. Those of one name have the limits that were named last.
     pub groups: Vec<Group>,
     /// What the member acts with.
     pub key: Level,
@@ -54,6 +57,9 @@ pub struct Owner {
 const PARTS: u64 = 1000;
 
 impl Size {
+    /// No limit.
+    pub const ALL: Self = Self { vcpus: u32::MAX, memory_mib: u32::MAX };
+
     /// The larger of the parts that this is of a slot's processors and of its memory, in thousandths of a slot: the
     /// dominant share. A run takes a slot in any case, so it is never nothing.
     pub(super) fn of(self, slot: Self) -> u64 {

@@ -42,7 +42,11 @@ impl Simulated {
 
     /// Eight owners, each in those of the groups, with so many slots, for which `is_in` is true.
     fn group(&mut self, slots: &[usize], is_in: impl Fn(usize, usize) -> bool) {
-        let group = |(n, slots): (usize, &usize)| Group { name: format!("group {n}").into(), slots: *slots };
+        let group = |(n, slots): (usize, &usize)| Group {
+            name: format!("group {n}").into(),
+            slots: *slots,
+            most: Size::ALL,
+        };
         let all: Vec<Group> = slots.iter().enumerate().map(group).collect();
         for who in 0..8 {
             let own = (0..all.len()).filter(|n| is_in(who, *n)).map(|n| all[n].clone());

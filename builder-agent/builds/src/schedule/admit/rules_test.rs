@@ -38,8 +38,8 @@ struct Rules {
     runs: Vec<Run>,
     charges: Vec<Charge>,
     terms: BTreeMap<Path, Terms>,
-    /// The slots of each group.
-    groups: BTreeMap<Arc<str>, usize>,
+    /// The limits of each group.
+    groups: BTreeMap<Arc<str>, (usize, Size)>,
     /// The groups of each member.
     groups_of: BTreeMap<Path, BTreeSet<Arc<str>>>,
     lifts: BTreeMap<Path, i128>,
@@ -112,19 +112,77 @@ impl Rules {
         &self.groups_of[&owner[..1]]
     }
 
-    fn group_has_room(&self, group: &Arc<str>) -> bool {
-        self.started_in(group) < self.groups[group]
+    /// Processors and memory that the group's runs take.
+    fn taken_in(&self, group: &Arc<str>) -> (u64, u64) {
+        let is_in = |path: &Path| self.groups(path).contains(group);
+        let started = self.runs.iter().filter(|run| run.started.is_some());
+        let charged = |run: &&Run| {
+            let open = self.charges.iter().find(|charge| charge.run == run.id && charge.to.is_none());
+            open.is_some_and(|charge| is_in(&charge.path))
+        };
+        let add = |(vcpus, memory), size: Size| {
+            (vcpus + u64::from(size.vcpus), memory + u64::from(size.memory_mib))
+        };
+        started.filter(charged).map(|run| run.size).fold((0, 0), add)
     }
 
-    /// Whether a run of this owner may start: there is a free slot on every level and in every group.
-    fn may_start(&self, owner: &Path) -> bool {
+    fn group_has_room(&self, group: &Arc<str>, size: Size) -> bool {
+        let ((slots, most), started) = (self.groups[group], self.started_in(group));
+        let (vcpus, memory) = self.taken_in(group);
+        let vcpus_fit = vcpus + u64::from(size.vcpus) <= most.vcpus.into();
+        let memory_fits = memory + u64::from(size.memory_mib) <= most.memory_mib.into();
+        started < slots && (started == 0 || vcpus_fit && memory_fits)
+    }
+
+    /// Whether runs of this owner may start as far as the slots of the levels matter.
+    fn has_slots(&self, owner: &Path) -> bool {
         prefixes(owner).all(|owner| self.has_room(&owner))
-            && self.groups(owner).iter().all(|group| self.group_has_room(group))
+    }
+
+    /// The next run of a member.
+    fn next_of(&self, member: &Path, now: Instant) -> Option<usize> {
+        let may =
+            |run: &Run| run.started.is_none() && run.path.starts_with(member) && self.has_slots(&run.path);
+        let mut left: Vec<usize> = (0..self.runs.len()).filter(|at| may(&self.runs[*at])).collect();
+        left.first()?;
+        let class = self.class(member, &left, now);
+        left.retain(|at| self.runs[*at].class == class);
+        let (key, _) = self.first(member, &left, now);
+        left.retain(|at| self.runs[*at].path.starts_with(&key));
+        left.into_iter().min_by_key(|at| self.runs[*at].number)
+    }
+
+    /// The members whose next run has room in every group.
+    fn may_start(&self, now: Instant) -> BTreeSet<Path> {
+        let waiting = self.runs.iter().filter(|run| run.started.is_none());
+        let members: BTreeSet<Path> = waiting.map(|run| run.path[..1].to_vec()).collect();
+        let may = |member: &Path| {
+            let Some(next) = self.next_of(member, now) else { return false };
+            let size = self.runs[next].size;
+            self.groups(member).iter().all(|group| self.group_has_room(group, size))
+        };
+        members.into_iter().filter(may).collect()
+    }
+
+    /// Of the children of `owner` with these runs, the one to whom the slot goes, and the smallest usage.
+    fn first(&self, owner: &Path, left: &[usize], now: Instant) -> (Path, i128) {
+        let children: BTreeSet<Path> =
+            left.iter().map(|at| self.runs[*at].path[..=owner.len()].to_vec()).collect();
+        let floor = self.floor(owner);
+        let used = |child: &Path| self.used(child, now).max(floor);
+        let ahead = |child: &Path| {
+            let running = self.charges.iter().filter(|c| c.to.is_none() && c.path.starts_with(child));
+            let rate = running.map(|charge| charge.rates[child.len() - 1]).sum::<i128>();
+            rate * ADVANCE.as_millis() as i128 * self.worth(now)
+        };
+        let rank = |child: &&Path| (used(child) + ahead(child), self.since[*child]);
+        let first = children.iter().min_by_key(rank).expect("a child").clone();
+        (first, children.iter().map(used).min().expect("a child"))
     }
 
     fn learn(&mut self, owner: &Owner) {
         let path = path(owner);
-        self.groups.extend(owner.groups.iter().map(|group| (group.name.clone(), group.slots)));
+        self.groups.extend(owner.groups.iter().map(|group| (group.name.clone(), (group.slots, group.most))));
         let groups = owner.groups.iter().map(|group| group.name.clone()).collect();
         self.groups_of.insert(path[..1].to_vec(), groups);
         for (path, level) in prefixes(&path).zip([&owner.member, &owner.key]) {
@@ -179,7 +237,7 @@ impl Rules {
         let mut groups = self.groups(&to).difference(self.groups(&from));
         if !is_ahead
             && prefixes(&to).filter(|owner| !old.contains(owner)).all(|owner| self.has_room(&owner))
-            && groups.all(|group| self.group_has_room(group))
+            && groups.all(|group| self.group_has_room(group, self.runs[at].size))
         {
             self.stop(id, now, Duration::ZERO);
             self.begin(id, to.clone(), self.runs[at].size, now);
@@ -189,7 +247,10 @@ impl Rules {
 
     /// Among the waiting runs that may start.
     fn next(&mut self, now: Instant) -> Option<usize> {
-        let may = |run: &Run| run.started.is_none() && self.may_start(&run.path);
+        let members = self.may_start(now);
+        let may = |run: &Run| {
+            run.started.is_none() && self.has_slots(&run.path) && members.contains(&run.path[..1])
+        };
         let mut left: Vec<usize> = (0..self.runs.len()).filter(|at| may(&self.runs[*at])).collect();
         let mut owner = Path::new();
         while left.first().is_some_and(|at| self.runs[*at].path != owner) {
@@ -198,20 +259,10 @@ impl Rules {
                 left.retain(|at| self.runs[*at].class == class);
                 self.classes.insert(owner.clone(), class);
             }
-            let children: BTreeSet<Path> =
-                left.iter().map(|at| self.runs[*at].path[..=owner.len()].to_vec()).collect();
-            let floor = self.floor(&owner);
-            let used = |child: &Path| self.used(child, now).max(floor);
-            let ahead = |child: &Path| {
-                let running = self.charges.iter().filter(|c| c.to.is_none() && c.path.starts_with(child));
-                let rate = running.map(|charge| charge.rates[child.len() - 1]).sum::<i128>();
-                rate * ADVANCE.as_millis() as i128 * self.worth(now)
-            };
-            let rank = |child: &&Path| (used(child) + ahead(child), self.since[*child]);
-            let first = children.iter().min_by_key(rank).expect("a child").clone();
+            let (first, least) = self.first(&owner, &left, now);
             let credit = CREDIT.as_millis() as i128 * self.worth(now) * 1000 * SCALE;
-            let least = children.iter().map(used).min().expect("a child") - credit;
-            self.floors.insert(owner, floor.max(least));
+            let floor = self.floor(&owner).max(least - credit);
+            self.floors.insert(owner, floor);
             left.retain(|at| self.runs[*at].path.starts_with(&first));
             owner = first;
         }
@@ -303,29 +354,41 @@ impl Rules {
     }
 
     /// Checks rules that hold under any policy.
-    fn hold(&self, starts: &[RunId]) -> Result<(), TestCaseError> {
+    fn hold(&self, starts: &[RunId], now: Instant) -> Result<(), TestCaseError> {
         let busy = self.runs.iter().filter(|run| run.started.is_some()).count();
         prop_assert!(starts.is_empty() || busy <= self.slots, "more than the box has");
         for run in &self.runs {
             if starts.contains(&run.id) {
                 let over = |owner: &Path| self.started(owner) > self.terms[owner].slots;
                 prop_assert!(!prefixes(&run.path).any(|owner| over(&owner)), "more than {:?} has", run.path);
-                let over = |group: &Arc<str>| self.started_in(group) > self.groups[group];
+                let over = |group: &Arc<str>| {
+                    let ((slots, most), started) = (self.groups[group], self.started_in(group));
+                    let (vcpus, memory) = self.taken_in(group);
+                    let too_large = vcpus > most.vcpus.into() || memory > most.memory_mib.into();
+                    started > slots || started > 1 && too_large
+                };
                 prop_assert!(!self.groups(&run.path).iter().any(over), "more than a group of {:?}", run.path);
             }
-            let waits = run.started.is_none();
-            prop_assert!(!waits || busy >= self.slots || !self.may_start(&run.path), "{} may start", run.id);
         }
+        prop_assert!(
+            busy >= self.slots || self.may_start(now).is_empty(),
+            "{:?} may start",
+            self.may_start(now)
+        );
         Ok(())
     }
 }
 
-/// An owner by numbers: a member has two keys. The slots of groups, and who is in which, change with each owner.
+/// An owner by numbers: a member has two keys. The limits of groups, and who is in which, change with each owner.
 fn owner(who: usize, weight: u32, slots: usize, groups: usize) -> Owner {
     let name = ["alice", "bob", "carol", "dave", "erin"][who % 5];
     let level = |name: &str, terms: Terms| Level::new(&name.into(), terms);
     let in_group = |n: &usize| (groups >> n) % 2 == 1;
-    let group = |n: usize| Group { name: ["ci", "students", "all"][n].into(), slots: (groups / 8 + n) % 4 };
+    let group = |n: usize| {
+        let limits = groups / 8 + n;
+        let most = [Size::ALL, SLOT, Size { vcpus: 5, memory_mib: 9 << 10 }][limits % 3];
+        Group { name: ["ci", "students", "all"][n].into(), slots: limits % 4, most }
+    };
     let groups = (0..3).filter(in_group).map(group).collect();
     let key = level(["laptop", "phone"][who / 5 % 2], Terms { weight, slots: usize::MAX });
     Owner { groups, member: level(name, Terms { weight, slots }), key }
@@ -374,7 +437,7 @@ proptest! {
             };
             let starts = scene.happens(event.clone());
             prop_assert_eq!(&starts, &rules.apply(&event, scene.now), "at {:?}", event);
-            rules.hold(&starts)?;
+            rules.hold(&starts, scene.now)?;
             for run in &rules.runs {
                 let member = scene.admission.charged_to(run.id).expect("there");
                 prop_assert_eq!(&format!("member {member}"), &run.path[0]);

@@ -2,7 +2,7 @@
 //! runs of their members.
 //!
 //! A free slot goes down from the box, at each level to the owner with the smallest usage per weight among those who can
-//! give a run: to a member only if each of the member's groups has a free slot, too. An owner who begins to wait with
+//! give a run: to a member only if each of the member's groups has a free slot, too, and room for the member's next run. An owner who begins to wait with
 //! less usage than the *floor* of the level is lifted to it. The floor is [`CREDIT`] below the smallest usage among those
 //! who could have got the last slot, and never falls. So nobody saves up more than that, and an owner who has been
 //! forgotten comes back to the same place.
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use super::decay::{Decay, Moment, OCTAVES};
 use super::line::{Class, Line};
 use super::node::{Node, NodeId, Nodes, ROOT};
-use super::owner::{Group, Owner};
+use super::owner::{Group, Owner, Size};
 use super::usage::{self, CREDIT, SHORTEST};
 use super::{Full, RunId};
 
@@ -36,6 +36,7 @@ pub struct Leaf(NodeId);
 #[derive(Debug)]
 pub struct Charge {
     leaf: Leaf,
+    size: Size,
     rates: [i128; DEPTH],
 }
 
@@ -120,15 +121,22 @@ impl Tree {
 
     /// The started runs of a member count in the groups that the member has now, whichever they were at the start.
     fn set_groups(&mut self, member: NodeId, groups: &[Group]) {
-        let started = self.nodes[member].started;
+        let Node { started, taken, .. } = self.nodes[member];
         let mut ids = std::mem::take(&mut self.nodes[member].groups);
-        ids.drain(..).for_each(|id| self.nodes[id].started -= started);
-        for Group { name, slots } in groups {
+        for id in ids.drain(..) {
+            let group = &mut self.nodes[id];
+            group.started -= started;
+            group.taken = group.taken.without(taken);
+        }
+        for Group { name, slots, most } in groups {
             let new = || self.nodes.add(Node::default());
             let id = *self.groups.entry(name.clone()).or_insert_with(new);
-            self.nodes[id].terms.slots = *slots;
+            let group = &mut self.nodes[id];
+            group.terms.slots = *slots;
+            group.most = Some(*most).filter(|most| *most != Size::ALL);
             if !ids.contains(&id) {
-                self.nodes[id].started += started;
+                group.started += started;
+                group.taken = group.taken.with(taken);
                 ids.push(id);
             }
         }
@@ -136,7 +144,7 @@ impl Tree {
     }
 
     /// Puts a run at the end of a line. Returns its number there.
-    pub fn enqueue(&mut self, leaf: Leaf, run: RunId, class: Class, now: Instant) -> u64 {
+    pub fn enqueue(&mut self, leaf: Leaf, run: (RunId, Size), class: Class, now: Instant) -> u64 {
         self.last += 1;
         let number = self.last;
         if let Some(line) = &mut self.nodes[leaf.0].line {
@@ -161,10 +169,10 @@ impl Tree {
         self.refresh(leaf.0, now);
     }
 
-    /// Whether a run of `from` that has started can become one of `to`: there is a slot on every level and in every group,
+    /// Whether a run of `from` that has started can become one of `to`: there is room on every level and in every group,
     /// and `to` has not used more. Otherwise a member could have all runs started at the front of the queue, and then
     /// charged to a friend who has nothing to build.
-    pub fn can_take(&self, to: Leaf, from: Leaf, now: Instant) -> bool {
+    pub fn can_take(&self, to: Leaf, from: Leaf, size: Size, now: Instant) -> bool {
         let (old, new): (Vec<_>, Vec<_>) = (self.path(from).collect(), self.path(to).collect());
         let (own, its) = (|id: &&NodeId| !old.contains(id), |id: &&NodeId| !new.contains(id));
         let moment = self.moment(now);
@@ -173,12 +181,14 @@ impl Tree {
         let (first, second) = (new.iter().rfind(own), old.iter().rfind(its));
         let is_ahead = first.zip(second).is_some_and(|(to, from)| used(*to) > used(*from));
         let groups = |of: Leaf| &self.nodes[self.nodes[of.0].parent].groups;
-        let others = groups(to).iter().filter(|group| !groups(from).contains(group));
-        !is_ahead && new.iter().filter(own).chain(others).all(|id| self.nodes[*id].has_room())
+        let mut others = groups(to).iter().filter(|group| !groups(from).contains(group));
+        !is_ahead
+            && new.iter().filter(own).all(|id| self.nodes[*id].has_room())
+            && others.all(|id| self.nodes[*id].has_room_for(size))
     }
 
-    /// What has no free slot for this key: the nearest to it. `None`: only the box can.
-    pub fn full(&self, leaf: Leaf) -> Option<Full> {
+    /// What has no room for a run of this key and size: the nearest to it. `None`: only the box can.
+    pub fn full(&self, leaf: Leaf, size: Size) -> Option<Full> {
         let member = self.nodes[leaf.0].parent;
         let is_full = |id: NodeId| !self.nodes[id].has_room();
         if is_full(leaf.0) {
@@ -187,18 +197,19 @@ impl Tree {
         if is_full(member) {
             return Some(Full::Member);
         }
-        let group = *self.nodes[member].groups.iter().find(|group| is_full(**group))?;
-        self.groups.iter().find(|(_, id)| **id == group).map(|(name, _)| Full::Group(name.clone()))
+        let mut groups = self.nodes[member].groups.iter();
+        let group = *groups.find(|group| !self.nodes[**group].has_room_for(size))?;
+        let (name, _) = self.groups.iter().find(|(_, id)| **id == group)?;
+        Some(if is_full(group) { Full::Group(name.clone()) } else { Full::Size(name.clone()) })
     }
 
     /// The run that is to start now, which leaves its line.
     pub fn next(&mut self, now: Instant) -> Option<(Leaf, RunId)> {
         let moment = self.moment(now);
-        let member = self.choose(ROOT, moment, |nodes, member| {
-            member.groups.iter().all(|group| nodes[*group].has_room())
-        })?;
-        let class = self.class_of_next(member, now);
-        let key = self.choose(member, moment, |_, key| key.has(class))?;
+        let (least, member) = self.best(ROOT, moment, |member| self.groups_have_room(member, now))?;
+        self.raise_floor(ROOT, least, moment);
+        let (class, least, key) = self.next_key(member, now)?;
+        self.raise_floor(member, least, moment);
         self.nodes[member].class = class;
         let run = self.nodes[key].line.as_mut()?.pop(class)?;
         self.last += 1;
@@ -211,19 +222,43 @@ impl Tree {
         Some((Leaf(key), run))
     }
 
-    /// The child to whom the slot goes, among those who can give a run and `may`; and the new floor.
-    fn choose(&mut self, parent: NodeId, now: Moment, may: impl Fn(&Nodes, &Node) -> bool) -> Option<NodeId> {
+    /// Whether each group of this member has room for the member's next run. Sizes matter only in a group that limits them.
+    fn groups_have_room(&self, member: NodeId, now: Instant) -> bool {
+        let groups = || self.nodes[member].groups.iter().map(|id| &self.nodes[*id]);
+        if !groups().all(Node::has_room) || groups().all(|group| group.most.is_none()) {
+            return groups().all(Node::has_room);
+        }
+        let Some((class, _, key)) = self.next_key(member, now) else { return false };
+        let size = self.nodes[key].line.as_ref().and_then(|line| line.first(class));
+        size.is_some_and(|size| groups().all(|group| group.has_room_for(size)))
+    }
+
+    /// The class of this member's next run, the smallest usage among the keys that have one of this class, and the key to
+    /// whom the slot goes.
+    fn next_key(&self, member: NodeId, now: Instant) -> Option<(Class, i128, NodeId)> {
+        let class = self.class_of_next(member, now);
+        let (least, key) = self.best(member, self.moment(now), |key| self.nodes[key].has(class))?;
+        Some((class, least, key))
+    }
+
+    /// Among the children that can give a run and `may`: the smallest usage, and the one to whom the slot goes.
+    fn best(&self, parent: NodeId, now: Moment, may: impl Fn(NodeId) -> bool) -> Option<(i128, NodeId)> {
         let floor = self.nodes[parent].floor;
-        let children = self.nodes[parent].ready.iter().map(|id| (*id, &self.nodes[*id]));
         let (mut least, mut first) = (None, None);
-        for (id, node) in children.filter(|(_, node)| may(&self.nodes, node)) {
+        for id in self.nodes[parent].ready.iter().copied().filter(|id| may(*id)) {
+            let node = &self.nodes[id];
             let used = node.usage.at(now).max(floor);
             let rank = (used + node.usage.advance(now), node.since, id);
             least = Some(least.map_or(used, |least: i128| least.min(used)));
             first = Some(first.map_or(rank, |first: (i128, u64, NodeId)| first.min(rank)));
         }
-        self.nodes[parent].floor = floor.max(least? - usage::of_a_slot(CREDIT, now));
-        first.map(|(_, _, id)| id)
+        least.zip(first.map(|(_, _, id)| id))
+    }
+
+    /// `least`: the smallest usage among those who could have got the slot.
+    fn raise_floor(&mut self, parent: NodeId, least: i128, now: Moment) {
+        let floor = &mut self.nodes[parent].floor;
+        *floor = (*floor).max(least - usage::of_a_slot(CREDIT, now));
     }
 
     /// Interactive before bulk; if bulk has waited for long, in turns.
@@ -238,7 +273,8 @@ impl Tree {
     }
 
     /// Charges a run that starts, or gets this owner, to the key and the member, and counts it in the member's groups.
-    pub fn begin(&mut self, leaf: Leaf, parts: u64, now: Instant) -> Charge {
+    /// `parts`: what `size` is of a slot.
+    pub fn begin(&mut self, leaf: Leaf, size: Size, parts: u64, now: Instant) -> Charge {
         let moment = self.moment(now);
         let mut rates = [0; DEPTH];
         let path: Vec<NodeId> = self.path(leaf).collect();
@@ -248,11 +284,11 @@ impl Tree {
             *rate = usage::rate(parts, node.terms.divisor());
             node.usage.lift(floor, moment);
             node.usage.begin(*rate, moment);
-            node.started += 1;
+            node.began(size);
         }
-        self.each_group(leaf, |group| group.started += 1);
+        self.each_group(leaf, |group| group.began(size));
         self.refresh(leaf.0, now);
-        Charge { leaf, rates }
+        Charge { leaf, size, rates }
     }
 
     /// Ends a charge. `ran` is for how long the run ran.
@@ -262,9 +298,9 @@ impl Tree {
         let mut rates = charge.rates.iter();
         self.each(charge.leaf, |node| {
             node.usage.stop(*rates.next().unwrap_or(&0), missing, moment);
-            node.started -= 1;
+            node.ended(charge.size);
         });
-        self.each_group(charge.leaf, |group| group.started -= 1);
+        self.each_group(charge.leaf, |group| group.ended(charge.size));
         self.refresh(charge.leaf.0, now);
     }
 
