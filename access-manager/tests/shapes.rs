@@ -4,7 +4,7 @@ mod common;
 
 use access_manager::import::{KeyFiles, import};
 use access_manager::nix::Limits;
-use access_manager::roster::{Evaluated, Role, evaluate};
+use access_manager::roster::{Evaluated, LIMITS, Role, evaluate};
 use access_manager::source::{Memory, WorkDir};
 use common::*;
 
@@ -436,13 +436,10 @@ fn who_left_costs_those_who_shared_with_them_nothing_but_the_share() {
 }
 
 #[test]
-fn a_limit_that_nobody_enforces_is_not_set_without_a_word() {
-    let roster =
-        read(&format!("{{ alice = {{ keys = \"{A}\"; limits.maxStoreMib = 5; limits.maxJobs = 1; }}; }}"));
-    assert_eq!(roster.warnings.len(), 1, "{:?}", roster.warnings);
-    assert!(
-        roster.warnings[0].text.contains("`maxStoreMib` of `alice` is not enforced yet"),
-        "{:?}",
-        roster.warnings
-    );
+fn a_members_limits_are_all_enforced_so_none_of_them_causes_a_warning() {
+    let limits: String =
+        LIMITS.iter().map(|limit| format!("limits.{} = {};", limit.name, limit.smallest)).collect();
+    let roster = read(&format!("{{ alice = {{ keys = \"{A}\"; {limits} }}; }}"));
+    assert!(roster.warnings.is_empty(), "{:?}", roster.warnings);
+    assert_eq!(roster.members[0].limits.values().count(), LIMITS.len());
 }

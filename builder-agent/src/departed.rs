@@ -1,5 +1,5 @@
-//! Deletes the data of identities that no name has any more: claims, roots, logs. No member sees this data; it only
-//! takes space.
+//! Deletes the data of identities that no name has any more, and of holders of tickets that have ended: claims, roots,
+//! logs. No member sees this data; it only takes space.
 //!
 //! A session of such an identity that is still ending may hold some of it, so the rest is tried again later.
 
@@ -11,25 +11,50 @@ use tokio::sync::watch;
 
 use builds::kept::KeptLogs;
 use members::{Identities, Roster};
+use tickets::Tickets;
 
 /// Time between two tries. Only disk space depends on it.
 const AGAIN: Duration = Duration::from_secs(60);
 
+/// The identities that have left.
+pub struct Gone {
+    pub identities: Arc<Identities>,
+    pub tickets: Tickets,
+}
+
+impl Gone {
+    fn list(&self) -> Vec<String> {
+        let tickets = self.tickets.gone().into_iter().map(|id| id.to_string());
+        self.identities.gone().into_iter().chain(tickets).collect()
+    }
+
+    fn dropped(&self, id: &str) -> Result<(), String> {
+        match id.starts_with(tickets::PREFIX) {
+            true => self.tickets.dropped(id),
+            false => self.identities.dropped(id).map_err(|error| error.to_string()),
+        }
+    }
+}
+
 /// Runs for as long as the roster is followed.
 pub async fn drop_their_things(
-    identities: Arc<Identities>,
+    gone: Gone,
     store: Store,
     kept: Arc<KeptLogs>,
     mut roster: watch::Receiver<Arc<Roster>>,
 ) {
     loop {
-        for id in identities.gone() {
+        for id in gone.list() {
             let (store, kept, who) = (store.clone(), kept.clone(), id.clone());
             match tokio::task::spawn_blocking(move || drop_things(&store, &kept, &who)).await {
-                Ok(Ok(true)) => match identities.dropped(&id) {
+                Ok(Ok(true)) => match gone.dropped(&id) {
                     Ok(()) => tracing::info!(id, "claims of a former member are removed"),
                     Err(error) => {
-                        tracing::error!(id, %error, "cannot record that the claims of a former member are removed")
+                        tracing::error!(
+                            id,
+                            error,
+                            "cannot record that the claims of a former member are removed"
+                        )
                     }
                 },
                 Ok(Ok(false)) => {}
@@ -41,7 +66,7 @@ pub async fn drop_their_things(
         }
         tokio::select! {
             changed = roster.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(AGAIN), if !identities.gone().is_empty() => {}
+            () = tokio::time::sleep(AGAIN), if !gone.list().is_empty() => {}
         }
     }
 }

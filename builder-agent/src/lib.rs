@@ -8,6 +8,7 @@
 pub mod departed;
 pub mod host_key;
 pub mod logging;
+pub mod memory;
 mod secret_file;
 pub mod serve;
 pub mod signing;

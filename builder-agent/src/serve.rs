@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit};
-use store::{Durability, LongWork, Store, StoreConfig};
+use store::{Durability, LongWork, Space, Store, StoreConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -21,12 +21,14 @@ use members::{Checks, Identities, Roster};
 use net::HttpClient;
 use settings::Config;
 use shares::budget::Budgets;
+use shares::pace::Paces;
 
 use crate::logging::Log;
-use crate::{departed, host_key, signing};
+use crate::{departed, host_key, memory, signing};
 
 use shares::threads::Threads;
 use substitute::Substituters;
+use tickets::Tickets;
 
 /// Time for builds and sessions to end after a signal. Those that are left then are cut off, which is safe: the store
 /// is consistent at every instant.
@@ -110,6 +112,10 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
     close(agent.store.clone()).await;
     let ledger = agent.ledger.clone();
     let _ = tokio::task::spawn_blocking(move || ledger.close()).await;
+    let tickets = agent.tickets.clone();
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || tickets.flush()).await {
+        tracing::error!(error, "what was used of tickets since the last write is lost");
+    }
     tracing::info!("stopped");
     Ok(())
 }
@@ -120,20 +126,27 @@ async fn open(config: Arc<Config>, host_key: String, threads: Threads) -> Result
     let signer = signing::load_or_create(&config.signing_key, &config.signing_key_name)?;
     let signing_key = signer.public();
     let trusted = Arc::new(signing::trusted(&config, &signing_key)?);
+    let store_folder = folder(&config, "store")?;
+    // A member's part, if the operator does not say it.
+    let half = Space::at(&store_folder).ok().map(|space| space.total / 2);
     let settings = StoreConfig {
         max_nar_bytes: config.limits.max_nar_bytes,
         durability: config.durability,
         signer: Some(Arc::new(signer)),
         trusted: trusted.clone(),
         long_work: LongWork::new(shares::threads::hand_over),
+        min_free: config.min_free,
+        max_bytes_per_member: config.limits.max_store_bytes_per_member.or(half),
         ..StoreConfig::default()
     };
-    let store = open_store(folder(&config, "store")?, settings).await?;
+    let store = open_store(store_folder, settings).await?;
+    memory::compare(&config, &store);
     // On a disk each commit may wait, also where the store does not notice.
     let threads = if store.is_in_memory() { threads.whose_commits_hand_over() } else { threads };
     let backend = backend::open(&config.sandbox)?;
     let kept = Arc::new(KeptLogs::new(logs.join("kept"), config.limits.max_kept_log_bytes));
-    let roster = follow_roster(&config, &store, &kept)?;
+    let tickets = open_tickets(&config).await?;
+    let roster = follow_roster(&config, &store, &kept, &tickets)?;
     let checks = Checks::follow(&config.roster, config.roster_max_age);
     let http = Arc::new(HttpClient::new(&config.fetch));
     let ledger = open_ledger(&config).await?;
@@ -160,6 +173,8 @@ async fn open(config: Arc<Config>, host_key: String, threads: Threads) -> Result
         drv_hashes: Default::default(),
     };
     let budgets = Budgets::new(config.limits.max_session_bytes, config.limits.max_session_bytes_per_member);
+    let scarce = store.clone();
+    let paces = Paces::new(move || scarce.pressure());
     Ok(Arc::new(Agent {
         config,
         store,
@@ -167,11 +182,13 @@ async fn open(config: Arc<Config>, host_key: String, threads: Threads) -> Result
         signing_key,
         host_key,
         roster,
+        tickets,
         checks,
         threads,
         budgets,
         ledger,
         opened: Default::default(),
+        paces,
     }))
 }
 
@@ -200,18 +217,28 @@ async fn open_ledger(config: &Config) -> Result<Ledger, ServeError> {
     opened.map_err(|panic| ServeError::Runtime(std::io::Error::other(panic)))
 }
 
+/// The tickets of members, in the folder of the state.
+async fn open_tickets(config: &Config) -> Result<Tickets, ServeError> {
+    let (path, flush) = (config.state_dir.join("tickets.sqlite"), config.durability == Durability::Flush);
+    let opened = tokio::task::spawn_blocking(move || Tickets::open(&path, flush)).await;
+    opened.map_err(|panic| ServeError::Runtime(std::io::Error::other(panic)))
+}
+
 /// Reads the roster and follows its changes; what former members left is dropped from now on.
 fn follow_roster(
     config: &Config,
     store: &Store,
     kept: &Arc<KeptLogs>,
+    tickets: &Tickets,
 ) -> Result<watch::Receiver<Arc<Roster>>, ServeError> {
     let path = config.state_dir.join("identities.json");
     let identities =
         Identities::open(path.clone()).map_err(|cause| ServeError::Identities { path, cause })?;
     let identities = Arc::new(identities);
     let roster = members::follow(config.roster.clone(), identities.clone());
-    tokio::spawn(departed::drop_their_things(identities, store.clone(), kept.clone(), roster.clone()));
+    let roster = members::with_tickets(roster, tickets.clone());
+    let gone = departed::Gone { identities, tickets: tickets.clone() };
+    tokio::spawn(departed::drop_their_things(gone, store.clone(), kept.clone(), roster.clone()));
     Ok(roster)
 }
 

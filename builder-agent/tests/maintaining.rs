@@ -76,7 +76,7 @@ fn a_drained_box_says_why_and_stays_drained_when_its_agent_is_started_again() {
     let mut agent = barn();
     let (status, _, stderr) = run(&agent, "carol", "drain --deadline 5min");
     assert!(
-        status == Some(127) && stderr.contains("not a duration; write it as 90s, 30m, 2h or 7d"),
+        status == Some(127) && stderr.contains("not a duration; write it as 90s, 30m, 2h, 7d or 2w"),
         "{stderr}"
     );
     let left = json(&agent, "carol", "drain --deadline 30m --reason 'a new disk' --json");
@@ -148,6 +148,8 @@ fn the_audit_names_logins_refusals_changes_of_the_roster_and_what_maintainers_di
     ok(&agent, "alice", "status");
     ok(&agent, "carol", "drain --reason disk");
     ok(&agent, "carol", "undrain");
+    ok(&agent, "carol", "gc --json");
+    ok(&agent, "alice", "ticket create --name friend");
     agent.edit_roster(|roster| drop(roster["members"].as_array_mut().expect("members").remove(1)));
 
     let events = |agent: &Agent, words: &str| -> Vec<Value> {
@@ -181,6 +183,13 @@ fn the_audit_names_logins_refusals_changes_of_the_roster_and_what_maintainers_di
         has(&all, "roster", Value::Null, "-bob");
         has(&all, "drain", "carol".into(), "disk");
         has(&all, "undrain", "carol".into(), "");
+        has(&all, "command", "carol".into(), "gc: everything");
+        // A ticket changes who gets in, and not the roster.
+        let unchanged = |line: &&Value| {
+            line["event"] == "roster"
+                && line["detail"].as_str().is_some_and(|said| said.contains("the same members"))
+        };
+        assert_eq!(all.iter().find(unchanged), None);
     }
     assert_eq!(events(&agent, "audit --json --last 2").len(), 2);
     assert!(events(&agent, "audit --json --member alice").iter().all(|line| line["member"] == "alice"));

@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::PATIENCE;
-use common::scripted::{Scripted, TestClient, derivation, path, wait_for_line};
+use common::scripted::{Scripted, TestClient, derivation, path, wait_for_line, wait_for_start};
 use nix::derivation::BasicDerivation;
 use nix::{BuildMode, BuildStatus};
-use nix_derivation::StorePath;
+use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
 use wire::client::{End, Frame};
 use wire::types::ClientSettings;
 use wire::worker::Request;
@@ -386,4 +386,35 @@ async fn a_fixed_output_of_a_bare_recipe_names_no_derivation_to_others() {
     assert_eq!(bob.u64().await.expect("valid"), 1);
     let info = bob.path_info(Some(out)).await.expect("info");
     assert_eq!(info.deriver, None);
+}
+
+/// The owner of a run has no room for its outputs, which is nothing to those who joined it.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_no_room_in_the_store_is_told_so_and_whoever_joined_is_served() {
+    let scripted = Scripted::open("");
+    scripted.edit_roster(|roster| roster["members"][0]["limits"] = serde_json::json!({ "max-store-mib": 1 }));
+    let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
+    // Almost all of the mebibyte, which another session of alice needs.
+    let needed = scripted.agent.store.view(&store::Member::new("alice")).holding();
+    let (method, algorithm) = (ContentAddressMethod::Flat, HashAlgorithm::Sha256);
+    needed.add_ca("large", method, algorithm, &[].into(), &mut &[b'x'; 1_030_000][..]).expect("room for it");
+
+    let drv = || derivation("t", "gate write:x", &[]);
+    send(&mut alice, drv(), BuildMode::Normal).await;
+    until(|| runs(&scripted) == 1).await;
+    send(&mut bob, drv(), BuildMode::Normal).await;
+    wait_for_start(&mut bob).await;
+    scripted.script.gate.cancel();
+    let refused = told(&mut alice).await;
+    refused.is(BuildStatus::TransientFailure);
+    for part in ["cannot register the outputs of", "of the 1 MiB", "your `max-store-mib` in the roster"] {
+        assert!(refused.message.contains(part), "{part}: {refused:?}");
+    }
+    told(&mut bob).await.is(BuildStatus::Built);
+    assert_eq!(runs(&scripted), 2, "bob owns the second run");
+    // The result that there is now does not fit either, and is not built again for that.
+    assert!(build(&mut alice, drv()).await.message.contains("your `max-store-mib` in the roster"));
+    assert_eq!(runs(&scripted), 2);
+    drop(needed);
+    build(&mut alice, drv()).await.is(BuildStatus::Substituted);
 }

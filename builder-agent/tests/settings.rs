@@ -7,9 +7,10 @@ use std::process::Output;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::scripted::{Scripted, TestClient, derivation, wait_for_line};
+use common::scripted::{Scripted, TestClient, derivation, path, wait_for_line};
 use common::{Agent, PATIENCE};
 use daemon::SessionOptions;
+use members::Member;
 use nix::derivation::BasicDerivation;
 use nix::{BuildMode, BuildStatus};
 use nix_derivation::StorePath;
@@ -69,15 +70,15 @@ fn explain_says_which_level_won_and_why_the_others_did_not() {
          group ci          600 seconds   counts\n\
          member            1200 seconds  the smaller value of a group counts\n\
          ssh               900 seconds   the smaller value of a group counts\n\n\
-         levels that may set it: system, group, member, ssh, derivation\n"
+         levels that may set it: system, group, member, key, ssh, derivation\n"
     );
     let (all, ..) = text(&ssh(&agent, "", "settings"));
     assert!(
         all.lines().any(|line| line.split_whitespace().eq(["timeout", "600", "seconds", "group"])),
         "{all}"
     );
-    let (_, stderr, status) = text(&ssh(&agent, "", "settings --explain tags"));
-    assert!(stderr.contains("the setting `tags` has no effect on this box"), "{stderr}");
+    let (_, stderr, status) = text(&ssh(&agent, "", "settings --explain min-mem"));
+    assert!(stderr.contains("the setting `min-mem` has no effect on this box"), "{stderr}");
     assert_eq!(status, Some(127));
 }
 
@@ -94,8 +95,8 @@ fn a_wrong_variable_refuses_every_command_by_name_and_other_variables_are_nobody
             "the variable `BARN_TIMEOUT` is refused: the setting `timeout` must be a whole number",
         ),
         (
-            "NIXBUILDNET_MAX_CPU=4",
-            "the variable `NIXBUILDNET_MAX_CPU` is refused: the setting `max-cpu` has no effect",
+            "NIXBUILDNET_MIN_CPU=4",
+            "the variable `NIXBUILDNET_MIN_CPU` is refused: the setting `min-cpu` has no effect",
         ),
         ("BARN_ALLOW_SHELL=1", "cannot be set by the ssh environment"),
         ("BARNRAISER_REUSE_FAILURES=perhaps", "the variable `BARNRAISER_REUSE_FAILURES` is refused"),
@@ -323,16 +324,104 @@ async fn whether_failures_are_reused_is_each_members_own_choice_unless_it_is_loc
 async fn a_derivation_sets_what_its_session_lets_it_set() {
     let scripted = Scripted::open("");
     let drv =
-        |name| derivation(name, "exit:3", &[("BARN_REUSE_BUILD_FAILURES", ""), ("NIXBUILDNET_TAGS", "x")]);
+        |name| derivation(name, "exit:3", &[("BARN_REUSE_BUILD_FAILURES", ""), ("NIXBUILDNET_MIN_MEM", "9")]);
     let mut plain = scripted.session("alice").await;
     is(&build(&mut plain, drv("t")).await, BuildStatus::PermanentFailure);
     is(&build(&mut plain, drv("t")).await, BuildStatus::CachedFailure);
     let mut alice = scripted.session_with("alice", from_client(&[("BARN_SETTINGS_FROM_DRV_ENV", "1")])).await;
     let refused = build(&mut alice, drv("t")).await;
-    assert!(refused.1.contains("the variable `NIXBUILDNET_TAGS` is refused"), "{refused:?}");
+    assert!(refused.1.contains("the variable `NIXBUILDNET_MIN_MEM` is refused"), "{refused:?}");
     let drv = || derivation("u", "exit:3", &[("BARN_REUSE_BUILD_FAILURES", "")]);
     is(&build(&mut alice, drv()).await, BuildStatus::PermanentFailure);
     is(&build(&mut alice, drv()).await, BuildStatus::PermanentFailure);
     is(&build(&mut plain, drv()).await, BuildStatus::CachedFailure);
     assert_eq!(runs(&scripted), 3);
+}
+
+/// Whether a build with the box's own share has the same key, and for whom its result is.
+#[tokio::test(flavor = "multi_thread")]
+async fn fewer_processors_or_less_memory_make_a_build_of_ones_own() {
+    let scripted = Scripted::open("");
+    let drv = || derivation("t", "write:x", &[]);
+    let mut small = scripted.session_with("alice", from_client(&[("NIXBUILDNET_MAX_MEM", "512")])).await;
+    is(&build(&mut small, drv()).await, BuildStatus::Built);
+    let mut bob = scripted.session("bob").await;
+    is(&build(&mut bob, drv()).await, BuildStatus::Built);
+    assert_eq!(runs(&scripted), 2, "bob's build is not that of the smaller envelope");
+    // More than the box gives is what the box gives.
+    let more = from_client(&[("NIXBUILDNET_MAX_MEM", "65536"), ("NIXBUILDNET_MAX_CPU", "64")]);
+    let mut large = scripted.session_with("alice", more).await;
+    let fails = || derivation("f", "exit:3", &[]);
+    is(&build(&mut bob, fails()).await, BuildStatus::PermanentFailure);
+    is(&build(&mut large, fails()).await, BuildStatus::CachedFailure);
+    is(&build(&mut small, fails()).await, BuildStatus::PermanentFailure);
+    assert_eq!(runs(&scripted), 4);
+}
+
+/// Two builds wait behind a third. The one that came later goes first, for its priority.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_priority_orders_the_builds_of_its_member() {
+    let scripted = Scripted::open("[limits]\nmax-jobs = 1");
+    let waiting = || scripted.agent.realiser.scheduler.list(&|_| true).len();
+    let mut first = scripted.session("alice").await;
+    send(&mut first, derivation("first", "log:early gate write:x", &[])).await;
+    wait_for_line(&mut first, "early").await;
+    let mut last = scripted.session_with("alice", from_client(&[("BARN_PRIORITY", "-1")])).await;
+    send(&mut last, derivation("last", "count", &[])).await;
+    until(|| waiting() == 2).await;
+    let mut next = scripted.session_with("alice", from_client(&[("BARN_PRIORITY", "1")])).await;
+    send(&mut next, derivation("next", "count", &[])).await;
+    until(|| waiting() == 3).await;
+    scripted.script.gate.cancel();
+    for client in [&mut first, &mut next, &mut last] {
+        is(&told(client).await, BuildStatus::Built);
+    }
+    for (name, count) in [("next", "1"), ("last", "2")] {
+        first.call(&Request::NarFromPath { path: path(name) }).await.expect("an answer");
+        let nar = first.nar().await.expect("a nar");
+        assert_eq!(nar, wire::client::encode_file_nar(count.as_bytes(), false), "{name}");
+    }
+}
+
+#[test]
+fn a_key_has_settings_of_its_own_and_the_other_keys_of_its_member_do_not() {
+    let agent = Agent::start(&["alice", "bob"], "");
+    let (own, other) = (agent.path().join("alice.pub"), agent.path().join("bob.pub"));
+    let ci = common::fingerprint(&own);
+    agent.edit_roster(|roster| {
+        let key = std::fs::read_to_string(&other).expect("a key");
+        roster["members"][0]["keys"].as_array_mut().expect("keys").push(json!(key.trim()));
+        roster["members"].as_array_mut().expect("members").truncate(1);
+        roster["members"][0]["settings"] = json!({ "timeout": 600 });
+        roster["members"][0]["key-settings"] =
+            json!({ ci: { "allow-shell": false, "allow-override": false } });
+    });
+    let said = ssh(&agent, "", "whoami");
+    let (_, stderr, status) = text(&said);
+    assert!(status == Some(127) && stderr.contains("in the settings of the key in the roster"), "{stderr}");
+    let with_other = agent.ssh("bob").arg("settings --explain timeout").output().expect("ssh");
+    let (stdout, stderr, status) = text(&with_other);
+    assert!(
+        status == Some(0) && stdout.starts_with("timeout is 600 seconds, by the member"),
+        "{stdout}{stderr}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_goes_on_without_clients_is_its_members_to_see_and_to_end() {
+    let scripted = Scripted::open("");
+    let keeps = from_client(&[("BARN_KEEP_BUILDS_RUNNING", "1")]);
+    let mut alice = scripted.session_with("alice", keeps).await;
+    send(&mut alice, derivation("kept", "log:early wait", &[])).await;
+    wait_for_line(&mut alice, "early").await;
+    drop(alice);
+    let scheduler = &scripted.agent.realiser.scheduler;
+    let (of_alice, of_bob) =
+        (|member: &Member| &*member.name == "alice", |member: &Member| &*member.name == "bob");
+    until(|| scheduler.list(&of_alice).iter().any(|run| run.requests == 0)).await;
+    let id = scheduler.list(&of_alice)[0].id;
+    assert!(scheduler.list(&of_bob).is_empty());
+    assert_eq!((scheduler.cancel(id, &of_bob), scheduler.cancel(id, &of_alice)), (0, 1));
+    until(|| scripted.script.cancelled.load(Ordering::SeqCst) == 1).await;
+    assert!(scheduler.list(&of_alice).is_empty());
 }

@@ -63,7 +63,8 @@ fn piped(agent: &Agent, lines: &str) -> (Option<i32>, String, String) {
     let mut ssh = agent.ssh("alice");
     let mut child =
         ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("ssh");
-    child.stdin.take().expect("piped").write_all(lines.as_bytes()).expect("sent");
+    // The other end may close before everything is written.
+    let _ = child.stdin.take().expect("piped").write_all(lines.as_bytes());
     let output = child.wait_with_output().expect("ended");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code(), text(&output.stdout), text(&output.stderr))
@@ -89,6 +90,22 @@ fn commands_run_line_by_line_from_a_pipe_and_the_last_failure_is_the_status() {
     assert!(status == Some(127) && stderr.contains("not for the shell"), "{stderr}");
     let (status, _, stderr) = piped(&agent, &"x".repeat(100_000));
     assert!(status == Some(127) && stderr.contains("a line longer than 4096 bytes"), "{stderr}");
+}
+
+#[test]
+fn who_sends_without_end_behind_a_command_is_cut_off() {
+    let agent = Agent::start(&["alice"], "");
+    let mut ssh = agent.ssh("alice");
+    let mut child =
+        ssh.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("ssh");
+    let mut stdin = child.stdin.take().expect("piped");
+    let lines = format!("status --watch\n{}", "whoami\n".repeat(100_000));
+    // The other end may close before everything is written.
+    let writing = std::thread::spawn(move || drop(stdin.write_all(lines.as_bytes())));
+    let output = child.wait_with_output().expect("ended");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && text.contains("wait behind a command"), "{text}");
+    writing.join().expect("written");
 }
 
 #[test]
@@ -142,6 +159,23 @@ fn a_command_on_a_terminal_has_line_ends_and_colors_for_it() {
     assert!(text.starts_with("\u{1b}[1mconnection") && text.ends_with("\r\n"), "{text:?}");
     let text = on_terminal(&["-o", "SetEnv=NO_COLOR=1"]);
     assert!(text.starts_with("connection"), "{text:?}");
+}
+
+#[test]
+fn a_maintainer_completes_names_and_is_refused_nothing() {
+    let agent = Agent::start(&["alice", "carol"], "");
+    agent.edit_roster(|roster| roster["members"][1]["role"] = "maintainer".into());
+    let alice = Shell::open(&agent, "alice");
+    let mut carol = Shell::open(&agent, "carol");
+    carol.send(b"kick a\t--reason\x20'go home'\r");
+    carol.until("kick alice --reason 'go home'");
+    carol.until("ended 1 connection.");
+    let mut child = alice.child;
+    // Kept open, so that only the agent can end this.
+    let _stdin = child.stdin.take();
+    assert_eq!(child.wait().expect("ended").code(), Some(255));
+    carol.send(b"exit\r");
+    assert_eq!(carol.status(), Some(0));
 }
 
 #[test]

@@ -36,8 +36,8 @@ fn a_wrong_file_is_answered_with_line_key_value_and_what_is_accepted() {
         (
             "roster = \"/r\"\n[limits]\nmax-job = 3\n",
             "error: [DIR]/agent.toml:3: unknown key `limits.max-job` (its value is 3)\n\
-             hint: accepted in [limits]: max-jobs, max-jobs-per-member, max-cpu-hours-per-month, max-build-seconds, max-silent-seconds, \
-             max-log-mib, max-kept-logs-mib, max-output-mib, max-nar-mib, max-memory-mib, max-cpus, max-processes, max-connections, \
+             hint: accepted in [limits]: max-jobs, max-jobs-per-member, max-cpu-hours-per-month, max-tickets-per-member, max-ticket-seconds, max-build-seconds, max-silent-seconds, \
+             max-log-mib, max-kept-logs-mib, max-output-mib, max-nar-mib, max-store-mib-per-member, max-memory-mib, max-cpus, max-processes, max-connections, \
              max-connections-per-member, max-sessions-per-member, max-sessions-per-connection, client-stall-seconds, max-session-memory-mib, max-session-memory-per-member-mib, login-seconds, max-auth-tries, max-startups, \
              per-source-max-startups, per-source-net-block-size, per-source-penalties, per-source-penalty-exempt\n",
         ),

@@ -90,6 +90,17 @@ pub struct Nix {
     ssh_config: bool,
     /// Variables that its ssh client sets for the box.
     variables: Vec<String>,
+    /// The token with which this machine logs in, and how ssh brings it.
+    ticket: Option<(String, Bringing)>,
+}
+
+/// The ways in which OpenSSH brings the token of a ticket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bringing {
+    /// As the answer to a prompt, from a program (`SSH_ASKPASS`).
+    Askpass,
+    /// In the environment of the ssh session (`SetEnv`).
+    Environment,
 }
 
 impl Nix {
@@ -120,6 +131,7 @@ impl Nix {
             more_config: String::new(),
             ssh_config: false,
             variables: Vec::new(),
+            ticket: None,
         }
     }
 
@@ -127,8 +139,8 @@ impl Nix {
     pub fn with_port(&self, port: u16) -> Self {
         let (version, protocol) = (self.version, self.protocol);
         let (tree, keys) = (self.tree.clone(), self.keys.clone());
-        let (more_config, ssh_config, variables) =
-            (self.more_config.clone(), self.ssh_config, self.variables.clone());
+        let (more_config, ticket) = (self.more_config.clone(), self.ticket.clone());
+        let (ssh_config, variables) = (self.ssh_config, self.variables.clone());
         Self {
             version,
             protocol,
@@ -139,14 +151,17 @@ impl Nix {
             more_config,
             ssh_config,
             variables,
+            ticket,
         }
     }
 
     /// The box as a store: the value of `--store`, `--to` and `--from`.
     pub fn store(&self) -> &'static str {
-        match self.protocol {
-            Protocol::SshNg => "ssh-ng://anyone@127.0.0.1",
-            Protocol::Ssh => "ssh://anyone@127.0.0.1",
+        match (self.protocol, &self.ticket) {
+            (Protocol::SshNg, None) => "ssh-ng://anyone@127.0.0.1",
+            (Protocol::Ssh, None) => "ssh://anyone@127.0.0.1",
+            (Protocol::SshNg, Some(_)) => "ssh-ng://ticket@127.0.0.1",
+            (Protocol::Ssh, Some(_)) => "ssh://ticket@127.0.0.1",
         }
     }
 
@@ -170,6 +185,15 @@ impl Nix {
         let config = self.home().join("ssh_config");
         std::fs::write(config, format!("SetEnv {variables}\n")).expect("a configuration");
         self.ssh_config = true;
+    }
+
+    /// From now on logs in with a ticket instead of its key, which the box need not know.
+    pub fn bring(&mut self, token: &str, how: Bringing) {
+        use std::os::unix::fs::PermissionsExt;
+        let program = self.home().join("askpass");
+        std::fs::write(&program, format!("#!/bin/sh\necho '{token}'\n")).expect("written");
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).expect("a mode");
+        self.ticket = Some((token.to_owned(), how));
     }
 
     /// The folder of this machine that the client sees as `/root`, where its commands run.
@@ -275,6 +299,16 @@ impl Nix {
         ] {
             command.args(["--setenv", name, value]);
         }
+        if let Some((_, Bringing::Askpass)) = self.ticket {
+            command.args([
+                "--setenv",
+                "SSH_ASKPASS",
+                "/root/askpass",
+                "--setenv",
+                "SSH_ASKPASS_REQUIRE",
+                "force",
+            ]);
+        }
         command.args(["--", program]);
         command
     }
@@ -287,7 +321,20 @@ impl Nix {
             .chain(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
             .map(str::to_owned)
             .chain(self.variables.iter().flat_map(|variable| ["-o".to_owned(), format!("SetEnv={variable}")]))
+            .chain(self.ticket_options())
             .collect()
+    }
+
+    fn ticket_options(&self) -> Vec<String> {
+        match &self.ticket {
+            Some((token, Bringing::Environment)) => vec![
+                "-o".to_owned(),
+                format!("SetEnv=BARNRAISER_TICKET={token}"),
+                "-o".to_owned(),
+                "KbdInteractiveDevices=env".to_owned(),
+            ],
+            _ => Vec::new(),
+        }
     }
 }
 

@@ -237,6 +237,16 @@ impl Session {
         within("an answer", self.client.done()).await.expect("added");
     }
 
+    /// Uploads a path; `Err` is the box's message if it is refused.
+    pub async fn try_upload(&mut self, info: &PathInfo, nar: &[u8]) -> Result<(), String> {
+        self.add_nar(info, nar).await;
+        match within("an answer", self.client.log()).await.expect("an answer").1 {
+            End::Last => Ok(()),
+            End::Error(said) => Err(said),
+            End::Read(_) => panic!("the box asks for a body that it has"),
+        }
+    }
+
     /// The end of a request without a body; an answer is left unread.
     pub async fn try_call(&mut self, request: &Request) -> End {
         self.request(request).await;

@@ -209,7 +209,7 @@ const STORE_LAYERS: [(&str, &[&str]); 13] = [
     ("error", &["types", "format::nar"]),
     ("objects", &["types", "error", "format::nar", "format::object", "format::git"]),
     ("index", &["types", "error", "config", "long_work"]),
-    ("upkeep", &["types", "error", "config", "objects", "index"]),
+    ("upkeep", &["types", "error", "config", "long_work", "objects", "index"]),
     (
         "views",
         &["types", "error", "config", "signing", "long_work", "format::object", "objects", "index", "upkeep"],

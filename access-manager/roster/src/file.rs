@@ -55,6 +55,9 @@ pub struct Member {
     pub limits: MemberLimits,
     #[serde(default, skip_serializing_if = "Layer::is_empty")]
     pub settings: Layer,
+    /// By the fingerprint of one of `keys`, `SHA256:…`.
+    #[serde(default, rename = "key-settings", skip_serializing_if = "BTreeMap::is_empty")]
+    pub key_settings: BTreeMap<String, Layer>,
     /// The groups whose limits this member shares. Sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
@@ -250,8 +253,19 @@ fn member(entry: &RawValue, groups: &Groups) -> Result<(Member, Vec<Key>), Strin
         .keys
         .iter()
         .map(|line| keys::parse_line(line.trim()).map_err(|error| error.explain().0))
-        .collect::<Result<_, _>>()?;
+        .collect::<Result<Vec<Key>, _>>()?;
+    check_key_settings(&member, &keys)?;
     Ok((member, keys))
+}
+
+fn check_key_settings(member: &Member, keys: &[Key]) -> Result<(), String> {
+    for (fingerprint, settings) in &member.key_settings {
+        if !keys.iter().any(|key| key.fingerprint() == *fingerprint) {
+            return Err(format!("`key-settings` has {}, which is none of the keys", quoted(fingerprint)));
+        }
+        settings.check(Level::Key)?;
+    }
+    Ok(())
 }
 
 /// Whose entry it is, if that much can be read.

@@ -26,6 +26,7 @@ fn a_mistake_in_one_entry_leaves_that_member_out_and_nobody_else() {
         (entry("alice", "").replace("\"member\"", "\"king\""), "alice", "unknown variant `king`"),
         (entry("alice", r#","limits":{"max-jobs":0}"#), "alice", "`max-jobs` is 0"),
         (entry("alice", r#","limits":{"max-cake":1}"#), "alice", "unknown field `max-cake`"),
+        (entry("alice", r#","key-settings":{"SHA256:x":{}}"#), "alice", "which is none of the keys"),
         (entry("alice", r#","settings":{"keep-goin":true}"#), "alice", "did you mean `keep-going`"),
         (entry("alice", r#","settings":{"timeout":true}"#), "alice", "the setting `timeout` must be"),
         (entry("alice", r#","no-builds-on":"sunday""#), "alice", "unknown field `no-builds-on`"),
@@ -61,6 +62,9 @@ fn what_is_written_is_read_as_it_was() {
     member.limits.max_cpus = Some(3);
     member.expires = Day::parse("2028-02-29");
     member.share_with = vec!["bob".into()];
+    let fingerprint = keys::parse_line(A).expect("a key").fingerprint();
+    member.key_settings =
+        [(fingerprint, serde_json::from_str(r#"{"allow-shell":false}"#).expect("settings"))].into();
     member.settings = serde_json::from_str(r#"{"timeout":600}"#).expect("settings");
     let errors = vec![LeftOut::new("bob", "a line\nand\u{1b}[2J another")];
     member.groups = vec!["ci".into()];

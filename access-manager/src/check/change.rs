@@ -98,6 +98,7 @@ pub fn changes(before: &Side, after: &Side, today: Day) -> Vec<Change> {
                 told.role(name, one.role, other.role);
                 told.limits(Whom::Member(name), &one.limits, &other.limits);
                 told.settings(Whom::Member(name), &one.settings, &other.settings);
+                told.key_settings(one, other);
                 told.expires(name, one.expires, other.expires, today);
                 told.hosts((before, one), (after, other));
                 told.vouchers(name, before, after);
@@ -141,10 +142,12 @@ fn shared(members: &BTreeMap<&str, &Member>) -> BTreeSet<(String, String)> {
     pairs
 }
 
-/// Whose limits are compared.
+/// Whose limits, or settings, are compared.
 #[derive(Clone, Copy)]
 enum Whom<'a> {
     Member(&'a str),
+    /// Of the key of the first with the second as its fingerprint.
+    Key(&'a str, &'a str),
     Group(&'a str),
 }
 
@@ -187,6 +190,7 @@ impl Told {
         }
         self.say(Effect::Grants, "adds-member", &member.name, text);
         self.settings(Whom::Member(&member.name), &Layer::default(), &member.settings);
+        self.key_settings(&Member { key_settings: BTreeMap::new(), ..member.clone() }, member);
         for key in &authorities {
             self.authority(&member.name, key);
         }
@@ -322,6 +326,8 @@ impl Told {
             Whom::Member(name) => {
                 (name, "changes-limit", format!("of {}", quoted(name)), "the limit of the box")
             }
+            // A key has no limits.
+            Whom::Key(..) => return,
             Whom::Group(name) => (
                 name,
                 "changes-group-limit",

@@ -339,7 +339,7 @@ fn what_a_setting_does_is_told_where_it_changes() {
         (
             member("timeout = 60;"),
             member("timeout = 600;"),
-            "sets `timeout` of `a` to 600 s (before: 60 s): longest time of a build; the limit `maxBuildSeconds` of the \
+            "sets `timeout` of `a` to 600 seconds (before: 60 seconds): longest time of a build; the limit `maxBuildSeconds` of the \
              member counts too"
                 .into(),
         ),
@@ -347,6 +347,11 @@ fn what_a_setting_does_is_told_where_it_changes() {
             member("never-substitute = [ \"a*\" \"b\" ];"),
             member(""),
             "no longer sets `never-substitute` of `a`, which was `a*` `b`: an earlier level decides".into(),
+        ),
+        (
+            "{ a.keys = \"$A\"; }".into(),
+            format!("{{ a = {{ keys = \"$A\"; keySettings.\"{A_SHA}\".allow-shell = false; }}; }}"),
+            format!("sets `allow-shell` of the key `{A_SHA}` of `a` to `false` (before: not set): {shell}"),
         ),
         (
             group(""),

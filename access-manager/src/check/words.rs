@@ -48,7 +48,7 @@ pub fn limits(limits: &MemberLimits) -> String {
             "maxOutputMib" => format!("{} of outputs per build", amount(limit, value)),
             "maxUploadMib" => format!("{} per upload", amount(limit, value)),
             "maxSilentSeconds" => format!("{} without output per build", amount(limit, value)),
-            "maxStoreMib" => format!("{} of store (not enforced yet)", amount(limit, value)),
+            "maxStoreMib" => format!("{} of store", amount(limit, value)),
             _ => format!("{} per build", amount(limit, value)),
         })
         .collect();

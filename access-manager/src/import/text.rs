@@ -68,7 +68,10 @@ fn attributes(member: &Member, about: &About, path: &dyn Fn(&str, &str) -> Strin
         let _ = writeln!(out, "role = {};", string(member.role.name()));
     }
     out.push_str(&limits("limits", &about.own_limits));
-    out.push_str(&settings(&member.settings));
+    out.push_str(&settings("settings", &member.settings));
+    for (key, layer) in member.key_settings.iter().filter(|(_, layer)| !layer.is_empty()) {
+        out.push_str(&settings(&format!("keySettings.{}", attribute(key)), layer));
+    }
     for (attribute, listed) in
         [("groups", &member.groups), ("hosts", &about.hosts), ("shareWith", &member.share_with)]
     {
@@ -111,7 +114,7 @@ fn keys(member: &Member, about: &About, path: &dyn Fn(&str, &str) -> String) -> 
 fn group_attributes(group: &GroupEntry) -> String {
     let mut out = limits("limits", &group.group.limits);
     out.push_str(&limits("memberLimits", &group.member_limits));
-    out.push_str(&settings(&group.group.settings));
+    out.push_str(&settings("settings", &group.group.settings));
     if !group.hosts.is_empty() {
         let _ = writeln!(out, "hosts = {};", names(&group.hosts));
     }
@@ -128,7 +131,7 @@ fn limits(attribute: &str, limits: &MemberLimits) -> String {
     }
 }
 
-fn settings(layer: &Layer) -> String {
+fn settings(attribute: &str, layer: &Layer) -> String {
     let value = |value: &Value| match value {
         Value::Words(words) if words.is_empty() => "[ ]".to_owned(),
         Value::Words(words) => names(words),
@@ -138,8 +141,8 @@ fn settings(layer: &Layer) -> String {
         layer.iter().map(|(setting, set)| format!("{} = {};\n", setting.name, value(set))).collect();
     match &values[..] {
         [] => String::new(),
-        [one] => format!("settings.{one}"),
-        several => format!("settings = {};\n", set(&several.concat())),
+        [one] => format!("{attribute}.{one}"),
+        several => format!("{attribute} = {};\n", set(&several.concat())),
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A builder sees how many processors and how much memory it has, and can make its result depend on that. So the whole
 //! envelope is in the build key, and all builds whose results are for everybody have the same one: the box's. A client
-//! chooses no part of it. A member whose limits in the roster are lower cannot have all of it; a build for such a
-//! member has the key of a smaller envelope, and its result stays that member's claim.
+//! chooses no part of it. A member whose limits in the roster are lower cannot have all of it, and a member can ask for
+//! less (`max-cpu`, `max-mem`). Such a build has the key of a smaller envelope, and its result stays that member's claim.
 //! Not here: limits that only end a build (time, silence, log, size of outputs), see `schedule::shared::limits`.
 
 use members::MemberLimits;
@@ -41,6 +41,17 @@ impl Envelope {
         let memory_mib = whole.memory_mib.min(own.max_memory_mib.unwrap_or(u32::MAX));
         let of_box = vcpus == whole.vcpus && memory_mib == whole.memory_mib;
         Self { vcpus, memory_mib, of_box, ..whole }
+    }
+
+    /// This envelope, with at most so many processors and MiB. Less is not the box's envelope any more.
+    #[must_use]
+    pub fn at_most(self, cpus: Option<u64>, memory_mib: Option<u64>) -> Self {
+        let vcpus =
+            cpus.map_or(self.vcpus, |most| u8::try_from(most).unwrap_or(u8::MAX).clamp(1, self.vcpus));
+        let most_mib = memory_mib.map_or(u32::MAX, |most| u32::try_from(most).unwrap_or(u32::MAX));
+        let memory_mib = self.memory_mib.min(most_mib);
+        let same = vcpus == self.vcpus && memory_mib == self.memory_mib;
+        Self { vcpus, memory_mib, of_box: self.of_box && same, ..self }
     }
 
     /// Whether the result of a build in this envelope may become Verified.

@@ -52,14 +52,10 @@ pub enum Event {
         drv: StorePath,
         kind: BuildKind,
     },
-    /// The build has waited for some time; shown from here to its [`Event::WaitEnded`].
+    /// The build has waited for some time.
     Waiting {
-        number: BuildNumber,
         drv: StorePath,
         why: Why,
-    },
-    WaitEnded {
-        number: BuildNumber,
     },
     /// One line of the log, or a piece of one, as the builder wrote it.
     Line {

@@ -31,7 +31,9 @@ pub enum Cause {
     /// A limit that can differ for another member or client.
     Limit(Limit),
     Cancelled,
-    /// Any other cause: the request, the network, the box.
+    /// The box.
+    Box,
+    /// Any other cause, such as the request or the network.
     Other,
 }
 
@@ -44,6 +46,10 @@ pub enum Limit {
     Output,
     /// The processor time of the owner of the run, or of a group of the owner, in this month.
     Month,
+    /// The ticket with which the owner of the run acts.
+    Ticket,
+    /// The room of the member's paths in the store.
+    Store,
     /// A limit that is the same for every request that shares the run: set for the whole box, or part of the build key.
     OfRun,
 }
@@ -66,7 +72,7 @@ impl Failure {
 
     /// A failure of the box: trying again, here or elsewhere, may work.
     pub fn transient(message: impl Into<String>) -> Self {
-        Self::new(BuildStatus::TransientFailure, message)
+        Self::new(BuildStatus::TransientFailure, message).because(Cause::Box)
     }
 
     /// An output breaks a rule.
@@ -208,7 +214,7 @@ pub fn sandbox_failed(
         | SandboxError::OutputInvalid { .. }
         | SandboxError::CannotStart { .. } => Cause::Build,
         SandboxError::Cancelled => Cause::Cancelled,
-        _ => Cause::Other,
+        _ => Cause::Box,
     };
     let failure = match error {
         SandboxError::Timeout { .. }
@@ -421,7 +427,7 @@ mod tests {
             Failure::of_contents("cannot hash it".into(), &NarError::File(file())),
         ] {
             assert_eq!(failure.status, BuildStatus::TransientFailure, "{}", failure.message);
-            assert_eq!(failure.cause, Cause::Other, "{}", failure.message);
+            assert_eq!(failure.cause, Cause::Box, "{}", failure.message);
             assert!(
                 failure.message.contains("No space left") || failure.message.contains("no kvm"),
                 "{}",

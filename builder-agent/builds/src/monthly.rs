@@ -80,10 +80,22 @@ pub(crate) fn refusal(
     member: &Member,
     drv: &StorePath,
 ) -> Option<Failure> {
-    let limits = Monthly::of(config, member).into_iter();
-    let mut limits = limits.map(|limit| (limit.used(ledger, roster, member), limit));
+    let payer = member.payer();
+    let limits = Monthly::of(config, payer).into_iter();
+    let mut limits = limits.map(|limit| (limit.used(ledger, roster, payer), limit));
     let (used, limit) = limits.find(|(used, limit)| limit.is_used_up(used))?;
     let month = ledger.this_month();
+    if member.ticket.is_some() {
+        // The holder of a ticket learns nothing about what its maker uses.
+        let message = format!(
+            "'{}' is not built: {}, who made this ticket, has used up the CPU hours of {month}; builds are possible again \
+             from {} (UTC) on. Running builds go on, and results that exist can be copied",
+            drv.to_absolute_path(),
+            payer.name,
+            month.next().first(),
+        );
+        return Some(Failure::transient(message).because(Cause::Limit(Limit::Month)));
+    }
     let who = match &limit.group {
         None => "you have".to_owned(),
         Some(group) => format!("the members of the group '{}' have together", group.name),

@@ -11,6 +11,7 @@ use store::{Ingested, Member, Provenance, RecordedOutput, RegisterError, View};
 
 use super::recipe::OutputSpec;
 use super::{Failure, Recipe};
+use crate::failure::{Cause, Limit};
 
 /// An output that has been checked and has its path. It is visible in no view yet.
 #[derive(Debug)]
@@ -55,9 +56,17 @@ pub fn register(
         batch.push(staged.known_from(&recipe.drv_path));
     }
     // A path that is valid stays as it is, unless it is a claim and the new output is more.
-    view.register_many(batch)
-        .map_err(|e| Failure::transient(format!("cannot register the outputs of '{drv}': {e}")))?;
+    view.register_many(batch).map_err(|e| not_kept(format!("cannot register the outputs of '{drv}'"), &e))?;
     Ok(())
+}
+
+/// The store does not take outputs. `what` is a clause without an end.
+pub fn not_kept(what: String, error: &RegisterError) -> Failure {
+    let failure = Failure::transient(format!("{what}: {error}"));
+    match error {
+        RegisterError::Quota { .. } => failure.because(Cause::Limit(Limit::Store)),
+        _ => failure,
+    }
 }
 
 /// Makes the outputs of another run with the same build key visible in `view`. Blocking. Writes nothing if they are

@@ -59,6 +59,7 @@ mod request;
 mod run;
 mod share;
 mod shared;
+mod tickets;
 mod waiting;
 
 /// A request's share in a run. Dropping it leaves the run.
@@ -110,8 +111,9 @@ impl Attached {
             Limit::Silence => more(mine.silent, theirs.silent),
             Limit::Log => mine.log_bytes > theirs.log_bytes,
             Limit::Output => mine.output_bytes > theirs.output_bytes,
-            // The member who owned the run has used up their month, and others have not.
-            Limit::Month => self.joined,
+            // The member who owned the run has used up their month, their ticket or their part of the store, and others
+            // have not.
+            Limit::Month | Limit::Ticket | Limit::Store => self.joined,
             Limit::OfRun => false,
         }
     }
@@ -227,8 +229,9 @@ impl Embedded {
         if !request.check && !Known::look(&self.shared.parts.store, &request.key).is(&request.known) {
             return Err(NotStarted::Known);
         }
-        let refused = self.shared.is_drained(request).or_else(|| self.shared.month_is_over(request));
-        if let Some(failure) = refused {
+        let refused = self.shared.is_drained(request);
+        let refused = refused.or_else(|| self.shared.month_is_over(request));
+        if let Some(failure) = refused.or_else(|| self.shared.ticket_is_over(request)) {
             return Err(NotStarted::Refused(failure));
         }
         let (writer, log) = log::create(&self.shared.parts.logs).map_err(|error| {
@@ -280,7 +283,8 @@ impl Scheduler for Embedded {
         let may = || match self.shared.current(&request.member) {
             Some(_) => Ok(()),
             None => Err(NotStarted::Refused(Failure::rejected(format!(
-                "'{drv}' is not built: {member} is no longer in the roster"
+                "'{drv}' is not built: {}",
+                request.member.left()
             )))),
         };
         let (joined, was_there) = self.shared.running.join(key, &waiter, may, || self.start(&waiter, key))?;

@@ -42,7 +42,8 @@ impl Barn {
     fn open(settings: &str) -> Self {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
         let text = format!(
-            "roster = \"/r\"\nkeep-builds-running = true\n{settings}\n[sandbox]\nbackend = \"namespace\"\n"
+            "roster = \"/r\"\nstate-dir = {:?}\nkeep-builds-running = true\n{settings}\n[sandbox]\nbackend = \"namespace\"\n",
+            dir.path()
         );
         std::fs::write(dir.path().join("agent.toml"), text).expect("written");
         let config = Arc::new(Config::load(&dir.path().join("agent.toml")).expect("a configuration"));
@@ -99,6 +100,8 @@ impl Barn {
             silent: None,
             log: None,
             keep_running: false,
+            priority: 0,
+            tags: Vec::new(),
         };
         let memory = Budgets::new(1 << 30, 1 << 30).of(&"alice".into()).charge(0, "x");
         let memory = memory.expect("nothing is held");
@@ -263,14 +266,13 @@ fn drained(deadline: Option<u64>) -> crate::drain::Drained {
 async fn failure_of(build: &mut Attached) -> Failure {
     let outcome = build.finished().await;
     let failure = outcome.result.as_ref().expect_err("ended by the box").clone();
-    assert_eq!((failure.status, failure.cause), (nix::BuildStatus::TransientFailure, Cause::Other));
+    assert_eq!((failure.status, failure.cause), (nix::BuildStatus::TransientFailure, Cause::Box));
     failure
 }
 
 #[tokio::test]
 async fn a_drained_box_ends_what_waits_and_starts_nothing_and_what_runs_can_still_be_joined() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let barn = Barn::open(&format!("state-dir = {:?}\n[limits]\nmax-jobs = 1", dir.path()));
+    let barn = Barn::open("[limits]\nmax-jobs = 1");
     let roster = barn.roster.borrow().clone();
     let ask = |member, name: &str| barn.build(&roster, member, name);
     let mut runs = ask("alice", "runs").expect("let in");

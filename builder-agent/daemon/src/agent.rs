@@ -18,12 +18,16 @@ pub struct Agent {
     /// The public half of the ssh host key: `type base64`.
     pub host_key: String,
     pub roster: watch::Receiver<Arc<members::Roster>>,
+    /// The tickets of members; `roster` has the holders of live ones.
+    pub tickets: tickets::Tickets,
     /// When the roster was last compared with its repository.
     pub checks: members::Checks,
     /// Threads for work that blocks.
     pub threads: shares::threads::Threads,
     /// The memory budgets of the members.
     pub budgets: shares::budget::Budgets,
+    /// How fast members may upload.
+    pub paces: shares::pace::Paces,
     /// What members have used.
     pub ledger: ledger::Ledger,
     /// Objects that sessions are reading.

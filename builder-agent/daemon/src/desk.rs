@@ -8,11 +8,12 @@ use super::upload_limit::UploadLimits;
 use members::Member;
 use settings::Limits;
 use shares::budget::{Budget, Charge, OverBudget};
+use shares::pace::Pace;
 use shares::threads::Workers;
 
 /// Memory of a session without requests: the data that waits for it in its channel (`ssh`), the buffers of its
 /// connection in both directions, and its tasks.
-const SESSION_BYTES: u64 = 640 << 10;
+pub const SESSION_BYTES: u64 = 640 << 10;
 
 /// The resources that all requests of one session share.
 #[derive(Clone, Debug)]
@@ -21,16 +22,21 @@ pub(super) struct Desk {
     pub budget: Budget,
     pub opened: Opened,
     pub uploads: UploadLimits,
+    /// Slows uploads down when the store is nearly full.
+    pub pace: Pace,
 }
 
 impl Desk {
+    /// The holder of a ticket has a part of what its maker has.
     pub fn of(agent: &Agent, member: &Arc<Member>) -> Self {
         let (roster, of_box) = (agent.roster.clone(), agent.config.limits.max_nar_bytes);
+        let payer = &member.payer().id;
         Self {
-            workers: agent.threads.of(&member.id),
-            budget: agent.budgets.of(&member.id),
+            workers: agent.threads.of(payer),
+            budget: agent.budgets.of(payer),
             opened: agent.opened.clone(),
             uploads: UploadLimits::new(member.clone(), roster, of_box),
+            pace: agent.paces.of(payer),
         }
     }
 

@@ -1,4 +1,5 @@
-//! The levels of settings of one session: the box, the roster, and the variables that the client sent.
+//! The levels of settings of one session: the box, the roster with the key of the login, and the variables that the
+//! client sent.
 //!
 //! Not here: the table and the rules (`roster::settings`), what a setting does (`builds`, `ssh`).
 
@@ -8,10 +9,13 @@ use settings::Config;
 
 use crate::drained;
 
-/// What a client says outside of the protocols: it sends environment variables for its ssh channel.
+/// What is known of a client outside of the protocols: the key of its login, and the environment variables that it sends
+/// for its ssh channel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SessionOptions {
     variables: Variables,
+    /// The fingerprint.
+    key: Option<String>,
     /// Sessions are opened also while the box is drained.
     while_drained: bool,
 }
@@ -28,6 +32,12 @@ impl SessionOptions {
 
     pub(crate) fn while_drained(&self) -> bool {
         self.while_drained
+    }
+
+    /// The fingerprint of the key of the login; with a certificate, that of its authority.
+    #[must_use]
+    pub fn logged_in_with(self, fingerprint: Option<String>) -> Self {
+        Self { key: fingerprint, ..self }
     }
 
     /// The first variable that is no setting, or has no such value, as a sentence.
@@ -49,5 +59,7 @@ pub fn layers(config: &Config, member: &Member, options: &SessionOptions) -> Lay
         .groups
         .iter()
         .fold(system, |layers, group| layers.with(Level::Group, &group.name, &group.settings));
-    groups.with(Level::Member, "", &member.settings).with(Level::Ssh, "", &options.layer())
+    let of_key = options.key.as_ref().and_then(|key| member.key_settings.get(key));
+    let roster = groups.with(Level::Member, "", &member.settings);
+    roster.with(Level::Key, "", of_key.unwrap_or(&Layer::default())).with(Level::Ssh, "", &options.layer())
 }

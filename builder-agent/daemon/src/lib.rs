@@ -31,12 +31,14 @@ mod logs;
 mod opened;
 mod render;
 mod request_error;
+mod scope;
 mod serve_protocol;
 mod transfer;
 mod upload_limit;
 mod worker_protocol;
 
 pub use agent::Agent;
+pub use desk::SESSION_BYTES;
 pub use host_command::{HostCommand, Realise, run_host_command};
 pub use levels::{SessionOptions, layers};
 pub use opened::Opened;
@@ -171,7 +173,7 @@ impl Session {
         let now = self.roster.borrow_and_update().clone();
         let Some(member) = now.current(&self.member) else {
             self.roster.mark_changed();
-            return Err(format!("{} is no longer in the roster", self.member.name));
+            return Err(self.member.left());
         };
         self.member = member.clone();
         self.wishes = Arc::new(Wishes::of(layers(&self.agent.config, &self.member, &self.options)));

@@ -73,6 +73,7 @@ async fn serve_session(
     let protocol = conn.version().to_string();
     tracing::info!(connection, member = %member.name, protocol, write, "serve session started");
     let _end = EndLogged { connection, member: member.clone(), what: "serve session ended" };
+    let write = write && member.may_write();
     let mut serving = Serving { conn, stderr, write, session: Session::open(agent, member, options) };
     let result = serving.answer_all().await;
     // Errors of these writes are ignored: the client may have closed the connection.
@@ -113,10 +114,12 @@ where
                 && op.info().writes
                 && !self.write
             {
-                let message = format!(
-                    "{} is not possible in a session that only reads; run `nix-store --serve --write`",
-                    op.name()
-                );
+                let message = self.session.read_only(op.name()).unwrap_or_else(|| {
+                    format!(
+                        "{} is not possible in a session that only reads; run `nix-store --serve --write`",
+                        op.name()
+                    )
+                });
                 self.refuse(message).await?;
                 continue;
             }

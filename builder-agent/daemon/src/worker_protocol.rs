@@ -74,7 +74,11 @@ impl Session {
                 conn.fail(&Failure::new(gone)).await?;
                 return Ok(());
             }
-            match self.answer(conn, request).await {
+            let answered = match self.in_scope(&request) {
+                Ok(()) => self.answer(conn, request).await,
+                Err(why) => Err(RequestError::Refused(why)),
+            };
+            match answered {
                 Ok(Some(response)) => match ask::charged(&self.desk, &response) {
                     Ok(_charge) => conn.reply(&response).await?,
                     Err(over) => conn.fail(&Failure::new(over.to_string())).await?,

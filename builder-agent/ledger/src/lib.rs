@@ -34,8 +34,9 @@ use meter::Meters;
 
 /// Who is charged. Cheap to clone.
 ///
-/// Today this is a member alone. A key, a ticket or a tag of a member becomes another field, and another column of the
-/// file; sums over a member's principals are then the member's.
+/// Today this is a member alone, who is also charged for the tickets that the member made; a ticket has an account of its
+/// own besides (crate `tickets`). A key or a tag of a member becomes another field, and another column of the file; sums over
+/// a member's principals are then the member's.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Principal {
     /// The identity, not the name: two people who use one name in turn have two.

@@ -3,7 +3,7 @@
 //! `access-manager` writes the file and has checked every entry. The agent still parses it with bounds (by the crate
 //! `roster`, as the access manager does), since a disk error or a hand edit can put anything into it. A member whose
 //! entry has a mistake is left out; if a file does not load, the roster before it stays.
-//! Who a name means is kept apart from the name ([`identity`]). Not here: where the file comes from, which member a
+//! Who a name means is kept apart from the name ([`identity`]). Holders of tickets are added to each roster ([`bearers`]). Not here: where the file comes from, which member a
 //! login is for (`ssh::login`), and what a session may do.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -19,12 +19,14 @@ use identity::Listed;
 
 pub use ::roster::settings;
 pub use ::roster::{Group, MemberLimits, Role, Status, Together, date};
+pub use bearers::{Bearer, with_tickets};
 pub use checks::Checks;
 pub use identity::Identities;
 pub use limits::{Effective, SetBy};
 use settings::Layer;
 pub use views::Views;
 
+mod bearers;
 mod checks;
 mod followed;
 mod identity;
@@ -43,13 +45,33 @@ pub struct Member {
     pub limits: MemberLimits,
     /// What the roster says on the level of the member.
     pub settings: Layer,
+    /// The same for single keys and authorities, by fingerprint.
+    pub key_settings: BTreeMap<String, Layer>,
     /// The groups of this member, in order of name. A group's limits count for all its members together.
     pub groups: Vec<Arc<Group>>,
     /// The members whose paths this member wants to see, and to whom this member's paths may be shown.
     pub share_with: BTreeSet<Arc<str>>,
+    /// Set for the holder of a ticket, who is in no roster file.
+    pub ticket: Option<Bearer>,
 }
 
 impl Member {
+    /// A member with nothing of their own: the box's limits, no group.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            id: name.into(),
+            role: Role::Member,
+            limits: MemberLimits::default(),
+            settings: Layer::default(),
+            key_settings: BTreeMap::new(),
+            groups: Vec::new(),
+            share_with: BTreeSet::new(),
+            ticket: None,
+        }
+    }
+
     /// The own limits of one build. It cannot have more processors or memory than all builds of a group together.
     #[must_use]
     pub fn limits_of_a_build(&self) -> MemberLimits {
@@ -69,17 +91,19 @@ pub struct Holder {
 }
 
 /// One accepted roster, without members past their expiry date.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Roster {
     pub source: String,
     pub commit: Option<String>,
     /// When this agent began to use it, in seconds since 1970.
     pub loaded: u64,
     /// The holders of each key. Several members can have one key; the ssh user name then says which one logs in.
-    keys: HashMap<KeyData, Vec<Holder>>,
+    keys: Arc<HashMap<KeyData, Vec<Holder>>>,
     /// The holders of each certificate authority, likewise.
-    authorities: HashMap<KeyData, Vec<Holder>>,
-    by_name: BTreeMap<Arc<str>, Arc<Member>>,
+    authorities: Arc<HashMap<KeyData, Vec<Holder>>>,
+    by_name: Arc<BTreeMap<Arc<str>, Arc<Member>>>,
+    /// The holders of live tickets, by identity.
+    bearers: BTreeMap<Arc<str>, Arc<Member>>,
     /// The members with a mistake in their entry, and the mistake.
     pub left_out: Vec<LeftOut>,
 }
@@ -112,8 +136,11 @@ impl Roster {
         self.by_name.get(name)
     }
 
-    /// The member with this identity.
+    /// The member, or the holder of a ticket, with this identity.
     pub fn by_id(&self, id: &str) -> Option<&Arc<Member>> {
+        if let Some(bearer) = self.bearers.get(id) {
+            return Some(bearer);
+        }
         let name = id.split(identity::MARK).next().unwrap_or(id);
         self.by_name.get(name).filter(|member| &*member.id == id)
     }
@@ -123,12 +150,16 @@ impl Roster {
     /// A member from an earlier look-up is only an identity: every permission and every limit must be read from the
     /// result of this function.
     pub fn current(&self, member: &Member) -> Option<&Arc<Member>> {
-        self.by_name.get(&member.name).filter(|now| now.id == member.id)
+        match member.ticket {
+            Some(_) => self.bearers.get(&member.id),
+            None => self.by_name.get(&member.name).filter(|now| now.id == member.id),
+        }
     }
 
     /// The identities of the members who share with `member` and with whom `member` shares.
     pub fn ids_sharing_with(&self, member: &Member) -> Vec<Arc<str>> {
-        if self.current(member).is_none() {
+        // What the holder of a ticket uploads must not appear in the view of its maker.
+        if self.current(member).is_none() || member.ticket.is_some() {
             return Vec::new();
         }
         let others = self.sharing_with(&member.name);
@@ -140,7 +171,10 @@ impl Roster {
     pub fn view_of(&self, store: &store::Store, member: &Member) -> store::View {
         let others: Vec<store::Member> =
             self.ids_sharing_with(member).iter().map(|id| store::Member::new(id)).collect();
-        store.view_sharing(&store::Member::new(&member.id), &others).holding()
+        // The limits of now; whoever has left keeps those of then.
+        let limits = &self.current(member).map_or(member, |now| now).limits;
+        let own = limits.max_store_mib.map(|mib| mib.saturating_mul(1 << 20));
+        store.view_sharing(&store::Member::new(&member.id), &others).limited_to(own).holding()
     }
 
     /// The members who share with `name` and with whom `name` shares, in order; none if `name` is not in the roster.
@@ -194,8 +228,9 @@ impl Roster {
     }
 }
 
-/// What is different in `now`, in a few words: who came, who left, and who has another role or is another person.
-pub fn differences(before: &Roster, now: &Roster) -> String {
+/// What is different in `now`, in a few words: who came, who left, and who has another role or is another person. `None`:
+/// nothing of that.
+pub fn differences(before: &Roster, now: &Roster) -> Option<String> {
     let mut words = Vec::new();
     for member in now.everybody() {
         match before.by_name(&member.name) {
@@ -209,10 +244,7 @@ pub fn differences(before: &Roster, now: &Roster) -> String {
     }
     let left = before.everybody().filter(|member| !now.contains(&member.name));
     words.extend(left.map(|member| format!("-{}", member.name)));
-    match words.is_empty() {
-        true => "the same members and roles".to_owned(),
-        false => words.join(", "),
-    }
+    (!words.is_empty()).then(|| words.join(", "))
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -234,6 +266,7 @@ fn parse(
     // Held by each member of the group.
     let groups: HashMap<String, Arc<Group>> =
         read.groups.into_iter().map(|group| (group.name.clone(), Arc::new(group))).collect();
+    let (mut by_key, mut by_authority, mut by_name) = (HashMap::new(), HashMap::new(), BTreeMap::new());
     let mut roster = Roster {
         source: read.source,
         commit: read.commit,
@@ -257,19 +290,23 @@ fn parse(
             role: entry.role,
             limits: entry.limits,
             settings: entry.settings,
+            key_settings: entry.key_settings,
             groups: entry.groups.iter().filter_map(|name| groups.get(name)).cloned().collect(),
             share_with: entry.share_with.iter().map(|other| other.as_str().into()).collect(),
+            ticket: None,
         });
         for key in keys {
-            let place = match key.authority {
-                None => &mut roster.keys,
-                Some(_) => &mut roster.authorities,
+            let place: &mut HashMap<KeyData, Vec<Holder>> = match key.authority {
+                None => &mut by_key,
+                Some(_) => &mut by_authority,
             };
             let holder = Holder { member: member.clone(), key: Arc::new(key) };
             place.entry(holder.key.data.clone()).or_default().push(holder);
         }
-        roster.by_name.insert(name, member);
+        by_name.insert(name, member);
     }
+    (roster.keys, roster.authorities) = (Arc::new(by_key), Arc::new(by_authority));
+    roster.by_name = Arc::new(by_name);
     Ok(roster)
 }
 

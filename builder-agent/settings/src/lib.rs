@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sandbox::kvm::jail::Step;
-use store::Durability;
 use store::signing::PublicKey;
+use store::{Durability, MinFree};
 
 use net::Fetch;
 use roster::settings::Layer;
@@ -46,6 +46,8 @@ pub struct Config {
     pub system_features: Vec<String>,
     /// How the store survives a power loss.
     pub durability: Durability,
+    /// When the store evicts.
+    pub min_free: MinFree,
     /// The values of the settings that groups, members and clients can override (`roster::settings`).
     pub settings: Layer,
     /// The time for which a failure of the build itself is reused, where a request reuses failures.
@@ -94,12 +96,17 @@ pub struct Limits {
     pub max_jobs_per_member: usize,
     /// Processor time of one member's builds in a month; `None`: as much as they can.
     pub max_cpu_hours_per_month: Option<u64>,
+    pub max_tickets_per_member: usize,
+    /// From the making of a ticket to its expiry.
+    pub max_ticket_life: Duration,
     pub max_build: Duration,
     pub max_silent: Duration,
     pub max_log_bytes: u64,
     pub max_kept_log_bytes: u64,
     pub max_output_bytes: u64,
     pub max_nar_bytes: u64,
+    /// What one member's paths may take; `None`: half of the store's file system.
+    pub max_store_bytes_per_member: Option<u64>,
     pub max_memory_mib: u32,
     pub max_vcpus: u8,
     pub max_processes: u32,
@@ -147,6 +154,12 @@ impl Config {
         })?;
         parse::config(&text, path)
     }
+}
+
+/// Bytes of memory in this machine.
+#[must_use]
+pub fn machine_memory() -> u64 {
+    parse::machine_memory()
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sandbox::kvm::jail::Step;
-use store::Durability;
 use store::signing::PublicKey;
+use store::{Durability, MinFree};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -73,6 +73,7 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
             Some("none") => Durability::None,
             _ => Durability::Flush,
         },
+        min_free: min_free(&values),
         settings: values.layer(),
         reuse_failures: Duration::from_secs(values.int_of("reuse-failures-seconds") as u64),
         sandbox: Sandbox {
@@ -102,12 +103,17 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
             max_jobs: max_jobs as usize,
             max_jobs_per_member: values.int("limits.max-jobs-per-member").unwrap_or(max_jobs) as usize,
             max_cpu_hours_per_month: values.int("limits.max-cpu-hours-per-month").map(|hours| hours as u64),
+            max_tickets_per_member: values.int_of("limits.max-tickets-per-member") as usize,
+            max_ticket_life: Duration::from_secs(values.int_of("limits.max-ticket-seconds") as u64),
             max_build: Duration::from_secs(values.int_of("limits.max-build-seconds") as u64),
             max_silent: Duration::from_secs(values.int_of("limits.max-silent-seconds") as u64),
             max_log_bytes: values.int_of("limits.max-log-mib") as u64 * MIB,
             max_kept_log_bytes: values.int_of("limits.max-kept-logs-mib") as u64 * MIB,
             max_output_bytes: values.int_of("limits.max-output-mib") as u64 * MIB,
             max_nar_bytes: values.int_of("limits.max-nar-mib") as u64 * MIB,
+            max_store_bytes_per_member: values
+                .int("limits.max-store-mib-per-member")
+                .map(|mib| mib as u64 * MIB),
             max_memory_mib: values.int("limits.max-memory-mib").unwrap_or(memory) as u32,
             max_vcpus: values.int("limits.max-cpus").unwrap_or(vcpus) as u8,
             max_processes: values.int_of("limits.max-processes") as u32,
@@ -133,8 +139,17 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
     })
 }
 
+fn min_free(values: &Values<'_>) -> MinFree {
+    let files_percent = values.int_of("store.min-free-inodes-percent") as u8;
+    match values.int("store.min-free-mib") {
+        None => MinFree::Usual { files_percent },
+        Some(0) => MinFree::Off,
+        Some(mib) => MinFree::Bytes { bytes: mib as u64 * MIB, files_percent },
+    }
+}
+
 /// Bytes of memory in this machine.
-fn machine_memory() -> u64 {
+pub(super) fn machine_memory() -> u64 {
     let info = rustix::system::sysinfo();
     info.totalram * u64::from(info.mem_unit)
 }
@@ -184,11 +199,15 @@ impl Values<'_> {
     /// The system level of the settings on levels, each from its key.
     fn layer(&self) -> Layer {
         let mut layer = Layer::default();
-        for setting in SETTINGS {
+        for setting in SETTINGS.iter().filter(|setting| !setting.key.is_empty()) {
             let value = match setting.kind {
                 levels::Kind::Flag { .. } => levels::Value::Flag(self.bool_of(setting.key)),
-                levels::Kind::Seconds { .. } => levels::Value::Number(self.int_of(setting.key) as u64),
-                levels::Kind::Globs => levels::Value::Words(self.texts(setting.key).unwrap_or_default()),
+                levels::Kind::Most { .. } | levels::Kind::Rank { .. } => {
+                    levels::Value::Number(self.int_of(setting.key))
+                }
+                levels::Kind::Globs | levels::Kind::Tags => {
+                    levels::Value::Words(self.texts(setting.key).unwrap_or_default())
+                }
             };
             let set = layer.set(setting, value);
             set.unwrap_or_else(|error| unreachable!("the range of a key is in that of its setting: {error}"));

@@ -18,6 +18,7 @@ mod audit;
 mod builds;
 mod client_config;
 mod drain;
+mod gc;
 mod help;
 mod host;
 mod keys;
@@ -32,6 +33,7 @@ mod status;
 mod store_session;
 mod sync;
 mod table;
+mod ticket;
 mod units;
 mod usage;
 mod watching;
@@ -42,6 +44,7 @@ pub(crate) use host::shown;
 use printing::{Print, json_line};
 pub(crate) use settle::{admit, warnings};
 pub use store_session::StoreSession;
+pub(crate) use watching::charge;
 
 /// Longest request that is parsed. A stock client's is about 30 bytes.
 pub const MAX_REQUEST: usize = 4096;
@@ -65,6 +68,8 @@ pub(crate) enum Command {
     Usage(usage::Arguments),
     /// The settings of this session.
     Settings(settings::Arguments),
+    /// The tickets that members make.
+    Ticket(ticket::Arguments),
     /// A session of one of Nix's protocols with the member's view.
     Store(StoreSession),
     /// A command that deployment tools run on the machine that builds.
@@ -83,7 +88,7 @@ impl Command {
         let stall = agent.config.limits.client_stall;
         match self {
             Self::Log(path) => log::run(&path, terminal, &agent, &caller.member).await,
-            Self::Status(arguments) => status::run(arguments, terminal, &agent).await,
+            Self::Status(arguments) => status::run(arguments, terminal, &agent, &caller.member).await,
             Self::Who(json) => who::run(json, terminal, &agent, &caller.member, records).await,
             Self::Maintaining(command) => {
                 let desk = maintainers::Desk { agent: &agent, caller: &caller, records };
@@ -96,6 +101,7 @@ impl Command {
             Self::Settings(arguments) => {
                 terminal.print(&settings::text(&arguments, &agent, &caller), stall).await
             }
+            Self::Ticket(arguments) => ticket::run(arguments, terminal, agent, caller.member).await,
             Self::Store(kind) => store_session::run(kind, terminal, agent, caller).await,
             Self::Host(command) => {
                 let (stdout, stderr, hung_up) = terminal.with_hung_up();
@@ -103,6 +109,36 @@ impl Command {
             }
             Self::Print(print) => terminal.print(&print.text(&agent, &caller.member), stall).await,
         }
+    }
+}
+
+impl Command {
+    /// Whether this member may run the command, or the line against it. The holder of a ticket has no keys and makes no
+    /// tickets, and sees what the ticket has used and not what its maker has.
+    pub fn open_to(&self, member: &Member) -> Result<(), String> {
+        let Some(bearer) = &member.ticket else { return Ok(()) };
+        let why = match self {
+            Self::Print(Print::Keys(_) | Print::ClientConfig(_)) | Self::Ticket(_) => "is for members only",
+            Self::Usage(_) => "is for members only; `whoami` shows what this ticket has used",
+            Self::Host(HostCommand::Machine | HostCommand::Interrupt) => return Ok(()),
+            Self::Host(_) if !member.may_write() => {
+                "is not possible with a ticket for reading only (`--scope read`)"
+            }
+            // Commands of maintainers ask for the role, which no holder has.
+            Self::Print(_)
+            | Self::Status(_)
+            | Self::Who(_)
+            | Self::Maintaining(_)
+            | Self::Settings(_)
+            | Self::Log(_)
+            | Self::Builds(_)
+            | Self::Store(_)
+            | Self::Host(_) => return Ok(()),
+        };
+        Err(format!(
+            "this command {why}; you are here with the ticket `{}` of {}",
+            bearer.ticket.name, bearer.maker.name
+        ))
     }
 }
 
@@ -139,7 +175,8 @@ pub(crate) enum For {
     Tools,
 }
 
-/// One command. Every member may run every command, but for those of maintainers.
+/// One command. Every member may run every command, but for those of maintainers; holders of tickets those of
+/// [`Command::open_to`].
 pub(crate) struct Row {
     pub name: &'static str,
     /// The words after the name.
@@ -180,6 +217,7 @@ pub(crate) const COMMANDS: &[Row] = &[
     row("whoami", "[--json]", For::People, "who you are here, and the limits that hold for you", printing::whoami),
     row("usage", "[--month YYYY-MM] [--by PERIOD] [--format FORMAT]", For::People, "what you have used, by day or month; maintainers see every member", usage::parse),
     row("settings", "[--explain NAME] [--json]", For::People, "your settings, and which level each comes from", settings::parse),
+    row("ticket", "create --name NAME", For::People, "makes a ticket with which a friend builds here; also `list`, `inspect`, `reveal`, `revoke`", ticket::parse),
     row("keys", "list [--json]", For::People, "the keys with which you can log in; the roster is in git, so they change there", printing::keys),
     row("client-config", "[--format FORMAT]", For::People, "your configuration for this box, ready to paste", printing::client_config),
     row("signing-key", "[--json]", For::People, "the key for `trusted-public-keys`", printing::signing_key),
@@ -188,6 +226,7 @@ pub(crate) const COMMANDS: &[Row] = &[
     row("undrain", "[--json]", For::Maintainers, "starts builds again", drain::parse_end),
     row("kick", "WHOM [--reason TEXT] [--json]", For::Maintainers, "ends the connections of a member, or one connection; they can log in again", kick::parse),
     row("sync", "[--json]", For::Maintainers, "fetches the roster now, and says what came of it", sync::parse),
+    row("gc", "[--free SIZE] [--json]", For::Maintainers, "evicts what nobody needs from the store, now", gc::parse),
     row("audit", "[--last N] [--since DURATION] [--member NAME] [--json]", For::Maintainers, "logins, refused logins, changes of the roster, and what maintainers did", audit::parse),
     row("mktemp", "-d [-t TEMPLATE]", For::Tools, "prints a name for roots", host::parse),
     row("readlink", "-f ROOT", For::Tools, "prints the store path behind a root", host::parse),
@@ -239,13 +278,16 @@ pub(crate) fn name(request: &[u8]) -> &'static str {
     COMMANDS.iter().find(|row| row.name == program).map_or("", |row| row.name)
 }
 
+/// Most subcommands below each other.
+const DEEPEST: usize = 2;
+
 /// The help of a command with these words after its name; `None` if there is no such command.
 pub(crate) fn help_of(name: &str, words: &[&str]) -> Option<String> {
     let row = COMMANDS
         .iter()
         .find(|row| row.name == name && matches!(row.readers, For::People | For::Maintainers))?;
     // Words that are no subcommands (options, names) have no help of their own.
-    let before = words.iter().take_while(|word| !word.starts_with('-')).count();
+    let before = words.iter().take(DEEPEST).take_while(|word| !word.starts_with('-')).count();
     (0..=before).rev().find_map(|count| {
         let words: Vec<&str> = words[..count].iter().copied().chain(["--help"]).collect();
         match (row.parse)(row, &words) {

@@ -108,7 +108,7 @@ impl Connection {
             if let Some(who) = &is_in
                 && !who.still_in(&roster.borrow_and_update())
             {
-                return Some(format!("{} or this key is no longer in the roster", who.member.name));
+                return Some(who.gone());
             }
             tokio::select! {
                 result = &mut *session => {

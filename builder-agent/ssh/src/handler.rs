@@ -7,7 +7,9 @@ use std::task::{Context, Poll, Waker};
 
 use ledger::{Meter, Principal, Resource, Traffic};
 use russh::keys::{Certificate, PublicKey};
-use russh::server::{Auth, Handler as RusshHandler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
+use russh::server::{
+    Auth, Handler as RusshHandler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
+};
 use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure, Disconnect, Pty};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +21,7 @@ use super::places::{self, Place};
 use super::records::{Event, Kind, Records, Seat, SessionGuard};
 use super::shell;
 use super::terminal::{ExitStatus, STDERR, Screen, Terminal};
+use super::ticket_login::{self, Door};
 use super::{MemberSlot, Server, about_stranger};
 use daemon::{Agent, Caller, SessionOptions};
 use members::{Member, Roster};
@@ -30,7 +33,7 @@ const MAX_SESSIONS_EVER: usize = 50_000;
 /// The member of a connection, and the credential of its login.
 pub(super) struct LoggedIn {
     pub member: Arc<Member>,
-    login: Login,
+    pub login: Login,
     /// The connection's place in the list of connections.
     pub seat: Seat,
 }
@@ -44,13 +47,21 @@ impl LoggedIn {
     pub fn current(&self, roster: &Roster) -> Option<Arc<Member>> {
         self.login.decide(roster).ok().filter(|member| member.id == self.member.id)
     }
+
+    /// What to say when the roster has the member, or the credential, no more.
+    pub fn gone(&self) -> String {
+        match self.member.ticket {
+            Some(_) => self.member.left(),
+            None => format!("{} or this key is no longer in the roster", self.member.name),
+        }
+    }
 }
 
 pub(super) struct Handler {
-    id: u64,
-    peer: SocketAddr,
-    server: Arc<Server>,
-    visit: Arc<Visit>,
+    pub(super) id: u64,
+    pub(super) peer: SocketAddr,
+    pub(super) server: Arc<Server>,
+    pub(super) visit: Arc<Visit>,
     /// Tells the connection's task about the login.
     login: watch::Sender<Option<Arc<LoggedIn>>>,
     /// True when the box closes the connection.
@@ -59,16 +70,18 @@ pub(super) struct Handler {
     /// Charges the connection's bytes to the member who logged in.
     meter: Option<Meter>,
     /// The result of the login: a place, or the reason why there is none.
-    slot: Option<Result<MemberSlot, String>>,
+    pub(super) slot: Option<Result<MemberSlot, String>>,
     offers: Offers,
     /// The reason why a login with a proven key is refused. It is sent as soon as the client reads messages.
-    refusal: Option<Refusal>,
+    pub(super) refusal: Option<Refusal>,
     /// Channels that wait for a command. A channel runs one command.
     channels: HashMap<ChannelId, Waiting>,
     /// Permits for the sessions that may still be opened. Not a count of `channels`: the library does not report the
     /// closing of a channel that the box closed first.
     free: Arc<Semaphore>,
     opened: usize,
+    /// What happened on the way to a login with a ticket.
+    pub(super) door: Door,
 }
 
 /// A channel that gets its command, its place in the connection, and its place among all sessions of the member. All end
@@ -101,6 +114,10 @@ struct Running {
 }
 
 impl Waiting {
+    fn new(channel: Channel<Msg>, permit: OwnedSemaphorePermit) -> Self {
+        Self { channel, permit, options: SessionOptions::default(), screen: Screen::default() }
+    }
+
     /// Takes out what the ssh library has put into the channel's buffer beside calling the handler. The buffer has few
     /// places, and no reader before the command: when it is full, the whole connection waits for ever.
     fn take_out(&mut self) -> Result<(), &'static str> {
@@ -128,7 +145,7 @@ impl Handler {
     ) -> Self {
         let free = Arc::new(Semaphore::new(server.agent.config.limits.max_sessions_per_connection));
         let (slot, offers, refusal, channels) = (None, Offers::default(), None, HashMap::new());
-        let (meter, opened) = (None, 0);
+        let (meter, opened, door) = (None, 0, Door::default());
         Self {
             id,
             peer,
@@ -144,6 +161,7 @@ impl Handler {
             channels,
             free,
             opened,
+            door,
         }
     }
 
@@ -156,22 +174,21 @@ impl Handler {
         };
         let roster = self.server.agent.roster.borrow().clone();
         let Some(member) = who.current(&roster) else {
-            let line = format!("{} or this key is no longer in the roster", who.member.name);
-            self.refuse(id, &line, session)?;
+            self.refuse(id, &who.gone(), session)?;
             return Ok(None);
         };
-        let place = match self.server.place(places::Kind::Session, &roster, &member) {
+        let place = match self.server.place(places::Kind::Session, &roster, member.payer()) {
             Ok(place) => place,
             Err(line) => {
                 self.refuse(id, &line, session)?;
                 return Ok(None);
             }
         };
-        let taken = self.channels.remove(&id);
+        let (taken, fingerprint) = (self.channels.remove(&id), who.login.fingerprint());
         Ok(taken.map(|Waiting { channel, permit, options, screen }| Running {
             opened: (channel, (permit, place)),
             screen,
-            caller: Caller { member, connection: self.id, options },
+            caller: Caller { member, connection: self.id, options: options.logged_in_with(fingerprint) },
             agent: self.server.agent.clone(),
             records: self.server.records.clone(),
             ended: self.ended.clone(),
@@ -188,7 +205,7 @@ impl Handler {
         match decided {
             Ok(member) => match self.server.agent.checks.closed_to(&member) {
                 Some(why) => self.refuse_known(user, key, Refusal::Closed(why)),
-                None => self.log_in(member, login, key, &roster),
+                None => self.log_in(member, login, Some(key), &roster),
             },
             Err(refusal @ Refusal::Ambiguous(_)) => self.refuse_known(user, key, refusal),
             Err(refusal) => self.denied(user, key, &refusal),
@@ -205,27 +222,37 @@ impl Handler {
     }
 
     /// Logs a proven member in, if there is room for one more of their connections.
-    fn log_in(&mut self, who: Arc<Member>, login: Login, key: &PublicKey, roster: &Roster) -> Auth {
-        let fingerprint = key.fingerprint(Default::default());
+    /// Without a key: by a ticket.
+    pub(super) fn log_in(
+        &mut self,
+        who: Arc<Member>,
+        login: Login,
+        key: Option<&PublicKey>,
+        roster: &Roster,
+    ) -> Auth {
+        let fingerprint = key.map(|key| tracing::field::display(key.fingerprint(Default::default())));
+        let ticket = who.ticket.as_ref().map(|_| &*who.id);
         let member = &who.name;
         // The client is no stranger, so its source gets no penalty from now on.
         self.visit.ends(Ending::Known);
-        let slot = self.server.member_slot(roster, &who);
+        let slot = self.server.member_slot(roster, who.payer());
         if slot.is_ok() {
             if !self.visit.admit() {
                 return Auth::reject();
             }
             let (role, user) = (who.role.name(), shown(&login.user));
-            tracing::info!(connection = self.id, peer = %self.peer, %member, role, user, %fingerprint, "logged in");
-            let (ledger, principal) = (&self.server.agent.ledger, Principal::of(&who.id));
+            tracing::info!(connection = self.id, peer = %self.peer, %member, role, user, fingerprint, ticket, "logged in");
+            let (ledger, principal) = (&self.server.agent.ledger, Principal::of(&who.payer().id));
             ledger.charge(&principal, [(Resource::Connections, 1)]);
             self.meter = Some(ledger.meter(principal, self.traffic.clone()));
             let event = Event::now(Kind::Login).by(member).on(self.id).from(self.peer.ip());
-            self.server.records.audit.note(event.saying(&fingerprint.to_string()));
+            let with = key.map(|key| key.fingerprint(Default::default()).to_string());
+            let with = with.or(ticket.map(|id| format!("ticket {id}"))).unwrap_or_default();
+            self.server.records.audit.note(event.saying(&with));
             let seat = self.server.records.connections.add(self.id, who.clone(), self.peer.ip());
             self.login.send_replace(Some(Arc::new(LoggedIn { member: who, login, seat })));
         } else {
-            tracing::info!(connection = self.id, peer = %self.peer, %member, %fingerprint, "login refused: too many connections");
+            tracing::info!(connection = self.id, peer = %self.peer, %member, fingerprint, ticket, "login refused: too many connections");
         }
         // A login over a limit succeeds, but only so that the client gets the message. The gate still counts it as a
         // stranger.
@@ -241,6 +268,9 @@ impl Handler {
         name: &'static str,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
+        if self.door.waits {
+            return self.refuse(id, &ticket_login::missing(), session);
+        }
         let Some(running) = self.take(id, session)? else { return Ok(()) };
         let command = match &task {
             Task::Command(command) => Some(command),
@@ -250,7 +280,7 @@ impl Handler {
             return self.refuse(id, &line, session);
         }
         session.channel_success(id)?;
-        let principal = Principal::of(&running.caller.member.id);
+        let principal = Principal::of(&running.caller.member.payer().id);
         self.server.agent.ledger.charge(&principal, [(Resource::Sessions, 1)]);
         let listed = self.server.records.connections.session(self.id, name);
         tokio::spawn(run(task, running, listed));
@@ -281,6 +311,10 @@ impl Handler {
     /// Checks a packet of a channel's data. The ssh library takes packets larger than the agreed size, and the data
     /// that waits for a session is limited by number of packets.
     fn packet(&self, id: ChannelId, data: &[u8], session: &mut Session) -> Result<(), russh::Error> {
+        if self.login.borrow().is_none() {
+            // A channel that waits for a ticket takes its environment and nothing else: what a stranger sends is not kept.
+            return session.disconnect(Disconnect::ProtocolError, "data before the login", "");
+        }
         if data.len() <= super::PACKET as usize {
             return Ok(());
         }
@@ -322,11 +356,29 @@ impl RusshHandler for Handler {
         let offered = (offer.public_key, offer.algorithm);
         match self.offers.consider(&roster, user, self.peer.ip(), offered) {
             Ok(()) => Ok(Auth::Accept),
+            Err(_) if self.is_bound(user, offer.public_key) => Ok(Auth::Accept),
             Err(refusal) => Ok(self.denied(user, offer.public_key, &refusal)),
         }
     }
 
+    async fn auth_none(&mut self, user: &str) -> Result<Auth, Self::Error> {
+        Ok(Self::possible_methods(user))
+    }
+
+    async fn auth_keyboard_interactive<'a>(
+        &'a mut self,
+        user: &str,
+        submethods: &str,
+        response: Option<Response<'a>>,
+    ) -> Result<Auth, Self::Error> {
+        Ok(self.ask_for_ticket(user, submethods, response))
+    }
+
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
+        let is_members = !self.server.agent.roster.borrow().holders(key.public_key.key_data()).is_empty();
+        if !is_members && self.is_bound(user, key.public_key) {
+            return Ok(self.proved_bound(key.public_key));
+        }
         Ok(self.proven(user, Credential::Key(key.public_key.clone()), key.public_key))
     }
 
@@ -357,11 +409,17 @@ impl RusshHandler for Handler {
     ) -> Result<(), Self::Error> {
         let free = self.free.clone().try_acquire_owned();
         let why = match free {
+            // The one channel that brings a ticket.
+            Ok(permit) if self.door.waits && self.opened == 0 => {
+                self.opened += 1;
+                self.channels.insert(channel.id(), Waiting::new(channel, permit));
+                reply.accept().await;
+                return Ok(());
+            }
             _ if self.login.borrow().is_none() => "nobody is logged in",
             Ok(permit) if self.opened < MAX_SESSIONS_EVER => {
                 self.opened += 1;
-                let (options, screen) = (SessionOptions::default(), Screen::default());
-                self.channels.insert(channel.id(), Waiting { channel, permit, options, screen });
+                self.channels.insert(channel.id(), Waiting::new(channel, permit));
                 reply.accept().await;
                 return Ok(());
             }
@@ -444,9 +502,14 @@ impl RusshHandler for Handler {
         value: &str,
         session: &mut Session,
     ) -> Result<(), Self::Error> {
+        let waits = self.door.waits;
         let Some(waiting) = self.channels.get_mut(&id) else { return session.channel_failure(id) };
-        let known = waiting.options.set(name, value) || waiting.screen.set(name, value);
-        match waiting.take_out() {
+        let known = waits || waiting.options.set(name, value) || waiting.screen.set(name, value);
+        let taken_out = waiting.take_out();
+        if waits {
+            self.take_from_environment(name, value, session)?;
+        }
+        match taken_out {
             Ok(()) if known => session.channel_success(id),
             Ok(()) => session.channel_failure(id),
             Err(line) => self.refuse(id, line, session),
@@ -466,7 +529,7 @@ impl RusshHandler for Handler {
     }
 
     // These are not overridden, because their defaults refuse: agent forwarding, port and socket forwarding in both
-    // directions, X11 channels, passwords, keyboard-interactive.
+    // directions, X11 channels, passwords.
 }
 
 /// Runs a task on its channel, then closes the channel with the exit status. When the connection ends, the task is dropped,

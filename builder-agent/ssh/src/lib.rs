@@ -21,11 +21,13 @@ use tokio_util::sync::CancellationToken;
 
 use daemon::Agent;
 
+mod alias;
 mod commands;
 mod connection;
 mod gate;
 mod handler;
 mod login;
+mod metered;
 mod penalties;
 mod places;
 mod quiet;
@@ -33,6 +35,8 @@ mod records;
 mod shell;
 mod socket;
 mod terminal;
+mod ticket_login;
+mod ticket_words;
 
 use gate::Gate;
 use members::{Member, Roster};
@@ -212,9 +216,14 @@ async fn note_rosters(server: Arc<Server>, stop: CancellationToken) {
             changed = roster.changed() => if changed.is_err() { return },
         }
         let now = roster.borrow_and_update().clone();
-        let commit = now.commit.as_deref().unwrap_or("without a commit");
-        let text = format!("{commit}: {}", members::differences(&before, &now));
-        server.records.audit.note(Event::now(Kind::Roster).saying(&text));
+        let differences = members::differences(&before, &now);
+        // Each ticket that is made or ends gives a new roster too: that is no change of the roster in git.
+        if differences.is_some() || (&now.commit, now.loaded) != (&before.commit, before.loaded) {
+            let commit = now.commit.as_deref().unwrap_or("without a commit");
+            let text =
+                format!("{commit}: {}", differences.as_deref().unwrap_or("the same members and roles"));
+            server.records.audit.note(Event::now(Kind::Roster).saying(&text));
+        }
         before = now;
     }
 }

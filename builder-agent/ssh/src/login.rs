@@ -28,6 +28,8 @@ const MAX_OFFERS: usize = 64;
 pub enum Credential {
     Key(PublicKey),
     Certificate(Box<Certificate>),
+    /// The token of the ticket of this holder; with it the key to which the ticket is bound, if it is.
+    Ticket(Arc<str>),
 }
 
 /// A complete login. It can be decided again later, to see whether the roster still allows it.
@@ -71,11 +73,26 @@ impl std::fmt::Display for Refusal {
 }
 
 impl Login {
+    /// The fingerprint of the line of the roster that lets the client in: of its key, or of the authority that has signed
+    /// its certificate. `None`: a ticket does.
+    pub fn fingerprint(&self) -> Option<String> {
+        let key = match &self.credential {
+            Credential::Key(key) => key.key_data(),
+            Credential::Certificate(certificate) => certificate.signature_key(),
+            Credential::Ticket(_) => return None,
+        };
+        Some(key.fingerprint(HashAlg::Sha256).to_string())
+    }
+
     /// The member whom this login is for, by `roster`.
     pub fn decide(&self, roster: &Roster) -> Result<Arc<Member>, Refusal> {
         match &self.credential {
             Credential::Key(key) => self.by_key(roster, key),
             Credential::Certificate(certificate) => self.by_certificate(roster, certificate),
+            Credential::Ticket(id) => {
+                let ended = || Refusal::Unfit("the ticket has ended".to_owned());
+                roster.by_id(id).cloned().ok_or_else(ended)
+            }
         }
     }
 

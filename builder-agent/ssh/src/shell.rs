@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use daemon::{Agent, Caller};
 use line_editor::{Editor, Input};
+use members::Member;
 use russh::server::Msg;
 use russh::{Channel, ChannelMsg};
 use tokio::io::AsyncWriteExt;
@@ -56,6 +57,13 @@ pub(crate) async fn run(
     caller: &Caller,
     records: &Records,
 ) -> ExitStatus {
+    let _charge = match commands::charge(agent, &caller.member) {
+        Ok(charge) => charge,
+        Err(over) => {
+            let terminal = Terminal::in_shell(channel, screen);
+            return terminal.fail(&over, agent.config.limits.client_stall).await;
+        }
+    };
     let mut shell = Shell { channel, screen, agent, caller, records, ahead: VecDeque::new(), ended: false };
     match screen.is_terminal() {
         true => shell.interact().await,
@@ -91,7 +99,11 @@ impl Shell<'_> {
             };
             match editor.feed(byte, &mut out) {
                 None => {}
-                Some(Input::Complete) => self.complete(&mut editor, &mut out),
+                Some(Input::Complete) => {
+                    self.complete(&mut editor, &mut out);
+                    // Completion takes longer than any other key, and a client can send nothing but these.
+                    tokio::task::yield_now().await;
+                }
                 Some(Input::End) => {
                     self.show(&out).await;
                     return status;
@@ -123,7 +135,8 @@ impl Shell<'_> {
 
     fn complete(&self, editor: &mut Editor, out: &mut String) {
         let maintainer = is_maintainer(&self.agent.roster.borrow(), &self.caller.member);
-        match complete(&editor.before_cursor(), maintainer) {
+        let values = |name: &str, words: &[&str]| self.values(name, words, maintainer);
+        match complete(&editor.before_cursor(), maintainer, values) {
             Completion::Insert(text) => editor.insert(&text),
             Completion::Choose(words) => {
                 editor.refresh(out);
@@ -131,6 +144,22 @@ impl Shell<'_> {
                 editor.show_again();
             }
             Completion::Nothing => out.push('\u{7}'),
+        }
+    }
+
+    /// What the next word of a command can be, of what exists at this moment and this member may see.
+    fn values(&self, name: &str, words: &[&str], maintainer: bool) -> Vec<String> {
+        match (name, words) {
+            ("builds", ["show" | "log" | "watch" | "cancel"]) => {
+                let own = |other: &Member| other.id == self.caller.member.id;
+                let builds = self.agent.realiser.scheduler.list(&own);
+                builds.iter().map(|build| build.id.to_string()).collect()
+            }
+            ("kick", []) if maintainer => {
+                let open = self.records.connections.list(|_| true);
+                open.iter().map(|open| open.member.name.to_string()).collect()
+            }
+            _ => Vec::new(),
         }
     }
 

@@ -18,6 +18,26 @@ pub enum Durability {
     Flush,
 }
 
+/// When the box evicts paths to make room: with less than this free on the store's file system.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MinFree {
+    /// Never.
+    #[default]
+    Off,
+    /// A tenth of the file system, but not more than 10 GiB; and this part of its inodes.
+    Usual {
+        /// Percent of the inodes.
+        files_percent: u8,
+    },
+    /// So much, but not more than half of the file system.
+    Bytes {
+        /// Bytes.
+        bytes: u64,
+        /// Percent of the inodes.
+        files_percent: u8,
+    },
+}
+
 /// Limits of one store, each checked where the resource is spent, and the keys that it trusts and signs with.
 #[derive(Clone)]
 pub struct StoreConfig {
@@ -32,6 +52,10 @@ pub struct StoreConfig {
     pub signer: Option<Arc<dyn Signer>>,
     /// An upload with a valid signature of one of these keys is Verified, if all its references are.
     pub trusted: Arc<TrustedKeys>,
+    /// When paths are evicted.
+    pub min_free: MinFree,
+    /// Most bytes that one member is charged for; a view can have a lower limit. `None`: as many as there is room for.
+    pub max_bytes_per_member: Option<u64>,
     /// Called around work that takes longer than a small commit.
     pub long_work: LongWork,
 }
@@ -44,6 +68,8 @@ impl fmt::Debug for StoreConfig {
             .field("durability", &self.durability)
             .field("signs", &self.signer.is_some())
             .field("trusted", &self.trusted)
+            .field("min_free", &self.min_free)
+            .field("max_bytes_per_member", &self.max_bytes_per_member)
             .finish()
     }
 }
@@ -62,6 +88,8 @@ impl Default for StoreConfig {
             durability: Durability::default(),
             signer: None,
             trusted: Arc::default(),
+            min_free: MinFree::default(),
+            max_bytes_per_member: None,
             long_work: LongWork::default(),
         }
     }

@@ -310,6 +310,24 @@ pub enum RegisterError {
         /// The largest accepted number.
         limit: usize,
     },
+    /// One member's paths would take the room of the others'.
+    #[error(
+        "cannot keep this: it needs {} MiB, and your paths take {} of the {} MiB that they may take ({}), without those that \
+         you do not need. Remove roots that you do not need any more, or end sessions that use old paths; or ask {} for more",
+        mib_up(*.more), mib_up(*.charged), .limit >> 20, quota_of(*.own), who_sets(*.own)
+    )]
+    Quota {
+        /// Whose paths.
+        member: Member,
+        /// Bytes that it would take.
+        more: u64,
+        /// Bytes that the member is charged for and needs.
+        charged: u64,
+        /// The most bytes.
+        limit: u64,
+        /// Whether the limit is the member's own.
+        own: bool,
+    },
     /// Temporary roots are kept in memory for as long as the session lasts.
     #[error("cannot hold more paths for this session, at most {limit} are accepted; continue in a new one")]
     HoldLimit {
@@ -442,4 +460,17 @@ impl RegisterError {
     pub fn is_callers_fault(&self) -> bool {
         !matches!(self, Self::File(_) | Self::Index(_) | Self::Shared(_) | Self::Abandoned)
     }
+}
+
+/// Rounded up, so that no message says 0 MiB of something.
+fn mib_up(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}
+
+fn quota_of(own: bool) -> &'static str {
+    if own { "your `max-store-mib` in the roster" } else { "the box's `limits.max-store-mib-per-member`" }
+}
+
+fn who_sets(own: bool) -> &'static str {
+    if own { "a maintainer of the roster" } else { "the operator of the box" }
 }

@@ -9,10 +9,12 @@
 //!
 //! Not here: files of objects, and the rules that decide who may see and change what (`views`).
 
+pub(crate) mod account;
 pub(crate) mod change;
 pub(crate) mod commit;
 pub(crate) mod database;
 pub(crate) mod holds;
+pub(crate) mod leases;
 pub(crate) mod memory;
 pub(crate) mod rows;
 pub(crate) mod sqlite;

@@ -35,7 +35,7 @@ mod types;
 mod upkeep;
 mod views;
 
-pub use config::{DEFAULT_MAX_ENTRIES, DEFAULT_MAX_NAR_BYTES, Durability, StoreConfig};
+pub use config::{DEFAULT_MAX_ENTRIES, DEFAULT_MAX_NAR_BYTES, Durability, MinFree, StoreConfig};
 pub use error::{
     CollectError, ComposeError, DatabaseError, FileError, ImportError, MissingPath, NarError, OpenError,
     RegisterError, TreeError,
@@ -49,8 +49,11 @@ pub use store::Store;
 pub use types::realisation::RealisationId;
 pub use types::result::{BuildRecord, RecordEnd, RecordedOutput};
 pub use types::{Member, Provenance};
+pub use upkeep::evict::Evicted;
 pub use upkeep::recovery::Recovery;
+pub use upkeep::space::Space;
 pub use views::closure::{Closure, ClosureInfo, Composed};
 pub use views::collect::{Collect, CollectAction, Collected};
+pub use views::quota::{Payer, Quota};
 pub use views::staged::Staged;
 pub use views::view::View;

@@ -13,6 +13,7 @@ pub(crate) mod intake;
 pub(crate) mod leftovers;
 pub(crate) mod pins;
 pub(crate) mod removal;
+pub(crate) mod room;
 pub(crate) mod temporary;
 pub(crate) mod trees;
 

@@ -4,11 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::StoreConfig;
-use crate::error::{OpenError, RegisterError};
+use crate::error::{FileError, OpenError, RegisterError};
 use crate::types::Member;
 use crate::types::result::BuildRecord;
 use crate::upkeep::base::Base;
+use crate::upkeep::evict::Evicted;
 use crate::upkeep::recovery::Recovery;
+use crate::upkeep::room::evict_bytes;
+use crate::upkeep::space::Space;
+use crate::views::quota::{Payer, Quota};
 use crate::views::records;
 use crate::views::seen::Viewer;
 use crate::views::view::View;
@@ -49,7 +53,40 @@ impl Store {
     #[must_use]
     pub fn view_sharing(&self, member: &Member, others: &[Member]) -> View {
         let others = others.iter().filter(|other| *other != member).cloned().collect();
-        View::new(Arc::clone(&self.base), Viewer { member: member.clone(), others }, None)
+        let quota = Quota::smaller(None, self.base.config.max_bytes_per_member);
+        let payer = Payer { member: Some(member.clone()), quota };
+        View::new(Arc::clone(&self.base), Viewer { member: member.clone(), others, payer }, None)
+    }
+
+    /// The room on the store's file system.
+    pub fn space(&self) -> Result<Space, FileError> {
+        self.base.rooms.space().map_err(|e| FileError::new("look at", "the store", e))
+    }
+
+    /// How scarce room is, from 0 (nothing has to be evicted) to 1000 (uploads are refused if nothing can be evicted).
+    #[must_use]
+    pub fn pressure(&self) -> u32 {
+        self.base.rooms.pressure()
+    }
+
+    /// Bytes of all objects that some path has.
+    #[must_use]
+    pub fn object_bytes(&self) -> u64 {
+        self.base.index.read().object_bytes()
+    }
+
+    /// When the Verified path that was not used for the longest time was used, in seconds since 1970.
+    #[must_use]
+    pub fn oldest_use(&self) -> Option<u64> {
+        let index = self.base.index.read();
+        let uses = index.verified().entries().map(|(_, entry)| entry.used.at() / 1000);
+        // 0: of somebody who had too much, and nobody else has used it (`Change::Release`).
+        uses.filter(|used| *used > 0).min()
+    }
+
+    /// Evicts paths that nobody needs, so many bytes or as many as is possible, and removes their files. Blocks until then.
+    pub fn evict(&self, bytes: u64, why: &str) -> Result<Evicted, RegisterError> {
+        evict_bytes(&self.base.rooms, &self.base.upkeep, bytes, why)
     }
 
     /// Does at once the work that is otherwise done every few seconds: renames objects, removes objects

@@ -4,7 +4,10 @@
 //! in a certain order in both of them are here.
 
 pub(crate) mod base;
+pub(crate) mod evict;
 mod keeper;
 mod marker;
 pub(crate) mod recovery;
+pub(crate) mod room;
+pub(crate) mod space;
 pub(crate) mod work;

@@ -9,6 +9,7 @@ mod copies;
 mod limits;
 mod origins;
 mod provenance;
+pub(crate) mod quota;
 pub(crate) mod records;
 mod register;
 pub(crate) mod seen;

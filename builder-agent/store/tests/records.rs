@@ -102,6 +102,7 @@ fn an_index_of_the_first_schema_is_brought_up_to_date_in_place() {
     db.execute_batch(
         "DROP TABLE realisations; DROP TABLE results; DROP TABLE result_outputs; DROP TABLE roots;
          DROP TABLE annotations; ALTER TABLE paths DROP COLUMN origins;
+         ALTER TABLE paths DROP COLUMN payer; ALTER TABLE paths DROP COLUMN used;
          ALTER TABLE paths DROP COLUMN proven; PRAGMA user_version = 1;",
     )
     .unwrap();

@@ -71,13 +71,13 @@ fn a_row_that_cannot_be_understood_is_left_out_and_the_rest_is_served() {
     let db = rusqlite::Connection::open(dir.path().join("index.sqlite")).unwrap();
     db.execute_batch(
         "INSERT INTO paths SELECT id + 100, 'no store path', member, nar_hash, nar_size, object_size, refs, deriver,
-                                  registration_time, ultimate, signatures, ca, proven, origins FROM paths LIMIT 1;
+                                  registration_time, ultimate, signatures, ca, proven, origins, payer, used FROM paths LIMIT 1;
          INSERT INTO paths SELECT id + 1000, path || '-2', member, x'00', nar_size, object_size, refs, deriver,
-                                  registration_time, ultimate, signatures, ca, proven, origins FROM paths LIMIT 1;
+                                  registration_time, ultimate, signatures, ca, proven, origins, payer, used FROM paths LIMIT 1;
          INSERT INTO paths SELECT id + 2000, path || '-3', member, nar_hash, nar_size, object_size, 'x y', deriver,
-                                  registration_time, ultimate, signatures, ca, proven, origins FROM paths LIMIT 1;
+                                  registration_time, ultimate, signatures, ca, proven, origins, payer, used FROM paths LIMIT 1;
          INSERT INTO paths SELECT id + 3000, path || '-4', member, nar_hash, nar_size, object_size, refs, deriver,
-                                  registration_time, ultimate, signatures, 'no address', proven, origins FROM paths LIMIT 1;
+                                  registration_time, ultimate, signatures, 'no address', proven, origins, payer, used FROM paths LIMIT 1;
          INSERT INTO realisations SELECT x'17', output, member, path, signatures FROM realisations;
          INSERT INTO results VALUES (x'0102', 'no store path', 1, 3, 'failed', NULL);
          INSERT INTO result_outputs VALUES (zeroblob(32), 'out', 'no store path', x'00', 1, '', NULL);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use nix_derivation::StorePath;
-use store::{Provenance, View};
+use store::{Member, Payer, Provenance, View};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
@@ -17,7 +17,7 @@ use super::offer::{Offer, Place};
 use super::source::{Kind, Source, SourceError};
 use super::ssh_store::Piped;
 use super::unpack;
-use shares::threads::Threads;
+use shares::threads::{Threads, Workers};
 
 /// Most downloads at once on the whole box. Each needs a decoder and a thread.
 const MAX_DOWNLOADS: usize = 16;
@@ -63,8 +63,13 @@ impl Downloads {
         Self { running: Mutex::default(), slots, public, threads }
     }
 
-    /// Joins the download of `offer`'s path, or starts it. The path's references must be Verified already.
-    pub fn start(&self, offer: &Arc<Offer>, source: &Arc<Source>) -> Arc<Download> {
+    /// Threads for the commits of `member`.
+    pub fn workers_of(&self, member: &Member) -> Workers {
+        self.threads.of(&member.name().into())
+    }
+
+    /// Joins the download of `offer`'s path, or starts it; then `payer` is charged for the path. The path's references must be Verified already.
+    pub fn start(&self, offer: &Arc<Offer>, source: &Arc<Source>, payer: Payer) -> Arc<Download> {
         let path = &offer.info.path;
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(download) = running.get(path).and_then(Weak::upgrade)
@@ -77,7 +82,8 @@ impl Downloads {
         let cancelled = CancellationToken::new();
         let cancel = cancelled.clone().drop_guard();
         let (offer, source) = (offer.clone(), source.clone());
-        let (slots, public, threads) = (self.slots.clone(), self.public.clone(), self.threads.clone());
+        let (slots, threads) = (self.slots.clone(), self.threads.clone());
+        let public = self.public.clone().paid_by(payer);
         let task = tokio::spawn(async move {
             let _slot = slots.acquire().await;
             let end = attempts(&offer, &source, (&public, &threads), &progress, &cancelled).await;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix_derivation::StorePath;
 use store::signing::TrustedKeys;
-use store::{Member, Store, View};
+use store::{Member, Payer, Store, View};
 
 use net::HttpClient;
 use shares::threads::Threads;
@@ -128,7 +128,7 @@ impl Substituters {
         http: &Arc<HttpClient>,
         threads: Threads,
     ) -> Self {
-        let public = store.view(&Member::new(NOBODY));
+        let public = store.view(&Member::new(NOBODY)).paid_by(Payer::default());
         let sources = settings.substituters.iter().map(|address| Arc::new(Source::new(address, terms, http)));
         Self(Arc::new(Inner {
             enabled: settings.enabled,
@@ -164,8 +164,20 @@ impl Substituters {
         &self.0.sources[index]
     }
 
-    fn start(&self, offer: &Arc<Offer>) -> Arc<Download> {
-        self.0.downloads.start(offer, self.source(offer.source))
+    /// `payer` is charged for the path, if it is new.
+    fn start(&self, offer: &Arc<Offer>, payer: Payer) -> Arc<Download> {
+        self.0.downloads.start(offer, self.source(offer.source), payer)
+    }
+
+    /// Checks, before anything is fetched, that so many bytes are within the limit of the member who asks. Downloads are
+    /// shared, so a limit of one member must not end one.
+    async fn make_room(&self, view: &View, bytes: u64) -> Result<(), Arc<str>> {
+        let (workers, view) = (self.0.downloads.workers_of(view.member()), view.clone());
+        match workers.commit(move || view.make_room(bytes)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => Err(format!("nothing is fetched: {why}").into()),
+            Err(lost) => Err(format!("nothing is fetched, because of the box: {lost}").into()),
+        }
     }
 
     fn forget(&self, path: &StorePath) {

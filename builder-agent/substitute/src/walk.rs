@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix_derivation::StorePath;
-use store::Member;
+use store::{Member, Payer, View};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -217,16 +217,22 @@ impl Substituters {
         }
     }
 
-    /// Fetches the closure of `paths`. Dropping the future ends the downloads that nobody else waits for.
+    /// Fetches the closure of `paths` for the member of `view`, who pays for what is new here. The box does not evict the
+    /// closure while the view's session lasts. Dropping the future ends the downloads that nobody else waits for.
     pub async fn fetch<E: From<Event> + Send + 'static>(
         &self,
-        member: &Member,
+        view: &View,
         budget: &Budget,
         paths: &[StorePath],
         events: &mpsc::Sender<E>,
     ) -> Result<Fetched, OverBudget> {
-        let mut walk = self.walk(member, budget, paths).await?;
+        let mut walk = self.walk(view.member(), budget, paths).await?;
         warn(std::mem::take(&mut walk.warnings), events).await;
+        if let Err(why) = self.make_room(view, walk.nar_size()).await {
+            warn([why.clone()], events).await;
+            let all = std::mem::take(&mut walk.offers).into_keys();
+            walk.refused.extend(all.map(|path| (path, why.clone())));
+        }
         let mut waiting: BTreeMap<StorePath, BTreeSet<StorePath>> = BTreeMap::new();
         let mut ready = Vec::new();
         for (path, offer) in &walk.offers {
@@ -235,6 +241,8 @@ impl Substituters {
                 .filter(|reference| walk.offers.contains_key(*reference))
                 .cloned()
                 .collect();
+            // Those that are valid already have to stay until what refers to them is.
+            offer.references().filter(|r| !walk.offers.contains_key(*r)).for_each(|r| drop(view.info(r)));
             match needs.is_empty() {
                 true => ready.push(path.clone()),
                 false => drop(waiting.insert(path.clone(), needs)),
@@ -246,7 +254,12 @@ impl Substituters {
                 && let Some(path) = ready.pop()
             {
                 let Some(offer) = walk.offers.get(&path) else { continue };
-                running.spawn(watched(self.clone(), offer.clone(), events.clone()));
+                running.spawn(watched(
+                    self.clone(),
+                    offer.clone(),
+                    view.payer().without_limit(),
+                    events.clone(),
+                ));
             }
             let Some(joined) = running.join_next().await else { break };
             let Ok((path, end)) = joined else { continue };
@@ -257,6 +270,7 @@ impl Substituters {
                 walk.settle(vec![path]);
                 continue;
             }
+            drop(view.info(&path));
             for user in walk.needed_by.remove(&path).into_iter().flatten() {
                 if let Some(needs) = waiting.get_mut(&user) {
                     needs.remove(&path);
@@ -294,13 +308,14 @@ pub async fn warn<E: From<Event>>(warnings: impl IntoIterator<Item = Arc<str>>, 
 async fn watched<E: From<Event>>(
     all: Substituters,
     offer: Arc<Offer>,
+    payer: Payer,
     events: mpsc::Sender<E>,
 ) -> (StorePath, Result<(), Arc<str>>) {
     let path = offer.info.path.clone();
     let size = offer.info.nar_size;
     let from = all.source(offer.source).name.clone();
     let _ = events.send(Event::Started { path: path.clone(), from, size }.into()).await;
-    let download = all.start(&offer);
+    let download = all.start(&offer, payer);
     let mut state = download.state.clone();
     let mut reported = Instant::now();
     let end = loop {

@@ -17,7 +17,7 @@ use builds::schedule::{Embedded, Parts};
 use daemon::Agent;
 use daemon::{Caller, SessionOptions};
 use ledger::Ledger;
-use members::{Member, MemberLimits, Role, Roster};
+use members::{Member, Roster};
 use nix::derivation::BasicDerivation;
 use nix_derivation::{Output, StorePath};
 use sandbox::{
@@ -30,6 +30,7 @@ use store::signing::TrustedKeys;
 use store::{Store, StoreConfig};
 use substitute::Substituters;
 use tempfile::TempDir;
+use tickets::Tickets;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::watch;
 use wire::client::{Client, encode_file_nar};
@@ -159,13 +160,23 @@ impl Scripted {
 
     /// The same, with the configuration of this sandbox backend.
     pub fn open_for(backend: &str, config: &str) -> Scripted {
+        Self::open_with(backend, config, false)
+    }
+
+    /// The same, with tickets. A change of the roster then takes effect a moment after it was made.
+    pub fn open_with_tickets(config: &str) -> Scripted {
+        Self::open_with("namespace", config, true)
+    }
+
+    fn open_with(backend: &str, config: &str, with_tickets: bool) -> Scripted {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
         for name in ["alice", "bob"] {
             super::make_key(&dir.path().join(name));
         }
         let path = dir.path().join("agent.toml");
         let text = format!(
-            "name = \"testbox\"\nroster = \"/r\"\nsystems = [\"x86_64-linux\"]\n{config}\n[sandbox]\nbackend = \"{backend}\"\n"
+            "name = \"testbox\"\nroster = \"/r\"\nstate-dir = {:?}\nsystems = [\"x86_64-linux\"]\n{config}\n[sandbox]\nbackend = \"{backend}\"\n",
+            dir.path(),
         );
         std::fs::write(&path, text).expect("config");
         let config = Arc::new(Config::load(&path).expect("a good configuration"));
@@ -174,6 +185,8 @@ impl Scripted {
         let store = Store::open(&dir.path().join("store"), settings).expect("a store");
         let script = Arc::new(Script::default());
         let (sender, roster) = watch::channel(read_roster(dir.path(), &["alice", "bob"]));
+        let tickets = Tickets::open(&dir.path().join("tickets.sqlite"), false);
+        let roster = if with_tickets { members::with_tickets(roster, tickets.clone()) } else { roster };
         let logs = dir.path().to_owned();
         let kept = Arc::new(KeptLogs::new(logs.join("kept"), 1 << 20));
         let threads = Threads::new();
@@ -213,11 +226,13 @@ impl Scripted {
             signing_key,
             host_key: String::new(),
             roster,
+            tickets,
             checks: members::Checks::none(),
             threads,
             budgets: Budgets::new(1 << 30, 1 << 30),
             ledger,
             opened: Default::default(),
+            paces: shares::pace::Paces::new(|| 0),
         });
         Scripted { dir, agent, script, roster: sender }
     }
@@ -301,15 +316,7 @@ impl Scripted {
 
 /// A member without special settings.
 pub fn member(name: &str) -> Arc<Member> {
-    Arc::new(Member {
-        name: name.into(),
-        id: name.into(),
-        role: Role::Member,
-        limits: MemberLimits::default(),
-        settings: Default::default(),
-        groups: Default::default(),
-        share_with: Default::default(),
-    })
+    Arc::new(Member::named(name))
 }
 
 fn read_roster(dir: &Path, names: &[&str]) -> Arc<Roster> {
@@ -341,8 +348,8 @@ pub fn derivation(name: &str, script: &str, env: &[(&str, &str)]) -> (StorePath,
 
 /// One message that a client gets while it waits for an answer.
 enum Message {
-    /// The text of an activity.
-    Start(String),
+    Start,
+    Note(String),
     Line(String),
     Other,
 }
@@ -358,18 +365,18 @@ pub async fn wait_for_line(
 
 /// Reads a client's stream up to the start of an activity. A client that builds gets one as soon as it waits for a run.
 pub async fn wait_for_start(client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>) {
-    let reading = async { while !matches!(message(client).await, Message::Start(_)) {} };
+    let reading = async { while !matches!(message(client).await, Message::Start) {} };
     tokio::time::timeout(super::PATIENCE, reading).await.expect("nothing was started");
 }
 
-/// Reads a client's stream up to an activity that says why a build waits. Returns its text.
+/// Reads a client's stream up to the message that says why a build waits. Returns its text.
 pub async fn wait_for_reason(client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>) -> String {
     let reading = async {
         loop {
-            if let Message::Start(text) = message(client).await
+            if let Message::Note(text) = message(client).await
                 && text.starts_with("waiting for a slot")
             {
-                return text;
+                return text.trim_end().to_owned();
             }
         }
     };
@@ -384,10 +391,10 @@ async fn message(client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + U
             for _ in 0..3 {
                 number(client.u64().await);
             }
-            let text = client.bytes().await.expect("text");
+            client.bytes().await.expect("text");
             fields(client).await;
             number(client.u64().await);
-            Message::Start(String::from_utf8_lossy(&text).into_owned())
+            Message::Start
         }
         0x5354_4f50 => {
             number(client.u64().await);
@@ -402,8 +409,8 @@ async fn message(client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + U
             }
         }
         0x6f6c_6d67 => {
-            client.bytes().await.expect("a message");
-            Message::Other
+            let text = client.bytes().await.expect("a message");
+            Message::Note(String::from_utf8_lossy(&text).into_owned())
         }
         other => panic!("the log ended: {other:#x}"),
     }

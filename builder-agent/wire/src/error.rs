@@ -56,6 +56,10 @@ pub enum WireError {
     #[error("bad NAR in {op}: {source}")]
     Nar { op: &'static str, source: NarError },
 
+    /// The reader of the client's bytes takes no more of them, for a reason that the client may read.
+    #[error("{0}")]
+    Refused(String),
+
     /// An error was sent, but the rest of the refused body could not be skipped.
     /// The server opens no sessions now; the client got the reason.
     #[error("no session is opened: {why}")]

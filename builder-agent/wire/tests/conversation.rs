@@ -108,6 +108,29 @@ fn the_handshake_of_nix_2_8_byte_for_byte() {
     });
 }
 
+/// The error is where a client expects the end of the handshake, after the fields of its version.
+#[test]
+fn a_server_that_opens_no_sessions_says_why_as_the_end_of_the_handshake() {
+    for (minor, trust) in [(0x122u64, None), (0x123, Some(1)), (0x126, Some(1))] {
+        block_on(async {
+            let hello = bytes().n(0x6e697863).n(minor).n(0).n(0).n(0).0;
+            let (ours, mut theirs) = duplex(4096);
+            let info = ServerInfo { closed: Some("a new disk".into()), ..ServerInfo::new("2.34.0") };
+            let error = Connection::accept(&hello[..], ours, info).await.err().unwrap();
+            assert!(error.to_string().contains("a new disk") && !error.is_disconnect(), "{error}");
+            let mut written = Vec::new();
+            theirs.read_to_end(&mut written).await.unwrap();
+            let version = bytes().s("2.34.0");
+            let before = match trust {
+                Some(trust) => version.n(trust).0,
+                None => version.0,
+            };
+            let error = bytes().n(0x63787470).s("Error").n(0).s("Error").s("a new disk").n(0).n(0).0;
+            assert!(written.ends_with(&[before, error].concat()), "{minor:#x}: {written:?}");
+        });
+    }
+}
+
 #[test]
 fn a_path_info_survives_the_way_there_and_back() {
     for minor in [18, 21, 34, 38] {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use e2e::agent::Setup;
 use e2e::hostile::*;
-use e2e::shared_box::{SharedBox, recipe};
+use e2e::shared_box::{SharedBox, WORKER, recipe};
 use nix::derivation::BasicDerivation;
 use nix_derivation::store_path::{build_output_path, build_text_path};
 use nix_derivation::{DerivationModuloHash, HashAlgorithm, NixHash, StorePath, hash_bytes};
@@ -56,6 +56,24 @@ async fn the_cores_a_client_asks_for_shape_nothing() {
     // The envelope does not depend on the member, so the result is for everybody.
     assert_eq!(alice.nar(&out).await, nar(&file(b"3\n")));
     assert_eq!(shared_box.agent.count("build started"), 1);
+}
+
+/// As with a lower limit, but Mallory chooses it alone, in the environment of her ssh client.
+#[tokio::test]
+async fn what_was_built_with_fewer_processors_by_a_setting_stays_that_members() {
+    let shared_box = SharedBox::with(&["alice", "mallory"], Setup::default().setting("sandbox.vcpus = 3"));
+    let mut ssh = shared_box.ssh("mallory", &[]);
+    ssh.args(["-o", "SetEnv=BARN_MAX_CPU=1"]).args(WORKER);
+    let (mut alice, mut mallory) = (shared_box.session("alice").await, Session::over(ssh, MINOR).await);
+    let (out, drv, derivation) = honest("asked", "echo $NIX_BUILD_CORES > $out");
+    assert_eq!(mallory.build((drv.clone(), derivation.clone())).await.status, 0);
+    assert_eq!(mallory.nar(&out).await, nar(&file(b"1\n")));
+    let claim = mallory.path_info(&out).await.expect("valid");
+    assert!(claim.signatures.is_empty(), "the box signed what mallory's setting has shaped: {claim:?}");
+    assert!(!alice.is_valid(&out).await, "what mallory's setting has shaped is everybody's");
+    assert_eq!(alice.build((drv, derivation)).await.status, 0);
+    assert_eq!(alice.nar(&out).await, nar(&file(b"3\n")));
+    assert_eq!(shared_box.agent.count("build started"), 2);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! The box's disk is full, of bytes or of files. That is a failure of the box: a member who builds meanwhile
 //! gets an error that allows another try, it is not remembered as the build's own failure, and queries still
-//! work.
+//! work. A member who fills it makes the box evict, and stops nobody.
 
 use std::path::{Path, PathBuf};
 
@@ -110,4 +110,79 @@ async fn a_full_disk_is_trouble_of_the_box_and_nobodys_failure() {
         let told = alice.build(build).await;
         assert_eq!(told.status, 0, "{what}, with room again: {told:?}");
     }
+}
+
+/// Uploads `count` claims, with a new session for every ten, so that those before are dead. Returns the messages of refusals.
+async fn fill(shared_box: &SharedBox, count: u32, size: usize) -> Vec<String> {
+    let mut refusals = Vec::new();
+    for round in 0..count / 10 {
+        let mut session = shared_box.session("mallory").await;
+        for n in 0..10 {
+            let name = format!("m{round}-{n}");
+            let mut contents = vec![n as u8; size];
+            contents[..name.len()].copy_from_slice(name.as_bytes());
+            let contents = nar(&file(&contents));
+            if let Err(said) = session.try_upload(&at(&path(&name), &contents), &contents).await {
+                refusals.push(said);
+                break;
+            }
+        }
+    }
+    refusals
+}
+
+/// One member fills the disk again and again, another one builds and copies all the time.
+async fn nobody_fails_because_of_a_member_who_fills(disk: &Disk, count: u32, size: usize) {
+    let shared_box = SharedBox::with(&["mallory", "bob"], Setup::default().below(disk.path()));
+    let filled = std::cell::Cell::new(false);
+    let filling = async {
+        let refusals = fill(&shared_box, count, size).await;
+        filled.set(true);
+        refusals
+    };
+    let working = async {
+        let mut round = 0;
+        while !filled.get() || round < 3 {
+            let mut bob = shared_box.session("bob").await;
+            let name = format!("input-{round}");
+            let input = nar(&file(&[name.as_bytes(), b"\n", &vec![b'x'; 50_000]].concat()));
+            bob.upload(&at(&path(&name), &input), &input).await;
+            let script = format!("read line < {}; echo $line > $out", path(&name).to_absolute_path());
+            let out = path(&format!("out-{round}"));
+            let drv = path(&format!("out-{round}.drv"));
+            let told = bob.build(recipe(&drv, &[("out", &out)], &[&path(&name)], &script)).await;
+            assert_eq!(told.status, 0, "round {round}: {told:?}");
+            assert_eq!(bob.nar(&path(&name)).await, input, "round {round}");
+            assert!(bob.is_valid(&out).await, "round {round}");
+            round += 1;
+        }
+        round
+    };
+    let (refusals, rounds) = tokio::join!(filling, working);
+    assert!(shared_box.agent.count("evicted") > 0, "the disk was never low: {refusals:?}");
+    // A member who is refused learns why, and nothing of the others.
+    for said in refusals {
+        assert!(said.contains("max-store-mib") || said.contains("min-free"), "{said}");
+    }
+    let mut bob = shared_box.session("bob").await;
+    let last = path(&format!("out-{}", rounds - 1));
+    assert!(bob.is_valid(&last).await, "what was used last is there");
+}
+
+#[tokio::test]
+async fn a_member_who_fills_a_store_in_memory_stops_nobody() {
+    let disk = Disk::memory("size=64m,nr_inodes=20000");
+    nobody_fails_because_of_a_member_who_fills(&disk, 150, 1 << 20).await;
+}
+
+#[tokio::test]
+async fn a_member_who_fills_a_disk_stops_nobody() {
+    let disk = Disk::ext4(160);
+    nobody_fails_because_of_a_member_who_fills(&disk, 150, 1 << 20).await;
+}
+
+#[tokio::test]
+async fn a_member_who_uses_up_the_inodes_stops_nobody() {
+    let disk = Disk::memory("size=256m,nr_inodes=500");
+    nobody_fails_because_of_a_member_who_fills(&disk, 1000, 100).await;
 }

@@ -22,6 +22,7 @@ mod sharing;
 mod signing;
 mod stalls;
 mod strangers;
+mod tickets;
 mod timing;
 mod twins;
 mod withdrawn;

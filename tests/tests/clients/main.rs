@@ -25,6 +25,7 @@ mod reuse;
 mod settings;
 mod strings;
 mod substitution;
+mod tickets;
 
 use std::process::Command;
 
@@ -174,7 +175,11 @@ for_every_client! {
     drained::builders_pass_over_a_drained_box_and_others_are_told_why,
     drained::what_runs_ends_well_and_what_is_there_can_be_fetched_from_a_drained_box,
     following::a_member_follows_a_build_of_their_own_and_nobody_elses,
+    following::a_watched_build_that_is_built_ends_the_watch,
     limits::a_limit_of_the_roster_is_named_with_who_set_it_and_a_higher_one_counts_at_once,
+    tickets::a_friend_builds_with_a_ticket_and_gets_the_result,
+    tickets::a_friend_builds_through_builders_until_the_ticket_is_revoked,
+    tickets::a_ticket_for_reading_copies_what_everybody_sees_and_builds_nothing,
     front_door::a_login_without_a_command_is_told_what_works,
     front_door::any_other_command_is_refused_in_one_line,
     front_door::a_key_that_is_not_in_the_roster_gets_nothing,

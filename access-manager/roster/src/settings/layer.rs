@@ -105,7 +105,7 @@ mod tests {
     fn an_unknown_or_ill_typed_setting_is_refused_by_name() {
         for (text, why) in [
             (r#"{"keep-goin":true}"#, "there is no setting `keep-goin`; did you mean `keep-going`?"),
-            (r#"{"tags":[]}"#, "the setting `tags` has no effect"),
+            (r#"{"min-mem":1}"#, "the setting `min-mem` has no effect"),
             (r#"{"timeout":-1}"#, "the setting `timeout` must be a whole number"),
             (r#"{"timeout":1.5}"#, "the setting `timeout` must be"),
             (r#"{"timeout":"5"}"#, "the setting `timeout` must be"),
@@ -125,7 +125,7 @@ mod tests {
         let why = layer.check(Level::Ssh).expect_err("too late");
         assert_eq!(
             why,
-            "the setting `allow-shell` cannot be set by the ssh environment, only on the levels system, group, member"
+            "the setting `allow-shell` cannot be set by the ssh environment, only on the levels system, group, member, key"
         );
     }
 }

@@ -3,7 +3,7 @@
 //! Levels come in their order. A level counts unless an earlier one has locked it (`allow-override`), or the two levels
 //! of variables are switched off (`settings-from-ssh-env`, `settings-from-drv-env`). Of the levels that count, the last
 //! one decides about a flag, the smallest value about a time, and lists are put together. Groups are one level: where
-//! two of a member's groups differ, `false` counts.
+//! two of a member's groups differ, `false` or the smaller number counts.
 
 use super::layer::Layer;
 use super::table::{Id, Kind, Level, SETTINGS, Setting};
@@ -76,6 +76,12 @@ pub struct Effective {
     /// Seconds; `None` means that no level sets one.
     pub timeout: Option<u64>,
     pub max_silent_time: Option<u64>,
+    /// Processors and MiB of a build; the box's envelope is what it is without them.
+    pub max_cpu: Option<u64>,
+    pub max_mem: Option<u64>,
+    /// Above or below zero, or zero.
+    pub priority: i64,
+    pub tags: Vec<String>,
     pub always_substitute: Vec<String>,
     pub never_substitute: Vec<String>,
 }
@@ -127,13 +133,16 @@ impl Layers {
         let counting = votes.iter().filter(|vote| vote.verdict == Verdict::Counts);
         let (value, level) = match setting.kind {
             Kind::Flag { default } => last(counting).unwrap_or((Value::Flag(default), Level::System)),
-            Kind::Seconds { .. } => smallest(counting),
-            Kind::Globs => together(counting),
+            Kind::Most { .. } => smallest(counting),
+            Kind::Rank { .. } => last(counting).unwrap_or((Value::Number(0), Level::System)),
+            Kind::Globs | Kind::Tags => together(counting),
         };
         for vote in votes.iter_mut().filter(|vote| vote.verdict == Verdict::Counts) {
             vote.verdict = match setting.kind {
-                Kind::Flag { .. } if vote.level != level || vote.value != value => Verdict::Overridden(level),
-                Kind::Seconds { .. } if vote.value != value => Verdict::NotSmallest(level),
+                Kind::Flag { .. } | Kind::Rank { .. } if vote.level != level || vote.value != value => {
+                    Verdict::Overridden(level)
+                }
+                Kind::Most { .. } if vote.value != value => Verdict::NotSmallest(level),
                 _ => Verdict::Counts,
             };
         }
@@ -141,10 +150,15 @@ impl Layers {
     }
 }
 
-/// The value of the last level; `false` if two groups differ.
+/// The value of the last level; `false`, or the smaller number, if two groups differ.
 fn last<'a>(votes: impl Iterator<Item = &'a Vote>) -> Option<(Value, Level)> {
-    votes.fold(None, |before, vote| match before {
+    votes.fold(None, |before: Option<(Value, Level)>, vote| match before {
         Some((Value::Flag(false), level)) if level == vote.level => before,
+        Some((Value::Number(number), level))
+            if level == vote.level && Value::Number(number) <= vote.value =>
+        {
+            before
+        }
         _ => Some((vote.value.clone(), vote.level)),
     })
 }
@@ -195,8 +209,8 @@ impl Resolved {
 
     pub fn effective(&self) -> Effective {
         let flag = |id: Id| self.get(id).value == Value::Flag(true);
-        let seconds = |id: Id| match self.get(id).value {
-            Value::Number(seconds @ 1..) => Some(seconds),
+        let number = |id: Id| match self.get(id).value {
+            Value::Number(number @ 1..) => u64::try_from(number).ok(),
             _ => None,
         };
         let words = |id: Id| match &self.get(id).value {
@@ -212,8 +226,15 @@ impl Resolved {
             reuse_build_failures: flag(Id::ReuseBuildFailures),
             settings_from_ssh_env: flag(Id::SettingsFromSshEnv),
             settings_from_drv_env: flag(Id::SettingsFromDrvEnv),
-            timeout: seconds(Id::Timeout),
-            max_silent_time: seconds(Id::MaxSilentTime),
+            timeout: number(Id::Timeout),
+            max_silent_time: number(Id::MaxSilentTime),
+            max_cpu: number(Id::MaxCpu),
+            max_mem: number(Id::MaxMem),
+            priority: match self.get(Id::Priority).value {
+                Value::Number(number) => number,
+                _ => 0,
+            },
+            tags: words(Id::Tags),
             always_substitute: words(Id::AlwaysSubstitute),
             never_substitute: words(Id::NeverSubstitute),
         }
@@ -225,7 +246,9 @@ impl Vote {
     pub fn why_not(&self) -> Option<String> {
         match self.verdict {
             Verdict::Counts => None,
-            Verdict::Overridden(level) if level == self.level => Some("another group says `false`".into()),
+            Verdict::Overridden(level) if level == self.level => {
+                Some("another group has a smaller value".into())
+            }
             Verdict::Overridden(level) => Some(format!("overridden by {}", level.words())),
             Verdict::NotSmallest(_) if self.value == Value::Number(0) => Some("0 sets none".into()),
             Verdict::NotSmallest(level) => Some(format!("the smaller value of {} counts", level.words())),

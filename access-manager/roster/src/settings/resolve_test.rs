@@ -68,6 +68,17 @@ fn a_time_is_the_smallest_of_all_and_zero_sets_none() {
 }
 
 #[test]
+fn the_last_priority_counts_and_of_two_groups_the_smaller_one() {
+    let said = |said: &[(&str, &str)]| layers(said).resolve().effective().priority;
+    assert_eq!(said(&[]), 0);
+    assert_eq!(said(&[("member", r#"{"priority":5}"#), ("ssh", r#"{"priority":-3}"#)]), -3);
+    for (one, other) in [("5", "-1"), ("-1", "5")] {
+        let (one, other) = (format!("{{\"priority\":{one}}}"), format!("{{\"priority\":{other}}}"));
+        assert_eq!(said(&[("group a", &one), ("group b", &other)]), -1);
+    }
+}
+
+#[test]
 fn lists_are_put_together() {
     let effective = layers(&[
         ("system", r#"{"never-substitute":["a"]}"#),
@@ -118,14 +129,15 @@ fn variables_count_only_where_they_are_switched_on() {
 
 /// Any value of each setting that the level may set.
 fn any_layer(level: Level) -> impl Strategy<Value = Layer> {
-    let values = proptest::collection::vec((any::<bool>(), any::<bool>(), 0..4u64), SETTINGS.len());
+    let values = proptest::collection::vec((any::<bool>(), any::<bool>(), 0..4i64), SETTINGS.len());
     values.prop_map(move |values| {
         let mut layer = Layer::default();
         for (setting, (says, flag, number)) in SETTINGS.iter().zip(values) {
             let value = match setting.kind {
                 Kind::Flag { .. } => Value::Flag(flag),
-                Kind::Seconds { .. } => Value::Number(number),
-                Kind::Globs => Value::Words((0..number).map(|n| format!("w{n}")).collect()),
+                Kind::Most { smallest, .. } => Value::Number(if number == 0 { 0 } else { smallest + number }),
+                Kind::Rank { .. } => Value::Number(number - 2),
+                Kind::Globs | Kind::Tags => Value::Words((0..number).map(|n| format!("w{n}")).collect()),
             };
             if says && setting.may_be_on(level) {
                 layer.set(setting, value).expect("a value of its kind");
@@ -153,8 +165,13 @@ proptest! {
         for levels in 1..=said.len() {
             let (fewer, more) = (of(&said[..levels - 1]).resolve(), of(&said[..levels]).resolve());
             let (fewer, more) = (fewer.effective(), more.effective());
-            if let Some(before) = fewer.timeout {
-                prop_assert!(more.timeout.is_some_and(|now| now <= before));
+            for (before, now) in [
+                (fewer.timeout, more.timeout),
+                (fewer.max_silent_time, more.max_silent_time),
+                (fewer.max_cpu, more.max_cpu),
+                (fewer.max_mem, more.max_mem),
+            ] {
+                prop_assert!(before.is_none_or(|before| now.is_some_and(|now| now <= before)));
             }
             prop_assert!(fewer.never_substitute.iter().all(|word| more.never_substitute.contains(word)));
         }
@@ -162,7 +179,7 @@ proptest! {
 
     /// Behind a lock nothing changes, whatever is said there.
     #[test]
-    fn behind_a_lock_nothing_changes(said in any_layers(), at in 0..3usize) {
+    fn behind_a_lock_nothing_changes(said in any_layers(), at in 0..4usize) {
         let mut said = said;
         let lock = &SETTINGS[Id::AllowOverride as usize];
         said[at].set(lock, Value::Flag(false)).expect("a flag");
@@ -175,7 +192,7 @@ proptest! {
         for settled in of(&said).resolve().iter() {
             for vote in &settled.votes {
                 prop_assert_eq!(vote.why_not().is_none(), vote.verdict == Verdict::Counts);
-                if vote.verdict == Verdict::Counts && !matches!(settled.setting.kind, Kind::Globs) {
+                if vote.verdict == Verdict::Counts && !matches!(settled.setting.kind, Kind::Globs | Kind::Tags) {
                     prop_assert_eq!(&vote.value, &settled.value);
                 }
             }

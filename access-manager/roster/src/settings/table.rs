@@ -13,6 +13,8 @@ pub enum Level {
     Group,
     /// A member in the roster.
     Member,
+    /// A key of a member, or a certificate authority, in the roster.
+    Key,
     /// The variables that an ssh client sends.
     Ssh,
     /// The variables of a derivation.
@@ -20,7 +22,8 @@ pub enum Level {
 }
 
 impl Level {
-    pub const ALL: [Level; 5] = [Level::System, Level::Group, Level::Member, Level::Ssh, Level::Derivation];
+    pub const ALL: [Level; 6] =
+        [Level::System, Level::Group, Level::Member, Level::Key, Level::Ssh, Level::Derivation];
 
     /// One word, for programs.
     pub fn name(self) -> &'static str {
@@ -28,6 +31,7 @@ impl Level {
             Level::System => "system",
             Level::Group => "group",
             Level::Member => "member",
+            Level::Key => "key",
             Level::Ssh => "ssh",
             Level::Derivation => "derivation",
         }
@@ -39,6 +43,7 @@ impl Level {
             Level::System => "the configuration of the box",
             Level::Group => "a group",
             Level::Member => "the member's entry in the roster",
+            Level::Key => "the settings of the key in the roster",
             Level::Ssh => "the ssh environment",
             Level::Derivation => "the derivation",
         }
@@ -54,11 +59,15 @@ pub enum Id {
     AlwaysSubstitute,
     KeepBuildsRunning,
     KeepGoing,
+    MaxCpu,
+    MaxMem,
     MaxSilentTime,
     NeverSubstitute,
+    Priority,
     ReuseBuildFailures,
     SettingsFromDrvEnv,
     SettingsFromSshEnv,
+    Tags,
     Timeout,
 }
 
@@ -70,10 +79,15 @@ pub enum Kind {
         /// The default of the key of the box.
         default: bool,
     },
-    /// Seconds; zero means that this level sets none. The smallest counts: no level can give more than an earlier one.
-    Seconds { largest: u64 },
+    /// A number of units; zero means that this level sets none. The smallest counts: no level can give more than an
+    /// earlier one.
+    Most { smallest: i64, largest: i64, unit: &'static str },
+    /// A number from `-largest` to `largest`; the last level counts, and without any it is zero.
+    Rank { largest: i64 },
     /// Globs over names of store paths. Those of all levels count together.
     Globs,
+    /// Short words. Those of all levels count together.
+    Tags,
 }
 
 /// One setting.
@@ -82,7 +96,7 @@ pub struct Setting {
     pub id: Id,
     pub name: &'static str,
     pub kind: Kind,
-    /// The key of `builder-agent.toml` that is the system level.
+    /// The key of `builder-agent.toml` that is the system level; empty if there is none.
     pub key: &'static str,
     /// The last level that may set it; every earlier one may too.
     pub last: Level,
@@ -92,14 +106,21 @@ pub struct Setting {
 impl Setting {
     /// Whether this level may set it.
     pub fn may_be_on(&self, level: Level) -> bool {
-        level <= self.last
+        level <= self.last && !(level == Level::System && self.key.is_empty())
     }
 
     /// The values that it may have, for sentences.
     pub fn expected(&self) -> String {
         match self.kind {
             Kind::Flag { .. } => "`true` or `false`".into(),
-            Kind::Seconds { largest } => format!("a whole number of seconds, from 0 to {largest}"),
+            Kind::Most { smallest: 1, largest, unit } => {
+                format!("a whole number of {unit}, from 0 (none) to {largest}")
+            }
+            Kind::Most { smallest, largest, unit } => {
+                format!("a whole number of {unit}, from {smallest} to {largest}, or 0 for none")
+            }
+            Kind::Rank { largest } => format!("a whole number from -{largest} to {largest}"),
+            Kind::Tags => "a list of short words".into(),
             Kind::Globs => "a list of names, in which `*` stands for any text".into(),
         }
     }
@@ -120,22 +141,29 @@ const fn flag(default: bool) -> Kind {
 }
 
 /// A month, as for the limit `maxBuildSeconds`.
-const SECONDS: Kind = Kind::Seconds { largest: 31 * 24 * 3600 };
+const SECONDS: Kind = Kind::Most { smallest: 1, largest: 31 * 24 * 3600, unit: "seconds" };
+/// As for the limits `maxCpus` and `maxMemoryMib`.
+const CPUS: Kind = Kind::Most { smallest: 1, largest: 255, unit: "processors" };
+const MIB: Kind = Kind::Most { smallest: 64, largest: 16 << 20, unit: "MiB" };
 
 /// All settings that have an effect, in order of name.
 #[rustfmt::skip]
 pub const SETTINGS: &[Setting] = &[
-    setting(Id::AllowBuilds, ("allow-builds", "settings.allow-builds"), flag(true), Level::Member, "whether builders run for the member; without it, paths are fetched, and results of earlier builds are given"),
-    setting(Id::AllowOverride, ("allow-override", "settings.allow-override"), flag(true), Level::Member, "`false` locks all settings for the levels after the one that says it"),
-    setting(Id::AllowShell, ("allow-shell", "settings.allow-shell"), flag(true), Level::Member, "whether the member may run the commands for people; without it only stores and deployment tools are served"),
+    setting(Id::AllowBuilds, ("allow-builds", "settings.allow-builds"), flag(true), Level::Key, "whether builders run for the member; without it, paths are fetched, and results of earlier builds are given"),
+    setting(Id::AllowOverride, ("allow-override", "settings.allow-override"), flag(true), Level::Key, "`false` locks all settings for the levels after the one that says it"),
+    setting(Id::AllowShell, ("allow-shell", "settings.allow-shell"), flag(true), Level::Key, "whether the member may run the commands for people; without it only stores and deployment tools are served"),
     setting(Id::AlwaysSubstitute, ("always-substitute", "always-substitute"), Kind::Globs, Level::Ssh, "names of paths that are fetched even if the client or the derivation disables substitution"),
     setting(Id::KeepBuildsRunning, ("keep-builds-running", "keep-builds-running"), flag(false), Level::Derivation, "whether a build goes on when its last client has disconnected; of several clients the last one's setting counts"),
     setting(Id::KeepGoing, ("keep-going", "keep-going"), flag(true), Level::Ssh, "whether the other derivations of a request are still built after one has failed; what a client says in the protocol comes last"),
+    setting(Id::MaxCpu, ("max-cpu", "sandbox.vcpus"), CPUS, Level::Derivation, "processors of a build; with fewer than the box gives to a build, the result is the member's claim, and not shared or signed"),
+    setting(Id::MaxMem, ("max-mem", "sandbox.memory-mib"), MIB, Level::Derivation, "memory of a build; with less than the box gives to a build, the result is the member's claim, and not shared or signed"),
     setting(Id::MaxSilentTime, ("max-silent-time", "limits.max-silent-seconds"), SECONDS, Level::Derivation, "longest time without output from a build"),
     setting(Id::NeverSubstitute, ("never-substitute", "never-substitute"), Kind::Globs, Level::Ssh, "names of paths that are never fetched for the member; it takes precedence over `always-substitute`"),
+    setting(Id::Priority, ("priority", ""), Kind::Rank { largest: 100 }, Level::Derivation, "the order of the member's own builds: above 0 as if somebody waited for each, below 0 after those; 0: the box decides by the number of builds in a request"),
     setting(Id::ReuseBuildFailures, ("reuse-build-failures", "reuse-failures"), flag(true), Level::Derivation, "whether the failure of an earlier equal build is the answer instead of a new build"),
     setting(Id::SettingsFromDrvEnv, ("settings-from-drv-env", "settings.settings-from-drv-env"), flag(false), Level::Ssh, "whether variables of derivations are settings of their builds"),
-    setting(Id::SettingsFromSshEnv, ("settings-from-ssh-env", "settings.settings-from-ssh-env"), flag(true), Level::Member, "whether variables of ssh clients are settings of their sessions"),
+    setting(Id::SettingsFromSshEnv, ("settings-from-ssh-env", "settings.settings-from-ssh-env"), flag(true), Level::Key, "whether variables of ssh clients are settings of their sessions"),
+    setting(Id::Tags, ("tags", ""), Kind::Tags, Level::Derivation, "words that the box writes into its log line about a build that it accepts"),
     setting(Id::Timeout, ("timeout", "limits.max-build-seconds"), SECONDS, Level::Derivation, "longest time of a build; the limit `maxBuildSeconds` of the member counts too"),
 ];
 
@@ -148,21 +176,11 @@ pub const NOT_HERE: &[(&str, &str)] = &[
     ("default-mem-per-cpu", "every build has the memory of the box's configuration"),
     ("inject-fs-randomness", "the order of files in a sandbox cannot be changed yet"),
     ("max-build-restarts", "a build that runs out of memory is not started again yet"),
-    (
-        "max-cpu",
-        "every build has the processors of the box's configuration; the limit `maxCpus` can lower it",
-    ),
     ("max-cpu-hours-per-month", "it is a limit, and not a setting"),
-    (
-        "max-mem",
-        "every build has the memory of the box's configuration; the limit `maxMemoryMib` can lower it",
-    ),
     ("min-cpu", "every build has the processors of the box's configuration"),
     ("min-mem", "every build has the memory of the box's configuration"),
-    ("priority", "the builds of a member have no priorities yet"),
     ("reuse-build-timeouts", "a build that ended at a time limit is never the answer to another request"),
     ("substituters", "the configuration of the box decides where it fetches from"),
-    ("tags", "builds have no tags yet"),
     ("trusted-public-keys", "the configuration of the box decides which keys it trusts"),
 ];
 
@@ -221,12 +239,20 @@ pub fn markdown() -> String {
     for Setting { name, kind, key, last, help, .. } in SETTINGS {
         let (value, default) = match kind {
             Kind::Flag { default } => ("`true` or `false`".to_owned(), format!(": `{default}`")),
-            Kind::Seconds { largest } => {
-                (format!("seconds, 0 to {largest}; the smallest of all levels counts"), String::new())
+            Kind::Most { smallest: 1, largest, unit } => {
+                (format!("{unit}, 0 to {largest}; the smallest of all levels counts"), String::new())
             }
+            Kind::Most { smallest, largest, unit } => {
+                let value =
+                    format!("{unit}, 0 or {smallest} to {largest}; the smallest of all levels counts");
+                (value, String::new())
+            }
+            Kind::Rank { largest } => (format!("-{largest} to {largest}"), String::new()),
             Kind::Globs => ("globs; those of all levels count".to_owned(), String::new()),
+            Kind::Tags => ("words; those of all levels count".to_owned(), String::new()),
         };
-        let _ = writeln!(out, "| `{name}` | {value} | {} | `{key}`{default} | {help} |", last.name());
+        let key = if key.is_empty() { "none".to_owned() } else { format!("`{key}`") };
+        let _ = writeln!(out, "| `{name}` | {value} | {} | {key}{default} | {help} |", last.name());
     }
     let _ = writeln!(out, "\n| refused | why |\n|---|---|");
     for (name, reason) in NOT_HERE {
@@ -271,7 +297,10 @@ mod tests {
         for (name, said) in [
             ("keep-goin", "there is no setting `keep-goin`; did you mean `keep-going`?"),
             ("colour", "there is no setting `colour`"),
-            ("tags", "the setting `tags` has no effect on this box: builds have no tags yet"),
+            (
+                "min-mem",
+                "the setting `min-mem` has no effect on this box: every build has the memory of the box's configuration",
+            ),
         ] {
             assert_eq!(find(name).expect_err(name).in_full(), said);
         }

@@ -10,12 +10,16 @@ pub const MAX_WORDS: usize = 100;
 /// Longest word, in bytes: the longest name of a store path (Nix: `StorePath::MaxPathLen`).
 pub const MAX_WORD: usize = 211;
 
+/// Words in one list of tags, and the longest of them in bytes. Each is in a line of the log.
+pub const MAX_TAGS: usize = 20;
+pub const MAX_TAG: usize = 40;
+
 /// A value. Its JSON is a boolean, a number or a list of texts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(untagged)]
 pub enum Value {
     Flag(bool),
-    Number(u64),
+    Number(i64),
     Words(Vec<String>),
 }
 
@@ -36,7 +40,21 @@ impl Value {
         let wrong = |found: String| Err(wrong(setting, &found));
         match (&setting.kind, &self) {
             (Kind::Flag { .. }, Value::Flag(_)) => {}
-            (Kind::Seconds { largest }, Value::Number(number)) if number <= largest => {}
+            (Kind::Most { smallest, largest, .. }, Value::Number(number))
+                if *number == 0 || (*smallest..=*largest).contains(number) => {}
+            (Kind::Rank { largest }, Value::Number(number))
+                if number.unsigned_abs() <= largest.unsigned_abs() => {}
+            (Kind::Tags, Value::Words(words)) => {
+                if words.len() > MAX_TAGS {
+                    return wrong(format!("{} words, at most {MAX_TAGS} are accepted", words.len()));
+                }
+                if let Some(word) = words.iter().find(|word| !is_tag(word)) {
+                    return wrong(format!(
+                        "{}: a word has 1 to {MAX_TAG} letters, digits or one of `+-._=:/@`",
+                        quoted(word)
+                    ));
+                }
+            }
             (Kind::Globs, Value::Words(words)) => {
                 if words.len() > MAX_WORDS {
                     return wrong(format!("{} names, at most {MAX_WORDS} are accepted", words.len()));
@@ -54,7 +72,7 @@ impl Value {
     pub fn from_json(setting: &Setting, json: &serde_json::Value) -> Result<Value, String> {
         let value = match json {
             serde_json::Value::Bool(flag) => Some(Value::Flag(*flag)),
-            serde_json::Value::Number(number) => number.as_u64().map(Value::Number),
+            serde_json::Value::Number(number) => number.as_i64().map(Value::Number),
             serde_json::Value::Array(items) if items.len() > MAX_WORDS => {
                 return Err(wrong(setting, &format!("{} values", items.len())));
             }
@@ -76,12 +94,12 @@ impl Value {
                 "false" | "0" | "no" | "" => Some(Value::Flag(false)),
                 _ => None,
             },
-            // Not what `u64` accepts besides: a sign.
-            Kind::Seconds { .. } if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+            // Not what `i64` accepts besides: a plus.
+            Kind::Most { .. } | Kind::Rank { .. } if !text.starts_with('+') => {
                 text.parse().ok().map(Value::Number)
             }
-            Kind::Seconds { .. } => None,
-            Kind::Globs => {
+            Kind::Most { .. } | Kind::Rank { .. } => None,
+            Kind::Globs | Kind::Tags => {
                 let words = text.split([' ', '\t', '\n', ',']).filter(|word| !word.is_empty());
                 Some(Value::Words(words.take(MAX_WORDS + 1).map(str::to_owned).collect()))
             }
@@ -100,6 +118,11 @@ fn is_glob(word: &str) -> bool {
         && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-._?=*".contains(&byte))
 }
 
+fn is_tag(word: &str) -> bool {
+    (1..=MAX_TAG).contains(&word.len())
+        && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-._=:/@".contains(&byte))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +135,13 @@ mod tests {
             assert_eq!(read("keep-going", text), Ok(Value::Flag(flag)), "{text:?}");
         }
         assert_eq!(read("timeout", "600"), Ok(Value::Number(600)));
+        assert_eq!(read("priority", "-100"), Ok(Value::Number(-100)));
+        assert_eq!(
+            (read("max-mem", "64"), read("max-mem", "0")),
+            (Ok(Value::Number(64)), Ok(Value::Number(0)))
+        );
+        assert_eq!(read("tags", "ci:nightly x/y"), Ok(Value::Words(vec!["ci:nightly".into(), "x/y".into()])));
+        assert!(read("tags", &"a ".repeat(MAX_TAGS + 1)).is_err());
         let words = Value::Words(vec!["a*".into(), "b-?".into()]);
         assert_eq!(read("never-substitute", " a*, b-?\n"), Ok(words));
         for (name, text) in [
@@ -120,6 +150,15 @@ mod tests {
             ("timeout", ""),
             ("timeout", "+5"),
             ("timeout", "5 min"),
+            ("timeout", "-5"),
+            ("max-mem", "63"),
+            ("max-cpu", "256"),
+            ("priority", "101"),
+            ("priority", "-101"),
+            ("priority", "-9223372036854775808"),
+            ("priority", "high"),
+            ("tags", "a\u{1b}[2J"),
+            ("tags", "a\"b"),
             ("timeout", "99999999"),
             ("timeout", "99999999999999999999999"),
             ("never-substitute", "a/b"),

@@ -16,6 +16,9 @@ const ALIASES: [(&str, &str); 1] = [("BARNRAISER_REUSE_FAILURES", "reuse-build-f
 
 /// Longest value, in bytes: a list of names is shorter.
 pub const MAX_VARIABLE: usize = 8 << 10;
+/// Bytes of all values of one session or derivation, with repetitions. A client can have many sessions that wait for a
+/// command.
+const MAX_BYTES: usize = 16 << 10;
 /// Variables of one session or derivation, with repetitions. There are fewer settings.
 pub const MAX_VARIABLES: usize = 200;
 
@@ -25,6 +28,7 @@ pub struct Variables {
     /// By prefix.
     layers: [Layer; 2],
     count: usize,
+    bytes: usize,
     /// The first mistake.
     wrong: Option<String>,
 }
@@ -49,6 +53,7 @@ impl Variables {
     pub fn take(&mut self, level: Level, variable: &str, value: &[u8]) -> bool {
         let Some((prefix, name)) = named(variable) else { return false };
         self.count = self.count.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(value.len());
         if self.wrong.is_some() {
             return true;
         }
@@ -58,6 +63,9 @@ impl Variables {
             }
             if value.len() > MAX_VARIABLE {
                 return Err(format!("it has {} bytes, at most {MAX_VARIABLE} are accepted", value.len()));
+            }
+            if self.bytes > MAX_BYTES {
+                return Err(format!("the settings have more than {MAX_BYTES} bytes together"));
             }
             let setting = find(&name).map_err(|unknown| unknown.in_full())?;
             if !setting.may_be_on(level) {
@@ -117,7 +125,7 @@ mod tests {
                 "1",
                 "`BARN_KEEP_GOIN` is refused: there is no setting `keep-goin`; did you mean",
             ),
-            ("NIXBUILDNET_TAGS", "a", "the setting `tags` has no effect on this box"),
+            ("NIXBUILDNET_MIN_MEM", "1", "the setting `min-mem` has no effect on this box"),
             ("BARN_TIMEOUT", "soon", "the setting `timeout` must be"),
             ("BARN_ALLOW_SHELL", "true", "cannot be set by the ssh environment"),
             ("BARN_", "", "there is no setting ``"),
@@ -142,6 +150,11 @@ mod tests {
         assert_eq!(variables.wrong(), None);
         variables.take(Level::Ssh, "BARN_TIMEOUT", b"5");
         assert!(variables.wrong().expect("too many").contains("more than 200 variables"));
+        let half = "a,".repeat(50) + &" ".repeat(MAX_VARIABLE - 200);
+        let few = [("BARN_NEVER_SUBSTITUTE", &*half), ("NIXBUILDNET_NEVER_SUBSTITUTE", &half)];
+        assert_eq!(of(&few).wrong(), None);
+        let all = [few[0], few[1], ("BARN_ALWAYS_SUBSTITUTE", &half)];
+        assert!(of(&all).wrong().expect("too much").contains("more than 16384 bytes together"));
         let mut bytes = Variables::default();
         bytes.take(Level::Derivation, "BARN_TIMEOUT", b"\xff");
         assert!(bytes.wrong().expect("no text").contains("not text"));

@@ -1,14 +1,30 @@
 //! Sentences about settings of members and groups.
 
-use ::roster::settings::{Layer, SETTINGS, Setting, Value};
+use std::collections::BTreeSet;
+
+use ::roster::Member;
+use ::roster::settings::{Kind, Layer, SETTINGS, Setting, Value};
 use ::roster::words::quoted;
 
 use super::{Effect, Told, Whom};
 
 impl Told {
+    /// Of keys that stay, come or go: a key without settings is one with none.
+    pub(super) fn key_settings(&mut self, before: &Member, after: &Member) {
+        let none = Layer::default();
+        let keys: BTreeSet<&String> = before.key_settings.keys().chain(after.key_settings.keys()).collect();
+        for key in keys {
+            let of = |member: &Member| member.key_settings.get(key).unwrap_or(&none).clone();
+            self.settings(Whom::Key(&after.name, key), &of(before), &of(after));
+        }
+    }
+
     pub(super) fn settings(&mut self, whom: Whom, before: &Layer, after: &Layer) {
         let (name, kind, who) = match whom {
             Whom::Member(name) => (name, "changes-setting", quoted(name)),
+            Whom::Key(name, key) => {
+                (name, "changes-key-setting", format!("the key {} of {}", quoted(key), quoted(name)))
+            }
             Whom::Group(name) => {
                 (name, "changes-group-setting", format!("each member of the group {}", quoted(name)))
             }
@@ -37,8 +53,11 @@ impl Told {
 
 fn shown(setting: &Setting, value: &Value) -> String {
     match value {
-        Value::Number(0) => "none".into(),
-        Value::Number(seconds) => format!("{seconds} s"),
+        Value::Number(number) => match setting.kind {
+            Kind::Most { .. } if *number == 0 => "none".into(),
+            Kind::Most { unit, .. } => format!("{number} {unit}"),
+            _ => number.to_string(),
+        },
         Value::Words(words) if !words.is_empty() => {
             words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
         }

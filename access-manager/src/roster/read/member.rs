@@ -1,6 +1,6 @@
 //! The entry of one member, in each shape.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use ::roster::settings::{Layer, Level};
@@ -14,9 +14,20 @@ use crate::nix::{AttrMap, ThunkId, Value};
 use crate::roster::evaluated::About;
 use crate::roster::names::{self as lists, List, Named};
 use crate::roster::{inspect, modules, sharing};
+use crate::ssh_keys;
 
-const ATTRIBUTES: &[&str] =
-    &["keys", "role", "limits", "settings", "groups", "hosts", "shareWith", "vouchedBy", "expires"];
+const ATTRIBUTES: &[&str] = &[
+    "keys",
+    "role",
+    "limits",
+    "settings",
+    "keySettings",
+    "groups",
+    "hosts",
+    "shareWith",
+    "vouchedBy",
+    "expires",
+];
 
 /// Names in one `vouchedBy`. One is the rule; a community may ask for two or three.
 const MAX_VOUCHERS: usize = 20;
@@ -126,6 +137,7 @@ impl Reader<'_, '_> {
                 }
                 "role" => member.role = self.role(value, slot.span, slot.thunk)?,
                 "limits" => member.limits = self.limits(value, slot.span, Whose::Member(name))?,
+                "keySettings" => member.key_settings = self.key_settings(value, slot.span, name)?,
                 "settings" => member.settings = self.settings(value, slot.span, name, Level::Member)?,
                 "groups" => {
                     let list = List {
@@ -172,6 +184,12 @@ impl Reader<'_, '_> {
             });
             return Err(fault);
         }
+        if let Some(stray) = member.key_settings.keys().find(|of| !has_key(&member, of)) {
+            let title = format!("{} has no key {}", quoted(name), quoted(stray));
+            let span = attributes.get("keySettings").map_or(at, |slot| slot.span);
+            let known: Vec<String> = fingerprints(&member).collect();
+            return Err(Fault::new(Class::Roster, title).at(span).expected(one_of(&known)));
+        }
         about.own_limits = member.limits.clone();
         self.accept(member, about, at)
     }
@@ -210,6 +228,15 @@ impl Reader<'_, '_> {
     }
 }
 
+/// Of all keys and authorities.
+fn fingerprints(member: &Member) -> impl Iterator<Item = String> {
+    member.keys.iter().filter_map(|line| ssh_keys::parse_line(line).ok()).map(|key| key.fingerprint())
+}
+
+fn has_key(member: &Member, fingerprint: &str) -> bool {
+    fingerprints(member).any(|own| own == fingerprint)
+}
+
 /// A member of this name, so far without anything.
 fn nobody(name: &str) -> Member {
     Member {
@@ -218,6 +245,7 @@ fn nobody(name: &str) -> Member {
         role: Role::Member,
         limits: MemberLimits::default(),
         settings: Layer::default(),
+        key_settings: BTreeMap::new(),
         groups: Vec::new(),
         share_with: Vec::new(),
         expires: None,

@@ -1,5 +1,8 @@
-//! `settings` of a member or of a group, by the table that the agent has too.
+//! `settings` of a member or of a group, and `keySettings`, by the table that the agent has too.
 
+use std::collections::BTreeMap;
+
+use ::roster::MAX_KEYS;
 use ::roster::settings::{Layer, Level, MAX_WORDS, SETTINGS, Setting, Value as Setted, find};
 
 use super::{R, Reader};
@@ -29,6 +32,34 @@ impl Reader<'_, '_> {
         Ok(layer)
     }
 
+    /// `{ "SHA256:…" = { … }; }`. Whether these are keys of the member is known when all attributes are.
+    pub(super) fn key_settings(&mut self, value: Value, at: Span, of: &str) -> R<BTreeMap<String, Layer>> {
+        let Value::Attrs(map) = value else {
+            return Err(Fault::new(
+                Class::Roster,
+                format!("`keySettings` of {} must be an attribute set", quoted(of)),
+            )
+            .at(at)
+            .expected("a set such as `{ \"SHA256:…\" = { allow-shell = false; }; }`, by fingerprints as of `ssh-keygen -l`")
+            .found(value.kind()));
+        };
+        if map.len() > MAX_KEYS {
+            return Err(Fault::new(
+                Class::Limit,
+                format!("`keySettings` of {} has too many keys", quoted(of)),
+            )
+            .at(at)
+            .expected(format!("at most {MAX_KEYS}")));
+        }
+        let mut settings = BTreeMap::new();
+        for (key, slot) in map.iter() {
+            let value = self.ev.force(slot.thunk, slot.span)?;
+            let layer = self.settings(value, slot.span, of, Level::Key)?;
+            settings.insert(key.to_string(), layer);
+        }
+        Ok(settings)
+    }
+
     fn setting(&mut self, setting: &Setting, id: ThunkId, at: Span) -> R<Setted> {
         let wrong = |at: Span, found: String| {
             Fault::new(Class::Roster, format!("the setting {} has no such value", quoted(setting.name)))
@@ -40,9 +71,7 @@ impl Reader<'_, '_> {
         let at = self.ev.blame(id, at);
         Ok(match value {
             Value::Bool(flag) => Setted::Flag(flag),
-            Value::Int(number) => {
-                Setted::Number(u64::try_from(number).map_err(|_| wrong(at, number.to_string()))?)
-            }
+            Value::Int(number) => Setted::Number(number),
             Value::List(items) if items.len() > MAX_WORDS => {
                 return Err(wrong(at, format!("{} names, at most {MAX_WORDS} are accepted", items.len())));
             }

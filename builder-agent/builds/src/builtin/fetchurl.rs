@@ -66,7 +66,9 @@ pub(crate) fn fetch(
         }
         log.write(format!("error: {error}\n").as_bytes());
         if attempt >= ATTEMPTS || !error.is_passing() {
-            return Err(Failure::transient(format!("builder for '{drv}' failed: {error}")));
+            let failed = Failure::transient(format!("builder for '{drv}' failed: {error}"));
+            // The server or the network, which the box cannot tell from itself.
+            return Err(failed.because(Cause::Other));
         }
         context.cancel.wait(wait);
         job.go_on()?;

@@ -32,7 +32,7 @@ impl One {
         self.started(number, kind).await;
         let cancelled = attached.cancellation();
         let (begun, wait) = (attached.begun.clone(), attached.wait(&self.request.member));
-        let told = self.tell_of_wait(number, begun, wait);
+        let told = self.tell_of_wait(begun, wait);
         let ended = tokio::select! {
             shown = async { tokio::join!(self.follow_to_the_end(number, &mut attached), told).0 } => shown,
             () = cancelled.cancelled() => Err(Failure::cancelled(&self.request.recipe.drv_path)),
@@ -51,23 +51,15 @@ impl One {
         Ok(attached.finished().await)
     }
 
-    /// Says why the run has not started, if that takes long, and when it has.
-    async fn tell_of_wait(
-        &self,
-        number: BuildNumber,
-        mut begun: watch::Receiver<Option<std::time::Instant>>,
-        wait: Wait,
-    ) {
+    /// Says why the run has not started, if that takes long.
+    async fn tell_of_wait(&self, mut begun: watch::Receiver<Option<std::time::Instant>>, wait: Wait) {
         // An error means that the run has ended.
-        let mut has_begun = std::pin::pin!(begun.wait_for(Option::is_some));
-        if tokio::time::timeout(PATIENCE, &mut has_begun).await.is_ok() {
+        if tokio::time::timeout(PATIENCE, begun.wait_for(Option::is_some)).await.is_ok() {
             return;
         }
         let Some(why) = wait.why() else { return };
         let drv = self.request.recipe.drv_path.clone();
-        self.context.reporter.report(Event::Waiting { number, drv, why }).await;
-        let _ = has_begun.await;
-        self.context.reporter.report(Event::WaitEnded { number }).await;
+        self.context.reporter.report(Event::Waiting { drv, why }).await;
     }
 
     /// Shows the kept log of a build that is not run again.

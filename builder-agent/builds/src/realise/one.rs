@@ -12,6 +12,7 @@ use store::{Closure, Provenance, RecordedOutput, RegisterError, View};
 
 use super::{Context, Done, Ended};
 use crate::events::{BuildKind, Event};
+use crate::failure::{Cause, Limit};
 use crate::kept::Reader;
 use crate::reuse::{self, Earlier, Known};
 use crate::schedule::{Attached, NotStarted};
@@ -87,7 +88,8 @@ impl One {
     async fn prepare(context: Context, recipe: Arc<Recipe>) -> Result<Self, Failure> {
         let settings = context.options.wishes.for_build(&recipe)?;
         let (view, sandbox_identity) = (context.views.now(), context.realiser.sandbox_identity);
-        let envelope = Envelope::for_member(&context.realiser.config, &context.member.limits_of_a_build());
+        let envelope = Envelope::for_member(&context.realiser.config, &context.member.limits_of_a_build())
+            .at_most(settings.max_cpu, settings.max_mem);
         let envelope_of_box = Envelope::of_box(&context.realiser.config);
         let looked_at = recipe.clone();
         let looking = move || -> Result<(Closure, BuildKey, BuildKey), Failure> {
@@ -128,6 +130,8 @@ impl One {
             silent: smaller(context.options.silent, settings.max_silent_time),
             log: context.options.log,
             keep_running: settings.keep_builds_running,
+            priority: settings.priority,
+            tags: settings.tags.clone(),
         };
         let held = Arc::new(Held { view: context.views.now(), inputs: Arc::new(inputs), memory });
         Ok(Self { context, request, held, key_of_box, settings })
@@ -153,8 +157,12 @@ impl One {
         let (member, drv) = (&self.context.member.name, recipe.drv_path.to_absolute_path());
         match earlier {
             Earlier::Built { outputs, log } => {
-                // If the contents have been removed since, the derivation is built again.
-                let outputs = self.adopt(outputs, log, proven).await.ok()?;
+                let outputs = match self.adopt(outputs, log, proven).await {
+                    Ok(outputs) => outputs,
+                    Err(full) if full.cause == Cause::Limit(Limit::Store) => return Some(Err(full)),
+                    // The contents have been removed since, so the derivation is built again.
+                    Err(_) => return None,
+                };
                 tracing::info!(%member, %drv, ok = true, "build reused");
                 self.context.reporter.report(Event::Reused { drv: recipe.drv_path.clone() }).await;
                 Some(Ok(Done::without_run(BuildStatus::Substituted, outputs, proven)))
@@ -241,6 +249,7 @@ impl One {
             };
             match self.adopt(built.outputs.clone(), outcome.log.clone(), proven).await {
                 Ok(outputs) => return Ok(self.built(outputs, &outcome)),
+                Err(full) if full.cause == Cause::Limit(Limit::Store) => return Err(full),
                 // The owner of the run had another result already, so the outputs were not kept. This request owns the
                 // next run.
                 Err(_) if attached.joined => {}
@@ -273,7 +282,9 @@ impl One {
         let give_log = self.giving_log(log, proven);
         let adopting = move || {
             let adopted = outputs::adopt(&recipe, &view, proven, &outputs);
-            adopted.map_err(|error| Failure::transient(error.to_string()))?;
+            let drv = recipe.drv_path.to_absolute_path();
+            adopted
+                .map_err(|error| outputs::not_kept(format!("cannot keep the outputs of '{drv}'"), &error))?;
             give_log();
             Ok(paths(&outputs))
         };

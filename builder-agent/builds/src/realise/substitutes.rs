@@ -67,8 +67,8 @@ impl Context {
 
     /// Fetches `paths` and all paths they refer to.
     pub async fn fetch(&self, paths: &[StorePath]) -> Result<Fetched, Failure> {
-        let (member, events) = (self.views.owner(), self.reporter.channel());
-        self.realiser.substituters.fetch(member, &self.budget, paths, events).await.map_err(over)
+        let (view, events) = (self.views.now(), self.reporter.channel());
+        self.realiser.substituters.fetch(&view, &self.budget, paths, events).await.map_err(over)
     }
 
     /// Offers of `paths` alone, and the memory for that list. `mass`: the client asks about all paths it has; then only

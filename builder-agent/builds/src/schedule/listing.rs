@@ -1,6 +1,7 @@
 //! The runs that exist at a moment, for a list that people read, and the end of a request by its own member.
 //!
-//! A member sees the runs for which that member waits, and nothing of other members' waiting for the same run.
+//! A member sees the runs for which that member waits, and nothing of other members' waiting for the same run. A run that
+//! goes on without requests (`keep-builds-running`) is its owner's.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use tokio::sync::watch;
 
 use super::admit::RunId;
 use super::request::Outcome;
-use super::share::{Running, Table};
+use super::share::{Running, Table, Waiter};
 use crate::log::LogReader;
 use members::Member;
 
@@ -22,7 +23,7 @@ pub struct Listed {
     pub drv: StorePath,
     /// The member who has waited longest, of those that were asked for.
     pub member: Arc<str>,
-    /// Requests that wait for the run, of the members that were asked for.
+    /// Requests that wait for the run, of the members that were asked for; zero if it goes on without any.
     pub requests: usize,
     /// Time since the run was accepted.
     pub age: Duration,
@@ -40,7 +41,8 @@ pub struct Listed {
 }
 
 impl Table {
-    /// The runs for which one of the members waits for whom `of` is true, in the order in which they were accepted.
+    /// The runs for which one of the members waits, or that one of them owns alone, for whom `of` is true, in the order in
+    /// which they were accepted.
     pub fn list(&self, of: &dyn Fn(&Member) -> bool) -> Vec<Listed> {
         let now = Instant::now();
         let mut listed: Vec<Listed> =
@@ -49,20 +51,23 @@ impl Table {
         listed
     }
 
-    /// The log of this run, from its start to its end, if one of the members waits for it for whom `of` is true.
+    /// The log of this run, from its start to its end, if one of the members waits for it, or owns it alone, for whom `of` is
+    /// true.
     pub fn log(&self, id: RunId, of: &dyn Fn(&Member) -> bool) -> Option<LogReader> {
         let builds = self.lock();
         let build = builds.values().find(|build| build.id == id)?;
         let waits = build.waiters.values().any(|waiter| of(&waiter.request.member));
-        waits.then(|| build.log.reader())
+        (waits || build.goes_on_for(of).is_some()).then(|| build.log.reader())
     }
 
     /// Ends the requests for this run of the members for whom `of` is true, as if their clients had disconnected. The
-    /// run goes on if other requests wait for it. Returns the number of requests that ended.
+    /// run goes on if other requests wait for it. A run that goes on without requests ends for its owner. Returns the number
+    /// of requests, or runs, that ended.
     pub fn cancel(&self, id: RunId, of: &dyn Fn(&Member) -> bool) -> usize {
         let mut builds = self.lock();
         let Some((key, build)) = builds.iter_mut().find(|(_, build)| build.id == id) else { return 0 };
         let key = *key;
+        let kept = build.goes_on_for(of).is_some();
         let before = build.waiters.len();
         build.waiters.retain(|_, waiter| {
             let ends = of(&waiter.request.member);
@@ -72,26 +77,35 @@ impl Table {
             !ends
         });
         let ended = before - build.waiters.len();
-        if ended > 0 && build.waiters.is_empty() {
+        if kept || ended > 0 && build.waiters.is_empty() {
             // Also where builds go on without waiters: somebody has asked for the end of this one.
             build.stop();
             builds.remove(&key);
         } else {
             build.settle_owner(|_| true);
         }
-        ended
+        ended + usize::from(kept)
+    }
+}
+
+impl Running {
+    /// The owner of a run without requests, if `of` is true for that member.
+    fn goes_on_for(&self, of: &dyn Fn(&Member) -> bool) -> Option<Arc<Waiter>> {
+        let owner = self.owner.borrow().clone();
+        owner.filter(|owner| self.waiters.is_empty() && of(&owner.request.member))
     }
 }
 
 impl Listed {
     fn of(build: &Running, of: &dyn Fn(&Member) -> bool, now: Instant) -> Option<Self> {
-        let mut requests = build.waiters.values().map(|waiter| &waiter.request).filter(|r| of(&r.member));
-        let first = requests.next()?;
+        let kept = build.goes_on_for(of);
+        let requests = build.waiters.values().filter(|waiter| of(&waiter.request.member));
+        let first = &requests.clone().next().or(kept.as_ref())?.request;
         Some(Self {
             id: build.id,
             drv: first.recipe.drv_path.clone(),
             member: first.member.name.clone(),
-            requests: 1 + requests.count(),
+            requests: requests.count(),
             age: now.saturating_duration_since(build.accepted),
             running: build.begun.borrow().map(|begun| now.saturating_duration_since(begun)),
             inputs: first.inputs.paths.len(),

@@ -1,5 +1,6 @@
 //! A session's request to the scheduler, and the scheduler's answer.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,12 +39,20 @@ pub struct Request {
     pub log: Option<u64>,
     /// Whether the run goes on if this request is the last that waits for it, and its client disconnects.
     pub keep_running: bool,
+    /// Above zero: somebody waits for it; below: nobody does; zero: decided by `before`.
+    pub priority: i64,
+    /// Words of the member for the log.
+    pub tags: Vec<String>,
 }
 
 impl Request {
     /// How urgent the run is among those of its member.
     pub(super) fn class(&self) -> Class {
-        Class::of_run_after(self.before)
+        match self.priority.cmp(&0) {
+            Ordering::Less => Class::Bulk,
+            Ordering::Equal => Class::of_run_after(self.before),
+            Ordering::Greater => Class::Interactive,
+        }
     }
 
     /// Whether everybody with the same derivation gets these outputs: see [`Recipe::proven`]; and the envelope is the

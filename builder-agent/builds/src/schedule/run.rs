@@ -57,7 +57,8 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     let Run { id, key, first, mut owner, begun, outcome, log, source, cancel, drained } = run;
     let accepted = Instant::now();
     let drv = first.request.recipe.drv_path.to_absolute_path();
-    tracing::info!(build = id, member = %first.request.member.name, %drv, "build accepted");
+    let tags = first.request.tags.join(" ");
+    tracing::info!(build = id, member = %first.request.member.name, %drv, tags, "build accepted");
     let Some((waiter, mut slot, start)) = wait_for_turn(&shared, id, &mut owner).await else {
         tracing::info!(build = id, member = %first.request.member.name, %drv, "build cancelled before it started");
         shared.running.remove(&key, id);
@@ -66,13 +67,15 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
         outcome.send_replace(Some(Arc::new(never_started(&shared, &first, why))));
         return;
     };
-    // Again, because other builds of the member may have ended while this one waited.
-    if let Some(failure) = shared.month_is_over(&waiter.request) {
-        tracing::info!(build = id, member = %waiter.request.member.name, %drv, "build not started: max-cpu-hours-per-month");
-        shared.running.remove(&key, id);
-        outcome.send_replace(Some(Arc::new(never_started(&shared, &waiter, failure))));
-        return;
-    }
+    let permit = match shared.permit(&waiter.request).await {
+        Ok(permit) => permit,
+        Err(failure) => {
+            tracing::info!(build = id, member = %waiter.request.member.name, %drv, reason = failure.message, "build not started");
+            shared.running.remove(&key, id);
+            outcome.send_replace(Some(Arc::new(never_started(&shared, &waiter, failure))));
+            return;
+        }
+    };
     let (member, recipe) = (&waiter.request.member, &waiter.request.recipe);
     let drv = recipe.drv_path.to_absolute_path();
     let start_time = now();
@@ -82,16 +85,18 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
         recipe: recipe.clone(),
         inputs: waiter.request.inputs.clone(),
         envelope: waiter.request.envelope,
-        limits: shared.limits(&waiter.request),
+        limits: permit.limits.clone(),
     };
     let limits = task.limits.clone();
     tracing::info!(build = id, member = %member.name, %drv, backend = shared.place.name(), phase_slot_ms = millis(start.waited), "build started");
     begun.send_replace(Some(Instant::now()));
     let inputs = shared.snapshots.keep(id, waiter.held.inputs.clone());
-    let mut owners = Owners::new(&member.id);
+    let mut owners = Owners::new(&member.payer().id);
     let done = shared.place.run(task, log, cancel);
     let Done { report, result } = follow(&shared, id, done, &mut owner, (&mut slot, &mut owners)).await;
     drop(inputs);
+    let cpu = report.usage.map_or(Duration::ZERO, |usage| usage.cpu);
+    let result = permit.end(&recipe.drv_path, cpu, result);
     // Charged before the slot is free: the next run that starts in it has to find the charge.
     let (log_bytes, failed) = (source.written(), result.is_err());
     let used = Used { usage: report.usage, envelope: waiter.request.envelope, log_bytes, failed };
@@ -100,7 +105,7 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
 
     let owner = owner.borrow().clone();
     let registering = Instant::now();
-    let workers = shared.parts.threads.of(&member.id);
+    let workers = shared.parts.threads.of(&member.payer().id);
     let (result, log) = match (result, owner) {
         (Err(failure), _) => {
             let failure = of_drain(failure, &drained, &recipe.drv_path);
@@ -198,7 +203,7 @@ async fn follow(
             Ok(()) = owner.changed() => {
                 let Some(waiter) = owner.borrow_and_update().clone() else { continue };
                 let member = &waiter.request.member;
-                owners.hand_over(&member.id);
+                owners.hand_over(&member.payer().id);
                 if member.id != slot.charged.id {
                     tracing::info!(build = id, from = %slot.charged.name, member = %member.name, "build handed over");
                     slot.hand_over(shared, member);
@@ -219,7 +224,7 @@ async fn finish(
     let recorded: BTreeMap<String, RecordedOutput> =
         settled.iter().map(|(name, settled)| (name.clone(), settled.record())).collect();
     if !check {
-        let workers = shared.parts.threads.of(&owner.request.member.id);
+        let workers = shared.parts.threads.of(&owner.request.member.payer().id);
         let view = shared.view_of(&owner);
         let work = move || outputs::register(&owner.request.recipe, &view, owner.request.proven(), settled);
         workers.commit(work).await.unwrap_or_else(|error| {

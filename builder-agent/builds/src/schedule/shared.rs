@@ -8,7 +8,7 @@ use sandbox::Limits;
 use store::View;
 
 use super::Parts;
-use super::admit::{Group, Owner, Size, Terms};
+use super::admit::{Group, Level, Owner, Size, Terms};
 use super::place::{Place, Snapshots};
 use super::queue::Queue;
 use super::request::Request;
@@ -36,22 +36,31 @@ impl Shared {
     }
 
     /// The member who asks, with the current entry if there is still one.
-    fn requester(&self, request: &Request) -> Arc<Member> {
+    pub fn requester(&self, request: &Request) -> Arc<Member> {
         self.current(&request.member).unwrap_or_else(|| request.member.clone())
     }
 
     /// The member as the owner of runs, with current terms. Who has left the roster is in no group: an old entry would
     /// bring back the old slots of a group for its other members.
     pub fn owner_now(&self, member: &Member) -> Owner {
-        match self.current(member) {
-            Some(now) => self.owner(&now),
-            None => Owner { groups: Vec::new(), ..self.owner(member) },
+        let payer = self.current(member.payer());
+        match (self.current(member), payer) {
+            (Some(now), _) => self.owner(&now),
+            // A ticket that has ended: its maker has the maker's terms all the same.
+            (None, Some(payer)) => Owner { key: self.owner(member).key, ..self.owner(&payer) },
+            (None, None) => Owner { groups: Vec::new(), ..self.owner(member) },
         }
     }
 
     /// A member with a current entry as the owner of runs. The roster names no weights, and a request does not say with
-    /// which key its member logged in.
+    /// which key its member logged in. A ticket is a key of its maker: its runs are in the maker's share and slots.
     pub fn owner(&self, member: &Member) -> Owner {
+        let ticket = member.ticket.as_ref();
+        let key = ticket.map(|bearer| {
+            let jobs = bearer.ticket.terms.jobs().map_or(usize::MAX, |jobs| jobs as usize);
+            Level::new(&member.id, Terms::slots(jobs))
+        });
+        let member = member.payer();
         let most = self.parts.config.limits.max_jobs_per_member;
         let slots = member.limits.max_jobs.map_or(most, |own| own as usize).clamp(1, most);
         let limited = |group: &Arc<members::Group>| {
@@ -63,7 +72,8 @@ impl Shared {
             is_limited.then(|| Group { name: group.name.as_str().into(), slots, most })
         };
         let groups = member.groups.iter().filter_map(limited).collect();
-        Owner { groups, ..Owner::member(&member.id, Terms::slots(slots)) }
+        let owner = Owner { groups, ..Owner::member(&member.id, Terms::slots(slots)) };
+        Owner { key: key.unwrap_or_else(|| owner.key.clone()), ..owner }
     }
 
     /// The current view of the member who asked. The request may have waited, and then built, for hours.
@@ -77,9 +87,11 @@ impl Shared {
 
     /// The refusal of a run that this request would start now, if its member has used up the month's processor time.
     pub fn month_is_over(&self, request: &Request) -> Option<Failure> {
-        let (member, roster) = (self.requester(request), self.parts.roster.borrow().clone());
+        // Both from one roster: the sum of a group is that of its members in the same one.
+        let roster = self.parts.roster.borrow().clone();
+        let member = roster.current(&request.member).unwrap_or(&request.member);
         let (ledger, config) = (&self.parts.ledger, &self.parts.config);
-        monthly::refusal(ledger, config, &roster, &member, &request.recipe.drv_path)
+        monthly::refusal(ledger, config, &roster, member, &request.recipe.drv_path)
     }
 
     /// The limits of a build of this request if it starts now.
@@ -98,12 +110,14 @@ pub(super) fn size_of(envelope: &Envelope) -> Size {
 fn limits(config: &Config, member: &Member, request: &Request) -> RunLimits {
     let (of_box, own, size) = (&config.limits, &member.limits, request.envelope);
     let seconds = |seconds: Option<u64>| seconds.map(Duration::from_secs);
+    // One of the levels of settings is the box.
+    let below = |asked: Option<Duration>, of_box: Duration| asked.filter(|asked| *asked < of_box);
     let wall = Effective::of_box("limits.max-build-seconds", of_box.max_build)
         .and(seconds(own.max_build_seconds), SetBy::Member("max-build-seconds"))
-        .and(request.wall, SetBy::Client("timeout"));
+        .and(below(request.wall, of_box.max_build), SetBy::Client("timeout"));
     let silent = Effective::of_box("limits.max-silent-seconds", of_box.max_silent)
         .and(seconds(own.max_silent_seconds), SetBy::Member("max-silent-seconds"))
-        .and(request.silent, SetBy::Client("max-silent-time"));
+        .and(below(request.silent, of_box.max_silent), SetBy::Client("max-silent-time"));
     let log = Effective::of_box("limits.max-log-mib", of_box.max_log_bytes)
         .and(request.log, SetBy::Client("max-log-size"));
     let output = Effective::of_box("limits.max-output-mib", of_box.max_output_bytes)

@@ -45,15 +45,16 @@ impl Wait {
     pub fn why(&self) -> Option<Why> {
         let (full, charged) = self.shared.queue.kept_by(self.run)?;
         let limits = &self.shared.parts.config.limits;
+        let of_box = Why::Box { slots: limits.max_jobs };
         if let Full::Box = full {
-            return Some(Why::Box { slots: limits.max_jobs });
+            return Some(of_box);
         }
         if charged != self.member.id {
             return Some(Why::Slot);
         }
         let member = self.shared.current(&self.member).unwrap_or_else(|| self.member.clone());
-        let of_box = limits.max_jobs_per_member;
-        let own = member.limits.max_jobs.map(|own| own as usize).filter(|own| *own < of_box);
+        let most = limits.max_jobs_per_member;
+        let own = member.limits.max_jobs.map(|own| own as usize).filter(|own| *own < most);
         Some(match full {
             Full::Group(name) => {
                 let group = member.groups.iter().find(|group| *group.name == *name);
@@ -61,8 +62,10 @@ impl Wait {
                 Why::Group { name, slots }
             }
             Full::Size(name) => Why::Size { name },
+            // One member may have all slots.
+            Full::Member if own.is_none() && most >= limits.max_jobs => of_box,
             Full::Key | Full::Member | Full::Box => {
-                own.map_or(Why::Member { slots: of_box }, |slots| Why::Own { slots })
+                own.map_or(Why::Member { slots: most }, |slots| Why::Own { slots })
             }
         })
     }

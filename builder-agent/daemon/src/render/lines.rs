@@ -24,7 +24,7 @@ impl<'a> Lines<'a> {
         let text = match event {
             Event::Line { text, .. } => return Some(text),
             Event::Started { drv, kind, .. } if self.headlines => super::started(kind, &drv),
-            Event::Waiting { drv, why, .. } => super::waiting(&why, &drv),
+            Event::Waiting { drv, why } => super::waiting(&why, &drv),
             Event::LimitOfOthers { drv } => super::limit_of_others(&drv),
             Event::KeepFailedRefused => super::keep_failed_refused(self.machine),
             Event::DependencyFailed { message } => super::dependency_failed(&message),
@@ -34,7 +34,6 @@ impl<'a> Lines<'a> {
             | Event::BuildsEnded
             | Event::Started { .. }
             | Event::Phase { .. }
-            | Event::WaitEnded { .. }
             | Event::Stopped { .. }
             | Event::Reused { .. }
             | Event::Resolved { .. }

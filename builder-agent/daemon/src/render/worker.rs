@@ -37,8 +37,6 @@ pub(crate) struct Renderer<'a> {
     /// The activity that counts builds.
     counts: u64,
     builds: BTreeMap<BuildNumber, u64>,
-    /// The activities of builds that wait.
-    waits: BTreeMap<BuildNumber, u64>,
     /// The ids of the substitution and of the copy inside it.
     fetches: BTreeMap<StorePath, (u64, u64)>,
     warnings: Warnings,
@@ -51,7 +49,6 @@ impl<'a> Renderer<'a> {
             machine,
             counts: 0,
             builds: BTreeMap::new(),
-            waits: BTreeMap::new(),
             fetches: BTreeMap::new(),
             warnings: Warnings::default(),
         }
@@ -77,20 +74,13 @@ impl<'a> Renderer<'a> {
                 let text = super::started(kind, &drv);
                 to.push(start(id, Verbosity::Info, ActivityKind::Build, text, fields));
             }
-            Event::Waiting { number, drv, why } => {
-                let id = self.ids.next();
-                self.waits.insert(number, id);
-                // As Nix says that it waits for a machine (`DerivationBuildingGoal`), but so that everybody reads it.
-                let text = super::waiting(&why, &drv);
-                to.push(start(id, Verbosity::Info, ActivityKind::BuildWaiting, text, Vec::new()));
-            }
-            Event::WaitEnded { number } => to.extend(self.waits.remove(&number).map(LogEvent::stop)),
+            // Not an activity of the kind `actBuildWaiting`: Nix shows those on terminals only (`progress-bar.cc`).
+            Event::Waiting { drv, why } => to.push(LogEvent::message(super::waiting(&why, &drv))),
             Event::Line { number, text } => to.push(LogEvent::build_line(self.build(number), text)),
             Event::Phase { number, name } => to.push(LogEvent::phase(self.build(number), &name)),
             Event::Stopped { number } => {
                 to.push(LogEvent::stop(self.build(number)));
                 self.builds.remove(&number);
-                to.extend(self.waits.remove(&number).map(LogEvent::stop));
             }
             Event::Reused { drv } => {
                 let drv = drv.to_absolute_path();

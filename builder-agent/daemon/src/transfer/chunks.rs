@@ -116,6 +116,7 @@ where
 {
     let mut first = Chunk::single(WHOLE);
     fill(&mut body, &mut first).await?;
+    desk.pace.step(first.len).await;
     match first.len < WHOLE {
         true => desk.workers.contents(move || at_once(open, &first)).await.map_err(bug),
         false => stream(desk, body, first, open).await,
@@ -140,6 +141,7 @@ where
     let size = announced.map_or(WHOLE as u64, |size| size.saturating_add(1)).min(WHOLE as u64);
     let mut first = Chunk::single(size as usize);
     fill(&mut body, &mut first).await?;
+    desk.pace.step(first.len).await;
     if first.len < first.bytes.len() {
         return desk.workers.commit_short(move || at_once(open, &first).and_then(commit)).await.map_err(bug);
     }
@@ -206,6 +208,7 @@ where
             return finish(desk, sink).await;
         }
         charge.set(UPLOAD_BYTES + sink.memory()).map_err(over)?;
+        desk.pace.step(chunk.len).await;
         taking = desk.workers.contents(move || {
             let more = sink.push(&chunk)?;
             Ok((sink, more))

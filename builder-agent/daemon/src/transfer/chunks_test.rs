@@ -11,7 +11,7 @@ use tokio::io::{AsyncWriteExt, ReadBuf};
 
 use super::*;
 use crate::upload_limit::UploadLimits;
-use members::{Member, MemberLimits, Role};
+use members::Member;
 use shares::budget::Budgets;
 use shares::threads::Threads;
 
@@ -21,17 +21,13 @@ fn desk() -> Desk {
         workers: Threads::new().of(&alice),
         budget: Budgets::new(1 << 30, 1 << 30).of(&alice),
         opened: Default::default(),
+        pace: shares::pace::Paces::new(|| 0).of(&alice),
         uploads: UploadLimits::new(
-            alice_herself(alice),
+            Arc::new(Member::named("alice")),
             tokio::sync::watch::channel(Arc::default()).1,
             u64::MAX,
         ),
     }
-}
-
-fn alice_herself(id: Arc<str>) -> Arc<Member> {
-    let (name, role, limits) = (id.clone(), Role::Member, MemberLimits::default());
-    Arc::new(Member { name, id, role, limits, groups: Vec::new(), share_with: Default::default() })
 }
 
 /// Keeps the bytes it gets, up to `enough`.

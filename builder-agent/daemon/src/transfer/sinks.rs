@@ -66,6 +66,9 @@ pub(super) fn announced(
     info: PathInfo,
     limit: UploadLimit,
 ) -> Result<impl Sink<Done = Staged, Error = UploadError>, UploadError> {
+    if !view.is_valid(&info.path) {
+        view.make_room(info.nar_size).map_err(ImportError::Register)?;
+    }
     let name = info.path.to_string();
     let taker = view.clone();
     Taking::begin((&taker, IntakeKind::Nar, name), limit, move |contents| view.stage_ingested(contents, info))

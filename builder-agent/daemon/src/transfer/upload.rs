@@ -100,6 +100,7 @@ impl Upload {
         if self.small.is_empty() {
             return Ok(());
         }
+        self.desk.pace.step(self.weight).await;
         self.weight = 0;
         let (small, view) = (std::mem::take(&mut self.small), self.views.now());
         self.staging = Some(self.desk.workers.contents(move || {

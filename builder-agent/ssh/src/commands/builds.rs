@@ -61,7 +61,8 @@ enum Action {
         #[arg(long)]
         all: bool,
     },
-    /// Print each change of your builds, or of one of them until it ends; until you hang up or press Ctrl-C
+    /// Print each change of your builds until you hang up or press Ctrl-C, or of one build until it ends; status 1 if it was
+    /// not built
     Watch {
         /// The number of the build in `builds list`
         id: Option<u64>,
@@ -189,7 +190,10 @@ pub(super) async fn run(
         },
         Action::Log { id, .. } => match scheduler.log(id, &of) {
             None => terminal.fail(&nothing(id), stall).await,
-            Some(log) => follow_log(log, terminal, stall).await,
+            Some(log) => match watching::charge(agent, member) {
+                Ok(_charge) => follow_log(log, terminal, stall).await,
+                Err(over) => terminal.fail(&over, stall).await,
+            },
         },
         Action::Watch { id, options } => {
             if let Some(id) = id
@@ -199,7 +203,7 @@ pub(super) async fn run(
             }
             let mut changes = Changes::of(id);
             let next = |_| changes.next(scheduler.list(&of), options.json);
-            watching::watch(terminal, stall, next).await
+            watching::watch(terminal, agent, member, next).await
         }
         Action::Cancel { id, options } => match scheduler.cancel(id, &of) {
             0 => terminal.fail(&nothing(id), stall).await,

@@ -10,6 +10,7 @@ use members::Member;
 use serde::Serialize;
 use settings::Reached;
 
+use crate::alias::alias;
 use crate::places::Kind;
 
 #[derive(Debug, PartialEq, Eq, clap::Parser)]
@@ -110,16 +111,6 @@ impl Values {
             max_jobs,
             key: arguments.key.clone(),
         }
-    }
-}
-
-/// The name of the box as a host of an ssh configuration, where spaces and patterns have a meaning.
-fn alias(name: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '-' };
-    let alias: String = name.chars().map(plain).collect();
-    match alias.trim_matches('-') {
-        "" => "box".to_owned(),
-        alias => alias.to_owned(),
     }
 }
 

@@ -62,7 +62,7 @@ async fn print(
         }
     };
     let Some(file) = agent.realiser.kept.find(&member.id, &drv) else { return Ok(false) };
-    let (workers, file, mut at) = (agent.threads.of(&member.id), Arc::new(file), 0);
+    let (workers, file, mut at) = (agent.threads.of(&member.payer().id), Arc::new(file), 0);
     loop {
         let piece = workers.read_at(&file, at, PIECE).await.map_err(io::Error::other)??;
         if piece.is_empty() {

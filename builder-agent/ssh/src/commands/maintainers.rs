@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use daemon::{Agent, Caller};
 
-use super::{audit, drain, kick, sync};
+use super::{audit, drain, gc, kick, sync};
 use crate::records::Records;
 use crate::terminal::{ExitStatus, Terminal};
 
@@ -16,6 +16,7 @@ pub(crate) enum Maintaining {
     Kick(kick::Arguments),
     Audit(audit::Arguments),
     Sync(super::printing::Json),
+    Gc(gc::Arguments),
 }
 
 /// What every one of these commands has at hand.
@@ -40,5 +41,6 @@ pub(super) async fn run(command: Maintaining, terminal: Terminal<'_>, desk: Desk
         Maintaining::Kick(arguments) => kick::run(arguments, terminal, desk).await,
         Maintaining::Audit(arguments) => audit::run(arguments, terminal, desk).await,
         Maintaining::Sync(json) => sync::run(json, terminal, desk).await,
+        Maintaining::Gc(arguments) => gc::run(arguments, terminal, desk).await,
     }
 }

@@ -123,8 +123,8 @@ fn in_words(settled: &Settled) -> String {
 
 fn shown(setting: &Setting, value: &Value) -> String {
     match (setting.kind, value) {
-        (Kind::Seconds { .. }, Value::Number(0)) => "none".into(),
-        (Kind::Seconds { .. }, value) => format!("{value} seconds"),
+        (Kind::Most { .. }, Value::Number(0)) => "none".into(),
+        (Kind::Most { unit, .. }, value) => format!("{value} {unit}"),
         (_, value) => value.to_string(),
     }
 }

@@ -14,6 +14,9 @@ fn resolved(agent: &Agent, caller: &Caller) -> Resolved {
 
 /// `Err` is the line for a command that the session may not run. `None`: the shell.
 pub(crate) fn admit(command: Option<&Command>, agent: &Agent, caller: &Caller) -> Result<(), String> {
+    if let Some(command) = command {
+        command.open_to(&caller.member)?;
+    }
     let resolved = resolved(agent, caller);
     let effective = resolved.effective();
     if effective.settings_from_ssh_env
@@ -32,6 +35,7 @@ pub(crate) fn admit(command: Option<&Command>, agent: &Agent, caller: &Caller) -
             | Command::Log(_)
             | Command::Builds(_)
             | Command::Usage(_)
+            | Command::Ticket(_)
             | Command::Settings(_),
         ) => true,
     };

@@ -9,11 +9,15 @@ use std::fmt::Write as _;
 use ::roster::date;
 use builds::drain::Drained;
 use daemon::Agent;
+use members::Member;
 use serde::Serialize;
 
-use super::watching;
+use super::watching::{self, Look};
 use super::{Command, Row, Wrong, arguments};
 use crate::terminal::{ExitStatus, Screen, Terminal};
+use store::Room;
+
+mod store;
 
 #[derive(Debug, PartialEq, Eq, clap::Parser)]
 pub(crate) struct Arguments {
@@ -39,6 +43,9 @@ struct Status {
     /// Why the box starts no builds, if a maintainer has drained it.
     #[serde(skip_serializing_if = "Option::is_none")]
     drained: Option<Drained>,
+    /// For maintainers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store: Option<Room>,
     roster: Roster,
 }
 
@@ -67,7 +74,7 @@ struct Roster {
 }
 
 impl Status {
-    fn of(agent: &Agent) -> Self {
+    fn of(agent: &Agent, member: &Member) -> Self {
         let config = &agent.config;
         let now = agent.roster.borrow();
         let builds = agent.realiser.scheduler.list(&|_| true);
@@ -81,6 +88,7 @@ impl Status {
             signing_key: agent.signing_key.to_string(),
             builds: Builds { running, waiting: builds.len() - running, slots: config.limits.max_jobs },
             drained: agent.realiser.scheduler.drained().map(|drained| (*drained).clone()),
+            store: super::is_maintainer(&now, member).then(|| Room::of(agent)).flatten(),
             roster: Roster {
                 source: now.source.clone(),
                 commit: now.commit.clone(),
@@ -111,6 +119,9 @@ impl Status {
             if let Some(deadline) = drained.deadline {
                 let _ = writeln!(text, "             what still runs is ended at {}", date::shown(deadline));
             }
+        }
+        if let Some(store) = &self.store {
+            store.text(&mut text);
         }
         self.roster.text(&mut text);
         if let Some(weaker) = &self.weaker {
@@ -164,8 +175,8 @@ impl Roster {
 }
 
 /// The output of the command.
-fn text(agent: &Agent, json: bool) -> String {
-    let status = Status::of(agent);
+fn text(agent: &Agent, member: &Member, json: bool) -> String {
+    let status = Status::of(agent, member);
     match json {
         true => super::json_line(&status),
         false => status.text(),
@@ -176,17 +187,22 @@ pub(super) fn parse(row: &Row, words: &[&str]) -> Result<Command, Wrong> {
     arguments::parse(row, words, Command::Status)
 }
 
-pub(super) async fn run(arguments: Arguments, terminal: Terminal<'_>, agent: &Agent) -> ExitStatus {
+pub(super) async fn run(
+    arguments: Arguments,
+    terminal: Terminal<'_>,
+    agent: &Agent,
+    member: &Member,
+) -> ExitStatus {
     let Arguments { watch, json } = arguments;
     let stall = agent.config.limits.client_stall;
     if !watch {
-        return terminal.print(&text(agent, json), stall).await;
+        return terminal.print(&text(agent, member, json), stall).await;
     }
     let mut shown = String::new();
     let next = |screen: Screen| {
-        let now = text(agent, json);
+        let now = text(agent, member, json);
         if now == shown {
-            return None;
+            return Look::Same;
         }
         shown.clone_from(&now);
         // On a terminal in the same place, else one after the other.
@@ -195,7 +211,7 @@ pub(super) async fn run(arguments: Arguments, terminal: Terminal<'_>, agent: &Ag
             (false, false) => "\n",
             (_, true) => "",
         };
-        Some(format!("{place}{now}"))
+        Look::New(format!("{place}{now}"))
     };
-    watching::watch(terminal, stall, next).await
+    watching::watch(terminal, agent, member, next).await
 }

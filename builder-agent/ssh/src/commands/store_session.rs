@@ -6,6 +6,7 @@ use daemon::{Agent, Caller, SessionError};
 use tokio::io::AsyncWriteExt;
 use wire::PatientWriter;
 
+use crate::metered::Metered;
 use crate::terminal::{ExitStatus, Terminal};
 
 /// One of Nix's protocols.
@@ -27,6 +28,10 @@ pub(super) async fn run(
     let (connection, member, stall) =
         (caller.connection, caller.member.clone(), agent.config.limits.client_stall);
     let (stdin, stdout, mut stderr) = terminal.with_stdin();
+    let stdin = match &member.ticket {
+        Some(bearer) => Box::new(Metered::new(stdin, bearer.ticket.clone())),
+        None => stdin,
+    };
     let result = match kind {
         StoreSession::Worker => daemon::serve(stdin, stdout, agent, caller).await,
         StoreSession::Serve { write } => {

@@ -45,22 +45,34 @@ pub(super) fn seconds(seconds: u64) -> String {
     }
 }
 
-/// Reads `90s`, `30m`, `2h` or `7d`.
+/// As it is written, and read again: `90s`, `30m`, `2h` or `7d`, in the largest unit that is exact.
+pub(super) fn exact(seconds: u64) -> String {
+    let units = [(24 * 3600, "d"), (3600, "h"), (60, "m")];
+    let exact = units.iter().find(|(unit, _)| seconds >= *unit && seconds.is_multiple_of(*unit));
+    exact.map_or_else(|| format!("{seconds}s"), |(unit, name)| format!("{}{name}", seconds / unit))
+}
+
+/// Reads `90s`, `30m`, `2h`, `7d` or `2w`.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, &'static str> {
-    const HELP: &str = "not a duration; write it as 90s, 30m, 2h or 7d, at most 366d";
-    let (at, unit) = text.char_indices().next_back().ok_or(HELP)?;
-    let number = &text[..at];
-    let factor = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 86_400,
-        _ => return Err(HELP),
-    };
-    let seconds = number.parse::<u64>().ok().filter(|_| number.bytes().all(|byte| byte.is_ascii_digit()));
-    let seconds =
-        seconds.and_then(|number| number.checked_mul(factor)).filter(|seconds| *seconds <= 366 * 86_400);
+    const HELP: &str = "not a duration; write it as 90s, 30m, 2h, 7d or 2w, at most 366d";
+    let units = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400), ('w', 7 * 86_400)];
+    let seconds = product(text, &units).filter(|seconds| *seconds <= 366 * 86_400);
     seconds.map(Duration::from_secs).ok_or(HELP)
+}
+
+/// Reads `500M` or `20G`; K, M, G and T are powers of 1024.
+pub(super) fn parse_size(text: &str) -> Result<u64, &'static str> {
+    let units = [('K', 1 << 10), ('M', 1 << 20), ('G', 1 << 30), ('T', 1 << 40)];
+    product(text, &units).ok_or("not a size; write a whole number with K, M, G or T, such as 500M or 20G")
+}
+
+/// A whole number and one of these units.
+fn product(text: &str, units: &[(char, u64)]) -> Option<u64> {
+    let unit = text.chars().next_back()?;
+    let (_, factor) = units.iter().find(|(known, _)| *known == unit)?;
+    let digits = text.strip_suffix(unit)?;
+    let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits.parse::<u64>().ok().filter(|_| plain)?.checked_mul(*factor)
 }
 
 #[cfg(test)]
@@ -80,14 +92,29 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_has_a_unit() {
-        for (text, seconds) in [("0s", 0), ("90s", 90), ("30m", 1800), ("2h", 7200), ("366d", 31_622_400)] {
+    fn durations_and_sizes_have_a_unit() {
+        for (text, seconds) in
+            [("0s", 0), ("90s", 90), ("30m", 1800), ("2h", 7200), ("2w", 1_209_600), ("366d", 31_622_400)]
+        {
             assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
         for text in
             ["", "s", "30", "1.5h", "-1s", "+1s", "2 h", "367d", "1y", "é", "18446744073709551615d", "5min"]
         {
             assert!(parse_duration(text).is_err(), "{text}");
+        }
+        for (text, bytes) in [("0K", 0), ("500M", 500 << 20), ("20G", 20 << 30), ("1T", 1 << 40)] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "M", "4096", "-1K", "+1K", "1.5G", "1 G", "20g", "1MiB", "99999999T", "1é"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_shown_again() {
+        for text in ["90s", "30m", "2h", "7d"] {
+            assert_eq!(exact(parse_duration(text).expect("a duration").as_secs()), text);
         }
     }
 }

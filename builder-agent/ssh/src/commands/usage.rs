@@ -69,7 +69,7 @@ pub(super) async fn run(
     agent: Arc<Agent>,
     member: Arc<Member>,
 ) -> ExitStatus {
-    let (stall, workers) = (agent.config.limits.client_stall, agent.threads.of(&member.id));
+    let (stall, workers) = (agent.config.limits.client_stall, agent.threads.of(&member.payer().id));
     let screen = terminal.screen;
     match workers.plan(move || text(&arguments, &agent, &member, screen)).await {
         Ok(Ok(text)) => terminal.print(&text, stall).await,

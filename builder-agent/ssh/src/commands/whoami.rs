@@ -7,6 +7,7 @@ use daemon::Agent;
 use members::{Effective, Member, Roster, SetBy, Together};
 use serde::Serialize;
 
+use super::ticket::Summary;
 use crate::places::Kind;
 
 #[derive(Serialize)]
@@ -16,7 +17,12 @@ struct WhoAmI {
     /// The members whose claims this member sees, and who see those of this member.
     shares_with: Vec<String>,
     limits: Vec<Limit>,
+    /// Bytes of the store that the member is charged for.
+    store_bytes: u64,
     groups: Vec<Group>,
+    /// For the holder of a ticket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ticket: Option<Summary>,
 }
 
 /// A group of the member. Its limits are for all members of the group together.
@@ -51,7 +57,9 @@ pub(super) fn text(agent: &Agent, member: &Member, json: bool) -> String {
         role: member.role.name(),
         shares_with: roster.sharing_with(&member.name).iter().map(ToString::to_string).collect(),
         limits: limits(agent, member, &roster),
+        store_bytes: roster.view_of(&agent.store, member).charged().0,
         groups: groups(member, &roster),
+        ticket: member.ticket.as_ref().map(|bearer| Summary::of(&bearer.ticket, &roster)),
     };
     match json {
         true => super::json_line(&answer),
@@ -94,6 +102,15 @@ fn limits(agent: &Agent, member: &Member, roster: &Roster) -> Vec<Limit> {
     limits.extend(monthly.map(|Monthly { hours: value, set_by, .. }| {
         limit("max-cpu-hours-per-month", "CPU hours", Effective { value, set_by })
     }));
+    let quota = roster.view_of(&agent.store, member).charged().1;
+    limits.extend(quota.map(|quota| {
+        let set_by = if quota.own {
+            SetBy::Member("max-store-mib")
+        } else {
+            SetBy::Box("limits.max-store-mib-per-member")
+        };
+        limit("max-store-mib", "MiB", Effective { value: quota.bytes >> 20, set_by })
+    }));
     limits
 }
 
@@ -124,6 +141,8 @@ impl WhoAmI {
         for Limit { name, value, unit, set_by } in &self.limits {
             text.push_str(&format!("{name:<18}  {value} {unit}, set by the {set_by}\n"));
         }
+        text.push_str(&format!("store               {} MiB\n", self.store_bytes.div_ceil(1 << 20)));
+        text.push_str(&self.ticket.as_ref().map(Summary::long).unwrap_or_default());
         for Group { name, limits } in &self.groups {
             if limits.is_empty() {
                 text.push_str(&format!("group               {name}\n"));

@@ -1,8 +1,8 @@
 //! What happened at this box that concerns who may use it: logins, refused logins, commands of maintainers, changes of the
 //! roster. `ssh box audit` shows it.
 //!
-//! Bounded: the last [`KEPT`] events about members, and apart from them the last [`STRANGERS`] refused logins, so that
-//! nobody who knocks can push out what members did. The file is for the next start of the agent; a thread writes it, so no
+//! Bounded: the last [`KEPT`] events, and apart from them the last [`LOGINS`] logins and [`STRANGERS`] refused ones, so that
+//! nobody can push out what maintainers did, neither by knocking nor by logging in. The file is for the next start of the agent; a thread writes it, so no
 //! connection waits for the disk. It is a help for people, and no proof: who can write the file can change it, and the log
 //! is what leaves the machine. Not here: who may read it (`commands::audit`).
 
@@ -21,8 +21,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::quiet::Quiet;
 
-/// Events about members that are kept.
-pub(crate) const KEPT: usize = 2000;
+/// Events that are kept, besides logins.
+pub(crate) const KEPT: usize = 1000;
+/// Logins that are kept.
+pub(crate) const LOGINS: usize = 1000;
 /// Refused logins that are kept.
 pub(crate) const STRANGERS: usize = 500;
 /// Longest text of an event, in characters.
@@ -116,7 +118,8 @@ impl Event {
 
 #[derive(Default)]
 struct Rings {
-    members: VecDeque<Event>,
+    acts: VecDeque<Event>,
+    logins: VecDeque<Event>,
     strangers: VecDeque<Event>,
 }
 
@@ -124,7 +127,8 @@ impl Rings {
     fn push(&mut self, event: Event) {
         let (ring, most) = match event.event {
             Kind::LoginRefused => (&mut self.strangers, STRANGERS),
-            _ => (&mut self.members, KEPT),
+            Kind::Login => (&mut self.logins, LOGINS),
+            _ => (&mut self.acts, KEPT),
         };
         if ring.len() == most {
             ring.pop_front();
@@ -134,7 +138,8 @@ impl Rings {
 
     /// All events, the oldest first.
     fn all(&self) -> Vec<Event> {
-        let mut all: Vec<Event> = self.members.iter().chain(&self.strangers).cloned().collect();
+        let mut all: Vec<Event> =
+            self.acts.iter().chain(&self.logins).chain(&self.strangers).cloned().collect();
         all.sort_by_key(|event| event.time);
         all
     }
@@ -155,7 +160,7 @@ impl Audit {
         let mut rings = Rings::default();
         let lines = match load(&path, &mut rings) {
             // The last line may be cut off, so the first write makes the file anew.
-            Ok(lines) if lines > 0 => KEPT + STRANGERS + SPARE_LINES,
+            Ok(lines) if lines > 0 => KEPT + LOGINS + STRANGERS + SPARE_LINES,
             Ok(_) => 0,
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "cannot read the earlier events of the audit");
@@ -245,7 +250,7 @@ impl Kept {
     }
 
     fn write(&mut self, batch: &[Event]) -> io::Result<()> {
-        if self.lines + batch.len() > KEPT + STRANGERS + SPARE_LINES {
+        if self.lines + batch.len() > KEPT + LOGINS + STRANGERS + SPARE_LINES {
             return self.write_anew();
         }
         let text = json_lines(batch);
@@ -299,13 +304,16 @@ mod tests {
     }
 
     #[test]
-    fn strangers_cannot_push_out_what_members_did() {
+    fn nobody_pushes_out_what_maintainers_did_by_logging_in_or_being_refused() {
         let mut rings = Rings::default();
+        rings.push(Event::now(Kind::Kick).by("carol"));
         rings.push(Event::now(Kind::Login).by("alice"));
         (0..10 * KEPT).for_each(|_| rings.push(Event::now(Kind::LoginRefused)));
+        assert!(rings.all().iter().any(|event| event.member.as_deref() == Some("alice")));
+        (0..10 * KEPT).for_each(|_| rings.push(Event::now(Kind::Login).by("mallory")));
         let all = rings.all();
-        assert_eq!(all.len(), 1 + STRANGERS);
-        assert!(all.iter().any(|event| event.member.as_deref() == Some("alice")));
+        assert_eq!(all.len(), 1 + LOGINS + STRANGERS);
+        assert!(all.iter().any(|event| event.member.as_deref() == Some("carol")));
     }
 
     #[test]
@@ -318,7 +326,7 @@ mod tests {
         .expect("written");
         let audit = Audit::open(dir.path());
         assert_eq!(audit.events().len(), 1, "{:?}", audit.events());
-        for n in 0..(KEPT + STRANGERS + SPARE_LINES + 10) as u64 {
+        for n in 0..(KEPT + LOGINS + STRANGERS + SPARE_LINES + 10) as u64 {
             audit.note(Event::now(Kind::Login).on(n));
             // The thread may fall behind: then events are in memory only.
             if n % 500 == 0 {
@@ -327,11 +335,11 @@ mod tests {
         }
         until("the file is not written anew", || {
             audit.note(Event::now(Kind::Login));
-            (1..KEPT + STRANGERS + SPARE_LINES).contains(&lines(dir.path()))
+            (1..KEPT + LOGINS + STRANGERS + SPARE_LINES).contains(&lines(dir.path()))
         });
-        assert_eq!(audit.events().len(), KEPT);
+        assert_eq!(audit.events().len(), LOGINS);
         drop(audit);
-        assert!(Audit::open(dir.path()).events().len() > KEPT / 2);
+        assert!(Audit::open(dir.path()).events().len() > LOGINS / 2);
     }
 
     #[test]

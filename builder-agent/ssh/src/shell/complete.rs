@@ -1,7 +1,7 @@
 //! Completion: the words that can follow in a line of the shell.
 //!
 //! The words of a command are described in one place, its help, so they are read from there: subcommands from the list
-//! under `Commands:`, options from the one under `Options:`.
+//! under `Commands:`, options from the one under `Options:`. Numbers and names come from the shell, which knows them.
 
 use crate::commands::{self, For};
 
@@ -18,13 +18,21 @@ pub(super) enum Completion {
     Nothing,
 }
 
-/// Completes the last word of the line before the cursor.
-pub(super) fn complete(before: &str, maintainer: bool) -> Completion {
+/// Completes the last word of the line before the cursor. `values` has what can follow a command with these words, besides
+/// subcommands and options.
+pub(super) fn complete(
+    before: &str,
+    maintainer: bool,
+    values: impl FnOnce(&str, &[&str]) -> Vec<String>,
+) -> Completion {
     let (earlier, word) = before.rsplit_once(' ').unwrap_or(("", before));
     let earlier: Vec<&str> = earlier.split(' ').filter(|word| !word.is_empty()).collect();
     let mut possible = match earlier.split_first() {
         None => names(maintainer),
-        Some((name, rest)) => of_command(name, rest, word.starts_with('-')),
+        Some((name, rest)) => match values(name, rest) {
+            values if !values.is_empty() && !word.starts_with('-') => values,
+            _ => of_command(name, rest, word.starts_with('-')),
+        },
     };
     possible.retain(|candidate| candidate.starts_with(word));
     possible.sort();
@@ -90,15 +98,19 @@ fn common(words: &[String]) -> &str {
 mod tests {
     use super::*;
 
+    fn none(_: &str, _: &[&str]) -> Vec<String> {
+        Vec::new()
+    }
+
     fn inserted(before: &str) -> String {
-        match complete(before, true) {
+        match complete(before, true, none) {
             Completion::Insert(text) => text,
             other => panic!("{before}: {other:?}"),
         }
     }
 
     fn choices(before: &str) -> Vec<String> {
-        match complete(before, true) {
+        match complete(before, true, none) {
             Completion::Choose(words) => words,
             other => panic!("{before}: {other:?}"),
         }
@@ -116,13 +128,25 @@ mod tests {
         assert_eq!(choices("builds "), ["cancel", "list", "log", "show", "watch"]);
         assert!(choices("usage --").contains(&"--month".to_owned()));
         assert!(choices("").contains(&"exit".to_owned()));
-        assert_eq!(complete("nix-d", true), Completion::Nothing);
-        assert_eq!(complete("no-such-command x", true), Completion::Nothing);
+        assert_eq!(complete("nix-d", true, none), Completion::Nothing);
+        assert_eq!(complete("no-such-command x", true, none), Completion::Nothing);
     }
 
     #[test]
     fn commands_of_maintainers_are_offered_to_maintainers() {
-        assert_eq!(complete("undr", true), Completion::Insert("ain ".into()));
-        assert_eq!(complete("undr", false), Completion::Nothing);
+        assert_eq!(complete("undr", true, none), Completion::Insert("ain ".into()));
+        assert_eq!(complete("undr", false, none), Completion::Nothing);
+    }
+    #[test]
+    fn values_take_the_place_of_what_the_help_lists_but_not_of_options() {
+        let values = |name: &str, words: &[&str]| match (name, words) {
+            ("builds", ["show"]) => vec!["17".to_owned(), "181".to_owned()],
+            _ => Vec::new(),
+        };
+        let said = |before| complete(before, false, values);
+        assert_eq!(said("builds show 17"), Completion::Insert(" ".into()));
+        assert_eq!(said("builds show "), Completion::Insert("1".into()));
+        assert_eq!(said("builds show --j"), Completion::Insert("son ".into()));
+        assert_eq!(said("builds sho"), Completion::Insert("w ".into()));
     }
 }

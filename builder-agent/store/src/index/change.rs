@@ -6,6 +6,7 @@ use std::sync::Arc;
 use nix::PathInfo;
 use nix_derivation::StorePath;
 
+use crate::index::account::Account;
 use crate::index::rows::{Annotation, Origins};
 use crate::types::realisation::{Realisation, RealisationId};
 use crate::types::result::BuildRecord;
@@ -21,11 +22,27 @@ pub(crate) enum Change {
         object_size: u64,
         /// The origins of a claim.
         origins: Origins,
+        account: Account,
     },
-    /// Verified paths are never dropped: other members may have built on them.
     DropClaim {
         member: Member,
         path: StorePath,
+    },
+    /// Only an eviction drops Verified paths, with all that refers to them in any layer.
+    DropVerified {
+        path: StorePath,
+    },
+    /// A Verified path is not charged to anybody any more, and was last used then (milliseconds since 1970).
+    Release {
+        path: StorePath,
+        used: u64,
+    },
+    /// Writes the last use of a path (milliseconds since 1970). In memory it is known already.
+    Used {
+        path: StorePath,
+        /// `None`: the Verified row.
+        member: Option<Member>,
+        used: u64,
     },
     /// Replaces the signatures of a path; the rest of `info` equals the registered one.
     SetSignatures {
@@ -39,7 +56,7 @@ pub(crate) enum Change {
         provenance: Provenance,
         realisation: Arc<Realisation>,
     },
-    /// `None`: a Verified realisation, which only repair drops.
+    /// `None`: a Verified realisation, which goes with its path.
     DropRealisation {
         id: RealisationId,
         member: Option<Member>,

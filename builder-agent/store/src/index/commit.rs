@@ -17,6 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::error::RegisterError;
 use crate::index::change::Change;
+use crate::index::holds::Holds;
 use crate::index::memory::Memory;
 use crate::index::{Index, Locked};
 use crate::types::Member;
@@ -31,8 +32,17 @@ pub(crate) struct Plan {
     /// Called after the changes are written and before they are visible: the objects that they name must be
     /// found by then.
     pub(crate) once_written: Option<Box<dyn FnOnce() + Send>>,
-    /// Set if the changes only drop things: this member's claims and what belongs to them.
-    pub(crate) drops_of: Option<Member>,
+    /// Set if the changes only drop things.
+    pub(crate) drops: Option<Drops>,
+}
+
+/// Whose things a plan drops.
+pub(crate) enum Drops {
+    /// This member's claims and what belongs to them.
+    Of(Member),
+    /// Rows of any layer. The function returns whether one of them was held or leased since the plan; it is called while
+    /// no client gets an answer.
+    Rows(Box<dyn Fn(&Holds) -> bool + Send>),
 }
 
 /// The paths that a job is about, by digest. Jobs about the same paths do not share a group, since the second
@@ -214,7 +224,7 @@ fn commit_group(mut locked: Locked<'_>, group: Vec<Job>) {
         let Some(mut planner) = job.plan.take() else { continue };
         let mut plan = planner(&locked.index.read());
         let mut undo = None;
-        if let Ok(Plan { drops_of: Some(_), .. }) = &plan {
+        if let Ok(Plan { drops: Some(_), .. }) = &plan {
             (plan, undo) = drop_early(&locked, plan, &mut planner);
         }
         match plan {
@@ -261,7 +271,8 @@ fn drop_early(
 ) -> (Result<Plan, RegisterError>, Option<Vec<Change>>) {
     let mut memory = locked.memory_mut();
     let held = match &plan {
-        Ok(Plan { changes, drops_of: Some(member), .. }) => {
+        Ok(Plan { drops: Some(Drops::Rows(taken)), .. }) => taken(locked.holds()),
+        Ok(Plan { changes, drops: Some(Drops::Of(member)), .. }) => {
             // A path that also has a Verified row stays valid.
             let gone = |change: &Change| match change {
                 Change::DropClaim { path, .. } if !memory.is_verified(path) => {

@@ -10,6 +10,7 @@
 use nix::PathInfo;
 
 use crate::error::DatabaseError;
+use crate::index::account::Account;
 use crate::index::change::Change;
 use crate::index::rows::Origins;
 use crate::types::Provenance;
@@ -34,6 +35,7 @@ pub(crate) struct Record {
     pub(crate) proven: bool,
     pub(crate) object_size: u64,
     pub(crate) origins: Origins,
+    pub(crate) account: Account,
 }
 
 /// The whole contents of a database.

@@ -5,11 +5,12 @@
 //! during input or output. Changes come as [`Change`]s, the same that were written to the database before.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::PathInfo;
 use nix_derivation::StorePath;
 
+use crate::index::account::{self, Account, LastUse};
 use crate::index::change::Change;
 use crate::index::rows::{Annotations, Origins};
 use crate::types::realisation::{Realisation, RealisationId};
@@ -23,6 +24,17 @@ pub(crate) struct Entry {
     pub(crate) proven: bool,
     /// The owners of this claim and of all claims below it; they decide which other members may see it.
     pub(crate) origins: Origins,
+    /// Bytes of the object's file.
+    pub(crate) size: u64,
+    /// Who is charged for a Verified path; `None`: the box. A claim is charged to its member.
+    pub(crate) payer: Option<Member>,
+    pub(crate) used: LastUse,
+}
+
+impl Entry {
+    fn account(&self) -> Account {
+        Account { payer: self.payer.clone(), used: self.used.at() }
+    }
 }
 
 /// All Verified rows, or all rows of one member.
@@ -38,6 +50,8 @@ pub(crate) struct Layer {
     annotations: Annotations,
     /// Number of entries that contain claims of other members.
     foreign: usize,
+    /// Bytes of the objects of all entries. An object counts for each path that has it.
+    bytes: u64,
 }
 
 impl Layer {
@@ -52,6 +66,11 @@ impl Layer {
     /// How many entries there are, and how many references all of them have.
     pub(crate) fn size(&self) -> (usize, usize) {
         (self.entries.len(), self.references)
+    }
+
+    /// Bytes of the objects of all entries; one that several paths have counts for each of them.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Whether some of its claims depend on other members' claims.
@@ -81,19 +100,29 @@ impl Layer {
         &self.annotations
     }
 
-    fn insert(&mut self, info: Arc<PathInfo>, proven: bool, origins: Origins) {
+    fn insert(
+        &mut self,
+        info: Arc<PathInfo>,
+        proven: bool,
+        origins: Origins,
+        (size, account): (u64, Account),
+    ) {
         self.by_digest.entry(*info.path.digest()).or_default().insert(info.path.clone());
         for reference in &info.references {
             self.referrers.entry(reference.clone()).or_default().insert(info.path.clone());
         }
         self.references += info.references.len();
         self.foreign += usize::from(origins.is_foreign());
-        self.entries.insert(info.path.clone(), Entry { info, proven, origins });
+        self.bytes += size;
+        let Account { payer, used } = account;
+        let entry = Entry { info, proven, origins, size, payer, used: LastUse::new(used) };
+        self.entries.insert(entry.info.path.clone(), entry);
     }
 
     fn remove(&mut self, path: &StorePath) -> Option<Entry> {
         let entry = self.entries.remove(path)?;
         self.references -= entry.info.references.len();
+        self.bytes -= entry.size;
         self.foreign -= usize::from(entry.origins.is_foreign());
         remove_from(&mut self.by_digest, path.digest(), path);
         for reference in &entry.info.references {
@@ -135,6 +164,12 @@ pub(crate) struct Memory {
     results: HashMap<[u8; 32], Arc<BuildRecord>>,
     /// The results that are failures, by time.
     failures: BTreeSet<(i64, [u8; 32])>,
+    /// Bytes of the Verified paths that each member is charged for.
+    paid: HashMap<Member, u64>,
+    /// Bytes of all objects that some path has.
+    object_bytes: u64,
+    /// Rows whose last use the database does not know yet; each at most once an hour. `None`: Verified.
+    touched: Mutex<Vec<(StorePath, Option<Member>)>>,
 }
 
 impl Memory {
@@ -148,22 +183,25 @@ impl Memory {
     /// Makes in memory the change that [`super::database::Database::write`] made on disk.
     pub(crate) fn apply(&mut self, change: Change) {
         match change {
-            Change::AddPath { info, provenance, proven, object_size, origins } => {
-                let layer = self.layer(&provenance);
-                if layer.entries.contains_key(&info.path) {
-                    return;
-                }
-                layer.insert(Arc::clone(&info), proven, origins);
-                let uses = self.objects.entry(info.nar_hash).or_default();
-                uses.paths += 1;
-                uses.size = object_size;
+            Change::AddPath { info, provenance, proven, object_size, origins, account } => {
+                self.add_path(&info, &provenance, (proven, origins), (object_size, account));
             }
             Change::DropClaim { member, path } => {
                 let entry = self.claimed.get_mut(&member).and_then(|layer| layer.remove(&path));
-                if let Some(uses) = entry.and_then(|entry| self.objects.get_mut(&entry.info.nar_hash)) {
-                    uses.paths -= 1;
-                }
+                self.lost_path(entry.as_ref());
             }
+            Change::DropVerified { path } => {
+                let entry = self.verified.remove(&path);
+                self.lost_path(entry.as_ref());
+                self.unpay(entry.as_ref());
+            }
+            Change::Release { path, used } => {
+                let Some(mut entry) = self.verified.entries.remove(&path) else { return };
+                self.unpay(Some(&entry));
+                (entry.payer, entry.used) = (None, LastUse::new(used));
+                self.verified.entries.insert(path, entry);
+            }
+            Change::Used { .. } => {}
             Change::SetSignatures { info, provenance, proven } => {
                 if let Some(entry) = self.layer(&provenance).entries.get_mut(&info.path) {
                     (entry.info, entry.proven) = (info, proven);
@@ -213,20 +251,20 @@ impl Memory {
     pub(crate) fn inverse(&self, change: &Change) -> Option<Change> {
         match change {
             Change::DropClaim { member, path } => {
-                let Entry { info, proven, origins } = self.claimed.get(member)?.entries.get(path)?;
-                Some(Change::AddPath {
-                    info: Arc::clone(info),
-                    provenance: Provenance::Claimed(member.clone()),
-                    proven: *proven,
-                    object_size: self.object_size(&info.nar_hash)?,
-                    origins: origins.clone(),
-                })
+                let entry = self.claimed.get(member)?.entries.get(path)?;
+                Some(added_again(entry, Provenance::Claimed(member.clone())))
             }
-            Change::DropRealisation { id, member: Some(member) } => Some(Change::AddRealisation {
-                id: id.clone(),
-                provenance: Provenance::Claimed(member.clone()),
-                realisation: Arc::clone(self.claimed.get(member)?.realisations.get(id)?),
-            }),
+            Change::DropVerified { path } => {
+                Some(added_again(self.verified.entries.get(path)?, Provenance::Verified))
+            }
+            Change::DropRealisation { id, member } => {
+                let (layer, provenance) = match member {
+                    None => (&self.verified, Provenance::Verified),
+                    Some(member) => (self.claimed.get(member)?, Provenance::Claimed(member.clone())),
+                };
+                let realisation = Arc::clone(layer.realisations.get(id)?);
+                Some(Change::AddRealisation { id: id.clone(), provenance, realisation })
+            }
             Change::DropResult { key } => {
                 Some(Change::PutResult { key: *key, record: Arc::clone(self.results.get(key)?) })
             }
@@ -242,6 +280,98 @@ impl Memory {
             }
             _ => None,
         }
+    }
+
+    fn add_path(
+        &mut self,
+        info: &Arc<PathInfo>,
+        provenance: &Provenance,
+        (proven, origins): (bool, Origins),
+        (size, account): (u64, Account),
+    ) {
+        let layer = self.layer(provenance);
+        if layer.entries.contains_key(&info.path) {
+            return;
+        }
+        let payer = account.payer.clone();
+        layer.insert(Arc::clone(info), proven, origins, (size, account));
+        if let (Provenance::Verified, Some(payer)) = (provenance, payer) {
+            *self.paid.entry(payer).or_default() += size;
+        }
+        let uses = self.objects.entry(info.nar_hash).or_default();
+        if uses.paths == 0 {
+            self.object_bytes += size;
+        }
+        uses.paths += 1;
+        uses.size = size;
+    }
+
+    /// A path that had this entry is gone.
+    fn lost_path(&mut self, entry: Option<&Entry>) {
+        if let Some(uses) = entry.and_then(|entry| self.objects.get_mut(&entry.info.nar_hash)) {
+            uses.paths -= 1;
+            if uses.paths == 0 {
+                self.object_bytes -= uses.size;
+            }
+        }
+    }
+
+    /// A Verified path is not charged any more.
+    fn unpay(&mut self, entry: Option<&Entry>) {
+        let Some((payer, size)) = entry.and_then(|entry| Some((entry.payer.as_ref()?, entry.size))) else {
+            return;
+        };
+        if let Some(paid) = self.paid.get_mut(payer) {
+            *paid -= size;
+            if *paid == 0 {
+                self.paid.remove(payer);
+            }
+        }
+    }
+
+    /// Bytes that `member` is charged for: the objects of all their claims, and of the Verified paths that they brought
+    /// first. Depends on nothing that other members have.
+    pub(crate) fn charged_to(&self, member: &Member) -> u64 {
+        let claims = self.claims_of(member).map_or(0, Layer::bytes);
+        claims + self.paid.get(member).copied().unwrap_or_default()
+    }
+
+    /// What each member is charged for, without those who are charged for nothing.
+    pub(crate) fn charges(&self) -> HashMap<&Member, u64> {
+        let members = self.claimed.keys().chain(self.paid.keys());
+        let charged = members.map(|member| (member, self.charged_to(member)));
+        charged.filter(|(_, bytes)| *bytes > 0).collect()
+    }
+
+    /// Bytes of all objects that some path has.
+    pub(crate) fn object_bytes(&self) -> u64 {
+        self.object_bytes
+    }
+
+    fn touched(&self) -> MutexGuard<'_, Vec<(StorePath, Option<Member>)>> {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that `by` uses a path of this layer (`None`: Verified) now.
+    pub(crate) fn touch(&self, entry: &Entry, layer: Option<&Member>, by: &Member) {
+        let by_other = layer.is_none() && entry.payer.as_ref() != Some(by);
+        if entry.used.touch(account::now(), by_other) {
+            self.touched().push((entry.info.path.clone(), layer.cloned()));
+        }
+    }
+
+    /// The last uses that the database does not know yet.
+    pub(crate) fn take_touched(&self) -> Vec<Change> {
+        let touched = std::mem::take(&mut *self.touched());
+        let used = |(path, member): (StorePath, Option<Member>)| {
+            let layer = match &member {
+                None => Some(&self.verified),
+                Some(member) => self.claims_of(member),
+            };
+            let used = layer?.entry(&path)?.used.at();
+            Some(Change::Used { path, member, used })
+        };
+        touched.into_iter().filter_map(used).collect()
     }
 
     fn drop_result(&mut self, key: &[u8; 32]) {
@@ -298,6 +428,11 @@ impl Memory {
         &self.verified
     }
 
+    /// The layers of all members, in no order.
+    pub(crate) fn claims(&self) -> impl Iterator<Item = (&Member, &Layer)> {
+        self.claimed.iter()
+    }
+
     /// The layer of `member`'s claims, if there is one.
     pub(crate) fn claims_of(&self, member: &Member) -> Option<&Layer> {
         self.claimed.get(member)
@@ -306,5 +441,17 @@ impl Memory {
     /// Whether `path` is Verified or claimed by `member`.
     pub(crate) fn has(&self, member: &Member, path: &StorePath) -> bool {
         self.is_verified(path) || self.claims_of(member).is_some_and(|layer| layer.entry(path).is_some())
+    }
+}
+
+/// The change that adds a path with this entry once more.
+fn added_again(entry: &Entry, provenance: Provenance) -> Change {
+    Change::AddPath {
+        info: Arc::clone(&entry.info),
+        provenance,
+        proven: entry.proven,
+        object_size: entry.size,
+        origins: entry.origins.clone(),
+        account: entry.account(),
     }
 }

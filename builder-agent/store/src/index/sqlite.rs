@@ -141,6 +141,7 @@ mod tests {
     use rusqlite::Transaction;
 
     use super::*;
+    use crate::index::account::Account;
     use crate::index::rows::{Annotation, Origins};
     use crate::types::realisation::{Realisation, RealisationId};
     use crate::types::result::{BuildRecord, RecordEnd, RecordedOutput};
@@ -200,7 +201,14 @@ mod tests {
             let origins = Origins::default();
             let (id, realisation) = (id.clone(), realisation.clone());
             add.extend([
-                Change::AddPath { info, provenance: provenance.clone(), proven, object_size, origins },
+                Change::AddPath {
+                    info,
+                    provenance: provenance.clone(),
+                    proven,
+                    object_size,
+                    origins,
+                    account: Account { payer: Some(member.clone()), used: 9 },
+                },
                 Change::SetSignatures { info: signed, provenance: provenance.clone(), proven },
                 Change::AddRealisation { id, provenance, realisation },
             ]);
@@ -216,6 +224,23 @@ mod tests {
         assert!(loaded.paths.iter().all(|record| record.info.signatures == ["c:d"]));
         assert_eq!((loaded.paths.len(), loaded.rest.len(), loaded.unreadable), (2, 5, 0));
 
+        let used = |member: Option<&Member>, used| Change::Used {
+            path: path.clone(),
+            member: member.cloned(),
+            used,
+        };
+        write(&mut db, &[used(None, 10), used(Some(&member), 11)]);
+        let accounts = |db: &mut Sqlite| {
+            let mut all: Vec<_> = db.load().unwrap().paths.into_iter().map(|r| r.account).collect();
+            all.sort_by_key(|account| account.used);
+            all
+        };
+        let payer = Some(member.clone());
+        let (verified, claim) = (Account { payer: payer.clone(), used: 10 }, Account { payer, used: 11 });
+        assert_eq!(accounts(&mut db), [verified, claim.clone()]);
+        write(&mut db, &[Change::Release { path: path.clone(), used: 0 }]);
+        assert_eq!(accounts(&mut db), [Account::default(), claim]);
+
         let drop_of =
             |whose: &Option<Member>| Change::DropRealisation { id: id.clone(), member: whose.clone() };
         write(&mut db, &[drop_of(&Some(member.clone()))]);
@@ -224,11 +249,14 @@ mod tests {
         let rest = [
             drop_of(&None),
             Change::DropClaim { member: member.clone(), path: path.clone() },
-            Change::DropAnnotation { member: member.clone(), path },
+            Change::DropAnnotation { member: member.clone(), path: path.clone() },
             Change::DropResult { key: [7; 32] },
             Change::DropRoot { member, name },
         ];
+        let gone = Change::DropVerified { path: path.clone() };
         write(&mut db, &rest);
         assert_eq!((left(&mut db), db.load().unwrap().paths.len()), (0, 1));
+        write(&mut db, &[gone]);
+        assert_eq!(db.load().unwrap().paths.len(), 0);
     }
 }

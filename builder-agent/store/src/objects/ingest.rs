@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::Objects;
 use super::contents::Contents;
+use super::room::{Allowance, Room, Writer};
 use super::temporary::Temporary;
 use crate::error::{FileError, ImportError, NarError};
 use crate::format::nar::{ParseError, Parser, PushError};
@@ -21,11 +22,13 @@ use crate::format::object::{NarReader, Object, ObjectError, ObjectWriter, Writte
 /// The name of an upload in errors, while it has no path.
 const UPLOAD: &str = "this upload";
 
-/// How large an upload may be: see [`crate::StoreConfig`].
-#[derive(Clone, Copy)]
+/// How large an upload may be (see [`crate::StoreConfig`]), and who gives it room on the disk.
+#[derive(Clone)]
 pub(crate) struct Limits {
     pub(crate) max_nar_bytes: u64,
     pub(crate) max_entries: u32,
+    pub(crate) room: Arc<dyn Room>,
+    pub(crate) writer: Writer,
 }
 
 /// Takes NAR bytes and makes an object. If it is dropped, nothing stays behind.
@@ -40,12 +43,15 @@ pub struct Ingest {
     writer: ObjectWriter,
     temporary: Temporary,
     max_bytes: u64,
+    allowance: Allowance,
     failed: Option<Failed>,
 }
 
 enum Failed {
     Parse(ParseError),
     Write(io::ErrorKind, Option<i32>),
+    /// The store has no room, for this reason.
+    Full(Arc<str>),
 }
 
 impl Ingest {
@@ -54,10 +60,11 @@ impl Ingest {
         limits: Limits,
         scan_for: &[StorePath],
     ) -> Result<Self, FileError> {
+        let Limits { max_nar_bytes: max_bytes, max_entries, room, writer } = limits;
+        let allowance = Allowance::open(room, writer)?;
         let (file, temporary) = objects.create()?;
         let parts = scan_for.iter().map(|p| nixbase32::encode(p.digest()));
         let pattern = ReferencePattern::new(parts).expect("hash parts of store paths are valid nixbase32");
-        let Limits { max_nar_bytes: max_bytes, max_entries } = limits;
         Ok(Self {
             parser: Parser::new(max_entries, max_bytes),
             hash: Sha256::new(),
@@ -66,6 +73,7 @@ impl Ingest {
             writer: ObjectWriter::new(file),
             temporary,
             max_bytes,
+            allowance,
             failed: None,
         })
     }
@@ -75,6 +83,7 @@ impl Ingest {
         if size > self.max_bytes {
             return Err(Failed::Parse(ParseError::TooLarge { size, limit: self.max_bytes }));
         }
+        self.allowance.take(bytes.len()).map_err(|full| Failed::Full(full.to_string().into()))?;
         self.parser.push(bytes, &mut self.writer).map_err(|e| match e {
             PushError::Parse(e) => Failed::Parse(e),
             PushError::Events(e) => Failed::Write(e.kind(), e.raw_os_error()),
@@ -138,7 +147,9 @@ impl Ingest {
     fn import_error(&self, failed: &Failed) -> ImportError {
         match failed {
             Failed::Parse(e) => e.clone().into(),
-            Failed::Write(..) => FileError::new("write object", self.temporary.path(), failed.to_io()).into(),
+            Failed::Write(..) | Failed::Full(_) => {
+                FileError::new("write object", self.temporary.path(), failed.to_io()).into()
+            }
         }
     }
 
@@ -164,6 +175,7 @@ impl Failed {
     fn to_io(&self) -> io::Error {
         match self {
             Self::Parse(e) => io::Error::new(io::ErrorKind::InvalidData, e.clone()),
+            Self::Full(why) => io::Error::new(io::ErrorKind::StorageFull, why.to_string()),
             Self::Write(_, Some(code)) => io::Error::from_raw_os_error(*code),
             Self::Write(kind, None) => io::Error::from(*kind),
         }

@@ -9,6 +9,7 @@ use std::io::{self, BufRead};
 
 use super::Objects;
 use super::ingest::{Ingest, Ingested, Limits};
+use super::room::Allowance;
 use super::temporary::Temporary;
 use crate::error::{FileError, ImportError};
 use crate::format::object::ObjectWriter;
@@ -35,6 +36,7 @@ struct FlatFile {
     temporary: Temporary,
     size: u64,
     limit: u64,
+    allowance: Allowance,
     /// The name of the upload in messages.
     name: String,
 }
@@ -49,12 +51,14 @@ impl Intake {
         Ok(Self(match kind {
             IntakeKind::Nar => Kind::Nar(Box::new(Ingest::new(objects, limits, &[])?)),
             IntakeKind::File => {
+                let allowance = Allowance::open(limits.room, limits.writer)?;
                 let (file, temporary) = objects.create()?;
                 Kind::File(FlatFile {
                     writer: ObjectWriter::flat(file),
                     temporary,
                     size: 0,
                     limit: limits.max_nar_bytes,
+                    allowance,
                     name: name.to_owned(),
                 })
             }
@@ -120,6 +124,7 @@ impl FlatFile {
             return Err(ImportError::TooLarge { name: self.name.clone(), limit: self.limit });
         }
         let failed = |e| FileError::new("write object", self.temporary.path(), e);
+        self.allowance.take(bytes.len()).map_err(failed)?;
         Ok(self.writer.flat_data(bytes).map_err(failed)?)
     }
 }

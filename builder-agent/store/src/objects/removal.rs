@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::trees;
 
@@ -24,6 +25,15 @@ impl Removal {
         Self { aside, next: AtomicU64::new(0), remover: Remover::start() }
     }
 
+    /// Waits, at most for `longest`, until everything that was moved aside before is removed, so that its space is free.
+    pub(crate) fn wait(&self, longest: Duration) {
+        let (tell, told) = channel();
+        if let Some(queue) = &self.remover.queue {
+            let _ = queue.send(Job::Tell(tell));
+        }
+        let _ = told.recv_timeout(longest);
+    }
+
     /// Moves a file or folder aside, to be removed later.
     pub(crate) fn discard(&self, place: &Path) {
         let aside = self.aside.join(format!("old-{}", self.next.fetch_add(1, Ordering::Relaxed)));
@@ -36,21 +46,33 @@ impl Removal {
     }
 }
 
+/// Work for the thread, in its order.
+enum Job {
+    Remove(PathBuf),
+    /// Dropped when everything before it is removed.
+    Tell(Sender<()>),
+}
+
 /// The handle of the removing thread.
 struct Remover {
     /// `None` once the store closes.
-    queue: Option<Sender<PathBuf>>,
+    queue: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Remover {
     fn start() -> Self {
-        let (queue, paths) = channel::<PathBuf>();
+        let (queue, jobs) = channel::<Job>();
         let work = move || {
-            for path in paths {
-                if let Err(e) = trees::remove(&path) {
-                    // The next start tries again.
-                    tracing::warn!(file = %path.display(), "cannot remove: {e}");
+            for job in jobs {
+                match job {
+                    Job::Remove(path) => {
+                        if let Err(e) = trees::remove(&path) {
+                            // The next start tries again.
+                            tracing::warn!(file = %path.display(), "cannot remove: {e}");
+                        }
+                    }
+                    Job::Tell(done) => drop(done),
                 }
             }
         };
@@ -68,7 +90,7 @@ impl Remover {
     fn remove(&self, path: PathBuf) {
         if let Some(queue) = &self.queue {
             // If the thread is gone, the file stays until the next start.
-            let _ = queue.send(path);
+            let _ = queue.send(Job::Remove(path));
         }
     }
 }

@@ -19,6 +19,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use nix::PathInfo;
 use nix_derivation::nixbase32;
@@ -100,6 +101,11 @@ impl Trees {
         Self { place, next: AtomicU64::new(0), removal: Arc::clone(removal) }
     }
 
+    /// Whether there is such a copy.
+    pub(crate) fn has(&self, tree: &Tree) -> bool {
+        fs::symlink_metadata(self.place.join(tree.file_name())).is_ok()
+    }
+
     /// The place of the copy. Unpacks the object in `objects` if there is no copy yet.
     pub(crate) fn unpacked(
         &self,
@@ -141,6 +147,28 @@ impl Trees {
             tracing::warn!(tree = %new.display(), "cannot remove half-made tree: {e}");
         }
         moved
+    }
+
+    /// The copies that are there, each with the contents that it has. Unfinished ones are left out.
+    pub(crate) fn list(&self) -> Vec<([u8; 32], PathBuf)> {
+        let entries = fs::read_dir(&self.place).into_iter().flatten().flatten();
+        let copy = |name: &str| {
+            let hash = name
+                .strip_prefix("verified-")
+                .or_else(|| Some(name.strip_prefix("claimed-")?.split_once('-')?.1))?;
+            nixbase32::decode(hash.as_bytes()).ok()?.try_into().ok()
+        };
+        entries.filter_map(|entry| Some((copy(entry.file_name().to_str()?)?, entry.path()))).collect()
+    }
+
+    /// Removes the copy at this place, one of [`Trees::list`].
+    pub(crate) fn discard_at(&self, place: &Path) {
+        self.removal.discard(place);
+    }
+
+    /// See [`Removal::wait`].
+    pub(crate) fn wait_for_removal(&self, longest: Duration) {
+        self.removal.wait(longest);
     }
 
     /// Removes a copy, if there is one.

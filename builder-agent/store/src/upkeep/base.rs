@@ -18,6 +18,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::keeper::Keeper;
 use super::marker::{Marker, MarkerFile};
 use super::recovery::{self, Found, Recovery};
+use super::room::{RoomKeeper, Rooms};
 use super::work::Upkeep;
 use crate::config::{Durability, StoreConfig};
 use crate::error::{FileError, OpenError};
@@ -30,8 +31,10 @@ use crate::objects::trees::{self, Trees};
 
 /// One open store. It closes when its last user drops it.
 pub(crate) struct Base {
-    /// Dropped first: its last pass needs all other fields.
+    /// Dropped first, and then the housekeeper: its last pass needs all other fields.
+    _room_keeper: RoomKeeper,
     _keeper: Keeper,
+    pub(crate) rooms: Arc<Rooms>,
     pub(crate) upkeep: Arc<Upkeep>,
     pub(crate) objects: Arc<dyn Objects>,
     pub(crate) trees: Arc<Trees>,
@@ -73,8 +76,22 @@ impl Base {
         let parts = (Arc::clone(&objects), Arc::clone(&trees), Arc::clone(&index));
         let upkeep = Arc::new(Upkeep::new(parts, durability, marker, through));
         let keeper = Keeper::start(&upkeep);
+        let rooms = Arc::new(Rooms::open(root, &config)?);
+        let room_keeper = RoomKeeper::start(&rooms, &upkeep);
         let in_memory = is_in_memory(root)?;
-        Ok(Self { _keeper: keeper, upkeep, objects, trees, index, config, in_memory, recovery, _lock: lock })
+        Ok(Self {
+            _room_keeper: room_keeper,
+            _keeper: keeper,
+            rooms,
+            upkeep,
+            objects,
+            trees,
+            index,
+            config,
+            in_memory,
+            recovery,
+            _lock: lock,
+        })
     }
 }
 

@@ -194,9 +194,9 @@ fn fill(
     recovery: &mut Recovery,
 ) -> Result<Memory, DatabaseError> {
     let mut memory = Memory::default();
-    for Record { info, provenance, proven, object_size, origins, .. } in rows {
+    for Record { info, provenance, proven, object_size, origins, account, .. } in rows {
         let info = Arc::new(info);
-        memory.apply(Change::AddPath { info, provenance, proven, object_size, origins });
+        memory.apply(Change::AddPath { info, provenance, proven, object_size, origins, account });
     }
     let mut stale = Vec::new();
     for change in rest {

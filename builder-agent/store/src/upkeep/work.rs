@@ -30,6 +30,9 @@ use crate::objects::{Kept, Objects};
 /// 0.7 GB/s.
 const FLUSH_BYTES: u64 = 256 << 20;
 
+/// Most last uses that are written in one transaction.
+const USES_AT_ONCE: usize = 1000;
+
 /// The work of the next pass.
 #[derive(Default)]
 struct Work {
@@ -119,6 +122,7 @@ impl Upkeep {
     /// Does the scheduled work. The error of a flush is returned once; then no marker is written and nothing
     /// is renamed or removed until the next start, which checks by hash everything newer than the marker.
     pub(crate) fn pass(&self) -> Result<(), RegisterError> {
+        self.note_uses();
         let mut passing = lock(&self.passing);
         if passing.failed {
             lock(&self.work).bytes = 0;
@@ -193,6 +197,29 @@ impl Upkeep {
                 }
             }
             index.memory_mut().forget_object(&object);
+        }
+    }
+
+    /// Removes the unpacked trees that nobody uses; returns their number. They are made again when they are needed.
+    pub(super) fn discard_trees(&self) -> usize {
+        let mut count = 0;
+        for (object, place) in self.trees.list() {
+            self.pins.remove_unless_used((object, HashSet::new()), |_| {
+                self.trees.discard_at(&place);
+                count += 1;
+            });
+        }
+        count
+    }
+
+    /// Writes the last uses of paths that the database does not know yet. A failure loses only times.
+    fn note_uses(&self) {
+        let uses = self.index.read().take_touched();
+        // Commits wait for each part only.
+        for part in uses.chunks(USES_AT_ONCE) {
+            if let Err(e) = self.index.lock().write(part) {
+                tracing::warn!("cannot note when paths were used: {e}");
+            }
         }
     }
 

@@ -18,6 +18,8 @@ use crate::format::object::{ComposeFailure, Composer};
 use crate::index::holds::Hold;
 use crate::objects::ObjectFailure;
 use crate::objects::contents::Contents;
+use crate::objects::room::{Room, Writer};
+use crate::objects::trees::Tree;
 use crate::types::{Member, Provenance};
 use crate::upkeep::base::Base;
 use crate::upkeep::work::Pinned;
@@ -70,9 +72,8 @@ impl Closure {
         paths: BTreeMap<StorePath, (Arc<PathInfo>, Provenance)>,
     ) -> Self {
         let pinned = Pinned::new(&base.upkeep, paths.values().map(|(info, _)| info.nar_hash).collect());
-        // Verified paths need no hold: they are not collected.
-        let claims = paths.iter().filter(|(_, (_, provenance))| *provenance != Provenance::Verified);
-        let held = Hold::new(base.index.holds(), member, claims.map(|(path, _)| path.clone()).collect());
+        // Verified paths, too: what is built from them refers to them.
+        let held = Hold::new(base.index.holds(), member, paths.keys().cloned().collect());
         let info = Arc::new(ClosureInfo { paths });
         Self { base: Arc::clone(base), info, _pinned: pinned, _held: held }
     }
@@ -120,6 +121,10 @@ impl Closure {
     /// An unpacked, read-only copy of one of its paths, made once and kept.
     pub fn tree(&self, path: &StorePath) -> Result<PathBuf, TreeError> {
         let (info, provenance) = self.info.paths.get(path).ok_or_else(|| MissingPath(path.clone()))?;
+        if !self.base.trees.has(&Tree::of(info.nar_hash, provenance)) {
+            let room = self.base.rooms.wait_for(info.nar_size, Writer::Build);
+            room.map_err(|e| FileError::new("unpack", path.to_absolute_path(), e))?;
+        }
         self.base.trees.unpacked(&*self.base.objects, info, provenance)
     }
 }

@@ -16,7 +16,7 @@ use super::annotation::Notes;
 use super::seen::{Seen, Viewer, Whose};
 use crate::error::{CollectError, MissingPath};
 use crate::index::change::Change;
-use crate::index::commit::{About, Plan, commit_repeatable};
+use crate::index::commit::{About, Drops, Plan, commit_repeatable};
 use crate::index::memory::Memory;
 use crate::index::rows::Annotation;
 use crate::objects::trees::Tree;
@@ -87,8 +87,8 @@ pub(crate) fn collect(base: &Arc<Base>, viewer: &Viewer, wish: &Collect) -> Resu
                 let holds = holds.of(&planner.member);
                 Ok(match plan(index, &planner, &wish, &holds) {
                     Ok((changes, collected, gone)) => {
-                        let drops_of = Some(planner.member.clone());
-                        (Plan { changes, drops_of, ..Plan::default() }, Ok((collected, gone)))
+                        let drops = Some(Drops::Of(planner.member.clone()));
+                        (Plan { changes, drops, ..Plan::default() }, Ok((collected, gone)))
                     }
                     Err(refused) => (Plan::default(), Err(refused)),
                 })

@@ -7,6 +7,7 @@ use super::limits::within_limits;
 use super::origins::trace;
 use super::seen::{Viewer, Whose};
 use crate::error::{MissingPath, RegisterError};
+use crate::index::account::Account;
 use crate::index::change::Change;
 use crate::index::commit::{About, Plan, commit};
 use crate::index::memory::Memory;
@@ -49,7 +50,8 @@ pub(crate) fn make_own<'a>(
                 Whose::Shared(layer) => entry.origins.seen_from_outside(layer),
                 Whose::Everybodys | Whose::Own(_) => return None,
             };
-            Some(Change::AddPath { info, provenance, proven, object_size, origins })
+            let account = Account::opened_by(None);
+            Some(Change::AddPath { info, provenance, proven, object_size, origins, account })
         })
         .collect();
     within_limits(&seen, viewer, &copies)?;

@@ -14,6 +14,7 @@ use super::register::New;
 use super::seen::Viewer;
 use crate::config::StoreConfig;
 use crate::error::RegisterError;
+use crate::index::account::Account;
 use crate::index::change::Change;
 use crate::index::memory::Memory;
 use crate::index::rows::{Annotation, Origins};
@@ -141,7 +142,9 @@ pub(crate) fn follow(
                 continue;
             }
             let good = trusted_signatures(config, &entry.info);
-            let Some(upgrade) = upgrade(index, config, PathInfo::clone(&entry.info), good) else { continue };
+            let Some(upgrade) = upgrade(index, config, viewer, PathInfo::clone(&entry.info), good) else {
+                continue;
+            };
             if let Change::AddPath { info, .. } = &upgrade {
                 queued.insert(info.path.clone());
                 todo.push(Arc::clone(info));
@@ -156,6 +159,7 @@ pub(crate) fn follow(
 pub(crate) fn upgrade(
     index: &Memory,
     config: &StoreConfig,
+    viewer: &Viewer,
     mut info: PathInfo,
     good: Vec<String>,
 ) -> Option<Change> {
@@ -164,5 +168,6 @@ pub(crate) fn upgrade(
     let made = signature(config, &info);
     add_signature(&mut info, made);
     let (info, provenance) = (Arc::new(info), Provenance::Verified);
-    Some(Change::AddPath { info, provenance, proven: true, object_size, origins: Origins::default() })
+    let (origins, account) = (Origins::default(), Account::opened_by(viewer.payer.member.clone()));
+    Some(Change::AddPath { info, provenance, proven: true, object_size, origins, account })
 }

@@ -219,7 +219,7 @@ fn with_signatures(
     let good = provenance::trusted_signatures(config, &info);
     let proven = entry.proven || !good.is_empty();
     if proven && info.references.iter().all(|r| *r == path || index.is_verified(r)) {
-        let upgrade = provenance::upgrade(index, config, info, good);
+        let upgrade = provenance::upgrade(index, config, viewer, info, good);
         let Some(Change::AddPath { info, .. }) = &upgrade else {
             return Err(RegisterError::NoObject { path });
         };
@@ -271,8 +271,10 @@ fn add_new(to: &mut Vec<String>, from: Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::account::Account;
     use crate::index::rows::Origins;
     use crate::types::Member;
+    use crate::views::quota::Payer;
 
     /// Alice with one claim, as many roots and realisations of it as she may have, and what adds one more of each.
     fn full() -> (Memory, Viewer, StorePath) {
@@ -292,7 +294,8 @@ mod tests {
         let provenance = Provenance::Claimed(member.clone());
         let mut index = Memory::default();
         let origins = Origins::default();
-        index.apply(Change::AddPath { info, provenance, proven: false, object_size: 8192, origins });
+        let account = Account::default();
+        index.apply(Change::AddPath { info, provenance, proven: false, object_size: 8192, origins, account });
         for i in 0..MAX_ROOTS {
             let (member, name, path) = (member.clone(), i.to_string(), path.clone());
             index.apply(Change::PutRoot { member, name, path });
@@ -302,7 +305,7 @@ mod tests {
             let provenance = Provenance::Claimed(member.clone());
             index.apply(Change::AddRealisation { id: id(i), provenance, realisation });
         }
-        (index, Viewer { member, others: Arc::new([]) }, path)
+        (index, Viewer { member, others: Arc::new([]), payer: Payer::default() }, path)
     }
 
     fn id(i: usize) -> RealisationId {

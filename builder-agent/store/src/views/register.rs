@@ -13,10 +13,12 @@ use super::copies::make_own;
 use super::limits::{check_info, within_limits};
 use super::origins::trace;
 use super::provenance::{add_signature, follow, settle, signature};
+use super::quota;
 use super::seen::{Seen, Viewer};
 use super::staged::Staged;
 use crate::config::StoreConfig;
 use crate::error::RegisterError;
+use crate::index::account::Account;
 use crate::index::change::Change;
 use crate::index::commit::{About, Plan, commit};
 use crate::index::memory::Memory;
@@ -226,13 +228,15 @@ fn plan(
         first.insert(info.path.clone(), Arc::clone(&info));
         planned.infos.push(Arc::clone(&info));
         planned.new.push(true);
-        let origins = Origins::default();
-        planned.changes.push(Change::AddPath { info, provenance, proven, object_size, origins });
+        let payer = viewer.payer.member.clone().filter(|_| provenance == Provenance::Verified);
+        let (origins, account) = (Origins::default(), Account::opened_by(payer));
+        planned.changes.push(Change::AddPath { info, provenance, proven, object_size, origins, account });
     }
     let leaned_on = leaned_on.iter().filter(|r| !first.contains_key(*r));
     planned.changes.extend(make_own(index, viewer, leaned_on)?);
     within_limits(&seen, viewer, &planned.changes)?;
     planned.changes.extend(follow(index, config, viewer, verified, &mut notes));
+    quota::within(index, viewer, &planned.changes)?;
     trace(index, &viewer.member, &mut planned.changes);
     planned.changes.extend(notes.changes(&seen, &viewer.member));
     Ok(planned)

@@ -10,6 +10,7 @@ use std::sync::{Arc, LazyLock};
 use nix::PathInfo;
 use nix_derivation::StorePath;
 
+use super::quota::Payer;
 use crate::error::MissingPath;
 use crate::index::memory::{Entry, Layer, Memory};
 use crate::index::rows::{Annotation, Annotations};
@@ -21,6 +22,8 @@ use crate::types::{Member, Provenance};
 pub(crate) struct Viewer {
     pub(crate) member: Member,
     pub(crate) others: Arc<[Member]>,
+    /// Who is charged for what the view registers.
+    pub(crate) payer: Payer,
 }
 
 impl Viewer {

@@ -10,17 +10,20 @@ use sha2::{Digest, Sha256};
 
 use super::closure::Closure;
 use super::collect::{self, Collect, Collected};
-use super::seen::Viewer;
+use super::quota::{self, Payer, Quota};
+use super::seen::{Seen, Viewer, Whose};
 use super::staged::Staged;
 use super::{address, copies, limits, records, register};
 use crate::config::StoreConfig;
 use crate::error::{CollectError, ImportError, MissingPath, NarError, RegisterError};
 use crate::format::object::NarReader;
 use crate::index::holds::Hold;
+use crate::index::memory::{Entry, Memory};
 use crate::index::rows::Annotation;
 use crate::objects::contents::Contents;
 use crate::objects::ingest::{Ingest, Ingested, Limits};
 use crate::objects::intake::{Intake, IntakeKind};
+use crate::objects::room::Writer;
 use crate::types::realisation::RealisationId;
 use crate::types::{Member, Provenance};
 use crate::upkeep::base::Base;
@@ -53,13 +56,68 @@ impl View {
         Self { hold: other.hold.clone(), ..self }
     }
 
+    /// The same view with a limit for its member; the box's counts if it is smaller. In bytes.
+    #[must_use]
+    pub fn limited_to(mut self, own: Option<u64>) -> Self {
+        self.viewer.payer.quota = Quota::smaller(own, self.base.config.max_bytes_per_member);
+        self
+    }
+
+    /// The same view with another payer for what it registers as Verified.
+    #[must_use]
+    pub fn paid_by(mut self, payer: Payer) -> Self {
+        self.viewer.payer = payer;
+        self
+    }
+
+    /// Who pays for what this view registers.
+    #[must_use]
+    pub fn payer(&self) -> &Payer {
+        &self.viewer.payer
+    }
+
+    /// Bytes that the member is charged for, and the limit.
+    #[must_use]
+    pub fn charged(&self) -> (u64, Option<Quota>) {
+        (self.base.index.read().charged_to(&self.viewer.member), self.viewer.payer.quota)
+    }
+
+    /// Fails if so many more bytes cannot be within the limit of this view's payer, even without paths that the payer does
+    /// not need; those are removed, as far as is necessary. For uploads and downloads of a known size, before they begin.
+    pub fn make_room(&self, bytes: u64) -> Result<(), RegisterError> {
+        quota::make_room(&self.base, &self.viewer, bytes)
+    }
+
     /// Makes temporary roots, if this view keeps them ([`View::holding`]). Paths need not be valid yet. If
     /// the limit is exceeded, none of `paths` is held.
     pub fn hold<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> Result<(), RegisterError> {
         let Some(hold) = &self.hold else { return Ok(()) };
         let index = self.base.index.read();
-        // Verified paths are not collected.
-        hold.add(paths.into_iter().filter(|path| !index.is_verified(path)))
+        // Only the box evicts Verified paths, and it respects leases.
+        let (verified, others): (Vec<&StorePath>, Vec<_>) =
+            paths.into_iter().partition(|path| index.is_verified(path));
+        verified.into_iter().for_each(|path| hold.lease(path));
+        hold.add(others)
+    }
+
+    /// The row of a path that a request is about: it counts as used now, and the box does not evict it while the session
+    /// of this view lasts.
+    fn named<'a>(&'a self, index: &'a Memory, path: &StorePath) -> Option<(Seen<'a>, Whose<'a>)> {
+        let seen = self.viewer.sees(index);
+        let (entry, whose) = seen.entry(path)?;
+        self.touch(index, entry, whose);
+        if let Some(hold) = &self.hold {
+            hold.lease(path);
+        }
+        Some((seen, whose))
+    }
+
+    fn touch(&self, index: &Memory, entry: &Entry, whose: Whose<'_>) {
+        let layer = match whose {
+            Whose::Everybodys => None,
+            Whose::Own(member) | Whose::Shared(member) => Some(member),
+        };
+        index.touch(entry, layer, &self.viewer.member);
     }
 
     /// Number of temporary roots of this view.
@@ -77,21 +135,30 @@ impl View {
     /// Info of a valid path, with the deriver and the signatures that this member knows.
     #[must_use]
     pub fn info(&self, path: &StorePath) -> Option<Arc<PathInfo>> {
-        self.viewer.sees(&self.base.index.read()).described(path).map(|(info, _)| info)
+        self.info_and_whose(path, |info, _| info)
+    }
+
+    fn info_and_whose<T>(
+        &self,
+        path: &StorePath,
+        answer: impl FnOnce(Arc<PathInfo>, Whose<'_>) -> T,
+    ) -> Option<T> {
+        let index = self.base.index.read();
+        let (seen, _) = self.named(&index, path)?;
+        let (info, whose) = seen.described(path)?;
+        Some(answer(info, whose))
     }
 
     /// Info and provenance of a valid path.
     #[must_use]
     pub fn info_with_provenance(&self, path: &StorePath) -> Option<(Arc<PathInfo>, Provenance)> {
-        let index = self.base.index.read();
-        let (info, whose) = self.viewer.sees(&index).described(path)?;
-        Some((info, whose.provenance()))
+        self.info_and_whose(path, |info, whose| (info, whose.provenance()))
     }
 
     /// Whether `path` is valid in this view.
     #[must_use]
     pub fn is_valid(&self, path: &StorePath) -> bool {
-        self.viewer.sees(&self.base.index.read()).info(path).is_some()
+        self.named(&self.base.index.read(), path).is_some()
     }
 
     /// Whether all of `paths` are valid and Verified. For the inputs of a build use their [`Closure::info`]
@@ -106,14 +173,15 @@ impl View {
     #[must_use]
     pub fn query_valid(&self, paths: &[StorePath]) -> Vec<StorePath> {
         let index = self.base.index.read();
-        let seen = self.viewer.sees(&index);
-        paths.iter().filter(|p| seen.info(p).is_some()).cloned().collect()
+        paths.iter().filter(|path| self.named(&index, path).is_some()).cloned().collect()
     }
 
     /// The valid path whose digest is `hash_part`; the first by name if there are several.
     #[must_use]
     pub fn by_hash_part(&self, hash_part: &[u8; 20]) -> Option<StorePath> {
-        self.viewer.sees(&self.base.index.read()).by_digest(hash_part)
+        let index = self.base.index.read();
+        let path = self.viewer.sees(&index).by_digest(hash_part)?;
+        self.named(&index, &path).map(|_| path)
     }
 
     /// Valid paths that refer to `path`.
@@ -135,13 +203,15 @@ impl View {
         let index = self.base.index.read();
         let seen = self.viewer.sees(&index);
         let deriver = seen.described(path).and_then(|(info, _)| info.deriver.clone());
-        deriver.filter(|d| seen.info(d).is_some()).into_iter().collect()
+        deriver.filter(|deriver| self.named(&index, deriver).is_some()).into_iter().collect()
     }
 
     /// `paths` and all that they refer to, directly or not.
     pub fn closure(&self, paths: &[StorePath]) -> Result<BTreeSet<StorePath>, MissingPath> {
         let index = self.base.index.read();
-        Ok(self.viewer.sees(&index).closure(paths)?.into_keys().collect())
+        let closure = self.viewer.sees(&index).closure(paths)?;
+        closure.keys().for_each(|path| drop(self.named(&index, path)));
+        Ok(closure.into_keys().collect())
     }
 
     /// `paths` and all that they refer to, as they are now. The snapshot stays the same however the view
@@ -152,7 +222,11 @@ impl View {
     ) -> Result<Closure, MissingPath> {
         let paths: Vec<StorePath> = paths.into_iter().cloned().collect();
         let index = self.base.index.read();
-        let closure = self.viewer.sees(&index).closure(&paths)?;
+        let seen = self.viewer.sees(&index);
+        let closure = seen.closure(&paths)?;
+        // The closure itself holds them, for as long as it is used.
+        let entries = closure.keys().filter_map(|path| seen.entry(path));
+        entries.for_each(|(entry, whose)| self.touch(&index, entry, whose));
         let infos = closure.into_iter().map(|(path, (info, whose))| (path, (info, whose.provenance())));
         Ok(Closure::new(&self.base, &self.viewer.member, infos.collect()))
     }
@@ -180,14 +254,18 @@ impl View {
         Ok(self.snapshot(paths)?)
     }
 
-    fn limits(&self) -> Limits {
+    fn limits(&self, writer: Writer) -> Limits {
         let StoreConfig { max_nar_bytes, max_entries, .. } = self.base.config;
-        Limits { max_nar_bytes, max_entries }
+        Limits { max_nar_bytes, max_entries, room: Arc::clone(&self.base.rooms) as _, writer }
     }
 
-    /// Starts taking in a NAR; the hash parts of `scan_for` are searched for in it.
+    /// Starts taking in a NAR that a build has made; the hash parts of `scan_for` are searched for in it.
     pub fn ingest(&self, scan_for: &[StorePath]) -> Result<Ingest, ImportError> {
-        Ok(Ingest::new(&*self.base.objects, self.limits(), scan_for)?)
+        Ok(Ingest::new(&*self.base.objects, self.limits(Writer::Build), scan_for)?)
+    }
+
+    fn ingest_upload(&self) -> Result<Ingest, ImportError> {
+        Ok(Ingest::new(&*self.base.objects, self.limits(Writer::Upload), &[])?)
     }
 
     /// Makes `ingested` visible as `info.path`. Durable when it returns.
@@ -211,7 +289,27 @@ impl View {
     pub fn register_many(&self, batch: Vec<Staged>) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
         // Before the paths are visible, so that no collection comes in between.
         self.hold(batch.iter().map(|staged| &staged.info.path))?;
+        self.make_room_for(
+            batch.iter().map(|staged| (&staged.info.path, Some(staged.ingested.object_size))),
+        )?;
         register::register(&self.base, &self.viewer, batch)
+    }
+
+    /// Makes room for those of these paths that are not valid yet, each with the bytes of its object.
+    fn make_room_for<'a>(
+        &self,
+        paths: impl IntoIterator<Item = (&'a StorePath, Option<u64>)>,
+    ) -> Result<(), RegisterError> {
+        if self.viewer.payer.quota.is_none() {
+            return Ok(());
+        }
+        let bytes = {
+            let index = self.base.index.read();
+            let seen = self.viewer.sees(&index);
+            let new = paths.into_iter().filter(|(path, _)| seen.info(path).is_none());
+            new.filter_map(|(_, size)| size).sum()
+        };
+        self.make_room(bytes)
     }
 
     /// An [`Ingested`] with its info, for [`View::register_many`].
@@ -235,14 +333,14 @@ impl View {
     ///
     /// Does not read beyond the end of the NAR.
     pub fn stage(&self, info: PathInfo, nar: &mut dyn BufRead) -> Result<Staged, ImportError> {
-        let mut ingest = self.ingest(&[])?;
+        let mut ingest = self.ingest_upload()?;
         ingest.read_all(&info.path.to_string(), nar)?;
         address::stage(&self.base.config, &self.viewer.member, ingest.finish()?, info)
     }
 
     /// Starts taking in an upload that arrives piece by piece. `name` is for messages.
     pub fn intake(&self, kind: IntakeKind, name: &str) -> Result<Intake, ImportError> {
-        Intake::new(&*self.base.objects, self.limits(), kind, name)
+        Intake::new(&*self.base.objects, self.limits(Writer::Upload), kind, name)
     }
 
     /// Checks the outcome of [`Intake::finish`] against a client's `info`; for [`View::register_many`].
@@ -288,7 +386,7 @@ impl View {
                 intake.finish()?
             }
             ContentAddressMethod::Nar | ContentAddressMethod::Git => {
-                let mut ingest = self.ingest(&[])?;
+                let mut ingest = self.ingest_upload()?;
                 ingest.read_all(name, dump)?;
                 ingest.finish()?
             }
@@ -342,6 +440,11 @@ impl View {
         deriver: Option<&StorePath>,
     ) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
         self.hold(batch.iter().map(|(info, _)| &info.path))?;
+        let sizes: Vec<_> = {
+            let index = self.base.index.read();
+            batch.iter().map(|(info, _)| (&info.path, index.object_size(&info.nar_hash))).collect()
+        };
+        self.make_room_for(sizes)?;
         register::adopt(&self.base, &self.viewer, batch, deriver)
     }
 

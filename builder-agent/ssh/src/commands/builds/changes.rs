@@ -8,6 +8,8 @@ use serde::Serialize;
 
 use super::line::Line;
 use crate::commands::units;
+use crate::commands::watching::Look;
+use crate::terminal::ExitStatus;
 
 /// One change. Fields are added, never renamed.
 #[derive(Serialize)]
@@ -45,11 +47,11 @@ impl Changes {
         Self { only, before: BTreeMap::new() }
     }
 
-    /// The lines for what has changed since the last look; `None` if nothing has. The first look lists everything.
-    pub fn next(&mut self, builds: Vec<Listed>, json: bool) -> Option<String> {
+    /// What has changed since the last look. The first look lists everything.
+    pub fn next(&mut self, builds: Vec<Listed>, json: bool) -> Look {
         let wanted = builds.into_iter().filter(|build| self.only.is_none_or(|only| only == build.id));
         let now: BTreeMap<u64, Listed> = wanted.map(|build| (build.id, build)).collect();
-        let mut text = String::new();
+        let (mut text, mut status) = (String::new(), None);
         let mut tell = |event, build: &Listed| {
             let change = Change { time: date::now(), event, line: &Line::of(build) };
             text.push_str(&if json { change.json() } else { change.text() });
@@ -62,7 +64,9 @@ impl Changes {
                     Err(failure) if failure.is_cancelled() => "ended",
                     Err(_) => "failed",
                 });
-                tell(ended.unwrap_or("ended"), build);
+                let ended = ended.unwrap_or("ended");
+                status = Some(if ended == "built" { ExitStatus::DONE } else { ExitStatus::FAILED });
+                tell(ended, build);
             }
         }
         for (id, build) in &now {
@@ -72,6 +76,10 @@ impl Changes {
             }
         }
         self.before = now;
-        (!text.is_empty()).then_some(text)
+        match status.filter(|_| self.only.is_some()) {
+            Some(status) => Look::Last(text, status),
+            None if text.is_empty() => Look::Same,
+            None => Look::New(text),
+        }
     }
 }

@@ -6,6 +6,7 @@ use nix::PathInfo;
 use nix_derivation::{CAHash, StorePath};
 use rusqlite::{ToSql, Transaction, params};
 
+use crate::index::account::Account;
 use crate::index::change::Change;
 use crate::index::rows::{Annotation, Origins};
 use crate::types::realisation::{Realisation, RealisationId};
@@ -28,13 +29,28 @@ pub(super) fn write(
 ) -> rusqlite::Result<()> {
     let run = |sql: &str, params: &[&dyn ToSql]| run(transaction, sql, params);
     match change {
-        Change::AddPath { info, provenance, proven, object_size, origins } => {
+        Change::AddPath { info, provenance, proven, object_size, origins, account } => {
             *last_row += 1;
-            add_path(transaction, *last_row, info, provenance, (*proven, *object_size, origins))
+            add_path(transaction, *last_row, info, provenance, (*proven, *object_size, origins, account))
         }
         Change::DropClaim { member, path } => run(
             "DELETE FROM paths WHERE member = ?1 AND path = ?2",
             params![member.name(), path.to_basename()],
+        ),
+        Change::DropVerified { path } => {
+            run("DELETE FROM paths WHERE path = ?1 AND member IS NULL", params![path.to_basename()])
+        }
+        Change::Release { path, used } => run(
+            "UPDATE paths SET payer = NULL, used = ?1 WHERE path = ?2 AND member IS NULL",
+            params![used.cast_signed(), path.to_basename()],
+        ),
+        Change::Used { path, member: None, used } => run(
+            "UPDATE paths SET used = ?1 WHERE path = ?2 AND member IS NULL",
+            params![used.cast_signed(), path.to_basename()],
+        ),
+        Change::Used { path, member: Some(member), used } => run(
+            "UPDATE paths SET used = ?1 WHERE path = ?2 AND member = ?3",
+            params![used.cast_signed(), path.to_basename(), member.name()],
         ),
         Change::SetSignatures { info, provenance, proven } => {
             set_signatures(transaction, info, provenance, *proven)
@@ -75,13 +91,13 @@ fn add_path(
     row: i64,
     info: &PathInfo,
     provenance: &Provenance,
-    (proven, object_size, origins): (bool, u64, &Origins),
+    (proven, object_size, origins, account): (bool, u64, &Origins, &Account),
 ) -> rusqlite::Result<()> {
     run(
         transaction,
         "INSERT INTO paths (id, path, member, nar_hash, nar_size, object_size, refs, deriver,
-                        registration_time, ultimate, signatures, ca, proven, origins)
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) ON CONFLICT DO NOTHING",
+                        registration_time, ultimate, signatures, ca, proven, origins, payer, used)
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16) ON CONFLICT DO NOTHING",
         params![
             row,
             info.path.to_basename(),
@@ -97,6 +113,8 @@ fn add_path(
             info.ca.as_ref().map(CAHash::to_nix_string),
             proven,
             origins.to_text(),
+            account.payer.as_ref().map(Member::name),
+            account.used.cast_signed(),
         ],
     )
 }

@@ -9,6 +9,7 @@ use rusqlite::Row;
 use rusqlite::types::Type;
 
 use super::Sqlite;
+use crate::index::account::Account;
 use crate::index::change::Change;
 use crate::index::database::{Loaded, Record};
 use crate::index::rows::{Annotation, Origins};
@@ -54,7 +55,7 @@ impl Sqlite {
     fn load_paths(&self, reading: &mut Reading) -> rusqlite::Result<()> {
         let mut query = self.connection.prepare(
             "SELECT id, path, member, nar_hash, nar_size, object_size, refs, deriver, registration_time,
-                    ultimate, signatures, ca, proven, origins FROM paths",
+                    ultimate, signatures, ca, proven, origins, payer, used FROM paths",
         )?;
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
@@ -240,5 +241,9 @@ fn read_path(row: &Row<'_>) -> rusqlite::Result<Record> {
         proven: row.get(12)?,
         object_size: row.get::<_, i64>(5)?.cast_unsigned(),
         origins: Origins::from_text(row.get::<_, Option<String>>(13)?.as_deref()),
+        account: Account {
+            payer: row.get::<_, Option<String>>(14)?.map(|name| Member::new(&name)),
+            used: row.get::<_, i64>(15)?.cast_unsigned(),
+        },
     })
 }

@@ -1,7 +1,7 @@
 //! The tables, and the steps that migrate older ones.
 
 /// Version of the tables below.
-pub(crate) const SCHEMA: i64 = 3;
+pub(crate) const SCHEMA: i64 = 4;
 
 // Lists (references, signatures) are in one column: no SQL query reads them, the maps in memory answer
 // instead.
@@ -79,12 +79,20 @@ const CREATE_3: &str = "
     CREATE UNIQUE INDEX annotations_by_path ON annotations (member, path);
 ";
 
+/// Schema 3 becomes 4. Nobody knows who brought the old paths, so the box keeps them; they count as used when they came.
+const CREATE_4: &str = "
+    ALTER TABLE paths ADD COLUMN payer TEXT;   -- who brought a Verified path first; NULL: the box
+    ALTER TABLE paths ADD COLUMN used INTEGER NOT NULL DEFAULT 0;  -- last use, milliseconds since 1970
+    UPDATE paths SET used = registration_time * 1000;
+";
+
 /// The SQL that migrates a file of schema `found` to ours; `None` if the schema is newer.
 pub(super) fn steps(found: i64) -> Option<String> {
     Some(match found {
-        0 => [CREATE_1, CREATE_2, CREATE_3].concat(),
-        1 => [CREATE_2, CREATE_3].concat(),
-        2 => CREATE_3.to_owned(),
+        0 => [CREATE_1, CREATE_2, CREATE_3, CREATE_4].concat(),
+        1 => [CREATE_2, CREATE_3, CREATE_4].concat(),
+        2 => [CREATE_3, CREATE_4].concat(),
+        3 => CREATE_4.to_owned(),
         SCHEMA => String::new(),
         _ => return None,
     })

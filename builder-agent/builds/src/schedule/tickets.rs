@@ -1,0 +1,93 @@
+//! Runs of holders of tickets: a use is spent when a run starts, and given back if the box was at fault.
+//!
+//! The ticket of the member for whom a run starts pays for the whole run, also if the run gets another owner meanwhile: else
+//! a holder could start a run with one ticket, and take it over with another. Joining a run, and a result that exists, cost
+//! nothing. Not here: what a ticket has left (`tickets`), and whose share its runs are in (`shared`).
+
+use std::time::Duration;
+
+use ::tickets::{NotSpent, Spent};
+use nix::BuildStatus;
+use nix_derivation::StorePath;
+
+use super::request::Request;
+use super::shared::Shared;
+use crate::Failure;
+use crate::failure::{Cause, Limit};
+use crate::limits::RunLimits;
+
+/// The permission for a run that starts.
+pub(super) struct Permit {
+    pub limits: RunLimits,
+    spent: Option<Spent>,
+    /// Whether the time limit of the run is that of a ticket.
+    tight: bool,
+}
+
+impl Shared {
+    /// The refusal of a run that this request would start now, if its member acts with a ticket that has nothing left.
+    pub fn ticket_is_over(&self, request: &Request) -> Option<Failure> {
+        let over = request.member.ticket.as_ref()?.ticket.over()?;
+        Some(refused(&request.recipe.drv_path, &over.to_string()))
+    }
+
+    /// Asked again when the turn of a run comes, because other builds of the member may have ended while it waited.
+    pub async fn permit(&self, request: &Request) -> Result<Permit, Failure> {
+        if let Some(failure) = self.month_is_over(request) {
+            return Err(failure);
+        }
+        let mut limits = self.limits(request);
+        let Some(bearer) = &request.member.ticket else {
+            return Ok(Permit { limits, spent: None, tight: false });
+        };
+        let (ticket, longest) = (bearer.ticket.clone(), limits.of_sandbox.wall.unwrap_or(Duration::MAX));
+        let spending = self.parts.threads.of(&bearer.maker.id).commit(move || ticket.spend(longest));
+        let drv = request.recipe.drv_path.to_absolute_path();
+        let spent = match spending.await {
+            Ok(Ok(spent)) => spent,
+            Ok(Err(NotSpent::Over(over))) => {
+                return Err(refused(&request.recipe.drv_path, &over.to_string()));
+            }
+            Ok(Err(error @ NotSpent::File(_))) => {
+                tracing::error!(%error, "a use of a ticket cannot be written down");
+                return Err(Failure::transient(format!("'{drv}' is not built: {error}; try again later")));
+            }
+            Err(lost) => {
+                return Err(Failure::transient(format!("'{drv}' is not built because of the box: {lost}")));
+            }
+        };
+        let tighter = spent.limit_below(limits.of_sandbox.wall);
+        limits.of_sandbox.wall = tighter.or(limits.of_sandbox.wall);
+        Ok(Permit { limits, spent: Some(spent), tight: tighter.is_some() })
+    }
+}
+
+impl Permit {
+    /// The run has ended. Says so in the words of the ticket if it was the ticket's limit that ended it.
+    pub fn end<T>(self, drv: &StorePath, cpu: Duration, result: Result<T, Failure>) -> Result<T, Failure> {
+        let Some(mut spent) = self.spent else { return result };
+        spent.took(cpu);
+        let Err(failure) = &result else { return result };
+        match failure.cause {
+            Cause::Box => spent.give_back(),
+            Cause::Limit(Limit::Wall) if self.tight => {
+                spent.take_all();
+                let seconds = self.limits.of_sandbox.wall.unwrap_or_default().as_secs();
+                let message = format!(
+                    "building of '{}' timed out after {seconds} seconds, which was all that was left for it: {}",
+                    drv.to_absolute_path(),
+                    spent.over()
+                );
+                let failure = Failure::new(BuildStatus::TimedOut, message);
+                return Err(failure.because(Cause::Limit(Limit::Ticket)));
+            }
+            _ => {}
+        }
+        result
+    }
+}
+
+fn refused(drv: &StorePath, why: &str) -> Failure {
+    let message = format!("'{}' is not built: {why}", drv.to_absolute_path());
+    Failure::transient(message).because(Cause::Limit(Limit::Ticket))
+}

@@ -1,0 +1,110 @@
+//! The pace of uploads when room in the store is scarce: the less room, the longer an upload waits before its next piece.
+//!
+//! All uploads of a member share one pace, in however many sessions they arrive, so a member who uploads a lot slows only
+//! their own uploads down. Meanwhile nothing is held but the piece itself.
+//! Not here: how scarce room is (`store`), and when uploads are refused.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+/// The wait for a piece of [`PIECE`] bytes when room is as scarce as it can be without a refusal: 1 MiB a second.
+const LONGEST: Duration = Duration::from_millis(250);
+const PIECE: u64 = 256 << 10;
+/// Smallest size that a piece counts for: a small path takes an inode, and those can be scarce, too.
+const LEAST: u64 = 16 << 10;
+/// Longest wait of one piece, however many uploads of its member wait.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The paces of all members. Clones share them.
+#[derive(Clone)]
+pub struct Paces(Arc<Inner>);
+
+struct Inner {
+    /// From 0 (no wait) to 1000.
+    pressure: Box<dyn Fn() -> u32 + Send + Sync>,
+    /// When the next piece of a member may go on; members without one in the future are not listed.
+    next: Mutex<HashMap<Arc<str>, Instant>>,
+}
+
+impl fmt::Debug for Paces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Paces").field("pressure", &(self.0.pressure)()).finish()
+    }
+}
+
+impl Paces {
+    /// `pressure` says how scarce room is at the moment, from 0 to 1000. It is called for every piece.
+    #[must_use]
+    pub fn new(pressure: impl Fn() -> u32 + Send + Sync + 'static) -> Self {
+        Self(Arc::new(Inner { pressure: Box::new(pressure), next: Mutex::default() }))
+    }
+
+    /// The pace of this member.
+    #[must_use]
+    pub fn of(&self, member: &Arc<str>) -> Pace {
+        Pace { all: self.clone(), member: member.clone() }
+    }
+}
+
+/// The pace of one member.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    all: Paces,
+    member: Arc<str>,
+}
+
+impl Pace {
+    /// Waits for the turn of a piece of so many bytes. Returns at once unless room is scarce.
+    pub async fn step(&self, bytes: usize) {
+        let pressure = (self.all.0.pressure)().min(1000);
+        if pressure > 0 {
+            let now = Instant::now();
+            sleep_until(self.turn(now, pressure, bytes as u64).min(now + PATIENCE)).await;
+        }
+    }
+
+    /// When a piece may go on. It is behind the earlier pieces of the same member.
+    fn turn(&self, now: Instant, pressure: u32, bytes: u64) -> Instant {
+        let pieces = bytes.max(LEAST) as f64 / PIECE as f64;
+        let wait = LONGEST.mul_f64(pieces * f64::from(pressure) / 1000.0);
+        let mut next = self.all.0.next.lock().unwrap_or_else(PoisonError::into_inner);
+        next.retain(|_, at| *at > now);
+        let turn = next.get(&self.member).copied().unwrap_or(now) + wait;
+        next.insert(self.member.clone(), turn);
+        turn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_waits_behind_their_own_pieces_only_and_longer_the_scarcer_room_is() {
+        let paces = Paces::new(|| 0);
+        let (alice, bob) = (paces.of(&"alice".into()), paces.of(&"bob".into()));
+        let now = Instant::now();
+        let waits = |pace: &Pace, pressure, bytes| pace.turn(now, pressure, bytes) - now;
+        assert_eq!(waits(&alice, 1000, PIECE), LONGEST);
+        assert_eq!(waits(&alice, 1000, 4 * PIECE), LONGEST * 5, "behind the first one");
+        assert_eq!(waits(&bob, 500, PIECE), LONGEST / 2, "others do not wait for alice");
+        assert_eq!(waits(&paces.of(&"carol".into()), 1000, 1), LONGEST / 16, "a small path counts, too");
+        // Later nobody is listed any more.
+        alice.turn(now + LONGEST * 100, 1000, 1);
+        assert_eq!(paces.0.next.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn with_room_nobody_waits_and_without_it_nobody_waits_for_ever() {
+        Paces::new(|| 0).of(&"alice".into()).step(usize::MAX).await;
+        let scarce = Paces::new(|| 1000).of(&"alice".into());
+        let stepping = tokio::time::timeout(Duration::from_millis(1), scarce.step(1 << 20));
+        assert!(stepping.await.is_err(), "a mebibyte waits for a second");
+        let now = Instant::now();
+        assert!(scarce.turn(now, 1000, 1 << 40) > now + PATIENCE);
+    }
+}

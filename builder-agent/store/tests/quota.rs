@@ -1,0 +1,173 @@
+//! What one member's paths may take: first the member is charged less, then registrations are refused. The charge says nothing
+//! about other members.
+
+mod common;
+
+use std::io::Write;
+use std::time::Duration;
+
+use common::*;
+use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
+use store::{Payer, Provenance, RegisterError, Store, StoreConfig, View};
+
+const BIG: usize = 1 << 20;
+/// Room for three objects of `BIG` bytes and their metadata.
+const LIMIT: u64 = 3 * (BIG as u64 + (64 << 10));
+
+fn limited(dir: &std::path::Path) -> Store {
+    let config = StoreConfig { max_bytes_per_member: Some(LIMIT), ..StoreConfig::default() };
+    Store::open(dir, config).unwrap()
+}
+
+fn claim(
+    view: &View,
+    name: &str,
+    seed: u64,
+    references: &[&StorePath],
+) -> Result<StorePath, store::ImportError> {
+    std::thread::sleep(Duration::from_millis(3));
+    let nar = file(noise(seed, BIG)).nar();
+    view.import(info(&path(name), &nar, references), &mut &nar[..]).map(|info| info.path.clone())
+}
+
+/// Content-addressed, so Verified.
+fn public(view: &View, name: &str, seed: u64) -> StorePath {
+    std::thread::sleep(Duration::from_millis(3));
+    let (method, algorithm) = (ContentAddressMethod::Flat, HashAlgorithm::Sha256);
+    view.add_ca(name, method, algorithm, &[].into(), &mut &noise(seed, BIG)[..]).unwrap().path.clone()
+}
+
+#[test]
+fn what_a_member_does_not_need_makes_room_and_then_the_limit_is_named() {
+    let dir = scratch();
+    let store = limited(dir.path());
+    let session = store.view(&alice()).holding();
+    let a = store.view(&alice());
+    let old = claim(&a, "old", 1, &[]).unwrap();
+    let held = claim(&session, "held", 2, &[]).unwrap();
+    let rooted = claim(&a, "rooted", 3, &[]).unwrap();
+    a.add_root("r", &rooted).unwrap();
+    // The fourth takes the place of the oldest one that nothing needs.
+    let fourth = claim(&session, "fourth", 4, &[]).unwrap();
+    assert_eq!(a.all_valid(), [held.clone(), rooted, fourth].into());
+    let _ = old;
+    let refused = claim(&a, "fifth", 5, &[]).unwrap_err();
+    assert!(refused.is_callers_fault());
+    let said = refused.to_string();
+    for part in [
+        "needs 2 MiB",
+        "of the 3 MiB",
+        "`limits.max-store-mib-per-member`",
+        "the operator of the box",
+        "Remove roots",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    // Refused when it is announced, before a byte of it is read.
+    assert!(matches!(a.make_room(1 << 30), Err(RegisterError::Quota { own: false, .. })));
+    a.make_room(0).unwrap();
+    // Nothing was removed for what could not fit.
+    assert!(a.is_valid(&held));
+    drop(session);
+    claim(&a, "fifth", 5, &[]).unwrap();
+    // Other members have their own.
+    claim(&store.view(&bob()), "bobs", 6, &[]).unwrap();
+    // The roster's limit, if it is smaller.
+    let said = a.clone().limited_to(Some(1 << 20)).make_room(2 << 20).unwrap_err().to_string();
+    assert!(
+        said.contains("your `max-store-mib` in the roster") && said.contains("a maintainer of the roster"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_charge_is_the_same_whatever_others_have() {
+    let dir = scratch();
+    let store = limited(dir.path());
+    let (a, b) = (store.view(&alice()), store.view(&bob()));
+    claim(&a, "p", 1, &[]).unwrap();
+    let alone = a.charged().0;
+    // The same contents, and the same path, of another member; and the same contents under another name.
+    claim(&b, "p", 1, &[]).unwrap();
+    assert_eq!((a.charged().0, b.charged().0), (alone, alone));
+    claim(&a, "q", 1, &[]).unwrap();
+    assert_eq!(a.charged().0, 2 * alone, "each path counts");
+    // The first who brings a Verified path pays; who brings it again does not.
+    let shown = public(&b, "public", 2);
+    let paid = b.charged().0;
+    assert!(paid > alone);
+    assert_eq!(public(&a, "public", 2), shown);
+    assert_eq!((a.charged().0, b.charged().0), (2 * alone, paid));
+    // The box pays for what it fetches for nobody.
+    public(&store.view(&alice()).paid_by(Payer::default()), "fetched", 3);
+    assert_eq!(a.charged().0, 2 * alone);
+    drop((a, b, store));
+    let store = limited(dir.path());
+    assert_eq!((store.view(&alice()).charged().0, store.view(&bob()).charged().0), (2 * alone, paid));
+}
+
+#[test]
+fn verified_paths_of_a_full_member_stay_for_the_others_at_the_charge_of_the_box() {
+    let dir = scratch();
+    let store = limited(dir.path());
+    let a = store.view(&alice());
+    let (one, two) = (public(&a, "one", 1), public(&a, "two", 2));
+    let used = store.view(&bob());
+    assert!(used.is_valid(&one));
+    public(&a, "three", 3);
+    let before = a.charged().0;
+    let four = public(&a, "four", 4);
+    assert!(a.charged().0 <= before, "somebody else pays now");
+    assert!(
+        [&one, &two, &four].into_iter().all(|path| used.is_valid(path)),
+        "nothing is removed for a limit"
+    );
+    // What a session needs is charged on.
+    let session = store.view(&alice()).holding();
+    for n in 5..8 {
+        public(&session, "held", n);
+    }
+    let refused = session.add_ca(
+        "more",
+        ContentAddressMethod::Flat,
+        HashAlgorithm::Sha256,
+        &[].into(),
+        &mut &noise(9, BIG)[..],
+    );
+    assert!(refused.unwrap_err().to_string().contains("limits.max-store-mib-per-member"));
+    // What only alice has used goes first, although bob used his before.
+    drop((session, used));
+    let mut evicted = 0;
+    while store.view(&bob()).all_valid().contains(&one) {
+        evicted += store.evict(1, "a test").unwrap().paths;
+        assert!(evicted < 20);
+    }
+    assert!(!store.view(&bob()).all_valid().contains(&two), "before `one`, which bob has used");
+}
+
+#[test]
+fn outputs_and_reused_results_count_too() {
+    let dir = scratch();
+    let store = limited(dir.path());
+    let a = store.view(&alice()).holding();
+    let put = |view: &View, name: &str, seed: u64| {
+        let nar = file(noise(seed, BIG)).nar();
+        let mut ingest = view.ingest(&[]).unwrap();
+        ingest.write_all(&nar).unwrap();
+        view.register(
+            ingest.finish().unwrap(),
+            info(&path(name), &nar, &[]),
+            Provenance::Claimed(view.member().clone()),
+        )
+    };
+    for n in 0..3 {
+        put(&a, &format!("out{n}"), n).unwrap();
+    }
+    assert!(matches!(put(&a, "out3", 3), Err(RegisterError::Quota { .. })));
+    let b = store.view(&bob());
+    let made = put(&b, "shared", 7).unwrap();
+    let adopted = a.adopt(vec![(nix::PathInfo::clone(&made), Provenance::Claimed(alice()))], None);
+    assert!(matches!(adopted, Err(RegisterError::Quota { .. })), "{adopted:?}");
+    // What is valid already costs nothing.
+    put(&a, "out1", 1).unwrap();
+}
