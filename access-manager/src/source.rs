@@ -7,15 +7,15 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+
+use crate::bounded;
 
 /// Most symbolic links that are followed for one path: the kernel's own limit (`MAXSYMLINKS`, path_resolution(7)).
 const MAX_LINKS: usize = 40;
 /// Longest path, as in `PATH_MAX`.
 const MAX_PATH: usize = 4096;
-/// Most entries of one directory; a directory of keys has one per member.
+/// Most entries of a directory that is listed; a directory of keys has one per member.
 const MAX_ENTRIES: usize = 20_000;
 /// Most entries of directories that are kept: some MiB. Beyond, a directory is read anew.
 const MAX_KNOWN: usize = 100_000;
@@ -188,8 +188,7 @@ impl Source for WorkDir {
     }
 
     fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, SourceError> {
-        let mut bytes = Vec::new();
-        std::fs::File::open(self.root.join(path))?.take(limit + 1).read_to_end(&mut bytes)?;
+        let bytes = bounded::start(&self.root.join(path), limit)?;
         if bytes.len() as u64 > limit {
             return Err(SourceError::TooLarge { limit });
         }
@@ -225,9 +224,24 @@ pub struct GitTree {
 /// minute for ten thousand key files.
 #[derive(Default)]
 struct Known {
-    directories: HashMap<String, Arc<Entries>>,
+    directories: HashMap<String, Entries>,
     /// The number of entries of all of them.
     entries: usize,
+}
+
+impl Known {
+    /// A directory that is too large alone is not kept: then the library looks for each name in it.
+    fn keep(&mut self, dir: &str, tree: &git2::Tree<'_>) {
+        if tree.len() > MAX_KNOWN {
+            return;
+        }
+        if self.entries + tree.len() > MAX_KNOWN {
+            *self = Known::default();
+        }
+        let entries = tree.iter().map(|entry| (entry.name_bytes().to_vec(), (entry.filemode(), entry.id())));
+        self.entries += tree.len();
+        self.directories.insert(dir.to_owned(), entries.collect());
+    }
 }
 
 /// The mode and the object of each name in a directory.
@@ -255,38 +269,16 @@ impl GitTree {
         }
     }
 
-    /// All entries of a directory; `None` if there is none at this path.
-    fn entries(&self, dir: &str) -> Result<Option<Arc<Entries>>, SourceError> {
-        if let Some(known) = self.known.borrow().directories.get(dir) {
-            return Ok(Some(known.clone()));
-        }
-        let Some(tree) = self.directory(dir)? else { return Ok(None) };
-        if tree.len() > MAX_ENTRIES {
-            return Err(SourceError::TooManyEntries);
-        }
-        let entries =
-            tree.iter().map(|entry| (entry.name_bytes().to_vec(), (entry.filemode(), entry.id()))).collect();
-        let entries: Arc<Entries> = Arc::new(entries);
-        let mut known = self.known.borrow_mut();
-        if known.entries + entries.len() > MAX_KNOWN {
-            *known = Known::default();
-        }
-        known.entries += entries.len();
-        known.directories.insert(dir.to_owned(), entries.clone());
-        Ok(Some(entries))
-    }
-
+    /// The object of a name in a directory.
     fn entry(&self, path: &str) -> Result<Option<(i32, git2::Oid)>, SourceError> {
         let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
-        match self.entries(dir) {
-            // Too large to be kept, so the library looks for the name.
-            Err(SourceError::TooManyEntries) => {
-                let tree = self.directory(dir)?;
-                let found = tree.as_ref().and_then(|tree| tree.get_name_bytes(name.as_bytes()));
-                Ok(found.map(|entry| (entry.filemode(), entry.id())))
-            }
-            entries => Ok(entries?.and_then(|entries| entries.get(name.as_bytes()).copied())),
+        if let Some(known) = self.known.borrow().directories.get(dir) {
+            return Ok(known.get(name.as_bytes()).copied());
         }
+        let Some(tree) = self.directory(dir)? else { return Ok(None) };
+        let found = tree.get_name_bytes(name.as_bytes()).map(|entry| (entry.filemode(), entry.id()));
+        self.known.borrow_mut().keep(dir, &tree);
+        Ok(found)
     }
 
     fn node(&self, (mode, id): (i32, git2::Oid)) -> Result<Node, SourceError> {
@@ -328,10 +320,14 @@ impl Source for GitTree {
 
     fn list(&self, path: &str) -> Result<Vec<(String, Node)>, SourceError> {
         let not_found = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let tree = self.directory(path)?.ok_or_else(not_found)?;
+        if tree.len() > MAX_ENTRIES {
+            return Err(SourceError::TooManyEntries);
+        }
         let mut out = Vec::new();
-        for (name, entry) in self.entries(path)?.ok_or_else(not_found)?.iter() {
-            if let Ok(name) = std::str::from_utf8(name) {
-                out.push((name.to_owned(), self.node(*entry)?));
+        for entry in &tree {
+            if let Ok(name) = std::str::from_utf8(entry.name_bytes()) {
+                out.push((name.to_owned(), self.node((entry.filemode(), entry.id()))?));
             }
         }
         // The order of git; equal commits give equal errors.

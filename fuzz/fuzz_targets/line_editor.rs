@@ -1,5 +1,5 @@
-//! Any bytes of a terminal: no panic, lines are bounded and printable, and the terminal gets printable text, line ends, bells and
-//! our own control sequences.
+//! Any bytes of a terminal: no panic, lines are bounded and printable, and the terminal gets printable text, line ends,
+//! bells and our own control sequences.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -259,8 +259,12 @@ fn member(entry: &RawValue, groups: &Groups) -> Result<(Member, Vec<Key>), Strin
 }
 
 fn check_key_settings(member: &Member, keys: &[Key]) -> Result<(), String> {
+    if member.key_settings.is_empty() {
+        return Ok(());
+    }
+    let known: BTreeSet<String> = keys.iter().map(Key::fingerprint).collect();
     for (fingerprint, settings) in &member.key_settings {
-        if !keys.iter().any(|key| key.fingerprint() == *fingerprint) {
+        if !known.contains(fingerprint) {
             return Err(format!("`key-settings` has {}, which is none of the keys", quoted(fingerprint)));
         }
         settings.check(Level::Key)?;

@@ -356,14 +356,16 @@ fn parse_key(kind: &str, rest: &str) -> Result<Key, KeyError> {
         return Err(KeyError::Damaged("its bytes are of another type than its first word".into()));
     }
     acceptable(parsed.key_data())?;
-    let key = PublicKey::from(parsed.key_data().clone())
-        .to_openssh()
-        .map_err(|e| KeyError::Damaged(e.to_string()))?
-        .trim_end()
-        .to_owned();
+    let key = text(parsed.key_data()).map_err(|e| KeyError::Damaged(e.to_string()))?;
     let comment = comment.chars().map(printable::character).take(MAX_COMMENT).collect();
     let data = parsed.key_data().clone();
     Ok(Key { data, key, comment, authority: None, from: None, until: None })
+}
+
+/// The key as `type base64`, without a comment.
+pub fn text(key: &KeyData) -> Result<String, ssh_key::Error> {
+    let line = PublicKey::from(key.clone()).to_openssh()?;
+    Ok(line.trim_end().to_owned())
 }
 
 /// Whether a comment holds a key. A key begins with the length of its type's name in four bytes, three of which are

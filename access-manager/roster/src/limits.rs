@@ -1,8 +1,8 @@
 //! A member's own limits: their names in `users.nix` and in `roster.json`, and their range.
 //!
 //! The box's limits apply besides these; the smaller one wins, except where a limit `replaces` that of the
-//! box. Where each is enforced: see the agent's documentation. `enforced` and `together` in the table say which
-//! ones are carried but not enforced yet; `access-manager` and the agent both say so wherever one is set.
+//! box. Where each is enforced: see the agent's documentation. `together` in the table says which ones of groups
+//! are carried but not enforced yet; `access-manager` and the agent both say so wherever one is set.
 
 use serde::{Deserialize, Serialize};
 
@@ -54,9 +54,7 @@ pub struct Limit {
     pub smallest: i64,
     pub largest: i64,
     pub unit: &'static str,
-    /// Whether the agent holds anybody to it. One that is not must not be set without a warning.
-    pub enforced: bool,
-    /// The same for what the members of a group have together.
+    /// What it means for the members of a group together. One that is not enforced must not be set without a warning.
     pub together: Together,
     /// A member's own takes the place of the box's, also if it is higher. Of all others the smaller one counts.
     pub replaces: bool,
@@ -74,7 +72,7 @@ pub enum Together {
 
 const fn limit(name: &'static str, json: &'static str, range: (i64, i64), unit: &'static str) -> Limit {
     let together = Together::NotEnforced;
-    Limit { name, json, smallest: range.0, largest: range.1, unit, enforced: true, together, replaces: false }
+    Limit { name, json, smallest: range.0, largest: range.1, unit, together, replaces: false }
 }
 
 /// One that the members of a group have together, too.

@@ -23,5 +23,5 @@ mod variables;
 pub use layer::Layer;
 pub use resolve::{Effective, Layers, Resolved, Settled, Verdict, Vote};
 pub use table::{Id, Kind, Level, SETTINGS, Setting, Unknown, find, markdown};
-pub use value::{MAX_WORD, MAX_WORDS, Value};
-pub use variables::{MAX_VARIABLE, MAX_VARIABLES, PREFIXES, Variables, is_setting};
+pub use value::{MAX_WORDS, Value};
+pub use variables::{Variables, is_setting};

@@ -97,8 +97,8 @@ pub fn changes(before: &Side, after: &Side, today: Day) -> Vec<Change> {
                 told.keys(one, other, (&old_personal[name], &new_personal[name]));
                 told.role(name, one.role, other.role);
                 told.limits(Whom::Member(name), &one.limits, &other.limits);
-                told.settings(Whom::Member(name), &one.settings, &other.settings);
-                told.key_settings(one, other);
+                told.member_settings(name, &one.settings, &other.settings);
+                told.key_settings(name, &one.key_settings, &other.key_settings);
                 told.expires(name, one.expires, other.expires, today);
                 told.hosts((before, one), (after, other));
                 told.vouchers(name, before, after);
@@ -142,12 +142,10 @@ fn shared(members: &BTreeMap<&str, &Member>) -> BTreeSet<(String, String)> {
     pairs
 }
 
-/// Whose limits, or settings, are compared.
+/// Whose limits are compared.
 #[derive(Clone, Copy)]
 enum Whom<'a> {
     Member(&'a str),
-    /// Of the key of the first with the second as its fingerprint.
-    Key(&'a str, &'a str),
     Group(&'a str),
 }
 
@@ -189,8 +187,8 @@ impl Told {
             text.push_str(&format!(": {}", told.join("; ")));
         }
         self.say(Effect::Grants, "adds-member", &member.name, text);
-        self.settings(Whom::Member(&member.name), &Layer::default(), &member.settings);
-        self.key_settings(&Member { key_settings: BTreeMap::new(), ..member.clone() }, member);
+        self.member_settings(&member.name, &Layer::default(), &member.settings);
+        self.key_settings(&member.name, &BTreeMap::new(), &member.key_settings);
         for key in &authorities {
             self.authority(&member.name, key);
         }
@@ -310,6 +308,7 @@ impl Told {
                 Effect::Grants,
                 format!(
                     "makes {who} a maintainer: sees what every member uses, sees and cancels every member's builds, \
+                     revokes their tickets and ends their connections, drains the box, evicts paths, reads the audit, \
                      and gets in when the roster is too old for others"
                 ),
             ),
@@ -326,8 +325,6 @@ impl Told {
             Whom::Member(name) => {
                 (name, "changes-limit", format!("of {}", quoted(name)), "the limit of the box")
             }
-            // A key has no limits.
-            Whom::Key(..) => return,
             Whom::Group(name) => (
                 name,
                 "changes-group-limit",

@@ -82,7 +82,7 @@ fn each_effect_is_one_sentence() {
         (
             plain.to_owned(),
             with("role = \"maintainer\";"),
-            "makes `a` a maintainer: sees what every member uses, sees and cancels every member's builds, and gets in when the roster is too old for others",
+            "makes `a` a maintainer: sees what every member uses, sees and cancels every member's builds, revokes their tickets and ends their connections, drains the box, evicts paths, reads the audit, and gets in when the roster is too old for others",
         ),
         (with("role = \"maintainer\";"), plain.to_owned(), "makes `a` a member who is no maintainer"),
         (plain.to_owned(), with("expires = \"2027-07-01\";"), "the access of `a` now ends after 2027-07-01"),

@@ -1,7 +1,7 @@
 //! Repositories over ssh: the server must show a host key of the `known_hosts` file, and gets a signature of our own key.
 //!
-//! Neither `~/.ssh` nor an agent is used, and a host that is not known is refused: a box has no user who could confirm its key.
-//! The connection itself is the git library's (libssh2). Not here: when ssh is used (`transport`).
+//! Neither `~/.ssh` nor an agent is used, and a host that is not known is refused: a box has no user who could confirm
+//! its key. The connection itself is the git library's (libssh2). Not here: when ssh is used (`transport`).
 
 use std::cell::RefCell;
 use std::path::PathBuf;

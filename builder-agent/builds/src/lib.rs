@@ -39,4 +39,4 @@ pub use failure::Failure;
 pub use key::{BuildKey, SandboxIdentity};
 pub use plan::Plan;
 pub use recipe::Recipe;
-pub use schedule::{Attached, Held, Left, Listed, Outcome, Request, Scheduler};
+pub use schedule::{Attached, Held, Left, Listed, Load, Outcome, Request, Scheduler};

@@ -44,7 +44,7 @@ use share::{RunKey, Running, Table, Waiter};
 use shared::{Shared, size_of};
 
 pub use draining::Left;
-pub use listing::Listed;
+pub use listing::{Listed, Load};
 pub use request::{Built, Held, NotStarted, Outcome, Request};
 pub use waiting::{Wait, Why};
 
@@ -128,6 +128,8 @@ pub trait Scheduler: Send + Sync {
     fn retain(&self, keep: &dyn Fn(&Member) -> bool);
     /// The runs for which one of these members waits.
     fn list(&self, of: &dyn Fn(&Member) -> bool) -> Vec<Listed>;
+    /// How many runs that is.
+    fn load(&self, of: &dyn Fn(&Member) -> bool) -> Load;
     /// The log of a run for which one of these members waits, from its start to its end.
     fn log(&self, run: u64, of: &dyn Fn(&Member) -> bool) -> Option<LogReader>;
     /// Ends the requests of these members for a run. Returns the number of requests that ended.
@@ -315,6 +317,10 @@ impl Scheduler for Embedded {
 
     fn list(&self, of: &dyn Fn(&Member) -> bool) -> Vec<Listed> {
         self.shared.running.list(of)
+    }
+
+    fn load(&self, of: &dyn Fn(&Member) -> bool) -> Load {
+        self.shared.running.load(of)
     }
 
     fn log(&self, run: u64, of: &dyn Fn(&Member) -> bool) -> Option<LogReader> {

@@ -119,7 +119,7 @@ impl Session {
                 false => self.wishes.effective.keep_going,
             },
             keep_failed: settings.keep_failed,
-            use_substitutes: settings.use_substitutes && self.member.may_write(),
+            use_substitutes: settings.use_substitutes,
             wishes: self.wishes.clone(),
         };
         let (sender, events) = mpsc::channel(EVENTS_AHEAD);

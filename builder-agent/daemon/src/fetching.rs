@@ -85,12 +85,9 @@ impl Session {
         self.with_progress(audience, asking).await
     }
 
-    /// Whether the client may have this path fetched. Who may only read causes no download.
+    /// Whether the client may have this path fetched.
     fn may_fetch(&self, path: &StorePath) -> bool {
-        let name = path.name();
-        let asked = self.settings.use_substitutes || self.wishes.want_to_fetch(name);
-        self.member.may_write()
-            && !self.wishes.forbid_to_fetch(name)
-            && self.agent.realiser.substituters.may(name, asked)
+        self.agent.realiser.substituters.any()
+            && self.wishes.may_fetch(&self.member, path.name(), self.settings.use_substitutes)
     }
 }

@@ -26,7 +26,8 @@ pub(super) use sinks::unknown;
 use chunks::{WHOLE, at_once, feed_and_commit};
 use sinks::{Address, addressed, announced};
 
-/// Paths of one upload that become visible together. Each commit is a transaction and a turn in the queue for the index; a batch shares them.
+/// Paths of one upload that become visible together. Each commit is a transaction and a turn in the queue for the index;
+/// a batch shares them.
 pub(super) const BATCH: usize = 256;
 
 impl Session {

@@ -3,8 +3,9 @@
 //! `access-manager` writes the file and has checked every entry. The agent still parses it with bounds (by the crate
 //! `roster`, as the access manager does), since a disk error or a hand edit can put anything into it. A member whose
 //! entry has a mistake is left out; if a file does not load, the roster before it stays.
-//! Who a name means is kept apart from the name ([`identity`]). Holders of tickets are added to each roster ([`bearers`]). Not here: where the file comes from, which member a
-//! login is for (`ssh::login`), and what a session may do.
+//! Who a name means is kept apart from the name ([`identity`]). Holders of tickets are added to each roster
+//! ([`bearers`]). Not here: where the file comes from, which member a login is for (`ssh::login`), and what a session may
+//! do.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -370,11 +371,6 @@ fn publish(path: &Path, identities: &Identities, sender: &watch::Sender<Arc<Rost
             );
             for LeftOut { name, error } in &roster.left_out {
                 tracing::error!(member = name, error, "left out of the roster; the other members can log in");
-            }
-            for member in roster.by_name.values() {
-                for (limit, value) in member.limits.values().filter(|(limit, _)| !limit.enforced) {
-                    tracing::warn!(member = %member.name, limit = limit.json, value, "a limit that is not enforced yet");
-                }
             }
             for group in roster.groups() {
                 for (limit, value) in group.limits.values() {

@@ -96,8 +96,6 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
         substitution: Substitution {
             enabled: values.bool_of("substitute"),
             substituters: values.parsed("substituters"),
-            always: values.texts("always-substitute").unwrap_or_default(),
-            never: values.texts("never-substitute").unwrap_or_default(),
         },
         limits: Limits {
             max_jobs: max_jobs as usize,

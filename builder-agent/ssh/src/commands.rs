@@ -42,7 +42,7 @@ mod whoami;
 
 pub(crate) use host::shown;
 use printing::{Print, json_line};
-pub(crate) use settle::{admit, warnings};
+pub(crate) use settle::admit;
 pub use store_session::StoreSession;
 pub(crate) use watching::charge;
 
@@ -145,6 +145,14 @@ impl Command {
 /// Whether this member has the role by the roster of now, whatever it was at the login.
 pub(crate) fn is_maintainer(roster: &Roster, member: &Member) -> bool {
     roster.current(member).is_some_and(|now| now.role == Role::Maintainer)
+}
+
+/// `Err` is the line for somebody who is no maintainer and says `--all`; without it the command is about `yours`.
+pub(crate) fn may_say_all(all: bool, roster: &Roster, member: &Member, yours: &str) -> Result<(), String> {
+    match all && !is_maintainer(roster, member) {
+        true => Err(format!("`--all` is for maintainers; without it the command is about your {yours}")),
+        false => Ok(()),
+    }
 }
 
 /// The reason why a request is not a command.

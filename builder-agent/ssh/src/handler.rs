@@ -33,7 +33,7 @@ const MAX_SESSIONS_EVER: usize = 50_000;
 /// The member of a connection, and the credential of its login.
 pub(super) struct LoggedIn {
     pub member: Arc<Member>,
-    pub login: Login,
+    login: Login,
     /// The connection's place in the list of connections.
     pub seat: Seat,
 }
@@ -221,8 +221,8 @@ impl Handler {
         Auth::Accept
     }
 
-    /// Logs a proven member in, if there is room for one more of their connections.
-    /// Without a key: by a ticket.
+    /// Logs a proven member in, if there is room for one more of their connections. `key` is the proven one; none with a
+    /// ticket.
     pub(super) fn log_in(
         &mut self,
         who: Arc<Member>,
@@ -230,7 +230,7 @@ impl Handler {
         key: Option<&PublicKey>,
         roster: &Roster,
     ) -> Auth {
-        let fingerprint = key.map(|key| tracing::field::display(key.fingerprint(Default::default())));
+        let fingerprint = key.map(|key| key.fingerprint(Default::default()).to_string());
         let ticket = who.ticket.as_ref().map(|_| &*who.id);
         let member = &who.name;
         // The client is no stranger, so its source gets no penalty from now on.
@@ -246,8 +246,7 @@ impl Handler {
             ledger.charge(&principal, [(Resource::Connections, 1)]);
             self.meter = Some(ledger.meter(principal, self.traffic.clone()));
             let event = Event::now(Kind::Login).by(member).on(self.id).from(self.peer.ip());
-            let with = key.map(|key| key.fingerprint(Default::default()).to_string());
-            let with = with.or(ticket.map(|id| format!("ticket {id}"))).unwrap_or_default();
+            let with = fingerprint.or(ticket.map(|id| format!("ticket {id}"))).unwrap_or_default();
             self.server.records.audit.note(event.saying(&with));
             let seat = self.server.records.connections.add(self.id, who.clone(), self.peer.ip());
             self.login.send_replace(Some(Arc::new(LoggedIn { member: who, login, seat })));
@@ -276,15 +275,22 @@ impl Handler {
             Task::Command(command) => Some(command),
             Task::Shell => None,
         };
-        if let Err(line) = commands::admit(command, &running.agent, &running.caller) {
-            return self.refuse(id, &line, session);
-        }
+        let warnings = match commands::admit(command, &running.agent, &running.caller) {
+            Ok(warnings) => warnings,
+            Err(line) => return self.refuse(id, &line, session),
+        };
         session.channel_success(id)?;
         let principal = Principal::of(&running.caller.member.payer().id);
         self.server.agent.ledger.charge(&principal, [(Resource::Sessions, 1)]);
         let listed = self.server.records.connections.session(self.id, name);
-        tokio::spawn(run(task, running, listed));
+        tokio::spawn(run(task, running, listed, warnings));
         Ok(())
+    }
+
+    /// Notes a refused login for the audit, unless there are too many of them.
+    pub(super) fn note_refused(&self, why: impl FnOnce() -> String) {
+        let event = || Event::now(Kind::LoginRefused).on(self.id).from(self.peer.ip()).saying(&why());
+        self.server.records.audit.note_stranger(event);
     }
 
     fn denied(&self, user: &str, key: &PublicKey, refusal: &Refusal) -> Auth {
@@ -294,10 +300,7 @@ impl Handler {
         let left_out_of_it = roster.left_out.iter().find(|left| left.name == user);
         // A stranger chooses the length and the contents of the user name.
         let user = shown(user);
-        server.records.audit.note_stranger(|| {
-            let text = format!("user {user}, {fingerprint}: {refusal}");
-            Event::now(Kind::LoginRefused).on(id).from(peer.ip()).saying(&text)
-        });
+        self.note_refused(|| format!("user {user}, {fingerprint}: {refusal}"));
         if let Some(left) = left_out_of_it {
             about_stranger!(server, info, connection = id, %peer, user, %fingerprint, error = left.error, "login denied: left out of the roster");
         } else if *refusal == Refusal::Unknown {
@@ -504,7 +507,8 @@ impl RusshHandler for Handler {
     ) -> Result<(), Self::Error> {
         let waits = self.door.waits;
         let Some(waiting) = self.channels.get_mut(&id) else { return session.channel_failure(id) };
-        let known = waits || waiting.options.set(name, value) || waiting.screen.set(name, value);
+        // Also while the connection waits for its token: OpenSSH sends the variables in any order.
+        let known = waiting.options.set(name, value) || waiting.screen.set(name, value) || waits;
         let taken_out = waiting.take_out();
         if waits {
             self.take_from_environment(name, value, session)?;
@@ -534,11 +538,10 @@ impl RusshHandler for Handler {
 
 /// Runs a task on its channel, then closes the channel with the exit status. When the connection ends, the task is dropped,
 /// wherever it is.
-async fn run(task: Task, running: Running, listed: SessionGuard) {
+async fn run(task: Task, running: Running, listed: SessionGuard, warnings: Vec<String>) {
     let Running { opened: (mut channel, _place), screen, caller, agent, records, ended } = running;
     let status = {
         let work = async {
-            let warnings = commands::warnings(&agent, &caller);
             Terminal::of(&mut channel, screen).warn(&warnings, agent.config.limits.client_stall).await;
             match task {
                 Task::Command(command) => {

@@ -28,7 +28,7 @@ const MAX_OFFERS: usize = 64;
 pub enum Credential {
     Key(PublicKey),
     Certificate(Box<Certificate>),
-    /// The token of the ticket of this holder; with it the key to which the ticket is bound, if it is.
+    /// The identity of the holder of a ticket, who sent its token and, where it is bound to a key, proved that too.
     Ticket(Arc<str>),
 }
 

@@ -44,7 +44,9 @@ struct Shell<'a> {
 enum Stopped {
     /// Ctrl-C.
     Interrupted,
-    /// The client has closed the channel, or has sent too much.
+    /// The client has sent more than [`MAX_AHEAD`].
+    TooMuch,
+    /// The client has closed the channel, or its member has left.
     Gone,
 }
 
@@ -120,7 +122,7 @@ impl Shell<'_> {
                         match self.run(line).await {
                             Ok(ended) => status = ended,
                             Err(Stopped::Interrupted) => out.push_str("^C\r\n"),
-                            Err(Stopped::Gone) => return ExitStatus::FAILED,
+                            Err(Stopped::TooMuch | Stopped::Gone) => return ExitStatus::FAILED,
                         }
                     }
                     editor.resize(self.columns());
@@ -265,18 +267,15 @@ impl Shell<'_> {
                         break Err(Stopped::Interrupted);
                     }
                     Some(ChannelMsg::Data { data }) if self.ahead.len() + data.len() > MAX_AHEAD => {
-                        break Err(Stopped::Gone);
+                        break Err(Stopped::TooMuch);
                     }
-                    Some(ChannelMsg::Data { data }) => self.ahead.extend(&data[..]),
-                    Some(ChannelMsg::Eof) => self.ended = true,
-                    Some(ChannelMsg::WindowChange { col_width, .. }) => self.screen.resize(col_width),
-                    Some(_) => {}
+                    Some(message) => self.receive(message),
                 },
             }
         };
         drop(running);
         drop(listed);
-        if matches!(ended, Err(Stopped::Gone)) && self.ahead.len() + 32 * 1024 > MAX_AHEAD {
+        if let Err(Stopped::TooMuch) = ended {
             self.refuse(&format!("more than {MAX_AHEAD} bytes wait behind a command; send less at once"))
                 .await;
         }

@@ -13,6 +13,7 @@
 
 use std::sync::Arc;
 
+use ::roster::keys;
 use members::Member;
 use russh::keys::PublicKey;
 use russh::server::{Auth, Response, Session};
@@ -51,9 +52,7 @@ enum Presented {
 
 /// The key, as the tickets name it.
 fn named(key: &PublicKey) -> Option<String> {
-    let mut key = key.clone();
-    key.set_comment("");
-    key.to_openssh().ok().map(|line| line.trim_end().to_owned())
+    keys::text(key.key_data()).ok()
 }
 
 fn methods(kinds: &[MethodKind]) -> Auth {
@@ -163,7 +162,9 @@ impl Handler {
             self.door.guesses += 1;
             self.visit.offered();
             let (server, id, peer) = (&self.server, self.id, self.peer);
-            about_stranger!(server, info, connection = id, %peer, user = shown(user), "login denied: no ticket has this token");
+            let user = shown(user);
+            about_stranger!(server, info, connection = id, %peer, user, "login denied: no ticket has this token");
+            self.note_refused(|| format!("user {user}: no ticket has this token"));
             return Presented::Wrong;
         };
         // Who has the token was given it by a member.
@@ -176,6 +177,7 @@ impl Handler {
             Err(refusal) => {
                 let (server, id, peer, ticket) = (&self.server, self.id, self.peer, &ticket.id);
                 about_stranger!(server, info, connection = id, %peer, %ticket, reason = %refusal, "login with a ticket denied");
+                self.note_refused(|| format!("{ticket}: {refusal}"));
                 Presented::Refused(refusal)
             }
         }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use nix_derivation::StorePath;
-use store::{Member, Payer, Provenance, View};
+use store::{Payer, Provenance, View};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
@@ -17,7 +17,7 @@ use super::offer::{Offer, Place};
 use super::source::{Kind, Source, SourceError};
 use super::ssh_store::Piped;
 use super::unpack;
-use shares::threads::{Threads, Workers};
+use shares::threads::Threads;
 
 /// Most downloads at once on the whole box. Each needs a decoder and a thread.
 const MAX_DOWNLOADS: usize = 16;
@@ -63,12 +63,8 @@ impl Downloads {
         Self { running: Mutex::default(), slots, public, threads }
     }
 
-    /// Threads for the commits of `member`.
-    pub fn workers_of(&self, member: &Member) -> Workers {
-        self.threads.of(&member.name().into())
-    }
-
-    /// Joins the download of `offer`'s path, or starts it; then `payer` is charged for the path. The path's references must be Verified already.
+    /// Joins the download of `offer`'s path, or starts it; then `payer` is charged for the path. The path's references
+    /// must be Verified already.
     pub fn start(&self, offer: &Arc<Offer>, source: &Arc<Source>, payer: Payer) -> Arc<Download> {
         let path = &offer.info.path;
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);

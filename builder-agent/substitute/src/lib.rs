@@ -13,7 +13,8 @@ use store::signing::TrustedKeys;
 use store::{Member, Payer, Store, View};
 
 use net::HttpClient;
-use shares::threads::Threads;
+use shares::budget::Budget;
+use shares::threads::{Threads, Workers};
 
 pub mod address;
 pub mod cache_info;
@@ -36,14 +37,11 @@ use address::Address;
 pub use offer::Offer;
 pub use walk::{Event, Fetched, Walk, warn};
 
-/// The settings: which paths the box fetches, and from where.
+/// The settings: whether the box fetches paths, and from where.
 #[derive(Debug, Clone)]
 pub struct Substitution {
     pub enabled: bool,
     pub substituters: Vec<Address>,
-    /// Globs over names.
-    pub always: Vec<String>,
-    pub never: Vec<String>,
 }
 
 /// Settings for all requests to sources.
@@ -64,6 +62,18 @@ use source::{Source, SourceError};
 
 /// No member of a roster can have this name, so this view sees only Verified paths.
 const NOBODY: &str = "";
+
+/// For whom paths are looked up and fetched.
+pub struct Asker<'a> {
+    /// What is fetched belongs to this member, and stays while the view's session lasts.
+    pub view: &'a View,
+    /// Pays for lists that caches and requests determine.
+    pub budget: &'a Budget,
+    /// Threads of who pays.
+    pub workers: &'a Workers,
+    /// Names of paths that are not fetched, nor what needs them.
+    pub never: &'a Patterns,
+}
 
 /// The answer of the sources about a path.
 #[derive(Debug, Clone)]
@@ -110,8 +120,6 @@ struct Inner {
     sources: Vec<Arc<Source>>,
     trusted: Arc<TrustedKeys>,
     max_nar_bytes: u64,
-    always: Patterns,
-    never: Patterns,
     public: View,
     lookups: Mutex<Lookups>,
     downloads: Downloads,
@@ -135,8 +143,6 @@ impl Substituters {
             sources: sources.collect(),
             trusted,
             max_nar_bytes: terms.max_nar_bytes,
-            always: Patterns::new(&settings.always),
-            never: Patterns::new(&settings.never),
             downloads: Downloads::new(public.clone(), threads),
             public,
             lookups: Mutex::default(),
@@ -147,13 +153,6 @@ impl Substituters {
     #[must_use]
     pub fn any(&self) -> bool {
         self.0.enabled && !self.0.sources.is_empty()
-    }
-
-    /// Whether a path or a derivation with this name (without `.drv`) may be fetched. `asked`: whether client and
-    /// derivation both allow it; names in `always` do not need that.
-    #[must_use]
-    pub fn may(&self, name: &str, asked: bool) -> bool {
-        self.any() && !self.0.never.matches(name) && (asked || self.0.always.matches(name))
     }
 
     fn public(&self) -> &View {
@@ -171,9 +170,9 @@ impl Substituters {
 
     /// Checks, before anything is fetched, that so many bytes are within the limit of the member who asks. Downloads are
     /// shared, so a limit of one member must not end one.
-    async fn make_room(&self, view: &View, bytes: u64) -> Result<(), Arc<str>> {
-        let (workers, view) = (self.0.downloads.workers_of(view.member()), view.clone());
-        match workers.commit(move || view.make_room(bytes)).await {
+    async fn make_room(&self, asker: &Asker<'_>, bytes: u64) -> Result<(), Arc<str>> {
+        let view = asker.view.clone();
+        match asker.workers.commit(move || view.make_room(bytes)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(why)) => Err(format!("nothing is fetched: {why}").into()),
             Err(lost) => Err(format!("nothing is fetched, because of the box: {lost}").into()),
@@ -191,12 +190,6 @@ impl Substituters {
             return Answer::Nowhere {
                 trouble: Some("this box uses no substituters; set `substituters`".into()),
             };
-        }
-        if self.0.never.matches(path.name()) {
-            let path = path.to_absolute_path();
-            return Answer::Refused(
-                format!("path '{path}' is never substituted here (`never-substitute` of the box)").into(),
-            );
         }
         let known = self.0.lookups.lock().unwrap_or_else(PoisonError::into_inner).get(member, path);
         if let Some(answer) = known {

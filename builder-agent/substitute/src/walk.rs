@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix_derivation::StorePath;
-use store::{Member, Payer, View};
+use store::Payer;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::download::State;
 use super::offer::Offer;
-use super::{Answer, Substituters};
-use shares::budget::{Budget, Charge, OverBudget};
+use super::{Answer, Asker, Substituters};
+use shares::budget::{Charge, OverBudget};
 
 /// Most paths of one request. A large NixOS system has about 20,000.
 const MAX_PATHS: usize = 100_000;
@@ -117,14 +117,9 @@ impl Walk {
 
 impl Substituters {
     /// Finds all paths that would have to be fetched to make the closure of `paths` Verified. The caches and the
-    /// requester determine how many these are, so their memory is charged to `budget`.
-    pub async fn walk(
-        &self,
-        member: &Member,
-        budget: &Budget,
-        paths: &[StorePath],
-    ) -> Result<Walk, OverBudget> {
-        let mut memory = budget.charge(0, WHAT)?;
+    /// requester determine how many these are, so their memory is charged to the asker.
+    pub async fn walk(&self, asker: &Asker<'_>, paths: &[StorePath]) -> Result<Walk, OverBudget> {
+        let mut memory = asker.budget.charge(0, WHAT)?;
         let mut walk = Walk::default();
         let mut seen: BTreeSet<StorePath> = BTreeSet::new();
         let mut todo: Vec<StorePath> = Vec::new();
@@ -147,7 +142,14 @@ impl Substituters {
                 if self.public().is_valid(&path) {
                     continue;
                 }
-                let (this, member) = (self.clone(), member.clone());
+                if asker.never.matches(path.name()) {
+                    let name = path.to_absolute_path();
+                    let why = format!("path '{name}' is never substituted for you (`never-substitute`)");
+                    walk.warnings.insert(why.as_str().into());
+                    walk.refused.insert(path, why.into());
+                    continue;
+                }
+                let (this, member) = (self.clone(), asker.view.member().clone());
                 asked.spawn(async move {
                     let answer = this.ask(&member, &path, false).await;
                     (path, answer)
@@ -181,16 +183,15 @@ impl Substituters {
     }
 
     /// The offers for `paths`, without those for their references, and the charge for their memory. `mass`: only
-    /// sources with `WantMassQuery` are asked.
+    /// sources with `WantMassQuery` are asked. The caller has left out what the asker never fetches.
     pub async fn offers<E: From<Event>>(
         &self,
-        member: &Member,
-        budget: &Budget,
+        asker: &Asker<'_>,
         paths: &[StorePath],
         mass: bool,
         events: &mpsc::Sender<E>,
     ) -> Result<(BTreeMap<StorePath, Arc<Offer>>, Charge), OverBudget> {
-        let mut memory = budget.charge(0, WHAT)?;
+        let mut memory = asker.budget.charge(0, WHAT)?;
         let mut offers = BTreeMap::new();
         let mut todo = paths.iter();
         let mut asked = JoinSet::new();
@@ -198,7 +199,7 @@ impl Substituters {
             while asked.len() < MAX_QUESTIONS
                 && let Some(path) = todo.next()
             {
-                let (this, member, path) = (self.clone(), member.clone(), path.clone());
+                let (this, member, path) = (self.clone(), asker.view.member().clone(), path.clone());
                 asked.spawn(async move {
                     let answer = this.ask(&member, &path, mass).await;
                     (path, answer)
@@ -217,18 +218,19 @@ impl Substituters {
         }
     }
 
-    /// Fetches the closure of `paths` for the member of `view`, who pays for what is new here. The box does not evict the
-    /// closure while the view's session lasts. Dropping the future ends the downloads that nobody else waits for.
+    /// Fetches the closure of `paths` for the asker, who pays for what is new here. The box does not evict the closure
+    /// while the asker's session lasts. Dropping the future ends the downloads that nobody else waits for.
     pub async fn fetch<E: From<Event> + Send + 'static>(
         &self,
-        view: &View,
-        budget: &Budget,
+        asker: &Asker<'_>,
         paths: &[StorePath],
         events: &mpsc::Sender<E>,
     ) -> Result<Fetched, OverBudget> {
-        let mut walk = self.walk(view.member(), budget, paths).await?;
+        let (view, mut walk) = (asker.view, self.walk(asker, paths).await?);
         warn(std::mem::take(&mut walk.warnings), events).await;
-        if let Err(why) = self.make_room(view, walk.nar_size()).await {
+        if walk.nar_size() > 0
+            && let Err(why) = self.make_room(asker, walk.nar_size()).await
+        {
             warn([why.clone()], events).await;
             let all = std::mem::take(&mut walk.offers).into_keys();
             walk.refused.extend(all.map(|path| (path, why.clone())));

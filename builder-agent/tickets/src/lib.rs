@@ -135,8 +135,7 @@ impl Tickets {
     pub fn make(&self, new: New) -> Result<(Arc<Ticket>, String), NotMade> {
         let random = |error: std::io::Error| NotMade::File(error.to_string());
         let (text, hash) = token::make().map_err(random)?;
-        let id: String =
-            token::random::<8>().map_err(random)?.iter().map(|byte| format!("{byte:02x}")).collect();
+        let id = hex::encode(token::random::<8>().map_err(random)?);
         let token = new.revealable.then(|| text.clone());
         let ticket = Ticket::new(
             format!("{PREFIX}{id}").into(),
@@ -205,12 +204,6 @@ impl Tickets {
     #[must_use]
     pub fn live(&self) -> Vec<Arc<Ticket>> {
         self.list(Ticket::is_live)
-    }
-
-    /// The token, if it was kept.
-    #[must_use]
-    pub fn reveal(&self, ticket: &Ticket) -> Option<String> {
-        ticket.token.clone()
     }
 
     /// Ends a ticket. Waits for the disk. On error it has ended, but could be live again after the next start.
@@ -337,7 +330,7 @@ fn record(ticket: &Ticket, used: Used) -> Record {
         maker: ticket.maker.to_string(),
         created: ticket.created,
         terms: ticket.terms.clone(),
-        sha256: ticket.hash.iter().map(|byte| format!("{byte:02x}")).collect(),
+        sha256: hex::encode(ticket.hash),
         token: ticket.token.clone(),
         used,
     }
@@ -345,11 +338,8 @@ fn record(ticket: &Ticket, used: Used) -> Record {
 
 /// `None` for a row that the agent cannot have written.
 fn of_record(record: Record, book: &Weak<Book>) -> Option<Arc<Ticket>> {
-    let digits = |at: usize| u8::from_str_radix(record.sha256.get(2 * at..2 * at + 2)?, 16).ok();
     let mut hash = [0; 32];
-    for (at, byte) in hash.iter_mut().enumerate() {
-        *byte = digits(at)?;
-    }
+    hex::decode_to_slice(&record.sha256, &mut hash).ok()?;
     let sound = record.id.starts_with(PREFIX) && ::roster::name::check(&record.name).is_ok();
     sound.then(|| {
         Ticket::new(

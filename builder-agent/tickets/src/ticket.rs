@@ -25,7 +25,7 @@ pub struct Ticket {
     pub created: u64,
     pub terms: Terms,
     pub(crate) hash: Hash,
-    /// Only if the maker wanted to be able to see it again.
+    /// See [`Ticket::token`].
     pub(crate) token: Option<String>,
     account: Mutex<Account>,
     book: Weak<Book>,
@@ -162,9 +162,10 @@ impl Ticket {
         self.state() == State::Live
     }
 
+    /// The token, if its maker wanted to be able to see it again.
     #[must_use]
-    pub fn is_revealable(&self) -> bool {
-        self.token.is_some()
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_deref()
     }
 
     /// When it ended, or will.

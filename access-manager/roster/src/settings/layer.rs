@@ -57,13 +57,11 @@ impl Layer {
 
 /// The refusal of a setting on a level that may not set it.
 pub(super) fn too_late(setting: &Setting, level: Level) -> String {
-    let levels: Vec<&str> =
-        Level::ALL.iter().filter(|level| setting.may_be_on(**level)).map(|level| level.name()).collect();
     format!(
         "the setting `{}` cannot be set by {}, only on the levels {}",
         setting.name,
         level.words(),
-        levels.join(", ")
+        setting.levels().join(", ")
     )
 }
 

@@ -109,6 +109,11 @@ impl Setting {
         level <= self.last && !(level == Level::System && self.key.is_empty())
     }
 
+    /// The names of the levels that may set it.
+    pub fn levels(&self) -> Vec<&'static str> {
+        Level::ALL.iter().filter(|level| self.may_be_on(**level)).map(|level| level.name()).collect()
+    }
+
     /// The values that it may have, for sentences.
     pub fn expected(&self) -> String {
         match self.kind {
@@ -172,13 +177,13 @@ pub const NOT_HERE: &[(&str, &str)] = &[
     ("allow-home", "there are no homes on this box yet"),
     ("cache-build-failures", "it is called `reuse-build-failures`"),
     ("cache-build-timeouts", "a build that ended at a time limit is never the answer to another request"),
-    ("default-cpu", "every build has the processors of the box's configuration"),
-    ("default-mem-per-cpu", "every build has the memory of the box's configuration"),
+    ("default-cpu", "a build has the processors of the box's configuration, or fewer by `max-cpu`"),
+    ("default-mem-per-cpu", "a build has the memory of the box's configuration, or less by `max-mem`"),
     ("inject-fs-randomness", "the order of files in a sandbox cannot be changed yet"),
     ("max-build-restarts", "a build that runs out of memory is not started again yet"),
     ("max-cpu-hours-per-month", "it is a limit, and not a setting"),
-    ("min-cpu", "every build has the processors of the box's configuration"),
-    ("min-mem", "every build has the memory of the box's configuration"),
+    ("min-cpu", "a build has the processors of the box's configuration, or fewer by `max-cpu`"),
+    ("min-mem", "a build has the memory of the box's configuration, or less by `max-mem`"),
     ("reuse-build-timeouts", "a build that ended at a time limit is never the answer to another request"),
     ("substituters", "the configuration of the box decides where it fetches from"),
     ("trusted-public-keys", "the configuration of the box decides which keys it trusts"),
@@ -299,7 +304,7 @@ mod tests {
             ("colour", "there is no setting `colour`"),
             (
                 "min-mem",
-                "the setting `min-mem` has no effect on this box: every build has the memory of the box's configuration",
+                "the setting `min-mem` has no effect on this box: a build has the memory of the box's configuration, or less by `max-mem`",
             ),
         ] {
             assert_eq!(find(name).expect_err(name).in_full(), said);

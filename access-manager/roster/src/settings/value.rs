@@ -8,7 +8,7 @@ use crate::words::quoted;
 /// Words in one list. A roster of rules is shorter.
 pub const MAX_WORDS: usize = 100;
 /// Longest word, in bytes: the longest name of a store path (Nix: `StorePath::MaxPathLen`).
-pub const MAX_WORD: usize = 211;
+const MAX_WORD: usize = 211;
 
 /// Words in one list of tags, and the longest of them in bytes. Each is in a line of the log.
 pub const MAX_TAGS: usize = 20;

@@ -10,17 +10,17 @@ use super::value::Value;
 use crate::words::quoted;
 
 /// The names begin with one of these; an earlier prefix wins.
-pub const PREFIXES: [&str; 2] = ["BARN_", "NIXBUILDNET_"];
+const PREFIXES: [&str; 2] = ["BARN_", "NIXBUILDNET_"];
 /// A name that this box had before there were settings on levels. It counts like the first prefix.
 const ALIASES: [(&str, &str); 1] = [("BARNRAISER_REUSE_FAILURES", "reuse-build-failures")];
 
 /// Longest value, in bytes: a list of names is shorter.
-pub const MAX_VARIABLE: usize = 8 << 10;
+const MAX_VARIABLE: usize = 8 << 10;
 /// Bytes of all values of one session or derivation, with repetitions. A client can have many sessions that wait for a
 /// command.
 const MAX_BYTES: usize = 16 << 10;
 /// Variables of one session or derivation, with repetitions. There are fewer settings.
-pub const MAX_VARIABLES: usize = 200;
+const MAX_VARIABLES: usize = 200;
 
 /// The settings in the variables of one client, or of one derivation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -37,11 +37,11 @@ impl Told {
             match previous {
                 None => {
                     self.group_added(entry, members.len());
-                    self.settings(Whom::Group(name), &Layer::default(), &entry.group.settings);
+                    self.group_settings(name, &Layer::default(), &entry.group.settings);
                 }
                 Some(previous) => {
                     self.limits(Whom::Group(name), &previous.group.limits, &entry.group.limits);
-                    self.settings(Whom::Group(name), &previous.group.settings, &entry.group.settings);
+                    self.group_settings(name, &previous.group.settings, &entry.group.settings);
                 }
             }
             for member in members.difference(&were) {
@@ -65,7 +65,7 @@ impl Told {
             );
             self.say(Effect::Changes, "removes-group", name, text);
             if still > 0 {
-                self.settings(Whom::Group(name), &entry.group.settings, &Layer::default());
+                self.group_settings(name, &entry.group.settings, &Layer::default());
             }
         }
     }

@@ -33,10 +33,7 @@ impl Whose<'_> {
     }
 
     fn is_enforced(self, limit: &Limit) -> bool {
-        match self {
-            Whose::Group(_) => limit.together == Together::Enforced,
-            _ => limit.enforced,
-        }
+        !matches!(self, Whose::Group(_)) || limit.together == Together::Enforced
     }
 }
 

@@ -184,10 +184,14 @@ impl Reader<'_, '_> {
             });
             return Err(fault);
         }
-        if let Some(stray) = member.key_settings.keys().find(|of| !has_key(&member, of)) {
+        let known = match member.key_settings.is_empty() {
+            true => BTreeSet::new(),
+            false => fingerprints(&member),
+        };
+        if let Some(stray) = member.key_settings.keys().find(|of| !known.contains(*of)) {
             let title = format!("{} has no key {}", quoted(name), quoted(stray));
             let span = attributes.get("keySettings").map_or(at, |slot| slot.span);
-            let known: Vec<String> = fingerprints(&member).collect();
+            let known: Vec<String> = known.into_iter().collect();
             return Err(Fault::new(Class::Roster, title).at(span).expected(one_of(&known)));
         }
         about.own_limits = member.limits.clone();
@@ -229,12 +233,9 @@ impl Reader<'_, '_> {
 }
 
 /// Of all keys and authorities.
-fn fingerprints(member: &Member) -> impl Iterator<Item = String> {
-    member.keys.iter().filter_map(|line| ssh_keys::parse_line(line).ok()).map(|key| key.fingerprint())
-}
-
-fn has_key(member: &Member, fingerprint: &str) -> bool {
-    fingerprints(member).any(|own| own == fingerprint)
+fn fingerprints(member: &Member) -> BTreeSet<String> {
+    let keys = member.keys.iter().filter_map(|line| ssh_keys::parse_line(line).ok());
+    keys.map(|key| key.fingerprint()).collect()
 }
 
 /// A member of this name, so far without anything.

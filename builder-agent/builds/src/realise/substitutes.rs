@@ -20,7 +20,7 @@ use crate::structured::Attributes;
 use crate::study::Study;
 use crate::{Failure, realisations};
 use shares::budget::{Charge, OverBudget};
-use substitute::{Fetched, Offer, Walk, warn};
+use substitute::{Asker, Fetched, Offer, Walk, warn};
 
 /// Memory of an input of a derivation in the lists of derivations to read and of those that were read, or of an output
 /// in the lists of paths to ask for.
@@ -55,20 +55,24 @@ impl Context {
     }
 
     fn may_fetch_if(&self, name: &str, derivation_allows: bool) -> bool {
-        let wishes = &self.options.wishes;
-        let asked = self.options.use_substitutes && derivation_allows || wishes.want_to_fetch(name);
-        !wishes.forbid_to_fetch(name) && self.realiser.substituters.may(name, asked)
+        let asked = self.options.use_substitutes && derivation_allows;
+        self.options.wishes.may_fetch(&self.member, name, asked)
     }
 
     /// Whether nothing called `name` is ever fetched for this session.
     fn may_never_fetch(&self, name: &str) -> bool {
-        self.options.wishes.forbid_to_fetch(name) || !self.realiser.substituters.may(name, true)
+        !self.options.wishes.may_fetch(&self.member, name, true)
+    }
+
+    fn asker<'a>(&'a self, view: &'a View) -> Asker<'a> {
+        let (budget, workers) = (&self.budget, &self.workers);
+        Asker { view, budget, workers, never: self.options.wishes.never() }
     }
 
     /// Fetches `paths` and all paths they refer to.
     pub async fn fetch(&self, paths: &[StorePath]) -> Result<Fetched, Failure> {
         let (view, events) = (self.views.now(), self.reporter.channel());
-        self.realiser.substituters.fetch(&view, &self.budget, paths, events).await.map_err(over)
+        self.realiser.substituters.fetch(&self.asker(&view), paths, events).await.map_err(over)
     }
 
     /// Offers of `paths` alone, and the memory for that list. `mass`: the client asks about all paths it has; then only
@@ -78,8 +82,8 @@ impl Context {
         paths: &[StorePath],
         mass: bool,
     ) -> Result<(BTreeMap<StorePath, Arc<Offer>>, Charge), Failure> {
-        let (member, events) = (self.views.owner(), self.reporter.channel());
-        self.realiser.substituters.offers(member, &self.budget, paths, mass, events).await.map_err(over)
+        let (view, events) = (self.views.now(), self.reporter.channel());
+        self.realiser.substituters.offers(&self.asker(&view), paths, mass, events).await.map_err(over)
     }
 }
 
@@ -209,7 +213,8 @@ async fn look_at(context: &Context, level: Wanted) -> Result<(Vec<Looked>, Optio
 /// Offers of `paths` and all paths they refer to. Reports the reason for every path without an offer.
 pub(super) async fn offered(context: &Context, paths: &[StorePath]) -> Result<Walk, Failure> {
     let substituters = &context.realiser.substituters;
-    let walk = substituters.walk(context.views.owner(), &context.budget, paths).await;
+    let view = context.views.now();
+    let walk = substituters.walk(&context.asker(&view), paths).await;
     let mut walk = walk.map_err(over)?;
     warn(std::mem::take(&mut walk.warnings), context.reporter.channel()).await;
     Ok(walk)

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use members::Member;
 use members::settings::{Effective, Id, Layers, Level, Variables, is_setting};
 use serde_json::Value;
 use substitute::Patterns;
@@ -14,7 +15,7 @@ use crate::{Failure, Recipe};
 /// The settings of a session. They change with the roster; a request keeps those of its beginning.
 #[derive(Debug, Clone)]
 pub struct Wishes {
-    pub layers: Layers,
+    layers: Layers,
     pub effective: Arc<Effective>,
     always: Patterns,
     never: Patterns,
@@ -32,21 +33,23 @@ impl Wishes {
         }
     }
 
-    /// Whether the session never fetches what has this name.
+    /// Whether what has this name may be fetched for this member, who has the session. `asked`: whether client and
+    /// derivation both allow it; names in `always-substitute` do not need that. Who may only read causes no download.
     #[must_use]
-    pub fn forbid_to_fetch(&self, name: &str) -> bool {
-        self.never.matches(name)
+    pub fn may_fetch(&self, member: &Member, name: &str, asked: bool) -> bool {
+        member.may_write() && !self.never.matches(name) && (asked || self.always.matches(name))
     }
 
-    /// Whether the session fetches what has this name even if a client or a derivation disables substitution.
+    /// The names that the session never fetches.
     #[must_use]
-    pub fn want_to_fetch(&self, name: &str) -> bool {
-        self.always.matches(name)
+    pub fn never(&self) -> &Patterns {
+        &self.never
     }
 
     /// The values for a build of this derivation. Fails if one of its variables is meant to be a setting and is not.
     pub fn for_build(&self, recipe: &Recipe) -> Result<Arc<Effective>, Failure> {
-        if !self.effective.settings_from_drv_env {
+        // Without `allow-override` an earlier level has locked this one.
+        if !(self.effective.settings_from_drv_env && self.effective.allow_override) {
             return Ok(self.effective.clone());
         }
         let variables = variables(recipe);

@@ -1,7 +1,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use members::Bearer;
 use members::settings::Layer;
 use nix_derivation::StorePath;
+use tickets::{New, Scope, Terms, Tickets};
 
 use super::*;
 use crate::structured::Attributes;
@@ -61,10 +63,21 @@ fn a_wrong_variable_of_a_derivation_refuses_its_build_by_name() {
 #[test]
 fn whether_a_path_is_fetched_follows_the_names_of_all_levels() {
     let wishes = wishes(r#"{"never-substitute":["*-secret","b"],"always-substitute":["a*"]}"#);
-    assert!(
-        wishes.forbid_to_fetch("my-secret") && wishes.forbid_to_fetch("b") && !wishes.forbid_to_fetch("bc")
-    );
-    assert!(wishes.want_to_fetch("abc") && !wishes.want_to_fetch("bc"));
+    let alice = Member::named("alice");
+    let may = |name, asked| wishes.may_fetch(&alice, name, asked);
+    assert!(!may("my-secret", true) && !may("b", true) && may("bc", true));
+    assert!(may("abc", false) && !may("bc", false) && !may("a-secret", false));
+    let holder = |scope| {
+        let (expires, tickets) = (u64::MAX, Tickets::in_memory());
+        let (uses, max_build_seconds, max_upload_bytes, max_jobs, bind_key) = (None, None, None, None, None);
+        let terms = Terms { expires, uses, max_build_seconds, max_upload_bytes, max_jobs, scope, bind_key };
+        let new = New { name: "t".into(), maker: "alice".into(), terms, revealable: false, most: 9 };
+        let (ticket, _) = tickets.make(new).expect("made");
+        let bearer = Bearer { ticket, maker: Arc::new(Member::named("alice")) };
+        Member { ticket: Some(bearer), ..Member::named("friend") }
+    };
+    assert!(wishes.may_fetch(&holder(Scope::Build), "abc", false));
+    assert!(!wishes.may_fetch(&holder(Scope::Read), "abc", true), "a ticket for reading");
 }
 
 #[test]

@@ -5,8 +5,9 @@
 //!
 //! The rules, from the outside in (`docs/design/scheduling.md` gives the reasons and the proofs):
 //!
-//! 1. A member's next run *may start* if its owner has a free slot: the key, the member, and each group of the member, which
-//!    also has the processors and the memory that the run takes. A free slot of the box never stays empty while a run may start.
+//! 1. A member's next run *may start* if its owner has a free slot: the key, the member, and each group of the member,
+//!    which also has the processors and the memory that the run takes. A free slot of the box never stays empty while a
+//!    run may start.
 //! 2. The slot goes down the tree of owners (members, then keys), at each level to the one with the smallest weighted recent usage (`tree`).
 //!    Usage is what runs took of the box, in time that counts less the longer ago it is (`decay`).
 //! 3. Within a member interactive runs go before bulk, and bulk that waits for long takes turns; within a class first

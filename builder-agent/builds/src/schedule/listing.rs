@@ -1,4 +1,4 @@
-//! The runs that exist at a moment, for a list that people read, and the end of a request by its own member.
+//! The runs that exist at a moment, for lists and sums that people read, and the end of a request by its own member.
 //!
 //! A member sees the runs for which that member waits, and nothing of other members' waiting for the same run. A run that
 //! goes on without requests (`keep-builds-running`) is its owner's.
@@ -40,6 +40,14 @@ pub struct Listed {
     pub outcome: watch::Receiver<Option<Arc<Outcome>>>,
 }
 
+/// How many runs there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    pub running: usize,
+    /// Those that wait for a slot.
+    pub waiting: usize,
+}
+
 impl Table {
     /// The runs for which one of the members waits, or that one of them owns alone, for whom `of` is true, in the order in
     /// which they were accepted.
@@ -51,13 +59,24 @@ impl Table {
         listed
     }
 
+    /// The number of the runs that [`Table::list`] lists.
+    pub fn load(&self, of: &dyn Fn(&Member) -> bool) -> Load {
+        let mut load = Load::default();
+        for build in self.lock().values().filter(|build| build.is_of(of)) {
+            match *build.begun.borrow() {
+                Some(_) => load.running += 1,
+                None => load.waiting += 1,
+            }
+        }
+        load
+    }
+
     /// The log of this run, from its start to its end, if one of the members waits for it, or owns it alone, for whom `of` is
     /// true.
     pub fn log(&self, id: RunId, of: &dyn Fn(&Member) -> bool) -> Option<LogReader> {
         let builds = self.lock();
         let build = builds.values().find(|build| build.id == id)?;
-        let waits = build.waiters.values().any(|waiter| of(&waiter.request.member));
-        (waits || build.goes_on_for(of).is_some()).then(|| build.log.reader())
+        build.is_of(of).then(|| build.log.reader())
     }
 
     /// Ends the requests for this run of the members for whom `of` is true, as if their clients had disconnected. The
@@ -89,6 +108,12 @@ impl Table {
 }
 
 impl Running {
+    /// Whether one of the members waits for this run, or owns it alone, for whom `of` is true.
+    fn is_of(&self, of: &dyn Fn(&Member) -> bool) -> bool {
+        let waits = self.waiters.values().any(|waiter| of(&waiter.request.member));
+        waits || self.goes_on_for(of).is_some()
+    }
+
     /// The owner of a run without requests, if `of` is true for that member.
     fn goes_on_for(&self, of: &dyn Fn(&Member) -> bool) -> Option<Arc<Waiter>> {
         let owner = self.owner.borrow().clone();

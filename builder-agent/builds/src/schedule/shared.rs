@@ -153,6 +153,7 @@ fn memory_set_by(config: &Config, member: &Member, size: Envelope) -> SetBy {
         if let Some(group) = member.groups.iter().find(|group| is_it(&group.limits)) {
             return SetBy::Group { limit, group: group.name.clone() };
         }
+        return SetBy::Client("max-mem");
     }
     match config.limits.max_memory_mib < config.sandbox.memory_mib {
         true => SetBy::Box("limits.max-memory-mib"),

@@ -165,10 +165,9 @@ pub(super) async fn run(
     let stall = agent.config.limits.client_stall;
     let Arguments { action } = arguments;
     let all = action.wants_all();
-    if all && !super::is_maintainer(&agent.roster.borrow(), member) {
-        return terminal
-            .fail("`--all` is for maintainers; without it the command is about your builds", stall)
-            .await;
+    let may = super::may_say_all(all, &agent.roster.borrow(), member, "builds");
+    if let Err(why) = may {
+        return terminal.fail(&why, stall).await;
     }
     // Whoever stops being a maintainer stops seeing the builds of others, also while a command runs.
     let of =
@@ -211,7 +210,8 @@ pub(super) async fn run(
                 tracing::info!(build = id, member = %member.name, requests, "build cancelled by a command");
                 if all {
                     let event = Event::now(crate::records::Kind::Cancel).by(&member.name);
-                    records.audit.note(event.saying(&format!("build {id}, {requests} requests")));
+                    let requests = units::counted(requests, "request");
+                    records.audit.note(event.saying(&format!("build {id}, {requests}")));
                 }
                 terminal.print(&cancelled(id, requests, options.json), stall).await
             }
@@ -227,9 +227,7 @@ fn nothing(id: u64) -> String {
 fn cancelled(id: u64, requests: usize, json: bool) -> String {
     match json {
         true => json_line(&serde_json::json!({ "id": id, "requests": requests })),
-        false => {
-            format!("build {id}: ended {requests} {}\n", if requests == 1 { "request" } else { "requests" })
-        }
+        false => format!("build {id}: ended {}\n", units::counted(requests, "request")),
     }
 }
 

@@ -10,7 +10,7 @@ use builds::drain::{Drained, MAX_REASON};
 use super::maintainers::{Desk, Maintaining};
 use super::printing::Json;
 use super::{Command, Row, Wrong, arguments, json_line, units};
-use crate::records::{Event, Kind};
+use crate::records::Kind;
 use crate::terminal::{ExitStatus, Terminal};
 
 #[derive(Debug, PartialEq, Eq, clap::Parser)]
@@ -44,7 +44,7 @@ pub(super) fn parse_end(row: &Row, words: &[&str]) -> Result<Command, Wrong> {
 
 /// Drains the box, or gives a drained box another reason and deadline.
 pub(super) async fn begin(arguments: Arguments, terminal: Terminal<'_>, desk: Desk<'_>) -> ExitStatus {
-    let Desk { agent, caller, records } = desk;
+    let Desk { agent, caller, records } = &desk;
     let stall = agent.config.limits.client_stall;
     let Arguments { deadline, reason, json } = arguments;
     let (now, scheduler) = (date::now(), agent.realiser.scheduler.clone());
@@ -68,7 +68,7 @@ pub(super) async fn begin(arguments: Arguments, terminal: Terminal<'_>, desk: De
     let until = drained.deadline.map_or("to their end".to_owned(), |at| format!("until {}", date::shown(at)));
     tracing::warn!(member = %caller.member.name, reason = drained.reason, running = left.running, ended = left.ended, "the box is drained");
     let said = format!("{until}: {}", drained.reason.as_deref().unwrap_or("no reason given"));
-    let event = Event::now(Kind::Drain).by(&caller.member.name).on(caller.connection);
+    let event = desk.event(Kind::Drain);
     records.audit.note(event.saying(&said));
     let text = match json {
         true => json_line(&serde_json::json!({
@@ -76,9 +76,9 @@ pub(super) async fn begin(arguments: Arguments, terminal: Terminal<'_>, desk: De
         })),
         false => format!(
             "the box is drained: it starts no builds. {} still {}, {until}; {} waited and {} ended. `undrain` ends this\n",
-            counted(left.running),
+            units::counted(left.running, "build"),
             if left.running == 1 { "runs" } else { "run" },
-            counted(left.ended),
+            units::counted(left.ended, "build"),
             if left.ended == 1 { "was" } else { "were" },
         ),
     };
@@ -87,7 +87,7 @@ pub(super) async fn begin(arguments: Arguments, terminal: Terminal<'_>, desk: De
 
 /// Lets the box start builds again.
 pub(super) async fn end(json: Json, terminal: Terminal<'_>, desk: Desk<'_>) -> ExitStatus {
-    let Desk { agent, caller, records } = desk;
+    let Desk { agent, caller, records } = &desk;
     let stall = agent.config.limits.client_stall;
     let scheduler = agent.realiser.scheduler.clone();
     let ended = tokio::task::spawn_blocking(move || scheduler.undrain()).await;
@@ -102,7 +102,7 @@ pub(super) async fn end(json: Json, terminal: Terminal<'_>, desk: Desk<'_>) -> E
     };
     if was.is_some() {
         tracing::warn!(member = %caller.member.name, "the box is no longer drained");
-        records.audit.note(Event::now(Kind::Undrain).by(&caller.member.name).on(caller.connection));
+        records.audit.note(desk.event(Kind::Undrain));
     }
     let text = match (json.json, &was) {
         (true, was) => json_line(&serde_json::json!({ "was_drained": was.as_deref() })),
@@ -112,8 +112,4 @@ pub(super) async fn end(json: Json, terminal: Terminal<'_>, desk: Desk<'_>) -> E
         (false, None) => "the box was not drained; it starts builds\n".to_owned(),
     };
     terminal.print(&text, stall).await
-}
-
-fn counted(builds: usize) -> String {
-    format!("{builds} {}", if builds == 1 { "build" } else { "builds" })
 }

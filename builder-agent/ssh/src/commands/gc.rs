@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::maintainers::{Desk, Maintaining};
 use super::{Command, Row, Wrong, arguments, units};
-use crate::records::{Event, Kind};
+use crate::records::Kind;
 use crate::terminal::{ExitStatus, Terminal};
 
 #[derive(Debug, PartialEq, Eq, clap::Parser)]
@@ -32,10 +32,10 @@ pub(super) fn parse(row: &Row, words: &[&str]) -> Result<Command, Wrong> {
 
 /// Evicts on a thread of its own: the files of large objects take a while. If the client leaves, it goes on.
 pub(super) async fn run(arguments: Arguments, terminal: Terminal<'_>, desk: Desk<'_>) -> ExitStatus {
-    let Desk { agent, caller, records } = desk;
+    let Desk { agent, caller, records } = &desk;
     let stall = agent.config.limits.client_stall;
     let (store, name) = (agent.store.clone(), caller.member.name.clone());
-    let event = Event::now(Kind::Command).by(&caller.member.name).on(caller.connection);
+    let event = desk.event(Kind::Command);
     let amount = arguments.free.map_or("everything".to_owned(), |free| format!("{free} bytes"));
     records.audit.note(event.saying(&format!("gc: {amount} that nobody needs")));
     let evicting = agent.threads.alone("gc", move || {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::maintainers::{Desk, Maintaining};
-use super::{Command, Row, Wrong, arguments, json_line, shown};
-use crate::records::{Event, Kind, Open};
+use super::{Command, Row, Wrong, arguments, json_line, shown, units};
+use crate::records::{Kind, Open};
 use crate::terminal::{ExitStatus, Terminal};
 
 /// Longest reason, in characters.
@@ -28,7 +28,7 @@ pub(super) fn parse(row: &Row, words: &[&str]) -> Result<Command, Wrong> {
 }
 
 pub(super) async fn run(arguments: Arguments, terminal: Terminal<'_>, desk: Desk<'_>) -> ExitStatus {
-    let Desk { agent, caller, records } = desk;
+    let Desk { agent, caller, records } = &desk;
     let stall = agent.config.limits.client_stall;
     let Arguments { whom, reason, json } = arguments;
     let reason = reason.map_or(String::new(), |text| format!(": {}", printable::start(&text, MAX_REASON)));
@@ -55,16 +55,15 @@ pub(super) async fn run(arguments: Arguments, terminal: Terminal<'_>, desk: Desk
     for Open { id, member, address, .. } in &kicked {
         tracing::warn!(connection = id, member = %member.name, by = %caller.member.name, "kicked");
         let text = format!("connection {id} of {}{reason}", member.name);
-        let event = Event::now(Kind::Kick).by(&caller.member.name).on(caller.connection).from(*address);
+        let event = desk.event(Kind::Kick).from(*address);
         records.audit.note(event.saying(&text));
     }
     let text = match json {
         true => json_line(&serde_json::json!({ "connections": ids })),
         false => format!(
-            "ended {} {}. Their builds end with them, and they can log in again: to keep somebody out, remove them from the \
+            "ended {}. Their builds end with them, and they can log in again: to keep somebody out, remove them from the \
              roster\n",
-            ids.len(),
-            if ids.len() == 1 { "connection" } else { "connections" }
+            units::counted(ids.len(), "connection")
         ),
     };
     terminal.print(&text, stall).await

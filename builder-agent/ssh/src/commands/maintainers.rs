@@ -5,7 +5,7 @@ use std::sync::Arc;
 use daemon::{Agent, Caller};
 
 use super::{audit, drain, gc, kick, sync};
-use crate::records::Records;
+use crate::records::{Event, Kind, Records};
 use crate::terminal::{ExitStatus, Terminal};
 
 /// One of these commands, parsed.
@@ -24,6 +24,13 @@ pub(super) struct Desk<'a> {
     pub agent: &'a Arc<Agent>,
     pub caller: &'a Caller,
     pub records: &'a Records,
+}
+
+impl Desk<'_> {
+    /// Something that this maintainer did, for the audit.
+    pub fn event(&self, kind: Kind) -> Event {
+        Event::now(kind).by(&self.caller.member.name).on(self.caller.connection)
+    }
 }
 
 /// Runs the command, or says who can.

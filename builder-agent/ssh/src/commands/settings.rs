@@ -7,7 +7,7 @@ use daemon::{Agent, Caller};
 use members::settings::{Kind, Level, Setting, Settled, Value, Vote, find};
 use serde::Serialize;
 
-use super::{Command, Row, Wrong, arguments, json_line};
+use super::{Command, Row, Wrong, arguments, json_line, settle};
 
 #[derive(Debug, PartialEq, Eq, clap::Parser)]
 pub(crate) struct Arguments {
@@ -60,9 +60,7 @@ struct Said<'a> {
 
 /// The output of the command.
 pub(super) fn text(arguments: &Arguments, agent: &Agent, caller: &Caller) -> String {
-    let roster = agent.roster.borrow().clone();
-    let member = roster.current(&caller.member).unwrap_or(&caller.member);
-    let resolved = daemon::layers(&agent.config, member, &caller.options).resolve();
+    let resolved = settle::resolved(agent, caller);
     match (arguments.explain, arguments.json) {
         (None, false) => {
             let line = |settled: &Settled| {
@@ -81,10 +79,6 @@ fn line(settled: &Settled) -> Line<'_> {
     Line { name: settled.setting.name, value: &settled.value, level: settled.level.name() }
 }
 
-fn allowed(setting: &Setting) -> Vec<&'static str> {
-    Level::ALL.iter().filter(|level| setting.may_be_on(**level)).map(|level| level.name()).collect()
-}
-
 fn explained(settled: &Settled) -> Explained<'_> {
     fn said(vote: &Vote) -> Said<'_> {
         let why = vote.why_not();
@@ -93,7 +87,7 @@ fn explained(settled: &Settled) -> Explained<'_> {
     Explained {
         line: line(settled),
         help: settled.setting.help,
-        allowed: allowed(settled.setting),
+        allowed: settled.setting.levels(),
         said: settled.votes.iter().map(said).collect(),
     }
 }
@@ -117,7 +111,7 @@ fn in_words(settled: &Settled) -> String {
         let value = shown(setting, &vote.value);
         text.push_str(&format!("{:<16}  {value:<12}  {why}{key}\n", who.trim_end()));
     }
-    text.push_str(&format!("\nlevels that may set it: {}\n", allowed(setting).join(", ")));
+    text.push_str(&format!("\nlevels that may set it: {}\n", setting.levels().join(", ")));
     text
 }
 

@@ -8,18 +8,25 @@ use members::settings::{Id, Level, Resolved};
 
 use super::Command;
 
-fn resolved(agent: &Agent, caller: &Caller) -> Resolved {
+/// The settings of this session.
+pub(super) fn resolved(agent: &Agent, caller: &Caller) -> Resolved {
     daemon::layers(&agent.config, &caller.member, &caller.options).resolve()
 }
 
-/// `Err` is the line for a command that the session may not run. `None`: the shell.
-pub(crate) fn admit(command: Option<&Command>, agent: &Agent, caller: &Caller) -> Result<(), String> {
+/// The variables of the client that do not count, a line each. `Err` is the line for a command that the session may not
+/// run. `None`: the shell.
+pub(crate) fn admit(
+    command: Option<&Command>,
+    agent: &Agent,
+    caller: &Caller,
+) -> Result<Vec<String>, String> {
     if let Some(command) = command {
         command.open_to(&caller.member)?;
     }
     let resolved = resolved(agent, caller);
     let effective = resolved.effective();
-    if effective.settings_from_ssh_env
+    if effective.allow_override
+        && effective.settings_from_ssh_env
         && let Some(wrong) = caller.options.wrong()
     {
         return Err(format!("{wrong}; remove it from `SetEnv` of your ssh configuration"));
@@ -45,15 +52,9 @@ pub(crate) fn admit(command: Option<&Command>, agent: &Agent, caller: &Caller) -
             resolved.get(Id::AllowShell).level.words()
         ));
     }
-    Ok(())
-}
-
-/// The variables of the client that do not count, a line each.
-pub(crate) fn warnings(agent: &Agent, caller: &Caller) -> Vec<String> {
-    let resolved = resolved(agent, caller);
     let in_vain = resolved.in_vain(Level::Ssh).map(|(setting, vote)| {
         let why = vote.why_not().unwrap_or_default();
         format!("the setting `{}` of your ssh environment does not count: {why}", setting.name)
     });
-    in_vain.collect()
+    Ok(in_vain.collect())
 }

@@ -7,13 +7,14 @@
 use std::fmt::Write as _;
 
 use ::roster::date;
+use builds::Load;
 use builds::drain::Drained;
 use daemon::Agent;
 use members::Member;
 use serde::Serialize;
 
 use super::watching::{self, Look};
-use super::{Command, Row, Wrong, arguments};
+use super::{Command, Row, Wrong, arguments, units};
 use crate::terminal::{ExitStatus, Screen, Terminal};
 use store::Room;
 
@@ -76,9 +77,8 @@ struct Roster {
 impl Status {
     fn of(agent: &Agent, member: &Member) -> Self {
         let config = &agent.config;
-        let now = agent.roster.borrow();
-        let builds = agent.realiser.scheduler.list(&|_| true);
-        let running = builds.iter().filter(|build| build.running.is_some()).count();
+        let now = agent.roster.borrow().clone();
+        let Load { running, waiting } = agent.realiser.scheduler.load(&|_| true);
         Self {
             name: config.name.clone(),
             version: env!("CARGO_PKG_VERSION"),
@@ -86,7 +86,7 @@ impl Status {
             sandbox: config.sandbox.backend.name(),
             weaker: builds::backend::weaker(&config.sandbox),
             signing_key: agent.signing_key.to_string(),
-            builds: Builds { running, waiting: builds.len() - running, slots: config.limits.max_jobs },
+            builds: Builds { running, waiting, slots: config.limits.max_jobs },
             drained: agent.realiser.scheduler.drained().map(|drained| (*drained).clone()),
             store: super::is_maintainer(&now, member).then(|| Room::of(agent)).flatten(),
             roster: Roster {
@@ -138,7 +138,7 @@ impl Roster {
     fn text(&self, text: &mut String) {
         let Roster { source, commit, members, .. } = self;
         let commit = commit.as_ref().map(|commit| format!(", commit {commit}")).unwrap_or_default();
-        let members = format!("{members} {}", if *members == 1 { "member" } else { "members" });
+        let members = units::counted(*members, "member");
         let _ = writeln!(text, "roster       {source}{commit}, {members}");
         let report = self.synchronisation.as_ref();
         let loaded = date::shown(self.loaded);

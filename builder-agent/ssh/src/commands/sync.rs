@@ -15,7 +15,7 @@ use wire::PatientWriter;
 use super::maintainers::{Desk, Maintaining};
 use super::printing::Json;
 use super::{Command, Row, Wrong, arguments, json_line};
-use crate::records::{Event, Kind};
+use crate::records::Kind;
 use crate::terminal::{self, ExitStatus, Terminal};
 
 /// The file in the state directory whose change asks for an attempt.
@@ -30,7 +30,7 @@ pub(super) fn parse(row: &Row, words: &[&str]) -> Result<Command, Wrong> {
 }
 
 pub(super) async fn run(json: Json, terminal: Terminal<'_>, desk: Desk<'_>) -> ExitStatus {
-    let Desk { agent, caller, records } = desk;
+    let Desk { agent, records, .. } = &desk;
     let stall = agent.config.limits.client_stall;
     let before = agent.checks.report();
     let path = agent.config.state_dir.join(REQUEST);
@@ -39,7 +39,7 @@ pub(super) async fn run(json: Json, terminal: Terminal<'_>, desk: Desk<'_>) -> E
         let why = format!("cannot ask for an attempt: writing {}: {error}", path.display());
         return terminal.fail(&why, stall).await;
     }
-    records.audit.note(Event::now(Kind::Sync).by(&caller.member.name).on(caller.connection));
+    records.audit.note(desk.event(Kind::Sync));
     let screen = terminal.screen;
     let (stdout, stderr, hung_up) = terminal.with_hung_up();
     let deadline = Instant::now() + PATIENCE;

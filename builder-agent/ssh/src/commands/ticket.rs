@@ -230,20 +230,18 @@ async fn until(agent: &Agent, is_known: impl Fn(&Roster) -> bool) {
     let _ = tokio::time::timeout(KNOWN, roster.wait_for(|roster| is_known(roster))).await;
 }
 
-/// A public key as the tickets keep it: without a comment.
+/// A public key as the tickets keep it.
 fn key(text: &str) -> Result<String, String> {
     let wrong =
         |why: &str| format!("`--bind-key` {why}; write the line of a file such as ~/.ssh/id_ed25519.pub");
-    let mut key = PublicKey::from_openssh(text).map_err(|_| wrong("is not an ssh public key"))?;
+    let key = PublicKey::from_openssh(text).map_err(|_| wrong("is not an ssh public key"))?;
     keys::acceptable(key.key_data()).map_err(|_| wrong("is of a kind that is not accepted here"))?;
-    key.set_comment("");
-    let line = key.to_openssh().map_err(|_| wrong("cannot be written"))?;
-    Ok(line.trim_end().to_owned())
+    keys::text(key.key_data()).map_err(|_| wrong("cannot be written"))
 }
 
 fn list(all: bool, json: bool, agent: &Agent, member: &Member) -> Result<String, String> {
     let roster = agent.roster.borrow().clone();
-    may_see(all, &roster, member)?;
+    super::may_say_all(all, &roster, member, "tickets")?;
     let listed = agent.tickets.list(|ticket| all || ticket.maker == member.id);
     let summaries: Vec<Summary> = listed.iter().map(|ticket| Summary::of(ticket, &roster)).collect();
     Ok(match json {
@@ -252,16 +250,9 @@ fn list(all: bool, json: bool, agent: &Agent, member: &Member) -> Result<String,
     })
 }
 
-fn may_see(all: bool, roster: &Roster, member: &Member) -> Result<(), String> {
-    match all && !super::is_maintainer(roster, member) {
-        true => Err("`--all` is for maintainers; without it the command is about your tickets".to_owned()),
-        false => Ok(()),
-    }
-}
-
 /// The ticket with this id, or the newest with this name; a live one first.
 fn find(agent: &Agent, member: &Member, named: &str, all: bool) -> Result<Arc<Ticket>, String> {
-    may_see(all, &agent.roster.borrow(), member)?;
+    super::may_say_all(all, &agent.roster.borrow(), member, "tickets")?;
     let fits = |ticket: &Ticket| summary::id(ticket) == named || *ticket.name == *named;
     let found = agent.tickets.list(|ticket| (all || ticket.maker == member.id) && fits(ticket));
     let several = all && found.iter().filter(|ticket| ticket.is_live() && *ticket.name == *named).count() > 1;
@@ -279,7 +270,7 @@ fn find(agent: &Agent, member: &Member, named: &str, all: bool) -> Result<Arc<Ti
 
 fn reveal(named: &str, json: bool, agent: &Agent, member: &Member) -> Result<String, String> {
     let ticket = find(agent, member, named, false)?;
-    let token = agent.tickets.reveal(&ticket).ok_or_else(|| {
+    let token = ticket.token().ok_or_else(|| {
         format!(
             "the token of `{}` was not kept: it was made without `--revealable`; make another ticket",
             ticket.name

@@ -1,6 +1,11 @@
-//! Sizes and durations, as people read and write them: three digits are enough.
+//! Numbers, sizes and durations, as people read and write them: three digits are enough.
 
 use std::time::Duration;
+
+/// `1 build`, `2 builds`: a noun whose plural ends in an s.
+pub(super) fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
 
 /// A number of bytes.
 pub(super) fn bytes(bytes: u64) -> String {
@@ -89,6 +94,7 @@ mod tests {
         assert_eq!((bytes(1023), bytes(1024)), ("1023 B".into(), "1.0 KiB".into()));
         assert_eq!((bytes(1_288_490_189), bytes((1 << 30) - 1)), ("1.2 GiB".into(), "1.0 GiB".into()));
         assert_eq!(bytes(u64::MAX), "16 EiB");
+        assert_eq!((counted(0, "build"), counted(1, "build")), ("0 builds".into(), "1 build".into()));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ::roster::date;
+use builds::Load;
 use daemon::Agent;
 use members::Member;
 use serde::Serialize;
@@ -70,7 +71,10 @@ pub(super) async fn run(
     let mut builds: BTreeMap<Arc<str>, usize> = BTreeMap::new();
     for open in &open {
         let of_member = |other: &Member| other.id == open.member.id;
-        let count = || agent.realiser.scheduler.list(&of_member).len();
+        let count = || {
+            let Load { running, waiting } = agent.realiser.scheduler.load(&of_member);
+            running + waiting
+        };
         builds.entry(open.member.id.clone()).or_insert_with(count);
     }
     let lines: Vec<Line> = open.iter().map(|open| Line::of(open, builds[&open.member.id])).collect();

@@ -2,9 +2,9 @@
 //! roster. `ssh box audit` shows it.
 //!
 //! Bounded: the last [`KEPT`] events, and apart from them the last [`LOGINS`] logins and [`STRANGERS`] refused ones, so that
-//! nobody can push out what maintainers did, neither by knocking nor by logging in. The file is for the next start of the agent; a thread writes it, so no
-//! connection waits for the disk. It is a help for people, and no proof: who can write the file can change it, and the log
-//! is what leaves the machine. Not here: who may read it (`commands::audit`).
+//! nobody can push out what maintainers did, neither by knocking nor by logging in. The file is for the next start of the
+//! agent; a thread writes it, so no connection waits for the disk. It is a help for people, and no proof: who can write the
+//! file can change it, and the log is what leaves the machine. Not here: who may read it (`commands::audit`).
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -12,9 +12,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use ::roster::date;
 use serde::{Deserialize, Serialize};
@@ -29,8 +28,8 @@ pub(crate) const LOGINS: usize = 1000;
 pub(crate) const STRANGERS: usize = 500;
 /// Longest text of an event, in characters.
 const MAX_DETAIL: usize = 300;
-/// The file is written anew when it has this many lines more than are kept.
-const SPARE_LINES: usize = 2500;
+/// The file is written anew when it has more lines than this: all that are kept, and room for new ones.
+const MAX_LINES: usize = KEPT + LOGINS + STRANGERS + 2500;
 /// Largest file that is read: what can be kept, with room. A longer file is read from its end.
 const MAX_FILE: u64 = 8 << 20;
 /// Events that may wait for the disk.
@@ -160,7 +159,7 @@ impl Audit {
         let mut rings = Rings::default();
         let lines = match load(&path, &mut rings) {
             // The last line may be cut off, so the first write makes the file anew.
-            Ok(lines) if lines > 0 => KEPT + LOGINS + STRANGERS + SPARE_LINES,
+            Ok(lines) if lines > 0 => MAX_LINES,
             Ok(_) => 0,
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "cannot read the earlier events of the audit");
@@ -230,12 +229,8 @@ struct Kept {
 
 impl Kept {
     fn write_all(mut self, events: &Receiver<Event>) {
-        loop {
-            let mut batch = match events.recv_timeout(Duration::from_secs(3600)) {
-                Ok(first) => vec![first],
-                Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) => return,
-            };
+        while let Ok(first) = events.recv() {
+            let mut batch = vec![first];
             batch.extend(events.try_iter().take(WAITING));
             match self.write(&batch) {
                 Ok(()) => self.failed = false,
@@ -250,7 +245,7 @@ impl Kept {
     }
 
     fn write(&mut self, batch: &[Event]) -> io::Result<()> {
-        if self.lines + batch.len() > KEPT + LOGINS + STRANGERS + SPARE_LINES {
+        if self.lines + batch.len() > MAX_LINES {
             return self.write_anew();
         }
         let text = json_lines(batch);
@@ -289,6 +284,8 @@ pub(crate) fn json_lines(events: &[Event]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -326,7 +323,7 @@ mod tests {
         .expect("written");
         let audit = Audit::open(dir.path());
         assert_eq!(audit.events().len(), 1, "{:?}", audit.events());
-        for n in 0..(KEPT + LOGINS + STRANGERS + SPARE_LINES + 10) as u64 {
+        for n in 0..(MAX_LINES + 10) as u64 {
             audit.note(Event::now(Kind::Login).on(n));
             // The thread may fall behind: then events are in memory only.
             if n % 500 == 0 {
@@ -335,7 +332,7 @@ mod tests {
         }
         until("the file is not written anew", || {
             audit.note(Event::now(Kind::Login));
-            (1..KEPT + LOGINS + STRANGERS + SPARE_LINES).contains(&lines(dir.path()))
+            (1..MAX_LINES).contains(&lines(dir.path()))
         });
         assert_eq!(audit.events().len(), LOGINS);
         drop(audit);

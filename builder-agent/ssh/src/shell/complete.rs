@@ -75,10 +75,7 @@ fn section(help: &str, title: &str) -> Vec<String> {
     let entries = lines.filter(|line| line.len() - line.trim_start().len() <= 6);
     let word = |line: &str| {
         let mut words = line.split_whitespace().map(|word| word.trim_end_matches(','));
-        let long = line
-            .split_whitespace()
-            .map(|word| word.trim_end_matches(','))
-            .find(|word| word.starts_with("--"));
+        let long = words.clone().find(|word| word.starts_with("--"));
         long.or_else(|| words.next()).map(str::to_owned)
     };
     entries.filter_map(word).collect()
@@ -137,6 +134,7 @@ mod tests {
         assert_eq!(complete("undr", true, none), Completion::Insert("ain ".into()));
         assert_eq!(complete("undr", false, none), Completion::Nothing);
     }
+
     #[test]
     fn values_take_the_place_of_what_the_help_lists_but_not_of_options() {
         let values = |name: &str, words: &[&str]| match (name, words) {

@@ -2,10 +2,10 @@
 //! runs of their members.
 //!
 //! A free slot goes down from the box, at each level to the owner with the smallest usage per weight among those who can
-//! give a run: to a member only if each of the member's groups has a free slot, too, and room for the member's next run. An owner who begins to wait with
-//! less usage than the *floor* of the level is lifted to it. The floor is [`CREDIT`] below the smallest usage among those
-//! who could have got the last slot, and never falls. So nobody saves up more than that, and an owner who has been
-//! forgotten comes back to the same place.
+//! give a run: to a member only if each of the member's groups has a free slot, too, and room for the member's next run.
+//! An owner who begins to wait with less usage than the *floor* of the level is lifted to it. The floor is [`CREDIT`]
+//! below the smallest usage among those who could have got the last slot, and never falls. So nobody saves up more than
+//! that, and an owner who has been forgotten comes back to the same place.
 //!
 //! Owners with equal usage go by who has waited longest since the last start. It follows that an owner who begins to wait
 //! at the floor with nothing running is passed only by those in the same position who waited before, by one run each.

@@ -19,7 +19,7 @@ pub(super) struct Room {
     free_inodes: u64,
     /// From 0 (nothing has to be evicted) to 1000 (uploads are refused if nothing can be evicted).
     pressure: u32,
-    /// When the path that is evicted next was used, roughly, in seconds since 1970.
+    /// When the Verified path that nobody has used for longest was used, in seconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     oldest_use: Option<u64>,
 }

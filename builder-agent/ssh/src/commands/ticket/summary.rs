@@ -63,7 +63,7 @@ impl Summary {
             max_upload_bytes: terms.max_upload_bytes,
             max_jobs: terms.jobs(),
             bind_key: terms.bind_key,
-            revealable: ticket.is_revealable(),
+            revealable: ticket.token().is_some(),
         }
     }
 
