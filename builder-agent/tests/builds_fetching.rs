@@ -8,14 +8,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use builds::modulo::Hasher;
 use builds::study::Study;
-use common::PATIENCE;
 use common::cache::{Cache, as_it_is, fetching_agent, key};
+use common::client::{Drv, build, send, set_option, told};
 use common::http::{ok, silent};
-use common::scripted::{Scripted, TestClient, derivation, member, path};
+use common::scripted::{Scripted, derivation, member, path, until};
 use daemon::{Caller, HostCommand, Realise, SessionOptions, run_host_command};
 use nix::derivation::{BasicDerivation, aterm};
 use nix::{BuildMode, BuildStatus};
@@ -27,50 +26,7 @@ use store::{Member, Provenance, RealisationId, View};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use wire::client::{Frame, encode_file_nar};
-use wire::types::ClientSettings;
 use wire::worker::Request;
-
-type Drv = (StorePath, BasicDerivation);
-
-/// A client's view of a build.
-#[derive(Debug)]
-struct Told {
-    frames: Vec<Frame>,
-    status: u64,
-    message: String,
-}
-
-impl Told {
-    #[track_caller]
-    fn is(&self, status: BuildStatus) -> &Self {
-        assert_eq!(self.status, status as u64, "{self:?}");
-        self
-    }
-}
-
-async fn send(client: &mut TestClient, (drv_path, derivation): Drv) {
-    let mode = BuildMode::Normal;
-    client.request(&Request::BuildDerivation { drv_path, derivation, mode }).await.expect("sent");
-}
-
-async fn told(client: &mut TestClient) -> Told {
-    let frames = client.done().await.expect("an answer");
-    let status = client.u64().await.expect("status");
-    let message = client.string().await.expect("message");
-    for _ in 0..4 {
-        client.u64().await.expect("times and counts");
-    }
-    for _ in 0..client.u64().await.expect("outputs") {
-        client.string().await.expect("id");
-        client.string().await.expect("realisation");
-    }
-    Told { frames, status, message }
-}
-
-async fn build(client: &mut TestClient, what: Drv) -> Told {
-    send(client, what).await;
-    told(client).await
-}
 
 fn messages(frames: &[Frame]) -> Vec<String> {
     let text = |frame: &Frame| match frame {
@@ -78,26 +34,6 @@ fn messages(frames: &[Frame]) -> Vec<String> {
         _ => None,
     };
     frames.iter().filter_map(text).collect()
-}
-
-async fn set_timeout(client: &mut TestClient, seconds: u64) {
-    let overrides = [("timeout".to_owned(), seconds.to_string())].into();
-    let settings = ClientSettings { overrides, ..ClientSettings::default() };
-    client.call(&Request::SetOptions(settings)).await.expect("taken");
-}
-
-/// Waits until a condition holds, which another task makes true.
-async fn until(mut condition: impl FnMut() -> bool) {
-    let wait = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait).await.expect("never became true");
-}
-
-fn runs(scripted: &Scripted) -> usize {
-    scripted.script.runs.load(Ordering::SeqCst)
 }
 
 fn alices(scripted: &Scripted) -> View {
@@ -170,7 +106,7 @@ async fn what_a_cache_has_is_not_built_whichever_way_it_is_asked_for() {
     let mut alice = scripted.session("alice").await;
     let (drv, derivation, _) = drvs.next().expect("a derivation");
     build(&mut alice, (drv, derivation)).await.is(BuildStatus::AlreadyValid);
-    assert_eq!(runs(&scripted), 0);
+    assert_eq!(scripted.runs(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,7 +137,7 @@ async fn for_what_is_realised_nothing_is_fetched() {
     let mut alice = scripted.session("alice").await;
     let (paths, mode) = (vec![outputs_of(&above)], BuildMode::Normal);
     alice.call(&Request::BuildPaths { paths, mode }).await.expect("built");
-    assert_eq!((cache.all_asked(), runs(&scripted)), (0, 0));
+    assert_eq!((cache.all_asked(), scripted.runs()), (0, 0));
     assert!(!view.is_valid(&input));
 }
 
@@ -224,10 +160,10 @@ async fn a_client_that_hangs_up_while_caches_are_asked_is_noticed() {
         let before = connections.load(Ordering::Relaxed);
         let mut alice = scripted.session("alice").await;
         alice.request(&request).await.expect("sent");
-        until(|| connections.load(Ordering::Relaxed) > before).await;
+        until("the cache to be asked", || connections.load(Ordering::Relaxed) > before).await;
         drop(alice);
         // Only this test still holds the agent: the session is gone.
-        until(|| Arc::strong_count(&scripted.agent) == 1).await;
+        until("the session to end", || Arc::strong_count(&scripted.agent) == 1).await;
     }
 }
 
@@ -312,10 +248,10 @@ async fn a_download_that_somebody_elses_limit_ended_starts_again() {
     .await;
     let scripted = Scripted::open("fetch.allow-private = true\n");
     let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
-    set_timeout(&mut alice, 3).await;
+    set_option(&mut alice, "timeout", "3").await;
     let what = || fetchurl(&url, &flat(b"contents"), &[]);
     send(&mut alice, what()).await;
-    until(|| connections.load(Ordering::SeqCst) == 1).await;
+    until("the download to start", || connections.load(Ordering::SeqCst) == 1).await;
     send(&mut bob, what()).await;
     let alices = told(&mut alice).await;
     alices.is(BuildStatus::TimedOut);
@@ -336,7 +272,7 @@ async fn all_attempts_of_a_download_share_one_limit() {
     .await;
     let scripted = Scripted::open("fetch.allow-private = true\nfetch.stall-seconds = 1\n");
     let mut alice = scripted.session("alice").await;
-    set_timeout(&mut alice, 2).await;
+    set_option(&mut alice, "timeout", "2").await;
     build(&mut alice, fetchurl(&url, &flat(b"contents"), &[])).await.is(BuildStatus::TimedOut);
 }
 
@@ -369,7 +305,7 @@ async fn a_download_of_unknown_length_waits_in_the_state_folder() {
     let mut alice = scripted.session("alice").await;
     send(&mut alice, fetchurl(&url, &flat(whole.as_bytes()), &[])).await;
     let mut place = None;
-    until(|| {
+    until("the first half to be in a file", || {
         place = holding(text.as_bytes());
         place.is_some()
     })

@@ -2,10 +2,9 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use common::{Agent, make_key};
+use common::{Agent, becomes_true, make_key, open_session};
 use serde_json::json;
 
 /// A roster of these members by name and key lines.
@@ -41,11 +40,8 @@ fn start() -> Agent {
 
 /// Waits until the agent has loaded this many rosters.
 fn wait_for_roster(agent: &Agent, number: usize) {
-    let deadline = std::time::Instant::now() + common::PATIENCE;
-    while agent.log_text().matches("roster loaded").count() < number {
-        assert!(std::time::Instant::now() < deadline, "{}", agent.log_text());
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    let is_loaded = becomes_true(|| agent.log_text().matches("roster loaded").count() >= number);
+    assert!(is_loaded, "{}", agent.log_text());
 }
 
 /// Signs `key.pub` again; the client finds `key-cert.pub` by itself.
@@ -81,17 +77,6 @@ fn ssh_as(agent: &Agent, user: &str, key: &str) -> Command {
     }));
     ssh.env_remove("SSH_AUTH_SOCK").stdin(Stdio::null());
     ssh
-}
-
-/// A worker session whose handshake was answered.
-fn session(mut ssh: Command) -> Child {
-    ssh.args(["nix-daemon", "--stdio"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = ssh.spawn().expect("ssh");
-    let stdin = child.stdin.as_mut().expect("piped");
-    stdin.write_all(&0x6e69_7863u64.to_le_bytes()).expect("sent");
-    stdin.write_all(&0x112u64.to_le_bytes()).expect("sent");
-    child.stdout.as_mut().expect("piped").read_exact(&mut [0; 8]).expect("an answer");
-    child
 }
 
 #[test]
@@ -154,7 +139,7 @@ fn principals_of_the_roster_take_the_place_of_the_name() {
 fn an_authority_that_leaves_the_roster_takes_its_sessions_with_it() {
     let agent = start();
     certify(&agent, "ca", &["-n", "alice"]);
-    let (mut alice, mut bob) = (session(ssh_as(&agent, "alice", "key")), session(agent.ssh("bob")));
+    let (mut alice, mut bob) = (open_session(ssh_as(&agent, "alice", "key")), agent.open_session("bob"));
     let _stdin = alice.stdin.take();
     // Alice stays, with another authority.
     put_roster(

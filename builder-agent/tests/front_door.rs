@@ -106,11 +106,7 @@ fn more_channels_than_allowed_are_refused() {
     first.args(["-o", &control, "-M", "nix-daemon", "--stdio"]).stdin(Stdio::piped()).stdout(Stdio::null());
     let mut first = first.spawn().expect("ssh");
     agent.wait_for("logged in");
-    let deadline = std::time::Instant::now() + common::PATIENCE;
-    while !agent.path().join("control").exists() {
-        assert!(std::time::Instant::now() < deadline, "no control socket");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    common::until("the control socket", || agent.path().join("control").exists());
     let mut second = agent.ssh("alice");
     second.args(["-o", &control, "-o", "ControlMaster=no", "nix-daemon", "--stdio"]);
     let second = second.output().expect("ssh");
@@ -138,20 +134,7 @@ fn forwarding_is_refused() {
 #[test]
 fn a_removed_member_is_put_out_at_once_and_the_others_stay() {
     let agent = Agent::start(&["alice", "bob"], "");
-    let session = |who: &str| {
-        let mut ssh = agent.ssh(who);
-        ssh.args(["nix-daemon", "--stdio"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = ssh.spawn().expect("ssh");
-        child.stdin.as_mut().expect("piped").write_all(&0x6e69_7863u64.to_le_bytes()).expect("sent");
-        child.stdin.as_mut().expect("piped").write_all(&0x112u64.to_le_bytes()).expect("sent");
-        let mut answer = [0; 8];
-        child.stdout.as_mut().expect("piped").read_exact(&mut answer).expect("an answer");
-        child
-    };
-    let (mut alice, mut bob) = (session("alice"), session("bob"));
+    let (mut alice, mut bob) = (agent.open_session("alice"), agent.open_session("bob"));
     // Kept open, so that only the agent can end this.
     let _stdin = alice.stdin.take();
     write_roster(agent.path(), &["bob"]);
@@ -189,11 +172,7 @@ impl KeyAgent {
         let mut process = std::process::Command::new("ssh-agent");
         let process =
             process.arg("-D").arg("-a").arg(&socket).stdout(Stdio::null()).spawn().expect("ssh-agent");
-        let deadline = std::time::Instant::now() + common::PATIENCE;
-        while !socket.exists() {
-            assert!(std::time::Instant::now() < deadline, "no agent");
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
+        common::until("the socket of the ssh-agent", || socket.exists());
         let mut add = std::process::Command::new("ssh-add");
         add.arg("-q").args(keys.iter().map(|key| agent.path().join(key))).env("SSH_AUTH_SOCK", &socket);
         assert!(add.status().expect("ssh-add").success());
@@ -277,24 +256,13 @@ fn the_agent_does_not_wait_for_the_reader_of_its_log() {
 fn a_member_with_as_many_connections_as_allowed_is_told_which_limit_that_is() {
     let agent =
         Agent::start(&["alice", "bob"], "[limits]\nmax-connections-per-member = 2\nmax-connections = 3");
-    let held = |who: &str| {
-        let mut ssh = agent.ssh(who);
-        ssh.args(["nix-daemon", "--stdio"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = ssh.spawn().expect("ssh");
-        let mut hello = 0x6e69_7863u64.to_le_bytes().to_vec();
-        hello.extend(0x112u64.to_le_bytes());
-        child.stdin.as_mut().expect("piped").write_all(&hello).expect("sent");
-        let mut answer = [0; 8];
-        child.stdout.as_mut().expect("piped").read_exact(&mut answer).expect("an answer");
-        child
-    };
-    let mut all = vec![held("alice"), held("alice")];
+    let mut all = vec![agent.open_session("alice"), agent.open_session("alice")];
     let third = agent.transcript("alice", &["signing-key"]);
     assert!(
         third.contains("2 connections open already") && third.contains("limits.max-connections-per-member"),
         "{third}"
     );
-    all.push(held("bob"));
+    all.push(agent.open_session("bob"));
     let fourth = agent.transcript("bob", &["signing-key"]);
     assert!(
         fourth.contains("3 connections of members") && fourth.contains("`limits.max-connections`)"),

@@ -3,12 +3,10 @@
 
 mod common;
 
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
-
-use common::scripted::{derivation, path, wait_for_line, wait_for_start};
+use common::client::{wait_for_line, wait_for_start};
+use common::scripted::{derivation, path};
 use common::served::Served;
-use common::{Agent, PATIENCE};
+use common::{Agent, until};
 use ledger::{By, Ledger, Principal, Settings};
 use nix::BuildStatus;
 use serde_json::Value;
@@ -27,7 +25,7 @@ async fn a_build_is_charged_to_who_asked_first_and_to_nobody_who_joins_or_reuses
     let (mut alice, mut bob) = (served.session("alice").await, served.session("bob").await);
     let drv = || derivation("t", "cpu:90 log:sawing gate write:x", &[]);
     alice.send(drv()).await;
-    served.until_runs(1).await;
+    served.scripted.until_runs(1).await;
     bob.send(drv()).await;
     wait_for_line(&mut bob.client, "sawing").await;
     served.scripted.script.gate.cancel();
@@ -73,7 +71,7 @@ async fn who_has_used_the_month_starts_no_build_and_others_do() {
         (served.session("alice").await, served.session("alice").await, served.session("bob").await);
     let running = || derivation("running", "cpu:1 gate write:x", &[]);
     other.send(running()).await;
-    served.until_runs(1).await;
+    served.scripted.until_runs(1).await;
     alice.build(derivation("t", "cpu:3600 write:x", &[]), BuildStatus::Built).await;
 
     let message = alice.refused(derivation("u", "write:u", &[])).await;
@@ -94,7 +92,7 @@ async fn who_has_used_the_month_starts_no_build_and_others_do() {
     other.is(BuildStatus::Built).await;
     bob.build(derivation("u", "write:u", &[]), BuildStatus::Built).await;
     alice.build(derivation("u", "write:u", &[]), BuildStatus::Substituted).await;
-    assert_eq!(served.scripted.script.runs.load(Ordering::SeqCst), 3);
+    assert_eq!(served.scripted.runs(), 3);
     let text = served.output("alice", &["usage"]).await;
     let limit = format!("1.0 of 1 CPU hours used in {month} (max-cpu-hours-per-month, set by the box)");
     assert!(text.contains(&limit), "{text}");
@@ -108,7 +106,7 @@ async fn a_build_that_waited_is_refused_at_its_turn_and_who_joined_it_builds_it(
     let (mut first, mut second, mut bob) =
         (served.session("alice").await, served.session("alice").await, served.session("bob").await);
     first.send(derivation("t", "cpu:3600 gate write:x", &[])).await;
-    served.until_runs(1).await;
+    served.scripted.until_runs(1).await;
     let queued = || derivation("u", "cpu:2 write:u", &[]);
     second.send(queued()).await;
     wait_for_start(&mut second.client).await;
@@ -116,8 +114,7 @@ async fn a_build_that_waited_is_refused_at_its_turn_and_who_joined_it_builds_it(
     wait_for_start(&mut bob.client).await;
     served.scripted.script.gate.cancel();
     first.is(BuildStatus::Built).await;
-    let (status, message) = second.told().await;
-    assert_eq!(status, BuildStatus::TransientFailure as u64, "{message}");
+    let message = second.is(BuildStatus::TransientFailure).await.message;
     assert!(message.contains("you have used 1.0 of 1 CPU hours"), "{message}");
     bob.is(BuildStatus::Built).await;
     assert_eq!(served.used("bob").await["cpu_seconds"].as_f64(), Some(2.0));
@@ -130,7 +127,7 @@ async fn an_owner_who_leaves_is_charged_for_the_time_in_which_the_build_was_thei
     let (mut alice, mut bob) = (served.session("alice").await, served.session("bob").await);
     let drv = || derivation("t", "cpu:100 log:sawing gate write:x", &[]);
     alice.send(drv()).await;
-    served.until_runs(1).await;
+    served.scripted.until_runs(1).await;
     bob.send(drv()).await;
     wait_for_line(&mut bob.client, "sawing").await;
     drop(alice);
@@ -213,13 +210,11 @@ fn a_restart_keeps_the_ledger_and_kill_9_loses_seconds_only() {
     agent.start_again();
     assert_eq!(connections(&agent), Some(3));
     let log = agent.path().join("state/ledger.sqlite-wal");
-    let deadline = Instant::now() + PATIENCE;
     // The name of a resource is in the log of the database once something is written.
     let name = b"connections";
-    while !std::fs::read(&log).is_ok_and(|bytes| bytes.windows(name.len()).any(|part| part == name)) {
-        assert!(Instant::now() < deadline, "nothing is written to {}", log.display());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    let is_written =
+        || std::fs::read(&log).is_ok_and(|bytes| bytes.windows(name.len()).any(|part| part == name));
+    until("the ledger to be written", is_written);
     agent.signal("-KILL");
     agent.start_again();
     assert_eq!(connections(&agent), Some(4));

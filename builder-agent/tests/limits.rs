@@ -3,13 +3,13 @@
 
 mod common;
 
+use common::client::{wait_for_line, wait_for_reason};
 use common::make_key;
-use common::scripted::{Scripted, derivation, path, wait_for_line};
+use common::scripted::{Scripted, derivation, info_of, path};
 use common::served::{Served, Session};
-use nix::{BuildStatus, PathInfo};
+use nix::BuildStatus;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, DuplexStream};
 use wire::client::{End, encode_file_nar, encode_items};
 use wire::serve::ImportedInfo;
@@ -93,9 +93,7 @@ async fn a_silent_build_is_ended_at_its_members_limit_and_not_for_others() {
     served.scripted.limit("alice", json!({ "max-silent-seconds": 10 }));
     let (mut alice, mut bob) = (served.session("alice").await, served.session("bob").await);
     let drv = || derivation("t", "quiet:30 write:x", &[]);
-    alice.send(drv()).await;
-    let (status, message) = alice.told().await;
-    assert_eq!(status, BuildStatus::TimedOut as u64, "{message}");
+    let message = alice.build(drv(), BuildStatus::TimedOut).await.message;
     said(
         &message,
         &[
@@ -105,8 +103,8 @@ async fn a_silent_build_is_ended_at_its_members_limit_and_not_for_others() {
     );
     bob.build(drv(), BuildStatus::Built).await;
     served.scripted.limit("alice", json!({ "max-silent-seconds": 1000 }));
-    alice.send(derivation("u", "quiet:90 write:x", &[])).await;
-    said(&alice.told().await.1, &["60 seconds of silence (the box's `limits.max-silent-seconds`)"]);
+    let message = alice.build(derivation("u", "quiet:90 write:x", &[]), BuildStatus::TimedOut).await.message;
+    said(&message, &["60 seconds of silence (the box's `limits.max-silent-seconds`)"]);
     alice.build(derivation("u", "quiet:50 write:x", &[]), BuildStatus::Built).await;
 }
 
@@ -121,8 +119,7 @@ async fn outputs_have_their_members_limit_and_who_joined_the_build_has_another()
     bob.send(drv()).await;
     wait_for_line(&mut bob.client, "sawing").await;
     served.scripted.script.gate.cancel();
-    let (status, message) = alice.told().await;
-    assert_eq!(status, BuildStatus::OutputRejected as u64, "{message}");
+    let message = alice.is(BuildStatus::OutputRejected).await.message;
     said(
         &message,
         &[
@@ -134,20 +131,6 @@ async fn outputs_have_their_members_limit_and_who_joined_the_build_has_another()
     bob.is(BuildStatus::Built).await;
     served.scripted.limit("alice", json!({ "max-output-mib": 3 }));
     alice.build(derivation("u", "mib:2", &[]), BuildStatus::Built).await;
-}
-
-fn info(name: &str, nar: &[u8]) -> PathInfo {
-    PathInfo {
-        path: path(name),
-        deriver: None,
-        nar_hash: Sha256::digest(nar).into(),
-        nar_size: nar.len() as u64,
-        references: Default::default(),
-        registration_time: 0,
-        ultimate: false,
-        signatures: Vec::new(),
-        ca: None,
-    }
 }
 
 /// How a client of the worker protocol sends a file.
@@ -162,7 +145,7 @@ impl Session {
     /// Uploads a file; the error message, if there is one.
     async fn upload(&mut self, way: Way, name: &str, contents: &[u8]) -> Option<String> {
         let nar = encode_file_nar(contents, false);
-        let info = info(name, &nar);
+        let info = info_of(path(name), &nar, &[]);
         let (repair, dont_check_sigs) = (false, true);
         let (method, algorithm) = (ContentAddressMethod::Nar, HashAlgorithm::Sha256);
         let (request, body) = match way {
@@ -241,7 +224,7 @@ async fn one_upload_has_its_members_limit_in_the_serve_protocol_too() {
         let (mut bob, _shown) = scripted.serve_session("bob", true).await;
         let request = |nar: &[u8]| match export {
             true => (Request::ImportPaths, item(&name, nar)),
-            false => (Request::AddToStoreNar { info: info(&name, nar) }, nar.to_vec()),
+            false => (Request::AddToStoreNar { info: info_of(path(&name), nar, &[]) }, nar.to_vec()),
         };
         for (who, nar, answer) in [("alice", &nar, 0), ("bob", &nar, 1), ("alice", &small, 1)] {
             let client = if who == "bob" { &mut bob } else { &mut alice };
@@ -299,6 +282,21 @@ async fn until_success(served: &Served, who: &str) {
     tokio::time::timeout(common::PATIENCE, trying).await.expect("the place never became free");
 }
 
+/// Repeats a command, which must be refused each time, until the refusal has these parts: it counts commands that have
+/// ended until the box notices.
+async fn until_refused(served: &Served, who: &str, parts: &[&str]) {
+    let mut message = String::new();
+    let trying = async {
+        while !parts.iter().all(|part| message.contains(part)) {
+            let refused = served.run(who, &["signing-key"]).await;
+            assert!(!refused.status.success(), "{who} is over the limit");
+            message = String::from_utf8_lossy(&refused.stderr).into_owned();
+        }
+    };
+    let in_time = tokio::time::timeout(common::PATIENCE, trying).await;
+    assert!(in_time.is_ok(), "no {parts:?} in: {message}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_have_the_limit_of_the_roster() {
     let served = served("").await;
@@ -315,7 +313,6 @@ async fn connections_have_the_limit_of_the_roster() {
     );
     served.output("bob", &["signing-key"]).await;
     served.scripted.limit("alice", json!({ "max-connections": 2 }));
-    served.output("alice", &["signing-key"]).await;
     // Her Nix must not send more builds at once, as each needs a connection.
     let config = served.output("alice", &["client-config", "--format", "json"]).await;
     let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
@@ -326,22 +323,19 @@ async fn connections_have_the_limit_of_the_roster() {
 async fn the_members_of_a_group_share_its_connections_and_sessions() {
     let served = served("").await;
     let (_alices, _bobs) = (served.session("alice").await, served.session("bob").await);
-    let refused = async |who: &str| {
-        String::from_utf8_lossy(&served.run(who, &["signing-key"]).await.stderr).into_owned()
-    };
     // The sessions that are open count, and go on.
     for (limit, words) in [("max-connections", "2 connections"), ("max-sessions", "2 sessions")] {
         served.scripted.group(&["alice", "bob"], json!({ limit: 2 }));
         let set_by = format!("(the `{limit}` of the group 'ci' in the roster)");
         let who = format!("the members of the group 'ci' together have {words} open already");
         for member in ["alice", "bob"] {
-            said(&refused(member).await, &[&who, &set_by, "ask a maintainer of the roster for more"]);
+            until_refused(&served, member, &[&who, &set_by, "ask a maintainer of the roster for more"]).await;
         }
         served.output("carol", &["signing-key"]).await;
         served.scripted.group(&["alice", "bob"], json!({ limit: 3 }));
         served.output("alice", &["signing-key"]).await;
         served.scripted.group(&["alice"], json!({ limit: 2 }));
-        served.output("alice", &["signing-key"]).await;
+        until_success(&served, "alice").await;
     }
 }
 
@@ -352,23 +346,15 @@ async fn the_running_builds_of_a_group_share_its_memory_and_others_do_not_wait()
     let (mut alice, mut bob, mut carol) =
         (served.session("alice").await, served.session("bob").await, served.session("carol").await);
     alice.send(derivation("a", "gate write:a", &[])).await;
-    served.until_runs(1).await;
+    served.scripted.until_runs(1).await;
     // Each build has 1024 MiB.
     bob.send(derivation("b", "gate write:b", &[])).await;
-    let listed = async || served.output("bob", &["builds", "list", "--json"]).await;
-    let state = async |wanted: &str| {
-        let waiting = async {
-            while !listed().await.contains(wanted) {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(common::PATIENCE, waiting).await.expect(wanted);
-    };
-    state("waiting").await;
+    let reason = wait_for_reason(&mut bob.client).await;
+    said(&reason, &["builds of the group 'ci' run with all processors or memory that it may have"]);
     carol.build(derivation("c", "write:c", &[]), BuildStatus::Built).await;
-    assert_eq!(served.scripted.script.runs.load(std::sync::atomic::Ordering::SeqCst), 2);
+    assert_eq!(served.scripted.runs(), 2);
     served.scripted.group(&["alice", "bob"], json!({ "max-memory-mib": 2048 }));
-    served.until_runs(3).await;
+    served.scripted.until_runs(3).await;
     served.scripted.script.gate.cancel();
     alice.is(BuildStatus::Built).await;
     bob.is(BuildStatus::Built).await;
@@ -377,7 +363,7 @@ async fn the_running_builds_of_a_group_share_its_memory_and_others_do_not_wait()
     served.scripted.group(&["alice", "bob"], json!({ "max-memory-mib": 700 }));
     alice.send(derivation("m", "memory", &[])).await;
     said(
-        &alice.told().await.1,
+        &alice.told().await.message,
         &[
             "the limit is 700 MiB (the `max-memory-mib` of the group 'ci' in the roster)",
             "ask a maintainer of the roster",

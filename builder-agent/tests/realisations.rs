@@ -4,22 +4,17 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use builds::modulo::Hasher;
 use builds::resolve::resolve;
 use builds::study::Study;
-use common::PATIENCE;
-use common::scripted::Scripted;
+use common::scripted::{Scripted, info_of};
 use nix::BuildMode;
-use nix::PathInfo;
 use nix_derivation::store_path::hash_placeholder;
 use nix_derivation::{
     ContentAddressMethod, Derivation, DerivationBuilder, DerivedPath, HashAlgorithm, SingleDerivedPath,
     StorePath,
 };
-use sha2::{Digest, Sha256};
 use store::signing::{SecretKey, Signer, fingerprint};
 use store::{Member, Provenance, RealisationId, View};
 use wire::client::encode_file_nar;
@@ -70,17 +65,7 @@ impl Case {
     /// Uploads the input's output as `member`.
     fn upload_input(&self, member: &str, contents: &[u8], signed: bool) -> Provenance {
         let nar = encode_file_nar(contents, false);
-        let mut info = PathInfo {
-            path: self.input_path(),
-            nar_hash: Sha256::digest(&nar).into(),
-            nar_size: nar.len() as u64,
-            references: BTreeSet::new(),
-            deriver: None,
-            registration_time: 0,
-            ultimate: false,
-            signatures: Vec::new(),
-            ca: None,
-        };
+        let mut info = info_of(self.input_path(), &nar, &[]);
         if signed {
             info.signatures.push(self.key.sign(fingerprint(&info).as_bytes()));
         }
@@ -111,12 +96,7 @@ impl Case {
         let target = DerivedPath::Built { drv_path, outputs: vec!["out".into()] };
         let request = Request::BuildPaths { paths: vec![target], mode: BuildMode::Normal };
         alice.request(&request).await.expect("sent");
-        let started = async {
-            while self.scripted.script.runs.load(Ordering::SeqCst) == 0 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, started).await.expect("the builder never ran");
+        self.scripted.until_runs(1).await;
         meanwhile();
         self.scripted.script.gate.cancel();
         alice.done().await.expect("built");

@@ -3,95 +3,19 @@
 
 mod common;
 
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-
-use common::PATIENCE;
-use common::scripted::{Scripted, TestClient, derivation, path, wait_for_line, wait_for_start};
-use nix::derivation::BasicDerivation;
+use common::client::{
+    Drv, Told, build, build_request, is_valid, send, set_option, told, wait_for_line, wait_for_start,
+};
+use common::scripted::{Scripted, TestClient, derivation, path};
 use nix::{BuildMode, BuildStatus};
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
 use wire::client::{End, Frame};
 use wire::types::ClientSettings;
 use wire::worker::Request;
 
-/// A client's view of a build.
-#[derive(Debug)]
-struct Told {
-    frames: Vec<Frame>,
-    status: u64,
-    message: String,
-}
-
-impl Told {
-    fn log(&self) -> Vec<String> {
-        let line = |frame: &Frame| match frame {
-            Frame::Result(_, 101, fields) => Some(String::from_utf8_lossy(&fields[0]).into_owned()),
-            _ => None,
-        };
-        self.frames.iter().filter_map(line).collect()
-    }
-
-    #[track_caller]
-    fn is(&self, status: BuildStatus) -> &Self {
-        assert_eq!(self.status, status as u64, "{self:?}");
-        self
-    }
-}
-
-type Drv = (StorePath, BasicDerivation);
-
-async fn send(client: &mut TestClient, (drv_path, derivation): Drv, mode: BuildMode) {
-    client.request(&Request::BuildDerivation { drv_path, derivation, mode }).await.expect("sent");
-}
-
-async fn told(client: &mut TestClient) -> Told {
-    let frames = client.done().await.expect("an answer");
-    let status = client.u64().await.expect("status");
-    let message = client.string().await.expect("message");
-    for _ in 0..4 {
-        client.u64().await.expect("times and counts");
-    }
-    for _ in 0..client.u64().await.expect("outputs") {
-        client.string().await.expect("id");
-        client.string().await.expect("realisation");
-    }
-    Told { frames, status, message }
-}
-
-async fn build(client: &mut TestClient, what: Drv) -> Told {
-    send(client, what, BuildMode::Normal).await;
-    told(client).await
-}
-
 async fn check(client: &mut TestClient, what: Drv) -> Told {
-    send(client, what, BuildMode::Check).await;
+    client.request(&build_request(what, BuildMode::Check)).await.expect("sent");
     told(client).await
-}
-
-async fn is_valid(client: &mut TestClient, path: &StorePath) -> bool {
-    client.call(&Request::IsValidPath { path: path.clone() }).await.expect("an answer");
-    client.u64().await.expect("a bool") == 1
-}
-
-async fn set_timeout(client: &mut TestClient, seconds: u64) {
-    let overrides = [("timeout".to_owned(), seconds.to_string())].into();
-    let settings = ClientSettings { overrides, ..ClientSettings::default() };
-    client.call(&Request::SetOptions(settings)).await.expect("taken");
-}
-
-/// Waits until a condition holds, which another task makes true.
-async fn until(mut condition: impl FnMut() -> bool) {
-    let wait = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait).await.expect("never became true");
-}
-
-fn runs(scripted: &Scripted) -> usize {
-    scripted.script.runs.load(Ordering::SeqCst)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -101,7 +25,7 @@ async fn an_equal_build_of_another_member_is_not_run_again() {
     build(&mut alice, derivation("t", "log:sawing write:x", &[])).await.is(BuildStatus::Built);
     assert!(!is_valid(&mut bob, &path("t")).await, "nothing is handed out unasked");
     build(&mut bob, derivation("t", "log:sawing write:x", &[])).await.is(BuildStatus::Substituted);
-    assert_eq!(runs(&scripted), 1);
+    assert_eq!(scripted.runs(), 1);
     assert!(is_valid(&mut bob, &path("t")).await);
     for client in [&mut alice, &mut bob] {
         client.call(&Request::NarFromPath { path: path("t") }).await.expect("an answer");
@@ -127,7 +51,7 @@ async fn who_asks_when_an_end_has_been_told_finds_it_recorded() {
         build(&mut bob, derivation(&bad, "exit:1", &[])).await.is(BuildStatus::PermanentFailure);
         build(&mut alice, derivation(&bad, "exit:1", &[])).await.is(BuildStatus::CachedFailure);
     }
-    assert_eq!(runs(&scripted), 400);
+    assert_eq!(scripted.runs(), 400);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,10 +61,10 @@ async fn whoever_asks_for_something_else_gets_something_else() {
     build(&mut alice, derivation("t", "write:x", &[])).await.is(BuildStatus::Built);
     // The same output path with another builder, and then with another variable.
     build(&mut bob, derivation("t", "write:y", &[])).await.is(BuildStatus::Built);
-    assert_eq!(runs(&scripted), 2);
+    assert_eq!(scripted.runs(), 2);
     build(&mut bob, derivation("u", "write:x", &[("a", "1")])).await.is(BuildStatus::Built);
     build(&mut alice, derivation("u", "write:x", &[("a", "2")])).await.is(BuildStatus::Built);
-    assert_eq!(runs(&scripted), 4);
+    assert_eq!(scripted.runs(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,7 +76,7 @@ async fn a_failure_of_the_builds_own_is_told_again_to_everybody_with_how_to_try_
     let bobs_drv = StorePath::from_parts([9; 20], "t.drv").expect("a path");
     let bobs = build(&mut bob, (bobs_drv.clone(), recipe.clone())).await;
     bobs.is(BuildStatus::CachedFailure);
-    assert_eq!(runs(&scripted), 1);
+    assert_eq!(scripted.runs(), 1);
     assert_eq!(bobs.log(), ["no-oak"], "the log is shown again");
     let message = &bobs.message;
     assert!(
@@ -172,12 +96,12 @@ async fn a_failure_of_the_builds_own_is_told_again_to_everybody_with_how_to_try_
     }
     // Every way of asking works.
     check(&mut bob, (bobs_drv.clone(), recipe.clone())).await.is(BuildStatus::PermanentFailure);
-    assert_eq!(runs(&scripted), 2);
+    assert_eq!(scripted.runs(), 2);
     let mut wishes = daemon::SessionOptions::default();
     assert!(wishes.set("BARNRAISER_REUSE_FAILURES", "0") && !wishes.set("PATH", "0"));
     let mut again = scripted.session_with("bob", wishes).await;
     build(&mut again, (bobs_drv.clone(), recipe)).await.is(BuildStatus::PermanentFailure);
-    assert_eq!(runs(&scripted), 3);
+    assert_eq!(scripted.runs(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,7 +111,7 @@ async fn a_box_that_reuses_no_failures_builds_again() {
     for _ in 0..2 {
         build(&mut alice, derivation("t", "exit:3", &[])).await.is(BuildStatus::PermanentFailure);
     }
-    assert_eq!(runs(&scripted), 2);
+    assert_eq!(scripted.runs(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,12 +119,12 @@ async fn what_was_not_the_builds_own_fault_is_tried_again() {
     let scripted = Scripted::open("");
     let mut alice = scripted.session("alice").await;
     for (name, script) in [("late", "timeout"), ("big", "memory"), ("box", "broken")] {
-        let before = runs(&scripted);
+        let before = scripted.runs();
         for _ in 0..2 {
             let told = build(&mut alice, derivation(name, script, &[])).await;
             assert_ne!(told.status, BuildStatus::CachedFailure as u64, "{told:?}");
         }
-        assert_eq!(runs(&scripted), before + 2, "{name}");
+        assert_eq!(scripted.runs(), before + 2, "{name}");
     }
 }
 
@@ -208,9 +132,9 @@ async fn what_was_not_the_builds_own_fault_is_tried_again() {
 async fn another_member_joins_a_running_build_and_gets_its_log_from_the_start() {
     let scripted = Scripted::open("");
     let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
-    send(&mut alice, derivation("t", "log:early gate log:late write:x", &[]), BuildMode::Normal).await;
-    until(|| runs(&scripted) == 1).await;
-    send(&mut bob, derivation("t", "log:early gate log:late write:x", &[]), BuildMode::Normal).await;
+    send(&mut alice, derivation("t", "log:early gate log:late write:x", &[])).await;
+    scripted.until_runs(1).await;
+    send(&mut bob, derivation("t", "log:early gate log:late write:x", &[])).await;
     // Once his log begins, bob waits for the run, too.
     wait_for_line(&mut bob, "early").await;
     scripted.script.gate.cancel();
@@ -218,7 +142,7 @@ async fn another_member_joins_a_running_build_and_gets_its_log_from_the_start() 
     alices.is(BuildStatus::Built);
     bobs.is(BuildStatus::Built);
     assert_eq!((alices.log(), bobs.log()), (vec!["early".into(), "late".into()], vec!["late".into()]));
-    assert_eq!(runs(&scripted), 1);
+    assert_eq!(scripted.runs(), 1);
     assert!(is_valid(&mut alice, &path("t")).await && is_valid(&mut bob, &path("t")).await);
 }
 
@@ -227,20 +151,20 @@ async fn a_build_goes_on_for_who_still_waits_when_the_first_one_hangs_up() {
     let scripted = Scripted::open("limits.max-jobs-per-member = 1");
     let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     let drv = || derivation("t", "log:early gate write:x", &[]);
-    send(&mut alice, drv(), BuildMode::Normal).await;
-    until(|| runs(&scripted) == 1).await;
-    send(&mut bob, drv(), BuildMode::Normal).await;
+    send(&mut alice, drv()).await;
+    scripted.until_runs(1).await;
+    send(&mut bob, drv()).await;
     wait_for_line(&mut bob, "early").await;
     drop(alice);
     // Alice has her slot back, and her session has ended.
     let mut later = scripted.session("alice").await;
     build(&mut later, derivation("u", "write:u", &[])).await.is(BuildStatus::Built);
-    assert_eq!(scripted.script.cancelled.load(Ordering::SeqCst), 0);
+    assert_eq!(scripted.cancelled(), 0);
     scripted.script.gate.cancel();
     told(&mut bob).await.is(BuildStatus::Built);
     assert!(is_valid(&mut bob, &path("t")).await);
     assert!(!is_valid(&mut later, &path("t")).await, "it was bob's in the end");
-    assert_eq!(runs(&scripted), 2);
+    assert_eq!(scripted.runs(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -248,19 +172,19 @@ async fn a_build_goes_on_for_who_still_waits_when_the_first_one_is_removed() {
     let scripted = Scripted::open("limits.max-jobs = 2");
     let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     let drv = || derivation("t", "log:early gate write:x", &[]);
-    send(&mut alice, drv(), BuildMode::Normal).await;
-    until(|| runs(&scripted) == 1).await;
-    send(&mut bob, drv(), BuildMode::Normal).await;
+    send(&mut alice, drv()).await;
+    scripted.until_runs(1).await;
+    send(&mut bob, drv()).await;
     wait_for_line(&mut bob, "early").await;
     // Only alice waits for this one: its end shows that the agent follows the roster.
     let mut alices = scripted.session("alice").await;
-    send(&mut alices, derivation("hers", "log:early wait", &[]), BuildMode::Normal).await;
+    send(&mut alices, derivation("hers", "log:early wait", &[])).await;
     wait_for_line(&mut alices, "early").await;
     scripted.set_roster(&["bob"]);
-    until(|| scripted.script.cancelled.load(Ordering::SeqCst) == 1).await;
+    scripted.until_cancelled(1).await;
     scripted.script.gate.cancel();
     told(&mut bob).await.is(BuildStatus::Built);
-    assert_eq!(scripted.script.cancelled.load(Ordering::SeqCst), 1, "only the one that was alice's alone");
+    assert_eq!(scripted.cancelled(), 1, "only the one that was alice's alone");
     assert!(is_valid(&mut bob, &path("t")).await);
 }
 
@@ -269,47 +193,47 @@ async fn when_all_have_left_the_build_ends() {
     let scripted = Scripted::open("");
     let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     for client in [&mut alice, &mut bob] {
-        send(client, derivation("t", "log:early wait", &[]), BuildMode::Normal).await;
+        send(client, derivation("t", "log:early wait", &[])).await;
         wait_for_line(client, "early").await;
     }
     drop(alice);
     drop(bob);
-    until(|| scripted.script.cancelled.load(Ordering::SeqCst) == 1).await;
-    assert_eq!(runs(&scripted), 1);
+    scripted.until_cancelled(1).await;
+    assert_eq!(scripted.runs(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_has_more_time_is_not_held_to_the_first_ones_limit() {
     let scripted = Scripted::open("");
     let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
-    set_timeout(&mut alice, 1).await;
+    set_option(&mut alice, "timeout", "1").await;
     let drv = || derivation("t", "log:early limit write:x", &[]);
-    send(&mut alice, drv(), BuildMode::Normal).await;
+    send(&mut alice, drv()).await;
     wait_for_line(&mut alice, "early").await;
-    send(&mut bob, drv(), BuildMode::Normal).await;
+    send(&mut bob, drv()).await;
     wait_for_line(&mut bob, "early").await;
     scripted.script.gate.cancel();
     told(&mut alice).await.is(BuildStatus::TimedOut);
     // The script lets the second run through.
     let bobs = told(&mut bob).await;
     bobs.is(BuildStatus::Built);
-    assert_eq!(runs(&scripted), 2);
+    assert_eq!(scripted.runs(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_asked_for_less_time_stops_waiting_alone() {
     let scripted = Scripted::open("");
     let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
-    set_timeout(&mut bob, 1).await;
+    set_option(&mut bob, "timeout", "1").await;
     let drv = || derivation("t", "log:early gate write:x", &[]);
-    send(&mut alice, drv(), BuildMode::Normal).await;
+    send(&mut alice, drv()).await;
     wait_for_line(&mut alice, "early").await;
     let bobs = build(&mut bob, drv()).await;
     bobs.is(BuildStatus::TimedOut);
     assert!(bobs.message.contains("timed out after 1 seconds"), "{}", bobs.message);
     scripted.script.gate.cancel();
     told(&mut alice).await.is(BuildStatus::Built);
-    assert_eq!(runs(&scripted), 1);
+    assert_eq!(scripted.runs(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -321,7 +245,7 @@ async fn a_check_builds_again_and_keeps_what_was_valid() {
     assert!(nothing.message.contains("not valid, so checking is not possible"), "{}", nothing.message);
     build(&mut alice, same()).await.is(BuildStatus::Built);
     check(&mut alice, same()).await.is(BuildStatus::Built);
-    assert_eq!(runs(&scripted), 2);
+    assert_eq!(scripted.runs(), 2);
 
     let other = || derivation("other", "count", &[]);
     build(&mut alice, other()).await.is(BuildStatus::Built);
@@ -346,10 +270,11 @@ async fn nar(client: &mut TestClient, name: &str) -> Vec<u8> {
 async fn repairing_is_refused_by_name() {
     let scripted = Scripted::open("");
     let mut alice = scripted.session("alice").await;
-    send(&mut alice, derivation("t", "write:x", &[]), BuildMode::Repair).await;
+    let request = build_request(derivation("t", "write:x", &[]), BuildMode::Repair);
+    alice.request(&request).await.expect("sent");
     let (_, end) = alice.log().await.expect("an answer");
     assert!(matches!(&end, End::Error(message) if message.contains("--repair is refused")), "{end:?}");
-    assert_eq!(runs(&scripted), 0);
+    assert_eq!(scripted.runs(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -400,9 +325,9 @@ async fn who_has_no_room_in_the_store_is_told_so_and_whoever_joined_is_served() 
     needed.add_ca("large", method, algorithm, &[].into(), &mut &[b'x'; 1_030_000][..]).expect("room for it");
 
     let drv = || derivation("t", "gate write:x", &[]);
-    send(&mut alice, drv(), BuildMode::Normal).await;
-    until(|| runs(&scripted) == 1).await;
-    send(&mut bob, drv(), BuildMode::Normal).await;
+    send(&mut alice, drv()).await;
+    scripted.until_runs(1).await;
+    send(&mut bob, drv()).await;
     wait_for_start(&mut bob).await;
     scripted.script.gate.cancel();
     let refused = told(&mut alice).await;
@@ -411,10 +336,10 @@ async fn who_has_no_room_in_the_store_is_told_so_and_whoever_joined_is_served() 
         assert!(refused.message.contains(part), "{part}: {refused:?}");
     }
     told(&mut bob).await.is(BuildStatus::Built);
-    assert_eq!(runs(&scripted), 2, "bob owns the second run");
+    assert_eq!(scripted.runs(), 2, "bob owns the second run");
     // The result that there is now does not fit either, and is not built again for that.
     assert!(build(&mut alice, drv()).await.message.contains("your `max-store-mib` in the roster"));
-    assert_eq!(runs(&scripted), 2);
+    assert_eq!(scripted.runs(), 2);
     drop(needed);
     build(&mut alice, drv()).await.is(BuildStatus::Substituted);
 }

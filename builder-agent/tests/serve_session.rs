@@ -4,41 +4,24 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use common::PATIENCE;
-use common::scripted::{Scripted, ServeClient, derivation, member, path};
+use common::client::Drv;
+use common::scripted::{Scripted, ServeClient, derivation, info_of, member, path};
 use daemon::{Caller, HostCommand, Realise, SessionOptions, run_host_command};
-use nix::derivation::BasicDerivation;
-use nix::{BuildStatus, PathInfo};
+use nix::BuildStatus;
 use nix_derivation::{
     ContentAddressMethod, Derivation, DerivedPath, HashAlgorithm, SingleDerivedPath, StorePath,
 };
-use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, DuplexStream};
 use wire::client::encode_file_nar;
 use wire::serve::{BuildOptions, ImportedInfo, Request};
 use wire::serve_client::encode_export;
 
-fn info(name: &str, nar: &[u8], references: &[StorePath]) -> PathInfo {
-    PathInfo {
-        path: path(name),
-        deriver: None,
-        nar_hash: Sha256::digest(nar).into(),
-        nar_size: nar.len() as u64,
-        references: references.iter().cloned().collect(),
-        registration_time: 0,
-        ultimate: false,
-        signatures: Vec::new(),
-        ca: None,
-    }
-}
-
 /// Uploads a file and returns the server's answer: 1 or 0.
 async fn add(client: &mut ServeClient, name: &str, contents: &[u8], references: &[StorePath]) -> u64 {
     let nar = encode_file_nar(contents, false);
-    let info = info(name, &nar, references);
+    let info = info_of(path(name), &nar, references);
     client.request(&Request::AddToStoreNar { info }).await.expect("sent");
     client.send(&nar).await.expect("sent");
     client.u64().await.expect("an answer")
@@ -64,18 +47,8 @@ async fn some(stream: &mut DuplexStream) -> String {
     String::from_utf8_lossy(&bytes[..read.expect("read")]).into_owned()
 }
 
-/// Waits until a condition holds, which another task makes true.
-async fn until(mut condition: impl FnMut() -> bool) {
-    let wait = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait).await.expect("never became true");
-}
-
-fn build(what: (StorePath, BasicDerivation)) -> Request {
-    Request::BuildDerivation { drv_path: what.0, derivation: what.1, options: BuildOptions::default() }
+fn build((drv_path, derivation): Drv) -> Request {
+    Request::BuildDerivation { drv_path, derivation, options: BuildOptions::default() }
 }
 
 /// Status and message of a build result.
@@ -101,7 +74,7 @@ async fn what_is_uploaded_is_valid_has_an_info_and_comes_back() {
 
     alice.request(&Request::QueryPathInfos { paths: vec![path("b"), path("c")] }).await.expect("sent");
     let nar = encode_file_nar(b"second", false);
-    assert_eq!(alice.infos().await.expect("infos"), [info("b", &nar, &[path("a"), path("b")])]);
+    assert_eq!(alice.infos().await.expect("infos"), [info_of(path("b"), &nar, &[path("a"), path("b")])]);
     alice.request(&Request::DumpStorePath { path: path("b") }).await.expect("sent");
     assert_eq!(alice.nar().await.expect("a NAR"), nar);
     alice
@@ -207,7 +180,7 @@ async fn a_client_that_hangs_up_cancels_its_build() {
     alice.request(&build(derivation("t", "log:started wait", &[]))).await.expect("sent");
     assert_eq!(some(&mut stderr).await, "started\n");
     drop(alice);
-    until(|| scripted.script.cancelled.load(Ordering::SeqCst) == 1).await;
+    scripted.until_cancelled(1).await;
 }
 
 /// A derivation in the store of `alice`, and its output.

@@ -4,16 +4,13 @@
 mod common;
 
 use std::process::Output;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use common::scripted::{Scripted, TestClient, derivation, path, wait_for_line};
-use common::{Agent, PATIENCE};
+use common::Agent;
+use common::client::{build, send, told, wait_for_line};
+use common::scripted::{Scripted, derivation, path, until};
 use daemon::SessionOptions;
 use members::Member;
-use nix::derivation::BasicDerivation;
-use nix::{BuildMode, BuildStatus};
-use nix_derivation::StorePath;
+use nix::BuildStatus;
 use serde_json::{Value, json};
 use wire::worker::Request;
 
@@ -139,14 +136,28 @@ fn the_box_can_lock_everything() {
 fn without_allow_shell_only_stores_and_tools_are_served() {
     let agent = Agent::start(&["alice", "bob"], "");
     set(&agent, json!({ "allow-shell": false }));
-    for command in ["whoami", "status", "settings", "builds list", "help", "usage", "log x.drv"] {
+    let log = "log /nix/store/00000000000000000000000000000000-x.drv";
+    for command in ["whoami", "status", "settings", "builds list", "help", "usage", log] {
         let (stdout, stderr, status) = text(&ssh(&agent, "", command));
         assert!(stdout.is_empty() && status == Some(127), "{command}: {stdout}");
-        let log = command.starts_with("log");
-        assert!(log || stderr.contains("`allow-shell` is `false` in the member's entry"), "{stderr}");
+        assert!(stderr.contains("`allow-shell` is `false` in the member's entry"), "{command}: {stderr}");
     }
     assert_eq!(text(&ssh(&agent, "", "uname -m")).2, Some(0));
     assert_eq!(agent.ssh("bob").arg("whoami").output().expect("ssh").status.code(), Some(0));
+}
+
+/// This many variables that are settings. OpenSSH sends each name once, but the case of its letters does not count, so one
+/// setting has 256 names.
+fn many_variables(count: usize) -> String {
+    let cased = |number: usize, place: usize, letter: char| match number >> place & 1 {
+        0 => letter,
+        _ => letter.to_ascii_uppercase(),
+    };
+    let name = |number| -> String {
+        let letters = "priority".chars().enumerate();
+        letters.map(|(place, letter)| cased(number, place, letter)).collect()
+    };
+    (0..count).map(|number| format!("BARN_{}=1", name(number))).collect::<Vec<_>>().join(" ")
 }
 
 /// Many, long, and bytes that are no text: each ends that session at most, and the box goes on.
@@ -155,9 +166,10 @@ fn a_hostile_environment_costs_only_its_own_session() {
     use std::ffi::OsString;
     use std::os::unix::ffi::OsStringExt;
     let agent = Agent::start(&["alice", "bob"], "");
-    let many = (0..300).map(|n| format!("BARN_TIMEOUT={n}")).collect::<Vec<_>>().join(" ");
-    let (_, stderr, status) = text(&ssh(&agent, &many, "whoami"));
-    assert!(status == Some(0) || stderr.contains("more than 200 variables"), "{stderr}");
+    let (_, stderr, status) = text(&ssh(&agent, &many_variables(200), "whoami"));
+    assert_eq!(status, Some(0), "{stderr}");
+    let (_, stderr, status) = text(&ssh(&agent, &many_variables(201), "whoami"));
+    assert!(status == Some(127) && stderr.contains("more than 200 variables are settings"), "{stderr}");
     let named = (0..300).map(|n| format!("BARN_X{n}={n}")).collect::<Vec<_>>().join(" ");
     let (_, stderr, _) = text(&ssh(&agent, &named, "whoami"));
     assert!(stderr.contains("the variable `BARN_X0` is refused"), "the first one only: {stderr}");
@@ -172,8 +184,6 @@ fn a_hostile_environment_costs_only_its_own_session() {
     assert_eq!(agent.ssh("bob").arg("whoami").output().expect("ssh").status.code(), Some(0));
 }
 
-type Drv = (StorePath, BasicDerivation);
-
 fn from_client(variables: &[(&str, &str)]) -> SessionOptions {
     let mut options = SessionOptions::default();
     for (name, value) in variables {
@@ -181,47 +191,6 @@ fn from_client(variables: &[(&str, &str)]) -> SessionOptions {
     }
     assert_eq!(options.wrong(), None);
     options
-}
-
-async fn send(client: &mut TestClient, (drv_path, derivation): Drv) {
-    let request = Request::BuildDerivation { drv_path, derivation, mode: BuildMode::Normal };
-    client.request(&request).await.expect("sent");
-}
-
-async fn told(client: &mut TestClient) -> (u64, String) {
-    client.done().await.expect("an answer");
-    let (status, message) = (client.u64().await.expect("status"), client.string().await.expect("message"));
-    for _ in 0..4 {
-        client.u64().await.expect("times and counts");
-    }
-    for _ in 0..client.u64().await.expect("outputs") {
-        client.string().await.expect("id");
-        client.string().await.expect("realisation");
-    }
-    (status, message)
-}
-
-#[track_caller]
-fn is((status, message): &(u64, String), expected: BuildStatus) {
-    assert_eq!(*status, expected as u64, "{message}");
-}
-
-async fn build(client: &mut TestClient, drv: Drv) -> (u64, String) {
-    send(client, drv).await;
-    told(client).await
-}
-
-async fn until(mut condition: impl FnMut() -> bool) {
-    let wait = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait).await.expect("never became true");
-}
-
-fn runs(scripted: &Scripted) -> usize {
-    scripted.script.runs.load(Ordering::SeqCst)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,7 +206,7 @@ async fn a_build_goes_on_without_clients_if_the_last_one_says_so() {
     send(&mut bob, derivation("left", "log:early wait", &[])).await;
     wait_for_line(&mut bob, "early").await;
     drop(bob);
-    until(|| scripted.script.cancelled.load(Ordering::SeqCst) == 1).await;
+    scripted.until_cancelled(1).await;
     // The other way round: whoever leaves first decides nothing.
     let (mut first, mut last) =
         (scripted.session_with("alice", keeps()).await, scripted.session("bob").await);
@@ -250,16 +219,16 @@ async fn a_build_goes_on_without_clients_if_the_last_one_says_so() {
         let runs = scripted.agent.realiser.scheduler.list(&|member| &*member.name == name);
         runs.iter().filter(|run| run.drv.to_absolute_path().contains("shared")).count()
     };
-    until(|| waiting("alice") == 0).await;
+    until("alice to leave", || waiting("alice") == 0).await;
     assert_eq!(waiting("bob"), 1);
     drop(last);
-    until(|| scripted.script.cancelled.load(Ordering::SeqCst) == 2).await;
+    scripted.until_cancelled(2).await;
     scripted.script.gate.cancel();
     let mut again = scripted.session("alice").await;
     let answer = build(&mut again, derivation("kept", "log:early gate write:x", &[])).await;
     let given = [BuildStatus::Built, BuildStatus::AlreadyValid, BuildStatus::Substituted];
-    assert!(given.iter().any(|status| answer.0 == *status as u64), "{answer:?}");
-    assert_eq!(runs(&scripted), 3, "the kept run was the only one of its build");
+    assert!(given.iter().any(|status| answer.status == *status as u64), "{answer:?}");
+    assert_eq!(scripted.runs(), 3, "the kept run was the only one of its build");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -270,10 +239,10 @@ async fn a_timeout_of_the_environment_ends_the_wait_of_its_member_alone() {
     let drv = || derivation("t", "log:early gate write:x", &[]);
     send(&mut alice, drv()).await;
     wait_for_line(&mut alice, "early").await;
-    is(&build(&mut bob, drv()).await, BuildStatus::TimedOut);
+    build(&mut bob, drv()).await.is(BuildStatus::TimedOut);
     scripted.script.gate.cancel();
-    is(&told(&mut alice).await, BuildStatus::Built);
-    assert_eq!(runs(&scripted), 1);
+    told(&mut alice).await.is(BuildStatus::Built);
+    assert_eq!(scripted.runs(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -282,19 +251,18 @@ async fn a_member_whose_roster_entry_forbids_builds_gets_results_and_no_runs() {
     let (mut alice, mut bob) = (scripted.session("alice").await, scripted.session("bob").await);
     scripted.edit_roster(|roster| roster["members"][1]["settings"] = json!({ "allow-builds": false }));
     let refused = build(&mut bob, derivation("t", "write:x", &[])).await;
-    assert!(refused.1.contains("`allow-builds` is `false` in the member's entry"), "{refused:?}");
-    assert_eq!(runs(&scripted), 0);
-    is(&build(&mut alice, derivation("t", "write:x", &[])).await, BuildStatus::Built);
-    let given = build(&mut bob, derivation("t", "write:x", &[])).await;
-    is(&given, BuildStatus::Substituted);
-    assert_eq!(runs(&scripted), 1);
+    assert!(refused.message.contains("`allow-builds` is `false` in the member's entry"), "{refused:?}");
+    assert_eq!(scripted.runs(), 0);
+    build(&mut alice, derivation("t", "write:x", &[])).await.is(BuildStatus::Built);
+    build(&mut bob, derivation("t", "write:x", &[])).await.is(BuildStatus::Substituted);
+    assert_eq!(scripted.runs(), 1);
     // A variable does not lift it, and the open session follows the roster.
     assert!({
         let mut options = SessionOptions::default();
         options.set("BARN_ALLOW_BUILDS", "true") && options.wrong().is_some()
     });
     scripted.edit_roster(|roster| roster["members"][1]["settings"] = json!({}));
-    is(&build(&mut bob, derivation("u", "write:x", &[])).await, BuildStatus::Built);
+    build(&mut bob, derivation("u", "write:x", &[])).await.is(BuildStatus::Built);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -304,20 +272,20 @@ async fn whether_failures_are_reused_is_each_members_own_choice_unless_it_is_loc
     let drv = || derivation("t", "exit:3", &[]);
     let mut alice = scripted.session_with("alice", again()).await;
     let mut bob = scripted.session("bob").await;
-    is(&build(&mut alice, drv()).await, BuildStatus::PermanentFailure);
-    is(&build(&mut alice, drv()).await, BuildStatus::PermanentFailure);
-    is(&build(&mut bob, drv()).await, BuildStatus::CachedFailure);
-    assert_eq!(runs(&scripted), 2);
+    build(&mut alice, drv()).await.is(BuildStatus::PermanentFailure);
+    build(&mut alice, drv()).await.is(BuildStatus::PermanentFailure);
+    build(&mut bob, drv()).await.is(BuildStatus::CachedFailure);
+    assert_eq!(scripted.runs(), 2);
     scripted.edit_roster(|roster| roster["members"][0]["settings"] = json!({ "allow-override": false }));
-    is(&build(&mut alice, drv()).await, BuildStatus::CachedFailure);
+    build(&mut alice, drv()).await.is(BuildStatus::CachedFailure);
     // The box's default can be the other one, for each member to change.
     let off = Scripted::open("reuse-failures = false");
     let mut bob = off.session_with("bob", from_client(&[("BARN_REUSE_BUILD_FAILURES", "1")])).await;
-    is(&build(&mut bob, drv()).await, BuildStatus::PermanentFailure);
-    is(&build(&mut bob, drv()).await, BuildStatus::CachedFailure);
+    build(&mut bob, drv()).await.is(BuildStatus::PermanentFailure);
+    build(&mut bob, drv()).await.is(BuildStatus::CachedFailure);
     let mut alice = off.session("alice").await;
-    is(&build(&mut alice, drv()).await, BuildStatus::PermanentFailure);
-    assert_eq!(runs(&off), 2);
+    build(&mut alice, drv()).await.is(BuildStatus::PermanentFailure);
+    assert_eq!(off.runs(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -326,16 +294,16 @@ async fn a_derivation_sets_what_its_session_lets_it_set() {
     let drv =
         |name| derivation(name, "exit:3", &[("BARN_REUSE_BUILD_FAILURES", ""), ("NIXBUILDNET_MIN_MEM", "9")]);
     let mut plain = scripted.session("alice").await;
-    is(&build(&mut plain, drv("t")).await, BuildStatus::PermanentFailure);
-    is(&build(&mut plain, drv("t")).await, BuildStatus::CachedFailure);
+    build(&mut plain, drv("t")).await.is(BuildStatus::PermanentFailure);
+    build(&mut plain, drv("t")).await.is(BuildStatus::CachedFailure);
     let mut alice = scripted.session_with("alice", from_client(&[("BARN_SETTINGS_FROM_DRV_ENV", "1")])).await;
     let refused = build(&mut alice, drv("t")).await;
-    assert!(refused.1.contains("the variable `NIXBUILDNET_MIN_MEM` is refused"), "{refused:?}");
+    assert!(refused.message.contains("the variable `NIXBUILDNET_MIN_MEM` is refused"), "{refused:?}");
     let drv = || derivation("u", "exit:3", &[("BARN_REUSE_BUILD_FAILURES", "")]);
-    is(&build(&mut alice, drv()).await, BuildStatus::PermanentFailure);
-    is(&build(&mut alice, drv()).await, BuildStatus::PermanentFailure);
-    is(&build(&mut plain, drv()).await, BuildStatus::CachedFailure);
-    assert_eq!(runs(&scripted), 3);
+    build(&mut alice, drv()).await.is(BuildStatus::PermanentFailure);
+    build(&mut alice, drv()).await.is(BuildStatus::PermanentFailure);
+    build(&mut plain, drv()).await.is(BuildStatus::CachedFailure);
+    assert_eq!(scripted.runs(), 3);
 }
 
 /// Whether a build with the box's own share has the same key, and for whom its result is.
@@ -344,18 +312,18 @@ async fn fewer_processors_or_less_memory_make_a_build_of_ones_own() {
     let scripted = Scripted::open("");
     let drv = || derivation("t", "write:x", &[]);
     let mut small = scripted.session_with("alice", from_client(&[("NIXBUILDNET_MAX_MEM", "512")])).await;
-    is(&build(&mut small, drv()).await, BuildStatus::Built);
+    build(&mut small, drv()).await.is(BuildStatus::Built);
     let mut bob = scripted.session("bob").await;
-    is(&build(&mut bob, drv()).await, BuildStatus::Built);
-    assert_eq!(runs(&scripted), 2, "bob's build is not that of the smaller envelope");
+    build(&mut bob, drv()).await.is(BuildStatus::Built);
+    assert_eq!(scripted.runs(), 2, "bob's build is not that of the smaller envelope");
     // More than the box gives is what the box gives.
     let more = from_client(&[("NIXBUILDNET_MAX_MEM", "65536"), ("NIXBUILDNET_MAX_CPU", "64")]);
     let mut large = scripted.session_with("alice", more).await;
     let fails = || derivation("f", "exit:3", &[]);
-    is(&build(&mut bob, fails()).await, BuildStatus::PermanentFailure);
-    is(&build(&mut large, fails()).await, BuildStatus::CachedFailure);
-    is(&build(&mut small, fails()).await, BuildStatus::PermanentFailure);
-    assert_eq!(runs(&scripted), 4);
+    build(&mut bob, fails()).await.is(BuildStatus::PermanentFailure);
+    build(&mut large, fails()).await.is(BuildStatus::CachedFailure);
+    build(&mut small, fails()).await.is(BuildStatus::PermanentFailure);
+    assert_eq!(scripted.runs(), 4);
 }
 
 /// Two builds wait behind a third. The one that came later goes first, for its priority.
@@ -368,13 +336,13 @@ async fn a_priority_orders_the_builds_of_its_member() {
     wait_for_line(&mut first, "early").await;
     let mut last = scripted.session_with("alice", from_client(&[("BARN_PRIORITY", "-1")])).await;
     send(&mut last, derivation("last", "count", &[])).await;
-    until(|| waiting() == 2).await;
+    until("the second build to wait", || waiting() == 2).await;
     let mut next = scripted.session_with("alice", from_client(&[("BARN_PRIORITY", "1")])).await;
     send(&mut next, derivation("next", "count", &[])).await;
-    until(|| waiting() == 3).await;
+    until("the third build to wait", || waiting() == 3).await;
     scripted.script.gate.cancel();
     for client in [&mut first, &mut next, &mut last] {
-        is(&told(client).await, BuildStatus::Built);
+        told(client).await.is(BuildStatus::Built);
     }
     for (name, count) in [("next", "1"), ("last", "2")] {
         first.call(&Request::NarFromPath { path: path(name) }).await.expect("an answer");
@@ -418,10 +386,10 @@ async fn a_build_that_goes_on_without_clients_is_its_members_to_see_and_to_end()
     let scheduler = &scripted.agent.realiser.scheduler;
     let (of_alice, of_bob) =
         (|member: &Member| &*member.name == "alice", |member: &Member| &*member.name == "bob");
-    until(|| scheduler.list(&of_alice).iter().any(|run| run.requests == 0)).await;
+    until("alice to leave", || scheduler.list(&of_alice).iter().any(|run| run.requests == 0)).await;
     let id = scheduler.list(&of_alice)[0].id;
     assert!(scheduler.list(&of_bob).is_empty());
     assert_eq!((scheduler.cancel(id, &of_bob), scheduler.cancel(id, &of_alice)), (0, 1));
-    until(|| scripted.script.cancelled.load(Ordering::SeqCst) == 1).await;
+    scripted.until_cancelled(1).await;
     assert!(scheduler.list(&of_alice).is_empty());
 }

@@ -3,14 +3,13 @@
 
 mod common;
 
-use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use common::cache::{Cache, as_it_is, fetching_agent, key, narinfo_of};
+use common::client::is_valid;
 use common::http::{ENDLESS, ok, silent, status};
-use common::scripted::{Scripted, TestClient, path};
+use common::scripted::{Scripted, TestClient, info_of, path};
 use nix_derivation::StorePath;
-use sha2::{Digest, Sha256};
 use store::signing::SecretKey;
 use wire::client::{End, encode_file_nar};
 use wire::worker::Request;
@@ -26,11 +25,6 @@ async fn ensure(client: &mut TestClient, path: &StorePath) -> Result<(), String>
         End::Error(message) => Err(message),
         End::Read(_) => panic!("nothing to read"),
     }
-}
-
-async fn is_valid(client: &mut TestClient, path: &StorePath) -> bool {
-    client.call(&Request::IsValidPath { path: path.clone() }).await.expect("an answer");
-    client.u64().await.expect("a bool") == 1
 }
 
 #[tokio::test]
@@ -265,17 +259,7 @@ async fn a_fetched_path_wins_over_a_claim_to_the_same_name() {
     let scripted = fetching_agent(address, &key, "");
     let view = scripted.agent.store.view(&store::Member::new("alice"));
     let nar = encode_file_nar(b"mine", false);
-    let mine = nix::PathInfo {
-        path: lib.clone(),
-        nar_hash: Sha256::digest(&nar).into(),
-        nar_size: nar.len() as u64,
-        references: BTreeSet::new(),
-        deriver: None,
-        registration_time: 0,
-        ultimate: false,
-        signatures: Vec::new(),
-        ca: None,
-    };
+    let mine = info_of(lib.clone(), &nar, &[]);
     view.import(mine, &mut nar.as_slice()).expect("a claim");
     let mut alice = scripted.session("alice").await;
     assert_eq!(ensure(&mut alice, &app).await, Ok(()));

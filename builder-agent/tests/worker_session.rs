@@ -3,11 +3,9 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use common::PATIENCE;
-use common::scripted::{Scripted, TestClient, derivation, path, wait_for_reason};
+use common::client::{Drv, build, is_valid, lines, send, told, wait_for_reason};
+use common::scripted::{Scripted, TestClient, derivation, path, until};
 use nix::derivation::BasicDerivation;
 use nix::{BuildMode, BuildStatus};
 use nix_derivation::{
@@ -17,64 +15,6 @@ use sandbox::Inputs;
 use sha2::{Digest, Sha256};
 use wire::client::{End, Frame};
 use wire::worker::Request;
-
-/// A client's view of a build.
-#[derive(Debug)]
-struct Told {
-    log: Vec<String>,
-    status: u64,
-    message: String,
-}
-
-async fn send_build(client: &mut TestClient, (drv_path, derivation): (StorePath, BasicDerivation)) {
-    let request = Request::BuildDerivation { drv_path, derivation, mode: BuildMode::Normal };
-    client.request(&request).await.expect("sent");
-}
-
-async fn told(client: &mut TestClient) -> Told {
-    let frames = client.done().await.expect("an answer");
-    let status = client.u64().await.expect("status");
-    let message = client.string().await.expect("message");
-    for _ in 0..4 {
-        client.u64().await.expect("times and counts");
-    }
-    for _ in 0..client.u64().await.expect("outputs") {
-        client.string().await.expect("id");
-        client.string().await.expect("realisation");
-    }
-    Told { log: lines(&frames), status, message }
-}
-
-/// The lines of build logs among the frames.
-fn lines(frames: &[Frame]) -> Vec<String> {
-    frames
-        .iter()
-        .filter_map(|frame| match frame {
-            Frame::Result(_, 101, fields) => Some(String::from_utf8_lossy(&fields[0]).into_owned()),
-            _ => None,
-        })
-        .collect()
-}
-
-async fn build(client: &mut TestClient, what: (StorePath, BasicDerivation)) -> Told {
-    send_build(client, what).await;
-    told(client).await
-}
-
-async fn is_valid(client: &mut TestClient, path: &StorePath) -> bool {
-    client.call(&Request::IsValidPath { path: path.clone() }).await.expect("an answer");
-    client.u64().await.expect("a bool") == 1
-}
-
-/// Waits until a condition holds, which another task makes true.
-async fn until(mut condition: impl FnMut() -> bool) {
-    let wait = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait).await.expect("never became true");
-}
 
 /// Adds a text file, as `builtins.toFile` does, and returns its path.
 async fn add_text(
@@ -97,11 +37,11 @@ async fn a_build_shows_its_log_and_its_outputs_become_valid() {
     let mut alice = scripted.session("alice").await;
     assert_eq!(alice.trusted, Some(1));
     let told = build(&mut alice, derivation("t", "log:one log:two write:x", &[])).await;
-    assert_eq!((told.status, told.log), (BuildStatus::Built as u64, vec!["one".into(), "two".into()]));
+    assert_eq!((told.status, told.log()), (BuildStatus::Built as u64, vec!["one".into(), "two".into()]));
     assert!(is_valid(&mut alice, &path("t")).await);
     let again = build(&mut alice, derivation("t", "log:one log:two write:x", &[])).await;
     assert_eq!(again.status, BuildStatus::AlreadyValid as u64);
-    assert_eq!(scripted.script.runs.load(Ordering::SeqCst), 1);
+    assert_eq!(scripted.runs(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,14 +78,14 @@ async fn a_failed_builder_is_reported_in_nixs_words_and_leaves_nothing() {
 async fn a_second_request_joins_the_running_build_and_gets_its_log_from_the_start() {
     let scripted = Scripted::open("");
     let (mut first, mut second) = (scripted.session("alice").await, scripted.session("alice").await);
-    send_build(&mut first, derivation("t", "log:early gate log:late write:x", &[])).await;
-    until(|| scripted.script.runs.load(Ordering::SeqCst) == 1).await;
-    send_build(&mut second, derivation("t", "log:early gate log:late write:x", &[])).await;
+    send(&mut first, derivation("t", "log:early gate log:late write:x", &[])).await;
+    scripted.until_runs(1).await;
+    send(&mut second, derivation("t", "log:early gate log:late write:x", &[])).await;
     // Once its log arrives, the request has joined the run.
     let mut start = [0; 8];
     tokio::io::AsyncReadExt::read_exact(&mut second.reader, &mut start).await.expect("a log frame");
     scripted.script.gate.cancel();
-    assert_eq!(told(&mut first).await.log, ["early", "late"]);
+    assert_eq!(told(&mut first).await.log(), ["early", "late"]);
     // The frame whose kind was just read is the start of the activity.
     assert_eq!(u64::from_le_bytes(start), 0x5354_5254);
     for _ in 0..3 {
@@ -161,42 +101,42 @@ async fn a_second_request_joins_the_running_build_and_gets_its_log_from_the_star
     }
     second.u64().await.expect("parent");
     let told = told(&mut second).await;
-    assert_eq!((told.log, told.status), (vec!["early".into(), "late".into()], BuildStatus::Built as u64));
-    assert_eq!(scripted.script.runs.load(Ordering::SeqCst), 1);
+    assert_eq!((told.log(), told.status), (vec!["early".into(), "late".into()], BuildStatus::Built as u64));
+    assert_eq!(scripted.runs(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_nobody_waits_for_is_cancelled() {
     let scripted = Scripted::open("");
     let mut alice = scripted.session("alice").await;
-    send_build(&mut alice, derivation("t", "wait", &[])).await;
-    until(|| scripted.script.runs.load(Ordering::SeqCst) == 1).await;
+    send(&mut alice, derivation("t", "wait", &[])).await;
+    scripted.until_runs(1).await;
     drop(alice);
-    until(|| scripted.script.cancelled.load(Ordering::SeqCst) == 1).await;
+    scripted.until_cancelled(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_keep_builds_running_it_goes_on() {
     let scripted = Scripted::open("keep-builds-running = true");
     let mut alice = scripted.session("alice").await;
-    send_build(&mut alice, derivation("t", "gate write:x", &[])).await;
-    until(|| scripted.script.runs.load(Ordering::SeqCst) == 1).await;
+    send(&mut alice, derivation("t", "gate write:x", &[])).await;
+    scripted.until_runs(1).await;
     drop(alice);
     scripted.script.gate.cancel();
     let mut alice = scripted.session("alice").await;
     let told = build(&mut alice, derivation("t", "gate write:x", &[])).await;
     let reused = [BuildStatus::Built, BuildStatus::AlreadyValid, BuildStatus::Substituted].map(|s| s as u64);
     assert!(reused.contains(&told.status), "{told:?}");
-    assert_eq!(scripted.script.cancelled.load(Ordering::SeqCst), 0);
-    assert_eq!(scripted.script.runs.load(Ordering::SeqCst), 1);
+    assert_eq!(scripted.cancelled(), 0);
+    assert_eq!(scripted.runs(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_member_keeps_no_running_build() {
     let scripted = Scripted::open("keep-builds-running = true");
     let mut alice = scripted.session("alice").await;
-    send_build(&mut alice, derivation("t", "wait", &[])).await;
-    until(|| scripted.script.runs.load(Ordering::SeqCst) == 1).await;
+    send(&mut alice, derivation("t", "wait", &[])).await;
+    scripted.until_runs(1).await;
     scripted.set_roster(&["bob"]);
     let told = told(&mut alice).await;
     assert_eq!(told.status, BuildStatus::MiscFailure as u64);
@@ -207,20 +147,20 @@ async fn a_removed_member_keeps_no_running_build() {
 async fn one_member_cannot_take_all_slots_and_a_waiting_build_can_be_left() {
     let scripted = Scripted::open("[limits]\nmax-jobs = 2\nmax-jobs-per-member = 1");
     let (mut one, mut two) = (scripted.session("alice").await, scripted.session("alice").await);
-    send_build(&mut one, derivation("a", "gate write:x", &[])).await;
-    until(|| scripted.script.runs.load(Ordering::SeqCst) == 1).await;
+    send(&mut one, derivation("a", "gate write:x", &[])).await;
+    scripted.until_runs(1).await;
     let alices = || scripted.agent.realiser.scheduler.list(&|member| &*member.name == "alice").len();
-    send_build(&mut two, derivation("b", "write:x", &[])).await;
-    until(|| alices() == 2).await;
+    send(&mut two, derivation("b", "write:x", &[])).await;
+    until("the second build to wait", || alices() == 2).await;
     let mut bob = scripted.session("bob").await;
     assert_eq!(build(&mut bob, derivation("c", "write:x", &[])).await.status, BuildStatus::Built as u64);
-    assert_eq!(scripted.script.runs.load(Ordering::SeqCst), 2, "alice's second build must wait");
+    assert_eq!(scripted.runs(), 2, "alice's second build must wait");
     drop(two);
-    until(|| alices() == 1).await;
+    until("the second build to be left", || alices() == 1).await;
     scripted.script.gate.cancel();
     assert_eq!(told(&mut one).await.status, BuildStatus::Built as u64);
     assert_eq!(build(&mut one, derivation("d", "write:x", &[])).await.status, BuildStatus::Built as u64);
-    assert_eq!(scripted.script.runs.load(Ordering::SeqCst), 3, "the build that was left must not run");
+    assert_eq!(scripted.runs(), 3, "the build that was left must not run");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -235,7 +175,6 @@ async fn a_build_that_waits_says_for_what() {
         roster["members"][1]["limits"]["max-jobs"] = 1.into();
         roster["members"][2]["groups"] = serde_json::json!(["ci"]);
     });
-    let runs = || scripted.script.runs.load(Ordering::SeqCst);
     let mut clients = Vec::new();
     // Each line: a member, and why the build of this member's next request waits.
     let (ending, full) =
@@ -253,17 +192,17 @@ async fn a_build_that_waits_says_for_what() {
     .into_iter()
     .enumerate()
     {
-        let (mut client, before) = (scripted.session(name).await, runs());
+        let (mut client, before) = (scripted.session(name).await, scripted.runs());
         let drv = derivation(&format!("t{number}"), "gate write:x", &[]);
         let named = drv.0.to_absolute_path();
-        send_build(&mut client, drv).await;
+        send(&mut client, drv).await;
         match reason {
             Some(reason) => {
                 let told = wait_for_reason(&mut client).await;
                 assert_eq!(told, format!("waiting for a slot to build '{named}': {reason}"), "{name}");
-                assert_eq!(runs(), before);
+                assert_eq!(scripted.runs(), before);
             }
-            None => until(|| runs() == before + 1).await,
+            None => scripted.until_runs(before + 1).await,
         }
         clients.push(client);
     }
@@ -283,21 +222,24 @@ async fn members_of_a_group_share_its_slots_delay_nobody_else_and_get_new_ones_a
         roster["groups"] = serde_json::json!([{ "name": "ci", "limits": { "max-jobs": 1 } }]);
         (0..2).for_each(|n| roster["members"][n]["groups"] = serde_json::json!(["ci"]));
     });
-    let runs = || scripted.script.runs.load(Ordering::SeqCst);
     let mut alice = scripted.session("alice").await;
-    send_build(&mut alice, derivation("a", "gate write:x", &[])).await;
-    until(|| runs() == 1).await;
+    send(&mut alice, derivation("a", "gate write:x", &[])).await;
+    scripted.until_runs(1).await;
     let mut bob = scripted.session("bob").await;
-    send_build(&mut bob, derivation("b", "gate write:x", &[])).await;
+    send(&mut bob, derivation("b", "gate write:x", &[])).await;
     let bobs = || scripted.agent.realiser.scheduler.list(&|member| &*member.name == "bob");
-    until(|| bobs().len() == 1).await;
+    until("bob's build to wait", || bobs().len() == 1).await;
     let mut carol = scripted.session("carol").await;
     for (n, name) in ["c", "d", "e"].into_iter().enumerate() {
         let told = build(&mut carol, derivation(name, "write:x", &[])).await;
-        assert_eq!((told.status, runs()), (BuildStatus::Built as u64, n + 2), "bob's build must wait");
+        assert_eq!(
+            (told.status, scripted.runs()),
+            (BuildStatus::Built as u64, n + 2),
+            "bob's build must wait"
+        );
     }
     scripted.edit_roster(|roster| roster["groups"][0]["limits"]["max-jobs"] = 2.into());
-    until(|| runs() == 5).await;
+    scripted.until_runs(5).await;
     scripted.script.gate.cancel();
     for client in [&mut alice, &mut bob] {
         assert_eq!(told(client).await.status, BuildStatus::Built as u64);
@@ -346,7 +288,7 @@ async fn what_cannot_be_built_here_is_refused_by_name_and_the_session_goes_on() 
         assert_eq!(told.status, BuildStatus::InputRejected as u64, "{told:?}");
         assert!(told.message.contains(part), "{told:?}");
     }
-    assert_eq!(scripted.script.runs.load(Ordering::SeqCst), 0);
+    assert_eq!(scripted.runs(), 0);
     for request in [Request::OptimiseStore, Request::VerifyStore { check_contents: true, repair: false }] {
         alice.request(&request).await.expect("sent");
         assert!(matches!(alice.log().await.expect("an answer").1, End::Error(_)));
@@ -354,7 +296,7 @@ async fn what_cannot_be_built_here_is_refused_by_name_and_the_session_goes_on() 
     assert_eq!(build(&mut alice, derivation("t", "write:x", &[])).await.status, BuildStatus::Built as u64);
 }
 
-fn fixed(name: &str, script: &str, hash: NixHash) -> (StorePath, BasicDerivation) {
+fn fixed(name: &str, script: &str, hash: NixHash) -> Drv {
     let (drv, mut derivation) = derivation(name, script, &[]);
     derivation.outputs = BTreeMap::from([("out".to_owned(), Output::Fixed { ca: CAHash::Flat(hash) })]);
     (drv, derivation)
@@ -452,7 +394,7 @@ async fn dependencies_are_built_first_and_only_what_is_missing() {
     assert_eq!((log[0].as_str(), log[3].as_str()), ("bottom", "top"));
     alice.call(&request).await.expect("built already");
     assert_eq!(alice.u64().await.expect("a result"), 1);
-    assert_eq!(scripted.script.runs.load(Ordering::SeqCst), 4);
+    assert_eq!(scripted.runs(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,16 +1,15 @@
 //! A binary cache made by hand, and an agent without ssh (`scripted`) that fetches from it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use nix_derivation::{StorePath, nixbase32};
-use sha2::{Digest, Sha256};
 use store::signing::{SecretKey, Signer, fingerprint};
 use wire::client::encode_file_nar;
 
 use super::http::{ok, server, status};
-use super::scripted::{Scripted, path};
+use super::scripted::{Scripted, info_of, path};
 
 /// A cache made by hand: its answers by path, and the requests that it got.
 #[derive(Clone, Default)]
@@ -57,17 +56,7 @@ impl Cache {
     ) -> StorePath {
         let path = path(name);
         let nar = encode_file_nar(text.as_bytes(), false);
-        let info = nix::PathInfo {
-            path: path.clone(),
-            nar_hash: Sha256::digest(&nar).into(),
-            nar_size: nar.len() as u64,
-            references: references.iter().cloned().collect::<BTreeSet<_>>(),
-            deriver: None,
-            registration_time: 0,
-            ultimate: false,
-            signatures: Vec::new(),
-            ca: None,
-        };
+        let info = info_of(path.clone(), &nar, references);
         let hash = nixbase32::encode(&info.nar_hash);
         let names: Vec<String> = info.references.iter().map(StorePath::to_basename).collect();
         let signature = key.map(|key| format!("Sig: {}\n", key.sign(fingerprint(&info).as_bytes())));

@@ -4,12 +4,13 @@
 #![allow(dead_code)]
 
 pub mod cache;
+pub mod client;
 pub mod http;
 pub mod scripted;
 pub mod served;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -19,6 +20,23 @@ use tempfile::TempDir;
 
 /// Upper bound for steps that take milliseconds, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until a condition holds, which another thread or process makes true.
+pub fn until(what: &str, is_so: impl FnMut() -> bool) {
+    assert!(becomes_true(is_so), "waited in vain for {what}");
+}
+
+/// The same, for a failure with a message of its own.
+pub fn becomes_true(mut is_so: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
+}
 
 /// An agent that serves until dropped.
 pub struct Agent {
@@ -76,11 +94,8 @@ impl Agent {
             || self.log.lock().expect("log").iter().filter(|e| e["message"] == "roster loaded").count();
         let before = loaded();
         put_roster(self.path(), &roster);
-        let deadline = Instant::now() + PATIENCE;
-        while loaded() == before {
-            assert!(Instant::now() < deadline, "the roster is not loaded:\n{}", self.log_text());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let is_loaded = becomes_true(|| loaded() > before);
+        assert!(is_loaded, "the roster is not loaded:\n{}", self.log_text());
     }
 
     /// The first log event with this message; fails if there is none in time.
@@ -119,6 +134,11 @@ impl Agent {
     /// The stock client with the key in `key`, ready for a command.
     pub fn ssh(&self, key: &str) -> Command {
         ssh(self.path(), key, self.port)
+    }
+
+    /// A worker session of this member.
+    pub fn open_session(&self, who: &str) -> Child {
+        open_session(self.ssh(who))
     }
 
     /// Runs a command and returns the transcript that a user would see, without the lines that differ each
@@ -187,6 +207,17 @@ pub fn ssh(dir: &Path, key: &str, port: u16) -> Command {
         .env_remove("SSH_AUTH_SOCK")
         .stdin(Stdio::null());
     ssh
+}
+
+/// Opens a worker session with this client, and waits for the answer to its greeting. All streams are piped.
+pub fn open_session(mut ssh: Command) -> Child {
+    ssh.args(["nix-daemon", "--stdio"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = ssh.spawn().expect("ssh");
+    // "nixc" and version 1.18.
+    let hello = [0x6e69_7863u64.to_le_bytes(), 0x112u64.to_le_bytes()].concat();
+    child.stdin.as_mut().expect("piped").write_all(&hello).expect("sent");
+    child.stdout.as_mut().expect("piped").read_exact(&mut [0; 8]).expect("an answer");
+    child
 }
 
 fn transcript(args: &[&str], output: &Output, agent: &Agent) -> String {

@@ -18,12 +18,14 @@ use daemon::Agent;
 use daemon::{Caller, SessionOptions};
 use ledger::Ledger;
 use members::{Member, Roster};
+use nix::PathInfo;
 use nix::derivation::BasicDerivation;
 use nix_derivation::{Output, StorePath};
 use sandbox::{
     BuilderStatus, Cancel, Finished, Host, Inputs, Job, JobRunner, Phases, Run, SandboxError, Usage,
 };
 use settings::Config;
+use sha2::{Digest, Sha256};
 use shares::budget::Budgets;
 use shares::threads::Threads;
 use store::signing::TrustedKeys;
@@ -31,9 +33,11 @@ use store::{Store, StoreConfig};
 use substitute::Substituters;
 use tempfile::TempDir;
 use tickets::Tickets;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadHalf, WriteHalf};
+use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::watch;
 use wire::client::{Client, encode_file_nar};
+
+use super::client::Drv;
 
 /// Plays builders. Words of the script, separated by spaces:
 ///
@@ -279,6 +283,28 @@ impl Scripted {
         (ServeClient::connect(reader, writer, 7).await.expect("a handshake"), shown)
     }
 
+    /// The builders that ran so far, those that run now among them.
+    pub fn runs(&self) -> usize {
+        self.script.runs.load(Ordering::SeqCst)
+    }
+
+    /// Waits until this many builders have started. More are a failure.
+    pub async fn until_runs(&self, count: usize) {
+        until("a builder to run", || self.runs() >= count).await;
+        assert_eq!(self.runs(), count, "a builder ran that nobody waited for");
+    }
+
+    /// The builders that were cancelled so far.
+    pub fn cancelled(&self) -> usize {
+        self.script.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Waits until this many builders have been cancelled. More are a failure.
+    pub async fn until_cancelled(&self, count: usize) {
+        until("a builder to be cancelled", || self.cancelled() >= count).await;
+        assert_eq!(self.cancelled(), count, "a builder was cancelled that should go on");
+    }
+
     pub fn set_roster(&self, names: &[&str]) {
         self.roster.send_replace(read_roster(self.dir.path(), names));
     }
@@ -314,6 +340,17 @@ impl Scripted {
     }
 }
 
+/// Waits until a condition holds, which another task makes true.
+pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(super::PATIENCE, waiting).await;
+    in_time.unwrap_or_else(|_| panic!("waited in vain for {what}"));
+}
+
 /// A member without special settings.
 pub fn member(name: &str) -> Arc<Member> {
     Arc::new(Member::named(name))
@@ -333,8 +370,23 @@ pub fn path(name: &str) -> StorePath {
     StorePath::from_parts(digest, name).expect("a path")
 }
 
+/// The info of a path with this archive, which nobody signed.
+pub fn info_of(path: StorePath, nar: &[u8], references: &[StorePath]) -> PathInfo {
+    PathInfo {
+        path,
+        deriver: None,
+        nar_hash: Sha256::digest(nar).into(),
+        nar_size: nar.len() as u64,
+        references: references.iter().cloned().collect(),
+        registration_time: 0,
+        ultimate: false,
+        signatures: Vec::new(),
+        ca: None,
+    }
+}
+
 /// A derivation whose builder runs `script`; its one output is `path(name)`.
-pub fn derivation(name: &str, script: &str, env: &[(&str, &str)]) -> (StorePath, BasicDerivation) {
+pub fn derivation(name: &str, script: &str, env: &[(&str, &str)]) -> Drv {
     let derivation = BasicDerivation {
         outputs: BTreeMap::from([("out".to_owned(), Output::InputAddressed { path: path(name) })]),
         input_sources: Default::default(),
@@ -344,85 +396,4 @@ pub fn derivation(name: &str, script: &str, env: &[(&str, &str)]) -> (StorePath,
         env: env.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec())).collect(),
     };
     (path(&format!("{name}.drv")), derivation)
-}
-
-/// One message that a client gets while it waits for an answer.
-enum Message {
-    Start,
-    Note(String),
-    Line(String),
-    Other,
-}
-
-/// Reads a client's stream up to a line of log.
-pub async fn wait_for_line(
-    client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
-    wanted: &str,
-) {
-    let reading = async { while !matches!(message(client).await, Message::Line(line) if line == wanted) {} };
-    tokio::time::timeout(super::PATIENCE, reading).await.expect("the line never came");
-}
-
-/// Reads a client's stream up to the start of an activity. A client that builds gets one as soon as it waits for a run.
-pub async fn wait_for_start(client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>) {
-    let reading = async { while !matches!(message(client).await, Message::Start) {} };
-    tokio::time::timeout(super::PATIENCE, reading).await.expect("nothing was started");
-}
-
-/// Reads a client's stream up to the message that says why a build waits. Returns its text.
-pub async fn wait_for_reason(client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>) -> String {
-    let reading = async {
-        loop {
-            if let Message::Note(text) = message(client).await
-                && text.starts_with("waiting for a slot")
-            {
-                return text.trim_end().to_owned();
-            }
-        }
-    };
-    tokio::time::timeout(super::PATIENCE, reading).await.expect("nobody said why the build waits")
-}
-
-/// Reads one message. (Nix: src/libstore/worker-protocol.hh has the numbers.)
-async fn message(client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>) -> Message {
-    let number = |n: Result<u64, _>| n.expect("a number");
-    match number(client.u64().await) {
-        0x5354_5254 => {
-            for _ in 0..3 {
-                number(client.u64().await);
-            }
-            client.bytes().await.expect("text");
-            fields(client).await;
-            number(client.u64().await);
-            Message::Start
-        }
-        0x5354_4f50 => {
-            number(client.u64().await);
-            Message::Other
-        }
-        0x5253_4c54 => {
-            let (_, kind) = (number(client.u64().await), number(client.u64().await));
-            let texts = fields(client).await;
-            match kind {
-                101 => Message::Line(String::from_utf8_lossy(&texts[0]).into_owned()),
-                _ => Message::Other,
-            }
-        }
-        0x6f6c_6d67 => {
-            let text = client.bytes().await.expect("a message");
-            Message::Note(String::from_utf8_lossy(&text).into_owned())
-        }
-        other => panic!("the log ended: {other:#x}"),
-    }
-}
-
-async fn fields(client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>) -> Vec<Vec<u8>> {
-    let mut texts = Vec::new();
-    for _ in 0..client.u64().await.expect("a count") {
-        match client.u64().await.expect("a kind") {
-            0 => drop(client.u64().await.expect("a number")),
-            _ => texts.push(client.bytes().await.expect("text")),
-        }
-    }
-    texts
 }

@@ -3,25 +3,21 @@
 
 use std::path::Path;
 use std::process::{Output, Stdio};
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use nix::derivation::BasicDerivation;
-use nix::{BuildMode, BuildStatus};
-use nix_derivation::StorePath;
+use nix::BuildStatus;
 use serde_json::Value;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio_util::sync::CancellationToken;
 use wire::client::Client;
-use wire::worker::Request;
 
+use super::client::{self, Drv, Told};
 use super::scripted::Scripted;
 use super::{PATIENCE, ssh};
 
 /// A scripted agent behind the real front door.
 pub struct Served {
     pub scripted: Scripted,
-    port: u16,
+    pub port: u16,
     stop: CancellationToken,
 }
 
@@ -29,12 +25,20 @@ pub struct Served {
 pub struct Session {
     pub client: Client<ChildStdout, ChildStdin>,
     /// Killed when it is dropped.
-    _ssh: Child,
+    ssh: Child,
 }
 
 impl Served {
     pub async fn open(config: &str) -> Self {
-        let scripted = Scripted::open(config);
+        Self::serve(Scripted::open(config))
+    }
+
+    /// The same, with tickets. See [`Scripted::open_with_tickets`].
+    pub async fn open_with_tickets(config: &str) -> Self {
+        Self::serve(Scripted::open_with_tickets(config))
+    }
+
+    fn serve(scripted: Scripted) -> Self {
         let listeners = ::ssh::bind(&["127.0.0.1:0".parse().expect("an address")]).expect("a free port");
         let port = listeners[0].local_addr().expect("bound").port();
         let key =
@@ -49,16 +53,9 @@ impl Served {
     }
 
     pub async fn session(&self, member: &str) -> Session {
-        let mut command = Command::from(ssh(self.dir(), member, self.port));
-        command
-            .args(["nix-daemon", "--stdio"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        let mut ssh = command.kill_on_drop(true).spawn().expect("ssh");
-        let (reader, writer) = (ssh.stdout.take().expect("piped"), ssh.stdin.take().expect("piped"));
-        let client = Client::connect(reader, writer, 35, &[]).await.expect("a handshake");
-        Session { client, _ssh: ssh }
+        let mut ssh = ssh(self.dir(), member, self.port);
+        ssh.args(["nix-daemon", "--stdio"]);
+        Session::over(ssh).await
     }
 
     pub async fn run(&self, member: &str, words: &[&str]) -> Output {
@@ -80,15 +77,6 @@ impl Served {
         assert_eq!(lines[0]["member"], member);
         lines[0].clone()
     }
-
-    pub async fn until_runs(&self, count: usize) {
-        let started = async {
-            while self.scripted.script.runs.load(Ordering::SeqCst) < count {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, started).await.expect("a builder never ran");
-    }
 }
 
 impl Drop for Served {
@@ -97,42 +85,46 @@ impl Drop for Served {
     }
 }
 
-pub type Drv = (StorePath, BasicDerivation);
-
 impl Session {
-    pub async fn send(&mut self, (drv_path, derivation): Drv) {
-        let mode = BuildMode::Normal;
-        self.client.request(&Request::BuildDerivation { drv_path, derivation, mode }).await.expect("sent");
+    /// A session over this client, which runs `nix-daemon --stdio`.
+    pub async fn over(ssh: std::process::Command) -> Self {
+        let mut ssh = Command::from(ssh);
+        ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut ssh = ssh.kill_on_drop(true).spawn().expect("ssh");
+        let (reader, writer) = (ssh.stdout.take().expect("piped"), ssh.stdin.take().expect("piped"));
+        let client = Client::connect(reader, writer, 35, &[]).await.expect("a handshake");
+        Self { client, ssh }
     }
 
-    /// The status and the message of the answer.
-    pub async fn told(&mut self) -> (u64, String) {
-        self.client.done().await.expect("an answer");
-        let (status, message) = (self.client.u64().await, self.client.string().await);
-        for _ in 0..4 {
-            self.client.u64().await.expect("times and counts");
-        }
-        for _ in 0..self.client.u64().await.expect("outputs") {
-            self.client.string().await.expect("id");
-            self.client.string().await.expect("realisation");
-        }
-        (status.expect("a status"), message.expect("a message"))
+    pub async fn send(&mut self, drv: Drv) {
+        client::send(&mut self.client, drv).await;
     }
 
-    pub async fn is(&mut self, status: BuildStatus) {
+    /// Reads the answer.
+    pub async fn told(&mut self) -> Told {
+        client::told(&mut self.client).await
+    }
+
+    /// Reads the answer, which must have this status.
+    pub async fn is(&mut self, status: BuildStatus) -> Told {
         let told = self.told().await;
-        assert_eq!(told.0, status as u64, "{told:?}");
+        told.is(status);
+        told
     }
 
-    pub async fn build(&mut self, drv: Drv, status: BuildStatus) {
+    /// Builds, which must end with this status.
+    pub async fn build(&mut self, drv: Drv, status: BuildStatus) -> Told {
         self.send(drv).await;
-        self.is(status).await;
+        self.is(status).await
     }
 
+    /// Asks for a build that must be refused for the moment. Returns the reason.
     pub async fn refused(&mut self, drv: Drv) -> String {
-        self.send(drv).await;
-        let (status, message) = self.told().await;
-        assert_eq!(status, BuildStatus::TransientFailure as u64, "{message}");
-        message
+        self.build(drv, BuildStatus::TransientFailure).await.message
+    }
+
+    /// Waits until the box has ended the connection.
+    pub async fn ends(mut self) {
+        tokio::time::timeout(PATIENCE, self.ssh.wait()).await.expect("the session goes on").expect("waited");
     }
 }
