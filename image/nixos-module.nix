@@ -33,6 +33,14 @@ let
     substituteInPlace $out/lib/systemd/system/*.service --replace-quiet /usr/lib/barnraiser ${home} \
       --replace-quiet /bin/true ${pkgs.coreutils}/bin/true
   '';
+  # Of roster-sync, and gpgv of access-manager.
+  tools = [
+    pkgs.coreutils
+    pkgs.gnupg
+  ];
+  roster-key = lib.optional (
+    cfg.roster.sshKeyFile != null
+  ) "barnraiser.roster-ssh-key:${cfg.roster.sshKeyFile}";
 in
 {
   options.services.barnraiser = {
@@ -82,6 +90,26 @@ in
         default = null;
         description = "Further ssh keys, which may sign merge commits only.";
       };
+      gpgKeyring = lib.mkOption {
+        type = lib.types.nullOr lib.types.path;
+        default = null;
+        description = "Commits may also be signed by one of these OpenPGP keys (a keyring of gpgv(1)).";
+      };
+      mergeGpgKeyring = lib.mkOption {
+        type = lib.types.nullOr lib.types.path;
+        default = null;
+        description = "Further OpenPGP keys, which may sign merge commits only.";
+      };
+      knownHosts = lib.mkOption {
+        type = lib.types.nullOr lib.types.path;
+        default = null;
+        description = "Host keys of a repository that is read over ssh (ssh-keygen(1), known_hosts).";
+      };
+      sshKeyFile = lib.mkOption {
+        type = lib.types.nullOr lib.types.str;
+        default = null;
+        description = "File with the private key for a repository that is read over ssh. Not in the Nix store, which everybody reads.";
+      };
       baked = lib.mkOption {
         type = lib.types.nullOr lib.types.path;
         default = null;
@@ -130,13 +158,17 @@ in
         ROSTER_WEBHOOK=${lib.escapeShellArg cfg.roster.webhook.listen}
         ROSTER_FALLBACK=${if cfg.roster.fallback then "yes" else "no"}
       '';
-      "barnraiser/allowed-signers" = lib.mkIf (cfg.roster.allowedSigners != null) {
-        source = cfg.roster.allowedSigners;
-      };
-      "barnraiser/merge-signers" = lib.mkIf (cfg.roster.mergeSigners != null) {
-        source = cfg.roster.mergeSigners;
-      };
-    };
+    }
+    # The names that roster-sync looks for.
+    // lib.mapAttrs' (name: source: lib.nameValuePair "barnraiser/${name}" { inherit source; }) (
+      lib.filterAttrs (_: source: source != null) {
+        allowed-signers = cfg.roster.allowedSigners;
+        merge-signers = cfg.roster.mergeSigners;
+        gpg-keyring = cfg.roster.gpgKeyring;
+        merge-gpg-keyring = cfg.roster.mergeGpgKeyring;
+        known-hosts = cfg.roster.knownHosts;
+      }
+    );
     users.users.barnraiser-roster = {
       isSystemUser = true;
       group = "barnraiser-roster";
@@ -154,13 +186,18 @@ in
       path = [ pkgs.bubblewrap ];
       serviceConfig.StateDirectory = "barnraiser";
     };
-    systemd.services.barnraiser-roster.path = [ pkgs.coreutils ];
+    systemd.services.barnraiser-roster = {
+      path = tools;
+      serviceConfig.LoadCredential = roster-key;
+    };
     systemd.services.barnraiser-webhook = lib.mkIf (cfg.roster.webhook.secretFile != null) {
-      path = [ pkgs.coreutils ];
+      path = tools;
       wantedBy = [ "multi-user.target" ];
       # The image gets the secret from the machine's manager, and starts the unit only then.
       unitConfig.ConditionCredential = [ "" ];
-      serviceConfig.LoadCredential = "barnraiser.webhook-secret:${cfg.roster.webhook.secretFile}";
+      serviceConfig.LoadCredential = roster-key ++ [
+        "barnraiser.webhook-secret:${cfg.roster.webhook.secretFile}"
+      ];
     };
     systemd.timers.barnraiser-roster.wantedBy = [ "timers.target" ];
     systemd.paths.barnraiser-sync.wantedBy = [ "multi-user.target" ];

@@ -176,9 +176,13 @@ impl Drop for Barn {
             let serial = std::fs::read(self.state.path().join("try/serial.log")).unwrap_or_default();
             let serial = String::from_utf8_lossy(&serial).into_owned();
             let lines: Vec<&str> = serial.lines().collect();
-            eprintln!("--- the box's console ends with");
-            for line in &lines[lines.len().saturating_sub(80)..] {
-                eprintln!("{line}");
+            // Its first words in each boot. What was before the second one says why the box booted again.
+            let boots = lines.iter().enumerate().filter(|(_, line)| line.contains("Linux version "));
+            let mut ends: Vec<usize> = boots.skip(1).map(|(number, _)| number).collect();
+            ends.push(lines.len());
+            for (boot, end) in ends.into_iter().enumerate() {
+                eprintln!("--- the console of boot {} of the box ends with", boot + 1);
+                lines[end.saturating_sub(80)..end].iter().for_each(|line| eprintln!("{line}"));
             }
         }
         let down = self.script("down");
