@@ -11,6 +11,7 @@
 
 pub(crate) mod account;
 pub(crate) mod change;
+pub(crate) mod charges;
 pub(crate) mod commit;
 pub(crate) mod database;
 pub(crate) mod holds;

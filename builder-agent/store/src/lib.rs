@@ -42,6 +42,7 @@ pub use error::{
 };
 pub use format::object::NarReader;
 pub use format::{nar, object};
+pub use index::charges::Charged;
 pub use long_work::LongWork;
 pub use objects::ingest::{Ingest, Ingested};
 pub use objects::intake::{Intake, IntakeKind};

@@ -1,10 +1,12 @@
 //! The store: opening it, and views of it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::StoreConfig;
 use crate::error::{FileError, OpenError, RegisterError};
+use crate::index::charges::Charged;
 use crate::types::Member;
 use crate::types::result::BuildRecord;
 use crate::upkeep::base::Base;
@@ -75,12 +77,20 @@ impl Store {
         self.base.index.read().object_bytes()
     }
 
+    /// What each member is charged for: their claims, and the Verified paths that they brought first. Without those who are
+    /// charged for nothing. Takes as long as there are members, however many paths there are.
+    #[must_use]
+    pub fn charged(&self) -> BTreeMap<Member, Charged> {
+        let index = self.base.index.read();
+        index.charges().into_iter().map(|(member, charged)| (member.clone(), charged)).collect()
+    }
+
     /// When the Verified path that was not used for the longest time was used, in seconds since 1970.
     #[must_use]
     pub fn oldest_use(&self) -> Option<u64> {
         let index = self.base.index.read();
         let uses = index.verified().entries().map(|(_, entry)| entry.used.at() / 1000);
-        // 0: of somebody who had too much, and nobody else has used it (`Change::Release`).
+        // 0: of somebody who had too much, and nobody else has used it (`Change::Charge`).
         uses.filter(|used| *used > 0).min()
     }
 

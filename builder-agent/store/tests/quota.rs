@@ -3,12 +3,13 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
 use common::*;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
-use store::{Payer, Provenance, RegisterError, Store, StoreConfig, View};
+use store::{Charged, Payer, Provenance, RegisterError, Store, StoreConfig, View};
 
 const BIG: usize = 1 << 20;
 /// Room for three objects of `BIG` bytes and their metadata.
@@ -104,6 +105,26 @@ fn a_charge_is_the_same_whatever_others_have() {
     drop((a, b, store));
     let store = limited(dir.path());
     assert_eq!((store.view(&alice()).charged().0, store.view(&bob()).charged().0), (2 * alone, paid));
+}
+
+#[test]
+fn the_store_tells_what_everybody_is_charged_for_and_forgets_what_is_gone() {
+    let dir = scratch();
+    let store = open(dir.path());
+    let (a, b) = (store.view(&alice()), store.view(&bob()));
+    assert_eq!(store.charged(), BTreeMap::new());
+    let base = public(&b, "base", 1);
+    claim(&a, "p", 2, &[&base]).unwrap();
+    claim(&a, "q", 3, &[&base, &path("p")]).unwrap();
+    let charged = store.charged();
+    let counts = |member| charged.get(&member).map(|charged: &Charged| (charged.paths, charged.references));
+    assert_eq!((counts(alice()), counts(bob())), (Some((2, 3)), Some((1, 0))));
+    assert_eq!([&a, &b].map(|view| charged[view.member()].bytes), [&a, &b].map(|view| view.charged().0));
+    drop((a, b, store));
+    let store = open(dir.path());
+    assert_eq!(store.charged(), charged, "the same after a restart");
+    store.evict(u64::MAX, "a test").unwrap();
+    assert_eq!(store.charged(), BTreeMap::new());
 }
 
 #[test]

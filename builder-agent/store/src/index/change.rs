@@ -32,9 +32,10 @@ pub(crate) enum Change {
     DropVerified {
         path: StorePath,
     },
-    /// A Verified path is not charged to anybody any more, and was last used then (milliseconds since 1970).
-    Release {
+    /// Who is charged for a Verified path from now on (`None`: the box), and when it was last used (milliseconds since 1970).
+    Charge {
         path: StorePath,
+        payer: Option<Member>,
         used: u64,
     },
     /// Writes the last use of a path (milliseconds since 1970). In memory it is known already.

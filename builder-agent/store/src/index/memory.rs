@@ -12,6 +12,7 @@ use nix_derivation::StorePath;
 
 use crate::index::account::{self, Account, LastUse};
 use crate::index::change::Change;
+use crate::index::charges::{Charged, Charges};
 use crate::index::rows::{Annotations, Origins};
 use crate::types::realisation::{Realisation, RealisationId};
 use crate::types::result::{BuildRecord, RecordEnd};
@@ -164,8 +165,8 @@ pub(crate) struct Memory {
     results: HashMap<[u8; 32], Arc<BuildRecord>>,
     /// The results that are failures, by time.
     failures: BTreeSet<(i64, [u8; 32])>,
-    /// Bytes of the Verified paths that each member is charged for.
-    paid: HashMap<Member, u64>,
+    /// The Verified paths that each member is charged for.
+    charges: Charges,
     /// Bytes of all objects that some path has.
     object_bytes: u64,
     /// Rows whose last use the database does not know yet; each at most once an hour. `None`: Verified.
@@ -193,16 +194,17 @@ impl Memory {
             Change::DropVerified { path } => {
                 let entry = self.verified.remove(&path);
                 self.lost_path(entry.as_ref());
-                self.unpay(entry.as_ref());
+                entry.iter().for_each(|entry| self.charges.remove(entry));
             }
-            Change::Release { path, used } => {
-                let Some(mut entry) = self.verified.entries.remove(&path) else { return };
-                self.unpay(Some(&entry));
-                (entry.payer, entry.used) = (None, LastUse::new(used));
-                self.verified.entries.insert(path, entry);
+            Change::Charge { path, payer, used } => {
+                let Some(entry) = self.verified.entries.get_mut(&path) else { return };
+                self.charges.remove(entry);
+                (entry.payer, entry.used) = (payer, LastUse::new(used));
+                self.charges.add(entry);
             }
             Change::Used { .. } => {}
             Change::SetSignatures { info, provenance, proven } => {
+                // The rest of the info is the same, so no charge changes.
                 if let Some(entry) = self.layer(&provenance).entries.get_mut(&info.path) {
                     (entry.info, entry.proven) = (info, proven);
                 }
@@ -247,7 +249,7 @@ impl Memory {
         }
     }
 
-    /// The change that takes back `change`, if that drops something that exists; else `None`.
+    /// The change that takes back `change`, if that drops or releases something that exists; else `None`.
     pub(crate) fn inverse(&self, change: &Change) -> Option<Change> {
         match change {
             Change::DropClaim { member, path } => {
@@ -256,6 +258,10 @@ impl Memory {
             }
             Change::DropVerified { path } => {
                 Some(added_again(self.verified.entries.get(path)?, Provenance::Verified))
+            }
+            Change::Charge { path, .. } => {
+                let Account { payer, used } = self.verified.entries.get(path)?.account();
+                Some(Change::Charge { path: path.clone(), payer, used })
             }
             Change::DropRealisation { id, member } => {
                 let (layer, provenance) = match member {
@@ -293,10 +299,9 @@ impl Memory {
         if layer.entries.contains_key(&info.path) {
             return;
         }
-        let payer = account.payer.clone();
         layer.insert(Arc::clone(info), proven, origins, (size, account));
-        if let (Provenance::Verified, Some(payer)) = (provenance, payer) {
-            *self.paid.entry(payer).or_default() += size;
+        if let (Provenance::Verified, Some(entry)) = (provenance, self.verified.entries.get(&info.path)) {
+            self.charges.add(entry);
         }
         let uses = self.objects.entry(info.nar_hash).or_default();
         if uses.paths == 0 {
@@ -316,31 +321,24 @@ impl Memory {
         }
     }
 
-    /// A Verified path is not charged any more.
-    fn unpay(&mut self, entry: Option<&Entry>) {
-        let Some((payer, size)) = entry.and_then(|entry| Some((entry.payer.as_ref()?, entry.size))) else {
-            return;
-        };
-        if let Some(paid) = self.paid.get_mut(payer) {
-            *paid -= size;
-            if *paid == 0 {
-                self.paid.remove(payer);
-            }
-        }
-    }
-
-    /// Bytes that `member` is charged for: the objects of all their claims, and of the Verified paths that they brought
-    /// first. Depends on nothing that other members have.
-    pub(crate) fn charged_to(&self, member: &Member) -> u64 {
-        let claims = self.claims_of(member).map_or(0, Layer::bytes);
-        claims + self.paid.get(member).copied().unwrap_or_default()
+    /// What `member` is charged for: all their claims, and the Verified paths that they brought first. Depends on nothing
+    /// that other members have.
+    pub(crate) fn charged_to(&self, member: &Member) -> Charged {
+        let mut charged = self.charges.of(member);
+        charged += self.claims_of(member).map(Charged::of_layer).unwrap_or_default();
+        charged
     }
 
     /// What each member is charged for, without those who are charged for nothing.
-    pub(crate) fn charges(&self) -> HashMap<&Member, u64> {
-        let members = self.claimed.keys().chain(self.paid.keys());
+    pub(crate) fn charges(&self) -> HashMap<&Member, Charged> {
+        let members = self.claimed.keys().chain(self.charges.payers());
         let charged = members.map(|member| (member, self.charged_to(member)));
-        charged.filter(|(_, bytes)| *bytes > 0).collect()
+        charged.filter(|(_, charged)| charged.paths > 0).collect()
+    }
+
+    /// The Verified rows that `member` is charged for, in no order.
+    pub(crate) fn paid_by(&self, member: &Member) -> impl Iterator<Item = &Entry> {
+        self.charges.paths_of(member).filter_map(|path| self.verified.entry(path))
     }
 
     /// Bytes of all objects that some path has.

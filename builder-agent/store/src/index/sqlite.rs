@@ -238,7 +238,7 @@ mod tests {
         let payer = Some(member.clone());
         let (verified, claim) = (Account { payer: payer.clone(), used: 10 }, Account { payer, used: 11 });
         assert_eq!(accounts(&mut db), [verified, claim.clone()]);
-        write(&mut db, &[Change::Release { path: path.clone(), used: 0 }]);
+        write(&mut db, &[Change::Charge { path: path.clone(), payer: None, used: 0 }]);
         assert_eq!(accounts(&mut db), [Account::default(), claim]);
 
         let drop_of =

@@ -120,7 +120,8 @@ impl Taken {
 /// pushes out their own paths; then all.
 fn choose(memory: &Memory, rows: &Rows<'_>, wish: &Wish) -> (HashSet<usize>, Evicted) {
     let mut taken = Taken::default();
-    let mut charges = memory.charges();
+    let mut charges: HashMap<_, u64> =
+        memory.charges().into_iter().map(|(member, charged)| (member, charged.bytes)).collect();
     let average = charges.values().sum::<u64>() / (charges.len() as u64).max(1);
     let order = rows.oldest_first();
     for &n in &order {
@@ -228,11 +229,7 @@ pub(crate) fn slim(memory: &Memory, holds: &Holds, member: &Member, bytes: u64) 
     let needs: Needs = holds.needs_of(member);
     let needed = Needed::of_one(memory, &needs);
     let rows = Rows::unneeded(memory, &needed, Some(member));
-    let paid = memory
-        .verified()
-        .entries()
-        .map(|(_, entry)| entry)
-        .filter(|entry| entry.payer.as_ref() == Some(member));
+    let paid = memory.paid_by(member);
     let paid = paid.filter(|entry| !needed.verified.contains(&entry.info.path));
     let mut paid: Vec<_> = paid.map(|entry| (entry.used.at(), entry)).collect();
     paid.sort_unstable_by_key(|(used, entry)| std::cmp::Reverse((*used, &entry.info.path)));
@@ -264,5 +261,5 @@ pub(crate) fn slim(memory: &Memory, holds: &Holds, member: &Member, bytes: u64) 
 
 fn release(used: u64, entry: &Entry) -> Change {
     let used = if entry.used.is_by_others() { used } else { 0 };
-    Change::Release { path: entry.info.path.clone(), used: used.min(now()) }
+    Change::Charge { path: entry.info.path.clone(), payer: None, used: used.min(now()) }
 }

@@ -85,7 +85,7 @@ fn over(member: &Member, quota: Quota, more: u64, charged: u64) -> RegisterError
 pub(crate) fn within(index: &Memory, viewer: &Viewer, changes: &[Change]) -> Result<(), RegisterError> {
     let Payer { member: Some(member), quota: Some(quota) } = &viewer.payer else { return Ok(()) };
     let (more, less) = charges(index, member, changes);
-    let charged = index.charged_to(member).saturating_sub(less);
+    let charged = index.charged_to(member).bytes.saturating_sub(less);
     match more > 0 && charged.saturating_add(more) > quota.bytes {
         true => Err(over(member, *quota, more, charged)),
         false => Ok(()),
@@ -96,13 +96,13 @@ pub(crate) fn within(index: &Memory, viewer: &Viewer, changes: &[Change]) -> Res
 pub(crate) fn make_room(base: &Arc<Base>, viewer: &Viewer, more: u64) -> Result<(), RegisterError> {
     let Payer { member: Some(member), quota: Some(quota) } = viewer.payer.clone() else { return Ok(()) };
     let missing = move |charged: u64| charged.saturating_add(more).saturating_sub(quota.bytes);
-    if more == 0 || missing(base.index.read().charged_to(&member)) == 0 {
+    if more == 0 || missing(base.index.read().charged_to(&member).bytes) == 0 {
         return Ok(());
     }
     let holds = Arc::clone(base.index.holds());
     let about = About { everything: true, ..About::default() };
     let plan = move |memory: &Memory| {
-        let charged = memory.charged_to(&member);
+        let charged = memory.charged_to(&member).bytes;
         let missing = missing(charged);
         if missing == 0 {
             return Ok((Plan::default(), Vec::new()));

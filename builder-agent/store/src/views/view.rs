@@ -79,7 +79,7 @@ impl View {
     /// Bytes that the member is charged for, and the limit.
     #[must_use]
     pub fn charged(&self) -> (u64, Option<Quota>) {
-        (self.base.index.read().charged_to(&self.viewer.member), self.viewer.payer.quota)
+        (self.base.index.read().charged_to(&self.viewer.member).bytes, self.viewer.payer.quota)
     }
 
     /// Fails if so many more bytes cannot be within the limit of this view's payer, even without paths that the payer does

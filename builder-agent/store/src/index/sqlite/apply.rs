@@ -40,9 +40,9 @@ pub(super) fn write(
         Change::DropVerified { path } => {
             run("DELETE FROM paths WHERE path = ?1 AND member IS NULL", params![path.to_basename()])
         }
-        Change::Release { path, used } => run(
-            "UPDATE paths SET payer = NULL, used = ?1 WHERE path = ?2 AND member IS NULL",
-            params![used.cast_signed(), path.to_basename()],
+        Change::Charge { path, payer, used } => run(
+            "UPDATE paths SET payer = ?1, used = ?2 WHERE path = ?3 AND member IS NULL",
+            params![payer.as_ref().map(Member::name), used.cast_signed(), path.to_basename()],
         ),
         Change::Used { path, member: None, used } => run(
             "UPDATE paths SET used = ?1 WHERE path = ?2 AND member IS NULL",
