@@ -261,6 +261,12 @@ async fn a_download_that_somebody_elses_limit_ended_starts_again() {
         alices.message
     );
     told(&mut bob).await.is(BuildStatus::Built);
+    // Who builds with it is charged for what arrived.
+    let charged = |member: &str| {
+        let used = scripted.agent.ledger.used_this_month(&ledger::Principal::member(member));
+        used.get(ledger::Resource::DownloadBytes)
+    };
+    assert_eq!((charged("alice"), charged("bob")), (0, b"contents".len() as u64));
 }
 
 #[tokio::test(flavor = "multi_thread")]

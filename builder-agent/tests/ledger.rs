@@ -5,9 +5,9 @@ mod common;
 
 use common::client::{wait_for_line, wait_for_start};
 use common::scripted::{derivation, path};
-use common::served::Served;
-use common::{Agent, until};
-use ledger::{By, Ledger, Principal, Settings};
+use common::served::{Served, Session};
+use common::{Agent, ssh, until};
+use ledger::{Account, By, Ledger, Settings};
 use nix::BuildStatus;
 use serde_json::Value;
 
@@ -143,6 +143,115 @@ async fn an_owner_who_leaves_is_charged_for_the_time_in_which_the_build_was_thei
     assert_eq!((alices["builds"].as_u64(), bobs["builds"].as_u64()), (Some(2), Some(0)));
 }
 
+/// A session of the worker protocol over this client.
+async fn session_over(mut ssh: std::process::Command) -> Session {
+    ssh.args(["nix-daemon", "--stdio"]);
+    Session::over(ssh).await
+}
+
+/// The lines of a report: the key, ticket or tag, and what was used.
+async fn parts(served: &Served, member: &str, words: &[&str]) -> Vec<(String, Value)> {
+    let words = [&["usage", "--json"], words].concat();
+    let report: Value = serde_json::from_str(&served.output(member, &words).await).expect("JSON");
+    let per = report["per"].as_str().expect("a word");
+    let lines = report["usage"].as_array().expect("lines").iter();
+    lines.map(|line| (line[per].as_str().expect("a name").to_owned(), line.clone())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_used_with_each_key_and_for_each_tag_is_told_and_to_no_other_member() {
+    let served = Served::open("").await;
+    let tagged = async |member: &str, tags: &str| {
+        let mut ssh = ssh(served.dir(), member, served.port);
+        ssh.args(["-o", &format!("SetEnv=BARN_TAGS={tags}")]);
+        session_over(ssh).await
+    };
+    let mut both = tagged("alice", "ci,nightly,ci").await;
+    both.build(derivation("t", "cpu:7 log:sawing write:x", &[]), BuildStatus::Built).await;
+    both.build(derivation("bad", "cpu:1 exit:1", &[]), BuildStatus::PermanentFailure).await;
+    let mut one = tagged("alice", "ci").await;
+    one.build(derivation("u", "cpu:20 write:u", &[]), BuildStatus::Built).await;
+    // A result that exists is no build.
+    one.build(derivation("t", "cpu:7 log:sawing write:x", &[]), BuildStatus::AlreadyValid).await;
+    let mut bob = tagged("bob", "secret").await;
+    bob.build(derivation("b", "write:b", &[]), BuildStatus::Built).await;
+
+    let tags = parts(&served, "alice", &["--per", "tag"]).await;
+    let of = |(name, line): &(String, Value)| {
+        let number = |name: &str| line[name].as_u64();
+        (
+            name.clone(),
+            line["cpu_seconds"].as_f64(),
+            number("builds"),
+            number("failed_builds"),
+            number("log_bytes"),
+        )
+    };
+    assert_eq!(
+        tags.iter().map(of).collect::<Vec<_>>(),
+        [
+            ("ci".to_owned(), Some(28.0), Some(3), Some(1), Some(7)),
+            ("nightly".to_owned(), Some(8.0), Some(2), Some(1), Some(7)),
+        ]
+    );
+    let keys = parts(&served, "alice", &["--per", "key", "--by", "day"]).await;
+    let listed = served.output("alice", &["keys", "list"]).await;
+    let [(key, line)] = &keys[..] else { panic!("{keys:?}") };
+    assert!(listed.contains(key.as_str()), "{key} {listed}");
+    assert_eq!((line["builds"].as_u64(), line["cpu_seconds"].as_f64()), (Some(3), Some(28.0)));
+    assert!(line["requests"].as_u64() >= Some(4) && line["bytes_up"].as_u64() > Some(1000), "{line}");
+    let all = served.used("alice").await;
+    assert_eq!((all["builds"].as_u64(), all["cpu_seconds"].as_f64()), (Some(3), Some(28.0)), "{all}");
+
+    let refused = served.run("alice", &["usage", "--per", "tag", "--all"]).await;
+    assert_eq!((refused.status.code(), refused.stdout.len()), (Some(1), 0));
+    set_role(&served, "alice", "maintainer");
+    let csv = served.output("alice", &["usage", "--per", "tag", "--all", "--csv"]).await;
+    let rows: Vec<&str> = csv.split("\r\n").map(|line| line.split(",20").next().expect("a part")).collect();
+    assert_eq!(rows[1..4], ["alice,false,ci,", "alice,false,nightly,", "bob,false,secret,"], "{csv}");
+    let text = served.output("alice", &["usage", "--per", "tag", "--member", "bob"]).await;
+    assert!(text.contains("secret") && !text.contains("nightly"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_most_connections_sessions_and_requests_at_one_moment_are_told() {
+    let served = Served::open("").await;
+    let (mut one, mut two) = (served.session("alice").await, served.session("alice").await);
+    one.send(derivation("t", "gate write:t", &[])).await;
+    two.send(derivation("u", "gate write:u", &[])).await;
+    served.scripted.until_runs(2).await;
+    served.scripted.script.gate.cancel();
+    one.is(BuildStatus::Built).await;
+    two.is(BuildStatus::Built).await;
+    drop((one, two));
+    let used = served.used("alice").await;
+    let number = |name: &str| used[name].as_u64().expect("a number");
+    assert_eq!(number("requests_peak"), 2, "{used}");
+    assert!(number("requests") >= 2 && number("connections") == 3 && number("sessions") == 3, "{used}");
+    for peak in ["connections_peak", "sessions_peak"] {
+        // The command `usage` may come before the box notices that the two are gone.
+        assert!((2..=3).contains(&number(peak)), "{used}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_too_many_tags_the_rest_counts_together_and_the_member_has_all_of_them() {
+    let served = Served::open("").await;
+    for round in 0..6 {
+        let tags: Vec<String> = (0..20).map(|n| format!("r{round}-{n}")).collect();
+        let mut ssh = ssh(served.dir(), "alice", served.port);
+        ssh.args(["-o", &format!("SetEnv=BARN_TAGS={}", tags.join(","))]);
+        let mut session = session_over(ssh).await;
+        let (name, script) = (format!("t{round}"), format!("cpu:1 write:x{round}"));
+        session.build(derivation(&name, &script, &[]), BuildStatus::Built).await;
+    }
+    let tags = parts(&served, "alice", &["--per", "tag"]).await;
+    assert_eq!(tags.len(), 101, "a hundred and the others");
+    let other = tags.iter().find(|(name, _)| name == ledger::OTHER).expect("the others");
+    assert_eq!(other.1["builds"], 20, "20 tags of one build: {other:?}");
+    assert_eq!(served.used("alice").await["builds"], 6);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_maintainers_see_what_others_use() {
     let served = Served::open("").await;
@@ -181,7 +290,7 @@ async fn the_next_start_finds_what_builds_have_used() {
     alice.build(derivation("t", "cpu:90 write:x", &[]), BuildStatus::Built).await;
     let ledger = &served.scripted.agent.ledger;
     ledger.close();
-    let before = ledger.usage(None, By::Day, None);
+    let before = ledger.usage(None, None, By::Day, None);
     // A copy, as the file belongs to the agent that runs.
     let copy = served.dir().join("copy.sqlite");
     for ending in ["", "-wal"] {
@@ -191,10 +300,10 @@ async fn the_next_start_finds_what_builds_have_used() {
         }
     }
     let again = Ledger::open(Settings::new(copy, false));
-    let cpu = |sums: &std::collections::BTreeMap<(Principal, ledger::Day), ledger::Amounts>| -> Vec<_> {
+    let cpu = |sums: &std::collections::BTreeMap<(Account, ledger::Day), ledger::Amounts>| -> Vec<_> {
         sums.iter().map(|(key, sum)| (key.clone(), sum.get(ledger::Resource::CpuSeconds))).collect()
     };
-    assert_eq!(cpu(&again.usage(None, By::Day, None)), cpu(&before));
+    assert_eq!(cpu(&again.usage(None, None, By::Day, None)), cpu(&before));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use common::cache::{Cache, as_it_is, fetching_agent, key, narinfo_of};
 use common::client::is_valid;
 use common::http::{ENDLESS, ok, silent, status};
-use common::scripted::{Scripted, TestClient, info_of, path};
+use common::scripted::{Scripted, TestClient, info_of, path, until};
 use nix_derivation::StorePath;
 use store::signing::SecretKey;
 use wire::client::{End, encode_file_nar};
@@ -44,6 +44,45 @@ async fn a_signed_path_is_fetched_with_its_references_and_everybody_sees_it() {
     let asked = cache.all_asked();
     assert_eq!(ensure(&mut bob, &app).await, Ok(()));
     assert_eq!(cache.all_asked(), asked);
+    // Who asked first is charged for the files, and nobody else.
+    let bytes = encode_file_nar(b"library", false).len() + encode_file_nar(b"application", false).len();
+    let charged = |member: &str| {
+        let used = scripted.agent.ledger.used_this_month(&ledger::Principal::member(member));
+        used.get(ledger::Resource::DownloadBytes)
+    };
+    assert_eq!((charged("alice"), charged("bob")), (bytes as u64, 0));
+}
+
+/// The cache sends heads of answers and nothing more, so each of these downloads lasts until it is given up.
+#[tokio::test]
+async fn a_member_who_waits_for_many_slow_downloads_leaves_slots_for_others() {
+    let (cache, address) = Cache::open().await;
+    let key = key();
+    let slow: Vec<StorePath> = (0..24)
+        .map(|n| {
+            let path = cache.publish(&format!("slow-{n}"), "slow", &[], Some(&key), as_it_is);
+            let head = "HTTP/1.1 200 OK\r\nContent-Length: 120\r\n\r\n";
+            cache.put(&format!("nar/slow-{n}.nar"), head.into());
+            path
+        })
+        .collect();
+    let quick = cache.publish("quick", "quick", &[], Some(&key), as_it_is);
+    let scripted = Scripted::open(&format!(
+        "substituters = [\"http://{address}\"]\ntrusted-public-keys = [\"{}\"]\nfetch.allow-private = true\n\
+         fetch.stall-seconds = 600\n",
+        key.public()
+    ));
+    let mut alices = Vec::new();
+    for path in &slow {
+        let mut alice = scripted.session("alice").await;
+        alice.request(&Request::EnsurePath { path: path.clone() }).await.expect("sent");
+        alices.push(alice);
+    }
+    let begun = || (0..24).filter(|n| cache.asked(&format!("nar/slow-{n}.nar")) > 0).count();
+    until("the downloads of alice", || begun() >= 8).await;
+    let mut bob = scripted.session("bob").await;
+    assert_eq!(ensure(&mut bob, &quick).await, Ok(()));
+    assert_eq!(begun(), 8, "half of the box's downloads");
 }
 
 #[tokio::test]

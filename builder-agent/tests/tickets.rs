@@ -427,6 +427,21 @@ async fn builds_with_tickets_are_in_the_slots_and_on_the_account_of_their_maker(
     // Each ticket has an account of its own besides.
     assert_eq!(served.inspect("one").await["cpu_seconds"], 90);
     assert_eq!(served.inspect("two").await["cpu_seconds"], 9);
+    // Also by day and month.
+    let report = served.output("alice", &["usage", "--per", "ticket", "--by", "day", "--json"]).await;
+    let report: Value = serde_json::from_str(&report).expect("JSON");
+    let mut lines: Vec<(&str, f64, u64)> = report["usage"]
+        .as_array()
+        .expect("lines")
+        .iter()
+        .map(|line| {
+            let (label, cpu) = (line["label"].as_str(), line["cpu_seconds"].as_f64());
+            (label.expect("a name"), cpu.expect("a number"), line["builds"].as_u64().expect("a number"))
+        })
+        .collect();
+    lines.sort_by_key(|(name, ..)| *name);
+    assert_eq!(lines, [("one", 90.0, 1), ("two", 9.0, 1)]);
+    assert_eq!(report["usage"][0]["sessions"], 1, "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

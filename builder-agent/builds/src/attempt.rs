@@ -41,6 +41,8 @@ pub struct Report {
     pub outputs_checked: Option<Duration>,
     /// `None` if nothing was started in a sandbox.
     pub usage: Option<Usage>,
+    /// Bytes that the agent fetched, if the builder is one of its own.
+    pub downloaded: u64,
 }
 
 pub fn run(
@@ -160,7 +162,7 @@ fn fetch(
 ) -> Result<Outputs, Failure> {
     let began = Instant::now();
     let scan_for: Vec<StorePath> = closure.into_iter().chain(recipe.scratch_paths().into_values()).collect();
-    let fetched = builtin::fetch(recipe, context, &scan_for, log)?;
+    let fetched = builtin::fetch(recipe, context, &scan_for, log, &mut report.downloaded)?;
     report.phases.builder = Some(began.elapsed());
     let fetched = [("out".to_owned(), fetched)].into();
     settle(recipe, context.view, context.inputs.info(), fetched, watch)

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ledger::Principal;
 use nix::BuildStatus;
 use nix_derivation::StorePath;
 
@@ -88,6 +89,10 @@ pub struct Context {
     /// The memory budget of the member.
     pub budget: Budget,
     pub options: Options,
+    /// Who is charged, with which key or ticket.
+    pub principal: Principal,
+    /// Has what is fetched for this request.
+    pub downloads: substitute::Account,
     pub reporter: Reporter,
 }
 

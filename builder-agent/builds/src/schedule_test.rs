@@ -88,6 +88,7 @@ impl Barn {
         let inputs = view.snapshot(&recipe.inputs).expect("no inputs");
         let key = BuildKey::of(&recipe, inputs.info(), SandboxIdentity::default(), &envelope);
         let request = Request {
+            principal: ledger::Principal::of(&member.into()),
             member: roster.by_id(member).expect("a member").clone(),
             recipe: Arc::new(recipe),
             inputs: inputs.info().clone(),

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ledger::Resource;
 use nix::derivation::BasicDerivation;
 use nix::{BuildMode, BuildResult};
 use nix_derivation::{DerivedPath, StorePath};
@@ -123,6 +124,13 @@ impl Session {
             wishes: self.wishes.clone(),
         };
         let (sender, events) = mpsc::channel(EVENTS_AHEAD);
+        let (ledger, principal) = (self.agent.ledger.clone(), self.principal.clone());
+        let downloads = substitute::Account {
+            payer: principal.member.clone(),
+            charge: Arc::new(move |bytes| {
+                ledger.charge(&principal, [(Resource::DownloadBytes, bytes)]);
+            }),
+        };
         let context = Context {
             realiser: self.agent.realiser.clone(),
             member: self.member.clone(),
@@ -130,6 +138,8 @@ impl Session {
             workers: self.desk.workers.clone(),
             budget: self.desk.budget.clone(),
             options,
+            principal: self.principal.clone(),
+            downloads,
             reporter: Reporter::new(sender),
         };
         (context, events)

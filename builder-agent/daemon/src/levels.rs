@@ -3,6 +3,7 @@
 //!
 //! Not here: the table and the rules (`roster::settings`), what a setting does (`builds`, `ssh`).
 
+use ledger::Principal;
 use members::Member;
 use members::settings::{Layer, Layers, Level, Variables};
 use settings::Config;
@@ -46,8 +47,25 @@ impl SessionOptions {
         self.variables.wrong()
     }
 
+    /// Who is charged for what this member does in the session.
+    #[must_use]
+    pub fn principal(&self, member: &Member) -> Principal {
+        principal(member, self.key.as_deref())
+    }
+
     fn layer(&self) -> Layer {
         self.variables.layer()
+    }
+}
+
+/// Who is charged for what this member does: the member with the key of this fingerprint, or the ticket of who made it.
+#[must_use]
+pub fn principal(member: &Member, key: Option<&str>) -> Principal {
+    let payer = Principal::of(&member.payer().id);
+    match (&member.ticket, key) {
+        (Some(_), _) => payer.with_ticket(&member.id),
+        (None, Some(key)) => payer.with_key(key),
+        (None, None) => payer,
     }
 }
 

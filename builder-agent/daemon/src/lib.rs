@@ -7,6 +7,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use ledger::{Counter, Principal};
 use store::View;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -40,7 +41,7 @@ mod worker_protocol;
 pub use agent::Agent;
 pub use desk::SESSION_BYTES;
 pub use host_command::{HostCommand, Realise, run_host_command};
-pub use levels::{SessionOptions, layers};
+pub use levels::{SessionOptions, layers, principal};
 pub use opened::Opened;
 pub use serve_protocol::serve_store;
 pub use worker_protocol::serve;
@@ -71,6 +72,10 @@ struct Session {
     held: Option<Charge>,
     /// The ids of activities that the client is shown.
     ids: Ids,
+    /// Who is charged for builds and downloads.
+    principal: Principal,
+    /// Counts the requests that are being answered.
+    counter: Counter,
 }
 
 /// The member at the other end of a channel.
@@ -147,7 +152,10 @@ impl Session {
         let settings = ClientSettings { use_substitutes: true, keep_going, ..ClientSettings::default() };
         let desk = Desk::of(&agent, &member);
         let held = desk.budget.charge(0, "the list of paths that a session needs").ok();
-        Self { agent, member, views, desk, roster, settings, options, wishes, held, ids: Ids::new() }
+        let principal = options.principal(&member);
+        let counter = agent.ledger.counter(&principal);
+        let ids = Ids::new();
+        Self { agent, member, views, desk, roster, settings, options, wishes, held, ids, principal, counter }
     }
 
     /// Before each request: checks that the member is still in the roster, and charges the memory that the session

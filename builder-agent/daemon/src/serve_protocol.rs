@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 
+use ledger::Open;
 use nix::{BuildMode, BuildResult, BuildStatus, PathInfo};
 use nix_derivation::{DerivedPath, StorePath};
 use store::{ImportError, Ingested, Provenance, View};
@@ -109,6 +110,7 @@ where
 {
     async fn answer_all(&mut self) -> Result<(), RequestError> {
         while let Some(request) = self.conn.next_request().await? {
+            let _counted = self.session.counter.open(Open::Request);
             self.session.admit().map_err(RequestError::Refused)?;
             if let Some(op) = self.conn.pending()
                 && op.info().writes

@@ -8,6 +8,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use ledger::Open;
 use nix::PathInfo;
 use nix_derivation::StorePath;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -70,6 +71,7 @@ impl Session {
         W: AsyncWrite + Unpin + Send,
     {
         while let Some(request) = conn.next_request().await? {
+            let _counted = self.counter.open(Open::Request);
             if let Err(gone) = self.admit() {
                 conn.fail(&Failure::new(gone)).await?;
                 return Ok(());

@@ -1,4 +1,5 @@
-//! The ledger's file: one SQLite table, which is written in one transaction every few seconds.
+//! The ledger's file: two SQLite tables, of members and of their parts, which are written in one transaction every few
+//! seconds.
 //!
 //! A transaction that has ended survives `kill -9`, and where the state is meant to survive a power loss, that too: SQLite
 //! waits for the disk then. Anything can be in the file: the disk may damage it, and an operator may edit it.
@@ -7,19 +8,20 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode, params};
 
+use crate::account::{Account, Kind, Part};
 use crate::book::{Changes, Row};
 use crate::calendar::Day;
-use crate::{Amounts, Principal, Resource};
+use crate::resource::{Amounts, Resource};
 
-/// The version of the table. A dimension of principals (key, ticket, tag) becomes a column, in a step from 1 to 2.
-const SCHEMA: i64 = 1;
+/// The version of the tables. Version 1 had no parts; a file of it gets the table that it lacks.
+const SCHEMA: i64 = 2;
 
-/// Longest identity that is read. One of the agent has at most 53 bytes.
-const MAX_IDENTITY: usize = 128;
+/// Longest identity, or name of a part, that is read. One of the agent has at most 53 bytes.
+const MAX_NAME: usize = 128;
 
 // A row per resource: a version with another table of resources reads the file, and keeps what it does not know. Days are
 // first in the key, because they are written and forgotten in order, and loading needs no sort.
-const CREATE: &str = "
+const CREATE_USAGE: &str = "
     CREATE TABLE usage (
         member TEXT NOT NULL,
         day TEXT NOT NULL,                -- YYYY-MM-DD, UTC
@@ -28,6 +30,28 @@ const CREATE: &str = "
         PRIMARY KEY (day, member, resource)
     ) STRICT, WITHOUT ROWID;
 ";
+
+// Apart from `usage`: a part is counted there too, and whoever adds up that table must not count it twice.
+const CREATE_PARTS: &str = "
+    CREATE TABLE parts (
+        member TEXT NOT NULL,
+        kind TEXT NOT NULL,               -- key, ticket, tag
+        name TEXT NOT NULL,
+        day TEXT NOT NULL,
+        resource TEXT NOT NULL,
+        amount INTEGER NOT NULL,
+        PRIMARY KEY (day, member, kind, name, resource)
+    ) STRICT, WITHOUT ROWID;
+";
+
+const LOAD_USAGE: &str = "SELECT member, '', '', day, resource, amount FROM usage
+    ORDER BY day DESC, member DESC, resource DESC";
+const LOAD_PARTS: &str = "SELECT member, kind, name, day, resource, amount FROM parts
+    ORDER BY day DESC, member DESC, kind DESC, name DESC, resource DESC";
+const PUT_USAGE: &str =
+    "INSERT OR REPLACE INTO usage (member, day, resource, amount) VALUES (?1, ?2, ?3, ?4)";
+const PUT_PART: &str = "INSERT OR REPLACE INTO parts (member, day, resource, amount, kind, name)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
 
 pub(crate) struct File {
     connection: Connection,
@@ -72,53 +96,74 @@ impl File {
         if sound != "ok" {
             return Err(Failure::Contents(sound));
         }
-        match connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? {
-            SCHEMA => {}
-            0 => connection
-                .execute_batch(&format!("BEGIN; {CREATE} PRAGMA user_version = {SCHEMA}; COMMIT;"))
-                .map_err(|error| match error.sqlite_error_code() {
-                    // It has a table of that name already.
-                    Some(ErrorCode::Unknown) => Failure::Contents(error.to_string()),
-                    _ => error.into(),
-                })?,
+        let missing = match connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? {
+            SCHEMA => String::new(),
+            1 => CREATE_PARTS.to_owned(),
+            0 => format!("{CREATE_USAGE}{CREATE_PARTS}"),
             newer => {
                 return Err(Failure::Contents(format!(
                     "it has schema {newer}, and this version reads {SCHEMA}"
                 )));
             }
+        };
+        if !missing.is_empty() {
+            let step = format!("BEGIN; {missing} PRAGMA user_version = {SCHEMA}; COMMIT;");
+            connection.execute_batch(&step).map_err(|error| match error.sqlite_error_code() {
+                // It has a table of that name already.
+                Some(ErrorCode::Unknown) => Failure::Contents(error.to_string()),
+                _ => error.into(),
+            })?;
         }
         Ok(Self { connection })
     }
 
-    /// The newest rows, at most so many, and the number of amounts that mean nothing here.
-    pub fn load(&self, most: usize) -> Result<(Vec<Row>, usize), Failure> {
-        let sql =
-            "SELECT member, day, resource, amount FROM usage ORDER BY day DESC, member DESC, resource DESC";
+    /// The newest rows of members and of their parts, at most so many of each, and the number of amounts that mean nothing
+    /// here.
+    pub fn load(&self, most: usize, most_parts: usize) -> Result<(Vec<Row>, Vec<Row>, usize), Failure> {
+        let mut unreadable = 0;
+        let rows = self.read(LOAD_USAGE, most, &mut unreadable)?;
+        let parts = self.read(LOAD_PARTS, most_parts, &mut unreadable)?;
+        Ok((rows, parts, unreadable))
+    }
+
+    fn read(&self, sql: &str, most: usize, unreadable: &mut usize) -> Result<Vec<Row>, Failure> {
         let mut query = self.connection.prepare(sql).map_err(missing_table)?;
         let mut found = query.query([])?;
-        let (mut rows, mut unreadable) = (Vec::<Row>::new(), 0);
+        let mut rows = Vec::<Row>::new();
         while let Some(row) = found.next()? {
-            let (member, day): (&str, &str) =
-                (row.get_ref(0)?.as_str().unwrap_or(""), row.get_ref(1)?.as_str().unwrap_or(""));
-            let resource = row.get_ref(2)?.as_str().ok().and_then(Resource::named);
-            let amount = row.get_ref(3)?.as_i64().ok().and_then(|amount| u64::try_from(amount).ok());
+            let text = |at| -> Result<&str, rusqlite::Error> { Ok(row.get_ref(at)?.as_str().unwrap_or("")) };
+            let (member, kind, name, day) = (text(0)?, text(1)?, text(2)?, text(3)?);
+            let resource = Resource::named(text(4)?);
+            let amount = row.get_ref(5)?.as_i64().ok().and_then(|amount| u64::try_from(amount).ok());
             let day: Option<Day> = day.parse().ok().filter(|parsed: &Day| parsed.to_string() == day);
-            let known = !member.is_empty() && member.len() <= MAX_IDENTITY;
-            let (Some(day), Some(resource), Some(amount), true) = (day, resource, amount, known) else {
-                unreadable += 1;
+            let known = |name: &str| !name.is_empty() && name.len() <= MAX_NAME;
+            let part = match Kind::named(kind) {
+                Some(kind) if known(name) => Some(Some((kind, name))),
+                None if kind.is_empty() && name.is_empty() => Some(None),
+                _ => None,
+            };
+            let (Some(day), Some(resource), Some(amount), Some(part), true) =
+                (day, resource, amount, part, known(member))
+            else {
+                *unreadable += 1;
                 continue;
             };
-            if rows.last().is_none_or(|(who, on, _)| &*who.member != member || *on != day) {
+            let is_same = |(account, on, _): &Row| {
+                let its = account.part.as_ref().map(|part| (part.kind, &*part.name));
+                &*account.member == member && its == part && *on == day
+            };
+            if !rows.last().is_some_and(is_same) {
                 if rows.len() == most {
                     break;
                 }
-                rows.push((Principal::member(member), day, Amounts::default()));
+                let part = part.map(|(kind, name)| Part::new(kind, name));
+                rows.push((Account { member: member.into(), part }, day, Amounts::default()));
             }
             if let Some((_, _, amounts)) = rows.last_mut() {
                 amounts.add(resource, amount);
             }
         }
-        Ok((rows, unreadable))
+        Ok(rows)
     }
 
     /// Writes all of it, or nothing.
@@ -127,17 +172,30 @@ impl File {
         {
             if let Some(before) = changes.before {
                 transaction.execute("DELETE FROM usage WHERE day < ?1", [before.to_string()])?;
+                transaction.execute("DELETE FROM parts WHERE day < ?1", [before.to_string()])?;
             }
-            for who in &changes.gone {
-                transaction.execute("DELETE FROM usage WHERE member = ?1", [&*who.member])?;
+            for (member, before) in &changes.parts_before {
+                let sql = "DELETE FROM parts WHERE member = ?1 AND day < ?2";
+                transaction.execute(sql, params![&**member, before.to_string()])?;
             }
-            let sql = "INSERT OR REPLACE INTO usage (member, day, resource, amount) VALUES (?1, ?2, ?3, ?4)";
-            let mut put = transaction.prepare(sql)?;
-            for (who, day, amounts) in &changes.rows {
+            for member in &changes.gone {
+                transaction.execute("DELETE FROM usage WHERE member = ?1", [&**member])?;
+                transaction.execute("DELETE FROM parts WHERE member = ?1", [&**member])?;
+            }
+            let mut put = transaction.prepare(PUT_USAGE)?;
+            let mut put_part = transaction.prepare(PUT_PART)?;
+            for (Account { member, part }, day, amounts) in &changes.rows {
                 let day = day.to_string();
                 for (resource, amount) in amounts.iter() {
+                    let (member, name) = (&**member, resource.row().name);
                     let amount = i64::try_from(amount).unwrap_or(i64::MAX);
-                    put.execute(params![&*who.member, day, resource.row().name, amount])?;
+                    match part {
+                        None => put.execute(params![member, day, name, amount])?,
+                        Some(part) => {
+                            let (kind, its) = (part.kind.name(), &*part.name);
+                            put_part.execute(params![member, day, name, amount, kind, its])?
+                        }
+                    };
                 }
             }
         }

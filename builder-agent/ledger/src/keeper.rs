@@ -134,11 +134,14 @@ impl Writer {
         if self.loaded {
             return Ok(file);
         }
-        let (rows, unreadable) = file.load(bounds.rows)?;
+        let (rows, parts, unreadable) = file.load(bounds.rows, bounds.part_rows)?;
         if unreadable > 0 {
             tracing::warn!(path = %path.display(), unreadable, "amounts in the ledger that this version cannot read are left out");
         }
-        self.state.with_book(|book| book.load(rows));
+        self.state.with_book(|book| {
+            book.load(rows);
+            book.load(parts);
+        });
         self.loaded = true;
         Ok(file)
     }

@@ -48,8 +48,7 @@ impl Ledger {
 
     fn builds(&self, name: &str, month: &str) -> u64 {
         let month = Month::parse(month).expect("a month");
-        let who = Principal::member(name);
-        self.state.with_book(|book| book.in_month(&who, month)).get(Resource::Builds)
+        self.state.with_book(|book| book.in_month(name, month)).get(Resource::Builds)
     }
 }
 
@@ -70,12 +69,12 @@ fn a_restart_keeps_all_and_midnight_begins_a_day_and_a_month() {
     set.time.fetch_add(60, Ordering::SeqCst);
     ledger.charge(&alice(), [(Resource::Builds, 2)]);
     assert_eq!(ledger.used_this_month(&alice()).get(Resource::Builds), 2, "the limit of a month begins anew");
-    let before = ledger.usage(None, By::Day, None);
+    let before = ledger.usage(None, None, By::Day, None);
     assert_eq!(before.len(), 2);
     ledger.close();
     drop(ledger);
     let again = set.open();
-    assert_eq!(again.usage(None, By::Day, None), before);
+    assert_eq!(again.usage(None, None, By::Day, None), before);
     assert_eq!((again.builds("alice", "2026-11"), again.builds("alice", "2026-12")), (1, 2));
 }
 
@@ -87,7 +86,7 @@ fn the_bytes_of_an_open_connection_are_seen_and_each_is_charged_once() {
     traffic.came(5);
     let meter = ledger.meter(alice(), traffic.clone());
     let bytes = |ledger: &Ledger| {
-        let sums = ledger.usage(Some(&alice()), By::Month, None);
+        let sums = ledger.usage(Some("alice"), None, By::Month, None);
         sums.values().next().map(|sum| (sum.get(Resource::BytesUp), sum.get(Resource::BytesDown)))
     };
     traffic.went(7);
@@ -132,7 +131,7 @@ fn kill_9_between_and_during_writes_loses_nothing_that_was_written() {
             lines.map_while(Result::ok).filter_map(|line| line.strip_prefix("written ")?.parse().ok()).last();
         let written = last.or(written).expect("the child has written something");
         let ledger = set.open();
-        let used = ledger.usage(None, By::Month, None);
+        let used = ledger.usage(None, None, By::Month, None);
         let sum = |resource| used.values().map(|sum| sum.get(resource)).sum::<u64>();
         total = sum(Resource::Builds);
         assert!(total >= written, "{total} of {written}");
@@ -146,7 +145,7 @@ fn charge_until_killed(ledger: Ledger) -> ! {
     loop {
         ledger.charge(&alice(), [(Resource::Builds, 1), (Resource::LogBytes, 7)]);
         ledger.write_now();
-        let sums = ledger.usage(None, By::Month, None);
+        let sums = ledger.usage(None, None, By::Month, None);
         println!("written {}", sums.values().map(|sum| sum.get(Resource::Builds)).sum::<u64>());
     }
 }
@@ -179,7 +178,7 @@ fn a_file_with_damaged_pages_is_moved_aside() {
     assert!(bytes.len() > 4 * 4096, "{}", bytes.len());
     bytes[8192..12288].fill(0xa5);
     std::fs::write(set.path(), bytes).expect("written");
-    assert_eq!(set.open().usage(None, By::Month, None).len(), 0);
+    assert_eq!(set.open().usage(None, None, By::Month, None).len(), 0);
     assert!(set.dir.path().join("ledger.damaged").exists());
 }
 
@@ -188,11 +187,11 @@ fn the_file_of_a_newer_version_is_kept_aside() {
     let set = Set::new();
     set.open().close();
     let newer = rusqlite::Connection::open(set.path()).expect("the file");
-    newer.pragma_update(None, "user_version", 2).expect("set");
+    newer.pragma_update(None, "user_version", 3).expect("set");
     drop(newer);
     drop(set.open());
-    assert_eq!(count(&set.dir.path().join("ledger.damaged"), "PRAGMA user_version"), 2);
-    assert_eq!(count(&set.path(), "PRAGMA user_version"), 1);
+    assert_eq!(count(&set.dir.path().join("ledger.damaged"), "PRAGMA user_version"), 3);
+    assert_eq!(count(&set.path(), "PRAGMA user_version"), 2);
 }
 
 #[test]
@@ -213,16 +212,22 @@ fn a_file_that_cannot_be_opened_at_first_gets_everything_later() {
 #[test]
 fn the_file_forgets_what_the_memory_forgets() {
     let set = Set::new();
-    let bounds = Bounds { principals: 4, rows: 8, months: 2 };
+    let bounds = Bounds { principals: 4, rows: 8, part_rows: 6, months: 2, ..Bounds::default() };
     let ledger = Ledger::open(Settings { bounds, ..set.settings() });
     for day in 0..100 {
-        ledger.charge(&Principal::member(&format!("member-{}", day % 9)), [(Resource::Builds, 1)]);
+        let who = Principal::member(&format!("member-{}", day % 9));
+        ledger.charge_tagged(&who, &[format!("{}", day % 3).into()], [(Resource::Builds, 1)]);
         ledger.write_now();
         set.time.fetch_add(24 * 3600, Ordering::SeqCst);
     }
     ledger.close();
     drop(ledger);
     assert_eq!(count(&set.path(), "SELECT count(DISTINCT member) FROM usage"), 4);
+    assert_eq!(
+        count(&set.path(), "SELECT count(*) FROM parts"),
+        set.open().state.with_book(|book| book.part_count()) as i64
+    );
+    assert_eq!(count(&set.path(), "SELECT count(*) FROM parts WHERE day < '2027-02-01'"), 0);
     assert_eq!(count(&set.path(), "SELECT count(*) FROM usage WHERE day < '2027-02-01'"), 0);
 }
 
@@ -242,6 +247,93 @@ fn what_means_nothing_in_the_file_is_left_out_and_the_rest_is_read() {
     row(&"x".repeat(1000), "2026-11-30", "builds", 1);
     drop(file);
     let ledger = set.open();
-    let sums = ledger.usage(None, By::Day, None);
+    let sums = ledger.usage(None, None, By::Day, None);
     assert_eq!((sums.len(), ledger.builds("alice", "2026-11")), (1, 3));
+}
+
+#[test]
+fn a_restart_keeps_what_was_used_with_each_key_and_ticket_and_for_each_tag() {
+    let set = Set::new();
+    let ledger = set.open();
+    let (key, ticket) = (alice().with_key("SHA256:abc"), alice().with_ticket("ticket:0123"));
+    ledger.charge_tagged(&key, &["ci".into(), "ci".into(), "x/y".into()], [(Resource::Builds, 1)]);
+    ledger.charge(&ticket, [(Resource::Builds, 10)]);
+    ledger.charge(&alice(), [(Resource::Builds, 100)]);
+    let of = |ledger: &Ledger, per| {
+        let sums = ledger.usage(Some("alice"), per, By::Month, None);
+        let name = |account: Account| account.part.map_or(String::new(), |part| part.name.to_string());
+        let sums = sums.into_iter().map(|((account, _), sum)| (name(account), sum.get(Resource::Builds)));
+        sums.collect::<Vec<_>>()
+    };
+    let check = |ledger: &Ledger| {
+        assert_eq!(of(ledger, None), [(String::new(), 111)]);
+        assert_eq!(of(ledger, Some(Kind::Key)), [("SHA256:abc".to_owned(), 1)]);
+        assert_eq!(of(ledger, Some(Kind::Ticket)), [("ticket:0123".to_owned(), 10)]);
+        assert_eq!(of(ledger, Some(Kind::Tag)), [("ci".to_owned(), 1), ("x/y".to_owned(), 1)]);
+    };
+    check(&ledger);
+    ledger.close();
+    drop(ledger);
+    check(&set.open());
+}
+
+#[test]
+fn what_is_open_is_counted_with_the_most_at_one_moment_for_the_member_and_for_the_key() {
+    let set = Set::new();
+    let ledger = set.open();
+    let (laptop, phone) = (alice().with_key("laptop"), alice().with_key("phone"));
+    let (one, two) = (ledger.counter(&laptop), ledger.counter(&phone));
+    let requests = [one.open(Open::Request), one.open(Open::Request), two.open(Open::Request)];
+    let of = |ledger: &Ledger, per| {
+        let sums = ledger.usage(Some("alice"), per, By::Day, None).into_values();
+        let sums = sums.map(|sum| (sum.get(Resource::Requests), sum.get(Resource::RequestsPeak)));
+        sums.collect::<Vec<_>>()
+    };
+    assert_eq!(of(&ledger, None), [(3, 3)]);
+    drop(requests);
+    drop(two.open(Open::Request));
+    // What nobody has looked at is not lost when the last counter ends.
+    drop((one, two));
+    assert_eq!(of(&ledger, None), [(4, 3)]);
+    assert_eq!(of(&ledger, Some(Kind::Key)), [(2, 2), (2, 1)]);
+    // What is open at midnight is open on the next day, too, and was opened on the one before.
+    let _open = ledger.counter(&laptop).open(Open::Connection);
+    ledger.write_now();
+    set.time.fetch_add(60, Ordering::SeqCst);
+    let _again = ledger.counter(&laptop).open(Open::Connection);
+    let sums = ledger.usage(Some("alice"), None, By::Day, None).into_values();
+    let sums = sums.map(|sum| (sum.get(Resource::Connections), sum.get(Resource::ConnectionsPeak)));
+    assert_eq!(sums.collect::<Vec<_>>(), [(1, 1), (1, 2)]);
+    ledger.close();
+    drop(ledger);
+    assert_eq!(of(&set.open(), None), [(4, 3), (0, 0)]);
+}
+
+/// The builds, and the bytes of log, in `fixtures/version-1.sqlite`. The last version without parts wrote it, and was killed;
+/// the last two writes are in its log.
+const VERSION_1: (u64, u64) = (2002, 14_014);
+
+#[test]
+fn the_file_of_the_version_without_parts_keeps_its_amounts_and_gets_parts() {
+    let set = Set::new();
+    for (ending, bytes) in [
+        ("", &include_bytes!("../fixtures/version-1.sqlite")[..]),
+        ("-wal", include_bytes!("../fixtures/version-1.sqlite-wal")),
+    ] {
+        std::fs::write(format!("{}{ending}", set.path().display()), bytes).expect("written");
+    }
+    let ledger = set.open();
+    let used = ledger.usage(Some("alice"), None, By::Month, None);
+    let used: Vec<(u64, u64)> =
+        used.values().map(|sum| (sum.get(Resource::Builds), sum.get(Resource::LogBytes))).collect();
+    assert_eq!(used, [VERSION_1]);
+    ledger.charge(&alice().with_key("laptop"), [(Resource::Builds, 1)]);
+    ledger.close();
+    drop(ledger);
+    assert_eq!(count(&set.path(), "PRAGMA user_version"), 2);
+    assert!(!set.dir.path().join("ledger.damaged").exists());
+    let ledger = set.open();
+    assert_eq!(ledger.usage(Some("alice"), Some(Kind::Key), By::Month, None).len(), 1);
+    let builds = ledger.usage(Some("alice"), None, By::Month, None);
+    assert_eq!(builds.values().map(|sum| sum.get(Resource::Builds)).sum::<u64>(), VERSION_1.0 + 1);
 }

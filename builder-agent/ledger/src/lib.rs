@@ -6,7 +6,8 @@
 //! the file is whole at each instant. No failure of the file stops the agent: the ledger goes on in memory, says what is
 //! wrong, and tries again.
 //!
-//! The number of principals, of days, and of months is bounded, in memory and in the file ([`Bounds`]).
+//! Each member has an account, and parts of it by key, ticket and tag (`account`).
+//! The number of members, of parts, of days, and of months is bounded, in memory and in the file ([`Bounds`]).
 //! A charge counts for the day on which it is made: a build that runs over midnight belongs to the day of its end.
 //! Not here: limits (the caller compares), names of members (an identity is any text), and how amounts are shown.
 
@@ -15,47 +16,27 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+mod account;
 mod book;
 mod calendar;
 mod file;
+mod gauge;
 mod keeper;
 mod meter;
 mod resource;
 
+pub use account::{Account, Kind, OTHER, Part, Principal};
 pub use book::Bounds;
 pub use calendar::{Day, Month};
+pub use gauge::{Counter, Open, Opened};
 pub use keeper::WRITE_EVERY;
 pub use meter::{Meter, Traffic};
-pub use resource::{Amounts, RESOURCES, Resource, Row, Unit};
+pub use resource::{Amounts, Fold, RESOURCES, Resource, Row, Unit};
 
 use book::Book;
+use gauge::Gauges;
 use keeper::Keeper;
 use meter::Meters;
-
-/// Who is charged. Cheap to clone.
-///
-/// Today this is a member alone, who is also charged for the tickets that the member made; a ticket has an account of its
-/// own besides (crate `tickets`). A key or a tag of a member becomes another field, and another column of the file; sums over
-/// a member's principals are then the member's.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Principal {
-    /// The identity, not the name: two people who use one name in turn have two.
-    pub member: Arc<str>,
-}
-
-impl Principal {
-    /// The principal of this identity.
-    #[must_use]
-    pub fn member(id: &str) -> Self {
-        Self { member: id.into() }
-    }
-
-    /// The same, without a copy of the text.
-    #[must_use]
-    pub fn of(id: &Arc<str>) -> Self {
-        Self { member: id.clone() }
-    }
-}
 
 /// The length of the periods of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,11 +85,13 @@ pub(crate) struct State {
     pub clock: Clock,
     book: Mutex<Book>,
     meters: Meters,
+    gauges: Arc<Gauges>,
 }
 
 impl State {
     fn new(bounds: Bounds, clock: Clock) -> Arc<Self> {
-        Arc::new(Self { clock, book: Mutex::new(Book::new(bounds)), meters: Meters::default() })
+        let (book, meters, gauges) = (Mutex::new(Book::new(bounds)), Meters::default(), Arc::default());
+        Arc::new(Self { clock, book, meters, gauges })
     }
 
     pub fn today(&self) -> Day {
@@ -119,15 +102,33 @@ impl State {
         work(&mut self.book.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub fn charge(&self, who: &Principal, amounts: &Amounts) {
+    /// Charges the member, the key or ticket, and these tags.
+    pub fn charge(&self, who: &Principal, tags: &[Arc<str>], amounts: &Amounts) {
         let today = self.today();
-        self.with_book(|book| book.charge(who, today, amounts));
+        let mut parts: Vec<Part> =
+            tags.iter().map(|tag| Part { kind: Kind::Tag, name: tag.clone() }).collect();
+        parts.extend(who.with.clone());
+        parts.sort_unstable();
+        parts.dedup();
+        self.with_book(|book| {
+            book.charge(&Account::of(who), today, amounts);
+            for part in parts {
+                book.charge(&Account::part(who, part), today, amounts);
+            }
+        });
     }
 
-    /// Charges what the open connections have moved since the last time.
+    /// Charges what the open connections have moved since the last time, and what was opened.
     pub fn settle(&self) {
         for (who, moved) in self.meters.moved() {
-            self.charge(&who, &moved);
+            self.charge(&who, &[], &moved);
+        }
+        let mut taken = self.gauges.taken();
+        // A part is kept only beside its member's account of the same day.
+        taken.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let today = self.today();
+        for (account, amounts) in taken {
+            self.with_book(|book| book.charge(&account, today, &amounts));
         }
     }
 }
@@ -150,7 +151,24 @@ impl Ledger {
 
     /// Adds to what `who` used today.
     pub fn charge(&self, who: &Principal, charges: impl IntoIterator<Item = (Resource, u64)>) {
-        self.state.charge(who, &charges.into_iter().collect());
+        self.charge_tagged(who, &[], charges);
+    }
+
+    /// The same, for something that has tags.
+    pub fn charge_tagged(
+        &self,
+        who: &Principal,
+        tags: &[Arc<str>],
+        charges: impl IntoIterator<Item = (Resource, u64)>,
+    ) {
+        self.state.charge(who, tags, &charges.into_iter().collect());
+    }
+
+    /// Counts what `who` opens.
+    #[must_use]
+    pub fn counter(&self, who: &Principal) -> Counter {
+        let accounts = [Some(Account::of(who)), who.with.clone().map(|part| Account::part(who, part))];
+        Counter(accounts.into_iter().flatten().map(|account| self.state.gauges.of(account)).collect())
     }
 
     /// Charges a connection's bytes to `who` until the meter is dropped, those that were moved before included.
@@ -168,24 +186,28 @@ impl Ledger {
     #[must_use]
     pub fn used_this_month(&self, who: &Principal) -> Amounts {
         let month = self.this_month();
-        self.state.with_book(|book| book.in_month(who, month))
+        self.state.with_book(|book| book.in_month(&who.member, month))
     }
 
-    /// What `who`, or every principal, has used, by the first day of each period. `within`: in this month only.
+    /// What this member, or every member, has used, by the first day of each period. `per`: not of members, but of their
+    /// parts of this kind. `within`: in this month only.
     #[must_use]
     pub fn usage(
         &self,
-        who: Option<&Principal>,
+        member: Option<&str>,
+        per: Option<Kind>,
         by: By,
         within: Option<Month>,
-    ) -> BTreeMap<(Principal, Day), Amounts> {
+    ) -> BTreeMap<(Account, Day), Amounts> {
         self.state.settle();
-        if let Some(who) = who {
-            return self.state.with_book(|book| book.sums(who, by, within));
+        if let Some(member) = member {
+            return self.state.with_book(|book| book.sums(member, per, by, within));
         }
         // One after the other: whoever charges meanwhile does not wait for the sums of all.
-        let all = self.state.with_book(|book| book.principals());
-        all.iter().flat_map(|who| self.state.with_book(|book| book.sums(who, by, within))).collect()
+        let all = self.state.with_book(|book| book.members());
+        all.iter()
+            .flat_map(|member| self.state.with_book(|book| book.sums(member, per, by, within)))
+            .collect()
     }
 
     /// Ends the thread, and writes what is left to write. The ledger still works, in memory. Blocks.

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{Amounts, Principal, Resource, State};
+use crate::State;
+use crate::account::Principal;
+use crate::resource::{Amounts, Resource};
 
 /// The bytes that a connection has moved and that nobody was charged for yet. No order between the two numbers matters.
 #[derive(Debug, Default)]
@@ -77,7 +79,7 @@ impl Drop for Meter {
     fn drop(&mut self) {
         let closed = self.state.meters.lock().meters.remove(&self.number);
         if let Some((who, traffic)) = closed {
-            self.state.charge(&who, &traffic.take());
+            self.state.charge(&who, &[], &traffic.take());
         }
     }
 }

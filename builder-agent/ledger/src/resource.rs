@@ -15,6 +15,15 @@ pub enum Resource {
     BytesDown,
     Connections,
     Sessions,
+    Requests,
+    ConnectionsPeak,
+    SessionsPeak,
+    RequestsPeak,
+    DownloadBytes,
+    StoreMibSeconds,
+    StoreBytesPeak,
+    StorePathsPeak,
+    StoreReferencesPeak,
 }
 
 /// The unit of an amount. Amounts are whole numbers of its smallest part.
@@ -39,17 +48,30 @@ impl Unit {
     }
 }
 
+/// How two amounts become one: those of a day, of the days of a month, or of several members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fold {
+    Sum,
+    /// The larger one. Over several members it is not what they had together.
+    Peak,
+}
+
 /// One resource, as people, programs and the file name it.
 #[derive(Debug)]
 pub struct Row {
     pub resource: Resource,
     pub name: &'static str,
     pub unit: Unit,
+    pub fold: Fold,
     pub help: &'static str,
 }
 
 const fn row(resource: Resource, name: &'static str, unit: Unit, help: &'static str) -> Row {
-    Row { resource, name, unit, help }
+    Row { resource, name, unit, fold: Fold::Sum, help }
+}
+
+const fn peak(resource: Resource, name: &'static str, unit: Unit, help: &'static str) -> Row {
+    Row { resource, name, unit, fold: Fold::Peak, help }
 }
 
 /// All resources. A name is in files and in the programs of members: it is never changed.
@@ -65,9 +87,18 @@ pub const RESOURCES: &[Row; COUNT] = &[
     row(Resource::BytesDown, "bytes_down", Unit::Bytes, "bytes that were sent on the member's connections, those of ssh itself included"),
     row(Resource::Connections, "connections", Unit::Number, "logins"),
     row(Resource::Sessions, "sessions", Unit::Number, "commands over ssh; each store session is one"),
+    row(Resource::Requests, "requests", Unit::Number, "requests in store sessions: each question, upload, copy and build"),
+    peak(Resource::ConnectionsPeak, "connections_peak", Unit::Number, "most connections that were open at one moment"),
+    peak(Resource::SessionsPeak, "sessions_peak", Unit::Number, "most commands that ran at one moment"),
+    peak(Resource::RequestsPeak, "requests_peak", Unit::Number, "most requests that were being answered at one moment"),
+    row(Resource::DownloadBytes, "download_bytes", Unit::Bytes, "bytes that the box fetched for the member: paths from caches, as the cache sends them, and files for `builtin:fetchurl`"),
+    row(Resource::StoreMibSeconds, "store_mib_seconds", Unit::MibSeconds, "space of the store paths that the member is charged for, in MiB, times time; looked at once a minute"),
+    peak(Resource::StoreBytesPeak, "store_bytes_peak", Unit::Bytes, "most space that the member was charged for in any of these minutes"),
+    peak(Resource::StorePathsPeak, "store_paths_peak", Unit::Number, "most store paths that the member was charged for; each is one file (inode) and one row of the index"),
+    peak(Resource::StoreReferencesPeak, "store_references_peak", Unit::Number, "most references that these paths had together"),
 ];
 
-const COUNT: usize = 10;
+const COUNT: usize = 19;
 
 impl Resource {
     #[must_use]
@@ -88,7 +119,7 @@ impl fmt::Display for Resource {
     }
 }
 
-/// An amount of each resource. A sum that is too large stays at the largest number.
+/// An amount of each resource. A sum that is too large stays at the largest number; of peaks the largest stays.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Amounts([u64; COUNT]);
 
@@ -100,7 +131,10 @@ impl Amounts {
 
     pub fn add(&mut self, resource: Resource, amount: u64) {
         let sum = &mut self.0[resource as usize];
-        *sum = sum.saturating_add(amount);
+        *sum = match resource.row().fold {
+            Fold::Sum => sum.saturating_add(amount),
+            Fold::Peak => (*sum).max(amount),
+        };
     }
 
     pub fn add_all(&mut self, other: &Amounts) {
@@ -147,5 +181,12 @@ mod tests {
         let mut amounts = Amounts::from_iter([(Resource::BytesUp, u64::MAX - 1)]);
         amounts.add_all(&Amounts::from_iter([(Resource::BytesUp, 7), (Resource::Builds, 1)]));
         assert_eq!((amounts.get(Resource::BytesUp), amounts.get(Resource::Builds)), (u64::MAX, 1));
+    }
+
+    #[test]
+    fn peaks_are_not_added_up() {
+        let mut amounts = Amounts::from_iter([(Resource::RequestsPeak, 7)]);
+        amounts.add_all(&Amounts::from_iter([(Resource::RequestsPeak, 5), (Resource::Requests, 5)]));
+        assert_eq!((amounts.get(Resource::RequestsPeak), amounts.get(Resource::Requests)), (7, 5));
     }
 }

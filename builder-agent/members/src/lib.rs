@@ -193,6 +193,11 @@ impl Roster {
         holders.filter(|holder| holder.member.id == member.id).map(|holder| &holder.key).collect()
     }
 
+    /// The keys and certificate authorities of all members.
+    pub fn keys(&self) -> impl Iterator<Item = &Arc<Key>> {
+        self.keys.values().chain(self.authorities.values()).flatten().map(|holder| &holder.key)
+    }
+
     /// The groups that have members, in order of name.
     pub fn groups(&self) -> impl Iterator<Item = &Arc<Group>> {
         let groups: BTreeMap<&str, &Arc<Group>> = self

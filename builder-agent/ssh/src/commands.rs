@@ -88,7 +88,9 @@ impl Command {
         let stall = agent.config.limits.client_stall;
         match self {
             Self::Log(path) => log::run(&path, terminal, &agent, &caller.member).await,
-            Self::Status(arguments) => status::run(arguments, terminal, &agent, &caller.member).await,
+            Self::Status(arguments) => {
+                status::run(arguments, terminal, &agent, &caller.member).await
+            }
             Self::Who(json) => who::run(json, terminal, &agent, &caller.member, records).await,
             Self::Maintaining(command) => {
                 let desk = maintainers::Desk { agent: &agent, caller: &caller, records };
@@ -223,7 +225,7 @@ pub(crate) const COMMANDS: &[Row] = &[
     row("builds", "list [--json]", For::People, "your builds that run or wait; `builds show`, `log`, `watch` and `cancel` take an ID", builds::parse),
     row("who", "[--json]", For::People, "your connections, and what runs on them; maintainers see every member's", who::parse),
     row("whoami", "[--json]", For::People, "who you are here, and the limits that hold for you", printing::whoami),
-    row("usage", "[--month YYYY-MM] [--by PERIOD] [--format FORMAT]", For::People, "what you have used, by day or month; maintainers see every member", usage::parse),
+    row("usage", "[--month YYYY-MM] [--by PERIOD] [--per WHAT] [--format FORMAT]", For::People, "what you have used, by day or month, with each key, ticket or tag; maintainers see every member", usage::parse),
     row("settings", "[--explain NAME] [--json]", For::People, "your settings, and which level each comes from", settings::parse),
     row("ticket", "create --name NAME", For::People, "makes a ticket with which a friend builds here; also `list`, `inspect`, `reveal`, `revoke`", ticket::parse),
     row("keys", "list [--json]", For::People, "the keys with which you can log in; the roster is in git, so they change there", printing::keys),

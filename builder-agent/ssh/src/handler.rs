@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use ledger::{Meter, Principal, Resource, Traffic};
+use ledger::{Meter, Open, Opened as Counted, Traffic};
 use russh::keys::{Certificate, PublicKey};
 use russh::server::{
     Auth, Handler as RusshHandler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
@@ -67,8 +67,8 @@ pub(super) struct Handler {
     /// True when the box closes the connection.
     ended: CancellationToken,
     traffic: Arc<Traffic>,
-    /// Charges the connection's bytes to the member who logged in.
-    meter: Option<Meter>,
+    /// Charges the connection and its bytes to the member who logged in.
+    meter: Option<(Meter, Counted)>,
     /// The result of the login: a place, or the reason why there is none.
     pub(super) slot: Option<Result<MemberSlot, String>>,
     offers: Offers,
@@ -242,9 +242,10 @@ impl Handler {
             }
             let (role, user) = (who.role.name(), shown(&login.user));
             tracing::info!(connection = self.id, peer = %self.peer, %member, role, user, fingerprint, ticket, "logged in");
-            let (ledger, principal) = (&self.server.agent.ledger, Principal::of(&who.payer().id));
-            ledger.charge(&principal, [(Resource::Connections, 1)]);
-            self.meter = Some(ledger.meter(principal, self.traffic.clone()));
+            let (ledger, principal) =
+                (&self.server.agent.ledger, daemon::principal(&who, login.fingerprint().as_deref()));
+            let counted = ledger.counter(&principal).open(Open::Connection);
+            self.meter = Some((ledger.meter(principal, self.traffic.clone()), counted));
             let event = Event::now(Kind::Login).by(member).on(self.id).from(self.peer.ip());
             let with = fingerprint.or(ticket.map(|id| format!("ticket {id}"))).unwrap_or_default();
             self.server.records.audit.note(event.saying(&with));
@@ -280,10 +281,10 @@ impl Handler {
             Err(line) => return self.refuse(id, &line, session),
         };
         session.channel_success(id)?;
-        let principal = Principal::of(&running.caller.member.payer().id);
-        self.server.agent.ledger.charge(&principal, [(Resource::Sessions, 1)]);
+        let principal = running.caller.options.principal(&running.caller.member);
+        let counted = self.server.agent.ledger.counter(&principal).open(Open::Session);
         let listed = self.server.records.connections.session(self.id, name);
-        tokio::spawn(run(task, running, listed, warnings));
+        tokio::spawn(run(task, running, (listed, counted), warnings));
         Ok(())
     }
 
@@ -538,7 +539,7 @@ impl RusshHandler for Handler {
 
 /// Runs a task on its channel, then closes the channel with the exit status. When the connection ends, the task is dropped,
 /// wherever it is.
-async fn run(task: Task, running: Running, listed: SessionGuard, warnings: Vec<String>) {
+async fn run(task: Task, running: Running, listed: (SessionGuard, Counted), warnings: Vec<String>) {
     let Running { opened: (mut channel, _place), screen, caller, agent, records, ended } = running;
     let status = {
         let work = async {

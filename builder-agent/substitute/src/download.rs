@@ -16,11 +16,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::offer::{Offer, Place};
 use super::source::{Kind, Source, SourceError};
 use super::ssh_store::Piped;
+use super::tally::{Account, ChargeBytes, Tally};
 use super::unpack;
 use shares::threads::Threads;
 
 /// Most downloads at once on the whole box. Each needs a decoder and a thread.
 const MAX_DOWNLOADS: usize = 16;
+/// Most of these that one member has started, also waiting ones: the others wait for the member's own. So another member
+/// waits for a part of the downloads of each, and for no long queue.
+const MAX_OF_MEMBER: usize = MAX_DOWNLOADS / 2;
 /// Attempts for one path from one source after errors of the network or the server.
 const ATTEMPTS: u32 = 3;
 /// The pause before the second attempt; the pause before the third is twice as long.
@@ -52,6 +56,8 @@ impl Drop for Download {
 pub struct Downloads {
     running: Mutex<HashMap<StorePath, Weak<Download>>>,
     slots: Arc<Semaphore>,
+    /// The slots of the members for whom something is downloaded.
+    of_members: Mutex<HashMap<Arc<str>, Weak<Semaphore>>>,
     /// The view of no member: it registers only Verified paths.
     public: View,
     threads: Threads,
@@ -60,12 +66,30 @@ pub struct Downloads {
 impl Downloads {
     pub fn new(public: View, threads: Threads) -> Self {
         let slots = Arc::new(Semaphore::new(MAX_DOWNLOADS));
-        Self { running: Mutex::default(), slots, public, threads }
+        Self { running: Mutex::default(), slots, of_members: Mutex::default(), public, threads }
     }
 
-    /// Joins the download of `offer`'s path, or starts it; then `payer` is charged for the path. The path's references
-    /// must be Verified already.
-    pub fn start(&self, offer: &Arc<Offer>, source: &Arc<Source>, payer: Payer) -> Arc<Download> {
+    /// The slots of this member.
+    fn slots_of(&self, member: &Arc<str>) -> Arc<Semaphore> {
+        let mut all = self.of_members.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slots) = all.get(member).and_then(Weak::upgrade) {
+            return slots;
+        }
+        all.retain(|_, slots| slots.strong_count() > 0);
+        let slots = Arc::new(Semaphore::new(MAX_OF_MEMBER));
+        all.insert(member.clone(), Arc::downgrade(&slots));
+        slots
+    }
+
+    /// Joins the download of `offer`'s path, or starts it; then `payer` is charged for the path, and `account` for its bytes
+    /// and for a slot. The path's references must be Verified already.
+    pub fn start(
+        &self,
+        offer: &Arc<Offer>,
+        source: &Arc<Source>,
+        payer: Payer,
+        account: &Account,
+    ) -> Arc<Download> {
         let path = &offer.info.path;
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(download) = running.get(path).and_then(Weak::upgrade)
@@ -79,10 +103,13 @@ impl Downloads {
         let cancel = cancelled.clone().drop_guard();
         let (offer, source) = (offer.clone(), source.clone());
         let (slots, threads) = (self.slots.clone(), self.threads.clone());
-        let public = self.public.clone().paid_by(payer);
+        let (public, charge) = (self.public.clone().paid_by(payer), account.charge.clone());
+        let own = self.slots_of(&account.payer);
         let task = tokio::spawn(async move {
+            // In this order: who waits for a slot of the box has one of the member's.
+            let _own = own.acquire().await;
             let _slot = slots.acquire().await;
-            let end = attempts(&offer, &source, (&public, &threads), &progress, &cancelled).await;
+            let end = attempts(&offer, &source, (&public, &threads, &charge), &progress, &cancelled).await;
             progress.send_modify(|state| state.end = Some(end.map_err(Arc::from)));
         });
         let download = Arc::new(Download { state, task: task.abort_handle(), _cancel: cancel });
@@ -94,7 +121,7 @@ impl Downloads {
 async fn attempts(
     offer: &Arc<Offer>,
     source: &Arc<Source>,
-    (public, threads): (&View, &Threads),
+    (public, threads, charge): (&View, &Threads, &ChargeBytes),
     progress: &watch::Sender<State>,
     cancelled: &CancellationToken,
 ) -> Result<(), String> {
@@ -103,7 +130,7 @@ async fn attempts(
         if public.is_valid(&offer.info.path) {
             return Ok(());
         }
-        let result = one(offer, source, (public, threads), progress, cancelled).await;
+        let result = one(offer, source, (public, threads, charge), progress, cancelled).await;
         source.note(&result);
         match result {
             Ok(()) => return Ok(()),
@@ -120,13 +147,13 @@ async fn attempts(
 async fn one(
     offer: &Arc<Offer>,
     source: &Arc<Source>,
-    (public, threads): (&View, &Threads),
+    (public, threads, charge): (&View, &Threads, &ChargeBytes),
     progress: &watch::Sender<State>,
     cancelled: &CancellationToken,
 ) -> Result<(), SourceError> {
     let runtime = Handle::current();
     let (offer, source, public) = (offer.clone(), source.clone(), public.clone());
-    let (progress, cancel) = (progress.clone(), cancelled.clone());
+    let (progress, cancel, charge) = (progress.clone(), cancelled.clone(), charge.clone());
     let failed = |why: String| {
         SourceError::Refused(format!(
             "cannot substitute '{}' from {}: {why}",
@@ -147,7 +174,7 @@ async fn one(
             let (compression, hash, size) = (*compression, hash.clone(), *size);
             let (into, what) = (public, offer.clone());
             let taken = blocking(threads, move || {
-                let mut file = unpack::File::new(body, hash.as_ref(), size);
+                let mut file = unpack::File::new(Tally::new(body, charge), hash.as_ref(), size);
                 let staged = {
                     let unpacked = unpack::nar(&mut file, compression, what.info.nar_size);
                     let mut nar = BufReader::with_capacity(128 << 10, Counted { inner: unpacked, progress });
@@ -176,10 +203,13 @@ async fn one(
                 let piped = Piped { borrowed, runtime, cancel, stall };
                 // A read returns the bytes that have arrived, and the store reads no further when the NAR has ended.
                 // So the thread never waits for bytes after the NAR.
-                let limited = unpack::exactly(piped, what.info.nar_size);
-                let mut nar = BufReader::with_capacity(128 << 10, Counted { inner: limited, progress });
-                let staged = into.stage(what.info.clone(), &mut nar).map_err(|error| error.to_string())?;
-                let piped = nar.into_inner().inner.into_inner();
+                let mut limited = unpack::exactly(piped, what.info.nar_size);
+                let staged = {
+                    let tally = Tally::new(&mut limited, charge);
+                    let mut nar = BufReader::with_capacity(128 << 10, Counted { inner: tally, progress });
+                    into.stage(what.info.clone(), &mut nar).map_err(|error| error.to_string())?
+                };
+                let piped = limited.into_inner();
                 register(&into, staged)?;
                 Ok(piped.borrowed)
             })

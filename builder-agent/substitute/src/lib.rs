@@ -27,6 +27,7 @@ mod offer;
 mod pattern;
 mod source;
 mod ssh_store;
+mod tally;
 mod unpack;
 mod walk;
 
@@ -59,6 +60,7 @@ use download::{Download, Downloads};
 use lookup::Lookups;
 pub use pattern::Patterns;
 use source::{Source, SourceError};
+pub use tally::{Account, ChargeBytes};
 
 /// No member of a roster can have this name, so this view sees only Verified paths.
 const NOBODY: &str = "";
@@ -73,6 +75,8 @@ pub struct Asker<'a> {
     pub workers: &'a Workers,
     /// Names of paths that are not fetched, nor what needs them.
     pub never: &'a Patterns,
+    /// Has the downloads that start for the asker.
+    pub account: &'a Account,
 }
 
 /// The answer of the sources about a path.
@@ -163,9 +167,9 @@ impl Substituters {
         &self.0.sources[index]
     }
 
-    /// `payer` is charged for the path, if it is new.
-    fn start(&self, offer: &Arc<Offer>, payer: Payer) -> Arc<Download> {
-        self.0.downloads.start(offer, self.source(offer.source), payer)
+    /// `payer` is charged for the path, if it is new, and `account` for the bytes of the download.
+    fn start(&self, offer: &Arc<Offer>, payer: Payer, account: &Account) -> Arc<Download> {
+        self.0.downloads.start(offer, self.source(offer.source), payer, account)
     }
 
     /// Checks, before anything is fetched, that so many bytes are within the limit of the member who asks. Downloads are

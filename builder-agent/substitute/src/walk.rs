@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::download::State;
 use super::offer::Offer;
-use super::{Answer, Asker, Substituters};
+use super::{Account, Answer, Asker, Substituters};
 use shares::budget::{Charge, OverBudget};
 
 /// Most paths of one request. A large NixOS system has about 20,000.
@@ -260,6 +260,7 @@ impl Substituters {
                     self.clone(),
                     offer.clone(),
                     view.payer().without_limit(),
+                    asker.account.clone(),
                     events.clone(),
                 ));
             }
@@ -311,13 +312,14 @@ async fn watched<E: From<Event>>(
     all: Substituters,
     offer: Arc<Offer>,
     payer: Payer,
+    account: Account,
     events: mpsc::Sender<E>,
 ) -> (StorePath, Result<(), Arc<str>>) {
     let path = offer.info.path.clone();
     let size = offer.info.nar_size;
     let from = all.source(offer.source).name.clone();
     let _ = events.send(Event::Started { path: path.clone(), from, size }.into()).await;
-    let download = all.start(&offer, payer);
+    let download = all.start(&offer, payer, &account);
     let mut state = download.state.clone();
     let mut reported = Instant::now();
     let end = loop {

@@ -31,12 +31,14 @@ const MAX_XZ_KIB: u32 = 80 << 10;
 const GLANCE: Duration = Duration::from_millis(200);
 const PIECE: usize = 128 << 10;
 
-/// Downloads the output. `scan_for` are the paths that may not occur in it. Blocking, on a thread of its own.
+/// Downloads the output. `scan_for` are the paths that may not occur in it. The bytes that arrived are in `downloaded`, also
+/// those of attempts that failed. Blocking, on a thread of its own.
 pub(crate) fn fetch(
     recipe: &Recipe,
     context: &AttemptContext<'_>,
     scan_for: &[StorePath],
     log: &mut LogWriter,
+    downloaded: &mut u64,
 ) -> Result<Ingested, Failure> {
     let drv = recipe.drv_path.to_absolute_path();
     let refused = |why: &str| Failure::rejected(format!("cannot build '{drv}': {why}"));
@@ -55,7 +57,7 @@ pub(crate) fn fetch(
     for attempt in 1.. {
         log.write(format!("downloading '{url}'\n").as_bytes());
         tracing::info!(%drv, host = url.host_str(), attempt, member = %context.view.member(), "builtin:fetchurl downloads");
-        let error = match job.download(&url) {
+        let error = match job.download(&url, downloaded) {
             Ok(ingested) => return Ok(ingested),
             Err(Stop::Failed(failure)) => return Err(failure),
             Err(Stop::Http(error)) => error,
@@ -114,6 +116,20 @@ enum Stop {
     Failed(Failure),
 }
 
+/// Counts the bytes that are read.
+struct Counted<'a, R> {
+    inner: R,
+    bytes: &'a mut u64,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        *self.bytes += n as u64;
+        Ok(n)
+    }
+}
+
 struct Job<'a> {
     recipe: &'a Recipe,
     context: &'a AttemptContext<'a>,
@@ -155,7 +171,7 @@ impl Job<'_> {
         self.recipe.text(attribute).is_some_and(|value| value == "1")
     }
 
-    fn download(&self, url: &Url) -> Result<Ingested, Stop> {
+    fn download(&self, url: &Url, downloaded: &mut u64) -> Result<Ingested, Stop> {
         let want = Want { max_bytes: self.context.limits.of_sandbox.output_bytes };
         let over = self.over.clone();
         let body = self.runtime.block_on(async {
@@ -167,8 +183,9 @@ impl Job<'_> {
         });
         let body = body.map_err(Stop::Http)?;
         let length = body.length();
-        let mut body = body.blocking(self.runtime.clone(), over);
+        let body = body.blocking(self.runtime.clone(), over);
         let broken = body.failure();
+        let mut body = Counted { inner: body, bytes: downloaded };
         let done = match length {
             _ if self.set("unpack") => self.unpacked(body, url),
             Some(length) => self.file(&mut body, length),

@@ -119,6 +119,7 @@ impl One {
         let memory = memory.map_err(|over| Failure::transient(over.to_string()))?;
         let request = Request {
             member: context.member.clone(),
+            principal: context.principal.clone(),
             recipe,
             inputs: inputs.info().clone(),
             envelope,

@@ -66,7 +66,7 @@ impl Context {
 
     fn asker<'a>(&'a self, view: &'a View) -> Asker<'a> {
         let (budget, workers) = (&self.budget, &self.workers);
-        Asker { view, budget, workers, never: self.options.wishes.never() }
+        Asker { view, budget, workers, never: self.options.wishes.never(), account: &self.downloads }
     }
 
     /// Fetches `paths` and all paths they refer to.

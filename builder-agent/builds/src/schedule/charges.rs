@@ -1,8 +1,9 @@
-//! The charges of a run to the ledger: what it used, divided among the members who owned it.
+//! The charges of a run to the ledger: what it used, divided among those who owned it.
 //!
 //! A run is one charge, however many requests wait for it. Its owner can change while it builds; then each owner is
 //! charged for the part of the time in which the run was theirs. So nobody avoids a charge by leaving shortly before the
-//! end. It counts as one build of the member for whom it was started.
+//! end. It counts as one build of the member for whom it was started. Each request has a key or a ticket, and tags, and its
+//! part of the run counts for those too.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,13 +11,21 @@ use std::time::{Duration, Instant};
 use ledger::{Ledger, Principal, Resource};
 use sandbox::Usage;
 
+use super::request::Request;
 use crate::Envelope;
+
+/// Who is charged for a part of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Charged {
+    who: Principal,
+    tags: Vec<Arc<str>>,
+}
 
 /// Who owns a started run, and who owned it before.
 pub(super) struct Owners {
     /// In the order in which they first owned it, each once.
-    times: Vec<(Arc<str>, Duration)>,
-    now: Arc<str>,
+    times: Vec<(Charged, Duration)>,
+    now: Charged,
     since: Instant,
 }
 
@@ -26,21 +35,38 @@ pub(super) struct Used {
     pub usage: Option<Usage>,
     pub envelope: Envelope,
     pub log_bytes: u64,
+    /// Bytes that the agent fetched for a builder of its own.
+    pub downloaded: u64,
     pub failed: bool,
 }
 
+impl Charged {
+    fn of(request: &Request) -> Self {
+        let tags = request.tags.iter().map(|tag| tag.as_str().into()).collect();
+        Self { who: request.principal.clone(), tags }
+    }
+}
+
 impl Owners {
-    pub fn new(first: &Arc<str>) -> Self {
-        Self { times: vec![(first.clone(), Duration::ZERO)], now: first.clone(), since: Instant::now() }
+    pub fn new(first: &Request) -> Self {
+        Self::first(Charged::of(first))
     }
 
-    pub fn hand_over(&mut self, next: &Arc<str>) {
+    fn first(first: Charged) -> Self {
+        Self { times: vec![(first.clone(), Duration::ZERO)], now: first, since: Instant::now() }
+    }
+
+    pub fn hand_over(&mut self, next: &Request) {
+        self.next(Charged::of(next));
+    }
+
+    fn next(&mut self, next: Charged) {
         self.note(self.since.elapsed());
-        (self.now, self.since) = (next.clone(), Instant::now());
+        (self.now, self.since) = (next, Instant::now());
     }
 
     /// The run has ended: how long each owned it.
-    pub fn end(mut self) -> Vec<(Arc<str>, Duration)> {
+    pub fn end(mut self) -> Vec<(Charged, Duration)> {
         self.note(self.since.elapsed());
         self.times
     }
@@ -54,7 +80,7 @@ impl Owners {
 }
 
 /// Charges a run that has ended. The first of `owners` is the member for whom it was started.
-pub(super) fn charge(ledger: &Ledger, owners: &[(Arc<str>, Duration)], used: &Used) {
+pub(super) fn charge(ledger: &Ledger, owners: &[(Charged, Duration)], used: &Used) {
     let wall: Duration = owners.iter().map(|(_, time)| *time).sum();
     let wall_millis = millis(wall);
     let reserved = used.usage.map_or(0, |_| u64::from(used.envelope.memory_mib).saturating_mul(wall_millis));
@@ -63,14 +89,15 @@ pub(super) fn charge(ledger: &Ledger, owners: &[(Arc<str>, Duration)], used: &Us
         (Resource::WallSeconds, wall_millis),
         (Resource::MemoryMibSeconds, reserved),
         (Resource::LogBytes, used.log_bytes),
+        (Resource::DownloadBytes, used.downloaded),
     ];
     let times: Vec<Duration> = owners.iter().map(|(_, time)| *time).collect();
     let divided = resources.map(|(resource, amount)| (resource, divide(amount, &times)));
-    for (place, (owner, _)) in owners.iter().enumerate() {
+    for (place, (Charged { who, tags }, _)) in owners.iter().enumerate() {
         let parts = divided.iter().map(|(resource, parts)| (*resource, parts[place]));
         let builds = u64::from(place == 0);
         let numbers = [(Resource::Builds, builds), (Resource::FailedBuilds, builds * u64::from(used.failed))];
-        ledger.charge(&Principal::of(owner), parts.chain(numbers));
+        ledger.charge_tagged(who, tags, parts.chain(numbers));
     }
 }
 
@@ -94,7 +121,14 @@ fn divide(amount: u64, times: &[Duration]) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
+    use ledger::{By, Kind};
+
     use super::*;
+
+    fn charged(name: &str, tags: &[&str]) -> Charged {
+        let tags = tags.iter().map(|tag| (*tag).into()).collect();
+        Charged { who: Principal::member(name).with_key("laptop"), tags }
+    }
 
     const ENVELOPE: Envelope = Envelope { vcpus: 1, memory_mib: 512, processes: 99, of_box: true };
 
@@ -110,12 +144,15 @@ mod tests {
     #[test]
     fn owners_are_charged_for_their_part_of_the_time_and_the_build_is_the_firsts() {
         let ledger = Ledger::in_memory();
-        let owners = [("alice".into(), Duration::from_secs(1)), ("bob".into(), Duration::from_secs(3))];
+        let owners = [
+            (charged("alice", &["ci"]), Duration::from_secs(1)),
+            (charged("bob", &["nightly", "x"]), Duration::from_secs(3)),
+        ];
         let usage = Usage { cpu: Duration::from_secs(8), ..Usage::default() };
         charge(
             &ledger,
             &owners,
-            &Used { usage: Some(usage), envelope: ENVELOPE, log_bytes: 40, failed: true },
+            &Used { usage: Some(usage), envelope: ENVELOPE, log_bytes: 40, downloaded: 400, failed: true },
         );
         let used = |name| {
             let used = ledger.used_this_month(&Principal::member(name));
@@ -123,15 +160,26 @@ mod tests {
         };
         assert_eq!(used("alice"), [2000, 1000, 512_000, 1, 1, 10]);
         assert_eq!(used("bob"), [6000, 3000, 3 * 512_000, 0, 0, 30]);
+        let of = |name, per| {
+            let sums = ledger.usage(Some(name), Some(per), By::Month, None).into_iter();
+            let sums = sums.map(|((account, _), sum)| {
+                (account.part.expect("a part").name.to_string(), sum.get(Resource::DownloadBytes))
+            });
+            sums.collect::<Vec<_>>()
+        };
+        assert_eq!(of("alice", Kind::Tag), [("ci".to_owned(), 100)]);
+        assert_eq!(of("bob", Kind::Tag), [("nightly".to_owned(), 300), ("x".to_owned(), 300)]);
+        assert_eq!(of("bob", Kind::Key), [("laptop".to_owned(), 300)]);
     }
 
     #[test]
     fn an_owner_who_comes_back_is_one_owner() {
-        let (alice, bob): (Arc<str>, Arc<str>) = ("alice".into(), "bob".into());
-        let mut owners = Owners::new(&alice);
-        owners.hand_over(&bob);
-        owners.hand_over(&alice);
-        let names: Vec<Arc<str>> = owners.end().into_iter().map(|(owner, _)| owner).collect();
-        assert_eq!(names, [alice, bob]);
+        let (alice, bob) = (charged("alice", &[]), charged("bob", &[]));
+        let mut owners = Owners::first(alice.clone());
+        owners.next(bob.clone());
+        owners.next(alice.clone());
+        owners.next(charged("alice", &["ci"]));
+        let all: Vec<Charged> = owners.end().into_iter().map(|(owner, _)| owner).collect();
+        assert_eq!(all, [alice, bob, charged("alice", &["ci"])]);
     }
 }

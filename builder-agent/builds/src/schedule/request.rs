@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ledger::Principal;
 use nix_derivation::StorePath;
 use store::{Closure, ClosureInfo, RecordedOutput, View};
 
@@ -20,6 +21,8 @@ use shares::budget::Charge;
 pub struct Request {
     /// The member who asks. Their limits are looked up again wherever they apply.
     pub member: Arc<Member>,
+    /// Who is charged for the run: the member, or who made their ticket, and the key or the ticket.
+    pub principal: Principal,
     pub recipe: Arc<Recipe>,
     /// The list of all paths that the builder will see, as the member's view was at one moment.
     pub inputs: Arc<ClosureInfo>,
@@ -41,7 +44,7 @@ pub struct Request {
     pub keep_running: bool,
     /// Above zero: somebody waits for it; below: nobody does; zero: decided by `before`.
     pub priority: i64,
-    /// Words of the member for the log.
+    /// Words of the member, for the log and for the ledger.
     pub tags: Vec<String>,
 }
 

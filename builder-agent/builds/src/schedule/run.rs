@@ -91,7 +91,7 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     tracing::info!(build = id, member = %member.name, %drv, backend = shared.place.name(), phase_slot_ms = millis(start.waited), "build started");
     begun.send_replace(Some(Instant::now()));
     let inputs = shared.snapshots.keep(id, waiter.held.inputs.clone());
-    let mut owners = Owners::new(&member.payer().id);
+    let mut owners = Owners::new(&waiter.request);
     let done = shared.place.run(task, log, cancel);
     let Done { report, result } = follow(&shared, id, done, &mut owner, (&mut slot, &mut owners)).await;
     drop(inputs);
@@ -99,7 +99,8 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     let result = permit.end(&recipe.drv_path, cpu, result);
     // Charged before the slot is free: the next run that starts in it has to find the charge.
     let (log_bytes, failed) = (source.written(), result.is_err());
-    let used = Used { usage: report.usage, envelope: waiter.request.envelope, log_bytes, failed };
+    let (usage, downloaded) = (report.usage, report.downloaded);
+    let used = Used { usage, envelope: waiter.request.envelope, log_bytes, downloaded, failed };
     charges::charge(&shared.parts.ledger, &owners.end(), &used);
     drop(slot);
 
@@ -203,7 +204,7 @@ async fn follow(
             Ok(()) = owner.changed() => {
                 let Some(waiter) = owner.borrow_and_update().clone() else { continue };
                 let member = &waiter.request.member;
-                owners.hand_over(&member.payer().id);
+                owners.hand_over(&waiter.request);
                 if member.id != slot.charged.id {
                     tracing::info!(build = id, from = %slot.charged.name, member = %member.name, "build handed over");
                     slot.hand_over(shared, member);
@@ -298,7 +299,7 @@ fn report_end(
     report: Report,
     result: &Result<Built, Failure>,
 ) {
-    let Report { kernel, inputs_prepared, phases, outputs_checked, usage } = report;
+    let Report { kernel, inputs_prepared, phases, outputs_checked, usage, downloaded: _ } = report;
     let failure = result.as_ref().err();
     tracing::info!(
         build,

@@ -208,6 +208,7 @@ fn what_the_table_says_of_a_command_is_how_it_is_called() {
             .replace("--last N", "--last 5")
             .replace("PERIOD", "day")
             .replace("SIZE", "20G")
+            .replace("WHAT", "tag")
             .replace("FORMAT", if row.name == "usage" { "csv" } else { "nixos" });
         let words = words.replace("TEMPLATE", "x.XXXXX");
         let request = format!("{} {words}", row.name);

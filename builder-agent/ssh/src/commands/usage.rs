@@ -1,14 +1,16 @@
-//! `usage`: what a member has used, by day or month, from the ledger. Maintainers also see what others have used.
+//! `usage`: what a member has used, by day or month, from the ledger; as a whole, or with each key, for each ticket, for each
+//! tag. Maintainers also see what others have used.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use daemon::Agent;
-use ledger::{By, Month, Principal};
+use ledger::{By, Kind, Month, Part};
 use members::{Member, Roster};
 
 use super::{Command, Row, Wrong, arguments};
 use crate::terminal::{ExitStatus, Screen, Terminal};
-use report::{Line, Report};
+use report::{Its, Line, Report};
 
 mod report;
 mod units;
@@ -24,8 +26,14 @@ pub(crate) struct Arguments {
     /// What one line is for; days are those of this month, unless --month names another
     #[arg(long, value_enum, default_value = "month", value_name = "PERIOD")]
     by: Period,
+    /// What one line is about
+    #[arg(long, value_enum, default_value = "member", value_name = "WHAT")]
+    per: Per,
     #[arg(long, value_enum, default_value = "text", conflicts_with = "json")]
     format: Format,
+    /// The same as --format csv
+    #[arg(long, conflicts_with_all = ["json", "format"])]
+    csv: bool,
     /// The same as --format json: one object on one line
     #[arg(long)]
     json: bool,
@@ -41,6 +49,29 @@ pub(crate) struct Arguments {
 enum Period {
     Day,
     Month,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Per {
+    /// All that a member used
+    Member,
+    /// What was used with a key of the member, named by its fingerprint
+    Key,
+    /// What was used with a ticket that the member made
+    Ticket,
+    /// Builds with a word of the setting `tags`; a build with two tags is in two lines
+    Tag,
+}
+
+impl Per {
+    fn kind(self) -> Option<Kind> {
+        match self {
+            Self::Member => None,
+            Self::Key => Some(Kind::Key),
+            Self::Ticket => Some(Kind::Ticket),
+            Self::Tag => Some(Kind::Tag),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -92,32 +123,40 @@ fn text(arguments: &Arguments, agent: &Agent, member: &Member, screen: Screen) -
         By::Day => Some(arguments.month.unwrap_or_else(|| agent.ledger.this_month())),
         By::Month => arguments.month,
     };
-    let sums = agent.ledger.usage(who.as_ref(), by, within);
+    let per = arguments.per.kind();
+    let sums = agent.ledger.usage(who.as_deref(), per, by, within);
     if sums.len() > MAX_LINES {
         return Err(format!(
             "this report has {} lines, at most {MAX_LINES} are printed; choose one --month, or --by month, or one --member",
             sums.len()
         ));
     }
+    let labels = labels(agent, &roster, per);
     let lines = sums.into_iter().map(|((who, first), amounts)| {
         let now = roster.by_id(&who.member);
         let name = now.map_or_else(|| who.member.clone(), |member| member.name.clone());
+        let its = who.part.map(|part| Its::of(&part, labels.get(&part).cloned()));
         let period = match by {
             By::Day => first.to_string(),
             By::Month => Month::of(first).to_string(),
         };
-        Line { member: name, former: now.is_none(), period, amounts }
+        Line { member: name, former: now.is_none(), its, period, amounts }
     });
     let report = Report {
         by,
+        per,
         everybody: who.is_none(),
         lines: lines.collect(),
-        limits: match who.and_then(|who| roster.by_id(&who.member)) {
+        limits: match who.and_then(|who| roster.by_id(&who)) {
             Some(member) => report::limits_of(agent, &roster, member),
             None => Vec::new(),
         },
     };
-    let format = if arguments.json { Format::Json } else { arguments.format };
+    let format = match arguments {
+        Arguments { json: true, .. } => Format::Json,
+        Arguments { csv: true, .. } => Format::Csv,
+        Arguments { format, .. } => *format,
+    };
     Ok(match format {
         Format::Json => super::json_line(&report.json()),
         Format::Text => report.text(screen),
@@ -125,16 +164,32 @@ fn text(arguments: &Arguments, agent: &Agent, member: &Member, screen: Screen) -
     })
 }
 
-/// The principal whose usage is shown; `None`: everybody's.
+/// What people call these parts: the names of tickets that are still listed, and the comments of keys in the roster.
+fn labels(agent: &Agent, roster: &Roster, per: Option<Kind>) -> HashMap<Part, String> {
+    match per {
+        Some(Kind::Ticket) => {
+            let tickets = agent.tickets.list(|_| true);
+            let label =
+                |ticket: Arc<tickets::Ticket>| (Part::new(Kind::Ticket, &ticket.id), ticket.name.to_string());
+            tickets.into_iter().map(label).collect()
+        }
+        Some(Kind::Key) => {
+            roster.keys().map(|key| (Part::new(Kind::Key, &key.fingerprint()), key.comment.clone())).collect()
+        }
+        Some(Kind::Tag) | None => HashMap::new(),
+    }
+}
+
+/// The identity of the member whose usage is shown; `None`: everybody's.
 fn whose(
     arguments: &Arguments,
     agent: &Agent,
     roster: &Roster,
     member: &Member,
-) -> Result<Option<Principal>, String> {
+) -> Result<Option<Arc<str>>, String> {
     let other = arguments.member.as_deref().filter(|name| *name != &*member.name);
     if !arguments.all && other.is_none() {
-        return Ok(Some(Principal::of(&member.id)));
+        return Ok(Some(member.id.clone()));
     }
     if !super::is_maintainer(roster, member) {
         return Err("only maintainers see what others use (`role = \"maintainer\"` in the roster); without --all and \
@@ -144,9 +199,10 @@ fn whose(
     let Some(name) = other else { return Ok(None) };
     let id: Option<Arc<str>> = roster.by_name(name).map(|member| member.id.clone());
     let former = || {
-        Some(Principal::member(name)).filter(|who| !agent.ledger.usage(Some(who), By::Month, None).is_empty())
+        let used = agent.ledger.usage(Some(name), None, By::Month, None);
+        (!used.is_empty()).then(|| Arc::from(name))
     };
-    let found = id.map(|id| Principal::of(&id)).or_else(former);
+    let found = id.or_else(former);
     found.map(Some).ok_or_else(|| {
         let name = printable::start(name, 40);
         format!("there is no member `{name}` in the roster, and nobody of that name in the ledger; --all lists everybody")

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use builds::monthly::{self, Monthly};
 use daemon::Agent;
-use ledger::{Amounts, By, Month, RESOURCES, Resource};
+use ledger::{Amounts, By, Kind as PartKind, Month, Part, RESOURCES, Resource};
 use members::{Member, Roster};
 use serde::Serialize;
 
@@ -15,17 +15,42 @@ use crate::terminal::Screen;
 
 pub(super) struct Report {
     pub by: By,
+    /// Each line is about such a part of what its member used.
+    pub per: Option<PartKind>,
     /// Lines are of several members.
     pub everybody: bool,
     pub lines: Vec<Line>,
     pub limits: Vec<Limit>,
 }
 
-/// What one member used in one period.
+/// A key, a ticket or a tag.
+pub(super) struct Its {
+    /// As people write it: of a ticket the id without its prefix.
+    name: String,
+    /// What people call it.
+    label: Option<String>,
+}
+
+impl Its {
+    pub fn of(part: &Part, label: Option<String>) -> Self {
+        let name = part.name.strip_prefix(tickets::PREFIX).unwrap_or(&part.name).to_owned();
+        Self { name, label: label.filter(|label| !label.is_empty()) }
+    }
+
+    fn text(&self) -> String {
+        match &self.label {
+            Some(label) => format!("{} ({label})", self.name),
+            None => self.name.clone(),
+        }
+    }
+}
+
+/// What one member, or a part of one, used in one period.
 pub(super) struct Line {
     pub member: Arc<str>,
     /// No member of the roster has this identity; `member` is the identity.
     pub former: bool,
+    pub its: Option<Its>,
     pub period: String,
     pub amounts: Amounts,
 }
@@ -77,6 +102,7 @@ fn number(resource: Resource, amount: u64) -> Number {
 #[derive(Serialize)]
 pub(super) struct JsonReport<'a> {
     by: &'static str,
+    per: &'static str,
     usage: Vec<JsonLine<'a>>,
     limits: &'a [Limit],
 }
@@ -85,12 +111,15 @@ pub(super) struct JsonReport<'a> {
 struct JsonLine<'a> {
     member: &'a str,
     former: bool,
+    /// The key, the ticket or the tag, under this word, and what people call it.
+    #[serde(flatten)]
+    its: BTreeMap<&'static str, Option<&'a str>>,
     period: &'a str,
     #[serde(flatten)]
     amounts: BTreeMap<&'static str, Number>,
 }
 
-/// The columns of the table for people.
+/// The columns of the table for people. Peaks, which few people need, are in JSON and CSV alone.
 #[rustfmt::skip]
 const COLUMNS: &[(&str, Resource)] = &[
     ("builds", Resource::Builds),
@@ -103,7 +132,21 @@ const COLUMNS: &[(&str, Resource)] = &[
     ("down", Resource::BytesDown),
     ("logins", Resource::Connections),
     ("sessions", Resource::Sessions),
+    ("fetched", Resource::DownloadBytes),
+    ("store", Resource::StoreMibSeconds),
 ];
+
+/// Whether a part of this kind, or a member, can have any of this resource.
+fn has(per: Option<PartKind>, resource: Resource) -> bool {
+    match (resource, per) {
+        (Resource::StoreMibSeconds, Some(_)) => false,
+        (
+            Resource::BytesUp | Resource::BytesDown | Resource::Connections | Resource::Sessions,
+            Some(PartKind::Tag),
+        ) => false,
+        _ => true,
+    }
+}
 
 impl Report {
     fn by(&self) -> &'static str {
@@ -115,40 +158,51 @@ impl Report {
 
     /// The object that `--json` prints.
     pub fn json(&self) -> JsonReport<'_> {
-        let usage = self.lines.iter().map(|Line { member, former, period, amounts }| {
+        let usage = self.lines.iter().map(|Line { member, former, its, period, amounts }| {
             let number = |resource: Resource| number(resource, amounts.get(resource));
             let amounts = RESOURCES.iter().map(|row| (row.name, number(row.resource))).collect();
-            JsonLine { member, former: *former, period, amounts }
+            let its = self.per.zip(its.as_ref()).map(|(kind, Its { name, label })| {
+                [(kind.name(), Some(name.as_str())), ("label", label.as_deref())]
+            });
+            let its = its.into_iter().flatten().collect();
+            JsonLine { member, former: *former, its, period, amounts }
         });
-        JsonReport { by: self.by(), usage: usage.collect(), limits: &self.limits }
+        let per = self.per.map_or("member", PartKind::name);
+        JsonReport { by: self.by(), per, usage: usage.collect(), limits: &self.limits }
     }
 
     pub fn csv(&self) -> String {
-        let names = ["member", "former", "period"].into_iter().chain(RESOURCES.iter().map(|row| row.name));
-        let mut text = csv_line(names);
-        for Line { member, former, period, amounts } in &self.lines {
+        let its = self.per.map(|kind| [kind.name(), "label"]);
+        let names = ["member", "former"].into_iter().chain(its.into_iter().flatten()).chain(["period"]);
+        let mut text = csv_line(names.chain(RESOURCES.iter().map(|row| row.name)));
+        for Line { member, former, its, period, amounts } in &self.lines {
             let numbers = RESOURCES.iter().map(|row| match number(row.resource, amounts.get(row.resource)) {
                 Number::Whole(number) => number.to_string(),
                 Number::Fraction(number) => format!("{number:.3}"),
             });
-            let cells = [member.to_string(), former.to_string(), period.clone()].into_iter().chain(numbers);
-            text.push_str(&csv_line(cells));
+            let its =
+                its.as_ref().map(|Its { name, label }| [name.clone(), label.clone().unwrap_or_default()]);
+            let cells = [member.to_string(), former.to_string()].into_iter();
+            let cells = cells.chain(its.into_iter().flatten()).chain([period.clone()]);
+            text.push_str(&csv_line(cells.chain(numbers)));
         }
         text
     }
 
     pub fn text(&self, screen: Screen) -> String {
-        let head = self.everybody.then_some("member").into_iter().chain([self.by()]);
+        let head = self.everybody.then_some("member").into_iter();
+        let head = head.chain(self.per.map(PartKind::name)).chain([self.by()]);
         let head = head.map(|name| (name, Kind::Text));
-        let mut table =
-            Table::new(head.chain(COLUMNS.iter().map(|(name, _)| (*name, Kind::Number))).collect());
-        for Line { member, former, period, amounts } in &self.lines {
+        let columns = || COLUMNS.iter().filter(|(_, resource)| has(self.per, *resource));
+        let mut table = Table::new(head.chain(columns().map(|(name, _)| (*name, Kind::Number))).collect());
+        for Line { member, former, its, period, amounts } in &self.lines {
             let name = match former {
                 true => format!("{member} (former)"),
                 false => member.to_string(),
             };
-            let head = self.everybody.then_some(name).into_iter().chain([period.clone()]);
-            let amounts = COLUMNS.iter().map(|(_, resource)| human(*resource, amounts.get(*resource)));
+            let head = self.everybody.then_some(name).into_iter();
+            let head = head.chain(its.as_ref().map(Its::text)).chain([period.clone()]);
+            let amounts = columns().map(|(_, resource)| human(*resource, amounts.get(*resource)));
             table.row(head.chain(amounts).collect());
         }
         let mut text = match self.lines.is_empty() {
@@ -185,11 +239,13 @@ mod tests {
         let line = |member: &str, former| Line {
             member: member.into(),
             former,
+            its: None,
             period: "2026-11".into(),
             amounts: Amounts::from_iter(amounts),
         };
         Report {
             by: By::Month,
+            per: None,
             everybody: true,
             lines: vec![line(member, false), line("bob~2", true)],
             limits: vec![],
@@ -200,9 +256,9 @@ mod tests {
     fn the_table_is_aligned_and_has_units() {
         assert_eq!(
             report("alice").text(Screen::default()),
-            "member          month    builds  failed    CPU time  wall  memory  log       up  down  logins  sessions\n\
-             alice           2026-11      12       0  3 h 12 min     0       0    0  1.2 GiB     0       0         0\n\
-             bob~2 (former)  2026-11      12       0  3 h 12 min     0       0    0  1.2 GiB     0       0         0\n"
+            "member          month    builds  failed    CPU time  wall  memory  log       up  down  logins  sessions  fetched  store\n\
+             alice           2026-11      12       0  3 h 12 min     0       0    0  1.2 GiB     0       0         0        0      0\n\
+             bob~2 (former)  2026-11      12       0  3 h 12 min     0       0    0  1.2 GiB     0       0         0        0      0\n"
         );
     }
 
@@ -213,6 +269,32 @@ mod tests {
         let listed: Vec<&str> = table.lines().skip(1).take_while(|line| line.starts_with('|')).collect();
         let rows = RESOURCES.iter().map(|row| format!("| `{}` | {} |", row.name, row.help));
         assert_eq!(listed, rows.collect::<Vec<_>>(), "docs/reference/commands.md");
+    }
+
+    #[test]
+    fn parts_have_their_names_in_each_form() {
+        let mut report = report("alice");
+        report.per = Some(PartKind::Ticket);
+        let ticket = Part::new(PartKind::Ticket, "ticket:0123");
+        report.lines[0].its = Some(Its::of(&ticket, Some("friend".to_owned())));
+        report.lines[1].its = Some(Its::of(&Part::new(PartKind::Ticket, ledger::OTHER), None));
+        let text = report.text(Screen::default());
+        assert!(text.starts_with("member          ticket         month    builds"), "{text}");
+        assert!(text.contains("alice           0123 (friend)  2026-11") && !text.contains("store"), "{text}");
+        assert!(text.contains("bob~2 (former)  (other)        2026-11"), "{text}");
+        let json = serde_json::to_value(report.json()).expect("JSON");
+        let (first, second) = (&json["usage"][0], &json["usage"][1]);
+        assert_eq!(
+            (&json["per"], &first["ticket"], &first["label"]),
+            (&"ticket".into(), &"0123".into(), &"friend".into())
+        );
+        assert_eq!((&second["ticket"], second["label"].is_null()), (&"(other)".into(), true));
+        let csv = report.csv();
+        assert!(csv.starts_with("member,former,ticket,label,period,cpu_seconds,"), "{csv}");
+        assert!(
+            csv.contains("alice,false,0123,friend,2026-11,") && csv.contains("bob~2,true,(other),,2026-11,"),
+            "{csv}"
+        );
     }
 
     #[test]
