@@ -12,3 +12,4 @@ pub mod memory;
 mod secret_file;
 pub mod serve;
 pub mod signing;
+mod store_meter;

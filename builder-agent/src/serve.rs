@@ -24,7 +24,7 @@ use shares::budget::Budgets;
 use shares::pace::Paces;
 
 use crate::logging::Log;
-use crate::{departed, host_key, memory, signing};
+use crate::{departed, host_key, memory, signing, store_meter};
 
 use shares::threads::Threads;
 use substitute::Substituters;
@@ -97,6 +97,9 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
     }
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
+    let space =
+        store_meter::charge_for_space(agent.store.clone(), agent.ledger.clone(), agent.tickets.clone());
+    tokio::spawn(space);
     let stop = CancellationToken::new();
     let mut server = tokio::spawn(ssh::serve(agent.clone(), key, listeners, stop.clone()));
     tokio::select! {
