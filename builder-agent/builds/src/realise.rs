@@ -91,6 +91,8 @@ pub struct Context {
     pub options: Options,
     /// Who is charged, with which key or ticket.
     pub principal: Principal,
+    /// Whether the request is for one derivation that came without those that it needs, as with `--builders`.
+    pub alone: bool,
     /// Has what is fetched for this request.
     pub downloads: substitute::Account,
     pub reporter: Reporter,

@@ -97,6 +97,7 @@ impl Barn {
             known: Known::default(),
             check: false,
             before: 0,
+            alone: false,
             wall: None,
             silent: None,
             log: None,

@@ -86,7 +86,8 @@ impl Session {
         let check = is_check(mode)?;
         // Charged first, so that the request holds nothing else while it waits for memory.
         let _charge = self.desk.budget.wait(LOG_BYTES, "the log of this build").await.map_err(over)?;
-        let (context, mut events) = self.context();
+        let (mut context, mut events) = self.context();
+        context.alone = true;
         let work = realise::derivation(&context, drv_path, derivation, check);
         let ended = audience.run(work, &mut events).await??;
         Ok(realise::result_of(&ended, &[]))
@@ -139,6 +140,7 @@ impl Session {
             budget: self.desk.budget.clone(),
             options,
             principal: self.principal.clone(),
+            alone: false,
             downloads,
             reporter: Reporter::new(sender),
         };

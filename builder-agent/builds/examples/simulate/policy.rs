@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use builds::schedule::admit::{Admission, Class, Event, Owner, Terms};
+use builds::schedule::admit::{Admission, Asked, Class, Event, Owner, Terms};
 
 use super::workload::{SLOT, Workload};
 
@@ -74,8 +74,11 @@ impl Policy for Fair<'_> {
     fn queued(&mut self, build: usize, at: u64) -> Vec<usize> {
         let it = &self.workload.builds[build];
         let (owner, size) = (self.owners[it.member].clone(), self.workload.members[it.member].size);
-        let class = Class::of_run_after(it.before);
-        self.handle(Event::Queued { run: build as u64, owner, class, size }, at)
+        let asked = match it.alone {
+            true => Asked::Alone,
+            false => Class::of_run_after(it.before).into(),
+        };
+        self.handle(Event::Queued { run: build as u64, owner, asked, size }, at)
     }
 
     fn ended(&mut self, build: usize, at: u64) -> Vec<usize> {

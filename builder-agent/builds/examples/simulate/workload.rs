@@ -37,6 +37,8 @@ pub struct Build {
     pub millis: u64,
     /// Builds of the same request that were asked for before.
     pub before: u64,
+    /// Asked for in a call of its own, as with `--builders`.
+    pub alone: bool,
     /// Builds that must end before.
     pub after: Vec<usize>,
 }
@@ -83,7 +85,7 @@ impl Shape {
                 "Each request is a graph in layers, of 4 to 4000 builds (Pareto). A build is queued when its inputs are built."
             }
             Self::Integration => {
-                "Five members are machines with 60 % of all builds, in requests of up to 2000 builds at once. The others work in sessions."
+                "Five members are machines with 60 % of all builds, up to 2000 at once, each in a call of its own. The others work in sessions."
             }
             Self::Flood => {
                 "One member asks for half of all builds in the first minute. The others work in sessions."
@@ -185,7 +187,7 @@ impl Generator {
     fn build(&mut self, member: usize, first: usize, seconds: f64, after: Vec<usize>) {
         let before = (self.workload.builds.len() - first) as u64;
         let millis = (seconds.clamp(1.0, LONGEST) * 1000.0) as u64;
-        self.workload.builds.push(Build { member, millis, before, after });
+        self.workload.builds.push(Build { member, millis, before, alone: false, after });
     }
 
     /// Some builds by a member who is not among the first.
@@ -211,6 +213,7 @@ impl Generator {
             let seconds = self.of_a_package();
             self.build(member, first, seconds, Vec::new());
         }
+        self.workload.builds[first..].iter_mut().for_each(|build| build.alone = true);
     }
 
     /// Layers from many small leaves to one target; each build needs one to three of the layer before.

@@ -127,6 +127,7 @@ impl One {
             known: Known::default(),
             check: false,
             before: 0,
+            alone: context.alone,
             wall: smaller(context.options.wall, settings.timeout),
             silent: smaller(context.options.silent, settings.max_silent_time),
             log: context.options.log,

@@ -11,7 +11,7 @@
 //! 2. The slot goes down the tree of owners (members, then keys), at each level to the one with the smallest weighted recent usage (`tree`).
 //!    Usage is what runs took of the box, in time that counts less the longer ago it is (`decay`).
 //! 3. Within a member interactive runs go before bulk, and bulk that waits for long takes turns; within a class first
-//!    come, first served (`line`).
+//!    come, first served (`line`). Of the runs that a key asks for one by one, [`ALONE`] at a time are interactive.
 //!
 //! The number of slots can change at any time. More slots count at once. Fewer slots stop no run that has started. A run
 //! that gets another owner while it waits goes to the end of the new owner's line. A run that gets another owner after
@@ -35,7 +35,7 @@ mod tree;
 mod usage;
 
 pub use decay::HALF_LIFE;
-pub use line::{BULK_PATIENCE, Class};
+pub use line::{ALONE, Asked, BULK_PATIENCE, Class};
 pub use owner::{Group, Level, MAX_WEIGHT, Owner, Size, Terms};
 pub use usage::{ADVANCE, CREDIT, SHORTEST};
 
@@ -53,7 +53,7 @@ pub enum Event {
     /// event for all of them: nothing starts by half of a change.
     Terms { owners: Vec<Owner> },
     /// A new run for this owner, whose current terms are in it.
-    Queued { run: RunId, owner: Owner, class: Class, size: Size },
+    Queued { run: RunId, owner: Owner, asked: Asked, size: Size },
     /// The run has another owner, whose current terms are in it.
     HandedOver { run: RunId, owner: Owner },
     /// The run is over, or is no longer wanted. Each run ends with exactly one of these.
@@ -87,6 +87,8 @@ pub struct Admission {
     started: usize,
     tree: Tree,
     runs: HashMap<RunId, Entry>,
+    /// The interactive runs of each key that were asked for alone; none is in no list.
+    alone: HashMap<Leaf, usize>,
 }
 
 #[derive(Debug)]
@@ -95,6 +97,8 @@ struct Entry {
     member: Arc<str>,
     leaf: Leaf,
     class: Class,
+    /// It counts in [`Admission::alone`].
+    is_alone: bool,
     size: Size,
     queued: Instant,
     stage: Stage,
@@ -117,11 +121,12 @@ impl Admission {
         match event {
             Event::Box { slots, slot } => (self.slots, self.slot) = (slots, slot),
             Event::Terms { owners } => owners.iter().for_each(|owner| self.tree.update(owner, now)),
-            Event::Queued { run, owner, class, size } => {
+            Event::Queued { run, owner, asked, size } => {
                 let leaf = self.tree.leaf_of(&owner, now);
+                let (class, is_alone) = self.class_of(asked, leaf);
                 let number = self.tree.enqueue(leaf, (run, size), class, now);
                 let (member, stage) = (owner.member.name, Stage::Waiting(number));
-                self.runs.insert(run, Entry { member, leaf, class, size, queued: now, stage });
+                self.runs.insert(run, Entry { member, leaf, class, is_alone, size, queued: now, stage });
             }
             Event::HandedOver { run, owner } => self.hand_over(run, owner, now),
             Event::Ended { run } => self.end(run, now),
@@ -149,6 +154,30 @@ impl Admission {
         self.tree.members()
     }
 
+    /// The class of a run that comes now, and whether it counts as one of those that were asked for alone.
+    fn class_of(&mut self, asked: Asked, leaf: Leaf) -> (Class, bool) {
+        match asked {
+            Asked::As(class) => (class, false),
+            Asked::Alone if self.alone.get(&leaf).is_some_and(|count| *count >= ALONE) => {
+                (Class::Bulk, false)
+            }
+            Asked::Alone => {
+                *self.alone.entry(leaf).or_default() += 1;
+                (Class::Interactive, true)
+            }
+        }
+    }
+
+    /// A run of this key that was asked for alone is over, or is another key's.
+    fn not_alone(alone: &mut HashMap<Leaf, usize>, leaf: Leaf) {
+        if let Some(count) = alone.get_mut(&leaf) {
+            *count -= 1;
+            if *count == 0 {
+                alone.remove(&leaf);
+            }
+        }
+    }
+
     fn hand_over(&mut self, run: RunId, owner: Owner, now: Instant) {
         let Some(entry) = self.runs.get_mut(&run) else { return };
         let leaf = self.tree.leaf_of(&owner, now);
@@ -168,12 +197,20 @@ impl Admission {
                 *charge = self.tree.begin(leaf, entry.size, entry.size.of(self.slot), now);
             }
         }
+        if entry.is_alone {
+            // Also beyond the number of the new key: the run has its class.
+            Self::not_alone(&mut self.alone, entry.leaf);
+            *self.alone.entry(leaf).or_default() += 1;
+        }
         entry.leaf = leaf;
         entry.member = owner.member.name;
     }
 
     fn end(&mut self, run: RunId, now: Instant) {
         let Some(entry) = self.runs.remove(&run) else { return };
+        if entry.is_alone {
+            Self::not_alone(&mut self.alone, entry.leaf);
+        }
         match entry.stage {
             Stage::Waiting(number) => self.tree.leave(entry.leaf, entry.class, number, now),
             Stage::Started { at, charge } => {

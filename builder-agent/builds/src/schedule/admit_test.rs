@@ -43,7 +43,7 @@ impl Scene {
     }
 
     fn queued_by(&mut self, run: RunId, owner: Owner, class: Class) -> Vec<RunId> {
-        self.happens(Event::Queued { run, owner, class, size: SLOT })
+        self.happens(Event::Queued { run, owner, asked: class.into(), size: SLOT })
     }
 
     fn handed_over(&mut self, run: RunId, name: &str, slots: usize) -> Vec<RunId> {
@@ -136,7 +136,7 @@ fn a_first_build_goes_before_the_next_of_a_member_who_has_had_one() {
     let mut scene = Scene::with_slots(2);
     let small = |run| {
         let size = Size { vcpus: 1, memory_mib: 1024 };
-        Event::Queued { run, owner: member("alice", 8), class: Class::Interactive, size }
+        Event::Queued { run, owner: member("alice", 8), asked: Class::Interactive.into(), size }
     };
     assert_eq!(scene.happens(small(1)), [1]);
     assert_eq!(scene.queued(10, "bob", 8), [10]);
@@ -177,12 +177,43 @@ fn a_run_of_half_a_slots_size_is_charged_half() {
         scene.happens(Event::Queued {
             run: 100 + run,
             owner: member("bob", 8),
-            class: Class::Bulk,
+            asked: Class::Bulk.into(),
             size: HALF,
         });
     }
     let order = scene.order(0, 30);
     assert_eq!(order.iter().filter(|run| **run < 100).count(), 10);
+}
+
+/// Many builds that `--builders` offers, each in a call of its own, and then small requests of the same member.
+#[test]
+fn of_builds_that_are_offered_one_by_one_a_key_has_two_before_its_bulk_and_a_small_request_does_not_wait_for_the_rest()
+ {
+    let mut scene = Scene::with_slots(1);
+    let with_key = |key: &str| Owner { key: Level::new(&key.into(), Terms::default()), ..member("alice", 8) };
+    let alone = |scene: &mut Scene, run, key: &str| {
+        scene.happens(Event::Queued { run, owner: with_key(key), asked: Asked::Alone, size: SLOT })
+    };
+    assert_eq!(scene.queued(0, "zoe", 1), [0]);
+    for run in 1..=100 {
+        assert_eq!(alone(&mut scene, run, "laptop"), NONE);
+    }
+    // A call for one build or for some.
+    assert_eq!(scene.queued_by(200, with_key("laptop"), Class::Interactive), NONE);
+    assert_eq!(scene.order(0, 5), [1, 2, 200, 3, 4]);
+    // The two are over, so the next one counts again; and another key has its own two.
+    assert_eq!(alone(&mut scene, 101, "laptop"), NONE);
+    assert_eq!(alone(&mut scene, 301, "phone"), NONE);
+    assert_eq!(alone(&mut scene, 302, "phone"), NONE);
+    assert_eq!(alone(&mut scene, 303, "phone"), NONE);
+    let order = scene.order(4, 6);
+    let (mut first, rest) = (order[..3].to_vec(), &order[3..]);
+    first.sort_unstable();
+    assert_eq!(first, [101, 301, 302]);
+    assert!(rest.contains(&303) && rest.contains(&5), "keys share their member's bulk: {rest:?}");
+    // What is left of a run that is cancelled is nothing.
+    (1..=303).for_each(|run| drop(scene.ended(run)));
+    assert!(scene.admission.alone.is_empty());
 }
 
 #[test]
@@ -285,7 +316,7 @@ fn the_runs_of_a_group_take_no_more_processors_and_memory_together_than_it_has()
     };
     let queued = |scene: &mut Scene, run, name: &str, size| {
         let owner = of_group(name, most);
-        scene.happens(Event::Queued { run, owner, class: Class::Interactive, size })
+        scene.happens(Event::Queued { run, owner, asked: Class::Interactive.into(), size })
     };
     assert_eq!(queued(&mut scene, 1, "alice", HALF), [1]);
     assert_eq!(queued(&mut scene, 2, "bob", HALF), [2]);
@@ -312,7 +343,7 @@ fn the_runs_of_a_group_take_no_more_processors_and_memory_together_than_it_has()
         scene.happens(Event::Queued {
             run: 8,
             owner: of_group("alice", less),
-            class: Class::Bulk,
+            asked: Class::Bulk.into(),
             size: HALF
         }),
         NONE
@@ -328,7 +359,10 @@ fn a_started_run_is_handed_over_only_into_a_group_that_has_room_for_it() {
     let bob = || Owner { groups: groups.clone(), ..member("bob", 8) };
     assert_eq!(scene.queued(1, "alice", 8), [1]);
     scene.passes(100);
-    assert_eq!(scene.happens(Event::Queued { run: 2, owner: bob(), class: Class::Bulk, size: HALF }), [2]);
+    assert_eq!(
+        scene.happens(Event::Queued { run: 2, owner: bob(), asked: Class::Bulk.into(), size: HALF }),
+        [2]
+    );
     assert_eq!(scene.happens(Event::HandedOver { run: 1, owner: bob() }), NONE);
     assert_eq!(scene.charged_to(1), "alice");
     scene.ended(2);

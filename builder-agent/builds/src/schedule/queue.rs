@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::admit::{Admission, Class, Event, Full, Owner, RunId, Size, Start};
+use super::admit::{Admission, Asked, Event, Full, Owner, RunId, Size, Start};
 
 /// The queues of the box. One per scheduler.
 pub(super) struct Queue {
@@ -45,13 +45,13 @@ impl Queue {
         self: &Arc<Self>,
         run: RunId,
         owner: impl FnOnce() -> Owner,
-        class: Class,
+        asked: Asked,
         size: Size,
     ) -> Turn {
         let (tell, start) = oneshot::channel();
         let mut state = self.lock();
         state.waiting.insert(run, tell);
-        state.handle(Event::Queued { run, owner: owner(), class, size });
+        state.handle(Event::Queued { run, owner: owner(), asked, size });
         Turn { queue: self.clone(), run, start }
     }
 
@@ -108,7 +108,7 @@ impl Drop for Turn {
 mod tests {
     use std::task::{Context, Poll, Waker};
 
-    use super::super::admit::{Group, Terms};
+    use super::super::admit::{Class, Group, Terms};
     use super::*;
 
     const SIZE: Size = Size { vcpus: 1, memory_mib: 512 };
@@ -118,7 +118,7 @@ mod tests {
     }
 
     fn enter(queue: &Arc<Queue>, run: RunId) -> Turn {
-        queue.enter(run, || alice(4), Class::Interactive, SIZE)
+        queue.enter(run, || alice(4), Class::Interactive.into(), SIZE)
     }
 
     /// Whether the run may start now. Drops the wait, as `select!` does.

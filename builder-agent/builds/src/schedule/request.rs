@@ -9,7 +9,7 @@ use ledger::Principal;
 use nix_derivation::StorePath;
 use store::{Closure, ClosureInfo, RecordedOutput, View};
 
-use super::admit::Class;
+use super::admit::{Asked, Class};
 use crate::limits::RunLimits;
 use crate::reuse::Known;
 use crate::{BuildKey, Envelope, Failure, Recipe};
@@ -36,25 +36,29 @@ pub struct Request {
     pub check: bool,
     /// Number of runs that the client asked for before this one in the same call.
     pub before: u64,
+    /// Whether the call was for one derivation whose inputs the client has brought: so come the builds of `--builders`, one
+    /// by one.
+    pub alone: bool,
     pub wall: Option<Duration>,
     pub silent: Option<Duration>,
     /// Limit on bytes of log.
     pub log: Option<u64>,
     /// Whether the run goes on if this request is the last that waits for it, and its client disconnects.
     pub keep_running: bool,
-    /// Above zero: somebody waits for it; below: nobody does; zero: decided by `before`.
+    /// Above zero: somebody waits for it; below: nobody does; zero: decided by `before` and `alone`.
     pub priority: i64,
     /// Words of the member, for the log and for the ledger.
     pub tags: Vec<String>,
 }
 
 impl Request {
-    /// How urgent the run is among those of its member.
-    pub(super) fn class(&self) -> Class {
+    /// What decides how urgent the run is among those of its member.
+    pub(super) fn asked(&self) -> Asked {
         match self.priority.cmp(&0) {
-            Ordering::Less => Class::Bulk,
-            Ordering::Equal => Class::of_run_after(self.before),
-            Ordering::Greater => Class::Interactive,
+            Ordering::Less => Class::Bulk.into(),
+            Ordering::Equal if self.alone => Asked::Alone,
+            Ordering::Equal => Class::of_run_after(self.before).into(),
+            Ordering::Greater => Class::Interactive.into(),
         }
     }
 

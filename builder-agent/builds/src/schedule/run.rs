@@ -16,7 +16,7 @@ use super::admit::{RunId, Start};
 use super::charges::{self, Owners, Used};
 use super::place::{Done, Task};
 use super::queue::Turn;
-use super::request::{Built, Outcome};
+use super::request::{Built, Outcome, Request};
 use super::share::{RunKey, Waiter};
 use super::shared::{Shared, size_of};
 use crate::attempt::{Outputs, Report};
@@ -163,8 +163,8 @@ async fn wait_for_turn(
 ) -> Option<(Arc<Waiter>, Slot, Start)> {
     let mut waiter = owner.borrow_and_update().clone()?;
     let charged = waiter.request.member.clone();
-    let (class, size) = (waiter.request.class(), size_of(&waiter.request.envelope));
-    let turn = shared.queue.enter(id, || shared.owner_now(&charged), class, size);
+    let (asked, size) = (waiter.request.asked(), size_of(&waiter.request.envelope));
+    let turn = shared.queue.enter(id, || shared.owner_of(&waiter.request), asked, size);
     let mut slot = Slot { turn, charged };
     loop {
         tokio::select! {
@@ -173,7 +173,7 @@ async fn wait_for_turn(
             changed = owner.changed() => {
                 changed.ok()?;
                 waiter = owner.borrow_and_update().clone()?;
-                slot.hand_over(shared, &waiter.request.member);
+                slot.hand_over(shared, &waiter.request);
             }
             start = slot.turn.start() => return Some((waiter, slot, start?)),
         }
@@ -183,9 +183,9 @@ async fn wait_for_turn(
 impl Slot {
     /// Charges the run to its new owner. If it has started and the new owner has no free slot, the charge stays: see
     /// `admit`.
-    fn hand_over(&mut self, shared: &Shared, owner: &Arc<Member>) {
-        if self.turn.hand_over(|| shared.owner_now(owner)) {
-            self.charged = owner.clone();
+    fn hand_over(&mut self, shared: &Shared, owner: &Request) {
+        if self.turn.hand_over(|| shared.owner_of(owner)) {
+            self.charged = owner.member.clone();
         }
     }
 }
@@ -207,7 +207,7 @@ async fn follow(
                 owners.hand_over(&waiter.request);
                 if member.id != slot.charged.id {
                     tracing::info!(build = id, from = %slot.charged.name, member = %member.name, "build handed over");
-                    slot.hand_over(shared, member);
+                    slot.hand_over(shared, &waiter.request);
                 }
             }
         }

@@ -40,9 +40,19 @@ impl Shared {
         self.current(&request.member).unwrap_or_else(|| request.member.clone())
     }
 
+    /// Who owns the run of this request: its member, with current terms, and the key of its session. Keys have no terms of
+    /// their own, and share what their member gets.
+    pub fn owner_of(&self, request: &Request) -> Owner {
+        let mut owner = self.owner_now(&request.member);
+        if let (Some(part), None) = (&request.principal.with, &request.member.ticket) {
+            owner.key.name = part.name.clone();
+        }
+        owner
+    }
+
     /// The member as the owner of runs, with current terms. Who has left the roster is in no group: an old entry would
     /// bring back the old slots of a group for its other members.
-    pub fn owner_now(&self, member: &Member) -> Owner {
+    fn owner_now(&self, member: &Member) -> Owner {
         let payer = self.current(member.payer());
         match (self.current(member), payer) {
             (Some(now), _) => self.owner(&now),
@@ -52,8 +62,8 @@ impl Shared {
         }
     }
 
-    /// A member with a current entry as the owner of runs. The roster names no weights, and a request does not say with
-    /// which key its member logged in. A ticket is a key of its maker: its runs are in the maker's share and slots.
+    /// A member with a current entry as the owner of runs. The roster names no weights. A ticket is a key of its maker: its
+    /// runs are in the maker's share and slots.
     pub fn owner(&self, member: &Member) -> Owner {
         let ticket = member.ticket.as_ref();
         let key = ticket.map(|bearer| {

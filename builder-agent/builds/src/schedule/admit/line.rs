@@ -21,6 +21,26 @@ pub enum Class {
     Bulk,
 }
 
+/// How a run was asked for. It decides the run's class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// The class is known.
+    As(Class),
+    /// In a call for this run alone. A client that offers its builds one by one, as Nix does with `--builders`, makes one for
+    /// each: so only [`ALONE`] of them are interactive at one time.
+    Alone,
+}
+
+impl From<Class> for Asked {
+    fn from(class: Class) -> Self {
+        Self::As(class)
+    }
+}
+
+/// As many runs of one key that were asked for alone can wait or run as interactive ones; the others are bulk. A person who
+/// tries a change waits for one build, or for one on each of two machines. What is more comes from a list.
+pub const ALONE: usize = 2;
+
 /// A call of a client asks for so many runs that somebody waits for; the others are bulk. A change to a package and what
 /// depends on it closely is seldom more, and the rest of a large graph can wait for the member's next small build.
 const INTERACTIVE_RUNS: u64 = 16;

@@ -68,12 +68,13 @@ impl Simulated {
         }
     }
 
-    fn queue(&mut self, who: usize, of: Owner, class: Class, seconds: u64, size: usize) -> RunId {
+    fn queue(&mut self, who: usize, of: Owner, class: impl Into<Asked>, seconds: u64, size: usize) -> RunId {
         self.next += 1;
         let run = self.next;
         self.runs.insert(run, (seconds, who, size));
         *self.waiting.entry(who).or_default() += 1;
-        let starts = self.scene.happens(Event::Queued { run, owner: of, class, size: SIZES[size] });
+        let starts =
+            self.scene.happens(Event::Queued { run, owner: of, asked: class.into(), size: SIZES[size] });
         self.note(&starts);
         run
     }
@@ -134,8 +135,8 @@ fn history() -> impl Strategy<Value = Vec<(usize, u64, usize, u8, u64)>> {
     prop::collection::vec((0..8usize, 1..3000u64, 0..3usize, 0..8u8, 0..400u64), 1..120)
 }
 
-fn class_of(what: u8) -> Class {
-    if what.is_multiple_of(2) { Class::Interactive } else { Class::Bulk }
+fn class_of(what: u8) -> Asked {
+    [Class::Interactive.into(), Class::Bulk.into(), Asked::Alone][usize::from(what % 3)]
 }
 
 impl Simulated {

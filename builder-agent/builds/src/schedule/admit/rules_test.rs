@@ -16,6 +16,8 @@ struct Run {
     id: RunId,
     path: Path,
     class: Class,
+    /// Asked for alone, and interactive.
+    is_alone: bool,
     size: Size,
     came: Instant,
     number: u64,
@@ -310,11 +312,16 @@ impl Rules {
                     }
                 }
             }
-            Event::Queued { run, owner, class, size } => {
+            Event::Queued { run, owner, asked, size } => {
                 self.learn(owner);
-                let (class, size) = (*class, *size);
-                let run =
-                    Run { id: *run, path: path(owner), class, size, came: now, number: 0, started: None };
+                let (path, size) = (path(owner), *size);
+                let of_key = self.runs.iter().filter(|run| run.is_alone && run.path == path).count();
+                let (class, is_alone) = match *asked {
+                    Asked::As(class) => (class, false),
+                    Asked::Alone if of_key < ALONE => (Class::Interactive, true),
+                    Asked::Alone => (Class::Bulk, false),
+                };
+                let run = Run { id: *run, path, class, is_alone, size, came: now, number: 0, started: None };
                 self.queue(run, now);
             }
             Event::HandedOver { run, owner } => self.hand_over(*run, owner, now),
@@ -424,8 +431,8 @@ proptest! {
                 (0..6, _) | (_, None) => {
                     next += 1;
                     there.push(next);
-                    let class = if which.is_multiple_of(2) { Class::Interactive } else { Class::Bulk };
-                    Event::Queued { run: next, owner, class, size: SIZES[which % 3] }
+                    let ways = [Class::Interactive.into(), Class::Bulk.into(), Asked::Alone, Asked::Alone];
+                    Event::Queued { run: next, owner, asked: ways[which / 3 % 4], size: SIZES[which % 3] }
                 }
                 (6..10, Some(run)) => {
                     there.retain(|other| *other != run);

@@ -29,7 +29,7 @@ const DEPTH: usize = 2;
 const SWEEP: Duration = Duration::from_secs(3600);
 
 /// A key of a member.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Leaf(NodeId);
 
 /// What a started run is charged, from its key upwards.
