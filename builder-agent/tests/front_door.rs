@@ -144,6 +144,12 @@ fn a_removed_member_is_put_out_at_once_and_the_others_stay() {
     assert_eq!(bob.try_wait().expect("wait"), None, "bob must stay");
     let again = agent.transcript("alice", &["nix-daemon --stdio"]);
     assert!(again.contains("Permission denied (publickey)"), "{again}");
+    // The log says how long that took, and so does the status for maintainers.
+    let said = agent.wait_for("sessions and builds of a removed member have ended");
+    assert_eq!(said["member"], "alice", "{said}");
+    assert!(said["seconds"].as_f64().is_some_and(|seconds| seconds < 60.0), "{said}");
+    let status = agent.ssh("bob").args(["status"]).output().expect("ssh");
+    assert!(!String::from_utf8_lossy(&status.stdout).contains("removed"), "for maintainers");
     bob.kill().expect("killed");
     bob.wait().expect("ended");
 }

@@ -217,3 +217,27 @@ fn sync_asks_the_synchroniser_and_tells_what_came_of_it() {
         std::fs::remove_file(&asked).expect("removed");
     }
 }
+
+#[test]
+fn a_maintainer_sees_when_a_member_was_removed_and_how_long_the_sessions_went_on() {
+    let agent = barn();
+    let mut bob = agent.open_session("bob");
+    let _stdin = bob.stdin.take();
+    agent.edit_roster(|roster| {
+        let members = roster["members"].as_array_mut().expect("members");
+        members.retain(|member| member["name"] != "bob");
+    });
+    let said = agent.wait_for("sessions and builds of a removed member have ended");
+    assert!(bob.wait_with_output().expect("ended").stderr.len() > 10, "bob was told why");
+    assert_eq!(said["member"], "bob", "{said}");
+    let removed = json(&agent, "carol", "status --json")["roster"]["removed"].clone();
+    let [only] = &removed.as_array().expect("a list")[..] else { panic!("{removed}") };
+    let (since, ended) = (only["removed"].as_u64().expect("a time"), only["ended"].as_u64().expect("a time"));
+    assert_eq!(only["member"], "bob");
+    assert!(since <= ended && ended < since + 60, "{only}");
+    let text = ok(&agent, "carol", "status");
+    assert!(text.contains("removed      bob at 20") && text.contains("sessions and builds ended"), "{text}");
+    assert_eq!(json(&agent, "alice", "status --json")["roster"]["removed"], Value::Null);
+    let events = ok(&agent, "carol", "audit --json");
+    assert!(events.lines().any(|line| line.contains("\"removed\"") && line.contains("bob")), "{events}");
+}

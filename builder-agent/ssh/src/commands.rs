@@ -89,7 +89,7 @@ impl Command {
         match self {
             Self::Log(path) => log::run(&path, terminal, &agent, &caller.member).await,
             Self::Status(arguments) => {
-                status::run(arguments, terminal, &agent, &caller.member).await
+                status::run(arguments, terminal, &agent, &caller.member, records).await
             }
             Self::Who(json) => who::run(json, terminal, &agent, &caller.member, records).await,
             Self::Maintaining(command) => {

@@ -42,7 +42,7 @@ use gate::Gate;
 use members::{Member, Roster};
 use places::{Place, Places};
 use quiet::{Line, Quiet};
-use records::{Event, Kind, Records};
+use records::{Event, Kind, Records, removals};
 pub use socket::Socket;
 
 /// Bytes that a client may send ahead on one channel. Large, for uploads over a fast link with a high latency.
@@ -223,6 +223,11 @@ async fn note_rosters(server: Arc<Server>, stop: CancellationToken) {
             let text =
                 format!("{commit}: {}", differences.as_deref().unwrap_or("the same members and roles"));
             server.records.audit.note(Event::now(Kind::Roster).saying(&text));
+        }
+        let left = removals::left(&before, &now);
+        if !left.is_empty() {
+            let (agent, records) = (server.agent.clone(), server.records.clone());
+            tokio::spawn(removals::follow(agent, records, left, now.clone()));
         }
         before = now;
     }

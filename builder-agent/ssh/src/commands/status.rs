@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::watching::{self, Look};
 use super::{Command, Row, Wrong, arguments, units};
+use crate::records::{Records, Removal};
 use crate::terminal::{ExitStatus, Screen, Terminal};
 use store::Room;
 
@@ -66,6 +67,9 @@ struct Roster {
     /// When the agent began to use this roster, in seconds since 1970.
     loaded: u64,
     left_out: Vec<roster::LeftOut>,
+    /// The last members who left it. For maintainers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    removed: Vec<Removal>,
     /// What the synchroniser reports; absent where there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     synchronisation: Option<roster::Status>,
@@ -75,7 +79,7 @@ struct Roster {
 }
 
 impl Status {
-    fn of(agent: &Agent, member: &Member) -> Self {
+    fn of(agent: &Agent, member: &Member, records: &Records) -> Self {
         let config = &agent.config;
         let now = agent.roster.borrow().clone();
         let Load { running, waiting } = agent.realiser.scheduler.load(&|_| true);
@@ -95,6 +99,10 @@ impl Status {
                 members: now.len(),
                 loaded: now.loaded,
                 left_out: now.left_out.clone(),
+                removed: match super::is_maintainer(&now, member) {
+                    true => records.removals.list(),
+                    false => Vec::new(),
+                },
                 synchronisation: agent.checks.report().map(|report| (*report).clone()),
                 closed: agent.checks.too_old(),
             },
@@ -171,12 +179,20 @@ impl Roster {
         if let Some(closed) = &self.closed {
             let _ = writeln!(text, "closed       {closed}");
         }
+        for Removal { member, removed, ended, .. } in &self.removed {
+            let since = date::shown(*removed);
+            let ended = match ended {
+                Some(ended) => format!("ended {} s later", ended.saturating_sub(*removed)),
+                None => "go on".to_owned(),
+            };
+            let _ = writeln!(text, "removed      {member} at {since}; sessions and builds {ended}");
+        }
     }
 }
 
 /// The output of the command.
-fn text(agent: &Agent, member: &Member, json: bool) -> String {
-    let status = Status::of(agent, member);
+fn text(agent: &Agent, member: &Member, records: &Records, json: bool) -> String {
+    let status = Status::of(agent, member, records);
     match json {
         true => super::json_line(&status),
         false => status.text(),
@@ -192,15 +208,16 @@ pub(super) async fn run(
     terminal: Terminal<'_>,
     agent: &Agent,
     member: &Member,
+    records: &Records,
 ) -> ExitStatus {
     let Arguments { watch, json } = arguments;
     let stall = agent.config.limits.client_stall;
     if !watch {
-        return terminal.print(&text(agent, member, json), stall).await;
+        return terminal.print(&text(agent, member, records, json), stall).await;
     }
     let mut shown = String::new();
     let next = |screen: Screen| {
-        let now = text(agent, member, json);
+        let now = text(agent, member, records, json);
         if now == shown {
             return Look::Same;
         }

@@ -45,6 +45,8 @@ pub(crate) enum Kind {
     Login,
     LoginRefused,
     Roster,
+    /// The sessions and builds of a member who left the roster have ended.
+    Removed,
     Drain,
     Undrain,
     Kick,
@@ -62,6 +64,7 @@ impl Kind {
             Self::Login => "login",
             Self::LoginRefused => "login-refused",
             Self::Roster => "roster",
+            Self::Removed => "removed",
             Self::Drain => "drain",
             Self::Undrain => "undrain",
             Self::Kick => "kick",

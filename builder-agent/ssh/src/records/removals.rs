@@ -1,0 +1,118 @@
+//! How long the sessions and builds of members went on after the roster had them no more.
+//!
+//! A removal has to end them within a minute. This says when it did: in the log, in the audit, and for the last removals in
+//! `status` of maintainers. Not here: the ending itself (`connection`, `builds::schedule`).
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ::roster::date;
+use builds::Load;
+use daemon::Agent;
+use members::{Member, Roster};
+use serde::Serialize;
+
+use super::Records;
+use super::audit::{Event, Kind};
+
+/// Removals that are kept for `status`.
+const KEPT: usize = 5;
+/// Time between two looks.
+const GLANCE: Duration = Duration::from_millis(50);
+/// What has not ended by then has broken the promise, which is logged as an error.
+const PROMISED: Duration = Duration::from_secs(60);
+
+/// A member who is in the roster no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Removal {
+    pub member: String,
+    /// The commit of the roster that lacks the member.
+    pub commit: Option<String>,
+    /// When the agent began to use that roster, in seconds since 1970.
+    pub removed: u64,
+    /// When the last session and the last build of the member had ended.
+    pub ended: Option<u64>,
+}
+
+#[derive(Default)]
+pub(crate) struct Removals(Mutex<VecDeque<Removal>>);
+
+impl Removals {
+    /// The last removals, the oldest first.
+    pub fn list(&self) -> Vec<Removal> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    fn begin(&self, removal: Removal) {
+        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if list.len() == KEPT {
+            list.pop_front();
+        }
+        list.push_back(removal);
+    }
+
+    fn end(&self, removal: &Removal) {
+        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = list.iter_mut().find(|known| known.ended.is_none() && **known == *removal);
+        if let Some(known) = known {
+            known.ended = Some(date::now());
+        }
+    }
+}
+
+/// The members of `before` who are not in `now`, nor another identity of the same name.
+pub(crate) fn left(before: &Roster, now: &Roster) -> Vec<Arc<Member>> {
+    let is_gone = |member: &&Arc<Member>| member.ticket.is_none() && now.by_id(&member.id).is_none();
+    before.everybody().filter(is_gone).cloned().collect()
+}
+
+/// Waits until nothing of these members goes on, and reports each. `roster` is the first one without them.
+pub(crate) async fn follow(
+    agent: Arc<Agent>,
+    records: Records,
+    mut left: Vec<Arc<Member>>,
+    roster: Arc<Roster>,
+) {
+    let began = Instant::now();
+    let removal = |member: &Member| Removal {
+        member: member.name.to_string(),
+        commit: roster.commit.clone(),
+        removed: roster.loaded,
+        ended: None,
+    };
+    left.iter().for_each(|member| records.removals.begin(removal(member)));
+    let names: Vec<&str> = left.iter().map(|member| &*member.name).collect();
+    let names = names.join(", ");
+    let mut is_late = false;
+    loop {
+        let now = agent.roster.borrow().clone();
+        // Who is back may have new sessions.
+        left.retain(|member| now.by_id(&member.id).is_none());
+        left.retain(|member| {
+            // The holders of the member's tickets go with the member.
+            let is_its = |who: &Member| who.payer().id == member.id;
+            let Load { running, waiting } = agent.realiser.scheduler.load(&is_its);
+            let sessions = records.connections.list(is_its).len();
+            let seconds = (began.elapsed().as_secs_f64() * 1e3).round() / 1e3;
+            let (name, commit) = (&member.name, roster.commit.as_deref());
+            if running + waiting + sessions > 0 {
+                if began.elapsed() >= PROMISED && !is_late {
+                    tracing::error!(member = %name, commit, seconds, sessions, builds = running + waiting, "sessions and builds of a removed member go on");
+                }
+                return true;
+            }
+            tracing::info!(member = %name, commit, removed = date::shown(roster.loaded), seconds, "sessions and builds of a removed member have ended");
+            records.removals.end(&removal(member));
+            false
+        });
+        if left.is_empty() {
+            // One event for all: a roster that loses thousands must not push out what maintainers did.
+            let seconds = began.elapsed().as_secs();
+            let text = format!("sessions and builds ended within {} s: {names}", seconds + 1);
+            return records.audit.note(Event::now(Kind::Removed).saying(&text));
+        }
+        is_late |= began.elapsed() >= PROMISED;
+        tokio::time::sleep(GLANCE).await;
+    }
+}
