@@ -26,6 +26,8 @@ struct Needs {
     jobs: u64,
     /// Of one build.
     build: u64,
+    /// Of the largest one, which may be more than all slots.
+    largest: u64,
     sessions: u64,
 }
 
@@ -36,14 +38,16 @@ impl Needs {
             store: store_in_memory.unwrap_or_default(),
             jobs: config.limits.max_jobs as u64,
             build: u64::from(build) << 20,
+            largest: u64::from(config.limits.max_memory_mib) << 20,
             sessions: config.limits.max_session_bytes,
         }
     }
 
     /// The warning, if the machine has less.
     fn warning(&self, machine: u64) -> Option<String> {
-        let Self { store, jobs, build, sessions } = *self;
-        let all = store.saturating_add(jobs.saturating_mul(build)).saturating_add(sessions);
+        let Self { store, jobs, build, largest, sessions } = *self;
+        let builds = jobs.saturating_mul(build).max(largest);
+        let all = store.saturating_add(builds).saturating_add(sessions);
         if all <= machine {
             return None;
         }
@@ -53,12 +57,13 @@ impl Needs {
             store => format!("the store {} MiB (it is in memory), ", mib(store)),
         };
         Some(format!(
-            "this machine has {} MiB of memory, and at most {} MiB may be in use: {in_memory}{jobs} builds with {} MiB each \
-             (`limits.max-jobs`, `sandbox.memory-mib`), sessions {} MiB (`limits.max-session-memory-mib`); lower one of them, \
-             or make the store smaller",
+            "this machine has {} MiB of memory, and at most {} MiB may be in use: {in_memory}{jobs} builds with {} MiB each, \
+             or one with {} (`limits.max-jobs`, `sandbox.memory-mib`, `limits.max-memory-mib`), sessions {} MiB \
+             (`limits.max-session-memory-mib`); lower one of them, or make the store smaller",
             mib(machine),
             mib(all),
             mib(build),
+            mib(largest),
             mib(sessions),
         ))
     }
@@ -81,18 +86,20 @@ mod tests {
 
     #[test]
     fn what_may_be_in_use_at_once_is_compared_with_the_machine() {
-        let needs = Needs { store: 6 << 30, jobs: 4, build: 1 << 30, sessions: 2 << 30 };
+        let needs = Needs { store: 6 << 30, jobs: 4, build: 1 << 30, largest: 3 << 30, sessions: 2 << 30 };
         assert_eq!(needs.warning(12 << 30), None);
         let warning = needs.warning(10 << 30).expect("too much");
         for part in [
             "10240 MiB of memory",
             "12288 MiB may",
             "the store 6144 MiB",
-            "4 builds with 1024 MiB",
+            "4 builds with 1024 MiB each, or one with 3072",
             "sessions 2048 MiB",
         ] {
             assert!(warning.contains(part), "{part}: {warning}");
         }
+        let large = Needs { largest: 5 << 30, ..needs }.warning(12 << 30).expect("too much");
+        assert!(large.contains("13312 MiB may") && large.contains("or one with 5120"), "{large}");
         let on_disk = Needs { store: 0, ..needs }.warning(1 << 30).expect("too much");
         assert!(!on_disk.contains("the store 0"), "{on_disk}");
     }

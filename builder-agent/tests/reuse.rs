@@ -116,7 +116,7 @@ async fn a_box_that_reuses_no_failures_builds_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_not_the_builds_own_fault_is_tried_again() {
-    let scripted = Scripted::open("");
+    let scripted = Scripted::open("settings.max-build-restarts = 0");
     let mut alice = scripted.session("alice").await;
     for (name, script) in [("late", "timeout"), ("big", "memory"), ("box", "broken")] {
         let before = scripted.runs();

@@ -74,8 +74,8 @@ fn explain_says_which_level_won_and_why_the_others_did_not() {
         all.lines().any(|line| line.split_whitespace().eq(["timeout", "600", "seconds", "group"])),
         "{all}"
     );
-    let (_, stderr, status) = text(&ssh(&agent, "", "settings --explain min-mem"));
-    assert!(stderr.contains("the setting `min-mem` has no effect on this box"), "{stderr}");
+    let (_, stderr, status) = text(&ssh(&agent, "", "settings --explain allow-home"));
+    assert!(stderr.contains("the setting `allow-home` has no effect on this box"), "{stderr}");
     assert_eq!(status, Some(127));
 }
 
@@ -92,8 +92,8 @@ fn a_wrong_variable_refuses_every_command_by_name_and_other_variables_are_nobody
             "the variable `BARN_TIMEOUT` is refused: the setting `timeout` must be a whole number",
         ),
         (
-            "NIXBUILDNET_MIN_CPU=4",
-            "the variable `NIXBUILDNET_MIN_CPU` is refused: the setting `min-cpu` has no effect",
+            "NIXBUILDNET_ALLOW_HOME=1",
+            "the variable `NIXBUILDNET_ALLOW_HOME` is refused: the setting `allow-home` has no effect",
         ),
         ("BARN_ALLOW_SHELL=1", "cannot be set by the ssh environment"),
         ("BARNRAISER_REUSE_FAILURES=perhaps", "the variable `BARNRAISER_REUSE_FAILURES` is refused"),
@@ -291,14 +291,15 @@ async fn whether_failures_are_reused_is_each_members_own_choice_unless_it_is_loc
 #[tokio::test(flavor = "multi_thread")]
 async fn a_derivation_sets_what_its_session_lets_it_set() {
     let scripted = Scripted::open("");
-    let drv =
-        |name| derivation(name, "exit:3", &[("BARN_REUSE_BUILD_FAILURES", ""), ("NIXBUILDNET_MIN_MEM", "9")]);
+    let drv = |name| {
+        derivation(name, "exit:3", &[("BARN_REUSE_BUILD_FAILURES", ""), ("NIXBUILDNET_ALLOW_HOME", "1")])
+    };
     let mut plain = scripted.session("alice").await;
     build(&mut plain, drv("t")).await.is(BuildStatus::PermanentFailure);
     build(&mut plain, drv("t")).await.is(BuildStatus::CachedFailure);
     let mut alice = scripted.session_with("alice", from_client(&[("BARN_SETTINGS_FROM_DRV_ENV", "1")])).await;
     let refused = build(&mut alice, drv("t")).await;
-    assert!(refused.message.contains("the variable `NIXBUILDNET_MIN_MEM` is refused"), "{refused:?}");
+    assert!(refused.message.contains("the variable `NIXBUILDNET_ALLOW_HOME` is refused"), "{refused:?}");
     let drv = || derivation("u", "exit:3", &[("BARN_REUSE_BUILD_FAILURES", "")]);
     build(&mut alice, drv()).await.is(BuildStatus::PermanentFailure);
     build(&mut alice, drv()).await.is(BuildStatus::PermanentFailure);

@@ -3,13 +3,17 @@
 
 mod common;
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
 use common::cache::{Cache, as_it_is, fetching_agent, key, narinfo_of};
 use common::client::is_valid;
 use common::http::{ENDLESS, ok, silent, status};
 use common::scripted::{Scripted, TestClient, info_of, path, until};
+use daemon::SessionOptions;
 use nix_derivation::StorePath;
+use serde_json::json;
+use store::Provenance;
 use store::signing::SecretKey;
 use wire::client::{End, encode_file_nar};
 use wire::worker::Request;
@@ -303,4 +307,104 @@ async fn a_fetched_path_wins_over_a_claim_to_the_same_name() {
     let mut alice = scripted.session("alice").await;
     assert_eq!(ensure(&mut alice, &app).await, Ok(()));
     assert_eq!(view.read_file(&lib, 100).expect("contents"), b"honest");
+}
+
+/// A client with caches and keys of its own.
+fn with_own(address: SocketAddr, key: Option<&SecretKey>) -> SessionOptions {
+    let mut options = SessionOptions::default();
+    options.set("NIXBUILDNET_SUBSTITUTERS", &format!("http://{address}"));
+    if let Some(key) = key {
+        options.set("BARN_TRUSTED_PUBLIC_KEYS", &key.public().to_string());
+    }
+    assert_eq!(options.wrong(), None);
+    options
+}
+
+/// Why the store believes a path that this member sees.
+fn provenance(scripted: &Scripted, member: &str, path: &StorePath) -> Option<Provenance> {
+    let view = scripted.agent.store.view(&store::Member::new(member));
+    view.info_with_provenance(path).map(|(_, provenance)| provenance)
+}
+
+#[tokio::test]
+async fn what_only_a_members_own_key_signed_is_that_members_claim_and_nobody_elses() {
+    let ((of_box, address), (own, own_address)) = (Cache::open().await, Cache::open().await);
+    let (key, own_key) = (key(), SecretKey::generate("alice-1").expect("a key"));
+    let lib = of_box.publish("lib", "library", &[], Some(&key), as_it_is);
+    let app = own.publish("app", "application", std::slice::from_ref(&lib), Some(&own_key), as_it_is);
+    let signed = own.publish("signed", "by the box's key", &[], Some(&key), as_it_is);
+    let leaning = own.publish("leaning", "on a claim", std::slice::from_ref(&app), Some(&key), as_it_is);
+    own.publish("lib", "another library", &[], Some(&own_key), as_it_is);
+    let scripted = fetching_agent(address, &key, "member-substituters = \"any\"");
+    let mut alice = scripted.session_with("alice", with_own(own_address, Some(&own_key))).await;
+    for path in [&app, &signed, &leaning] {
+        assert_eq!(ensure(&mut alice, path).await, Ok(()));
+    }
+    assert_eq!(own.asked(&narinfo_of(&lib)), 0, "the box's caches come first");
+    assert_eq!(provenance(&scripted, "alice", &lib), Some(Provenance::Verified));
+    assert_eq!(provenance(&scripted, "alice", &signed), Some(Provenance::Verified));
+    for claim in [&app, &leaning] {
+        let believed = provenance(&scripted, "alice", claim);
+        assert!(matches!(believed, Some(Provenance::Claimed(_))), "{claim:?}: {believed:?}");
+        assert_eq!(provenance(&scripted, "bob", claim), None);
+    }
+    let asked = own.all_asked();
+    let mut bob = scripted.session("bob").await;
+    let why = ensure(&mut bob, &app).await.expect_err("bob names no caches");
+    assert!(why.contains("is in none of this box's substituters"), "{why}");
+    assert!(!is_valid(&mut bob, &app).await && is_valid(&mut bob, &signed).await);
+    assert_eq!(own.all_asked(), asked, "another member's cache was asked");
+}
+
+#[tokio::test]
+async fn a_members_cache_needs_a_key_and_what_the_box_allows() {
+    let (own, address) = Cache::open().await;
+    let (key, own_key) = (key(), SecretKey::generate("alice-1").expect("a key"));
+    let app = own.publish("app", "application", &[], Some(&own_key), as_it_is);
+    let (_, elsewhere) = Cache::open().await;
+    for (config, trusted, why) in [
+        (
+            "member-substituters = \"any\"",
+            None,
+            "(signed by alice-1); add the key to `trusted-public-keys` of the box, or to your own",
+        ),
+        ("", Some(&own_key), "is in none of this box's substituters"),
+        ("member-substituters = \"no\"", Some(&own_key), "is in none of this box's substituters"),
+    ] {
+        let scripted = fetching_agent(elsewhere, &key, config);
+        let mut alice = scripted.session_with("alice", with_own(address, trusted)).await;
+        let asked = own.all_asked();
+        let refused = ensure(&mut alice, &app).await.expect_err(config);
+        assert!(refused.contains(why), "{refused}");
+        assert!(config.contains("any") || own.all_asked() == asked, "{config}: it was asked");
+    }
+    // The setting is locked with all others, and members' caches are reached as the box's policy allows.
+    let scripted = Scripted::open("member-substituters = \"any\"");
+    let mut alice = scripted.session_with("alice", with_own(address, Some(&own_key))).await;
+    let asked = own.all_asked();
+    let refused = ensure(&mut alice, &app).await.expect_err("a private address");
+    assert!(refused.contains("has no public address"), "{refused}");
+    scripted.edit_roster(|roster| roster["members"][0]["settings"] = json!({ "allow-override": false }));
+    let mut alice = scripted.session_with("alice", with_own(address, Some(&own_key))).await;
+    assert!(ensure(&mut alice, &app).await.is_err() && own.all_asked() == asked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_members_broken_cache_delays_that_member_alone() {
+    let (of_box, address) = Cache::open().await;
+    let key = key();
+    let path = of_box.publish("app", "application", &[], Some(&key), as_it_is);
+    let missing = common::scripted::path("missing");
+    let (broken, asked) = silent().await;
+    let scripted = fetching_agent(address, &key, "member-substituters = \"any\"");
+    let mut alice = scripted.session_with("alice", with_own(broken, Some(&key))).await;
+    alice.request(&Request::EnsurePath { path: missing }).await.expect("sent");
+    until("alice's cache to be asked", || asked.load(Ordering::SeqCst) > 0).await;
+    let mut bob = scripted.session("bob").await;
+    assert_eq!(ensure(&mut bob, &path).await, Ok(()));
+    assert!(matches!(alice.log().await.expect("an answer").1, End::Error(why) if why.contains("http://")));
+    // After the failure it is not asked for a while, and the member's requests do not wait for it.
+    let count = asked.load(Ordering::SeqCst);
+    assert_eq!(ensure(&mut alice, &path).await, Ok(()));
+    assert_eq!(asked.load(Ordering::SeqCst), count);
 }

@@ -226,10 +226,23 @@ async fn uses_are_spent_when_builds_start_and_given_back_when_the_box_is_at_faul
     holder.build(derivation("good", "write:x", &[]), BuildStatus::Built).await;
     let message = holder.refused(derivation("third", "write:x", &[])).await;
     assert!(message.contains("the ticket `friend` was for 2 builds (`--uses`)"), "{message}");
-    assert_eq!(served.scripted.runs(), 3);
+    assert_eq!(served.scripted.runs(), 2 + 3, "the broken one was started three times");
     // A result that exists costs nothing.
     bob.build(derivation("third", "write:x", &[]), BuildStatus::Built).await;
     holder.build(derivation("third", "write:x", &[]), BuildStatus::Substituted).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_starts_again_with_more_memory_spends_one_use_and_all_of_its_time() {
+    let served = Served::open_with_tickets("limits.max-memory-mib = 4096").await;
+    let token = served.ticket("friend", &["--uses", "1"]).await;
+    let mut holder = served.session_of(&token).await;
+    holder.build(derivation("hungry", "cpu:10 needs:4000 write:x", &[]), BuildStatus::Built).await;
+    let ticket = served.inspect("friend").await;
+    assert_eq!((ticket["used"].as_u64(), served.scripted.runs()), (Some(1), 3), "{ticket}");
+    let message = holder.refused(derivation("second", "write:x", &[])).await;
+    assert!(message.contains("the ticket `friend` was for 1 builds"), "{message}");
+    assert_eq!(served.used("alice").await["cpu_seconds"].as_f64(), Some(30.0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,10 +3,16 @@
 //! A builder sees how many processors and how much memory it has, and can make its result depend on that. So the whole
 //! envelope is in the build key, and all builds whose results are for everybody have the same one: the box's. A client
 //! chooses no part of it. A member whose limits in the roster are lower cannot have all of it, and a member can ask for
-//! less (`max-cpu`, `max-mem`). Such a build has the key of a smaller envelope, and its result stays that member's claim.
+//! another one (`min-cpu`, `max-cpu`, `default-cpu`, `min-mem`, `max-mem`, `default-mem-per-cpu`). Such a build has the key
+//! of another envelope, and its result stays that member's claim.
+//!
+//! A build that runs out of memory is started again in a larger envelope. The memory of the next one follows from that of
+//! the last and from the box's limit alone: so after the box's envelope each one on this ladder is the box's, too. It
+//! takes a build that ran out of memory to get there: nobody can choose to begin higher, and still share the result.
 //! Not here: limits that only end a build (time, silence, log, size of outputs), see `schedule::shared::limits`.
 
 use members::MemberLimits;
+use members::settings::Effective;
 use settings::Config;
 
 /// The size of the sandbox of a build.
@@ -33,25 +39,39 @@ impl Envelope {
         }
     }
 
-    /// The box's envelope, reduced to these limits of one build of a member.
-    #[must_use]
-    pub fn for_member(config: &Config, own: &MemberLimits) -> Self {
-        let whole = Self::of_box(config);
-        let vcpus = whole.vcpus.min(own.max_cpus.unwrap_or(u8::MAX)).max(1);
-        let memory_mib = whole.memory_mib.min(own.max_memory_mib.unwrap_or(u32::MAX));
+    /// The envelope of a build of a member with these limits of one build, as the settings ask for it. `Err` is a clause
+    /// that says which two values exclude each other.
+    pub fn of_build(config: &Config, own: &MemberLimits, settings: &Effective) -> Result<Self, String> {
+        if let Some(conflict) = &settings.conflict {
+            return Err(conflict.clone());
+        }
+        let (whole, most) = (Self::of_box(config), Most::of(config, own, settings));
+        let least = |setting: &str, least: Option<u64>, most: u32, limit: &str| match least {
+            Some(least) if least > u64::from(most) => {
+                Err(format!("`{setting}` is {least}, and your `{limit}` in the roster is {most}"))
+            }
+            least => Ok(narrow(least.unwrap_or(0))),
+        };
+        let min_cpu = least("min-cpu", settings.min_cpu, most.vcpus.into(), "max-cpus")?;
+        let min_mem = least("min-mem", settings.min_mem, most.memory_mib, "max-memory-mib")?;
+        let cpus = settings.default_cpu.map_or(whole.vcpus.into(), narrow).max(min_cpu);
+        let vcpus = u8::try_from(cpus).unwrap_or(u8::MAX).min(most.vcpus).max(1);
+        let by_cpu = |per_cpu: u64| narrow(per_cpu.saturating_mul(vcpus.into()));
+        let memory = settings.default_mem_per_cpu.map_or(whole.memory_mib, by_cpu);
+        let memory_mib = memory.max(min_mem).min(most.memory_mib);
         let of_box = vcpus == whole.vcpus && memory_mib == whole.memory_mib;
-        Self { vcpus, memory_mib, of_box, ..whole }
+        Ok(Self { vcpus, memory_mib, of_box, ..whole })
     }
 
-    /// This envelope, with at most so many processors and MiB. Less is not the box's envelope any more.
+    /// The envelope in which a build is started again that ran out of memory in this one: twice the memory, if `most`
+    /// allows more. `None` if it does not.
     #[must_use]
-    pub fn at_most(self, cpus: Option<u64>, memory_mib: Option<u64>) -> Self {
-        let vcpus =
-            cpus.map_or(self.vcpus, |most| u8::try_from(most).unwrap_or(u8::MAX).clamp(1, self.vcpus));
-        let most_mib = memory_mib.map_or(u32::MAX, |most| u32::try_from(most).unwrap_or(u32::MAX));
-        let memory_mib = self.memory_mib.min(most_mib);
-        let same = vcpus == self.vcpus && memory_mib == self.memory_mib;
-        Self { vcpus, memory_mib, of_box: self.of_box && same, ..self }
+    pub fn larger(self, config: &Config, most: &Most) -> Option<Self> {
+        let doubled = self.memory_mib.saturating_mul(2);
+        let memory_mib = doubled.min(most.memory_mib);
+        // Less than the next one on the box's ladder is this member's alone.
+        let of_box = self.of_box && memory_mib == doubled.min(config.limits.max_memory_mib);
+        (memory_mib > self.memory_mib).then_some(Self { memory_mib, of_box, ..self })
     }
 
     /// Whether the result of a build in this envelope may become Verified.
@@ -66,3 +86,32 @@ impl Envelope {
         self.vcpus.into()
     }
 }
+
+/// The most that a build of a member may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Most {
+    pub vcpus: u8,
+    pub memory_mib: u32,
+}
+
+impl Most {
+    /// The least of the box's limits, of the member's limits of one build, and of the settings.
+    #[must_use]
+    pub fn of(config: &Config, own: &MemberLimits, settings: &Effective) -> Self {
+        let limits = &config.limits;
+        let cpus = settings.max_cpu.map_or(u8::MAX, |most| u8::try_from(most).unwrap_or(u8::MAX));
+        let memory = settings.max_mem.map_or(u32::MAX, narrow);
+        Self {
+            vcpus: limits.max_vcpus.min(own.max_cpus.unwrap_or(u8::MAX)).min(cpus).max(1),
+            memory_mib: limits.max_memory_mib.min(own.max_memory_mib.unwrap_or(u32::MAX)).min(memory),
+        }
+    }
+}
+
+fn narrow(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+#[path = "envelope_test.rs"]
+mod envelope_test;

@@ -30,6 +30,15 @@ pub enum BuildKind {
     EarlierFailure,
 }
 
+/// Why a build is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// It ran out of memory, and gets more.
+    Memory { before_mib: u32, now_mib: u32 },
+    /// Its sandbox failed.
+    Sandbox,
+}
+
 /// The progress of the builds of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BuildCounts {
@@ -78,6 +87,11 @@ pub enum Event {
     /// request's limits.
     LimitOfOthers {
         drv: StorePath,
+    },
+    /// The run of this request did not end by its builder, and is started again.
+    StartsAgain {
+        drv: StorePath,
+        why: Again,
     },
     /// The client wants the folders of failed builds kept; this box does not keep them.
     KeepFailedRefused,

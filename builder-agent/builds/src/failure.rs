@@ -31,7 +31,9 @@ pub enum Cause {
     /// A limit that can differ for another member or client.
     Limit(Limit),
     Cancelled,
-    /// The box.
+    /// The sandbox: with the next one the same build may end differently.
+    Sandbox,
+    /// Anything else of the box.
     Box,
     /// Any other cause, such as the request or the network.
     Other,
@@ -44,6 +46,8 @@ pub enum Limit {
     Silence,
     Log,
     Output,
+    /// The memory of the envelope, which is part of the build key.
+    Memory,
     /// The processor time of the owner of the run, or of a group of the owner, in this month.
     Month,
     /// The ticket with which the owner of the run acts.
@@ -209,12 +213,17 @@ pub fn sandbox_failed(
         SandboxError::LogLimit { .. } => Cause::Limit(Limit::Log),
         SandboxError::OutputLimit { .. } => Cause::Limit(Limit::Output),
         // These limits are the same for all requests that share a run.
-        SandboxError::OutOfMemory { .. } | SandboxError::ProcessLimit { .. } => Cause::Limit(Limit::OfRun),
+        SandboxError::OutOfMemory { .. } => Cause::Limit(Limit::Memory),
+        SandboxError::ProcessLimit { .. } => Cause::Limit(Limit::OfRun),
         SandboxError::OutputMissing { .. }
         | SandboxError::OutputInvalid { .. }
         | SandboxError::CannotStart { .. } => Cause::Build,
         SandboxError::Cancelled => Cause::Cancelled,
-        _ => Cause::Box,
+        SandboxError::GuestProtocol { .. } | SandboxError::GuestDied { .. } | SandboxError::Setup { .. } => {
+            Cause::Sandbox
+        }
+        // A disk is full, or no sandbox can be started at all: at once it is no better.
+        SandboxError::Sink { .. } | SandboxError::Unavailable { .. } => Cause::Box,
     };
     let failure = match error {
         SandboxError::Timeout { .. }

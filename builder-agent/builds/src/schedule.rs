@@ -114,7 +114,8 @@ impl Attached {
             // The member who owned the run has used up their month, their ticket or their part of the store, and others
             // have not.
             Limit::Month | Limit::Ticket | Limit::Store => self.joined,
-            Limit::OfRun => false,
+            // Requests of one key have one envelope.
+            Limit::Memory | Limit::OfRun => false,
         }
     }
 }

@@ -104,6 +104,7 @@ impl Barn {
             keep_running: false,
             priority: 0,
             tags: Vec::new(),
+            paid: false,
         };
         let memory = Budgets::new(1 << 30, 1 << 30).of(&"alice".into()).charge(0, "x");
         let memory = memory.expect("nothing is held");

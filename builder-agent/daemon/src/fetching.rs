@@ -87,7 +87,7 @@ impl Session {
 
     /// Whether the client may have this path fetched.
     fn may_fetch(&self, path: &StorePath) -> bool {
-        self.agent.realiser.substituters.any()
+        self.agent.realiser.substituters.any_with(self.wishes.own_caches())
             && self.wishes.may_fetch(&self.member, path.name(), self.settings.use_substitutes)
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use builds::events::BuildKind;
+use builds::events::{Again, BuildKind};
 use builds::schedule::Why;
 use nix_derivation::StorePath;
 
@@ -47,6 +47,11 @@ fn waiting(why: &Why, drv: &StorePath) -> String {
             "builds of the group '{name}' run with all processors or memory that it may have (its `maxCpus` and \
              `maxMemoryMib` in the roster)"
         ),
+        Why::Room => {
+            "the builds that run leave too few processors or too little memory (the box's `limits.max-jobs` times \
+             `sandbox.vcpus` and `sandbox.memory-mib`)"
+                .to_owned()
+        }
         Why::Slot => "none is free for it yet".to_owned(),
     };
     format!("waiting for a slot to build '{}': {why}", drv.to_absolute_path())
@@ -57,6 +62,20 @@ fn limit_of_others(drv: &StorePath) -> String {
         "note: '{}' reached a limit of another request for the same build; it starts again with your limits",
         drv.to_absolute_path()
     )
+}
+
+fn starts_again(why: Again, drv: &StorePath) -> String {
+    let drv = drv.to_absolute_path();
+    match why {
+        Again::Memory { before_mib, now_mib } => {
+            format!("note: '{drv}' ran out of {before_mib} MiB of memory; it starts again with {now_mib} MiB")
+        }
+        Again::Sandbox => {
+            format!(
+                "note: the sandbox of '{drv}' failed, which is not an error of its builder; it starts again"
+            )
+        }
+    }
 }
 
 fn dependency_failed(message: &str) -> String {

@@ -125,8 +125,15 @@ fn every_setting_on_levels_has_its_key() {
                 assert_eq!(default.to_string(), text, "{}", key.name);
                 assert_eq!(defaults.get(setting.id), Some(&Value::Flag(default)));
             }
-            (OfLevels::Most { smallest, largest, .. }, Kind::Int { min, max }, _) => {
+            (
+                OfLevels::Most { smallest, largest, .. } | OfLevels::Amount { smallest, largest, .. },
+                Kind::Int { min, max },
+                _,
+            ) => {
                 assert!(smallest <= min && max <= largest);
+            }
+            (OfLevels::Count { largest, default }, Kind::Int { min: 0, max }, Fallback::Toml(text)) => {
+                assert_eq!((default.to_string().as_str(), max), (text, largest), "{}", key.name);
             }
             (OfLevels::Globs, Kind::Globs, _) => {}
             other => panic!("{}: {other:?}", setting.name),

@@ -17,7 +17,7 @@ use super::keys::{Fallback, KEYS, Key, Kind};
 use super::strangers::{NetBlocks, Network, Penalties, Startups};
 use net::Fetch;
 use roster::settings::{self as levels, Layer, MAX_WORDS, SETTINGS};
-use substitute::Substitution;
+use substitute::{OfMembers, Substitution};
 
 use super::{BackendKind, Config, ConfigError, Limits, Reached, Sandbox};
 use substitute::address::Address;
@@ -96,6 +96,11 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
         substitution: Substitution {
             enabled: values.bool_of("substitute"),
             substituters: values.parsed("substituters"),
+            of_members: match values.text("member-substituters").as_deref() {
+                Some("no") => OfMembers::None,
+                Some("any") => OfMembers::Any,
+                _ => OfMembers::Https,
+            },
         },
         limits: Limits {
             max_jobs: max_jobs as usize,
@@ -200,10 +205,19 @@ impl Values<'_> {
         for setting in SETTINGS.iter().filter(|setting| !setting.key.is_empty()) {
             let value = match setting.kind {
                 levels::Kind::Flag { .. } => levels::Value::Flag(self.bool_of(setting.key)),
-                levels::Kind::Most { .. } | levels::Kind::Rank { .. } => {
-                    levels::Value::Number(self.int_of(setting.key))
+                levels::Kind::Most { .. }
+                | levels::Kind::Amount { .. }
+                | levels::Kind::Count { .. }
+                | levels::Kind::Rank { .. } => {
+                    // Without a limit of its own, a build has no more than what builds have.
+                    let of_builds = match setting.key {
+                        "limits.max-cpus" => "sandbox.vcpus",
+                        "limits.max-memory-mib" => "sandbox.memory-mib",
+                        own => own,
+                    };
+                    levels::Value::Number(self.int(setting.key).unwrap_or_else(|| self.int_of(of_builds)))
                 }
-                levels::Kind::Globs | levels::Kind::Tags => {
+                levels::Kind::Globs | levels::Kind::Tags | levels::Kind::Caches | levels::Kind::CacheKeys => {
                     levels::Value::Words(self.texts(setting.key).unwrap_or_default())
                 }
             };

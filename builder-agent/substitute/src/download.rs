@@ -20,8 +20,8 @@ use super::tally::{Account, ChargeBytes, Tally};
 use super::unpack;
 use shares::threads::Threads;
 
-/// Most downloads at once on the whole box. Each needs a decoder and a thread.
-const MAX_DOWNLOADS: usize = 16;
+/// Most downloads at once for the caches of the box. Each needs a decoder and a thread.
+pub const MAX_DOWNLOADS: usize = 16;
 /// Most of these that one member has started, also waiting ones: the others wait for the member's own. So another member
 /// waits for a part of the downloads of each, and for no long queue.
 const MAX_OF_MEMBER: usize = MAX_DOWNLOADS / 2;
@@ -58,15 +58,24 @@ pub struct Downloads {
     slots: Arc<Semaphore>,
     /// The slots of the members for whom something is downloaded.
     of_members: Mutex<HashMap<Arc<str>, Weak<Semaphore>>>,
-    /// The view of no member: it registers only Verified paths.
-    public: View,
+    /// The view of no member, which registers only Verified paths; or that of the member whose caches these are.
+    into: Destination,
     threads: Threads,
 }
 
+/// Where downloads go.
+#[derive(Clone)]
+pub struct Destination {
+    pub view: View,
+    /// Whether what is not Verified becomes a claim of the view's member.
+    pub claims: bool,
+}
+
 impl Downloads {
-    pub fn new(public: View, threads: Threads) -> Self {
-        let slots = Arc::new(Semaphore::new(MAX_DOWNLOADS));
-        Self { running: Mutex::default(), slots, of_members: Mutex::default(), public, threads }
+    /// `most`: how many go on at once.
+    pub fn new(into: Destination, most: usize, threads: Threads) -> Self {
+        let slots = Arc::new(Semaphore::new(most));
+        Self { running: Mutex::default(), slots, of_members: Mutex::default(), into, threads }
     }
 
     /// The slots of this member.
@@ -82,7 +91,7 @@ impl Downloads {
     }
 
     /// Joins the download of `offer`'s path, or starts it; then `payer` is charged for the path, and `account` for its bytes
-    /// and for a slot. The path's references must be Verified already.
+    /// and for a slot. The path's references must be valid already.
     pub fn start(
         &self,
         offer: &Arc<Offer>,
@@ -103,13 +112,13 @@ impl Downloads {
         let cancel = cancelled.clone().drop_guard();
         let (offer, source) = (offer.clone(), source.clone());
         let (slots, threads) = (self.slots.clone(), self.threads.clone());
-        let (public, charge) = (self.public.clone().paid_by(payer), account.charge.clone());
-        let own = self.slots_of(&account.payer);
+        let into = Destination { view: self.into.view.clone().paid_by(payer), ..self.into };
+        let (own, charge) = (self.slots_of(&account.payer), account.charge.clone());
         let task = tokio::spawn(async move {
             // In this order: who waits for a slot of the box has one of the member's.
             let _own = own.acquire().await;
             let _slot = slots.acquire().await;
-            let end = attempts(&offer, &source, (&public, &threads, &charge), &progress, &cancelled).await;
+            let end = attempts(&offer, &source, (&into, &threads, &charge), &progress, &cancelled).await;
             progress.send_modify(|state| state.end = Some(end.map_err(Arc::from)));
         });
         let download = Arc::new(Download { state, task: task.abort_handle(), _cancel: cancel });
@@ -121,16 +130,16 @@ impl Downloads {
 async fn attempts(
     offer: &Arc<Offer>,
     source: &Arc<Source>,
-    (public, threads, charge): (&View, &Threads, &ChargeBytes),
+    (into, threads, charge): (&Destination, &Threads, &ChargeBytes),
     progress: &watch::Sender<State>,
     cancelled: &CancellationToken,
 ) -> Result<(), String> {
     let mut attempt = 1;
     loop {
-        if public.is_valid(&offer.info.path) {
+        if into.view.is_valid(&offer.info.path) {
             return Ok(());
         }
-        let result = one(offer, source, (public, threads, charge), progress, cancelled).await;
+        let result = one(offer, source, (into, threads, charge), progress, cancelled).await;
         source.note(&result);
         match result {
             Ok(()) => return Ok(()),
@@ -147,12 +156,12 @@ async fn attempts(
 async fn one(
     offer: &Arc<Offer>,
     source: &Arc<Source>,
-    (public, threads, charge): (&View, &Threads, &ChargeBytes),
+    (into, threads, charge): (&Destination, &Threads, &ChargeBytes),
     progress: &watch::Sender<State>,
     cancelled: &CancellationToken,
 ) -> Result<(), SourceError> {
     let runtime = Handle::current();
-    let (offer, source, public) = (offer.clone(), source.clone(), public.clone());
+    let (offer, source, into) = (offer.clone(), source.clone(), into.clone());
     let (progress, cancel, charge) = (progress.clone(), cancelled.clone(), charge.clone());
     let failed = |why: String| {
         SourceError::Refused(format!(
@@ -172,14 +181,14 @@ async fn one(
             let body = body.blocking(runtime, cancel);
             let failure = body.failure();
             let (compression, hash, size) = (*compression, hash.clone(), *size);
-            let (into, what) = (public, offer.clone());
+            let what = offer.clone();
             let taken = blocking(threads, move || {
                 let mut file = unpack::File::new(Tally::new(body, charge), hash.as_ref(), size);
                 let staged = {
                     let unpacked = unpack::nar(&mut file, compression, what.info.nar_size);
                     let mut nar = BufReader::with_capacity(128 << 10, Counted { inner: unpacked, progress });
                     let staged =
-                        into.stage(what.info.clone(), &mut nar).map_err(|error| error.to_string())?;
+                        into.view.stage(what.info.clone(), &mut nar).map_err(|error| error.to_string())?;
                     match nar.read(&mut [0]) {
                         Ok(0) => staged,
                         Ok(_) => return Err("something follows the NAR in its file".to_owned()),
@@ -198,7 +207,7 @@ async fn one(
         }
         (Kind::Ssh(store), Place::Ssh) => {
             let borrowed = store.open(&offer.info.path).await?;
-            let (into, what, stall) = (public, offer.clone(), store.stall());
+            let (what, stall) = (offer.clone(), store.stall());
             let taken = blocking(threads, move || {
                 let piped = Piped { borrowed, runtime, cancel, stall };
                 // A read returns the bytes that have arrived, and the store reads no further when the NAR has ended.
@@ -207,7 +216,7 @@ async fn one(
                 let staged = {
                     let tally = Tally::new(&mut limited, charge);
                     let mut nar = BufReader::with_capacity(128 << 10, Counted { inner: tally, progress });
-                    into.stage(what.info.clone(), &mut nar).map_err(|error| error.to_string())?
+                    into.view.stage(what.info.clone(), &mut nar).map_err(|error| error.to_string())?
                 };
                 let piped = limited.into_inner();
                 register(&into, staged)?;
@@ -221,13 +230,13 @@ async fn one(
     }
 }
 
-/// Registers the path if it is Verified; otherwise returns an error.
-fn register(public: &View, staged: store::Staged) -> Result<(), String> {
-    if *staged.provenance() != Provenance::Verified {
+/// Registers the path if it is Verified, or may become a claim; otherwise returns an error.
+fn register(into: &Destination, staged: store::Staged) -> Result<(), String> {
+    if !into.claims && *staged.provenance() != Provenance::Verified {
         return Err("it has neither a valid trusted signature nor a matching content address".into());
     }
-    // The deriver is only a claim of the cache, and would be kept for a member who does not exist.
-    public.register_many(vec![staged.proven_only()]).map(|_| ()).map_err(|error| error.to_string())
+    // The deriver is only a claim of the cache, and could be kept for a member who does not exist.
+    into.view.register_many(vec![staged.proven_only()]).map(|_| ()).map_err(|error| error.to_string())
 }
 
 /// Does `work` on a thread of its own, since it waits for the cache. [`MAX_DOWNLOADS`] bounds the number of threads.

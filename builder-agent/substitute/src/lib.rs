@@ -2,8 +2,11 @@
 //!
 //! Sources are not trusted. Their claims about a path (its hash, its references) count only if a key that the *box*
 //! trusts signed them, or if the path's name follows from its contents; the client cannot change this. So every path
-//! that is fetched is Verified and everybody may see it, and members share downloads. References of a path are fetched
-//! before it, and must be Verified too.
+//! that is fetched from the box's sources is Verified and everybody may see it, and members share downloads. References of
+//! a path are fetched before it, and must be Verified too.
+//!
+//! A member may name more caches, and keys for them (`own`). They are asked for that member alone, after those of the box,
+//! and share nothing with them: no questions, no downloads, no answers. What only such a key signed is the member's claim.
 //! Not here: the choice between fetching and building (`builds::plan`), and HTTP itself (`net`).
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +27,7 @@ mod http_cache;
 mod lookup;
 pub mod narinfo;
 mod offer;
+mod own;
 mod pattern;
 mod source;
 mod ssh_store;
@@ -36,6 +40,7 @@ use std::time::Duration;
 
 use address::Address;
 pub use offer::Offer;
+pub use own::{OfMembers, OwnCaches};
 pub use walk::{Event, Fetched, Walk, warn};
 
 /// The settings: whether the box fetches paths, and from where.
@@ -43,6 +48,8 @@ pub use walk::{Event, Fetched, Walk, warn};
 pub struct Substitution {
     pub enabled: bool,
     pub substituters: Vec<Address>,
+    /// Which caches members may name for themselves.
+    pub of_members: OfMembers,
 }
 
 /// Settings for all requests to sources.
@@ -56,7 +63,7 @@ pub struct Terms {
     pub max_nar_bytes: u64,
 }
 
-use download::{Download, Downloads};
+use download::{Destination, Download, Downloads, MAX_DOWNLOADS};
 use lookup::Lookups;
 pub use pattern::Patterns;
 use source::{Source, SourceError};
@@ -124,9 +131,22 @@ struct Inner {
     sources: Vec<Arc<Source>>,
     trusted: Arc<TrustedKeys>,
     max_nar_bytes: u64,
-    public: View,
+    /// What is valid here need not be fetched.
+    view: View,
     lookups: Mutex<Lookups>,
     downloads: Downloads,
+    whose: Whose,
+}
+
+enum Whose {
+    /// The sources are those of the box. It makes those of members.
+    Box(own::Makers),
+    /// The sources are those of the box and of a member, who trusts these keys.
+    Member {
+        keys: TrustedKeys,
+        /// Why some of the member's sources and keys are not used.
+        objections: Vec<Arc<str>>,
+    },
 }
 
 impl Substituters {
@@ -142,14 +162,23 @@ impl Substituters {
     ) -> Self {
         let public = store.view(&Member::new(NOBODY)).paid_by(Payer::default());
         let sources = settings.substituters.iter().map(|address| Arc::new(Source::new(address, terms, http)));
+        let into = Destination { view: public.clone(), claims: false };
+        let makers = own::Makers::new(
+            settings.of_members,
+            terms.clone(),
+            store.clone(),
+            http.clone(),
+            threads.clone(),
+        );
         Self(Arc::new(Inner {
             enabled: settings.enabled,
             sources: sources.collect(),
             trusted,
             max_nar_bytes: terms.max_nar_bytes,
-            downloads: Downloads::new(public.clone(), threads),
-            public,
+            downloads: Downloads::new(into, MAX_DOWNLOADS, threads),
+            view: public,
             lookups: Mutex::default(),
+            whose: Whose::Box(makers),
         }))
     }
 
@@ -159,8 +188,25 @@ impl Substituters {
         self.0.enabled && !self.0.sources.is_empty()
     }
 
-    fn public(&self) -> &View {
-        &self.0.public
+    fn view(&self) -> &View {
+        &self.0.view
+    }
+
+    /// Why some of a member's sources and keys are not used.
+    fn objections(&self) -> &[Arc<str>] {
+        match &self.0.whose {
+            Whose::Box(_) => &[],
+            Whose::Member { objections, .. } => objections,
+        }
+    }
+
+    /// Who pays for what is fetched for this view.
+    fn payer_of(&self, view: &View) -> Payer {
+        match &self.0.whose {
+            // Downloads are shared, so a limit of one member must not end one.
+            Whose::Box(_) => view.payer().without_limit(),
+            Whose::Member { .. } => view.payer().clone(),
+        }
     }
 
     fn source(&self, index: usize) -> &Arc<Source> {
@@ -187,7 +233,7 @@ impl Substituters {
         self.0.lookups.lock().unwrap_or_else(PoisonError::into_inner).forget(path);
     }
 
-    /// Asks the sources about one path, the one with the lowest priority first. `mass`: only those with
+    /// Asks the sources about one path: those of the box first, and of each kind the one with the lowest priority. `mass`: only those with
     /// `WantMassQuery`.
     async fn ask(&self, member: &Member, path: &StorePath, mass: bool) -> Answer {
         if !self.any() {
@@ -215,20 +261,25 @@ impl Substituters {
             match source.about().await {
                 Ok(about) if mass && !about.want_mass_query => {}
                 // As in Nix, the default is 0.
-                Ok(about) => order.push((about.priority.unwrap_or(0), index)),
+                Ok(about) => order.push((source.of_member, about.priority.unwrap_or(0), index)),
                 Err(error) => trouble = trouble.or(Some(Arc::from(error.to_string()))),
             }
         }
         order.sort_unstable();
-        for (_, index) in order {
+        let own = match &self.0.whose {
+            Whose::Box(_) => None,
+            Whose::Member { keys, .. } => Some(keys),
+        };
+        for (_, _, index) in order {
             let source = self.source(index);
             match source.offer(path, index).await {
                 Ok(None) => {}
-                Ok(Some(offer)) => match offer.objection(&source.name, &self.0.trusted, self.0.max_nar_bytes)
-                {
-                    None => return Answer::Offer(Arc::new(offer)),
-                    Some(why) => refused = refused.or(Some(Arc::from(why))),
-                },
+                Ok(Some(offer)) => {
+                    match offer.objection(&source.name, &self.0.trusted, own, self.0.max_nar_bytes) {
+                        None => return Answer::Offer(Arc::new(offer)),
+                        Some(why) => refused = refused.or(Some(Arc::from(why))),
+                    }
+                }
                 Err(SourceError::Refused(why)) => refused = refused.or(Some(Arc::from(why))),
                 Err(error) => trouble = trouble.or(Some(Arc::from(error.to_string()))),
             }

@@ -22,11 +22,17 @@ const FOUND: Duration = Duration::from_secs(3600);
 /// How long it is remembered that no source has a path: somebody may push it soon.
 const NOWHERE: Duration = Duration::from_secs(60);
 
-#[derive(Default)]
 pub struct Lookups {
     members: HashMap<Member, Shelf>,
     bytes: u64,
+    most: u64,
     next: u64,
+}
+
+impl Default for Lookups {
+    fn default() -> Self {
+        Self::of(MAX_BYTES)
+    }
 }
 
 /// The answers that are remembered for one member.
@@ -46,6 +52,11 @@ struct Known {
 }
 
 impl Lookups {
+    /// With room for so many bytes.
+    pub fn of(most: u64) -> Self {
+        Self { members: HashMap::new(), bytes: 0, most, next: 0 }
+    }
+
     pub fn get(&self, member: &Member, path: &StorePath) -> Option<Answer> {
         let known = self.members.get(member)?.answers.get(path)?;
         (Instant::now() < known.until).then(|| known.answer.clone())
@@ -72,7 +83,7 @@ impl Lookups {
         shelf.answers.insert(path.clone(), known);
         shelf.bytes += bytes;
         self.bytes += bytes;
-        while self.bytes > MAX_BYTES && self.make_room() {}
+        while self.bytes > self.most && self.make_room() {}
     }
 
     /// Forgets the oldest answer of the member with the most bytes.

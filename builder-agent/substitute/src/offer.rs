@@ -52,10 +52,16 @@ impl Offer {
         self.info.references.iter().filter(|path| **path != self.info.path)
     }
 
-    /// `None` if the path becomes Verified when its contents are as described. Otherwise the reason, in one line that
-    /// says what would help. `name`: the source's name.
+    /// `None` if the path becomes Verified when its contents are as described, or if a key of `own` has signed it: then it
+    /// becomes a claim. Otherwise the reason, in one line that says what would help. `name`: the source's name.
     #[must_use]
-    pub fn objection(&self, name: &str, trusted: &TrustedKeys, max_nar_bytes: u64) -> Option<String> {
+    pub fn objection(
+        &self,
+        name: &str,
+        trusted: &TrustedKeys,
+        own: Option<&TrustedKeys>,
+        max_nar_bytes: u64,
+    ) -> Option<String> {
         let info = &self.info;
         let path = info.path.to_absolute_path();
         if info.nar_size > max_nar_bytes {
@@ -64,11 +70,12 @@ impl Offer {
                 info.nar_size
             ));
         }
-        if !trusted.good(fingerprint(info).as_bytes(), &info.signatures).is_empty()
-            || is_content_addressed(info)
-        {
+        let signed =
+            |keys: &TrustedKeys| !keys.good(fingerprint(info).as_bytes(), &info.signatures).is_empty();
+        if signed(trusted) || is_content_addressed(info) || own.is_some_and(signed) {
             return None;
         }
+        let whose = if own.is_some() { "of the box, or to your own" } else { "of the box" };
         // The names of keys are a stranger's text: they are limited in number and length, and made printable.
         let by: BTreeSet<String> = info
             .signatures
@@ -80,10 +87,10 @@ impl Offer {
         let by: Vec<String> = by.into_iter().collect();
         Some(match by.is_empty() {
             true => format!(
-                "path '{path}' in {name} has no signature; sign it there with a key in `trusted-public-keys` of the box"
+                "path '{path}' in {name} has no signature; sign it there with a key in `trusted-public-keys` {whose}"
             ),
             false => format!(
-                "path '{path}' in {name} has no right signature by a key this box trusts (signed by {}); add the key to `trusted-public-keys` of the box",
+                "path '{path}' in {name} has no right signature by a key this box trusts (signed by {}); add the key to `trusted-public-keys` {whose}",
                 by.join(", ")
             ),
         })

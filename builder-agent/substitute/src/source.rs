@@ -1,4 +1,4 @@
-//! One configured substituter of any kind. Limits the questions to it, and asks nothing while it fails.
+//! One substituter of any kind, of the box or of a member. Limits the questions to it, and asks nothing while it fails.
 
 use std::sync::Arc;
 
@@ -48,7 +48,9 @@ pub struct Source {
     priority: Option<u32>,
     want_mass_query: Option<bool>,
     health: Health,
-    questions: Semaphore,
+    questions: Arc<Semaphore>,
+    /// Whether a member chose it, and not the box.
+    pub of_member: bool,
 }
 
 pub enum Kind {
@@ -57,7 +59,28 @@ pub enum Kind {
 }
 
 impl Source {
+    /// A source of the box.
     pub fn new(address: &Address, terms: &Terms, http: &Arc<HttpClient>) -> Self {
+        Self::with(address, terms, http, Arc::new(Semaphore::new(MAX_QUESTIONS)), false)
+    }
+
+    /// A source that a member chose. All of that member's sources share `questions`.
+    pub fn of_member(
+        address: &Address,
+        terms: &Terms,
+        http: &Arc<HttpClient>,
+        questions: &Arc<Semaphore>,
+    ) -> Self {
+        Self::with(address, terms, http, questions.clone(), true)
+    }
+
+    fn with(
+        address: &Address,
+        terms: &Terms,
+        http: &Arc<HttpClient>,
+        questions: Arc<Semaphore>,
+        of_member: bool,
+    ) -> Self {
         let name = address.name.clone();
         let kind = match &address.kind {
             AddressKind::Http(base) => Kind::Http(HttpCache::new(name.clone(), base.clone(), http.clone())),
@@ -73,7 +96,8 @@ impl Source {
             priority: address.priority,
             want_mass_query: address.want_mass_query,
             health: Health::default(),
-            questions: Semaphore::new(MAX_QUESTIONS),
+            questions,
+            of_member,
         }
     }
 
@@ -119,6 +143,11 @@ impl Source {
         match answer {
             Err(SourceError::Trouble(why)) => {
                 tracing::warn!(substituter = self.name, error = why, "a substituter failed");
+                self.health.bad(why);
+            }
+            // Trouble of a member's own cache is nothing that an operator has to mend.
+            Err(SourceError::Useless(why)) if self.of_member => {
+                tracing::warn!(substituter = self.name, error = why, "a member's substituter cannot be used");
                 self.health.bad(why);
             }
             Err(SourceError::Useless(why)) => {

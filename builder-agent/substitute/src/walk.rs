@@ -55,7 +55,7 @@ pub enum Event {
     Warning(Arc<str>),
 }
 
-/// The result for each path: it is Verified, or the reason why it is not.
+/// The result for each path: it is valid, or the reason why it is not.
 pub type Fetched = BTreeMap<StorePath, Result<(), Arc<str>>>;
 
 /// The paths that would have to be fetched.
@@ -116,11 +116,12 @@ impl Walk {
 }
 
 impl Substituters {
-    /// Finds all paths that would have to be fetched to make the closure of `paths` Verified. The caches and the
+    /// Finds all paths that would have to be fetched to make the closure of `paths` valid for the asker. The caches and the
     /// requester determine how many these are, so their memory is charged to the asker.
     pub async fn walk(&self, asker: &Asker<'_>, paths: &[StorePath]) -> Result<Walk, OverBudget> {
         let mut memory = asker.budget.charge(0, WHAT)?;
         let mut walk = Walk::default();
+        walk.warnings.extend(self.objections().iter().cloned());
         let mut seen: BTreeSet<StorePath> = BTreeSet::new();
         let mut todo: Vec<StorePath> = Vec::new();
         let mut asked = JoinSet::new();
@@ -139,7 +140,7 @@ impl Substituters {
             while asked.len() < MAX_QUESTIONS
                 && let Some(path) = todo.pop()
             {
-                if self.public().is_valid(&path) {
+                if self.view().is_valid(&path) {
                     continue;
                 }
                 if asker.never.matches(path.name()) {
@@ -259,7 +260,7 @@ impl Substituters {
                 running.spawn(watched(
                     self.clone(),
                     offer.clone(),
-                    view.payer().without_limit(),
+                    self.payer_of(view),
                     asker.account.clone(),
                     events.clone(),
                 ));
@@ -288,7 +289,7 @@ impl Substituters {
             .iter()
             .map(|path| {
                 let end = match walk.refused.get(path) {
-                    _ if self.public().is_valid(path) => Ok(()),
+                    _ if self.view().is_valid(path) => Ok(()),
                     Some(why) => Err(why.clone()),
                     None => {
                         Err(format!("the references of '{}' go in a circle", path.to_absolute_path()).into())

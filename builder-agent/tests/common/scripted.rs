@@ -48,6 +48,7 @@ use super::client::Drv;
 /// - `quiet:N` is silent for N seconds, by the sandbox's clock;
 /// - `cpu:N` uses N seconds of processor time, by the sandbox's account;
 /// - `timeout`, `memory` and `broken` end as the sandbox would, `exit:N` ends with this status;
+/// - `needs:MIB` ends as out of memory with less, `size` writes processors and MiB, `breaks:N` is broken in the first runs;
 /// - `limit` waits for the gate and ends if it may run for a second only;
 /// - `wait` waits until cancelled, `gate` waits until the test opens the gate.
 #[derive(Default)]
@@ -106,6 +107,17 @@ impl Script {
                 }
                 ("count", _) => contents.push_str(&run.to_string()),
                 ("timeout", _) => return Err(SandboxError::Timeout { after: Duration::from_secs(1) }),
+                ("needs", mib) if job.limits.memory_mib < mib.parse().expect("a number") => {
+                    return Err(SandboxError::OutOfMemory { mib: job.limits.memory_mib });
+                }
+                ("needs", _) => {}
+                ("size", _) => {
+                    contents.push_str(&format!("{}x{}", job.limits.vcpus, job.limits.memory_mib));
+                }
+                ("breaks", times) if run < times.parse().expect("a number") => {
+                    return Err(SandboxError::GuestDied { console: String::new() });
+                }
+                ("breaks", _) => {}
                 ("memory", _) => return Err(SandboxError::OutOfMemory { mib: job.limits.memory_mib }),
                 ("broken", _) => return Err(SandboxError::GuestDied { console: String::new() }),
                 ("limit", _) => {

@@ -114,6 +114,8 @@ pub enum NotSpent {
 #[derive(Debug)]
 pub struct Spent {
     ticket: Arc<Ticket>,
+    /// 0 if the build was started again.
+    uses: u64,
     since: Instant,
     /// The longest time of the build, by the ticket's limit.
     limit: Option<Duration>,
@@ -179,6 +181,12 @@ impl Ticket {
         self.room(&self.account()).err()
     }
 
+    /// As [`Ticket::over`], for a build that is started again and spends no further use.
+    #[must_use]
+    pub fn over_again(&self) -> Option<Over> {
+        self.time(&self.account()).err()
+    }
+
     /// The time that a build may take if it starts now; `None`: any.
     fn room(&self, account: &Account) -> Result<Option<Duration>, Over> {
         let name = || self.name.clone();
@@ -188,6 +196,12 @@ impl Ticket {
         if let Some(uses) = self.terms.uses.filter(|uses| account.used.uses >= *uses) {
             return Err(Over::Uses { name: name(), uses });
         }
+        self.time(account)
+    }
+
+    /// The same without a look at the uses.
+    fn time(&self, account: &Account) -> Result<Option<Duration>, Over> {
+        let name = || self.name.clone();
         let Some(seconds) = self.terms.max_build_seconds else { return Ok(None) };
         let taken = Duration::from_millis(account.used.build_millis) + account.reserved;
         let left = Duration::from_secs(seconds).saturating_sub(taken);
@@ -201,17 +215,26 @@ impl Ticket {
     /// Spends a use for a build that starts now and takes at most `longest`. Waits for the disk: a use that was spent is
     /// still spent after `kill -9`, also if the build was lost.
     pub fn spend(self: &Arc<Self>, longest: Duration) -> Result<Spent, NotSpent> {
+        self.spend_some(1, longest)
+    }
+
+    /// The same for a build that is started again: its use is spent already, its time is not.
+    pub fn spend_time(self: &Arc<Self>, longest: Duration) -> Result<Spent, NotSpent> {
+        self.spend_some(0, longest)
+    }
+
+    fn spend_some(self: &Arc<Self>, uses: u64, longest: Duration) -> Result<Spent, NotSpent> {
         let (limit, reserved) = {
             let mut account = self.account();
-            let limit = self.room(&account)?;
+            let limit = if uses > 0 { self.room(&account) } else { self.time(&account) }?;
             let reserved = limit.map_or(Duration::ZERO, |limit| limit.min(longest));
-            account.used.uses += 1;
+            account.used.uses += uses;
             account.running += 1;
             account.reserved += reserved;
             (limit, reserved)
         };
         let since = Instant::now();
-        let mut spent = Spent { ticket: self.clone(), since, limit, reserved, back: false, all: false };
+        let mut spent = Spent { ticket: self.clone(), uses, since, limit, reserved, back: false, all: false };
         if let Err(error) = self.save() {
             spent.give_back();
             return Err(NotSpent::File(error));
@@ -306,7 +329,7 @@ impl Drop for Spent {
         account.running -= 1;
         account.reserved -= self.reserved;
         if self.back {
-            account.used.uses -= 1;
+            account.used.uses -= self.uses;
         } else {
             let least = if self.all { self.reserved } else { Duration::ZERO };
             let took = u64::try_from(self.since.elapsed().max(least).as_millis()).unwrap_or(u64::MAX);

@@ -2,8 +2,8 @@
 //!
 //! Levels come in their order. A level counts unless an earlier one has locked it (`allow-override`), or the two levels
 //! of variables are switched off (`settings-from-ssh-env`, `settings-from-drv-env`). Of the levels that count, the last
-//! one decides about a flag, the smallest value about a time, and lists are put together. Groups are one level: where
-//! two of a member's groups differ, `false` or the smaller number counts.
+//! one decides about a flag or an amount, the smallest value about a limit, and lists are put together. Groups are one
+//! level: where two of a member's groups differ, `false` or the smaller number counts.
 
 use super::layer::Layer;
 use super::table::{Id, Kind, Level, SETTINGS, Setting};
@@ -77,13 +77,23 @@ pub struct Effective {
     pub timeout: Option<u64>,
     pub max_silent_time: Option<u64>,
     /// Processors and MiB of a build; the box's envelope is what it is without them.
+    pub min_cpu: Option<u64>,
     pub max_cpu: Option<u64>,
+    pub default_cpu: Option<u64>,
+    pub min_mem: Option<u64>,
     pub max_mem: Option<u64>,
+    pub default_mem_per_cpu: Option<u64>,
+    /// Values that no build can have together, as a sentence.
+    pub conflict: Option<String>,
+    pub max_build_restarts: u64,
     /// Above or below zero, or zero.
     pub priority: i64,
     pub tags: Vec<String>,
     pub always_substitute: Vec<String>,
     pub never_substitute: Vec<String>,
+    /// The member's own, besides those of the box.
+    pub substituters: Vec<String>,
+    pub trusted_public_keys: Vec<String>,
 }
 
 impl Layers {
@@ -134,12 +144,17 @@ impl Layers {
         let (value, level) = match setting.kind {
             Kind::Flag { default } => last(counting).unwrap_or((Value::Flag(default), Level::System)),
             Kind::Most { .. } => smallest(counting),
-            Kind::Rank { .. } => last(counting).unwrap_or((Value::Number(0), Level::System)),
-            Kind::Globs | Kind::Tags => together(counting),
+            Kind::Count { default, .. } => last(counting).unwrap_or((Value::Number(default), Level::System)),
+            Kind::Amount { .. } | Kind::Rank { .. } => {
+                last(counting).unwrap_or((Value::Number(0), Level::System))
+            }
+            Kind::Globs | Kind::Tags | Kind::Caches | Kind::CacheKeys => together(counting),
         };
         for vote in votes.iter_mut().filter(|vote| vote.verdict == Verdict::Counts) {
             vote.verdict = match setting.kind {
-                Kind::Flag { .. } | Kind::Rank { .. } if vote.level != level || vote.value != value => {
+                Kind::Flag { .. } | Kind::Amount { .. } | Kind::Count { .. } | Kind::Rank { .. }
+                    if vote.level != level || vote.value != value =>
+                {
                     Verdict::Overridden(level)
                 }
                 Kind::Most { .. } if vote.value != value => Verdict::NotSmallest(level),
@@ -207,6 +222,25 @@ impl Resolved {
         })
     }
 
+    /// A least value above its largest one, each with the level that says it, as a sentence.
+    pub fn conflict(&self) -> Option<String> {
+        let pairs = [(Id::MinCpu, Id::MaxCpu), (Id::MinMem, Id::MaxMem)];
+        let above = |(min, max): &(Id, Id)| match (&self.get(*min).value, &self.get(*max).value) {
+            (Value::Number(min), Value::Number(max)) => *max > 0 && min > max,
+            _ => false,
+        };
+        let (min, max) = pairs.into_iter().find(above)?;
+        let told = |id: Id| {
+            let Settled { setting, value, level, .. } = self.get(id);
+            let key = match level {
+                Level::System => format!(" (`{}`)", setting.key),
+                _ => String::new(),
+            };
+            format!("`{}` is {value} by {}{key}", setting.name, level.words())
+        };
+        Some(format!("{}, and {}", told(min), told(max)))
+    }
+
     pub fn effective(&self) -> Effective {
         let flag = |id: Id| self.get(id).value == Value::Flag(true);
         let number = |id: Id| match self.get(id).value {
@@ -228,8 +262,14 @@ impl Resolved {
             settings_from_drv_env: flag(Id::SettingsFromDrvEnv),
             timeout: number(Id::Timeout),
             max_silent_time: number(Id::MaxSilentTime),
+            min_cpu: number(Id::MinCpu),
             max_cpu: number(Id::MaxCpu),
+            default_cpu: number(Id::DefaultCpu),
+            min_mem: number(Id::MinMem),
             max_mem: number(Id::MaxMem),
+            default_mem_per_cpu: number(Id::DefaultMemPerCpu),
+            conflict: self.conflict(),
+            max_build_restarts: number(Id::MaxBuildRestarts).unwrap_or(0),
             priority: match self.get(Id::Priority).value {
                 Value::Number(number) => number,
                 _ => 0,
@@ -237,6 +277,8 @@ impl Resolved {
             tags: words(Id::Tags),
             always_substitute: words(Id::AlwaysSubstitute),
             never_substitute: words(Id::NeverSubstitute),
+            substituters: words(Id::Substituters),
+            trusted_public_keys: words(Id::TrustedPublicKeys),
         }
     }
 }

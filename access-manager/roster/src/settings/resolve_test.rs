@@ -79,6 +79,40 @@ fn the_last_priority_counts_and_of_two_groups_the_smaller_one() {
 }
 
 #[test]
+fn the_last_amount_counts_and_zero_takes_back_what_earlier_levels_say() {
+    let said = |said: &[(&str, &str)]| layers(said).resolve().effective().default_cpu;
+    let member = ("member", r#"{"default-cpu":8}"#);
+    assert_eq!(said(&[("system", r#"{"default-cpu":2}"#), member]), Some(8));
+    assert_eq!(said(&[member, ("derivation", r#"{"default-cpu":4}"#)]), Some(8), "it is switched off");
+    assert_eq!(said(&[member, ("ssh", r#"{"default-cpu":0}"#)]), None);
+    assert_eq!(said(&[("group a", r#"{"default-cpu":4}"#), ("group b", r#"{"default-cpu":3}"#)]), Some(3));
+    let restarts = |said: &[(&str, &str)]| layers(said).resolve().effective().max_build_restarts;
+    assert_eq!(restarts(&[]), 2);
+    assert_eq!(restarts(&[("member", r#"{"max-build-restarts":0}"#)]), 0);
+    assert_eq!(
+        restarts(&[("group a", r#"{"max-build-restarts":0}"#), ("ssh", r#"{"max-build-restarts":9}"#)]),
+        9
+    );
+}
+
+#[test]
+fn a_least_value_above_the_largest_is_told_with_both_values_and_levels() {
+    let said = |said: &[(&str, &str)]| layers(said).resolve().effective().conflict;
+    let system = ("system", r#"{"max-cpu":4,"max-mem":2048}"#);
+    assert_eq!(said(&[system, ("ssh", r#"{"min-cpu":4,"min-mem":2048}"#)]), None);
+    assert_eq!(said(&[("ssh", r#"{"min-cpu":200}"#)]), None);
+    assert_eq!(
+        said(&[system, ("ssh", r#"{"min-cpu":5}"#)]).expect("a conflict"),
+        "`min-cpu` is 5 by the ssh environment, and `max-cpu` is 4 by the configuration of the box (`limits.max-cpus`)"
+    );
+    assert_eq!(
+        said(&[system, ("group ci", r#"{"min-mem":1024}"#), ("member", r#"{"max-mem":512}"#)])
+            .expect("a conflict"),
+        "`min-mem` is 1024 by a group, and `max-mem` is 512 by the member's entry in the roster"
+    );
+}
+
+#[test]
 fn lists_are_put_together() {
     let effective = layers(&[
         ("system", r#"{"never-substitute":["a"]}"#),
@@ -136,8 +170,16 @@ fn any_layer(level: Level) -> impl Strategy<Value = Layer> {
             let value = match setting.kind {
                 Kind::Flag { .. } => Value::Flag(flag),
                 Kind::Most { smallest, .. } => Value::Number(if number == 0 { 0 } else { smallest + number }),
+                Kind::Amount { smallest, .. } => {
+                    Value::Number(if number == 0 { 0 } else { smallest + number })
+                }
+                Kind::Count { .. } => Value::Number(number),
                 Kind::Rank { .. } => Value::Number(number - 2),
                 Kind::Globs | Kind::Tags => Value::Words((0..number).map(|n| format!("w{n}")).collect()),
+                Kind::Caches => Value::Words((0..number).map(|n| format!("https://c{n}")).collect()),
+                Kind::CacheKeys => {
+                    Value::Words((0..number).map(|n| format!("k{n}:{}=", "A".repeat(43))).collect())
+                }
             };
             if says && setting.may_be_on(level) {
                 layer.set(setting, value).expect("a value of its kind");
@@ -192,7 +234,7 @@ proptest! {
         for settled in of(&said).resolve().iter() {
             for vote in &settled.votes {
                 prop_assert_eq!(vote.why_not().is_none(), vote.verdict == Verdict::Counts);
-                if vote.verdict == Verdict::Counts && !matches!(settled.setting.kind, Kind::Globs | Kind::Tags) {
+                if vote.verdict == Verdict::Counts && !matches!(settled.value, Value::Words(_)) {
                     prop_assert_eq!(&vote.value, &settled.value);
                 }
             }

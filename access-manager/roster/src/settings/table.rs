@@ -57,18 +57,25 @@ pub enum Id {
     AllowOverride,
     AllowShell,
     AlwaysSubstitute,
+    DefaultCpu,
+    DefaultMemPerCpu,
     KeepBuildsRunning,
     KeepGoing,
+    MaxBuildRestarts,
     MaxCpu,
     MaxMem,
     MaxSilentTime,
+    MinCpu,
+    MinMem,
     NeverSubstitute,
     Priority,
     ReuseBuildFailures,
     SettingsFromDrvEnv,
     SettingsFromSshEnv,
+    Substituters,
     Tags,
     Timeout,
+    TrustedPublicKeys,
 }
 
 /// The kind of a value, and how the values of several levels become one.
@@ -82,12 +89,24 @@ pub enum Kind {
     /// A number of units; zero means that this level sets none. The smallest counts: no level can give more than an
     /// earlier one.
     Most { smallest: i64, largest: i64, unit: &'static str },
+    /// A number of units; the last level counts, and zero takes back what earlier ones say.
+    Amount { smallest: i64, largest: i64, unit: &'static str },
+    /// A number from zero to `largest`; the last level counts.
+    Count {
+        largest: i64,
+        /// The default of the key of the box.
+        default: i64,
+    },
     /// A number from `-largest` to `largest`; the last level counts, and without any it is zero.
     Rank { largest: i64 },
     /// Globs over names of store paths. Those of all levels count together.
     Globs,
     /// Short words. Those of all levels count together.
     Tags,
+    /// URLs of binary caches. Those of all levels count together.
+    Caches,
+    /// Public keys of binary caches, `name:base64`. Those of all levels count together.
+    CacheKeys,
 }
 
 /// One setting.
@@ -118,14 +137,17 @@ impl Setting {
     pub fn expected(&self) -> String {
         match self.kind {
             Kind::Flag { .. } => "`true` or `false`".into(),
-            Kind::Most { smallest: 1, largest, unit } => {
+            Kind::Most { smallest: 1, largest, unit } | Kind::Amount { smallest: 1, largest, unit } => {
                 format!("a whole number of {unit}, from 0 (none) to {largest}")
             }
-            Kind::Most { smallest, largest, unit } => {
+            Kind::Most { smallest, largest, unit } | Kind::Amount { smallest, largest, unit } => {
                 format!("a whole number of {unit}, from {smallest} to {largest}, or 0 for none")
             }
+            Kind::Count { largest, .. } => format!("a whole number from 0 to {largest}"),
             Kind::Rank { largest } => format!("a whole number from -{largest} to {largest}"),
             Kind::Tags => "a list of short words".into(),
+            Kind::Caches => "a list of `https://` or `http://` URLs without user and password".into(),
+            Kind::CacheKeys => "a list of `name:base64`".into(),
             Kind::Globs => "a list of names, in which `*` stands for any text".into(),
         }
     }
@@ -150,6 +172,10 @@ const SECONDS: Kind = Kind::Most { smallest: 1, largest: 31 * 24 * 3600, unit: "
 /// As for the limits `maxCpus` and `maxMemoryMib`.
 const CPUS: Kind = Kind::Most { smallest: 1, largest: 255, unit: "processors" };
 const MIB: Kind = Kind::Most { smallest: 64, largest: 16 << 20, unit: "MiB" };
+const SOME_CPUS: Kind = Kind::Amount { smallest: 1, largest: 255, unit: "processors" };
+const SOME_MIB: Kind = Kind::Amount { smallest: 64, largest: 16 << 20, unit: "MiB" };
+/// Each restart can double the memory of a build: ten times is a thousand times the memory.
+const RESTARTS: Kind = Kind::Count { largest: 10, default: 2 };
 
 /// All settings that have an effect, in order of name.
 #[rustfmt::skip]
@@ -158,18 +184,25 @@ pub const SETTINGS: &[Setting] = &[
     setting(Id::AllowOverride, ("allow-override", "settings.allow-override"), flag(true), Level::Key, "`false` locks all settings for the levels after the one that says it"),
     setting(Id::AllowShell, ("allow-shell", "settings.allow-shell"), flag(true), Level::Key, "whether the member may run the commands for people; without it only stores and deployment tools are served"),
     setting(Id::AlwaysSubstitute, ("always-substitute", "always-substitute"), Kind::Globs, Level::Ssh, "names of paths that are fetched even if the client or the derivation disables substitution"),
+    setting(Id::DefaultCpu, ("default-cpu", "sandbox.vcpus"), SOME_CPUS, Level::Derivation, "processors of a build, between `min-cpu` and `max-cpu`; with others than the box gives, the result is the member's claim, and not shared or signed"),
+    setting(Id::DefaultMemPerCpu, ("default-mem-per-cpu", ""), SOME_MIB, Level::Derivation, "memory of a build for each of its processors, between `min-mem` and `max-mem`; without it a build has `sandbox.memory-mib` of the box. With other memory than the box gives, the result is the member's claim"),
     setting(Id::KeepBuildsRunning, ("keep-builds-running", "keep-builds-running"), flag(false), Level::Derivation, "whether a build goes on when its last client has disconnected; of several clients the last one's setting counts"),
     setting(Id::KeepGoing, ("keep-going", "keep-going"), flag(true), Level::Ssh, "whether the other derivations of a request are still built after one has failed; what a client says in the protocol comes last"),
-    setting(Id::MaxCpu, ("max-cpu", "sandbox.vcpus"), CPUS, Level::Derivation, "processors of a build; with fewer than the box gives to a build, the result is the member's claim, and not shared or signed"),
-    setting(Id::MaxMem, ("max-mem", "sandbox.memory-mib"), MIB, Level::Derivation, "memory of a build; with less than the box gives to a build, the result is the member's claim, and not shared or signed"),
+    setting(Id::MaxBuildRestarts, ("max-build-restarts", "settings.max-build-restarts"), RESTARTS, Level::Derivation, "how often a build is started again: with twice the memory, up to `max-mem`, if it ran out of memory; as it was, if its sandbox failed. Every start is charged"),
+    setting(Id::MaxCpu, ("max-cpu", "limits.max-cpus"), CPUS, Level::Derivation, "most processors of a build; with fewer than the box gives to a build, the result is the member's claim, and not shared or signed"),
+    setting(Id::MaxMem, ("max-mem", "limits.max-memory-mib"), MIB, Level::Derivation, "most memory of a build, also when it is started again; with less than the box gives to a build, the result is the member's claim, and not shared or signed"),
     setting(Id::MaxSilentTime, ("max-silent-time", "limits.max-silent-seconds"), SECONDS, Level::Derivation, "longest time without output from a build"),
+    setting(Id::MinCpu, ("min-cpu", ""), SOME_CPUS, Level::Derivation, "fewest processors of a build; above `max-cpu`, or the limit `maxCpus`, the build is refused"),
+    setting(Id::MinMem, ("min-mem", ""), SOME_MIB, Level::Derivation, "least memory of a build; above `max-mem`, or the limit `maxMemoryMib`, the build is refused"),
     setting(Id::NeverSubstitute, ("never-substitute", "never-substitute"), Kind::Globs, Level::Ssh, "names of paths that are never fetched for the member; it takes precedence over `always-substitute`"),
     setting(Id::Priority, ("priority", ""), Kind::Rank { largest: 100 }, Level::Derivation, "the order of the member's own builds: above 0 as if somebody waited for each, below 0 after those; 0: the box decides by the number of builds in a request"),
     setting(Id::ReuseBuildFailures, ("reuse-build-failures", "reuse-failures"), flag(true), Level::Derivation, "whether the failure of an earlier equal build is the answer instead of a new build"),
     setting(Id::SettingsFromDrvEnv, ("settings-from-drv-env", "settings.settings-from-drv-env"), flag(false), Level::Ssh, "whether variables of derivations are settings of their builds"),
     setting(Id::SettingsFromSshEnv, ("settings-from-ssh-env", "settings.settings-from-ssh-env"), flag(true), Level::Key, "whether variables of ssh clients are settings of their sessions"),
+    setting(Id::Substituters, ("substituters", ""), Kind::Caches, Level::Ssh, "binary caches of the member's own, at most 5, as the box's `member-substituters` allows; they are asked after those of the box"),
     setting(Id::Tags, ("tags", ""), Kind::Tags, Level::Derivation, "words that the box writes into its log line about a build that it accepts"),
     setting(Id::Timeout, ("timeout", "limits.max-build-seconds"), SECONDS, Level::Derivation, "longest time of a build; the limit `maxBuildSeconds` of the member counts too"),
+    setting(Id::TrustedPublicKeys, ("trusted-public-keys", ""), Kind::CacheKeys, Level::Ssh, "keys of caches that the member trusts, at most 10; a path that only such a key signed is the member's claim, and not shared or signed"),
 ];
 
 /// Settings of nixbuild.net that have no effect here, and why. They are refused, as their users would expect an effect.
@@ -177,16 +210,12 @@ pub const NOT_HERE: &[(&str, &str)] = &[
     ("allow-home", "there are no homes on this box yet"),
     ("cache-build-failures", "it is called `reuse-build-failures`"),
     ("cache-build-timeouts", "a build that ended at a time limit is never the answer to another request"),
-    ("default-cpu", "a build has the processors of the box's configuration, or fewer by `max-cpu`"),
-    ("default-mem-per-cpu", "a build has the memory of the box's configuration, or less by `max-mem`"),
-    ("inject-fs-randomness", "the order of files in a sandbox cannot be changed yet"),
-    ("max-build-restarts", "a build that runs out of memory is not started again yet"),
+    (
+        "inject-fs-randomness",
+        "the file systems of a sandbox list a directory in an order that its contents fix, and have no switch for another one",
+    ),
     ("max-cpu-hours-per-month", "it is a limit, and not a setting"),
-    ("min-cpu", "a build has the processors of the box's configuration, or fewer by `max-cpu`"),
-    ("min-mem", "a build has the memory of the box's configuration, or less by `max-mem`"),
     ("reuse-build-timeouts", "a build that ended at a time limit is never the answer to another request"),
-    ("substituters", "the configuration of the box decides where it fetches from"),
-    ("trusted-public-keys", "the configuration of the box decides which keys it trusts"),
 ];
 
 /// Why a name is not that of a setting.
@@ -244,6 +273,11 @@ pub fn markdown() -> String {
     for Setting { name, kind, key, last, help, .. } in SETTINGS {
         let (value, default) = match kind {
             Kind::Flag { default } => ("`true` or `false`".to_owned(), format!(": `{default}`")),
+            Kind::Amount { smallest: 1, largest, unit } => (format!("{unit}, 0 to {largest}"), String::new()),
+            Kind::Amount { smallest, largest, unit } => {
+                (format!("{unit}, 0 or {smallest} to {largest}"), String::new())
+            }
+            Kind::Count { largest, default } => (format!("0 to {largest}"), format!(": `{default}`")),
             Kind::Most { smallest: 1, largest, unit } => {
                 (format!("{unit}, 0 to {largest}; the smallest of all levels counts"), String::new())
             }
@@ -255,6 +289,8 @@ pub fn markdown() -> String {
             Kind::Rank { largest } => (format!("-{largest} to {largest}"), String::new()),
             Kind::Globs => ("globs; those of all levels count".to_owned(), String::new()),
             Kind::Tags => ("words; those of all levels count".to_owned(), String::new()),
+            Kind::Caches => ("URLs; those of all levels count".to_owned(), String::new()),
+            Kind::CacheKeys => ("`name:base64`; those of all levels count".to_owned(), String::new()),
         };
         let key = if key.is_empty() { "none".to_owned() } else { format!("`{key}`") };
         let _ = writeln!(out, "| `{name}` | {value} | {} | {key}{default} | {help} |", last.name());
@@ -303,8 +339,8 @@ mod tests {
             ("keep-goin", "there is no setting `keep-goin`; did you mean `keep-going`?"),
             ("colour", "there is no setting `colour`"),
             (
-                "min-mem",
-                "the setting `min-mem` has no effect on this box: a build has the memory of the box's configuration, or less by `max-mem`",
+                "allow-home",
+                "the setting `allow-home` has no effect on this box: there are no homes on this box yet",
             ),
         ] {
             assert_eq!(find(name).expect_err(name).in_full(), said);

@@ -14,6 +14,11 @@ const MAX_WORD: usize = 211;
 pub const MAX_TAGS: usize = 20;
 pub const MAX_TAG: usize = 40;
 
+/// URLs in one list of caches, keys in one list, and the longest of either in bytes.
+const MAX_CACHES: usize = 5;
+const MAX_CACHE_KEYS: usize = 10;
+const MAX_CACHE: usize = 256;
+
 /// A value. Its JSON is a boolean, a number or a list of texts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(untagged)]
@@ -40,8 +45,11 @@ impl Value {
         let wrong = |found: String| Err(wrong(setting, &found));
         match (&setting.kind, &self) {
             (Kind::Flag { .. }, Value::Flag(_)) => {}
-            (Kind::Most { smallest, largest, .. }, Value::Number(number))
-                if *number == 0 || (*smallest..=*largest).contains(number) => {}
+            (
+                Kind::Most { smallest, largest, .. } | Kind::Amount { smallest, largest, .. },
+                Value::Number(number),
+            ) if *number == 0 || (*smallest..=*largest).contains(number) => {}
+            (Kind::Count { largest, .. }, Value::Number(number)) if (0..=*largest).contains(number) => {}
             (Kind::Rank { largest }, Value::Number(number))
                 if number.unsigned_abs() <= largest.unsigned_abs() => {}
             (Kind::Tags, Value::Words(words)) => {
@@ -53,6 +61,22 @@ impl Value {
                         "{}: a word has 1 to {MAX_TAG} letters, digits or one of `+-._=:/@`",
                         quoted(word)
                     ));
+                }
+            }
+            (Kind::Caches, Value::Words(words)) => {
+                if words.len() > MAX_CACHES {
+                    return wrong(format!("{} URLs, at most {MAX_CACHES} are accepted", words.len()));
+                }
+                if let Some(word) = words.iter().find(|word| !is_cache(word)) {
+                    return wrong(quoted(word));
+                }
+            }
+            (Kind::CacheKeys, Value::Words(words)) => {
+                if words.len() > MAX_CACHE_KEYS {
+                    return wrong(format!("{} keys, at most {MAX_CACHE_KEYS} are accepted", words.len()));
+                }
+                if let Some(word) = words.iter().find(|word| !is_cache_key(word)) {
+                    return wrong(quoted(word));
                 }
             }
             (Kind::Globs, Value::Words(words)) => {
@@ -95,11 +119,10 @@ impl Value {
                 _ => None,
             },
             // Not what `i64` accepts besides: a plus.
-            Kind::Most { .. } | Kind::Rank { .. } if !text.starts_with('+') => {
-                text.parse().ok().map(Value::Number)
+            Kind::Most { .. } | Kind::Amount { .. } | Kind::Count { .. } | Kind::Rank { .. } => {
+                text.parse().ok().filter(|_| !text.starts_with('+')).map(Value::Number)
             }
-            Kind::Most { .. } | Kind::Rank { .. } => None,
-            Kind::Globs | Kind::Tags => {
+            Kind::Globs | Kind::Tags | Kind::Caches | Kind::CacheKeys => {
                 let words = text.split([' ', '\t', '\n', ',']).filter(|word| !word.is_empty());
                 Some(Value::Words(words.take(MAX_WORDS + 1).map(str::to_owned).collect()))
             }
@@ -123,6 +146,25 @@ fn is_tag(word: &str) -> bool {
         && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-._=:/@".contains(&byte))
 }
 
+/// As far as it can be seen without a parser of URLs; the agent has one.
+fn is_cache(word: &str) -> bool {
+    let rest = word.strip_prefix("https://").or_else(|| word.strip_prefix("http://"));
+    word.len() <= MAX_CACHE
+        && rest.is_some_and(|rest| !rest.is_empty() && !rest.contains('@'))
+        && word.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"'\\`<>".contains(&byte))
+}
+
+/// A name, and the base64 of the 32 bytes of an ed25519 key.
+fn is_cache_key(word: &str) -> bool {
+    let Some((name, key)) = word.split_once(':') else { return false };
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"+-._".contains(&byte);
+    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/".contains(&byte);
+    (1..=MAX_CACHE - 45).contains(&name.len())
+        && name.bytes().all(is_name)
+        && key.len() == 44
+        && key.strip_suffix('=').is_some_and(|key| key.bytes().all(is_base64))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +184,10 @@ mod tests {
         );
         assert_eq!(read("tags", "ci:nightly x/y"), Ok(Value::Words(vec!["ci:nightly".into(), "x/y".into()])));
         assert!(read("tags", &"a ".repeat(MAX_TAGS + 1)).is_err());
+        let cache = "https://cache.example.org:8443/a?priority=1";
+        assert_eq!(read("substituters", cache), Ok(Value::Words(vec![cache.into()])));
+        let key = format!("cache.example.org-1:{}=", "A".repeat(43));
+        assert_eq!(read("trusted-public-keys", &key), Ok(Value::Words(vec![key])));
         let words = Value::Words(vec!["a*".into(), "b-?".into()]);
         assert_eq!(read("never-substitute", " a*, b-?\n"), Ok(words));
         for (name, text) in [
@@ -153,6 +199,9 @@ mod tests {
             ("timeout", "-5"),
             ("max-mem", "63"),
             ("max-cpu", "256"),
+            ("min-mem", "63"),
+            ("max-build-restarts", "11"),
+            ("max-build-restarts", "-1"),
             ("priority", "101"),
             ("priority", "-101"),
             ("priority", "-9223372036854775808"),
@@ -161,6 +210,13 @@ mod tests {
             ("tags", "a\"b"),
             ("timeout", "99999999"),
             ("timeout", "99999999999999999999999"),
+            ("substituters", "file:///etc"),
+            ("substituters", "ssh-ng://box"),
+            ("substituters", "https://me:secret@cache"),
+            ("substituters", "https://a/\u{1b}[2J"),
+            ("substituters", "https://a https://b https://c https://d https://e https://f"),
+            ("trusted-public-keys", "cache-1"),
+            ("trusted-public-keys", "cache-1:AAAA"),
             ("never-substitute", "a/b"),
             ("never-substitute", "\u{1b}[2J"),
         ] {

@@ -60,8 +60,8 @@ impl Told {
 fn shown(setting: &Setting, value: &Value) -> String {
     match value {
         Value::Number(number) => match setting.kind {
-            Kind::Most { .. } if *number == 0 => "none".into(),
-            Kind::Most { unit, .. } => format!("{number} {unit}"),
+            Kind::Most { .. } | Kind::Amount { .. } if *number == 0 => "none".into(),
+            Kind::Most { unit, .. } | Kind::Amount { unit, .. } => format!("{number} {unit}"),
             _ => number.to_string(),
         },
         Value::Words(words) if !words.is_empty() => {

@@ -11,7 +11,8 @@ use nix_derivation::StorePath;
 use store::{Closure, Provenance, RecordedOutput, RegisterError, View};
 
 use super::{Context, Done, Ended};
-use crate::events::{BuildKind, Event};
+use crate::envelope::Most;
+use crate::events::{Again, BuildKind, Event};
 use crate::failure::{Cause, Limit};
 use crate::kept::Reader;
 use crate::reuse::{self, Earlier, Known};
@@ -82,15 +83,24 @@ pub(super) struct One {
     key_of_box: BuildKey,
     /// The settings for this derivation.
     settings: Arc<Effective>,
+    /// The most that its build may have of the box.
+    most: Most,
+    /// How often its build was started again.
+    again: u64,
 }
 
 impl One {
     async fn prepare(context: Context, recipe: Arc<Recipe>) -> Result<Self, Failure> {
         let settings = context.options.wishes.for_build(&recipe)?;
         let (view, sandbox_identity) = (context.views.now(), context.realiser.sandbox_identity);
-        let envelope = Envelope::for_member(&context.realiser.config, &context.member.limits_of_a_build())
-            .at_most(settings.max_cpu, settings.max_mem);
-        let envelope_of_box = Envelope::of_box(&context.realiser.config);
+        let (config, own) = (&context.realiser.config, context.member.limits_of_a_build());
+        let envelope = Envelope::of_build(config, &own, &settings).map_err(|why| {
+            let drv = recipe.drv_path.to_absolute_path();
+            let hint = "`ssh box settings --explain NAME` says where a setting is set";
+            Failure::rejected(format!("'{drv}' is not built: {why}\nhint: {hint}"))
+        })?;
+        let most = Most::of(config, &own, &settings);
+        let envelope_of_box = Envelope::of_box(config);
         let looked_at = recipe.clone();
         let looking = move || -> Result<(Closure, BuildKey, BuildKey), Failure> {
             let inputs = view.snapshot_to_build(&looked_at.inputs).map_err(|error| match error {
@@ -134,9 +144,10 @@ impl One {
             keep_running: settings.keep_builds_running,
             priority: settings.priority,
             tags: settings.tags.clone(),
+            paid: false,
         };
         let held = Arc::new(Held { view: context.views.now(), inputs: Arc::new(inputs), memory });
-        Ok(Self { context, request, held, key_of_box, settings })
+        Ok(Self { context, request, held, key_of_box, settings, most, again: 0 })
     }
 
     /// The result that an earlier build with the same key gives.
@@ -204,10 +215,11 @@ impl One {
         self.request.check = true;
         let (attached, outcome) = loop {
             let (attached, outcome) = self.run(BuildKind::Checking).await?;
-            if !attached.is_not_ours(&outcome) {
+            if attached.is_not_ours(&outcome) {
+                self.context.reporter.report(Event::LimitOfOthers { drv: recipe.drv_path.clone() }).await;
+            } else if !self.starts_again(&attached, &outcome).await? {
                 break (attached, outcome);
             }
-            self.context.reporter.report(Event::LimitOfOthers { drv: recipe.drv_path.clone() }).await;
         };
         let built = outcome
             .result
@@ -241,6 +253,9 @@ impl One {
                 self.context.reporter.report(Event::LimitOfOthers { drv }).await;
                 continue;
             }
+            if self.starts_again(&attached, &outcome).await? {
+                continue;
+            }
             let proven = self.request.proven();
             let built = match &outcome.result {
                 Ok(built) => built,
@@ -260,6 +275,44 @@ impl One {
         }
     }
 
+    /// Whether the run is to be started again: with more memory if it ran out of it, as it was if its sandbox failed. Then
+    /// the request is the next one's.
+    async fn starts_again(&mut self, attached: &Attached, outcome: &Outcome) -> Result<bool, Failure> {
+        let Err(failure) = &outcome.result else { return Ok(false) };
+        if self.again >= self.settings.max_build_restarts {
+            return Ok(false);
+        }
+        let before = self.request.envelope;
+        let why = match (failure.cause, before.larger(&self.context.realiser.config, &self.most)) {
+            (Cause::Limit(Limit::Memory), Some(larger)) => {
+                self.resize(larger).await?;
+                // Who joined a run has spent nothing for it.
+                self.request.paid |= !attached.joined;
+                Again::Memory { before_mib: before.memory_mib, now_mib: larger.memory_mib }
+            }
+            (Cause::Sandbox, _) => Again::Sandbox,
+            _ => return Ok(false),
+        };
+        self.again += 1;
+        let drv = self.request.recipe.drv_path.clone();
+        let (member, reason) = (&self.context.member.name, failure.message.lines().next().unwrap_or(""));
+        let memory_mib = self.request.envelope.memory_mib;
+        tracing::info!(%member, drv = %drv.to_absolute_path(), again = self.again, memory_mib, reason, "build starts again");
+        self.context.reporter.report(Event::StartsAgain { drv, why }).await;
+        Ok(true)
+    }
+
+    /// The request is for a build in this envelope from now on.
+    async fn resize(&mut self, envelope: Envelope) -> Result<(), Failure> {
+        let (recipe, inputs) = (self.request.recipe.clone(), self.request.inputs.clone());
+        let identity = self.context.realiser.sandbox_identity;
+        let hashing = move || BuildKey::of(&recipe, &inputs, identity, &envelope);
+        let key = lost(self.context.workers.plan(hashing).await)?;
+        // Whether there is a result is looked up when the scheduler says so.
+        (self.request.envelope, self.request.key, self.request.known) = (envelope, key, Known::default());
+        Ok(())
+    }
+
     fn built(&self, outputs: Arc<BTreeMap<String, StorePath>>, outcome: &Outcome) -> Done {
         let (start_time, stop_time) = (outcome.start_time, outcome.stop_time);
         let done = Done::without_run(BuildStatus::Built, outputs, self.request.proven());
@@ -269,7 +322,12 @@ impl One {
     /// The failure with the name of this request's derivation in place of the one that was built, and with this request's
     /// limits.
     fn in_words_of_request(&self, failure: &Failure, outcome: &Outcome, attached: &Attached) -> Failure {
-        let failure = failure.clone().limited_by(&outcome.limits.set_by, &attached.limits.set_by);
+        let mut failure = failure.clone().limited_by(&outcome.limits.set_by, &attached.limits.set_by);
+        if self.again > 0 && matches!(failure.cause, Cause::Sandbox | Cause::Limit(Limit::Memory)) {
+            let (starts, most) = (self.again + 1, self.settings.max_build_restarts);
+            let note = format!("\nnote: it was started {starts} times; `max-build-restarts` is {most}");
+            failure.message.push_str(&note);
+        }
         failure.about(&outcome.drv, &self.request.recipe.drv_path)
     }
 

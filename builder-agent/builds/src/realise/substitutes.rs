@@ -20,7 +20,7 @@ use crate::structured::Attributes;
 use crate::study::Study;
 use crate::{Failure, realisations};
 use shares::budget::{Charge, OverBudget};
-use substitute::{Asker, Fetched, Offer, Walk, warn};
+use substitute::{Asker, Fetched, Offer, Substituters, Walk, warn};
 
 /// Memory of an input of a derivation in the lists of derivations to read and of those that were read, or of an output
 /// in the lists of paths to ask for.
@@ -64,6 +64,16 @@ impl Context {
         !self.options.wishes.may_fetch(&self.member, name, true)
     }
 
+    /// Whether there is anything to fetch from for this member.
+    pub(super) fn may_fetch_at_all(&self) -> bool {
+        self.realiser.substituters.any_with(self.options.wishes.own_caches())
+    }
+
+    /// The substituters of the box, and the member's own.
+    fn substituters(&self, view: &View) -> Substituters {
+        self.realiser.substituters.with_own(view, self.options.wishes.own_caches())
+    }
+
     fn asker<'a>(&'a self, view: &'a View) -> Asker<'a> {
         let (budget, workers) = (&self.budget, &self.workers);
         Asker { view, budget, workers, never: self.options.wishes.never(), account: &self.downloads }
@@ -72,7 +82,7 @@ impl Context {
     /// Fetches `paths` and all paths they refer to.
     pub async fn fetch(&self, paths: &[StorePath]) -> Result<Fetched, Failure> {
         let (view, events) = (self.views.now(), self.reporter.channel());
-        self.realiser.substituters.fetch(&self.asker(&view), paths, events).await.map_err(over)
+        self.substituters(&view).fetch(&self.asker(&view), paths, events).await.map_err(over)
     }
 
     /// Offers of `paths` alone, and the memory for that list. `mass`: the client asks about all paths it has; then only
@@ -83,7 +93,7 @@ impl Context {
         mass: bool,
     ) -> Result<(BTreeMap<StorePath, Arc<Offer>>, Charge), Failure> {
         let (view, events) = (self.views.now(), self.reporter.channel());
-        self.realiser.substituters.offers(&self.asker(&view), paths, mass, events).await.map_err(over)
+        self.substituters(&view).offers(&self.asker(&view), paths, mass, events).await.map_err(over)
     }
 }
 
@@ -104,7 +114,7 @@ pub(super) async fn prefetch_outputs(
     drv: &StorePath,
     derivation: &BasicDerivation,
 ) -> Result<(), Failure> {
-    if !context.realiser.substituters.any() {
+    if !context.may_fetch_at_all() {
         return Ok(());
     }
     let name = drv.name().strip_suffix(".drv").unwrap_or(drv.name()).to_owned();
@@ -128,7 +138,7 @@ pub(super) async fn prefetch_outputs(
 /// The paths that would be fetched and the derivations that would be built.
 pub(super) async fn fetch_plan(context: &Context, targets: &[DerivedPath]) -> Result<FetchPlan, Failure> {
     let mut fetch_plan = FetchPlan::default();
-    if !context.realiser.substituters.any() {
+    if !context.may_fetch_at_all() {
         return Ok(fetch_plan);
     }
     let (plain, mut next) = sorted(context, targets);
@@ -212,9 +222,8 @@ async fn look_at(context: &Context, level: Wanted) -> Result<(Vec<Looked>, Optio
 
 /// Offers of `paths` and all paths they refer to. Reports the reason for every path without an offer.
 pub(super) async fn offered(context: &Context, paths: &[StorePath]) -> Result<Walk, Failure> {
-    let substituters = &context.realiser.substituters;
     let view = context.views.now();
-    let walk = substituters.walk(&context.asker(&view), paths).await;
+    let walk = context.substituters(&view).walk(&context.asker(&view), paths).await;
     let mut walk = walk.map_err(over)?;
     warn(std::mem::take(&mut walk.warnings), context.reporter.channel()).await;
     Ok(walk)

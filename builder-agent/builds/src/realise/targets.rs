@@ -149,7 +149,7 @@ async fn report_keep_failed(context: &Context) {
 /// The paths to fetch and the derivations to build for these targets.
 pub async fn missing(context: &Context, targets: Vec<DerivedPath>) -> Result<Missing, Failure> {
     let mut missing = without_substitutes(context, targets.clone()).await?;
-    if !context.realiser.substituters.any() {
+    if !context.may_fetch_at_all() {
         return Ok(missing);
     }
     let fetch_plan = substitutes::fetch_plan(context, &targets).await?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use members::Member;
 use members::settings::{Effective, Id, Layers, Level, Variables, is_setting};
 use serde_json::Value;
-use substitute::Patterns;
+use substitute::{OwnCaches, Patterns};
 
 use crate::{Failure, Recipe};
 
@@ -19,6 +19,7 @@ pub struct Wishes {
     pub effective: Arc<Effective>,
     always: Patterns,
     never: Patterns,
+    own: OwnCaches,
 }
 
 impl Wishes {
@@ -28,6 +29,10 @@ impl Wishes {
         Self {
             always: Patterns::new(&effective.always_substitute),
             never: Patterns::new(&effective.never_substitute),
+            own: OwnCaches {
+                urls: effective.substituters.clone(),
+                keys: effective.trusted_public_keys.clone(),
+            },
             effective: Arc::new(effective),
             layers,
         }
@@ -38,6 +43,12 @@ impl Wishes {
     #[must_use]
     pub fn may_fetch(&self, member: &Member, name: &str, asked: bool) -> bool {
         member.may_write() && !self.never.matches(name) && (asked || self.always.matches(name))
+    }
+
+    /// The caches and keys of the member's own.
+    #[must_use]
+    pub fn own_caches(&self) -> &OwnCaches {
+        &self.own
     }
 
     /// The names that the session never fetches.

@@ -49,6 +49,8 @@ pub struct Request {
     pub priority: i64,
     /// Words of the member, for the log and for the ledger.
     pub tags: Vec<String>,
+    /// Whether an earlier run of this request, which ran out of memory, has spent the use of its ticket.
+    pub paid: bool,
 }
 
 impl Request {

@@ -19,6 +19,9 @@ use crate::{Envelope, Failure, monthly};
 use members::{Effective, Member, MemberLimits, SetBy};
 use settings::Config;
 
+/// The name of the group of everybody. No group of a roster has an empty name.
+pub(super) const ALL_BUILDS: &str = "";
+
 pub(super) struct Shared {
     pub parts: Parts,
     pub place: Arc<dyn Place>,
@@ -58,8 +61,21 @@ impl Shared {
             (Some(now), _) => self.owner(&now),
             // A ticket that has ended: its maker has the maker's terms all the same.
             (None, Some(payer)) => Owner { key: self.owner(member).key, ..self.owner(&payer) },
-            (None, None) => Owner { groups: Vec::new(), ..self.owner(member) },
+            (None, None) => Owner { groups: self.all_builds().into_iter().collect(), ..self.owner(member) },
         }
+    }
+
+    /// The room of the box as a group of everybody, if a build can be larger than a slot: else a few large ones could take
+    /// more memory than the machine has.
+    fn all_builds(&self) -> Option<Group> {
+        let (slot, limits) = (size_of(&Envelope::of_box(&self.parts.config)), &self.parts.config.limits);
+        let larger = limits.max_memory_mib > slot.memory_mib || u32::from(limits.max_vcpus) > slot.vcpus;
+        let slots = u32::try_from(limits.max_jobs).unwrap_or(u32::MAX);
+        let most = Size {
+            vcpus: slot.vcpus.saturating_mul(slots),
+            memory_mib: slot.memory_mib.saturating_mul(slots),
+        };
+        larger.then(|| Group { name: ALL_BUILDS.into(), slots: usize::MAX, most })
     }
 
     /// A member with a current entry as the owner of runs. The roster names no weights. A ticket is a key of its maker: its
@@ -81,7 +97,7 @@ impl Shared {
             let is_limited = slots != usize::MAX || most != Size::ALL;
             is_limited.then(|| Group { name: group.name.as_str().into(), slots, most })
         };
-        let groups = member.groups.iter().filter_map(limited).collect();
+        let groups = member.groups.iter().filter_map(limited).chain(self.all_builds()).collect();
         let owner = Owner { groups, ..Owner::member(&member.id, Terms::slots(slots)) };
         Owner { key: key.unwrap_or_else(|| owner.key.clone()), ..owner }
     }
@@ -152,21 +168,23 @@ fn limits(config: &Config, member: &Member, request: &Request) -> RunLimits {
     }
 }
 
-/// Who set the memory of a build in this envelope.
+/// Whose value it is that a build has no more memory than `size`.
 fn memory_set_by(config: &Config, member: &Member, size: Envelope) -> SetBy {
     let limit = "max-memory-mib";
     let is_it = |limits: &MemberLimits| limits.max_memory_mib.is_some_and(|own| own <= size.memory_mib);
-    if size.memory_mib < Envelope::of_box(config).memory_mib {
-        if is_it(&member.limits) {
-            return SetBy::Member(limit);
-        }
-        if let Some(group) = member.groups.iter().find(|group| is_it(&group.limits)) {
-            return SetBy::Group { limit, group: group.name.clone() };
-        }
-        return SetBy::Client("max-mem");
+    let of_box = config.limits.max_memory_mib;
+    if size.memory_mib < of_box && is_it(&member.limits) {
+        return SetBy::Member(limit);
     }
-    match config.limits.max_memory_mib < config.sandbox.memory_mib {
-        true => SetBy::Box("limits.max-memory-mib"),
-        false => SetBy::Box("sandbox.memory-mib"),
+    let group = member.groups.iter().find(|group| is_it(&group.limits));
+    if let Some(group) = group.filter(|_| size.memory_mib < of_box) {
+        return SetBy::Group { limit, group: group.name.clone() };
+    }
+    let usual = Envelope::of_box(config).memory_mib;
+    match size.memory_mib {
+        mib if mib < usual => SetBy::Client("max-mem"),
+        mib if mib < of_box => SetBy::Client("min-mem"),
+        _ if of_box == config.sandbox.memory_mib => SetBy::Box("sandbox.memory-mib"),
+        _ => SetBy::Box("limits.max-memory-mib"),
     }
 }

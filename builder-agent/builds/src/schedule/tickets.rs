@@ -2,7 +2,7 @@
 //!
 //! The ticket of the member for whom a run starts pays for the whole run, also if the run gets another owner meanwhile: else
 //! a holder could start a run with one ticket, and take it over with another. Joining a run, and a result that exists, cost
-//! nothing. Not here: what a ticket has left (`tickets`), and whose share its runs are in (`shared`).
+//! nothing; so does a run that is started again with more memory. Not here: what a ticket has left (`tickets`), and whose share its runs are in (`shared`).
 
 use std::time::Duration;
 
@@ -27,7 +27,8 @@ pub(super) struct Permit {
 impl Shared {
     /// The refusal of a run that this request would start now, if its member acts with a ticket that has nothing left.
     pub fn ticket_is_over(&self, request: &Request) -> Option<Failure> {
-        let over = request.member.ticket.as_ref()?.ticket.over()?;
+        let ticket = &request.member.ticket.as_ref()?.ticket;
+        let over = if request.paid { ticket.over_again() } else { ticket.over() }?;
         Some(refused(&request.recipe.drv_path, &over.to_string()))
     }
 
@@ -41,7 +42,11 @@ impl Shared {
             return Ok(Permit { limits, spent: None, tight: false });
         };
         let (ticket, longest) = (bearer.ticket.clone(), limits.of_sandbox.wall.unwrap_or(Duration::MAX));
-        let spending = self.parts.threads.of(&bearer.maker.id).commit(move || ticket.spend(longest));
+        let paid = request.paid;
+        let spending = self.parts.threads.of(&bearer.maker.id).commit(move || match paid {
+            true => ticket.spend_time(longest),
+            false => ticket.spend(longest),
+        });
         let drv = request.recipe.drv_path.to_absolute_path();
         let spent = match spending.await {
             Ok(Ok(spent)) => spent,
@@ -69,7 +74,7 @@ impl Permit {
         spent.took(cpu);
         let Err(failure) = &result else { return result };
         match failure.cause {
-            Cause::Box => spent.give_back(),
+            Cause::Box | Cause::Sandbox => spent.give_back(),
             Cause::Limit(Limit::Wall) if self.tight => {
                 spent.take_all();
                 let seconds = self.limits.of_sandbox.wall.unwrap_or_default().as_secs();

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::admit::{Full, RunId};
+use super::shared::ALL_BUILDS;
 use super::{Attached, Shared};
 use members::Member;
 
@@ -22,6 +23,8 @@ pub enum Why {
     Group { name: Arc<str>, slots: usize },
     /// The running builds of this group have the processors or the memory that the roster allows them together.
     Size { name: Arc<str> },
+    /// The running builds of all members take the processors or the memory that this run needs.
+    Room,
     /// The run is another member's.
     Slot,
 }
@@ -46,8 +49,10 @@ impl Wait {
         let (full, charged) = self.shared.queue.kept_by(self.run)?;
         let limits = &self.shared.parts.config.limits;
         let of_box = Why::Box { slots: limits.max_jobs };
-        if let Full::Box = full {
-            return Some(of_box);
+        match &full {
+            Full::Box => return Some(of_box),
+            Full::Size(name) if **name == *ALL_BUILDS => return Some(Why::Room),
+            _ => {}
         }
         if charged != self.member.id {
             return Some(Why::Slot);

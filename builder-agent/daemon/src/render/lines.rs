@@ -26,6 +26,7 @@ impl<'a> Lines<'a> {
             Event::Started { drv, kind, .. } if self.headlines => super::started(kind, &drv),
             Event::Waiting { drv, why } => super::waiting(&why, &drv),
             Event::LimitOfOthers { drv } => super::limit_of_others(&drv),
+            Event::StartsAgain { drv, why } => super::starts_again(why, &drv),
             Event::KeepFailedRefused => super::keep_failed_refused(self.machine),
             Event::DependencyFailed { message } => super::dependency_failed(&message),
             Event::Fetch(substitute::Event::Warning(warning)) => self.warnings.show(warning)?,

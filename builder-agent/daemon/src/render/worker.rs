@@ -93,6 +93,7 @@ impl<'a> Renderer<'a> {
                 self.point(ActivityKind::BuildWaiting, text, vec![from.into(), resolved.into()], to);
             }
             Event::LimitOfOthers { drv } => to.push(LogEvent::message(super::limit_of_others(&drv))),
+            Event::StartsAgain { drv, why } => to.push(LogEvent::message(super::starts_again(why, &drv))),
             Event::KeepFailedRefused => {
                 to.push(LogEvent::message(super::keep_failed_refused(self.machine)));
             }

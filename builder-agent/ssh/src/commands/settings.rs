@@ -117,8 +117,8 @@ fn in_words(settled: &Settled) -> String {
 
 fn shown(setting: &Setting, value: &Value) -> String {
     match (setting.kind, value) {
-        (Kind::Most { .. }, Value::Number(0)) => "none".into(),
-        (Kind::Most { unit, .. }, value) => format!("{value} {unit}"),
+        (Kind::Most { .. } | Kind::Amount { .. }, Value::Number(0)) => "none".into(),
+        (Kind::Most { unit, .. } | Kind::Amount { unit, .. }, value) => format!("{value} {unit}"),
         (_, value) => value.to_string(),
     }
 }

@@ -1,0 +1,89 @@
+use std::path::Path;
+
+use members::settings::{Layer, Layers, Level};
+
+use super::*;
+
+/// A box whose builds have 2 processors and 1000 MiB, and at most 8 and 5000.
+fn config() -> Config {
+    let text = "roster = \"/r\"\n[sandbox]\nvcpus = 2\nmemory-mib = 1000\n\
+                [limits]\nmax-cpus = 8\nmax-memory-mib = 5000\n";
+    let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
+    let path = dir.path().join("agent.toml");
+    std::fs::write(&path, text).expect("written");
+    Config::load(Path::new(&path)).expect("a good configuration")
+}
+
+fn settings(config: &Config, said: &str) -> Effective {
+    let layer: Layer = serde_json::from_str(said).expect("settings");
+    let layers = Layers::default().with(Level::System, "", &config.settings);
+    layers.with(Level::Ssh, "", &layer).resolve().effective()
+}
+
+fn envelope(own: &MemberLimits, said: &str) -> Result<(u8, u32, bool), String> {
+    let config = config();
+    let envelope = Envelope::of_build(&config, own, &settings(&config, said))?;
+    Ok((envelope.vcpus, envelope.memory_mib, envelope.is_of_box()))
+}
+
+#[test]
+fn without_settings_and_limits_the_envelope_is_the_boxs() {
+    assert_eq!(envelope(&MemberLimits::default(), "{}"), Ok((2, 1000, true)));
+    let same = r#"{"default-cpu":2,"min-cpu":1,"default-mem-per-cpu":500,"max-mem":5000}"#;
+    assert_eq!(envelope(&MemberLimits::default(), same), Ok((2, 1000, true)), "as if none were set");
+}
+
+#[test]
+fn the_default_lies_between_the_least_and_the_most_and_is_then_the_members_own() {
+    for (said, expected) in [
+        (r#"{"default-cpu":4}"#, (4, 1000, false)),
+        (r#"{"min-cpu":3}"#, (3, 1000, false)),
+        (r#"{"default-cpu":4,"max-cpu":3}"#, (3, 1000, false)),
+        (r#"{"default-cpu":200}"#, (8, 1000, false)),
+        (r#"{"max-cpu":1}"#, (1, 1000, false)),
+        (r#"{"default-mem-per-cpu":600}"#, (2, 1200, false)),
+        (r#"{"default-cpu":4,"default-mem-per-cpu":600}"#, (4, 2400, false)),
+        (r#"{"default-cpu":8,"default-mem-per-cpu":16777216}"#, (8, 5000, false)),
+        (r#"{"default-mem-per-cpu":600,"max-mem":1100}"#, (2, 1100, false)),
+        (r#"{"min-mem":3000}"#, (2, 3000, false)),
+        (r#"{"max-mem":512}"#, (2, 512, false)),
+    ] {
+        assert_eq!(envelope(&MemberLimits::default(), said), Ok(expected), "{said}");
+    }
+}
+
+#[test]
+fn no_setting_raises_a_limit_and_a_least_value_above_one_is_refused() {
+    let own = MemberLimits { max_cpus: Some(3), max_memory_mib: Some(2000), ..MemberLimits::default() };
+    let much = r#"{"default-cpu":8,"default-mem-per-cpu":4000}"#;
+    assert_eq!(envelope(&own, much), Ok((3, 2000, false)));
+    for (said, why) in [
+        (r#"{"min-cpu":4}"#, "`min-cpu` is 4, and your `max-cpus` in the roster is 3"),
+        (r#"{"min-mem":2001}"#, "`min-mem` is 2001, and your `max-memory-mib` in the roster is 2000"),
+        (
+            r#"{"min-cpu":9}"#,
+            "`min-cpu` is 9 by the ssh environment, and `max-cpu` is 8 by the configuration of the box (`limits.max-cpus`)",
+        ),
+    ] {
+        assert_eq!(envelope(&own, said), Err(why.to_owned()));
+    }
+}
+
+#[test]
+fn more_memory_is_the_boxs_ladder_until_a_limit_of_the_member_bends_it() {
+    let config = config();
+    let ladder = |own: &MemberLimits, said: &str| {
+        let settings = settings(&config, said);
+        let most = Most::of(&config, own, &settings);
+        let first = Envelope::of_build(&config, own, &settings).expect("an envelope");
+        std::iter::successors(Some(first), |last| last.larger(&config, &most))
+            .map(|envelope| (envelope.memory_mib, envelope.is_of_box()))
+            .collect::<Vec<_>>()
+    };
+    let none = MemberLimits::default();
+    assert_eq!(ladder(&none, "{}"), [(1000, true), (2000, true), (4000, true), (5000, true)]);
+    assert_eq!(ladder(&none, r#"{"max-mem":3000}"#), [(1000, true), (2000, true), (3000, false)]);
+    assert_eq!(ladder(&none, r#"{"min-mem":2000}"#), [(2000, false), (4000, false), (5000, false)]);
+    let own = MemberLimits { max_memory_mib: Some(1000), ..none };
+    assert_eq!(ladder(&own, "{}"), [(1000, true)]);
+}
