@@ -2,6 +2,9 @@
 
 mod common;
 
+use std::io::Write;
+use std::process::Stdio;
+
 use common::{Agent, fingerprint};
 use serde_json::Value;
 
@@ -57,6 +60,74 @@ fn keys_list_has_the_members_own_keys_and_no_others() {
     let listed = json(&agent, &["keys", "list", "--json"]);
     assert_eq!(listed.as_array().map(Vec::len), Some(1));
     assert_eq!(listed[0]["fingerprint"], of("alice"));
+}
+
+/// The answer to `keys set` with this input.
+fn set_keys(agent: &Agent, options: &[&str], input: &[u8]) -> (Option<i32>, String, String) {
+    let mut ssh = agent.ssh("alice");
+    ssh.args(["keys", "set"]).args(options);
+    ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = ssh.spawn().expect("ssh");
+    // The other end may close before everything is written.
+    let _ = child.stdin.take().expect("piped").write_all(input);
+    let output = child.wait_with_output().expect("ended");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn keys_set_prints_what_to_propose_and_changes_nothing() {
+    let agent = Agent::start(&["alice", "bob"], "");
+    agent.edit_roster(|roster| roster["source"] = "https://git.example.org/box/users".into());
+    let file = |name: &str| std::fs::read_to_string(agent.path().join(format!("{name}.pub"))).expect("a key");
+    let of = |name: &str| fingerprint(&agent.path().join(format!("{name}.pub")));
+    common::make_key(&agent.path().join("new"));
+    let input = format!("# mine\n{}\n{}", file("alice"), file("new"));
+    let (status, text, stderr) = set_keys(&agent, &[], input.as_bytes());
+    assert_eq!(status, Some(0), "{stderr}");
+    for part in [
+        "Nothing has been changed".to_owned(),
+        format!("  has      {}", of("alice")),
+        format!("  new      {}", of("new")),
+        format!("\n\n{}{}", file("alice"), file("new")),
+        format!("  alice.keys = [\n    \"{}\"", file("alice").trim_end()),
+        "a pull request to https://git.example.org/box/users".to_owned(),
+    ] {
+        assert!(text.contains(&part), "{part}: {text}");
+    }
+    // Other keys only: another person for the box. Another member's key is no secret, but whose it is stays unsaid.
+    let (_, text, _) = set_keys(&agent, &["--json"], file("bob").as_bytes());
+    let told: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((&told["changed"], &told["keys"][0]["known"]), (&false.into(), &false.into()));
+    assert_eq!(told["removed"][0]["fingerprint"], of("alice"));
+    let notes = told["notes"].to_string();
+    assert!(
+        notes.contains("another member has the key") && notes.contains("none of your present keys"),
+        "{notes}"
+    );
+    let listed = json(&agent, &["keys", "list", "--json"]);
+    assert_eq!((listed.as_array().map(Vec::len), &listed[0]["fingerprint"]), (Some(1), &of("alice").into()));
+}
+
+#[test]
+fn keys_set_refuses_what_the_roster_would_refuse_and_reads_no_more_than_it_needs() {
+    let agent = Agent::start(&["alice"], "");
+    let key = std::fs::read_to_string(agent.path().join("alice.pub")).expect("a key");
+    let private = std::fs::read(agent.path().join("alice")).expect("a private key");
+    let long = "# x\n".repeat(100_000);
+    let twice = format!("{key}{key}");
+    for (input, why) in [
+        (&b""[..], "there is no key in the input"),
+        (b"\n# nothing\n", "there is no key in the input"),
+        (b"\nssh-ed25519 AAAA", "line 2: this key is damaged"),
+        (&private, "this is a PRIVATE key"),
+        (twice.as_bytes(), "line 2: the key SHA256:"),
+        (b"\xff\xfe", "the input is not text"),
+        (long.as_bytes(), "more than 65536 bytes of keys"),
+    ] {
+        let (status, stdout, stderr) = set_keys(&agent, &[], input);
+        assert!(status == Some(1) && stdout.is_empty() && stderr.contains(why), "{why}: {stdout}{stderr}");
+    }
 }
 
 #[test]

@@ -123,7 +123,15 @@ fn on_a_terminal_lines_are_edited_completed_remembered_and_run() {
     assert!(!shown.replace("\r\n", "").contains('\n'), "a newline alone goes straight down: {shown:?}");
     shell.send(b"builds \t");
     shell.until("cancel  list  log  show  watch");
-    shell.send(b"\x03no-such\r");
+    shell.send(b"\x03settings --explain max-si\t\r");
+    shell.until("max-silent-time is 3600 seconds");
+    shell.send(b"ticket create --name friend --json\r");
+    shell.until("friend");
+    shell.until("testbox> ");
+    shell.send(b"ticket revoke fr\t\r");
+    shell.until("ticket revoke friend");
+    shell.until("revoked");
+    shell.send(b"no-such\r");
     shell.until("cannot run `no-such`");
     shell.until("testbox> ");
     shell.send(b"\x04");
@@ -157,6 +165,9 @@ fn a_command_on_a_terminal_has_line_ends_and_colors_for_it() {
     };
     let text = on_terminal(&[]);
     assert!(text.starts_with("\u{1b}[1mconnection") && text.ends_with("\r\n"), "{text:?}");
+    let status = agent.ssh("alice").args(["-tt", "status"]).env("TERM", "xterm").output().expect("ssh");
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.contains("\u{1b}[33mwarning      \u{1b}[0m"), "the weaker sandbox: {status:?}");
     let text = on_terminal(&["-o", "SetEnv=NO_COLOR=1"]);
     assert!(text.starts_with("connection"), "{text:?}");
 }
@@ -167,6 +178,9 @@ fn a_maintainer_completes_names_and_is_refused_nothing() {
     agent.edit_roster(|roster| roster["members"][1]["role"] = "maintainer".into());
     let alice = Shell::open(&agent, "alice");
     let mut carol = Shell::open(&agent, "carol");
+    carol.send(b"audit --member al\t\r");
+    carol.until("audit --member alice");
+    carol.until("testbox> ");
     carol.send(b"kick a\t--reason\x20'go home'\r");
     carol.until("kick alice --reason 'go home'");
     carol.until("ended 1 connection.");

@@ -68,6 +68,8 @@ pub(crate) enum Command {
     Usage(usage::Arguments),
     /// The settings of this session.
     Settings(settings::Arguments),
+    /// The keys of the member.
+    Keys(keys::Arguments),
     /// The tickets that members make.
     Ticket(ticket::Arguments),
     /// A session of one of Nix's protocols with the member's view.
@@ -103,6 +105,7 @@ impl Command {
             Self::Settings(arguments) => {
                 terminal.print(&settings::text(&arguments, &agent, &caller), stall).await
             }
+            Self::Keys(arguments) => keys::run(arguments, terminal, &agent, &caller.member).await,
             Self::Ticket(arguments) => ticket::run(arguments, terminal, agent, caller.member).await,
             Self::Store(kind) => store_session::run(kind, terminal, agent, caller).await,
             Self::Host(command) => {
@@ -120,7 +123,7 @@ impl Command {
     pub fn open_to(&self, member: &Member) -> Result<(), String> {
         let Some(bearer) = &member.ticket else { return Ok(()) };
         let why = match self {
-            Self::Print(Print::Keys(_) | Print::ClientConfig(_)) | Self::Ticket(_) => "is for members only",
+            Self::Print(Print::ClientConfig(_)) | Self::Keys(_) | Self::Ticket(_) => "is for members only",
             Self::Usage(_) => "is for members only; `whoami` shows what this ticket has used",
             Self::Host(HostCommand::Machine | HostCommand::Interrupt) => return Ok(()),
             Self::Host(_) if !member.may_write() => {
@@ -228,7 +231,7 @@ pub(crate) const COMMANDS: &[Row] = &[
     row("usage", "[--month YYYY-MM] [--by PERIOD] [--per WHAT] [--format FORMAT]", For::People, "what you have used, by day or month, with each key, ticket or tag; maintainers see every member", usage::parse),
     row("settings", "[--explain NAME] [--json]", For::People, "your settings, and which level each comes from", settings::parse),
     row("ticket", "create --name NAME", For::People, "makes a ticket with which a friend builds here; also `list`, `inspect`, `reveal`, `revoke`", ticket::parse),
-    row("keys", "list [--json]", For::People, "the keys with which you can log in; the roster is in git, so they change there", printing::keys),
+    row("keys", "list [--json]", For::People, "the keys with which you can log in; the roster is in git, so they change there: `keys set` prints what to propose", keys::parse),
     row("client-config", "[--format FORMAT]", For::People, "your configuration for this box, ready to paste", printing::client_config),
     row("signing-key", "[--json]", For::People, "the key for `trusted-public-keys`", printing::signing_key),
     row("help", "[--json]", For::People, "this list; `COMMAND --help` describes one command", printing::help),

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use daemon::{Agent, Caller};
 use line_editor::{Editor, Input};
 use members::Member;
+use members::settings::SETTINGS;
 use russh::server::Msg;
 use russh::{Channel, ChannelMsg};
 use tokio::io::AsyncWriteExt;
@@ -160,6 +161,17 @@ impl Shell<'_> {
             ("kick", []) if maintainer => {
                 let open = self.records.connections.list(|_| true);
                 open.iter().map(|open| open.member.name.to_string()).collect()
+            }
+            ("settings", ["--explain"] | ["--json", "--explain"]) => {
+                SETTINGS.iter().map(|setting| setting.name.to_owned()).collect()
+            }
+            ("ticket", ["inspect" | "revoke" | "reveal"]) if self.caller.member.ticket.is_none() => {
+                let own = self.agent.tickets.list(|ticket| ticket.maker == self.caller.member.id);
+                own.iter().map(|ticket| ticket.name.to_string()).collect()
+            }
+            ("audit", [.., "--member"]) if maintainer => {
+                let roster = self.agent.roster.borrow().clone();
+                roster.everybody().map(|member| member.name.to_string()).collect()
             }
             _ => Vec::new(),
         }

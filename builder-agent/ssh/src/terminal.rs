@@ -20,6 +20,17 @@ pub(crate) const END: u8 = 4;
 /// Widest terminal that tables are made for; wider lines are hard to read, and the client chooses the number.
 const MAX_COLUMNS: usize = 500;
 
+/// A colour for the state of something, by the number that terminals have for it (ECMA-48, SGR).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Colour {
+    /// It is broken, or keeps people from their work.
+    Red = 31,
+    /// It works.
+    Green = 32,
+    /// It waits, or somebody should look at it.
+    Yellow = 33,
+}
+
 /// What the client said about its screen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Screen {
@@ -55,6 +66,14 @@ impl Screen {
 
     pub fn has_colors(self) -> bool {
         self.is_terminal() && !self.plain
+    }
+
+    /// The text in this colour, if the terminal has colours.
+    pub fn paint(self, colour: Colour, text: &str) -> String {
+        match self.has_colors() {
+            true => format!("\u{1b}[{}m{text}\u{1b}[0m", colour as u8),
+            false => text.to_owned(),
+        }
     }
 
     /// The two ways to the client. A terminal has one: there messages stand between the lines of the output, as written.
@@ -113,10 +132,7 @@ impl<'a> Terminal<'a> {
 
     /// For a command that only prints `text`. Fails if the client reads nothing for as long as `stall`.
     pub async fn print(self, text: &str, stall: Duration) -> ExitStatus {
-        let mut stdout = PatientWriter::new(self.stdout, stall);
-        let text = self.screen.lines(text);
-        let written = stdout.write_all(text.as_bytes()).await.is_ok() && stdout.flush().await.is_ok();
-        if written { ExitStatus::DONE } else { ExitStatus::FAILED }
+        print(self.stdout, self.screen, text, stall).await
     }
 
     /// One line on stderr, which says why the command failed.
@@ -163,6 +179,14 @@ impl<'a> Terminal<'a> {
         };
         (self.stdout, self.stderr, Box::pin(hung_up))
     }
+}
+
+/// Writes the output of a command that only prints.
+pub(crate) async fn print(stdout: Writer<'_>, screen: Screen, text: &str, stall: Duration) -> ExitStatus {
+    let mut stdout = PatientWriter::new(stdout, stall);
+    let text = screen.lines(text);
+    let written = stdout.write_all(text.as_bytes()).await.is_ok() && stdout.flush().await.is_ok();
+    if written { ExitStatus::DONE } else { ExitStatus::FAILED }
 }
 
 /// Writes one line that says why a command failed.

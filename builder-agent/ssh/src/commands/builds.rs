@@ -139,7 +139,7 @@ fn table(lines: &[Line], all: bool, screen: Screen) -> String {
         return "no builds run or wait\n".to_owned();
     }
     let member = all.then_some(("member", Kind::Text));
-    let head = [("id", Kind::Number), ("state", Kind::Text), ("for", Kind::Number)];
+    let head = [("id", Kind::Number), ("state", Kind::State), ("for", Kind::Number)];
     let tail = [("requests", Kind::Number), ("derivation", Kind::Path)];
     let mut table = Table::new(head.into_iter().chain(member).chain(tail).collect());
     for Line { id, drv, member, state, seconds, requests } in lines {

@@ -5,7 +5,7 @@ use members::Member;
 use nix_derivation::StorePath;
 use serde::Serialize;
 
-use super::{Command, Row, Wrong, arguments, client_config, help, keys, store_path, whoami};
+use super::{Command, Row, Wrong, arguments, client_config, help, store_path, whoami};
 
 /// A command that only prints.
 #[derive(Debug, PartialEq, Eq)]
@@ -13,7 +13,6 @@ pub(crate) enum Print {
     /// The public half of the key that signs Verified paths.
     SigningKey(Json),
     WhoAmI(Json),
-    Keys(keys::Arguments),
     ClientConfig(client_config::Arguments),
     /// The list of commands.
     Help(Json),
@@ -48,7 +47,6 @@ impl Print {
             Self::SigningKey(Json { json: true }) => json_line(&agent.signing_key.to_string()),
             Self::SigningKey(Json { json: false }) => format!("{}\n", agent.signing_key),
             Self::WhoAmI(Json { json }) => whoami::text(agent, member, *json),
-            Self::Keys(arguments) => keys::text(arguments, agent, member),
             Self::ClientConfig(arguments) => client_config::text(arguments, agent, member),
             Self::Help(Json { json }) => {
                 help::text(*json, super::is_maintainer(&agent.roster.borrow(), member))
@@ -69,10 +67,6 @@ pub(super) fn signing_key(row: &Row, words: &[&str]) -> Result<Command, Wrong> {
 
 pub(super) fn whoami(row: &Row, words: &[&str]) -> Result<Command, Wrong> {
     arguments::parse(row, words, |json| Command::Print(Print::WhoAmI(json)))
-}
-
-pub(super) fn keys(row: &Row, words: &[&str]) -> Result<Command, Wrong> {
-    arguments::parse(row, words, |arguments| Command::Print(Print::Keys(arguments)))
 }
 
 pub(super) fn client_config(row: &Row, words: &[&str]) -> Result<Command, Wrong> {

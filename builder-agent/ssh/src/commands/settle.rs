@@ -42,6 +42,7 @@ pub(crate) fn admit(
             | Command::Log(_)
             | Command::Builds(_)
             | Command::Usage(_)
+            | Command::Keys(_)
             | Command::Ticket(_)
             | Command::Settings(_),
         ) => true,

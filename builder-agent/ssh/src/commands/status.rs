@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::watching::{self, Look};
 use super::{Command, Row, Wrong, arguments, units};
 use crate::records::{Records, Removal};
-use crate::terminal::{ExitStatus, Screen, Terminal};
+use crate::terminal::{Colour, ExitStatus, Screen, Terminal};
 use store::Room;
 
 mod store;
@@ -191,13 +191,33 @@ impl Roster {
 }
 
 /// The output of the command.
-fn text(agent: &Agent, member: &Member, records: &Records, json: bool) -> String {
+fn text(agent: &Agent, member: &Member, records: &Records, json: bool, screen: Screen) -> String {
     let status = Status::of(agent, member, records);
     match json {
         true => super::json_line(&status),
-        false => status.text(),
+        false => painted(&status.text(), screen),
     }
 }
+
+/// The same text, in which the first words of lines about trouble have a colour.
+fn painted(text: &str, screen: Screen) -> String {
+    let paint = |line: &str| {
+        let head = HEADS.iter().find(|(head, _)| line.starts_with(head));
+        head.map_or(line.to_owned(), |(head, colour)| screen.paint(*colour, head) + &line[head.len()..])
+    };
+    text.split_inclusive('\n').map(paint).collect()
+}
+
+/// How lines about the state of the box begin, with the spaces behind: text of strangers is further to the right.
+const HEADS: &[(&str, Colour)] = &[
+    ("in force     ", Colour::Green),
+    ("drained      ", Colour::Yellow),
+    ("warning      ", Colour::Yellow),
+    ("left out     ", Colour::Yellow),
+    ("not checked  ", Colour::Red),
+    ("refused      ", Colour::Red),
+    ("closed       ", Colour::Red),
+];
 
 pub(super) fn parse(row: &Row, words: &[&str]) -> Result<Command, Wrong> {
     arguments::parse(row, words, Command::Status)
@@ -213,11 +233,12 @@ pub(super) async fn run(
     let Arguments { watch, json } = arguments;
     let stall = agent.config.limits.client_stall;
     if !watch {
-        return terminal.print(&text(agent, member, records, json), stall).await;
+        let text = text(agent, member, records, json, terminal.screen);
+        return terminal.print(&text, stall).await;
     }
     let mut shown = String::new();
     let next = |screen: Screen| {
-        let now = text(agent, member, records, json);
+        let now = text(agent, member, records, json, screen);
         if now == shown {
             return Look::Same;
         }

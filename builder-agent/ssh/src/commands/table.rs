@@ -3,7 +3,7 @@
 //! Cells can hold text of strangers, so they are made printable here. A character counts as one column: names and paths are
 //! ASCII. Not here: JSON and CSV, which are for programs.
 
-use crate::terminal::Screen;
+use crate::terminal::{Colour, Screen};
 
 /// A column that has to be narrower keeps at least so many characters.
 const NARROWEST: usize = 8;
@@ -19,6 +19,21 @@ pub(super) enum Kind {
     Path,
     /// Aligned to the right.
     Number,
+    /// One word, which has a colour on terminals.
+    State,
+    /// As `Number`; on terminals it has a colour if it is not zero.
+    Busy,
+}
+
+impl Kind {
+    fn colour(&self, cell: &str) -> Option<Colour> {
+        match (self, cell) {
+            (Kind::State, "running") => Some(Colour::Green),
+            (Kind::State, "waiting") => Some(Colour::Yellow),
+            (Kind::Busy, count) if count != "0" => Some(Colour::Green),
+            _ => None,
+        }
+    }
 }
 
 pub(super) struct Table {
@@ -41,9 +56,9 @@ impl Table {
     pub fn text(&self, screen: Screen) -> String {
         let widths = self.widths(screen.columns);
         let head: Vec<String> = self.columns.iter().map(|(name, _)| (*name).to_owned()).collect();
-        let head = self.line(&head, &widths);
+        let head = self.line(&head, &widths, Screen::default());
         let head = if screen.has_colors() { format!("\u{1b}[1m{head}\u{1b}[0m") } else { head };
-        let rows = self.rows.iter().map(|row| self.line(row, &widths));
+        let rows = self.rows.iter().map(|row| self.line(row, &widths, screen));
         std::iter::once(head).chain(rows).map(|line| line + "\n").collect()
     }
 
@@ -68,14 +83,17 @@ impl Table {
         widths
     }
 
-    fn line(&self, cells: &[String], widths: &[usize]) -> String {
+    fn line(&self, cells: &[String], widths: &[usize], screen: Screen) -> String {
         let cell = |(column, cell): (usize, &String)| {
             let width = widths[column];
-            match self.columns[column].1 {
-                Kind::Number => format!("{cell:>width$}"),
+            let kind = &self.columns[column].1;
+            let aligned = match kind {
+                Kind::Number | Kind::Busy => format!("{cell:>width$}"),
                 Kind::Path => format!("{:<width$}", cut_start(cell, width)),
-                Kind::Text | Kind::Prose => format!("{:<width$}", cut_end(cell, width)),
-            }
+                Kind::Text | Kind::State | Kind::Prose => format!("{:<width$}", cut_end(cell, width)),
+            };
+            // After the alignment, which counts characters.
+            kind.colour(cell).map_or(aligned.clone(), |colour| screen.paint(colour, &aligned))
         };
         cells.iter().enumerate().map(cell).collect::<Vec<_>>().join(GAP).trim_end().to_owned()
     }
@@ -136,6 +154,16 @@ mod tests {
         assert!(!table().text(screen).contains('\u{1b}'));
         screen.open("xterm", 80);
         assert!(table().text(screen).starts_with("\u{1b}[1m"));
+        let mut states = Table::new(vec![("builds", Kind::Busy), ("state", Kind::State), ("x", Kind::Text)]);
+        for state in ["running", "waiting", "other"] {
+            states.row(vec![u8::from(state == "running").to_string(), state.into(), "running".into()]);
+        }
+        let text = states.text(screen);
+        let rows: Vec<&str> = text.lines().skip(1).collect();
+        assert_eq!(rows[0], "\u{1b}[32m     1\u{1b}[0m  \u{1b}[32mrunning\u{1b}[0m  running");
+        assert_eq!(rows[1], "     0  \u{1b}[33mwaiting\u{1b}[0m  running");
+        assert_eq!(rows[2], "     0  other    running");
+        assert!(screen.set("NO_COLOR", "1") && !states.text(screen).contains('\u{1b}'));
         assert!(screen.set("NO_COLOR", "1") && !table().text(screen).contains('\u{1b}'));
     }
 }

@@ -86,7 +86,7 @@ pub(super) async fn run(
                 ("member", Kind::Text),
                 ("since", Kind::Text),
                 ("address", Kind::Text),
-                ("builds", Kind::Number),
+                ("builds", Kind::Busy),
                 ("runs", Kind::Prose),
             ]);
             for line in &lines {

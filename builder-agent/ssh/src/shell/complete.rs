@@ -31,6 +31,14 @@ pub(super) fn complete(
         None => names(maintainer),
         Some((name, rest)) => match values(name, rest) {
             values if !values.is_empty() && !word.starts_with('-') => values,
+            _ if rest.last().is_some_and(|last| last.starts_with("--")) && !word.starts_with('-') => {
+                let (option, before) = rest.split_last().unwrap_or((&"", &[]));
+                match values_of(name, before, option) {
+                    // A flag, or an option with a value of the client's own choice.
+                    values if values.is_empty() => of_command(name, rest, false),
+                    values => values,
+                }
+            }
             _ => of_command(name, rest, word.starts_with('-')),
         },
     };
@@ -65,6 +73,26 @@ fn of_command(name: &str, words: &[&str], option: bool) -> Vec<String> {
         true => section(&help, "Options:"),
         false => subcommands,
     }
+}
+
+/// The values that the help lists for this option of a command; none if they can be anything.
+fn values_of(name: &str, words: &[&str], option: &str) -> Vec<String> {
+    let Some(help) = commands::help_of(name, words) else { return Vec::new() };
+    let is_option = |line: &str| line.starts_with('-') && !line.starts_with("- ");
+    let about = |line: &str| is_option(line) && line.split([' ', ',']).any(|word| word == option);
+    // Up to the next option: what belongs to this one can go on in the next lines.
+    let lines = help.lines().map(str::trim).skip_while(|line| !about(line)).enumerate();
+    let lines: Vec<&str> =
+        lines.take_while(|(at, line)| *at == 0 || !is_option(line)).map(|(_, line)| line).collect();
+    // Values with a meaning of their own have a line each, others are in brackets.
+    let each = |line: &&str| Some(line.strip_prefix("- ")?.split(':').next()?.to_owned());
+    let listed: Vec<String> = lines.iter().filter_map(each).collect();
+    if !listed.is_empty() {
+        return listed;
+    }
+    let text = lines.join(" ");
+    let listed = text.split_once("[possible values: ").and_then(|(_, rest)| rest.split_once(']'));
+    listed.map(|(values, _)| values.split(", ").map(str::to_owned).collect()).unwrap_or_default()
 }
 
 /// The first words of the entries in this section of a help text; for an option, its long form.
@@ -127,6 +155,13 @@ mod tests {
         assert!(choices("").contains(&"exit".to_owned()));
         assert_eq!(complete("nix-d", true, none), Completion::Nothing);
         assert_eq!(complete("no-such-command x", true, none), Completion::Nothing);
+    }
+
+    #[test]
+    fn the_values_of_an_option_are_those_that_its_help_lists() {
+        assert_eq!(inserted("client-config --format mach"), "ines ");
+        assert!(choices("client-config --format nix").contains(&"nix-darwin".to_owned()));
+        assert_eq!(choices("ticket create --scope "), ["build", "read"]);
     }
 
     #[test]
