@@ -59,7 +59,7 @@ fn by_payer(
 fn charge(ledger: &Ledger, levels: impl IntoIterator<Item = (Arc<str>, Charged)>, time: Duration) {
     for (member, Charged { bytes, paths, references }) in levels {
         let millis = time.as_millis();
-        let space = u128::from(bytes) * millis >> 20;
+        let space = (u128::from(bytes) * millis) >> 20;
         let charges = [
             (Resource::StoreMibSeconds, u64::try_from(space).unwrap_or(u64::MAX)),
             (Resource::StoreBytesPeak, bytes),

@@ -138,14 +138,12 @@ const COLUMNS: &[(&str, Resource)] = &[
 
 /// Whether a part of this kind, or a member, can have any of this resource.
 fn has(per: Option<PartKind>, resource: Resource) -> bool {
-    match (resource, per) {
-        (Resource::StoreMibSeconds, Some(_)) => false,
-        (
-            Resource::BytesUp | Resource::BytesDown | Resource::Connections | Resource::Sessions,
-            Some(PartKind::Tag),
-        ) => false,
-        _ => true,
-    }
+    let of_store = resource == Resource::StoreMibSeconds;
+    let of_connections = matches!(
+        resource,
+        Resource::BytesUp | Resource::BytesDown | Resource::Connections | Resource::Sessions
+    );
+    !(of_store && per.is_some() || of_connections && per == Some(PartKind::Tag))
 }
 
 impl Report {
