@@ -18,9 +18,9 @@ const LONGEST: Duration = Duration::from_secs(300);
 
 /// Runs until the process ends.
 pub async fn charge_for_space(store: Store, ledger: Ledger, tickets: Tickets) {
+    // The first look is for the levels alone: a box that is up for less than a minute has them too.
     let mut last = Instant::now();
     loop {
-        tokio::time::sleep(EVERY).await;
         let time = last.elapsed().min(LONGEST);
         last = Instant::now();
         let (store, ledger, tickets) = (store.clone(), ledger.clone(), tickets.clone());
@@ -28,6 +28,7 @@ pub async fn charge_for_space(store: Store, ledger: Ledger, tickets: Tickets) {
         if let Err(error) = tokio::task::spawn_blocking(look).await {
             tracing::error!(%error, "charging for the store was lost; this is a bug");
         }
+        tokio::time::sleep(EVERY).await;
     }
 }
 

@@ -4,12 +4,14 @@
 mod common;
 
 use common::client::{wait_for_line, wait_for_start};
-use common::scripted::{derivation, path};
+use common::scripted::{derivation, info_of, path};
 use common::served::{Served, Session};
 use common::{Agent, ssh, until};
 use ledger::{Account, By, Ledger, Settings};
 use nix::BuildStatus;
 use serde_json::Value;
+use wire::client::{End, encode_file_nar};
+use wire::worker::Request;
 
 /// Gives a member of the roster this role.
 fn set_role(served: &Served, name: &str, role: &str) {
@@ -304,6 +306,30 @@ async fn the_next_start_finds_what_builds_have_used() {
         sums.iter().map(|(key, sum)| (key.clone(), sum.get(ledger::Resource::CpuSeconds))).collect()
     };
     assert_eq!(cpu(&again.usage(None, None, By::Day, None)), cpu(&before));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_member_has_in_the_store_is_on_their_account_from_the_start_on() {
+    let mut agent = Agent::start(&["alice", "bob"], "");
+    let nar = encode_file_nar(&vec![b'x'; 3 << 20], false);
+    let mut alice = session_over(agent.ssh("alice")).await;
+    let (repair, dont_check_sigs) = (false, true);
+    let info = info_of(path("x"), &nar, &[]);
+    alice.client.request(&Request::AddToStoreNar { info, repair, dont_check_sigs }).await.expect("sent");
+    alice.client.framed(&nar).await.expect("sent");
+    assert!(matches!(alice.client.log().await.expect("an answer").1, End::Last));
+    drop(alice);
+    agent.signal("-TERM");
+    agent.start_again();
+    let level = |who: &str| {
+        let output = agent.ssh(who).args(["usage", "--json"]).output().expect("ssh");
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let number = |name: &str| report["usage"][0][name].as_u64();
+        (number("store_bytes_peak"), number("store_paths_peak"))
+    };
+    until("the first look at the store", || level("alice").1 == Some(1));
+    assert!(level("alice").0.is_some_and(|bytes| bytes >= 3 << 20), "{:?}", level("alice"));
+    assert_eq!(level("bob"), (Some(0), Some(0)));
 }
 
 #[test]
