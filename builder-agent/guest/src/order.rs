@@ -84,6 +84,21 @@ impl Order {
         Order { state: State::Connected, wanted: outputs.into_iter().collect(), seen: BTreeSet::new() }
     }
 
+    /// The place of a host that takes over while the builder runs.
+    pub fn running(outputs: impl IntoIterator<Item = String>) -> Order {
+        Order { state: State::Running, ..Order::new(outputs) }
+    }
+
+    /// Whether the builder runs.
+    pub fn is_running(&self) -> bool {
+        self.state == State::Running
+    }
+
+    /// The outputs that have not begun.
+    pub fn wanted(&self) -> impl Iterator<Item = &String> {
+        self.wanted.iter()
+    }
+
     /// Checks the next frame. After an error the conversation is over and every further frame is refused.
     pub fn accept(&mut self, frame: Frame) -> Result<Event, OrderError> {
         let result = self.step(frame);

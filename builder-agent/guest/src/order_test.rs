@@ -203,6 +203,28 @@ proptest! {
     }
 
     #[test]
+    fn a_decoder_goes_on_where_another_one_was_wherever_that_was(
+        bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 1..4),
+        at in 0usize..130,
+    ) {
+        let stream: Vec<u8> =
+            bodies.iter().flat_map(|body| [&header(Tag::Log, body.len())[..], body].concat()).collect();
+        let (before, after) = stream.split_at(at.min(stream.len()));
+        let mut got = Vec::new();
+        let mut read = |decoder: &mut Decoder, mut input: &[u8]| {
+            while let Some(frame) = decoder.next(&mut input).unwrap() {
+                got.push(frame.body);
+            }
+        };
+        let (mut one, mut other) = (Decoder::new(), Decoder::new());
+        read(&mut one, before);
+        read(&mut other, &one.begun());
+        read(&mut other, after);
+        prop_assert_eq!(got, bodies);
+        prop_assert_eq!(other.begun(), Vec::<u8>::new());
+    }
+
+    #[test]
     fn random_bytes_never_get_past_the_greeting(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
         let (mut decoder, mut order) = (Decoder::new(), Order::new(["out".to_owned()]));
         let mut input = bytes.as_slice();

@@ -330,6 +330,18 @@ impl Decoder {
         }
     }
 
+    /// The bytes of the frame that has begun, as they came. A new decoder that gets them is where this one is.
+    pub fn begun(&self) -> Vec<u8> {
+        match &self.pending {
+            Some((frame, lacking)) => {
+                let mut bytes = header(frame.tag, frame.body.len() + lacking).to_vec();
+                bytes.extend_from_slice(&frame.body);
+                bytes
+            }
+            None => self.header[..self.header_len].to_vec(),
+        }
+    }
+
     /// Whether the stream is between two frames, so that its end would not cut one.
     pub fn is_between_frames(&self) -> bool {
         self.header_len == 0 && self.pending.is_none()

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::cancel::Cancel;
 use crate::error::SandboxError;
+use crate::paused::PausedMachine;
 use crate::usage::Usage;
 
 /// The description of a machine to start.
@@ -77,6 +78,11 @@ pub trait FarEnd {
     /// Whether the machine ended because it had no memory left. `last_words` are its own.
     fn ran_out_of_memory(&self, _last_words: &str) -> bool {
         false
+    }
+
+    /// The machine for another program that takes over from this one; `None` if it has to end with this one.
+    fn written_down(&self) -> Option<PausedMachine> {
+        None
     }
 
     /// Kills everything in the machine, waits for its end, and reports its usage, in which the session fills in the

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::backend::{Inputs, Machine};
 use crate::error::SandboxError;
 use crate::usage::Usage;
@@ -44,7 +46,7 @@ impl Job {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     pub vcpus: u8,
     pub memory_mib: u32,
@@ -63,6 +65,10 @@ pub trait Host: Send {
     fn log(&mut self, bytes: &[u8]);
     /// Opens the sink for the NAR of one output. Only called for names in [`Job::outputs`].
     fn output(&mut self, name: &str) -> io::Result<Box<dyn OutputSink>>;
+    /// What this host needs to go on in another program. Called when the job is paused.
+    fn written_down(&mut self) -> String {
+        String::new()
+    }
 }
 
 /// Takes the NAR bytes of one output.
@@ -78,7 +84,7 @@ pub enum BuilderStatus {
 }
 
 /// The duration of each part of a run, in their order. None for a part that did not end.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Phases {
     /// From the start of the run to a running machine.
     pub machine_started: Option<Duration>,

@@ -24,6 +24,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use guest::protocol::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use arch::{Architecture, Native};
@@ -35,7 +36,9 @@ use launch::Vmm;
 
 use crate::backend::{Backend, FarEnd, Image, Inputs, Machine, Started, Streams};
 use crate::cancel::Cancel;
+use crate::descriptors::Received;
 use crate::error::SandboxError;
+use crate::paused::PausedMachine;
 use crate::usage::Usage;
 
 /// From starting the process to running vCPUs. It takes milliseconds; a VM inside a VM takes a second.
@@ -240,6 +243,18 @@ pub(crate) struct Running {
     stopped: Option<String>,
 }
 
+/// A VM that another program has started, and paused the build in.
+pub(crate) fn taken_over(paused: PausedMachine, received: &mut Received) -> std::io::Result<Running> {
+    let PausedMachine::Kvm { pid, control, console, stderr, guest, cgroup, reports } = paused else {
+        return Err(std::io::Error::other("not a micro-VM"));
+    };
+    let mut take = |number| received.take(number);
+    let vmm = Vmm::taken_over(pid, take(control)?, take(console)?, take(stderr)?, guest, cgroup)?;
+    let reports = Reports::taken_over(reports.0.0, reports.1);
+    // What the jail consists of was reported when the VM was started.
+    Ok(Running { vmm, reports, jail: jail::Report::default(), stopped: None })
+}
+
 impl Running {
     /// Which steps of the jail are in force.
     pub(crate) fn jail(&self) -> &jail::Report {
@@ -344,6 +359,13 @@ impl FarEnd for Running {
             .any(|words| last_words.contains(words))
     }
 
+    fn written_down(&self) -> Option<PausedMachine> {
+        let ([control, console, stderr], guest, cgroup) = self.vmm.written_down();
+        let (begun, total) = self.reports.written_down();
+        let (pid, reports) = (self.vmm.pid(), (Bytes(begun), total));
+        Some(PausedMachine::Kvm { pid, control, console, stderr, guest, cgroup, reports })
+    }
+
     fn end(&mut self) -> Usage {
         self.vmm.end().1
     }
@@ -439,6 +461,69 @@ mod tests {
         }
         assert_eq!((shape(0, 1, vec![]).vcpus, shape(0, 1, vec![]).memory_mib), (1, MEMORY_MIN_MIB));
         assert_eq!(shape(u8::MAX, 1, vec![]).vcpus, Native::VCPUS_MAX);
+    }
+
+    /// A VMM that is a script: it reports when its agent says something.
+    fn scripted(dir: &Path) -> Running {
+        use std::os::unix::fs::PermissionsExt;
+        let script = dir.join("vmm");
+        std::fs::write(&script, "#!/bin/bash\nread -u 0 word; echo gone >&2; echo \"$word\" >&0; sleep 600")
+            .unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let vmm = Vmm::launch(&script).unwrap();
+        Running { vmm, reports: Reports::default(), jail: jail::Report::default(), stopped: None }
+    }
+
+    #[test]
+    fn a_vm_that_another_program_has_started_is_watched_and_ended() {
+        let dir = std::env::temp_dir().join(format!("vmm-takeover-test-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut running = scripted(&dir);
+        running.vmm.set_guest_ranges(vec![(0, 4096)]);
+        // The first bytes of a report were read before.
+        running.reports = Reports::taken_over(b"{\"event\":\"stopped\",".to_vec(), 20);
+        let written = serde_json::to_string(&running.written_down().unwrap()).unwrap();
+        let mut paused: PausedMachine = serde_json::from_str(&written).unwrap();
+        let PausedMachine::Kvm { pid, control, console, stderr, .. } = &mut paused else { unreachable!() };
+        // Copies, as execve(2) would leave them; and no destructor runs.
+        let copy = |fd: &dyn std::os::fd::AsFd| fd.as_fd().try_clone_to_owned().unwrap();
+        let console_of_vmm = copy(&running.vmm.console());
+        let [mine, shown] = [copy(&running.vmm.control), console_of_vmm];
+        let said = std::fs::File::open(format!("/proc/self/fd/{stderr}")).unwrap();
+        let all = [mine, shown, said.into()];
+        [*control, *console, *stderr] = [0, 1, 2].map(|i: usize| std::os::fd::AsRawFd::as_raw_fd(&all[i]));
+        let pid = *pid;
+        std::mem::forget(running);
+        let mut received = all.into_iter().collect::<Received>();
+        let mut running = taken_over(paused, &mut received).unwrap();
+
+        std::io::Write::write_all(&mut &running.vmm.control, b"\"why\":\"PowerOff\"}\n").unwrap();
+        let deadline = Instant::now() + START_PATIENCE;
+        let nothing = Cancel::new().event().unwrap();
+        let report = loop {
+            match running.next_report(deadline, &nothing) {
+                Next::Report(report) => break report,
+                Next::Interrupted => {}
+                Next::Gone | Next::Late => panic!("no report"),
+            }
+        };
+        assert_eq!(report, Report::Stopped { why: "PowerOff".into() });
+        let usage = running.end();
+        assert!(usage.cpu > Duration::ZERO, "{usage:?}");
+        assert!(running.console().contains("gone"), "{}", running.console());
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        // A process that is no child, as a damaged description could name it.
+        let other = PausedMachine::Kvm {
+            pid: 1,
+            control: 0,
+            console: 0,
+            stderr: 0,
+            guest: Vec::new(),
+            cgroup: None,
+            reports: (Bytes(Vec::new()), 0),
+        };
+        assert!(taken_over(other, &mut Received::default()).is_err());
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

@@ -10,19 +10,28 @@
 mod backend;
 mod cancel;
 mod child;
+mod descriptors;
 mod error;
 mod job;
 pub mod kvm;
+mod moment;
 pub mod namespace;
+pub mod parent;
+mod paused;
 pub mod probe;
 mod session;
+pub mod takeover;
 pub mod text;
 mod usage;
 
 pub use backend::{Backend, FarEnd, Image, Inputs, Machine, Segment, Started, Streams};
 pub use cancel::Cancel;
 pub use child::child_main_if_requested;
+pub use descriptors::Received;
 pub use error::SandboxError;
+pub use guest::protocol::Bytes;
 pub use job::{BuilderStatus, Finished, Host, Job, Limits, OutputSink, Phases, Run};
+pub use moment::Moment;
+pub use paused::{Paused, PausedMachine, PausedSession};
 pub use session::build::JobRunner;
 pub use usage::Usage;

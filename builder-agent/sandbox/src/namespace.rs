@@ -17,6 +17,7 @@ use crate::backend::{Backend, Inputs, Machine, Started, Streams};
 use crate::cancel::Cancel;
 use crate::error::SandboxError;
 
+pub(crate) use far_end::taken_over;
 use scratch::Scratch;
 
 /// The programs and the user that the backend needs from the host.

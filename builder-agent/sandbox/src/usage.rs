@@ -2,12 +2,18 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ExitStatus};
+use std::process::ExitStatus;
 use std::time::Duration;
 
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+use serde::{Deserialize, Serialize};
+
 /// The resources that one run used, from the start of its machine to its end.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Processor time of every process of the machine, and of the host's kernel on its behalf. From wait4(2), which
     /// adds up a process and all its descendants that were waited for.
@@ -24,12 +30,31 @@ pub struct Usage {
     pub bytes_out: u64,
 }
 
-/// Waits for the end of a process; gives its status and its processor time. Takes the `Child`, because its process id means nothing afterwards.
-pub(crate) fn reap(child: Child) -> io::Result<(ExitStatus, Duration)> {
+/// A descriptor of a child of this process that was not reaped yet: another process cannot have its number.
+pub(crate) fn pidfd_of_child(pid: u32) -> io::Result<OwnedFd> {
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let number = number.ok_or_else(|| io::Error::other(format!("{pid} is no process")))?;
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    // Fails for a process that is no child.
+    waitid(WaitId::Pid(number), look)?;
+    Ok(pidfd_open(number, PidfdFlags::empty())?)
+}
+
+/// Kills a child of this process, with the processes that die with it. Does nothing if it is no child, or was reaped.
+pub(crate) fn end_child(pid: u32) {
+    if let Ok(child) = pidfd_of_child(pid) {
+        let _ = pidfd_send_signal(&child, Signal::KILL);
+        let _ = reap(pid);
+    }
+}
+
+/// Waits for the end of a child of this process; gives its status and its processor time. Its process id means nothing
+/// afterwards.
+pub(crate) fn reap(pid: u32) -> io::Result<(ExitStatus, Duration)> {
     let (mut status, mut used) = (0, MaybeUninit::<libc::rusage>::zeroed());
     loop {
         // SAFETY: both pointers are valid for writes of their types until the call returns.
-        let pid = unsafe { libc::wait4(child.id() as libc::pid_t, &raw mut status, 0, used.as_mut_ptr()) };
+        let pid = unsafe { libc::wait4(pid as libc::pid_t, &raw mut status, 0, used.as_mut_ptr()) };
         if pid >= 0 {
             break;
         }
@@ -59,10 +84,10 @@ mod tests {
     #[test]
     fn a_process_and_the_children_it_waited_for_are_counted() {
         let work = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done";
-        let idle = reap(Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap()).unwrap();
+        let idle = reap(Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap().id()).unwrap();
         // The shell that is started waits for the one that works.
         let script = format!("sh -c '{work}'; exit 4");
-        let busy = reap(Command::new("sh").args(["-c", &script]).spawn().unwrap()).unwrap();
+        let busy = reap(Command::new("sh").args(["-c", &script]).spawn().unwrap().id()).unwrap();
         assert_eq!((idle.0.code(), busy.0.code()), (Some(3), Some(4)));
         assert!(busy.1 > idle.1 + Duration::from_millis(20), "{idle:?} {busy:?}");
     }

@@ -215,6 +215,16 @@ pub struct Reports {
 }
 
 impl Reports {
+    /// The reports of a VMM that another program has read before, as that one says.
+    pub fn taken_over(begun: Vec<u8>, total: usize) -> Reports {
+        Reports { buffer: begun, total }
+    }
+
+    /// For [`Reports::taken_over`].
+    pub fn written_down(&self) -> (Vec<u8>, usize) {
+        (self.buffer.clone(), self.total)
+    }
+
     /// Reads once from `socket`; returns the complete reports. An empty read means that the VMM is gone.
     pub fn read(&mut self, mut socket: &UnixStream) -> io::Result<Option<Vec<Report>>> {
         let mut chunk = [0; 4096];

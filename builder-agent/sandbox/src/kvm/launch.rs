@@ -1,26 +1,24 @@
 //! Starts a VMM process and makes sure that it ends.
 //!
 //! The process is this executable again, with `__vmm` as its argument: no second binary to install, version,
-//! or find. A thread of the agent starts the process and waits for its end, because the kernel ties two
-//! things to the thread that creates a process: the PID namespace of its children, and the signal that kills
-//! them when the thread ends.
+//! or find. It has a PID namespace of its own, and dies with the agent: `parent` starts it. It is a child of this process
+//! until `end` reaps it, so its process id is its own until then.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 
 use super::devices::console;
 use super::jail::cgroup::{Group, Hierarchy};
 use super::overhead;
+use crate::parent;
 use crate::usage::{self, Usage};
 
 /// First argument of a VMM process. `child_main_if_requested` looks for it.
@@ -30,8 +28,8 @@ pub const ARGUMENT: &str = "__vmm";
 pub struct Vmm {
     pid: u32,
     pidfd: OwnedFd,
-    /// Returns the process's exit status and processor time. None after it was joined.
-    keeper: Option<JoinHandle<io::Result<(ExitStatus, Duration)>>>,
+    /// Whether `end` has reaped the process.
+    is_reaped: bool,
     status: Option<ExitStatus>,
     usage: Usage,
     /// Address ranges of the process that are guest memory or closure.
@@ -64,38 +62,16 @@ impl Vmm {
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .stderr(stderr.try_clone()?);
-        let (started, start) = mpsc::channel();
-        let keeper = std::thread::Builder::new().name("vmm-keeper".to_owned()).spawn(move || {
-            if is_root() {
-                // Only this thread's children are affected. Without the right to it the VM has no PID
-                // namespace, and its report says so. SAFETY: unshare takes no pointers; CLONE_NEWPID changes
-                // nothing for the threads we have.
-                unsafe { libc::unshare(libc::CLONE_NEWPID) };
-            }
-            let spawned = command.spawn().and_then(|child| {
-                // Before the process can be reaped, so that the descriptor refers to this process and no
-                // later one.
-                let pid = Pid::from_child(&child);
-                Ok((pidfd_open(pid, PidfdFlags::empty())?, child))
-            });
-            // The agent's copies of its descriptors would keep the socket open after the process has ended.
-            drop(command);
-            match spawned {
-                Ok((pidfd, child)) => {
-                    let _ = started.send(Ok((child.id(), pidfd)));
-                    usage::reap(child)
-                }
-                Err(e) => {
-                    let _ = started.send(Err(e));
-                    Err(io::Error::other("never started"))
-                }
-            }
-        })?;
-        let (pid, pidfd) = start.recv().map_err(|_| io::Error::other("the keeper of the VMM is gone"))??;
+        let child = parent::spawn(command, true)?;
+        Vmm::of_process(child.id(), control, console, stderr)
+    }
+
+    /// `pid` is a child of this process that was not reaped yet.
+    fn of_process(pid: u32, control: UnixStream, console: File, stderr: File) -> io::Result<Vmm> {
         Ok(Vmm {
             pid,
-            pidfd,
-            keeper: Some(keeper),
+            pidfd: usage::pidfd_of_child(pid)?,
+            is_reaped: false,
             status: None,
             usage: Usage::default(),
             guest: Vec::new(),
@@ -104,6 +80,26 @@ impl Vmm {
             stderr,
             group: None,
         })
+    }
+
+    /// A process that another program has launched, with the descriptors and the cgroup that it had there.
+    pub fn taken_over(
+        pid: u32,
+        control: OwnedFd,
+        console: OwnedFd,
+        stderr: OwnedFd,
+        guest: Vec<(u64, u64)>,
+        cgroup: Option<PathBuf>,
+    ) -> io::Result<Vmm> {
+        let mut vmm = Vmm::of_process(pid, control.into(), console.into(), stderr.into())?;
+        (vmm.guest, vmm.group) = (guest, cgroup.map(Group::taken_over));
+        Ok(vmm)
+    }
+
+    /// For [`Vmm::taken_over`]: the numbers of control socket, console and stderr, the ranges, the cgroup.
+    pub fn written_down(&self) -> ([i32; 3], Vec<(u64, u64)>, Option<PathBuf>) {
+        let numbers = [self.control.as_raw_fd(), self.console.as_raw_fd(), self.stderr.as_raw_fd()];
+        (numbers, self.guest.clone(), self.group.as_ref().map(|group| group.path().to_owned()))
     }
 
     pub fn pid(&self) -> u32 {
@@ -142,6 +138,11 @@ impl Vmm {
         let _ = poll(&mut fds, Timespec::try_from(patience).ok().as_ref());
     }
 
+    fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+    }
+
     /// These ranges of the process' addresses are not the VMM's own memory.
     pub fn set_guest_ranges(&mut self, guest: Vec<(u64, u64)>) {
         self.guest = guest;
@@ -149,15 +150,14 @@ impl Vmm {
 
     /// Kills and reaps the process; returns its status and its usage. Later calls return the same.
     pub fn end(&mut self) -> (Option<ExitStatus>, Usage) {
-        if let Some(keeper) = self.keeper.take() {
-            // Read before the kill, while the process has memory. If it has ended by itself and was reaped, its number
-            // may belong to another process. The signal through the descriptor fails then, and the numbers are dropped.
+        if !std::mem::replace(&mut self.is_reaped, true) {
+            // Read before the kill, while the process has memory.
             let (overhead, peak) = (overhead::of_process(self.pid, &self.guest), overhead::peak(self.pid));
-            // Fails only if the process has ended already.
-            if pidfd_send_signal(&self.pidfd, Signal::KILL).is_ok() {
+            // A process that has ended by itself has no memory any more, so its numbers are dropped.
+            if !self.has_ended() && pidfd_send_signal(&self.pidfd, Signal::KILL).is_ok() {
                 (self.usage.vmm_overhead, self.usage.peak_memory) = (overhead, peak);
             }
-            if let Ok(Ok((status, cpu))) = keeper.join() {
+            if let Ok((status, cpu)) = usage::reap(self.pid) {
                 self.status = Some(status);
                 self.usage.cpu = cpu;
             }

@@ -6,19 +6,22 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 use super::NamespaceConfig;
 use super::arguments::{self, Inherited, View};
 use super::scratch::Scratch;
 use super::stage::Stage;
 use crate::backend::FarEnd;
+use crate::descriptors::Received;
 use crate::error::SandboxError;
+use crate::parent;
+use crate::paused::PausedMachine;
 use crate::text;
 use crate::usage::{self, Usage};
 
@@ -33,13 +36,13 @@ const MAX_INFO: usize = 4096;
 
 /// A bubblewrap process and all its descendants. Dropping it ends them.
 pub struct Running {
-    /// None once it was ended.
-    child: Option<Child>,
+    /// A child of this process. None once it was reaped.
+    pid: Option<u32>,
     /// PID 1 of the sandbox, once bubblewrap has reported it.
     init: Option<OwnedFd>,
     stderr: File,
     /// Kept because its files are mounted in the sandbox.
-    _scratch: Arc<Scratch>,
+    scratch: Arc<Scratch>,
     usage: Usage,
 }
 
@@ -83,7 +86,7 @@ pub fn start(
             stage.enter(inherited.store)
         });
     }
-    let child = command.spawn().map_err(|e| match last_words(&stderr) {
+    let child = parent::spawn(command, false).map_err(|e| match last_words(&stderr) {
         words if words.is_empty() => SandboxError::Unavailable {
             why: format!(
                 "cannot start bubblewrap ({}): {e}; install the package bubblewrap, or use a machine with KVM",
@@ -94,9 +97,8 @@ pub fn start(
     })?;
     // The closure has numbers, not descriptors. The agent's copies are closed here, so that only the child
     // has them.
-    drop((command, far_stream, far_info, store));
-    let mut running =
-        Running { child: Some(child), init: None, stderr, _scratch: scratch, usage: Usage::default() };
+    drop((far_stream, far_info, store));
+    let mut running = Running { pid: Some(child.id()), init: None, stderr, scratch, usage: Usage::default() };
     running.init = read_info(info).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     Ok((running, stream))
 }
@@ -137,10 +139,22 @@ fn read_info(mut info: io::PipeReader) -> Option<Pid> {
     None
 }
 
+/// A bubblewrap that another program has started, and paused the build in.
+pub fn taken_over(paused: PausedMachine, received: &mut Received) -> io::Result<Running> {
+    let PausedMachine::Namespace { pid, init, stderr, scratch: (dir, lock) } = paused else {
+        return Err(io::Error::other("not a namespace sandbox"));
+    };
+    usage::pidfd_of_child(pid)?;
+    let init = init.map(|number| received.take(number)).transpose()?;
+    let stderr = received.take(stderr)?.into();
+    let scratch = received.share(lock, |lock| Scratch::taken_over(dir, lock))?;
+    Ok(Running { pid: Some(pid), init, stderr, scratch, usage: Usage::default() })
+}
+
 impl Running {
     /// Kills every process of the sandbox and waits until the last is gone.
     fn kill(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
+        let Some(pid) = self.pid.take() else { return };
         match &self.init {
             Some(init) => {
                 // The end of this process ends the PID namespace; then bubblewrap outside ends by itself.
@@ -149,12 +163,13 @@ impl Running {
                 while let Err(rustix::io::Errno::INTR) = poll(&mut fds, None) {}
             }
             None => {
-                let _ = child.kill();
+                // Not reaped yet, so the number is still its own.
+                let _ = Pid::from_raw(pid as i32).map(|pid| kill_process(pid, Signal::KILL));
             }
         }
         // bubblewrap has waited for the first process of the sandbox, and the kernel ended all others with
         // that process.
-        if let Ok((_, cpu)) = usage::reap(child) {
+        if let Ok((_, cpu)) = usage::reap(pid) {
             self.usage.cpu = cpu;
         }
     }
@@ -169,6 +184,12 @@ impl Drop for Running {
 impl FarEnd for Running {
     fn last_words(&mut self) -> String {
         last_words(&self.stderr)
+    }
+
+    fn written_down(&self) -> Option<PausedMachine> {
+        let (init, stderr) = (self.init.as_ref().map(AsRawFd::as_raw_fd), self.stderr.as_raw_fd());
+        let scratch = self.scratch.written_down();
+        self.pid.map(|pid| PausedMachine::Namespace { pid, init, stderr, scratch })
     }
 
     fn end(&mut self) -> Usage {

@@ -3,7 +3,7 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ const PREFIX: &str = "barnraiser-job-";
 #[derive(Debug)]
 pub struct Scratch {
     dir: PathBuf,
-    _lock: OwnedFd,
+    lock: OwnedFd,
 }
 
 impl Scratch {
@@ -33,6 +33,16 @@ impl Scratch {
         }
         fs::set_permissions(&etc, Permissions::from_mode(0o555))?;
         Ok(scratch)
+    }
+
+    /// The directory of another program, which has passed the lock on.
+    pub fn taken_over(dir: PathBuf, lock: OwnedFd) -> Scratch {
+        Scratch { dir, lock }
+    }
+
+    /// For [`Scratch::taken_over`]: the directory, and the number of its lock.
+    pub fn written_down(&self) -> (PathBuf, RawFd) {
+        (self.dir.clone(), self.lock.as_raw_fd())
     }
 
     /// The files of /etc.
@@ -73,7 +83,7 @@ fn unique_dir(parent: &Path) -> io::Result<Scratch> {
         if let Some(lock) = lock(&dir)
             && dir.exists()
         {
-            return Ok(Scratch { dir, _lock: lock });
+            return Ok(Scratch { dir, lock });
         }
     }
 }
@@ -94,7 +104,7 @@ pub fn sweep(parent: &Path) {
         let ours = entry.file_name().to_string_lossy().starts_with(PREFIX)
             && entry.metadata().is_ok_and(|metadata| metadata.uid() == own);
         if ours && let Some(lock) = lock(&entry.path()) {
-            drop(Scratch { dir: entry.path(), _lock: lock });
+            drop(Scratch { dir: entry.path(), lock });
         }
     }
 }

@@ -5,18 +5,19 @@
 //! hold it.
 
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use guest::protocol::{self, Decoder, MAX_DATA};
+use guest::protocol::{self, Bytes, Decoder, MAX_DATA};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::conversation::{Conversation, Late, PATIENCE, Patience, hostile};
+use super::conversation::{Conversation, Late, PATIENCE, hostile};
 use crate::backend::{Backend, FarEnd, Started, Streams};
 use crate::cancel::Cancel;
 use crate::error::SandboxError;
-use crate::job::{Finished, Host, Job, Run};
+use crate::job::{Finished, Host, Job, Limits, Run};
+use crate::paused::{Paused, PausedSession};
 
 /// Runs jobs to their end. The agent uses a sandbox through this trait, which every [`Backend`] implements.
 pub trait JobRunner: Send + Sync {
@@ -55,16 +56,36 @@ pub(crate) fn run_in(
     host: &mut dyn Host,
     cancel: &Cancel,
 ) -> Run {
-    let mut run = drive(PATIENCE, streams.guest, job, host, cancel, far_end);
+    let mut conversation = Conversation::new(PATIENCE, job, host);
+    conversation.phases.machine_started = Some(started);
+    let run = drive(conversation, streams.guest, &[], cancel, far_end);
+    conclude(run, far_end, &job.limits)
+}
+
+/// Goes on with a job in a machine that another program has paused, and ends the machine. `received`: the first bytes of a
+/// frame.
+pub(crate) fn go_on_in(
+    far_end: &mut dyn FarEnd,
+    stream: UnixStream,
+    received: &[u8],
+    paused: &PausedSession,
+    host: &mut dyn Host,
+    cancel: &Cancel,
+) -> Run {
+    let conversation = Conversation::resumed(PATIENCE, paused, host);
+    let run = drive(conversation, stream, received, cancel, far_end);
+    conclude(run, far_end, &paused.limits)
+}
+
+fn conclude(mut run: Run, far_end: &mut dyn FarEnd, limits: &Limits) -> Run {
     let used = far_end.end();
     run.usage.cpu = used.cpu;
     run.usage.vmm_overhead = used.vmm_overhead;
     // The host's number if there is one, otherwise the guest's.
     run.usage.peak_memory = used.peak_memory.or(run.usage.peak_memory);
-    run.phases.machine_started = Some(started);
     match &run.result {
         Err(SandboxError::GuestDied { console }) if far_end.ran_out_of_memory(console) => {
-            run.result = Err(SandboxError::OutOfMemory { mib: job.limits.memory_mib });
+            run.result = Err(SandboxError::OutOfMemory { mib: limits.memory_mib });
         }
         _ => {}
     }
@@ -73,15 +94,13 @@ pub(crate) fn run_in(
 
 /// Runs the protocol with the guest until the job is over. The machine may still be running then.
 pub(super) fn drive(
-    patience: Patience,
+    mut conversation: Conversation<'_>,
     stream: UnixStream,
-    job: &Job,
-    host: &mut dyn Host,
+    received: &[u8],
     cancel: &Cancel,
     far_end: &mut dyn FarEnd,
 ) -> Run {
-    let mut conversation = Conversation::new(patience, job, host);
-    let result = follow(&mut conversation, stream, cancel, far_end);
+    let result = follow(&mut conversation, stream, received, cancel, far_end);
     let Conversation { phases, usage, .. } = conversation;
     Run { result, phases, usage }
 }
@@ -89,18 +108,38 @@ pub(super) fn drive(
 fn follow(
     conversation: &mut Conversation<'_>,
     mut stream: UnixStream,
+    received: &[u8],
     cancel: &Cancel,
     far_end: &mut dyn FarEnd,
 ) -> Result<Finished, SandboxError> {
-    let cancelled = cancel.event().map_err(|e| unavailable("cannot create an eventfd", e))?;
+    let no_event = |e| unavailable("cannot create an eventfd", e);
+    let cancelled = cancel.event().map_err(no_event)?;
+    let asked_to_pause = cancel.pause_event().map_err(no_event)?;
     stream
         .set_nonblocking(true)
         .map_err(|e| unavailable("cannot make the guest's stream non-blocking", e))?;
     let mut decoder = Decoder::new();
+    if decoder.next(&mut &*received).map_err(hostile)?.is_some() {
+        return Err(SandboxError::GuestProtocol { why: "a whole frame was left over".into() });
+    }
     let mut buffer = vec![0u8; MAX_DATA];
     loop {
         if cancel.is_cancelled() {
             return Err(SandboxError::Cancelled);
+        }
+        if cancel.is_asked_to_pause()
+            && conversation.is_building()
+            && let Some(machine) = far_end.written_down()
+        {
+            let began = Instant::now();
+            cancel.pause(Paused {
+                machine,
+                stream: stream.as_raw_fd(),
+                received: Bytes(decoder.begun()),
+                session: conversation.written_down(),
+            });
+            conversation.was_paused(began.elapsed());
+            continue;
         }
         let timeout = match conversation.time_left() {
             Ok(left) => left,
@@ -108,7 +147,7 @@ fn follow(
             Err(Late::Guest(what)) => return Err(died(what, far_end)),
         };
         let writing = conversation.has_to_send();
-        let ready = wait(&stream, &cancelled, writing, timeout)?;
+        let ready = wait(&stream, &cancelled, &asked_to_pause, writing, timeout)?;
         if writing && ready.contains(PollFlags::OUT) {
             conversation.send(&mut stream);
         }
@@ -136,20 +175,30 @@ fn follow(
     }
 }
 
-/// Waits for the guest, for the cancellation or for the timeout; returns the events of the stream.
+/// Waits for the guest, for the cancellation, for the request to pause, or for the timeout; returns the events of the stream.
 fn wait(
     stream: &UnixStream,
     cancelled: &OwnedFd,
+    asked_to_pause: &OwnedFd,
     writing: bool,
     timeout: Option<Duration>,
 ) -> Result<PollFlags, SandboxError> {
     let interest = if writing { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-    let mut fds = [PollFd::new(stream, interest), PollFd::new(cancelled, PollFlags::IN)];
+    let mut fds = [stream.as_fd(), cancelled.as_fd(), asked_to_pause.as_fd()]
+        .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    fds[0] = PollFd::new(stream, interest);
     // Rounded up, so that the deadline has passed when poll returns, and the loop does not spin until then.
     let timeout = timeout.map(|t| t + Duration::from_millis(1));
     let timespec = timeout.and_then(|t| Timespec::try_from(t).ok());
     match poll(&mut fds, timespec.as_ref()) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(fds[0].revents()),
+        Ok(_) | Err(rustix::io::Errno::INTR) => {
+            let ready = fds[0].revents();
+            if !fds[2].revents().is_empty() {
+                // The request stays; only this event is over. If the session cannot pause yet, it does when it can.
+                let _ = rustix::io::read(asked_to_pause, &mut [0u8; 8]);
+            }
+            Ok(ready)
+        }
         Err(e) => Err(unavailable("cannot wait for the guest", e.into())),
     }
 }

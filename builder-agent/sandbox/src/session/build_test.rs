@@ -10,9 +10,11 @@ use std::io::Write;
 use guest::protocol::{Exit, ExitStatus, Failure, FailureKind, Hello, Tag, VERSION, header, json_frame};
 use proptest::prelude::*;
 
+use super::super::conversation::Patience;
 use super::*;
 use crate::backend::Inputs;
 use crate::job::{BuilderStatus, Limits, OutputSink};
+use crate::paused::PausedMachine;
 use crate::usage::Usage;
 
 /// Ends a test that hangs; no working test takes nearly as long.
@@ -185,7 +187,8 @@ impl Case {
         let (near, far_stream) = UnixStream::pair().unwrap();
         let thread = thread::spawn(move || far(&mut Fake(far_stream)));
         let mut host = self.seen.clone();
-        let run = drive(self.patience, near, &self.job, &mut host, &self.cancel, &mut Silent);
+        let conversation = Conversation::new(self.patience, &self.job, &mut host);
+        let run = drive(conversation, near, &[], &self.cancel, &mut Silent);
         thread.join().unwrap();
         run.result
     }
@@ -599,4 +602,122 @@ proptest! {
         );
         prop_assert!(refused, "{:?}", result);
     }
+}
+
+/// A machine that can be passed on.
+struct Portable;
+
+impl FarEnd for Portable {
+    fn last_words(&mut self) -> String {
+        String::new()
+    }
+
+    fn written_down(&self) -> Option<PausedMachine> {
+        let scratch = ("/scratch".into(), 5);
+        Some(PausedMachine::Namespace { pid: 3, init: Some(6), stderr: 4, scratch })
+    }
+
+    fn end(&mut self) -> Usage {
+        Usage { cpu: SHORT, ..Usage::default() }
+    }
+}
+
+impl Case {
+    /// Starts the session in a machine that can be passed on. Returns it, our end of its stream, and the guest.
+    fn start(&self) -> (thread::JoinHandle<Run>, UnixStream, Fake) {
+        let (guest, far_stream) = UnixStream::pair().unwrap();
+        let near = guest.try_clone().unwrap();
+        let (job, mut host, cancel) = (self.job.clone(), self.seen.clone(), self.cancel.clone());
+        let session =
+            thread::spawn(move || run_in(&mut Portable, Streams { guest }, SHORT, &job, &mut host, &cancel));
+        (session, near, Fake(far_stream))
+    }
+
+    fn wait_until_paused(&self) {
+        let deadline = Instant::now() + LONG;
+        while !self.cancel.is_paused() {
+            assert!(Instant::now() < deadline, "the session does not pause");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+#[test]
+fn a_paused_build_goes_on_elsewhere_from_the_middle_of_a_frame() {
+    let case = case();
+    let (session, near, mut fake) = case.start();
+    fake.started();
+    fake.send(Tag::Log, b"one\n");
+    fake.raw(&header(Tag::Log, 4));
+    fake.raw(b"tw");
+    case.cancel.ask_to_pause();
+    case.wait_until_paused();
+    // What comes meanwhile stays in the stream.
+    fake.raw(b"o\n");
+    fake.exited(0);
+    fake.send(Tag::OutputBegin, b"out");
+    fake.send(Tag::OutputEnd, &[]);
+    fake.send(Tag::Done, &[]);
+
+    let paused = case.cancel.take_paused().unwrap();
+    assert!(case.cancel.take_paused().is_none());
+    let mut descriptors = paused.descriptors();
+    descriptors.retain(|number| *number != paused.stream);
+    assert_eq!(descriptors, [4, 5, 6]);
+    let json = serde_json::to_string(&paused).unwrap();
+    let Paused { received, session: written, .. } = serde_json::from_str(&json).unwrap();
+    let mut host = case.seen.clone();
+    let run = go_on_in(&mut Portable, near, &received.0, &written, &mut host, &Cancel::new());
+    assert_eq!(run.result.unwrap().status, BuilderStatus::Exited(0));
+    assert_eq!(*case.seen.log.lock().unwrap(), b"one\ntwo\n");
+    assert!(case.seen.outputs.lock().unwrap()["out"].1);
+    // The measurements are those of the whole build.
+    assert_eq!(run.phases.named().count(), 6);
+    assert!(run.usage.bytes_in >= 600_000 && run.usage.peak_memory == Some(12345), "{:?}", run.usage);
+    assert!(!session.is_finished(), "it waits for ever, whoever has taken over");
+}
+
+#[test]
+fn a_session_pauses_only_while_its_builder_runs_and_the_pause_is_no_silence() {
+    let mut case = case();
+    case.job.limits.silent = Some(SHORT * 5);
+    let (session, _near, mut fake) = case.start();
+    case.cancel.ask_to_pause();
+    fake.hello();
+    thread::sleep(SHORT);
+    assert!(!case.cancel.is_paused());
+    fake.read_job();
+    fake.send(Tag::Started, &[]);
+    case.wait_until_paused();
+    thread::sleep(SHORT * 8);
+    case.cancel.go_on();
+    fake.send(Tag::Log, b"x");
+    fake.exited(1);
+    fake.send(Tag::Done, &[]);
+    assert_eq!(session.join().unwrap().result.unwrap().status, BuilderStatus::Exited(1));
+}
+
+#[test]
+fn a_paused_build_can_be_cancelled_until_somebody_has_taken_it_over() {
+    let first = case();
+    let (session, _near, mut fake) = first.start();
+    fake.started();
+    first.cancel.ask_to_pause();
+    first.wait_until_paused();
+    first.cancel.cancel();
+    assert!(first.cancel.take_paused().is_none() && !first.cancel.is_paused());
+    assert!(matches!(session.join().unwrap().result, Err(SandboxError::Cancelled)));
+
+    let second = case();
+    let (session, _near, mut fake) = second.start();
+    fake.started();
+    second.cancel.ask_to_pause();
+    second.wait_until_paused();
+    second.cancel.take_paused().unwrap();
+    second.cancel.cancel();
+    thread::sleep(SHORT);
+    assert!(!session.is_finished());
+    // Nobody has taken over in the end.
+    second.cancel.go_on();
+    assert!(matches!(session.join().unwrap().result, Err(SandboxError::Cancelled)));
 }

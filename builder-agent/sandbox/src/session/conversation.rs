@@ -11,7 +11,9 @@ use guest::protocol::{self, ExitStatus, Failure, FailureKind, Frame};
 
 use super::outgoing::Outgoing;
 use crate::error::SandboxError;
-use crate::job::{BuilderStatus, Finished, Host, Job, OutputSink, Phases};
+use crate::job::{BuilderStatus, Finished, Host, Job, Limits, OutputSink, Phases};
+use crate::moment::Moment;
+use crate::paused::PausedSession;
 use crate::text;
 use crate::usage::Usage;
 
@@ -45,7 +47,9 @@ pub(super) enum Late {
 /// One build's conversation with its guest: the events so far, and the deadlines of the next one.
 pub(super) struct Conversation<'a> {
     patience: Patience,
-    job: &'a Job,
+    limits: &'a Limits,
+    /// The job to send. `None`: the guest has it already.
+    job: Option<&'a Job>,
     host: &'a mut dyn Host,
     order: Order,
     /// The rest of the job to send; set from the `Hello` on.
@@ -72,7 +76,8 @@ impl<'a> Conversation<'a> {
         let now = Instant::now();
         Conversation {
             patience,
-            job,
+            limits: &job.limits,
+            job: Some(job),
             host,
             order: Order::new(job.outputs.keys().cloned()),
             outgoing: None,
@@ -91,10 +96,67 @@ impl<'a> Conversation<'a> {
         }
     }
 
+    /// Goes on with a conversation that was paused.
+    pub(super) fn resumed(
+        patience: Patience,
+        paused: &'a PausedSession,
+        host: &'a mut dyn Host,
+    ) -> Conversation<'a> {
+        let mut conversation = Conversation {
+            patience,
+            limits: &paused.limits,
+            job: None,
+            host,
+            order: Order::running(paused.outputs.iter().cloned()),
+            outgoing: None,
+            step: None,
+            outputs_end: None,
+            started: Some(paused.started.instant()),
+            last_log: paused.last_log.instant(),
+            log_bytes: paused.log_bytes,
+            output_bytes: 0,
+            output: None,
+            kernel: paused.kernel.clone(),
+            exit: None,
+            phases: paused.phases,
+            phase_began: paused.phase_began.instant(),
+            usage: paused.usage,
+        };
+        conversation.was_paused(paused.pause());
+        conversation
+    }
+
+    /// Whether the builder runs: the only time at which another program can go on with the conversation.
+    pub(super) fn is_building(&self) -> bool {
+        self.started.is_some() && self.order.is_running()
+    }
+
+    /// The conversation while the builder runs.
+    pub(super) fn written_down(&mut self) -> PausedSession {
+        PausedSession {
+            limits: self.limits.clone(),
+            outputs: self.order.wanted().cloned().collect(),
+            kernel: self.kernel.clone(),
+            started: Moment::of(self.started.unwrap_or(self.phase_began)),
+            last_log: Moment::of(self.last_log),
+            log_bytes: self.log_bytes,
+            phases: self.phases,
+            phase_began: Moment::of(self.phase_began),
+            usage: self.usage,
+            since: Moment::of(Instant::now()),
+            host: self.host.written_down(),
+        }
+    }
+
+    /// Nobody read the log for so long, which the builder is not to blame for.
+    pub(super) fn was_paused(&mut self, time: Duration) {
+        self.last_log += time;
+    }
+
     /// Time until the next deadline; none if the job has no limits and the builder runs.
     pub(super) fn time_left(&self) -> Result<Option<Duration>, Late> {
         let now = Instant::now();
-        let limits = &self.job.limits;
+        let limits = self.limits;
         let mut nearest: Option<Duration> = None;
         let mut check = |from: Instant, after: Duration, late: Late| {
             // `None`: further in the future than the clock can represent.
@@ -155,7 +217,10 @@ impl<'a> Conversation<'a> {
             Event::Hello(hello) => {
                 self.kernel = hello.kernel;
                 self.phases.guest_ready = Some(self.next_phase());
-                self.outgoing = Some(Outgoing::new(self.job)?);
+                let Some(job) = self.job else {
+                    return Err(SandboxError::GuestProtocol { why: "it said hello again".into() });
+                };
+                self.outgoing = Some(Outgoing::new(job)?);
                 self.expect(self.patience.stall, "it stopped reading its job");
             }
             Event::Started => {
@@ -184,8 +249,8 @@ impl<'a> Conversation<'a> {
             }
             Event::OutputData(bytes) => {
                 self.output_bytes = self.output_bytes.saturating_add(bytes.len() as u64);
-                if self.output_bytes > self.job.limits.output_bytes {
-                    return Err(SandboxError::OutputLimit { limit: self.job.limits.output_bytes });
+                if self.output_bytes > self.limits.output_bytes {
+                    return Err(SandboxError::OutputLimit { limit: self.limits.output_bytes });
                 }
                 if let Some((name, sink)) = &mut self.output {
                     sink.write_all(&bytes).map_err(|e| sink_error(name, e))?;
@@ -205,7 +270,7 @@ impl<'a> Conversation<'a> {
     }
 
     fn log(&mut self, bytes: &[u8]) -> Result<(), SandboxError> {
-        let limit = self.job.limits.log_bytes;
+        let limit = self.limits.log_bytes;
         let room = limit - self.log_bytes;
         // The bytes that fit are passed on: the last lines before the limit show why it was reached.
         let fits = bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX));
@@ -226,7 +291,7 @@ impl<'a> Conversation<'a> {
         let Some(exit) = self.exit.take() else {
             return Err(SandboxError::GuestProtocol { why: "done without an exit".into() });
         };
-        let limits = &self.job.limits;
+        let limits = self.limits;
         if exit.status != ExitStatus::Exited(0) {
             if exit.process_limit {
                 return Err(SandboxError::ProcessLimit { limit: limits.processes });

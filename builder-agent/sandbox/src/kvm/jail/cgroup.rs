@@ -131,6 +131,15 @@ pub struct Group {
 }
 
 impl Group {
+    /// The cgroup of a VM that another program has started.
+    pub fn taken_over(path: PathBuf) -> Group {
+        Group { path }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The most memory that the VM had at one time. None before Linux 5.19.
     pub fn peak_memory(&self) -> Option<u64> {
         fs::read_to_string(self.path.join("memory.peak")).ok()?.trim().parse().ok()
