@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix_derivation::StorePath;
-use sandbox::{BuilderStatus, Host, Image, Inputs, Job, Limits, OutputSink, Phases, Run, Segment, Usage};
+use sandbox::{
+    BuilderStatus, Host, Image, Inputs, Job, Limits, Moment, OutputSink, Phases, Run, Segment, Usage,
+};
 use store::{ClosureInfo, Ingest, Ingested, View};
 
 use super::checks;
@@ -25,8 +27,11 @@ use super::{Failure, Recipe, builtin, graphs};
 use settings::BackendKind;
 
 mod context;
+mod takeover;
 
 pub use context::AttemptContext;
+pub use takeover::TakenOver;
+use takeover::Written;
 
 /// The outputs of a successful attempt, by name.
 pub type Outputs = BTreeMap<String, Settled>;
@@ -62,7 +67,7 @@ pub fn run(
     let inputs = inputs(recipe, context, &closure, &watch)?;
     watch.go_on()?;
     report.inputs_prepared = Some(began.elapsed());
-    let scratch_paths = recipe.scratch_paths();
+    let outputs = recipe.scratch_paths().into_iter();
     let job = Job {
         id: context.id.to_owned(),
         // `Recipe::check` has seen that this is one of the box's systems, which are text.
@@ -71,21 +76,43 @@ pub fn run(
         args: around.args,
         env: around.env,
         files: around.files,
-        outputs: scratch_paths.iter().map(|(name, path)| (name.clone(), path.to_absolute_path())).collect(),
+        outputs: outputs.map(|(name, path)| (name, path.to_absolute_path())).collect(),
         inputs,
         limits: Limits { wall: watch.left(), ..limits.of_sandbox.clone() },
     };
 
-    let mut scan_for: BTreeSet<StorePath> = closure;
-    scan_for.extend(scratch_paths.values().cloned());
-    let mut receiver = Receiver {
-        view: context.view,
-        scan_for: scan_for.into_iter().collect(),
-        log,
-        outputs: Arc::default(),
-        trouble: Arc::default(),
-    };
-    let Run { result, phases, usage } = context.backend.run(job, &mut receiver, context.cancel);
+    let mut receiver = Receiver::new(recipe, context, &watch, log, report.inputs_prepared);
+    let run = context.backend.run(job, &mut receiver, context.cancel);
+    conclude(recipe, context, &watch, receiver, run, report)
+}
+
+/// Goes on with an attempt that another program has paused. Its job and its inputs are in its sandbox already.
+pub fn go_on(
+    recipe: &Recipe,
+    context: &AttemptContext<'_>,
+    paused: TakenOver,
+    log: &mut LogWriter,
+    report: &mut Report,
+) -> Result<Outputs, Failure> {
+    let TakenOver { sandbox, until, inputs_prepared } = paused;
+    let until = until.map(|(moment, whole)| (moment.instant(), whole));
+    let watch = Watch::started_before(&recipe.drv_path, context.cancel, until, &context.limits.set_by);
+    report.inputs_prepared = inputs_prepared;
+    let mut receiver = Receiver::new(recipe, context, &watch, log, inputs_prepared);
+    let run = sandbox.go_on(&mut receiver, context.cancel);
+    conclude(recipe, context, &watch, receiver, run, report)
+}
+
+/// The outputs of a builder that has ended, checked; or why there are none.
+fn conclude(
+    recipe: &Recipe,
+    context: &AttemptContext<'_>,
+    watch: &Watch<'_>,
+    receiver: Receiver<'_>,
+    Run { result, phases, usage }: Run,
+    report: &mut Report,
+) -> Result<Outputs, Failure> {
+    let limits = &context.limits;
     (report.phases, report.usage) = (phases, Some(usage));
     let refused = receiver.trouble.lock().unwrap_or_else(PoisonError::into_inner).take();
     let outputs = std::mem::take(&mut *receiver.outputs.lock().unwrap_or_else(PoisonError::into_inner));
@@ -95,7 +122,7 @@ pub fn run(
             if let (Some(refused), sandbox::SandboxError::Sink { name, .. }) = (refused, &error) {
                 return Err(output_refused(recipe, name, &refused));
             }
-            let outputs: Vec<_> = scratch_paths.into_iter().collect();
+            let outputs: Vec<_> = recipe.scratch_paths().into_iter().collect();
             return Err(sandbox_failed(&recipe.drv_path, &outputs, &watch.whole(error), &limits.set_by));
         }
     };
@@ -104,7 +131,7 @@ pub fn run(
         return Err(exit_failure(recipe, finished.status, &receiver.log.tail()));
     }
     let checking = Instant::now();
-    let outputs = settle(recipe, context.view, context.inputs.info(), outputs, &watch)?;
+    let outputs = settle(recipe, context.view, context.inputs.info(), outputs, watch)?;
     report.outputs_checked = Some(checking.elapsed());
     Ok(outputs)
 }
@@ -238,9 +265,31 @@ struct Receiver<'a> {
     outputs: Arc<Mutex<BTreeMap<String, Ingested>>>,
     /// The store's reason to refuse an output. The sandbox passes on an `io::Error`, which would lose it.
     trouble: Arc<Mutex<Option<store::ImportError>>>,
+    watch: &'a Watch<'a>,
+    inputs_prepared: Option<Duration>,
 }
 
-impl Receiver<'_> {
+impl<'a> Receiver<'a> {
+    fn new(
+        recipe: &Recipe,
+        context: &AttemptContext<'a>,
+        watch: &'a Watch<'a>,
+        log: &'a mut LogWriter,
+        inputs_prepared: Option<Duration>,
+    ) -> Self {
+        let mut scan_for: BTreeSet<StorePath> = context.inputs.info().paths.keys().cloned().collect();
+        scan_for.extend(recipe.scratch_paths().into_values());
+        Receiver {
+            view: context.view,
+            scan_for: scan_for.into_iter().collect(),
+            log,
+            outputs: Arc::default(),
+            trouble: Arc::default(),
+            watch,
+            inputs_prepared,
+        }
+    }
+
     fn refused(&self, error: store::ImportError) -> io::Error {
         refused(&self.trouble, error)
     }
@@ -266,6 +315,16 @@ impl Host for Receiver<'_> {
             outputs: self.outputs.clone(),
             trouble: self.trouble.clone(),
         }))
+    }
+
+    fn written_down(&mut self) -> String {
+        let written = Written {
+            until: self.watch.until().map(|(until, whole)| (Moment::of(until), whole)),
+            inputs_prepared: self.inputs_prepared,
+            log: self.log.written_down(),
+        };
+        // Numbers and text, which cannot fail.
+        serde_json::to_string(&written).unwrap_or_default()
     }
 }
 

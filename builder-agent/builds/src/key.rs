@@ -7,6 +7,7 @@
 //! either: derivations that differ only in how their inputs were made are one build.
 
 use nix_derivation::CAHash;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use store::ClosureInfo;
 
@@ -16,7 +17,7 @@ use super::{Envelope, Recipe};
 const FORMAT: &[u8] = b"barnraiser build key 2";
 
 /// A hash over all that can influence the result of a build.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BuildKey([u8; 32]);
 
 impl BuildKey {

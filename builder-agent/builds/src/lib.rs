@@ -33,6 +33,7 @@ pub mod structured;
 pub mod study;
 mod watch;
 pub mod weight;
+mod written;
 
 pub use envelope::Envelope;
 pub use failure::Failure;

@@ -11,7 +11,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use sandbox::text;
+use sandbox::{Bytes, text};
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::failure::TAIL_LINES;
@@ -64,7 +65,44 @@ pub fn create(folder: &Path) -> io::Result<(LogWriter, LogSource)> {
     Ok((LogWriter { file, progress, lines: Lines::default(), tail: VecDeque::new() }, source))
 }
 
+/// A log of a build that another program goes on with, besides its file.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WrittenLog {
+    len: u64,
+    tail: Vec<String>,
+    partial: Bytes,
+    at: usize,
+    continued: bool,
+    oversized: Option<u64>,
+}
+
+/// The log that another program has begun in `file`.
+pub fn begun_before(file: File, written: WrittenLog) -> io::Result<(LogWriter, LogSource)> {
+    let WrittenLog { len, tail, partial: Bytes(partial), at, continued, oversized } = written;
+    if file.metadata()?.len() < len || at > partial.len() {
+        return Err(io::Error::other("the log is not the one that was written down"));
+    }
+    let file = Arc::new(file);
+    let (progress, receiver) = watch::channel(Progress { len, complete: false });
+    let source = LogSource { file: file.clone(), progress: receiver };
+    let lines = Lines { partial, at, continued, oversized };
+    Ok((LogWriter { file, progress, lines, tail: tail.into() }, source))
+}
+
 impl LogWriter {
+    /// For [`begun_before`].
+    pub fn written_down(&self) -> WrittenLog {
+        let Lines { partial, at, continued, oversized } = &self.lines;
+        WrittenLog {
+            len: self.progress.borrow().len,
+            tail: self.tail.iter().cloned().collect(),
+            partial: Bytes(partial.clone()),
+            at: *at,
+            continued: *continued,
+            oversized: *oversized,
+        }
+    }
+
     /// Appends. If the disk is full, the log loses bytes and the build goes on.
     pub fn write(&mut self, bytes: &[u8]) {
         let at = self.progress.borrow().len;
@@ -364,6 +402,22 @@ mod tests {
         writer.write(b"the end");
         let tail = writer.tail();
         assert_eq!((tail.len(), tail[0].as_str(), tail[9].as_str()), (TAIL_LINES, "21", "the end"));
+    }
+
+    #[tokio::test]
+    async fn a_log_goes_on_in_the_middle_of_a_line_where_another_program_left_it() {
+        let (mut writer, source) = create(Path::new("/dev/shm")).expect("log");
+        writer.write(b"one\nold\rtw");
+        let json = serde_json::to_string(&writer.written_down()).expect("JSON");
+        let file = source.file().try_clone().expect("a file");
+        let written = serde_json::from_str(&json).expect("the same");
+        let (mut writer, source) = begun_before(file, written).expect("the same file");
+        writer.write(b"o\nthree");
+        assert_eq!(writer.tail(), ["one", "two", "three"]);
+        let all = b"one\nold\rtwo\nthree".to_vec();
+        assert_eq!(source.reader().next().await.expect("read"), Some(all));
+        let longer = serde_json::from_str(&json.replace("\"len\":10", "\"len\":99")).expect("JSON");
+        begun_before(source.file().try_clone().expect("a file"), longer).expect_err("it is shorter");
     }
 
     #[tokio::test]

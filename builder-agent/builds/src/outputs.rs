@@ -93,6 +93,13 @@ pub fn name_deriver(recipe: &Recipe, view: &View, paths: &[StorePath]) {
     }
 }
 
+/// Whether everybody may read the log of a build. A build from Verified paths alone has a log without secrets: everybody could
+/// make it.
+pub fn log_is_public(view: &View, drv: &StorePath, proven: bool) -> bool {
+    let drv = view.info_with_provenance(drv);
+    proven && drv.is_some_and(|(_, provenance)| provenance == Provenance::Verified)
+}
+
 /// Whether all that determines an output has been checked here, so that everybody may see it.
 fn is_verified(proven: bool, spec: &OutputSpec, recorded: &RecordedOutput) -> bool {
     // A content address is right for any inputs. The exception: contents that contain their own hash part. Since 2.26,

@@ -39,13 +39,14 @@ use shares::threads::Threads;
 
 use place::{Here, Place, Snapshots};
 use queue::Queue;
-use run::Run;
+use run::{Progress, Run};
 use share::{RunKey, Running, Table, Waiter};
 use shared::{Shared, size_of};
 
 pub use draining::Left;
 pub use listing::{Listed, Load};
 pub use request::{Built, Held, NotStarted, Outcome, Request};
+pub use takeover::{Heir, NotPaused, WrittenRuns};
 pub use waiting::{Wait, Why};
 
 #[doc(hidden)]
@@ -59,6 +60,7 @@ mod request;
 mod run;
 mod share;
 mod shared;
+mod takeover;
 mod tickets;
 mod waiting;
 
@@ -246,28 +248,32 @@ impl Embedded {
         let (owner, followed) = watch::channel(Some(first.clone()));
         let cancel = Cancel::new();
         let drained = Arc::new(OnceLock::new());
+        let (accepted, progress) = (Instant::now(), Progress::default());
         let run = Run {
             id,
             key,
-            first: first.clone(),
+            recorded: request.key,
+            accepted,
             owner: followed,
             begun,
             outcome,
-            log: writer,
             source: log.clone(),
             cancel: cancel.clone(),
             drained: drained.clone(),
+            progress: progress.clone(),
         };
-        tokio::spawn(run::run(self.shared.clone(), run));
+        tokio::spawn(run::run(self.shared.clone(), run, first.clone(), writer));
         Ok(Running {
             id,
-            accepted: Instant::now(),
+            recorded: request.key,
+            accepted,
             log,
             outcome: outcome_seen,
             begun: begun_seen,
             owner,
             cancel,
             drained,
+            progress,
             waiters: BTreeMap::new(),
         })
     }

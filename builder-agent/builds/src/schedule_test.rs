@@ -304,3 +304,33 @@ async fn a_drained_box_ends_what_waits_and_starts_nothing_and_what_runs_can_stil
     barn.set_roster(&[]);
     barn.until("a builder runs", |barn| barn.running() == 0).await;
 }
+
+#[tokio::test]
+async fn a_run_that_cannot_be_paused_keeps_everything_as_it_is_and_nothing_starts_meanwhile() {
+    let barn = Barn::open("");
+    let roster = barn.roster.borrow().clone();
+    let first = barn.build(&roster, "alice", "one").expect("a run");
+    barn.until("it runs", |barn| barn.running() == 1).await;
+    let pausing = tokio::spawn({
+        let scheduler = barn.scheduler.clone();
+        async move { scheduler.pause(Duration::from_millis(400)).await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let second = barn.build(&roster, "bob", "two").expect("a run");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(barn.running(), 1, "it waits");
+    let refused = pausing.await.expect("no panic").expect_err("the builder cannot be paused");
+    assert_eq!(refused, NotPaused(vec![1]));
+    assert!(refused.to_string().contains("(build 1)"), "{refused}");
+    barn.until("the second runs", |barn| barn.running() == 2).await;
+
+    // Clients who are about to be disconnected leave their runs behind; later ones end theirs as always.
+    barn.scheduler.let_runs_stay();
+    drop(first);
+    barn.scheduler.go_on();
+    drop(second);
+    barn.until("the second has ended", |barn| barn.running() == 1).await;
+    assert_eq!(barn.scheduler.list(&|_| true).len(), 1);
+    barn.scheduler.retain(&|_| false);
+    barn.until("the first has ended", |barn| barn.running() == 0).await;
+}

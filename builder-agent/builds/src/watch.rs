@@ -33,6 +33,21 @@ impl<'a> Watch<'a> {
         Self { drv, cancel, until, set_by }
     }
 
+    /// The time limit that another program has started: its end, and the whole of it.
+    pub fn started_before(
+        drv: &'a StorePath,
+        cancel: &'a Cancel,
+        until: Option<(Instant, Duration)>,
+        set_by: &'a Origins,
+    ) -> Self {
+        Self { drv, cancel, until, set_by }
+    }
+
+    /// For [`Watch::started_before`].
+    pub fn until(&self) -> Option<(Instant, Duration)> {
+        self.until
+    }
+
     /// The caller must call this every few milliseconds.
     pub fn go_on(&self) -> Result<(), Failure> {
         if self.cancel.is_cancelled() {

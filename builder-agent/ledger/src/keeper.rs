@@ -60,7 +60,6 @@ impl Keeper {
     }
 }
 
-#[cfg(test)]
 impl Keeper {
     /// A write now, as the thread makes it every few seconds.
     pub fn write(&self) {

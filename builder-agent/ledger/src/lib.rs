@@ -210,6 +210,13 @@ impl Ledger {
             .collect()
     }
 
+    /// Writes what is left to write. Blocks.
+    pub fn flush(&self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.write();
+        }
+    }
+
     /// Ends the thread, and writes what is left to write. The ledger still works, in memory. Blocks.
     pub fn close(&self) {
         if let Some(keeper) = &self.keeper {

@@ -4,16 +4,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use nix_derivation::StorePath;
+
 use crate::config::StoreConfig;
-use crate::error::{FileError, OpenError, RegisterError};
+use crate::error::{FileError, MissingPath, OpenError, RegisterError};
 use crate::index::charges::Charged;
-use crate::types::Member;
 use crate::types::result::BuildRecord;
+use crate::types::{Member, Provenance};
 use crate::upkeep::base::Base;
 use crate::upkeep::evict::Evicted;
 use crate::upkeep::recovery::Recovery;
 use crate::upkeep::room::evict_bytes;
 use crate::upkeep::space::Space;
+use crate::views::closure::Closure;
 use crate::views::quota::{Payer, Quota};
 use crate::views::records;
 use crate::views::seen::Viewer;
@@ -58,6 +61,29 @@ impl Store {
         let quota = Quota::smaller(None, self.base.config.max_bytes_per_member);
         let payer = Payer { member: Some(member.clone()), quota };
         View::new(Arc::clone(&self.base), Viewer { member: member.clone(), others, payer }, None)
+    }
+
+    /// A snapshot that an earlier process had: all its paths, with the NAR hash and the provenance that each had. It keeps
+    /// them as that of [`View::snapshot`] does. Fails if one of them is not there any more with these contents.
+    pub fn snapshot_again(
+        &self,
+        member: &Member,
+        paths: impl IntoIterator<Item = (StorePath, [u8; 32], Provenance)>,
+    ) -> Result<Closure, MissingPath> {
+        let index = self.base.index.read();
+        let mut infos = BTreeMap::new();
+        for (path, nar_hash, provenance) in paths {
+            let claim = match &provenance {
+                Provenance::Verified => None,
+                Provenance::Claimed(owner) => index.claims_of(owner).and_then(|layer| layer.entry(&path)),
+            };
+            // A claim can have become Verified meanwhile.
+            let mut found = claim.into_iter().chain(index.verified().entry(&path));
+            let info = found.find(|entry| entry.info.nar_hash == nar_hash).map(|entry| entry.info.clone());
+            let info = info.ok_or_else(|| MissingPath(path.clone()))?;
+            infos.insert(path, (info, provenance));
+        }
+        Ok(Closure::new(&self.base, member, infos))
     }
 
     /// The room on the store's file system.

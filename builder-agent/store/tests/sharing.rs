@@ -352,3 +352,40 @@ fn what_was_built_from_anothers_bytes_does_not_become_open_when_their_name_is_pr
     claim(&b, &path("next"), "next", &[&path("dep")]);
     assert!(c.is_valid(&path("next")) && is_closed(&c));
 }
+
+#[test]
+fn a_snapshot_that_another_process_had_is_the_same_or_none() {
+    let (dir, store, a, b) = sharing();
+    let (own, theirs, everybodys) = (path("own"), path("theirs"), path("everybodys"));
+    claim(&a, &own, "own", &[]);
+    claim(&b, &theirs, "theirs", &[]);
+    verified(&a, &everybodys, "everybodys");
+    let before = a.snapshot([&own, &theirs, &everybodys]).unwrap().info().clone();
+    let list = || {
+        let entries = before.paths.values();
+        entries.map(|(info, provenance)| (info.path.clone(), info.nar_hash, provenance.clone()))
+    };
+    drop((a, b, store));
+    let store = open(dir.path());
+    let again = store.snapshot_again(&alice(), list()).unwrap();
+    assert_eq!(*again.info(), before);
+    // It keeps the claims of its member, as the first one did.
+    let a = store.view(&alice());
+    delete_refused(&a, &own);
+    drop(again);
+    let other = list().map(|(path, mut hash, provenance)| {
+        hash[0] ^= 1;
+        (path, hash, provenance)
+    });
+    assert_eq!(
+        store.snapshot_again(&alice(), other).err().map(|missing| missing.0),
+        Some(own.min(theirs).min(everybodys))
+    );
+    assert!(store.snapshot_again(&alice(), [(path("none"), [0; 32], Provenance::Verified)]).is_err());
+}
+
+fn delete_refused(view: &View, path: &StorePath) {
+    let wish =
+        Collect { action: CollectAction::DeleteSpecific, paths: [path.clone()].into(), max_freed: u64::MAX };
+    assert!(view.collect(&wish).is_err() && view.is_valid(path));
+}

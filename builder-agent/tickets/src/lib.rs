@@ -23,7 +23,7 @@ mod ticket;
 mod token;
 
 pub use terms::{Scope, Terms};
-pub use ticket::{NotSpent, Over, Spent, State, Ticket, Used};
+pub use ticket::{NotSpent, Over, Spent, SpentBefore, State, Ticket, Used};
 
 use file::{Failure, File, Record};
 use token::Hash;

@@ -125,6 +125,17 @@ pub struct Spent {
     all: bool,
 }
 
+/// A use for a build that still runs, for [`Ticket::spent_before`].
+#[derive(Debug, Clone, Copy)]
+pub struct SpentBefore {
+    /// Zero for a build that was started again.
+    pub uses: u64,
+    pub since: Instant,
+    /// The longest time of the build, by the ticket's limit.
+    pub limit: Option<Duration>,
+    pub reserved: Duration,
+}
+
 impl Ticket {
     #[allow(clippy::too_many_arguments)] // the columns of a record
     pub(crate) fn new(
@@ -242,6 +253,17 @@ impl Ticket {
         Ok(spent)
     }
 
+    /// A use that an earlier process spent, and wrote down, for a build that still runs.
+    #[must_use]
+    pub fn spent_before(self: &Arc<Self>, before: SpentBefore) -> Spent {
+        let SpentBefore { uses, since, limit, reserved } = before;
+        let mut account = self.account();
+        account.running += 1;
+        account.reserved += reserved;
+        drop(account);
+        Spent { ticket: self.clone(), uses, since, limit, reserved, back: false, all: false }
+    }
+
     /// Counts bytes that the holder has sent.
     pub fn uploads(&self, bytes: u64) -> Result<(), Over> {
         let mut account = self.account();
@@ -292,6 +314,12 @@ impl Ticket {
 }
 
 impl Spent {
+    /// This use as the next process will know it.
+    #[must_use]
+    pub fn before(&self) -> SpentBefore {
+        SpentBefore { uses: self.uses, since: self.since, limit: self.limit, reserved: self.reserved }
+    }
+
     /// The longest time that the ticket allows for this build, if that is less than `wall`.
     #[must_use]
     pub fn limit_below(&self, wall: Option<Duration>) -> Option<Duration> {
@@ -329,7 +357,7 @@ impl Drop for Spent {
         account.running -= 1;
         account.reserved -= self.reserved;
         if self.back {
-            account.used.uses -= self.uses;
+            account.used.uses = account.used.uses.saturating_sub(self.uses);
         } else {
             let least = if self.all { self.reserved } else { Duration::ZERO };
             let took = u64::try_from(self.since.elapsed().max(least).as_millis()).unwrap_or(u64::MAX);

@@ -50,6 +50,25 @@ fn a_use_is_spent_when_a_build_starts_and_comes_back_only_if_the_box_was_at_faul
 }
 
 #[test]
+fn a_build_that_goes_on_under_another_process_keeps_its_use_and_its_time() {
+    let tickets = Tickets::in_memory();
+    let (ticket, _) = made(&tickets, Terms { uses: Some(1), max_build_seconds: Some(60), ..terms() });
+    let running = ticket.spend(HOUR).expect("time");
+    let (before, used) = (running.before(), ticket.used());
+    // The next process has the account from the file, where the use is spent.
+    std::mem::forget(running);
+    let after = Tickets::in_memory();
+    let again = of_record(record(&ticket, used), &Arc::downgrade(&after.book)).expect("a ticket");
+    after.book.lock().add(again.clone());
+    let mut running = again.spent_before(before);
+    assert_eq!(running.limit_below(Some(HOUR)), Some(Duration::from_secs(60)));
+    assert!(again.over().is_some());
+    running.give_back();
+    drop(running);
+    assert_eq!((again.used().uses, again.over()), (0, None));
+}
+
+#[test]
 fn builds_that_run_at_once_cannot_take_more_time_than_the_ticket_has() {
     let tickets = Tickets::in_memory();
     let (one, _) = made(&tickets, Terms { uses: None, max_build_seconds: Some(60), ..terms() });

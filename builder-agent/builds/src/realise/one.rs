@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::BuildStatus;
 use nix_derivation::StorePath;
-use store::{Closure, Provenance, RecordedOutput, RegisterError, View};
+use store::{Closure, RecordedOutput, RegisterError, View};
 
 use super::{Context, Done, Ended};
 use crate::envelope::Most;
@@ -363,9 +363,7 @@ impl One {
         let (kept, member) = (self.context.realiser.kept.clone(), self.context.member.id.clone());
         move || {
             let Some(log) = log else { return };
-            // A build from Verified paths alone has a log without secrets: everybody could make it.
-            let drv = view.info_with_provenance(&recipe.drv_path);
-            let public = proven && drv.is_some_and(|(_, provenance)| provenance == Provenance::Verified);
+            let public = outputs::log_is_public(&view, &recipe.drv_path, proven);
             let reader = if public { Reader::Everybody } else { Reader::Member(&member) };
             if let Err(error) = kept.give(&log, reader, &recipe.drv_path) {
                 tracing::warn!(%error, "cannot keep a build log");

@@ -54,6 +54,8 @@ pub enum Event {
     Terms { owners: Vec<Owner> },
     /// A new run for this owner, whose current terms are in it.
     Queued { run: RunId, owner: Owner, asked: Asked, size: Size },
+    /// A run that an earlier process has started, for this owner. It has its slots whatever the limits are.
+    GoesOn { run: RunId, owner: Owner, asked: Asked, size: Size },
     /// The run has another owner, whose current terms are in it.
     HandedOver { run: RunId, owner: Owner },
     /// The run is over, or is no longer wanted. Each run ends with exactly one of these.
@@ -126,6 +128,14 @@ impl Admission {
                 let (class, is_alone) = self.class_of(asked, leaf);
                 let number = self.tree.enqueue(leaf, (run, size), class, now);
                 let (member, stage) = (owner.member.name, Stage::Waiting(number));
+                self.runs.insert(run, Entry { member, leaf, class, is_alone, size, queued: now, stage });
+            }
+            Event::GoesOn { run, owner, asked, size } => {
+                let leaf = self.tree.leaf_of(&owner, now);
+                let (class, is_alone) = self.class_of(asked, leaf);
+                let charge = self.tree.begin(leaf, size, size.of(self.slot), now);
+                let (member, stage) = (owner.member.name, Stage::Started { at: now, charge });
+                self.started += 1;
                 self.runs.insert(run, Entry { member, leaf, class, is_alone, size, queued: now, stage });
             }
             Event::HandedOver { run, owner } => self.hand_over(run, owner, now),

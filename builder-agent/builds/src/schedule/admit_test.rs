@@ -550,3 +550,24 @@ fn members_without_runs_are_forgotten_when_they_would_come_back_to_the_same_plac
     assert!(!scene.admission.tree.is_known("carol") && scene.admission.tree.is_known("dave"));
     assert_eq!(scene.admission.tree.groups(), 0);
 }
+
+#[test]
+fn a_run_of_an_earlier_process_has_its_slots_and_gives_them_back() {
+    let mut scene = Scene::with_slots(2);
+    let goes_on = |run, slots| Event::GoesOn {
+        run,
+        owner: member("alice", slots),
+        asked: Class::Bulk.into(),
+        size: SLOT,
+    };
+    assert_eq!(scene.happens(goes_on(1, 1)), NONE);
+    assert_eq!(scene.admission.kept_by(1), None);
+    assert_eq!(scene.queued(2, "alice", 1), NONE);
+    assert_eq!(scene.admission.kept_by(2), Some(Full::Member));
+    assert_eq!(scene.queued(3, "bob", 1), [3]);
+    // More than the box has, as after its slots became fewer.
+    assert_eq!(scene.happens(goes_on(4, 8)), NONE);
+    assert_eq!(scene.ended(1), NONE);
+    assert_eq!(scene.ended(3), [2]);
+    assert_eq!((scene.ended(4), scene.ended(2)), (vec![], vec![]));
+}

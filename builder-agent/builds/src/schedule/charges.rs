@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ledger::{Ledger, Principal, Resource};
-use sandbox::Usage;
+use sandbox::{Moment, Usage};
+use serde::{Deserialize, Serialize};
 
 use super::request::Request;
 use crate::Envelope;
+use crate::written::WrittenPrincipal;
 
 /// Who is charged for a part of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,14 +42,49 @@ pub(super) struct Used {
     pub failed: bool,
 }
 
+/// The owners of a run that another program goes on with.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct WrittenOwners {
+    times: Vec<(WrittenCharged, Duration)>,
+    now: WrittenCharged,
+    since: Moment,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct WrittenCharged {
+    who: WrittenPrincipal,
+    tags: Vec<String>,
+}
+
 impl Charged {
     fn of(request: &Request) -> Self {
         let tags = request.tags.iter().map(|tag| tag.as_str().into()).collect();
         Self { who: request.principal.clone(), tags }
     }
+
+    fn written_down(&self) -> WrittenCharged {
+        let tags = self.tags.iter().map(ToString::to_string).collect();
+        WrittenCharged { who: (&self.who).into(), tags }
+    }
+
+    fn taken_over(written: WrittenCharged) -> Self {
+        let tags = written.tags.into_iter().map(Arc::from).collect();
+        Self { who: written.who.into(), tags }
+    }
 }
 
 impl Owners {
+    pub fn written_down(&self) -> WrittenOwners {
+        let times = self.times.iter().map(|(owner, time)| (owner.written_down(), *time)).collect();
+        WrittenOwners { times, now: self.now.written_down(), since: Moment::of(self.since) }
+    }
+
+    pub fn taken_over(written: WrittenOwners) -> Self {
+        let times =
+            written.times.into_iter().map(|(owner, time)| (Charged::taken_over(owner), time)).collect();
+        Self { times, now: Charged::taken_over(written.now), since: written.since.instant() }
+    }
+
     pub fn new(first: &Request) -> Self {
         Self::first(Charged::of(first))
     }

@@ -21,7 +21,7 @@ use sandbox::Cancel;
 use store::{Closure, ClosureInfo};
 
 use super::admit::RunId;
-use crate::attempt::{Outputs, Report};
+use crate::attempt::{Outputs, Report, TakenOver};
 use crate::limits::RunLimits;
 use crate::log::LogWriter;
 use crate::{Envelope, Failure, Recipe};
@@ -59,6 +59,15 @@ pub trait Place: Send + Sync {
     /// Starts `task`. The future is ready when no part of the task runs any more, which is soon after `cancel`. The
     /// place writes the log as it arrives.
     fn run(&self, task: Task, log: LogWriter, cancel: Cancel) -> Pin<Box<dyn Future<Output = Done> + Send>>;
+
+    /// Goes on with `task`, which another program has started and paused.
+    fn go_on(
+        &self,
+        task: Task,
+        paused: TakenOver,
+        log: LogWriter,
+        cancel: Cancel,
+    ) -> Pin<Box<dyn Future<Output = Done> + Send>>;
 }
 
 /// Contents of the inputs of started runs, by run. Clones share one table.
@@ -82,6 +91,11 @@ impl Snapshots {
     pub(super) fn keep(&self, run: RunId, inputs: Arc<Closure>) -> Kept {
         self.lock().insert(run, inputs);
         Kept { snapshots: self.clone(), run }
+    }
+
+    /// The runs that have something here: those that have started and may still use a sandbox.
+    pub(super) fn runs(&self) -> Vec<RunId> {
+        self.lock().keys().copied().collect()
     }
 
     /// The inputs of this task, if the table has a snapshot that equals the list of the task.

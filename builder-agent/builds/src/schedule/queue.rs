@@ -11,6 +11,8 @@ use super::admit::{Admission, Asked, Event, Full, Owner, RunId, Size, Start};
 /// The queues of the box. One per scheduler.
 pub(super) struct Queue {
     state: Mutex<State>,
+    slots: usize,
+    slot: Size,
 }
 
 #[derive(Default)]
@@ -30,9 +32,30 @@ pub(super) struct Turn {
 impl Queue {
     /// For a box with so many slots of this size.
     pub fn new(slots: usize, slot: Size) -> Arc<Self> {
-        let queue = Self { state: Mutex::default() };
-        queue.lock().handle(Event::Box { slots, slot });
+        let queue = Self { state: Mutex::default(), slots, slot };
+        queue.hold(false);
         Arc::new(queue)
+    }
+
+    /// Starts no runs from now on, or starts them again.
+    pub fn hold(&self, is_held: bool) {
+        let slots = if is_held { 0 } else { self.slots };
+        self.lock().handle(Event::Box { slots, slot: self.slot });
+    }
+
+    /// A run that an earlier process has started.
+    pub fn goes_on(
+        self: &Arc<Self>,
+        run: RunId,
+        owner: impl FnOnce() -> Owner,
+        asked: Asked,
+        size: Size,
+    ) -> Turn {
+        // Its start is not waited for any more.
+        let (_, start) = oneshot::channel();
+        let mut state = self.lock();
+        state.handle(Event::GoesOn { run, owner: owner(), asked, size });
+        Turn { queue: self.clone(), run, start }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

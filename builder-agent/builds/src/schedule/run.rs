@@ -4,7 +4,7 @@
 //! owns it (`share`), when it may start (`admit`), and how it is executed (`place`).
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix_derivation::StorePath;
@@ -14,86 +14,164 @@ use tokio::sync::watch;
 
 use super::admit::{RunId, Start};
 use super::charges::{self, Owners, Used};
-use super::place::{Done, Task};
+use super::place::{Done, Kept, Task};
 use super::queue::Turn;
 use super::request::{Built, Outcome, Request};
 use super::share::{RunKey, Waiter};
 use super::shared::{Shared, size_of};
-use crate::attempt::{Outputs, Report};
+use super::tickets::{Permit, WrittenPermit};
+use crate::attempt::{Outputs, Report, TakenOver};
 use crate::drain::Drained;
 use crate::failure::Cause;
+use crate::kept::Reader;
+use crate::limits::RunLimits;
 use crate::log::{LogSource, LogWriter};
-use crate::{Failure, Recipe, outputs};
+use crate::{BuildKey, Failure, Recipe, outputs};
 use members::Member;
 use shares::threads::Workers;
 
-/// The data with which a run begins.
+/// A run, apart from its log's writer.
 pub(super) struct Run {
     /// Names the run in logs.
     pub id: RunId,
+    /// Under which it is listed.
     pub key: RunKey,
-    /// The first requester. They may have left before the run starts.
-    pub first: Arc<Waiter>,
+    /// Under which its result is recorded. Not the listed one if an earlier version of the box has started the run.
+    pub recorded: BuildKey,
+    pub accepted: Instant,
     /// `None` once nobody wants the run any more.
     pub owner: watch::Receiver<Option<Arc<Waiter>>>,
     pub begun: watch::Sender<Option<Instant>>,
     pub outcome: watch::Sender<Option<Arc<Outcome>>>,
-    pub log: LogWriter,
     pub source: LogSource,
     pub cancel: Cancel,
     /// Why the run ends early, if it is because the box is drained.
     pub drained: Arc<OnceLock<Arc<Drained>>>,
+    pub progress: Progress,
+}
+
+/// What a started run has used so far and what was promised to it; shared with those who write it down. `None`: it has not
+/// started, or has ended.
+pub(super) type Progress = Arc<Mutex<Option<Account>>>;
+
+/// The account of a started run.
+pub(super) struct Account {
+    pub start_time: i64,
+    pub waited: Duration,
+    pub owners: Owners,
+    /// The member whose slot it has.
+    pub charged: Arc<Member>,
+    pub limits: RunLimits,
+    pub permit: WrittenPermit,
+}
+
+/// A run that may start, or has.
+pub(super) struct Started {
+    /// For whom it was started.
+    pub waiter: Arc<Waiter>,
+    pub slot: Slot,
+    pub permit: Permit,
+    pub account: Account,
 }
 
 /// A run's turn, and the member whose slot it uses. This is not the owner if the run was handed over to an owner who
 /// had no free slot.
-struct Slot {
-    turn: Turn,
-    charged: Arc<Member>,
+pub(super) struct Slot {
+    pub turn: Turn,
+    pub charged: Arc<Member>,
 }
 
-/// Executes the run, and sends the outcome to every waiter.
-pub(super) async fn run(shared: Arc<Shared>, run: Run) {
-    let Run { id, key, first, mut owner, begun, outcome, log, source, cancel, drained } = run;
-    let accepted = Instant::now();
+/// Executes a new run, which `first` has asked for, and sends the outcome to every waiter. They may have left before it starts.
+pub(super) async fn run(shared: Arc<Shared>, mut run: Run, first: Arc<Waiter>, log: LogWriter) {
+    let id = run.id;
     let drv = first.request.recipe.drv_path.to_absolute_path();
     let tags = first.request.tags.join(" ");
     tracing::info!(build = id, member = %first.request.member.name, %drv, tags, "build accepted");
-    let Some((waiter, mut slot, start)) = wait_for_turn(&shared, id, &mut owner).await else {
+    let Some((waiter, slot, start)) = wait_for_turn(&shared, id, &mut run.owner).await else {
         tracing::info!(build = id, member = %first.request.member.name, %drv, "build cancelled before it started");
-        shared.running.remove(&key, id);
+        shared.running.remove(&run.key, id);
         let drv = &first.request.recipe.drv_path;
-        let why = drained.get().map_or_else(|| Failure::cancelled(drv), |drained| drained.refusal(drv));
-        outcome.send_replace(Some(Arc::new(never_started(&shared, &first, why))));
+        let why = run.drained.get().map_or_else(|| Failure::cancelled(drv), |drained| drained.refusal(drv));
+        run.outcome.send_replace(Some(Arc::new(never_started(&shared, &first, why))));
         return;
     };
     let permit = match shared.permit(&waiter.request).await {
         Ok(permit) => permit,
         Err(failure) => {
             tracing::info!(build = id, member = %waiter.request.member.name, %drv, reason = failure.message, "build not started");
-            shared.running.remove(&key, id);
-            outcome.send_replace(Some(Arc::new(never_started(&shared, &waiter, failure))));
+            shared.running.remove(&run.key, id);
+            run.outcome.send_replace(Some(Arc::new(never_started(&shared, &waiter, failure))));
             return;
         }
     };
+    let member = &waiter.request.member;
+    let drv = waiter.request.recipe.drv_path.to_absolute_path();
+    let account = Account {
+        start_time: now(),
+        waited: start.waited,
+        owners: Owners::new(&waiter.request),
+        charged: slot.charged.clone(),
+        limits: permit.limits.clone(),
+        permit: permit.written_down(),
+    };
+    tracing::info!(build = id, member = %member.name, %drv, backend = shared.place.name(), phase_slot_ms = millis(start.waited), "build started");
+    run.begun.send_replace(Some(Instant::now()));
+    let task = task(id, &waiter, &account.limits);
+    let inputs = shared.snapshots.keep(id, waiter.held.inputs.clone());
+    let done = shared.place.run(task, log, run.cancel.clone());
+    let started = Started { waiter, slot, permit, account };
+    to_the_end(shared, run, started, inputs, done).await;
+}
+
+/// Goes on with a run that another program has started and paused.
+pub(super) async fn go_on(
+    shared: Arc<Shared>,
+    run: Run,
+    started: Started,
+    paused: TakenOver,
+    log: LogWriter,
+) {
+    let member = &started.waiter.request.member;
+    let drv = started.waiter.request.recipe.drv_path.to_absolute_path();
+    tracing::info!(build = run.id, member = %member.name, %drv, backend = shared.place.name(), "build taken over");
+    let task = task(run.id, &started.waiter, &started.account.limits);
+    let inputs = shared.snapshots.keep(run.id, started.waiter.held.inputs.clone());
+    let done = shared.place.go_on(task, paused, log, run.cancel.clone());
+    to_the_end(shared, run, started, inputs, done).await;
+}
+
+fn task(run: RunId, waiter: &Waiter, limits: &RunLimits) -> Task {
+    let request = &waiter.request;
+    Task {
+        run,
+        member: request.member.id.clone(),
+        recipe: request.recipe.clone(),
+        inputs: request.inputs.clone(),
+        envelope: request.envelope,
+        limits: limits.clone(),
+    }
+}
+
+fn lock(progress: &Progress) -> MutexGuard<'_, Option<Account>> {
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for the end of a started run, registers its outputs, records its result, and sends the outcome to every waiter.
+async fn to_the_end(
+    shared: Arc<Shared>,
+    run: Run,
+    started: Started,
+    inputs: Kept,
+    done: impl Future<Output = Done> + Unpin,
+) {
+    let Run { id, key, recorded, accepted, mut owner, outcome, source, drained, progress, .. } = run;
+    let Started { waiter, mut slot, permit, account } = started;
     let (member, recipe) = (&waiter.request.member, &waiter.request.recipe);
     let drv = recipe.drv_path.to_absolute_path();
-    let start_time = now();
-    let task = Task {
-        run: id,
-        member: member.id.clone(),
-        recipe: recipe.clone(),
-        inputs: waiter.request.inputs.clone(),
-        envelope: waiter.request.envelope,
-        limits: permit.limits.clone(),
-    };
-    let limits = task.limits.clone();
-    tracing::info!(build = id, member = %member.name, %drv, backend = shared.place.name(), phase_slot_ms = millis(start.waited), "build started");
-    begun.send_replace(Some(Instant::now()));
-    let inputs = shared.snapshots.keep(id, waiter.held.inputs.clone());
-    let mut owners = Owners::new(&waiter.request);
-    let done = shared.place.run(task, log, cancel);
-    let Done { report, result } = follow(&shared, id, done, &mut owner, (&mut slot, &mut owners)).await;
+    let (waited, start_time, limits) = (account.waited, account.start_time, account.limits.clone());
+    *lock(&progress) = Some(account);
+    let Done { report, result } = follow(&shared, id, done, &mut owner, (&mut slot, &progress)).await;
+    let owners = lock(&progress).take().map(|account| account.owners.end()).unwrap_or_default();
     drop(inputs);
     let cpu = report.usage.map_or(Duration::ZERO, |usage| usage.cpu);
     let result = permit.end(&recipe.drv_path, cpu, result);
@@ -101,10 +179,11 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
     let (log_bytes, failed) = (source.written(), result.is_err());
     let (usage, downloaded) = (report.usage, report.downloaded);
     let used = Used { usage, envelope: waiter.request.envelope, log_bytes, downloaded, failed };
-    charges::charge(&shared.parts.ledger, &owners.end(), &used);
+    charges::charge(&shared.parts.ledger, &owners, &used);
     drop(slot);
 
     let owner = owner.borrow().clone();
+    let for_whom = owner.clone();
     let registering = Instant::now();
     let workers = shared.parts.threads.of(&member.payer().id);
     let (result, log) = match (result, owner) {
@@ -123,14 +202,19 @@ pub(super) async fn run(shared: Arc<Shared>, run: Run) {
             tokio::join!(finishing, keep_log(&shared, &workers, source, None))
         }
     };
+    if let (Some(log), Some(owner)) = (&log, for_whom)
+        && shared.running.has_no_requests(&key, id)
+    {
+        give_log(&shared, &workers, &owner, log.clone()).await;
+    }
     let times = (accepted.elapsed(), registering.elapsed());
-    report_end(id, &member.name, &drv, start.waited, times, report, &result);
+    report_end(id, &member.name, &drv, waited, times, report, &result);
 
     let ended = Outcome { result, drv: recipe.drv_path.clone(), limits, log, start_time, stop_time: now() };
     // First the run is recorded, then it is unlisted, then its waiters get the outcome. A request that comes before the
     // run is unlisted joins it; a later one finds the record, also if it comes from a waiter who has the outcome.
     // Recording takes a turn in the queue of the index, and no flush.
-    record(&shared, &workers, id, key, recipe, &ended).await;
+    record(&shared, &workers, id, (recorded, key.1), recipe, &ended).await;
     shared.running.remove(&key, id);
     outcome.send_replace(Some(Arc::new(ended)));
 }
@@ -190,13 +274,13 @@ impl Slot {
     }
 }
 
-/// Waits until the task has ended, while the run may get other owners, which `owners` notes.
+/// Waits until the task has ended, while the run may get other owners, which `progress` notes.
 async fn follow(
     shared: &Shared,
     id: RunId,
     mut done: impl Future<Output = Done> + Unpin,
     owner: &mut watch::Receiver<Option<Arc<Waiter>>>,
-    (slot, owners): (&mut Slot, &mut Owners),
+    (slot, progress): (&mut Slot, &Progress),
 ) -> Done {
     loop {
         tokio::select! {
@@ -204,10 +288,15 @@ async fn follow(
             Ok(()) = owner.changed() => {
                 let Some(waiter) = owner.borrow_and_update().clone() else { continue };
                 let member = &waiter.request.member;
-                owners.hand_over(&waiter.request);
+                if let Some(account) = lock(progress).as_mut() {
+                    account.owners.hand_over(&waiter.request);
+                }
                 if member.id != slot.charged.id {
                     tracing::info!(build = id, from = %slot.charged.name, member = %member.name, "build handed over");
                     slot.hand_over(shared, &waiter.request);
+                    if let Some(account) = lock(progress).as_mut() {
+                        account.charged = slot.charged.clone();
+                    }
                 }
             }
         }
@@ -287,6 +376,22 @@ async fn keep_log(
     let kept = shared.parts.kept.clone();
     let name = workers.contents(move || kept.keep(source.file())).await.ok()?;
     name.inspect_err(|error| tracing::warn!(%error, "cannot keep a build log")).ok()
+}
+
+/// Lets the owner of a run that nobody waits for find its log. Requests that wait for a run do that for themselves.
+async fn give_log(shared: &Shared, workers: &Workers, owner: &Arc<Waiter>, log: String) {
+    let (kept, view, owner) = (shared.parts.kept.clone(), shared.view_of(owner), owner.clone());
+    let giving = move || {
+        let Request { member, recipe, .. } = &owner.request;
+        let reader = match outputs::log_is_public(&view, &recipe.drv_path, owner.request.proven()) {
+            true => Reader::Everybody,
+            false => Reader::Member(&member.id),
+        };
+        if let Err(error) = kept.give(&log, reader, &recipe.drv_path) {
+            tracing::warn!(%error, "cannot keep a build log");
+        }
+    };
+    let _ = workers.contents(giving).await;
 }
 
 /// Writes the log line that `make bench` and operators read.

@@ -4,6 +4,7 @@
 //! who has waited longest becomes the owner. A run without waiters ends, unless the request that left last lets it go on.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -13,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admit::RunId;
 use super::request::{Held, Outcome, Request};
+use super::run::Progress;
 use crate::BuildKey;
 use crate::drain::Drained;
 use crate::log::{LogReader, LogSource};
@@ -32,6 +34,8 @@ pub(super) struct Waiter {
 /// A run that is listed from its first request until its outcome is known.
 pub(super) struct Running {
     pub id: RunId,
+    /// The key of its record.
+    pub recorded: BuildKey,
     pub accepted: Instant,
     pub log: LogSource,
     pub outcome: watch::Receiver<Option<Arc<Outcome>>>,
@@ -42,6 +46,7 @@ pub(super) struct Running {
     pub cancel: Cancel,
     /// Set when the run is ended because the box is drained.
     pub drained: Arc<OnceLock<Arc<Drained>>>,
+    pub progress: Progress,
     /// The waiters in the order in which they came.
     pub waiters: BTreeMap<u64, Arc<Waiter>>,
 }
@@ -58,6 +63,9 @@ pub(super) struct Joined {
 #[derive(Default)]
 pub(super) struct Table {
     builds: Mutex<HashMap<RunKey, Running>>,
+    /// Whether runs that have started go on without requests: their clients are about to be disconnected, because another
+    /// program takes over. Read and set with the table locked.
+    stays: AtomicBool,
 }
 
 impl Table {
@@ -100,6 +108,7 @@ impl Table {
         // A later run can have the same key; the id is that of the joined run.
         let Some(build) = builds.get_mut(key).filter(|build| build.id == id) else { return };
         build.waiters.remove(&waiter);
+        let keep = keep || self.stays.load(Ordering::SeqCst) && build.begun.borrow().is_some();
         let ends = build.waiters.is_empty() && !keep;
         build.settle_owner(|_| keep);
         if ends {
@@ -119,6 +128,17 @@ impl Table {
             }
             goes_on
         });
+    }
+
+    /// Whether started runs go on when their clients leave, from now on.
+    pub fn let_runs_stay(&self, stay: bool) {
+        let _table = self.lock();
+        self.stays.store(stay, Ordering::SeqCst);
+    }
+
+    /// Whether this run goes on without requests.
+    pub fn has_no_requests(&self, key: &RunKey, id: RunId) -> bool {
+        self.lock().get(key).is_some_and(|build| build.id == id && build.waiters.is_empty())
     }
 
     /// Unlists the run: a request from now on starts another.

@@ -55,7 +55,7 @@ impl Shared {
 
     /// The member as the owner of runs, with current terms. Who has left the roster is in no group: an old entry would
     /// bring back the old slots of a group for its other members.
-    fn owner_now(&self, member: &Member) -> Owner {
+    pub fn owner_now(&self, member: &Member) -> Owner {
         let payer = self.current(member.payer());
         match (self.current(member), payer) {
             (Some(now), _) => self.owner(&now),

@@ -2,19 +2,23 @@
 //!
 //! The ticket of the member for whom a run starts pays for the whole run, also if the run gets another owner meanwhile: else
 //! a holder could start a run with one ticket, and take it over with another. Joining a run, and a result that exists, cost
-//! nothing; so does a run that is started again with more memory. Not here: what a ticket has left (`tickets`), and whose share its runs are in (`shared`).
+//! nothing; so does a run that is started again with more memory. Not here: what a ticket has left (`tickets`), and whose share
+//! its runs are in (`shared`).
 
 use std::time::Duration;
 
-use ::tickets::{NotSpent, Spent};
+use ::tickets::{NotSpent, Spent, SpentBefore};
 use nix::BuildStatus;
 use nix_derivation::StorePath;
+use sandbox::Moment;
+use serde::{Deserialize, Serialize};
 
 use super::request::Request;
 use super::shared::Shared;
 use crate::Failure;
 use crate::failure::{Cause, Limit};
 use crate::limits::RunLimits;
+use members::Member;
 
 /// The permission for a run that starts.
 pub(super) struct Permit {
@@ -67,7 +71,30 @@ impl Shared {
     }
 }
 
+/// The permission of a run that another program goes on with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct WrittenPermit {
+    /// How many uses of the ticket were spent, when, its limit, and what it has reserved.
+    spent: Option<(u64, Moment, Option<Duration>, Duration)>,
+    tight: bool,
+}
+
 impl Permit {
+    pub fn written_down(&self) -> WrittenPermit {
+        let spent = self.spent.as_ref().map(Spent::before);
+        let spent = spent.map(|spent| (spent.uses, Moment::of(spent.since), spent.limit, spent.reserved));
+        WrittenPermit { spent, tight: self.tight }
+    }
+
+    /// `member`: for whom the run was started. A ticket that has ended needs no account any more.
+    pub fn taken_over(written: WrittenPermit, limits: RunLimits, member: &Member) -> Self {
+        let spent = written.spent.zip(member.ticket.as_ref());
+        let spent = spent.map(|((uses, since, limit, reserved), bearer)| {
+            bearer.ticket.spent_before(SpentBefore { uses, since: since.instant(), limit, reserved })
+        });
+        Self { limits, tight: written.tight && spent.is_some(), spent }
+    }
+
     /// The run has ended. Says so in the words of the ticket if it was the ticket's limit that ended it.
     pub fn end<T>(self, drv: &StorePath, cpu: Duration, result: Result<T, Failure>) -> Result<T, Failure> {
         let Some(mut spent) = self.spent else { return result };

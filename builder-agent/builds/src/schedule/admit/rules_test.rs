@@ -301,6 +301,16 @@ impl Rules {
         }
     }
 
+    /// The class of a new run of this key, and whether it counts as one of those that were asked for alone.
+    fn class_of(&self, asked: Asked, key: &Path) -> (Class, bool) {
+        let of_key = self.runs.iter().filter(|run| run.is_alone && run.path == *key).count();
+        match asked {
+            Asked::As(class) => (class, false),
+            Asked::Alone if of_key < ALONE => (Class::Interactive, true),
+            Asked::Alone => (Class::Bulk, false),
+        }
+    }
+
     fn apply(&mut self, event: &Event, now: Instant) -> Vec<RunId> {
         self.sweep(now);
         match event {
@@ -315,14 +325,18 @@ impl Rules {
             Event::Queued { run, owner, asked, size } => {
                 self.learn(owner);
                 let (path, size) = (path(owner), *size);
-                let of_key = self.runs.iter().filter(|run| run.is_alone && run.path == path).count();
-                let (class, is_alone) = match *asked {
-                    Asked::As(class) => (class, false),
-                    Asked::Alone if of_key < ALONE => (Class::Interactive, true),
-                    Asked::Alone => (Class::Bulk, false),
-                };
+                let (class, is_alone) = self.class_of(*asked, &path);
                 let run = Run { id: *run, path, class, is_alone, size, came: now, number: 0, started: None };
                 self.queue(run, now);
+            }
+            Event::GoesOn { run, owner, asked, size } => {
+                self.learn(owner);
+                let (id, path, size, started) = (*run, path(owner), *size, Some(now));
+                let (class, is_alone) = self.class_of(*asked, &path);
+                let run =
+                    Run { id, path: path.clone(), class, is_alone, size, came: now, number: 0, started };
+                self.runs.push(run);
+                self.begin(id, path, size, now);
             }
             Event::HandedOver { run, owner } => self.hand_over(*run, owner, now),
             Event::Ended { run } => {

@@ -9,7 +9,7 @@ use store::{Closure, Member, Store};
 
 use super::{Done, Place, Snapshots, Task};
 use crate::Failure;
-use crate::attempt::{self, AttemptContext, Report};
+use crate::attempt::{self, AttemptContext, Report, TakenOver};
 use crate::log::LogWriter;
 use net::HttpClient;
 use settings::BackendKind;
@@ -37,6 +37,29 @@ impl Place for Here {
     }
 
     fn run(&self, task: Task, log: LogWriter, cancel: Cancel) -> Pin<Box<dyn Future<Output = Done> + Send>> {
+        self.start(task, None, log, cancel)
+    }
+
+    fn go_on(
+        &self,
+        task: Task,
+        paused: TakenOver,
+        log: LogWriter,
+        cancel: Cancel,
+    ) -> Pin<Box<dyn Future<Output = Done> + Send>> {
+        self.start(task, Some(paused), log, cancel)
+    }
+}
+
+impl Here {
+    /// An attempt, or the rest of the one that is `paused`.
+    fn start(
+        &self,
+        task: Task,
+        paused: Option<TakenOver>,
+        log: LogWriter,
+        cancel: Cancel,
+    ) -> Pin<Box<dyn Future<Output = Done> + Send>> {
         let (run, drv) = (task.run, task.recipe.drv_path.to_absolute_path());
         let trouble = move |why: &dyn std::fmt::Display| {
             tracing::error!(build = run, error = %why, "a build was lost");
@@ -49,13 +72,18 @@ impl Place for Here {
         };
         // Each run has a slot, which bounds the number of these threads.
         let here = self.clone();
-        let work = self.threads.alone("build", move || here.attempt(&task, &inputs, log, &cancel));
+        let work = self.threads.alone("build", move || here.attempt(&task, paused, &inputs, log, &cancel));
         Box::pin(async move { work.await.unwrap_or_else(|lost| trouble(&lost)) })
     }
-}
 
-impl Here {
-    fn attempt(&self, task: &Task, inputs: &Closure, mut log: LogWriter, cancel: &Cancel) -> Done {
+    fn attempt(
+        &self,
+        task: &Task,
+        paused: Option<TakenOver>,
+        inputs: &Closure,
+        mut log: LogWriter,
+        cancel: &Cancel,
+    ) -> Done {
         let context = AttemptContext {
             id: &task.run.to_string(),
             view: &self.store.view(&Member::new(&task.member)),
@@ -69,7 +97,10 @@ impl Here {
             cancel,
         };
         let mut report = Report::default();
-        let result = attempt::run(&task.recipe, &context, &mut log, &mut report);
+        let result = match paused {
+            None => attempt::run(&task.recipe, &context, &mut log, &mut report),
+            Some(paused) => attempt::go_on(&task.recipe, &context, paused, &mut log, &mut report),
+        };
         Done { report, result }
     }
 }
