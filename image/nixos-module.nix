@@ -182,6 +182,8 @@ in
     systemd.packages = [ units ];
     systemd.services.builder-agent = {
       wantedBy = [ "multi-user.target" ];
+      # Builds go on under the new agent (docs/design/restart.md).
+      reloadIfChanged = true;
       restartTriggers = [ settings ];
       path = [ pkgs.bubblewrap ];
       serviceConfig.StateDirectory = "barnraiser";

@@ -5,11 +5,14 @@
 //! the configuration, keeps the box's keys, and deletes the data of former members.
 //! `docs/guides/operator.md` is the operator's guide; `docs/design/architecture.md` has the arrows.
 
+mod control;
 pub mod departed;
 pub mod host_key;
 pub mod logging;
 pub mod memory;
+pub mod reload;
 mod secret_file;
 pub mod serve;
 pub mod signing;
 mod store_meter;
+pub mod takeover;

@@ -4,8 +4,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use builder_agent::{logging, serve};
+use builder_agent::takeover::Earlier;
+use builder_agent::{logging, reload, serve};
 use builds::backend;
 use clap::{Parser, Subcommand};
 use settings::{Config, keys};
@@ -31,6 +33,18 @@ enum Command {
         /// The configuration file
         #[arg(long, default_value = DEFAULT_CONFIG)]
         config: PathBuf,
+        /// What an agent before this one has left
+        #[arg(long, hide = true)]
+        taken_over: Option<i32>,
+    },
+    /// Take the place of the agent that runs; its builds go on
+    Reload {
+        /// The configuration file
+        #[arg(long, default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+        /// Seconds for builds that are being started or send their outputs
+        #[arg(long, default_value_t = 60)]
+        patience: u64,
     },
     /// Look at the sandbox
     Sandbox {
@@ -78,18 +92,32 @@ fn main() -> ExitCode {
     sandbox::child_main_if_requested();
 
     match Cli::parse().command {
-        Command::Serve { config } => {
+        Command::Serve { config, taken_over } => {
+            // Before this program opens anything.
+            let earlier = taken_over.map(Earlier::read).transpose();
             let log = logging::start();
-            match load(&config) {
-                Err(code) => code,
-                Ok(config) => {
-                    let served = serve::run(config, &log);
+            // The main thread is the parent of all sandboxes: it stays the same when another agent takes over.
+            sandbox::parent::run(move || match (load(&config), earlier) {
+                (Err(code), _) => code,
+                (_, Err(error)) => {
+                    drop(log);
+                    done(Err(error))
+                }
+                (Ok(config), Ok(earlier)) => {
+                    let served = serve::run(config, earlier, &log);
                     // Writes the lines that still wait, so that the error comes after them.
                     drop(log);
                     done(served)
                 }
-            }
+            })
         }
+        Command::Reload { config: file, patience } => match load(&file) {
+            Err(code) => code,
+            Ok(config) => {
+                let reloaded = reload::run(&config, &file, Duration::from_secs(patience));
+                done(reloaded.map(|builds| println!("this agent serves now; builds that go on: {builds}")))
+            }
+        },
         Command::Sandbox { command: SandboxCommand::Probe { config, kernel, initrd } } => {
             let images = match (kernel, initrd) {
                 (Some(kernel), Some(initrd)) => Ok((kernel, initrd, None)),

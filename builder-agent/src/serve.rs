@@ -1,20 +1,27 @@
 //! The life of the process: open everything, serve, close everything.
 
+use std::collections::BTreeMap;
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use russh::keys::PrivateKey;
 use rustix::process::{Resource, Rlimit};
-use store::{Durability, LongWork, Space, Store, StoreConfig};
+use sandbox::Received;
+use ssh::Stop;
+use store::{Closure, Durability, LongWork, Space, Store, StoreConfig};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 use builds::SandboxIdentity;
 use builds::backend;
 use builds::kept::KeptLogs;
 use builds::realise::Realiser;
-use builds::schedule::{Embedded, Parts};
+use builds::schedule::{Embedded, Heir, Parts, WrittenRuns};
 use daemon::Agent;
 use ledger::Ledger;
 use members::{Checks, Identities, Roster};
@@ -23,8 +30,10 @@ use settings::Config;
 use shares::budget::Budgets;
 use shares::pace::Paces;
 
+use crate::control::{Answer, Request};
 use crate::logging::Log;
-use crate::{departed, host_key, memory, signing, store_meter};
+use crate::takeover::{Earlier, Leaving};
+use crate::{control, departed, host_key, memory, signing, store_meter};
 
 use shares::threads::Threads;
 use substitute::Substituters;
@@ -58,14 +67,14 @@ pub enum ServeError {
     Runtime(std::io::Error),
 }
 
-/// Serves until SIGTERM or SIGINT.
-pub fn run(config: Config, log: &Log) -> Result<(), ServeError> {
+/// Serves until SIGTERM or SIGINT, or until another agent takes over. `earlier`: what an agent before this one has left.
+pub fn run(config: Config, earlier: Option<Earlier>, log: &Log) -> Result<(), ServeError> {
     raise_file_limit();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(ServeError::Runtime)?;
     runtime.spawn(log.report_losses());
     let threads = Threads::new();
-    let result = runtime.block_on(serve(Arc::new(config), threads.clone()));
+    let result = runtime.block_on(serve(Arc::new(config), earlier, threads.clone()));
     // Threads that still block (for example, killing a sandbox) may delay the exit only briefly.
     threads.wait(FAREWELL);
     runtime.shutdown_timeout(FAREWELL);
@@ -82,12 +91,19 @@ fn raise_file_limit() {
     }
 }
 
-async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> {
+async fn serve(config: Arc<Config>, earlier: Option<Earlier>, threads: Threads) -> Result<(), ServeError> {
     let key = host_key::load_or_create(&config.host_key)?;
     let fingerprint = key.public_key().fingerprint(Default::default());
     let public = host_key::public(&key);
-    let agent = open(config.clone(), public, threads).await?;
-    let listeners = ssh::bind(&config.listen)?;
+    let asked = earlier.as_ref().map(Earlier::asked).transpose().map_err(ServeError::Runtime)?;
+    let (agent, scheduler, open) = open(config.clone(), public, earlier, threads).await?;
+    // Kept besides the server's own, for a server after it and for an agent after this one.
+    let into_std = |listener: tokio::net::TcpListener| listener.into_std();
+    let listeners: Vec<TcpListener> = ssh::bind_again(&config.listen, open)?
+        .into_iter()
+        .map(into_std)
+        .collect::<io::Result<_>>()
+        .map_err(ServeError::Runtime)?;
     if let Some(weaker) = backend::weaker(&config.sandbox) {
         tracing::warn!("{weaker}");
     }
@@ -100,15 +116,34 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
     let space =
         store_meter::charge_for_space(agent.store.clone(), agent.ledger.clone(), agent.tickets.clone());
     tokio::spawn(space);
-    let stop = CancellationToken::new();
-    let mut server = tokio::spawn(ssh::serve(agent.clone(), key, listeners, stop.clone()));
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
-        _ = &mut server => tracing::error!("the ssh server ended by itself; this is a bug"),
+    let mut requests = control::listen(&config.state_dir)
+        .inspect_err(|error| tracing::error!(%error, "no other agent can take over from this one: there is no socket for its request"))
+        .ok();
+    let (mut server, mut stop) = start(&agent, &key, &listeners)?;
+    if let Some(asked) = asked {
+        asked.is_served();
+    }
+    loop {
+        let (request, connection) = tokio::select! {
+            _ = terminate.recv() => break tracing::info!("SIGTERM: shutting down"),
+            _ = interrupt.recv() => break tracing::info!("SIGINT: shutting down"),
+            _ = &mut server => break tracing::error!("the ssh server ended by itself; this is a bug"),
+            Some(request) = next(&mut requests) => request,
+        };
+        let leaving = Leaving { agent: &agent, scheduler: &scheduler, listeners: &listeners };
+        let stays = tokio::select! {
+            _ = terminate.recv() => break tracing::info!("SIGTERM: shutting down"),
+            _ = interrupt.recv() => break tracing::info!("SIGINT: shutting down"),
+            stays = leaving.make_room(&request, &connection, &mut server, |why| stop.because(why)) => stays,
+        };
+        tracing::error!(error = %stays, "no other agent has taken over; this one goes on");
+        if server.is_finished() {
+            (server, stop) = start(&agent, &key, &listeners)?;
+        }
+        control::answer(&connection, &Answer::Refused { why: stays.to_string() });
     }
     agent.realiser.scheduler.retain(&|_| false);
-    stop.cancel();
+    stop.because("the box is shutting down");
     if !server.is_finished() && tokio::time::timeout(GRACE, server).await.is_err() {
         tracing::warn!("some connections did not end in time");
     }
@@ -123,8 +158,33 @@ async fn serve(config: Arc<Config>, threads: Threads) -> Result<(), ServeError> 
     Ok(())
 }
 
-/// Opens everything behind the front door.
-async fn open(config: Arc<Config>, host_key: String, threads: Threads) -> Result<Arc<Agent>, ServeError> {
+/// The next request of another agent to take over.
+async fn next(requests: &mut Option<mpsc::Receiver<(Request, UnixStream)>>) -> Option<(Request, UnixStream)> {
+    match requests {
+        Some(requests) => requests.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Starts an ssh server with copies of these sockets.
+fn start(
+    agent: &Arc<Agent>,
+    key: &PrivateKey,
+    listeners: &[TcpListener],
+) -> Result<(JoinHandle<()>, Stop), ServeError> {
+    let copy = |listener: &TcpListener| tokio::net::TcpListener::from_std(listener.try_clone()?);
+    let copies = listeners.iter().map(copy).collect::<io::Result<_>>().map_err(ServeError::Runtime)?;
+    let stop = Stop::default();
+    Ok((tokio::spawn(ssh::serve(agent.clone(), key.clone(), copies, stop.clone())), stop))
+}
+
+/// Opens everything behind the front door. Builds of an earlier agent go on from then on. Returns its sockets, too.
+async fn open(
+    config: Arc<Config>,
+    host_key: String,
+    mut earlier: Option<Earlier>,
+    threads: Threads,
+) -> Result<(Arc<Agent>, Arc<Embedded>, Vec<TcpListener>), ServeError> {
     let logs = folder(&config, "logs")?;
     let signer = signing::load_or_create(&config.signing_key, &config.signing_key_name)?;
     let signing_key = signer.public();
@@ -143,6 +203,8 @@ async fn open(config: Arc<Config>, host_key: String, threads: Threads) -> Result
         ..StoreConfig::default()
     };
     let store = open_store(store_folder, settings).await?;
+    // First of all: nothing may remove what the builds of an earlier agent see.
+    let inputs = earlier.as_mut().map(|earlier| earlier.runs.hold_inputs(&store)).unwrap_or_default();
     memory::compare(&config, &store);
     // On a disk each commit may wait, also where the store does not notice.
     let threads = if store.is_in_memory() { threads.whose_commits_hand_over() } else { threads };
@@ -162,7 +224,8 @@ async fn open(config: Arc<Config>, host_key: String, threads: Threads) -> Result
         threads: threads.clone(),
         ledger: ledger.clone(),
     };
-    let scheduler = Embedded::here(parts, backend, http.clone());
+    let embedded = Embedded::here(parts, backend, http.clone());
+    let scheduler = embedded.clone();
     let terms = config.terms_of_substitution();
     let substituters =
         Substituters::new(&config.substitution, &terms, &store, trusted, &http, threads.clone());
@@ -178,7 +241,14 @@ async fn open(config: Arc<Config>, host_key: String, threads: Threads) -> Result
     let budgets = Budgets::new(config.limits.max_session_bytes, config.limits.max_session_bytes_per_member);
     let scarce = store.clone();
     let paces = Paces::new(move || scarce.pressure());
-    Ok(Arc::new(Agent {
+    let open = match earlier {
+        Some(Earlier { runs, listeners, received, .. }) => {
+            take_over(embedded.clone(), runs, received, inputs, &budgets, realiser.sandbox_identity).await;
+            listeners
+        }
+        None => Vec::new(),
+    };
+    let agent = Arc::new(Agent {
         config,
         store,
         realiser: Arc::new(realiser),
@@ -192,7 +262,26 @@ async fn open(config: Arc<Config>, host_key: String, threads: Threads) -> Result
         ledger,
         opened: Default::default(),
         paces,
-    }))
+    });
+    Ok((agent, embedded, open))
+}
+
+async fn take_over(
+    scheduler: Arc<Embedded>,
+    runs: WrittenRuns,
+    mut received: Received,
+    inputs: BTreeMap<u64, io::Result<Closure>>,
+    budgets: &Budgets,
+    identity: SandboxIdentity,
+) {
+    let budgets = budgets.clone();
+    let taking = tokio::task::spawn_blocking(move || {
+        let heir = Heir { received: &mut received, inputs, budgets: &budgets, identity };
+        scheduler.take_over(runs, heir);
+    });
+    if let Err(panic) = taking.await {
+        tracing::error!(%panic, "taking builds over panicked; some are lost");
+    }
 }
 
 /// A folder of the agent's state.

@@ -43,6 +43,20 @@ fn when_memory_is_short_the_agent_is_the_last_to_go() {
 }
 
 #[test]
+fn the_installed_agent_takes_over_on_reload_with_the_same_configuration() {
+    let start = unit("builder-agent.service", "ExecStart");
+    let reload = unit("builder-agent.service", "ExecReload");
+    let [program, serve, options @ ..] = &start[..] else { panic!("{start:?}") };
+    let [same, verb, others @ ..] = &reload[..] else { panic!("{reload:?}") };
+    assert_eq!((serve.as_str(), verb.as_str()), ("serve", "reload"));
+    assert_eq!((program, options), (same, others));
+    let timeout: u64 = unit("builder-agent.service", "TimeoutStartSec")[0].parse().expect("seconds");
+    // The patience for builds, and then the start of the new agent.
+    assert!(timeout >= 60 + 60, "{timeout}");
+    assert!(text("nixos-module.nix").contains("reloadIfChanged = true;"));
+}
+
+#[test]
 fn builds_have_a_place_beside_the_agents_unit() {
     let builds = "barnraiser-builds.service";
     assert_eq!(unit(builds, "Delegate"), ["yes"]);

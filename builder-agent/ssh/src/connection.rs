@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::gate::{Ending, Visit};
 use super::handler::{Handler, LoggedIn};
-use super::{Server, Socket, about_stranger};
+use super::{Server, Socket, Stop, about_stranger};
 
 /// Time for a last message to reach a client before its socket is shut.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -28,7 +28,7 @@ struct Connection {
     peer: SocketAddr,
     server: Arc<Server>,
     visit: Arc<Visit>,
-    stop: CancellationToken,
+    stop: Stop,
     /// The login has to succeed by then.
     deadline: Instant,
     logged_in: watch::Receiver<Option<Arc<LoggedIn>>>,
@@ -40,7 +40,7 @@ pub(super) async fn serve(
     tcp: TcpStream,
     peer: SocketAddr,
     visit: Arc<Visit>,
-    stop: CancellationToken,
+    stop: Stop,
 ) {
     let id = server.next_id.fetch_add(1, Ordering::Relaxed);
     about_stranger!(server, info, connection = id, %peer, "connected");
@@ -78,7 +78,7 @@ impl Connection {
                 about_stranger!(server, info, connection = id, %peer, "made room for another connection");
                 return None;
             }
-            () = stop.cancelled() => return None,
+            _ = stop.requested() => return None,
         };
         match started {
             Ok(Ok(session)) => return Some(session),
@@ -128,7 +128,7 @@ impl Connection {
                 _ = self.logged_in.changed(), if is_in.is_none() => {}
                 Ok(()) = roster.changed() => {}
                 why = kicked(is_in.as_deref()) => return Some(why.to_string()),
-                () = self.stop.cancelled() => return Some("the box is shutting down".to_owned()),
+                reason = self.stop.requested() => return Some(reason.to_owned()),
             }
         }
     }

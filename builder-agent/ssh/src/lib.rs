@@ -17,7 +17,6 @@ use rustix::net::SendFlags;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use daemon::Agent;
 
@@ -34,6 +33,7 @@ mod quiet;
 mod records;
 mod shell;
 mod socket;
+mod stop;
 mod terminal;
 mod ticket_login;
 mod ticket_words;
@@ -44,6 +44,7 @@ use places::{Place, Places};
 use quiet::{Line, Quiet};
 use records::{Event, Kind, Records, removals};
 pub use socket::Socket;
+pub use stop::Stop;
 
 /// Bytes that a client may send ahead on one channel. Large, for uploads over a fast link with a high latency.
 const WINDOW: u32 = 8 * 1024 * 1024;
@@ -167,9 +168,34 @@ struct Server {
     next_id: AtomicU64,
 }
 
-/// Serves until `stop` turns true, then sends a last message to every client and returns when the last connection is
+/// The sockets of [`bind`] after another program had them: those of `open` that listen on the same addresses stay open, so
+/// that no client is refused meanwhile; the others are closed.
+pub fn bind_again(
+    addresses: &[SocketAddr],
+    mut open: Vec<std::net::TcpListener>,
+) -> Result<Vec<TcpListener>, ListenError> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let listens_there = |socket: &std::net::TcpListener| {
+            let local = socket.local_addr();
+            local.is_ok_and(|local| local.ip() == address.ip() && [local.port(), 0].contains(&address.port()))
+        };
+        match open.iter().position(listens_there).map(|at| open.remove(at)) {
+            Some(socket) => {
+                let cannot = |cause| ListenError::Bind { address: *address, cause };
+                socket.set_nonblocking(true).map_err(cannot)?;
+                listeners.push(TcpListener::from_std(socket).map_err(cannot)?);
+            }
+            None => listeners.append(&mut bind(&[*address])?),
+        }
+    }
+    Ok(listeners)
+}
+
+/// Serves until `stop` is requested, then sends a last message to every client and returns when the last connection is
 /// closed.
-pub async fn serve(agent: Arc<Agent>, key: PrivateKey, listeners: Vec<TcpListener>, stop: CancellationToken) {
+pub async fn serve(agent: Arc<Agent>, key: PrivateKey, listeners: Vec<TcpListener>, stop: impl Into<Stop>) {
+    let stop = stop.into();
     let name = agent.config.name.clone();
     let weaker = builds::backend::weaker(&agent.config.sandbox);
     let limits = &agent.config.limits;
@@ -207,12 +233,12 @@ pub async fn serve(agent: Arc<Agent>, key: PrivateKey, listeners: Vec<TcpListene
 }
 
 /// Notes each change of who may use the box.
-async fn note_rosters(server: Arc<Server>, stop: CancellationToken) {
+async fn note_rosters(server: Arc<Server>, stop: Stop) {
     let mut roster = server.agent.roster.clone();
     let mut before = roster.borrow_and_update().clone();
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            _ = stop.requested() => return,
             changed = roster.changed() => if changed.is_err() { return },
         }
         let now = roster.borrow_and_update().clone();
@@ -234,11 +260,11 @@ async fn note_rosters(server: Arc<Server>, stop: CancellationToken) {
 }
 
 /// This loop never waits for a client: each connection gets a task of its own, or is dropped.
-async fn accept(server: Arc<Server>, listener: TcpListener, stop: CancellationToken) {
+async fn accept(server: Arc<Server>, listener: TcpListener, stop: Stop) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            () = stop.cancelled() => break,
+            _ = stop.requested() => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((tcp, peer)) => match server.gate.knock(peer.ip()) {

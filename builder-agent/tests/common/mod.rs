@@ -51,15 +51,33 @@ impl Agent {
     /// `config` goes before the first section.
     pub fn start(members: &[&str], config: &str) -> Agent {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+        // The front door needs no working sandbox: any readable file is sufficient.
+        let file = dir.path().join("roster.json");
+        Self::start_in(dir, members, config, [&file, &file])
+    }
+
+    /// The same with real builds, under bubblewrap.
+    pub fn start_to_build(members: &[&str], config: &str) -> Agent {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+        let named = |variable: &str, usual: PathBuf| std::env::var_os(variable).map_or(usual, PathBuf::from);
+        let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+        let guest = named("BARNRAISER_GUEST", target.join("x86_64-unknown-linux-gnu/release/guest"));
+        let shell = named("BARNRAISER_SHELL", "/bin/busybox".into());
+        for file in [&guest, &shell] {
+            assert!(file.exists(), "{} is needed: see sandbox/src/namespace_test.rs", file.display());
+        }
+        Self::start_in(dir, members, config, [&guest, &shell])
+    }
+
+    fn start_in(dir: TempDir, members: &[&str], config: &str, [guest, shell]: [&Path; 2]) -> Agent {
         for name in members {
             make_key(&dir.path().join(name));
         }
         write_roster(dir.path(), members);
-        // The front door needs no working sandbox: any readable file is sufficient.
         let path = dir.path().display();
         let text = format!(
             "name = \"testbox\"\nlisten = [\"127.0.0.1:0\"]\nroster = \"{path}/roster.json\"\nstate-dir = \"{path}/state\"\n\
-             {config}\n[sandbox]\nbackend = \"namespace\"\nguest = \"{path}/roster.json\"\nshell = \"{path}/roster.json\"\n"
+             {config}\n[sandbox]\nbackend = \"namespace\"\nguest = {guest:?}\nshell = {shell:?}\n"
         );
         fs::write(dir.path().join("agent.toml"), text).expect("config");
         let (child, log) = launch(dir.path());
@@ -83,6 +101,23 @@ impl Agent {
 
     pub fn path(&self) -> &Path {
         self.dir.path()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The log events with this message so far.
+    pub fn events(&self, message: &str) -> Vec<serde_json::Value> {
+        let log = self.log.lock().expect("log");
+        log.iter().filter(|event| event["message"] == message).cloned().collect()
+    }
+
+    /// Waits for the log event with this message and this number among those.
+    pub fn wait_for_nth(&self, message: &str, number: usize) -> serde_json::Value {
+        let there = becomes_true(|| self.events(message).len() > number);
+        assert!(there, "no {message:?} number {number} in the log:\n{}", self.log_text());
+        self.events(message).swap_remove(number)
     }
 
     /// Changes the roster, and waits until the agent has loaded it.

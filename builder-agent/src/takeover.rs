@@ -1,0 +1,228 @@
+//! The agent's place in its process: how it leaves it to another program, and how it takes it.
+//!
+//! The old agent pauses its builds, writes down what the new one needs, and executes it: the process, its children and some
+//! descriptors stay. If anything fails before that, the old agent goes on. `docs/design/restart.md` has the whole story.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::net::TcpListener;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use builds::schedule::{Embedded, NotPaused, WrittenRuns};
+use daemon::Agent;
+use rustix::fs::{MemfdFlags, memfd_create};
+use sandbox::{Received, parent, takeover};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+
+use crate::control::{Answer, Request, answer};
+
+/// Largest description of all builds. The largest derivation of one has 64 MiB.
+const MAX_WRITTEN: u64 = 1 << 30;
+/// For connections to end after they were told.
+const GRACE: Duration = Duration::from_secs(5);
+/// For the log's thread to write the lines that wait.
+const LAST_LINES: Duration = Duration::from_millis(100);
+/// For a build that was cancelled at the last moment to end.
+const LAST_MOMENT: Duration = Duration::from_secs(10);
+
+/// What clients read when their connections end.
+const FAREWELL: &str =
+    "the box's agent is being updated: your builds that run go on; ask again to follow them";
+
+/// What the old agent leaves.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    runs: WrittenRuns,
+    listeners: Vec<RawFd>,
+    /// The connection of the program that asked.
+    asked: RawFd,
+    /// All of them, also those above.
+    descriptors: Vec<RawFd>,
+}
+
+/// The first part, which every version reads.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    format: (u32, u32),
+}
+
+/// What an agent before this one has left.
+pub struct Earlier {
+    pub runs: WrittenRuns,
+    pub listeners: Vec<TcpListener>,
+    pub received: Received,
+    asked: UnixStream,
+}
+
+impl Earlier {
+    /// Reads what the program before has left, in the descriptor with this number. To be called before this program opens
+    /// anything.
+    pub fn read(number: RawFd) -> io::Result<Self> {
+        let mut file = File::from(Received::claim(&[number])?.take(number)?);
+        file.rewind()?;
+        let mut text = Vec::new();
+        file.take(MAX_WRITTEN).read_to_end(&mut text)?;
+        let wrong = |what: &str, error| io::Error::other(format!("{what} cannot be read: {error}"));
+        let mut parts = text.splitn(2, |byte| *byte == b'\n');
+        let (head, rest) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let Head { format } =
+            serde_json::from_slice(head).map_err(|error| wrong("the version of the agent before", error))?;
+        if format != takeover::format() {
+            let ours = takeover::format();
+            return Err(io::Error::other(format!(
+                "the agent before has written {format:?}, and not {ours:?}"
+            )));
+        }
+        let written: Written =
+            serde_json::from_slice(rest).map_err(|error| wrong("what the agent before has left", error))?;
+        let mut received = Received::claim(&written.descriptors)?;
+        let listeners = written.listeners.iter().map(|number| Ok(received.take(*number)?.into()));
+        let listeners = listeners.collect::<io::Result<_>>()?;
+        let asked = received.take(written.asked)?.into();
+        Ok(Self { runs: written.runs, listeners, received, asked })
+    }
+
+    /// Tells the program that asked for it that this agent serves, with so many builds.
+    pub fn asked(&self) -> io::Result<Asked> {
+        Ok(Asked { builds: self.runs.len(), connection: self.asked.try_clone()? })
+    }
+}
+
+/// Whoever waits to hear that the new agent serves.
+pub struct Asked {
+    builds: usize,
+    connection: UnixStream,
+}
+
+impl Asked {
+    pub fn is_served(self) {
+        tracing::info!(builds = self.builds, "this agent has taken over from an earlier one");
+        answer(&self.connection, &Answer::TakenOver { builds: self.builds });
+    }
+}
+
+/// The old agent's reason to stay.
+#[derive(Debug, thiserror::Error)]
+pub enum Stays {
+    #[error(
+        "it writes builds down as {ours:?}, and the new one reads {theirs:?} (format, protocol of guests); drain the box, then restart it"
+    )]
+    Format { ours: (u32, u32), theirs: (u32, u32) },
+    #[error(transparent)]
+    Builds(#[from] NotPaused),
+    #[error("what the new agent needs cannot be written down: {0}")]
+    Write(io::Error),
+    #[error("the new agent {} cannot be executed: {cause}", executable.display())]
+    Execute { executable: std::path::PathBuf, cause: io::Error },
+}
+
+/// The parts of an agent that leaves.
+pub struct Leaving<'a> {
+    pub agent: &'a Arc<Agent>,
+    pub scheduler: &'a Arc<Embedded>,
+    pub listeners: &'a [TcpListener],
+}
+
+impl Leaving<'_> {
+    /// Executes the program that asks, and then does not return. `server` is the task of the ssh server, which ends when
+    /// `stop` is called; it has ended if this returns with [`JoinHandle::is_finished`].
+    pub async fn make_room(
+        &self,
+        request: &Request,
+        connection: &UnixStream,
+        server: &mut JoinHandle<()>,
+        stop: impl FnOnce(&'static str),
+    ) -> Stays {
+        let ours = takeover::format();
+        if request.format != ours {
+            return Stays::Format { ours, theirs: request.format };
+        }
+        tracing::info!(executable = %request.executable.display(), "another agent is to take over: builds are paused");
+        if let Err(not_paused) = self.scheduler.pause(request.patience).await {
+            return not_paused.into();
+        }
+        self.scheduler.let_runs_stay();
+        stop(FAREWELL);
+        if tokio::time::timeout(GRACE, &mut *server).await.is_err() {
+            tracing::warn!("some connections did not end in time");
+            server.abort();
+            let _ = (&mut *server).await;
+        }
+        let stays = match self.leave(request, connection).await {
+            Ok(never) => match never {},
+            Err(stays) => stays,
+        };
+        self.scheduler.go_on();
+        stays
+    }
+
+    async fn leave(&self, request: &Request, connection: &UnixStream) -> Result<Never, Stays> {
+        self.flush().await;
+        // A run may have been cancelled since, for example because of a change of the roster: it ends first.
+        self.scheduler.pause(LAST_MOMENT).await?;
+        self.scheduler.let_runs_stay();
+        // Nothing is waited for from here on.
+        let runs = self.scheduler.write_down()?;
+        let builds = runs.len();
+        let (file, keep) = write(runs, self.listeners, connection).map_err(Stays::Write)?;
+        tracing::info!(builds, executable = %request.executable.display(), "the new agent is executed");
+        let mut command = Command::new(&request.executable);
+        command.arg("serve").arg("--config").arg(&request.config);
+        command.arg("--taken-over").arg(file.as_raw_fd().to_string());
+        if let Some(path) = &request.path {
+            command.env("PATH", path);
+        }
+        let cause = tokio::task::block_in_place(|| {
+            std::thread::sleep(LAST_LINES);
+            parent::replace(command, keep)
+        });
+        Err(Stays::Execute { executable: request.executable.clone(), cause })
+    }
+
+    /// So that the new agent finds nothing to repair. What cannot be written now is as after a crash.
+    async fn flush(&self) {
+        let agent = self.agent.clone();
+        let flushed = tokio::task::spawn_blocking(move || {
+            if let Err(error) = agent.store.tidy() {
+                tracing::error!(%error, "the store could not be flushed; the next start checks it");
+            }
+            agent.ledger.flush();
+            if let Err(error) = agent.tickets.flush() {
+                tracing::error!(error, "what was used of tickets since the last write is lost");
+            }
+        });
+        if let Err(panic) = flushed.await {
+            tracing::error!(%panic, "flushing the store panicked; the next start checks it");
+        }
+    }
+}
+
+enum Never {}
+
+/// Into a file in memory: what the new agent needs. Also returns the descriptors that it gets.
+fn write(
+    runs: WrittenRuns,
+    listeners: &[TcpListener],
+    connection: &UnixStream,
+) -> io::Result<(File, Vec<RawFd>)> {
+    let mut keep = runs.descriptors();
+    let listeners: Vec<RawFd> = listeners.iter().map(AsRawFd::as_raw_fd).collect();
+    keep.extend(&listeners);
+    keep.push(connection.as_raw_fd());
+    let written = Written { runs, listeners, asked: connection.as_raw_fd(), descriptors: keep.clone() };
+    let head = serde_json::to_string(&Head { format: takeover::format() })?;
+    let text = serde_json::to_string(&written)?;
+    if (head.len() + text.len()) as u64 >= MAX_WRITTEN {
+        return Err(io::Error::other(format!("it has {} bytes, and the limit is {MAX_WRITTEN}", text.len())));
+    }
+    let mut file = File::from(memfd_create("builds", MemfdFlags::CLOEXEC)?);
+    writeln!(file, "{head}")?;
+    file.write_all(text.as_bytes())?;
+    keep.push(file.as_fd().as_raw_fd());
+    Ok((file, keep))
+}
