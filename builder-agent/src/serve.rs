@@ -329,6 +329,7 @@ fn follow_roster(
     let identities = Arc::new(identities);
     let roster = members::follow(config.roster.clone(), identities.clone());
     let roster = members::with_tickets(roster, tickets.clone());
+    roster.borrow().tell_payers(store);
     let gone = departed::Gone { identities, tickets: tickets.clone() };
     tokio::spawn(departed::drop_their_things(gone, store.clone(), kept.clone(), roster.clone()));
     Ok(roster)

@@ -370,3 +370,26 @@ async fn the_running_builds_of_a_group_share_its_memory_and_others_do_not_wait()
         ],
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_members_of_a_group_share_its_room_in_the_store() {
+    let served = served("").await;
+    served.scripted.group(&["alice", "bob"], json!({ "max-store-mib": 1 }));
+    let (mut bob, mut carol) = (served.session("bob").await, served.session("carol").await);
+    // Almost all of the mebibyte, which a session of alice needs.
+    let needed = served.scripted.agent.store.view(&store::Member::new("alice")).holding();
+    let (method, algorithm) = (ContentAddressMethod::Flat, HashAlgorithm::Sha256);
+    needed.add_ca("large", method, algorithm, &[].into(), &mut &[b'x'; 1_030_000][..]).expect("room for it");
+    said(
+        &bob.refused(derivation("b", "write:b", &[])).await,
+        &[
+            "all members of the group 'ci'",
+            "of the 1 MiB",
+            "`max-store-mib` of the group 'ci' in the roster",
+            "a maintainer of the roster",
+        ],
+    );
+    carol.build(derivation("c", "write:c", &[]), BuildStatus::Built).await;
+    served.scripted.group(&["alice", "bob"], json!({ "max-store-mib": 2 }));
+    bob.build(derivation("d", "write:d", &[]), BuildStatus::Built).await;
+}

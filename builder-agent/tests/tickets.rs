@@ -12,6 +12,7 @@ use common::served::{Served, Session};
 use common::{Agent, make_key, ssh};
 use ledger::Principal;
 use nix::{BuildMode, BuildStatus};
+use nix_derivation::{ContentAddressMethod, HashAlgorithm};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -455,6 +456,33 @@ async fn builds_with_tickets_are_in_the_slots_and_on_the_account_of_their_maker(
     lines.sort_by_key(|(name, ..)| *name);
     assert_eq!(lines, [("one", 90.0, 1), ("two", 9.0, 1)]);
     assert_eq!(report["usage"][0]["sessions"], 1, "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_maker_pays_for_what_holders_have_in_the_store_and_the_makers_limit_is_named() {
+    let served = Served::open_with_tickets("").await;
+    let token = served.ticket("friend", &["--uses", "9"]).await;
+    let agent = &served.scripted.agent;
+    served.scripted.limit("alice", serde_json::json!({ "max-store-mib": 1 }));
+    let limit = || agent.roster.borrow().by_name("alice").and_then(|alice| alice.limits.max_store_mib);
+    until("the limit of alice", || limit() == Some(1)).await;
+    let (mut holder, mut bob) = (served.session_of(&token).await, served.session("bob").await);
+    holder.build(derivation("t", "write:x", &[]), BuildStatus::Built).await;
+    let alice = store::Member::new("alice");
+    assert!(agent.store.view(&alice).charged().0 > 0, "what the holder's view has");
+    // Almost all of the mebibyte, which a session of alice needs.
+    let needed = agent.store.view(&alice).holding();
+    let (method, algorithm) = (ContentAddressMethod::Flat, HashAlgorithm::Sha256);
+    needed.add_ca("large", method, algorithm, &[].into(), &mut &[b'x'; 1_020_000][..]).expect("room for it");
+    let refused = holder.build(derivation("u", "write:y", &[]), BuildStatus::TransientFailure).await;
+    for part in ["alice, who made the ticket", "of the 1 MiB", "`max-store-mib` of alice in the roster"] {
+        assert!(refused.message.contains(part), "{part}: {refused:?}");
+    }
+    bob.build(derivation("v", "write:z", &[]), BuildStatus::Built).await;
+    // The holder sees the part of their view, and not what alice has.
+    let whoami = said(&served.hold(&token, Way::Environment, &["whoami", "--json"]).await);
+    let whoami: Value = serde_json::from_str(&whoami).expect("JSON");
+    assert!(whoami["store_bytes"].as_u64().is_some_and(|bytes| bytes < 100_000), "{whoami}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

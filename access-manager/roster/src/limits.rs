@@ -99,7 +99,7 @@ pub const LIMITS: &[Limit] = &[
     shared(limit("maxConnections", "max-connections", (1, 10_000), "connections")),
     single(limit("maxSilentSeconds", "max-silent-seconds", (1, 31 * 24 * 3600), "seconds")),
     single(limit("maxBuildSeconds", "max-build-seconds", (1, 31 * 24 * 3600), "seconds")),
-    limit("maxStoreMib", "max-store-mib", (1, 1 << 30), "MiB"),
+    shared(limit("maxStoreMib", "max-store-mib", (1, 1 << 30), "MiB")),
 ];
 
 impl MemberLimits {

@@ -1,5 +1,7 @@
 //! The resources of one session: its member's threads and budget, and the objects that it reads.
 
+use std::fmt;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::agent::Agent;
@@ -10,6 +12,7 @@ use settings::Limits;
 use shares::budget::{Budget, Charge, OverBudget};
 use shares::pace::Pace;
 use shares::threads::Workers;
+use store::{ImportError, Leave, Store};
 
 /// Memory of a session without requests: the data that waits for it in its channel (`ssh`), the buffers of its
 /// connection in both directions, and its tasks.
@@ -24,6 +27,36 @@ pub(super) struct Desk {
     pub uploads: UploadLimits,
     /// Slows uploads down when the store is nearly full.
     pub pace: Pace,
+    pub room: Room,
+}
+
+/// Asks the store for room for an upload of one member.
+#[derive(Clone)]
+pub(super) struct Room(Arc<dyn Fn(u64) -> Asking + Send + Sync>);
+
+type Asking = Pin<Box<dyn Future<Output = Result<Leave, ImportError>> + Send>>;
+
+impl Room {
+    /// `payer`: an identity.
+    pub fn of(store: &Store, payer: &str) -> Self {
+        let (store, payer) = (store.clone(), store::Member::new(payer));
+        Self::asking(move |bytes| Box::pin(store.room_for(&payer, bytes)))
+    }
+
+    pub fn asking(ask: impl Fn(u64) -> Asking + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+
+    /// Waits, without a thread, until there is room for so many bytes.
+    pub async fn wait(&self, bytes: u64) -> Result<Leave, ImportError> {
+        (self.0)(bytes).await
+    }
+}
+
+impl fmt::Debug for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Room")
+    }
 }
 
 impl Desk {
@@ -37,6 +70,7 @@ impl Desk {
             opened: agent.opened.clone(),
             uploads: UploadLimits::new(member.clone(), roster, of_box),
             pace: agent.paces.of(payer),
+            room: Room::of(&agent.store, payer),
         }
     }
 

@@ -56,6 +56,11 @@ impl Log {
 impl Sink for Log {
     type Done = ();
     type Error = io::Error;
+    const TAKES_ROOM: bool = false;
+
+    fn no_room(error: store::ImportError) -> io::Error {
+        io::Error::other(error)
+    }
 
     fn push(&mut self, bytes: &[u8]) -> io::Result<bool> {
         self.arriving.push(bytes).map(|()| true)

@@ -168,14 +168,29 @@ impl Roster {
     }
 
     /// The view of `member` by this roster: it includes the claims of members with mutual shares. Paths that are
-    /// registered through this view are not collected while it lives.
+    /// registered through this view are not collected while it lives. The maker of a ticket pays for its holder.
     pub fn view_of(&self, store: &store::Store, member: &Member) -> store::View {
         let others: Vec<store::Member> =
             self.ids_sharing_with(member).iter().map(|id| store::Member::new(id)).collect();
         // The limits of now; whoever has left keeps those of then.
-        let limits = &self.current(member).map_or(member, |now| now).limits;
-        let own = limits.max_store_mib.map(|mib| mib.saturating_mul(1 << 20));
-        store.view_sharing(&store::Member::new(&member.id), &others).limited_to(own).holding()
+        let payer = self.current(member).map_or(member, |now| now).payer();
+        let mib = |mib: u64| mib.saturating_mul(1 << 20);
+        let together = payer.groups.iter().filter_map(|group| {
+            let bytes = mib(group.limits.max_store_mib?);
+            let members = self.members_of(group).map(|member| store::Member::new(&member.id));
+            Some(store::Quota::of_group(&group.name, bytes, members.collect()))
+        });
+        let view = store.view_sharing(&store::Member::new(&member.id), &others);
+        view.charged_to(&store::Member::new(&payer.id))
+            .limited_to(payer.limits.max_store_mib.map(mib), together.collect())
+            .holding()
+    }
+
+    /// Tells the store who pays for the holders of tickets, also for what they have from earlier sessions.
+    pub fn tell_payers(&self, store: &store::Store) {
+        for bearer in self.bearers.values() {
+            store.pays_for(&store::Member::new(&bearer.payer().id), &store::Member::new(&bearer.id));
+        }
     }
 
     /// The members who share with `name` and with whom `name` shares, in order; none if `name` is not in the roster.

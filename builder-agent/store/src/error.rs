@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::format::nar::ParseError;
 use crate::types::Member;
+use crate::types::charged::QuotaSetBy;
 
 /// Input or output on the box failed. Names the action and the file.
 #[derive(Debug, Error)]
@@ -311,22 +312,20 @@ pub enum RegisterError {
         limit: usize,
     },
     /// One member's paths would take the room of the others'.
-    #[error(
-        "cannot keep this: it needs {} MiB, and your paths take {} of the {} MiB that they may take ({}), without those that \
-         you do not need. Remove roots that you do not need any more, or end sessions that use old paths; or ask {} for more",
-        mib_up(*.more), mib_up(*.charged), .limit >> 20, quota_of(*.own), who_sets(*.own)
-    )]
+    #[error("cannot keep this: it needs {} MiB, {}", mib_up(*.more), quota_words(.member, .payer, (*.charged, *.limit), .set_by))]
     Quota {
-        /// Whose paths.
+        /// Whose request it is.
         member: Member,
+        /// Who is charged: the member, or the maker of the member's ticket.
+        payer: Member,
         /// Bytes that it would take.
         more: u64,
-        /// Bytes that the member is charged for and needs.
+        /// Bytes that count for the limit, without what is not needed of the payer's.
         charged: u64,
         /// The most bytes.
         limit: u64,
-        /// Whether the limit is the member's own.
-        own: bool,
+        /// Who set the limit.
+        set_by: QuotaSetBy,
     },
     /// Temporary roots are kept in memory for as long as the session lasts.
     #[error("cannot hold more paths for this session, at most {limit} are accepted; continue in a new one")]
@@ -340,6 +339,12 @@ pub enum RegisterError {
     /// The database failed. The object stays on disk, invisible, until the next start.
     #[error("cannot write the path index: {0}")]
     Index(#[from] DatabaseError),
+    /// A flush has failed, so nothing is removed until the next start: to evict paths would free nothing.
+    #[error(
+        "the store removes nothing any more, because its disk has failed to take what was written; restart the agent, which \
+         checks everything newer than the last flush"
+    )]
+    Stuck,
     /// The commit that included this change failed.
     #[error(transparent)]
     Shared(Arc<RegisterError>),
@@ -458,7 +463,7 @@ impl RegisterError {
     /// Whether the uploaded data is to blame, rather than the box.
     #[must_use]
     pub fn is_callers_fault(&self) -> bool {
-        !matches!(self, Self::File(_) | Self::Index(_) | Self::Shared(_) | Self::Abandoned)
+        !matches!(self, Self::File(_) | Self::Index(_) | Self::Stuck | Self::Shared(_) | Self::Abandoned)
     }
 }
 
@@ -467,10 +472,36 @@ fn mib_up(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }
 
-fn quota_of(own: bool) -> &'static str {
-    if own { "your `max-store-mib` in the roster" } else { "the box's `limits.max-store-mib-per-member`" }
-}
-
-fn who_sets(own: bool) -> &'static str {
-    if own { "a maintainer of the roster" } else { "the operator of the box" }
+/// Whose limit it is, how much is left of it, and what to do: the end of a sentence, and another one.
+fn quota_words(member: &Member, payer: &Member, (charged, limit): (u64, u64), set_by: &QuotaSetBy) -> String {
+    let (charged, limit) = (mib_up(charged), limit >> 20);
+    let help = "Remove roots that you do not need any more, or end sessions that use old paths; or ask";
+    let of_box = "the box's `limits.max-store-mib-per-member`";
+    if member != payer {
+        // How much its maker uses is not for the holder of a ticket to know.
+        let origin = match set_by {
+            QuotaSetBy::Box => of_box.to_owned(),
+            QuotaSetBy::Member => format!("the `max-store-mib` of {payer} in the roster"),
+            QuotaSetBy::Group(group) => format!("the `max-store-mib` of the group '{group}' in the roster"),
+        };
+        return format!(
+            "and that is not left of the {limit} MiB that the paths of {payer}, who made the ticket, and of all with a ticket \
+             of {payer} may take together ({origin}). {help} {payer} for room"
+        );
+    }
+    match set_by {
+        QuotaSetBy::Box => format!(
+            "and your paths take {charged} of the {limit} MiB that they may take ({of_box}), without those that you do not \
+             need. {help} the operator of the box for more"
+        ),
+        QuotaSetBy::Member => format!(
+            "and your paths take {charged} of the {limit} MiB that they may take (your `max-store-mib` in the roster), without \
+             those that you do not need. {help} a maintainer of the roster for more"
+        ),
+        QuotaSetBy::Group(group) => format!(
+            "and the paths of all members of the group '{group}' take {charged} of the {limit} MiB that they may take together \
+             (the `max-store-mib` of the group '{group}' in the roster), without those of yours that you do not need. {help} \
+             the others to do so, or a maintainer of the roster for more"
+        ),
+    }
 }

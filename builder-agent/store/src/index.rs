@@ -27,6 +27,7 @@ use std::sync::{
 
 use crate::error::DatabaseError;
 use crate::long_work::LongWork;
+use crate::types::Member;
 use change::Change;
 use commit::Commits;
 use database::Database;
@@ -65,6 +66,12 @@ impl Index {
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Memory> {
         // A panic between two insertions leaves maps in which paths are missing, but no wrong ones.
         self.memory.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`charges::Charges::pay_for`].
+    pub(crate) fn pay_for(&self, payer: &Member, member: &Member) {
+        let mut memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
+        memory.pay_for(payer, member);
     }
 
     /// Waits for other changes of the index to end, and prevents new ones.

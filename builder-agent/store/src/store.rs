@@ -8,16 +8,16 @@ use nix_derivation::StorePath;
 
 use crate::config::StoreConfig;
 use crate::error::{FileError, MissingPath, OpenError, RegisterError};
-use crate::index::charges::Charged;
+use crate::types::charged::{Charged, Quota};
 use crate::types::result::BuildRecord;
 use crate::types::{Member, Provenance};
 use crate::upkeep::base::Base;
 use crate::upkeep::evict::Evicted;
 use crate::upkeep::recovery::Recovery;
-use crate::upkeep::room::evict_bytes;
+use crate::upkeep::room::{Asking, evict_bytes};
 use crate::upkeep::space::Space;
 use crate::views::closure::Closure;
-use crate::views::quota::{Payer, Quota};
+use crate::views::quota::Payer;
 use crate::views::records;
 use crate::views::seen::Viewer;
 use crate::views::view::View;
@@ -58,8 +58,8 @@ impl Store {
     #[must_use]
     pub fn view_sharing(&self, member: &Member, others: &[Member]) -> View {
         let others = others.iter().filter(|other| *other != member).cloned().collect();
-        let quota = Quota::smaller(None, self.base.config.max_bytes_per_member);
-        let payer = Payer { member: Some(member.clone()), quota };
+        let quotas = Quota::smaller(None, self.base.config.max_bytes_per_member).into_iter().collect();
+        let payer = Payer { member: Some(member.clone()), quotas };
         View::new(Arc::clone(&self.base), Viewer { member: member.clone(), others, payer }, None)
     }
 
@@ -86,9 +86,23 @@ impl Store {
         Ok(Closure::new(&self.base, member, infos))
     }
 
+    /// From now on `payer` is charged for the view of `member` (the holder of a ticket), and what the two need when room is
+    /// short has one part. Not written down: said anew after each start, and before that view is used.
+    pub fn pays_for(&self, payer: &Member, member: &Member) {
+        if self.base.index.read().payer_of(member) != payer {
+            self.base.index.pay_for(payer, member);
+        }
+    }
+
     /// The room on the store's file system.
     pub fn space(&self) -> Result<Space, FileError> {
         self.base.rooms.space().map_err(|e| FileError::new("look at", "the store", e))
+    }
+
+    /// Room for the next bytes of an upload, which may have to be made first. Uploads of one payer wait behind each other, and
+    /// take turns with those of others. For [`crate::Intake::allow`].
+    pub fn room_for(&self, payer: &Member, bytes: u64) -> Asking {
+        self.base.rooms.ask(payer, bytes)
     }
 
     /// How scarce room is, from 0 (nothing has to be evicted) to 1000 (uploads are refused if nothing can be evicted).
@@ -103,12 +117,13 @@ impl Store {
         self.base.index.read().object_bytes()
     }
 
-    /// What each member is charged for: their claims, and the Verified paths that they brought first. Without those who are
-    /// charged for nothing. Takes as long as there are members, however many paths there are.
+    /// What each view costs: its claims, and the Verified paths that its member brought first. Without those that cost nothing.
+    /// Whoever pays for other views ([`Store::pays_for`]) is charged for theirs, too; the Verified paths that were brought
+    /// there are listed with the payer. Takes as long as there are members, however many paths there are.
     #[must_use]
     pub fn charged(&self) -> BTreeMap<Member, Charged> {
         let index = self.base.index.read();
-        index.charges().into_iter().map(|(member, charged)| (member.clone(), charged)).collect()
+        index.costs().map(|(member, charged)| (member.clone(), charged)).collect()
     }
 
     /// When the Verified path that was not used for the longest time was used, in seconds since 1970.

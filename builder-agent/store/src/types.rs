@@ -1,5 +1,6 @@
 //! The store's basic types: members, and the provenance that decides which of them see a path.
 
+pub(crate) mod charged;
 pub(crate) mod realisation;
 pub(crate) mod result;
 

@@ -208,7 +208,7 @@ fn a_member_who_brings_much_pushes_out_their_own_paths() {
 
 #[test]
 fn an_eviction_that_somebody_asks_for_spares_all_that_is_needed() {
-    // What the box does when room is short: `upkeep/room_test.rs`, and tests/attacks.
+    // What the box does when room is short: `src/store_test.rs`, and tests/attacks.
     let dir = scratch();
     let store = open(dir.path());
     let a = store.view(&alice());

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::*;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
-use store::{Charged, Payer, Provenance, RegisterError, Store, StoreConfig, View};
+use store::{Charged, Member, Payer, Provenance, Quota, QuotaSetBy, RegisterError, Store, StoreConfig, View};
 
 const BIG: usize = 1 << 20;
 /// Room for three objects of `BIG` bytes and their metadata.
@@ -65,7 +65,7 @@ fn what_a_member_does_not_need_makes_room_and_then_the_limit_is_named() {
         assert!(said.contains(part), "{part}: {said}");
     }
     // Refused when it is announced, before a byte of it is read.
-    assert!(matches!(a.make_room(1 << 30), Err(RegisterError::Quota { own: false, .. })));
+    assert!(matches!(a.make_room(1 << 30), Err(RegisterError::Quota { set_by: QuotaSetBy::Box, .. })));
     a.make_room(0).unwrap();
     // Nothing was removed for what could not fit.
     assert!(a.is_valid(&held));
@@ -74,7 +74,7 @@ fn what_a_member_does_not_need_makes_room_and_then_the_limit_is_named() {
     // Other members have their own.
     claim(&store.view(&bob()), "bobs", 6, &[]).unwrap();
     // The roster's limit, if it is smaller.
-    let said = a.clone().limited_to(Some(1 << 20)).make_room(2 << 20).unwrap_err().to_string();
+    let said = a.clone().limited_to(Some(1 << 20), Vec::new()).make_room(2 << 20).unwrap_err().to_string();
     assert!(
         said.contains("your `max-store-mib` in the roster") && said.contains("a maintainer of the roster"),
         "{said}"
@@ -164,6 +164,107 @@ fn verified_paths_of_a_full_member_stay_for_the_others_at_the_charge_of_the_box(
         assert!(evicted < 20);
     }
     assert!(!store.view(&bob()).all_valid().contains(&two), "before `one`, which bob has used");
+}
+
+#[test]
+fn the_maker_of_a_ticket_pays_for_its_holders_and_the_limit_holds_over_all() {
+    let dir = scratch();
+    let store = limited(dir.path());
+    let holder = Member::new("ticket:1");
+    let with_ticket = || store.view(&holder).charged_to(&alice()).holding();
+    let (a, with) = (store.view(&alice()).holding(), with_ticket());
+    claim(&a, "one", 1, &[]).unwrap();
+    let two = claim(&with, "two", 2, &[]).unwrap();
+    public(&with, "three", 3);
+    let charged = store.charged();
+    assert_eq!(
+        (charged[&alice()].paths, charged[&holder].paths),
+        (2, 1),
+        "alice has brought what is Verified"
+    );
+    assert_eq!(a.charged().0, charged[&alice()].bytes + charged[&holder].bytes);
+    assert!(with.charged().0 < a.charged().0, "a holder does not see what the maker has");
+    // None of both has room for a fourth, and each reads whose limit it is.
+    let said = claim(&a, "four", 4, &[]).unwrap_err().to_string();
+    assert!(said.contains("your paths take 4 of the 3 MiB"), "{said}");
+    let said = claim(&with, "four", 4, &[]).unwrap_err().to_string();
+    for part in
+        ["alice, who made the ticket", "of the 3 MiB", "`limits.max-store-mib-per-member`", "ask alice"]
+    {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!said.contains("take 4 of"), "{said}");
+    claim(&store.view(&bob()), "bobs", 5, &[]).unwrap();
+    // What the holder does not need any more makes room for alice.
+    drop(with);
+    claim(&a, "four", 4, &[]).unwrap();
+    assert!(!with_ticket().all_valid().contains(&two));
+    // After a start the box says who pays, before anybody is served.
+    claim(&with_ticket(), "five", 6, &[]).unwrap();
+    let charged = a.charged().0;
+    drop((a, store));
+    let store = limited(dir.path());
+    store.pays_for(&alice(), &holder);
+    assert_eq!(store.view(&alice()).charged().0, charged);
+}
+
+#[test]
+fn members_of_a_group_have_its_limit_together() {
+    let dir = scratch();
+    let store = open(dir.path());
+    let members: std::sync::Arc<[Member]> = [alice(), bob()].into();
+    let view = |member: &Member| {
+        let quota = Quota::of_group("ci", LIMIT, members.clone());
+        store.view(member).limited_to(None, vec![quota]).holding()
+    };
+    let (a, b) = (view(&alice()), view(&bob()));
+    claim(&a, "one", 1, &[]).unwrap();
+    claim(&b, "two", 2, &[]).unwrap();
+    claim(&store.view(&bob()), "dead", 3, &[]).unwrap();
+    let said = claim(&a, "four", 4, &[]).unwrap_err().to_string();
+    for part in
+        ["members of the group 'ci' take 4 of the 3 MiB", "`max-store-mib` of the group 'ci'", "a maintainer"]
+    {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    // Whoever wants more is charged less.
+    claim(&b, "four", 4, &[]).unwrap();
+    claim(&store.view(&Member::new("carol")), "carols", 5, &[]).unwrap();
+}
+
+#[test]
+fn copies_of_what_others_share_are_refused_before_a_build_and_never_in_the_middle() {
+    let dir = scratch();
+    let store = limited(dir.path());
+    let b = store.view(&bob()).holding();
+    let base = claim(&b, "base", 1, &[]).unwrap();
+    let top = claim(&b, "top", 2, &[&base]).unwrap();
+    let a = store.view_sharing(&alice(), &[bob()]).holding();
+    let session = store.view(&alice()).holding();
+    claim(&session, "held", 3, &[]).unwrap();
+    claim(&session, "held-too", 4, &[]).unwrap();
+    let before = a.charged();
+    let refused = a.snapshot_to_build([&top]).map(|_| ()).unwrap_err();
+    assert!(matches!(refused, RegisterError::Quota { .. }), "{refused}");
+    assert!(matches!(a.add_root("r", &top), Err(RegisterError::Quota { .. })));
+    assert_eq!(a.charged(), before, "nothing was copied");
+    // With dead paths of hers there is room, and the output fits beside the inputs, or is refused for itself.
+    drop(session);
+    let inputs = a.snapshot_to_build([&top]).unwrap();
+    assert_eq!(store.charged()[&alice()].paths, 2, "the dead ones had to go");
+    let nar = file(noise(9, BIG / 2)).nar();
+    let mut ingest = a.ingest(&[]).unwrap();
+    ingest.write_all(&nar).unwrap();
+    let out = info(&path("out"), &nar, &[&top, &base]);
+    a.register(ingest.finish().unwrap(), out, Provenance::Claimed(alice())).unwrap();
+    drop(inputs);
+    // An upload that refers to what others share has to have room for the copies, too.
+    let carol = Member::new("carol");
+    let sharing = store.view_sharing(&carol, &[bob()]).holding();
+    claim(&store.view(&carol), "dead", 5, &[]).unwrap();
+    claim(&store.view(&carol), "dead-too", 6, &[]).unwrap();
+    claim(&sharing, "on-his", 7, &[&top]).unwrap();
+    assert_eq!(store.charged()[&carol].paths, 3);
 }
 
 #[test]

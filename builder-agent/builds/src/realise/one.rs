@@ -109,6 +109,10 @@ impl One {
                     missing.0.to_absolute_path(),
                     looked_at.drv_path.to_absolute_path()
                 )),
+                // Copies of what others share count for the member's own limit.
+                error if error.is_callers_fault() => {
+                    outputs::not_kept("cannot prepare the inputs of this build".to_owned(), &error)
+                }
                 error => {
                     tracing::error!(%error, "the store cannot take a change");
                     Failure::transient(format!("the box cannot prepare the inputs of this build: {error}"))

@@ -8,7 +8,7 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix_derivation::StorePath;
-use store::NarReader;
+use store::{ImportError, Leave, NarReader};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use wire::WireError;
 
@@ -92,7 +92,13 @@ pub(crate) trait Sink: Sized + Send + 'static {
     /// The result when all of the body is there.
     type Done: Send + 'static;
     type Error: Send + 'static;
+    /// Whether the body goes into the store.
+    const TAKES_ROOM: bool;
 
+    /// There is room in the store for so many more bytes. A sink for something else gets none ([`Sink::TAKES_ROOM`]).
+    fn allow(&mut self, _: Leave) {}
+    /// The error of a body for which the store has no room.
+    fn no_room(error: ImportError) -> Self::Error;
     /// Takes the next bytes; false if it needs no more of the body.
     fn push(&mut self, bytes: &[u8]) -> Result<bool, Self::Error>;
     /// Bytes of memory that it holds.
@@ -117,9 +123,13 @@ where
     let mut first = Chunk::single(WHOLE);
     fill(&mut body, &mut first).await?;
     desk.pace.step(first.len).await;
+    let leave = match room::<S>(desk, first.len).await {
+        Ok(leave) => leave,
+        Err(error) => return Ok(Err(error)),
+    };
     match first.len < WHOLE {
-        true => desk.workers.contents(move || at_once(open, &first)).await.map_err(bug),
-        false => stream(desk, body, first, open).await,
+        true => desk.workers.contents(move || at_once(open, leave, &first)).await.map_err(bug),
+        false => stream(desk, body, (first, leave), open).await,
     }
 }
 
@@ -142,30 +152,45 @@ where
     let mut first = Chunk::single(size as usize);
     fill(&mut body, &mut first).await?;
     desk.pace.step(first.len).await;
+    let leave = match room::<S>(desk, first.len).await {
+        Ok(leave) => leave,
+        Err(error) => return Ok(Err(error)),
+    };
     if first.len < first.bytes.len() {
-        return desk.workers.commit_short(move || at_once(open, &first).and_then(commit)).await.map_err(bug);
+        let work = move || at_once(open, leave, &first).and_then(commit);
+        return desk.workers.commit_short(work).await.map_err(bug);
     }
-    match stream(desk, body, first, open).await? {
+    match stream(desk, body, (first, leave), open).await? {
         Ok(done) => desk.workers.commit(move || commit(done)).await.map_err(bug),
         Err(error) => Ok(Err(error)),
+    }
+}
+
+/// Waits for room for the next bytes of a body. Meanwhile no thread is held.
+pub(crate) async fn room<S: Sink>(desk: &Desk, bytes: usize) -> Result<Leave, S::Error> {
+    match S::TAKES_ROOM {
+        true => desk.room.wait(bytes as u64).await.map_err(S::no_room),
+        false => Ok(Leave::default()),
     }
 }
 
 /// Gives a complete body to a sink.
 pub(crate) fn at_once<S: Sink>(
     open: impl FnOnce() -> Result<S, S::Error>,
+    leave: Leave,
     whole: &[u8],
 ) -> Result<S::Done, S::Error> {
     let mut sink = open()?;
+    sink.allow(leave);
     sink.push(whole)?;
     sink.finish()
 }
 
-/// Gives a body to a sink; `first` is its beginning.
+/// Gives a body to a sink; `first` is its beginning, for which there is room.
 async fn stream<B, S>(
     desk: &Desk,
     mut body: B,
-    first: Chunk,
+    (first, leave): (Chunk, Leave),
     open: impl FnOnce() -> Result<S, S::Error> + Send + 'static,
 ) -> Result<Result<S::Done, S::Error>, RequestError>
 where
@@ -176,6 +201,7 @@ where
     let pool = Pool::default();
     let mut taking = desk.workers.contents(move || -> Step<S> {
         let mut sink = open()?;
+        sink.allow(leave);
         let more = sink.push(&first)?;
         Ok((sink, more))
     });
@@ -209,7 +235,12 @@ where
         }
         charge.set(UPLOAD_BYTES + sink.memory()).map_err(over)?;
         desk.pace.step(chunk.len).await;
+        let leave = match room::<S>(desk, chunk.len).await {
+            Ok(leave) => leave,
+            Err(error) => return Ok(Err(error)),
+        };
         taking = desk.workers.contents(move || {
+            sink.allow(leave);
             let more = sink.push(&chunk)?;
             Ok((sink, more))
         });

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncWriteExt, ReadBuf};
 
 use super::*;
+use crate::desk::Room;
 use crate::upload_limit::UploadLimits;
 use members::Member;
 use shares::budget::Budgets;
@@ -22,6 +23,7 @@ fn desk() -> Desk {
         budget: Budgets::new(1 << 30, 1 << 30).of(&alice),
         opened: Default::default(),
         pace: shares::pace::Paces::new(|| 0).of(&alice),
+        room: Room::asking(|bytes| Box::pin(async move { Ok(Leave::new(bytes)) })),
         uploads: UploadLimits::new(
             Arc::new(Member::named("alice")),
             tokio::sync::watch::channel(Arc::default()).1,
@@ -48,6 +50,11 @@ impl Keep {
 impl Sink for Keep {
     type Done = Vec<u8>;
     type Error = io::Error;
+    const TAKES_ROOM: bool = true;
+
+    fn no_room(error: ImportError) -> io::Error {
+        io::Error::other(error)
+    }
 
     fn push(&mut self, bytes: &[u8]) -> io::Result<bool> {
         self.got.extend_from_slice(bytes);
@@ -129,11 +136,47 @@ async fn senders_who_stop_in_the_middle_hold_no_thread() {
 }
 
 #[tokio::test]
+async fn uploads_that_wait_for_room_hold_no_thread() {
+    let full = Room::asking(|_| Box::pin(std::future::pending()));
+    let desk = Desk { room: full.clone(), ..desk() };
+    let mut waiting = Vec::new();
+    for n in 0..100 {
+        // Small ones, large ones, and those that come with a commit.
+        let (size, keep) = (if n % 2 == 0 { 10 } else { 3 * CHUNK }, Keep::new(usize::MAX).0);
+        let desk = desk.clone();
+        waiting.push(tokio::spawn(async move {
+            let body = vec![1; size];
+            match n % 3 {
+                0 => feed_and_commit(&desk, body.as_slice(), || Ok(keep), Ok, None).await.is_ok(),
+                _ => feed(&desk, body.as_slice(), || Ok(keep)).await.is_ok(),
+            }
+        }));
+    }
+    tokio::task::yield_now().await;
+    // The same member's other work goes on.
+    for _ in 0..20 {
+        let read = tokio::time::timeout(Duration::from_secs(30), desk.workers.contents(|| 7)).await;
+        assert_eq!(read.expect("a thread is free").expect("done"), 7);
+    }
+    assert!(waiting.iter().all(|upload| !upload.is_finished()));
+    let refused = Desk {
+        room: Room::asking(|_| Box::pin(async { Err(ImportError::TooLarge { name: "x".into(), limit: 1 }) })),
+        ..desk
+    };
+    let fed = feed(&refused, &[7; 10][..], || Ok(Keep::new(usize::MAX).0)).await;
+    assert!(fed.expect("no trouble").is_err(), "a refusal reaches the client");
+}
+
+#[tokio::test]
 async fn a_store_that_is_slow_slows_the_sender() {
     struct Slow(mpsc::Receiver<()>);
     impl Sink for Slow {
         type Done = ();
         type Error = io::Error;
+        const TAKES_ROOM: bool = false;
+        fn no_room(error: ImportError) -> io::Error {
+            io::Error::other(error)
+        }
         fn push(&mut self, _: &[u8]) -> io::Result<bool> {
             Ok(self.0.recv().is_ok())
         }

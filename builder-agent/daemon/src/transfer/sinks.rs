@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use nix::PathInfo;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
-use store::{ImportError, Ingested, Intake, IntakeKind, Staged, View};
+use store::{ImportError, Ingested, Intake, IntakeKind, Leave, Staged, View};
 
 use super::chunks::Sink;
 use crate::request_error::UploadError;
@@ -36,6 +36,15 @@ where
 {
     type Done = T;
     type Error = UploadError;
+    const TAKES_ROOM: bool = true;
+
+    fn allow(&mut self, leave: Leave) {
+        self.intake.allow(leave);
+    }
+
+    fn no_room(error: ImportError) -> UploadError {
+        error.into()
+    }
 
     fn push(&mut self, bytes: &[u8]) -> Result<bool, UploadError> {
         self.taken = self.taken.saturating_add(bytes.len() as u64);

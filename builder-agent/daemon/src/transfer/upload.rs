@@ -100,11 +100,16 @@ impl Upload {
         if self.small.is_empty() {
             return Ok(());
         }
-        self.desk.pace.step(self.weight).await;
+        self.desk.pace.step_each(self.small.iter().map(|(_, nar)| nar.len())).await;
+        let bytes = self.small.iter().map(|(_, nar)| nar.len() as u64).sum();
+        let mut leave = self.desk.room.wait(bytes).await.map_err(import_failed)?;
         self.weight = 0;
         let (small, view) = (std::mem::take(&mut self.small), self.views.now());
         self.staging = Some(self.desk.workers.contents(move || {
-            let stage = |(info, nar): (PathInfo, Vec<u8>)| view.stage(info, &mut nar.as_slice());
+            let stage = |(info, nar): (PathInfo, Vec<u8>)| {
+                let part = leave.part(nar.len() as u64);
+                view.stage_with(info, &mut nar.as_slice(), part)
+            };
             small.into_iter().map(stage).collect()
         }));
         Ok(())

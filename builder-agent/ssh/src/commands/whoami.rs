@@ -17,7 +17,7 @@ struct WhoAmI {
     /// The members whose claims this member sees, and who see those of this member.
     shares_with: Vec<String>,
     limits: Vec<Limit>,
-    /// Bytes of the store that the member is charged for.
+    /// Bytes of the store that the member is charged for; for the holder of a ticket, its part of the maker's charge.
     store_bytes: u64,
     groups: Vec<Group>,
     /// For the holder of a ticket.
@@ -104,10 +104,9 @@ fn limits(agent: &Agent, member: &Member, roster: &Roster) -> Vec<Limit> {
     }));
     let quota = roster.view_of(&agent.store, member).charged().1;
     limits.extend(quota.map(|quota| {
-        let set_by = if quota.own {
-            SetBy::Member("max-store-mib")
-        } else {
-            SetBy::Box("limits.max-store-mib-per-member")
+        let set_by = match quota.is_own() {
+            true => SetBy::Member("max-store-mib"),
+            false => SetBy::Box("limits.max-store-mib-per-member"),
         };
         limit("max-store-mib", "MiB", Effective { value: quota.bytes >> 20, set_by })
     }));

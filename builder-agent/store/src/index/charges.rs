@@ -1,45 +1,18 @@
-//! The Verified paths that each payer is charged for.
+//! Who pays for what: the Verified paths that each payer is charged for, and the views for which somebody else pays.
 //!
 //! Kept by payer, so that a question about one payer looks at nothing of the others.
 //! Not here: claims, which are in the layer of their member, and limits (`views::quota`).
 
-use std::collections::{HashMap, HashSet};
-use std::ops::AddAssign;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use nix_derivation::StorePath;
 
-use super::memory::{Entry, Layer};
+use super::memory::Entry;
 use crate::types::Member;
+use crate::types::charged::Charged;
 
-/// What somebody is charged for. An object that several paths have counts for each of them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Charged {
-    /// Bytes of the files of objects; each object is a file.
-    pub bytes: u64,
-    /// Rows of paths.
-    pub paths: u64,
-    /// References of these rows.
-    pub references: u64,
-}
-
-impl Charged {
-    fn of(entry: &Entry) -> Self {
-        Self { bytes: entry.size, paths: 1, references: entry.info.references.len() as u64 }
-    }
-
-    /// All rows of a layer.
-    pub(crate) fn of_layer(layer: &Layer) -> Self {
-        let (paths, references) = layer.size();
-        Self { bytes: layer.bytes(), paths: paths as u64, references: references as u64 }
-    }
-}
-
-impl AddAssign for Charged {
-    fn add_assign(&mut self, other: Self) {
-        self.bytes += other.bytes;
-        self.paths += other.paths;
-        self.references += other.references;
-    }
+fn of(entry: &Entry) -> Charged {
+    Charged { bytes: entry.size, paths: 1, references: entry.info.references.len() as u64 }
 }
 
 /// The Verified paths of one payer.
@@ -53,6 +26,11 @@ struct Paid {
 #[derive(Default)]
 pub(crate) struct Charges {
     paid: HashMap<Member, Paid>,
+    /// The payer of each view that does not pay for itself. Whoever opens the store says it, anew each time: it is not
+    /// written down.
+    payers: HashMap<Member, Member>,
+    /// The same by payer.
+    views: HashMap<Member, BTreeSet<Member>>,
 }
 
 impl Charges {
@@ -61,7 +39,7 @@ impl Charges {
         let Some(payer) = &entry.payer else { return };
         let paid = self.paid.entry(payer.clone()).or_default();
         if paid.paths.insert(entry.info.path.clone()) {
-            paid.sum += Charged::of(entry);
+            paid.sum += of(entry);
         }
     }
 
@@ -73,7 +51,7 @@ impl Charges {
             return;
         };
         if paid.paths.remove(&entry.info.path) {
-            let Charged { bytes, paths, references } = Charged::of(entry);
+            let Charged { bytes, paths, references } = of(entry);
             paid.sum.bytes -= bytes;
             paid.sum.paths -= paths;
             paid.sum.references -= references;
@@ -93,8 +71,37 @@ impl Charges {
         self.paid.get(payer).into_iter().flat_map(|paid| &paid.paths)
     }
 
+    /// Who pays for the view of `member`.
+    pub(crate) fn payer_of<'a>(&'a self, member: &'a Member) -> &'a Member {
+        self.payers.get(member).unwrap_or(member)
+    }
+
+    /// The other views that `payer` pays for.
+    pub(crate) fn other_views_of(&self, payer: &Member) -> impl Iterator<Item = &Member> {
+        self.views.get(payer).into_iter().flatten()
+    }
+
+    /// From now on `payer` pays for the view of `member`, who pays for nobody.
+    pub(crate) fn pay_for(&mut self, payer: &Member, member: &Member) {
+        let before = match payer == member {
+            true => self.payers.remove(member),
+            false => self.payers.insert(member.clone(), payer.clone()),
+        };
+        if let Some(before) = before
+            && let Some(views) = self.views.get_mut(&before)
+        {
+            views.remove(member);
+            if views.is_empty() {
+                self.views.remove(&before);
+            }
+        }
+        if payer != member {
+            self.views.entry(payer.clone()).or_default().insert(member.clone());
+        }
+    }
+
     /// All who are charged for a Verified path.
-    pub(crate) fn payers(&self) -> impl Iterator<Item = &Member> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Member> {
         self.paid.keys()
     }
 }

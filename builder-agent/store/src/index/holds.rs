@@ -28,6 +28,8 @@ pub(crate) struct Holds {
 #[derive(Default)]
 struct State {
     next: u64,
+    /// How many holds of each member have ended.
+    ended: HashMap<Member, u64>,
     by_member: HashMap<Member, BTreeMap<u64, Held>>,
 }
 
@@ -50,6 +52,13 @@ pub(crate) struct Needs {
     pub(crate) held: Vec<StorePath>,
     /// Newest first.
     pub(crate) leased: Vec<StorePath>,
+}
+
+impl Needs {
+    /// Of a member without sessions and builds.
+    pub(crate) fn none(member: &Member) -> Self {
+        Self { member: member.clone(), held: Vec::new(), leased: Vec::new() }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -96,9 +105,9 @@ impl Holds {
         Needs { member: member.clone(), held, leased: leased.into_iter().map(|(_, path)| path).collect() }
     }
 
-    /// Number of members with sessions or builds.
-    pub(crate) fn members(&self) -> usize {
-        self.state().by_member.len()
+    /// How many holds of `member` have ended.
+    pub(crate) fn ended(&self, member: &Member) -> u64 {
+        self.state().ended.get(member).copied().unwrap_or_default()
     }
 
     /// This moment.
@@ -178,6 +187,7 @@ fn add<'a>(
 impl Drop for Hold {
     fn drop(&mut self) {
         let mut state = self.holds.state();
+        *state.ended.entry(self.member.clone()).or_default() += 1;
         if let Some(holds) = state.by_member.get_mut(&self.member) {
             holds.remove(&self.id);
             if holds.is_empty() {

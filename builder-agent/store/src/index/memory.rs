@@ -4,7 +4,7 @@
 //! member's paths, unless the two share. Held in a `RwLock` by the [`super::Index`]; no thread keeps the lock
 //! during input or output. Changes come as [`Change`]s, the same that were written to the database before.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::PathInfo;
@@ -12,8 +12,9 @@ use nix_derivation::StorePath;
 
 use crate::index::account::{self, Account, LastUse};
 use crate::index::change::Change;
-use crate::index::charges::{Charged, Charges};
+use crate::index::charges::Charges;
 use crate::index::rows::{Annotations, Origins};
+use crate::types::charged::Charged;
 use crate::types::realisation::{Realisation, RealisationId};
 use crate::types::result::{BuildRecord, RecordEnd};
 use crate::types::{Member, Provenance};
@@ -45,7 +46,11 @@ pub(crate) struct Layer {
     by_digest: HashMap<[u8; 20], BTreeSet<StorePath>>,
     referrers: HashMap<StorePath, BTreeSet<StorePath>>,
     realisations: HashMap<RealisationId, Arc<Realisation>>,
+    /// Those that lead to each path.
+    realisations_of: HashMap<StorePath, BTreeSet<RealisationId>>,
     roots: BTreeMap<String, StorePath>,
+    /// How many roots were removed or replaced in this process.
+    unrooted: u64,
     /// Number of references of all entries together.
     references: usize,
     annotations: Annotations,
@@ -69,9 +74,10 @@ impl Layer {
         (self.entries.len(), self.references)
     }
 
-    /// Bytes of the objects of all entries; one that several paths have counts for each of them.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
+    /// All entries together.
+    pub(crate) fn charged(&self) -> Charged {
+        let (paths, references) = (self.entries.len() as u64, self.references as u64);
+        Charged { bytes: self.bytes, paths, references }
     }
 
     /// Whether some of its claims depend on other members' claims.
@@ -93,8 +99,40 @@ impl Layer {
         &self.realisations
     }
 
+    /// The realisations that lead to `path`.
+    pub(crate) fn realisations_of(&self, path: &StorePath) -> impl Iterator<Item = &RealisationId> {
+        self.realisations_of.get(path).into_iter().flatten()
+    }
+
+    /// Paths to which a realisation leads, in no order.
+    pub(crate) fn realised(&self) -> impl ExactSizeIterator<Item = &StorePath> {
+        self.realisations_of.keys()
+    }
+
+    fn add_realisation(&mut self, id: RealisationId, realisation: Arc<Realisation>) {
+        if let hash_map::Entry::Vacant(place) = self.realisations.entry(id.clone()) {
+            self.realisations_of.entry(realisation.path.clone()).or_default().insert(id);
+            place.insert(realisation);
+        }
+    }
+
+    fn drop_realisation(&mut self, id: &RealisationId) {
+        let Some(realisation) = self.realisations.remove(id) else { return };
+        if let Some(of_path) = self.realisations_of.get_mut(&realisation.path) {
+            of_path.remove(id);
+            if of_path.is_empty() {
+                self.realisations_of.remove(&realisation.path);
+            }
+        }
+    }
+
     pub(crate) fn roots(&self) -> &BTreeMap<String, StorePath> {
         &self.roots
+    }
+
+    /// How many roots were removed or replaced.
+    pub(crate) fn unrooted(&self) -> u64 {
+        self.unrooted
     }
 
     pub(crate) fn annotations(&self) -> &Annotations {
@@ -210,14 +248,14 @@ impl Memory {
                 }
             }
             Change::AddRealisation { id, provenance, realisation } => {
-                self.layer(&provenance).realisations.entry(id).or_insert(realisation);
+                self.layer(&provenance).add_realisation(id, realisation);
             }
             Change::DropRealisation { id, member } => {
                 let layer = match &member {
                     None => Some(&mut self.verified),
                     Some(member) => self.claimed.get_mut(member),
                 };
-                layer.map(|layer| layer.realisations.remove(&id));
+                layer.into_iter().for_each(|layer| layer.drop_realisation(&id));
             }
             Change::PutResult { key, record } => {
                 self.drop_result(&key);
@@ -231,11 +269,12 @@ impl Memory {
             }
             Change::DropResult { key } => self.drop_result(&key),
             Change::PutRoot { member, name, path } => {
-                self.claimed.entry(member).or_default().roots.insert(name, path);
+                let layer = self.claimed.entry(member).or_default();
+                layer.unrooted += u64::from(layer.roots.insert(name, path).is_some());
             }
             Change::DropRoot { member, name } => {
                 if let Some(layer) = self.claimed.get_mut(&member) {
-                    layer.roots.remove(&name);
+                    layer.unrooted += u64::from(layer.roots.remove(&name).is_some());
                 }
             }
             Change::Annotate { member, path, annotation } => {
@@ -321,19 +360,50 @@ impl Memory {
         }
     }
 
-    /// What `member` is charged for: all their claims, and the Verified paths that they brought first. Depends on nothing
-    /// that other members have.
-    pub(crate) fn charged_to(&self, member: &Member) -> Charged {
-        let mut charged = self.charges.of(member);
-        charged += self.claims_of(member).map(Charged::of_layer).unwrap_or_default();
+    /// What the view of `member` costs: its claims, and the Verified paths that this member brought first.
+    pub(crate) fn costs_of(&self, member: &Member) -> Charged {
+        let mut costs = self.charges.of(member);
+        costs += self.claims_of(member).map(Layer::charged).unwrap_or_default();
+        costs
+    }
+
+    /// What `payer` is charged for: the claims in all views that they pay for, and the Verified paths that were brought first
+    /// in these. Depends on nothing that other payers have.
+    pub(crate) fn charged_to(&self, payer: &Member) -> Charged {
+        let mut charged = self.costs_of(payer);
+        self.charges.other_views_of(payer).for_each(|member| charged += self.costs_of(member));
         charged
     }
 
-    /// What each member is charged for, without those who are charged for nothing.
+    /// What each payer is charged for, without those who are charged for nothing.
     pub(crate) fn charges(&self) -> HashMap<&Member, Charged> {
-        let members = self.claimed.keys().chain(self.charges.payers());
-        let charged = members.map(|member| (member, self.charged_to(member)));
-        charged.filter(|(_, charged)| charged.paths > 0).collect()
+        let mut charges: HashMap<&Member, Charged> = HashMap::new();
+        for (member, costs) in self.costs() {
+            *charges.entry(self.payer_of(member)).or_default() += costs;
+        }
+        charges
+    }
+
+    /// What each view costs, whoever pays for it, without those that cost nothing.
+    pub(crate) fn costs(&self) -> impl Iterator<Item = (&Member, Charged)> {
+        let without_claims = self.charges.all().filter(|member| !self.claimed.contains_key(*member));
+        let members = self.claimed.keys().chain(without_claims);
+        members.map(|member| (member, self.costs_of(member))).filter(|(_, costs)| costs.paths > 0)
+    }
+
+    /// Who pays for the view of `member`.
+    pub(crate) fn payer_of<'a>(&'a self, member: &'a Member) -> &'a Member {
+        self.charges.payer_of(member)
+    }
+
+    /// The views that `payer` pays for, the payer's own first.
+    pub(crate) fn views_of<'a>(&'a self, payer: &'a Member) -> impl Iterator<Item = &'a Member> {
+        std::iter::once(payer).chain(self.charges.other_views_of(payer))
+    }
+
+    /// See [`Charges::pay_for`].
+    pub(crate) fn pay_for(&mut self, payer: &Member, member: &Member) {
+        self.charges.pay_for(payer, member);
     }
 
     /// The Verified rows that `member` is charged for, in no order.
@@ -352,7 +422,7 @@ impl Memory {
 
     /// Notes that `by` uses a path of this layer (`None`: Verified) now.
     pub(crate) fn touch(&self, entry: &Entry, layer: Option<&Member>, by: &Member) {
-        let by_other = layer.is_none() && entry.payer.as_ref() != Some(by);
+        let by_other = layer.is_none() && entry.payer.as_ref() != Some(self.payer_of(by));
         if entry.used.touch(account::now(), by_other) {
             self.touched().push((entry.info.path.clone(), layer.cloned()));
         }
@@ -429,6 +499,11 @@ impl Memory {
     /// The layers of all members, in no order.
     pub(crate) fn claims(&self) -> impl Iterator<Item = (&Member, &Layer)> {
         self.claimed.iter()
+    }
+
+    /// The layer of `member`'s claims, with the name as it is stored here.
+    pub(crate) fn claims_with_name(&self, member: &Member) -> Option<(&Member, &Layer)> {
+        self.claimed.get_key_value(member)
     }
 
     /// The layer of `member`'s claims, if there is one.

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::Objects;
 use super::contents::Contents;
-use super::room::{Allowance, Room, Writer};
+use super::room::{Allowance, Leave, Room, Writer};
 use super::temporary::Temporary;
 use crate::error::{FileError, ImportError, NarError};
 use crate::format::nar::{ParseError, Parser, PushError};
@@ -61,7 +61,7 @@ impl Ingest {
         scan_for: &[StorePath],
     ) -> Result<Self, FileError> {
         let Limits { max_nar_bytes: max_bytes, max_entries, room, writer } = limits;
-        let allowance = Allowance::open(room, writer)?;
+        let allowance = Allowance::open(room, writer);
         let (file, temporary) = objects.create()?;
         let parts = scan_for.iter().map(|p| nixbase32::encode(p.digest()));
         let pattern = ReferencePattern::new(parts).expect("hash parts of store paths are valid nixbase32");
@@ -76,6 +76,11 @@ impl Ingest {
             allowance,
             failed: None,
         })
+    }
+
+    /// There is room for so much more.
+    pub(crate) fn allow(&mut self, leave: Leave) {
+        self.allowance.give(leave);
     }
 
     fn push(&mut self, bytes: &[u8]) -> Result<(), Failed> {

@@ -9,7 +9,7 @@ use std::io::{self, BufRead};
 
 use super::Objects;
 use super::ingest::{Ingest, Ingested, Limits};
-use super::room::Allowance;
+use super::room::{Allowance, Leave};
 use super::temporary::Temporary;
 use crate::error::{FileError, ImportError};
 use crate::format::object::ObjectWriter;
@@ -51,7 +51,7 @@ impl Intake {
         Ok(Self(match kind {
             IntakeKind::Nar => Kind::Nar(Box::new(Ingest::new(objects, limits, &[])?)),
             IntakeKind::File => {
-                let allowance = Allowance::open(limits.room, limits.writer)?;
+                let allowance = Allowance::open(limits.room, limits.writer);
                 let (file, temporary) = objects.create()?;
                 Kind::File(FlatFile {
                     writer: ObjectWriter::flat(file),
@@ -63,6 +63,14 @@ impl Intake {
                 })
             }
         }))
+    }
+
+    /// There is room for so much more. Without it, [`Intake::push`] asks for room, and may have to wait for it.
+    pub fn allow(&mut self, leave: Leave) {
+        match &mut self.0 {
+            Kind::Nar(ingest) => ingest.allow(leave),
+            Kind::File(file) => file.allowance.give(leave),
+        }
     }
 
     /// Takes the beginning of `bytes` that belongs to the upload. False: the upload is complete, and the

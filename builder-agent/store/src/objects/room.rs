@@ -6,10 +6,8 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::error::FileError;
-
 /// Bytes for which room is asked at once. Asking costs one system call.
-const AT_ONCE: u64 = 256 << 10;
+pub(crate) const AT_ONCE: u64 = 256 << 10;
 
 /// Who writes an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +24,26 @@ pub(crate) trait Room: Send + Sync {
     fn wait_for(&self, bytes: u64, writer: Writer) -> io::Result<()>;
 }
 
+/// Room that was asked for before the bytes came: whoever pushes an upload waits for it without a thread.
+#[derive(Debug, Default)]
+pub struct Leave(u64);
+
+impl Leave {
+    /// For so many bytes. The store has said that there is room for them ([`crate::Store::room_for`]).
+    #[must_use]
+    pub fn new(bytes: u64) -> Self {
+        Self(bytes)
+    }
+
+    /// A part of it, for one of several uploads.
+    #[must_use]
+    pub fn part(&mut self, bytes: u64) -> Self {
+        let part = bytes.min(self.0);
+        self.0 -= part;
+        Self(part)
+    }
+}
+
 /// The room that one object may still take without asking.
 pub(crate) struct Allowance {
     room: Arc<dyn Room>,
@@ -35,16 +53,19 @@ pub(crate) struct Allowance {
 
 impl Allowance {
     /// For a new object.
-    pub(crate) fn open(room: Arc<dyn Room>, writer: Writer) -> Result<Self, FileError> {
-        let mut allowance = Self { room, writer, left: 0 };
-        allowance.take(0).map_err(|e| FileError::new("write", "an object", e))?;
-        Ok(allowance)
+    pub(crate) fn open(room: Arc<dyn Room>, writer: Writer) -> Self {
+        Self { room, writer, left: 0 }
+    }
+
+    /// Adds room that was asked for elsewhere.
+    pub(crate) fn give(&mut self, leave: Leave) {
+        self.left = self.left.saturating_add(leave.0);
     }
 
     /// Must be called before `bytes` more are written.
     pub(crate) fn take(&mut self, bytes: usize) -> io::Result<()> {
         let bytes = bytes as u64;
-        if self.left <= bytes {
+        if self.left < bytes {
             let more = bytes.max(AT_ONCE);
             self.room.wait_for(more, self.writer)?;
             self.left += more;
@@ -74,11 +95,13 @@ mod tests {
     #[test]
     fn room_is_asked_for_before_it_is_taken_and_not_for_each_byte() {
         let room = Arc::new(Small(Mutex::new(3 * AT_ONCE)));
-        let mut allowance = Allowance::open(Arc::clone(&room) as _, Writer::Upload).unwrap();
+        let mut allowance = Allowance::open(Arc::clone(&room) as _, Writer::Upload);
         let left = || *room.0.lock().unwrap();
-        assert_eq!(left(), 2 * AT_ONCE);
         (0..1000).for_each(|_| allowance.take(100).unwrap());
         assert_eq!(left(), 2 * AT_ONCE, "the first grant is enough");
+        allowance.give(Leave::new(AT_ONCE));
+        allowance.take(AT_ONCE as usize).unwrap();
+        assert_eq!(left(), 2 * AT_ONCE, "what was asked for before is not asked for again");
         allowance.take(AT_ONCE as usize * 2).unwrap();
         assert_eq!(left(), 0);
         assert_eq!(allowance.take(AT_ONCE as usize).unwrap_err().kind(), io::ErrorKind::StorageFull);

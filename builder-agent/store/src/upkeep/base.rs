@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::evict::looks::Looks;
 use super::keeper::Keeper;
 use super::marker::{Marker, MarkerFile};
 use super::recovery::{self, Found, Recovery};
@@ -35,6 +36,7 @@ pub(crate) struct Base {
     _room_keeper: RoomKeeper,
     _keeper: Keeper,
     pub(crate) rooms: Arc<Rooms>,
+    pub(crate) looks: Looks,
     pub(crate) upkeep: Arc<Upkeep>,
     pub(crate) objects: Arc<dyn Objects>,
     pub(crate) trees: Arc<Trees>,
@@ -83,6 +85,7 @@ impl Base {
             _room_keeper: room_keeper,
             _keeper: keeper,
             rooms,
+            looks: Looks::default(),
             upkeep,
             objects,
             trees,

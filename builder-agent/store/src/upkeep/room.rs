@@ -1,16 +1,22 @@
 //! Makes room on the file system of the store: a thread looks how much is free, and evicts when it is too little; whoever
-//! writes an object asks before, and waits for the next round if there is none.
+//! writes an object asks before, and waits for the next round if there is none. A build waits on its own thread; an upload
+//! waits without one ([`Asking`]).
 //!
 //! A round goes from what costs least to what costs most, until enough is free: unpacked trees, which are only copies;
 //! what nobody needs, by its last use ([`evict`]); and then what is needed by members whose sessions, roots and builds need
 //! more than their part, so that no member can keep everything by asking for it.
 //! Not here: which rows go (`evict`), and which levels there are (`space`).
 
+mod queue;
+
 use std::fs::File;
+use std::future::Future;
 use std::io;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,25 +24,38 @@ use super::evict::{Evicted, Wish, evict};
 use super::space::{Free, Levels, Space};
 use super::work::Upkeep;
 use crate::config::StoreConfig;
-use crate::error::{FileError, RegisterError};
+use crate::error::{FileError, ImportError, RegisterError};
 use crate::long_work::LongWork;
-use crate::objects::room::{Room, Writer};
+use crate::objects::room::{AT_ONCE, Leave, Room, Writer};
+use crate::types::Member;
+use queue::{Answer, Queue};
 
 /// Time between two looks at the file system.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The same while uploads wait.
+const LOOK_SOON: Duration = Duration::from_millis(100);
 /// After a round that freed nothing: a round looks at every path, so it is not made for every writer that asks.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// Longest wait of a writer. A round takes as long as removing the files of its objects.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A writer gives up after so many rounds without any effect: the first one may have begun before others took what there was.
+const IDLE_ROUNDS: u64 = 2;
 /// Longest wait for the thread that removes files.
 const REMOVAL: Duration = Duration::from_secs(20);
+/// Room that one round makes for uploads that wait, beyond the usual level. The others wait for the next one.
+const MOST_WANTED: u64 = 256 << 20;
 
 #[derive(Default)]
 struct State {
-    /// Number of rounds that have ended.
+    /// Number of rounds that have ended, and of those that had no effect.
     rounds: u64,
-    /// A writer waits for a round.
-    wanted: bool,
+    idle_rounds: u64,
+    /// What has to be free for the writer who waits on a thread and wants most; nothing if there is none.
+    wanted: Free,
+    /// Uploads that wait.
+    queue: Queue,
+    /// Somebody has begun to wait since the last round began.
+    is_urgent: bool,
     stop: bool,
 }
 
@@ -82,21 +101,52 @@ impl Rooms {
     /// Waits until a round is due, or for the next look. False: the store closes.
     fn wait(&self) -> bool {
         let state = self.state();
-        let idle = |state: &mut State| !state.stop && !state.wanted;
-        let waited = self.changed.wait_timeout_while(state, LOOK_EVERY, idle);
-        !waited.unwrap_or_else(PoisonError::into_inner).0.stop
+        let longest = if state.queue.is_empty() { LOOK_EVERY } else { LOOK_SOON };
+        let idle = |state: &mut State| !state.stop && !state.is_urgent;
+        let waited = self.changed.wait_timeout_while(state, longest, idle);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        state.is_urgent = false;
+        !state.stop
     }
 
-    fn end_round(&self) {
+    /// What has to be free for all who wait.
+    fn wanted(&self, levels: &Levels) -> Free {
+        let state = self.state();
+        let (bytes, files) = state.queue.wanted();
+        match files {
+            0 => state.wanted,
+            _ => state.wanted.max(levels.for_uploads.and(bytes.min(MOST_WANTED), files)),
+        }
+    }
+
+    /// Ends a round, and with it the waits of those who have room now.
+    fn end_round(&self, levels: &Levels, had_effect: bool) {
+        let space = self.space();
         let mut state = self.state();
-        (state.rounds, state.wanted) = (state.rounds + 1, false);
+        state.rounds += 1;
+        state.idle_rounds += u64::from(!had_effect);
+        state.wanted = Free::default();
+        let idle_rounds = state.idle_rounds;
+        let fits = |bytes, files| {
+            space.as_ref().is_ok_and(|space| levels.for_uploads.and(bytes, files).missing(space).is_nothing())
+        };
+        let wake = state.queue.serve(Instant::now(), idle_rounds, fits);
         drop(state);
         self.changed.notify_all();
+        wake.into_iter().for_each(std::task::Waker::wake);
     }
 
     fn stop(&self) {
-        self.state().stop = true;
+        let mut state = self.state();
+        state.stop = true;
+        let wake = state.queue.serve(Instant::now(), u64::MAX, |_, _| false);
+        drop(state);
         self.changed.notify_all();
+        wake.into_iter().for_each(std::task::Waker::wake);
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.state().stop
     }
 }
 
@@ -107,8 +157,7 @@ impl Room for Rooms {
             Writer::Upload => levels.for_uploads,
             Writer::Build => levels.for_builds,
         };
-        let keep =
-            Free { bytes: keep.bytes.saturating_add(bytes), files: keep.files + u64::from(keep.files > 0) };
+        let keep = keep.and(bytes, 1);
         match keep.missing(&self.space()?).is_nothing() {
             true => Ok(()),
             false => self.long_work.run(|| self.wait_until(keep, &levels)),
@@ -120,29 +169,97 @@ impl Rooms {
     /// Asks for rounds of eviction until so much is free.
     fn wait_until(&self, keep: Free, levels: &Levels) -> io::Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        let mut rounds = 0;
+        let until_idle = self.state().idle_rounds + IDLE_ROUNDS;
         loop {
             let space = self.space()?;
             if keep.missing(&space).is_nothing() {
                 return Ok(());
             }
-            // The first round may have begun before others took what it freed.
             let left = deadline.saturating_duration_since(Instant::now());
-            if rounds >= 2 || left.is_zero() {
-                return Err(io::Error::new(io::ErrorKind::StorageFull, words(&space, levels)));
-            }
             let mut state = self.state();
             if state.stop {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            state.wanted = true;
+            if state.idle_rounds >= until_idle || left.is_zero() {
+                return Err(full(&space, levels));
+            }
+            state.wanted = state.wanted.max(keep);
+            state.is_urgent = true;
             self.changed.notify_all();
             let before = state.rounds;
             let same = |state: &mut State| state.rounds == before && !state.stop;
             drop(self.changed.wait_timeout_while(state, left, same));
-            rounds += 1;
         }
     }
+
+    /// Room for so many bytes of an upload that `payer` pays for.
+    pub(crate) fn ask(self: &Arc<Self>, payer: &Member, bytes: u64) -> Asking {
+        Asking { rooms: Arc::clone(self), payer: payer.clone(), bytes: bytes.max(AT_ONCE), id: None }
+    }
+}
+
+/// A future of room for the next bytes of an upload. While it waits it has no thread. Dropping it ends the wait.
+#[must_use]
+pub struct Asking {
+    rooms: Arc<Rooms>,
+    payer: Member,
+    bytes: u64,
+    /// In the queue.
+    id: Option<u64>,
+}
+
+impl Future for Asking {
+    type Output = Result<Leave, ImportError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let Some(levels) = this.rooms.levels else { return Poll::Ready(Ok(Leave::new(this.bytes))) };
+        let failed = |e| Err(ImportError::from(FileError::new("write", "an object", e)));
+        if let Some(id) = this.id {
+            let answer = this.rooms.state().queue.answer(id, context.waker());
+            return match answer {
+                None => Poll::Pending,
+                Some(Answer::Room) => Poll::Ready(Ok(Leave::new(this.bytes))),
+                Some(Answer::Full) if this.rooms.is_stopping() => {
+                    Poll::Ready(failed(io::ErrorKind::Interrupted.into()))
+                }
+                Some(Answer::Full) => {
+                    let full = this.rooms.space().map(|space| full(&space, &levels));
+                    Poll::Ready(failed(full.unwrap_or_else(|e| e)))
+                }
+            };
+        }
+        let space = match this.rooms.space() {
+            Ok(space) => space,
+            Err(e) => return Poll::Ready(failed(e)),
+        };
+        let mut state = this.rooms.state();
+        if state.stop {
+            return Poll::Ready(failed(io::ErrorKind::Interrupted.into()));
+        }
+        // Nobody overtakes those who wait.
+        if state.queue.is_empty() && levels.for_uploads.and(this.bytes, 1).missing(&space).is_nothing() {
+            return Poll::Ready(Ok(Leave::new(this.bytes)));
+        }
+        let until = (Instant::now() + PATIENCE, state.idle_rounds + IDLE_ROUNDS);
+        this.id = Some(state.queue.add(&this.payer, this.bytes, until, context.waker().clone()));
+        state.is_urgent = true;
+        drop(state);
+        this.rooms.changed.notify_all();
+        Poll::Pending
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.rooms.state().queue.remove(id);
+        }
+    }
+}
+
+fn full(space: &Space, levels: &Levels) -> io::Error {
+    io::Error::new(io::ErrorKind::StorageFull, words(space, levels))
 }
 
 /// The reason why there is no room, and what helps. How much is free is not said: an uploader could see whether others have
@@ -175,7 +292,11 @@ impl RoomKeeper {
         };
         let start = || std::thread::Builder::new().name("store-room".into()).spawn(work);
         let thread = rooms.levels.map(|_| start()).transpose();
-        let thread = thread.inspect_err(|e| tracing::error!("no thread for making room in the store: {e}"));
+        let thread = thread.inspect_err(|e| {
+            tracing::error!("no thread for making room in the store: {e}");
+            // Nobody would end a wait.
+            rooms.stop();
+        });
         Self { rooms: Arc::clone(rooms), thread: thread.ok().flatten() }
     }
 }
@@ -190,49 +311,63 @@ impl Drop for RoomKeeper {
 }
 
 fn attend(rooms: &Rooms, upkeep: &Upkeep) {
-    let mut idle_until = Instant::now();
+    let (mut idle_until, mut is_told) = (Instant::now(), false);
     while rooms.wait() {
         let Some(levels) = rooms.levels else { return };
-        let is_low = rooms.space().is_ok_and(|space| !levels.low.missing(&space).is_nothing());
-        if is_low && Instant::now() >= idle_until {
-            match make_room(rooms, upkeep, levels.enough, "the store is nearly full") {
-                Ok(evicted) if evicted.paths > 0 => {}
-                Ok(_) => idle_until = Instant::now() + AGAIN_AFTER,
+        let wanted = rooms.wanted(&levels);
+        let is_low = |free: Free| rooms.space().is_ok_and(|space| !free.missing(&space).is_nothing());
+        if !is_low(levels.low.max(wanted)) {
+            rooms.end_round(&levels, true);
+            continue;
+        }
+        let mut had_effect = false;
+        if Instant::now() >= idle_until {
+            match make_room(rooms, upkeep, levels.enough.max(wanted), "the store is nearly full") {
+                Ok(evicted) => (had_effect, is_told) = (evicted, false),
+                // It stays like that until the next start.
+                Err(RegisterError::Stuck) if is_told => {}
                 Err(error) => {
                     tracing::error!(%error, "the store cannot make room");
-                    idle_until = Instant::now() + AGAIN_AFTER;
+                    is_told = true;
                 }
             }
+            if !had_effect {
+                idle_until = Instant::now() + AGAIN_AFTER;
+            }
         }
-        rooms.end_round();
+        rooms.end_round(&levels, had_effect);
     }
 }
 
-/// Evicts until so much is free, or as much as is possible, and removes the files.
-fn make_room(rooms: &Rooms, upkeep: &Upkeep, enough: Free, why: &str) -> Result<Evicted, RegisterError> {
+/// Evicts until so much is free, or as much as is possible, and removes the files. Returns whether anything was removed.
+pub(crate) fn make_room(
+    rooms: &Rooms,
+    upkeep: &Upkeep,
+    enough: Free,
+    why: &str,
+) -> Result<bool, RegisterError> {
     let space = || rooms.space().map_err(|e| FileError::new("look at", "the store", e));
     let mut evicted = Evicted::default();
-    let trees = upkeep.discard_trees();
+    let trees = if enough.missing(&space()?).is_nothing() { 0 } else { upkeep.discard_trees() };
     if trees > 0 {
         upkeep.trees.wait_for_removal(REMOVAL);
     }
-    let part = |space: &Space| space.total / 2 / (upkeep.index.holds().members().max(1) as u64);
     for respects_all_needs in [true, false] {
         loop {
             let space = space()?;
             let missing = enough.missing(&space);
-            if missing.is_nothing() {
+            if missing.is_nothing() || rooms.is_stopping() {
                 break;
             }
-            let most_needed = (!respects_all_needs).then(|| part(&space));
-            let wish = Wish { bytes: missing.bytes, objects: missing.files, most_needed };
+            let for_needs = (!respects_all_needs).then_some(space.total / 2);
+            let wish = Wish { bytes: missing.bytes, objects: missing.files, for_needs };
             if !round(upkeep, wish, &mut evicted)? {
                 break;
             }
         }
     }
     report(rooms, &evicted, trees, why);
-    Ok(evicted)
+    Ok(evicted.paths > 0 || trees > 0)
 }
 
 /// Evicts so many bytes, or as many as is possible, of what nobody needs, and removes the files.
@@ -243,7 +378,7 @@ pub(crate) fn evict_bytes(
     why: &str,
 ) -> Result<Evicted, RegisterError> {
     let mut evicted = Evicted::default();
-    while evicted.bytes < bytes {
+    while evicted.bytes < bytes && !rooms.is_stopping() {
         let wish = Wish { bytes: bytes - evicted.bytes, ..Wish::default() };
         if !round(upkeep, wish, &mut evicted)? {
             break;
@@ -255,6 +390,10 @@ pub(crate) fn evict_bytes(
 
 /// One eviction, with the files. False: there was nothing to evict.
 fn round(upkeep: &Upkeep, wish: Wish, all: &mut Evicted) -> Result<bool, RegisterError> {
+    // What is evicted now would free nothing, however much it is.
+    if upkeep.is_stuck() {
+        return Err(RegisterError::Stuck);
+    }
     let evicted = evict(upkeep, wish)?;
     if evicted.paths == 0 {
         return Ok(false);
@@ -273,3 +412,7 @@ fn report(rooms: &Rooms, evicted: &Evicted, trees: usize, why: &str) {
         tracing::info!(paths, objects, bytes, trees, free_mib, why, "evicted");
     }
 }
+
+#[cfg(test)]
+#[path = "room/room_test.rs"]
+mod room_test;

@@ -41,7 +41,7 @@ impl Space {
 }
 
 /// Bytes, and files, that should stay free.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Free {
     pub(crate) bytes: u64,
     pub(crate) files: u64,
@@ -52,6 +52,17 @@ impl Free {
     pub(crate) fn missing(self, space: &Space) -> Self {
         let files = if space.files == 0 { 0 } else { self.files.saturating_sub(space.free_files) };
         Self { bytes: self.bytes.saturating_sub(space.free), files }
+    }
+
+    /// Also these bytes, and these files where files count at all.
+    pub(crate) fn and(self, bytes: u64, files: u64) -> Self {
+        let files = if self.files == 0 { 0 } else { self.files.saturating_add(files) };
+        Self { bytes: self.bytes.saturating_add(bytes), files }
+    }
+
+    /// The larger one of both.
+    pub(crate) fn max(self, other: Self) -> Self {
+        Self { bytes: self.bytes.max(other.bytes), files: self.files.max(other.files) }
     }
 
     pub(crate) fn is_nothing(self) -> bool {

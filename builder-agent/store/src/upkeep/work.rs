@@ -153,6 +153,11 @@ impl Upkeep {
         Ok(())
     }
 
+    /// Whether a flush has failed, so that nothing is removed any more until the next start.
+    pub(crate) fn is_stuck(&self) -> bool {
+        lock(&self.passing).failed
+    }
+
     /// Makes everything durable that was committed up to row `through`, and writes that number to the marker.
     fn flush(&self, through: i64) -> Result<(), RegisterError> {
         self.objects.sync()?;

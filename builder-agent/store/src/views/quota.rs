@@ -1,73 +1,65 @@
 //! How much a member's paths may take.
 //!
 //! A member is charged for the objects of all their claims, and for those of the Verified paths that they brought first. An
-//! object that others have too counts in full, so the charge says nothing about what others have. Before a registration is
+//! object that others have too counts in full, so the charge says nothing about what others have. The holder of a ticket is
+//! charged for nothing: the ticket's maker is. Before a registration is
 //! refused, the member is charged less: dead claims are removed, and Verified paths that the member does not need are
-//! charged to the box from then on (`upkeep::evict::slim`).
+//! charged to the box from then on (`upkeep::evict::slim`). A limit that several members have together is one on the sum of
+//! their charges; whoever wants more is charged less.
 //! Not here: room on the disk (`upkeep::room`).
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::seen::Viewer;
 use crate::error::RegisterError;
 use crate::index::change::Change;
 use crate::index::commit::{About, Plan, commit_repeatable};
+use crate::index::holds::Holds;
 use crate::index::memory::Memory;
+use crate::types::charged::Quota;
 use crate::types::{Member, Provenance};
 use crate::upkeep::base::Base;
+use crate::upkeep::evict::looks::Situation;
 use crate::upkeep::evict::{Slimming, slim};
 
 /// A member who is over the limit gets below this part of it at once, so that not every small path costs a look at all of
 /// the member's paths.
 const DOWN_TO: (u64, u64) = (9, 10);
 
-/// The most that a member may be charged for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Quota {
-    /// In bytes.
-    pub bytes: u64,
-    /// Whether it is the member's own, from the roster, and not the box's.
-    pub own: bool,
-}
-
-impl Quota {
-    /// The smaller one of the member's own limit and the box's, in bytes.
-    #[must_use]
-    pub fn smaller(own: Option<u64>, of_box: Option<u64>) -> Option<Self> {
-        let (own, of_box) = (own.map(|bytes| (bytes, true)), of_box.map(|bytes| (bytes, false)));
-        let (bytes, own) = own.into_iter().chain(of_box).min_by_key(|(bytes, own)| (*bytes, !own))?;
-        Some(Self { bytes, own })
-    }
-}
-
-/// Who is charged for what a view registers, and the limit.
+/// Who is charged for what a view registers, and the limits.
 #[derive(Debug, Clone, Default)]
 pub struct Payer {
     /// `None`: the box, which has no limit.
     pub(crate) member: Option<Member>,
-    pub(crate) quota: Option<Quota>,
+    pub(crate) quotas: Arc<[Quota]>,
 }
 
 impl Payer {
     /// The same without a limit, for a registration whose size was checked before it was fetched.
     #[must_use]
     pub fn without_limit(&self) -> Self {
-        Self { member: self.member.clone(), quota: None }
+        Self { member: self.member.clone(), quotas: Arc::default() }
+    }
+
+    /// The limit of the payer alone.
+    pub(crate) fn own_quota(&self) -> Option<&Quota> {
+        self.quotas.iter().find(|quota| quota.together.is_none())
     }
 }
 
-/// Bytes for which these changes charge `member` more, and for which they charge less.
-fn charges(index: &Memory, member: &Member, changes: &[Change]) -> (u64, u64) {
+/// Bytes for which these changes charge `payer` more, and for which they charge less.
+fn charges(index: &Memory, payer: &Member, changes: &[Change]) -> (u64, u64) {
     let (mut more, mut less) = (0, 0);
     for change in changes {
         match change {
             Change::AddPath { provenance, object_size, account, .. } => match provenance {
-                Provenance::Verified if account.payer.as_ref() == Some(member) => more += object_size,
-                Provenance::Claimed(owner) if owner == member => more += object_size,
+                Provenance::Verified if account.payer.as_ref() == Some(payer) => more += object_size,
+                Provenance::Claimed(owner) if index.payer_of(owner) == payer => more += object_size,
                 _ => {}
             },
-            Change::DropClaim { member: owner, path } if owner == member => {
-                let entry = index.claims_of(member).and_then(|claims| claims.entry(path));
+            Change::DropClaim { member: owner, path } if index.payer_of(owner) == payer => {
+                let entry = index.claims_of(owner).and_then(|claims| claims.entry(path));
                 less += entry.map_or(0, |entry| entry.size);
             }
             _ => {}
@@ -76,61 +68,98 @@ fn charges(index: &Memory, member: &Member, changes: &[Change]) -> (u64, u64) {
     (more, less)
 }
 
-fn over(member: &Member, quota: Quota, more: u64, charged: u64) -> RegisterError {
-    let Quota { bytes: limit, own } = quota;
-    RegisterError::Quota { member: member.clone(), more, charged, limit, own }
+/// What counts for this limit.
+fn charged(index: &Memory, payer: &Member, quota: &Quota) -> u64 {
+    match &quota.together {
+        None => index.charged_to(payer).bytes,
+        Some(members) => members.iter().map(|member| index.charged_to(member).bytes).sum(),
+    }
 }
 
-/// Refuses changes with which the payer would be charged more than the limit.
+fn over(viewer: &Viewer, payer: &Member, quota: &Quota, more: u64, charged: u64) -> RegisterError {
+    let (limit, set_by) = (quota.bytes, quota.set_by.clone());
+    RegisterError::Quota { member: viewer.member.clone(), payer: payer.clone(), more, charged, limit, set_by }
+}
+
+/// Refuses changes with which the payer would be charged more than a limit.
 pub(crate) fn within(index: &Memory, viewer: &Viewer, changes: &[Change]) -> Result<(), RegisterError> {
-    let Payer { member: Some(member), quota: Some(quota) } = &viewer.payer else { return Ok(()) };
-    let (more, less) = charges(index, member, changes);
-    let charged = index.charged_to(member).bytes.saturating_sub(less);
-    match more > 0 && charged.saturating_add(more) > quota.bytes {
-        true => Err(over(member, *quota, more, charged)),
-        false => Ok(()),
+    let Payer { member: Some(payer), quotas } = &viewer.payer else { return Ok(()) };
+    if quotas.is_empty() {
+        return Ok(());
     }
+    let (more, less) = charges(index, payer, changes);
+    for quota in quotas.iter().filter(|_| more > 0) {
+        let charged = charged(index, payer, quota).saturating_sub(less);
+        if charged.saturating_add(more) > quota.bytes {
+            return Err(over(viewer, payer, quota, more, charged));
+        }
+    }
+    Ok(())
+}
+
+/// The limit of which most bytes are missing for `more`, and how many.
+fn missing<'q>(
+    index: &Memory,
+    payer: &Member,
+    quotas: &'q [Quota],
+    more: u64,
+) -> Option<(&'q Quota, u64, u64)> {
+    let missing = quotas.iter().map(|quota| {
+        let charged = charged(index, payer, quota);
+        (quota, charged, charged.saturating_add(more).saturating_sub(quota.bytes))
+    });
+    missing.filter(|(.., missing)| *missing > 0).max_by_key(|(.., missing)| *missing)
+}
+
+fn situation(index: &Memory, holds: &Holds, payer: &Member) -> Situation {
+    let freed =
+        |member: &Member| holds.ended(member) + index.claims_of(member).map_or(0, |claims| claims.unrooted());
+    Situation { charged: index.charged_to(payer).bytes, freed: index.views_of(payer).map(freed).sum() }
 }
 
 /// Charges the payer less, if `more` bytes would not fit otherwise; an error, and no change, if they cannot fit.
 pub(crate) fn make_room(base: &Arc<Base>, viewer: &Viewer, more: u64) -> Result<(), RegisterError> {
-    let Payer { member: Some(member), quota: Some(quota) } = viewer.payer.clone() else { return Ok(()) };
-    let missing = move |charged: u64| charged.saturating_add(more).saturating_sub(quota.bytes);
-    if more == 0 || missing(base.index.read().charged_to(&member).bytes) == 0 {
+    let Payer { member: Some(payer), .. } = &viewer.payer else { return Ok(()) };
+    if more == 0 {
         return Ok(());
     }
-    let holds = Arc::clone(base.index.holds());
-    let about = About { everything: true, ..About::default() };
-    let plan = move |memory: &Memory| {
-        let charged = memory.charged_to(&member).bytes;
-        let missing = missing(charged);
-        if missing == 0 {
-            return Ok((Plan::default(), Vec::new()));
+    {
+        let index = base.index.read();
+        let Some((quota, charged, missing)) = missing(&index, payer, &viewer.payer.quotas, more) else {
+            return Ok(());
+        };
+        let now = situation(&index, base.index.holds(), payer);
+        if let Some(possible) = base.looks.known(payer, Instant::now(), now, missing) {
+            return Err(over(viewer, payer, quota, more, charged.saturating_sub(possible)));
         }
-        let ample = quota.bytes - quota.bytes / DOWN_TO.1 * DOWN_TO.0;
-        let Slimming { plan, gone, bytes } = slim(memory, &holds, &member, missing.saturating_add(ample));
-        match bytes < missing {
-            true => Err(over(&member, quota, more, charged - bytes)),
-            false => Ok((plan, gone)),
-        }
-    };
-    // It looks at all paths of the member.
-    let gone = base.config.long_work.run(|| commit_repeatable(&base.index, about, plan))?;
-    base.upkeep.look_at(gone);
-    Ok(())
+    }
+    // It looks at all paths of the payer. Those that go are only so many at once.
+    base.config.long_work.run(|| {
+        while !slim_once(base, viewer, more)? {}
+        Ok(())
+    })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_smaller_limit_counts_and_of_two_equal_ones_the_members() {
-        let smaller = |own, of_box| Quota::smaller(own, of_box).map(|quota| (quota.bytes, quota.own));
-        assert_eq!(smaller(Some(5), Some(9)), Some((5, true)));
-        assert_eq!(smaller(Some(9), Some(5)), Some((5, false)));
-        assert_eq!(smaller(Some(5), Some(5)), Some((5, true)));
-        assert_eq!(smaller(None, Some(5)), Some((5, false)));
-        assert_eq!(smaller(None, None), None);
-    }
+/// False: there is more to do.
+fn slim_once(base: &Arc<Base>, viewer: &Viewer, more: u64) -> Result<bool, RegisterError> {
+    let Some(payer) = viewer.payer.member.clone() else { return Ok(true) };
+    let (viewer, holds, notes) = (viewer.clone(), Arc::clone(base.index.holds()), Arc::clone(base));
+    let about = About { everything: true, ..About::default() };
+    let plan = move |memory: &Memory| {
+        let quotas = &viewer.payer.quotas;
+        let Some((quota, charged, missing)) = missing(memory, &payer, quotas, more) else {
+            return Ok((Plan::default(), (Vec::new(), true)));
+        };
+        let ample = quota.bytes - quota.bytes / DOWN_TO.1 * DOWN_TO.0;
+        let Slimming { plan, gone, bytes, possible, looked_at } =
+            slim(memory, &holds, &payer, missing.saturating_add(ample));
+        notes.looks.note(&payer, looked_at, situation(memory, &holds, &payer), possible);
+        match possible < missing {
+            true => Err(over(&viewer, &payer, quota, more, charged.saturating_sub(possible))),
+            false => Ok((plan, (gone, bytes >= missing || bytes == 0))),
+        }
+    };
+    let (gone, is_done) = commit_repeatable(&base.index, about, plan)?;
+    base.upkeep.look_at(gone);
+    Ok(is_done)
 }

@@ -7,6 +7,7 @@ use nix_derivation::StorePath;
 
 use super::annotation::Notes;
 use super::copies::make_own;
+use super::quota;
 use super::seen::{Viewer, Whose};
 use super::{limits, provenance, register};
 use crate::config::StoreConfig;
@@ -112,6 +113,7 @@ fn plan_realisation(
                 return Err(RegisterError::RealisationLimit { member, limit });
             }
             todo.extend(make_own(index, viewer, [&path])?);
+            quota::within(index, viewer, &todo)?;
             Vec::new()
         }
     };
@@ -156,6 +158,7 @@ fn plan_root(
     }
     // A root keeps only the member's own paths.
     let mut todo = make_own(index, viewer, [&path])?;
+    quota::within(index, viewer, &todo)?;
     todo.push(Change::PutRoot { member: viewer.member.clone(), name, path });
     Ok(todo)
 }

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::closure::Closure;
 use super::collect::{self, Collect, Collected};
-use super::quota::{self, Payer, Quota};
+use super::quota::{self, Payer};
 use super::seen::{Seen, Viewer, Whose};
 use super::staged::Staged;
 use super::{address, copies, limits, records, register};
@@ -23,7 +23,8 @@ use crate::index::rows::Annotation;
 use crate::objects::contents::Contents;
 use crate::objects::ingest::{Ingest, Ingested, Limits};
 use crate::objects::intake::{Intake, IntakeKind};
-use crate::objects::room::Writer;
+use crate::objects::room::{Leave, Writer};
+use crate::types::charged::Quota;
 use crate::types::realisation::RealisationId;
 use crate::types::{Member, Provenance};
 use crate::upkeep::base::Base;
@@ -56,10 +57,22 @@ impl View {
         Self { hold: other.hold.clone(), ..self }
     }
 
-    /// The same view with a limit for its member; the box's counts if it is smaller. In bytes.
+    /// The same view with a limit for its member alone; the box's counts if it is smaller. In bytes. And with `others`, that
+    /// several members have together.
     #[must_use]
-    pub fn limited_to(mut self, own: Option<u64>) -> Self {
-        self.viewer.payer.quota = Quota::smaller(own, self.base.config.max_bytes_per_member);
+    pub fn limited_to(mut self, own: Option<u64>, others: Vec<Quota>) -> Self {
+        let own = Quota::smaller(own, self.base.config.max_bytes_per_member);
+        self.viewer.payer.quotas = own.into_iter().chain(others).collect();
+        self
+    }
+
+    /// The same view, for which `payer` pays: the maker of a ticket for its holder. See [`crate::Store::pays_for`].
+    #[must_use]
+    pub fn charged_to(mut self, payer: &Member) -> Self {
+        if self.base.index.read().payer_of(&self.viewer.member) != payer {
+            self.base.index.pay_for(payer, &self.viewer.member);
+        }
+        self.viewer.payer.member = Some(payer.clone());
         self
     }
 
@@ -76,10 +89,17 @@ impl View {
         &self.viewer.payer
     }
 
-    /// Bytes that the member is charged for, and the limit.
+    /// Bytes for which the claims of this view, and the Verified paths that it brought first, are charged to its payer; and the
+    /// limit that the payer has alone.
     #[must_use]
     pub fn charged(&self) -> (u64, Option<Quota>) {
-        (self.base.index.read().charged_to(&self.viewer.member).bytes, self.viewer.payer.quota)
+        let index = self.base.index.read();
+        let charged = match &self.viewer.payer.member {
+            // What its maker has is not for the holder of a ticket to see.
+            Some(payer) if *payer != self.viewer.member => index.costs_of(&self.viewer.member),
+            _ => index.charged_to(&self.viewer.member),
+        };
+        (charged.bytes, self.viewer.payer.own_quota().cloned())
     }
 
     /// Fails if so many more bytes cannot be within the limit of this view's payer, even without paths that the payer does
@@ -233,7 +253,7 @@ impl View {
 
     /// [`View::snapshot`] for a build. First copies shared claims of other members to the member's own layer,
     /// so that the result can refer to them even if their owners delete them meanwhile. Writes nothing if
-    /// there are none.
+    /// there are none. Fails if the copies cannot be within the payer's limits.
     pub fn snapshot_to_build<'a>(
         &self,
         paths: impl IntoIterator<Item = &'a StorePath>,
@@ -289,25 +309,30 @@ impl View {
     pub fn register_many(&self, batch: Vec<Staged>) -> Result<Vec<Arc<PathInfo>>, RegisterError> {
         // Before the paths are visible, so that no collection comes in between.
         self.hold(batch.iter().map(|staged| &staged.info.path))?;
-        self.make_room_for(
-            batch.iter().map(|staged| (&staged.info.path, Some(staged.ingested.object_size))),
-        )?;
+        let new = batch.iter().map(|staged| (&staged.info, Some(staged.ingested.object_size)));
+        self.make_room_for(new)?;
         register::register(&self.base, &self.viewer, batch)
     }
 
-    /// Makes room for those of these paths that are not valid yet, each with the bytes of its object.
+    /// Makes room for those of these paths that are not valid yet, each with the bytes of its object, and for the copies of
+    /// what they refer to.
     fn make_room_for<'a>(
         &self,
-        paths: impl IntoIterator<Item = (&'a StorePath, Option<u64>)>,
+        paths: impl IntoIterator<Item = (&'a PathInfo, Option<u64>)>,
     ) -> Result<(), RegisterError> {
-        if self.viewer.payer.quota.is_none() {
+        if self.viewer.payer.quotas.is_empty() {
             return Ok(());
         }
         let bytes = {
             let index = self.base.index.read();
             let seen = self.viewer.sees(&index);
-            let new = paths.into_iter().filter(|(path, _)| seen.info(path).is_none());
-            new.filter_map(|(_, size)| size).sum()
+            let new = paths.into_iter().filter(|(info, _)| seen.info(&info.path).is_none());
+            let (mut bytes, mut references) = (0, BTreeSet::new());
+            for (info, size) in new {
+                bytes += size.unwrap_or_default();
+                references.extend(&info.references);
+            }
+            bytes + copies::bytes(&index, &self.viewer, references.into_iter())?
         };
         self.make_room(bytes)
     }
@@ -333,7 +358,18 @@ impl View {
     ///
     /// Does not read beyond the end of the NAR.
     pub fn stage(&self, info: PathInfo, nar: &mut dyn BufRead) -> Result<Staged, ImportError> {
+        self.stage_with(info, nar, Leave::default())
+    }
+
+    /// [`View::stage`] of a NAR for which there is room already.
+    pub fn stage_with(
+        &self,
+        info: PathInfo,
+        nar: &mut dyn BufRead,
+        leave: Leave,
+    ) -> Result<Staged, ImportError> {
         let mut ingest = self.ingest_upload()?;
+        ingest.allow(leave);
         ingest.read_all(&info.path.to_string(), nar)?;
         address::stage(&self.base.config, &self.viewer.member, ingest.finish()?, info)
     }
@@ -442,7 +478,7 @@ impl View {
         self.hold(batch.iter().map(|(info, _)| &info.path))?;
         let sizes: Vec<_> = {
             let index = self.base.index.read();
-            batch.iter().map(|(info, _)| (&info.path, index.object_size(&info.nar_hash))).collect()
+            batch.iter().map(|(info, _)| (info, index.object_size(&info.nar_hash))).collect()
         };
         self.make_room_for(sizes)?;
         register::adopt(&self.base, &self.viewer, batch, deriver)
@@ -479,12 +515,14 @@ impl View {
         path: StorePath,
         provenance: Provenance,
     ) -> Result<(), RegisterError> {
+        copies::make_room(&self.base, &self.viewer, std::iter::once(&path))?;
         records::add_realisation(&self.base, &self.viewer, id, path, provenance)
     }
 
     /// Keeps `path` and all that it refers to from being collected, under a name that the member chose.
     /// Replaces a root of that name.
     pub fn add_root(&self, name: &str, path: &StorePath) -> Result<(), RegisterError> {
+        copies::make_room(&self.base, &self.viewer, std::iter::once(path))?;
         records::add_root(&self.base, &self.viewer, name.to_owned(), path.clone())
     }
 

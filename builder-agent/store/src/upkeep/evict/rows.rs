@@ -1,15 +1,18 @@
-//! The rows that nobody needs, the least recently used first.
+//! The rows that nobody needs, the least recently used first, and which of them go together.
 //!
 //! A path counts as used when something that refers to it was. So what refers to a path is never newer than the path, and
 //! taking rows in the order of their ages takes referrers before, or together with, what they refer to.
+//!
+//! Commits wait while this is made and used. So it takes as long as there are rows and references, in whatever order they
+//! refer to each other: references are looked up once, and a row that stays is found out once.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use nix_derivation::StorePath;
 
 use super::needed::Needed;
 use crate::index::change::Change;
-use crate::index::memory::{Entry, Memory};
+use crate::index::memory::{Entry, Layer, Memory};
 use crate::types::Member;
 
 /// Of the Verified layer, or of one member's.
@@ -25,8 +28,8 @@ impl<'a> Row<'a> {
     }
 
     /// Who is charged for it; `None`: the box.
-    pub(super) fn payer(&self) -> Option<&'a Member> {
-        self.layer.or(self.entry.payer.as_ref())
+    pub(super) fn payer(&self, memory: &'a Memory) -> Option<&'a Member> {
+        self.layer.or(self.entry.payer.as_ref()).map(|member| memory.payer_of(member))
     }
 
     pub(super) fn drop(&self) -> Change {
@@ -38,30 +41,110 @@ impl<'a> Row<'a> {
     }
 }
 
+/// Pairs of rows, by the first one.
+struct Edges {
+    /// Where the list of each row begins in `to`, and the end of the last one.
+    begin: Vec<u32>,
+    to: Vec<u32>,
+}
+
+impl Edges {
+    fn new(rows: usize, pairs: impl Iterator<Item = (u32, u32)> + Clone) -> Self {
+        let mut begin = vec![0_u32; rows + 1];
+        pairs.clone().for_each(|(from, _)| begin[from as usize + 1] += 1);
+        (0..rows).for_each(|n| begin[n + 1] += begin[n]);
+        let mut to = vec![0; begin[rows] as usize];
+        let mut next = begin.clone();
+        for (from, other) in pairs {
+            let place = &mut next[from as usize];
+            to[*place as usize] = other;
+            *place += 1;
+        }
+        Self { begin, to }
+    }
+
+    fn of(&self, n: usize) -> impl Iterator<Item = usize> {
+        self.to[self.begin[n] as usize..self.begin[n + 1] as usize].iter().map(|n| *n as usize)
+    }
+}
+
 /// Rows by number.
 pub(super) struct Rows<'a> {
-    memory: &'a Memory,
     pub(super) rows: Vec<Row<'a>>,
-    numbers: HashMap<(Option<&'a Member>, &'a StorePath), usize>,
     /// The last use of each, or of anything that refers to it.
     pub(super) ages: Vec<u64>,
+    /// Those that cannot go, because something that is needed refers to them. (With needs that are closed there are none.)
+    pub(super) stays: Vec<bool>,
+    /// The rows to which each one refers, in the view of its layer's member.
+    below: Edges,
+    /// The Verified row that hides this one, if it is a claim.
+    hider: HashMap<usize, usize>,
+    /// The rows without which each one cannot go: those that refer to it, in any layer, and claims that it hides.
+    above: Edges,
 }
 
 impl<'a> Rows<'a> {
-    /// The rows that are not `needed`, of all layers, or of the layer of `only`.
-    pub(super) fn unneeded(memory: &'a Memory, needed: &Needed<'a>, only: Option<&Member>) -> Self {
+    /// The rows that are not `needed`, of all layers, or of the layers of `only`.
+    pub(super) fn unneeded(memory: &'a Memory, needed: &Needed<'a>, only: Option<&[&Member]>) -> Self {
+        let mut layers: Vec<(Option<&'a Member>, &'a Layer)> = Vec::new();
+        match only {
+            None => {
+                layers.push((None, memory.verified()));
+                layers.extend(memory.claims().map(|(member, layer)| (Some(member), layer)));
+            }
+            Some(only) => {
+                let own = only.iter().filter_map(|member| memory.claims_with_name(member));
+                layers.extend(own.map(|(member, layer)| (Some(member), layer)));
+            }
+        }
         let mut rows = Vec::new();
-        if only.is_none() {
-            let entries = memory.verified().entries().map(|(_, entry)| Row { layer: None, entry });
-            rows.extend(entries.filter(|row| !needed.has(None, row.path())));
+        // By layer, in their order.
+        let mut numbers: Vec<HashMap<&'a StorePath, u32>> = Vec::with_capacity(layers.len());
+        let mut place_of_verified = None;
+        for (place, (layer, entries)) in layers.iter().enumerate() {
+            let needed = needed.of(*layer);
+            let mut of_layer = HashMap::new();
+            for (path, entry) in entries.entries().filter(|(path, _)| !needed.contains(*path)) {
+                of_layer.insert(path, rows.len() as u32);
+                rows.push(Row { layer: *layer, entry });
+            }
+            numbers.push(of_layer);
+            if layer.is_none() {
+                place_of_verified = Some(place);
+            }
         }
-        for (member, layer) in memory.claims().filter(|(member, _)| only.is_none_or(|only| *member == only)) {
-            let entries = layer.entries().map(|(_, entry)| Row { layer: Some(member), entry });
-            rows.extend(entries.filter(|row| !needed.has(Some(member), row.path())));
+        let verified =
+            |path: &StorePath| place_of_verified.and_then(|place| numbers[place].get(path).copied());
+        // What a row of this layer means with `path`.
+        let meant = |place: usize, path: &StorePath| match verified(path) {
+            None if memory.is_verified(path) => None,
+            None => numbers[place].get(path).copied(),
+            found => found,
+        };
+        let (mut pairs, mut hider, mut stays) = (Vec::new(), HashMap::new(), vec![false; rows.len()]);
+        for (place, (layer, entries)) in layers.iter().enumerate() {
+            for (path, entry) in entries.entries() {
+                let hides = if layer.is_some() { verified(path) } else { None };
+                let below = entry.info.references.iter().filter_map(|path| meant(place, path));
+                match numbers[place].get(path) {
+                    Some(&number) => {
+                        pairs.extend(below.filter(|other| *other != number).map(|other| (number, other)));
+                        hider.extend(hides.map(|other| (number as usize, other as usize)));
+                    }
+                    None => below.chain(hides).for_each(|other| stays[other as usize] = true),
+                }
+            }
         }
-        let numbers = rows.iter().enumerate().map(|(n, row)| ((row.layer, row.path()), n)).collect();
+        let below = Edges::new(rows.len(), pairs.iter().copied());
+        let hidden = hider.iter().map(|(claim, verified)| (*claim as u32, *verified as u32));
+        let above =
+            Edges::new(rows.len(), pairs.iter().copied().chain(hidden).map(|(above, below)| (below, above)));
         let ages = vec![0; rows.len()];
-        let mut all = Self { memory, rows, numbers, ages };
+        let mut all = Self { rows, ages, stays: Vec::new(), below, hider, above };
+        let pinned: Vec<usize> = (0..stays.len()).filter(|n| stays[*n]).collect();
+        stays.fill(false);
+        all.spread(pinned, &mut stays);
+        all.stays = stays;
         all.find_ages();
         all
     }
@@ -80,20 +163,9 @@ impl<'a> Rows<'a> {
                     continue;
                 }
                 self.ages[n] = age;
-                todo.extend(self.references(n));
+                todo.extend(self.below.of(n));
             }
         }
-    }
-
-    /// The rows to which row `n` refers, in the view of its layer's member.
-    fn references(&self, n: usize) -> impl Iterator<Item = usize> {
-        let Row { layer, entry } = self.rows[n];
-        let layer_of = move |path: &StorePath| if self.memory.is_verified(path) { None } else { layer };
-        entry
-            .info
-            .references
-            .iter()
-            .filter_map(move |path| self.numbers.get(&(layer_of(path), path)).copied())
     }
 
     /// From the oldest to the newest.
@@ -106,47 +178,27 @@ impl<'a> Rows<'a> {
         order
     }
 
-    /// Row `n`, and all rows without which it cannot go: those that refer to it, in any layer, and claims of the same name,
-    /// which a Verified path hides. Without those that are `taken` already; `None` if one of them is needed.
-    pub(super) fn with_referrers(&self, n: usize, taken: &HashSet<usize>) -> Option<Vec<usize>> {
-        let (mut new, mut met) = (Vec::new(), HashSet::new());
-        let mut todo = vec![n];
-        while let Some(n) = todo.pop() {
-            if taken.contains(&n) || !met.insert(n) {
-                continue;
-            }
-            new.push(n);
-            let Row { layer, entry } = self.rows[n];
-            let path = &entry.info.path;
-            match layer {
-                None => {
-                    self.number_all(None, self.memory.verified().referrers(path), &mut todo)?;
-                    for (member, claims) in self.memory.claims() {
-                        let hidden = claims.entry(path).map(|entry| &entry.info.path);
-                        self.number_all(Some(member), claims.referrers(path).chain(hidden), &mut todo)?;
-                    }
-                }
-                // What refers to the name of a hidden claim refers to the Verified path.
-                Some(_) if self.memory.is_verified(path) => {}
-                Some(member) => {
-                    let claims = self.memory.claims_of(member)?;
-                    self.number_all(layer, claims.referrers(path), &mut todo)?;
-                }
+    /// Marks these rows, and all that cannot go while one of them stays. Looks once at each row that gets a mark.
+    pub(super) fn spread(&self, mut from: Vec<usize>, marks: &mut [bool]) {
+        while let Some(n) = from.pop() {
+            if !std::mem::replace(&mut marks[n], true) {
+                from.extend(self.below.of(n).chain(self.hider.get(&n).copied()));
             }
         }
-        Some(new)
     }
 
-    /// The numbers of `paths` in this layer; `None` if one of them is needed.
-    fn number_all<'p>(
-        &self,
-        layer: Option<&Member>,
-        paths: impl Iterator<Item = &'p StorePath>,
-        to: &mut Vec<usize>,
-    ) -> Option<()> {
-        for path in paths {
-            to.push(*self.numbers.get(&(layer, path))?);
+    /// Takes row `n`, and all rows without which it cannot go: those that refer to it, in any layer, and claims of the same
+    /// name, which a Verified path hides. Returns those that were not `taken` before. The caller knows that none of them
+    /// stays: each row is looked at once, when it is taken.
+    pub(super) fn take_with_referrers(&self, n: usize, taken: &mut [bool]) -> Vec<usize> {
+        let mut new = Vec::new();
+        let mut todo = vec![n];
+        while let Some(n) = todo.pop() {
+            if !std::mem::replace(&mut taken[n], true) {
+                new.push(n);
+                todo.extend(self.above.of(n));
+            }
         }
-        Some(())
+        new
     }
 }
