@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::file::or_default;
-use crate::limits::Together;
 use crate::settings::{Layer, Level};
 use crate::words::quoted;
 use crate::{MemberLimits, name};
@@ -80,7 +79,7 @@ fn group(entry: &RawValue) -> Result<Group, String> {
     name::check(&group.name).map_err(|found| format!("{found} in its name"))?;
     group.limits.check()?;
     group.settings.check(Level::Group)?;
-    let single = group.limits.values().find(|(limit, _)| limit.together == Together::Never);
+    let single = group.limits.values().find(|(limit, _)| !limit.shared);
     if let Some((limit, _)) = single {
         return Err(format!("`{}` cannot be shared", limit.json));
     }

@@ -36,7 +36,7 @@ pub use file::{
 };
 pub use group::Group;
 pub use keys::Key;
-pub use limits::{LIMITS, Limit, MemberLimits, Together};
+pub use limits::{LIMITS, Limit, MemberLimits};
 pub use status::Status;
 
 /// Members of one roster; ten times the largest community builder.

@@ -1,8 +1,7 @@
 //! A member's own limits: their names in `users.nix` and in `roster.json`, and their range.
 //!
 //! The box's limits apply besides these; the smaller one wins, except where a limit `replaces` that of the
-//! box. Where each is enforced: see the agent's documentation. `together` in the table says which ones of groups
-//! are carried but not enforced yet; `access-manager` and the agent both say so wherever one is set.
+//! box. Where each is enforced: see the agent's documentation.
 
 use serde::{Deserialize, Serialize};
 
@@ -54,52 +53,37 @@ pub struct Limit {
     pub smallest: i64,
     pub largest: i64,
     pub unit: &'static str,
-    /// What it means for the members of a group together. One that is not enforced must not be set without a warning.
-    pub together: Together,
+    /// Whether a group can have it for all its members together. One that bounds one build or one upload adds up to
+    /// nothing that could be shared.
+    pub shared: bool,
     /// A member's own takes the place of the box's, also if it is higher. Of all others the smaller one counts.
     pub replaces: bool,
 }
 
-/// A limit as one for all members of a group together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Together {
-    /// It bounds one build or one upload and nothing that adds up, so there is nothing to share.
-    Never,
-    /// Carried to the agent, which holds nobody to it yet.
-    NotEnforced,
-    Enforced,
-}
-
 const fn limit(name: &'static str, json: &'static str, range: (i64, i64), unit: &'static str) -> Limit {
-    let together = Together::NotEnforced;
-    Limit { name, json, smallest: range.0, largest: range.1, unit, together, replaces: false }
-}
-
-/// One that the members of a group have together, too.
-const fn shared(limit: Limit) -> Limit {
-    Limit { together: Together::Enforced, ..limit }
+    Limit { name, json, smallest: range.0, largest: range.1, unit, shared: true, replaces: false }
 }
 
 /// One that adds up to nothing.
 const fn single(limit: Limit) -> Limit {
-    Limit { together: Together::Never, ..limit }
+    Limit { shared: false, ..limit }
 }
 
 pub const LIMITS: &[Limit] = &[
-    shared(limit("maxJobs", "max-jobs", (1, 1024), "builds")),
-    shared(limit("maxMemoryMib", "max-memory-mib", (64, 16 << 20), "MiB")),
-    shared(limit("maxCpus", "max-cpus", (1, 255), "processors")),
+    limit("maxJobs", "max-jobs", (1, 1024), "builds"),
+    limit("maxMemoryMib", "max-memory-mib", (64, 16 << 20), "MiB"),
+    limit("maxCpus", "max-cpus", (1, 255), "processors"),
     Limit {
         replaces: true,
-        ..shared(limit("maxCpuHoursPerMonth", "max-cpu-hours-per-month", (1, 10_000_000), "CPU hours"))
+        ..limit("maxCpuHoursPerMonth", "max-cpu-hours-per-month", (1, 10_000_000), "CPU hours")
     },
     single(limit("maxOutputMib", "max-output-mib", (1, 1 << 30), "MiB")),
     single(limit("maxUploadMib", "max-upload-mib", (1, 1 << 30), "MiB")),
-    shared(limit("maxSessions", "max-sessions", (1, 1 << 20), "sessions")),
-    shared(limit("maxConnections", "max-connections", (1, 10_000), "connections")),
+    limit("maxSessions", "max-sessions", (1, 1 << 20), "sessions"),
+    limit("maxConnections", "max-connections", (1, 10_000), "connections"),
     single(limit("maxSilentSeconds", "max-silent-seconds", (1, 31 * 24 * 3600), "seconds")),
     single(limit("maxBuildSeconds", "max-build-seconds", (1, 31 * 24 * 3600), "seconds")),
-    shared(limit("maxStoreMib", "max-store-mib", (1, 1 << 30), "MiB")),
+    limit("maxStoreMib", "max-store-mib", (1, 1 << 30), "MiB"),
 ];
 
 impl MemberLimits {

@@ -1,7 +1,7 @@
 //! Keys, limits and dates inside the sentences of a report.
 
 use ::roster::words::{all_of, quoted};
-use ::roster::{Key, Limit, MemberLimits, Together};
+use ::roster::{Key, Limit, MemberLimits};
 
 /// `SHA256:… (ED25519) `comment``, and its conditions.
 pub fn key(key: &Key) -> String {
@@ -55,7 +55,7 @@ pub fn limits(limits: &MemberLimits) -> String {
     list(&words)
 }
 
-/// Limits that several members have together: `16 builds at a time and 64 GiB of memory (not enforced yet)`.
+/// Limits that several members have together: `16 builds at a time and 64 GiB of memory`.
 pub fn shared_limits(limits: &MemberLimits) -> String {
     let words: Vec<String> = limits
         .values()
@@ -67,8 +67,7 @@ pub fn shared_limits(limits: &MemberLimits) -> String {
                 "maxStoreMib" => " of store",
                 _ => "",
             };
-            let not_yet = if limit.together == Together::Enforced { "" } else { " (not enforced yet)" };
-            format!("{}{what}{not_yet}", amount(limit, value))
+            format!("{}{what}", amount(limit, value))
         })
         .collect();
     list(&words)

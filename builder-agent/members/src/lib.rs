@@ -19,7 +19,7 @@ use followed::Version;
 use identity::Listed;
 
 pub use ::roster::settings;
-pub use ::roster::{Group, MemberLimits, Role, Status, Together, date};
+pub use ::roster::{Group, MemberLimits, Role, Status, date};
 pub use bearers::{Bearer, with_tickets};
 pub use checks::Checks;
 pub use identity::Identities;
@@ -391,18 +391,6 @@ fn publish(path: &Path, identities: &Identities, sender: &watch::Sender<Arc<Rost
             );
             for LeftOut { name, error } in &roster.left_out {
                 tracing::error!(member = name, error, "left out of the roster; the other members can log in");
-            }
-            for group in roster.groups() {
-                for (limit, value) in group.limits.values() {
-                    if limit.together != Together::Enforced {
-                        tracing::warn!(
-                            group = group.name,
-                            limit = limit.json,
-                            value,
-                            "a limit of a group that is not enforced yet"
-                        );
-                    }
-                }
             }
             sender.send_replace(Arc::new(roster));
         }

@@ -1,6 +1,6 @@
 //! What a member or a group may have besides keys: role, limits, date.
 
-use ::roster::{Day, LIMITS, Limit, MemberLimits, Role, Together};
+use ::roster::{Day, LIMITS, Limit, MemberLimits, Role};
 
 use super::{R, Reader};
 use crate::diag::{Class, Fault, Span, did_you_mean, one_of, quoted};
@@ -8,32 +8,20 @@ use crate::nix::{ThunkId, Value};
 
 /// For whom limits are.
 #[derive(Clone, Copy)]
-pub(super) enum Whose<'a> {
-    Member(&'a str),
-    /// For all members of this group together.
-    Group(&'a str),
-    /// For each member of this group that has none of its own.
-    EachOf(&'a str),
+pub(super) enum Whose {
+    Member,
+    /// For all members of a group together.
+    Group,
+    /// For each member of a group that has none of its own.
+    EachOf,
 }
 
-impl Whose<'_> {
+impl Whose {
     fn attribute(self) -> &'static str {
         match self {
-            Whose::EachOf(_) => "memberLimits",
+            Whose::EachOf => "memberLimits",
             _ => "limits",
         }
-    }
-
-    fn words(self) -> String {
-        match self {
-            Whose::Member(name) => format!("of {}", quoted(name)),
-            Whose::Group(name) => format!("that the members of the group {} share", quoted(name)),
-            Whose::EachOf(name) => format!("of each member of the group {}", quoted(name)),
-        }
-    }
-
-    fn is_enforced(self, limit: &Limit) -> bool {
-        !matches!(self, Whose::Group(_)) || limit.together == Together::Enforced
     }
 }
 
@@ -66,21 +54,13 @@ impl Reader<'_, '_> {
         let mut limits = MemberLimits::default();
         for (name, slot) in map.iter() {
             let limit = known_limit(name, slot.span)?;
-            if matches!(whose, Whose::Group(_)) && limit.together == Together::Never {
+            if matches!(whose, Whose::Group) && !limit.shared {
                 return Err(Fault::new(
                     Class::Roster,
                     format!("the limit {} cannot be shared", quoted(name)),
                 )
                 .at(slot.span)
                 .hint(format!("write `memberLimits.{} = …;`, which counts for each member", limit.name)));
-            }
-            if !whose.is_enforced(limit) {
-                let text = format!(
-                    "the limit {} {} is not enforced yet: it is recorded and has no effect",
-                    quoted(name),
-                    whose.words()
-                );
-                self.warn(slot.span, text);
             }
             let Limit { smallest, largest, unit, .. } = limit;
             let value = self.ev.force(slot.thunk, slot.span)?;

@@ -136,7 +136,7 @@ impl Reader<'_, '_> {
                     }
                 }
                 "role" => member.role = self.role(value, slot.span, slot.thunk)?,
-                "limits" => member.limits = self.limits(value, slot.span, Whose::Member(name))?,
+                "limits" => member.limits = self.limits(value, slot.span, Whose::Member)?,
                 "keySettings" => member.key_settings = self.key_settings(value, slot.span, name)?,
                 "settings" => member.settings = self.settings(value, slot.span, name, Level::Member)?,
                 "groups" => {

@@ -157,8 +157,8 @@ impl Reader<'_, '_> {
             let value = self.ev.force(slot.thunk, slot.span)?;
             match &**attribute {
                 "members" => {}
-                "limits" => entry.group.limits = self.limits(value, slot.span, Whose::Group(name))?,
-                "memberLimits" => entry.member_limits = self.limits(value, slot.span, Whose::EachOf(name))?,
+                "limits" => entry.group.limits = self.limits(value, slot.span, Whose::Group)?,
+                "memberLimits" => entry.member_limits = self.limits(value, slot.span, Whose::EachOf)?,
                 "settings" => entry.group.settings = self.settings(value, slot.span, name, Level::Group)?,
                 "hosts" => entry.hosts = self.hosts_of(value, slot.thunk, slot.span, name)?,
                 other => return Err(unknown_attribute(name, other, slot.span)),

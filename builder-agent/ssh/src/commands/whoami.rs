@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use builds::monthly::Monthly;
 use daemon::Agent;
-use members::{Effective, Member, Roster, SetBy, Together};
+use members::{Effective, Member, Roster, SetBy};
 use serde::Serialize;
 
 use super::ticket::Summary;
@@ -37,7 +37,6 @@ struct Shared {
     name: &'static str,
     value: u64,
     unit: &'static str,
-    enforced: bool,
 }
 
 /// A limit that holds for this member: mostly the smaller one of the member's own and the box's.
@@ -116,12 +115,8 @@ fn limits(agent: &Agent, member: &Member, roster: &Roster) -> Vec<Limit> {
 fn groups(member: &Member, roster: &Roster) -> Vec<Group> {
     let Some(now) = roster.current(member) else { return Vec::new() };
     let group = |group: &Arc<members::Group>| {
-        let limits = group.limits.values().map(|(limit, value)| Shared {
-            name: limit.json,
-            value,
-            unit: limit.unit,
-            enforced: limit.together == Together::Enforced,
-        });
+        let limits =
+            group.limits.values().map(|(limit, value)| Shared { name: limit.json, value, unit: limit.unit });
         Group { name: group.name.clone(), limits: limits.collect() }
     };
     now.groups.iter().map(group).collect()
@@ -146,11 +141,10 @@ impl WhoAmI {
             if limits.is_empty() {
                 text.push_str(&format!("group               {name}\n"));
             }
-            for Shared { name: limit, value, unit, enforced } in limits {
-                let not_yet = if *enforced { "" } else { " (not enforced yet)" };
+            for Shared { name: limit, value, unit } in limits {
                 text.push_str(&format!(
                     "group               {name}, {limit} {value} {unit} for all its members together, set by the \
-                     roster{not_yet}\n"
+                     roster\n"
                 ));
             }
         }
