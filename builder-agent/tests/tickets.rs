@@ -125,6 +125,10 @@ async fn the_holder_of_a_ticket_logs_in_both_ways_that_stock_openssh_has() {
     let mut holder = served.session_of(&token).await;
     holder.build(derivation("t", "write:x", &[]), BuildStatus::Built).await;
     assert_eq!(served.inspect("friend").await["used"], 1);
+    let list = served.output("alice", &["ticket", "list"]).await;
+    let words: Vec<Vec<&str>> = list.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(words[0], ["id", "ticket", "state", "expires", "builds"], "{list}");
+    assert_eq!((&words[1][1..3], &words[1][5..]), (&["friend", "live"][..], &["1", "of", "5"][..]), "{list}");
     // A key of a member works with this user name as with any other.
     let mut alice = ssh(served.dir(), "alice", served.port);
     alice.args(["-l", "ticket", "whoami"]);

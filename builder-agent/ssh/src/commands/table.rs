@@ -28,8 +28,8 @@ pub(super) enum Kind {
 impl Kind {
     fn colour(&self, cell: &str) -> Option<Colour> {
         match (self, cell) {
-            (Kind::State, "running") => Some(Colour::Green),
-            (Kind::State, "waiting") => Some(Colour::Yellow),
+            (Kind::State, "running" | "live") => Some(Colour::Green),
+            (Kind::State, "waiting" | "suspended") => Some(Colour::Yellow),
             (Kind::Busy, count) if count != "0" => Some(Colour::Green),
             _ => None,
         }

@@ -16,7 +16,7 @@ use settings::Reached;
 use tickets::{New, Terms, Ticket};
 
 use super::{Command, Row, Wrong, arguments, json_line, units};
-use crate::terminal::{ExitStatus, Terminal};
+use crate::terminal::{ExitStatus, Screen, Terminal};
 use instructions::Instructions;
 pub(super) use summary::Summary;
 
@@ -159,7 +159,7 @@ pub(super) async fn run(
     let stall = agent.config.limits.client_stall;
     let answer = match arguments.action {
         Action::Create(create) => make(create, &agent, &member).await,
-        Action::List { all, json } => list(all, json, &agent, &member),
+        Action::List { all, json } => list(all, json, &agent, &member, terminal.screen),
         Action::Inspect(One { ticket, all, json }) => find(&agent, &member, &ticket, all).map(|ticket| {
             let summary = Summary::of(&ticket, &agent.roster.borrow());
             if json { json_line(&summary) } else { summary.long() }
@@ -239,14 +239,15 @@ fn key(text: &str) -> Result<String, String> {
     keys::text(key.key_data()).map_err(|_| wrong("cannot be written"))
 }
 
-fn list(all: bool, json: bool, agent: &Agent, member: &Member) -> Result<String, String> {
+fn list(all: bool, json: bool, agent: &Agent, member: &Member, screen: Screen) -> Result<String, String> {
     let roster = agent.roster.borrow().clone();
     super::may_say_all(all, &roster, member, "tickets")?;
     let listed = agent.tickets.list(|ticket| all || ticket.maker == member.id);
     let summaries: Vec<Summary> = listed.iter().map(|ticket| Summary::of(ticket, &roster)).collect();
     Ok(match json {
         true => json_line(&summaries),
-        false => summaries.iter().map(|summary| summary.line(all)).collect(),
+        false if summaries.is_empty() => "no ticket is live, and none ended in the last week\n".to_owned(),
+        false => summary::table(&summaries, all).text(screen),
     })
 }
 

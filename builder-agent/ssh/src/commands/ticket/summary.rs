@@ -5,6 +5,7 @@ use members::Roster;
 use serde::Serialize;
 use tickets::{PREFIX, Scope, State, Ticket, Used};
 
+use crate::commands::table::{Kind, Table};
 use crate::commands::units;
 
 /// One ticket, for text and JSON.
@@ -72,13 +73,6 @@ impl Summary {
         format!("{} of {uses}", self.used)
     }
 
-    /// One line of a list. `all`: with the maker.
-    pub fn line(&self, all: bool) -> String {
-        let Self { id, name, state, expires, maker, .. } = self;
-        let maker = if all { format!("  {maker:<16}") } else { String::new() };
-        format!("{id}  {name:<16}{maker}  {state:<9}  expires {expires}  used {}\n", self.of_uses())
-    }
-
     /// One line for each fact.
     pub fn long(&self) -> String {
         let of = |used: String, most: Option<String>| match most {
@@ -108,4 +102,19 @@ impl Summary {
         }
         lines.into_iter().map(|(name, value)| format!("{name:<18}  {value}\n")).collect()
     }
+}
+
+/// A table of tickets. `all`: with their makers.
+pub fn table(summaries: &[Summary], all: bool) -> Table {
+    let makers = all.then_some(("made by", Kind::Text));
+    let others = [("state", Kind::State), ("expires", Kind::Text), ("builds", Kind::Text)];
+    let columns = [("id", Kind::Text), ("ticket", Kind::Text)].into_iter().chain(makers).chain(others);
+    let mut table = Table::new(columns.collect());
+    for summary in summaries {
+        let Summary { id, name, maker, state, expires, .. } = summary;
+        let maker = all.then(|| maker.clone());
+        let others = [(*state).to_owned(), expires.clone(), summary.of_uses()];
+        table.row([id.clone(), name.clone()].into_iter().chain(maker).chain(others).collect());
+    }
+    table
 }
