@@ -182,12 +182,14 @@ in
     systemd.packages = [ units ];
     systemd.services.builder-agent = {
       wantedBy = [ "multi-user.target" ];
-      # Builds go on under the new agent (docs/design/restart.md).
+      # Builds go on under the new agent (docs/design/restart.md). Another `state-dir` needs a restart by hand.
       reloadIfChanged = true;
       restartTriggers = [ settings ];
       path = [ pkgs.bubblewrap ];
       serviceConfig.StateDirectory = "barnraiser";
     };
+    # The path of `true` in it changes with every update. Stopped, it would take the builds and the agent along.
+    systemd.services.barnraiser-builds.restartIfChanged = false;
     systemd.services.barnraiser-roster = {
       path = tools;
       serviceConfig.LoadCredential = roster-key;
