@@ -197,6 +197,28 @@ async fn clients_read_why_their_connection_ends_and_none_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_new_agent_may_listen_on_other_addresses_of_the_same_port() {
+    let agent = Agent::start_to_build(&["alice"], "");
+    let left = start(&agent, "alice", counting("moved", 30)).await;
+    let file = agent.path().join("agent.toml");
+    let text = fs::read_to_string(&file).expect("a configuration");
+    // From one address to all of them, and back.
+    for address in ["0.0.0.0", "127.0.0.1"] {
+        let listen = format!("listen = [\"{address}:{}\"]", agent.port);
+        let changed = text.replace("listen = [\"127.0.0.1:0\"]", &listen);
+        assert_ne!(changed, text);
+        fs::write(&file, changed).expect("written");
+        replace(&agent, 1);
+        let listening = agent.events("listening").pop().expect("it listens");
+        assert_eq!(listening["address"], format!("{address}:{}", agent.port));
+    }
+    left.ends().await;
+    let mut again = session(&agent, "alice").await;
+    let told = again.build(counting("moved", 30), BuildStatus::Built).await;
+    assert_eq!(lines(&told), counted(30));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broken_new_agent_changes_nothing() {
     let agent = Agent::start_to_build(&["alice"], "");
     let left = start(&agent, "alice", counting("steady", 40)).await;

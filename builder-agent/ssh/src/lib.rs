@@ -174,19 +174,29 @@ pub fn bind_again(
     addresses: &[SocketAddr],
     mut open: Vec<std::net::TcpListener>,
 ) -> Result<Vec<TcpListener>, ListenError> {
+    let matched: Vec<_> = addresses
+        .iter()
+        .map(|address| {
+            let listens_there = |socket: &std::net::TcpListener| {
+                let local = socket.local_addr();
+                local.is_ok_and(|local| {
+                    local.ip() == address.ip() && [local.port(), 0].contains(&address.port())
+                })
+            };
+            (*address, open.iter().position(listens_there).map(|at| open.remove(at)))
+        })
+        .collect();
+    // Before any other is opened: one that still listens on `0.0.0.0` has the port of every address.
+    drop(open);
     let mut listeners = Vec::new();
-    for address in addresses {
-        let listens_there = |socket: &std::net::TcpListener| {
-            let local = socket.local_addr();
-            local.is_ok_and(|local| local.ip() == address.ip() && [local.port(), 0].contains(&address.port()))
-        };
-        match open.iter().position(listens_there).map(|at| open.remove(at)) {
+    for (address, socket) in matched {
+        match socket {
             Some(socket) => {
-                let cannot = |cause| ListenError::Bind { address: *address, cause };
+                let cannot = |cause| ListenError::Bind { address, cause };
                 socket.set_nonblocking(true).map_err(cannot)?;
                 listeners.push(TcpListener::from_std(socket).map_err(cannot)?);
             }
-            None => listeners.append(&mut bind(&[*address])?),
+            None => listeners.append(&mut bind(&[address])?),
         }
     }
     Ok(listeners)
