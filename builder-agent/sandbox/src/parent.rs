@@ -82,7 +82,8 @@ pub(crate) fn spawn(command: Command, own_pids: bool) -> io::Result<Child> {
 }
 
 /// Executes another program in the place of this one, which keeps the process, its children, and the descriptors `keep`.
-/// Returns only if that fails; then everything is as before.
+/// Returns only if that fails; then everything is as before. For the moment of the attempt SIGPIPE is not ignored: nobody
+/// should be writing to clients.
 pub fn replace(command: Command, keep: Vec<RawFd>) -> io::Error {
     let (failed, failure) = mpsc::channel();
     let sent = parent()
@@ -108,6 +109,10 @@ fn attend(requests: &Receiver<Request>) {
             Request::Replace { mut command, keep, failed } => {
                 set_flags(&keep, FdFlags::empty());
                 let error = command.exec();
+                // `exec` sets the default before it executes, and does not take that back: the next write to a client or to a
+                // pipe that is closed would end the agent.
+                // SAFETY: ignoring a signal runs no code of ours, and SIGPIPE exists.
+                unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
                 set_flags(&keep, FdFlags::CLOEXEC);
                 let _ = failed.send(error);
             }
@@ -172,5 +177,10 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(rustix::io::fcntl_getfd(&file).unwrap().contains(FdFlags::CLOEXEC));
         assert!(spawn(Command::new("true"), false).unwrap().wait().unwrap().success());
+        // The test ends here if the signal is deadly.
+        let (read, mut write) = io::pipe().unwrap();
+        drop(read);
+        let broken = io::Write::write(&mut write, b"x").unwrap_err();
+        assert_eq!(broken.kind(), io::ErrorKind::BrokenPipe);
     }
 }
