@@ -314,6 +314,12 @@ impl Ticket {
 }
 
 impl Spent {
+    /// The identity of the ticket's holder.
+    #[must_use]
+    pub fn holder(&self) -> &Arc<str> {
+        &self.ticket.id
+    }
+
     /// This use as the next process will know it.
     #[must_use]
     pub fn before(&self) -> SpentBefore {

@@ -307,7 +307,7 @@ impl Embedded {
             limits: limits.clone(),
             permit: written.permit.clone(),
         };
-        let permit = Permit::taken_over(written.permit, limits, &request.member);
+        let permit = Permit::taken_over(written.permit, limits, roster);
         let started = Started { waiter: waiter.clone(), slot: Slot { turn, charged }, permit, account };
 
         let (outcome, outcome_seen) = watch::channel(None);

@@ -18,7 +18,7 @@ use super::shared::Shared;
 use crate::Failure;
 use crate::failure::{Cause, Limit};
 use crate::limits::RunLimits;
-use members::Member;
+use members::Roster;
 
 /// The permission for a run that starts.
 pub(super) struct Permit {
@@ -74,6 +74,8 @@ impl Shared {
 /// The permission of a run that another program goes on with.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct WrittenPermit {
+    /// The identity of the ticket's holder, who need not own the run any more.
+    holder: Option<String>,
     /// How many uses of the ticket were spent, when, its limit, and what it has reserved.
     spent: Option<(u64, Moment, Option<Duration>, Duration)>,
     tight: bool,
@@ -81,14 +83,16 @@ pub(super) struct WrittenPermit {
 
 impl Permit {
     pub fn written_down(&self) -> WrittenPermit {
+        let holder = self.spent.as_ref().map(|spent| spent.holder().to_string());
         let spent = self.spent.as_ref().map(Spent::before);
         let spent = spent.map(|spent| (spent.uses, Moment::of(spent.since), spent.limit, spent.reserved));
-        WrittenPermit { spent, tight: self.tight }
+        WrittenPermit { holder, spent, tight: self.tight }
     }
 
-    /// `member`: for whom the run was started. A ticket that has ended needs no account any more.
-    pub fn taken_over(written: WrittenPermit, limits: RunLimits, member: &Member) -> Self {
-        let spent = written.spent.zip(member.ticket.as_ref());
+    /// The ticket that paid goes on paying, whoever owns the run by now. One that has ended needs no account any more.
+    pub fn taken_over(written: WrittenPermit, limits: RunLimits, roster: &Roster) -> Self {
+        let holder = written.holder.and_then(|holder| roster.by_id(&holder));
+        let spent = written.spent.zip(holder.and_then(|holder| holder.ticket.as_ref()));
         let spent = spent.map(|((uses, since, limit, reserved), bearer)| {
             bearer.ticket.spent_before(SpentBefore { uses, since: since.instant(), limit, reserved })
         });
