@@ -275,6 +275,7 @@ impl Embedded {
             drained,
             progress,
             waiters: BTreeMap::new(),
+            unsettled: false,
         })
     }
 }

@@ -334,3 +334,34 @@ async fn a_run_that_cannot_be_paused_keeps_everything_as_it_is_and_nothing_start
     barn.scheduler.retain(&|_| false);
     barn.until("the first has ended", |barn| barn.running() == 0).await;
 }
+
+#[tokio::test]
+async fn runs_stay_with_their_owner_in_whatever_order_clients_are_disconnected() {
+    let barn = Barn::open("");
+    let roster = barn.roster.borrow().clone();
+    let owner = || {
+        let table = barn.scheduler.shared.running.lock();
+        let owner = table.values().next().expect("a run").owner.borrow().clone();
+        owner.expect("an owner").request.member.name.to_string()
+    };
+    let build = |member| barn.build(&roster, member, "one").expect("a run");
+    let (first, second) = (build("alice"), build("bob"));
+    barn.until("it runs", |barn| barn.running() == 1).await;
+    barn.scheduler.let_runs_stay();
+    drop(first);
+    assert_eq!(owner(), "alice");
+    drop(second);
+    assert_eq!(owner(), "alice");
+    barn.scheduler.go_on();
+    assert_eq!(owner(), "alice", "nobody else waits");
+
+    // If nobody takes over, whoever still waits is the successor of an owner who has left.
+    let (first, second) = (build("alice"), build("bob"));
+    barn.scheduler.let_runs_stay();
+    drop(first);
+    assert_eq!(owner(), "alice");
+    barn.scheduler.go_on();
+    assert_eq!(owner(), "bob");
+    drop(second);
+    barn.until("it has ended", |barn| barn.running() == 0).await;
+}

@@ -49,6 +49,8 @@ pub(super) struct Running {
     pub progress: Progress,
     /// The waiters in the order in which they came.
     pub waiters: BTreeMap<u64, Arc<Waiter>>,
+    /// Whether some have left while started runs stay: who owns the run then is decided afterwards.
+    pub unsettled: bool,
 }
 
 /// One waiter's share in a run.
@@ -108,7 +110,11 @@ impl Table {
         // A later run can have the same key; the id is that of the joined run.
         let Some(build) = builds.get_mut(key).filter(|build| build.id == id) else { return };
         build.waiters.remove(&waiter);
-        let keep = keep || self.stays.load(Ordering::SeqCst) && build.begun.borrow().is_some();
+        if self.stays.load(Ordering::SeqCst) && build.begun.borrow().is_some() {
+            // All are about to be disconnected, in any order: nobody is the successor of anybody.
+            build.unsettled = true;
+            return;
+        }
         let ends = build.waiters.is_empty() && !keep;
         build.settle_owner(|_| keep);
         if ends {
@@ -130,10 +136,15 @@ impl Table {
         });
     }
 
-    /// Whether started runs go on when their clients leave, from now on.
+    /// Whether started runs go on when their clients leave, from now on, and stay with those who own them now.
     pub fn let_runs_stay(&self, stay: bool) {
-        let _table = self.lock();
+        let mut builds = self.lock();
         self.stays.store(stay, Ordering::SeqCst);
+        if !stay {
+            for build in builds.values_mut().filter(|build| std::mem::take(&mut build.unsettled)) {
+                build.settle_owner(|_| true);
+            }
+        }
     }
 
     /// Whether this run goes on without requests.

@@ -334,6 +334,7 @@ impl Embedded {
                 drained: drained.clone(),
                 progress: progress.clone(),
                 waiters: BTreeMap::new(),
+                unsettled: false,
             },
         );
         drop(table);
