@@ -163,9 +163,19 @@ impl Leaving<'_> {
 
     async fn leave(&self, request: &Request, connection: &UnixStream) -> Result<Never, Stays> {
         self.flush().await;
-        // A run may have been cancelled since, for example because of a change of the roster: it ends first.
-        self.scheduler.pause(LAST_MOMENT).await?;
-        self.scheduler.let_runs_stay();
+        // A run may have been cancelled since, for example because of a change of the roster: it ends first, and its charge is
+        // not lost. Nothing starts, so this ends.
+        let mut flushed = None;
+        loop {
+            self.scheduler.pause(LAST_MOMENT).await?;
+            self.scheduler.let_runs_stay();
+            let started = Some(self.scheduler.started());
+            if started == flushed {
+                break;
+            }
+            self.flush_accounts().await;
+            flushed = started;
+        }
         // Nothing is waited for from here on.
         let runs = self.scheduler.write_down()?;
         let builds = runs.len();
@@ -191,13 +201,23 @@ impl Leaving<'_> {
             if let Err(error) = agent.store.tidy() {
                 tracing::error!(%error, "the store could not be flushed; the next start checks it");
             }
+        });
+        if let Err(panic) = flushed.await {
+            tracing::error!(%panic, "flushing the store panicked; the next start checks it");
+        }
+    }
+
+    /// What the runs that have ended have used.
+    async fn flush_accounts(&self) {
+        let agent = self.agent.clone();
+        let flushed = tokio::task::spawn_blocking(move || {
             agent.ledger.flush();
             if let Err(error) = agent.tickets.flush() {
                 tracing::error!(error, "what was used of tickets since the last write is lost");
             }
         });
         if let Err(panic) = flushed.await {
-            tracing::error!(%panic, "flushing the store panicked; the next start checks it");
+            tracing::error!(%panic, "flushing the accounts panicked; what was used since the last write is lost");
         }
     }
 }

@@ -209,6 +209,7 @@ impl Embedded {
             snapshots,
             drain,
             running: Table::default(),
+            written: Mutex::default(),
             next_id: AtomicU64::new(1),
         });
         let scheduler = Arc::new(Self { shared });

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-use sandbox::{Host, Job, JobRunner, Run, SandboxError};
+use sandbox::{Host, Job, JobRunner, Paused, PausedMachine, PausedSession, Received, Run, SandboxError};
 use store::{BuildRecord, Member as Owner, RecordEnd, StoreConfig};
 
 use super::*;
@@ -13,6 +13,37 @@ use shares::budget::Budgets;
 #[derive(Default)]
 struct Endless {
     running: AtomicUsize,
+    /// Whether they can be paused.
+    pauses: AtomicBool,
+}
+
+/// A paused build of which nothing is there.
+fn paused() -> Paused {
+    let now = sandbox::Moment::of(Instant::now());
+    let limits = sandbox::Limits {
+        vcpus: 1,
+        memory_mib: 1,
+        wall: None,
+        silent: None,
+        log_bytes: 1,
+        output_bytes: 1,
+        processes: 1,
+    };
+    let session = PausedSession {
+        limits,
+        outputs: Vec::new(),
+        kernel: String::new(),
+        started: now,
+        last_log: now,
+        log_bytes: 0,
+        phases: Default::default(),
+        phase_began: now,
+        usage: Default::default(),
+        since: now,
+        host: String::new(),
+    };
+    let machine = PausedMachine::Namespace { pid: 1, init: None, stderr: 2, scratch: ("/nowhere".into(), 0) };
+    Paused { machine, stream: 1, received: sandbox::Bytes(Vec::new()), session }
 }
 
 impl JobRunner for Endless {
@@ -22,7 +53,15 @@ impl JobRunner for Endless {
 
     fn run(&self, _: Job, _: &mut dyn Host, cancel: &Cancel) -> Run {
         self.running.fetch_add(1, Ordering::SeqCst);
-        let cancelled = cancel.wait(Duration::from_secs(60));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let cancelled = loop {
+            if self.pauses.load(Ordering::SeqCst) {
+                cancel.pause(paused());
+            }
+            if cancel.wait(Duration::from_millis(10)) || Instant::now() > deadline {
+                break cancel.is_cancelled();
+            }
+        };
         self.running.fetch_sub(1, Ordering::SeqCst);
         assert!(cancelled, "nobody cancelled the build");
         Err(SandboxError::Cancelled).into()
@@ -363,5 +402,21 @@ async fn runs_stay_with_their_owner_in_whatever_order_clients_are_disconnected()
     barn.scheduler.go_on();
     assert_eq!(owner(), "bob");
     drop(second);
+    barn.until("it has ended", |barn| barn.running() == 0).await;
+}
+
+#[tokio::test]
+async fn a_run_that_is_cancelled_after_it_was_written_down_ends_if_nobody_takes_over() {
+    let barn = Barn::open("");
+    barn.backend.pauses.store(true, Ordering::SeqCst);
+    let roster = barn.roster.borrow().clone();
+    let _first = barn.build(&roster, "alice", "one").expect("a run");
+    barn.until("it runs", |barn| barn.running() == 1).await;
+    barn.scheduler.pause(Duration::from_secs(30)).await.expect("it can be paused");
+    assert_eq!(barn.scheduler.write_down().expect("paused").len(), 1);
+    barn.scheduler.retain(&|_| false);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(barn.running(), 1, "it waits for whoever takes over");
+    barn.scheduler.go_on();
     barn.until("it has ended", |barn| barn.running() == 0).await;
 }

@@ -96,8 +96,8 @@ impl Cancel {
         matches!(self.lock().pause, Pause::Asked)
     }
 
-    /// For the session: waits until it may go on, or is cancelled.
-    pub(crate) fn pause(&self, paused: Paused) {
+    /// For the session: if it is asked to pause, waits until it may go on, or is cancelled.
+    pub fn pause(&self, paused: Paused) {
         let mut waiters = self.lock();
         if !matches!(waiters.pause, Pause::Asked) {
             return;

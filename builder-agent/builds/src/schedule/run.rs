@@ -172,7 +172,6 @@ async fn to_the_end(
     *lock(&progress) = Some(account);
     let Done { report, result } = follow(&shared, id, done, &mut owner, (&mut slot, &progress)).await;
     let owners = lock(&progress).take().map(|account| account.owners.end()).unwrap_or_default();
-    drop(inputs);
     let cpu = report.usage.map_or(Duration::ZERO, |usage| usage.cpu);
     let result = permit.end(&recipe.drv_path, cpu, result);
     // Charged before the slot is free: the next run that starts in it has to find the charge.
@@ -181,6 +180,8 @@ async fn to_the_end(
     let used = Used { usage, envelope: waiter.request.envelope, log_bytes, downloaded, failed };
     charges::charge(&shared.parts.ledger, &owners, &used);
     drop(slot);
+    // While it has its inputs it counts as a run: whoever writes runs down waits for its charge.
+    drop(inputs);
 
     let owner = owner.borrow().clone();
     let for_whom = owner.clone();

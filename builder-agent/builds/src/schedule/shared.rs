@@ -1,10 +1,10 @@
 //! The data that all runs share, and the current limits from the roster and the configuration.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use sandbox::Limits;
+use sandbox::{Cancel, Limits};
 use store::View;
 
 use super::Parts;
@@ -29,6 +29,8 @@ pub(super) struct Shared {
     pub queue: Arc<Queue>,
     pub drain: Drain,
     pub running: Table,
+    /// Of the runs that were written down. A run that is cancelled after that is in no table, and waits all the same.
+    pub written: Mutex<Vec<Cancel>>,
     pub next_id: AtomicU64,
 }
 

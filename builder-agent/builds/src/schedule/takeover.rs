@@ -5,11 +5,11 @@
 //! paused, nothing starts; nobody who holds a lock waits. Not here: who takes over, and when clients are told (the agent),
 //! and how a sandbox is paused (crate `sandbox`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use members::{Member, Roster};
@@ -146,6 +146,13 @@ impl Embedded {
         }
     }
 
+    /// The runs that have started, and have not ended.
+    #[must_use]
+    pub fn started(&self) -> BTreeSet<RunId> {
+        let table = self.shared.running.lock();
+        table.values().filter(|running| running.begun.borrow().is_some()).map(|running| running.id).collect()
+    }
+
     /// From now on started runs go on when their clients leave.
     pub fn let_runs_stay(&self) {
         self.shared.running.let_runs_stay(true);
@@ -154,6 +161,8 @@ impl Embedded {
     /// Nobody takes over: everything is as before [`Embedded::pause`]. Runs whose clients have left meanwhile go on.
     pub fn go_on(&self) {
         let shared = &self.shared;
+        let written = std::mem::take(&mut *shared.written());
+        written.iter().for_each(Cancel::go_on);
         shared.running.lock().values().for_each(|running| running.cancel.go_on());
         shared.running.let_runs_stay(false);
         shared.queue.hold(false);
@@ -167,7 +176,9 @@ impl Embedded {
         let started = table.iter().filter(|(_, running)| running.begun.borrow().is_some());
         for (key, running) in started {
             // A run that was cancelled a moment ago has to end first.
-            let written = running.cancel.take_paused().and_then(|paused| running.written(key.1, paused));
+            let paused = running.cancel.take_paused();
+            shared.written().extend(paused.is_some().then(|| running.cancel.clone()));
+            let written = paused.and_then(|paused| running.written(key.1, paused));
             runs.push(written.ok_or_else(|| NotPaused(vec![running.id]))?);
         }
         let others = shared.snapshots.runs().into_iter().filter(|id| runs.iter().all(|run| run.id != *id));
@@ -181,6 +192,10 @@ impl Embedded {
 }
 
 impl Shared {
+    fn written(&self) -> MutexGuard<'_, Vec<Cancel>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Asks all started runs to pause. Returns those that have not yet; a run that was cancelled counts until its sandbox is
     /// gone.
     fn not_paused(&self) -> Vec<RunId> {
