@@ -38,8 +38,8 @@ pub struct Request {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
-    /// So many builds go on under the new agent.
-    TakenOver { builds: usize },
+    /// So many builds go on under the new agent, and so many could not be taken over and have ended.
+    TakenOver { builds: usize, lost: usize },
     /// The old agent goes on as before.
     Refused { why: String },
 }

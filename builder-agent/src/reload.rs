@@ -28,6 +28,10 @@ pub enum ReloadError {
         "the new agent ended before it served; its log says why. Builds have ended; the service manager starts it again"
     )]
     Lost,
+    #[error(
+        "this agent serves now, and {lost} builds have ended because they could not be taken over; its log says why. Builds that go on: {builds}"
+    )]
+    BuildsLost { builds: usize, lost: usize },
 }
 
 /// Asks the agent with this configuration to execute this program. Returns how many builds went on.
@@ -48,7 +52,8 @@ pub fn run(config: &Config, file: &Path, patience: Duration) -> Result<usize, Re
     let mut answer = String::new();
     BufReader::new(agent).read_line(&mut answer)?;
     match serde_json::from_str(&answer) {
-        Ok(Answer::TakenOver { builds }) => Ok(builds),
+        Ok(Answer::TakenOver { builds, lost: 0 }) => Ok(builds),
+        Ok(Answer::TakenOver { builds, lost }) => Err(ReloadError::BuildsLost { builds, lost }),
         Ok(Answer::Refused { why }) => Err(ReloadError::Refused(why)),
         Err(_) => Err(ReloadError::Lost),
     }

@@ -21,7 +21,7 @@ use builds::SandboxIdentity;
 use builds::backend;
 use builds::kept::KeptLogs;
 use builds::realise::Realiser;
-use builds::schedule::{Embedded, Heir, Parts, WrittenRuns};
+use builds::schedule::{Embedded, Heir, Parts, Taken, WrittenRuns};
 use daemon::Agent;
 use ledger::Ledger;
 use members::{Checks, Identities, Roster};
@@ -96,7 +96,7 @@ async fn serve(config: Arc<Config>, earlier: Option<Earlier>, threads: Threads) 
     let fingerprint = key.public_key().fingerprint(Default::default());
     let public = host_key::public(&key);
     let asked = earlier.as_ref().map(Earlier::asked).transpose().map_err(ServeError::Runtime)?;
-    let (agent, scheduler, open) = open(config.clone(), public, earlier, threads).await?;
+    let (agent, scheduler, open, taken) = open(config.clone(), public, earlier, threads).await?;
     // Kept besides the server's own, for a server after it and for an agent after this one.
     let into_std = |listener: tokio::net::TcpListener| listener.into_std();
     let listeners: Vec<TcpListener> = ssh::bind_again(&config.listen, open)?
@@ -121,7 +121,7 @@ async fn serve(config: Arc<Config>, earlier: Option<Earlier>, threads: Threads) 
         .ok();
     let (mut server, mut stop) = start(&agent, &key, &listeners)?;
     if let Some(asked) = asked {
-        asked.is_served();
+        asked.is_served(taken);
     }
     loop {
         let (request, connection) = tokio::select! {
@@ -178,13 +178,14 @@ fn start(
     Ok((tokio::spawn(ssh::serve(agent.clone(), key.clone(), copies, stop.clone())), stop))
 }
 
-/// Opens everything behind the front door. Builds of an earlier agent go on from then on. Returns its sockets, too.
+/// Opens everything behind the front door. Builds of an earlier agent go on from then on. Returns its sockets, too, and how many
+/// of its builds go on.
 async fn open(
     config: Arc<Config>,
     host_key: String,
     mut earlier: Option<Earlier>,
     threads: Threads,
-) -> Result<(Arc<Agent>, Arc<Embedded>, Vec<TcpListener>), ServeError> {
+) -> Result<(Arc<Agent>, Arc<Embedded>, Vec<TcpListener>, Taken), ServeError> {
     let logs = folder(&config, "logs")?;
     let signer = signing::load_or_create(&config.signing_key, &config.signing_key_name)?;
     let signing_key = signer.public();
@@ -241,12 +242,12 @@ async fn open(
     let budgets = Budgets::new(config.limits.max_session_bytes, config.limits.max_session_bytes_per_member);
     let scarce = store.clone();
     let paces = Paces::new(move || scarce.pressure());
-    let open = match earlier {
+    let (open, taken) = match earlier {
         Some(Earlier { runs, listeners, received, .. }) => {
-            take_over(embedded.clone(), runs, received, inputs, &budgets, realiser.sandbox_identity).await;
-            listeners
+            let identity = realiser.sandbox_identity;
+            (listeners, take_over(embedded.clone(), runs, received, inputs, &budgets, identity).await)
         }
-        None => Vec::new(),
+        None => Default::default(),
     };
     let agent = Arc::new(Agent {
         config,
@@ -263,7 +264,7 @@ async fn open(
         opened: Default::default(),
         paces,
     });
-    Ok((agent, embedded, open))
+    Ok((agent, embedded, open, taken))
 }
 
 async fn take_over(
@@ -273,15 +274,16 @@ async fn take_over(
     inputs: BTreeMap<u64, io::Result<Closure>>,
     budgets: &Budgets,
     identity: SandboxIdentity,
-) {
-    let budgets = budgets.clone();
+) -> Taken {
+    let (budgets, lost) = (budgets.clone(), runs.len());
     let taking = tokio::task::spawn_blocking(move || {
         let heir = Heir { received: &mut received, inputs, budgets: &budgets, identity };
-        scheduler.take_over(runs, heir);
+        scheduler.take_over(runs, heir)
     });
-    if let Err(panic) = taking.await {
+    taking.await.unwrap_or_else(|panic| {
         tracing::error!(%panic, "taking builds over panicked; some are lost");
-    }
+        Taken { builds: 0, lost }
+    })
 }
 
 /// A folder of the agent's state.

@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use builds::schedule::{Embedded, NotPaused, WrittenRuns};
+use builds::schedule::{Embedded, NotPaused, Taken, WrittenRuns};
 use daemon::Agent;
 use rustix::fs::{MemfdFlags, memfd_create};
 use sandbox::{Received, parent, takeover};
@@ -87,22 +87,22 @@ impl Earlier {
         Ok(Self { runs: written.runs, listeners, received, asked })
     }
 
-    /// Tells the program that asked for it that this agent serves, with so many builds.
+    /// The program that asked for it.
     pub fn asked(&self) -> io::Result<Asked> {
-        Ok(Asked { builds: self.runs.len(), connection: self.asked.try_clone()? })
+        Ok(Asked { connection: self.asked.try_clone()? })
     }
 }
 
 /// Whoever waits to hear that the new agent serves.
 pub struct Asked {
-    builds: usize,
     connection: UnixStream,
 }
 
 impl Asked {
-    pub fn is_served(self) {
-        tracing::info!(builds = self.builds, "this agent has taken over from an earlier one");
-        answer(&self.connection, &Answer::TakenOver { builds: self.builds });
+    pub fn is_served(self, taken: Taken) {
+        let Taken { builds, lost } = taken;
+        tracing::info!(builds, lost, "this agent has taken over from an earlier one");
+        answer(&self.connection, &Answer::TakenOver { builds, lost });
     }
 }
 

@@ -383,25 +383,7 @@ async fn a_holder_of_a_ticket_keeps_the_use_that_the_build_took_and_a_revocation
         String::from_utf8(output.stdout).expect("UTF-8")
     };
     let made = command(&["ticket", "create", "--json", "--name", "friend", "--uses", "1", "--expires", "2h"]);
-    let made: serde_json::Value = serde_json::from_str(&made).expect("JSON");
-    let token = format!("SetEnv=BARNRAISER_TICKET={}", made["token"].as_str().expect("a token"));
-    let hold = || {
-        let known = format!("UserKnownHostsFile={}", agent.path().join("known_hosts").display());
-        let mut ssh = Command::new("ssh");
-        ssh.args(["-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR", "-o", &known])
-            .args([
-                "-o",
-                "PreferredAuthentications=publickey,keyboard-interactive",
-                "-o",
-                "IdentitiesOnly=yes",
-            ])
-            .args(["-o", "KbdInteractiveDevices=env", "-o", &token])
-            .args(["-p", &agent.port.to_string(), "-l", "ticket", "127.0.0.1", "nix-daemon", "--stdio"])
-            .env_remove("SSH_AUTH_SOCK")
-            .env("HOME", agent.path())
-            .stdin(Stdio::null());
-        Session::over(ssh)
-    };
+    let hold = || hold(&agent, &made);
     let mut holder = hold().await;
     holder.send(counting("friends", 600)).await;
     client::wait_for_line(&mut holder.client, "line 1").await;
@@ -414,6 +396,48 @@ async fn a_holder_of_a_ticket_keeps_the_use_that_the_build_took_and_a_revocation
     let ended = agent.wait_for("build finished");
     assert!(ended["member"] == "friend (ticket of alice)" && ended["ok"] == false, "{ended}");
     until("the sandbox to end", || processes("friends").is_empty());
+}
+
+/// A session of who holds this ticket, as `ticket create --json` shows it.
+async fn hold(agent: &Agent, made: &str) -> Session {
+    let made: serde_json::Value = serde_json::from_str(made).expect("JSON");
+    let token = format!("SetEnv=BARNRAISER_TICKET={}", made["token"].as_str().expect("a token"));
+    let known = format!("UserKnownHostsFile={}", agent.path().join("known_hosts").display());
+    let mut ssh = Command::new("ssh");
+    ssh.args(["-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR", "-o", &known])
+        .args(["-o", "PreferredAuthentications=publickey,keyboard-interactive", "-o", "IdentitiesOnly=yes"])
+        .args(["-o", "KbdInteractiveDevices=env", "-o", &token])
+        .args(["-p", &agent.port.to_string(), "-l", "ticket", "127.0.0.1", "nix-daemon", "--stdio"])
+        .env_remove("SSH_AUTH_SOCK")
+        .env("HOME", agent.path())
+        .stdin(Stdio::null());
+    Session::over(ssh).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ticket_that_paid_for_a_build_pays_also_after_another_member_got_the_build() {
+    let agent = Agent::start_to_build(&["alice", "bob"], "");
+    let command = |words: &[&str]| {
+        let output = agent.ssh("alice").args(words).output().expect("ssh");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let made = command(&["ticket", "create", "--json", "--name", "friend", "--expires", "2h"]);
+    let mut holder = hold(&agent, &made).await;
+    holder.send(counting("given", 40)).await;
+    client::wait_for_line(&mut holder.client, "line 1").await;
+    let joined = start(&agent, "bob", counting("given", 40)).await;
+    drop(holder);
+    agent.wait_for("build handed over");
+    replace(&agent, 1);
+    joined.ends().await;
+    let mut again = session(&agent, "bob").await;
+    let told = again.build(counting("given", 40), BuildStatus::Built).await;
+    assert_eq!(lines(&told), counted(40));
+    let listed: serde_json::Value =
+        serde_json::from_str(&command(&["ticket", "list", "--json"])).expect("JSON");
+    let took = listed[0]["build_seconds"].as_u64();
+    assert!(took.is_some_and(|seconds| seconds >= 4), "{listed}");
 }
 
 /// Asks for this build until there is an answer: connections end whenever an agent takes over.

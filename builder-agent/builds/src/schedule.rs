@@ -46,7 +46,7 @@ use shared::{Shared, size_of};
 pub use draining::Left;
 pub use listing::{Listed, Load};
 pub use request::{Built, Held, NotStarted, Outcome, Request};
-pub use takeover::{Heir, NotPaused, WrittenRuns};
+pub use takeover::{Heir, NotPaused, Taken, WrittenRuns};
 pub use waiting::{Wait, Why};
 
 #[doc(hidden)]
@@ -209,7 +209,7 @@ impl Embedded {
             snapshots,
             drain,
             running: Table::default(),
-            written: Mutex::default(),
+            written: Default::default(),
             next_id: AtomicU64::new(1),
         });
         let scheduler = Arc::new(Self { shared });

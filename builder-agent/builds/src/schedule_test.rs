@@ -420,3 +420,26 @@ async fn a_run_that_is_cancelled_after_it_was_written_down_ends_if_nobody_takes_
     barn.scheduler.go_on();
     barn.until("it has ended", |barn| barn.running() == 0).await;
 }
+
+#[tokio::test]
+async fn builds_that_cannot_be_taken_over_are_counted() {
+    let (old, new) = (Barn::open(""), Barn::open(""));
+    old.backend.pauses.store(true, Ordering::SeqCst);
+    let roster = old.roster.borrow().clone();
+    let _first = old.build(&roster, "alice", "one").expect("a run");
+    old.until("it runs", |barn| barn.running() == 1).await;
+    old.scheduler.pause(Duration::from_secs(30)).await.expect("it can be paused");
+    let written = old.scheduler.write_down().expect("paused");
+    let scheduler = new.scheduler.clone();
+    let taking = tokio::task::spawn_blocking(move || {
+        let (mut received, budgets) = (Received::default(), Budgets::new(1 << 30, 1 << 30));
+        let identity = SandboxIdentity::default();
+        let inputs = BTreeMap::new();
+        scheduler.take_over(written, Heir { received: &mut received, inputs, budgets: &budgets, identity })
+    });
+    assert_eq!(taking.await.expect("no panic"), Taken { builds: 0, lost: 1 });
+    assert_eq!(new.scheduler.list(&|_| true).len(), 0);
+    old.scheduler.retain(&|_| false);
+    old.scheduler.go_on();
+    old.until("it has ended", |barn| barn.running() == 0).await;
+}

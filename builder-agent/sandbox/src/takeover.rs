@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::backend::FarEnd;
 use crate::cancel::Cancel;
@@ -33,7 +34,9 @@ impl TakenOver {
     pub fn claim(paused: Paused, received: &mut Received) -> io::Result<TakenOver> {
         let (PausedMachine::Kvm { pid, .. } | PausedMachine::Namespace { pid, .. }) = &paused.machine;
         let pid = *pid;
-        Self::take(paused, received).inspect_err(|_| usage::end_child(pid))
+        let taken = catch_unwind(AssertUnwindSafe(|| Self::take(paused, received)));
+        let panicked = |_| Err(io::Error::other("taking it panicked; this is a bug"));
+        taken.unwrap_or_else(panicked).inspect_err(|_| usage::end_child(pid))
     }
 
     fn take(paused: Paused, received: &mut Received) -> io::Result<TakenOver> {

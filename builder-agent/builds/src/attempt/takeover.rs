@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 use sandbox::{Moment, Paused, Received, takeover};
@@ -27,13 +27,14 @@ pub struct TakenOver {
 }
 
 impl TakenOver {
-    /// Takes the sandbox, and the log in this file.
+    /// Takes the sandbox, and the log in this file. On an error the sandbox has ended.
     pub fn claim(
         paused: Paused,
-        log: OwnedFd,
+        log: RawFd,
         received: &mut Received,
     ) -> io::Result<(Self, LogWriter, LogSource)> {
         let sandbox = takeover::TakenOver::claim(paused, received)?;
+        let log = received.take(log)?;
         let Written { until, inputs_prepared, log: written } = serde_json::from_str(sandbox.host())?;
         let (writer, source) = begun_before(File::from(log), written)?;
         Ok((Self { sandbox, until, inputs_prepared }, writer, source))

@@ -141,7 +141,8 @@ impl Table {
         let mut builds = self.lock();
         self.stays.store(stay, Ordering::SeqCst);
         if !stay {
-            for build in builds.values_mut().filter(|build| std::mem::take(&mut build.unsettled)) {
+            for build in builds.values_mut().filter(|build| build.unsettled) {
+                build.unsettled = false;
                 build.settle_owner(|_| true);
             }
         }

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -184,6 +185,12 @@ impl Embedded {
         let others = shared.snapshots.runs().into_iter().filter(|id| runs.iter().all(|run| run.id != *id));
         match others.collect::<Vec<_>>() {
             others if others.is_empty() => {
+                // Their clients have left, and want the build all the same.
+                for left in
+                    table.values().filter(|run| run.begun.borrow().is_none() && run.waiters.is_empty())
+                {
+                    left.is_not_passed_on();
+                }
                 Ok(WrittenRuns { next_id: shared.next_id.load(Ordering::Relaxed), runs })
             }
             others => Err(NotPaused(others)),
@@ -220,6 +227,14 @@ impl Shared {
 }
 
 impl Running {
+    fn is_not_passed_on(&self) {
+        let owner = self.owner.borrow();
+        let request = owner.as_ref().map(|owner| &owner.request);
+        let member = request.map(|request| request.member.name.to_string());
+        let drv = request.map(|request| request.recipe.drv_path.to_absolute_path());
+        tracing::warn!(build = self.id, member, drv, "a build that waits for a slot is not passed on");
+    }
+
     /// `None` if the run has lost its owner, or is not started.
     fn written(&self, check: bool, paused: Paused) -> Option<WrittenRun> {
         let owner = self.owner.borrow().clone()?;
@@ -268,6 +283,13 @@ impl WrittenRequest {
     }
 }
 
+/// How many runs of an earlier program go on, and how many could not be taken over and have ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Taken {
+    pub builds: usize,
+    pub lost: usize,
+}
+
 /// What a scheduler needs to go on with the runs of an earlier program.
 pub struct Heir<'a> {
     pub received: &'a mut Received,
@@ -280,25 +302,34 @@ pub struct Heir<'a> {
 impl Embedded {
     /// Goes on with these runs. Those of members who have left the roster end, and so do those whose inputs or sandboxes are
     /// not there. Blocks, and needs the async runtime.
-    pub fn take_over(&self, written: WrittenRuns, mut heir: Heir<'_>) {
+    pub fn take_over(&self, written: WrittenRuns, mut heir: Heir<'_>) -> Taken {
         let shared = &self.shared;
         shared.next_id.fetch_max(written.next_id, Ordering::Relaxed);
         let roster = shared.parts.roster.borrow().clone();
+        let mut taken = Taken::default();
         for run in written.runs {
             let (id, drv) = (run.id, run.owner.recipe.drv_path().to_owned());
-            if let Err(error) = self.take_one_over(run, &roster, &mut heir) {
-                tracing::error!(build = id, drv, %error, "a build cannot be taken over; it has ended");
+            // A bug with one of them must not cost the others.
+            let taking = AssertUnwindSafe(|| self.take_one_over(run, &roster, &mut heir));
+            let panicked = |_| Err(io::Error::other("taking it panicked; this is a bug"));
+            match catch_unwind(taking).unwrap_or_else(panicked) {
+                Ok(()) => taken.builds += 1,
+                Err(error) => {
+                    taken.lost += 1;
+                    tracing::error!(build = id, drv, %error, "a build cannot be taken over; it has ended");
+                }
             }
         }
         // Also for a change of the roster that came before this program followed it.
         let now = shared.parts.roster.borrow().clone();
         shared.running.retain(&|member| now.current(member).is_some());
+        taken
     }
 
     fn take_one_over(&self, written: WrittenRun, roster: &Roster, heir: &mut Heir<'_>) -> io::Result<()> {
         let WrittenRun { id, key, check, accepted, begun, owner, charged, owners, .. } = written;
-        let log = heir.received.take(written.log)?;
-        let (paused, log, source) = TakenOver::claim(written.paused, log, heir.received)?;
+        // First of all: from here on the sandbox ends with whatever goes wrong.
+        let (paused, log, source) = TakenOver::claim(written.paused, written.log, heir.received)?;
         let missing = || io::Error::other("its inputs were not looked for");
         let inputs = heir.inputs.remove(&id).unwrap_or_else(|| Err(missing()))?;
         let waiter = Arc::new(self.waiter(owner, check, inputs, roster, heir.budgets)?);
