@@ -203,13 +203,13 @@ async fn a_new_agent_may_listen_on_other_addresses_of_the_same_port() {
     let file = agent.path().join("agent.toml");
     let text = fs::read_to_string(&file).expect("a configuration");
     // From one address to all of them, and back.
-    for address in ["0.0.0.0", "127.0.0.1"] {
+    for (nth, address) in [(1, "0.0.0.0"), (2, "127.0.0.1")] {
         let listen = format!("listen = [\"{address}:{}\"]", agent.port);
         let changed = text.replace("listen = [\"127.0.0.1:0\"]", &listen);
         assert_ne!(changed, text);
         fs::write(&file, changed).expect("written");
         replace(&agent, 1);
-        let listening = agent.events("listening").pop().expect("it listens");
+        let listening = agent.wait_for_nth("listening", nth);
         assert_eq!(listening["address"], format!("{address}:{}", agent.port));
     }
     left.ends().await;
