@@ -6,6 +6,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
+use common::cache::{Cache, as_it_is};
 use common::client::{build_request, is_valid, wait_for_line, wait_for_start};
 use common::scripted::{derivation, path, until};
 use common::served::{Served, Session};
@@ -13,8 +14,11 @@ use common::{Agent, make_key, ssh};
 use ledger::Principal;
 use nix::{BuildMode, BuildStatus};
 use nix_derivation::{ContentAddressMethod, HashAlgorithm};
-use serde_json::Value;
+use serde_json::{Value, json};
+use store::signing::SecretKey;
 use tokio::process::Command;
+use wire::client::End;
+use wire::worker::Request;
 
 /// The two ways in which OpenSSH brings a token.
 #[derive(Debug, Clone, Copy)]
@@ -364,6 +368,55 @@ async fn the_bytes_of_the_holder_are_limited_over_all_sessions() {
     assert_eq!(served.scripted.runs(), 1);
     let used = served.inspect("friend").await;
     assert!(used["upload_bytes"].as_u64().is_some_and(|bytes| bytes > 65_536), "{used}");
+}
+
+/// What comes from these would be no upload, and would need no use.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_holder_has_no_caches_of_their_own_and_is_told_so() {
+    let (cache, address) = Cache::open().await;
+    let key = SecretKey::generate("own-1").expect("a key");
+    let app = cache.publish("app", "application", &[], Some(&key), as_it_is);
+    let served = Served::open_with_tickets(
+        "member-substituters = \"any\"\nfetch.allow-private = true\nfetch.stall-seconds = 1\n",
+    )
+    .await;
+    let token = served.ticket("friend", &[]).await;
+    let ensure = async |ssh: std::process::Command| {
+        let mut session = Session::over(ssh).await;
+        session.client.request(&Request::EnsurePath { path: app.clone() }).await.expect("sent");
+        matches!(session.client.log().await.expect("an answer").1, End::Last)
+    };
+    let with_own = |mut ssh: std::process::Command, words: &[&str]| {
+        ssh.args(["-o", "SendEnv=BARN_SUBSTITUTERS BARN_TRUSTED_PUBLIC_KEYS", "127.0.0.1"]).args(words);
+        ssh.env("BARN_SUBSTITUTERS", format!("http://{address}"));
+        ssh.env("BARN_TRUSTED_PUBLIC_KEYS", key.public().to_string());
+        ssh
+    };
+    let holder = || with_token(served.dir(), served.port, &token, Way::Environment);
+    let store = ["nix-daemon", "--stdio"];
+    assert!(!ensure(with_own(holder(), &store)).await);
+    // Nor those that the roster names for who made the ticket.
+    served.scripted.edit_roster(|roster| {
+        roster["members"][0]["settings"] = json!({
+            "substituters": [format!("http://{address}")],
+            "trusted-public-keys": [key.public().to_string()],
+        });
+    });
+    let explained = with_own(holder(), &["settings", "--explain", "substituters"]);
+    let explained = Command::from(explained).output().await.expect("ssh");
+    let (shown, warned) = (said(&explained), String::from_utf8_lossy(&explained.stderr).into_owned());
+    assert!(shown.contains("has no caches of their own"), "{shown}");
+    for setting in ["substituters", "trusted-public-keys"] {
+        let line = format!(
+            "the setting `{setting}` of your ssh environment does not count: who has a ticket, has no caches"
+        );
+        assert!(warned.contains(&line), "{warned}");
+    }
+    assert!(!ensure(with_own(holder(), &store)).await);
+    assert_eq!(cache.all_asked(), 0);
+    let mut alice = ssh(served.dir(), "alice", served.port);
+    alice.args(store);
+    assert!(ensure(alice).await && cache.all_asked() > 0, "the maker's are asked for the maker");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -79,5 +79,6 @@ pub fn layers(config: &Config, member: &Member, options: &SessionOptions) -> Lay
         .fold(system, |layers, group| layers.with(Level::Group, &group.name, &group.settings));
     let of_key = options.key.as_ref().and_then(|key| member.key_settings.get(key));
     let roster = groups.with(Level::Member, "", &member.settings);
-    roster.with(Level::Key, "", of_key.unwrap_or(&Layer::default())).with(Level::Ssh, "", &options.layer())
+    let all = roster.with(Level::Key, "", of_key.unwrap_or(&Layer::default()));
+    all.with(Level::Ssh, "", &options.layer()).of_holder(member.ticket.is_some())
 }

@@ -11,7 +11,11 @@ use super::value::Value;
 
 /// What all levels say for one session. The levels are in order; several entries of one level are its groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Layers(Vec<Said>);
+pub struct Layers {
+    all: Vec<Said>,
+    /// Whether the holder of a ticket has the session.
+    of_holder: bool,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Said {
@@ -34,6 +38,8 @@ pub enum Verdict {
     Locked(Level),
     /// This setting is `false`.
     Off(&'static str),
+    /// The holder of a ticket has no such setting.
+    OfHolder,
 }
 
 /// What one level says about one setting.
@@ -100,18 +106,25 @@ impl Layers {
     /// Adds a level. Levels are added in their order, and the groups of a member one by one.
     #[must_use]
     pub fn with(mut self, level: Level, by: &str, layer: &Layer) -> Layers {
-        debug_assert!(self.0.last().is_none_or(|last| last.level <= level));
+        debug_assert!(self.all.last().is_none_or(|last| last.level <= level));
         if !layer.is_empty() {
-            self.0.push(Said { level, by: by.to_owned(), layer: layer.clone() });
+            self.all.push(Said { level, by: by.to_owned(), layer: layer.clone() });
         }
         self
+    }
+
+    /// The layers of a session that the holder of a ticket has, or a member. Holders have no caches of their own: what comes
+    /// from these is no upload, and needs no use of the ticket.
+    #[must_use]
+    pub fn of_holder(self, of_holder: bool) -> Layers {
+        Layers { of_holder, ..self }
     }
 
     /// The values for the session.
     pub fn resolve(&self) -> Resolved {
         let locked_by = |before: Level| {
             let locks = |said: &&Said| said.layer.get(Id::AllowOverride) == Some(&Value::Flag(false));
-            self.0.iter().filter(locks).map(|said| said.level).find(|level| *level < before)
+            self.all.iter().filter(locks).map(|said| said.level).find(|level| *level < before)
         };
         // First what decides about later levels, by the levels before these.
         let from_ssh =
@@ -135,9 +148,11 @@ impl Layers {
     }
 
     fn settle(&self, setting: &'static Setting, verdict: &dyn Fn(Level) -> Verdict) -> Settled {
-        let votes = self.0.iter().filter_map(|said| {
+        let not_for_holders = self.of_holder && matches!(setting.kind, Kind::Caches | Kind::CacheKeys);
+        let votes = self.all.iter().filter_map(|said| {
             let value = said.layer.get(setting.id)?.clone();
-            Some(Vote { level: said.level, by: said.by.clone(), value, verdict: verdict(said.level) })
+            let verdict = if not_for_holders { Verdict::OfHolder } else { verdict(said.level) };
+            Some(Vote { level: said.level, by: said.by.clone(), value, verdict })
         });
         let mut votes: Vec<Vote> = votes.collect();
         let counting = votes.iter().filter(|vote| vote.verdict == Verdict::Counts);
@@ -213,12 +228,14 @@ impl Resolved {
         &self.0[id as usize]
     }
 
-    /// The votes of this level that do not count although they are on a level that may say them: locked or switched off.
+    /// The votes of this level that do not count although they are on a level that may say them: locked, switched off, or not for
+    /// holders of tickets.
     pub fn in_vain(&self, level: Level) -> impl Iterator<Item = (&'static Setting, &Vote)> {
         let votes =
             self.0.iter().flat_map(|settled| settled.votes.iter().map(|vote| (settled.setting, vote)));
         votes.filter(move |(_, vote)| {
-            vote.level == level && matches!(vote.verdict, Verdict::Locked(_) | Verdict::Off(_))
+            vote.level == level
+                && matches!(vote.verdict, Verdict::Locked(_) | Verdict::Off(_) | Verdict::OfHolder)
         })
     }
 
@@ -298,6 +315,7 @@ impl Vote {
                 Some(format!("locked: `allow-override` is `false` in {}", level.words()))
             }
             Verdict::Off(setting) => Some(format!("`{setting}` is `false`")),
+            Verdict::OfHolder => Some("who has a ticket, has no caches of their own".into()),
         }
     }
 }

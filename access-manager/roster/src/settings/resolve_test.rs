@@ -29,6 +29,24 @@ fn without_any_level_the_defaults_of_the_table_hold() {
 }
 
 #[test]
+fn the_holder_of_a_ticket_has_no_caches_of_their_own_by_any_level() {
+    let caches = format!(
+        r#"{{"substituters":["https://cache.example.org"],"trusted-public-keys":["k-1:{}="],"timeout":9}}"#,
+        "A".repeat(43)
+    );
+    let layers = layers(&["group ci", "member", "key", "ssh"].map(|level| (level, caches.as_str())));
+    let (member, holder) = (layers.clone().resolve(), layers.of_holder(true).resolve());
+    let told = |resolved: &Resolved| {
+        let values = resolved.effective();
+        (values.substituters.len(), values.trusted_public_keys.len(), values.timeout)
+    };
+    assert_eq!((told(&member), told(&holder)), ((1, 1, Some(9)), (0, 0, Some(9))));
+    assert_eq!((member.in_vain(Level::Ssh).count(), holder.in_vain(Level::Ssh).count()), (0, 2));
+    let whys = why(&holder, Id::Substituters);
+    assert!(whys.len() == 4 && whys.iter().flatten().all(|why| why.contains("has a ticket")), "{whys:?}");
+}
+
+#[test]
 fn later_levels_override_earlier_ones() {
     let resolved = layers(&[
         ("system", r#"{"keep-going":true}"#),
