@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
 use common::cache::{Cache, as_it_is, fetching_agent, key, narinfo_of};
-use common::client::is_valid;
+use common::client::{is_valid, wait_for_start};
 use common::http::{ENDLESS, ok, silent, status};
 use common::scripted::{Scripted, TestClient, info_of, path, until};
 use daemon::SessionOptions;
@@ -50,43 +50,86 @@ async fn a_signed_path_is_fetched_with_its_references_and_everybody_sees_it() {
     assert_eq!(cache.all_asked(), asked);
     // Who asked first is charged for the files, and nobody else.
     let bytes = encode_file_nar(b"library", false).len() + encode_file_nar(b"application", false).len();
-    let charged = |member: &str| {
-        let used = scripted.agent.ledger.used_this_month(&ledger::Principal::member(member));
-        used.get(ledger::Resource::DownloadBytes)
-    };
-    assert_eq!((charged("alice"), charged("bob")), (bytes as u64, 0));
+    assert_eq!((charged(&scripted, "alice"), charged(&scripted, "bob")), (bytes as u64, 0));
 }
 
-/// The cache sends heads of answers and nothing more, so each of these downloads lasts until it is given up.
+/// Publishes so many paths whose files never come: of their answers the cache sends the heads and nothing more. So each of
+/// these downloads lasts until it is given up.
+fn publish_slow(cache: &Cache, key: &SecretKey, count: usize) -> Vec<StorePath> {
+    let publish = |n| {
+        let path = cache.publish(&format!("slow-{n}"), "slow", &[], Some(key), as_it_is);
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 120\r\n\r\n";
+        cache.put(&format!("nar/slow-{n}.nar"), head.into());
+        path
+    };
+    (0..count).map(publish).collect()
+}
+
+/// How many of the paths of [`publish_slow`] are on their way.
+fn slow_begun(cache: &Cache) -> usize {
+    (0..100).filter(|n| cache.asked(&format!("nar/slow-{n}.nar")) > 0).count()
+}
+
+/// An agent that fetches from this cache and waits for it.
+fn patient_agent(address: SocketAddr, key: &SecretKey, more: &str) -> Scripted {
+    Scripted::open(&format!(
+        "substituters = [\"http://{address}\"]\ntrusted-public-keys = [\"{}\"]\nfetch.allow-private = true\n\
+         fetch.stall-seconds = 600\n{more}",
+        key.public()
+    ))
+}
+
+/// Asks for the path, in a session whose client waits for the answer.
+async fn asking(mut client: TestClient, path: &StorePath) -> TestClient {
+    client.request(&Request::EnsurePath { path: path.clone() }).await.expect("sent");
+    client
+}
+
+/// The bytes of downloads that this member is charged for.
+fn charged(scripted: &Scripted, member: &str) -> u64 {
+    let used = scripted.agent.ledger.used_this_month(&ledger::Principal::member(member));
+    used.get(ledger::Resource::DownloadBytes)
+}
+
 #[tokio::test]
 async fn a_member_who_waits_for_many_slow_downloads_leaves_slots_for_others() {
     let (cache, address) = Cache::open().await;
     let key = key();
-    let slow: Vec<StorePath> = (0..24)
-        .map(|n| {
-            let path = cache.publish(&format!("slow-{n}"), "slow", &[], Some(&key), as_it_is);
-            let head = "HTTP/1.1 200 OK\r\nContent-Length: 120\r\n\r\n";
-            cache.put(&format!("nar/slow-{n}.nar"), head.into());
-            path
-        })
-        .collect();
+    let slow = publish_slow(&cache, &key, 24);
     let quick = cache.publish("quick", "quick", &[], Some(&key), as_it_is);
-    let scripted = Scripted::open(&format!(
-        "substituters = [\"http://{address}\"]\ntrusted-public-keys = [\"{}\"]\nfetch.allow-private = true\n\
-         fetch.stall-seconds = 600\n",
-        key.public()
-    ));
+    let scripted = patient_agent(address, &key, "");
     let mut alices = Vec::new();
     for path in &slow {
-        let mut alice = scripted.session("alice").await;
-        alice.request(&Request::EnsurePath { path: path.clone() }).await.expect("sent");
-        alices.push(alice);
+        alices.push(asking(scripted.session("alice").await, path).await);
     }
-    let begun = || (0..24).filter(|n| cache.asked(&format!("nar/slow-{n}.nar")) > 0).count();
-    until("the downloads of alice", || begun() >= 8).await;
+    until("the downloads of alice", || slow_begun(&cache) >= 8).await;
     let mut bob = scripted.session("bob").await;
     assert_eq!(ensure(&mut bob, &quick).await, Ok(()));
-    assert_eq!(begun(), 8, "half of the box's downloads");
+    assert_eq!(slow_begun(&cache), 8, "half of the box's downloads");
+}
+
+#[tokio::test]
+async fn who_joins_a_download_that_waits_for_its_turn_does_not_wait_behind_the_others_of_who_asked_first() {
+    let (cache, address) = Cache::open().await;
+    let key = key();
+    let slow = publish_slow(&cache, &key, 8);
+    let ninth = cache.publish("ninth", "ninth", &[], Some(&key), as_it_is);
+    let scripted = patient_agent(address, &key, "");
+    let mut alices = Vec::new();
+    for path in &slow {
+        alices.push(asking(scripted.session("alice").await, path).await);
+    }
+    until("the downloads of alice", || slow_begun(&cache) == 8).await;
+    let mut alice = asking(scripted.session("alice").await, &ninth).await;
+    wait_for_start(&mut alice).await;
+    let mut bob = scripted.session("bob").await;
+    assert_eq!(ensure(&mut bob, &ninth).await, Ok(()));
+    assert!(matches!(alice.log().await.expect("an answer").1, End::Last), "she has it, too");
+    assert_eq!((cache.asked("nar/ninth.nar"), slow_begun(&cache)), (1, 8));
+    // With whose slot it began, pays.
+    let bytes = encode_file_nar(b"ninth", false).len() as u64;
+    assert_eq!(charged(&scripted, "bob"), bytes);
+    assert!(charged(&scripted, "alice") < bytes);
 }
 
 #[tokio::test]
@@ -311,8 +354,13 @@ async fn a_fetched_path_wins_over_a_claim_to_the_same_name() {
 
 /// A client with caches and keys of its own.
 fn with_own(address: SocketAddr, key: Option<&SecretKey>) -> SessionOptions {
+    with_own_at(&format!("http://{address}"), key)
+}
+
+/// The same, for a URL.
+fn with_own_at(url: &str, key: Option<&SecretKey>) -> SessionOptions {
     let mut options = SessionOptions::default();
-    options.set("NIXBUILDNET_SUBSTITUTERS", &format!("http://{address}"));
+    options.set("NIXBUILDNET_SUBSTITUTERS", url);
     if let Some(key) = key {
         options.set("BARN_TRUSTED_PUBLIC_KEYS", &key.public().to_string());
     }
@@ -407,4 +455,87 @@ async fn a_members_broken_cache_delays_that_member_alone() {
     let count = asked.load(Ordering::SeqCst);
     assert_eq!(ensure(&mut alice, &path).await, Ok(()));
     assert_eq!(asked.load(Ordering::SeqCst), count);
+}
+
+/// Every session has settings of its own, which name the same cache in another way.
+#[tokio::test]
+async fn a_member_has_few_downloads_from_own_caches_however_many_settings_their_sessions_have() {
+    let ((slow, address), (own, own_address)) = (Cache::open().await, Cache::open().await);
+    let (_, elsewhere) = Cache::open().await;
+    let (key, own_key) = (key(), SecretKey::generate("own-1").expect("a key"));
+    let paths = publish_slow(&slow, &own_key, 12);
+    let quick = own.publish("quick", "quick", &[], Some(&own_key), as_it_is);
+    let scripted = patient_agent(elsewhere, &key, "member-substituters = \"any\"\n");
+    let mut alices = Vec::new();
+    for (n, path) in paths.iter().enumerate() {
+        let options = with_own_at(&format!("http://{address}/?priority={n}"), Some(&own_key));
+        let mut alice = asking(scripted.session_with("alice", options).await, path).await;
+        wait_for_start(&mut alice).await;
+        alices.push(alice);
+    }
+    until("the downloads of alice", || slow_begun(&slow) >= 4).await;
+    let mut bob = scripted.session_with("bob", with_own(own_address, Some(&own_key))).await;
+    assert_eq!(ensure(&mut bob, &quick).await, Ok(()));
+    assert_eq!(slow_begun(&slow), 4);
+}
+
+#[tokio::test]
+async fn a_member_asks_own_caches_few_things_at_once_however_many_settings_their_sessions_have() {
+    let ((hanging, asked), (own, own_address)) = (silent().await, Cache::open().await);
+    let (_, elsewhere) = Cache::open().await;
+    let (key, own_key) = (key(), SecretKey::generate("own-1").expect("a key"));
+    let quick = own.publish("quick", "quick", &[], Some(&own_key), as_it_is);
+    let scripted = patient_agent(elsewhere, &key, "member-substituters = \"any\"\n");
+    let mut alices = Vec::new();
+    for n in 0..20 {
+        let options = with_own_at(&format!("http://{hanging}/?priority={n}"), Some(&own_key));
+        alices.push(asking(scripted.session_with("alice", options).await, &path("wanted")).await);
+    }
+    until("the cache of alice to be asked", || asked.load(Ordering::SeqCst) >= 8).await;
+    let mut bob = scripted.session_with("bob", with_own(own_address, Some(&own_key))).await;
+    assert_eq!(ensure(&mut bob, &quick).await, Ok(()));
+    assert_eq!(asked.load(Ordering::SeqCst), 8);
+}
+
+#[tokio::test]
+async fn sessions_of_a_member_with_different_caches_do_not_make_each_other_forget() {
+    let ((one, address), (other, other_address)) = (Cache::open().await, Cache::open().await);
+    let (_, elsewhere) = Cache::open().await;
+    let key = key();
+    let scripted = fetching_agent(elsewhere, &key, "member-substituters = \"any\"\n");
+    let mut first = scripted.session_with("alice", with_own(address, Some(&key))).await;
+    let mut second = scripted.session_with("alice", with_own(other_address, Some(&key))).await;
+    let missing = path("missing");
+    for _ in 0..3 {
+        for session in [&mut first, &mut second] {
+            let why = ensure(session, &missing).await.expect_err("nobody has it");
+            assert!(why.contains("is in none of"), "{why}");
+        }
+    }
+    let narinfo = narinfo_of(&missing);
+    assert_eq!((one.asked(&narinfo), other.asked(&narinfo)), (1, 1));
+}
+
+#[tokio::test]
+async fn what_others_share_with_a_member_need_not_come_from_the_members_own_caches() {
+    let (own, address) = Cache::open().await;
+    let (_, elsewhere) = Cache::open().await;
+    let (key, own_key) = (key(), SecretKey::generate("bob-1").expect("a key"));
+    let lib = path("lib");
+    let app = own.publish("app", "application", std::slice::from_ref(&lib), Some(&own_key), as_it_is);
+    let scripted = fetching_agent(elsewhere, &key, "member-substituters = \"any\"\n");
+    let nar = encode_file_nar(b"alice's", false);
+    let of_alice = scripted.agent.store.view(&store::Member::new("alice"));
+    of_alice.import(info_of(lib.clone(), &nar, &[]), &mut nar.as_slice()).expect("a claim");
+    let mut bob = scripted.session_with("bob", with_own(address, Some(&own_key))).await;
+    let why = ensure(&mut bob, &app).await.expect_err("they do not share");
+    assert!(why.contains("is in none of"), "{why}");
+    scripted.edit_roster(|roster| {
+        roster["members"][0]["share-with"] = json!(["bob"]);
+        roster["members"][1]["share-with"] = json!(["alice"]);
+    });
+    assert_eq!(ensure(&mut bob, &app).await, Ok(()));
+    assert!(matches!(provenance(&scripted, "bob", &app), Some(Provenance::Claimed(_))));
+    // What bob builds upon stays, as with every path of others.
+    assert!(matches!(provenance(&scripted, "bob", &lib), Some(Provenance::Claimed(_))));
 }

@@ -75,6 +75,11 @@ impl Dialer {
         Self { allow_private, certificates, tls: Mutex::new(None), names: Crew::new("names", NAME_THREADS) }
     }
 
+    /// A dialer under the same rule, with threads for names of its own.
+    pub fn apart(&self) -> Self {
+        Self::new(self.allow_private, self.certificates.clone())
+    }
+
     /// A TCP connection to the first address that answers.
     pub async fn tcp(&self, host: &Host<String>, port: u16) -> Result<TcpStream, ConnectError> {
         let late = |_| ConnectError::TimedOut { host: host.to_string(), port };

@@ -114,6 +114,14 @@ impl HttpClient {
         Self { dialer, stall: settings.stall, whole: settings.whole, pool }
     }
 
+    /// Another client with the same settings. It shares neither connections nor threads for names with this one.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        let dialer = Arc::new(self.dialer.apart());
+        let pool = Mutex::new(Pool::new(&dialer));
+        Self { dialer, pool, ..*self }
+    }
+
     /// The dialer, for protocols other than HTTP under the same rule about addresses.
     #[must_use]
     pub fn dialer(&self) -> &Dialer {

@@ -7,24 +7,28 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use nix_derivation::StorePath;
-use store::{Payer, Provenance, View};
+use store::{Provenance, View};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::offer::{Offer, Place};
+use super::slots::{Slot, Slots};
 use super::source::{Kind, Source, SourceError};
 use super::ssh_store::Piped;
 use super::tally::{Account, ChargeBytes, Tally};
 use super::unpack;
 use shares::threads::Threads;
 
-/// Most downloads at once for the caches of the box. Each needs a decoder and a thread.
-pub const MAX_DOWNLOADS: usize = 16;
-/// Most of these that one member has started, also waiting ones: the others wait for the member's own. So another member
-/// waits for a part of the downloads of each, and for no long queue.
-const MAX_OF_MEMBER: usize = MAX_DOWNLOADS / 2;
+/// Most downloads at once from the caches of the box. Each needs a decoder and a thread.
+const MAX_OF_BOX: usize = 16;
+/// Most of these that one member has started: the others wait for the member's own. So another member waits for a part of
+/// the downloads of each, and for no long queue.
+const MAX_OF_BOX_EACH: usize = MAX_OF_BOX / 2;
+/// The same for the caches that members name. These have their own number, since their servers may be slow on purpose.
+const MAX_OF_MEMBERS: usize = 16;
+const MAX_OF_MEMBERS_EACH: usize = MAX_OF_MEMBERS / 4;
 /// Attempts for one path from one source after errors of the network or the server.
 const ATTEMPTS: u32 = 3;
 /// The pause before the second attempt; the pause before the third is twice as long.
@@ -38,9 +42,13 @@ pub struct State {
     pub end: Option<Result<(), Arc<str>>>,
 }
 
-/// A running download. It ends when the last reference to it is dropped.
+/// A download that runs, or waits for a slot. It ends when the last reference to it is dropped.
 pub struct Download {
     pub state: watch::Receiver<State>,
+    /// Takes the first turn, with which it begins; closed afterwards.
+    turns: mpsc::Sender<Turn>,
+    /// Whether it is from a cache that a member named.
+    of_member: bool,
     task: AbortHandle,
     /// Cancels the thread that reads when it is dropped.
     _cancel: DropGuard,
@@ -52,15 +60,36 @@ impl Drop for Download {
     }
 }
 
-/// All running downloads.
-pub struct Downloads {
-    running: Mutex<HashMap<StorePath, Weak<Download>>>,
-    slots: Arc<Semaphore>,
-    /// The slots of the members for whom something is downloaded.
-    of_members: Mutex<HashMap<Arc<str>, Weak<Semaphore>>>,
-    /// The view of no member, which registers only Verified paths; or that of the member whose caches these are.
+/// With what a download begins: a slot of somebody who waits for it, and who therefore pays.
+struct Turn {
+    slot: Slot,
     into: Destination,
+    charge: ChargeBytes,
+}
+
+/// Somebody who waits for a download, and for a slot for it if it has not begun.
+pub struct Waiting {
+    pub download: Arc<Download>,
+    starter: AbortHandle,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.starter.abort();
+    }
+}
+
+/// All downloads from the same caches.
+pub struct Downloads {
+    all: Mutex<HashMap<StorePath, Weak<Download>>>,
+    places: Arc<Places>,
     threads: Threads,
+}
+
+/// The slots for the downloads of the whole box.
+struct Places {
+    of_box: Slots,
+    of_members: Slots,
 }
 
 /// Where downloads go.
@@ -72,57 +101,68 @@ pub struct Destination {
 }
 
 impl Downloads {
-    /// `most`: how many go on at once.
-    pub fn new(into: Destination, most: usize, threads: Threads) -> Self {
-        let slots = Arc::new(Semaphore::new(most));
-        Self { running: Mutex::default(), slots, of_members: Mutex::default(), into, threads }
+    pub fn new(threads: Threads) -> Self {
+        let of_box = Slots::new(MAX_OF_BOX, MAX_OF_BOX_EACH);
+        let of_members = Slots::new(MAX_OF_MEMBERS, MAX_OF_MEMBERS_EACH);
+        Self { all: Mutex::default(), places: Arc::new(Places { of_box, of_members }), threads }
     }
 
-    /// The slots of this member.
-    fn slots_of(&self, member: &Arc<str>) -> Arc<Semaphore> {
-        let mut all = self.of_members.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slots) = all.get(member).and_then(Weak::upgrade) {
-            return slots;
-        }
-        all.retain(|_, slots| slots.strong_count() > 0);
-        let slots = Arc::new(Semaphore::new(MAX_OF_MEMBER));
-        all.insert(member.clone(), Arc::downgrade(&slots));
-        slots
+    /// Downloads from other caches, with the same slots.
+    pub fn beside(&self) -> Self {
+        Self { all: Mutex::default(), places: self.places.clone(), threads: self.threads.clone() }
     }
 
-    /// Joins the download of `offer`'s path, or starts it; then `payer` is charged for the path, and `account` for its bytes
-    /// and for a slot. The path's references must be valid already.
+    /// Waits for the download of `offer`'s path, also for a slot: it begins with the first slot that one of those gets who
+    /// wait for it, so nobody waits behind the other downloads of somebody else. Then it goes `into` that one's view, and
+    /// `account` is charged for the bytes. The path's references must be valid already.
     pub fn start(
         &self,
         offer: &Arc<Offer>,
         source: &Arc<Source>,
-        payer: Payer,
+        into: Destination,
         account: &Account,
-    ) -> Arc<Download> {
+    ) -> Waiting {
+        let download = self.join(offer, source);
+        let slots = if download.of_member { &self.places.of_members } else { &self.places.of_box };
+        let (share, turns, charge) =
+            (slots.of(&account.payer), download.turns.clone(), account.charge.clone());
+        let starter = tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = turns.closed() => {}
+                // It fails if another one is first; then this slot is free again.
+                Some(slot) = share.take() => drop(turns.try_send(Turn { slot, into, charge })),
+            }
+        });
+        Waiting { download, starter: starter.abort_handle() }
+    }
+
+    /// The download of this path, if there is one, or a new one, which waits for its turn.
+    fn join(&self, offer: &Arc<Offer>, source: &Arc<Source>) -> Arc<Download> {
         let path = &offer.info.path;
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(download) = running.get(path).and_then(Weak::upgrade)
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(download) = all.get(path).and_then(Weak::upgrade)
             && download.state.borrow().end.is_none()
         {
             return download;
         }
-        running.retain(|_, download| download.strong_count() > 0);
+        all.retain(|_, download| download.strong_count() > 0);
         let (progress, state) = watch::channel(State::default());
+        let (turns, mut first) = mpsc::channel(1);
         let cancelled = CancellationToken::new();
         let cancel = cancelled.clone().drop_guard();
-        let (offer, source) = (offer.clone(), source.clone());
-        let (slots, threads) = (self.slots.clone(), self.threads.clone());
-        let into = Destination { view: self.into.view.clone().paid_by(payer), ..self.into };
-        let (own, charge) = (self.slots_of(&account.payer), account.charge.clone());
+        let of_member = source.of_member;
+        let (offer, source, threads) = (offer.clone(), source.clone(), self.threads.clone());
         let task = tokio::spawn(async move {
-            // In this order: who waits for a slot of the box has one of the member's.
-            let _own = own.acquire().await;
-            let _slot = slots.acquire().await;
+            let Some(Turn { slot: _slot, into, charge }) = first.recv().await else { return };
+            // The others who wait for it need no slot any more.
+            drop(first);
             let end = attempts(&offer, &source, (&into, &threads, &charge), &progress, &cancelled).await;
             progress.send_modify(|state| state.end = Some(end.map_err(Arc::from)));
         });
-        let download = Arc::new(Download { state, task: task.abort_handle(), _cancel: cancel });
-        running.insert(path.clone(), Arc::downgrade(&download));
+        let task = task.abort_handle();
+        let download = Arc::new(Download { state, turns, of_member, task, _cancel: cancel });
+        all.insert(path.clone(), Arc::downgrade(&download));
         download
     }
 }
@@ -239,7 +279,7 @@ fn register(into: &Destination, staged: store::Staged) -> Result<(), String> {
     into.view.register_many(vec![staged.proven_only()]).map(|_| ()).map_err(|error| error.to_string())
 }
 
-/// Does `work` on a thread of its own, since it waits for the cache. [`MAX_DOWNLOADS`] bounds the number of threads.
+/// Does `work` on a thread of its own, since it waits for the cache. Each has a [`Slot`], so there are few.
 async fn blocking<T: Send + 'static>(
     threads: &Threads,
     work: impl FnOnce() -> Result<T, String> + Send + 'static,

@@ -6,7 +6,8 @@
 //! a path are fetched before it, and must be Verified too.
 //!
 //! A member may name more caches, and keys for them (`own`). They are asked for that member alone, after those of the box,
-//! and share nothing with them: no questions, no downloads, no answers. What only such a key signed is the member's claim.
+//! and share nothing with them: no questions, no connections, no downloads, no answers. What only such a key signed is the
+//! member's claim. What is bounded (`slots`) belongs to who pays.
 //! Not here: the choice between fetching and building (`builds::plan`), and HTTP itself (`net`).
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +30,7 @@ pub mod narinfo;
 mod offer;
 mod own;
 mod pattern;
+mod slots;
 mod source;
 mod ssh_store;
 mod tally;
@@ -63,7 +65,7 @@ pub struct Terms {
     pub max_nar_bytes: u64,
 }
 
-use download::{Destination, Download, Downloads, MAX_DOWNLOADS};
+use download::{Destination, Downloads, Waiting};
 use lookup::Lookups;
 pub use pattern::Patterns;
 use source::{Source, SourceError};
@@ -74,7 +76,8 @@ const NOBODY: &str = "";
 
 /// For whom paths are looked up and fetched.
 pub struct Asker<'a> {
-    /// What is fetched belongs to this member, and stays while the view's session lasts.
+    /// What is fetched belongs to this member, and stays while the view's session lasts. From the member's own caches it
+    /// goes into this view.
     pub view: &'a View,
     /// Pays for lists that caches and requests determine.
     pub budget: &'a Budget,
@@ -131,8 +134,6 @@ struct Inner {
     sources: Vec<Arc<Source>>,
     trusted: Arc<TrustedKeys>,
     max_nar_bytes: u64,
-    /// What is valid here need not be fetched.
-    view: View,
     lookups: Mutex<Lookups>,
     downloads: Downloads,
     whose: Whose,
@@ -140,7 +141,11 @@ struct Inner {
 
 enum Whose {
     /// The sources are those of the box. It makes those of members.
-    Box(own::Makers),
+    Box {
+        /// The view of no member, which has only Verified paths.
+        public: View,
+        makers: Box<own::Makers>,
+    },
     /// The sources are those of the box and of a member, who trusts these keys.
     Member {
         keys: TrustedKeys,
@@ -162,23 +167,15 @@ impl Substituters {
     ) -> Self {
         let public = store.view(&Member::new(NOBODY)).paid_by(Payer::default());
         let sources = settings.substituters.iter().map(|address| Arc::new(Source::new(address, terms, http)));
-        let into = Destination { view: public.clone(), claims: false };
-        let makers = own::Makers::new(
-            settings.of_members,
-            terms.clone(),
-            store.clone(),
-            http.clone(),
-            threads.clone(),
-        );
+        let makers = Box::new(own::Makers::new(settings.of_members, terms.clone(), http));
         Self(Arc::new(Inner {
             enabled: settings.enabled,
             sources: sources.collect(),
             trusted,
             max_nar_bytes: terms.max_nar_bytes,
-            downloads: Downloads::new(into, MAX_DOWNLOADS, threads),
-            view: public,
+            downloads: Downloads::new(threads),
             lookups: Mutex::default(),
-            whose: Whose::Box(makers),
+            whose: Whose::Box { public, makers },
         }))
     }
 
@@ -188,24 +185,32 @@ impl Substituters {
         self.0.enabled && !self.0.sources.is_empty()
     }
 
-    fn view(&self) -> &View {
-        &self.0.view
+    /// What is valid here need not be fetched for a member with this view.
+    fn view<'a>(&'a self, of_asker: &'a View) -> &'a View {
+        match &self.0.whose {
+            Whose::Box { public, .. } => public,
+            // All that the member sees, so what others share with them, too. The request keeps what it began with, as a
+            // build keeps its inputs.
+            Whose::Member { .. } => of_asker,
+        }
     }
 
     /// Why some of a member's sources and keys are not used.
     fn objections(&self) -> &[Arc<str>] {
         match &self.0.whose {
-            Whose::Box(_) => &[],
+            Whose::Box { .. } => &[],
             Whose::Member { objections, .. } => objections,
         }
     }
 
-    /// Who pays for what is fetched for this view.
-    fn payer_of(&self, view: &View) -> Payer {
+    /// Where that goes which is fetched for a member with this view, who pays for it.
+    fn destination(&self, of_asker: &View) -> Destination {
         match &self.0.whose {
             // Downloads are shared, so a limit of one member must not end one.
-            Whose::Box(_) => view.payer().without_limit(),
-            Whose::Member { .. } => view.payer().clone(),
+            Whose::Box { public, .. } => {
+                Destination { view: public.clone().paid_by(of_asker.payer().without_limit()), claims: false }
+            }
+            Whose::Member { .. } => Destination { view: of_asker.clone(), claims: true },
         }
     }
 
@@ -213,9 +218,9 @@ impl Substituters {
         &self.0.sources[index]
     }
 
-    /// `payer` is charged for the path, if it is new, and `account` for the bytes of the download.
-    fn start(&self, offer: &Arc<Offer>, payer: Payer, account: &Account) -> Arc<Download> {
-        self.0.downloads.start(offer, self.source(offer.source), payer, account)
+    /// `view` is the asker's, and `account` is charged for the bytes, unless somebody else's slot is free first.
+    fn start(&self, offer: &Arc<Offer>, view: &View, account: &Account) -> Waiting {
+        self.0.downloads.start(offer, self.source(offer.source), self.destination(view), account)
     }
 
     /// Checks, before anything is fetched, that so many bytes are within the limit of the member who asks. Downloads are
@@ -267,7 +272,7 @@ impl Substituters {
         }
         order.sort_unstable();
         let own = match &self.0.whose {
-            Whose::Box(_) => None,
+            Whose::Box { .. } => None,
             Whose::Member { keys, .. } => Some(keys),
         };
         for (_, _, index) in order {

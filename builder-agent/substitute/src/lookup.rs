@@ -57,6 +57,11 @@ impl Lookups {
         Self { members: HashMap::new(), bytes: 0, most, next: 0 }
     }
 
+    /// Forgets everything, and remembers nothing from now on.
+    pub fn close(&mut self) {
+        *self = Self::of(0);
+    }
+
     pub fn get(&self, member: &Member, path: &StorePath) -> Option<Answer> {
         let known = self.members.get(member)?.answers.get(path)?;
         (Instant::now() < known.until).then(|| known.answer.clone())

@@ -3,24 +3,24 @@
 //! The names are the member's text, and the servers behind them are the member's choice: they are few, reached only as the
 //! box's policy for connections allows, never over ssh (the box would log in with its own key), and what they send is a
 //! claim of the member unless a key of the box signed it. Each member's caches have questions, downloads, answers and
-//! pauses of their own, so a broken one delays nobody else.
+//! pauses of their own, so a broken one delays nobody else. The slots for questions and downloads belong to who pays, and
+//! not to a session or its settings, which a member can have any number of.
 //! Not here: who may set them (`roster::settings`), and the policy for connections (`net`).
 
 use std::collections::HashMap;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use store::Member;
 use store::signing::{PublicKey, TrustedKeys};
-use store::{Member, Payer, Store, View};
 use tokio::sync::Semaphore;
 
 use super::address::{Address, AddressKind};
-use super::download::{Destination, Downloads};
 use super::lookup::Lookups;
+use super::slots::Slots;
 use super::source::Source;
 use super::{Inner, Substituters, Terms, Whose};
 use net::HttpClient;
-use shares::threads::Threads;
 
 /// Most caches of one member. More are not asked.
 const MAX_CACHES: usize = 5;
@@ -28,11 +28,12 @@ const MAX_CACHES: usize = 5;
 const MAX_KEYS: usize = 10;
 /// Most questions to all caches of one member at once. Each may need a connection, and a thread for its name.
 const MAX_QUESTIONS: usize = 8;
-/// Most downloads from them at once.
-const MAX_DOWNLOADS: usize = 4;
-/// Bytes of the answers that are remembered for one member.
-const ANSWER_BYTES: u64 = 1 << 20;
-/// Most members whose answers and pauses are remembered. One more takes the place of who asked longest ago.
+/// Most settings of one member whose caches are remembered: their answers and pauses. One more takes the place of the one
+/// that was used longest ago.
+const MAX_SETTINGS: usize = 4;
+/// Bytes of the answers that are remembered for each of them.
+const ANSWER_BYTES: u64 = 512 << 10;
+/// Most members whose caches are remembered. One more takes the place of who asked longest ago.
 const MAX_MEMBERS: usize = 64;
 
 /// Which caches members may name.
@@ -63,62 +64,82 @@ impl OwnCaches {
 pub(super) struct Makers {
     allowed: OfMembers,
     terms: Terms,
-    store: Store,
+    /// For members' caches alone.
     http: Arc<HttpClient>,
-    threads: Threads,
+    /// Each payer has its own, whatever others ask.
+    questions: Slots,
     known: Mutex<Known>,
 }
 
+/// By who pays.
 #[derive(Default)]
 struct Known {
-    members: HashMap<Member, Entry>,
+    payers: HashMap<Arc<str>, Vec<Entry>>,
     /// Counts questions.
     clock: u64,
 }
 
 struct Entry {
+    member: Member,
     own: OwnCaches,
     substituters: Substituters,
     used: u64,
 }
 
 impl Makers {
-    pub fn new(
-        allowed: OfMembers,
-        terms: Terms,
-        store: Store,
-        http: Arc<HttpClient>,
-        threads: Threads,
-    ) -> Self {
-        Self { allowed, terms, store, http, threads, known: Mutex::default() }
+    pub fn new(allowed: OfMembers, terms: Terms, http: &HttpClient) -> Self {
+        let questions = Slots::new(Semaphore::MAX_PERMITS, MAX_QUESTIONS);
+        Self { allowed, terms, http: Arc::new(http.apart()), questions, known: Mutex::default() }
+    }
+}
+
+impl Known {
+    /// Makes room for one more entry of this payer.
+    fn make_room(&mut self, payer: &Arc<str>) {
+        let newest = |entries: &[Entry]| entries.iter().map(|entry| entry.used).max();
+        if !self.payers.contains_key(payer) && self.payers.len() >= MAX_MEMBERS {
+            let oldest = self.payers.iter().min_by_key(|(_, entries)| newest(entries));
+            if let Some(oldest) = oldest.map(|(payer, _)| payer.clone()) {
+                self.payers.remove(&oldest);
+            }
+        }
+        let entries = self.payers.entry(payer.clone()).or_default();
+        if entries.len() >= MAX_SETTINGS {
+            entries.sort_by_key(|entry| std::cmp::Reverse(entry.used));
+            entries.truncate(MAX_SETTINGS - 1);
+        }
+    }
+}
+
+impl Drop for Entry {
+    /// Requests that still run with it remember nothing more: the memory of answers is that of the entries.
+    fn drop(&mut self) {
+        self.substituters.0.lookups.lock().unwrap_or_else(PoisonError::into_inner).close();
     }
 }
 
 impl Substituters {
-    /// These and the caches that the member of this view names. What comes from them goes into the member's own view.
+    /// These and the caches that this member names, for whom `payer` pays. What comes from them goes into the member's own
+    /// view.
     #[must_use]
-    pub fn with_own(&self, view: &View, own: &OwnCaches) -> Self {
-        let Whose::Box(makers) = &self.0.whose else { return self.clone() };
+    pub fn with_own(&self, payer: &Arc<str>, member: &Member, own: &OwnCaches) -> Self {
+        let Whose::Box { makers, .. } = &self.0.whose else { return self.clone() };
         if own.is_empty() {
             return self.clone();
         }
         let mut known = makers.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.clock += 1;
         let now = known.clock;
-        if let Some(entry) = known.members.get_mut(view.member()).filter(|entry| entry.own == *own) {
+        let is_it = |entry: &&mut Entry| entry.member == *member && entry.own == *own;
+        if let Some(entry) = known.payers.get_mut(payer).and_then(|all| all.iter_mut().find(is_it)) {
             entry.used = now;
             return entry.substituters.clone();
         }
-        let is_new = !known.members.contains_key(view.member());
-        if is_new && known.members.len() >= MAX_MEMBERS {
-            let oldest = known.members.iter().min_by_key(|(_, entry)| entry.used);
-            if let Some(oldest) = oldest.map(|(member, _)| member.clone()) {
-                known.members.remove(&oldest);
-            }
-        }
-        let substituters = self.make(makers, view.member(), own);
-        let entry = Entry { own: own.clone(), substituters: substituters.clone(), used: now };
-        known.members.insert(view.member().clone(), entry);
+        known.make_room(payer);
+        let substituters = self.make(makers, payer, own);
+        let entry =
+            Entry { member: member.clone(), own: own.clone(), substituters: substituters.clone(), used: now };
+        known.payers.entry(payer.clone()).or_default().push(entry);
         substituters
     }
 
@@ -128,22 +149,19 @@ impl Substituters {
         self.any() || (self.0.enabled && !own.urls.is_empty())
     }
 
-    fn make(&self, makers: &Makers, member: &Member, own: &OwnCaches) -> Self {
-        let Makers { allowed, terms, store, http, threads, .. } = makers;
+    fn make(&self, makers: &Makers, payer: &Arc<str>, own: &OwnCaches) -> Self {
+        let Makers { allowed, terms, http, questions, .. } = makers;
         let (addresses, keys, objections) = read(*allowed, own);
-        let questions = Arc::new(Semaphore::new(MAX_QUESTIONS));
+        let questions = questions.of(payer);
         let of_member = |address: &Address| Arc::new(Source::of_member(address, terms, http, &questions));
         let sources = self.0.sources.iter().cloned().chain(addresses.iter().map(of_member)).collect();
-        let view = store.view(member).paid_by(Payer::default());
-        let into = Destination { view: view.clone(), claims: true };
         Self(Arc::new(Inner {
             enabled: self.0.enabled,
             sources,
             trusted: self.0.trusted.clone(),
             max_nar_bytes: self.0.max_nar_bytes,
-            view,
             lookups: Mutex::new(Lookups::of(ANSWER_BYTES)),
-            downloads: Downloads::new(into, MAX_DOWNLOADS, threads.clone()),
+            downloads: self.0.downloads.beside(),
             whose: Whose::Member { keys, objections },
         }))
     }

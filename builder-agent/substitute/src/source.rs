@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use nix_derivation::StorePath;
-use tokio::sync::Semaphore;
 
 use super::address::{Address, AddressKind};
 use super::cache_info::CacheInfo;
 use super::health::Health;
 use super::http_cache::HttpCache;
 use super::offer::Offer;
+use super::slots::{Share, Slots};
 use super::ssh_store::SshStore;
 use crate::Terms;
 use net::{HttpClient, HttpError};
 
-/// Most questions to one source at once. Each may need a connection.
+/// Most questions to one source of the box at once. Each may need a connection.
 const MAX_QUESTIONS: usize = 25;
 
 /// The reason why a source gave no answer, in one line for people.
@@ -48,7 +48,7 @@ pub struct Source {
     priority: Option<u32>,
     want_mass_query: Option<bool>,
     health: Health,
-    questions: Arc<Semaphore>,
+    questions: Share,
     /// Whether a member chose it, and not the box.
     pub of_member: bool,
 }
@@ -61,16 +61,13 @@ pub enum Kind {
 impl Source {
     /// A source of the box.
     pub fn new(address: &Address, terms: &Terms, http: &Arc<HttpClient>) -> Self {
-        Self::with(address, terms, http, Arc::new(Semaphore::new(MAX_QUESTIONS)), false)
+        // Of nobody: everybody's questions are in one queue.
+        let questions = Slots::new(MAX_QUESTIONS, MAX_QUESTIONS).of(&Arc::from(""));
+        Self::with(address, terms, http, questions, false)
     }
 
-    /// A source that a member chose. All of that member's sources share `questions`.
-    pub fn of_member(
-        address: &Address,
-        terms: &Terms,
-        http: &Arc<HttpClient>,
-        questions: &Arc<Semaphore>,
-    ) -> Self {
+    /// A source that a member chose. All of that member's sources have the same share of `questions`.
+    pub fn of_member(address: &Address, terms: &Terms, http: &Arc<HttpClient>, questions: &Share) -> Self {
         Self::with(address, terms, http, questions.clone(), true)
     }
 
@@ -78,7 +75,7 @@ impl Source {
         address: &Address,
         terms: &Terms,
         http: &Arc<HttpClient>,
-        questions: Arc<Semaphore>,
+        questions: Share,
         of_member: bool,
     ) -> Self {
         let name = address.name.clone();
@@ -105,6 +102,9 @@ impl Source {
     /// now.
     pub async fn about(&self) -> Result<CacheInfo, SourceError> {
         self.not_paused()?;
+        // Those of the box are few, and what they said is remembered; a member can always name another one.
+        let _slot = if self.of_member { self.questions.take().await } else { None };
+        self.not_paused()?;
         let about = match &self.kind {
             Kind::Http(cache) => cache.about().await,
             Kind::Ssh(_) => Ok(CacheInfo::default()),
@@ -128,7 +128,7 @@ impl Source {
     /// The source's offer for `path`; called after [`Source::about`] has succeeded. `index` is the source's place in
     /// the list.
     pub async fn offer(&self, path: &StorePath, index: usize) -> Result<Option<Offer>, SourceError> {
-        let _slot = self.questions.acquire().await;
+        let _slot = self.questions.take().await;
         self.not_paused()?;
         let answer = match &self.kind {
             Kind::Http(cache) => cache.offer(path, index).await,

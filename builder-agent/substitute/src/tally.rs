@@ -1,6 +1,6 @@
 //! Counts the bytes of a download while they arrive, and charges them in portions.
 //!
-//! Who asked first for a path is charged for all of it, also for the bytes of a download that fails.
+//! With whose slot a download begins, is charged for all of it, also for the bytes of one that fails.
 
 use std::io::{self, Read};
 use std::sync::Arc;

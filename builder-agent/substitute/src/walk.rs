@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix_derivation::StorePath;
-use store::Payer;
+use store::View;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -140,7 +140,7 @@ impl Substituters {
             while asked.len() < MAX_QUESTIONS
                 && let Some(path) = todo.pop()
             {
-                if self.view().is_valid(&path) {
+                if self.view(asker.view).is_valid(&path) {
                     continue;
                 }
                 if asker.never.matches(path.name()) {
@@ -260,7 +260,7 @@ impl Substituters {
                 running.spawn(watched(
                     self.clone(),
                     offer.clone(),
-                    self.payer_of(view),
+                    view.clone(),
                     asker.account.clone(),
                     events.clone(),
                 ));
@@ -289,7 +289,7 @@ impl Substituters {
             .iter()
             .map(|path| {
                 let end = match walk.refused.get(path) {
-                    _ if self.view().is_valid(path) => Ok(()),
+                    _ if self.view(view).is_valid(path) => Ok(()),
                     Some(why) => Err(why.clone()),
                     None => {
                         Err(format!("the references of '{}' go in a circle", path.to_absolute_path()).into())
@@ -312,7 +312,7 @@ pub async fn warn<E: From<Event>>(warnings: impl IntoIterator<Item = Arc<str>>, 
 async fn watched<E: From<Event>>(
     all: Substituters,
     offer: Arc<Offer>,
-    payer: Payer,
+    view: View,
     account: Account,
     events: mpsc::Sender<E>,
 ) -> (StorePath, Result<(), Arc<str>>) {
@@ -320,8 +320,8 @@ async fn watched<E: From<Event>>(
     let size = offer.info.nar_size;
     let from = all.source(offer.source).name.clone();
     let _ = events.send(Event::Started { path: path.clone(), from, size }.into()).await;
-    let download = all.start(&offer, payer, &account);
-    let mut state = download.state.clone();
+    let waiting = all.start(&offer, &view, &account);
+    let mut state = waiting.download.state.clone();
     let mut reported = Instant::now();
     let end = loop {
         let State { received, end } = state.borrow_and_update().clone();

@@ -71,7 +71,8 @@ impl Context {
 
     /// The substituters of the box, and the member's own.
     fn substituters(&self, view: &View) -> Substituters {
-        self.realiser.substituters.with_own(view, self.options.wishes.own_caches())
+        let (payer, own) = (&self.downloads.payer, self.options.wishes.own_caches());
+        self.realiser.substituters.with_own(payer, view.member(), own)
     }
 
     fn asker<'a>(&'a self, view: &'a View) -> Asker<'a> {
