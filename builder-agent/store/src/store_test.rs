@@ -12,6 +12,7 @@ use crate::index::commit::{About, Drops, Plan, commit_repeatable};
 use crate::index::database::Database;
 use crate::types::realisation::RealisationId;
 use crate::types::result::{BuildRecord, RecordEnd};
+use crate::upkeep::evict::looks::{Look, Situation};
 use crate::upkeep::evict::{Wish, evict};
 use crate::upkeep::room::make_room;
 use crate::upkeep::space::Free;
@@ -427,4 +428,43 @@ fn a_refusal_is_not_worked_out_again_while_nothing_has_changed() {
     drop(locked);
     drop(session);
     store.view(&Member::new("alice")).make_room(20_000).unwrap();
+}
+
+#[test]
+fn who_asks_for_room_soon_after_a_look_waits_for_the_next_one_and_is_not_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StoreConfig { max_bytes_per_member: Some(40_000), ..StoreConfig::default() };
+    let store = Store::open(dir.path(), config).unwrap();
+    let member = Member::new("alice");
+    let alice = store.view(&member);
+    let holder = store.view(&Member::new("ticket:1")).charged_to(&member);
+    claims(&alice, &["01"]);
+    // A look through so many rows is followed by half a second without another one, whatever it has found.
+    let looked = || {
+        let situation = Situation { charged: 1, freed: 0 };
+        let look = Look { began: std::time::Instant::now(), rows: 100_000, situation, possible: 0 };
+        store.base.looks.note(&member, look);
+        std::time::Instant::now()
+    };
+    for more in ["02", "03"] {
+        let begun = looked();
+        // What can never fit is refused without a look, and delays nobody.
+        let huge = holder.make_room(1 << 40);
+        assert!(matches!(huge, Err(RegisterError::Quota { .. })), "{huge:?}");
+        assert!(begun.elapsed() < std::time::Duration::from_millis(400), "{:?}", begun.elapsed());
+        alice.make_room(30_000).unwrap();
+        assert!(begun.elapsed() >= std::time::Duration::from_millis(400), "{:?}", begun.elapsed());
+        claims(&alice, &[more]);
+    }
+    // All who wait are answered by one look, each for what they want.
+    let held = alice.clone().holding();
+    claims(&held, &["04"]);
+    let (method, algorithm) = (ContentAddressMethod::Flat, HashAlgorithm::Sha256);
+    alice.add_ca("dead", method, algorithm, &[].into(), &mut &b"dead"[..]).unwrap();
+    looked();
+    std::thread::scope(|scope| {
+        let asks = |view: View, bytes| scope.spawn(move || view.make_room(bytes).is_ok());
+        let asked = [asks(alice.clone(), 10_000), asks(holder.clone(), 40_000), asks(held.clone(), 10_000)];
+        assert_eq!(asked.map(|ask| ask.join().unwrap()), [true, false, true]);
+    });
 }

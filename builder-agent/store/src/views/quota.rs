@@ -20,7 +20,7 @@ use crate::index::memory::Memory;
 use crate::types::charged::Quota;
 use crate::types::{Member, Provenance};
 use crate::upkeep::base::Base;
-use crate::upkeep::evict::looks::Situation;
+use crate::upkeep::evict::looks::{Look, Next, Situation};
 use crate::upkeep::evict::{Slimming, slim};
 
 /// A member who is over the limit gets below this part of it at once, so that not every small path costs a look at all of
@@ -123,16 +123,28 @@ pub(crate) fn make_room(base: &Arc<Base>, viewer: &Viewer, more: u64) -> Result<
     if more == 0 {
         return Ok(());
     }
-    {
+    let asked = Instant::now();
+    let _looking = loop {
         let index = base.index.read();
         let Some((quota, charged, missing)) = missing(&index, payer, &viewer.payer.quotas, more) else {
             return Ok(());
         };
-        let now = situation(&index, base.index.holds(), payer);
-        if let Some(possible) = base.looks.known(payer, Instant::now(), now, missing) {
-            return Err(over(viewer, payer, quota, more, charged.saturating_sub(possible)));
+        // No look can find more than all.
+        if missing > index.charged_to(payer).bytes {
+            return Err(over(viewer, payer, quota, more, charged));
         }
-    }
+        let now = situation(&index, base.index.holds(), payer);
+        match base.looks.next(payer, (asked, Instant::now()), now, missing) {
+            Next::Look(looking) => break looking,
+            Next::Refused(possible) => {
+                return Err(over(viewer, payer, quota, more, charged.saturating_sub(possible)));
+            }
+            Next::Wait(longest) => {
+                drop(index);
+                base.config.long_work.run(|| base.looks.wait(payer, longest));
+            }
+        }
+    };
     // It looks at all paths of the payer. Those that go are only so many at once.
     base.config.long_work.run(|| {
         while !slim_once(base, viewer, more)? {}
@@ -151,12 +163,17 @@ fn slim_once(base: &Arc<Base>, viewer: &Viewer, more: u64) -> Result<bool, Regis
             return Ok((Plan::default(), (Vec::new(), true)));
         };
         let ample = quota.bytes - quota.bytes / DOWN_TO.1 * DOWN_TO.0;
+        let (began, before) = (Instant::now(), situation(memory, &holds, &payer));
         let Slimming { plan, gone, bytes, possible, looked_at } =
             slim(memory, &holds, &payer, missing.saturating_add(ample));
-        notes.looks.note(&payer, looked_at, situation(memory, &holds, &payer), possible);
-        match possible < missing {
-            true => Err(over(&viewer, &payer, quota, more, charged.saturating_sub(possible))),
-            false => Ok((plan, (gone, bytes >= missing || bytes == 0))),
+        let is_enough = possible >= missing;
+        let less = if is_enough { bytes } else { 0 };
+        let situation = Situation { charged: before.charged.saturating_sub(less), ..before };
+        let possible_then = possible.saturating_sub(less);
+        notes.looks.note(&payer, Look { began, rows: looked_at, situation, possible: possible_then });
+        match is_enough {
+            true => Ok((plan, (gone, bytes >= missing || bytes == 0))),
+            false => Err(over(&viewer, &payer, quota, more, charged.saturating_sub(possible))),
         }
     };
     let (gone, is_done) = commit_repeatable(&base.index, about, plan)?;

@@ -2,10 +2,11 @@
 //!
 //! Such a look goes through all that the payer has and needs, while the commits of others wait. A payer who is at the limit,
 //! and asks for more again and again, gets the answer of the last look as long as nothing has changed that could give
-//! another one, and causes looks for a small part of the time at most.
+//! another one, and causes looks for a small part of the time at most. Who asks before the next look is due waits for it: a
+//! request is refused only if a look says so. One look answers all who wait for one, so nobody waits longer than for that.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::types::Member;
@@ -26,48 +27,117 @@ pub(crate) struct Situation {
     pub(crate) freed: u64,
 }
 
-struct Look {
-    at: Instant,
-    rows: usize,
-    situation: Situation,
-    /// Bytes that the payer could be charged less.
-    possible: u64,
+/// What a look has found.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Look {
+    pub(crate) began: Instant,
+    /// How many rows it went through.
+    pub(crate) rows: usize,
+    /// Of the payer, after what was done then.
+    pub(crate) situation: Situation,
+    /// Bytes that the payer can be charged less after that.
+    pub(crate) possible: u64,
+}
+
+impl Look {
+    /// The bytes that a payer who asked at that time, and is in this situation, can be charged less, if this look says it.
+    fn answer(&self, ended: Instant, now: Instant, asked: Instant, situation: Situation) -> Option<u64> {
+        let is_same = self.situation == situation && now.saturating_duration_since(ended) < COUNTS;
+        (is_same || self.began > asked).then_some(self.possible)
+    }
+}
+
+#[derive(Default)]
+struct OfPayer {
+    /// With its end.
+    last: Option<(Look, Instant)>,
+    is_looking: bool,
 }
 
 /// The last looks.
 #[derive(Default)]
-pub(crate) struct Looks(Mutex<HashMap<Member, Look>>);
+pub(crate) struct Looks {
+    by_payer: Mutex<HashMap<Member, OfPayer>>,
+    /// A look has ended.
+    ended: Condvar,
+}
+
+/// What a payer who asks for more has to do.
+pub(crate) enum Next<'l> {
+    /// To look. No other look for this payer begins meanwhile.
+    Look(Looking<'l>),
+    /// So many bytes are possible, which is not enough.
+    Refused(u64),
+    /// To ask again when a look has ended, or after this time.
+    Wait(Duration),
+}
+
+/// While it exists somebody looks.
+pub(crate) struct Looking<'l> {
+    looks: &'l Looks,
+    payer: Member,
+}
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        if let Some(of_payer) = self.looks.lock().get_mut(&self.payer) {
+            of_payer.is_looking = false;
+        }
+        self.looks.ended.notify_all();
+    }
+}
 
 impl Looks {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Member, Look>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<Member, OfPayer>> {
+        self.by_payer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a look that went through so many rows and left the payer in this situation.
-    pub(crate) fn note(&self, payer: &Member, rows: usize, situation: Situation, possible: u64) {
-        let look = Look { at: Instant::now(), rows, situation, possible };
-        self.lock().insert(payer.clone(), look);
+    /// Notes a look.
+    pub(crate) fn note(&self, payer: &Member, look: Look) {
+        self.lock().entry(payer.clone()).or_default().last = Some((look, Instant::now()));
     }
 
-    /// The bytes that the payer can be charged less at most, if another look is not due for a payer who needs so many.
-    pub(crate) fn known(
+    /// What a payer who is in this situation has to do, who asked at that time for so much that `needed` bytes have to go.
+    pub(crate) fn next(
         &self,
         payer: &Member,
-        now: Instant,
+        (asked, now): (Instant, Instant),
         situation: Situation,
         needed: u64,
-    ) -> Option<u64> {
+    ) -> Next<'_> {
         let mut looks = self.lock();
-        let Look { at, rows, situation: then, possible } = looks.get(payer)?;
-        let age = now.saturating_duration_since(*at);
-        let is_same = *then == situation && age < COUNTS && *possible < needed;
-        let rows = if *rows > FEW { u32::try_from(*rows).unwrap_or(u32::MAX) } else { 0 };
-        let pause = PAUSE.saturating_mul(rows).min(LONGEST);
-        if is_same || age < pause {
-            return Some(if *then == situation { *possible } else { 0 });
+        let of_payer = looks.entry(payer.clone()).or_default();
+        let mut pause = Duration::ZERO;
+        if let Some((look, ended)) = &of_payer.last {
+            match look.answer(*ended, now, asked, situation) {
+                Some(possible) if possible < needed => return Next::Refused(possible),
+                // It has an effect, so there is no next one before the payer has brought more.
+                Some(_) => {}
+                None => {
+                    let rows = if look.rows > FEW { u32::try_from(look.rows).unwrap_or(u32::MAX) } else { 0 };
+                    let whole = PAUSE.saturating_mul(rows).min(LONGEST);
+                    pause = whole.saturating_sub(now.saturating_duration_since(*ended));
+                }
+            }
         }
-        looks.remove(payer);
-        None
+        if of_payer.is_looking {
+            return Next::Wait(LONGEST);
+        }
+        if !pause.is_zero() {
+            return Next::Wait(pause);
+        }
+        of_payer.is_looking = true;
+        Next::Look(Looking { looks: self, payer: payer.clone() })
+    }
+
+    /// Waits until a look for `payer` has ended, or for so long.
+    pub(crate) fn wait(&self, payer: &Member, longest: Duration) {
+        let looks = self.lock();
+        let last = |looks: &HashMap<Member, OfPayer>| {
+            looks.get(payer).map(|of_payer| (of_payer.last.map(|(_, ended)| ended), of_payer.is_looking))
+        };
+        let before = last(&looks);
+        drop(self.ended.wait_timeout_while(looks, longest, |looks| last(looks) == before));
     }
 }
 
@@ -75,22 +145,67 @@ impl Looks {
 mod tests {
     use super::*;
 
+    /// A short word for it.
+    fn word(next: &Next<'_>) -> String {
+        match next {
+            Next::Look(_) => "look".into(),
+            Next::Refused(possible) => format!("refused, {possible}"),
+            Next::Wait(time) if *time == LONGEST => "wait for a look".into(),
+            Next::Wait(_) => "wait".into(),
+        }
+    }
+
+    fn look(rows: usize, situation: Situation) -> Look {
+        Look { began: Instant::now(), rows, situation, possible: 5 }
+    }
+
+    const THEN: Situation = Situation { charged: 100, freed: 1 };
+    const CHANGED: Situation = Situation { charged: 100, freed: 2 };
+
     #[test]
-    fn the_last_answer_counts_until_something_changes_and_a_look_at_much_is_not_repeated_at_once() {
+    fn a_refusal_counts_until_something_changes() {
         let (looks, alice) = (Looks::default(), Member::new("alice"));
-        let (now, then) = (Instant::now(), Situation { charged: 100, freed: 1 });
-        assert_eq!(looks.known(&alice, now, then, 10), None, "there was none");
-        looks.note(&alice, 2, then, 5);
-        let later = Instant::now() + Duration::from_millis(1);
-        assert_eq!(looks.known(&alice, later, then, 10), Some(5));
-        assert_eq!(looks.known(&Member::new("bob"), later, then, 10), None);
-        assert_eq!(looks.known(&alice, later, then, 5), None, "so much is possible");
-        looks.note(&alice, 2, then, 5);
-        let changed = Situation { freed: 2, ..then };
-        assert_eq!(looks.known(&alice, Instant::now() + Duration::from_millis(1), changed, 10), None);
-        looks.note(&alice, 100_000, then, 5);
-        let later = |millis| Instant::now() + Duration::from_millis(millis);
-        assert_eq!(looks.known(&alice, later(100), changed, 10), Some(0), "whatever has changed");
-        assert_eq!(looks.known(&alice, later(501), changed, 10), None);
+        let next = |who: &Member, situation, needed| {
+            let now = Instant::now();
+            word(&looks.next(who, (now, now), situation, needed))
+        };
+        assert_eq!(next(&alice, THEN, 10), "look", "there was none");
+        looks.note(&alice, look(2, THEN));
+        assert_eq!(next(&alice, THEN, 10), "refused, 5");
+        assert_eq!(next(&Member::new("bob"), THEN, 10), "look");
+        assert_eq!(next(&alice, THEN, 5), "look", "so much is possible");
+        assert_eq!(next(&alice, CHANGED, 10), "look");
+    }
+
+    #[test]
+    fn a_look_at_much_is_not_repeated_at_once_and_nobody_is_refused_because_of_that() {
+        let (looks, alice) = (Looks::default(), Member::new("alice"));
+        looks.note(&alice, look(100_000, THEN));
+        let next = |millis, needed| {
+            let later = Instant::now() + Duration::from_millis(millis);
+            word(&looks.next(&alice, (later, later), CHANGED, needed))
+        };
+        assert_eq!(next(100, 10), "wait");
+        assert_eq!(next(100, 5), "wait", "whatever was possible then");
+        assert_eq!(next(501, 10), "look");
+        let now = Instant::now();
+        assert_eq!(word(&looks.next(&alice, (now, now), THEN, 5)), "look", "it is known to succeed");
+    }
+
+    #[test]
+    fn one_look_answers_all_who_waited_for_it_whatever_has_changed_since_and_two_do_not_look_at_once() {
+        let (looks, alice) = (Looks::default(), Member::new("alice"));
+        let asked = Instant::now();
+        let next = |situation, needed| looks.next(&alice, (asked, Instant::now()), situation, needed);
+        let looking = next(THEN, 10);
+        assert_eq!(word(&next(CHANGED, 10)), "wait for a look");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| looks.wait(&alice, Duration::from_secs(600)));
+            looks.note(&alice, look(1_000_000, THEN));
+            drop(looking);
+            waiting.join().unwrap();
+        });
+        assert_eq!(word(&next(CHANGED, 6)), "refused, 5");
+        assert_eq!(word(&next(CHANGED, 5)), "look");
     }
 }
