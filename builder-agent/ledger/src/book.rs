@@ -177,7 +177,8 @@ impl Book {
         self.of.get(&account.member)?.days(account.part.as_ref())?.get(&day)
     }
 
-    /// Whether the row was added: one of a part is not without that of its member.
+    /// Whether a row is another one now: a peak that is no new one changes nothing, and a row of a part is not added without
+    /// that of its member.
     fn add(&mut self, account: &Account, day: Day, amounts: &Amounts) -> bool {
         let Account { member, part } = account;
         if let Some(part) = part {
@@ -185,20 +186,20 @@ impl Book {
             let Some(its) = its else { return false };
             let days = its.parts.entry(part.clone()).or_default();
             let before = days.len();
-            days.entry(day).or_default().add_all(amounts);
+            let changed = add_to(days, day, amounts);
             let more = days.len() - before;
             its.part_rows += more;
             self.part_rows += more;
-            return true;
+            return changed;
         }
         if !self.of.contains_key(member) && self.of.len() >= self.bounds.principals {
             self.forget_idlest();
         }
         let days = &mut self.of.entry(member.clone()).or_default().whole;
         let before = days.len();
-        days.entry(day).or_default().add_all(amounts);
+        let changed = add_to(days, day, amounts);
         self.rows += days.len() - before;
-        true
+        changed
     }
 
     /// Forgets the months that are too old today.
@@ -361,6 +362,13 @@ impl Book {
         days.into_iter().flatten().for_each(|(_, amounts)| sum.add_all(amounts));
         sum
     }
+}
+
+fn add_to(days: &mut Days, day: Day, amounts: &Amounts) -> bool {
+    let row = days.entry(day).or_default();
+    let before = *row;
+    row.add_all(amounts);
+    *row != before
 }
 
 #[cfg(test)]

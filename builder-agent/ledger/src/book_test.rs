@@ -112,6 +112,22 @@ fn changes_that_could_not_be_written_are_written_the_next_time() {
 }
 
 #[test]
+fn what_changes_no_row_is_not_written_again() {
+    let mut book = Book::default();
+    let open = |most| Amounts::from_iter([(Resource::ConnectionsPeak, most)]);
+    let (alice, laptop) =
+        (who("alice"), Account { member: "alice".into(), part: Some(Part::new(Kind::Key, "k")) });
+    let mut written = |on: &str, most| {
+        book.charge(&alice, day(on), &open(most));
+        book.charge(&laptop, day(on), &open(most));
+        book.take_changes().rows.len()
+    };
+    assert_eq!(written("2026-11-01", 2), 2);
+    assert_eq!((written("2026-11-01", 2), written("2026-11-01", 1)), (0, 0));
+    assert_eq!((written("2026-11-01", 3), written("2026-11-02", 2)), (2, 2));
+}
+
+#[test]
 fn rows_that_are_loaded_late_add_to_what_was_charged_meanwhile() {
     let mut book = Book::new(BOUNDS);
     charge(&mut book, "alice", "2026-11-02", 1);
