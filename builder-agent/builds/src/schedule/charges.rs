@@ -16,6 +16,10 @@ use super::request::Request;
 use crate::Envelope;
 use crate::written::WrittenPrincipal;
 
+/// Owners with tags and keys of their own whom a run remembers. More are seldom honest: tags are free words, and each other
+/// list of them is another owner.
+const OWNERS: usize = 64;
+
 /// Who is charged for a part of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Charged {
@@ -25,7 +29,8 @@ pub(super) struct Charged {
 
 /// Who owns a started run, and who owned it before.
 pub(super) struct Owners {
-    /// In the order in which they first owned it, each once.
+    /// In the order in which they first owned it, each once. After the first [`OWNERS`] a member is one owner, without tags
+    /// and key.
     times: Vec<(Charged, Duration)>,
     now: Charged,
     since: Instant,
@@ -60,6 +65,10 @@ impl Charged {
     fn of(request: &Request) -> Self {
         let tags = request.tags.iter().map(|tag| tag.as_str().into()).collect();
         Self { who: request.principal.clone(), tags }
+    }
+
+    fn member_alone(&self) -> Self {
+        Self { who: Principal::of(&self.who.member), tags: Vec::new() }
     }
 
     fn written_down(&self) -> WrittenCharged {
@@ -109,9 +118,11 @@ impl Owners {
     }
 
     fn note(&mut self, time: Duration) {
-        match self.times.iter_mut().find(|(owner, _)| *owner == self.now) {
+        let is_known = self.times.len() < OWNERS || self.times.iter().any(|(owner, _)| *owner == self.now);
+        let of = if is_known { self.now.clone() } else { self.now.member_alone() };
+        match self.times.iter_mut().find(|(owner, _)| *owner == of) {
             Some((_, sum)) => *sum += time,
-            None => self.times.push((self.now.clone(), time)),
+            None => self.times.push((of, time)),
         }
     }
 }
@@ -207,6 +218,22 @@ mod tests {
         assert_eq!(of("alice", Kind::Tag), [("ci".to_owned(), 100)]);
         assert_eq!(of("bob", Kind::Tag), [("nightly".to_owned(), 300), ("x".to_owned(), 300)]);
         assert_eq!(of("bob", Kind::Key), [("laptop".to_owned(), 300)]);
+    }
+
+    #[test]
+    fn owners_with_ever_new_tags_are_one_owner_in_the_end_and_no_time_is_lost() {
+        let mut owners = Owners::first(charged("alice", &[]));
+        for n in 0..1000 {
+            owners.next(charged("bob", &[&n.to_string()]));
+        }
+        owners.next(charged("bob", &["5"]));
+        std::thread::sleep(Duration::from_millis(2));
+        let all = owners.end();
+        assert_eq!(all.len(), OWNERS + 1);
+        assert_eq!(all[0].0, charged("alice", &[]));
+        assert_eq!(all[OWNERS].0, charged("bob", &["1"]).member_alone());
+        let known = all.iter().find(|(owner, _)| *owner == charged("bob", &["5"])).expect("an early one");
+        assert!(known.1 >= Duration::from_millis(2), "{known:?}");
     }
 
     #[test]
