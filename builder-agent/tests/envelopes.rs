@@ -13,7 +13,7 @@ use wire::client::Frame;
 use wire::worker::Request;
 
 /// Builds have 1 processor and 1024 MiB, and at most 8 and 4096.
-const CONFIG: &str = "[limits]\nmax-cpus = 8\nmax-memory-mib = 4096\nmax-jobs = 4";
+const CONFIG: &str = "[limits]\nmax-cpus = 8\nmax-memory-mib = 4096\nmax-jobs = 8";
 
 fn from_client(variables: &[(&str, &str)]) -> SessionOptions {
     let mut options = SessionOptions::default();
@@ -94,7 +94,9 @@ async fn a_least_value_above_a_limit_refuses_the_build_by_name() {
     let mut alice = scripted.session_with("alice", from_client(&[("BARN_MIN_CPU", "4")])).await;
     let refused = build(&mut alice, derivation("t", "size", &[])).await;
     assert!(
-        refused.message.contains("`min-cpu` is 4, and your `max-cpus` in the roster is 3"),
+        refused
+            .message
+            .contains("`min-cpu` is 4, and a build may have 3 at most (your `max-cpus` in the roster)"),
         "{refused:?}"
     );
     assert_eq!(scripted.runs(), 0);
@@ -103,7 +105,7 @@ async fn a_least_value_above_a_limit_refuses_the_build_by_name() {
 /// Four slots of 1024 MiB: a build of 4096 MiB takes the room of all of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn large_builds_never_take_more_than_all_slots_together() {
-    let scripted = Scripted::open(CONFIG);
+    let scripted = Scripted::open("[limits]\nmax-memory-mib = 4096\nmax-jobs = 4");
     let mut alice = scripted.session("alice").await;
     send(&mut alice, derivation("small", "gate write:x", &[])).await;
     scripted.until_runs(1).await;
@@ -119,6 +121,31 @@ async fn large_builds_never_take_more_than_all_slots_together() {
     told(&mut alice).await.is(BuildStatus::Built);
     told(&mut bob).await.is(BuildStatus::Built);
     build(&mut other, derivation("after", "write:x", &[])).await.is(BuildStatus::Built);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_builds_of_a_member_have_no_more_together_than_as_many_slots_as_the_member_may_have() {
+    let scripted = Scripted::open(
+        "[limits]\nmax-cpus = 8\nmax-memory-mib = 8192\nmax-jobs = 4\nmax-jobs-per-member = 2",
+    );
+    let with = |memory: &str| from_client(&[("BARN_MIN_MEM", memory)]);
+    let mut greedy = scripted.session_with("alice", with("4096")).await;
+    let refused = build(&mut greedy, derivation("t", "size", &[])).await;
+    let why = "`min-mem` is 4096, and a build may have 2048 at most (the box's `limits.max-jobs-per-member`)";
+    assert!(refused.is(BuildStatus::InputRejected).message.contains(why), "{refused:?}");
+    let mut large = scripted.session_with("alice", with("2048")).await;
+    send(&mut large, derivation("large", "gate write:x", &[])).await;
+    scripted.until_runs(1).await;
+    let mut small = scripted.session("alice").await;
+    send(&mut small, derivation("small", "write:x", &[])).await;
+    let why = wait_for_reason(&mut small).await;
+    assert!(why.contains("`limits.max-jobs-per-member`, which is 2"), "{why}");
+    let mut bob = scripted.session("bob").await;
+    build(&mut bob, derivation("other", "write:x", &[])).await.is(BuildStatus::Built);
+    assert_eq!(scripted.runs(), 2);
+    scripted.script.gate.cancel();
+    told(&mut large).await.is(BuildStatus::Built);
+    told(&mut small).await.is(BuildStatus::Built);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -149,7 +176,7 @@ async fn a_build_that_runs_out_of_memory_starts_again_with_twice_as_much() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn memory_grows_up_to_max_mem_and_as_often_as_the_setting_says() {
+async fn memory_grows_up_to_max_mem_and_as_often_as_the_setting_says_and_what_ended_it_is_named() {
     let scripted = Scripted::open(CONFIG);
     for (variables, runs, limit, why) in [
         (&[][..], 3, "the limit is 4096 MiB", "`max-build-restarts` is 2"),
@@ -160,7 +187,26 @@ async fn memory_grows_up_to_max_mem_and_as_often_as_the_setting_says() {
             "(the box's `limits.max-memory-mib`)",
         ),
         (&[("BARN_MAX_BUILD_RESTARTS", "1")], 2, "the limit is 2048 MiB", "it was started 2 times"),
-        (&[("NIXBUILDNET_MAX_BUILD_RESTARTS", "0")], 1, "the limit is 1024 MiB", "`min-mem`"),
+        (
+            &[("NIXBUILDNET_MAX_BUILD_RESTARTS", "0")],
+            1,
+            "the limit is 1024 MiB",
+            "(the client's `max-build-restarts`, or",
+        ),
+        (&[], 3, "the limit is 4096 MiB", "(the box's `limits.max-memory-mib`)"),
+        (
+            &[("BARN_MAX_BUILD_RESTARTS", "1")],
+            2,
+            "the limit is 2048 MiB",
+            "(the client's `max-build-restarts`, or",
+        ),
+        (&[("BARN_MAX_MEM", "2048")], 2, "the limit is 2048 MiB", "(the client's `max-mem`, or"),
+        (
+            &[("BARN_MIN_MEM", "1500"), ("BARN_MAX_BUILD_RESTARTS", "0")],
+            1,
+            "the limit is 1500 MiB",
+            "(the client's `min-mem`, or",
+        ),
         (&[("BARN_MAX_MEM", "1500")], 2, "the limit is 1500 MiB", "started 2 times"),
         (&[("BARN_MAX_MEM", "512")], 1, "the limit is 512 MiB", "`max-mem`"),
     ] {

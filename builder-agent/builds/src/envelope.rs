@@ -9,10 +9,12 @@
 //! A build that runs out of memory is started again in a larger envelope. The memory of the next one follows from that of
 //! the last and from the box's limit alone: so after the box's envelope each one on this ladder is the box's, too. It
 //! takes a build that ran out of memory to get there: nobody can choose to begin higher, and still share the result.
-//! Not here: limits that only end a build (time, silence, log, size of outputs), see `schedule::shared::limits`.
+//! No build is larger than all builds of one member together may be. Not here: limits that only end a build (time, silence, log, size of outputs), see `schedule::shared::limits`.
 
-use members::MemberLimits;
+use std::sync::Arc;
+
 use members::settings::Effective;
+use members::{Effective as Limit, Group, MemberLimits, SetBy};
 use settings::Config;
 
 /// The size of the sandbox of a build.
@@ -39,21 +41,21 @@ impl Envelope {
         }
     }
 
-    /// The envelope of a build of a member with these limits of one build, as the settings ask for it. `Err` is a clause
-    /// that says which two values exclude each other.
-    pub fn of_build(config: &Config, own: &MemberLimits, settings: &Effective) -> Result<Self, String> {
+    /// The envelope of a build that may have `most`, as the settings ask for it. `Err` is a clause that says which two values
+    /// exclude each other.
+    pub fn of_build(config: &Config, most: &Most, settings: &Effective) -> Result<Self, String> {
         if let Some(conflict) = &settings.conflict {
             return Err(conflict.clone());
         }
-        let (whole, most) = (Self::of_box(config), Most::of(config, own, settings));
-        let least = |setting: &str, least: Option<u64>, most: u32, limit: &str| match least {
+        let whole = Self::of_box(config);
+        let least = |setting: &str, least: Option<u64>, most: u32, set_by: &SetBy| match least {
             Some(least) if least > u64::from(most) => {
-                Err(format!("`{setting}` is {least}, and your `{limit}` in the roster is {most}"))
+                Err(format!("`{setting}` is {least}, and a build may have {most} at most ({set_by})"))
             }
             least => Ok(narrow(least.unwrap_or(0))),
         };
-        let min_cpu = least("min-cpu", settings.min_cpu, most.vcpus.into(), "max-cpus")?;
-        let min_mem = least("min-mem", settings.min_mem, most.memory_mib, "max-memory-mib")?;
+        let min_cpu = least("min-cpu", settings.min_cpu, most.vcpus.into(), &most.vcpus_set_by)?;
+        let min_mem = least("min-mem", settings.min_mem, most.memory_mib, &most.memory_set_by)?;
         let cpus = settings.default_cpu.map_or(whole.vcpus.into(), narrow).max(min_cpu);
         let vcpus = u8::try_from(cpus).unwrap_or(u8::MAX).min(most.vcpus).max(1);
         let by_cpu = |per_cpu: u64| narrow(per_cpu.saturating_mul(vcpus.into()));
@@ -70,7 +72,7 @@ impl Envelope {
         let doubled = self.memory_mib.saturating_mul(2);
         let memory_mib = doubled.min(most.memory_mib);
         // Less than the next one on the box's ladder is this member's alone.
-        let of_box = self.of_box && memory_mib == doubled.min(config.limits.max_memory_mib);
+        let of_box = self.of_box && memory_mib == doubled.min(Most::of_one_member(config).memory_mib);
         (memory_mib > self.memory_mib).then_some(Self { memory_mib, of_box, ..self })
     }
 
@@ -87,24 +89,66 @@ impl Envelope {
     }
 }
 
-/// The most that a build of a member may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The most that a build of a member may have, and who says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Most {
     pub vcpus: u8,
     pub memory_mib: u32,
+    vcpus_set_by: SetBy,
+    memory_set_by: SetBy,
 }
 
 impl Most {
-    /// The least of the box's limits, of the member's limits of one build, and of the settings.
+    /// The least of the box's limits, of those of the member and of each of the member's groups, and of the settings.
     #[must_use]
-    pub fn of(config: &Config, own: &MemberLimits, settings: &Effective) -> Self {
-        let limits = &config.limits;
-        let cpus = settings.max_cpu.map_or(u8::MAX, |most| u8::try_from(most).unwrap_or(u8::MAX));
-        let memory = settings.max_mem.map_or(u32::MAX, narrow);
+    pub fn of(config: &Config, own: &MemberLimits, groups: &[Arc<Group>], settings: &Effective) -> Self {
+        let of_box = Self::of_one_member(config);
+        let cpus = settings.max_cpu.map(|most| u8::try_from(most).unwrap_or(u8::MAX));
+        let vcpus = Limit { value: of_box.vcpus, set_by: of_box.vcpus_set_by }
+            .and(cpus, SetBy::Client("max-cpu"))
+            .and(own.max_cpus, SetBy::Member("max-cpus"));
+        let memory = Limit { value: of_box.memory_mib, set_by: of_box.memory_set_by }
+            .and(settings.max_mem.map(narrow), SetBy::Client("max-mem"))
+            .and(own.max_memory_mib, SetBy::Member("max-memory-mib"));
+        let by = |group: &Group, limit| SetBy::Group { limit, group: group.name.clone() };
+        let vcpus =
+            groups.iter().fold(vcpus, |most, group| most.and(group.limits.max_cpus, by(group, "max-cpus")));
+        let memory = groups
+            .iter()
+            .fold(memory, |most, group| most.and(group.limits.max_memory_mib, by(group, "max-memory-mib")));
         Self {
-            vcpus: limits.max_vcpus.min(own.max_cpus.unwrap_or(u8::MAX)).min(cpus).max(1),
-            memory_mib: limits.max_memory_mib.min(own.max_memory_mib.unwrap_or(u32::MAX)).min(memory),
+            vcpus: vcpus.value.max(1),
+            memory_mib: memory.value,
+            vcpus_set_by: vcpus.set_by,
+            memory_set_by: memory.set_by,
         }
+    }
+
+    /// The box's limits of one build, and of what one member's builds have together: the same for all members.
+    #[must_use]
+    pub fn of_one_member(config: &Config) -> Self {
+        let (slot, limits) = (Envelope::of_box(config), &config.limits);
+        let slots = limits.max_jobs_per_member as u64;
+        let together = "limits.max-jobs-per-member";
+        let narrow_cpus = |cpus: u64| u8::try_from(cpus).unwrap_or(u8::MAX);
+        let cpus = narrow_cpus(slots.saturating_mul(slot.vcpus.into()));
+        let memory = narrow(slots.saturating_mul(slot.memory_mib.into()));
+        // Of two equal ones the limit of one build is named.
+        let vcpus = Limit::of_box(together, cpus).and(Some(limits.max_vcpus), SetBy::Box("limits.max-cpus"));
+        let memory = Limit::of_box(together, memory)
+            .and(Some(limits.max_memory_mib), SetBy::Box("limits.max-memory-mib"));
+        Self {
+            vcpus: vcpus.value.max(1),
+            memory_mib: memory.value,
+            vcpus_set_by: vcpus.set_by,
+            memory_set_by: memory.set_by,
+        }
+    }
+
+    /// Who sets the limit on memory.
+    #[must_use]
+    pub fn memory_set_by(&self) -> &SetBy {
+        &self.memory_set_by
     }
 }
 

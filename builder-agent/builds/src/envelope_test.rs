@@ -6,8 +6,13 @@ use super::*;
 
 /// A box whose builds have 2 processors and 1000 MiB, and at most 8 and 5000.
 fn config() -> Config {
+    config_with("")
+}
+
+fn config_with(limits: &str) -> Config {
     let text = "roster = \"/r\"\n[sandbox]\nvcpus = 2\nmemory-mib = 1000\n\
-                [limits]\nmax-cpus = 8\nmax-memory-mib = 5000\n";
+                [limits]\nmax-cpus = 8\nmax-memory-mib = 5000\nmax-jobs = 9\n";
+    let text = format!("{text}{limits}\n");
     let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
     let path = dir.path().join("agent.toml");
     std::fs::write(&path, text).expect("written");
@@ -21,8 +26,12 @@ fn settings(config: &Config, said: &str) -> Effective {
 }
 
 fn envelope(own: &MemberLimits, said: &str) -> Result<(u8, u32, bool), String> {
-    let config = config();
-    let envelope = Envelope::of_build(&config, own, &settings(&config, said))?;
+    envelope_by(&config(), own, said)
+}
+
+fn envelope_by(config: &Config, own: &MemberLimits, said: &str) -> Result<(u8, u32, bool), String> {
+    let settings = settings(config, said);
+    let envelope = Envelope::of_build(config, &Most::of(config, own, &[], &settings), &settings)?;
     Ok((envelope.vcpus, envelope.memory_mib, envelope.is_of_box()))
 }
 
@@ -58,8 +67,14 @@ fn no_setting_raises_a_limit_and_a_least_value_above_one_is_refused() {
     let much = r#"{"default-cpu":8,"default-mem-per-cpu":4000}"#;
     assert_eq!(envelope(&own, much), Ok((3, 2000, false)));
     for (said, why) in [
-        (r#"{"min-cpu":4}"#, "`min-cpu` is 4, and your `max-cpus` in the roster is 3"),
-        (r#"{"min-mem":2001}"#, "`min-mem` is 2001, and your `max-memory-mib` in the roster is 2000"),
+        (
+            r#"{"min-cpu":4}"#,
+            "`min-cpu` is 4, and a build may have 3 at most (your `max-cpus` in the roster)",
+        ),
+        (
+            r#"{"min-mem":2001}"#,
+            "`min-mem` is 2001, and a build may have 2000 at most (your `max-memory-mib` in the roster)",
+        ),
         (
             r#"{"min-cpu":9}"#,
             "`min-cpu` is 9 by the ssh environment, and `max-cpu` is 8 by the configuration of the box (`limits.max-cpus`)",
@@ -74,8 +89,8 @@ fn more_memory_is_the_boxs_ladder_until_a_limit_of_the_member_bends_it() {
     let config = config();
     let ladder = |own: &MemberLimits, said: &str| {
         let settings = settings(&config, said);
-        let most = Most::of(&config, own, &settings);
-        let first = Envelope::of_build(&config, own, &settings).expect("an envelope");
+        let most = Most::of(&config, own, &[], &settings);
+        let first = Envelope::of_build(&config, &most, &settings).expect("an envelope");
         std::iter::successors(Some(first), |last| last.larger(&config, &most))
             .map(|envelope| (envelope.memory_mib, envelope.is_of_box()))
             .collect::<Vec<_>>()
@@ -86,4 +101,39 @@ fn more_memory_is_the_boxs_ladder_until_a_limit_of_the_member_bends_it() {
     assert_eq!(ladder(&none, r#"{"min-mem":2000}"#), [(2000, false), (4000, false), (5000, false)]);
     let own = MemberLimits { max_memory_mib: Some(1000), ..none };
     assert_eq!(ladder(&own, "{}"), [(1000, true)]);
+}
+
+#[test]
+fn no_build_is_larger_than_all_of_one_member_together_and_the_refusal_says_who_set_that() {
+    let config = config_with("max-jobs-per-member = 2");
+    let none = MemberLimits::default();
+    let much = r#"{"default-cpu":8,"default-mem-per-cpu":4000}"#;
+    assert_eq!(envelope_by(&config, &none, much), Ok((4, 2000, false)));
+    assert_eq!(
+        envelope_by(&config, &none, r#"{"min-mem":2001}"#),
+        Err("`min-mem` is 2001, and a build may have 2000 at most (the box's `limits.max-jobs-per-member`)"
+            .into())
+    );
+    let settings = settings(&config, "{}");
+    // The end of the box's ladder is the same for all members.
+    let most = Most::of(&config, &none, &[], &settings);
+    let first = Envelope::of_build(&config, &most, &settings).expect("an envelope");
+    let second = first.larger(&config, &most).expect("a larger one");
+    assert_eq!((second.memory_mib, second.is_of_box(), second.larger(&config, &most)), (2000, true, None));
+}
+
+#[test]
+fn the_limit_of_a_group_is_told_as_the_groups() {
+    let config = config();
+    let limits = MemberLimits { max_cpus: Some(3), ..MemberLimits::default() };
+    let groups = [Arc::new(Group { name: "ci".into(), limits, settings: Layer::default() })];
+    let settings = settings(&config, r#"{"min-cpu":4}"#);
+    let most = Most::of(&config, &MemberLimits::default(), &groups, &settings);
+    assert_eq!(
+        Envelope::of_build(&config, &most, &settings),
+        Err(
+            "`min-cpu` is 4, and a build may have 3 at most (the `max-cpus` of the group 'ci' in the roster)"
+                .into()
+        )
+    );
 }

@@ -134,6 +134,7 @@ impl Failure {
                 Cause::Limit(Limit::Silence) => origins.silent.clone(),
                 Cause::Limit(Limit::Log) => origins.log.clone(),
                 Cause::Limit(Limit::Output) => origins.output.clone(),
+                Cause::Limit(Limit::Memory) => origins.memory.clone(),
                 _ => return None,
             })
         };
@@ -396,6 +397,12 @@ mod tests {
         assert!(failure.message.contains("(your `max-output-mib` in the roster)"), "{}", failure.message);
         let mine = failure.clone().limited_by(&theirs, &Origins::default());
         assert_eq!(mine, sandbox_failed(&drv(), &[], &error, &Origins::default()));
+        let theirs_of_memory = Origins { memory: SetBy::Member("max-memory-mib"), ..Origins::default() };
+        let mine_of_memory = Origins { memory: SetBy::Client("max-mem"), ..Origins::default() };
+        let error = SandboxError::OutOfMemory { mib: 97 };
+        let out = sandbox_failed(&drv(), &[], &error, &theirs_of_memory);
+        let mine = sandbox_failed(&drv(), &[], &error, &mine_of_memory);
+        assert_eq!(out.limited_by(&theirs_of_memory, &mine_of_memory), mine);
         let unlike = Origins { wall: SetBy::Client("timeout"), ..theirs.clone() };
         assert_eq!(failure.clone().limited_by(&theirs, &unlike), failure);
     }

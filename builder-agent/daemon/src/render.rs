@@ -47,9 +47,13 @@ fn waiting(why: &Why, drv: &StorePath) -> String {
             "builds of the group '{name}' run with all processors or memory that it may have (its `maxCpus` and \
              `maxMemoryMib` in the roster)"
         ),
+        Why::OwnSize { slots } => format!(
+            "your builds that run leave too few processors or too little memory of what one member may have (the box's \
+             `limits.max-jobs-per-member`, which is {slots}, times `sandbox.vcpus` and `sandbox.memory-mib`)"
+        ),
         Why::Room => {
             "the builds that run leave too few processors or too little memory (the box's `limits.max-jobs` times \
-             `sandbox.vcpus` and `sandbox.memory-mib`)"
+             `sandbox.vcpus` and `sandbox.memory-mib`), or a larger build that has waited for long is next"
                 .to_owned()
         }
         Why::Slot => "none is free for it yet".to_owned(),

@@ -72,16 +72,6 @@ impl Member {
             ticket: None,
         }
     }
-
-    /// The own limits of one build. It cannot have more processors or memory than all builds of a group together.
-    #[must_use]
-    pub fn limits_of_a_build(&self) -> MemberLimits {
-        let shared = |group: &Arc<Group>| {
-            let Group { limits: MemberLimits { max_memory_mib, max_cpus, .. }, .. } = **group;
-            MemberLimits { max_memory_mib, max_cpus, ..MemberLimits::default() }
-        };
-        self.groups.iter().fold(self.limits.clone(), |own, group| own.smaller(&shared(group)))
-    }
 }
 
 /// A member, and one key or certificate authority of theirs.

@@ -93,13 +93,13 @@ impl One {
     async fn prepare(context: Context, recipe: Arc<Recipe>) -> Result<Self, Failure> {
         let settings = context.options.wishes.for_build(&recipe)?;
         let (view, sandbox_identity) = (context.views.now(), context.realiser.sandbox_identity);
-        let (config, own) = (&context.realiser.config, context.member.limits_of_a_build());
-        let envelope = Envelope::of_build(config, &own, &settings).map_err(|why| {
+        let (config, member) = (&context.realiser.config, &context.member);
+        let most = Most::of(config, &member.limits, &member.groups, &settings);
+        let envelope = Envelope::of_build(config, &most, &settings).map_err(|why| {
             let drv = recipe.drv_path.to_absolute_path();
             let hint = "`ssh box settings --explain NAME` says where a setting is set";
             Failure::rejected(format!("'{drv}' is not built: {why}\nhint: {hint}"))
         })?;
-        let most = Most::of(config, &own, &settings);
         let envelope_of_box = Envelope::of_box(config);
         let looked_at = recipe.clone();
         let looking = move || -> Result<(Closure, BuildKey, BuildKey), Failure> {
@@ -149,6 +149,7 @@ impl One {
             priority: settings.priority,
             tags: settings.tags.clone(),
             paid: false,
+            max_mem: settings.max_mem.map(|mib| u32::try_from(mib).unwrap_or(u32::MAX)),
         };
         let held = Arc::new(Held { view: context.views.now(), inputs: Arc::new(inputs), memory });
         Ok(Self { context, request, held, key_of_box, settings, most, again: 0 })

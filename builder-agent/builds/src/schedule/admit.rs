@@ -6,8 +6,9 @@
 //! The rules, from the outside in (`docs/design/scheduling.md` gives the reasons and the proofs):
 //!
 //! 1. A member's next run *may start* if its owner has a free slot: the key, the member, and each group of the member,
-//!    which also has the processors and the memory that the run takes. A free slot of the box never stays empty while a
-//!    run may start.
+//!    and the member, the groups and the box also have the processors and the memory that the run takes. A free slot of the
+//!    box never stays empty while a run may start, except where the box keeps its room for a member who would have been
+//!    next and has been passed by for [`RESERVE`].
 //! 2. The slot goes down the tree of owners (members, then keys), at each level to the one with the smallest weighted recent usage (`tree`).
 //!    Usage is what runs took of the box, in time that counts less the longer ago it is (`decay`).
 //! 3. Within a member interactive runs go before bulk, and bulk that waits for long takes turns; within a class first
@@ -37,6 +38,7 @@ mod usage;
 pub use decay::HALF_LIFE;
 pub use line::{ALONE, Asked, BULK_PATIENCE, Class};
 pub use owner::{Group, Level, MAX_WEIGHT, Owner, Size, Terms};
+pub use tree::RESERVE;
 pub use usage::{ADVANCE, CREDIT, SHORTEST};
 
 use tree::{Charge, Leaf, Tree};
@@ -47,8 +49,9 @@ pub type RunId = u64;
 /// Something that can change who may start.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// The box has so many slots from now on, each of this size. Before the first of these it has none.
-    Box { slots: usize, slot: Size },
+    /// The box has so many slots from now on, each of this size, and all runs together take at most so much, or are one run
+    /// that is larger. Before the first of these it has none.
+    Box { slots: usize, slot: Size, most: Size },
     /// These are the terms and groups, from now on, of the owners who have runs here; the others are passed over. One
     /// event for all of them: nothing starts by half of a change.
     Terms { owners: Vec<Owner> },
@@ -67,9 +70,13 @@ pub enum Event {
 pub enum Full {
     Key,
     Member,
+    /// Not the slots of the member, but the processors or the memory.
+    MemberSize,
     Group(Arc<str>),
     /// Not the slots of the group, but its processors or its memory.
     Size(Arc<str>),
+    /// The processors or the memory of the box: they are taken, or kept for a larger run.
+    Room,
     Box,
 }
 
@@ -121,7 +128,10 @@ impl Admission {
     pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Start> {
         let now = self.tree.advance_to(now);
         match event {
-            Event::Box { slots, slot } => (self.slots, self.slot) = (slots, slot),
+            Event::Box { slots, slot, most } => {
+                (self.slots, self.slot) = (slots, slot);
+                self.tree.set_room(most);
+            }
             Event::Terms { owners } => owners.iter().for_each(|owner| self.tree.update(owner, now)),
             Event::Queued { run, owner, asked, size } => {
                 let leaf = self.tree.leaf_of(&owner, now);
@@ -156,7 +166,9 @@ impl Admission {
     pub fn kept_by(&self, run: RunId) -> Option<Full> {
         let entry = self.runs.get(&run)?;
         let waits = matches!(entry.stage, Stage::Waiting(_));
-        waits.then(|| self.tree.full(entry.leaf, entry.size).unwrap_or(Full::Box))
+        let lacks_room = self.started < self.slots || !self.tree.has_room_for(entry.size);
+        let of_box = if lacks_room { Full::Room } else { Full::Box };
+        waits.then(|| self.tree.full(entry.leaf, entry.size).unwrap_or(of_box))
     }
 
     /// The members who have runs here.

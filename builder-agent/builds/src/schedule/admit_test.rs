@@ -25,7 +25,7 @@ pub fn in_groups(name: &str, groups: &[(&str, usize)]) -> Owner {
 impl Scene {
     pub fn with_slots(slots: usize) -> Self {
         let mut new = Self { admission: Admission::default(), now: Instant::now() };
-        assert_eq!(new.happens(Event::Box { slots, slot: SLOT }), NONE);
+        assert_eq!(new.happens(Event::Box { slots, slot: SLOT, most: Size::ALL }), NONE);
         new
     }
 
@@ -353,6 +353,55 @@ fn the_runs_of_a_group_take_no_more_processors_and_memory_together_than_it_has()
 }
 
 #[test]
+fn a_member_has_no_more_processors_and_memory_together_than_the_terms_say() {
+    let mut scene = Scene::with_slots(9);
+    let alice = || {
+        let mut alice = member("alice", 8);
+        alice.member.terms.most = SLOT;
+        alice
+    };
+    assert_eq!(scene.queued_by(1, alice(), Class::Bulk), [1]);
+    assert_eq!(scene.queued_by(2, alice(), Class::Bulk), NONE);
+    assert_eq!(scene.admission.kept_by(2), Some(Full::MemberSize));
+    // Nor does she get one that another has started.
+    assert_eq!(scene.queued(3, "bob", 8), [3]);
+    scene.passes(100);
+    scene.happens(Event::HandedOver { run: 3, owner: alice() });
+    assert_eq!(scene.charged_to(3), "bob");
+    assert_eq!(scene.ended(1), [2]);
+}
+
+#[test]
+fn a_run_that_the_box_has_no_room_for_is_passed_by_for_the_reserve_and_then_by_nobody() {
+    let mut scene = Scene::with_slots(4);
+    scene.happens(Event::Box { slots: 4, slot: SLOT, most: SLOT.times(2) });
+    assert_eq!(scene.queued(1, "alice", 8), [1]);
+    let large = SLOT.times(2);
+    let queued = |scene: &mut Scene, run, name| {
+        let (owner, asked) = (member(name, 8), Class::Bulk.into());
+        scene.happens(Event::Queued { run, owner, asked, size: large })
+    };
+    assert_eq!(queued(&mut scene, 2, "bob"), NONE);
+    assert_eq!(scene.admission.kept_by(2), Some(Full::Room));
+    scene.passes(RESERVE.as_secs() - 1);
+    assert_eq!(scene.queued(3, "carol", 8), [3]);
+    scene.passes(1);
+    assert_eq!(scene.ended(3), NONE);
+    assert_eq!(scene.queued(4, "carol", 8), NONE);
+    assert_eq!(scene.admission.kept_by(4), Some(Full::Room), "there is a free slot");
+    assert_eq!(scene.ended(1), [2]);
+    assert_eq!(scene.ended(2), [4]);
+    // The next one waits anew, and who leaves keeps no room.
+    assert_eq!(queued(&mut scene, 5, "frank"), NONE);
+    scene.passes(RESERVE.as_secs() - 1);
+    assert_eq!(scene.queued(6, "dora", 8), [6]);
+    scene.passes(1);
+    assert_eq!(scene.queued(7, "erin", 8), NONE);
+    assert_eq!(scene.ended(6), NONE);
+    assert_eq!(scene.ended(5), [7]);
+}
+
+#[test]
 fn a_started_run_is_handed_over_only_into_a_group_that_has_room_for_it() {
     let mut scene = Scene::with_slots(9);
     let groups = vec![Group { name: "ci".into(), slots: 9, most: SLOT }];
@@ -438,7 +487,7 @@ fn fewer_slots_also_hold_for_runs_that_wait_for_the_box() {
     assert_eq!(scene.queued(1, "alice", 4), [1]);
     (2..5).for_each(|run| assert_eq!(scene.queued(run, "alice", 4), NONE));
     assert_eq!(scene.has("alice", 1), NONE);
-    assert_eq!(scene.happens(Event::Box { slots: 8, slot: SLOT }), NONE);
+    assert_eq!(scene.happens(Event::Box { slots: 8, slot: SLOT, most: Size::ALL }), NONE);
     // The runs still start in the order in which they came.
     assert_eq!(scene.ended(1), [2]);
     assert_eq!(scene.has("alice", 4), [3, 4]);

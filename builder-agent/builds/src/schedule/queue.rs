@@ -40,7 +40,9 @@ impl Queue {
     /// Starts no runs from now on, or starts them again.
     pub fn hold(&self, is_held: bool) {
         let slots = if is_held { 0 } else { self.slots };
-        self.lock().handle(Event::Box { slots, slot: self.slot });
+        // Builds can be larger than a slot: else a few large ones could take more memory than the machine has.
+        let most = self.slot.times(self.slots);
+        self.lock().handle(Event::Box { slots, slot: self.slot, most });
     }
 
     /// A run that an earlier process has started.

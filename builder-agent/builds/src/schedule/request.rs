@@ -49,8 +49,11 @@ pub struct Request {
     pub priority: i64,
     /// Words of the member, for the log and for the ledger.
     pub tags: Vec<String>,
-    /// Whether an earlier run of this request, which ran out of memory, has spent the use of its ticket.
+    /// Whether an earlier run of this request, which ran out of memory, has spent the use of its ticket, and no run since has
+    /// given it back.
     pub paid: bool,
+    /// The most memory by the settings, which only the message of a build that runs out of it needs.
+    pub max_mem: Option<u32>,
 }
 
 impl Request {

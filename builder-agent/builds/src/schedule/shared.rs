@@ -14,13 +14,11 @@ use super::queue::Queue;
 use super::request::Request;
 use super::share::{Table, Waiter};
 use crate::drain::Drain;
+use crate::envelope::Most;
 use crate::limits::{Origins, RunLimits};
 use crate::{Envelope, Failure, monthly};
 use members::{Effective, Member, MemberLimits, SetBy};
 use settings::Config;
-
-/// The name of the group of everybody. No group of a roster has an empty name.
-pub(super) const ALL_BUILDS: &str = "";
 
 pub(super) struct Shared {
     pub parts: Parts,
@@ -63,21 +61,8 @@ impl Shared {
             (Some(now), _) => self.owner(&now),
             // A ticket that has ended: its maker has the maker's terms all the same.
             (None, Some(payer)) => Owner { key: self.owner(member).key, ..self.owner(&payer) },
-            (None, None) => Owner { groups: self.all_builds().into_iter().collect(), ..self.owner(member) },
+            (None, None) => Owner { groups: Vec::new(), ..self.owner(member) },
         }
-    }
-
-    /// The room of the box as a group of everybody, if a build can be larger than a slot: else a few large ones could take
-    /// more memory than the machine has.
-    fn all_builds(&self) -> Option<Group> {
-        let (slot, limits) = (size_of(&Envelope::of_box(&self.parts.config)), &self.parts.config.limits);
-        let larger = limits.max_memory_mib > slot.memory_mib || u32::from(limits.max_vcpus) > slot.vcpus;
-        let slots = u32::try_from(limits.max_jobs).unwrap_or(u32::MAX);
-        let most = Size {
-            vcpus: slot.vcpus.saturating_mul(slots),
-            memory_mib: slot.memory_mib.saturating_mul(slots),
-        };
-        larger.then(|| Group { name: ALL_BUILDS.into(), slots: usize::MAX, most })
     }
 
     /// A member with a current entry as the owner of runs. The roster names no weights. A ticket is a key of its maker: its
@@ -99,8 +84,12 @@ impl Shared {
             let is_limited = slots != usize::MAX || most != Size::ALL;
             is_limited.then(|| Group { name: group.name.as_str().into(), slots, most })
         };
-        let groups = member.groups.iter().filter_map(limited).chain(self.all_builds()).collect();
-        let owner = Owner { groups, ..Owner::member(&member.id, Terms::slots(slots)) };
+        let groups = member.groups.iter().filter_map(limited).collect();
+        // In slots of the box, whatever the roster says of the number: else one large build could be all that the member may
+        // not have as small ones.
+        let most = size_of(&Envelope::of_box(&self.parts.config)).times(most);
+        let terms = Terms { most, ..Terms::slots(slots) };
+        let owner = Owner { groups, ..Owner::member(&member.id, terms) };
         Owner { key: key.unwrap_or_else(|| owner.key.clone()), ..owner }
     }
 
@@ -161,7 +150,7 @@ fn limits(config: &Config, member: &Member, request: &Request) -> RunLimits {
             processes: size.processes,
         },
         set_by: Origins {
-            memory: memory_set_by(config, member, size),
+            memory: memory_set_by(config, member, request),
             wall: wall.set_by,
             silent: silent.set_by,
             log: log.set_by,
@@ -170,23 +159,30 @@ fn limits(config: &Config, member: &Member, request: &Request) -> RunLimits {
     }
 }
 
-/// Whose value it is that a build has no more memory than `size`.
-fn memory_set_by(config: &Config, member: &Member, size: Envelope) -> SetBy {
-    let limit = "max-memory-mib";
-    let is_it = |limits: &MemberLimits| limits.max_memory_mib.is_some_and(|own| own <= size.memory_mib);
-    let of_box = config.limits.max_memory_mib;
-    if size.memory_mib < of_box && is_it(&member.limits) {
+/// Whose value it is that a build of this request, which was not started again with more, has no more memory.
+fn memory_set_by(config: &Config, member: &Member, request: &Request) -> SetBy {
+    let (limit, size) = ("max-memory-mib", request.envelope.memory_mib);
+    let is_it = |limits: &MemberLimits| limits.max_memory_mib.is_some_and(|own| own <= size);
+    let (of_box, usual) = (Most::of_one_member(config), Envelope::of_box(config).memory_mib);
+    if size >= of_box.memory_mib {
+        return match of_box.memory_set_by() {
+            SetBy::Box("limits.max-memory-mib") if of_box.memory_mib == config.sandbox.memory_mib => {
+                SetBy::Box("sandbox.memory-mib")
+            }
+            set_by => set_by.clone(),
+        };
+    }
+    if is_it(&member.limits) {
         return SetBy::Member(limit);
     }
-    let group = member.groups.iter().find(|group| is_it(&group.limits));
-    if let Some(group) = group.filter(|_| size.memory_mib < of_box) {
+    if let Some(group) = member.groups.iter().find(|group| is_it(&group.limits)) {
         return SetBy::Group { limit, group: group.name.clone() };
     }
-    let usual = Envelope::of_box(config).memory_mib;
-    match size.memory_mib {
-        mib if mib < usual => SetBy::Client("max-mem"),
-        mib if mib < of_box => SetBy::Client("min-mem"),
-        _ if of_box == config.sandbox.memory_mib => SetBy::Box("sandbox.memory-mib"),
-        _ => SetBy::Box("limits.max-memory-mib"),
+    let is_rung = size.is_multiple_of(usual) && (size / usual).is_power_of_two();
+    match request.max_mem {
+        Some(most) if most <= size => SetBy::Client("max-mem"),
+        // The next one would have been twice as large.
+        _ if is_rung => SetBy::Client("max-build-restarts"),
+        _ => SetBy::Client("min-mem"),
     }
 }

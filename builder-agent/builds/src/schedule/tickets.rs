@@ -2,7 +2,7 @@
 //!
 //! The ticket of the member for whom a run starts pays for the whole run, also if the run gets another owner meanwhile: else
 //! a holder could start a run with one ticket, and take it over with another. Joining a run, and a result that exists, cost
-//! nothing; so does a run that is started again with more memory. Not here: what a ticket has left (`tickets`), and whose share
+//! nothing; so does a run that is started again with more memory, which gives the use back if the box was at fault. Not here: what a ticket has left (`tickets`), and whose share
 //! its runs are in (`shared`).
 
 use std::time::Duration;

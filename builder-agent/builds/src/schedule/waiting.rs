@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use super::admit::{Full, RunId};
-use super::shared::ALL_BUILDS;
 use super::{Attached, Shared};
 use members::Member;
 
@@ -23,7 +22,9 @@ pub enum Why {
     Group { name: Arc<str>, slots: usize },
     /// The running builds of this group have the processors or the memory that the roster allows them together.
     Size { name: Arc<str> },
-    /// The running builds of all members take the processors or the memory that this run needs.
+    /// The member's running builds have the processors or the memory that the box allows one member.
+    OwnSize { slots: usize },
+    /// The running builds of all members take the processors or the memory that this run needs, or a larger run is next.
     Room,
     /// The run is another member's.
     Slot,
@@ -51,7 +52,7 @@ impl Wait {
         let of_box = Why::Box { slots: limits.max_jobs };
         match &full {
             Full::Box => return Some(of_box),
-            Full::Size(name) if **name == *ALL_BUILDS => return Some(Why::Room),
+            Full::Room => return Some(Why::Room),
             _ => {}
         }
         if charged != self.member.id {
@@ -69,7 +70,9 @@ impl Wait {
             Full::Size(name) => Why::Size { name },
             // One member may have all slots.
             Full::Member if own.is_none() && most >= limits.max_jobs => of_box,
-            Full::Key | Full::Member | Full::Box => {
+            Full::MemberSize if most >= limits.max_jobs => Why::Room,
+            Full::MemberSize => Why::OwnSize { slots: most },
+            Full::Key | Full::Member | Full::Box | Full::Room => {
                 own.map_or(Why::Member { slots: most }, |slots| Why::Own { slots })
             }
         })

@@ -25,8 +25,8 @@ pub struct Node {
     pub started: usize,
     /// What the started runs take of the box.
     pub taken: Taken,
-    /// Limit on that. Only groups have one.
-    pub most: Option<Size>,
+    /// Since when a member, who would have been next, has been passed by because the box has no room for the next run.
+    pub passed: Option<Instant>,
     /// Since when it waits without a start: a number that grows.
     pub since: u64,
     /// A member's groups.
@@ -122,9 +122,15 @@ impl Node {
         self.started < self.terms.slots
     }
 
-    /// Whether a group has room for a run of this size besides those that have started.
+    /// Whether there is a limit on what the started runs take together.
+    pub fn limits_size(&self) -> bool {
+        self.terms.most != Size::ALL
+    }
+
+    /// Whether there is room for a run of this size besides those that have started.
     pub fn has_room_for(&self, size: Size) -> bool {
-        self.has_room() && self.most.is_none_or(|most| self.started == 0 || self.taken.with(size).fits(most))
+        let fits = !self.limits_size() || self.started == 0 || self.taken.with(size).fits(self.terms.most);
+        self.has_room() && fits
     }
 
     pub fn has(&self, class: Class) -> bool {

@@ -24,6 +24,8 @@ pub struct Terms {
     pub weight: u32,
     /// Limit on runs that have started, of all below this level together.
     pub slots: usize,
+    /// Limit on what these runs take together, as in [`Group::most`].
+    pub most: Size,
 }
 
 /// A member or a key.
@@ -60,6 +62,13 @@ impl Size {
     /// No limit.
     pub const ALL: Self = Self { vcpus: u32::MAX, memory_mib: u32::MAX };
 
+    /// What so many slots of this size are together.
+    #[must_use]
+    pub fn times(self, slots: usize) -> Self {
+        let slots = u32::try_from(slots).unwrap_or(u32::MAX);
+        Self { vcpus: self.vcpus.saturating_mul(slots), memory_mib: self.memory_mib.saturating_mul(slots) }
+    }
+
     /// The larger of the parts that this is of a slot's processors and of its memory, in thousandths of a slot: the
     /// dominant share. A run takes a slot in any case, so it is never nothing.
     pub(super) fn of(self, slot: Self) -> u64 {
@@ -82,7 +91,7 @@ impl Terms {
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { weight: 1, slots: usize::MAX }
+        Self { weight: 1, slots: usize::MAX, most: Size::ALL }
     }
 }
 

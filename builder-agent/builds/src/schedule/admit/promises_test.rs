@@ -8,9 +8,14 @@ use proptest::prelude::*;
 use super::admit_test::{SLOT, Scene, member};
 use super::*;
 
-const SIZES: [Size; 3] = [SLOT, Size { vcpus: 1, memory_mib: 2048 }, Size { vcpus: 3, memory_mib: 1024 }];
+const SIZES: [Size; 4] = [
+    SLOT,
+    Size { vcpus: 1, memory_mib: 2048 },
+    Size { vcpus: 3, memory_mib: 1024 },
+    Size { vcpus: 4 * SLOT.vcpus, memory_mib: SLOT.memory_mib },
+];
 /// Of each of these sizes, in thousandths of a slot.
-const PARTS: [u64; 3] = [1000, 250, 750];
+const PARTS: [u64; 4] = [1000, 250, 750, 4000];
 
 /// A box that executes what starts.
 struct Simulated {
@@ -216,6 +221,41 @@ proptest! {
             at.step();
             prop_assert!(at.scene.now < until, "{run} of {who} waits for more than {bound} s");
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// With runs that never end all at one moment there is never room for a run that takes the whole box, unless it is kept. Then
+    /// the others go on.
+    #[test]
+    fn a_run_as_large_as_the_box_waits_for_the_reserve_and_some_of_the_longest_runs_and_no_longer(
+        lengths in prop::collection::vec(1..1800u64, 2..9), members in 1..8usize, size in 0..3usize, past in 0..9000u64,
+    ) {
+        let mut at = Simulated::with_slots(4);
+        let starts = at.scene.happens(Event::Box { slots: 4, slot: SLOT, most: SLOT.times(4) });
+        at.note(&starts);
+        let (longest, mut endless) = (*lengths.iter().max().expect("some"), lengths.into_iter().cycle());
+        let mut refill = |at: &mut Simulated| {
+            for who in 0..members {
+                while at.waits(who) < 4 {
+                    at.queue(who, owner(who), Class::Bulk, endless.next().expect("endless"), size);
+                }
+            }
+        };
+        at.during(past, &mut refill);
+        refill(&mut at);
+        let large = at.queue(99, owner(99), Class::Bulk, 60, 3);
+        let until = at.scene.now + RESERVE + Duration::from_secs(4 * longest);
+        while !at.begun.contains_key(&large) {
+            refill(&mut at);
+            at.step();
+            prop_assert!(at.scene.now <= until, "it waits for longer");
+        }
+        prop_assert_eq!(at.running.len(), 1);
+        at.step();
+        prop_assert_eq!(at.running.len(), 4, "the others go on");
     }
 }
 

@@ -37,6 +37,10 @@ struct Charge {
 struct Rules {
     base: Instant,
     slots: usize,
+    /// What all started runs may take together.
+    most: Size,
+    /// Since when a member is passed by who would be next.
+    passed: BTreeMap<Path, Instant>,
     runs: Vec<Run>,
     charges: Vec<Charge>,
     terms: BTreeMap<Path, Terms>,
@@ -114,9 +118,8 @@ impl Rules {
         &self.groups_of[&owner[..1]]
     }
 
-    /// Processors and memory that the group's runs take.
-    fn taken_in(&self, group: &Arc<str>) -> (u64, u64) {
-        let is_in = |path: &Path| self.groups(path).contains(group);
+    /// Processors and memory of the started runs that are charged to such owners.
+    fn taken(&self, is_in: impl Fn(&Path) -> bool) -> (u64, u64) {
         let started = self.runs.iter().filter(|run| run.started.is_some());
         let charged = |run: &&Run| {
             let open = self.charges.iter().find(|charge| charge.run == run.id && charge.to.is_none());
@@ -128,12 +131,30 @@ impl Rules {
         started.filter(charged).map(|run| run.size).fold((0, 0), add)
     }
 
-    fn group_has_room(&self, group: &Arc<str>, size: Size) -> bool {
-        let ((slots, most), started) = (self.groups[group], self.started_in(group));
-        let (vcpus, memory) = self.taken_in(group);
+    fn taken_in(&self, group: &Arc<str>) -> (u64, u64) {
+        self.taken(|path| self.groups(path).contains(group))
+    }
+
+    /// Whether a run of this size is alone, or fits beside those that take so much.
+    fn fits(size: Size, (vcpus, memory): (u64, u64), most: Size) -> bool {
         let vcpus_fit = vcpus + u64::from(size.vcpus) <= most.vcpus.into();
         let memory_fits = memory + u64::from(size.memory_mib) <= most.memory_mib.into();
-        started < slots && (started == 0 || vcpus_fit && memory_fits)
+        (vcpus, memory) == (0, 0) || vcpus_fit && memory_fits
+    }
+
+    fn group_has_room(&self, group: &Arc<str>, size: Size) -> bool {
+        let (slots, most) = self.groups[group];
+        self.started_in(group) < slots && Self::fits(size, self.taken_in(group), most)
+    }
+
+    /// Whether the owner may have a run of this size, too.
+    fn has_room_for(&self, owner: &Path, size: Size) -> bool {
+        let taken = self.taken(|path| path.starts_with(owner));
+        self.has_room(owner) && Self::fits(size, taken, self.terms[owner].most)
+    }
+
+    fn box_has_room(&self, size: Size) -> bool {
+        Self::fits(size, self.taken(|_| true), self.most)
     }
 
     /// Whether runs of this owner may start as far as the slots of the levels matter.
@@ -154,16 +175,45 @@ impl Rules {
         left.into_iter().min_by_key(|at| self.runs[*at].number)
     }
 
-    /// The members whose next run has room in every group.
-    fn may_start(&self, now: Instant) -> BTreeSet<Path> {
+    /// The members whose next run may start as far as they and every group of theirs matter.
+    fn may_but_for_the_box(&self, now: Instant) -> BTreeSet<Path> {
         let waiting = self.runs.iter().filter(|run| run.started.is_none());
         let members: BTreeSet<Path> = waiting.map(|run| run.path[..1].to_vec()).collect();
         let may = |member: &Path| {
             let Some(next) = self.next_of(member, now) else { return false };
             let size = self.runs[next].size;
-            self.groups(member).iter().all(|group| self.group_has_room(group, size))
+            self.has_room_for(member, size)
+                && self.groups(member).iter().all(|group| self.group_has_room(group, size))
         };
         members.into_iter().filter(may).collect()
+    }
+
+    fn next_fits(&self, member: &Path, now: Instant) -> bool {
+        self.next_of(member, now).is_some_and(|next| self.box_has_room(self.runs[next].size))
+    }
+
+    /// The member who would be next if the box had room for everything, if it has not.
+    fn passed_by(&self, now: Instant) -> Option<Path> {
+        let members = self.may_but_for_the_box(now);
+        let is_its = |run: &Run| {
+            run.started.is_none() && self.has_slots(&run.path) && members.contains(&run.path[..1])
+        };
+        let left: Vec<usize> = (0..self.runs.len()).filter(|at| is_its(&self.runs[*at])).collect();
+        left.first()?;
+        let (member, _) = self.first(&Path::new(), &left, now);
+        (!self.next_fits(&member, now)).then_some(member)
+    }
+
+    /// Whether the box keeps its room for a member who has been passed by for long.
+    fn is_reserved(&self, now: Instant) -> bool {
+        let since = self.passed_by(now).and_then(|member| self.passed.get(&member));
+        since.is_some_and(|since| now - *since >= RESERVE)
+    }
+
+    /// The members whose next run has room everywhere.
+    fn may_start(&self, now: Instant) -> BTreeSet<Path> {
+        let members = self.may_but_for_the_box(now);
+        members.into_iter().filter(|member| self.next_fits(member, now)).collect()
     }
 
     /// Of the children of `owner` with these runs, the one to whom the slot goes, and the smallest usage.
@@ -199,6 +249,7 @@ impl Rules {
             if !self.runs.iter().any(|other| other.started.is_none() && other.path.starts_with(&owner)) {
                 self.since.insert(owner.clone(), run.number);
                 self.classes.remove(&owner);
+                self.passed.remove(&owner);
             }
         }
         self.runs.push(run);
@@ -238,7 +289,9 @@ impl Rules {
         let is_ahead = at_level.is_some_and(|(from, to)| used(&to) > used(&from));
         let mut groups = self.groups(&to).difference(self.groups(&from));
         if !is_ahead
-            && prefixes(&to).filter(|owner| !old.contains(owner)).all(|owner| self.has_room(&owner))
+            && prefixes(&to)
+                .filter(|owner| !old.contains(owner))
+                .all(|owner| self.has_room_for(&owner, self.runs[at].size))
             && groups.all(|group| self.group_has_room(group, self.runs[at].size))
         {
             self.stop(id, now, Duration::ZERO);
@@ -249,6 +302,12 @@ impl Rules {
 
     /// Among the waiting runs that may start.
     fn next(&mut self, now: Instant) -> Option<usize> {
+        if let Some(member) = self.passed_by(now) {
+            self.passed.entry(member).or_insert(now);
+        }
+        if self.is_reserved(now) {
+            return None;
+        }
         let members = self.may_start(now);
         let may = |run: &Run| {
             run.started.is_none() && self.has_slots(&run.path) && members.contains(&run.path[..1])
@@ -314,7 +373,7 @@ impl Rules {
     fn apply(&mut self, event: &Event, now: Instant) -> Vec<RunId> {
         self.sweep(now);
         match event {
-            Event::Box { slots, .. } => self.slots = *slots,
+            Event::Box { slots, most, .. } => (self.slots, self.most) = (*slots, *most),
             Event::Terms { owners } => {
                 for owner in owners {
                     if self.runs.iter().any(|run| run.path[0] == path(owner)[0]) {
@@ -358,6 +417,7 @@ impl Rules {
             self.last += 1;
             self.runs[at].started = Some(now);
             let (id, path, size) = (self.runs[at].id, self.runs[at].path.clone(), self.runs[at].size);
+            self.passed.remove(&path[..1]);
             self.since.extend(prefixes(&path).map(|owner| (owner, self.last)));
             self.begin(id, path, size, now);
             starts.push(id);
@@ -380,19 +440,28 @@ impl Rules {
         prop_assert!(starts.is_empty() || busy <= self.slots, "more than the box has");
         for run in &self.runs {
             if starts.contains(&run.id) {
-                let over = |owner: &Path| self.started(owner) > self.terms[owner].slots;
+                let too_large = |(vcpus, memory): (u64, u64), most: Size| {
+                    vcpus > most.vcpus.into() || memory > most.memory_mib.into()
+                };
+                prop_assert!(
+                    busy == 1 || !too_large(self.taken(|_| true), self.most),
+                    "more than the box has room for"
+                );
+                let over = |owner: &Path| {
+                    let (started, Terms { slots, most, .. }) = (self.started(owner), self.terms[owner]);
+                    let taken = self.taken(|path| path.starts_with(owner));
+                    started > slots || started > 1 && too_large(taken, most)
+                };
                 prop_assert!(!prefixes(&run.path).any(|owner| over(&owner)), "more than {:?} has", run.path);
                 let over = |group: &Arc<str>| {
                     let ((slots, most), started) = (self.groups[group], self.started_in(group));
-                    let (vcpus, memory) = self.taken_in(group);
-                    let too_large = vcpus > most.vcpus.into() || memory > most.memory_mib.into();
-                    started > slots || started > 1 && too_large
+                    started > slots || started > 1 && too_large(self.taken_in(group), most)
                 };
                 prop_assert!(!self.groups(&run.path).iter().any(over), "more than a group of {:?}", run.path);
             }
         }
         prop_assert!(
-            busy >= self.slots || self.may_start(now).is_empty(),
+            busy >= self.slots || self.may_start(now).is_empty() || self.is_reserved(now),
             "{:?} may start",
             self.may_start(now)
         );
@@ -404,6 +473,7 @@ impl Rules {
 fn owner(who: usize, weight: u32, slots: usize, groups: usize) -> Owner {
     let name = ["alice", "bob", "carol", "dave", "erin"][who % 5];
     let level = |name: &str, terms: Terms| Level::new(&name.into(), terms);
+    let limits_of_member = groups / 4;
     let in_group = |n: &usize| (groups >> n) % 2 == 1;
     let group = |n: usize| {
         let limits = groups / 8 + n;
@@ -411,8 +481,9 @@ fn owner(who: usize, weight: u32, slots: usize, groups: usize) -> Owner {
         Group { name: ["ci", "students", "all"][n].into(), slots: limits % 4, most }
     };
     let groups = (0..3).filter(in_group).map(group).collect();
-    let key = level(["laptop", "phone"][who / 5 % 2], Terms { weight, slots: usize::MAX });
-    Owner { groups, member: level(name, Terms { weight, slots }), key }
+    let key = level(["laptop", "phone"][who / 5 % 2], Terms { weight, ..Terms::default() });
+    let most = [Size::ALL, Size { vcpus: 6, memory_mib: 17 << 10 }, SLOT][limits_of_member % 3];
+    Owner { groups, member: level(name, Terms { weight, slots, most }), key }
 }
 
 const SIZES: [Size; 3] = [SLOT, Size { vcpus: 1, memory_mib: 1024 }, Size { vcpus: 2, memory_mib: 8192 }];
@@ -435,7 +506,7 @@ proptest! {
         let (runs, charges, terms, groups, groups_of, lifts, classes) = Default::default();
         let swept = scene.now;
         let mut rules =
-            Rules { ready, swept, base: scene.now, slots: 3, runs, charges, terms, groups, groups_of, lifts, floors, since, classes, last: 0 };
+            Rules { ready, swept, base: scene.now, slots: 3, most: Size::ALL, passed: BTreeMap::new(), runs, charges, terms, groups, groups_of, lifts, floors, since, classes, last: 0 };
         let (mut next, mut there) = (0, Vec::new());
         for (kind, who, weight, slots, which, pause) in script {
             scene.now += Duration::from_millis(pause);
@@ -454,7 +525,10 @@ proptest! {
                 }
                 (10..12, Some(run)) => Event::HandedOver { run, owner },
                 (12, _) => Event::Terms { owners: vec![owner, self::owner(who + 1, weight, slots, which % 29)] },
-                _ => Event::Box { slots, slot: SLOT },
+                _ => {
+                    let most = [Size::ALL, Size { vcpus: 9, memory_mib: 17 << 10 }, SLOT][which % 3];
+                    Event::Box { slots, slot: SLOT, most }
+                }
             };
             let starts = scene.happens(event.clone());
             prop_assert_eq!(&starts, &rules.apply(&event, scene.now), "at {:?}", event);
@@ -466,7 +540,7 @@ proptest! {
         }
         // No run is lost: with room for all of them, all start.
         let mut started = rules.runs.iter().filter(|run| run.started.is_some()).count();
-        started += scene.happens(Event::Box { slots: there.len(), slot: SLOT }).len();
+        started += scene.happens(Event::Box { slots: there.len(), slot: SLOT, most: Size::ALL }).len();
         let owners = (0..5).map(|who| owner(who, 1, usize::MAX, 0)).collect();
         started += scene.happens(Event::Terms { owners }).len();
         prop_assert_eq!(started, there.len());

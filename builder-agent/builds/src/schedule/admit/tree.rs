@@ -2,7 +2,8 @@
 //! runs of their members.
 //!
 //! A free slot goes down from the box, at each level to the owner with the smallest usage per weight among those who can
-//! give a run: to a member only if each of the member's groups has a free slot, too, and room for the member's next run.
+//! give a run: to a member only if the member, each of the member's groups and the box have room for the member's next run.
+//! The box keeps its room for a member who has been passed by for [`RESERVE`].
 //! An owner who begins to wait with less usage than the *floor* of the level is lifted to it. The floor is [`CREDIT`]
 //! below the smallest usage among those who could have got the last slot, and never falls. So nobody saves up more than
 //! that, and an owner who has been forgotten comes back to the same place.
@@ -27,6 +28,10 @@ const DEPTH: usize = 2;
 
 /// Interval between looks for owners who can be forgotten.
 const SWEEP: Duration = Duration::from_secs(3600);
+
+/// Who would have been next is passed by for so long, because the box lacks room for the run; then nobody is, until the run
+/// fits. It is short beside the time limit of a build, for which the others can keep the room, and long beside most builds.
+pub const RESERVE: Duration = Duration::from_secs(600);
 
 /// A key of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,6 +83,16 @@ impl Tree {
             self.forget(now);
         }
         now
+    }
+
+    /// Limit on what all started runs take together.
+    pub fn set_room(&mut self, most: Size) {
+        self.nodes[ROOT].terms.most = most;
+    }
+
+    /// Whether the box has room for a run of this size.
+    pub fn has_room_for(&self, size: Size) -> bool {
+        self.nodes[ROOT].has_room_for(size)
     }
 
     fn moment(&self, now: Instant) -> Moment {
@@ -132,8 +147,7 @@ impl Tree {
             let new = || self.nodes.add(Node::default());
             let id = *self.groups.entry(name.clone()).or_insert_with(new);
             let group = &mut self.nodes[id];
-            group.terms.slots = *slots;
-            group.most = Some(*most).filter(|most| *most != Size::ALL);
+            (group.terms.slots, group.terms.most) = (*slots, *most);
             if !ids.contains(&id) {
                 group.started += started;
                 group.taken = group.taken.with(taken);
@@ -152,7 +166,7 @@ impl Tree {
         }
         self.each(leaf, |node| {
             if node.queued == 0 {
-                (node.since, node.class) = (number, Class::default());
+                (node.since, node.class, node.passed) = (number, Class::default(), None);
             }
             node.queued += 1;
         });
@@ -183,7 +197,7 @@ impl Tree {
         let groups = |of: Leaf| &self.nodes[self.nodes[of.0].parent].groups;
         let mut others = groups(to).iter().filter(|group| !groups(from).contains(group));
         !is_ahead
-            && new.iter().filter(own).all(|id| self.nodes[*id].has_room())
+            && new.iter().filter(own).all(|id| self.nodes[*id].has_room_for(size))
             && others.all(|id| self.nodes[*id].has_room_for(size))
     }
 
@@ -197,6 +211,9 @@ impl Tree {
         if is_full(member) {
             return Some(Full::Member);
         }
+        if !self.nodes[member].has_room_for(size) {
+            return Some(Full::MemberSize);
+        }
         let mut groups = self.nodes[member].groups.iter();
         let group = *groups.find(|group| !self.nodes[**group].has_room_for(size))?;
         let (name, _) = self.groups.iter().find(|(_, id)| **id == group)?;
@@ -206,11 +223,19 @@ impl Tree {
     /// The run that is to start now, which leaves its line.
     pub fn next(&mut self, now: Instant) -> Option<(Leaf, RunId)> {
         let moment = self.moment(now);
-        let (least, member) = self.best(ROOT, moment, |member| self.groups_have_room(member, now))?;
+        let (_, first) = self.best(ROOT, moment, |member| self.may_start(member, now))?;
+        if !self.fits(first, now) {
+            let since = *self.nodes[first].passed.get_or_insert(now);
+            if now.saturating_duration_since(since) >= RESERVE {
+                return None;
+            }
+        }
+        let may = |member| self.may_start(member, now) && self.fits(member, now);
+        let (least, member) = self.best(ROOT, moment, may)?;
         self.raise_floor(ROOT, least, moment);
         let (class, least, key) = self.next_key(member, now)?;
         self.raise_floor(member, least, moment);
-        self.nodes[member].class = class;
+        (self.nodes[member].class, self.nodes[member].passed) = (class, None);
         let run = self.nodes[key].line.as_mut()?.pop(class)?;
         self.last += 1;
         let since = self.last;
@@ -222,15 +247,27 @@ impl Tree {
         Some((Leaf(key), run))
     }
 
-    /// Whether each group of this member has room for the member's next run. Sizes matter only in a group that limits them.
-    fn groups_have_room(&self, member: NodeId, now: Instant) -> bool {
-        let groups = || self.nodes[member].groups.iter().map(|id| &self.nodes[*id]);
-        if !groups().all(Node::has_room) || groups().all(|group| group.most.is_none()) {
-            return groups().all(Node::has_room);
+    /// Whether this member and each of the member's groups have room for the next run. Sizes matter only where they are limited.
+    fn may_start(&self, member: NodeId, now: Instant) -> bool {
+        let own = &self.nodes[member];
+        let limits = || std::iter::once(own).chain(own.groups.iter().map(|id| &self.nodes[*id]));
+        if !limits().all(Node::has_room) || !limits().any(Node::limits_size) {
+            return limits().all(Node::has_room);
         }
-        let Some((class, _, key)) = self.next_key(member, now) else { return false };
-        let size = self.nodes[key].line.as_ref().and_then(|line| line.first(class));
-        size.is_some_and(|size| groups().all(|group| group.has_room_for(size)))
+        let size = self.next_size(member, now);
+        size.is_some_and(|size| limits().all(|node| node.has_room_for(size)))
+    }
+
+    /// Whether the box has room for the next run of this member.
+    fn fits(&self, member: NodeId, now: Instant) -> bool {
+        !self.nodes[ROOT].limits_size()
+            || self.next_size(member, now).is_some_and(|size| self.has_room_for(size))
+    }
+
+    /// The size of this member's next run.
+    fn next_size(&self, member: NodeId, now: Instant) -> Option<Size> {
+        let (class, _, key) = self.next_key(member, now)?;
+        self.nodes[key].line.as_ref()?.first(class)
     }
 
     /// The class of this member's next run, the smallest usage among the keys that have one of this class, and the key to
@@ -287,6 +324,7 @@ impl Tree {
             node.began(size);
         }
         self.each_group(leaf, |group| group.began(size));
+        self.nodes[ROOT].began(size);
         self.refresh(leaf.0, now);
         Charge { leaf, size, rates }
     }
@@ -301,6 +339,7 @@ impl Tree {
             node.ended(charge.size);
         });
         self.each_group(charge.leaf, |group| group.ended(charge.size));
+        self.nodes[ROOT].ended(charge.size);
         self.refresh(charge.leaf.0, now);
     }
 
