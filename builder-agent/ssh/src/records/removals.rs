@@ -52,6 +52,12 @@ impl Removals {
         list.push_back(removal);
     }
 
+    /// The member is in the roster again, and what goes on is no leftover.
+    fn is_back(&self, removal: &Removal) {
+        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        list.retain(|known| known.ended.is_some() || known != removal);
+    }
+
     fn end(&self, removal: &Removal) {
         let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = list.iter_mut().find(|known| known.ended.is_none() && **known == *removal);
@@ -82,13 +88,18 @@ pub(crate) async fn follow(
         ended: None,
     };
     left.iter().for_each(|member| records.removals.begin(removal(member)));
-    let names: Vec<&str> = left.iter().map(|member| &*member.name).collect();
-    let names = names.join(", ");
+    let mut ended: Vec<Arc<str>> = Vec::new();
     let mut is_late = false;
     loop {
         let now = agent.roster.borrow().clone();
         // Who is back may have new sessions.
-        left.retain(|member| now.by_id(&member.id).is_none());
+        left.retain(|member| {
+            let is_gone = now.by_id(&member.id).is_none();
+            if !is_gone {
+                records.removals.is_back(&removal(member));
+            }
+            is_gone
+        });
         left.retain(|member| {
             // The holders of the member's tickets go with the member.
             let is_its = |who: &Member| who.payer().id == member.id;
@@ -104,15 +115,47 @@ pub(crate) async fn follow(
             }
             tracing::info!(member = %name, commit, removed = date::shown(roster.loaded), seconds, "sessions and builds of a removed member have ended");
             records.removals.end(&removal(member));
+            ended.push(member.name.clone());
             false
         });
+        if left.is_empty() && ended.is_empty() {
+            return;
+        }
         if left.is_empty() {
             // One event for all: a roster that loses thousands must not push out what maintainers did.
             let seconds = began.elapsed().as_secs();
-            let text = format!("sessions and builds ended within {} s: {names}", seconds + 1);
+            let text = format!("sessions and builds ended within {} s: {}", seconds + 1, ended.join(", "));
             return records.audit.note(Event::now(Kind::Removed).saying(&text));
         }
         is_late |= began.elapsed() >= PROMISED;
         tokio::time::sleep(GLANCE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_back_in_the_roster_is_no_removal_that_goes_on() {
+        let removals = Removals::default();
+        let removal =
+            |member: &str, removed| Removal { member: member.into(), commit: None, removed, ended: None };
+        let left = || {
+            removals
+                .list()
+                .into_iter()
+                .map(|of| (of.member, of.removed, of.ended.is_some()))
+                .collect::<Vec<_>>()
+        };
+        removals.begin(removal("alice", 1));
+        removals.begin(removal("bob", 1));
+        removals.end(&removal("alice", 1));
+        removals.begin(removal("alice", 2));
+        removals.is_back(&removal("alice", 2));
+        removals.is_back(&removal("bob", 2));
+        assert_eq!(left(), [("alice".to_owned(), 1, true), ("bob".to_owned(), 1, false)]);
+        removals.is_back(&removal("bob", 1));
+        assert_eq!(left(), [("alice".to_owned(), 1, true)]);
     }
 }
