@@ -242,7 +242,9 @@ async fn who_joined_a_build_that_ran_out_of_memory_joins_the_next_one_too() {
 async fn a_failed_sandbox_is_started_again_as_it_was_and_no_more_often_than_the_setting_says() {
     let scripted = Scripted::open(CONFIG);
     let mut alice = scripted.session("alice").await;
+    let began = std::time::Instant::now();
     let built = build(&mut alice, derivation("t", "breaks:2 size", &[])).await;
+    assert!(began.elapsed().as_secs() >= 3, "a pause of one second, and one of two");
     built.is(BuildStatus::Built);
     assert_eq!((notes(&built).len(), contents(&mut alice, "t").await.as_str()), (2, "1x1024"));
     let failed = build(&mut alice, derivation("u", "broken", &[])).await;

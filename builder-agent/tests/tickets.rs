@@ -243,7 +243,7 @@ async fn uses_are_spent_when_builds_start_and_given_back_when_the_box_is_at_faul
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_starts_again_with_more_memory_spends_one_use_and_all_of_its_time() {
-    let served = Served::open_with_tickets("limits.max-memory-mib = 4096").await;
+    let served = Served::open_with_tickets("limits.max-memory-mib = 4096\nlimits.max-jobs = 4").await;
     let token = served.ticket("friend", &["--uses", "1"]).await;
     let mut holder = served.session_of(&token).await;
     holder.build(derivation("hungry", "cpu:10 needs:4000 write:x", &[]), BuildStatus::Built).await;
@@ -252,6 +252,20 @@ async fn a_build_that_starts_again_with_more_memory_spends_one_use_and_all_of_it
     let message = holder.refused(derivation("second", "write:x", &[])).await;
     assert!(message.contains("the ticket `friend` was for 1 builds"), "{message}");
     assert_eq!(served.used("alice").await["cpu_seconds"].as_f64(), Some(30.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_use_comes_back_when_the_box_fails_a_build_that_was_started_again_with_more_memory() {
+    let served = Served::open_with_tickets("limits.max-memory-mib = 4096\nlimits.max-jobs = 4").await;
+    let token = served.ticket("friend", &["--uses", "2"]).await;
+    let mut holder = served.session_of(&token).await;
+    // Out of memory, then broken, then built: one use, which is given back and spent again.
+    holder.build(derivation("lucky", "needs:2000 breaks:2 write:x", &[]), BuildStatus::Built).await;
+    assert_eq!((served.inspect("friend").await["used"].as_u64(), served.scripted.runs()), (Some(1), 3));
+    holder.refused(derivation("unlucky", "needs:2000 broken", &[])).await;
+    assert_eq!((served.inspect("friend").await["used"].as_u64(), served.scripted.runs()), (Some(1), 6));
+    holder.build(derivation("last", "write:x", &[]), BuildStatus::Built).await;
+    holder.refused(derivation("more", "write:x", &[])).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -114,7 +114,7 @@ pub enum NotSpent {
 #[derive(Debug)]
 pub struct Spent {
     ticket: Arc<Ticket>,
-    /// 0 if the build was started again.
+    /// How many come back if the box is at fault.
     uses: u64,
     since: Instant,
     /// The longest time of the build, by the ticket's limit.
@@ -128,7 +128,7 @@ pub struct Spent {
 /// A use for a build that still runs, for [`Ticket::spent_before`].
 #[derive(Debug, Clone, Copy)]
 pub struct SpentBefore {
-    /// Zero for a build that was started again.
+    /// How many come back if the box is at fault.
     pub uses: u64,
     pub since: Instant,
     /// The longest time of the build, by the ticket's limit.
@@ -229,7 +229,8 @@ impl Ticket {
         self.spend_some(1, longest)
     }
 
-    /// The same for a build that is started again: its use is spent already, its time is not.
+    /// The same for a build that is started again: its use is spent already, its time is not. The use is this build's from
+    /// now on, and comes back if the box is at fault.
     pub fn spend_time(self: &Arc<Self>, longest: Duration) -> Result<Spent, NotSpent> {
         self.spend_some(0, longest)
     }
@@ -245,7 +246,8 @@ impl Ticket {
             (limit, reserved)
         };
         let since = Instant::now();
-        let mut spent = Spent { ticket: self.clone(), uses, since, limit, reserved, back: false, all: false };
+        let mut spent =
+            Spent { ticket: self.clone(), uses: 1, since, limit, reserved, back: false, all: false };
         if let Err(error) = self.save() {
             spent.give_back();
             return Err(NotSpent::File(error));

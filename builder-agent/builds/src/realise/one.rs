@@ -27,6 +27,10 @@ const INPUT_BYTES: u64 = 256;
 /// Memory of a build besides its derivation and its closure: its tasks, and its places in waiting lists.
 const RUN_BYTES: u64 = 16 << 10;
 
+/// Before a build is started again whose sandbox failed there is a pause of a second, then of two, and so on. After so many
+/// it grows no more.
+const PAUSES: u32 = 5;
+
 /// Makes the outputs of `recipe` valid in the view of `context`; with `check`, builds them again and compares.
 pub(super) async fn build_one(context: Context, recipe: Arc<Recipe>, check: bool) -> Ended {
     // A new view: builds of the same request may have run for hours before this one.
@@ -87,6 +91,8 @@ pub(super) struct One {
     most: Most,
     /// How often its build was started again.
     again: u64,
+    /// How often of these it was because of the sandbox.
+    broken: u32,
 }
 
 impl One {
@@ -152,7 +158,7 @@ impl One {
             max_mem: settings.max_mem.map(|mib| u32::try_from(mib).unwrap_or(u32::MAX)),
         };
         let held = Arc::new(Held { view: context.views.now(), inputs: Arc::new(inputs), memory });
-        Ok(Self { context, request, held, key_of_box, settings, most, again: 0 })
+        Ok(Self { context, request, held, key_of_box, settings, most, again: 0, broken: 0 })
     }
 
     /// The result that an earlier build with the same key gives.
@@ -295,15 +301,31 @@ impl One {
                 self.request.paid |= !attached.joined;
                 Again::Memory { before_mib: before.memory_mib, now_mib: larger.memory_mib }
             }
-            (Cause::Sandbox, _) => Again::Sandbox,
+            (Cause::Sandbox, _) => {
+                // Its own run has given the use back.
+                self.request.paid &= attached.joined;
+                Again::Sandbox
+            }
             _ => return Ok(false),
         };
         self.again += 1;
         let drv = self.request.recipe.drv_path.clone();
         let (member, reason) = (&self.context.member.name, failure.message.lines().next().unwrap_or(""));
         let memory_mib = self.request.envelope.memory_mib;
-        tracing::info!(%member, drv = %drv.to_absolute_path(), again = self.again, memory_mib, reason, "build starts again");
+        let (shown, again) = (drv.to_absolute_path(), self.again);
+        let is_broken = matches!(why, Again::Sandbox);
+        if is_broken && !attached.joined {
+            // Once for each run, not for all who waited for it.
+            tracing::warn!(%member, drv = %shown, again, memory_mib, reason, "a sandbox failed; its build starts again");
+        } else {
+            tracing::info!(%member, drv = %shown, again, memory_mib, reason, "build starts again");
+        }
         self.context.reporter.report(Event::StartsAgain { drv, why }).await;
+        if is_broken {
+            // The run has ended, so its slot is free meanwhile.
+            tokio::time::sleep(pause(self.broken)).await;
+            self.broken += 1;
+        }
         Ok(true)
     }
 
@@ -375,6 +397,12 @@ impl One {
             }
         }
     }
+}
+
+/// The time before a build is started again whose sandbox failed, after so many others: what is wrong with the machine may
+/// pass, and a build that breaks each sandbox should not keep the box busy with starts.
+fn pause(before: u32) -> Duration {
+    Duration::from_secs(1 << before.min(PAUSES))
 }
 
 /// The smaller of the client's limit and of a setting in seconds.
