@@ -67,7 +67,18 @@ fn reload(agent: &Agent, executable: &Path, patience: &str) -> Output {
     let config = agent.path().join("agent.toml");
     let mut command = Command::new(executable);
     command.args(["reload", "--patience", patience, "--config"]).arg(config);
-    command.output().expect("the new agent")
+    // A process that another thread has just forked holds the copy open for writing until it executes its program.
+    let mut output = command.output();
+    let is_busy = |output: &std::io::Result<Output>| {
+        output.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ExecutableFileBusy)
+    };
+    common::until("the copy to be closed", || {
+        if is_busy(&output) {
+            output = command.output();
+        }
+        !is_busy(&output)
+    });
+    output.expect("the new agent")
 }
 
 /// Replaces the agent; its builds go on.

@@ -166,8 +166,7 @@ impl Admission {
     pub fn kept_by(&self, run: RunId) -> Option<Full> {
         let entry = self.runs.get(&run)?;
         let waits = matches!(entry.stage, Stage::Waiting(_));
-        let lacks_room = self.started < self.slots || !self.tree.has_room_for(entry.size);
-        let of_box = if lacks_room { Full::Room } else { Full::Box };
+        let of_box = if self.started < self.slots { Full::Room } else { Full::Box };
         waits.then(|| self.tree.full(entry.leaf, entry.size).unwrap_or(of_box))
     }
 

@@ -91,7 +91,7 @@ impl Tree {
     }
 
     /// Whether the box has room for a run of this size.
-    pub fn has_room_for(&self, size: Size) -> bool {
+    fn has_room_for(&self, size: Size) -> bool {
         self.nodes[ROOT].has_room_for(size)
     }
 
