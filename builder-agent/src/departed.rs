@@ -81,5 +81,9 @@ fn drop_things(store: &Store, kept: &KeptLogs, id: &str) -> Result<bool, String>
     view.collect(&all(CollectAction::DeleteDead)).map_err(|error| error.to_string())?;
     kept.forget(id).map_err(|error| format!("their logs: {error}"))?;
     let rest = view.collect(&all(CollectAction::ReturnLive)).map_err(|error| error.to_string())?;
-    Ok(rest.paths.is_empty())
+    let is_all = rest.paths.is_empty();
+    if is_all {
+        store.forgets(&Member::new(id));
+    }
+    Ok(is_all)
 }

@@ -32,7 +32,7 @@ pub(super) struct Desk {
 
 /// Asks the store for room for an upload of one member.
 #[derive(Clone)]
-pub(super) struct Room(Arc<dyn Fn(u64) -> Asking + Send + Sync>);
+pub(super) struct Room(Arc<dyn Fn(u64, u64) -> Asking + Send + Sync>);
 
 type Asking = Pin<Box<dyn Future<Output = Result<Leave, ImportError>> + Send>>;
 
@@ -40,16 +40,16 @@ impl Room {
     /// `payer`: an identity.
     pub fn of(store: &Store, payer: &str) -> Self {
         let (store, payer) = (store.clone(), store::Member::new(payer));
-        Self::asking(move |bytes| Box::pin(store.room_for(&payer, bytes)))
+        Self::asking(move |bytes, objects| Box::pin(store.room_for(&payer, bytes, objects)))
     }
 
-    pub fn asking(ask: impl Fn(u64) -> Asking + Send + Sync + 'static) -> Self {
+    pub fn asking(ask: impl Fn(u64, u64) -> Asking + Send + Sync + 'static) -> Self {
         Self(Arc::new(ask))
     }
 
-    /// Waits, without a thread, until there is room for so many bytes.
-    pub async fn wait(&self, bytes: u64) -> Result<Leave, ImportError> {
-        (self.0)(bytes).await
+    /// Waits, without a thread, until there is room for so many bytes in so many objects.
+    pub async fn wait(&self, bytes: u64, objects: usize) -> Result<Leave, ImportError> {
+        (self.0)(bytes, objects as u64).await
     }
 }
 

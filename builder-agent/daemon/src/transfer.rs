@@ -61,7 +61,7 @@ impl Session {
         let (view, what) = (self.view(), Address { name, method, algorithm, references });
         let visible = one_visible(self.views.clone());
         let (is_small, limit) = (text.len() < WHOLE, self.desk.uploads.now());
-        let leave = self.desk.room.wait(text.len() as u64).await.map_err(import_failed)?;
+        let leave = self.desk.room.wait(text.len() as u64, 1).await.map_err(import_failed)?;
         let work = move || at_once(|| addressed(view, what, limit), leave, &text).and_then(visible);
         let added = match is_small {
             true => self.desk.workers.commit_short(work).await,

@@ -94,15 +94,21 @@ impl Store {
         }
     }
 
+    /// `member`, the holder of a ticket that has ended, has nothing here any more: whoever paid for that view does so no
+    /// longer. Otherwise each registration of theirs would look at one view more for every ticket that they ever made.
+    pub fn forgets(&self, member: &Member) {
+        self.pays_for(member, member);
+    }
+
     /// The room on the store's file system.
     pub fn space(&self) -> Result<Space, FileError> {
         self.base.rooms.space().map_err(|e| FileError::new("look at", "the store", e))
     }
 
-    /// Room for the next bytes of an upload, which may have to be made first. Uploads of one payer wait behind each other, and
+    /// Room for the next bytes of an upload, in so many objects, which may have to be made first. Uploads of one payer wait behind each other, and
     /// take turns with those of others. For [`crate::Intake::allow`].
-    pub fn room_for(&self, payer: &Member, bytes: u64) -> Asking {
-        self.base.rooms.ask(payer, bytes)
+    pub fn room_for(&self, payer: &Member, bytes: u64, objects: u64) -> Asking {
+        self.base.rooms.ask(payer, bytes, objects)
     }
 
     /// How scarce room is, from 0 (nothing has to be evicted) to 1000 (uploads are refused if nothing can be evicted).

@@ -206,6 +206,9 @@ fn the_maker_of_a_ticket_pays_for_its_holders_and_the_limit_holds_over_all() {
     let store = limited(dir.path());
     store.pays_for(&alice(), &holder);
     assert_eq!(store.view(&alice()).charged().0, charged);
+    let of_alice_alone = store.charged()[&alice()].bytes;
+    store.forgets(&holder);
+    assert_eq!(store.view(&alice()).charged().0, of_alice_alone, "nobody pays for a ticket that has ended");
 }
 
 #[test]

@@ -169,7 +169,7 @@ where
 /// Waits for room for the next bytes of a body. Meanwhile no thread is held.
 pub(crate) async fn room<S: Sink>(desk: &Desk, bytes: usize) -> Result<Leave, S::Error> {
     match S::TAKES_ROOM {
-        true => desk.room.wait(bytes as u64).await.map_err(S::no_room),
+        true => desk.room.wait(bytes as u64, 1).await.map_err(S::no_room),
         false => Ok(Leave::default()),
     }
 }

@@ -23,7 +23,7 @@ fn desk() -> Desk {
         budget: Budgets::new(1 << 30, 1 << 30).of(&alice),
         opened: Default::default(),
         pace: shares::pace::Paces::new(|| 0).of(&alice),
-        room: Room::asking(|bytes| Box::pin(async move { Ok(Leave::new(bytes)) })),
+        room: Room::asking(|bytes, _| Box::pin(async move { Ok(Leave::new(bytes)) })),
         uploads: UploadLimits::new(
             Arc::new(Member::named("alice")),
             tokio::sync::watch::channel(Arc::default()).1,
@@ -137,7 +137,7 @@ async fn senders_who_stop_in_the_middle_hold_no_thread() {
 
 #[tokio::test]
 async fn uploads_that_wait_for_room_hold_no_thread() {
-    let full = Room::asking(|_| Box::pin(std::future::pending()));
+    let full = Room::asking(|_, _| Box::pin(std::future::pending()));
     let desk = Desk { room: full.clone(), ..desk() };
     let mut waiting = Vec::new();
     for n in 0..100 {
@@ -160,7 +160,9 @@ async fn uploads_that_wait_for_room_hold_no_thread() {
     }
     assert!(waiting.iter().all(|upload| !upload.is_finished()));
     let refused = Desk {
-        room: Room::asking(|_| Box::pin(async { Err(ImportError::TooLarge { name: "x".into(), limit: 1 }) })),
+        room: Room::asking(|_, _| {
+            Box::pin(async { Err(ImportError::TooLarge { name: "x".into(), limit: 1 }) })
+        }),
         ..desk
     };
     let fed = feed(&refused, &[7; 10][..], || Ok(Keep::new(usize::MAX).0)).await;

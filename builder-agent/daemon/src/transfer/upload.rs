@@ -102,7 +102,7 @@ impl Upload {
         }
         self.desk.pace.step_each(self.small.iter().map(|(_, nar)| nar.len())).await;
         let bytes = self.small.iter().map(|(_, nar)| nar.len() as u64).sum();
-        let mut leave = self.desk.room.wait(bytes).await.map_err(import_failed)?;
+        let mut leave = self.desk.room.wait(bytes, self.small.len()).await.map_err(import_failed)?;
         self.weight = 0;
         let (small, view) = (std::mem::take(&mut self.small), self.views.now());
         self.staging = Some(self.desk.workers.contents(move || {

@@ -192,9 +192,9 @@ impl Rooms {
         }
     }
 
-    /// Room for so many bytes of an upload that `payer` pays for.
-    pub(crate) fn ask(self: &Arc<Self>, payer: &Member, bytes: u64) -> Asking {
-        Asking { rooms: Arc::clone(self), payer: payer.clone(), bytes: bytes.max(AT_ONCE), id: None }
+    /// Room for so many bytes of an upload, in so many files, that `payer` pays for.
+    pub(crate) fn ask(self: &Arc<Self>, payer: &Member, bytes: u64, files: u64) -> Asking {
+        Asking { rooms: Arc::clone(self), payer: payer.clone(), bytes: bytes.max(AT_ONCE), files, id: None }
     }
 }
 
@@ -204,6 +204,7 @@ pub struct Asking {
     rooms: Arc<Rooms>,
     payer: Member,
     bytes: u64,
+    files: u64,
     /// In the queue.
     id: Option<u64>,
 }
@@ -238,11 +239,14 @@ impl Future for Asking {
             return Poll::Ready(failed(io::ErrorKind::Interrupted.into()));
         }
         // Nobody overtakes those who wait.
-        if state.queue.is_empty() && levels.for_uploads.and(this.bytes, 1).missing(&space).is_nothing() {
+        if state.queue.is_empty()
+            && levels.for_uploads.and(this.bytes, this.files).missing(&space).is_nothing()
+        {
             return Poll::Ready(Ok(Leave::new(this.bytes)));
         }
         let until = (Instant::now() + PATIENCE, state.idle_rounds + IDLE_ROUNDS);
-        this.id = Some(state.queue.add(&this.payer, this.bytes, until, context.waker().clone()));
+        this.id =
+            Some(state.queue.add(&this.payer, (this.bytes, this.files), until, context.waker().clone()));
         state.is_urgent = true;
         drop(state);
         this.rooms.changed.notify_all();

@@ -20,6 +20,8 @@ pub(super) enum Answer {
 struct Waiting {
     payer: Member,
     bytes: u64,
+    /// Objects; each is a file.
+    files: u64,
     deadline: Instant,
     /// It is refused when so many rounds have ended without any effect.
     until_idle: u64,
@@ -37,16 +39,17 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Waits for room for so many bytes. Returns the number for [`Queue::answer`] and [`Queue::remove`].
+    /// Waits for room for so many bytes in so many files. Returns the number for [`Queue::answer`] and [`Queue::remove`].
     pub(super) fn add(
         &mut self,
         payer: &Member,
-        bytes: u64,
+        (bytes, files): (u64, u64),
         (deadline, until_idle): (Instant, u64),
         waker: Waker,
     ) -> u64 {
         self.next += 1;
-        let waiting = Waiting { payer: payer.clone(), bytes, deadline, until_idle, answer: None, waker };
+        let payer = payer.clone();
+        let waiting = Waiting { payer, bytes, files, deadline, until_idle, answer: None, waker };
         self.waiting.insert(self.next, waiting);
         self.next
     }
@@ -72,10 +75,12 @@ impl Queue {
         self.waiting.values().all(|waiting| waiting.answer.is_some())
     }
 
-    /// Bytes that all who wait want together, and their number.
+    /// Bytes and files that all who wait want together.
     pub(super) fn wanted(&self) -> (u64, u64) {
         let open = self.waiting.values().filter(|waiting| waiting.answer.is_none());
-        open.fold((0, 0), |(bytes, count), waiting| (bytes.saturating_add(waiting.bytes), count + 1))
+        open.fold((0, 0), |(bytes, files), waiting| {
+            (bytes.saturating_add(waiting.bytes), files.saturating_add(waiting.files))
+        })
     }
 
     /// Answers those who have room now, and those who have waited long enough. `fits` says whether there is room for so many
@@ -101,12 +106,12 @@ impl Queue {
             let fit = self
                 .waiting
                 .get_mut(&id)
-                .filter(|waiting| fits(bytes.saturating_add(waiting.bytes), files + 1));
+                .filter(|waiting| fits(bytes.saturating_add(waiting.bytes), files + waiting.files));
             let Some(waiting) = fit else {
                 next_of.remove(&payer);
                 continue;
             };
-            (bytes, files) = (bytes + waiting.bytes, files + 1);
+            (bytes, files) = (bytes + waiting.bytes, files + waiting.files);
             waiting.answer = Some(Answer::Room);
             wake.push(waiting.waker.clone());
             *self.given.entry(payer.clone()).or_default() += waiting.bytes;
@@ -136,7 +141,7 @@ mod tests {
         let (mut queue, now) = (Queue::default(), Instant::now());
         let limits = (now + Duration::from_secs(60), 2);
         let add = |(payer, bytes): &(&str, u64)| {
-            queue.add(&Member::new(payer), *bytes, limits, Waker::noop().clone())
+            queue.add(&Member::new(payer), (*bytes, 1), limits, Waker::noop().clone())
         };
         let ids = waiting.iter().map(add).collect();
         (queue, ids, now)
@@ -149,13 +154,24 @@ mod tests {
     const ROOM: Option<Answer> = Some(Answer::Room);
 
     #[test]
+    fn many_objects_of_one_upload_need_as_many_files() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        let limits = (now + Duration::from_secs(60), 2);
+        let mut add = |name, files| queue.add(&Member::new(name), (1, files), limits, Waker::noop().clone());
+        let ids = [add("mallory", 400), add("bob", 1)];
+        assert_eq!(queue.wanted(), (2, 401));
+        queue.serve(now, 0, |_, files| files <= 100);
+        assert_eq!(answers(&mut queue, &ids), [None, ROOM]);
+    }
+
+    #[test]
     fn a_member_with_many_uploads_is_given_no_more_than_one_with_a_single_upload() {
         let (mut queue, ids, now) = queue(&[("mallory", 10), ("mallory", 10), ("mallory", 10), ("bob", 10)]);
         assert_eq!(queue.wanted(), (40, 4));
         assert_eq!(queue.serve(now, 0, |bytes, _| bytes <= 20).len(), 2);
         assert_eq!(answers(&mut queue, &ids), [ROOM, None, None, ROOM]);
         // The next one of bob's comes before the others of mallory's, too.
-        let next = queue.add(&Member::new("bob"), 5, (now, 2), Waker::noop().clone());
+        let next = queue.add(&Member::new("bob"), (5, 1), (now, 2), Waker::noop().clone());
         queue.serve(now - Duration::from_secs(1), 0, |bytes, _| bytes <= 10);
         assert_eq!(answers(&mut queue, &[ids[1], ids[2], next]), [ROOM, None, None], "as much as bob");
         queue.serve(now - Duration::from_secs(1), 0, |bytes, _| bytes <= 5);
@@ -179,7 +195,7 @@ mod tests {
         assert_eq!(queue.serve(now, 2, |_, _| false).len(), 1);
         assert_eq!(answers(&mut queue, &ids), [Some(Answer::Full)]);
         assert!(queue.is_empty());
-        let late = queue.add(&Member::new("alice"), 1, (now, 9), Waker::noop().clone());
+        let late = queue.add(&Member::new("alice"), (1, 1), (now, 9), Waker::noop().clone());
         queue.serve(now, 2, |_, _| false);
         assert_eq!(answers(&mut queue, &[late]), [Some(Answer::Full)]);
     }

@@ -27,7 +27,7 @@ fn levels(rooms: &Rooms) -> Levels {
 #[test]
 fn an_upload_waits_without_a_thread_as_long_as_rounds_have_an_effect() {
     let (_dir, rooms) = rooms(NEVER);
-    let mut asking = rooms.ask(&Member::new("alice"), 1 << 20);
+    let mut asking = rooms.ask(&Member::new("alice"), 1 << 20, 1);
     assert!(poll(&mut asking).is_pending());
     assert_eq!(rooms.wanted(&levels(&rooms)).bytes, NEVER + (1 << 20));
     for _ in 0..5 {
@@ -41,7 +41,7 @@ fn an_upload_waits_without_a_thread_as_long_as_rounds_have_an_effect() {
     let said = refused.to_string();
     assert!(said.contains("No space left on device") && said.contains("store.min-free-mib"), "{said}");
     drop(asking);
-    let mut gone = rooms.ask(&Member::new("alice"), 1 << 20);
+    let mut gone = rooms.ask(&Member::new("alice"), 1 << 20, 1);
     assert!(poll(&mut gone).is_pending());
     drop(gone);
     assert_eq!(rooms.wanted(&levels(&rooms)), Free::default(), "whoever has gone wants nothing");
@@ -50,13 +50,13 @@ fn an_upload_waits_without_a_thread_as_long_as_rounds_have_an_effect() {
 #[test]
 fn with_room_nobody_waits_and_when_the_store_closes_neither() {
     let (_dir, ample) = rooms(0);
-    assert!(matches!(poll(&mut ample.ask(&Member::new("alice"), 1)), Poll::Ready(Ok(_))));
+    assert!(matches!(poll(&mut ample.ask(&Member::new("alice"), 1, 1)), Poll::Ready(Ok(_))));
     let (_dir, rooms) = rooms(NEVER);
-    let mut asking = rooms.ask(&Member::new("alice"), 1);
+    let mut asking = rooms.ask(&Member::new("alice"), 1, 1);
     assert!(poll(&mut asking).is_pending());
     rooms.stop();
     assert!(matches!(poll(&mut asking), Poll::Ready(Err(_))));
-    assert!(matches!(poll(&mut rooms.ask(&Member::new("bob"), 1)), Poll::Ready(Err(_))));
+    assert!(matches!(poll(&mut rooms.ask(&Member::new("bob"), 1, 1)), Poll::Ready(Err(_))));
 }
 
 #[test]
