@@ -139,9 +139,9 @@ pub(crate) fn make_room(base: &Arc<Base>, viewer: &Viewer, more: u64) -> Result<
             Next::Refused(possible) => {
                 return Err(over(viewer, payer, quota, more, charged.saturating_sub(possible)));
             }
-            Next::Wait(longest) => {
+            Next::Wait(pause) => {
                 drop(index);
-                base.config.long_work.run(|| base.looks.wait(payer, longest));
+                base.config.long_work.run(|| base.looks.wait(payer, pause));
             }
         }
     };

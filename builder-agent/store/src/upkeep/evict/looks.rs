@@ -68,8 +68,8 @@ pub(crate) enum Next<'l> {
     Look(Looking<'l>),
     /// So many bytes are possible, which is not enough.
     Refused(u64),
-    /// To ask again when a look has ended, or after this time.
-    Wait(Duration),
+    /// To ask again after this time, or when a look has ended; `None`: when the one that goes on has ended.
+    Wait(Option<Duration>),
 }
 
 /// While it exists somebody looks.
@@ -109,7 +109,9 @@ impl Looks {
         let of_payer = looks.entry(payer.clone()).or_default();
         let mut pause = Duration::ZERO;
         if let Some((look, ended)) = &of_payer.last {
-            match look.answer(*ended, now, asked, situation) {
+            // Until the one who looks has ended, its changes may not be in the index, and `needed` not know of them.
+            let is_settled = !of_payer.is_looking || look.situation == situation;
+            match look.answer(*ended, now, asked, situation).filter(|_| is_settled) {
                 Some(possible) if possible < needed => return Next::Refused(possible),
                 // It has an effect, so there is no next one before the payer has brought more.
                 Some(_) => {}
@@ -121,18 +123,26 @@ impl Looks {
             }
         }
         if of_payer.is_looking {
-            return Next::Wait(LONGEST);
+            return Next::Wait(None);
         }
         if !pause.is_zero() {
-            return Next::Wait(pause);
+            return Next::Wait(Some(pause));
         }
         of_payer.is_looking = true;
         Next::Look(Looking { looks: self, payer: payer.clone() })
     }
 
-    /// Waits until a look for `payer` has ended, or for so long.
-    pub(crate) fn wait(&self, payer: &Member, longest: Duration) {
+    /// Waits as [`Next::Wait`] says.
+    pub(crate) fn wait(&self, payer: &Member, pause: Option<Duration>) {
         let looks = self.lock();
+        let Some(longest) = pause else {
+            // It may have ended since.
+            let goes_on = |looks: &mut HashMap<Member, OfPayer>| {
+                looks.get(payer).is_some_and(|of_payer| of_payer.is_looking)
+            };
+            drop(self.ended.wait_timeout_while(looks, LONGEST, goes_on));
+            return;
+        };
         let last = |looks: &HashMap<Member, OfPayer>| {
             looks.get(payer).map(|of_payer| (of_payer.last.map(|(_, ended)| ended), of_payer.is_looking))
         };
@@ -150,8 +160,8 @@ mod tests {
         match next {
             Next::Look(_) => "look".into(),
             Next::Refused(possible) => format!("refused, {possible}"),
-            Next::Wait(time) if *time == LONGEST => "wait for a look".into(),
-            Next::Wait(_) => "wait".into(),
+            Next::Wait(None) => "wait for a look".into(),
+            Next::Wait(Some(_)) => "wait".into(),
         }
     }
 
@@ -200,8 +210,9 @@ mod tests {
         let looking = next(THEN, 10);
         assert_eq!(word(&next(CHANGED, 10)), "wait for a look");
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| looks.wait(&alice, Duration::from_secs(600)));
+            let waiting = scope.spawn(|| looks.wait(&alice, None));
             looks.note(&alice, look(1_000_000, THEN));
+            assert_eq!(word(&next(CHANGED, 6)), "wait for a look", "its changes may not be there yet");
             drop(looking);
             waiting.join().unwrap();
         });
