@@ -40,9 +40,15 @@ fn derivation(name: &str, script: &str) -> Drv {
 /// Prints a line each tenth of a second, then makes its output of all of them.
 fn counting(name: &str, tenths: u32) -> Drv {
     let script = format!(
-        ": {name}; i=0; while [ $i -lt {tenths} ]; do i=$((i+1)); echo line $i; all=\"$all $i\"; sleep 0.1; done; echo $all > $out"
+        ": {name} {}; i=0; while [ $i -lt {tenths} ]; do i=$((i+1)); echo line $i; all=\"$all $i\"; sleep 0.1; done; echo $all > $out",
+        mark()
     );
     derivation(name, &script)
+}
+
+/// What only processes of this test's builders have among their arguments.
+fn mark() -> String {
+    format!("of test {}", std::process::id())
 }
 
 /// The lines of a counting builder; the box says something before.
@@ -109,16 +115,22 @@ async fn start(agent: &Agent, member: &str, drv: Drv) -> Session {
     session
 }
 
-/// Processes with this text among their arguments, besides ssh clients and this test.
-fn processes(text: &str) -> Vec<String> {
+/// Asks again for a build that counts. It ends well, and its log is there from the first line.
+async fn ends_well(agent: &Agent, member: &str, name: &str, tenths: u32) {
+    let mut again = session(agent, member).await;
+    let told = again.build(counting(name, tenths), BuildStatus::Built).await;
+    assert_eq!(lines(&told), counted(tenths));
+}
+
+/// The processes of this test's counting builders whose names begin with this.
+fn builders(name: &str) -> Vec<String> {
+    let (name, mark) = (format!(": {name}"), mark());
     let entries = fs::read_dir("/proc").expect("/proc").flatten();
     let arguments = entries.filter_map(|entry| {
-        let pid = entry.file_name().to_string_lossy().parse::<u32>().ok()?;
         let line = fs::read(entry.path().join("cmdline")).ok()?;
-        Some((pid, String::from_utf8_lossy(&line).replace('\0', " ")))
+        Some(String::from_utf8_lossy(&line).replace('\0', " "))
     });
-    let found = arguments.filter(|(pid, line)| *pid != std::process::id() && line.contains(text));
-    found.map(|(pid, line)| format!("{pid} {line}")).collect()
+    arguments.filter(|line| line.contains(&name) && line.contains(&mark)).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,7 +174,7 @@ async fn two_agents_in_a_row_take_over_and_a_build_that_nobody_waits_for_is_regi
     let mut later = session(&agent, "alice").await;
     assert!(is_valid(&mut later, &path("heirloom")).await);
     // What the sandboxes left is gone with the last of them.
-    until("the process of the sandbox to end", || processes("heirloom").is_empty());
+    until("the process of the sandbox to end", || builders("heirloom").is_empty());
     let log = agent.ssh("alice").args(["log", &path("heirloom").to_absolute_path()]).output().expect("ssh");
     let log = String::from_utf8_lossy(&log.stdout).into_owned();
     let log: Vec<&str> = log.lines().filter(|line| line.starts_with("line ")).collect();
@@ -224,9 +236,7 @@ async fn a_new_agent_may_listen_on_other_addresses_of_the_same_port() {
         assert_eq!(listening["address"], format!("{address}:{}", agent.port));
     }
     left.ends().await;
-    let mut again = session(&agent, "alice").await;
-    let told = again.build(counting("moved", 30), BuildStatus::Built).await;
-    assert_eq!(lines(&told), counted(30));
+    ends_well(&agent, "alice", "moved", 30).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -268,9 +278,7 @@ async fn a_broken_new_agent_changes_nothing() {
     assert_eq!(fs::read_link(format!("/proc/{}/exe", agent.pid())).expect("it runs"), runs);
     agent.wait_for_nth("no other agent has taken over; this one goes on", 1);
     left.ends().await;
-    let mut again = session(&agent, "alice").await;
-    let told = again.build(counting("steady", 40), BuildStatus::Built).await;
-    assert_eq!(lines(&told), counted(40));
+    ends_well(&agent, "alice", "steady", 40).await;
     assert_eq!(agent.events("build started").len(), 1, "{}", agent.log_text());
 }
 
@@ -280,9 +288,9 @@ async fn kill_9_after_a_takeover_leaves_no_sandbox_and_a_store_that_opens() {
     let left = start(&agent, "alice", counting("doomed", 600)).await;
     replace(&agent, 1);
     left.ends().await;
-    assert!(!processes("doomed").is_empty());
+    assert!(!builders("doomed").is_empty());
     agent.signal("-KILL");
-    until("the processes of the sandbox to end", || processes("doomed").is_empty());
+    until("the processes of the sandbox to end", || builders("doomed").is_empty());
     agent.start_again();
     let mut later = session(&agent, "alice").await;
     assert!(!is_valid(&mut later, &path("doomed")).await);
@@ -295,7 +303,7 @@ async fn kill_9_at_any_moment_of_a_takeover_leaves_no_sandbox() {
     let new = copy_of_the_agent(&agent);
     // The old agent waits for a tenth of a second before it executes the new one.
     for moment in [0, 60, 95, 105, 115, 130, 200] {
-        let left = start(&agent, "alice", counting("doomed", 600)).await;
+        let left = start(&agent, "alice", counting("condemned", 600)).await;
         let mut reload = Command::new(&new);
         reload.args(["reload", "--config"]).arg(agent.path().join("agent.toml")).stderr(Stdio::null());
         let mut reloading = reload.stdout(Stdio::null()).spawn().expect("the new agent");
@@ -304,11 +312,11 @@ async fn kill_9_at_any_moment_of_a_takeover_leaves_no_sandbox() {
         agent.signal("-KILL");
         reloading.wait().expect("waited");
         left.ends().await;
-        until("the processes of the sandbox to end", || processes("doomed").is_empty());
+        until("the processes of the sandbox to end", || builders("condemned").is_empty());
         agent.start_again();
     }
     let mut later = session(&agent, "alice").await;
-    assert!(!is_valid(&mut later, &path("doomed")).await);
+    assert!(!is_valid(&mut later, &path("condemned")).await);
     later.build(counting("modest", 1), BuildStatus::Built).await;
 }
 
@@ -334,10 +342,8 @@ async fn builds_of_who_was_removed_meanwhile_end_and_others_go_on() {
     two.ends().await;
     let ended = agent.wait_for("build finished");
     assert!(ended["member"] == "alice" && ended["ok"] == false, "{ended}");
-    until("the sandbox of the removed member to end", || processes("alices").is_empty());
-    let mut again = session(&agent, "bob").await;
-    let told = again.build(counting("bobs", 30), BuildStatus::Built).await;
-    assert_eq!(lines(&told), counted(30));
+    until("the sandbox of the removed member to end", || builders("alices").is_empty());
+    ends_well(&agent, "bob", "bobs", 30).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -355,7 +361,7 @@ async fn a_build_that_goes_on_keeps_its_slot_and_can_be_cancelled() {
     let cancelled = agent.ssh("alice").args(["builds", "cancel", &id]).output().expect("ssh");
     assert!(cancelled.status.success(), "{cancelled:?}");
     second.is(BuildStatus::Built).await;
-    until("the sandbox of the cancelled build to end", || processes("long").is_empty());
+    until("the sandbox of the cancelled build to end", || builders("long").is_empty());
     let finished = agent.events("build finished");
     assert!(finished[0]["ok"] == false && finished[1]["ok"] == true, "{finished:?}");
     // Numbers of builds go on.
@@ -406,7 +412,7 @@ async fn a_holder_of_a_ticket_keeps_the_use_that_the_build_took_and_a_revocation
     command(&["ticket", "revoke", "friend"]);
     let ended = agent.wait_for("build finished");
     assert!(ended["member"] == "friend (ticket of alice)" && ended["ok"] == false, "{ended}");
-    until("the sandbox to end", || processes("friends").is_empty());
+    until("the sandbox to end", || builders("friends").is_empty());
 }
 
 /// A session of who holds this ticket, as `ticket create --json` shows it.
@@ -442,9 +448,7 @@ async fn the_ticket_that_paid_for_a_build_pays_also_after_another_member_got_the
     agent.wait_for("build handed over");
     replace(&agent, 1);
     joined.ends().await;
-    let mut again = session(&agent, "bob").await;
-    let told = again.build(counting("given", 40), BuildStatus::Built).await;
-    assert_eq!(lines(&told), counted(40));
+    ends_well(&agent, "bob", "given", 40).await;
     let listed: serde_json::Value =
         serde_json::from_str(&command(&["ticket", "list", "--json"])).expect("JSON");
     let took = listed[0]["build_seconds"].as_u64();
@@ -498,7 +502,7 @@ async fn agents_that_take_over_amid_many_short_builds_lose_none_and_leave_nothin
         line.await.expect("all builds");
     }
     assert!(taken > 1 && !agent.events("build taken over").is_empty(), "{taken}\n{}", agent.log_text());
-    until("the sandboxes to end", || processes("short-").is_empty());
+    until("the sandboxes to end", || builders("short-").is_empty());
     let children = format!("/proc/{0}/task/{0}/children", agent.pid());
     until("nothing is left of ended builds", || {
         fs::read_to_string(&children).expect("children").trim().is_empty()
