@@ -204,8 +204,7 @@ pub fn bind_again(
 
 /// Serves until `stop` is requested, then sends a last message to every client and returns when the last connection is
 /// closed.
-pub async fn serve(agent: Arc<Agent>, key: PrivateKey, listeners: Vec<TcpListener>, stop: impl Into<Stop>) {
-    let stop = stop.into();
+pub async fn serve(agent: Arc<Agent>, key: PrivateKey, listeners: Vec<TcpListener>, stop: Stop) {
     let name = agent.config.name.clone();
     let weaker = builds::backend::weaker(&agent.config.sandbox);
     let limits = &agent.config.limits;

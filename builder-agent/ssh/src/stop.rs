@@ -20,13 +20,7 @@ impl Stop {
 
     pub(crate) async fn requested(&self) -> &'static str {
         self.token.cancelled().await;
-        self.reason.get().copied().unwrap_or("the box is shutting down")
-    }
-}
-
-/// A request without a reason of its own.
-impl From<CancellationToken> for Stop {
-    fn from(token: CancellationToken) -> Self {
-        Self { token, reason: Arc::default() }
+        // It was set before.
+        self.reason.get().copied().unwrap_or_default()
     }
 }

@@ -231,24 +231,16 @@ fn attribute(name: &str) -> String {
     }
 }
 
-/// All that the client sends. `stall`: the longest wait for the next piece.
-async fn read(mut stdin: Reader<'_>, stall: Duration) -> Result<String, String> {
+/// All that the client sends. `stall`: the time for it, which is no more than the longest piece that one wait allows.
+async fn read(stdin: Reader<'_>, stall: Duration) -> Result<String, String> {
     let mut bytes = Vec::new();
-    let mut piece = [0; 4096];
-    loop {
-        let count = match tokio::time::timeout(stall, stdin.read(&mut piece)).await {
-            Ok(read) => read.map_err(|error| format!("the keys cannot be read: {error}"))?,
-            Err(_) => return Err(format!("no key came for {} seconds", stall.as_secs())),
-        };
-        if count == 0 {
-            break;
-        }
-        bytes.extend_from_slice(&piece[..count]);
-        if bytes.len() > MAX_BYTES {
-            return Err(format!(
-                "more than {MAX_BYTES} bytes of keys; send the lines of your .pub files only"
-            ));
-        }
+    let mut limited = stdin.take(MAX_BYTES as u64 + 1);
+    match tokio::time::timeout(stall, limited.read_to_end(&mut bytes)).await {
+        Ok(read) => read.map_err(|error| format!("the keys cannot be read: {error}"))?,
+        Err(_) => return Err(format!("the keys did not arrive within {} seconds", stall.as_secs())),
+    };
+    if bytes.len() > MAX_BYTES {
+        return Err(format!("more than {MAX_BYTES} bytes of keys; send the lines of your .pub files only"));
     }
     String::from_utf8(bytes)
         .map_err(|_| "the input is not text; send the lines of your .pub files".to_owned())

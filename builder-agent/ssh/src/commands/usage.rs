@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use ::roster::Key;
 use daemon::Agent;
 use ledger::{By, Kind, Month, Part};
 use members::{Member, Roster};
@@ -131,7 +132,7 @@ fn text(arguments: &Arguments, agent: &Agent, member: &Member, screen: Screen) -
             sums.len()
         ));
     }
-    let labels = labels(agent, &roster, per);
+    let labels = labels(agent, &roster, per, who.as_ref());
     let lines = sums.into_iter().map(|((who, first), amounts)| {
         let now = roster.by_id(&who.member);
         let name = now.map_or_else(|| who.member.clone(), |member| member.name.clone());
@@ -164,17 +165,28 @@ fn text(arguments: &Arguments, agent: &Agent, member: &Member, screen: Screen) -
     })
 }
 
-/// What people call these parts: the names of tickets that are still listed, and the comments of keys in the roster.
-fn labels(agent: &Agent, roster: &Roster, per: Option<Kind>) -> HashMap<Part, String> {
+/// What people call these parts of `who`, or of everybody: the names of tickets that are still listed, and the comments of
+/// keys in the roster.
+fn labels(
+    agent: &Agent,
+    roster: &Roster,
+    per: Option<Kind>,
+    who: Option<&Arc<str>>,
+) -> HashMap<Part, String> {
     match per {
         Some(Kind::Ticket) => {
-            let tickets = agent.tickets.list(|_| true);
+            let tickets = agent.tickets.list(|ticket| who.is_none_or(|who| ticket.maker == *who));
             let label =
                 |ticket: Arc<tickets::Ticket>| (Part::new(Kind::Ticket, &ticket.id), ticket.name.to_string());
             tickets.into_iter().map(label).collect()
         }
         Some(Kind::Key) => {
-            roster.keys().map(|key| (Part::new(Kind::Key, &key.fingerprint()), key.comment.clone())).collect()
+            let keys: Vec<&Arc<Key>> = match who {
+                Some(who) => roster.by_id(who).map(|member| roster.keys_of(member)).unwrap_or_default(),
+                None => roster.keys().collect(),
+            };
+            let label = |key: &Arc<Key>| (Part::new(Kind::Key, &key.fingerprint()), key.comment.clone());
+            keys.into_iter().map(label).collect()
         }
         Some(Kind::Tag) | None => HashMap::new(),
     }

@@ -3,7 +3,7 @@
 //! A removal has to end them within a minute. This says when it did: in the log, in the audit, and for the last removals in
 //! `status` of maintainers. Not here: the ending itself (`connection`, `builds::schedule`).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,9 @@ use super::audit::{Event, Kind};
 
 /// Removals that are kept for `status`.
 const KEPT: usize = 5;
-/// Time between two looks.
+/// Time between two looks, and between two after the promise is broken.
 const GLANCE: Duration = Duration::from_millis(50);
+const RARE_GLANCE: Duration = Duration::from_secs(1);
 /// What has not ended by then has broken the promise, which is logged as an error.
 const PROMISED: Duration = Duration::from_secs(60);
 
@@ -100,16 +101,27 @@ pub(crate) async fn follow(
             }
             is_gone
         });
+        // The holders of a member's tickets go with the member.
+        let ids: HashSet<Arc<str>> = left.iter().map(|member| member.id.clone()).collect();
+        let is_left = |who: &Member| ids.contains(&who.payer().id);
+        let mut open = HashMap::<Arc<str>, usize>::new();
+        for connection in records.connections.list(is_left) {
+            *open.entry(connection.member.payer().id.clone()).or_default() += 1;
+        }
+        let builds_of = |of: &dyn Fn(&Member) -> bool| {
+            let Load { running, waiting } = agent.realiser.scheduler.load(of);
+            running + waiting
+        };
+        let some_build = builds_of(&is_left) > 0;
+        let is_broken = began.elapsed() >= PROMISED;
         left.retain(|member| {
-            // The holders of the member's tickets go with the member.
-            let is_its = |who: &Member| who.payer().id == member.id;
-            let Load { running, waiting } = agent.realiser.scheduler.load(&is_its);
-            let sessions = records.connections.list(is_its).len();
+            let builds = if some_build { builds_of(&|who| who.payer().id == member.id) } else { 0 };
+            let sessions = open.get(&member.id).copied().unwrap_or_default();
             let seconds = (began.elapsed().as_secs_f64() * 1e3).round() / 1e3;
             let (name, commit) = (&member.name, roster.commit.as_deref());
-            if running + waiting + sessions > 0 {
-                if began.elapsed() >= PROMISED && !is_late {
-                    tracing::error!(member = %name, commit, seconds, sessions, builds = running + waiting, "sessions and builds of a removed member go on");
+            if builds + sessions > 0 {
+                if is_broken && !is_late {
+                    tracing::error!(member = %name, commit, seconds, sessions, builds, "sessions and builds of a removed member go on");
                 }
                 return true;
             }
@@ -118,17 +130,19 @@ pub(crate) async fn follow(
             ended.push(member.name.clone());
             false
         });
-        if left.is_empty() && ended.is_empty() {
-            return;
-        }
-        if left.is_empty() {
+        let is_time = left.is_empty() || (is_broken && !is_late);
+        if is_time && !ended.is_empty() {
             // One event for all: a roster that loses thousands must not push out what maintainers did.
             let seconds = began.elapsed().as_secs();
             let text = format!("sessions and builds ended within {} s: {}", seconds + 1, ended.join(", "));
-            return records.audit.note(Event::now(Kind::Removed).saying(&text));
+            records.audit.note(Event::now(Kind::Removed).saying(&text));
+            ended.clear();
         }
-        is_late |= began.elapsed() >= PROMISED;
-        tokio::time::sleep(GLANCE).await;
+        if left.is_empty() {
+            return;
+        }
+        is_late = is_broken;
+        tokio::time::sleep(if is_late { RARE_GLANCE } else { GLANCE }).await;
     }
 }
 
