@@ -25,6 +25,8 @@ use crate::control::{Answer, Request, answer};
 const MAX_WRITTEN: u64 = 1 << 30;
 /// For connections to end after they were told.
 const GRACE: Duration = Duration::from_secs(5);
+/// For the store, and what members have used, to reach the disk.
+const FLUSH: Duration = Duration::from_secs(60);
 /// For the log's thread to write the lines that wait.
 const LAST_LINES: Duration = Duration::from_millis(100);
 /// For a build that was cancelled at the last moment to end.
@@ -115,6 +117,8 @@ pub enum Stays {
     Format { ours: (u32, u32), theirs: (u32, u32) },
     #[error(transparent)]
     Builds(#[from] NotPaused),
+    #[error("{what} could not be written to the disk within {} seconds", FLUSH.as_secs())]
+    Slow { what: &'static str },
     #[error("what the new agent needs cannot be written down: {0}")]
     Write(io::Error),
     #[error("the new agent {} cannot be executed: {cause}", executable.display())]
@@ -162,7 +166,13 @@ impl Leaving<'_> {
     }
 
     async fn leave(&self, request: &Request, connection: &UnixStream) -> Result<Never, Stays> {
-        self.flush().await;
+        // So that the new agent finds nothing to repair.
+        let tidy = |agent: &Agent| {
+            if let Err(error) = agent.store.tidy() {
+                tracing::error!(%error, "the store could not be flushed; the next start checks it");
+            }
+        };
+        self.flush("the store", tidy).await?;
         // A run may have been cancelled since, for example because of a change of the roster: it ends first, and its charge is
         // not lost. Nothing starts, so this ends.
         let mut flushed = None;
@@ -173,7 +183,14 @@ impl Leaving<'_> {
             if started == flushed {
                 break;
             }
-            self.flush_accounts().await;
+            // What the runs that have ended have used.
+            let accounts = |agent: &Agent| {
+                agent.ledger.flush();
+                if let Err(error) = agent.tickets.flush() {
+                    tracing::error!(error, "what was used of tickets since the last write is lost");
+                }
+            };
+            self.flush("what members have used", accounts).await?;
             flushed = started;
         }
         // Nothing is waited for from here on.
@@ -194,30 +211,22 @@ impl Leaving<'_> {
         Err(Stays::Execute { executable: request.executable.clone(), cause })
     }
 
-    /// So that the new agent finds nothing to repair. What cannot be written now is as after a crash.
-    async fn flush(&self) {
+    /// Does `work`, which writes `what` to the disk. What cannot be written now is as after a crash; a disk that does not answer
+    /// keeps the old agent, whose builds wait meanwhile.
+    async fn flush(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&Agent) + Send + 'static,
+    ) -> Result<(), Stays> {
         let agent = self.agent.clone();
-        let flushed = tokio::task::spawn_blocking(move || {
-            if let Err(error) = agent.store.tidy() {
-                tracing::error!(%error, "the store could not be flushed; the next start checks it");
+        let flushing = tokio::task::spawn_blocking(move || work(&agent));
+        match tokio::time::timeout(FLUSH, flushing).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(panic)) => {
+                tracing::error!(%panic, what, "flushing panicked; what was not written is lost");
+                Ok(())
             }
-        });
-        if let Err(panic) = flushed.await {
-            tracing::error!(%panic, "flushing the store panicked; the next start checks it");
-        }
-    }
-
-    /// What the runs that have ended have used.
-    async fn flush_accounts(&self) {
-        let agent = self.agent.clone();
-        let flushed = tokio::task::spawn_blocking(move || {
-            agent.ledger.flush();
-            if let Err(error) = agent.tickets.flush() {
-                tracing::error!(error, "what was used of tickets since the last write is lost");
-            }
-        });
-        if let Err(panic) = flushed.await {
-            tracing::error!(%panic, "flushing the accounts panicked; what was used since the last write is lost");
+            Err(_) => Err(Stays::Slow { what }),
         }
     }
 }
