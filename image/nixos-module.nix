@@ -33,6 +33,17 @@ let
     substituteInPlace $out/lib/systemd/system/*.service --replace-quiet /usr/lib/barnraiser ${home} \
       --replace-quiet /bin/true ${pkgs.coreutils}/bin/true
   '';
+  # Options that name a file: one that may be in the Nix store, which everybody reads, and one that may not.
+  named =
+    type: description:
+    lib.mkOption {
+      type = lib.types.nullOr type;
+      default = null;
+      inherit description;
+    };
+  file = named lib.types.path;
+  secret = what: named lib.types.str "${what} Not in the Nix store, which everybody reads.";
+
   # Of roster-sync, and gpgv of access-manager.
   tools = [
     pkgs.coreutils
@@ -69,52 +80,20 @@ in
         default = false;
         description = "Whether `baked` serves until the repository was read for the first time.";
       };
-      allowedSigners = lib.mkOption {
-        type = lib.types.nullOr lib.types.path;
-        default = null;
-        description = "Commits must be signed by one of these ssh keys (ssh-keygen(1), ALLOWED SIGNERS).";
-      };
+      allowedSigners = file "Commits must be signed by one of these ssh keys (ssh-keygen(1), ALLOWED SIGNERS).";
       webhook = {
         listen = lib.mkOption {
           type = lib.types.str;
           default = "0.0.0.0:8080";
         };
-        secretFile = lib.mkOption {
-          type = lib.types.nullOr lib.types.str;
-          default = null;
-          description = "File with the secrets of webhooks, one in a line. Not in the Nix store, which everybody reads.";
-        };
+        secretFile = secret "File with the secrets of webhooks, one in a line.";
       };
-      mergeSigners = lib.mkOption {
-        type = lib.types.nullOr lib.types.path;
-        default = null;
-        description = "Further ssh keys, which may sign merge commits only.";
-      };
-      gpgKeyring = lib.mkOption {
-        type = lib.types.nullOr lib.types.path;
-        default = null;
-        description = "Commits may also be signed by one of these OpenPGP keys (a keyring of gpgv(1)).";
-      };
-      mergeGpgKeyring = lib.mkOption {
-        type = lib.types.nullOr lib.types.path;
-        default = null;
-        description = "Further OpenPGP keys, which may sign merge commits only.";
-      };
-      knownHosts = lib.mkOption {
-        type = lib.types.nullOr lib.types.path;
-        default = null;
-        description = "Host keys of a repository that is read over ssh (ssh-keygen(1), known_hosts).";
-      };
-      sshKeyFile = lib.mkOption {
-        type = lib.types.nullOr lib.types.str;
-        default = null;
-        description = "File with the private key for a repository that is read over ssh. Not in the Nix store, which everybody reads.";
-      };
-      baked = lib.mkOption {
-        type = lib.types.nullOr lib.types.path;
-        default = null;
-        description = "roster.json to fall back to when the repository cannot be reached.";
-      };
+      mergeSigners = file "Further ssh keys, which may sign merge commits only.";
+      gpgKeyring = file "Commits may also be signed by one of these OpenPGP keys (a keyring of gpgv(1)).";
+      mergeGpgKeyring = file "Further OpenPGP keys, which may sign merge commits only.";
+      knownHosts = file "Host keys of a repository that is read over ssh (ssh-keygen(1), known_hosts).";
+      sshKeyFile = secret "File with the private key for a repository that is read over ssh.";
+      baked = file "roster.json to fall back to when the repository cannot be reached.";
     };
     settings = lib.mkOption {
       inherit (toml) type;
