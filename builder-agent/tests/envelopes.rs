@@ -4,9 +4,8 @@
 mod common;
 
 use common::client::{Told, build, send, told, wait_for_reason};
-use common::scripted::{Scripted, TestClient, derivation, path, until};
+use common::scripted::{Scripted, TestClient, derivation, from_client, path, until};
 use common::served::Served;
-use daemon::SessionOptions;
 use nix::BuildStatus;
 use serde_json::json;
 use wire::client::Frame;
@@ -14,15 +13,6 @@ use wire::worker::Request;
 
 /// Builds have 1 processor and 1024 MiB, and at most 8 and 4096.
 const CONFIG: &str = "[limits]\nmax-cpus = 8\nmax-memory-mib = 4096\nmax-jobs = 8";
-
-fn from_client(variables: &[(&str, &str)]) -> SessionOptions {
-    let mut options = SessionOptions::default();
-    for (name, value) in variables {
-        assert!(options.set(name, value), "{name}");
-    }
-    assert_eq!(options.wrong(), None);
-    options
-}
 
 /// What the builder of `name` wrote.
 async fn contents(client: &mut TestClient, name: &str) -> String {

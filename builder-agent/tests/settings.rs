@@ -7,7 +7,7 @@ use std::process::Output;
 
 use common::Agent;
 use common::client::{build, send, told, wait_for_line};
-use common::scripted::{Scripted, derivation, path, until};
+use common::scripted::{Scripted, derivation, from_client, path, until};
 use daemon::SessionOptions;
 use members::Member;
 use nix::BuildStatus;
@@ -182,15 +182,6 @@ fn a_hostile_environment_costs_only_its_own_session() {
         agent.ssh("alice").arg("-o").arg(OsString::from_vec(bytes)).arg("whoami").output().expect("ssh");
     assert!(!said.status.success(), "{said:?}");
     assert_eq!(agent.ssh("bob").arg("whoami").output().expect("ssh").status.code(), Some(0));
-}
-
-fn from_client(variables: &[(&str, &str)]) -> SessionOptions {
-    let mut options = SessionOptions::default();
-    for (name, value) in variables {
-        assert!(options.set(name, value), "{name}");
-    }
-    assert_eq!(options.wrong(), None);
-    options
 }
 
 #[tokio::test(flavor = "multi_thread")]

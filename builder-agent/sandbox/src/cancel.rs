@@ -115,14 +115,9 @@ impl Cancel {
 
     /// A descriptor that polls readable when the session is asked to pause, until somebody reads it.
     pub(crate) fn pause_event(&self) -> io::Result<Arc<OwnedFd>> {
-        let event = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let mut waiters = self.lock();
-        waiters.pause_events.retain(|e| e.strong_count() > 0);
-        if let Pause::Asked = waiters.pause {
-            raise(&event);
-        }
-        waiters.pause_events.push(Arc::downgrade(&event));
-        Ok(event)
+        let is_asked = matches!(waiters.pause, Pause::Asked);
+        new_event(&mut waiters.pause_events, is_asked)
     }
 
     pub fn is_cancelled(&self) -> bool {
@@ -142,15 +137,9 @@ impl Cancel {
     /// A descriptor that polls readable from the cancellation on, for threads that also wait for other
     /// events.
     pub fn event(&self) -> io::Result<Arc<OwnedFd>> {
-        let event = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let mut waiters = self.lock();
-        waiters.events.retain(|e| e.strong_count() > 0);
-        if waiters.cancelled {
-            raise(&event);
-        } else {
-            waiters.events.push(Arc::downgrade(&event));
-        }
-        Ok(event)
+        let is_cancelled = waiters.cancelled;
+        new_event(&mut waiters.events, is_cancelled)
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiters> {
@@ -159,7 +148,18 @@ impl Cancel {
     }
 }
 
-/// Adding one to a counter of zero cannot block or overflow, so no error can happen.
+/// Another one for this list; raised already if what it tells has happened.
+fn new_event(events: &mut Vec<Weak<OwnedFd>>, has_happened: bool) -> io::Result<Arc<OwnedFd>> {
+    let event = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    events.retain(|e| e.strong_count() > 0);
+    if has_happened {
+        raise(&event);
+    }
+    events.push(Arc::downgrade(&event));
+    Ok(event)
+}
+
+/// Adding one to a small counter cannot block or overflow, so no error can happen.
 fn raise(event: &OwnedFd) {
     let _ = rustix::io::write(event, &1u64.to_ne_bytes());
 }

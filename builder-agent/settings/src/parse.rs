@@ -117,8 +117,8 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
             max_store_bytes_per_member: values
                 .int("limits.max-store-mib-per-member")
                 .map(|mib| mib as u64 * MIB),
-            max_memory_mib: values.int("limits.max-memory-mib").unwrap_or(memory) as u32,
-            max_vcpus: values.int("limits.max-cpus").unwrap_or(vcpus) as u8,
+            max_memory_mib: values.number("limits.max-memory-mib") as u32,
+            max_vcpus: values.number("limits.max-cpus") as u8,
             max_processes: values.int_of("limits.max-processes") as u32,
             max_connections: values.int_of("limits.max-connections") as usize,
             max_connections_per_member: values.int_of("limits.max-connections-per-member") as usize,
@@ -195,6 +195,16 @@ impl Values<'_> {
         self.int(key).unwrap_or_else(|| unreachable!("`{key}` has a default in the table of keys"))
     }
 
+    /// As `int_of`. Without a limit of its own, a build has no more than what builds have.
+    fn number(&self, key: &str) -> i64 {
+        let of_builds = match key {
+            "limits.max-cpus" => "sandbox.vcpus",
+            "limits.max-memory-mib" => "sandbox.memory-mib",
+            own => own,
+        };
+        self.int(key).unwrap_or_else(|| self.int_of(of_builds))
+    }
+
     fn bool_of(&self, key: &str) -> bool {
         matches!(self.found.get(key), Some(Value::Bool(true)))
     }
@@ -208,15 +218,7 @@ impl Values<'_> {
                 levels::Kind::Most { .. }
                 | levels::Kind::Amount { .. }
                 | levels::Kind::Count { .. }
-                | levels::Kind::Rank { .. } => {
-                    // Without a limit of its own, a build has no more than what builds have.
-                    let of_builds = match setting.key {
-                        "limits.max-cpus" => "sandbox.vcpus",
-                        "limits.max-memory-mib" => "sandbox.memory-mib",
-                        own => own,
-                    };
-                    levels::Value::Number(self.int(setting.key).unwrap_or_else(|| self.int_of(of_builds)))
-                }
+                | levels::Kind::Rank { .. } => levels::Value::Number(self.number(setting.key)),
                 levels::Kind::Globs | levels::Kind::Tags | levels::Kind::Caches | levels::Kind::CacheKeys => {
                     levels::Value::Words(self.texts(setting.key).unwrap_or_default())
                 }

@@ -409,3 +409,13 @@ pub fn derivation(name: &str, script: &str, env: &[(&str, &str)]) -> Drv {
     };
     (path(&format!("{name}.drv")), derivation)
 }
+
+/// What a client sends in the environment of ssh.
+pub fn from_client(variables: &[(&str, &str)]) -> SessionOptions {
+    let mut options = SessionOptions::default();
+    for (name, value) in variables {
+        assert!(options.set(name, value), "{name}");
+    }
+    assert_eq!(options.wrong(), None);
+    options
+}

@@ -4,10 +4,10 @@
 use std::path::Path;
 use std::process::{Output, Stdio};
 
+use ::ssh::Stop;
 use nix::BuildStatus;
 use serde_json::Value;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio_util::sync::CancellationToken;
 use wire::client::Client;
 
 use super::client::{self, Drv, Told};
@@ -18,7 +18,7 @@ use super::{PATIENCE, ssh};
 pub struct Served {
     pub scripted: Scripted,
     pub port: u16,
-    stop: CancellationToken,
+    stop: Stop,
 }
 
 /// `nix-daemon --stdio` through OpenSSH, and the client that speaks with it.
@@ -43,7 +43,7 @@ impl Served {
         let port = listeners[0].local_addr().expect("bound").port();
         let key =
             builder_agent::host_key::load_or_create(&scripted.dir.path().join("host-key")).expect("a key");
-        let stop = CancellationToken::new();
+        let stop = Stop::default();
         tokio::spawn(::ssh::serve(scripted.agent.clone(), key, listeners, stop.clone()));
         Self { scripted, port, stop }
     }
@@ -81,7 +81,7 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.stop.because("the test is over");
     }
 }
 

@@ -131,16 +131,12 @@ impl Vmm {
         printable::lines(&String::from_utf8_lossy(&bytes))
     }
 
-    /// Waits for a process that is ending, so that [`end`](Self::end) gives its own status and not that of the kill.
-    pub fn let_end(&self, patience: Duration) {
+    /// Waits for a process that is ending, so that [`end`](Self::end) gives its own status and not that of the kill. Returns
+    /// whether it has ended.
+    pub fn let_end(&self, patience: Duration) -> bool {
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
         // An error has no consequence: the caller ends the process next.
-        let _ = poll(&mut fds, Timespec::try_from(patience).ok().as_ref());
-    }
-
-    fn has_ended(&self) -> bool {
-        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+        poll(&mut fds, Timespec::try_from(patience).ok().as_ref()).is_ok_and(|ready| ready > 0)
     }
 
     /// These ranges of the process' addresses are not the VMM's own memory.
@@ -154,7 +150,7 @@ impl Vmm {
             // Read before the kill, while the process has memory.
             let (overhead, peak) = (overhead::of_process(self.pid, &self.guest), overhead::peak(self.pid));
             // A process that has ended by itself has no memory any more, so its numbers are dropped.
-            if !self.has_ended() && pidfd_send_signal(&self.pidfd, Signal::KILL).is_ok() {
+            if !self.let_end(Duration::ZERO) && pidfd_send_signal(&self.pidfd, Signal::KILL).is_ok() {
                 (self.usage.vmm_overhead, self.usage.peak_memory) = (overhead, peak);
             }
             if let Ok((status, cpu)) = usage::reap(self.pid) {

@@ -5,7 +5,7 @@
 //! hold it.
 
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -184,9 +184,8 @@ fn wait(
     timeout: Option<Duration>,
 ) -> Result<PollFlags, SandboxError> {
     let interest = if writing { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-    let mut fds = [stream.as_fd(), cancelled.as_fd(), asked_to_pause.as_fd()]
-        .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-    fds[0] = PollFd::new(stream, interest);
+    let [stop, pause] = [cancelled, asked_to_pause].map(|event| PollFd::new(event, PollFlags::IN));
+    let mut fds = [PollFd::new(stream, interest), stop, pause];
     // Rounded up, so that the deadline has passed when poll returns, and the loop does not spin until then.
     let timeout = timeout.map(|t| t + Duration::from_millis(1));
     let timespec = timeout.and_then(|t| Timespec::try_from(t).ok());
