@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use builds::schedule::admit::{Admission, Asked, Class, Event, Owner, Size, Terms};
+use builds::schedule::admit::{Admission, Asked, Class, Event, Owner, Terms};
 
 use super::workload::{SLOT, Workload};
 
@@ -60,7 +60,7 @@ impl<'a> Fair<'a> {
         };
         let owners = workload.members.iter().enumerate().map(owner).collect();
         let (mut admission, start) = (Admission::default(), Instant::now());
-        admission.handle(Event::Box { slots, slot: SLOT, most: Size::ALL }, start);
+        admission.handle(Event::Box { slots, slot: SLOT, most: SLOT.times(slots) }, start);
         Self { workload, admission, owners, start }
     }
 

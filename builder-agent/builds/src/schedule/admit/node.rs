@@ -122,14 +122,10 @@ impl Node {
         self.started < self.terms.slots
     }
 
-    /// Whether there is a limit on what the started runs take together.
-    pub fn limits_size(&self) -> bool {
-        self.terms.most != Size::ALL
-    }
-
     /// Whether there is room for a run of this size besides those that have started.
     pub fn has_room_for(&self, size: Size) -> bool {
-        let fits = !self.limits_size() || self.started == 0 || self.taken.with(size).fits(self.terms.most);
+        let Terms { most, .. } = self.terms;
+        let fits = most == Size::ALL || self.started == 0 || self.taken.with(size).fits(most);
         self.has_room() && fits
     }
 

@@ -90,11 +90,6 @@ impl Tree {
         self.nodes[ROOT].terms.most = most;
     }
 
-    /// Whether the box has room for a run of this size.
-    fn has_room_for(&self, size: Size) -> bool {
-        self.nodes[ROOT].has_room_for(size)
-    }
-
     fn moment(&self, now: Instant) -> Moment {
         self.clock.as_ref().map_or_else(|| Decay::from(now), |clock| clock.decay).at(now)
     }
@@ -223,15 +218,19 @@ impl Tree {
     /// The run that is to start now, which leaves its line.
     pub fn next(&mut self, now: Instant) -> Option<(Leaf, RunId)> {
         let moment = self.moment(now);
-        let (_, first) = self.best(ROOT, moment, |member| self.may_start(member, now))?;
-        if !self.fits(first, now) {
+        // Who may start, and whether the box has room for it.
+        let ready = self.nodes[ROOT].ready.iter().copied();
+        let may: Vec<(NodeId, bool)> =
+            ready.filter_map(|member| Some((member, self.fits(member, now)?))).collect();
+        let (_, first) = self.best(ROOT, may.iter().map(|(member, _)| *member), moment)?;
+        let fitting = || may.iter().filter(|(_, fits)| *fits).map(|(member, _)| *member);
+        if !fitting().any(|member| member == first) {
             let since = *self.nodes[first].passed.get_or_insert(now);
             if now.saturating_duration_since(since) >= RESERVE {
                 return None;
             }
         }
-        let may = |member| self.may_start(member, now) && self.fits(member, now);
-        let (least, member) = self.best(ROOT, moment, may)?;
+        let (least, member) = self.best(ROOT, fitting(), moment)?;
         self.raise_floor(ROOT, least, moment);
         let (class, least, key) = self.next_key(member, now)?;
         self.raise_floor(member, least, moment);
@@ -247,21 +246,13 @@ impl Tree {
         Some((Leaf(key), run))
     }
 
-    /// Whether this member and each of the member's groups have room for the next run. Sizes matter only where they are limited.
-    fn may_start(&self, member: NodeId, now: Instant) -> bool {
+    /// Whether the box has room for the next run of this member. `None`: the member, or one of the member's groups, has none.
+    fn fits(&self, member: NodeId, now: Instant) -> Option<bool> {
         let own = &self.nodes[member];
         let limits = || std::iter::once(own).chain(own.groups.iter().map(|id| &self.nodes[*id]));
-        if !limits().all(Node::has_room) || !limits().any(Node::limits_size) {
-            return limits().all(Node::has_room);
-        }
-        let size = self.next_size(member, now);
-        size.is_some_and(|size| limits().all(|node| node.has_room_for(size)))
-    }
-
-    /// Whether the box has room for the next run of this member.
-    fn fits(&self, member: NodeId, now: Instant) -> bool {
-        !self.nodes[ROOT].limits_size()
-            || self.next_size(member, now).is_some_and(|size| self.has_room_for(size))
+        // Slots first: which run is next takes longer to say.
+        let size = if limits().all(Node::has_room) { self.next_size(member, now) } else { None }?;
+        limits().all(|node| node.has_room_for(size)).then(|| self.nodes[ROOT].has_room_for(size))
     }
 
     /// The size of this member's next run.
@@ -274,15 +265,21 @@ impl Tree {
     /// whom the slot goes.
     fn next_key(&self, member: NodeId, now: Instant) -> Option<(Class, i128, NodeId)> {
         let class = self.class_of_next(member, now);
-        let (least, key) = self.best(member, self.moment(now), |key| self.nodes[key].has(class))?;
+        let keys = self.nodes[member].ready.iter().copied().filter(|key| self.nodes[*key].has(class));
+        let (least, key) = self.best(member, keys, self.moment(now))?;
         Some((class, least, key))
     }
 
-    /// Among the children that can give a run and `may`: the smallest usage, and the one to whom the slot goes.
-    fn best(&self, parent: NodeId, now: Moment, may: impl Fn(NodeId) -> bool) -> Option<(i128, NodeId)> {
+    /// Among these children: the smallest usage, and the one to whom the slot goes.
+    fn best(
+        &self,
+        parent: NodeId,
+        children: impl Iterator<Item = NodeId>,
+        now: Moment,
+    ) -> Option<(i128, NodeId)> {
         let floor = self.nodes[parent].floor;
         let (mut least, mut first) = (None, None);
-        for id in self.nodes[parent].ready.iter().copied().filter(|id| may(*id)) {
+        for id in children {
             let node = &self.nodes[id];
             let used = node.usage.at(now).max(floor);
             let rank = (used + node.usage.advance(now), node.since, id);
