@@ -11,16 +11,15 @@
 //!
 //! Sessions see only [`Scheduler`]; [`Embedded`] needs no other service. `run` leads one run through the three parts.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ledger::Ledger;
 use nix_derivation::StorePath;
-use sandbox::{Cancel, JobRunner};
+use sandbox::JobRunner;
 use store::Store;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -39,7 +38,6 @@ use shares::threads::Threads;
 
 use place::{Here, Place, Snapshots};
 use queue::Queue;
-use run::{Progress, Run};
 use share::{RunKey, Running, Table, Waiter};
 use shared::{Shared, size_of};
 
@@ -244,40 +242,10 @@ impl Embedded {
             NotStarted::Refused(Failure::transient(format!("cannot create a build log: {error}")))
         })?;
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
-        let (outcome, outcome_seen) = watch::channel(None);
-        let (begun, begun_seen) = watch::channel(None);
-        let (owner, followed) = watch::channel(Some(first.clone()));
-        let cancel = Cancel::new();
-        let drained = Arc::new(OnceLock::new());
-        let (accepted, progress) = (Instant::now(), Progress::default());
-        let run = Run {
-            id,
-            key,
-            recorded: request.key,
-            accepted,
-            owner: followed,
-            begun,
-            outcome,
-            source: log.clone(),
-            cancel: cancel.clone(),
-            drained: drained.clone(),
-            progress: progress.clone(),
-        };
+        let keys = (key, request.key);
+        let (run, running) = share::listed(id, keys, Instant::now(), None, first.clone(), log);
         tokio::spawn(run::run(self.shared.clone(), run, first.clone(), writer));
-        Ok(Running {
-            id,
-            recorded: request.key,
-            accepted,
-            log,
-            outcome: outcome_seen,
-            begun: begun_seen,
-            owner,
-            cancel,
-            drained,
-            progress,
-            waiters: BTreeMap::new(),
-            unsettled: false,
-        })
+        Ok(running)
     }
 }
 

@@ -19,7 +19,7 @@ use super::queue::Turn;
 use super::request::{Built, Outcome, Request};
 use super::share::{RunKey, Waiter};
 use super::shared::{Shared, size_of};
-use super::tickets::{Permit, WrittenPermit};
+use super::tickets::Permit;
 use crate::attempt::{Outputs, Report, TakenOver};
 use crate::drain::Drained;
 use crate::failure::Cause;
@@ -59,26 +59,17 @@ pub(super) struct Account {
     pub start_time: i64,
     pub waited: Duration,
     pub owners: Owners,
-    /// The member whose slot it has.
+    /// The member whose slot it has. This is not the owner if the run was handed over to an owner who had no free slot.
     pub charged: Arc<Member>,
-    pub limits: RunLimits,
-    pub permit: WrittenPermit,
+    pub permit: Permit,
 }
 
 /// A run that may start, or has.
 pub(super) struct Started {
     /// For whom it was started.
     pub waiter: Arc<Waiter>,
-    pub slot: Slot,
-    pub permit: Permit,
-    pub account: Account,
-}
-
-/// A run's turn, and the member whose slot it uses. This is not the owner if the run was handed over to an owner who
-/// had no free slot.
-pub(super) struct Slot {
     pub turn: Turn,
-    pub charged: Arc<Member>,
+    pub account: Account,
 }
 
 /// Executes a new run, which `first` has asked for, and sends the outcome to every waiter. They may have left before it starts.
@@ -87,7 +78,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut run: Run, first: Arc<Waiter>, l
     let drv = first.request.recipe.drv_path.to_absolute_path();
     let tags = first.request.tags.join(" ");
     tracing::info!(build = id, member = %first.request.member.name, %drv, tags, "build accepted");
-    let Some((waiter, slot, start)) = wait_for_turn(&shared, id, &mut run.owner).await else {
+    let Some((waiter, charged, turn, start)) = wait_for_turn(&shared, id, &mut run.owner).await else {
         tracing::info!(build = id, member = %first.request.member.name, %drv, "build cancelled before it started");
         shared.running.remove(&run.key, id);
         let drv = &first.request.recipe.drv_path;
@@ -110,16 +101,15 @@ pub(super) async fn run(shared: Arc<Shared>, mut run: Run, first: Arc<Waiter>, l
         start_time: now(),
         waited: start.waited,
         owners: Owners::new(&waiter.request),
-        charged: slot.charged.clone(),
-        limits: permit.limits.clone(),
-        permit: permit.written_down(),
+        charged,
+        permit,
     };
     tracing::info!(build = id, member = %member.name, %drv, backend = shared.place.name(), phase_slot_ms = millis(start.waited), "build started");
     run.begun.send_replace(Some(Instant::now()));
-    let task = task(id, &waiter, &account.limits);
+    let task = task(id, &waiter, &account.permit.limits);
     let inputs = shared.snapshots.keep(id, waiter.held.inputs.clone());
     let done = shared.place.run(task, log, run.cancel.clone());
-    let started = Started { waiter, slot, permit, account };
+    let started = Started { waiter, turn, account };
     to_the_end(shared, run, started, inputs, done).await;
 }
 
@@ -134,7 +124,7 @@ pub(super) async fn go_on(
     let member = &started.waiter.request.member;
     let drv = started.waiter.request.recipe.drv_path.to_absolute_path();
     tracing::info!(build = run.id, member = %member.name, %drv, backend = shared.place.name(), "build taken over");
-    let task = task(run.id, &started.waiter, &started.account.limits);
+    let task = task(run.id, &started.waiter, &started.account.permit.limits);
     let inputs = shared.snapshots.keep(run.id, started.waiter.held.inputs.clone());
     let done = shared.place.go_on(task, paused, log, run.cancel.clone());
     to_the_end(shared, run, started, inputs, done).await;
@@ -165,21 +155,24 @@ async fn to_the_end(
     done: impl Future<Output = Done> + Unpin,
 ) {
     let Run { id, key, recorded, accepted, mut owner, outcome, source, drained, progress, .. } = run;
-    let Started { waiter, mut slot, permit, account } = started;
+    let Started { waiter, turn, account } = started;
     let (member, recipe) = (&waiter.request.member, &waiter.request.recipe);
     let drv = recipe.drv_path.to_absolute_path();
-    let (waited, start_time, limits) = (account.waited, account.start_time, account.limits.clone());
+    let (waited, start_time, limits) = (account.waited, account.start_time, account.permit.limits.clone());
     *lock(&progress) = Some(account);
-    let Done { report, result } = follow(&shared, id, done, &mut owner, (&mut slot, &progress)).await;
-    let owners = lock(&progress).take().map(|account| account.owners.end()).unwrap_or_default();
+    let Done { report, result } = follow(&shared, id, done, &mut owner, (&turn, &progress)).await;
     let cpu = report.usage.map_or(Duration::ZERO, |usage| usage.cpu);
-    let result = permit.end(&recipe.drv_path, cpu, result);
+    let account = lock(&progress).take();
+    let (owners, result) = match account {
+        Some(account) => (account.owners.end(), account.permit.end(&recipe.drv_path, cpu, result)),
+        None => unreachable!("it was put there above, and only this takes it"),
+    };
     // Charged before the slot is free: the next run that starts in it has to find the charge.
     let (log_bytes, failed) = (source.written(), result.is_err());
     let (usage, downloaded) = (report.usage, report.downloaded);
     let used = Used { usage, envelope: waiter.request.envelope, log_bytes, downloaded, failed };
     charges::charge(&shared.parts.ledger, &owners, &used);
-    drop(slot);
+    drop(turn);
     // While it has its inputs it counts as a run: whoever writes runs down waits for its charge.
     drop(inputs);
 
@@ -240,17 +233,17 @@ fn never_started(shared: &Shared, waiter: &Waiter, failure: Failure) -> Outcome 
     }
 }
 
-/// Waits until the run may start, among the runs of its owner; `None` when it has no owner any more.
+/// Waits until the run may start, among the runs of its owner; `None` when it has no owner any more. Returns the owner, and
+/// the member whose slot it has.
 async fn wait_for_turn(
     shared: &Shared,
     id: RunId,
     owner: &mut watch::Receiver<Option<Arc<Waiter>>>,
-) -> Option<(Arc<Waiter>, Slot, Start)> {
+) -> Option<(Arc<Waiter>, Arc<Member>, Turn, Start)> {
     let mut waiter = owner.borrow_and_update().clone()?;
-    let charged = waiter.request.member.clone();
+    let mut charged = waiter.request.member.clone();
     let (asked, size) = (waiter.request.asked(), size_of(&waiter.request.envelope));
-    let turn = shared.queue.enter(id, || shared.owner_of(&waiter.request), asked, size);
-    let mut slot = Slot { turn, charged };
+    let mut turn = shared.queue.enter(id, || shared.owner_of(&waiter.request), asked, size);
     loop {
         tokio::select! {
             // The owner is checked first: a run that has lost its last owner must not start.
@@ -258,19 +251,12 @@ async fn wait_for_turn(
             changed = owner.changed() => {
                 changed.ok()?;
                 waiter = owner.borrow_and_update().clone()?;
-                slot.hand_over(shared, &waiter.request);
+                // If it has started and the new owner has no free slot, the charge stays: see `admit`.
+                if turn.hand_over(|| shared.owner_of(&waiter.request)) {
+                    charged = waiter.request.member.clone();
+                }
             }
-            start = slot.turn.start() => return Some((waiter, slot, start?)),
-        }
-    }
-}
-
-impl Slot {
-    /// Charges the run to its new owner. If it has started and the new owner has no free slot, the charge stays: see
-    /// `admit`.
-    fn hand_over(&mut self, shared: &Shared, owner: &Request) {
-        if self.turn.hand_over(|| shared.owner_of(owner)) {
-            self.charged = owner.member.clone();
+            start = turn.start() => return start.map(|start| (waiter, charged, turn, start)),
         }
     }
 }
@@ -281,26 +267,33 @@ async fn follow(
     id: RunId,
     mut done: impl Future<Output = Done> + Unpin,
     owner: &mut watch::Receiver<Option<Arc<Waiter>>>,
-    (slot, progress): (&mut Slot, &Progress),
+    (turn, progress): (&Turn, &Progress),
 ) -> Done {
     loop {
         tokio::select! {
             done = &mut done => return done,
             Ok(()) = owner.changed() => {
                 let Some(waiter) = owner.borrow_and_update().clone() else { continue };
-                let member = &waiter.request.member;
-                if let Some(account) = lock(progress).as_mut() {
-                    account.owners.hand_over(&waiter.request);
-                }
-                if member.id != slot.charged.id {
-                    tracing::info!(build = id, from = %slot.charged.name, member = %member.name, "build handed over");
-                    slot.hand_over(shared, &waiter.request);
-                    if let Some(account) = lock(progress).as_mut() {
-                        account.charged = slot.charged.clone();
-                    }
-                }
+                hand_over(shared, id, &waiter.request, turn, progress);
             }
         }
+    }
+}
+
+/// A started run has this owner from now on. It is charged to the new owner, too, who may have no free slot: then the
+/// charge stays, see `admit`.
+fn hand_over(shared: &Shared, id: RunId, to: &Request, turn: &Turn, progress: &Progress) {
+    let member = &to.member;
+    let charged = lock(progress).as_mut().map(|account| {
+        account.owners.hand_over(to);
+        account.charged.clone()
+    });
+    let Some(charged) = charged.filter(|charged| charged.id != member.id) else { return };
+    tracing::info!(build = id, from = %charged.name, member = %member.name, "build handed over");
+    if turn.hand_over(|| shared.owner_of(to))
+        && let Some(account) = lock(progress).as_mut()
+    {
+        account.charged = member.clone();
     }
 }
 

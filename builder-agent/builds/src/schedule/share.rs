@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admit::RunId;
 use super::request::{Held, Outcome, Request};
-use super::run::Progress;
+use super::run::{Progress, Run};
 use crate::BuildKey;
 use crate::drain::Drained;
 use crate::log::{LogReader, LogSource};
@@ -51,6 +51,50 @@ pub(super) struct Running {
     pub waiters: BTreeMap<u64, Arc<Waiter>>,
     /// Whether some have left while started runs stay: who owns the run then is decided afterwards.
     pub unsettled: bool,
+}
+
+/// A run for the table, and for the task that executes it, owned by `owner`. The keys are that under which it is listed, and under
+/// which its result is recorded. `begun`: when its sandbox was started, if it was.
+pub(super) fn listed(
+    id: RunId,
+    (key, recorded): (RunKey, BuildKey),
+    accepted: Instant,
+    begun: Option<Instant>,
+    owner: Arc<Waiter>,
+    log: LogSource,
+) -> (Run, Running) {
+    let (outcome, outcome_seen) = watch::channel(None);
+    let (begun, begun_seen) = watch::channel(begun);
+    let (owner, followed) = watch::channel(Some(owner));
+    let (cancel, drained, progress) = (Cancel::new(), Arc::new(OnceLock::new()), Progress::default());
+    let run = Run {
+        id,
+        key,
+        recorded,
+        accepted,
+        owner: followed,
+        begun,
+        outcome,
+        source: log.clone(),
+        cancel: cancel.clone(),
+        drained: drained.clone(),
+        progress: progress.clone(),
+    };
+    let running = Running {
+        id,
+        recorded,
+        accepted,
+        log,
+        outcome: outcome_seen,
+        begun: begun_seen,
+        owner,
+        cancel,
+        drained,
+        progress,
+        waiters: BTreeMap::new(),
+        unsettled: false,
+    };
+    (run, running)
 }
 
 /// One waiter's share in a run.

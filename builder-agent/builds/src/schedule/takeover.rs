@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use members::{Member, Roster};
@@ -18,15 +18,14 @@ use sandbox::{Cancel, Moment, Paused, Received};
 use serde::{Deserialize, Serialize};
 use shares::budget::Budgets;
 use store::{Closure, Store};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Embedded;
 use super::admit::RunId;
 use super::charges::{Owners, WrittenOwners};
 use super::request::{Held, Request};
-use super::run::{self, Account, Progress, Run, Slot, Started};
-use super::share::{Running, Waiter};
+use super::run::{self, Account, Started};
+use super::share::{self, Running, Waiter};
 use super::shared::{Shared, size_of};
 use super::tickets::{Permit, WrittenPermit};
 use crate::attempt::TakenOver;
@@ -253,8 +252,8 @@ impl Running {
             owner: WrittenRequest::of(&owner),
             charged: account.charged.id.to_string(),
             owners: account.owners.written_down(),
-            limits: (&account.limits).into(),
-            permit: account.permit.clone(),
+            limits: (&account.permit.limits).into(),
+            permit: account.permit.written_down(),
             log: self.log.file().as_raw_fd(),
             paused,
         })
@@ -346,59 +345,24 @@ impl Embedded {
             false => shared.owner_now(&charged),
         };
         let turn = shared.queue.goes_on(id, whose, asked, size);
-        let limits = crate::limits::RunLimits::from(written.limits);
         let account = Account {
             start_time: written.start_time,
             waited: written.waited,
             owners: Owners::taken_over(owners),
-            charged: charged.clone(),
-            limits: limits.clone(),
-            permit: written.permit.clone(),
+            charged,
+            permit: Permit::taken_over(written.permit, written.limits.into(), roster),
         };
-        let permit = Permit::taken_over(written.permit, limits, roster);
-        let started = Started { waiter: waiter.clone(), slot: Slot { turn, charged }, permit, account };
+        let started = Started { waiter: waiter.clone(), turn, account };
 
-        let (outcome, outcome_seen) = watch::channel(None);
-        let (begun, begun_seen) = watch::channel(Some(begun.instant()));
-        let (owner, followed) = watch::channel(Some(waiter.clone()));
-        let (cancel, drained, progress) = (Cancel::new(), Arc::new(OnceLock::new()), Progress::default());
         // A client that asks again has the key of this version of the box.
         let asked = BuildKey::of(&request.recipe, &request.inputs, heir.identity, &request.envelope);
         let mut table = shared.running.lock();
         let listed = [(asked, check), (key, check)].into_iter().find(|key| !table.contains_key(key));
         let listed = listed.ok_or_else(|| io::Error::other("it is there already"))?;
-        let accepted = accepted.instant();
-        table.insert(
-            listed,
-            Running {
-                id,
-                recorded: key,
-                accepted,
-                log: source.clone(),
-                outcome: outcome_seen,
-                begun: begun_seen,
-                owner,
-                cancel: cancel.clone(),
-                drained: drained.clone(),
-                progress: progress.clone(),
-                waiters: BTreeMap::new(),
-                unsettled: false,
-            },
-        );
+        let (accepted, begun) = (accepted.instant(), Some(begun.instant()));
+        let (run, running) = share::listed(id, (listed, key), accepted, begun, waiter.clone(), source);
+        table.insert(listed, running);
         drop(table);
-        let run = Run {
-            id,
-            key: listed,
-            recorded: key,
-            accepted,
-            owner: followed,
-            begun,
-            outcome,
-            source,
-            cancel,
-            drained,
-            progress,
-        };
         tokio::spawn(run::go_on(shared.clone(), run, started, paused, log));
         Ok(())
     }

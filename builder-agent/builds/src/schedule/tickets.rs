@@ -72,7 +72,7 @@ impl Shared {
 }
 
 /// The permission of a run that another program goes on with.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct WrittenPermit {
     /// The identity of the ticket's holder, who need not own the run any more.
     holder: Option<String>,
