@@ -114,8 +114,6 @@ pub enum NotSpent {
 #[derive(Debug)]
 pub struct Spent {
     ticket: Arc<Ticket>,
-    /// How many come back if the box is at fault.
-    uses: u64,
     since: Instant,
     /// The longest time of the build, by the ticket's limit.
     limit: Option<Duration>,
@@ -128,8 +126,6 @@ pub struct Spent {
 /// A use for a build that still runs, for [`Ticket::spent_before`].
 #[derive(Debug, Clone, Copy)]
 pub struct SpentBefore {
-    /// How many come back if the box is at fault.
-    pub uses: u64,
     pub since: Instant,
     /// The longest time of the build, by the ticket's limit.
     pub limit: Option<Duration>,
@@ -226,28 +222,27 @@ impl Ticket {
     /// Spends a use for a build that starts now and takes at most `longest`. Waits for the disk: a use that was spent is
     /// still spent after `kill -9`, also if the build was lost.
     pub fn spend(self: &Arc<Self>, longest: Duration) -> Result<Spent, NotSpent> {
-        self.spend_some(1, longest)
+        self.spend_some(false, longest)
     }
 
     /// The same for a build that is started again: its use is spent already, its time is not. The use is this build's from
     /// now on, and comes back if the box is at fault.
     pub fn spend_time(self: &Arc<Self>, longest: Duration) -> Result<Spent, NotSpent> {
-        self.spend_some(0, longest)
+        self.spend_some(true, longest)
     }
 
-    fn spend_some(self: &Arc<Self>, uses: u64, longest: Duration) -> Result<Spent, NotSpent> {
+    fn spend_some(self: &Arc<Self>, again: bool, longest: Duration) -> Result<Spent, NotSpent> {
         let (limit, reserved) = {
             let mut account = self.account();
-            let limit = if uses > 0 { self.room(&account) } else { self.time(&account) }?;
+            let limit = if again { self.time(&account) } else { self.room(&account) }?;
             let reserved = limit.map_or(Duration::ZERO, |limit| limit.min(longest));
-            account.used.uses += uses;
+            account.used.uses += u64::from(!again);
             account.running += 1;
             account.reserved += reserved;
             (limit, reserved)
         };
         let since = Instant::now();
-        let mut spent =
-            Spent { ticket: self.clone(), uses: 1, since, limit, reserved, back: false, all: false };
+        let mut spent = Spent { ticket: self.clone(), since, limit, reserved, back: false, all: false };
         if let Err(error) = self.save() {
             spent.give_back();
             return Err(NotSpent::File(error));
@@ -258,12 +253,12 @@ impl Ticket {
     /// A use that an earlier process spent, and wrote down, for a build that still runs.
     #[must_use]
     pub fn spent_before(self: &Arc<Self>, before: SpentBefore) -> Spent {
-        let SpentBefore { uses, since, limit, reserved } = before;
+        let SpentBefore { since, limit, reserved } = before;
         let mut account = self.account();
         account.running += 1;
         account.reserved += reserved;
         drop(account);
-        Spent { ticket: self.clone(), uses, since, limit, reserved, back: false, all: false }
+        Spent { ticket: self.clone(), since, limit, reserved, back: false, all: false }
     }
 
     /// Counts bytes that the holder has sent.
@@ -325,7 +320,7 @@ impl Spent {
     /// This use as the next process will know it.
     #[must_use]
     pub fn before(&self) -> SpentBefore {
-        SpentBefore { uses: self.uses, since: self.since, limit: self.limit, reserved: self.reserved }
+        SpentBefore { since: self.since, limit: self.limit, reserved: self.reserved }
     }
 
     /// The longest time that the ticket allows for this build, if that is less than `wall`.
@@ -365,7 +360,7 @@ impl Drop for Spent {
         account.running -= 1;
         account.reserved -= self.reserved;
         if self.back {
-            account.used.uses = account.used.uses.saturating_sub(self.uses);
+            account.used.uses = account.used.uses.saturating_sub(1);
         } else {
             let least = if self.all { self.reserved } else { Duration::ZERO };
             let took = u64::try_from(self.since.elapsed().max(least).as_millis()).unwrap_or(u64::MAX);

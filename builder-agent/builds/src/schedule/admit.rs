@@ -57,8 +57,9 @@ pub enum Event {
     Terms { owners: Vec<Owner> },
     /// A new run for this owner, whose current terms are in it.
     Queued { run: RunId, owner: Owner, asked: Asked, size: Size },
-    /// A run that an earlier process has started, for this owner. It has its slots whatever the limits are.
-    GoesOn { run: RunId, owner: Owner, asked: Asked, size: Size },
+    /// A run that an earlier process has started, for this owner. It has its slots whatever the limits are. `alone`: it is
+    /// one that was asked for alone, as far as [`ALONE`] of them count.
+    GoesOn { run: RunId, owner: Owner, alone: bool, size: Size },
     /// The run has another owner, whose current terms are in it.
     HandedOver { run: RunId, owner: Owner },
     /// The run is over, or is no longer wanted. Each run ends with exactly one of these.
@@ -140,8 +141,10 @@ impl Admission {
                 let (member, stage) = (owner.member.name, Stage::Waiting(number));
                 self.runs.insert(run, Entry { member, leaf, class, is_alone, size, queued: now, stage });
             }
-            Event::GoesOn { run, owner, asked, size } => {
+            Event::GoesOn { run, owner, alone, size } => {
                 let leaf = self.tree.leaf_of(&owner, now);
+                // In which class a run waited is nothing once it has started.
+                let asked = if alone { Asked::Alone } else { Class::default().into() };
                 let (class, is_alone) = self.class_of(asked, leaf);
                 let charge = self.tree.begin(leaf, size, size.of(self.slot), now);
                 let (member, stage) = (owner.member.name, Stage::Started { at: now, charge });

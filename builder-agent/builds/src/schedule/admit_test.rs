@@ -606,7 +606,7 @@ fn a_run_of_an_earlier_process_has_its_slots_and_gives_them_back() {
     let goes_on = |run, slots| Event::GoesOn {
         run,
         owner: member("alice", slots),
-        asked: Class::Bulk.into(),
+        alone: false,
         size: SLOT,
     };
     assert_eq!(scene.happens(goes_on(1, 1)), NONE);

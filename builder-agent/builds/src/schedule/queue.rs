@@ -45,18 +45,18 @@ impl Queue {
         self.lock().handle(Event::Box { slots, slot: self.slot, most });
     }
 
-    /// A run that an earlier process has started.
+    /// A run that an earlier process has started. `alone`: it was asked for alone.
     pub fn goes_on(
         self: &Arc<Self>,
         run: RunId,
         owner: impl FnOnce() -> Owner,
-        asked: Asked,
+        alone: bool,
         size: Size,
     ) -> Turn {
         // Its start is not waited for any more.
         let (_, start) = oneshot::channel();
         let mut state = self.lock();
-        state.handle(Event::GoesOn { run, owner: owner(), asked, size });
+        state.handle(Event::GoesOn { run, owner: owner(), alone, size });
         Turn { queue: self.clone(), run, start }
     }
 

@@ -21,11 +21,11 @@ use store::{Closure, Store};
 use tokio_util::sync::CancellationToken;
 
 use super::Embedded;
-use super::admit::RunId;
+use super::admit::{Asked, RunId};
 use super::charges::{Owners, WrittenOwners};
 use super::request::{Held, Request};
 use super::run::{self, Account, Started};
-use super::share::{self, Running, Waiter};
+use super::share::{self, RunKey, Running, Waiter};
 use super::shared::{Shared, size_of};
 use super::tickets::{Permit, WrittenPermit};
 use crate::attempt::TakenOver;
@@ -62,7 +62,7 @@ struct WrittenRun {
     paused: Paused,
 }
 
-/// The request that owns a run.
+/// The request that owns a run. What it asked for before the run was started, and was decided then, is not here.
 #[derive(Debug, Serialize, Deserialize)]
 struct WrittenRequest {
     /// Identity and name.
@@ -71,16 +71,8 @@ struct WrittenRequest {
     recipe: WrittenRecipe,
     inputs: WrittenInputs,
     envelope: WrittenEnvelope,
-    key: BuildKey,
-    before: u64,
+    /// Whether it counts as one of those that came one by one.
     alone: bool,
-    paid: bool,
-    max_mem: Option<u32>,
-    wall: Option<Duration>,
-    silent: Option<Duration>,
-    log: Option<u64>,
-    priority: i64,
-    tags: Vec<String>,
     /// Bytes that are charged to the memory of its member.
     memory: u64,
 }
@@ -269,16 +261,7 @@ impl WrittenRequest {
             recipe: WrittenRecipe::of(&request.recipe),
             inputs: WrittenInputs::of(&request.inputs),
             envelope: request.envelope.into(),
-            key: request.key,
-            before: request.before,
-            alone: request.alone,
-            paid: request.paid,
-            max_mem: request.max_mem,
-            wall: request.wall,
-            silent: request.silent,
-            log: request.log,
-            priority: request.priority,
-            tags: request.tags.clone(),
+            alone: request.asked() == Asked::Alone,
             memory: held.memory.bytes(),
         }
     }
@@ -333,18 +316,18 @@ impl Embedded {
         let (paused, log, source) = TakenOver::claim(written.paused, written.log, heir.received)?;
         let missing = || io::Error::other("its inputs were not looked for");
         let inputs = heir.inputs.remove(&id).unwrap_or_else(|| Err(missing()))?;
-        let waiter = Arc::new(self.waiter(owner, check, inputs, roster, heir.budgets)?);
+        let waiter = Arc::new(self.waiter(owner, (key, check), inputs, roster, heir.budgets)?);
         let request = &waiter.request;
         let shared = &self.shared;
 
         let charged = roster.by_id(&charged).cloned().unwrap_or_else(|| request.member.clone());
-        let (asked, size) = (request.asked(), size_of(&request.envelope));
+        let (alone, size) = (request.alone, size_of(&request.envelope));
         // The slot may be that of an earlier owner, whose key is not known any more.
         let whose = || match charged.id == request.member.id {
             true => shared.owner_of(request),
             false => shared.owner_now(&charged),
         };
-        let turn = shared.queue.goes_on(id, whose, asked, size);
+        let turn = shared.queue.goes_on(id, whose, alone, size);
         let account = Account {
             start_time: written.start_time,
             waited: written.waited,
@@ -371,7 +354,7 @@ impl Embedded {
     fn waiter(
         &self,
         written: WrittenRequest,
-        check: bool,
+        (key, check): RunKey,
         inputs: Closure,
         roster: &Roster,
         budgets: &Budgets,
@@ -389,19 +372,19 @@ impl Embedded {
             recipe: Arc::new(written.recipe.read()?),
             inputs: inputs.info().clone(),
             envelope: written.envelope.into(),
-            key: written.key,
+            key,
             known: Known::default(),
             check,
-            before: written.before,
+            before: 0,
             alone: written.alone,
-            paid: written.paid,
-            max_mem: written.max_mem,
-            wall: written.wall,
-            silent: written.silent,
-            log: written.log,
+            wall: None,
+            silent: None,
+            log: None,
             keep_running: true,
-            priority: written.priority,
-            tags: written.tags,
+            priority: 0,
+            tags: Vec::new(),
+            paid: false,
+            max_mem: None,
             member,
         };
         let view = roster.view_of(&self.shared.parts.store, &request.member);

@@ -76,8 +76,8 @@ impl Shared {
 pub(super) struct WrittenPermit {
     /// The identity of the ticket's holder, who need not own the run any more.
     holder: Option<String>,
-    /// How many uses of the ticket were spent, when, its limit, and what it has reserved.
-    spent: Option<(u64, Moment, Option<Duration>, Duration)>,
+    /// When the use of the ticket was spent, the ticket's limit, and what the use has reserved.
+    spent: Option<(Moment, Option<Duration>, Duration)>,
     tight: bool,
 }
 
@@ -85,7 +85,7 @@ impl Permit {
     pub fn written_down(&self) -> WrittenPermit {
         let holder = self.spent.as_ref().map(|spent| spent.holder().to_string());
         let spent = self.spent.as_ref().map(Spent::before);
-        let spent = spent.map(|spent| (spent.uses, Moment::of(spent.since), spent.limit, spent.reserved));
+        let spent = spent.map(|spent| (Moment::of(spent.since), spent.limit, spent.reserved));
         WrittenPermit { holder, spent, tight: self.tight }
     }
 
@@ -93,8 +93,8 @@ impl Permit {
     pub fn taken_over(written: WrittenPermit, limits: RunLimits, roster: &Roster) -> Self {
         let holder = written.holder.and_then(|holder| roster.by_id(&holder));
         let spent = written.spent.zip(holder.and_then(|holder| holder.ticket.as_ref()));
-        let spent = spent.map(|((uses, since, limit, reserved), bearer)| {
-            bearer.ticket.spent_before(SpentBefore { uses, since: since.instant(), limit, reserved })
+        let spent = spent.map(|((since, limit, reserved), bearer)| {
+            bearer.ticket.spent_before(SpentBefore { since: since.instant(), limit, reserved })
         });
         Self { limits, tight: written.tight && spent.is_some(), spent }
     }

@@ -388,10 +388,11 @@ impl Rules {
                 let run = Run { id: *run, path, class, is_alone, size, came: now, number: 0, started: None };
                 self.queue(run, now);
             }
-            Event::GoesOn { run, owner, asked, size } => {
+            Event::GoesOn { run, owner, alone, size } => {
                 self.learn(owner);
                 let (id, path, size, started) = (*run, path(owner), *size, Some(now));
-                let (class, is_alone) = self.class_of(*asked, &path);
+                let asked = if *alone { Asked::Alone } else { Class::Bulk.into() };
+                let (class, is_alone) = self.class_of(asked, &path);
                 let run =
                     Run { id, path: path.clone(), class, is_alone, size, came: now, number: 0, started };
                 self.runs.push(run);
