@@ -12,6 +12,7 @@ use store::{Ingested, Member, Provenance, RecordedOutput, RegisterError, View};
 use super::recipe::OutputSpec;
 use super::{Failure, Recipe};
 use crate::failure::{Cause, Limit};
+use crate::kept::{KeptLogs, Reader};
 
 /// An output that has been checked and has its path. It is visible in no view yet.
 #[derive(Debug)]
@@ -93,9 +94,19 @@ pub fn name_deriver(recipe: &Recipe, view: &View, paths: &[StorePath]) {
     }
 }
 
+/// Lets the member of `view` whose identity this is, or everybody, find the log of a build of `drv` that is kept under the
+/// name `log`. Blocking.
+pub fn give_log(kept: &KeptLogs, view: &View, member: &str, drv: &StorePath, proven: bool, log: &str) {
+    let public = log_is_public(view, drv, proven);
+    let reader = if public { Reader::Everybody } else { Reader::Member(member) };
+    if let Err(error) = kept.give(log, reader, drv) {
+        tracing::warn!(%error, "cannot keep a build log");
+    }
+}
+
 /// Whether everybody may read the log of a build. A build from Verified paths alone has a log without secrets: everybody could
 /// make it.
-pub fn log_is_public(view: &View, drv: &StorePath, proven: bool) -> bool {
+fn log_is_public(view: &View, drv: &StorePath, proven: bool) -> bool {
     let drv = view.info_with_provenance(drv);
     proven && drv.is_some_and(|(_, provenance)| provenance == Provenance::Verified)
 }

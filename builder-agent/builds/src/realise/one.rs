@@ -14,7 +14,6 @@ use super::{Context, Done, Ended};
 use crate::envelope::Most;
 use crate::events::{Again, BuildKind, Event};
 use crate::failure::{Cause, Limit};
-use crate::kept::Reader;
 use crate::reuse::{self, Earlier, Known};
 use crate::schedule::{Attached, NotStarted};
 use crate::{BuildKey, Envelope, Failure, Held, Outcome, Recipe, Request, outputs, realisations};
@@ -389,11 +388,8 @@ impl One {
         let (recipe, view) = (self.request.recipe.clone(), self.context.views.now());
         let (kept, member) = (self.context.realiser.kept.clone(), self.context.member.id.clone());
         move || {
-            let Some(log) = log else { return };
-            let public = outputs::log_is_public(&view, &recipe.drv_path, proven);
-            let reader = if public { Reader::Everybody } else { Reader::Member(&member) };
-            if let Err(error) = kept.give(&log, reader, &recipe.drv_path) {
-                tracing::warn!(%error, "cannot keep a build log");
+            if let Some(log) = log {
+                outputs::give_log(&kept, &view, &member, &recipe.drv_path, proven, &log);
             }
         }
     }

@@ -23,7 +23,6 @@ use super::tickets::Permit;
 use crate::attempt::{Outputs, Report, TakenOver};
 use crate::drain::Drained;
 use crate::failure::Cause;
-use crate::kept::Reader;
 use crate::limits::RunLimits;
 use crate::log::{LogSource, LogWriter};
 use crate::{BuildKey, Failure, Recipe, outputs};
@@ -376,14 +375,9 @@ async fn keep_log(
 async fn give_log(shared: &Shared, workers: &Workers, owner: &Arc<Waiter>, log: String) {
     let (kept, view, owner) = (shared.parts.kept.clone(), shared.view_of(owner), owner.clone());
     let giving = move || {
-        let Request { member, recipe, .. } = &owner.request;
-        let reader = match outputs::log_is_public(&view, &recipe.drv_path, owner.request.proven()) {
-            true => Reader::Everybody,
-            false => Reader::Member(&member.id),
-        };
-        if let Err(error) = kept.give(&log, reader, &recipe.drv_path) {
-            tracing::warn!(%error, "cannot keep a build log");
-        }
+        let request = &owner.request;
+        let (member, drv) = (&request.member.id, &request.recipe.drv_path);
+        outputs::give_log(&kept, &view, member, drv, request.proven(), &log);
     };
     let _ = workers.contents(giving).await;
 }
