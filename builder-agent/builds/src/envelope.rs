@@ -15,10 +15,11 @@ use std::sync::Arc;
 
 use members::settings::Effective;
 use members::{Effective as Limit, Group, MemberLimits, SetBy};
+use serde::{Deserialize, Serialize};
 use settings::Config;
 
 /// The size of the sandbox of a build.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {
     /// Processors; also the value of `NIX_BUILD_CORES`.
     pub vcpus: u8,
@@ -54,13 +55,14 @@ impl Envelope {
             }
             least => Ok(narrow(least.unwrap_or(0))),
         };
-        let min_cpu = least("min-cpu", settings.min_cpu, most.vcpus.into(), &most.vcpus_set_by)?;
-        let min_mem = least("min-mem", settings.min_mem, most.memory_mib, &most.memory_set_by)?;
+        let Most { vcpus: most_vcpus, memory_mib: most_memory } = most;
+        let min_cpu = least("min-cpu", settings.min_cpu, most_vcpus.value.into(), &most_vcpus.set_by)?;
+        let min_mem = least("min-mem", settings.min_mem, most_memory.value, &most_memory.set_by)?;
         let cpus = settings.default_cpu.map_or(whole.vcpus.into(), narrow).max(min_cpu);
-        let vcpus = u8::try_from(cpus).unwrap_or(u8::MAX).min(most.vcpus).max(1);
+        let vcpus = u8::try_from(cpus).unwrap_or(u8::MAX).min(most_vcpus.value).max(1);
         let by_cpu = |per_cpu: u64| narrow(per_cpu.saturating_mul(vcpus.into()));
         let memory = settings.default_mem_per_cpu.map_or(whole.memory_mib, by_cpu);
-        let memory_mib = memory.max(min_mem).min(most.memory_mib);
+        let memory_mib = memory.max(min_mem).min(most_memory.value);
         let of_box = vcpus == whole.vcpus && memory_mib == whole.memory_mib;
         Ok(Self { vcpus, memory_mib, of_box, ..whole })
     }
@@ -70,9 +72,9 @@ impl Envelope {
     #[must_use]
     pub fn larger(self, config: &Config, most: &Most) -> Option<Self> {
         let doubled = self.memory_mib.saturating_mul(2);
-        let memory_mib = doubled.min(most.memory_mib);
+        let memory_mib = doubled.min(most.memory_mib.value);
         // Less than the next one on the box's ladder is this member's alone.
-        let of_box = self.of_box && memory_mib == doubled.min(Most::of_one_member(config).memory_mib);
+        let of_box = self.of_box && memory_mib == doubled.min(Most::of_one_member(config).memory_mib.value);
         (memory_mib > self.memory_mib).then_some(Self { memory_mib, of_box, ..self })
     }
 
@@ -92,10 +94,8 @@ impl Envelope {
 /// The most that a build of a member may have, and who says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Most {
-    pub vcpus: u8,
-    pub memory_mib: u32,
-    vcpus_set_by: SetBy,
-    memory_set_by: SetBy,
+    pub vcpus: Limit<u8>,
+    pub memory_mib: Limit<u32>,
 }
 
 impl Most {
@@ -104,24 +104,21 @@ impl Most {
     pub fn of(config: &Config, own: &MemberLimits, groups: &[Arc<Group>], settings: &Effective) -> Self {
         let of_box = Self::of_one_member(config);
         let cpus = settings.max_cpu.map(|most| u8::try_from(most).unwrap_or(u8::MAX));
-        let vcpus = Limit { value: of_box.vcpus, set_by: of_box.vcpus_set_by }
+        let vcpus = of_box
+            .vcpus
             .and(cpus, SetBy::Client("max-cpu"))
             .and(own.max_cpus, SetBy::Member("max-cpus"));
-        let memory = Limit { value: of_box.memory_mib, set_by: of_box.memory_set_by }
+        let memory = of_box
+            .memory_mib
             .and(settings.max_mem.map(narrow), SetBy::Client("max-mem"))
             .and(own.max_memory_mib, SetBy::Member("max-memory-mib"));
         let by = |group: &Group, limit| SetBy::Group { limit, group: group.name.clone() };
         let vcpus =
             groups.iter().fold(vcpus, |most, group| most.and(group.limits.max_cpus, by(group, "max-cpus")));
-        let memory = groups
+        let memory_mib = groups
             .iter()
             .fold(memory, |most, group| most.and(group.limits.max_memory_mib, by(group, "max-memory-mib")));
-        Self {
-            vcpus: vcpus.value.max(1),
-            memory_mib: memory.value,
-            vcpus_set_by: vcpus.set_by,
-            memory_set_by: memory.set_by,
-        }
+        Self { vcpus: Limit { value: vcpus.value.max(1), ..vcpus }, memory_mib }
     }
 
     /// The box's limits of one build, and of what one member's builds have together: the same for all members.
@@ -135,20 +132,34 @@ impl Most {
         let memory = narrow(slots.saturating_mul(slot.memory_mib.into()));
         // Of two equal ones the limit of one build is named.
         let vcpus = Limit::of_box(together, cpus).and(Some(limits.max_vcpus), SetBy::Box("limits.max-cpus"));
-        let memory = Limit::of_box(together, memory)
+        let memory_mib = Limit::of_box(together, memory)
             .and(Some(limits.max_memory_mib), SetBy::Box("limits.max-memory-mib"));
-        Self {
-            vcpus: vcpus.value.max(1),
-            memory_mib: memory.value,
-            vcpus_set_by: vcpus.set_by,
-            memory_set_by: memory.set_by,
-        }
+        Self { vcpus: Limit { value: vcpus.value.max(1), ..vcpus }, memory_mib }
     }
 
-    /// Who sets the limit on memory.
+    /// Whose value it is that a build in `envelope`, which is one for these settings, is not started again with more memory.
     #[must_use]
-    pub fn memory_set_by(&self) -> &SetBy {
-        &self.memory_set_by
+    pub fn memory_set_by(&self, config: &Config, envelope: &Envelope, settings: &Effective) -> SetBy {
+        let (has, of_box) = (envelope.memory_mib, Self::of_one_member(config).memory_mib);
+        if has >= of_box.value {
+            // Whoever else has the same limit: a higher one of theirs would change nothing.
+            return match of_box.set_by {
+                SetBy::Box("limits.max-memory-mib") if of_box.value == config.sandbox.memory_mib => {
+                    SetBy::Box("sandbox.memory-mib")
+                }
+                set_by => set_by,
+            };
+        }
+        if has >= self.memory_mib.value {
+            return self.memory_mib.set_by.clone();
+        }
+        let is_least = settings.min_mem.is_some_and(|least| narrow(least) >= has);
+        SetBy::Client(match settings.max_build_restarts {
+            0 if is_least => "min-mem",
+            0 if settings.default_mem_per_cpu.is_some() => "default-mem-per-cpu",
+            // The next one would have been larger.
+            _ => "max-build-restarts",
+        })
     }
 }
 

@@ -137,3 +137,42 @@ fn the_limit_of_a_group_is_told_as_the_groups() {
         )
     );
 }
+
+#[test]
+fn who_keeps_a_build_from_more_memory_is_named() {
+    let config = config();
+    let named = |own: &MemberLimits, said: &str| {
+        let settings = settings(&config, said);
+        let most = Most::of(&config, own, &[], &settings);
+        let first = Envelope::of_build(&config, &most, &settings).expect("an envelope");
+        std::iter::successors(Some(first), |last| last.larger(&config, &most))
+            .map(|envelope| (envelope.memory_mib, most.memory_set_by(&config, &envelope, &settings)))
+            .collect::<Vec<_>>()
+    };
+    let (of_box, restarts) = (SetBy::Box("limits.max-memory-mib"), SetBy::Client("max-build-restarts"));
+    let none = MemberLimits::default();
+    let again = |sizes: &[u32]| sizes.iter().map(|size| (*size, restarts.clone())).collect::<Vec<_>>();
+    let ladder = [again(&[1000, 2000, 4000]), vec![(5000, of_box.clone())]].concat();
+    assert_eq!(named(&none, r#"{"max-build-restarts":2}"#), ladder);
+    let least = [again(&[1500, 3000]), vec![(5000, of_box.clone())]].concat();
+    assert_eq!(named(&none, r#"{"max-build-restarts":1,"min-mem":1500}"#), least);
+    let most = [again(&[1000]), vec![(1500, SetBy::Client("max-mem"))]].concat();
+    assert_eq!(named(&none, r#"{"max-build-restarts":1,"max-mem":1500}"#), most);
+    let own = MemberLimits { max_memory_mib: Some(1500), ..none.clone() };
+    let by_member = [again(&[1000]), vec![(1500, SetBy::Member("max-memory-mib"))]].concat();
+    assert_eq!(named(&own, r#"{"max-build-restarts":1}"#), by_member);
+    // A higher limit of the member's own would change nothing.
+    let own = MemberLimits { max_memory_mib: Some(5000), ..none.clone() };
+    assert_eq!(named(&own, r#"{"min-mem":5000}"#), [(5000, of_box)]);
+    for (said, memory_mib, by) in [
+        (r#""default-cpu":2"#, 1000, "max-build-restarts"),
+        (r#""min-mem":500"#, 1000, "max-build-restarts"),
+        (r#""min-mem":1500"#, 1500, "min-mem"),
+        (r#""default-mem-per-cpu":700"#, 1400, "default-mem-per-cpu"),
+        (r#""default-mem-per-cpu":700,"min-mem":500"#, 1400, "default-mem-per-cpu"),
+        (r#""default-mem-per-cpu":700,"min-mem":1500"#, 1500, "min-mem"),
+    ] {
+        let first = named(&none, &format!(r#"{{"max-build-restarts":0,{said}}}"#)).swap_remove(0);
+        assert_eq!(first, (memory_mib, SetBy::Client(by)), "{said}");
+    }
+}

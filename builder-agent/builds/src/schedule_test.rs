@@ -144,7 +144,7 @@ impl Barn {
             priority: 0,
             tags: Vec::new(),
             paid: false,
-            max_mem: None,
+            memory_set_by: members::SetBy::Box("sandbox.memory-mib"),
         };
         let memory = Budgets::new(1 << 30, 1 << 30).of(&"alice".into()).charge(0, "x");
         let memory = memory.expect("nothing is held");

@@ -17,7 +17,7 @@ use store::{Closure, ClosureInfo, Member, Provenance, Store};
 use crate::limits::{Origins, RunLimits};
 use crate::recipe::OutputSpec;
 use crate::structured::Attributes;
-use crate::{Envelope, Recipe};
+use crate::Recipe;
 
 fn wrong(error: impl std::fmt::Display) -> io::Error {
     io::Error::other(format!("what was written down of a build is wrong: {error}"))
@@ -182,26 +182,6 @@ impl From<WrittenPrincipal> for Principal {
             (None, Some(ticket)) => member.with_ticket(&ticket),
             (None, None) => member,
         }
-    }
-}
-
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(crate) struct WrittenEnvelope {
-    vcpus: u8,
-    memory_mib: u32,
-    processes: u32,
-    of_box: bool,
-}
-
-impl From<Envelope> for WrittenEnvelope {
-    fn from(Envelope { vcpus, memory_mib, processes, of_box }: Envelope) -> Self {
-        Self { vcpus, memory_mib, processes, of_box }
-    }
-}
-
-impl From<WrittenEnvelope> for Envelope {
-    fn from(WrittenEnvelope { vcpus, memory_mib, processes, of_box }: WrittenEnvelope) -> Self {
-        Self { vcpus, memory_mib, processes, of_box }
     }
 }
 

@@ -105,6 +105,7 @@ impl One {
             let hint = "`ssh box settings --explain NAME` says where a setting is set";
             Failure::rejected(format!("'{drv}' is not built: {why}\nhint: {hint}"))
         })?;
+        let memory_set_by = most.memory_set_by(config, &envelope, &settings);
         let envelope_of_box = Envelope::of_box(config);
         let looked_at = recipe.clone();
         let looking = move || -> Result<(Closure, BuildKey, BuildKey), Failure> {
@@ -154,7 +155,7 @@ impl One {
             priority: settings.priority,
             tags: settings.tags.clone(),
             paid: false,
-            max_mem: settings.max_mem.map(|mib| u32::try_from(mib).unwrap_or(u32::MAX)),
+            memory_set_by,
         };
         let held = Arc::new(Held { view: context.views.now(), inputs: Arc::new(inputs), memory });
         Ok(Self { context, request, held, key_of_box, settings, most, again: 0, broken: 0 })
@@ -336,6 +337,8 @@ impl One {
         let key = lost(self.context.workers.plan(hashing).await)?;
         // Whether there is a result is looked up when the scheduler says so.
         (self.request.envelope, self.request.key, self.request.known) = (envelope, key, Known::default());
+        let config = &self.context.realiser.config;
+        self.request.memory_set_by = self.most.memory_set_by(config, &envelope, &self.settings);
         Ok(())
     }
 

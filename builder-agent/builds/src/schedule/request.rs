@@ -13,7 +13,7 @@ use super::admit::{Asked, Class};
 use crate::limits::RunLimits;
 use crate::reuse::Known;
 use crate::{BuildKey, Envelope, Failure, Recipe};
-use members::Member;
+use members::{Member, SetBy};
 use shares::budget::Charge;
 
 /// A build that a client wants, with the client's own limits: plain data. Zero and `None` mean "the box's".
@@ -26,7 +26,7 @@ pub struct Request {
     pub recipe: Arc<Recipe>,
     /// The list of all paths that the builder will see, as the member's view was at one moment.
     pub inputs: Arc<ClosureInfo>,
-    /// The box's envelope, or the part of it that this member may have.
+    /// The size of its sandbox: the box's, or what the settings and limits of the member say.
     pub envelope: Envelope,
     /// The key of `recipe` with `inputs` in `envelope`.
     pub key: BuildKey,
@@ -52,8 +52,8 @@ pub struct Request {
     /// Whether an earlier run of this request, which ran out of memory, has spent the use of its ticket, and no run since has
     /// given it back.
     pub paid: bool,
-    /// The most memory by the settings, which only the message of a build that runs out of it needs.
-    pub max_mem: Option<u32>,
+    /// Whose value it is that the envelope has no more memory, which only the message of a build that runs out of it needs.
+    pub memory_set_by: SetBy,
 }
 
 impl Request {

@@ -14,10 +14,9 @@ use super::queue::Queue;
 use super::request::Request;
 use super::share::{Table, Waiter};
 use crate::drain::Drain;
-use crate::envelope::Most;
 use crate::limits::{Origins, RunLimits};
 use crate::{Envelope, Failure, monthly};
-use members::{Effective, Member, MemberLimits, SetBy};
+use members::{Effective, Member, SetBy};
 use settings::Config;
 
 pub(super) struct Shared {
@@ -150,39 +149,11 @@ fn limits(config: &Config, member: &Member, request: &Request) -> RunLimits {
             processes: size.processes,
         },
         set_by: Origins {
-            memory: memory_set_by(config, member, request),
+            memory: request.memory_set_by.clone(),
             wall: wall.set_by,
             silent: silent.set_by,
             log: log.set_by,
             output: output.set_by,
         },
-    }
-}
-
-/// Whose value it is that a build of this request, which was not started again with more, has no more memory.
-fn memory_set_by(config: &Config, member: &Member, request: &Request) -> SetBy {
-    let (limit, size) = ("max-memory-mib", request.envelope.memory_mib);
-    let is_it = |limits: &MemberLimits| limits.max_memory_mib.is_some_and(|own| own <= size);
-    let (of_box, usual) = (Most::of_one_member(config), Envelope::of_box(config).memory_mib);
-    if size >= of_box.memory_mib {
-        return match of_box.memory_set_by() {
-            SetBy::Box("limits.max-memory-mib") if of_box.memory_mib == config.sandbox.memory_mib => {
-                SetBy::Box("sandbox.memory-mib")
-            }
-            set_by => set_by.clone(),
-        };
-    }
-    if is_it(&member.limits) {
-        return SetBy::Member(limit);
-    }
-    if let Some(group) = member.groups.iter().find(|group| is_it(&group.limits)) {
-        return SetBy::Group { limit, group: group.name.clone() };
-    }
-    let is_rung = size.is_multiple_of(usual) && (size / usual).is_power_of_two();
-    match request.max_mem {
-        Some(most) if most <= size => SetBy::Client("max-mem"),
-        // The next one would have been twice as large.
-        _ if is_rung => SetBy::Client("max-build-restarts"),
-        _ => SetBy::Client("min-mem"),
     }
 }

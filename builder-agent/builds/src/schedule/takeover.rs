@@ -29,9 +29,10 @@ use super::share::{self, RunKey, Running, Waiter};
 use super::shared::{Shared, size_of};
 use super::tickets::{Permit, WrittenPermit};
 use crate::attempt::TakenOver;
+use crate::limits::Origins;
 use crate::reuse::Known;
-use crate::written::{WrittenEnvelope, WrittenInputs, WrittenLimits, WrittenPrincipal, WrittenRecipe};
-use crate::{BuildKey, SandboxIdentity};
+use crate::written::{WrittenInputs, WrittenLimits, WrittenPrincipal, WrittenRecipe};
+use crate::{BuildKey, Envelope, SandboxIdentity};
 
 /// Pause between two looks at the runs that are still to be paused.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -70,7 +71,7 @@ struct WrittenRequest {
     principal: WrittenPrincipal,
     recipe: WrittenRecipe,
     inputs: WrittenInputs,
-    envelope: WrittenEnvelope,
+    envelope: Envelope,
     /// Whether it counts as one of those that came one by one.
     alone: bool,
     /// Bytes that are charged to the memory of its member.
@@ -260,7 +261,7 @@ impl WrittenRequest {
             principal: (&request.principal).into(),
             recipe: WrittenRecipe::of(&request.recipe),
             inputs: WrittenInputs::of(&request.inputs),
-            envelope: request.envelope.into(),
+            envelope: request.envelope,
             alone: request.asked() == Asked::Alone,
             memory: held.memory.bytes(),
         }
@@ -371,7 +372,7 @@ impl Embedded {
             principal: written.principal.into(),
             recipe: Arc::new(written.recipe.read()?),
             inputs: inputs.info().clone(),
-            envelope: written.envelope.into(),
+            envelope: written.envelope,
             key,
             known: Known::default(),
             check,
@@ -384,7 +385,7 @@ impl Embedded {
             priority: 0,
             tags: Vec::new(),
             paid: false,
-            max_mem: None,
+            memory_set_by: Origins::default().memory,
             member,
         };
         let view = roster.view_of(&self.shared.parts.store, &request.member);
