@@ -56,15 +56,12 @@ pub trait Place: Send + Sync {
     /// Names the kind of sandbox in logs.
     fn name(&self) -> &'static str;
 
-    /// Starts `task`. The future is ready when no part of the task runs any more, which is soon after `cancel`. The
-    /// place writes the log as it arrives.
-    fn run(&self, task: Task, log: LogWriter, cancel: Cancel) -> Pin<Box<dyn Future<Output = Done> + Send>>;
-
-    /// Goes on with `task`, which another program has started and paused.
-    fn go_on(
+    /// Starts `task`, or goes on with it if another program has started and `paused` it. The future is ready when no part of
+    /// the task runs any more, which is soon after `cancel`. The place writes the log as it arrives.
+    fn run(
         &self,
         task: Task,
-        paused: TakenOver,
+        paused: Option<TakenOver>,
         log: LogWriter,
         cancel: Cancel,
     ) -> Pin<Box<dyn Future<Output = Done> + Send>>;

@@ -107,7 +107,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut run: Run, first: Arc<Waiter>, l
     run.begun.send_replace(Some(Instant::now()));
     let task = task(id, &waiter, &account.permit.limits);
     let inputs = shared.snapshots.keep(id, waiter.held.inputs.clone());
-    let done = shared.place.run(task, log, run.cancel.clone());
+    let done = shared.place.run(task, None, log, run.cancel.clone());
     let started = Started { waiter, turn, account };
     to_the_end(shared, run, started, inputs, done).await;
 }
@@ -125,7 +125,7 @@ pub(super) async fn go_on(
     tracing::info!(build = run.id, member = %member.name, %drv, backend = shared.place.name(), "build taken over");
     let task = task(run.id, &started.waiter, &started.account.permit.limits);
     let inputs = shared.snapshots.keep(run.id, started.waiter.held.inputs.clone());
-    let done = shared.place.go_on(task, paused, log, run.cancel.clone());
+    let done = shared.place.run(task, Some(paused), log, run.cancel.clone());
     to_the_end(shared, run, started, inputs, done).await;
 }
 

@@ -36,24 +36,7 @@ impl Place for Here {
         self.backend.name()
     }
 
-    fn run(&self, task: Task, log: LogWriter, cancel: Cancel) -> Pin<Box<dyn Future<Output = Done> + Send>> {
-        self.start(task, None, log, cancel)
-    }
-
-    fn go_on(
-        &self,
-        task: Task,
-        paused: TakenOver,
-        log: LogWriter,
-        cancel: Cancel,
-    ) -> Pin<Box<dyn Future<Output = Done> + Send>> {
-        self.start(task, Some(paused), log, cancel)
-    }
-}
-
-impl Here {
-    /// An attempt, or the rest of the one that is `paused`.
-    fn start(
+    fn run(
         &self,
         task: Task,
         paused: Option<TakenOver>,
@@ -75,7 +58,10 @@ impl Here {
         let work = self.threads.alone("build", move || here.attempt(&task, paused, &inputs, log, &cancel));
         Box::pin(async move { work.await.unwrap_or_else(|lost| trouble(&lost)) })
     }
+}
 
+impl Here {
+    /// An attempt, or the rest of the one that is `paused`.
     fn attempt(
         &self,
         task: &Task,
