@@ -104,10 +104,8 @@ impl Most {
     pub fn of(config: &Config, own: &MemberLimits, groups: &[Arc<Group>], settings: &Effective) -> Self {
         let of_box = Self::of_one_member(config);
         let cpus = settings.max_cpu.map(|most| u8::try_from(most).unwrap_or(u8::MAX));
-        let vcpus = of_box
-            .vcpus
-            .and(cpus, SetBy::Client("max-cpu"))
-            .and(own.max_cpus, SetBy::Member("max-cpus"));
+        let vcpus =
+            of_box.vcpus.and(cpus, SetBy::Client("max-cpu")).and(own.max_cpus, SetBy::Member("max-cpus"));
         let memory = of_box
             .memory_mib
             .and(settings.max_mem.map(narrow), SetBy::Client("max-mem"))

@@ -1,7 +1,9 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-use sandbox::{Host, Job, JobRunner, Paused, PausedMachine, PausedSession, Received, Run, SandboxError};
+use sandbox::{
+    Cancel, Host, Job, JobRunner, Paused, PausedMachine, PausedSession, Received, Run, SandboxError,
+};
 use store::{BuildRecord, Member as Owner, RecordEnd, StoreConfig};
 
 use super::*;

@@ -14,10 +14,10 @@ use sandbox::{Bytes, Limits};
 use serde::{Deserialize, Serialize};
 use store::{Closure, ClosureInfo, Member, Provenance, Store};
 
+use crate::Recipe;
 use crate::limits::{Origins, RunLimits};
 use crate::recipe::OutputSpec;
 use crate::structured::Attributes;
-use crate::Recipe;
 
 fn wrong(error: impl std::fmt::Display) -> io::Error {
     io::Error::other(format!("what was written down of a build is wrong: {error}"))

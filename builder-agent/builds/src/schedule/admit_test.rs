@@ -603,12 +603,7 @@ fn members_without_runs_are_forgotten_when_they_would_come_back_to_the_same_plac
 #[test]
 fn a_run_of_an_earlier_process_has_its_slots_and_gives_them_back() {
     let mut scene = Scene::with_slots(2);
-    let goes_on = |run, slots| Event::GoesOn {
-        run,
-        owner: member("alice", slots),
-        alone: false,
-        size: SLOT,
-    };
+    let goes_on = |run, slots| Event::GoesOn { run, owner: member("alice", slots), alone: false, size: SLOT };
     assert_eq!(scene.happens(goes_on(1, 1)), NONE);
     assert_eq!(scene.admission.kept_by(1), None);
     assert_eq!(scene.queued(2, "alice", 1), NONE);

@@ -363,7 +363,7 @@ impl Tree {
 
     /// Lists this node, and those above it, with their parents if they can give a run as far as slots of their own matter.
     /// A node that is listed now gets at least the floor's usage. While a group holds up a member, the floor can rise above
-    /// the member's usage; then the floor counts, in `choose` and `begin`.
+    /// the member's usage; then the floor counts, in `best` and `begin`.
     fn refresh(&mut self, mut id: NodeId, now: Instant) {
         while id != ROOT {
             let (can, parent) = (self.nodes[id].can_give(), self.nodes[id].parent);
