@@ -68,8 +68,11 @@ impl Index {
         self.memory.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// See [`charges::Charges::pay_for`].
+    /// See [`charges::Charges::pay_for`]. It is said with each view, so what is known already takes no lock for writing.
     pub(crate) fn pay_for(&self, payer: &Member, member: &Member) {
+        if self.read().payer_of(member) == payer {
+            return;
+        }
         let mut memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
         memory.pay_for(payer, member);
     }

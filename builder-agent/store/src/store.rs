@@ -89,9 +89,7 @@ impl Store {
     /// From now on `payer` is charged for the view of `member` (the holder of a ticket), and what the two need when room is
     /// short has one part. Not written down: said anew after each start, and before that view is used.
     pub fn pays_for(&self, payer: &Member, member: &Member) {
-        if self.base.index.read().payer_of(member) != payer {
-            self.base.index.pay_for(payer, member);
-        }
+        self.base.index.pay_for(payer, member);
     }
 
     /// `member`, the holder of a ticket that has ended, has nothing here any more: whoever paid for that view does so no

@@ -122,8 +122,7 @@ where
 {
     let mut first = Chunk::single(WHOLE);
     fill(&mut body, &mut first).await?;
-    desk.pace.step(first.len).await;
-    let leave = match room::<S>(desk, first.len).await {
+    let leave = match turn::<S>(desk, first.len).await {
         Ok(leave) => leave,
         Err(error) => return Ok(Err(error)),
     };
@@ -151,8 +150,7 @@ where
     let size = announced.map_or(WHOLE as u64, |size| size.saturating_add(1)).min(WHOLE as u64);
     let mut first = Chunk::single(size as usize);
     fill(&mut body, &mut first).await?;
-    desk.pace.step(first.len).await;
-    let leave = match room::<S>(desk, first.len).await {
+    let leave = match turn::<S>(desk, first.len).await {
         Ok(leave) => leave,
         Err(error) => return Ok(Err(error)),
     };
@@ -166,8 +164,9 @@ where
     }
 }
 
-/// Waits for room for the next bytes of a body. Meanwhile no thread is held.
-pub(crate) async fn room<S: Sink>(desk: &Desk, bytes: usize) -> Result<Leave, S::Error> {
+/// Waits until the next bytes of a body may go on: for the member's pace, and for room. Meanwhile no thread is held.
+async fn turn<S: Sink>(desk: &Desk, bytes: usize) -> Result<Leave, S::Error> {
+    desk.pace.step(bytes).await;
     match S::TAKES_ROOM {
         true => desk.room.wait(bytes as u64, 1).await.map_err(S::no_room),
         false => Ok(Leave::default()),
@@ -234,8 +233,7 @@ where
             return finish(desk, sink).await;
         }
         charge.set(UPLOAD_BYTES + sink.memory()).map_err(over)?;
-        desk.pace.step(chunk.len).await;
-        let leave = match room::<S>(desk, chunk.len).await {
+        let leave = match turn::<S>(desk, chunk.len).await {
             Ok(leave) => leave,
             Err(error) => return Ok(Err(error)),
         };

@@ -28,7 +28,7 @@ pub(crate) struct Holds {
 #[derive(Default)]
 struct State {
     next: u64,
-    /// How many holds of each member have ended.
+    /// How many holds of each member have ended that held or leased something.
     ended: HashMap<Member, u64>,
     by_member: HashMap<Member, BTreeMap<u64, Held>>,
 }
@@ -105,7 +105,8 @@ impl Holds {
         Needs { member: member.clone(), held, leased: leased.into_iter().map(|(_, path)| path).collect() }
     }
 
-    /// How many holds of `member` have ended.
+    /// How many holds of `member` have ended that held or leased something. Views are made for single questions, too: the end
+    /// of one that needed nothing changes nothing.
     pub(crate) fn ended(&self, member: &Member) -> u64 {
         self.state().ended.get(member).copied().unwrap_or_default()
     }
@@ -187,12 +188,14 @@ fn add<'a>(
 impl Drop for Hold {
     fn drop(&mut self) {
         let mut state = self.holds.state();
-        *state.ended.entry(self.member.clone()).or_default() += 1;
-        if let Some(holds) = state.by_member.get_mut(&self.member) {
-            holds.remove(&self.id);
-            if holds.is_empty() {
-                state.by_member.remove(&self.member);
-            }
+        let Some(holds) = state.by_member.get_mut(&self.member) else { return };
+        let held = holds.remove(&self.id);
+        if holds.is_empty() {
+            state.by_member.remove(&self.member);
+        }
+        let needs = |held: Held| !held.paths.is_empty() || lock(&held.leases).len() > 0;
+        if held.is_some_and(needs) {
+            *state.ended.entry(self.member.clone()).or_default() += 1;
         }
     }
 }
@@ -200,6 +203,24 @@ impl Drop for Hold {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_a_hold_counts_if_it_held_or_leased_something() {
+        let (holds, alice) = (Arc::new(Holds::default()), Member::new("alice"));
+        let path = StorePath::from_parts([1; 20], "p").unwrap();
+        let ended = |hold: Hold| {
+            drop(hold);
+            (holds.ended(&alice), holds.needs_of_all().len())
+        };
+        assert_eq!(ended(Hold::new(&holds, &alice, BTreeSet::new())), (0, 0));
+        assert_eq!(ended(Hold::new(&holds, &alice, [path.clone()].into())), (1, 0));
+        let added = Hold::new(&holds, &alice, BTreeSet::new());
+        added.add([&path]).unwrap();
+        assert_eq!(ended(added), (2, 0));
+        let leased = Hold::new(&holds, &alice, BTreeSet::new());
+        leased.lease(&path);
+        assert_eq!(ended(leased), (3, 0));
+    }
 
     #[test]
     fn what_is_held_already_counts_once_and_too_many_are_refused_as_a_whole() {

@@ -69,11 +69,6 @@ impl Layer {
         self.entries.iter()
     }
 
-    /// How many entries there are, and how many references all of them have.
-    pub(crate) fn size(&self) -> (usize, usize) {
-        (self.entries.len(), self.references)
-    }
-
     /// All entries together.
     pub(crate) fn charged(&self) -> Charged {
         let (paths, references) = (self.entries.len() as u64, self.references as u64);
@@ -360,7 +355,8 @@ impl Memory {
         }
     }
 
-    /// What the view of `member` costs: its claims, and the Verified paths that this member brought first.
+    /// The claims of `member`'s view, and the Verified paths that `member` pays for: those that were brought first by this view,
+    /// and by the views of the holders of this member's tickets. So the view of a holder costs its claims only.
     pub(crate) fn costs_of(&self, member: &Member) -> Charged {
         let mut costs = self.charges.of(member);
         costs += self.claims_of(member).map(Layer::charged).unwrap_or_default();

@@ -31,7 +31,7 @@ pub struct Leave(u64);
 impl Leave {
     /// For so many bytes. The store has said that there is room for them ([`crate::Store::room_for`]).
     #[must_use]
-    pub fn new(bytes: u64) -> Self {
+    pub(crate) fn new(bytes: u64) -> Self {
         Self(bytes)
     }
 

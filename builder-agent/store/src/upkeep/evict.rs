@@ -131,7 +131,7 @@ fn choose(memory: &Memory, rows: &Rows<'_>, wish: &Wish) -> (Vec<usize>, Evicted
     let mut taken = Taken::of(rows);
     let mut much = Much::of(memory, rows);
     // Rows that do not go in the first part: those of others, and all that these refer to.
-    let mut spared = rows.stays.clone();
+    let mut spared = vec![false; rows.rows.len()];
     rows.spread((0..rows.rows.len()).filter(|n| !much.has(rows, *n)).collect(), &mut spared);
     let order = rows.oldest_first();
     for &n in &order {
@@ -147,7 +147,7 @@ fn choose(memory: &Memory, rows: &Rows<'_>, wish: &Wish) -> (Vec<usize>, Evicted
         if taken.is_enough(wish) {
             break;
         }
-        if !rows.stays[n] && !taken.is_taken[n] {
+        if !taken.is_taken[n] {
             taken.take(memory, rows, n);
         }
     }
@@ -301,32 +301,23 @@ pub(crate) fn slim(memory: &Memory, holds: &Holds, payer: &Member, bytes: u64) -
     let paid = paid.filter(|entry| !needed.verified.contains(&entry.info.path));
     let mut paid: Vec<_> = paid.map(|entry| (entry.used.at(), entry)).collect();
     paid.sort_unstable_by_key(|(used, entry)| std::cmp::Reverse((*used, &entry.info.path)));
-    let claimed = rows.rows.iter().zip(&rows.stays).filter(|(_, stays)| !**stays);
-    let possible =
-        claimed.map(|(row, _)| row.entry.size).chain(paid.iter().map(|(_, entry)| entry.size)).sum();
+    let claimed = rows.rows.iter().map(|row| row.entry.size);
+    let possible = claimed.chain(paid.iter().map(|(_, entry)| entry.size)).sum();
     let (mut taken, mut less, mut releases) = (Taken::of(&rows), 0, Vec::new());
-    for n in rows.oldest_first() {
-        while less < bytes
-            && taken.rows.len() + releases.len() < MOST_ROWS
-            && let Some((used, entry)) = paid.pop_if(|(used, _)| *used <= rows.ages[n])
-        {
+    let mut claims = rows.oldest_first().into_iter().peekable();
+    while less < bytes && taken.rows.len() + releases.len() < MOST_ROWS {
+        let age = claims.peek().map(|n| rows.ages[*n]);
+        if let Some((used, entry)) = paid.pop_if(|(used, _)| age.is_none_or(|age| *used <= age)) {
             less += entry.size;
             releases.push(release(used, entry));
-        }
-        if less >= bytes || taken.rows.len() + releases.len() >= MOST_ROWS {
+        } else if let Some(n) = claims.next() {
+            if !taken.is_taken[n] {
+                let new = taken.take(memory, &rows, n);
+                less += new.iter().map(|n| rows.rows[*n].entry.size).sum::<u64>();
+            }
+        } else {
             break;
         }
-        if !rows.stays[n] && !taken.is_taken[n] {
-            let new = taken.take(memory, &rows, n);
-            less += new.iter().map(|n| rows.rows[*n].entry.size).sum::<u64>();
-        }
-    }
-    while less < bytes
-        && taken.rows.len() + releases.len() < MOST_ROWS
-        && let Some((used, entry)) = paid.pop()
-    {
-        less += entry.size;
-        releases.push(release(used, entry));
     }
     let (mut plan, gone) = planned(memory, &rows, &taken.rows, mark);
     plan.changes.extend(releases);

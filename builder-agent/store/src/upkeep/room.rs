@@ -1,6 +1,6 @@
 //! Makes room on the file system of the store: a thread looks how much is free, and evicts when it is too little; whoever
-//! writes an object asks before, and waits for the next round if there is none. A build waits on its own thread; an upload
-//! waits without one ([`Asking`]).
+//! writes an object asks before, and waits for the next round if there is none. A build, and a download from a cache, wait
+//! on their own threads, and look at no queue; an upload waits without a thread, and takes its turn ([`Asking`]).
 //!
 //! A round goes from what costs least to what costs most, until enough is free: unpacked trees, which are only copies;
 //! what nobody needs, by its last use ([`evict`]); and then what is needed by members whose sessions, roots and builds need
@@ -47,8 +47,9 @@ const MOST_WANTED: u64 = 256 << 20;
 
 #[derive(Default)]
 struct State {
-    /// Number of rounds that have ended, and of those that had no effect.
-    rounds: u64,
+    /// Number of looks for those who wait, each with its answers.
+    looks: u64,
+    /// Number of rounds that had no effect.
     idle_rounds: u64,
     /// What has to be free for the writer who waits on a thread and wants most; nothing if there is none.
     wanted: Free,
@@ -119,17 +120,25 @@ impl Rooms {
         }
     }
 
-    /// Ends a round, and with it the waits of those who have room now.
+    /// Ends a round.
     fn end_round(&self, levels: &Levels, had_effect: bool) {
-        let space = self.space();
         let mut state = self.state();
-        state.rounds += 1;
         state.idle_rounds += u64::from(!had_effect);
         state.wanted = Free::default();
-        let idle_rounds = state.idle_rounds;
+        drop(state);
+        self.serve(levels);
+    }
+
+    /// Ends the waits of those who have room now, or have waited long enough. A round can take longer than they wait, so it
+    /// calls this after each eviction.
+    fn serve(&self, levels: &Levels) {
+        let space = self.space();
         let fits = |bytes, files| {
             space.as_ref().is_ok_and(|space| levels.for_uploads.and(bytes, files).missing(space).is_nothing())
         };
+        let mut state = self.state();
+        state.looks += 1;
+        let idle_rounds = state.idle_rounds;
         let wake = state.queue.serve(Instant::now(), idle_rounds, fits);
         drop(state);
         self.changed.notify_all();
@@ -186,8 +195,8 @@ impl Rooms {
             state.wanted = state.wanted.max(keep);
             state.is_urgent = true;
             self.changed.notify_all();
-            let before = state.rounds;
-            let same = |state: &mut State| state.rounds == before && !state.stop;
+            let before = state.looks;
+            let same = |state: &mut State| state.looks == before && !state.stop;
             drop(self.changed.wait_timeout_while(state, left, same));
         }
     }
@@ -235,14 +244,14 @@ impl Future for Asking {
             Err(e) => return Poll::Ready(failed(e)),
         };
         let mut state = this.rooms.state();
-        if state.stop {
-            return Poll::Ready(failed(io::ErrorKind::Interrupted.into()));
-        }
-        // Nobody overtakes those who wait.
+        // No upload overtakes those that wait; builds and downloads do, on their threads.
         if state.queue.is_empty()
             && levels.for_uploads.and(this.bytes, this.files).missing(&space).is_nothing()
         {
             return Poll::Ready(Ok(Leave::new(this.bytes)));
+        }
+        if state.stop {
+            return Poll::Ready(failed(io::ErrorKind::Interrupted.into()));
         }
         let until = (Instant::now() + PATIENCE, state.idle_rounds + IDLE_ROUNDS);
         this.id =
@@ -281,6 +290,15 @@ fn words(space: &Space, levels: &Levels) -> String {
     )
 }
 
+/// Ends all waits when the thread ends, also by a panic: nobody else would.
+struct EndsWaits(Arc<Rooms>);
+
+impl Drop for EndsWaits {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 /// The thread. Dropping it ends it.
 pub(crate) struct RoomKeeper {
     rooms: Arc<Rooms>,
@@ -290,17 +308,13 @@ pub(crate) struct RoomKeeper {
 impl RoomKeeper {
     /// Starts the thread, if anything is ever evicted.
     pub(crate) fn start(rooms: &Arc<Rooms>, upkeep: &Arc<Upkeep>) -> Self {
-        let work = {
-            let (rooms, upkeep) = (Arc::clone(rooms), Arc::clone(upkeep));
-            move || attend(&rooms, &upkeep)
+        let start = |levels: Levels| {
+            let (rooms, upkeep) = (EndsWaits(Arc::clone(rooms)), Arc::clone(upkeep));
+            let work = move || attend(&rooms, &levels, &upkeep);
+            std::thread::Builder::new().name("store-room".into()).spawn(work)
         };
-        let start = || std::thread::Builder::new().name("store-room".into()).spawn(work);
-        let thread = rooms.levels.map(|_| start()).transpose();
-        let thread = thread.inspect_err(|e| {
-            tracing::error!("no thread for making room in the store: {e}");
-            // Nobody would end a wait.
-            rooms.stop();
-        });
+        let thread = rooms.levels.map(start).transpose();
+        let thread = thread.inspect_err(|e| tracing::error!("no thread for making room in the store: {e}"));
         Self { rooms: Arc::clone(rooms), thread: thread.ok().flatten() }
     }
 }
@@ -314,14 +328,13 @@ impl Drop for RoomKeeper {
     }
 }
 
-fn attend(rooms: &Rooms, upkeep: &Upkeep) {
+fn attend(EndsWaits(rooms): &EndsWaits, levels: &Levels, upkeep: &Upkeep) {
     let (mut idle_until, mut is_told) = (Instant::now(), false);
     while rooms.wait() {
-        let Some(levels) = rooms.levels else { return };
-        let wanted = rooms.wanted(&levels);
+        let wanted = rooms.wanted(levels);
         let is_low = |free: Free| rooms.space().is_ok_and(|space| !free.missing(&space).is_nothing());
         if !is_low(levels.low.max(wanted)) {
-            rooms.end_round(&levels, true);
+            rooms.end_round(levels, true);
             continue;
         }
         let mut had_effect = false;
@@ -339,7 +352,7 @@ fn attend(rooms: &Rooms, upkeep: &Upkeep) {
                 idle_until = Instant::now() + AGAIN_AFTER;
             }
         }
-        rooms.end_round(&levels, had_effect);
+        rooms.end_round(levels, had_effect);
     }
 }
 
@@ -351,10 +364,12 @@ pub(crate) fn make_room(
     why: &str,
 ) -> Result<bool, RegisterError> {
     let space = || rooms.space().map_err(|e| FileError::new("look at", "the store", e));
+    let serve = || rooms.levels.iter().for_each(|levels| rooms.serve(levels));
     let mut evicted = Evicted::default();
     let trees = if enough.missing(&space()?).is_nothing() { 0 } else { upkeep.discard_trees() };
     if trees > 0 {
         upkeep.trees.wait_for_removal(REMOVAL);
+        serve();
     }
     for respects_all_needs in [true, false] {
         loop {
@@ -368,6 +383,7 @@ pub(crate) fn make_room(
             if !round(upkeep, wish, &mut evicted)? {
                 break;
             }
+            serve();
         }
     }
     report(rooms, &evicted, trees, why);

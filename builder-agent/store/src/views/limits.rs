@@ -104,10 +104,10 @@ pub(super) fn within_limits(
     if paths == 0 {
         return Ok(());
     }
-    let (has_paths, has_references) = seen.own_size();
+    let has = seen.own_charged();
     for (what, count, limit) in [
-        ("paths", has_paths + paths, MAX_CLAIMS),
-        ("references of paths", has_references + references, MAX_CLAIMED_REFERENCES),
+        ("paths", has.paths as usize + paths, MAX_CLAIMS),
+        ("references of paths", has.references as usize + references, MAX_CLAIMED_REFERENCES),
     ] {
         if count > limit {
             return Err(RegisterError::ClaimLimit { member: viewer.member.clone(), what, count, limit });

@@ -14,6 +14,7 @@ use super::quota::Payer;
 use crate::error::MissingPath;
 use crate::index::memory::{Entry, Layer, Memory};
 use crate::index::rows::{Annotation, Annotations};
+use crate::types::charged::Charged;
 use crate::types::realisation::{Realisation, RealisationId};
 use crate::types::{Member, Provenance};
 
@@ -71,9 +72,9 @@ impl<'a> Seen<'a> {
         }
     }
 
-    /// How many claims the member has, and how many references all of them have.
-    pub(crate) fn own_size(&self) -> (usize, usize) {
-        self.own.map_or((0, 0), Layer::size)
+    /// The member's claims together.
+    pub(crate) fn own_charged(&self) -> Charged {
+        self.own.map(Layer::charged).unwrap_or_default()
     }
 
     fn layers(&self) -> impl Iterator<Item = (Whose<'a>, &'a Layer)> {

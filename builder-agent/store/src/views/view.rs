@@ -69,9 +69,7 @@ impl View {
     /// The same view, for which `payer` pays: the maker of a ticket for its holder. See [`crate::Store::pays_for`].
     #[must_use]
     pub fn charged_to(mut self, payer: &Member) -> Self {
-        if self.base.index.read().payer_of(&self.viewer.member) != payer {
-            self.base.index.pay_for(payer, &self.viewer.member);
-        }
+        self.base.index.pay_for(payer, &self.viewer.member);
         self.viewer.payer.member = Some(payer.clone());
         self
     }
@@ -89,13 +87,14 @@ impl View {
         &self.viewer.payer
     }
 
-    /// Bytes for which the claims of this view, and the Verified paths that it brought first, are charged to its payer; and the
-    /// limit that the payer has alone.
+    /// Bytes that this member sees of what the view's payer is charged for, and the limit that the payer has alone. Who pays
+    /// for themselves sees all of it. The holder of a ticket sees the claims of this view only: the Verified paths that it
+    /// brought first are the maker's.
     #[must_use]
     pub fn charged(&self) -> (u64, Option<Quota>) {
         let index = self.base.index.read();
         let charged = match &self.viewer.payer.member {
-            // What its maker has is not for the holder of a ticket to see.
+            // What its maker has is not for the holder of a ticket to see. These are claims.
             Some(payer) if *payer != self.viewer.member => index.costs_of(&self.viewer.member),
             _ => index.charged_to(&self.viewer.member),
         };
@@ -330,7 +329,10 @@ impl View {
             let (mut bytes, mut references) = (0, BTreeSet::new());
             for (info, size) in new {
                 bytes += size.unwrap_or_default();
-                references.extend(&info.references);
+                // Copies are of what others share.
+                if !self.viewer.others.is_empty() {
+                    references.extend(&info.references);
+                }
             }
             bytes + copies::bytes(&index, &self.viewer, references.into_iter())?
         };

@@ -4,7 +4,7 @@
 //! taking rows in the order of their ages takes referrers before, or together with, what they refer to.
 //!
 //! Commits wait while this is made and used. So it takes as long as there are rows and references, in whatever order they
-//! refer to each other: references are looked up once, and a row that stays is found out once.
+//! refer to each other: references are looked up once.
 
 use std::collections::HashMap;
 
@@ -73,8 +73,6 @@ pub(super) struct Rows<'a> {
     pub(super) rows: Vec<Row<'a>>,
     /// The last use of each, or of anything that refers to it.
     pub(super) ages: Vec<u64>,
-    /// Those that cannot go, because something that is needed refers to them. (With needs that are closed there are none.)
-    pub(super) stays: Vec<bool>,
     /// The rows to which each one refers, in the view of its layer's member.
     below: Edges,
     /// The Verified row that hides this one, if it is a claim.
@@ -84,7 +82,8 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// The rows that are not `needed`, of all layers, or of the layers of `only`.
+    /// The rows that are not `needed`, of all layers, or of the layers of `only`. What is needed is closed: it refers to none
+    /// of these rows, and hides none.
     pub(super) fn unneeded(memory: &'a Memory, needed: &Needed<'a>, only: Option<&[&Member]>) -> Self {
         let mut layers: Vec<(Option<&'a Member>, &'a Layer)> = Vec::new();
         match only {
@@ -121,7 +120,7 @@ impl<'a> Rows<'a> {
             None => numbers[place].get(path).copied(),
             found => found,
         };
-        let (mut pairs, mut hider, mut stays) = (Vec::new(), HashMap::new(), vec![false; rows.len()]);
+        let (mut pairs, mut hider) = (Vec::new(), HashMap::new());
         for (place, (layer, entries)) in layers.iter().enumerate() {
             for (path, entry) in entries.entries() {
                 let hides = if layer.is_some() { verified(path) } else { None };
@@ -131,7 +130,7 @@ impl<'a> Rows<'a> {
                         pairs.extend(below.filter(|other| *other != number).map(|other| (number, other)));
                         hider.extend(hides.map(|other| (number as usize, other as usize)));
                     }
-                    None => below.chain(hides).for_each(|other| stays[other as usize] = true),
+                    None => debug_assert_eq!(below.chain(hides).next(), None, "'{path}' is needed"),
                 }
             }
         }
@@ -140,11 +139,7 @@ impl<'a> Rows<'a> {
         let above =
             Edges::new(rows.len(), pairs.iter().copied().chain(hidden).map(|(above, below)| (below, above)));
         let ages = vec![0; rows.len()];
-        let mut all = Self { rows, ages, stays: Vec::new(), below, hider, above };
-        let pinned: Vec<usize> = (0..stays.len()).filter(|n| stays[*n]).collect();
-        stays.fill(false);
-        all.spread(pinned, &mut stays);
-        all.stays = stays;
+        let mut all = Self { rows, ages, below, hider, above };
         all.find_ages();
         all
     }
@@ -188,8 +183,8 @@ impl<'a> Rows<'a> {
     }
 
     /// Takes row `n`, and all rows without which it cannot go: those that refer to it, in any layer, and claims of the same
-    /// name, which a Verified path hides. Returns those that were not `taken` before. The caller knows that none of them
-    /// stays: each row is looked at once, when it is taken.
+    /// name, which a Verified path hides. Returns those that were not `taken` before. Each row is looked at once, when it is
+    /// taken.
     pub(super) fn take_with_referrers(&self, n: usize, taken: &mut [bool]) -> Vec<usize> {
         let mut new = Vec::new();
         let mut todo = vec![n];

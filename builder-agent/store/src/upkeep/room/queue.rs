@@ -3,7 +3,7 @@
 //! Whoever was given the least since the queue began is next, so a member with many uploads waits no less than one with a
 //! single upload. What does not fit waits; a smaller piece of somebody else may go on meanwhile.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::task::Waker;
 use std::time::Instant;
 
@@ -92,15 +92,13 @@ impl Queue {
         fits: impl Fn(u64, u64) -> bool,
     ) -> Vec<Waker> {
         let (mut bytes, mut files, mut wake) = (0_u64, 0, Vec::new());
-        let mut next_of: BTreeMap<&Member, Vec<u64>> = BTreeMap::new();
-        for (id, waiting) in self.waiting.iter().rev().filter(|(_, waiting)| waiting.answer.is_none()) {
-            next_of.entry(&waiting.payer).or_default().push(*id);
+        let mut next_of: HashMap<Member, VecDeque<u64>> = HashMap::new();
+        for (id, waiting) in self.waiting.iter().filter(|(_, waiting)| waiting.answer.is_none()) {
+            next_of.entry(waiting.payer.clone()).or_default().push_back(*id);
         }
-        let mut next_of: HashMap<Member, Vec<u64>> =
-            next_of.into_iter().map(|(payer, ids)| (payer.clone(), ids)).collect();
         loop {
             let given = |payer: &Member| self.given.get(payer).copied().unwrap_or_default();
-            let first = |ids: &[u64]| ids.last().copied().unwrap_or(u64::MAX);
+            let first = |ids: &VecDeque<u64>| ids.front().copied().unwrap_or(u64::MAX);
             let next = next_of.iter().min_by_key(|(payer, ids)| (given(payer), first(ids)));
             let Some((payer, id)) = next.map(|(payer, ids)| (payer.clone(), first(ids))) else { break };
             let fit = self
@@ -115,7 +113,8 @@ impl Queue {
             waiting.answer = Some(Answer::Room);
             wake.push(waiting.waker.clone());
             *self.given.entry(payer.clone()).or_default() += waiting.bytes;
-            let is_last = next_of.get_mut(&payer).is_none_or(|ids| ids.pop().is_none() || ids.is_empty());
+            let is_last =
+                next_of.get_mut(&payer).is_none_or(|ids| ids.pop_front().is_none() || ids.is_empty());
             if is_last {
                 next_of.remove(&payer);
             }
