@@ -3,27 +3,31 @@
 //! ```text
 //! results/<name>          the log of one run, by the name that its record has in the store
 //! everybody/<drv>         logs of builds whose outputs everybody sees
-//! members/<member>/<drv>  logs of builds that only this member knows of, and logs that this member uploaded
+//! members/<member>/<drv>  logs of builds that this member asked for, and logs that this member uploaded
 //! ```
 //!
 //! The names of one log are hard links: a log takes its space once, and exists as long as one of its names. Each folder
-//! has the same budget; when it is used up, the oldest logs are removed, so one member's logs never displace another's.
-//! A crash can lose a log; nothing depends on it.
+//! has the same budget. When it is used up, the oldest log of whoever has the most in it is removed, so one member's logs
+//! never displace those of others who have less. A crash can lose a log; nothing depends on it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix_derivation::StorePath;
 use rustix::fs::{AtFlags, CWD, linkat};
 use sha2::{Digest, Sha256};
+use thiserror::Error;
 
+/// The folder of the logs of runs.
+const RESULTS: &str = "results";
 /// Smallest size that a log counts for, even an empty one: an inode and a name.
 const LEAST: u64 = 4096;
 /// Longest member name that is used as a folder name unchanged.
@@ -45,15 +49,40 @@ pub struct KeptLogs {
     max_bytes: u64,
     /// The folders that have been read, by name; each is read when it is first used.
     shelves: Mutex<HashMap<PathBuf, Shelf>>,
+    /// Bytes of the logs that clients are sending, by who pays for them.
+    arriving: Arc<Mutex<HashMap<Box<str>, u64>>>,
     next: AtomicU64,
 }
+
+/// Whose run wrote a log: a part of a hash of the member's identity. Two members with the same one share their part of a
+/// folder, and nothing else.
+type Owner = u64;
+
+/// The owner of logs of which nobody knows whose they are, and of all logs in the folder of one member.
+const NOBODY: Owner = 0;
 
 /// The contents of a folder.
 #[derive(Debug, Default)]
 struct Shelf {
-    /// Name and size, oldest first.
-    by_age: BTreeMap<u64, (String, u64)>,
+    /// By age, the oldest first.
+    logs: BTreeMap<u64, Placed>,
     ages: HashMap<String, u64>,
+    owners: HashMap<Owner, Owned>,
+    bytes: u64,
+}
+
+/// A log in a folder.
+#[derive(Debug)]
+struct Placed {
+    name: String,
+    owner: Owner,
+    size: u64,
+}
+
+/// What one owner has in a folder.
+#[derive(Debug, Default)]
+struct Owned {
+    ages: BTreeSet<u64>,
     bytes: u64,
 }
 
@@ -63,16 +92,67 @@ pub struct Arriving {
     file: File,
     size: u64,
     max: u64,
+    together: Together,
+}
+
+/// What a member's logs that arrive at this moment take. Each of these logs has it; the last one that ends removes it.
+#[derive(Debug)]
+struct Together {
+    payer: Box<str>,
+    bytes: Arc<Mutex<HashMap<Box<str>, u64>>>,
+    mine: u64,
+    max: u64,
+}
+
+/// A log that a client sends cannot be kept.
+#[derive(Debug, Error)]
+pub enum ArrivalError {
+    #[error("it is longer than {0} bytes (the box's `limits.max-log-mib`)")]
+    TooLong(u64),
+    #[error(
+        "the logs that you are sending have more than {} MiB together (the box's `limits.max-kept-logs-mib`); send fewer at a time",
+        .0 >> 20
+    )]
+    TooMuch(u64),
+    #[error("{0}")]
+    Box(#[from] io::Error),
 }
 
 impl Arriving {
-    /// Takes the next bytes. A log larger than its limit is refused with `FileTooLarge`.
-    pub fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.size += bytes.len() as u64;
+    /// Takes the next bytes.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), ArrivalError> {
+        let more = bytes.len() as u64;
+        self.size += more;
         if self.size > self.max {
-            return Err(io::ErrorKind::FileTooLarge.into());
+            return Err(ArrivalError::TooLong(self.max));
         }
-        self.file.write_all(bytes)
+        self.together.take(more)?;
+        Ok(self.file.write_all(bytes)?)
+    }
+}
+
+impl Together {
+    fn take(&mut self, more: u64) -> Result<(), ArrivalError> {
+        let mut all = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = all.entry(self.payer.clone()).or_default();
+        if *bytes + more > self.max {
+            return Err(ArrivalError::TooMuch(self.max));
+        }
+        *bytes += more;
+        self.mine += more;
+        Ok(())
+    }
+}
+
+impl Drop for Together {
+    fn drop(&mut self) {
+        let mut all = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bytes) = all.get_mut(&self.payer) {
+            *bytes -= self.mine;
+            if *bytes == 0 {
+                all.remove(&self.payer);
+            }
+        }
     }
 }
 
@@ -82,18 +162,21 @@ impl KeptLogs {
     pub fn new(folder: PathBuf, max_bytes: u64) -> Self {
         // Names start at the current time, so those of one process never repeat those of the process before.
         let start = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
-        Self { folder, max_bytes, shelves: Mutex::default(), next: AtomicU64::new(start) }
+        let next = AtomicU64::new(start);
+        Self { folder, max_bytes, shelves: Mutex::default(), arriving: Arc::default(), next }
     }
 
-    /// Keeps the complete log in `file`, which may have no name. Returns the name for [`KeptLogs::give`].
-    pub fn keep(&self, file: &File) -> io::Result<String> {
-        let name = format!("{:016x}", self.next.fetch_add(1, Ordering::Relaxed));
-        let shelf = Path::new("results");
+    /// Keeps the complete log in `file`, which may have no name, of a run for which the member with this identity pays.
+    /// Returns the name for [`KeptLogs::give`].
+    pub fn keep(&self, file: &File, payer: &str) -> io::Result<String> {
+        let owner = owner_of(payer);
+        let name = format!("{:016x}-{owner:016x}", self.next.fetch_add(1, Ordering::Relaxed));
+        let shelf = Path::new(RESULTS);
         let mut shelves = self.open_shelf(shelf)?;
         let to = self.folder.join(shelf).join(&name);
         self::name(file, &to)?;
         let size = file.metadata()?.len();
-        self.place(&mut shelves, shelf, name.clone(), size);
+        self.place(&mut shelves, shelf, name.clone(), owner, size);
         Ok(name)
     }
 
@@ -101,7 +184,7 @@ impl KeptLogs {
     pub fn give(&self, name: &str, reader: Reader<'_>, drv: &StorePath) -> io::Result<()> {
         let shelf = reader.shelf();
         let mut shelves = self.open_shelf(&shelf)?;
-        let from = self.folder.join("results").join(name);
+        let from = self.folder.join(RESULTS).join(name);
         let to = self.folder.join(&shelf).join(drv.to_basename());
         let (old, new) = (fs::metadata(&to), fs::metadata(&from)?);
         if old.is_ok_and(|old| old.ino() == new.ino()) {
@@ -112,28 +195,33 @@ impl KeptLogs {
         let _ = fs::remove_file(&temporary);
         fs::hard_link(&from, &temporary)?;
         fs::rename(&temporary, &to)?;
-        self.place(&mut shelves, &shelf, drv.to_basename(), new.len());
+        let owner = if reader == Reader::Everybody { owner_in(name) } else { NOBODY };
+        self.place(&mut shelves, &shelf, drv.to_basename(), owner, new.len());
         Ok(())
     }
 
-    /// A log that a client sends. While it arrives it has no name and no lock is held, since the client decides how
-    /// long that takes.
-    pub fn arriving(&self, max: u64) -> io::Result<Arriving> {
+    /// A log that a client sends, for which the member with this identity pays. While it arrives it has no name and no lock is
+    /// held, since the client decides how long that takes. For the same reason the logs that a member's clients send at one
+    /// moment have no more room than the member's kept logs.
+    pub fn arriving(&self, payer: &str, max: u64) -> io::Result<Arriving> {
         fs::create_dir_all(&self.folder)?;
-        Ok(Arriving { file: tempfile::tempfile_in(&self.folder)?, size: 0, max })
+        let file = tempfile::tempfile_in(&self.folder)?;
+        let together =
+            Together { payer: payer.into(), bytes: self.arriving.clone(), mine: 0, max: self.max_bytes };
+        Ok(Arriving { file, size: 0, max, together })
     }
 
     /// Keeps a log that a member uploaded, for that member alone. As in Nix, an existing log stays.
     pub fn add(&self, member: &str, drv: &StorePath, log: Arriving) -> io::Result<()> {
-        let Arriving { file, size, .. } = log;
+        let Arriving { file, size, .. } = &log;
         let shelf = Reader::Member(member).shelf();
         let mut shelves = self.open_shelf(&shelf)?;
         let to = self.folder.join(&shelf).join(drv.to_basename());
         if to.exists() {
             return Ok(());
         }
-        name(&file, &to)?;
-        self.place(&mut shelves, &shelf, drv.to_basename(), size);
+        name(file, &to)?;
+        self.place(&mut shelves, &shelf, drv.to_basename(), NOBODY, *size);
         Ok(())
     }
 
@@ -158,7 +246,7 @@ impl KeptLogs {
 
     /// The log of this name.
     pub fn open(&self, name: &str) -> io::Result<File> {
-        File::open(self.folder.join("results").join(name))
+        File::open(self.folder.join(RESULTS).join(name))
     }
 
     /// Locks the folders and reads this one if needed. The lock is held while files come and go, so that the sizes stay
@@ -168,7 +256,10 @@ impl KeptLogs {
         if !shelves.contains_key(name) {
             let folder = self.folder.join(name);
             fs::create_dir_all(&folder)?;
-            shelves.insert(name.to_owned(), Shelf::read(&folder)?);
+            // The other folders have names of derivations. So with a restart it is forgotten whose the logs for everybody are.
+            let owner_in: fn(&str) -> Owner =
+                if name == Path::new(RESULTS) { owner_in } else { |_: &str| NOBODY };
+            shelves.insert(name.to_owned(), Shelf::read(&folder, owner_in)?);
         }
         Ok(shelves)
     }
@@ -179,20 +270,30 @@ impl KeptLogs {
         shelves: &mut MutexGuard<'_, HashMap<PathBuf, Shelf>>,
         name: &Path,
         file: String,
+        owner: Owner,
         size: u64,
     ) {
         let Some(shelf) = shelves.get_mut(name) else { return };
-        shelf.put(file, size.max(LEAST));
-        // The newest log stays, even if it is larger than the budget.
+        shelf.put(file, owner, size.max(LEAST));
+        // The newest log stays, even if it is larger than the budget. So a folder has its budget and one log at most.
         while shelf.bytes > self.max_bytes
-            && shelf.by_age.len() > 1
-            && let Some(oldest) = shelf.take_oldest()
+            && let Some(oldest) = shelf.take_from_who_has_most(self.max_bytes)
         {
             if let Err(error) = fs::remove_file(self.folder.join(name).join(&oldest)) {
                 tracing::warn!(%error, log = oldest, "cannot remove an old build log");
             }
         }
     }
+}
+
+fn owner_of(payer: &str) -> Owner {
+    let hash = Sha256::digest(payer.as_bytes());
+    hash.iter().take(8).fold(0, |number, byte| number << 8 | Owner::from(*byte))
+}
+
+/// The owner in a name of `results`. Those of older versions have none.
+fn owner_in(name: &str) -> Owner {
+    name.split_once('-').and_then(|(_, owner)| Owner::from_str_radix(owner, 16).ok()).unwrap_or(NOBODY)
 }
 
 /// Gives a name to a file that has none.
@@ -220,7 +321,7 @@ impl Reader<'_> {
 }
 
 impl Shelf {
-    fn read(folder: &Path) -> io::Result<Self> {
+    fn read(folder: &Path, owner_in: fn(&str) -> Owner) -> io::Result<Self> {
         let mut found = Vec::new();
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
@@ -233,27 +334,56 @@ impl Shelf {
         }
         found.sort();
         let mut shelf = Self::default();
-        found.into_iter().for_each(|(_, name, size)| shelf.put(name, size));
+        for (_, name, size) in found {
+            let owner = owner_in(&name);
+            shelf.put(name, owner, size);
+        }
         Ok(shelf)
     }
 
     /// Adds the newest file. Replaces an older one of the same name.
-    fn put(&mut self, name: String, size: u64) {
-        let age = self.by_age.last_key_value().map_or(0, |(last, _)| last + 1);
-        if let Some(old) = self.ages.insert(name.clone(), age)
-            && let Some((_, size)) = self.by_age.remove(&old)
-        {
-            self.bytes -= size;
+    fn put(&mut self, name: String, owner: Owner, size: u64) {
+        let age = self.logs.last_key_value().map_or(0, |(last, _)| last + 1);
+        if let Some(old) = self.ages.insert(name.clone(), age) {
+            self.remove(old);
         }
-        self.by_age.insert(age, (name, size));
+        self.logs.insert(age, Placed { name, owner, size });
+        let owned = self.owners.entry(owner).or_default();
+        owned.ages.insert(age);
+        owned.bytes += size;
         self.bytes += size;
     }
 
-    fn take_oldest(&mut self) -> Option<String> {
-        let (_, (name, size)) = self.by_age.pop_first()?;
+    /// Takes the oldest log of the owner who has the most. The newest of all is not taken; if it alone makes its owner the
+    /// one who has the most, the others have no less than the budget.
+    fn take_from_who_has_most(&mut self, budget: u64) -> Option<String> {
+        let weight = |owned: &&Owned| (owned.bytes, Reverse(owned.ages.first().copied()));
+        let (newest, placed) = self.logs.last_key_value()?;
+        let mut most = self.owners.values().max_by_key(weight)?;
+        if most.ages.first() == Some(newest) {
+            if self.bytes - placed.size <= budget {
+                return None;
+            }
+            let others = self.owners.iter().filter(|(owner, _)| **owner != placed.owner);
+            most = others.map(|(_, owned)| owned).max_by_key(weight)?;
+        }
+        let oldest = *most.ages.first()?;
+        let name = self.remove(oldest)?.name;
         self.ages.remove(&name);
-        self.bytes -= size;
         Some(name)
+    }
+
+    fn remove(&mut self, age: u64) -> Option<Placed> {
+        let placed = self.logs.remove(&age)?;
+        self.bytes -= placed.size;
+        if let Some(owned) = self.owners.get_mut(&placed.owner) {
+            owned.bytes -= placed.size;
+            owned.ages.remove(&age);
+            if owned.ages.is_empty() {
+                self.owners.remove(&placed.owner);
+            }
+        }
+        Some(placed)
     }
 }
 
@@ -269,10 +399,10 @@ mod tests {
         StorePath::from_parts(digest, &format!("{name}.drv")).expect("a path")
     }
 
-    fn kept(logs: &KeptLogs, text: &str) -> String {
+    fn kept(logs: &KeptLogs, payer: &str, text: &str) -> String {
         let file = tempfile::tempfile_in("/dev/shm").expect("a file");
         std::os::unix::fs::FileExt::write_all_at(&file, text.as_bytes(), 0).expect("room");
-        logs.keep(&file).expect("kept")
+        logs.keep(&file, payer).expect("kept")
     }
 
     fn text(logs: &KeptLogs, member: &str, drv: &StorePath) -> Option<String> {
@@ -283,7 +413,7 @@ mod tests {
 
     /// A log that a client has sent.
     fn sent(logs: &KeptLogs, text: &[u8]) -> Arriving {
-        let mut log = logs.arriving(100).expect("a log");
+        let mut log = logs.arriving("alice", 100).expect("a log");
         log.push(text).expect("short enough");
         log
     }
@@ -292,7 +422,7 @@ mod tests {
     fn a_log_is_found_by_those_it_was_given_to() {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
         let logs = KeptLogs::new(dir.path().to_owned(), 1 << 20);
-        let (private, public) = (kept(&logs, "private\n"), kept(&logs, "public\n"));
+        let (private, public) = (kept(&logs, "alice", "private\n"), kept(&logs, "alice", "public\n"));
         logs.give(&private, Reader::Member("alice"), &drv("one")).expect("given");
         logs.give(&public, Reader::Everybody, &drv("two")).expect("given");
         assert_eq!(text(&logs, "alice", &drv("one")).as_deref(), Some("private\n"));
@@ -302,7 +432,7 @@ mod tests {
         let logs = KeptLogs::new(dir.path().to_owned(), 1 << 20);
         assert_eq!(text(&logs, "alice", &drv("one")).as_deref(), Some("private\n"));
         // The log of a later build takes the place of the earlier one; an uploaded one does not.
-        let again = kept(&logs, "again\n");
+        let again = kept(&logs, "alice", "again\n");
         logs.give(&again, Reader::Member("alice"), &drv("one")).expect("given");
         logs.add("alice", &drv("one"), sent(&logs, b"uploaded\n")).expect("taken");
         assert_eq!(text(&logs, "alice", &drv("one")).as_deref(), Some("again\n"));
@@ -313,10 +443,9 @@ mod tests {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
         let logs = KeptLogs::new(dir.path().to_owned(), 3 * LEAST);
         logs.add("alice", &drv("hers"), sent(&logs, b"")).expect("taken");
-        let mut long = logs.arriving(100).expect("a log");
+        let mut long = logs.arriving("alice", 100).expect("a log");
         long.push(&[b'x'; 100]).expect("as much as allowed");
-        let long = long.push(b"x").expect_err("too long");
-        assert_eq!(long.kind(), io::ErrorKind::FileTooLarge);
+        assert!(matches!(long.push(b"x"), Err(ArrivalError::TooLong(100))));
         assert!(logs.find("alice", &drv("long")).is_none());
         for name in ["a", "b", "c", "d", "e"] {
             logs.add("bob", &drv(name), sent(&logs, b"")).expect("taken");
@@ -325,6 +454,55 @@ mod tests {
             ["a", "b", "c", "d", "e"].iter().map(|n| logs.find("bob", &drv(n)).is_some()).collect();
         assert_eq!(there, [false, false, true, true, true]);
         assert!(logs.find("alice", &drv("hers")).is_some());
+    }
+
+    #[test]
+    fn the_logs_that_a_member_sends_at_one_moment_have_no_more_room_than_those_that_are_kept() {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
+        let logs = KeptLogs::new(dir.path().to_owned(), 100);
+        let begin = |payer: &str| logs.arriving(payer, 100).expect("a log");
+        let (mut one, mut two, mut bobs) = (begin("alice"), begin("alice"), begin("bob"));
+        one.push(&[b'x'; 60]).expect("room");
+        assert!(matches!(two.push(&[b'x'; 41]), Err(ArrivalError::TooMuch(100))));
+        two.push(&[b'x'; 40]).expect("just as much");
+        bobs.push(&[b'x'; 80]).expect("bob has room of his own");
+        // Both a log that is kept and one that is given up make room.
+        logs.add("alice", &drv("one"), one).expect("taken");
+        drop(two);
+        begin("alice").push(&[b'x'; 80]).expect("room again");
+        drop(bobs);
+        assert!(logs.arriving.lock().expect("numbers").is_empty());
+    }
+
+    #[test]
+    fn in_a_folder_of_all_who_has_the_most_makes_room_also_after_a_restart() {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
+        let open = || KeptLogs::new(dir.path().to_owned(), 4 * LEAST);
+        let mut logs = open();
+        let bobs = kept(&logs, "bob", "bob's\n");
+        logs.give(&bobs, Reader::Everybody, &drv("bobs")).expect("given");
+        let mut alices = Vec::new();
+        for n in 0..8 {
+            alices.push(kept(&logs, "alice", "alice's\n"));
+            logs.give(&alices[n], Reader::Everybody, &drv(&format!("alice{n}"))).expect("given");
+            if n == 3 {
+                logs = open();
+            }
+        }
+        let there: Vec<bool> = alices.iter().map(|name| logs.open(name).is_ok()).collect();
+        assert_eq!(there, [false, false, false, false, false, true, true, true]);
+        assert!(logs.open(&bobs).is_ok(), "bob has less");
+        // A log that is larger than all the room stays until the next one comes, and displaces nobody's.
+        let large = kept(&logs, "carol", &"x".repeat(5 * LEAST as usize));
+        assert!([&bobs, &large].into_iter().all(|name| logs.open(name).is_ok()));
+        let larger = kept(&logs, "dora", &"x".repeat(6 * LEAST as usize));
+        assert!(logs.open(&large).is_err());
+        assert!([&bobs, &larger].into_iter().all(|name| logs.open(name).is_ok()));
+        kept(&logs, "alice", "alice's\n");
+        assert!(logs.open(&larger).is_err() && logs.open(&bobs).is_ok());
+        // A log of an older version, whose name says nothing of an owner.
+        std::fs::write(dir.path().join("results/0000000000000001"), "old\n").expect("written");
+        assert!(open().open("0000000000000001").is_ok());
     }
 
     #[test]

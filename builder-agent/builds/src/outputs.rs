@@ -94,13 +94,15 @@ pub fn name_deriver(recipe: &Recipe, view: &View, paths: &[StorePath]) {
     }
 }
 
-/// Lets the member of `view` whose identity this is, or everybody, find the log of a build of `drv` that is kept under the
-/// name `log`. Blocking.
+/// Lets the member of `view` whose identity this is, and perhaps everybody, find the log of a build of `drv` that is kept
+/// under the name `log`. Blocking.
 pub fn give_log(kept: &KeptLogs, view: &View, member: &str, drv: &StorePath, proven: bool, log: &str) {
-    let public = log_is_public(view, drv, proven);
-    let reader = if public { Reader::Everybody } else { Reader::Member(member) };
-    if let Err(error) = kept.give(log, reader, drv) {
-        tracing::warn!(%error, "cannot keep a build log");
+    // The member finds it in their own room in any case, where no logs of others displace it.
+    let everybody = log_is_public(view, drv, proven).then_some(Reader::Everybody);
+    for reader in [Some(Reader::Member(member)), everybody].into_iter().flatten() {
+        if let Err(error) = kept.give(log, reader, drv) {
+            tracing::warn!(%error, "cannot keep a build log");
+        }
     }
 }
 

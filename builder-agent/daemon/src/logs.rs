@@ -1,7 +1,7 @@
 //! Build logs that clients upload. No protocol has an operation to read one: the command `ssh <box> log` does that
 //! (`ssh::commands::log`).
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::sync::Arc;
 
 use nix_derivation::StorePath;
@@ -11,7 +11,7 @@ use wire::worker::Connection;
 use super::Session;
 use super::request_error::RequestError;
 use super::transfer::{Sink, feed};
-use builds::kept::{Arriving, KeptLogs};
+use builds::kept::{ArrivalError, Arriving, KeptLogs};
 
 impl Session {
     /// Keeps the log that follows, for this member alone; other members read only logs of this box's own builds.
@@ -26,15 +26,16 @@ impl Session {
     {
         let (kept, member) = (self.agent.realiser.kept.clone(), self.member.id.clone());
         let (max, full) = (self.agent.config.limits.max_log_bytes, drv.to_absolute_path());
-        let open = move || Log::open(kept, member, drv, max);
-        feed(&self.desk, conn.body(), open).await?.map_err(|error| match error.kind() {
-            ErrorKind::FileTooLarge => RequestError::Refused(format!(
-                "cannot keep the log of '{full}': it is longer than {max} bytes (the box's `limits.max-log-mib`)"
-            )),
-            _ => {
+        let payer = self.member.payer().id.clone();
+        let open = move || {
+            let arriving = kept.arriving(&payer, max)?;
+            Ok(Log { arriving, kept, member, drv })
+        };
+        feed(&self.desk, conn.body(), open).await?.map_err(|error| {
+            if let ArrivalError::Box(error) = &error {
                 tracing::error!(%error, "cannot keep a log");
-                RequestError::Refused(format!("cannot keep the log of '{full}': {error}"))
             }
+            RequestError::Refused(format!("cannot keep the log of '{full}': {error}"))
         })
     }
 }
@@ -47,22 +48,16 @@ struct Log {
     drv: StorePath,
 }
 
-impl Log {
-    fn open(kept: Arc<KeptLogs>, member: Arc<str>, drv: StorePath, max: u64) -> io::Result<Self> {
-        Ok(Self { arriving: kept.arriving(max)?, kept, member, drv })
-    }
-}
-
 impl Sink for Log {
     type Done = ();
-    type Error = io::Error;
+    type Error = ArrivalError;
     const TAKES_ROOM: bool = false;
 
-    fn no_room(error: store::ImportError) -> io::Error {
-        io::Error::other(error)
+    fn no_room(error: store::ImportError) -> ArrivalError {
+        io::Error::other(error).into()
     }
 
-    fn push(&mut self, bytes: &[u8]) -> io::Result<bool> {
+    fn push(&mut self, bytes: &[u8]) -> Result<bool, ArrivalError> {
         self.arriving.push(bytes).map(|()| true)
     }
 
@@ -70,7 +65,7 @@ impl Sink for Log {
         0
     }
 
-    fn finish(self) -> io::Result<()> {
-        self.kept.add(&self.member, &self.drv, self.arriving)
+    fn finish(self) -> Result<(), ArrivalError> {
+        Ok(self.kept.add(&self.member, &self.drv, self.arriving)?)
     }
 }

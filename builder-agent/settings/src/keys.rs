@@ -128,7 +128,7 @@ pub const KEYS: &[Key] = &[
     key("limits.max-build-seconds", Int { min: 1, max: WEEK }, Toml("14400"), "wall-clock time of one build; clients and the roster can reduce it"),
     key("limits.max-silent-seconds", Int { min: 1, max: WEEK }, Toml("3600"), "longest time without output from a build; clients and the roster can reduce it"),
     key("limits.max-log-mib", Int { min: 1, max: 4096 }, Toml("64"), "size of one build's log"),
-    key("limits.max-kept-logs-mib", Int { min: 1, max: TIB }, Toml("1024"), "size of the kept logs of finished builds: this much for each member, and this much for builds that everybody can see; the oldest logs are removed first"),
+    key("limits.max-kept-logs-mib", Int { min: 1, max: TIB }, Toml("1024"), "size of the kept logs of finished builds: this much for each member, and twice this much for all, where who has the most makes room; the oldest logs are removed first; the logs that one member uploads at the same time have no more than this together"),
     key("limits.max-output-mib", Int { min: 1, max: TIB }, Toml("8192"), "size of all outputs of one build together, as NARs; the roster can reduce it"),
     key("limits.max-nar-mib", Int { min: 1, max: TIB }, Toml("8192"), "size of one uploaded NAR; the roster can reduce it"),
     key("limits.max-store-mib-per-member", Int { min: 1, max: 1 << 30 }, Derived("half of the store's file system"), "size of the store paths that one member has claimed or brought first, without those that the member does not need; the roster can reduce it"),

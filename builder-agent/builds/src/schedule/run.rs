@@ -178,11 +178,12 @@ async fn to_the_end(
     let owner = owner.borrow().clone();
     let for_whom = owner.clone();
     let registering = Instant::now();
-    let workers = shared.parts.threads.of(&member.payer().id);
+    let payer = &member.payer().id;
+    let workers = shared.parts.threads.of(payer);
     let (result, log) = match (result, owner) {
         (Err(failure), _) => {
             let failure = of_drain(failure, &drained, &recipe.drv_path);
-            let log = keep_log(&shared, &workers, source, Some(&failure)).await;
+            let log = keep_log(&shared, &workers, payer, source, Some(&failure)).await;
             (Err(failure), log)
         }
         (Ok(_), None) => {
@@ -192,7 +193,7 @@ async fn to_the_end(
         (Ok(outputs), Some(owner)) => {
             // Both at once, so that the client waits only for the longer one.
             let finishing = finish(&shared, owner, key.1, outputs);
-            tokio::join!(finishing, keep_log(&shared, &workers, source, None))
+            tokio::join!(finishing, keep_log(&shared, &workers, payer, source, None))
         }
     };
     if let (Some(log), Some(owner)) = (&log, for_whom)
@@ -360,14 +361,15 @@ async fn record(
 async fn keep_log(
     shared: &Shared,
     workers: &Workers,
+    payer: &Arc<str>,
     source: LogSource,
     failure: Option<&Failure>,
 ) -> Option<String> {
     if failure.is_some_and(Failure::is_cancelled) {
         return None;
     }
-    let kept = shared.parts.kept.clone();
-    let name = workers.contents(move || kept.keep(source.file())).await.ok()?;
+    let (kept, payer) = (shared.parts.kept.clone(), payer.clone());
+    let name = workers.contents(move || kept.keep(source.file(), &payer)).await.ok()?;
     name.inspect_err(|error| tracing::warn!(%error, "cannot keep a build log")).ok()
 }
 

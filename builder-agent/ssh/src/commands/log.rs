@@ -32,8 +32,10 @@ pub(super) async fn run(
         Ok(false) => {
             let line = format!(
                 "there is no log of '{}' here that you may read: the box keeps logs of builds that it ran for you \
-                 and of builds that everybody may see",
-                path.to_absolute_path()
+                 and of builds that everybody may see; where they are more than {} MiB (the box's \
+                 `limits.max-kept-logs-mib`), the oldest go first: build it again (`--rebuild`) for a new one",
+                path.to_absolute_path(),
+                agent.config.limits.max_kept_log_bytes >> 20
             );
             terminal::fail(stderr, screen, &line, stall).await
         }
