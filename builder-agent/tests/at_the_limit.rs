@@ -1,79 +1,16 @@
-//! One member is at a limit and keeps trying; another one is measured, alone and beside that. Real OpenSSH, front door,
-//! protocols and scheduler; a script plays the builders. Limits of the roster are in `limits`, those of downloads in
-//! `substituting`.
+//! One member is at a limit of connections, sessions, requests or tickets and keeps trying; another one is measured, alone
+//! and beside that. Real OpenSSH, front door, protocols and scheduler; a script plays the builders. The same for what a
+//! member stores is in `at_the_limit_storing`, for builds in `at_the_limit_building`, and for downloads in `substituting`.
 
 mod common;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
-
+use common::beside::{Trying, bobs_work, is_close};
 use common::client::{is_valid, wait_for_start};
 use common::scripted::{derivation, path};
 use common::served::{Served, Session};
-use common::ssh;
+use common::{said, ssh};
 use nix::BuildStatus;
 use tokio::process::Command;
-use tokio::task::JoinSet;
-
-/// What bob's work may take beside a member at a limit: a multiple of what it takes alone, and some time for the machine
-/// that runs the test, where the other member's OpenSSH clients need processors too.
-fn is_close(beside: Duration, alone: Duration) -> bool {
-    beside <= alone * 4 + Duration::from_secs(5)
-}
-
-/// The middle one of three times of a login, a question and a build.
-async fn bobs_work(served: &Served, name: &str) -> Duration {
-    let mut times = Vec::new();
-    for round in 0..3 {
-        let began = Instant::now();
-        let mut bob = served.session("bob").await;
-        let name = format!("{name}-{round}");
-        assert!(!is_valid(&mut bob.client, &path(&name)).await);
-        bob.build(derivation(&name, &format!("write:{name}"), &[]), BuildStatus::Built).await;
-        times.push(began.elapsed());
-    }
-    times.sort();
-    times[1]
-}
-
-/// Runs commands of alice, one after the other in each of some tasks, until it is dropped.
-struct Trying {
-    tasks: JoinSet<()>,
-    refused: Arc<AtomicUsize>,
-    stop: Arc<AtomicBool>,
-}
-
-impl Trying {
-    /// Each try must be refused with this text.
-    fn start(served: &Served, text: &'static str) -> Self {
-        let (refused, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-        let mut tasks = JoinSet::new();
-        for _ in 0..4 {
-            let (dir, port) = (served.dir().to_owned(), served.port);
-            let (refused, stop) = (refused.clone(), stop.clone());
-            tasks.spawn(async move {
-                while !stop.load(Ordering::SeqCst) {
-                    let mut ssh = ssh(&dir, "alice", port);
-                    ssh.arg("signing-key");
-                    let output = Command::from(ssh).output().await.expect("ssh");
-                    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-                    assert!(!output.status.success() && told.contains(text), "{told}");
-                    refused.fetch_add(1, Ordering::SeqCst);
-                }
-            });
-        }
-        Self { tasks, refused, stop }
-    }
-
-    async fn end(mut self) -> usize {
-        self.stop.store(true, Ordering::SeqCst);
-        while let Some(ended) = self.tasks.join_next().await {
-            ended.expect("a try that was refused");
-        }
-        self.refused.load(Ordering::SeqCst)
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_with_all_connections_or_sessions_who_keeps_trying_does_not_delay_others() {
@@ -87,7 +24,15 @@ async fn a_member_with_all_connections_or_sessions_who_keeps_trying_does_not_del
         for _ in 0..4 {
             open.push(served.session("alice").await);
         }
-        let trying = Trying::start(&served, text);
+        let tasks = vec![(served.dir().to_owned(), served.port); 4];
+        let trying = Trying::start(tasks, move |(dir, port), _| async move {
+            let mut ssh = ssh(&dir, "alice", port);
+            ssh.arg("signing-key");
+            let output = Command::from(ssh).output().await.expect("ssh");
+            assert!(!output.status.success());
+            said(&String::from_utf8_lossy(&output.stderr), &[text]);
+            (dir, port)
+        });
         let beside = bobs_work(&served, "beside").await;
         assert!(trying.end().await > 0, "alice was refused nothing");
         assert!(is_close(beside, alone), "{beside:?}, alone {alone:?}");
@@ -116,26 +61,13 @@ async fn a_member_with_many_requests_in_flight_does_not_delay_those_of_others() 
         waiting.push(alice);
     }
     // And requests that are answered at once, without an end.
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut asking = JoinSet::new();
-    for _ in 0..2 {
-        let (alice, stop): (Session, _) = (served.session("alice").await, stop.clone());
-        asking.spawn(async move {
-            // All of it, with the ssh client, which is killed when it is dropped.
-            let (mut asks, mut count) = (alice, 0);
-            while !stop.load(Ordering::SeqCst) {
-                assert!(!is_valid(&mut asks.client, &path("x")).await);
-                count += 1;
-            }
-            count
-        });
-    }
+    let asking = vec![served.session("alice").await, served.session("alice").await];
+    let asking = Trying::start(asking, |mut alice: Session, _| async move {
+        assert!(!is_valid(&mut alice.client, &path("x")).await);
+        alice
+    });
     let beside = bobs_work(&served, "beside").await;
-    stop.store(true, Ordering::SeqCst);
-    let mut answered: u64 = 0;
-    while let Some(count) = asking.join_next().await {
-        answered += count.expect("answers");
-    }
+    let answered = asking.end().await as u64;
     assert!(is_close(beside, alone), "{beside:?}, alone {alone:?}");
     assert_eq!(served.scripted.runs(), before + 4, "one of alice, and three of bob");
     let used = served.used("alice").await;

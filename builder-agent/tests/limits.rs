@@ -4,9 +4,9 @@
 mod common;
 
 use common::client::{wait_for_line, wait_for_reason};
-use common::make_key;
 use common::scripted::{Scripted, derivation, info_of, path};
 use common::served::{Served, Session};
+use common::{make_key, said};
 use nix::BuildStatus;
 use nix_derivation::{ContentAddressMethod, HashAlgorithm};
 use serde_json::json;
@@ -24,10 +24,6 @@ async fn served(config: &str) -> Served {
     make_key(&served.dir().join("carol"));
     served.scripted.set_roster(MEMBERS);
     served
-}
-
-fn said(message: &str, parts: &[&str]) {
-    parts.iter().for_each(|part| assert!(message.contains(part), "no {part:?} in: {message}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,6 @@
 //!
 //! Builds are real, under bubblewrap. See `docs/design/restart.md`.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -14,28 +13,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::BuildStatus;
-use nix::derivation::BasicDerivation;
-use nix_derivation::{Output as DerivationOutput, StorePath};
+use nix_derivation::StorePath;
 
 mod common;
 
 use common::client::{self, Drv, Told};
-use common::scripted::path;
+use common::scripted::{path, shell_derivation as derivation};
 use common::served::Session;
 use common::{Agent, ssh, until};
-
-/// A derivation whose builder is a shell with this script.
-fn derivation(name: &str, script: &str) -> Drv {
-    let derivation = BasicDerivation {
-        outputs: BTreeMap::from([("out".to_owned(), DerivationOutput::InputAddressed { path: path(name) })]),
-        input_sources: Default::default(),
-        system: "x86_64-linux".into(),
-        builder: "/bin/sh".into(),
-        args: vec!["-c".into(), script.into()],
-        env: [(b"out".to_vec(), path(name).to_absolute_path().into_bytes())].into(),
-    };
-    (path(&format!("{name}.drv")), derivation)
-}
 
 /// Prints a line each tenth of a second, then makes its output of all of them.
 fn counting(name: &str, tenths: u32) -> Drv {

@@ -1,5 +1,5 @@
 //! `docs/design/trust.md` names the test behind each step of its argument, `docs/design/published-attacks.md`
-//! the test of each attack. Every named test must exist.
+//! the test of each attack, and `docs/design/front-door.md` those of each limit. Every named test must exist.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -27,7 +27,8 @@ fn sources(dir: &Path, text: &mut String) {
     }
 }
 
-const PAGES: [&str; 2] = ["docs/design/trust.md", "docs/design/published-attacks.md"];
+const LIMITS: &str = "docs/design/front-door.md";
+const PAGES: [&str; 3] = ["docs/design/trust.md", "docs/design/published-attacks.md", LIMITS];
 
 fn page(name: &str) -> String {
     std::fs::read_to_string(place::project().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -77,6 +78,20 @@ fn every_published_attack_has_a_test_or_a_line_that_says_why_it_cannot_apply() {
         let row = page.lines().find(|line| line.starts_with("| ") && line.contains(attack));
         let row = row.unwrap_or_else(|| panic!("there is no row for {attack}"));
         assert!(!named(row).is_empty() || row.contains("annot "), "{row}");
+    }
+}
+
+#[test]
+fn every_limit_of_the_box_has_a_row_with_a_test_that_drives_it_to_its_end() {
+    let (settings, page) = (page("docs/reference/settings.md"), page(LIMITS));
+    let limits = settings.split("| `").filter_map(|row| row.split('`').next());
+    let limits: BTreeSet<&str> = limits.filter(|key| key.starts_with("limits.")).collect();
+    assert!(limits.len() > 20, "{limits:?}");
+    let (_, table) = page.split_once("## Limits at their end").expect("the section");
+    for limit in limits {
+        let row = table.lines().find(|line| line.contains(&format!("`{limit}`")));
+        let row = row.unwrap_or_else(|| panic!("there is no row for {limit}"));
+        assert!(!named(row).is_empty(), "{row}");
     }
 }
 

@@ -4,11 +4,12 @@ use nix::derivation::BasicDerivation;
 use nix::{BuildMode, BuildStatus};
 use nix_derivation::StorePath;
 use tokio::io::{AsyncRead, AsyncWrite};
-use wire::client::{Client, Frame};
+use wire::client::{Client, End, Frame, encode_file_nar};
 use wire::types::ClientSettings;
 use wire::worker::Request;
 
 use super::PATIENCE;
+use super::scripted::{info_of, path};
 
 /// A derivation without inputs that are derivations, and its path.
 pub type Drv = (StorePath, BasicDerivation);
@@ -71,6 +72,26 @@ pub async fn told(client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + 
 pub async fn build(client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>, drv: Drv) -> Told {
     send(client, drv).await;
     told(client).await
+}
+
+/// Uploads a file. Returns why it is refused, if it is.
+pub async fn add(
+    client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
+    name: &str,
+    contents: &[u8],
+) -> Option<String> {
+    let nar = encode_file_nar(contents, false);
+    let info = info_of(path(name), &nar, &[]);
+    client
+        .request(&Request::AddToStoreNar { info, repair: false, dont_check_sigs: true })
+        .await
+        .expect("sent");
+    client.framed(&nar).await.expect("sent");
+    match client.log().await.expect("an answer").1 {
+        End::Last => None,
+        End::Error(message) => Some(message),
+        end => panic!("{end:?}"),
+    }
 }
 
 /// Whether the member of this session has the path.

@@ -3,6 +3,7 @@
 // Each test file uses its own part of this.
 #![allow(dead_code)]
 
+pub mod beside;
 pub mod cache;
 pub mod client;
 pub mod http;
@@ -291,6 +292,12 @@ pub fn write_roster(dir: &Path, members: &[&str]) {
         .collect();
     let roster = serde_json::json!({ "schema": 1, "commit": null, "source": "test", "members": members });
     put_roster(dir, &roster);
+}
+
+/// Asserts that a message has all these parts.
+#[track_caller]
+pub fn said(message: &str, parts: &[&str]) {
+    parts.iter().for_each(|part| assert!(message.contains(part), "no {part:?} in: {message}"));
 }
 
 fn put_roster(dir: &Path, roster: &serde_json::Value) {

@@ -197,14 +197,16 @@ impl Scripted {
         std::fs::write(&path, text).expect("config");
         let config = Arc::new(Config::load(&path).expect("a good configuration"));
         let trusted = Arc::new(TrustedKeys::new(config.trusted_public_keys.iter().cloned()));
-        let settings = StoreConfig { trusted: trusted.clone(), ..StoreConfig::default() };
+        let max_bytes_per_member = config.limits.max_store_bytes_per_member;
+        let settings =
+            StoreConfig { trusted: trusted.clone(), max_bytes_per_member, ..StoreConfig::default() };
         let store = Store::open(&dir.path().join("store"), settings).expect("a store");
         let script = Arc::new(Script::default());
         let (sender, roster) = watch::channel(read_roster(dir.path(), &["alice", "bob"]));
         let tickets = Tickets::open(&dir.path().join("tickets.sqlite"), false);
         let roster = if with_tickets { members::with_tickets(roster, tickets.clone()) } else { roster };
         let logs = dir.path().to_owned();
-        let kept = Arc::new(KeptLogs::new(logs.join("kept"), 1 << 20));
+        let kept = Arc::new(KeptLogs::new(logs.join("kept"), config.limits.max_kept_log_bytes));
         let threads = Threads::new();
         let ledger = Ledger::open(ledger::Settings::new(dir.path().join("ledger.sqlite"), true));
         let http = Arc::new(net::HttpClient::new(&config.fetch));
@@ -408,6 +410,14 @@ pub fn derivation(name: &str, script: &str, env: &[(&str, &str)]) -> Drv {
         env: env.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec())).collect(),
     };
     (path(&format!("{name}.drv")), derivation)
+}
+
+/// A derivation whose builder is a real shell with this script; its one output is `path(name)`.
+pub fn shell_derivation(name: &str, script: &str) -> Drv {
+    let out = path(name).to_absolute_path();
+    let (drv, mut derivation) = derivation(name, script, &[("out", &out)]);
+    derivation.args.insert(0, "-c".into());
+    (drv, derivation)
 }
 
 /// What a client sends in the environment of ssh.

@@ -7,11 +7,13 @@ use std::process::{Output, Stdio};
 use ::ssh::Stop;
 use nix::BuildStatus;
 use serde_json::Value;
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use wire::client::Client;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use wire::client::{Client, encode_file_nar};
+use wire::{serve, serve_client};
 
 use super::client::{self, Drv, Told};
-use super::scripted::Scripted;
+use super::scripted::{Scripted, info_of, path};
 use super::{PATIENCE, ssh};
 
 /// A scripted agent behind the real front door.
@@ -26,6 +28,14 @@ pub struct Session {
     pub client: Client<ChildStdout, ChildStdin>,
     /// Killed when it is dropped.
     ssh: Child,
+}
+
+/// `nix-store --serve --write` through OpenSSH.
+pub struct ServeSession {
+    pub client: serve_client::Client<ChildStdout, ChildStdin>,
+    stderr: BufReader<ChildStderr>,
+    /// Killed when it is dropped.
+    _ssh: Child,
 }
 
 impl Served {
@@ -58,6 +68,25 @@ impl Served {
         Session::over(ssh).await
     }
 
+    /// The same for a client with these variables in its ssh environment.
+    pub async fn session_with(&self, member: &str, variables: &str) -> Session {
+        let mut ssh = ssh(self.dir(), member, self.port);
+        ssh.args(["-o", &format!("SetEnv={variables}"), "nix-daemon", "--stdio"]);
+        Session::over(ssh).await
+    }
+
+    /// `nix-store --serve --write`, as a client with `ssh://` runs it.
+    pub async fn serve_session(&self, member: &str) -> ServeSession {
+        let mut ssh = Command::from(ssh(self.dir(), member, self.port));
+        ssh.args(["nix-store", "--serve", "--write"]).kill_on_drop(true);
+        ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut ssh = ssh.spawn().expect("ssh");
+        let (reader, writer) = (ssh.stdout.take().expect("piped"), ssh.stdin.take().expect("piped"));
+        let stderr = BufReader::new(ssh.stderr.take().expect("piped"));
+        let client = serve_client::Client::connect(reader, writer, 7).await.expect("a handshake");
+        ServeSession { client, stderr, _ssh: ssh }
+    }
+
     pub async fn run(&self, member: &str, words: &[&str]) -> Output {
         Command::from(ssh(self.dir(), member, self.port)).args(words).output().await.expect("ssh")
     }
@@ -85,6 +114,27 @@ impl Drop for Served {
     }
 }
 
+impl ServeSession {
+    /// Uploads a file that must be refused with this text among the lines of stderr. Returns that line.
+    pub async fn refused(&mut self, name: &str, contents: &[u8], text: &str) -> String {
+        let nar = encode_file_nar(contents, false);
+        let info = info_of(path(name), &nar, &[]);
+        self.client.request(&serve::Request::AddToStoreNar { info }).await.expect("sent");
+        self.client.send(&nar).await.expect("sent");
+        assert_eq!(self.client.u64().await.expect("an answer"), 0, "{name} is taken");
+        let reading = async {
+            loop {
+                let mut line = String::new();
+                assert_ne!(self.stderr.read_line(&mut line).await.expect("UTF-8"), 0, "no {text:?}");
+                if line.contains(text) {
+                    return line;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, reading).await.expect("the reason")
+    }
+}
+
 impl Session {
     /// A session over this client, which runs `nix-daemon --stdio`.
     pub async fn over(ssh: std::process::Command) -> Self {
@@ -94,6 +144,11 @@ impl Session {
         let (reader, writer) = (ssh.stdout.take().expect("piped"), ssh.stdin.take().expect("piped"));
         let client = Client::connect(reader, writer, 35, &[]).await.expect("a handshake");
         Self { client, ssh }
+    }
+
+    /// Uploads a file. Returns why it is refused, if it is.
+    pub async fn add(&mut self, name: &str, contents: &[u8]) -> Option<String> {
+        client::add(&mut self.client, name, contents).await
     }
 
     pub async fn send(&mut self, drv: Drv) {
