@@ -347,6 +347,7 @@ async fn a_build_that_goes_on_keeps_its_slot_and_can_be_cancelled() {
     assert!(cancelled.status.success(), "{cancelled:?}");
     second.is(BuildStatus::Built).await;
     until("the sandbox of the cancelled build to end", || builders("long").is_empty());
+    until("both lines in the log", || agent.events("build finished").len() == 2);
     let finished = agent.events("build finished");
     assert!(finished[0]["ok"] == false && finished[1]["ok"] == true, "{finished:?}");
     // Numbers of builds go on.
