@@ -6,7 +6,7 @@ mod common;
 use common::client::{
     Drv, Told, build, build_request, is_valid, send, set_option, told, wait_for_line, wait_for_start,
 };
-use common::scripted::{Scripted, TestClient, derivation, path};
+use common::scripted::{Scripted, TestClient, derivation, from_client, path};
 use nix::{BuildMode, BuildStatus};
 use nix_derivation::{ContentAddressMethod, HashAlgorithm, StorePath};
 use wire::client::{End, Frame};
@@ -126,6 +126,153 @@ async fn what_was_not_the_builds_own_fault_is_tried_again() {
         }
         assert_eq!(scripted.runs(), before + 2, "{name}");
     }
+}
+
+/// What a client asks for who wants time-outs reused, with another setting.
+fn reusing(name: &str, value: &str) -> daemon::SessionOptions {
+    from_client(&[("BARN_REUSE_BUILD_TIMEOUTS", "true"), (name, value)])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_out_is_told_again_to_who_wants_that_and_would_give_no_more_time() {
+    let scripted = Scripted::open("limits.max-build-seconds = 600");
+    let mut alice = scripted.session_with("alice", from_client(&[("BARN_TIMEOUT", "60")])).await;
+    let late = || derivation("late", "log:sawing timeout", &[]);
+    // Whoever does not ask for it has it built again.
+    for runs in [1, 2] {
+        build(&mut alice, late()).await.is(BuildStatus::TimedOut);
+        assert_eq!(scripted.runs(), runs);
+    }
+    let bobs_drv = StorePath::from_parts([9; 20], "late.drv").expect("a path");
+    let bobs = || (bobs_drv.clone(), late().1);
+    let mut bob = scripted.session_with("bob", reusing("BARN_TIMEOUT", "45")).await;
+    let told = build(&mut bob, bobs()).await;
+    told.is(BuildStatus::TimedOut);
+    assert_eq!((scripted.runs(), told.log()), (2, vec!["sawing".to_owned()]), "the log is shown again");
+    for part in [
+        &format!(
+            "building of '{}' timed out after 60 seconds: an earlier build",
+            bobs_drv.to_absolute_path()
+        ),
+        "a moment ago",
+        "`reuse-build-timeouts` is `true` in the ssh environment",
+        "the limit of this request is 45 seconds (the client's `timeout`, or that of `ssh box settings`)",
+        "give it more than 60 seconds (set a higher one)",
+        "NIX_SSHOPTS='-o SetEnv=BARN_REUSE_BUILD_TIMEOUTS=false'",
+    ] {
+        assert!(told.message.contains(part), "no {part:?} in: {}", told.message);
+    }
+    assert!(!told.message.contains(&late().0.to_absolute_path()), "{}", told.message);
+
+    // More time might be enough; and then it is the longer limit that is remembered, whoever tries a shorter one.
+    let mut patient = scripted.session_with("bob", reusing("BARN_TIMEOUT", "61")).await;
+    let told = build(&mut patient, bobs()).await;
+    assert!(told.message.contains("timed out after 61 seconds, which is the limit"), "{}", told.message);
+    build(&mut patient, bobs()).await.is(BuildStatus::TimedOut);
+    assert_eq!(scripted.runs(), 3);
+    build(&mut alice, late()).await.is(BuildStatus::TimedOut);
+    assert_eq!(scripted.runs(), 4);
+    assert!(
+        build(&mut patient, bobs()).await.message.contains("timed out after 61 seconds: an earlier build")
+    );
+    assert_eq!(scripted.runs(), 4);
+    // A client can try again, with a check or with the setting.
+    check(&mut patient, bobs()).await.is(BuildStatus::TimedOut);
+    assert_eq!(scripted.runs(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_out_by_silence_says_nothing_about_the_whole_time_and_the_reverse() {
+    let scripted = Scripted::open("");
+    let quiet = || derivation("quiet", "quiet:30 write:x", &[]);
+    let mut bob = scripted.session_with("bob", reusing("BARN_MAX_SILENT_TIME", "10")).await;
+    build(&mut bob, quiet()).await.is(BuildStatus::TimedOut);
+    let told = build(&mut bob, quiet()).await;
+    told.is(BuildStatus::TimedOut);
+    assert!(
+        told.message.contains("timed out after 10 seconds of silence: an earlier build"),
+        "{}",
+        told.message
+    );
+    assert_eq!(scripted.runs(), 1);
+    // The whole time is not what ended it.
+    let mut alice = scripted.session_with("alice", reusing("BARN_TIMEOUT", "5")).await;
+    build(&mut alice, quiet()).await.is(BuildStatus::Built);
+    // A result is the answer to everybody.
+    build(&mut bob, quiet()).await.is(BuildStatus::Substituted);
+    let late = || derivation("late", "timeout", &[]);
+    build(&mut alice, late()).await.is(BuildStatus::TimedOut);
+    build(&mut bob, late()).await.is(BuildStatus::TimedOut);
+    assert_eq!(scripted.runs(), 4, "five seconds of the whole are no answer to who has hours");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_level_can_have_time_outs_reused_and_is_named_with_the_answer() {
+    let scripted =
+        Scripted::open("settings.reuse-build-timeouts = true\nsettings.settings-from-drv-env = true");
+    let mut alice = scripted.session("alice").await;
+    let again = async |client: &mut TestClient, name: &str, env: &[(&str, &str)]| {
+        build(client, derivation(name, "timeout", env)).await.is(BuildStatus::TimedOut);
+        build(client, derivation(name, "timeout", env)).await.message
+    };
+    let told = again(&mut alice, "box", &[]).await;
+    assert!(
+        told.contains("`reuse-build-timeouts = false` in the configuration of the box, or BARN_"),
+        "{told}"
+    );
+    assert!(told.contains("is 14400 seconds (the box's `limits.max-build-seconds`)"), "{told}");
+    let told = again(&mut alice, "drv", &[("BARN_REUSE_BUILD_TIMEOUTS", "1")]).await;
+    // A variable of ssh would not override the derivation.
+    assert!(told.contains("`reuse-build-timeouts = false` in the derivation, or wait"), "{told}");
+    assert_eq!(scripted.runs(), 2);
+    let told = again(&mut alice, "off", &[("BARN_REUSE_BUILD_TIMEOUTS", "0")]).await;
+    assert!(!told.contains("an earlier build") && scripted.runs() == 4, "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ended_in_another_way_than_at_a_time_limit_is_not_remembered_as_that() {
+    let scripted = Scripted::open(
+        "settings.max-build-restarts = 0\nsettings.reuse-build-timeouts = true\nlimits.max-log-mib = 1",
+    );
+    let mut alice = scripted.session("alice").await;
+    let loud = format!("log:{}", "x".repeat(2 << 20));
+    for (name, script) in [("big", "memory"), ("box", "broken"), ("loud", loud.as_str())] {
+        let before = scripted.runs();
+        for _ in 0..2 {
+            build(&mut alice, derivation(name, script, &[])).await;
+        }
+        assert_eq!(scripted.runs(), before + 2, "{name}");
+    }
+    // Its builder may have waited for a server.
+    let (drv, mut fetch) = derivation("fetch", "timeout", &[]);
+    let (method, algorithm) = (ContentAddressMethod::Flat, HashAlgorithm::Sha256);
+    let ca = nix_derivation::CAHash::from_parts(method, algorithm, &[1; 32]).expect("an address");
+    fetch.outputs.insert("out".into(), nix_derivation::Output::Fixed { ca });
+    let before = scripted.runs();
+    for _ in 0..2 {
+        build(&mut alice, (drv.clone(), fetch.clone())).await.is(BuildStatus::TimedOut);
+    }
+    assert_eq!(scripted.runs(), before + 2);
+    // Nobody waits for it any more.
+    let before = scripted.runs();
+    let mut leaving = scripted.session("alice").await;
+    send(&mut leaving, derivation("wait", "wait", &[])).await;
+    scripted.until_runs(before + 1).await;
+    drop(leaving);
+    scripted.until_cancelled(1).await;
+    send(&mut alice, derivation("wait", "wait", &[])).await;
+    scripted.until_runs(before + 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_out_is_remembered_as_long_as_a_failure() {
+    let scripted = Scripted::open("settings.reuse-build-timeouts = true\nreuse-failures-seconds = 2");
+    let mut alice = scripted.session("alice").await;
+    let late = || derivation("late", "timeout", &[]);
+    build(&mut alice, late()).await.is(BuildStatus::TimedOut);
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let told = build(&mut alice, late()).await;
+    assert!(!told.message.contains("an earlier build") && scripted.runs() == 2, "{}", told.message);
 }
 
 #[tokio::test(flavor = "multi_thread")]

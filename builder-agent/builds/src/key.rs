@@ -9,7 +9,7 @@
 use nix_derivation::CAHash;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use store::ClosureInfo;
+use store::{ClosureInfo, TimeLimit};
 
 use super::{Envelope, Recipe};
 
@@ -80,8 +80,21 @@ impl BuildKey {
     /// even if it did not notice that memory was too small.
     #[must_use]
     pub fn of_failure(&self) -> [u8; 32] {
+        self.of_end(b"failure")
+    }
+
+    /// The key under which an end at this limit is recorded: one for each, because neither says anything about the other.
+    #[must_use]
+    pub fn of_timeout(&self, limit: TimeLimit) -> [u8; 32] {
+        self.of_end(match limit {
+            TimeLimit::Wall => b"timeout",
+            TimeLimit::Silence => b"silence",
+        })
+    }
+
+    fn of_end(&self, end: &[u8]) -> [u8; 32] {
         let mut hash = Parts(Sha256::new());
-        hash.put(b"failure");
+        hash.put(end);
         hash.put(&self.0);
         hash.0.finalize().into()
     }

@@ -131,5 +131,6 @@ fn all_that_a_builder_is_told_or_sees_is_in_the_key() {
     ] {
         differs(what, BuildKey::of(&recipe(), inputs.info(), SandboxIdentity::default(), &envelope));
     }
-    assert_ne!(&key.of_failure(), key.bytes());
+    let timeouts = [TimeLimit::Wall, TimeLimit::Silence].map(|limit| key.of_timeout(limit));
+    assert_eq!(BTreeSet::from([*key.bytes(), key.of_failure(), timeouts[0], timeouts[1]]).len(), 4);
 }

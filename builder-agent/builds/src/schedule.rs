@@ -125,6 +125,8 @@ pub trait Scheduler: Send + Sync {
     /// Starts a build, or joins the run that exists, if the member is in the roster at this moment. `held` belongs to
     /// `request`.
     fn build(&self, request: Request, held: Arc<Held>) -> Result<Attached, NotStarted>;
+    /// The limits of a build of this request if it starts now.
+    fn limits(&self, request: &Request) -> RunLimits;
     /// Removes all members for whom `keep` is false from all runs. A run that nobody else waits for ends.
     fn retain(&self, keep: &dyn Fn(&Member) -> bool);
     /// The runs for which one of these members waits.
@@ -286,6 +288,10 @@ impl Scheduler for Embedded {
                 keep_running: request.keep_running,
             },
         })
+    }
+
+    fn limits(&self, request: &Request) -> RunLimits {
+        self.shared.limits(request)
     }
 
     fn retain(&self, keep: &dyn Fn(&Member) -> bool) {

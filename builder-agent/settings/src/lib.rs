@@ -50,7 +50,8 @@ pub struct Config {
     pub min_free: MinFree,
     /// The values of the settings that groups, members and clients can override (`roster::settings`).
     pub settings: Layer,
-    /// The time for which a failure of the build itself is reused, where a request reuses failures.
+    /// The time for which a failure of the build itself is reused, where a request reuses failures; and likewise the end at
+    /// a time limit.
     pub reuse_failures: Duration,
     pub sandbox: Sandbox,
     pub fetch: Fetch,

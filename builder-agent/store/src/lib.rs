@@ -49,7 +49,7 @@ pub use objects::room::Leave;
 pub use store::Store;
 pub use types::charged::{Charged, Quota, QuotaSetBy};
 pub use types::realisation::RealisationId;
-pub use types::result::{BuildRecord, RecordEnd, RecordedOutput};
+pub use types::result::{BuildRecord, RecordEnd, RecordedOutput, TimeLimit};
 pub use types::{Member, Provenance};
 pub use upkeep::evict::Evicted;
 pub use upkeep::recovery::Recovery;

@@ -320,7 +320,7 @@ fn an_index_of_the_future_is_refused() {
     db.pragma_update(None, "user_version", 99).unwrap();
     drop(db);
     let Err(error) = Store::open(dir.path(), StoreConfig::default()) else { panic!("opened") };
-    assert!(error.to_string().contains("schema 99, this version knows 4"), "{error}");
+    assert!(error.to_string().contains("schema 99, this version knows 5"), "{error}");
 }
 
 #[test]

@@ -250,7 +250,8 @@ fn an_index_of_schema_3_is_migrated_and_its_paths_are_the_boxs() {
     drop((a, store));
     let db = rusqlite::Connection::open(dir.path().join("index.sqlite")).unwrap();
     db.execute_batch(
-        "ALTER TABLE paths DROP COLUMN payer; ALTER TABLE paths DROP COLUMN used; PRAGMA user_version = 3;",
+        "ALTER TABLE paths DROP COLUMN payer; ALTER TABLE paths DROP COLUMN used;
+         ALTER TABLE results DROP COLUMN silent; ALTER TABLE results DROP COLUMN seconds; PRAGMA user_version = 3;",
     )
     .unwrap();
     drop(db);

@@ -6,7 +6,7 @@ use std::io::Write;
 
 use common::*;
 use store::{
-    BuildRecord, Provenance, RealisationId, RecordEnd, RegisterError, View,
+    BuildRecord, Provenance, RealisationId, RecordEnd, RegisterError, TimeLimit, View,
     signing::{SecretKey, realisation_fingerprint},
 };
 
@@ -45,6 +45,53 @@ fn failures_are_remembered_over_a_restart_and_replaced_by_what_comes_later() {
     let RecordEnd::Failed { message, .. } = &long.end else { panic!("{long:?}") };
     assert!(message.len() <= 16 << 10 && message.chars().all(|c| c == 'ä'));
     assert_eq!(store.result(&[3; 32]), None);
+}
+
+fn timed_out(limit: TimeLimit, seconds: u64) -> BuildRecord {
+    BuildRecord {
+        drv: path("x.drv"),
+        time: 5,
+        end: RecordEnd::TimedOut { limit, seconds, log: Some("l".into()) },
+    }
+}
+
+#[test]
+fn builds_that_timed_out_are_remembered_with_their_limit_over_a_restart() {
+    let dir = scratch();
+    let store = open(dir.path());
+    let (wall, silence) = (timed_out(TimeLimit::Wall, 3600), timed_out(TimeLimit::Silence, u64::MAX));
+    store.record_result(&[1; 32], wall.clone()).unwrap();
+    store.record_result(&[2; 32], silence.clone()).unwrap();
+    store.record_result(&[3; 32], failure(1, "x")).unwrap();
+    drop(store);
+    let store = open(dir.path());
+    assert_eq!(*store.recovery(), store::Recovery::default());
+    assert_eq!(store.result(&[1; 32]).as_deref(), Some(&wall));
+    assert_eq!(store.result(&[2; 32]).as_deref(), Some(&silence));
+    assert_eq!(store.result(&[3; 32]).as_deref(), Some(&failure(1, "x")));
+}
+
+#[test]
+fn an_index_of_schema_4_is_migrated_with_its_results() {
+    let dir = scratch();
+    {
+        let store = open(dir.path());
+        verified(&store.view(&alice()), "proven");
+        store.record_result(&[1; 32], failure(1, "old")).unwrap();
+    }
+    let db = rusqlite::Connection::open(dir.path().join("index.sqlite")).unwrap();
+    db.execute_batch(
+        "ALTER TABLE results DROP COLUMN silent; ALTER TABLE results DROP COLUMN seconds; PRAGMA user_version = 4;",
+    )
+    .unwrap();
+    drop(db);
+    let store = open(dir.path());
+    assert_eq!(*store.recovery(), store::Recovery::default());
+    assert_eq!(store.result(&[1; 32]).as_deref(), Some(&failure(1, "old")));
+    let late = timed_out(TimeLimit::Wall, 60);
+    store.record_result(&[1; 32], late.clone()).unwrap();
+    drop(store);
+    assert_eq!(open(dir.path()).result(&[1; 32]).as_deref(), Some(&late));
 }
 
 #[test]

@@ -79,7 +79,8 @@ fn a_row_that_cannot_be_understood_is_left_out_and_the_rest_is_served() {
          INSERT INTO paths SELECT id + 3000, path || '-4', member, nar_hash, nar_size, object_size, refs, deriver,
                                   registration_time, ultimate, signatures, 'no address', proven, origins, payer, used FROM paths LIMIT 1;
          INSERT INTO realisations SELECT x'17', output, member, path, signatures FROM realisations;
-         INSERT INTO results VALUES (x'0102', 'no store path', 1, 3, 'failed', NULL);
+         INSERT INTO results VALUES (x'0102', 'no store path', 1, 3, 'failed', NULL, NULL, NULL);
+         INSERT INTO results VALUES (zeroblob(32), '00000000000000000000000000000000-d.drv', 1, NULL, '', NULL, NULL, 5);
          INSERT INTO result_outputs VALUES (zeroblob(32), 'out', 'no store path', x'00', 1, '', NULL);
          INSERT INTO roots VALUES ('alice', 'bad', 'no store path');
          INSERT INTO annotations VALUES (7, 'alice', 'no store path', zeroblob(32), NULL, '');",
@@ -87,7 +88,7 @@ fn a_row_that_cannot_be_understood_is_left_out_and_the_rest_is_served() {
     .unwrap();
     drop(db);
     let store = open(dir.path());
-    assert_eq!(*store.recovery(), Recovery { unreadable_rows: 7, ..Recovery::default() });
+    assert_eq!(*store.recovery(), Recovery { unreadable_rows: 8, ..Recovery::default() });
     let a = store.view(&alice());
     assert_eq!(a.all_valid(), [path("link")].into());
     assert!(a.realisation(&id).is_some());

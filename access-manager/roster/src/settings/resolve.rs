@@ -77,6 +77,8 @@ pub struct Effective {
     pub keep_builds_running: bool,
     pub keep_going: bool,
     pub reuse_build_failures: bool,
+    /// The level that says so; `None`: time-outs are not reused.
+    pub reuse_build_timeouts: Option<Level>,
     pub settings_from_ssh_env: bool,
     pub settings_from_drv_env: bool,
     /// Seconds; `None` means that no level sets one.
@@ -275,6 +277,8 @@ impl Resolved {
             keep_builds_running: flag(Id::KeepBuildsRunning),
             keep_going: flag(Id::KeepGoing),
             reuse_build_failures: flag(Id::ReuseBuildFailures),
+            reuse_build_timeouts: flag(Id::ReuseBuildTimeouts)
+                .then(|| self.get(Id::ReuseBuildTimeouts).level),
             settings_from_ssh_env: flag(Id::SettingsFromSshEnv),
             settings_from_drv_env: flag(Id::SettingsFromDrvEnv),
             timeout: number(Id::Timeout),

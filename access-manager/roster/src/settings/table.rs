@@ -70,6 +70,7 @@ pub enum Id {
     NeverSubstitute,
     Priority,
     ReuseBuildFailures,
+    ReuseBuildTimeouts,
     SettingsFromDrvEnv,
     SettingsFromSshEnv,
     Substituters,
@@ -197,6 +198,7 @@ pub const SETTINGS: &[Setting] = &[
     setting(Id::NeverSubstitute, ("never-substitute", "never-substitute"), Kind::Globs, Level::Ssh, "names of paths that are never fetched for the member; it takes precedence over `always-substitute`"),
     setting(Id::Priority, ("priority", ""), Kind::Rank { largest: 100 }, Level::Derivation, "the order of the member's own builds: above 0 as if somebody waited for each, below 0 after those; 0: the box decides by the number of builds in a request, and by how many of one key come one by one"),
     setting(Id::ReuseBuildFailures, ("reuse-build-failures", "reuse-failures"), flag(true), Level::Derivation, "whether the failure of an earlier equal build is the answer instead of a new build"),
+    setting(Id::ReuseBuildTimeouts, ("reuse-build-timeouts", "settings.reuse-build-timeouts"), flag(false), Level::Derivation, "whether the time-out of an earlier equal build is the answer instead of a new build, if the limit of the request is no longer than the one that ended it; on a box with less to do the build might have ended in time"),
     setting(Id::SettingsFromDrvEnv, ("settings-from-drv-env", "settings.settings-from-drv-env"), flag(false), Level::Ssh, "whether variables of derivations are settings of their builds"),
     setting(Id::SettingsFromSshEnv, ("settings-from-ssh-env", "settings.settings-from-ssh-env"), flag(true), Level::Key, "whether variables of ssh clients are settings of their sessions"),
     setting(Id::Substituters, ("substituters", ""), Kind::Caches, Level::Ssh, "binary caches of the member's own, at most 5, as the box's `member-substituters` allows; they are asked after those of the box"),
@@ -209,13 +211,12 @@ pub const SETTINGS: &[Setting] = &[
 pub const NOT_HERE: &[(&str, &str)] = &[
     ("allow-home", "there are no homes on this box yet"),
     ("cache-build-failures", "it is called `reuse-build-failures`"),
-    ("cache-build-timeouts", "a build that ended at a time limit is never the answer to another request"),
+    ("cache-build-timeouts", "it is called `reuse-build-timeouts`"),
     (
         "inject-fs-randomness",
         "the file systems of a sandbox list a directory in an order that its contents fix, and have no switch for another one",
     ),
     ("max-cpu-hours-per-month", "it is a limit, and not a setting"),
-    ("reuse-build-timeouts", "a build that ended at a time limit is never the answer to another request"),
 ];
 
 /// Why a name is not that of a setting.

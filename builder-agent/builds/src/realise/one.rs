@@ -176,7 +176,8 @@ impl One {
         let proven = of_box.is_some() && recipe.proven(&self.request.inputs) || self.request.proven();
         let earlier = match of_box {
             Some(built) => built,
-            None => reuse::find(&self.request.known, &recipe.drv_path, failures)?,
+            None => reuse::find(&self.request.known, &recipe.drv_path, failures)
+                .or_else(|| self.timed_out_before())?,
         };
         let (member, drv) = (&self.context.member.name, recipe.drv_path.to_absolute_path());
         match earlier {
@@ -202,6 +203,16 @@ impl One {
         }
     }
 
+    /// The end of an earlier build at a time limit, if that is the answer.
+    fn timed_out_before(&self) -> Option<Earlier> {
+        if !self.request.known.has_timed_out() {
+            return None;
+        }
+        let (realiser, request) = (&self.context.realiser, &self.request);
+        let (limits, kept) = (realiser.scheduler.limits(request), realiser.config.reuse_failures);
+        reuse::timed_out(&request.known, &request.recipe.drv_path, &limits, &self.settings, kept)
+    }
+
     /// Notes the current records of the build key.
     fn look(&mut self) {
         self.request.known = Known::look(&self.context.realiser.store, &self.request.key);
@@ -213,7 +224,8 @@ impl One {
         let drv = recipe.drv_path.to_absolute_path();
         if !valid {
             self.look();
-            if self.request.known.has_failed() {
+            let known = &self.request.known;
+            if known.has_failed() || self.settings.reuse_build_timeouts.is_some() && known.has_timed_out() {
                 // A check of outputs that are not valid is the way to try a known failure again.
                 return self.build(true).await;
             }

@@ -25,7 +25,7 @@ use crate::drain::Drained;
 use crate::failure::Cause;
 use crate::limits::RunLimits;
 use crate::log::{LogSource, LogWriter};
-use crate::{BuildKey, Failure, Recipe, outputs};
+use crate::{BuildKey, Failure, Recipe, outputs, reuse};
 use members::Member;
 use shares::threads::Workers;
 
@@ -343,7 +343,16 @@ async fn record(
                 log: ended.log.clone(),
             },
         ),
-        Err(_) => return,
+        // A fixed-output builder may have waited for a server.
+        Err(_) if recipe.is_fixed() => return,
+        Err(failure) => {
+            let kept = (ended.log.as_ref(), shared.parts.config.reuse_failures);
+            let store = &shared.parts.store;
+            match reuse::end_at_time_limit(store, &key, failure, &ended.limits, kept) {
+                Some(end) => end,
+                None => return,
+            }
+        }
     };
     let record = BuildRecord { drv: recipe.drv_path.clone(), time: ended.stop_time, end };
     let store = shared.parts.store.clone();

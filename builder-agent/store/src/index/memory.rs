@@ -16,7 +16,7 @@ use crate::index::charges::Charges;
 use crate::index::rows::{Annotations, Origins};
 use crate::types::charged::Charged;
 use crate::types::realisation::{Realisation, RealisationId};
-use crate::types::result::{BuildRecord, RecordEnd};
+use crate::types::result::BuildRecord;
 use crate::types::{Member, Provenance};
 
 /// One path in one layer.
@@ -196,7 +196,7 @@ pub(crate) struct Memory {
     claimed: HashMap<Member, Layer>,
     objects: HashMap<[u8; 32], Uses>,
     results: HashMap<[u8; 32], Arc<BuildRecord>>,
-    /// The results that are failures, by time.
+    /// The results without outputs, by time.
     failures: BTreeSet<(i64, [u8; 32])>,
     /// The Verified paths that each member is charged for.
     charges: Charges,
@@ -257,7 +257,7 @@ impl Memory {
                 for object in record.objects() {
                     self.objects.entry(*object).or_default().results.insert(key);
                 }
-                if matches!(record.end, RecordEnd::Failed { .. }) {
+                if !record.end.is_built() {
                     self.failures.insert((record.time, key));
                 }
                 self.results.insert(key, record);
@@ -452,7 +452,7 @@ impl Memory {
         self.results.get(key)
     }
 
-    /// How many failures are recorded.
+    /// How many results without outputs are recorded.
     pub(crate) fn failures(&self) -> usize {
         self.failures.len()
     }

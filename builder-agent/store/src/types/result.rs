@@ -37,6 +37,32 @@ pub enum RecordEnd {
         /// Name of the log file.
         log: Option<String>,
     },
+    /// The build was ended at a time limit. The same build may end in time with a longer one, or when the machine has
+    /// less to do: a reader decides whether this is an answer.
+    TimedOut {
+        /// Which limit.
+        limit: TimeLimit,
+        /// The limit.
+        seconds: u64,
+        /// Name of the log file.
+        log: Option<String>,
+    },
+}
+
+/// A limit on the time of a build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimeLimit {
+    /// On the whole build.
+    Wall,
+    /// On the time without output.
+    Silence,
+}
+
+impl RecordEnd {
+    /// Whether there are outputs. Only so many records without are kept.
+    pub(crate) fn is_built(&self) -> bool {
+        matches!(self, RecordEnd::Built { .. })
+    }
 }
 
 /// One output, with all that [`crate::View::adopt`] needs.
@@ -59,7 +85,7 @@ impl BuildRecord {
     pub(crate) fn objects(&self) -> impl Iterator<Item = &[u8; 32]> {
         let outputs = match &self.end {
             RecordEnd::Built { outputs, .. } => Some(outputs),
-            RecordEnd::Failed { .. } => None,
+            RecordEnd::Failed { .. } | RecordEnd::TimedOut { .. } => None,
         };
         outputs.into_iter().flat_map(BTreeMap::values).map(|output| &output.nar_hash)
     }

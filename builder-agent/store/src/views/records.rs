@@ -22,7 +22,7 @@ use crate::types::realisation::{Realisation, RealisationId};
 use crate::types::result::{BuildRecord, RecordEnd};
 use crate::upkeep::base::Base;
 
-/// Most remembered failures. Each takes a few kilobytes at most, and the oldest is the least likely to be
+/// Most remembered failures, and builds that timed out. Each takes a few kilobytes at most, and the oldest is the least likely to be
 /// asked for.
 const MAX_FAILURES: usize = 10_000;
 /// Longest message of a remembered failure. It contains the last lines of a log, not the whole log.
@@ -57,7 +57,7 @@ pub(crate) fn record(base: &Base, key: [u8; 32], mut record: BuildRecord) -> Res
             return Err(RegisterError::NoObject { path: gone.path.clone() });
         }
         let mut todo = Vec::new();
-        if matches!(record.end, RecordEnd::Failed { .. }) && index.failures() >= MAX_FAILURES {
+        if !record.end.is_built() && index.failures() >= MAX_FAILURES {
             todo.extend(index.oldest_failure().map(|key| Change::DropResult { key }));
         }
         todo.push(Change::PutResult { key, record });

@@ -10,7 +10,7 @@ use crate::index::account::Account;
 use crate::index::change::Change;
 use crate::index::rows::{Annotation, Origins};
 use crate::types::realisation::{Realisation, RealisationId};
-use crate::types::result::{BuildRecord, RecordEnd};
+use crate::types::result::{BuildRecord, RecordEnd, TimeLimit};
 use crate::types::{Member, Provenance};
 
 /// Runs one statement of a commit. All of them come through here, where tests check that none scans a table.
@@ -185,13 +185,20 @@ fn put_result(transaction: &Transaction<'_>, key: &[u8; 32], record: &BuildRecor
     let (status, message, log, outputs) = match &record.end {
         RecordEnd::Built { outputs, log } => (None, "", log, Some(outputs)),
         RecordEnd::Failed { status, message, log } => (Some(*status), message.as_str(), log, None),
+        RecordEnd::TimedOut { log, .. } => (None, "", log, None),
+    };
+    let (silent, seconds) = match record.end {
+        RecordEnd::TimedOut { limit, seconds, .. } => {
+            (Some(limit == TimeLimit::Silence), Some(seconds.cast_signed()))
+        }
+        _ => (None, None),
     };
     run(transaction, "DELETE FROM result_outputs WHERE key = ?1", params![&key[..]])?;
     run(
         transaction,
-        "INSERT OR REPLACE INTO results (key, drv, time, status, message, log)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        params![&key[..], record.drv.to_basename(), record.time, status, message, log],
+        "INSERT OR REPLACE INTO results (key, drv, time, status, message, log, silent, seconds)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        params![&key[..], record.drv.to_basename(), record.time, status, message, log, silent, seconds],
     )?;
     for (name, output) in outputs.into_iter().flatten() {
         run(

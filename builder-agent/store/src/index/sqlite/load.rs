@@ -14,7 +14,7 @@ use crate::index::change::Change;
 use crate::index::database::{Loaded, Record};
 use crate::index::rows::{Annotation, Origins};
 use crate::types::realisation::{Realisation, RealisationId};
-use crate::types::result::{BuildRecord, RecordEnd, RecordedOutput};
+use crate::types::result::{BuildRecord, RecordEnd, RecordedOutput, TimeLimit};
 use crate::types::{Member, Provenance};
 
 /// The rows read so far.
@@ -86,8 +86,9 @@ impl Sqlite {
                 Err(_) => *of_key = None,
             }
         }
-        let mut query =
-            self.connection.prepare("SELECT rowid, key, drv, time, status, message, log FROM results")?;
+        let mut query = self
+            .connection
+            .prepare("SELECT rowid, key, drv, time, status, message, log, silent, seconds FROM results")?;
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
             // An output with an unreadable key may belong to any result.
@@ -181,12 +182,16 @@ fn read_result(
 ) -> rusqlite::Result<([u8; 32], BuildRecord)> {
     let key = row.get(1)?;
     let log = row.get(6)?;
-    let end = match row.get(4)? {
-        None => match outputs(&key) {
+    let end = match (row.get(4)?, row.get::<_, Option<i64>>(8)?) {
+        (Some(status), _) => RecordEnd::Failed { status, message: row.get(5)?, log },
+        (None, Some(seconds)) => {
+            let limit = if row.get(7)? { TimeLimit::Silence } else { TimeLimit::Wall };
+            RecordEnd::TimedOut { limit, seconds: seconds.cast_unsigned(), log }
+        }
+        (None, None) => match outputs(&key) {
             Some(outputs) => RecordEnd::Built { outputs, log },
             None => return Err(rusqlite::Error::QueryReturnedNoRows),
         },
-        Some(status) => RecordEnd::Failed { status, message: row.get(5)?, log },
     };
     Ok((key, BuildRecord { drv: path_at(2, &row.get::<_, String>(2)?)?, time: row.get(3)?, end }))
 }

@@ -1,7 +1,7 @@
 //! The tables, and the steps that migrate older ones.
 
 /// Version of the tables below.
-pub(crate) const SCHEMA: i64 = 4;
+pub(crate) const SCHEMA: i64 = 5;
 
 // Lists (references, signatures) are in one column: no SQL query reads them, the maps in memory answer
 // instead.
@@ -40,7 +40,7 @@ const CREATE_2: &str = "
         key BLOB PRIMARY KEY NOT NULL,
         drv TEXT NOT NULL,
         time INTEGER NOT NULL,
-        status INTEGER,                   -- NULL: built
+        status INTEGER,                   -- NULL: built, or ended at a time limit
         message TEXT NOT NULL,
         log TEXT
     ) STRICT;
@@ -86,14 +86,15 @@ const CREATE_4: &str = "
     UPDATE paths SET used = registration_time * 1000;
 ";
 
+/// Schema 4 becomes 5: results of builds that were ended at a time limit. There were none before.
+const CREATE_5: &str = "
+    ALTER TABLE results ADD COLUMN silent INTEGER;   -- 1: the limit was on silence, 0: on the whole build
+    ALTER TABLE results ADD COLUMN seconds INTEGER;  -- that limit; NULL: the build was not ended at one
+";
+
 /// The SQL that migrates a file of schema `found` to ours; `None` if the schema is newer.
 pub(super) fn steps(found: i64) -> Option<String> {
-    Some(match found {
-        0 => [CREATE_1, CREATE_2, CREATE_3, CREATE_4].concat(),
-        1 => [CREATE_2, CREATE_3, CREATE_4].concat(),
-        2 => [CREATE_3, CREATE_4].concat(),
-        3 => CREATE_4.to_owned(),
-        SCHEMA => String::new(),
-        _ => return None,
-    })
+    let all = [CREATE_1, CREATE_2, CREATE_3, CREATE_4, CREATE_5];
+    let done = usize::try_from(found).ok()?;
+    all.get(done..).map(<[&str]>::concat)
 }
