@@ -3,10 +3,10 @@
 
 mod common;
 
-use common::client::{Told, build, send, told, wait_for_reason};
+use common::client::{Told, build, build_request, send, told, wait_for_reason};
 use common::scripted::{Scripted, TestClient, derivation, from_client, path, until};
 use common::served::Served;
-use nix::BuildStatus;
+use nix::{BuildMode, BuildStatus};
 use serde_json::json;
 use wire::client::Frame;
 use wire::worker::Request;
@@ -243,5 +243,32 @@ async fn a_failed_sandbox_is_started_again_as_it_was_and_no_more_often_than_the_
     assert_eq!(scripted.runs(), 6);
     let mut once = scripted.session_with("alice", from_client(&[("BARN_MAX_BUILD_RESTARTS", "0")])).await;
     build(&mut once, derivation("u", "broken", &[])).await.is(BuildStatus::TransientFailure);
+    assert_eq!(scripted.runs(), 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_random_order_of_directories_is_a_build_of_ones_own_and_shows_what_depends_on_it() {
+    let scripted = Scripted::open("");
+    let drv = || derivation("t", "order", &[]);
+    let mut bob = scripted.session("bob").await;
+    build(&mut bob, drv()).await.is(BuildStatus::Built);
+    assert_eq!(contents(&mut bob, "t").await, "plain");
+    let random = || from_client(&[("NIXBUILDNET_INJECT_FS_RANDOMNESS", "true")]);
+    let mut alice = scripted.session_with("alice", random()).await;
+    // The result of the box's own envelope is no answer, and hers is none for others.
+    build(&mut alice, drv()).await.is(BuildStatus::Built);
+    assert_eq!(contents(&mut alice, "t").await, "random");
+    build(&mut alice, derivation("u", "order", &[])).await.is(BuildStatus::Built);
+    build(&mut bob, derivation("u", "order", &[])).await.is(BuildStatus::Built);
+    assert_eq!((contents(&mut bob, "u").await.as_str(), scripted.runs()), ("plain", 4));
+    // A check with the setting compares a result without it.
+    let mut bob = scripted.session_with("bob", random()).await;
+    let check = |drv| build_request(drv, BuildMode::Check);
+    bob.request(&check(drv())).await.expect("sent");
+    told(&mut bob).await.is(BuildStatus::NotDeterministic);
+    let steady = || derivation("steady", "write:x", &[]);
+    build(&mut bob, steady()).await.is(BuildStatus::Built);
+    bob.request(&check(steady())).await.expect("sent");
+    told(&mut bob).await.is(BuildStatus::Built);
     assert_eq!(scripted.runs(), 7);
 }

@@ -78,6 +78,7 @@ pub fn run(
         files: around.files,
         outputs: outputs.map(|(name, path)| (name, path.to_absolute_path())).collect(),
         inputs,
+        random_order: context.random_order,
         limits: Limits { wall: watch.left(), ..limits.of_sandbox.clone() },
     };
 

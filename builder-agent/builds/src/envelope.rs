@@ -4,7 +4,8 @@
 //! envelope is in the build key, and all builds whose results are for everybody have the same one: the box's. A client
 //! chooses no part of it. A member whose limits in the roster are lower cannot have all of it, and a member can ask for
 //! another one (`min-cpu`, `max-cpu`, `default-cpu`, `min-mem`, `max-mem`, `default-mem-per-cpu`). Such a build has the key
-//! of another envelope, and its result stays that member's claim.
+//! of another envelope, and its result stays that member's claim. The same holds for a build that lists directories in a
+//! random order (`inject-fs-randomness`), which shows whether a result depends on that order.
 //!
 //! A build that runs out of memory is started again in a larger envelope. The memory of the next one follows from that of
 //! the last and from the box's limit alone: so after the box's envelope each one on this ladder is the box's, too. It
@@ -26,6 +27,8 @@ pub struct Envelope {
     pub memory_mib: u32,
     /// Limit on processes and threads; a builder can ask the kernel for it (`ulimit -u`).
     pub processes: u32,
+    /// Whether directories are listed in a random order.
+    pub random_order: bool,
     /// Whether this is the box's own envelope, not one made smaller for a member.
     pub(super) of_box: bool,
 }
@@ -38,6 +41,7 @@ impl Envelope {
             vcpus: config.sandbox.vcpus.min(config.limits.max_vcpus).max(1),
             memory_mib: config.sandbox.memory_mib.min(config.limits.max_memory_mib),
             processes: config.limits.max_processes,
+            random_order: false,
             of_box: true,
         }
     }
@@ -63,8 +67,9 @@ impl Envelope {
         let by_cpu = |per_cpu: u64| narrow(per_cpu.saturating_mul(vcpus.into()));
         let memory = settings.default_mem_per_cpu.map_or(whole.memory_mib, by_cpu);
         let memory_mib = memory.max(min_mem).min(most_memory.value);
-        let of_box = vcpus == whole.vcpus && memory_mib == whole.memory_mib;
-        Ok(Self { vcpus, memory_mib, of_box, ..whole })
+        let random_order = settings.inject_fs_randomness;
+        let of_box = vcpus == whole.vcpus && memory_mib == whole.memory_mib && !random_order;
+        Ok(Self { vcpus, memory_mib, random_order, of_box, ..whole })
     }
 
     /// The envelope in which a build is started again that ran out of memory in this one: twice the memory, if `most`
@@ -82,6 +87,13 @@ impl Envelope {
     #[must_use]
     pub fn is_of_box(&self) -> bool {
         self.of_box
+    }
+
+    /// Whether a result of the box's own envelope is an answer to who asks for a build in this one. It is, where less was
+    /// asked for; it is not, where the build was to show what another order of directories does.
+    #[must_use]
+    pub fn is_served_by_box(&self) -> bool {
+        !self.random_order
     }
 
     /// `NIX_BUILD_CORES`.

@@ -176,3 +176,16 @@ fn who_keeps_a_build_from_more_memory_is_named() {
         assert_eq!(first, (memory_mib, SetBy::Client(by)), "{said}");
     }
 }
+
+#[test]
+fn a_random_order_of_directories_makes_an_envelope_of_the_members_own_also_with_more_memory() {
+    let (config, own) = (config(), MemberLimits::default());
+    let settings = settings(&config, r#"{"inject-fs-randomness":true}"#);
+    let most = Most::of(&config, &own, &[], &settings);
+    let random = Envelope::of_build(&config, &most, &settings).expect("an envelope");
+    let whole = Envelope::of_box(&config);
+    assert_eq!(random, Envelope { random_order: true, of_box: false, ..whole });
+    assert!(!random.is_of_box() && !random.is_served_by_box() && whole.is_served_by_box());
+    let larger = random.larger(&config, &most).expect("more memory");
+    assert!(larger.random_order && !larger.is_of_box());
+}

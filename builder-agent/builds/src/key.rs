@@ -2,7 +2,7 @@
 //!
 //! A key covers what the builder is given (system, program, arguments, variables, scratch paths), what it can see (each
 //! path of its input closure, by name and contents) and where it runs (the box's programs, and the envelope:
-//! processors, memory), so that knowing a key takes knowing all of that. A key does not cover the time, nor limits that
+//! processors, memory, order of directories), so that knowing a key takes knowing all of that. A key does not cover the time, nor limits that
 //! can only end a build: a build that gave a result reached no such limit. It does not cover the name of the `.drv`
 //! either: derivations that differ only in how their inputs were made are one build.
 
@@ -14,7 +14,7 @@ use store::{ClosureInfo, TimeLimit};
 use super::{Envelope, Recipe};
 
 /// Must change whenever the data below is put together in another way.
-const FORMAT: &[u8] = b"barnraiser build key 2";
+const FORMAT: &[u8] = b"barnraiser build key 3";
 
 /// A hash over all that can influence the result of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -36,6 +36,7 @@ impl BuildKey {
         hash.count(envelope.vcpus.into());
         hash.count(envelope.memory_mib as usize);
         hash.count(envelope.processes as usize);
+        hash.count(usize::from(envelope.random_order));
         hash.put(&recipe.system);
         hash.put(&recipe.builder);
         hash.count(recipe.args.len());

@@ -60,7 +60,8 @@ pub(crate) fn claim(view: &View, contents: &str, references: &[&StorePath]) {
     view.register(ingested, info, Provenance::Claimed(view.member().clone())).expect("a claim");
 }
 
-pub(crate) const ENVELOPE: Envelope = Envelope { vcpus: 2, memory_mib: 512, processes: 99, of_box: true };
+pub(crate) const ENVELOPE: Envelope =
+    Envelope { vcpus: 2, memory_mib: 512, processes: 99, random_order: false, of_box: true };
 
 type Change = fn(&mut Recipe);
 
@@ -128,6 +129,7 @@ fn all_that_a_builder_is_told_or_sees_is_in_the_key() {
         ("processors", Envelope { vcpus: 1, ..ENVELOPE }),
         ("memory", Envelope { memory_mib: 511, ..ENVELOPE }),
         ("processes", Envelope { processes: 98, ..ENVELOPE }),
+        ("the order of directories", Envelope { random_order: true, ..ENVELOPE }),
     ] {
         differs(what, BuildKey::of(&recipe(), inputs.info(), SandboxIdentity::default(), &envelope));
     }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use guest::protocol::Job;
 
-use crate::sys::{self, Fork};
+use crate::sys::{self, Fork, seccomp};
 
 /// As in Nix's sandbox.
 pub const BUILD_UID: u32 = 1000;
@@ -21,6 +21,9 @@ pub const BUILD_GID: u32 = 100;
 
 /// The builder's working directory, as the builder sees it.
 pub const BUILD_DIR: &str = "/build";
+
+/// What an error of it is about.
+const RANDOM_ORDER: &str = "directories cannot be listed in a random order (`inject-fs-randomness`)";
 
 /// The differences between the two kinds of sandbox.
 pub enum Place {
@@ -39,6 +42,8 @@ pub struct Running {
     /// first, which takes milliseconds, before the guest learns that the builder has ended. It keeps no
     /// process of the builder alive. `None` if the builder has ended already.
     pub mounts: Option<File>,
+    /// The builder's calls that list a directory wait for answers here. `None` if the kernel answers them itself.
+    pub listings: Option<OwnedFd>,
 }
 
 /// The reason why a builder was not started.
@@ -57,6 +62,8 @@ impl From<io::Error> for StartError {
 /// First byte of the message of a child that could not become the builder.
 const FAILED_SETUP: u8 = 1;
 const FAILED_EXEC: u8 = 2;
+/// First byte of the message of a child that waits until the guest has taken its listener. Its number follows.
+const LISTENS: u8 = 3;
 
 /// Starts the builder. `before` is called with its pid and returns before the child takes its first step
 /// (cgroups).
@@ -71,8 +78,8 @@ pub fn start(
     let pid = match sys::fork_into_pid_namespace()? {
         Fork::Child => {
             drop((output, report, go));
-            let (kind, error) = child(job, place, go_child, output_child);
             let mut report = File::from(report_child);
+            let (kind, error) = child(job, place, File::from(go_child), output_child, &mut report);
             // If the message cannot be written, the exit code still reports the failure.
             let _ = report.write_all(&[kind]).and_then(|()| report.write_all(error.to_string().as_bytes()));
             sys::exit_now(127)
@@ -80,16 +87,31 @@ pub fn start(
         Fork::Parent(pid) => pid,
     };
     drop((output_child, report_child, go_child));
-    let started = before(pid).and_then(|()| File::from(go).write_all(&[1])).and_then(|()| {
+    let mut listings = None;
+    let (mut go, mut report) = (File::from(go), File::from(report));
+    let started = before(pid).and_then(|()| go.write_all(&[1])).and_then(|()| {
         let mut text = Vec::new();
+        if job.random_order {
+            let mut kind = [0];
+            report
+                .read_exact(&mut kind)
+                .map_err(|e| named("the builder's process ended before its start", e))?;
+            match kind[0] {
+                LISTENS => {
+                    listings = Some(take_listener(pid, &mut report)?);
+                    go.write_all(&[1])?;
+                }
+                failed => text.push(failed),
+            }
+        }
         // Empty if exec succeeds, which closes the other end.
-        File::from(report).take(4096).read_to_end(&mut text)?;
+        report.take(4096).read_to_end(&mut text)?;
         Ok(text)
     });
     match started {
         Ok(text) if text.is_empty() => {
             let mounts = File::open(format!("/proc/{pid}/ns/mnt")).ok();
-            Ok(Running { pid, output, mounts })
+            Ok(Running { pid, output, mounts, listings })
         }
         failed => {
             let _ = sys::kill(pid, libc::SIGKILL);
@@ -105,9 +127,19 @@ pub fn start(
     }
 }
 
+fn take_listener(pid: libc::pid_t, report: &mut File) -> io::Result<OwnedFd> {
+    let mut number = [0; 4];
+    report.read_exact(&mut number)?;
+    seccomp::take(pid, i32::from_ne_bytes(number)).map_err(|e| named(RANDOM_ORDER, e))
+}
+
 /// Becomes the builder, or returns the error.
-fn child(job: &Job, place: &Place, go: OwnedFd, output: OwnedFd) -> (u8, io::Error) {
-    if let Err(e) = prepare(job, place, go, output) {
+fn child(job: &Job, place: &Place, mut go: File, output: OwnedFd, report: &mut File) -> (u8, io::Error) {
+    let prepared = prepare(job, place, &mut go, output).and_then(|()| match job.random_order {
+        true => hand_over_listings(&mut go, report).map_err(|e| named(RANDOM_ORDER, e)),
+        false => Ok(()),
+    });
+    if let Err(e) = prepared {
         return (FAILED_SETUP, e);
     }
     let error = exec(job);
@@ -117,8 +149,17 @@ fn child(job: &Job, place: &Place, go: OwnedFd, output: OwnedFd) -> (u8, io::Err
     }
 }
 
-fn prepare(job: &Job, place: &Place, go: OwnedFd, output: OwnedFd) -> io::Result<()> {
-    File::from(go).read_exact(&mut [0])?;
+/// From now on the guest lists directories for this process. Returns when the guest is ready.
+fn hand_over_listings(go: &mut File, report: &mut File) -> io::Result<()> {
+    // Closed by exec: a builder that had it could answer its own calls.
+    let listener = seccomp::hand_over()?;
+    report.write_all(&[LISTENS])?;
+    report.write_all(&listener.as_raw_fd().to_ne_bytes())?;
+    go.read_exact(&mut [0])
+}
+
+fn prepare(job: &Job, place: &Place, go: &mut File, output: OwnedFd) -> io::Result<()> {
+    go.read_exact(&mut [0])?;
     sys::die_with_parent()?;
     sys::set_session()?;
     // After the move into its cgroup, so that the cgroup namespace starts there.

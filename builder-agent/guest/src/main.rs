@@ -6,6 +6,7 @@
 
 mod builder;
 mod builtin;
+mod listing;
 mod machine;
 mod namespace;
 mod outputs;

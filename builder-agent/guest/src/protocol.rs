@@ -18,7 +18,7 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Both sides come from one build of the workspace; this number detects an image that mixes two.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The host's well-known context id, to which the guest connects.
 pub const VSOCK_CID: u32 = 2;
@@ -118,6 +118,8 @@ pub struct Job {
     pub outputs: BTreeMap<String, String>,
     /// Whether there is a closure image to mount (VM only).
     pub closure: bool,
+    /// Whether directories are listed in a random order.
+    pub random_order: bool,
     pub limits: GuestLimits,
 }
 

@@ -15,6 +15,7 @@ use guest::protocol::{Exit, ExitStatus, FailureKind, Job, Tag};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::builder::{self, Place, StartError};
+use crate::listing;
 use crate::outputs;
 use crate::stream::Stream;
 use crate::sys;
@@ -52,6 +53,10 @@ pub fn run(
     };
     let meter = Arc::new(meter);
     let verdict = watch::spawn(Arc::clone(&meter), job.limits.clone(), running.pid)?;
+    if let Some(Err(e)) = running.listings.map(listing::spawn) {
+        meter.kill(running.pid);
+        return stream.send_failure(FailureKind::Sandbox, &format!("cannot list directories: {e}"));
+    }
     stream.send(Tag::Started, &[])?;
 
     // Kept until the end of this function.

@@ -3,6 +3,8 @@
 //!
 //! The guest is single-threaded until the builder is forked, so the child may allocate and use std.
 
+pub mod seccomp;
+
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io;

@@ -148,6 +148,7 @@ fn job(memory_mib: u32) -> Job {
         files: Vec::new(),
         outputs: Default::default(),
         inputs: Inputs::Image(Image { segments: Vec::new() }),
+        random_order: false,
         limits: Limits {
             vcpus: 1,
             memory_mib,

@@ -118,6 +118,7 @@ fn main() -> Result<(), Failure> {
         files: Vec::new(),
         outputs: BTreeMap::from([("out".to_owned(), OUT.to_owned())]),
         inputs: Inputs::Image(Image { segments }),
+        random_order: false,
         limits: Limits {
             vcpus,
             memory_mib,

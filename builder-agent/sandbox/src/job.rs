@@ -31,6 +31,8 @@ pub struct Job {
     /// Output name to the absolute store path where the builder writes it.
     pub outputs: BTreeMap<String, String>,
     pub inputs: Inputs,
+    /// Whether the builder sees the entries of each directory in a random order, another one in each run.
+    pub random_order: bool,
     pub limits: Limits,
 }
 

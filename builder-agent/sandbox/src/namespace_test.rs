@@ -171,6 +171,7 @@ fn job(store: &Store, script: &str) -> Job {
         files: vec![(".attr-0".into(), b"from the derivation".to_vec())],
         outputs: [("out".to_owned(), OUT.to_owned())].into(),
         inputs: Inputs::Trees(store.trees()),
+        random_order: false,
         limits: Limits {
             vcpus: 1,
             memory_mib: 512,
@@ -713,4 +714,59 @@ fn owner_of(word: &str) -> Option<u32> {
     })?;
     let status = std::fs::read_to_string(dir.path().join("status")).ok()?;
     status.lines().find_map(|l| l.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
+}
+
+/// The names that a builder sees in a directory of its own, in order, and the number of its filters for system calls.
+fn listed(name: &str, random_order: bool) -> (Vec<String>, usize) {
+    let script = r#"$bb mkdir d; i=0; while [ $i -lt 50 ]; do : > d/$i; i=$((i+1)); done
+        $bb sed -n 's/^Seccomp_filters:[^0-9]*//p' /proc/self/status; $bb find d -type f; : > $out"#;
+    let build = build_with(name, script, |job| job.random_order = random_order);
+    assert_eq!(build.exited(), 0, "{}", build.host.text());
+    let log = build.log();
+    let (filters, names) = log.split_once('\n').expect("lines");
+    (names.lines().map(str::to_owned).collect(), filters.parse().expect("a number"))
+}
+
+#[test]
+fn directories_are_in_another_order_in_each_build_if_the_job_says_so_and_else_no_call_is_filtered() {
+    let (plain, filters) = listed("order-plain", false);
+    let (one, more_filters) = listed("order-one", true);
+    let (other, _) = listed("order-other", true);
+    assert_ne!(one, other);
+    assert_eq!(filters + 1, more_filters);
+    let sorted = |mut names: Vec<String>| {
+        names.sort();
+        names
+    };
+    assert_eq!(sorted(one), sorted(plain.clone()));
+    assert_eq!(sorted(other), sorted(plain.clone()));
+    assert_eq!(plain.len(), 50);
+}
+
+#[test]
+fn a_large_tree_in_random_order_is_copied_archived_and_removed_whole() {
+    // As its own processes and at the same time, as in a parallel build.
+    let script = r#"$bb mkdir t; d=0; while [ $d -lt 50 ]; do
+            $bb mkdir t/$d; (cd t/$d; $bb touch $($bb seq 1 100)); d=$((d+1)); done
+        $bb mkdir flat; (cd flat; $bb touch $($bb seq 1 5000))
+        for n in 1 2 3 4; do $bb cp -r t copy$n & done; wait
+        for n in 1 2 3 4; do echo $($bb find copy$n -type f | $bb wc -l); done
+        $bb tar cf all.tar t flat; echo $($bb tar tf all.tar | $bb grep -v '/$' | $bb wc -l)
+        $bb mv t t2; $bb tar xf all.tar; $bb diff -r t t2; $bb cp -r flat flat2; $bb diff -r flat flat2
+        $bb rm -r copy1 copy2 copy3 copy4 t t2 flat flat2; $bb ls; : > $out"#;
+    let build = build_with("order-large", script, |job| job.random_order = true);
+    assert_eq!(build.exited(), 0, "{}", build.host.text());
+    assert_eq!(build.log(), "5000\n5000\n5000\n5000\n10000\nall.tar\n");
+}
+
+#[test]
+fn a_builder_that_ends_amid_many_listings_ends_its_build() {
+    let script = r#"$bb mkdir d; (cd d; $bb touch $($bb seq 1 2000))
+        n=0; while [ $n -lt 100 ]; do (while :; do $bb find d > /dev/null; done) & n=$((n+1)); done
+        $bb find d | $bb wc -l; : > $out"#;
+    let build = build_with("order-flood", script, |job| {
+        job.random_order = true;
+        job.limits.processes = 1000;
+    });
+    assert_eq!((build.exited(), build.log().trim()), (0, "2001"), "{}", build.host.text());
 }

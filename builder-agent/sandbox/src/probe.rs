@@ -50,6 +50,7 @@ pub fn probe(backend: &KvmBackend, patience: Duration) -> Result<Probed, Sandbox
         files: Vec::new(),
         outputs: BTreeMap::new(),
         inputs: Inputs::Image(Image::default()),
+        random_order: false,
         limits: Limits {
             vcpus: 1,
             memory_mib: MEMORY_MIB,

@@ -101,6 +101,7 @@ pub const KEYS: &[Key] = &[
     key("settings.allow-builds", Bool, Toml("true"), "the box's value of the [setting](#settings-on-levels) `allow-builds`"),
     key("settings.allow-override", Bool, Toml("true"), "the same for `allow-override`: with `false` the roster and clients change no setting"),
     key("settings.allow-shell", Bool, Toml("true"), "the same for `allow-shell`"),
+    key("settings.inject-fs-randomness", Bool, Toml("false"), "the same for `inject-fs-randomness`"),
     key("settings.max-build-restarts", Int { min: 0, max: 10 }, Toml("2"), "the same for `max-build-restarts`"),
     key("settings.reuse-build-timeouts", Bool, Toml("false"), "the same for `reuse-build-timeouts`"),
     key("settings.settings-from-drv-env", Bool, Toml("false"), "the same for `settings-from-drv-env`"),

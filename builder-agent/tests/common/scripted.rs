@@ -114,6 +114,7 @@ impl Script {
                 ("size", _) => {
                     contents.push_str(&format!("{}x{}", job.limits.vcpus, job.limits.memory_mib));
                 }
+                ("order", _) => contents.push_str(if job.random_order { "random" } else { "plain" }),
                 ("breaks", times) if run < times.parse().expect("a number") => {
                     return Err(SandboxError::GuestDied { console: String::new() });
                 }

@@ -35,8 +35,8 @@ pub fn a_variable_that_is_no_setting_is_refused_by_name_before_anything_is_built
     build(&alice.nix).failed().says(&[
         "the variable `BARN_KEEP_GOIN` is refused: there is no setting `keep-goin`; did you mean `keep-going`?",
     ]);
-    alice.nix.set_env("NIXBUILDNET_INJECT_FS_RANDOMNESS=true");
-    build(&alice.nix).failed().says(&["the setting `inject-fs-randomness` has no effect on this box"]);
+    alice.nix.set_env("NIXBUILDNET_MAX_CPU_HOURS_PER_MONTH=5");
+    build(&alice.nix).failed().says(&["the setting `max-cpu-hours-per-month` has no effect on this box"]);
     assert_eq!(alice.agent.count("build started"), 0);
     alice.nix.set_env("BARN_KEEP_GOING=1");
     build(&alice.nix).ok();

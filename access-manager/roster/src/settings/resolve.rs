@@ -74,6 +74,7 @@ pub struct Effective {
     /// Whether no level has locked those after it.
     pub allow_override: bool,
     pub allow_shell: bool,
+    pub inject_fs_randomness: bool,
     pub keep_builds_running: bool,
     pub keep_going: bool,
     pub reuse_build_failures: bool,
@@ -274,6 +275,7 @@ impl Resolved {
             allow_builds: flag(Id::AllowBuilds),
             allow_override: flag(Id::AllowOverride),
             allow_shell: flag(Id::AllowShell),
+            inject_fs_randomness: flag(Id::InjectFsRandomness),
             keep_builds_running: flag(Id::KeepBuildsRunning),
             keep_going: flag(Id::KeepGoing),
             reuse_build_failures: flag(Id::ReuseBuildFailures),

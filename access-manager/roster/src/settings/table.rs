@@ -59,6 +59,7 @@ pub enum Id {
     AlwaysSubstitute,
     DefaultCpu,
     DefaultMemPerCpu,
+    InjectFsRandomness,
     KeepBuildsRunning,
     KeepGoing,
     MaxBuildRestarts,
@@ -187,6 +188,7 @@ pub const SETTINGS: &[Setting] = &[
     setting(Id::AlwaysSubstitute, ("always-substitute", "always-substitute"), Kind::Globs, Level::Ssh, "names of paths that are fetched even if the client or the derivation disables substitution"),
     setting(Id::DefaultCpu, ("default-cpu", "sandbox.vcpus"), SOME_CPUS, Level::Derivation, "processors of a build, between `min-cpu` and `max-cpu`; with others than the box gives, the result is the member's claim, and not shared or signed"),
     setting(Id::DefaultMemPerCpu, ("default-mem-per-cpu", ""), SOME_MIB, Level::Derivation, "memory of a build for each of its processors, between `min-mem` and `max-mem`; without it a build has `sandbox.memory-mib` of the box. With other memory than the box gives, the result is the member's claim"),
+    setting(Id::InjectFsRandomness, ("inject-fs-randomness", "settings.inject-fs-randomness"), flag(false), Level::Derivation, "whether a builder sees the entries of each directory in a random order, another one in each build, which shows whether a result depends on it; the result is the member's claim, and not shared or signed"),
     setting(Id::KeepBuildsRunning, ("keep-builds-running", "keep-builds-running"), flag(false), Level::Derivation, "whether a build goes on when its last client has disconnected; of several clients the last one's setting counts"),
     setting(Id::KeepGoing, ("keep-going", "keep-going"), flag(true), Level::Ssh, "whether the other derivations of a request are still built after one has failed; what a client says in the protocol comes last"),
     setting(Id::MaxBuildRestarts, ("max-build-restarts", "settings.max-build-restarts"), RESTARTS, Level::Derivation, "how often a build is started again: with twice the memory, up to `max-mem`, if it ran out of memory; as it was, if its sandbox failed. Every start is charged"),
@@ -212,10 +214,6 @@ pub const NOT_HERE: &[(&str, &str)] = &[
     ("allow-home", "there are no homes on this box yet"),
     ("cache-build-failures", "it is called `reuse-build-failures`"),
     ("cache-build-timeouts", "it is called `reuse-build-timeouts`"),
-    (
-        "inject-fs-randomness",
-        "the file systems of a sandbox list a directory in an order that its contents fix, and have no switch for another one",
-    ),
     ("max-cpu-hours-per-month", "it is a limit, and not a setting"),
 ];
 

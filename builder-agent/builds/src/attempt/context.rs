@@ -25,5 +25,7 @@ pub struct AttemptContext<'a> {
     pub kind: BackendKind,
     pub limits: RunLimits,
     pub cores: u32,
+    /// Whether the builder sees directories in a random order.
+    pub random_order: bool,
     pub cancel: &'a Cancel,
 }

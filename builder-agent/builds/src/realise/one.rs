@@ -171,6 +171,7 @@ impl One {
         };
         let of_box = match self.request.envelope.is_of_box() {
             true => None,
+            false if !self.request.envelope.is_served_by_box() => None,
             false => reuse::built(&realiser.store, &self.key_of_box),
         };
         let proven = of_box.is_some() && recipe.proven(&self.request.inputs) || self.request.proven();

@@ -178,7 +178,8 @@ mod tests {
         Charged { who: Principal::member(name).with_key("laptop"), tags }
     }
 
-    const ENVELOPE: Envelope = Envelope { vcpus: 1, memory_mib: 512, processes: 99, of_box: true };
+    const ENVELOPE: Envelope =
+        Envelope { vcpus: 1, memory_mib: 512, processes: 99, random_order: false, of_box: true };
 
     #[test]
     fn parts_add_up_to_the_whole() {

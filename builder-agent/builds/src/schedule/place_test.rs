@@ -51,7 +51,7 @@ structs! {
     PathInfo {
         path, nar_hash, nar_size, references, deriver, registration_time, ultimate, signatures, ca,
     }
-    Envelope { vcpus, memory_mib, processes, of_box }
+    Envelope { vcpus, memory_mib, processes, random_order, of_box }
     RunLimits { of_sandbox, set_by }
     Limits { vcpus, memory_mib, wall, silent, log_bytes, output_bytes, processes }
     Origins { memory, wall, silent, log, output }

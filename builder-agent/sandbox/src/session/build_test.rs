@@ -93,6 +93,7 @@ fn job() -> Job {
         files: vec![("big".into(), vec![7; 600_000]), ("empty".into(), vec![])],
         outputs: [("out".to_owned(), "/nix/store/x-out".to_owned())].into(),
         inputs: Inputs::Trees(vec![]),
+        random_order: false,
         limits: Limits {
             vcpus: 1,
             memory_mib: 64,

@@ -27,6 +27,7 @@ impl<'a> Outgoing<'a> {
             files: job.files.iter().map(|(name, contents)| (name.clone(), contents.len() as u64)).collect(),
             outputs: job.outputs.clone(),
             closure: matches!(&job.inputs, Inputs::Image(image) if !image.segments.is_empty()),
+            random_order: job.random_order,
             limits: GuestLimits { processes: job.limits.processes, memory_mib: job.limits.memory_mib },
         };
         let frame = protocol::json_frame(Tag::Job, &message)

@@ -80,6 +80,7 @@ impl Here {
             kind: self.kind,
             limits: task.limits.clone(),
             cores: task.envelope.cores(),
+            random_order: task.envelope.random_order,
             cancel,
         };
         let mut report = Report::default();
