@@ -4,7 +4,7 @@
 //! descriptors stay. If anything fails before that, the old agent goes on. `docs/design/restart.md` has the whole story.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -21,8 +21,11 @@ use tokio::task::JoinHandle;
 
 use crate::control::{Answer, Request, answer};
 
-/// Largest description of all builds. The largest derivation of one has 64 MiB.
-const MAX_WRITTEN: u64 = 1 << 30;
+/// For the description of all builds, besides twice the memory that requests may take: what members send is charged to that,
+/// and takes a third more here.
+const WRITTEN: u64 = 256 << 20;
+/// The first line of a description.
+const MAX_HEAD: u64 = 4096;
 /// For connections to end after they were told.
 const GRACE: Duration = Duration::from_secs(5);
 /// For the store, and what members have used, to reach the disk.
@@ -67,13 +70,12 @@ impl Earlier {
     pub fn read(number: RawFd) -> io::Result<Self> {
         let mut file = File::from(Received::claim(&[number])?.take(number)?);
         file.rewind()?;
-        let mut text = Vec::new();
-        file.take(MAX_WRITTEN).read_to_end(&mut text)?;
+        let mut file = BufReader::new(file);
+        let mut head = Vec::new();
+        (&mut file).take(MAX_HEAD).read_until(b'\n', &mut head)?;
         let wrong = |what: &str, error| io::Error::other(format!("{what} cannot be read: {error}"));
-        let mut parts = text.splitn(2, |byte| *byte == b'\n');
-        let (head, rest) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         let Head { format } =
-            serde_json::from_slice(head).map_err(|error| wrong("the version of the agent before", error))?;
+            serde_json::from_slice(&head).map_err(|error| wrong("the version of the agent before", error))?;
         if format != takeover::format() {
             let ours = takeover::format();
             return Err(io::Error::other(format!(
@@ -81,7 +83,7 @@ impl Earlier {
             )));
         }
         let written: Written =
-            serde_json::from_slice(rest).map_err(|error| wrong("what the agent before has left", error))?;
+            serde_json::from_reader(file).map_err(|error| wrong("what the agent before has left", error))?;
         let mut received = Received::claim(&written.descriptors)?;
         let listeners = written.listeners.iter().map(|number| Ok(received.take(*number)?.into()));
         let listeners = listeners.collect::<io::Result<_>>()?;
@@ -196,7 +198,8 @@ impl Leaving<'_> {
         // Nothing is waited for from here on.
         let runs = self.scheduler.write_down()?;
         let builds = runs.len();
-        let (file, keep) = write(runs, self.listeners, connection).map_err(Stays::Write)?;
+        let most = 2 * self.agent.config.limits.max_session_bytes + WRITTEN;
+        let (file, keep) = write(runs, self.listeners, connection, most).map_err(Stays::Write)?;
         tracing::info!(builds, executable = %request.executable.display(), "the new agent is executed");
         let mut command = Command::new(&request.executable);
         command.arg("serve").arg("--config").arg(&request.config);
@@ -238,20 +241,61 @@ fn write(
     runs: WrittenRuns,
     listeners: &[TcpListener],
     connection: &UnixStream,
+    most: u64,
 ) -> io::Result<(File, Vec<RawFd>)> {
     let mut keep = runs.descriptors();
     let listeners: Vec<RawFd> = listeners.iter().map(AsRawFd::as_raw_fd).collect();
     keep.extend(&listeners);
     keep.push(connection.as_raw_fd());
     let written = Written { runs, listeners, asked: connection.as_raw_fd(), descriptors: keep.clone() };
-    let head = serde_json::to_string(&Head { format: takeover::format() })?;
-    let text = serde_json::to_string(&written)?;
-    if (head.len() + text.len()) as u64 >= MAX_WRITTEN {
-        return Err(io::Error::other(format!("it has {} bytes, and the limit is {MAX_WRITTEN}", text.len())));
-    }
-    let mut file = File::from(memfd_create("builds", MemfdFlags::CLOEXEC)?);
-    writeln!(file, "{head}")?;
-    file.write_all(text.as_bytes())?;
+    let file = File::from(memfd_create("builds", MemfdFlags::CLOEXEC)?);
     keep.push(file.as_fd().as_raw_fd());
-    Ok((file, keep))
+    // Piece by piece: as a whole it would be in memory twice.
+    let mut to = BufWriter::new(Bounded { file, left: most, most });
+    serde_json::to_writer(&mut to, &Head { format: takeover::format() })?;
+    to.write_all(b"\n")?;
+    serde_json::to_writer(&mut to, &written)?;
+    Ok((to.into_inner().map_err(io::IntoInnerError::into_error)?.file, keep))
+}
+
+/// A file that takes so many bytes.
+struct Bounded {
+    file: File,
+    left: u64,
+    most: u64,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(left) = self.left.checked_sub(bytes.len() as u64) else {
+            return Err(io::Error::other(format!(
+                "the builds that run take more than {} bytes, which is twice the operator's \
+                 limits.max-session-memory-mib and {WRITTEN} bytes; wait until some of them have ended, or drain the box",
+                self.most
+            )));
+        };
+        let written = self.file.write(bytes)?;
+        self.left = left + (bytes.len() - written) as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_that_is_too_long_is_refused_with_its_limit() {
+        let file = || File::from(memfd_create("test", MemfdFlags::CLOEXEC).expect("a file in memory"));
+        let mut to = Bounded { file: file(), left: 10, most: 10 };
+        to.write_all(b"0123456").expect("within the limit");
+        to.write_all(b"789").expect("just the limit");
+        let error = to.write_all(b"a").expect_err("one more").to_string();
+        assert!(error.contains("more than 10 bytes") && error.contains("max-session-memory-mib"), "{error}");
+        assert_eq!(to.file.metadata().expect("its size").len(), 10);
+    }
 }

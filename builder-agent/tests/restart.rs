@@ -354,6 +354,24 @@ async fn a_build_that_goes_on_keeps_its_slot_and_can_be_cancelled() {
     assert_eq!(finished[1]["build"], 2);
 }
 
+/// Control bytes take six times their size as text of JSON.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_with_huge_derivations_does_not_keep_the_agent_from_being_replaced() {
+    let agent = Agent::start_to_build(&["alice"], "[limits]\nmax-jobs = 3\n");
+    let mut left = Vec::new();
+    for name in ["huge-1", "huge-2", "huge-3"] {
+        let (drv, mut derivation) = counting(name, 600);
+        let huge = [(b"huge".to_vec(), vec![1; 60 << 20]), (b"passAsFile".to_vec(), b"huge".to_vec())];
+        derivation.env.extend(huge);
+        left.push(start(&agent, "alice", (drv, derivation)).await);
+    }
+    replace(&agent, 3);
+    for session in left {
+        session.ends().await;
+    }
+    assert_eq!(agent.events("build taken over").len(), 3, "{}", agent.log_text());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_hold_over_a_takeover() {
     let agent =

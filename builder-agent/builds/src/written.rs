@@ -7,11 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use ledger::{Kind, Principal};
 use members::SetBy;
 use nix_derivation::{CAHash, StorePath, nixbase32};
-use sandbox::{Bytes, Limits};
-use serde::{Deserialize, Serialize};
+use sandbox::Limits;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use store::{Closure, ClosureInfo, Member, Provenance, Store};
 
 use crate::Recipe;
@@ -35,14 +38,31 @@ fn names<'a>(paths: impl IntoIterator<Item = &'a StorePath>) -> Vec<String> {
     paths.into_iter().map(StorePath::to_basename).collect()
 }
 
+/// Bytes of a member. In base64: as JSON text a byte could take six, and the member says which bytes they are.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Base64(Vec<u8>);
+
+impl Serialize for Base64 {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&STANDARD_NO_PAD.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Base64 {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        STANDARD_NO_PAD.decode(String::deserialize(from)?).map(Self).map_err(D::Error::custom)
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct WrittenRecipe {
     drv_path: String,
-    system: Bytes,
-    builder: Bytes,
-    args: Vec<Bytes>,
-    env: BTreeMap<Bytes, Bytes>,
-    structured: Option<Bytes>,
+    system: Base64,
+    builder: Base64,
+    args: Vec<Base64>,
+    /// Also if the builder gets structured attributes instead: the key of the build covers it.
+    env: BTreeMap<Base64, Base64>,
+    structured: Option<Base64>,
     outputs: BTreeMap<String, WrittenOutput>,
     inputs: Vec<String>,
     input_derivations: BTreeMap<String, BTreeSet<String>>,
@@ -63,7 +83,7 @@ impl WrittenRecipe {
     pub fn of(recipe: &Recipe) -> Self {
         let Recipe { drv_path, system, builder, args, env, structured, .. } = recipe;
         let Recipe { outputs, inputs, input_derivations, verified_paths, drv_hash, weight, .. } = recipe;
-        let bytes = |bytes: &Vec<u8>| Bytes(bytes.clone());
+        let bytes = |bytes: &Vec<u8>| Base64(bytes.clone());
         let output = |output: &OutputSpec| WrittenOutput {
             path: output.path.as_ref().map(StorePath::to_basename),
             fixed: output.fixed.as_ref().map(CAHash::to_nix_string),
@@ -75,7 +95,7 @@ impl WrittenRecipe {
             builder: bytes(builder),
             args: args.iter().map(bytes).collect(),
             env: env.iter().map(|(name, value)| (bytes(name), bytes(value))).collect(),
-            structured: structured.as_ref().map(|attributes| Bytes(attributes.raw().to_vec())),
+            structured: structured.as_ref().map(|attributes| Base64(attributes.raw().to_vec())),
             outputs: outputs.iter().map(|(name, spec)| (name.clone(), output(spec))).collect(),
             inputs: names(inputs),
             input_derivations: input_derivations
@@ -104,7 +124,7 @@ impl WrittenRecipe {
                 floating: written.floating.map(floating).transpose()?,
             })
         };
-        let attributes = |Bytes(raw)| Attributes::parse(raw).map(Arc::new).map_err(wrong);
+        let attributes = |Base64(raw)| Attributes::parse(raw).map(Arc::new).map_err(wrong);
         let outputs = self.outputs.into_iter().map(|(name, written)| Ok((name, output(written)?)));
         let derivations = self.input_derivations.into_iter().map(|(drv, wanted)| Ok((path(&drv)?, wanted)));
         Ok(Recipe {
@@ -289,6 +309,17 @@ mod tests {
         let mut broken = WrittenRecipe::of(&whole);
         broken.drv_path = "../x".into();
         broken.read().expect_err("no path");
+    }
+
+    #[test]
+    fn no_byte_of_a_member_takes_much_more_than_itself() {
+        let many = 1 << 20;
+        for byte in [1, b'"', b'a', 0xff] {
+            let (env, args) = ([(vec![byte; many], vec![byte; many])].into(), vec![vec![byte; many]]);
+            let whole = Recipe { env, args, ..recipe() };
+            let text = serde_json::to_vec(&WrittenRecipe::of(&whole)).expect("JSON");
+            assert!(text.len() < 3 * many * 14 / 10, "{byte}: {}", text.len());
+        }
     }
 
     #[test]
