@@ -19,6 +19,7 @@ pub mod namespace;
 pub mod parent;
 mod paused;
 pub mod probe;
+mod process;
 mod session;
 pub mod takeover;
 pub mod text;

@@ -12,24 +12,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Signal, pidfd_send_signal};
-
 use super::devices::console;
 use super::jail::cgroup::{Group, Hierarchy};
 use super::overhead;
-use crate::parent;
-use crate::usage::{self, Usage};
+use crate::process::Process;
+use crate::usage::Usage;
 
 /// First argument of a VMM process. `child_main_if_requested` looks for it.
 pub const ARGUMENT: &str = "__vmm";
 
 /// A running VMM process. Dropping it kills and reaps the process.
 pub struct Vmm {
-    pid: u32,
-    pidfd: OwnedFd,
-    /// Whether `end` has reaped the process.
-    is_reaped: bool,
+    process: Process,
     status: Option<ExitStatus>,
     usage: Usage,
     /// Address ranges of the process that are guest memory or closure.
@@ -62,16 +56,12 @@ impl Vmm {
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .stderr(stderr.try_clone()?);
-        let child = parent::spawn(command, true)?;
-        Vmm::of_process(child.id(), control, console, stderr)
+        Ok(Vmm::of_process(Process::start(command, true)?, control, console, stderr))
     }
 
-    /// `pid` is a child of this process that was not reaped yet.
-    fn of_process(pid: u32, control: UnixStream, console: File, stderr: File) -> io::Result<Vmm> {
-        Ok(Vmm {
-            pid,
-            pidfd: usage::pidfd_of_child(pid)?,
-            is_reaped: false,
+    fn of_process(process: Process, control: UnixStream, console: File, stderr: File) -> Vmm {
+        Vmm {
+            process,
             status: None,
             usage: Usage::default(),
             guest: Vec::new(),
@@ -79,7 +69,7 @@ impl Vmm {
             console,
             stderr,
             group: None,
-        })
+        }
     }
 
     /// A process that another program has launched, with the descriptors and the cgroup that it had there.
@@ -91,7 +81,8 @@ impl Vmm {
         guest: Vec<(u64, u64)>,
         cgroup: Option<PathBuf>,
     ) -> io::Result<Vmm> {
-        let mut vmm = Vmm::of_process(pid, control.into(), console.into(), stderr.into())?;
+        let process = Process::taken_over(pid)?;
+        let mut vmm = Vmm::of_process(process, control.into(), console.into(), stderr.into());
         (vmm.guest, vmm.group) = (guest, cgroup.map(Group::taken_over));
         Ok(vmm)
     }
@@ -103,7 +94,7 @@ impl Vmm {
     }
 
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.process.pid()
     }
 
     pub fn console(&self) -> BorrowedFd<'_> {
@@ -113,7 +104,7 @@ impl Vmm {
     /// Puts the process under the limits of a cgroup. Called before it gets its configuration, so before it
     /// can use memory.
     pub fn limit(&mut self, hierarchy: &Hierarchy, memory_mib: u32, vcpus: u8) -> io::Result<()> {
-        self.group = Some(hierarchy.place(self.pid, memory_mib.into(), vcpus)?);
+        self.group = Some(hierarchy.place(self.pid(), memory_mib.into(), vcpus)?);
         Ok(())
     }
 
@@ -131,12 +122,9 @@ impl Vmm {
         printable::lines(&String::from_utf8_lossy(&bytes))
     }
 
-    /// Waits for a process that is ending, so that [`end`](Self::end) gives its own status and not that of the kill. Returns
-    /// whether it has ended.
+    /// See [`Process::let_end`].
     pub fn let_end(&self, patience: Duration) -> bool {
-        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        // An error has no consequence: the caller ends the process next.
-        poll(&mut fds, Timespec::try_from(patience).ok().as_ref()).is_ok_and(|ready| ready > 0)
+        self.process.let_end(patience)
     }
 
     /// These ranges of the process' addresses are not the VMM's own memory.
@@ -146,28 +134,21 @@ impl Vmm {
 
     /// Kills and reaps the process; returns its status and its usage. Later calls return the same.
     pub fn end(&mut self) -> (Option<ExitStatus>, Usage) {
-        if !std::mem::replace(&mut self.is_reaped, true) {
+        if !self.process.is_reaped() {
             // Read before the kill, while the process has memory.
-            let (overhead, peak) = (overhead::of_process(self.pid, &self.guest), overhead::peak(self.pid));
+            let (overhead, peak) = (overhead::of_process(self.pid(), &self.guest), overhead::peak(self.pid()));
             // A process that has ended by itself has no memory any more, so its numbers are dropped.
-            if !self.let_end(Duration::ZERO) && pidfd_send_signal(&self.pidfd, Signal::KILL).is_ok() {
+            if self.process.kill() {
                 (self.usage.vmm_overhead, self.usage.peak_memory) = (overhead, peak);
             }
-            if let Ok((status, cpu)) = usage::reap(self.pid) {
-                self.status = Some(status);
-                self.usage.cpu = cpu;
+            if let Some((status, cpu)) = self.process.reap() {
+                (self.status, self.usage.cpu) = (Some(status), cpu);
+                // A cgroup keeps its number when the process is gone.
+                let counted = self.group.as_ref().and_then(Group::peak_memory);
+                self.usage.peak_memory = counted.or(self.usage.peak_memory);
             }
-            // A cgroup keeps its number when the process is gone.
-            let counted = self.group.as_ref().and_then(Group::peak_memory);
-            self.usage.peak_memory = counted.or(self.usage.peak_memory);
         }
         (self.status, self.usage)
-    }
-}
-
-impl Drop for Vmm {
-    fn drop(&mut self) {
-        self.end();
     }
 }
 
