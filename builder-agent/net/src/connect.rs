@@ -23,7 +23,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 use tower_service::Service;
 use url::Host;
 
-use super::address::{is_own, is_public};
+use addresses::{is_own, is_public};
 use shares::threads::Crew;
 
 /// Longest time for the name, the connection and TLS together.

@@ -6,7 +6,6 @@
 //! compares hashes or signatures.
 //! Not here: which files are fetched, and why (`builds::builtin`, `substitute`), and ssh.
 
-pub mod address;
 mod connect;
 mod http;
 

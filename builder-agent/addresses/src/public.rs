@@ -66,6 +66,21 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
     }
 }
 
+/// The IPv4 address that a packet to this IPv6 address reaches in the end, if the address is one that carries another:
+/// mapped, NAT64, 6to4, Teredo (the server's), or the old IPv4-compatible form.
+#[must_use]
+pub fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let [a, b, c, d, e, f, ..] = address.segments();
+    let from = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
+    match (a, b) {
+        (0, 0) if (c, d, e) == (0, 0, 0) && (f == 0xffff || f == 0) => Some(last_four(address)),
+        (0x64, 0xff9b) if (c, d, e, f) == (0, 0, 0, 0) => Some(last_four(address)),
+        (0x2002, _) => Some(from(b, c)),
+        (0x2001, 0) => Some(from(c, d)),
+        _ => None,
+    }
+}
+
 fn last_four(address: Ipv6Addr) -> Ipv4Addr {
     let [.., a, b, c, d] = address.octets();
     Ipv4Addr::new(a, b, c, d)
@@ -122,6 +137,23 @@ mod tests {
             ("2606:4700:4700::1111", false),
         ] {
             assert_eq!(is_own(address.parse().expect(address)), own, "{address}");
+        }
+    }
+
+    #[test]
+    fn an_ipv4_address_inside_of_an_ipv6_address_is_found() {
+        for (address, inner) in [
+            ("::ffff:10.1.2.3", "10.1.2.3"),
+            ("::10.1.2.3", "10.1.2.3"),
+            ("64:ff9b::a01:203", "10.1.2.3"),
+            ("2002:a01:203::1", "10.1.2.3"),
+            ("2001:0:a01:203::", "10.1.2.3"),
+        ] {
+            let inner: Ipv4Addr = inner.parse().expect(inner);
+            assert_eq!(embedded_v4(address.parse().expect(address)), Some(inner), "{address}");
+        }
+        for plain in ["2606:4700::1", "64:ff9b:1::a01:203", "fd00::a01:203", "2001:4860::1"] {
+            assert_eq!(embedded_v4(plain.parse().expect(plain)), None, "{plain}");
         }
     }
 
