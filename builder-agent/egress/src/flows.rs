@@ -1,0 +1,186 @@
+//! The connections of a guest: which are open, and when they end. A UDP exchange counts as a connection, too.
+//!
+//! The table is bounded, and so are the seconds for which a silent peer keeps an entry. Numbers of TCP segments are
+//! followed only so that the guard's own resets fit; whether the segments make sense is the business of the two ends.
+//! Not here: who may open a connection (`rules`), and what is sent at its end (`guard`).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::events::{End, Protocol};
+use crate::frames::Tcp;
+use crate::reason::Reason;
+
+/// Most open connections, whatever the policy says: about 1 MiB, and what is looked at every second.
+pub const MAX_OPEN: usize = 4096;
+/// Most connections that have ended and whose last segments still pass.
+const MAX_ENDING: usize = 1024;
+/// For so long, the last segments of an ended connection may be sent again.
+const ENDING: Duration = Duration::from_secs(10);
+/// Linux gives up on a first segment after 127 seconds.
+const UNANSWERED: Duration = Duration::from_secs(130);
+/// A server may compute for minutes before it answers (git packs), but keeps a connection alive meanwhile.
+const TCP_IDLE: Duration = Duration::from_secs(600);
+/// QUIC gives up after 30 seconds.
+const UDP_IDLE: Duration = Duration::from_secs(60);
+
+/// Names a connection. The guest's address follows from that of its peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    pub protocol: Protocol,
+    pub guest_port: u16,
+    pub address: IpAddr,
+    pub port: u16,
+}
+
+#[derive(Debug)]
+pub struct Flow {
+    pub name: Option<String>,
+    pub since: Instant,
+    last: Instant,
+    pub up: u64,
+    pub down: u64,
+    /// The peer has answered.
+    answered: bool,
+    guest_done: bool,
+    network_done: bool,
+    /// The guest's first sequence number.
+    first: u32,
+    /// The guest's next sequence number.
+    pub guest_next: u32,
+    /// The peer's next sequence number, as far as the guest has received.
+    pub guest_expects: u32,
+}
+
+impl Flow {
+    pub fn new(name: Option<String>, tcp: Option<&Tcp>, now: Instant) -> Self {
+        Self {
+            name,
+            since: now,
+            last: now,
+            up: 0,
+            down: 0,
+            answered: false,
+            guest_done: false,
+            network_done: false,
+            first: tcp.map_or(0, |tcp| tcp.sequence),
+            guest_next: tcp.map_or(0, Tcp::next),
+            guest_expects: 0,
+        }
+    }
+
+    /// Whether this segment, a SYN, is the one that opened this connection, sent again.
+    pub fn is_opened_by(&self, tcp: &Tcp) -> bool {
+        !self.answered && tcp.sequence == self.first
+    }
+
+    pub fn count_up(&mut self, bytes: usize, now: Instant) {
+        self.up += bytes as u64;
+        self.last = now;
+    }
+
+    pub fn count_down(&mut self, bytes: usize, now: Instant) {
+        self.down += bytes as u64;
+        self.last = now;
+        self.answered = true;
+    }
+
+    /// A segment of the guest. Returns how the connection ended, if it did.
+    pub fn guest_sent(&mut self, tcp: &Tcp) -> Option<End> {
+        if is_after(tcp.next(), self.guest_next) {
+            self.guest_next = tcp.next();
+        }
+        if let Some(expects) = tcp.acknowledged {
+            self.guest_expects = expects;
+        }
+        self.guest_done |= tcp.fin;
+        match tcp.rst {
+            true => Some(End::ResetByGuest),
+            false => self.closed(),
+        }
+    }
+
+    /// A segment of the peer. Returns how the connection ended, if it did.
+    pub fn network_sent(&mut self, tcp: &Tcp) -> Option<End> {
+        self.network_done |= tcp.fin;
+        match tcp.rst {
+            true => Some(End::ResetByNetwork),
+            false => self.closed(),
+        }
+    }
+
+    fn closed(&self) -> Option<End> {
+        (self.guest_done && self.network_done).then_some(End::Closed)
+    }
+
+    /// How the connection ends by the clock, if it does now.
+    fn expired(&self, protocol: Protocol, max_seconds: u64, now: Instant) -> Option<End> {
+        let silent = now.saturating_duration_since(self.last);
+        if now.saturating_duration_since(self.since).as_secs() >= max_seconds {
+            return Some(End::Limit(Reason::Seconds { limit: max_seconds }));
+        }
+        match protocol {
+            Protocol::Tcp if !self.answered => (silent >= UNANSWERED).then_some(End::Unanswered),
+            Protocol::Tcp => (silent >= TCP_IDLE).then_some(End::Idle),
+            _ => (silent >= UDP_IDLE).then_some(End::Idle),
+        }
+    }
+}
+
+/// Whether a sequence number is after another one. They wrap.
+fn is_after(a: u32, b: u32) -> bool {
+    a != b && a.wrapping_sub(b) < 1 << 31
+}
+
+#[derive(Debug, Default)]
+pub struct Flows {
+    open: BTreeMap<Key, Flow>,
+    /// Closed by both sides, until this instant.
+    ending: BTreeMap<Key, Instant>,
+}
+
+impl Flows {
+    pub fn open(&self) -> usize {
+        self.open.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.ending.is_empty()
+    }
+
+    pub fn get(&mut self, key: &Key) -> Option<&mut Flow> {
+        self.open.get_mut(key)
+    }
+
+    /// Whether the last segments of this connection may still be sent again.
+    pub fn is_ending(&self, key: &Key, now: Instant) -> bool {
+        self.ending.get(key).is_some_and(|until| now < *until)
+    }
+
+    /// The caller has checked that there is room.
+    pub fn insert(&mut self, key: Key, flow: Flow) {
+        self.ending.remove(&key);
+        self.open.insert(key, flow);
+    }
+
+    /// Forgets a connection; after an orderly end its last segments still pass for a while.
+    pub fn remove(&mut self, key: &Key, end: &End, now: Instant) -> Option<Flow> {
+        let flow = self.open.remove(key)?;
+        if *end == End::Closed && self.ending.len() < MAX_ENDING {
+            self.ending.insert(*key, now + ENDING);
+        }
+        Some(flow)
+    }
+
+    pub fn keys(&self) -> Vec<Key> {
+        self.open.keys().copied().collect()
+    }
+
+    /// The connections that end now by the clock.
+    pub fn expired(&mut self, max_seconds: u64, now: Instant) -> Vec<(Key, End)> {
+        self.ending.retain(|_, until| now < *until);
+        let end = |key: &Key, flow: &Flow| flow.expired(key.protocol, max_seconds, now);
+        self.open.iter().filter_map(|(key, flow)| Some((*key, end(key, flow)?))).collect()
+    }
+}
