@@ -3,7 +3,8 @@
 //!
 //! The initrd is not compressed: it is mapped, not downloaded, and unpacking would take time in every build.
 //! Format: `/init` is the guest binary, `/bin/busybox` the shell for builds, `/modules/order` lists the files
-//! in `/modules` one a line in the order to load them. Not here: the guest program.
+//! in `/modules` one a line in the order to load them, and `/modules/network` those that follow in a machine with a
+//! network card. Not here: the guest program.
 
 use crate::cpio::Archive;
 use crate::kernel::{self, ExtractError};
@@ -22,6 +23,9 @@ pub(crate) const GUEST_MODULES: [&str; 8] = [
     "overlay",
     "virtio-rng",
 ];
+
+/// For guests with a network card.
+pub(crate) const NETWORK_MODULES: [&str; 1] = ["virtio_net"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
@@ -74,13 +78,16 @@ pub fn assemble(kernel: &KernelPackage, guest: &Path, busybox: &Path) -> Result<
     archive.char_device("dev/console", 0o600, 5, 1);
     archive.file("init", 0o755, guest.clone());
     archive.file("bin/busybox", 0o755, busybox.clone());
-    let mut order = String::new();
-    for module in modules::load_order(&kernel.modules, &GUEST_MODULES)? {
-        order += &module.file;
-        order.push('\n');
-        archive.file(&format!("modules/{}", module.file), 0o644, module.contents);
+    let [always, network] = modules::load_orders(&kernel.modules, [&GUEST_MODULES, &NETWORK_MODULES])?;
+    for (list, modules) in [("order", always), ("network", network)] {
+        let mut order = String::new();
+        for module in modules {
+            order += &module.file;
+            order.push('\n');
+            archive.file(&format!("modules/{}", module.file), 0o644, module.contents);
+        }
+        archive.file(&format!("modules/{list}"), 0o644, order.into_bytes());
     }
-    archive.file("modules/order", 0o644, order.into_bytes());
     let initrd =
         archive.to_bytes().map_err(|source| GuestError::Write { path: PathBuf::from("initrd"), source })?;
     Ok(GuestFiles { vmlinux, initrd, guest, busybox, kernel_version: kernel.version.clone() })
@@ -153,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn every_module_in_the_order_is_in_the_archive() {
+    fn every_module_in_the_lists_is_in_the_archive() {
         let dir = tempfile::tempdir().unwrap();
         let kernel = crate::testing::fake_kernel(dir.path());
         let busybox = dir.path().join("busybox");
@@ -162,10 +169,12 @@ mod tests {
         let mut cpio = std::process::Command::new("cpio");
         cpio.args(["-id", "--quiet"]).current_dir(dir.path());
         crate::tool::output_with_input(&mut cpio, &files.initrd, "unpack").unwrap();
-        let order = std::fs::read_to_string(dir.path().join("modules/order")).unwrap();
-        assert_eq!(order.lines().count(), GUEST_MODULES.len());
-        for file in order.lines() {
-            assert!(dir.path().join("modules").join(file).is_file(), "{file}");
+        for (list, count) in [("order", GUEST_MODULES.len()), ("network", NETWORK_MODULES.len())] {
+            let order = std::fs::read_to_string(dir.path().join("modules").join(list)).unwrap();
+            assert_eq!(order.lines().count(), count);
+            for file in order.lines() {
+                assert!(dir.path().join("modules").join(file).is_file(), "{file}");
+            }
         }
     }
 }

@@ -32,6 +32,15 @@ pub struct Module {
 ///
 /// `tree` is `/usr/lib/modules/<version>` of an unpacked package.
 pub fn load_order(tree: &Path, wanted: &[&str]) -> Result<Vec<Module>, ModulesError> {
+    let [order] = load_orders(tree, [wanted])?;
+    Ok(order)
+}
+
+/// The same for several lists, to be loaded one after the other: a module that two of them need is in the first.
+pub fn load_orders<const N: usize>(
+    tree: &Path,
+    lists: [&[&str]; N],
+) -> Result<[Vec<Module>; N], ModulesError> {
     let mut search = Search {
         tree,
         files: BTreeMap::new(),
@@ -43,10 +52,14 @@ pub fn load_order(tree: &Path, wanted: &[&str]) -> Result<Vec<Module>, ModulesEr
     let path = tree.join("modules.builtin");
     let builtin = std::fs::read_to_string(&path).map_err(|source| ModulesError::Read { path, source })?;
     search.builtin = builtin.lines().map(module_name).collect();
-    for name in wanted {
-        search.visit(name, Need::Hard)?;
+    let mut orders = [const { Vec::new() }; N];
+    for (wanted, order) in lists.into_iter().zip(&mut orders) {
+        for name in wanted {
+            search.visit(name, Need::Hard)?;
+        }
+        *order = std::mem::take(&mut search.order);
     }
-    Ok(search.order)
+    Ok(orders)
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -180,6 +193,15 @@ mod tests {
             "kernel/f.ko\n",
         );
         assert_eq!(order(tree.path(), &["a", "d_e"]), ["c.ko", "b.ko", "a.ko", "d-e.ko"]);
+    }
+
+    #[test]
+    fn what_two_lists_need_is_in_the_first() {
+        let tree =
+            tree(&[("a", "depends=b"), ("b", "depends="), ("c", "depends=d,b"), ("d", "depends=")], "");
+        let lists = load_orders(tree.path(), [&["a"], &["c", "a"]]).unwrap();
+        let files = lists.map(|list| list.into_iter().map(|module| module.file).collect::<Vec<_>>());
+        assert_eq!(files, [vec!["b.ko", "a.ko"], vec!["d.ko", "c.ko"]]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ pub fn fake_kernel(root: &Path) -> KernelPackage {
     std::fs::create_dir_all(tree.join("kernel/drivers")).unwrap();
     std::fs::create_dir_all(root.join("boot")).unwrap();
     std::fs::write(tree.join("modules.builtin"), "").unwrap();
-    for module in crate::guest::GUEST_MODULES.iter().chain(&["loop", "virtio_net"]) {
+    for module in crate::guest::GUEST_MODULES.iter().chain(&crate::guest::NETWORK_MODULES).chain(&["loop"]) {
         std::fs::write(tree.join(format!("kernel/drivers/{module}.ko")), "\0depends=\0").unwrap();
     }
     std::fs::write(
