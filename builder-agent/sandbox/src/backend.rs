@@ -5,6 +5,7 @@
 //! Not here: how a backend starts a machine (`kvm`, `namespace`), and the protocol on the streams (`session`).
 
 use std::fs::File;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,6 +23,9 @@ pub struct Machine<'a> {
     pub vcpus: u8,
     pub memory_mib: u32,
     pub inputs: &'a Inputs,
+    /// The network of the machine: a SOCK_SEQPACKET with one Ethernet frame in each message, of 14 to 1514 bytes. What is
+    /// at its other end decides where frames may go. `None`: the machine has a loopback interface and no other.
+    pub network: Option<BorrowedFd<'a>>,
 }
 
 /// The closure, in the form the backend can show to a builder.

@@ -44,6 +44,7 @@ impl Job {
             vcpus: self.limits.vcpus,
             memory_mib: self.limits.memory_mib,
             inputs: &self.inputs,
+            network: None,
         }
     }
 }

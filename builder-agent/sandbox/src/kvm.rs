@@ -136,6 +136,7 @@ impl KvmBackend {
             initrd: null.as_fd(),
             stream: null.as_fd(),
             console,
+            net: None,
         };
         let sent = handover::send(&running.vmm.control, &config, &files, &[]);
         running.wait_for_start(&Cancel::new())?;
@@ -194,6 +195,7 @@ impl KvmBackend {
             initrd: initrd.as_fd(),
             stream: theirs.as_fd(),
             console: running.vmm.console(),
+            net: machine.network,
         };
         let segments: Vec<_> = image.segments.iter().map(|s| s.file.as_fd()).collect();
         // A VMM that ended early sends the reason in a report; that is a better message than "broken pipe".
@@ -217,13 +219,16 @@ impl Backend for KvmBackend {
     }
 }
 
-/// A VM for this machine. A machine without inputs has no closure to show.
+/// A VM for this machine. A machine without inputs has no closure to show, and one without a network no network card.
 fn shape_of(machine: Machine<'_>, image: &Image, closure: ClosureDevice) -> Shape {
     let mut devices = vec![DeviceKind::Vsock];
     if image.segments.iter().any(|segment| segment.len > 0) {
         devices.push(DeviceKind::Closure(closure));
     }
     devices.push(DeviceKind::Rng);
+    if machine.network.is_some() {
+        devices.push(DeviceKind::Net);
+    }
     Shape {
         vcpus: machine.vcpus.clamp(1, Native::VCPUS_MAX),
         memory_mib: machine.memory_mib.max(MEMORY_MIN_MIB),
@@ -446,13 +451,16 @@ mod tests {
 
     #[test]
     fn a_vm_has_the_devices_that_its_machine_needs_and_a_size_within_limits() {
-        use DeviceKind::{Closure, Rng, Vsock};
+        use DeviceKind::{Closure, Net, Rng, Vsock};
         let segment = |len| Segment { file: File::open("/dev/null").unwrap().into(), offset: 0, len };
-        let shape = |vcpus, memory_mib, segments| {
+        let device = File::open("/dev/null").unwrap();
+        let shape_with = |network, vcpus, memory_mib, segments| {
             let inputs = Inputs::Image(Image { segments });
             let Inputs::Image(image) = &inputs else { unreachable!() };
-            shape_of(Machine { id: "test", vcpus, memory_mib, inputs: &inputs }, image, ClosureDevice::Blk)
+            let machine = Machine { id: "test", vcpus, memory_mib, inputs: &inputs, network };
+            shape_of(machine, image, ClosureDevice::Blk)
         };
+        let shape = |vcpus, memory_mib, segments| shape_with(None, vcpus, memory_mib, segments);
         let full =
             Shape { vcpus: 4, memory_mib: 512, devices: vec![Vsock, Closure(ClosureDevice::Blk), Rng] };
         assert_eq!(shape(4, 512, vec![segment(4096)]), full);
@@ -461,6 +469,7 @@ mod tests {
         }
         assert_eq!((shape(0, 1, vec![]).vcpus, shape(0, 1, vec![]).memory_mib), (1, MEMORY_MIN_MIB));
         assert_eq!(shape(u8::MAX, 1, vec![]).vcpus, Native::VCPUS_MAX);
+        assert_eq!(shape_with(Some(device.as_fd()), 1, 512, vec![]).devices, [Vsock, Rng, Net]);
     }
 
     /// A VMM that is a script: it reports when its agent says something.

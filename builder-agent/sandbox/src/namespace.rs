@@ -95,6 +95,11 @@ impl Backend for NamespaceBackend {
                 why: "the namespace sandbox takes trees, and the agent brought an image".into(),
             });
         };
+        if machine.network.is_some() {
+            return Err(SandboxError::Unavailable {
+                why: "the namespace sandbox has no network; backend = \"kvm\" has one".into(),
+            });
+        }
         let (far_end, guest) = far_end::start(&self.config, self.scratch()?, trees, machine.memory_mib)?;
         Ok(Started { far_end: Box::new(far_end), streams: Streams { guest } })
     }

@@ -1,11 +1,12 @@
 //! The devices of the guest. None of them trusts the guest.
 //!
-//! A device uses the host only through traits: interrupts are [`Interrupt`], the vsock stream is `Read +
-//! Write`. So register and queue tests need no KVM.
+//! A device uses the host only through traits and sockets: interrupts are [`Interrupt`], the vsock stream is `Read +
+//! Write`, the network a socket. So register and queue tests need no KVM.
 
 pub mod blk;
 pub mod console;
 pub mod mmio;
+pub mod net;
 pub mod pmem;
 pub mod restore_error;
 pub mod rng;

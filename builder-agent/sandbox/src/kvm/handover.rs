@@ -34,6 +34,12 @@ pub struct Shape {
     pub devices: Vec<DeviceKind>,
 }
 
+impl Shape {
+    fn has_network_card(&self) -> bool {
+        self.devices.contains(&DeviceKind::Net)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceKind {
@@ -42,6 +48,8 @@ pub enum DeviceKind {
     /// The closure, as a device of this kind.
     Closure(ClosureDevice),
     Rng,
+    /// The network card. Its frames come and go through a socket of their own.
+    Net,
 }
 
 /// The kind of device with the closure.
@@ -70,13 +78,15 @@ pub struct Config {
     pub only_jail: bool,
 }
 
-/// The descriptors that every VM has.
+/// The descriptors of a VM, apart from its closure's.
 pub struct Files<Fd> {
     pub kvm: Fd,
     pub kernel: Fd,
     pub initrd: Fd,
     pub stream: Fd,
     pub console: Fd,
+    /// The socket of the network card: there if and only if the shape has one.
+    pub net: Option<Fd>,
 }
 
 /// A message from the VMM.
@@ -107,13 +117,17 @@ pub fn send(
     files: &Files<BorrowedFd<'_>>,
     segments: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
+    if files.net.is_some() != config.shape.has_network_card() {
+        return Err(io::Error::other("a network card and its socket come together"));
+    }
     let json = serde_json::to_vec(config)?;
     let len = u32::try_from(json.len()).ok().filter(|len| *len <= CONFIG_MAX);
     let len =
         len.ok_or_else(|| io::Error::other(format!("a closure of {} parts is too large", segments.len())))?;
     socket.write_all(&len.to_le_bytes())?;
     socket.write_all(&json)?;
-    send_batch(socket, &[files.kvm, files.kernel, files.initrd, files.stream, files.console])?;
+    let every = [files.kvm, files.kernel, files.initrd, files.stream, files.console];
+    send_batch(socket, &every.into_iter().chain(files.net).collect::<Vec<_>>())?;
     for batch in segments.chunks(BATCH) {
         send_batch(socket, batch)?;
     }
@@ -141,12 +155,14 @@ pub fn receive(mut socket: &UnixStream) -> io::Result<(Config, Files<OwnedFd>)> 
     }
     let mut json = vec![0; len as usize];
     socket.read_exact(&mut json)?;
-    let config = serde_json::from_slice(&json)?;
-    let files: [OwnedFd; 5] = receive_batch(socket)?
-        .try_into()
-        .map_err(|got: Vec<_>| io::Error::other(format!("expected 5 descriptors, got {}", got.len())))?;
+    let config: Config = serde_json::from_slice(&json)?;
+    let mut files = receive_batch(socket)?;
+    let net = if config.shape.has_network_card() { files.pop() } else { None };
+    let files: [OwnedFd; 5] = files.try_into().map_err(|got: Vec<_>| {
+        io::Error::other(format!("expected 5 descriptors and the network's, got {}", got.len()))
+    })?;
     let [kvm, kernel, initrd, stream, console] = files;
-    Ok((config, Files { kvm, kernel, initrd, stream, console }))
+    Ok((config, Files { kvm, kernel, initrd, stream, console, net }))
 }
 
 /// The files of `count` segments, in batches.
@@ -248,6 +264,8 @@ impl Reports {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileTypeExt;
+
     use super::*;
 
     fn null() -> File {
@@ -274,7 +292,7 @@ mod tests {
         let sender = std::thread::spawn(move || {
             let file = null();
             let fd = file.as_fd();
-            let files = Files { kvm: fd, kernel: fd, initrd: fd, stream: fd, console: fd };
+            let files = Files { kvm: fd, kernel: fd, initrd: fd, stream: fd, console: fd, net: None };
             send(&agent, &sent, &files, &vec![fd; count]).unwrap();
         });
         let (received, _files) = receive(&vmm).unwrap();
@@ -283,6 +301,38 @@ mod tests {
         let files = Segments { socket: &vmm, left: count }.map(|b| b.unwrap().len()).sum::<usize>();
         assert_eq!(files, count);
         sender.join().unwrap();
+    }
+
+    #[test]
+    fn a_network_card_and_its_socket_come_together_or_not_at_all() {
+        let null = null();
+        let fd = null.as_fd();
+        let (network, _) = UnixStream::pair().unwrap();
+        for devices in [vec![DeviceKind::Rng], vec![DeviceKind::Rng, DeviceKind::Net]] {
+            for net in [None, Some(network.as_fd())] {
+                let (agent, vmm) = UnixStream::pair().unwrap();
+                let has_card = devices.contains(&DeviceKind::Net);
+                let config = Config {
+                    shape: Shape { vcpus: 1, memory_mib: 512, devices: devices.clone() },
+                    cmdline: String::new(),
+                    uid: None,
+                    allow_missing: Vec::new(),
+                    only_jail: false,
+                    segments: Vec::new(),
+                };
+                let files = Files { kvm: fd, kernel: fd, initrd: fd, stream: fd, console: fd, net };
+                let sent = send(&agent, &config, &files, &[]);
+                assert_eq!(sent.is_ok(), net.is_some() == has_card);
+                if sent.is_ok() {
+                    let (_, files) = receive(&vmm).unwrap();
+                    let is_socket =
+                        files.net.map(|fd| File::from(fd).metadata().unwrap().file_type().is_socket());
+                    assert_eq!(is_socket, has_card.then_some(true));
+                    // None of the others is taken for it.
+                    assert!(!File::from(files.console).metadata().unwrap().file_type().is_socket());
+                }
+            }
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use super::bus::{self, Bus};
 use super::devices::blk::Blk;
 use super::devices::console::{Console, Ring};
 use super::devices::mmio::{Transport, register};
+use super::devices::net::Net;
 use super::devices::pmem::Pmem;
 use super::devices::rng::Rng;
 use super::devices::vsock::Vsock;
@@ -45,6 +47,8 @@ pub enum VmError {
     KvmVersion { got: i32, want: u32 },
     #[error("a machine has one stream to the agent, and its shape has more devices for it")]
     SecondStream,
+    #[error("a network card has a socket of its own, and the shape has more cards than there are sockets")]
+    NoNetwork,
 }
 
 fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
@@ -60,6 +64,8 @@ pub struct Parts {
     pub closure: Closure,
     /// The agent's end of the vsock connection.
     pub stream: UnixStream,
+    /// The socket of the network card, if the shape has one.
+    pub net: Option<OwnedFd>,
     /// The ring that keeps the end of the console's output.
     pub console: File,
 }
@@ -83,7 +89,7 @@ impl Vm {
         if version != kvm_bindings::KVM_API_VERSION as i32 {
             return Err(VmError::KvmVersion { got: version, want: kvm_bindings::KVM_API_VERSION });
         }
-        let Parts { closure, stream, console } = parts;
+        let Parts { closure, stream, mut net, console } = parts;
         let vm = hypervisor.create_vm().map_err(kvm("create a VM"))?;
         let ram = Native::ram_ranges(u64::from(shape.memory_mib) << 20);
         let memory = memory::ram(shape.memory_mib.into())?;
@@ -110,6 +116,7 @@ impl Vm {
                 }
                 DeviceKind::Closure(ClosureDevice::Blk) => Box::new(Blk::new(closure.clone())),
                 DeviceKind::Rng => Box::new(Rng),
+                DeviceKind::Net => Box::new(Net::new(net.take().ok_or(VmError::NoNetwork)?)),
             });
         }
         memory::give_to_kvm(&vm, &memory, shown)?;

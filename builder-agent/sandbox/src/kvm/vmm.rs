@@ -126,7 +126,12 @@ fn start(agent: &UnixStream, born: Instant) -> Result<Never, VmmError> {
 fn boot(config: &Config, files: Files<OwnedFd>, closure: Closure) -> Result<Vm, VmmError> {
     // SAFETY: the descriptor is /dev/kvm, opened by the agent, and ownership passes to `Kvm` here.
     let hypervisor = unsafe { Kvm::from_raw_fd(files.kvm.into_raw_fd()) };
-    let parts = Parts { closure, stream: UnixStream::from(files.stream), console: files.console.into() };
+    let parts = Parts {
+        closure,
+        stream: UnixStream::from(files.stream),
+        net: files.net,
+        console: files.console.into(),
+    };
     let mut vm = Vm::new(&hypervisor, &config.shape, parts)?;
     vm.boot(Boot {
         kernel: &mut files.kernel.into(),

@@ -1,5 +1,6 @@
 //! The guest may access any register, in any size and order.
 
+use super::super::net::Net;
 use super::super::rng::Rng;
 use super::super::testing::{Driver, RAM, base, readable, writable};
 use super::*;
@@ -317,11 +318,20 @@ fn random_drivers_do_not_stop_the_process() {
     let access = (any::<bool>(), 0u64..0x110, any::<u32>(), 0usize..9);
     let strategy =
         (proptest::collection::vec(access, 0..200), proptest::collection::vec(any::<u8>(), 0..4096));
-    proptest!(ProptestConfig::with_cases(64), |((accesses, memory) in strategy)| {
+    proptest!(ProptestConfig::with_cases(128), |((accesses, memory) in strategy, is_card in any::<bool>())| {
         use vm_memory::{Bytes, GuestAddress};
-        let mut d = driver();
+        // The other end of the card's socket stays open, and has a frame for it.
+        let (ours, far) = rustix::net::socketpair(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::SEQPACKET,
+            rustix::net::SocketFlags::CLOEXEC,
+            None,
+        ).unwrap();
+        rustix::io::write(&far, &[1; 60]).unwrap();
+        let mut d = if is_card { Driver::new(Box::new(Net::new(ours))) } else { driver() };
         d.start();
-        d.memory.write_slice(&memory, GuestAddress(base(0))).unwrap();
+        let queue = if is_card { 1 } else { 0 };
+        d.memory.write_slice(&memory, GuestAddress(base(queue))).unwrap();
         for (write, offset, value, len) in accesses {
             let bytes = u64::from(value).to_le_bytes();
             if write {
@@ -330,6 +340,7 @@ fn random_drivers_do_not_stop_the_process() {
                 d.transport.read(offset, &mut vec![0; len]);
             }
             d.kick(0);
+            d.kick(queue);
         }
     });
 }

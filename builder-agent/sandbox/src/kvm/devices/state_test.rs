@@ -1,10 +1,12 @@
 //! A device restored from another one's state answers as the other would have.
 
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::EventSet;
 
@@ -12,6 +14,7 @@ use super::*;
 use crate::kvm::devices::Device;
 use crate::kvm::devices::blk::Blk;
 use crate::kvm::devices::mmio::{TransportState, register, status};
+use crate::kvm::devices::net::Net;
 use crate::kvm::devices::pmem::Pmem;
 use crate::kvm::devices::rng::Rng;
 use crate::kvm::devices::testing::{Driver, PORT, RAM, readable, vsock_header, writable};
@@ -45,13 +48,19 @@ fn vsock() -> (Box<dyn Device>, UnixStream) {
     (Box::new(Vsock::new(ours, PORT)), agent)
 }
 
+fn net() -> (Box<dyn Device>, OwnedFd) {
+    let kind = SocketType::SEQPACKET;
+    let (ours, far) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+    (Box::new(Net::new(ours)), far)
+}
+
 fn registers(d: &Driver) -> Vec<u32> {
     (0..0x140).step_by(4).map(|at| d.get(at)).collect()
 }
 
 #[test]
 fn registers_are_the_same_after_every_step_of_a_driver() {
-    let devices: [fn() -> Box<dyn Device>; 4] = [|| Box::new(Rng), pmem, || blk(7), || vsock().0];
+    let devices: [fn() -> Box<dyn Device>; 5] = [|| Box::new(Rng), pmem, || blk(7), || vsock().0, || net().0];
     for new in devices {
         let mut d = Driver::new(new());
         let steps: [fn(&mut Driver); 5] = [
@@ -158,12 +167,69 @@ fn an_open_connection_goes_on_with_all_that_was_under_way() {
 }
 
 #[test]
+fn a_frame_that_waits_leaves_by_the_next_card_and_those_after_it_follow() {
+    let send = |d: &mut Driver, number: u8| {
+        d.memory.write_slice(&[0; 12], GuestAddress(OUT)).unwrap();
+        d.memory.write_slice(&[number; 1514], GuestAddress(OUT + 12)).unwrap();
+        d.offer(TX, &[readable(OUT, 1526)]);
+        d.kick(TX);
+    };
+    let sent = |far: &OwnedFd| {
+        let mut bytes = [0; 2048];
+        let message = recv(far, &mut bytes[..], RecvFlags::DONTWAIT).ok();
+        // Empty: the end.
+        message.filter(|(_, len)| *len > 0).map(|(_, len)| (bytes[0], len))
+    };
+    let (first, old) = net();
+    let mut d = Driver::new(first);
+    d.start();
+    let mut last = 0;
+    while !d.transport.watch().unwrap().1.contains(EventSet::OUT) {
+        last += 1;
+        send(&mut d, last);
+    }
+    // In the queue of the guest.
+    send(&mut d, 0xff);
+    let (second, far) = net();
+    d.move_to(second).unwrap();
+    assert_eq!([sent(&far), sent(&far), sent(&far)], [Some((last, 1514)), Some((0xff, 1514)), None]);
+    // The others had been sent.
+    assert_eq!(std::iter::from_fn(|| sent(&old)).count(), usize::from(last) - 1);
+    d.offer(RX, &[writable(IN, 1526)]);
+    d.kick(RX);
+    d.move_to(net().0).unwrap();
+    assert!(d.transport.watch().unwrap().1.contains(EventSet::IN));
+}
+
+#[test]
+fn a_card_takes_no_frame_that_is_none_and_no_other_address() {
+    let changes = [
+        ("waiting", serde_json::json!([1, 2, 3])),
+        ("waiting", serde_json::json!(vec![0u8; 1515])),
+        ("mac", serde_json::json!([2, 0, 0, 0, 0, 1])),
+        ("mtu", serde_json::json!(9000)),
+    ];
+    for (field, value) in changes {
+        let mut d = Driver::new(net().0);
+        d.start();
+        let before = d.transport.save();
+        let mut json = serde_json::to_value(&before).unwrap();
+        assert!(!json["device"][field].is_null());
+        json["device"][field] = value;
+        let state: TransportState = serde_json::from_value(json).unwrap();
+        let error = d.transport.restore(&state).unwrap_err().to_string();
+        assert!(error.starts_with("cannot restore the network card: "), "{error}");
+        assert_eq!(d.transport.save(), before, "an error changes nothing");
+    }
+}
+
+#[test]
 fn a_device_takes_the_state_of_no_other() {
-    let states: Vec<_> = [Box::new(Rng) as Box<dyn Device>, pmem(), blk(7), vsock().0]
+    let states: Vec<_> = [Box::new(Rng) as Box<dyn Device>, pmem(), blk(7), vsock().0, net().0]
         .map(|device| Driver::new(device).transport.save())
         .into();
     for (index, state) in states.iter().enumerate() {
-        let others: [Box<dyn Device>; 4] = [Box::new(Rng), pmem(), blk(7), vsock().0];
+        let others: [Box<dyn Device>; 5] = [Box::new(Rng), pmem(), blk(7), vsock().0, net().0];
         for (other, device) in others.into_iter().enumerate() {
             let mut d = Driver::new(device);
             assert_eq!(d.transport.restore(state).is_ok(), index == other, "{index} {other}");

@@ -72,12 +72,15 @@ pub struct Driver {
     pub transport: Transport,
     pub interrupt: Count,
     pub memory: GuestMemoryMmap,
+    /// Entries of each queue; at most 256, for which there is room.
+    pub size: u16,
     next_descriptor: Vec<u16>,
     available: Vec<u16>,
     collected: Vec<u16>,
 }
 
-pub const SIZE: u16 = 16;
+/// Entries of a queue, if nothing else is set.
+const SIZE: u16 = 16;
 
 impl Driver {
     pub fn new(device: Box<dyn Device>) -> Driver {
@@ -89,6 +92,7 @@ impl Driver {
             transport,
             interrupt,
             memory,
+            size: SIZE,
             next_descriptor: vec![0; queues],
             available: vec![0; queues],
             collected: vec![0; queues],
@@ -131,6 +135,18 @@ impl Driver {
         self.add_status(status::DRIVER_OK);
     }
 
+    /// Resets the device and starts it again, with empty queues.
+    pub fn restart(&mut self) {
+        self.set(register::STATUS, 0);
+        for queue in 0..self.available.len() {
+            (self.next_descriptor[queue], self.available[queue], self.collected[queue]) = (0, 0, 0);
+            for ring in [0x1000, 0x2000] {
+                self.memory.write_obj(0u32, GuestAddress(base(queue) + ring)).unwrap();
+            }
+        }
+        self.start();
+    }
+
     pub fn negotiate(&mut self) {
         self.add_status(status::ACKNOWLEDGE);
         self.add_status(status::DRIVER);
@@ -146,7 +162,7 @@ impl Driver {
     pub fn configure(&mut self, queue: u32) {
         let base = base(queue as usize) as u32;
         self.set(register::QUEUE_SELECT, queue);
-        self.set(register::QUEUE_SIZE, SIZE.into());
+        self.set(register::QUEUE_SIZE, self.size.into());
         self.set(register::QUEUE_DESC_LOW, base);
         self.set(register::QUEUE_DRIVER_LOW, base + 0x1000);
         self.set(register::QUEUE_DEVICE_LOW, base + 0x2000);
@@ -166,24 +182,24 @@ impl Driver {
     pub fn offer(&mut self, queue: usize, buffers: &[Buffer]) -> u16 {
         let head = self.next_descriptor[queue];
         for (i, buffer) in buffers.iter().enumerate() {
-            let index = (head + i as u16) % SIZE;
+            let index = (head + i as u16) % self.size;
             let last = i + 1 == buffers.len();
             self.descriptor(
                 queue,
                 index,
                 *buffer,
                 if last { 0 } else { VRING_DESC_F_NEXT },
-                (index + 1) % SIZE,
+                (index + 1) % self.size,
             );
         }
-        self.next_descriptor[queue] = (head + buffers.len() as u16) % SIZE;
+        self.next_descriptor[queue] = (head + buffers.len() as u16) % self.size;
         self.offer_head(queue, head);
         head
     }
 
     pub fn offer_head(&mut self, queue: usize, head: u16) {
         let ring = base(queue) + 0x1000;
-        let slot = u64::from(self.available[queue] % SIZE);
+        let slot = u64::from(self.available[queue] % self.size);
         self.memory.write_obj(head, GuestAddress(ring + 4 + slot * 2)).unwrap();
         self.available[queue] = self.available[queue].wrapping_add(1);
         self.memory.write_obj(self.available[queue], GuestAddress(ring + 2)).unwrap();
@@ -199,7 +215,7 @@ impl Driver {
         let index: u16 = self.memory.read_obj(GuestAddress(ring + 2)).unwrap();
         let mut used = Vec::new();
         while self.collected[queue] != index {
-            let at = ring + 4 + u64::from(self.collected[queue] % SIZE) * 8;
+            let at = ring + 4 + u64::from(self.collected[queue] % self.size) * 8;
             let head: u32 = self.memory.read_obj(GuestAddress(at)).unwrap();
             let len: u32 = self.memory.read_obj(GuestAddress(at + 4)).unwrap();
             used.push((head, len));

@@ -28,8 +28,8 @@ pub enum SeccompError {
 const ALLOWED: &[(libc::c_long, &str)] = &[
     (libc::SYS_read, "eventfds of the event thread"),
     (libc::SYS_write, "interrupts (eventfd), the agent's stream, the status line"),
-    (libc::SYS_recvfrom, "the agent's stream, as std reads a socket"),
-    (libc::SYS_sendto, "the agent's stream, as std writes a socket"),
+    (libc::SYS_recvfrom, "the agent's stream, as std reads a socket; frames for the guest"),
+    (libc::SYS_sendto, "the agent's stream, as std writes a socket; frames of the guest"),
     (libc::SYS_shutdown, "tells the agent that the guest is done"),
     (libc::SYS_pwrite64, "the console ring"),
     (libc::SYS_epoll_pwait, "the event thread waits, as some libcs call it"),
