@@ -76,9 +76,11 @@ pub fn run(
         args: around.args,
         env: around.env,
         files: around.files,
+        etc: Vec::new(),
         outputs: outputs.map(|(name, path)| (name, path.to_absolute_path())).collect(),
         inputs,
         random_order: context.random_order,
+        network: None,
         limits: Limits { wall: watch.left(), ..limits.of_sandbox.clone() },
     };
 

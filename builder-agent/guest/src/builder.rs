@@ -5,10 +5,11 @@
 //! Not here: the files the builder sees (`root`, `namespace`).
 
 use std::ffi::{CString, OsStr};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use guest::protocol::Job;
@@ -292,10 +293,104 @@ pub fn write_files(
     Ok(())
 }
 
+/// Reads the job's files for /etc from the stream and writes them below `root`, for everyone to read. None replaces a file
+/// that is there already.
+pub fn write_etc_files(stream: &mut crate::stream::Stream, job: &Job, root: &Path) -> io::Result<()> {
+    let etc = root.join("etc");
+    for (name, length) in &job.etc {
+        let writing = |e| named(&format!("writing /etc/{name}"), e);
+        // As for the files in /build: a mistake of the agent must not become a file somewhere else.
+        let Some((folder, file)) = guest::etc::place(name) else {
+            let why = format!("{name:?} is no name for a file in /etc");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        };
+        let dir = folder.map_or_else(|| etc.clone(), |folder| etc.join(folder));
+        fs::create_dir_all(&dir).map_err(writing)?;
+        let mut file = File::create_new(dir.join(file)).map_err(writing)?;
+        stream.read_file(*length, &mut file).map_err(writing)?;
+        file.set_permissions(Permissions::from_mode(0o444)).map_err(writing)?;
+    }
+    Ok(())
+}
+
 /// Writes /etc below `root`.
 pub fn write_etc(root: &Path) -> io::Result<()> {
     for (name, contents) in guest::etc::FILES {
         fs::write(root.join("etc").join(name), contents)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::os::unix::net::UnixStream;
+
+    use guest::etc;
+    use guest::protocol::{Bytes, GuestLimits, MAX_DATA, Tag, header};
+
+    use super::*;
+    use crate::stream::Stream;
+
+    fn job(etc: &[(&str, u64)]) -> Job {
+        Job {
+            system: "x86_64-linux".into(),
+            builder: Bytes(b"/bin/sh".to_vec()),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            files: Vec::new(),
+            etc: etc.iter().map(|(name, length)| ((*name).to_owned(), *length)).collect(),
+            outputs: BTreeMap::new(),
+            closure: false,
+            random_order: false,
+            network: None,
+            limits: GuestLimits { processes: 10, memory_mib: 64 },
+        }
+    }
+
+    /// Writes the files of this job, whose contents are `sent`, below `root`.
+    fn write(root: &Path, job: &Job, sent: &[&[u8]]) -> io::Result<()> {
+        let (mut host, guest) = UnixStream::pair().unwrap();
+        let frames: Vec<u8> =
+            sent.iter().flat_map(|bytes| [&header(Tag::FileData, bytes.len()), *bytes].concat()).collect();
+        let sender = std::thread::spawn(move || host.write_all(&frames));
+        let written = write_etc_files(&mut Stream::new(guest.into()), job, root);
+        let _ = sender.join().unwrap();
+        written
+    }
+
+    /// A root with the files that every builder has.
+    fn root(test: &str) -> PathBuf {
+        let root = std::env::temp_dir().join(format!("guest-etc-{test}-{}", std::process::id()));
+        fs::create_dir_all(root.join("etc")).unwrap();
+        write_etc(&root).unwrap();
+        root
+    }
+
+    #[test]
+    fn certificates_lie_where_nix_shows_them_and_all_may_read_them() {
+        let root = root("certificates");
+        let bundle = [vec![b'c'; MAX_DATA], vec![b'd'; 100]];
+        let job = job(&[(etc::CERTIFICATES, MAX_DATA as u64 + 100), ("machine-id", 3)]);
+        write(&root, &job, &[&bundle[0], &bundle[1], b"one"]).unwrap();
+        let certificates = root.join("etc/ssl/certs/ca-certificates.crt");
+        assert_eq!(fs::read(&certificates).unwrap(), bundle.concat());
+        assert_eq!(fs::metadata(&certificates).unwrap().permissions().mode() & 0o777, 0o444);
+        assert_eq!(fs::read(root.join("etc/machine-id")).unwrap(), b"one");
+        fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn no_file_of_the_host_replaces_another_or_leaves_etc() {
+        let root = root("outside");
+        for name in ["passwd", "../out", "ssl/other/x", "/out", "ssl/certs/../../../out"] {
+            let error = write(&root, &job(&[(name, 3)]), &[b"one"]).unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+        }
+        let passwd = fs::read_to_string(root.join("etc/passwd")).unwrap();
+        assert_eq!(passwd, etc::FILES[0].1);
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(root.join("etc")).unwrap().count(), etc::FILES.len());
+        fs::remove_dir_all(&root).unwrap();
+    }
 }

@@ -6,6 +6,8 @@
 mod closure;
 mod group;
 mod modules;
+mod netlink;
+mod network;
 mod root;
 
 use std::fs::{self, OpenOptions};
@@ -72,6 +74,10 @@ fn prepare(stream: &mut Stream, job: &Job) -> io::Result<(std::path::PathBuf, gr
     let closure = if job.closure { Some(closure::mount()?) } else { None };
     let root = root::build(closure.as_deref(), memory)?;
     builder::write_files(stream, job, &root, true)?;
+    builder::write_etc_files(stream, job, &root)?;
+    if let Some(network) = &job.network {
+        network::up(network, &root)?;
+    }
     root::seal(&root)?;
     Ok((root, group))
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use guest::protocol::{FailureKind, Hello, Tag, VERSION};
+use guest::protocol::{FailureKind, Hello, Job, Tag, VERSION};
 use rustix::mount::{MoveMountFlags, move_mount};
 
 use crate::builder::{self, Place};
@@ -29,7 +29,8 @@ pub fn main(fd: OwnedFd, store: OwnedFd, init_ns: u64) -> io::Result<()> {
     stream
         .send_json(Tag::Hello, &Hello { version: VERSION, kernel, init_ns, ready_ns: sys::monotonic_ns() })?;
     let job = stream.read_job()?;
-    let prepared = show_store(store)
+    let prepared = nothing_of_a_machine(&job)
+        .and_then(|()| show_store(store))
         .and_then(|()| builder::write_files(&mut stream, &job, Path::new("/"), false))
         .and_then(|()| forbid_user_namespaces());
     if let Err(e) = prepared {
@@ -41,6 +42,17 @@ pub fn main(fd: OwnedFd, store: OwnedFd, init_ns: u64) -> io::Result<()> {
     run::run(&mut stream, &job, &place, meter, |_| Ok(()))?;
     stream.wait_for_hangup();
     Ok(())
+}
+
+/// The namespaces have no network card, and their /etc is the backend's.
+fn nothing_of_a_machine(job: &Job) -> io::Result<()> {
+    if job.network.is_none() && job.etc.is_empty() {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::Unsupported,
+        "a namespace sandbox has no network and no files of a network",
+    ))
 }
 
 /// Mounts the store in a new mount namespace, because the current one belongs to an outer user namespace.

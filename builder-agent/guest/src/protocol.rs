@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -48,7 +49,7 @@ pub const MAX_TEXT: usize = 4096;
 pub enum Tag {
     /// Host to guest: [`Job`], once.
     Job = 1,
-    /// Host to guest: the contents of all `Job::files`, back to back, in pieces.
+    /// Host to guest: the contents of all `Job::files`, then of all `Job::etc`, back to back, in pieces.
     FileData = 2,
     /// Guest to host, first frame: [`Hello`].
     Hello = 16,
@@ -114,13 +115,54 @@ pub struct Job {
     pub env: BTreeMap<Bytes, Bytes>,
     /// Name below /build and length of its contents.
     pub files: Vec<(String, u64)>,
+    /// Name below /etc and length of its contents (VM only). A name is that of a file, or has one of the folders
+    /// [`etc::FOLDERS`](crate::etc::FOLDERS).
+    pub etc: Vec<(String, u64)>,
     /// Output name to the absolute store path where the builder writes it.
     pub outputs: BTreeMap<String, String>,
     /// Whether there is a closure image to mount (VM only).
     pub closure: bool,
     /// Whether directories are listed in a random order.
     pub random_order: bool,
+    /// The builder's network (VM only). `None`: its loopback interface, and no other.
+    pub network: Option<Network>,
     pub limits: GuestLimits,
+}
+
+/// The network of a guest that has a network card: what its kernel and its /etc are told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    pub ipv4: Option<Subnet<Ipv4Addr>>,
+    pub ipv6: Option<Subnet<Ipv6Addr>>,
+    /// For /etc/resolv.conf, in this order.
+    pub nameservers: Vec<IpAddr>,
+}
+
+impl Network {
+    /// The network of every guest that has one. The addresses are of ranges for documentation and for private use, so that
+    /// none of the internet is hidden from a builder.
+    pub fn of_every_guest() -> Network {
+        let ipv4 = |last| Ipv4Addr::new(192, 0, 2, last);
+        Network {
+            ipv4: Some(Subnet { address: ipv4(2), prefix: 24, gateway: ipv4(1) }),
+            ipv6: Some(Subnet {
+                address: Ipv6Addr::new(0xfd52, 0x5500, 0, 0, 0, 0, 0, 2),
+                prefix: 64,
+                gateway: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
+            }),
+            nameservers: vec![ipv4(53).into()],
+        }
+    }
+}
+
+/// The guest's place among the addresses of one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnet<Address> {
+    pub address: Address,
+    /// Bits of the address that its neighbours have too.
+    pub prefix: u8,
+    /// Where packets to all others go. It has to be a neighbour, or an address of the link (fe80::/10).
+    pub gateway: Address,
 }
 
 /// A Nix string, which may have any bytes. JSON has characters, so each byte becomes the character with its

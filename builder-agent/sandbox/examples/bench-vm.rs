@@ -146,9 +146,11 @@ fn job(memory_mib: u32) -> Job {
         args: vec!["-c".into(), "true".into()],
         env: Default::default(),
         files: Vec::new(),
+        etc: Vec::new(),
         outputs: Default::default(),
         inputs: Inputs::Image(Image { segments: Vec::new() }),
         random_order: false,
+        network: None,
         limits: Limits {
             vcpus: 1,
             memory_mib,

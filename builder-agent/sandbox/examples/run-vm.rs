@@ -116,9 +116,11 @@ fn main() -> Result<(), Failure> {
         args: args.iter().cloned().map(String::into_bytes).collect(),
         env: env.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
         files: Vec::new(),
+        etc: Vec::new(),
         outputs: BTreeMap::from([("out".to_owned(), OUT.to_owned())]),
         inputs: Inputs::Image(Image { segments }),
         random_order: false,
+        network: None,
         limits: Limits {
             vcpus,
             memory_mib,

@@ -6,8 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
+use guest::protocol;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Inputs, Machine};
@@ -28,12 +31,24 @@ pub struct Job {
     pub env: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Written into `/build` before the builder starts: `passAsFile`, `.attrs.json`, `.attrs.sh`.
     pub files: Vec<(String, Vec<u8>)>,
+    /// Written into `/etc`, for a builder with a network: certificates, as [`CERTIFICATES`](guest::etc::CERTIFICATES).
+    pub etc: Vec<(String, Vec<u8>)>,
     /// Output name to the absolute store path where the builder writes it.
     pub outputs: BTreeMap<String, String>,
     pub inputs: Inputs,
     /// Whether the builder sees the entries of each directory in a random order, another one in each run.
     pub random_order: bool,
+    /// `None`: the builder has a loopback interface and no other.
+    pub network: Option<Network>,
     pub limits: Limits,
+}
+
+/// The network of a machine, and what the guest is told about it.
+#[derive(Debug, Clone)]
+pub struct Network {
+    /// See [`Machine::network`]. The machine has a descriptor of its own: this one can be closed when it runs.
+    pub socket: Arc<OwnedFd>,
+    pub guest: protocol::Network,
 }
 
 impl Job {
@@ -44,7 +59,7 @@ impl Job {
             vcpus: self.limits.vcpus,
             memory_mib: self.limits.memory_mib,
             inputs: &self.inputs,
-            network: None,
+            network: self.network.as_ref().map(|network| network.socket.as_fd()),
         }
     }
 }

@@ -169,9 +169,11 @@ fn job(store: &Store, script: &str) -> Job {
         .map(|(k, v)| (k.into(), v.into()))
         .into(),
         files: vec![(".attr-0".into(), b"from the derivation".to_vec())],
+        etc: Vec::new(),
         outputs: [("out".to_owned(), OUT.to_owned())].into(),
         inputs: Inputs::Trees(store.trees()),
         random_order: false,
+        network: None,
         limits: Limits {
             vcpus: 1,
             memory_mib: 512,
@@ -638,6 +640,21 @@ fn a_missing_bubblewrap_says_what_to_install() {
     let error = backend.run(job(&store, ""), &mut Recorded::default(), &Cancel::new()).result.unwrap_err();
     assert!(matches!(error, SandboxError::Unavailable { .. }));
     assert!(error.to_string().contains("install the package bubblewrap"), "{error}");
+}
+
+#[test]
+fn a_job_with_a_network_is_refused_and_not_run_without_it() {
+    let network = |job: &mut Job| {
+        let socket = std::sync::Arc::new(std::os::unix::net::UnixStream::pair().unwrap().0.into());
+        job.network = Some(crate::Network { socket, guest: crate::GuestNetwork::of_every_guest() });
+    };
+    let refused = build_with("network", "true > $out", network);
+    assert!(matches!(refused.error(), SandboxError::Unavailable { .. }), "{:?}", refused.result);
+    assert!(refused.error().to_string().contains("namespace sandbox has no network"));
+    // Nor is a file left out that a builder would look for.
+    let etc = |job: &mut Job| job.etc = vec![(crate::CERTIFICATES.into(), b"certificate".to_vec())];
+    let refused = build_with("etc", "true > $out", etc);
+    assert!(matches!(refused.error(), SandboxError::Setup { .. }), "{:?}", refused.result);
 }
 
 #[test]

@@ -48,9 +48,11 @@ pub fn probe(backend: &KvmBackend, patience: Duration) -> Result<Probed, Sandbox
         args: vec![b"-c".to_vec(), b"exit 0".to_vec()],
         env: BTreeMap::new(),
         files: Vec::new(),
+        etc: Vec::new(),
         outputs: BTreeMap::new(),
         inputs: Inputs::Image(Image::default()),
         random_order: false,
+        network: None,
         limits: Limits {
             vcpus: 1,
             memory_mib: MEMORY_MIB,

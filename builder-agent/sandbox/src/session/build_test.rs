@@ -7,13 +7,14 @@ use std::thread;
 
 use std::io::Write;
 
+use guest::etc::CERTIFICATES;
 use guest::protocol::{Exit, ExitStatus, Failure, FailureKind, Hello, Tag, VERSION, header, json_frame};
 use proptest::prelude::*;
 
 use super::super::conversation::Patience;
 use super::*;
 use crate::backend::Inputs;
-use crate::job::{BuilderStatus, Limits, OutputSink};
+use crate::job::{BuilderStatus, Limits, Network, OutputSink};
 use crate::paused::PausedMachine;
 use crate::usage::Usage;
 
@@ -91,9 +92,11 @@ fn job() -> Job {
         args: vec![],
         env: BTreeMap::new(),
         files: vec![("big".into(), vec![7; 600_000]), ("empty".into(), vec![])],
+        etc: Vec::new(),
         outputs: [("out".to_owned(), "/nix/store/x-out".to_owned())].into(),
         inputs: Inputs::Trees(vec![]),
         random_order: false,
+        network: None,
         limits: Limits {
             vcpus: 1,
             memory_mib: 64,
@@ -130,7 +133,7 @@ impl Fake {
         let (mut job, mut contents) = (None::<protocol::Job>, Vec::new());
         loop {
             if let Some(job) = &job
-                && contents.len() as u64 == job.files.iter().map(|f| f.1).sum::<u64>()
+                && contents.len() as u64 == job.files.iter().chain(&job.etc).map(|f| f.1).sum::<u64>()
             {
                 return (job.clone(), contents);
             }
@@ -220,6 +223,7 @@ fn a_good_guest_is_driven_to_its_end() {
             fake.hello();
             let (job, contents) = fake.read_job();
             assert_eq!(job.files, [("big".to_owned(), 600_000), ("empty".to_owned(), 0)]);
+            assert!(job.network.is_none() && job.etc.is_empty());
             assert!(contents.iter().all(|b| *b == 7));
             fake.send(Tag::Started, &[]);
             fake.send(Tag::Log, b"hello\n");
@@ -385,6 +389,31 @@ fn a_guest_that_does_not_read_its_job_is_given_up() {
         matches!(&result, Err(SandboxError::GuestDied { console }) if console.contains("reading its job")),
         "{result:?}"
     );
+}
+
+#[test]
+fn a_job_with_a_network_brings_its_addresses_and_its_files_of_etc_after_those_of_the_build() {
+    let mut case = case();
+    let socket = Arc::new(UnixStream::pair().unwrap().0.into());
+    assert!(case.job.machine().network.is_none());
+    case.job.network = Some(Network { socket, guest: protocol::Network::of_every_guest() });
+    assert!(case.job.machine().network.is_some());
+    case.job.etc = vec![(CERTIFICATES.into(), vec![8; 300_000]), ("machine-id".into(), vec![9])];
+    let result = case.run(|fake| {
+        fake.hello();
+        let (job, contents) = fake.read_job();
+        assert_eq!(job.etc, [(CERTIFICATES.to_owned(), 300_000), ("machine-id".to_owned(), 1)]);
+        let lengths: Vec<_> = contents.chunk_by(|a, b| a == b).map(|run| (run[0], run.len())).collect();
+        assert_eq!(lengths, [(7, 600_000), (8, 300_000), (9, 1)]);
+        let network = job.network.unwrap();
+        assert_eq!(network, protocol::Network::of_every_guest());
+        assert_eq!(network.ipv4.unwrap().address.to_string(), "192.0.2.2");
+        assert_eq!(network.ipv6.unwrap().gateway.to_string(), "fe80::1");
+        fake.send(Tag::Started, &[]);
+        fake.exited(1);
+        fake.send(Tag::Done, &[]);
+    });
+    assert_eq!(result.unwrap().status, BuilderStatus::Exited(1));
 }
 
 #[test]

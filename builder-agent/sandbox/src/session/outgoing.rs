@@ -1,7 +1,9 @@
 //! Sends the job to the guest.
 
 use std::io::{self, Write};
+use std::iter::Chain;
 use std::os::unix::net::UnixStream;
+use std::slice::Iter;
 
 use guest::protocol::{self, Bytes, GuestLimits, MAX_DATA, Tag};
 
@@ -9,11 +11,15 @@ use crate::backend::Inputs;
 use crate::error::SandboxError;
 use crate::job::Job;
 
+/// Names and contents.
+type Files<'a> = Iter<'a, (String, Vec<u8>)>;
+
 /// The job as frames, made one at a time: files may be large and are not copied together.
 pub(super) struct Outgoing<'a> {
     frame: Vec<u8>,
     written: usize,
-    files: std::slice::Iter<'a, (String, Vec<u8>)>,
+    /// For /build, then for /etc.
+    files: Chain<Files<'a>, Files<'a>>,
     rest: &'a [u8],
 }
 
@@ -26,13 +32,15 @@ impl<'a> Outgoing<'a> {
             env: job.env.iter().map(|(name, value)| (Bytes(name.clone()), Bytes(value.clone()))).collect(),
             files: job.files.iter().map(|(name, contents)| (name.clone(), contents.len() as u64)).collect(),
             outputs: job.outputs.clone(),
+            etc: job.etc.iter().map(|(name, contents)| (name.clone(), contents.len() as u64)).collect(),
             closure: matches!(&job.inputs, Inputs::Image(image) if !image.segments.is_empty()),
             random_order: job.random_order,
+            network: job.network.as_ref().map(|network| network.guest.clone()),
             limits: GuestLimits { processes: job.limits.processes, memory_mib: job.limits.memory_mib },
         };
         let frame = protocol::json_frame(Tag::Job, &message)
             .map_err(|e| SandboxError::CannotStart { why: e.to_string() })?;
-        Ok(Outgoing { frame, written: 0, files: job.files.iter(), rest: &[] })
+        Ok(Outgoing { frame, written: 0, files: job.files.iter().chain(&job.etc), rest: &[] })
     }
 
     /// Makes the next frame when the last one is written; false at the end.
