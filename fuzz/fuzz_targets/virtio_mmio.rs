@@ -4,7 +4,9 @@
 use std::os::unix::net::UnixStream;
 
 use libfuzzer_sys::fuzz_target;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 use sandbox::kvm::devices::mmio::{Transport, register, status};
+use sandbox::kvm::devices::net::{FRAME_MAX, Net};
 use sandbox::kvm::devices::pmem::Pmem;
 use sandbox::kvm::devices::rng::Rng;
 use sandbox::kvm::devices::vsock::Vsock;
@@ -49,9 +51,17 @@ fuzz_target!(|data: &[u8]| {
     for stream in [&agent, &ours] {
         stream.set_nonblocking(true).expect("a non-blocking socket");
     }
-    let device: Box<dyn Device> = match kind % 3 {
+    let (socket, network) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .expect("a pair of sockets");
+    // Frames for the guest, and messages that are none.
+    for len in [1, 13, 14, 60, FRAME_MAX, FRAME_MAX + 1, 14, 14] {
+        send(&network, &[0xaa; FRAME_MAX + 1][..len], SendFlags::DONTWAIT).expect("an empty socket");
+    }
+    let device: Box<dyn Device> = match kind % 4 {
         0 => Box::new(Vsock::new(ours, 1024)),
         1 => Box::new(Pmem::new(1 << 32, 2 << 20)),
+        2 => Box::new(Net::new(socket)),
         _ => Box::new(Rng),
     };
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).expect("a little memory");
@@ -82,6 +92,13 @@ fuzz_target!(|data: &[u8]| {
             // Whatever the driver did, the device can be saved and restored.
             let state = transport.save();
             transport.restore(&state).expect("its own state");
+        }
+        while let Ok((_, len)) = recv(&network, &mut [0; 1][..], RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
+            if len == 0 {
+                // The device is one without a network, and its socket is closed.
+                break;
+            }
+            assert!((14..=FRAME_MAX).contains(&len), "a message of {len} bytes");
         }
     }
 });
