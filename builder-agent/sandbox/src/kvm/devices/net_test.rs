@@ -98,8 +98,24 @@ fn the_driver_reads_the_address_and_the_mtu() {
     assert_eq!(config[..6], [0x52, 0x55, 0, 0, 0, 2]);
     assert_eq!(config[10..], 1500u16.to_le_bytes());
     assert_eq!(g.driver.get(register::DEVICE_ID), 1);
-    // Address and MTU; nothing about offloads, mergeable buffers or a control queue.
-    assert_eq!(Net::new(pair().0).features(), 1 << 3 | 1 << 5);
+}
+
+#[test]
+fn a_driver_that_wants_more_than_address_and_mtu_is_refused() {
+    // Offloads, mergeable buffers, reports of hashes and others would change the header or add queues.
+    for bit in 0..64 {
+        let mut driver = Driver::new(Box::new(Net::new(pair().0)));
+        driver.add_status(status::ACKNOWLEDGE);
+        driver.add_status(status::DRIVER);
+        let wanted = 1u64 << 32 | 1 << bit;
+        for page in 0..2 {
+            driver.set(register::DRIVER_FEATURES_SELECT, page);
+            driver.set(register::DRIVER_FEATURES, (wanted >> (32 * page)) as u32);
+        }
+        driver.add_status(status::FEATURES_OK);
+        let is_accepted = driver.get(register::STATUS) & status::FEATURES_OK != 0;
+        assert_eq!(is_accepted, [3, 5, 32].contains(&bit), "bit {bit}");
+    }
 }
 
 #[test]
