@@ -14,8 +14,9 @@ use crate::reason::Reason;
 
 /// Most open connections, whatever the policy says: about 1 MiB, and what is looked at every second.
 pub const MAX_OPEN: usize = 4096;
-/// Most connections that have ended and whose last segments still pass.
-const MAX_ENDING: usize = 1024;
+/// Most connections that have ended and are still known; then no other can begin. At the default pace of new
+/// connections, half as many are known at most.
+const MAX_ENDING: usize = 8192;
 /// For so long, the last segments of an ended connection may be sent again.
 const ENDING: Duration = Duration::from_secs(10);
 /// Linux gives up on a first segment after 127 seconds.
@@ -72,7 +73,12 @@ impl Flow {
 
     /// Whether this segment, a SYN, is the one that opened this connection, sent again.
     pub fn is_opened_by(&self, tcp: &Tcp) -> bool {
-        !self.answered && tcp.sequence == self.first
+        tcp.sequence == self.first
+    }
+
+    /// Whether the network has sent anything for this connection.
+    pub fn is_answered(&self) -> bool {
+        self.answered
     }
 
     pub fn count_up(&mut self, bytes: usize, now: Instant) {
@@ -133,11 +139,19 @@ fn is_after(a: u32, b: u32) -> bool {
     a != b && a.wrapping_sub(b) < 1 << 31
 }
 
+/// A connection that has ended.
+#[derive(Debug)]
+struct Ending {
+    until: Instant,
+    /// Closed by both sides, so that last segments may be sent again. Otherwise the guest gave up before the network
+    /// answered, which may not even have seen the first segment.
+    closed: bool,
+}
+
 #[derive(Debug, Default)]
 pub struct Flows {
     open: BTreeMap<Key, Flow>,
-    /// Closed by both sides, until this instant.
-    ending: BTreeMap<Key, Instant>,
+    ending: BTreeMap<Key, Ending>,
 }
 
 impl Flows {
@@ -154,8 +168,24 @@ impl Flows {
     }
 
     /// Whether the last segments of this connection may still be sent again.
-    pub fn is_ending(&self, key: &Key, now: Instant) -> bool {
-        self.ending.get(key).is_some_and(|until| now < *until)
+    pub fn is_closing(&self, key: &Key, now: Instant) -> bool {
+        self.ending.get(key).is_some_and(|ending| ending.closed && now < ending.until)
+    }
+
+    /// Whether the network may still have the first segment of an earlier connection with these ports before it.
+    pub fn is_unsettled(&self, key: &Key, now: Instant) -> bool {
+        self.ending.get(key).is_some_and(|ending| !ending.closed && now < ending.until)
+    }
+
+    /// The network has answered the first segment of a connection that the guest gave up.
+    pub fn settle(&mut self, key: &Key) {
+        if self.ending.get(key).is_some_and(|ending| !ending.closed) {
+            self.ending.remove(key);
+        }
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.ending.len() + self.open.len() >= MAX_ENDING
     }
 
     /// The caller has checked that there is room.
@@ -167,8 +197,13 @@ impl Flows {
     /// Forgets a connection; after an orderly end its last segments still pass for a while.
     pub fn remove(&mut self, key: &Key, end: &End, now: Instant) -> Option<Flow> {
         let flow = self.open.remove(key)?;
-        if *end == End::Closed && self.ending.len() < MAX_ENDING {
-            self.ending.insert(*key, now + ENDING);
+        let gave_up = key.protocol == Protocol::Tcp && !flow.answered;
+        match end {
+            End::Closed => drop(self.ending.insert(*key, Ending { until: now + ENDING, closed: true })),
+            _ if gave_up => {
+                drop(self.ending.insert(*key, Ending { until: now + UNANSWERED, closed: false }));
+            }
+            _ => {}
         }
         Some(flow)
     }
@@ -179,7 +214,7 @@ impl Flows {
 
     /// The connections that end now by the clock.
     pub fn expired(&mut self, max_seconds: u64, now: Instant) -> Vec<(Key, End)> {
-        self.ending.retain(|_, until| now < *until);
+        self.ending.retain(|_, ending| now < ending.until);
         let end = |key: &Key, flow: &Flow| flow.expired(key.protocol, max_seconds, now);
         self.open.iter().filter_map(|(key, flow)| Some((*key, end(key, flow)?))).collect()
     }

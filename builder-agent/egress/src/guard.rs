@@ -190,9 +190,25 @@ impl Guard {
         let key =
             Key { protocol: Protocol::Tcp, guest_port: tcp.source, address: packet.target, port: tcp.target };
         let opens = tcp.syn && tcp.acknowledged.is_none() && !tcp.rst && !tcp.fin;
-        let is_ending = !tcp.syn && self.flows.is_ending(&key, now);
+        let is_closing = !tcp.syn && self.flows.is_closing(&key, now);
+        let is_unsettled = self.flows.is_unsettled(&key, now);
         match self.flows.get(&key) {
-            Some(flow) if opens && !flow.is_opened_by(tcp) => self.end(&key, End::Replaced, now),
+            // Not before the network has answered: passt (of 2023) takes a second segment for the end of a connection
+            // that it is still opening, and loops for ever if it reads both at once. The first one needs no
+            // repetition, since the host's kernel repeats its own.
+            Some(flow) if !flow.is_answered() => {
+                if tcp.rst {
+                    self.end(&key, End::ResetByGuest, now);
+                }
+                return Err(Dropped::Early);
+            }
+            Some(flow) if opens => {
+                // The guest's kernel sends it again in a second, when the network has forgotten the old connection.
+                if !flow.is_opened_by(tcp) {
+                    self.end(&key, End::Replaced, now);
+                }
+                return Err(Dropped::Early);
+            }
             Some(flow) => {
                 flow.count_up(bytes, now);
                 if let Some(end) = flow.guest_sent(tcp) {
@@ -200,7 +216,8 @@ impl Guard {
                 }
                 return Ok(Verdict::Pass);
             }
-            None if is_ending => return Ok(Verdict::Pass),
+            None if is_closing => return Ok(Verdict::Pass),
+            None if is_unsettled => return Err(Dropped::Early),
             None => {}
         }
         if !opens {
@@ -225,6 +242,11 @@ impl Guard {
         now: Instant,
     ) -> Result<Verdict, Dropped> {
         let link = self.rules.policy.link;
+        if !link.udp_source_ports.contains(udp.source) {
+            let reason = Reason::SourcePort { port: udp.source, allowed: link.udp_source_ports };
+            let answer = answers::prohibited(&link, packet);
+            return Err(self.refuse(Protocol::Udp, None, (packet.target, udp.target), reason, answer, now));
+        }
         if (packet.target, udp.target) == (link.dns.into(), DNS) {
             let result = match self.spent {
                 true => Err(Stopped::of_spent(udp.payload, self.rules.policy.limits.max_bytes)),
@@ -275,7 +297,7 @@ impl Guard {
         if self.flows.open() >= (limits.max_connections as usize).min(MAX_OPEN) {
             return Err(Reason::Connections { limit: limits.max_connections.min(MAX_OPEN as u32) });
         }
-        match self.new.take(now) {
+        match !self.flows.is_full() && self.new.take(now) {
             true => Ok(()),
             false => Err(Reason::NewConnections { per_second: limits.max_new_connections_per_second }),
         }
@@ -324,13 +346,36 @@ impl Guard {
                     address: packet.source,
                     port: tcp.source,
                 };
+                let is_closing = !tcp.syn && self.flows.is_closing(&key, now);
                 let Some(flow) = self.flows.get(&key) else {
-                    let is_ending = !tcp.syn && self.flows.is_ending(&key, now);
-                    return if is_ending { Ok(Verdict::Pass) } else { Err(Dropped::NoConnection) };
+                    if is_closing {
+                        return Ok(Verdict::Pass);
+                    }
+                    self.flows.settle(&key);
+                    if !tcp.rst {
+                        // The guest has given it up.
+                        let way = Way::to_network(&link, key.address);
+                        let sequence = tcp.acknowledged.unwrap_or(0);
+                        let frame = answers::reset(way, (tcp.target, tcp.source), sequence, Some(tcp.next()));
+                        if self.answers.take(now) {
+                            self.send(Side::Network, frame);
+                        }
+                    }
+                    return Err(Dropped::NoConnection);
                 };
+                // passt (of 2023) resets without an acknowledgment, and a kernel that has no answer yet takes no such
+                // reset: the program would wait for minutes to learn that nobody listens. Ours has one.
+                let refused = tcp.rst && tcp.acknowledged.is_none() && !flow.is_answered();
+                let expected = flow.guest_next;
                 flow.count_down(bytes, now);
                 if let Some(end) = flow.network_sent(tcp) {
                     self.end(&key, end, now);
+                }
+                if refused {
+                    let way = Way::to_guest(&link, key.address);
+                    let frame = answers::reset(way, (key.port, key.guest_port), 0, Some(expected));
+                    self.send(Side::Guest, frame);
+                    return Ok(Verdict::Drop);
                 }
                 Ok(Verdict::Pass)
             }
@@ -385,7 +430,8 @@ impl Guard {
                 let frame = answers::reset(way, (key.port, key.guest_port), sequence, Some(expected));
                 self.send(Side::Guest, frame);
             }
-            if !known[1] {
+            // Not directly after the first segment (see `tcp_of_guest`); there will be an answer to the answer.
+            if !known[1] && flow.is_answered() {
                 let way = Way::to_network(&link, key.address);
                 let frame = answers::reset(way, (key.guest_port, key.port), expected, Some(sequence));
                 self.send(Side::Network, frame);

@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     pub link: Link,
+    /// Whether the box has IPv6. passt is silent about packets of a version that the box has no default route for, and
+    /// programs would wait for minutes.
+    pub ipv6: bool,
     /// The addresses of the box: never reachable, whatever the lists below say.
     pub own: Vec<IpAddr>,
     /// Networks that are reachable although they are not public, such as a private mirror's.
@@ -40,6 +43,7 @@ impl Default for Policy {
         let range = |first, last| PortRange { first, last };
         Self {
             link: Link::default(),
+            ipv6: true,
             own: Vec::new(),
             allow_networks: Vec::new(),
             deny_networks: Vec::new(),
@@ -107,6 +111,10 @@ pub struct Link {
     pub dns: Ipv4Addr,
     pub guest_v6: Ipv6Addr,
     pub gateway_v6: Ipv6Addr,
+    /// The guest's own ports of UDP. passt binds the same port of the host, and shares it with others that do
+    /// (SO_REUSEADDR): whoever binds a port last gets the answers to it. So guests of one host need ranges that do not
+    /// overlap, or one of them takes the answers of others.
+    pub udp_source_ports: PortRange,
 }
 
 impl Default for Link {
@@ -120,6 +128,8 @@ impl Default for Link {
             dns: Ipv4Addr::new(192, 0, 2, 53),
             guest_v6: Ipv6Addr::new(0xfd52, 0x5500, 0, 0, 0, 0, 0, 2),
             gateway_v6: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
+            // From which Linux chooses, unless it is told otherwise: net.ipv4.ip_local_port_range.
+            udp_source_ports: PortRange { first: 32768, last: 60999 },
         }
     }
 }

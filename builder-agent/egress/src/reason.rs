@@ -3,6 +3,8 @@
 use addresses::Network;
 use serde::{Deserialize, Serialize};
 
+use crate::policy::PortRange;
+
 /// Why something that the guest asked for is refused. The text names the limit and its value; who set it is known to
 /// whoever wrote the policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -12,6 +14,8 @@ pub enum Reason {
     /// services would answer.
     #[error("the address has a meaning on this machine or link only; no setting makes it reachable")]
     NeverReachable,
+    #[error("the builder has no IPv6")]
+    NoIpv6,
     #[error("the address belongs to the builder itself")]
     Own,
     #[error("the address is not public, and not in `allow-networks`")]
@@ -29,6 +33,9 @@ pub enum Reason {
     NoAllowedName { globs: usize },
     #[error("the port is none of the {protocol} ports {allowed}")]
     Port { protocol: String, allowed: String },
+    /// Another guest's, or the host's own.
+    #[error("the sending port {port} of UDP is not in the guest's range {allowed}")]
+    SourcePort { port: u16, allowed: PortRange },
     #[error("IP protocol {number} does not pass, only TCP and UDP do")]
     Protocol { number: u8 },
     #[error("{limit} connections are open (`max-connections`)")]
@@ -75,6 +82,8 @@ pub enum Dropped {
     Icmp,
     /// Belongs to no connection.
     NoConnection,
+    /// Of a connection that the network has not answered yet: a first segment again, or an end.
+    Early,
     /// Would open a connection to the guest.
     Inward,
     /// Neither a query nor an answer of DNS for one name.

@@ -58,6 +58,9 @@ impl Rules {
         if forms().any(|form| self.is_never_reachable(form)) {
             return Err(Reason::NeverReachable);
         }
+        if address.is_ipv6() && !self.policy.ipv6 {
+            return Err(Reason::NoIpv6);
+        }
         if forms().any(|form| self.policy.own.iter().any(|own| own.to_canonical() == form)) {
             return Err(Reason::Own);
         }
@@ -214,6 +217,15 @@ mod tests {
         ] {
             assert_eq!(reach(&policy, address, 443, None), decision, "{address}");
         }
+    }
+
+    #[test]
+    fn without_ipv6_its_addresses_are_refused_at_once() {
+        let policy = Policy { ipv6: false, ..Policy::default() };
+        for address in ["2606:4700::1111", "::ffff:1.1.1.1"] {
+            assert_eq!(reach(&policy, address, 443, None), Err(Reason::NoIpv6), "{address}");
+        }
+        assert_eq!(reach(&policy, "1.1.1.1", 443, None), Ok(()));
     }
 
     #[test]

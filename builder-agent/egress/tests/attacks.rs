@@ -322,6 +322,22 @@ fn a_flood_of_first_segments_fills_neither_the_table_nor_the_answers() {
 }
 
 #[test]
+fn a_guest_sends_udp_from_its_own_ports_only() {
+    let mut bench = Bench::new(Policy::default());
+    let asked = query(1, "example.org", 1);
+    for port in [0, 53, 443, 32767, 61000, 65535] {
+        assert_eq!(bench.guest(&datagram(out(PEER), (port, 443), b"quic")), Verdict::Drop, "{port}");
+        assert_eq!(bench.guest(&datagram(out(DNS), (port, 53), &asked)), Verdict::Drop, "{port}");
+        assert_eq!(bench.said(Side::Guest).len(), 2, "{port}");
+    }
+    assert_eq!(bench.refusals()[0], "the sending port 0 of UDP is not in the guest's range 32768-60999");
+    for port in [32768, 60999] {
+        assert_eq!(bench.guest(&datagram(out(PEER), (port, 443), b"quic")), Verdict::Pass, "{port}");
+        assert_eq!(bench.guest(&datagram(out(DNS), (port, 53), &asked)), Verdict::Pass, "{port}");
+    }
+}
+
+#[test]
 fn a_scan_has_few_lines() {
     let mut bench = Bench::new(Policy::default());
     let mut scanned = 0;

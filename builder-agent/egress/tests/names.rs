@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use egress::{Dropped, Event, Limits, Policy, Side, Verdict};
 
-const ASKER: u16 = 5353;
+const ASKER: u16 = 53535;
 
 fn ask(message: &[u8]) -> Vec<u8> {
     datagram(out(DNS), (ASKER, 53), message)

@@ -229,9 +229,9 @@ impl Bench {
     pub fn resolve(&mut self, name: &'static str, address: &'static str) {
         let kind = if ip(address).is_ipv4() { A } else { AAAA };
         let query = query(7, name, kind);
-        assert_eq!(self.guest(&datagram(out(DNS), (5353, 53), &query)), Verdict::Pass, "{name}");
+        assert_eq!(self.guest(&datagram(out(DNS), (53535, 53), &query)), Verdict::Pass, "{name}");
         let answer = answer(&query, &[(name, Data::Address(address), 60)]);
-        assert_eq!(self.network(&datagram(inward(DNS), (53, 5353), &answer)), Verdict::Pass, "{name}");
+        assert_eq!(self.network(&datagram(inward(DNS), (53, 53535), &answer)), Verdict::Pass, "{name}");
     }
 }
 
