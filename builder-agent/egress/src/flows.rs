@@ -21,6 +21,10 @@ const MAX_ENDING: usize = 8192;
 const ENDING: Duration = Duration::from_secs(10);
 /// Linux gives up on a first segment after 127 seconds.
 const UNANSWERED: Duration = Duration::from_secs(130);
+/// Time between two segments of a guest that has said that it is done. passt (of 2023) loops for ever if it reads two
+/// of these at once and the first one completes the end. It has read the first after this time, unless the machine is
+/// very busy; what is dropped meanwhile, both ends repeat.
+const DONE_PACE: Duration = Duration::from_millis(250);
 /// A server may compute for minutes before it answers (git packs), but keeps a connection alive meanwhile.
 const TCP_IDLE: Duration = Duration::from_secs(600);
 /// QUIC gives up after 30 seconds.
@@ -45,6 +49,8 @@ pub struct Flow {
     /// The peer has answered.
     answered: bool,
     guest_done: bool,
+    /// When the guest's last segment passed, since it was done.
+    done_at: Option<Instant>,
     network_done: bool,
     /// The guest's first sequence number.
     first: u32,
@@ -64,6 +70,7 @@ impl Flow {
             down: 0,
             answered: false,
             guest_done: false,
+            done_at: None,
             network_done: false,
             first: tcp.map_or(0, |tcp| tcp.sequence),
             guest_next: tcp.map_or(0, Tcp::next),
@@ -92,15 +99,23 @@ impl Flow {
         self.answered = true;
     }
 
+    /// Whether another segment of the guest may pass now; if so, it counts.
+    pub fn may_follow(&mut self, now: Instant) -> bool {
+        may_follow(&mut self.done_at, now)
+    }
+
     /// A segment of the guest. Returns how the connection ended, if it did.
-    pub fn guest_sent(&mut self, tcp: &Tcp) -> Option<End> {
+    pub fn guest_sent(&mut self, tcp: &Tcp, now: Instant) -> Option<End> {
         if is_after(tcp.next(), self.guest_next) {
             self.guest_next = tcp.next();
         }
         if let Some(expects) = tcp.acknowledged {
             self.guest_expects = expects;
         }
-        self.guest_done |= tcp.fin;
+        if tcp.fin {
+            self.guest_done = true;
+            self.done_at = Some(now);
+        }
         match tcp.rst {
             true => Some(End::ResetByGuest),
             false => self.closed(),
@@ -134,6 +149,14 @@ impl Flow {
     }
 }
 
+fn may_follow(done_at: &mut Option<Instant>, now: Instant) -> bool {
+    if done_at.is_some_and(|at| now < at + DONE_PACE) {
+        return false;
+    }
+    *done_at = done_at.map(|_| now);
+    true
+}
+
 /// Whether a sequence number is after another one. They wrap.
 fn is_after(a: u32, b: u32) -> bool {
     a != b && a.wrapping_sub(b) < 1 << 31
@@ -146,6 +169,7 @@ struct Ending {
     /// Closed by both sides, so that last segments may be sent again. Otherwise the guest gave up before the network
     /// answered, which may not even have seen the first segment.
     closed: bool,
+    done_at: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -170,6 +194,11 @@ impl Flows {
     /// Whether the last segments of this connection may still be sent again.
     pub fn is_closing(&self, key: &Key, now: Instant) -> bool {
         self.ending.get(key).is_some_and(|ending| ending.closed && now < ending.until)
+    }
+
+    /// Whether a last segment of the guest may pass now.
+    pub fn may_follow(&mut self, key: &Key, now: Instant) -> bool {
+        self.ending.get_mut(key).is_none_or(|ending| may_follow(&mut ending.done_at, now))
     }
 
     /// Whether the network may still have the first segment of an earlier connection with these ports before it.
@@ -198,12 +227,14 @@ impl Flows {
     pub fn remove(&mut self, key: &Key, end: &End, now: Instant) -> Option<Flow> {
         let flow = self.open.remove(key)?;
         let gave_up = key.protocol == Protocol::Tcp && !flow.answered;
-        match end {
-            End::Closed => drop(self.ending.insert(*key, Ending { until: now + ENDING, closed: true })),
-            _ if gave_up => {
-                drop(self.ending.insert(*key, Ending { until: now + UNANSWERED, closed: false }));
-            }
-            _ => {}
+        let done_at = flow.done_at;
+        let ending = match end {
+            End::Closed => Some(Ending { until: now + ENDING, closed: true, done_at }),
+            _ if gave_up => Some(Ending { until: now + UNANSWERED, closed: false, done_at }),
+            _ => None,
+        };
+        if let Some(ending) = ending {
+            self.ending.insert(*key, ending);
         }
         Some(flow)
     }

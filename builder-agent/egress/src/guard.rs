@@ -210,13 +210,26 @@ impl Guard {
                 return Err(Dropped::Early);
             }
             Some(flow) => {
+                if !flow.may_follow(now) {
+                    // The network learns of a reset when it sends something for this connection.
+                    if tcp.rst {
+                        self.end(&key, End::ResetByGuest, now);
+                    }
+                    return Err(Dropped::Early);
+                }
                 flow.count_up(bytes, now);
-                if let Some(end) = flow.guest_sent(tcp) {
+                if let Some(end) = flow.guest_sent(tcp, now) {
                     self.end(&key, end, now);
                 }
                 return Ok(Verdict::Pass);
             }
-            None if is_closing => return Ok(Verdict::Pass),
+            None if is_closing => {
+                return if self.flows.may_follow(&key, now) {
+                    Ok(Verdict::Pass)
+                } else {
+                    Err(Dropped::Early)
+                };
+            }
             None if is_unsettled => return Err(Dropped::Early),
             None => {}
         }

@@ -82,7 +82,8 @@ pub enum Dropped {
     Icmp,
     /// Belongs to no connection.
     NoConnection,
-    /// Of a connection that the network has not answered yet: a first segment again, or an end.
+    /// Too soon for the network: a first segment again, an end before the first answer, or several segments at once
+    /// after the guest was done.
     Early,
     /// Would open a connection to the guest.
     Inward,

@@ -42,6 +42,8 @@ fn a_connection_is_one_event_with_its_bytes_and_name() {
         // The acknowledgment of the last segment still passes, also when it is sent again; later it does not.
         let acknowledgment = segment(inward(peer), (443, PORT), "A", (1502, 107), &[]);
         assert_eq!(bench.network(&acknowledgment), Verdict::Pass);
+        assert_eq!(bench.guest(&last), Verdict::Drop, "not two at once");
+        bench.pass(1);
         assert_eq!(bench.guest(&last), Verdict::Pass);
         bench.pass(11);
         assert_eq!(bench.network(&acknowledgment), Verdict::Drop);
@@ -205,7 +207,10 @@ fn all_connections_end_when_the_bytes_are_used_up() {
     assert_eq!(ends(&bench.events()), [End::Limit(reason.clone()), End::Limit(reason)]);
     assert_eq!(bench.said(Side::Guest).len(), 2);
     let told = bench.said(Side::Network);
-    assert!(told.len() > 2 && told.iter().all(|frame| flags(frame).0 == "AR"), "both, and each late frame again");
+    assert!(
+        told.len() > 2 && told.iter().all(|frame| flags(frame).0 == "AR"),
+        "both, and each late frame again"
+    );
     // Nothing begins any more, and the guest is told so at once.
     assert_eq!(bench.guest(&segment(out(PEER), (1, 443), "S", (1, 0), &[])), Verdict::Drop);
     assert_eq!(bench.guest(&datagram(out(PEER), (PORT, 443), b"quic")), Verdict::Drop);
