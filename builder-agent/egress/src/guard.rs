@@ -1,16 +1,20 @@
 //! Decides what happens with one frame, and keeps what the decisions depend on.
 //!
 //! Time is an argument everywhere, so tests need no clock. Nothing here waits, reads or writes.
+//! Here are both directions' common parts; the frames of the guest are in `outward`, those of the network in `inward`.
 //! Not here: sockets (`relay`).
+
+mod inward;
+mod outward;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::answers::{self, Way, guest_address};
+use crate::answers::{self, Way};
 use crate::events::{End, Event, Log, Protocol, Refusal};
-use crate::flows::{Flow, Flows, Key, MAX_OPEN};
-use crate::frames::{Body, Content, Frame, Packet, Tcp, Udp};
+use crate::flows::{Flows, Key, MAX_OPEN};
+use crate::frames::Frame;
 use crate::names::{Names, Stopped};
 use crate::pace::Bucket;
 use crate::policy::{BURST_SECONDS, Link, Policy};
@@ -129,193 +133,6 @@ impl Guard {
         *self.dropped.entry(why).or_default() += 1;
     }
 
-    fn of_guest(&mut self, frame: &Frame<'_>, bytes: usize, now: Instant) -> Result<Verdict, Dropped> {
-        let link = self.rules.policy.link;
-        if frame.source != link.guest_mac {
-            return Err(Dropped::Source);
-        }
-        let packet = match &frame.content {
-            Content::OtherArp => return Err(Dropped::Neighbour),
-            Content::ArpRequest { sender_mac, sender, target } => {
-                if (*sender_mac, *sender) != (link.guest_mac, link.guest_v4) {
-                    return Err(Dropped::Source);
-                }
-                if ![link.gateway_v4, link.dns].contains(target) {
-                    return Err(Dropped::Neighbour);
-                }
-                self.answer(answers::arp_reply(&link, *target), now);
-                return Ok(Verdict::Drop);
-            }
-            Content::Packet(packet) => packet,
-        };
-        if let (Body::NeighbourSolicitation(target), IpAddr::V6(asker)) = (packet.body, packet.source) {
-            if asker != link.guest_v6 && !asker.is_unicast_link_local() {
-                return Err(Dropped::Neighbour);
-            }
-            if target != link.gateway_v6 || packet.hop_limit != 255 {
-                return Err(Dropped::Neighbour);
-            }
-            self.answer(answers::neighbour_advertisement(&link, asker), now);
-            return Ok(Verdict::Drop);
-        }
-        if frame.target.is_group() || is_group(packet.target) {
-            return Err(Dropped::Multicast);
-        }
-        if frame.target != link.gateway_mac {
-            return Err(Dropped::Target);
-        }
-        if packet.source != guest_address(&link, packet.target) {
-            return Err(Dropped::Source);
-        }
-        match &packet.body {
-            Body::Tcp(tcp) => self.tcp_of_guest(packet, tcp, bytes, now),
-            Body::Udp(udp) => self.udp_of_guest(packet, udp, bytes, now),
-            Body::Ping(number) | Body::Other(number) => {
-                let reason = Reason::Protocol { number: *number };
-                let answer = answers::prohibited(&link, packet);
-                Err(self.refuse(Protocol::Other, None, (packet.target, 0), reason, answer, now))
-            }
-            Body::OtherIcmp | Body::NeighbourSolicitation(_) => Err(Dropped::Icmp),
-        }
-    }
-
-    fn tcp_of_guest(
-        &mut self,
-        packet: &Packet<'_>,
-        tcp: &Tcp,
-        bytes: usize,
-        now: Instant,
-    ) -> Result<Verdict, Dropped> {
-        let link = self.rules.policy.link;
-        let key =
-            Key { protocol: Protocol::Tcp, guest_port: tcp.source, address: packet.target, port: tcp.target };
-        let opens = tcp.syn && tcp.acknowledged.is_none() && !tcp.rst && !tcp.fin;
-        let is_closing = !tcp.syn && self.flows.is_closing(&key, now);
-        let is_unsettled = self.flows.is_unsettled(&key, now);
-        match self.flows.get(&key) {
-            // Not before the network has answered: passt (of 2023) takes a second segment for the end of a connection
-            // that it is still opening, and loops for ever if it reads both at once. The first one needs no
-            // repetition, since the host's kernel repeats its own.
-            Some(flow) if !flow.is_answered() => {
-                if tcp.rst {
-                    self.end(&key, End::ResetByGuest, now);
-                }
-                return Err(Dropped::Early);
-            }
-            Some(flow) if opens => {
-                // The guest's kernel sends it again in a second, when the network has forgotten the old connection.
-                if !flow.is_opened_by(tcp) {
-                    self.end(&key, End::Replaced, now);
-                }
-                return Err(Dropped::Early);
-            }
-            Some(flow) => {
-                if !flow.may_follow(now) {
-                    // The network learns of a reset when it sends something for this connection.
-                    if tcp.rst {
-                        self.end(&key, End::ResetByGuest, now);
-                    }
-                    return Err(Dropped::Early);
-                }
-                flow.count_up(bytes, now);
-                if let Some(end) = flow.guest_sent(tcp, now) {
-                    self.end(&key, end, now);
-                }
-                return Ok(Verdict::Pass);
-            }
-            None if is_closing => {
-                return if self.flows.may_follow(&key, now) {
-                    Ok(Verdict::Pass)
-                } else {
-                    Err(Dropped::Early)
-                };
-            }
-            None if is_unsettled => return Err(Dropped::Early),
-            None => {}
-        }
-        if !opens {
-            // As a host that knows of no such connection, so that the guest forgets it, too. A reset has no answer.
-            if !tcp.rst {
-                self.answer(answers::refuse_tcp(&link, packet, tcp), now);
-            }
-            return Err(Dropped::NoConnection);
-        }
-        let refusal = |reason: &Reason| match reason {
-            Reason::NewConnections { .. } => None,
-            _ => answers::refuse_tcp(&link, packet, tcp),
-        };
-        self.open(key, Some(tcp), bytes, refusal, now)
-    }
-
-    fn udp_of_guest(
-        &mut self,
-        packet: &Packet<'_>,
-        udp: &Udp<'_>,
-        bytes: usize,
-        now: Instant,
-    ) -> Result<Verdict, Dropped> {
-        let link = self.rules.policy.link;
-        if !link.udp_source_ports.contains(udp.source) {
-            let reason = Reason::SourcePort { port: udp.source, allowed: link.udp_source_ports };
-            let answer = answers::prohibited(&link, packet);
-            return Err(self.refuse(Protocol::Udp, None, (packet.target, udp.target), reason, answer, now));
-        }
-        if (packet.target, udp.target) == (link.dns.into(), DNS) {
-            let result = match self.spent {
-                true => Err(Stopped::of_spent(udp.payload, self.rules.policy.limits.max_bytes)),
-                false => self.names.ask(udp.source, udp.payload, &self.rules, now),
-            };
-            return self.stopped(result, udp.source, now);
-        }
-        let key =
-            Key { protocol: Protocol::Udp, guest_port: udp.source, address: packet.target, port: udp.target };
-        if let Some(flow) = self.flows.get(&key) {
-            flow.count_up(bytes, now);
-            return Ok(Verdict::Pass);
-        }
-        let refusal = |reason: &Reason| match reason {
-            Reason::NewConnections { .. } => None,
-            _ => answers::prohibited(&link, packet),
-        };
-        self.open(key, None, bytes, refusal, now)
-    }
-
-    /// Opens a connection, or refuses it with the answer that belongs to the reason.
-    fn open(
-        &mut self,
-        key: Key,
-        tcp: Option<&Tcp>,
-        bytes: usize,
-        refusal: impl Fn(&Reason) -> Option<Vec<u8>>,
-        now: Instant,
-    ) -> Result<Verdict, Dropped> {
-        let name = self.names.of(key.address, now).map(str::to_owned);
-        if let Err(reason) = self.may_open(&key, name.as_deref(), now) {
-            let answer = refusal(&reason);
-            return Err(self.refuse(key.protocol, name, (key.address, key.port), reason, answer, now));
-        }
-        let mut flow = Flow::new(name, tcp, now);
-        flow.count_up(bytes, now);
-        self.flows.insert(key, flow);
-        self.connections += 1;
-        Ok(Verdict::Pass)
-    }
-
-    fn may_open(&mut self, key: &Key, name: Option<&str>, now: Instant) -> Result<(), Reason> {
-        self.rules.may_reach(key.protocol, key.address, key.port, name)?;
-        let limits = &self.rules.policy.limits;
-        if self.spent {
-            return Err(Reason::Bytes { limit: limits.max_bytes });
-        }
-        if self.flows.open() >= (limits.max_connections as usize).min(MAX_OPEN) {
-            return Err(Reason::Connections { limit: limits.max_connections.min(MAX_OPEN as u32) });
-        }
-        match !self.flows.is_full() && self.new.take(now) {
-            true => Ok(()),
-            false => Err(Reason::NewConnections { per_second: limits.max_new_connections_per_second }),
-        }
-    }
-
     /// The verdict on a message of DNS.
     fn stopped(
         &mut self,
@@ -333,83 +150,6 @@ impl Guard {
                     reply.and_then(|reply| answers::datagram(&link, resolver, (DNS, guest_port), &reply));
                 Err(self.refuse(Protocol::Udp, Some(name), (resolver, DNS), reason, reply, now))
             }
-        }
-    }
-
-    fn of_network(&mut self, frame: &Frame<'_>, bytes: usize, now: Instant) -> Result<Verdict, Dropped> {
-        let link = self.rules.policy.link;
-        if frame.source != link.gateway_mac {
-            return Err(Dropped::Source);
-        }
-        let Content::Packet(packet) = &frame.content else { return Err(Dropped::Neighbour) };
-        if frame.target.is_group() || is_group(packet.target) {
-            return Err(Dropped::Multicast);
-        }
-        if frame.target != link.guest_mac || packet.target != guest_address(&link, packet.source) {
-            return Err(Dropped::Target);
-        }
-        match &packet.body {
-            Body::Tcp(tcp) => {
-                if tcp.syn && tcp.acknowledged.is_none() {
-                    return Err(Dropped::Inward);
-                }
-                let key = Key {
-                    protocol: Protocol::Tcp,
-                    guest_port: tcp.target,
-                    address: packet.source,
-                    port: tcp.source,
-                };
-                let is_closing = !tcp.syn && self.flows.is_closing(&key, now);
-                let Some(flow) = self.flows.get(&key) else {
-                    if is_closing {
-                        return Ok(Verdict::Pass);
-                    }
-                    self.flows.settle(&key);
-                    if !tcp.rst {
-                        // The guest has given it up.
-                        let way = Way::to_network(&link, key.address);
-                        let sequence = tcp.acknowledged.unwrap_or(0);
-                        let frame = answers::reset(way, (tcp.target, tcp.source), sequence, Some(tcp.next()));
-                        if self.answers.take(now) {
-                            self.send(Side::Network, frame);
-                        }
-                    }
-                    return Err(Dropped::NoConnection);
-                };
-                // passt (of 2023) resets without an acknowledgment, and a kernel that has no answer yet takes no such
-                // reset: the program would wait for minutes to learn that nobody listens. Ours has one.
-                let refused = tcp.rst && tcp.acknowledged.is_none() && !flow.is_answered();
-                let expected = flow.guest_next;
-                flow.count_down(bytes, now);
-                if let Some(end) = flow.network_sent(tcp) {
-                    self.end(&key, end, now);
-                }
-                if refused {
-                    let way = Way::to_guest(&link, key.address);
-                    let frame = answers::reset(way, (key.port, key.guest_port), 0, Some(expected));
-                    self.send(Side::Guest, frame);
-                    return Ok(Verdict::Drop);
-                }
-                Ok(Verdict::Pass)
-            }
-            Body::Udp(udp) if (packet.source, udp.source) == (link.dns.into(), DNS) => {
-                let result = self.names.answered(udp.target, udp.payload, &self.rules, now);
-                self.stopped(result, udp.target, now)
-            }
-            Body::Udp(udp) => {
-                let key = Key {
-                    protocol: Protocol::Udp,
-                    guest_port: udp.target,
-                    address: packet.source,
-                    port: udp.source,
-                };
-                let flow = self.flows.get(&key).ok_or(Dropped::NoConnection)?;
-                flow.count_down(bytes, now);
-                Ok(Verdict::Pass)
-            }
-            Body::NeighbourSolicitation(_) => Err(Dropped::Neighbour),
-            Body::Ping(_) | Body::OtherIcmp => Err(Dropped::Icmp),
-            Body::Other(_) => Err(Dropped::Protocol),
         }
     }
 
