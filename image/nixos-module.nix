@@ -27,7 +27,7 @@ let
   units = pkgs.runCommand "barnraiser-units" { } ''
     mkdir -p $out/lib/systemd/system
     cd ${./rootfs/etc/systemd/system}
-    cp builder-agent.service barnraiser-builds.service barnraiser-roster.service barnraiser-roster.timer \
+    cp builder-agent.service barnraiser-builds.service barnraiser-firewall.service barnraiser-roster.service barnraiser-roster.timer \
       barnraiser-webhook.service barnraiser-sync.path $out/lib/systemd/system/
     chmod -R u+w $out
     substituteInPlace $out/lib/systemd/system/*.service --replace-quiet /usr/lib/barnraiser ${home} \
@@ -127,6 +127,7 @@ in
         shell = lib.mkDefault "${cfg.guestDirectory}/busybox";
         cgroup = lib.mkDefault "/sys/fs/cgroup/builds.slice/barnraiser-builds.service";
       };
+      network.passt = lib.mkDefault "${pkgs.passt}/bin/passt";
     };
     environment.etc = {
       "builder-agent.toml".source = settings;
@@ -166,6 +167,11 @@ in
       restartTriggers = [ settings ];
       path = [ pkgs.bubblewrap ];
       serviceConfig.StateDirectory = "barnraiser";
+    };
+    systemd.services.barnraiser-firewall = {
+      path = [ pkgs.nftables ];
+      reloadIfChanged = true;
+      restartTriggers = [ settings ];
     };
     # The path of `true` in it changes with every update. Stopped, it would take the builds and the agent along.
     systemd.services.barnraiser-builds.restartIfChanged = false;

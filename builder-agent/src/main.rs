@@ -84,6 +84,12 @@ enum ConfigCommand {
     },
     /// Print all keys with their defaults
     Keys,
+    /// Print rules for nft(8): what the network of builds may reach
+    Firewall {
+        /// The configuration file
+        #[arg(long, default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -143,6 +149,13 @@ fn main() -> ExitCode {
             print!("{}", keys::markdown());
             ExitCode::SUCCESS
         }
+        Command::Config { command: ConfigCommand::Firewall { config: path } } => match load(&path) {
+            Err(code) => code,
+            Ok(config) => {
+                print!("{}", egress::firewall::rules(&config.network.policy, &sandbox::network::USERS));
+                ExitCode::SUCCESS
+            }
+        },
     }
 }
 

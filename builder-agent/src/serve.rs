@@ -209,7 +209,7 @@ async fn open(
     memory::compare(&config, &store);
     // On a disk each commit may wait, also where the store does not notice.
     let threads = if store.is_in_memory() { threads.whose_commits_hand_over() } else { threads };
-    let backend = backend::open(&config.sandbox)?;
+    let backend = backend::open(&config.sandbox, &config.network)?;
     let kept = Arc::new(KeptLogs::new(logs.join("kept"), config.limits.max_kept_log_bytes));
     let tickets = open_tickets(&config).await?;
     let roster = follow_roster(&config, &store, &kept, &tickets)?;

@@ -16,7 +16,7 @@ use std::process::Command;
 
 /// Packages besides those that Debian calls essential. Each is started, linked or called by a program in the
 /// box.
-pub const PACKAGES: [&str; 13] = [
+pub const PACKAGES: [&str; 15] = [
     "systemd",
     "systemd-sysv",
     // Writes the DNS servers from DHCP to resolv.conf.
@@ -26,6 +26,9 @@ pub const PACKAGES: [&str; 13] = [
     "iproute2",
     "ca-certificates",
     "bubblewrap",
+    // The network of builders of fixed outputs, and the firewall around it.
+    "passt",
+    "nftables",
     // Verifies OpenPGP signatures of the roster's commits.
     "gpgv",
     // Linked by this repository's programs.

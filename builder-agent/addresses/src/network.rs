@@ -15,6 +15,11 @@ pub struct Network {
 }
 
 impl Network {
+    #[must_use]
+    pub fn is_ipv4(&self) -> bool {
+        self.first.is_ipv4()
+    }
+
     /// An IPv4 address that is written as an IPv6 one counts as the IPv4 address.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {

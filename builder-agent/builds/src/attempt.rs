@@ -10,9 +10,11 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use egress::Event;
 use nix_derivation::StorePath;
 use sandbox::{
-    BuilderStatus, Host, Image, Inputs, Job, Limits, Moment, OutputSink, Phases, Run, Segment, Usage,
+    BuilderStatus, CERTIFICATES, Host, Image, Inputs, Job, Limits, Moment, OutputSink, Phases, Run, Segment,
+    Usage,
 };
 use store::{ClosureInfo, Ingest, Ingested, View};
 
@@ -26,6 +28,7 @@ use super::watch::Watch;
 use super::{Failure, Recipe, builtin, graphs};
 use settings::BackendKind;
 
+mod connections;
 mod context;
 mod takeover;
 
@@ -76,11 +79,11 @@ pub fn run(
         args: around.args,
         env: around.env,
         files: around.files,
-        etc: Vec::new(),
+        etc: certificates(recipe, context),
         outputs: outputs.map(|(name, path)| (name, path.to_absolute_path())).collect(),
         inputs,
         random_order: context.random_order,
-        network: None,
+        network: has_network(recipe, context),
         limits: Limits { wall: watch.left(), ..limits.of_sandbox.clone() },
     };
 
@@ -131,7 +134,7 @@ fn conclude(
     };
     report.kernel = Some(finished.kernel);
     if finished.status != BuilderStatus::Exited(0) {
-        return Err(exit_failure(recipe, finished.status, &receiver.log.tail()));
+        return Err(exit_failure(recipe, context, finished.status, &receiver.log.tail()));
     }
     let checking = Instant::now();
     let outputs = settle(recipe, context.view, context.inputs.info(), outputs, watch)?;
@@ -170,9 +173,31 @@ fn inputs(
     }
 }
 
-fn exit_failure(recipe: &Recipe, status: BuilderStatus, tail: &[String]) -> Failure {
+/// As in Nix: a builder whose output is known may fetch it from anywhere.
+fn has_network(recipe: &Recipe, context: &AttemptContext<'_>) -> bool {
+    recipe.is_fixed() && context.certificates.is_some()
+}
+
+/// For a builder with a network, if the box has any. Nix shows them in the same place.
+fn certificates(recipe: &Recipe, context: &AttemptContext<'_>) -> Vec<(String, Vec<u8>)> {
+    let file = context.certificates.filter(|_| recipe.is_fixed());
+    let bundle = file.and_then(|file| {
+        let cannot = |error: &io::Error| {
+            tracing::warn!(%error, path = %file.display(), "a builder has no certificates");
+        };
+        std::fs::read(file).inspect_err(cannot).ok()
+    });
+    bundle.map(|bundle| (CERTIFICATES.to_owned(), bundle)).into_iter().collect()
+}
+
+fn exit_failure(
+    recipe: &Recipe,
+    context: &AttemptContext<'_>,
+    status: BuilderStatus,
+    tail: &[String],
+) -> Failure {
     let mut failure = builder_failed(&recipe.drv_path, status, recipe.is_fixed(), tail);
-    if recipe.is_fixed() {
+    if recipe.is_fixed() && !has_network(recipe, context) {
         failure.message.push_str(
             "\nnote: builders have no network on this box, fixed-output ones neither; let the client build this one, \
              or fetch with `builtin:fetchurl` (<nix/fetchurl.nix>)",
@@ -270,6 +295,9 @@ struct Receiver<'a> {
     trouble: Arc<Mutex<Option<store::ImportError>>>,
     watch: &'a Watch<'a>,
     inputs_prepared: Option<Duration>,
+    /// The number of the build, and the derivation, for lines about its network.
+    build: &'a str,
+    drv: String,
 }
 
 impl<'a> Receiver<'a> {
@@ -290,6 +318,8 @@ impl<'a> Receiver<'a> {
             trouble: Arc::default(),
             watch,
             inputs_prepared,
+            build: context.id,
+            drv: recipe.drv_path.to_absolute_path(),
         }
     }
 
@@ -308,6 +338,12 @@ fn refused(trouble: &Mutex<Option<store::ImportError>>, error: store::ImportErro
 impl Host for Receiver<'_> {
     fn log(&mut self, bytes: &[u8]) {
         self.log.write(bytes);
+    }
+
+    fn connected(&mut self, event: Event) {
+        if let Some(line) = connections::tell(&event, self.build, self.view.member().name(), &self.drv) {
+            self.log.write(line.as_bytes());
+        }
     }
 
     fn output(&mut self, name: &str) -> io::Result<Box<dyn OutputSink>> {

@@ -1,6 +1,6 @@
 //! Opens the sandbox backend that the configuration names. There is no fallback from one backend to the other.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sandbox::JobRunner;
@@ -8,21 +8,30 @@ use sandbox::kvm::jail::{Missing, Step};
 use sandbox::kvm::{KvmBackend, KvmConfig};
 use sandbox::namespace::{NamespaceBackend, NamespaceConfig};
 
-use settings::{BackendKind, Sandbox};
+use sandbox::network::NetworkConfig;
+use settings::{BackendKind, Config, Network, Sandbox};
 
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     #[error("{what} {} cannot be read: {cause}\nhint: `netboot-image guest` makes it; `sandbox.{key}` says where it is", path.display())]
-    Missing { what: &'static str, key: &'static str, path: std::path::PathBuf, cause: std::io::Error },
+    Missing { what: &'static str, key: &'static str, path: PathBuf, cause: std::io::Error },
+    #[error("passt, the network of builders of fixed outputs, cannot be read at {}: {cause}\nhint: install the package passt; `network.passt` says where it is; with `network.builds = false` these builders have no network", path.display())]
+    Passt { path: PathBuf, cause: std::io::Error },
     #[error("cannot open the namespace sandbox: {0}")]
     Namespace(sandbox::SandboxError),
     #[error("cannot run builds: {0}")]
     Jail(sandbox::SandboxError),
 }
 
+/// The certificates for builders of fixed outputs, if these have a network on this box.
+pub fn network_certificates(config: &Config) -> Option<PathBuf> {
+    let has_network = config.network.builds && config.sandbox.backend == BackendKind::Kvm;
+    has_network.then(|| config.fetch.certificates.clone())
+}
+
 /// Opens the configured backend; for `kvm`, only if its jail is complete here or the configuration accepts an
 /// incomplete one. Does not boot anything; `builder-agent sandbox probe` does that.
-pub fn open(config: &Sandbox) -> Result<Arc<dyn JobRunner>, BackendError> {
+pub fn open(config: &Sandbox, network: &Network) -> Result<Arc<dyn JobRunner>, BackendError> {
     match config.backend {
         BackendKind::Kvm => {
             readable("the guest kernel", "kernel", &config.kernel)?;
@@ -30,6 +39,14 @@ pub fn open(config: &Sandbox) -> Result<Arc<dyn JobRunner>, BackendError> {
             let mut kvm = KvmConfig::new(&config.kernel, &config.initrd);
             kvm.cgroup = config.cgroup.clone();
             kvm.allow_missing = config.allow_missing.clone();
+            if network.builds {
+                let passt = network.passt.clone();
+                if let Err(cause) = std::fs::File::open(&passt) {
+                    return Err(BackendError::Passt { path: passt, cause });
+                }
+                let (policy, resolver) = (network.policy.clone(), network.resolver);
+                kvm.network = Some(NetworkConfig { passt, policy, resolver });
+            }
             let backend = KvmBackend::new(kvm);
             let report = backend.check_jail().map_err(BackendError::Jail)?;
             for Missing { step, why } in &report.missing {
@@ -110,7 +127,6 @@ pub enum ProbeError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use settings::Config;
 
     fn sandbox(settings: &str) -> Sandbox {
         let file = tempfile::NamedTempFile::new().expect("a file");

@@ -24,6 +24,7 @@ use store::Store;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::backend;
 use crate::drain::{Drain, Drained};
 use crate::failure::{Cause, Limit};
 use crate::kept::KeptLogs;
@@ -187,6 +188,7 @@ impl Embedded {
         let snapshots = Snapshots::default();
         let here = Here {
             backend,
+            certificates: backend::network_certificates(&parts.config),
             kind: parts.config.sandbox.backend,
             http,
             store: parts.store.clone(),

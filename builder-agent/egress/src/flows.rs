@@ -56,8 +56,9 @@ pub struct Flow {
     first: u32,
     /// The guest's next sequence number.
     pub guest_next: u32,
-    /// The peer's next sequence number, as far as the guest has received.
-    pub guest_expects: u32,
+    /// The peer's next sequence number, after what has passed to the guest. The guest may not have acknowledged it yet; but it
+    /// takes a reset with this number only.
+    network_next: Option<u32>,
 }
 
 impl Flow {
@@ -74,7 +75,7 @@ impl Flow {
             network_done: false,
             first: tcp.map_or(0, |tcp| tcp.sequence),
             guest_next: tcp.map_or(0, Tcp::next),
-            guest_expects: 0,
+            network_next: None,
         }
     }
 
@@ -109,9 +110,6 @@ impl Flow {
         if is_after(tcp.next(), self.guest_next) {
             self.guest_next = tcp.next();
         }
-        if let Some(expects) = tcp.acknowledged {
-            self.guest_expects = expects;
-        }
         if tcp.fin {
             self.guest_done = true;
             self.done_at = Some(now);
@@ -124,11 +122,19 @@ impl Flow {
 
     /// A segment of the peer. Returns how the connection ended, if it did.
     pub fn network_sent(&mut self, tcp: &Tcp) -> Option<End> {
+        if self.network_next.is_none_or(|next| is_after(tcp.next(), next)) {
+            self.network_next = Some(tcp.next());
+        }
         self.network_done |= tcp.fin;
         match tcp.rst {
             true => Some(End::ResetByNetwork),
             false => self.closed(),
         }
+    }
+
+    /// What the guest expects next.
+    pub fn guest_expects(&self) -> u32 {
+        self.network_next.unwrap_or(0)
     }
 
     fn closed(&self) -> Option<End> {

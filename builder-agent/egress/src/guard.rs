@@ -177,7 +177,7 @@ impl Guard {
         };
         if key.protocol == Protocol::Tcp {
             let link = self.rules.policy.link;
-            let (sequence, expected) = (flow.guest_expects, flow.guest_next);
+            let (sequence, expected) = (flow.guest_expects(), flow.guest_next);
             if !known[0] {
                 let way = Way::to_guest(&link, key.address);
                 let frame = answers::reset(way, (key.port, key.guest_port), sequence, Some(expected));

@@ -22,6 +22,7 @@
 mod answers;
 mod dns;
 mod events;
+pub mod firewall;
 mod flows;
 mod frames;
 mod guard;

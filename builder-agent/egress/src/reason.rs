@@ -5,8 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::PortRange;
 
-/// Why something that the guest asked for is refused. The text names the limit and its value; who set it is known to
-/// whoever wrote the policy.
+/// Why something that the guest asked for is refused. The text names the limit as the settings of the box do, and its value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
@@ -18,17 +17,17 @@ pub enum Reason {
     NoIpv6,
     #[error("the address belongs to the builder itself")]
     Own,
-    #[error("the address is not public, and not in `allow-networks`")]
+    #[error("the address is not public, and not in `network.allow-networks`")]
     NotPublic,
-    #[error("the address is in {network} of `deny-networks`")]
+    #[error("the address is in {network} of `network.deny-networks`")]
     DeniedNetwork { network: Network },
-    #[error("the name matches `{glob}` of `deny-names`")]
+    #[error("the name matches `{glob}` of `network.deny-names`")]
     DeniedName { glob: String },
-    #[error("the name matches none of the {globs} entries of `allow-names`")]
+    #[error("the name matches none of the {globs} entries of `network.allow-names`")]
     NameNotAllowed { globs: usize },
     #[error(
-        "with `allow-names` ({globs} entries), an address is reachable only after the resolver gave it for one of \
-         these names, or if it is in `allow-networks`"
+        "with `network.allow-names` ({globs} entries), an address is reachable only after the resolver gave it for one of \
+         these names, or if it is in `network.allow-networks`"
     )]
     NoAllowedName { globs: usize },
     #[error("the port is none of the {protocol} ports {allowed}")]
@@ -38,18 +37,18 @@ pub enum Reason {
     SourcePort { port: u16, allowed: PortRange },
     #[error("IP protocol {number} does not pass, only TCP and UDP do")]
     Protocol { number: u8 },
-    #[error("{limit} connections are open (`max-connections`)")]
+    #[error("{limit} connections are open (`network.max-connections`)")]
     Connections { limit: u32 },
     /// Not answered: the guest's kernel asks again a second later.
-    #[error("more than {per_second} new connections per second (`max-new-connections-per-second`)")]
+    #[error("more than {per_second} new connections per second (`network.max-new-connections-per-second`)")]
     NewConnections { per_second: u32 },
-    #[error("the guest has used its {limit} bytes of network (`max-bytes`)")]
+    #[error("the guest has used its {limit} bytes of network (`network.max-mib`)")]
     Bytes { limit: u64 },
-    #[error("the connection has lasted for {limit} seconds (`max-seconds`)")]
+    #[error("the connection has lasted for {limit} seconds (`network.max-connection-seconds`)")]
     Seconds { limit: u64 },
-    #[error("more than {per_second} DNS queries per second (`max-queries-per-second`)")]
+    #[error("more than {per_second} DNS queries per second")]
     Queries { per_second: u32 },
-    #[error("the guest has used its {limit} bytes of DNS (`max-dns-bytes`)")]
+    #[error("the guest has used its {limit} bytes of DNS")]
     DnsBytes { limit: u64 },
 }
 

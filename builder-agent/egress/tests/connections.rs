@@ -175,7 +175,7 @@ fn one_more_connection_than_the_limit_is_refused_with_its_value() {
     let fourth = segment(out(PEER), (PORT + 3, 443), "S", (1, 0), &[]);
     assert_eq!(bench.guest(&fourth), Verdict::Drop);
     assert_eq!(bench.said(Side::Guest).iter().map(|frame| flags(frame).0).collect::<Vec<_>>(), ["AR"]);
-    assert_eq!(bench.refusals(), ["3 connections are open (`max-connections`)"]);
+    assert_eq!(bench.refusals(), ["3 connections are open (`network.max-connections`)"]);
     // One ends, and there is room.
     bench.network(&segment(inward(PEER), (443, PORT), "RA", (0, 2), &[]));
     assert_eq!(bench.guest(&fourth), Verdict::Pass);
@@ -191,7 +191,7 @@ fn new_connections_beyond_the_pace_wait_instead_of_failing() {
     bench.pass(1);
     let passed = (0..100).filter(|port| bench.guest(&first(PORT + 200 + port)) == Verdict::Pass).count();
     assert_eq!(passed, 2);
-    let text = "more than 2 new connections per second (`max-new-connections-per-second`)".to_owned();
+    let text = "more than 2 new connections per second (`network.max-new-connections-per-second`)".to_owned();
     assert!(bench.refusals().contains(&text));
 }
 
@@ -219,7 +219,7 @@ fn all_connections_end_when_the_bytes_are_used_up() {
     assert_eq!(flags(&answers[0]).0, "AR");
     assert_eq!(icmp(&answers[1]), (3, 13));
     assert_eq!(payload(&answers[2])[3] & 15, 5, "refused");
-    let text = "the guest has used its 5000 bytes of network (`max-bytes`)".to_owned();
+    let text = "the guest has used its 5000 bytes of network (`network.max-mib`)".to_owned();
     assert_eq!(bench.refusals(), [text.clone(), text.clone(), text]);
 }
 

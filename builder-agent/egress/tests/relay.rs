@@ -305,7 +305,7 @@ fn what_ends_by_the_clock_ends_without_a_frame() {
     let limits = Limits { max_seconds: 1, ..Limits::default() };
     let mut ends = start(Policy { limits, ..Policy::default() });
     ends.connect(PEER);
-    assert_eq!(flags(&ends.guest_gets()), ("AR".to_owned(), 0, 101));
+    assert_eq!(flags(&ends.guest_gets()), ("AR".to_owned(), 501, 101));
     assert_eq!(flags(&ends.network_gets()).0, "AR");
     let mut line = String::new();
     BufReader::new(&ends.control).read_line(&mut line).expect("a line");

@@ -59,9 +59,10 @@ pub const FOLDERS: [&str; 1] = ["ssl/certs"];
 /// Where Nix shows certificates to a builder with a network; a name for [`Job::etc`](crate::protocol::Job::etc).
 pub const CERTIFICATES: &str = "ssl/certs/ca-certificates.crt";
 
-/// The contents of /etc/resolv.conf.
+/// The contents of /etc/resolv.conf. There is no DNS over TCP, so programs have to ask for long answers over UDP.
 pub fn resolv_conf(nameservers: &[IpAddr]) -> String {
-    nameservers.iter().map(|address| format!("nameserver {address}\n")).collect()
+    let lines = nameservers.iter().map(|address| format!("nameserver {address}\n"));
+    lines.chain(["options edns0\n".to_owned()]).collect()
 }
 
 /// The folder, if any, and the file of a name in [`Job::etc`](crate::protocol::Job::etc). `None`: there must be no such file.
@@ -123,7 +124,7 @@ mod tests {
     #[test]
     fn name_servers_are_written_one_a_line() {
         let servers = ["192.0.2.53".parse().unwrap(), "fd52:5500::53".parse().unwrap()];
-        assert_eq!(resolv_conf(&servers), "nameserver 192.0.2.53\nnameserver fd52:5500::53\n");
-        assert_eq!(resolv_conf(&[]), "");
+        assert_eq!(resolv_conf(&servers), "nameserver 192.0.2.53\nnameserver fd52:5500::53\noptions edns0\n");
+        assert_eq!(resolv_conf(&[]), "options edns0\n");
     }
 }

@@ -136,6 +136,8 @@ pub struct Network {
     pub ipv6: Option<Subnet<Ipv6Addr>>,
     /// For /etc/resolv.conf, in this order.
     pub nameservers: Vec<IpAddr>,
+    /// The first and the last port that the guest's kernel takes for a connection. No other guest has any of them.
+    pub ports: (u16, u16),
 }
 
 impl Network {
@@ -151,6 +153,7 @@ impl Network {
                 gateway: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
             }),
             nameservers: vec![ipv4(53).into()],
+            ports: (32768, 60999),
         }
     }
 }

@@ -24,6 +24,7 @@ pub enum Resource {
     StoreBytesPeak,
     StorePathsPeak,
     StoreReferencesPeak,
+    NetworkBytes,
 }
 
 /// The unit of an amount. Amounts are whole numbers of its smallest part.
@@ -96,9 +97,10 @@ pub const RESOURCES: &[Row; COUNT] = &[
     peak(Resource::StoreBytesPeak, "store_bytes_peak", Unit::Bytes, "most space that the member was charged for in any of these minutes"),
     peak(Resource::StorePathsPeak, "store_paths_peak", Unit::Number, "most store paths that the member was charged for; each is one file (inode) and one row of the index"),
     peak(Resource::StoreReferencesPeak, "store_references_peak", Unit::Number, "most references that these paths had together"),
+    row(Resource::NetworkBytes, "network_bytes", Unit::Bytes, "bytes that builders of fixed outputs sent and received over their network, frames as a whole"),
 ];
 
-const COUNT: usize = 19;
+const COUNT: usize = 20;
 
 impl Resource {
     #[must_use]

@@ -150,7 +150,7 @@ fn job(memory_mib: u32) -> Job {
         outputs: Default::default(),
         inputs: Inputs::Image(Image { segments: Vec::new() }),
         random_order: false,
-        network: None,
+        network: false,
         limits: Limits {
             vcpus: 1,
             memory_mib,
@@ -199,7 +199,7 @@ impl Backend for QemuBackend {
         let far_end = Qemu { child, memory: u64::from(machine.memory_mib) << 20 };
         let guest = accept(listener, Duration::from_secs(60))
             .map_err(|e| SandboxError::Unavailable { why: e.to_string() })?;
-        Ok(Started { far_end: Box::new(far_end), streams: Streams { guest } })
+        Ok(Started { far_end: Box::new(far_end), streams: Streams { guest }, network: None })
     }
 }
 

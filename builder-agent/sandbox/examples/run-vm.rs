@@ -120,7 +120,7 @@ fn main() -> Result<(), Failure> {
         outputs: BTreeMap::from([("out".to_owned(), OUT.to_owned())]),
         inputs: Inputs::Image(Image { segments }),
         random_order: false,
-        network: None,
+        network: false,
         limits: Limits {
             vcpus,
             memory_mib,

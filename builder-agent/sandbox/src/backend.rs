@@ -10,6 +10,9 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use egress::Event;
+use guest::protocol;
+
 use crate::cancel::Cancel;
 use crate::error::SandboxError;
 use crate::paused::PausedMachine;
@@ -23,9 +26,8 @@ pub struct Machine<'a> {
     pub vcpus: u8,
     pub memory_mib: u32,
     pub inputs: &'a Inputs,
-    /// The network of the machine: a SOCK_SEQPACKET with one Ethernet frame in each message, of 14 to 1514 bytes. What is
-    /// at its other end decides where frames may go. `None`: the machine has a loopback interface and no other.
-    pub network: Option<BorrowedFd<'a>>,
+    /// Whether it has a network, under the policy of the backend. Without, it has a loopback interface and no other.
+    pub network: bool,
 }
 
 /// The closure, in the form the backend can show to a builder.
@@ -65,11 +67,13 @@ pub trait Backend: Send + Sync {
 pub struct Started {
     pub far_end: Box<dyn FarEnd>,
     pub streams: Streams,
+    /// What the guest is told about its network, if it has one.
+    pub network: Option<protocol::Network>,
 }
 
 /// Byte streams between the agent and the programs in the machine.
 pub struct Streams {
-    /// Connects the guest program with the session. A session that needs a network adds a stream beside it.
+    /// Connects the guest program with the session.
     pub guest: UnixStream,
 }
 
@@ -84,12 +88,22 @@ pub trait FarEnd {
         false
     }
 
+    /// What the machine's network has connected, and refused, since the last call. Never waits.
+    fn network_events(&mut self) -> Vec<Event> {
+        Vec::new()
+    }
+
+    /// Polls readable when there are more of them.
+    fn network_stream(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     /// The machine for another program that takes over from this one; `None` if it has to end with this one.
     fn written_down(&self) -> Option<PausedMachine> {
         None
     }
 
     /// Kills everything in the machine, waits for its end, and reports its usage, in which the session fills in the
-    /// bytes. Later calls report the same.
+    /// bytes of its stream. Later calls report the same. There may be more events of its network then.
     fn end(&mut self) -> Usage;
 }

@@ -2,13 +2,16 @@
 
 use std::os::fd::{FromRawFd, OwnedFd};
 
-/// Becomes a VMM process if this process was started as one; returns at once if not.
+/// Becomes a VMM, or the guard of a network, if this process was started as one; returns at once if not.
 ///
 /// To be called first thing in `main`, while there is one thread and no open file but the three standard ones.
 pub fn child_main_if_requested() {
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == crate::kvm::ARGUMENT) {
-        // SAFETY: stdin is open (the process that starts a VMM made it a socket), and nobody else has taken it:
-        // this is the first thing `main` does, and we do not return.
-        crate::kvm::vmm_main(unsafe { OwnedFd::from_raw_fd(0) });
-    }
+    let main: fn(OwnedFd) -> ! = match std::env::args_os().nth(1) {
+        Some(argument) if argument == crate::kvm::ARGUMENT => crate::kvm::vmm_main,
+        Some(argument) if argument == crate::network::ARGUMENT => crate::network::guard_main,
+        _ => return,
+    };
+    // SAFETY: stdin is open (whoever starts such a process made it a socket), and nobody else has taken it: this is the
+    // first thing `main` does, and we do not return.
+    main(unsafe { OwnedFd::from_raw_fd(0) });
 }

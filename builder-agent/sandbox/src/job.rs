@@ -6,11 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
-use guest::protocol;
+use egress::Event;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Inputs, Machine};
@@ -38,17 +36,9 @@ pub struct Job {
     pub inputs: Inputs,
     /// Whether the builder sees the entries of each directory in a random order, another one in each run.
     pub random_order: bool,
-    /// `None`: the builder has a loopback interface and no other.
-    pub network: Option<Network>,
+    /// Whether the builder has a network. Without, it has a loopback interface and no other.
+    pub network: bool,
     pub limits: Limits,
-}
-
-/// The network of a machine, and what the guest is told about it.
-#[derive(Debug, Clone)]
-pub struct Network {
-    /// See [`Machine::network`]. The machine has a descriptor of its own: this one can be closed when it runs.
-    pub socket: Arc<OwnedFd>,
-    pub guest: protocol::Network,
 }
 
 impl Job {
@@ -59,7 +49,7 @@ impl Job {
             vcpus: self.limits.vcpus,
             memory_mib: self.limits.memory_mib,
             inputs: &self.inputs,
-            network: self.network.as_ref().map(|network| network.socket.as_fd()),
+            network: self.network,
         }
     }
 }
@@ -81,6 +71,8 @@ pub struct Limits {
 /// Receives the results of a running job, as they arrive.
 pub trait Host: Send {
     fn log(&mut self, bytes: &[u8]);
+    /// The builder's network has connected something, or refused to.
+    fn connected(&mut self, _event: Event) {}
     /// Opens the sink for the NAR of one output. Only called for names in [`Job::outputs`].
     fn output(&mut self, name: &str) -> io::Result<Box<dyn OutputSink>>;
     /// What this host needs to go on in another program. Called when the job is paused.

@@ -9,7 +9,7 @@ mod bus;
 pub mod devices;
 mod end;
 mod events;
-mod handover;
+pub(crate) mod handover;
 pub mod jail;
 mod launch;
 mod memory;
@@ -19,12 +19,13 @@ mod vm;
 mod vmm;
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use guest::protocol::Bytes;
+use egress::Event;
+use guest::protocol::{self, Bytes};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use arch::{Architecture, Native};
@@ -38,6 +39,7 @@ use crate::backend::{Backend, FarEnd, Image, Inputs, Machine, Started, Streams};
 use crate::cancel::Cancel;
 use crate::descriptors::Received;
 use crate::error::SandboxError;
+use crate::network::{Network, NetworkConfig, Plug};
 use crate::paused::PausedMachine;
 use crate::usage::Usage;
 
@@ -84,6 +86,8 @@ pub struct KvmConfig {
     pub cgroup: Option<PathBuf>,
     /// Steps of the jail that may be missing.
     pub allow_missing: Vec<jail::Step>,
+    /// The network of machines that are to have one.
+    pub network: Option<NetworkConfig>,
 }
 
 impl KvmConfig {
@@ -97,6 +101,7 @@ impl KvmConfig {
             executable: "/proc/self/exe".into(),
             cgroup: None,
             allow_missing: Vec::new(),
+            network: None,
         }
     }
 }
@@ -150,7 +155,7 @@ impl KvmBackend {
         let mut vmm = Vmm::launch(&self.config.executable).map_err(cannot("start a VMM process"))?;
         let mut jail = jail::Report::default();
         let limited = match &self.cgroups {
-            Ok(cgroups) => vmm.limit(cgroups, shape.memory_mib, shape.vcpus).map_err(|e| e.to_string()),
+            Ok(cgroups) => vmm.limit(cgroups, &shape).map_err(|e| e.to_string()),
             Err(why) => Err(why.clone()),
         };
         match limited {
@@ -162,13 +167,24 @@ impl KvmBackend {
         let config = Config {
             shape,
             cmdline: cmdline(&self.config.extra_cmdline),
-            uid: launch::is_root().then(|| UID_BASE.saturating_add(vmm.pid())),
+            uid: jail::is_root().then(|| UID_BASE.saturating_add(vmm.pid())),
             allow_missing: self.config.allow_missing.clone(),
             only_jail: false,
             segments: Vec::new(),
         };
-        let running = Running { vmm, reports: Reports::default(), jail, stopped: None };
-        Ok((running, config))
+        Ok((Running::new(vmm, jail), config))
+    }
+
+    /// Starts a network for this VM.
+    fn connect(&self, running: &mut Running) -> Result<Plug, SandboxError> {
+        let none = || SandboxError::Unavailable { why: "builders have no network on this box".to_owned() };
+        let config = self.config.network.as_ref().ok_or_else(none)?;
+        let admit = |pid| running.vmm.admit(pid);
+        let (network, plug) =
+            Network::start(config, &self.config.executable, &self.config.allow_missing, admit)
+                .map_err(cannot("start the network of a VM"))?;
+        running.network = Some(network);
+        Ok(plug)
     }
 
     /// Starts a VM and gives it everything it needs; returns when its vCPUs run.
@@ -176,7 +192,7 @@ impl KvmBackend {
         &self,
         machine: Machine<'_>,
         cancel: &Cancel,
-    ) -> Result<(Running, Streams), SandboxError> {
+    ) -> Result<(Running, Streams, Option<protocol::Network>), SandboxError> {
         let Inputs::Image(image) = machine.inputs else {
             let why = "the kvm backend takes its closure as an image, and was given trees".to_owned();
             return Err(SandboxError::Unavailable { why });
@@ -189,22 +205,29 @@ impl KvmBackend {
 
         let (mut running, config) = self.launch(shape_of(machine, image, self.config.closure_device))?;
         let config = Config { segments: segments_of(image), ..config };
+        let (frames, network) = match machine.network {
+            true => self.connect(&mut running).map(|plug| (Some(plug.frames), Some(plug.settings)))?,
+            false => (None, None),
+        };
         let files = Files {
             kvm: kvm.as_fd(),
             kernel: kernel.as_fd(),
             initrd: initrd.as_fd(),
             stream: theirs.as_fd(),
             console: running.vmm.console(),
-            net: machine.network,
+            net: frames.as_ref().map(AsFd::as_fd),
         };
         let segments: Vec<_> = image.segments.iter().map(|s| s.file.as_fd()).collect();
         // A VMM that ended early sends the reason in a report; that is a better message than "broken pipe".
         let sent = handover::send(&running.vmm.control, &config, &files, &segments);
-        drop(theirs);
+        drop((theirs, frames));
         running.wait_for_start(cancel)?;
         sent.map_err(cannot("hand the job over to the VMM"))?;
+        if let Some(network) = &mut running.network {
+            network.wait_for_start().map_err(cannot("start the network of a VM"))?;
+        }
         tracing::debug!(job = machine.id, pid = running.vmm.pid(), jail = ?running.jail, "VM started");
-        Ok((running, Streams { guest }))
+        Ok((running, Streams { guest }, network))
     }
 }
 
@@ -214,8 +237,8 @@ impl Backend for KvmBackend {
     }
 
     fn start(&self, machine: Machine<'_>, cancel: &Cancel) -> Result<Started, SandboxError> {
-        let (running, streams) = self.start_vm(machine, cancel)?;
-        Ok(Started { far_end: Box::new(running), streams })
+        let (running, streams, network) = self.start_vm(machine, cancel)?;
+        Ok(Started { far_end: Box::new(running), streams, network })
     }
 }
 
@@ -226,7 +249,7 @@ fn shape_of(machine: Machine<'_>, image: &Image, closure: ClosureDevice) -> Shap
         devices.push(DeviceKind::Closure(closure));
     }
     devices.push(DeviceKind::Rng);
-    if machine.network.is_some() {
+    if machine.network {
         devices.push(DeviceKind::Net);
     }
     Shape {
@@ -242,6 +265,10 @@ fn segments_of(image: &Image) -> Vec<(u64, u64)> {
 
 /// A VM whose vCPUs run. Dropping it ends it.
 pub(crate) struct Running {
+    /// Dropped before the VM: its processes are in the VM's cgroup, which goes with that.
+    network: Option<Network>,
+    /// What its network said last.
+    last_events: Vec<Event>,
     vmm: Vmm,
     reports: Reports,
     jail: jail::Report,
@@ -250,17 +277,23 @@ pub(crate) struct Running {
 
 /// A VM that another program has started, and paused the build in.
 pub(crate) fn taken_over(paused: PausedMachine, received: &mut Received) -> std::io::Result<Running> {
-    let PausedMachine::Kvm { pid, control, console, stderr, guest, cgroup, reports } = paused else {
+    let PausedMachine::Kvm { pid, control, console, stderr, guest, cgroup, reports, network } = paused else {
         return Err(std::io::Error::other("not a micro-VM"));
     };
+    let network = network.map(|network| Network::taken_over(network, received)).transpose()?;
     let mut take = |number| received.take(number);
     let vmm = Vmm::taken_over(pid, take(control)?, take(console)?, take(stderr)?, guest, cgroup)?;
     let reports = Reports::taken_over(reports.0.0, reports.1);
     // What the jail consists of was reported when the VM was started.
-    Ok(Running { vmm, reports, jail: jail::Report::default(), stopped: None })
+    Ok(Running { network, reports, ..Running::new(vmm, jail::Report::default()) })
 }
 
 impl Running {
+    fn new(vmm: Vmm, jail: jail::Report) -> Running {
+        let (network, last_events) = (None, Vec::new());
+        Running { network, last_events, vmm, reports: Reports::default(), jail, stopped: None }
+    }
+
     /// Which steps of the jail are in force.
     pub(crate) fn jail(&self) -> &jail::Report {
         &self.jail
@@ -368,11 +401,27 @@ impl FarEnd for Running {
         let ([control, console, stderr], guest, cgroup) = self.vmm.written_down();
         let (begun, total) = self.reports.written_down();
         let (pid, reports) = (self.vmm.pid(), (Bytes(begun), total));
-        Some(PausedMachine::Kvm { pid, control, console, stderr, guest, cgroup, reports })
+        let network = self.network.as_ref().map(Network::written_down);
+        Some(PausedMachine::Kvm { pid, control, console, stderr, guest, cgroup, reports, network })
+    }
+
+    fn network_events(&mut self) -> Vec<Event> {
+        let mut events = std::mem::take(&mut self.last_events);
+        events.extend(self.network.as_mut().map(Network::events).unwrap_or_default());
+        events
+    }
+
+    fn network_stream(&self) -> Option<BorrowedFd<'_>> {
+        self.network.as_ref()?.control().map(AsFd::as_fd)
     }
 
     fn end(&mut self) -> Usage {
-        self.vmm.end().1
+        let mut usage = self.vmm.end().1;
+        if let Some(network) = &mut self.network {
+            self.last_events.extend(network.end());
+            usage.network = network.bytes();
+        }
+        usage
     }
 }
 
@@ -440,6 +489,11 @@ fn keep_kvm_on(device: &Path) -> Result<kvm_ioctls::VmFd, Box<dyn std::error::Er
 }
 
 /// The VMM process' main, for `child_main_if_requested`.
+/// An error with its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    vmm::chain(error)
+}
+
 pub(crate) fn vmm_main(stdin: OwnedFd) -> ! {
     vmm::main(stdin)
 }
@@ -453,14 +507,13 @@ mod tests {
     fn a_vm_has_the_devices_that_its_machine_needs_and_a_size_within_limits() {
         use DeviceKind::{Closure, Net, Rng, Vsock};
         let segment = |len| Segment { file: File::open("/dev/null").unwrap().into(), offset: 0, len };
-        let device = File::open("/dev/null").unwrap();
         let shape_with = |network, vcpus, memory_mib, segments| {
             let inputs = Inputs::Image(Image { segments });
             let Inputs::Image(image) = &inputs else { unreachable!() };
             let machine = Machine { id: "test", vcpus, memory_mib, inputs: &inputs, network };
             shape_of(machine, image, ClosureDevice::Blk)
         };
-        let shape = |vcpus, memory_mib, segments| shape_with(None, vcpus, memory_mib, segments);
+        let shape = |vcpus, memory_mib, segments| shape_with(false, vcpus, memory_mib, segments);
         let full =
             Shape { vcpus: 4, memory_mib: 512, devices: vec![Vsock, Closure(ClosureDevice::Blk), Rng] };
         assert_eq!(shape(4, 512, vec![segment(4096)]), full);
@@ -469,7 +522,7 @@ mod tests {
         }
         assert_eq!((shape(0, 1, vec![]).vcpus, shape(0, 1, vec![]).memory_mib), (1, MEMORY_MIN_MIB));
         assert_eq!(shape(u8::MAX, 1, vec![]).vcpus, Native::VCPUS_MAX);
-        assert_eq!(shape_with(Some(device.as_fd()), 1, 512, vec![]).devices, [Vsock, Rng, Net]);
+        assert_eq!(shape_with(true, 1, 512, vec![]).devices, [Vsock, Rng, Net]);
     }
 
     /// A VMM that is a script: it reports when its agent says something.
@@ -480,7 +533,7 @@ mod tests {
             .unwrap();
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
         let vmm = Vmm::launch(&script).unwrap();
-        Running { vmm, reports: Reports::default(), jail: jail::Report::default(), stopped: None }
+        Running::new(vmm, jail::Report::default())
     }
 
     #[test]
@@ -530,6 +583,7 @@ mod tests {
             guest: Vec::new(),
             cgroup: None,
             reports: (Bytes(Vec::new()), 0),
+            network: None,
         };
         assert!(taken_over(other, &mut Received::default()).is_err());
         std::fs::remove_dir_all(&dir).unwrap();

@@ -95,13 +95,13 @@ impl Backend for NamespaceBackend {
                 why: "the namespace sandbox takes trees, and the agent brought an image".into(),
             });
         };
-        if machine.network.is_some() {
+        if machine.network {
             return Err(SandboxError::Unavailable {
                 why: "the namespace sandbox has no network; backend = \"kvm\" has one".into(),
             });
         }
         let (far_end, guest) = far_end::start(&self.config, self.scratch()?, trees, machine.memory_mib)?;
-        Ok(Started { far_end: Box::new(far_end), streams: Streams { guest } })
+        Ok(Started { far_end: Box::new(far_end), streams: Streams { guest }, network: None })
     }
 }
 

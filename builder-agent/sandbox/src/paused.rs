@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::{Limits, Phases};
 use crate::moment::Moment;
+use crate::network::PausedNetwork;
 use crate::usage::Usage;
 
 /// A paused build.
@@ -39,6 +40,7 @@ pub enum PausedMachine {
         cgroup: Option<PathBuf>,
         /// The first bytes of a report, and how many bytes of reports there were.
         reports: (Bytes, usize),
+        network: Option<PausedNetwork>,
     },
     Namespace {
         pid: u32,
@@ -75,7 +77,10 @@ impl Paused {
     pub fn descriptors(&self) -> Vec<RawFd> {
         let mut all = vec![self.stream];
         match &self.machine {
-            PausedMachine::Kvm { control, console, stderr, .. } => all.extend([control, console, stderr]),
+            PausedMachine::Kvm { control, console, stderr, network, .. } => {
+                all.extend([control, console, stderr]);
+                all.extend(network.iter().flat_map(PausedNetwork::descriptors));
+            }
             PausedMachine::Namespace { init, stderr, scratch, .. } => {
                 all.extend([*stderr, scratch.1]);
                 all.extend(init);

@@ -12,7 +12,7 @@ use crate::cancel::Cancel;
 use crate::error::SandboxError;
 use crate::job::{BuilderStatus, Host, Job, Limits, OutputSink, Phases, Run};
 use crate::kvm::{KvmBackend, jail};
-use crate::session::build::run_in;
+use crate::session::build::{InMachine, run_in};
 
 /// A guest that has not run a shell by then is useless in practice. Hardware takes under a second; a VM in an
 /// emulated VM on a busy machine, ten.
@@ -52,7 +52,7 @@ pub fn probe(backend: &KvmBackend, patience: Duration) -> Result<Probed, Sandbox
         outputs: BTreeMap::new(),
         inputs: Inputs::Image(Image::default()),
         random_order: false,
-        network: None,
+        network: false,
         limits: Limits {
             vcpus: 1,
             memory_mib: MEMORY_MIB,
@@ -90,8 +90,9 @@ pub fn probe(backend: &KvmBackend, patience: Duration) -> Result<Probed, Sandbox
 fn run(backend: &KvmBackend, job: &Job, log: &mut Log, cancel: &Cancel) -> (Run, String, jail::Report) {
     let began = Instant::now();
     match backend.start_vm(job.machine(), cancel) {
-        Ok((mut vm, streams)) => {
-            let run = run_in(&mut vm, streams, began.elapsed(), job, log, cancel);
+        Ok((mut vm, streams, network)) => {
+            let machine = InMachine { streams, network, started: began.elapsed() };
+            let run = run_in(&mut vm, machine, job, log, cancel);
             (run, vm.console(), vm.jail().clone())
         }
         Err(error) => (Err(error).into(), String::new(), jail::Report::default()),

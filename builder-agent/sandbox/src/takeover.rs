@@ -18,7 +18,7 @@ use crate::{kvm, namespace, usage};
 /// another one cannot go on with their builds.
 #[must_use]
 pub fn format() -> (u32, u32) {
-    (3, guest::protocol::VERSION)
+    (4, guest::protocol::VERSION)
 }
 
 /// A build that runs in a machine of ours. Dropping it ends the machine.

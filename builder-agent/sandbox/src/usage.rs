@@ -28,6 +28,8 @@ pub struct Usage {
     pub bytes_in: u64,
     /// Bytes received from the machine: log and outputs.
     pub bytes_out: u64,
+    /// Bytes of frames of its network, in both directions.
+    pub network: u64,
 }
 
 /// A descriptor of a child of this process that was not reaped yet: another process cannot have its number.

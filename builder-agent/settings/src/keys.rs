@@ -36,6 +36,10 @@ pub enum Kind {
     Penalties,
     /// Addresses and networks.
     Networks,
+    /// An IPv4 address.
+    Ip,
+    /// TCP or UDP ports, and ranges of them.
+    Ports,
 }
 
 /// The value of an absent key.
@@ -71,8 +75,8 @@ const TIB: i64 = 1024 * 1024;
 
 use Fallback::{Derived, None as Required, Toml};
 use Kind::{
-    Address, Addresses, Bool, Globs, Int, JailSteps, NetBlocks, Networks, Path, Penalties, PublicKeys,
-    Startups, Substituters, Text, Texts, Word,
+    Address, Addresses, Bool, Globs, Int, Ip, JailSteps, NetBlocks, Networks, Path, Penalties, Ports,
+    PublicKeys, Startups, Substituters, Text, Texts, Word,
 };
 
 #[rustfmt::skip]
@@ -122,6 +126,20 @@ pub const KEYS: &[Key] = &[
     key("fetch.certificates", Path, Toml(r#""/etc/ssl/certs/ca-certificates.crt""#), "the certificate authorities for https, in one PEM file"),
     key("fetch.stall-seconds", Int { min: 1, max: 3600 }, Toml("30"), "longest time without data from a server"),
     key("fetch.max-seconds", Int { min: 1, max: WEEK }, Toml("3600"), "longest duration of one download"),
+    key("network.builds", Bool, Toml("true"), "kvm: whether builders of fixed outputs have a network, as in stock Nix; the keys below say what they reach ([network.md](../design/network.md)). In the namespace sandbox they have none"),
+    key("network.passt", Path, Toml(r#""/usr/bin/passt""#), "the program that makes sockets of their packets"),
+    key("network.resolver", Ip, Derived("the first IPv4 name server of the host that is not on its loopback"), "the IPv4 address of their name server; it needs not be public"),
+    key("network.allow-networks", Networks, Toml("[]"), "networks that they reach although these are not public, such as that of a private mirror; never the box's own addresses, and nothing link-local"),
+    key("network.deny-networks", Networks, Toml("[]"), "networks that they do not reach although these are public; they take precedence over `network.allow-networks`"),
+    key("network.allow-names", Globs, Toml("[]"), "globs over host names; if there are any, they reach only what such a name stands for, and `network.allow-networks`"),
+    key("network.deny-names", Globs, Toml("[]"), "globs over host names that they do not reach; they take precedence over `network.allow-names`"),
+    key("network.tcp-ports", Ports, Toml(r#"["1-24", "26-65535"]"#), "the ports of TCP that they reach"),
+    key("network.udp-ports", Ports, Toml(r#"["443"]"#), "the ports of UDP that they reach, besides that of the name server"),
+    key("network.max-connections", Int { min: 1, max: 65_536 }, Toml("512"), "connections that one builder may have at a time"),
+    key("network.max-new-connections-per-second", Int { min: 1, max: 65_536 }, Toml("30"), "connections that one builder may open in a second, in the long run; five times as many at once"),
+    key("network.max-mib", Int { min: 1, max: TIB }, Toml("32768"), "size of everything that one builder sends and receives"),
+    key("network.max-kib-per-second", Int { min: 1, max: TIB }, Toml("122070"), "the same in a second; by default a gigabit"),
+    key("network.max-connection-seconds", Int { min: 1, max: WEEK }, Toml("21600"), "longest duration of one connection"),
     key("limits.max-jobs", Int { min: 1, max: 4096 }, Derived("the number of CPUs"), "number of builds that run at the same time on the box"),
     key("limits.max-jobs-per-member", Int { min: 1, max: 4096 }, Derived("`limits.max-jobs`"), "number of builds that run at the same time for one member; the roster can reduce it. They also have no more together than so many times `sandbox.vcpus` and `sandbox.memory-mib`, and one build has no more than that"),
     key("limits.max-cpu-hours-per-month", Int { min: 1, max: 10_000_000 }, Derived("no limit"), "processor time of all builds of one member in a calendar month (UTC); a member who has used it starts no new builds in that month, and running ones go on; a member's own limit in the roster replaces this one"),
@@ -174,6 +192,8 @@ pub fn markdown() -> String {
             NetBlocks => "`bits:bits`".into(),
             Penalties => "`no`, or `name:seconds` of each".into(),
             Networks => "list of addresses and networks".into(),
+            Ip => "an IPv4 address".into(),
+            Ports => "list of ports and ranges".into(),
         };
         let default = match key.default {
             Required => "must be set".into(),

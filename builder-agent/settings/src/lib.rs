@@ -4,7 +4,7 @@
 //! `docs/reference/settings.md` come from it, so they cannot disagree. An operator writes the file, or it is part of an
 //! image: it is trusted, but mistakes in it must be easy to see. Not here: what the settings do.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub mod strangers;
 
 pub use error::ConfigError;
 pub use reached::Reached;
-use strangers::{NetBlocks, Network, Penalties, Startups};
+use strangers::{NetBlocks, Penalties, Startups};
 
 /// All settings of an operator. Fields carry the unit in their type or name.
 #[derive(Debug, Clone)]
@@ -55,6 +55,7 @@ pub struct Config {
     pub reuse_failures: Duration,
     pub sandbox: Sandbox,
     pub fetch: Fetch,
+    pub network: Network,
     pub substitution: Substitution,
     pub limits: Limits,
 }
@@ -91,6 +92,16 @@ pub struct Sandbox {
     pub memory_mib: u32,
 }
 
+/// The network of builders of fixed outputs.
+#[derive(Debug, Clone)]
+pub struct Network {
+    pub builds: bool,
+    pub passt: PathBuf,
+    /// `None`: that of the host.
+    pub resolver: Option<Ipv4Addr>,
+    pub policy: egress::Policy,
+}
+
 #[derive(Debug, Clone)]
 pub struct Limits {
     pub max_jobs: usize,
@@ -121,7 +132,7 @@ pub struct Limits {
     pub max_startups_per_source: usize,
     pub net_blocks: NetBlocks,
     pub penalties: Penalties,
-    pub penalty_exempt: Vec<Network>,
+    pub penalty_exempt: Vec<addresses::Network>,
     /// Longest wait for the next piece of a request, or until the client takes the next piece of an answer.
     pub client_stall: Duration,
     /// Memory that all sessions together may hold; the next field is for those of one member.

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use egress::{Policy, PortRange};
 use sandbox::kvm::jail::Step;
 use store::signing::PublicKey;
 use store::{Durability, MinFree};
@@ -14,12 +15,12 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{Fallback, KEYS, Key, Kind};
-use super::strangers::{NetBlocks, Network, Penalties, Startups};
+use super::strangers::{NetBlocks, Penalties, Startups};
 use net::Fetch;
 use roster::settings::{self as levels, Layer, MAX_WORDS, SETTINGS};
 use substitute::{OfMembers, Substitution};
 
-use super::{BackendKind, Config, ConfigError, Limits, Reached, Sandbox};
+use super::{BackendKind, Config, ConfigError, Limits, Network, Reached, Sandbox};
 use substitute::address::Address;
 
 const MIB: u64 = 1024 * 1024;
@@ -102,6 +103,7 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
                 _ => OfMembers::Https,
             },
         },
+        network: network(&values)?,
         limits: Limits {
             max_jobs: max_jobs as usize,
             max_jobs_per_member: values.int("limits.max-jobs-per-member").unwrap_or(max_jobs) as usize,
@@ -242,6 +244,34 @@ impl Values<'_> {
     }
 }
 
+fn network(values: &Values<'_>) -> Result<Network, ConfigError> {
+    let number = |key| u64::try_from(values.int_of(key)).unwrap_or_default();
+    let small = |key| u32::try_from(values.int_of(key)).unwrap_or(u32::MAX);
+    let names = |key| values.texts(key).unwrap_or_default();
+    Ok(Network {
+        builds: values.bool_of("network.builds"),
+        passt: values.required_path("network.passt")?,
+        resolver: values.text("network.resolver").and_then(|text| text.parse().ok()),
+        policy: Policy {
+            allow_networks: values.parsed("network.allow-networks"),
+            deny_networks: values.parsed("network.deny-networks"),
+            allow_names: names("network.allow-names"),
+            deny_names: names("network.deny-names"),
+            tcp_ports: values.parsed("network.tcp-ports"),
+            udp_ports: values.parsed("network.udp-ports"),
+            limits: egress::Limits {
+                max_connections: small("network.max-connections"),
+                max_new_connections_per_second: small("network.max-new-connections-per-second"),
+                max_bytes: number("network.max-mib") * MIB,
+                max_bytes_per_second: number("network.max-kib-per-second") * 1024,
+                max_seconds: number("network.max-connection-seconds"),
+                ..egress::Limits::default()
+            },
+            ..Policy::default()
+        },
+    })
+}
+
 fn collect(text: &str, path: &Path) -> Result<BTreeMap<&'static str, Value>, ConfigError> {
     let not_toml =
         |e: toml::de::Error| ConfigError::NotToml { path: path.to_owned(), message: e.to_string() };
@@ -351,7 +381,9 @@ impl File<'_> {
                 })
             }
             Kind::Texts => each::<String>(plain, "texts").map_err(bad),
-            Kind::Networks => each::<Network>(plain, "addresses and networks").map_err(bad),
+            Kind::Networks => each::<addresses::Network>(plain, "addresses and networks").map_err(bad),
+            Kind::Ports => each::<PortRange>(plain, "ports and ranges").map_err(bad),
+            Kind::Ip => text_of::<Ipv4Addr>(plain).map_err(bad),
             Kind::Address => text_of::<Reached>(plain).map_err(bad),
             Kind::Startups => text_of::<Startups>(plain).map_err(bad),
             Kind::NetBlocks => text_of::<NetBlocks>(plain).map_err(bad),
@@ -381,10 +413,12 @@ fn strings(value: &DeValue<'_>) -> Option<Vec<String>> {
     value.as_array()?.iter().map(|item| item.get_ref().as_str().map(str::to_owned)).collect()
 }
 
-/// Whether the setting whose system level this key is accepts these globs.
+/// Whether the setting whose system level this key is accepts these globs; for other keys, any setting with globs.
 fn is_globs(key: &str, globs: &[String]) -> bool {
     let value = levels::Value::Words(globs.to_vec());
-    SETTINGS.iter().find(|setting| setting.key == key).is_some_and(|setting| value.check(setting).is_ok())
+    let any = || SETTINGS.iter().find(|setting| matches!(setting.kind, levels::Kind::Globs));
+    let setting = SETTINGS.iter().find(|setting| setting.key == key).or_else(any);
+    setting.is_some_and(|setting| value.check(setting).is_ok())
 }
 
 /// A list of texts in quotes, each of which is a `T`.

@@ -9,6 +9,7 @@ pub mod client;
 pub mod http;
 pub mod scripted;
 pub mod served;
+pub mod world;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

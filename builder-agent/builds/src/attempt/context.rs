@@ -27,5 +27,7 @@ pub struct AttemptContext<'a> {
     pub cores: u32,
     /// Whether the builder sees directories in a random order.
     pub random_order: bool,
+    /// The certificates for builders with a network. `None`: builders have none on this box.
+    pub certificates: Option<&'a Path>,
     pub cancel: &'a Cancel,
 }

@@ -138,6 +138,7 @@ pub(super) fn charge(ledger: &Ledger, owners: &[(Charged, Duration)], used: &Use
         (Resource::MemoryMibSeconds, reserved),
         (Resource::LogBytes, used.log_bytes),
         (Resource::DownloadBytes, used.downloaded),
+        (Resource::NetworkBytes, used.usage.map_or(0, |usage| usage.network)),
     ];
     let times: Vec<Duration> = owners.iter().map(|(_, time)| *time).collect();
     let divided = resources.map(|(resource, amount)| (resource, divide(amount, &times)));

@@ -418,6 +418,7 @@ fn report_end(
         peak_memory_bytes = usage.and_then(|usage| usage.peak_memory),
         bytes_in = usage.map(|usage| usage.bytes_in),
         bytes_out = usage.map(|usage| usage.bytes_out),
+        network_bytes = usage.map(|usage| usage.network).filter(|bytes| *bytes > 0),
         vmm_overhead_bytes = usage.and_then(|usage| usage.vmm_overhead),
         phase_slot_ms = millis(waited),
         phase_inputs_ms = inputs_prepared.map(millis),

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use super::{DNS, Guard, Verdict, is_group};
+use super::{DNS, Guard, Side, Verdict, is_group};
 use crate::answers::{self, guest_address};
 use crate::events::{End, Protocol};
 use crate::flows::{Flow, Key, MAX_OPEN};
@@ -122,9 +122,11 @@ impl Guard {
             None => {}
         }
         if !opens {
-            // As a host that knows of no such connection, so that the guest forgets it, too. A reset has no answer.
+            // As a host that knows of no such connection, so that the guest forgets it, too. A reset has no answer. Each one is
+            // answered: of the acknowledgments that were on their way when a connection was cut, the guest takes the answer to
+            // the last one only.
             if !tcp.rst {
-                self.answer(answers::refuse_tcp(&link, packet, tcp), now);
+                self.send(Side::Guest, answers::refuse_tcp(&link, packet, tcp));
             }
             return Err(Dropped::NoConnection);
         }

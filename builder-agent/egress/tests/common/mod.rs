@@ -1,6 +1,6 @@
 //! A guard, a clock that is moved by hand, and frames of both sides.
 //!
-//! Frames are made with `etherparse`, so tests and the guard would share its mistakes; `passt.rs` has a real kernel and
+//! Frames are made with `etherparse`, so tests and the guard would share its mistakes; the agent's test `network` has real kernels and
 //! a real user-mode network at the two ends.
 #![allow(dead_code)]
 

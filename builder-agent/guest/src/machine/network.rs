@@ -19,6 +19,8 @@ use super::netlink::Netlink;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 const INTERFACES: &str = "/sys/class/net";
+const PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+const REUSE: &str = "/proc/sys/net/ipv4/tcp_tw_reuse";
 
 /// Sets up the interface, and writes the files of /etc below `root`.
 pub fn up(network: &Network, root: &Path) -> io::Result<()> {
@@ -28,6 +30,10 @@ pub fn up(network: &Network, root: &Path) -> io::Result<()> {
 }
 
 fn configure(interface: &str, network: &Network) -> io::Result<()> {
+    let (first, last) = network.ports;
+    set(Path::new(PORTS), &format!("{first} {last}"))?;
+    // A range of a few hundred ports is used up soon, unless those of connections that have ended are taken again.
+    set(Path::new(REUSE), "1")?;
     let index = fs::read_to_string(format!("{INTERFACES}/{interface}/ifindex"))?;
     let index = index.trim().parse().map_err(io::Error::other)?;
     if network.ipv6.is_some() {
@@ -78,20 +84,21 @@ fn wait_for_interface(interfaces: &Path, patience: Duration) -> io::Result<Strin
 fn ask_nobody(settings: &Path, interface: &str) -> io::Result<()> {
     for folder in ["all", "default", interface] {
         for knob in ["accept_dad", "accept_ra", "autoconf", "router_solicitations"] {
-            let path = settings.join(folder).join(knob);
-            fs::write(&path, "0")
-                .map_err(|e| io::Error::new(e.kind(), format!("cannot write {}: {e}", path.display())))?;
+            set(&settings.join(folder).join(knob), "0")?;
         }
     }
     Ok(())
 }
 
+fn set(path: &Path, value: &str) -> io::Result<()> {
+    fs::write(path, value)
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot write {}: {e}", path.display())))
+}
+
 fn write_etc(network: &Network, root: &Path) -> io::Result<()> {
     let resolv_conf = etc::resolv_conf(&network.nameservers);
     for (name, contents) in etc::NETWORK_FILES.into_iter().chain([("resolv.conf", resolv_conf.as_str())]) {
-        let path = root.join("etc").join(name);
-        fs::write(&path, contents)
-            .map_err(|e| io::Error::new(e.kind(), format!("cannot write {}: {e}", path.display())))?;
+        set(&root.join("etc").join(name), contents)?;
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::jail;
@@ -35,7 +36,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    fn has_network_card(&self) -> bool {
+    pub(super) fn has_network_card(&self) -> bool {
         self.devices.contains(&DeviceKind::Net)
     }
 }
@@ -112,7 +113,7 @@ pub enum Report {
 
 /// Sends the configuration and the descriptors from the agent to the VMM.
 pub fn send(
-    mut socket: &UnixStream,
+    socket: &UnixStream,
     config: &Config,
     files: &Files<BorrowedFd<'_>>,
     segments: &[BorrowedFd<'_>],
@@ -120,12 +121,7 @@ pub fn send(
     if files.net.is_some() != config.shape.has_network_card() {
         return Err(io::Error::other("a network card and its socket come together"));
     }
-    let json = serde_json::to_vec(config)?;
-    let len = u32::try_from(json.len()).ok().filter(|len| *len <= CONFIG_MAX);
-    let len =
-        len.ok_or_else(|| io::Error::other(format!("a closure of {} parts is too large", segments.len())))?;
-    socket.write_all(&len.to_le_bytes())?;
-    socket.write_all(&json)?;
+    send_json(socket, config)?;
     let every = [files.kvm, files.kernel, files.initrd, files.stream, files.console];
     send_batch(socket, &every.into_iter().chain(files.net).collect::<Vec<_>>())?;
     for batch in segments.chunks(BATCH) {
@@ -134,7 +130,30 @@ pub fn send(
     Ok(())
 }
 
-fn send_batch(socket: &UnixStream, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+/// A length, and the message as JSON.
+pub fn send_json(mut socket: &UnixStream, message: &impl Serialize) -> io::Result<()> {
+    let json = serde_json::to_vec(message)?;
+    let len = u32::try_from(json.len()).ok().filter(|len| *len <= CONFIG_MAX);
+    let len =
+        len.ok_or_else(|| io::Error::other(format!("a message of {} bytes is too large", json.len())))?;
+    socket.write_all(&len.to_le_bytes())?;
+    socket.write_all(&json)
+}
+
+pub fn receive_json<T: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<T> {
+    let mut len = [0; 4];
+    socket.read_exact(&mut len)?;
+    let len = u32::from_le_bytes(len);
+    if len > CONFIG_MAX {
+        return Err(io::Error::other("oversized message"));
+    }
+    let mut json = vec![0; len as usize];
+    socket.read_exact(&mut json)?;
+    Ok(serde_json::from_slice(&json)?)
+}
+
+/// One byte with descriptors.
+pub fn send_batch(socket: &UnixStream, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !control.push(SendAncillaryMessage::ScmRights(fds)) {
@@ -146,16 +165,8 @@ fn send_batch(socket: &UnixStream, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
 
 /// Receives them in the VMM. [`Segments`] receives the closure one batch at a time, so that not all files are
 /// open at once.
-pub fn receive(mut socket: &UnixStream) -> io::Result<(Config, Files<OwnedFd>)> {
-    let mut len = [0; 4];
-    socket.read_exact(&mut len)?;
-    let len = u32::from_le_bytes(len);
-    if len > CONFIG_MAX {
-        return Err(io::Error::other("oversized configuration"));
-    }
-    let mut json = vec![0; len as usize];
-    socket.read_exact(&mut json)?;
-    let config: Config = serde_json::from_slice(&json)?;
+pub fn receive(socket: &UnixStream) -> io::Result<(Config, Files<OwnedFd>)> {
+    let config: Config = receive_json(socket)?;
     let mut files = receive_batch(socket)?;
     let net = if config.shape.has_network_card() { files.pop() } else { None };
     let files: [OwnedFd; 5] = files.try_into().map_err(|got: Vec<_>| {
@@ -193,7 +204,7 @@ impl Iterator for Segments<'_> {
     }
 }
 
-fn receive_batch(socket: &UnixStream) -> io::Result<Vec<OwnedFd>> {
+pub fn receive_batch(socket: &UnixStream) -> io::Result<Vec<OwnedFd>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];

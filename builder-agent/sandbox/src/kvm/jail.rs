@@ -133,6 +133,11 @@ impl Report {
     }
 }
 
+/// Whether this process may choose users for others.
+pub(crate) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 /// Takes steps 2 to 4 in this process, which must still have only one thread. Steps that the host cannot give are listed
 /// in the report.
 pub fn enter(uid: Option<u32>, report: &mut Report) -> Result<(), JailError> {

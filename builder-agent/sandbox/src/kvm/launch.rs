@@ -13,6 +13,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use super::devices::console;
+use super::handover::Shape;
 use super::jail::cgroup::{Group, Hierarchy};
 use super::overhead;
 use crate::process::Process;
@@ -20,6 +21,9 @@ use crate::usage::Usage;
 
 /// First argument of a VMM process. `child_main_if_requested` looks for it.
 pub const ARGUMENT: &str = "__vmm";
+
+/// Memory for guard and passt, which has buffers for each connection.
+const NETWORK_MIB: u64 = 64;
 
 /// A running VMM process. Dropping it kills and reaps the process.
 pub struct Vmm {
@@ -103,9 +107,17 @@ impl Vmm {
 
     /// Puts the process under the limits of a cgroup. Called before it gets its configuration, so before it
     /// can use memory.
-    pub fn limit(&mut self, hierarchy: &Hierarchy, memory_mib: u32, vcpus: u8) -> io::Result<()> {
-        self.group = Some(hierarchy.place(self.pid(), memory_mib.into(), vcpus)?);
+    pub fn limit(&mut self, hierarchy: &Hierarchy, shape: &Shape) -> io::Result<()> {
+        // Guard and passt are in the same cgroup.
+        let (memory_mib, processes) = if shape.has_network_card() { (NETWORK_MIB, 2) } else { (0, 0) };
+        let memory_mib = u64::from(shape.memory_mib) + memory_mib;
+        self.group = Some(hierarchy.place(self.pid(), memory_mib, u32::from(shape.vcpus) + processes)?);
         Ok(())
+    }
+
+    /// Puts another process of this VM under the same limits.
+    pub fn admit(&self, pid: u32) -> io::Result<()> {
+        self.group.as_ref().map_or(Ok(()), |group| group.add(pid))
     }
 
     pub fn was_killed_for_memory(&self) -> bool {
@@ -136,7 +148,8 @@ impl Vmm {
     pub fn end(&mut self) -> (Option<ExitStatus>, Usage) {
         if !self.process.is_reaped() {
             // Read before the kill, while the process has memory.
-            let (overhead, peak) = (overhead::of_process(self.pid(), &self.guest), overhead::peak(self.pid()));
+            let (overhead, peak) =
+                (overhead::of_process(self.pid(), &self.guest), overhead::peak(self.pid()));
             // A process that has ended by itself has no memory any more, so its numbers are dropped.
             if self.process.kill() {
                 (self.usage.vmm_overhead, self.usage.peak_memory) = (overhead, peak);
@@ -150,10 +163,6 @@ impl Vmm {
         }
         (self.status, self.usage)
     }
-}
-
-pub fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
 }
 
 #[cfg(test)]

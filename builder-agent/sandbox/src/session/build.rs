@@ -5,7 +5,7 @@
 //! hold it.
 
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -36,30 +36,38 @@ impl<B: Backend> JobRunner for B {
     fn run(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Run {
         let began = Instant::now();
         match self.start(job.machine(), cancel) {
-            Ok(Started { mut far_end, streams }) => {
-                run_in(&mut *far_end, streams, began.elapsed(), &job, host, cancel)
+            Ok(Started { mut far_end, streams, network }) => {
+                let machine = InMachine { streams, network, started: began.elapsed() };
+                run_in(&mut *far_end, machine, &job, host, cancel)
             }
             Err(error) => Err(error).into(),
         }
     }
 }
 
-/// Runs a job in a machine whose start took `started`, and ends the machine.
+/// What the start of a machine gave, and how long it took.
+pub(crate) struct InMachine {
+    pub streams: Streams,
+    pub network: Option<protocol::Network>,
+    pub started: Duration,
+}
+
+/// Runs a job in a machine, and ends the machine.
 ///
 /// On error the sinks of complete outputs have been finished, and that of an incomplete one was dropped
 /// unfinished.
 pub(crate) fn run_in(
     far_end: &mut dyn FarEnd,
-    streams: Streams,
-    started: Duration,
+    machine: InMachine,
     job: &Job,
     host: &mut dyn Host,
     cancel: &Cancel,
 ) -> Run {
-    let mut conversation = Conversation::new(PATIENCE, job, host);
+    let InMachine { streams, network, started } = machine;
+    let mut conversation = Conversation::new(PATIENCE, job, network, host);
     conversation.phases.machine_started = Some(started);
     let run = drive(conversation, streams.guest, &[], cancel, far_end);
-    conclude(run, far_end, &job.limits)
+    conclude(run, far_end, &job.limits, host)
 }
 
 /// Goes on with a job in a machine that another program has paused, and ends the machine. `received`: the first bytes of a
@@ -74,11 +82,13 @@ pub(crate) fn go_on_in(
 ) -> Run {
     let conversation = Conversation::resumed(PATIENCE, paused, host);
     let run = drive(conversation, stream, received, cancel, far_end);
-    conclude(run, far_end, &paused.limits)
+    conclude(run, far_end, &paused.limits, host)
 }
 
-fn conclude(mut run: Run, far_end: &mut dyn FarEnd, limits: &Limits) -> Run {
+fn conclude(mut run: Run, far_end: &mut dyn FarEnd, limits: &Limits, host: &mut dyn Host) -> Run {
     let used = far_end.end();
+    far_end.network_events().into_iter().for_each(|event| host.connected(event));
+    run.usage.network = used.network;
     run.usage.cpu = used.cpu;
     run.usage.vmm_overhead = used.vmm_overhead;
     // The host's number if there is one, otherwise the guest's.
@@ -146,8 +156,10 @@ fn follow(
             Err(Late::Limit(error)) => return Err(error),
             Err(Late::Guest(what)) => return Err(died(what, far_end)),
         };
+        far_end.network_events().into_iter().for_each(|event| conversation.connected(event));
         let writing = conversation.has_to_send();
-        let ready = wait(&stream, &cancelled, &asked_to_pause, writing, timeout)?;
+        let network = far_end.network_stream();
+        let ready = wait(&stream, &cancelled, &asked_to_pause, network, writing, timeout)?;
         if writing && ready.contains(PollFlags::OUT) {
             conversation.send(&mut stream);
         }
@@ -175,17 +187,20 @@ fn follow(
     }
 }
 
-/// Waits for the guest, for the cancellation, for the request to pause, or for the timeout; returns the events of the stream.
+/// Waits for the guest, for the cancellation, for the request to pause, for events of the network, or for the timeout; returns
+/// the events of the stream.
 fn wait(
     stream: &UnixStream,
     cancelled: &OwnedFd,
     asked_to_pause: &OwnedFd,
+    network: Option<BorrowedFd<'_>>,
     writing: bool,
     timeout: Option<Duration>,
 ) -> Result<PollFlags, SandboxError> {
     let interest = if writing { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
     let [stop, pause] = [cancelled, asked_to_pause].map(|event| PollFd::new(event, PollFlags::IN));
-    let mut fds = [PollFd::new(stream, interest), stop, pause];
+    let mut fds = vec![PollFd::new(stream, interest), stop, pause];
+    fds.extend(network.map(|network| PollFd::from_borrowed_fd(network, PollFlags::IN)));
     // Rounded up, so that the deadline has passed when poll returns, and the loop does not spin until then.
     let timeout = timeout.map(|t| t + Duration::from_millis(1));
     let timespec = timeout.and_then(|t| Timespec::try_from(t).ok());

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use super::super::conversation::Patience;
 use super::*;
 use crate::backend::Inputs;
-use crate::job::{BuilderStatus, Limits, Network, OutputSink};
+use crate::job::{BuilderStatus, Limits, OutputSink};
 use crate::paused::PausedMachine;
 use crate::usage::Usage;
 
@@ -67,6 +67,11 @@ impl Host for Seen {
     }
 }
 
+/// A machine with this stream.
+fn machine(guest: UnixStream) -> InMachine {
+    InMachine { streams: Streams { guest }, network: None, started: SHORT }
+}
+
 struct Silent;
 
 impl FarEnd for Silent {
@@ -96,7 +101,7 @@ fn job() -> Job {
         outputs: [("out".to_owned(), "/nix/store/x-out".to_owned())].into(),
         inputs: Inputs::Trees(vec![]),
         random_order: false,
-        network: None,
+        network: false,
         limits: Limits {
             vcpus: 1,
             memory_mib: 64,
@@ -178,12 +183,13 @@ impl Fake {
 struct Case {
     patience: Patience,
     job: Job,
+    network: Option<protocol::Network>,
     seen: Seen,
     cancel: Cancel,
 }
 
 fn case() -> Case {
-    Case { patience: PATIENT, job: job(), seen: Seen::default(), cancel: Cancel::new() }
+    Case { patience: PATIENT, job: job(), network: None, seen: Seen::default(), cancel: Cancel::new() }
 }
 
 impl Case {
@@ -191,7 +197,7 @@ impl Case {
         let (near, far_stream) = UnixStream::pair().unwrap();
         let thread = thread::spawn(move || far(&mut Fake(far_stream)));
         let mut host = self.seen.clone();
-        let conversation = Conversation::new(self.patience, &self.job, &mut host);
+        let conversation = Conversation::new(self.patience, &self.job, self.network.clone(), &mut host);
         let run = drive(conversation, near, &[], &self.cancel, &mut Silent);
         thread.join().unwrap();
         run.result
@@ -202,7 +208,7 @@ impl Case {
         let (guest, far_stream) = UnixStream::pair().unwrap();
         let thread = thread::spawn(move || far(&mut Fake(far_stream)));
         let mut host = self.seen.clone();
-        let run = run_in(&mut Silent, Streams { guest }, SHORT, &self.job, &mut host, &self.cancel);
+        let run = run_in(&mut Silent, machine(guest), &self.job, &mut host, &self.cancel);
         thread.join().unwrap();
         run
     }
@@ -254,7 +260,8 @@ fn a_run_reports_its_phases_and_what_it_used() {
     let all = ["machine started", "guest ready", "job sent", "builder started", "builder", "outputs"];
     assert_eq!((names, run.phases.machine_started), (all.to_vec(), Some(SHORT)));
     // For values that the host did not measure, the guest's report counts.
-    let Usage { cpu, peak_memory, vmm_overhead, bytes_in, bytes_out } = run.usage;
+    let Usage { cpu, peak_memory, vmm_overhead, bytes_in, bytes_out, network } = run.usage;
+    assert_eq!(network, 0);
     assert_eq!((cpu, peak_memory, vmm_overhead), (SHORT, Some(12345), Some(3)));
     assert!((600_000..610_000).contains(&bytes_in), "{bytes_in}");
     assert!((500..1000).contains(&bytes_out), "{bytes_out}");
@@ -394,10 +401,10 @@ fn a_guest_that_does_not_read_its_job_is_given_up() {
 #[test]
 fn a_job_with_a_network_brings_its_addresses_and_its_files_of_etc_after_those_of_the_build() {
     let mut case = case();
-    let socket = Arc::new(UnixStream::pair().unwrap().0.into());
-    assert!(case.job.machine().network.is_none());
-    case.job.network = Some(Network { socket, guest: protocol::Network::of_every_guest() });
-    assert!(case.job.machine().network.is_some());
+    assert!(!case.job.machine().network);
+    case.job.network = true;
+    assert!(case.job.machine().network);
+    case.network = Some(protocol::Network::of_every_guest());
     case.job.etc = vec![(CERTIFICATES.into(), vec![8; 300_000]), ("machine-id".into(), vec![9])];
     let result = case.run(|fake| {
         fake.hello();
@@ -658,8 +665,7 @@ impl Case {
         let (guest, far_stream) = UnixStream::pair().unwrap();
         let near = guest.try_clone().unwrap();
         let (job, mut host, cancel) = (self.job.clone(), self.seen.clone(), self.cancel.clone());
-        let session =
-            thread::spawn(move || run_in(&mut Portable, Streams { guest }, SHORT, &job, &mut host, &cancel));
+        let session = thread::spawn(move || run_in(&mut Portable, machine(guest), &job, &mut host, &cancel));
         (session, near, Fake(far_stream))
     }
 

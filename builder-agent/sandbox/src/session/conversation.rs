@@ -6,7 +6,8 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use guest::order::{Event, Order};
+use egress::Event;
+use guest::order::{self, Order};
 use guest::protocol::{self, ExitStatus, Failure, FailureKind, Frame};
 
 use super::outgoing::Outgoing;
@@ -49,7 +50,7 @@ pub(super) struct Conversation<'a> {
     patience: Patience,
     limits: &'a Limits,
     /// The job to send. `None`: the guest has it already.
-    job: Option<&'a Job>,
+    job: Option<(&'a Job, Option<protocol::Network>)>,
     host: &'a mut dyn Host,
     order: Order,
     /// The rest of the job to send; set from the `Hello` on.
@@ -72,12 +73,18 @@ pub(super) struct Conversation<'a> {
 }
 
 impl<'a> Conversation<'a> {
-    pub(super) fn new(patience: Patience, job: &'a Job, host: &'a mut dyn Host) -> Conversation<'a> {
+    /// `network`: what the guest is told about its network, if it has one.
+    pub(super) fn new(
+        patience: Patience,
+        job: &'a Job,
+        network: Option<protocol::Network>,
+        host: &'a mut dyn Host,
+    ) -> Conversation<'a> {
         let now = Instant::now();
         Conversation {
             patience,
             limits: &job.limits,
-            job: Some(job),
+            job: Some((job, network)),
             host,
             order: Order::new(job.outputs.keys().cloned()),
             outgoing: None,
@@ -124,6 +131,11 @@ impl<'a> Conversation<'a> {
         };
         conversation.was_paused(paused.pause());
         conversation
+    }
+
+    /// The network of the machine has something to tell.
+    pub(super) fn connected(&mut self, event: Event) {
+        self.host.connected(event);
     }
 
     /// Whether the builder runs: the only time at which another program can go on with the conversation.
@@ -212,18 +224,18 @@ impl<'a> Conversation<'a> {
         self.handle(event)
     }
 
-    fn handle(&mut self, event: Event) -> Result<Option<Finished>, SandboxError> {
+    fn handle(&mut self, event: order::Event) -> Result<Option<Finished>, SandboxError> {
         match event {
-            Event::Hello(hello) => {
+            order::Event::Hello(hello) => {
                 self.kernel = hello.kernel;
                 self.phases.guest_ready = Some(self.next_phase());
-                let Some(job) = self.job else {
+                let Some((job, network)) = self.job.take() else {
                     return Err(SandboxError::GuestProtocol { why: "it said hello again".into() });
                 };
-                self.outgoing = Some(Outgoing::new(job)?);
+                self.outgoing = Some(Outgoing::new(job, network)?);
                 self.expect(self.patience.stall, "it stopped reading its job");
             }
-            Event::Started => {
+            order::Event::Started => {
                 if self.outgoing.take().is_some() {
                     return Err(SandboxError::GuestProtocol {
                         why: "the builder was started before the whole job was read".into(),
@@ -234,20 +246,20 @@ impl<'a> Conversation<'a> {
                 self.last_log = self.phase_began;
                 self.step = None;
             }
-            Event::Log(bytes) => self.log(&bytes)?,
-            Event::Exit(exit) => {
+            order::Event::Log(bytes) => self.log(&bytes)?,
+            order::Event::Exit(exit) => {
                 self.phases.builder = Some(self.next_phase());
                 self.usage.peak_memory = exit.peak_memory;
                 self.exit = Some(exit);
                 self.outputs_end = Some(self.phase_began + self.patience.outputs);
                 self.expect(self.patience.stall, "it stopped between builder and outputs");
             }
-            Event::OutputBegin(name) => {
+            order::Event::OutputBegin(name) => {
                 let sink = self.host.output(&name).map_err(|e| sink_error(&name, e))?;
                 self.output = Some((name, sink));
                 self.expect(self.patience.stall, "it stopped inside an output");
             }
-            Event::OutputData(bytes) => {
+            order::Event::OutputData(bytes) => {
                 self.output_bytes = self.output_bytes.saturating_add(bytes.len() as u64);
                 if self.output_bytes > self.limits.output_bytes {
                     return Err(SandboxError::OutputLimit { limit: self.limits.output_bytes });
@@ -257,14 +269,14 @@ impl<'a> Conversation<'a> {
                 }
                 self.expect(self.patience.stall, "it stopped inside an output");
             }
-            Event::OutputEnd => {
+            order::Event::OutputEnd => {
                 if let Some((name, sink)) = self.output.take() {
                     sink.finish().map_err(|e| sink_error(&name, e))?;
                 }
                 self.expect(self.patience.stall, "it stopped between outputs");
             }
-            Event::Done => return self.finish().map(Some),
-            Event::Failed(failure) => return Err(failed(failure)),
+            order::Event::Done => return self.finish().map(Some),
+            order::Event::Failed(failure) => return Err(failed(failure)),
         }
         Ok(None)
     }

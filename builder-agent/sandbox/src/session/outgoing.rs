@@ -11,20 +11,20 @@ use crate::backend::Inputs;
 use crate::error::SandboxError;
 use crate::job::Job;
 
-/// Names and contents.
-type Files<'a> = Iter<'a, (String, Vec<u8>)>;
-
 /// The job as frames, made one at a time: files may be large and are not copied together.
 pub(super) struct Outgoing<'a> {
     frame: Vec<u8>,
     written: usize,
     /// For /build, then for /etc.
-    files: Chain<Files<'a>, Files<'a>>,
+    files: Chain<Iter<'a, (String, Vec<u8>)>, Iter<'a, (String, Vec<u8>)>>,
     rest: &'a [u8],
 }
 
 impl<'a> Outgoing<'a> {
-    pub(super) fn new(job: &'a Job) -> Result<Outgoing<'a>, SandboxError> {
+    pub(super) fn new(
+        job: &'a Job,
+        network: Option<protocol::Network>,
+    ) -> Result<Outgoing<'a>, SandboxError> {
         let message = protocol::Job {
             system: job.system.clone(),
             builder: Bytes(job.builder.clone()),
@@ -35,7 +35,7 @@ impl<'a> Outgoing<'a> {
             etc: job.etc.iter().map(|(name, contents)| (name.clone(), contents.len() as u64)).collect(),
             closure: matches!(&job.inputs, Inputs::Image(image) if !image.segments.is_empty()),
             random_order: job.random_order,
-            network: job.network.as_ref().map(|network| network.guest.clone()),
+            network,
             limits: GuestLimits { processes: job.limits.processes, memory_mib: job.limits.memory_mib },
         };
         let frame = protocol::json_frame(Tag::Job, &message)

@@ -29,6 +29,8 @@ pub struct Here {
     /// A folder of the box's state, for files without names.
     pub scratch: PathBuf,
     pub threads: Threads,
+    /// See [`AttemptContext::certificates`].
+    pub certificates: Option<PathBuf>,
 }
 
 impl Place for Here {
@@ -81,6 +83,7 @@ impl Here {
             limits: task.limits.clone(),
             cores: task.envelope.cores(),
             random_order: task.envelope.random_order,
+            certificates: self.certificates.as_deref(),
             cancel,
         };
         let mut report = Report::default();

@@ -101,8 +101,8 @@ impl Hierarchy {
         }
     }
 
-    /// A cgroup for the VM of process `pid`, with that process in it.
-    pub fn place(&self, pid: u32, memory_mib: u64, vcpus: u8) -> io::Result<Group> {
+    /// A cgroup for the VM of process `pid`, with that process in it. `processes`: vCPUs, and processes beside the VMM.
+    pub fn place(&self, pid: u32, memory_mib: u64, processes: u32) -> io::Result<Group> {
         let path = self.root.join(format!("vm-{pid}"));
         fs::create_dir(&path).or_else(exists)?;
         let group = Group { path };
@@ -113,9 +113,9 @@ impl Hierarchy {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        // vCPUs, the event thread, the main thread, and KVM's own worker.
-        fs::write(group.path.join("pids.max"), (u32::from(vcpus) + 8).to_string())?;
-        fs::write(group.path.join("cgroup.procs"), pid.to_string())?;
+        // Beside vCPUs: the event thread, the main thread, and KVM's own worker.
+        fs::write(group.path.join("pids.max"), (processes + 8).to_string())?;
+        group.add(pid)?;
         Ok(group)
     }
 }
@@ -131,6 +131,11 @@ pub struct Group {
 }
 
 impl Group {
+    /// Puts another process, and those that it starts from now on, into it.
+    pub fn add(&self, pid: u32) -> io::Result<()> {
+        fs::write(self.path.join("cgroup.procs"), pid.to_string())
+    }
+
     /// The cgroup of a VM that another program has started.
     pub fn taken_over(path: PathBuf) -> Group {
         Group { path }

@@ -59,6 +59,16 @@ pub fn filter() -> Result<BpfProgram, SeccompError> {
     rules.insert(libc::SYS_mmap, vec![argument(2, SeccompCmpArgLen::Dword, executable.clone(), 0)?]);
     rules.insert(libc::SYS_mprotect, vec![argument(2, SeccompCmpArgLen::Dword, executable, 0)?]);
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    compile(rules, arch)
+}
+
+/// These calls, with any arguments, and no others: for a process that is no VMM.
+pub fn filter_of(calls: &[(libc::c_long, &str)]) -> Result<BpfProgram, SeccompError> {
+    let rules = calls.iter().map(|(number, _reason)| (*number, Vec::new())).collect();
+    compile(rules, TargetArch::try_from(std::env::consts::ARCH)?)
+}
+
+fn compile(rules: BTreeMap<i64, Vec<SeccompRule>>, arch: TargetArch) -> Result<BpfProgram, SeccompError> {
     let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?;
     Ok(filter.try_into()?)
 }

@@ -1,0 +1,310 @@
+//! The network of a machine.
+//!
+//! ```text
+//! guest ─ virtio-net in the VMM ─ frames ─ guard ─ frames ─ passt ─ sockets of this host
+//! ```
+//!
+//! Each part trusts none of the others. The guard is this executable again (`__network`), jailed like a VMM: it lets through
+//! what the policy allows, and says what was connected to what (`egress`). passt, which makes ordinary sockets of what is left,
+//! has a user of its own, by which the host's firewall knows it. It is a child of the guard, in the same PID namespace, so it
+//! ends with it; and the guard ends when the VMM does. So there is one process to watch, and to hand to another program.
+//! Not here: the policy and frames (crate `egress`), and which machine has a network.
+
+mod guard;
+mod ports;
+mod resolver;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use egress::{Event, Link, Policy};
+use guest::protocol;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use serde::{Deserialize, Serialize};
+
+use crate::descriptors::Received;
+use crate::kvm::handover;
+use crate::kvm::jail;
+use crate::process::Process;
+use ports::Ports;
+
+pub(crate) use guard::main as guard_main;
+use guard::{Begun, Order};
+
+/// First argument of a guard. `child_main_if_requested` looks for it.
+pub(crate) const ARGUMENT: &str = "__network";
+/// For passt to start, and for the jail.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// For a guard to end by itself, after its machine, and to say the last things.
+const LAST_WORDS: Duration = Duration::from_millis(1500);
+/// Most bytes of one event. A name has 255 bytes, and a policy's words come with reasons.
+const MAX_EVENT: usize = 4096;
+/// Events of one machine that are listened to. A guard limits them itself, and to fewer.
+const MOST_EVENTS: usize = 1_000_000;
+/// First uid of guards and of passts; the guard's process id is added. As for VMMs (`kvm::UID_BASE`), and apart from those.
+const GUARDS: u32 = 0x7100_0000;
+const PASSTS: u32 = 0x7200_0000;
+/// The largest process id (PID_MAX_LIMIT): so many uids follow each of these.
+const PIDS: u32 = 1 << 22;
+/// An address of each family that is as public as any.
+const PUBLIC: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(1, 0, 0, 1)), IpAddr::V6(Ipv6Addr::new(0x2606, 0x4700, 0, 0, 0, 0, 0, 1))];
+
+/// The users of the passt processes of this host: whatever sockets they have are those of guests.
+pub const USERS: std::ops::RangeInclusive<u32> = PASSTS..=PASSTS + PIDS;
+
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    pub passt: PathBuf,
+    pub policy: Policy,
+    /// The name server for guests. `None`: the first of this host that they can reach.
+    pub resolver: Option<Ipv4Addr>,
+}
+
+/// The network of one machine. Dropping it ends it.
+pub struct Network {
+    guard: Process,
+    control: UnixStream,
+    stderr: File,
+    /// The first bytes of an event.
+    begun: Vec<u8>,
+    has_ended: bool,
+    /// Events so far, and the bytes of which they told.
+    told: usize,
+    bytes: u64,
+    ports: Ports,
+}
+
+/// What a machine needs of its network.
+pub struct Plug {
+    /// A SOCK_SEQPACKET with one Ethernet frame in each message, of 14 to 1514 bytes.
+    pub frames: OwnedFd,
+    /// What the guest is told.
+    pub settings: protocol::Network,
+}
+
+/// A network for another program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PausedNetwork {
+    pub guard: u32,
+    pub control: RawFd,
+    pub stderr: RawFd,
+    pub begun: protocol::Bytes,
+    pub bytes: u64,
+    pub ports: usize,
+}
+
+impl Network {
+    /// Starts a guard, which `limit` puts under limits before it gets anything to do.
+    pub fn start(
+        config: &NetworkConfig,
+        executable: &Path,
+        allow_missing: &[jail::Step],
+        limit: impl FnOnce(u32) -> io::Result<()>,
+    ) -> io::Result<(Network, Plug)> {
+        let mut policy = config.policy.clone();
+        let resolver = config.resolver.or_else(resolver::of_this_host);
+        policy.link.dns = resolver.unwrap_or(policy.link.dns);
+        let ports = Ports::free()?;
+        policy.link.udp_source_ports = ports.range();
+        let settings = settings(&policy.link, resolver);
+        policy.ipv6 = settings.ipv6.is_some();
+        let (control, theirs) = UnixStream::pair()?;
+        let stderr = File::from(rustix::fs::memfd_create("stderr", rustix::fs::MemfdFlags::CLOEXEC)?);
+        let mut command = Command::new(executable);
+        command
+            .arg(ARGUMENT)
+            .env_clear()
+            .current_dir("/")
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(stderr.try_clone()?);
+        let guard = Process::start(command, true)?;
+        limit(guard.pid())?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (frames, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let user = |base: u32| jail::is_root().then(|| base.saturating_add(guard.pid()));
+        let order = Order {
+            policy,
+            passt: config.passt.clone(),
+            users: user(GUARDS).zip(user(PASSTS)),
+            allow_missing: allow_missing.to_vec(),
+        };
+        handover::send_json(&control, &order)?;
+        handover::send_batch(&control, &[theirs.as_fd()])?;
+        control.set_nonblocking(true)?;
+        let network =
+            Network { guard, control, stderr, begun: Vec::new(), has_ended: false, told: 0, bytes: 0, ports };
+        Ok((network, Plug { frames, settings }))
+    }
+
+    /// Waits until the guard lets frames through.
+    pub fn wait_for_start(&mut self) -> io::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(line) = self.next_line()? {
+                return match serde_json::from_slice(&line)? {
+                    Begun::Ready => Ok(()),
+                    Begun::Failed { why } => Err(io::Error::other(format!("{why} {}", self.last_words()))),
+                };
+            }
+            if self.has_ended {
+                self.guard.let_end(LAST_WORDS);
+                return Err(io::Error::other(format!("its process has ended: {}", self.last_words())));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(left).ok();
+            let mut fds = [PollFd::new(&self.control, PollFlags::IN)];
+            if left.is_zero() || poll(&mut fds, timeout.as_ref())? == 0 {
+                return Err(io::Error::other(format!("it did not start within {} s", PATIENCE.as_secs())));
+            }
+        }
+    }
+
+    /// What was connected since the last call. Never waits.
+    pub fn events(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Ok(Some(line)) = self.next_line() {
+            match serde_json::from_slice(&line) {
+                Ok(event) if self.told < MOST_EVENTS => {
+                    self.count(&event);
+                    events.push(event);
+                }
+                // A guard that a guest has taken over: it is not listened to any more.
+                _ => self.has_ended = true,
+            }
+        }
+        events
+    }
+
+    fn count(&mut self, event: &Event) {
+        self.told += 1;
+        match event {
+            Event::Connection { up, down, .. } => {
+                self.bytes = self.bytes.saturating_add(*up).saturating_add(*down);
+            }
+            // The last one, and the whole.
+            Event::Total { up, down, .. } => self.bytes = self.bytes.max(up.saturating_add(*down)),
+            _ => {}
+        }
+    }
+
+    /// Bytes of all frames; until the end, those of connections that have ended.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Becomes readable with the next event.
+    pub fn control(&self) -> Option<&UnixStream> {
+        (!self.has_ended).then_some(&self.control)
+    }
+
+    /// Ends it, and gives the last events. To be called when the machine has ended: then the guard ends by itself.
+    pub fn end(&mut self) -> Vec<Event> {
+        if self.guard.is_reaped() {
+            return Vec::new();
+        }
+        // A guard that is writing must not wait for us meanwhile.
+        let deadline = Instant::now() + LAST_WORDS;
+        let mut events = self.events();
+        while !self.has_ended && Instant::now() < deadline && !self.guard.let_end(Duration::from_millis(10)) {
+            events.extend(self.events());
+        }
+        events.extend(self.events());
+        self.guard.kill();
+        self.guard.reap();
+        events
+    }
+
+    fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(end) = self.begun.iter().position(|byte| *byte == b'\n') {
+                let rest = self.begun.split_off(end + 1);
+                self.begun.truncate(end);
+                return Ok(Some(std::mem::replace(&mut self.begun, rest)));
+            }
+            if self.has_ended || self.begun.len() > MAX_EVENT {
+                self.has_ended = true;
+                return Ok(None);
+            }
+            let mut chunk = [0; MAX_EVENT];
+            match (&self.control).read(&mut chunk) {
+                Ok(0) => self.has_ended = true,
+                Ok(n) => self.begun.extend_from_slice(&chunk[..n]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.has_ended = true;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// The first of what guard and passt wrote, printable.
+    fn last_words(&self) -> String {
+        let mut bytes = vec![0; MAX_EVENT];
+        let n = std::os::unix::fs::FileExt::read_at(&self.stderr, &mut bytes, 0).unwrap_or(0);
+        printable::lines(&String::from_utf8_lossy(&bytes[..n]))
+    }
+
+    pub(crate) fn written_down(&self) -> PausedNetwork {
+        PausedNetwork {
+            guard: self.guard.pid(),
+            control: self.control.as_raw_fd(),
+            stderr: self.stderr.as_raw_fd(),
+            begun: protocol::Bytes(self.begun.clone()),
+            bytes: self.bytes,
+            ports: self.ports.number(),
+        }
+    }
+
+    pub(crate) fn taken_over(paused: PausedNetwork, received: &mut Received) -> io::Result<Network> {
+        let PausedNetwork { guard, control, stderr, begun, bytes, ports } = paused;
+        Ok(Network {
+            guard: Process::taken_over(guard)?,
+            control: received.take(control)?.into(),
+            stderr: received.take(stderr)?.into(),
+            begun: begun.0,
+            has_ended: false,
+            told: 0,
+            bytes,
+            ports: Ports::taken_over(ports)?,
+        })
+    }
+}
+
+impl PausedNetwork {
+    pub fn descriptors(&self) -> [RawFd; 2] {
+        [self.control, self.stderr]
+    }
+}
+
+/// What the guest is told. Without a way into the world, a family of addresses would cost each program a wait.
+fn settings(link: &Link, resolver: Option<Ipv4Addr>) -> protocol::Network {
+    let ipv4 = protocol::Subnet { address: link.guest_v4, prefix: 24, gateway: link.gateway_v4 };
+    let ipv6 = protocol::Subnet { address: link.guest_v6, prefix: 64, gateway: link.gateway_v6 };
+    let [has_v4, has_v6] = PUBLIC.map(has_route);
+    protocol::Network {
+        ipv4: has_v4.then_some(ipv4),
+        ipv6: has_v6.then_some(ipv6),
+        nameservers: resolver.map(IpAddr::V4).into_iter().collect(),
+        ports: (link.udp_source_ports.first, link.udp_source_ports.last),
+    }
+}
+
+/// Whether this host would send packets to this address. Nothing is sent.
+fn has_route(to: IpAddr) -> bool {
+    let any: IpAddr = match to {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    UdpSocket::bind((any, 0)).and_then(|socket| socket.connect((to, 53))).is_ok()
+}
