@@ -296,7 +296,7 @@ struct Receiver<'a> {
     watch: &'a Watch<'a>,
     inputs_prepared: Option<Duration>,
     /// The number of the build, and the derivation, for lines about its network.
-    build: &'a str,
+    build: u64,
     drv: String,
 }
 
@@ -318,7 +318,8 @@ impl<'a> Receiver<'a> {
             trouble: Arc::default(),
             watch,
             inputs_prepared,
-            build: context.id,
+            // Numbers in logs are numbers.
+            build: context.id.parse().unwrap_or_default(),
             drv: recipe.drv_path.to_absolute_path(),
         }
     }

@@ -4,7 +4,7 @@
 use egress::Event;
 
 /// Returns the line for the build's log, if there is one.
-pub fn tell(event: &Event, build: &str, member: &str, drv: &str) -> Option<String> {
+pub fn tell(event: &Event, build: u64, member: &str, drv: &str) -> Option<String> {
     match event {
         Event::Connection { protocol, name, address, port, up, down, millis, end } => {
             let name = name.as_deref().unwrap_or_default();
@@ -49,8 +49,7 @@ mod tests {
             reason: Reason::NotPublic,
             times,
         };
-        let line =
-            tell(&refused(Some("mirror.example"), 3), "1", "alice", "/nix/store/x.drv").expect("a line");
+        let line = tell(&refused(Some("mirror.example"), 3), 1, "alice", "/nix/store/x.drv").expect("a line");
         assert!(
             line.starts_with(
                 "barnraiser: no connection to 10.0.0.1 (mirror.example), tcp port 80, 3 times: "
@@ -58,7 +57,7 @@ mod tests {
             "{line}"
         );
         assert!(line.contains("`network.allow-networks`") && line.ends_with('\n'), "{line}");
-        let line = tell(&refused(None, 1), "1", "alice", "/nix/store/x.drv").expect("a line");
+        let line = tell(&refused(None, 1), 1, "alice", "/nix/store/x.drv").expect("a line");
         assert!(line.starts_with("barnraiser: no connection to 10.0.0.1, tcp port 80: "), "{line}");
         assert_eq!(
             tell(
@@ -70,7 +69,7 @@ mod tests {
                     dropped: Default::default(),
                     lost: 0
                 },
-                "1",
+                1,
                 "a",
                 "d"
             ),

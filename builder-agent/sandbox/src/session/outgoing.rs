@@ -11,12 +11,15 @@ use crate::backend::Inputs;
 use crate::error::SandboxError;
 use crate::job::Job;
 
+/// Name and contents.
+type NamedFile = (String, Vec<u8>);
+
 /// The job as frames, made one at a time: files may be large and are not copied together.
 pub(super) struct Outgoing<'a> {
     frame: Vec<u8>,
     written: usize,
     /// For /build, then for /etc.
-    files: Chain<Iter<'a, (String, Vec<u8>)>, Iter<'a, (String, Vec<u8>)>>,
+    files: Chain<Iter<'a, NamedFile>, Iter<'a, NamedFile>>,
     rest: &'a [u8],
 }
 
