@@ -152,7 +152,7 @@ fn main() -> ExitCode {
         Command::Config { command: ConfigCommand::Firewall { config: path } } => match load(&path) {
             Err(code) => code,
             Ok(config) => {
-                print!("{}", egress::firewall::rules(&config.network.policy, &sandbox::network::USERS));
+                print!("{}", egress::firewall::rules(&config.network.policy, &sandbox::kvm::network::USERS));
                 ExitCode::SUCCESS
             }
         },

@@ -265,7 +265,7 @@ fn guard_and_passt_have_no_rights_and_users_of_their_own_and_end_with_whoever_ho
     }
     assert_eq!(users.len(), 2, "{users:?}");
     let passt =
-        users.iter().filter(|user| sandbox::network::USERS.contains(&user.parse().expect("a number")));
+        users.iter().filter(|user| sandbox::kvm::network::USERS.contains(&user.parse().expect("a number")));
     assert_eq!(passt.count(), 1, "{users:?}");
     for pid in other.processes() {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
@@ -300,7 +300,7 @@ fn the_firewall_holds_without_the_guard() {
         curl.args([&format!("--reuid={user}"), "--clear-groups", "curl", "--silent", "--max-time", "5"]);
         curl.arg(format!("http://{}/", host(address))).output().expect("curl").status.success()
     };
-    let users = sandbox::network::USERS;
+    let users = sandbox::kvm::network::USERS;
     for user in [*users.start(), users.start() + 4242, *users.end()] {
         assert!(reaches(user, WEB) && reaches(user, WEB_V6));
         for private in PRIVATE.iter().chain(&BOX).chain(&["127.0.0.1", "::1"]) {

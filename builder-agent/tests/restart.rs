@@ -361,8 +361,10 @@ async fn a_member_with_huge_derivations_does_not_keep_the_agent_from_being_repla
     let mut left = Vec::new();
     for name in ["huge-1", "huge-2", "huge-3"] {
         let (drv, mut derivation) = counting(name, 600);
-        let huge = [(b"huge".to_vec(), vec![1; 60 << 20]), (b"passAsFile".to_vec(), b"huge".to_vec())];
-        derivation.env.extend(huge);
+        for half in [b"left".to_vec(), b"right".to_vec()] {
+            derivation.env.insert(half, vec![1; 30 << 20]);
+        }
+        derivation.env.insert(b"passAsFile".to_vec(), b"left right".to_vec());
         left.push(start(&agent, "alice", (drv, derivation)).await);
     }
     replace(&agent, 3);

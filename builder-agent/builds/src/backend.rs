@@ -8,7 +8,7 @@ use sandbox::kvm::jail::{Missing, Step};
 use sandbox::kvm::{KvmBackend, KvmConfig};
 use sandbox::namespace::{NamespaceBackend, NamespaceConfig};
 
-use sandbox::network::NetworkConfig;
+use sandbox::kvm::network::NetworkConfig;
 use settings::{BackendKind, Config, Network, Sandbox};
 
 #[derive(Debug, thiserror::Error)]

@@ -19,7 +19,7 @@ use std::process::Command;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use sandbox::network::{Network, NetworkConfig};
+use sandbox::kvm::network::{Network, NetworkConfig};
 
 /// linux/if_tun.h.
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;

@@ -8,7 +8,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 pub fn child_main_if_requested() {
     let main: fn(OwnedFd) -> ! = match std::env::args_os().nth(1) {
         Some(argument) if argument == crate::kvm::ARGUMENT => crate::kvm::vmm_main,
-        Some(argument) if argument == crate::network::ARGUMENT => crate::network::guard_main,
+        Some(argument) if argument == crate::kvm::network::ARGUMENT => crate::kvm::network::guard_main,
         _ => return,
     };
     // SAFETY: stdin is open (whoever starts such a process made it a socket), and nobody else has taken it: this is the

@@ -13,6 +13,7 @@ pub(crate) mod handover;
 pub mod jail;
 mod launch;
 mod memory;
+pub mod network;
 mod overhead;
 mod vcpu;
 mod vm;
@@ -34,12 +35,12 @@ use handover::{Config, DeviceKind, Files, Report, Reports, Shape};
 use jail::cgroup::Hierarchy;
 pub(crate) use launch::ARGUMENT;
 use launch::Vmm;
+use network::{Network, NetworkConfig, Plug};
 
 use crate::backend::{Backend, FarEnd, Image, Inputs, Machine, Started, Streams};
 use crate::cancel::Cancel;
 use crate::descriptors::Received;
 use crate::error::SandboxError;
-use crate::network::{Network, NetworkConfig, Plug};
 use crate::paused::PausedMachine;
 use crate::usage::Usage;
 
@@ -489,11 +490,6 @@ fn keep_kvm_on(device: &Path) -> Result<kvm_ioctls::VmFd, Box<dyn std::error::Er
 }
 
 /// The VMM process' main, for `child_main_if_requested`.
-/// An error with its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    vmm::chain(error)
-}
-
 pub(crate) fn vmm_main(stdin: OwnedFd) -> ! {
     vmm::main(stdin)
 }

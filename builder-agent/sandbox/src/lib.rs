@@ -16,7 +16,6 @@ mod job;
 pub mod kvm;
 mod moment;
 pub mod namespace;
-pub mod network;
 pub mod parent;
 mod paused;
 pub mod probe;

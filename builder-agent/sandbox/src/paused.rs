@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::{Limits, Phases};
 use crate::moment::Moment;
-use crate::network::PausedNetwork;
 use crate::usage::Usage;
 
 /// A paused build.
@@ -50,6 +49,23 @@ pub enum PausedMachine {
         /// The directory with the files of /etc, and its lock. Several machines have the same.
         scratch: (PathBuf, RawFd),
     },
+}
+
+/// The network of a micro-VM.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PausedNetwork {
+    pub guard: u32,
+    pub control: RawFd,
+    pub stderr: RawFd,
+    pub begun: Bytes,
+    pub bytes: u64,
+    pub ports: usize,
+}
+
+impl PausedNetwork {
+    pub fn descriptors(&self) -> [RawFd; 2] {
+        [self.control, self.stderr]
+    }
 }
 
 /// The conversation with the guest.

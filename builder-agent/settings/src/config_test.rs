@@ -30,8 +30,8 @@ fn unknown_key_is_refused_with_its_value_and_the_accepted_ones() {
 
 #[test]
 fn unknown_section_is_refused_like_an_unknown_key() {
-    let message = refusal("roster = \"/r\"\n[network]\nproxy = true\n");
-    assert!(message.contains("unknown key `network`"), "{message}");
+    let message = refusal("roster = \"/r\"\n[proxy]\nuse = true\n");
+    assert!(message.contains("unknown key `proxy`"), "{message}");
     assert!(message.contains("accepted at the top: name, listen, roster"), "{message}");
 }
 

@@ -109,7 +109,7 @@ fn etc_has_the_files_of_a_fixed_output_under_nix() {
     fs::create_dir_all(root.join("etc")).unwrap();
     write_etc(&Network::of_every_guest(), &root).unwrap();
     let read = |name: &str| fs::read_to_string(root.join("etc").join(name)).unwrap();
-    assert_eq!(read("resolv.conf"), "nameserver 192.0.2.53\n");
+    assert_eq!(read("resolv.conf"), "nameserver 192.0.2.53\noptions edns0\n");
     assert_eq!(read("nsswitch.conf"), "hosts: files dns\nservices: files\n");
     assert!(read("services").contains("\nhttps 443/tcp\n"));
     assert_eq!(fs::read_dir(root.join("etc")).unwrap().count(), 3);

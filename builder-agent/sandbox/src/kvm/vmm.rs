@@ -55,6 +55,7 @@ pub fn main(stdin: OwnedFd) -> ! {
     }
 }
 
+/// An error with its causes.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kvm::handover;
 use crate::kvm::jail::{self, seccomp};
+use crate::kvm::vmm;
 
 /// Room for frames on their way, in each direction.
 const SEND_BUFFER: usize = 4 << 20;
@@ -82,7 +83,7 @@ pub fn main(stdin: OwnedFd) -> ! {
             // An error of the relay is the end of one side; the agent sees it at its own.
             let _ = egress::run(frames, passt.into(), agent, policy);
         }
-        Err(error) => say(&agent, &Begun::Failed { why: crate::kvm::chain(&error) }),
+        Err(error) => say(&agent, &Begun::Failed { why: vmm::chain(&error) }),
     }
     // SAFETY: _exit takes a number and does not return. Nothing has to be saved.
     unsafe { libc::_exit(0) }

@@ -17,7 +17,7 @@ mod resolver;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -27,11 +27,10 @@ use egress::{Event, Link, Policy};
 use guest::protocol;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use serde::{Deserialize, Serialize};
 
+use super::{handover, jail};
 use crate::descriptors::Received;
-use crate::kvm::handover;
-use crate::kvm::jail;
+use crate::paused::PausedNetwork;
 use crate::process::Process;
 use ports::Ports;
 
@@ -88,17 +87,6 @@ pub struct Plug {
     pub frames: OwnedFd,
     /// What the guest is told.
     pub settings: protocol::Network,
-}
-
-/// A network for another program.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct PausedNetwork {
-    pub guard: u32,
-    pub control: RawFd,
-    pub stderr: RawFd,
-    pub begun: protocol::Bytes,
-    pub bytes: u64,
-    pub ports: usize,
 }
 
 impl Network {
@@ -278,12 +266,6 @@ impl Network {
             bytes,
             ports: Ports::taken_over(ports)?,
         })
-    }
-}
-
-impl PausedNetwork {
-    pub fn descriptors(&self) -> [RawFd; 2] {
-        [self.control, self.stderr]
     }
 }
 
