@@ -7,14 +7,22 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use addresses::is_public;
+use addresses::{embedded_v4, is_public};
 use egress::{Event, Guard, Limits, Link, Policy, Side, Verdict};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use libfuzzer_sys::fuzz_target;
 
 /// Peers: public, private, own, and forms of these.
-const PEERS: [&str; 8] =
-    ["1.1.1.1", "10.0.0.1", "9.9.9.9", "192.0.2.53", "2606:4700::1111", "::ffff:10.0.0.1", "64:ff9b::a00:1", "fe80::1"];
+const PEERS: [&str; 8] = [
+    "1.1.1.1",
+    "10.0.0.1",
+    "9.9.9.9",
+    "192.0.2.53",
+    "2606:4700::1111",
+    "::ffff:10.0.0.1",
+    "64:ff9b::a00:1",
+    "fe80::1",
+];
 const PORTS: [u16; 4] = [443, 53, 25, 8080];
 
 /// The peer's address and port, the guest's port, and whether it is TCP, of a frame that passed.
@@ -123,7 +131,11 @@ fuzz_target!(|data: &[u8]| {
             let way = way(&frame, outward);
             if outward {
                 assert!(way.0 == dns && way.1 == 53 || is_public(way.0) && way.1 != 25, "{way:?}");
-                assert!(!way.0.to_string().contains("9.9.9.9"), "{way:?}");
+                let inner = match way.0.to_canonical() {
+                    IpAddr::V4(v4) => Some(v4),
+                    IpAddr::V6(v6) => embedded_v4(v6),
+                };
+                assert_ne!(inner, Some([9, 9, 9, 9].into()), "{way:?}");
                 opened.insert(way);
             } else {
                 assert!(opened.contains(&way), "{way:?}");
