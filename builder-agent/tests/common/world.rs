@@ -113,8 +113,10 @@ pub struct World {
 impl World {
     /// `None`, with a printed reason, where a machine lacks something.
     pub fn new() -> Option<Self> {
-        if !Path::new("/usr/bin/passt").exists() {
-            println!("skipped: passt is not installed");
+        if let Some(missing) =
+            ["/usr/bin/passt", "/dev/net/tun"].iter().find(|path| !Path::new(path).exists())
+        {
+            println!("skipped: there is no {missing}");
             return None;
         }
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
