@@ -72,7 +72,7 @@ pub fn run(
     report.inputs_prepared = Some(began.elapsed());
     let outputs = recipe.scratch_paths().into_iter();
     let job = Job {
-        id: context.id.to_owned(),
+        id: context.id.to_string(),
         // `Recipe::check` has seen that this is one of the box's systems, which are text.
         system: String::from_utf8_lossy(&recipe.system).into_owned(),
         builder: recipe.builder.clone(),
@@ -197,7 +197,7 @@ fn exit_failure(
     tail: &[String],
 ) -> Failure {
     let mut failure = builder_failed(&recipe.drv_path, status, recipe.is_fixed(), tail);
-    if recipe.is_fixed() && !has_network(recipe, context) {
+    if recipe.is_fixed() && context.certificates.is_none() {
         failure.message.push_str(
             "\nnote: builders have no network on this box, fixed-output ones neither; let the client build this one, \
              or fetch with `builtin:fetchurl` (<nix/fetchurl.nix>)",
@@ -318,8 +318,7 @@ impl<'a> Receiver<'a> {
             trouble: Arc::default(),
             watch,
             inputs_prepared,
-            // Numbers in logs are numbers.
-            build: context.id.parse().unwrap_or_default(),
+            build: context.id,
             drv: recipe.drv_path.to_absolute_path(),
         }
     }

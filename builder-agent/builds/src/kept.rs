@@ -18,12 +18,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix_derivation::StorePath;
 use rustix::fs::{AtFlags, CWD, linkat};
 use sha2::{Digest, Sha256};
+use shares::budget::{Budgets, Charge, OverBudget};
 use thiserror::Error;
 
 /// The folder of the logs of runs.
@@ -50,7 +51,7 @@ pub struct KeptLogs {
     /// The folders that have been read, by name; each is read when it is first used.
     shelves: Mutex<HashMap<PathBuf, Shelf>>,
     /// Bytes of the logs that clients are sending, by who pays for them.
-    arriving: Arc<Mutex<HashMap<Box<str>, u64>>>,
+    arriving: Budgets,
     next: AtomicU64,
 }
 
@@ -92,16 +93,8 @@ pub struct Arriving {
     file: File,
     size: u64,
     max: u64,
-    together: Together,
-}
-
-/// What a member's logs that arrive at this moment take. Each of these logs has it; the last one that ends removes it.
-#[derive(Debug)]
-struct Together {
-    payer: Box<str>,
-    bytes: Arc<Mutex<HashMap<Box<str>, u64>>>,
-    mine: u64,
-    max: u64,
+    /// What the logs of its payer that arrive at this moment take together.
+    together: Charge,
 }
 
 /// A log that a client sends cannot be kept.
@@ -126,33 +119,10 @@ impl Arriving {
         if self.size > self.max {
             return Err(ArrivalError::TooLong(self.max));
         }
-        self.together.take(more)?;
+        self.together.grow(more).map_err(|over| match over {
+            OverBudget::Member { limit, .. } | OverBudget::Box { limit, .. } => ArrivalError::TooMuch(limit),
+        })?;
         Ok(self.file.write_all(bytes)?)
-    }
-}
-
-impl Together {
-    fn take(&mut self, more: u64) -> Result<(), ArrivalError> {
-        let mut all = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = all.entry(self.payer.clone()).or_default();
-        if *bytes + more > self.max {
-            return Err(ArrivalError::TooMuch(self.max));
-        }
-        *bytes += more;
-        self.mine += more;
-        Ok(())
-    }
-}
-
-impl Drop for Together {
-    fn drop(&mut self) {
-        let mut all = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bytes) = all.get_mut(&self.payer) {
-            *bytes -= self.mine;
-            if *bytes == 0 {
-                all.remove(&self.payer);
-            }
-        }
     }
 }
 
@@ -163,7 +133,13 @@ impl KeptLogs {
         // Names start at the current time, so those of one process never repeat those of the process before.
         let start = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
         let next = AtomicU64::new(start);
-        Self { folder, max_bytes, shelves: Mutex::default(), arriving: Arc::default(), next }
+        Self {
+            folder,
+            max_bytes,
+            shelves: Mutex::default(),
+            arriving: Budgets::new(u64::MAX, max_bytes),
+            next,
+        }
     }
 
     /// Keeps the complete log in `file`, which may have no name, of a run for which the member with this identity pays.
@@ -206,8 +182,7 @@ impl KeptLogs {
     pub fn arriving(&self, payer: &str, max: u64) -> io::Result<Arriving> {
         fs::create_dir_all(&self.folder)?;
         let file = tempfile::tempfile_in(&self.folder)?;
-        let together =
-            Together { payer: payer.into(), bytes: self.arriving.clone(), mine: 0, max: self.max_bytes };
+        let together = self.arriving.of(&payer.into()).charge(0, "a log").map_err(io::Error::other)?;
         Ok(Arriving { file, size: 0, max, together })
     }
 
@@ -471,7 +446,7 @@ mod tests {
         drop(two);
         begin("alice").push(&[b'x'; 80]).expect("room again");
         drop(bobs);
-        assert!(logs.arriving.lock().expect("numbers").is_empty());
+        assert!(["alice", "bob"].iter().all(|payer| logs.arriving.of(&(*payer).into()).held() == 0));
     }
 
     #[test]

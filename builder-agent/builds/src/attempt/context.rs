@@ -13,7 +13,7 @@ use crate::limits::RunLimits;
 /// The parts that an attempt needs besides the recipe.
 pub struct AttemptContext<'a> {
     /// Names the build in logs.
-    pub id: &'a str,
+    pub id: u64,
     /// Takes in the outputs.
     pub view: &'a View,
     /// The paths that the builder sees.

@@ -73,7 +73,7 @@ impl Here {
         cancel: &Cancel,
     ) -> Done {
         let context = AttemptContext {
-            id: &task.run.to_string(),
+            id: task.run,
             view: &self.store.view(&Member::new(&task.member)),
             http: &self.http,
             scratch: &self.scratch,
