@@ -140,24 +140,6 @@ pub struct Network {
     pub ports: (u16, u16),
 }
 
-impl Network {
-    /// The network of every guest that has one. The addresses are of ranges for documentation and for private use, so that
-    /// none of the internet is hidden from a builder.
-    pub fn of_every_guest() -> Network {
-        let ipv4 = |last| Ipv4Addr::new(192, 0, 2, last);
-        Network {
-            ipv4: Some(Subnet { address: ipv4(2), prefix: 24, gateway: ipv4(1) }),
-            ipv6: Some(Subnet {
-                address: Ipv6Addr::new(0xfd52, 0x5500, 0, 0, 0, 0, 0, 2),
-                prefix: 64,
-                gateway: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
-            }),
-            nameservers: vec![ipv4(53).into()],
-            ports: (32768, 60999),
-        }
-    }
-}
-
 /// The guest's place among the addresses of one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subnet<Address> {

@@ -9,7 +9,7 @@ mod bus;
 pub mod devices;
 mod end;
 mod events;
-pub(crate) mod handover;
+mod handover;
 pub mod jail;
 mod launch;
 mod memory;

@@ -3,7 +3,20 @@
 use std::net::{TcpListener, UdpSocket};
 use std::process::Command;
 
+use guest::protocol::Subnet;
+
 use super::*;
+
+fn network() -> Network {
+    let ipv4 = Subnet { address: [192, 0, 2, 2].into(), prefix: 24, gateway: [192, 0, 2, 1].into() };
+    let [address, gateway] = ["fd52:5500::2", "fe80::1"].map(|address| address.parse().unwrap());
+    Network {
+        ipv4: Some(ipv4),
+        ipv6: Some(Subnet { address, prefix: 64, gateway }),
+        nameservers: vec![[192, 0, 2, 53].into()],
+        ports: (32768, 60999),
+    }
+}
 
 /// Set in a process that is in a network namespace of its own.
 const INSIDE: &str = "BARNRAISER_TEST_IN_NETWORK_NAMESPACE";
@@ -47,7 +60,7 @@ fn a_builder_finds_its_addresses_and_routes_at_once() {
     card();
     let before = fs::read_to_string("/proc/net/if_inet6").unwrap();
     assert!(!before.contains("eth0"), "{before}");
-    configure("eth0", &Network::of_every_guest()).unwrap();
+    configure("eth0", &network()).unwrap();
 
     // A tentative address could not be bound yet.
     for address in ["192.0.2.2", "fd52:5500::2"] {
@@ -70,7 +83,7 @@ fn a_builder_finds_its_addresses_and_routes_at_once() {
         assert_eq!(value.trim(), "0", "{knob}");
     }
     // What cannot be done is said in words.
-    let again = configure("eth0", &Network::of_every_guest()).unwrap_err().to_string();
+    let again = configure("eth0", &network()).unwrap_err().to_string();
     let expected = "the network interface eth0: cannot add the address 192.0.2.2/24: ";
     assert!(again.starts_with(expected), "{again}");
 }
@@ -81,7 +94,7 @@ fn a_network_of_one_family_has_nothing_of_the_other() {
         return;
     }
     card();
-    configure("eth0", &Network { ipv6: None, ..Network::of_every_guest() }).unwrap();
+    configure("eth0", &Network { ipv6: None, ..network() }).unwrap();
     let addresses = fs::read_to_string("/proc/net/if_inet6").unwrap();
     assert!(!addresses.contains("fd52"), "{addresses}");
     assert_eq!(fs::read_to_string("/proc/sys/net/ipv6/conf/eth0/accept_dad").unwrap().trim(), "1");
@@ -107,7 +120,7 @@ fn the_card_is_the_interface_that_is_not_loopback_and_is_waited_for() {
 fn etc_has_the_files_of_a_fixed_output_under_nix() {
     let root = std::env::temp_dir().join(format!("network-etc-test-{}", std::process::id()));
     fs::create_dir_all(root.join("etc")).unwrap();
-    write_etc(&Network::of_every_guest(), &root).unwrap();
+    write_etc(&network(), &root).unwrap();
     let read = |name: &str| fs::read_to_string(root.join("etc").join(name)).unwrap();
     assert_eq!(read("resolv.conf"), "nameserver 192.0.2.53\noptions edns0\n");
     assert_eq!(read("nsswitch.conf"), "hosts: files dns\nservices: files\n");

@@ -9,14 +9,14 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use super::devices::console;
 use super::handover::Shape;
 use super::jail::cgroup::{Group, Hierarchy};
 use super::overhead;
-use crate::process::Process;
+use crate::process::{self, Process, memory_file};
 use crate::usage::Usage;
 
 /// First argument of a VMM process. `child_main_if_requested` looks for it.
@@ -39,28 +39,14 @@ pub struct Vmm {
     group: Option<Group>,
 }
 
-/// The memory file behind the guest's console or the VMM's stderr.
-fn memory_file(name: &str, size: u64) -> io::Result<File> {
-    let file = File::from(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)?);
-    file.set_len(size)?;
-    Ok(file)
-}
-
 impl Vmm {
     /// `executable` is normally `/proc/self/exe`.
     pub fn launch(executable: &Path) -> io::Result<Vmm> {
         let (control, theirs) = UnixStream::pair()?;
-        let console = memory_file("console", console::FILE_SIZE)?;
-        let stderr = memory_file("stderr", 0)?;
-        let mut command = Command::new(executable);
-        command
-            .arg(ARGUMENT)
-            .env_clear()
-            .current_dir("/")
-            .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(stderr.try_clone()?);
-        Ok(Vmm::of_process(Process::start(command, true)?, control, console, stderr))
+        let console = memory_file("console")?;
+        console.set_len(console::FILE_SIZE)?;
+        let (process, stderr) = Process::again(executable, ARGUMENT, theirs)?;
+        Ok(Vmm::of_process(process, control, console, stderr))
     }
 
     fn of_process(process: Process, control: UnixStream, console: File, stderr: File) -> Vmm {
@@ -127,10 +113,7 @@ impl Vmm {
     /// The end of the guest's console output, then of the VMM's stderr; printable, limited in length.
     pub fn last_words(&self) -> String {
         let mut bytes = console::tail(&self.console).unwrap_or_default();
-        // Its size is limited by the VMM's RLIMIT_FSIZE, and no more than this is read in any case.
-        let mut stderr = vec![0; 4096];
-        let n = std::os::unix::fs::FileExt::read_at(&self.stderr, &mut stderr, 0).unwrap_or(0);
-        bytes.extend_from_slice(&stderr[..n]);
+        bytes.extend(process::words(&self.stderr));
         printable::lines(&String::from_utf8_lossy(&bytes))
     }
 

@@ -20,7 +20,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use egress::{Event, Link, Policy};
@@ -31,7 +30,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use super::{handover, jail};
 use crate::descriptors::Received;
 use crate::paused::PausedNetwork;
-use crate::process::Process;
+use crate::process::{self, Process};
 use ports::Ports;
 
 pub(crate) use guard::main as guard_main;
@@ -105,16 +104,7 @@ impl Network {
         let settings = settings(&policy.link, resolver);
         policy.ipv6 = settings.ipv6.is_some();
         let (control, theirs) = UnixStream::pair()?;
-        let stderr = File::from(rustix::fs::memfd_create("stderr", rustix::fs::MemfdFlags::CLOEXEC)?);
-        let mut command = Command::new(executable);
-        command
-            .arg(ARGUMENT)
-            .env_clear()
-            .current_dir("/")
-            .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(stderr.try_clone()?);
-        let guard = Process::start(command, true)?;
+        let (guard, stderr) = Process::again(executable, ARGUMENT, theirs)?;
         limit(guard.pid())?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (frames, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
@@ -238,9 +228,7 @@ impl Network {
 
     /// The first of what guard and passt wrote, printable.
     fn last_words(&self) -> String {
-        let mut bytes = vec![0; MAX_EVENT];
-        let n = std::os::unix::fs::FileExt::read_at(&self.stderr, &mut bytes, 0).unwrap_or(0);
-        printable::lines(&String::from_utf8_lossy(&bytes[..n]))
+        printable::lines(&String::from_utf8_lossy(&process::words(&self.stderr)))
     }
 
     pub(crate) fn written_down(&self) -> PausedNetwork {
@@ -289,4 +277,15 @@ fn has_route(to: IpAddr) -> bool {
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     UdpSocket::bind((any, 0)).and_then(|socket| socket.connect((to, 53))).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kvm::devices::net;
+
+    #[test]
+    fn the_policy_knows_the_network_card_by_its_address() {
+        assert_eq!(Link::default().guest_mac.0, net::MAC);
+    }
 }

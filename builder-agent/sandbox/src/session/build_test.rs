@@ -404,16 +404,22 @@ fn a_job_with_a_network_brings_its_addresses_and_its_files_of_etc_after_those_of
     assert!(!case.job.machine().network);
     case.job.network = true;
     assert!(case.job.machine().network);
-    case.network = Some(protocol::Network::of_every_guest());
+    let ipv4 =
+        protocol::Subnet { address: [192, 0, 2, 2].into(), prefix: 24, gateway: [192, 0, 2, 1].into() };
+    let [address, gateway] = ["fd52:5500::2", "fe80::1"].map(|address| address.parse().unwrap());
+    let ipv6 = protocol::Subnet { address, prefix: 64, gateway };
+    let nameservers = vec![[192, 0, 2, 53].into()];
+    let network =
+        protocol::Network { ipv4: Some(ipv4), ipv6: Some(ipv6), nameservers, ports: (32768, 60999) };
+    case.network = Some(network.clone());
     case.job.etc = vec![(CERTIFICATES.into(), vec![8; 300_000]), ("machine-id".into(), vec![9])];
-    let result = case.run(|fake| {
+    let result = case.run(move |fake| {
         fake.hello();
         let (job, contents) = fake.read_job();
         assert_eq!(job.etc, [(CERTIFICATES.to_owned(), 300_000), ("machine-id".to_owned(), 1)]);
         let lengths: Vec<_> = contents.chunk_by(|a, b| a == b).map(|run| (run[0], run.len())).collect();
         assert_eq!(lengths, [(7, 600_000), (8, 300_000), (9, 1)]);
-        let network = job.network.unwrap();
-        assert_eq!(network, protocol::Network::of_every_guest());
+        assert_eq!(job.network.as_ref(), Some(&network));
         assert_eq!(network.ipv4.unwrap().address.to_string(), "192.0.2.2");
         assert_eq!(network.ipv6.unwrap().gateway.to_string(), "fe80::1");
         fake.send(Tag::Started, &[]);
