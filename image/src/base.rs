@@ -1,4 +1,5 @@
-//! The base system: a Debian tree made by mmdebstrap, kept as one tar per state of the archive.
+//! Base systems: Debian trees made by mmdebstrap, of the box (here) and of homes (`home`), each kept as one tar per
+//! state of the archive.
 //!
 //! mmdebstrap gets the packages that `archive` has obtained, with its lists and its preferences, so that it
 //! also uses an older version of a file that the mirror lacks. apt checks each package once more inside.
@@ -14,7 +15,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Packages besides those that Debian calls essential. Each is started, linked or called by a program in the
+/// Packages of the box, besides those that Debian calls essential. Each is started, linked or called by a program in the
 /// box.
 pub const PACKAGES: [&str; 15] = [
     "systemd",
@@ -41,7 +42,7 @@ pub const PACKAGES: [&str; 15] = [
 /// apt's pattern for the packages that Debian calls essential.
 const ESSENTIAL: &str = "?essential";
 
-/// Not unpacked: files for documentation and translation.
+/// Not unpacked for the box: files for documentation and translation.
 const EXCLUDED: [&str; 6] = [
     "/usr/share/doc/*",
     "/usr/share/man/*",
@@ -66,6 +67,45 @@ pub enum BaseError {
     Tool(#[from] ToolError),
 }
 
+/// What a base system is made of.
+pub struct Recipe<'a> {
+    /// For messages.
+    pub what: &'static str,
+    /// The folder of the cache that keeps one base: two recipes must not replace each other's.
+    pub folder: &'static str,
+    /// Packages besides those that Debian calls essential.
+    pub packages: Vec<&'a str>,
+    /// Patterns of paths that are not unpacked.
+    pub excluded: &'static [&'static str],
+    /// Patterns of paths that are unpacked although `excluded` matches them.
+    pub included: &'static [&'static str],
+}
+
+impl<'a> Recipe<'a> {
+    /// The box's own system: [`PACKAGES`] and `extra`.
+    pub fn of_the_box(extra: &'a [String]) -> Self {
+        Recipe {
+            what: "base system",
+            // A box with extra packages must not replace the plain base, which every other build needs.
+            folder: if extra.is_empty() { "base" } else { "base-with-extras" },
+            packages: PACKAGES.into_iter().chain(extra.iter().map(String::as_str)).collect(),
+            excluded: &EXCLUDED,
+            included: &[],
+        }
+    }
+
+    /// The part of the key that does not depend on the archive: packages, exclusions, times.
+    fn choice(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(SOURCE_DATE_EPOCH);
+        for part in self.packages.iter().chain(self.excluded).chain(self.included) {
+            hash.update(part);
+            hash.update([0]);
+        }
+        hex::encode(hash.finalize())[..8].to_owned()
+    }
+}
+
 /// A finished base system.
 pub struct Base {
     pub tar: PathBuf,
@@ -73,39 +113,36 @@ pub struct Base {
     pub key: String,
 }
 
-/// Makes the base system, or finds the one made from the same package lists. `extra` packages are added to
-/// [`PACKAGES`]. If the archive lacks the needed files, returns the base that an earlier run made of the same
-/// packages.
-pub fn make(archive: &mut Archive, cache: &Path, extra: &[String]) -> Result<Base, BaseError> {
+/// Makes the base system of a recipe, or finds the one made from the same package lists. If the archive lacks the needed
+/// files, returns the base that an earlier run made of the same packages.
+pub fn make(archive: &mut Archive, cache: &Path, recipe: &Recipe) -> Result<Base, BaseError> {
     if !rustix::process::geteuid().is_root() {
         return Err(BaseError::NotRoot);
     }
-    // A folder keeps one base. A box with extra packages must not replace the plain base, which every other
-    // build needs.
-    let dir = cache.join(if extra.is_empty() { "base" } else { "base-with-extras" });
+    let Recipe { what, packages, .. } = recipe;
+    let dir = cache.join(recipe.folder);
     std::fs::create_dir_all(&dir).map_err(failed("make", &dir))?;
-    let packages: Vec<&str> = PACKAGES.into_iter().chain(extra.iter().map(String::as_str)).collect();
-    let choice = choice(&packages);
-    if let Some(base) = at_hand(archive, &dir, &choice)? {
+    let choice = recipe.choice();
+    if let Some(base) = at_hand(archive, &dir, &choice, what)? {
         return Ok(base);
     }
     let wanted: Vec<&str> = [ESSENTIAL].into_iter().chain(packages.iter().copied()).collect();
-    let wish = Wish { what: "base system", packages: &wanted, keep: &|_| true };
+    let wish = Wish { what, packages: &wanted, keep: &|_| true };
     let files = match archive.obtain(&wish) {
         Ok(files) => files,
         Err(error) => {
             let Some(base) = left(&dir, &choice) else { return Err(error.into()) };
-            tracing::warn!(%error, base = %base.tar.display(), "the packages of the base system cannot be had; taking the base that an earlier run made");
+            tracing::warn!(%error, base = %base.tar.display(), "the packages of the {what} cannot be had; taking the base that an earlier run made");
             return Ok(base);
         }
     };
     // The lists may have been refreshed, and versions excluded, since the first check.
-    if let Some(base) = at_hand(archive, &dir, &choice)? {
+    if let Some(base) = at_hand(archive, &dir, &choice, what)? {
         return Ok(base);
     }
     let key = format!("{choice}-{}", state(archive)?);
     let tar = dir.join(format!("{SUITE}-{key}.tar"));
-    tracing::info!(packages = files.len(), "making the base system (about half a minute on two cores)");
+    tracing::info!(packages = files.len(), "making the {what} (about {} s on two cores)", files.len() / 4);
     let handed = hand_over(archive, &files)?;
     let sources = dir.join("sources.list");
     std::fs::write(&sources, archive.sources()).map_err(failed("write", &sources))?;
@@ -115,7 +152,9 @@ pub fn make(archive: &mut Archive, cache: &Path, extra: &[String]) -> Result<Bas
         .args(["--verbose", "--variant=essential", "--mode=root", "--format=tar", "--architectures=amd64"])
         .arg(format!("--include={}", packages.join(",")))
         .args(["--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Languages \"none\""])
-        .args(EXCLUDED.map(|path| format!("--dpkgopt=path-exclude={path}")))
+        .args(recipe.excluded.iter().map(|path| format!("--dpkgopt=path-exclude={path}")))
+        // dpkg goes by the last pattern that matches.
+        .args(recipe.included.iter().map(|path| format!("--dpkgopt=path-include={path}")))
         .args(["--skip=update", SETUP_HOOK])
         // mmdebstrap does not remove files that existed before.
         .arg("--customize-hook=rm -f \"$1\"/var/cache/apt/archives/*.deb \"$1/etc/apt/preferences\"")
@@ -123,9 +162,10 @@ pub fn make(archive: &mut Archive, cache: &Path, extra: &[String]) -> Result<Bas
         .env("HANDED", handed.path())
         .env("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH)
         .env("LC_ALL", "C.UTF-8");
-    let mut progress = Progress::count("base system: packages set up", files.len() as u64);
+    let counted = format!("{what}: packages set up");
+    let mut progress = Progress::count(&counted, files.len() as u64);
     let mut set_up = 0;
-    let made = tool::watch(&mut command, "make the base system", &mut |line| {
+    let made = tool::watch(&mut command, &format!("make the {what}"), &mut |line| {
         set_up += u64::from(line.starts_with("Setting up "));
         progress.at(set_up);
     });
@@ -171,13 +211,13 @@ fn hand_over(archive: &Archive, files: &[Listed]) -> Result<tempfile::TempDir, B
 }
 
 /// The base for this choice and the current state of the archive.
-fn at_hand(archive: &Archive, dir: &Path, choice: &str) -> Result<Option<Base>, BaseError> {
+fn at_hand(archive: &Archive, dir: &Path, choice: &str, what: &str) -> Result<Option<Base>, BaseError> {
     let key = format!("{choice}-{}", state(archive)?);
     let tar = dir.join(format!("{SUITE}-{key}.tar"));
     if !tar.exists() {
         return Ok(None);
     }
-    tracing::info!(key, "base system is at hand");
+    tracing::info!(key, "{what} is at hand");
     Ok(Some(Base { tar, key }))
 }
 
@@ -216,17 +256,6 @@ fn parse_status(status: &str) -> BTreeMap<String, String> {
         .split("\n\n")
         .filter_map(|paragraph| Some((field(paragraph, "Package")?, field(paragraph, "Version")?)))
         .collect()
-}
-
-/// The part of the key that does not depend on the archive: packages, exclusions, times.
-fn choice(packages: &[&str]) -> String {
-    let mut hash = Sha256::new();
-    hash.update(SOURCE_DATE_EPOCH);
-    for part in packages.iter().chain(&EXCLUDED) {
-        hash.update(part);
-        hash.update([0]);
-    }
-    hex::encode(hash.finalize())[..8].to_owned()
 }
 
 /// The signed index of each source has the hash of every package file, so it stands for the whole archive;

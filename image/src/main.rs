@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand};
 use netboot_image::{
     accel,
     archive::{self, Archive, Kind},
-    base, fetch, guest,
+    base, fetch, guest, home,
     kernel_package::{Flavour, KernelPackage},
     manifest, release, roster, serve, tool, tree, try_box,
 };
@@ -25,8 +25,10 @@ struct Cli {
 enum Verb {
     /// Put together what a micro-VM boots: vmlinux, initrd, guest, busybox, kernel-version.
     Guest(GuestArgs),
+    /// Make the root file system of homes: home.erofs.
+    Home(HomeArgs),
     /// Make a release: kernel, initrd, boot.ipxe, manifest.json.
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
     /// Download Debian packages and upstream sources under plain names, as the examples want them.
     Fetch(FetchArgs),
     /// Unpack Debian packages and all they depend on into a folder, without installing them.
@@ -116,6 +118,35 @@ struct GuestArgs {
     busybox: PathBuf,
     #[command(flatten)]
     packages: PackageArgs,
+}
+
+#[derive(Args)]
+struct HomeArgs {
+    /// Folder that receives home.erofs.
+    #[arg(long)]
+    out: PathBuf,
+    #[command(flatten)]
+    contents: HomeContents,
+    #[command(flatten)]
+    packages: PackageArgs,
+}
+
+/// What a home is made of.
+#[derive(Args)]
+struct HomeContents {
+    /// Files laid over the base system of homes. May be repeated; later folders win.
+    #[arg(long, default_value = "image/home")]
+    home_rootfs: Vec<PathBuf>,
+    /// A Debian package on top of those every home has. May be repeated.
+    #[arg(long = "home-package", value_name = "NAME")]
+    home_extra: Vec<String>,
+}
+
+impl HomeContents {
+    fn make(&self, archive: &mut Archive, cache: &std::path::Path) -> Result<home::Home, home::HomeError> {
+        let base = base::make(archive, cache, &home::recipe(&self.home_extra))?;
+        home::make(&base, &self.home_rootfs)
+    }
 }
 
 #[derive(Args)]
@@ -237,7 +268,8 @@ fn main() -> ExitCode {
         .init();
     let result = match Cli::parse().command {
         Verb::Guest(args) => make_guest(args),
-        Verb::Build(args) => make_release(args),
+        Verb::Home(args) => make_home(args),
+        Verb::Build(args) => make_release(*args),
         Verb::Fetch(args) => fetch_files(args),
         Verb::Tree(args) => make_tree(args),
         Verb::Serve(args) => serve_release(args),
@@ -272,6 +304,24 @@ fn make_guest(args: GuestArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+fn make_home(args: HomeArgs) -> Result<(), Failure> {
+    let started = std::time::Instant::now();
+    let packages = &args.packages;
+    let mut archive = packages.open(archive::SUITE, Kind::Packages)?;
+    let made = args.contents.make(&mut archive, &packages.cache)?;
+    let size = home::write(&made, &args.out)?;
+    println!(
+        "{}: {} in {:.1} s, {} packages, {:.1} MB of {:.1} MB before compression",
+        args.out.join(home::FILE_NAME).display(),
+        if made.made { "built" } else { "nothing changed" },
+        started.elapsed().as_secs_f32(),
+        made.packages.len(),
+        size as f64 / 1e6,
+        made.unpacked as f64 / 1e6
+    );
+    Ok(())
+}
+
 fn make_release(args: BuildArgs) -> Result<(), Failure> {
     let started = std::time::Instant::now();
     // Checked before the long steps, so that a missing build is noticed at once.
@@ -292,7 +342,7 @@ fn make_release(args: BuildArgs) -> Result<(), Failure> {
     };
     let packages = &args.packages;
     let mut archive = packages.open(archive::SUITE, Kind::Packages)?;
-    let base = base::make(&mut archive, &packages.cache, &args.extra)?;
+    let base = base::make(&mut archive, &packages.cache, &base::Recipe::of_the_box(&args.extra))?;
     let (commit, modified) = source_commit();
     let guest_kernel = KernelPackage::fetch(&mut archive, &packages.cache, Flavour::Cloud)?;
     let inputs = release::Inputs {

@@ -11,10 +11,10 @@ use crate::guest::{self, GuestError};
 use crate::kernel_package::KernelPackage;
 use crate::manifest::{self, Entry, Manifest};
 use crate::modules::{self, ModulesError};
+use crate::root::{self, RootError, failed, hash_tree, overlay, put, remove};
 use crate::tool::{self, ToolError};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -23,11 +23,8 @@ const INIT: &str = include_str!("../initrd/init");
 /// Modules that it needs to reach the root file system; and the virtual network card, so that it exists when
 /// udev looks for network cards, which it does before all other devices.
 const BOX_MODULES: [&str; 4] = ["loop", "erofs", "overlay", "virtio_net"];
-/// Time of all files of the root (2025-01-01); the file system's id is fixed, too.
-const FIXED_TIME: &str = "1735689600";
-const FIXED_UUID: &str = "62617261-6973-6572-8000-000000000001";
 /// The folder of this repository's files on the box.
-const HOME: &str = "usr/lib/barnraiser";
+const PROGRAMS: &str = "usr/lib/barnraiser";
 /// The user of barnraiser-roster.service.
 const ROSTER_USER: &str = "barnraiser-roster";
 
@@ -52,8 +49,6 @@ const PRUNED: [&str; 12] = [
 
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    #[error("cannot {action} {path}: {source}")]
-    File { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error(
         "`{0}` cannot be the address or the branch of the roster's repository, or the name of a box: it has a quote, a \
          space or a line break"
@@ -65,6 +60,8 @@ pub enum BuildError {
     Guest(#[from] GuestError),
     #[error(transparent)]
     Modules(#[from] ModulesError),
+    #[error(transparent)]
+    Root(#[from] RootError),
     #[error(transparent)]
     Tool(#[from] ToolError),
 }
@@ -106,13 +103,7 @@ pub fn build(base: &Base, inputs: &Inputs, out: &Path) -> Result<Outcome, BuildE
     {
         return Ok(Outcome::UpToDate(release.manifest));
     }
-    // Thousands of small files: in memory if possible.
-    let memory = PathBuf::from("/dev/shm");
-    let parent = if memory.is_dir() { memory } else { std::env::temp_dir() };
-    let staging = tempfile::Builder::new()
-        .prefix("netboot-image-")
-        .tempdir_in(&parent)
-        .map_err(failed("make a folder in", &parent))?;
+    let staging = root::staging()?;
     let tree = staging.path().join("tree");
     std::fs::create_dir(&tree).map_err(failed("make", &tree))?;
 
@@ -123,7 +114,9 @@ pub fn build(base: &Base, inputs: &Inputs, out: &Path) -> Result<Outcome, BuildE
     install_modules(&inputs.kernel, &tree)?;
     lay_out(inputs, &tree)?;
     tracing::info!("release, 3 of 4: compressing the root file system");
-    let root = pack_root(&tree, &staging.path().join("root.erofs"))?;
+    let image = staging.path().join("root.erofs");
+    root::pack(&tree, &image, &[], "make the root file system")?;
+    let root = std::fs::read(&image).map_err(failed("read", &image))?;
     tracing::info!("release, 4 of 4: writing kernel, initrd, boot script and manifest");
     write_release(inputs, &hash, packages, root, out).map(Outcome::Built)
 }
@@ -157,17 +150,17 @@ fn lay_out(inputs: &Inputs, tree: &Path) -> Result<(), BuildError> {
         overlay(folder, tree)?;
     }
     add_user(tree, ROSTER_USER, "Barnraiser: who may build here")?;
-    let home = tree.join(HOME);
-    std::fs::create_dir_all(&home).map_err(failed("make", &home))?;
+    let programs = tree.join(PROGRAMS);
+    std::fs::create_dir_all(&programs).map_err(failed("make", &programs))?;
     for (from, name) in [(&inputs.agent, "builder-agent"), (&inputs.access_manager, "access-manager")] {
         let contents = std::fs::read(from).map_err(failed("read", from))?;
-        put(&home.join(name), &contents, 0o755)?;
+        put(&programs.join(name), &contents, 0o755)?;
     }
     guest::write(
         &guest::assemble(&inputs.guest_kernel, &inputs.guest, &inputs.busybox)?,
-        &home.join("guest"),
+        &programs.join("guest"),
     )?;
-    put(&home.join("roster.json"), &inputs.roster, 0o644)?;
+    put(&programs.join("roster.json"), &inputs.roster, 0o644)?;
     let repo = inputs.roster_repo.as_deref().unwrap_or_default();
     let host = inputs.roster_host.as_deref().unwrap_or_default();
     for text in [repo, &inputs.roster_branch, host] {
@@ -189,7 +182,7 @@ fn lay_out(inputs: &Inputs, tree: &Path) -> Result<(), BuildError> {
         .collect();
     put(&conf, text.as_bytes(), 0o644)?;
     let about = serde_json::json!({ "commit": inputs.commit, "kernel-version": inputs.kernel.version });
-    put(&home.join("release.json"), format!("{about}\n").as_bytes(), 0o644)
+    Ok(put(&programs.join("release.json"), format!("{about}\n").as_bytes(), 0o644)?)
 }
 
 /// Adds a user and a group of this name, who cannot log in. The tree's own tools are not used: a release has to be the
@@ -209,16 +202,7 @@ fn add_user(tree: &Path, name: &str, about: &str) -> Result<(), BuildError> {
     })?;
     let user = format!("{passwd}{name}:x:{id}:{id}:{about}:/nonexistent:/usr/sbin/nologin\n");
     put(&tree.join("etc/passwd"), user.as_bytes(), 0o644)?;
-    put(&tree.join("etc/group"), format!("{group}{name}:x:{id}:\n").as_bytes(), 0o644)
-}
-
-/// Packs the root as one EROFS image. lz4hc: Debian bookworm's mkfs can write it, and slow machines read it
-/// quickly.
-fn pack_root(tree: &Path, image: &Path) -> Result<Vec<u8>, BuildError> {
-    let mut command = Command::new("mkfs.erofs");
-    command.args(["--quiet", "-zlz4hc,9", "-C65536", "-T", FIXED_TIME, "-U", FIXED_UUID, "-x-1"]);
-    tool::output(command.arg(image).arg(tree), "make the root file system")?;
-    std::fs::read(image).map_err(failed("read", image))
+    Ok(put(&tree.join("etc/group"), format!("{group}{name}:x:{id}:\n").as_bytes(), 0o644)?)
 }
 
 /// Writes kernel, initrd, boot.ipxe and, after these, the manifest.
@@ -278,7 +262,7 @@ fn initrd(inputs: &Inputs, root: Vec<u8>) -> Result<Vec<u8>, BuildError> {
         archive.file(&format!("modules/{}", module.file), 0o644, module.contents);
     }
     archive.file("modules/order", 0o644, order.into());
-    archive.to_bytes().map_err(failed("pack", Path::new("initrd")))
+    Ok(archive.to_bytes().map_err(failed("pack", Path::new("initrd")))?)
 }
 
 /// Uses relative names, so that the script works at any address.
@@ -297,33 +281,6 @@ pub fn boot_script(commit: Option<&str>) -> String {
          sleep 10\n\
          goto start\n"
     )
-}
-
-/// Copies `from` over `tree`: folders merge, links and files replace. Permissions are reduced to executable
-/// or not, so that the umask of a checkout has no effect. `.keep` files stand for empty folders.
-fn overlay(from: &Path, tree: &Path) -> Result<(), BuildError> {
-    for entry in sorted(from)? {
-        let target = tree.join(entry.file_name().unwrap_or_default());
-        let meta = entry.symlink_metadata().map_err(failed("read", &entry))?;
-        if entry.file_name().is_some_and(|name| name == ".keep") {
-            continue;
-        } else if meta.is_dir() {
-            if !target.is_dir() {
-                std::fs::create_dir(&target).map_err(failed("make", &target))?;
-                chmod(&target, 0o755)?;
-            }
-            overlay(&entry, &target)?;
-        } else if meta.is_symlink() {
-            remove(&target)?;
-            let link = std::fs::read_link(&entry).map_err(failed("read", &entry))?;
-            std::os::unix::fs::symlink(link, &target).map_err(failed("make", &target))?;
-        } else {
-            remove(&target)?;
-            let mode = if meta.permissions().mode() & 0o100 != 0 { 0o755 } else { 0o644 };
-            put(&target, &std::fs::read(&entry).map_err(failed("read", &entry))?, mode)?;
-        }
-    }
-    Ok(())
 }
 
 /// Hash over everything that determines the release's bytes.
@@ -364,60 +321,6 @@ fn inputs_hash(base: &str, inputs: &Inputs) -> Result<String, BuildError> {
         hash_tree(folder, &mut field)?;
     }
     Ok(hex::encode(hash.finalize()))
-}
-
-fn hash_tree(dir: &Path, field: &mut dyn FnMut(&[u8])) -> Result<(), BuildError> {
-    for entry in sorted(dir)? {
-        let meta = entry.symlink_metadata().map_err(failed("read", &entry))?;
-        field(entry.file_name().unwrap_or_default().as_encoded_bytes());
-        if meta.is_dir() {
-            field(b"{");
-            hash_tree(&entry, field)?;
-            field(b"}");
-        } else if meta.is_symlink() {
-            let link = std::fs::read_link(&entry).map_err(failed("read", &entry))?;
-            field(b"->");
-            field(link.as_os_str().as_encoded_bytes());
-        } else {
-            field(if meta.permissions().mode() & 0o100 != 0 { b"x" } else { b"-" });
-            field(&std::fs::read(&entry).map_err(failed("read", &entry))?);
-        }
-    }
-    Ok(())
-}
-
-fn sorted(dir: &Path) -> Result<Vec<PathBuf>, BuildError> {
-    let entries = std::fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
-    let mut entries: Vec<PathBuf> = entries.map_err(failed("read", dir))?;
-    entries.sort();
-    Ok(entries)
-}
-
-fn put(path: &Path, contents: &[u8], mode: u32) -> Result<(), BuildError> {
-    atomic_file::write(path, contents, mode).map_err(failed("write", path))?;
-    chmod(path, mode)
-}
-
-fn chmod(path: &Path, mode: u32) -> Result<(), BuildError> {
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed("chmod", path))
-}
-
-/// Removes a file, link or whole folder; succeeds if there is none.
-fn remove(path: &Path) -> Result<(), BuildError> {
-    let removed = match path.symlink_metadata() {
-        Err(error) => Err(error),
-        Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
-        Ok(_) => std::fs::remove_file(path),
-    };
-    match removed {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
-        _ => Ok(()),
-    }
-}
-
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> BuildError + use<> {
-    let path = path.to_path_buf();
-    move |source| BuildError::File { action, path, source }
 }
 
 #[cfg(test)]
