@@ -186,6 +186,11 @@ struct BuildArgs {
     /// Which of Debian's kernels the box boots; its micro-VMs always run the cloud kernel.
     #[arg(long, value_enum, default_value = "cloud")]
     kernel_flavour: Flavour,
+    /// Leave out the root file system of homes: a smaller release, for a box that offers none.
+    #[arg(long, conflicts_with_all = ["home_rootfs", "home_extra"])]
+    no_home: bool,
+    #[command(flatten)]
+    home: HomeContents,
     #[command(flatten)]
     packages: PackageArgs,
 }
@@ -342,6 +347,12 @@ fn make_release(args: BuildArgs) -> Result<(), Failure> {
     };
     let packages = &args.packages;
     let mut archive = packages.open(archive::SUITE, Kind::Packages)?;
+    // Before the box's own base: a version that the mirror lacks is left out from then on, and `netboot-image home` must come to
+    // the same packages.
+    let home = match args.no_home {
+        true => None,
+        false => Some(args.home.make(&mut archive, &packages.cache)?),
+    };
     let base = base::make(&mut archive, &packages.cache, &base::Recipe::of_the_box(&args.extra))?;
     let (commit, modified) = source_commit();
     let guest_kernel = KernelPackage::fetch(&mut archive, &packages.cache, Flavour::Cloud)?;
@@ -355,6 +366,7 @@ fn make_release(args: BuildArgs) -> Result<(), Failure> {
         access_manager: args.access_manager,
         guest: args.guest,
         busybox: args.busybox,
+        home,
         rootfs: args.rootfs,
         roster,
         roster_repo: args.roster_repo,

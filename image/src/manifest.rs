@@ -34,6 +34,9 @@ pub struct Manifest {
     pub files: BTreeMap<String, Entry>,
     /// Debian package -> version.
     pub packages: BTreeMap<String, String>,
+    /// The same of the root file system of homes; absent if the release has none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub home_packages: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

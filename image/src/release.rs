@@ -8,6 +8,7 @@ use crate::base::{self, Base, BaseError};
 use crate::cpio::Archive;
 use crate::files;
 use crate::guest::{self, GuestError};
+use crate::home::{self, Home};
 use crate::kernel_package::KernelPackage;
 use crate::manifest::{self, Entry, Manifest};
 use crate::modules::{self, ModulesError};
@@ -75,6 +76,8 @@ pub struct Inputs {
     pub access_manager: PathBuf,
     pub guest: PathBuf,
     pub busybox: PathBuf,
+    /// The root file system of homes; `None`: the box has no homes.
+    pub home: Option<Home>,
     /// Folders laid over the base system, one after the other.
     pub rootfs: Vec<PathBuf>,
     /// roster.json for boots without network.
@@ -236,6 +239,7 @@ fn write_release(
         inputs: hash.to_owned(),
         files: entries,
         packages,
+        home_packages: inputs.home.as_ref().map(|home| home.packages.clone()).unwrap_or_default(),
     };
     let mut json = serde_json::to_vec_pretty(&manifest).expect("strings and numbers always serialize");
     json.push(b'\n');
@@ -256,6 +260,11 @@ fn initrd(inputs: &Inputs, root: Vec<u8>) -> Result<Vec<u8>, BuildError> {
         std::fs::read(&inputs.busybox).map_err(failed("read", &inputs.busybox))?,
     );
     archive.file("root.erofs", 0o644, root);
+    // Beside the root and not in it: it is compressed already, and the box reads it without another layer between.
+    if let Some(home) = &inputs.home {
+        let contents = std::fs::read(&home.image).map_err(failed("read", &home.image))?;
+        archive.file(home::FILE_NAME, 0o444, contents);
+    }
     let mut order = String::new();
     for module in modules::load_order(&inputs.kernel.modules, &BOX_MODULES)? {
         order += &format!("{}\n", module.file);
@@ -307,6 +316,7 @@ fn inputs_hash(base: &str, inputs: &Inputs) -> Result<String, BuildError> {
         field(text.as_bytes());
     }
     field(&inputs.roster);
+    field(inputs.home.as_ref().map_or("", |home| &home.key).as_bytes());
     for path in [
         &inputs.kernel.vmlinuz,
         &inputs.guest_kernel.vmlinuz,

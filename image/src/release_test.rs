@@ -15,6 +15,7 @@ fn inputs(dir: &Path) -> Inputs {
         access_manager: binary.clone(),
         guest: binary.clone(),
         busybox: binary,
+        home: None,
         rootfs: vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("rootfs")],
         roster: br#"{"schema":1,"members":[]}"#.to_vec(),
         roster_repo: Some("https://example.org/roster.git".into()),
@@ -178,6 +179,42 @@ fn the_boxes_initrd_loads_every_module_before_the_mounts_that_need_it() {
         "loop.ko\nerofs.ko\noverlay.ko\nvirtio_net.ko\n"
     );
     assert_eq!(std::fs::read(dir.path().join("root.erofs")).unwrap(), b"erofs image");
+    assert!(!dir.path().join(home::FILE_NAME).exists(), "a release without homes");
     let insmod = INIT.find("insmod").unwrap();
     assert!(INIT.find("mount -t erofs").unwrap() > insmod && INIT.find("mount -t overlay").unwrap() > insmod);
+}
+
+#[test]
+fn homes_have_their_root_beside_the_boxes_and_a_mount_keeps_it_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut inputs = inputs(dir.path());
+    let image = dir.path().join("cached.erofs");
+    std::fs::write(&image, "image of homes").unwrap();
+    let without = inputs_hash("base", &inputs).unwrap();
+    inputs.home = Some(Home {
+        image,
+        key: "key".into(),
+        packages: BTreeMap::from([("bash".to_owned(), "5".to_owned())]),
+        unpacked: 0,
+        made: false,
+    });
+    assert_ne!(inputs_hash("base", &inputs).unwrap(), without);
+    let out = dir.path().join("out");
+    write_release(&inputs, "hash", BTreeMap::new(), b"erofs image".to_vec(), &out).unwrap();
+    let release = manifest::open(&out).unwrap();
+    assert_eq!(release.manifest.home_packages["bash"], "5");
+    let text = String::from_utf8(release.manifest_bytes).unwrap();
+    assert!(text.contains("\"home-packages\""), "{text}");
+    let unpacked = dir.path().join("unpacked");
+    std::fs::create_dir(&unpacked).unwrap();
+    let mut cpio = Command::new("cpio");
+    cpio.args(["-id", "--quiet"]).current_dir(&unpacked);
+    tool::output_with_input(&mut cpio, &std::fs::read(out.join("initrd")).unwrap(), "unpack").unwrap();
+    let file = unpacked.join(home::FILE_NAME);
+    assert_eq!(std::fs::read(&file).unwrap(), b"image of homes");
+    assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o444);
+    // Shown before switch_root deletes its name, and beside the programs, where only root may write.
+    let shown = INIT.find(&format!("home=/root/{PROGRAMS}/{}\n", home::FILE_NAME)).unwrap();
+    assert!(INIT.find("mount -t overlay").unwrap() < shown);
+    assert!(shown < INIT.find("switch_root /root").unwrap());
 }

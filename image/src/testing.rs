@@ -40,6 +40,7 @@ pub fn release() -> tempfile::TempDir {
         inputs: "none".into(),
         files,
         packages: Default::default(),
+        home_packages: Default::default(),
     };
     std::fs::write(dir.path().join("manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
     dir

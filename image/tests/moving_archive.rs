@@ -308,7 +308,8 @@ fn the_base_system_is_made_of_what_is_there_and_one_from_before_serves_when_noth
         }
         command.arg(path).arg(format!("APT_CONFIG={}", archive.folder("conf").join("apt.conf").display()));
         command.arg(build.get_program()).args(build.get_args()).args(more);
-        command.arg("--out").arg(out(&archive)).arg("--baked-roster").arg(&roster);
+        // The packages of homes are obtained in the same way, and are many.
+        command.arg("--no-home").arg("--out").arg(out(&archive)).arg("--baked-roster").arg(&roster);
         for binary in ["--agent", "--access-manager", "--guest", "--busybox"] {
             command.args([binary, "/bin/true"]);
         }
