@@ -29,6 +29,9 @@ pub const VSOCK_PORT: u32 = 1024;
 /// The ports at the host to which the guest of a home connects its sshds, one each.
 pub const SSH_PORTS: RangeInclusive<u32> = 1025..=1088;
 
+/// The size of the disk on which a home gets images of store paths, whatever is on it.
+pub const DISK_BYTES: u64 = 1 << 40;
+
 /// Tag and length.
 pub const HEADER: usize = 5;
 
