@@ -4,15 +4,16 @@
 //! VMM's side is `vmm`, its restrictions are in `jail`, and the hardware that the guest sees is in `devices` and `arch`.
 //! The VMM is trusted as little as the guest: its reports are bounded and used for messages and numbers only.
 
+pub(crate) mod additions;
 pub mod arch;
 mod bus;
 pub mod devices;
 mod end;
 mod events;
-mod handover;
+pub(crate) mod handover;
 pub mod jail;
 mod launch;
-mod memory;
+pub(crate) mod memory;
 pub mod network;
 mod overhead;
 mod vcpu;
@@ -198,6 +199,9 @@ impl KvmBackend {
             let why = "the kvm backend takes its closure as an image, and was given trees".to_owned();
             return Err(SandboxError::Unavailable { why });
         };
+        if machine.home {
+            return Err(SandboxError::Unavailable { why: "the kvm backend has no homes yet".to_owned() });
+        }
         check_inputs(image.segments.len())?;
         let kvm = open_kvm(&self.config.device)?;
         let kernel = open(&self.config.kernel, "the guest kernel")?;
@@ -228,7 +232,7 @@ impl KvmBackend {
             network.wait_for_start().map_err(cannot("start the network of a VM"))?;
         }
         tracing::debug!(job = machine.id, pid = running.vmm.pid(), jail = ?running.jail, "VM started");
-        Ok((running, Streams { guest }, network))
+        Ok((running, Streams { guest, ssh: None }, network))
     }
 }
 
@@ -239,7 +243,7 @@ impl Backend for KvmBackend {
 
     fn start(&self, machine: Machine<'_>, cancel: &Cancel) -> Result<Started, SandboxError> {
         let (running, streams, network) = self.start_vm(machine, cancel)?;
-        Ok(Started { far_end: Box::new(running), streams, network })
+        Ok(Started { far_end: Box::new(running), streams, network, disk: None })
     }
 }
 
@@ -506,7 +510,7 @@ mod tests {
         let shape_with = |network, vcpus, memory_mib, segments| {
             let inputs = Inputs::Image(Image { segments });
             let Inputs::Image(image) = &inputs else { unreachable!() };
-            let machine = Machine { id: "test", vcpus, memory_mib, inputs: &inputs, network };
+            let machine = Machine { id: "test", vcpus, memory_mib, inputs: &inputs, network, home: false };
             shape_of(machine, image, ClosureDevice::Blk)
         };
         let shape = |vcpus, memory_mib, segments| shape_with(false, vcpus, memory_mib, segments);

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::jail;
 
 /// Descriptors per message. Linux: SCM_MAX_FD is 253.
-const BATCH: usize = 128;
+pub const BATCH: usize = 128;
 /// The agent's own configuration; a closure of 100,000 segments takes 4 MiB.
 const CONFIG_MAX: u32 = 16 << 20;
 /// Most bytes of all reports of a VMM. Two reports of a few hundred bytes are expected.
@@ -131,7 +131,7 @@ pub fn send(
 }
 
 /// A length, and the message as JSON.
-pub fn send_json(mut socket: &UnixStream, message: &impl Serialize) -> io::Result<()> {
+pub fn send_json(mut socket: impl Write, message: &impl Serialize) -> io::Result<()> {
     let json = serde_json::to_vec(message)?;
     let len = u32::try_from(json.len()).ok().filter(|len| *len <= CONFIG_MAX);
     let len =
@@ -140,11 +140,16 @@ pub fn send_json(mut socket: &UnixStream, message: &impl Serialize) -> io::Resul
     socket.write_all(&json)
 }
 
-pub fn receive_json<T: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<T> {
+pub fn receive_json<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<T> {
+    receive_json_within(socket, CONFIG_MAX)
+}
+
+/// From a sender who may send any length: at most `longest` bytes.
+pub fn receive_json_within<T: DeserializeOwned>(mut socket: impl Read, longest: u32) -> io::Result<T> {
     let mut len = [0; 4];
     socket.read_exact(&mut len)?;
     let len = u32::from_le_bytes(len);
-    if len > CONFIG_MAX {
+    if len > longest {
         return Err(io::Error::other("oversized message"));
     }
     let mut json = vec![0; len as usize];
