@@ -141,8 +141,8 @@ impl KvmBackend {
             kvm: null.as_fd(),
             kernel: null.as_fd(),
             initrd: null.as_fd(),
-            stream: null.as_fd(),
             console,
+            streams: Vec::new(),
             net: None,
         };
         let sent = handover::send(&running.vmm.control, &config, &files, &[]);
@@ -218,8 +218,8 @@ impl KvmBackend {
             kvm: kvm.as_fd(),
             kernel: kernel.as_fd(),
             initrd: initrd.as_fd(),
-            stream: theirs.as_fd(),
             console: running.vmm.console(),
+            streams: vec![theirs.as_fd()],
             net: frames.as_ref().map(AsFd::as_fd),
         };
         let segments: Vec<_> = image.segments.iter().map(|s| s.file.as_fd()).collect();
@@ -249,7 +249,7 @@ impl Backend for KvmBackend {
 
 /// A VM for this machine. A machine without inputs has no closure to show, and one without a network no network card.
 fn shape_of(machine: Machine<'_>, image: &Image, closure: ClosureDevice) -> Shape {
-    let mut devices = vec![DeviceKind::Vsock];
+    let mut devices = vec![DeviceKind::Vsock { streams: 1 }];
     if image.segments.iter().any(|segment| segment.len > 0) {
         devices.push(DeviceKind::Closure(closure));
     }
@@ -505,7 +505,8 @@ mod tests {
 
     #[test]
     fn a_vm_has_the_devices_that_its_machine_needs_and_a_size_within_limits() {
-        use DeviceKind::{Closure, Net, Rng, Vsock};
+        use DeviceKind::{Closure, Net, Rng};
+        const VSOCK: DeviceKind = DeviceKind::Vsock { streams: 1 };
         let segment = |len| Segment { file: File::open("/dev/null").unwrap().into(), offset: 0, len };
         let shape_with = |network, vcpus, memory_mib, segments| {
             let inputs = Inputs::Image(Image { segments });
@@ -515,14 +516,14 @@ mod tests {
         };
         let shape = |vcpus, memory_mib, segments| shape_with(false, vcpus, memory_mib, segments);
         let full =
-            Shape { vcpus: 4, memory_mib: 512, devices: vec![Vsock, Closure(ClosureDevice::Blk), Rng] };
+            Shape { vcpus: 4, memory_mib: 512, devices: vec![VSOCK, Closure(ClosureDevice::Blk), Rng] };
         assert_eq!(shape(4, 512, vec![segment(4096)]), full);
         for segments in [vec![], vec![segment(0)]] {
-            assert_eq!(shape(4, 512, segments).devices, [Vsock, Rng]);
+            assert_eq!(shape(4, 512, segments).devices, [VSOCK, Rng]);
         }
         assert_eq!((shape(0, 1, vec![]).vcpus, shape(0, 1, vec![]).memory_mib), (1, MEMORY_MIN_MIB));
         assert_eq!(shape(u8::MAX, 1, vec![]).vcpus, Native::VCPUS_MAX);
-        assert_eq!(shape_with(true, 1, 512, vec![]).devices, [Vsock, Rng, Net]);
+        assert_eq!(shape_with(true, 1, 512, vec![]).devices, [VSOCK, Rng, Net]);
     }
 
     /// A VMM that is a script: it reports when its agent says something.
