@@ -48,7 +48,8 @@ fn start(transport: &mut Transport) {
 fuzz_target!(|data: &[u8]| {
     let Some(([kind, accesses], rest)) = data.split_first_chunk::<2>() else { return };
     let (agent, ours) = UnixStream::pair().expect("a pair of sockets");
-    for stream in [&agent, &ours] {
+    let (sshd, second) = UnixStream::pair().expect("a pair of sockets");
+    for stream in [&agent, &ours, &sshd, &second] {
         stream.set_nonblocking(true).expect("a non-blocking socket");
     }
     let (socket, network) =
@@ -59,7 +60,7 @@ fuzz_target!(|data: &[u8]| {
         send(&network, &[0xaa; FRAME_MAX + 1][..len], SendFlags::DONTWAIT).expect("an empty socket");
     }
     let device: Box<dyn Device> = match kind % 4 {
-        0 => Box::new(Vsock::new(ours, 1024)),
+        0 => Box::new(Vsock::new([(1024, ours), (1025, second)])),
         1 => Box::new(Pmem::new(1 << 32, 2 << 20)),
         2 => Box::new(Net::new(socket)),
         _ => Box::new(Rng),

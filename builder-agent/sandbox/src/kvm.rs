@@ -4,15 +4,16 @@
 //! VMM's side is `vmm`, its restrictions are in `jail`, and the hardware that the guest sees is in `devices` and `arch`.
 //! The VMM is trusted as little as the guest: its reports are bounded and used for messages and numbers only.
 
+pub(crate) mod additions;
 pub mod arch;
 mod bus;
 pub mod devices;
 mod end;
 mod events;
-mod handover;
+pub(crate) mod handover;
 pub mod jail;
 mod launch;
-mod memory;
+pub(crate) mod memory;
 pub mod network;
 mod overhead;
 mod vcpu;
@@ -140,8 +141,8 @@ impl KvmBackend {
             kvm: null.as_fd(),
             kernel: null.as_fd(),
             initrd: null.as_fd(),
-            stream: null.as_fd(),
             console,
+            streams: Vec::new(),
             net: None,
         };
         let sent = handover::send(&running.vmm.control, &config, &files, &[]);
@@ -198,6 +199,9 @@ impl KvmBackend {
             let why = "the kvm backend takes its closure as an image, and was given trees".to_owned();
             return Err(SandboxError::Unavailable { why });
         };
+        if machine.home {
+            return Err(SandboxError::Unavailable { why: "the kvm backend has no homes yet".to_owned() });
+        }
         check_inputs(image.segments.len())?;
         let kvm = open_kvm(&self.config.device)?;
         let kernel = open(&self.config.kernel, "the guest kernel")?;
@@ -214,8 +218,8 @@ impl KvmBackend {
             kvm: kvm.as_fd(),
             kernel: kernel.as_fd(),
             initrd: initrd.as_fd(),
-            stream: theirs.as_fd(),
             console: running.vmm.console(),
+            streams: vec![theirs.as_fd()],
             net: frames.as_ref().map(AsFd::as_fd),
         };
         let segments: Vec<_> = image.segments.iter().map(|s| s.file.as_fd()).collect();
@@ -228,7 +232,7 @@ impl KvmBackend {
             network.wait_for_start().map_err(cannot("start the network of a VM"))?;
         }
         tracing::debug!(job = machine.id, pid = running.vmm.pid(), jail = ?running.jail, "VM started");
-        Ok((running, Streams { guest }, network))
+        Ok((running, Streams { guest, ssh: None }, network))
     }
 }
 
@@ -239,13 +243,13 @@ impl Backend for KvmBackend {
 
     fn start(&self, machine: Machine<'_>, cancel: &Cancel) -> Result<Started, SandboxError> {
         let (running, streams, network) = self.start_vm(machine, cancel)?;
-        Ok(Started { far_end: Box::new(running), streams, network })
+        Ok(Started { far_end: Box::new(running), streams, network, disk: None })
     }
 }
 
 /// A VM for this machine. A machine without inputs has no closure to show, and one without a network no network card.
 fn shape_of(machine: Machine<'_>, image: &Image, closure: ClosureDevice) -> Shape {
-    let mut devices = vec![DeviceKind::Vsock];
+    let mut devices = vec![DeviceKind::Vsock { streams: 1 }];
     if image.segments.iter().any(|segment| segment.len > 0) {
         devices.push(DeviceKind::Closure(closure));
     }
@@ -501,24 +505,25 @@ mod tests {
 
     #[test]
     fn a_vm_has_the_devices_that_its_machine_needs_and_a_size_within_limits() {
-        use DeviceKind::{Closure, Net, Rng, Vsock};
+        use DeviceKind::{Closure, Net, Rng};
+        const VSOCK: DeviceKind = DeviceKind::Vsock { streams: 1 };
         let segment = |len| Segment { file: File::open("/dev/null").unwrap().into(), offset: 0, len };
         let shape_with = |network, vcpus, memory_mib, segments| {
             let inputs = Inputs::Image(Image { segments });
             let Inputs::Image(image) = &inputs else { unreachable!() };
-            let machine = Machine { id: "test", vcpus, memory_mib, inputs: &inputs, network };
+            let machine = Machine { id: "test", vcpus, memory_mib, inputs: &inputs, network, home: false };
             shape_of(machine, image, ClosureDevice::Blk)
         };
         let shape = |vcpus, memory_mib, segments| shape_with(false, vcpus, memory_mib, segments);
         let full =
-            Shape { vcpus: 4, memory_mib: 512, devices: vec![Vsock, Closure(ClosureDevice::Blk), Rng] };
+            Shape { vcpus: 4, memory_mib: 512, devices: vec![VSOCK, Closure(ClosureDevice::Blk), Rng] };
         assert_eq!(shape(4, 512, vec![segment(4096)]), full);
         for segments in [vec![], vec![segment(0)]] {
-            assert_eq!(shape(4, 512, segments).devices, [Vsock, Rng]);
+            assert_eq!(shape(4, 512, segments).devices, [VSOCK, Rng]);
         }
         assert_eq!((shape(0, 1, vec![]).vcpus, shape(0, 1, vec![]).memory_mib), (1, MEMORY_MIN_MIB));
         assert_eq!(shape(u8::MAX, 1, vec![]).vcpus, Native::VCPUS_MAX);
-        assert_eq!(shape_with(true, 1, 512, vec![]).devices, [Vsock, Rng, Net]);
+        assert_eq!(shape_with(true, 1, 512, vec![]).devices, [VSOCK, Rng, Net]);
     }
 
     /// A VMM that is a script: it reports when its agent says something.

@@ -100,8 +100,14 @@ impl Backend for NamespaceBackend {
                 why: "the namespace sandbox has no network; backend = \"kvm\" has one".into(),
             });
         }
+        if machine.home {
+            return Err(SandboxError::Unavailable {
+                why: "the namespace sandbox has no homes; `sandbox.backend = \"kvm\"` has them".into(),
+            });
+        }
         let (far_end, guest) = far_end::start(&self.config, self.scratch()?, trees, machine.memory_mib)?;
-        Ok(Started { far_end: Box::new(far_end), streams: Streams { guest }, network: None })
+        let streams = Streams { guest, ssh: None };
+        Ok(Started { far_end: Box::new(far_end), streams, network: None, disk: None })
     }
 }
 

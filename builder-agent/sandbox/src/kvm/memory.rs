@@ -17,7 +17,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRe
 
 use super::arch::{Architecture, Native};
 
-const PAGE: u64 = 4096;
+pub const PAGE: u64 = 4096;
 /// Linux: SUBSECTION_SIZE, the unit in which memremap_pages takes persistent memory. 16 MiB also satisfies
 /// architectures whose default namespace alignment is larger.
 const CLOSURE_ALIGNMENT: u64 = 2 << 20;
@@ -27,6 +27,19 @@ pub const CLOSURE_MAX: u64 = 1 << 40;
 /// Most segments of a closure. Each is a mapping, of which Linux allows a process 65,530 (`vm.max_map_count`, unless
 /// the operator changed it); the rest is for the VMM itself.
 pub const SEGMENTS_MAX: usize = 60_000;
+
+/// Most bytes of page tables that a process needs for a mapping of `len` bytes, all of which it has touched: 8 for each page,
+/// in whole tables, on each level.
+pub fn page_tables(len: u64) -> u64 {
+    let mut bytes = 0;
+    let mut covered = PAGE;
+    // The mapping may begin and end in the middle of a table.
+    while covered < 1 << 48 {
+        covered <<= 9;
+        bytes += (len / covered + 2) * PAGE;
+    }
+    bytes
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {

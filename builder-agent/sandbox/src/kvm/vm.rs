@@ -28,7 +28,7 @@ use super::events::Kick;
 use super::handover::{ClosureDevice, DeviceKind, Shape};
 use super::memory::{self, Closure, MemoryError};
 
-/// vsock port of the agent.
+/// vsock port of the agent for the first stream. The second one has the next port.
 const AGENT_PORT: u32 = 1024;
 
 #[derive(Debug, thiserror::Error)]
@@ -45,8 +45,8 @@ pub enum VmError {
     Io { what: &'static str, source: io::Error },
     #[error("KVM here has API version {got}, not {want}")]
     KvmVersion { got: i32, want: u32 },
-    #[error("a machine has one stream to the agent, and its shape has more devices for it")]
-    SecondStream,
+    #[error("the shape has a device for {wanted} streams to the agent, and there are {left}")]
+    Streams { wanted: u8, left: usize },
     #[error("a network card has a socket of its own, and the shape has more cards than there are sockets")]
     NoNetwork,
 }
@@ -62,8 +62,8 @@ pub fn io(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
 /// The host's side of the devices.
 pub struct Parts {
     pub closure: Closure,
-    /// The agent's end of the vsock connection.
-    pub stream: UnixStream,
+    /// The agent's ends of the vsock connections.
+    pub streams: Vec<UnixStream>,
     /// The socket of the network card, if the shape has one.
     pub net: Option<OwnedFd>,
     /// The ring that keeps the end of the console's output.
@@ -89,22 +89,26 @@ impl Vm {
         if version != kvm_bindings::KVM_API_VERSION as i32 {
             return Err(VmError::KvmVersion { got: version, want: kvm_bindings::KVM_API_VERSION });
         }
-        let Parts { closure, stream, mut net, console } = parts;
+        let Parts { closure, mut streams, mut net, console } = parts;
         let vm = hypervisor.create_vm().map_err(kvm("create a VM"))?;
         let ram = Native::ram_ranges(u64::from(shape.memory_mib) << 20);
         let memory = memory::ram(shape.memory_mib.into())?;
         let closure = Arc::new(closure);
         let processor = Native::prepare_vm(hypervisor, &vm, shape.vcpus)?;
 
-        stream.set_nonblocking(true).map_err(io("prepare the agent's stream"))?;
-        let mut stream = Some(stream);
+        for stream in &streams {
+            stream.set_nonblocking(true).map_err(io("prepare the agent's streams"))?;
+        }
         let base = Native::closure_base(&ram);
         let mut shown = None;
         let mut devices: Vec<Box<dyn Device>> = Vec::new();
         for kind in &shape.devices {
             devices.push(match kind {
-                DeviceKind::Vsock => {
-                    Box::new(Vsock::new(stream.take().ok_or(VmError::SecondStream)?, AGENT_PORT))
+                DeviceKind::Vsock { streams: wanted } => {
+                    if *wanted == 0 || streams.len() != usize::from(*wanted) {
+                        return Err(VmError::Streams { wanted: *wanted, left: streams.len() });
+                    }
+                    Box::new(Vsock::new((AGENT_PORT..).zip(streams.drain(..))))
                 }
                 DeviceKind::Closure(ClosureDevice::Pmem) => {
                     let (end, limit) = (base + closure.len(), processor.address_limit());

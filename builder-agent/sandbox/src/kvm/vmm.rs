@@ -129,7 +129,7 @@ fn boot(config: &Config, files: Files<OwnedFd>, closure: Closure) -> Result<Vm, 
     let hypervisor = unsafe { Kvm::from_raw_fd(files.kvm.into_raw_fd()) };
     let parts = Parts {
         closure,
-        stream: UnixStream::from(files.stream),
+        streams: files.streams.into_iter().map(UnixStream::from).collect(),
         net: files.net,
         console: files.console.into(),
     };

@@ -200,7 +200,7 @@ mod tests {
         offer_read(&mut d, DATA);
         d.set(register::STATUS, 0);
         d.kick(0);
-        assert!(d.transport.watch().is_none());
+        assert!(d.transport.watch().is_empty());
         assert_eq!((sector(&d), d.interrupt.get()), ([0; 512], interrupts));
     }
 

@@ -45,7 +45,7 @@ fn vsock() -> (Box<dyn Device>, UnixStream) {
     for stream in [&agent, &ours] {
         stream.set_nonblocking(true).unwrap();
     }
-    (Box::new(Vsock::new(ours, PORT)), agent)
+    (Box::new(Vsock::new([(PORT, ours)])), agent)
 }
 
 fn net() -> (Box<dyn Device>, OwnedFd) {
@@ -147,7 +147,7 @@ fn an_open_connection_goes_on_with_all_that_was_under_way() {
 
     let (second, mut agent) = vsock();
     d.move_to(second).unwrap();
-    let (fd, events) = d.transport.watch().unwrap();
+    let (fd, events) = d.transport.watch()[0];
     // It does not read more before the guest has the bytes that it holds.
     assert!(fd >= 0 && !events.contains(EventSet::IN));
     d.offer(RX, &[writable(IN, 4096)]);
@@ -184,7 +184,7 @@ fn a_frame_that_waits_leaves_by_the_next_card_and_those_after_it_follow() {
     let mut d = Driver::new(first);
     d.start();
     let mut last = 0;
-    while !d.transport.watch().unwrap().1.contains(EventSet::OUT) {
+    while !d.transport.watch()[0].1.contains(EventSet::OUT) {
         last += 1;
         send(&mut d, last);
     }
@@ -198,7 +198,7 @@ fn a_frame_that_waits_leaves_by_the_next_card_and_those_after_it_follow() {
     d.offer(RX, &[writable(IN, 1526)]);
     d.kick(RX);
     d.move_to(net().0).unwrap();
-    assert!(d.transport.watch().unwrap().1.contains(EventSet::IN));
+    assert!(d.transport.watch()[0].1.contains(EventSet::IN));
 }
 
 #[test]
@@ -279,7 +279,8 @@ fn nonsense_is_an_error_and_changes_nothing() {
     }
     let too_much = |s: &mut TransportState| {
         let mut json = serde_json::to_value(&*s).unwrap();
-        json["device"]["to_agent"] = serde_json::json!(vec![0u8; BUFFER as usize + 1]);
+        json["device"]["connections"][0]["state"]["to_agent"] =
+            serde_json::json!(vec![0u8; BUFFER as usize + 1]);
         *s = serde_json::from_value(json).unwrap();
     };
     assert!(broken(too_much).unwrap_err().to_string().contains("bytes for the agent"));
