@@ -85,7 +85,7 @@ pub struct Streams {
 }
 
 /// The machine seen from outside. Dropping it ends the machine.
-pub trait FarEnd {
+pub trait FarEnd: Send {
     /// The machine's last output besides the streams (console, stderr), limited in length. Called once, if a
     /// stream ended early.
     fn last_words(&mut self) -> String;

@@ -38,4 +38,5 @@ pub use job::{BuilderStatus, Finished, Host, Job, Limits, OutputSink, Phases, Ru
 pub use moment::Moment;
 pub use paused::{Paused, PausedMachine, PausedSession};
 pub use session::build::JobRunner;
+pub use session::home;
 pub use usage::Usage;

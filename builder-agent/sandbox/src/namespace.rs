@@ -90,6 +90,11 @@ impl Backend for NamespaceBackend {
     }
 
     fn start(&self, machine: Machine<'_>, _cancel: &Cancel) -> Result<Started, SandboxError> {
+        if machine.home {
+            return Err(SandboxError::Unavailable {
+                why: "the namespace sandbox has no homes; `sandbox.backend = \"kvm\"` has them".into(),
+            });
+        }
         let Inputs::Trees(trees) = machine.inputs else {
             return Err(SandboxError::Unavailable {
                 why: "the namespace sandbox takes trees, and the agent brought an image".into(),
@@ -98,11 +103,6 @@ impl Backend for NamespaceBackend {
         if machine.network {
             return Err(SandboxError::Unavailable {
                 why: "the namespace sandbox has no network; backend = \"kvm\" has one".into(),
-            });
-        }
-        if machine.home {
-            return Err(SandboxError::Unavailable {
-                why: "the namespace sandbox has no homes; `sandbox.backend = \"kvm\"` has them".into(),
             });
         }
         let (far_end, guest) = far_end::start(&self.config, self.scratch()?, trees, machine.memory_mib)?;

@@ -10,6 +10,7 @@ use std::io::Write;
 use guest::etc::CERTIFICATES;
 use guest::protocol::{Exit, ExitStatus, Failure, FailureKind, Hello, Tag, VERSION, header, json_frame};
 use proptest::prelude::*;
+use rustix::event::{PollFd, poll};
 
 use super::super::conversation::Patience;
 use super::*;
