@@ -220,17 +220,19 @@ pub mod tests {
 
     #[test]
     fn a_closure_of_as_many_segments_as_are_allowed_is_mapped() {
-        let pages: Vec<u8> = (0..2 * PAGE as usize).map(|i| (i / PAGE as usize) as u8 + 1).collect();
+        let pages: Vec<u8> = (0..3 * PAGE as usize).map(|i| (i / PAGE as usize) as u8 + 1).collect();
         let file = file(&pages);
         let mut closure = Closure::reserve(SEGMENTS_MAX as u64 * PAGE).unwrap();
         for index in 0..SEGMENTS_MAX {
-            // Alternating offsets, so that the kernel does not merge two of them into one mapping.
-            let offset = (index as u64 + 1) % 2 * PAGE;
+            // Pages that do not follow each other, so that the kernel does not merge two of them into one mapping.
+            let offset = (2 - index as u64 % 3) * PAGE;
             closure.map(index, index as u64 * PAGE, &file, offset, PAGE).unwrap();
         }
         let mut out = [0u8; 2];
         assert!(closure.read((SEGMENTS_MAX as u64 - 1) * PAGE - 1, &mut out));
         assert_eq!(out, [2, 1]);
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+        assert!(maps >= SEGMENTS_MAX, "{maps}");
     }
 
     #[test]
