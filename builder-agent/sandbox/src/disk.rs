@@ -13,9 +13,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::backend::Image;
 use crate::error::SandboxError;
-use crate::kvm::additions::{ANSWER_MAX, Addition, Answer, CAPACITY};
+use crate::kvm::additions::{ANSWER_MAX, Addition, Answer};
 use crate::kvm::handover::{self, BATCH};
 use crate::kvm::jail::cgroup::Limit;
+use crate::kvm::memory::growing::CAPACITY;
 use crate::kvm::memory::{PAGE, SEGMENTS_MAX, page_tables};
 
 /// For one image. It takes a fraction of a second.
@@ -39,7 +40,6 @@ pub struct Disk {
 
 impl Disk {
     /// `segments`: parts of the closure, which the VMM has mapped already.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no backend makes homes yet"))]
     pub(crate) fn new(vmm: UnixStream, segments: usize, limit: Option<Limit>) -> io::Result<Disk> {
         vmm.set_nonblocking(true)?;
         Ok(Disk { vmm, len: 0, segments, limit, patience: PATIENCE, is_lost: false })
@@ -74,6 +74,9 @@ impl Disk {
                 let why = match error.kind() {
                     ErrorKind::TimedOut => {
                         format!("the VMM did not map it within {} s", self.patience.as_secs())
+                    }
+                    ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {
+                        "the VMM has hung up; the machine may have ended".to_owned()
                     }
                     _ => format!("the VMM: {error}"),
                 };

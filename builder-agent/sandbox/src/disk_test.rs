@@ -146,9 +146,9 @@ fn a_vmm_that_does_not_answer_as_it_should_is_left_in_time() {
         let (mut disk, vmm) = disk(move |vmm| hostile(&vmm, how));
         disk.patience = Duration::from_millis(300);
         let began = Instant::now();
-        // More than the socket holds.
-        let large = Image { segments: vec![segment(1 << 50, 1 << 20); 30_000] };
-        let why = text(disk.add(&large));
+        // For those who do not read, more than the socket holds; for the others little, so that they come to their answer.
+        let count = if matches!(how, 0 | 1 | 7) { 30_000 } else { 1 };
+        let why = text(disk.add(&Image { segments: vec![segment(1 << 50, 1 << 20); count] }));
         assert!(began.elapsed() < Duration::from_secs(5), "{how}: {:?}", began.elapsed());
         assert!(why.contains("the VMM"), "{how}: {why}");
         let why = text(disk.add(&image(1, 4096)));

@@ -76,6 +76,11 @@ pub trait Device: Send {
         Ok(false)
     }
 
+    /// The queue in whose middle it stopped, so that other devices have their turn. It is to be called for it again.
+    fn unfinished(&self) -> Option<usize> {
+        None
+    }
+
     /// The driver reset the device.
     fn reset(&mut self) {}
 

@@ -1,5 +1,6 @@
 //! The event thread: notifications of the guest and readiness of the agent's streams, for all devices of the VM.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub struct Events {
     kicks: Vec<Kick>,
     /// Per device: the descriptors and the events that are registered with epoll for it.
     watched: Vec<Vec<Watched>>,
+    /// Devices that have stopped in the middle, with the queue.
+    unfinished: BTreeMap<usize, usize>,
 }
 
 impl Events {
@@ -37,24 +40,33 @@ impl Events {
             epoll.ctl(ControlOperation::Add, kick.event.as_raw_fd(), event)?;
         }
         let watched = vec![Vec::new(); machine.device_count()];
-        Ok(Events { epoll, machine, kicks, watched })
+        Ok(Events { epoll, machine, kicks, watched, unfinished: BTreeMap::new() })
     }
 
     /// Serves all events. Returns only if epoll itself fails.
     pub fn run(mut self) -> io::Error {
         let mut ready = vec![EpollEvent::default(); 32];
         loop {
-            let n = match self.epoll.wait(-1, &mut ready) {
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return e,
-            };
-            for event in &ready[..n] {
-                if let Err(e) = self.serve(event) {
-                    return e;
-                }
+            match self.turn(&mut ready) {
+                Err(e) if e.kind() != io::ErrorKind::Interrupted => return e,
+                _ => {}
             }
         }
+    }
+
+    /// Serves each device that has something to do, and after those the ones that stopped in the middle the last time.
+    fn turn(&mut self, ready: &mut [EpollEvent]) -> io::Result<()> {
+        let timeout = if self.unfinished.is_empty() { -1 } else { 0 };
+        let n = self.epoll.wait(timeout, ready)?;
+        let unfinished = std::mem::take(&mut self.unfinished);
+        for event in &ready[..n] {
+            self.serve(event)?;
+        }
+        for (device, queue) in unfinished {
+            self.machine.device(device).kick(queue);
+            self.watch(device)?;
+        }
+        Ok(())
     }
 
     fn serve(&mut self, event: &EpollEvent) -> io::Result<()> {
@@ -75,10 +87,15 @@ impl Events {
         self.watch(device)
     }
 
-    /// Registers with epoll the events that the device waits for now. A descriptor without events is removed: with an
+    /// Notes whether the device has stopped in the middle, and registers with epoll the events that it waits for now. A descriptor without events is removed: with an
     /// empty mask epoll would still report a hang-up again and again.
     fn watch(&mut self, device: usize) -> io::Result<()> {
-        let mut wanted = self.machine.device(device).watch();
+        let transport = self.machine.device(device);
+        let (mut wanted, unfinished) = (transport.watch(), transport.unfinished());
+        drop(transport);
+        if let Some(queue) = unfinished {
+            self.unfinished.insert(device, queue);
+        }
         wanted.retain(|(_, events)| !events.is_empty());
         let current = &self.watched[device];
         if wanted == *current {

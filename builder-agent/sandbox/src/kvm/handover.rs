@@ -40,6 +40,10 @@ impl Shape {
         self.devices.contains(&DeviceKind::Net)
     }
 
+    pub(super) fn has_disk(&self) -> bool {
+        self.devices.contains(&DeviceKind::Disk)
+    }
+
     /// The number of its streams to the agent.
     fn streams(&self) -> usize {
         let streams = self.devices.iter().map(|device| match device {
@@ -59,6 +63,8 @@ pub enum DeviceKind {
     },
     /// The closure, as a device of this kind.
     Closure(ClosureDevice),
+    /// A disk to which the agent adds images while the VM runs, over a socket of its own (`additions`).
+    Disk,
     Rng,
     /// The network card. Its frames come and go through a socket of their own.
     Net,
@@ -100,6 +106,8 @@ pub struct Files<Fd> {
     pub streams: Vec<Fd>,
     /// The socket of the network card: there if and only if the shape has one.
     pub net: Option<Fd>,
+    /// The socket of the growing disk: there if and only if the shape has one.
+    pub disk: Option<Fd>,
 }
 
 /// A message from the VMM.
@@ -133,6 +141,9 @@ pub fn send(
     if files.net.is_some() != config.shape.has_network_card() {
         return Err(io::Error::other("a network card and its socket come together"));
     }
+    if files.disk.is_some() != config.shape.has_disk() {
+        return Err(io::Error::other("a growing disk and its socket come together"));
+    }
     if files.streams.len() != config.shape.streams() {
         return Err(io::Error::other("the streams are not those of the shape"));
     }
@@ -140,6 +151,7 @@ pub fn send(
     let mut all = vec![files.kvm, files.kernel, files.initrd, files.console];
     all.extend(&files.streams);
     all.extend(files.net);
+    all.extend(files.disk);
     send_batch(socket, &all)?;
     for batch in segments.chunks(BATCH) {
         send_batch(socket, batch)?;
@@ -189,9 +201,10 @@ pub fn send_batch(socket: &UnixStream, fds: &[BorrowedFd<'_>]) -> io::Result<()>
 /// open at once.
 pub fn receive(socket: &UnixStream) -> io::Result<(Config, Files<OwnedFd>)> {
     let config: Config = receive_json(socket)?;
-    let (streams, has_net) = (config.shape.streams(), config.shape.has_network_card());
+    let streams = config.shape.streams();
+    let (has_net, has_disk) = (config.shape.has_network_card(), config.shape.has_disk());
     let files = receive_batch(socket)?;
-    let expected = 4 + streams + usize::from(has_net);
+    let expected = 4 + streams + usize::from(has_net) + usize::from(has_disk);
     if files.len() != expected {
         return Err(io::Error::other(format!("expected {expected} descriptors, got {}", files.len())));
     }
@@ -199,8 +212,9 @@ pub fn receive(socket: &UnixStream) -> io::Result<(Config, Files<OwnedFd>)> {
     let mut next = || files.next().ok_or_else(|| io::Error::other("they were counted above"));
     let (kvm, kernel, initrd, console) = (next()?, next()?, next()?, next()?);
     let streams = (0..streams).map(|_| next()).collect::<io::Result<_>>()?;
-    let net = has_net.then(next).transpose()?;
-    Ok((config, Files { kvm, kernel, initrd, console, streams, net }))
+    let net = has_net.then(&mut next).transpose()?;
+    let disk = has_disk.then(&mut next).transpose()?;
+    Ok((config, Files { kvm, kernel, initrd, console, streams, net, disk }))
 }
 
 /// The files of `count` segments, in batches.
@@ -334,7 +348,15 @@ mod tests {
         let sender = std::thread::spawn(move || {
             let file = null();
             let fd = file.as_fd();
-            let files = Files { kvm: fd, kernel: fd, initrd: fd, console: fd, streams: vec![fd], net: None };
+            let files = Files {
+                kvm: fd,
+                kernel: fd,
+                initrd: fd,
+                console: fd,
+                streams: vec![fd],
+                net: None,
+                disk: None,
+            };
             send(&agent, &sent, &files, &vec![fd; count]).unwrap();
         });
         let (received, _files) = receive(&vmm).unwrap();
@@ -352,15 +374,16 @@ mod tests {
         // Different kinds of files, so that none is taken for another.
         let kind = |fd: OwnedFd| {
             let kind = File::from(fd).metadata().unwrap().file_type();
-            (kind.is_socket(), kind.is_fifo(), kind.is_char_device())
+            [kind.is_socket(), kind.is_fifo(), kind.is_dir(), kind.is_char_device()].map(u8::from)
         };
         let (stream, _other) = UnixStream::pair().unwrap();
         let (pipe, _writer) = std::io::pipe().unwrap();
-        let devices = [DeviceKind::Vsock { streams: 2 }, DeviceKind::Net];
-        for shown in 0..4 {
-            for given in 0..4 {
+        let devices = [DeviceKind::Vsock { streams: 2 }, DeviceKind::Net, DeviceKind::Disk];
+        let directory = File::open("/").unwrap();
+        for shown in 0..8 {
+            for given in 0..8 {
                 let (agent, vmm) = UnixStream::pair().unwrap();
-                let chosen = (0..2).filter(|bit| shown >> bit & 1 == 1).map(|bit: usize| devices[bit]);
+                let chosen = (0..3).filter(|bit| shown >> bit & 1 == 1).map(|bit: usize| devices[bit]);
                 let config = Config {
                     shape: Shape { vcpus: 1, memory_mib: 512, devices: chosen.collect() },
                     cmdline: String::new(),
@@ -376,6 +399,7 @@ mod tests {
                     console: fd,
                     streams: if given & 1 == 1 { vec![stream.as_fd(); 2] } else { Vec::new() },
                     net: (given & 2 == 2).then_some(pipe.as_fd()),
+                    disk: (given & 4 == 4).then_some(directory.as_fd()),
                 };
                 let sent = send(&agent, &config, &files, &[]);
                 assert_eq!(sent.is_ok(), shown == given, "{shown} {given}");
@@ -384,11 +408,12 @@ mod tests {
                 }
                 let (_, files) = receive(&vmm).unwrap();
                 for other in [files.kvm, files.kernel, files.initrd, files.console] {
-                    assert_eq!(kind(other), (false, false, true));
+                    assert_eq!(kind(other), [0, 0, 0, 1]);
                 }
                 assert_eq!(files.streams.len(), if shown & 1 == 1 { 2 } else { 0 });
-                assert!(files.streams.into_iter().all(|fd| kind(fd) == (true, false, false)));
-                assert_eq!(files.net.map(kind), (shown & 2 == 2).then_some((false, true, false)));
+                assert!(files.streams.into_iter().all(|fd| kind(fd) == [1, 0, 0, 0]));
+                assert_eq!(files.net.map(kind), (shown & 2 == 2).then_some([0, 1, 0, 0]));
+                assert_eq!(files.disk.map(kind), (shown & 4 == 4).then_some([0, 0, 1, 0]));
             }
         }
     }

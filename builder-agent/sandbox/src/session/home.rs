@@ -6,6 +6,7 @@
 //! Whatever the guest does or leaves undone, the keeper returns when it is told to.
 //! Not here: what is said over the streams of sshds, and who may have a home (the agent).
 
+mod at_start;
 mod control;
 mod talk;
 
@@ -17,6 +18,7 @@ use egress::Event;
 use guest::order::home;
 use guest::protocol::{self, Tag};
 
+use at_start::AtStart;
 use control::{Attachments, Request, Requests};
 pub use control::{Connection, Control, Port, RequestError, SmallFile};
 use talk::Talk;
@@ -116,13 +118,13 @@ pub fn start(backend: &dyn Backend, job: &HomeJob, cancel: &Cancel) -> Result<Ho
         home: true,
     };
     let Started { far_end, streams, network, disk } = backend.start(machine, cancel)?;
-    let Some(disk) = disk else {
+    let (Some(disk), Some(ssh)) = (disk, streams.ssh) else {
         let why =
             format!("the sandbox `{}` has no homes; `sandbox.backend = \"kvm\"` has them", backend.name());
         return Err(SandboxError::Unavailable { why });
     };
     let talk = Talk::new(streams.guest)?;
-    start_in(far_end, talk, network, Box::new(disk), job, PATIENCE, cancel)
+    start_in(far_end, talk, network, Box::new(AtStart::new(disk, ssh)), job, PATIENCE, cancel)
 }
 
 /// Makes a home of a machine that runs.

@@ -240,6 +240,11 @@ impl Transport {
         if self.is_live() { self.device.watch() } else { Vec::new() }
     }
 
+    /// The queue that has to be kicked again, after the other devices.
+    pub fn unfinished(&self) -> Option<usize> {
+        self.device.unfinished().filter(|_| self.is_live())
+    }
+
     pub fn ready(&mut self, events: EventSet) {
         if self.is_live() {
             let used = self.device.ready(events, &mut self.queues, &self.memory);

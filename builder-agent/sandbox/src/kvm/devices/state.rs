@@ -27,6 +27,10 @@ pub enum DeviceState {
     Blk {
         bytes: u64,
     },
+    /// The images that the guest has been told of.
+    Disk {
+        bytes: u64,
+    },
     Vsock {
         connections: Vec<connections::Saved>,
     },

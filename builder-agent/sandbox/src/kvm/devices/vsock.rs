@@ -26,8 +26,8 @@ const TX: usize = 1;
 const QUEUE_SIZE: u16 = 128;
 /// The guest's address; the host is 2 (VMADDR_CID_HOST).
 pub const GUEST_CID: u64 = 3;
-/// Most packets of the guest that are taken before the agent's next bytes are read: a driver that always has another packet
-/// for one port does not keep those of the other waiting.
+/// Most packets of the guest that one call takes. Then the agent's bytes and the other devices have their turn: a driver that
+/// always has another packet, for one port, does not keep those of the other port waiting.
 const TURN: usize = 64;
 
 /// `S` is a socket to the agent, non-blocking.
@@ -35,6 +35,8 @@ pub struct Vsock<S> {
     connections: Connections<S>,
     config: [u8; 8],
     payload: Vec<u8>,
+    /// The guest's queue may have more packets, which no notification will announce again.
+    has_more: bool,
 }
 
 impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
@@ -44,33 +46,39 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
             connections: Connections::new(streams, GUEST_CID),
             config: GUEST_CID.to_le_bytes(),
             payload: vec![0; MAX_PAYLOAD as usize],
+            has_more: false,
         }
     }
 
-    /// Moves all packets that can move, in both directions.
+    /// Moves the packets that can move, in both directions; of the guest's at most [`TURN`].
     fn pump(&mut self, queues: &mut [Queue], memory: &GuestMemoryMmap) -> Used {
-        let mut used = false;
+        let (mut used, mut left) = (false, TURN);
+        self.has_more = false;
         loop {
             self.connections.flush();
             // Receiving first: an answer must have left before the packets that cause the next one are taken.
             let gave = self.give_guest_packets(&mut queues[RX], memory)?;
-            let taken = self.take_guest_packets(&mut queues[TX], memory)?;
-            if !gave && taken == 0 {
+            let taken = self.take_guest_packets(&mut queues[TX], memory, left)?;
+            used |= gave || taken > 0;
+            left -= taken;
+            self.has_more = left == 0;
+            if self.has_more || (!gave && taken == 0) {
                 return Ok(used);
-            }
-            used = true;
-            if taken == TURN {
-                self.connections.read_from_agent();
             }
         }
     }
 
-    /// Takes the guest's packets, at most [`TURN`], and gives their number. Stops when the limit of unsent answers is reached:
+    /// Takes at most `most` of the guest's packets, and gives their number. Stops when the limit of unsent answers is reached:
     /// the guest must offer buffers first.
-    fn take_guest_packets(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<usize, Broken> {
+    fn take_guest_packets(
+        &mut self,
+        queue: &mut Queue,
+        memory: &GuestMemoryMmap,
+        most: usize,
+    ) -> Result<usize, Broken> {
         let mut taken = 0;
         // One packet at a time, so that after a stop the others are still in the queue.
-        while taken < TURN && self.connections.can_take() {
+        while taken < most && self.connections.can_take() {
             let Some(chain) = queue.iter(memory)?.next() else { break };
             let head = chain.head_index();
             match self.read_packet(chain, memory) {
@@ -165,7 +173,12 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Device for Vsock<S> {
         self.pump(queues, memory)
     }
 
+    fn unfinished(&self) -> Option<usize> {
+        self.has_more.then_some(TX)
+    }
+
     fn reset(&mut self) {
+        self.has_more = false;
         self.connections.reset();
     }
 

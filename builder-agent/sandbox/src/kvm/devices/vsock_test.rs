@@ -237,17 +237,24 @@ fn two_streams_share_the_queues_and_no_byte() {
 }
 
 #[test]
-fn a_driver_that_always_has_another_packet_gets_the_agents_bytes_meanwhile() {
+fn a_flood_of_packets_leaves_turns_to_the_agent_and_the_other_devices() {
     let mut g = guest_with_queues_of(128);
     g.connect();
     g.agent.write_all(b"for the guest").unwrap();
     let update = vsock_header(op::CREDIT_UPDATE).to_bytes(0);
     g.driver.memory.write_slice(&update, GuestAddress(OUT)).unwrap();
-    for _ in 0..TURN + 1 {
+    for _ in 0..TURN + 2 {
         g.driver.offer(TX, &[readable(OUT, 44)]);
     }
     g.driver.offer(RX, &[writable(IN, 4096)]);
-    // One notification, and none of the socket.
+    g.driver.used(TX);
     g.driver.kick(TX);
+    assert_eq!((g.driver.used(TX).len(), g.driver.transport.unfinished()), (TURN, Some(TX)));
+    // One notification was enough for all of them.
+    g.driver.transport.ready(EventSet::IN);
     assert_eq!(g.received(), [(op::RW, 44 + 13)]);
+    assert_eq!((g.driver.used(TX).len(), g.driver.transport.unfinished()), (2, None));
+    g.driver.offer(TX, &[readable(OUT, 44); 1]);
+    g.driver.kick(TX);
+    assert_eq!((g.driver.used(TX).len(), g.driver.transport.unfinished()), (1, None));
 }

@@ -31,16 +31,6 @@ pub trait Attachments: Send {
     fn open(&mut self, port: u32) -> Result<UnixStream, SandboxError>;
 }
 
-impl Attachments for crate::disk::Disk {
-    fn add(&mut self, image: &Image) -> Result<u64, SandboxError> {
-        crate::disk::Disk::add(self, image)
-    }
-
-    fn open(&mut self, port: u32) -> Result<UnixStream, SandboxError> {
-        Err(SandboxError::Unavailable { why: format!("nothing can be plugged into port {port} yet") })
-    }
-}
-
 /// Makes requests to a home. Clones are for the same home.
 #[derive(Clone)]
 pub struct Control(Arc<Inner>);
