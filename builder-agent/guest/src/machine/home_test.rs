@@ -29,9 +29,7 @@ pub fn can_run(programs: &[&str]) -> bool {
     let missing = programs.iter().find(|program| !Path::new(program).exists());
     match missing {
         _ if !rustix::process::geteuid().is_root() => eprintln!("skipped: mounting images needs root"),
-        Some(program) => {
-            eprintln!("skipped: {program} is missing; tests/scripts/install-deps --tests installs it")
-        }
+        Some(program) => eprintln!("skipped: {program} is missing"),
         None => return true,
     }
     false
@@ -346,6 +344,11 @@ fn a_member_is_at_home_behind_an_sshd_of_their_own() {
         serve_home(&folder);
     }
     let sshd = if built_image().is_some() { "/dev/loop-control" } else { "/usr/sbin/sshd" };
+    if !Path::new(sshd).exists() {
+        eprintln!(
+            "hint: an sshd is in the image of homes (tests/scripts/build --image), or in openssh-server"
+        );
+    }
     if !can_run(&[sshd, "/usr/bin/ssh", "/usr/bin/curl"]) {
         return;
     }

@@ -562,7 +562,8 @@ fn a_guest_that_does_not_answer_is_over_with_its_home() {
 #[test]
 fn what_nobody_asked_for_ends_the_home() {
     let long = |fake: &mut Fake| fake.raw(&[Tag::Attached as u8, 0xff, 0xff, 0xff, 0xff]);
-    let cases: [(fn(&mut Fake), &str); 6] = [
+    type Say = fn(&mut Fake);
+    let cases: [(Say, &str); 6] = [
         (|fake| fake.answer(Tag::Attached, 0, None), "does not wait for it"),
         (|fake| fake.answer(Tag::Opened, 1, None), "does not wait for it"),
         (|fake| fake.send(Tag::Log, b"x"), "a Log frame came while the home ran"),
