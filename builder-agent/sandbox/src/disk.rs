@@ -16,7 +16,7 @@ use crate::error::SandboxError;
 use crate::kvm::additions::{ANSWER_MAX, Addition, Answer};
 use crate::kvm::handover::{self, BATCH};
 use crate::kvm::jail::cgroup::Limit;
-use crate::kvm::memory::growing::CAPACITY;
+use crate::kvm::memory::growing::{CAPACITY, START};
 use crate::kvm::memory::{PAGE, SEGMENTS_MAX, page_tables};
 
 /// For one image. It takes a fraction of a second.
@@ -27,7 +27,7 @@ const REASON_MAX: usize = 1000;
 pub struct Disk {
     /// Non-blocking.
     vmm: UnixStream,
-    /// Bytes that the disk has.
+    /// Where the next image begins.
     len: u64,
     /// Mappings of the VMM: those of the disk and of the closure.
     segments: usize,
@@ -42,7 +42,7 @@ impl Disk {
     /// `segments`: parts of the closure, which the VMM has mapped already.
     pub(crate) fn new(vmm: UnixStream, segments: usize, limit: Option<Limit>) -> io::Result<Disk> {
         vmm.set_nonblocking(true)?;
-        Ok(Disk { vmm, len: 0, segments, limit, patience: PATIENCE, is_lost: false })
+        Ok(Disk { vmm, len: START, segments, limit, patience: PATIENCE, is_lost: false })
     }
 
     /// Puts an image behind those that are there. Returns the offset of its first byte on the disk when the guest can read

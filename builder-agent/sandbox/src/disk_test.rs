@@ -48,9 +48,9 @@ fn images_lie_one_behind_the_other() {
         }
         counts
     });
-    assert_eq!(disk.add(&image(1, 4096)).unwrap(), 0);
-    assert_eq!(disk.add(&image(300, 8192)).unwrap(), 4096);
-    assert_eq!(disk.add(&image(2, MIB)).unwrap(), 4096 + 300 * 8192);
+    assert_eq!(disk.add(&image(1, 4096)).unwrap(), START);
+    assert_eq!(disk.add(&image(300, 8192)).unwrap(), START + 4096);
+    assert_eq!(disk.add(&image(2, MIB)).unwrap(), START + 4096 + 300 * 8192);
     drop(disk);
     assert_eq!(vmm.join().unwrap(), [(1, 1), (300, 300), (2, 2)]);
 }
@@ -65,8 +65,8 @@ fn an_image_that_the_vmm_refuses_takes_no_place() {
     });
     let why = text(disk.add(&image(3, 4096)));
     assert!(why.ends_with("the VMM says: not\u{fffd}[2J now"), "{why}");
-    assert_eq!(disk.add(&image(3, 4096)).unwrap(), 0);
-    assert_eq!((disk.len, disk.segments), (3 * 4096, 3));
+    assert_eq!(disk.add(&image(3, 4096)).unwrap(), START);
+    assert_eq!((disk.len, disk.segments), (START + 3 * 4096, 3));
     vmm.join().unwrap();
 }
 
@@ -153,7 +153,7 @@ fn a_vmm_that_does_not_answer_as_it_should_is_left_in_time() {
         assert!(why.contains("the VMM"), "{how}: {why}");
         let why = text(disk.add(&image(1, 4096)));
         assert!(why.contains("open a new home"), "{how}: {why}");
-        assert_eq!((disk.len, disk.segments), (0, 0));
+        assert_eq!((disk.len, disk.segments), (START, 0));
         drop(disk);
         vmm.join().unwrap();
     }

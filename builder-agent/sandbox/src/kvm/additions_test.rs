@@ -15,7 +15,7 @@ use crate::kvm::devices::blk::Blk;
 use crate::kvm::devices::testing::{Driver, readable, writable};
 use crate::kvm::handover::{DeviceKind, Shape};
 use crate::kvm::jail::{self, seccomp};
-use crate::kvm::memory::growing::Growing;
+use crate::kvm::memory::growing::{Growing, START};
 use crate::kvm::memory::{PAGE, SEGMENTS_MAX};
 use crate::process::memory_file;
 
@@ -60,24 +60,25 @@ fn page(d: &mut Driver, at: u64) -> Option<[u8; PAGE as usize]> {
 fn the_guest_reads_what_the_agent_has_added_and_nothing_else() {
     let (mut disk, _vmm, mut d) = disk();
     let (one, two) = (file(10, 4), file(20, 4));
-    assert_eq!(page(&mut d, 0), None);
+    assert_eq!(page(&mut d, 0), Some([0; PAGE as usize]));
+    assert_eq!(page(&mut d, START), None);
     let first = Image { segments: vec![segment(&one, 1, 2), segment(&two, 3, 1)] };
-    assert_eq!(disk.add(&first).unwrap(), 0);
+    assert_eq!(disk.add(&first).unwrap(), START);
     // More parts than one message has descriptors.
     let second = Image { segments: (0..300).map(|i| segment(&two, i % 4, 1)).collect() };
-    assert_eq!(disk.add(&second).unwrap(), 3 * PAGE);
+    assert_eq!(disk.add(&second).unwrap(), START + 3 * PAGE);
     let expected = [11, 12, 23].into_iter().chain((0..300).map(|i| 20 + i % 4));
     for (index, byte) in expected.enumerate() {
-        assert_eq!(page(&mut d, index as u64 * PAGE), Some([byte as u8; PAGE as usize]), "{index}");
+        assert_eq!(page(&mut d, START + index as u64 * PAGE), Some([byte as u8; PAGE as usize]), "{index}");
     }
-    assert_eq!(page(&mut d, 303 * PAGE), None);
+    assert_eq!(page(&mut d, START + 303 * PAGE), None);
 }
 
 #[test]
 fn an_image_that_cannot_be_mapped_is_refused_and_the_next_one_takes_its_place() {
     let (mut disk, _vmm, mut d) = disk();
     let whole = file(10, 4);
-    assert_eq!(disk.add(&Image { segments: vec![segment(&whole, 0, 1)] }).unwrap(), 0);
+    assert_eq!(disk.add(&Image { segments: vec![segment(&whole, 0, 1)] }).unwrap(), START);
     // Its files in the middle and at the end of the second message are shorter than they should be.
     let mut segments: Vec<_> = (0..256).map(|_| segment(&whole, 1, 1)).collect();
     (segments[200], segments[255]) = (segment(&whole, 3, 2), segment(&whole, 9, 1));
@@ -86,10 +87,10 @@ fn an_image_that_cannot_be_mapped_is_refused_and_the_next_one_takes_its_place() 
         why.contains("the VMM says: segment 200 (offset 12288, length 8192) ends after its file"),
         "{why}"
     );
-    assert_eq!(page(&mut d, PAGE), None);
-    assert_eq!(disk.add(&Image { segments: vec![segment(&whole, 2, 1)] }).unwrap(), PAGE);
-    assert_eq!(page(&mut d, PAGE), Some([12; PAGE as usize]));
-    assert_eq!(page(&mut d, 2 * PAGE), None);
+    assert_eq!(page(&mut d, START + PAGE), None);
+    assert_eq!(disk.add(&Image { segments: vec![segment(&whole, 2, 1)] }).unwrap(), START + PAGE);
+    assert_eq!(page(&mut d, START + PAGE), Some([12; PAGE as usize]));
+    assert_eq!(page(&mut d, START + 2 * PAGE), None);
 }
 
 #[test]
@@ -98,8 +99,8 @@ fn a_disk_without_an_agent_stays_as_it_is() {
     disk.add(&Image { segments: vec![segment(&file(10, 1), 0, 1)] }).unwrap();
     drop(disk);
     vmm.join().unwrap();
-    assert_eq!(page(&mut d, 0), Some([10; PAGE as usize]));
-    assert_eq!(page(&mut d, PAGE), None);
+    assert_eq!(page(&mut d, START), Some([10; PAGE as usize]));
+    assert_eq!(page(&mut d, START + PAGE), None);
 
     // Nor does half an image appear.
     let (agent, ours) = UnixStream::pair().unwrap();
@@ -109,7 +110,7 @@ fn a_disk_without_an_agent_stays_as_it_is() {
     handover::send_batch(&agent, &[std::os::fd::AsFd::as_fd(&*file)]).unwrap();
     drop(agent);
     Additions::new(ours, grower).run();
-    assert_eq!(bytes.shown(), 0);
+    assert_eq!(bytes.shown(), START);
 }
 
 #[test]
@@ -121,10 +122,10 @@ fn as_many_parts_as_a_home_may_have_are_added_and_no_file_stays_open() {
     // Pages that do not follow each other, so that the kernel does not merge two of them into one mapping.
     let image = Image { segments: (0..SEGMENTS_MAX as u64).map(|i| segment(&file, 2 - i % 3, 1)).collect() };
     let began = std::time::Instant::now();
-    assert_eq!(disk.add(&image).unwrap(), 0);
+    assert_eq!(disk.add(&image).unwrap(), START);
     eprintln!("{SEGMENTS_MAX} parts in {:?}", began.elapsed());
     assert_eq!(open(), before);
-    let last = (SEGMENTS_MAX as u64 - 1) * PAGE;
+    let last = START + (SEGMENTS_MAX as u64 - 1) * PAGE;
     assert_eq!(page(&mut d, last), Some([10; PAGE as usize]));
     assert_eq!(page(&mut d, last - PAGE), Some([11; PAGE as usize]));
     let why = disk.add(&Image { segments: vec![segment(&file, 0, 1)] }).unwrap_err().to_string();
@@ -152,10 +153,10 @@ fn in_jail(devices: Vec<DeviceKind>) -> (Vec<bool>, Result<Vec<u8>, i32>) {
         for _ in 0..2 {
             additions.serve().unwrap();
         }
-        let pages = bytes.shown() / PAGE;
+        let pages = (bytes.shown() - START) / PAGE;
         let mut firsts = vec![0; pages as usize];
         for (page, first) in firsts.iter_mut().enumerate() {
-            assert!(bytes.read(page as u64 * PAGE, std::slice::from_mut(first)));
+            assert!(bytes.read(START + page as u64 * PAGE, std::slice::from_mut(first)));
         }
         let _ = to.write_all(&firsts);
         // SAFETY: a number, and it does not return.

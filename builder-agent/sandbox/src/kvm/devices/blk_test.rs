@@ -5,6 +5,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::super::mmio::register;
 use super::super::testing::{Buffer, Driver, readable, writable};
 use super::*;
+use crate::kvm::memory::growing::START;
 use crate::kvm::memory::tests::file;
 
 fn device() -> Blk {
@@ -87,9 +88,9 @@ fn a_growing_disk_has_its_capacity_from_the_start_and_its_bytes_when_they_are_ad
     d.start();
     let capacity: Vec<_> = [0x100, 0x104].map(|at| d.get(at)).into();
     assert_eq!(capacity, [(CAPACITY / SECTOR) as u32, 0]);
-    let page = [writable(DATA, 4096)];
-    assert_eq!(request(&mut d, REQUEST_IN, 0, &page), (STATUS_IO_ERROR, 1));
-    for (number, sector) in [(5, 0), (6, 8)] {
+    let (page, first) = ([writable(DATA, 4096)], START / SECTOR);
+    assert_eq!(request(&mut d, REQUEST_IN, first, &page), (STATUS_IO_ERROR, 1));
+    for (number, sector) in [(5, first), (6, first + 8)] {
         grower.map(0, &file(&[number; 4096]), (0, 4096)).unwrap();
         assert_eq!(
             request(&mut d, REQUEST_IN, sector, &page),
@@ -101,7 +102,7 @@ fn a_growing_disk_has_its_capacity_from_the_start_and_its_bytes_when_they_are_ad
         assert_eq!(bytes(&d, DATA, 4096), [number; 4096]);
     }
     // Over the border of two images.
-    assert_eq!(request(&mut d, REQUEST_IN, 7, &[writable(DATA, 1024)]), (STATUS_OK, 1025));
+    assert_eq!(request(&mut d, REQUEST_IN, first + 7, &[writable(DATA, 1024)]), (STATUS_OK, 1025));
     assert_eq!((bytes(&d, DATA, 512), bytes(&d, DATA + 512, 512)), (vec![5; 512], vec![6; 512]));
 }
 
@@ -112,12 +113,12 @@ fn a_read_of_a_growing_disk_ends_where_its_bytes_end() {
     grower.show();
     let mut d = Driver::new(Box::new(Blk::new(disk)));
     d.start();
-    let sectors = CAPACITY / SECTOR;
+    let (first, sectors) = (START / SECTOR, CAPACITY / SECTOR);
     let cases: [(u64, &[Buffer]); 9] = [
-        (8, &[writable(DATA, 512)]),
-        (7, &[writable(DATA, 1024)]),
-        (7, &[writable(DATA, 512), writable(DATA + 512, 512)]),
-        (0, &[writable(DATA, 4097)]),
+        (first + 8, &[writable(DATA, 512)]),
+        (first + 7, &[writable(DATA, 1024)]),
+        (first + 7, &[writable(DATA, 512), writable(DATA + 512, 512)]),
+        (first, &[writable(DATA, 4097)]),
         (sectors - 1, &[writable(DATA, 512)]),
         (sectors, &[writable(DATA, 512)]),
         (u64::MAX / 512, &[writable(DATA, 1024)]),
@@ -127,7 +128,7 @@ fn a_read_of_a_growing_disk_ends_where_its_bytes_end() {
     for (sector, data) in cases {
         assert_eq!(request(&mut d, REQUEST_IN, sector, data), (STATUS_IO_ERROR, 1), "{sector}");
     }
-    assert_eq!(request(&mut d, REQUEST_IN, 7, &[writable(DATA, 512)]), (STATUS_OK, 513));
+    assert_eq!(request(&mut d, REQUEST_IN, first + 7, &[writable(DATA, 512)]), (STATUS_OK, 513));
 }
 
 #[test]

@@ -16,6 +16,9 @@ use super::range::Range;
 
 /// What the guest believes to be the size of the disk. Addresses are all that it costs.
 pub const CAPACITY: u64 = 1 << 40;
+/// Where the first image begins. Before it lie zeros, in which the guest's kernel looks for a partition table when it finds the
+/// disk: without them it would print some errors at each start.
+pub const START: u64 = 1 << 20;
 
 /// What can be read.
 pub struct Growing {
@@ -25,12 +28,14 @@ pub struct Growing {
 }
 
 impl Growing {
-    /// Reserves the addresses of a disk, on which nothing is yet.
+    /// Reserves the addresses of a disk, on which no image is yet.
     pub fn reserve() -> Result<(Arc<Growing>, Grower), MemoryError> {
         let len = NonZeroUsize::new(CAPACITY as usize).expect("a constant");
         let range = Range::reserve("a disk that grows", len, ProtFlags::empty())?;
-        let disk = Arc::new(Growing { range, mark: AtomicU64::new(0) });
-        Ok((disk.clone(), Grower { disk, end: 0 }))
+        // SAFETY: nobody has the range yet.
+        unsafe { range.clear(0, START, ProtFlags::READ)? };
+        let disk = Arc::new(Growing { range, mark: AtomicU64::new(START) });
+        Ok((disk.clone(), Grower { disk, end: START }))
     }
 
     /// Number of bytes that can be read.
@@ -77,7 +82,7 @@ impl Grower {
         let mark = self.disk.shown();
         // If the kernel refuses, the pages stay out of reach above the mark, and the next image replaces them.
         // SAFETY: as in `map`.
-        let _ = unsafe { self.disk.range.clear(mark, self.end) };
+        let _ = unsafe { self.disk.range.clear(mark, self.end, ProtFlags::empty()) };
         self.end = mark;
     }
 }
@@ -92,21 +97,34 @@ mod tests {
     fn images_are_read_one_behind_the_other_and_nothing_before_it_is_complete() {
         let (disk, mut grower) = Growing::reserve().unwrap();
         let mut byte = [9];
-        assert!(!disk.read(0, &mut byte));
+        assert!(!disk.read(START, &mut byte));
         grower.map(0, &file(&[1; 8192]), (4096, 4096)).unwrap();
         grower.map(1, &file(&[2; 4096]), (0, 4096)).unwrap();
-        assert_eq!((disk.shown(), disk.read(0, &mut byte), byte), (0, false, [9]));
+        assert_eq!((disk.shown(), disk.read(START, &mut byte), byte), (START, false, [9]));
         grower.show();
         let mut out = [0; 8192];
-        assert!(disk.read(0, &mut out));
+        assert!(disk.read(START, &mut out));
         assert_eq!((out[0], out[4095], out[4096], out[8191]), (1, 1, 2, 2));
         grower.map(0, &file(&[3; 100]), (0, 4096)).unwrap();
-        assert!(!disk.read(8192, &mut byte));
+        assert!(!disk.read(START + 8192, &mut byte));
         grower.show();
-        assert!(disk.read(8191, &mut out[..2]));
+        assert!(disk.read(START + 8191, &mut out[..2]));
         assert_eq!(out[..2], [2, 3]);
         // The rest of a file's last page.
-        assert!(disk.read(8192 + 100, &mut byte) && byte == [0]);
+        assert!(disk.read(START + 8192 + 100, &mut byte) && byte == [0]);
+    }
+
+    #[test]
+    fn before_the_first_image_lie_zeros_from_the_start() {
+        let (disk, mut grower) = Growing::reserve().unwrap();
+        for _ in 0..2 {
+            let mut out = vec![9; START as usize];
+            assert!(disk.read(0, &mut out) && out.iter().all(|byte| *byte == 0));
+            grower.map(0, &file(&[1; 4096]), (0, 4096)).unwrap();
+            grower.show();
+        }
+        grower.abandon();
+        assert!(disk.read(START - 1, &mut [9]));
     }
 
     #[test]
@@ -114,12 +132,12 @@ mod tests {
         let (disk, mut grower) = Growing::reserve().unwrap();
         grower.map(0, &file(&[1; 4096]), (0, 4096)).unwrap();
         grower.show();
-        let mut out = [9; 2];
-        for at in [4095, 4096, 8192, CAPACITY - 2, CAPACITY, u64::MAX - 1, u64::MAX] {
+        let (mut out, end) = ([9; 2], START + 4096);
+        for at in [end - 1, end, end + 4096, CAPACITY - 2, CAPACITY, u64::MAX - 1, u64::MAX] {
             assert!(!disk.read(at, &mut out), "{at}");
             assert_eq!(out, [9; 2]);
         }
-        assert!(disk.read(4094, &mut out) && out == [1; 2]);
+        assert!(disk.read(end - 2, &mut out) && out == [1; 2]);
     }
 
     #[test]
@@ -136,13 +154,13 @@ mod tests {
         }
         grower.abandon();
         grower.show();
-        assert_eq!(disk.shown(), 4096);
+        assert_eq!(disk.shown(), START + 4096);
         grower.map(0, &file(&[4; 4096]), (0, 4096)).unwrap();
         grower.show();
         let mut out = [0; 8192];
-        assert!(disk.read(0, &mut out));
+        assert!(disk.read(START, &mut out));
         assert_eq!((out[4095], out[4096]), (1, 4));
-        assert!(!disk.read(8192, &mut out[..1]));
+        assert!(!disk.read(START + 8192, &mut out[..1]));
     }
 
     #[test]

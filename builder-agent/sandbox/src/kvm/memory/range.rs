@@ -97,12 +97,12 @@ impl Range {
         Ok(())
     }
 
-    /// Takes everything between these two offsets out of the range. Its pages may not be touched afterwards.
+    /// Takes everything between these two offsets out of the range. Its pages have this protection afterwards, as in `reserve`.
     ///
     /// # Safety
     ///
     /// As for `map`.
-    pub unsafe fn clear(&self, from: u64, to: u64) -> Result<(), MemoryError> {
+    pub unsafe fn clear(&self, from: u64, to: u64, protection: ProtFlags) -> Result<(), MemoryError> {
         if from >= to || to > self.len() {
             return Ok(());
         }
@@ -112,7 +112,7 @@ impl Range {
             rustix::mm::mmap_anonymous(
                 self.start.as_ptr().add(from as usize).cast(),
                 len as usize,
-                ProtFlags::empty(),
+                protection,
                 MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED,
             )
         }
