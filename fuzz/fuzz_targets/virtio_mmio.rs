@@ -1,16 +1,21 @@
 #![no_main]
 //! Any register accesses and any queue memory against every device behind the virtio-mmio transport.
 
+use std::fs::File;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+use sandbox::kvm::devices::blk::Blk;
 use sandbox::kvm::devices::mmio::{Transport, register, status};
 use sandbox::kvm::devices::net::{FRAME_MAX, Net};
 use sandbox::kvm::devices::pmem::Pmem;
 use sandbox::kvm::devices::rng::Rng;
 use sandbox::kvm::devices::vsock::Vsock;
 use sandbox::kvm::devices::{Device, Interrupt};
+use sandbox::kvm::growing::Growing;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
@@ -21,6 +26,20 @@ impl Interrupt for Nobody {
 }
 
 const RAM: usize = 64 << 10;
+
+/// A growing disk with two pages of images, and a third one that is not shown.
+fn disk() -> Arc<Growing> {
+    let file = File::from(memfd_create("image", MemfdFlags::CLOEXEC).expect("a file in memory"));
+    file.set_len(4096).expect("a page");
+    let (disk, mut grower) = Growing::reserve().expect("addresses");
+    for index in 0..3 {
+        if index == 2 {
+            grower.show();
+        }
+        grower.map(index, &file, (0, 4096)).expect("a mapping");
+    }
+    disk
+}
 
 fn set(transport: &mut Transport, offset: u64, value: u32) {
     transport.write(offset, &value.to_le_bytes());
@@ -48,7 +67,8 @@ fn start(transport: &mut Transport) {
 fuzz_target!(|data: &[u8]| {
     let Some(([kind, accesses], rest)) = data.split_first_chunk::<2>() else { return };
     let (agent, ours) = UnixStream::pair().expect("a pair of sockets");
-    for stream in [&agent, &ours] {
+    let (sshd, second) = UnixStream::pair().expect("a pair of sockets");
+    for stream in [&agent, &ours, &sshd, &second] {
         stream.set_nonblocking(true).expect("a non-blocking socket");
     }
     let (socket, network) =
@@ -58,10 +78,11 @@ fuzz_target!(|data: &[u8]| {
     for len in [1, 13, 14, 60, FRAME_MAX, FRAME_MAX + 1, 14, 14] {
         send(&network, &[0xaa; FRAME_MAX + 1][..len], SendFlags::DONTWAIT).expect("an empty socket");
     }
-    let device: Box<dyn Device> = match kind % 4 {
-        0 => Box::new(Vsock::new(ours, 1024)),
+    let device: Box<dyn Device> = match kind % 5 {
+        0 => Box::new(Vsock::new([(1024, ours), (1025, second)])),
         1 => Box::new(Pmem::new(1 << 32, 2 << 20)),
         2 => Box::new(Net::new(socket)),
+        3 => Box::new(Blk::new(disk())),
         _ => Box::new(Rng),
     };
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).expect("a little memory");
@@ -87,6 +108,9 @@ fuzz_target!(|data: &[u8]| {
         }
         if step[1] & 0x20 != 0 {
             transport.ready(EventSet::IN | EventSet::OUT);
+        }
+        if let Some(queue) = transport.unfinished() {
+            transport.kick(queue);
         }
         if len == 15 {
             // Whatever the driver did, the device can be saved and restored.

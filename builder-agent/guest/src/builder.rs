@@ -171,13 +171,7 @@ fn prepare(job: &Job, place: &Place, go: &mut File, output: OwnedFd) -> io::Resu
     match place {
         Place::Machine { root } => {
             sys::mount("proc", &root.join("proc"), "proc", proc_flags, "")?;
-            std::env::set_current_dir(root)?;
-            // Mounted over the initrd rather than beside it: then no path leads to the initrd any more.
-            // pivot_root(2) cannot be used, because the kernel's first root is not a mount that it could
-            // move.
-            sys::mount(".", Path::new("/"), "", libc::MS_MOVE, "")?;
-            sys::chroot(Path::new("."))?;
-            std::env::set_current_dir("/")?;
+            sys::become_root(root)?;
         }
         Place::Namespace { own_dir } => {
             sys::mount("proc", Path::new("/proc"), "proc", proc_flags, "")?;
@@ -293,11 +287,16 @@ pub fn write_files(
     Ok(())
 }
 
-/// Reads the job's files for /etc from the stream and writes them below `root`, for everyone to read. None replaces a file
-/// that is there already.
-pub fn write_etc_files(stream: &mut crate::stream::Stream, job: &Job, root: &Path) -> io::Result<()> {
+/// Reads files for /etc from the stream, names and lengths of which are `files`, and writes them below `root`, for everyone
+/// to read. One that is there already is an error, or is replaced.
+pub fn write_etc_files(
+    stream: &mut crate::stream::Stream,
+    files: &[(String, u64)],
+    root: &Path,
+    replace: bool,
+) -> io::Result<()> {
     let etc = root.join("etc");
-    for (name, length) in &job.etc {
+    for (name, length) in files {
         let writing = |e| named(&format!("writing /etc/{name}"), e);
         // As for the files in /build: a mistake of the agent must not become a file somewhere else.
         let Some((folder, file)) = guest::etc::place(name) else {
@@ -306,7 +305,12 @@ pub fn write_etc_files(stream: &mut crate::stream::Stream, job: &Job, root: &Pat
         };
         let dir = folder.map_or_else(|| etc.clone(), |folder| etc.join(folder));
         fs::create_dir_all(&dir).map_err(writing)?;
-        let mut file = File::create_new(dir.join(file)).map_err(writing)?;
+        let path = dir.join(file);
+        // Removed and not written over: it may be a link to a file elsewhere.
+        if replace && path.symlink_metadata().is_ok() {
+            fs::remove_file(&path).map_err(writing)?;
+        }
+        let mut file = File::create_new(path).map_err(writing)?;
         stream.read_file(*length, &mut file).map_err(writing)?;
         file.set_permissions(Permissions::from_mode(0o444)).map_err(writing)?;
     }
@@ -323,38 +327,25 @@ pub fn write_etc(root: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::os::unix::net::UnixStream;
 
     use guest::etc;
-    use guest::protocol::{Bytes, GuestLimits, MAX_DATA, Tag, header};
+    use guest::protocol::{MAX_DATA, Tag, header};
 
     use super::*;
     use crate::stream::Stream;
 
-    fn job(etc: &[(&str, u64)]) -> Job {
-        Job {
-            system: "x86_64-linux".into(),
-            builder: Bytes(b"/bin/sh".to_vec()),
-            args: Vec::new(),
-            env: BTreeMap::new(),
-            files: Vec::new(),
-            etc: etc.iter().map(|(name, length)| ((*name).to_owned(), *length)).collect(),
-            outputs: BTreeMap::new(),
-            closure: false,
-            random_order: false,
-            network: None,
-            limits: GuestLimits { processes: 10, memory_mib: 64 },
-        }
+    fn files(etc: &[(&str, u64)]) -> Vec<(String, u64)> {
+        etc.iter().map(|(name, length)| ((*name).to_owned(), *length)).collect()
     }
 
-    /// Writes the files of this job, whose contents are `sent`, below `root`.
-    fn write(root: &Path, job: &Job, sent: &[&[u8]]) -> io::Result<()> {
+    /// Writes these files, whose contents are `sent`, below `root`.
+    fn write(root: &Path, files: &[(String, u64)], replace: bool, sent: &[&[u8]]) -> io::Result<()> {
         let (mut host, guest) = UnixStream::pair().unwrap();
         let frames: Vec<u8> =
             sent.iter().flat_map(|bytes| [&header(Tag::FileData, bytes.len()), *bytes].concat()).collect();
         let sender = std::thread::spawn(move || host.write_all(&frames));
-        let written = write_etc_files(&mut Stream::new(guest.into()), job, root);
+        let written = write_etc_files(&mut Stream::new(guest.into()), files, root, replace);
         let _ = sender.join().unwrap();
         written
     }
@@ -371,8 +362,8 @@ mod tests {
     fn certificates_lie_where_nix_shows_them_and_all_may_read_them() {
         let root = root("certificates");
         let bundle = [vec![b'c'; MAX_DATA], vec![b'd'; 100]];
-        let job = job(&[(etc::CERTIFICATES, MAX_DATA as u64 + 100), ("machine-id", 3)]);
-        write(&root, &job, &[&bundle[0], &bundle[1], b"one"]).unwrap();
+        let files = files(&[(etc::CERTIFICATES, MAX_DATA as u64 + 100), ("machine-id", 3)]);
+        write(&root, &files, false, &[&bundle[0], &bundle[1], b"one"]).unwrap();
         let certificates = root.join("etc/ssl/certs/ca-certificates.crt");
         assert_eq!(fs::read(&certificates).unwrap(), bundle.concat());
         assert_eq!(fs::metadata(&certificates).unwrap().permissions().mode() & 0o777, 0o444);
@@ -381,10 +372,26 @@ mod tests {
     }
 
     #[test]
-    fn no_file_of_the_host_replaces_another_or_leaves_etc() {
+    fn in_a_home_a_file_of_the_host_takes_the_place_of_the_images_and_not_of_what_that_links_to() {
+        let root = root("replaced");
+        let certificates = root.join("etc/ssl/certs/ca-certificates.crt");
+        fs::create_dir_all(certificates.parent().unwrap()).unwrap();
+        fs::write(root.join("elsewhere"), "kept").unwrap();
+        std::os::unix::fs::symlink(root.join("elsewhere"), &certificates).unwrap();
+        let files = files(&[(etc::CERTIFICATES, 3), ("hosts", 3)]);
+        write(&root, &files, true, &[b"one", b"two"]).unwrap();
+        assert_eq!(fs::read(&certificates).unwrap(), b"one");
+        assert!(certificates.symlink_metadata().unwrap().is_file());
+        assert_eq!(fs::read(root.join("etc/hosts")).unwrap(), b"two");
+        assert_eq!(fs::read(root.join("elsewhere")).unwrap(), b"kept");
+        fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn in_a_sandbox_no_file_of_the_host_replaces_another_and_none_leaves_etc() {
         let root = root("outside");
         for name in ["passwd", "../out", "ssl/other/x", "/out", "ssl/certs/../../../out"] {
-            let error = write(&root, &job(&[(name, 3)]), &[b"one"]).unwrap_err().to_string();
+            let error = write(&root, &files(&[(name, 3)]), false, &[b"one"]).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");
         }
         let passwd = fs::read_to_string(root.join("etc/passwd")).unwrap();

@@ -1,10 +1,11 @@
-//! The guest as PID 1 of a micro-VM. The kernel starts it from the initrd, and no other program runs.
+//! The guest as PID 1 of a micro-VM, a build's or a home's. The kernel starts it from the initrd, and no other program runs.
 //!
 //! An error before the stream is connected is written to the console and ends the machine; the host keeps the end of the
 //! console's output. A later error is sent to the host as a `Failed` frame.
 
 mod closure;
 mod group;
+mod home;
 mod modules;
 mod netlink;
 mod network;
@@ -12,7 +13,7 @@ mod root;
 
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use guest::protocol::{FailureKind, Hello, Job, Tag, VERSION, VSOCK_CID, VSOCK_PO
 
 use crate::builder::{self, Place};
 use crate::run;
-use crate::stream::Stream;
+use crate::stream::{Stream, Task};
 use crate::sys;
 use crate::watch::Meter;
 
@@ -28,7 +29,7 @@ use crate::watch::Meter;
 const CONNECT_TRIES: u32 = 200;
 const CONNECT_PAUSE: Duration = Duration::from_millis(25);
 
-/// Never returns: the machine ends with its only job.
+/// Never returns: the machine ends with its only task.
 pub fn main(init_ns: u64) -> ! {
     std::panic::set_hook(Box::new(|panic| {
         eprintln!("guest: {panic}");
@@ -46,13 +47,19 @@ fn serve(init_ns: u64) -> io::Result<()> {
     fs::write("/proc/self/oom_score_adj", "-1000")?;
     modules::load_all(Path::new("/modules"));
     sys::loopback_up()?;
-    let mut stream = connect()?;
+    let mut stream = Stream::new(connect(VSOCK_PORT, CONNECT_TRIES)?);
     let kernel = sys::kernel_release();
     stream
         .send_json(Tag::Hello, &Hello { version: VERSION, kernel, init_ns, ready_ns: sys::monotonic_ns() })?;
 
-    let job = stream.read_job()?;
-    let (root, group) = match prepare(&mut stream, &job) {
+    match stream.read_task()? {
+        Task::Build(job) => build(&mut stream, &job),
+        Task::Home(home) => home::serve(&mut stream, &home),
+    }
+}
+
+fn build(stream: &mut Stream, job: &Job) -> io::Result<()> {
+    let (root, group) = match prepare(stream, job) {
         Ok(prepared) => prepared,
         Err(e) => {
             stream.send_failure(FailureKind::Sandbox, &e.to_string())?;
@@ -62,7 +69,7 @@ fn serve(init_ns: u64) -> io::Result<()> {
     };
     stream.send(Tag::Log, run::banner(&format!("a {}micro-VM", hypervisor())).as_bytes())?;
     let place = Place::Machine { root };
-    run::run(&mut stream, &job, &place, Meter::Cgroup(group.dir().to_owned()), |pid| group.join(pid))?;
+    run::run(stream, job, &place, Meter::Cgroup(group.dir().to_owned()), |pid| group.join(pid))?;
     // If the power goes off first, bytes that the host has not read yet are lost.
     stream.wait_for_hangup();
     Ok(())
@@ -74,7 +81,7 @@ fn prepare(stream: &mut Stream, job: &Job) -> io::Result<(std::path::PathBuf, gr
     let closure = if job.closure { Some(closure::mount()?) } else { None };
     let root = root::build(closure.as_deref(), memory)?;
     builder::write_files(stream, job, &root, true)?;
-    builder::write_etc_files(stream, job, &root)?;
+    builder::write_etc_files(stream, &job.etc, &root, false)?;
     if let Some(network) = &job.network {
         network::up(network, &root)?;
     }
@@ -105,17 +112,17 @@ fn mount_own() -> io::Result<()> {
     Ok(())
 }
 
-fn connect() -> io::Result<Stream> {
+fn connect(port: u32, tries: u32) -> io::Result<OwnedFd> {
     let mut last = None;
-    for _ in 0..CONNECT_TRIES {
-        match sys::connect_vsock(VSOCK_CID, VSOCK_PORT) {
-            Ok(fd) => return Ok(Stream::new(fd)),
+    for _ in 0..tries {
+        match sys::connect_vsock(VSOCK_CID, port) {
+            Ok(fd) => return Ok(fd),
             Err(e) => last = Some(e),
         }
         std::thread::sleep(CONNECT_PAUSE);
     }
     let why = last.map_or_else(|| "never tried".into(), |e| e.to_string());
-    Err(io::Error::other(format!("cannot connect to the host on vsock port {VSOCK_PORT}: {why}")))
+    Err(io::Error::other(format!("cannot connect to the host on vsock port {port}: {why}")))
 }
 
 /// The hypervisor's name from CPUID; empty, or followed by a space.

@@ -12,7 +12,7 @@ use rustix::mount::{MoveMountFlags, move_mount};
 
 use crate::builder::{self, Place};
 use crate::run;
-use crate::stream::Stream;
+use crate::stream::{Stream, Task};
 use crate::sys;
 use crate::watch::Meter;
 
@@ -28,7 +28,12 @@ pub fn main(fd: OwnedFd, store: OwnedFd, init_ns: u64) -> io::Result<()> {
     let kernel = sys::kernel_release();
     stream
         .send_json(Tag::Hello, &Hello { version: VERSION, kernel, init_ns, ready_ns: sys::monotonic_ns() })?;
-    let job = stream.read_job()?;
+    let job = match stream.read_task()? {
+        Task::Build(job) => job,
+        Task::Home(_) => {
+            return stream.send_failure(FailureKind::Sandbox, "a namespace sandbox cannot be a home");
+        }
+    };
     let prepared = nothing_of_a_machine(&job)
         .and_then(|()| show_store(store))
         .and_then(|()| builder::write_files(&mut stream, &job, Path::new("/"), false))

@@ -6,8 +6,11 @@
 //! Failed in place of any frame but the first; nothing follows Done or Failed.
 //! ```
 //! Outputs come only after an exit with 0, each requested name at most once, and Done only after all of them.
-//! Any other order means a hostile or broken guest: the first wrong frame ends the conversation.
+//! Any other order means a hostile or broken guest: the first wrong frame ends the conversation. A home has an order of its
+//! own ([`home`]).
 //! Not here: limits of size and time (`sandbox::session`), and whether NAR bytes are a NAR (`store`).
+
+pub mod home;
 
 use std::collections::BTreeSet;
 
@@ -54,6 +57,9 @@ pub enum OrderError {
     /// Registering only the received outputs would let other builds start from an incomplete result.
     #[error("the guest finished without output '{name}'")]
     OutputsMissing { name: String },
+    /// Taking it for the answer to another request would tell a member of paths that are not there.
+    #[error("the frame {got:?} answers a request {number} that does not wait for it")]
+    NotAsked { got: Tag, number: u64 },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,15 +157,20 @@ impl Order {
     }
 
     fn failed(&self, frame: &Frame) -> Result<Event, OrderError> {
-        let mut failure: Failure = frame.parse()?;
-        failure.text = bounded(&printable::line(&failure.text));
-        if let FailureKind::OutputMissing { name } | FailureKind::OutputInvalid { name } = &failure.kind
-            && !self.wanted.contains(name)
-            && !self.seen.contains(name)
-        {
-            return Err(OrderError::UnknownOutput { name: bounded(name) });
+        let is_known = |name: &String| self.wanted.contains(name) || self.seen.contains(name);
+        Ok(Event::Failed(failure(frame, is_known)?))
+    }
+}
+
+/// The failure in a frame, if the output in it, if any, is known.
+fn failure(frame: &Frame, is_known: impl Fn(&String) -> bool) -> Result<Failure, OrderError> {
+    let mut failure: Failure = frame.parse()?;
+    failure.text = bounded(&printable::line(&failure.text));
+    match &failure.kind {
+        FailureKind::OutputMissing { name } | FailureKind::OutputInvalid { name } if !is_known(name) => {
+            Err(OrderError::UnknownOutput { name: bounded(name) })
         }
-        Ok(Event::Failed(failure))
+        _ => Ok(failure),
     }
 }
 

@@ -70,6 +70,11 @@ fn every_frame_is_refused_wherever_it_does_not_belong() {
     let candidates = [
         frame(Tag::Job, b"{}"),
         frame(Tag::FileData, b"x"),
+        frame(Tag::Home, b"{}"),
+        frame(Tag::Attach, b"{}"),
+        frame(Tag::Open, b"{}"),
+        frame(Tag::Attached, b"{}"),
+        frame(Tag::Opened, b"{}"),
         hello_frame(),
         frame(Tag::Started, b""),
         frame(Tag::Log, b"x"),

@@ -14,17 +14,23 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Both sides come from one build of the workspace; this number detects an image that mixes two.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The host's well-known context id, to which the guest connects.
 pub const VSOCK_CID: u32 = 2;
 /// The port at the host to which the guest connects.
 pub const VSOCK_PORT: u32 = 1024;
+/// The ports at the host to which the guest of a home connects its sshds, one each.
+pub const SSH_PORTS: RangeInclusive<u32> = 1025..=1088;
+
+/// The size of the disk on which a home gets images of store paths, whatever is on it.
+pub const DISK_BYTES: u64 = 1 << 40;
 
 /// Tag and length.
 pub const HEADER: usize = 5;
@@ -33,12 +39,18 @@ pub const HEADER: usize = 5;
 /// enough to keep a frame in memory.
 pub const MAX_DATA: usize = 256 * 1024;
 
-/// Largest small JSON body the guest may send: a few numbers and one bounded string.
+/// Largest small JSON body: a few numbers and one bounded string.
 pub const MAX_NOTE: usize = 16 * 1024;
 
 /// Largest job description. Linux refuses to exec with more than 6 MiB of arguments and environment;
 /// JSON can make each byte six (`\u0001`).
 pub const MAX_JOB: usize = 64 * 1024 * 1024;
+
+/// Largest description of a home: two keys, a greeting and the names of a few files.
+pub const MAX_HOME: usize = 256 * 1024;
+
+/// Largest request to show store paths: the names of 60,000, which is how many a machine can have.
+pub const MAX_ATTACH: usize = 16 * 1024 * 1024;
 
 /// Longest text of an error that is sent or quoted.
 pub const MAX_TEXT: usize = 4096;
@@ -49,11 +61,18 @@ pub const MAX_TEXT: usize = 4096;
 pub enum Tag {
     /// Host to guest: [`Job`], once.
     Job = 1,
-    /// Host to guest: the contents of all `Job::files`, then of all `Job::etc`, back to back, in pieces.
+    /// Host to guest: the contents of all `Job::files`, then of all `Job::etc`, back to back, in pieces. Likewise those of
+    /// `Home::etc` and `Attach::files`.
     FileData = 2,
+    /// Host to guest: [`Home`], once, in place of a job.
+    Home = 3,
+    /// Host to guest, while the home runs: [`Attach`].
+    Attach = 4,
+    /// Host to guest, while the home runs: [`Open`].
+    Open = 5,
     /// Guest to host, first frame: [`Hello`].
     Hello = 16,
-    /// Guest to host: the builder runs from now on. Empty body.
+    /// Guest to host: the builder runs from now on, or the home is ready for requests. Empty body.
     Started = 17,
     /// Guest to host: bytes from the builder's stdout and stderr.
     Log = 18,
@@ -69,6 +88,10 @@ pub enum Tag {
     Done = 23,
     /// Guest to host: [`Failure`]; nothing follows.
     Failed = 24,
+    /// Guest to host: [`Answer`] to an `Attach`. All requests of a home are answered in their order.
+    Attached = 25,
+    /// Guest to host: [`Answer`] to an `Open`. An sshd has the stream, if there was no error.
+    Opened = 26,
 }
 
 impl Tag {
@@ -77,6 +100,9 @@ impl Tag {
         Some(match byte {
             1 => Tag::Job,
             2 => Tag::FileData,
+            3 => Tag::Home,
+            4 => Tag::Attach,
+            5 => Tag::Open,
             16 => Tag::Hello,
             17 => Tag::Started,
             18 => Tag::Log,
@@ -86,6 +112,8 @@ impl Tag {
             22 => Tag::OutputEnd,
             23 => Tag::Done,
             24 => Tag::Failed,
+            25 => Tag::Attached,
+            26 => Tag::Opened,
             _ => return None,
         })
     }
@@ -94,8 +122,10 @@ impl Tag {
     pub fn limit(self) -> usize {
         match self {
             Tag::Job => MAX_JOB,
+            Tag::Home => MAX_HOME,
+            Tag::Attach => MAX_ATTACH,
             Tag::FileData | Tag::Log | Tag::OutputData => MAX_DATA,
-            Tag::Hello | Tag::Exit | Tag::Failed => MAX_NOTE,
+            Tag::Open | Tag::Hello | Tag::Exit | Tag::Failed | Tag::Attached | Tag::Opened => MAX_NOTE,
             // An output name is part of a store path name, which Nix limits to 211 bytes.
             Tag::OutputBegin => 256,
             Tag::Started | Tag::OutputEnd | Tag::Done => 0,
@@ -127,6 +157,72 @@ pub struct Job {
     /// The builder's network (VM only). `None`: its loopback interface, and no other.
     pub network: Option<Network>,
     pub limits: GuestLimits,
+}
+
+/// A home: the member's account in it, and what its sshds need. The machine has a closure, which is its root image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Home {
+    /// A UNIX user name.
+    pub user: String,
+    pub hostname: String,
+    /// `None`: a loopback interface, and no other.
+    pub network: Option<Network>,
+    /// In the format of OpenSSH.
+    pub ssh_host_key: String,
+    /// The key that opens the home, in one line.
+    pub authorized_key: String,
+    /// As [`Job::etc`]; a file of the image with such a name is replaced.
+    pub etc: Vec<(String, u64)>,
+    /// Most processes and threads of the member at one time. A fork above it fails.
+    pub processes: u32,
+    /// For /etc/motd.
+    pub greeting: String,
+}
+
+/// Store paths to show in a home. Those that it shows already are left as they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// Counts the requests of both kinds.
+    pub number: u64,
+    /// Where the image with `paths` lies on the growing disk.
+    pub image: Option<Range>,
+    /// Base names of store paths, which the root of the image has.
+    pub paths: Vec<String>,
+    /// Store paths that are small regular files, whose contents follow.
+    pub files: Vec<StoreFile>,
+}
+
+/// Bytes of a disk, multiples of 4096.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    pub offset: u64,
+    pub len: u64,
+}
+
+/// A store path that is a regular file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreFile {
+    /// Base name of the store path.
+    pub name: String,
+    pub size: u64,
+    pub executable: bool,
+}
+
+/// A stream for an sshd. The guest connects to this port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Open {
+    /// Counts the requests of both kinds.
+    pub number: u64,
+    /// One of [`SSH_PORTS`].
+    pub port: u32,
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    pub number: u64,
+    /// The reason why nothing of the request was done.
+    pub error: Option<String>,
 }
 
 /// The network of a guest that has a network card: what its kernel and its /etc are told.

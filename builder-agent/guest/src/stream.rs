@@ -1,12 +1,24 @@
-//! The guest's end of the stream: sends frames, blocking, and reads the job. The host is trusted; limits
+//! The guest's end of the stream: sends frames, blocking, and reads what the host asks for. The host is trusted; limits
 //! still apply.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use guest::protocol::{self, Failure, FailureKind, Frame, HEADER, Job, MAX_DATA, Tag};
+use guest::protocol::{self, Attach, Failure, FailureKind, Frame, HEADER, Home, Job, MAX_DATA, Open, Tag};
 use serde::Serialize;
+
+/// What the machine is for.
+pub enum Task {
+    Build(Box<Job>),
+    Home(Box<Home>),
+}
+
+/// What the host asks of a home.
+pub enum Request {
+    Attach(Attach),
+    Open(Open),
+}
 
 /// One connection to the agent.
 pub struct Stream(File);
@@ -28,13 +40,28 @@ impl Stream {
         Ok(Frame { tag, body })
     }
 
-    /// Waits for the job. Its files follow and are read with [`Stream::read_file`].
-    pub fn read_job(&mut self) -> io::Result<Job> {
+    /// Waits for the description of what this machine is for. Files follow and are read with [`Stream::read_file`].
+    pub fn read_task(&mut self) -> io::Result<Task> {
         let frame = self.read_frame()?;
-        if frame.tag != Tag::Job {
-            return Err(unexpected(frame.tag));
-        }
-        Ok(frame.parse()?)
+        Ok(match frame.tag {
+            Tag::Job => Task::Build(frame.parse()?),
+            Tag::Home => Task::Home(frame.parse()?),
+            tag => return Err(unexpected(tag)),
+        })
+    }
+
+    /// Waits for the next request to a home; `None` if the host has hung up. Files of an `Attach` follow.
+    pub fn read_request(&mut self) -> io::Result<Option<Request>> {
+        let frame = match self.read_frame() {
+            Ok(frame) => frame,
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        Ok(Some(match frame.tag {
+            Tag::Attach => Request::Attach(frame.parse()?),
+            Tag::Open => Request::Open(frame.parse()?),
+            tag => return Err(unexpected(tag)),
+        }))
     }
 
     /// Copies the next `length` bytes of file contents into `to`.

@@ -1,16 +1,21 @@
 //! System calls that the guest needs and std does not offer, each behind a safe function. All `unsafe` of
 //! this crate.
 //!
-//! The guest is single-threaded until the builder is forked, so the child may allocate and use std.
+//! The guest is single-threaded until the builder is forked, so the child may allocate and use std. A home starts its
+//! programs otherwise ([`before_start`]).
 
+pub mod block;
 pub mod seccomp;
 
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
 
 use libc::{c_int, c_ulong, pid_t};
 
@@ -51,8 +56,22 @@ pub fn mount(source: &str, target: &Path, kind: &str, flags: c_ulong, data: &str
     })
 }
 
-pub fn chroot(path: &Path) -> io::Result<()> {
-    std::os::unix::fs::chroot(path)
+/// Takes a mount out of sight. Whatever still uses it keeps it.
+pub fn unmount(target: &Path) -> io::Result<()> {
+    rustix::mount::unmount(target, rustix::mount::UnmountFlags::DETACH)
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot unmount {}: {e}", target.display())))
+}
+
+/// Makes the mount at `root` the root of this process.
+///
+/// It is mounted over the old root rather than beside it: then no path leads to the old root any more, and the kernel lets
+/// users make user namespaces, as it does in no chroot. pivot_root(2) cannot be used, because the kernel's first root is
+/// not a mount that it could move.
+pub fn become_root(root: &Path) -> io::Result<()> {
+    std::env::set_current_dir(root)?;
+    mount(".", Path::new("/"), "", libc::MS_MOVE, "")?;
+    std::os::unix::fs::chroot(".")?;
+    std::env::set_current_dir("/")
 }
 
 /// Loads a kernel module; succeeds if it is loaded already.
@@ -67,14 +86,34 @@ pub fn load_module(file: &File) -> io::Result<()> {
     }
 }
 
-/// Creates a character device node.
+/// Has `prepare` called in the process of a command, right before its program starts.
+///
+/// `prepare` runs in a copy of a process that may have had other threads, so it makes system calls and nothing else: it
+/// must not allocate or take locks.
+pub fn before_start(command: &mut Command, prepare: fn(BorrowedFd<'_>) -> io::Result<()>, with: Arc<File>) {
+    let prepare = move || prepare(with.as_fd());
+    // SAFETY: by this function's contract `prepare` makes system calls only. It is a function and no closure, so that it
+    // can have nothing but the open file.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// Creates the node of a character device, for everyone.
 pub fn make_device(path: &Path, major: u32, minor: u32) -> io::Result<()> {
+    make_node(path, libc::S_IFCHR, 0o666, libc::makedev(major, minor))
+}
+
+/// Creates the node of a device, for root. `kind`: S_IFBLK or S_IFCHR.
+pub fn make_private_device(path: &Path, kind: libc::mode_t, major: u32, minor: u32) -> io::Result<()> {
+    make_node(path, kind, 0o600, libc::makedev(major, minor))
+}
+
+fn make_node(path: &Path, kind: libc::mode_t, mode: libc::mode_t, device: libc::dev_t) -> io::Result<()> {
     let path = c_string(path.as_os_str())?;
     // SAFETY: a NUL-terminated string that lives until the call returns.
-    cvt(unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | 0o666, libc::makedev(major, minor)) })?;
+    cvt(unsafe { libc::mknod(path.as_ptr(), kind | mode, device) })?;
     // mknod obeys the umask, chmod does not.
     // SAFETY: as above.
-    cvt(unsafe { libc::chmod(path.as_ptr(), 0o666) }).map(drop)
+    cvt(unsafe { libc::chmod(path.as_ptr(), mode) }).map(drop)
 }
 
 /// Connects to a port of another vsock context.
@@ -250,7 +289,12 @@ pub fn reset_signals() {
 
 /// Sets soft and hard limit to the same value.
 pub fn set_limit(resource: libc::__rlimit_resource_t, value: u64) -> io::Result<()> {
-    let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
+    set_limits(resource, (value, value))
+}
+
+/// Sets soft and hard limit.
+pub fn set_limits(resource: libc::__rlimit_resource_t, (soft, hard): (u64, u64)) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
     // SAFETY: `limit` lives until the call returns.
     cvt(unsafe { libc::setrlimit(resource, &raw const limit) }).map(drop)
 }

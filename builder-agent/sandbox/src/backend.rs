@@ -14,6 +14,7 @@ use egress::Event;
 use guest::protocol;
 
 use crate::cancel::Cancel;
+use crate::disk::Disk;
 use crate::error::SandboxError;
 use crate::paused::PausedMachine;
 use crate::usage::Usage;
@@ -28,6 +29,8 @@ pub struct Machine<'a> {
     pub inputs: &'a Inputs,
     /// Whether it has a network, under the policy of the backend. Without, it has a loopback interface and no other.
     pub network: bool,
+    /// A machine that lives on, in which a member works: it has a second stream, and a disk that grows while it runs.
+    pub home: bool,
 }
 
 /// The closure, in the form the backend can show to a builder.
@@ -69,16 +72,20 @@ pub struct Started {
     pub streams: Streams,
     /// What the guest is told about its network, if it has one.
     pub network: Option<protocol::Network>,
+    /// The growing disk of a home.
+    pub disk: Option<Disk>,
 }
 
 /// Byte streams between the agent and the programs in the machine.
 pub struct Streams {
     /// Connects the guest program with the session.
     pub guest: UnixStream,
+    /// The second stream of a home.
+    pub ssh: Option<UnixStream>,
 }
 
 /// The machine seen from outside. Dropping it ends the machine.
-pub trait FarEnd {
+pub trait FarEnd: Send {
     /// The machine's last output besides the streams (console, stderr), limited in length. Called once, if a
     /// stream ended early.
     fn last_words(&mut self) -> String;

@@ -50,6 +50,7 @@ impl Job {
             memory_mib: self.limits.memory_mib,
             inputs: &self.inputs,
             network: self.network,
+            home: false,
         }
     }
 }

@@ -4,15 +4,16 @@
 //! VMM's side is `vmm`, its restrictions are in `jail`, and the hardware that the guest sees is in `devices` and `arch`.
 //! The VMM is trusted as little as the guest: its reports are bounded and used for messages and numbers only.
 
+pub(crate) mod additions;
 pub mod arch;
 mod bus;
 pub mod devices;
 mod end;
 mod events;
-mod handover;
+pub(crate) mod handover;
 pub mod jail;
 mod launch;
-mod memory;
+pub(crate) mod memory;
 pub mod network;
 mod overhead;
 mod vcpu;
@@ -35,11 +36,13 @@ use handover::{Config, DeviceKind, Files, Report, Reports, Shape};
 use jail::cgroup::Hierarchy;
 pub(crate) use launch::ARGUMENT;
 use launch::Vmm;
+pub use memory::growing;
 use network::{Network, NetworkConfig, Plug};
 
 use crate::backend::{Backend, FarEnd, Image, Inputs, Machine, Started, Streams};
 use crate::cancel::Cancel;
 use crate::descriptors::Received;
+use crate::disk::Disk;
 use crate::error::SandboxError;
 use crate::paused::PausedMachine;
 use crate::usage::Usage;
@@ -140,9 +143,10 @@ impl KvmBackend {
             kvm: null.as_fd(),
             kernel: null.as_fd(),
             initrd: null.as_fd(),
-            stream: null.as_fd(),
             console,
+            streams: Vec::new(),
             net: None,
+            disk: None,
         };
         let sent = handover::send(&running.vmm.control, &config, &files, &[]);
         running.wait_for_start(&Cancel::new())?;
@@ -189,11 +193,7 @@ impl KvmBackend {
     }
 
     /// Starts a VM and gives it everything it needs; returns when its vCPUs run.
-    pub(crate) fn start_vm(
-        &self,
-        machine: Machine<'_>,
-        cancel: &Cancel,
-    ) -> Result<(Running, Streams, Option<protocol::Network>), SandboxError> {
+    pub(crate) fn start_vm(&self, machine: Machine<'_>, cancel: &Cancel) -> Result<StartedVm, SandboxError> {
         let Inputs::Image(image) = machine.inputs else {
             let why = "the kvm backend takes its closure as an image, and was given trees".to_owned();
             return Err(SandboxError::Unavailable { why });
@@ -202,10 +202,16 @@ impl KvmBackend {
         let kvm = open_kvm(&self.config.device)?;
         let kernel = open(&self.config.kernel, "the guest kernel")?;
         let initrd = open(&self.config.initrd, "the guest initrd")?;
-        let (guest, theirs) = UnixStream::pair().map_err(cannot("create a stream for the guest"))?;
+        let pair = || UnixStream::pair().map_err(cannot("create a stream for the guest"));
+        let (guest, theirs) = pair()?;
+        // A home has a second stream, and a socket for its disk.
+        let (ssh, sshd) = machine.home.then(pair).transpose()?.unzip();
+        let (adding, additions) = machine.home.then(pair).transpose()?.unzip();
 
         let (mut running, config) = self.launch(shape_of(machine, image, self.config.closure_device))?;
         let config = Config { segments: segments_of(image), ..config };
+        running.is_home = machine.home;
+        let disk = adding.map(|adding| running.disk(adding, image.segments.len())).transpose()?;
         let (frames, network) = match machine.network {
             true => self.connect(&mut running).map(|plug| (Some(plug.frames), Some(plug.settings)))?,
             false => (None, None),
@@ -214,21 +220,22 @@ impl KvmBackend {
             kvm: kvm.as_fd(),
             kernel: kernel.as_fd(),
             initrd: initrd.as_fd(),
-            stream: theirs.as_fd(),
             console: running.vmm.console(),
+            streams: [&theirs].into_iter().chain(&sshd).map(AsFd::as_fd).collect(),
             net: frames.as_ref().map(AsFd::as_fd),
+            disk: additions.as_ref().map(AsFd::as_fd),
         };
         let segments: Vec<_> = image.segments.iter().map(|s| s.file.as_fd()).collect();
         // A VMM that ended early sends the reason in a report; that is a better message than "broken pipe".
         let sent = handover::send(&running.vmm.control, &config, &files, &segments);
-        drop((theirs, frames));
+        drop((theirs, sshd, additions, frames));
         running.wait_for_start(cancel)?;
         sent.map_err(cannot("hand the job over to the VMM"))?;
         if let Some(network) = &mut running.network {
             network.wait_for_start().map_err(cannot("start the network of a VM"))?;
         }
         tracing::debug!(job = machine.id, pid = running.vmm.pid(), jail = ?running.jail, "VM started");
-        Ok((running, Streams { guest }, network))
+        Ok(StartedVm { running, streams: Streams { guest, ssh }, network, disk })
     }
 }
 
@@ -238,16 +245,29 @@ impl Backend for KvmBackend {
     }
 
     fn start(&self, machine: Machine<'_>, cancel: &Cancel) -> Result<Started, SandboxError> {
-        let (running, streams, network) = self.start_vm(machine, cancel)?;
-        Ok(Started { far_end: Box::new(running), streams, network })
+        let StartedVm { running, streams, network, disk } = self.start_vm(machine, cancel)?;
+        Ok(Started { far_end: Box::new(running), streams, network, disk })
     }
 }
 
-/// A VM for this machine. A machine without inputs has no closure to show, and one without a network no network card.
+/// A [`Started`] machine that is known to be a micro-VM.
+pub(crate) struct StartedVm {
+    pub running: Running,
+    pub streams: Streams,
+    pub network: Option<protocol::Network>,
+    pub disk: Option<Disk>,
+}
+
+/// A VM for this machine. A machine without inputs has no closure to show, one without a network no network card, and only a
+/// home a second stream and a disk that grows.
 fn shape_of(machine: Machine<'_>, image: &Image, closure: ClosureDevice) -> Shape {
-    let mut devices = vec![DeviceKind::Vsock];
+    let mut devices = vec![DeviceKind::Vsock { streams: if machine.home { 2 } else { 1 } }];
     if image.segments.iter().any(|segment| segment.len > 0) {
         devices.push(DeviceKind::Closure(closure));
+    }
+    // After the closure: the guest names disks in this order.
+    if machine.home {
+        devices.push(DeviceKind::Disk);
     }
     devices.push(DeviceKind::Rng);
     if machine.network {
@@ -274,6 +294,8 @@ pub(crate) struct Running {
     reports: Reports,
     jail: jail::Report,
     stopped: Option<String>,
+    /// A home ends with its agent: nobody could go on with the sessions in it.
+    is_home: bool,
 }
 
 /// A VM that another program has started, and paused the build in.
@@ -292,7 +314,14 @@ pub(crate) fn taken_over(paused: PausedMachine, received: &mut Received) -> std:
 impl Running {
     fn new(vmm: Vmm, jail: jail::Report) -> Running {
         let (network, last_events) = (None, Vec::new());
-        Running { network, last_events, vmm, reports: Reports::default(), jail, stopped: None }
+        let (reports, stopped) = (Reports::default(), None);
+        Running { network, last_events, vmm, reports, jail, stopped, is_home: false }
+    }
+
+    /// The agent's end of the growing disk. `segments`: parts of the closure.
+    fn disk(&self, adding: UnixStream, segments: usize) -> Result<Disk, SandboxError> {
+        let limit = self.vmm.memory_limit().map_err(cannot("read the memory limit of a VM"))?;
+        Disk::new(adding, segments, limit).map_err(cannot("prepare the disk of a home"))
     }
 
     /// Which steps of the jail are in force.
@@ -399,6 +428,9 @@ impl FarEnd for Running {
     }
 
     fn written_down(&self) -> Option<PausedMachine> {
+        if self.is_home {
+            return None;
+        }
         let ([control, console, stderr], guest, cgroup) = self.vmm.written_down();
         let (begun, total) = self.reports.written_down();
         let (pid, reports) = (self.vmm.pid(), (Bytes(begun), total));
@@ -501,24 +533,28 @@ mod tests {
 
     #[test]
     fn a_vm_has_the_devices_that_its_machine_needs_and_a_size_within_limits() {
-        use DeviceKind::{Closure, Net, Rng, Vsock};
+        use DeviceKind::{Closure, Net, Rng};
+        const VSOCK: DeviceKind = DeviceKind::Vsock { streams: 1 };
         let segment = |len| Segment { file: File::open("/dev/null").unwrap().into(), offset: 0, len };
-        let shape_with = |network, vcpus, memory_mib, segments| {
+        let shape_with = |network, home, vcpus, memory_mib, segments| {
             let inputs = Inputs::Image(Image { segments });
             let Inputs::Image(image) = &inputs else { unreachable!() };
-            let machine = Machine { id: "test", vcpus, memory_mib, inputs: &inputs, network };
+            let machine = Machine { id: "test", vcpus, memory_mib, inputs: &inputs, network, home };
             shape_of(machine, image, ClosureDevice::Blk)
         };
-        let shape = |vcpus, memory_mib, segments| shape_with(false, vcpus, memory_mib, segments);
+        let shape = |vcpus, memory_mib, segments| shape_with(false, false, vcpus, memory_mib, segments);
         let full =
-            Shape { vcpus: 4, memory_mib: 512, devices: vec![Vsock, Closure(ClosureDevice::Blk), Rng] };
+            Shape { vcpus: 4, memory_mib: 512, devices: vec![VSOCK, Closure(ClosureDevice::Blk), Rng] };
         assert_eq!(shape(4, 512, vec![segment(4096)]), full);
         for segments in [vec![], vec![segment(0)]] {
-            assert_eq!(shape(4, 512, segments).devices, [Vsock, Rng]);
+            assert_eq!(shape(4, 512, segments).devices, [VSOCK, Rng]);
         }
         assert_eq!((shape(0, 1, vec![]).vcpus, shape(0, 1, vec![]).memory_mib), (1, MEMORY_MIN_MIB));
         assert_eq!(shape(u8::MAX, 1, vec![]).vcpus, Native::VCPUS_MAX);
-        assert_eq!(shape_with(true, 1, 512, vec![]).devices, [Vsock, Rng, Net]);
+        assert_eq!(shape_with(true, false, 1, 512, vec![]).devices, [VSOCK, Rng, Net]);
+        let two = DeviceKind::Vsock { streams: 2 };
+        let home = shape_with(true, true, 1, 512, vec![segment(4096)]);
+        assert_eq!(home.devices, [two, Closure(ClosureDevice::Blk), DeviceKind::Disk, Rng, Net]);
     }
 
     /// A VMM that is a script: it reports when its agent says something.
@@ -540,6 +576,9 @@ mod tests {
         running.vmm.set_guest_ranges(vec![(0, 4096)]);
         // The first bytes of a report were read before.
         running.reports = Reports::taken_over(b"{\"event\":\"stopped\",".to_vec(), 20);
+        running.is_home = true;
+        assert!(running.written_down().is_none(), "a home ends with its agent");
+        running.is_home = false;
         let written = serde_json::to_string(&running.written_down().unwrap()).unwrap();
         let mut paused: PausedMachine = serde_json::from_str(&written).unwrap();
         let PausedMachine::Kvm { pid, control, console, stderr, .. } = &mut paused else { unreachable!() };

@@ -11,6 +11,7 @@ mod backend;
 mod cancel;
 mod child;
 mod descriptors;
+mod disk;
 mod error;
 mod job;
 pub mod kvm;
@@ -29,6 +30,7 @@ pub use backend::{Backend, FarEnd, Image, Inputs, Machine, Segment, Started, Str
 pub use cancel::Cancel;
 pub use child::child_main_if_requested;
 pub use descriptors::Received;
+pub use disk::Disk;
 pub use error::SandboxError;
 pub use guest::etc::CERTIFICATES;
 pub use guest::protocol::Bytes;
@@ -36,4 +38,5 @@ pub use job::{BuilderStatus, Finished, Host, Job, Limits, OutputSink, Phases, Ru
 pub use moment::Moment;
 pub use paused::{Paused, PausedMachine, PausedSession};
 pub use session::build::JobRunner;
+pub use session::home;
 pub use usage::Usage;

@@ -90,6 +90,11 @@ impl Backend for NamespaceBackend {
     }
 
     fn start(&self, machine: Machine<'_>, _cancel: &Cancel) -> Result<Started, SandboxError> {
+        if machine.home {
+            return Err(SandboxError::Unavailable {
+                why: "the namespace sandbox has no homes; `sandbox.backend = \"kvm\"` has them".into(),
+            });
+        }
         let Inputs::Trees(trees) = machine.inputs else {
             return Err(SandboxError::Unavailable {
                 why: "the namespace sandbox takes trees, and the agent brought an image".into(),
@@ -101,7 +106,8 @@ impl Backend for NamespaceBackend {
             });
         }
         let (far_end, guest) = far_end::start(&self.config, self.scratch()?, trees, machine.memory_mib)?;
-        Ok(Started { far_end: Box::new(far_end), streams: Streams { guest }, network: None })
+        let streams = Streams { guest, ssh: None };
+        Ok(Started { far_end: Box::new(far_end), streams, network: None, disk: None })
     }
 }
 

@@ -11,7 +11,7 @@ use crate::backend::{Image, Inputs};
 use crate::cancel::Cancel;
 use crate::error::SandboxError;
 use crate::job::{BuilderStatus, Host, Job, Limits, OutputSink, Phases, Run};
-use crate::kvm::{KvmBackend, jail};
+use crate::kvm::{KvmBackend, StartedVm, jail};
 use crate::session::build::{InMachine, run_in};
 
 /// A guest that has not run a shell by then is useless in practice. Hardware takes under a second; a VM in an
@@ -90,7 +90,7 @@ pub fn probe(backend: &KvmBackend, patience: Duration) -> Result<Probed, Sandbox
 fn run(backend: &KvmBackend, job: &Job, log: &mut Log, cancel: &Cancel) -> (Run, String, jail::Report) {
     let began = Instant::now();
     match backend.start_vm(job.machine(), cancel) {
-        Ok((mut vm, streams, network)) => {
+        Ok(StartedVm { running: mut vm, streams, network, disk: _ }) => {
             let machine = InMachine { streams, network, started: began.elapsed() };
             let run = run_in(&mut vm, machine, job, log, cancel);
             (run, vm.console(), vm.jail().clone())

@@ -23,7 +23,7 @@ pub fn format() -> (u32, u32) {
 
 /// A build that runs in a machine of ours. Dropping it ends the machine.
 pub struct TakenOver {
-    far_end: Box<dyn FarEnd + Send>,
+    far_end: Box<dyn FarEnd>,
     stream: UnixStream,
     received: Vec<u8>,
     session: PausedSession,
@@ -40,7 +40,7 @@ impl TakenOver {
     }
 
     fn take(paused: Paused, received: &mut Received) -> io::Result<TakenOver> {
-        let far_end: Box<dyn FarEnd + Send> = match paused.machine {
+        let far_end: Box<dyn FarEnd> = match paused.machine {
             machine @ PausedMachine::Kvm { .. } => Box::new(kvm::taken_over(machine, received)?),
             machine @ PausedMachine::Namespace { .. } => Box::new(namespace::taken_over(machine, received)?),
         };

@@ -14,16 +14,8 @@ pub struct Group(PathBuf);
 
 impl Group {
     pub fn new(processes: u32, memory: u64) -> io::Result<Group> {
-        let base = Path::new("/cgroup");
-        fs::create_dir_all(base)?;
-        sys::mount("cgroup2", base, "cgroup2", libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, "")?;
-        // With the cpu controller the scheduler treats the whole build as one competitor of the guest's and
-        // the kernel's threads.
-        write(&base.join("cgroup.subtree_control"), "+pids +memory +cpu")?;
-        let dir = base.join("build");
-        fs::create_dir(&dir)?;
+        let dir = create("build", memory)?;
         write(&dir.join("pids.max"), &processes.to_string())?;
-        write(&dir.join("memory.max"), &memory.saturating_sub(RESERVE.max(memory / 32)).to_string())?;
         // If only a part of the builder were killed, the rest could continue and give a result that depends
         // on chance.
         write(&dir.join("memory.oom.group"), "1")?;
@@ -39,7 +31,21 @@ impl Group {
     }
 }
 
-fn write(file: &Path, text: &str) -> io::Result<()> {
+/// Makes a group with this name, which gets the memory of this machine except a reserve.
+pub fn create(name: &str, memory: u64) -> io::Result<PathBuf> {
+    let base = Path::new("/cgroup");
+    fs::create_dir_all(base)?;
+    sys::mount("cgroup2", base, "cgroup2", libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, "")?;
+    // With the cpu controller the scheduler treats the whole group as one competitor of the guest's and
+    // the kernel's threads.
+    write(&base.join("cgroup.subtree_control"), "+pids +memory +cpu")?;
+    let dir = base.join(name);
+    fs::create_dir(&dir)?;
+    write(&dir.join("memory.max"), &memory.saturating_sub(RESERVE.max(memory / 32)).to_string())?;
+    Ok(dir)
+}
+
+pub fn write(file: &Path, text: &str) -> io::Result<()> {
     fs::write(file, text)
         .map_err(|e| io::Error::new(e.kind(), format!("cannot write {text:?} to {}: {e}", file.display())))
 }

@@ -95,12 +95,21 @@ fn set(path: &Path, value: &str) -> io::Result<()> {
         .map_err(|e| io::Error::new(e.kind(), format!("cannot write {}: {e}", path.display())))
 }
 
+/// The image of a home may have some of them; a builder's /etc has none.
 fn write_etc(network: &Network, root: &Path) -> io::Result<()> {
-    let resolv_conf = etc::resolv_conf(&network.nameservers);
-    for (name, contents) in etc::NETWORK_FILES.into_iter().chain([("resolv.conf", resolv_conf.as_str())]) {
-        set(&root.join("etc").join(name), contents)?;
+    let etc = root.join("etc");
+    for (name, contents) in etc::NETWORK_FILES {
+        let path = etc.join(name);
+        if path.symlink_metadata().is_err() {
+            set(&path, contents)?;
+        }
     }
-    Ok(())
+    let resolv_conf = etc.join("resolv.conf");
+    // It may be a link into a place that is not there.
+    if resolv_conf.symlink_metadata().is_ok() {
+        fs::remove_file(&resolv_conf)?;
+    }
+    set(&resolv_conf, &etc::resolv_conf(&network.nameservers))
 }
 
 #[cfg(test)]

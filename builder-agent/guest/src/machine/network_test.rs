@@ -128,3 +128,17 @@ fn etc_has_the_files_of_a_fixed_output_under_nix() {
     assert_eq!(fs::read_dir(root.join("etc")).unwrap().count(), 3);
     fs::remove_dir_all(&root).unwrap();
 }
+
+#[test]
+fn what_the_image_of_a_home_says_about_names_stays_but_its_name_servers_are_the_boxs() {
+    let root = std::env::temp_dir().join(format!("network-home-etc-test-{}", std::process::id()));
+    let etc = root.join("etc");
+    fs::create_dir_all(&etc).unwrap();
+    fs::write(etc.join("nsswitch.conf"), "passwd: files\n").unwrap();
+    std::os::unix::fs::symlink("../run/missing/stub.conf", etc.join("resolv.conf")).unwrap();
+    write_etc(&network(), &root).unwrap();
+    assert_eq!(fs::read_to_string(etc.join("nsswitch.conf")).unwrap(), "passwd: files\n");
+    assert!(fs::read_to_string(etc.join("resolv.conf")).unwrap().starts_with("nameserver 192.0.2.53\n"));
+    assert!(etc.join("services").exists());
+    fs::remove_dir_all(&root).unwrap();
+}

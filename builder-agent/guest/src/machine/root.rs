@@ -12,7 +12,7 @@ use crate::builder::{self, BUILD_GID, BUILD_UID};
 use crate::sys;
 
 /// Share of the memory that files may use, in percent. The rest is for programs.
-const DISK_PERCENT: u64 = 75;
+pub const DISK_PERCENT: u64 = 75;
 
 /// Devices, with their Linux numbers (Documentation/admin-guide/devices.txt).
 const DEVICES: [(&str, u32, u32); 6] =
@@ -36,7 +36,7 @@ pub fn build(closure: Option<&Path>, memory: u64) -> io::Result<PathBuf> {
     tmpfs(rw, &format!("size={disk},mode=0755"))?;
     tmpfs_with_devices(&root, "size=16m,mode=0755")?;
 
-    for dir in ["nix/store", "build", "tmp", "bin", "dev/pts", "dev/shm", "proc", "etc"] {
+    for dir in ["nix/store", "build", "tmp", "bin", "dev", "proc", "etc"] {
         fs::create_dir_all(root.join(dir))?;
     }
     store(rw, &root, closure)?;
@@ -47,7 +47,7 @@ pub fn build(closure: Option<&Path>, memory: u64) -> io::Result<PathBuf> {
         bind(&real, &root.join(dir))?;
     }
     chown(rw.join("build"), Some(BUILD_UID), Some(BUILD_GID))?;
-    devices(&root.join("dev"), disk)?;
+    devices(&root.join("dev"), "mode=0620", disk)?;
     fs::copy("/bin/busybox", root.join("bin/sh"))
         .map_err(|e| io::Error::new(e.kind(), format!("cannot copy /bin/busybox to /bin/sh: {e}")))?;
     fs::set_permissions(root.join("bin/sh"), Permissions::from_mode(0o555))?;
@@ -73,12 +73,16 @@ fn store(rw: &Path, root: &Path, closure: Option<&Path>) -> io::Result<()> {
     sys::mount("overlay", &store, "overlay", libc::MS_NOSUID | libc::MS_NODEV, &options)
 }
 
-fn devices(dev: &Path, disk: u64) -> io::Result<()> {
+/// Fills /dev. `terminals`: mode and owners of those in /dev/pts.
+pub fn devices(dev: &Path, terminals: &str, disk: u64) -> io::Result<()> {
     for (name, major, minor) in DEVICES {
         sys::make_device(&dev.join(name), major, minor)?;
     }
+    for dir in ["pts", "shm"] {
+        fs::create_dir(dev.join(dir))?;
+    }
     let pts = libc::MS_NOSUID | libc::MS_NOEXEC;
-    sys::mount("devpts", &dev.join("pts"), "devpts", pts, "newinstance,ptmxmode=0666,mode=0620")?;
+    sys::mount("devpts", &dev.join("pts"), "devpts", pts, &format!("newinstance,ptmxmode=0666,{terminals}"))?;
     let shm = format!("size={},mode=1777", disk / 2);
     sys::mount("shm", &dev.join("shm"), "tmpfs", libc::MS_NOSUID | libc::MS_NODEV, &shm)?;
     for (name, target) in [
@@ -93,16 +97,16 @@ fn devices(dev: &Path, disk: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn tmpfs(target: &Path, options: &str) -> io::Result<()> {
+pub fn tmpfs(target: &Path, options: &str) -> io::Result<()> {
     fs::create_dir_all(target)?;
     sys::mount("tmpfs", target, "tmpfs", libc::MS_NOSUID | libc::MS_NODEV, options)
 }
 
-fn tmpfs_with_devices(target: &Path, options: &str) -> io::Result<()> {
+pub fn tmpfs_with_devices(target: &Path, options: &str) -> io::Result<()> {
     fs::create_dir_all(target)?;
     sys::mount("tmpfs", target, "tmpfs", libc::MS_NOSUID, options)
 }
 
-fn bind(from: &Path, to: &Path) -> io::Result<()> {
+pub fn bind(from: &Path, to: &Path) -> io::Result<()> {
     sys::mount(&from.display().to_string(), to, "", libc::MS_BIND, "")
 }

@@ -44,6 +44,9 @@ impl From<virtio_queue::Error> for Broken {
 /// Whether the driver must be notified of used buffers.
 pub type Used = Result<bool, Broken>;
 
+/// A descriptor to wait on, and its events. Without events nobody waits for it now.
+pub type Watched = (RawFd, EventSet);
+
 /// A virtio device behind a transport. Called with the transport's lock held.
 pub trait Device: Send {
     /// Virtio 1.2, section 5: device types.
@@ -62,14 +65,20 @@ pub trait Device: Send {
     /// The driver offered buffers on queue `index`. Only called once every queue is valid.
     fn kicked(&mut self, index: usize, queues: &mut [Queue], memory: &GuestMemoryMmap) -> Used;
 
-    /// The descriptor to wait on, with its events; called again after every other call.
-    fn watch(&self) -> Option<(RawFd, EventSet)> {
-        None
+    /// The descriptors to wait on, each once; called again after every other call.
+    fn watch(&self) -> Vec<Watched> {
+        Vec::new()
     }
 
-    /// The watched descriptor is ready.
+    /// One of the watched descriptors is ready for these events. It is not named: no call of a device blocks, so the device
+    /// tries each.
     fn ready(&mut self, _events: EventSet, _queues: &mut [Queue], _memory: &GuestMemoryMmap) -> Used {
         Ok(false)
+    }
+
+    /// The queue in whose middle it stopped, so that other devices have their turn. It is to be called for it again.
+    fn unfinished(&self) -> Option<usize> {
+        None
     }
 
     /// The driver reset the device.

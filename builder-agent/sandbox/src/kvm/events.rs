@@ -1,13 +1,15 @@
-//! The event thread: notifications of the guest and readiness of the agent's stream, for all devices of the VM.
+//! The event thread: notifications of the guest and readiness of the agent's streams, for all devices of the VM.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::Bus;
+use super::devices::Watched;
 
 /// Set in the tag of a watched descriptor; the other bits are the device. Without it the tag is an index of
 /// `kicks`.
@@ -24,8 +26,10 @@ pub struct Events {
     epoll: Epoll,
     machine: Arc<Bus>,
     kicks: Vec<Kick>,
-    /// Per device: the descriptor and the events that are registered with epoll for it.
-    watched: Vec<Option<(RawFd, EventSet)>>,
+    /// Per device: the descriptors and the events that are registered with epoll for it.
+    watched: Vec<Vec<Watched>>,
+    /// Devices that have stopped in the middle, with the queue.
+    unfinished: BTreeMap<usize, usize>,
 }
 
 impl Events {
@@ -35,25 +39,34 @@ impl Events {
             let event = EpollEvent::new(EventSet::IN, index as u64);
             epoll.ctl(ControlOperation::Add, kick.event.as_raw_fd(), event)?;
         }
-        let watched = vec![None; machine.device_count()];
-        Ok(Events { epoll, machine, kicks, watched })
+        let watched = vec![Vec::new(); machine.device_count()];
+        Ok(Events { epoll, machine, kicks, watched, unfinished: BTreeMap::new() })
     }
 
     /// Serves all events. Returns only if epoll itself fails.
     pub fn run(mut self) -> io::Error {
         let mut ready = vec![EpollEvent::default(); 32];
         loop {
-            let n = match self.epoll.wait(-1, &mut ready) {
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return e,
-            };
-            for event in &ready[..n] {
-                if let Err(e) = self.serve(event) {
-                    return e;
-                }
+            match self.turn(&mut ready) {
+                Err(e) if e.kind() != io::ErrorKind::Interrupted => return e,
+                _ => {}
             }
         }
+    }
+
+    /// Serves each device that has something to do, and after those the ones that stopped in the middle the last time.
+    fn turn(&mut self, ready: &mut [EpollEvent]) -> io::Result<()> {
+        let timeout = if self.unfinished.is_empty() { -1 } else { 0 };
+        let n = self.epoll.wait(timeout, ready)?;
+        let unfinished = std::mem::take(&mut self.unfinished);
+        for event in &ready[..n] {
+            self.serve(event)?;
+        }
+        for (device, queue) in unfinished {
+            self.machine.device(device).kick(queue);
+            self.watch(device)?;
+        }
+        Ok(())
     }
 
     fn serve(&mut self, event: &EpollEvent) -> io::Result<()> {
@@ -74,29 +87,34 @@ impl Events {
         self.watch(device)
     }
 
-    /// Registers with epoll the events that the device waits for now. A descriptor without events is removed: with an
+    /// Notes whether the device has stopped in the middle, and registers with epoll the events that it waits for now. A descriptor without events is removed: with an
     /// empty mask epoll would still report a hang-up again and again.
     fn watch(&mut self, device: usize) -> io::Result<()> {
-        let wanted = self.machine.device(device).watch().filter(|(_, events)| !events.is_empty());
-        let current = self.watched[device];
-        if wanted == current {
+        let transport = self.machine.device(device);
+        let (mut wanted, unfinished) = (transport.watch(), transport.unfinished());
+        drop(transport);
+        if let Some(queue) = unfinished {
+            self.unfinished.insert(device, queue);
+        }
+        wanted.retain(|(_, events)| !events.is_empty());
+        let current = &self.watched[device];
+        if wanted == *current {
             return Ok(());
         }
-        let event = |events| EpollEvent::new(events, WATCHED | device as u64);
-        match (current, wanted) {
-            (None, Some((fd, events))) => self.epoll.ctl(ControlOperation::Add, fd, event(events))?,
-            (Some((old, _)), Some((fd, events))) if old == fd => {
-                self.epoll.ctl(ControlOperation::Modify, fd, event(events))?;
-            }
-            (Some((old, _)), wanted) => {
-                self.epoll.ctl(ControlOperation::Delete, old, EpollEvent::default())?;
-                if let Some((fd, events)) = wanted {
-                    self.epoll.ctl(ControlOperation::Add, fd, event(events))?;
-                }
-            }
-            (None, None) => {}
+        let is_in = |all: &[Watched], fd| all.iter().any(|(other, _)| *other == fd);
+        for (fd, _) in current.iter().filter(|(fd, _)| !is_in(&wanted, *fd)) {
+            self.epoll.ctl(ControlOperation::Delete, *fd, EpollEvent::default())?;
+        }
+        for (fd, events) in wanted.iter().filter(|watched| !current.contains(watched)) {
+            let known = is_in(current, *fd);
+            let operation = if known { ControlOperation::Modify } else { ControlOperation::Add };
+            self.epoll.ctl(operation, *fd, EpollEvent::new(*events, WATCHED | device as u64))?;
         }
         self.watched[device] = wanted;
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "events_test.rs"]
+mod tests;

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::jail;
 
 /// Descriptors per message. Linux: SCM_MAX_FD is 253.
-const BATCH: usize = 128;
+pub const BATCH: usize = 128;
 /// The agent's own configuration; a closure of 100,000 segments takes 4 MiB.
 const CONFIG_MAX: u32 = 16 << 20;
 /// Most bytes of all reports of a VMM. Two reports of a few hundred bytes are expected.
@@ -39,15 +39,32 @@ impl Shape {
     pub(super) fn has_network_card(&self) -> bool {
         self.devices.contains(&DeviceKind::Net)
     }
+
+    pub(super) fn has_disk(&self) -> bool {
+        self.devices.contains(&DeviceKind::Disk)
+    }
+
+    /// The number of its streams to the agent.
+    fn streams(&self) -> usize {
+        let streams = self.devices.iter().map(|device| match device {
+            DeviceKind::Vsock { streams } => usize::from(*streams),
+            _ => 0,
+        });
+        streams.sum()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceKind {
-    /// The guest's stream to the agent.
-    Vsock,
+    /// The guest's streams to the agent: so many, each by a port of its own.
+    Vsock {
+        streams: u8,
+    },
     /// The closure, as a device of this kind.
     Closure(ClosureDevice),
+    /// A disk to which the agent adds images while the VM runs, over a socket of its own (`additions`).
+    Disk,
     Rng,
     /// The network card. Its frames come and go through a socket of their own.
     Net,
@@ -84,10 +101,13 @@ pub struct Files<Fd> {
     pub kvm: Fd,
     pub kernel: Fd,
     pub initrd: Fd,
-    pub stream: Fd,
     pub console: Fd,
+    /// As many as the shape says.
+    pub streams: Vec<Fd>,
     /// The socket of the network card: there if and only if the shape has one.
     pub net: Option<Fd>,
+    /// The socket of the growing disk: there if and only if the shape has one.
+    pub disk: Option<Fd>,
 }
 
 /// A message from the VMM.
@@ -121,9 +141,18 @@ pub fn send(
     if files.net.is_some() != config.shape.has_network_card() {
         return Err(io::Error::other("a network card and its socket come together"));
     }
+    if files.disk.is_some() != config.shape.has_disk() {
+        return Err(io::Error::other("a growing disk and its socket come together"));
+    }
+    if files.streams.len() != config.shape.streams() {
+        return Err(io::Error::other("the streams are not those of the shape"));
+    }
     send_json(socket, config)?;
-    let every = [files.kvm, files.kernel, files.initrd, files.stream, files.console];
-    send_batch(socket, &every.into_iter().chain(files.net).collect::<Vec<_>>())?;
+    let mut all = vec![files.kvm, files.kernel, files.initrd, files.console];
+    all.extend(&files.streams);
+    all.extend(files.net);
+    all.extend(files.disk);
+    send_batch(socket, &all)?;
     for batch in segments.chunks(BATCH) {
         send_batch(socket, batch)?;
     }
@@ -131,7 +160,7 @@ pub fn send(
 }
 
 /// A length, and the message as JSON.
-pub fn send_json(mut socket: &UnixStream, message: &impl Serialize) -> io::Result<()> {
+pub fn send_json(mut socket: impl Write, message: &impl Serialize) -> io::Result<()> {
     let json = serde_json::to_vec(message)?;
     let len = u32::try_from(json.len()).ok().filter(|len| *len <= CONFIG_MAX);
     let len =
@@ -140,11 +169,16 @@ pub fn send_json(mut socket: &UnixStream, message: &impl Serialize) -> io::Resul
     socket.write_all(&json)
 }
 
-pub fn receive_json<T: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<T> {
+pub fn receive_json<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<T> {
+    receive_json_within(socket, CONFIG_MAX)
+}
+
+/// From a sender who may send any length: at most `longest` bytes.
+pub fn receive_json_within<T: DeserializeOwned>(mut socket: impl Read, longest: u32) -> io::Result<T> {
     let mut len = [0; 4];
     socket.read_exact(&mut len)?;
     let len = u32::from_le_bytes(len);
-    if len > CONFIG_MAX {
+    if len > longest {
         return Err(io::Error::other("oversized message"));
     }
     let mut json = vec![0; len as usize];
@@ -167,13 +201,20 @@ pub fn send_batch(socket: &UnixStream, fds: &[BorrowedFd<'_>]) -> io::Result<()>
 /// open at once.
 pub fn receive(socket: &UnixStream) -> io::Result<(Config, Files<OwnedFd>)> {
     let config: Config = receive_json(socket)?;
-    let mut files = receive_batch(socket)?;
-    let net = if config.shape.has_network_card() { files.pop() } else { None };
-    let files: [OwnedFd; 5] = files.try_into().map_err(|got: Vec<_>| {
-        io::Error::other(format!("expected 5 descriptors and the network's, got {}", got.len()))
-    })?;
-    let [kvm, kernel, initrd, stream, console] = files;
-    Ok((config, Files { kvm, kernel, initrd, stream, console, net }))
+    let streams = config.shape.streams();
+    let (has_net, has_disk) = (config.shape.has_network_card(), config.shape.has_disk());
+    let files = receive_batch(socket)?;
+    let expected = 4 + streams + usize::from(has_net) + usize::from(has_disk);
+    if files.len() != expected {
+        return Err(io::Error::other(format!("expected {expected} descriptors, got {}", files.len())));
+    }
+    let mut files = files.into_iter();
+    let mut next = || files.next().ok_or_else(|| io::Error::other("they were counted above"));
+    let (kvm, kernel, initrd, console) = (next()?, next()?, next()?, next()?);
+    let streams = (0..streams).map(|_| next()).collect::<io::Result<_>>()?;
+    let net = has_net.then(&mut next).transpose()?;
+    let disk = has_disk.then(&mut next).transpose()?;
+    Ok((config, Files { kvm, kernel, initrd, console, streams, net, disk }))
 }
 
 /// The files of `count` segments, in batches.
@@ -291,7 +332,11 @@ mod tests {
             shape: Shape {
                 vcpus: 2,
                 memory_mib: 512,
-                devices: vec![DeviceKind::Vsock, DeviceKind::Closure(ClosureDevice::Blk), DeviceKind::Rng],
+                devices: vec![
+                    DeviceKind::Vsock { streams: 1 },
+                    DeviceKind::Closure(ClosureDevice::Blk),
+                    DeviceKind::Rng,
+                ],
             },
             cmdline: "quiet".into(),
             uid: Some(7),
@@ -303,7 +348,15 @@ mod tests {
         let sender = std::thread::spawn(move || {
             let file = null();
             let fd = file.as_fd();
-            let files = Files { kvm: fd, kernel: fd, initrd: fd, stream: fd, console: fd, net: None };
+            let files = Files {
+                kvm: fd,
+                kernel: fd,
+                initrd: fd,
+                console: fd,
+                streams: vec![fd],
+                net: None,
+                disk: None,
+            };
             send(&agent, &sent, &files, &vec![fd; count]).unwrap();
         });
         let (received, _files) = receive(&vmm).unwrap();
@@ -315,33 +368,52 @@ mod tests {
     }
 
     #[test]
-    fn a_network_card_and_its_socket_come_together_or_not_at_all() {
+    fn a_device_and_its_sockets_come_together_or_not_at_all() {
         let null = null();
         let fd = null.as_fd();
-        let (network, _) = UnixStream::pair().unwrap();
-        for devices in [vec![DeviceKind::Rng], vec![DeviceKind::Rng, DeviceKind::Net]] {
-            for net in [None, Some(network.as_fd())] {
+        // Different kinds of files, so that none is taken for another.
+        let kind = |fd: OwnedFd| {
+            let kind = File::from(fd).metadata().unwrap().file_type();
+            [kind.is_socket(), kind.is_fifo(), kind.is_dir(), kind.is_char_device()].map(u8::from)
+        };
+        let (stream, _other) = UnixStream::pair().unwrap();
+        let (pipe, _writer) = std::io::pipe().unwrap();
+        let devices = [DeviceKind::Vsock { streams: 2 }, DeviceKind::Net, DeviceKind::Disk];
+        let directory = File::open("/").unwrap();
+        for shown in 0..8 {
+            for given in 0..8 {
                 let (agent, vmm) = UnixStream::pair().unwrap();
-                let has_card = devices.contains(&DeviceKind::Net);
+                let chosen = (0..3).filter(|bit| shown >> bit & 1 == 1).map(|bit: usize| devices[bit]);
                 let config = Config {
-                    shape: Shape { vcpus: 1, memory_mib: 512, devices: devices.clone() },
+                    shape: Shape { vcpus: 1, memory_mib: 512, devices: chosen.collect() },
                     cmdline: String::new(),
                     uid: None,
                     allow_missing: Vec::new(),
                     only_jail: false,
                     segments: Vec::new(),
                 };
-                let files = Files { kvm: fd, kernel: fd, initrd: fd, stream: fd, console: fd, net };
+                let files = Files {
+                    kvm: fd,
+                    kernel: fd,
+                    initrd: fd,
+                    console: fd,
+                    streams: if given & 1 == 1 { vec![stream.as_fd(); 2] } else { Vec::new() },
+                    net: (given & 2 == 2).then_some(pipe.as_fd()),
+                    disk: (given & 4 == 4).then_some(directory.as_fd()),
+                };
                 let sent = send(&agent, &config, &files, &[]);
-                assert_eq!(sent.is_ok(), net.is_some() == has_card);
-                if sent.is_ok() {
-                    let (_, files) = receive(&vmm).unwrap();
-                    let is_socket =
-                        files.net.map(|fd| File::from(fd).metadata().unwrap().file_type().is_socket());
-                    assert_eq!(is_socket, has_card.then_some(true));
-                    // None of the others is taken for it.
-                    assert!(!File::from(files.console).metadata().unwrap().file_type().is_socket());
+                assert_eq!(sent.is_ok(), shown == given, "{shown} {given}");
+                if sent.is_err() {
+                    continue;
                 }
+                let (_, files) = receive(&vmm).unwrap();
+                for other in [files.kvm, files.kernel, files.initrd, files.console] {
+                    assert_eq!(kind(other), [0, 0, 0, 1]);
+                }
+                assert_eq!(files.streams.len(), if shown & 1 == 1 { 2 } else { 0 });
+                assert!(files.streams.into_iter().all(|fd| kind(fd) == [1, 0, 0, 0]));
+                assert_eq!(files.net.map(kind), (shown & 2 == 2).then_some([0, 1, 0, 0]));
+                assert_eq!(files.disk.map(kind), (shown & 4 == 4).then_some([0, 0, 1, 0]));
             }
         }
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::devices::console;
 use super::handover::Shape;
-use super::jail::cgroup::{Group, Hierarchy};
+use super::jail::cgroup::{Group, Hierarchy, Limit};
 use super::overhead;
 use crate::process::{self, Process, memory_file};
 use crate::usage::Usage;
@@ -104,6 +104,11 @@ impl Vmm {
     /// Puts another process of this VM under the same limits.
     pub fn admit(&self, pid: u32) -> io::Result<()> {
         self.group.as_ref().map_or(Ok(()), |group| group.add(pid))
+    }
+
+    /// To raise the limit while the VM runs. None: it has no limit.
+    pub fn memory_limit(&self) -> io::Result<Option<Limit>> {
+        self.group.as_ref().map(Group::limit).transpose()
     }
 
     pub fn was_killed_for_memory(&self) -> bool {

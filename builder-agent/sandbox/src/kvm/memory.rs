@@ -2,22 +2,25 @@
 //!
 //! RAM is anonymous memory owned by vm-memory; the VMM copies out of it and into it and never borrows it. The
 //! closure is a sequence of read-only file mappings in one reserved range, so that one KVM slot shows them to
-//! the guest as one contiguous image. All VMs of a box share its pages through the host's page cache.
+//! the guest as one contiguous image. All VMs of a box share its pages through the host's page cache. A disk that grows is
+//! such a sequence, too, of which the guest sees copies.
+
+pub mod growing;
+mod range;
 
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
-use std::ptr::NonNull;
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::ProtFlags;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::arch::{Architecture, Native};
+use range::Range;
 
-const PAGE: u64 = 4096;
+pub const PAGE: u64 = 4096;
 /// Linux: SUBSECTION_SIZE, the unit in which memremap_pages takes persistent memory. 16 MiB also satisfies
 /// architectures whose default namespace alignment is larger.
 const CLOSURE_ALIGNMENT: u64 = 2 << 20;
@@ -28,20 +31,33 @@ pub const CLOSURE_MAX: u64 = 1 << 40;
 /// the operator changed it); the rest is for the VMM itself.
 pub const SEGMENTS_MAX: usize = 60_000;
 
+/// Most bytes of page tables that a process needs for a mapping of `len` bytes, all of which it has touched: 8 for each page,
+/// in whole tables, on each level.
+pub fn page_tables(len: u64) -> u64 {
+    let mut bytes = 0;
+    let mut covered = PAGE;
+    // The mapping may begin and end in the middle of a table.
+    while covered < 1 << 48 {
+        covered <<= 9;
+        bytes += (len / covered + 2) * PAGE;
+    }
+    bytes
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     #[error("cannot reserve {bytes} bytes for {what}")]
     Reserve { what: &'static str, bytes: u64, source: io::Error },
     #[error("cannot lay out {mib} MiB of guest memory: {why}")]
     Ram { mib: u64, why: String },
-    #[error("closure segment {index} (offset {offset}, length {len}) is not a non-empty run of whole pages")]
+    #[error("segment {index} (offset {offset}, length {len}) is not a non-empty run of whole pages")]
     Unaligned { index: usize, offset: u64, len: u64 },
     /// A mapping past the end of a file is legal, and kills the reader when it touches it.
-    #[error("closure segment {index} (offset {offset}, length {len}) ends after its file of {size} bytes")]
+    #[error("segment {index} (offset {offset}, length {len}) ends after its file of {size} bytes")]
     PastEnd { index: usize, offset: u64, len: u64, size: u64 },
     #[error("the closure of {bytes} bytes is larger than {max}")]
     TooLarge { bytes: u64, max: u64 },
-    #[error("cannot map closure segment {index}")]
+    #[error("cannot map segment {index}")]
     Map { index: usize, source: io::Error },
     #[error("cannot give {what} to KVM")]
     Slot { what: &'static str, source: kvm_ioctls::Error },
@@ -69,17 +85,10 @@ pub fn ram(mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
 
 /// The closure's image in this process' memory.
 pub struct Closure {
-    start: NonNull<u8>,
-    /// Length of the whole reservation.
-    len: NonZeroUsize,
-    /// Length of the image; the rest of the reservation reads as zeros.
+    /// The image and its padding, which reads as zeros.
+    range: Range,
     image_len: u64,
 }
-
-// SAFETY: after `build` the mapping is read-only and never changes; `read` only copies out of it.
-unsafe impl Send for Closure {}
-// SAFETY: as above; concurrent reads of memory that nobody writes.
-unsafe impl Sync for Closure {}
 
 impl Closure {
     /// Reserves the range for an image of `image_len` bytes. No file is mapped in it yet.
@@ -89,23 +98,7 @@ impl Closure {
         }
         let padded = image_len.max(1).next_multiple_of(CLOSURE_ALIGNMENT);
         let len = NonZeroUsize::new(padded as usize).expect("at least one alignment unit");
-        // Anonymous and private: a page that no segment covers is the shared zero page.
-        // SAFETY: a new mapping at an address of the kernel's choice; no existing memory is affected.
-        let start = unsafe {
-            rustix::mm::mmap_anonymous(
-                std::ptr::null_mut(),
-                len.get(),
-                ProtFlags::READ,
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
-            )
-        }
-        .map_err(|e| MemoryError::Reserve {
-            what: "the closure",
-            bytes: padded,
-            source: e.into(),
-        })?;
-        let start = NonNull::new(start.cast()).expect("mmap never returns null for a chosen address");
-        Ok(Closure { start, len, image_len })
+        Ok(Closure { range: Range::reserve("the closure", len, ProtFlags::READ)?, image_len })
     }
 
     /// Maps one segment at `at` bytes into the image. The file may be closed afterwards.
@@ -117,68 +110,23 @@ impl Closure {
         offset: u64,
         len: u64,
     ) -> Result<(), MemoryError> {
-        let aligned = [at, offset, len].iter().all(|v| v % PAGE == 0) && len > 0;
-        let fits = at.checked_add(len).is_some_and(|end| end <= self.image_len);
-        if !aligned || !fits {
-            return Err(MemoryError::Unaligned { index, offset, len });
-        }
-        let size = file.metadata().map_err(|source| MemoryError::Map { index, source })?.len();
-        // The last page of a file may be partial: the kernel fills it with zeros.
-        if offset.checked_add(len).is_none_or(|end| end > size.next_multiple_of(PAGE)) {
-            return Err(MemoryError::PastEnd { index, offset, len, size });
-        }
-        // SAFETY: `at + len <= image_len <= self.len` was checked above, so MAP_FIXED replaces only pages of the
-        // range this `Closure` reserved and owns.
-        unsafe {
-            rustix::mm::mmap(
-                self.start.as_ptr().add(at as usize).cast(),
-                len as usize,
-                ProtFlags::READ,
-                MapFlags::SHARED | MapFlags::FIXED,
-                file.as_fd(),
-                offset,
-            )
-        }
-        .map_err(|e| MemoryError::Map { index, source: e.into() })?;
-        Ok(())
-    }
-
-    /// Bytes of the image, without padding.
-    pub fn image_len(&self) -> u64 {
-        self.image_len
+        // SAFETY: nobody reads: `self` is borrowed mutably.
+        unsafe { self.range.map(index, at, self.image_len, file, (offset, len)) }
     }
 
     /// Number of bytes that the guest sees: the image and its padding.
     pub fn len(&self) -> u64 {
-        self.len.get() as u64
+        self.range.len()
     }
 
     pub fn host_range(&self) -> (u64, u64) {
-        (self.start.as_ptr() as u64, self.len())
+        self.range.addresses()
     }
 
     /// Copies `out.len()` bytes at `offset`; false, with nothing copied, if they are not all inside.
     pub fn read(&self, offset: u64, out: &mut [u8]) -> bool {
-        if offset.checked_add(out.len() as u64).is_none_or(|end| end > self.len()) {
-            return false;
-        }
-        // SAFETY: the range was checked against the mapping on the line above, `self` keeps the mapping, and
-        // `out` is memory of its own.
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                self.start.as_ptr().add(offset as usize),
-                out.as_mut_ptr(),
-                out.len(),
-            );
-        }
-        true
-    }
-}
-
-impl Drop for Closure {
-    fn drop(&mut self) {
-        // SAFETY: the range is ours since `reserve`, and nothing refers to it once `self` is gone.
-        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len.get()) };
+        // SAFETY: the whole range is readable since `reserve`, and `map` needs `self` mutably.
+        unsafe { self.range.copy(offset, self.len(), out) }
     }
 }
 
@@ -221,11 +169,11 @@ pub fn give_to_kvm(
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use std::io::Write;
 
-    fn file(bytes: &[u8]) -> File {
+    pub fn file(bytes: &[u8]) -> File {
         let fd = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let mut file = File::from(fd);
         file.write_all(bytes).unwrap();
@@ -272,17 +220,19 @@ mod tests {
 
     #[test]
     fn a_closure_of_as_many_segments_as_are_allowed_is_mapped() {
-        let pages: Vec<u8> = (0..2 * PAGE as usize).map(|i| (i / PAGE as usize) as u8 + 1).collect();
+        let pages: Vec<u8> = (0..3 * PAGE as usize).map(|i| (i / PAGE as usize) as u8 + 1).collect();
         let file = file(&pages);
         let mut closure = Closure::reserve(SEGMENTS_MAX as u64 * PAGE).unwrap();
         for index in 0..SEGMENTS_MAX {
-            // Alternating offsets, so that the kernel does not merge two of them into one mapping.
-            let offset = (index as u64 + 1) % 2 * PAGE;
+            // Pages that do not follow each other, so that the kernel does not merge two of them into one mapping.
+            let offset = (2 - index as u64 % 3) * PAGE;
             closure.map(index, index as u64 * PAGE, &file, offset, PAGE).unwrap();
         }
         let mut out = [0u8; 2];
         assert!(closure.read((SEGMENTS_MAX as u64 - 1) * PAGE - 1, &mut out));
         assert_eq!(out, [2, 1]);
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+        assert!(maps >= SEGMENTS_MAX, "{maps}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::additions::Additions;
 use super::arch::{self, Architecture, Boot, Hardware, MmioSlot, Native, Processor};
 use super::bus::{self, Bus};
 use super::devices::blk::Blk;
@@ -26,9 +27,10 @@ use super::devices::vsock::Vsock;
 use super::devices::{Device, Interrupt};
 use super::events::Kick;
 use super::handover::{ClosureDevice, DeviceKind, Shape};
+use super::memory::growing::Growing;
 use super::memory::{self, Closure, MemoryError};
 
-/// vsock port of the agent.
+/// vsock port of the agent for the first stream. The second one has the next port.
 const AGENT_PORT: u32 = 1024;
 
 #[derive(Debug, thiserror::Error)]
@@ -45,10 +47,12 @@ pub enum VmError {
     Io { what: &'static str, source: io::Error },
     #[error("KVM here has API version {got}, not {want}")]
     KvmVersion { got: i32, want: u32 },
-    #[error("a machine has one stream to the agent, and its shape has more devices for it")]
-    SecondStream,
+    #[error("the shape has a device for {wanted} streams to the agent, and there are {left}")]
+    Streams { wanted: u8, left: usize },
     #[error("a network card has a socket of its own, and the shape has more cards than there are sockets")]
     NoNetwork,
+    #[error("a growing disk has a socket of its own, and the shape has more disks than there are sockets")]
+    NoAdditions,
 }
 
 fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
@@ -62,10 +66,12 @@ pub fn io(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
 /// The host's side of the devices.
 pub struct Parts {
     pub closure: Closure,
-    /// The agent's end of the vsock connection.
-    pub stream: UnixStream,
+    /// The agent's ends of the vsock connections.
+    pub streams: Vec<UnixStream>,
     /// The socket of the network card, if the shape has one.
     pub net: Option<OwnedFd>,
+    /// The socket over which the agent adds images to the growing disk, if the shape has one.
+    pub disk: Option<UnixStream>,
     /// The ring that keeps the end of the console's output.
     pub console: File,
 }
@@ -76,9 +82,13 @@ pub struct Vm {
     hardware: Hardware,
     memory: GuestMemoryMmap,
     /// Kept because KVM uses its mapping.
-    closure: Arc<Closure>,
+    _closure: Arc<Closure>,
+    /// Address ranges of this process with files that the guest sees.
+    mapped: Vec<(u64, u64)>,
     pub bus: Arc<Bus>,
     pub kicks: Vec<Kick>,
+    /// Receives images for the growing disk, if there is one.
+    pub additions: Option<Additions>,
     /// Empty before [`Vm::boot`].
     pub vcpus: Vec<VcpuFd>,
 }
@@ -89,22 +99,27 @@ impl Vm {
         if version != kvm_bindings::KVM_API_VERSION as i32 {
             return Err(VmError::KvmVersion { got: version, want: kvm_bindings::KVM_API_VERSION });
         }
-        let Parts { closure, stream, mut net, console } = parts;
+        let Parts { closure, mut streams, mut net, mut disk, console } = parts;
         let vm = hypervisor.create_vm().map_err(kvm("create a VM"))?;
         let ram = Native::ram_ranges(u64::from(shape.memory_mib) << 20);
         let memory = memory::ram(shape.memory_mib.into())?;
         let closure = Arc::new(closure);
         let processor = Native::prepare_vm(hypervisor, &vm, shape.vcpus)?;
 
-        stream.set_nonblocking(true).map_err(io("prepare the agent's stream"))?;
-        let mut stream = Some(stream);
+        for stream in &streams {
+            stream.set_nonblocking(true).map_err(io("prepare the agent's streams"))?;
+        }
         let base = Native::closure_base(&ram);
-        let mut shown = None;
+        let (mut shown, mut additions) = (None, None);
+        let mut mapped = vec![closure.host_range()];
         let mut devices: Vec<Box<dyn Device>> = Vec::new();
         for kind in &shape.devices {
             devices.push(match kind {
-                DeviceKind::Vsock => {
-                    Box::new(Vsock::new(stream.take().ok_or(VmError::SecondStream)?, AGENT_PORT))
+                DeviceKind::Vsock { streams: wanted } => {
+                    if *wanted == 0 || streams.len() != usize::from(*wanted) {
+                        return Err(VmError::Streams { wanted: *wanted, left: streams.len() });
+                    }
+                    Box::new(Vsock::new((AGENT_PORT..).zip(streams.drain(..))))
                 }
                 DeviceKind::Closure(ClosureDevice::Pmem) => {
                     let (end, limit) = (base + closure.len(), processor.address_limit());
@@ -115,6 +130,13 @@ impl Vm {
                     Box::new(Pmem::new(base, closure.len()))
                 }
                 DeviceKind::Closure(ClosureDevice::Blk) => Box::new(Blk::new(closure.clone())),
+                DeviceKind::Disk => {
+                    let (bytes, grower) = Growing::reserve()?;
+                    let agent = disk.take().ok_or(VmError::NoAdditions)?;
+                    mapped.push(bytes.addresses());
+                    additions = Some(Additions::new(agent, grower));
+                    Box::new(Blk::new(bytes))
+                }
                 DeviceKind::Rng => Box::new(Rng),
                 DeviceKind::Net => Box::new(Net::new(net.take().ok_or(VmError::NoNetwork)?)),
             });
@@ -126,7 +148,8 @@ impl Vm {
         let console = Console::new(Ring::new(console), Box::new(irq(&vm, Native::CONSOLE_GSI)?));
         let bus = Bus::new(console, transports);
         let hardware = Hardware { vcpus: shape.vcpus, ram, slots };
-        Ok(Vm { vm, processor, hardware, memory, closure, bus, kicks, vcpus: Vec::new() })
+        let vcpus = Vec::new();
+        Ok(Vm { vm, processor, hardware, memory, _closure: closure, mapped, bus, kicks, additions, vcpus })
     }
 
     /// Loads a kernel, and makes the vCPUs that will start it.
@@ -140,10 +163,10 @@ impl Vm {
         Ok(())
     }
 
-    /// Address ranges of this process that are guest RAM or closure.
+    /// Address ranges of this process that are guest RAM, closure or growing disk.
     pub fn guest_ranges(&self) -> Vec<(u64, u64)> {
         let ram = self.memory.iter().map(|r| (r.as_ptr() as u64, r.len()));
-        ram.chain([self.closure.host_range()]).collect()
+        ram.chain(self.mapped.iter().copied()).collect()
     }
 }
 

@@ -97,7 +97,7 @@ fn start(agent: &UnixStream, born: Instant) -> Result<Never, VmmError> {
     jail_report.accept(&config.allow_missing)?;
     let jailed = micros(born);
     if config.only_jail {
-        seccomp::install(&seccomp::filter()?)?;
+        seccomp::install(&seccomp::filter(&config.shape)?)?;
         jail_report.active("seccomp");
         say(&Report::Started { jail: jail_report, guest: Vec::new(), micros: [received, jailed, 0, 0] });
         quit(0);
@@ -109,9 +109,10 @@ fn start(agent: &UnixStream, born: Instant) -> Result<Never, VmmError> {
 
     // Every thread waits twice. Before the first wait the C library makes the system calls that begin a thread (rseq,
     // robust lists), which the filter forbids; the second wait ends when the filter is installed.
-    let gate = Arc::new(Barrier::new(usize::from(config.shape.vcpus) + 2));
+    let threads = usize::from(config.shape.vcpus) + usize::from(config.shape.has_disk()) + 2;
+    let gate = Arc::new(Barrier::new(threads));
     start_threads(&mut vm, &gate)?;
-    let filter = seccomp::filter()?;
+    let filter = seccomp::filter(&config.shape)?;
     gate.wait();
     seccomp::install(&filter)?;
     jail_report.active("seccomp");
@@ -129,8 +130,9 @@ fn boot(config: &Config, files: Files<OwnedFd>, closure: Closure) -> Result<Vm, 
     let hypervisor = unsafe { Kvm::from_raw_fd(files.kvm.into_raw_fd()) };
     let parts = Parts {
         closure,
-        stream: UnixStream::from(files.stream),
+        streams: files.streams.into_iter().map(UnixStream::from).collect(),
         net: files.net,
+        disk: files.disk.map(UnixStream::from),
         console: files.console.into(),
     };
     let mut vm = Vm::new(&hypervisor, &config.shape, parts)?;
@@ -173,6 +175,18 @@ fn start_threads(vm: &mut Vm, gate: &Arc<Barrier>) -> Result<(), VmmError> {
         opened.wait();
         fail(&format!("the event loop failed: {}", events.run()))
     })?;
+    if let Some(additions) = vm.additions.take() {
+        let opened = gate.clone();
+        spawn("disk", move || {
+            opened.wait();
+            opened.wait();
+            additions.run();
+            // The agent adds no more. Not the end of the thread: that takes system calls that the filter forbids.
+            loop {
+                std::thread::park();
+            }
+        })?;
+    }
     for (id, mut vcpu) in vm.vcpus.drain(..).enumerate() {
         let (bus, gate) = (vm.bus.clone(), gate.clone());
         spawn(&format!("vcpu{id}"), move || {

@@ -5,14 +5,15 @@
 //! hold it.
 
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use guest::protocol::{self, Bytes, Decoder, MAX_DATA};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 
 use super::conversation::{Conversation, Late, PATIENCE, hostile};
+use super::stream::{died, unavailable, wait};
 use crate::backend::{Backend, FarEnd, Started, Streams};
 use crate::cancel::Cancel;
 use crate::error::SandboxError;
@@ -36,7 +37,7 @@ impl<B: Backend> JobRunner for B {
     fn run(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Run {
         let began = Instant::now();
         match self.start(job.machine(), cancel) {
-            Ok(Started { mut far_end, streams, network }) => {
+            Ok(Started { mut far_end, streams, network, disk: _ }) => {
                 let machine = InMachine { streams, network, started: began.elapsed() };
                 run_in(&mut *far_end, machine, &job, host, cancel)
             }
@@ -159,7 +160,8 @@ fn follow(
         far_end.network_events().into_iter().for_each(|event| conversation.connected(event));
         let writing = conversation.has_to_send();
         let network = far_end.network_stream();
-        let ready = wait(&stream, &cancelled, &asked_to_pause, network, writing, timeout)?;
+        let wakers = [&*cancelled, &*asked_to_pause];
+        let ready = wait(&stream, &wakers, network, writing, timeout)?;
         if writing && ready.contains(PollFlags::OUT) {
             conversation.send(&mut stream);
         }
@@ -185,47 +187,6 @@ fn follow(
             }
         }
     }
-}
-
-/// Waits for the guest, for the cancellation, for the request to pause, for events of the network, or for the timeout; returns
-/// the events of the stream.
-fn wait(
-    stream: &UnixStream,
-    cancelled: &OwnedFd,
-    asked_to_pause: &OwnedFd,
-    network: Option<BorrowedFd<'_>>,
-    writing: bool,
-    timeout: Option<Duration>,
-) -> Result<PollFlags, SandboxError> {
-    let interest = if writing { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-    let [stop, pause] = [cancelled, asked_to_pause].map(|event| PollFd::new(event, PollFlags::IN));
-    let mut fds = vec![PollFd::new(stream, interest), stop, pause];
-    fds.extend(network.map(|network| PollFd::from_borrowed_fd(network, PollFlags::IN)));
-    // Rounded up, so that the deadline has passed when poll returns, and the loop does not spin until then.
-    let timeout = timeout.map(|t| t + Duration::from_millis(1));
-    let timespec = timeout.and_then(|t| Timespec::try_from(t).ok());
-    match poll(&mut fds, timespec.as_ref()) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => {
-            let ready = fds[0].revents();
-            if !fds[2].revents().is_empty() {
-                // The request stays; only this event is over. If the session cannot pause yet, it does when it can.
-                let _ = rustix::io::read(asked_to_pause, &mut [0u8; 8]);
-            }
-            Ok(ready)
-        }
-        Err(e) => Err(unavailable("cannot wait for the guest", e.into())),
-    }
-}
-
-fn unavailable(what: &str, error: io::Error) -> SandboxError {
-    SandboxError::Unavailable { why: format!("{what}: {error}") }
-}
-
-/// The error for a guest that has ended or does not continue, with the last output of the machine outside the stream.
-fn died(what: &str, far_end: &mut dyn FarEnd) -> SandboxError {
-    let words = protocol::bounded(far_end.last_words().trim_end());
-    let console = if words.is_empty() { format!("({what})") } else { format!("{words}\n({what})") };
-    SandboxError::GuestDied { console }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::io::Write;
 use guest::etc::CERTIFICATES;
 use guest::protocol::{Exit, ExitStatus, Failure, FailureKind, Hello, Tag, VERSION, header, json_frame};
 use proptest::prelude::*;
+use rustix::event::{PollFd, poll};
 
 use super::super::conversation::Patience;
 use super::*;
@@ -69,7 +70,7 @@ impl Host for Seen {
 
 /// A machine with this stream.
 fn machine(guest: UnixStream) -> InMachine {
-    InMachine { streams: Streams { guest }, network: None, started: SHORT }
+    InMachine { streams: Streams { guest, ssh: None }, network: None, started: SHORT }
 }
 
 struct Silent;

@@ -232,7 +232,7 @@ impl<'a> Conversation<'a> {
                 let Some((job, network)) = self.job.take() else {
                     return Err(SandboxError::GuestProtocol { why: "it said hello again".into() });
                 };
-                self.outgoing = Some(Outgoing::new(job, network)?);
+                self.outgoing = Some(Outgoing::job(job, network)?);
                 self.expect(self.patience.stall, "it stopped reading its job");
             }
             order::Event::Started => {
@@ -338,7 +338,7 @@ fn sink_error(name: &str, source: io::Error) -> SandboxError {
     SandboxError::Sink { name: name.to_owned(), source }
 }
 
-fn failed(failure: Failure) -> SandboxError {
+pub(super) fn failed(failure: Failure) -> SandboxError {
     let why = failure.text;
     match failure.kind {
         FailureKind::OutputMissing { name } => SandboxError::OutputMissing { name },

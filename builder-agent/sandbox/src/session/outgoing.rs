@@ -1,9 +1,9 @@
-//! Sends the job to the guest.
+//! Sends a description, and the contents of the files in it, to the guest.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
-use std::iter::Chain;
 use std::os::unix::net::UnixStream;
-use std::slice::Iter;
+use std::vec;
 
 use guest::protocol::{self, Bytes, GuestLimits, MAX_DATA, Tag};
 
@@ -11,20 +11,24 @@ use crate::backend::Inputs;
 use crate::error::SandboxError;
 use crate::job::Job;
 
-/// Name and contents.
-type NamedFile = (String, Vec<u8>);
-
-/// The job as frames, made one at a time: files may be large and are not copied together.
+/// Frames, made one at a time: files may be large and are not copied together.
 pub(super) struct Outgoing<'a> {
     frame: Vec<u8>,
     written: usize,
-    /// For /build, then for /etc.
-    files: Chain<Iter<'a, NamedFile>, Iter<'a, NamedFile>>,
-    rest: &'a [u8],
+    files: vec::IntoIter<Cow<'a, [u8]>>,
+    /// The file that is on its way, and how much of it is.
+    file: Cow<'a, [u8]>,
+    sent: usize,
 }
 
 impl<'a> Outgoing<'a> {
-    pub(super) fn new(
+    /// A frame, and then these files.
+    pub(super) fn new(frame: Vec<u8>, files: Vec<Cow<'a, [u8]>>) -> Outgoing<'a> {
+        Outgoing { frame, written: 0, files: files.into_iter(), file: Cow::default(), sent: 0 }
+    }
+
+    /// A job, the files for /build, then those for /etc.
+    pub(super) fn job(
         job: &'a Job,
         network: Option<protocol::Network>,
     ) -> Result<Outgoing<'a>, SandboxError> {
@@ -43,24 +47,24 @@ impl<'a> Outgoing<'a> {
         };
         let frame = protocol::json_frame(Tag::Job, &message)
             .map_err(|e| SandboxError::CannotStart { why: e.to_string() })?;
-        Ok(Outgoing { frame, written: 0, files: job.files.iter().chain(&job.etc), rest: &[] })
+        let files = job.files.iter().chain(&job.etc).map(|(_, contents)| contents.into()).collect();
+        Ok(Outgoing::new(frame, files))
     }
 
     /// Makes the next frame when the last one is written; false at the end.
     pub(super) fn has_more(&mut self) -> bool {
         while self.written == self.frame.len() {
-            if self.rest.is_empty() {
-                match self.files.next() {
-                    Some((_, contents)) => self.rest = contents,
-                    None => return false,
-                }
+            if self.sent == self.file.len() {
+                let Some(file) = self.files.next() else { return false };
+                (self.file, self.sent) = (file, 0);
                 continue;
             }
-            let (piece, rest) = self.rest.split_at(self.rest.len().min(MAX_DATA));
+            let piece = &self.file[self.sent..];
+            let piece = &piece[..piece.len().min(MAX_DATA)];
             self.frame.clear();
             self.frame.extend_from_slice(&protocol::header(Tag::FileData, piece.len()));
             self.frame.extend_from_slice(piece);
-            self.rest = rest;
+            self.sent += piece.len();
             self.written = 0;
         }
         true

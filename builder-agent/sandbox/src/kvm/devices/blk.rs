@@ -1,16 +1,20 @@
-//! virtio-blk (virtio 1.2, 5.2), read-only: the closure for guests that cannot use persistent memory.
+//! virtio-blk (virtio 1.2, 5.2), read-only: the closure for guests that cannot use persistent memory, and the disk of a home,
+//! which grows.
 //!
-//! Reads are copies out of the same mapping that virtio-pmem would show.
+//! Reads are copies out of files that are mapped in this process; for the closure out of the same mapping that virtio-pmem
+//! would show. The guest tells the two apart by their serials.
 
 use std::sync::Arc;
 
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::restore_error::RestoreError;
 use super::state::{self, DeviceState};
 use super::{Device, Used};
 use crate::kvm::memory::Closure;
+use crate::kvm::memory::growing::{CAPACITY, Growing};
 
 const KIND: u32 = 2;
 const QUEUE_SIZE: u16 = 128;
@@ -21,6 +25,9 @@ const SECTOR: u64 = 512;
 
 const REQUEST_IN: u32 = 0;
 const REQUEST_FLUSH: u32 = 4;
+const REQUEST_GET_ID: u32 = 8;
+/// Virtio 1.2, 5.2.6: bytes of the answer to GET_ID, with zeros behind a shorter name.
+const ID_BYTES: usize = 20;
 const HEADER: u32 = 16;
 
 const STATUS_OK: u8 = 0;
@@ -30,23 +37,78 @@ const STATUS_UNSUPPORTED: u8 = 2;
 /// Most bytes one request may read. Linux asks for at most 128 descriptors of up to 64 KiB. A chain of 4 GiB
 /// descriptors would keep the event thread busy for a long time (it serves this guest only).
 const MAX_REQUEST: u64 = 8 << 20;
+/// Bytes after which the other devices have their turn: a read of a file that the host has on its disk alone takes a while,
+/// and keystrokes must not wait for a whole queue of them.
+const TURN: u32 = 1 << 20;
 /// Copies go through a buffer of this size.
 const BOUNCE: usize = 64 << 10;
 
+/// The bytes of a disk.
+pub trait Source: Send + Sync {
+    /// Tells the guest which disk it is. At most 20 bytes.
+    fn serial(&self) -> &'static str;
+
+    /// What the guest believes to be its size, in bytes.
+    fn capacity(&self) -> u64;
+
+    /// Copies `out.len()` bytes at `offset`; false if they are not all there.
+    fn read(&self, offset: u64, out: &mut [u8]) -> bool;
+
+    fn save(&self) -> DeviceState;
+}
+
+impl Source for Closure {
+    fn serial(&self) -> &'static str {
+        "closure"
+    }
+
+    fn capacity(&self) -> u64 {
+        self.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> bool {
+        Closure::read(self, offset, out)
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Blk { bytes: self.len() }
+    }
+}
+
+impl Source for Growing {
+    fn serial(&self) -> &'static str {
+        "growing-disk"
+    }
+
+    fn capacity(&self) -> u64 {
+        CAPACITY
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> bool {
+        Growing::read(self, offset, out)
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Disk { bytes: self.shown() }
+    }
+}
+
 pub struct Blk {
-    closure: Arc<Closure>,
+    source: Arc<dyn Source>,
     /// Capacity in sectors (8 bytes), largest segment (4, not offered), most segments (4).
     config: [u8; 16],
     bounce: Vec<u8>,
+    /// The queue may have more requests, which no notification will announce again.
+    has_more: bool,
 }
 
 impl Blk {
-    pub fn new(closure: Arc<Closure>) -> Blk {
+    pub fn new(source: Arc<dyn Source>) -> Blk {
         let mut config = [0; 16];
-        config[..8].copy_from_slice(&(closure.len() / SECTOR).to_le_bytes());
+        config[..8].copy_from_slice(&(source.capacity() / SECTOR).to_le_bytes());
         // A chain is a header, the segments, and a status byte.
         config[12..].copy_from_slice(&(u32::from(QUEUE_SIZE) - 2).to_le_bytes());
-        Blk { closure, config, bounce: vec![0; BOUNCE] }
+        Blk { source, config, bounce: vec![0; BOUNCE], has_more: false }
     }
 
     /// Serves one request; gives the number of bytes written to the guest.
@@ -63,50 +125,64 @@ impl Blk {
         // The last writable descriptor holds the status byte; those before it the data.
         let mut data: Vec<_> = chain.collect();
         let Some(status_at) = data.pop().filter(|d| d.is_write_only() && d.len() >= 1) else { return 0 };
-        let mut written = 0;
-        let status = match kind {
-            REQUEST_IN => {
-                let mut offset = sector.checked_mul(SECTOR);
-                let total: u64 = data.iter().map(|d| u64::from(d.len())).sum();
-                let mut ok = total <= MAX_REQUEST && data.iter().all(|d| d.is_write_only());
-                for descriptor in &data {
-                    if !ok {
-                        break;
-                    }
-                    ok = offset.is_some_and(|at| self.copy(at, descriptor.addr(), descriptor.len(), memory));
-                    offset = offset.and_then(|at| at.checked_add(descriptor.len().into()));
-                    // Cannot overflow: all together are at most `MAX_REQUEST`.
-                    written += descriptor.len();
-                }
-                if ok { STATUS_OK } else { STATUS_IO_ERROR }
-            }
-            REQUEST_FLUSH => STATUS_OK,
-            _ => STATUS_UNSUPPORTED,
+        let done = match kind {
+            REQUEST_IN => self.read(sector, &data, memory).ok_or(STATUS_IO_ERROR),
+            REQUEST_FLUSH => Ok(0),
+            REQUEST_GET_ID => self.identify(&data, memory).ok_or(STATUS_IO_ERROR),
+            _ => Err(STATUS_UNSUPPORTED),
         };
-        if status != STATUS_OK {
-            written = 0;
-        }
+        let (written, status) = done.map_or_else(|status| (0, status), |written| (written, STATUS_OK));
         if memory.write_obj(status, status_at.addr()).is_err() {
             return 0;
         }
         written + 1
     }
 
-    fn copy(&mut self, at: u64, to: vm_memory::GuestAddress, len: u32, memory: &GuestMemoryMmap) -> bool {
+    /// Fills the buffers with the disk's bytes from this sector on, and gives their number. None if there is one that cannot
+    /// be read or written.
+    fn read(&mut self, sector: u64, data: &[Descriptor], memory: &GuestMemoryMmap) -> Option<u32> {
+        let total: u64 = data.iter().map(|d| u64::from(d.len())).sum();
+        if total > MAX_REQUEST || !data.iter().all(Descriptor::is_write_only) {
+            return None;
+        }
+        let mut at = sector.checked_mul(SECTOR)?;
+        for descriptor in data {
+            self.copy(at, descriptor.addr(), descriptor.len(), memory)?;
+            at = at.checked_add(descriptor.len().into())?;
+        }
+        u32::try_from(total).ok()
+    }
+
+    fn copy(&mut self, at: u64, to: GuestAddress, len: u32, memory: &GuestMemoryMmap) -> Option<()> {
         let mut done = 0u64;
         while done < len.into() {
             let n = (u64::from(len) - done).min(BOUNCE as u64);
             let bounce = &mut self.bounce[..n as usize];
-            let place = to.0.checked_add(done).map(vm_memory::GuestAddress);
-            let source = at.checked_add(done);
-            let copied = source.is_some_and(|s| self.closure.read(s, bounce))
-                && place.is_some_and(|p| memory.write_slice(bounce, p).is_ok());
-            if !copied {
-                return false;
+            let place = GuestAddress(to.0.checked_add(done)?);
+            if !self.source.read(at.checked_add(done)?, bounce) {
+                return None;
             }
+            memory.write_slice(bounce, place).ok()?;
             done += n;
         }
-        true
+        Some(())
+    }
+
+    /// Writes the serial into the buffers, as far as there is room, and gives the number of bytes.
+    fn identify(&self, data: &[Descriptor], memory: &GuestMemoryMmap) -> Option<u32> {
+        let mut id = [0; ID_BYTES];
+        let serial = self.source.serial().as_bytes();
+        id[..serial.len()].copy_from_slice(serial);
+        let mut left = &id[..];
+        for descriptor in data {
+            if !descriptor.is_write_only() {
+                return None;
+            }
+            let (now, later) = left.split_at(left.len().min(descriptor.len() as usize));
+            memory.write_slice(now, descriptor.addr()).ok()?;
+            left = later;
+        }
+        Some((ID_BYTES - left.len()) as u32)
     }
 }
 
@@ -128,18 +204,32 @@ impl Device for Blk {
     }
 
     fn kicked(&mut self, _index: usize, queues: &mut [Queue], memory: &GuestMemoryMmap) -> Used {
-        let chains: Vec<_> = queues[0].iter(memory)?.collect();
-        let any = !chains.is_empty();
-        for chain in chains {
+        self.has_more = false;
+        // A queue full of requests is a turn, too, however little they read.
+        let (mut served, mut bytes) = (0, 0u32);
+        while let Some(chain) = queues[0].iter(memory)?.next() {
             let head = chain.head_index();
             let len = self.serve(chain, memory);
             queues[0].add_used(memory, head, len)?;
+            (served, bytes) = (served + 1, bytes.saturating_add(len));
+            if bytes >= TURN || served == QUEUE_SIZE {
+                self.has_more = true;
+                break;
+            }
         }
-        Ok(any)
+        Ok(served > 0)
+    }
+
+    fn unfinished(&self) -> Option<usize> {
+        self.has_more.then_some(0)
+    }
+
+    fn reset(&mut self) {
+        self.has_more = false;
     }
 
     fn save(&self) -> DeviceState {
-        DeviceState::Blk { bytes: self.closure.len() }
+        self.source.save()
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
@@ -149,67 +239,5 @@ impl Device for Blk {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use vm_memory::{Bytes, GuestAddress};
-
-    use super::super::mmio::register;
-    use super::super::testing::{Driver, readable, writable};
-    use super::*;
-
-    fn device() -> Blk {
-        let fd = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-        let mut file = std::fs::File::from(fd);
-        file.write_all(&[7; 4096]).unwrap();
-        let mut closure = Closure::reserve(4096).unwrap();
-        closure.map(0, 0, &file, 0, 4096).unwrap();
-        Blk::new(Arc::new(closure))
-    }
-
-    const REQUEST: u64 = 0x8_0000;
-    const DATA: u64 = 0x9_0000;
-    const STATUS: u64 = 0xa_0000;
-
-    /// Offers a read of the first sector.
-    fn offer_read(d: &mut Driver, data: u64) {
-        d.memory.write_slice(&[0; 16], GuestAddress(REQUEST)).unwrap();
-        d.memory.write_obj(0xffu8, GuestAddress(STATUS)).unwrap();
-        d.offer(0, &[readable(REQUEST, 16), writable(data, 512), writable(STATUS, 1)]);
-    }
-
-    fn sector(d: &Driver) -> [u8; 512] {
-        let mut read = [0; 512];
-        d.memory.read_slice(&mut read, GuestAddress(DATA)).unwrap();
-        read
-    }
-
-    #[test]
-    fn a_block_request_is_over_before_the_driver_can_reset_the_device() {
-        let mut d = Driver::new(Box::new(device()));
-        d.start();
-        offer_read(&mut d, DATA);
-        assert_eq!(sector(&d), [0; 512]);
-        d.kick(0);
-        // The register access that began the request also ended it: no completion is left for a queue that is
-        // gone.
-        assert_eq!(d.used(0), [(0, 513)]);
-        assert_eq!(sector(&d), [7; 512]);
-        let interrupts = d.interrupt.get();
-        d.memory.write_slice(&[0; 512], GuestAddress(DATA)).unwrap();
-        offer_read(&mut d, DATA);
-        d.set(register::STATUS, 0);
-        d.kick(0);
-        assert!(d.transport.watch().is_none());
-        assert_eq!((sector(&d), d.interrupt.get()), ([0; 512], interrupts));
-    }
-
-    #[test]
-    fn a_read_into_memory_that_is_none_says_so_and_changes_nothing() {
-        let mut d = Driver::new(Box::new(device()));
-        d.start();
-        offer_read(&mut d, u64::MAX - 100);
-        d.kick(0);
-        assert_eq!(d.memory.read_obj::<u8>(GuestAddress(STATUS)).unwrap(), STATUS_IO_ERROR);
-    }
-}
+#[path = "blk_test.rs"]
+mod tests;

@@ -13,7 +13,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
-use super::{Broken, Device, Interrupt, Used};
+use super::{Broken, Device, Interrupt, Used, Watched};
 pub use transport_state::TransportState;
 
 pub mod register {
@@ -235,9 +235,14 @@ impl Transport {
         }
     }
 
-    /// The descriptor and events that the event thread must wait for on behalf of this device.
-    pub fn watch(&self) -> Option<(std::os::fd::RawFd, EventSet)> {
-        self.is_live().then(|| self.device.watch()).flatten()
+    /// The descriptors and events that the event thread must wait for on behalf of this device.
+    pub fn watch(&self) -> Vec<Watched> {
+        if self.is_live() { self.device.watch() } else { Vec::new() }
+    }
+
+    /// The queue that has to be kicked again, after the other devices.
+    pub fn unfinished(&self) -> Option<usize> {
+        self.device.unfinished().filter(|_| self.is_live())
     }
 
     pub fn ready(&mut self, events: EventSet) {

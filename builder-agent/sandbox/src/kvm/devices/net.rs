@@ -7,7 +7,7 @@
 //! buffer that is too small) is lost, as on a real network.
 
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
@@ -18,7 +18,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::restore_error::RestoreError;
 use super::state::DeviceState;
-use super::{Device, Used};
+use super::{Device, Used, Watched};
 
 const KIND: u32 = 1;
 const RX: usize = 0;
@@ -236,15 +236,15 @@ impl Device for Net {
         self.pump(queues, memory)
     }
 
-    fn watch(&self) -> Option<(RawFd, EventSet)> {
+    fn watch(&self) -> Vec<Watched> {
         if self.is_cut {
-            return None;
+            return Vec::new();
         }
         let mut events = EventSet::empty();
         events.set(EventSet::IN, self.has_room);
         // A socket with room is ready at once: so the next turn comes after those of the other devices.
         events.set(EventSet::OUT, !self.waiting.is_empty() || self.has_more);
-        Some((self.socket.as_raw_fd(), events))
+        vec![(self.socket.as_raw_fd(), events)]
     }
 
     fn ready(&mut self, _events: EventSet, queues: &mut [Queue], memory: &GuestMemoryMmap) -> Used {

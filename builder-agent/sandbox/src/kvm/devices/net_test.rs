@@ -75,7 +75,7 @@ impl Guest {
     }
 
     fn events(&self) -> Option<EventSet> {
-        self.driver.transport.watch().map(|(_, events)| events)
+        self.driver.transport.watch().first().map(|(_, events)| *events)
     }
 
     /// The lengths of the buffers of the receive queue that came back.

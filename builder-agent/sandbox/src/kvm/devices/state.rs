@@ -3,14 +3,14 @@
 //! The state was written by a VMM of this project and is not an attacker's. It may still be cut short, of another
 //! version, or of another VM: then restoring is an error, never a panic, and changes nothing.
 //! Not here: guest memory, which must be restored before the devices; and the other end of a descriptor. A restored vsock
-//! has a new stream, and the agent must bring the other end of it to the same point of the conversation. A restored network
+//! has new streams, and the agent must bring the other ends of them to the same point of the conversation. A restored network
 //! card has a new socket; the connections of the guest's programs do not go on there.
 
 use serde::{Deserialize, Serialize};
 
 use super::net;
 use super::restore_error::RestoreError;
-use super::vsock::connection;
+use super::vsock::connections;
 
 /// One device behind a transport.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,7 +27,13 @@ pub enum DeviceState {
     Blk {
         bytes: u64,
     },
-    Vsock(connection::State),
+    /// The images that the guest has been told of.
+    Disk {
+        bytes: u64,
+    },
+    Vsock {
+        connections: Vec<connections::Saved>,
+    },
     Net(net::State),
 }
 

@@ -21,6 +21,8 @@ use crate::kvm::devices::testing::{Driver, PORT, RAM, readable, vsock_header, wr
 use crate::kvm::devices::vsock::Vsock;
 use crate::kvm::devices::vsock::connection::{BUFFER, HEADER, Header, op};
 use crate::kvm::memory::Closure;
+use crate::kvm::memory::growing::Growing;
+use crate::kvm::memory::tests::file;
 
 const OUT: u64 = 0x8_0000;
 const IN: u64 = 0xc_0000;
@@ -32,12 +34,17 @@ fn pmem() -> Box<dyn Device> {
 }
 
 fn blk(contents: u8) -> Box<dyn Device> {
-    let fd = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    let mut file = std::fs::File::from(fd);
-    file.write_all(&[contents; 4096]).unwrap();
     let mut closure = Closure::reserve(4096).unwrap();
-    closure.map(0, 0, &file, 0, 4096).unwrap();
+    closure.map(0, 0, &file(&[contents; 4096]), 0, 4096).unwrap();
     Box::new(Blk::new(Arc::new(closure)))
+}
+
+/// A growing disk with one page.
+fn disk() -> Box<dyn Device> {
+    let (disk, mut grower) = Growing::reserve().unwrap();
+    grower.map(0, &file(&[7; 4096]), (0, 4096)).unwrap();
+    grower.show();
+    Box::new(Blk::new(disk))
 }
 
 fn vsock() -> (Box<dyn Device>, UnixStream) {
@@ -45,7 +52,7 @@ fn vsock() -> (Box<dyn Device>, UnixStream) {
     for stream in [&agent, &ours] {
         stream.set_nonblocking(true).unwrap();
     }
-    (Box::new(Vsock::new(ours, PORT)), agent)
+    (Box::new(Vsock::new([(PORT, ours)])), agent)
 }
 
 fn net() -> (Box<dyn Device>, OwnedFd) {
@@ -60,7 +67,8 @@ fn registers(d: &Driver) -> Vec<u32> {
 
 #[test]
 fn registers_are_the_same_after_every_step_of_a_driver() {
-    let devices: [fn() -> Box<dyn Device>; 5] = [|| Box::new(Rng), pmem, || blk(7), || vsock().0, || net().0];
+    let devices: [fn() -> Box<dyn Device>; 6] =
+        [|| Box::new(Rng), pmem, || blk(7), disk, || vsock().0, || net().0];
     for new in devices {
         let mut d = Driver::new(new());
         let steps: [fn(&mut Driver); 5] = [
@@ -147,7 +155,7 @@ fn an_open_connection_goes_on_with_all_that_was_under_way() {
 
     let (second, mut agent) = vsock();
     d.move_to(second).unwrap();
-    let (fd, events) = d.transport.watch().unwrap();
+    let (fd, events) = d.transport.watch()[0];
     // It does not read more before the guest has the bytes that it holds.
     assert!(fd >= 0 && !events.contains(EventSet::IN));
     d.offer(RX, &[writable(IN, 4096)]);
@@ -184,7 +192,7 @@ fn a_frame_that_waits_leaves_by_the_next_card_and_those_after_it_follow() {
     let mut d = Driver::new(first);
     d.start();
     let mut last = 0;
-    while !d.transport.watch().unwrap().1.contains(EventSet::OUT) {
+    while !d.transport.watch()[0].1.contains(EventSet::OUT) {
         last += 1;
         send(&mut d, last);
     }
@@ -198,7 +206,7 @@ fn a_frame_that_waits_leaves_by_the_next_card_and_those_after_it_follow() {
     d.offer(RX, &[writable(IN, 1526)]);
     d.kick(RX);
     d.move_to(net().0).unwrap();
-    assert!(d.transport.watch().unwrap().1.contains(EventSet::IN));
+    assert!(d.transport.watch()[0].1.contains(EventSet::IN));
 }
 
 #[test]
@@ -225,11 +233,11 @@ fn a_card_takes_no_frame_that_is_none_and_no_other_address() {
 
 #[test]
 fn a_device_takes_the_state_of_no_other() {
-    let states: Vec<_> = [Box::new(Rng) as Box<dyn Device>, pmem(), blk(7), vsock().0, net().0]
+    let states: Vec<_> = [Box::new(Rng) as Box<dyn Device>, pmem(), blk(7), vsock().0, net().0, disk()]
         .map(|device| Driver::new(device).transport.save())
         .into();
     for (index, state) in states.iter().enumerate() {
-        let others: [Box<dyn Device>; 5] = [Box::new(Rng), pmem(), blk(7), vsock().0, net().0];
+        let others: [Box<dyn Device>; 6] = [Box::new(Rng), pmem(), blk(7), vsock().0, net().0, disk()];
         for (other, device) in others.into_iter().enumerate() {
             let mut d = Driver::new(device);
             assert_eq!(d.transport.restore(state).is_ok(), index == other, "{index} {other}");
@@ -242,6 +250,9 @@ fn a_device_takes_the_state_of_no_other() {
     let mut smaller = Driver::new(Box::new(Pmem::new(0x1_0000_0000, 0x10_0000)));
     let error = smaller.transport.restore(&states[1]).unwrap_err().to_string();
     assert!(error.starts_with("cannot restore the pmem: its state was"), "{error}");
+    // Nor does a disk take the state of one that has other images.
+    let mut empty = Driver::new(Box::new(Blk::new(Growing::reserve().unwrap().0)));
+    assert!(empty.transport.restore(&states[5]).is_err());
 }
 
 type Change = fn(&mut TransportState);
@@ -279,7 +290,8 @@ fn nonsense_is_an_error_and_changes_nothing() {
     }
     let too_much = |s: &mut TransportState| {
         let mut json = serde_json::to_value(&*s).unwrap();
-        json["device"]["to_agent"] = serde_json::json!(vec![0u8; BUFFER as usize + 1]);
+        json["device"]["connections"][0]["state"]["to_agent"] =
+            serde_json::json!(vec![0u8; BUFFER as usize + 1]);
         *s = serde_json::from_value(json).unwrap();
     };
     assert!(broken(too_much).unwrap_err().to_string().contains("bytes for the agent"));

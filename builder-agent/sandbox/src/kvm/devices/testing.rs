@@ -1,5 +1,7 @@
 //! Shared by device tests: an interrupt that counts, a driver that follows the rules, and its queue memory.
 
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::mmio::{Transport, TransportState, register, status};
 use super::restore_error::RestoreError;
 use super::vsock::GUEST_CID;
-use super::vsock::connection::{HOST_CID, Header, TYPE_STREAM};
+use super::vsock::connection::{HOST_CID, Hangup, Header, TYPE_STREAM};
 use super::{Device, Interrupt};
 
 #[derive(Clone, Default)]
@@ -31,8 +33,51 @@ pub const RAM: u64 = 1 << 20;
 
 /// The port that the agent listens on in tests of vsock.
 pub const PORT: u32 = 1024;
+/// A second one, in tests that have two.
+pub const OTHER_PORT: u32 = 1025;
 
-/// The header of a packet from the guest to the agent, for the one connection that these tests have.
+/// The agent's end of a vsock stream: takes up to `room` bytes, and returns the bytes of `input`.
+#[derive(Default)]
+pub struct Agent {
+    pub taken: Vec<u8>,
+    pub room: usize,
+    pub input: VecDeque<u8>,
+    pub ended: bool,
+    pub hung_up: u32,
+}
+
+impl Read for Agent {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if self.input.is_empty() {
+            return if self.ended { Ok(0) } else { Err(ErrorKind::WouldBlock.into()) };
+        }
+        self.input.read(out)
+    }
+}
+
+impl Write for Agent {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = bytes.len().min(self.room);
+        if n == 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        self.room -= n;
+        self.taken.extend_from_slice(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Hangup for Agent {
+    fn hang_up(&mut self) {
+        self.hung_up += 1;
+    }
+}
+
+/// The header of a packet from the guest to the agent, to [`PORT`].
 pub fn vsock_header(op: u16) -> Header {
     Header {
         src_cid: GUEST_CID,

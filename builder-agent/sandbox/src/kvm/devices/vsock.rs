@@ -1,14 +1,14 @@
-//! virtio-vsock (virtio 1.2, 5.10): carries one byte stream between the guest and the agent's socket.
+//! virtio-vsock (virtio 1.2, 5.10): carries byte streams between the guest and the agent, one for each port.
 //!
-//! This file moves packets between the queues and [`Connection`](connection::Connection), which interprets
-//! them. Payloads are copied once out of guest memory and once into it.
+//! This file moves packets between the queues and [`Connections`], whose members interpret them. Payloads are copied once out of guest memory and once into it.
 //! Not virtio-vsock's `VsockPacket`: it needs a payload in one descriptor, and Linux sends large ones in
 //! several.
 
 pub mod connection;
+pub mod connections;
 
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
@@ -16,8 +16,9 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::restore_error::RestoreError;
 use super::state::DeviceState;
-use super::{Device, Used};
-use connection::{Connection, HEADER, Hangup, Header, MAX_PAYLOAD};
+use super::{Broken, Device, Used, Watched};
+use connection::{HEADER, Hangup, Header, MAX_PAYLOAD};
+use connections::Connections;
 
 const KIND: u32 = 19;
 const RX: usize = 0;
@@ -25,61 +26,76 @@ const TX: usize = 1;
 const QUEUE_SIZE: u16 = 128;
 /// The guest's address; the host is 2 (VMADDR_CID_HOST).
 pub const GUEST_CID: u64 = 3;
+/// Most packets of the guest that one call takes. Then the agent's bytes and the other devices have their turn: a driver that
+/// always has another packet, for one port, does not keep those of the other port waiting.
+const TURN: usize = 64;
 
-/// `S` is the agent's socket, non-blocking.
+/// `S` is a socket to the agent, non-blocking.
 pub struct Vsock<S> {
-    connection: Connection<S>,
+    connections: Connections<S>,
     config: [u8; 8],
     payload: Vec<u8>,
+    /// The guest's queue may have more packets, which no notification will announce again.
+    has_more: bool,
 }
 
 impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
-    /// Connects the guest's connections to the host's port `port` with `stream`. The guest may connect once.
-    pub fn new(stream: S, port: u32) -> Vsock<S> {
+    /// Connects the guest's connections to these ports of the host with these streams. The guest may connect once to each.
+    pub fn new(streams: impl IntoIterator<Item = (u32, S)>) -> Vsock<S> {
         Vsock {
-            connection: Connection::new(stream, GUEST_CID, port),
+            connections: Connections::new(streams, GUEST_CID),
             config: GUEST_CID.to_le_bytes(),
             payload: vec![0; MAX_PAYLOAD as usize],
+            has_more: false,
         }
     }
 
-    /// Moves all packets that can move, in both directions.
+    /// Moves the packets that can move, in both directions; of the guest's at most [`TURN`].
     fn pump(&mut self, queues: &mut [Queue], memory: &GuestMemoryMmap) -> Used {
-        let mut used = false;
+        let (mut used, mut left) = (false, TURN);
+        self.has_more = false;
         loop {
-            self.connection.flush();
+            self.connections.flush();
             // Receiving first: an answer must have left before the packets that cause the next one are taken.
-            let moved = self.give_guest_packets(&mut queues[RX], memory)?
-                | self.take_guest_packets(&mut queues[TX], memory)?;
-            if !moved {
+            let gave = self.give_guest_packets(&mut queues[RX], memory)?;
+            let taken = self.take_guest_packets(&mut queues[TX], memory, left)?;
+            used |= gave || taken > 0;
+            left -= taken;
+            self.has_more = left == 0;
+            if self.has_more || (!gave && taken == 0) {
                 return Ok(used);
             }
-            used = true;
         }
     }
 
-    /// Takes the guest's packets. Stops when the limit of unsent answers is reached: the guest must offer buffers first.
-    fn take_guest_packets(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Used {
-        let mut moved = false;
+    /// Takes at most `most` of the guest's packets, and gives their number. Stops when the limit of unsent answers is reached:
+    /// the guest must offer buffers first.
+    fn take_guest_packets(
+        &mut self,
+        queue: &mut Queue,
+        memory: &GuestMemoryMmap,
+        most: usize,
+    ) -> Result<usize, Broken> {
+        let mut taken = 0;
         // One packet at a time, so that after a stop the others are still in the queue.
-        while self.connection.can_take() {
+        while taken < most && self.connections.can_take() {
             let Some(chain) = queue.iter(memory)?.next() else { break };
             let head = chain.head_index();
             match self.read_packet(chain, memory) {
-                Some((header, len)) => self.connection.from_guest(header, &self.payload[..len]),
-                // Without this packet the stream would have a gap.
-                None => self.connection.reset(),
+                Some((header, len)) => self.connections.from_guest(header, &self.payload[..len]),
+                // Without this packet a stream would have a gap, and what is left of the packet may name the wrong one.
+                None => self.connections.reset(),
             }
             queue.add_used(memory, head, 0)?;
-            moved = true;
+            taken += 1;
         }
-        Ok(moved)
+        Ok(taken)
     }
 
     /// Gives the guest answers and data, as long as it has buffers for them.
     fn give_guest_packets(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Used {
         let mut moved = false;
-        while self.connection.has_for_guest() {
+        while self.connections.has_for_guest() {
             let Some(chain) = queue.iter(memory)?.next() else { break };
             let head = chain.head_index();
             let len = self.write_packet(chain, memory);
@@ -112,7 +128,7 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
     fn write_packet(&mut self, chain: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemoryMmap) -> u32 {
         let Ok(mut writer) = chain.writer(memory) else { return 0 };
         let Some(room) = writer.available_bytes().checked_sub(HEADER) else { return 0 };
-        let Some((header, payload)) = self.connection.for_guest(room) else { return 0 };
+        let Some((header, payload)) = self.connections.for_guest(room) else { return 0 };
         // `for_guest` gave at most `room` bytes, and the writer has checked every address.
         let bytes = header.to_bytes(payload.len() as u32);
         match writer.write_all(&bytes).and_then(|()| writer.write_all(&payload)) {
@@ -140,33 +156,41 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Device for Vsock<S> {
         self.pump(queues, memory)
     }
 
-    fn watch(&self) -> Option<(RawFd, EventSet)> {
-        let mut events = EventSet::empty();
-        events.set(EventSet::IN, self.connection.wants_input());
-        events.set(EventSet::OUT, self.connection.has_for_agent());
-        Some((self.connection.stream().as_raw_fd(), events))
+    fn watch(&self) -> Vec<Watched> {
+        let watched = self.connections.iter().map(|connection| {
+            let mut events = EventSet::empty();
+            events.set(EventSet::IN, connection.wants_input());
+            events.set(EventSet::OUT, connection.has_for_agent());
+            (connection.stream().as_raw_fd(), events)
+        });
+        watched.collect()
     }
 
     fn ready(&mut self, events: EventSet, queues: &mut [Queue], memory: &GuestMemoryMmap) -> Used {
         if events.intersects(EventSet::IN | EventSet::HANG_UP | EventSet::ERROR) {
-            self.connection.read_from_agent();
+            self.connections.read_from_agent();
         }
         self.pump(queues, memory)
     }
 
+    fn unfinished(&self) -> Option<usize> {
+        self.has_more.then_some(TX)
+    }
+
     fn reset(&mut self) {
-        self.connection.reset();
+        self.has_more = false;
+        self.connections.reset();
     }
 
     fn save(&self) -> DeviceState {
-        DeviceState::Vsock(self.connection.state().clone())
+        DeviceState::Vsock { connections: self.connections.save() }
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
-        let DeviceState::Vsock(state) = state else {
+        let DeviceState::Vsock { connections } = state else {
             return Err(RestoreError::new("vsock", "the state is another device's"));
         };
-        self.connection.restore(state)
+        self.connections.restore(connections)
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::mmio::{register, status};
-use super::super::testing::{Buffer, Driver, PORT, RAM, readable, vsock_header, writable};
+use super::super::testing::{Buffer, Driver, OTHER_PORT, PORT, RAM, readable, vsock_header, writable};
 use super::connection::op;
 use super::*;
 
@@ -19,11 +19,16 @@ struct Guest {
 }
 
 fn guest() -> Guest {
+    guest_with_queues_of(16)
+}
+
+fn guest_with_queues_of(size: u16) -> Guest {
     let (agent, ours) = UnixStream::pair().unwrap();
     for stream in [&agent, &ours] {
         stream.set_nonblocking(true).unwrap();
     }
-    let mut driver = Driver::new(Box::new(Vsock::new(ours, PORT)));
+    let mut driver = Driver::new(Box::new(Vsock::new([(PORT, ours)])));
+    driver.size = size;
     driver.start();
     Guest { driver, agent }
 }
@@ -106,7 +111,7 @@ fn the_agents_bytes_reach_the_guest_in_the_buffers_it_gave() {
     let mut g = guest();
     g.connect();
     g.agent.write_all(b"job for you").unwrap();
-    let (fd, events) = g.driver.transport.watch().unwrap();
+    let (fd, events) = g.driver.transport.watch()[0];
     assert!(fd >= 0 && events.contains(EventSet::IN));
     g.driver.offer(RX, &[writable(IN, 44), writable(IN + 44, 4), writable(IN + 48, 100)]);
     g.driver.transport.ready(EventSet::IN);
@@ -142,7 +147,7 @@ fn nobody_is_waited_for_on_behalf_of_a_guest_without_credit() {
         .unwrap();
     g.driver.offer(TX, &[readable(OUT, 44)]);
     g.driver.kick(TX);
-    assert!(g.driver.transport.watch().unwrap().1.is_empty());
+    assert!(g.driver.transport.watch()[0].1.is_empty());
 }
 
 #[test]
@@ -166,4 +171,90 @@ fn a_flood_of_questions_waits_in_the_guests_own_queue() {
     }
     // The connection's own packet, and as many answers as it keeps.
     assert!((1..=65).contains(&answered), "{answered}");
+}
+
+#[test]
+fn two_streams_share_the_queues_and_no_byte() {
+    let (mut control, ours) = UnixStream::pair().unwrap();
+    let (mut ssh, other) = UnixStream::pair().unwrap();
+    for stream in [&control, &ours, &ssh, &other] {
+        stream.set_nonblocking(true).unwrap();
+    }
+    let mut d = Driver::new(Box::new(Vsock::new([(PORT, ours), (OTHER_PORT, other)])));
+    d.start();
+    assert_eq!(
+        d.transport.watch().iter().map(|(_, events)| *events).collect::<Vec<_>>(),
+        [EventSet::empty(); 2]
+    );
+    let send = |d: &mut Driver, port, op, payload: &[u8]| {
+        let header = Header { dst_port: port, ..vsock_header(op) };
+        d.memory.write_slice(&header.to_bytes(payload.len() as u32), GuestAddress(OUT)).unwrap();
+        d.memory.write_slice(payload, GuestAddress(OUT + 0x1000)).unwrap();
+        d.offer(TX, &[readable(OUT, 44), readable(OUT + 0x1000, payload.len() as u32)]);
+        d.kick(TX);
+    };
+    let receive = |d: &mut Driver| {
+        d.offer(RX, &[writable(IN, 4096)]);
+        d.kick(RX);
+        let mut bytes = [0; HEADER];
+        d.memory.read_slice(&mut bytes, GuestAddress(IN)).unwrap();
+        let (header, len) = Header::from_bytes(&bytes);
+        let mut payload = vec![0; len as usize];
+        d.memory.read_slice(&mut payload, GuestAddress(IN + 44)).unwrap();
+        d.used(RX).first().map(|_| (header.src_port, header.op, payload))
+    };
+    for port in [OTHER_PORT, PORT] {
+        send(&mut d, port, op::REQUEST, b"");
+        assert_eq!(receive(&mut d), Some((port, op::RESPONSE, vec![])));
+    }
+    let mut bytes = [0; 64];
+    send(&mut d, OTHER_PORT, op::RW, b"SSH-2.0-guest");
+    send(&mut d, PORT, op::RW, b"started");
+    let n = ssh.read(&mut bytes).unwrap();
+    assert_eq!(&bytes[..n], b"SSH-2.0-guest");
+    let n = control.read(&mut bytes).unwrap();
+    assert_eq!(&bytes[..n], b"started");
+
+    ssh.write_all(b"SSH-2.0-agent").unwrap();
+    control.write_all(b"attach").unwrap();
+    let watched = d.transport.watch();
+    assert!(watched.len() == 2 && watched[0].0 != watched[1].0);
+    assert!(watched.iter().all(|(_, events)| *events == EventSet::IN));
+    d.transport.ready(EventSet::IN);
+    let got = [receive(&mut d), receive(&mut d)];
+    assert!(got.contains(&Some((OTHER_PORT, op::RW, b"SSH-2.0-agent".to_vec()))), "{got:?}");
+    assert!(got.contains(&Some((PORT, op::RW, b"attach".to_vec()))), "{got:?}");
+
+    // The end of one.
+    drop(ssh);
+    d.transport.ready(EventSet::IN | EventSet::HANG_UP);
+    assert_eq!(receive(&mut d).map(|(port, op, _)| (port, op)), Some((OTHER_PORT, op::SHUTDOWN)));
+    let events: Vec<_> = d.transport.watch().into_iter().map(|(_, events)| events).collect();
+    assert_eq!(events, [EventSet::IN, EventSet::empty()]);
+    send(&mut d, PORT, op::RW, b"goes on");
+    let n = control.read(&mut bytes).unwrap();
+    assert_eq!(&bytes[..n], b"goes on");
+}
+
+#[test]
+fn a_flood_of_packets_leaves_turns_to_the_agent_and_the_other_devices() {
+    let mut g = guest_with_queues_of(128);
+    g.connect();
+    g.agent.write_all(b"for the guest").unwrap();
+    let update = vsock_header(op::CREDIT_UPDATE).to_bytes(0);
+    g.driver.memory.write_slice(&update, GuestAddress(OUT)).unwrap();
+    for _ in 0..TURN + 2 {
+        g.driver.offer(TX, &[readable(OUT, 44)]);
+    }
+    g.driver.offer(RX, &[writable(IN, 4096)]);
+    g.driver.used(TX);
+    g.driver.kick(TX);
+    assert_eq!((g.driver.used(TX).len(), g.driver.transport.unfinished()), (TURN, Some(TX)));
+    // One notification was enough for all of them.
+    g.driver.transport.ready(EventSet::IN);
+    assert_eq!(g.received(), [(op::RW, 44 + 13)]);
+    assert_eq!((g.driver.used(TX).len(), g.driver.transport.unfinished()), (2, None));
+    g.driver.offer(TX, &[readable(OUT, 44); 1]);
+    g.driver.kick(TX);
+    assert_eq!((g.driver.used(TX).len(), g.driver.transport.unfinished()), (1, None));
 }

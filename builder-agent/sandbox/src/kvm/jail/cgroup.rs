@@ -5,14 +5,16 @@
 //! configured, VMs go below the agent's own cgroup, as long as that has no limit. A cgroup with processes cannot have
 //! limited children, so the processes of the chosen one first move into a child of it.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// Memory that a VMM and KVM need beside guest RAM: page tables, buffers, the binary's pages. Generous, because a VM
 /// that reaches the limit is killed with a build that did nothing wrong.
 const OVERHEAD_MIB: u64 = 128;
+const MEMORY_LIMIT: &str = "memory.max";
 /// The child that takes the processes of the chosen cgroup.
 const OTHERS: &str = "agent";
 
@@ -107,13 +109,13 @@ impl Hierarchy {
         fs::create_dir(&path).or_else(exists)?;
         let group = Group { path };
         let memory = (memory_mib + OVERHEAD_MIB) << 20;
-        fs::write(group.path.join("memory.max"), memory.to_string())?;
+        fs::write(group.path.join(MEMORY_LIMIT), memory.to_string())?;
         // Swapping would make the host's disk hold members' sources. Absent where the kernel cannot swap.
         match fs::write(group.path.join("memory.swap.max"), "0") {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        // Beside vCPUs: the event thread, the main thread, and KVM's own worker.
+        // Beside vCPUs: the event thread, that of a growing disk, the main thread, and KVM's own worker.
         fs::write(group.path.join("pids.max"), (processes + 8).to_string())?;
         group.add(pid)?;
         Ok(group)
@@ -145,6 +147,15 @@ impl Group {
         &self.path
     }
 
+    /// Its memory limit, to be raised while the VM runs.
+    pub fn limit(&self) -> io::Result<Limit> {
+        let mut file = File::options().read(true).write(true).open(self.path.join(MEMORY_LIMIT))?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        let bytes = text.trim().parse().map_err(io::Error::other)?;
+        Ok(Limit { file, bytes })
+    }
+
     /// The most memory that the VM had at one time. None before Linux 5.19.
     pub fn peak_memory(&self) -> Option<u64> {
         fs::read_to_string(self.path.join("memory.peak")).ok()?.trim().parse().ok()
@@ -154,6 +165,21 @@ impl Group {
     pub fn was_out_of_memory(&self) -> bool {
         let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
         events.lines().any(|l| l.strip_prefix("oom_kill ").is_some_and(|n| n.trim() != "0"))
+    }
+}
+
+/// The memory limit of one VM. It is open, so it is never another VM's: a cgroup of the same name is another file.
+#[derive(Debug)]
+pub struct Limit {
+    file: File,
+    /// When the VM was started.
+    bytes: u64,
+}
+
+impl Limit {
+    /// Makes the limit that of the start and so many bytes `more`.
+    pub fn allow(&self, more: u64) -> io::Result<()> {
+        self.file.write_all_at(self.bytes.saturating_add(more).to_string().as_bytes(), 0)
     }
 }
 
@@ -240,6 +266,13 @@ mod tests {
             ((512 + 128) << 20).to_string()
         );
         assert_eq!(fs::read_to_string(group.path.join("cgroup.procs")).unwrap(), "42");
+        // A VM with a growing disk may have more, always counted from the start.
+        let limit = group.limit().unwrap();
+        for more in [4096, 1 << 30] {
+            limit.allow(more).unwrap();
+            let now = fs::read_to_string(group.path.join("memory.max")).unwrap();
+            assert_eq!(now, ((640 << 20) + more).to_string());
+        }
         assert_eq!(group.peak_memory(), None);
         fs::write(group.path.join("memory.peak"), "12345678\n").unwrap();
         assert_eq!(group.peak_memory(), Some(12_345_678));

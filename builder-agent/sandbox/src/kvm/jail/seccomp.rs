@@ -1,7 +1,8 @@
 //! The system calls of a running VMM. Any other ends the process.
 //!
 //! Installed on all threads at once, after the last thread, file and mapping was made and before the first guest
-//! instruction. So there is no opening, no connecting, no cloning, no executing, and of the ioctls only KVM_RUN.
+//! instruction. So there is no opening, no connecting, no cloning, no executing, and of the ioctls only KVM_RUN. A machine with
+//! a growing disk gets more files and maps them while it runs: its VMM has a filter that allows just that in addition.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +12,7 @@ use seccompiler::{
 };
 
 use crate::kvm::arch::{Architecture, Native};
+use crate::kvm::handover::Shape;
 
 /// KVM_RUN, `_IO(KVMIO, 0x80)`; not exported by kvm-ioctls.
 const KVM_RUN: u64 = 0xae80;
@@ -49,12 +51,22 @@ const ALLOWED: &[(libc::c_long, &str)] = &[
     (libc::SYS_exit_group, "the VMM ends"),
 ];
 
-pub fn filter() -> Result<BpfProgram, SeccompError> {
+/// What the VMM of a machine with a growing disk needs beside those. No other VMM may receive descriptors.
+#[rustfmt::skip]
+const ALLOWED_WITH_A_DISK: &[(libc::c_long, &str)] = &[
+    (libc::SYS_recvmsg, "the files of an image, with a byte for each batch"),
+    (libc::SYS_fstat, "a file is not mapped beyond its end"),
+];
+
+/// The filter of a VMM of this shape.
+pub fn filter(shape: &Shape) -> Result<BpfProgram, SeccompError> {
+    let with_disk = if shape.has_disk() { ALLOWED_WITH_A_DISK } else { &[] };
+    let allowed = ALLOWED.iter().chain(Native::SYSTEM_CALLS).chain(with_disk);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().chain(Native::SYSTEM_CALLS).map(|(number, _reason)| (*number, Vec::new())).collect();
+        allowed.map(|(number, _reason)| (*number, Vec::new())).collect();
     // vCPU threads enter the guest. Nothing else of KVM: no new memory slots, no new VMs.
     rules.insert(libc::SYS_ioctl, vec![argument(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, KVM_RUN)?]);
-    // malloc, for large buffers. Never executable memory.
+    // malloc, for large buffers; the images of a growing disk. Never executable memory.
     let executable = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
     rules.insert(libc::SYS_mmap, vec![argument(2, SeccompCmpArgLen::Dword, executable.clone(), 0)?]);
     rules.insert(libc::SYS_mprotect, vec![argument(2, SeccompCmpArgLen::Dword, executable, 0)?]);
@@ -90,10 +102,76 @@ pub fn install(filter: &BpfProgram) -> Result<(), SeccompError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kvm::handover::DeviceKind;
 
-    /// Runs `call` in a process of its own under the filter; true if it was killed by it.
+    const BUILD: &[DeviceKind] = &[DeviceKind::Vsock { streams: 1 }, DeviceKind::Rng, DeviceKind::Net];
+    const HOME: &[DeviceKind] = &[DeviceKind::Vsock { streams: 2 }, DeviceKind::Disk, DeviceKind::Net];
+
+    fn filter_with(devices: &[DeviceKind]) -> BpfProgram {
+        filter(&Shape { vcpus: 1, memory_mib: 128, devices: devices.to_vec() }).unwrap()
+    }
+
+    /// What a filter says of a system call, as the kernel would run it.
+    fn verdict(filter: &BpfProgram, number: u32, arguments: [u64; 6]) -> u32 {
+        // linux/seccomp.h: struct seccomp_data. linux/audit.h: AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64.
+        let arch: u32 = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
+        let mut data = Vec::new();
+        data.extend([number, arch, 0, 0].into_iter().flat_map(u32::to_ne_bytes));
+        data.extend(arguments.into_iter().flat_map(u64::to_ne_bytes));
+        let (mut at, mut a) = (0, 0u32);
+        loop {
+            let instruction = &filter[at];
+            let k = instruction.k;
+            at += 1;
+            let jump = |is: bool| usize::from(if is { instruction.jt } else { instruction.jf });
+            // linux/bpf_common.h: class, size or operation, mode or source.
+            match instruction.code {
+                0x20 => {
+                    let word = data[k as usize..][..4].try_into().unwrap();
+                    a = u32::from_ne_bytes(word);
+                }
+                0x54 => a &= k,
+                0x05 => at += k as usize,
+                0x15 => at += jump(a == k),
+                0x25 => at += jump(a > k),
+                0x35 => at += jump(a >= k),
+                0x45 => at += jump(a & k != 0),
+                0x06 => return k,
+                other => panic!("an instruction {other:#x} that filters do not have"),
+            }
+        }
+    }
+
+    /// The system calls up to a number that Linux does not have yet, which a filter lets through with these arguments.
+    fn allowed(filter: &BpfProgram, arguments: [u64; 6]) -> Vec<i64> {
+        const ALLOW: u32 = 0x7fff_0000;
+        (0..1000).filter(|number| verdict(filter, *number, arguments) == ALLOW).map(i64::from).collect()
+    }
+
+    #[test]
+    fn each_filter_allows_what_its_vmm_needs_and_nothing_else() {
+        let (build, home) = (filter_with(BUILD), filter_with(HOME));
+        // Whatever the arguments are, but for the three calls that look at them.
+        for arguments in [[0; 6], [1, KVM_RUN, 3, 4, 5, 6], [u64::MAX; 6]] {
+            let listed = ALLOWED.iter().chain(Native::SYSTEM_CALLS).map(|(number, _)| *number);
+            let mut expected: Vec<_> = listed.collect();
+            if arguments[1] == KVM_RUN {
+                expected.push(libc::SYS_ioctl);
+            }
+            if arguments[2] & libc::PROT_EXEC as u64 == 0 {
+                expected.extend([libc::SYS_mmap, libc::SYS_mprotect]);
+            }
+            expected.sort_unstable();
+            assert_eq!(allowed(&build, arguments), expected, "{arguments:?}");
+            expected.extend([libc::SYS_recvmsg, libc::SYS_fstat]);
+            expected.sort_unstable();
+            assert_eq!(allowed(&home, arguments), expected, "{arguments:?}");
+        }
+    }
+
+    /// Runs `call` in a process of its own under the filter of a home; true if it was killed by it.
     fn is_killed(call: fn()) -> bool {
-        let filter = filter().unwrap();
+        let filter = filter_with(HOME);
         // SAFETY: the child only makes system calls and ends with _exit: it takes no lock another thread may hold.
         // `apply_filter` allocates nothing.
         unsafe {

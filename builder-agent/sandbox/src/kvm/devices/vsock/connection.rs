@@ -1,6 +1,6 @@
 //! The vsock state machine: the meaning of each packet, and the credit of both sides.
 //!
-//! A VM has one connection in all, begun by the guest, to the `port` of [`Connection::new`]. Any other packet
+//! A port has one connection in all, begun by the guest, to the `port` of [`Connection::new`]. Any other packet
 //! is answered with a reset, as by a host without a listener. Credit (virtio 1.2, 5.10.6.3) works in both
 //! directions: the guest may have sent [`BUFFER`] bytes that the agent has not taken, and the device sends as
 //! much as the guest has room for. Memory here is [`BUFFER`] + [`MAX_PAYLOAD`] + a few headers, whatever the
@@ -145,6 +145,23 @@ pub struct State {
     agent_deaf: bool,
 }
 
+impl State {
+    /// Whether a connection can have this state: none of its buffers is larger than it may be.
+    pub fn check(&self) -> Result<(), RestoreError> {
+        let held = [
+            ("answers", self.answers.len(), MAX_ANSWERS),
+            ("bytes for the agent", self.to_agent.len(), BUFFER as usize),
+            ("bytes for the guest", self.to_guest.len(), MAX_PAYLOAD as usize),
+        ];
+        for (what, held, most) in held {
+            if held > most {
+                return Err(RestoreError::new("vsock", format!("it holds {held} {what}, more than {most}")));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A stream whose sending half can be closed.
 pub trait Hangup {
     fn hang_up(&mut self);
@@ -186,32 +203,30 @@ impl<S: Read + Write + Hangup> Connection<S> {
         Connection { stream, guest_cid, port, at }
     }
 
+    pub fn port(&self) -> u32 {
+        self.port
+    }
+
     pub fn state(&self) -> &State {
         &self.at
     }
 
-    /// Continues from the state of another connection, on a stream of its own. On error nothing has changed.
-    pub fn restore(&mut self, state: &State) -> Result<(), RestoreError> {
-        let held = [
-            ("answers", state.answers.len(), MAX_ANSWERS),
-            ("bytes for the agent", state.to_agent.len(), BUFFER as usize),
-            ("bytes for the guest", state.to_guest.len(), MAX_PAYLOAD as usize),
-        ];
-        for (what, held, most) in held {
-            if held > most {
-                return Err(RestoreError::new("vsock", format!("it holds {held} {what}, more than {most}")));
-            }
-        }
+    /// Continues from the state of another connection, which was checked, on a stream of its own.
+    pub fn restore(&mut self, state: &State) {
         self.at = state.clone();
         // The stream is a new one, and has not been shut down yet.
         if self.at.hung_up {
             self.stream.hang_up();
         }
-        Ok(())
     }
 
     pub fn stream(&self) -> &S {
         &self.stream
+    }
+
+    #[cfg(test)]
+    pub fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
     }
 
     /// Whether another packet of the guest can be taken. Each causes at most one answer.

@@ -1,53 +1,11 @@
 //! Single packets of a guest, with a pair of buffers as the agent's stream.
 
-use std::io;
-
 use super::*;
+use crate::kvm::devices::testing::Agent;
 
 const GUEST: u64 = 3;
 const PORT: u32 = 1024;
 const GUEST_PORT: u32 = 5000;
-
-/// The agent's end: takes up to `room` bytes, and returns the bytes of `input`.
-#[derive(Default)]
-struct Agent {
-    taken: Vec<u8>,
-    room: usize,
-    input: VecDeque<u8>,
-    ended: bool,
-    hung_up: u32,
-}
-
-impl Read for Agent {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if self.input.is_empty() {
-            return if self.ended { Ok(0) } else { Err(ErrorKind::WouldBlock.into()) };
-        }
-        self.input.read(out)
-    }
-}
-
-impl Write for Agent {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = bytes.len().min(self.room);
-        if n == 0 {
-            return Err(ErrorKind::WouldBlock.into());
-        }
-        self.room -= n;
-        self.taken.extend_from_slice(&bytes[..n]);
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Hangup for Agent {
-    fn hang_up(&mut self) {
-        self.hung_up += 1;
-    }
-}
 
 fn from_guest(op: u16) -> Header {
     Header {
