@@ -69,7 +69,7 @@ fn open(sshds: &Sshds, port: u32) -> io::Result<()> {
 
 fn prepare(stream: &mut Stream, home: &Home) -> io::Result<(Store, Sshds)> {
     let memory = super::root::memory_bytes()?;
-    let groups = Groups::new(home.processes, memory)?;
+    let groups = Groups::new(home.processes, super::root::available_bytes()?)?;
     let disk = disk::find(Path::new(BLOCK_DEVICES), DISK_BYTES, closure::DEVICE_WAIT)?;
     let image = closure::mount_compressed(&disk)?;
     let root = root::build(&image, Path::new("/"), memory)?;

@@ -31,8 +31,10 @@ pub struct Groups {
 }
 
 impl Groups {
-    pub fn new(processes: u32, memory: u64) -> io::Result<Groups> {
-        let home = create("home", memory)?;
+    /// `available`: the memory that there is for programs. What the kernel has taken already does not count: if the machine as
+    /// a whole ran out of memory before the home does, everything in it would crawl for minutes.
+    pub fn new(processes: u32, available: u64) -> io::Result<Groups> {
+        let home = create("home", available)?;
         write(&home.join("cgroup.subtree_control"), "+pids +cpu")?;
         Ok(Groups {
             sshd: Arc::new(part(&home.join("sshd"), SSHD_PROCESSES)?),
