@@ -57,7 +57,7 @@ fn mistakes() -> Vec<Mistake> {
         mistake("limit out of range", Roster, "{\n  alice.limits.maxJobs = 0;\n}\n"),
         mistake("limit of wrong type", Roster, "{\n  alice.limits.maxJobs = \"many\";\n}\n"),
         mistake("unknown setting", Roster, "{\n  alice.settings.keepGoing = true;\n}\n"),
-        mistake("setting without effect", Roster, "{\n  alice.settings.allow-home = true;\n}\n"),
+        mistake("setting without effect", Roster, "{\n  alice.settings.cache-build-failures = true;\n}\n"),
         mistake("setting of wrong type", Roster, "{\n  alice.settings.timeout = \"1h\";\n}\n"),
         mistake("setting out of range", Roster, "{\n  alice.settings.timeout = -5;\n}\n"),
         mistake("names that no path has", Roster, "{\n  alice.settings.never-substitute = [ \"a/b\" ];\n}\n"),

@@ -32,6 +32,9 @@ pub struct Request {
     pub path: Option<String>,
     /// For how long builds may take to be ready.
     pub patience: Duration,
+    /// Whether homes may end: they cannot go on.
+    #[serde(default)]
+    pub end_homes: bool,
 }
 
 /// The answer. Written by the program that serves in the end: this agent if nothing came of it, else the new one.

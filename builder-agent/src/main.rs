@@ -45,6 +45,9 @@ enum Command {
         /// Seconds for builds that are being started or send their outputs
         #[arg(long, default_value_t = 60)]
         patience: u64,
+        /// Throw homes of members away; without it, an agent that has some stays
+        #[arg(long)]
+        end_homes: bool,
     },
     /// Look at the sandbox
     Sandbox {
@@ -117,10 +120,10 @@ fn main() -> ExitCode {
                 }
             })
         }
-        Command::Reload { config: file, patience } => match load(&file) {
+        Command::Reload { config: file, patience, end_homes } => match load(&file) {
             Err(code) => code,
             Ok(config) => {
-                let reloaded = reload::run(&config, &file, Duration::from_secs(patience));
+                let reloaded = reload::run(&config, &file, Duration::from_secs(patience), end_homes);
                 done(reloaded.map(|builds| println!("this agent serves now; builds that go on: {builds}")))
             }
         },

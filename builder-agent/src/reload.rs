@@ -35,13 +35,19 @@ pub enum ReloadError {
 }
 
 /// Asks the agent with this configuration to execute this program. Returns how many builds went on.
-pub fn run(config: &Config, file: &Path, patience: Duration) -> Result<usize, ReloadError> {
+pub fn run(
+    config: &Config,
+    file: &Path,
+    patience: Duration,
+    end_homes: bool,
+) -> Result<usize, ReloadError> {
     let request = Request {
         format: takeover::format(),
         executable: std::env::current_exe()?,
         config: std::path::absolute(file)?,
         path: std::env::var("PATH").ok(),
         patience,
+        end_homes,
     };
     let socket = config.state_dir.join(control::FILE);
     let mut agent = UnixStream::connect(&socket).map_err(|cause| ReloadError::NoAgent { socket, cause })?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use russh::keys::PrivateKey;
 use rustix::process::{Resource, Rlimit};
-use sandbox::Received;
+use sandbox::{Backend, Received};
 use ssh::Stop;
 use store::{Closure, Durability, LongWork, Space, Store, StoreConfig};
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,6 +23,7 @@ use builds::kept::KeptLogs;
 use builds::realise::Realiser;
 use builds::schedule::{Embedded, Heir, Parts, Taken, WrittenRuns};
 use daemon::Agent;
+use homes::{Homes, Machines, Micro};
 use ledger::Ledger;
 use members::{Checks, Identities, Roster};
 use net::HttpClient;
@@ -144,6 +145,9 @@ async fn serve(config: Arc<Config>, earlier: Option<Earlier>, threads: Threads) 
     }
     agent.realiser.scheduler.retain(&|_| false);
     stop.because("the box is shutting down");
+    if tokio::time::timeout(GRACE, agent.homes.close("the box is shutting down")).await.is_err() {
+        tracing::warn!("some homes did not end in time");
+    }
     if !server.is_finished() && tokio::time::timeout(GRACE, server).await.is_err() {
         tracing::warn!("some connections did not end in time");
     }
@@ -209,7 +213,7 @@ async fn open(
     memory::compare(&config, &store);
     // On a disk each commit may wait, also where the store does not notice.
     let threads = if store.is_in_memory() { threads.whose_commits_hand_over() } else { threads };
-    let backend = backend::open(&config.sandbox, &config.network)?;
+    let backend::Opened { builds: backend, machines } = backend::open(&config.sandbox, &config.network)?;
     let kept = Arc::new(KeptLogs::new(logs.join("kept"), config.limits.max_kept_log_bytes));
     let tickets = open_tickets(&config).await?;
     let roster = follow_roster(&config, &store, &kept, &tickets)?;
@@ -249,7 +253,23 @@ async fn open(
         }
         None => Default::default(),
     };
+    let parts = homes::Parts {
+        machines: machines_of_homes(&config, machines),
+        settings: config.homes.clone(),
+        name: config.name.clone(),
+        network: config.network.builds,
+        certificates: backend::network_certificates(&config),
+        store: store.clone(),
+        roster: roster.clone(),
+        ledger: ledger.clone(),
+        threads: threads.clone(),
+    };
+    let homes = Homes::new(parts);
+    if let Some(why) = homes.none_because() {
+        tracing::info!(why, "this box has no homes");
+    }
     let agent = Arc::new(Agent {
+        homes,
         config,
         store,
         realiser: Arc::new(realiser),
@@ -265,6 +285,19 @@ async fn open(
         paces,
     });
     Ok((agent, embedded, open, taken))
+}
+
+/// What homes run in, or why there are none.
+fn machines_of_homes(
+    config: &Config,
+    machines: Option<Arc<dyn Backend>>,
+) -> Result<Arc<dyn Machines>, String> {
+    let backend = machines.ok_or("`sandbox.backend` is \"namespace\", and homes need micro-VMs")?;
+    let image = &config.homes.image;
+    match std::fs::File::open(image) {
+        Ok(_) => Ok(Arc::new(Micro(backend))),
+        Err(error) => Err(format!("{} (`homes.image`) cannot be read: {error}", image.display())),
+    }
 }
 
 async fn take_over(

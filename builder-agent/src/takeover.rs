@@ -117,6 +117,11 @@ pub enum Stays {
         "it writes builds down as {ours:?}, and the new one reads {theirs:?} (format, protocol of guests); drain the box, then restart it"
     )]
     Format { ours: (u32, u32), theirs: (u32, u32) },
+    #[error(
+        "members have {homes} homes open, which cannot go on under another agent; ask them to leave, or throw their homes away \
+         with `--end-homes`"
+    )]
+    Homes { homes: usize },
     #[error(transparent)]
     Builds(#[from] NotPaused),
     #[error("{what} could not be written to the disk within {} seconds", FLUSH.as_secs())]
@@ -148,6 +153,10 @@ impl Leaving<'_> {
         if request.format != ours {
             return Stays::Format { ours, theirs: request.format };
         }
+        let homes = self.agent.homes.list().len();
+        if homes > 0 && !request.end_homes {
+            return Stays::Homes { homes };
+        }
         tracing::info!(executable = %request.executable.display(), "another agent is to take over: builds are paused");
         if let Err(not_paused) = self.scheduler.pause(request.patience).await {
             return not_paused.into();
@@ -159,11 +168,13 @@ impl Leaving<'_> {
             server.abort();
             let _ = (&mut *server).await;
         }
+        self.agent.homes.close(FAREWELL).await;
         let stays = match self.leave(request, connection).await {
             Ok(never) => match never {},
             Err(stays) => stays,
         };
         self.scheduler.go_on();
+        self.agent.homes.reopen();
         stays
     }
 

@@ -72,7 +72,7 @@ async fn what_a_cache_has_is_not_built_whichever_way_it_is_asked_for() {
     realise.settings.use_substitutes = true;
     let (stdout, mut printed) = tokio::io::duplex(4096);
     let (stderr, mut said) = tokio::io::duplex(4096);
-    let caller = Caller { member: member("alice"), connection: 0, options: SessionOptions::default() };
+    let caller = Caller::outside(member("alice"), 0, SessionOptions::default());
     let (command, hung_up) = (HostCommand::Realise(realise), Box::pin(std::future::pending()));
     let status = run_host_command(
         command,

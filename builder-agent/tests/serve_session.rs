@@ -237,7 +237,7 @@ async fn run(scripted: &Scripted, command: HostCommand) -> (String, String, u32)
     let (stdout, out) = tokio::io::duplex(64 * 1024);
     let (stderr, err) = tokio::io::duplex(64 * 1024);
     let hung_up = Box::pin(std::future::pending());
-    let caller = Caller { member: member("alice"), connection: 0, options: SessionOptions::default() };
+    let caller = Caller::outside(member("alice"), 0, SessionOptions::default());
     let status = run_host_command(
         command,
         Box::new(stdout),

@@ -74,8 +74,8 @@ fn explain_says_which_level_won_and_why_the_others_did_not() {
         all.lines().any(|line| line.split_whitespace().eq(["timeout", "600", "seconds", "group"])),
         "{all}"
     );
-    let (_, stderr, status) = text(&ssh(&agent, "", "settings --explain allow-home"));
-    assert!(stderr.contains("the setting `allow-home` has no effect on this box"), "{stderr}");
+    let (_, stderr, status) = text(&ssh(&agent, "", "settings --explain cache-build-failures"));
+    assert!(stderr.contains("the setting `cache-build-failures` has no effect on this box"), "{stderr}");
     assert_eq!(status, Some(127));
 }
 
@@ -92,8 +92,8 @@ fn a_wrong_variable_refuses_every_command_by_name_and_other_variables_are_nobody
             "the variable `BARN_TIMEOUT` is refused: the setting `timeout` must be a whole number",
         ),
         (
-            "NIXBUILDNET_ALLOW_HOME=1",
-            "the variable `NIXBUILDNET_ALLOW_HOME` is refused: the setting `allow-home` has no effect",
+            "NIXBUILDNET_CACHE_BUILD_FAILURES=1",
+            "the variable `NIXBUILDNET_CACHE_BUILD_FAILURES` is refused: the setting `cache-build-failures` has no effect",
         ),
         ("BARN_ALLOW_SHELL=1", "cannot be set by the ssh environment"),
         ("BARNRAISER_REUSE_FAILURES=perhaps", "the variable `BARNRAISER_REUSE_FAILURES` is refused"),

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sandbox::JobRunner;
 use sandbox::kvm::jail::{Missing, Step};
 use sandbox::kvm::{KvmBackend, KvmConfig};
 use sandbox::namespace::{NamespaceBackend, NamespaceConfig};
+use sandbox::{Backend, JobRunner};
 
 use sandbox::kvm::network::NetworkConfig;
 use settings::{BackendKind, Config, Network, Sandbox};
@@ -29,9 +29,16 @@ pub fn network_certificates(config: &Config) -> Option<PathBuf> {
     has_network.then(|| config.fetch.certificates.clone())
 }
 
+/// The configured backend.
+pub struct Opened {
+    pub builds: Arc<dyn JobRunner>,
+    /// The same one, if its machines can be homes.
+    pub machines: Option<Arc<dyn Backend>>,
+}
+
 /// Opens the configured backend; for `kvm`, only if its jail is complete here or the configuration accepts an
 /// incomplete one. Does not boot anything; `builder-agent sandbox probe` does that.
-pub fn open(config: &Sandbox, network: &Network) -> Result<Arc<dyn JobRunner>, BackendError> {
+pub fn open(config: &Sandbox, network: &Network) -> Result<Opened, BackendError> {
     match config.backend {
         BackendKind::Kvm => {
             readable("the guest kernel", "kernel", &config.kernel)?;
@@ -57,13 +64,15 @@ pub fn open(config: &Sandbox, network: &Network) -> Result<Arc<dyn JobRunner>, B
                     "VMs run without a step of their jail, as `sandbox.allow-missing` says"
                 );
             }
-            Ok(Arc::new(backend))
+            let backend = Arc::new(backend);
+            Ok(Opened { builds: backend.clone(), machines: Some(backend) })
         }
         BackendKind::Namespace => {
             readable("the guest binary", "guest", &config.guest)?;
             readable("the shell", "shell", &config.shell)?;
             let config = NamespaceConfig::new(config.guest.clone(), config.shell.clone());
-            Ok(Arc::new(NamespaceBackend::new(config).map_err(BackendError::Namespace)?))
+            let backend = NamespaceBackend::new(config).map_err(BackendError::Namespace)?;
+            Ok(Opened { builds: Arc::new(backend), machines: None })
         }
     }
 }

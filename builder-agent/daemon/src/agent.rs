@@ -30,6 +30,8 @@ pub struct Agent {
     pub paces: shares::pace::Paces,
     /// What members have used.
     pub ledger: ledger::Ledger,
+    /// The homes of members.
+    pub homes: homes::Homes,
     /// Objects that sessions are reading.
     pub opened: crate::Opened,
 }

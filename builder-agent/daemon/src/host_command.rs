@@ -79,7 +79,7 @@ async fn command_session(
     agent: Arc<Agent>,
     caller: Caller,
 ) -> u32 {
-    let Caller { member, connection, options } = caller;
+    let Caller { member, connection, options, .. } = caller;
     tracing::info!(connection, member = %member.name, ?command, "command started");
     let _end = EndLogged { connection, member: member.clone(), what: "command ended" };
     let stall = agent.config.limits.client_stall;

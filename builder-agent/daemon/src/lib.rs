@@ -14,10 +14,12 @@ use tokio::sync::watch;
 use wire::WireError;
 use wire::types::ClientSettings;
 
+use homes::Home;
 use members::{Member, Roster, Views};
 use shares::budget::Charge;
 
 mod agent;
+mod appearing;
 mod ask;
 mod audience;
 mod building;
@@ -76,6 +78,8 @@ struct Session {
     principal: Principal,
     /// Counts the requests that are being answered.
     counter: Counter,
+    /// The client is in this home, and reads from the store that it shows.
+    home: Option<Arc<Home>>,
 }
 
 /// The member at the other end of a channel.
@@ -84,6 +88,16 @@ pub struct Caller {
     /// Names the ssh connection in logs.
     pub connection: u64,
     pub options: SessionOptions,
+    /// The home that it is in, if it is the Nix of one.
+    pub home: Option<Arc<Home>>,
+}
+
+impl Caller {
+    /// A client that comes through the front door.
+    #[must_use]
+    pub fn outside(member: Arc<Member>, connection: u64, options: SessionOptions) -> Self {
+        Self { member, connection, options, home: None }
+    }
 }
 
 /// The reason why a session ended before the client closed the connection.
@@ -155,7 +169,21 @@ impl Session {
         let principal = options.principal(&member);
         let counter = agent.ledger.counter(&principal);
         let ids = Ids::new();
-        Self { agent, member, views, desk, roster, settings, options, wishes, held, ids, principal, counter }
+        Self {
+            agent,
+            member,
+            views,
+            desk,
+            roster,
+            settings,
+            options,
+            wishes,
+            held,
+            ids,
+            principal,
+            counter,
+            home: None,
+        }
     }
 
     /// Before each request: checks that the member is still in the roster, and charges the memory that the session

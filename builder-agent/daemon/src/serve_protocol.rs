@@ -54,7 +54,7 @@ async fn serve_session(
     agent: Arc<Agent>,
     caller: Caller,
 ) -> Result<(), SessionError> {
-    let Caller { member, connection, options } = caller;
+    let Caller { member, connection, options, .. } = caller;
     let mut stderr = PatientWriter::new(stderr, agent.config.limits.client_stall);
     let desk = Desk::of(&agent, &member);
     let admitted = desk.session().and_then(|charge| Ok((charge, desk.terms(&agent.config.limits)?)));

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use wire::WireError;
 use wire::worker::{Connection, Failure, LogEvent, Request, Response, ServerInfo};
 
+use super::appearing::Named;
 use super::audience::WorkerClient;
 use super::desk::Desk;
 use super::request_error::RequestError;
@@ -41,7 +42,7 @@ async fn worker_session(
     agent: Arc<Agent>,
     caller: Caller,
 ) -> Result<(), SessionError> {
-    let Caller { member, connection, options } = caller;
+    let Caller { member, connection, options, home } = caller;
     let desk = Desk::of(&agent, &member);
     let _charge = desk.session().map_err(|over| SessionError::Refused(over.to_string()))?;
     let mut info = ServerInfo::new(VERSION);
@@ -55,7 +56,7 @@ async fn worker_session(
     let version = conn.protocol().version.to_string();
     tracing::info!(connection, member = %member.name, protocol = version, "worker session started");
     let _end = EndLogged { connection, member: member.clone(), what: "worker session ended" };
-    let mut session = Session::open(agent, member, options);
+    let mut session = Session { home, ..Session::open(agent, member, options) };
     let result = session.answer_all(&mut conn).await;
     if let Err(error) = &result {
         // An error is ignored: the client may have closed the connection.
@@ -76,9 +77,17 @@ impl Session {
                 conn.fail(&Failure::new(gone)).await?;
                 return Ok(());
             }
+            let named = self.home.as_ref().map(|_| Named::by(&request));
             let answered = match self.in_scope(&request) {
                 Ok(()) => self.answer(conn, request).await,
                 Err(why) => Err(RequestError::Refused(why)),
+            };
+            let answered = match (answered, named) {
+                // An answer that has been sent already is about no path that the client then reads.
+                (Ok(Some(response)), Some(named)) => {
+                    self.appear(named, &response).await.map(|()| Some(response))
+                }
+                (answered, _) => answered,
             };
             match answered {
                 Ok(Some(response)) => match ask::charged(&self.desk, &response) {

@@ -25,6 +25,7 @@ pub enum Resource {
     StorePathsPeak,
     StoreReferencesPeak,
     NetworkBytes,
+    HomeSeconds,
 }
 
 /// The unit of an amount. Amounts are whole numbers of its smallest part.
@@ -78,9 +79,9 @@ const fn peak(resource: Resource, name: &'static str, unit: Unit, help: &'static
 /// All resources. A name is in files and in the programs of members: it is never changed.
 #[rustfmt::skip]
 pub const RESOURCES: &[Row; COUNT] = &[
-    row(Resource::CpuSeconds, "cpu_seconds", Unit::Seconds, "processor time of builds: all processes of the sandbox, and the kernel on their behalf"),
+    row(Resource::CpuSeconds, "cpu_seconds", Unit::Seconds, "processor time of builds and homes: all processes of the sandbox, and the kernel on their behalf"),
     row(Resource::WallSeconds, "wall_seconds", Unit::Seconds, "time that builds ran, without the wait for a slot"),
-    row(Resource::MemoryMibSeconds, "memory_mib_seconds", Unit::MibSeconds, "memory of the sandboxes of builds, in MiB, times the time that it was reserved"),
+    row(Resource::MemoryMibSeconds, "memory_mib_seconds", Unit::MibSeconds, "memory of the sandboxes of builds and of homes, in MiB, times the time that it was reserved"),
     row(Resource::Builds, "builds", Unit::Number, "builds that were started for the member; not those that were joined or reused"),
     row(Resource::FailedBuilds, "failed_builds", Unit::Number, "those of them that ended without outputs: failed, over a limit, or cancelled"),
     row(Resource::LogBytes, "log_bytes", Unit::Bytes, "bytes that builders wrote to their logs"),
@@ -97,10 +98,11 @@ pub const RESOURCES: &[Row; COUNT] = &[
     peak(Resource::StoreBytesPeak, "store_bytes_peak", Unit::Bytes, "most space that the member was charged for in any of these minutes"),
     peak(Resource::StorePathsPeak, "store_paths_peak", Unit::Number, "most store paths that the member was charged for; each is one file (inode) and one row of the index"),
     peak(Resource::StoreReferencesPeak, "store_references_peak", Unit::Number, "most references that these paths had together"),
-    row(Resource::NetworkBytes, "network_bytes", Unit::Bytes, "bytes that builders of fixed outputs sent and received over their network, frames as a whole"),
+    row(Resource::NetworkBytes, "network_bytes", Unit::Bytes, "bytes that builders of fixed outputs and homes sent and received over their network, frames as a whole"),
+    row(Resource::HomeSeconds, "home_seconds", Unit::Seconds, "time that the member's home was there"),
 ];
 
-const COUNT: usize = 20;
+const COUNT: usize = 21;
 
 impl Resource {
     #[must_use]

@@ -56,6 +56,7 @@ pub struct Config {
     pub sandbox: Sandbox,
     pub fetch: Fetch,
     pub network: Network,
+    pub homes: Homes,
     pub substitution: Substitution,
     pub limits: Limits,
 }
@@ -100,6 +101,21 @@ pub struct Network {
     /// `None`: that of the host.
     pub resolver: Option<Ipv4Addr>,
     pub policy: egress::Policy,
+}
+
+/// The throw-away machines in which members work.
+#[derive(Debug, Clone)]
+pub struct Homes {
+    pub image: PathBuf,
+    /// At a time.
+    pub max: usize,
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    pub processes: u32,
+    /// After the last session.
+    pub ttl: Duration,
+    /// Connections of one home at a time.
+    pub sessions: usize,
 }
 
 #[derive(Debug, Clone)]

@@ -20,7 +20,7 @@ use net::Fetch;
 use roster::settings::{self as levels, Layer, MAX_WORDS, SETTINGS};
 use substitute::{OfMembers, Substitution};
 
-use super::{BackendKind, Config, ConfigError, Limits, Network, Reached, Sandbox};
+use super::{BackendKind, Config, ConfigError, Homes, Limits, Network, Reached, Sandbox};
 use substitute::address::Address;
 
 const MIB: u64 = 1024 * 1024;
@@ -104,6 +104,7 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
             },
         },
         network: network(&values)?,
+        homes: homes(&values),
         limits: Limits {
             max_jobs: max_jobs as usize,
             max_jobs_per_member: values.int("limits.max-jobs-per-member").unwrap_or(max_jobs) as usize,
@@ -142,6 +143,20 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
                 * MIB,
         },
     })
+}
+
+fn homes(values: &Values<'_>) -> Homes {
+    let memory_mib = values.int_of("homes.memory-mib") as u32;
+    let fit = || (machine_memory() / MIB / 4 / u64::from(memory_mib)).max(1) as usize;
+    Homes {
+        image: values.path("homes.image").unwrap_or_else(|| unreachable!("homes.image has a default")),
+        max: values.int("homes.max").map_or_else(fit, |max| max as usize),
+        vcpus: values.int_of("homes.vcpus") as u8,
+        memory_mib,
+        processes: values.int_of("homes.processes") as u32,
+        ttl: Duration::from_secs(values.int_of("homes.ttl-seconds") as u64),
+        sessions: values.int_of("homes.sessions") as usize,
+    }
 }
 
 fn min_free(values: &Values<'_>) -> MinFree {

@@ -20,6 +20,7 @@ mod client_config;
 mod drain;
 mod gc;
 mod help;
+mod home;
 mod host;
 mod keys;
 mod kick;
@@ -42,7 +43,7 @@ mod whoami;
 
 pub(crate) use host::shown;
 use printing::{Print, json_line};
-pub(crate) use settle::admit;
+pub(crate) use settle::{Purpose, admit};
 pub use store_session::StoreSession;
 pub(crate) use watching::charge;
 
@@ -52,6 +53,8 @@ pub const MAX_REQUEST: usize = 4096;
 /// A parsed command, ready to run.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Command {
+    /// The shell of these commands.
+    Shell,
     /// A command that only prints.
     Print(Print),
     /// The name of this box, its builds and its roster.
@@ -68,6 +71,8 @@ pub(crate) enum Command {
     Usage(usage::Arguments),
     /// The settings of this session.
     Settings(settings::Arguments),
+    /// The home of the member.
+    Home(home::Arguments),
     /// The keys of the member.
     Keys(keys::Arguments),
     /// The tickets that members make.
@@ -89,6 +94,8 @@ impl Command {
     ) -> ExitStatus {
         let stall = agent.config.limits.client_stall;
         match self {
+            // The shell needs the whole channel: `handler` starts it.
+            Self::Shell => terminal.fail("`shell` runs over ssh only", stall).await,
             Self::Log(path) => log::run(&path, terminal, &agent, &caller.member).await,
             Self::Status(arguments) => {
                 status::run(arguments, terminal, &agent, &caller.member, records).await
@@ -105,6 +112,7 @@ impl Command {
             Self::Settings(arguments) => {
                 terminal.print(&settings::text(&arguments, &agent, &caller), stall).await
             }
+            Self::Home(arguments) => home::run(arguments, terminal, &agent, &caller).await,
             Self::Keys(arguments) => keys::run(arguments, terminal, &agent, &caller.member).await,
             Self::Ticket(arguments) => ticket::run(arguments, terminal, agent, caller.member).await,
             Self::Store(kind) => store_session::run(kind, terminal, agent, caller).await,
@@ -123,14 +131,17 @@ impl Command {
     pub fn open_to(&self, member: &Member) -> Result<(), String> {
         let Some(bearer) = &member.ticket else { return Ok(()) };
         let why = match self {
-            Self::Print(Print::ClientConfig(_)) | Self::Keys(_) | Self::Ticket(_) => "is for members only",
+            Self::Print(Print::ClientConfig(_)) | Self::Home(_) | Self::Keys(_) | Self::Ticket(_) => {
+                "is for members only"
+            }
             Self::Usage(_) => "is for members only; `whoami` shows what this ticket has used",
             Self::Host(HostCommand::Machine | HostCommand::Interrupt) => return Ok(()),
             Self::Host(_) if !member.may_write() => {
                 "is not possible with a ticket for reading only (`--scope read`)"
             }
             // Commands of maintainers ask for the role, which no holder has.
-            Self::Print(_)
+            Self::Shell
+            | Self::Print(_)
             | Self::Status(_)
             | Self::Who(_)
             | Self::Maintaining(_)
@@ -231,9 +242,15 @@ pub(crate) const COMMANDS: &[Row] = &[
     row("usage", "[--month YYYY-MM] [--by PERIOD] [--per WHAT] [--format FORMAT]", For::People, "what you have used, by day or month, with each key, ticket or tag; maintainers see every member", usage::parse),
     row("settings", "[--explain NAME] [--json]", For::People, "your settings, and which level each comes from", settings::parse),
     row("ticket", "create --name NAME", For::People, "makes a ticket with which a friend builds here; also `list`, `inspect`, `reveal`, `revoke`", ticket::parse),
+    row("home", "show [--json]", For::People, "your home on the box, a throw-away machine that `ssh box` opens on a terminal; `home end` throws it away", home::parse),
     row("keys", "list [--json]", For::People, "the keys with which you can log in; the roster is in git, so they change there: `keys set` prints what to propose", keys::parse),
     row("client-config", "[--format FORMAT]", For::People, "your configuration for this box, ready to paste", printing::client_config),
     row("signing-key", "[--json]", For::People, "the key for `trusted-public-keys`", printing::signing_key),
+    row("shell", "", For::People, "a shell of these commands, also where `ssh box` opens your home", |row, words| match words {
+        [] => Ok(Command::Shell),
+        ["--help"] => Ok(Command::Print(Print::Text(format!("usage: {}\n\n{}\n", row.call(), row.help)))),
+        [word, ..] => Err(Wrong::Words(format!("`{}` is not expected here", shown(word)))),
+    }),
     row("help", "[--json]", For::People, "this list; `COMMAND --help` describes one command", printing::help),
     row("drain", "[--deadline DURATION] [--reason TEXT] [--json]", For::Maintainers, "starts no more builds; what runs goes on until it ends, or the deadline", drain::parse),
     row("undrain", "[--json]", For::Maintainers, "starts builds again", drain::parse_end),
@@ -261,12 +278,34 @@ pub(crate) fn possible() -> String {
 
 /// The command of an `exec` request, or an error line that names the possible commands.
 pub(crate) fn parse(request: &[u8]) -> Result<Command, String> {
+    read(request).map_err(|unread| unread.line())
+}
+
+/// Why a request is not run, with its line.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Unread {
+    /// It is none of the box's commands: in a home it can be one.
+    NoCommand(String),
+    /// It is one, with wrong words.
+    Wrong(String),
+}
+
+impl Unread {
+    pub fn line(self) -> String {
+        match self {
+            Self::NoCommand(line) | Self::Wrong(line) => line,
+        }
+    }
+}
+
+/// The command of an `exec` request.
+pub(crate) fn read(request: &[u8]) -> Result<Command, Unread> {
     if request.len() > MAX_REQUEST {
-        return Err(format!("a command longer than {MAX_REQUEST} bytes; {}", possible()));
+        return Err(Unread::NoCommand(format!("a command longer than {MAX_REQUEST} bytes; {}", possible())));
     }
     let text = String::from_utf8_lossy(request);
     let Some(words) = words(&text) else {
-        return Err(format!("cannot parse `{}`; {}", shown(&text), possible()));
+        return Err(Unread::NoCommand(format!("cannot parse `{}`; {}", shown(&text), possible())));
     };
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let found = match host::without_prefixes(&words) {
@@ -277,8 +316,8 @@ pub(crate) fn parse(request: &[u8]) -> Result<Command, String> {
         _ => Err(Wrong::Unknown),
     };
     found.map_err(|wrong| match wrong {
-        Wrong::Unknown => format!("cannot run `{}`; {}", shown(&text), possible()),
-        Wrong::Words(why) => format!("cannot run `{}`: {why}", shown(&text)),
+        Wrong::Unknown => Unread::NoCommand(format!("cannot run `{}`; {}", shown(&text), possible())),
+        Wrong::Words(why) => Unread::Wrong(format!("cannot run `{}`: {why}", shown(&text))),
     })
 }
 

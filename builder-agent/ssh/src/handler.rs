@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use ledger::{Meter, Open, Opened as Counted, Traffic};
 use russh::keys::{Certificate, PublicKey};
@@ -14,8 +15,12 @@ use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure, Disconnect, Pty}
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::commands::{self, Command, shown};
+use super::commands::{self, Command, Purpose, shown};
 use super::gate::{Ending, Visit};
+use super::home;
+use super::home::forward::{self, Towards};
+use super::home::lodging::Lodging;
+use super::home::session::{self, Asked, MAX_COMMAND, Wanted, What};
 use super::login::{Credential, Login, Offers, Refusal};
 use super::places::{self, Place};
 use super::records::{Event, Kind, Records, Seat, SessionGuard};
@@ -25,6 +30,11 @@ use super::ticket_login::{self, Door};
 use super::{MemberSlot, Server, about_stranger};
 use daemon::{Agent, Caller, SessionOptions};
 use members::{Member, Roster};
+
+/// Room that a client gets for a channel while much of its data waits for the home, in bytes.
+const FEW: usize = 2;
+/// For each of these: so that a client does not send thousands of tiny packets in a second.
+const HOLD: Duration = Duration::from_millis(5);
 
 /// Limit on the sessions that one connection may open in its life, finished ones included. The ssh library keeps about
 /// a kilobyte for each channel that the box closed first, as long as the connection lives.
@@ -82,6 +92,8 @@ pub(super) struct Handler {
     opened: usize,
     /// What happened on the way to a login with a ticket.
     pub(super) door: Door,
+    /// The connection's way into the member's home.
+    lodging: Arc<Lodging>,
 }
 
 /// A channel that gets its command, its place in the connection, and its place among all sessions of the member. All end
@@ -94,19 +106,24 @@ struct Waiting {
     permit: OwnedSemaphorePermit,
     options: SessionOptions,
     screen: Screen,
+    /// For a session in the home.
+    asked: Asked,
 }
 
 /// What a channel runs.
 enum Task {
     Command(Command),
-    /// The interactive shell, or commands from a pipe.
+    /// The box's own shell on a terminal, or commands from a pipe.
     Shell,
+    /// A session in the member's home.
+    Home(What),
 }
 
 /// A channel that runs something, and for whom.
 struct Running {
     opened: Opened,
     screen: Screen,
+    asked: Asked,
     caller: Caller,
     agent: Arc<Agent>,
     records: Records,
@@ -115,7 +132,13 @@ struct Running {
 
 impl Waiting {
     fn new(channel: Channel<Msg>, permit: OwnedSemaphorePermit) -> Self {
-        Self { channel, permit, options: SessionOptions::default(), screen: Screen::default() }
+        Self {
+            channel,
+            permit,
+            options: SessionOptions::default(),
+            screen: Screen::default(),
+            asked: Asked::default(),
+        }
     }
 
     /// Takes out what the ssh library has put into the channel's buffer beside calling the handler. The buffer has few
@@ -162,6 +185,7 @@ impl Handler {
             free,
             opened,
             door,
+            lodging: Arc::default(),
         }
     }
 
@@ -185,10 +209,11 @@ impl Handler {
             }
         };
         let (taken, fingerprint) = (self.channels.remove(&id), who.login.fingerprint());
-        Ok(taken.map(|Waiting { channel, permit, options, screen }| Running {
+        Ok(taken.map(|Waiting { channel, permit, options, screen, asked }| Running {
             opened: (channel, (permit, place)),
             screen,
-            caller: Caller { member, connection: self.id, options: options.logged_in_with(fingerprint) },
+            asked,
+            caller: Caller::outside(member, self.id, options.logged_in_with(fingerprint)),
             agent: self.server.agent.clone(),
             records: self.server.records.clone(),
             ended: self.ended.clone(),
@@ -272,11 +297,12 @@ impl Handler {
             return self.refuse(id, &ticket_login::missing(), session);
         }
         let Some(running) = self.take(id, session)? else { return Ok(()) };
-        let command = match &task {
-            Task::Command(command) => Some(command),
-            Task::Shell => None,
+        let purpose = match &task {
+            Task::Command(command) => Purpose::Command(command),
+            Task::Shell => Purpose::Shell,
+            Task::Home(_) => Purpose::Home,
         };
-        let warnings = match commands::admit(command, &running.agent, &running.caller) {
+        let warnings = match commands::admit(purpose, &running.agent, &running.caller) {
             Ok(warnings) => warnings,
             Err(line) => return self.refuse(id, &line, session),
         };
@@ -284,8 +310,67 @@ impl Handler {
         let principal = running.caller.options.principal(&running.caller.member);
         let counted = self.server.agent.ledger.counter(&principal).open(Open::Session);
         let listed = self.server.records.connections.session(self.id, name);
-        tokio::spawn(run(task, running, (listed, counted), warnings));
+        match task {
+            Task::Home(what) => {
+                let way = (self.lodging.clone(), session.handle());
+                tokio::spawn(run_in_home(what, running, (listed, counted), warnings, way));
+            }
+            task => drop(tokio::spawn(run(task, running, (listed, counted), warnings))),
+        }
         Ok(())
+    }
+
+    /// The member at the other end, for something that is no session; `None` if nobody is logged in, or has no home.
+    fn guest(&self) -> Option<Caller> {
+        let who = self.login.borrow().clone()?;
+        let member = who.current(&self.server.agent.roster.borrow())?;
+        let options = SessionOptions::default().logged_in_with(who.login.fingerprint());
+        let caller = Caller::outside(member, self.id, options);
+        home::closed_to(&self.server.agent, &caller).is_none().then_some(caller)
+    }
+
+    /// Whether the member of this channel has a home, by the settings of the channel; `Err` says why not.
+    fn has_home(&self, id: ChannelId) -> Result<(), String> {
+        let waiting = self.channels.get(&id).map(|waiting| waiting.options.clone());
+        let (Some(who), Some(options)) = (self.login.borrow().clone(), waiting) else {
+            return Err("nobody is logged in".into());
+        };
+        let Some(member) = who.current(&self.server.agent.roster.borrow()) else { return Err(who.gone()) };
+        let options = options.logged_in_with(who.login.fingerprint());
+        let caller = Caller::outside(member, self.id, options);
+        home::closed_to(&self.server.agent, &caller).map_or(Ok(()), Err)
+    }
+
+    /// Connects a channel to something that listens in the home.
+    async fn connect_inside(
+        &self,
+        channel: Channel<Msg>,
+        towards: Towards,
+        reply: russh::server::ChannelOpenHandle,
+        session: &mut Session,
+    ) {
+        let place = self.free.clone().try_acquire_owned();
+        let (Some(caller), Ok(place), true) = (self.guest(), place, towards.is_inside()) else {
+            tracing::info!(connection = self.id, ?towards, "a forwarded connection was refused");
+            return reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+        };
+        let (lodging, ended) = (self.lodging.clone(), self.ended.clone());
+        let door = (self.server.agent.clone(), caller, session.handle());
+        tokio::spawn(async move {
+            let _place = place;
+            tokio::select! {
+                () = forward::connect((channel, reply), towards, lodging, door) => {}
+                () = ended.cancelled() => {}
+            }
+        });
+    }
+
+    /// The way into the home, made if there is none, for a request of the connection as a whole.
+    async fn link(&self, client: russh::server::Handle) -> Option<Arc<home::lodging::Link>> {
+        let caller = self.guest()?;
+        let link = self.lodging.link(&self.server.agent, &caller, &client).await;
+        let refused = |why: &String| tracing::info!(connection = self.id, why, "a forwarding was refused");
+        link.inspect_err(refused).ok()
     }
 
     /// Notes a refused login for the audit, unless there are too many of them.
@@ -441,15 +526,31 @@ impl RusshHandler for Handler {
         data: &[u8],
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        let command = match commands::parse(data) {
-            Ok(command) => command,
-            Err(line) => return self.refuse(id, &line, session),
+        let (command, line) = match commands::read(data) {
+            Ok(Command::Shell) => return self.start(id, Task::Shell, "shell", session),
+            Ok(command) => return self.start(id, Task::Command(command), commands::name(data), session),
+            Err(commands::Unread::NoCommand(line)) if data.len() <= MAX_COMMAND => (data.to_vec(), line),
+            Err(unread) => return self.refuse(id, &unread.line(), session),
         };
-        self.start(id, Task::Command(command), commands::name(data), session)
+        match self.has_home(id) {
+            Ok(()) => self.start(id, Task::Home(What::Command(command)), "home", session),
+            Err(why) => self.refuse(id, &format!("{line}; {why}"), session),
+        }
     }
 
     async fn data(&mut self, id: ChannelId, data: &[u8], session: &mut Session) -> Result<(), Self::Error> {
+        if data.len() <= FEW && self.lodging.waiting.is_much() {
+            // The client sends what it was given room for, at once: see `adjust_window`.
+            tokio::time::sleep(HOLD).await;
+        }
         self.packet(id, data, session)
+    }
+
+    fn adjust_window(&mut self, _id: ChannelId, _current: u32) -> u32 {
+        match self.lodging.waiting.is_much() {
+            true => FEW as u32,
+            false => super::WINDOW,
+        }
     }
 
     async fn extended_data(
@@ -463,7 +564,11 @@ impl RusshHandler for Handler {
     }
 
     async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), Self::Error> {
-        self.start(id, Task::Shell, "shell", session)
+        let on_terminal = self.channels.get(&id).is_some_and(|waiting| waiting.screen.is_terminal());
+        match on_terminal && self.has_home(id).is_ok() {
+            true => self.start(id, Task::Home(What::Shell), "home", session),
+            false => self.start(id, Task::Shell, "shell", session),
+        }
     }
 
     async fn channel_close(&mut self, id: ChannelId, _session: &mut Session) -> Result<(), Self::Error> {
@@ -474,10 +579,106 @@ impl RusshHandler for Handler {
     async fn subsystem_request(
         &mut self,
         id: ChannelId,
-        _name: &str,
+        name: &str,
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        session.channel_failure(id)
+        match name == "sftp" && self.has_home(id).is_ok() {
+            true => self.start(id, Task::Home(What::Subsystem(name.to_owned())), "home", session),
+            false => session.channel_failure(id),
+        }
+    }
+
+    async fn agent_request(&mut self, id: ChannelId, _session: &mut Session) -> Result<bool, Self::Error> {
+        let may = self.has_home(id).is_ok();
+        if let Some(waiting) = self.channels.get_mut(&id) {
+            waiting.asked.agent |= may;
+            // Nothing is refused here: the channel says so when it gets its command.
+            let _ = waiting.take_out();
+        }
+        Ok(may)
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host_to_connect: &str,
+        port_to_connect: u32,
+        originator_address: &str,
+        originator_port: u32,
+        reply: russh::server::ChannelOpenHandle,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        let towards = Towards::Port {
+            host: host_to_connect.to_owned(),
+            port: port_to_connect,
+            originator: (originator_address.to_owned(), originator_port),
+        };
+        self.connect_inside(channel, towards, reply, session).await;
+        Ok(())
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        socket_path: &str,
+        reply: russh::server::ChannelOpenHandle,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        self.connect_inside(channel, Towards::Socket(socket_path.to_owned()), reply, session).await;
+        Ok(())
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        let Some(link) = self.link(session.handle()).await else { return Ok(false) };
+        let Ok(listens) = link.inside.tcpip_forward(address, *port).await else { return Ok(false) };
+        // The sshd names its own port only if it chose one.
+        if *port == 0 {
+            *port = listens;
+        }
+        link.allowed.port(address, *port);
+        Ok(true)
+    }
+
+    async fn cancel_tcpip_forward(
+        &mut self,
+        address: &str,
+        port: u32,
+        _session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        match self.lodging.made().await {
+            Some(link) if link.allowed.no_port(address, port) => {
+                Ok(link.inside.cancel_tcpip_forward(address, port).await.is_ok())
+            }
+            _ => Ok(false),
+        }
+    }
+
+    async fn streamlocal_forward(
+        &mut self,
+        socket_path: &str,
+        session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        let Some(link) = self.link(session.handle()).await else { return Ok(false) };
+        link.allowed.socket(socket_path);
+        Ok(link.inside.streamlocal_forward(socket_path).await.is_ok())
+    }
+
+    async fn cancel_streamlocal_forward(
+        &mut self,
+        socket_path: &str,
+        _session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        match self.lodging.made().await {
+            Some(link) if link.allowed.no_socket(socket_path) => {
+                Ok(link.inside.cancel_streamlocal_forward(socket_path).await.is_ok())
+            }
+            _ => Ok(false),
+        }
     }
 
     async fn pty_request(
@@ -485,14 +686,15 @@ impl RusshHandler for Handler {
         id: ChannelId,
         term: &str,
         columns: u32,
-        _rows: u32,
-        _width: u32,
-        _height: u32,
-        _modes: &[(Pty, u32)],
+        rows: u32,
+        width: u32,
+        height: u32,
+        modes: &[(Pty, u32)],
         session: &mut Session,
     ) -> Result<(), Self::Error> {
         let Some(waiting) = self.channels.get_mut(&id) else { return session.channel_failure(id) };
         waiting.screen.open(term, columns);
+        waiting.asked.terminal(term, [columns, rows, width, height], modes);
         match waiting.take_out() {
             Ok(()) => session.channel_success(id),
             Err(line) => self.refuse(id, line, session),
@@ -510,6 +712,9 @@ impl RusshHandler for Handler {
         let Some(waiting) = self.channels.get_mut(&id) else { return session.channel_failure(id) };
         // Also while the connection waits for its token: OpenSSH sends the variables in any order.
         let known = waiting.options.set(name, value) || waiting.screen.set(name, value) || waits;
+        if !waits {
+            waiting.asked.variable(name, value);
+        }
         let taken_out = waiting.take_out();
         if waits {
             self.take_from_environment(name, value, session)?;
@@ -533,14 +738,13 @@ impl RusshHandler for Handler {
         session.channel_failure(id)
     }
 
-    // These are not overridden, because their defaults refuse: agent forwarding, port and socket forwarding in both
-    // directions, X11 channels, passwords.
+    // These are not overridden, because their defaults refuse: X11 channels, passwords.
 }
 
 /// Runs a task on its channel, then closes the channel with the exit status. When the connection ends, the task is dropped,
 /// wherever it is.
 async fn run(task: Task, running: Running, listed: (SessionGuard, Counted), warnings: Vec<String>) {
-    let Running { opened: (mut channel, _place), screen, caller, agent, records, ended } = running;
+    let Running { opened: (mut channel, _place), screen, caller, agent, records, ended, .. } = running;
     let status = {
         let work = async {
             Terminal::of(&mut channel, screen).warn(&warnings, agent.config.limits.client_stall).await;
@@ -548,7 +752,10 @@ async fn run(task: Task, running: Running, listed: (SessionGuard, Counted), warn
                 Task::Command(command) => {
                     command.run(Terminal::of(&mut channel, screen), agent, caller, &records).await
                 }
-                Task::Shell => shell::run(&mut channel, screen, &agent, &caller, &records).await,
+                // A home has a function of its own, below.
+                Task::Shell | Task::Home(_) => {
+                    shell::run(&mut channel, screen, &agent, &caller, &records).await
+                }
             }
         };
         tokio::select! {
@@ -560,4 +767,22 @@ async fn run(task: Task, running: Running, listed: (SessionGuard, Counted), warn
     let _ = channel.exit_status(status.0).await;
     let _ = channel.eof().await;
     let _ = channel.close().await;
+}
+
+/// Runs a session in the member's home. When the connection ends, it is dropped, wherever it is.
+async fn run_in_home(
+    what: What,
+    running: Running,
+    listed: (SessionGuard, Counted),
+    warnings: Vec<String>,
+    (lodging, client): (Arc<Lodging>, russh::server::Handle),
+) {
+    let Running { opened: (channel, _place), screen, asked, caller, agent, ended, .. } = running;
+    let on_terminal = screen.is_terminal();
+    let wanted = Wanted { channel, asked, what, lodging, client, on_terminal };
+    tokio::select! {
+        () = session::run(wanted, &agent, &caller, &warnings) => {}
+        () = ended.cancelled() => {}
+    }
+    drop(listed);
 }

@@ -25,6 +25,7 @@ mod commands;
 mod connection;
 mod gate;
 mod handler;
+mod home;
 mod login;
 mod metered;
 mod penalties;

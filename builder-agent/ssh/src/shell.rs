@@ -18,7 +18,7 @@ use russh::{Channel, ChannelMsg};
 use tokio::io::AsyncWriteExt;
 use wire::PatientWriter;
 
-use crate::commands::{self, Command, MAX_REQUEST, is_maintainer};
+use crate::commands::{self, Command, MAX_REQUEST, Purpose, is_maintainer};
 use crate::records::Records;
 use crate::terminal::{ExitStatus, INTERRUPT, Screen, Terminal};
 use complete::{Completion, LEAVE, complete};
@@ -250,7 +250,7 @@ impl Shell<'_> {
     /// Runs one command to its end, and reads what the client sends meanwhile.
     async fn run(&mut self, line: &str) -> Result<ExitStatus, Stopped> {
         let command = match commands::parse(line.as_bytes()) {
-            Ok(Command::Store(_) | Command::Host(_)) => {
+            Ok(Command::Store(_) | Command::Host(_) | Command::Shell) => {
                 return Ok(self
                     .refuse("this command is not for the shell; run it as `ssh box COMMAND`")
                     .await);
@@ -262,8 +262,8 @@ impl Shell<'_> {
         let member = self.agent.roster.borrow().current(&self.caller.member).cloned();
         let Some(member) = member else { return Err(Stopped::Gone) };
         let options = self.caller.options.clone();
-        let caller = Caller { member, connection: self.caller.connection, options };
-        if let Err(why) = commands::admit(Some(&command), self.agent, &caller) {
+        let caller = Caller::outside(member, self.caller.connection, options);
+        if let Err(why) = commands::admit(Purpose::Command(&command), self.agent, &caller) {
             return Ok(self.refuse(&why).await);
         }
         let listed = self.records.connections.session(caller.connection, commands::name(line.as_bytes()));

@@ -204,6 +204,8 @@ pub(crate) struct ExitStatus(pub u32);
 impl ExitStatus {
     pub const DONE: Self = Self(0);
     pub const FAILED: Self = Self(1);
+    /// That of `ssh` when it has lost the session.
+    pub const LOST: Self = Self(255);
     /// The status of a shell that does not know the command.
     pub const NOT_FOUND: Self = Self(127);
 }

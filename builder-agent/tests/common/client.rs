@@ -80,8 +80,18 @@ pub async fn add(
     name: &str,
     contents: &[u8],
 ) -> Option<String> {
+    add_with(client, name, contents, &[]).await
+}
+
+/// The same for a file that refers to these paths.
+pub async fn add_with(
+    client: &mut Client<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
+    name: &str,
+    contents: &[u8],
+    references: &[StorePath],
+) -> Option<String> {
     let nar = encode_file_nar(contents, false);
-    let info = info_of(path(name), &nar, &[]);
+    let info = info_of(path(name), &nar, references);
     client
         .request(&Request::AddToStoreNar { info, repair: false, dont_check_sigs: true })
         .await

@@ -6,6 +6,7 @@
 pub mod beside;
 pub mod cache;
 pub mod client;
+pub mod homes;
 pub mod http;
 pub mod scripted;
 pub mod served;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ::homes::{Homes, Machines};
 use builds::SandboxIdentity;
 use builds::kept::KeptLogs;
 use builds::realise::Realiser;
@@ -177,22 +178,35 @@ impl Scripted {
 
     /// The same, with the configuration of this sandbox backend.
     pub fn open_for(backend: &str, config: &str) -> Scripted {
-        Self::open_with(backend, config, false)
+        Self::open_with(backend, config, false, None)
     }
 
     /// The same, with tickets. A change of the roster then takes effect a moment after it was made.
     pub fn open_with_tickets(config: &str) -> Scripted {
-        Self::open_with("namespace", config, true)
+        Self::open_with("namespace", config, true, None)
     }
 
-    fn open_with(backend: &str, config: &str, with_tickets: bool) -> Scripted {
+    /// The same, with homes in these machines, and with tickets.
+    pub fn open_with_homes(config: &str, machines: Arc<dyn Machines>) -> Scripted {
+        Self::open_with("namespace", config, true, Some(machines))
+    }
+
+    fn open_with(
+        backend: &str,
+        config: &str,
+        with_tickets: bool,
+        machines: Option<Arc<dyn Machines>>,
+    ) -> Scripted {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
         for name in ["alice", "bob"] {
             super::make_key(&dir.path().join(name));
         }
         let path = dir.path().join("agent.toml");
+        // Nobody looks into it.
+        let image = dir.path().join("home.erofs");
+        std::fs::write(&image, [0; 4096]).expect("an image");
         let text = format!(
-            "name = \"testbox\"\nroster = \"/r\"\nstate-dir = {:?}\nsystems = [\"x86_64-linux\"]\n{config}\n[sandbox]\nbackend = \"{backend}\"\n",
+            "name = \"testbox\"\nroster = \"/r\"\nstate-dir = {:?}\nsystems = [\"x86_64-linux\"]\nhomes.image = {image:?}\n{config}\n[sandbox]\nbackend = \"{backend}\"\n",
             dir.path(),
         );
         std::fs::write(&path, text).expect("config");
@@ -238,7 +252,19 @@ impl Scripted {
             substituters,
             drv_hashes: Default::default(),
         };
+        let homes = Homes::new(::homes::Parts {
+            machines: machines.ok_or_else(|| "this agent is scripted".to_owned()),
+            settings: config.homes.clone(),
+            name: config.name.clone(),
+            network: false,
+            certificates: None,
+            store: store.clone(),
+            roster: roster.clone(),
+            ledger: ledger.clone(),
+            threads: threads.clone(),
+        });
         let agent = Arc::new(Agent {
+            homes,
             config,
             store,
             realiser: Arc::new(realiser),
@@ -268,7 +294,7 @@ impl Scripted {
         let member = member(name);
         let agent = self.agent.clone();
         tokio::spawn(async move {
-            let caller = Caller { member, connection: 0, options };
+            let caller = Caller::outside(member, 0, options);
             let _ = daemon::serve(Box::new(reader), Box::new(writer), agent, caller).await;
         });
         let (reader, writer) = tokio::io::split(ours);
@@ -283,7 +309,7 @@ impl Scripted {
         let member = member(name);
         let agent = self.agent.clone();
         tokio::spawn(async move {
-            let caller = Caller { member, connection: 0, options: SessionOptions::default() };
+            let caller = Caller::outside(member, 0, SessionOptions::default());
             let _ = daemon::serve_store(
                 Box::new(reader),
                 Box::new(writer),

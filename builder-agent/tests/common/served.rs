@@ -48,7 +48,7 @@ impl Served {
         Self::serve(Scripted::open_with_tickets(config))
     }
 
-    fn serve(scripted: Scripted) -> Self {
+    pub fn serve(scripted: Scripted) -> Self {
         let listeners = ::ssh::bind(&["127.0.0.1:0".parse().expect("an address")]).expect("a free port");
         let port = listeners[0].local_addr().expect("bound").port();
         let key =

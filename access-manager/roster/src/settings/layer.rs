@@ -103,7 +103,7 @@ mod tests {
     fn an_unknown_or_ill_typed_setting_is_refused_by_name() {
         for (text, why) in [
             (r#"{"keep-goin":true}"#, "there is no setting `keep-goin`; did you mean `keep-going`?"),
-            (r#"{"allow-home":true}"#, "the setting `allow-home` has no effect"),
+            (r#"{"cache-build-failures":true}"#, "the setting `cache-build-failures` has no effect"),
             (r#"{"timeout":-1}"#, "the setting `timeout` must be a whole number"),
             (r#"{"timeout":1.5}"#, "the setting `timeout` must be"),
             (r#"{"timeout":"5"}"#, "the setting `timeout` must be"),

@@ -71,9 +71,12 @@ pub struct Resolved(Vec<Settled>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Effective {
     pub allow_builds: bool,
+    pub allow_home: bool,
     /// Whether no level has locked those after it.
     pub allow_override: bool,
     pub allow_shell: bool,
+    /// Seconds; `None` means that no level sets one.
+    pub home_ttl: Option<u64>,
     pub inject_fs_randomness: bool,
     pub keep_builds_running: bool,
     pub keep_going: bool,
@@ -273,8 +276,10 @@ impl Resolved {
         };
         Effective {
             allow_builds: flag(Id::AllowBuilds),
+            allow_home: flag(Id::AllowHome),
             allow_override: flag(Id::AllowOverride),
             allow_shell: flag(Id::AllowShell),
+            home_ttl: number(Id::HomeTtl),
             inject_fs_randomness: flag(Id::InjectFsRandomness),
             keep_builds_running: flag(Id::KeepBuildsRunning),
             keep_going: flag(Id::KeepGoing),

@@ -54,11 +54,13 @@ impl Level {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Id {
     AllowBuilds,
+    AllowHome,
     AllowOverride,
     AllowShell,
     AlwaysSubstitute,
     DefaultCpu,
     DefaultMemPerCpu,
+    HomeTtl,
     InjectFsRandomness,
     KeepBuildsRunning,
     KeepGoing,
@@ -183,11 +185,13 @@ const RESTARTS: Kind = Kind::Count { largest: 10, default: 2 };
 #[rustfmt::skip]
 pub const SETTINGS: &[Setting] = &[
     setting(Id::AllowBuilds, ("allow-builds", "settings.allow-builds"), flag(true), Level::Key, "whether builders run for the member; without it, paths are fetched, and results of earlier builds are given"),
+    setting(Id::AllowHome, ("allow-home", "settings.allow-home"), flag(true), Level::Key, "whether the member has a home on a box that has homes: a throw-away machine for work by hand"),
     setting(Id::AllowOverride, ("allow-override", "settings.allow-override"), flag(true), Level::Key, "`false` locks all settings for the levels after the one that says it"),
     setting(Id::AllowShell, ("allow-shell", "settings.allow-shell"), flag(true), Level::Key, "whether the member may run the commands for people; without it only stores and deployment tools are served"),
     setting(Id::AlwaysSubstitute, ("always-substitute", "always-substitute"), Kind::Globs, Level::Ssh, "names of paths that are fetched even if the client or the derivation disables substitution"),
     setting(Id::DefaultCpu, ("default-cpu", "sandbox.vcpus"), SOME_CPUS, Level::Derivation, "processors of a build, between `min-cpu` and `max-cpu`; with others than the box gives, the result is the member's claim, and not shared or signed"),
     setting(Id::DefaultMemPerCpu, ("default-mem-per-cpu", ""), SOME_MIB, Level::Derivation, "memory of a build for each of its processors, between `min-mem` and `max-mem`; without it a build has `sandbox.memory-mib` of the box. With other memory than the box gives, the result is the member's claim"),
+    setting(Id::HomeTtl, ("home-ttl", "homes.ttl-seconds"), SECONDS, Level::Ssh, "how long a home stays after its last session has ended; then it is gone with all that is in it"),
     setting(Id::InjectFsRandomness, ("inject-fs-randomness", "settings.inject-fs-randomness"), flag(false), Level::Derivation, "whether a builder sees the entries of each directory in a random order, another one in each build, which shows whether a result depends on it; the result is the member's claim, and not shared or signed"),
     setting(Id::KeepBuildsRunning, ("keep-builds-running", "keep-builds-running"), flag(false), Level::Derivation, "whether a build goes on when its last client has disconnected; of several clients the last one's setting counts"),
     setting(Id::KeepGoing, ("keep-going", "keep-going"), flag(true), Level::Ssh, "whether the other derivations of a request are still built after one has failed; what a client says in the protocol comes last"),
@@ -211,7 +215,6 @@ pub const SETTINGS: &[Setting] = &[
 
 /// Settings of nixbuild.net that have no effect here, and why. They are refused, as their users would expect an effect.
 pub const NOT_HERE: &[(&str, &str)] = &[
-    ("allow-home", "there are no homes on this box yet"),
     ("cache-build-failures", "it is called `reuse-build-failures`"),
     ("cache-build-timeouts", "it is called `reuse-build-timeouts`"),
     ("max-cpu-hours-per-month", "it is a limit, and not a setting"),
@@ -338,8 +341,8 @@ mod tests {
             ("keep-goin", "there is no setting `keep-goin`; did you mean `keep-going`?"),
             ("colour", "there is no setting `colour`"),
             (
-                "allow-home",
-                "the setting `allow-home` has no effect on this box: there are no homes on this box yet",
+                "max-cpu-hours-per-month",
+                "the setting `max-cpu-hours-per-month` has no effect on this box: it is a limit, and not a setting",
             ),
         ] {
             assert_eq!(find(name).expect_err(name).in_full(), said);

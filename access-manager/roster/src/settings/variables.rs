@@ -125,7 +125,11 @@ mod tests {
                 "1",
                 "`BARN_KEEP_GOIN` is refused: there is no setting `keep-goin`; did you mean",
             ),
-            ("NIXBUILDNET_ALLOW_HOME", "1", "the setting `allow-home` has no effect on this box"),
+            (
+                "NIXBUILDNET_CACHE_BUILD_FAILURES",
+                "1",
+                "the setting `cache-build-failures` has no effect on this box",
+            ),
             ("BARN_TIMEOUT", "soon", "the setting `timeout` must be"),
             ("BARN_ALLOW_SHELL", "true", "cannot be set by the ssh environment"),
             ("BARN_", "", "there is no setting ``"),

@@ -13,14 +13,19 @@ pub(super) fn resolved(agent: &Agent, caller: &Caller) -> Resolved {
     daemon::layers(&agent.config, &caller.member, &caller.options).resolve()
 }
 
-/// The variables of the client that do not count, a line each. `Err` is the line for a command that the session may not
-/// run. `None`: the shell.
-pub(crate) fn admit(
-    command: Option<&Command>,
-    agent: &Agent,
-    caller: &Caller,
-) -> Result<Vec<String>, String> {
-    if let Some(command) = command {
+/// What a session is for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Purpose<'a> {
+    Command(&'a Command),
+    /// The box's own shell.
+    Shell,
+    /// The member's home, which they have.
+    Home,
+}
+
+/// The variables of the client that do not count, a line each. `Err` is the line for what the session may not do.
+pub(crate) fn admit(purpose: Purpose<'_>, agent: &Agent, caller: &Caller) -> Result<Vec<String>, String> {
+    if let Purpose::Command(command) = purpose {
         command.open_to(&caller.member)?;
     }
     let resolved = resolved(agent, caller);
@@ -31,17 +36,19 @@ pub(crate) fn admit(
     {
         return Err(format!("{wrong}; remove it from `SetEnv` of your ssh configuration"));
     }
-    let for_people = match command {
-        Some(Command::Store(_) | Command::Host(_)) => false,
-        None
-        | Some(
-            Command::Print(_)
+    let for_people = match purpose {
+        Purpose::Command(Command::Store(_) | Command::Host(_)) | Purpose::Home => false,
+        Purpose::Shell
+        | Purpose::Command(
+            Command::Shell
+            | Command::Print(_)
             | Command::Status(_)
             | Command::Who(_)
             | Command::Maintaining(_)
             | Command::Log(_)
             | Command::Builds(_)
             | Command::Usage(_)
+            | Command::Home(_)
             | Command::Keys(_)
             | Command::Ticket(_)
             | Command::Settings(_),

@@ -42,6 +42,7 @@ struct Status {
     weaker: Option<String>,
     signing_key: String,
     builds: Builds,
+    homes: Homes,
     /// Why the box starts no builds, if a maintainer has drained it.
     #[serde(skip_serializing_if = "Option::is_none")]
     drained: Option<Drained>,
@@ -49,6 +50,16 @@ struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     store: Option<Room>,
     roster: Roster,
+}
+
+/// How many homes of everybody there are, and how many there can be.
+#[derive(Serialize)]
+struct Homes {
+    open: usize,
+    most: usize,
+    /// Why there are none on this box.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    none_because: Option<String>,
 }
 
 /// How many builds of everybody there are, and how many can run.
@@ -91,6 +102,11 @@ impl Status {
             weaker: builds::backend::weaker(&config.sandbox),
             signing_key: agent.signing_key.to_string(),
             builds: Builds { running, waiting, slots: config.limits.max_jobs },
+            homes: Homes {
+                open: agent.homes.list().len(),
+                most: agent.homes.most(),
+                none_because: agent.homes.none_because().map(str::to_owned),
+            },
             drained: agent.realiser.scheduler.drained().map(|drained| (*drained).clone()),
             store: super::is_maintainer(&now, member).then(|| Room::of(agent)).flatten(),
             roster: Roster {
@@ -122,6 +138,11 @@ impl Status {
         );
         let Builds { running, waiting, slots } = self.builds;
         let _ = writeln!(text, "load         {running} of {slots} slots in use, {waiting} waiting");
+        let Homes { open, most, none_because } = &self.homes;
+        let _ = match none_because {
+            Some(why) => writeln!(text, "homes        none: {why}"),
+            None => writeln!(text, "homes        {open} of {most} in use"),
+        };
         if let Some(drained) = &self.drained {
             let _ = writeln!(text, "drained      {drained}");
             if let Some(deadline) = drained.deadline {

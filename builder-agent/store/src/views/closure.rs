@@ -4,7 +4,7 @@
 //! a claim. Therefore a build takes its inputs from one snapshot, contents and provenance alike; its result
 //! is Verified only if all paths of that snapshot were.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
@@ -87,8 +87,18 @@ impl Closure {
     /// An EROFS image whose root directory lists exactly the basenames of its paths. Only metadata is generated;
     /// the data stays in the objects. Keeps one open descriptor per path while it lives.
     pub fn compose(&self) -> Result<Composed, ComposeError> {
+        self.compose_of(|_| true)
+    }
+
+    /// The same with those of its paths that are in `some`.
+    pub fn compose_some(&self, some: &BTreeSet<StorePath>) -> Result<Composed, ComposeError> {
+        self.compose_of(|path| some.contains(path))
+    }
+
+    fn compose_of(&self, of: impl Fn(&StorePath) -> bool) -> Result<Composed, ComposeError> {
         // A StorePath sorts like its basename, so the names are in the order that the directory needs.
-        let infos: Vec<&Arc<PathInfo>> = self.info.paths.values().map(|(info, _)| info).collect();
+        let infos = self.info.paths.iter().filter(|(path, _)| of(path));
+        let infos: Vec<&Arc<PathInfo>> = infos.map(|(_, (info, _))| info).collect();
         let damaged = |i: usize, why| ComposeError::Damaged { path: infos[i].path.clone(), why };
         let mut composer = Composer::new();
         for (i, info) in infos.iter().enumerate() {

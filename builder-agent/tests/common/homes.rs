@@ -1,0 +1,175 @@
+//! Homes without machines: Debian's sshd in a mount namespace of this machine, which has users and folders as a home has.
+//!
+//! The front door, the ssh connections into homes and the life of a home are real then, and what is shown in a home's store is
+//! written down here. Needs root and an sshd.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ::homes::{Control, Machine, Machines, Started};
+use egress::Event;
+use sandbox::home::{HomeEnd, HomeJob, RequestError, SmallFile};
+use sandbox::{Cancel, Image, SandboxError, Usage};
+
+const SSHD: &str = "/usr/sbin/sshd";
+
+/// What one home was asked to show.
+#[derive(Default)]
+pub struct Attached {
+    /// Base names.
+    pub paths: Vec<String>,
+    /// Names of files with their contents.
+    pub files: Vec<(String, Vec<u8>)>,
+    /// How many images, and their bytes.
+    pub images: Vec<u64>,
+}
+
+#[derive(Clone, Default)]
+pub struct Beside {
+    /// Homes that were started.
+    pub started: Arc<AtomicUsize>,
+    /// Those that run.
+    pub running: Arc<AtomicUsize>,
+    /// What all of them were asked to show.
+    pub attached: Arc<Mutex<Attached>>,
+    /// If set, homes are not started, for this reason.
+    pub broken: Arc<Mutex<Option<String>>>,
+}
+
+/// Why these tests cannot run here.
+pub fn impossible() -> Option<String> {
+    if !rustix::process::getuid().is_root() {
+        return Some("needs root, for a mount namespace".into());
+    }
+    (!Path::new(SSHD).exists()).then(|| format!("needs {SSHD}, of the package openssh-server"))
+}
+
+/// The namespace of one home.
+struct Place {
+    dir: tempfile::TempDir,
+    holder: Mutex<Child>,
+    attached: Arc<Mutex<Attached>>,
+    running: Arc<AtomicUsize>,
+}
+
+impl Machines for Beside {
+    fn start(&self, job: &HomeJob, _cancel: &Cancel) -> Result<Started, SandboxError> {
+        if let Some(why) = self.broken.lock().expect("a reason").clone() {
+            return Err(SandboxError::Unavailable { why });
+        }
+        self.started.fetch_add(1, Ordering::SeqCst);
+        self.running.fetch_add(1, Ordering::SeqCst);
+        let place = Place::new(job, self);
+        let place = Arc::new(place);
+        Ok(Started { control: place.clone(), machine: Box::new(Idle(place)) })
+    }
+}
+
+impl Place {
+    fn new(job: &HomeJob, beside: &Beside) -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+        let user = &job.user;
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, text).expect("written");
+            path
+        };
+        write(
+            "passwd",
+            &format!(
+                "root:x:0:0::/root:/bin/sh\nsshd:x:101:65534::/run/sshd:/usr/sbin/nologin\n{user}:x:1000:1000::/home/{user}:/bin/bash\n"
+            ),
+        );
+        write("group", &format!("root:x:0:\ntty:x:5:\n{user}:x:1000:\nnogroup:x:65534:\n"));
+        let key = write("host_key", &job.ssh_host_key);
+        fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("a mode");
+        write("authorized_keys", &job.authorized_key);
+        let here = dir.path().display();
+        write(
+            "sshd_config",
+            &format!(
+                "HostKey {here}/host_key\nAuthorizedKeysFile {here}/authorized_keys\nStrictModes no\nUsePAM no\n\
+             PasswordAuthentication no\nKbdInteractiveAuthentication no\nMaxSessions 500\n\
+             StreamLocalBindUnlink yes\nAcceptEnv LANG LC_* COLORTERM\nPrintMotd no\nPrintLastLog no\nSubsystem sftp internal-sftp\n"
+            ),
+        );
+        let set_up = format!(
+            "set -e; mount --make-rprivate /; mount -t tmpfs tmpfs /run; mkdir /run/sshd; mkdir -p /nix; mount -t tmpfs tmpfs /nix; \
+             mkdir -p /nix/store /nix/var/nix/daemon-socket; chown 1000:1000 /nix/var/nix/daemon-socket; \
+             mount -t tmpfs -o mode=755 tmpfs /home; mkdir /home/{user}; chown 1000:1000 /home/{user}; \
+             mount --bind {here}/passwd /etc/passwd; mount --bind {here}/group /etc/group; \
+             touch {here}/ready; exec cat"
+        );
+        // It ends with this process, whose end of the pipe closes then.
+        let holder = Command::new("unshare")
+            .args(["--mount", "sh", "-c", &set_up])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("unshare");
+        while !dir.path().join("ready").exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let (attached, running) = (beside.attached.clone(), beside.running.clone());
+        Self { dir, holder: Mutex::new(holder), attached, running }
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("sshd_config")
+    }
+}
+
+impl Control for Place {
+    fn connect(&self) -> Result<(UnixStream, Box<dyn Send + Sync>), RequestError> {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let pid = self.holder.lock().expect("a holder").id().to_string();
+        let (stdin, stdout) = (OwnedFd::from(theirs.try_clone().expect("a copy")), OwnedFd::from(theirs));
+        let log = fs::File::create(self.dir.path().join("log")).expect("a log");
+        let mut sshd = Command::new("nsenter")
+            .args(["--mount", "--target", &pid, SSHD, "-i", "-e", "-f"])
+            .arg(self.config())
+            .stdin(stdin)
+            .stdout(stdout)
+            .stderr(Stdio::from(log))
+            .spawn()
+            .expect("sshd");
+        // Reaped when its stream ends.
+        std::thread::spawn(move || sshd.wait());
+        Ok((ours, Box::new(())))
+    }
+
+    fn attach(
+        &self,
+        image: Option<&Image>,
+        paths: &[String],
+        files: &[SmallFile],
+    ) -> Result<(), RequestError> {
+        let mut attached = self.attached.lock().expect("what is attached");
+        attached.paths.extend_from_slice(paths);
+        attached.files.extend(files.iter().map(|file| (file.name.clone(), file.contents.clone())));
+        attached
+            .images
+            .extend(image.map(|image| image.segments.iter().map(|segment| segment.len).sum::<u64>()));
+        Ok(())
+    }
+}
+
+/// The machine, which does nothing by itself.
+struct Idle(Arc<Place>);
+
+impl Machine for Idle {
+    fn run(self: Box<Self>, _tell: &mut (dyn FnMut(Event) + Send), cancel: &Cancel) -> (HomeEnd, Usage) {
+        while !cancel.wait(Duration::from_secs(3600)) {}
+        let mut holder = self.0.holder.lock().expect("a holder");
+        let _ = holder.kill();
+        let _ = holder.wait();
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+        (HomeEnd::Cancelled, Usage { cpu: Duration::from_secs(2), ..Usage::default() })
+    }
+}
