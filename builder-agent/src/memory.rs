@@ -1,4 +1,4 @@
-//! Compares what the store, builds and sessions may take with what the machine has, at the start.
+//! Compares what the store, builds, homes and sessions may take with what the machine has, at the start.
 //!
 //! Too much is a warning and not an error: all of it at once is rare, and a box that does not start cannot be asked why.
 
@@ -6,10 +6,10 @@ use settings::{Config, machine_memory};
 use store::{Space, Store};
 
 /// Logs what does not fit.
-pub fn compare(config: &Config, store: &Store) {
+pub fn compare(config: &Config, homes: bool, store: &Store) {
     match store.space() {
         Ok(space) => {
-            let needs = Needs::of(config, store.is_in_memory().then_some(space.total));
+            let needs = Needs::of(config, homes, store.is_in_memory().then_some(space.total));
             let outputs = config.limits.max_output_bytes;
             for warning in needs.warning(machine_memory()).into_iter().chain(small(&space, outputs)) {
                 tracing::warn!("{warning}");
@@ -29,10 +29,12 @@ struct Needs {
     /// Of the largest one, which may be more than all slots.
     largest: u64,
     sessions: u64,
+    /// Of all homes; 0 if the box has none.
+    homes: u64,
 }
 
 impl Needs {
-    fn of(config: &Config, store_in_memory: Option<u64>) -> Self {
+    fn of(config: &Config, homes: bool, store_in_memory: Option<u64>) -> Self {
         let build = config.sandbox.memory_mib.min(config.limits.max_memory_mib);
         Self {
             store: store_in_memory.unwrap_or_default(),
@@ -40,14 +42,18 @@ impl Needs {
             build: u64::from(build) << 20,
             largest: u64::from(config.limits.max_memory_mib) << 20,
             sessions: config.limits.max_session_bytes,
+            homes: match homes {
+                true => (u64::from(config.homes.memory_mib) << 20).saturating_mul(config.homes.max as u64),
+                false => 0,
+            },
         }
     }
 
     /// The warning, if the machine has less.
     fn warning(&self, machine: u64) -> Option<String> {
-        let Self { store, jobs, build, largest, sessions } = *self;
+        let Self { store, jobs, build, largest, sessions, homes } = *self;
         let builds = jobs.saturating_mul(build).max(largest);
-        let all = store.saturating_add(builds).saturating_add(sessions);
+        let all = store.saturating_add(builds).saturating_add(sessions).saturating_add(homes);
         if all <= machine {
             return None;
         }
@@ -56,10 +62,14 @@ impl Needs {
             0 => String::new(),
             store => format!("the store {} MiB (it is in memory), ", mib(store)),
         };
+        let of_homes = match homes {
+            0 => String::new(),
+            homes => format!(", homes {} MiB (`homes.max`, `homes.memory-mib`)", mib(homes)),
+        };
         Some(format!(
             "this machine has {} MiB of memory, and at most {} MiB may be in use: {in_memory}{jobs} builds with {} MiB each, \
              or one with {} (`limits.max-jobs`, `sandbox.memory-mib`, `limits.max-memory-mib`), sessions {} MiB \
-             (`limits.max-session-memory-mib`); lower one of them, or make the store smaller",
+             (`limits.max-session-memory-mib`){of_homes}; lower one of them, or make the store smaller",
             mib(machine),
             mib(all),
             mib(build),
@@ -86,7 +96,8 @@ mod tests {
 
     #[test]
     fn what_may_be_in_use_at_once_is_compared_with_the_machine() {
-        let needs = Needs { store: 6 << 30, jobs: 4, build: 1 << 30, largest: 3 << 30, sessions: 2 << 30 };
+        let needs =
+            Needs { store: 6 << 30, jobs: 4, build: 1 << 30, largest: 3 << 30, sessions: 2 << 30, homes: 0 };
         assert_eq!(needs.warning(12 << 30), None);
         let warning = needs.warning(10 << 30).expect("too much");
         for part in [
@@ -100,6 +111,8 @@ mod tests {
         }
         let large = Needs { largest: 5 << 30, ..needs }.warning(12 << 30).expect("too much");
         assert!(large.contains("13312 MiB may") && large.contains("or one with 5120"), "{large}");
+        let with_homes = Needs { homes: 3 << 30, ..needs }.warning(12 << 30).expect("too much");
+        assert!(with_homes.contains("homes 3072 MiB (`homes.max`, `homes.memory-mib`)"), "{with_homes}");
         let on_disk = Needs { store: 0, ..needs }.warning(1 << 30).expect("too much");
         assert!(!on_disk.contains("the store 0"), "{on_disk}");
     }

@@ -35,12 +35,7 @@ pub enum ReloadError {
 }
 
 /// Asks the agent with this configuration to execute this program. Returns how many builds went on.
-pub fn run(
-    config: &Config,
-    file: &Path,
-    patience: Duration,
-    end_homes: bool,
-) -> Result<usize, ReloadError> {
+pub fn run(config: &Config, file: &Path, patience: Duration, end_homes: bool) -> Result<usize, ReloadError> {
     let request = Request {
         format: takeover::format(),
         executable: std::env::current_exe()?,

@@ -210,7 +210,6 @@ async fn open(
     let store = open_store(store_folder, settings).await?;
     // First of all: nothing may remove what the builds of an earlier agent see.
     let inputs = earlier.as_mut().map(|earlier| earlier.runs.hold_inputs(&store)).unwrap_or_default();
-    memory::compare(&config, &store);
     // On a disk each commit may wait, also where the store does not notice.
     let threads = if store.is_in_memory() { threads.whose_commits_hand_over() } else { threads };
     let backend::Opened { builds: backend, machines } = backend::open(&config.sandbox, &config.network)?;
@@ -265,6 +264,7 @@ async fn open(
         threads: threads.clone(),
     };
     let homes = Homes::new(parts);
+    memory::compare(&config, homes.none_because().is_none(), &store);
     if let Some(why) = homes.none_because() {
         tracing::info!(why, "this box has no homes");
     }
