@@ -96,8 +96,25 @@ fn argument(
 
 /// Installs the filter in this thread and all others of the process.
 pub fn install(filter: &BpfProgram) -> Result<(), SeccompError> {
+    keep_malloc_within_the_filter();
     Ok(seccompiler::apply_filter_all_threads(filter)?)
 }
+
+/// glibc's malloc opens `/proc/sys/vm/overcommit_memory` before it gives free memory of a thread other than the main one back for
+/// the first time, and counts the processors before it makes a ninth arena. So it does neither. What is large is mapped, and
+/// goes back at once.
+#[cfg(target_env = "gnu")]
+fn keep_malloc_within_the_filter() {
+    let settings =
+        [(libc::M_TRIM_THRESHOLD, i32::MAX), (libc::M_MMAP_THRESHOLD, 128 << 10), (libc::M_ARENA_MAX, 1)];
+    for (name, value) in settings {
+        // SAFETY: takes two numbers, and may be called at any time. It fails for names that it does not know, and knows these.
+        unsafe { libc::mallopt(name, value) };
+    }
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn keep_malloc_within_the_filter() {}
 
 #[cfg(test)]
 mod tests {
@@ -192,6 +209,46 @@ mod tests {
             }
             assert_eq!(libc::WEXITSTATUS(status), 0, "the filter could not be installed");
             false
+        }
+    }
+
+    /// In threads that have memory of their own. Each way of allocating is used: from heaps that grow and shrink, and by mappings.
+    #[test]
+    fn memory_is_allocated_and_freed_in_any_amount_without_another_system_call() {
+        let filter = filter_with(BUILD);
+        // SAFETY: under nextest a test has a process of its own, whose other thread only waits for this one: no lock is held
+        // that the child would miss. The child ends with _exit.
+        unsafe {
+            let pid = libc::fork();
+            assert!(pid >= 0);
+            if pid == 0 {
+                let gate = std::sync::Arc::new(std::sync::Barrier::new(13));
+                for _ in 0..12 {
+                    let gate = gate.clone();
+                    std::thread::spawn(move || {
+                        gate.wait();
+                        gate.wait();
+                        for size in [1 << 10, 64 << 10, 256 << 10, 64 << 10] {
+                            let all: Vec<Vec<u8>> = (0..64).map(|_| vec![1; size]).collect();
+                            drop(std::hint::black_box(all));
+                        }
+                        gate.wait();
+                        loop {
+                            std::thread::park();
+                        }
+                    });
+                }
+                gate.wait();
+                if install(&filter).is_err() {
+                    libc::_exit(3);
+                }
+                gate.wait();
+                gate.wait();
+                libc::_exit(0);
+            }
+            let mut status = 0;
+            assert_eq!(libc::waitpid(pid, &mut status, 0), pid);
+            assert_eq!(status, 0, "killed, or not installed");
         }
     }
 
