@@ -1,8 +1,8 @@
 //! The system calls of a running VMM. Any other ends the process.
 //!
 //! Installed on all threads at once, after the last thread, file and mapping was made and before the first guest
-//! instruction. So there is no opening, no connecting, no cloning, no executing, and of the ioctls only KVM_RUN. A machine with
-//! a growing disk gets more files and maps them while it runs: its VMM has a filter that allows just that in addition.
+//! instruction. So there is no opening, no connecting, no cloning, no executing, and of the ioctls only KVM_RUN. A home
+//! gets files, which its VMM maps, and streams while it runs: the filter of its VMM allows just that in addition.
 
 use std::collections::BTreeMap;
 
@@ -46,7 +46,7 @@ const ALLOWED: &[(libc::c_long, &str)] = &[
     (libc::SYS_clock_gettime, "when the vDSO cannot answer"),
     (libc::SYS_restart_syscall, "the kernel, after a stop and continue"),
     (libc::SYS_rt_sigreturn, "return from a signal"),
-    (libc::SYS_close, "an eventfd dropped on the way out"),
+    (libc::SYS_close, "an eventfd dropped on the way out; what a home was given"),
     (libc::SYS_exit, "a thread ends"),
     (libc::SYS_exit_group, "the VMM ends"),
 ];
@@ -54,7 +54,7 @@ const ALLOWED: &[(libc::c_long, &str)] = &[
 /// What the VMM of a machine with a growing disk needs beside those. No other VMM may receive descriptors.
 #[rustfmt::skip]
 const ALLOWED_WITH_A_DISK: &[(libc::c_long, &str)] = &[
-    (libc::SYS_recvmsg, "the files of an image, with a byte for each batch"),
+    (libc::SYS_recvmsg, "the files of an image, with a byte for each batch; a stream"),
     (libc::SYS_fstat, "a file is not mapped beyond its end"),
 ];
 
@@ -121,8 +121,8 @@ mod tests {
     use super::*;
     use crate::kvm::handover::DeviceKind;
 
-    const BUILD: &[DeviceKind] = &[DeviceKind::Vsock { streams: 1 }, DeviceKind::Rng, DeviceKind::Net];
-    const HOME: &[DeviceKind] = &[DeviceKind::Vsock { streams: 2 }, DeviceKind::Disk, DeviceKind::Net];
+    const BUILD: &[DeviceKind] = &[DeviceKind::Vsock, DeviceKind::Rng, DeviceKind::Net];
+    const HOME: &[DeviceKind] = &[DeviceKind::Vsock, DeviceKind::Disk, DeviceKind::Net];
 
     fn filter_with(devices: &[DeviceKind]) -> BpfProgram {
         filter(&Shape { vcpus: 1, memory_mib: 128, devices: devices.to_vec() }).unwrap()
