@@ -3,9 +3,9 @@
 //!
 //! ```text
 //! run-home --kernel FILE --initrd FILE --root home.erofs [--memory MIB] [--vcpus N] [--device pmem|blk] [--cmdline WORDS]
-//!          [--image FILE.erofs --path NAME…] [--listen ADDRESS:PORT]
+//!          [--image FILE.erofs --path NAME…]… [--listen ADDRESS:PORT]
 //! ```
-//! Kernel and initrd are made by `netboot-image guest`, the root by `netboot-image home`. `--image` is attached too, and
+//! Kernel and initrd are made by `netboot-image guest`, the root by `netboot-image home`. Each `--image` is attached too, and
 //! shows these names of its root in /nix/store. With `--listen`, one connection to that address becomes the one to sshd, so that
 //! `ssh -i KEY me@…` works (the key is printed), and the home ends with it.
 
@@ -35,8 +35,8 @@ impl HomeHost for Printer {
 
 fn main() -> Result<(), Failure> {
     child_main_if_requested();
-    let (mut kernel, mut initrd, mut root, mut image, mut listen) = (None, None, None, None, None);
-    let (mut memory_mib, mut vcpus, mut paths) = (1024, 1, Vec::new());
+    let (mut kernel, mut initrd, mut root, mut listen) = (None, None, None, None);
+    let (mut memory_mib, mut vcpus, mut images) = (1024, 1, Vec::<(Image, Vec<String>)>::new());
     let (mut device, mut cmdline) = (ClosureDevice::Pmem, String::new());
     let mut args = std::env::args().skip(1);
     while let Some(argument) = args.next() {
@@ -45,8 +45,8 @@ fn main() -> Result<(), Failure> {
             "--kernel" => kernel = Some(value()?),
             "--initrd" => initrd = Some(value()?),
             "--root" => root = Some(value()?),
-            "--image" => image = Some(value()?),
-            "--path" => paths.push(value()?),
+            "--image" => images.push((whole(&value()?)?, Vec::new())),
+            "--path" => images.last_mut().ok_or("--path belongs to an --image")?.1.push(value()?),
             "--listen" => listen = Some(value()?),
             "--memory" => memory_mib = value()?.parse()?,
             "--vcpus" => vcpus = value()?.parse()?,
@@ -79,11 +79,10 @@ fn main() -> Result<(), Failure> {
             processes: 1000,
             greeting: "A home that was started by hand.\n".into(),
         };
-        let image = image.map(|image| whole(&image)).transpose()?;
         if listen.is_some() {
             println!("the member's key is {}", keys.join("member").display());
         }
-        try_home(&KvmBackend::new(config), &job, image.as_ref(), &paths, listen)
+        try_home(&KvmBackend::new(config), &job, &images, listen)
     });
     fs::remove_dir_all(&keys)?;
     tried
@@ -92,8 +91,7 @@ fn main() -> Result<(), Failure> {
 fn try_home(
     backend: &KvmBackend,
     job: &HomeJob,
-    image: Option<&Image>,
-    paths: &[String],
+    images: &[(Image, Vec<String>)],
     listen: Option<String>,
 ) -> Result<(), Failure> {
     let cancel = Cancel::new();
@@ -117,11 +115,11 @@ fn try_home(
         let began = Instant::now();
         control.attach(None, &[], &[file])?;
         println!("/nix/store/{name} is there after {:?}", began.elapsed());
-        if image.is_some() {
-            let began = Instant::now();
-            control.attach(image, paths, &[])?;
-            println!("{} paths of the image are there after {:?}", paths.len(), began.elapsed());
+        let began = Instant::now();
+        for (image, paths) in images {
+            control.attach(Some(image), paths, &[])?;
         }
+        println!("what {} images have is there after {:?}", images.len(), began.elapsed());
         if let Some(address) = listen {
             let listener = TcpListener::bind(&address)?;
             println!("waiting for one connection to {address}");
