@@ -6,20 +6,19 @@
 //!          [--image FILE.erofs --path NAME…]… [--listen ADDRESS:PORT]
 //! ```
 //! Kernel and initrd are made by `netboot-image guest`, the root by `netboot-image home`. Each `--image` is attached too, and
-//! shows these names of its root in /nix/store. With `--listen`, one connection to that address becomes the one to sshd, so that
-//! `ssh -i KEY me@…` works (the key is printed), and the home ends with it.
+//! shows these names of its root in /nix/store. With `--listen`, each connection to that address gets an sshd, so that
+//! `ssh -i KEY me@…` works (the key is printed), until standard input ends.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use sandbox::home::{self, Connection, Home, HomeHost, HomeJob, SmallFile};
+use sandbox::home::{self, Connection, Control, Home, HomeHost, HomeJob, SmallFile};
 use sandbox::kvm::{ClosureDevice, KvmBackend, KvmConfig, jail};
 use sandbox::{Cancel, Image, Segment, child_main_if_requested};
 
@@ -104,10 +103,8 @@ fn try_home(
     };
     let used = (|| -> Result<(), Failure> {
         let began = Instant::now();
-        let Connection { stream, port: _port } = control.connect()?;
-        let mut reader = BufReader::new(stream.try_clone()?);
         let mut banner = String::new();
-        reader.read_line(&mut banner)?;
+        BufReader::new(control.connect()?.stream).read_line(&mut banner)?;
         println!("sshd says {:?} after {:?}", banner.trim_end(), began.elapsed());
 
         let name = "00000000000000000000000000000000-hello.drv";
@@ -122,8 +119,10 @@ fn try_home(
         println!("what {} images have is there after {:?}", images.len(), began.elapsed());
         if let Some(address) = listen {
             let listener = TcpListener::bind(&address)?;
-            println!("waiting for one connection to {address}");
-            relay(listener.accept()?.0, &banner, reader, stream)?;
+            println!("waiting for connections to {address}");
+            let control = control.clone();
+            thread::spawn(move || serve(&listener, &control));
+            io::copy(&mut io::stdin(), &mut io::sink())?;
         }
         Ok(())
     })();
@@ -146,21 +145,25 @@ fn whole(path: &str) -> Result<Image, Failure> {
     Ok(Image { segments: vec![Segment { file: Arc::new(file), offset: 0, len }] })
 }
 
+fn serve(listener: &TcpListener, control: &Control) {
+    for client in listener.incoming().map_while(Result::ok) {
+        let control = control.clone();
+        thread::spawn(move || match control.connect() {
+            Ok(connection) => relay(client, connection),
+            Err(error) => println!("no connection: {error}"),
+        });
+    }
+}
+
 /// Until one of the sides hangs up.
-fn relay(
-    client: TcpStream,
-    banner: &str,
-    mut from_sshd: BufReader<UnixStream>,
-    mut to_sshd: UnixStream,
-) -> Result<(), Failure> {
-    let (mut to_client, mut from_client) = (client.try_clone()?, client);
-    io::Write::write_all(&mut to_client, banner.as_bytes())?;
+fn relay(client: TcpStream, Connection { stream, port: _port }: Connection) {
+    let (Ok(mut to_client), Ok(mut to_sshd)) = (client.try_clone(), stream.try_clone()) else { return };
+    let (mut from_client, mut from_sshd) = (client, stream);
     let other = thread::spawn(move || {
         let _ = io::copy(&mut from_client, &mut to_sshd);
         let _ = to_sshd.shutdown(Shutdown::Both);
     });
-    io::copy(&mut from_sshd, &mut to_client)?;
-    to_client.shutdown(Shutdown::Both)?;
-    other.join().map_err(|_| "the relay panicked")?;
-    Ok(())
+    let _ = io::copy(&mut from_sshd, &mut to_client);
+    let _ = to_client.shutdown(Shutdown::Both);
+    let _ = other.join();
 }
