@@ -31,7 +31,7 @@ impl Group {
     }
 }
 
-/// Makes a group with this name, which gets the memory of this machine except a reserve.
+/// Makes a group with this name, which gets this memory except a reserve.
 pub fn create(name: &str, memory: u64) -> io::Result<PathBuf> {
     let base = Path::new("/cgroup");
     fs::create_dir_all(base)?;

@@ -20,13 +20,22 @@ const DEVICES: [(&str, u32, u32); 6] =
 
 /// All memory this machine has, in bytes.
 pub fn memory_bytes() -> io::Result<u64> {
+    memory_info("MemTotal")
+}
+
+/// The memory that programs can still have, in bytes, as the kernel estimates it.
+pub fn available_bytes() -> io::Result<u64> {
+    memory_info("MemAvailable")
+}
+
+fn memory_info(name: &str) -> io::Result<u64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     text.lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
         .and_then(|rest| rest.trim().strip_suffix("kB"))
         .and_then(|kib| kib.trim().parse::<u64>().ok())
         .map(|kib| kib * 1024)
-        .ok_or_else(|| io::Error::other("no MemTotal in /proc/meminfo"))
+        .ok_or_else(|| io::Error::other(format!("no {name} in /proc/meminfo")))
 }
 
 /// Makes the builder's root. `closure` becomes the read-only lower half of /nix/store.
@@ -109,4 +118,16 @@ pub fn tmpfs_with_devices(target: &Path, options: &str) -> io::Result<()> {
 
 pub fn bind(from: &Path, to: &Path) -> io::Result<()> {
     sys::mount(&from.display().to_string(), to, "", libc::MS_BIND, "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_can_have_a_part_of_the_memory() {
+        let (all, available) = (memory_bytes().unwrap(), available_bytes().unwrap());
+        assert!(available > 0 && available < all, "{available} {all}");
+        assert!(memory_info("Mem").unwrap_err().to_string().contains("no Mem in"));
+    }
 }

@@ -234,3 +234,25 @@ fn images_beyond_the_last_partition_are_behind_loop_devices() {
         let _ = sys::unmount(&store.dir.join(path));
     }
 }
+
+#[test]
+fn paths_that_are_shown_later_appear_in_a_mount_namespace_that_was_made_before() {
+    let folder =
+        in_namespaces!("paths_that_are_shown_later_appear_in_a_mount_namespace_that_was_made_before");
+    let (mut store, ranges) = store(&folder, &[&tree(&folder, "one")]);
+    // As in a home.
+    sys::mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_SHARED, "").unwrap();
+    let mut inner = Command::new("unshare")
+        .args(["--mount", "--propagation", "slave", "sh", "-c", "echo ready; read go; cat $0/bbb-file"])
+        .arg(&store.dir)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 6];
+    inner.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    attach(&mut store, &request(Some(ranges[0]), &EVERY_KIND, &[]), &[]).unwrap();
+    inner.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let output = inner.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "one");
+}
