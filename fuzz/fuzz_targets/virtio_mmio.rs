@@ -79,7 +79,7 @@ fuzz_target!(|data: &[u8]| {
         send(&network, &[0xaa; FRAME_MAX + 1][..len], SendFlags::DONTWAIT).expect("an empty socket");
     }
     let device: Box<dyn Device> = match kind % 5 {
-        0 => Box::new(Vsock::new([(1024, ours), (1025, second)])),
+        0 => Box::new(Vsock::new(1024, ours)),
         1 => Box::new(Pmem::new(1 << 32, 2 << 20)),
         2 => Box::new(Net::new(socket)),
         3 => Box::new(Blk::new(disk())),
@@ -90,6 +90,9 @@ fuzz_target!(|data: &[u8]| {
     if kind & 0x80 == 0 {
         start(&mut transport);
     }
+    // Refused by all devices but one, and by that one if it has no driver.
+    let is_plugged = transport.plug(1025, second).is_ok();
+    assert_eq!(is_plugged, kind % 5 == 0 && kind & 0x80 == 0);
     // Offset, length and direction, value: six bytes each. Then queue memory.
     let (steps, queues) = rest.split_at(rest.len().min(usize::from(*accesses) * 6));
     let queues = &queues[..queues.len().min(RAM)];
@@ -107,7 +110,10 @@ fuzz_target!(|data: &[u8]| {
             transport.read(offset, &mut vec![0; len]);
         }
         if step[1] & 0x20 != 0 {
-            transport.ready(EventSet::IN | EventSet::OUT);
+            let events = EventSet::IN | EventSet::OUT;
+            let given_up = if step[1] & 0xc0 == 0xc0 { EventSet::HANG_UP } else { EventSet::empty() };
+            transport.ready(u32::from(step[0] & 1), events | given_up);
+            transport.release();
         }
         if let Some(queue) = transport.unfinished() {
             transport.kick(queue);

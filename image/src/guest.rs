@@ -3,8 +3,8 @@
 //!
 //! The initrd is not compressed: it is mapped, not downloaded, and unpacking would take time in every build.
 //! Format: `/init` is the guest binary, `/bin/busybox` the shell for builds, `/modules/order` lists the files
-//! in `/modules` one a line in the order to load them, and `/modules/network` those that follow in a machine with a
-//! network card. Not here: the guest program.
+//! in `/modules` one a line in the order to load them, and `/modules/network` and `/modules/home` those that follow in a machine
+//! with a network card, and in a home. Not here: the guest program.
 
 use crate::cpio::Archive;
 use crate::kernel::{self, ExtractError};
@@ -26,6 +26,9 @@ pub(crate) const GUEST_MODULES: [&str; 8] = [
 
 /// For guests with a network card.
 pub(crate) const NETWORK_MODULES: [&str; 1] = ["virtio_net"];
+
+/// For homes.
+pub(crate) const HOME_MODULES: [&str; 1] = ["loop"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
@@ -78,8 +81,9 @@ pub fn assemble(kernel: &KernelPackage, guest: &Path, busybox: &Path) -> Result<
     archive.char_device("dev/console", 0o600, 5, 1);
     archive.file("init", 0o755, guest.clone());
     archive.file("bin/busybox", 0o755, busybox.clone());
-    let [always, network] = modules::load_orders(&kernel.modules, [&GUEST_MODULES, &NETWORK_MODULES])?;
-    for (list, modules) in [("order", always), ("network", network)] {
+    let lists: [&[&str]; 3] = [&GUEST_MODULES, &NETWORK_MODULES, &HOME_MODULES];
+    let [always, network, home] = modules::load_orders(&kernel.modules, lists)?;
+    for (list, modules) in [("order", always), ("network", network), ("home", home)] {
         let mut order = String::new();
         for module in modules {
             order += &module.file;
@@ -169,7 +173,12 @@ mod tests {
         let mut cpio = std::process::Command::new("cpio");
         cpio.args(["-id", "--quiet"]).current_dir(dir.path());
         crate::tool::output_with_input(&mut cpio, &files.initrd, "unpack").unwrap();
-        for (list, count) in [("order", GUEST_MODULES.len()), ("network", NETWORK_MODULES.len())] {
+        let lists = [
+            ("order", GUEST_MODULES.len()),
+            ("network", NETWORK_MODULES.len()),
+            ("home", HOME_MODULES.len()),
+        ];
+        for (list, count) in lists {
             let order = std::fs::read_to_string(dir.path().join("modules").join(list)).unwrap();
             assert_eq!(order.lines().count(), count);
             for file in order.lines() {

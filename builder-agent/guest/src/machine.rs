@@ -29,6 +29,8 @@ use crate::watch::Meter;
 const CONNECT_TRIES: u32 = 200;
 const CONNECT_PAUSE: Duration = Duration::from_millis(25);
 
+const MODULES: &str = "/modules";
+
 /// Never returns: the machine ends with its only task.
 pub fn main(init_ns: u64) -> ! {
     std::panic::set_hook(Box::new(|panic| {
@@ -45,7 +47,7 @@ fn serve(init_ns: u64) -> io::Result<()> {
     mount_own()?;
     // When the machine runs out of memory, the kernel must kill the build and not the guest.
     fs::write("/proc/self/oom_score_adj", "-1000")?;
-    modules::load_all(Path::new("/modules"));
+    modules::load_all(Path::new(MODULES));
     sys::loopback_up()?;
     let mut stream = Stream::new(connect(VSOCK_PORT, CONNECT_TRIES)?);
     let kernel = sys::kernel_release();

@@ -199,8 +199,8 @@ impl Backend for QemuBackend {
         let far_end = Qemu { child, memory: u64::from(machine.memory_mib) << 20 };
         let guest = accept(listener, Duration::from_secs(60))
             .map_err(|e| SandboxError::Unavailable { why: e.to_string() })?;
-        let streams = Streams { guest, ssh: None };
-        Ok(Started { far_end: Box::new(far_end), streams, network: None, disk: None })
+        let streams = Streams { guest };
+        Ok(Started { far_end: Box::new(far_end), streams, network: None, plugs: None })
     }
 }
 

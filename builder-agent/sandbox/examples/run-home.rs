@@ -3,23 +3,22 @@
 //!
 //! ```text
 //! run-home --kernel FILE --initrd FILE --root home.erofs [--memory MIB] [--vcpus N] [--device pmem|blk] [--cmdline WORDS]
-//!          [--image FILE.erofs --path NAME…] [--listen ADDRESS:PORT]
+//!          [--image FILE.erofs --path NAME…]… [--listen ADDRESS:PORT]
 //! ```
-//! Kernel and initrd are made by `netboot-image guest`, the root by `netboot-image home`. `--image` is attached too, and
-//! shows these names of its root in /nix/store. With `--listen`, one connection to that address becomes the one to sshd, so that
-//! `ssh -i KEY me@…` works (the key is printed), and the home ends with it.
+//! Kernel and initrd are made by `netboot-image guest`, the root by `netboot-image home`. Each `--image` is attached too, and
+//! shows these names of its root in /nix/store. With `--listen`, each connection to that address gets an sshd, so that
+//! `ssh -i KEY me@…` works (the key is printed), until standard input ends.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use sandbox::home::{self, Connection, Home, HomeHost, HomeJob, SmallFile};
+use sandbox::home::{self, Connection, Control, Home, HomeHost, HomeJob, SmallFile};
 use sandbox::kvm::{ClosureDevice, KvmBackend, KvmConfig, jail};
 use sandbox::{Cancel, Image, Segment, child_main_if_requested};
 
@@ -35,8 +34,8 @@ impl HomeHost for Printer {
 
 fn main() -> Result<(), Failure> {
     child_main_if_requested();
-    let (mut kernel, mut initrd, mut root, mut image, mut listen) = (None, None, None, None, None);
-    let (mut memory_mib, mut vcpus, mut paths) = (1024, 1, Vec::new());
+    let (mut kernel, mut initrd, mut root, mut listen) = (None, None, None, None);
+    let (mut memory_mib, mut vcpus, mut images) = (1024, 1, Vec::<(Image, Vec<String>)>::new());
     let (mut device, mut cmdline) = (ClosureDevice::Pmem, String::new());
     let mut args = std::env::args().skip(1);
     while let Some(argument) = args.next() {
@@ -45,8 +44,8 @@ fn main() -> Result<(), Failure> {
             "--kernel" => kernel = Some(value()?),
             "--initrd" => initrd = Some(value()?),
             "--root" => root = Some(value()?),
-            "--image" => image = Some(value()?),
-            "--path" => paths.push(value()?),
+            "--image" => images.push((whole(&value()?)?, Vec::new())),
+            "--path" => images.last_mut().ok_or("--path belongs to an --image")?.1.push(value()?),
             "--listen" => listen = Some(value()?),
             "--memory" => memory_mib = value()?.parse()?,
             "--vcpus" => vcpus = value()?.parse()?,
@@ -79,11 +78,10 @@ fn main() -> Result<(), Failure> {
             processes: 1000,
             greeting: "A home that was started by hand.\n".into(),
         };
-        let image = image.map(|image| whole(&image)).transpose()?;
         if listen.is_some() {
             println!("the member's key is {}", keys.join("member").display());
         }
-        try_home(&KvmBackend::new(config), &job, image.as_ref(), &paths, listen)
+        try_home(&KvmBackend::new(config), &job, &images, listen)
     });
     fs::remove_dir_all(&keys)?;
     tried
@@ -92,8 +90,7 @@ fn main() -> Result<(), Failure> {
 fn try_home(
     backend: &KvmBackend,
     job: &HomeJob,
-    image: Option<&Image>,
-    paths: &[String],
+    images: &[(Image, Vec<String>)],
     listen: Option<String>,
 ) -> Result<(), Failure> {
     let cancel = Cancel::new();
@@ -106,10 +103,8 @@ fn try_home(
     };
     let used = (|| -> Result<(), Failure> {
         let began = Instant::now();
-        let Connection { stream, port: _port } = control.connect()?;
-        let mut reader = BufReader::new(stream.try_clone()?);
         let mut banner = String::new();
-        reader.read_line(&mut banner)?;
+        BufReader::new(control.connect()?.stream).read_line(&mut banner)?;
         println!("sshd says {:?} after {:?}", banner.trim_end(), began.elapsed());
 
         let name = "00000000000000000000000000000000-hello.drv";
@@ -117,15 +112,17 @@ fn try_home(
         let began = Instant::now();
         control.attach(None, &[], &[file])?;
         println!("/nix/store/{name} is there after {:?}", began.elapsed());
-        if image.is_some() {
-            let began = Instant::now();
-            control.attach(image, paths, &[])?;
-            println!("{} paths of the image are there after {:?}", paths.len(), began.elapsed());
+        let began = Instant::now();
+        for (image, paths) in images {
+            control.attach(Some(image), paths, &[])?;
         }
+        println!("what {} images have is there after {:?}", images.len(), began.elapsed());
         if let Some(address) = listen {
             let listener = TcpListener::bind(&address)?;
-            println!("waiting for one connection to {address}");
-            relay(listener.accept()?.0, &banner, reader, stream)?;
+            println!("waiting for connections to {address}");
+            let control = control.clone();
+            thread::spawn(move || serve(&listener, &control));
+            io::copy(&mut io::stdin(), &mut io::sink())?;
         }
         Ok(())
     })();
@@ -148,21 +145,25 @@ fn whole(path: &str) -> Result<Image, Failure> {
     Ok(Image { segments: vec![Segment { file: Arc::new(file), offset: 0, len }] })
 }
 
+fn serve(listener: &TcpListener, control: &Control) {
+    for client in listener.incoming().map_while(Result::ok) {
+        let control = control.clone();
+        thread::spawn(move || match control.connect() {
+            Ok(connection) => relay(client, connection),
+            Err(error) => println!("no connection: {error}"),
+        });
+    }
+}
+
 /// Until one of the sides hangs up.
-fn relay(
-    client: TcpStream,
-    banner: &str,
-    mut from_sshd: BufReader<UnixStream>,
-    mut to_sshd: UnixStream,
-) -> Result<(), Failure> {
-    let (mut to_client, mut from_client) = (client.try_clone()?, client);
-    io::Write::write_all(&mut to_client, banner.as_bytes())?;
+fn relay(client: TcpStream, Connection { stream, port: _port }: Connection) {
+    let (Ok(mut to_client), Ok(mut to_sshd)) = (client.try_clone(), stream.try_clone()) else { return };
+    let (mut from_client, mut from_sshd) = (client, stream);
     let other = thread::spawn(move || {
         let _ = io::copy(&mut from_client, &mut to_sshd);
         let _ = to_sshd.shutdown(Shutdown::Both);
     });
-    io::copy(&mut from_sshd, &mut to_client)?;
-    to_client.shutdown(Shutdown::Both)?;
-    other.join().map_err(|_| "the relay panicked")?;
-    Ok(())
+    let _ = io::copy(&mut from_sshd, &mut to_client);
+    let _ = to_client.shutdown(Shutdown::Both);
+    let _ = other.join();
 }

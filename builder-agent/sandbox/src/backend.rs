@@ -14,9 +14,9 @@ use egress::Event;
 use guest::protocol;
 
 use crate::cancel::Cancel;
-use crate::disk::Disk;
 use crate::error::SandboxError;
 use crate::paused::PausedMachine;
+use crate::plugs::Plugs;
 use crate::usage::Usage;
 
 /// The description of a machine to start.
@@ -29,7 +29,7 @@ pub struct Machine<'a> {
     pub inputs: &'a Inputs,
     /// Whether it has a network, under the policy of the backend. Without, it has a loopback interface and no other.
     pub network: bool,
-    /// A machine that lives on, in which a member works: it has a second stream, and a disk that grows while it runs.
+    /// A machine that lives on, in which a member works: images and streams are plugged in while it runs.
     pub home: bool,
 }
 
@@ -72,16 +72,14 @@ pub struct Started {
     pub streams: Streams,
     /// What the guest is told about its network, if it has one.
     pub network: Option<protocol::Network>,
-    /// The growing disk of a home.
-    pub disk: Option<Disk>,
+    /// For what is plugged into a home.
+    pub plugs: Option<Plugs>,
 }
 
 /// Byte streams between the agent and the programs in the machine.
 pub struct Streams {
     /// Connects the guest program with the session.
     pub guest: UnixStream,
-    /// The second stream of a home.
-    pub ssh: Option<UnixStream>,
 }
 
 /// The machine seen from outside. Dropping it ends the machine.

@@ -42,9 +42,9 @@ use network::{Network, NetworkConfig, Plug};
 use crate::backend::{Backend, FarEnd, Image, Inputs, Machine, Started, Streams};
 use crate::cancel::Cancel;
 use crate::descriptors::Received;
-use crate::disk::Disk;
 use crate::error::SandboxError;
 use crate::paused::PausedMachine;
+use crate::plugs::Plugs;
 use crate::usage::Usage;
 
 /// From starting the process to running vCPUs. It takes milliseconds; a VM inside a VM takes a second.
@@ -144,9 +144,9 @@ impl KvmBackend {
             kernel: null.as_fd(),
             initrd: null.as_fd(),
             console,
-            streams: Vec::new(),
+            stream: None,
             net: None,
-            disk: None,
+            additions: None,
         };
         let sent = handover::send(&running.vmm.control, &config, &files, &[]);
         running.wait_for_start(&Cancel::new())?;
@@ -204,14 +204,12 @@ impl KvmBackend {
         let initrd = open(&self.config.initrd, "the guest initrd")?;
         let pair = || UnixStream::pair().map_err(cannot("create a stream for the guest"));
         let (guest, theirs) = pair()?;
-        // A home has a second stream, and a socket for its disk.
-        let (ssh, sshd) = machine.home.then(pair).transpose()?.unzip();
         let (adding, additions) = machine.home.then(pair).transpose()?.unzip();
 
         let (mut running, config) = self.launch(shape_of(machine, image, self.config.closure_device))?;
         let config = Config { segments: segments_of(image), ..config };
         running.is_home = machine.home;
-        let disk = adding.map(|adding| running.disk(adding, image.segments.len())).transpose()?;
+        let plugs = adding.map(|adding| running.plugs(adding, image.segments.len())).transpose()?;
         let (frames, network) = match machine.network {
             true => self.connect(&mut running).map(|plug| (Some(plug.frames), Some(plug.settings)))?,
             false => (None, None),
@@ -221,21 +219,21 @@ impl KvmBackend {
             kernel: kernel.as_fd(),
             initrd: initrd.as_fd(),
             console: running.vmm.console(),
-            streams: [&theirs].into_iter().chain(&sshd).map(AsFd::as_fd).collect(),
+            stream: Some(theirs.as_fd()),
             net: frames.as_ref().map(AsFd::as_fd),
-            disk: additions.as_ref().map(AsFd::as_fd),
+            additions: additions.as_ref().map(AsFd::as_fd),
         };
         let segments: Vec<_> = image.segments.iter().map(|s| s.file.as_fd()).collect();
         // A VMM that ended early sends the reason in a report; that is a better message than "broken pipe".
         let sent = handover::send(&running.vmm.control, &config, &files, &segments);
-        drop((theirs, sshd, additions, frames));
+        drop((theirs, additions, frames));
         running.wait_for_start(cancel)?;
         sent.map_err(cannot("hand the job over to the VMM"))?;
         if let Some(network) = &mut running.network {
             network.wait_for_start().map_err(cannot("start the network of a VM"))?;
         }
         tracing::debug!(job = machine.id, pid = running.vmm.pid(), jail = ?running.jail, "VM started");
-        Ok(StartedVm { running, streams: Streams { guest, ssh }, network, disk })
+        Ok(StartedVm { running, streams: Streams { guest }, network, plugs })
     }
 }
 
@@ -245,8 +243,8 @@ impl Backend for KvmBackend {
     }
 
     fn start(&self, machine: Machine<'_>, cancel: &Cancel) -> Result<Started, SandboxError> {
-        let StartedVm { running, streams, network, disk } = self.start_vm(machine, cancel)?;
-        Ok(Started { far_end: Box::new(running), streams, network, disk })
+        let StartedVm { running, streams, network, plugs } = self.start_vm(machine, cancel)?;
+        Ok(Started { far_end: Box::new(running), streams, network, plugs })
     }
 }
 
@@ -255,13 +253,13 @@ pub(crate) struct StartedVm {
     pub running: Running,
     pub streams: Streams,
     pub network: Option<protocol::Network>,
-    pub disk: Option<Disk>,
+    pub plugs: Option<Plugs>,
 }
 
 /// A VM for this machine. A machine without inputs has no closure to show, one without a network no network card, and only a
-/// home a second stream and a disk that grows.
+/// home a disk that grows.
 fn shape_of(machine: Machine<'_>, image: &Image, closure: ClosureDevice) -> Shape {
-    let mut devices = vec![DeviceKind::Vsock { streams: if machine.home { 2 } else { 1 } }];
+    let mut devices = vec![DeviceKind::Vsock];
     if image.segments.iter().any(|segment| segment.len > 0) {
         devices.push(DeviceKind::Closure(closure));
     }
@@ -318,10 +316,10 @@ impl Running {
         Running { network, last_events, vmm, reports, jail, stopped, is_home: false }
     }
 
-    /// The agent's end of the growing disk. `segments`: parts of the closure.
-    fn disk(&self, adding: UnixStream, segments: usize) -> Result<Disk, SandboxError> {
+    /// For what is added to a home. `segments`: parts of the closure.
+    fn plugs(&self, adding: UnixStream, segments: usize) -> Result<Plugs, SandboxError> {
         let limit = self.vmm.memory_limit().map_err(cannot("read the memory limit of a VM"))?;
-        Disk::new(adding, segments, limit).map_err(cannot("prepare the disk of a home"))
+        Plugs::new(adding, segments, limit).map_err(cannot("prepare the disk of a home"))
     }
 
     /// Which steps of the jail are in force.
@@ -533,8 +531,7 @@ mod tests {
 
     #[test]
     fn a_vm_has_the_devices_that_its_machine_needs_and_a_size_within_limits() {
-        use DeviceKind::{Closure, Net, Rng};
-        const VSOCK: DeviceKind = DeviceKind::Vsock { streams: 1 };
+        use DeviceKind::{Closure, Net, Rng, Vsock};
         let segment = |len| Segment { file: File::open("/dev/null").unwrap().into(), offset: 0, len };
         let shape_with = |network, home, vcpus, memory_mib, segments| {
             let inputs = Inputs::Image(Image { segments });
@@ -544,17 +541,16 @@ mod tests {
         };
         let shape = |vcpus, memory_mib, segments| shape_with(false, false, vcpus, memory_mib, segments);
         let full =
-            Shape { vcpus: 4, memory_mib: 512, devices: vec![VSOCK, Closure(ClosureDevice::Blk), Rng] };
+            Shape { vcpus: 4, memory_mib: 512, devices: vec![Vsock, Closure(ClosureDevice::Blk), Rng] };
         assert_eq!(shape(4, 512, vec![segment(4096)]), full);
         for segments in [vec![], vec![segment(0)]] {
-            assert_eq!(shape(4, 512, segments).devices, [VSOCK, Rng]);
+            assert_eq!(shape(4, 512, segments).devices, [Vsock, Rng]);
         }
         assert_eq!((shape(0, 1, vec![]).vcpus, shape(0, 1, vec![]).memory_mib), (1, MEMORY_MIN_MIB));
         assert_eq!(shape(u8::MAX, 1, vec![]).vcpus, Native::VCPUS_MAX);
-        assert_eq!(shape_with(true, false, 1, 512, vec![]).devices, [VSOCK, Rng, Net]);
-        let two = DeviceKind::Vsock { streams: 2 };
+        assert_eq!(shape_with(true, false, 1, 512, vec![]).devices, [Vsock, Rng, Net]);
         let home = shape_with(true, true, 1, 512, vec![segment(4096)]);
-        assert_eq!(home.devices, [two, Closure(ClosureDevice::Blk), DeviceKind::Disk, Rng, Net]);
+        assert_eq!(home.devices, [Vsock, Closure(ClosureDevice::Blk), DeviceKind::Disk, Rng, Net]);
     }
 
     /// A VMM that is a script: it reports when its agent says something.

@@ -106,8 +106,8 @@ impl Backend for NamespaceBackend {
             });
         }
         let (far_end, guest) = far_end::start(&self.config, self.scratch()?, trees, machine.memory_mib)?;
-        let streams = Streams { guest, ssh: None };
-        Ok(Started { far_end: Box::new(far_end), streams, network: None, disk: None })
+        let streams = Streams { guest };
+        Ok(Started { far_end: Box::new(far_end), streams, network: None, plugs: None })
     }
 }
 

@@ -90,7 +90,7 @@ pub fn probe(backend: &KvmBackend, patience: Duration) -> Result<Probed, Sandbox
 fn run(backend: &KvmBackend, job: &Job, log: &mut Log, cancel: &Cancel) -> (Run, String, jail::Report) {
     let began = Instant::now();
     match backend.start_vm(job.machine(), cancel) {
-        Ok(StartedVm { running: mut vm, streams, network, disk: _ }) => {
+        Ok(StartedVm { running: mut vm, streams, network, plugs: _ }) => {
             let machine = InMachine { streams, network, started: began.elapsed() };
             let run = run_in(&mut vm, machine, job, log, cancel);
             (run, vm.console(), vm.jail().clone())

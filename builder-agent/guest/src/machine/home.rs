@@ -22,7 +22,7 @@ use self::attach::Store;
 use self::disk::Disk;
 use self::groups::Groups;
 use self::sshds::Sshds;
-use super::{closure, connect, network};
+use super::{MODULES, closure, connect, modules, network};
 use crate::builder;
 use crate::stream::{Request, Stream};
 use crate::sys;
@@ -68,6 +68,7 @@ fn open(sshds: &Sshds, port: u32) -> io::Result<()> {
 }
 
 fn prepare(stream: &mut Stream, home: &Home) -> io::Result<(Store, Sshds)> {
+    modules::load_for_home(Path::new(MODULES));
     let memory = super::root::memory_bytes()?;
     let groups = Groups::new(home.processes, super::root::available_bytes()?)?;
     let disk = disk::find(Path::new(BLOCK_DEVICES), DISK_BYTES, closure::DEVICE_WAIT)?;

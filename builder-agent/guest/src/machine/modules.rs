@@ -1,5 +1,5 @@
-//! Loads the kernel modules that the image put into the initrd, in its order: those that every guest needs, and those for
-//! a network card, if the machine has one.
+//! Loads the kernel modules that the image put into the initrd, in its order: those that every guest needs, those for
+//! a network card, if the machine has one, and those for homes.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -15,6 +15,11 @@ pub fn load_all(dir: &Path) {
     if has_virtio_device(Path::new("/sys/bus/virtio/devices"), NETWORK_CARD) {
         load(dir, "network");
     }
+}
+
+/// Loads the modules that only a home needs.
+pub fn load_for_home(dir: &Path) {
+    load(dir, "home");
 }
 
 /// Whether the bus of virtio devices, which the modules before have filled, has a device of this type.

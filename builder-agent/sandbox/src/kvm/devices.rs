@@ -16,8 +16,10 @@ pub mod testing;
 pub mod vsock;
 
 use std::os::fd::RawFd;
+use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use guest::protocol::SSH_PORTS;
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
@@ -44,8 +46,28 @@ impl From<virtio_queue::Error> for Broken {
 /// Whether the driver must be notified of used buffers.
 pub type Used = Result<bool, Broken>;
 
-/// A descriptor to wait on, and its events. Without events nobody waits for it now.
-pub type Watched = (RawFd, EventSet);
+/// A descriptor to wait on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watched {
+    pub fd: RawFd,
+    /// Which one of the device's it is. The number of a closed descriptor comes back as another's, an id does not.
+    pub id: u32,
+    /// Without events nobody waits for it now. A hang-up alone can be waited for, too.
+    pub events: EventSet,
+}
+
+/// Why a device takes no stream. Then nothing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PlugError {
+    #[error("port {port} is not one of {} to {}", SSH_PORTS.start(), SSH_PORTS.end())]
+    NoSuchPort { port: u32 },
+    #[error("port {port} is in use")]
+    InUse { port: u32 },
+    #[error("the guest's driver is not ready")]
+    NotReady,
+    #[error("the device has no ports")]
+    NoPorts,
+}
 
 /// A virtio device behind a transport. Called with the transport's lock held.
 pub trait Device: Send {
@@ -70,10 +92,24 @@ pub trait Device: Send {
         Vec::new()
     }
 
-    /// One of the watched descriptors is ready for these events. It is not named: no call of a device blocks, so the device
-    /// tries each.
-    fn ready(&mut self, _events: EventSet, _queues: &mut [Queue], _memory: &GuestMemoryMmap) -> Used {
+    /// The descriptor with this id is ready for these events, or was a moment ago: the device may have ended it since.
+    fn ready(
+        &mut self,
+        _id: u32,
+        _events: EventSet,
+        _queues: &mut [Queue],
+        _memory: &GuestMemoryMmap,
+    ) -> Used {
         Ok(false)
+    }
+
+    /// Nobody waits any more for what [`Device::watch`] does not list, so it may be closed. Until this call the device keeps
+    /// each descriptor open that it has listed.
+    fn release(&mut self) {}
+
+    /// Takes a stream, which is non-blocking, for one connection of the guest to `port`.
+    fn plug(&mut self, _port: u32, _stream: UnixStream) -> Result<(), PlugError> {
+        Err(PlugError::NoPorts)
     }
 
     /// The queue in whose middle it stopped, so that other devices have their turn. It is to be called for it again.

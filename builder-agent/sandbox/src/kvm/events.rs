@@ -11,11 +11,12 @@ use vmm_sys_util::eventfd::EventFd;
 use super::bus::Bus;
 use super::devices::Watched;
 
-/// Set in the tag of a watched descriptor; the other bits are the device. Without it the tag is an index of
-/// `kicks`.
-const WATCHED: u64 = 1 << 32;
+/// Set in the tag of a watched descriptor; of the other bits the upper ones are the device, and 32 the id. Without it the tag is an
+/// index of `kicks`.
+const WATCHED: u64 = 1 << 63;
 
-/// A queue notification. KVM delivers it without an exit of the vCPU to this process.
+/// A queue notification. KVM delivers it without an exit of the vCPU to this process; or the VMM itself has something for the
+/// device.
 pub struct Kick {
     pub event: EventFd,
     pub device: usize,
@@ -71,8 +72,8 @@ impl Events {
 
     fn serve(&mut self, event: &EpollEvent) -> io::Result<()> {
         let device = if event.data() & WATCHED != 0 {
-            let device = (event.data() & !WATCHED) as usize;
-            self.machine.device(device).ready(event.event_set());
+            let device = ((event.data() & !WATCHED) >> 32) as usize;
+            self.machine.device(device).ready(event.data() as u32, event.event_set());
             device
         } else {
             let kick = &self.kicks[event.data() as usize];
@@ -87,30 +88,33 @@ impl Events {
         self.watch(device)
     }
 
-    /// Notes whether the device has stopped in the middle, and registers with epoll the events that it waits for now. A descriptor without events is removed: with an
-    /// empty mask epoll would still report a hang-up again and again.
+    /// Notes whether the device has stopped in the middle, and registers with epoll the events that it waits for now. A
+    /// descriptor without events is removed: with an empty mask epoll would still report a hang-up again and again.
+    ///
+    /// The device is locked until the end: what it no longer waits for is removed from epoll before it is closed. Afterwards
+    /// the number could be another's, and epoll would go on reporting the old one as long as another process has it open.
     fn watch(&mut self, device: usize) -> io::Result<()> {
-        let transport = self.machine.device(device);
-        let (mut wanted, unfinished) = (transport.watch(), transport.unfinished());
-        drop(transport);
-        if let Some(queue) = unfinished {
+        let mut transport = self.machine.device(device);
+        if let Some(queue) = transport.unfinished() {
             self.unfinished.insert(device, queue);
         }
-        wanted.retain(|(_, events)| !events.is_empty());
+        let mut wanted = transport.watch();
+        wanted.retain(|watched| !watched.events.is_empty());
         let current = &self.watched[device];
-        if wanted == *current {
-            return Ok(());
+        if wanted != *current {
+            let is_in = |all: &[Watched], id| all.iter().any(|other| other.id == id);
+            for Watched { fd, .. } in current.iter().filter(|watched| !is_in(&wanted, watched.id)) {
+                self.epoll.ctl(ControlOperation::Delete, *fd, EpollEvent::default())?;
+            }
+            for watched in wanted.iter().filter(|watched| !current.contains(watched)) {
+                let known = is_in(current, watched.id);
+                let operation = if known { ControlOperation::Modify } else { ControlOperation::Add };
+                let tag = WATCHED | (device as u64) << 32 | u64::from(watched.id);
+                self.epoll.ctl(operation, watched.fd, EpollEvent::new(watched.events, tag))?;
+            }
+            self.watched[device] = wanted;
         }
-        let is_in = |all: &[Watched], fd| all.iter().any(|(other, _)| *other == fd);
-        for (fd, _) in current.iter().filter(|(fd, _)| !is_in(&wanted, *fd)) {
-            self.epoll.ctl(ControlOperation::Delete, *fd, EpollEvent::default())?;
-        }
-        for (fd, events) in wanted.iter().filter(|watched| !current.contains(watched)) {
-            let known = is_in(current, *fd);
-            let operation = if known { ControlOperation::Modify } else { ControlOperation::Add };
-            self.epoll.ctl(operation, *fd, EpollEvent::new(*events, WATCHED | device as u64))?;
-        }
-        self.watched[device] = wanted;
+        transport.release();
         Ok(())
     }
 }

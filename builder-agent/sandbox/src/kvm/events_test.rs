@@ -20,8 +20,12 @@ use crate::kvm::devices::{Device, Used};
 use crate::kvm::memory::Closure;
 use crate::process::memory_file;
 
-/// A device that wants what the test says.
-struct Wanting(Arc<Mutex<Vec<Watched>>>);
+/// A device that wants what the test says, and keeps descriptors until they are released.
+#[derive(Clone, Default)]
+struct Wanting {
+    wanted: Arc<Mutex<Vec<Watched>>>,
+    ended: Arc<Mutex<Vec<UnixStream>>>,
+}
 
 impl Device for Wanting {
     fn kind(&self) -> u32 {
@@ -41,7 +45,11 @@ impl Device for Wanting {
     }
 
     fn watch(&self) -> Vec<Watched> {
-        self.0.lock().unwrap().clone()
+        self.wanted.lock().unwrap().clone()
+    }
+
+    fn release(&mut self) {
+        self.ended.lock().unwrap().clear();
     }
 
     fn save(&self) -> DeviceState {
@@ -60,8 +68,8 @@ fn bus(transport: Transport) -> Arc<Bus> {
 
 #[test]
 fn each_descriptor_of_a_device_is_waited_for_with_its_own_events() {
-    let wanted = Arc::new(Mutex::new(Vec::new()));
-    let mut driver = Driver::new(Box::new(Wanting(wanted.clone())));
+    let device = Wanting::default();
+    let mut driver = Driver::new(Box::new(device.clone()));
     driver.start();
     let mut events = Events::new(bus(driver.transport), Vec::new()).unwrap();
     let pairs = [(); 2].map(|()| UnixStream::pair().unwrap());
@@ -80,7 +88,8 @@ fn each_descriptor_of_a_device_is_waited_for_with_its_own_events() {
         (vec![(one, input), (two, output)], vec![input, output]),
     ];
     for (now, expected) in steps {
-        *wanted.lock().unwrap() = now.clone();
+        let now: Vec<_> = now.into_iter().map(|(fd, events)| Watched { fd, id: fd as u32, events }).collect();
+        *device.wanted.lock().unwrap() = now.clone();
         events.watch(0).unwrap();
         let mut ready = vec![EpollEvent::default(); 8];
         let count = events.epoll.wait(0, &mut ready).unwrap();
@@ -89,7 +98,8 @@ fn each_descriptor_of_a_device_is_waited_for_with_its_own_events() {
         got.sort_unstable();
         expected.sort_unstable();
         assert_eq!(got, expected, "{now:?}");
-        assert!(ready[..count].iter().all(|event| event.data() == WATCHED));
+        let ids = ready[..count].iter().map(|event| event.data() ^ WATCHED);
+        assert!(ids.into_iter().all(|id| now.iter().any(|watched| u64::from(watched.id) == id)));
     }
 }
 
@@ -113,4 +123,40 @@ fn a_device_that_stops_in_the_middle_goes_on_without_another_notification() {
         events.turn(&mut ready).unwrap();
         assert_eq!((d.used(0).len(), events.unfinished.is_empty()), (served, !is_more));
     }
+}
+
+/// Otherwise the event thread would turn round and round for a descriptor that is closed here, and open elsewhere; or take out
+/// another one that got the same number.
+#[test]
+fn a_descriptor_is_out_of_epoll_before_it_is_closed() {
+    let device = Wanting::default();
+    let mut driver = Driver::new(Box::new(device.clone()));
+    driver.start();
+    let mut events = Events::new(bus(driver.transport), Vec::new()).unwrap();
+    let mut ready = vec![EpollEvent::default(); 8];
+    let mut watched = |stream: &UnixStream, id| {
+        let fd = stream.as_raw_fd();
+        *device.wanted.lock().unwrap() = vec![Watched { fd, id, events: EventSet::HANG_UP }];
+        events.watch(0).unwrap();
+        let count = events.epoll.wait(0, &mut ready).unwrap();
+        ready[..count].iter().map(|event| event.data() ^ WATCHED).collect::<Vec<_>>()
+    };
+    let (agent, old) = UnixStream::pair().unwrap();
+    // As the agent has it, until it has heard that the stream was plugged in.
+    let _copy = old.try_clone().unwrap();
+    assert_eq!(watched(&old, 1), [0; 0]);
+    drop(agent);
+    assert_eq!(watched(&old, 1), [1]);
+    let (number, (agent, new)) = (old.as_raw_fd(), UnixStream::pair().unwrap());
+    device.ended.lock().unwrap().push(old);
+    assert_eq!(watched(&new, 2), [0; 0]);
+    drop(agent);
+    assert_eq!(watched(&new, 2), [2]);
+    // The number of the first one comes back, with another id.
+    let (agent, third) = UnixStream::pair().unwrap();
+    assert!([&agent, &third].iter().any(|stream| stream.as_raw_fd() == number), "it was closed");
+    let (far, near) = if third.as_raw_fd() == number { (agent, third) } else { (third, agent) };
+    assert_eq!(watched(&near, 3), [0; 0]);
+    drop(far);
+    assert_eq!(watched(&near, 3), [3]);
 }

@@ -44,26 +44,19 @@ impl Shape {
         self.devices.contains(&DeviceKind::Disk)
     }
 
-    /// The number of its streams to the agent.
-    fn streams(&self) -> usize {
-        let streams = self.devices.iter().map(|device| match device {
-            DeviceKind::Vsock { streams } => usize::from(*streams),
-            _ => 0,
-        });
-        streams.sum()
+    fn has_stream(&self) -> bool {
+        self.devices.contains(&DeviceKind::Vsock)
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceKind {
-    /// The guest's streams to the agent: so many, each by a port of its own.
-    Vsock {
-        streams: u8,
-    },
+    /// The guest's stream to the agent, and those that the agent plugs into a home.
+    Vsock,
     /// The closure, as a device of this kind.
     Closure(ClosureDevice),
-    /// A disk to which the agent adds images while the VM runs, over a socket of its own (`additions`).
+    /// A disk to which the agent adds images while the VM runs, over a socket for what is added (`additions`).
     Disk,
     Rng,
     /// The network card. Its frames come and go through a socket of their own.
@@ -102,12 +95,12 @@ pub struct Files<Fd> {
     pub kernel: Fd,
     pub initrd: Fd,
     pub console: Fd,
-    /// As many as the shape says.
-    pub streams: Vec<Fd>,
+    /// There if and only if the shape has a device for it.
+    pub stream: Option<Fd>,
     /// The socket of the network card: there if and only if the shape has one.
     pub net: Option<Fd>,
-    /// The socket of the growing disk: there if and only if the shape has one.
-    pub disk: Option<Fd>,
+    /// The socket for what the agent adds while the VM runs: there if and only if the shape has a growing disk.
+    pub additions: Option<Fd>,
 }
 
 /// A message from the VMM.
@@ -141,17 +134,17 @@ pub fn send(
     if files.net.is_some() != config.shape.has_network_card() {
         return Err(io::Error::other("a network card and its socket come together"));
     }
-    if files.disk.is_some() != config.shape.has_disk() {
-        return Err(io::Error::other("a growing disk and its socket come together"));
+    if files.additions.is_some() != config.shape.has_disk() {
+        return Err(io::Error::other("a growing disk and the socket for what is added come together"));
     }
-    if files.streams.len() != config.shape.streams() {
-        return Err(io::Error::other("the streams are not those of the shape"));
+    if files.stream.is_some() != config.shape.has_stream() {
+        return Err(io::Error::other("a vsock and its stream come together"));
     }
     send_json(socket, config)?;
     let mut all = vec![files.kvm, files.kernel, files.initrd, files.console];
-    all.extend(&files.streams);
+    all.extend(files.stream);
     all.extend(files.net);
-    all.extend(files.disk);
+    all.extend(files.additions);
     send_batch(socket, &all)?;
     for batch in segments.chunks(BATCH) {
         send_batch(socket, batch)?;
@@ -201,20 +194,20 @@ pub fn send_batch(socket: &UnixStream, fds: &[BorrowedFd<'_>]) -> io::Result<()>
 /// open at once.
 pub fn receive(socket: &UnixStream) -> io::Result<(Config, Files<OwnedFd>)> {
     let config: Config = receive_json(socket)?;
-    let streams = config.shape.streams();
     let (has_net, has_disk) = (config.shape.has_network_card(), config.shape.has_disk());
+    let has_stream = config.shape.has_stream();
     let files = receive_batch(socket)?;
-    let expected = 4 + streams + usize::from(has_net) + usize::from(has_disk);
+    let expected = 4 + [has_stream, has_net, has_disk].map(usize::from).iter().sum::<usize>();
     if files.len() != expected {
         return Err(io::Error::other(format!("expected {expected} descriptors, got {}", files.len())));
     }
     let mut files = files.into_iter();
     let mut next = || files.next().ok_or_else(|| io::Error::other("they were counted above"));
     let (kvm, kernel, initrd, console) = (next()?, next()?, next()?, next()?);
-    let streams = (0..streams).map(|_| next()).collect::<io::Result<_>>()?;
+    let stream = has_stream.then(&mut next).transpose()?;
     let net = has_net.then(&mut next).transpose()?;
-    let disk = has_disk.then(&mut next).transpose()?;
-    Ok((config, Files { kvm, kernel, initrd, console, streams, net, disk }))
+    let additions = has_disk.then(&mut next).transpose()?;
+    Ok((config, Files { kvm, kernel, initrd, console, stream, net, additions }))
 }
 
 /// The files of `count` segments, in batches.
@@ -332,11 +325,7 @@ mod tests {
             shape: Shape {
                 vcpus: 2,
                 memory_mib: 512,
-                devices: vec![
-                    DeviceKind::Vsock { streams: 1 },
-                    DeviceKind::Closure(ClosureDevice::Blk),
-                    DeviceKind::Rng,
-                ],
+                devices: vec![DeviceKind::Vsock, DeviceKind::Closure(ClosureDevice::Blk), DeviceKind::Rng],
             },
             cmdline: "quiet".into(),
             uid: Some(7),
@@ -353,9 +342,9 @@ mod tests {
                 kernel: fd,
                 initrd: fd,
                 console: fd,
-                streams: vec![fd],
+                stream: Some(fd),
                 net: None,
-                disk: None,
+                additions: None,
             };
             send(&agent, &sent, &files, &vec![fd; count]).unwrap();
         });
@@ -378,7 +367,7 @@ mod tests {
         };
         let (stream, _other) = UnixStream::pair().unwrap();
         let (pipe, _writer) = std::io::pipe().unwrap();
-        let devices = [DeviceKind::Vsock { streams: 2 }, DeviceKind::Net, DeviceKind::Disk];
+        let devices = [DeviceKind::Vsock, DeviceKind::Net, DeviceKind::Disk];
         let directory = File::open("/").unwrap();
         for shown in 0..8 {
             for given in 0..8 {
@@ -397,9 +386,9 @@ mod tests {
                     kernel: fd,
                     initrd: fd,
                     console: fd,
-                    streams: if given & 1 == 1 { vec![stream.as_fd(); 2] } else { Vec::new() },
+                    stream: (given & 1 == 1).then_some(stream.as_fd()),
                     net: (given & 2 == 2).then_some(pipe.as_fd()),
-                    disk: (given & 4 == 4).then_some(directory.as_fd()),
+                    additions: (given & 4 == 4).then_some(directory.as_fd()),
                 };
                 let sent = send(&agent, &config, &files, &[]);
                 assert_eq!(sent.is_ok(), shown == given, "{shown} {given}");
@@ -410,10 +399,9 @@ mod tests {
                 for other in [files.kvm, files.kernel, files.initrd, files.console] {
                     assert_eq!(kind(other), [0, 0, 0, 1]);
                 }
-                assert_eq!(files.streams.len(), if shown & 1 == 1 { 2 } else { 0 });
-                assert!(files.streams.into_iter().all(|fd| kind(fd) == [1, 0, 0, 0]));
+                assert_eq!(files.stream.map(kind), (shown & 1 == 1).then_some([1, 0, 0, 0]));
                 assert_eq!(files.net.map(kind), (shown & 2 == 2).then_some([0, 1, 0, 0]));
-                assert_eq!(files.disk.map(kind), (shown & 4 == 4).then_some([0, 0, 1, 0]));
+                assert_eq!(files.additions.map(kind), (shown & 4 == 4).then_some([0, 0, 1, 0]));
             }
         }
     }

@@ -10,11 +10,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use guest::protocol::VSOCK_PORT;
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::additions::Additions;
+use super::additions::{Additions, Ports};
 use super::arch::{self, Architecture, Boot, Hardware, MmioSlot, Native, Processor};
 use super::bus::{self, Bus};
 use super::devices::blk::Blk;
@@ -30,9 +31,6 @@ use super::handover::{ClosureDevice, DeviceKind, Shape};
 use super::memory::growing::Growing;
 use super::memory::{self, Closure, MemoryError};
 
-/// vsock port of the agent for the first stream. The second one has the next port.
-const AGENT_PORT: u32 = 1024;
-
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
     #[error(transparent)]
@@ -47,12 +45,14 @@ pub enum VmError {
     Io { what: &'static str, source: io::Error },
     #[error("KVM here has API version {got}, not {want}")]
     KvmVersion { got: i32, want: u32 },
-    #[error("the shape has a device for {wanted} streams to the agent, and there are {left}")]
-    Streams { wanted: u8, left: usize },
+    #[error("a vsock has a stream to the agent, and the shape has more of them than there are streams")]
+    NoStream,
     #[error("a network card has a socket of its own, and the shape has more cards than there are sockets")]
     NoNetwork,
     #[error("a growing disk has a socket of its own, and the shape has more disks than there are sockets")]
     NoAdditions,
+    #[error("the shape has a growing disk, and no vsock for the streams that are plugged in with it")]
+    NoVsock,
 }
 
 fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
@@ -66,12 +66,12 @@ pub fn io(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
 /// The host's side of the devices.
 pub struct Parts {
     pub closure: Closure,
-    /// The agent's ends of the vsock connections.
-    pub streams: Vec<UnixStream>,
+    /// The stream of the vsock, if the shape has one.
+    pub stream: Option<UnixStream>,
     /// The socket of the network card, if the shape has one.
     pub net: Option<OwnedFd>,
-    /// The socket over which the agent adds images to the growing disk, if the shape has one.
-    pub disk: Option<UnixStream>,
+    /// The socket over which the agent adds images and streams, if the shape has a growing disk.
+    pub additions: Option<UnixStream>,
     /// The ring that keeps the end of the console's output.
     pub console: File,
 }
@@ -87,7 +87,7 @@ pub struct Vm {
     mapped: Vec<(u64, u64)>,
     pub bus: Arc<Bus>,
     pub kicks: Vec<Kick>,
-    /// Receives images for the growing disk, if there is one.
+    /// Receives images for the growing disk, and streams, if there is one.
     pub additions: Option<Additions>,
     /// Empty before [`Vm::boot`].
     pub vcpus: Vec<VcpuFd>,
@@ -99,27 +99,24 @@ impl Vm {
         if version != kvm_bindings::KVM_API_VERSION as i32 {
             return Err(VmError::KvmVersion { got: version, want: kvm_bindings::KVM_API_VERSION });
         }
-        let Parts { closure, mut streams, mut net, mut disk, console } = parts;
+        let Parts { closure, mut stream, mut net, additions: mut agent, console } = parts;
         let vm = hypervisor.create_vm().map_err(kvm("create a VM"))?;
         let ram = Native::ram_ranges(u64::from(shape.memory_mib) << 20);
         let memory = memory::ram(shape.memory_mib.into())?;
         let closure = Arc::new(closure);
         let processor = Native::prepare_vm(hypervisor, &vm, shape.vcpus)?;
 
-        for stream in &streams {
-            stream.set_nonblocking(true).map_err(io("prepare the agent's streams"))?;
+        if let Some(stream) = &stream {
+            stream.set_nonblocking(true).map_err(io("prepare the agent's stream"))?;
         }
         let base = Native::closure_base(&ram);
-        let (mut shown, mut additions) = (None, None);
+        let (mut shown, mut growing) = (None, None);
         let mut mapped = vec![closure.host_range()];
         let mut devices: Vec<Box<dyn Device>> = Vec::new();
         for kind in &shape.devices {
             devices.push(match kind {
-                DeviceKind::Vsock { streams: wanted } => {
-                    if *wanted == 0 || streams.len() != usize::from(*wanted) {
-                        return Err(VmError::Streams { wanted: *wanted, left: streams.len() });
-                    }
-                    Box::new(Vsock::new((AGENT_PORT..).zip(streams.drain(..))))
+                DeviceKind::Vsock => {
+                    Box::new(Vsock::new(VSOCK_PORT, stream.take().ok_or(VmError::NoStream)?))
                 }
                 DeviceKind::Closure(ClosureDevice::Pmem) => {
                     let (end, limit) = (base + closure.len(), processor.address_limit());
@@ -132,9 +129,8 @@ impl Vm {
                 DeviceKind::Closure(ClosureDevice::Blk) => Box::new(Blk::new(closure.clone())),
                 DeviceKind::Disk => {
                     let (bytes, grower) = Growing::reserve()?;
-                    let agent = disk.take().ok_or(VmError::NoAdditions)?;
                     mapped.push(bytes.addresses());
-                    additions = Some(Additions::new(agent, grower));
+                    growing = Some((agent.take().ok_or(VmError::NoAdditions)?, grower));
                     Box::new(Blk::new(bytes))
                 }
                 DeviceKind::Rng => Box::new(Rng),
@@ -144,9 +140,17 @@ impl Vm {
         memory::give_to_kvm(&vm, &memory, shown)?;
 
         let slots = bus::slots(devices.len());
-        let (transports, kicks) = connect(&vm, &memory, devices, &slots)?;
+        let (transports, mut kicks) = connect(&vm, &memory, devices, &slots)?;
         let console = Console::new(Ring::new(console), Box::new(irq(&vm, Native::CONSOLE_GSI)?));
         let bus = Bus::new(console, transports);
+        let mut additions = None;
+        if let Some((agent, grower)) = growing {
+            let vsock = shape.devices.iter().position(|kind| *kind == DeviceKind::Vsock);
+            let vsock = vsock.ok_or(VmError::NoVsock)?;
+            let (ports, plugged) = Ports::new(bus.clone(), vsock).map_err(io("create an eventfd"))?;
+            kicks.push(plugged);
+            additions = Some(Additions::new(agent, grower, ports));
+        }
         let hardware = Hardware { vcpus: shape.vcpus, ram, slots };
         let vcpus = Vec::new();
         Ok(Vm { vm, processor, hardware, memory, _closure: closure, mapped, bus, kicks, additions, vcpus })

@@ -130,9 +130,9 @@ fn boot(config: &Config, files: Files<OwnedFd>, closure: Closure) -> Result<Vm, 
     let hypervisor = unsafe { Kvm::from_raw_fd(files.kvm.into_raw_fd()) };
     let parts = Parts {
         closure,
-        streams: files.streams.into_iter().map(UnixStream::from).collect(),
+        stream: files.stream.map(UnixStream::from),
         net: files.net,
-        disk: files.disk.map(UnixStream::from),
+        additions: files.additions.map(UnixStream::from),
         console: files.console.into(),
     };
     let mut vm = Vm::new(&hypervisor, &config.shape, parts)?;
@@ -177,7 +177,7 @@ fn start_threads(vm: &mut Vm, gate: &Arc<Barrier>) -> Result<(), VmmError> {
     })?;
     if let Some(additions) = vm.additions.take() {
         let opened = gate.clone();
-        spawn("disk", move || {
+        spawn("additions", move || {
             opened.wait();
             opened.wait();
             additions.run();

@@ -37,7 +37,7 @@ impl<B: Backend> JobRunner for B {
     fn run(&self, job: Job, host: &mut dyn Host, cancel: &Cancel) -> Run {
         let began = Instant::now();
         match self.start(job.machine(), cancel) {
-            Ok(Started { mut far_end, streams, network, disk: _ }) => {
+            Ok(Started { mut far_end, streams, network, plugs: _ }) => {
                 let machine = InMachine { streams, network, started: began.elapsed() };
                 run_in(&mut *far_end, machine, &job, host, cancel)
             }

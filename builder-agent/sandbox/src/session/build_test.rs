@@ -70,7 +70,7 @@ impl Host for Seen {
 
 /// A machine with this stream.
 fn machine(guest: UnixStream) -> InMachine {
-    InMachine { streams: Streams { guest, ssh: None }, network: None, started: SHORT }
+    InMachine { streams: Streams { guest }, network: None, started: SHORT }
 }
 
 struct Silent;

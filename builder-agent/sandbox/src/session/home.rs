@@ -6,7 +6,6 @@
 //! Whatever the guest does or leaves undone, the keeper returns when it is told to.
 //! Not here: what is said over the streams of sshds, and who may have a home (the agent).
 
-mod at_start;
 mod control;
 mod talk;
 
@@ -18,7 +17,6 @@ use egress::Event;
 use guest::order::home;
 use guest::protocol::{self, Tag};
 
-use at_start::AtStart;
 use control::{Attachments, Request, Requests};
 pub use control::{Connection, Control, Port, RequestError, SmallFile};
 use talk::Talk;
@@ -117,14 +115,14 @@ pub fn start(backend: &dyn Backend, job: &HomeJob, cancel: &Cancel) -> Result<Ho
         network: job.network,
         home: true,
     };
-    let Started { far_end, streams, network, disk } = backend.start(machine, cancel)?;
-    let (Some(disk), Some(ssh)) = (disk, streams.ssh) else {
+    let Started { far_end, streams, network, plugs } = backend.start(machine, cancel)?;
+    let Some(plugs) = plugs else {
         let why =
             format!("the sandbox `{}` has no homes; `sandbox.backend = \"kvm\"` has them", backend.name());
         return Err(SandboxError::Unavailable { why });
     };
     let talk = Talk::new(streams.guest)?;
-    start_in(far_end, talk, network, Box::new(AtStart::new(disk, ssh)), job, PATIENCE, cancel)
+    start_in(far_end, talk, network, Box::new(plugs), job, PATIENCE, cancel)
 }
 
 /// Makes a home of a machine that runs.

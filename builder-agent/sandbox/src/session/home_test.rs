@@ -399,7 +399,7 @@ fn a_sandbox_without_homes_says_so() {
             assert!(machine.home && matches!(machine.inputs, Inputs::Image(_)));
             let guest = UnixStream::pair().unwrap().0;
             let far_end = Box::new(Machine { is_out_of_memory: false });
-            Ok(Started { far_end, streams: Streams { guest, ssh: None }, network: None, disk: None })
+            Ok(Started { far_end, streams: Streams { guest }, network: None, plugs: None })
         }
     }
     let error = start(&Plain, &job(), &Cancel::new()).err().unwrap().to_string();

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
+
 use crate::machine::group::{create, write};
 use crate::sys;
 
@@ -27,6 +29,8 @@ const INTERVAL: Duration = Duration::from_millis(200);
 pub struct Groups {
     /// The processes of sshd's group. What is written to it moves there.
     pub sshd: Arc<File>,
+    /// Tells when sshd's group gets its first process, or loses its last.
+    events: File,
     member: File,
 }
 
@@ -36,22 +40,26 @@ impl Groups {
     pub fn new(processes: u32, available: u64) -> io::Result<Groups> {
         let home = create("home", available)?;
         write(&home.join("cgroup.subtree_control"), "+pids +cpu")?;
-        Ok(Groups {
-            sshd: Arc::new(part(&home.join("sshd"), SSHD_PROCESSES)?),
-            member: part(&home.join("member"), processes)?,
-        })
+        let sshd = Arc::new(part(&home.join("sshd"), SSHD_PROCESSES)?);
+        let events = File::open(home.join("sshd/cgroup.events"))?;
+        Ok(Groups { sshd, events, member: part(&home.join("member"), processes)? })
     }
 
     /// Keeps only sshds in sshd's group, for as long as the machine runs. Called when the home's root is the root.
     pub fn watch(self) -> io::Result<()> {
         let programs: Vec<_> = PROGRAMS.iter().filter_map(|path| identity(Path::new(path))).collect();
-        let (mut sshd, mut member) = (self.sshd.try_clone()?, self.member);
+        let (mut sshd, mut events, mut member) = (self.sshd.try_clone()?, self.events, self.member);
         std::thread::Builder::new().name("groups".into()).stack_size(256 * 1024).spawn(move || {
             // Thousands of runnable processes must not keep this thread from the processor.
             let _ = sys::run_before_others();
             loop {
+                // Before the processes are read: what comes after that ends the wait.
+                let _ = read(&mut events);
                 // Fails while a process ends; the next round is soon.
-                let _ = sort(&mut sshd, &mut member, Path::new("/proc"), &programs);
+                if let Ok(0) = sort(&mut sshd, &mut member, Path::new("/proc"), &programs) {
+                    // A home without connections sleeps.
+                    let _ = poll(&mut [PollFd::new(&events, PollFlags::PRI)], None);
+                }
                 std::thread::sleep(INTERVAL);
             }
         })?;
@@ -71,12 +79,18 @@ fn identity(program: &Path) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
+/// A file of the kernel, from its beginning.
+fn read(file: &mut File) -> io::Result<String> {
+    let mut text = String::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// Moves all processes that run none of these programs. The rest of what they start follows in the next round, or is
-/// there already.
-fn sort(sshd: &mut File, member: &mut File, proc: &Path, programs: &[(u64, u64)]) -> io::Result<()> {
-    let mut processes = String::new();
-    sshd.seek(SeekFrom::Start(0))?;
-    sshd.read_to_string(&mut processes)?;
+/// there already. Returns how many processes there were.
+fn sort(sshd: &mut File, member: &mut File, proc: &Path, programs: &[(u64, u64)]) -> io::Result<usize> {
+    let processes = read(sshd)?;
     for process in processes.lines() {
         let process_dir: PathBuf = proc.join(process);
         let Some(program) = identity(&process_dir.join("exe")) else { continue };
@@ -89,7 +103,7 @@ fn sort(sshd: &mut File, member: &mut File, proc: &Path, programs: &[(u64, u64)]
             let _ = member.write_all(process.as_bytes());
         }
     }
-    Ok(())
+    Ok(processes.lines().count())
 }
 
 #[cfg(test)]
@@ -115,7 +129,7 @@ mod tests {
         let mut from = File::open(dir.join("procs")).unwrap();
         let mut to = File::create(dir.join("moved")).unwrap();
         for _ in 0..2 {
-            sort(&mut from, &mut to, &dir, &[identity(&sshd).unwrap()]).unwrap();
+            assert_eq!(sort(&mut from, &mut to, &dir, &[identity(&sshd).unwrap()]).unwrap(), 4);
         }
         assert_eq!(fs::read_to_string(dir.join("moved")).unwrap(), "11131113");
         let score = |process: &str| fs::read_to_string(dir.join(process).join("oom_score_adj")).unwrap();

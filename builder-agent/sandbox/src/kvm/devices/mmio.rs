@@ -6,6 +6,7 @@
 
 mod transport_state;
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -13,7 +14,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
-use super::{Broken, Device, Interrupt, Used, Watched};
+use super::{Broken, Device, Interrupt, PlugError, Used, Watched};
 pub use transport_state::TransportState;
 
 pub mod register {
@@ -245,11 +246,25 @@ impl Transport {
         self.device.unfinished().filter(|_| self.is_live())
     }
 
-    pub fn ready(&mut self, events: EventSet) {
+    pub fn ready(&mut self, id: u32, events: EventSet) {
         if self.is_live() {
-            let used = self.device.ready(events, &mut self.queues, &self.memory);
+            let used = self.device.ready(id, events, &mut self.queues, &self.memory);
             self.finish(used);
         }
+    }
+
+    /// The event thread waits for nothing but what [`Transport::watch`] lists now.
+    pub fn release(&mut self) {
+        self.device.release();
+    }
+
+    /// Gives the device a stream, which is non-blocking, for one connection of the guest to `port`. The driver must have
+    /// started the device: otherwise nobody would notice that the agent gives the stream up.
+    pub fn plug(&mut self, port: u32, stream: UnixStream) -> Result<(), PlugError> {
+        if !self.is_live() {
+            return Err(PlugError::NotReady);
+        }
+        self.device.plug(port, stream)
     }
 
     fn finish(&mut self, used: Used) {

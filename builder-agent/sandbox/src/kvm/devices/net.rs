@@ -244,10 +244,10 @@ impl Device for Net {
         events.set(EventSet::IN, self.has_room);
         // A socket with room is ready at once: so the next turn comes after those of the other devices.
         events.set(EventSet::OUT, !self.waiting.is_empty() || self.has_more);
-        vec![(self.socket.as_raw_fd(), events)]
+        vec![Watched { fd: self.socket.as_raw_fd(), id: 0, events }]
     }
 
-    fn ready(&mut self, _events: EventSet, queues: &mut [Queue], memory: &GuestMemoryMmap) -> Used {
+    fn ready(&mut self, _id: u32, _events: EventSet, queues: &mut [Queue], memory: &GuestMemoryMmap) -> Used {
         self.pump(queues, memory)
     }
 

@@ -71,11 +71,11 @@ impl Guest {
     }
 
     fn ready(&mut self) {
-        self.driver.transport.ready(EventSet::IN);
+        self.driver.transport.ready(0, EventSet::IN);
     }
 
     fn events(&self) -> Option<EventSet> {
-        self.driver.transport.watch().first().map(|(_, events)| *events)
+        self.driver.transport.watch().first().map(|watched| watched.events)
     }
 
     /// The lengths of the buffers of the receive queue that came back.
@@ -246,7 +246,7 @@ fn a_full_socket_keeps_one_frame_waiting_and_the_others_in_the_guests_queue() {
         if !g.events().unwrap().contains(EventSet::OUT) {
             break;
         }
-        g.driver.transport.ready(EventSet::OUT);
+        g.driver.transport.ready(0, EventSet::OUT);
     }
     assert_eq!(arrived, taken + 2);
     assert_eq!(g.driver.used(TX).len(), 2);
@@ -283,7 +283,7 @@ fn a_flood_in_either_direction_leaves_turns_to_the_other_devices() {
     // The rest follows without another notification: the socket is ready.
     assert_eq!(g.sent().len(), TURN);
     assert!(g.events().unwrap().contains(EventSet::OUT));
-    g.driver.transport.ready(EventSet::OUT);
+    g.driver.transport.ready(0, EventSet::OUT);
     assert_eq!(g.sent().len(), 100 - TURN);
     assert!(!g.events().unwrap().contains(EventSet::OUT));
 
@@ -320,7 +320,7 @@ fn a_card_whose_socket_is_closed_is_quiet() {
         situation(&mut g);
         let (other, _) = pair();
         drop(std::mem::replace(&mut g.far, other));
-        g.driver.transport.ready(EventSet::IN | EventSet::OUT | EventSet::HANG_UP);
+        g.driver.transport.ready(0, EventSet::IN | EventSet::OUT | EventSet::HANG_UP);
         // An empty mask is taken out of epoll, too.
         assert!(g.events().is_none_or(|events| events.is_empty()));
         // The guest's frames are lost, and its queue does not fill.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::net;
 use super::restore_error::RestoreError;
-use super::vsock::connections;
+use super::vsock::connection;
 
 /// One device behind a transport.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,8 +31,10 @@ pub enum DeviceState {
     Disk {
         bytes: u64,
     },
+    /// Of the connection that is there from the start. Those that were plugged in end with their VMM: a machine that has them is
+    /// not written down.
     Vsock {
-        connections: Vec<connections::Saved>,
+        connection: connection::State,
     },
     Net(net::State),
 }

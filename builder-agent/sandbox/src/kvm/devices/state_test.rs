@@ -12,6 +12,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::*;
 use crate::kvm::devices::Device;
+use crate::kvm::devices::Watched;
 use crate::kvm::devices::blk::Blk;
 use crate::kvm::devices::mmio::{TransportState, register, status};
 use crate::kvm::devices::net::Net;
@@ -52,7 +53,7 @@ fn vsock() -> (Box<dyn Device>, UnixStream) {
     for stream in [&agent, &ours] {
         stream.set_nonblocking(true).unwrap();
     }
-    (Box::new(Vsock::new([(PORT, ours)])), agent)
+    (Box::new(Vsock::new(PORT, ours)), agent)
 }
 
 fn net() -> (Box<dyn Device>, OwnedFd) {
@@ -151,11 +152,11 @@ fn an_open_connection_goes_on_with_all_that_was_under_way() {
     // In both directions: bytes that have left one side and not reached the other.
     send(&mut d, op::RW, b"first");
     old_agent.write_all(b"for the guest").unwrap();
-    d.transport.ready(EventSet::IN);
+    d.transport.ready(0, EventSet::IN);
 
     let (second, mut agent) = vsock();
     d.move_to(second).unwrap();
-    let (fd, events) = d.transport.watch()[0];
+    let Watched { fd, events, .. } = d.transport.watch()[0];
     // It does not read more before the guest has the bytes that it holds.
     assert!(fd >= 0 && !events.contains(EventSet::IN));
     d.offer(RX, &[writable(IN, 4096)]);
@@ -192,7 +193,7 @@ fn a_frame_that_waits_leaves_by_the_next_card_and_those_after_it_follow() {
     let mut d = Driver::new(first);
     d.start();
     let mut last = 0;
-    while !d.transport.watch()[0].1.contains(EventSet::OUT) {
+    while !d.transport.watch()[0].events.contains(EventSet::OUT) {
         last += 1;
         send(&mut d, last);
     }
@@ -206,7 +207,7 @@ fn a_frame_that_waits_leaves_by_the_next_card_and_those_after_it_follow() {
     d.offer(RX, &[writable(IN, 1526)]);
     d.kick(RX);
     d.move_to(net().0).unwrap();
-    assert!(d.transport.watch()[0].1.contains(EventSet::IN));
+    assert!(d.transport.watch()[0].events.contains(EventSet::IN));
 }
 
 #[test]
@@ -290,8 +291,7 @@ fn nonsense_is_an_error_and_changes_nothing() {
     }
     let too_much = |s: &mut TransportState| {
         let mut json = serde_json::to_value(&*s).unwrap();
-        json["device"]["connections"][0]["state"]["to_agent"] =
-            serde_json::json!(vec![0u8; BUFFER as usize + 1]);
+        json["device"]["connection"]["to_agent"] = serde_json::json!(vec![0u8; BUFFER as usize + 1]);
         *s = serde_json::from_value(json).unwrap();
     };
     assert!(broken(too_much).unwrap_err().to_string().contains("bytes for the agent"));
@@ -347,6 +347,6 @@ proptest! {
         for queue in 0..3 {
             d.kick(queue);
         }
-        d.transport.ready(EventSet::IN);
+        d.transport.ready(0, EventSet::IN);
     }
 }

@@ -1,6 +1,7 @@
 //! virtio-vsock (virtio 1.2, 5.10): carries byte streams between the guest and the agent, one for each port.
 //!
-//! This file moves packets between the queues and [`Connections`], whose members interpret them. Payloads are copied once out of guest memory and once into it.
+//! This file moves packets between the queues and [`Connections`], whose members interpret them. Payloads are copied once out
+//! of guest memory and once into it.
 //! Not virtio-vsock's `VsockPacket`: it needs a payload in one descriptor, and Linux sends large ones in
 //! several.
 
@@ -9,6 +10,7 @@ pub mod connections;
 
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
@@ -16,9 +18,9 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::restore_error::RestoreError;
 use super::state::DeviceState;
-use super::{Broken, Device, Used, Watched};
+use super::{Broken, Device, PlugError, Used, Watched};
 use connection::{HEADER, Hangup, Header, MAX_PAYLOAD};
-use connections::Connections;
+use connections::{Connections, FIRST};
 
 const KIND: u32 = 19;
 const RX: usize = 0;
@@ -40,10 +42,10 @@ pub struct Vsock<S> {
 }
 
 impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
-    /// Connects the guest's connections to these ports of the host with these streams. The guest may connect once to each.
-    pub fn new(streams: impl IntoIterator<Item = (u32, S)>) -> Vsock<S> {
+    /// Connects the guest's connection to this port of the host with this stream. The guest may connect once.
+    pub fn new(port: u32, stream: S) -> Vsock<S> {
         Vsock {
-            connections: Connections::new(streams, GUEST_CID),
+            connections: Connections::new(port, stream, GUEST_CID),
             config: GUEST_CID.to_le_bytes(),
             payload: vec![0; MAX_PAYLOAD as usize],
             has_more: false,
@@ -56,6 +58,7 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
         self.has_more = false;
         loop {
             self.connections.flush();
+            self.connections.settle();
             // Receiving first: an answer must have left before the packets that cause the next one are taken.
             let gave = self.give_guest_packets(&mut queues[RX], memory)?;
             let taken = self.take_guest_packets(&mut queues[TX], memory, left)?;
@@ -138,7 +141,7 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Vsock<S> {
     }
 }
 
-impl<S: Read + Write + AsRawFd + Send + Hangup> Device for Vsock<S> {
+impl<S: Read + Write + AsRawFd + Send + Hangup + From<UnixStream>> Device for Vsock<S> {
     fn kind(&self) -> u32 {
         KIND
     }
@@ -157,20 +160,30 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Device for Vsock<S> {
     }
 
     fn watch(&self) -> Vec<Watched> {
-        let watched = self.connections.iter().map(|connection| {
+        let watched = self.connections.iter().map(|(id, connection)| {
             let mut events = EventSet::empty();
+            // For the port to be free again. Without the first one the agent has no use for the machine, and ends it.
+            events.set(EventSet::HANG_UP, id != FIRST && !connection.has_ended());
             events.set(EventSet::IN, connection.wants_input());
             events.set(EventSet::OUT, connection.has_for_agent());
-            (connection.stream().as_raw_fd(), events)
+            Watched { fd: connection.stream().as_raw_fd(), id, events }
         });
         watched.collect()
     }
 
-    fn ready(&mut self, events: EventSet, queues: &mut [Queue], memory: &GuestMemoryMmap) -> Used {
+    fn ready(&mut self, id: u32, events: EventSet, queues: &mut [Queue], memory: &GuestMemoryMmap) -> Used {
         if events.intersects(EventSet::IN | EventSet::HANG_UP | EventSet::ERROR) {
-            self.connections.read_from_agent();
+            self.connections.ready(id, events.intersects(EventSet::HANG_UP | EventSet::ERROR));
         }
         self.pump(queues, memory)
+    }
+
+    fn release(&mut self) {
+        self.connections.release();
+    }
+
+    fn plug(&mut self, port: u32, stream: UnixStream) -> Result<(), PlugError> {
+        self.connections.plug(port, stream.into())
     }
 
     fn unfinished(&self) -> Option<usize> {
@@ -183,14 +196,14 @@ impl<S: Read + Write + AsRawFd + Send + Hangup> Device for Vsock<S> {
     }
 
     fn save(&self) -> DeviceState {
-        DeviceState::Vsock { connections: self.connections.save() }
+        DeviceState::Vsock { connection: self.connections.save() }
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
-        let DeviceState::Vsock { connections } = state else {
+        let DeviceState::Vsock { connection } = state else {
             return Err(RestoreError::new("vsock", "the state is another device's"));
         };
-        self.connections.restore(connections)
+        self.connections.restore(connection)
     }
 }
 

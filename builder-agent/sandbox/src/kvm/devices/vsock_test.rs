@@ -27,7 +27,7 @@ fn guest_with_queues_of(size: u16) -> Guest {
     for stream in [&agent, &ours] {
         stream.set_nonblocking(true).unwrap();
     }
-    let mut driver = Driver::new(Box::new(Vsock::new([(PORT, ours)])));
+    let mut driver = Driver::new(Box::new(Vsock::new(PORT, ours)));
     driver.size = size;
     driver.start();
     Guest { driver, agent }
@@ -111,10 +111,10 @@ fn the_agents_bytes_reach_the_guest_in_the_buffers_it_gave() {
     let mut g = guest();
     g.connect();
     g.agent.write_all(b"job for you").unwrap();
-    let (fd, events) = g.driver.transport.watch()[0];
+    let Watched { fd, events, .. } = g.driver.transport.watch()[0];
     assert!(fd >= 0 && events.contains(EventSet::IN));
     g.driver.offer(RX, &[writable(IN, 44), writable(IN + 44, 4), writable(IN + 48, 100)]);
-    g.driver.transport.ready(EventSet::IN);
+    g.driver.transport.ready(0, EventSet::IN);
     assert_eq!(g.received(), [(op::RW, 44 + 11)]);
     let mut text = [0; 11];
     g.driver.memory.read_slice(&mut text, GuestAddress(IN + 44)).unwrap();
@@ -127,7 +127,7 @@ fn a_buffer_too_small_for_a_header_is_given_back_empty_and_nothing_is_lost() {
     g.connect();
     g.agent.write_all(b"x").unwrap();
     g.driver.offer(RX, &[writable(IN, 43)]);
-    g.driver.transport.ready(EventSet::IN);
+    g.driver.transport.ready(0, EventSet::IN);
     assert_eq!(g.driver.used(RX).iter().map(|u| u.1).collect::<Vec<_>>(), [0]);
     g.driver.offer(RX, &[writable(IN, 45)]);
     g.driver.kick(RX);
@@ -147,7 +147,7 @@ fn nobody_is_waited_for_on_behalf_of_a_guest_without_credit() {
         .unwrap();
     g.driver.offer(TX, &[readable(OUT, 44)]);
     g.driver.kick(TX);
-    assert!(g.driver.transport.watch()[0].1.is_empty());
+    assert!(g.driver.transport.watch()[0].events.is_empty());
 }
 
 #[test]
@@ -180,12 +180,12 @@ fn two_streams_share_the_queues_and_no_byte() {
     for stream in [&control, &ours, &ssh, &other] {
         stream.set_nonblocking(true).unwrap();
     }
-    let mut d = Driver::new(Box::new(Vsock::new([(PORT, ours), (OTHER_PORT, other)])));
+    let mut d = Driver::new(Box::new(Vsock::new(PORT, ours)));
     d.start();
-    assert_eq!(
-        d.transport.watch().iter().map(|(_, events)| *events).collect::<Vec<_>>(),
-        [EventSet::empty(); 2]
-    );
+    d.transport.plug(OTHER_PORT, other).unwrap();
+    let events = |d: &Driver| d.transport.watch().iter().map(|w| w.events).collect::<Vec<_>>();
+    // That the agent gives the plugged one up is always waited for.
+    assert_eq!(events(&d), [EventSet::empty(), EventSet::HANG_UP]);
     let send = |d: &mut Driver, port, op, payload: &[u8]| {
         let header = Header { dst_port: port, ..vsock_header(op) };
         d.memory.write_slice(&header.to_bytes(payload.len() as u32), GuestAddress(OUT)).unwrap();
@@ -218,19 +218,28 @@ fn two_streams_share_the_queues_and_no_byte() {
     ssh.write_all(b"SSH-2.0-agent").unwrap();
     control.write_all(b"attach").unwrap();
     let watched = d.transport.watch();
-    assert!(watched.len() == 2 && watched[0].0 != watched[1].0);
-    assert!(watched.iter().all(|(_, events)| *events == EventSet::IN));
-    d.transport.ready(EventSet::IN);
+    assert!(watched.len() == 2 && watched[0].fd != watched[1].fd && watched[0].id != watched[1].id);
+    assert_eq!(events(&d), [EventSet::IN, EventSet::IN | EventSet::HANG_UP]);
+    for Watched { id, .. } in watched {
+        d.transport.ready(id, EventSet::IN);
+    }
     let got = [receive(&mut d), receive(&mut d)];
     assert!(got.contains(&Some((OTHER_PORT, op::RW, b"SSH-2.0-agent".to_vec()))), "{got:?}");
     assert!(got.contains(&Some((PORT, op::RW, b"attach".to_vec()))), "{got:?}");
 
     // The end of one.
     drop(ssh);
-    d.transport.ready(EventSet::IN | EventSet::HANG_UP);
+    let late = d.transport.watch()[1];
+    d.transport.ready(late.id, EventSet::IN | EventSet::HANG_UP);
     assert_eq!(receive(&mut d).map(|(port, op, _)| (port, op)), Some((OTHER_PORT, op::SHUTDOWN)));
-    let events: Vec<_> = d.transport.watch().into_iter().map(|(_, events)| events).collect();
-    assert_eq!(events, [EventSet::IN, EventSet::empty()]);
+    assert_eq!(receive(&mut d).map(|(port, op, _)| (port, op)), Some((OTHER_PORT, op::RST)));
+    assert_eq!(events(&d), [EventSet::IN]);
+    // Its port has another stream, and what epoll still says of the one before is nothing to that.
+    let (_agent, third) = UnixStream::pair().unwrap();
+    third.set_nonblocking(true).unwrap();
+    d.transport.plug(OTHER_PORT, third).unwrap();
+    d.transport.ready(late.id, EventSet::IN | EventSet::HANG_UP);
+    assert_eq!(events(&d), [EventSet::IN, EventSet::HANG_UP]);
     send(&mut d, PORT, op::RW, b"goes on");
     let n = control.read(&mut bytes).unwrap();
     assert_eq!(&bytes[..n], b"goes on");
@@ -251,10 +260,45 @@ fn a_flood_of_packets_leaves_turns_to_the_agent_and_the_other_devices() {
     g.driver.kick(TX);
     assert_eq!((g.driver.used(TX).len(), g.driver.transport.unfinished()), (TURN, Some(TX)));
     // One notification was enough for all of them.
-    g.driver.transport.ready(EventSet::IN);
+    g.driver.transport.ready(0, EventSet::IN);
     assert_eq!(g.received(), [(op::RW, 44 + 13)]);
     assert_eq!((g.driver.used(TX).len(), g.driver.transport.unfinished()), (2, None));
     g.driver.offer(TX, &[readable(OUT, 44); 1]);
     g.driver.kick(TX);
     assert_eq!((g.driver.used(TX).len(), g.driver.transport.unfinished()), (1, None));
+}
+
+#[test]
+fn a_stream_is_plugged_into_a_device_that_was_started_and_ends_when_its_driver_restarts() {
+    let mut g = guest();
+    let pair = || {
+        let (agent, ours) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (agent, ours)
+    };
+    for port in [OTHER_PORT, OTHER_PORT + 1] {
+        let (mut agent, ours) = pair();
+        let fd = ours.as_raw_fd();
+        g.driver.transport.plug(port, ours).unwrap();
+        if port != OTHER_PORT {
+            // This one is connected, the other one waits.
+            let header = Header { dst_port: port, ..vsock_header(op::REQUEST) };
+            g.driver.memory.write_slice(&header.to_bytes(0), GuestAddress(OUT)).unwrap();
+            g.driver.offer(TX, &[readable(OUT, 44)]);
+            g.driver.kick(TX);
+        }
+        g.driver.set(register::STATUS, 0);
+        assert_eq!(agent.read(&mut [0; 1]).unwrap(), 0);
+        assert_eq!(g.driver.transport.watch(), []);
+        // Open until the event thread has taken it out of epoll.
+        assert!(std::fs::exists(format!("/proc/self/fd/{fd}")).unwrap());
+        assert!(agent.write(b"x").is_ok());
+        g.driver.transport.release();
+        assert!(agent.write(b"x").is_err());
+        let refused = g.driver.transport.plug(port, pair().1);
+        assert_eq!(refused, Err(PlugError::NotReady));
+        g.driver.restart();
+    }
+    g.driver.transport.plug(OTHER_PORT, pair().1).unwrap();
+    assert_eq!(g.driver.transport.plug(OTHER_PORT, pair().1), Err(PlugError::InUse { port: OTHER_PORT }));
 }

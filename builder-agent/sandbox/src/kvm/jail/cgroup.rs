@@ -115,7 +115,7 @@ impl Hierarchy {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        // Beside vCPUs: the event thread, that of a growing disk, the main thread, and KVM's own worker.
+        // Beside vCPUs: the event thread, that of additions, the main thread, and KVM's own worker.
         fs::write(group.path.join("pids.max"), (processes + 8).to_string())?;
         group.add(pid)?;
         Ok(group)

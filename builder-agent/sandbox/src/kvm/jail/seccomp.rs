@@ -1,8 +1,8 @@
 //! The system calls of a running VMM. Any other ends the process.
 //!
 //! Installed on all threads at once, after the last thread, file and mapping was made and before the first guest
-//! instruction. So there is no opening, no connecting, no cloning, no executing, and of the ioctls only KVM_RUN. A machine with
-//! a growing disk gets more files and maps them while it runs: its VMM has a filter that allows just that in addition.
+//! instruction. So there is no opening, no connecting, no cloning, no executing, and of the ioctls only KVM_RUN. A home
+//! gets files, which its VMM maps, and streams while it runs: the filter of its VMM allows just that in addition.
 
 use std::collections::BTreeMap;
 
@@ -46,7 +46,7 @@ const ALLOWED: &[(libc::c_long, &str)] = &[
     (libc::SYS_clock_gettime, "when the vDSO cannot answer"),
     (libc::SYS_restart_syscall, "the kernel, after a stop and continue"),
     (libc::SYS_rt_sigreturn, "return from a signal"),
-    (libc::SYS_close, "an eventfd dropped on the way out"),
+    (libc::SYS_close, "an eventfd dropped on the way out; what a home was given"),
     (libc::SYS_exit, "a thread ends"),
     (libc::SYS_exit_group, "the VMM ends"),
 ];
@@ -54,7 +54,7 @@ const ALLOWED: &[(libc::c_long, &str)] = &[
 /// What the VMM of a machine with a growing disk needs beside those. No other VMM may receive descriptors.
 #[rustfmt::skip]
 const ALLOWED_WITH_A_DISK: &[(libc::c_long, &str)] = &[
-    (libc::SYS_recvmsg, "the files of an image, with a byte for each batch"),
+    (libc::SYS_recvmsg, "the files of an image, with a byte for each batch; a stream"),
     (libc::SYS_fstat, "a file is not mapped beyond its end"),
 ];
 
@@ -96,16 +96,33 @@ fn argument(
 
 /// Installs the filter in this thread and all others of the process.
 pub fn install(filter: &BpfProgram) -> Result<(), SeccompError> {
+    keep_malloc_within_the_filter();
     Ok(seccompiler::apply_filter_all_threads(filter)?)
 }
+
+/// glibc's malloc opens `/proc/sys/vm/overcommit_memory` before it gives free memory of a thread other than the main one back for
+/// the first time, and counts the processors before it makes a ninth arena. So it does neither. What is large is mapped, and
+/// goes back at once.
+#[cfg(target_env = "gnu")]
+fn keep_malloc_within_the_filter() {
+    let settings =
+        [(libc::M_TRIM_THRESHOLD, i32::MAX), (libc::M_MMAP_THRESHOLD, 128 << 10), (libc::M_ARENA_MAX, 1)];
+    for (name, value) in settings {
+        // SAFETY: takes two numbers, and may be called at any time. It fails for names that it does not know, and knows these.
+        unsafe { libc::mallopt(name, value) };
+    }
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn keep_malloc_within_the_filter() {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::kvm::handover::DeviceKind;
 
-    const BUILD: &[DeviceKind] = &[DeviceKind::Vsock { streams: 1 }, DeviceKind::Rng, DeviceKind::Net];
-    const HOME: &[DeviceKind] = &[DeviceKind::Vsock { streams: 2 }, DeviceKind::Disk, DeviceKind::Net];
+    const BUILD: &[DeviceKind] = &[DeviceKind::Vsock, DeviceKind::Rng, DeviceKind::Net];
+    const HOME: &[DeviceKind] = &[DeviceKind::Vsock, DeviceKind::Disk, DeviceKind::Net];
 
     fn filter_with(devices: &[DeviceKind]) -> BpfProgram {
         filter(&Shape { vcpus: 1, memory_mib: 128, devices: devices.to_vec() }).unwrap()
@@ -192,6 +209,46 @@ mod tests {
             }
             assert_eq!(libc::WEXITSTATUS(status), 0, "the filter could not be installed");
             false
+        }
+    }
+
+    /// In threads that have memory of their own. Each way of allocating is used: from heaps that grow and shrink, and by mappings.
+    #[test]
+    fn memory_is_allocated_and_freed_in_any_amount_without_another_system_call() {
+        let filter = filter_with(BUILD);
+        // SAFETY: under nextest a test has a process of its own, whose other thread only waits for this one: no lock is held
+        // that the child would miss. The child ends with _exit.
+        unsafe {
+            let pid = libc::fork();
+            assert!(pid >= 0);
+            if pid == 0 {
+                let gate = std::sync::Arc::new(std::sync::Barrier::new(13));
+                for _ in 0..12 {
+                    let gate = gate.clone();
+                    std::thread::spawn(move || {
+                        gate.wait();
+                        gate.wait();
+                        for size in [1 << 10, 64 << 10, 256 << 10, 64 << 10] {
+                            let all: Vec<Vec<u8>> = (0..64).map(|_| vec![1; size]).collect();
+                            drop(std::hint::black_box(all));
+                        }
+                        gate.wait();
+                        loop {
+                            std::thread::park();
+                        }
+                    });
+                }
+                gate.wait();
+                if install(&filter).is_err() {
+                    libc::_exit(3);
+                }
+                gate.wait();
+                gate.wait();
+                libc::_exit(0);
+            }
+            let mut status = 0;
+            assert_eq!(libc::waitpid(pid, &mut status, 0), pid);
+            assert_eq!(status, 0, "killed, or not installed");
         }
     }
 

@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use crate::backend::Image;
 use crate::error::SandboxError;
+use crate::plugs::Plugs;
 
 /// Ports that are tried for one connection. A port whose last connection the machine has not let go of is refused by it.
 const PORTS_TRIED: usize = 3;
@@ -29,6 +30,16 @@ pub trait Attachments: Send {
 
     /// Makes a stream that the guest finds at this port, if no other has the port. Returns our end.
     fn open(&mut self, port: u32) -> Result<UnixStream, SandboxError>;
+}
+
+impl Attachments for Plugs {
+    fn add(&mut self, image: &Image) -> Result<u64, SandboxError> {
+        self.add_image(image)
+    }
+
+    fn open(&mut self, port: u32) -> Result<UnixStream, SandboxError> {
+        self.open_port(port)
+    }
 }
 
 /// Makes requests to a home. Clones are for the same home.

@@ -21,7 +21,7 @@ pub const MAX_PAYLOAD: u32 = 64 * 1024;
 /// Most bytes that the guest may send before the agent has taken them: four of its largest packets.
 pub const BUFFER: u32 = 256 * 1024;
 /// Most answers kept while the guest offers no buffer for them. At this limit no more packets are taken from the guest.
-const MAX_ANSWERS: usize = 64;
+pub(super) const MAX_ANSWERS: usize = 64;
 
 pub const HOST_CID: u64 = 2;
 pub const TYPE_STREAM: u16 = 1;
@@ -169,7 +169,7 @@ pub trait Hangup {
 
 impl Hangup for std::os::unix::net::UnixStream {
     fn hang_up(&mut self) {
-        // Fails only if the agent is gone; then this process ends, too.
+        // Fails only if the agent has closed its end.
         let _ = self.shutdown(std::net::Shutdown::Write);
     }
 }
@@ -178,6 +178,8 @@ pub struct Connection<S> {
     stream: S,
     guest_cid: u64,
     port: u32,
+    /// The stream has ended in both directions, as [`Connection::stream_ended`] was told.
+    has_ended: bool,
     at: State,
 }
 
@@ -200,7 +202,7 @@ impl<S: Read + Write + Hangup> Connection<S> {
             said_agent_done: false,
             agent_deaf: false,
         };
-        Connection { stream, guest_cid, port, at }
+        Connection { stream, guest_cid, port, has_ended: false, at }
     }
 
     pub fn port(&self) -> u32 {
@@ -350,6 +352,45 @@ impl<S: Read + Write + Hangup> Connection<S> {
             self.at.hung_up = true;
             self.stream.hang_up();
         }
+    }
+
+    /// Neither side of the stream sends any more: the agent has closed its end, or each has ended its own direction. What the
+    /// agent has sent can still be read.
+    pub fn stream_ended(&mut self) {
+        self.has_ended = true;
+        // Otherwise it was the agent who ended both.
+        self.at.agent_deaf |= !self.at.hung_up;
+        self.flush();
+    }
+
+    /// Whether the agent can do no more with it.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Whether nothing more can come of it: neither a connection, nor a byte in either direction.
+    pub fn is_over(&self) -> bool {
+        let agent_has_all = self.at.agent_deaf || self.at.guest_done && self.at.to_agent.is_empty();
+        match self.at.phase {
+            Phase::Waiting => self.has_ended,
+            Phase::Open { .. } => agent_has_all && (self.at.guest_deaf || self.at.said_agent_done),
+            Phase::Closed => agent_has_all,
+        }
+    }
+
+    /// Ends it, and gives its stream, and the answers that the guest has not taken yet. The last one resets what is still open.
+    pub fn end(mut self) -> (S, VecDeque<Header>) {
+        if matches!(self.at.phase, Phase::Open { .. }) {
+            let reset = self.data_header(op::RST);
+            self.at.answers.push_back(Header { buf_alloc: 0, ..reset });
+        }
+        for answer in self.at.answers.iter_mut().filter(|answer| answer.buf_alloc > 0) {
+            answer.fwd_cnt = self.at.forwarded.0;
+        }
+        if !self.at.hung_up {
+            self.stream.hang_up();
+        }
+        (self.stream, self.at.answers)
     }
 
     /// Number of bytes held in both directions. At most [`BUFFER`] + [`MAX_PAYLOAD`].
