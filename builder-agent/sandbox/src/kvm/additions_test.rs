@@ -426,6 +426,15 @@ fn a_home_has_as_many_streams_as_ports_and_a_port_has_one() {
 }
 
 #[test]
+fn a_stream_that_is_given_up_is_closed_without_a_word_of_the_guest() {
+    let (mut plugs, _guest) = plugs();
+    let before = open_descriptors();
+    let streams: Vec<_> = SSH_PORTS.map(|port| plugs.open_port(port).unwrap()).collect();
+    drop(streams);
+    within(|| (open_descriptors() == before).then_some(()));
+}
+
+#[test]
 fn an_agent_whose_bytes_the_guest_did_not_take_sees_the_end_and_no_error() {
     let (mut plugs, mut guest) = plugs();
     let port = 1050;
