@@ -41,6 +41,8 @@ impl Groups {
         let home = create("home", available)?;
         write(&home.join("cgroup.subtree_control"), "+pids +cpu")?;
         let sshd = Arc::new(part(&home.join("sshd"), SSHD_PROCESSES)?);
+        // Whatever the member's processes want, an sshd gets the processor first.
+        write(&home.join("sshd/cpu.weight"), "10000")?;
         let events = File::open(home.join("sshd/cgroup.events"))?;
         Ok(Groups { sshd, events, member: part(&home.join("member"), processes)? })
     }

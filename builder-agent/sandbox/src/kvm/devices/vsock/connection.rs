@@ -165,12 +165,21 @@ impl State {
 /// A stream whose sending half can be closed.
 pub trait Hangup {
     fn hang_up(&mut self);
+
+    /// Before it is closed: nothing more goes in either direction. The other side sees the end after the last byte.
+    fn end(&mut self) {}
 }
 
 impl Hangup for std::os::unix::net::UnixStream {
     fn hang_up(&mut self) {
         // Fails only if the agent has closed its end.
         let _ = self.shutdown(std::net::Shutdown::Write);
+    }
+
+    fn end(&mut self) {
+        let _ = self.shutdown(std::net::Shutdown::Both);
+        // If bytes were left, the agent would see an error in place of the end. No more come, so it is one buffer of a socket.
+        while self.read(&mut [0; 16 * 1024]).is_ok_and(|n| n > 0) {}
     }
 }
 
@@ -390,6 +399,7 @@ impl<S: Read + Write + Hangup> Connection<S> {
         if !self.at.hung_up {
             self.stream.hang_up();
         }
+        self.stream.end();
         (self.stream, self.at.answers)
     }
 
