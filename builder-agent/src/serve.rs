@@ -258,10 +258,12 @@ async fn open(
         name: config.name.clone(),
         network: config.network.builds,
         certificates: backend::network_certificates(&config),
+        beside: Arc::new(Vec::new),
         store: store.clone(),
         roster: roster.clone(),
         ledger: ledger.clone(),
         threads: threads.clone(),
+        charge_every: homes::CHARGE_EVERY,
     };
     let homes = Homes::new(parts);
     memory::compare(&config, homes.none_because().is_none(), &store);

@@ -122,6 +122,8 @@ pub enum Stays {
          with `--end-homes`"
     )]
     Homes { homes: usize },
+    #[error("homes of members did not end within {} seconds", LAST_MOMENT.as_secs())]
+    HomesStay,
     #[error(transparent)]
     Builds(#[from] NotPaused),
     #[error("{what} could not be written to the disk within {} seconds", FLUSH.as_secs())]
@@ -168,10 +170,13 @@ impl Leaving<'_> {
             server.abort();
             let _ = (&mut *server).await;
         }
-        self.agent.homes.close(FAREWELL).await;
-        let stays = match self.leave(request, connection).await {
-            Ok(never) => match never {},
-            Err(stays) => stays,
+        let closed = tokio::time::timeout(LAST_MOMENT, self.agent.homes.close(FAREWELL)).await;
+        let stays = match closed {
+            Err(_) => Stays::HomesStay,
+            Ok(()) => match self.leave(request, connection).await {
+                Ok(never) => match never {},
+                Err(stays) => stays,
+            },
         };
         self.scheduler.go_on();
         self.agent.homes.reopen();

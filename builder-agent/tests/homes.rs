@@ -68,6 +68,8 @@ async fn a_command_that_is_none_of_the_boxs_runs_in_the_home_as_with_any_ssh_ser
     let output = run(&served, "alice", &["builds nonsense"], b"").await;
     assert!(text(&output.stderr).contains("cannot run `builds nonsense`"), "{}", text(&output.stderr));
     assert_eq!(beside.started.load(Ordering::SeqCst), 1, "all of them share one home");
+    // The box's clone of nixpkgs is there from the beginning.
+    assert_eq!(beside.attached.lock().expect("attached").in_root, ["nixpkgs.git"]);
     assert!(beside.attached.lock().expect("attached").paths.is_empty());
 }
 

@@ -190,6 +190,9 @@ pub struct Attach {
     pub paths: Vec<String>,
     /// Store paths that are small regular files, whose contents follow.
     pub files: Vec<StoreFile>,
+    /// They are no store paths, and are shown in the root directory of the home.
+    #[serde(default)]
+    pub in_root: bool,
 }
 
 /// Bytes of a disk, multiples of 4096.

@@ -16,7 +16,7 @@ use crate::inside::{self, Inside, Opened, Outside, Reply};
 use crate::keys::Keys;
 use crate::machines::{Control, Machine, Machines, Started};
 use crate::shown::Shown;
-use crate::{HomeError, Inner, NixDoor, Terms};
+use crate::{Beside, HomeError, Inner, NixDoor, Terms};
 use shares::threads::Workers;
 
 /// Where Nix's clients find their daemon.
@@ -90,6 +90,7 @@ impl Home {
     pub(crate) fn open(
         self: &Arc<Self>,
         nix: NixDoor,
+        beside: Beside,
     ) -> impl Future<Output = Result<(), HomeError>> + use<> {
         let home = self.clone();
         async move {
@@ -99,7 +100,23 @@ impl Home {
                 HomeError::Silent(format!("its sshd does not listen at {NIX_SOCKET}: {error}"))
             })?;
             *home.nix.lock().unwrap_or_else(PoisonError::into_inner) = Some(inside);
+            home.show_beside(beside).await;
             Ok(())
+        }
+    }
+
+    /// Shows what is beside the store. A home without it is a home.
+    async fn show_beside(&self, beside: Beside) {
+        let (control, member) = (self.control.clone(), self.member.name.clone());
+        let showing = self.threads.alone("home beside", move || {
+            for (name, image) in beside() {
+                if let Err(error) = control.show_in_root(&image, std::slice::from_ref(&name)) {
+                    tracing::warn!(%member, name, %error, "a home does not show a repository");
+                }
+            }
+        });
+        if let Err(lost) = showing.await {
+            tracing::error!(error = %lost, "a home shows no repositories; this is a bug");
         }
     }
 

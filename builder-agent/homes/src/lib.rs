@@ -43,6 +43,9 @@ pub struct Terms {
 /// Serves the connections of Nix in homes. One call for each; it must not block.
 pub type NixDoor = Arc<dyn Fn(Arc<Home>, Stream) + Send + Sync>;
 
+/// Folders for the root directory of a home, each with its name, which is that of the only entry of its image. It may take a while.
+pub type Beside = Arc<dyn Fn() -> Vec<(String, sandbox::Image)> + Send + Sync>;
+
 /// What homes need of the box.
 pub struct Parts {
     /// `None`: the box has no homes, for this reason.
@@ -53,11 +56,18 @@ pub struct Parts {
     pub network: bool,
     /// The box's certificates, which homes have too.
     pub certificates: Option<std::path::PathBuf>,
+    /// What homes show beside their store, as it is when one is opened.
+    pub beside: Beside,
     pub store: Store,
     pub roster: watch::Receiver<Arc<Roster>>,
     pub ledger: Ledger,
     pub threads: Threads,
+    /// How often the time of a home is charged.
+    pub charge_every: Duration,
 }
+
+/// For [`Parts::charge_every`].
+pub const CHARGE_EVERY: Duration = Duration::from_secs(60);
 
 /// All homes of the box. Clones share them.
 #[derive(Clone)]

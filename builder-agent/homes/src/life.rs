@@ -103,9 +103,6 @@ impl Place {
     }
 }
 
-/// How often the time of a home is charged.
-const CHARGE_EVERY: std::time::Duration = std::time::Duration::from_secs(60);
-
 /// Starts the home of this place, and follows it to its end.
 pub(crate) async fn live(alive: Alive, machines: Arc<dyn Machines>, place: Arc<Place>, nix: NixDoor) {
     let homes = &alive.0;
@@ -113,12 +110,14 @@ pub(crate) async fn live(alive: Alive, machines: Arc<dyn Machines>, place: Arc<P
     let Terms { vcpus, memory_mib, .. } = place.terms;
     tracing::info!(%member, vcpus, memory_mib, "a home is started");
     let starting = home::start(homes, machines, &place.member, &place.terms, &place.cancel);
-    tokio::pin!(starting);
+    // One wait for all stages: it knows since when nobody is in the home.
+    let unwanted = unwanted(homes, &place);
+    tokio::pin!(starting, unwanted);
     let mut why: Option<Arc<str>> = None;
     let started = loop {
         tokio::select! {
             started = &mut starting => break started,
-            reason = unwanted(homes, &place), if why.is_none() => {
+            reason = &mut unwanted, if why.is_none() => {
                 leave(homes, &place, State::Failed(reason.clone()));
                 why = Some(reason);
                 place.cancel.cancel();
@@ -136,25 +135,30 @@ pub(crate) async fn live(alive: Alive, machines: Arc<dyn Machines>, place: Arc<P
     let running =
         homes.parts.threads.alone("home", move || machine.run(&mut |event| tell(&event, &follower), &cancel));
     tokio::pin!(running);
-    let opening = home.open(nix);
+    let opening = home.open(nix, homes.parts.beside.clone());
     tokio::pin!(opening);
-    let mut is_open = false;
-    let mut charge = tokio::time::interval(CHARGE_EVERY);
+    let (mut is_opening, mut is_open) = (true, false);
+    let mut charge = tokio::time::interval(homes.parts.charge_every);
     let (end, usage) = loop {
         tokio::select! {
             ended = &mut running => break ended.unwrap_or_else(|lost| {
                 (HomeEnd::Failed(SandboxError::Unavailable { why: lost.to_string() }), Usage::default())
             }),
-            opened = &mut opening, if !is_open && why.is_none() => match opened {
-                Ok(()) => {
-                    is_open = true;
-                    let seconds = place.began.elapsed().as_secs_f64();
-                    tracing::info!(%member, seconds, "a home is open");
-                    place.state.send_replace(State::Open(home.clone()));
+            opened = &mut opening, if is_opening => {
+                is_opening = false;
+                match opened {
+                    Ok(()) if why.is_none() => {
+                        is_open = true;
+                        let seconds = place.began.elapsed().as_secs_f64();
+                        tracing::info!(%member, seconds, "a home is open");
+                        place.state.send_replace(State::Open(home.clone()));
+                    }
+                    // It ends already.
+                    Ok(()) => {}
+                    Err(error) => place.end(&error.to_string()),
                 }
-                Err(error) => place.end(&error.to_string()),
-            },
-            reason = unwanted(homes, &place), if why.is_none() => {
+            }
+            reason = &mut unwanted, if why.is_none() => {
                 // From now on nobody comes in here.
                 leave(homes, &place, ended(is_open, &reason));
                 why = Some(reason);

@@ -30,6 +30,9 @@ pub trait Control: Send + Sync {
         paths: &[String],
         files: &[SmallFile],
     ) -> Result<(), RequestError>;
+
+    /// Shows what an image has in the root directory of the home, by the names in the image's.
+    fn show_in_root(&self, image: &Image, names: &[String]) -> Result<(), RequestError>;
 }
 
 /// Owns a machine.
@@ -61,6 +64,10 @@ impl Control for home::Control {
         files: &[SmallFile],
     ) -> Result<(), RequestError> {
         home::Control::attach(self, image, paths, files)
+    }
+
+    fn show_in_root(&self, image: &Image, names: &[String]) -> Result<(), RequestError> {
+        home::Control::show_in_root(self, image, names)
     }
 }
 

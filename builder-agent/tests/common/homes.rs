@@ -26,6 +26,8 @@ pub struct Attached {
     pub paths: Vec<String>,
     /// Names of files with their contents.
     pub files: Vec<(String, Vec<u8>)>,
+    /// Names in the root directory.
+    pub in_root: Vec<String>,
     /// How many images, and their bytes.
     pub images: Vec<u64>,
 }
@@ -156,6 +158,12 @@ impl Control for Place {
         attached
             .images
             .extend(image.map(|image| image.segments.iter().map(|segment| segment.len).sum::<u64>()));
+        Ok(())
+    }
+
+    /// The root of this machine stays as it is.
+    fn show_in_root(&self, _image: &Image, names: &[String]) -> Result<(), RequestError> {
+        self.attached.lock().expect("what is attached").in_root.extend_from_slice(names);
         Ok(())
     }
 }

@@ -258,10 +258,13 @@ impl Scripted {
             name: config.name.clone(),
             network: false,
             certificates: None,
+            beside: Arc::new(|| vec![("nixpkgs.git".into(), sandbox::Image::default())]),
             store: store.clone(),
             roster: roster.clone(),
             ledger: ledger.clone(),
             threads: threads.clone(),
+            // So that many charges lie between the last session and the end of a home.
+            charge_every: Duration::from_millis(300),
         });
         let agent = Arc::new(Agent {
             homes,

@@ -86,7 +86,7 @@ fn prepare(stream: &mut Stream, home: &Home) -> io::Result<(Store, Sshds)> {
     let sshds = Sshds::new(groups.sshd.clone(), Path::new("/").join(account::LOG))?;
     groups.watch()?;
     let disk = Disk::open(&disk, Path::new(BLOCK_DEVICES), Path::new("/dev"))?;
-    Ok((Store::new(STORE.into(), STAGING.into(), disk), sshds))
+    Ok((Store::new([STORE.into(), "/".into()], STAGING.into(), disk), sshds))
 }
 
 /// Makes the home's root the root of this process, and so of all that it starts.

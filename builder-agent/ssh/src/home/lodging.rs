@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use daemon::{Agent, Caller};
-use homes::{Inside, Opened, Outside, Reply, Visit};
+use homes::{HomeError, Inside, Opened, Outside, Reply, Visit};
 use russh::Channel;
 use russh::client::Msg;
 use russh::server;
@@ -118,7 +118,13 @@ impl Lodging {
             return Ok(link.clone());
         }
         let terms = terms(agent, caller)?;
-        let visit = agent.homes.enter(&caller.member, &terms, &nix_door(agent)).await;
+        let nix = nix_door(agent);
+        let enter = || agent.homes.enter(&caller.member, &terms, &nix);
+        let visit = match enter().await {
+            // It ended between the two.
+            Err(HomeError::Ended(_)) => enter().await,
+            visit => visit,
+        };
         let visit = visit.map_err(|error| error.to_string())?;
         let allowed = Arc::<Allowed>::default();
         let outside =

@@ -1,4 +1,5 @@
-//! Shows store paths in a home: those of an image are mounted one by one, and small files are written.
+//! Shows store paths in a home: those of an image are mounted one by one, and small files are written. What is no store path,
+//! such as a repository, is shown in the root directory in the same way.
 //!
 //! A path that the home shows already stays as it is. If anything fails, everything that the request has made is taken back,
 //! so that the host can say "none of it is there".
@@ -7,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use guest::protocol::{Attach, Range, StoreFile};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, linkat, openat, utimensat};
@@ -25,9 +26,37 @@ const STORE_TIME: Timestamps = Timestamps {
 /// /nix/store of a home.
 pub struct Store {
     dir: PathBuf,
+    /// Its root directory.
+    root: PathBuf,
     /// Where an image is mounted while its paths are. Nobody but root can look into it.
     staging: PathBuf,
     disk: Disk,
+}
+
+/// Where the paths of a request are shown.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    dir: &'a Path,
+    /// For messages.
+    called: &'static str,
+}
+
+impl Target<'_> {
+    fn place(self, name: &str) -> io::Result<PathBuf> {
+        // The agent sends these names, so this would be a bug and no attack; but the path would be somewhere else.
+        if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no name of a store path"));
+        }
+        Ok(self.dir.join(name))
+    }
+
+    fn cannot_show(self, name: &str, error: io::Error) -> io::Error {
+        let hint = match error.raw_os_error() {
+            Some(libc::ENOSPC) => "; the disk of this home is full: delete something",
+            _ => "",
+        };
+        io::Error::new(error.kind(), format!("cannot show {}{name}: {error}{hint}", self.called))
+    }
 }
 
 /// What a request has made, to be taken back.
@@ -39,21 +68,26 @@ enum Made {
 }
 
 impl Store {
-    pub fn new(dir: PathBuf, staging: PathBuf, disk: Disk) -> Store {
-        Store { dir, staging, disk }
+    pub fn new([dir, root]: [PathBuf; 2], staging: PathBuf, disk: Disk) -> Store {
+        Store { dir, root, staging, disk }
     }
 
     /// Shows what is asked for. The outer error is the stream's.
     pub fn attach(&mut self, request: &Attach, stream: &mut Stream) -> io::Result<io::Result<()>> {
+        let (root, dir) = (self.root.clone(), self.dir.clone());
+        let to = match request.in_root {
+            true => Target { dir: &root, called: "/" },
+            false => Target { dir: &dir, called: "/nix/store/" },
+        };
         let mut made = Vec::new();
         let mut shown = Ok(());
         for file in &request.files {
             // Whatever fails, the contents of the others have to be read.
-            let written = self.write(file, shown.is_ok(), stream, &mut made)?;
-            shown = shown.and(written.map_err(|e| cannot_show(&file.name, e)));
+            let written = self.write(to, file, shown.is_ok(), stream, &mut made)?;
+            shown = shown.and(written.map_err(|e| to.cannot_show(&file.name, e)));
         }
         let shown = shown.and_then(|()| match request.image {
-            Some(range) => self.show_image(range, &request.paths, &mut made),
+            Some(range) => self.show_image(to, range, &request.paths, &mut made),
             None if request.paths.is_empty() => Ok(()),
             None => Err(io::Error::new(io::ErrorKind::InvalidInput, "there are paths and no image")),
         });
@@ -63,28 +97,21 @@ impl Store {
         Ok(shown)
     }
 
-    fn place(&self, name: &str) -> io::Result<PathBuf> {
-        // The agent sends these names, so this would be a bug and no attack; but the path would be somewhere else.
-        if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no name of a store path"));
-        }
-        Ok(self.dir.join(name))
-    }
-
     /// Reads the contents of a file, and shows it when it is complete. The outer error is the stream's.
     fn write(
         &self,
+        to: Target<'_>,
         file: &StoreFile,
         wanted: bool,
         stream: &mut Stream,
         made: &mut Vec<Made>,
     ) -> io::Result<io::Result<()>> {
-        let begun = self.place(&file.name).and_then(|path| {
+        let begun = to.place(&file.name).and_then(|path| {
             if !wanted || path.symlink_metadata().is_ok() {
                 return Ok(None);
             }
             let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-            Ok(Some((path, File::from(openat(CWD, &self.dir, flags, Mode::RUSR)?))))
+            Ok(Some((path, File::from(openat(CWD, to.dir, flags, Mode::RUSR)?))))
         });
         let mut sink = Sink { file: None, failed: None };
         let begun = match begun {
@@ -107,10 +134,16 @@ impl Store {
         }))
     }
 
-    fn show_image(&mut self, range: Range, paths: &[String], made: &mut Vec<Made>) -> io::Result<()> {
-        let missing = |name: &&String| self.place(name).is_ok_and(|path| path.symlink_metadata().is_err());
+    fn show_image(
+        &mut self,
+        to: Target<'_>,
+        range: Range,
+        paths: &[String],
+        made: &mut Vec<Made>,
+    ) -> io::Result<()> {
+        let missing = |name: &&String| to.place(name).is_ok_and(|path| path.symlink_metadata().is_err());
         let is_sound =
-            paths.iter().try_for_each(|name| self.place(name).map(drop).map_err(|e| cannot_show(name, e)));
+            paths.iter().try_for_each(|name| to.place(name).map(drop).map_err(|e| to.cannot_show(name, e)));
         is_sound?;
         let missing: Vec<&String> = paths.iter().filter(missing).collect();
         if missing.is_empty() {
@@ -120,8 +153,9 @@ impl Store {
         let flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV;
         let mounted = sys::mount(&part.device.display().to_string(), &self.staging, "erofs", flags, "");
         let shown = mounted.and_then(|()| {
-            let shown =
-                missing.iter().try_for_each(|name| self.show(name, made).map_err(|e| cannot_show(name, e)));
+            let shown = missing
+                .iter()
+                .try_for_each(|name| self.show(to, name, made).map_err(|e| to.cannot_show(name, e)));
             // The mounts of the paths keep the image.
             shown.and(sys::unmount(&self.staging))
         });
@@ -134,8 +168,8 @@ impl Store {
         shown
     }
 
-    fn show(&self, name: &str, made: &mut Vec<Made>) -> io::Result<()> {
-        let (source, target) = (self.staging.join(name), self.place(name)?);
+    fn show(&self, to: Target<'_>, name: &str, made: &mut Vec<Made>) -> io::Result<()> {
+        let (source, target) = (self.staging.join(name), to.place(name)?);
         let kind = source
             .symlink_metadata()
             .map_err(|e| io::Error::new(e.kind(), format!("the image does not have it: {e}")))?
@@ -167,14 +201,6 @@ fn take_back(made: Made) {
         Made::Directory(path) => fs::remove_dir(path),
         Made::File(path) => fs::remove_file(path),
     };
-}
-
-fn cannot_show(name: &str, error: io::Error) -> io::Error {
-    let hint = match error.raw_os_error() {
-        Some(libc::ENOSPC) => "; the disk of this home is full: delete something",
-        _ => "",
-    };
-    io::Error::new(error.kind(), format!("cannot show /nix/store/{name}: {error}{hint}"))
 }
 
 /// Takes all bytes, and keeps the first error for the end.

@@ -41,12 +41,13 @@ fn store(folder: &Path, trees: &[&Path]) -> (Store, Vec<Range>) {
     fs::create_dir(&dev).unwrap();
     sys::mount("tmpfs", &dev, "tmpfs", 0, "").unwrap();
     fs::create_dir(&dir).unwrap();
+    fs::create_dir(folder.join("root")).unwrap();
     fs::create_dir(&staging).unwrap();
     let name = device.trim().trim_start_matches("/dev/");
     let disk = Disk::open(name, Path::new("/sys/block"), &dev).unwrap();
     // It is freed when nobody has it open any more.
     ok(Command::new("losetup").args(["--detach", device.trim()]));
-    (Store::new(dir, staging, disk), ranges)
+    (Store::new([dir, folder.join("root")], staging, disk), ranges)
 }
 
 /// A tree with a path of each kind; `word` is in its files.
@@ -92,6 +93,7 @@ fn request(range: Option<Range>, paths: &[&str], files: &[(&str, u64, bool)]) ->
         image: range,
         paths: paths.iter().map(|path| (*path).to_owned()).collect(),
         files: files.iter().map(file).collect(),
+        in_root: false,
     }
 }
 
@@ -164,6 +166,19 @@ fn paths_of_an_image_and_small_files_are_shown_as_nix_has_them() {
     assert_eq!(fs::read_to_string(dir.join("bbb-file")).unwrap(), "one");
     assert_eq!(fs::read(dir.join("ddd.drv")).unwrap(), b"Derive");
     assert_eq!((names(&dir), store.disk.free_partitions()), (all.map(str::to_owned).to_vec(), before));
+}
+
+#[test]
+fn what_is_no_store_path_is_shown_in_the_root_directory() {
+    let folder = in_namespaces!("what_is_no_store_path_is_shown_in_the_root_directory");
+    let (mut store, ranges) = store(&folder, &[&tree(&folder, "one")]);
+    let request = Attach { in_root: true, ..request(Some(ranges[0]), &["aaa-folder"], &[]) };
+    attach(&mut store, &request, &[]).unwrap();
+    assert_eq!(names(&folder.join("root")), ["aaa-folder"]);
+    assert!(names(&store.dir).is_empty());
+    let missing = Attach { paths: vec!["zzz".into()], ..request };
+    let error = attach(&mut store, &missing, &[]).unwrap_err().to_string();
+    assert!(error.starts_with("cannot show /zzz: "), "{error}");
 }
 
 #[test]

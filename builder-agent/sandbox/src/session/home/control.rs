@@ -157,6 +157,20 @@ impl Control {
         if paths.is_empty() && files.is_empty() {
             return Ok(());
         }
+        self.show(image, (paths, files), false)
+    }
+
+    /// Shows what an image has in the root directory of the home: `names` are those of its root. As [`Control::attach`].
+    pub fn show_in_root(&self, image: &Image, names: &[String]) -> Result<(), RequestError> {
+        self.show(Some(image), (names, &[]), true)
+    }
+
+    fn show(
+        &self,
+        image: Option<&Image>,
+        (paths, files): (&[String], &[SmallFile]),
+        in_root: bool,
+    ) -> Result<(), RequestError> {
         let turn = self.0.enter()?;
         let image = match image {
             Some(image) => {
@@ -171,7 +185,7 @@ impl Control {
             executable: *executable,
         });
         let number = self.0.number();
-        let request = Attach { number, image, paths: paths.to_vec(), files: described.collect() };
+        let request = Attach { number, image, paths: paths.to_vec(), files: described.collect(), in_root };
         let contents = files.iter().map(|file| file.contents.clone()).collect();
         turn.ask((Tag::Attach, Tag::Attached), number, &request, contents)
     }
