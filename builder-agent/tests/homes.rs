@@ -236,6 +236,25 @@ async fn a_home_goes_its_time_after_the_last_session_and_the_next_one_is_new() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_home_that_is_thrown_away_makes_room_for_the_next_one() {
+    let Some((served, beside)) = open("homes.max = 1") else { return };
+    for round in 1..=3 {
+        let output = run(&served, "alice", &["ls; touch there"], b"").await;
+        assert_eq!(
+            (output.status.code(), text(&output.stdout).as_str()),
+            (Some(0), ""),
+            "{}",
+            text(&output.stderr)
+        );
+        assert!(served.output("alice", &["home", "show"]).await.contains("your home is there since 20"));
+        assert_eq!(served.output("alice", &["home", "end"]).await, "your home is thrown away\n");
+        assert_eq!(beside.running.load(Ordering::SeqCst), 0, "round {round}");
+    }
+    assert!(served.output("alice", &["home", "show"]).await.contains("you have no home now"));
+    assert_eq!(served.output("alice", &["home", "end"]).await, "you had no home\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_leaves_the_roster_loses_the_home_and_its_sessions() {
     let Some((served, beside)) = open("") else { return };
     let mut child =

@@ -66,6 +66,9 @@ pub struct Parts {
     pub charge_every: Duration,
 }
 
+/// For a machine to end.
+const GOING: Duration = Duration::from_secs(30);
+
 /// For [`Parts::charge_every`].
 pub const CHARGE_EVERY: Duration = Duration::from_secs(60);
 
@@ -176,10 +179,16 @@ impl Homes {
         self.0.lock().places.get(&member.id).map(|place| place.listed())
     }
 
-    /// Ends the home of this member, if there is one; its sessions end with it. True if there was one.
-    pub fn end(&self, member: &Member, why: &str) -> bool {
+    /// Ends the home of this member, if there is one; its sessions end with it. True if there was one. Returns when it has
+    /// gone, so that there is room for the next one.
+    pub async fn end(&self, member: &Member, why: &str) -> bool {
         let place = self.0.lock().places.get(&member.id).cloned();
-        place.inspect(|place| place.end(why)).is_some()
+        let Some(place) = place else { return false };
+        place.end(why);
+        let mut gone = place.gone.subscribe();
+        // If it takes longer, the member is told that it is thrown away all the same.
+        let _ = tokio::time::timeout(GOING, gone.wait_for(|gone| *gone)).await;
+        true
     }
 
     /// Ends all homes, and starts no more. Returns when they have gone.
@@ -247,18 +256,23 @@ impl Inner {
         let visit = Visit::to(self, &place);
         open.places.insert(member.id.clone(), place.clone());
         drop(open);
-        tokio::spawn(life::live(Alive(self.clone()), machines, place, nix.clone()));
+        let alive = Alive { homes: self.clone(), place };
+        tokio::spawn(life::live(alive, machines, nix.clone()));
         Ok(visit)
     }
 }
 
 /// Counts a machine until it has gone.
-struct Alive(Arc<Inner>);
+struct Alive {
+    homes: Arc<Inner>,
+    place: Arc<Place>,
+}
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        self.0.lock().alive -= 1;
-        self.0.gone.notify_waiters();
+        self.homes.lock().alive -= 1;
+        self.place.gone.send_replace(true);
+        self.homes.gone.notify_waiters();
     }
 }
 

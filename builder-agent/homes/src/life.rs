@@ -35,6 +35,8 @@ pub(crate) struct Place {
     visits: watch::Sender<usize>,
     since: u64,
     began: Instant,
+    /// Nothing is left of the machine.
+    pub gone: watch::Sender<bool>,
     /// Ends the machine.
     cancel: Cancel,
     /// Why somebody wants the end.
@@ -52,6 +54,7 @@ impl Place {
             visits: watch::Sender::new(0),
             since: ::roster::date::now(),
             began: Instant::now(),
+            gone: watch::Sender::new(false),
             cancel: Cancel::new(),
             wanted: watch::Sender::new(None),
             charged: Mutex::new(0.0),
@@ -104,8 +107,8 @@ impl Place {
 }
 
 /// Starts the home of this place, and follows it to its end.
-pub(crate) async fn live(alive: Alive, machines: Arc<dyn Machines>, place: Arc<Place>, nix: NixDoor) {
-    let homes = &alive.0;
+pub(crate) async fn live(alive: Alive, machines: Arc<dyn Machines>, nix: NixDoor) {
+    let (homes, place) = (&alive.homes, alive.place.clone());
     let member = place.member.name.clone();
     let Terms { vcpus, memory_mib, .. } = place.terms;
     tracing::info!(%member, vcpus, memory_mib, "a home is started");

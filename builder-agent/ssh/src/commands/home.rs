@@ -107,7 +107,7 @@ pub(super) async fn run(
             if json { json_line(&shown) } else { shown.text() }
         }
         Action::End { json } => {
-            let ended = agent.homes.end(&caller.member, "you have thrown it away (`home end`)");
+            let ended = agent.homes.end(&caller.member, "you have thrown it away (`home end`)").await;
             match (json, ended) {
                 (true, ended) => json_line(&serde_json::json!({ "ended": ended })),
                 (false, true) => "your home is thrown away\n".to_owned(),
