@@ -40,7 +40,7 @@ pub use error::{
     CollectError, ComposeError, DatabaseError, FileError, ImportError, MissingPath, NarError, OpenError,
     RegisterError, TreeError,
 };
-pub use format::object::NarReader;
+pub use format::object::{Composed, NarReader};
 pub use format::{nar, object};
 pub use long_work::LongWork;
 pub use objects::ingest::{Ingest, Ingested};
@@ -55,7 +55,7 @@ pub use upkeep::evict::Evicted;
 pub use upkeep::recovery::Recovery;
 pub use upkeep::room::Asking;
 pub use upkeep::space::Space;
-pub use views::closure::{Closure, ClosureInfo, Composed};
+pub use views::closure::{Closure, ClosureInfo};
 pub use views::collect::{Collect, CollectAction, Collected};
 pub use views::quota::Payer;
 pub use views::staged::Staged;

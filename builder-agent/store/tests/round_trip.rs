@@ -12,7 +12,8 @@ use common::*;
 use nix_archive::nar::{CaseHack, encode_path};
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
-use store::{Provenance, Store, View};
+use store::object::{FileTree, FilesError};
+use store::{Composed, Provenance, Store, View};
 
 fn put(view: &View, name: &str, nar: &[u8], pieces: usize) -> nix_derivation::StorePath {
     let path = path(name);
@@ -114,15 +115,71 @@ proptest! {
         );
         prop_assert!(unpacked == whole.nar(), "the composed image has other contents");
     }
+
+    #[test]
+    fn open_files_are_an_image_with_their_contents(tree in tree()) {
+        let dir = scratch();
+        let tree = Tree::Dir([(b"top".to_vec(), of_files(&tree))].into());
+        let image = dir.path().join("files.img");
+        write_image(&file_tree(&tree, dir.path()).compose().unwrap(), &image);
+        prop_assert!(fsck(&image, ".") == tree.nar(), "the image has other contents");
+    }
+}
+
+/// The tree without what an image of open files cannot have: symlinks, executable files, names that are not text.
+fn of_files(tree: &Tree) -> Tree {
+    match tree {
+        Tree::File { contents, .. } => file(contents),
+        Tree::Symlink(target) => file(target),
+        Tree::Dir(entries) => Tree::Dir(
+            entries
+                .iter()
+                .map(|(name, t)| (String::from_utf8_lossy(name).into_owned().into_bytes(), of_files(t)))
+                .collect(),
+        ),
+    }
+}
+
+/// The files of `tree` with fewer than 100 bytes are in memory, the others in `dir`.
+fn file_tree(tree: &Tree, dir: &Path) -> FileTree {
+    fn add(to: &mut FileTree, path: &str, tree: &Tree, dir: &Path) {
+        match tree {
+            Tree::Dir(entries) => {
+                if !path.is_empty() {
+                    to.folder(path).unwrap();
+                }
+                for (name, t) in entries {
+                    let name = String::from_utf8(name.clone()).unwrap();
+                    add(to, &if path.is_empty() { name } else { format!("{path}/{name}") }, t, dir);
+                }
+            }
+            Tree::File { contents, .. } if contents.len() < 100 => to.bytes(path, contents.clone()).unwrap(),
+            Tree::File { contents, .. } => {
+                let mut file = tempfile::tempfile_in(dir).unwrap();
+                file.write_all(contents).unwrap();
+                to.open(path, std::sync::Arc::new(file), contents.len() as u64).unwrap();
+            }
+            Tree::Symlink(_) => unreachable!("`of_files` leaves none"),
+        }
+    }
+    let mut to = FileTree::new();
+    add(&mut to, "", tree, dir);
+    to
 }
 
 fn compose(view: &View, paths: BTreeSet<nix_derivation::StorePath>, to: &Path) {
-    let composed = view.snapshot(&paths).unwrap().compose().unwrap();
+    write_image(&view.snapshot(&paths).unwrap().compose().unwrap(), to);
+}
+
+/// Writes an image to a file, with zeros where a piece ends behind its file, as a mapping shows them.
+fn write_image(composed: &Composed, to: &Path) {
     let mut image = fs::File::create(to).unwrap();
     for (file, offset, len) in &composed.segments {
         assert_eq!((offset % 4096, len % 4096), (0, 0));
+        let there = (file.metadata().unwrap().len() - offset).min(*len);
+        assert!(len - there < 4096, "a page without data cannot be read through a mapping");
         let mut piece = vec![0; *len as usize];
-        std::os::unix::fs::FileExt::read_exact_at(&**file, &mut piece, *offset).unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&**file, &mut piece[..there as usize], *offset).unwrap();
         image.write_all(&piece).unwrap();
     }
     assert_eq!(composed.len, image.metadata().unwrap().len());
@@ -182,6 +239,43 @@ fn the_kernel_mounts_objects_and_composed_images() {
     assert!(mounted(&image, &big.to_basename()).unwrap() == nar);
     fs::remove_dir(dir.path().join("composed.mounted")).unwrap();
     assert!(mounted(&image, &single.to_basename()).unwrap() == small);
+}
+
+#[test]
+fn the_kernel_mounts_an_image_of_open_files() {
+    let dir = scratch();
+    // Directories whose last blocks end everywhere near the end of the first inode block, also the root directory.
+    for entries in 190..205 {
+        let names =
+            |at: &'static str| (0..entries).map(move |i| (format!("{at}{i:08}").into_bytes(), file(b"")));
+        let mut tree: std::collections::BTreeMap<_, _> = names("").collect();
+        tree.insert(b"inner".to_vec(), Tree::Dir(names("x").collect()));
+        let tree = Tree::Dir(tree);
+        let image = dir.path().join("root.img");
+        write_image(&file_tree(&tree, dir.path()).compose().unwrap(), &image);
+        assert!(fsck(&image, ".") == tree.nar(), "{entries} entries");
+        fs::remove_file(&image).unwrap();
+    }
+    let image = dir.path().join("files.img");
+    let tree = of_files(&many_entries());
+    write_image(&file_tree(&tree, dir.path()).compose().unwrap(), &image);
+    match mounted(&image, ".") {
+        Ok(got) => assert!(got == tree.nar(), "the kernel shows other files"),
+        Err(why) => eprintln!("SKIPPED: the kernel cannot mount EROFS here: {why}"),
+    }
+}
+
+#[test]
+fn an_image_has_no_two_files_of_one_name_and_no_odd_names() {
+    let mut tree = FileTree::new();
+    tree.bytes("a/b", b"1".to_vec()).unwrap();
+    for twice in ["a", "a/b", "a/b/c"] {
+        assert!(matches!(tree.bytes(twice, Vec::new()), Err(FilesError::Twice(_))), "{twice}");
+    }
+    let long = "x".repeat(256);
+    for odd in ["", "/a", "a//b", "a/", ".", "..", "a/../b", "a\0", &long] {
+        assert!(matches!(tree.bytes(odd, Vec::new()), Err(FilesError::Path(_))), "{odd}");
+    }
 }
 
 #[test]

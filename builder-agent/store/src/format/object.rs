@@ -14,15 +14,21 @@
 //! that it follows, and no count read from the file decides how much memory or time it spends.
 
 mod compose;
+mod composed;
 mod emit;
 mod erofs;
+mod files;
 mod read;
+mod tree;
 mod write;
 
+pub use composed::Composed;
 pub use emit::NarReader;
 pub use erofs::{BLOCK, ROOT_ENTRY};
+pub use files::{FileTree, FilesError};
 pub use read::{Dir, Entry, Kind, Object, ObjectError};
 
 pub(crate) use compose::{ComposeFailure, Composer};
+pub(crate) use composed::memory_file;
 pub(crate) use read::WalkGuard;
 pub(crate) use write::{ObjectWriter, Written};

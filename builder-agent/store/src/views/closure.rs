@@ -5,8 +5,6 @@
 //! is Verified only if all paths of that snapshot were.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,7 +12,7 @@ use nix::PathInfo;
 use nix_derivation::StorePath;
 
 use crate::error::{ComposeError, FileError, MissingPath, NarError, TreeError};
-use crate::format::object::{ComposeFailure, Composer};
+use crate::format::object::{ComposeFailure, Composed, Composer, memory_file};
 use crate::index::holds::Hold;
 use crate::objects::ObjectFailure;
 use crate::objects::contents::Contents;
@@ -23,16 +21,6 @@ use crate::objects::trees::Tree;
 use crate::types::{Member, Provenance};
 use crate::upkeep::base::Base;
 use crate::upkeep::work::Pinned;
-
-/// One EROFS image as pieces of files: concatenated they are the image. Offsets and lengths are multiples of 4096.
-#[derive(Debug, Clone)]
-pub struct Composed {
-    /// (file opened for reading, offset, length), in image order. The first is the metadata, a memory file; the
-    /// others are pieces of objects.
-    pub segments: Vec<(Arc<File>, u64, u64)>,
-    /// Sum of the lengths.
-    pub len: u64,
-}
 
 /// Paths of a view at one moment, with their infos. The NAR hashes determine all contents, but the contents
 /// are not part of it: this is plain data, which can be sent elsewhere and outlives the paths.
@@ -137,17 +125,4 @@ impl Closure {
         }
         self.base.trees.unpacked(&*self.base.objects, info, provenance)
     }
-}
-
-/// A file in memory that holds `bytes`, cannot change its size, and is open for reading only.
-fn memory_file(bytes: &[u8]) -> std::io::Result<File> {
-    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-    let fd = memfd_create("closure", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    let mut file = File::from(fd);
-    file.write_all(bytes)?;
-    // A VM maps this file; if it became smaller, an access would raise SIGBUS. Not sealed against writing:
-    // kernels before 6.7 refuse shared mappings of such a file even for reading.
-    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
-    File::open(path)
 }

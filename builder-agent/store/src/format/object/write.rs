@@ -8,10 +8,8 @@ use std::os::unix::fs::FileExt;
 
 use sha2::{Digest, Sha256};
 
-use super::erofs::{
-    BLOCK, DirBlocks, FT_DIR, FT_REG, FT_SYMLINK, Header, ROOT_ENTRY, ROOT_NID, RawInode, S_IFDIR, S_IFLNK,
-    S_IFREG, SLOT, Slots, Superblock, dir_size,
-};
+use super::erofs::{BLOCK, Header, SLOT, Superblock};
+use super::tree::{Plan, Top, Tree};
 use crate::format::nar::{Events, flat_frame};
 
 /// Small pieces of file data are collected up to this size.
@@ -19,42 +17,13 @@ const BUFFER: usize = 256 << 10;
 /// Pieces from this size on are written as they come, without a copy.
 const LARGE: usize = 64 << 10;
 
-struct Node {
-    name_at: u32,
-    name_len: u8,
-    /// Index of the parent directory; unused for the root.
-    parent: u32,
-    kind: Kind,
-}
-
-enum Kind {
-    /// `end` is the index after the last node below this directory.
-    Dir {
-        end: u32,
-    },
-    File {
-        executable: bool,
-        size: u64,
-        block: u32,
-    },
-    /// A target that is too long to follow its inode has a `block`; 0 means none.
-    Link {
-        target_at: u32,
-        target_len: u16,
-        block: u32,
-    },
-}
-
 /// Receives the events of one NAR and writes the object.
 pub(crate) struct ObjectWriter {
     file: File,
     buffer: Vec<u8>,
     /// File offset of the first byte of `buffer`.
     flushed: u64,
-    /// In the order of the NAR: parents before children, siblings sorted.
-    nodes: Vec<Node>,
-    open: Vec<u32>,
-    names: Vec<u8>,
+    tree: Tree,
 }
 
 /// A complete object.
@@ -69,21 +38,13 @@ pub(crate) struct Written {
 impl ObjectWriter {
     /// `file` is empty and open for reading and writing.
     pub(crate) fn new(file: File) -> Self {
-        Self {
-            file,
-            buffer: Vec::new(),
-            flushed: BLOCK,
-            nodes: Vec::new(),
-            open: Vec::new(),
-            names: Vec::new(),
-        }
+        Self { file, buffer: Vec::new(), flushed: BLOCK, tree: Tree::default() }
     }
 
     /// Memory in use, in bytes. At the end the metadata is generated from it, which takes about as much
     /// again.
     pub(crate) fn memory(&self) -> u64 {
-        let tree = self.nodes.capacity() * size_of::<Node>() + self.names.capacity();
-        (2 * tree + self.buffer.capacity()) as u64
+        (2 * self.tree.memory() + self.buffer.capacity()) as u64
     }
 
     fn position(&self) -> u64 {
@@ -118,29 +79,18 @@ impl ObjectWriter {
         u32::try_from(at / BLOCK).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))
     }
 
-    fn node(&mut self, name: &[u8], kind: Kind) {
-        // The parser limits each name to 255 bytes and all of them to MAX_METADATA_BYTES.
-        let name_at = self.names.len() as u32;
-        self.names.extend_from_slice(name);
-        let parent = self.open.last().copied().unwrap_or(0);
-        self.nodes.push(Node { name_at, name_len: name.len() as u8, parent, kind });
-    }
-
     /// Starts a file whose length is known only at its end; for flat uploads, which have no NAR around them.
     /// Its data comes only through [`ObjectWriter::flat_data`].
     pub(crate) fn flat(file: File) -> Self {
         let mut writer = Self::new(file);
-        writer.node(b"", Kind::File { executable: false, size: 0, block: 0 });
+        writer.tree.file(b"", false, 0, 0);
         writer
     }
 
     /// Data of a [`ObjectWriter::flat`] file.
     pub(crate) fn flat_data(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if let Some(Node { kind: Kind::File { size, block, .. }, .. }) = self.nodes.last_mut()
-            && !bytes.is_empty()
-        {
-            *block = 1;
-            *size += bytes.len() as u64;
+        if !bytes.is_empty() {
+            self.tree.last_file_grows(bytes.len() as u64);
         }
         self.write(bytes)
     }
@@ -175,10 +125,8 @@ impl ObjectWriter {
         let meta_block = self.align()?;
         // A small object is still in the buffer as a whole, and is written at once.
         let whole = self.flushed == BLOCK;
-        let flat_hash = match self.nodes[..] {
-            [Node { kind: Kind::File { executable: false, size, .. }, .. }] if whole => {
-                Some(Sha256::digest(&self.buffer[..size as usize]).into())
-            }
+        let flat_hash = match self.tree.single_plain_file() {
+            Some(size) if whole => Some(Sha256::digest(&self.buffer[..size as usize]).into()),
             _ => None,
         };
         let mut image = vec![0; BLOCK as usize];
@@ -187,8 +135,8 @@ impl ObjectWriter {
         } else {
             self.flush()?;
         }
-        let plan = Plan::new(&self);
-        let meta = plan.write(&self, meta_block);
+        let plan = Plan::new(&self.tree, Top::Above);
+        let meta = plan.write(&self.tree, meta_block);
         if whole {
             image.extend_from_slice(&meta);
         } else {
@@ -198,7 +146,7 @@ impl ObjectWriter {
         let too_large = || io::Error::from(io::ErrorKind::FileTooLarge);
         let blocks = u64::from(meta_block) + meta.len() as u64 / BLOCK;
         let blocks = u32::try_from(blocks).map_err(|_| too_large())?;
-        let inodes = self.nodes.len() as u32 + 1;
+        let inodes = self.tree.len() as u32 + 1;
         let header = Header {
             nar_hash,
             nar_size,
@@ -215,57 +163,24 @@ impl ObjectWriter {
         self.file.write_all_at(&image, 0)?;
         Ok(Written { file: self.file, size: u64::from(blocks) * BLOCK, flat_hash })
     }
-
-    fn name(&self, node: &Node) -> &[u8] {
-        let at = node.name_at as usize;
-        &self.names[at..at + usize::from(node.name_len)]
-    }
-
-    fn is_dir(&self, node: usize) -> bool {
-        self.nodes.get(node).is_some_and(|n| matches!(n.kind, Kind::Dir { .. }))
-    }
-
-    /// All entries of the directory `dir` in order, with `.` and `..` at their places: `!` and `+` sort
-    /// before them.
-    fn list<'a>(&'a self, dir: usize, out: &mut Vec<(&'a [u8], usize)>) {
-        out.clear();
-        let Kind::Dir { end } = self.nodes[dir].kind else { return };
-        let mut at = dir + 1;
-        while at < end as usize {
-            out.push((self.name(&self.nodes[at]), at));
-            at = match self.nodes[at].kind {
-                Kind::Dir { end } => end as usize,
-                _ => at + 1,
-            };
-        }
-        for (name, which) in [(&b"."[..], SELF), (b"..", PARENT)] {
-            let place = out.partition_point(|(n, _)| *n < name);
-            out.insert(place, (name, which));
-        }
-    }
 }
 
 impl Events for ObjectWriter {
     type Error = io::Error;
 
     fn directory(&mut self, name: &[u8]) -> io::Result<()> {
-        let this = self.nodes.len() as u32;
-        self.node(name, Kind::Dir { end: 0 });
-        self.open.push(this);
+        self.tree.directory(name);
         Ok(())
     }
 
     fn directory_end(&mut self) -> io::Result<()> {
-        let after = self.nodes.len() as u32;
-        if let Some(dir) = self.open.pop() {
-            self.nodes[dir as usize].kind = Kind::Dir { end: after };
-        }
+        self.tree.directory_end();
         Ok(())
     }
 
     fn file(&mut self, name: &[u8], executable: bool, size: u64) -> io::Result<()> {
         let block = if size == 0 { 0 } else { self.align()? };
-        self.node(name, Kind::File { executable, size, block });
+        self.tree.file(name, executable, size, block);
         Ok(())
     }
 
@@ -279,139 +194,7 @@ impl Events for ObjectWriter {
             block = self.align()?;
             self.write(target)?;
         }
-        let target_at = self.names.len() as u32;
-        self.names.extend_from_slice(target);
-        self.node(name, Kind::Link { target_at, target_len: target.len() as u16, block });
+        self.tree.symlink(name, target, block);
         Ok(())
-    }
-}
-
-/// Stands for `.` and `..` among the children of a directory.
-const SELF: usize = usize::MAX;
-const PARENT: usize = usize::MAX - 1;
-
-/// The place of every inode and block. Made before any metadata is written, since a directory names its
-/// children's inodes.
-struct Plan {
-    root: RawInode,
-    root_at: u64,
-    inodes: Vec<RawInode>,
-    /// Byte offset of each inode in the inode area.
-    places: Vec<u64>,
-    inode_blocks: u64,
-    dir_blocks: u64,
-}
-
-impl Plan {
-    fn new(writer: &ObjectWriter) -> Self {
-        let nodes = &writer.nodes;
-        let mut slots = Slots::new();
-        let root = RawInode {
-            mode: S_IFDIR | 0o555,
-            links: 2 + u32::from(matches!(nodes[0].kind, Kind::Dir { .. })),
-            size: dir_size([1, 2, ROOT_ENTRY.len()].into_iter()),
-            inline: true,
-            block: 0,
-            number: 1,
-        };
-        let root_at = slots.place(root.len(), root.tail());
-
-        let mut inodes = Vec::with_capacity(nodes.len());
-        let mut places = Vec::with_capacity(nodes.len());
-        let mut dir_blocks = 0;
-        let mut list = Vec::new();
-        for (i, node) in nodes.iter().enumerate() {
-            let number = i as u32 + 2;
-            let plain = |mode, size, block| RawInode { mode, links: 1, size, inline: false, block, number };
-            let inode = match node.kind {
-                Kind::File { executable: false, size, block } => plain(S_IFREG | 0o444, size, block),
-                Kind::File { executable: true, size, block } => plain(S_IFREG | 0o555, size, block),
-                Kind::Link { target_len, block, .. } => {
-                    RawInode { inline: block == 0, ..plain(S_IFLNK | 0o777, u64::from(target_len), block) }
-                }
-                Kind::Dir { .. } => {
-                    writer.list(i, &mut list);
-                    let below = list.iter().filter(|(_, c)| writer.is_dir(*c)).count() as u32;
-                    let size = dir_size(list.iter().map(|(name, _)| name.len()));
-                    let mut inode = RawInode { links: 2 + below, ..plain(S_IFDIR | 0o555, size, 0) };
-                    // A tail that (nearly) fills its block leaves no room for the inode before it.
-                    inode.inline = size % BLOCK != 0 && inode.len() + size % BLOCK <= BLOCK;
-                    // Relative for now: the inode area before it grows until the last inode has its place.
-                    inode.block = dir_blocks as u32;
-                    dir_blocks += inode.full_blocks();
-                    inode
-                }
-            };
-            places.push(slots.place(inode.len(), inode.tail()));
-            inodes.push(inode);
-        }
-        Self { root, root_at, inodes, places, inode_blocks: slots.blocks(), dir_blocks }
-    }
-
-    fn nid(&self, node: usize) -> u64 {
-        self.places[node] / SLOT
-    }
-
-    /// The inode area and the directory blocks.
-    fn write(&self, writer: &ObjectWriter, meta_block: u32) -> Vec<u8> {
-        let dir_area = self.inode_blocks * BLOCK;
-        let mut out = vec![0; (dir_area + self.dir_blocks * BLOCK) as usize];
-
-        let mut root = DirBlocks::default();
-        root.entry(ROOT_NID, FT_DIR, b".");
-        root.entry(ROOT_NID, FT_DIR, b"..");
-        root.entry(self.nid(0), file_type(&writer.nodes[0]), ROOT_ENTRY.as_bytes());
-        put_inode(&mut out, self.root_at, self.root, &root.finish());
-
-        let mut list = Vec::new();
-        for (i, node) in writer.nodes.iter().enumerate() {
-            let (mut inode, at) = (self.inodes[i], self.places[i]);
-            match node.kind {
-                Kind::File { .. } => put_inode(&mut out, at, inode, b""),
-                Kind::Link { block: 0, target_at, target_len } => {
-                    let target = &writer.names[target_at as usize..][..usize::from(target_len)];
-                    put_inode(&mut out, at, inode, target);
-                }
-                Kind::Link { .. } => put_inode(&mut out, at, inode, b""),
-                Kind::Dir { .. } => {
-                    writer.list(i, &mut list);
-                    let parent = if i == 0 { ROOT_NID } else { self.nid(node.parent as usize) };
-                    let mut blocks = DirBlocks::default();
-                    for (name, child) in &list {
-                        match *child {
-                            SELF => blocks.entry(self.nid(i), FT_DIR, name),
-                            PARENT => blocks.entry(parent, FT_DIR, name),
-                            c => blocks.entry(self.nid(c), file_type(&writer.nodes[c]), name),
-                        }
-                    }
-                    let contents = blocks.finish();
-                    let behind = contents.len() - inode.tail() as usize;
-                    let relative = u64::from(inode.block);
-                    let outside = (dir_area + relative * BLOCK) as usize;
-                    out[outside..outside + behind].copy_from_slice(&contents[..behind]);
-                    inode.block = match behind {
-                        0 => 0,
-                        _ => meta_block + (self.inode_blocks + relative) as u32,
-                    };
-                    put_inode(&mut out, at, inode, &contents[behind..]);
-                }
-            }
-        }
-        out
-    }
-}
-
-fn put_inode(out: &mut [u8], at: u64, inode: RawInode, tail: &[u8]) {
-    let at = at as usize;
-    let tail_at = at + inode.len() as usize;
-    inode.write(&mut out[at..tail_at]);
-    out[tail_at..tail_at + tail.len()].copy_from_slice(tail);
-}
-
-fn file_type(node: &Node) -> u8 {
-    match node.kind {
-        Kind::Dir { .. } => FT_DIR,
-        Kind::File { .. } => FT_REG,
-        Kind::Link { .. } => FT_SYMLINK,
     }
 }
