@@ -10,6 +10,7 @@ pub mod departed;
 pub mod host_key;
 pub mod logging;
 pub mod memory;
+pub mod mirror;
 pub mod reload;
 mod secret_file;
 pub mod serve;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use builder_agent::takeover::Earlier;
-use builder_agent::{logging, reload, serve};
+use builder_agent::{logging, mirror, reload, serve};
 use builds::backend;
 use clap::{Parser, Subcommand};
 use settings::{Config, keys};
@@ -48,6 +48,15 @@ enum Command {
         /// Throw homes of members away; without it, an agent that has some stays
         #[arg(long)]
         end_homes: bool,
+    },
+    /// Keep the mirrors of git repositories up to date, until SIGTERM; SIGUSR1: look at all of them now
+    Mirror {
+        /// The configuration file
+        #[arg(long, default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+        /// Look at each of them once, and end; 1 if one could not be brought up to date
+        #[arg(long)]
+        once: bool,
     },
     /// Look at the sandbox
     Sandbox {
@@ -125,6 +134,16 @@ fn main() -> ExitCode {
             Ok(config) => {
                 let reloaded = reload::run(&config, &file, Duration::from_secs(patience), end_homes);
                 done(reloaded.map(|builds| println!("this agent serves now; builds that go on: {builds}")))
+            }
+        },
+        Command::Mirror { config, once } => match load(&config) {
+            Err(code) => code,
+            Ok(config) => {
+                let log = logging::start();
+                let mirrored = mirror::run(&config.mirrors, once);
+                // Writes the lines that still wait, so that the error comes after them.
+                drop(log);
+                done(mirrored)
             }
         },
         Command::Sandbox { command: SandboxCommand::Probe { config, kernel, initrd } } => {

@@ -142,6 +142,24 @@ fn every_setting_on_levels_has_its_key() {
 }
 
 #[test]
+fn mirrors_have_a_name_and_an_address_that_git_may_fetch() {
+    let text = |list: &str| format!("roster = \"/r\"\n[mirrors]\nrepositories = {list}\n");
+    assert_eq!(load("roster = \"/r\"\n").expect("the defaults").mirrors.repositories, []);
+    let good = load(&text("[\"nixpkgs=https://git.example.org/nixpkgs\"]")).expect("a good file").mirrors;
+    assert_eq!(good.repositories[0].name(), "nixpkgs");
+    assert_eq!(good.folder("nixpkgs"), Path::new("/var/lib/barnraiser-mirrors/nixpkgs"));
+    for (list, why) in [
+        ("[\"a=https://x/y\", \"a=https://x/z\"]", "`a` is there twice"),
+        ("[\"nixpkgs\"]", "`nixpkgs` is not `NAME=URL`"),
+        ("[\"../x=https://x/y\"]", "cannot be the name of a mirror"),
+        ("[\"x=ext::reboot\"]", "must begin with one of https://"),
+    ] {
+        let message = refusal(&text(list));
+        assert!(message.contains("`mirrors.repositories` is") && message.contains(why), "{message}");
+    }
+}
+
+#[test]
 fn the_system_level_is_what_the_keys_say() {
     use roster::settings::{Id, Value};
     let text = "roster = \"/r\"\nkeep-going = false\nnever-substitute = [\"a*\"]\n[settings]\nallow-override = false\n\

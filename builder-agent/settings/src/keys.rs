@@ -40,6 +40,10 @@ pub enum Kind {
     Ip,
     /// TCP or UDP ports, and ranges of them.
     Ports,
+    /// `NAME=URL` each.
+    Mirrors,
+    /// The same, of seeds.
+    Seeds,
 }
 
 /// The value of an absent key.
@@ -75,8 +79,8 @@ const TIB: i64 = 1024 * 1024;
 
 use Fallback::{Derived, None as Required, Toml};
 use Kind::{
-    Address, Addresses, Bool, Globs, Int, Ip, JailSteps, NetBlocks, Networks, Path, Penalties, Ports,
-    PublicKeys, Startups, Substituters, Text, Texts, Word,
+    Address, Addresses, Bool, Globs, Int, Ip, JailSteps, Mirrors, NetBlocks, Networks, Path, Penalties,
+    Ports, PublicKeys, Seeds, Startups, Substituters, Text, Texts, Word,
 };
 
 #[rustfmt::skip]
@@ -148,6 +152,11 @@ pub const KEYS: &[Key] = &[
     key("homes.processes", Int { min: 64, max: 1_000_000 }, Toml("4096"), "number of processes and threads of a home"),
     key("homes.ttl-seconds", Int { min: 1, max: WEEK }, Toml("1800"), "how long a home stays after its last session has ended; [levels](#settings-on-levels) can shorten it (`home-ttl`)"),
     key("homes.sessions", Int { min: 1, max: 32 }, Toml("16"), "ssh connections that lead into one home at a time"),
+    key("mirrors.repositories", Mirrors, Toml("[]"), "git repositories of which the box has a mirror, such as `nixpkgs=https://git.example.org/NixOS/nixpkgs`; each home shows them read-only as `/NAME.git` ([mirrors.md](../design/mirrors.md)). `https://`, `ssh://`, `git://` and `file://`; redirects are not followed"),
+    key("mirrors.seed", Seeds, Toml("[]"), "where the first objects of a mirror come from, such as the boot server: another repository, or a git bundle if the URL ends with `.bundle`; also `http://`"),
+    key("mirrors.interval-seconds", Int { min: 10, max: WEEK }, Toml("900"), "pause between two looks at all upstreams; a mirror that cannot be fetched is tried again after up to sixteen times as long"),
+    key("mirrors.max-mib", Int { min: 1, max: TIB }, Toml("16384"), "size of one mirror; while it is packed anew it takes twice as much"),
+    key("mirrors.dir", Path, Toml(r#""/var/lib/barnraiser-mirrors""#), "the folder of the mirrors, which belongs to the user of `barnraiser-mirrors.service`"),
     key("limits.max-jobs", Int { min: 1, max: 4096 }, Derived("the number of CPUs"), "number of builds that run at the same time on the box"),
     key("limits.max-jobs-per-member", Int { min: 1, max: 4096 }, Derived("`limits.max-jobs`"), "number of builds that run at the same time for one member; the roster can reduce it. They also have no more together than so many times `sandbox.vcpus` and `sandbox.memory-mib`, and one build has no more than that"),
     key("limits.max-cpu-hours-per-month", Int { min: 1, max: 10_000_000 }, Derived("no limit"), "processor time of all builds of one member in a calendar month (UTC); a member who has used it starts no new builds in that month, and running ones go on; a member's own limit in the roster replaces this one"),
@@ -202,6 +211,7 @@ pub fn markdown() -> String {
             Networks => "list of addresses and networks".into(),
             Ip => "an IPv4 address".into(),
             Ports => "list of ports and ranges".into(),
+            Mirrors | Seeds => "list of `NAME=URL`".into(),
         };
         let default = match key.default {
             Required => "must be set".into(),

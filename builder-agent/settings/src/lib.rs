@@ -57,6 +57,8 @@ pub struct Config {
     pub fetch: Fetch,
     pub network: Network,
     pub homes: Homes,
+    /// Git repositories that homes have at hand.
+    pub mirrors: mirrors::Settings,
     pub substitution: Substitution,
     pub limits: Limits,
 }

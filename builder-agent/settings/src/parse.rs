@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use egress::{Policy, PortRange};
+use mirrors::{Repository, Seed};
 use sandbox::kvm::jail::Step;
 use store::signing::PublicKey;
 use store::{Durability, MinFree};
@@ -105,6 +106,7 @@ pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
         },
         network: network(&values)?,
         homes: homes(&values),
+        mirrors: mirrors(&values)?,
         limits: Limits {
             max_jobs: max_jobs as usize,
             max_jobs_per_member: values.int("limits.max-jobs-per-member").unwrap_or(max_jobs) as usize,
@@ -287,6 +289,18 @@ fn network(values: &Values<'_>) -> Result<Network, ConfigError> {
     })
 }
 
+fn mirrors(values: &Values<'_>) -> Result<mirrors::Settings, ConfigError> {
+    Ok(mirrors::Settings {
+        dir: values.required_path("mirrors.dir")?,
+        repositories: values.parsed("mirrors.repositories"),
+        seeds: values.parsed("mirrors.seed"),
+        interval: Duration::from_secs(values.int_of("mirrors.interval-seconds") as u64),
+        max_bytes: values.int_of("mirrors.max-mib") as u64 * MIB,
+        certificates: values.path("fetch.certificates"),
+        patience: mirrors::Patience::default(),
+    })
+}
+
 fn collect(text: &str, path: &Path) -> Result<BTreeMap<&'static str, Value>, ConfigError> {
     let not_toml =
         |e: toml::de::Error| ConfigError::NotToml { path: path.to_owned(), message: e.to_string() };
@@ -398,6 +412,8 @@ impl File<'_> {
             Kind::Texts => each::<String>(plain, "texts").map_err(bad),
             Kind::Networks => each::<addresses::Network>(plain, "addresses and networks").map_err(bad),
             Kind::Ports => each::<PortRange>(plain, "ports and ranges").map_err(bad),
+            Kind::Mirrors => each::<Repository>(plain, "mirrors").and_then(once).map_err(bad),
+            Kind::Seeds => each::<Seed>(plain, "seeds of mirrors").and_then(once).map_err(bad),
             Kind::Ip => text_of::<Ipv4Addr>(plain).map_err(bad),
             Kind::Address => text_of::<Reached>(plain).map_err(bad),
             Kind::Startups => text_of::<Startups>(plain).map_err(bad),
@@ -442,6 +458,16 @@ fn each<T: FromStr<Err: Display>>(value: &DeValue<'_>, what: &str) -> Result<Val
     match list.iter().find_map(|text| text.parse::<T>().err()) {
         Some(error) => Err(format!("it must be a list of {what}: {error}")),
         None => Ok(Value::Texts(list)),
+    }
+}
+
+/// A list of `NAME=URL` has each name once.
+fn once(value: Value) -> Result<Value, String> {
+    let Value::Texts(texts) = &value else { return Ok(value) };
+    let names: Vec<&str> = texts.iter().filter_map(|text| text.split('=').next()).collect();
+    match names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+        Some((_, name)) => Err(format!("it must have each name once, and `{name}` is there twice")),
+        None => Ok(value),
     }
 }
 
